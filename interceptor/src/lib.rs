@@ -1,0 +1,17 @@
+//! `interceptor` makes reads of SeaweedFS fast without touching the applications that read.
+//!
+//! A byte's way, from the kernel down: [`fuse`] translates requests and owns no policy; [`namespace`] knows names,
+//! attributes and which version of a file a name stands for; [`read`] turns a range of a file into blocks of chunks;
+//! [`cache`] holds those blocks; [`prefetch`] says which to bring before they are asked for; [`fetch`] brings them,
+//! from the best source that works; [`seaweed`] speaks with filers and volume servers. [`telemetry`] watches them all.
+//! Each module uses only those below it.
+
+pub mod cache;
+pub mod cli;
+pub mod fetch;
+pub mod fuse;
+pub mod namespace;
+pub mod prefetch;
+pub mod read;
+pub mod seaweed;
+pub mod telemetry;

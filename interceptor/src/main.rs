@@ -1,0 +1,3 @@
+//! The `interceptor` program.
+
+fn main() {}

@@ -1,0 +1,113 @@
+//! A filer entry in the terms of a file system: what `stat` shows and where the content is.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use rdma_engine::FileId;
+
+/// What kind of file an entry is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link; its target is the content.
+    Symlink,
+    /// A FIFO.
+    NamedPipe,
+    /// A Unix socket.
+    Socket,
+    /// A block device.
+    BlockDevice,
+    /// A character device.
+    CharDevice,
+}
+
+/// What `stat` shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attributes {
+    /// Kind of the file.
+    pub kind: Kind,
+    /// Permission bits including set-uid, set-gid and sticky (`07777`).
+    pub perm: u16,
+    /// Owner, already mapped to this host's ids.
+    pub uid: u32,
+    /// Group, already mapped to this host's ids.
+    pub gid: u32,
+    /// Size in bytes; of a symbolic link the length of its target.
+    pub size: u64,
+    /// Last change of the content.
+    pub mtime: SystemTime,
+    /// Last change of content or attributes.
+    pub ctime: SystemTime,
+    /// Creation.
+    pub crtime: SystemTime,
+    /// Number of names.
+    pub nlink: u32,
+    /// Device number of a device file, in the kernel's encoding.
+    pub rdev: u32,
+    /// SeaweedFS's inode number, 0 if it keeps none for this entry.
+    pub inode: u64,
+}
+
+/// One chunk record of a file: which bytes of the file a needle holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chunk {
+    /// The needle.
+    pub fid: FileId,
+    /// Where in the file the chunk begins, in bytes.
+    pub offset: u64,
+    /// How many bytes of the file it covers; the needle may hold more, which are then no part of the file.
+    pub size: u64,
+    /// When it was written, in ns since the epoch: of two chunks that overlap the newer one wins.
+    pub modified_ts_ns: i64,
+    /// The AES-256-GCM key of its needle, if that is encrypted.
+    pub cipher_key: Option<Box<[u8; 32]>>,
+    /// Whether the writer compressed the data. The needle may be compressed even where this is false.
+    pub is_compressed: bool,
+    /// Whether the needle holds a list of chunks instead of data.
+    pub is_manifest: bool,
+}
+
+/// Where the content of an entry is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// There is none: a directory, a device, an empty file.
+    None,
+    /// In the entry itself; what the size has beyond it are zeros.
+    Inline(Bytes),
+    /// In chunks, in the filer's order, manifests not expanded; what they leave out up to the size are zeros.
+    Chunks(Arc<[Chunk]>),
+    /// On a remote storage that the cluster has not read it from yet.
+    Remote,
+    /// The target of a symbolic link.
+    Target(String),
+}
+
+/// An entry of the filer: a name in a directory with all that a reader may ask of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The name within its directory.
+    pub name: String,
+    /// What `stat` shows.
+    pub attr: Attributes,
+    /// Where the content is.
+    pub content: Content,
+    /// Extended attributes as users see them (`user.…`), sorted by name.
+    pub xattrs: Arc<[(Box<str>, Bytes)]>,
+    /// The key that all names of a hard-linked file share.
+    pub hard_link: Option<Bytes>,
+    /// From when on the entry does not exist any more (TTL).
+    pub expires: Option<SystemTime>,
+}
+
+impl Entry {
+    /// Whether both entries have the same bytes: a reader of one may go on with the other.
+    pub fn same_content(&self, other: &Entry) -> bool {
+        self.attr.kind == other.attr.kind
+            && self.attr.size == other.attr.size
+            && self.content == other.content
+    }
+}

@@ -1,0 +1,9 @@
+//! The SeaweedFS client, read side.
+
+pub mod entry;
+
+/// Messages and client of the filer's gRPC service, generated from `proto/filer.proto`.
+#[allow(missing_docs, unreachable_pub, clippy::all)]
+pub(crate) mod pb {
+    tonic::include_proto!("filer_pb");
+}

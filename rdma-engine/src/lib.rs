@@ -1,0 +1,6 @@
+//! SeaweedFS needles as they are named and stored, and (in time) the engine that serves them beside a volume server.
+
+pub mod checksum;
+mod file_id;
+
+pub use file_id::{FileId, ParseFileIdError};
