@@ -1,6 +1,8 @@
 //! The SeaweedFS client, read side.
 
 pub mod entry;
+pub mod jwt;
+pub mod security;
 
 /// Messages and client of the filer's gRPC service, generated from `proto/filer.proto`.
 #[allow(missing_docs, unreachable_pub, clippy::all)]
