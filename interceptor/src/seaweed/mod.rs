@@ -1,5 +1,6 @@
 //! The SeaweedFS client, read side.
 
+pub mod codec;
 pub mod entry;
 pub mod jwt;
 pub mod security;
