@@ -3,6 +3,7 @@
 pub mod codec;
 pub mod entry;
 pub mod jwt;
+pub mod locations;
 pub mod security;
 
 /// Messages and client of the filer's gRPC service, generated from `proto/filer.proto`.
