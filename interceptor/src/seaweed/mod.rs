@@ -2,8 +2,11 @@
 
 pub mod codec;
 pub mod entry;
+pub mod http1;
 pub mod jwt;
 pub mod locations;
+#[cfg(test)]
+pub(crate) mod scripted;
 pub mod security;
 
 /// Messages and client of the filer's gRPC service, generated from `proto/filer.proto`.
