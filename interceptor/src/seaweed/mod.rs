@@ -8,6 +8,7 @@ pub mod locations;
 #[cfg(test)]
 pub(crate) mod scripted;
 pub mod security;
+pub mod volume;
 
 /// Messages and client of the filer's gRPC service, generated from `proto/filer.proto`.
 #[allow(missing_docs, unreachable_pub, clippy::all)]
