@@ -63,7 +63,7 @@ impl FileVersion {
             Content::Chunks(chunks) if !chunks.iter().any(|chunk| chunk.is_manifest) => {
                 Layout::chunks(chunks.clone(), self.size()).ok()?
             }
-            Content::Chunks(_) | Content::Remote => return None,
+            Content::Chunks(_) | Content::Remote | Content::Damaged { .. } => return None,
         };
         // Another thread may have been faster; both layouts are the same.
         let _ = self.layout.set(layout);
@@ -92,6 +92,9 @@ impl FileVersion {
                     Content::Inline(bytes) => return Ok(Layout::inline(bytes.clone(), self.size())),
                     Content::None | Content::Target(_) => {
                         return Ok(Layout::inline(Bytes::new(), self.size()));
+                    }
+                    Content::Damaged { reason } => {
+                        return Err(ReadError::Damaged(format!("{}: {reason}", self.path)));
                     }
                 };
                 Layout::chunks(expand(origin, chunks, MAX_DEPTH).await?.into(), self.size())
