@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::shard::{Flow, FlowTotal, Sharded};
 use super::window::{Answered, Notes, WINDOWS};
@@ -95,7 +95,7 @@ impl Outcome {
 }
 
 /// How full the cache is, in bytes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CacheUsage {
     /// What it may hold.
     pub capacity: u64,
