@@ -89,6 +89,9 @@ impl FileVersion {
                             }
                         }
                     }
+                    Content::Damaged { reason } => {
+                        return Err(ReadError::Damaged(format!("{}: {reason}", self.path)));
+                    }
                     Content::Inline(bytes) => return Ok(Layout::inline(bytes.clone(), self.size())),
                     Content::None | Content::Target(_) => {
                         return Ok(Layout::inline(Bytes::new(), self.size()));

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures::Stream;
+use futures::future::BoxFuture;
 use tonic::{Code, Status};
 
 use super::address::ServerAddress;
@@ -20,7 +21,7 @@ pub use super::failover::FilerError;
 use super::failover::{Failure, Filers, within};
 use super::intake::Intake;
 use super::listing;
-use super::locations::Location;
+use super::locations::{Location, LookupError, VolumeLookup};
 use super::owners::Owners;
 use super::pb;
 use super::security::Security;
@@ -239,5 +240,14 @@ fn root() -> Entry {
         xattrs: Arc::from([]),
         hard_link: None,
         expires: None,
+    }
+}
+
+impl VolumeLookup for FilerClient {
+    fn lookup(&self, volume: u32) -> BoxFuture<'_, Result<Vec<Location>, LookupError>> {
+        Box::pin(async move {
+            let found = self.lookup_volume(volume).await;
+            found.map_err(|error| LookupError { volume, reason: error.to_string() })
+        })
     }
 }
