@@ -96,9 +96,6 @@ impl FileVersion {
                     Content::None | Content::Target(_) => {
                         return Ok(Layout::inline(Bytes::new(), self.size()));
                     }
-                    Content::Damaged { reason } => {
-                        return Err(ReadError::Damaged(format!("{}: {reason}", self.path)));
-                    }
                 };
                 Layout::chunks(expand(origin, chunks, MAX_DEPTH).await?.into(), self.size())
             })

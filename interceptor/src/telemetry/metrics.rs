@@ -99,12 +99,11 @@ impl Outcome {
 pub struct CacheUsage {
     /// What it may hold.
     pub capacity: u64,
-    /// What it holds.
+    /// What can be found in it.
     pub used: u64,
-    /// Of that, what replies in progress keep from being evicted.
-    pub pinned: u64,
-    /// Of that, what is held as complete files that the kernel reads by itself.
-    pub resident: u64,
+    /// What it has of the process's memory: besides what can be found, fetches in progress, what replies in progress
+    /// still hold, and buffers that wait for the next fetch.
+    pub allocated: u64,
 }
 
 /// Tells a level at the moment it is asked. It is asked at any time from any thread, so it must not block.

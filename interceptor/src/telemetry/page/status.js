@@ -72,7 +72,7 @@ function show(now) {
   ]);
   const cache = now.cache;
   fill("cache", null, [
-    ...(cache ? [["used", `${bytes(cache.used)} of ${bytes(cache.capacity)}`], ["pinned", bytes(cache.pinned)]] : []),
+    ...(cache ? [["used", `${bytes(cache.used)} of ${bytes(cache.capacity)}`], ["allocated", bytes(cache.allocated)]] : []),
     ...Object.entries(now.hit_ratio).map(([window, ratio]) => [`hit ratio, ${window}`, percent(ratio)]),
   ]);
   flows("reads", now, "reads", "reads");
