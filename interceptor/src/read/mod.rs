@@ -1,67 +1,325 @@
-//! The one place where a read is answered: a range of a file's version becomes blocks of chunks, taken from the cache
-//! or fetched into it.
+//! The one place where a read is answered.
+//!
+//! A [`FileVersion`] is one immutable state of a file: its size and, once resolved, which chunk holds which byte
+//! ([`intervals`]; chunk manifests are expanded first, which takes fetches). A read is cut at the borders of extents
+//! into segments, each either zeros or a range of one chunk, and each range is looked for in the cache, as
+//! the whole chunk or as pieces of it ([`grain`] decides which is worth fetching).
+//!
+//! [`Reader::read`] runs on the thread that took the request from the kernel. If everything is in memory it answers at
+//! once, without a copy when one block has all of it. Otherwise it starts the missing fetches (each block once, whoever
+//! asks) and returns a future that waits for them; the answer is then put together from the blocks. Sequential streams
+//! are noticed on the way and fetched ahead, as far as the fill budget of the cache allows.
+//!
+//! When a fetch fails every read that waits for it fails with EIO, the block stays absent, and the next read tries
+//! again. A block is never visible before it is complete and checked.
 
-use std::ops::Deref;
+mod data;
+mod grain;
+pub mod intervals;
+mod layout;
+mod version;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
-use crate::seaweed::entry::Entry;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use tokio::runtime::Handle;
 
-/// One immutable version of a file's content.
-pub struct FileVersion {}
+use crate::cache::{Block, BlockKey, Cache, Flights, Interrupted, Joined, PrefetchOutcome, Reservation};
+use crate::seaweed::entry::{Chunk, Entry};
+use crate::telemetry::metrics::{Metrics, Outcome, Source, Trigger};
 
-/// An open handle: a version, and what is known of how it is read.
-pub struct OpenFile {}
+pub use data::Data;
+pub use version::FileVersion;
 
-/// The bytes of a read, held in the cache (pinned) or gathered; dropping it gives them up.
-pub struct Data {}
+use data::Segment;
+use grain::Access;
+use layout::Layout;
 
-impl Deref for Data {
-    type Target = [u8];
-    fn deref(&self) -> &[u8] {
-        unimplemented!()
-    }
+/// An error of an origin, shared by all reads that waited for it.
+pub type OriginError = Arc<dyn std::error::Error + Send + Sync>;
+
+/// Where bytes come from when they are not in the cache.
+pub trait Origin: Send + Sync + 'static {
+    /// Fills `dst` with the bytes of `chunk` from `offset` on, in the chunk's own, decoded bytes.
+    fn read_chunk<'a>(
+        &'a self,
+        chunk: &'a Chunk,
+        offset: u64,
+        dst: &'a mut [u8],
+    ) -> BoxFuture<'a, Result<Source, OriginError>>;
+
+    /// The whole decoded content of the needle of `chunk`, which is a list of chunks.
+    fn read_manifest<'a>(&'a self, chunk: &'a Chunk) -> BoxFuture<'a, Result<Vec<Chunk>, OriginError>>;
+
+    /// Has the cluster read the file at `path` from its remote storage, and returns its entry with chunks.
+    fn cache_remote<'a>(&'a self, path: &'a str) -> BoxFuture<'a, Result<Entry, OriginError>>;
 }
 
 /// Why a read could not be answered.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum ReadError {
-    /// (more to come)
-    #[error("…")]
-    Todo,
+    /// No source had the bytes.
+    #[error("{0}")]
+    Origin(OriginError),
+    /// The list of chunks makes no sense.
+    #[error("{0}")]
+    Damaged(String),
+    /// The fetch panicked or the daemon is stopping.
+    #[error("{0}")]
+    Interrupted(#[from] Interrupted),
 }
 
 impl ReadError {
-    /// The error number an application is given.
+    /// The error number that the application is given.
     pub fn errno(&self) -> i32 {
         libc::EIO
     }
 }
 
+/// A read that was answered at once, or will be.
+pub enum Answer {
+    /// The bytes; fewer than were asked for only at the end of the file.
+    Ready(Data),
+    /// Resolves when what is missing has been fetched.
+    Pending(BoxFuture<'static, Result<Data, ReadError>>),
+}
+
 /// Answers reads of all files of a mount.
-pub struct Reader {}
+pub struct Reader {
+    cache: Arc<Cache>,
+    origin: Arc<dyn Origin>,
+    flights: Flights<BlockKey, Fetched, ReadError>,
+    metrics: Arc<Metrics>,
+    max_window: u64,
+    sequential: Arc<dyn PrefetchOutcome>,
+    hot: Arc<dyn PrefetchOutcome>,
+}
 
-impl Reader {
-    /// The version that `entry` describes. `path` is for log lines and for remote-only entries. Does no I/O: manifests
-    /// are expanded at the first read.
-    pub fn version(self: &Arc<Self>, _path: &str, _entry: &Arc<Entry>) -> Arc<FileVersion> {
-        unimplemented!()
-    }
+/// What a flight brings: the block and where it came from.
+#[derive(Clone)]
+struct Fetched {
+    block: Arc<Block>,
+    source: Source,
+}
 
-    /// A handle on a version, for one open of it. Does no I/O by itself, but may start fetching.
-    pub fn open(self: &Arc<Self>, _version: &Arc<FileVersion>) -> OpenFile {
-        unimplemented!()
+fn from_cache(block: Arc<Block>) -> Fetched {
+    Fetched { block, source: Source::Registered }
+}
+
+impl fmt::Debug for Reader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reader").field("cache", &self.cache.usage()).finish_non_exhaustive()
     }
 }
 
-impl OpenFile {
-    /// The bytes at `offset`, up to `len` of them, fewer only at the end of the file; `None` if anything must be
-    /// fetched first. Never blocks.
-    pub fn try_read(&self, _offset: u64, _len: usize) -> Option<Data> {
-        unimplemented!()
+impl Reader {
+    /// A reader that keeps what it fetches from `origin` in `cache`; fetches run on `runtime`.
+    pub fn new(
+        cache: Arc<Cache>,
+        origin: Arc<dyn Origin>,
+        metrics: Arc<Metrics>,
+        runtime: Handle,
+    ) -> Arc<Self> {
+        // 32 MiB ahead keeps more than 100 Gbit/s busy at 1 ms to a volume server; more would only displace others.
+        let max_window = cache.speculation_limit().min(32 << 20);
+        let counted = |trigger| Arc::new(Counted { trigger, metrics: metrics.clone() });
+        Arc::new(Self {
+            flights: Flights::new(runtime),
+            sequential: counted(Trigger::Sequential),
+            hot: counted(Trigger::Hot),
+            cache,
+            origin,
+            metrics,
+            max_window,
+        })
     }
 
-    /// Like [`try_read`](Self::try_read), waiting for what must be fetched.
-    pub async fn read(&self, _offset: u64, _len: usize) -> Result<Data, ReadError> {
-        unimplemented!()
+    /// Up to `len` bytes of `file` from `offset` on. Never blocks.
+    pub fn read(self: &Arc<Self>, file: &Arc<FileVersion>, offset: u64, len: usize) -> Answer {
+        let begun = Instant::now();
+        let Some(layout) = file.layout_now() else {
+            let (reader, file) = (self.clone(), file.clone());
+            return Answer::Pending(
+                async move {
+                    let layout = file.layout(&*reader.origin).await?;
+                    match reader.read_laid_out(&file, layout, offset, len, begun) {
+                        Answer::Ready(data) => Ok(data),
+                        Answer::Pending(rest) => rest.await,
+                    }
+                }
+                .boxed(),
+            );
+        };
+        self.read_laid_out(file, layout, offset, len, begun)
+    }
+
+    fn read_laid_out(
+        self: &Arc<Self>,
+        file: &FileVersion,
+        layout: &Layout,
+        offset: u64,
+        len: usize,
+        begun: Instant,
+    ) -> Answer {
+        let end = offset.saturating_add(len as u64).min(layout.size());
+        if offset >= end {
+            return Answer::Ready(Data::empty());
+        }
+        let sequential = self.follow_streams(file, layout, offset, end);
+        let mut parts = Vec::with_capacity(1);
+        let mut missing = Vec::new();
+        for segment in layout.segments(offset, end) {
+            match segment {
+                Segment::Bytes(bytes) => parts.push(Some(Data::shared(bytes))),
+                Segment::Zeros(len) => parts.push(Some(Data::zeros(len))),
+                Segment::Chunk { index, range } => {
+                    let chunk = layout.chunk(index);
+                    let access = layout.access(index, sequential);
+                    for located in grain::locate(&self.cache, chunk, range, access) {
+                        match self.join(chunk, located.key) {
+                            Joined::Landed(fetched) => {
+                                fetched.block.mark_read();
+                                parts.push(Some(Data::block(fetched.block, located.range)));
+                            }
+                            Joined::Waiting(outcome) => {
+                                missing.push((parts.len(), outcome, located.range));
+                                parts.push(None);
+                            }
+                        }
+                    }
+                    if access == (Access::Random { hot: true }) {
+                        self.fetch_ahead(chunk, &(0..chunk.size), &self.hot);
+                    }
+                }
+            }
+        }
+        if missing.is_empty() {
+            let data = Data::join(parts.into_iter().flatten().collect());
+            self.metrics.read(Source::Registered, data.len() as u64, begun.elapsed());
+            return Answer::Ready(data);
+        }
+        let metrics = self.metrics.clone();
+        Answer::Pending(
+            async move {
+                let mut source = Source::Registered;
+                for (index, outcome, range) in missing {
+                    let fetched = outcome.await?;
+                    fetched.block.mark_read();
+                    source = fetched.source;
+                    parts[index] = Some(Data::block(fetched.block, range));
+                }
+                let data = Data::join(parts.into_iter().flatten().collect());
+                metrics.read(source, data.len() as u64, begun.elapsed());
+                Ok(data)
+            }
+            .boxed(),
+        )
+    }
+
+    /// The block under `key`, from the cache or from a fetch that this starts or joins.
+    fn join(self: &Arc<Self>, chunk: &Chunk, key: BlockKey) -> Joined<Fetched, ReadError> {
+        if let Some(block) = self.cache.get(&key) {
+            return Joined::Landed(from_cache(block));
+        }
+        self.flights.join(
+            key,
+            || self.cache.get(&key).map(from_cache),
+            || {
+                let (reader, chunk) = (self.clone(), chunk.clone());
+                async move {
+                    let len = grain::span(&chunk, key.part).1;
+                    let reservation = reader.cache.reserve(len).await;
+                    reader.fill(chunk, key, reservation, Block::demanded).await
+                }
+            },
+        )
+    }
+
+    /// Fetches a block into the cache. The reservation is held until the block is accounted there.
+    async fn fill(
+        self: Arc<Self>,
+        chunk: Chunk,
+        key: BlockKey,
+        reservation: Reservation,
+        block: impl FnOnce(crate::cache::Buffer) -> Block,
+    ) -> Result<Fetched, ReadError> {
+        let (offset, len) = grain::span(&chunk, key.part);
+        let mut buffer = self.cache.buffer(len);
+        let source = self.origin.read_chunk(&chunk, offset, &mut buffer).await.map_err(ReadError::Origin)?;
+        let block = Arc::new(block(buffer));
+        self.cache.insert(key, block.clone());
+        drop(reservation);
+        Ok(Fetched { block, source })
+    }
+
+    /// Notes the read with the streams of its file, fetches ahead what they advise, and says whether it is sequential.
+    fn follow_streams(self: &Arc<Self>, file: &FileVersion, layout: &Layout, offset: u64, end: u64) -> bool {
+        let Some(streams) = file.streams() else { return false };
+        let advice = streams.lock().observe(offset, end - offset, self.max_window);
+        let ahead = advice.ahead.start..advice.ahead.end.min(layout.size());
+        for segment in layout.segments(ahead.start, ahead.end) {
+            if let Segment::Chunk { index, range } = segment
+                && !self.fetch_ahead(layout.chunk(index), &range, &self.sequential)
+            {
+                let declined = layout.chunk(index).offset + range.start;
+                streams.lock().decline(&advice.ahead, declined);
+                break;
+            }
+        }
+        advice.sequential
+    }
+
+    /// Starts to fetch the blocks of `chunk` that hold `range`, unless they are there or on their way. Returns whether
+    /// there was room for all of them.
+    fn fetch_ahead(
+        self: &Arc<Self>,
+        chunk: &Chunk,
+        range: &std::ops::Range<u64>,
+        outcome: &Arc<dyn PrefetchOutcome>,
+    ) -> bool {
+        for key in grain::large_blocks(chunk, range) {
+            if self.cache.contains(&key) || self.flights.contains(&key) {
+                continue;
+            }
+            let Some(reservation) = self.cache.try_reserve(grain::span(chunk, key.part).1) else {
+                return false;
+            };
+            let (reader, chunk, outcome) = (self.clone(), chunk.clone(), outcome.clone());
+            // Whether this fetch or one that another thread just began is the one that runs, the block will come.
+            let _ = self.flights.join(
+                key,
+                || None,
+                || reader.fill(chunk, key, reservation, move |buffer| Block::prefetched(buffer, outcome)),
+            );
+        }
+        true
+    }
+}
+
+/// Tells the metrics what became of blocks that were fetched for one reason.
+struct Counted {
+    trigger: Trigger,
+    metrics: Arc<Metrics>,
+}
+
+impl fmt::Debug for Counted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.trigger.fmt(f)
+    }
+}
+
+impl PrefetchOutcome for Counted {
+    fn used(&self, bytes: usize) {
+        self.metrics.prefetch(self.trigger, Outcome::Used, bytes as u64);
+    }
+
+    fn wasted(&self, bytes: usize) {
+        self.metrics.prefetch(self.trigger, Outcome::Wasted, bytes as u64);
     }
 }

@@ -1,10 +1,27 @@
-//! Counters of the daemon.
+//! Every counter of the daemon.
+//!
+//! What happens on every read goes to sharded counters ([`super::shard`]): some tens of nanoseconds, no lock, no
+//! allocation. What happens seldom (an error, a damaged needle) goes to a small map behind a lock, so that reasons
+//! need no list here. What is a level rather than a count (cache usage, nodes) is asked of its owner when somebody
+//! looks.
+//!
+//! [`Metrics::totals`], [`Metrics::levels`] and [`Metrics::hit_ratios`] give it all back: to Prometheus through
+//! [`super::export`], to people through the status API.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use serde::Serialize;
+
+use super::shard::{Flow, FlowTotal, Sharded};
+use super::window::{Answered, Notes, WINDOWS};
 
 /// Where the bytes of a read came from. The names are label values of the metrics.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Source {
     /// The block was in the daemon's cache.
     Registered,
@@ -12,22 +29,317 @@ pub enum Source {
     Http,
 }
 
-/// Every counter of the daemon.
+impl Source {
+    /// All sources, in the order of the ladder; `source as usize` is the index.
+    pub const ALL: [Source; 2] = [Source::Registered, Source::Http];
+
+    /// The value of the label `source`.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Source::Registered => "registered",
+            Source::Http => "http",
+        }
+    }
+
+    /// Whether its bytes were in this host's memory already: a hit.
+    pub const fn is_memory(self) -> bool {
+        matches!(self, Source::Registered)
+    }
+}
+
+/// Why something was fetched before anybody asked for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trigger {
+    /// A handle is read in sequence.
+    Sequential,
+    /// A chunk is read again and again.
+    Hot,
+    /// Files of a directory are read one after the other.
+    NextFile,
+}
+
+impl Trigger {
+    /// All triggers; `trigger as usize` is the index.
+    pub const ALL: [Trigger; 3] = [Trigger::Sequential, Trigger::Hot, Trigger::NextFile];
+
+    /// The value of the label `trigger`.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Trigger::Sequential => "sequential",
+            Trigger::Hot => "hot",
+            Trigger::NextFile => "next_file",
+        }
+    }
+}
+
+/// What became of bytes that were fetched ahead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// A read wanted them.
+    Used,
+    /// They left the cache before any read wanted them.
+    Wasted,
+}
+
+impl Outcome {
+    /// All outcomes; `outcome as usize` is the index.
+    pub const ALL: [Outcome; 2] = [Outcome::Used, Outcome::Wasted];
+
+    /// The value of the label `outcome`.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Outcome::Used => "used",
+            Outcome::Wasted => "wasted",
+        }
+    }
+}
+
+/// How full the cache is, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct CacheUsage {
+    /// What it may hold.
+    pub capacity: u64,
+    /// What it holds.
+    pub used: u64,
+    /// Of that, what replies in progress keep from being evicted.
+    pub pinned: u64,
+    /// Of that, what is held as complete files that the kernel reads by itself.
+    pub resident: u64,
+}
+
+/// Tells a level at the moment it is asked. It is asked at any time from any thread, so it must not block.
+pub type Gauge<T> = Box<dyn Fn() -> T + Send + Sync>;
+
+/// Who knows the levels. What nobody has offered to tell is not exported.
+#[derive(Default)]
+struct Gauges {
+    cache_usage: Option<Gauge<CacheUsage>>,
+    subscription_live: Option<Gauge<bool>>,
+    nodes: Option<Gauge<u64>>,
+    open_handles: Option<Gauge<u64>>,
+}
+
+/// The levels at one moment.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct Levels {
+    /// How full the cache is.
+    pub cache: Option<CacheUsage>,
+    /// Whether changes of the filer are heard.
+    pub subscription_live: Option<bool>,
+    /// Files and directories that the kernel remembers.
+    pub nodes: Option<u64>,
+    /// Files that applications hold open.
+    pub open_handles: Option<u64>,
+}
+
+/// What one thread counts.
 #[derive(Debug, Default)]
-pub struct Metrics {}
+struct Counters {
+    reads: [Flow; Source::ALL.len()],
+    fetches: [Flow; Source::ALL.len()],
+    prefetched: [[AtomicU64; Outcome::ALL.len()]; Trigger::ALL.len()],
+}
+
+/// What happens seldom.
+#[derive(Debug, Default)]
+struct Incidents {
+    fetch_errors: BTreeMap<(Source, &'static str), u64>,
+    fallbacks: BTreeMap<(Source, Source), u64>,
+    integrity_failures: BTreeMap<Source, u64>,
+}
+
+/// The sums of all threads at one moment.
+#[derive(Debug, Clone, Default)]
+pub struct Totals {
+    /// Reads of applications that reached the daemon, by [`Source::ALL`].
+    pub reads: [FlowTotal; Source::ALL.len()],
+    /// Fetches from an origin, by [`Source::ALL`].
+    pub fetches: [FlowTotal; Source::ALL.len()],
+    /// Bytes fetched ahead, by [`Trigger::ALL`] and [`Outcome::ALL`].
+    pub prefetched: [[u64; Outcome::ALL.len()]; Trigger::ALL.len()],
+    /// Failed attempts by source and reason.
+    pub fetch_errors: BTreeMap<(Source, &'static str), u64>,
+    /// Changes from one source to another because the first failed.
+    pub fallbacks: BTreeMap<(Source, Source), u64>,
+    /// Failed checks of what a source delivered.
+    pub integrity_failures: BTreeMap<Source, u64>,
+}
+
+impl Totals {
+    fn answered(&self) -> Answered {
+        let mut answered = Answered::default();
+        for (source, flow) in Source::ALL.iter().zip(&self.reads) {
+            answered.all += flow.bytes;
+            answered.from_memory += if source.is_memory() { flow.bytes } else { 0 };
+        }
+        answered
+    }
+}
+
+/// Every counter of the daemon.
+pub struct Metrics {
+    counters: Sharded<Counters>,
+    incidents: Mutex<Incidents>,
+    gauges: Mutex<Gauges>,
+    notes: Mutex<Notes>,
+}
 
 impl Metrics {
     /// A fresh set, all zero.
     pub fn new() -> Arc<Self> {
-        Arc::default()
+        Arc::new(Self {
+            counters: Sharded::new(),
+            incidents: Mutex::default(),
+            gauges: Mutex::default(),
+            notes: Mutex::new(Notes::new(Instant::now())),
+        })
     }
 
-    /// An application's read (one FUSE request) was answered with `bytes` from `source`. Hot path.
-    pub fn read(&self, _source: Source, _bytes: u64, _elapsed: Duration) {}
+    /// An application's read (one FUSE request) was answered with `bytes` from `source`, `elapsed` after it reached
+    /// the daemon. Hot path.
+    #[inline]
+    pub fn read(&self, source: Source, bytes: u64, elapsed: Duration) {
+        self.counters.mine().reads[source as usize].add(bytes, elapsed);
+    }
+
+    /// `bytes` were brought from `source`, an origin outside this process, retries included in `elapsed`.
+    pub fn fetch(&self, source: Source, bytes: u64, elapsed: Duration) {
+        self.counters.mine().fetches[source as usize].add(bytes, elapsed);
+    }
 
     /// One attempt at a source failed; `reason` is one of a handful of fixed words.
-    pub fn fetch_error(&self, _source: Source, _reason: &'static str) {}
+    pub fn fetch_error(&self, source: Source, reason: &'static str) {
+        *self.incidents.lock().fetch_errors.entry((source, reason)).or_default() += 1;
+    }
+
+    /// A fetch went on with `to` because `from` failed.
+    pub fn fallback(&self, from: Source, to: Source) {
+        *self.incidents.lock().fallbacks.entry((from, to)).or_default() += 1;
+    }
 
     /// Bytes from a source failed a length, checksum or authentication check.
-    pub fn integrity_failure(&self, _source: Source) {}
+    pub fn integrity_failure(&self, source: Source) {
+        *self.incidents.lock().integrity_failures.entry(source).or_default() += 1;
+    }
+
+    /// It is known what became of `bytes` that were fetched ahead because of `trigger`.
+    pub fn prefetch(&self, trigger: Trigger, outcome: Outcome, bytes: u64) {
+        self.counters.mine().prefetched[trigger as usize][outcome as usize].fetch_add(bytes, Relaxed);
+    }
+
+    /// From now on `gauge` tells how full the cache is. A gauge that keeps its owner alive, whose owner keeps these
+    /// metrics alive, is never freed: give it a `Weak` where that matters.
+    pub fn set_cache_usage(&self, gauge: Gauge<CacheUsage>) {
+        self.gauges.lock().cache_usage = Some(gauge);
+    }
+
+    /// From now on `gauge` tells whether changes of the filer are heard.
+    pub fn set_subscription_live(&self, gauge: Gauge<bool>) {
+        self.gauges.lock().subscription_live = Some(gauge);
+    }
+
+    /// From now on `gauge` tells how many files and directories the kernel remembers.
+    pub fn set_nodes(&self, gauge: Gauge<u64>) {
+        self.gauges.lock().nodes = Some(gauge);
+    }
+
+    /// From now on `gauge` tells how many files applications hold open.
+    pub fn set_open_handles(&self, gauge: Gauge<u64>) {
+        self.gauges.lock().open_handles = Some(gauge);
+    }
+
+    /// The levels now.
+    pub fn levels(&self) -> Levels {
+        let gauges = self.gauges.lock();
+        Levels {
+            cache: gauges.cache_usage.as_ref().map(|gauge| gauge()),
+            subscription_live: gauges.subscription_live.as_ref().map(|gauge| gauge()),
+            nodes: gauges.nodes.as_ref().map(|gauge| gauge()),
+            open_handles: gauges.open_handles.as_ref().map(|gauge| gauge()),
+        }
+    }
+
+    /// The counters now.
+    pub fn totals(&self) -> Totals {
+        let mut totals = Totals::default();
+        for counters in self.counters.all() {
+            for source in Source::ALL {
+                totals.reads[source as usize].add(&counters.reads[source as usize]);
+                totals.fetches[source as usize].add(&counters.fetches[source as usize]);
+            }
+            for (sums, outcomes) in totals.prefetched.iter_mut().zip(&counters.prefetched) {
+                for (sum, bytes) in sums.iter_mut().zip(outcomes) {
+                    *sum += bytes.load(Relaxed);
+                }
+            }
+        }
+        let incidents = self.incidents.lock();
+        totals.fetch_errors = incidents.fetch_errors.clone();
+        totals.fallbacks = incidents.fallbacks.clone();
+        totals.integrity_failures = incidents.integrity_failures.clone();
+        totals
+    }
+
+    /// To be called every [`super::window::TICK`], or the hit ratios cover more than their windows.
+    pub fn tick(&self, now: Instant) {
+        let answered = self.totals().answered();
+        self.notes.lock().take(now, answered);
+    }
+
+    /// For each of [`WINDOWS`]: of the bytes that applications' reads asked of the daemon within it, the part that
+    /// was in memory; `None` if there were no reads.
+    pub fn hit_ratios(&self, now: Instant) -> [(&'static str, Option<f64>); WINDOWS.len()] {
+        let answered = self.totals().answered();
+        let notes = self.notes.lock();
+        WINDOWS.map(|(name, window)| (name, notes.ratio(now, answered, window)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn totals_are_what_was_counted() {
+        let metrics = Metrics::new();
+        metrics.read(Source::Registered, 300, Duration::from_micros(5));
+        metrics.read(Source::Http, 100, Duration::from_millis(2));
+        metrics.fetch(Source::Http, 4096, Duration::from_millis(1));
+        metrics.fetch_error(Source::Http, "timeout");
+        metrics.fetch_error(Source::Http, "timeout");
+        metrics.fallback(Source::Registered, Source::Http);
+        metrics.integrity_failure(Source::Http);
+        metrics.prefetch(Trigger::Hot, Outcome::Wasted, 7);
+
+        let totals = metrics.totals();
+        assert_eq!(totals.reads.each_ref().map(|flow| (flow.count(), flow.bytes)), [(1, 300), (1, 100)]);
+        assert_eq!(totals.reads[Source::Http as usize].nanos, 2_000_000);
+        assert_eq!(totals.fetches.each_ref().map(|flow| flow.bytes), [0, 4096]);
+        assert_eq!(totals.fetch_errors, [((Source::Http, "timeout"), 2)].into());
+        assert_eq!(totals.fallbacks, [((Source::Registered, Source::Http), 1)].into());
+        assert_eq!(totals.integrity_failures, [(Source::Http, 1)].into());
+        assert_eq!(totals.prefetched, [[0, 0], [0, 7], [0, 0]]);
+        assert_eq!(metrics.hit_ratios(Instant::now()), [("1m", Some(0.75)), ("10m", Some(0.75))]);
+    }
+
+    #[test]
+    fn a_tick_begins_a_new_window() {
+        let metrics = Metrics::new();
+        metrics.read(Source::Http, 100, Duration::ZERO);
+        let now = Instant::now();
+        metrics.tick(now);
+        metrics.read(Source::Registered, 100, Duration::ZERO);
+        assert_eq!(metrics.hit_ratios(now + WINDOWS[0].1), [("1m", Some(1.0)), ("10m", Some(0.5))]);
+    }
+
+    #[test]
+    fn levels_are_asked_for_when_looked_at() {
+        let metrics = Metrics::new();
+        assert!(metrics.levels().nodes.is_none());
+        let nodes = Arc::new(AtomicU64::new(1));
+        let gauge = nodes.clone();
+        metrics.set_nodes(Box::new(move || gauge.load(Relaxed)));
+        nodes.store(5, Relaxed);
+        assert_eq!(metrics.levels().nodes, Some(5));
+    }
 }

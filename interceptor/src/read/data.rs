@@ -1,0 +1,88 @@
+//! The bytes of an answer.
+
+use std::ops::{Deref, Range};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::cache::Block;
+
+/// A part of a read before it is known where its bytes are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Segment {
+    /// Bytes of the entry itself.
+    Bytes(Bytes),
+    /// A hole.
+    Zeros(usize),
+    /// Bytes of a chunk.
+    Chunk {
+        /// Index of the chunk in its layout.
+        index: usize,
+        /// Which of the chunk's bytes.
+        range: Range<u64>,
+    },
+}
+
+/// Holes up to this size need no memory of their own; the kernel's requests are seldom larger.
+static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
+
+/// The bytes of a read. They stay in the cache's memory (pinned there until this is dropped) unless they had to be
+/// gathered from several places.
+#[derive(Debug)]
+pub struct Data(Repr);
+
+#[derive(Debug)]
+enum Repr {
+    Block(Arc<Block>, Range<usize>),
+    Shared(Bytes),
+    Static(&'static [u8]),
+    Gathered(Vec<u8>),
+}
+
+impl Data {
+    pub(super) fn empty() -> Self {
+        Self(Repr::Static(&[]))
+    }
+
+    /// `range` of a block.
+    pub(super) fn block(block: Arc<Block>, range: Range<usize>) -> Self {
+        debug_assert!(range.end <= block.len());
+        Self(Repr::Block(block, range))
+    }
+
+    pub(super) fn shared(bytes: Bytes) -> Self {
+        Self(Repr::Shared(bytes))
+    }
+
+    pub(super) fn zeros(len: usize) -> Self {
+        match ZEROS.get(..len) {
+            Some(zeros) => Self(Repr::Static(zeros)),
+            None => Self(Repr::Gathered(vec![0; len])),
+        }
+    }
+
+    /// The parts one after the other; copied only if there are several.
+    pub(super) fn join(mut parts: Vec<Data>) -> Self {
+        if parts.len() == 1 {
+            return parts.swap_remove(0);
+        }
+        let mut gathered = Vec::with_capacity(parts.iter().map(|part| part.len()).sum());
+        for part in &parts {
+            gathered.extend_from_slice(part);
+        }
+        Self(Repr::Gathered(gathered))
+    }
+}
+
+impl Deref for Data {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match &self.0 {
+            Repr::Block(block, range) => &block[range.clone()],
+            Repr::Shared(bytes) => bytes,
+            Repr::Static(bytes) => bytes,
+            Repr::Gathered(bytes) => bytes,
+        }
+    }
+}

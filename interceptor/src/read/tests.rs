@@ -1,0 +1,278 @@
+//! Reads of made-up files against the same bytes painted into an array.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use proptest::prelude::*;
+use rdma_engine::FileId;
+use tokio::runtime::Runtime;
+
+use super::*;
+use crate::seaweed::entry::{Attributes, Content, Kind};
+
+/// Holds needles in memory and counts what is asked of it.
+#[derive(Default)]
+struct Needles {
+    data: Mutex<HashMap<FileId, Vec<u8>>>,
+    manifests: Mutex<HashMap<FileId, Vec<Chunk>>>,
+    failing: AtomicBool,
+    fetches: AtomicUsize,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("no such needle")]
+struct Missing;
+
+impl Origin for Needles {
+    fn read_chunk<'a>(
+        &'a self,
+        chunk: &'a Chunk,
+        offset: u64,
+        dst: &'a mut [u8],
+    ) -> BoxFuture<'a, Result<Source, OriginError>> {
+        async move {
+            self.fetches.fetch_add(1, Ordering::Relaxed);
+            tokio::task::yield_now().await;
+            if self.failing.load(Ordering::Relaxed) {
+                return Err(Arc::new(Missing) as OriginError);
+            }
+            assert!(offset + dst.len() as u64 <= chunk.size, "asked beyond the chunk");
+            let data = self.data.lock();
+            let needle = data.get(&chunk.fid).ok_or_else(|| Arc::new(Missing) as OriginError)?;
+            dst.copy_from_slice(&needle[offset as usize..][..dst.len()]);
+            Ok(Source::Http)
+        }
+        .boxed()
+    }
+
+    fn read_manifest<'a>(&'a self, chunk: &'a Chunk) -> BoxFuture<'a, Result<Vec<Chunk>, OriginError>> {
+        let found = self.manifests.lock().get(&chunk.fid).cloned();
+        async move { found.ok_or_else(|| Arc::new(Missing) as OriginError) }.boxed()
+    }
+
+    fn cache_remote<'a>(&'a self, _path: &'a str) -> BoxFuture<'a, Result<Entry, OriginError>> {
+        async { Err(Arc::new(Missing) as OriginError) }.boxed()
+    }
+}
+
+impl Needles {
+    /// A needle of pseudo-random bytes, `extra` more than the chunk covers.
+    fn chunk(&self, key: u64, offset: u64, size: u64, modified_ts_ns: i64, extra: u64) -> Chunk {
+        let fid = FileId { volume: 1, key, cookie: 1 };
+        let bytes = (0..size + extra).map(|i| (key * 131 + i * 7 + i / 251) as u8).collect();
+        self.data.lock().insert(fid, bytes);
+        Chunk {
+            fid,
+            offset,
+            size,
+            modified_ts_ns,
+            cipher_key: None,
+            is_compressed: false,
+            is_manifest: false,
+        }
+    }
+
+    /// A manifest in place of `children`.
+    fn fold(&self, key: u64, children: Vec<Chunk>) -> Chunk {
+        let fid = FileId { volume: 2, key, cookie: 1 };
+        let offset = children.iter().map(|c| c.offset).min().unwrap_or(0);
+        let end = children.iter().map(|c| c.offset + c.size).max().unwrap_or(0);
+        self.manifests.lock().insert(fid, children);
+        Chunk {
+            fid,
+            offset,
+            size: end - offset,
+            modified_ts_ns: 0,
+            cipher_key: None,
+            is_compressed: false,
+            is_manifest: true,
+        }
+    }
+}
+
+fn version(content: Content, size: u64) -> Arc<FileVersion> {
+    let attr = Attributes {
+        kind: Kind::File,
+        perm: 0o644,
+        uid: 0,
+        gid: 0,
+        size,
+        mtime: SystemTime::UNIX_EPOCH,
+        ctime: SystemTime::UNIX_EPOCH,
+        crtime: SystemTime::UNIX_EPOCH,
+        nlink: 1,
+        rdev: 0,
+        inode: 0,
+    };
+    let entry =
+        Entry { name: "f".into(), attr, content, xattrs: Arc::new([]), hard_link: None, expires: None };
+    FileVersion::new("/f", Arc::new(entry))
+}
+
+struct Mounted {
+    runtime: Runtime,
+    needles: Arc<Needles>,
+    cache: Arc<Cache>,
+    metrics: Arc<Metrics>,
+    reader: Arc<Reader>,
+}
+
+impl Mounted {
+    fn new(needles: Needles) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
+        let needles = Arc::new(needles);
+        let cache = Arc::new(Cache::new(0));
+        let metrics = Metrics::new();
+        let reader = Reader::new(cache.clone(), needles.clone(), metrics.clone(), runtime.handle().clone());
+        Self { runtime, needles, cache, metrics, reader }
+    }
+
+    fn read(&self, file: &Arc<FileVersion>, offset: u64, len: usize) -> Result<Data, ReadError> {
+        match self.reader.read(file, offset, len) {
+            Answer::Ready(data) => Ok(data),
+            Answer::Pending(rest) => self.runtime.block_on(rest),
+        }
+    }
+}
+
+#[test]
+fn a_second_read_is_answered_at_once() {
+    let needles = Needles::default();
+    let chunk = needles.chunk(1, 0, 100_000, 1, 0);
+    let file = version(Content::Chunks(Arc::new([chunk])), 100_000);
+    let mounted = Mounted::new(needles);
+    let first = mounted.read(&file, 0, 4096).unwrap();
+    assert!(matches!(mounted.reader.read(&file, 4096, 4096), Answer::Ready(_)));
+    assert_eq!(mounted.needles.fetches.load(Ordering::Relaxed), 1);
+    assert_eq!(first.len(), 4096);
+    let totals = mounted.metrics.totals();
+    assert_eq!(totals.reads[Source::Http as usize].bytes, 4096);
+    assert_eq!(totals.reads[Source::Registered as usize].bytes, 4096);
+}
+
+#[test]
+fn a_chunk_read_at_random_again_and_again_is_fetched_whole() {
+    let needles = Needles::default();
+    let chunk = needles.chunk(1, 0, 4 << 20, 1, 0);
+    let whole = BlockKey { fid: chunk.fid, chunk_size: chunk.size, part: crate::cache::Part::Whole };
+    let file = version(Content::Chunks(Arc::new([chunk])), 4 << 20);
+    let mounted = Mounted::new(needles);
+    for i in [40u64, 3, 21] {
+        mounted.read(&file, i * 65536, 4096).unwrap();
+        assert!(!mounted.cache.contains(&whole));
+    }
+    mounted.read(&file, 60 * 65536, 4096).unwrap();
+    match mounted.reader.flights.join(
+        whole,
+        || mounted.cache.get(&whole).map(from_cache),
+        || async { panic!("the chunk should be on its way or there") },
+    ) {
+        Joined::Landed(_) => {}
+        Joined::Waiting(outcome) => drop(mounted.runtime.block_on(outcome).unwrap()),
+    }
+    assert!(matches!(mounted.reader.read(&file, 1 << 20, 1 << 20), Answer::Ready(_)));
+}
+
+#[test]
+fn a_failed_fetch_is_eio_and_the_next_read_tries_again() {
+    let needles = Needles::default();
+    let chunk = needles.chunk(1, 0, 1000, 1, 0);
+    let file = version(Content::Chunks(Arc::new([chunk])), 1000);
+    let mounted = Mounted::new(needles);
+    mounted.needles.failing.store(true, Ordering::Relaxed);
+    assert_eq!(mounted.read(&file, 0, 10).unwrap_err().errno(), libc::EIO);
+    mounted.needles.failing.store(false, Ordering::Relaxed);
+    assert_eq!(mounted.read(&file, 0, 10).unwrap().len(), 10);
+}
+
+#[test]
+fn sequential_reading_is_fetched_ahead_within_the_fill_budget() {
+    let needles = Needles::default();
+    let chunks: Vec<_> = (0..64).map(|i| needles.chunk(i + 1, i << 20, 1 << 20, 1, 0)).collect();
+    let file = version(Content::Chunks(chunks.into()), 64 << 20);
+    let mounted = Mounted::new(needles);
+    let mut read = 0;
+    while read < 64 << 20 {
+        let data = mounted.read(&file, read, 1 << 20).unwrap();
+        assert_eq!(data[5], ((read / (1 << 20) + 1) * 131 + 35) as u8);
+        read += data.len() as u64;
+        let usage = mounted.cache.usage();
+        assert!(usage.used <= usage.capacity, "{usage:?}");
+    }
+    let fetched = mounted.needles.fetches.load(Ordering::Relaxed);
+    assert!((64..=72).contains(&fetched), "{fetched} fetches of 64 chunks");
+    drop(mounted);
+}
+
+#[test]
+fn a_chunk_larger_than_any_needle_is_refused() {
+    let needles = Needles::default();
+    let mut chunk = needles.chunk(1, 0, 10, 1, 0);
+    chunk.size = u64::MAX / 2;
+    let file = version(Content::Chunks(Arc::new([chunk])), u64::MAX / 2);
+    let error = Mounted::new(needles).read(&file, 0, 10).unwrap_err();
+    assert!(error.to_string().contains("more than a needle can hold"), "{error}");
+}
+
+#[test]
+fn a_manifest_that_lists_itself_is_refused() {
+    let needles = Needles::default();
+    let chunk = needles.chunk(1, 0, 10, 1, 0);
+    let manifest = needles.fold(7, vec![chunk]);
+    needles.manifests.lock().insert(manifest.fid, vec![manifest.clone()]);
+    let file = version(Content::Chunks(Arc::new([manifest])), 10);
+    let error = Mounted::new(needles).read(&file, 0, 10).unwrap_err();
+    assert!(error.to_string().contains("nest too deeply"), "{error}");
+}
+
+#[test]
+fn inline_content_is_followed_by_zeros() {
+    let file = version(Content::Inline(Bytes::from_static(b"hello")), 8);
+    let mounted = Mounted::new(Needles::default());
+    assert_eq!(&*mounted.read(&file, 0, 100).unwrap(), b"hello\0\0\0");
+    assert_eq!(&*mounted.read(&file, 3, 3).unwrap(), b"lo\0");
+    assert!(mounted.read(&file, 8, 3).unwrap().is_empty());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Chunks with overlaps, gaps and truncation, some of them folded into nested manifests.
+    #[test]
+    fn reads_give_what_was_painted(
+        list in prop::collection::vec((0u64..600_000, 1u64..400_000, 0u64..5000), 0..20),
+        size in 0u64..1_000_000,
+        folds in prop::collection::vec((0usize..20, 1usize..6), 0..4),
+        reads in prop::collection::vec((0u64..1_100_000, 1usize..300_000), 1..20),
+    ) {
+        let needles = Needles::default();
+        let mut painted = vec![0u8; size as usize];
+        let mut chunks = Vec::new();
+        for (i, (offset, len, extra)) in list.into_iter().enumerate() {
+            let chunk = needles.chunk(i as u64 + 1, offset, len, i as i64, extra);
+            let needle = needles.data.lock()[&chunk.fid].clone();
+            for at in offset..(offset + len).min(size) {
+                painted[at as usize] = needle[(at - offset) as usize];
+            }
+            chunks.push(chunk);
+        }
+        for (i, (from, count)) in folds.into_iter().enumerate() {
+            if from < chunks.len() {
+                let until = (from + count).min(chunks.len());
+                let children: Vec<_> = chunks.drain(from..until).collect();
+                chunks.insert(from, needles.fold(i as u64 + 1, children));
+            }
+        }
+        let file = version(Content::Chunks(chunks.into()), size);
+        let mounted = Mounted::new(needles);
+        for (offset, len) in reads {
+            let data = mounted.read(&file, offset, len).unwrap();
+            let start = offset.min(size) as usize;
+            let end = (offset + len as u64).min(size) as usize;
+            prop_assert_eq!(&*data, &painted[start..end]);
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! One immutable state of a file.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::stream::{self, StreamExt, TryStreamExt};
+use parking_lot::Mutex;
+use tokio::sync::OnceCell;
+
+use super::layout::Layout;
+use super::{Origin, ReadError};
+use crate::prefetch::Streams;
+use crate::seaweed::entry::{Chunk, Content, Entry};
+
+/// Files up to this size are one or two fetches; following streams in them brings nothing.
+const STREAMED_FROM: u64 = 1 << 20;
+/// Manifests may list manifests; SeaweedFS makes one level for each factor of 10,000 chunks, so this many never occur.
+const MAX_DEPTH: u32 = 8;
+/// Manifests of one file that are fetched at the same time.
+const MANIFESTS_AT_ONCE: usize = 8;
+
+/// One immutable state of a file's content. Reads of it give the same bytes for ever, whatever happens to the name it
+/// was found under.
+#[derive(Debug)]
+pub struct FileVersion {
+    path: Box<str>,
+    entry: Arc<Entry>,
+    layout: OnceCell<Layout>,
+    streams: Option<Mutex<Streams>>,
+}
+
+impl FileVersion {
+    /// The version that `entry` describes, found at the filer's `path` (for remote-only files and log lines). Does no
+    /// I/O: what must be fetched to know where the content is, is fetched at the first read.
+    pub fn new(path: &str, entry: Arc<Entry>) -> Arc<Self> {
+        let streams = (entry.attr.size > STREAMED_FROM).then(Mutex::default);
+        Arc::new(Self { path: path.into(), entry, layout: OnceCell::new(), streams })
+    }
+
+    /// Size in bytes.
+    pub fn size(&self) -> u64 {
+        self.entry.attr.size
+    }
+
+    /// The path at which this version was found.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    pub(super) fn streams(&self) -> Option<&Mutex<Streams>> {
+        self.streams.as_ref()
+    }
+
+    /// The layout, if it is known or follows from the entry alone.
+    pub(super) fn layout_now(&self) -> Option<&Layout> {
+        if let Some(layout) = self.layout.get() {
+            return Some(layout);
+        }
+        let layout = match &self.entry.content {
+            Content::None | Content::Target(_) => Layout::inline(Bytes::new(), self.size()),
+            Content::Inline(bytes) => Layout::inline(bytes.clone(), self.size()),
+            Content::Chunks(chunks) if !chunks.iter().any(|chunk| chunk.is_manifest) => {
+                Layout::chunks(chunks.clone(), self.size()).ok()?
+            }
+            Content::Chunks(_) | Content::Remote => return None,
+        };
+        // Another thread may have been faster; both layouts are the same.
+        let _ = self.layout.set(layout);
+        self.layout.get()
+    }
+
+    /// The layout, fetching what it takes.
+    pub(super) async fn layout(&self, origin: &dyn Origin) -> Result<&Layout, ReadError> {
+        self.layout
+            .get_or_try_init(async || {
+                let chunks = match &self.entry.content {
+                    Content::Chunks(chunks) => chunks.clone(),
+                    Content::Remote => {
+                        let cached = origin.cache_remote(&self.path).await.map_err(ReadError::Origin)?;
+                        match cached.content {
+                            Content::Chunks(chunks) => chunks,
+                            Content::Inline(bytes) => return Ok(Layout::inline(bytes, self.size())),
+                            _ => {
+                                return Err(ReadError::Damaged(format!(
+                                    "{}: the cluster did not bring it from its remote storage",
+                                    self.path
+                                )));
+                            }
+                        }
+                    }
+                    Content::Inline(bytes) => return Ok(Layout::inline(bytes.clone(), self.size())),
+                    Content::None | Content::Target(_) => {
+                        return Ok(Layout::inline(Bytes::new(), self.size()));
+                    }
+                };
+                Layout::chunks(expand(origin, chunks, MAX_DEPTH).await?.into(), self.size())
+            })
+            .await
+    }
+}
+
+/// Replaces every manifest by the chunks it lists, in place, so that the order of the list is kept.
+fn expand(
+    origin: &dyn Origin,
+    chunks: Arc<[Chunk]>,
+    depth: u32,
+) -> BoxFuture<'_, Result<Vec<Chunk>, ReadError>> {
+    Box::pin(async move {
+        let mut lists = stream::iter(chunks.to_vec())
+            .map(|chunk| async move {
+                if !chunk.is_manifest {
+                    return Ok(vec![chunk]);
+                }
+                if depth == 0 {
+                    return Err(ReadError::Damaged(format!(
+                        "chunk manifests nest too deeply at {}",
+                        chunk.fid
+                    )));
+                }
+                let children = origin.read_manifest(&chunk).await.map_err(ReadError::Origin)?;
+                expand(origin, children.into(), depth - 1).await
+            })
+            .buffered(MANIFESTS_AT_ONCE);
+        let mut expanded = Vec::with_capacity(chunks.len());
+        while let Some(list) = lists.try_next().await? {
+            expanded.extend(list);
+        }
+        Ok(expanded)
+    })
+}

@@ -1,0 +1,203 @@
+//! What `/metrics` says: every metric's exported name, unit and labels, in one place.
+//!
+//! `doc/METRICS.md` explains each to whoever watches the daemon; dashboards and alerts depend on these names.
+
+use std::time::Instant;
+
+use super::exposition::Exposition;
+use super::metrics::{Levels, Metrics, Outcome, Source, Totals, Trigger};
+use super::shard::FlowTotal;
+
+/// What to send with it as `Content-Type`.
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// All metrics in Prometheus' text format.
+pub fn exposition(metrics: &Metrics) -> String {
+    let mut out = Exposition::default();
+    out.family("interceptor_build_info", "gauge", "Always 1; the version is in the label.")
+        .sample(&[("version", env!("CARGO_PKG_VERSION"))], 1);
+    let totals = metrics.totals();
+    reads(&mut out, &totals);
+    fetches(&mut out, &totals);
+    prefetches(&mut out, &totals);
+    levels(&mut out, &metrics.levels());
+    out.family(
+        "interceptor_cache_hit_ratio",
+        "gauge",
+        "Of the bytes that reads asked of the daemon, the part answered from memory; NaN without reads.",
+    );
+    for (window, ratio) in metrics.hit_ratios(Instant::now()) {
+        out.sample(&[("window", window)], ratio.unwrap_or(f64::NAN));
+    }
+    out.finish()
+}
+
+fn reads(out: &mut Exposition, totals: &Totals) {
+    out.family("interceptor_reads_total", "counter", "Reads of applications that reached the daemon.");
+    for (source, flow) in by_source(&totals.reads) {
+        out.sample(&[source], flow.count());
+    }
+    out.family("interceptor_read_bytes_total", "counter", "Bytes that reads were answered with.");
+    for (source, flow) in by_source(&totals.reads) {
+        out.sample(&[source], flow.bytes);
+    }
+    out.family(
+        "interceptor_read_seconds",
+        "histogram",
+        "Time from a read reaching the daemon to its answer.",
+    );
+    for (source, flow) in by_source(&totals.reads) {
+        out.histogram(&[source], flow);
+    }
+}
+
+fn fetches(out: &mut Exposition, totals: &Totals) {
+    let origins = |(source, _): &(Source, &FlowTotal)| !source.is_memory();
+    let flows = || Source::ALL.into_iter().zip(&totals.fetches).filter(origins);
+
+    out.family("interceptor_fetch_bytes_total", "counter", "Bytes brought from outside this host's cache.");
+    for (source, flow) in flows() {
+        out.sample(&[("source", source.label())], flow.bytes);
+    }
+    out.family("interceptor_fetch_seconds", "histogram", "Time of a fetch, its retries included.");
+    for (source, flow) in flows() {
+        out.histogram(&[("source", source.label())], flow);
+    }
+    out.family("interceptor_fetch_errors_total", "counter", "Failed attempts to fetch.");
+    for ((source, reason), count) in &totals.fetch_errors {
+        out.sample(&[("source", source.label()), ("reason", reason)], count);
+    }
+    out.family("interceptor_fallbacks_total", "counter", "Fetches that left a failed source for another.");
+    for ((from, to), count) in &totals.fallbacks {
+        out.sample(&[("from", from.label()), ("to", to.label())], count);
+    }
+    out.family(
+        "interceptor_integrity_failures_total",
+        "counter",
+        "Fetched bytes that were refused: wrong length, checksum or authentication.",
+    );
+    for (source, _) in flows() {
+        let count = totals.integrity_failures.get(&source).copied().unwrap_or_default();
+        out.sample(&[("source", source.label())], count);
+    }
+}
+
+fn prefetches(out: &mut Exposition, totals: &Totals) {
+    out.family("interceptor_prefetch_bytes_total", "counter", "Bytes fetched ahead, by what became of them.");
+    for (trigger, outcomes) in Trigger::ALL.iter().zip(totals.prefetched) {
+        // A trigger that has never fired may be one that this build or host does not have.
+        if outcomes == [0; Outcome::ALL.len()] && *trigger != Trigger::Sequential {
+            continue;
+        }
+        for (outcome, bytes) in Outcome::ALL.iter().zip(outcomes) {
+            out.sample(&[("trigger", trigger.label()), ("outcome", outcome.label())], bytes);
+        }
+    }
+}
+
+fn levels(out: &mut Exposition, levels: &Levels) {
+    if let Some(cache) = levels.cache {
+        out.family("interceptor_cache_bytes", "gauge", "The cache: its capacity, and how it is used.")
+            .sample(&[("state", "capacity")], cache.capacity)
+            .sample(&[("state", "used")], cache.used)
+            .sample(&[("state", "pinned")], cache.pinned)
+            .sample(&[("state", "resident")], cache.resident);
+    }
+    if let Some(live) = levels.subscription_live {
+        out.family(
+            "interceptor_subscription_live",
+            "gauge",
+            "1 while changes of the filer are heard, else 0.",
+        )
+        .sample(&[], u8::from(live));
+    }
+    if let Some(nodes) = levels.nodes {
+        out.family("interceptor_nodes", "gauge", "Files and directories that the kernel remembers.")
+            .sample(&[], nodes);
+    }
+    if let Some(handles) = levels.open_handles {
+        out.family("interceptor_open_handles", "gauge", "Files that applications hold open.")
+            .sample(&[], handles);
+    }
+}
+
+/// Each source as a label, with its flow.
+fn by_source(flows: &[FlowTotal]) -> impl Iterator<Item = ((&'static str, &'static str), &FlowTotal)> {
+    Source::ALL.iter().zip(flows).map(|(source, flow)| (("source", source.label()), flow))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::time::Duration;
+
+    use super::super::metrics::CacheUsage;
+    use super::*;
+
+    fn everything_counted() -> String {
+        let metrics = Metrics::new();
+        metrics.read(Source::Registered, 300, Duration::from_micros(5));
+        metrics.read(Source::Http, 100, Duration::from_millis(2));
+        metrics.fetch(Source::Http, 4096, Duration::from_millis(1));
+        metrics.fetch_error(Source::Http, "timeout");
+        metrics.fallback(Source::Registered, Source::Http);
+        metrics.prefetch(Trigger::Hot, Outcome::Used, 1);
+        metrics.set_cache_usage(Box::new(|| CacheUsage { capacity: 10, used: 5, pinned: 1, resident: 0 }));
+        metrics.set_subscription_live(Box::new(|| true));
+        metrics.set_nodes(Box::new(|| 3));
+        metrics.set_open_handles(Box::new(|| 2));
+        exposition(&metrics)
+    }
+
+    #[test]
+    fn values_are_where_they_are_looked_for() {
+        let text = everything_counted();
+        for line in [
+            "interceptor_reads_total{source=\"registered\"} 1",
+            "interceptor_read_bytes_total{source=\"http\"} 100",
+            "interceptor_read_seconds_count{source=\"http\"} 1",
+            "interceptor_read_seconds_sum{source=\"http\"} 0.002",
+            "interceptor_fetch_bytes_total{source=\"http\"} 4096",
+            "interceptor_fetch_errors_total{source=\"http\",reason=\"timeout\"} 1",
+            "interceptor_fallbacks_total{from=\"registered\",to=\"http\"} 1",
+            "interceptor_integrity_failures_total{source=\"http\"} 0",
+            "interceptor_prefetch_bytes_total{trigger=\"hot\",outcome=\"used\"} 1",
+            "interceptor_cache_bytes{state=\"capacity\"} 10",
+            "interceptor_cache_hit_ratio{window=\"1m\"} 0.75",
+            "interceptor_subscription_live 1",
+            "interceptor_nodes 3",
+            "interceptor_open_handles 2",
+        ] {
+            assert!(text.lines().any(|found| found == line), "no {line:?} in:\n{text}");
+        }
+        assert!(!text.contains("next_file"), "no such trigger has fired");
+    }
+
+    /// The rules that a collector rejects a document for.
+    #[test]
+    fn the_document_is_well_formed() {
+        let text = everything_counted();
+        assert!(text.ends_with('\n'));
+        let (mut families, mut samples, mut family) = (BTreeSet::new(), BTreeSet::new(), "");
+        for line in text.lines() {
+            if let Some(rest) = line.strip_prefix("# HELP ") {
+                let (name, help) = rest.split_once(' ').expect("a help text");
+                assert!(families.insert(name), "{name} appears twice");
+                assert!(help.ends_with('.'), "{line}");
+                family = name;
+            } else if let Some(rest) = line.strip_prefix("# TYPE ") {
+                let (name, kind) = rest.split_once(' ').expect("a type");
+                assert_eq!(name, family, "TYPE follows its HELP");
+                assert!(["counter", "gauge", "histogram"].contains(&kind), "{line}");
+                assert_eq!(kind == "counter", name.ends_with("_total"), "{line}");
+            } else {
+                let (series, value) = line.rsplit_once(' ').expect("a value");
+                assert!(value.parse::<f64>().is_ok(), "{line}");
+                assert!(samples.insert(series), "{series} appears twice");
+                let name = series.split('{').next().unwrap();
+                let suffix = name.strip_prefix(family).expect("samples follow their family");
+                assert!(["", "_bucket", "_sum", "_count"].contains(&suffix), "{line}");
+            }
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! Counters that any thread adds to without waiting for another.
+//!
+//! Each thread is given a slot at its first use, and each slot owns its cache lines, so the threads that answer reads
+//! never pull a line from each other: an addition is one relaxed atomic instruction on memory that stays in this
+//! CPU's cache. Who reads the counters adds up all slots. A sum taken while threads add may lag behind by what is in
+//! flight, but every single counter only ever grows.
+
+use std::array;
+use std::cell::Cell;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::thread::available_parallelism;
+use std::time::Duration;
+
+use interceptor_ebpf::histogram::{BUCKETS, bucket_of};
+
+/// More slots than this buy nothing: they only make summing up slower.
+const MAX_SLOTS: usize = 128;
+
+/// One `T` for each slot; `T` is made of atomics.
+#[derive(Debug)]
+pub(super) struct Sharded<T> {
+    slots: Box<[Slot<T>]>,
+    mask: usize,
+}
+
+/// Two cache lines, because CPUs prefetch lines in pairs.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Slot<T>(T);
+
+impl<T: Default> Sharded<T> {
+    /// Twice as many slots as CPUs: threads that wait in the kernel hold a slot too.
+    pub(super) fn new() -> Self {
+        let cpus = available_parallelism().map_or(1, usize::from);
+        let slots = (2 * cpus).next_power_of_two().min(MAX_SLOTS);
+        Self { slots: (0..slots).map(|_| Slot::default()).collect(), mask: slots - 1 }
+    }
+
+    /// The calling thread's own.
+    #[inline]
+    pub(super) fn mine(&self) -> &T {
+        &self.slots[thread_slot() & self.mask].0
+    }
+
+    /// All of them, to sum up.
+    pub(super) fn all(&self) -> impl Iterator<Item = &T> {
+        self.slots.iter().map(|slot| &slot.0)
+    }
+}
+
+/// A number for the calling thread; threads started one after the other have neighbouring numbers, so the few
+/// threads that do the work never share a slot.
+#[inline]
+fn thread_slot() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    thread_local! {
+        static MINE: Cell<usize> = const { Cell::new(usize::MAX) };
+    }
+    MINE.with(|mine| {
+        if mine.get() == usize::MAX {
+            mine.set(NEXT.fetch_add(1, Relaxed));
+        }
+        mine.get()
+    })
+}
+
+/// One thread's record of operations that move bytes and take time.
+#[derive(Debug)]
+pub(super) struct Flow {
+    buckets: [AtomicU64; BUCKETS],
+    bytes: AtomicU64,
+    nanos: AtomicU64,
+}
+
+impl Default for Flow {
+    fn default() -> Self {
+        Self {
+            buckets: array::from_fn(|_| AtomicU64::new(0)),
+            bytes: AtomicU64::new(0),
+            nanos: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Flow {
+    #[inline]
+    pub(super) fn add(&self, bytes: u64, elapsed: Duration) {
+        let nanos = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
+        self.buckets[bucket_of(nanos)].fetch_add(1, Relaxed);
+        self.bytes.fetch_add(bytes, Relaxed);
+        self.nanos.fetch_add(nanos, Relaxed);
+    }
+}
+
+/// Operations that moved bytes, all threads together.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FlowTotal {
+    /// How many operations took how long; see [`interceptor_ebpf::histogram`] for the bounds of the buckets.
+    pub buckets: [u64; BUCKETS],
+    /// Bytes moved.
+    pub bytes: u64,
+    /// Time taken by all operations together, in nanoseconds.
+    pub nanos: u64,
+}
+
+impl FlowTotal {
+    /// Number of operations.
+    pub fn count(&self) -> u64 {
+        self.buckets.iter().sum()
+    }
+
+    pub(super) fn add(&mut self, flow: &Flow) {
+        for (total, bucket) in self.buckets.iter_mut().zip(&flow.buckets) {
+            *total += bucket.load(Relaxed);
+        }
+        self.bytes += flow.bytes.load(Relaxed);
+        self.nanos = self.nanos.wrapping_add(flow.nanos.load(Relaxed));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn nothing_is_lost_between_threads() {
+        let flows = Sharded::<Flow>::new();
+        thread::scope(|scope| {
+            for thread in 0..2 * MAX_SLOTS as u64 {
+                let flows = &flows;
+                scope.spawn(move || {
+                    for i in 0..100 {
+                        flows.mine().add(thread, Duration::from_nanos(1 << (i % 40)));
+                    }
+                });
+            }
+        });
+        let mut total = FlowTotal::default();
+        flows.all().for_each(|flow| total.add(flow));
+        assert_eq!(total.count(), 200 * MAX_SLOTS as u64);
+        assert_eq!(total.bytes, 100 * (0..2 * MAX_SLOTS as u64).sum::<u64>());
+    }
+
+    #[test]
+    fn slots_do_not_share_cache_lines() {
+        assert_eq!(align_of::<Slot<AtomicU64>>(), 128);
+        assert_eq!(size_of::<Slot<AtomicU64>>() % 128, 0);
+    }
+}
