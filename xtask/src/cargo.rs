@@ -6,8 +6,9 @@
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::thread;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde::Deserialize;
 
 use crate::{place, process};
@@ -68,16 +69,14 @@ fn build(arguments: &[&str]) -> Result<Vec<Built>> {
         .stdout(Stdio::piped());
     let mut child = command.spawn().context("cannot start cargo")?;
     let output = child.stdout.take().context("cargo has no output")?;
-    let mut built = Vec::new();
-    for line in BufReader::new(output).lines() {
+    let reports = thread::spawn(|| {
+        let lines = BufReader::new(output).lines().map_while(Result::ok);
         // Other lines are output of build programs that Cargo passes on.
-        if let Ok(message) = serde_json::from_str::<Message>(&line?) {
-            built.extend(message.into_built());
-        }
-    }
+        lines.filter_map(|line| serde_json::from_str::<Message>(&line).ok()?.into_built()).collect()
+    });
     let status = process::wait(&mut child)?;
     ensure!(status.success(), "`cargo {}` failed", arguments[0]);
-    Ok(built)
+    reports.join().map_err(|_| anyhow!("the thread that listens to cargo panicked"))
 }
 
 impl Message {

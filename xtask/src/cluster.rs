@@ -42,6 +42,7 @@ impl Cluster {
             .arg(format!("-master.port={master}"))
             .arg(format!("-volume.port={volume}"))
             .arg(format!("-filer.port={filer}"));
+        place.owns_files(sockets([("master", master), ("volume", volume), ("filer", filer)]))?;
         let mut child = place.start("cluster", &mut command)?;
         let cluster = Self { filer: format!("127.0.0.1:{filer}"), data };
         cluster.wait_until_ready(&mut child, &place.log("cluster"))?;
@@ -81,6 +82,13 @@ fn isolate(directory: &Path) -> Result<()> {
         fs::write(directory.join(name), content).with_context(|| format!("cannot write {name}"))?;
     }
     Ok(())
+}
+
+/// The local sockets that the servers make, under names that are not to be chosen, and leave.
+fn sockets(servers: [(&str, u16); 3]) -> impl Iterator<Item = PathBuf> {
+    servers
+        .into_iter()
+        .map(|(server, port)| format!("/tmp/seaweedfs-{server}-grpc-{}.sock", port + 10_000).into())
 }
 
 /// Ports below the range that the kernel gives to outgoing connections, whose gRPC twin (10,000 above) is free as well.

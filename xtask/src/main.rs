@@ -38,13 +38,13 @@ struct Arguments {
 
 const EXAMPLES: &str = "\
 Examples:
-  cargo xtask run                                        a SeaweedFS with sample data, mounted, until Ctrl-C
-  cargo xtask run --smoke                                the same, checked byte by byte
-  cargo xtask run -- mount --filer HOST:8888 /mnt/data   mount your own cluster
-  cargo xtask test                                       all tests
-  cargo xtask test --no-e2e volume                       fast tests with `volume` in their names
-  cargo xtask bench seq-cold small-cold --reps 3         some rows, next to `weed mount`
-  cargo xtask bench --json bench.json                    all rows, every repetition in a file
+  cargo xtask run                                       sample data, mounted, until Ctrl-C
+  cargo xtask run --smoke                               the same, checked byte by byte
+  cargo xtask run -- mount --filer HOST:8888 /mnt/data  mount your own cluster
+  cargo xtask test                                      all tests
+  cargo xtask test --no-e2e volume                      fast tests named so
+  cargo xtask bench seq-cold small-cold --reps 3        some rows, next to `weed mount`
+  cargo xtask bench --json bench.json                   all rows, all repetitions
 
 Environment:
   WEED_BIN   the weed program to use instead of the one on PATH or the pinned build";

@@ -29,6 +29,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 struct State {
     boot_id: String,
     processes: Vec<Identity>,
+    /// What the processes leave outside of the directory.
+    outside: Vec<PathBuf>,
 }
 
 /// The right to use one directory below `target/`, with everything that was started in it.
@@ -105,6 +107,12 @@ impl Workplace {
         self.save()
     }
 
+    /// Writes down files that a daemon makes elsewhere and does not remove itself.
+    pub(crate) fn owns_files(&mut self, files: impl IntoIterator<Item = PathBuf>) -> Result<()> {
+        self.state.outside.extend(files);
+        self.save()
+    }
+
     /// Ends one daemon and waits for it; its mount goes down with it.
     pub(crate) fn stop(&mut self, child: &mut Child) -> Result<()> {
         if let Some(identity) = Identity::of(child.id() as i32) {
@@ -138,7 +146,7 @@ impl Workplace {
             // Numbers and start times of another boot mean nothing now.
             let same_boot = left.boot_id == boot_id()?;
             let running = left.processes.into_iter().filter(|process| same_boot && process.runs());
-            self.state = State { processes: running.collect(), ..State::default() };
+            self.state = State { processes: running.collect(), outside: left.outside, ..State::default() };
             eprintln!("cleaning up after a run that crashed ({} processes left)", self.state.processes.len());
         }
         self.clear()
@@ -152,6 +160,10 @@ impl Workplace {
         }
         for mount in mount_points()?.iter().rev().filter(|mount| mount.starts_with(&self.directory)) {
             unmount(mount)?;
+        }
+        for file in std::mem::take(&mut self.state.outside) {
+            // Most of them were never made, or are gone.
+            let _ = fs::remove_file(file);
         }
         match fs::remove_dir_all(&self.directory) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
