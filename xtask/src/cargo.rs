@@ -11,7 +11,7 @@ use std::thread;
 use anyhow::{Context, Result, anyhow, ensure};
 use serde::Deserialize;
 
-use crate::{place, process};
+use crate::process;
 
 /// A program that Cargo built.
 #[derive(Debug, Clone)]
@@ -42,7 +42,7 @@ pub(crate) fn build_tests() -> Result<Vec<Built>> {
 /// A Cargo command in the source tree, by the same Cargo that runs us.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(place::root());
+    command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
     command
 }
 

@@ -3,18 +3,17 @@
 //! One large random file, thousands of small ones, text that `weed` compresses by itself, deep directories, and the odd cases: an
 //! empty file, names that need care, a symbolic link. The SHA-256 of every file is taken as it is written.
 
-use std::io::{Read, Result as IoResult};
-use std::path::Path;
-use std::sync::Mutex;
+use std::io::Read;
+use std::sync::{Mutex, PoisonError};
 
+use ::tests::Pattern;
+use ::tests::data::text;
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 
-use crate::mount::Mounted;
-use crate::pattern::Pattern;
 use crate::progress::Progress;
-use crate::upload::{Stream, Uploader};
-use crate::workplace::Workplace;
+use crate::stage::Stage;
+use crate::upload::{self, Watched};
 
 /// The directory of the filer that holds the sample.
 pub(crate) const ROOT: &str = "/sample";
@@ -29,7 +28,8 @@ pub(crate) struct Written {
     pub(crate) path: String,
     /// Bytes.
     pub(crate) size: u64,
-    pub(crate) sha256: [u8; 32],
+    /// Of its bytes, in hex.
+    pub(crate) sha256: String,
 }
 
 /// What a file is made of.
@@ -53,43 +53,40 @@ pub(crate) struct Sizes {
 }
 
 /// Writes the sample; returns its files in the order of their names.
-pub(crate) fn write(place: &mut Workplace, weed: &Path, filer: &str, sizes: &Sizes) -> Result<Vec<Written>> {
-    let plan = plan(sizes);
-    let progress = Progress::bytes("writing the sample data", plan.iter().map(|file| file.size).sum());
+pub(crate) fn write(stage: &mut Stage, sizes: &Sizes) -> Result<Vec<Written>> {
+    let plan: Vec<(u64, Planned)> = (0..).zip(plan(sizes)).collect();
+    let filer = stage.cluster.filer();
+    let progress = Progress::bytes("writing the sample data", plan.iter().map(|(_, file)| file.size).sum());
     let written = Mutex::new(Vec::with_capacity(plan.len()));
-    Uploader::new(filer).each(&plan, |uploader, file| {
+    upload::each(&plan, |(seed, file)| {
         let mut hash = Sha256::new();
-        let mut seen = |part: &[u8]| {
+        let inner: Box<dyn Read> = match file.content {
+            Content::Random => Box::new(Pattern::new(*seed).reader(file.size)),
+            Content::Text => Box::new(std::io::Cursor::new(text(*seed, file.size as usize))),
+        };
+        let seen = |part: &[u8]| {
             hash.update(part);
             progress.add(part.len() as u64);
         };
-        let path = format!("{ROOT}/{}", file.path);
-        match file.content {
-            Content::Random => {
-                uploader.put(&path, file.size, Stream::new(Pattern::of(&file.path), file.size, &mut seen))?;
-            }
-            Content::Text => {
-                let text = text(&file.path, file.size);
-                uploader.put(&path, file.size, Seen { bytes: &text, seen: &mut seen })?;
-            }
-        }
-        let done = Written { path: file.path.clone(), size: file.size, sha256: hash.finalize().into() };
-        written.lock().unwrap_or_else(|poison| poison.into_inner()).push(done);
+        filer.put_reader(&format!("{ROOT}/{}", file.path), Watched { inner, seen }, "")?;
+        let done =
+            Written { path: file.path.clone(), size: file.size, sha256: format!("{:x}", hash.finalize()) };
+        written.lock().unwrap_or_else(PoisonError::into_inner).push(done);
         Ok(())
     })?;
-    link(place, weed, filer)?;
+    link(stage)?;
     progress.finish();
-    let mut written = written.into_inner().unwrap_or_else(|poison| poison.into_inner());
+    let mut written = written.into_inner().unwrap_or_else(PoisonError::into_inner);
     written.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(written)
 }
 
 /// The filer's HTTP interface makes no links, so this one is made through a mount of `weed`.
-fn link(place: &mut Workplace, weed: &Path, filer: &str) -> Result<()> {
-    let mounted = Mounted::weed(place, weed, filer, ROOT)?;
-    std::os::unix::fs::symlink(LINK.1, mounted.root.join(LINK.0))
-        .context("cannot make a link through weed mount")?;
-    mounted.unmount(place)
+fn link(stage: &mut Stage) -> Result<()> {
+    let mount = stage.weed(ROOT)?;
+    let made = std::os::unix::fs::symlink(LINK.1, mount.path().join(LINK.0));
+    made.context("cannot make a link through weed mount")?;
+    mount.stop().map(drop)
 }
 
 fn plan(sizes: &Sizes) -> Vec<Planned> {
@@ -120,34 +117,6 @@ fn plan(sizes: &Sizes) -> Vec<Planned> {
     plan
 }
 
-/// Text of `size` bytes that compresses well, another for each path.
-fn text(path: &str, size: u64) -> Vec<u8> {
-    let mut text = Vec::with_capacity(size as usize + 100);
-    let mut line = 0;
-    while (text.len() as u64) < size {
-        text.extend_from_slice(
-            format!("{path}: line {line} of a file that is mostly the same again and again\n").as_bytes(),
-        );
-        line += 1;
-    }
-    text.truncate(size as usize);
-    text
-}
-
-/// Bytes in memory as a stream that somebody watches.
-struct Seen<'a, F> {
-    bytes: &'a [u8],
-    seen: F,
-}
-
-impl<F: FnMut(&[u8])> Read for Seen<'_, F> {
-    fn read(&mut self, buffer: &mut [u8]) -> IoResult<usize> {
-        let count = self.bytes.read(buffer)?;
-        (self.seen)(&buffer[..count]);
-        Ok(count)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -161,12 +130,5 @@ mod tests {
         paths.dedup();
         assert_eq!(paths.len(), count);
         assert!(count > 250 + 60 + 12);
-    }
-
-    #[test]
-    fn text_has_its_size_and_differs_by_path() {
-        assert_eq!(text("a", 1234).len(), 1234);
-        assert_ne!(text("a", 1234), text("b", 1234));
-        assert!(text("a", 0).is_empty());
     }
 }

@@ -1,22 +1,19 @@
 //! `cargo xtask`: prepare a machine, build, run, test and measure.
 //!
 //! A file per verb: [`setup`], [`run`] (with [`smoke`]), [`test`], [`bench`]. Beneath them: [`workplace`] owns whatever a verb starts and
-//! cleans up after it, also after a crash; [`cluster`] and [`mount`] start the daemons; [`dataset`], [`pattern`] and [`upload`] make
-//! data that can be checked; [`interrupt`] turns Ctrl-C into an ordinary error, so that every verb unwinds.
+//! cleans up after it, also after a crash; [`stage`] is a cluster in a workplace, from the fixtures of the end-to-end tests; [`dataset`] and
+//! [`upload`] write data that can be checked; [`interrupt`] turns Ctrl-C into an ordinary error, so that every verb unwinds.
 
 mod bench;
 mod cargo;
-mod cluster;
 mod dataset;
 mod interrupt;
-mod mount;
-mod pattern;
-mod place;
 mod process;
 mod progress;
 mod run;
 mod setup;
 mod smoke;
+mod stage;
 mod test;
 mod upload;
 mod workplace;

@@ -2,16 +2,14 @@
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
 use std::process::Command;
+use std::thread;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
-use crate::cluster::Cluster;
 use crate::dataset::{self, Sizes};
-use crate::interrupt::{self, Interrupted};
-use crate::mount::{Mounted, status_address, stay};
-use crate::workplace::Workplace;
+use crate::interrupt::{self, Interrupted, TICK};
+use crate::stage::Stage;
 use crate::{cargo, setup, smoke};
 
 /// What the verb takes.
@@ -27,7 +25,7 @@ pub(crate) struct Options {
 
 /// The verb.
 pub(crate) fn command(options: &Options) -> Result<()> {
-    let prepared = setup::ensure()?;
+    setup::ensure()?;
     let program = cargo::build_interceptor()?;
     interrupt::check()?;
     if !options.command.is_empty() {
@@ -35,31 +33,32 @@ pub(crate) fn command(options: &Options) -> Result<()> {
         return Err(failure).with_context(|| format!("cannot start {}", program.display()));
     }
 
-    let mut place = Workplace::open("run")?;
-    let outcome = show(&mut place, &program, &prepared.weed, options.smoke);
+    let mut stage = Stage::open("run")?;
+    let outcome = show(&mut stage, options.smoke);
     let stopped_by_user = outcome.as_ref().is_err_and(|error| error.is::<Interrupted>()) && !options.smoke;
-    eprintln!("unmounting, stopping the cluster, removing its data");
-    place.close()?;
+    eprintln!("stopping SeaweedFS and removing its data");
+    stage.close()?;
     if stopped_by_user { Ok(()) } else { outcome }
 }
 
-fn show(place: &mut Workplace, program: &Path, weed: &Path, smoke: bool) -> Result<()> {
+fn show(stage: &mut Stage, smoke: bool) -> Result<()> {
     let sizes =
         if smoke { Sizes { large: 256 << 20, small: 2000 } } else { Sizes { large: 1 << 30, small: 3000 } };
-    eprintln!("starting SeaweedFS");
-    let cluster = Cluster::start(place, weed)?;
-    let written = dataset::write(place, weed, &cluster.filer, &sizes)?;
-    let status = status_address()?;
-    let mut mounted = Mounted::interceptor(place, program, &cluster.filer, dataset::ROOT, &status)?;
+    let written = dataset::write(stage, &sizes)?;
+    let mut mount = stage.interceptor(dataset::ROOT)?;
     if smoke {
-        return smoke::read_twice(&mounted, &status, written);
+        return smoke::read_twice(&mount, written);
     }
     println!();
-    println!("mount    {}", mounted.root.display());
-    println!("filer    http://{}{}/", cluster.filer, dataset::ROOT);
-    println!("status   http://{status}/");
-    println!("logs     {}", place.directory().display());
+    println!("mount    {}", mount.path().display());
+    println!("filer    http://{}{}/", stage.cluster.filer_addresses(), dataset::ROOT);
+    println!("status   {}/", mount.status_url().unwrap_or("none"));
+    println!("data     {}", stage.directory().display());
     println!();
-    println!("Ctrl-C unmounts, stops the cluster and removes its data.");
-    stay(&mut mounted, place)
+    println!("Ctrl-C unmounts, stops SeaweedFS and removes its data.");
+    while mount.is_running() {
+        interrupt::check()?;
+        thread::sleep(TICK);
+    }
+    bail!("interceptor has ended:\n{}", mount.log()?)
 }

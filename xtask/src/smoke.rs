@@ -6,17 +6,17 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::Read;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use ::tests::Mount;
+use ::tests::data::sum_reader;
 use anyhow::{Context, Result, ensure};
-use sha2::{Digest, Sha256};
 
 use crate::dataset::{LINK, Written};
 use crate::interrupt;
-use crate::mount::Mounted;
 use crate::progress::{digits, size};
+use crate::upload::Watched;
 
 /// How long one pass may take.
 const DEADLINE: Duration = Duration::from_secs(600);
@@ -38,8 +38,8 @@ struct Pass {
 }
 
 /// Reads everything twice; fails if anything differs from what was written.
-pub(crate) fn read_twice(mounted: &Mounted, status: &str, written: Vec<Written>) -> Result<()> {
-    let passes = [pass(mounted, status, &written)?, pass(mounted, status, &written)?];
+pub(crate) fn read_twice(mount: &Mount, written: Vec<Written>) -> Result<()> {
+    let passes = [pass(mount, &written)?, pass(mount, &written)?];
     print!("{}", table(&passes));
     let wrong: Vec<&String> = passes.iter().flat_map(|pass| &pass.wrong).collect();
     for line in &wrong {
@@ -55,9 +55,9 @@ pub(crate) fn read_twice(mounted: &Mounted, status: &str, written: Vec<Written>)
     Ok(())
 }
 
-fn pass(mounted: &Mounted, status: &str, written: &[Written]) -> Result<Pass> {
-    let before = counters(status)?;
-    let (root, files) = (mounted.root.clone(), written.to_vec());
+fn pass(mount: &Mount, written: &[Written]) -> Result<Pass> {
+    let before = counters(mount)?;
+    let (root, files) = (mount.path().to_owned(), written.to_vec());
     let started = Instant::now();
     let wrong = interrupt::guard("reading the sample", DEADLINE, move || {
         let mut wrong: Vec<String> =
@@ -67,7 +67,7 @@ fn pass(mounted: &Mounted, status: &str, written: &[Written]) -> Result<Pass> {
     })?;
     let elapsed = started.elapsed();
     let bytes = written.iter().map(|file| file.size).sum();
-    Ok(Pass { bytes, elapsed, wrong, sources: difference(&before, &counters(status)?, bytes) })
+    Ok(Pass { bytes, elapsed, wrong, sources: difference(&before, &counters(mount)?, bytes) })
 }
 
 fn text(error: anyhow::Error) -> String {
@@ -75,21 +75,12 @@ fn text(error: anyhow::Error) -> String {
 }
 
 fn check(root: &Path, file: &Written) -> Result<()> {
-    interrupt::check()?;
-    let mut handle = File::open(root.join(&file.path)).with_context(|| format!("{}: open", file.path))?;
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
+    let handle = File::open(root.join(&file.path)).with_context(|| format!("{}: open", file.path))?;
     let mut size = 0;
-    loop {
-        let count = handle.read(&mut buffer).with_context(|| format!("{}: read at {size}", file.path))?;
-        if count == 0 {
-            break;
-        }
-        hash.update(&buffer[..count]);
-        size += count as u64;
-    }
+    let seen = |part: &[u8]| size += part.len() as u64;
+    let sum = sum_reader(Watched { inner: handle, seen }).with_context(|| format!("{}: read", file.path))?;
     ensure!(size == file.size, "{}: {size} bytes, not {}", file.path, file.size);
-    ensure!(hash.finalize()[..] == file.sha256, "{}: other bytes than were written", file.path);
+    ensure!(sum == file.sha256, "{}: other bytes than were written", file.path);
     Ok(())
 }
 
@@ -101,11 +92,10 @@ fn check_link(root: &Path) -> Result<()> {
 }
 
 /// The daemon's counters of bytes read, now.
-fn counters(status: &str) -> Result<Bytes> {
-    let url = format!("http://{status}/metrics");
-    let mut response =
-        ureq::get(&url).call().with_context(|| format!("the status page does not answer: {url}"))?;
-    Ok(parse(&response.body_mut().read_to_string()?))
+fn counters(mount: &Mount) -> Result<Bytes> {
+    let (status, page) = mount.status("/metrics").context("the daemon's counters cannot be read")?;
+    ensure!(status == 200, "the daemon's counters cannot be read: /metrics answers {status}");
+    Ok(parse(&page))
 }
 
 /// Takes `interceptor_read_bytes_total{source="…"} N` from the text of a metrics page.

@@ -8,9 +8,10 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::Command;
 use std::time::Duration;
 
+use ::tests::weed::target_directory;
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -19,7 +20,6 @@ use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-use crate::place;
 use crate::process::Identity;
 
 /// How long a daemon may take to end by itself.
@@ -29,8 +29,6 @@ const PATIENCE: Duration = Duration::from_secs(10);
 struct State {
     boot_id: String,
     processes: Vec<Identity>,
-    /// What the processes leave outside of the directory.
-    outside: Vec<PathBuf>,
 }
 
 /// The right to use one directory below `target/`, with everything that was started in it.
@@ -43,7 +41,7 @@ pub(crate) struct Workplace {
 impl Workplace {
     /// Opens `target/NAME`, empty. What a crashed predecessor left there is ended and removed first.
     pub(crate) fn open(name: &str) -> Result<Self> {
-        Self::open_at(&place::target().join(name))
+        Self::open_at(&target_directory().join(name))
     }
 
     fn open_at(directory: &Path) -> Result<Self> {
@@ -80,48 +78,10 @@ impl Workplace {
         Ok(path)
     }
 
-    /// Starts a daemon that lives no longer than the workplace, with its output in `NAME.log`. It is kept out of our process
-    /// group, so that a Ctrl-C reaches it only through us, when its turn has come.
-    pub(crate) fn start(&mut self, name: &str, command: &mut Command) -> Result<Child> {
-        use std::os::unix::process::CommandExt;
-        let log = self.log(name);
-        let out = File::create(&log).with_context(|| format!("cannot create {}", log.display()))?;
-        command.current_dir(&self.directory).process_group(0).stdin(std::process::Stdio::null());
-        let child = command
-            .stdout(out.try_clone()?)
-            .stderr(out)
-            .spawn()
-            .with_context(|| format!("cannot start {name} ({})", command.get_program().display()))?;
-        self.owns(child.id())?;
-        Ok(child)
-    }
-
-    /// Where the daemon `name` writes.
-    pub(crate) fn log(&self, name: &str) -> PathBuf {
-        self.directory.join(format!("{name}.log"))
-    }
-
     /// Writes down a process that was just started.
     pub(crate) fn owns(&mut self, pid: u32) -> Result<()> {
         self.state.processes.extend(Identity::of(pid as i32));
         self.save()
-    }
-
-    /// Writes down files that a daemon makes elsewhere and does not remove itself.
-    pub(crate) fn owns_files(&mut self, files: impl IntoIterator<Item = PathBuf>) -> Result<()> {
-        self.state.outside.extend(files);
-        self.save()
-    }
-
-    /// Ends one daemon and waits for it; its mount goes down with it.
-    pub(crate) fn stop(&mut self, child: &mut Child) -> Result<()> {
-        if let Some(identity) = Identity::of(child.id() as i32) {
-            identity.end(PATIENCE)?;
-            self.state.processes.retain(|recorded| *recorded != identity);
-            self.save()?;
-        }
-        child.wait()?;
-        Ok(())
     }
 
     /// Ends, unmounts and removes everything.
@@ -146,7 +106,7 @@ impl Workplace {
             // Numbers and start times of another boot mean nothing now.
             let same_boot = left.boot_id == boot_id()?;
             let running = left.processes.into_iter().filter(|process| same_boot && process.runs());
-            self.state = State { processes: running.collect(), outside: left.outside, ..State::default() };
+            self.state = State { processes: running.collect(), ..State::default() };
             eprintln!("cleaning up after a run that crashed ({} processes left)", self.state.processes.len());
         }
         self.clear()
@@ -160,10 +120,6 @@ impl Workplace {
         }
         for mount in mount_points()?.iter().rev().filter(|mount| mount.starts_with(&self.directory)) {
             unmount(mount)?;
-        }
-        for file in std::mem::take(&mut self.state.outside) {
-            // Most of them were never made, or are gone.
-            let _ = fs::remove_file(file);
         }
         match fs::remove_dir_all(&self.directory) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -237,7 +193,8 @@ mod tests {
     fn a_crash_is_cleaned_up_by_the_next_one() {
         let directory = scratch("crash");
         let mut first = Workplace::open_at(&directory).unwrap();
-        let mut child = first.start("sleeper", Command::new("sleep").arg("1000")).unwrap();
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        first.owns(child.id()).unwrap();
         assert!(Workplace::open_at(&directory).err().unwrap().to_string().contains("in use"));
 
         // A crash: the lock goes with the process, nothing else does.

@@ -4,11 +4,11 @@ use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
+use ::tests::{Filer, Pattern};
 use anyhow::{Context, Result};
 
 use crate::interrupt;
-use crate::pattern::Pattern;
-use crate::upload::{Stream, Uploader};
+use crate::upload::{self, Watched};
 
 /// Small files in one directory.
 const FILES_PER_DIRECTORY: usize = 100;
@@ -49,18 +49,17 @@ impl DataSet {
 
     /// A data set of these sizes.
     pub(super) fn new(large: u64, small: usize) -> Self {
-        let path = "large.bin".to_owned();
         let small = (0..small)
             .map(|number| {
                 let path = format!("{}/d{:03}/f{number:06}.bin", Self::SMALL, number / FILES_PER_DIRECTORY);
-                let span = SMALL_SIZES.1 - SMALL_SIZES.0 + 1;
+                let pattern = Pattern::new(1 + number as u64);
                 let mut spread = [0; 8];
-                Pattern::of(&path).fill(0, &mut spread);
-                let size = SMALL_SIZES.0 + u64::from_le_bytes(spread) % span;
-                Small { pattern: Pattern::of(&path), path, size }
+                pattern.fill(0, &mut spread);
+                let size = SMALL_SIZES.0 + u64::from_le_bytes(spread) % (SMALL_SIZES.1 - SMALL_SIZES.0 + 1);
+                Small { path, size, pattern }
             })
             .collect();
-        Self { large: Large { pattern: Pattern::of(&path), path, size: large }, small }
+        Self { large: Large { path: "large.bin".to_owned(), size: large, pattern: Pattern::new(0) }, small }
     }
 
     /// Bytes of all files.
@@ -69,13 +68,17 @@ impl DataSet {
     }
 
     /// Writes all files; `progress` is told of bytes as they go out.
-    pub(super) fn write(&self, uploader: &Uploader, progress: impl Fn(u64) + Sync) -> Result<()> {
-        let put = |uploader: &Uploader, path: &str, pattern, size| {
-            let stream = Stream::new(pattern, size, |part| progress(part.len() as u64));
-            uploader.put(&format!("{}/{path}", Self::ROOT), size, stream)
+    pub(super) fn write(&self, filer: &Filer, progress: impl Fn(u64) + Sync) -> Result<()> {
+        let put = |path: &str, pattern: Pattern, size| {
+            let seen = |part: &[u8]| progress(part.len() as u64);
+            filer.put_reader(
+                &format!("{}/{path}", Self::ROOT),
+                Watched { inner: pattern.reader(size), seen },
+                "",
+            )
         };
-        put(uploader, &self.large.path, self.large.pattern, self.large.size)?;
-        uploader.each(&self.small, |uploader, file| put(uploader, &file.path, file.pattern, file.size))
+        put(&self.large.path, self.large.pattern, self.large.size)?;
+        upload::each(&self.small, |file| put(&file.path, file.pattern, file.size))
     }
 }
 

@@ -8,6 +8,7 @@ mod data;
 mod reader;
 mod report;
 mod statistics;
+mod verify;
 mod workloads;
 
 use std::fs;
@@ -24,13 +25,9 @@ use clap::ValueEnum;
 use self::data::DataSet;
 use self::report::{Host, Report, Setting};
 use self::workloads::{ALL, Sample, Site, Workload};
-use crate::cluster::Cluster;
-use crate::interrupt;
-use crate::mount::{Mounted, status_address};
 use crate::progress::Progress;
-use crate::upload::Uploader;
-use crate::workplace::Workplace;
-use crate::{cargo, setup};
+use crate::stage::Stage;
+use crate::{cargo, interrupt, setup};
 
 /// How long one repetition may take.
 const DEADLINE: Duration = Duration::from_secs(600);
@@ -113,7 +110,7 @@ pub(crate) fn command(options: &Options) -> Result<()> {
         },
         rows: Vec::new(),
     };
-    let mut bench = Bench::prepare(program, prepared.weed, Arc::clone(&data), reads)?;
+    let mut bench = Bench::prepare(Arc::clone(&data), reads)?;
     let measured = chosen.iter().try_for_each(|workload| {
         let [ours, weed] = bench.alternate(workload, reps, options.only)?;
         report.rows.extend(report::rows(workload.name, &ours, &weed));
@@ -128,30 +125,25 @@ pub(crate) fn command(options: &Options) -> Result<()> {
             fs::write(path, json).with_context(|| format!("cannot write {}", path.display()))?;
         }
     }
-    let closed = bench.place.close();
+    let closed = bench.stage.close();
     measured.and(closed)
 }
 
-/// The cluster with the data set, and the two programs that mount it.
+/// The cluster with the data set.
 struct Bench {
-    place: Workplace,
-    program: PathBuf,
-    weed: PathBuf,
-    cluster: Cluster,
+    stage: Stage,
     data: Arc<DataSet>,
     reads: usize,
 }
 
 impl Bench {
-    fn prepare(program: PathBuf, weed: PathBuf, data: Arc<DataSet>, reads: usize) -> Result<Self> {
-        let mut place = Workplace::open("bench")?;
-        eprintln!("starting SeaweedFS");
-        let cluster = Cluster::start(&mut place, &weed)?;
+    fn prepare(data: Arc<DataSet>, reads: usize) -> Result<Self> {
+        let stage = Stage::open("bench")?;
         let progress = Progress::bytes("writing the data set", data.bytes());
-        data.write(&Uploader::new(&cluster.filer), |bytes| progress.add(bytes))?;
+        data.write(&stage.cluster.filer(), |bytes| progress.add(bytes))?;
         progress.finish();
-        data::warm(&cluster.data)?;
-        Ok(Self { place, program, weed, cluster, data, reads })
+        stage.cluster.volume_servers().iter().try_for_each(|server| data::warm(&server.directory()))?;
+        Ok(Self { stage, data, reads })
     }
 
     /// Repetitions of a workload on both mounts: ours, and those of `weed mount`.
@@ -184,20 +176,13 @@ impl Bench {
 
     /// One repetition on a fresh mount.
     fn measure(&mut self, workload: &Workload, side: Side, repetition: usize) -> Result<Vec<Sample>> {
-        let filer = &self.cluster.filer;
-        let mut mounted = match side {
-            Side::Ours => Mounted::interceptor(
-                &mut self.place,
-                &self.program,
-                filer,
-                DataSet::ROOT,
-                &status_address()?,
-            )?,
-            Side::Weed => Mounted::weed(&mut self.place, &self.weed, filer, DataSet::ROOT)?,
+        let mut mount = match side {
+            Side::Ours => self.stage.interceptor(DataSet::ROOT)?,
+            Side::Weed => self.stage.weed(DataSet::ROOT)?,
         };
         let site = Site {
-            root: mounted.root.clone(),
-            daemon: mounted.daemon(),
+            root: mount.path().to_owned(),
+            daemon: mount.pid().cast_signed(),
             data: Arc::clone(&self.data),
             reads: self.reads,
             seed: repetition as u64,
@@ -211,9 +196,9 @@ impl Bench {
             Ok(samples)
         });
         // A daemon that ended explains more than the read that failed with it.
-        mounted.check(&self.place, side.program())?;
+        ensure!(mount.is_running(), "the daemon has ended:\n{}", mount.log()?);
         let samples = measured?;
-        mounted.unmount(&mut self.place)?;
+        mount.stop()?;
         Ok(samples)
     }
 }

@@ -1,7 +1,7 @@
 //! The application of the benchmark: plain loops of `pread` into a buffer that is used again.
 //!
 //! Every read is probed against the data set (a word in each page) while the clock runs, which costs both mounts the same 1 to 3
-//! percent at most and makes sure that no speed of wrong bytes is ever reported; [`compare`] looks at every byte, with no clock.
+//! percent at most and makes sure that no speed of wrong bytes is ever reported; [`verify::compare`](super::verify::compare) looks at every byte, with no clock.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -9,13 +9,13 @@ use std::path::Path;
 use std::thread;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::data::{Large, Small};
-use crate::pattern::Pattern;
+use super::verify::probe;
 
 /// Size of the reads of a sequential reader.
 const BLOCK: usize = 1 << 20;
@@ -145,32 +145,6 @@ pub(super) fn drop_pages<'a>(root: &Path, paths: impl Iterator<Item = &'a str>) 
     Ok(())
 }
 
-/// Fails unless every byte of the file is right.
-pub(super) fn compare(root: &Path, path: &str, size: u64, pattern: Pattern) -> Result<()> {
-    let handle = open(&root.join(path))?;
-    let mut buffer = vec![0; BLOCK];
-    let mut at = 0;
-    loop {
-        let got = handle.read_at(&mut buffer, at).with_context(|| format!("{path} at {at}"))?;
-        if got == 0 {
-            break;
-        }
-        if let Some(wrong) = pattern.first_difference(at, &buffer[..got]) {
-            bail!("WRONG BYTES in {path} at offset {wrong}");
-        }
-        at += got as u64;
-    }
-    ensure!(at == size, "{path} has {at} bytes, not {size}");
-    Ok(())
-}
-
 fn open(path: &Path) -> Result<File> {
     File::open(path).with_context(|| format!("cannot open {}", path.display()))
-}
-
-fn probe(pattern: Pattern, path: &str, offset: u64, data: &[u8]) -> Result<()> {
-    match pattern.probe(offset, data, offset / BLOCK as u64 + data.len() as u64) {
-        Some(wrong) => bail!("WRONG BYTES in {path} near offset {wrong}"),
-        None => Ok(()),
-    }
 }

@@ -10,8 +10,8 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 
 use super::data::{DataSet, Small};
-use super::reader;
 use super::statistics::quantile;
+use super::{reader, verify};
 use crate::process::cpu_seconds;
 
 /// A fresh mount to measure.
@@ -210,14 +210,14 @@ pub(super) const ALL: &[Workload] = &[
 
 fn compare_large(site: &Site) -> Result<()> {
     let large = &site.data.large;
-    reader::compare(&site.root, &large.path, large.size, large.pattern)
+    verify::compare(&site.root, &large.path, large.size, large.pattern)
 }
 
 fn compare_small(site: &Site) -> Result<()> {
     site.data
         .small
         .iter()
-        .try_for_each(|file| reader::compare(&site.root, &file.path, file.size, file.pattern))
+        .try_for_each(|file| verify::compare(&site.root, &file.path, file.size, file.pattern))
 }
 
 #[derive(Clone, Copy)]
@@ -286,13 +286,12 @@ mod tests {
     /// Every workload runs on any directory that holds the data set, mounted or not.
     #[test]
     fn workloads_need_nothing_but_a_directory() {
-        let root = std::env::temp_dir().join(format!("xtask-workloads-{}", std::process::id()));
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().to_owned();
         let data = DataSet::new(3 << 20, 5);
-        let write = |path: &str, size: u64, pattern: crate::pattern::Pattern| {
-            let mut bytes = vec![0; size as usize];
-            pattern.fill(0, &mut bytes);
+        let write = |path: &str, size: u64, pattern: ::tests::Pattern| {
             std::fs::create_dir_all(root.join(path).parent().unwrap()).unwrap();
-            std::fs::write(root.join(path), bytes).unwrap();
+            std::fs::write(root.join(path), pattern.bytes(0, size as usize)).unwrap();
         };
         write(&data.large.path, data.large.size, data.large.pattern);
         data.small.iter().for_each(|file| write(&file.path, file.size, file.pattern));
@@ -306,9 +305,8 @@ mod tests {
 
         // One wrong bit ends every measurement that could have met it.
         let file = &site.data.small[3];
-        write(&file.path, file.size, crate::pattern::Pattern::of("something else"));
+        write(&file.path, file.size, ::tests::Pattern::new(99));
         assert!(compare_small(&site).unwrap_err().to_string().contains("WRONG BYTES"));
         assert!(small(&site, Order::Names).unwrap_err().to_string().contains("WRONG BYTES"));
-        std::fs::remove_dir_all(&root).unwrap();
     }
 }

