@@ -40,7 +40,7 @@ pub use origin::{Cluster, Origin, OriginError};
 pub use version::FileVersion;
 
 use data::Segment;
-use grain::Access;
+use grain::{Access, Located};
 use layout::Layout;
 
 /// Why a read could not be answered.
@@ -166,11 +166,11 @@ impl Reader {
                     for located in grain::locate(&self.cache, chunk, range, access) {
                         match self.join(chunk, located.key) {
                             Joined::Landed(fetched) => {
-                                fetched.block.mark_read();
+                                self.note_use(&located, &fetched.block, sequential);
                                 parts.push(Some(Data::block(fetched.block, located.range)));
                             }
                             Joined::Waiting(outcome) => {
-                                missing.push((parts.len(), outcome, located.range));
+                                missing.push((parts.len(), outcome, located));
                                 parts.push(None);
                             }
                         }
@@ -186,22 +186,29 @@ impl Reader {
             self.metrics.read(Source::Registered, data.len() as u64, begun.elapsed());
             return Answer::Ready(data);
         }
-        let metrics = self.metrics.clone();
+        let reader = self.clone();
         Answer::Pending(
             async move {
                 let mut source = Source::Registered;
-                for (index, outcome, range) in missing {
+                for (index, outcome, located) in missing {
                     let fetched = outcome.await?;
-                    fetched.block.mark_read();
+                    reader.note_use(&located, &fetched.block, sequential);
                     source = fetched.source;
-                    parts[index] = Some(Data::block(fetched.block, range));
+                    parts[index] = Some(Data::block(fetched.block, located.range));
                 }
                 let data = Data::join(parts.into_iter().flatten().collect());
-                metrics.read(source, data.len() as u64, begun.elapsed());
+                reader.metrics.read(source, data.len() as u64, begun.elapsed());
                 Ok(data)
             }
             .boxed(),
         )
+    }
+
+    fn note_use(&self, located: &Located, block: &Block, sequential: bool) {
+        block.mark_read();
+        if sequential {
+            self.cache.consumed(&located.key, block, located.range.len());
+        }
     }
 
     /// The block under `key`, from the cache or from a fetch that this starts or joins.
