@@ -105,12 +105,12 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let outcome = match cli.command {
-        Command::Mount(_) => run_mount(&arguments, &matches),
-        Command::Status(options) => status::run(&options).map_err(Failure::from),
-        Command::Check(options) => return check::run(&options),
+        Command::Mount(_) => run_mount(&arguments, &matches).map(|()| ExitCode::SUCCESS),
+        Command::Status(options) => status::run(&options).map(|()| ExitCode::SUCCESS).map_err(Failure::from),
+        Command::Check(options) => check::run(&options).map_err(Failure::from),
     };
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(Failure::Usage(text)) => {
             eprintln!("error: {text}\n\nFor more information, try '--help'.");
             ExitCode::from(2)
