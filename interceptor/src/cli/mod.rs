@@ -36,7 +36,8 @@ Examples:
           cache-size = \"16GiB\"
           allow-other = true
 
-Stays in the foreground and prints `mounted MOUNTPOINT` on standard output when the mount answers.
+Stays in the foreground. When the mount answers, prints `mounted MOUNTPOINT` and `status URL` on
+standard output.
 Ctrl-C or SIGTERM unmounts; a second one does not wait for open files. Exits with 0 after an unmount,
 1 after a failure, 2 if the options are wrong.";
 
