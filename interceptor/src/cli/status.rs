@@ -116,8 +116,8 @@ impl fmt::Display for Text<'_> {
         };
         // The names of longer windows happen to sort first.
         line("hit ratio", &report.hit_ratio.iter().rev().map(ratio).collect::<Vec<_>>().join(", "))?;
-        if let (Some(nodes), Some(handles)) = (report.nodes, report.open_handles) {
-            line("kernel knows", &format_args!("{nodes} files and directories, {handles} open handles"))?;
+        if let Some(nodes) = report.nodes {
+            line("kernel knows", &format_args!("{nodes} files and directories"))?;
         }
         for (what, flows) in [("reads", &report.reads), ("fetches", &report.fetches)] {
             for (source, flow) in flows {

@@ -159,7 +159,6 @@ impl Status {
             subscription,
             cache: levels.cache,
             nodes: levels.nodes,
-            open_handles: levels.open_handles,
             reads: Source::ALL
                 .into_iter()
                 .map(|source| (label(source), Flow::from(&totals.reads[source as usize])))
