@@ -200,7 +200,8 @@ impl ClusterBuilder {
         args.extend([
             format!("-master={}", master.address()),
             format!("-defaultStoreDir={}", data.display()),
-            format!("-localSocket={}", data.join("socket").display()),
+            // Relative to where it runs: the full path may be too long for a socket.
+            format!("-localSocket={name}/socket"),
             format!("-maxMB={}", self.max_mb),
         ]);
         if self.encrypt {

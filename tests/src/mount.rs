@@ -118,7 +118,7 @@ impl MountBuilder {
                 command.arg(format!("-filer.path={}", self.filer_path));
                 command.arg(option("-dir=", &mount_point));
                 command.arg(option("-cacheDir=", &cache));
-                command.arg(option("-localSocket=", &home.path().join("socket")));
+                command.arg("-localSocket=socket");
                 command.args(self.args);
                 command
             }

@@ -48,7 +48,8 @@ impl Process {
         let name = command.get_program().to_string_lossy().into_owned();
         let out = File::options().create(true).append(true).open(log).context("opening a log file")?;
         let err = out.try_clone()?;
-        command.stdin(Stdio::null()).stdout(out).stderr(err);
+        // A group of its own: a Ctrl-C is for the program that started it, which ends its children in their order.
+        command.stdin(Stdio::null()).stdout(out).stderr(err).process_group(0);
         // SAFETY: between fork and exec the closure makes one system call and allocates nothing.
         unsafe {
             command.pre_exec(move || Ok(prctl::set_pdeathsig(orphan_signal)?));
