@@ -67,7 +67,7 @@ impl HttpSource {
         let mut attempts = Attempts::new(self.options.retry_time);
         let mut stale = None;
         let mut servers;
-        let mut reason = String::from("no server holds the volume");
+        let mut reason = String::new();
         loop {
             let found = self.locate(fid.volume, stale.as_ref()).await;
             let located = found.is_ok();
@@ -77,6 +77,9 @@ impl HttpSource {
                 // Without an answer from the filer, servers that were known before may still come back.
                 self.candidates(stale.take(), true)
             });
+            if located && candidates.places.is_empty() {
+                reason = "no server holds the volume".to_owned();
+            }
             let mut answers = Vec::with_capacity(candidates.places.len());
             for (place, name) in &candidates.places {
                 match self.ask(place, chunk, job).await {

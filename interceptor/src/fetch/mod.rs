@@ -87,6 +87,7 @@ pub fn must_fetch_whole(chunk: &Chunk) -> bool {
 /// Brings bytes of chunks.
 pub struct Fetcher {
     http: HttpSource,
+    metrics: Arc<Metrics>,
 }
 
 impl Fetcher {
@@ -97,7 +98,7 @@ impl Fetcher {
         metrics: Arc<Metrics>,
         options: Options,
     ) -> Self {
-        Self { http: HttpSource::new(lookup, security, metrics, options) }
+        Self { http: HttpSource::new(lookup, security, metrics.clone(), options), metrics }
     }
 
     /// Fetches the logical bytes `[offset, offset + dst.len())` of `chunk` into `dst`; they must lie within the chunk. What `dst`
@@ -121,15 +122,23 @@ impl Fetcher {
             };
             self.http.fetch(chunk, &mut job).await?;
         }
-        Ok(Fetched { source: Source::Http, elapsed: start.elapsed() })
+        Ok(self.fetched(length, start))
     }
 
     /// Fetches the whole needle of `chunk`, verified and decoded, whatever the chunk's size says: for a manifest, that is the size
     /// of what it lists. Needles of more than 64 MiB are refused.
     pub async fn read_needle(&self, chunk: &Chunk) -> Result<Bytes, FetchError> {
+        let start = Instant::now();
         let mut bytes = Vec::new();
         self.http.fetch(chunk, &mut Job::Gather { limit: MAX_GATHERED, bytes: &mut bytes }).await?;
+        self.fetched(bytes.len() as u64, start);
         Ok(bytes.into())
+    }
+
+    fn fetched(&self, bytes: u64, start: Instant) -> Fetched {
+        let fetched = Fetched { source: Source::Http, elapsed: start.elapsed() };
+        self.metrics.fetch(fetched.source, bytes, fetched.elapsed);
+        fetched
     }
 }
 

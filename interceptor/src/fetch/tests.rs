@@ -52,14 +52,14 @@ impl VolumeLookup for Lists {
 }
 
 fn fetcher(lists: &[&[&Scripted]]) -> (Fetcher, Arc<Lists>) {
-    fetcher_with(lists, false)
+    fetcher_with(lists, false, Duration::from_secs(60))
 }
 
-fn fetcher_with(lists: &[&[&Scripted]], then_fails: bool) -> (Fetcher, Arc<Lists>) {
+fn fetcher_with(lists: &[&[&Scripted]], then_fails: bool, retry_time: Duration) -> (Fetcher, Arc<Lists>) {
     let addresses = |list: &&[&Scripted]| list.iter().map(|s| s.address().to_owned()).collect();
     let lists = lists.iter().map(addresses).collect();
     let lists = Arc::new(Lists { lists, then_fails, lookups: AtomicUsize::new(0) });
-    let options = Options { retry_time: Duration::from_millis(1000), ..Options::default() };
+    let options = Options { retry_time, ..Options::default() };
     (Fetcher::new(lists.clone(), Arc::default(), Metrics::new(), options), lists)
 }
 
@@ -161,7 +161,7 @@ async fn a_server_that_comes_back_is_waited_for() {
 #[tokio::test]
 async fn servers_known_before_are_asked_again_while_the_filer_is_away() {
     let server = Scripted::start(|nth, _| if nth < 3 { send(500, &[], b"") } else { good() });
-    let (fetcher, lists) = fetcher_with(&[&[&server]], true);
+    let (fetcher, lists) = fetcher_with(&[&[&server]], true, Duration::from_secs(60));
     assert_eq!(read(&fetcher).await.unwrap(), DATA);
     assert!(lists.lookups.load(SeqCst) > 1);
 }
@@ -170,7 +170,7 @@ async fn servers_known_before_are_asked_again_while_the_filer_is_away() {
 async fn waiting_for_servers_has_an_end() {
     let server = Scripted::always(send(500, &[], b""));
     for lists in [&[&[&server][..]][..], &[&[]], &[]] {
-        let (fetcher, _) = fetcher(lists);
+        let (fetcher, _) = fetcher_with(lists, false, Duration::from_millis(200));
         let error = read(&fetcher).await.unwrap_err();
         assert!(matches!(error, FetchError::Unreachable { .. }), "{error}");
     }

@@ -10,11 +10,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    AccessFlags, BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    KernelConfig, LockOwner, OpenAccMode, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags,
-    ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
-    ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
-    WriteFlags,
+    AccessFlags, BsdFileFlags, Errno, FileHandle, Filesystem, Generation, INodeNo, InitFlags, KernelConfig,
+    LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyBmap,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
+    ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use super::attr::{errno, file_attr, no_attr};
@@ -23,17 +22,11 @@ use super::handles::Handles;
 use super::statfs::{self, SpaceCache};
 use super::xattr;
 use crate::namespace::{Answer, Found, Namespace, NamespaceError, NodeId, Stat};
-use crate::read::{self, FileVersion, Reader};
-use crate::seaweed::entry::{Content, Kind};
+use crate::read::{self, Reader};
+use crate::seaweed::entry::Content;
 
 /// How many requests the kernel may have under way in the background (readahead); its default of 12 starves it.
 const MAX_BACKGROUND: u16 = 256;
-
-/// An open file.
-pub(super) struct OpenFile {
-    node: NodeId,
-    version: Arc<FileVersion>,
-}
 
 /// What the request threads share with the tasks they start.
 pub(super) struct Shared {
@@ -41,7 +34,6 @@ pub(super) struct Shared {
     pub(super) reader: Arc<Reader>,
     pub(super) space: Arc<SpaceCache>,
     pub(super) runtime: tokio::runtime::Handle,
-    pub(super) files: Handles<OpenFile>,
     pub(super) directories: Handles<DirectoryHandle>,
 }
 
@@ -67,16 +59,6 @@ impl Shared {
         reply: impl FnOnce(Result<Stat, NamespaceError>) + Send + 'static,
     ) {
         self.answer(self.namespace.attributes(node), reply);
-    }
-
-    fn open(&self, node: NodeId) -> Result<u64, Errno> {
-        let opened = self.namespace.open(node).map_err(|error| errno(&error))?;
-        if opened.entry.attr.kind == Kind::Directory {
-            self.namespace.close(node);
-            return Err(Errno::EISDIR);
-        }
-        let version = opened.version.get_or_init(|| FileVersion::new(&opened.path, opened.entry)).clone();
-        Ok(self.files.insert(OpenFile { node, version }))
     }
 }
 
@@ -165,61 +147,35 @@ impl Filesystem for MountedTree {
         });
     }
 
-    fn open(&self, _: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        if flags.acc_mode() != OpenAccMode::O_RDONLY || flags.0 & libc::O_TRUNC != 0 {
-            return reply.error(Errno::EROFS);
-        }
-        match self.0.open(node.0) {
-            // The node is one version: its pages stay right, and there is nothing to flush.
-            Ok(number) => {
-                reply.opened(FileHandle(number), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
-            }
-            Err(errno) => reply.error(errno),
-        }
-    }
-
     fn read(
         &self,
         _: &Request,
-        _: INodeNo,
-        handle: FileHandle,
+        node: INodeNo,
+        _: FileHandle,
         offset: u64,
         size: u32,
         _: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let Some(handle) = self.0.files.get(handle.0) else { return reply.error(Errno::EBADF) };
+        let version = match self.0.namespace.version(node.0) {
+            Ok(version) => version,
+            Err(error) => return reply.error(errno(&error)),
+        };
         let len = size as usize;
         // Reading ahead starts tasks.
         let _runtime = self.0.runtime.enter();
-        match self.0.reader.read(&handle.version, offset, len) {
+        match self.0.reader.read(&version, offset, len) {
             read::Answer::Ready(data) => reply.data(&data),
             read::Answer::Pending(data) => self.0.spawn(async move {
                 match data.await {
                     Ok(data) => reply.data(&data),
                     Err(error) => {
-                        tracing::warn!(path = handle.version.path(), offset, len, %error, "read failed");
+                        tracing::warn!(path = version.path(), offset, len, %error, "read failed");
                         reply.error(Errno::from_i32(error.errno()));
                     }
                 }
             }),
-        }
-    }
-
-    fn release(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        handle: FileHandle,
-        _: OpenFlags,
-        _: Option<LockOwner>,
-        _: bool,
-        reply: ReplyEmpty,
-    ) {
-        reply.ok();
-        if let Some(handle) = self.0.files.remove(handle.0) {
-            self.0.namespace.close(handle.node);
         }
     }
 
@@ -334,7 +290,10 @@ impl Filesystem for MountedTree {
         copy_file_range(INodeNo, FileHandle, u64, INodeNo, FileHandle, u64, u64, fuser::CopyFileRangeFlags) -> ReplyWrite;
     }
 
+    // Opens among them: a node is one version of a file, so a read needs no handle to say which bytes it means. Without
+    // the round trips of OPEN and RELEASE a small file in the page cache is read several times faster.
     left_to_kernel! {
+        open(INodeNo, OpenFlags) -> ReplyOpen;
         flush(INodeNo, FileHandle, LockOwner) -> ReplyEmpty;
         fsync(INodeNo, FileHandle, bool) -> ReplyEmpty;
         fsyncdir(INodeNo, FileHandle, bool) -> ReplyEmpty;

@@ -142,7 +142,6 @@ impl Mount {
             reader,
             space: SpaceCache::new(filer, runtime.clone()),
             runtime,
-            files: Handles::new(),
             directories: Handles::new(),
         });
 

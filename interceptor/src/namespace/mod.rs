@@ -35,7 +35,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -128,16 +128,6 @@ pub enum Answer<T> {
     Later(BoxFuture<'static, T>),
 }
 
-/// A node that was opened; must be given back with [`Namespace::close`].
-pub struct Opened {
-    /// Its content.
-    pub entry: Arc<Entry>,
-    /// The filer's path of the file.
-    pub path: String,
-    /// The place for the reader's view of this version, shared by all handles of the node.
-    pub version: Arc<OnceLock<Arc<FileVersion>>>,
-}
-
 /// The tree of a mount.
 pub struct Namespace {
     options: NamespaceOptions,
@@ -165,18 +155,18 @@ impl Namespace {
         state.nodes.forget(node, count);
     }
 
-    /// A file is opened. Needs nothing from the filer: the node says which bytes it is.
+    /// The bytes that a node stands for. Needs nothing from the filer.
     ///
     /// # Errors
     /// [`NamespaceError::Stale`] for a node that does not exist.
-    pub fn open(&self, node: NodeId) -> Result<Opened, NamespaceError> {
-        let mut state = self.state.lock();
-        let path = state.nodes.path(node);
-        let node = state.nodes.open(node).ok_or(NamespaceError::Stale)?;
-        Ok(Opened { entry: node.entry.clone(), path, version: node.version.clone() })
+    pub fn version(&self, node: NodeId) -> Result<Arc<FileVersion>, NamespaceError> {
+        let state = self.state.lock();
+        let found = state.nodes.get(node).ok_or(NamespaceError::Stale)?;
+        let make = || FileVersion::new(&state.nodes.path(node), found.entry.clone());
+        Ok(found.version.get_or_init(make).clone())
     }
 
-    /// A handle was closed.
+    /// A handle of a directory was closed.
     pub fn close(&self, node: NodeId) {
         self.state.lock().nodes.close(node);
     }

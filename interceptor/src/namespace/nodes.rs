@@ -31,6 +31,7 @@ pub(super) struct Node {
     /// Every name that the kernel knows it by; none once all of them are gone.
     pub(super) names: Vec<Place>,
     pub(super) lookups: u64,
+    /// Handles of a directory. Of a file's handles the kernel does not tell: while there are any it keeps its lookups.
     pub(super) opens: u64,
     /// How many live nodes have their home here.
     homes: usize,
@@ -38,8 +39,8 @@ pub(super) struct Node {
     pub(super) stale: bool,
     /// The epoch of the subscription and the time at which the attributes were the filer's.
     pub(super) checked: (u64, Instant),
-    /// Made when the file is opened first.
-    pub(super) version: Arc<OnceLock<Arc<FileVersion>>>,
+    /// Made when the file is read first.
+    pub(super) version: OnceLock<Arc<FileVersion>>,
     pub(super) directory: Option<Box<Directory>>,
 }
 
@@ -236,7 +237,7 @@ impl Nodes {
             homes: 0,
             stale: false,
             checked: (0, Instant::now()),
-            version: Arc::default(),
+            version: OnceLock::new(),
             directory,
         };
         self.nodes.insert(id, node);

@@ -104,13 +104,17 @@ impl fmt::Display for Failure {
             Failure::Silent(limit) => return write!(f, "no answer within {} s", limit.as_secs_f32()),
             Failure::Status(status) => status,
         };
-        f.write_str(status.message())?;
+        // Each layer repeats the text of those below it.
+        let mut text = status.message().to_owned();
         let mut source = status.source();
         while let Some(cause) = source {
-            write!(f, ": {cause}")?;
+            let cause_text = cause.to_string();
+            if !text.contains(&cause_text) && cause_text != "transport error" {
+                text = format!("{text}: {cause_text}");
+            }
             source = cause.source();
         }
-        Ok(())
+        f.write_str(&text)
     }
 }
 
@@ -259,5 +263,49 @@ impl Attempts<'_> {
     /// The error for an answer that is of no use.
     pub(super) fn refused(&self, message: String) -> FilerError {
         FilerError::Refused { filer: self.filer().address.clone(), rpc: self.rpc, message }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filers(count: u16) -> Filers {
+        let address = |i| ServerAddress { host: "127.0.0.1".into(), http_port: i, grpc_port: i };
+        Filers::new((1..=count).map(address).collect(), None).unwrap()
+    }
+
+    fn silent() -> Failure {
+        Failure::Silent(Duration::from_secs(10))
+    }
+
+    #[tokio::test]
+    async fn a_filer_that_does_not_answer_is_left_for_the_next() {
+        let filers = filers(2);
+        let mut attempts = filers.attempts("Test", Duration::ZERO);
+        assert!(attempts.failed(silent()).await.is_ok());
+        assert_eq!((attempts.filer().address.http_port, filers.current().0), (2, 1));
+        let FilerError::Unreachable { tried, .. } = attempts.failed(silent()).await.unwrap_err() else {
+            panic!("not unreachable");
+        };
+        assert_eq!(tried.iter().map(|(filer, _)| filer.http_port).collect::<Vec<_>>(), [1, 2]);
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_an_error_ends_the_call_and_moves_nobody() {
+        let filers = filers(2);
+        let failure = Failure::Status(Status::unknown("store is down"));
+        let error = filers.attempts("Test", Duration::from_secs(10)).failed(failure).await.unwrap_err();
+        assert!(matches!(error, FilerError::Refused { .. }), "{error}");
+        assert_eq!(filers.current().0, 0);
+    }
+
+    #[tokio::test]
+    async fn only_the_current_filer_can_be_left() {
+        let filers = filers(3);
+        filers.leave(2, &"test");
+        assert_eq!(filers.current().0, 0);
+        filers.leave(0, &"test");
+        assert_eq!(filers.current().0, 1);
     }
 }

@@ -151,6 +151,7 @@ impl FilerClient {
                         answer.into_inner().locations_map.remove(&volume.to_string()).unwrap_or_default();
                     return Ok(found.locations.into_iter().map(location).collect());
                 }
+                Err(Failure::Status(status)) if lacks_volume(&status, volume) => return Ok(Vec::new()),
                 Err(failure) => attempts.failed(failure).await?,
             }
         }
@@ -211,6 +212,11 @@ impl FilerClient {
 
 fn is_not_found(status: &Status) -> bool {
     status.code() == Code::NotFound || status.message().contains(NOT_FOUND)
+}
+
+/// Newer filers report a volume that nobody has as an error, older ones leave it out of the answer.
+fn lacks_volume(status: &Status, volume: u32) -> bool {
+    status.message().contains(&format!("volume id {volume} not found"))
 }
 
 fn location(raw: pb::Location) -> Location {

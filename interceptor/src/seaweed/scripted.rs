@@ -12,6 +12,8 @@ use parking_lot::Mutex;
 pub(crate) enum Step {
     /// Sends these bytes.
     Send(Vec<u8>),
+    /// Sends these bytes again and again until the client goes.
+    Repeat(Vec<u8>),
     /// Closes the connection in good order.
     Close,
     /// Breaks the connection.
@@ -101,6 +103,10 @@ fn serve(mut stream: TcpStream, log: &Log, script: &Script) {
                     if stream.write_all(&bytes).is_err() {
                         return;
                     }
+                }
+                Step::Repeat(bytes) => {
+                    while stream.write_all(&bytes).is_ok() {}
+                    return;
                 }
                 Step::Close => {
                     let _ = stream.shutdown(Shutdown::Write);

@@ -5,16 +5,16 @@
 //!
 //! 1. **Where to start.** A subscription begins at a position in the filer's log, not at the moment in which the filer
 //!    takes note of it. The position is the filer's own clock, asked for just before, less [`MARGIN`]: this host's clock
-//!    does not matter, and filers of one cluster whose clocks differ by less than the margin do not either. Events may
-//!    therefore tell of things that are known already.
+//!    does not matter, and a filer's log, which also has the events of its peers with the times of their clocks, may be
+//!    out of order by less than the margin. Events may therefore tell of things that are known already.
 //! 2. **[`Notice::Live`]** is sent with the first message, be it an event or a heartbeat; a filer without news sends a
 //!    heartbeat at once. Whoever reads an entry after that misses nothing: a change of it is logged after it was read,
 //!    so it lies behind the position and comes, or [`Notice::Lost`] comes.
 //! 3. **[`Notice::Lost`]** is sent when the stream fails, ends, or has been silent for [`SILENCE`] (filers send a
 //!    heartbeat every 5 s), and when calls have moved to another filer. From then on nothing that was cached may be
 //!    trusted unseen, also after the next `Live`: a filer that is killed forgets what it had not written to its log.
-//! 4. **Going on.** The next stream begins behind the last event that was handed over; at another filer again less
-//!    [`MARGIN`], because it may have merged the events in another order. Heartbeats do not move the position.
+//! 4. **Going on.** The next stream begins at the last event that was handed over, for the same reason less
+//!    [`MARGIN`]. Heartbeats do not move the position.
 
 use std::time::Duration;
 
@@ -31,8 +31,8 @@ use super::pb;
 
 /// How filers call this subscriber in their logs.
 const CLIENT_NAME: &str = "interceptor";
-/// How far the clocks of a cluster's filers may be apart.
-const MARGIN: Duration = Duration::from_secs(60);
+/// How far the clocks of a cluster's filers may be apart. It bounds what comes again after each interruption, too.
+const MARGIN: Duration = Duration::from_secs(10);
 /// After this long without a message the stream counts as lost: three heartbeats.
 const SILENCE: Duration = Duration::from_secs(15);
 /// First and longest pause between two streams.
@@ -79,17 +79,11 @@ struct Subscription {
     client_id: i32,
     /// Filers take a client's stream only if this is higher than that of the stream before.
     client_epoch: i32,
-    position: Option<Position>,
+    /// The latest event that was handed over, or the start, in ns since the epoch of the filer's clock.
+    position: Option<i64>,
     /// Whether the consumer was told last that the stream is alive; nothing before it was told anything.
     told: Option<bool>,
     pause: Duration,
-}
-
-/// How far a filer's log has been handed over.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Position {
-    filer: usize,
-    ts_ns: i64,
 }
 
 /// Why a stream is not followed any longer.
@@ -109,9 +103,8 @@ impl Subscription {
     async fn run(mut self) {
         let notices = self.notices.clone();
         loop {
-            let following = self.follow();
             let end = tokio::select! {
-                end = following => end,
+                end = self.follow() => end,
                 () = notices.closed() => return,
             };
             let End::Lost(reason) = end else { return };
@@ -136,51 +129,38 @@ impl Subscription {
     async fn follow(&mut self) -> End {
         let client = self.filer.clone();
         let mut moves = client.filers().watch();
-        moves.mark_unchanged();
         let (index, filer) = client.filers().current();
         let end = tokio::select! {
-            end = self.stream(index, filer) => end,
-            moved = moves.wait_for(|&current| current != index) => {
-                drop(moved);
+            end = self.stream(filer) => end,
+            _ = moves.wait_for(|&current| current != index) => {
                 return End::Lost(format!("calls have moved away from filer {}", filer.address));
             }
         };
-        if let End::Lost(reason) = &end {
-            client.filers().leave(index, reason);
-        }
-        end
+        let End::Lost(reason) = end else { return end };
+        client.filers().leave(index, &reason);
+        End::Lost(format!("filer {}: {reason}", filer.address))
     }
 
-    async fn stream(&mut self, index: usize, filer: &Filer) -> End {
-        match self.open(index, filer).await {
-            Ok(stream) => {
-                self.drain(stream, index).await.err().unwrap_or_else(|| End::Lost("filer ended it".into()))
-            }
-            Err(failure) => End::Lost(format!("filer {}: {failure}", filer.address)),
-        }
-    }
-
-    async fn open(
-        &mut self,
-        index: usize,
-        filer: &Filer,
-    ) -> Result<Streaming<pb::SubscribeMetadataResponse>, Failure> {
-        let mut stub = filer.events();
-        let margin = MARGIN.as_nanos() as i64;
-        let since_ns = match self.position {
-            Some(position) if position.filer == index => position.ts_ns,
-            Some(position) => position.ts_ns.saturating_sub(margin),
-            None => {
-                let answer = within(CALL_DEADLINE, stub.ping(pb::PingRequest {})).await?;
-                answer.into_inner().start_time_ns.saturating_sub(margin)
-            }
+    async fn stream(&mut self, filer: &Filer) -> End {
+        let stream = match self.open(filer).await {
+            Ok(stream) => stream,
+            Err(failure) => return failure.into(),
         };
-        self.position = Some(Position { filer: index, ts_ns: since_ns });
+        self.drain(stream).await.err().unwrap_or_else(|| End::Lost("it has ended the stream".into()))
+    }
+
+    async fn open(&mut self, filer: &Filer) -> Result<Streaming<pb::SubscribeMetadataResponse>, Failure> {
+        let mut stub = filer.events();
+        let position = match self.position {
+            Some(position) => position,
+            None => within(CALL_DEADLINE, stub.ping(pb::PingRequest {})).await?.into_inner().start_time_ns,
+        };
+        self.position = Some(position);
         self.client_epoch += 1;
         let request = pb::SubscribeMetadataRequest {
             client_name: CLIENT_NAME.into(),
             path_prefix: self.path_prefix.clone(),
-            since_ns,
+            since_ns: position.saturating_sub(MARGIN.as_nanos() as i64),
             client_id: self.client_id,
             client_epoch: self.client_epoch,
             client_supports_batching: true,
@@ -190,11 +170,7 @@ impl Subscription {
         Ok(within(SILENCE, stub.subscribe_metadata(request)).await?.into_inner())
     }
 
-    async fn drain(
-        &mut self,
-        mut stream: Streaming<pb::SubscribeMetadataResponse>,
-        index: usize,
-    ) -> Result<(), End> {
+    async fn drain(&mut self, mut stream: Streaming<pb::SubscribeMetadataResponse>) -> Result<(), End> {
         let client = self.filer.clone();
         while let Some(message) = within(SILENCE, stream.message()).await? {
             if self.told != Some(true) {
@@ -209,8 +185,7 @@ impl Subscription {
                 if let Some(change) = change {
                     self.send(Notice::Change(*change)).await?;
                 }
-                let before = self.position.map_or(ts_ns, |position| position.ts_ns);
-                self.position = Some(Position { filer: index, ts_ns: ts_ns.max(before) });
+                self.position = self.position.max(Some(ts_ns));
             }
         }
         Ok(())

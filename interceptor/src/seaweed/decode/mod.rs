@@ -28,6 +28,8 @@ const XATTR_NAME_MAX: usize = 255;
 const EXPIRES_S3: &str = "X-Seaweedfs-Expires-S3";
 /// The S3 gateway's versions of an object carry it; the filer does not expire those by their last change.
 const S3_VERSION_ID: &str = "Seaweed-X-Amz-Version-Id";
+/// Go's zero time, in s since the epoch.
+const GO_ZERO_TIME: i64 = -62_135_596_800;
 
 /// What is wrong with the content of an entry.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -82,7 +84,11 @@ pub(super) fn entry(raw: pb::Entry, owners: &Owners) -> Entry {
             gid: owners.groups.local(attributes.gid),
             size,
             mtime,
-            ctime: if attributes.ctime == 0 { mtime } else { time(attributes.ctime, attributes.ctime_ns) },
+            ctime: if is_unset(attributes.ctime) {
+                mtime
+            } else {
+                time(attributes.ctime, attributes.ctime_ns)
+            },
             crtime,
             nlink,
             rdev: attributes.rdev,
@@ -91,7 +97,7 @@ pub(super) fn entry(raw: pb::Entry, owners: &Owners) -> Entry {
         content,
         expires: expiry(
             attributes.ttl_sec,
-            if attributes.mtime == 0 { crtime } else { mtime },
+            if is_unset(attributes.mtime) { crtime } else { mtime },
             crtime,
             &raw.extended,
         ),
@@ -147,6 +153,11 @@ impl Source {
         let chunks = chunks::list(self.chunks)?;
         Ok(if size == 0 { Content::None } else { Content::Chunks(chunks.into()) })
     }
+}
+
+/// Whether a time, in s since the epoch, stands for none: 0, or the year 1 that Go makes of it.
+fn is_unset(seconds: i64) -> bool {
+    seconds == 0 || seconds == GO_ZERO_TIME
 }
 
 /// A time of the filer; nanoseconds that are none are left out.

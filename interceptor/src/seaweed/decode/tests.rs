@@ -107,6 +107,8 @@ fn times_and_their_fall_backs() {
     assert_eq!((entry.attr.mtime, entry.attr.ctime, entry.attr.crtime), (at(5, 7), at(5, 7), at(3, 0)));
     let changed = pb::FuseAttributes { ctime: 9, ctime_ns: 1, ..times_of(5) };
     assert_eq!(decode(file(changed)).attr.ctime, at(9, 1));
+    let unset = pb::FuseAttributes { ctime: GO_ZERO_TIME, ..times_of(5) };
+    assert_eq!(decode(file(unset)).attr.ctime, at(5, 0));
     assert_eq!(decode(file(times_of(-2))).attr.mtime, SystemTime::UNIX_EPOCH - Duration::from_secs(2));
 }
 

@@ -149,6 +149,17 @@ async fn silence_has_an_end() {
 }
 
 #[tokio::test]
+async fn an_answer_without_end_is_late() {
+    let piece = format!("{:x}\r\n{}\r\n", 50_000, "x".repeat(50_000)).into_bytes();
+    let head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
+    let server = Scripted::always(vec![Step::Send(head), Step::Repeat(piece)]);
+    let request = Request { authority: server.address(), target: "/", fields: &[] };
+    let deadline = Instant::now() + Duration::from_millis(50);
+    let outcome = async { body(client(Limits::default()).get(&request, deadline).await?).await }.await;
+    assert!(matches!(outcome, Err(HttpError::Deadline)));
+}
+
+#[tokio::test]
 async fn a_kept_connection_that_was_closed_is_replaced_once() {
     let server = Scripted::start(|nth, _| if nth == 1 { vec![Step::Close] } else { send(200, &[], b"ok") });
     let client = client(Limits::default());

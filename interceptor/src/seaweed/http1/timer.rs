@@ -56,7 +56,8 @@ impl Timer {
         match outcome.await {
             Some(outcome) => {
                 self.last_progress = Instant::now();
-                Ok(outcome?)
+                // Without this a server that always has more to say would never be late.
+                if self.last_progress > self.deadline { Err(HttpError::Deadline) } else { Ok(outcome?) }
             }
             None if Instant::now() >= self.deadline => Err(HttpError::Deadline),
             None => Err(HttpError::Stalled(self.stall)),

@@ -204,7 +204,7 @@ mod tests {
 
     #[test]
     fn faults_name_the_file_and_the_key() {
-        let fault = |text| security(text, &[]).err().expect("an error").to_string();
+        let fault = |text| security(text, &[]).expect_err("an error").to_string();
         assert!(fault("[jwt").contains("security.toml is no valid TOML"));
         assert!(fault("[jwt.signing.read]\nkey = 5").contains("`jwt.signing.read.key` must be text"));
         assert!(fault("[https.client]\nenabled = \"maybe\"").contains("`https.client.enabled` must be"));

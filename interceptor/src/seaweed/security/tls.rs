@@ -209,3 +209,129 @@ impl ServerCertVerifier for NamelessVerifier {
         self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+    use rustls::server::WebPkiClientVerifier;
+    use rustls::{ClientConnection, ServerConfig, ServerConnection};
+    use tempfile::TempDir;
+
+    /// An authority, with a certificate for the host `server` and one for a client, as files.
+    struct Authority {
+        directory: TempDir,
+        server: Arc<ServerConfig>,
+    }
+
+    impl Authority {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let mut params = CertificateParams::new([]).unwrap();
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            let key = KeyPair::generate().unwrap();
+            let ca = params.self_signed(&key).unwrap();
+            let issuer = Issuer::new(params, key);
+            let issue = |name: &str| {
+                let key = KeyPair::generate().unwrap();
+                let params = CertificateParams::new([name.to_owned()]).unwrap();
+                (params.signed_by(&key, &issuer).unwrap(), key)
+            };
+            let (client, client_key) = issue("client");
+            for (file, pem) in [("ca", ca.pem()), ("cert", client.pem()), ("key", client_key.serialize_pem())]
+            {
+                std::fs::write(directory.path().join(file), pem).unwrap();
+            }
+            let (server, server_key) = issue("server");
+            let mut roots = RootCertStore::empty();
+            roots.add(ca.der().clone()).unwrap();
+            let provider = Arc::new(ring::default_provider());
+            let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone());
+            let server = ServerConfig::builder_with_provider(provider)
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_client_cert_verifier(verifier.build().unwrap())
+                .with_single_cert(vec![server.der().clone()], server_key.into())
+                .unwrap();
+            Self { directory, server: Arc::new(server) }
+        }
+
+        /// The client that these keys of the configuration make; `$` in a value stands for the authority's directory.
+        fn client(
+            &self,
+            make: fn(&Settings<'_>) -> Result<Option<Arc<ClientConfig>>, SecurityError>,
+            keys: &[(&str, &str)],
+        ) -> Option<Arc<ClientConfig>> {
+            let find = |name: &str| {
+                let value = keys.iter().find(|(key, _)| *key == name)?.1;
+                Some(value.replace('$', self.directory.path().to_str().unwrap()))
+            };
+            make(&Settings::read(None, find).unwrap()).unwrap()
+        }
+    }
+
+    fn handshake(client: Arc<ClientConfig>, host: &str, server: &Authority) -> Result<(), rustls::Error> {
+        let mut client = ClientConnection::new(client, host.to_owned().try_into().unwrap())?;
+        let mut server = ServerConnection::new(server.server.clone())?;
+        while client.is_handshaking() || server.is_handshaking() {
+            let mut wire = Vec::new();
+            client.write_tls(&mut wire).unwrap();
+            server.read_tls(&mut wire.as_slice()).unwrap();
+            server.process_new_packets()?;
+            wire.clear();
+            server.write_tls(&mut wire).unwrap();
+            client.read_tls(&mut wire.as_slice()).unwrap();
+            client.process_new_packets()?;
+        }
+        Ok(())
+    }
+
+    const GRPC: [(&str, &str); 3] =
+        [("WEED_GRPC_CA", "$/ca"), ("WEED_GRPC_CLIENT_CERT", "$/cert"), ("WEED_GRPC_CLIENT_KEY", "$/key")];
+
+    const HTTPS: [(&str, &str); 4] = [
+        ("WEED_HTTPS_CLIENT_ENABLED", "true"),
+        ("WEED_HTTPS_CLIENT_CA", "$/ca"),
+        ("WEED_HTTPS_CLIENT_CERT", "$/cert"),
+        ("WEED_HTTPS_CLIENT_KEY", "$/key"),
+    ];
+
+    #[test]
+    fn grpc_trusts_the_authority_whatever_the_host_is_called() {
+        let (own, other) = (Authority::new(), Authority::new());
+        let client = own.client(grpc, &GRPC).unwrap();
+        handshake(client.clone(), "elsewhere", &own).unwrap();
+        assert!(matches!(handshake(client, "server", &other), Err(rustls::Error::InvalidCertificate(_))));
+    }
+
+    #[test]
+    fn grpc_takes_the_newer_names_and_needs_all_three_files() {
+        let own = Authority::new();
+        let newer = [
+            ("WEED_GRPC_CA", "$/ca"),
+            ("WEED_GRPC_CLIENT_CLIENT_CERT", "$/cert"),
+            ("WEED_GRPC_CLIENT_CLIENT_KEY", "$/key"),
+        ];
+        handshake(own.client(grpc, &newer).unwrap(), "elsewhere", &own).unwrap();
+        assert!(own.client(grpc, &GRPC[..1]).is_none());
+        assert!(own.client(grpc, &GRPC[1..]).is_none());
+    }
+
+    #[test]
+    fn https_trusts_the_authority_and_the_right_host() {
+        let (own, other) = (Authority::new(), Authority::new());
+        let client = own.client(https, &HTTPS).unwrap();
+        handshake(client.clone(), "server", &own).unwrap();
+        for (host, server) in [("elsewhere", &own), ("server", &other)] {
+            let outcome = handshake(client.clone(), host, server);
+            assert!(matches!(outcome, Err(rustls::Error::InvalidCertificate(_))), "{outcome:?}");
+        }
+    }
+
+    #[test]
+    fn https_trusts_anybody_if_told_so() {
+        let own = Authority::new();
+        let keys = [&HTTPS[..1], &HTTPS[2..], &[("WEED_HTTPS_CLIENT_INSECURE_SKIP_VERIFY", "true")]].concat();
+        handshake(own.client(https, &keys).unwrap(), "elsewhere", &own).unwrap();
+    }
+}

@@ -85,8 +85,10 @@ impl VolumeClient {
         let mut body = self.whole(place, chunk.fid, deadline).await?;
         let gzip = is_gzip(body.head())?;
         let total = if !gzip && chunk.cipher_key.is_none() {
-            if let Some(total) = body.head().content_length().filter(|&total| total < needed) {
-                return Err(VolumeError::Length { needed, found: total });
+            match body.head().content_length() {
+                Some(found) if found < needed => return Err(VolumeError::Length { needed, found }),
+                Some(found) if found > MAX_NEEDLE => return Err(VolumeError::TooLarge(MAX_NEEDLE)),
+                _ => {}
             }
             body.skip(offset).await?;
             body.fill(dst).await?;
