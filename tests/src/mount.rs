@@ -77,6 +77,20 @@ impl MountBuilder {
         self
     }
 
+    /// Adds arguments of the mounting program.
+    #[must_use]
+    pub fn args<A: Into<OsString>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
+        self.args.extend(args.into_iter().map(Into::into));
+        self
+    }
+
+    /// Runs the daemon without the cluster's `security.toml`.
+    #[must_use]
+    pub fn no_security(mut self) -> Self {
+        self.security = None;
+        self
+    }
+
     /// Sets a variable in the daemon's environment.
     #[must_use]
     pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
@@ -100,10 +114,12 @@ impl MountBuilder {
         };
         let cache = home.path().join("cache");
         fs::create_dir(&cache)?;
-        if let Some(security) = &self.security {
-            fs::copy(security, home.path().join("security.toml"))
-                .with_context(|| format!("copying {}", security.display()))?;
-        }
+        // An empty one keeps the host's own settings out.
+        let security = match &self.security {
+            Some(path) => fs::read(path).with_context(|| format!("reading {}", path.display()))?,
+            None => Vec::new(),
+        };
+        fs::write(home.path().join("security.toml"), security)?;
         let mut command = match self.kind {
             Kind::Interceptor => {
                 let mut command = Command::new(interceptor_program()?);
@@ -303,10 +319,9 @@ impl Mount {
                 Kind::Weed => (device(path).ok()? != below && fs::read_dir(path).is_ok()).then_some(()),
                 Kind::Interceptor => {
                     let log = fs::read_to_string(process.log()).ok()?;
-                    let mut lines = log.lines().skip_while(|line| *line != mounted);
-                    lines.next()?;
-                    let url = lines.find_map(|line| line.strip_prefix("status "))?;
-                    *status = Some(url.trim_end_matches('/').to_owned());
+                    log.lines().find(|line| *line == mounted)?;
+                    let url = log.lines().find_map(|line| Some(line.split_once("status API at ")?.1));
+                    *status = url.map(|url| url.trim_end_matches('/').to_owned());
                     Some(())
                 }
             }

@@ -1,0 +1,159 @@
+//! Volume servers that answer badly: short, wrong, late, not at all. A proxy before a real one makes it so.
+//!
+//! Whatever arrives, a read gives the right bytes or EIO, in time, and the mount serves everything else.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use tests::{Cluster, Fault, Mount, Pattern, data, eventually, host, reading};
+
+/// No read may take longer: the mount retries for six seconds, and notices a stall in time.
+const PATIENCE: Duration = Duration::from_secs(60);
+const SIZE: usize = 3_000_000;
+
+fn mount(cluster: &Cluster) -> Mount {
+    match std::env::var("MOUNT_UNDER_TEST").as_deref() {
+        Ok("weed") => Mount::builder(cluster).arg("-volumeServerAccess=publicUrl"),
+        _ => Mount::builder(cluster).args(["--volume-server-access", "publicUrl"]),
+    }
+    .start()
+    .unwrap()
+}
+
+/// Each fault gets a file of its own, which nothing has cached.
+fn faults() -> [(&'static str, Fault); 6] {
+    [
+        ("refused", Fault::Refuse),
+        ("no head", Fault::CutAfter(20)),
+        ("short", Fault::CutAfter(100_000)),
+        ("wrong", Fault::Corrupt(50_000)),
+        ("stalled in the head", Fault::StallAfter(10)),
+        ("stalled in the body", Fault::StallAfter(100_000)),
+    ]
+}
+
+#[test]
+fn the_only_server_answers_badly_and_then_well() {
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = Cluster::builder().max_mb(1).proxied().start().unwrap();
+    let filer = cluster.filer();
+    for (index, (name, _)) in faults().into_iter().enumerate() {
+        filer.put(&format!("/faults/{name}"), &Pattern::new(index as u64).bytes(0, SIZE), "").unwrap();
+    }
+    let good = Pattern::new(99).bytes(0, SIZE);
+    filer.put("/faults/good", &good, "").unwrap();
+    let mut mount = mount(&cluster);
+    let proxy = &cluster.proxies()[0];
+    for (index, (name, fault)) in faults().into_iter().enumerate() {
+        let expected = Pattern::new(index as u64).bytes(0, SIZE);
+        let path = mount.file(&format!("/faults/{name}"));
+        proxy.set(fault);
+        let before = proxy.accepted();
+        let started = Instant::now();
+        let result = fs::read(&path);
+        let took = started.elapsed();
+        assert!(took < PATIENCE, "{name}: an answer after {took:?}");
+        assert!(proxy.accepted() > before, "{name}: the read went another way");
+        match result {
+            // A single wrong byte may hit a request that is tried again with other bounds.
+            Ok(read) => data::assert_same(name, &read, &expected),
+            Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EIO), "{name}: {error}"),
+        }
+        assert!(mount.is_running(), "{name}");
+        proxy.set(Fault::None);
+        let healed = eventually("a good read", PATIENCE, || fs::read(&path).ok()).unwrap();
+        data::assert_same(name, &healed, &expected);
+    }
+    reading::verify(&mount.file("/faults/good"), &good);
+}
+
+#[test]
+fn a_fault_that_passes_is_ridden_out() {
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = Cluster::builder().max_mb(1).proxied().start().unwrap();
+    let filer = cluster.filer();
+    let passing = [("refused", Fault::Refuse), ("short", Fault::CutAfter(100_000))];
+    for (name, _) in passing {
+        filer.put(&format!("/passing/{name}"), &Pattern::new(1).bytes(0, SIZE), "").unwrap();
+    }
+    let mount = mount(&cluster);
+    let proxy = &cluster.proxies()[0];
+    for (name, fault) in passing {
+        let path = mount.file(&format!("/passing/{name}"));
+        fs::metadata(&path).unwrap();
+        proxy.set(fault);
+        let before = proxy.accepted();
+        let read = std::thread::scope(|scope| {
+            let reader = scope.spawn(|| fs::read(&path));
+            eventually("a broken try", PATIENCE, || (proxy.accepted() > before).then_some(())).unwrap();
+            proxy.set(Fault::None);
+            reader.join().unwrap()
+        });
+        data::assert_same(name, &read.unwrap(), &Pattern::new(1).bytes(0, SIZE));
+    }
+}
+
+#[test]
+fn a_good_copy_stands_in_for_a_bad_one() {
+    if !host::can_mount() {
+        return;
+    }
+    let cluster =
+        Cluster::builder().volume_servers(2).replication("001").max_mb(1).proxied().start().unwrap();
+    let filer = cluster.filer();
+    for (index, (name, _)) in faults().into_iter().enumerate() {
+        filer.put(&format!("/copies/{name}"), &Pattern::new(index as u64).bytes(0, SIZE), "").unwrap();
+    }
+    let mount = mount(&cluster);
+    for (index, (name, fault)) in faults().into_iter().enumerate() {
+        cluster.proxies()[index % 2].set(fault);
+        let started = Instant::now();
+        let read = fs::read(mount.file(&format!("/copies/{name}")));
+        let took = started.elapsed();
+        let read = read.unwrap_or_else(|error| panic!("{name}: {error} after {took:?}"));
+        data::assert_same(name, &read, &Pattern::new(index as u64).bytes(0, SIZE));
+        assert!(took < PATIENCE, "{name}: an answer after {took:?}");
+        cluster.proxies()[index % 2].set(Fault::None);
+    }
+}
+
+#[test]
+fn a_chunk_that_no_server_has() {
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = Cluster::builder().max_mb(1).start().unwrap();
+    let filer = cluster.filer();
+    let content = Pattern::new(1).bytes(0, SIZE);
+    filer.put("/missing", &content, "").unwrap();
+    filer.put("/other", &content, "").unwrap();
+    let mut mount = Mount::builder(&cluster).start().unwrap();
+    let chunk = filer.chunks("/missing").unwrap()[1].clone();
+    let fid = chunk["file_id"].as_str().unwrap();
+    assert_eq!(chunk["offset"], 1 << 20);
+    let address = cluster.volume_servers()[0].address();
+    ureq::delete(format!("http://{address}/{fid}")).call().unwrap();
+    // A server remembers deleted needles, and gives them to readers that ask, until it is restarted.
+    cluster.volume_servers()[0].kill();
+    cluster.restart_volume_server(0).unwrap();
+
+    let path = mount.file("/missing");
+    let started = Instant::now();
+    let error = fs::read(&path).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EIO));
+    assert!(started.elapsed() < PATIENCE, "EIO after {:?}", started.elapsed());
+    let file = fs::File::open(&path).unwrap();
+    let mut tail = vec![0; SIZE - (2 << 20)];
+    let read = eventually("the chunk behind", PATIENCE, || {
+        reading::forget(&path).ok()?;
+        reading::read_full(&file, &mut tail, 2 << 20).ok()
+    });
+    assert_eq!(read.unwrap(), tail.len());
+    data::assert_same("the chunk behind", &tail, &content[2 << 20..]);
+    reading::verify(&mount.file("/other"), &content);
+    assert!(mount.is_running());
+}
