@@ -11,7 +11,8 @@ use clap::Args;
 use super::size::ByteSize;
 use crate::telemetry::report::{API_VERSION, Flow, Report};
 
-/// The daemon answers from memory: if it takes longer than this, something is wrong with it.
+/// The daemon answers from memory, or says within three seconds what hangs: if it takes longer than this, something is
+/// wrong with it.
 const DEADLINE: Duration = Duration::from_secs(5);
 
 /// More than any report has.
