@@ -398,13 +398,6 @@ impl Server {
         crate::process::tail(&self.log())
     }
 
-    /// Where weed serves gRPC to its neighbours on this host: a socket named after the port, which it leaves there.
-    #[must_use]
-    pub fn grpc_socket(&self) -> PathBuf {
-        let role = self.name.trim_end_matches(|digit: char| digit.is_ascii_digit());
-        format!("/tmp/seaweedfs-{role}-grpc-{}.sock", self.lease.grpc()).into()
-    }
-
     /// SIGKILL. It stays down until restarted through the [`Cluster`].
     pub fn kill(&self) {
         if let Some(mut process) = self.process().take() {
@@ -477,7 +470,9 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         drop(self.process().take());
-        let _ = fs::remove_file(self.grpc_socket());
+        // weed serves gRPC to its neighbours on this host through a socket named after the port, and leaves it there.
+        let role = self.name.trim_end_matches(|digit: char| digit.is_ascii_digit());
+        let _ = fs::remove_file(format!("/tmp/seaweedfs-{role}-grpc-{}.sock", self.lease.grpc()));
     }
 }
 

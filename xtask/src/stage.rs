@@ -32,7 +32,6 @@ impl Stage {
         let cluster = builder.start().context("cannot start SeaweedFS")?;
         for server in cluster.volume_servers().iter().chain(cluster.filers()).chain([cluster.master()]) {
             server.pid().map_or(Ok(()), |pid| place.owns(pid))?;
-            place.owns_file(server.grpc_socket())?;
         }
         interrupt::check()?;
         Ok(Self { cluster, place })

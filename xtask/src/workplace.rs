@@ -29,8 +29,6 @@ const PATIENCE: Duration = Duration::from_secs(10);
 struct State {
     boot_id: String,
     processes: Vec<Identity>,
-    /// What the processes leave outside of the directory when they are killed.
-    outside: Vec<PathBuf>,
 }
 
 /// The right to use one directory below `target/`, with everything that was started in it.
@@ -86,12 +84,6 @@ impl Workplace {
         self.save()
     }
 
-    /// Writes down a file that a process makes elsewhere.
-    pub(crate) fn owns_file(&mut self, file: PathBuf) -> Result<()> {
-        self.state.outside.push(file);
-        self.save()
-    }
-
     /// Ends, unmounts and removes everything.
     pub(crate) fn close(mut self) -> Result<()> {
         self.clear()
@@ -114,7 +106,7 @@ impl Workplace {
             // Numbers and start times of another boot mean nothing now.
             let same_boot = left.boot_id == boot_id()?;
             let running = left.processes.into_iter().filter(|process| same_boot && process.runs());
-            self.state = State { processes: running.collect(), outside: left.outside, ..State::default() };
+            self.state = State { processes: running.collect(), ..State::default() };
             eprintln!("cleaning up after a run that crashed");
         }
         self.clear()
@@ -128,10 +120,6 @@ impl Workplace {
         }
         for mount in mount_points()?.iter().rev().filter(|mount| mount.starts_with(&self.directory)) {
             unmount(mount)?;
-        }
-        for file in std::mem::take(&mut self.state.outside) {
-            // Gone already, unless its process was killed.
-            let _ = fs::remove_file(file);
         }
         match fs::remove_dir_all(&self.directory) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
