@@ -35,6 +35,7 @@ pub struct ClusterBuilder {
     filers: usize,
     replication: String,
     max_mb: u32,
+    inline_below: u32,
     encrypt: bool,
     read_key: Option<String>,
     proxied: bool,
@@ -74,6 +75,13 @@ impl ClusterBuilder {
     #[must_use]
     pub fn max_mb(mut self, size: u32) -> Self {
         self.max_mb = size;
+        self
+    }
+
+    /// The filers keep the content of smaller files (in bytes) in the entry.
+    #[must_use]
+    pub fn inline_below(mut self, size: u32) -> Self {
+        self.inline_below = size;
         self
     }
 
@@ -203,6 +211,7 @@ impl ClusterBuilder {
             // Relative to where it runs: the full path may be too long for a socket.
             format!("-localSocket={name}/socket"),
             format!("-maxMB={}", self.max_mb),
+            format!("-saveToFilerLimit={}", self.inline_below),
         ]);
         if self.encrypt {
             args.push("-encryptVolumeData".into());
@@ -232,6 +241,7 @@ impl Cluster {
             filers: 1,
             replication: "000".into(),
             max_mb: 4,
+            inline_below: 0,
             encrypt: false,
             read_key: None,
             proxied: false,

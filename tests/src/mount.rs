@@ -49,6 +49,12 @@ pub struct MountBuilder {
 }
 
 impl MountBuilder {
+    /// Which program will mount, for options that the two spell differently.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
     /// Mounts this directory of the filer instead of `/`.
     #[must_use]
     pub fn filer_path(mut self, path: &str) -> Self {

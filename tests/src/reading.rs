@@ -60,6 +60,18 @@ pub fn random(path: &Path, expected: &[u8], seed: u64, count: usize) {
     }
 }
 
+/// The error number of a read of the whole file that must fail.
+///
+/// # Panics
+/// When it succeeds.
+#[track_caller]
+pub fn error_of(path: &Path) -> i32 {
+    match fs::read(path) {
+        Ok(bytes) => panic!("{}: {} bytes were read instead of an error", path.display(), bytes.len()),
+        Err(error) => error.raw_os_error().unwrap_or_else(|| panic!("{}: {error}", path.display())),
+    }
+}
+
 /// Reads at `offset` until the buffer is full or the file ends; the number of bytes read.
 ///
 /// # Errors

@@ -32,8 +32,7 @@ fn reads_need_the_right_key() {
     let none = Mount::builder(&cluster).no_security().start().unwrap();
     for (what, mut mount) in [("a wrong key", wrong), ("no key", none)] {
         assert_eq!(fs::metadata(mount.file("/guarded")).unwrap().len(), 2_500_000, "{what}");
-        let error = fs::read(mount.file("/guarded")).expect_err(what);
-        assert_eq!(error.raw_os_error(), Some(libc::EIO), "{what}");
+        assert_eq!(reading::error_of(&mount.file("/guarded")), libc::EIO, "{what}");
         assert!(mount.is_running(), "{what}");
     }
 }

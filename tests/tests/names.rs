@@ -17,7 +17,7 @@ use tests::{Cluster, Mount, Pattern, Shared, eventually, host, reading};
 static CLUSTER: Shared<Cluster> = Shared::new();
 
 fn cluster() -> Arc<Cluster> {
-    CLUSTER.get(|| Cluster::builder().start().unwrap())
+    CLUSTER.get(|| Cluster::builder().inline_below(4096).start().unwrap())
 }
 
 #[test]
@@ -27,14 +27,14 @@ fn ten_thousand_files_in_one_directory() {
         return;
     }
     let cluster = cluster();
-    let content = |index: usize| format!("content of file {index}").repeat(index % 7);
+    // Some are empty, some lie in their entry, some in a chunk.
+    let content = |index: usize| format!("content of file {index}").repeat(index % 7 * 50);
     thread::scope(|scope| {
         for worker in 0..4 {
             let filer = cluster.filer();
             scope.spawn(move || {
                 for index in (worker..FILES).step_by(4) {
-                    let query = if index % 10 == 0 { "" } else { "saveInside=true" };
-                    filer.put(&format!("/many/file {index}"), content(index).as_bytes(), query).unwrap();
+                    filer.put(&format!("/many/file {index}"), content(index).as_bytes(), "").unwrap();
                 }
             });
         }
@@ -142,8 +142,8 @@ fn inline_and_empty_files() {
     }
     let cluster = cluster();
     let filer = cluster.filer();
-    let content = Pattern::new(1).bytes(0, 30_000);
-    filer.put("/small/inline", &content, "saveInside=true").unwrap();
+    let content = Pattern::new(1).bytes(0, 4000);
+    filer.put("/small/inline", &content, "").unwrap();
     filer.put("/small/empty", b"", "").unwrap();
     filer.mkdir("/small/nothing in it").unwrap();
     assert!(filer.chunks("/small/inline").unwrap().is_empty(), "the content is in the entry");

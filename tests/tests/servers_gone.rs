@@ -89,8 +89,7 @@ fn the_only_volume_server_is_killed_and_comes_back_in_mid_read() {
     assert_eq!(fs::metadata(&path).unwrap().len(), SIZE);
     cluster.volume_servers()[0].kill();
     let started = Instant::now();
-    let error = fs::read(&path).unwrap_err();
-    assert_eq!(error.raw_os_error(), Some(libc::EIO));
+    assert_eq!(reading::error_of(&path), libc::EIO);
     assert!(started.elapsed() < PATIENCE, "EIO came after {:?}", started.elapsed());
     assert!(mount.is_running());
     cluster.restart_volume_server(0).unwrap();

@@ -32,7 +32,7 @@ use futures::future::BoxFuture;
 use tokio::runtime::Handle;
 
 use crate::cache::{Block, BlockKey, Cache, Flights, Interrupted, Joined, PrefetchOutcome, Reservation};
-use crate::seaweed::entry::Chunk;
+use crate::seaweed::entry::{Chunk, Content, Entry};
 use crate::telemetry::metrics::{Metrics, Outcome, Source, Trigger};
 
 pub use data::Data;
@@ -81,7 +81,11 @@ pub struct Reader {
     max_window: u64,
     sequential: Arc<dyn PrefetchOutcome>,
     hot: Arc<dyn PrefetchOutcome>,
+    next_file: Arc<dyn PrefetchOutcome>,
 }
+
+/// Files up to this size, in bytes, are fetched whole when their turn seems to come.
+pub const SMALL_FILE: u64 = 1 << 20;
 
 /// What a flight brings: the block and where it came from.
 #[derive(Clone)]
@@ -115,6 +119,7 @@ impl Reader {
             flights: Flights::new(runtime),
             sequential: counted(Trigger::Sequential),
             hot: counted(Trigger::Hot),
+            next_file: counted(Trigger::NextFile),
             cache,
             origin,
             metrics,
@@ -262,6 +267,17 @@ impl Reader {
             }
         }
         advice.sequential
+    }
+
+    /// Starts to fetch a file of at most [`SMALL_FILE`] bytes that is expected to be read next; others are left alone.
+    /// Returns whether there was room for it.
+    pub fn fetch_small_file(self: &Arc<Self>, entry: &Entry) -> bool {
+        let Content::Chunks(chunks) = &entry.content else { return true };
+        if entry.attr.size > SMALL_FILE || chunks.iter().any(|chunk| chunk.is_manifest) {
+            return true;
+        }
+        let worth = |chunk: &&Chunk| (1..=SMALL_FILE).contains(&chunk.size);
+        chunks.iter().filter(worth).all(|chunk| self.fetch_ahead(chunk, &(0..chunk.size), &self.next_file))
     }
 
     /// Starts to fetch the blocks of `chunk` that hold `range`, unless they are there or on their way. Returns whether
