@@ -325,9 +325,10 @@ impl Mount {
                 Kind::Weed => (device(path).ok()? != below && fs::read_dir(path).is_ok()).then_some(()),
                 Kind::Interceptor => {
                     let log = fs::read_to_string(process.log()).ok()?;
-                    log.lines().find(|line| *line == mounted)?;
-                    let url = log.lines().find_map(|line| Some(line.split_once("status API at ")?.1));
-                    *status = url.map(|url| url.trim_end_matches('/').to_owned());
+                    let mut lines = log.lines().skip_while(|line| *line != mounted);
+                    lines.next()?;
+                    let url = lines.find_map(|line| line.strip_prefix("status "))?;
+                    *status = Some(url.trim_end_matches('/').to_owned());
                     Some(())
                 }
             }

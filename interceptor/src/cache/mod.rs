@@ -11,6 +11,11 @@
 //! [`Cache::reserve`] before it allocates, so that a burst of misses waits instead of growing the process; speculative
 //! fetches use [`Cache::try_reserve`] and are simply not made when there is no room.
 //!
+//! A sequential reader's bytes stay in the mount's page cache, in front of this one. So a block that a stream has read to
+//! its end is given up at once ([`Cache::consumed`]) and its memory, still warm in the CPU's caches, takes the next block
+//! of the stream: a long scan runs through a few buffers and pushes nothing out. Its name is remembered; if it has to be
+//! fetched a second time, the page cache did not keep it, and then it stays.
+//!
 //! [`Flights`] makes sure that one block is fetched once however many readers miss it.
 
 mod buffer;
@@ -18,7 +23,7 @@ mod flight;
 
 use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use quick_cache::{OptionsBuilder, Weighter};
 use rdma_engine::FileId;
@@ -62,6 +67,8 @@ pub struct Block {
     /// Set while the block was fetched on speculation and nobody has read it.
     unread_prefetch: AtomicBool,
     outcome: Option<Arc<dyn PrefetchOutcome>>,
+    /// How many bytes sequential readers have taken.
+    streamed: AtomicUsize,
 }
 
 /// Is told, once for each block that was fetched before it was asked for, whether that paid.
@@ -75,12 +82,17 @@ pub trait PrefetchOutcome: std::fmt::Debug + Send + Sync {
 impl Block {
     /// A block that a reader asked for.
     pub fn demanded(bytes: Buffer) -> Self {
-        Self { bytes, unread_prefetch: AtomicBool::new(false), outcome: None }
+        Self { bytes, unread_prefetch: AtomicBool::new(false), outcome: None, streamed: AtomicUsize::new(0) }
     }
 
     /// A block that was fetched on speculation.
     pub fn prefetched(bytes: Buffer, outcome: Arc<dyn PrefetchOutcome>) -> Self {
-        Self { bytes, unread_prefetch: AtomicBool::new(true), outcome: Some(outcome) }
+        Self {
+            bytes,
+            unread_prefetch: AtomicBool::new(true),
+            outcome: Some(outcome),
+            streamed: AtomicUsize::new(0),
+        }
     }
 
     /// Says that a reader uses the block, which settles the outcome of a prefetch.
@@ -139,6 +151,9 @@ const FILL_UNIT: usize = 4096;
 /// their first use, so it must hold what several streams have been run ahead.
 const HOT_SHARE: f64 = 0.75;
 
+/// How many consumed blocks are remembered by name: 64 GiB of blocks of 4 MiB, for about 1 MiB of memory.
+const REMEMBERED: usize = 16 << 10;
+
 /// The smallest budget that still lets a few chunks of common size be fetched at once.
 pub const MIN_CAPACITY: u64 = 16 << 20;
 
@@ -149,6 +164,8 @@ pub struct Reservation(#[allow(dead_code, reason = "held for its drop")] OwnedSe
 /// The block cache of a mount.
 pub struct Cache {
     blocks: quick_cache::sync::Cache<BlockKey, Arc<Block>, ByBytes>,
+    /// Names of blocks that streams consumed.
+    consumed: quick_cache::sync::Cache<BlockKey, ()>,
     pool: Arc<Pool>,
     fill: Arc<Semaphore>,
     fill_bytes: usize,
@@ -180,6 +197,7 @@ impl Cache {
         );
         Self {
             blocks,
+            consumed: quick_cache::sync::Cache::new(REMEMBERED),
             pool: Pool::new(fill_bytes),
             fill: Arc::new(Semaphore::new(fill_bytes / FILL_UNIT)),
             fill_bytes,
@@ -200,6 +218,17 @@ impl Cache {
     /// Puts a block into the index; what the policy likes less goes.
     pub fn insert(&self, key: BlockKey, block: Arc<Block>) {
         self.blocks.insert(key, block);
+    }
+
+    /// A stream has read `bytes` of the block under `key`. Once it has read all of them the block is given up, unless it
+    /// was given up before and had to be fetched again.
+    pub fn consumed(&self, key: &BlockKey, block: &Block, bytes: usize) {
+        let before = block.streamed.fetch_add(bytes, Ordering::Relaxed);
+        let is_end = before < block.len() && before + bytes >= block.len();
+        if is_end && self.consumed.get(key).is_none() {
+            self.consumed.insert(*key, ());
+            self.blocks.remove(key);
+        }
     }
 
     /// Takes a block out of the index.
@@ -311,6 +340,21 @@ mod tests {
         let cache = Cache::new(MIN_CAPACITY);
         drop(cache.reserve(1 << 30).await);
         drop(cache.reserve(1 << 30).await);
+    }
+
+    #[test]
+    fn a_streamed_block_goes_when_it_was_read_and_stays_when_it_comes_back() {
+        let cache = Cache::new(MIN_CAPACITY);
+        fill(&cache, 1, 100_000);
+        let block = cache.get(&key(1)).unwrap();
+        cache.consumed(&key(1), &block, 60_000);
+        assert!(cache.contains(&key(1)));
+        cache.consumed(&key(1), &block, 40_000);
+        assert!(!cache.contains(&key(1)));
+        fill(&cache, 1, 100_000);
+        let block = cache.get(&key(1)).unwrap();
+        cache.consumed(&key(1), &block, 100_000);
+        assert!(cache.contains(&key(1)));
     }
 
     #[derive(Debug, Default)]

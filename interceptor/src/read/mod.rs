@@ -32,7 +32,7 @@ use futures::future::BoxFuture;
 use tokio::runtime::Handle;
 
 use crate::cache::{Block, BlockKey, Cache, Flights, Interrupted, Joined, PrefetchOutcome, Reservation};
-use crate::seaweed::entry::Chunk;
+use crate::seaweed::entry::{Chunk, Content, Entry};
 use crate::telemetry::metrics::{Metrics, Outcome, Source, Trigger};
 
 pub use data::Data;
@@ -40,7 +40,7 @@ pub use origin::{Cluster, Origin, OriginError};
 pub use version::FileVersion;
 
 use data::Segment;
-use grain::Access;
+use grain::{Access, Located};
 use layout::Layout;
 
 /// Why a read could not be answered.
@@ -81,7 +81,11 @@ pub struct Reader {
     max_window: u64,
     sequential: Arc<dyn PrefetchOutcome>,
     hot: Arc<dyn PrefetchOutcome>,
+    next_file: Arc<dyn PrefetchOutcome>,
 }
+
+/// Files up to this size, in bytes, are fetched whole when their turn seems to come.
+pub const SMALL_FILE: u64 = 1 << 20;
 
 /// What a flight brings: the block and where it came from.
 #[derive(Clone)]
@@ -115,6 +119,7 @@ impl Reader {
             flights: Flights::new(runtime),
             sequential: counted(Trigger::Sequential),
             hot: counted(Trigger::Hot),
+            next_file: counted(Trigger::NextFile),
             cache,
             origin,
             metrics,
@@ -166,11 +171,11 @@ impl Reader {
                     for located in grain::locate(&self.cache, chunk, range, access) {
                         match self.join(chunk, located.key) {
                             Joined::Landed(fetched) => {
-                                fetched.block.mark_read();
+                                self.note_use(&located, &fetched.block, sequential);
                                 parts.push(Some(Data::block(fetched.block, located.range)));
                             }
                             Joined::Waiting(outcome) => {
-                                missing.push((parts.len(), outcome, located.range));
+                                missing.push((parts.len(), outcome, located));
                                 parts.push(None);
                             }
                         }
@@ -186,22 +191,29 @@ impl Reader {
             self.metrics.read(Source::Registered, data.len() as u64, begun.elapsed());
             return Answer::Ready(data);
         }
-        let metrics = self.metrics.clone();
+        let reader = self.clone();
         Answer::Pending(
             async move {
                 let mut source = Source::Registered;
-                for (index, outcome, range) in missing {
+                for (index, outcome, located) in missing {
                     let fetched = outcome.await?;
-                    fetched.block.mark_read();
+                    reader.note_use(&located, &fetched.block, sequential);
                     source = fetched.source;
-                    parts[index] = Some(Data::block(fetched.block, range));
+                    parts[index] = Some(Data::block(fetched.block, located.range));
                 }
                 let data = Data::join(parts.into_iter().flatten().collect());
-                metrics.read(source, data.len() as u64, begun.elapsed());
+                reader.metrics.read(source, data.len() as u64, begun.elapsed());
                 Ok(data)
             }
             .boxed(),
         )
+    }
+
+    fn note_use(&self, located: &Located, block: &Block, sequential: bool) {
+        block.mark_read();
+        if sequential {
+            self.cache.consumed(&located.key, block, located.range.len());
+        }
     }
 
     /// The block under `key`, from the cache or from a fetch that this starts or joins.
@@ -255,6 +267,17 @@ impl Reader {
             }
         }
         advice.sequential
+    }
+
+    /// Starts to fetch a file of at most [`SMALL_FILE`] bytes that is expected to be read next; others are left alone.
+    /// Returns whether there was room for it.
+    pub fn fetch_small_file(self: &Arc<Self>, entry: &Entry) -> bool {
+        let Content::Chunks(chunks) = &entry.content else { return true };
+        if entry.attr.size > SMALL_FILE || chunks.iter().any(|chunk| chunk.is_manifest) {
+            return true;
+        }
+        let worth = |chunk: &&Chunk| (1..=SMALL_FILE).contains(&chunk.size);
+        chunks.iter().filter(worth).all(|chunk| self.fetch_ahead(chunk, &(0..chunk.size), &self.next_file))
     }
 
     /// Starts to fetch the blocks of `chunk` that hold `range`, unless they are there or on their way. Returns whether
