@@ -9,6 +9,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -37,7 +38,7 @@ pub struct ClusterBuilder {
     max_mb: u32,
     inline_below: u32,
     encrypt: bool,
-    read_key: Option<String>,
+    settings: String,
     proxied: bool,
     volume_size_limit_mb: u32,
 }
@@ -92,11 +93,17 @@ impl ClusterBuilder {
         self
     }
 
-    /// Volume servers demand a token signed with `key` for reads; the cluster's `security.toml` holds it.
+    /// Adds to the cluster's `security.toml`, which servers, `weed mount` and mounts of this cluster obey.
     #[must_use]
-    pub fn read_key(mut self, key: &str) -> Self {
-        self.read_key = Some(key.to_owned());
+    pub fn settings(mut self, toml: &str) -> Self {
+        self.settings.push_str(toml);
         self
+    }
+
+    /// Volume servers demand a token signed with `key` for reads.
+    #[must_use]
+    pub fn read_key(self, key: &str) -> Self {
+        self.settings(&format!("[jwt.signing.read]\nkey = \"{key}\"\nexpires_after_seconds = 60\n"))
     }
 
     /// Puts a [`FaultProxy`] before each volume server and announces it as the server's public URL.
@@ -128,13 +135,7 @@ impl ClusterBuilder {
             }
         };
         fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
-        let security = match &self.read_key {
-            Some(key) => {
-                format!("[jwt.signing.read]\nkey = \"{key}\"\nexpires_after_seconds = 60\n")
-            }
-            None => String::new(),
-        };
-        fs::write(directory.join("security.toml"), security)?;
+        fs::write(directory.join("security.toml"), &self.settings)?;
 
         let grace = if temporary.is_some() { Duration::ZERO } else { Duration::from_secs(5) };
         let launch = Launch { program, directory: directory.clone(), grace };
@@ -243,7 +244,7 @@ impl Cluster {
             max_mb: 4,
             inline_below: 0,
             encrypt: false,
-            read_key: None,
+            settings: String::new(),
             proxied: false,
             volume_size_limit_mb: 1024,
         }
@@ -334,7 +335,8 @@ impl Cluster {
     }
 
     fn await_volume_server(&self, volume: &Server) -> anyhow::Result<()> {
-        volume.await_answer("/healthz")?;
+        // Not by HTTP: it may ask for TLS.
+        volume.await_that("an open port", || TcpStream::connect(volume.address()).ok().map(drop))?;
         let wanted = Value::from(volume.address());
         let known = || {
             let status: Value = serde_json::from_slice(&self.master.get("/dir/status").ok()?).ok()?;

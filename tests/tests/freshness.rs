@@ -87,6 +87,19 @@ fn each_kind_of_change_is_seen_within_a_second() {
             || filer.delete("/seen/moved").unwrap(),
             || !at("moved").exists() && names(&mount.file("/seen")) == ["file"],
         );
+        filer.put("/seen/directory/inside/file", &content, "").unwrap();
+        eventually("a directory", PROMISE, || fs::read(at("directory/inside/file")).ok()).unwrap();
+        within_a_second(
+            "a rename of a directory",
+            || filer.rename("/seen/directory", "/seen/elsewhere").unwrap(),
+            || !at("directory/inside/file").exists() && at("elsewhere/inside/file").exists(),
+        );
+        assert_eq!(fs::read(at("elsewhere/inside/file")).unwrap(), content);
+        within_a_second(
+            "a deletion of a directory",
+            || filer.delete("/seen/elsewhere").unwrap(),
+            || !at("elsewhere/inside").exists() && names(&mount.file("/seen")) == ["file"],
+        );
     }
 }
 

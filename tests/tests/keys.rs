@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use tests::mount::Kind;
 use tests::{Cluster, Mount, Pattern, host, reading};
 
 #[test]
@@ -26,6 +27,15 @@ fn reads_need_the_right_key() {
         .start()
         .unwrap();
     reading::verify(&by_environment.file("/guarded"), &content);
+
+    // The filer signs for those who go through it.
+    let through_filer = Mount::builder(&cluster).no_security();
+    let through_filer = match through_filer.kind() {
+        Kind::Interceptor => through_filer.args(["--volume-server-access", "filerProxy"]),
+        Kind::Weed => through_filer.arg("-volumeServerAccess=filerProxy"),
+    };
+    let through_filer = through_filer.start().unwrap();
+    reading::verify(&through_filer.file("/guarded"), &content);
 
     let wrong =
         Mount::builder(&cluster).no_security().env("WEED_JWT_SIGNING_READ_KEY", "guessed").start().unwrap();

@@ -315,3 +315,15 @@ fn files_with_a_time_to_live_vanish() {
     let listed = || fs::read_dir(mount.file("/fleeting")).unwrap().count() == 0;
     eventually("its end in the listing", Duration::from_secs(10), || listed().then_some(())).unwrap();
 }
+
+#[test]
+fn the_size_of_the_file_system_is_told() {
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = cluster();
+    let mount = Mount::builder(&cluster).start().unwrap();
+    let told = nix::sys::statvfs::statvfs(mount.path()).unwrap();
+    assert_eq!(told.name_max(), 255);
+    assert!(told.blocks() > 0 && told.blocks_free() > 0 && told.blocks_free() <= told.blocks(), "{told:?}");
+}
