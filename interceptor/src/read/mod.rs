@@ -30,6 +30,7 @@ use std::time::Instant;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 
 use crate::cache::{Block, BlockKey, Cache, Flights, Interrupted, Joined, PrefetchOutcome, Reservation};
 use crate::seaweed::entry::{Chunk, Content, Entry};
@@ -82,6 +83,9 @@ pub struct Reader {
     sequential: Arc<dyn PrefetchOutcome>,
     hot: Arc<dyn PrefetchOutcome>,
     next_file: Arc<dyn PrefetchOutcome>,
+    /// Held by the fetch of a hot chunk. One at a time, so that random readers, who wait for small pieces meanwhile, do not
+    /// wait behind a crowd of large ones.
+    promoting: Arc<Semaphore>,
 }
 
 /// Files up to this size, in bytes, are fetched whole when their turn seems to come.
@@ -120,6 +124,7 @@ impl Reader {
             sequential: counted(Trigger::Sequential),
             hot: counted(Trigger::Hot),
             next_file: counted(Trigger::NextFile),
+            promoting: Arc::new(Semaphore::new(1)),
             cache,
             origin,
             metrics,
@@ -181,7 +186,7 @@ impl Reader {
                         }
                     }
                     if access == (Access::Random { hot: true }) {
-                        self.fetch_ahead(chunk, &(0..chunk.size), &self.hot);
+                        self.promote(chunk);
                     }
                 }
             }
@@ -269,6 +274,19 @@ impl Reader {
         advice.sequential
     }
 
+    /// Starts to fetch all of a chunk that is read at random again and again, unless another is being promoted.
+    fn promote(self: &Arc<Self>, chunk: &Chunk) {
+        for key in grain::large_blocks(chunk, &(0..chunk.size)) {
+            if !self.is_wanted(&key) {
+                continue;
+            }
+            let Ok(turn) = self.promoting.clone().try_acquire_owned() else { return };
+            if !self.start(chunk, key, &self.hot, turn) {
+                return;
+            }
+        }
+    }
+
     /// Starts to fetch a file of at most [`SMALL_FILE`] bytes that is expected to be read next; others are left alone.
     /// Returns whether there was room for it.
     pub fn fetch_small_file(self: &Arc<Self>, entry: &Entry) -> bool {
@@ -288,21 +306,31 @@ impl Reader {
         range: &std::ops::Range<u64>,
         outcome: &Arc<dyn PrefetchOutcome>,
     ) -> bool {
-        for key in grain::large_blocks(chunk, range) {
-            if self.cache.contains(&key) || self.flights.contains(&key) {
-                continue;
-            }
-            let Some(reservation) = self.cache.try_reserve(grain::span(chunk, key.part).1) else {
-                return false;
-            };
-            let (reader, chunk, outcome) = (self.clone(), chunk.clone(), outcome.clone());
-            // Whether this fetch or one that another thread just began is the one that runs, the block will come.
-            let _ = self.flights.join(
-                key,
-                || None,
-                || reader.fill(chunk, key, reservation, move |buffer| Block::prefetched(buffer, outcome)),
-            );
-        }
+        let wanted = |key: &BlockKey| self.is_wanted(key);
+        grain::large_blocks(chunk, range).filter(wanted).all(|key| self.start(chunk, key, outcome, ()))
+    }
+
+    fn is_wanted(&self, key: &BlockKey) -> bool {
+        !self.cache.contains(key) && !self.flights.contains(key)
+    }
+
+    /// Starts to fetch a block that nobody has asked for, holding `token` until it is there. Returns whether there was
+    /// room for it.
+    fn start(
+        self: &Arc<Self>,
+        chunk: &Chunk,
+        key: BlockKey,
+        outcome: &Arc<dyn PrefetchOutcome>,
+        token: impl Send + 'static,
+    ) -> bool {
+        let Some(reservation) = self.cache.try_reserve(grain::span(chunk, key.part).1) else { return false };
+        let (reader, chunk, outcome) = (self.clone(), chunk.clone(), outcome.clone());
+        let fetch = async move {
+            let _token = token;
+            reader.fill(chunk, key, reservation, |buffer| Block::prefetched(buffer, outcome)).await
+        };
+        // If another thread was faster, its fetch brings the block and this one is dropped.
+        let _ = self.flights.join(key, || None, || fetch);
         true
     }
 }
