@@ -152,16 +152,18 @@ impl ClusterBuilder {
             }
             volumes.push(self.volume(&launch, index, lease, &master, extra)?);
         }
-        let filers = (0..self.filers)
-            .map(|index| self.filer(&launch, index, &master))
-            .collect::<anyhow::Result<Vec<_>>>()?;
-        let cluster = Cluster { filers, volumes, master, proxies, directory, _temporary: temporary };
+        let filers = vec![self.filer(&launch, 0, &master)?];
+        let mut cluster = Cluster { filers, volumes, master, proxies, directory, _temporary: temporary };
         cluster.master.await_answer("/cluster/healthz")?;
         for volume in &cluster.volumes {
             cluster.await_volume_server(volume)?;
         }
-        for filer in &cluster.filers {
-            await_filer(filer)?;
+        await_filer(&cluster.filers[0])?;
+        // A new filer copies the tree of those that are there, and gives up if one does not answer yet.
+        for index in 1..self.filers {
+            let filer = self.filer(&launch, index, &cluster.master)?;
+            await_filer(&filer)?;
+            cluster.filers.push(filer);
         }
         Ok(cluster)
     }
@@ -414,20 +416,6 @@ impl Server {
     pub fn kill(&self) {
         if let Some(mut process) = self.process().take() {
             process.kill();
-        }
-    }
-
-    /// Stops it with SIGSTOP: connections stay open and nothing answers, until [`Server::resume`].
-    pub fn pause(&self) {
-        if let Some(process) = self.process().as_mut() {
-            process.signal(Signal::SIGSTOP);
-        }
-    }
-
-    /// Undoes [`Server::pause`].
-    pub fn resume(&self) {
-        if let Some(process) = self.process().as_mut() {
-            process.signal(Signal::SIGCONT);
         }
     }
 

@@ -270,15 +270,6 @@ impl Mount {
         Ok(samples.sum())
     }
 
-    /// Drops what the kernel has cached of every file system, so that reads reach the daemon again.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn drop_page_cache() -> anyhow::Result<()> {
-        nix::unistd::sync();
-        fs::write("/proc/sys/vm/drop_caches", "3").context("dropping the page cache")
-    }
-
     /// SIGKILL to the daemon. The mount point stays, dead, until this value is dropped.
     pub fn kill(&mut self) {
         self.process.kill();

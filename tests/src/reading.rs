@@ -88,10 +88,7 @@ pub fn read_full(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usiz
 }
 
 /// The content, read with buffers of `piece` bytes.
-///
-/// # Errors
-/// Those of the file.
-pub fn in_pieces(path: &Path, piece: usize) -> io::Result<Vec<u8>> {
+fn in_pieces(path: &Path, piece: usize) -> io::Result<Vec<u8>> {
     let mut file = File::open(path)?;
     let mut buffer = vec![0; piece];
     let mut bytes = Vec::new();
@@ -104,10 +101,7 @@ pub fn in_pieces(path: &Path, piece: usize) -> io::Result<Vec<u8>> {
 }
 
 /// The content, through a mapping.
-///
-/// # Errors
-/// When the file cannot be opened or mapped.
-pub fn mapped(path: &Path) -> io::Result<Vec<u8>> {
+fn mapped(path: &Path) -> io::Result<Vec<u8>> {
     let file = File::open(path)?;
     let Some(length) = NonZeroUsize::new(usize::try_from(file.metadata()?.len()).expect("a small file"))
     else {
@@ -124,10 +118,7 @@ pub fn mapped(path: &Path) -> io::Result<Vec<u8>> {
 }
 
 /// The content, past the page cache.
-///
-/// # Errors
-/// Those of the file.
-pub fn direct(path: &Path) -> io::Result<Vec<u8>> {
+fn direct(path: &Path) -> io::Result<Vec<u8>> {
     let mut file = File::options().read(true).custom_flags(libc::O_DIRECT).open(path)?;
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes)?;
