@@ -83,6 +83,14 @@ impl Attempts {
         self.passes
     }
 
+    /// By when a request that is sent now must be over, if one may take `longest`. Once a pass has failed, no request may
+    /// outlast the retry time, or a server that accepts requests and is silent would stretch it; but each has a second.
+    pub(super) fn deadline(&self, now: Instant, longest: Duration) -> Instant {
+        let latest =
+            self.first_failure.map(|first| (first + self.retry_time).max(now + Duration::from_secs(1)));
+        latest.map_or(now + longest, |latest| latest.min(now + longest))
+    }
+
     /// Notes that a pass failed, over locations that were looked up for it (`fresh`) or known from earlier.
     pub(super) fn failed(&mut self, verdict: Verdict, fresh: bool, now: Instant) -> Next {
         self.passes += 1;
@@ -132,6 +140,18 @@ mod tests {
         assert_eq!(pauses[..5], [0, 100, 150, 225, 337]);
         assert!(pauses.iter().sum::<u64>() <= 6000);
         assert!(pauses.len() > 6);
+    }
+
+    #[test]
+    fn requests_of_later_passes_end_with_the_retry_time() {
+        let mut attempts = Attempts::new(Duration::from_secs(6));
+        let start = Instant::now();
+        let longest = Duration::from_secs(30);
+        assert_eq!(attempts.deadline(start, longest), start + longest);
+        attempts.failed(Verdict::Open, false, start);
+        assert_eq!(attempts.deadline(start, longest), start + Duration::from_secs(6));
+        let late = start + Duration::from_secs(60);
+        assert_eq!(attempts.deadline(late, longest), late + Duration::from_secs(1));
     }
 
     #[test]

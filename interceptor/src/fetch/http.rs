@@ -82,7 +82,7 @@ impl HttpSource {
             }
             let mut answers = Vec::with_capacity(candidates.places.len());
             for (place, name) in &candidates.places {
-                match self.ask(place, chunk, job).await {
+                match self.ask(place, chunk, job, &attempts).await {
                     Ok(()) => return Ok(()),
                     Err(error) => {
                         reason = format!("{}: {error}", place.authority());
@@ -111,10 +111,16 @@ impl HttpSource {
     }
 
     /// Asks one server, again if it is busy.
-    async fn ask(&self, place: &Place, chunk: &Chunk, job: &mut Job<'_>) -> Result<(), VolumeError> {
+    async fn ask(
+        &self,
+        place: &Place,
+        chunk: &Chunk,
+        job: &mut Job<'_>,
+        attempts: &Attempts,
+    ) -> Result<(), VolumeError> {
         let mut pause = BUSY_PAUSE;
         for _ in 0..BUSY_RETRIES {
-            match self.ask_once(place, chunk, job).await {
+            match self.ask_once(place, chunk, job, self.deadline(attempts)).await {
                 Err(error) if error.class() == Class::Busy => {
                     self.metrics.fetch_error(Source::Http, error.reason());
                     tokio::time::sleep(pause).await;
@@ -123,11 +129,20 @@ impl HttpSource {
                 outcome => return outcome,
             }
         }
-        self.ask_once(place, chunk, job).await
+        self.ask_once(place, chunk, job, self.deadline(attempts)).await
     }
 
-    async fn ask_once(&self, place: &Place, chunk: &Chunk, job: &mut Job<'_>) -> Result<(), VolumeError> {
-        let deadline = Instant::now() + self.options.request_deadline;
+    fn deadline(&self, attempts: &Attempts) -> Instant {
+        attempts.deadline(Instant::now(), self.options.request_deadline)
+    }
+
+    async fn ask_once(
+        &self,
+        place: &Place,
+        chunk: &Chunk,
+        job: &mut Job<'_>,
+        deadline: Instant,
+    ) -> Result<(), VolumeError> {
         match job {
             Job::Range { offset, dst } => {
                 self.volumes.read_range(place, chunk.fid, *offset, dst, deadline).await

@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 use super::attr::{errno, file_attr, no_attr};
 use super::directory::DirectoryHandle;
 use super::handles::Handles;
-use super::statfs::{self, SpaceCache};
+use super::statfs::{self, MAX_NAME, SpaceCache};
 use super::xattr;
 use crate::namespace::{Answer, Found, Namespace, NamespaceError, NodeId, Stat};
 use crate::prefetch::Walks;
@@ -148,6 +148,9 @@ impl Filesystem for MountedTree {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        if name.len() > MAX_NAME as usize {
+            return reply.error(Errno::ENAMETOOLONG);
+        }
         // The filer's names are text: no other name can exist there.
         let Some(name) = name.to_str() else { return reply.error(Errno::ENOENT) };
         self.0.answer(self.0.namespace.lookup(parent.0, name), move |found| reply_entry(reply, found));

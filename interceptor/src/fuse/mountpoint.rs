@@ -3,7 +3,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
+use nix::sys::statvfs::statvfs;
 
 use super::MountOptions;
 use super::mountinfo::MountedAt;
@@ -138,12 +140,10 @@ pub(super) fn prepare(options: &MountOptions) -> Result<PathBuf, MountError> {
         }
         Err(error) => return Err(unusable(error)),
     };
-    let mut metadata = std::fs::metadata(&path);
-    if matches!(&metadata, Err(error) if error.raw_os_error() == Some(libc::ENOTCONN)) {
+    if is_dead(&path) {
         remove_dead(&path)?;
-        metadata = std::fs::metadata(&path);
     }
-    if !metadata.map_err(unusable)?.is_dir() {
+    if !std::fs::metadata(&path).map_err(unusable)?.is_dir() {
         return Err(MountError::NotDirectory { path });
     }
     if options.nonempty {
@@ -157,6 +157,14 @@ pub(super) fn prepare(options: &MountOptions) -> Result<PathBuf, MountError> {
         None => Ok(path),
         Some(_) => Err(MountError::NotEmpty { path }),
     }
+}
+
+/// Whether a mount is there whose daemon is gone. `statvfs` always has to ask the daemon, while the kernel may answer
+/// `stat` from what it remembers. Without a mount of FUSE there it is not asked, so that another file system that hangs
+/// does not matter here.
+fn is_dead(path: &Path) -> bool {
+    MountedAt::topmost(path).is_some_and(|mount| mount.fs_type.starts_with("fuse"))
+        && statvfs(path).is_err_and(|error| error == Errno::ENOTCONN)
 }
 
 fn remove_dead(path: &Path) -> Result<(), MountError> {

@@ -83,4 +83,4 @@ pub(super) fn reply(space: Space, reply: ReplyStatfs) {
 }
 
 /// The longest name in bytes that the kernel takes.
-const MAX_NAME: u32 = 255;
+pub(super) const MAX_NAME: u32 = 255;

@@ -26,6 +26,10 @@ impl Intake {
 
     /// The entry of `directory`, unless it has no legal name.
     pub(super) fn entry(&self, directory: &str, raw: pb::Entry) -> Option<Entry> {
+        // The record of the root, which filers make when something is written through a mount of it.
+        if raw.name.is_empty() && directory == "/" {
+            return None;
+        }
         if !is_legal(&raw.name) {
             let name = raw.name;
             self.tell(format!("entry {name:?} of {directory:?} is left out: no file can have this name"));
