@@ -15,6 +15,7 @@
 
 mod buffer;
 mod flight;
+pub mod policy;
 
 use std::ops::Deref;
 use std::sync::Arc;
