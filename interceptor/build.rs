@@ -3,6 +3,7 @@
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=proto/filer.proto");
     let descriptors = protox::compile(["filer.proto"], ["proto"])?;
-    tonic_prost_build::configure().build_server(false).bytes(".").compile_fds(descriptors)?;
+    // Bytes fields stay `Vec`: as slices of the receive buffer a few kept bytes would hold all of it.
+    tonic_prost_build::configure().build_server(false).compile_fds(descriptors)?;
     Ok(())
 }

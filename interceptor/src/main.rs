@@ -1,3 +1,8 @@
 //! The `interceptor` program.
 
-fn main() {}
+use std::env;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    interceptor::cli::main(env::args_os())
+}

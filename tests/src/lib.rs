@@ -1,1 +1,59 @@
-//! Fixtures of the end-to-end suites.
+//! Fixtures of the end-to-end suites: a real SeaweedFS, real mounts, broken networks.
+//!
+//! A suite (`tests/tests/*.rs`) is about one theme. It starts a [`Cluster`] of real `weed` processes on loopback ports,
+//! writes through the [`Filer`] (or through a [`Mount`] of `weed` itself), mounts the same tree with `interceptor mount`
+//! and compares what is read there with what was written.
+//!
+//! ```text
+//!  Pattern ──put──► Filer ──HTTP──► weed filer ──► weed volume ◄── FaultProxy ◄─┐
+//!     │                                 ▲                 ▲                     │
+//!     └────────── compare ◄── std::fs ◄─┴── Mount (interceptor mount | weed mount)
+//! ```
+//!
+//! Rules that every fixture keeps:
+//! * **Nothing is left behind.** A process ends when its owner is dropped, a mount is taken down even if its daemon is
+//!   dead, and all of them end with the test program, however that ends ([`process`]).
+//! * **Nothing waits blindly.** Readiness is a condition polled until a deadline ([`eventually`]).
+//! * **Nothing leaves this host.** Every server binds 127.0.0.1 on ports leased for its lifetime ([`ports`]).
+//! * **A machine that lacks something skips loudly.** See [`host`].
+
+pub mod cluster;
+pub mod data;
+pub mod filer;
+pub mod host;
+pub mod mount;
+pub mod ports;
+pub mod process;
+pub mod proxy;
+pub mod shared;
+pub mod weed;
+
+pub use cluster::{Cluster, ClusterBuilder};
+pub use data::Pattern;
+pub use filer::Filer;
+pub use mount::{Mount, MountBuilder};
+pub use proxy::{Fault, FaultProxy};
+pub use shared::Shared;
+
+use std::time::{Duration, Instant};
+
+/// Polls `condition` every few milliseconds until it gives a value, for at most `limit`.
+///
+/// # Errors
+/// When the time is over; the text names `what` was awaited.
+pub fn eventually<T>(
+    what: &str,
+    limit: Duration,
+    mut condition: impl FnMut() -> Option<T>,
+) -> anyhow::Result<T> {
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Some(value) = condition() {
+            return Ok(value);
+        }
+        if Instant::now() >= deadline {
+            anyhow::bail!("{what} did not happen within {limit:?}");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}

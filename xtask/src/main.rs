@@ -1,3 +1,80 @@
-//! `cargo xtask`.
+//! `cargo xtask`: prepare a machine, build, run, test and measure.
+//!
+//! A file per verb: [`setup`], [`run`] (with [`smoke`]), [`test`], [`bench`]. Beneath them: [`workplace`] owns whatever a verb starts and
+//! cleans up after it, also after a crash; [`stage`] is a cluster in a workplace, from the fixtures of the end-to-end tests; [`dataset`] and
+//! [`upload`] write data that can be checked; [`interrupt`] turns Ctrl-C into an ordinary error, so that every verb unwinds.
 
-fn main() {}
+mod bench;
+mod cargo;
+mod dataset;
+mod interrupt;
+mod process;
+mod progress;
+mod run;
+mod setup;
+mod smoke;
+mod stage;
+mod test;
+mod upload;
+mod workplace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Prepare this machine, build, run, test and measure interceptor.
+///
+/// Every verb first prepares what it needs, so on a fresh machine any of them may be the first. All of them end cleanly on Ctrl-C: no
+/// process, no mount and no data stays behind, and what a crash left is removed by the next run. Everything is kept below target/.
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask", disable_help_subcommand = true, after_help = EXAMPLES)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  cargo xtask run                                       sample data, mounted, until Ctrl-C
+  cargo xtask run --smoke                               the same, checked byte by byte
+  cargo xtask run -- mount --filer HOST:8888 /mnt/data  mount your own cluster
+  cargo xtask test                                      all tests
+  cargo xtask test --no-e2e volume                      fast tests named so
+  cargo xtask bench seq-cold small-cold --reps 3        some rows, next to `weed mount`
+  cargo xtask bench --json bench.json                   all rows, all repetitions
+
+Environment:
+  WEED_BIN   the weed program to use instead of the one on PATH or the pinned build";
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Find or install what building and running need, and say what there is
+    Setup,
+    /// Start a local SeaweedFS with sample data and mount it; or run the built program
+    Run(run::Options),
+    /// Run every tier of tests and sum up
+    Test(test::Options),
+    /// Measure reads side by side with `weed mount`
+    Bench(bench::Options),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let outcome = interrupt::install().and_then(|()| match &arguments.verb {
+        Verb::Setup => setup::command(),
+        Verb::Run(options) => run::command(options),
+        Verb::Test(options) => test::command(options),
+        Verb::Bench(options) => bench::command(options),
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<interrupt::Interrupted>() => {
+            eprintln!("interrupted");
+            ExitCode::from(130)
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,1 +1,233 @@
-//! (being written)
+//! The command line: parses it, starts what it names, and turns the outcome into an exit code.
+//!
+//! Exit codes: 0 if all went well, 1 if something failed, 2 if what was typed or configured cannot be meant.
+
+mod check;
+mod config_file;
+mod host;
+mod mount;
+mod options;
+mod signals;
+mod size;
+mod status;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use check::CheckOptions;
+use options::MountOptions;
+use status::StatusOptions;
+
+use crate::telemetry::logs;
+
+const MOUNT_EXAMPLES: &str = "\
+Examples:
+  interceptor mount --filer filer:8888 /mnt/data
+      Mounts everything the filer has.
+  interceptor mount --filer a:8888,b:8888 --filer-path /buckets/train --cache-size 16GiB /mnt/train
+      Mounts one directory with a large cache; while filer a does not answer, b is asked.
+  interceptor mount --config /etc/interceptor.toml /mnt/data
+      Takes options from a file:
+          filer = [\"filer-a:8888\", \"filer-b:8888\"]
+          cache-size = \"16GiB\"
+          allow-other = true
+
+Stays in the foreground and prints `mounted MOUNTPOINT` on standard output when the mount answers.
+Ctrl-C or SIGTERM unmounts; a second one does not wait for open files. Exits with 0 after an unmount,
+1 after a failure, 2 if the options are wrong.";
+
+const CHECK_EXAMPLES: &str = "\
+Examples:
+  interceptor check
+  interceptor check --filer filer:8888
+
+Exits with 0 if a mount is possible, else with 1.";
+
+const STATUS_EXAMPLES: &str = "\
+Examples:
+  interceptor status
+  interceptor status --json | jq .cache
+
+The same is at http://127.0.0.1:9650/ for a browser and at /metrics for Prometheus.";
+
+/// Fast, transparent reads of SeaweedFS.
+#[derive(Debug, Parser)]
+#[command(
+    name = "interceptor",
+    version,
+    max_term_width = 110,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Mount a directory tree of a filer, read-only
+    #[command(after_help = MOUNT_EXAMPLES)]
+    Mount(Box<MountOptions>),
+    /// Print what a running mount says of itself
+    #[command(after_help = STATUS_EXAMPLES)]
+    Status(StatusOptions),
+    /// Say what this host can do for a mount
+    #[command(after_help = CHECK_EXAMPLES)]
+    Check(CheckOptions),
+}
+
+/// What went wrong, by the exit code it means.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    /// The options cannot be meant.
+    #[error("{0}")]
+    Usage(String),
+    /// It did not work.
+    #[error("{0:#}")]
+    Failed(#[from] anyhow::Error),
+}
+
+/// Does what the arguments (with the program's name in front) say; blocks until it is done.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let parsed = parse(&arguments);
+    let (cli, matches) = match parsed {
+        Ok(parsed) => parsed,
+        Err(error) => {
+            // Standard error may be closed; the exit code still tells.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let outcome = match cli.command {
+        Command::Mount(_) => run_mount(&arguments, &matches),
+        Command::Status(options) => status::run(&options).map_err(Failure::from),
+        Command::Check(options) => return check::run(&options),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Usage(text)) => {
+            eprintln!("error: {text}\n\nFor more information, try '--help'.");
+            ExitCode::from(2)
+        }
+        Err(Failure::Failed(error)) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn parse(arguments: &[OsString]) -> Result<(Cli, ArgMatches), clap::Error> {
+    let matches = Cli::command().try_get_matches_from(arguments)?;
+    Ok((Cli::from_arg_matches(&matches)?, matches))
+}
+
+/// Reads the configuration file, if one is named, and mounts.
+fn run_mount(typed: &[OsString], matches: &ArgMatches) -> Result<(), Failure> {
+    let (options, in_effect) = mount_options(typed, matches)?;
+    let filter = logs::filter(options.log.log_level.as_deref()).map_err(Failure::usage)?;
+    let plan = mount::Plan::new(options, in_effect).map_err(Failure::usage)?;
+    logs::start(plan.log_format(), filter);
+    Ok(mount::run(plan)?)
+}
+
+/// The options of `interceptor mount`, those of the configuration file included, and the same as text.
+fn mount_options(
+    typed: &[OsString],
+    matches: &ArgMatches,
+) -> Result<(MountOptions, BTreeMap<String, String>), Failure> {
+    let mut cli = Cli::command();
+    // Until it is built, a command does not know the names of its options.
+    cli.build();
+    let (name, given) = matches.subcommand().expect("clap requires a subcommand");
+    let command = cli.find_subcommand(name).expect("it has just been parsed");
+    let with_options = |matches: &ArgMatches| {
+        let options = MountOptions::from_arg_matches(matches).map_err(Failure::usage)?;
+        let in_effect = options::in_effect(&options, command, matches);
+        Ok((options, in_effect))
+    };
+    let Some(path) = given.get_one::<PathBuf>("config") else {
+        return with_options(given);
+    };
+    let from_file = config_file::arguments(path, command, given).map_err(Failure::usage)?;
+    // The subcommand is the first argument, as no option may stand before it.
+    let (before, after) = typed.split_at(2);
+    let all = before.iter().chain(&from_file).chain(after);
+    let (_, matches) = parse(&all.cloned().collect::<Vec<_>>()).map_err(Failure::usage)?;
+    with_options(matches.subcommand().expect("clap requires a subcommand").1)
+}
+
+impl Failure {
+    fn usage(error: impl std::fmt::Display) -> Self {
+        Self::Usage(error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::size::ByteSize;
+    use super::*;
+
+    fn typed(line: &[&str]) -> Result<MountOptions, String> {
+        let typed: Vec<OsString> = ["interceptor", "mount"].iter().chain(line).map(OsString::from).collect();
+        let (_, matches) = parse(&typed).map_err(|error| error.to_string())?;
+        mount_options(&typed, &matches).map(|(options, _)| options).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_switch_may_have_a_value_and_need_not() {
+        assert_eq!(typed(&["/mnt"]).unwrap().mount.allow_other, None);
+        assert_eq!(typed(&["--allow-other", "/mnt"]).unwrap().mount.allow_other, Some(true));
+        assert_eq!(typed(&["--allow-other=false", "/mnt"]).unwrap().mount.allow_other, Some(false));
+        assert!(typed(&["--nonempty", "/mnt"]).unwrap().mount.nonempty);
+    }
+
+    #[test]
+    fn a_file_fills_in_what_is_not_typed() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        writeln!(file, "filer = [\"a:1\", \"b:2\"]\ncache-size = \"2GiB\"\nnonempty = true").unwrap();
+        let config = file.path().to_str().unwrap();
+        let options = typed(&["--config", config, "--cache-size=1GiB", "--", "/mnt"]).unwrap();
+        assert_eq!(options.fetch.cache_size, Some(ByteSize(1 << 30)));
+        assert_eq!(options.filer.as_ref().map(|filers| filers.0.len()), Some(2));
+        assert!(options.mount.nonempty);
+        assert_eq!(options.mountpoint.to_str(), Some("/mnt"));
+    }
+
+    #[test]
+    fn a_wrong_file_names_its_line() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        writeln!(file, "filer = \"a:1\"\nread-retry-time = \"soon\"").unwrap();
+        let error = typed(&["--config", file.path().to_str().unwrap(), "/mnt"]).unwrap_err();
+        assert!(error.contains("line 2") && error.contains("500ms"), "{error}");
+    }
+
+    #[test]
+    fn wrong_values_say_what_is_right() {
+        for (option, word) in [
+            ("--filer=filer", "HOST:PORT"),
+            ("--cache-size=big", "512MiB"),
+            ("--filer-path=x", "absolute"),
+            ("--volume-server-access=proxy", "filerProxy"),
+            ("--map-uid=1", "LOCAL:FILER"),
+            ("--status-addr=9650", "127.0.0.1:9650"),
+            ("--transport=pigeon", "auto"),
+            ("--concurrent-readers=0", "1..=4096"),
+        ] {
+            let error = typed(&[option, "/mnt"]).unwrap_err();
+            assert!(error.contains(word), "{option}: {error}");
+        }
+    }
+}

@@ -1,8 +1,35 @@
 //! Brings bytes of chunks from the best source that works.
+//!
+//! Sources form a ladder; its one rung so far is `http`, which asks the volume servers themselves. A rung tries all that it has
+//! before it gives up: every location of the volume, fresh locations, and again after a pause (`attempts`). Bytes are good only
+//! after the source's check of length, checksum and encoding; bytes that fail it are counted, dropped, and asked for elsewhere.
+//!
+//! A fetch goes into memory of the caller's, whose content is undefined until the fetch has succeeded. A fetch may be dropped at any
+//! point. When it fails, after every server was given its chances, one line in the log says what was asked of whom.
+//!
+//! Chunks that are encrypted or that their writer compressed can only be fetched as a whole ([`must_fetch_whole`]); a part of one
+//! costs as much as all of it, so callers should ask for all.
 
+mod attempts;
+mod error;
+mod http;
+
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::telemetry::Source;
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use crate::seaweed::entry::Chunk;
+use crate::seaweed::http1::Limits;
+use crate::seaweed::locations::VolumeLookup;
+use crate::seaweed::security::Security;
+use crate::telemetry::{Metrics, Source};
+pub use error::FetchError;
+use http::{HttpSource, Job};
+
+/// The most that [`Fetcher::read_needle`] brings, in bytes. A manifest of 10,000 chunks has less than 2 MB.
+const MAX_GATHERED: u64 = 64 << 20;
 
 /// What came of a fetch that succeeded.
 #[derive(Debug, Clone, Copy)]
@@ -12,3 +39,108 @@ pub struct Fetched {
     /// How long it took from the request to the last byte, retries included.
     pub elapsed: Duration,
 }
+
+/// Which address of a volume server is used.
+#[derive(Clone, Default)]
+pub enum Access {
+    /// The one that the cluster uses itself.
+    #[default]
+    Direct,
+    /// The one for clients outside.
+    PublicUrl,
+    /// None: the filer passes requests on. The function says which filer to ask now, as `host:port`.
+    FilerProxy(Arc<dyn Fn() -> String + Send + Sync>),
+}
+
+/// How a [`Fetcher`] goes about it.
+#[derive(Clone)]
+pub struct Options {
+    /// Which address of a volume server is used.
+    pub access: Access,
+    /// The data centre whose servers are preferred.
+    pub data_center: Option<String>,
+    /// How long a fetch is tried again after it first failed everywhere.
+    pub retry_time: Duration,
+    /// How long one request may take, its wait for a free place at the server included.
+    pub request_deadline: Duration,
+    /// Limits of the connections.
+    pub limits: Limits,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            access: Access::Direct,
+            data_center: None,
+            retry_time: Duration::from_secs(6),
+            request_deadline: Duration::from_secs(30),
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// Whether any part of `chunk` costs as much as all of it.
+pub fn must_fetch_whole(chunk: &Chunk) -> bool {
+    chunk.cipher_key.is_some() || chunk.is_compressed
+}
+
+/// Brings bytes of chunks.
+pub struct Fetcher {
+    http: HttpSource,
+    metrics: Arc<Metrics>,
+}
+
+impl Fetcher {
+    /// A fetcher that finds volumes by `lookup`.
+    pub fn new(
+        lookup: Arc<dyn VolumeLookup>,
+        security: Arc<Security>,
+        metrics: Arc<Metrics>,
+        options: Options,
+    ) -> Self {
+        Self { http: HttpSource::new(lookup, security, metrics.clone(), options), metrics }
+    }
+
+    /// Fetches the logical bytes `[offset, offset + dst.len())` of `chunk` into `dst`; they must lie within the chunk. What `dst`
+    /// has after an error is undefined.
+    pub async fn read_chunk(
+        &self,
+        chunk: &Chunk,
+        offset: u64,
+        dst: &mut [u8],
+    ) -> Result<Fetched, FetchError> {
+        let length = dst.len() as u64;
+        if offset.checked_add(length).is_none_or(|end| end > chunk.size) {
+            return Err(FetchError::BeyondChunk { fid: chunk.fid, offset, length, size: chunk.size });
+        }
+        let start = Instant::now();
+        if length > 0 {
+            let mut job = if length == chunk.size || must_fetch_whole(chunk) {
+                Job::Whole { offset, dst }
+            } else {
+                Job::Range { offset, dst }
+            };
+            self.http.fetch(chunk, &mut job).await?;
+        }
+        Ok(self.fetched(length, start))
+    }
+
+    /// Fetches the whole needle of `chunk`, verified and decoded, whatever the chunk's size says: for a manifest, that is the size
+    /// of what it lists. Needles of more than 64 MiB are refused.
+    pub async fn read_needle(&self, chunk: &Chunk) -> Result<Bytes, FetchError> {
+        let start = Instant::now();
+        let mut bytes = Vec::new();
+        self.http.fetch(chunk, &mut Job::Gather { limit: MAX_GATHERED, bytes: &mut bytes }).await?;
+        self.fetched(bytes.len() as u64, start);
+        Ok(bytes.into())
+    }
+
+    fn fetched(&self, bytes: u64, start: Instant) -> Fetched {
+        let fetched = Fetched { source: Source::Http, elapsed: start.elapsed() };
+        self.metrics.fetch(fetched.source, bytes, fetched.elapsed);
+        fetched
+    }
+}
+
+#[cfg(test)]
+mod tests;

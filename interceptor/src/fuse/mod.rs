@@ -1,1 +1,297 @@
-//! (being written)
+//! The mount: a read-only file system that speaks FUSE.
+//!
+//! Thin on purpose: [`filesystem`] translates requests into calls of [`namespace`](crate::namespace) (names, attributes,
+//! which version of a file a node is) and [`read`](crate::read) (bytes), [`directory`] fills replies with entries,
+//! [`mountpoint`] and [`device`] get the kernel to send requests, [`kernel`] sends invalidations to it.
+//!
+//! Request threads, each with a descriptor of its own, answer what is known by themselves. What needs the network moves to
+//! the tokio runtime together with its reply, and has the deadline of the call below.
+//!
+//! When the filer is away, what is open can still be read, and names that are not known give EIO. When the mount is
+//! unmounted, by us or by others, the session ends and [`Mount::wait`] returns. When the process dies, the kernel answers
+//! ENOTCONN for the mount point until it is unmounted; the next start at the same place does that.
+
+mod attr;
+mod device;
+mod directory;
+mod filesystem;
+mod handles;
+mod kernel;
+mod mountinfo;
+mod mountpoint;
+mod statfs;
+mod unmount;
+mod xattr;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fuser::{Config, Session, SessionACL};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+pub use mountpoint::MountError;
+
+use self::filesystem::{MountedTree, Shared};
+use self::handles::Handles;
+use self::kernel::KernelNotifier;
+use self::mountinfo::MountedAt;
+use self::statfs::SpaceCache;
+use crate::namespace::{Changed, Filer, Namespace, NamespaceOptions, invalidate};
+use crate::read::Reader;
+use crate::seaweed::entry::{Entry, Kind};
+use crate::seaweed::filer::FilerClient;
+use crate::seaweed::subscribe::{EntryRef, Notice};
+
+/// What to mount where, and how.
+#[derive(Debug, Clone)]
+pub struct MountOptions {
+    /// The directory to mount on.
+    pub mountpoint: PathBuf,
+    /// The directory of the filer to show.
+    pub filer_path: String,
+    /// Let users other than the one who mounts in. Without a choice: if that one is root.
+    pub allow_other: Option<bool>,
+    /// Mount over a directory that is not empty, or on which something is mounted already.
+    pub nonempty: bool,
+    /// Show the filer's own directories `/topics` and `/etc`.
+    pub include_system_entries: bool,
+    /// Threads that read requests. Without a choice: one for each CPU, 2 at least and 16 at most.
+    pub threads: Option<usize>,
+    /// How far the kernel reads ahead of a sequential reader, in KiB. Its own choice of 128 costs a third of the speed.
+    pub read_ahead_kib: u32,
+}
+
+impl MountOptions {
+    /// The usual options for a mount of the whole filer at `mountpoint`.
+    pub fn new(mountpoint: impl Into<PathBuf>) -> Self {
+        Self {
+            mountpoint: mountpoint.into(),
+            filer_path: "/".into(),
+            allow_other: None,
+            nonempty: false,
+            include_system_entries: false,
+            threads: None,
+            read_ahead_kib: 1024,
+        }
+    }
+
+    fn allow_other(&self) -> bool {
+        self.allow_other.unwrap_or_else(|| nix::unistd::geteuid().is_root())
+    }
+
+    fn session(&self) -> Config {
+        let cpus = std::thread::available_parallelism().map_or(2, usize::from);
+        let mut config = Config::default();
+        config.acl = if self.allow_other() { SessionACL::All } else { SessionACL::Owner };
+        config.n_threads = Some(self.threads.unwrap_or(cpus.clamp(2, 16)).max(1));
+        config.clone_fd = true;
+        config
+    }
+}
+
+/// What a mount knows, for status pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MountStatus {
+    /// Nodes that the kernel knows.
+    pub nodes: usize,
+    /// Entries that are remembered.
+    pub entries: usize,
+    /// Whether the filer's events arrive, so that long time-outs are given.
+    pub live: bool,
+}
+
+/// A mount that answers. Dropping it detaches it.
+pub struct Mount {
+    at: MountedAt,
+    namespace: Arc<Namespace>,
+    ended: watch::Receiver<bool>,
+    events: JoinHandle<()>,
+}
+
+/// How long the mount is given to answer for its root before it counts as failed.
+const FIRST_ANSWER: Duration = Duration::from_secs(30);
+
+impl Mount {
+    /// Mounts, and returns when the mount answers. `notices` are the filer's events about `options.filer_path`; the
+    /// runtime in which this is called is where requests are waited for.
+    ///
+    /// # Errors
+    /// Says what is in the way and what to do about it. Nothing is left mounted then.
+    pub async fn start(
+        options: MountOptions,
+        filer: FilerClient,
+        reader: Arc<Reader>,
+        notices: mpsc::Receiver<Notice>,
+    ) -> Result<Self, MountError> {
+        let runtime = tokio::runtime::Handle::current();
+        let filer_path = normal_path(&options.filer_path);
+        let source = format!("interceptor:{}{filer_path}", filer.current());
+        let filer: Arc<dyn Filer> = Arc::new(filer);
+        let root = find_root(filer.as_ref(), &filer_path).await?;
+
+        let namespace_options = NamespaceOptions {
+            root_path: filer_path,
+            include_system_entries: options.include_system_entries,
+            ..NamespaceOptions::default()
+        };
+        let (namespace, queue) = Namespace::new(filer.clone(), root, namespace_options, runtime.clone());
+        let shared = Arc::new(Shared {
+            namespace: namespace.clone(),
+            reader,
+            space: SpaceCache::new(filer, runtime.clone()),
+            runtime,
+            directories: Handles::new(),
+        });
+
+        // The kernel is asked to mount, and may ask back, on a thread that may block.
+        let read_ahead = options.read_ahead_kib;
+        let started = tokio::task::spawn_blocking(move || {
+            let mountpoint = mountpoint::prepare(&options)?;
+            let device = device::mount(&mountpoint, &source, options.allow_other())?;
+            let at = match MountedAt::topmost(&mountpoint) {
+                Some(at) => at,
+                None => return Err(MountError::Vanished { path: mountpoint }),
+            };
+            let begun = begin(&options, device, shared, queue);
+            if begun.is_err() {
+                unmount::detach(&at);
+            }
+            begun.map(|ended| (at, ended))
+        });
+        let (at, ended) =
+            started.await.map_err(|panic| MountError::Session(std::io::Error::other(panic)))??;
+        let events = tokio::spawn(follow(namespace.clone(), notices));
+        let mount = Self { at, namespace, ended, events };
+        mount.first_answer().await?;
+        mount.at.set_read_ahead(read_ahead);
+        Ok(mount)
+    }
+
+    async fn first_answer(&self) -> Result<(), MountError> {
+        let path = self.at.path.clone();
+        let answer = tokio::task::spawn_blocking(move || std::fs::metadata(path));
+        match tokio::time::timeout(FIRST_ANSWER, answer).await {
+            Ok(Ok(Ok(_))) => Ok(()),
+            Ok(Ok(Err(error))) => Err(MountError::Session(error)),
+            Ok(Err(panic)) => Err(MountError::Session(std::io::Error::other(panic))),
+            Err(_) => Err(MountError::Session(std::io::ErrorKind::TimedOut.into())),
+        }
+    }
+
+    /// What the mount knows now.
+    pub fn status(&self) -> MountStatus {
+        let (nodes, entries) = self.namespace.size();
+        MountStatus { nodes, entries, live: self.namespace.is_live() }
+    }
+
+    /// Resolves when the mount does not exist any more, whoever unmounted it.
+    pub async fn wait(&self) {
+        // An error means that the session's thread is gone, which is the same.
+        let _ = self.ended.clone().wait_for(|ended| *ended).await;
+    }
+
+    /// Unmounts. If files are open it is only detached: new opens fail, what is open can be read on for `grace`, and
+    /// after that gives errors.
+    ///
+    /// # Errors
+    /// When the kernel or `fusermount3` refuses.
+    pub async fn unmount(&self, grace: Duration) -> Result<(), MountError> {
+        let at = self.at.clone();
+        let unmounted = tokio::task::spawn_blocking(move || unmount::unmount(&at));
+        unmounted.await.map_err(|panic| MountError::Session(std::io::Error::other(panic)))??;
+        if tokio::time::timeout(grace, self.wait()).await.is_err() {
+            tracing::warn!(path = %self.at.path.display(), "files are still open; reads of them fail from now on");
+            unmount::abort(&self.at);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        self.events.abort();
+        if !*self.ended.borrow() {
+            unmount::detach(&self.at);
+        }
+    }
+}
+
+/// Shakes hands with the kernel and starts the threads. The result turns true when the session has ended.
+fn begin(
+    options: &MountOptions,
+    device: std::os::fd::OwnedFd,
+    shared: Arc<Shared>,
+    queue: invalidate::InvalidationQueue,
+) -> Result<watch::Receiver<bool>, MountError> {
+    let config = options.session();
+    let session =
+        Session::from_fd(MountedTree(shared), device, config.acl, config).map_err(MountError::Session)?;
+    let notifier = Arc::new(KernelNotifier(session.notifier()));
+    invalidate::spawn(queue, notifier).map_err(MountError::Session)?;
+    let (ending, ended) = watch::channel(false);
+    let run = move || {
+        if let Err(error) = session.run() {
+            tracing::error!(%error, "the session with the kernel failed");
+        }
+        ending.send_replace(true);
+    };
+    std::thread::Builder::new().name("fuse".into()).spawn(run).map_err(MountError::Session)?;
+    Ok(ended)
+}
+
+/// Hands the filer's events to the namespace.
+async fn follow(namespace: Arc<Namespace>, mut notices: mpsc::Receiver<Notice>) {
+    fn changed(side: &EntryRef) -> Changed<'_> {
+        Changed { directory: &side.directory, entry: &side.entry }
+    }
+    while let Some(notice) = notices.recv().await {
+        match notice {
+            Notice::Live => {
+                tracing::info!("the filer's events arrive; names and attributes are cached");
+                namespace.connected();
+            }
+            Notice::Lost { reason } => {
+                tracing::warn!(
+                    reason,
+                    "the filer's events do not arrive; names and attributes are checked every second"
+                );
+                namespace.disconnected();
+            }
+            Notice::Change(change) => {
+                namespace.changed(change.old.as_ref().map(changed), change.new.as_ref().map(changed));
+            }
+        }
+    }
+    namespace.disconnected();
+}
+
+/// The path with one slash before each name and none at the end; `/` for the root.
+fn normal_path(path: &str) -> String {
+    let names: Vec<_> = path.split('/').filter(|name| !name.is_empty()).collect();
+    format!("/{}", names.join("/"))
+}
+
+async fn find_root(filer: &dyn Filer, path: &str) -> Result<Entry, MountError> {
+    let (directory, name) = path.rsplit_once('/').unwrap_or(("", path));
+    let directory = if directory.is_empty() { "/" } else { directory };
+    match filer.lookup(directory, name).await.map_err(MountError::Filer)? {
+        Some(entry) if entry.attr.kind == Kind::Directory => Ok(entry),
+        Some(_) => Err(MountError::FilerPathNotDirectory { path: path.into() }),
+        None => Err(MountError::FilerPathMissing { path: path.into() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::normal_path;
+
+    #[test]
+    fn paths_have_one_form() {
+        for (given, normal) in [("/", "/"), ("", "/"), ("a", "/a"), ("//a//b/", "/a/b"), ("/a b/ü", "/a b/ü")]
+        {
+            assert_eq!(normal_path(given), normal);
+        }
+    }
+}

@@ -1,1 +1,190 @@
-//! (being written)
+//! Names, attributes, and which version of a file a name stands for.
+//!
+//! **A node is one version of a file.** The number that the kernel knows a file by stands for bytes that never change.
+//! When a file changes, its name is invalidated in the kernel and the next LOOKUP gives the name another node; handles
+//! that are open keep the old node, its chunks, and the kernel's pages of it. So cached pages are never wrong and never
+//! need to be dropped, and an open file keeps its view. If only attributes changed the node stays. Directories keep their
+//! node through renames, and the names of a hard-linked file share one ([`nodes`]).
+//!
+//! **Events only invalidate.** The filer's events never bring an entry in: they drop what is known of a name, tell the
+//! kernel, and the next LOOKUP asks the filer. So it does not matter in which order they come, or how often. A reply of
+//! the filer that was under way when an event for the same name came may be older than the event: it is given to whom
+//! waits for it, for immediate use, and not remembered ([`events`], [`lookup`]).
+//!
+//! **Time-outs.** While events arrive the kernel may keep names and attributes for an hour; otherwise for a second. When
+//! the stream of events breaks, everything that was given out for longer is taken back ([`invalidate`]).
+//!
+//! **Directories.** Names are asked for one by one until there were a few in one directory; then the whole directory is
+//! read in the background, with chunk lists, so that a job which opens thousands of small files pays for one listing
+//! instead of thousands of round trips ([`directory`], [`listing`], [`lookup`]).
+//!
+//! One lock guards it all, held for a few map operations and never across a reply, a notification or an await. Nothing
+//! here knows FUSE: the filer and the kernel are traits, and tests drive both.
+
+mod directory;
+mod events;
+mod filer;
+pub(crate) mod invalidate;
+pub(crate) mod listing;
+mod lookup;
+#[cfg(test)]
+mod model_tests;
+mod nodes;
+pub(crate) mod readdir;
+mod state;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
+
+pub use events::Changed;
+pub use filer::{Filer, FilerFailure, NamespaceError, Space};
+pub use invalidate::KernelCache;
+
+use invalidate::InvalidationQueue;
+use state::State;
+
+use crate::read::FileVersion;
+use crate::seaweed::entry::Entry;
+
+/// The number of a node, which is also its `st_ino`.
+pub type NodeId = u64;
+
+/// The mount's root.
+pub const ROOT: NodeId = 1;
+
+/// Bounds and behaviour of a namespace.
+#[derive(Debug, Clone)]
+pub struct NamespaceOptions {
+    /// The directory of the filer that is the root.
+    pub root_path: String,
+    /// Show the filer's own directories `/topics` and `/etc`.
+    pub include_system_entries: bool,
+    /// How long the kernel may keep what events keep right.
+    pub long_timeout: Duration,
+    /// How long it may keep anything while there are no events.
+    pub short_timeout: Duration,
+    /// The number of names asked for in one directory, within `prefetch_window`, at which the whole directory is read.
+    pub prefetch_after: u32,
+    /// See `prefetch_after`.
+    pub prefetch_window: Duration,
+    /// The number of entries at which reading a directory in advance is given up.
+    pub prefetch_limit: usize,
+    /// The number of entries to remember in all directories together.
+    pub cached_entries: usize,
+    /// The number of names to remember as absent in all directories together.
+    pub absent_names: usize,
+}
+
+impl Default for NamespaceOptions {
+    fn default() -> Self {
+        Self {
+            root_path: "/".into(),
+            include_system_entries: false,
+            long_timeout: Duration::from_secs(3600),
+            short_timeout: Duration::from_secs(1),
+            prefetch_after: 4,
+            prefetch_window: Duration::from_secs(2),
+            prefetch_limit: 100_000,
+            cached_entries: 400_000,
+            absent_names: 200_000,
+        }
+    }
+}
+
+/// A node as a reply describes it.
+#[derive(Debug, Clone)]
+pub struct Stat {
+    /// Its number.
+    pub id: NodeId,
+    /// Tells it from others that had the number before.
+    pub generation: u32,
+    /// Its attributes and content.
+    pub entry: Arc<Entry>,
+    /// How long the name may be trusted to stand for the node.
+    pub entry_timeout: Duration,
+    /// How long the attributes may be trusted.
+    pub attr_timeout: Duration,
+}
+
+/// What became of a lookup.
+#[derive(Debug, Clone)]
+pub enum Found {
+    /// There is such a name. One lookup of the node was counted.
+    Node(Stat),
+    /// There is none, and for so long that may be trusted.
+    Absent(Duration),
+}
+
+/// An answer that is known, or has to be waited for.
+pub enum Answer<T> {
+    /// It is known.
+    Now(T),
+    /// It needs the filer.
+    Later(BoxFuture<'static, T>),
+}
+
+/// The tree of a mount.
+pub struct Namespace {
+    options: NamespaceOptions,
+    filer: Arc<dyn Filer>,
+    runtime: tokio::runtime::Handle,
+    state: Mutex<State>,
+}
+
+impl Namespace {
+    /// A tree with only its root known, and the queue of what the kernel must be told.
+    pub(crate) fn new(
+        filer: Arc<dyn Filer>,
+        root: Entry,
+        options: NamespaceOptions,
+        runtime: tokio::runtime::Handle,
+    ) -> (Arc<Self>, InvalidationQueue) {
+        let (sender, queue) = invalidate::queue();
+        let state = Mutex::new(State::new(&options, Arc::new(root), sender));
+        (Arc::new(Self { options, filer, runtime, state }), queue)
+    }
+
+    /// The kernel dropped `count` of the lookups it was told of.
+    pub fn forget(&self, node: NodeId, count: u64) {
+        let mut state = self.state.lock();
+        state.nodes.forget(node, count);
+    }
+
+    /// The bytes that a node stands for. Needs nothing from the filer.
+    ///
+    /// # Errors
+    /// [`NamespaceError::Stale`] for a node that does not exist.
+    pub fn version(&self, node: NodeId) -> Result<Arc<FileVersion>, NamespaceError> {
+        let state = self.state.lock();
+        let found = state.nodes.get(node).ok_or(NamespaceError::Stale)?;
+        let make = || FileVersion::new(&state.nodes.path(node), found.entry.clone());
+        Ok(found.version.get_or_init(make).clone())
+    }
+
+    /// A handle of a directory was closed.
+    pub fn close(&self, node: NodeId) {
+        self.state.lock().nodes.close(node);
+    }
+
+    /// How many nodes the kernel knows, and how many entries are remembered.
+    pub fn size(&self) -> (usize, usize) {
+        self.state.lock().size()
+    }
+
+    /// Whether the filer's events arrive.
+    pub fn is_live(&self) -> bool {
+        self.state.lock().live
+    }
+
+    fn hidden(&self, parent: NodeId, name: &str) -> bool {
+        parent == ROOT
+            && !self.options.include_system_entries
+            && self.options.root_path == "/"
+            && matches!(name, "topics" | "etc")
+    }
+}

@@ -7,6 +7,7 @@
 use std::ops::Range;
 
 use crate::cache::{BlockKey, Cache, Part};
+use crate::fetch::must_fetch_whole;
 use crate::seaweed::entry::Chunk;
 
 /// Chunks up to this size are fetched whole: it is more than SeaweedFS makes by default (2 MiB through a mount, 4 MiB
@@ -42,18 +43,13 @@ pub(super) struct Located {
     pub range: Range<usize>,
 }
 
-/// Whether no part of the chunk can be had without all of it.
-fn indivisible(chunk: &Chunk) -> bool {
-    chunk.cipher_key.is_some() || chunk.is_compressed
-}
-
 /// The blocks from which `range` of `chunk` is to be read, in order: the ones that are in the cache, else the ones that
 /// are worth fetching.
 pub(super) fn locate(cache: &Cache, chunk: &Chunk, range: Range<u64>, access: Access) -> Vec<Located> {
     let len = range.end - range.start;
     let large = large_shift(chunk);
     let take_large = access == Access::Sequential
-        || indivisible(chunk)
+        || must_fetch_whole(chunk)
         || chunk.size <= TINY
         || len * 2 >= chunk.size
         || cut(chunk, &range, large).all(|located| cache.contains(&located.key));
@@ -78,7 +74,7 @@ pub(super) fn span(chunk: &Chunk, part: Part) -> (u64, usize) {
 }
 
 fn large_shift(chunk: &Chunk) -> Option<u8> {
-    (chunk.size > WHOLE_LIMIT && !indivisible(chunk)).then_some(LARGE_SHIFT)
+    (chunk.size > WHOLE_LIMIT && !must_fetch_whole(chunk)).then_some(LARGE_SHIFT)
 }
 
 /// The smallest piece that a read of `len` bytes fits into, if it is aligned.

@@ -9,6 +9,7 @@ use super::ReadError;
 use super::data::Segment;
 use super::grain::{Access, MAX_WHOLE};
 use super::intervals::{Extent, visible_extents};
+use crate::fetch::must_fetch_whole;
 use crate::seaweed::entry::Chunk;
 
 /// Random reads of one chunk after which fetching it whole is expected to pay.
@@ -36,8 +37,7 @@ impl Layout {
     /// Content in chunks, none of which is a manifest.
     pub(super) fn chunks(chunks: Arc<[Chunk]>, size: u64) -> Result<Self, ReadError> {
         for chunk in chunks.iter() {
-            let whole = chunk.cipher_key.is_some() || chunk.is_compressed;
-            if chunk.size > if whole { MAX_WHOLE } else { MAX_NEEDLE } {
+            if chunk.size > if must_fetch_whole(chunk) { MAX_WHOLE } else { MAX_NEEDLE } {
                 return Err(ReadError::Damaged(format!(
                     "chunk {} claims {} bytes, more than a needle can hold",
                     chunk.fid, chunk.size

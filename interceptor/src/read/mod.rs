@@ -17,6 +17,7 @@ mod data;
 mod grain;
 pub mod intervals;
 mod layout;
+mod origin;
 mod version;
 
 #[cfg(test)]
@@ -31,35 +32,16 @@ use futures::future::BoxFuture;
 use tokio::runtime::Handle;
 
 use crate::cache::{Block, BlockKey, Cache, Flights, Interrupted, Joined, PrefetchOutcome, Reservation};
-use crate::seaweed::entry::{Chunk, Entry};
+use crate::seaweed::entry::Chunk;
 use crate::telemetry::metrics::{Metrics, Outcome, Source, Trigger};
 
 pub use data::Data;
+pub use origin::{Cluster, Origin, OriginError};
 pub use version::FileVersion;
 
 use data::Segment;
 use grain::Access;
 use layout::Layout;
-
-/// An error of an origin, shared by all reads that waited for it.
-pub type OriginError = Arc<dyn std::error::Error + Send + Sync>;
-
-/// Where bytes come from when they are not in the cache.
-pub trait Origin: Send + Sync + 'static {
-    /// Fills `dst` with the bytes of `chunk` from `offset` on, in the chunk's own, decoded bytes.
-    fn read_chunk<'a>(
-        &'a self,
-        chunk: &'a Chunk,
-        offset: u64,
-        dst: &'a mut [u8],
-    ) -> BoxFuture<'a, Result<Source, OriginError>>;
-
-    /// The whole decoded content of the needle of `chunk`, which is a list of chunks.
-    fn read_manifest<'a>(&'a self, chunk: &'a Chunk) -> BoxFuture<'a, Result<Vec<Chunk>, OriginError>>;
-
-    /// Has the cluster read the file at `path` from its remote storage, and returns its entry with chunks.
-    fn cache_remote<'a>(&'a self, path: &'a str) -> BoxFuture<'a, Result<Entry, OriginError>>;
-}
 
 /// Why a read could not be answered.
 #[derive(Debug, Clone, thiserror::Error)]

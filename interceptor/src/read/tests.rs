@@ -11,7 +11,7 @@ use rdma_engine::FileId;
 use tokio::runtime::Runtime;
 
 use super::*;
-use crate::seaweed::entry::{Attributes, Content, Kind};
+use crate::seaweed::entry::{Attributes, Content, Entry, Kind};
 
 /// Holds needles in memory and counts what is asked of it.
 #[derive(Default)]

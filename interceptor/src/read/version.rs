@@ -63,7 +63,7 @@ impl FileVersion {
             Content::Chunks(chunks) if !chunks.iter().any(|chunk| chunk.is_manifest) => {
                 Layout::chunks(chunks.clone(), self.size()).ok()?
             }
-            Content::Chunks(_) | Content::Remote => return None,
+            Content::Chunks(_) | Content::Remote | Content::Damaged { .. } => return None,
         };
         // Another thread may have been faster; both layouts are the same.
         let _ = self.layout.set(layout);
@@ -88,6 +88,9 @@ impl FileVersion {
                                 )));
                             }
                         }
+                    }
+                    Content::Damaged { reason } => {
+                        return Err(ReadError::Damaged(format!("{}: {reason}", self.path)));
                     }
                     Content::Inline(bytes) => return Ok(Layout::inline(bytes.clone(), self.size())),
                     Content::None | Content::Target(_) => {

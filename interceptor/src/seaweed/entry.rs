@@ -84,6 +84,11 @@ pub enum Content {
     Remote,
     /// The target of a symbolic link.
     Target(String),
+    /// Unknown, because what the filer says about it makes no sense: reading it is an I/O error.
+    Damaged {
+        /// What is wrong, for the log.
+        reason: Box<str>,
+    },
 }
 
 /// An entry of the filer: a name in a directory with all that a reader may ask of it.

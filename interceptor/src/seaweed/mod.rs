@@ -1,6 +1,25 @@
-//! The SeaweedFS client, read side.
+//! The SeaweedFS client, read side: filers over gRPC ([`filer`], [`subscribe`]), volume servers over HTTP ([`volume`]),
+//! and what their answers mean ([`entry`], [`decode`], [`codec`]).
 
+pub mod address;
+mod channel;
+pub mod codec;
+pub mod decode;
 pub mod entry;
+mod event;
+mod failover;
+pub mod filer;
+pub mod http1;
+mod intake;
+pub mod jwt;
+mod listing;
+pub mod locations;
+pub mod owners;
+#[cfg(test)]
+pub(crate) mod scripted;
+pub mod security;
+pub mod subscribe;
+pub mod volume;
 
 /// Messages and client of the filer's gRPC service, generated from `proto/filer.proto`.
 #[allow(missing_docs, unreachable_pub, clippy::all)]

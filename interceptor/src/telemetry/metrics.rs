@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::shard::{Flow, FlowTotal, Sharded};
 use super::window::{Answered, Notes, WINDOWS};
@@ -95,16 +95,15 @@ impl Outcome {
 }
 
 /// How full the cache is, in bytes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CacheUsage {
     /// What it may hold.
     pub capacity: u64,
-    /// What it holds.
+    /// What can be found in it.
     pub used: u64,
-    /// Of that, what replies in progress keep from being evicted.
-    pub pinned: u64,
-    /// Of that, what is held as complete files that the kernel reads by itself.
-    pub resident: u64,
+    /// What it has of the process's memory: besides what can be found, fetches in progress, what replies in progress
+    /// still hold, and buffers that wait for the next fetch.
+    pub allocated: u64,
 }
 
 /// Tells a level at the moment it is asked. It is asked at any time from any thread, so it must not block.

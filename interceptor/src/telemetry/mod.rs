@@ -1,13 +1,19 @@
 //! What the daemon says about itself: counters, logs and the status API.
 //!
-//! Whoever moves bytes calls [`Metrics`]; it costs some tens of nanoseconds and can never fail. Nothing in here is
-//! needed to answer a read: a status server that cannot serve, or a gauge nobody set, leaves the mount as it is.
+//! Whoever moves bytes calls [`Metrics`]; it costs some tens of nanoseconds and can never fail. Whoever learns
+//! something worth telling calls [`Status`]. [`server`] shows both. Nothing in here is needed to answer a read: a
+//! status server that cannot serve, or a gauge nobody set, leaves the mount as it is.
 
 pub mod export;
 mod exposition;
+pub mod logs;
 pub mod metrics;
+pub mod report;
+pub mod server;
 mod shard;
+pub mod status;
 pub mod window;
 
 pub use metrics::{CacheUsage, Metrics, Outcome, Source, Trigger};
 pub use shard::FlowTotal;
+pub use status::Status;

@@ -1,0 +1,236 @@
+//! What this host can do for a mount, found out without changing anything.
+
+use std::fs::{self, File, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::{env, io};
+
+use nix::unistd::{AccessFlags, Uid, access};
+use serde::Serialize;
+
+use super::size::ByteSize;
+use crate::telemetry::report::LostAbility;
+
+/// Numbers of capabilities, from `linux/capability.h`.
+const CAP_SYS_ADMIN: u32 = 21;
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Finding {
+    /// Its name.
+    pub(super) ability: &'static str,
+    /// Whether it is there.
+    pub(super) state: State,
+    /// What was found.
+    pub(super) found: String,
+    /// What a mount goes without if it is not there.
+    pub(super) lost: &'static str,
+    /// How to get it.
+    pub(super) remedy: &'static str,
+}
+
+/// How a finding turned out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum State {
+    /// It is there.
+    Ok,
+    /// It is not, and a mount works with less.
+    Lost,
+    /// It is not, and no mount is possible.
+    Missing,
+    /// It is or is not there, but this version has no use for it.
+    Unused,
+}
+
+impl Finding {
+    /// What the status API says of it, if a mount is worse off.
+    pub(super) fn as_lost(&self) -> Option<LostAbility> {
+        (self.state == State::Lost).then(|| LostAbility {
+            ability: self.ability.to_owned(),
+            reason: format!("{}; {}", self.found, self.lost),
+            remedy: self.remedy.to_owned(),
+        })
+    }
+}
+
+/// Looks at everything.
+pub(super) fn findings() -> Vec<Finding> {
+    vec![
+        fuse_device(),
+        mount_privilege(),
+        readahead(),
+        request_size(),
+        huge_pages(),
+        passthrough(),
+        kernel_types(),
+    ]
+}
+
+/// Whether the effective user is root.
+pub(super) fn is_root() -> bool {
+    Uid::effective().is_root()
+}
+
+/// The memory that this process may use: the host's, or what its control groups leave of it. `None` if unknown.
+pub(super) fn memory() -> Option<ByteSize> {
+    let info = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = info.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let group = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+    let limit = Path::new(group).ancestors().filter_map(|group| {
+        let file = Path::new("/sys/fs/cgroup").join(group).join("memory.max");
+        fs::read_to_string(file).ok()?.trim().parse::<u64>().ok()
+    });
+    Some(ByteSize(limit.chain([kib * 1024]).min()?))
+}
+
+fn fuse_device() -> Finding {
+    let opened = OpenOptions::new().read(true).write(true).open("/dev/fuse");
+    let remedy = match &opened {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            "chmod 666 /dev/fuse; in a container also allow the device (--device /dev/fuse)"
+        }
+        _ => "modprobe fuse; in a container pass the device in (--device /dev/fuse)",
+    };
+    Finding {
+        ability: "FUSE",
+        state: if opened.is_ok() { State::Ok } else { State::Missing },
+        found: match opened {
+            Ok(_) => "/dev/fuse can be opened".into(),
+            Err(error) => format!("/dev/fuse: {error}"),
+        },
+        lost: "nothing can be mounted",
+        remedy,
+    }
+}
+
+fn mount_privilege() -> Finding {
+    let helper = on_path("fusermount3").or_else(|| on_path("fusermount"));
+    let (state, found) = match (capable(CAP_SYS_ADMIN), &helper) {
+        (true, _) => (State::Ok, "CAP_SYS_ADMIN".to_owned()),
+        (false, Some(helper)) => (State::Ok, format!("no CAP_SYS_ADMIN, but {}", helper.display())),
+        (false, None) => (State::Missing, "neither CAP_SYS_ADMIN nor fusermount3 on PATH".to_owned()),
+    };
+    Finding {
+        ability: "mounting",
+        state,
+        found,
+        lost: "nothing can be mounted",
+        remedy: "run as root, or install fuse3 (apt install fuse3)",
+    }
+}
+
+fn readahead() -> Finding {
+    let mut knobs = fs::read_dir("/sys/class/bdi").into_iter().flatten().flatten();
+    let writable = knobs.any(|bdi| access(&bdi.path().join("read_ahead_kb"), AccessFlags::W_OK).is_ok());
+    Finding {
+        ability: "readahead",
+        state: if writable { State::Ok } else { State::Lost },
+        found: format!("/sys/class/bdi is {}writable", if writable { "" } else { "not " }),
+        lost: "the kernel reads ahead 128 KiB instead of 1 MiB, which makes a sequential reader that is not in the \
+               page cache about a third slower",
+        remedy: "run as root, in a container with a writable /sys; or raise read_ahead_kb of the mount's bdi by hand",
+    }
+}
+
+fn request_size() -> Finding {
+    let file = "/proc/sys/fs/fuse/max_pages_limit";
+    let pages = fs::read_to_string(file).ok().and_then(|text| text.trim().parse::<u64>().ok());
+    let enough = pages.is_none_or(|pages| pages >= 256);
+    Finding {
+        ability: "large requests",
+        state: if enough { State::Ok } else { State::Lost },
+        found: match pages {
+            Some(pages) => format!("fs.fuse.max_pages_limit is {pages} pages"),
+            None => "this kernel fixes the limit at 256 pages".into(),
+        },
+        lost: "one request of the kernel brings less than 1 MiB, so that large reads cost more CPU",
+        remedy: "sysctl fs.fuse.max_pages_limit=256",
+    }
+}
+
+fn huge_pages() -> Finding {
+    let enabled = chosen("/sys/kernel/mm/transparent_hugepage/enabled");
+    let there = matches!(enabled.as_deref(), Some("always" | "madvise"));
+    Finding {
+        ability: "huge pages",
+        state: if there { State::Ok } else { State::Lost },
+        found: match enabled {
+            Some(mode) => format!("transparent huge pages: {mode}"),
+            None => "this kernel has no transparent huge pages".into(),
+        },
+        lost: "the cache's memory is mapped in pages of 4 KiB, so that filling it costs more CPU",
+        remedy: "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled",
+    }
+}
+
+fn passthrough() -> Finding {
+    // The names of kernel functions are readable by anybody, only their addresses are not.
+    let there = fs::read_to_string("/proc/kallsyms").ok().map(|text| text.contains(" fuse_backing_open"));
+    let found = match there {
+        Some(true) => "this kernel has it",
+        Some(false) => "not in this kernel, or its fuse module is not loaded",
+        None => "unknown: /proc/kallsyms cannot be read",
+    };
+    Finding {
+        ability: "FUSE passthrough",
+        state: State::Unused,
+        found: found.into(),
+        lost: "nothing in this version",
+        remedy: "Linux 6.9 or newer with CONFIG_FUSE_PASSTHROUGH",
+    }
+}
+
+fn kernel_types() -> Finding {
+    let there = File::open("/sys/kernel/btf/vmlinux").is_ok();
+    Finding {
+        ability: "kernel type information",
+        state: State::Unused,
+        found: format!("/sys/kernel/btf/vmlinux {}", if there { "can be read" } else { "cannot be read" }),
+        lost: "nothing in this version",
+        remedy: "a kernel with CONFIG_DEBUG_INFO_BTF",
+    }
+}
+
+/// The word in brackets of a file such as `always [madvise] never`.
+fn chosen(file: &str) -> Option<String> {
+    let text = fs::read_to_string(file).ok()?;
+    let (_, rest) = text.split_once('[')?;
+    Some(rest.split_once(']')?.0.to_owned())
+}
+
+fn on_path(program: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH")?;
+    env::split_paths(&path)
+        .map(|directory| directory.join(program))
+        .find(|file| access(file, AccessFlags::X_OK).is_ok())
+}
+
+fn capable(capability: u32) -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let bits = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0);
+    bits & (1 << capability) != 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_finding_says_what_to_do() {
+        for finding in findings() {
+            for text in [&finding.found as &str, finding.lost, finding.remedy] {
+                assert!(!text.is_empty() && !text.ends_with('.'), "{finding:?}");
+            }
+            assert_eq!(finding.as_lost().is_some(), finding.state == State::Lost);
+        }
+    }
+
+    #[test]
+    fn memory_is_plausible() {
+        let memory = memory().expect("Linux tells");
+        assert!(memory > ByteSize(16 << 20), "{memory}");
+    }
+}

@@ -1,0 +1,228 @@
+//! `interceptor mount`: puts the parts together, keeps them running, and takes the mount away on every way out.
+//!
+//! In order: whatever can be wrong with the options, the status API's address, keys, filers and the directory to mount
+//! is found out before anything is mounted. Then the mount answers, `mounted MOUNTPOINT` is printed, and the process
+//! waits for a signal or for somebody else's `umount`. A first signal unmounts, giving open files [`GRACE`]; a second
+//! one does not wait for them. A panic of this thread unwinds through the mount, which takes it away too.
+
+mod health;
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+
+use super::host;
+use super::options::{MountOptions, OptionError, StatusAddress, VolumeServerAccess};
+use super::signals::Signals;
+use super::size::ByteSize;
+use crate::cache::Cache;
+use crate::fetch::{self, Access, Fetcher};
+use crate::fuse::{self, Mount};
+use crate::read::{Cluster, Reader};
+use crate::seaweed::address::ServerAddress;
+use crate::seaweed::filer::FilerClient;
+use crate::seaweed::http1::Limits;
+use crate::seaweed::owners::Owners;
+use crate::seaweed::security::Security;
+use crate::seaweed::subscribe::{Notice, subscribe};
+use crate::telemetry::logs::LogFormat;
+use crate::telemetry::server::Server;
+use crate::telemetry::status::Identity;
+use crate::telemetry::{Metrics, Status, window};
+
+/// How long files that are open when the mount is taken away can still be read.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Changes of the filer that may wait to be handled before its stream is slowed down.
+const NOTICES: usize = 1024;
+
+/// Options that have been found to be possible.
+pub(super) struct Plan {
+    options: MountOptions,
+    filers: Vec<ServerAddress>,
+    cache_size: ByteSize,
+    identity: Identity,
+}
+
+impl Plan {
+    /// Checks what can be checked without asking anybody. `in_effect` is for the status API.
+    pub(super) fn new(
+        options: MountOptions,
+        in_effect: BTreeMap<String, String>,
+    ) -> Result<Self, OptionError> {
+        let filers = options.filers()?;
+        let cache_size = options.cache_size()?;
+        let identity = Identity {
+            mount_point: options.mountpoint.display().to_string(),
+            filers: filers.iter().map(ToString::to_string).collect(),
+            filer_path: options.filer_path.clone(),
+            options: in_effect,
+        };
+        Ok(Self { options, filers, cache_size, identity })
+    }
+
+    pub(super) fn log_format(&self) -> LogFormat {
+        self.options.log.log_format
+    }
+}
+
+/// Mounts, and returns when the mount is gone.
+pub(super) fn run(plan: Plan) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("interceptor-io")
+        .build()
+        .context("cannot start threads")?;
+    let outcome = runtime.block_on(serve(plan));
+    // What is still under way has nobody left to wait for it.
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn serve(plan: Plan) -> anyhow::Result<()> {
+    let mut signals = Signals::new().context("cannot catch signals")?;
+    let metrics = Metrics::new();
+    let status = Status::new(plan.identity.clone(), metrics.clone());
+    tokio::spawn(keep_windows(metrics.clone()));
+    for lost in host::findings().iter().filter_map(host::Finding::as_lost) {
+        tracing::warn!(ability = lost.ability, remedy = lost.remedy, "going without: {}", lost.reason);
+        status.lost(lost);
+    }
+    if let StatusAddress::At(address) = &plan.options.status_addr {
+        let server = Server::bind(address).await?;
+        tracing::info!("status API at http://{}/", server.address());
+        tokio::spawn(server.serve(status.clone()));
+    }
+    let security = Arc::new(security(&plan.options)?);
+    let filer = tokio::select! {
+        connected = FilerClient::connect_as(plan.filers.clone(), &security, owners(&plan.options)) => connected?,
+        signal = signals.next() => {
+            tracing::info!(signal, "stopped before mounting");
+            return Ok(());
+        }
+    };
+    // Not to be given up half-way, or the mount would be left behind; its steps have deadlines.
+    let mount = mount(&plan, &filer, security, &status).await?;
+    health::watch(&status, &mount, &filer, &plan.options.mountpoint);
+    announce(&plan, &filer);
+
+    tokio::select! {
+        () = mount.wait() => tracing::info!("unmounted by somebody else"),
+        signal = signals.next() => {
+            tracing::info!(signal, "unmounting");
+            tokio::select! {
+                unmounted = mount.unmount(GRACE) => unmounted?,
+                signal = signals.next() => tracing::warn!(signal, "not waiting for open files"),
+            }
+        }
+    }
+    Ok(())
+}
+
+fn security(options: &MountOptions) -> anyhow::Result<Security> {
+    let loaded = match &options.fetch.security {
+        Some(file) => Security::load_from(file),
+        None => Security::load(),
+    };
+    loaded.context("cannot use security.toml")
+}
+
+fn owners(options: &MountOptions) -> Owners {
+    let (users, groups) = (&options.mount.map_uid, &options.mount.map_gid);
+    Owners { users: users.clone().unwrap_or_default(), groups: groups.clone().unwrap_or_default() }
+}
+
+/// Builds the way of a byte, from the volume servers up, and mounts on top of it.
+async fn mount(
+    plan: &Plan,
+    filer: &FilerClient,
+    security: Arc<Security>,
+    status: &Arc<Status>,
+) -> anyhow::Result<Arc<Mount>> {
+    let (options, metrics) = (&plan.options, status.metrics());
+    let fetching = fetch::Options {
+        access: access(options.fetch.volume_server_access, filer),
+        data_center: options.fetch.data_center.clone(),
+        retry_time: options.fetch.read_retry_time,
+        limits: Limits { requests_per_server: options.fetch.concurrent_readers.into(), ..Limits::default() },
+        ..fetch::Options::default()
+    };
+    let fetcher = Fetcher::new(Arc::new(filer.clone()), security, metrics.clone(), fetching);
+    let cache = Arc::new(Cache::new(plan.cache_size.0));
+    health::watch_cache(metrics, &cache);
+    let cluster = Arc::new(Cluster::new(fetcher, filer.clone()));
+    let reader = Reader::new(cache, cluster, metrics.clone(), Handle::current());
+
+    let (sender, heard) = mpsc::channel(NOTICES);
+    subscribe(filer.clone(), options.filer_path.clone(), sender);
+    let mount_options = fuse::MountOptions {
+        mountpoint: options.mountpoint.clone(),
+        filer_path: options.filer_path.clone(),
+        allow_other: Some(options.allow_other()),
+        nonempty: options.mount.nonempty,
+        include_system_entries: options.mount.include_system_entries,
+        threads: Some(options.threads()),
+        read_ahead_kib: options.mount.readahead_kb,
+    };
+    let notices = noted(heard, status.clone());
+    Ok(Arc::new(Mount::start(mount_options, filer.clone(), reader, notices).await?))
+}
+
+fn access(access: VolumeServerAccess, filer: &FilerClient) -> Access {
+    match access {
+        VolumeServerAccess::Direct => Access::Direct,
+        VolumeServerAccess::PublicUrl => Access::PublicUrl,
+        VolumeServerAccess::FilerProxy => {
+            let filer = filer.clone();
+            Access::FilerProxy(Arc::new(move || filer.current().to_string()))
+        }
+    }
+}
+
+/// Passes on what the filer tells, and keeps account of it for the status API.
+fn noted(mut heard: mpsc::Receiver<Notice>, status: Arc<Status>) -> mpsc::Receiver<Notice> {
+    let (sender, passed_on) = mpsc::channel(1);
+    tokio::spawn(async move {
+        while let Some(notice) = heard.recv().await {
+            match &notice {
+                Notice::Live => status.subscription_live(),
+                Notice::Lost { reason } => status.subscription_lost(reason.clone()),
+                Notice::Change(_) => status.change_handled(),
+            }
+            if sender.send(notice).await.is_err() {
+                return;
+            }
+        }
+    });
+    passed_on
+}
+
+/// Says that the mount answers, to whoever waits for that line and in the log.
+fn announce(plan: &Plan, filer: &FilerClient) {
+    let Plan { identity, cache_size, .. } = plan;
+    tracing::info!(
+        filer = %filer.current(),
+        filer_version = filer.configuration().version,
+        path = identity.filer_path,
+        cache = %cache_size,
+        "mounted {}",
+        identity.mount_point
+    );
+    let mut out = std::io::stdout().lock();
+    // Nobody need listen.
+    let _ = writeln!(out, "mounted {}", identity.mount_point).and_then(|()| out.flush());
+}
+
+/// Keeps the windows of the hit ratios moving.
+async fn keep_windows(metrics: Arc<Metrics>) {
+    let mut ticks = tokio::time::interval(window::TICK);
+    loop {
+        ticks.tick().await;
+        metrics.tick(Instant::now());
+    }
+}

@@ -1,0 +1,72 @@
+//! What the status API asks a running mount: its levels, and whether it works.
+
+use std::path::{Path, absolute};
+use std::sync::{Arc, Weak};
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use nix::sys::statvfs::statvfs;
+use tokio::sync::Mutex;
+
+use crate::cache::Cache;
+use crate::fuse::{Mount, MountStatus};
+use crate::seaweed::filer::FilerClient;
+use crate::telemetry::status::Check;
+use crate::telemetry::{CacheUsage, Metrics, Status};
+
+/// Has the metrics tell how full `cache` is.
+pub(super) fn watch_cache(metrics: &Metrics, cache: &Arc<Cache>) {
+    let cache = cache.clone();
+    metrics.set_cache_usage(Box::new(move || {
+        let usage = cache.usage();
+        CacheUsage { capacity: usage.capacity, used: usage.used, allocated: usage.allocated }
+    }));
+}
+
+/// Has the status API tell of `mount` and `filer`; the daemon can be ready from now on. Does not keep the mount.
+pub(super) fn watch(status: &Status, mount: &Arc<Mount>, filer: &FilerClient, mountpoint: &Path) {
+    let known = |mount: &Arc<Mount>| -> Box<dyn Fn() -> Option<MountStatus> + Send + Sync> {
+        let mount: Weak<Mount> = Arc::downgrade(mount);
+        Box::new(move || mount.upgrade().map(|mount| mount.status()))
+    };
+    let metrics = status.metrics();
+    let (nodes, live) = (known(mount), known(mount));
+    metrics.set_nodes(Box::new(move || nodes().map_or(0, |mount| mount.nodes as u64)));
+    metrics.set_subscription_live(Box::new(move || live().is_some_and(|mount| mount.live)));
+    let current = filer.clone();
+    status.set_current_filer(Box::new(move || current.current().to_string()));
+
+    status.add_check("mount", mount_answers(mountpoint));
+    let (filer, hears) = (filer.clone(), known(mount));
+    let filer_answers = move || -> BoxFuture<'static, Result<(), String>> {
+        // A live stream has brought a heartbeat within the last seconds.
+        if hears().is_some_and(|mount| mount.live) {
+            return async { Ok(()) }.boxed();
+        }
+        let filer = filer.clone();
+        async move { filer.statistics().await.map(drop).map_err(|error| error.to_string()) }.boxed()
+    };
+    status.add_check("filer", Box::new(filer_answers));
+}
+
+/// A check that sends a request through the kernel to the mount; `statfs` is one that the kernel never answers itself.
+fn mount_answers(mountpoint: &Path) -> Check {
+    let path = absolute(mountpoint).unwrap_or_else(|_| mountpoint.to_owned());
+    // If the mount hangs, one thread is enough to hang with it; other callers wait for the lock until they give up.
+    let one_at_a_time = Arc::new(Mutex::new(()));
+    Box::new(move || {
+        let (path, one_at_a_time) = (path.clone(), one_at_a_time.clone());
+        async move {
+            let turn = one_at_a_time.lock_owned().await;
+            let asked = tokio::task::spawn_blocking(move || {
+                let _turn = turn;
+                statvfs(&path)
+            });
+            match asked.await {
+                Ok(answer) => answer.map(drop).map_err(|errno| errno.desc().to_owned()),
+                Err(error) => Err(error.to_string()),
+            }
+        }
+        .boxed()
+    })
+}

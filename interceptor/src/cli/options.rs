@@ -1,0 +1,354 @@
+//! The options of `interceptor mount`: what can be typed, what it means if it is not, and what is refused.
+//!
+//! Names and meanings that users of `weed mount` know are kept, in the dashed spelling.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::{ArgAction, ArgMatches, Args, Command, ValueEnum};
+
+use super::host;
+use super::size::ByteSize;
+use crate::seaweed::address::{ParseAddressError, ServerAddress};
+use crate::seaweed::owners::IdMap;
+use crate::telemetry::logs::LogFormat;
+
+/// Below this a few readers would evict each other's chunks before they are read.
+const SMALLEST_CACHE: ByteSize = ByteSize(16 << 20);
+
+/// What the cache takes unless told otherwise, if that is not more than half of the memory.
+const USUAL_CACHE: ByteSize = ByteSize(1 << 30);
+
+/// How to log; shared by all commands that run for long.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Logging")]
+pub(super) struct LogOptions {
+    /// error, warn, info, debug, trace or off; or a filter such as `info,interceptor::fetch=debug` [default: RUST_LOG, else info]
+    #[arg(long, value_name = "LEVEL")]
+    pub(super) log_level: Option<String>,
+
+    /// Lines for people, or JSON for collectors; on standard error
+    #[arg(long, value_name = "FORMAT", default_value = "human")]
+    pub(super) log_format: LogFormat,
+}
+
+/// Mounts a directory tree of a filer, read-only, and serves reads until it is unmounted or interrupted.
+#[derive(Debug, Clone, Args)]
+pub(super) struct MountOptions {
+    /// An existing directory to mount on
+    pub(super) mountpoint: PathBuf,
+
+    /// Filers of one cluster; while one does not answer, the next is asked
+    #[arg(long, value_name = "HOST:PORT[,…]", value_parser = Filers::from_str)]
+    pub(super) filer: Option<Filers>,
+
+    /// The filer's directory to mount
+    #[arg(long, value_name = "PATH", default_value = "/", value_parser = filer_path)]
+    pub(super) filer_path: String,
+
+    /// TOML file with options under their long names; what is typed here wins
+    #[arg(long, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+
+    /// Where the status API listens, `none` for nowhere; port 0 takes a free port
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9650", value_parser = StatusAddress::from_str)]
+    pub(super) status_addr: StatusAddress,
+
+    /// How the mount behaves.
+    #[command(flatten)]
+    pub(super) mount: MountBehaviour,
+
+    /// How content is fetched.
+    #[command(flatten)]
+    pub(super) fetch: FetchOptions,
+
+    /// How to log.
+    #[command(flatten)]
+    pub(super) log: LogOptions,
+}
+
+/// What applications see.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Mount")]
+pub(super) struct MountBehaviour {
+    /// Let other users than the one who mounts use the mount [default: true for root, else false; others than root need `user_allow_other` in /etc/fuse.conf]
+    #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
+    pub(super) allow_other: Option<bool>,
+
+    /// Mount over a directory that is not empty
+    #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, default_value = "false", hide_default_value = true)]
+    pub(super) nonempty: bool,
+
+    /// Show /topics and /etc, where SeaweedFS keeps things for itself
+    #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, default_value = "false", hide_default_value = true)]
+    pub(super) include_system_entries: bool,
+
+    /// User ids here that stand for user ids of the filer
+    #[arg(long, value_name = "LOCAL:FILER[,…]", value_parser = IdMap::from_str)]
+    pub(super) map_uid: Option<IdMap>,
+
+    /// Group ids here that stand for group ids of the filer
+    #[arg(long, value_name = "LOCAL:FILER[,…]", value_parser = IdMap::from_str)]
+    pub(super) map_gid: Option<IdMap>,
+
+    /// How far the kernel reads ahead of a sequential reader, in KiB; 0 for not at all
+    #[arg(long, value_name = "KIB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(0..=65536))]
+    pub(super) readahead_kb: u32,
+
+    /// Threads that answer the kernel [default: one for each CPU, from 2 to 16]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(super) threads: Option<u16>,
+}
+
+/// Where bytes come from and where they are kept.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Reading")]
+pub(super) struct FetchOptions {
+    /// Memory for chunks of files [default: 1GiB, or half of the memory if that is less]
+    #[arg(long, value_name = "SIZE", value_parser = ByteSize::from_str)]
+    pub(super) cache_size: Option<ByteSize>,
+
+    /// Accept a --cache-size above 80 % of the memory
+    #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, default_value = "false", hide_default_value = true)]
+    pub(super) force: bool,
+
+    /// How chunks are brought; auto takes the best that works
+    #[arg(long, value_name = "TRANSPORT", default_value = "auto")]
+    pub(super) transport: Transport,
+
+    /// How volume servers are reached: under the address they have in the cluster, under their public one, or through the filer
+    #[arg(long, value_name = "ACCESS", default_value = "direct")]
+    pub(super) volume_server_access: VolumeServerAccess,
+
+    /// Prefer replicas in this data center
+    #[arg(long, value_name = "NAME")]
+    pub(super) data_center: Option<String>,
+
+    /// How many requests one volume server is given at the same time
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub(super) concurrent_readers: u16,
+
+    /// How long a read is tried again before it fails
+    #[arg(long, value_name = "TIME", default_value = "6s", value_parser = duration)]
+    pub(super) read_retry_time: Duration,
+
+    /// Take keys and certificates from this security.toml, not from the first one in ., ~/.seaweedfs, /usr/local/etc/seaweedfs and /etc/seaweedfs
+    #[arg(long, value_name = "FILE")]
+    pub(super) security: Option<PathBuf>,
+}
+
+/// Ways of bringing chunks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Transport {
+    /// The best that works.
+    Auto,
+    /// The volume servers' HTTP interface.
+    Http,
+}
+
+/// Ways of reaching volume servers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum VolumeServerAccess {
+    /// Under the address that the master knows.
+    #[value(name = "direct")]
+    Direct,
+    /// Under the address that the volume server calls public.
+    #[value(name = "publicUrl", alias = "public-url")]
+    PublicUrl,
+    /// Through the filer, where volume servers cannot be reached.
+    #[value(name = "filerProxy", alias = "filer-proxy")]
+    FilerProxy,
+}
+
+/// A list of filers, at least one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Filers(pub(super) Vec<ServerAddress>);
+
+impl FromStr for Filers {
+    type Err = ParseAddressError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        ServerAddress::parse_list(text).map(Self)
+    }
+}
+
+/// Where the status API listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum StatusAddress {
+    /// Nowhere.
+    Nowhere,
+    /// On this `host:port`.
+    At(String),
+}
+
+impl FromStr for StatusAddress {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "none" {
+            return Ok(Self::Nowhere);
+        }
+        match text.rsplit_once(':') {
+            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => {
+                Ok(Self::At(text.to_owned()))
+            }
+            _ => Err("expected HOST:PORT, such as 127.0.0.1:9650, or none"),
+        }
+    }
+}
+
+/// Options that are well-formed each, but not together or not on this host.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum OptionError {
+    /// Nobody to ask.
+    #[error("--filer HOST:PORT is needed, on the command line or in --config FILE")]
+    NoFiler,
+    /// Useless.
+    #[error("--cache-size {0} is too small: the minimum is {SMALLEST_CACHE}")]
+    SmallCache(ByteSize),
+    /// Dangerous.
+    #[error(
+        "--cache-size {size} is more than 80 % of the memory that this process may use ({memory}); --force accepts it"
+    )]
+    LargeCache {
+        /// What was asked for.
+        size: ByteSize,
+        /// What there is.
+        memory: ByteSize,
+    },
+}
+
+impl MountOptions {
+    /// The filers to ask.
+    pub(super) fn filers(&self) -> Result<Vec<ServerAddress>, OptionError> {
+        self.filer.clone().map(|Filers(addresses)| addresses).ok_or(OptionError::NoFiler)
+    }
+
+    /// Bytes of memory that the cache may take.
+    pub(super) fn cache_size(&self) -> Result<ByteSize, OptionError> {
+        cache_size(self.fetch.cache_size, self.fetch.force, host::memory())
+    }
+
+    /// Whether other users may use the mount.
+    pub(super) fn allow_other(&self) -> bool {
+        self.mount.allow_other.unwrap_or_else(host::is_root)
+    }
+
+    /// Threads that answer the kernel.
+    pub(super) fn threads(&self) -> usize {
+        let cpus = || std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 16);
+        self.mount.threads.map_or_else(cpus, usize::from)
+    }
+}
+
+fn cache_size(
+    asked: Option<ByteSize>,
+    force: bool,
+    memory: Option<ByteSize>,
+) -> Result<ByteSize, OptionError> {
+    let Some(size) = asked else {
+        let half = memory.map_or(USUAL_CACHE, |memory| ByteSize(memory.0 / 2));
+        return Ok(USUAL_CACHE.min(half).max(SMALLEST_CACHE));
+    };
+    match memory {
+        _ if size < SMALLEST_CACHE => Err(OptionError::SmallCache(size)),
+        Some(memory) if !force && size.0 > memory.0 / 5 * 4 => Err(OptionError::LargeCache { size, memory }),
+        _ => Ok(size),
+    }
+}
+
+fn filer_path(text: &str) -> Result<String, &'static str> {
+    if !text.starts_with('/') {
+        return Err("expected an absolute path, such as /buckets/data");
+    }
+    if text.split('/').any(|part| part == "." || part == "..") {
+        return Err("expected a path without . and ..");
+    }
+    let parts: Vec<_> = text.split('/').filter(|part| !part.is_empty()).collect();
+    Ok(format!("/{}", parts.join("/")))
+}
+
+fn duration(text: &str) -> Result<Duration, &'static str> {
+    const EXPECTED: &str = "expected a time such as 500ms, 6s or 2m";
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).ok_or(EXPECTED)?);
+    let number: u32 = number.parse().map_err(|_| EXPECTED)?;
+    match unit {
+        "ms" => Ok(Duration::from_millis(number.into())),
+        "s" => Ok(Duration::from_secs(number.into())),
+        "m" => Ok(Duration::from_secs(60 * u64::from(number))),
+        _ => Err(EXPECTED),
+    }
+}
+
+/// Each option in effect under its long name: what was typed, what the file says, or the default. For the status API.
+pub(super) fn in_effect(
+    options: &MountOptions,
+    command: &Command,
+    matches: &ArgMatches,
+) -> BTreeMap<String, String> {
+    let mut shown: BTreeMap<String, String> = command
+        .get_arguments()
+        .filter_map(|argument| {
+            let values =
+                matches.get_raw(argument.get_id().as_str()).filter(|_| argument.get_long().is_some())?;
+            let text = values.map(|value| value.to_string_lossy()).collect::<Vec<_>>().join(",");
+            Some((argument.get_long()?.to_owned(), text))
+        })
+        .collect();
+    shown.insert("allow-other".into(), options.allow_other().to_string());
+    shown.insert("threads".into(), options.threads().to_string());
+    if let Ok(size) = options.cache_size() {
+        shown.insert("cache-size".into(), size.to_string());
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MEMORY: Option<ByteSize> = Some(ByteSize(10 << 30));
+
+    #[test]
+    fn the_cache_must_fit() {
+        let gib = |n: u64| Some(ByteSize(n << 30));
+        assert_eq!(cache_size(None, false, MEMORY), Ok(USUAL_CACHE));
+        assert_eq!(cache_size(None, false, gib(1)), Ok(ByteSize(512 << 20)));
+        assert_eq!(cache_size(None, false, None), Ok(USUAL_CACHE));
+        assert_eq!(cache_size(gib(8), false, MEMORY), Ok(ByteSize(8 << 30)));
+        let large = cache_size(gib(9), false, MEMORY).unwrap_err().to_string();
+        assert!(large.contains("9 GiB") && large.contains("10 GiB") && large.contains("--force"), "{large}");
+        assert_eq!(cache_size(gib(9), true, MEMORY), Ok(ByteSize(9 << 30)));
+        let small = cache_size(Some(ByteSize(1 << 20)), true, MEMORY).unwrap_err().to_string();
+        assert!(small.contains("1 MiB") && small.contains("16 MiB"), "{small}");
+    }
+
+    #[test]
+    fn paths_are_normal() {
+        assert_eq!(filer_path("/").as_deref(), Ok("/"));
+        assert_eq!(filer_path("//a/b//").as_deref(), Ok("/a/b"));
+        assert!(filer_path("a").is_err());
+        assert!(filer_path("/a/../b").is_err());
+    }
+
+    #[test]
+    fn times() {
+        assert_eq!(duration("6s"), Ok(Duration::from_secs(6)));
+        assert_eq!(duration("1500ms"), Ok(Duration::from_millis(1500)));
+        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        for wrong in ["", "6", "s", "-6s", "6h", "6 s"] {
+            assert!(duration(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn status_addresses() {
+        assert_eq!("none".parse(), Ok(StatusAddress::Nowhere));
+        assert_eq!("[::1]:0".parse(), Ok(StatusAddress::At("[::1]:0".into())));
+        for wrong in ["9650", ":9650", "localhost", "localhost:http", "localhost:70000"] {
+            assert!(wrong.parse::<StatusAddress>().is_err(), "{wrong}");
+        }
+    }
+}

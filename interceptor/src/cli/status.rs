@@ -1,0 +1,208 @@
+//! `interceptor status`: asks the daemon's status API once and prints the answer.
+
+use std::fmt::{self, Write as _};
+use std::io::{Read, Write as _};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use clap::Args;
+
+use super::size::ByteSize;
+use crate::telemetry::report::{API_VERSION, Flow, Report};
+
+/// The daemon answers from memory: if it takes longer than this, something is wrong with it.
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// More than any report has.
+const LARGEST_ANSWER: u64 = 16 << 20;
+
+/// Prints what a running mount says of itself.
+#[derive(Debug, Clone, Args)]
+pub(super) struct StatusOptions {
+    /// Where the daemon's status API listens
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9650")]
+    pub(super) status_addr: String,
+
+    /// Print the daemon's JSON as it is
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// Prints the status on standard output.
+pub(super) fn run(options: &StatusOptions) -> anyhow::Result<()> {
+    let address = options.status_addr.as_str();
+    let answer = get(address, "/api/v1/status")
+        .with_context(|| format!("no status from {address} (--status-addr); is a mount running there?"))?;
+    ensure!(answer.code == 200, "{address} answered {} to /api/v1/status", answer.code);
+    if options.json {
+        println!("{}", answer.body.trim_end());
+        return Ok(());
+    }
+    let report: Report = serde_json::from_str(&answer.body).with_context(|| {
+        format!("what answers at {address} is no interceptor of API version {API_VERSION}")
+    })?;
+    let ready = get(address, "/readyz")?;
+    let readiness = if ready.code == 200 { None } else { Some(ready.body.trim()) };
+    print!("{}", Text { report: &report, readiness });
+    Ok(())
+}
+
+/// An answer of the status API.
+struct Answer {
+    code: u16,
+    body: String,
+}
+
+/// One request over one connection. HTTP/1.0, so that the body ends where the connection does.
+fn get(address: &str, path: &str) -> anyhow::Result<Answer> {
+    let begun = Instant::now();
+    let socket = address.to_socket_addrs()?.next().context("the name has no address")?;
+    let mut stream = TcpStream::connect_timeout(&socket, DEADLINE)?;
+    stream.set_write_timeout(Some(DEADLINE))?;
+    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes())?;
+    let mut answer = Vec::new();
+    let mut part = [0; 64 << 10];
+    loop {
+        let left = DEADLINE.saturating_sub(begun.elapsed());
+        ensure!(!left.is_zero(), "no complete answer within {DEADLINE:?}");
+        stream.set_read_timeout(Some(left))?;
+        match stream.read(&mut part)? {
+            0 => break,
+            n => answer.extend_from_slice(&part[..n]),
+        }
+        ensure!(answer.len() as u64 <= LARGEST_ANSWER, "an answer of more than {LARGEST_ANSWER} bytes");
+    }
+    let mut headers = [httparse::EMPTY_HEADER; 64];
+    let mut response = httparse::Response::new(&mut headers);
+    let httparse::Status::Complete(head) = response.parse(&answer)? else {
+        bail!("the answer breaks off");
+    };
+    let code = response.code.context("an answer without a status code")?;
+    Ok(Answer { code, body: String::from_utf8(answer.split_off(head))? })
+}
+
+/// A report as people read it.
+struct Text<'a> {
+    report: &'a Report,
+    /// Why the mount is not ready.
+    readiness: Option<&'a str>,
+}
+
+impl fmt::Display for Text<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let report = self.report;
+        let mut line = |name: &str, text: &dyn fmt::Display| writeln!(f, "{name:<18} {text}");
+        let filer = report.current_filer.as_deref().unwrap_or("none");
+        line("mount point", &report.mount_point)?;
+        line("filer", &format_args!("{filer}{}  (of {})", report.filer_path, report.filers.join(", ")))?;
+        line("process", &format_args!("{}, version {}, up {}", report.pid, report.version, age(report)))?;
+        line("ready", &self.readiness.map_or("yes".to_owned(), |reason| format!("no: {reason}")))?;
+        let subscription = &report.subscription;
+        let state = if subscription.live { "heard" } else { "NOT heard, everything is revalidated" };
+        let counts = format!("{} so far, lost {} times", subscription.changes, subscription.losses);
+        line("changes", &format_args!("{state}; {counts}"))?;
+        if let Some(reason) = &subscription.last_loss {
+            line("", &format_args!("last loss: {reason}"))?;
+        }
+        if let Some(cache) = report.cache {
+            let [used, capacity, allocated] = [cache.used, cache.capacity, cache.allocated].map(ByteSize);
+            line("cache", &format_args!("{used} of {capacity}, {allocated} allocated"))?;
+        }
+        let ratio = |(window, ratio): (&String, &Option<f64>)| match ratio {
+            Some(ratio) => format!("{:.1} % in {window}", 100.0 * ratio),
+            None => format!("no reads in {window}"),
+        };
+        // The names of longer windows happen to sort first.
+        line("hit ratio", &report.hit_ratio.iter().rev().map(ratio).collect::<Vec<_>>().join(", "))?;
+        if let (Some(nodes), Some(handles)) = (report.nodes, report.open_handles) {
+            line("kernel knows", &format_args!("{nodes} files and directories, {handles} open handles"))?;
+        }
+        for (what, flows) in [("reads", &report.reads), ("fetches", &report.fetches)] {
+            for (source, flow) in flows {
+                line(&format!("{what} {source}"), &flow_text(flow))?;
+            }
+        }
+        for error in &report.fetch_errors {
+            line("fetch errors", &format_args!("{} of {} ({})", error.count, error.source, error.reason))?;
+        }
+        for (source, count) in report.integrity_failures.iter().filter(|(_, count)| **count > 0) {
+            line("DAMAGED", &format_args!("{count} fetches from {source} refused"))?;
+        }
+        for lost in &report.lost {
+            line("goes without", &format_args!("{}: {} ({})", lost.ability, lost.reason, lost.remedy))?;
+        }
+        Ok(())
+    }
+}
+
+fn flow_text(flow: &Flow) -> String {
+    let mut text = format!("{}, {}", flow.count, ByteSize(flow.bytes));
+    if let (Some(p50), Some(p99)) = (flow.p50_seconds, flow.p99_seconds) {
+        let (p50, p99) = (Duration::from_secs_f64(p50), Duration::from_secs_f64(p99));
+        let _ = write!(text, ", half below {p50:.1?}, 99 % below {p99:.1?}");
+    }
+    text
+}
+
+fn age(report: &Report) -> String {
+    let seconds = report.uptime_seconds as u64;
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{minutes} min {} s", seconds % 60),
+        3600..86_400 => format!("{hours} h {minutes} min"),
+        _ => format!("{days} d {hours} h"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::telemetry::server::Server;
+    use crate::telemetry::status::Identity;
+    use crate::telemetry::{Metrics, Source, Status};
+
+    fn identity() -> Identity {
+        Identity {
+            mount_point: "/mnt/data".into(),
+            filers: vec!["a:8888".into(), "b:8888".into()],
+            filer_path: "/x".into(),
+            options: BTreeMap::new(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_daemon_is_asked_and_understood() {
+        let server = Server::bind("127.0.0.1:0").await.unwrap();
+        let address = server.address().to_string();
+        let status = Status::new(identity(), Metrics::new());
+        status.metrics().read(Source::Http, 3 << 20, Duration::from_millis(2));
+        tokio::spawn(server.serve(status));
+        let asked = tokio::task::spawn_blocking(move || {
+            (get(&address, "/api/v1/status").unwrap(), get(&address, "/readyz").unwrap())
+        });
+        let (answer, ready) = asked.await.unwrap();
+        assert_eq!((answer.code, ready.code), (200, 503));
+        let report: Report = serde_json::from_str(&answer.body).unwrap();
+        let text = Text { report: &report, readiness: Some("mount: hangs") }.to_string();
+        for part in [
+            "/mnt/data",
+            "a:8888, b:8888",
+            "no: mount: hangs",
+            "NOT heard",
+            "reads http         1, 3 MiB, half below 2.1ms",
+        ] {
+            assert!(text.contains(part), "no {part:?} in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn nobody_there_is_an_error_that_names_the_option() {
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let error = run(&StatusOptions { status_addr: closed, json: false }).unwrap_err();
+        assert!(error.to_string().contains("--status-addr"), "{error}");
+    }
+}

@@ -1,0 +1,189 @@
+//! The rung of the ladder that always exists: the volume servers' HTTP interface.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdma_engine::FileId;
+use tokio::time::Instant;
+
+use super::attempts::{Attempts, Next, Verdict, longer};
+use super::error::FetchError;
+use super::{Access, Options};
+use crate::seaweed::entry::Chunk;
+use crate::seaweed::locations::{Location, Locations, LookupError, VolumeLookup};
+use crate::seaweed::security::Security;
+use crate::seaweed::volume::{Class, Place, VolumeClient, VolumeError};
+use crate::telemetry::{Metrics, Source};
+
+/// How often a busy server is asked again before the next one is, and the first pause before that.
+const BUSY_RETRIES: u32 = 3;
+const BUSY_PAUSE: Duration = Duration::from_millis(100);
+
+/// What is to be fetched of a chunk, and where it goes.
+pub(super) enum Job<'a> {
+    /// A part of the logical bytes, by a request for that part.
+    Range { offset: u64, dst: &'a mut [u8] },
+    /// A part of the logical bytes, or all, by a request for the whole needle, which is verified.
+    Whole { offset: u64, dst: &'a mut [u8] },
+    /// The whole decoded needle, `limit` bytes at most.
+    Gather { limit: u64, bytes: &'a mut Vec<u8> },
+}
+
+pub(super) struct HttpSource {
+    volumes: VolumeClient,
+    locations: Locations,
+    metrics: Arc<Metrics>,
+    options: Options,
+}
+
+/// Whom to ask in one pass.
+struct Candidates {
+    /// What they were made from; none for a filer that passes requests on.
+    locations: Option<Arc<[Location]>>,
+    /// In the order to be asked in; with each the name under which a failure of it is noted.
+    places: Vec<(Place, String)>,
+    /// Whether they were looked up just now.
+    fresh: bool,
+}
+
+impl HttpSource {
+    pub(super) fn new(
+        lookup: Arc<dyn VolumeLookup>,
+        security: Arc<Security>,
+        metrics: Arc<Metrics>,
+        options: Options,
+    ) -> Self {
+        Self {
+            volumes: VolumeClient::new(security, options.limits.clone()),
+            locations: Locations::new(lookup, options.data_center.clone()),
+            metrics,
+            options,
+        }
+    }
+
+    /// Does `job`, or says why no server could.
+    pub(super) async fn fetch(&self, chunk: &Chunk, job: &mut Job<'_>) -> Result<(), FetchError> {
+        let fid = chunk.fid;
+        let mut attempts = Attempts::new(self.options.retry_time);
+        let mut stale = None;
+        let mut servers;
+        let mut reason = String::new();
+        loop {
+            let found = self.locate(fid.volume, stale.as_ref()).await;
+            let located = found.is_ok();
+            let candidates = found.unwrap_or_else(|error| {
+                self.metrics.fetch_error(Source::Http, "lookup");
+                reason = error.to_string();
+                // Without an answer from the filer, servers that were known before may still come back.
+                self.candidates(stale.take(), true)
+            });
+            if located && candidates.places.is_empty() {
+                reason = "no server holds the volume".to_owned();
+            }
+            let mut answers = Vec::with_capacity(candidates.places.len());
+            for (place, name) in &candidates.places {
+                match self.ask(place, chunk, job).await {
+                    Ok(()) => return Ok(()),
+                    Err(error) => {
+                        reason = format!("{}: {error}", place.authority());
+                        answers.push(self.note(name, fid, &error));
+                    }
+                }
+            }
+            servers = candidates.names();
+            let fresh = candidates.fresh;
+            stale = candidates.locations;
+            let verdict = if located { Verdict::of(&answers) } else { Verdict::Open };
+            match attempts.failed(verdict, fresh, Instant::now()) {
+                Next::Pass(pause) => tokio::time::sleep(pause).await,
+                Next::GiveUp => {
+                    let passes = attempts.passes();
+                    tracing::warn!(%fid, %servers, passes, last = %reason, "cannot read a chunk from any server");
+                    return Err(match verdict {
+                        Verdict::Missing => FetchError::Gone { fid, servers },
+                        Verdict::Refused => FetchError::Refused { fid, reason },
+                        Verdict::Damaged => FetchError::Damaged { fid, servers, reason },
+                        Verdict::Open => FetchError::Unreachable { fid, passes, servers, reason },
+                    });
+                }
+            }
+        }
+    }
+
+    /// Asks one server, again if it is busy.
+    async fn ask(&self, place: &Place, chunk: &Chunk, job: &mut Job<'_>) -> Result<(), VolumeError> {
+        let mut pause = BUSY_PAUSE;
+        for _ in 0..BUSY_RETRIES {
+            match self.ask_once(place, chunk, job).await {
+                Err(error) if error.class() == Class::Busy => {
+                    self.metrics.fetch_error(Source::Http, error.reason());
+                    tokio::time::sleep(pause).await;
+                    pause = longer(pause);
+                }
+                outcome => return outcome,
+            }
+        }
+        self.ask_once(place, chunk, job).await
+    }
+
+    async fn ask_once(&self, place: &Place, chunk: &Chunk, job: &mut Job<'_>) -> Result<(), VolumeError> {
+        let deadline = Instant::now() + self.options.request_deadline;
+        match job {
+            Job::Range { offset, dst } => {
+                self.volumes.read_range(place, chunk.fid, *offset, dst, deadline).await
+            }
+            Job::Whole { offset, dst } => self.volumes.read_whole(place, chunk, *offset, dst, deadline).await,
+            Job::Gather { limit, bytes } => {
+                **bytes = self.volumes.read_needle(place, chunk, *limit, deadline).await?;
+                Ok(())
+            }
+        }
+    }
+
+    /// Counts a failure and remembers a server that is in trouble.
+    fn note(&self, server: &str, fid: FileId, error: &VolumeError) -> Class {
+        tracing::debug!(%fid, server, %error, "a server did not deliver");
+        self.metrics.fetch_error(Source::Http, error.reason());
+        let class = error.class();
+        match class {
+            Class::Damaged => self.metrics.integrity_failure(Source::Http),
+            Class::Failed | Class::Busy => self.locations.failed(server),
+            Class::Missing | Class::Refused => {}
+        }
+        class
+    }
+
+    /// Whom to ask for needles of `volume`, others than those that were made from `stale` if there are any.
+    async fn locate(&self, volume: u32, stale: Option<&Arc<[Location]>>) -> Result<Candidates, LookupError> {
+        if let Access::FilerProxy(filer) = &self.options.access {
+            let filer = filer();
+            let places = vec![(Place::Filer(filer.clone()), filer)];
+            return Ok(Candidates { locations: None, places, fresh: true });
+        }
+        let (locations, fresh) = match stale {
+            None => self.locations.get(volume).await?,
+            Some(stale) => (self.locations.refresh(volume, stale).await?, true),
+        };
+        Ok(self.candidates(Some(locations), fresh))
+    }
+
+    fn candidates(&self, locations: Option<Arc<[Location]>>, fresh: bool) -> Candidates {
+        let place = |location: Location| {
+            let address = match &self.options.access {
+                Access::PublicUrl if !location.public_url.is_empty() => location.public_url,
+                _ => location.url.clone(),
+            };
+            (Place::Volume(address), location.url)
+        };
+        let ordered = locations.as_ref().map(|locations| self.locations.order(locations));
+        let places = ordered.into_iter().flatten().map(place).collect();
+        Candidates { locations, places, fresh }
+    }
+}
+
+impl Candidates {
+    fn names(&self) -> String {
+        let names: Vec<_> = self.places.iter().map(|(place, _)| place.authority()).collect();
+        if names.is_empty() { "nobody".to_owned() } else { names.join(", ") }
+    }
+}

@@ -1,0 +1,73 @@
+//! Entries in the terms of the FUSE protocol.
+
+use fuser::{Errno, FileAttr, FileType, INodeNo};
+
+use crate::namespace::{NamespaceError, NodeId};
+use crate::seaweed::entry::{Entry, Kind};
+
+/// What `st_blksize` tells programs to read at a time. Copying tools and stdio buffers follow it; 256 KiB makes few
+/// requests of a large file and wastes little on a small one.
+const BLOCK_SIZE: u32 = 256 << 10;
+
+pub(super) fn file_type(kind: Kind) -> FileType {
+    match kind {
+        Kind::File => FileType::RegularFile,
+        Kind::Directory => FileType::Directory,
+        Kind::Symlink => FileType::Symlink,
+        Kind::NamedPipe => FileType::NamedPipe,
+        Kind::Socket => FileType::Socket,
+        Kind::BlockDevice => FileType::BlockDevice,
+        Kind::CharDevice => FileType::CharDevice,
+    }
+}
+
+pub(super) fn file_attr(id: NodeId, entry: &Entry) -> FileAttr {
+    let attr = &entry.attr;
+    FileAttr {
+        ino: INodeNo(id),
+        size: attr.size,
+        blocks: attr.size.div_ceil(512),
+        atime: attr.mtime,
+        mtime: attr.mtime,
+        ctime: attr.ctime,
+        crtime: attr.crtime,
+        kind: file_type(attr.kind),
+        perm: attr.perm,
+        nlink: attr.nlink,
+        uid: attr.uid,
+        gid: attr.gid,
+        rdev: attr.rdev,
+        blksize: BLOCK_SIZE,
+        flags: 0,
+    }
+}
+
+/// The attributes of a name that does not exist: node 0 is what makes the kernel remember that.
+pub(super) fn no_attr() -> FileAttr {
+    let epoch = std::time::UNIX_EPOCH;
+    FileAttr {
+        ino: INodeNo(0),
+        size: 0,
+        blocks: 0,
+        atime: epoch,
+        mtime: epoch,
+        ctime: epoch,
+        crtime: epoch,
+        kind: FileType::RegularFile,
+        perm: 0,
+        nlink: 0,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        blksize: 0,
+        flags: 0,
+    }
+}
+
+pub(super) fn errno(error: &NamespaceError) -> Errno {
+    match error {
+        NamespaceError::Stale => Errno::ESTALE,
+        NamespaceError::NotDirectory => Errno::ENOTDIR,
+        NamespaceError::Filer(_) => Errno::EIO,
+    }
+}

@@ -1,0 +1,107 @@
+//! Getting a connection to the kernel's FUSE, by `mount(2)` for root and by `fusermount3` for others.
+//!
+//! fuser can do that too, but when its session ends it unmounts the path again, which by then may be someone else's
+//! mount; and it says less about what went wrong.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, IoSliceMut};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use nix::errno::Errno;
+use nix::mount::{MsFlags, mount as mount_call};
+use nix::sys::socket::{
+    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, recvmsg, socketpair,
+};
+use nix::unistd::{getgid, getuid};
+
+use super::mountpoint::{FS_TYPE, MountError};
+
+/// Mounts on `path` and returns the connection.
+pub(super) fn mount(path: &Path, source: &str, allow_other: bool) -> Result<OwnedFd, MountError> {
+    let device = open_device()?;
+    // The kernel takes permissions from the attributes it is given, so that no request is needed to check them.
+    let mut data = format!(
+        "fd={},rootmode=40000,user_id={},group_id={},default_permissions",
+        device.as_raw_fd(),
+        getuid(),
+        getgid()
+    );
+    if allow_other {
+        data.push_str(",allow_other");
+    }
+    let flags = MsFlags::MS_RDONLY | MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOATIME;
+    match mount_call(Some(source), path, Some(FS_TYPE), flags, Some(data.as_str())) {
+        Ok(()) => Ok(device.into()),
+        Err(Errno::EPERM) => mount_by_helper(path, source, allow_other),
+        Err(Errno::ENODEV) => Err(MountError::NoDevice),
+        Err(errno) => Err(MountError::Refused { path: path.into(), source: errno.into() }),
+    }
+}
+
+fn open_device() -> Result<File, MountError> {
+    OpenOptions::new().read(true).write(true).open("/dev/fuse").map_err(|error| match error.raw_os_error() {
+        Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => MountError::NoDevice,
+        _ => MountError::DeviceForbidden(error),
+    })
+}
+
+/// The helper sends the connection through a socket whose number it finds in its environment.
+fn mount_by_helper(path: &Path, source: &str, allow_other: bool) -> Result<OwnedFd, MountError> {
+    let refused = |source: io::Error| MountError::Refused { path: path.into(), source };
+    let (ours, helpers) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::empty())
+        .map_err(|errno| refused(errno.into()))?;
+    let name = source.replace('\\', "\\\\").replace(',', "\\,");
+    let mut options =
+        format!("ro,nodev,nosuid,noatime,default_permissions,fsname={name},subtype=interceptor");
+    if allow_other {
+        options.push_str(",allow_other");
+    }
+    let helper = Command::new("fusermount3")
+        .args(["-o", &options, "--"])
+        .arg(path)
+        .env("_FUSE_COMMFD", helpers.as_raw_fd().to_string())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => MountError::NoPermission,
+            _ => refused(error),
+        })?;
+    // With our copy of its end closed, a helper that fails ends the wait below.
+    drop(helpers);
+    let device = receive_descriptor(&ours);
+    let output = helper.wait_with_output().map_err(refused)?;
+    match device {
+        Ok(Some(device)) if output.status.success() => Ok(device),
+        Err(errno) => Err(refused(errno.into())),
+        _ => {
+            let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            Err(MountError::Helper { path: path.into(), message })
+        }
+    }
+}
+
+fn receive_descriptor(socket: &OwnedFd) -> nix::Result<Option<OwnedFd>> {
+    let mut byte = [0];
+    let mut data = [IoSliceMut::new(&mut byte)];
+    let mut control = nix::cmsg_space!(RawFd);
+    let message = loop {
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        match recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut data, Some(&mut control), flags) {
+            Err(Errno::EINTR) => {}
+            message => break message?,
+        }
+    };
+    for part in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(descriptors) = part
+            && let Some(descriptor) = descriptors.first()
+        {
+            // SAFETY: the kernel has just made this descriptor for us, and nothing else has seen its number.
+            return Ok(Some(unsafe { OwnedFd::from_raw_fd(*descriptor) }));
+        }
+    }
+    Ok(None)
+}

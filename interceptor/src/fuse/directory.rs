@@ -1,0 +1,203 @@
+//! Reading directories: the filling of replies from a listing that may still be growing.
+//!
+//! Places 1 and 2 of every listing are `.` and `..`. A reply takes as many entries as fit; with READDIRPLUS each of them
+//! counts as a lookup of its node (those of `.` and `..` do not, by the protocol), so an entry that did not fit any more
+//! is given back.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
+
+use fuser::{Errno, FopenFlags, Generation, INodeNo, ReplyDirectory, ReplyDirectoryPlus};
+use parking_lot::Mutex;
+
+use super::attr::{errno, file_attr, file_type};
+use super::filesystem::Shared;
+use crate::namespace::listing::{Batch, Listing};
+use crate::namespace::readdir::is_alive;
+use crate::namespace::{NamespaceError, NodeId};
+use crate::seaweed::entry::{Entry, Kind};
+
+/// Places taken by `.` and `..`.
+const DOTS: usize = 2;
+
+/// An open directory.
+pub(super) struct DirectoryHandle {
+    node: NodeId,
+    /// Taken when the directory is opened if it is there, else at the first request.
+    listing: Mutex<Option<Arc<Listing>>>,
+    /// Whether the kernel builds a copy of the listing.
+    cached: bool,
+    /// Whether anything was read: going back to the beginning then means reading anew.
+    begun: AtomicBool,
+}
+
+/// A reply that takes directory entries.
+pub(super) trait EntryReply: Send + 'static {
+    /// Adds an entry; returns whether the reply is full, in which case it was not added.
+    fn add_entry(&mut self, shared: &Shared, directory: NodeId, entry: &Arc<Entry>, offset: u64) -> bool;
+    /// Adds `.` or `..`.
+    fn add_dots(&mut self, node: NodeId, name: &str, offset: u64) -> bool;
+    fn ok(self);
+    fn error(self, error: Errno);
+}
+
+impl EntryReply for ReplyDirectory {
+    fn add_entry(&mut self, shared: &Shared, directory: NodeId, entry: &Arc<Entry>, offset: u64) -> bool {
+        let number = shared.namespace.shown_number(directory, entry);
+        self.add(INodeNo(number), offset, file_type(entry.attr.kind), OsStr::new(&entry.name))
+    }
+    fn add_dots(&mut self, node: NodeId, name: &str, offset: u64) -> bool {
+        self.add(INodeNo(node), offset, file_type(Kind::Directory), name)
+    }
+    fn ok(self) {
+        self.ok();
+    }
+    fn error(self, error: Errno) {
+        self.error(error);
+    }
+}
+
+impl EntryReply for ReplyDirectoryPlus {
+    fn add_entry(&mut self, shared: &Shared, directory: NodeId, entry: &Arc<Entry>, offset: u64) -> bool {
+        let Some(stat) = shared.namespace.attach(directory, entry) else { return true };
+        let full = self.add(
+            INodeNo(stat.id),
+            offset,
+            OsStr::new(&entry.name),
+            &stat.entry_timeout,
+            &file_attr(stat.id, &stat.entry),
+            Generation(stat.generation.into()),
+        );
+        if full {
+            shared.namespace.forget(stat.id, 1);
+        }
+        full
+    }
+    fn add_dots(&mut self, node: NodeId, name: &str, offset: u64) -> bool {
+        let mut attr = super::attr::no_attr();
+        attr.ino = INodeNo(node);
+        attr.kind = file_type(Kind::Directory);
+        self.add(INodeNo(node), offset, name, &Duration::ZERO, &attr, Generation(0))
+    }
+    fn ok(self) {
+        self.ok();
+    }
+    fn error(self, error: Errno) {
+        self.error(error);
+    }
+}
+
+impl DirectoryHandle {
+    pub(super) fn open(shared: &Shared, node: NodeId) -> Result<(Self, FopenFlags), NamespaceError> {
+        let opened = shared.namespace.open_directory(node)?;
+        let flags = if opened.cacheable {
+            FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE
+        } else {
+            FopenFlags::empty()
+        };
+        let handle = Self {
+            node,
+            listing: Mutex::new(opened.listing),
+            cached: opened.cacheable,
+            begun: AtomicBool::new(false),
+        };
+        Ok((handle, flags))
+    }
+
+    pub(super) fn node(&self) -> NodeId {
+        self.node
+    }
+
+    /// Answers one request for the entries after `offset`.
+    pub(super) fn read(self: &Arc<Self>, shared: &Arc<Shared>, offset: u64, mut reply: impl EntryReply) {
+        let listing = match self.listing(shared, offset) {
+            Ok(listing) => listing,
+            Err(error) => return reply.error(errno(&error)),
+        };
+        let mut place = Listing::places(offset);
+        while place < DOTS {
+            let (node, name) =
+                if place == 0 { (self.node, ".") } else { (shared.namespace.parent(self.node), "..") };
+            place += 1;
+            if reply.add_dots(node, name, listing.offset_after(place)) {
+                return reply.ok();
+            }
+        }
+        let has_dots = place > Listing::places(offset);
+        match listing.try_batch(place - DOTS) {
+            Some(batch) => self.fill(shared, listing, place, batch, has_dots, reply),
+            // The kernel comes again for the rest, and then waits.
+            None if has_dots => reply.ok(),
+            None => self.wait(shared, listing, place, reply),
+        }
+    }
+
+    /// What the directory holds, the same for all requests of the handle until it goes back to the beginning.
+    fn listing(&self, shared: &Shared, offset: u64) -> Result<Arc<Listing>, NamespaceError> {
+        let mut listing = self.listing.lock();
+        let again = self.begun.swap(true, Ordering::Relaxed) && offset == 0;
+        match &*listing {
+            Some(listing) if !again => Ok(listing.clone()),
+            _ => Ok(listing.insert(shared.namespace.listing(self.node)?).clone()),
+        }
+    }
+
+    fn wait(
+        self: &Arc<Self>,
+        shared: &Arc<Shared>,
+        listing: Arc<Listing>,
+        place: usize,
+        reply: impl EntryReply,
+    ) {
+        let (handle, task_shared) = (self.clone(), shared.clone());
+        shared.spawn(async move {
+            let batch = listing.batch(place - DOTS).await;
+            handle.fill(&task_shared, listing, place, batch, false, reply);
+        });
+    }
+
+    /// Fills a reply with the entries from `place` on. `added`: it has some already.
+    fn fill(
+        self: &Arc<Self>,
+        shared: &Arc<Shared>,
+        listing: Arc<Listing>,
+        mut place: usize,
+        mut batch: Result<Batch, NamespaceError>,
+        mut added: bool,
+        mut reply: impl EntryReply,
+    ) {
+        let now = SystemTime::now();
+        loop {
+            let entries = match batch {
+                Ok(batch) => batch.entries,
+                // What was there before the failure is replied first; an empty reply would say that it was all.
+                Err(_) if added => return reply.ok(),
+                Err(error) => return reply.error(errno(&error)),
+            };
+            if entries.is_empty() {
+                reply.ok();
+                if !added && self.cached {
+                    shared.namespace.listing_read(self.node, &listing);
+                }
+                return;
+            }
+            for entry in &entries {
+                if is_alive(entry, now) {
+                    if reply.add_entry(shared, self.node, entry, listing.offset_after(place + 1)) {
+                        return reply.ok();
+                    }
+                    added = true;
+                }
+                place += 1;
+            }
+            batch = match listing.try_batch(place - DOTS) {
+                Some(batch) => batch,
+                None if added => return reply.ok(),
+                // Nothing that came so far exists any more, which must not look like the end.
+                None => return self.wait(shared, listing, place, reply),
+            };
+        }
+    }
+}

@@ -1,0 +1,304 @@
+//! The requests of the kernel, translated.
+//!
+//! What is known is answered by the thread that read the request; what has to be waited for moves, with its reply, into
+//! a task. A reply that is dropped without having been sent answers EIO, so no request stays open.
+
+use std::ffi::OsStr;
+use std::future::Future;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    AccessFlags, BsdFileFlags, Errno, FileHandle, Filesystem, Generation, INodeNo, InitFlags, KernelConfig,
+    LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyBmap,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
+    ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+
+use super::attr::{errno, file_attr, no_attr};
+use super::directory::DirectoryHandle;
+use super::handles::Handles;
+use super::statfs::{self, SpaceCache};
+use super::xattr;
+use crate::namespace::{Answer, Found, Namespace, NamespaceError, NodeId, Stat};
+use crate::read::{self, Reader};
+use crate::seaweed::entry::Content;
+
+/// How many requests the kernel may have under way in the background (readahead); its default of 12 starves it.
+const MAX_BACKGROUND: u16 = 256;
+
+/// What the request threads share with the tasks they start.
+pub(super) struct Shared {
+    pub(super) namespace: Arc<Namespace>,
+    pub(super) reader: Arc<Reader>,
+    pub(super) space: Arc<SpaceCache>,
+    pub(super) runtime: tokio::runtime::Handle,
+    pub(super) directories: Handles<DirectoryHandle>,
+}
+
+/// A mount's side of the protocol.
+pub(super) struct MountedTree(pub(super) Arc<Shared>);
+
+impl Shared {
+    /// Has a known answer replied to at once, and another when it is there.
+    fn answer<T: 'static>(&self, answer: Answer<T>, reply: impl FnOnce(T) + Send + 'static) {
+        match answer {
+            Answer::Now(result) => reply(result),
+            Answer::Later(result) => self.spawn(async move { reply(result.await) }),
+        }
+    }
+
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.runtime.spawn(task);
+    }
+
+    fn with_attributes(
+        &self,
+        node: NodeId,
+        reply: impl FnOnce(Result<Stat, NamespaceError>) + Send + 'static,
+    ) {
+        self.answer(self.namespace.attributes(node), reply);
+    }
+}
+
+fn reply_entry(reply: ReplyEntry, found: Result<Found, NamespaceError>) {
+    match found {
+        Ok(Found::Node(stat)) => reply.entry_with_ttls(
+            &stat.attr_timeout,
+            &stat.entry_timeout,
+            &file_attr(stat.id, &stat.entry),
+            Generation(stat.generation.into()),
+        ),
+        Ok(Found::Absent(Duration::ZERO)) => reply.error(Errno::ENOENT),
+        Ok(Found::Absent(timeout)) => {
+            reply.entry_with_ttls(&Duration::ZERO, &timeout, &no_attr(), Generation(0));
+        }
+        Err(error) => {
+            if let NamespaceError::Filer(failure) = &error {
+                tracing::warn!(error = %failure, "lookup failed");
+            }
+            reply.error(errno(&error));
+        }
+    }
+}
+
+/// Answers requests that would change something. The kernel stops most of them by itself on a read-only mount.
+macro_rules! read_only {
+    ($($name:ident($($argument:ty),*) -> $reply:ty;)*) => {
+        $(fn $name(&self, _: &Request, $(_: $argument,)* reply: $reply) {
+            reply.error(Errno::EROFS);
+        })*
+    };
+}
+
+/// Answers requests that the kernel does better by itself. It asks once and then never again.
+macro_rules! left_to_kernel {
+    ($($name:ident($($argument:ty),*) -> $reply:ty;)*) => {
+        $(fn $name(&self, _: &Request, $(_: $argument,)* reply: $reply) {
+            reply.error(Errno::ENOSYS);
+        })*
+    };
+}
+
+impl Filesystem for MountedTree {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        for wanted in [
+            InitFlags::FUSE_ASYNC_READ,
+            InitFlags::FUSE_ASYNC_DIO,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_READDIRPLUS_AUTO,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+            InitFlags::FUSE_EXPORT_SUPPORT,
+        ] {
+            if config.add_capabilities(wanted).is_err() {
+                tracing::info!(capability = ?wanted, "this kernel lacks a FUSE capability; going on without it");
+            }
+        }
+        // Neither call fails for a number above zero.
+        let _ = config.set_max_background(MAX_BACKGROUND);
+        let _ = config.set_congestion_threshold(MAX_BACKGROUND / 4 * 3);
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        // The filer's names are text: no other name can exist there.
+        let Some(name) = name.to_str() else { return reply.error(Errno::ENOENT) };
+        self.0.answer(self.0.namespace.lookup(parent.0, name), move |found| reply_entry(reply, found));
+    }
+
+    fn forget(&self, _: &Request, node: INodeNo, lookups: u64) {
+        self.0.namespace.forget(node.0, lookups);
+    }
+
+    fn getattr(&self, _: &Request, node: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        self.0.with_attributes(node.0, move |stat| match stat {
+            Ok(stat) => reply.attr(&stat.attr_timeout, &file_attr(stat.id, &stat.entry)),
+            Err(error) => reply.error(errno(&error)),
+        });
+    }
+
+    fn readlink(&self, _: &Request, node: INodeNo, reply: ReplyData) {
+        self.0.with_attributes(node.0, move |stat| match stat.map(|stat| stat.entry.content.clone()) {
+            Ok(Content::Target(target)) => reply.data(target.as_bytes()),
+            Ok(_) => reply.error(Errno::EINVAL),
+            Err(error) => reply.error(errno(&error)),
+        });
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        node: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let version = match self.0.namespace.version(node.0) {
+            Ok(version) => version,
+            Err(error) => return reply.error(errno(&error)),
+        };
+        let len = size as usize;
+        // Reading ahead starts tasks.
+        let _runtime = self.0.runtime.enter();
+        match self.0.reader.read(&version, offset, len) {
+            read::Answer::Ready(data) => reply.data(&data),
+            read::Answer::Pending(data) => self.0.spawn(async move {
+                match data.await {
+                    Ok(data) => reply.data(&data),
+                    Err(error) => {
+                        tracing::warn!(path = version.path(), offset, len, %error, "read failed");
+                        reply.error(Errno::from_i32(error.errno()));
+                    }
+                }
+            }),
+        }
+    }
+
+    fn opendir(&self, _: &Request, node: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        match DirectoryHandle::open(&self.0, node.0) {
+            Ok((handle, flags)) => reply.opened(FileHandle(self.0.directories.insert(handle)), flags),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn readdir(&self, _: &Request, _: INodeNo, handle: FileHandle, offset: u64, reply: ReplyDirectory) {
+        match self.0.directories.get(handle.0) {
+            Some(handle) => handle.read(&self.0, offset, reply),
+            None => reply.error(Errno::EBADF),
+        }
+    }
+
+    fn readdirplus(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        reply: ReplyDirectoryPlus,
+    ) {
+        match self.0.directories.get(handle.0) {
+            Some(handle) => handle.read(&self.0, offset, reply),
+            None => reply.error(Errno::EBADF),
+        }
+    }
+
+    fn releasedir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+        reply.ok();
+        if let Some(handle) = self.0.directories.remove(handle.0) {
+            self.0.namespace.close(handle.node());
+        }
+    }
+
+    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        let space = self.0.space.clone();
+        self.0.answer(space.now(), move |space| statfs::reply(space, reply));
+    }
+
+    fn getxattr(&self, _: &Request, node: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let Some(name) = name.to_str().map(str::to_owned) else { return reply.error(Errno::ENODATA) };
+        self.0.with_attributes(node.0, move |stat| match stat {
+            Ok(stat) => xattr::reply(reply, size, xattr::get(&stat.entry.xattrs, &name)),
+            Err(error) => reply.error(errno(&error)),
+        });
+    }
+
+    fn listxattr(&self, _: &Request, node: INodeNo, size: u32, reply: ReplyXattr) {
+        self.0.with_attributes(node.0, move |stat| match stat {
+            Ok(stat) => xattr::reply(reply, size, Some(&xattr::list(&stat.entry.xattrs))),
+            Err(error) => reply.error(errno(&error)),
+        });
+    }
+
+    fn access(&self, _: &Request, _: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
+        // Permissions are the kernel's to check (`default_permissions`).
+        if mask.contains(AccessFlags::W_OK) { reply.error(Errno::EROFS) } else { reply.ok() }
+    }
+
+    fn setattr(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: Option<u32>,
+        _: Option<u32>,
+        _: Option<u32>,
+        _: Option<u64>,
+        _: Option<TimeOrNow>,
+        _: Option<TimeOrNow>,
+        _: Option<SystemTime>,
+        _: Option<FileHandle>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn ioctl(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: fuser::IoctlFlags,
+        _: u32,
+        _: &[u8],
+        _: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
+    }
+
+    read_only! {
+        mknod(INodeNo, &OsStr, u32, u32, u32) -> ReplyEntry;
+        mkdir(INodeNo, &OsStr, u32, u32) -> ReplyEntry;
+        unlink(INodeNo, &OsStr) -> ReplyEmpty;
+        rmdir(INodeNo, &OsStr) -> ReplyEmpty;
+        symlink(INodeNo, &OsStr, &Path) -> ReplyEntry;
+        rename(INodeNo, &OsStr, INodeNo, &OsStr, RenameFlags) -> ReplyEmpty;
+        link(INodeNo, INodeNo, &OsStr) -> ReplyEntry;
+        write(INodeNo, FileHandle, u64, &[u8], WriteFlags, OpenFlags, Option<LockOwner>) -> ReplyWrite;
+        setxattr(INodeNo, &OsStr, &[u8], i32, u32) -> ReplyEmpty;
+        removexattr(INodeNo, &OsStr) -> ReplyEmpty;
+        create(INodeNo, &OsStr, u32, u32, i32) -> ReplyCreate;
+        fallocate(INodeNo, FileHandle, u64, u64, i32) -> ReplyEmpty;
+        copy_file_range(INodeNo, FileHandle, u64, INodeNo, FileHandle, u64, u64, fuser::CopyFileRangeFlags) -> ReplyWrite;
+    }
+
+    // Opens among them: a node is one version of a file, so a read needs no handle to say which bytes it means. Without
+    // the round trips of OPEN and RELEASE a small file in the page cache is read several times faster.
+    left_to_kernel! {
+        open(INodeNo, OpenFlags) -> ReplyOpen;
+        flush(INodeNo, FileHandle, LockOwner) -> ReplyEmpty;
+        fsync(INodeNo, FileHandle, bool) -> ReplyEmpty;
+        fsyncdir(INodeNo, FileHandle, bool) -> ReplyEmpty;
+        bmap(INodeNo, u32, u64) -> ReplyBmap;
+        poll(INodeNo, FileHandle, PollNotifier, PollEvents, PollFlags) -> ReplyPoll;
+        lseek(INodeNo, FileHandle, i64, i32) -> ReplyLseek;
+    }
+}

@@ -1,0 +1,55 @@
+//! Open handles by the number that the kernel gives back with every request.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::RwLock;
+
+/// Handles are spread over this many locks, so that readers of different files seldom meet.
+const SHARDS: usize = 16;
+
+pub(super) struct Handles<T> {
+    shards: [RwLock<HashMap<u64, Arc<T>>>; SHARDS],
+    next: AtomicU64,
+}
+
+impl<T> Handles<T> {
+    pub(super) fn new() -> Self {
+        Self { shards: std::array::from_fn(|_| RwLock::default()), next: AtomicU64::new(1) }
+    }
+
+    fn shard(&self, number: u64) -> &RwLock<HashMap<u64, Arc<T>>> {
+        &self.shards[number as usize % SHARDS]
+    }
+
+    pub(super) fn insert(&self, handle: T) -> u64 {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        self.shard(number).write().insert(number, Arc::new(handle));
+        number
+    }
+
+    pub(super) fn get(&self, number: u64) -> Option<Arc<T>> {
+        self.shard(number).read().get(&number).cloned()
+    }
+
+    pub(super) fn remove(&self, number: u64) -> Option<Arc<T>> {
+        self.shard(number).write().remove(&number)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Handles;
+
+    #[test]
+    fn a_handle_is_found_until_it_is_removed() {
+        let handles = Handles::new();
+        let numbers: Vec<_> = (0..100).map(|value| handles.insert(value)).collect();
+        for (value, number) in numbers.iter().enumerate() {
+            assert_eq!(handles.get(*number).as_deref(), Some(&value));
+            assert_eq!(handles.remove(*number).as_deref(), Some(&value));
+            assert!(handles.get(*number).is_none() && handles.remove(*number).is_none());
+        }
+    }
+}

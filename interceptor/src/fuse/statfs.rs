@@ -1,0 +1,86 @@
+//! How full the cluster is, as `statfs` shows it: asked for in the background, so that `df` never waits long.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use fuser::ReplyStatfs;
+use futures::FutureExt;
+use parking_lot::Mutex;
+
+use crate::namespace::{Answer, Filer, Space};
+
+/// How long figures are good enough; `weed mount` takes the same.
+const MAX_AGE: Duration = Duration::from_secs(20);
+/// How long the first caller waits for figures.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// The unit of the figures in bytes.
+const BLOCK: u32 = 4096;
+
+pub(super) struct SpaceCache {
+    filer: Arc<dyn Filer>,
+    runtime: tokio::runtime::Handle,
+    latest: Mutex<Latest>,
+}
+
+#[derive(Default)]
+struct Latest {
+    space: Option<Space>,
+    asked: Option<Instant>,
+}
+
+impl SpaceCache {
+    pub(super) fn new(filer: Arc<dyn Filer>, runtime: tokio::runtime::Handle) -> Arc<Self> {
+        Arc::new(Self { filer, runtime, latest: Mutex::default() })
+    }
+
+    /// The latest figures; those of an empty cluster if there are none.
+    pub(super) fn now(self: &Arc<Self>) -> Answer<Space> {
+        let mut latest = self.latest.lock();
+        let due = latest.asked.is_none_or(|at| at.elapsed() > MAX_AGE);
+        if let (false, known) | (true, known @ Some(_)) = (due, latest.space) {
+            if due {
+                latest.asked = Some(Instant::now());
+                self.runtime.spawn(self.clone().refresh());
+            }
+            return Answer::Now(known.unwrap_or_default());
+        }
+        latest.asked = Some(Instant::now());
+        let refreshed = self.clone().refresh();
+        Answer::Later(
+            async move { tokio::time::timeout(PATIENCE, refreshed).await.unwrap_or_default() }.boxed(),
+        )
+    }
+
+    async fn refresh(self: Arc<Self>) -> Space {
+        match self.filer.space().await {
+            Ok(space) => {
+                self.latest.lock().space = Some(space);
+                space
+            }
+            Err(error) => {
+                tracing::debug!(%error, "cannot learn how full the cluster is");
+                self.latest.lock().space.unwrap_or_default()
+            }
+        }
+    }
+}
+
+pub(super) fn reply(space: Space, reply: ReplyStatfs) {
+    let blocks = |bytes: u64| bytes / u64::from(BLOCK);
+    let free = blocks(space.total.saturating_sub(space.used));
+    // A cluster has no limit on files: as many as fit into the type that `df` computes with.
+    let files = i64::MAX as u64;
+    reply.statfs(
+        blocks(space.total),
+        free,
+        free,
+        files,
+        files - space.files.min(files),
+        BLOCK,
+        MAX_NAME,
+        BLOCK,
+    );
+}
+
+/// The longest name in bytes that the kernel takes.
+const MAX_NAME: u32 = 255;

@@ -1,0 +1,56 @@
+//! Taking a mount away.
+
+use std::io;
+use std::process::Command;
+
+use nix::errno::Errno;
+use nix::mount::{MntFlags, umount2};
+
+use super::mountinfo::MountedAt;
+use super::mountpoint::MountError;
+
+/// Unmounts; detaches if files are open.
+pub(super) fn unmount(at: &MountedAt) -> Result<(), MountError> {
+    if !at.is_there() {
+        return Ok(());
+    }
+    let failed = |source: io::Error| MountError::Unmount { path: at.path.clone(), source };
+    match umount2(&at.path, MntFlags::UMOUNT_NOFOLLOW) {
+        // Someone else was faster.
+        Ok(()) | Err(Errno::EINVAL) => Ok(()),
+        Err(Errno::EBUSY) => {
+            tracing::info!(path = %at.path.display(), "files are open; detaching the mount");
+            umount2(&at.path, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH)
+                .map_err(|errno| failed(errno.into()))
+        }
+        Err(Errno::EPERM) => fusermount(at).map_err(failed),
+        Err(errno) => Err(failed(errno.into())),
+    }
+}
+
+/// Takes the mount out of sight, as far as that is possible, and says nothing.
+pub(super) fn detach(at: &MountedAt) {
+    if at.is_there()
+        && umount2(&at.path, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH) == Err(Errno::EPERM)
+    {
+        let _ = fusermount(at);
+    }
+}
+
+/// Who is not root has to ask the helper that also mounted.
+fn fusermount(at: &MountedAt) -> io::Result<()> {
+    let output = Command::new("fusermount3").args(["-u", "-z", "--"]).arg(&at.path).output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+}
+
+/// Ends the connection: every request that is or will be made gives ENOTCONN.
+pub(super) fn abort(at: &MountedAt) {
+    let Some((_, minor)) = at.device.split_once(':') else { return };
+    let control = format!("/sys/fs/fuse/connections/{minor}/abort");
+    if let Err(error) = std::fs::write(&control, "1") {
+        tracing::debug!(control, %error, "cannot abort the connection; it ends with the process");
+    }
+}

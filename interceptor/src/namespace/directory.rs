@@ -1,0 +1,199 @@
+//! What is known of the names of one directory.
+//!
+//! Of a name we know that it exists (`present`), that it does not (`absent`), or nothing. When a listing has been read to
+//! its end, every name is known (`complete`) but those that changed since (`unknown`).
+
+use std::borrow::Borrow;
+use std::collections::{HashMap, HashSet};
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use super::NodeId;
+use super::listing::Listing;
+use crate::seaweed::entry::Entry;
+
+/// An entry found by its name, so that the name is stored once.
+pub(super) struct ByName(pub(super) Arc<Entry>);
+
+impl Borrow<str> for ByName {
+    fn borrow(&self) -> &str {
+        &self.0.name
+    }
+}
+impl Hash for ByName {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.name.hash(state);
+    }
+}
+impl PartialEq for ByName {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.name == other.0.name
+    }
+}
+impl Eq for ByName {}
+
+/// A listing that is being read from the filer, and what changed meanwhile.
+pub(super) struct Stream {
+    pub(super) listing: Arc<Listing>,
+    /// Names that changed since the listing began: what it says of them may be old.
+    pub(super) touched: HashSet<Box<str>>,
+    /// Whether entries were left out of the cache, so that the directory is not completely known at the end.
+    pub(super) partial: bool,
+}
+
+/// What is known of a name.
+pub(super) enum Known {
+    Present(Arc<Entry>),
+    Absent,
+    Nothing,
+}
+
+/// Beyond this many changed names a directory is not worth remembering as complete: one listing costs less than asking
+/// for each.
+const MAX_UNKNOWN: usize = 10_000;
+
+pub(super) struct Directory {
+    /// Unique among all directories ever seen: node numbers are used again, this is not.
+    pub(super) serial: u64,
+    /// Nodes that the kernel knows, by the names it knows them by.
+    pub(super) children: HashMap<Arc<str>, NodeId>,
+    pub(super) present: HashSet<ByName>,
+    /// Also the record of which absent names the kernel was told of.
+    pub(super) absent: HashSet<Box<str>>,
+    pub(super) complete: bool,
+    unknown: HashSet<Box<str>>,
+    pub(super) stream: Option<Stream>,
+    /// A complete listing that nothing changed since.
+    pub(super) snapshot: Option<Arc<Listing>>,
+    /// Whether the kernel may hold a copy of a listing.
+    pub(super) kernel_listing: bool,
+    /// Grows with every change of a name in it.
+    pub(super) changes: u64,
+    /// When names that had to be asked for were first counted, and how many there were since.
+    pub(super) misses: (Instant, u32),
+    /// Whether listing it in advance has been found to be too much.
+    pub(super) too_large: bool,
+    /// When it was last used, in ticks of the namespace.
+    pub(super) used: u64,
+}
+
+impl Directory {
+    pub(super) fn new(serial: u64) -> Self {
+        Self {
+            serial,
+            children: HashMap::new(),
+            present: HashSet::new(),
+            absent: HashSet::new(),
+            complete: false,
+            unknown: HashSet::new(),
+            stream: None,
+            snapshot: None,
+            kernel_listing: false,
+            changes: 0,
+            misses: (Instant::now(), 0),
+            too_large: false,
+            used: 0,
+        }
+    }
+
+    /// What is known of `name`.
+    pub(super) fn known(&mut self, name: &str, now: SystemTime) -> Known {
+        if let Some(ByName(entry)) = self.present.get(name) {
+            if entry.expires.is_none_or(|at| at > now) {
+                return Known::Present(entry.clone());
+            }
+            self.present.remove(name);
+            self.doubt(name);
+            return Known::Nothing;
+        }
+        if self.absent.contains(name) || (self.complete && !self.unknown.contains(name)) {
+            return Known::Absent;
+        }
+        Known::Nothing
+    }
+
+    /// A listing that another reader may share: nothing changed since it was begun.
+    pub(super) fn shared_listing(&self) -> Option<Arc<Listing>> {
+        let growing = || self.stream.as_ref().filter(|stream| stream.touched.is_empty());
+        let listing = self.snapshot.clone().or_else(|| growing().map(|stream| stream.listing.clone()))?;
+        listing.want();
+        Some(listing)
+    }
+
+    /// Whether `entry` is what a lookup of its name would give now.
+    pub(super) fn is_current(&self, entry: &Arc<Entry>) -> bool {
+        self.present.get(entry.name.as_str()).is_some_and(|known| Arc::ptr_eq(&known.0, entry))
+    }
+
+    pub(super) fn learn_present(&mut self, entry: Arc<Entry>) {
+        if entry.hard_link.is_some() {
+            // A change through another of its names would not be seen here, so it is asked for every time.
+            self.doubt(&entry.name);
+            return;
+        }
+        self.unknown.remove(entry.name.as_str());
+        self.present.replace(ByName(entry));
+    }
+
+    pub(super) fn learn_absent(&mut self, name: &str) {
+        self.present.remove(name);
+        self.unknown.remove(name);
+        if !self.absent.contains(name) {
+            self.absent.insert(name.into());
+        }
+    }
+
+    fn doubt(&mut self, name: &str) {
+        if self.complete && !self.unknown.contains(name) {
+            self.unknown.insert(name.into());
+            if self.unknown.len() > MAX_UNKNOWN {
+                self.complete = false;
+                self.unknown = HashSet::new();
+            }
+        }
+    }
+
+    /// Something changed at `name`: nothing is known of it any more, nor is any listing right.
+    pub(super) fn touch(&mut self, name: &str) {
+        self.changes += 1;
+        self.present.remove(name);
+        self.absent.remove(name);
+        self.doubt(name);
+        self.snapshot = None;
+        if let Some(stream) = &mut self.stream {
+            stream.touched.insert(name.into());
+            if stream.touched.len() > MAX_UNKNOWN {
+                self.stream = None;
+            }
+        }
+    }
+
+    /// The listing in progress has come to its end: take note of what it means.
+    pub(super) fn finish(&mut self, stream: Stream) {
+        if !stream.partial {
+            self.complete = true;
+            self.unknown = HashSet::new();
+            let linked: Vec<_> = stream.listing.linked_names();
+            for name in stream.touched.iter().map(|name| &**name).chain(linked.iter().map(|name| &**name)) {
+                if !self.present.contains(name) {
+                    self.unknown.insert(name.into());
+                }
+            }
+            if stream.touched.is_empty() {
+                self.snapshot = Some(stream.listing);
+            }
+        }
+    }
+
+    /// Forgets what is known of names to save memory. What the kernel was told stays on record.
+    pub(super) fn shed(&mut self) {
+        self.present = HashSet::new();
+        self.complete = false;
+        self.unknown = HashSet::new();
+        self.snapshot = None;
+        if let Some(stream) = &mut self.stream {
+            stream.partial = true;
+        }
+    }
+}

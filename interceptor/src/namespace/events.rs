@@ -1,0 +1,236 @@
+//! What changes on the filer do to what is known.
+//!
+//! An event says which names changed. What is known of them is dropped, lookups of them that are under way are marked as
+//! overtaken, and the kernel is told. An event's own entry is used for one thing only: to see whether the node that the
+//! kernel has is still right and only its attributes changed, in which case the name may stay in the kernel. That is
+//! safe in any order of events, because the entry is compared with the node as it is: if a later change was handled
+//! before, the comparison fails and the name is dropped once more than needed.
+
+use std::sync::Arc;
+
+use super::invalidate::Invalidation;
+use super::nodes::{Place, same_node};
+use super::state::State;
+use super::{Namespace, NodeId, ROOT};
+use crate::seaweed::entry::{Entry, Kind};
+
+/// One end of a change: the entry, and the directory that holds it.
+#[derive(Debug, Clone, Copy)]
+pub struct Changed<'a> {
+    /// The filer's path of the directory.
+    pub directory: &'a str,
+    /// The entry as it was or as it is now.
+    pub entry: &'a Entry,
+}
+
+impl Namespace {
+    /// Events arrive from now on, and none were missed since what is known was learned: nothing is known.
+    pub fn connected(&self) {
+        let mut state = self.state.lock();
+        state.take_back();
+        state.live = true;
+    }
+
+    /// Events may have been missed from now on.
+    pub fn disconnected(&self) {
+        let mut state = self.state.lock();
+        state.live = false;
+        state.take_back();
+    }
+
+    /// Something changed on the filer: created without `old`, deleted without `new`, renamed if both are given with
+    /// different names.
+    pub fn changed(&self, old: Option<Changed<'_>>, new: Option<Changed<'_>>) {
+        let mut state = self.state.lock();
+        for entry in [old, new].into_iter().flatten().map(|side| side.entry) {
+            state.hard_link_changed(entry);
+        }
+        match (old, new) {
+            (Some(old), Some(new)) if !same_name(old, new) => self.renamed(&mut state, old, new),
+            (_, Some(new)) => self.updated(&mut state, new),
+            (Some(old), None) => self.deleted(&mut state, old),
+            (None, None) => {}
+        }
+    }
+
+    fn updated(&self, state: &mut State, new: Changed<'_>) {
+        if self.is_root(new) {
+            state.root_changed();
+            return;
+        }
+        let Some(parent) = state.nodes.resolve(new.directory) else { return };
+        let name = new.entry.name.as_str();
+        state.touch(parent, name);
+        match state.nodes.child(parent, name) {
+            // A directory that is in use would lose its path if its name were dropped.
+            Some(child) if state.is_same(child, new.entry) => state.attributes_changed(child),
+            Some(child) => {
+                state.attributes_changed(child);
+                state.drop_name(parent, name);
+            }
+            None => state.drop_name(parent, name),
+        }
+    }
+
+    fn deleted(&self, state: &mut State, old: Changed<'_>) {
+        if self.is_root(old) {
+            state.root_changed();
+            return;
+        }
+        let Some(parent) = state.nodes.resolve(old.directory) else { return };
+        let name = old.entry.name.as_str();
+        state.touch(parent, name);
+        match state.nodes.unlink(parent, name) {
+            // A directory may come back under another name (some renames arrive as creation and deletion), and the
+            // kernel never uses one again that it was told was deleted.
+            Some(child)
+                if old.entry.hard_link.is_none() && !state.is_directory(child) && state.is_known(parent) =>
+            {
+                state.tell(Invalidation::Deleted { parent, child, name: name.into() });
+            }
+            _ => state.drop_name(parent, name),
+        }
+    }
+
+    fn renamed(&self, state: &mut State, old: Changed<'_>, new: Changed<'_>) {
+        let from = state.nodes.resolve(old.directory);
+        let to = state.nodes.resolve(new.directory);
+        for (directory, side) in [(from, old), (to, new)] {
+            if let Some(directory) = directory {
+                state.touch(directory, &side.entry.name);
+            }
+        }
+        if let Some(from) = from {
+            let name = old.entry.name.as_str();
+            let child = state.nodes.child(from, name).filter(|child| state.is_directory(*child));
+            let moved = match (child, to) {
+                (Some(_), Some(to)) if new.entry.attr.kind == Kind::Directory => {
+                    let from = Place { parent: from, name: name.into() };
+                    let to = Place { parent: to, name: new.entry.name.as_str().into() };
+                    state.nodes.rename(&from, &to)
+                }
+                _ => None,
+            };
+            match moved {
+                Some(child) => state.attributes_changed(child),
+                // A file that the filer shows under the new name is found again by its number and its content.
+                None => {
+                    state.nodes.unlink(from, name);
+                }
+            }
+            state.drop_name(from, name);
+        }
+        if let Some(to) = to {
+            state.drop_name(to, &new.entry.name);
+        }
+    }
+
+    fn is_root(&self, side: Changed<'_>) -> bool {
+        let root = self.options.root_path.trim_end_matches('/');
+        root.strip_suffix(side.entry.name.as_str())
+            .and_then(|rest| rest.strip_suffix('/'))
+            .is_some_and(|rest| rest == side.directory.trim_end_matches('/'))
+    }
+}
+
+fn same_name(old: Changed<'_>, new: Changed<'_>) -> bool {
+    old.directory == new.directory && old.entry.name == new.entry.name
+}
+
+impl State {
+    /// Forgets what is known of a name.
+    fn touch(&mut self, parent: NodeId, name: &str) {
+        let Some(serial) = self.nodes.directory(parent).map(|directory| directory.serial) else { return };
+        if let Some(flight) = self.flights.remove(&(serial, Arc::from(name))) {
+            flight.overtake();
+        }
+        let listed = self.with_directory(parent, |directory| {
+            directory.touch(name);
+            std::mem::take(&mut directory.kernel_listing)
+        });
+        if listed == Some(true) {
+            self.tell(Invalidation::Listing(parent));
+        }
+    }
+
+    fn drop_name(&self, parent: NodeId, name: &str) {
+        if self.is_known(parent) {
+            self.tell(Invalidation::Entry { parent, name: name.into() });
+        }
+    }
+
+    fn attributes_changed(&mut self, id: NodeId) {
+        let Some(node) = self.nodes.get_mut(id) else { return };
+        node.stale = true;
+        if self.is_known(id) {
+            self.tell(Invalidation::Attributes(id));
+        }
+    }
+
+    fn root_changed(&mut self) {
+        self.root_changes += 1;
+        self.attributes_changed(ROOT);
+    }
+
+    /// A change through one name of a file is a change of all of them.
+    fn hard_link_changed(&mut self, entry: &Entry) {
+        let Some(key) = &entry.hard_link else { return };
+        self.link_changes += 1;
+        let Some(id) = self.nodes.linked(key) else { return };
+        let names = self.nodes.get(id).map(|node| node.names.clone()).unwrap_or_default();
+        for Place { parent, name } in names {
+            self.touch(parent, &name);
+            self.drop_name(parent, &name);
+        }
+        self.attributes_changed(id);
+    }
+
+    fn is_same(&self, id: NodeId, entry: &Entry) -> bool {
+        self.nodes.get(id).is_some_and(|node| same_node(&node.entry, entry))
+    }
+
+    fn is_directory(&self, id: NodeId) -> bool {
+        self.nodes.get(id).is_some_and(|node| node.directory.is_some())
+    }
+
+    /// Whether the kernel knows a node.
+    fn is_known(&self, id: NodeId) -> bool {
+        id == ROOT || self.nodes.get(id).is_some_and(|node| node.lookups > 0)
+    }
+
+    /// Takes back from the kernel all that it was told, and forgets all that was learned.
+    fn take_back(&mut self) {
+        self.epoch += 1;
+        for (_, flight) in self.flights.drain() {
+            flight.overtake();
+        }
+        let mut orders = Vec::new();
+        let mut files = Vec::new();
+        for (id, node) in self.nodes.iter_mut() {
+            orders.push(Invalidation::Attributes(id));
+            let Some(directory) = node.directory.as_deref_mut() else { continue };
+            if std::mem::take(&mut directory.kernel_listing) {
+                orders.push(Invalidation::Listing(id));
+            }
+            for name in directory.absent.drain() {
+                orders.push(Invalidation::Entry { parent: id, name: name.into() });
+            }
+            files.extend(directory.children.iter().map(|(name, child)| (id, name.clone(), *child)));
+            directory.changes += 1;
+            directory.stream = None;
+            directory.too_large = false;
+            directory.shed();
+        }
+        self.nodes.cached = 0;
+        self.nodes.absent = 0;
+        for (parent, name, child) in files {
+            // The name of a directory stays: if it is gone, its attributes cannot be had, and that shows it.
+            if !self.is_directory(child) {
+                orders.push(Invalidation::Entry { parent, name });
+            }
+        }
+        for order in orders {
+            self.tell(order);
+        }
+    }
+}

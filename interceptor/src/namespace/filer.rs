@@ -1,0 +1,74 @@
+//! What the namespace asks of a filer.
+
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt};
+
+use crate::seaweed::entry::Entry;
+use crate::seaweed::filer::{FilerClient, FilerError};
+
+/// Why a filer gave no answer. Shared, because several waiters may learn of one failure.
+pub type FilerFailure = Arc<dyn std::error::Error + Send + Sync>;
+
+/// The source of names: a filer, or a model of one in tests. Every call ends by a deadline of its own.
+pub trait Filer: Send + Sync + 'static {
+    /// The entry `name` of the directory with this full path, `None` if there is none.
+    fn lookup(&self, directory: &str, name: &str) -> BoxFuture<'static, Result<Option<Entry>, FilerFailure>>;
+
+    /// All entries of a directory, with their chunks. A directory that does not exist has none.
+    fn list(&self, directory: &str) -> BoxStream<'static, Result<Entry, FilerFailure>>;
+
+    /// How full the cluster is.
+    fn space(&self) -> BoxFuture<'static, Result<Space, FilerFailure>>;
+}
+
+/// How full a cluster is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Space {
+    /// Bytes that it can hold.
+    pub total: u64,
+    /// Bytes that it holds.
+    pub used: u64,
+    /// The number of files.
+    pub files: u64,
+}
+
+/// Why a request about a name or a node cannot be answered.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum NamespaceError {
+    /// The node does not exist any more, or its name is gone.
+    #[error("stale node")]
+    Stale,
+    /// The node is no directory.
+    #[error("not a directory")]
+    NotDirectory,
+    /// The filer did not answer.
+    #[error("filer: {0}")]
+    Filer(FilerFailure),
+}
+
+fn shared(error: FilerError) -> FilerFailure {
+    Arc::new(error)
+}
+
+impl Filer for FilerClient {
+    fn lookup(&self, directory: &str, name: &str) -> BoxFuture<'static, Result<Option<Entry>, FilerFailure>> {
+        let (filer, directory, name) = (self.clone(), directory.to_owned(), name.to_owned());
+        async move { FilerClient::lookup(&filer, &directory, &name).await.map_err(shared) }.boxed()
+    }
+
+    fn list(&self, directory: &str) -> BoxStream<'static, Result<Entry, FilerFailure>> {
+        FilerClient::list(self, directory).map(|entry| entry.map_err(shared)).boxed()
+    }
+
+    fn space(&self) -> BoxFuture<'static, Result<Space, FilerFailure>> {
+        let filer = self.clone();
+        async move {
+            let statistics = filer.statistics().await.map_err(shared)?;
+            Ok(Space { total: statistics.total_bytes, used: statistics.used_bytes, files: statistics.files })
+        }
+        .boxed()
+    }
+}

@@ -1,0 +1,71 @@
+//! Telling the kernel what to drop from its caches.
+//!
+//! To drop a name the kernel takes the lock of its directory, which it also holds while it waits for a LOOKUP in that
+//! directory to be answered. So a notification must never wait for, or be waited for by, anything that answers
+//! requests: all of them go through an unbounded queue to one thread of its own that holds no lock of ours.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+
+use super::NodeId;
+
+/// The kernel's caches of names, attributes and directory pages.
+pub trait KernelCache: Send + Sync + 'static {
+    /// Drop a name, known to exist or known not to.
+    fn inval_entry(&self, parent: NodeId, name: &str);
+    /// Drop the attributes of a node, not its pages.
+    fn inval_inode_attr(&self, node: NodeId);
+    /// Drop the cached listing of a directory.
+    fn inval_dir(&self, node: NodeId);
+    /// A name was deleted that stood for `child`.
+    fn delete(&self, parent: NodeId, child: NodeId, name: &str);
+}
+
+/// One thing for the kernel to drop.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Invalidation {
+    Entry { parent: NodeId, name: Arc<str> },
+    Attributes(NodeId),
+    Listing(NodeId),
+    Deleted { parent: NodeId, child: NodeId, name: Arc<str> },
+}
+
+/// Where invalidations wait for their thread.
+pub(crate) type InvalidationQueue = Receiver<Invalidation>;
+
+pub(super) fn queue() -> (Sender<Invalidation>, InvalidationQueue) {
+    channel()
+}
+
+/// Starts the thread that hands invalidations to the kernel; it ends when the namespace is gone.
+///
+/// # Errors
+/// When the thread cannot be started.
+pub(crate) fn spawn(
+    queue: InvalidationQueue,
+    kernel: Arc<dyn KernelCache>,
+) -> std::io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name("invalidate".into()).spawn(move || {
+        while let Ok(first) = queue.recv() {
+            deliver(first, &queue, kernel.as_ref());
+        }
+    })
+}
+
+/// Delivers `first` and all that wait behind it, each once: what is queued says that something changed, not what it
+/// became, so a repetition within one batch adds nothing.
+pub(super) fn deliver(first: Invalidation, queue: &InvalidationQueue, kernel: &dyn KernelCache) {
+    let mut seen = HashSet::new();
+    let batch: Vec<_> =
+        std::iter::once(first).chain(queue.try_iter()).filter(|i| seen.insert(i.clone())).collect();
+    for invalidation in batch {
+        match invalidation {
+            Invalidation::Entry { parent, name } => kernel.inval_entry(parent, &name),
+            Invalidation::Attributes(node) => kernel.inval_inode_attr(node),
+            Invalidation::Listing(node) => kernel.inval_dir(node),
+            Invalidation::Deleted { parent, child, name } => kernel.delete(parent, child, &name),
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! Asking the filer for names and attributes: once for all who ask at the same time, and remembering the answer only if
+//! no event overtook it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use futures::FutureExt;
+use futures::future::{BoxFuture, Shared};
+
+use super::directory::Known;
+use super::invalidate::Invalidation;
+use super::nodes::{Place, same_node};
+use super::state::State;
+use super::{Answer, Found, Namespace, NamespaceError, NodeId, ROOT, Stat};
+use crate::seaweed::entry::Entry;
+
+/// A lookup that waits for the filer.
+pub(super) struct Flight {
+    reply: Shared<BoxFuture<'static, Reply>>,
+    /// Set when an event for the name came after the request was sent.
+    overtaken: Arc<AtomicBool>,
+}
+
+impl Flight {
+    /// The reply may be older than what is known now.
+    pub(super) fn overtake(&self) {
+        self.overtaken.store(true, Ordering::Relaxed);
+    }
+}
+
+/// What the filer said of a name.
+#[derive(Clone)]
+struct Reply {
+    entry: Result<Option<Arc<Entry>>, NamespaceError>,
+    /// The state of things the reply is right for; `None` if an event overtook it.
+    moment: Option<Moment>,
+}
+
+/// Any event that could concern the reply changes one of these.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Moment {
+    epoch: u64,
+    changes: u64,
+    link_changes: u64,
+}
+
+impl Moment {
+    fn now(state: &mut State, directory: NodeId, serial: u64) -> Option<Self> {
+        let (epoch, link_changes) = (state.epoch, state.link_changes);
+        let directory = state.nodes.directory(directory).filter(|d| d.serial == serial)?;
+        Some(Self { epoch, changes: directory.changes, link_changes })
+    }
+}
+
+impl Namespace {
+    /// The node for a name, counting one lookup of it.
+    pub fn lookup(self: &Arc<Self>, parent: NodeId, name: &str) -> Answer<Result<Found, NamespaceError>> {
+        let mut state = self.state.lock();
+        if let Some(answer) = self.lookup_known(&mut state, parent, name) {
+            return Answer::Now(answer);
+        }
+        let Some((serial, reply)) = self.ask(&mut state, parent, name) else {
+            return Answer::Now(Err(NamespaceError::NotDirectory));
+        };
+        self.read_ahead(&mut state, parent);
+        drop(state);
+        let (namespace, name) = (self.clone(), Arc::<str>::from(name));
+        Answer::Later(async move { namespace.lookup_replied(parent, serial, &name, reply.await) }.boxed())
+    }
+
+    fn lookup_known(
+        &self,
+        state: &mut State,
+        parent: NodeId,
+        name: &str,
+    ) -> Option<Result<Found, NamespaceError>> {
+        if state.nodes.get(parent).is_none() {
+            return Some(Err(NamespaceError::Stale));
+        }
+        if self.hidden(parent, name) {
+            return Some(Ok(Found::Absent(self.options.short_timeout)));
+        }
+        if name == "." || name == ".." {
+            return Some(self.lookup_dots(state, parent, name));
+        }
+        match state.with_directory(parent, |directory| directory.known(name, SystemTime::now())) {
+            Some(Known::Present(entry)) => {
+                Some(state.attach(parent, name, &entry, true).map(Found::Node).ok_or(NamespaceError::Stale))
+            }
+            Some(Known::Absent) => Some(Ok(self.absent(state, parent, name, true))),
+            Some(Known::Nothing) => None,
+            None => Some(Err(NamespaceError::NotDirectory)),
+        }
+    }
+
+    /// An NFS server asks this way for a node that it has a handle of.
+    fn lookup_dots(&self, state: &mut State, id: NodeId, name: &str) -> Result<Found, NamespaceError> {
+        let node = state.nodes.get(id).ok_or(NamespaceError::Stale)?;
+        let id = if name == ".." { node.home.parent } else { id };
+        let stat = state.stat(id).ok_or(NamespaceError::Stale)?;
+        state.nodes.get_mut(id).ok_or(NamespaceError::Stale)?.lookups += 1;
+        Ok(Found::Node(stat))
+    }
+
+    /// A name does not exist. The kernel may remember that for as long as we do, so that it can be told otherwise.
+    fn absent(&self, state: &mut State, parent: NodeId, name: &str, current: bool) -> Found {
+        if !current {
+            return Found::Absent(Duration::ZERO);
+        }
+        if state.live {
+            if !state.has_room_for_absent() {
+                return Found::Absent(Duration::ZERO);
+            }
+            state.with_directory(parent, |directory| directory.learn_absent(name));
+        }
+        Found::Absent(state.absent_timeout())
+    }
+
+    fn lookup_replied(
+        &self,
+        parent: NodeId,
+        serial: u64,
+        name: &str,
+        reply: Reply,
+    ) -> Result<Found, NamespaceError> {
+        let entry = reply.entry?;
+        let mut state = self.state.lock();
+        let now = Moment::now(&mut state, parent, serial).ok_or(NamespaceError::Stale)?;
+        let current = reply.moment == Some(now);
+        match entry {
+            Some(entry) => {
+                state.attach(parent, name, &entry, current).map(Found::Node).ok_or(NamespaceError::Stale)
+            }
+            None => Ok(self.absent(&mut state, parent, name, current)),
+        }
+    }
+
+    /// Joins the lookup of `name` that is under way, or begins one. `None` if `parent` is no live directory.
+    fn ask(
+        self: &Arc<Self>,
+        state: &mut State,
+        parent: NodeId,
+        name: &str,
+    ) -> Option<(u64, Shared<BoxFuture<'static, Reply>>)> {
+        let serial = state.nodes.directory(parent)?.serial;
+        let key = (serial, Arc::<str>::from(name));
+        if let Some(flight) = state.flights.get(&key) {
+            return Some((serial, flight.reply.clone()));
+        }
+        let path = state.nodes.path(parent);
+        let (epoch, link_changes) = (state.epoch, state.link_changes);
+        let overtaken = Arc::new(AtomicBool::new(false));
+        let reply = {
+            let (namespace, key, overtaken) = (self.clone(), key.clone(), overtaken.clone());
+            async move {
+                let entry = namespace.filer.lookup(&path, &key.1).await;
+                let entry = entry.map(|entry| entry.map(Arc::new)).map_err(NamespaceError::Filer);
+                let mut state = namespace.state.lock();
+                if !overtaken.load(Ordering::Relaxed) {
+                    state.flights.remove(&key);
+                }
+                let valid = !overtaken.load(Ordering::Relaxed)
+                    && state.epoch == epoch
+                    && (state.link_changes == link_changes || !is_hard_link(&entry));
+                let moment = if valid { Moment::now(&mut state, parent, serial) } else { None };
+                if moment.is_some() && state.live {
+                    remember(&mut state, parent, &key.1, &entry);
+                }
+                Reply { entry, moment }
+            }
+            .boxed()
+            .shared()
+        };
+        state.flights.insert(key, Flight { reply: reply.clone(), overtaken });
+        Some((serial, reply))
+    }
+
+    /// The attributes of a node, asked for again if they may have changed.
+    pub fn attributes(self: &Arc<Self>, id: NodeId) -> Answer<Result<Stat, NamespaceError>> {
+        let mut state = self.state.lock();
+        if state.nodes.get(id).is_none() {
+            return Answer::Now(Err(NamespaceError::Stale));
+        }
+        if state.is_fresh(id) || (id == ROOT && self.options.root_path == "/") {
+            let stat = state.stat(id).ok_or(NamespaceError::Stale);
+            return Answer::Now(stat);
+        }
+        let namespace = self.clone();
+        if id == ROOT {
+            drop(state);
+            return Answer::Later(async move { namespace.refresh_root().await }.boxed());
+        }
+        let Some(Place { parent, name }) = state.nodes.get(id).map(|node| node.home.clone()) else {
+            return Answer::Now(Err(NamespaceError::Stale));
+        };
+        let Some((serial, reply)) = self.ask(&mut state, parent, &name) else {
+            return Answer::Now(Err(NamespaceError::Stale));
+        };
+        drop(state);
+        Answer::Later(async move { namespace.refreshed(id, parent, serial, &name, reply.await) }.boxed())
+    }
+
+    /// What the filer says of a node's name says what the node's attributes are, if it is still about this node.
+    fn refreshed(
+        &self,
+        id: NodeId,
+        parent: NodeId,
+        serial: u64,
+        name: &str,
+        reply: Reply,
+    ) -> Result<Stat, NamespaceError> {
+        let mut state = self.state.lock();
+        let entry = match reply.entry {
+            Ok(entry) => entry,
+            Err(error) => {
+                // The bytes of the node and what goes with them are as they were; only what is new is not known.
+                tracing::debug!(name, %error, "attributes could not be checked");
+                return state.stat(id).ok_or(NamespaceError::Stale);
+            }
+        };
+        let now = Moment::now(&mut state, parent, serial);
+        let current = now.is_some() && reply.moment == now;
+        let is_named = state.nodes.child(parent, name) == Some(id);
+        let epoch = state.epoch;
+        let Some(node) = state.nodes.get_mut(id) else { return Err(NamespaceError::Stale) };
+        let is_directory = node.directory.is_some();
+        match entry {
+            Some(entry) if is_named && same_node(&node.entry, &entry) => {
+                node.stale = !current;
+                node.checked = (epoch, Instant::now());
+                state.nodes.update(id, &entry);
+            }
+            _ if !is_named => node.stale = !node.names.is_empty(),
+            _ => {
+                // The name stands for something else now, or for nothing: what was opened under it stays as it is.
+                state.nodes.unlink(parent, name);
+                state.tell(Invalidation::Entry { parent, name: name.into() });
+                if let Some(node) = state.nodes.get_mut(id) {
+                    node.stale = false;
+                }
+                if is_directory {
+                    return Err(NamespaceError::Stale);
+                }
+            }
+        }
+        state.stat(id).ok_or(NamespaceError::Stale)
+    }
+
+    async fn refresh_root(self: Arc<Self>) -> Result<Stat, NamespaceError> {
+        let (epoch, changes) = {
+            let state = self.state.lock();
+            (state.epoch, state.root_changes)
+        };
+        let path = self.options.root_path.trim_end_matches('/');
+        let (directory, name) = path.rsplit_once('/').unwrap_or(("", path));
+        let directory = if directory.is_empty() { "/" } else { directory };
+        let entry = self.filer.lookup(directory, name).await.map_err(NamespaceError::Filer)?;
+        let entry = entry.ok_or(NamespaceError::Stale)?;
+        let mut state = self.state.lock();
+        let current = (state.epoch, state.root_changes) == (epoch, changes);
+        state.nodes.update(ROOT, &Arc::new(entry));
+        if let Some(node) = state.nodes.get_mut(ROOT) {
+            node.stale = !current;
+            node.checked = (epoch, Instant::now());
+        }
+        state.stat(ROOT).ok_or(NamespaceError::Stale)
+    }
+}
+
+fn is_hard_link(entry: &Result<Option<Arc<Entry>>, NamespaceError>) -> bool {
+    matches!(entry, Ok(Some(entry)) if entry.hard_link.is_some())
+}
+
+fn remember(
+    state: &mut State,
+    parent: NodeId,
+    name: &str,
+    entry: &Result<Option<Arc<Entry>>, NamespaceError>,
+) {
+    match entry {
+        Ok(Some(entry)) if *entry.name == *name => {
+            state.with_directory(parent, |directory| directory.learn_present(entry.clone()));
+            state.make_room();
+        }
+        Ok(None) if state.has_room_for_absent() => {
+            state.with_directory(parent, |directory| directory.learn_absent(name));
+        }
+        _ => {}
+    }
+}

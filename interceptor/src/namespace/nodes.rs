@@ -1,0 +1,407 @@
+//! The nodes that the kernel knows, and the names it knows them by.
+//!
+//! A node is one version of a file. It is found again by its name, by the key that hard links share, or, when it lost
+//! its name to a rename, by SeaweedFS's inode number: in each case only if the content is the same. A node lives while
+//! the kernel counts lookups of it, while it is open, or while another live node has its home in it, so that the path
+//! of every node can be told.
+
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::directory::Directory;
+use super::{NodeId, ROOT};
+use crate::read::FileVersion;
+use crate::seaweed::entry::{Content, Entry, Kind};
+
+/// A place in the tree.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) parent: NodeId,
+    pub(super) name: Arc<str>,
+}
+
+pub(super) struct Node {
+    pub(super) generation: u32,
+    pub(super) entry: Arc<Entry>,
+    /// Where it was seen last; kept when the name is gone.
+    pub(super) home: Place,
+    /// Every name that the kernel knows it by; none once all of them are gone.
+    pub(super) names: Vec<Place>,
+    pub(super) lookups: u64,
+    /// Handles of a directory. Of a file's handles the kernel does not tell: while there are any it keeps its lookups.
+    pub(super) opens: u64,
+    /// How many live nodes have their home here.
+    homes: usize,
+    /// Whether an event said that the attributes are not what we have.
+    pub(super) stale: bool,
+    /// The epoch of the subscription and the time at which the attributes were the filer's.
+    pub(super) checked: (u64, Instant),
+    /// Made when the file is read first.
+    pub(super) version: OnceLock<Arc<FileVersion>>,
+    pub(super) directory: Option<Box<Directory>>,
+}
+
+/// Numbers for nodes whose own number is taken begin here.
+const SPARE: NodeId = 1 << 63;
+
+pub(super) struct Nodes {
+    nodes: HashMap<NodeId, Node>,
+    links: HashMap<Bytes, NodeId>,
+    /// Nodes without a name, by SeaweedFS's inode number.
+    detached: HashMap<u64, NodeId>,
+    /// How many entries all directories remember.
+    pub(super) cached: usize,
+    /// How many names all directories remember as absent.
+    pub(super) absent: usize,
+    next_spare: NodeId,
+    next_serial: u64,
+    root_path: Box<str>,
+}
+
+impl Nodes {
+    /// A table with nothing but the root, which stands for `root_path` of the filer.
+    pub(super) fn new(root_path: &str, root: Arc<Entry>) -> Self {
+        let mut nodes = Self {
+            nodes: HashMap::new(),
+            links: HashMap::new(),
+            detached: HashMap::new(),
+            cached: 0,
+            absent: 0,
+            next_spare: SPARE,
+            next_serial: 0,
+            root_path: root_path.into(),
+        };
+        let place = Place { parent: ROOT, name: "".into() };
+        nodes.insert(ROOT, place, root);
+        nodes
+    }
+
+    pub(super) fn get(&self, id: NodeId) -> Option<&Node> {
+        self.nodes.get(&id)
+    }
+
+    pub(super) fn get_mut(&mut self, id: NodeId) -> Option<&mut Node> {
+        self.nodes.get_mut(&id)
+    }
+
+    pub(super) fn directory(&mut self, id: NodeId) -> Option<&mut Directory> {
+        self.nodes.get_mut(&id)?.directory.as_deref_mut()
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (NodeId, &mut Node)> {
+        self.nodes.iter_mut().map(|(id, node)| (*id, node))
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// The node that `parent` has under `name`, if the kernel knows one.
+    pub(super) fn child(&self, parent: NodeId, name: &str) -> Option<NodeId> {
+        self.nodes.get(&parent)?.directory.as_ref()?.children.get(name).copied()
+    }
+
+    /// The filer's path of a node, as far as it is known where the node is.
+    pub(super) fn path(&self, id: NodeId) -> String {
+        let mut names = Vec::new();
+        let mut at = id;
+        while at != ROOT {
+            let Some(node) = self.nodes.get(&at) else { break };
+            names.push(node.home.name.clone());
+            at = node.home.parent;
+        }
+        let mut path = self.root_path.trim_end_matches('/').to_owned();
+        for name in names.iter().rev() {
+            path.push('/');
+            path.push_str(name);
+        }
+        if path.is_empty() { "/".into() } else { path }
+    }
+
+    /// The node of a directory by its filer path; `None` if it is outside the mount or not known to the kernel.
+    pub(super) fn resolve(&self, path: &str) -> Option<NodeId> {
+        let inside = path.strip_prefix(self.root_path.trim_end_matches('/'))?;
+        if !inside.is_empty() && !inside.starts_with('/') {
+            return None;
+        }
+        inside.split('/').filter(|name| !name.is_empty()).try_fold(ROOT, |at, name| self.child(at, name))
+    }
+
+    /// The kernel is told of `entry` as `name` of `parent`: finds its node or makes one, and counts the lookup. `None`
+    /// if `parent` is no live directory.
+    pub(super) fn attach(&mut self, parent: NodeId, name: &str, entry: &Arc<Entry>) -> Option<NodeId> {
+        self.nodes.get(&parent)?.directory.as_ref()?;
+        let id = match self.find(parent, name, entry) {
+            Some(id) => {
+                self.update(id, entry);
+                id
+            }
+            None => {
+                let id = self.number(parent, name, entry);
+                self.insert(id, Place { parent, name: name.into() }, entry.clone());
+                id
+            }
+        };
+        if let Some(key) = &entry.hard_link {
+            self.links.insert(key.clone(), id);
+        }
+        self.link(parent, name, id);
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.lookups += 1;
+        }
+        Some(id)
+    }
+
+    /// The node has other attributes now; its content is the same.
+    pub(super) fn update(&mut self, id: NodeId, entry: &Arc<Entry>) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        let old = std::mem::replace(&mut node.entry, entry.clone());
+        if old.attr.inode != entry.attr.inode && self.detached.get(&old.attr.inode) == Some(&id) {
+            self.detached.remove(&old.attr.inode);
+        }
+        if let Some(key) = &old.hard_link
+            && old.hard_link != entry.hard_link
+            && self.links.get(key) == Some(&id)
+        {
+            self.links.remove(key);
+        }
+    }
+
+    fn find(&self, parent: NodeId, name: &str, entry: &Entry) -> Option<NodeId> {
+        let same = |id: &NodeId| self.nodes.get(id).is_some_and(|node| same_node(&node.entry, entry));
+        if let Some(id) = self.child(parent, name).filter(same) {
+            return Some(id);
+        }
+        if let Some(id) = entry.hard_link.as_ref().and_then(|key| self.links.get(key)).copied().filter(same) {
+            return Some(id);
+        }
+        // A directory must not come to be inside itself, whatever the filer says.
+        self.detached.get(&entry.attr.inode).copied().filter(same).filter(|id| !self.is_within(parent, *id))
+    }
+
+    fn is_within(&self, mut at: NodeId, ancestor: NodeId) -> bool {
+        while at != ROOT {
+            if at == ancestor {
+                return true;
+            }
+            let Some(node) = self.nodes.get(&at) else { return false };
+            at = node.home.parent;
+        }
+        ancestor == ROOT
+    }
+
+    /// SeaweedFS's inode number if it has one and no version of the file holds it, so that `st_ino` is the same in
+    /// every mount.
+    fn number(&mut self, parent: NodeId, name: &str, entry: &Entry) -> NodeId {
+        let own = self.own_number(parent, name, entry);
+        if own > ROOT && !self.nodes.contains_key(&own) {
+            return own;
+        }
+        while self.nodes.contains_key(&self.next_spare) {
+            self.next_spare = self.next_spare.checked_add(1).unwrap_or(SPARE);
+        }
+        let id = self.next_spare;
+        self.next_spare = id.checked_add(1).unwrap_or(SPARE);
+        id
+    }
+
+    /// The number that belongs to an entry, whether or not it is free.
+    pub(super) fn own_number(&self, parent: NodeId, name: &str, entry: &Entry) -> NodeId {
+        if entry.attr.inode != 0 {
+            return entry.attr.inode;
+        }
+        let path = self.path(parent) + "/" + name;
+        fnv1a(path.as_bytes().iter().copied()) & (SPARE - 1)
+    }
+
+    fn insert(&mut self, id: NodeId, home: Place, entry: Arc<Entry>) {
+        let directory = (entry.attr.kind == Kind::Directory).then(|| {
+            self.next_serial += 1;
+            Box::new(Directory::new(self.next_serial))
+        });
+        if id != ROOT
+            && let Some(parent) = self.nodes.get_mut(&home.parent)
+        {
+            parent.homes += 1;
+        }
+        let node = Node {
+            generation: generation(&entry),
+            entry,
+            home,
+            names: Vec::new(),
+            lookups: 0,
+            opens: 0,
+            homes: 0,
+            stale: false,
+            checked: (0, Instant::now()),
+            version: OnceLock::new(),
+            directory,
+        };
+        self.nodes.insert(id, node);
+    }
+
+    /// Gives a node a name; whatever had that name loses it. The node must be live, and so must the directory.
+    pub(super) fn link(&mut self, parent: NodeId, name: &str, id: NodeId) {
+        if self.child(parent, name) == Some(id) {
+            return;
+        }
+        let place = Place { parent, name: name.into() };
+        // The directory may have nothing that keeps it but this name, so the old one goes last.
+        let replaced = self.directory(parent).and_then(|d| d.children.insert(place.name.clone(), id));
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        if node.names.is_empty() && self.detached.get(&node.entry.attr.inode) == Some(&id) {
+            self.detached.remove(&node.entry.attr.inode);
+        }
+        node.names.push(place.clone());
+        self.rehome(id, place.clone());
+        if let Some(old) = replaced {
+            self.lose_name(old, &place);
+        }
+    }
+
+    /// Takes a name away. The node stays as long as the kernel or an open handle holds it, and may be given a name again.
+    pub(super) fn unlink(&mut self, parent: NodeId, name: &str) -> Option<NodeId> {
+        let id = self.directory(parent)?.children.remove(name)?;
+        self.lose_name(id, &Place { parent, name: name.into() });
+        self.reap(parent);
+        Some(id)
+    }
+
+    fn lose_name(&mut self, id: NodeId, place: &Place) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        node.names.retain(|other| other != place);
+        match node.names.last().cloned() {
+            Some(other) => self.rehome(id, other),
+            None if node.entry.attr.inode != 0 => {
+                self.detached.insert(node.entry.attr.inode, id);
+            }
+            None => {}
+        }
+    }
+
+    fn rehome(&mut self, id: NodeId, place: Place) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        let old = std::mem::replace(&mut node.home, place.clone()).parent;
+        if old == place.parent {
+            return;
+        }
+        if let Some(parent) = self.nodes.get_mut(&place.parent) {
+            parent.homes += 1;
+        }
+        if let Some(parent) = self.nodes.get_mut(&old) {
+            parent.homes -= 1;
+        }
+        self.reap(old);
+    }
+
+    /// Moves a directory, and with it all that is known of what it holds. `None` if that would put it inside itself.
+    pub(super) fn rename(&mut self, from: &Place, to: &Place) -> Option<NodeId> {
+        let id = self.child(from.parent, &from.name)?;
+        if self.is_within(to.parent, id) {
+            return None;
+        }
+        self.link(to.parent, &to.name, id);
+        self.unlink(from.parent, &from.name);
+        Some(id)
+    }
+
+    /// The kernel dropped `count` of its lookups.
+    pub(super) fn forget(&mut self, id: NodeId, count: u64) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        debug_assert!(id == ROOT || node.lookups >= count, "more lookups forgotten than made");
+        node.lookups = node.lookups.saturating_sub(count);
+        self.reap(id);
+    }
+
+    pub(super) fn open(&mut self, id: NodeId) -> Option<&mut Node> {
+        let node = self.nodes.get_mut(&id)?;
+        node.opens += 1;
+        Some(node)
+    }
+
+    pub(super) fn close(&mut self, id: NodeId) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        debug_assert!(node.opens > 0, "closed more often than opened");
+        node.opens = node.opens.saturating_sub(1);
+        self.reap(id);
+    }
+
+    /// Removes the node if nothing holds it, then whatever it held.
+    fn reap(&mut self, id: NodeId) {
+        let mut doubtful = vec![id];
+        while let Some(id) = doubtful.pop() {
+            let Some(node) = self.nodes.get(&id) else { continue };
+            let has_children = node.directory.as_ref().is_some_and(|d| !d.children.is_empty());
+            if id == ROOT || node.lookups > 0 || node.opens > 0 || node.homes > 0 || has_children {
+                continue;
+            }
+            let Some(node) = self.nodes.remove(&id) else { continue };
+            if let Some(directory) = &node.directory {
+                self.cached -= directory.present.len();
+                self.absent -= directory.absent.len();
+            }
+            for place in node.names {
+                if let Some(directory) = self.directory(place.parent) {
+                    directory.children.remove(&place.name);
+                }
+                doubtful.push(place.parent);
+            }
+            if let Some(parent) = self.nodes.get_mut(&node.home.parent) {
+                parent.homes -= 1;
+            }
+            doubtful.push(node.home.parent);
+            if let Some(key) = &node.entry.hard_link
+                && self.links.get(key) == Some(&id)
+            {
+                self.links.remove(key);
+            }
+            if self.detached.get(&node.entry.attr.inode) == Some(&id) {
+                self.detached.remove(&node.entry.attr.inode);
+            }
+        }
+    }
+
+    /// The node that the names of a hard-linked file share.
+    pub(super) fn linked(&self, key: &Bytes) -> Option<NodeId> {
+        self.links.get(key).copied()
+    }
+}
+
+/// Whether a name that stood for `node` and now for `entry` stands for the same thing: a file with the same bytes, or
+/// the same directory.
+pub(super) fn same_node(node: &Entry, entry: &Entry) -> bool {
+    let (a, b) = (node.attr.inode, entry.attr.inode);
+    let same_inode = a == b || a == 0 || b == 0;
+    same_inode && (both_directories(node, entry) || node.same_content(entry))
+}
+
+fn both_directories(a: &Entry, b: &Entry) -> bool {
+    a.attr.kind == Kind::Directory && b.attr.kind == Kind::Directory
+}
+
+/// Tells versions apart that have the same number at different times (exported over NFS, a handle holds both). 32 bits
+/// wide, because the kernel keeps no more and takes a node with another generation for a stale one.
+fn generation(entry: &Entry) -> u32 {
+    let mut summary = entry.attr.size.to_le_bytes().to_vec();
+    match &entry.content {
+        Content::Chunks(chunks) => {
+            for chunk in chunks.first().into_iter().chain(chunks.last()) {
+                summary.extend(chunk.fid.volume.to_le_bytes());
+                summary.extend(chunk.fid.key.to_le_bytes());
+            }
+            summary.extend(chunks.len().to_le_bytes());
+        }
+        Content::Inline(bytes) => summary.extend(bytes),
+        Content::Target(target) => summary.extend(target.bytes()),
+        Content::None | Content::Remote | Content::Damaged { .. } => {}
+    }
+    (fnv1a(summary.into_iter()) >> 32) as u32
+}
+
+/// FNV-1a, because the number of a node must be the same in every build.
+fn fnv1a(bytes: impl Iterator<Item = u8>) -> u64 {
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}

@@ -1,0 +1,233 @@
+//! Reading whole directories: for those who list them, and in advance for those who open one file after another.
+
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use futures::StreamExt;
+
+use super::directory::Stream;
+use super::filer::FilerFailure;
+use super::invalidate::Invalidation;
+use super::listing::Listing;
+use super::state::State;
+use super::{Namespace, NamespaceError, NodeId, Stat};
+use crate::seaweed::entry::Entry;
+
+/// A directory that was opened; must be given back with [`Namespace::close`].
+pub(crate) struct OpenedDirectory {
+    /// What it holds, if that is known or being read.
+    pub(crate) listing: Option<Arc<Listing>>,
+    /// Whether the kernel may keep a copy of the listing until it is told to drop it.
+    pub(crate) cacheable: bool,
+}
+
+/// How many entries are taken from the filer's stream before the lock is taken to note them.
+const PORTION: usize = 256;
+
+impl Namespace {
+    /// A directory is opened. Reads nothing yet: the kernel may have a copy.
+    pub(crate) fn open_directory(&self, id: NodeId) -> Result<OpenedDirectory, NamespaceError> {
+        let mut state = self.state.lock();
+        let cacheable = state.live;
+        let node = state.nodes.open(id).ok_or(NamespaceError::Stale)?;
+        let listing = match node.directory.as_deref() {
+            Some(directory) => directory.shared_listing(),
+            None => {
+                state.nodes.close(id);
+                return Err(NamespaceError::NotDirectory);
+            }
+        };
+        Ok(OpenedDirectory { listing, cacheable })
+    }
+
+    /// What the directory holds now, for a handle that begins to read it.
+    pub(crate) fn listing(self: &Arc<Self>, id: NodeId) -> Result<Arc<Listing>, NamespaceError> {
+        let mut state = self.state.lock();
+        let known = state.with_directory(id, |directory| directory.shared_listing());
+        let listing = match known {
+            Some(Some(listing)) => listing,
+            Some(None) => self.read_directory(&mut state, id).ok_or(NamespaceError::Stale)?,
+            None => return Err(NamespaceError::Stale),
+        };
+        listing.want();
+        Ok(listing)
+    }
+
+    /// Counts a name that had to be asked for, and after a few of them reads the whole directory.
+    pub(super) fn read_ahead(self: &Arc<Self>, state: &mut State, id: NodeId) {
+        let (after, window) = (self.options.prefetch_after, self.options.prefetch_window);
+        let live = state.live;
+        let due = state.with_directory(id, |directory| {
+            if directory.misses.0.elapsed() > window {
+                directory.misses = (Instant::now(), 0);
+            }
+            directory.misses.1 += 1;
+            live && directory.misses.1 >= after
+                && !directory.complete
+                && !directory.too_large
+                && directory.stream.is_none()
+        });
+        if due == Some(true) {
+            self.read_directory(state, id);
+        }
+    }
+
+    /// Starts reading a directory from the filer in the background.
+    fn read_directory(self: &Arc<Self>, state: &mut State, id: NodeId) -> Option<Arc<Listing>> {
+        let listing = Listing::new(state.next_listing());
+        let stream = Stream { listing: listing.clone(), touched: Default::default(), partial: !state.live };
+        let directory = state.nodes.directory(id)?;
+        directory.stream = Some(stream);
+        let serial = directory.serial;
+        let path = state.nodes.path(id);
+        let reading = self.clone().fill(id, serial, path, listing.clone());
+        self.runtime.spawn(reading);
+        Some(listing)
+    }
+
+    async fn fill(self: Arc<Self>, id: NodeId, serial: u64, path: String, listing: Arc<Listing>) {
+        let unfinished = Unfinished(&listing);
+        let mut portions = self.filer.list(&path).ready_chunks(PORTION);
+        let mut end = Ok(());
+        while let Some(portion) = portions.next().await {
+            let mut entries = Vec::with_capacity(portion.len());
+            for entry in portion {
+                match entry {
+                    Ok(entry) if self.hidden(id, &entry.name) => {}
+                    Ok(entry) => entries.push(Arc::new(entry)),
+                    Err(failure) => end = Err(failure),
+                }
+            }
+            self.note_portion(id, serial, &listing, &entries);
+            listing.push(&entries);
+            if end.is_err() || self.give_up(id, serial, &listing) {
+                break;
+            }
+        }
+        if let Err(failure) = &end {
+            tracing::warn!(directory = path, error = %failure, "cannot list directory");
+        }
+        std::mem::forget(unfinished);
+        self.note_end(id, serial, &listing, end);
+    }
+
+    fn note_portion(&self, id: NodeId, serial: u64, listing: &Arc<Listing>, entries: &[Arc<Entry>]) {
+        let mut state = self.state.lock();
+        if !state.live || !is_of(&mut state, id, serial, listing) {
+            return;
+        }
+        state.make_room();
+        let share = self.options.cached_entries / 2;
+        state.with_directory(id, |directory| {
+            let Some(mut stream) = directory.stream.take() else { return };
+            if directory.present.len() >= share {
+                stream.partial = true;
+            } else {
+                for entry in entries.iter().filter(|entry| !stream.touched.contains(entry.name.as_str())) {
+                    // What was asked for by name may be newer than the listing.
+                    if !directory.present.contains(entry.name.as_str()) {
+                        directory.learn_present(entry.clone());
+                    }
+                }
+            }
+            directory.stream = Some(stream);
+        });
+    }
+
+    /// Whether to stop: nobody waits for the listing, and it is too long to be worth it.
+    fn give_up(&self, id: NodeId, serial: u64, listing: &Arc<Listing>) -> bool {
+        let mut state = self.state.lock();
+        if listing.is_wanted() || listing.len() < self.options.prefetch_limit {
+            return false;
+        }
+        if is_of(&mut state, id, serial, listing)
+            && let Some(directory) = state.nodes.directory(id)
+        {
+            directory.stream = None;
+            directory.too_large = true;
+        }
+        true
+    }
+
+    fn note_end(&self, id: NodeId, serial: u64, listing: &Arc<Listing>, end: Result<(), FilerFailure>) {
+        let mut state = self.state.lock();
+        if is_of(&mut state, id, serial, listing) {
+            let live = state.live;
+            state.with_directory(id, |directory| {
+                if let Some(stream) = directory.stream.take()
+                    && live
+                    && end.is_ok()
+                {
+                    directory.finish(stream);
+                }
+            });
+        }
+        listing.finish(end);
+    }
+
+    /// The kernel is told of an entry of a listing with all that belongs to it: finds its node, counting a lookup.
+    pub(crate) fn attach(&self, directory: NodeId, entry: &Arc<Entry>) -> Option<Stat> {
+        let mut state = self.state.lock();
+        let current = match state.nodes.directory(directory) {
+            Some(known) => known.is_current(entry),
+            None => return None,
+        };
+        // Without events nothing is remembered, and a listing is as good as a lookup for as long as either is trusted.
+        let current = current || !state.live;
+        state.attach(directory, &entry.name, entry, current)
+    }
+
+    /// The number under which an entry of a listing is shown when nothing else of it is asked for: that of its node if
+    /// the kernel knows it, else the one it would most likely get.
+    pub(crate) fn shown_number(&self, directory: NodeId, entry: &Entry) -> NodeId {
+        let state = self.state.lock();
+        state
+            .nodes
+            .child(directory, &entry.name)
+            .unwrap_or_else(|| state.nodes.own_number(directory, &entry.name, entry))
+    }
+
+    /// The directory that holds a directory.
+    pub(crate) fn parent(&self, directory: NodeId) -> NodeId {
+        self.state.lock().nodes.get(directory).map_or(super::ROOT, |node| node.home.parent)
+    }
+
+    /// A handle read a listing to its end, of which the kernel now has a copy: it may keep that until something changes
+    /// in the directory, but not if something did already, or will by itself.
+    pub(crate) fn listing_read(&self, id: NodeId, listing: &Arc<Listing>) {
+        let mut state = self.state.lock();
+        let Some(directory) = state.nodes.directory(id) else { return };
+        let current = directory.snapshot.as_ref().is_some_and(|snapshot| Arc::ptr_eq(snapshot, listing));
+        if current && !listing.expires() {
+            directory.kernel_listing = true;
+        } else {
+            state.tell(Invalidation::Listing(id));
+        }
+    }
+}
+
+/// Ends a listing whose reading was cut short, so that nobody waits for it for ever.
+struct Unfinished<'a>(&'a Listing);
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        self.0.finish(Err(Arc::from(Box::<dyn std::error::Error + Send + Sync>::from(
+            "reading was cut short",
+        ))));
+    }
+}
+
+/// Whether the entry still exists by its time to live.
+pub(crate) fn is_alive(entry: &Entry, now: SystemTime) -> bool {
+    entry.expires.is_none_or(|at| at > now)
+}
+
+/// Whether `listing` is what the directory is being read into.
+fn is_of(state: &mut State, id: NodeId, serial: u64, listing: &Arc<Listing>) -> bool {
+    state
+        .nodes
+        .directory(id)
+        .filter(|directory| directory.serial == serial)
+        .and_then(|directory| directory.stream.as_ref())
+        .is_some_and(|stream| Arc::ptr_eq(&stream.listing, listing))
+}

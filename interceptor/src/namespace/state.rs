@@ -1,0 +1,170 @@
+//! What the namespace's lock guards, and how long its parts may be trusted.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::directory::Directory;
+use super::invalidate::Invalidation;
+use super::lookup::Flight;
+use super::nodes::Nodes;
+use super::{NamespaceOptions, NodeId, Stat};
+use crate::seaweed::entry::Entry;
+
+pub(super) struct State {
+    pub(super) nodes: Nodes,
+    /// Lookups that wait for the filer, by the directory's serial and the name.
+    pub(super) flights: HashMap<(u64, Arc<str>), Flight>,
+    /// Whether events arrive.
+    pub(super) live: bool,
+    /// Grows when events cease or arrive again: what was learned in another epoch is not trusted.
+    pub(super) epoch: u64,
+    /// Grows with every event about a file with several names.
+    pub(super) link_changes: u64,
+    /// Grows with every event about the root itself.
+    pub(super) root_changes: u64,
+    clock: u64,
+    next_listing: u32,
+    long_timeout: Duration,
+    short_timeout: Duration,
+    cached_limit: usize,
+    absent_limit: usize,
+    kernel: Sender<Invalidation>,
+}
+
+impl State {
+    pub(super) fn new(options: &NamespaceOptions, root: Arc<Entry>, kernel: Sender<Invalidation>) -> Self {
+        Self {
+            nodes: Nodes::new(&options.root_path, root),
+            flights: HashMap::new(),
+            live: false,
+            epoch: 1,
+            link_changes: 0,
+            root_changes: 0,
+            clock: 0,
+            next_listing: 0,
+            long_timeout: options.long_timeout,
+            short_timeout: options.short_timeout,
+            cached_limit: options.cached_entries,
+            absent_limit: options.absent_names,
+            kernel,
+        }
+    }
+
+    pub(super) fn size(&self) -> (usize, usize) {
+        (self.nodes.len(), self.nodes.cached)
+    }
+
+    /// Queues an invalidation. It is lost only when the mount is going away.
+    pub(super) fn tell(&self, invalidation: Invalidation) {
+        let _ = self.kernel.send(invalidation);
+    }
+
+    pub(super) fn next_listing(&mut self) -> u32 {
+        self.next_listing = self.next_listing.wrapping_add(1);
+        self.next_listing
+    }
+
+    /// Works on a live directory, keeping count of what all of them remember, and marks it as used.
+    pub(super) fn with_directory<T>(
+        &mut self,
+        id: NodeId,
+        work: impl FnOnce(&mut Directory) -> T,
+    ) -> Option<T> {
+        self.clock += 1;
+        let directory = self.nodes.directory(id)?;
+        directory.used = self.clock;
+        let (cached, absent) = (directory.present.len(), directory.absent.len());
+        let result = work(directory);
+        let (now_cached, now_absent) = (directory.present.len(), directory.absent.len());
+        self.nodes.cached = self.nodes.cached + now_cached - cached;
+        self.nodes.absent = self.nodes.absent + now_absent - absent;
+        Some(result)
+    }
+
+    /// Whether another absent name can be kept on record.
+    pub(super) fn has_room_for_absent(&self) -> bool {
+        self.nodes.absent < self.absent_limit
+    }
+
+    /// Makes room when too many entries are remembered: the directories unused for longest forget theirs.
+    pub(super) fn make_room(&mut self) {
+        if self.nodes.cached <= self.cached_limit {
+            return;
+        }
+        let mut by_age: Vec<(u64, NodeId)> = self
+            .nodes
+            .iter_mut()
+            .filter_map(|(id, node)| {
+                let directory = node.directory.as_ref()?;
+                (!directory.present.is_empty()).then_some((directory.used, id))
+            })
+            .collect();
+        by_age.sort_unstable();
+        for (_, id) in by_age {
+            if self.nodes.cached <= self.cached_limit / 4 * 3 {
+                break;
+            }
+            let clock = self.clock;
+            self.with_directory(id, Directory::shed);
+            self.clock = clock;
+        }
+    }
+
+    /// How long the kernel may trust something about `entry` that is right now.
+    pub(super) fn timeout(&self, entry: &Entry) -> Duration {
+        let timeout = if self.live { self.long_timeout } else { self.short_timeout };
+        match entry.expires {
+            Some(at) => timeout.min(at.duration_since(SystemTime::now()).unwrap_or_default()),
+            None => timeout,
+        }
+    }
+
+    /// How long the kernel may trust that a name is absent, if that is on record.
+    pub(super) fn absent_timeout(&self) -> Duration {
+        if self.live { self.long_timeout } else { self.short_timeout }
+    }
+
+    /// Whether the attributes of a node are what the filer would say.
+    pub(super) fn is_fresh(&self, id: NodeId) -> bool {
+        self.nodes.get(id).is_some_and(|node| {
+            let (epoch, at) = node.checked;
+            let checked = epoch == self.epoch && (self.live || at.elapsed() < self.short_timeout);
+            // A version that has no name any more is as it was left.
+            !node.stale && (checked || (node.names.is_empty() && id != super::ROOT))
+        })
+    }
+
+    /// Tells the kernel of `entry` as `name` of `parent`. `current`: it is what the filer would say now. `None` if the
+    /// directory is not live.
+    pub(super) fn attach(
+        &mut self,
+        parent: NodeId,
+        name: &str,
+        entry: &Arc<Entry>,
+        current: bool,
+    ) -> Option<Stat> {
+        let id = self.nodes.attach(parent, name, entry)?;
+        let epoch = self.epoch;
+        let node = self.nodes.get_mut(id)?;
+        node.stale = !current;
+        node.checked = (epoch, Instant::now());
+        let generation = node.generation;
+        let timeout = if current { self.timeout(entry) } else { Duration::ZERO };
+        Some(Stat { id, generation, entry: entry.clone(), entry_timeout: timeout, attr_timeout: timeout })
+    }
+
+    /// The node as it is known, with time-outs of zero if that is not what the filer would say.
+    pub(super) fn stat(&self, id: NodeId) -> Option<Stat> {
+        let node = self.nodes.get(id)?;
+        let timeout = if self.is_fresh(id) { self.timeout(&node.entry) } else { Duration::ZERO };
+        Some(Stat {
+            id,
+            generation: node.generation,
+            entry: node.entry.clone(),
+            entry_timeout: timeout,
+            attr_timeout: timeout,
+        })
+    }
+}

@@ -1,0 +1,80 @@
+//! Where bytes come from when they are not in the cache.
+
+use std::sync::Arc;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+
+use crate::fetch::Fetcher;
+use crate::seaweed::decode;
+use crate::seaweed::entry::{Chunk, Entry};
+use crate::seaweed::filer::FilerClient;
+use crate::telemetry::Source;
+
+/// An error of an origin, shared by all reads that waited for it.
+pub type OriginError = Arc<dyn std::error::Error + Send + Sync>;
+
+/// What a reader needs of the world outside. A trait, so that reading can be tested without a cluster.
+pub trait Origin: Send + Sync + 'static {
+    /// Fills `dst` with the bytes of `chunk` from `offset` on, in the chunk's own, decoded bytes.
+    fn read_chunk<'a>(
+        &'a self,
+        chunk: &'a Chunk,
+        offset: u64,
+        dst: &'a mut [u8],
+    ) -> BoxFuture<'a, Result<Source, OriginError>>;
+
+    /// The whole decoded content of the needle of `chunk`, which is a list of chunks.
+    fn read_manifest<'a>(&'a self, chunk: &'a Chunk) -> BoxFuture<'a, Result<Vec<Chunk>, OriginError>>;
+
+    /// Has the cluster read the file at `path` from its remote storage, and returns its entry with chunks.
+    fn cache_remote<'a>(&'a self, path: &'a str) -> BoxFuture<'a, Result<Entry, OriginError>>;
+}
+
+/// A SeaweedFS cluster as an origin: chunks by way of the source ladder, remote-only files by way of the filer.
+pub struct Cluster {
+    fetcher: Fetcher,
+    filer: FilerClient,
+}
+
+impl Cluster {
+    /// The cluster that `filer` belongs to, read through `fetcher`.
+    pub fn new(fetcher: Fetcher, filer: FilerClient) -> Self {
+        Self { fetcher, filer }
+    }
+}
+
+impl Origin for Cluster {
+    fn read_chunk<'a>(
+        &'a self,
+        chunk: &'a Chunk,
+        offset: u64,
+        dst: &'a mut [u8],
+    ) -> BoxFuture<'a, Result<Source, OriginError>> {
+        async move {
+            match self.fetcher.read_chunk(chunk, offset, dst).await {
+                Ok(fetched) => Ok(fetched.source),
+                Err(error) => Err(Arc::new(error) as OriginError),
+            }
+        }
+        .boxed()
+    }
+
+    fn read_manifest<'a>(&'a self, chunk: &'a Chunk) -> BoxFuture<'a, Result<Vec<Chunk>, OriginError>> {
+        async move {
+            let content =
+                self.fetcher.read_needle(chunk).await.map_err(|error| Arc::new(error) as OriginError)?;
+            decode::manifest(&content).map_err(|error| Arc::new(error) as OriginError)
+        }
+        .boxed()
+    }
+
+    fn cache_remote<'a>(&'a self, path: &'a str) -> BoxFuture<'a, Result<Entry, OriginError>> {
+        async move {
+            let (directory, name) = path.rsplit_once('/').unwrap_or(("", path));
+            let directory = if directory.is_empty() { "/" } else { directory };
+            self.filer.cache_remote(directory, name).await.map_err(|error| Arc::new(error) as OriginError)
+        }
+        .boxed()
+    }
+}

@@ -1,0 +1,171 @@
+//! Chunk records. A record that does not make sense is an error for its file: guessing would give wrong bytes.
+
+use prost::Message;
+use rdma_engine::FileId;
+
+use crate::seaweed::entry::Chunk;
+use crate::seaweed::pb;
+
+/// Files end below 2^63 bytes: the kernel's offsets are signed.
+pub(super) const MAX_FILE_SIZE: u64 = i64::MAX as u64;
+
+/// Why a list of chunks cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ChunkError {
+    /// The chunk manifest is not one.
+    #[error("not a chunk manifest: {0}")]
+    Manifest(#[from] prost::DecodeError),
+    /// One record is malformed.
+    #[error("chunk record {index}: {fault}")]
+    Record {
+        /// Its place in the list, from 0.
+        index: usize,
+        /// What is wrong with it.
+        fault: ChunkFault,
+    },
+}
+
+/// What is wrong with a chunk record.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ChunkFault {
+    /// It names no needle.
+    #[error("it has no file id")]
+    NoFileId,
+    /// The needle's name is malformed.
+    #[error("`{0}` is not a file id")]
+    FileId(String),
+    /// The key of an encrypted needle is not one of AES-256.
+    #[error("its cipher key has {0} bytes instead of 32")]
+    CipherKey(usize),
+    /// It would lie before the file's beginning or beyond the largest file.
+    #[error("{size} bytes at offset {offset} are outside of any file")]
+    Place {
+        /// Its offset in the file, in bytes.
+        offset: i64,
+        /// Its length in bytes.
+        size: u64,
+    },
+}
+
+/// The chunks that a manifest needle lists. `content` is the needle's data, decrypted and decompressed. The list may
+/// hold manifests again.
+pub fn manifest(content: &[u8]) -> Result<Vec<Chunk>, ChunkError> {
+    list(pb::FileChunkManifest::decode(content)?.chunks)
+}
+
+/// All chunks of a list, or what is wrong with the first that is malformed.
+pub(super) fn list(chunks: Vec<pb::FileChunk>) -> Result<Vec<Chunk>, ChunkError> {
+    let decode = |(index, record)| chunk(record).map_err(|fault| ChunkError::Record { index, fault });
+    chunks.into_iter().enumerate().map(decode).collect()
+}
+
+/// How far into the file the records reach, in bytes. Malformed ones count as far as they can.
+pub(super) fn end(chunks: &[pb::FileChunk]) -> u64 {
+    let end =
+        |c: &pb::FileChunk| u64::try_from(c.offset).unwrap_or(0).saturating_add(c.size).min(MAX_FILE_SIZE);
+    chunks.iter().map(end).max().unwrap_or(0)
+}
+
+fn chunk(record: pb::FileChunk) -> Result<Chunk, ChunkFault> {
+    let fid = file_id(&record)?;
+    let place = ChunkFault::Place { offset: record.offset, size: record.size };
+    let offset = match u64::try_from(record.offset) {
+        Ok(offset) if record.size <= MAX_FILE_SIZE - offset => offset,
+        _ => return Err(place),
+    };
+    let cipher_key = if record.cipher_key.is_empty() {
+        None
+    } else {
+        let length = record.cipher_key.len();
+        let key = <Box<[u8; 32]>>::try_from(record.cipher_key.into_boxed_slice());
+        Some(key.map_err(|_| ChunkFault::CipherKey(length))?)
+    };
+    Ok(Chunk {
+        fid,
+        offset,
+        size: record.size,
+        modified_ts_ns: record.modified_ts_ns,
+        cipher_key,
+        is_compressed: record.is_compressed,
+        is_manifest: record.is_chunk_manifest,
+    })
+}
+
+/// The text form counts where there is one; entries as stored, and manifests, have the message alone.
+fn file_id(record: &pb::FileChunk) -> Result<FileId, ChunkFault> {
+    if !record.file_id.is_empty() {
+        return record.file_id.parse().map_err(|_| ChunkFault::FileId(record.file_id.clone()));
+    }
+    let fid = record.fid.as_ref().ok_or(ChunkFault::NoFileId)?;
+    let id = FileId { volume: fid.volume_id, key: fid.file_key, cookie: fid.cookie };
+    if id.volume == 0 || id.key == 0 {
+        return Err(ChunkFault::FileId(id.to_string()));
+    }
+    Ok(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn record() -> pb::FileChunk {
+        pb::FileChunk { file_id: "3,01637037d6".into(), offset: 8, size: 4, ..Default::default() }
+    }
+
+    #[test]
+    fn the_cookie_is_a_fixed32() {
+        // field 7: { 1: varint 3, 2: varint 1, 3: fixed32 0x637037d6 }
+        let wire = [0x3a, 9, 0x08, 3, 0x10, 1, 0x1d, 0xd6, 0x37, 0x70, 0x63];
+        let decoded = chunk(pb::FileChunk::decode(&wire[..]).unwrap()).unwrap();
+        assert_eq!(decoded.fid.to_string(), "3,01637037d6");
+    }
+
+    #[test]
+    fn the_text_counts_before_the_message() {
+        let fid = pb::FileId { volume_id: 9, file_key: 9, cookie: 9 };
+        let decoded = chunk(pb::FileChunk { fid: Some(fid), ..record() }).unwrap();
+        assert_eq!(decoded.fid.to_string(), "3,01637037d6");
+    }
+
+    #[test]
+    fn malformed_records_are_named() {
+        let fault = |record: pb::FileChunk| chunk(record).unwrap_err();
+        assert_eq!(fault(pb::FileChunk { file_id: String::new(), ..record() }), ChunkFault::NoFileId);
+        assert_eq!(fault(pb::FileChunk { file_id: "x".into(), ..record() }), ChunkFault::FileId("x".into()));
+        let zero = pb::FileId { volume_id: 1, file_key: 0, cookie: 7 };
+        let nameless = pb::FileChunk { file_id: String::new(), fid: Some(zero), ..record() };
+        assert!(matches!(fault(nameless), ChunkFault::FileId(_)));
+        assert_eq!(fault(pb::FileChunk { cipher_key: vec![0; 31], ..record() }), ChunkFault::CipherKey(31));
+        let negative = ChunkFault::Place { offset: -1, size: 4 };
+        assert_eq!(fault(pb::FileChunk { offset: -1, ..record() }), negative);
+        let size = i64::MAX as u64;
+        assert_eq!(fault(pb::FileChunk { size, ..record() }), ChunkFault::Place { offset: 8, size });
+        assert_eq!(
+            list(vec![record(), pb::FileChunk { offset: -1, ..record() }]),
+            Err(ChunkError::Record { index: 1, fault: negative })
+        );
+    }
+
+    #[test]
+    fn the_largest_file_is_allowed() {
+        let decoded = chunk(pb::FileChunk { size: i64::MAX as u64 - 8, ..record() }).unwrap();
+        assert_eq!(decoded.offset + decoded.size, i64::MAX as u64);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_a_manifest_or_refused(bytes: Vec<u8>) {
+            let _ = manifest(&bytes);
+        }
+
+        #[test]
+        fn what_is_accepted_lies_within_a_file(offset: i64, size: u64) {
+            let raw = pb::FileChunk { offset, size, ..record() };
+            prop_assert!(end(std::slice::from_ref(&raw)) <= MAX_FILE_SIZE);
+            if let Ok(c) = chunk(raw) {
+                prop_assert!(c.offset.checked_add(c.size).is_some_and(|end| end <= MAX_FILE_SIZE));
+            }
+        }
+    }
+}

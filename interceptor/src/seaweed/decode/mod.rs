@@ -1,0 +1,201 @@
+//! From the filer's messages to the types of [`entry`](super::entry).
+//!
+//! Decoding an entry never fails as a whole: what cannot be understood of its content becomes [`Content::Damaged`], so
+//! that the name stays visible in its directory, `stat` works, and only reading it fails. Attributes have no illegal
+//! values. Three parts: [`chunks`] for chunk records and manifests, [`mode`] for Go's file modes, and the entry here.
+
+mod chunks;
+mod mode;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+
+pub use chunks::{ChunkError, ChunkFault, manifest};
+
+use super::entry::{Attributes, Content, Entry, Kind};
+use super::owners::Owners;
+use super::pb;
+use chunks::MAX_FILE_SIZE;
+
+/// Under this prefix the filer keeps what `setxattr` was given; other keys are its own and the S3 gateway's.
+const XATTR_PREFIX: &str = "xattr-";
+/// Linux's limit of an extended attribute's name, in bytes.
+const XATTR_NAME_MAX: usize = 255;
+/// Its presence makes the TTL count from the last change instead of the creation.
+const EXPIRES_S3: &str = "X-Seaweedfs-Expires-S3";
+/// The S3 gateway's versions of an object carry it; the filer does not expire those by their last change.
+const S3_VERSION_ID: &str = "Seaweed-X-Amz-Version-Id";
+/// Go's zero time, in s since the epoch.
+const GO_ZERO_TIME: i64 = -62_135_596_800;
+
+/// What is wrong with the content of an entry.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ContentError {
+    /// A chunk record is malformed.
+    #[error(transparent)]
+    Chunk(#[from] ChunkError),
+    /// It has inline content and chunks that reach beyond it: which bytes count is not defined.
+    #[error("it has both {inline} bytes of inline content and chunks up to {end}")]
+    TwoContents {
+        /// Length of the inline content in bytes.
+        inline: usize,
+        /// Where the last chunk ends, in bytes.
+        end: u64,
+    },
+    /// The size is larger than a file can be.
+    #[error("its size of {0} bytes is larger than a file can be")]
+    Size(u64),
+}
+
+/// The entry that a message describes, its owners mapped to this host's ids.
+pub(super) fn entry(raw: pb::Entry, owners: &Owners) -> Entry {
+    let attributes = raw.attributes.unwrap_or_default();
+    let kind = if raw.is_directory { Kind::Directory } else { mode::kind(attributes.file_mode) };
+    let mtime = time(attributes.mtime, attributes.mtime_ns);
+    let crtime = time(attributes.crtime, attributes.crtime_ns);
+    let remote = raw.remote_entry.unwrap_or_default();
+
+    let content_source = Source {
+        inline: raw.content,
+        chunks: raw.chunks,
+        file_size: attributes.file_size,
+        remote_size: u64::try_from(remote.remote_size).unwrap_or(0),
+        remote_is_newer: remote.remote_mtime > attributes.mtime,
+    };
+    let (size, content) = match kind {
+        Kind::File => content_source.resolve(),
+        Kind::Symlink => (attributes.symlink_target.len() as u64, Content::Target(attributes.symlink_target)),
+        _ => (0, Content::None),
+    };
+    let nlink = match kind {
+        Kind::Directory => 2,
+        _ if raw.hard_link_id.is_empty() => 1,
+        _ => u32::try_from(raw.hard_link_counter).unwrap_or(1).max(1),
+    };
+    Entry {
+        name: raw.name,
+        attr: Attributes {
+            kind,
+            perm: mode::permissions(attributes.file_mode),
+            uid: owners.users.local(attributes.uid),
+            gid: owners.groups.local(attributes.gid),
+            size,
+            mtime,
+            ctime: if is_unset(attributes.ctime) {
+                mtime
+            } else {
+                time(attributes.ctime, attributes.ctime_ns)
+            },
+            crtime,
+            nlink,
+            rdev: attributes.rdev,
+            inode: attributes.inode,
+        },
+        content,
+        expires: expiry(
+            attributes.ttl_sec,
+            if is_unset(attributes.mtime) { crtime } else { mtime },
+            crtime,
+            &raw.extended,
+        ),
+        xattrs: xattrs(raw.extended),
+        hard_link: (!raw.hard_link_id.is_empty()).then(|| Bytes::from(raw.hard_link_id)),
+    }
+}
+
+/// All that decides on the content of a regular file, and on its size.
+struct Source {
+    inline: Vec<u8>,
+    chunks: Vec<pb::FileChunk>,
+    file_size: u64,
+    remote_size: u64,
+    remote_is_newer: bool,
+}
+
+impl Source {
+    /// The size in bytes, never above what the kernel can express, and the content.
+    fn resolve(self) -> (u64, Content) {
+        let size = self.size();
+        let content = if size > MAX_FILE_SIZE { Err(ContentError::Size(size)) } else { self.content(size) };
+        let damaged = |error: ContentError| Content::Damaged { reason: error.to_string().into() };
+        (size.min(MAX_FILE_SIZE), content.unwrap_or_else(damaged))
+    }
+
+    fn is_remote_only(&self) -> bool {
+        self.chunks.is_empty() && self.inline.is_empty() && self.remote_size > 0
+    }
+
+    /// The largest of all that is said about the size. The remote storage has a say when its copy is newer, or when
+    /// nothing else is known.
+    fn size(&self) -> u64 {
+        let local = chunks::end(&self.chunks).max(self.file_size).max(self.inline.len() as u64);
+        if self.remote_is_newer || (local == 0 && self.is_remote_only()) {
+            local.max(self.remote_size)
+        } else {
+            local
+        }
+    }
+
+    fn content(self, size: u64) -> Result<Content, ContentError> {
+        if self.is_remote_only() {
+            return Ok(Content::Remote);
+        }
+        if !self.inline.is_empty() {
+            let (inline, end) = (self.inline.len(), chunks::end(&self.chunks));
+            if end > inline as u64 {
+                return Err(ContentError::TwoContents { inline, end });
+            }
+            return Ok(Content::Inline(self.inline.into()));
+        }
+        let chunks = chunks::list(self.chunks)?;
+        Ok(if size == 0 { Content::None } else { Content::Chunks(chunks.into()) })
+    }
+}
+
+/// Whether a time, in s since the epoch, stands for none: 0, or the year 1 that Go makes of it.
+fn is_unset(seconds: i64) -> bool {
+    seconds == 0 || seconds == GO_ZERO_TIME
+}
+
+/// A time of the filer; nanoseconds that are none are left out.
+fn time(seconds: i64, nanoseconds: i32) -> SystemTime {
+    let whole = Duration::from_secs(seconds.unsigned_abs());
+    let time = if seconds < 0 {
+        SystemTime::UNIX_EPOCH.checked_sub(whole)
+    } else {
+        SystemTime::UNIX_EPOCH.checked_add(whole)
+    };
+    let part = u32::try_from(nanoseconds).ok().filter(|&ns| ns < 1_000_000_000).unwrap_or(0);
+    time.and_then(|t| t.checked_add(Duration::from_nanos(part.into()))).unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+fn expiry(
+    ttl_seconds: i32,
+    changed: SystemTime,
+    created: SystemTime,
+    extended: &HashMap<String, Vec<u8>>,
+) -> Option<SystemTime> {
+    let ttl = Duration::from_secs(u64::try_from(ttl_seconds).ok().filter(|&ttl| ttl > 0)?);
+    match (extended.contains_key(EXPIRES_S3), extended.contains_key(S3_VERSION_ID)) {
+        (true, true) => None,
+        (true, false) => changed.checked_add(ttl),
+        (false, _) => created.checked_add(ttl),
+    }
+}
+
+fn xattrs(extended: HashMap<String, Vec<u8>>) -> Arc<[(Box<str>, Bytes)]> {
+    let legal = |name: &str| !name.is_empty() && name.len() <= XATTR_NAME_MAX && !name.contains('\0');
+    let visible = extended.into_iter().filter_map(|(key, value)| {
+        let name = key.strip_prefix(XATTR_PREFIX).filter(|name| legal(name))?;
+        Some((Box::from(name), Bytes::from(value)))
+    });
+    let mut list: Vec<(Box<str>, Bytes)> = visible.collect();
+    list.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+    list.into()
+}
+
+#[cfg(test)]
+mod tests;

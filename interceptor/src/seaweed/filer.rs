@@ -1,0 +1,259 @@
+//! The client of the filer's gRPC service.
+//!
+//! [`FilerClient`] is a handle to share: it knows all filers of the cluster ([`failover`](super::failover) chooses
+//! which one is asked), decodes what they send ([`intake`](super::intake)), and gives every call a deadline. A call
+//! that no filer answers is repeated for [`PATIENCE`], so that a filer may be restarted under a mount; after that it
+//! fails with an error that names every filer and its reason.
+//!
+//! [`list`](FilerClient::list) reads ahead of its consumer by a bounded number of entries; see
+//! [`listing`](super::listing).
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use futures::Stream;
+use futures::future::BoxFuture;
+use tonic::{Code, Status};
+
+use super::address::ServerAddress;
+use super::entry::{Attributes, Content, Entry, Kind};
+pub use super::failover::FilerError;
+use super::failover::{Failure, Filers, within};
+use super::intake::Intake;
+use super::listing;
+use super::locations::{Location, LookupError, VolumeLookup};
+use super::owners::Owners;
+use super::pb;
+use super::security::Security;
+
+/// Limit of one attempt of a call.
+pub(super) const CALL_DEADLINE: Duration = Duration::from_secs(10);
+/// Limit of one attempt to have the cluster copy an object from its remote storage.
+const CACHE_REMOTE_DEADLINE: Duration = Duration::from_secs(600);
+/// For how long a call is repeated when no filer answers.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+/// What every filer says in one way or another when there is no such entry; the status code differs by version.
+const NOT_FOUND: &str = "no entry is found in filer store";
+
+/// What a filer tells about itself and its cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FilerConfiguration {
+    /// Addresses of the masters.
+    pub masters: Vec<String>,
+    /// Whether new chunks are encrypted.
+    pub cipher: bool,
+    /// Version of the filer.
+    pub version: String,
+    /// Name of the cluster.
+    pub cluster_id: String,
+    /// Number that marks the filer's own changes.
+    pub signature: i32,
+}
+
+/// How much the cluster stores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Statistics {
+    /// Capacity in bytes.
+    pub total_bytes: u64,
+    /// Bytes in use.
+    pub used_bytes: u64,
+    /// Number of needles.
+    pub files: u64,
+}
+
+/// A handle to the filers of a cluster; clones share everything.
+#[derive(Clone)]
+pub struct FilerClient {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    filers: Filers,
+    intake: Intake,
+    configuration: FilerConfiguration,
+}
+
+impl FilerClient {
+    /// Asks the filers in turn for their configuration and uses the first that answers. Fails when none does.
+    pub async fn connect(addresses: Vec<ServerAddress>, security: &Security) -> Result<Self, FilerError> {
+        Self::connect_as(addresses, security, Owners::default()).await
+    }
+
+    /// Like [`connect`](Self::connect); entries show their owners as `owners` maps them.
+    pub async fn connect_as(
+        addresses: Vec<ServerAddress>,
+        security: &Security,
+        owners: Owners,
+    ) -> Result<Self, FilerError> {
+        let filers = Filers::new(addresses, security.grpc_tls())?;
+        let mut attempts = filers.attempts("GetFilerConfiguration", Duration::ZERO);
+        let answer = loop {
+            let request = pb::GetFilerConfigurationRequest {};
+            match within(CALL_DEADLINE, attempts.filer().calls().get_filer_configuration(request)).await {
+                Ok(answer) => break answer.into_inner(),
+                Err(failure) => attempts.failed(failure).await?,
+            }
+        };
+        let configuration = FilerConfiguration {
+            masters: answer.masters,
+            cipher: answer.cipher,
+            version: answer.version,
+            cluster_id: answer.cluster_id,
+            signature: answer.signature,
+        };
+        Ok(Self { shared: Arc::new(Shared { filers, intake: Intake::new(owners), configuration }) })
+    }
+
+    /// What the first filer that answered told about itself.
+    pub fn configuration(&self) -> &FilerConfiguration {
+        &self.shared.configuration
+    }
+
+    /// The filer in use now.
+    pub fn current(&self) -> ServerAddress {
+        self.filers().current().1.address.clone()
+    }
+
+    /// The entry `name` of `directory` (an absolute path without a slash at its end, except for `/`). The root is
+    /// `lookup("/", "")`; the filer keeps no entry for it. Names that do not exist, or not any more, are `None`.
+    pub async fn lookup(&self, directory: &str, name: &str) -> Result<Option<Entry>, FilerError> {
+        if directory == "/" && name.is_empty() {
+            return Ok(Some(root()));
+        }
+        let mut attempts = self.filers().attempts("LookupDirectoryEntry", PATIENCE);
+        loop {
+            let request = pb::LookupDirectoryEntryRequest { directory: directory.into(), name: name.into() };
+            match within(CALL_DEADLINE, attempts.filer().calls().lookup_directory_entry(request)).await {
+                Ok(answer) => return Ok(self.living(directory, answer.into_inner().entry)),
+                Err(Failure::Status(status)) if is_not_found(&status) => return Ok(None),
+                Err(failure) => attempts.failed(failure).await?,
+            }
+        }
+    }
+
+    /// All entries of `directory` in the order of their names' bytes, with their chunks. A directory that does not
+    /// exist has none. The first error is the last item.
+    pub fn list(
+        &self,
+        directory: &str,
+    ) -> impl Stream<Item = Result<Entry, FilerError>> + Send + Unpin + use<> {
+        listing::list(self.clone(), directory.to_owned())
+    }
+
+    /// Where a volume is; empty if no volume server has it.
+    pub async fn lookup_volume(&self, volume: u32) -> Result<Vec<Location>, FilerError> {
+        let mut attempts = self.filers().attempts("LookupVolume", PATIENCE);
+        loop {
+            let request = pb::LookupVolumeRequest { volume_ids: vec![volume.to_string()] };
+            match within(CALL_DEADLINE, attempts.filer().calls().lookup_volume(request)).await {
+                Ok(answer) => {
+                    let found =
+                        answer.into_inner().locations_map.remove(&volume.to_string()).unwrap_or_default();
+                    return Ok(found.locations.into_iter().map(location).collect());
+                }
+                Err(Failure::Status(status)) if lacks_volume(&status, volume) => return Ok(Vec::new()),
+                Err(failure) => attempts.failed(failure).await?,
+            }
+        }
+    }
+
+    /// Has the cluster copy a remote-only file from its remote storage, which may take minutes, and gives the entry
+    /// with its chunks.
+    pub async fn cache_remote(&self, directory: &str, name: &str) -> Result<Entry, FilerError> {
+        let mut attempts = self.filers().attempts("CacheRemoteObjectToLocalCluster", PATIENCE);
+        loop {
+            let request =
+                pb::CacheRemoteObjectToLocalClusterRequest { directory: directory.into(), name: name.into() };
+            let mut stub = attempts.filer().calls();
+            match within(CACHE_REMOTE_DEADLINE, stub.cache_remote_object_to_local_cluster(request)).await {
+                Ok(answer) => {
+                    let entry = self.living(directory, answer.into_inner().entry);
+                    return entry.ok_or_else(|| attempts.refused("the answer has no entry".into()));
+                }
+                Err(failure) => attempts.failed(failure).await?,
+            }
+        }
+    }
+
+    /// How much the cluster stores.
+    pub async fn statistics(&self) -> Result<Statistics, FilerError> {
+        let mut attempts = self.filers().attempts("Statistics", PATIENCE);
+        loop {
+            match within(CALL_DEADLINE, attempts.filer().calls().statistics(pb::StatisticsRequest {})).await {
+                Ok(answer) => {
+                    let pb::StatisticsResponse { total_size, used_size, file_count } = answer.into_inner();
+                    return Ok(Statistics {
+                        total_bytes: total_size,
+                        used_bytes: used_size,
+                        files: file_count,
+                    });
+                }
+                Err(failure) => attempts.failed(failure).await?,
+            }
+        }
+    }
+
+    pub(super) fn filers(&self) -> &Filers {
+        &self.shared.filers
+    }
+
+    /// The entry that a message describes, unless its name is illegal.
+    pub(super) fn decode(&self, directory: &str, raw: pb::Entry) -> Option<Entry> {
+        self.shared.intake.entry(directory, raw)
+    }
+
+    /// The same, unless there is none or its time to live is over.
+    pub(super) fn living(&self, directory: &str, raw: Option<pb::Entry>) -> Option<Entry> {
+        let entry = raw.filter(|raw| !raw.name.is_empty()).and_then(|raw| self.decode(directory, raw))?;
+        let living = entry.expires.is_none_or(|end| end > SystemTime::now());
+        living.then_some(entry)
+    }
+}
+
+fn is_not_found(status: &Status) -> bool {
+    status.code() == Code::NotFound || status.message().contains(NOT_FOUND)
+}
+
+/// Newer filers report a volume that nobody has as an error, older ones leave it out of the answer.
+fn lacks_volume(status: &Status, volume: u32) -> bool {
+    status.message().contains(&format!("volume id {volume} not found"))
+}
+
+fn location(raw: pb::Location) -> Location {
+    let pb::Location { url, public_url, grpc_port, data_center } = raw;
+    Location { url, public_url, data_center, grpc_port }
+}
+
+/// The root directory as every mount of SeaweedFS shows it.
+fn root() -> Entry {
+    let start = SystemTime::UNIX_EPOCH;
+    Entry {
+        name: String::new(),
+        attr: Attributes {
+            kind: Kind::Directory,
+            perm: 0o755,
+            uid: 0,
+            gid: 0,
+            size: 0,
+            mtime: start,
+            ctime: start,
+            crtime: start,
+            nlink: 2,
+            rdev: 0,
+            inode: 1,
+        },
+        content: Content::None,
+        xattrs: Arc::from([]),
+        hard_link: None,
+        expires: None,
+    }
+}
+
+impl VolumeLookup for FilerClient {
+    fn lookup(&self, volume: u32) -> BoxFuture<'_, Result<Vec<Location>, LookupError>> {
+        Box::pin(async move {
+            let found = self.lookup_volume(volume).await;
+            found.map_err(|error| LookupError { volume, reason: error.to_string() })
+        })
+    }
+}

@@ -1,0 +1,242 @@
+//! Which servers hold a volume, and in what order to ask them.
+//!
+//! A volume's locations are looked up once and kept until a reader finds that none of them works and asks for a fresh look
+//! ([`Locations::refresh`]): there is no expiry, since a server that is still right answers, and one that is wrong says so.
+//! However many readers miss or complain at the same time, one lookup per volume is under way. If a fresh lookup fails, what
+//! was known before stays.
+//!
+//! Servers of the own data centre come first, and within a group each reader gets another order, which spreads the
+//! load. A server that failed a moment ago goes to the end, whatever its data centre.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::FutureExt;
+use futures::future::{BoxFuture, Shared, WeakShared};
+use parking_lot::Mutex;
+use rand::seq::SliceRandom;
+
+/// How long a server that failed is asked last.
+const PENALTY: Duration = Duration::from_secs(10);
+
+/// A volume server that holds a volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Location {
+    /// `host:port` of its HTTP interface, as the servers of the cluster reach it.
+    pub url: String,
+    /// The same as clients outside reach it; may be empty.
+    pub public_url: String,
+    /// Its data centre; may be empty.
+    pub data_center: String,
+    /// The port of its gRPC interface; 0 is the HTTP port and 10000.
+    pub grpc_port: u32,
+}
+
+/// Why the locations of a volume are not known.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("cannot look up volume {volume}: {reason}")]
+pub struct LookupError {
+    /// The volume.
+    pub volume: u32,
+    /// What the server that was asked said, or why there was no answer.
+    pub reason: String,
+}
+
+/// Something that knows where volumes are: a filer, or a master.
+pub trait VolumeLookup: Send + Sync {
+    /// The servers that hold `volume` now; none if the cluster has lost it. Must end in bounded time.
+    fn lookup(&self, volume: u32) -> BoxFuture<'_, Result<Vec<Location>, LookupError>>;
+}
+
+type PendingLookup = BoxFuture<'static, Result<Arc<[Location]>, LookupError>>;
+type Lookup = Shared<PendingLookup>;
+
+#[derive(Default)]
+struct Volume {
+    known: Option<Arc<[Location]>>,
+    /// Alive as long as somebody waits for it.
+    pending: Option<WeakShared<PendingLookup>>,
+}
+
+/// The locations of volumes as far as they are known.
+pub struct Locations {
+    lookup: Arc<dyn VolumeLookup>,
+    data_center: Option<String>,
+    volumes: Mutex<HashMap<u32, Volume>>,
+    /// When servers failed, by `url`.
+    failures: Mutex<HashMap<String, Instant>>,
+}
+
+impl Locations {
+    /// An empty cache in front of `lookup`. Servers of `data_center` are preferred.
+    pub fn new(lookup: Arc<dyn VolumeLookup>, data_center: Option<String>) -> Self {
+        Self { lookup, data_center, volumes: Mutex::default(), failures: Mutex::default() }
+    }
+
+    /// The locations of `volume`, looked up if they are not known, and whether that was necessary.
+    pub async fn get(&self, volume: u32) -> Result<(Arc<[Location]>, bool), LookupError> {
+        let pending = {
+            let mut volumes = self.volumes.lock();
+            let entry = volumes.entry(volume).or_default();
+            match &entry.known {
+                Some(known) => return Ok((known.clone(), false)),
+                None => self.join(volume, entry),
+            }
+        };
+        self.finish(volume, pending).await.map(|found| (found, true))
+    }
+
+    /// The locations of `volume` after those in `stale` turned out not to work: looked up again, unless another reader has
+    /// brought newer ones since.
+    pub async fn refresh(
+        &self,
+        volume: u32,
+        stale: &Arc<[Location]>,
+    ) -> Result<Arc<[Location]>, LookupError> {
+        let pending = {
+            let mut volumes = self.volumes.lock();
+            let entry = volumes.entry(volume).or_default();
+            match &entry.known {
+                Some(known) if !Arc::ptr_eq(known, stale) => return Ok(known.clone()),
+                _ => self.join(volume, entry),
+            }
+        };
+        self.finish(volume, pending).await
+    }
+
+    /// `locations` in the order to be asked in.
+    pub fn order(&self, locations: &[Location]) -> Vec<Location> {
+        let mut ordered = locations.to_vec();
+        ordered.shuffle(&mut rand::rng());
+        let failures = self.failures.lock();
+        let failed = |url: &str| failures.get(url).is_some_and(|at| at.elapsed() < PENALTY);
+        let remote = |l: &Location| self.data_center.as_ref().is_some_and(|own| *own != l.data_center);
+        ordered.sort_by_cached_key(|location| (failed(&location.url), remote(location)));
+        ordered
+    }
+
+    /// Notes that the server at `url` failed.
+    pub fn failed(&self, url: &str) {
+        let mut failures = self.failures.lock();
+        failures.retain(|_, at| at.elapsed() < PENALTY);
+        failures.insert(url.to_owned(), Instant::now());
+    }
+
+    /// Joins the lookup under way, or starts one.
+    fn join(&self, volume: u32, entry: &mut Volume) -> Lookup {
+        if let Some(pending) = entry.pending.as_ref().and_then(WeakShared::upgrade) {
+            return pending;
+        }
+        let lookup = self.lookup.clone();
+        let pending = async move { lookup.lookup(volume).await.map(Arc::from) }.boxed().shared();
+        entry.pending = pending.downgrade();
+        pending
+    }
+
+    /// Waits for a lookup; whoever is the first to see its end keeps what it found. An empty answer is not kept: the next
+    /// reader asks again.
+    async fn finish(&self, volume: u32, pending: Lookup) -> Result<Arc<[Location]>, LookupError> {
+        let found = pending.clone().await;
+        let mut volumes = self.volumes.lock();
+        let entry = volumes.entry(volume).or_default();
+        let current = entry.pending.as_ref().and_then(WeakShared::upgrade);
+        if current.is_some_and(|current| current.ptr_eq(&pending)) {
+            entry.pending = None;
+            if let Ok(found) = &found {
+                entry.known = (!found.is_empty()).then(|| found.clone());
+            }
+        }
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+    use tokio::sync::Semaphore;
+
+    fn location(url: &str, data_center: &str) -> Location {
+        Location { url: url.into(), public_url: String::new(), data_center: data_center.into(), grpc_port: 0 }
+    }
+
+    /// Answers with the number of the call, one call for each permit of `gate`.
+    struct Counting {
+        calls: AtomicU32,
+        gate: Semaphore,
+        fails: bool,
+    }
+
+    impl VolumeLookup for Counting {
+        fn lookup(&self, volume: u32) -> BoxFuture<'_, Result<Vec<Location>, LookupError>> {
+            async move {
+                self.gate.acquire().await.unwrap().forget();
+                let call = self.calls.fetch_add(1, Relaxed);
+                match self.fails && call > 0 {
+                    true => Err(LookupError { volume, reason: "down".into() }),
+                    false => Ok(vec![location(&format!("server{call}"), "")]),
+                }
+            }
+            .boxed()
+        }
+    }
+
+    fn counting(permits: usize, fails: bool) -> (Arc<Counting>, Locations) {
+        let lookup = Arc::new(Counting { calls: AtomicU32::new(0), gate: Semaphore::new(permits), fails });
+        (lookup.clone(), Locations::new(lookup, None))
+    }
+
+    #[tokio::test]
+    async fn readers_that_miss_together_share_one_lookup() {
+        let (lookup, locations) = counting(0, false);
+        let release = async { lookup.gate.add_permits(10) };
+        let (a, b, c, ()) = tokio::join!(locations.get(7), locations.get(7), locations.get(8), release);
+        assert_eq!(lookup.calls.load(Relaxed), 2);
+        assert!(Arc::ptr_eq(&a.unwrap().0, &b.unwrap().0));
+        c.unwrap();
+        assert!(!locations.get(7).await.unwrap().1, "known now");
+        assert_eq!(lookup.calls.load(Relaxed), 2);
+    }
+
+    #[tokio::test]
+    async fn complaints_about_the_same_locations_share_one_lookup() {
+        let (lookup, locations) = counting(10, false);
+        let (old, looked_up) = locations.get(7).await.unwrap();
+        assert!(looked_up);
+        let new = locations.refresh(7, &old).await.unwrap();
+        assert_eq!(new[0].url, "server1");
+        assert!(Arc::ptr_eq(&new, &locations.refresh(7, &old).await.unwrap()));
+        assert_eq!(lookup.calls.load(Relaxed), 2);
+    }
+
+    #[tokio::test]
+    async fn a_failed_refresh_keeps_what_is_known() {
+        let (_, locations) = counting(10, true);
+        let (old, _) = locations.get(7).await.unwrap();
+        assert!(locations.refresh(7, &old).await.is_err());
+        assert!(Arc::ptr_eq(&old, &locations.get(7).await.unwrap().0));
+    }
+
+    #[tokio::test]
+    async fn a_lookup_that_nobody_waits_for_is_started_anew() {
+        let (lookup, locations) = counting(0, false);
+        assert!(locations.get(7).now_or_never().is_none());
+        lookup.gate.add_permits(1);
+        assert_eq!(locations.get(7).await.unwrap().0[0].url, "server0");
+    }
+
+    #[test]
+    fn near_servers_come_first_and_failed_ones_last() {
+        let (lookup, _) = counting(0, false);
+        let locations = Locations::new(lookup, Some("east".into()));
+        let servers =
+            [location("a", "west"), location("b", "east"), location("c", "east"), location("d", "")];
+        let urls = || locations.order(&servers).into_iter().map(|l| l.url).collect::<Vec<_>>();
+        let order = urls();
+        assert!(order[..2].iter().all(|url| url == "b" || url == "c"), "{order:?}");
+        locations.failed("b");
+        let order = urls();
+        assert_eq!((order[0].as_str(), order[3].as_str()), ("c", "b"));
+    }
+}

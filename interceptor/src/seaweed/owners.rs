@@ -1,0 +1,65 @@
+//! Who owns a file, on this host: SeaweedFS keeps numeric ids, which need not mean the same user or group here.
+
+use std::collections::HashMap;
+use std::str::FromStr;
+
+/// Maps the ids that the filer keeps to this host's. Ids that are not named stay as they are.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct IdMap {
+    local: HashMap<u32, u32>,
+}
+
+/// A part of an id map is not `LOCAL:FILER`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` does not map an id: expected LOCAL:FILER, two numbers")]
+pub struct ParseIdMapError(String);
+
+impl IdMap {
+    /// The id on this host of a filer's id.
+    pub fn local(&self, filer: u32) -> u32 {
+        self.local.get(&filer).copied().unwrap_or(filer)
+    }
+}
+
+impl FromStr for IdMap {
+    type Err = ParseIdMapError;
+
+    /// Reads `LOCAL:FILER,LOCAL:FILER…`, as `weed mount -map.uid` does; an empty text maps nothing.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut local = HashMap::new();
+        for pair in text.split(',').map(str::trim).filter(|pair| !pair.is_empty()) {
+            let ids = pair.split_once(':').and_then(|(l, f)| Some((l.parse().ok()?, f.parse().ok()?)));
+            let (here, filer) = ids.ok_or_else(|| ParseIdMapError(pair.to_owned()))?;
+            local.insert(filer, here);
+        }
+        Ok(Self { local })
+    }
+}
+
+/// How users and groups of the filer appear on this host.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Owners {
+    /// Map of user ids.
+    pub users: IdMap,
+    /// Map of group ids.
+    pub groups: IdMap,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_second_number_is_the_filers() {
+        let map: IdMap = "1000:0, 7:8".parse().unwrap();
+        assert_eq!((map.local(0), map.local(8), map.local(1000)), (1000, 7, 1000));
+        assert_eq!("".parse(), Ok(IdMap::default()));
+    }
+
+    #[test]
+    fn malformed_pairs_are_named() {
+        for text in ["1", "1:", ":1", "a:1", "1:-1", "1:2:3", "4294967296:1"] {
+            assert_eq!(format!("0:0,{text}").parse::<IdMap>(), Err(ParseIdMapError(text.into())));
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! `security.toml`: the keys and certificates of a cluster, as `weed` itself finds and reads them.
+//!
+//! The file is the first `security.toml` of `.`, `~/.seaweedfs`, `/usr/local/etc/seaweedfs` and `/etc/seaweedfs`. Each
+//! key can be overridden by an environment variable, `WEED_` and the key in capitals with `_` for `.`
+//! (`settings`). From that come a signer of read tokens and two TLS configurations (`tls`): one for gRPC, one for HTTP.
+//!
+//! No file and no variable means a cluster without security: everything is plaintext. A file that is there and cannot be
+//! used is an error, never a silent fall-back to plaintext.
+
+mod settings;
+mod tls;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rdma_engine::FileId;
+use rustls::ClientConfig;
+
+use super::jwt::ReadSigner;
+use settings::Settings;
+
+/// How long a read token is valid if the configuration does not say so, in seconds.
+const DEFAULT_TOKEN_LIFETIME_S: u64 = 60;
+
+/// Why `security.toml`, or what it names, cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SecurityError {
+    /// The file is there and cannot be read.
+    #[error("cannot read {}: {source}; make it readable for this user or remove it", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file is not TOML.
+    #[error("{} is no valid TOML: {source}", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: Box<toml::de::Error>,
+    },
+    /// A key has a value of the wrong type.
+    #[error("{origin}: `{key}` must be {expected}")]
+    Type {
+        /// The file or the environment variable that has it.
+        origin: String,
+        /// The key, dotted.
+        key: String,
+        /// What the key takes.
+        expected: &'static str,
+    },
+    /// Of a certificate and its key only one is given.
+    #[error("{origin}: `{present}` is set but `{missing}` is not; set both or neither")]
+    HalfPair {
+        /// The file that was read.
+        origin: String,
+        /// The key that is there.
+        present: String,
+        /// The key that is not.
+        missing: String,
+    },
+    /// A certificate, key or list of authorities that a key names cannot be loaded.
+    #[error("{origin}: `{key}` names {}, which cannot be used: {reason}", path.display())]
+    Pem {
+        /// The file that names it.
+        origin: String,
+        /// The key that names it.
+        key: String,
+        /// The PEM file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Certificate and key are readable but do not make a TLS client.
+    #[error(
+        "{origin}: `{section}` does not make a TLS client: {source}; check that key and certificate belong together"
+    )]
+    Tls {
+        /// The file that was read.
+        origin: String,
+        /// The section, dotted.
+        section: &'static str,
+        /// What the TLS library said.
+        source: rustls::Error,
+    },
+}
+
+/// What a client needs to know of a cluster's security.
+#[derive(Default)]
+pub struct Security {
+    signer: Option<ReadSigner>,
+    grpc_tls: Option<Arc<ClientConfig>>,
+    https_tls: Option<Arc<ClientConfig>>,
+}
+
+impl Security {
+    /// Reads the first `security.toml` of the search path, and the environment. Without a file everything that the
+    /// environment does not set is off.
+    pub fn load() -> Result<Self, SecurityError> {
+        let file = search_path().into_iter().find(|path| path.exists());
+        Self::from_settings(&Settings::read(file.as_deref(), |name| std::env::var(name).ok())?)
+    }
+
+    /// Like [`load`](Self::load), from this file instead of one of the search path.
+    pub fn load_from(path: &Path) -> Result<Self, SecurityError> {
+        Self::from_settings(&Settings::read(Some(path), |name| std::env::var(name).ok())?)
+    }
+
+    fn from_settings(settings: &Settings<'_>) -> Result<Self, SecurityError> {
+        let signer = match settings.text("jwt.signing.read.key")? {
+            Some(key) => {
+                let lifetime = settings.integer("jwt.signing.read.expires_after_seconds")?;
+                let lifetime = lifetime.map_or(DEFAULT_TOKEN_LIFETIME_S, |s| u64::try_from(s).unwrap_or(0));
+                Some(ReadSigner::new(key.as_bytes(), lifetime))
+            }
+            None => None,
+        };
+        Ok(Self { signer, grpc_tls: tls::grpc(settings)?, https_tls: tls::https(settings)? })
+    }
+
+    /// TLS for gRPC, if `[grpc]` and `[grpc.client]` ask for it: mutual, the server's chain verified against the cluster's
+    /// authority and its host name not, as `weed` does.
+    pub fn grpc_tls(&self) -> Option<Arc<ClientConfig>> {
+        self.grpc_tls.clone()
+    }
+
+    /// TLS for HTTP, if `[https.client]` is enabled; then no server is spoken to without it.
+    pub fn https_tls(&self) -> Option<Arc<ClientConfig>> {
+        self.https_tls.clone()
+    }
+
+    /// A token that allows reading `fid` from a volume server, if the cluster asks for one.
+    pub fn read_token(&self, fid: FileId) -> Option<String> {
+        self.signer.as_ref().map(|signer| signer.token(fid))
+    }
+}
+
+impl fmt::Debug for Security {
+    /// Says what is on, never a key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Security")
+            .field("read_tokens", &self.signer.is_some())
+            .field("grpc_tls", &self.grpc_tls.is_some())
+            .field("https_tls", &self.https_tls.is_some())
+            .finish()
+    }
+}
+
+fn search_path() -> Vec<PathBuf> {
+    let home = std::env::home_dir().map(|home| home.join(".seaweedfs"));
+    let system = ["/usr/local/etc/seaweedfs", "/etc/seaweedfs"].map(PathBuf::from);
+    std::iter::once(PathBuf::from("."))
+        .chain(home)
+        .chain(system)
+        .map(|directory| directory.join("security.toml"))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FID: FileId = FileId { volume: 3, key: 1, cookie: 0x6370_37d6 };
+
+    fn security(text: &str, environment: &[(&str, &str)]) -> Result<Security, SecurityError> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("security.toml");
+        std::fs::write(&path, text).unwrap();
+        let find = |name: &str| environment.iter().find(|(n, _)| *n == name).map(|(_, v)| v.to_string());
+        Security::from_settings(&Settings::read(Some(&path), find)?)
+    }
+
+    #[test]
+    fn nothing_set_is_all_plaintext() {
+        let security = Security::from_settings(&Settings::read(None, |_| None).unwrap()).unwrap();
+        assert!(security.read_token(FID).is_none());
+        assert!(security.grpc_tls().is_none() && security.https_tls().is_none());
+    }
+
+    #[test]
+    fn the_empty_values_of_weeds_own_template_count_as_unset() {
+        let text = "[jwt.signing.read]\nkey = \"\"\n[grpc]\nca = \"\"\n[grpc.client]\ncert = \"\"\nkey = \"\"\n\
+                    [https.client]\nenabled = false\ncert = \"\"\nkey = \"\"\nca = \"\"\n";
+        let security = security(text, &[]).unwrap();
+        assert!(security.read_token(FID).is_none());
+        assert!(security.grpc_tls().is_none() && security.https_tls().is_none());
+    }
+
+    #[test]
+    fn the_read_key_makes_tokens_and_the_environment_overrides_it() {
+        assert!(security("[jwt.signing.read]\nkey = \"k\"", &[]).unwrap().read_token(FID).is_some());
+        let environment = [("WEED_JWT_SIGNING_READ_KEY", "k")];
+        assert!(security("", &environment).unwrap().read_token(FID).is_some());
+    }
+
+    #[test]
+    fn https_without_files_trusts_the_public_authorities() {
+        assert!(security("[https.client]\nenabled = true", &[]).unwrap().https_tls().is_some());
+        assert!(security("", &[("WEED_HTTPS_CLIENT_ENABLED", "true")]).unwrap().https_tls().is_some());
+    }
+
+    #[test]
+    fn faults_name_the_file_and_the_key() {
+        let fault = |text| security(text, &[]).expect_err("an error").to_string();
+        assert!(fault("[jwt").contains("security.toml is no valid TOML"));
+        assert!(fault("[jwt.signing.read]\nkey = 5").contains("`jwt.signing.read.key` must be text"));
+        assert!(fault("[https.client]\nenabled = \"maybe\"").contains("`https.client.enabled` must be"));
+        let half = fault("[https.client]\nenabled = true\ncert = \"/x\"");
+        assert!(half.contains("`https.client.cert` is set but `https.client.key` is not"), "{half}");
+        let missing = fault("[https.client]\nenabled = true\nca = \"/nonexistent/ca.pem\"");
+        assert!(missing.contains("`https.client.ca` names /nonexistent/ca.pem"), "{missing}");
+    }
+
+    #[test]
+    fn a_named_file_that_is_missing_is_an_error() {
+        let error = Security::load_from(Path::new("/nonexistent/security.toml")).unwrap_err();
+        assert!(matches!(error, SecurityError::Read { .. }));
+    }
+}

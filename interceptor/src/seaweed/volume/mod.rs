@@ -1,0 +1,214 @@
+//! Reads of one needle from one volume server, over HTTP.
+//!
+//! There are two kinds. A **whole** read asks for the needle as it is stored, compressed or not: its `ETag` is then the CRC32C
+//! of the body, which is summed up while the body arrives and compared before anything is believed (`body`). If the needle is
+//! neither compressed nor encrypted, the body goes straight from the socket to its destination, otherwise it is gathered and
+//! decoded from there ([`codec`](super::codec)). A **range** read asks for a part of the logical bytes; the server unpacks if it
+//! must, and there is nothing to check but that the range is the one that was asked for. Encrypted needles have no ranges.
+//!
+//! Both ask for deleted needles as well: a reader with a slightly old list of chunks still gets the file it opened. A server that
+//! does not have the volume may redirect; that is followed once. What else may come back is sorted by [`VolumeError::class`] into
+//! what a caller can do about it. After any error the destination's content is undefined.
+
+mod answer;
+mod body;
+mod error;
+
+use std::sync::Arc;
+
+use rdma_engine::FileId;
+use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::time::Instant;
+
+use super::codec::{CodecError, Stored};
+use super::entry::Chunk;
+use super::http1::{Client, Limits, Request, Response};
+use super::security::Security;
+use answer::{ContentRange, Redirect, is_gzip};
+use body::Body;
+pub use error::{Class, VolumeError};
+
+/// More than any needle holds: the size of a record is a signed 32-bit number.
+const MAX_NEEDLE: u64 = i32::MAX as u64;
+
+/// Work on this many bytes or more is kept away from the tasks of the same thread.
+const LONG_WORK: usize = 128 << 10;
+
+/// Where a needle is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// At a volume server, `host:port`.
+    Volume(String),
+    /// At a filer, `host:port`, which passes the request on to a volume server.
+    Filer(String),
+}
+
+impl Place {
+    /// `host:port`.
+    pub fn authority(&self) -> &str {
+        match self {
+            Self::Volume(authority) | Self::Filer(authority) => authority,
+        }
+    }
+
+    fn target(&self, fid: FileId) -> String {
+        match self {
+            Self::Volume(_) => format!("/{fid}?readDeleted=true"),
+            Self::Filer(_) => format!("/?proxyChunkId={fid}&readDeleted=true"),
+        }
+    }
+}
+
+/// Reads needles from volume servers. Cheap to share.
+pub struct VolumeClient {
+    http: Client,
+    security: Arc<Security>,
+}
+
+impl VolumeClient {
+    /// A client with the cluster's security and these limits for its connections.
+    pub fn new(security: Arc<Security>, limits: Limits) -> Self {
+        Self { http: Client::new(security.https_tls(), limits), security }
+    }
+
+    /// Reads the whole needle of `chunk` and verifies it; the logical bytes from `offset` on go to `dst`. A needle that has
+    /// fewer bytes than the chunk or than `dst` needs is an error.
+    pub async fn read_whole(
+        &self,
+        place: &Place,
+        chunk: &Chunk,
+        offset: u64,
+        dst: &mut [u8],
+        deadline: Instant,
+    ) -> Result<(), VolumeError> {
+        let needed = offset.saturating_add(dst.len() as u64).max(chunk.size);
+        let mut body = self.whole(place, chunk.fid, deadline).await?;
+        let gzip = is_gzip(body.head())?;
+        let total = if !gzip && chunk.cipher_key.is_none() {
+            match body.head().content_length() {
+                Some(found) if found < needed => return Err(VolumeError::Length { needed, found }),
+                Some(found) if found > MAX_NEEDLE => return Err(VolumeError::TooLarge(MAX_NEEDLE)),
+                _ => {}
+            }
+            body.skip(offset).await?;
+            body.fill(dst).await?;
+            body.skip(u64::MAX).await?;
+            verify_unless_unpacked(&body, chunk)?;
+            body.total()
+        } else {
+            let mut stored = body.gather(MAX_NEEDLE).await?;
+            body.verify()?;
+            aside(dst.len().max(stored.len()), || {
+                open(&mut stored, gzip, chunk)?.copy_into(offset, dst, MAX_NEEDLE)
+            })?
+        };
+        if total < needed { Err(VolumeError::Length { needed, found: total }) } else { Ok(()) }
+    }
+
+    /// Reads the whole needle of `chunk`, verified and decoded, if it has no more than `limit` bytes.
+    pub async fn read_needle(
+        &self,
+        place: &Place,
+        chunk: &Chunk,
+        limit: u64,
+        deadline: Instant,
+    ) -> Result<Vec<u8>, VolumeError> {
+        let mut body = self.whole(place, chunk.fid, deadline).await?;
+        let gzip = is_gzip(body.head())?;
+        let mut stored = body.gather(limit).await?;
+        if !gzip && chunk.cipher_key.is_none() {
+            verify_unless_unpacked(&body, chunk)?;
+            return Ok(stored);
+        }
+        body.verify()?;
+        aside(stored.len(), || open(&mut stored, gzip, chunk)?.into_vec(limit))
+    }
+
+    /// Reads the logical bytes of needle `fid` from `offset` on into `dst`, which is not empty. They must all be there.
+    pub async fn read_range(
+        &self,
+        place: &Place,
+        fid: FileId,
+        offset: u64,
+        dst: &mut [u8],
+        deadline: Instant,
+    ) -> Result<(), VolumeError> {
+        let asked = ContentRange::of(offset, dst.len())?;
+        let range = format!("bytes={}-{}", asked.first, asked.last);
+        let response = self.get(place, fid, ("Range", &range), deadline).await?;
+        let head = response.head();
+        if head.status != 206 {
+            return Err(VolumeError::Protocol(format!("status {} to a request for a range", head.status)));
+        }
+        if is_gzip(head)? || head.content_range.as_deref().and_then(ContentRange::parse) != Some(asked) {
+            let found = head.content_range.as_deref().unwrap_or("no range");
+            return Err(VolumeError::Protocol(format!("{found:?} for {range:?}")));
+        }
+        let needed = dst.len() as u64;
+        if let Some(found) = head.content_length().filter(|&found| found != needed) {
+            return Err(VolumeError::Length { needed, found });
+        }
+        let mut body = Body::unsummed(response);
+        body.fill(dst).await?;
+        body.skip(u64::MAX).await?;
+        match body.total() {
+            found if found != needed => Err(VolumeError::Length { needed, found }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Asks for the needle as it is stored.
+    async fn whole(&self, place: &Place, fid: FileId, deadline: Instant) -> Result<Body, VolumeError> {
+        let response = self.get(place, fid, ("Accept-Encoding", "gzip"), deadline).await?;
+        match response.head().status {
+            200 => Ok(Body::summed(response)),
+            status => Err(VolumeError::Protocol(format!("status {status} to a request for a whole needle"))),
+        }
+    }
+
+    /// Sends a request and follows a redirection. The answer has a status of success.
+    async fn get(
+        &self,
+        place: &Place,
+        fid: FileId,
+        field: (&str, &str),
+        deadline: Instant,
+    ) -> Result<Response, VolumeError> {
+        let token = self.security.read_token(fid).map(|token| format!("Bearer {token}"));
+        let fields: Vec<_> =
+            std::iter::once(field).chain(token.as_deref().map(|token| ("Authorization", token))).collect();
+        let target = place.target(fid);
+        let request = Request { authority: place.authority(), target: &target, fields: &fields };
+        let response = self.http.get(&request, deadline).await?;
+        let Some(redirect) = Redirect::of(response.head(), place.authority())? else {
+            return answer::success(response).await;
+        };
+        drop(response);
+        let request = Request { authority: &redirect.authority, target: &redirect.target, fields: &fields };
+        let response = self.http.get(&request, deadline).await?;
+        if Redirect::of(response.head(), &redirect.authority)?.is_some() {
+            return Err(VolumeError::Protocol("redirected more than once".to_owned()));
+        }
+        answer::success(response).await
+    }
+}
+
+/// Compares the checksum of a needle that came as it is. A chunk that its writer compressed and that comes plain was unpacked
+/// on the way: the `ETag` is then the checksum of bytes that were never seen.
+fn verify_unless_unpacked(body: &Body, chunk: &Chunk) -> Result<(), VolumeError> {
+    if chunk.is_compressed { Ok(()) } else { body.verify() }
+}
+
+fn open<'a>(stored: &'a mut Vec<u8>, gzip: bool, chunk: &Chunk) -> Result<Stored<'a>, CodecError> {
+    Stored::open(stored, gzip, chunk.cipher_key.as_deref(), chunk.is_compressed, MAX_NEEDLE)
+}
+
+/// Does `work`, on about `bytes` bytes, so that the other tasks of this thread need not wait for it.
+fn aside<T>(bytes: usize, work: impl FnOnce() -> Result<T, CodecError>) -> Result<T, VolumeError> {
+    let others = Handle::current().runtime_flavor() != RuntimeFlavor::CurrentThread;
+    let outcome = if others && bytes >= LONG_WORK { tokio::task::block_in_place(work) } else { work() };
+    Ok(outcome?)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,252 @@
+//! What the status API knows beyond the counters: which mount this is, how the filer's stream of changes fares, what
+//! is missing on this host, and whether the mount answers.
+//!
+//! Whoever learns something tells it here; nobody waits here. Readiness is asked for, not remembered: each check runs
+//! when somebody asks, under a deadline, so that a mount that hangs is told from one that works.
+
+use std::collections::BTreeMap;
+use std::process;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
+
+use super::metrics::{Gauge, Metrics, Outcome, Source, Trigger};
+use super::report::{API_VERSION, FetchErrors, Flow, LostAbility, Prefetched, Report, Subscription};
+
+/// How long a check of readiness may take before it counts as failed.
+const CHECK_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Finds out whether something works at this moment; the error says what does not, in one line.
+pub type Check = Box<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
+
+/// Which mount this is: known at the start, never changing.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// Where it is mounted.
+    pub mount_point: String,
+    /// The filers it was told of, as `host:port`.
+    pub filers: Vec<String>,
+    /// The directory of the filer that is mounted.
+    pub filer_path: String,
+    /// Options in effect, by long name. Holds no secrets.
+    pub options: BTreeMap<String, String>,
+}
+
+/// All that the status API tells.
+pub struct Status {
+    started: Instant,
+    identity: Identity,
+    metrics: Arc<Metrics>,
+    changes: AtomicU64,
+    told: Mutex<Told>,
+    checks: Mutex<Vec<(&'static str, Arc<Check>)>>,
+}
+
+/// What others told.
+#[derive(Default)]
+struct Told {
+    subscription: Subscription,
+    current_filer: Option<Gauge<String>>,
+    lost: Vec<LostAbility>,
+}
+
+impl Status {
+    /// A daemon that has just started: not ready until a check has been added and passes.
+    pub fn new(identity: Identity, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self {
+            started: Instant::now(),
+            identity,
+            metrics,
+            changes: AtomicU64::new(0),
+            told: Mutex::default(),
+            checks: Mutex::default(),
+        })
+    }
+
+    /// The counters that belong to this daemon.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// From now on `gauge` tells which filer is asked.
+    pub fn set_current_filer(&self, gauge: Gauge<String>) {
+        self.told.lock().current_filer = Some(gauge);
+    }
+
+    /// Changes of the filer are heard from now on.
+    pub fn subscription_live(&self) {
+        self.told.lock().subscription.live = true;
+    }
+
+    /// Changes of the filer are not heard any more, because of `reason`.
+    pub fn subscription_lost(&self, reason: String) {
+        let subscription = &mut self.told.lock().subscription;
+        subscription.losses += u64::from(subscription.live);
+        subscription.live = false;
+        subscription.last_loss = Some(reason);
+    }
+
+    /// Whether changes of the filer are heard.
+    pub fn is_subscription_live(&self) -> bool {
+        self.told.lock().subscription.live
+    }
+
+    /// A change of the filer was acted on.
+    pub fn change_handled(&self) {
+        self.changes.fetch_add(1, Relaxed);
+    }
+
+    /// This mount goes without something.
+    pub fn lost(&self, ability: LostAbility) {
+        self.told.lock().lost.push(ability);
+    }
+
+    /// The daemon is ready only if `check` passes, too.
+    pub fn add_check(&self, name: &'static str, check: Check) {
+        self.checks.lock().push((name, Arc::new(check)));
+    }
+
+    /// Whether reads can be expected to work now; the error says why not. Takes at most two seconds a check.
+    pub async fn ready(&self) -> Result<(), String> {
+        self.ready_within(CHECK_DEADLINE).await
+    }
+
+    async fn ready_within(&self, deadline: Duration) -> Result<(), String> {
+        let checks = self.checks.lock().clone();
+        if checks.is_empty() {
+            return Err("starting: not mounted yet".into());
+        }
+        for (name, check) in checks {
+            match tokio::time::timeout(deadline, check()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(reason)) => return Err(format!("{name}: {reason}")),
+                Err(_) => return Err(format!("{name}: no answer within {deadline:?}")),
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything at this moment.
+    pub fn report(&self) -> Report {
+        let (totals, levels) = (self.metrics.totals(), self.metrics.levels());
+        let (mut subscription, lost, current_filer) = {
+            let told = self.told.lock();
+            let current = told.current_filer.as_ref().map(|filer| filer());
+            (told.subscription.clone(), told.lost.clone(), current)
+        };
+        subscription.changes = self.changes.load(Relaxed);
+        let label = |source: Source| source.label().to_owned();
+        let origins = || Source::ALL.into_iter().filter(|source| !source.is_memory());
+        let prefetched = |trigger: Trigger, outcome: Outcome| Prefetched {
+            trigger: trigger.label().to_owned(),
+            outcome: outcome.label().to_owned(),
+            bytes: totals.prefetched[trigger as usize][outcome as usize],
+        };
+        Report {
+            api_version: API_VERSION,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: process::id(),
+            uptime_seconds: self.started.elapsed().as_secs_f64(),
+            mount_point: self.identity.mount_point.clone(),
+            filers: self.identity.filers.clone(),
+            current_filer,
+            filer_path: self.identity.filer_path.clone(),
+            subscription,
+            cache: levels.cache,
+            nodes: levels.nodes,
+            open_handles: levels.open_handles,
+            reads: Source::ALL
+                .into_iter()
+                .map(|source| (label(source), Flow::from(&totals.reads[source as usize])))
+                .collect(),
+            fetches: origins()
+                .map(|source| (label(source), Flow::from(&totals.fetches[source as usize])))
+                .collect(),
+            hit_ratio: self
+                .metrics
+                .hit_ratios(Instant::now())
+                .into_iter()
+                .map(|(window, ratio)| (window.to_owned(), ratio))
+                .collect(),
+            prefetch: Trigger::ALL
+                .into_iter()
+                .flat_map(|trigger| Outcome::ALL.map(|outcome| prefetched(trigger, outcome)))
+                .filter(|prefetched| prefetched.bytes > 0)
+                .collect(),
+            fetch_errors: totals
+                .fetch_errors
+                .iter()
+                .map(|((source, reason), count)| FetchErrors {
+                    source: label(*source),
+                    reason: (*reason).to_owned(),
+                    count: *count,
+                })
+                .collect(),
+            integrity_failures: origins()
+                .map(|source| (label(source), totals.integrity_failures.get(&source).copied().unwrap_or(0)))
+                .collect(),
+            options: self.identity.options.clone(),
+            lost,
+        }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(in super::super) fn some_status() -> Arc<Status> {
+        let identity = Identity {
+            mount_point: "/mnt/<data>".into(),
+            filers: vec!["filer:8888".into()],
+            filer_path: "/".into(),
+            options: [("cache-size".to_owned(), "1GiB".to_owned())].into(),
+        };
+        Status::new(identity, Metrics::new())
+    }
+
+    #[test]
+    fn losses_are_counted_once_each() {
+        let status = some_status();
+        status.subscription_lost("never connected".into());
+        status.subscription_live();
+        status.change_handled();
+        status.subscription_lost("reset".into());
+        status.subscription_lost("refused".into());
+        let subscription = status.report().subscription;
+        assert_eq!((subscription.live, subscription.losses, subscription.changes), (false, 1, 1));
+        assert_eq!(subscription.last_loss.as_deref(), Some("refused"));
+    }
+
+    #[tokio::test]
+    async fn ready_is_what_every_check_says() {
+        let status = some_status();
+        assert!(status.ready().await.unwrap_err().contains("not mounted yet"));
+        status.add_check("mount", Box::new(|| Box::pin(async { Ok(()) })));
+        assert_eq!(status.ready().await, Ok(()));
+        status.add_check("filer", Box::new(|| Box::pin(async { Err("connection refused".into()) })));
+        assert_eq!(status.ready().await, Err("filer: connection refused".into()));
+    }
+
+    #[tokio::test]
+    async fn a_check_that_hangs_fails() {
+        let status = some_status();
+        status.add_check("mount", Box::new(|| Box::pin(std::future::pending())));
+        assert_eq!(status.ready_within(Duration::ZERO).await, Err("mount: no answer within 0ns".into()));
+    }
+
+    #[test]
+    fn the_report_survives_its_own_json() {
+        let status = some_status();
+        status.metrics().read(Source::Http, 10, Duration::from_millis(1));
+        status.metrics().fetch_error(Source::Http, "timeout");
+        let json = serde_json::to_string(&status.report()).unwrap();
+        let report: Report = serde_json::from_str(&json).unwrap();
+        assert_eq!(report.reads["http"].bytes, 10);
+        assert_eq!(report.fetch_errors[0].reason, "timeout");
+        assert_eq!(report.hit_ratio["1m"], Some(0.0));
+    }
+}

@@ -1,0 +1,496 @@
+//! A real SeaweedFS: `weed master`, `weed volume` and `weed filer` as processes of their own.
+//!
+//! Separate processes, even for the smallest cluster, so that any of them can be killed and restarted. All bind 127.0.0.1,
+//! run in a directory of the cluster (a temporary one unless given), log to files there and report to nobody.
+//! [`ClusterBuilder::start`] returns when every volume server is known to the master and every filer has accepted a
+//! file; a [`Server`] that was restarted is awaited the same way.
+//!
+//! A `security.toml` always lies in the directory, empty if need be: it keeps the host's own settings out.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context;
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::ports::PortLease;
+use crate::process::Process;
+use crate::proxy::FaultProxy;
+use crate::{Filer, eventually, weed};
+
+/// Longest wait for a server to become ready; two seconds are usual.
+const READY: Duration = Duration::from_secs(60);
+
+/// What a cluster shall be; [`Cluster::builder`] gives the smallest one.
+#[derive(Clone, Debug)]
+pub struct ClusterBuilder {
+    directory: Option<PathBuf>,
+    volume_servers: usize,
+    filers: usize,
+    replication: String,
+    max_mb: u32,
+    encrypt: bool,
+    read_key: Option<String>,
+    proxied: bool,
+    volume_size_limit_mb: u32,
+}
+
+impl ClusterBuilder {
+    /// Keeps data and logs in `directory`, which may hold those of an earlier run, instead of a temporary one.
+    #[must_use]
+    pub fn directory(mut self, directory: &Path) -> Self {
+        self.directory = Some(directory.to_owned());
+        self
+    }
+
+    /// The number of volume servers.
+    #[must_use]
+    pub fn volume_servers(mut self, count: usize) -> Self {
+        self.volume_servers = count;
+        self
+    }
+
+    /// The number of filers; each has its own store and they exchange what changes.
+    #[must_use]
+    pub fn filers(mut self, count: usize) -> Self {
+        self.filers = count;
+        self
+    }
+
+    /// The placement of copies, in SeaweedFS's three digits (`001`: one more copy in the same rack).
+    #[must_use]
+    pub fn replication(mut self, placement: &str) -> Self {
+        placement.clone_into(&mut self.replication);
+        self
+    }
+
+    /// The filers' chunk size in MiB.
+    #[must_use]
+    pub fn max_mb(mut self, size: u32) -> Self {
+        self.max_mb = size;
+        self
+    }
+
+    /// The filers encrypt every chunk.
+    #[must_use]
+    pub fn encrypt(mut self) -> Self {
+        self.encrypt = true;
+        self
+    }
+
+    /// Volume servers demand a token signed with `key` for reads; the cluster's `security.toml` holds it.
+    #[must_use]
+    pub fn read_key(mut self, key: &str) -> Self {
+        self.read_key = Some(key.to_owned());
+        self
+    }
+
+    /// Puts a [`FaultProxy`] before each volume server and announces it as the server's public URL.
+    #[must_use]
+    pub fn proxied(mut self) -> Self {
+        self.proxied = true;
+        self
+    }
+
+    /// The size at which the master stops writing to a volume.
+    #[must_use]
+    pub fn volume_size_limit_mb(mut self, size: u32) -> Self {
+        self.volume_size_limit_mb = size;
+        self
+    }
+
+    /// Starts the servers and waits until they are ready.
+    ///
+    /// # Errors
+    /// When `weed` is missing or a server does not become ready; the text has the tail of its log. What was started is ended.
+    pub fn start(self) -> anyhow::Result<Cluster> {
+        let program = weed::find()?;
+        let (temporary, directory) = match &self.directory {
+            Some(directory) => (None, directory.clone()),
+            None => {
+                let temporary = tempfile::Builder::new().prefix("interceptor-cluster-").tempdir()?;
+                let path = temporary.path().to_owned();
+                (Some(temporary), path)
+            }
+        };
+        fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
+        let security = match &self.read_key {
+            Some(key) => {
+                format!("[jwt.signing.read]\nkey = \"{key}\"\nexpires_after_seconds = 60\n")
+            }
+            None => String::new(),
+        };
+        fs::write(directory.join("security.toml"), security)?;
+
+        let grace = if temporary.is_some() { Duration::ZERO } else { Duration::from_secs(5) };
+        let launch = Launch { program, directory: directory.clone(), grace };
+        let master = self.master(&launch)?;
+        let mut volumes = Vec::new();
+        let mut proxies = Vec::new();
+        for index in 0..self.volume_servers {
+            let lease = PortLease::take()?;
+            let mut extra = Vec::new();
+            if self.proxied {
+                let proxy = FaultProxy::start(&lease.address())?;
+                extra.push(format!("-publicUrl={}", proxy.address()));
+                proxies.push(proxy);
+            }
+            volumes.push(self.volume(&launch, index, lease, &master, extra)?);
+        }
+        let filers = (0..self.filers)
+            .map(|index| self.filer(&launch, index, &master))
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        let cluster = Cluster { filers, volumes, master, proxies, directory, _temporary: temporary };
+        cluster.master.await_answer("/cluster/healthz")?;
+        for volume in &cluster.volumes {
+            cluster.await_volume_server(volume)?;
+        }
+        for filer in &cluster.filers {
+            await_filer(filer)?;
+        }
+        Ok(cluster)
+    }
+
+    fn master(&self, launch: &Launch) -> anyhow::Result<Server> {
+        let lease = PortLease::take()?;
+        let data = launch.make("master")?;
+        let mut args = addresses("master", &lease);
+        args.extend([
+            format!("-mdir={}", data.display()),
+            "-peers=none".into(),
+            "-telemetry=false".into(),
+            format!("-volumeSizeLimitMB={}", self.volume_size_limit_mb),
+            format!("-defaultReplication={}", self.replication),
+        ]);
+        Server::start(launch, "master", lease, args)
+    }
+
+    fn volume(
+        &self,
+        launch: &Launch,
+        index: usize,
+        lease: PortLease,
+        master: &Server,
+        extra: Vec<String>,
+    ) -> anyhow::Result<Server> {
+        let name = format!("volume{index}");
+        let data = launch.make(&name)?;
+        let mut args = addresses("volume", &lease);
+        args.extend([
+            format!("-dir={}", data.display()),
+            format!("-master={}", master.address()),
+            "-max=100".into(),
+            "-preStopSeconds=0".into(),
+        ]);
+        args.extend(extra);
+        Server::start(launch, &name, lease, args)
+    }
+
+    fn filer(&self, launch: &Launch, index: usize, master: &Server) -> anyhow::Result<Server> {
+        let lease = PortLease::take()?;
+        let name = format!("filer{index}");
+        let data = launch.make(&name)?;
+        let mut args = addresses("filer", &lease);
+        args.extend([
+            format!("-master={}", master.address()),
+            format!("-defaultStoreDir={}", data.display()),
+            // Relative to where it runs: the full path may be too long for a socket.
+            format!("-localSocket={name}/socket"),
+            format!("-maxMB={}", self.max_mb),
+        ]);
+        if self.encrypt {
+            args.push("-encryptVolumeData".into());
+        }
+        Server::start(launch, &name, lease, args)
+    }
+}
+
+/// A running SeaweedFS. Dropping it ends every process.
+#[derive(Debug)]
+pub struct Cluster {
+    filers: Vec<Server>,
+    volumes: Vec<Server>,
+    master: Server,
+    proxies: Vec<FaultProxy>,
+    directory: PathBuf,
+    _temporary: Option<TempDir>,
+}
+
+impl Cluster {
+    /// One master, one volume server, one filer with 4 MiB chunks.
+    #[must_use]
+    pub fn builder() -> ClusterBuilder {
+        ClusterBuilder {
+            directory: None,
+            volume_servers: 1,
+            filers: 1,
+            replication: "000".into(),
+            max_mb: 4,
+            encrypt: false,
+            read_key: None,
+            proxied: false,
+            volume_size_limit_mb: 1024,
+        }
+    }
+
+    /// A client of the first filer.
+    #[must_use]
+    pub fn filer(&self) -> Filer {
+        Filer::new(&self.filers[0].address())
+    }
+
+    /// The addresses of all filers, comma separated, as `--filer` takes them.
+    #[must_use]
+    pub fn filer_addresses(&self) -> String {
+        self.filers.iter().map(Server::address).collect::<Vec<_>>().join(",")
+    }
+
+    /// The filer processes.
+    #[must_use]
+    pub fn filers(&self) -> &[Server] {
+        &self.filers
+    }
+
+    /// The volume server processes.
+    #[must_use]
+    pub fn volume_servers(&self) -> &[Server] {
+        &self.volumes
+    }
+
+    /// The master process.
+    #[must_use]
+    pub fn master(&self) -> &Server {
+        &self.master
+    }
+
+    /// The proxies before the volume servers, in the same order; none unless [`ClusterBuilder::proxied`].
+    #[must_use]
+    pub fn proxies(&self) -> &[FaultProxy] {
+        &self.proxies
+    }
+
+    /// Where data, logs and `security.toml` are.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Starts a volume server again after [`Server::kill`] and waits until the master knows it.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub fn restart_volume_server(&self, index: usize) -> anyhow::Result<()> {
+        self.volumes[index].restart()?;
+        self.await_volume_server(&self.volumes[index])
+    }
+
+    /// Starts a filer again after [`Server::kill`] and waits until it accepts files.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub fn restart_filer(&self, index: usize) -> anyhow::Result<()> {
+        self.filers[index].restart()?;
+        await_filer(&self.filers[index])
+    }
+
+    /// Runs commands in `weed shell` and gives what they print.
+    ///
+    /// # Errors
+    /// When the shell cannot be run or fails.
+    pub fn shell(&self, commands: &[&str]) -> anyhow::Result<String> {
+        let mut child = Command::new(weed::find()?)
+            .args(["shell", &format!("-master={}", self.master.address())])
+            .arg(format!("-filer={}", self.filers[0].address()))
+            .current_dir(&self.directory)
+            .env("HOME", &self.directory)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("starting weed shell")?;
+        let script = commands.join("\n") + "\nexit\n";
+        child.stdin.take().context("weed shell has no input")?.write_all(script.as_bytes())?;
+        let output = child.wait_with_output()?;
+        let text =
+            String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        anyhow::ensure!(output.status.success(), "weed shell failed ({}):\n{text}", output.status);
+        Ok(text)
+    }
+
+    fn await_volume_server(&self, volume: &Server) -> anyhow::Result<()> {
+        volume.await_answer("/healthz")?;
+        let wanted = Value::from(volume.address());
+        let known = || {
+            let status: Value = serde_json::from_slice(&self.master.get("/dir/status").ok()?).ok()?;
+            let mut nodes = Vec::new();
+            for center in status["Topology"]["DataCenters"].as_array()? {
+                for rack in center["Racks"].as_array()? {
+                    nodes.extend(rack["DataNodes"].as_array()?);
+                }
+            }
+            nodes.iter().any(|node| node["Url"] == wanted).then_some(())
+        };
+        eventually("the registration of a volume server", READY, known)
+            .with_context(|| format!("log of {}:\n{}", volume.name, volume.log_tail()))
+    }
+}
+
+/// One `weed` process, which may be killed and started again with the same address and data.
+#[derive(Debug)]
+pub struct Server {
+    name: String,
+    launch: Launch,
+    lease: PortLease,
+    args: Vec<String>,
+    process: Mutex<Option<Process>>,
+}
+
+#[derive(Clone, Debug)]
+struct Launch {
+    program: PathBuf,
+    directory: PathBuf,
+    grace: Duration,
+}
+
+impl Launch {
+    fn make(&self, name: &str) -> anyhow::Result<PathBuf> {
+        let path = self.directory.join(name);
+        fs::create_dir_all(&path).with_context(|| format!("making {}", path.display()))?;
+        Ok(path)
+    }
+}
+
+impl Server {
+    fn start(launch: &Launch, name: &str, lease: PortLease, args: Vec<String>) -> anyhow::Result<Server> {
+        let server =
+            Server { name: name.to_owned(), launch: launch.clone(), lease, args, process: Mutex::new(None) };
+        server.restart()?;
+        Ok(server)
+    }
+
+    /// `127.0.0.1:PORT` of its HTTP side.
+    #[must_use]
+    pub fn address(&self) -> String {
+        self.lease.address()
+    }
+
+    /// Where its data is.
+    #[must_use]
+    pub fn directory(&self) -> PathBuf {
+        self.launch.directory.join(&self.name)
+    }
+
+    /// The process id, while it runs.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.process().as_ref().map(Process::pid)
+    }
+
+    /// The end of its log.
+    #[must_use]
+    pub fn log_tail(&self) -> String {
+        crate::process::tail(&self.log())
+    }
+
+    /// SIGKILL. It stays down until restarted through the [`Cluster`].
+    pub fn kill(&self) {
+        if let Some(mut process) = self.process().take() {
+            process.kill();
+        }
+    }
+
+    /// Stops it with SIGSTOP: connections stay open and nothing answers, until [`Server::resume`].
+    pub fn pause(&self) {
+        if let Some(process) = self.process().as_mut() {
+            process.signal(Signal::SIGSTOP);
+        }
+    }
+
+    /// Undoes [`Server::pause`].
+    pub fn resume(&self) {
+        if let Some(process) = self.process().as_mut() {
+            process.signal(Signal::SIGCONT);
+        }
+    }
+
+    /// The body of a GET of `path` that is answered with 200.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub fn get(&self, path: &str) -> anyhow::Result<Vec<u8>> {
+        let url = format!("http://{}{path}", self.address());
+        let config = ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(10))).build();
+        let mut answer = ureq::Agent::new_with_config(config).get(&url).call().context(url)?;
+        Ok(answer.body_mut().with_config().limit(1 << 30).read_to_vec()?)
+    }
+
+    fn restart(&self) -> anyhow::Result<()> {
+        let mut command = Command::new(&self.launch.program);
+        command.args(&self.args).current_dir(&self.launch.directory).env("HOME", &self.launch.directory);
+        let mut process = self.process();
+        anyhow::ensure!(process.is_none(), "{} runs already", self.name);
+        *process = Some(Process::start(command, &self.log(), self.launch.grace, Signal::SIGKILL)?);
+        Ok(())
+    }
+
+    fn await_answer(&self, path: &str) -> anyhow::Result<()> {
+        self.await_that("an answer", || self.get(path).ok().map(drop))
+    }
+
+    fn await_that(&self, what: &str, mut condition: impl FnMut() -> Option<()>) -> anyhow::Result<()> {
+        let mut ended = None;
+        let result = eventually(&format!("{what} of weed {}", self.name), READY, || {
+            if let Some(Err(error)) = self.process().as_mut().map(Process::ensure_running) {
+                ended = Some(error);
+                return Some(());
+            }
+            condition()
+        });
+        match ended {
+            Some(error) => Err(error),
+            None => result.with_context(|| format!("log of {}:\n{}", self.name, self.log_tail())),
+        }
+    }
+
+    fn log(&self) -> PathBuf {
+        self.launch.directory.join(format!("{}.log", self.name))
+    }
+
+    fn process(&self) -> MutexGuard<'_, Option<Process>> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.process().take());
+        // weed serves gRPC to its neighbours on this host through a socket named after the port, and leaves it there.
+        let role = self.name.trim_end_matches(|digit: char| digit.is_ascii_digit());
+        let _ = fs::remove_file(format!("/tmp/seaweedfs-{role}-grpc-{}.sock", self.lease.grpc()));
+    }
+}
+
+fn addresses(role: &str, lease: &PortLease) -> Vec<String> {
+    vec![
+        role.to_owned(),
+        "-ip=127.0.0.1".into(),
+        "-ip.bind=127.0.0.1".into(),
+        format!("-port={}", lease.http()),
+        format!("-port.grpc={}", lease.grpc()),
+    ]
+}
+
+/// A filer answers before it can store anything; a file that it accepts proves the whole way.
+fn await_filer(filer: &Server) -> anyhow::Result<()> {
+    const PROBE: &str = "/.ready";
+    filer.await_answer("/healthz")?;
+    let client = Filer::new(&filer.address());
+    filer.await_that("the first upload", || client.put(PROBE, b"ready?", "").ok())?;
+    client.delete(PROBE)
+}

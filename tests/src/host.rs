@@ -1,0 +1,39 @@
+//! What a test needs of the machine, and how one that lacks it says so.
+//!
+//! libtest has no "skipped" result and hides what a passing test prints. A test that cannot run here therefore writes
+//! `skipped: NAME: REASON` straight to standard error, where a runner can count the lines, and returns.
+
+use std::io::Write;
+use std::path::Path;
+
+use crate::{mount, weed};
+
+/// Whether this machine can run clusters and mounts: `weed`, `interceptor`, `/dev/fuse` and the right to mount. If not, says so in
+/// the name of the running test and gives `false`: the test then returns.
+#[must_use]
+pub fn can_mount() -> bool {
+    let lack = if let Err(error) = weed::find() {
+        Some(format!("{error:#}"))
+    } else if let Err(error) = mount::interceptor_program() {
+        Some(format!("{error:#}"))
+    } else if !Path::new("/dev/fuse").exists() {
+        Some("there is no /dev/fuse".to_owned())
+    } else if !nix::unistd::geteuid().is_root() {
+        Some("mounting needs root here".to_owned())
+    } else {
+        None
+    };
+    match lack {
+        None => true,
+        Some(reason) => {
+            skipped(&reason);
+            false
+        }
+    }
+}
+
+/// Writes the line that counts the running test as skipped.
+pub fn skipped(reason: &str) {
+    let thread = std::thread::current();
+    let _ = writeln!(std::io::stderr(), "skipped: {}: {reason}", thread.name().unwrap_or("main"));
+}

@@ -1,0 +1,367 @@
+//! A mount on a fresh directory: `interceptor mount`, or `weed mount` to write through and to compare with.
+//!
+//! The value owns the daemon and the mount point. Dropping it asks the daemon to end, insists if it must, and takes
+//! the mount point down even when the daemon is dead: a test that panics leaves no mount behind.
+//!
+//! `MOUNT_UNDER_TEST=weed` makes [`Mount::builder`] start `weed mount`, which shows what the real SeaweedFS holds where a
+//! suite and `interceptor` disagree.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::time::Duration;
+
+use anyhow::Context;
+use nix::mount::{MntFlags, umount2};
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+
+use crate::process::Process;
+use crate::{Cluster, eventually, weed};
+
+/// Longest wait for a mount to answer.
+const READY: Duration = Duration::from_secs(30);
+/// Longest wait for a daemon to end by itself.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Which program mounts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `interceptor mount`, read-only.
+    Interceptor,
+    /// `weed mount`, writable.
+    Weed,
+}
+
+/// What shall be mounted and how.
+#[derive(Clone, Debug)]
+pub struct MountBuilder {
+    kind: Kind,
+    filers: String,
+    filer_path: String,
+    mount_point: Option<PathBuf>,
+    security: Option<PathBuf>,
+    args: Vec<OsString>,
+    environment: Vec<(OsString, OsString)>,
+}
+
+impl MountBuilder {
+    /// Mounts this directory of the filer instead of `/`.
+    #[must_use]
+    pub fn filer_path(mut self, path: &str) -> Self {
+        path.clone_into(&mut self.filer_path);
+        self
+    }
+
+    /// Mounts on this directory, which stays, instead of a temporary one.
+    #[must_use]
+    pub fn mount_point(mut self, path: &Path) -> Self {
+        self.mount_point = Some(path.to_owned());
+        self
+    }
+
+    /// Runs the daemon with this `security.toml` instead of the cluster's.
+    #[must_use]
+    pub fn security(mut self, content: &Path) -> Self {
+        self.security = Some(content.to_owned());
+        self
+    }
+
+    /// Adds an argument of the mounting program.
+    #[must_use]
+    pub fn arg(mut self, arg: impl Into<OsString>) -> Self {
+        self.args.push(arg.into());
+        self
+    }
+
+    /// Sets a variable in the daemon's environment.
+    #[must_use]
+    pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
+        self.environment.push((name.into(), value.into()));
+        self
+    }
+
+    /// Starts the daemon and waits until the mount answers.
+    ///
+    /// # Errors
+    /// When the program is missing, ends early or is not ready in time; the text has the tail of its log.
+    pub fn start(self) -> anyhow::Result<Mount> {
+        let home = tempfile::Builder::new().prefix("interceptor-mount-").tempdir()?;
+        let mount_point = match self.mount_point {
+            Some(path) => path,
+            None => {
+                let path = home.path().join("mnt");
+                fs::create_dir(&path)?;
+                path
+            }
+        };
+        let cache = home.path().join("cache");
+        fs::create_dir(&cache)?;
+        if let Some(security) = &self.security {
+            fs::copy(security, home.path().join("security.toml"))
+                .with_context(|| format!("copying {}", security.display()))?;
+        }
+        let mut command = match self.kind {
+            Kind::Interceptor => {
+                let mut command = Command::new(interceptor_program()?);
+                command.args(["mount", "--filer", &self.filers, "--filer-path", &self.filer_path]);
+                command.args(["--status-addr", "127.0.0.1:0"]).args(self.args).arg(&mount_point);
+                command
+            }
+            Kind::Weed => {
+                let mut command = Command::new(weed::find()?);
+                command.arg("mount");
+                command.arg(format!("-filer={}", self.filers));
+                command.arg(format!("-filer.path={}", self.filer_path));
+                command.arg(option("-dir=", &mount_point));
+                command.arg(option("-cacheDir=", &cache));
+                command.arg("-localSocket=socket");
+                command.args(self.args);
+                command
+            }
+        };
+        command.current_dir(home.path()).env("HOME", home.path()).envs(self.environment);
+        let log = home.path().join("log");
+        let below = device(&mount_point)?;
+        let process = Process::start(command, &log, GRACE, Signal::SIGTERM)?;
+        let mut mount = Mount { process, kind: self.kind, mount_point, status: None, home };
+        mount.await_ready(below)?;
+        Ok(mount)
+    }
+}
+
+/// A mounted file system and its daemon.
+#[derive(Debug)]
+pub struct Mount {
+    process: Process,
+    kind: Kind,
+    mount_point: PathBuf,
+    status: Option<String>,
+    home: TempDir,
+}
+
+impl Mount {
+    /// The mount that the suites examine: `interceptor mount`, unless `MOUNT_UNDER_TEST` is `weed`.
+    #[must_use]
+    pub fn builder(cluster: &Cluster) -> MountBuilder {
+        Mount::of(cluster, kind_under_test())
+    }
+
+    /// `weed mount`, to write through or to compare with.
+    #[must_use]
+    pub fn weed(cluster: &Cluster) -> MountBuilder {
+        Mount::of(cluster, Kind::Weed)
+    }
+
+    /// `interceptor mount` on a filer that is given by address and need not exist.
+    #[must_use]
+    pub fn interceptor(filers: &str) -> MountBuilder {
+        MountBuilder {
+            kind: Kind::Interceptor,
+            filers: filers.to_owned(),
+            filer_path: "/".into(),
+            mount_point: None,
+            security: None,
+            args: Vec::new(),
+            environment: Vec::new(),
+        }
+    }
+
+    fn of(cluster: &Cluster, kind: Kind) -> MountBuilder {
+        let security = Some(cluster.directory().join("security.toml"));
+        MountBuilder { kind, security, ..Mount::interceptor(&cluster.filer_addresses()) }
+    }
+
+    /// The mount point.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.mount_point
+    }
+
+    /// The file at `path` (absolute, as the filer names it) in this mount, if the mount is of `/`.
+    #[must_use]
+    pub fn file(&self, path: &str) -> PathBuf {
+        self.mount_point.join(path.trim_start_matches('/'))
+    }
+
+    /// Which program mounts.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The daemon's process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// `http://127.0.0.1:PORT` of the status page; only `interceptor` has one.
+    #[must_use]
+    pub fn status_url(&self) -> Option<&str> {
+        self.status.as_deref()
+    }
+
+    /// The daemon's output so far.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub fn log(&self) -> anyhow::Result<String> {
+        Ok(String::from_utf8_lossy(&fs::read(self.process.log())?).into_owned())
+    }
+
+    /// GETs a path of the status page: the HTTP status and the body.
+    ///
+    /// # Errors
+    /// When there is no status page or it does not answer.
+    pub fn status(&self, path: &str) -> anyhow::Result<(u16, String)> {
+        let base = self.status.as_deref().context("this mount has no status page")?;
+        let config = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_global(Some(Duration::from_secs(10)))
+            .build();
+        let mut answer = ureq::Agent::new_with_config(config).get(format!("{base}{path}")).call()?;
+        let mut text = String::new();
+        answer.body_mut().as_reader().read_to_string(&mut text)?;
+        Ok((answer.status().as_u16(), text))
+    }
+
+    /// The sum of a metric's samples whose labels contain all of `labels` (each as `name="value"`).
+    ///
+    /// # Errors
+    /// When there is no status page or it does not answer.
+    pub fn metric(&self, name: &str, labels: &[&str]) -> anyhow::Result<f64> {
+        let (status, text) = self.status("/metrics")?;
+        anyhow::ensure!(status == 200, "/metrics: {status}");
+        let samples = text.lines().filter_map(|line| {
+            let rest = line.strip_prefix(name)?;
+            let (found, value) = match rest.strip_prefix('{') {
+                Some(rest) => rest.rsplit_once('}')?,
+                None => ("", rest.starts_with(' ').then_some(rest)?),
+            };
+            labels.iter().all(|label| found.contains(label)).then_some(())?;
+            value.split_whitespace().next()?.parse::<f64>().ok()
+        });
+        Ok(samples.sum())
+    }
+
+    /// Drops what the kernel has cached of every file system, so that reads reach the daemon again.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn drop_page_cache() -> anyhow::Result<()> {
+        nix::unistd::sync();
+        fs::write("/proc/sys/vm/drop_caches", "3").context("dropping the page cache")
+    }
+
+    /// SIGKILL to the daemon. The mount point stays, dead, until this value is dropped.
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// Sends the daemon a signal.
+    pub fn signal(&mut self, signal: Signal) {
+        self.process.signal(signal);
+    }
+
+    /// Waits for the daemon's end.
+    ///
+    /// # Errors
+    /// When it still runs after ten seconds.
+    pub fn wait(&mut self) -> anyhow::Result<ExitStatus> {
+        self.process.wait(GRACE)
+    }
+
+    /// SIGTERM, and waits for the end.
+    ///
+    /// # Errors
+    /// When the daemon still runs after ten seconds.
+    pub fn stop(mut self) -> anyhow::Result<ExitStatus> {
+        self.signal(Signal::SIGTERM);
+        self.wait()
+    }
+
+    /// Whether the daemon runs.
+    pub fn is_running(&mut self) -> bool {
+        self.process.exited().is_none()
+    }
+
+    fn await_ready(&mut self, below: u64) -> anyhow::Result<()> {
+        let mounted = format!("mounted {}", self.mount_point.display());
+        let (process, status, path, kind) =
+            (&mut self.process, &mut self.status, &self.mount_point, self.kind);
+        let mut ended = None;
+        let result = eventually("the mount", READY, || {
+            if let Err(error) = process.ensure_running() {
+                ended = Some(error);
+                return Some(());
+            }
+            match kind {
+                Kind::Weed => (device(path).ok()? != below && fs::read_dir(path).is_ok()).then_some(()),
+                Kind::Interceptor => {
+                    let log = fs::read_to_string(process.log()).ok()?;
+                    let mut lines = log.lines().skip_while(|line| *line != mounted);
+                    lines.next()?;
+                    let url = lines.find_map(|line| line.strip_prefix("status "))?;
+                    *status = Some(url.trim_end_matches('/').to_owned());
+                    Some(())
+                }
+            }
+        });
+        match ended {
+            Some(error) => Err(error),
+            None => result.with_context(|| format!("log of the daemon:\n{}", process.log_tail())),
+        }
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        self.process.terminate();
+        // Ours, or what a dead daemon has left; EINVAL says that nothing is mounted.
+        let _ = umount2(&self.mount_point, MntFlags::MNT_DETACH);
+        if std::thread::panicking() {
+            eprintln!("the mount was in {}", self.home.path().display());
+        }
+    }
+}
+
+/// The `interceptor` program: `INTERCEPTOR_BIN`, else beside the running program in cargo's target directory.
+///
+/// # Errors
+/// When there is none; the text names `cargo build --release`.
+pub fn interceptor_program() -> anyhow::Result<PathBuf> {
+    if let Some(given) = std::env::var_os("INTERCEPTOR_BIN") {
+        let path = PathBuf::from(given);
+        anyhow::ensure!(path.is_file(), "INTERCEPTOR_BIN names {}, which is no file", path.display());
+        return Ok(path);
+    }
+    let running = std::env::current_exe()?;
+    let mut directory = running.parent().context("the running program has no directory")?;
+    if directory.ends_with("deps") {
+        directory = directory.parent().context("deps has no parent")?;
+    }
+    let path = directory.join("interceptor");
+    anyhow::ensure!(path.is_file(), "there is no {}; run `cargo build --release`", path.display());
+    Ok(path)
+}
+
+fn kind_under_test() -> Kind {
+    match std::env::var("MOUNT_UNDER_TEST").as_deref() {
+        Ok("weed") => Kind::Weed,
+        _ => Kind::Interceptor,
+    }
+}
+
+fn option(name: &str, path: &Path) -> OsString {
+    let mut option = OsString::from(name);
+    option.push(path);
+    option
+}
+
+fn device(path: &Path) -> std::io::Result<u64> {
+    Ok(fs::metadata(path)?.dev())
+}

@@ -1,0 +1,171 @@
+//! Child processes that cannot outlive the test program.
+//!
+//! Every child asks the kernel to be signalled when its parent dies (`PR_SET_PDEATHSIG`), so that even a killed test
+//! program leaves no server behind. The kernel means the parent *thread*: a child started by a test's own thread would die
+//! with that test, although the cluster may be shared by the suite. One thread, which never ends, therefore starts
+//! them all.
+//!
+//! Standard output and error go to a log file; its tail is part of every error.
+
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{LazyLock, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use nix::sys::prctl;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// How much of a log an error shows, in bytes.
+const TAIL: u64 = 4096;
+
+/// A running program, its log, and the promise that it ends with this value.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    name: String,
+    log: PathBuf,
+    grace: Duration,
+}
+
+impl Process {
+    /// Starts `command` with its output appended to `log`. When the value is dropped the program gets SIGTERM and, `grace`
+    /// later, SIGKILL; when this program dies it gets `orphan_signal`.
+    ///
+    /// # Errors
+    /// When the log cannot be opened or the program cannot be started.
+    pub fn start(
+        mut command: Command,
+        log: &Path,
+        grace: Duration,
+        orphan_signal: Signal,
+    ) -> anyhow::Result<Process> {
+        let name = command.get_program().to_string_lossy().into_owned();
+        let out = File::options().create(true).append(true).open(log).context("opening a log file")?;
+        let err = out.try_clone()?;
+        // A group of its own: a Ctrl-C is for the program that started it, which ends its children in their order.
+        command.stdin(Stdio::null()).stdout(out).stderr(err).process_group(0);
+        // SAFETY: between fork and exec the closure makes one system call and allocates nothing.
+        unsafe {
+            command.pre_exec(move || Ok(prctl::set_pdeathsig(orphan_signal)?));
+        }
+        let child = spawn(command).with_context(|| format!("starting {name}"))?;
+        Ok(Process { child, name, log: log.to_owned(), grace })
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The log file.
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+
+    /// The end of the log, for error texts.
+    pub fn log_tail(&self) -> String {
+        tail(&self.log)
+    }
+
+    /// How the program ended, if it has.
+    pub fn exited(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().ok().flatten()
+    }
+
+    /// An error, with the tail of the log, if the program has ended.
+    ///
+    /// # Errors
+    /// See above.
+    pub fn ensure_running(&mut self) -> anyhow::Result<()> {
+        match self.exited() {
+            None => Ok(()),
+            Some(status) => anyhow::bail!("{} ended early ({status}):\n{}", self.name, self.log_tail()),
+        }
+    }
+
+    /// Sends `signal`; a program that has ended already is fine.
+    pub fn signal(&mut self, signal: Signal) {
+        if self.exited().is_none() {
+            let _ = kill(Pid::from_raw(self.child.id().cast_signed()), signal);
+        }
+    }
+
+    /// Waits for the end.
+    ///
+    /// # Errors
+    /// When the program still runs after `limit`; it is left running.
+    pub fn wait(&mut self, limit: Duration) -> anyhow::Result<ExitStatus> {
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(status) = self.exited() {
+                return Ok(status);
+            }
+            if Instant::now() >= deadline {
+                anyhow::bail!("{} still runs after {limit:?}:\n{}", self.name, self.log_tail());
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// SIGKILL, and waits for the end.
+    pub fn kill(&mut self) {
+        self.signal(Signal::SIGKILL);
+        let _ = self.child.wait();
+    }
+
+    /// SIGTERM, then SIGKILL when the grace is over.
+    pub fn terminate(&mut self) {
+        self.signal(Signal::SIGTERM);
+        if self.wait(self.grace).is_err() {
+            self.kill();
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.terminate();
+        if thread::panicking() {
+            eprintln!("--- log of {} (pid {}):\n{}", self.name, self.child.id(), self.log_tail());
+        }
+    }
+}
+
+/// The end of a text file, for error texts.
+pub fn tail(path: &Path) -> String {
+    let read = || -> std::io::Result<String> {
+        let mut file = File::open(path)?;
+        let length = fs::metadata(path)?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(TAIL)))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    read().unwrap_or_else(|error| format!("(no log: {error})"))
+}
+
+type Order = (Command, mpsc::Sender<std::io::Result<Child>>);
+
+fn spawn(command: Command) -> std::io::Result<Child> {
+    static SPAWNER: LazyLock<mpsc::Sender<Order>> = LazyLock::new(|| {
+        let (orders, inbox) = mpsc::channel::<Order>();
+        thread::Builder::new()
+            .name("spawner".into())
+            .spawn(move || {
+                for (mut command, answer) in inbox {
+                    let _ = answer.send(command.spawn());
+                }
+            })
+            .expect("a thread can be started");
+        orders
+    });
+    let (answer, child) = mpsc::channel();
+    SPAWNER.send((command, answer)).expect("the spawner never ends");
+    child.recv().expect("the spawner answers every order")
+}

@@ -1,0 +1,290 @@
+//! `cargo xtask bench`: the same reads through `interceptor mount` and `weed mount`, in one run, in turn.
+//!
+//! One cluster holds the data set. For each workload the two mounts alternate (A B B A …), so that a machine that slows down or
+//! speeds up in between does it to both; each repetition has a fresh mount with empty caches. The volume server's own page cache is warm in
+//! every row. Medians, extremes and ratios go to a table, every repetition to the JSON file.
+
+mod data;
+mod reader;
+mod report;
+mod statistics;
+mod verify;
+mod workloads;
+
+use std::fs;
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::thread::available_parallelism;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::ValueEnum;
+
+use self::data::DataSet;
+use self::report::{Host, Report, Setting};
+use self::workloads::{ALL, Sample, Site, Workload};
+use crate::progress::Progress;
+use crate::stage::Stage;
+use crate::{cargo, interrupt, setup};
+
+/// How long one repetition may take.
+const DEADLINE: Duration = Duration::from_secs(600);
+
+const NOTES: &[&str] = &[
+    "Values are the median (min-max) of the repetitions, each on a fresh mount. \"better\" is the ratio of the medians, \"paired\" the median",
+    "of the ratios of neighbouring repetitions; above 1, interceptor is faster or needs less.",
+    "The page cache beneath the volume server is warm in every row. \"Page cache of the mount dropped\" means the pages of the mount's own",
+    "files (POSIX_FADV_DONTNEED), nothing else. Both mounts may cache 2 GiB. Cluster, mount and readers share the CPUs; nothing is pinned.",
+    "Every read is checked against the data set while the clock runs; the whole data set is compared after a workload's first repetition.",
+];
+
+/// What the verb takes.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Run only these workloads
+    name: Vec<String>,
+    /// List the workloads and end
+    #[arg(long)]
+    list: bool,
+    /// Write every repetition to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Repetitions of each workload on each mount [default: 5, quick: 2]
+    #[arg(long)]
+    reps: Option<usize>,
+    /// Size of the large file, like 512MiB or 1GiB [default: 1GiB, quick: 128MiB]
+    #[arg(long, value_parser = parse_size)]
+    size: Option<u64>,
+    /// Number of small files [default: 3000, quick: 300]
+    #[arg(long)]
+    files: Option<usize>,
+    /// Reads of a workload that reads at random [default: 2000, quick: 300]
+    #[arg(long)]
+    reads: Option<usize>,
+    /// A small version, to see that it works
+    #[arg(long)]
+    quick: bool,
+    /// Measure only one of the mounts, for profiling
+    #[arg(long)]
+    only: Option<Side>,
+}
+
+/// Which mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Side {
+    Ours,
+    Weed,
+}
+
+/// The verb.
+pub(crate) fn command(options: &Options) -> Result<()> {
+    if options.list {
+        for workload in ALL {
+            println!("{:<20}{}", workload.name, workload.about);
+        }
+        return Ok(());
+    }
+    let chosen = choose(&options.name)?;
+    let (reps, size, files, reads) =
+        if options.quick { (2, 128 << 20, 300, 300) } else { (5, 1 << 30, 3000, 2000) };
+    let reps = options.reps.unwrap_or(reps).max(1);
+    let reads = options.reads.unwrap_or(reads).max(1);
+    let data = Arc::new(DataSet::new(
+        options.size.unwrap_or(size).max(1 << 20),
+        options.files.unwrap_or(files).max(1),
+    ));
+    let prepared = setup::ensure()?;
+    let program = cargo::build_interceptor()?;
+    interrupt::check()?;
+
+    let mut report = Report {
+        host: host(&program, &prepared.weed)?,
+        setting: Setting {
+            repetitions: reps,
+            large_file_bytes: data.large.size,
+            small_files: data.small.len(),
+            random_reads: reads,
+            notes: NOTES.to_vec(),
+        },
+        rows: Vec::new(),
+    };
+    let mut bench = Bench::prepare(Arc::clone(&data), reads)?;
+    let measured = chosen.iter().try_for_each(|workload| {
+        let [ours, weed] = bench.alternate(workload, reps, options.only)?;
+        report.rows.extend(report::rows(workload.name, &ours, &weed));
+        anyhow::Ok(())
+    });
+    clear_status_line();
+    // What was measured before a failure is still worth having.
+    if !report.rows.is_empty() {
+        print!("{}", report.text());
+        if let Some(path) = &options.json {
+            let json = serde_json::to_vec_pretty(&report)?;
+            fs::write(path, json).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+    }
+    let closed = bench.stage.close();
+    measured.and(closed)
+}
+
+/// The cluster with the data set.
+struct Bench {
+    stage: Stage,
+    data: Arc<DataSet>,
+    reads: usize,
+}
+
+impl Bench {
+    fn prepare(data: Arc<DataSet>, reads: usize) -> Result<Self> {
+        let stage = Stage::open("bench")?;
+        let progress = Progress::bytes("writing the data set", data.bytes());
+        data.write(&stage.cluster.filer(), |bytes| progress.add(bytes))?;
+        progress.finish();
+        stage.cluster.volume_servers().iter().try_for_each(|server| data::warm(&server.directory()))?;
+        Ok(Self { stage, data, reads })
+    }
+
+    /// Repetitions of a workload on both mounts: ours, and those of `weed mount`.
+    fn alternate(
+        &mut self,
+        workload: &Workload,
+        reps: usize,
+        only: Option<Side>,
+    ) -> Result<[Vec<Vec<Sample>>; 2]> {
+        let mut results = [Vec::new(), Vec::new()];
+        for repetition in 0..reps {
+            let order = if repetition % 2 == 0 { [Side::Ours, Side::Weed] } else { [Side::Weed, Side::Ours] };
+            for side in order.into_iter().filter(|side| only.is_none_or(|only| only == *side)) {
+                let samples = self
+                    .measure(workload, side, repetition)
+                    .with_context(|| format!("{} on {}", workload.name, side.program()))?;
+                let shown = samples.iter().map(|s| format!("{:.1} {}", s.value, s.unit.label()));
+                let figures = shown.collect::<Vec<_>>().join(", ");
+                status_line(&format!(
+                    "{} {}/{reps} {}: {figures}",
+                    workload.name,
+                    repetition + 1,
+                    side.program()
+                ));
+                results[side as usize].push(samples);
+            }
+        }
+        Ok(results)
+    }
+
+    /// One repetition on a fresh mount.
+    fn measure(&mut self, workload: &Workload, side: Side, repetition: usize) -> Result<Vec<Sample>> {
+        let mut mount = match side {
+            Side::Ours => self.stage.interceptor(DataSet::ROOT)?,
+            Side::Weed => self.stage.weed(DataSet::ROOT)?,
+        };
+        let site = Site {
+            root: mount.path().to_owned(),
+            daemon: mount.pid().cast_signed(),
+            data: Arc::clone(&self.data),
+            reads: self.reads,
+            seed: repetition as u64,
+        };
+        let (run, check) = (workload.run, workload.check);
+        let measured = interrupt::guard(workload.name, DEADLINE, move || {
+            let samples = run(&site)?;
+            if repetition == 0 {
+                check(&site)?;
+            }
+            Ok(samples)
+        });
+        // A daemon that ended explains more than the read that failed with it.
+        ensure!(mount.is_running(), "the daemon has ended:\n{}", mount.log()?);
+        let samples = measured?;
+        mount.stop()?;
+        Ok(samples)
+    }
+}
+
+impl Side {
+    fn program(self) -> &'static str {
+        match self {
+            Self::Ours => "interceptor",
+            Self::Weed => "weed mount",
+        }
+    }
+}
+
+fn choose(names: &[String]) -> Result<Vec<&'static Workload>> {
+    if let Some(unknown) = names.iter().find(|name| !ALL.iter().any(|workload| workload.name == **name)) {
+        let known: Vec<&str> = ALL.iter().map(|workload| workload.name).collect();
+        bail!("there is no workload {unknown}; there are: {}", known.join(", "));
+    }
+    Ok(ALL
+        .iter()
+        .filter(|workload| names.is_empty() || names.iter().any(|name| name == workload.name))
+        .collect())
+}
+
+fn parse_size(text: &str) -> Result<u64> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit: u64 = match &text[digits.len()..] {
+        "" | "B" => 1,
+        "KiB" | "K" => 1 << 10,
+        "MiB" | "M" => 1 << 20,
+        "GiB" | "G" => 1 << 30,
+        other => bail!("unknown unit {other:?}; use KiB, MiB or GiB"),
+    };
+    let number: u64 = digits.parse().with_context(|| format!("{text:?} is not a size"))?;
+    number.checked_mul(unit).with_context(|| format!("{text} is too large"))
+}
+
+fn host(program: &Path, weed: &Path) -> Result<Host> {
+    let first_line = |program: &Path, argument: &str| -> Result<String> {
+        let output =
+            Command::new(program).arg(argument).output().with_context(|| program.display().to_string())?;
+        ensure!(output.status.success(), "{} {argument} failed: {}", program.display(), output.status);
+        Ok(String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or("version unknown").to_owned())
+    };
+    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model =
+        cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ").map(|(_, name)| name));
+    Ok(Host {
+        kernel: fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
+        cpu: model.unwrap_or("CPU of unknown model").to_owned(),
+        cpus: available_parallelism().map_or(1, usize::from),
+        interceptor: first_line(program, "--version")?,
+        weed: format!("weed {}", first_line(weed, "version")?),
+    })
+}
+
+/// Says what was just measured: on a terminal always in the same line.
+fn status_line(text: &str) {
+    let end = if std::io::stderr().is_terminal() { "\x1b[K\r" } else { "\n" };
+    eprint!("{text}{end}");
+    let _ = std::io::stderr().flush();
+}
+
+fn clear_status_line() {
+    if std::io::stderr().is_terminal() {
+        eprint!("\x1b[K");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_units() {
+        let sizes = ["5", "4KiB", "512MiB", "1G"].map(|text| parse_size(text).unwrap());
+        assert_eq!(sizes, [5, 4096, 512 << 20, 1 << 30]);
+        for wrong in ["", "MiB", "1.5GiB", "1TB", "99999999999GiB", "-1"] {
+            assert!(parse_size(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_workload_is_named_with_the_known_ones() {
+        assert_eq!(choose(&[]).unwrap().len(), ALL.len());
+        assert_eq!(choose(&["walk".to_owned()]).unwrap()[0].name, "walk");
+        assert!(choose(&["wlak".to_owned()]).err().unwrap().to_string().contains("seq-cold"));
+    }
+}

@@ -1,0 +1,150 @@
+//! The application of the benchmark: plain loops of `pread` into a buffer that is used again.
+//!
+//! Every read is probed against the data set (a word in each page) while the clock runs, which costs both mounts the same 1 to 3
+//! percent at most and makes sure that no speed of wrong bytes is ever reported; [`verify::compare`](super::verify::compare) looks at every byte, with no clock.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::thread;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use super::data::{Large, Small};
+use super::verify::probe;
+
+/// Size of the reads of a sequential reader.
+const BLOCK: usize = 1 << 20;
+
+/// Seconds that one pass over the whole file takes.
+pub(super) fn sequential(root: &Path, file: &Large) -> Result<f64> {
+    part(root, file, 0, file.size)
+}
+
+/// Seconds until all of `readers` that start together have read the whole file.
+pub(super) fn together(root: &Path, file: &Large, readers: u64) -> Result<f64> {
+    concurrent((0..readers).map(|_| (0, file.size)), root, file)
+}
+
+/// Seconds until `readers` that start together have read the file between them, each its own part.
+pub(super) fn divided(root: &Path, file: &Large, readers: u64) -> Result<f64> {
+    let share = file.size.div_ceil(readers).next_multiple_of(BLOCK as u64);
+    concurrent(
+        (0..readers).map(|i| ((i * share).min(file.size), ((i + 1) * share).min(file.size))),
+        root,
+        file,
+    )
+}
+
+fn concurrent(ranges: impl Iterator<Item = (u64, u64)>, root: &Path, file: &Large) -> Result<f64> {
+    let started = Instant::now();
+    thread::scope(|scope| {
+        let readers: Vec<_> =
+            ranges.map(|(begin, end)| scope.spawn(move || part(root, file, begin, end))).collect();
+        for reader in readers {
+            reader.join().map_err(|_| anyhow::anyhow!("a reader panicked"))??;
+        }
+        Ok(started.elapsed().as_secs_f64())
+    })
+}
+
+fn part(root: &Path, file: &Large, begin: u64, end: u64) -> Result<f64> {
+    let mut buffer = vec![0; BLOCK];
+    let started = Instant::now();
+    let handle = open(&root.join(&file.path))?;
+    let mut at = begin;
+    while at < end {
+        let want = BLOCK.min((end - at) as usize);
+        let got = handle.read_at(&mut buffer[..want], at).with_context(|| format!("read at {at}"))?;
+        ensure!(got > 0, "{} ends at {at}, not at {end}", file.path);
+        probe(file.pattern, &file.path, at, &buffer[..got])?;
+        at += got as u64;
+    }
+    Ok(started.elapsed().as_secs_f64())
+}
+
+/// Seconds of each of `count` reads of `len` bytes at random multiples of `len`. The same `seed` gives the same places.
+pub(super) fn random(root: &Path, file: &Large, len: usize, count: usize, seed: u64) -> Result<Vec<f64>> {
+    let places = file.size / len as u64;
+    ensure!(places > 0, "the file is smaller than one read");
+    let mut dice = StdRng::seed_from_u64(seed);
+    let mut buffer = vec![0; len];
+    let handle = open(&root.join(&file.path))?;
+    let mut seconds = Vec::with_capacity(count);
+    for _ in 0..count {
+        let at = dice.random_range(0..places) * len as u64;
+        let started = Instant::now();
+        handle.read_exact_at(&mut buffer, at).with_context(|| format!("read at {at}"))?;
+        seconds.push(started.elapsed().as_secs_f64());
+        probe(file.pattern, &file.path, at, &buffer)?;
+    }
+    Ok(seconds)
+}
+
+/// One pass over small files.
+pub(super) struct Pass {
+    /// Of the whole pass, seconds.
+    pub(super) elapsed: f64,
+    /// Of each file: open, read to the end, close.
+    pub(super) each: Vec<f64>,
+}
+
+/// Opens, reads and closes each file.
+pub(super) fn small<'a>(root: &Path, files: impl Iterator<Item = &'a Small>) -> Result<Pass> {
+    let mut buffer = vec![0; 256 << 10];
+    let mut each = Vec::new();
+    let begun = Instant::now();
+    for file in files {
+        let started = Instant::now();
+        let handle = open(&root.join(&file.path))?;
+        let mut filled = 0;
+        loop {
+            let got =
+                handle.read_at(&mut buffer[filled..], filled as u64).with_context(|| file.path.clone())?;
+            if got == 0 {
+                break;
+            }
+            filled += got;
+        }
+        drop(handle);
+        each.push(started.elapsed().as_secs_f64());
+        ensure!(filled as u64 == file.size, "{} has {filled} bytes, not {}", file.path, file.size);
+        probe(file.pattern, &file.path, 0, &buffer[..filled])?;
+    }
+    Ok(Pass { elapsed: begun.elapsed().as_secs_f64(), each })
+}
+
+/// Seconds that it takes to list a tree and ask for the attributes of all its files, and how many there are.
+pub(super) fn walk(root: &Path) -> Result<(f64, u64)> {
+    fn descend(directory: &Path) -> Result<u64> {
+        let mut files = 0;
+        for entry in fs::read_dir(directory).with_context(|| directory.display().to_string())? {
+            let entry = entry?;
+            let meta = entry.metadata()?;
+            files += if meta.is_dir() { descend(&entry.path())? } else { 1 };
+        }
+        Ok(files)
+    }
+    let started = Instant::now();
+    let files = descend(root)?;
+    Ok((started.elapsed().as_secs_f64(), files))
+}
+
+/// Drops the pages that the kernel keeps for these files of the mount, and no other page: what the daemon keeps, and the page cache that
+/// the volume server reads from, stay as they are.
+pub(super) fn drop_pages<'a>(root: &Path, paths: impl Iterator<Item = &'a str>) -> Result<()> {
+    for path in paths {
+        let handle = open(&root.join(path))?;
+        posix_fadvise(&handle, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)
+            .with_context(|| format!("cannot drop the pages of {path}"))?;
+    }
+    Ok(())
+}
+
+fn open(path: &Path) -> Result<File> {
+    File::open(path).with_context(|| format!("cannot open {}", path.display()))
+}

@@ -1,0 +1,179 @@
+//! Results for people and for programs.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::statistics::Summary;
+use super::workloads::{Sample, Unit};
+use crate::progress::digits;
+
+/// Everything that one run of the benchmark found.
+#[derive(Serialize)]
+pub(super) struct Report {
+    pub(super) host: Host,
+    pub(super) setting: Setting,
+    pub(super) rows: Vec<Row>,
+}
+
+/// Where it ran.
+#[derive(Serialize)]
+pub(super) struct Host {
+    pub(super) kernel: String,
+    pub(super) cpu: String,
+    pub(super) cpus: usize,
+    pub(super) interceptor: String,
+    pub(super) weed: String,
+}
+
+/// What was run.
+#[derive(Serialize)]
+pub(super) struct Setting {
+    pub(super) repetitions: usize,
+    pub(super) large_file_bytes: u64,
+    pub(super) small_files: usize,
+    pub(super) random_reads: usize,
+    pub(super) notes: Vec<&'static str>,
+}
+
+/// One figure, with every repetition in the order they were made in.
+#[derive(Serialize)]
+pub(super) struct Row {
+    pub(super) name: String,
+    pub(super) unit: &'static str,
+    pub(super) more_is_better: bool,
+    pub(super) ours: Vec<f64>,
+    pub(super) weed_mount: Vec<f64>,
+    /// How many times better than `weed mount` the medians are.
+    pub(super) ratio_of_medians: Option<f64>,
+    /// Median of the ratios of the repetitions that were made next to each other.
+    pub(super) median_of_ratios: Option<f64>,
+}
+
+/// Makes the rows of one workload from the repetitions of both mounts.
+pub(super) fn rows(workload: &str, ours: &[Vec<Sample>], weed: &[Vec<Sample>]) -> Vec<Row> {
+    let mut figures: BTreeMap<usize, (&'static str, Unit)> = BTreeMap::new();
+    for samples in ours.iter().chain(weed) {
+        figures
+            .extend(samples.iter().enumerate().map(|(index, sample)| (index, (sample.figure, sample.unit))));
+    }
+    let column = |repetitions: &[Vec<Sample>], figure| -> Vec<f64> {
+        let of =
+            |samples: &Vec<Sample>| samples.iter().find(|sample| sample.figure == figure).map(|s| s.value);
+        repetitions.iter().filter_map(of).collect()
+    };
+    figures
+        .into_values()
+        .map(|(figure, unit)| {
+            let (ours, weed_mount) = (column(ours, figure), column(weed, figure));
+            let better = |ours: f64, weed: f64| if unit.more_is_better() { ours / weed } else { weed / ours };
+            let ratios: Vec<f64> = ours.iter().zip(&weed_mount).map(|(o, w)| better(*o, *w)).collect();
+            let medians = Summary::of(&ours).zip(Summary::of(&weed_mount));
+            Row {
+                name: format!("{workload} {figure}").trim_end().to_owned(),
+                unit: unit.label(),
+                more_is_better: unit.more_is_better(),
+                ratio_of_medians: medians.map(|(o, w)| better(o.median, w.median)),
+                median_of_ratios: Summary::of(&ratios).map(|summary| summary.median),
+                ours,
+                weed_mount,
+            }
+        })
+        .collect()
+}
+
+impl Report {
+    /// The table.
+    pub(super) fn text(&self) -> String {
+        let host = &self.host;
+        let setting = &self.setting;
+        let mut text = format!(
+            "\nkernel {}, {} x {}\n{}, {}\n{} repetitions, large file {} bytes, {} small files, {} random reads\n\n",
+            host.kernel,
+            host.cpus,
+            host.cpu,
+            host.interceptor,
+            host.weed,
+            setting.repetitions,
+            setting.large_file_bytes,
+            setting.small_files,
+            setting.random_reads
+        );
+        let head = ["", "", "interceptor", "weed mount", "better", "paired"].map(str::to_owned);
+        let lines: Vec<[String; 6]> = std::iter::once(head).chain(self.rows.iter().map(Row::cells)).collect();
+        let widths: [usize; 6] = std::array::from_fn(|column| {
+            lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0)
+        });
+        for line in &lines {
+            let mut cells = String::new();
+            for (column, (cell, width)) in line.iter().zip(widths).enumerate() {
+                // Words to the left, numbers to the right.
+                cells.push_str(&if column < 2 {
+                    format!("{cell:<width$}  ")
+                } else {
+                    format!("{cell:>width$}  ")
+                });
+            }
+            text.push_str(cells.trim_end());
+            text.push('\n');
+        }
+        text.push('\n');
+        for note in &setting.notes {
+            text.push_str(note);
+            text.push('\n');
+        }
+        text
+    }
+}
+
+impl Row {
+    fn cells(&self) -> [String; 6] {
+        let side = |values: &[f64]| {
+            Summary::of(values).map_or("-".to_owned(), |s| {
+                format!("{} ({}-{})", digits(s.median), digits(s.min), digits(s.max))
+            })
+        };
+        let times = |ratio: Option<f64>| match ratio {
+            Some(ratio) if ratio.is_finite() => format!("{}x", digits(ratio)),
+            _ => "-".to_owned(),
+        };
+        [
+            self.name.clone(),
+            self.unit.to_owned(),
+            side(&self.ours),
+            side(&self.weed_mount),
+            times(self.ratio_of_medians),
+            times(self.median_of_ratios),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn samples(rate: f64, p50: f64) -> Vec<Sample> {
+        vec![
+            Sample { figure: "", unit: Unit::FilesPerSecond, value: rate },
+            Sample { figure: "p50", unit: Unit::Microseconds, value: p50 },
+        ]
+    }
+
+    #[test]
+    fn better_means_faster_for_rates_and_shorter_for_times() {
+        let ours = [samples(300.0, 10.0), samples(500.0, 20.0), samples(400.0, 30.0)];
+        let weed = [samples(100.0, 100.0), samples(100.0, 100.0), samples(200.0, 120.0)];
+        let rows = rows("small", &ours, &weed);
+        assert_eq!(rows.iter().map(|row| row.name.as_str()).collect::<Vec<_>>(), ["small", "small p50"]);
+        assert_eq!((rows[0].ratio_of_medians, rows[0].median_of_ratios), (Some(4.0), Some(3.0)));
+        assert_eq!((rows[1].ratio_of_medians, rows[1].median_of_ratios), (Some(5.0), Some(5.0)));
+        assert_eq!(rows[0].cells()[2], "400 (300-500)");
+    }
+
+    #[test]
+    fn one_side_alone_has_no_ratio() {
+        let rows = rows("small", &[samples(1.0, 1.0)], &[]);
+        assert_eq!(rows[0].ratio_of_medians, None);
+        assert_eq!(rows[0].cells()[3..], ["-", "-", "-"]);
+    }
+}

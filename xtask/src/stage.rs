@@ -1,0 +1,78 @@
+//! A real SeaweedFS in a workplace, and mounts of it: what `run` shows and `bench` measures.
+
+use std::fs;
+use std::path::Path;
+
+use ::tests::{Cluster, Mount, MountBuilder};
+use anyhow::{Context, Result};
+
+use crate::interrupt;
+use crate::workplace::Workplace;
+
+/// What either mount may cache, MiB.
+const CACHE_MIB: u32 = 2048;
+
+/// A cluster and the workplace that it runs in. Dropping it ends and removes everything.
+pub(crate) struct Stage {
+    // Before the workplace, so that it is dropped before the directory goes.
+    pub(crate) cluster: Cluster,
+    place: Workplace,
+}
+
+impl Stage {
+    /// Starts a cluster in `target/NAME` and waits until it is ready.
+    pub(crate) fn open(name: &str) -> Result<Self> {
+        let mut place = Workplace::open(name)?;
+        // Mounts keep their logs and caches in temporary directories: in the workplace, they are found after a crash.
+        tempfile::env::override_temp_dir(&place.make("tmp")?).ok();
+        let directory = place.make("cluster")?;
+        isolate(&directory)?;
+        eprintln!("starting SeaweedFS");
+        let builder = Cluster::builder().directory(&directory).volume_size_limit_mb(4096);
+        let cluster = builder.start().context("cannot start SeaweedFS")?;
+        let servers = cluster.volume_servers().iter().chain(cluster.filers()).chain([cluster.master()]);
+        for pid in servers.filter_map(|server| server.pid()) {
+            place.owns(pid)?;
+        }
+        interrupt::check()?;
+        Ok(Self { cluster, place })
+    }
+
+    /// Where everything of the stage is kept.
+    pub(crate) fn directory(&self) -> &Path {
+        self.place.directory()
+    }
+
+    /// Mounts a directory of the filer with `interceptor mount`.
+    pub(crate) fn interceptor(&mut self, path: &str) -> Result<Mount> {
+        let security = self.cluster.directory().join("security.toml");
+        let mount = Mount::interceptor(&self.cluster.filer_addresses()).security(&security);
+        self.mount(mount.filer_path(path).arg("--cache-size").arg(format!("{CACHE_MIB}MiB")))
+    }
+
+    /// Mounts a directory of the filer with `weed mount`.
+    pub(crate) fn weed(&mut self, path: &str) -> Result<Mount> {
+        let mount = Mount::weed(&self.cluster).filer_path(path);
+        self.mount(mount.arg(format!("-cacheCapacityMB={CACHE_MIB}")))
+    }
+
+    fn mount(&mut self, mount: MountBuilder) -> Result<Mount> {
+        let mount = mount.mount_point(&self.place.make("mount")?).start()?;
+        self.place.owns(mount.pid())?;
+        interrupt::check()?;
+        Ok(mount)
+    }
+
+    /// Ends and removes everything. Mounts must be gone.
+    pub(crate) fn close(self) -> Result<()> {
+        let Self { cluster, place } = self;
+        drop(cluster);
+        place.close()
+    }
+}
+
+/// Puts a filer configuration where `weed` looks first, so that one of the host, which may name a real metadata store, is not used.
+fn isolate(directory: &Path) -> Result<()> {
+    let store = "[leveldb2]\nenabled = true\ndir = \"./filer0/store\"\n";
+    fs::write(directory.join("filer.toml"), store).context("cannot configure the filer")
+}

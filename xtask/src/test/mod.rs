@@ -1,0 +1,154 @@
+//! `cargo xtask test`: every tier of tests there is, one summary.
+//!
+//! All test programs are built in one go, then run one after the other: first those of the crates, then the documentation's examples, then
+//! the end-to-end suites, whose servers and mounts would disturb each other if two suites ran at once. Temporary files of the
+//! tests lie in a workplace, and orphaned processes come to us, so nothing stays behind even when a test is killed.
+
+mod tally;
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use self::tally::Tally;
+use crate::cargo::{self, Built};
+use crate::interrupt::{self, TICK};
+use crate::process::{self, Identity};
+use crate::setup;
+use crate::workplace::Workplace;
+
+/// How long one test program may run.
+const DEADLINE: Duration = Duration::from_secs(25 * 60);
+
+/// What the verb takes.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Leave out the suites that start servers and mount file systems
+    #[arg(long)]
+    no_e2e: bool,
+    /// Run only the tests whose name contains one of these
+    filter: Vec<String>,
+}
+
+/// The verb.
+pub(crate) fn command(options: &Options) -> Result<()> {
+    let prepared = setup::ensure()?;
+    let interceptor = cargo::build_interceptor()?;
+    let mut programs = cargo::build_tests()?;
+    interrupt::check()?;
+    process::adopt_orphans()?;
+
+    let mut place = Workplace::open("test")?;
+    let temporary = place.make("tmp")?;
+    let prepare = |mut command: Command| {
+        command
+            .env("WEED_BIN", &prepared.weed)
+            .env("INTERCEPTOR_BIN", &interceptor)
+            .env("TMPDIR", &temporary);
+        command
+    };
+    let is_suite = |built: &Built| built.package == "tests" && built.kind == "test";
+    // The fast tiers first: what they find explains what the suites would show.
+    programs.sort_by_key(|built| (is_suite(built), built.package.clone(), built.target.clone()));
+    let (suites, fast): (Vec<_>, Vec<_>) = programs.into_iter().partition(is_suite);
+
+    let mut total = Tally::default();
+    for program in &fast {
+        run(&mut place, &mut total, &name(program), prepare(test_command(program, options)))?;
+    }
+    let mut examples = cargo::cargo();
+    examples.args(["test", "--doc", "--workspace", "--release", "--quiet", "--", "--show-output"]);
+    examples.args(&options.filter);
+    run(&mut place, &mut total, "examples in the documentation", prepare(examples))?;
+    for program in suites.iter().filter(|_| !options.no_e2e) {
+        run(&mut place, &mut total, &name(program), prepare(test_command(program, options)))?;
+    }
+    place.close()?;
+
+    print!("{}", total.report());
+    if options.no_e2e {
+        println!("The end-to-end suites were left out (--no-e2e).");
+    }
+    println!("{}", total.closing_line());
+    ensure!(total.succeeded(), "the tests failed");
+    Ok(())
+}
+
+fn name(program: &Built) -> String {
+    format!("{} {} {}", program.package, program.kind, program.target)
+}
+
+fn test_command(program: &Built, options: &Options) -> Command {
+    let mut command = Command::new(&program.program);
+    command.current_dir(&program.directory).env("CARGO_MANIFEST_DIR", &program.directory);
+    command.args(["--show-output", "--test-threads=2"]).args(&options.filter);
+    command
+}
+
+/// Runs one test program to its end and adds its results to `total`.
+fn run(place: &mut Workplace, total: &mut Tally, name: &str, mut command: Command) -> Result<()> {
+    println!("\n== {name}");
+    let started = Instant::now();
+    let (output, input) = std::io::pipe()?;
+    command.stdout(input.try_clone()?).stderr(input).stdin(std::process::Stdio::null());
+    let mut child = command.spawn().with_context(|| format!("cannot start {name}"))?;
+    // Holds the writing ends, without which the reader would never see the end.
+    drop(command);
+    place.owns(child.id())?;
+
+    let (sender, lines) = channel();
+    thread::spawn(move || {
+        for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
+            if sender.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
+                break;
+            }
+        }
+    });
+    let mut tally = Tally::default();
+    let mut ended = None;
+    loop {
+        match lines.recv_timeout(TICK) {
+            Ok(line) => {
+                if tally.line(&line) {
+                    println!("{line}");
+                }
+                continue;
+            }
+            Err(RecvTimeoutError::Disconnected) => {}
+            // A daemon that a test left behind may hold the pipe open; the end of the program is what counts.
+            Err(RecvTimeoutError::Timeout) if ended.is_none() => {}
+            Err(RecvTimeoutError::Timeout) => break,
+        }
+        if ended.is_some() {
+            break;
+        }
+        if interrupt::requested() || started.elapsed() > DEADLINE {
+            end(&mut child)?;
+            process::end_orphans(&[]);
+            interrupt::check()?;
+        }
+        ended = child.try_wait()?;
+        thread::sleep(if ended.is_some() { Duration::ZERO } else { TICK });
+    }
+    let left = process::end_orphans(&[]);
+    if left > 0 {
+        println!("{left} processes were left behind by {name} and ended");
+    }
+    let status = ended.context("the test program was not waited for")?;
+    if started.elapsed() > DEADLINE {
+        println!("{name} was ended after {} s", DEADLINE.as_secs());
+    }
+    total.add(name, tally, status.success());
+    Ok(())
+}
+
+fn end(child: &mut Child) -> Result<()> {
+    match Identity::of(child.id() as i32) {
+        Some(identity) => identity.end(Duration::from_secs(5)),
+        None => Ok(()),
+    }
+}
