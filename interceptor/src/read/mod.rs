@@ -31,7 +31,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::runtime::Handle;
 
-use crate::cache::{Block, BlockKey, Cache, Flights, Interrupted, Joined, PrefetchOutcome, Reservation};
+use crate::cache::{BlockKey, Cache, Filling, Flights, Interrupted, Joined, PrefetchOutcome, Readable};
 use crate::seaweed::entry::Chunk;
 use crate::telemetry::metrics::{Metrics, Outcome, Source, Trigger};
 
@@ -86,11 +86,11 @@ pub struct Reader {
 /// What a flight brings: the block and where it came from.
 #[derive(Clone)]
 struct Fetched {
-    block: Arc<Block>,
+    block: Readable,
     source: Source,
 }
 
-fn from_cache(block: Arc<Block>) -> Fetched {
+fn from_cache(block: Readable) -> Fetched {
     Fetched { block, source: Source::Registered }
 }
 
@@ -166,7 +166,7 @@ impl Reader {
                     for located in grain::locate(&self.cache, chunk, range, access) {
                         match self.join(chunk, located.key) {
                             Joined::Landed(fetched) => {
-                                fetched.block.mark_read();
+                                fetched.block.mark_read(&located.range);
                                 parts.push(Some(Data::block(fetched.block, located.range)));
                             }
                             Joined::Waiting(outcome) => {
@@ -192,7 +192,7 @@ impl Reader {
                 let mut source = Source::Registered;
                 for (index, outcome, range) in missing {
                     let fetched = outcome.await?;
-                    fetched.block.mark_read();
+                    fetched.block.mark_read(&range);
                     source = fetched.source;
                     parts[index] = Some(Data::block(fetched.block, range));
                 }
@@ -216,28 +216,23 @@ impl Reader {
                 let (reader, chunk) = (self.clone(), chunk.clone());
                 async move {
                     let len = grain::span(&chunk, key.part).1;
-                    let reservation = reader.cache.reserve(len).await;
-                    reader.fill(chunk, key, reservation, Block::demanded).await
+                    let filling = reader.cache.fill(key, len).await;
+                    reader.fill(chunk, key, filling).await
                 }
             },
         )
     }
 
-    /// Fetches a block into the cache. The reservation is held until the block is accounted there.
+    /// Fetches a block into the cache.
     async fn fill(
         self: Arc<Self>,
         chunk: Chunk,
         key: BlockKey,
-        reservation: Reservation,
-        block: impl FnOnce(crate::cache::Buffer) -> Block,
+        mut filling: Filling,
     ) -> Result<Fetched, ReadError> {
-        let (offset, len) = grain::span(&chunk, key.part);
-        let mut buffer = self.cache.buffer(len);
-        let source = self.origin.read_chunk(&chunk, offset, &mut buffer).await.map_err(ReadError::Origin)?;
-        let block = Arc::new(block(buffer));
-        self.cache.insert(key, block.clone());
-        drop(reservation);
-        Ok(Fetched { block, source })
+        let offset = grain::span(&chunk, key.part).0;
+        let source = self.origin.read_chunk(&chunk, offset, &mut filling).await.map_err(ReadError::Origin)?;
+        Ok(Fetched { block: filling.publish(), source })
     }
 
     /// Notes the read with the streams of its file, fetches ahead what they advise, and says whether it is sequential.
@@ -269,16 +264,13 @@ impl Reader {
             if self.cache.contains(&key) || self.flights.contains(&key) {
                 continue;
             }
-            let Some(reservation) = self.cache.try_reserve(grain::span(chunk, key.part).1) else {
+            let len = grain::span(chunk, key.part).1;
+            let Some(filling) = self.cache.try_fill(key, len, outcome.clone()) else {
                 return false;
             };
-            let (reader, chunk, outcome) = (self.clone(), chunk.clone(), outcome.clone());
+            let (reader, chunk) = (self.clone(), chunk.clone());
             // Whether this fetch or one that another thread just began is the one that runs, the block will come.
-            let _ = self.flights.join(
-                key,
-                || None,
-                || reader.fill(chunk, key, reservation, move |buffer| Block::prefetched(buffer, outcome)),
-            );
+            let _ = self.flights.join(key, || None, || reader.fill(chunk, key, filling));
         }
         true
     }

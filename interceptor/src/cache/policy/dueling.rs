@@ -76,7 +76,8 @@ impl<K: Copy + Eq + Hash + Send + std::fmt::Debug> Dueling<K> {
         ARMS[self.current]
     }
 
-    fn refer(&mut self, key: &K, weight: u64) {
+    /// Has the miniatures see a reference, if the key is in the sample.
+    fn play(&mut self, key: &K, weight: u64) {
         let hash = self.hasher.hash_one(key);
         if !sampled(hash, self.sample) {
             return;
@@ -142,15 +143,14 @@ fn sampled(hash: u64, sample: u32) -> bool {
 impl<K: Copy + Eq + Hash + Send + std::fmt::Debug> Policy<K> for Dueling<K> {
     fn admit(&mut self, key: K, weight: u64, arrival: Arrival) {
         if arrival == Arrival::Demanded && !self.policy.is_present(&key) {
-            self.refer(&key, weight);
+            self.play(&key, weight);
         }
         self.policy.admit(key, weight, arrival);
     }
 
     fn touch(&mut self, key: &K) {
-        if let Some(weight) = self.policy.weight_of(key) {
-            self.refer(key, weight);
-            self.policy.touch(key);
+        if let Some(weight) = self.policy.refer(key) {
+            self.play(key, weight);
         }
     }
 

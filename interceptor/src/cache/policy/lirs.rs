@@ -145,8 +145,7 @@ impl<K: Copy + Eq + Hash + Send + std::fmt::Debug> Lirs<K> {
     /// Plays a whole cache: notes a use of `key`, which comes in if it is absent, whereupon others leave. Returns
     /// whether it was there.
     pub fn reference(&mut self, key: K, weight: u64) -> bool {
-        if self.is_present(&key) {
-            self.touch(&key);
+        if self.refer(&key).is_some() {
             return true;
         }
         while self.weight + weight > self.capacity {
@@ -164,6 +163,27 @@ impl<K: Copy + Eq + Hash + Send + std::fmt::Debug> Lirs<K> {
         false
     }
 
+    /// Notes a use, and returns what the entry weighs in bytes, if it is there.
+    pub fn refer(&mut self, key: &K) -> Option<u64> {
+        let &node = self.index.get(key)?;
+        match self.nodes[node].state {
+            State::Hot => {
+                self.nodes[node].chances = (self.nodes[node].chances + 1).min(self.traits.chances);
+                self.restack(node);
+                self.prune();
+            }
+            State::Cold if self.nodes[node].on_stack => self.heat(node),
+            State::Cold => {
+                self.restack(node);
+                self.set_state(node, State::Cold);
+            }
+            State::Unread => self.first_use(node),
+            State::Ghost => return None,
+        }
+        self.nodes[node].used_at = self.clock;
+        Some(self.nodes[node].weight)
+    }
+
     /// Forgets all keys, ghosts too, that `keep` does not want.
     pub fn retain(&mut self, keep: impl Fn(&K) -> bool) {
         let gone: Vec<u32> = self.index.iter().filter(|(key, _)| !keep(key)).map(|(_, &node)| node).collect();
@@ -173,15 +193,9 @@ impl<K: Copy + Eq + Hash + Send + std::fmt::Debug> Lirs<K> {
         self.prune();
     }
 
-    /// What the entry weighs in bytes, if it is there.
-    pub fn weight_of(&self, key: &K) -> Option<u64> {
-        let node = &self.nodes[*self.index.get(key)?];
-        (node.state != State::Ghost).then_some(node.weight)
-    }
-
     /// Whether the entry is there, rather than unknown or a ghost.
     pub fn is_present(&self, key: &K) -> bool {
-        self.weight_of(key).is_some()
+        self.index.get(key).is_some_and(|&node| self.nodes[node].state != State::Ghost)
     }
 
     fn hot_limit(&self) -> u64 {
@@ -236,7 +250,7 @@ impl<K: Copy + Eq + Hash + Send + std::fmt::Debug> Lirs<K> {
         self.enter_state(node, state);
     }
 
-    fn to_top(&mut self, node: u32) {
+    fn restack(&mut self, node: u32) {
         self.off_stack(node);
         self.stack.push(&mut self.nodes, node);
         self.nodes[node].on_stack = true;
@@ -275,7 +289,7 @@ impl<K: Copy + Eq + Hash + Send + std::fmt::Debug> Lirs<K> {
             let chances = self.nodes[bottom].chances.min(self.traits.chances);
             if chances > 0 {
                 self.nodes[bottom].chances = chances - 1;
-                self.to_top(bottom);
+                self.restack(bottom);
             } else {
                 self.off_stack(bottom);
                 self.set_state(bottom, State::Cold);
@@ -287,7 +301,7 @@ impl<K: Copy + Eq + Hash + Send + std::fmt::Debug> Lirs<K> {
     fn heat(&mut self, node: u32) {
         self.nodes[node].chances = 0;
         self.set_state(node, State::Hot);
-        self.to_top(node);
+        self.restack(node);
         self.cool();
     }
 
@@ -298,7 +312,7 @@ impl<K: Copy + Eq + Hash + Send + std::fmt::Debug> Lirs<K> {
         if self.nodes[node].on_stack || self.hot_weight + weight <= self.hot_limit() {
             self.heat(node);
         } else {
-            self.to_top(node);
+            self.restack(node);
             self.set_state(node, State::Cold);
         }
     }
@@ -339,7 +353,7 @@ impl<K: Copy + Eq + Hash + Send + std::fmt::Debug> Lirs<K> {
                 match look(Candidate { key: self.nodes[node].key, warmth: Warmth::Hot, recent: false }) {
                     Look::Stop => return true,
                     Look::Next => {}
-                    Look::InUse => self.to_top(node),
+                    Look::InUse => self.restack(node),
                 }
             }
             node = newer;
@@ -389,25 +403,7 @@ impl<K: Copy + Eq + Hash + Send + std::fmt::Debug> Policy<K> for Lirs<K> {
     }
 
     fn touch(&mut self, key: &K) {
-        let Some(&node) = self.index.get(key) else { return };
-        if self.nodes[node].state == State::Ghost {
-            return;
-        }
-        self.nodes[node].used_at = self.clock;
-        match self.nodes[node].state {
-            State::Hot => {
-                self.nodes[node].chances = (self.nodes[node].chances + 1).min(self.traits.chances);
-                self.to_top(node);
-                self.prune();
-            }
-            State::Cold if self.nodes[node].on_stack => self.heat(node),
-            State::Cold => {
-                self.to_top(node);
-                self.set_state(node, State::Cold);
-            }
-            State::Unread => self.first_use(node),
-            State::Ghost => {}
-        }
+        self.refer(key);
     }
 
     fn promote(&mut self, key: &K) {
@@ -416,7 +412,7 @@ impl<K: Copy + Eq + Hash + Send + std::fmt::Debug> Policy<K> for Lirs<K> {
             State::Hot | State::Ghost => {}
             State::Cold => self.heat(node),
             // It keeps its protection as unread, and its first use makes it hot.
-            State::Unread => self.to_top(node),
+            State::Unread => self.restack(node),
         }
     }
 

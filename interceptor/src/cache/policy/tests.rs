@@ -172,7 +172,7 @@ fn zipf(keys: usize, exponent: f64, len: usize, seed: u64) -> Vec<u64> {
 fn misses_little_more_than_the_better_of_lru_and_arc_on_any_load() {
     let mut random = Random(7);
     let looping =
-        (0..60_000).map(|i| if random.unit() < 0.3 { 1 << 20 | random.next() % 2000 } else { i % 2000 });
+        (0..60_000).map(|i| if random.unit() < 0.3 { (1 << 20) + random.next() % 2000 } else { i % 2000 });
     let looping: Vec<u64> = looping.collect();
     let sliding: Vec<u64> =
         (0..80_000).map(|i| i / 10 + (random.unit() * random.unit() * 1500.0) as u64).collect();
@@ -227,11 +227,11 @@ fn a_new_working_set_replaces_the_old_one() {
 fn what_was_fetched_ahead_waits_for_its_first_use_but_not_for_ever() {
     let mut cache = Cache::new(1000);
     (0..100).for_each(|key| cache.fetch_ahead(key));
-    (1000..1500).for_each(|key| drop(cache.read(key)));
+    (1000..1500).for_each(|key| _ = cache.read(key));
     assert!((0..100).all(|key| cache.present.contains(&key)), "a reader that takes some time finds it");
-    (2000..2400).for_each(|key| drop(cache.read(key)));
+    (2000..2400).for_each(|key| _ = cache.read(key));
     assert!((0..50).all(|key| cache.read(key)), "a scan does not push it out");
-    (3000..6000).for_each(|key| drop(cache.read(key)));
+    (3000..6000).for_each(|key| _ = cache.read(key));
     assert_eq!((50..100).filter(|key| cache.present.contains(key)).count(), 0, "nobody wanted the rest");
 }
 
@@ -250,18 +250,18 @@ fn unread_entries_do_not_fill_the_cache() {
 #[test]
 fn a_promoted_entry_survives_a_scan() {
     let mut cache = Cache::new(100);
-    (0..100).for_each(|key| drop(cache.read(key)));
+    (0..100).for_each(|key| _ = cache.read(key));
     cache.read(200);
     cache.policy.promote(&200);
     assert_eq!(cache.policy.warmth(&200), Warmth::Hot);
-    (300..800).for_each(|key| drop(cache.read(key)));
+    (300..800).for_each(|key| _ = cache.read(key));
     assert!(cache.read(200));
 }
 
 #[test]
 fn entries_in_use_are_passed_over() {
     let mut cache = Cache::new(100);
-    (0..100).for_each(|key| drop(cache.read(key)));
+    (0..100).for_each(|key| _ = cache.read(key));
     let mut seen = HashSet::new();
     cache.policy.candidates(&mut |candidate| {
         seen.insert(candidate.key);
