@@ -141,8 +141,9 @@ fn everyone_who_waits_for_a_failing_fetch_gets_its_error_and_the_slot_is_free() 
 fn a_pinned_block_is_not_evicted() {
     check(|| {
         let index = index(2);
-        drop(fill(&index, 1));
+        // The first one in is hot; the second will have to leave.
         drop(fill(&index, 2));
+        drop(fill(&index, 1));
         let reader = thread::spawn({
             let index = index.clone();
             move || {
