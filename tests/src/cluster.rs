@@ -9,6 +9,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -35,8 +36,9 @@ pub struct ClusterBuilder {
     filers: usize,
     replication: String,
     max_mb: u32,
+    inline_below: u32,
     encrypt: bool,
-    read_key: Option<String>,
+    settings: String,
     proxied: bool,
     volume_size_limit_mb: u32,
 }
@@ -77,6 +79,13 @@ impl ClusterBuilder {
         self
     }
 
+    /// The filers keep the content of smaller files (in bytes) in the entry.
+    #[must_use]
+    pub fn inline_below(mut self, size: u32) -> Self {
+        self.inline_below = size;
+        self
+    }
+
     /// The filers encrypt every chunk.
     #[must_use]
     pub fn encrypt(mut self) -> Self {
@@ -84,11 +93,17 @@ impl ClusterBuilder {
         self
     }
 
-    /// Volume servers demand a token signed with `key` for reads; the cluster's `security.toml` holds it.
+    /// Adds to the cluster's `security.toml`, which servers, `weed mount` and mounts of this cluster obey.
     #[must_use]
-    pub fn read_key(mut self, key: &str) -> Self {
-        self.read_key = Some(key.to_owned());
+    pub fn settings(mut self, toml: &str) -> Self {
+        self.settings.push_str(toml);
         self
+    }
+
+    /// Volume servers demand a token signed with `key` for reads.
+    #[must_use]
+    pub fn read_key(self, key: &str) -> Self {
+        self.settings(&format!("[jwt.signing.read]\nkey = \"{key}\"\nexpires_after_seconds = 60\n"))
     }
 
     /// Puts a [`FaultProxy`] before each volume server and announces it as the server's public URL.
@@ -120,13 +135,7 @@ impl ClusterBuilder {
             }
         };
         fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
-        let security = match &self.read_key {
-            Some(key) => {
-                format!("[jwt.signing.read]\nkey = \"{key}\"\nexpires_after_seconds = 60\n")
-            }
-            None => String::new(),
-        };
-        fs::write(directory.join("security.toml"), security)?;
+        fs::write(directory.join("security.toml"), &self.settings)?;
 
         let grace = if temporary.is_some() { Duration::ZERO } else { Duration::from_secs(5) };
         let launch = Launch { program, directory: directory.clone(), grace };
@@ -143,16 +152,18 @@ impl ClusterBuilder {
             }
             volumes.push(self.volume(&launch, index, lease, &master, extra)?);
         }
-        let filers = (0..self.filers)
-            .map(|index| self.filer(&launch, index, &master))
-            .collect::<anyhow::Result<Vec<_>>>()?;
-        let cluster = Cluster { filers, volumes, master, proxies, directory, _temporary: temporary };
+        let filers = vec![self.filer(&launch, 0, &master)?];
+        let mut cluster = Cluster { filers, volumes, master, proxies, directory, _temporary: temporary };
         cluster.master.await_answer("/cluster/healthz")?;
         for volume in &cluster.volumes {
             cluster.await_volume_server(volume)?;
         }
-        for filer in &cluster.filers {
-            await_filer(filer)?;
+        await_filer(&cluster.filers[0])?;
+        // A new filer copies the tree of those that are there, and gives up if one does not answer yet.
+        for index in 1..self.filers {
+            let filer = self.filer(&launch, index, &cluster.master)?;
+            await_filer(&filer)?;
+            cluster.filers.push(filer);
         }
         Ok(cluster)
     }
@@ -203,6 +214,7 @@ impl ClusterBuilder {
             // Relative to where it runs: the full path may be too long for a socket.
             format!("-localSocket={name}/socket"),
             format!("-maxMB={}", self.max_mb),
+            format!("-saveToFilerLimit={}", self.inline_below),
         ]);
         if self.encrypt {
             args.push("-encryptVolumeData".into());
@@ -232,8 +244,9 @@ impl Cluster {
             filers: 1,
             replication: "000".into(),
             max_mb: 4,
+            inline_below: 0,
             encrypt: false,
-            read_key: None,
+            settings: String::new(),
             proxied: false,
             volume_size_limit_mb: 1024,
         }
@@ -324,7 +337,8 @@ impl Cluster {
     }
 
     fn await_volume_server(&self, volume: &Server) -> anyhow::Result<()> {
-        volume.await_answer("/healthz")?;
+        // Not by HTTP: it may ask for TLS.
+        volume.await_that("an open port", || TcpStream::connect(volume.address()).ok().map(drop))?;
         let wanted = Value::from(volume.address());
         let known = || {
             let status: Value = serde_json::from_slice(&self.master.get("/dir/status").ok()?).ok()?;
@@ -402,20 +416,6 @@ impl Server {
     pub fn kill(&self) {
         if let Some(mut process) = self.process().take() {
             process.kill();
-        }
-    }
-
-    /// Stops it with SIGSTOP: connections stay open and nothing answers, until [`Server::resume`].
-    pub fn pause(&self) {
-        if let Some(process) = self.process().as_mut() {
-            process.signal(Signal::SIGSTOP);
-        }
-    }
-
-    /// Undoes [`Server::pause`].
-    pub fn resume(&self) {
-        if let Some(process) = self.process().as_mut() {
-            process.signal(Signal::SIGCONT);
         }
     }
 

@@ -25,6 +25,7 @@ pub mod mount;
 pub mod ports;
 pub mod process;
 pub mod proxy;
+pub mod reading;
 pub mod shared;
 pub mod weed;
 

@@ -49,6 +49,12 @@ pub struct MountBuilder {
 }
 
 impl MountBuilder {
+    /// Which program will mount, for options that the two spell differently.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
     /// Mounts this directory of the filer instead of `/`.
     #[must_use]
     pub fn filer_path(mut self, path: &str) -> Self {
@@ -77,6 +83,20 @@ impl MountBuilder {
         self
     }
 
+    /// Adds arguments of the mounting program.
+    #[must_use]
+    pub fn args<A: Into<OsString>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
+        self.args.extend(args.into_iter().map(Into::into));
+        self
+    }
+
+    /// Runs the daemon without the cluster's `security.toml`.
+    #[must_use]
+    pub fn no_security(mut self) -> Self {
+        self.security = None;
+        self
+    }
+
     /// Sets a variable in the daemon's environment.
     #[must_use]
     pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
@@ -100,10 +120,12 @@ impl MountBuilder {
         };
         let cache = home.path().join("cache");
         fs::create_dir(&cache)?;
-        if let Some(security) = &self.security {
-            fs::copy(security, home.path().join("security.toml"))
-                .with_context(|| format!("copying {}", security.display()))?;
-        }
+        // An empty one keeps the host's own settings out.
+        let security = match &self.security {
+            Some(path) => fs::read(path).with_context(|| format!("reading {}", path.display()))?,
+            None => Vec::new(),
+        };
+        fs::write(home.path().join("security.toml"), security)?;
         let mut command = match self.kind {
             Kind::Interceptor => {
                 let mut command = Command::new(interceptor_program()?);
@@ -246,15 +268,6 @@ impl Mount {
             value.split_whitespace().next()?.parse::<f64>().ok()
         });
         Ok(samples.sum())
-    }
-
-    /// Drops what the kernel has cached of every file system, so that reads reach the daemon again.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn drop_page_cache() -> anyhow::Result<()> {
-        nix::unistd::sync();
-        fs::write("/proc/sys/vm/drop_caches", "3").context("dropping the page cache")
     }
 
     /// SIGKILL to the daemon. The mount point stays, dead, until this value is dropped.

@@ -22,7 +22,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 /// How much of a log an error shows, in bytes.
-const TAIL: u64 = 4096;
+const TAIL: u64 = 2048;
 
 /// A running program, its log, and the promise that it ends with this value.
 #[derive(Debug)]

@@ -43,8 +43,18 @@ pub(crate) fn build_tests() -> Result<Vec<Built>> {
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    // What Cargo tells us of our own package is news to build scripts: they would run again, and all that hangs on them, whenever
+    // a build through us follows one without us.
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(|name| OWN_PACKAGE.iter().any(|prefix| name.starts_with(prefix))) {
+            command.env_remove(name);
+        }
+    }
     command
 }
+
+/// How the variables begin that Cargo sets for the package it runs.
+const OWN_PACKAGE: [&str; 3] = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_NAME"];
 
 #[derive(Deserialize)]
 struct Message {

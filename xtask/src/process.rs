@@ -155,6 +155,10 @@ pub(crate) fn describe(command: &Command) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Stdio;
+
     use super::*;
 
     #[test]
@@ -175,12 +179,18 @@ mod tests {
 
     #[test]
     fn a_stubborn_process_is_killed_and_a_stranger_is_left_alone() {
-        let mut child =
-            Command::new("sh").args(["-c", "trap '' TERM; while :; do sleep 1; done"]).spawn().unwrap();
+        let mut child = Command::new("sh")
+            .args(["-c", "trap '' TERM; echo deaf; read never"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut heard = [0; 5];
+        child.stdout.take().unwrap().read_exact(&mut heard).unwrap();
         let identity = Identity::of(child.id() as i32).unwrap();
         Identity { start_ticks: identity.start_ticks + 1, ..identity }.end(Duration::ZERO).unwrap();
         assert!(identity.runs());
         identity.end(Duration::from_millis(20)).unwrap();
-        assert!(!child.wait().unwrap().success());
+        assert_eq!(child.wait().unwrap().signal(), Some(9));
     }
 }

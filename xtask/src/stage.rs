@@ -30,9 +30,8 @@ impl Stage {
         eprintln!("starting SeaweedFS");
         let builder = Cluster::builder().directory(&directory).volume_size_limit_mb(4096);
         let cluster = builder.start().context("cannot start SeaweedFS")?;
-        let servers = cluster.volume_servers().iter().chain(cluster.filers()).chain([cluster.master()]);
-        for pid in servers.filter_map(|server| server.pid()) {
-            place.owns(pid)?;
+        for server in cluster.volume_servers().iter().chain(cluster.filers()).chain([cluster.master()]) {
+            server.pid().map_or(Ok(()), |pid| place.owns(pid))?;
         }
         interrupt::check()?;
         Ok(Self { cluster, place })

@@ -107,7 +107,7 @@ impl Workplace {
             let same_boot = left.boot_id == boot_id()?;
             let running = left.processes.into_iter().filter(|process| same_boot && process.runs());
             self.state = State { processes: running.collect(), ..State::default() };
-            eprintln!("cleaning up after a run that crashed ({} processes left)", self.state.processes.len());
+            eprintln!("cleaning up after a run that crashed");
         }
         self.clear()
     }

@@ -9,7 +9,7 @@ use rdma_engine::FileId;
 use super::arena::Slot;
 use super::index::Core;
 use super::pass::Pass;
-use super::sync::{AtomicBool, Ordering};
+use super::sync::{AtomicBool, AtomicUsize, Ordering};
 
 /// Which part of a chunk a block holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -83,6 +83,8 @@ pub(super) struct Entry {
     /// Set while the block was fetched on speculation and nobody has read it.
     unread: AtomicBool,
     outcome: Option<Arc<dyn PrefetchOutcome>>,
+    /// How many bytes sequential readers have taken.
+    streamed: AtomicUsize,
     core: Arc<Core>,
 }
 
@@ -94,7 +96,15 @@ impl Entry {
         outcome: Option<Arc<dyn PrefetchOutcome>>,
         core: Arc<Core>,
     ) -> Self {
-        Self { key, memory, pass: Pass::default(), unread: AtomicBool::new(outcome.is_some()), outcome, core }
+        Self {
+            key,
+            memory,
+            pass: Pass::default(),
+            unread: AtomicBool::new(outcome.is_some()),
+            outcome,
+            streamed: AtomicUsize::new(0),
+            core,
+        }
     }
 
     /// Whether it was fetched on speculation and nobody has read it.
@@ -150,6 +160,13 @@ impl Readable {
         if entry.pass.note(range, entry.memory.len()) || first {
             entry.core.note_use(entry.key);
         }
+    }
+
+    /// Notes that a stream has read `bytes` of the block, and says whether these were the last of it.
+    pub(super) fn stream(&self, bytes: usize) -> bool {
+        let entry = self.entry();
+        let (before, len) = (entry.streamed.fetch_add(bytes, Ordering::Relaxed), entry.memory.len());
+        before < len && before + bytes >= len
     }
 
     /// Whether the bytes are in the arena, and so in memory that a device may know.

@@ -142,9 +142,18 @@ impl Index {
 
     /// Takes a block away, whatever the policy thinks of it. Who has pinned it keeps it. Returns whether it was there.
     pub(super) fn remove(&self, key: &BlockKey) -> bool {
+        self.withdraw(key, |policy| policy.forget(key))
+    }
+
+    /// Takes a block away that has served its purpose for now. Who has pinned it keeps it.
+    pub(super) fn give_up(&self, key: &BlockKey) {
+        self.withdraw(key, |policy| policy.evict(key));
+    }
+
+    fn withdraw(&self, key: &BlockKey, leave: impl FnOnce(&mut dyn Policy<BlockKey>)) -> bool {
         let mut policy = self.core.policy.lock();
         let entry = self.shard(key).write().remove(key);
-        policy.forget(key);
+        leave(&mut **policy);
         if let Some(Memory::Slot(slot)) = entry.as_ref().map(|entry| &entry.memory) {
             slot.set_owner(None);
         }

@@ -15,6 +15,11 @@
 //! * [`Flights`] makes sure that one block is fetched once, however many readers miss it, and that all of them get its
 //!   error if that fails.
 //!
+//! A sequential reader's bytes stay in the mount's page cache, in front of this one. So a block that a stream has read to
+//! its end is given up at once ([`Cache::consumed`]) and its memory, still warm in the CPU's caches, takes the next block
+//! of the stream: a long scan runs through a few slots and pushes nothing out. Its name is remembered; if it has to be
+//! fetched a second time, the page cache did not keep it, and then it stays.
+//!
 //! Of the budget, only a part (the *fill budget*, an eighth) may be in the hands of fetches in flight, so that a burst
 //! of misses waits instead of emptying the cache. Speculative fetches leave half of that to readers, and are not made when
 //! there is no room. A reader's fetch waits; if everything stays pinned or being filled for [`PATIENCE`], or the block
@@ -23,6 +28,7 @@
 
 pub mod arena;
 mod block;
+mod consumed;
 mod fill;
 mod flight;
 mod index;
@@ -46,6 +52,7 @@ use tokio::time::{Instant, timeout_at};
 
 use arena::{Arena, ArenaError, Backing, Class, ClassUsage, Registration, Slot};
 use block::Memory;
+use consumed::Consumed;
 use index::Index;
 use policy::Dueling;
 
@@ -79,6 +86,7 @@ pub struct Usage {
 /// The block cache of a mount.
 pub struct Cache {
     index: Arc<Index>,
+    consumed: Consumed,
     fill: Arc<Semaphore>,
     fill_bytes: u64,
     /// How long a reader's fetch waits for memory.
@@ -95,7 +103,13 @@ impl Cache {
         let fill_bytes = (capacity / 8).clamp(8 << 20, 1 << 30);
         let index = Index::new(arena, Box::new(Dueling::new(capacity)));
         let fill = Arc::new(Semaphore::new((fill_bytes / FILL_UNIT) as usize));
-        Ok(Self { index: Arc::new(index), fill, fill_bytes, patience: PATIENCE })
+        Ok(Self {
+            index: Arc::new(index),
+            consumed: Consumed::default(),
+            fill,
+            fill_bytes,
+            patience: PATIENCE,
+        })
     }
 
     /// The block under `key`, pinned. Note what was read of it with [`Readable::mark_read`].
@@ -158,6 +172,14 @@ impl Cache {
         let share = self.fill.clone().try_acquire_many_owned(units).ok()?;
         let slot = self.index.allocate(len)?;
         Some(Filling::new(key, Memory::Slot(slot), Some(outcome), self.index.clone(), Some(share)))
+    }
+
+    /// A stream has read `bytes` of the block under `key`. Once it has read all of them the block is given up, unless it
+    /// was given up before and had to be fetched again.
+    pub fn consumed(&self, key: &BlockKey, block: &Readable, bytes: usize) {
+        if block.stream(bytes) && self.consumed.note(*key) {
+            self.index.give_up(key);
+        }
     }
 
     /// Takes a block out of the cache; who has it pinned keeps it. Returns whether it was there.

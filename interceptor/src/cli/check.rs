@@ -6,9 +6,13 @@ use std::process::ExitCode;
 use std::str::FromStr;
 
 use clap::Args;
+use futures::future::join_all;
 
 use super::host::{self, Finding, State};
 use super::options::Filers;
+use crate::seaweed::address::ServerAddress;
+use crate::seaweed::filer::{FilerClient, FilerError};
+use crate::seaweed::security::{Security, SecurityError};
 
 /// Looks at this host, without changing anything, and says what a mount would go without.
 #[derive(Debug, Clone, Args)]
@@ -27,17 +31,57 @@ pub(super) struct CheckOptions {
 }
 
 /// Prints what was found; fails if no mount is possible.
-pub(super) fn run(options: &CheckOptions) -> ExitCode {
-    let findings = host::findings();
+pub(super) fn run(options: &CheckOptions) -> anyhow::Result<ExitCode> {
+    let mut findings = host::findings();
+    let security = match &options.security {
+        Some(file) => Security::load_from(file),
+        None => Security::load(),
+    };
+    let file = options.security.clone().or_else(Security::file);
+    findings.push(security_finding(file, security.as_ref().err()));
+    if let (Some(Filers(filers)), Ok(security)) = (&options.filer, &security) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        findings.extend(runtime.block_on(filer_findings(filers, security)));
+    }
     let possible = findings.iter().all(|finding| finding.state != State::Missing);
     if options.json {
         println!("{}", serde_json::json!({ "mount_possible": possible, "findings": findings }));
     } else {
-        for finding in &findings {
-            print!("{finding}");
-        }
+        findings.iter().for_each(|finding| print!("{finding}"));
     }
-    if possible { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    Ok(if possible { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn security_finding(file: Option<PathBuf>, error: Option<&SecurityError>) -> Finding {
+    Finding {
+        ability: "security.toml",
+        state: if error.is_some() { State::Missing } else { State::Ok },
+        found: match (error, file) {
+            (Some(error), _) => error.to_string(),
+            (None, Some(file)) => format!("{} can be used", file.display()),
+            (None, None) => "there is none: plain text, no tokens".into(),
+        },
+        lost: "a mount does not start without the keys it was told to use",
+        remedy: "correct the file, or name another with --security FILE",
+    }
+}
+
+/// Each filer's answer. A mount needs one of them.
+async fn filer_findings(filers: &[ServerAddress], security: &Security) -> Vec<Finding> {
+    let asked = filers.iter().map(|filer| FilerClient::connect(vec![filer.clone()], security));
+    let answers = join_all(asked).await;
+    let unanswered = if answers.iter().any(Result::is_ok) { State::Lost } else { State::Missing };
+    let finding = |(filer, answer): (&ServerAddress, Result<FilerClient, FilerError>)| Finding {
+        ability: "filer",
+        state: if answer.is_ok() { State::Ok } else { unanswered },
+        found: match answer {
+            Ok(answer) => format!("{filer} answers, version {}", answer.configuration().version),
+            Err(error) => error.to_string(),
+        },
+        lost: "a mount needs at least one filer that answers, and another for when that one does not",
+        remedy: "start it, and open its HTTP port and its gRPC port to this host",
+    };
+    filers.iter().zip(answers).map(finding).collect()
 }
 
 impl fmt::Display for Finding {

@@ -36,7 +36,8 @@ Examples:
           cache-size = \"16GiB\"
           allow-other = true
 
-Stays in the foreground and prints `mounted MOUNTPOINT` on standard output when the mount answers.
+Stays in the foreground. When the mount answers, prints `mounted MOUNTPOINT` and `status URL` on
+standard output.
 Ctrl-C or SIGTERM unmounts; a second one does not wait for open files. Exits with 0 after an unmount,
 1 after a failure, 2 if the options are wrong.";
 
@@ -105,12 +106,12 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let outcome = match cli.command {
-        Command::Mount(_) => run_mount(&arguments, &matches),
-        Command::Status(options) => status::run(&options).map_err(Failure::from),
-        Command::Check(options) => return check::run(&options),
+        Command::Mount(_) => run_mount(&arguments, &matches).map(|()| ExitCode::SUCCESS),
+        Command::Status(options) => status::run(&options).map(|()| ExitCode::SUCCESS).map_err(Failure::from),
+        Command::Check(options) => check::run(&options).map_err(Failure::from),
     };
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(Failure::Usage(text)) => {
             eprintln!("error: {text}\n\nFor more information, try '--help'.");
             ExitCode::from(2)

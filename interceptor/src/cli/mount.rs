@@ -9,6 +9,7 @@ mod health;
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -93,11 +94,15 @@ async fn serve(plan: Plan) -> anyhow::Result<()> {
         tracing::warn!(ability = lost.ability, remedy = lost.remedy, "going without: {}", lost.reason);
         status.lost(lost);
     }
-    if let StatusAddress::At(address) = &plan.options.status_addr {
-        let server = Server::bind(address).await?;
-        tracing::info!("status API at http://{}/", server.address());
-        tokio::spawn(server.serve(status.clone()));
-    }
+    let status_at = match &plan.options.status_addr {
+        StatusAddress::Nowhere => None,
+        StatusAddress::At(address) => {
+            let server = Server::bind(address).await?;
+            let at = server.address();
+            tokio::spawn(server.serve(status.clone()));
+            Some(at)
+        }
+    };
     let security = Arc::new(security(&plan.options)?);
     let filer = tokio::select! {
         connected = FilerClient::connect_as(plan.filers.clone(), &security, owners(&plan.options)) => connected?,
@@ -109,7 +114,7 @@ async fn serve(plan: Plan) -> anyhow::Result<()> {
     // Not to be given up half-way, or the mount would be left behind; its steps have deadlines.
     let mount = mount(&plan, &filer, security, &status).await?;
     health::watch(&status, &mount, &filer, &plan.options.mountpoint);
-    announce(&plan, &filer);
+    announce(&plan, &filer, status_at);
 
     tokio::select! {
         () = mount.wait() => tracing::info!("unmounted by somebody else"),
@@ -202,20 +207,25 @@ fn noted(mut heard: mpsc::Receiver<Notice>, status: Arc<Status>) -> mpsc::Receiv
     passed_on
 }
 
-/// Says that the mount answers, to whoever waits for that line and in the log.
-fn announce(plan: &Plan, filer: &FilerClient) {
+/// Says that the mount answers, in the log and to whoever waits for that line on standard output.
+fn announce(plan: &Plan, filer: &FilerClient, status_at: Option<SocketAddr>) {
     let Plan { identity, cache_size, .. } = plan;
     tracing::info!(
         filer = %filer.current(),
         filer_version = filer.configuration().version,
         path = identity.filer_path,
         cache = %cache_size,
+        status = status_at.map(tracing::field::display),
         "mounted {}",
         identity.mount_point
     );
-    let mut out = std::io::stdout().lock();
+    let mut lines = format!("mounted {}\n", identity.mount_point);
+    if let Some(address) = status_at {
+        lines += &format!("status http://{address}/\n");
+    }
     // Nobody need listen.
-    let _ = writeln!(out, "mounted {}", identity.mount_point).and_then(|()| out.flush());
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(lines.as_bytes()).and_then(|()| out.flush());
 }
 
 /// Keeps the windows of the hit ratios moving.

@@ -11,7 +11,8 @@ use clap::Args;
 use super::size::ByteSize;
 use crate::telemetry::report::{API_VERSION, Flow, Report};
 
-/// The daemon answers from memory: if it takes longer than this, something is wrong with it.
+/// The daemon answers from memory, or says within three seconds what hangs: if it takes longer than this, something is
+/// wrong with it.
 const DEADLINE: Duration = Duration::from_secs(5);
 
 /// More than any report has.
@@ -115,8 +116,8 @@ impl fmt::Display for Text<'_> {
         };
         // The names of longer windows happen to sort first.
         line("hit ratio", &report.hit_ratio.iter().rev().map(ratio).collect::<Vec<_>>().join(", "))?;
-        if let (Some(nodes), Some(handles)) = (report.nodes, report.open_handles) {
-            line("kernel knows", &format_args!("{nodes} files and directories, {handles} open handles"))?;
+        if let Some(nodes) = report.nodes {
+            line("kernel knows", &format_args!("{nodes} files and directories"))?;
         }
         for (what, flows) in [("reads", &report.reads), ("fetches", &report.fetches)] {
             for (source, flow) in flows {

@@ -16,13 +16,16 @@ use fuser::{
     ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
+use parking_lot::Mutex;
+
 use super::attr::{errno, file_attr, no_attr};
 use super::directory::DirectoryHandle;
 use super::handles::Handles;
 use super::statfs::{self, SpaceCache};
 use super::xattr;
 use crate::namespace::{Answer, Found, Namespace, NamespaceError, NodeId, Stat};
-use crate::read::{self, Reader};
+use crate::prefetch::Walks;
+use crate::read::{self, ReadError, Reader, SMALL_FILE};
 use crate::seaweed::entry::Content;
 
 /// How many requests the kernel may have under way in the background (readahead); its default of 12 starves it.
@@ -35,6 +38,7 @@ pub(super) struct Shared {
     pub(super) space: Arc<SpaceCache>,
     pub(super) runtime: tokio::runtime::Handle,
     pub(super) directories: Handles<DirectoryHandle>,
+    pub(super) walks: Mutex<Walks>,
 }
 
 /// A mount's side of the protocol.
@@ -51,6 +55,17 @@ impl Shared {
 
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.runtime.spawn(task);
+    }
+
+    /// Fetches the next files for whoever reads the small files of a directory one after the other.
+    fn read_next_files(&self, node: NodeId) {
+        let Some((listing, place)) = self.namespace.place(node) else { return };
+        let ahead = self.walks.lock().observe(listing.id().into(), place);
+        for entry in listing.at(ahead) {
+            if !self.reader.fetch_small_file(&entry) {
+                break;
+            }
+        }
     }
 
     fn with_attributes(
@@ -79,6 +94,16 @@ fn reply_entry(reply: ReplyEntry, found: Result<Found, NamespaceError>) {
                 tracing::warn!(error = %failure, "lookup failed");
             }
             reply.error(errno(&error));
+        }
+    }
+}
+
+fn log_failure(error: &ReadError, path: &str, offset: u64, len: usize) {
+    match error {
+        // Who tried to fetch it has said why it failed, once for all readers.
+        ReadError::Origin(_) => tracing::debug!(path, offset, len, %error, "read failed"),
+        ReadError::Damaged(_) | ReadError::Interrupted(_) => {
+            tracing::warn!(path, offset, len, %error, "read failed");
         }
     }
 }
@@ -163,6 +188,7 @@ impl Filesystem for MountedTree {
             Err(error) => return reply.error(errno(&error)),
         };
         let len = size as usize;
+        let begins_small_file = offset == 0 && version.size() <= SMALL_FILE;
         // Reading ahead starts tasks.
         let _runtime = self.0.runtime.enter();
         match self.0.reader.read(&version, offset, len) {
@@ -171,11 +197,14 @@ impl Filesystem for MountedTree {
                 match data.await {
                     Ok(data) => reply.data(&data),
                     Err(error) => {
-                        tracing::warn!(path = version.path(), offset, len, %error, "read failed");
+                        log_failure(&error, version.path(), offset, len);
                         reply.error(Errno::from_i32(error.errno()));
                     }
                 }
             }),
+        }
+        if begins_small_file {
+            self.0.read_next_files(node.0);
         }
     }
 

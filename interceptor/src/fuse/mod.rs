@@ -28,6 +28,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fuser::{Config, Session, SessionACL};
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
@@ -143,6 +144,7 @@ impl Mount {
             space: SpaceCache::new(filer, runtime.clone()),
             runtime,
             directories: Handles::new(),
+            walks: Mutex::default(),
         });
 
         // The kernel is asked to mount, and may ask back, on a thread that may block.
@@ -252,10 +254,10 @@ async fn follow(namespace: Arc<Namespace>, mut notices: mpsc::Receiver<Notice>) 
                 tracing::info!("the filer's events arrive; names and attributes are cached");
                 namespace.connected();
             }
-            Notice::Lost { reason } => {
-                tracing::warn!(
-                    reason,
-                    "the filer's events do not arrive; names and attributes are checked every second"
+            // Who follows the events has said why they stopped.
+            Notice::Lost { .. } => {
+                tracing::info!(
+                    "names and attributes are checked every second until the filer's events arrive again"
                 );
                 namespace.disconnected();
             }

@@ -40,7 +40,7 @@ impl MountedAt {
 }
 
 fn topmost_in(table: &[u8], path: &Path) -> Option<MountedAt> {
-    table.split(|byte| *byte == b'\n').filter_map(parse_line).filter(|mount| mount.path == path).next_back()
+    table.split(|byte| *byte == b'\n').filter_map(parse_line).rfind(|mount| mount.path == path)
 }
 
 /// One line: `36 35 98:0 /root /place options [fields] - type source superoptions`.

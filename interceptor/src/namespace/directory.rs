@@ -121,6 +121,11 @@ impl Directory {
         Some(listing)
     }
 
+    /// The newest listing, complete or not, even if something changed since.
+    pub(super) fn any_listing(&self) -> Option<&Arc<Listing>> {
+        self.snapshot.as_ref().or_else(|| self.stream.as_ref().map(|stream| &stream.listing))
+    }
+
     /// Whether `entry` is what a lookup of its name would give now.
     pub(super) fn is_current(&self, entry: &Arc<Entry>) -> bool {
         self.present.get(entry.name.as_str()).is_some_and(|known| Arc::ptr_eq(&known.0, entry))

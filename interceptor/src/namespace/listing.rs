@@ -4,6 +4,7 @@
 //! snapshot agree on offsets. The upper half of an offset is the snapshot's id: the kernel builds its cached copy of a
 //! directory by appending what continues the offset it has, and so cannot mix two snapshots.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -79,6 +80,23 @@ impl Listing {
     pub(super) fn linked_names(&self) -> Vec<String> {
         let linked = |entry: &&Arc<Entry>| entry.hard_link.is_some();
         self.entries.lock().list.iter().filter(linked).map(|entry| entry.name.clone()).collect()
+    }
+
+    /// A number that no other snapshot of the mount has.
+    pub(crate) fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// The place of the entry `name`, if it has been sent. Filers list in the order of the names' bytes.
+    pub(crate) fn place_of(&self, name: &str) -> Option<usize> {
+        self.entries.lock().list.binary_search_by(|entry| entry.name.as_str().cmp(name)).ok()
+    }
+
+    /// The entries at `places`, as far as they exist and have been sent.
+    pub(crate) fn at(&self, places: Range<usize>) -> Vec<Arc<Entry>> {
+        let entries = self.entries.lock();
+        let end = places.end.min(entries.list.len());
+        entries.list.get(places.start..end).unwrap_or_default().to_vec()
     }
 
     /// The offset that continues after the first `count` places.

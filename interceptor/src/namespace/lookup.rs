@@ -182,7 +182,14 @@ impl Namespace {
         if state.nodes.get(id).is_none() {
             return Answer::Now(Err(NamespaceError::Stale));
         }
-        if state.is_fresh(id) || (id == ROOT && self.options.root_path == "/") {
+        if id == ROOT && self.options.root_path == "/" {
+            // The filer keeps no entry of its root that could change.
+            let epoch = state.epoch;
+            if let Some(root) = state.nodes.get_mut(ROOT) {
+                root.checked = (epoch, Instant::now());
+            }
+        }
+        if state.is_fresh(id) {
             let stat = state.stat(id).ok_or(NamespaceError::Stale);
             return Answer::Now(stat);
         }

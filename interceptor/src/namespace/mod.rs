@@ -46,6 +46,7 @@ pub use filer::{Filer, FilerFailure, NamespaceError, Space};
 pub use invalidate::KernelCache;
 
 use invalidate::InvalidationQueue;
+use listing::Listing;
 use state::State;
 
 use crate::read::FileVersion;
@@ -164,6 +165,17 @@ impl Namespace {
         let found = state.nodes.get(node).ok_or(NamespaceError::Stale)?;
         let make = || FileVersion::new(&state.nodes.path(node), found.entry.clone());
         Ok(found.version.get_or_init(make).clone())
+    }
+
+    /// Where a node stands in a listing of its directory, if there is one.
+    pub(crate) fn place(&self, node: NodeId) -> Option<(Arc<Listing>, usize)> {
+        let (listing, name) = {
+            let mut state = self.state.lock();
+            let home = state.nodes.get(node)?.home.clone();
+            (state.nodes.directory(home.parent)?.any_listing()?.clone(), home.name)
+        };
+        let place = listing.place_of(&name)?;
+        Some((listing, place))
     }
 
     /// A handle of a directory was closed.

@@ -1,1 +1,145 @@
+//! The node table against a kernel that counts what it was told, under generated operations.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::nodes::{Nodes, Place};
+use super::tests::{directory, file};
+use super::{NodeId, ROOT};
+
+#[derive(Debug, Clone)]
+enum Step {
+    Attach { parent: usize, name: usize, inode: u64, directory: bool, content: u8 },
+    Forget { node: usize, all: bool },
+    Open { node: usize },
+    Close { node: usize },
+    Unlink { parent: usize, name: usize },
+    Rename { from: usize, name: usize, to: usize, new_name: usize },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let pick = 0..8usize;
+    let name = 0..3usize;
+    prop_oneof![
+        4 => (pick.clone(), name.clone(), 0..6u64, any::<bool>(), 0..2u8).prop_map(
+            |(parent, name, inode, directory, content)| Step::Attach { parent, name, inode, directory, content }
+        ),
+        3 => (pick.clone(), any::<bool>()).prop_map(|(node, all)| Step::Forget { node, all }),
+        1 => pick.clone().prop_map(|node| Step::Open { node }),
+        1 => pick.clone().prop_map(|node| Step::Close { node }),
+        1 => (pick.clone(), name.clone()).prop_map(|(parent, name)| Step::Unlink { parent, name }),
+        1 => (pick.clone(), name.clone(), pick, name)
+            .prop_map(|(from, name, to, new_name)| Step::Rename { from, name, to, new_name }),
+    ]
+}
+
+/// What the kernel believes: lookups and opens of each node.
+#[derive(Default)]
+struct Kernel {
+    held: HashMap<NodeId, (u64, u64)>,
+}
+
+impl Kernel {
+    fn pick(&self, index: usize) -> NodeId {
+        let mut ids: Vec<_> = self.held.keys().copied().collect();
+        ids.sort_unstable();
+        ids.insert(0, ROOT);
+        ids[index % ids.len()]
+    }
+
+    fn release(&mut self, id: NodeId) {
+        if self.held.get(&id) == Some(&(0, 0)) {
+            self.held.remove(&id);
+        }
+    }
+}
+
+const NAMES: [&str; 3] = ["a", "b", "c"];
+
+fn run(nodes: &mut Nodes, kernel: &mut Kernel, step: &Step) {
+    match *step {
+        Step::Attach { parent, name, inode, directory: is_directory, content } => {
+            let name = NAMES[name];
+            let entry = if is_directory { directory(name, inode) } else { file(name, inode, &[content]) };
+            let parent = kernel.pick(parent);
+            if let Some(id) = nodes.attach(parent, name, &Arc::new(entry.clone())) {
+                kernel.held.entry(id).or_default().0 += 1;
+                let known = nodes.get(id).expect("was just attached");
+                assert_eq!(known.entry.content, entry.content, "a node has the content of the name");
+            }
+        }
+        Step::Forget { node, all } => {
+            let id = kernel.pick(node);
+            if let Some(held) = kernel.held.get_mut(&id) {
+                let count = if all { held.0 } else { held.0.min(1) };
+                held.0 -= count;
+                nodes.forget(id, count);
+                kernel.release(id);
+            }
+        }
+        Step::Open { node } => {
+            let id = kernel.pick(node);
+            if let Some(held) = kernel.held.get_mut(&id).filter(|held| held.0 > 0) {
+                held.1 += 1;
+                assert!(nodes.open(id).is_some(), "a node that is known can be opened");
+            }
+        }
+        Step::Close { node } => {
+            let id = kernel.pick(node);
+            if let Some(held) = kernel.held.get_mut(&id).filter(|held| held.1 > 0) {
+                held.1 -= 1;
+                nodes.close(id);
+                kernel.release(id);
+            }
+        }
+        Step::Unlink { parent, name } => {
+            nodes.unlink(kernel.pick(parent), NAMES[name]);
+        }
+        Step::Rename { from, name, to, new_name } => {
+            let from = Place { parent: kernel.pick(from), name: NAMES[name].into() };
+            let to = Place { parent: kernel.pick(to), name: NAMES[new_name].into() };
+            if nodes.get(to.parent).is_some_and(|node| node.directory.is_some()) && from != to {
+                nodes.rename(&from, &to);
+            }
+        }
+    }
+}
+
+fn check(nodes: &mut Nodes, kernel: &Kernel) {
+    for (id, (lookups, opens)) in &kernel.held {
+        let node = nodes.get(*id).unwrap_or_else(|| panic!("node {id} is held by the kernel and gone"));
+        assert_eq!((node.lookups, node.opens), (*lookups, *opens));
+    }
+    let named: Vec<_> =
+        nodes.iter_mut().map(|(id, node)| (id, node.names.clone(), node.home.clone())).collect();
+    for (id, names, home) in named {
+        for place in &names {
+            assert_eq!(nodes.child(place.parent, &place.name), Some(id));
+        }
+        assert!(names.is_empty() || names.contains(&home), "a node is at home where it has a name");
+        assert!(nodes.get(home.parent).is_some(), "the home of a live node is live");
+        // Ends only if no directory is inside itself.
+        assert!(nodes.path(id).starts_with('/'));
+    }
+}
+
+proptest! {
+    #[test]
+    fn nodes_live_exactly_as_long_as_they_are_held(steps in proptest::collection::vec(step(), 1..120)) {
+        let mut nodes = Nodes::new("/", Arc::new(directory("", 0)));
+        let mut kernel = Kernel::default();
+        for step in &steps {
+            run(&mut nodes, &mut kernel, step);
+            check(&mut nodes, &kernel);
+        }
+        let held: Vec<_> = kernel.held.drain().collect();
+        for (id, (lookups, opens)) in held {
+            (0..opens).for_each(|_| nodes.close(id));
+            nodes.forget(id, lookups);
+        }
+        prop_assert_eq!(nodes.len(), 1, "only the root is left");
+        prop_assert_eq!((nodes.cached, nodes.absent), (0, 0));
+    }
+}

@@ -1,1 +1,518 @@
+//! The namespace between a filer and a kernel that do what the tests say.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt};
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+
+use super::invalidate::{Invalidation, InvalidationQueue};
+use super::*;
+use crate::seaweed::entry::{Attributes, Content, Kind};
+
+pub(super) fn file(name: &str, inode: u64, content: &[u8]) -> Entry {
+    let attr = Attributes {
+        kind: Kind::File,
+        perm: 0o644,
+        uid: 0,
+        gid: 0,
+        size: content.len() as u64,
+        mtime: UNIX_EPOCH,
+        ctime: UNIX_EPOCH,
+        crtime: UNIX_EPOCH,
+        nlink: 1,
+        rdev: 0,
+        inode,
+    };
+    Entry {
+        name: name.into(),
+        attr,
+        content: Content::Inline(Bytes::copy_from_slice(content)),
+        xattrs: Arc::from([]),
+        hard_link: None,
+        expires: None,
+    }
+}
+
+pub(super) fn directory(name: &str, inode: u64) -> Entry {
+    let mut entry = file(name, inode, b"");
+    entry.attr.kind = Kind::Directory;
+    entry.content = Content::None;
+    entry
+}
+
+/// A filer that holds what it is told, and its replies as long as it is told to.
+struct Model {
+    entries: Mutex<BTreeMap<(String, String), Entry>>,
+    replies: Semaphore,
+    lookups: AtomicUsize,
+    lists: AtomicUsize,
+}
+
+impl Model {
+    fn put(&self, dir: &str, entry: Entry) -> Option<Entry> {
+        self.entries.lock().insert((dir.into(), entry.name.clone()), entry)
+    }
+    fn remove(&self, dir: &str, name: &str) -> Entry {
+        self.entries.lock().remove(&(dir.into(), name.into())).expect("the test put it there")
+    }
+    fn hold_replies(&self) {
+        self.replies.forget_permits(usize::MAX >> 4);
+    }
+    fn let_reply(&self) {
+        self.replies.add_permits(1 << 20);
+    }
+    fn lookups(&self) -> usize {
+        self.lookups.load(SeqCst)
+    }
+}
+
+struct Handle(Arc<Model>);
+
+impl Filer for Handle {
+    fn lookup(&self, dir: &str, name: &str) -> BoxFuture<'static, Result<Option<Entry>, FilerFailure>> {
+        self.0.lookups.fetch_add(1, SeqCst);
+        let entry = self.0.entries.lock().get(&(dir.to_owned(), name.to_owned())).cloned();
+        let model = self.0.clone();
+        async move {
+            drop(model.replies.acquire().await);
+            Ok(entry)
+        }
+        .boxed()
+    }
+
+    fn list(&self, dir: &str) -> BoxStream<'static, Result<Entry, FilerFailure>> {
+        self.0.lists.fetch_add(1, SeqCst);
+        let entries = self.0.entries.lock();
+        let inside = entries.iter().filter(|((parent, _), _)| parent == dir);
+        let list: Vec<_> = inside.map(|(_, entry)| Ok(entry.clone())).collect();
+        let model = self.0.clone();
+        let start = async move { drop(model.replies.acquire().await) };
+        futures::stream::once(start).flat_map(move |()| futures::stream::iter(list.clone())).boxed()
+    }
+
+    fn space(&self) -> BoxFuture<'static, Result<Space, FilerFailure>> {
+        async { Ok(Space::default()) }.boxed()
+    }
+}
+
+struct Fixture {
+    model: Arc<Model>,
+    namespace: Arc<Namespace>,
+    queue: InvalidationQueue,
+}
+
+fn fixture_with(options: NamespaceOptions) -> Fixture {
+    let model = Arc::new(Model {
+        entries: Mutex::default(),
+        replies: Semaphore::new(1 << 20),
+        lookups: AtomicUsize::new(0),
+        lists: AtomicUsize::new(0),
+    });
+    let runtime = tokio::runtime::Handle::current();
+    let filer = Arc::new(Handle(model.clone()));
+    let (namespace, queue) = Namespace::new(filer, directory("", 0), options, runtime);
+    namespace.connected();
+    let fixture = Fixture { model, namespace, queue };
+    fixture.told();
+    fixture
+}
+
+fn fixture() -> Fixture {
+    fixture_with(NamespaceOptions { prefetch_after: u32::MAX, ..NamespaceOptions::default() })
+}
+
+async fn wait<T>(answer: Answer<T>) -> T {
+    match answer {
+        Answer::Now(result) => result,
+        Answer::Later(result) => result.await,
+    }
+}
+
+impl Fixture {
+    async fn find(&self, parent: NodeId, name: &str) -> Stat {
+        match wait(self.namespace.lookup(parent, name)).await {
+            Ok(Found::Node(stat)) => stat,
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+
+    async fn absent(&self, parent: NodeId, name: &str) -> Duration {
+        match wait(self.namespace.lookup(parent, name)).await {
+            Ok(Found::Absent(timeout)) => timeout,
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+
+    async fn stat(&self, node: NodeId) -> Stat {
+        wait(self.namespace.attributes(node)).await.expect("is known")
+    }
+
+    fn event(&self, old: Option<(&str, &Entry)>, new: Option<(&str, &Entry)>) {
+        fn side<'a>(side: Option<(&'a str, &'a Entry)>) -> Option<Changed<'a>> {
+            side.map(|(directory, entry)| Changed { directory, entry })
+        }
+        self.namespace.changed(side(old), side(new));
+    }
+
+    /// Changes the filer and sends the event.
+    fn write(&self, dir: &str, entry: Entry) {
+        let old = self.model.put(dir, entry.clone());
+        self.event(old.as_ref().map(|old| (dir, old)), Some((dir, &entry)));
+    }
+
+    fn delete(&self, dir: &str, name: &str) {
+        let old = self.model.remove(dir, name);
+        self.event(Some((dir, &old)), None);
+    }
+
+    fn rename(&self, from: (&str, &str), to: (&str, &str)) {
+        let old = self.model.remove(from.0, from.1);
+        let new = Entry { name: to.1.into(), ..old.clone() };
+        self.model.put(to.0, new.clone());
+        self.event(Some((from.0, &old)), Some((to.0, &new)));
+    }
+
+    fn told(&self) -> Vec<Invalidation> {
+        self.queue.try_iter().collect()
+    }
+
+    async fn list(&self, node: NodeId) -> (Arc<listing::Listing>, Vec<String>) {
+        let listing = self.namespace.listing(node).expect("is a directory");
+        let mut names = Vec::new();
+        loop {
+            let batch = listing.batch(names.len()).await.expect("the model can list");
+            if batch.entries.is_empty() {
+                return (listing, names);
+            }
+            names.extend(batch.entries.iter().map(|entry| entry.name.clone()));
+        }
+    }
+}
+
+fn entry_dropped(parent: NodeId, name: &str) -> Invalidation {
+    Invalidation::Entry { parent, name: name.into() }
+}
+
+const LONG: Duration = Duration::from_secs(3600);
+
+#[tokio::test]
+async fn a_changed_file_is_another_node_and_an_open_one_stays_what_it_was() {
+    let f = fixture();
+    f.model.put("/", file("a", 7, b"old"));
+    let old = f.find(ROOT, "a").await;
+    assert_eq!((old.id, old.entry_timeout), (7, LONG));
+    let opened = f.namespace.version(old.id).expect("is known");
+
+    f.write("/", file("a", 7, b"new bytes"));
+    assert!(f.told().contains(&entry_dropped(ROOT, "a")));
+    let new = f.find(ROOT, "a").await;
+    assert_ne!(new.id, old.id);
+    assert_eq!(new.entry.attr.size, 9);
+    assert_eq!(opened.size(), 3);
+    let still = f.stat(old.id).await;
+    assert_eq!((still.id, still.entry.attr.size), (old.id, 3));
+
+    // Once nobody holds the old version, the number is free for the next one.
+    f.namespace.forget(old.id, 1);
+    f.namespace.forget(new.id, 1);
+    assert_eq!(f.find(ROOT, "a").await.id, 7);
+}
+
+#[tokio::test]
+async fn changed_attributes_keep_the_node_and_its_name() {
+    let f = fixture();
+    f.model.put("/", file("a", 7, b"same"));
+    let before = f.find(ROOT, "a").await;
+    let mut changed = file("a", 7, b"same");
+    changed.attr.perm = 0o600;
+    f.write("/", changed);
+    assert_eq!(f.told(), [Invalidation::Attributes(7)]);
+    let after = f.stat(before.id).await;
+    assert_eq!((after.entry.attr.perm, after.attr_timeout), (0o600, LONG));
+    assert_eq!(f.find(ROOT, "a").await.id, before.id);
+}
+
+#[tokio::test]
+async fn a_reply_that_an_event_overtook_is_not_remembered() {
+    let f = fixture();
+    f.model.put("/", file("a", 7, b"old"));
+    f.model.hold_replies();
+    let Answer::Later(slow) = f.namespace.lookup(ROOT, "a") else { panic!("nothing is known yet") };
+    let slow = tokio::spawn(slow);
+    while f.model.lookups() == 0 {
+        tokio::task::yield_now().await;
+    }
+    f.write("/", file("a", 7, b"newer"));
+    f.model.let_reply();
+    let Ok(Ok(Found::Node(stale))) = slow.await else { panic!("there is such a file") };
+    assert_eq!(stale.entry.attr.size, 3);
+    assert_eq!((stale.entry_timeout, stale.attr_timeout), (Duration::ZERO, Duration::ZERO));
+    let fresh = f.find(ROOT, "a").await;
+    assert_eq!((fresh.entry.attr.size, fresh.entry_timeout), (5, LONG));
+}
+
+#[tokio::test]
+async fn lookups_at_the_same_time_are_one_call() {
+    let f = fixture();
+    f.model.put("/", file("a", 7, b"x"));
+    let (one, two) = tokio::join!(f.find(ROOT, "a"), f.find(ROOT, "a"));
+    assert_eq!((one.id, two.id, f.model.lookups()), (7, 7, 1));
+    f.namespace.forget(7, 1);
+    assert_eq!(f.stat(7).await.id, 7, "one of two lookups is left");
+    f.namespace.forget(7, 1);
+    assert!(wait(f.namespace.attributes(7)).await.is_err());
+}
+
+#[tokio::test]
+async fn a_renamed_directory_keeps_its_node_and_what_is_in_it() {
+    let f = fixture();
+    f.model.put("/", directory("d", 5));
+    f.model.put("/", directory("e", 6));
+    f.model.put("/d", file("a", 7, b"x"));
+    let d = f.find(ROOT, "d").await;
+    let e = f.find(ROOT, "e").await;
+    f.find(d.id, "a").await;
+    let old = f.model.remove("/", "d");
+    let child = f.model.remove("/d", "a");
+    let new = Entry { name: "moved".into(), ..old.clone() };
+    f.model.put("/e", new.clone());
+    f.model.put("/e/moved", child.clone());
+    f.event(Some(("/", &old)), Some(("/e", &new)));
+    let told = f.told();
+    assert!(told.contains(&entry_dropped(ROOT, "d")) && told.contains(&entry_dropped(e.id, "moved")));
+    f.event(Some(("/d", &child)), Some(("/e/moved", &child)));
+    assert_eq!(f.find(e.id, "moved").await.id, d.id);
+    assert_eq!(f.find(d.id, "a").await.id, 7);
+    assert_eq!(f.namespace.version(7).expect("is known").path(), "/e/moved/a");
+    f.absent(ROOT, "d").await;
+}
+
+#[tokio::test]
+async fn a_directory_cannot_move_into_itself() {
+    let f = fixture();
+    f.model.put("/", directory("d", 5));
+    f.model.put("/d", directory("e", 6));
+    let d = f.find(ROOT, "d").await;
+    f.find(d.id, "e").await;
+    let entry = directory("d", 5);
+    f.event(Some(("/", &entry)), Some(("/d/e", &entry)));
+    assert_eq!(f.namespace.version(6).expect("is known").path(), "/d/e");
+}
+
+#[tokio::test]
+async fn a_renamed_file_keeps_its_node() {
+    let f = fixture();
+    f.model.put("/", file("a", 7, b"x"));
+    let before = f.find(ROOT, "a").await;
+    f.rename(("/", "a"), ("/", "b"));
+    assert_eq!(f.find(ROOT, "b").await.id, before.id);
+    f.absent(ROOT, "a").await;
+}
+
+#[tokio::test]
+async fn hard_links_share_a_node_and_change_together() {
+    let f = fixture();
+    let linked = |name: &str, content: &[u8]| Entry {
+        hard_link: Some(Bytes::from_static(b"key")),
+        ..file(name, 7, content)
+    };
+    f.model.put("/", linked("a", b"x"));
+    f.model.put("/", linked("b", b"x"));
+    assert_eq!(f.find(ROOT, "a").await.id, f.find(ROOT, "b").await.id);
+    f.model.put("/", linked("b", b"yy"));
+    f.write("/", linked("a", b"yy"));
+    let told = f.told();
+    assert!(told.contains(&entry_dropped(ROOT, "a")) && told.contains(&entry_dropped(ROOT, "b")));
+    let (a, b) = (f.find(ROOT, "a").await, f.find(ROOT, "b").await);
+    assert_eq!((a.id, a.entry.attr.size), (b.id, 2));
+}
+
+#[tokio::test]
+async fn absent_names_are_remembered_until_they_are_created() {
+    let f = fixture();
+    assert_eq!(f.absent(ROOT, "a").await, LONG);
+    assert_eq!(f.absent(ROOT, "a").await, LONG);
+    assert_eq!(f.model.lookups(), 1);
+    f.write("/", file("a", 7, b"x"));
+    assert!(f.told().contains(&entry_dropped(ROOT, "a")));
+    f.find(ROOT, "a").await;
+    f.delete("/", "a");
+    assert_eq!(f.told(), [Invalidation::Deleted { parent: ROOT, child: 7, name: "a".into() }]);
+    f.absent(ROOT, "a").await;
+}
+
+#[tokio::test]
+async fn without_events_nothing_is_trusted_for_long() {
+    let f = fixture();
+    f.model.put("/", file("a", 7, b"x"));
+    f.find(ROOT, "a").await;
+    f.absent(ROOT, "b").await;
+    f.namespace.disconnected();
+    let told = f.told();
+    for taken_back in [entry_dropped(ROOT, "a"), entry_dropped(ROOT, "b"), Invalidation::Attributes(7)] {
+        assert!(told.contains(&taken_back), "{taken_back:?}");
+    }
+    // A change that nobody tells of.
+    f.model.put("/", file("a", 7, b"xyz"));
+    f.model.put("/", file("b", 8, b"x"));
+    let a = f.find(ROOT, "a").await;
+    assert_eq!((a.entry.attr.size, a.entry_timeout), (3, Duration::from_secs(1)));
+    f.find(ROOT, "b").await;
+    let asked = f.model.lookups();
+    f.find(ROOT, "b").await;
+    assert_eq!(f.model.lookups(), asked + 1);
+    f.namespace.connected();
+    assert_eq!(f.find(ROOT, "a").await.entry_timeout, LONG);
+}
+
+#[tokio::test]
+async fn a_directory_in_which_files_are_opened_one_by_one_is_read_at_once() {
+    let window = Duration::from_secs(3600);
+    let f = fixture_with(NamespaceOptions { prefetch_window: window, ..NamespaceOptions::default() });
+    f.model.put("/", directory("d", 5));
+    for i in 0..50 {
+        f.model.put("/d", file(&format!("f{i:02}"), 100 + i, b"x"));
+    }
+    let d = f.find(ROOT, "d").await.id;
+    for i in 0..4 {
+        f.find(d, &format!("f{i:02}")).await;
+    }
+    // Lets the reading that was started begin.
+    tokio::task::yield_now().await;
+    assert_eq!(f.model.lists.load(SeqCst), 1);
+    f.list(d).await;
+    let asked = f.model.lookups();
+    for i in 0..50 {
+        assert_eq!(f.find(d, &format!("f{i:02}")).await.entry_timeout, LONG);
+    }
+    assert_eq!(f.absent(d, "none").await, LONG);
+    assert_eq!((f.model.lookups(), f.model.lists.load(SeqCst)), (asked, 1));
+    // One changed name is asked for again, the others are still known.
+    f.write("/d", file("f03", 103, b"changed"));
+    f.write("/d", file("none", 200, b"x"));
+    assert_eq!(f.find(d, "f03").await.entry.attr.size, 7);
+    f.find(d, "none").await;
+    f.find(d, "f04").await;
+    assert_eq!(f.model.lookups(), asked + 2);
+}
+
+#[tokio::test]
+async fn a_listing_that_an_event_overtook_is_not_remembered() {
+    let f = fixture();
+    f.model.put("/", file("a", 7, b"x"));
+    f.model.hold_replies();
+    let listing = f.namespace.listing(ROOT).expect("is a directory");
+    while f.model.lists.load(SeqCst) == 0 {
+        tokio::task::yield_now().await;
+    }
+    f.write("/", file("b", 8, b"x"));
+    f.model.let_reply();
+    listing.batch(0).await.expect("the model can list");
+    let (second, names) = f.list(ROOT).await;
+    assert_eq!(names, ["a", "b"]);
+    f.told();
+    f.namespace.listing_read(ROOT, &listing);
+    assert_eq!(f.told(), [Invalidation::Listing(ROOT)], "the kernel's copy of the first is wrong");
+    f.namespace.listing_read(ROOT, &second);
+    assert_eq!(f.told(), []);
+    f.write("/", file("c", 9, b"x"));
+    assert!(f.told().contains(&Invalidation::Listing(ROOT)));
+    assert_eq!(f.list(ROOT).await.1, ["a", "b", "c"]);
+}
+
+#[tokio::test]
+async fn entries_of_a_listing_count_as_lookups() {
+    let f = fixture();
+    f.model.put("/", file("a", 7, b"x"));
+    let (listing, _) = f.list(ROOT).await;
+    let entry = listing.batch(0).await.expect("the model can list").entries[0].clone();
+    assert_eq!(f.namespace.attach(ROOT, &entry).map(|stat| (stat.id, stat.entry_timeout)), Some((7, LONG)));
+    f.write("/", file("a", 7, b"changed"));
+    let stale = f.namespace.attach(ROOT, &entry).expect("the root is live");
+    assert_eq!(stale.entry_timeout, Duration::ZERO);
+    f.namespace.forget(7, 2);
+    assert_eq!(f.namespace.size().0, 1);
+}
+
+#[tokio::test]
+async fn what_expires_is_not_trusted_beyond_that() {
+    let f = fixture();
+    let at = SystemTime::now() + Duration::from_secs(60);
+    f.model.put("/", Entry { expires: Some(at), ..file("a", 7, b"x") });
+    let stat = f.find(ROOT, "a").await;
+    assert!(stat.entry_timeout <= Duration::from_secs(60) && stat.attr_timeout > Duration::ZERO);
+    f.model.put("/", Entry { expires: Some(UNIX_EPOCH), ..file("b", 8, b"x") });
+    assert_eq!(f.find(ROOT, "b").await.entry_timeout, Duration::ZERO);
+    let asked = f.model.lookups();
+    f.find(ROOT, "b").await;
+    assert_eq!(f.model.lookups(), asked + 1);
+}
+
+#[tokio::test]
+async fn the_filers_own_directories_are_hidden() {
+    let f = fixture();
+    f.model.put("/", directory("topics", 5));
+    f.model.put("/", directory("topic", 6));
+    f.absent(ROOT, "topics").await;
+    assert_eq!(f.list(ROOT).await.1, ["topic"]);
+}
+
+/// Readers and a writer on several threads: whatever they do, once the last event is handled every name shows the last
+/// content, and nothing is left when all is forgotten.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn under_stress_the_last_change_wins() {
+    let f = fixture_with(NamespaceOptions { cached_entries: 20, ..NamespaceOptions::default() });
+    f.model.put("/", directory("d", 5));
+    let d = f.find(ROOT, "d").await.id;
+    let held = Arc::new(Mutex::new(vec![d]));
+    let readers: Vec<_> = (0..4u64)
+        .map(|reader| {
+            let (f, held) = (f.namespace.clone(), held.clone());
+            tokio::spawn(async move {
+                for turn in 0..500u64 {
+                    let name = format!("f{}", (turn * 7 + reader) % 30);
+                    if let Ok(Found::Node(stat)) = wait(f.lookup(d, &name)).await {
+                        let _ = wait(f.attributes(stat.id)).await;
+                        if turn % 3 == 0 { held.lock().push(stat.id) } else { f.forget(stat.id, 1) }
+                    }
+                    if turn % 50 == reader {
+                        let _ = f.listing(d);
+                    }
+                }
+            })
+        })
+        .collect();
+    for turn in 0..2000u64 {
+        let (name, inode) = (format!("f{}", turn % 30), 100 + turn % 30);
+        let known = f.model.entries.lock().contains_key(&("/d".into(), name.clone()));
+        match turn % 11 {
+            0 if known => f.delete("/d", &name),
+            _ => f.write("/d", file(&name, inode, &turn.to_le_bytes())),
+        }
+        if turn % 400 == 399 {
+            f.namespace.disconnected();
+            f.namespace.connected();
+        }
+        tokio::task::yield_now().await;
+    }
+    for reader in readers {
+        reader.await.expect("no reader panics");
+    }
+    let last: Vec<_> =
+        f.model.entries.lock().iter().filter(|(key, _)| key.0 == "/d").map(|(_, e)| e.clone()).collect();
+    for entry in last {
+        let stat = f.find(d, &entry.name).await;
+        held.lock().push(stat.id);
+        assert!(stat.entry.same_content(&entry), "{} shows an older version", entry.name);
+    }
+    let held = std::mem::take(&mut *held.lock());
+    held.iter().rev().for_each(|id| f.namespace.forget(*id, 1));
+    assert_eq!(f.namespace.size().0, 1, "only the root is left");
+}

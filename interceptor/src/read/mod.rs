@@ -30,9 +30,10 @@ use std::time::Instant;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 
 use crate::cache::{BlockKey, Cache, Filling, Flights, Interrupted, Joined, PrefetchOutcome, Readable};
-use crate::seaweed::entry::Chunk;
+use crate::seaweed::entry::{Chunk, Content, Entry};
 use crate::telemetry::metrics::{Metrics, Outcome, Source, Trigger};
 
 pub use data::Data;
@@ -40,7 +41,7 @@ pub use origin::{Cluster, Origin, OriginError};
 pub use version::FileVersion;
 
 use data::Segment;
-use grain::Access;
+use grain::{Access, Located};
 use layout::Layout;
 
 /// Why a read could not be answered.
@@ -81,7 +82,14 @@ pub struct Reader {
     max_window: u64,
     sequential: Arc<dyn PrefetchOutcome>,
     hot: Arc<dyn PrefetchOutcome>,
+    next_file: Arc<dyn PrefetchOutcome>,
+    /// Held by the fetch of a hot chunk. One at a time, so that random readers, who wait for small pieces meanwhile, do not
+    /// wait behind a crowd of large ones.
+    promoting: Arc<Semaphore>,
 }
+
+/// Files up to this size, in bytes, are fetched whole when their turn seems to come.
+pub const SMALL_FILE: u64 = 1 << 20;
 
 /// What a flight brings: the block and where it came from.
 #[derive(Clone)]
@@ -115,6 +123,8 @@ impl Reader {
             flights: Flights::new(runtime),
             sequential: counted(Trigger::Sequential),
             hot: counted(Trigger::Hot),
+            next_file: counted(Trigger::NextFile),
+            promoting: Arc::new(Semaphore::new(1)),
             cache,
             origin,
             metrics,
@@ -166,17 +176,17 @@ impl Reader {
                     for located in grain::locate(&self.cache, chunk, range, access) {
                         match self.join(chunk, located.key) {
                             Joined::Landed(fetched) => {
-                                fetched.block.mark_read(&located.range);
+                                self.note_use(&located, &fetched.block, sequential);
                                 parts.push(Some(Data::block(fetched.block, located.range)));
                             }
                             Joined::Waiting(outcome) => {
-                                missing.push((parts.len(), outcome, located.range));
+                                missing.push((parts.len(), outcome, located));
                                 parts.push(None);
                             }
                         }
                     }
                     if access == (Access::Random { hot: true }) {
-                        self.fetch_ahead(chunk, &(0..chunk.size), &self.hot);
+                        self.promote(chunk);
                     }
                 }
             }
@@ -186,22 +196,29 @@ impl Reader {
             self.metrics.read(Source::Registered, data.len() as u64, begun.elapsed());
             return Answer::Ready(data);
         }
-        let metrics = self.metrics.clone();
+        let reader = self.clone();
         Answer::Pending(
             async move {
                 let mut source = Source::Registered;
-                for (index, outcome, range) in missing {
+                for (index, outcome, located) in missing {
                     let fetched = outcome.await?;
-                    fetched.block.mark_read(&range);
+                    reader.note_use(&located, &fetched.block, sequential);
                     source = fetched.source;
-                    parts[index] = Some(Data::block(fetched.block, range));
+                    parts[index] = Some(Data::block(fetched.block, located.range));
                 }
                 let data = Data::join(parts.into_iter().flatten().collect());
-                metrics.read(source, data.len() as u64, begun.elapsed());
+                reader.metrics.read(source, data.len() as u64, begun.elapsed());
                 Ok(data)
             }
             .boxed(),
         )
+    }
+
+    fn note_use(&self, located: &Located, block: &Readable, sequential: bool) {
+        block.mark_read(&located.range);
+        if sequential {
+            self.cache.consumed(&located.key, block, located.range.len());
+        }
     }
 
     /// The block under `key`, from the cache or from a fetch that this starts or joins.
@@ -252,6 +269,30 @@ impl Reader {
         advice.sequential
     }
 
+    /// Starts to fetch all of a chunk that is read at random again and again, unless another is being promoted.
+    fn promote(self: &Arc<Self>, chunk: &Chunk) {
+        for key in grain::large_blocks(chunk, &(0..chunk.size)) {
+            if !self.is_wanted(&key) {
+                continue;
+            }
+            let Ok(turn) = self.promoting.clone().try_acquire_owned() else { return };
+            if !self.start(chunk, key, &self.hot, turn) {
+                return;
+            }
+        }
+    }
+
+    /// Starts to fetch a file of at most [`SMALL_FILE`] bytes that is expected to be read next; others are left alone.
+    /// Returns whether there was room for it.
+    pub fn fetch_small_file(self: &Arc<Self>, entry: &Entry) -> bool {
+        let Content::Chunks(chunks) = &entry.content else { return true };
+        if entry.attr.size > SMALL_FILE || chunks.iter().any(|chunk| chunk.is_manifest) {
+            return true;
+        }
+        let worth = |chunk: &&Chunk| (1..=SMALL_FILE).contains(&chunk.size);
+        chunks.iter().filter(worth).all(|chunk| self.fetch_ahead(chunk, &(0..chunk.size), &self.next_file))
+    }
+
     /// Starts to fetch the blocks of `chunk` that hold `range`, unless they are there or on their way. Returns whether
     /// there was room for all of them.
     fn fetch_ahead(
@@ -260,18 +301,32 @@ impl Reader {
         range: &std::ops::Range<u64>,
         outcome: &Arc<dyn PrefetchOutcome>,
     ) -> bool {
-        for key in grain::large_blocks(chunk, range) {
-            if self.cache.contains(&key) || self.flights.contains(&key) {
-                continue;
-            }
-            let len = grain::span(chunk, key.part).1;
-            let Some(filling) = self.cache.try_fill(key, len, outcome.clone()) else {
-                return false;
-            };
-            let (reader, chunk) = (self.clone(), chunk.clone());
-            // Whether this fetch or one that another thread just began is the one that runs, the block will come.
-            let _ = self.flights.join(key, || None, || reader.fill(chunk, key, filling));
-        }
+        let wanted = |key: &BlockKey| self.is_wanted(key);
+        grain::large_blocks(chunk, range).filter(wanted).all(|key| self.start(chunk, key, outcome, ()))
+    }
+
+    fn is_wanted(&self, key: &BlockKey) -> bool {
+        !self.cache.contains(key) && !self.flights.contains(key)
+    }
+
+    /// Starts to fetch a block that nobody has asked for, holding `token` until it is there. Returns whether there was
+    /// room for it.
+    fn start(
+        self: &Arc<Self>,
+        chunk: &Chunk,
+        key: BlockKey,
+        outcome: &Arc<dyn PrefetchOutcome>,
+        token: impl Send + 'static,
+    ) -> bool {
+        let len = grain::span(chunk, key.part).1;
+        let Some(filling) = self.cache.try_fill(key, len, outcome.clone()) else { return false };
+        let (reader, chunk) = (self.clone(), chunk.clone());
+        let fetch = async move {
+            let _token = token;
+            reader.fill(chunk, key, filling).await
+        };
+        // If another thread was faster, its fetch brings the block and this one is dropped.
+        let _ = self.flights.join(key, || None, || fetch);
         true
     }
 }

@@ -114,10 +114,6 @@ fn levels(out: &mut Exposition, levels: &Levels) {
         out.family("interceptor_nodes", "gauge", "Files and directories that the kernel remembers.")
             .sample(&[], nodes);
     }
-    if let Some(handles) = levels.open_handles {
-        out.family("interceptor_open_handles", "gauge", "Files that applications hold open.")
-            .sample(&[], handles);
-    }
 }
 
 /// Each source as a label, with its flow.
@@ -144,7 +140,6 @@ mod tests {
         metrics.set_cache_usage(Box::new(|| CacheUsage { capacity: 10, used: 5, allocated: 7 }));
         metrics.set_subscription_live(Box::new(|| true));
         metrics.set_nodes(Box::new(|| 3));
-        metrics.set_open_handles(Box::new(|| 2));
         exposition(&metrics)
     }
 
@@ -165,7 +160,6 @@ mod tests {
             "interceptor_cache_hit_ratio{window=\"1m\"} 0.75",
             "interceptor_subscription_live 1",
             "interceptor_nodes 3",
-            "interceptor_open_handles 2",
         ] {
             assert!(text.lines().any(|found| found == line), "no {line:?} in:\n{text}");
         }

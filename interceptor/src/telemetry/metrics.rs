@@ -115,7 +115,6 @@ struct Gauges {
     cache_usage: Option<Gauge<CacheUsage>>,
     subscription_live: Option<Gauge<bool>>,
     nodes: Option<Gauge<u64>>,
-    open_handles: Option<Gauge<u64>>,
 }
 
 /// The levels at one moment.
@@ -127,8 +126,6 @@ pub struct Levels {
     pub subscription_live: Option<bool>,
     /// Files and directories that the kernel remembers.
     pub nodes: Option<u64>,
-    /// Files that applications hold open.
-    pub open_handles: Option<u64>,
 }
 
 /// What one thread counts.
@@ -242,11 +239,6 @@ impl Metrics {
         self.gauges.lock().nodes = Some(gauge);
     }
 
-    /// From now on `gauge` tells how many files applications hold open.
-    pub fn set_open_handles(&self, gauge: Gauge<u64>) {
-        self.gauges.lock().open_handles = Some(gauge);
-    }
-
     /// The levels now.
     pub fn levels(&self) -> Levels {
         let gauges = self.gauges.lock();
@@ -254,7 +246,6 @@ impl Metrics {
             cache: gauges.cache_usage.as_ref().map(|gauge| gauge()),
             subscription_live: gauges.subscription_live.as_ref().map(|gauge| gauge()),
             nodes: gauges.nodes.as_ref().map(|gauge| gauge()),
-            open_handles: gauges.open_handles.as_ref().map(|gauge| gauge()),
         }
     }
 

@@ -39,8 +39,6 @@ pub struct Report {
     pub cache: Option<CacheUsage>,
     /// Files and directories that the kernel remembers.
     pub nodes: Option<u64>,
-    /// Files that applications hold open.
-    pub open_handles: Option<u64>,
     /// Reads of applications that reached the daemon, by source.
     pub reads: BTreeMap<String, Flow>,
     /// Fetches from an origin, by source.

@@ -10,14 +10,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, join_all};
 use parking_lot::Mutex;
 
 use super::metrics::{Gauge, Metrics, Outcome, Source, Trigger};
 use super::report::{API_VERSION, FetchErrors, Flow, LostAbility, Prefetched, Report, Subscription};
 
-/// How long a check of readiness may take before it counts as failed.
-const CHECK_DEADLINE: Duration = Duration::from_secs(2);
+/// How long a check of readiness may take before it counts as failed. Longer than a mount takes to answer `statfs` on its
+/// own when the filer does not.
+const CHECK_DEADLINE: Duration = Duration::from_secs(3);
 
 /// Finds out whether something works at this moment; the error says what does not, in one line.
 pub type Check = Box<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
@@ -109,7 +110,7 @@ impl Status {
         self.checks.lock().push((name, Arc::new(check)));
     }
 
-    /// Whether reads can be expected to work now; the error says why not. Takes at most two seconds a check.
+    /// Whether reads can be expected to work now; the error names everything that does not. Takes three seconds at most.
     pub async fn ready(&self) -> Result<(), String> {
         self.ready_within(CHECK_DEADLINE).await
     }
@@ -119,14 +120,15 @@ impl Status {
         if checks.is_empty() {
             return Err("starting: not mounted yet".into());
         }
-        for (name, check) in checks {
+        let outcomes = checks.iter().map(|(name, check)| async move {
             match tokio::time::timeout(deadline, check()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(reason)) => return Err(format!("{name}: {reason}")),
-                Err(_) => return Err(format!("{name}: no answer within {deadline:?}")),
+                Ok(Ok(())) => None,
+                Ok(Err(reason)) => Some(format!("{name}: {reason}")),
+                Err(_) => Some(format!("{name}: no answer within {deadline:?}")),
             }
-        }
-        Ok(())
+        });
+        let failed: Vec<String> = join_all(outcomes).await.into_iter().flatten().collect();
+        if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
     }
 
     /// Everything at this moment.
@@ -157,7 +159,6 @@ impl Status {
             subscription,
             cache: levels.cache,
             nodes: levels.nodes,
-            open_handles: levels.open_handles,
             reads: Source::ALL
                 .into_iter()
                 .map(|source| (label(source), Flow::from(&totals.reads[source as usize])))

@@ -6,6 +6,7 @@
 
 mod tally;
 
+use std::borrow::Cow;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command};
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -23,6 +24,9 @@ use crate::workplace::Workplace;
 
 /// How long one test program may run.
 const DEADLINE: Duration = Duration::from_secs(25 * 60);
+
+/// Longest line that is passed on whole, characters.
+const LINE: usize = 1000;
 
 /// What the verb takes.
 #[derive(clap::Args)]
@@ -114,7 +118,7 @@ fn run(place: &mut Workplace, total: &mut Tally, name: &str, mut command: Comman
         match lines.recv_timeout(TICK) {
             Ok(line) => {
                 if tally.line(&line) {
-                    println!("{line}");
+                    println!("{}", shortened(&line));
                 }
                 continue;
             }
@@ -146,9 +150,31 @@ fn run(place: &mut Workplace, total: &mut Tally, name: &str, mut command: Comman
     Ok(())
 }
 
+/// The line, or its beginning if it is one of those that print a whole buffer.
+fn shortened(line: &str) -> Cow<'_, str> {
+    match line.char_indices().nth(LINE) {
+        Some((cut, _)) => format!("{} ... ({} bytes more)", &line[..cut], line.len() - cut).into(),
+        None => line.into(),
+    }
+}
+
 fn end(child: &mut Child) -> Result<()> {
     match Identity::of(child.id() as i32) {
         Some(identity) => identity.end(Duration::from_secs(5)),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_printed_buffer_is_cut() {
+        assert_eq!(shortened("short"), "short");
+        let long = "ü".repeat(LINE + 3);
+        let cut = shortened(&long);
+        assert!(cut.starts_with("üü") && cut.ends_with("ü ... (6 bytes more)"));
+        assert_eq!(shortened(&long[..2 * LINE]), &long[..2 * LINE]);
     }
 }

@@ -100,8 +100,12 @@ impl Security {
     /// Reads the first `security.toml` of the search path, and the environment. Without a file everything that the
     /// environment does not set is off.
     pub fn load() -> Result<Self, SecurityError> {
-        let file = search_path().into_iter().find(|path| path.exists());
-        Self::from_settings(&Settings::read(file.as_deref(), |name| std::env::var(name).ok())?)
+        Self::from_settings(&Settings::read(Self::file().as_deref(), |name| std::env::var(name).ok())?)
+    }
+
+    /// The first `security.toml` of the search path, if there is one.
+    pub fn file() -> Option<PathBuf> {
+        search_path().into_iter().find(|path| path.exists())
     }
 
     /// Like [`load`](Self::load), from this file instead of one of the search path.

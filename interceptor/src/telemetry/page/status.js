@@ -68,7 +68,7 @@ function show(now) {
     ["changes of the filer", `${now.subscription.live ? "heard" : "NOT heard"}, ${now.subscription.changes} so far, ` +
       `lost ${now.subscription.losses} times`],
     ["last loss", now.subscription.last_loss ?? "-"],
-    ["known to the kernel", `${now.nodes ?? "-"} files and directories, ${now.open_handles ?? "-"} open handles`],
+    ["known to the kernel", `${now.nodes ?? "-"} files and directories`],
   ]);
   const cache = now.cache;
   fill("cache", null, [

@@ -1,0 +1,123 @@
+//! Finds readers that go through the small files of a directory in the order of its listing, as copies, archivers and
+//! many loaders do, and says how many files to run ahead of them.
+//!
+//! A file is known by its place in a listing. A step to one of the next few places continues a walk (several readers may
+//! share the work, and some files may be skipped); a step elsewhere ends it. Like a stream of bytes, a walk earns its
+//! window.
+
+use std::ops::Range;
+
+/// Walks followed at the same time.
+const WALKS: usize = 16;
+/// How far apart two steps of one walk may be, in files.
+const STRIDE: usize = 8;
+/// Steps after which a walk is believed.
+const BELIEVED: u32 = 2;
+/// Bounds of the window, in files.
+const WINDOW: Range<usize> = 8..64;
+
+/// The walks of a mount, each in a listing of its own.
+#[derive(Debug, Default)]
+pub struct Walks {
+    walks: Vec<Walk>,
+    clock: u64,
+}
+
+#[derive(Debug)]
+struct Walk {
+    listing: u64,
+    at: usize,
+    steps: u32,
+    window: usize,
+    advised: usize,
+    used: u64,
+}
+
+impl Walks {
+    /// Takes note that the file at place `index` of a listing is read, and gives the places of the files to fetch now.
+    /// They may be beyond the end of the listing.
+    pub fn observe(&mut self, listing: u64, index: usize) -> Range<usize> {
+        self.clock += 1;
+        let used = self.clock;
+        let Some(walk) = self.walks.iter_mut().find(|walk| walk.listing == listing) else {
+            let walk = Walk { listing, at: index, steps: 0, window: 0, advised: 0, used };
+            if self.walks.len() < WALKS {
+                self.walks.push(walk);
+            } else if let Some(oldest) = self.walks.iter_mut().min_by_key(|walk| walk.used) {
+                *oldest = walk;
+            }
+            return 0..0;
+        };
+        walk.used = used;
+        if index.abs_diff(walk.at) > STRIDE {
+            *walk = Walk { listing, at: index, steps: 0, window: 0, advised: 0, used };
+            return 0..0;
+        }
+        if index > walk.at {
+            walk.at = index;
+            walk.steps += 1;
+        }
+        walk.advise()
+    }
+}
+
+impl Walk {
+    fn advise(&mut self) -> Range<usize> {
+        if self.steps < BELIEVED {
+            return 0..0;
+        }
+        let next = self.at + 1;
+        let from = self.advised.max(next);
+        if from - next > self.window / 2 {
+            return 0..0;
+        }
+        self.window = (self.window * 2).clamp(WINDOW.start, WINDOW.end);
+        self.advised = next + self.window;
+        from..self.advised
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_walk_in_order_finds_nearly_every_file_fetched() {
+        let mut walks = Walks::default();
+        let mut fetched = vec![false; 2000];
+        let mut missed = 0;
+        for index in 0..1000 {
+            missed += usize::from(!fetched[index]);
+            for ahead in walks.observe(1, index) {
+                assert!(!fetched[ahead], "{ahead} is advised once");
+                fetched[ahead] = true;
+            }
+        }
+        assert_eq!(missed, 3);
+        assert!(fetched[1000 + WINDOW.end..].iter().all(|fetched| !fetched));
+    }
+
+    #[test]
+    fn two_readers_that_share_a_directory_are_one_walk() {
+        let mut walks = Walks::default();
+        let order = (0..500).flat_map(|pair| [pair * 2 + 1, pair * 2]);
+        let advised: usize = order.map(|index| walks.observe(1, index).len()).sum();
+        assert!(advised >= 990, "{advised}");
+    }
+
+    #[test]
+    fn a_shuffled_order_is_no_walk() {
+        let mut walks = Walks::default();
+        let advised: usize = (0..1000).map(|i| walks.observe(1, i * 617 % 1000).len()).sum();
+        assert_eq!(advised, 0);
+    }
+
+    #[test]
+    fn walks_in_many_directories_do_not_pile_up() {
+        let mut walks = Walks::default();
+        for listing in 0..1000 {
+            walks.observe(listing, 0);
+        }
+        assert_eq!(walks.walks.len(), WALKS);
+    }
+}

@@ -1,0 +1,163 @@
+//! What SeaweedFS stores otherwise than it was written: compressed, encrypted, both.
+//!
+//! Each test first proves on SeaweedFS that the content is stored the way the test is about.
+
+use std::fs;
+use std::sync::Arc;
+
+use serde_json::Value;
+use tests::{Cluster, Filer, Mount, Pattern, Shared, data, host, reading};
+
+static PLAIN: Shared<Cluster> = Shared::new();
+static ENCRYPTED: Shared<Cluster> = Shared::new();
+
+fn plain() -> Arc<Cluster> {
+    PLAIN.get(|| Cluster::builder().max_mb(1).start().unwrap())
+}
+
+fn encrypted() -> Arc<Cluster> {
+    ENCRYPTED.get(|| Cluster::builder().max_mb(1).encrypt().start().unwrap())
+}
+
+fn all_chunks(filer: &Filer, path: &str, condition: impl Fn(&Value) -> bool) -> bool {
+    let chunks = filer.chunks(path).unwrap();
+    !chunks.is_empty() && chunks.iter().all(condition)
+}
+
+/// Whether the volume server holds this file's first needle gzip'ed: it says so only when asked for gzip.
+fn needle_is_gzipped(cluster: &Cluster, path: &str) -> bool {
+    let chunk = &cluster.filer().chunks(path).unwrap()[0];
+    let fid = chunk["file_id"].as_str().unwrap();
+    let url = format!("http://{}/{fid}", cluster.volume_servers()[0].address());
+    let answer = ureq::get(url).header("Accept-Encoding", "gzip").call().unwrap();
+    answer.headers().get("content-encoding").is_some_and(|coding| coding == "gzip")
+}
+
+#[test]
+fn text_that_the_filer_compresses() {
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = plain();
+    let filer = cluster.filer();
+    let sizes = [100, 5000, 40_000, 1_000_000, 1 << 20, 5_500_000];
+    for size in sizes {
+        let path = format!("/text/{size}.txt");
+        filer.put_as(&path, &data::text(1, size), "", &[("Content-Type", "text/plain")]).unwrap();
+        assert!(size < 1000 || all_chunks(&filer, &path, |chunk| chunk["is_compressed"] == true), "{path}");
+    }
+    let mount = Mount::builder(&cluster).start().unwrap();
+    for size in sizes {
+        reading::verify(&mount.file(&format!("/text/{size}.txt")), &data::text(1, size));
+    }
+}
+
+#[test]
+fn text_of_unknown_type() {
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = plain();
+    let filer = cluster.filer();
+    let content = data::text(2, 3_300_000);
+    filer.put("/unknown/log", &content, "").unwrap();
+    assert!(needle_is_gzipped(&cluster, "/unknown/log"));
+    let mount = Mount::builder(&cluster).start().unwrap();
+    reading::verify(&mount.file("/unknown/log"), &content);
+}
+
+/// Stores a file's only needle anew, as an uploader would who leaves compression to the volume server.
+fn upload_needle_again(cluster: &Cluster, path: &str, content: &[u8]) {
+    let fid = cluster.filer().chunks(path).unwrap()[0]["file_id"].as_str().unwrap().to_owned();
+    let url = format!("http://{}/{fid}", cluster.volume_servers()[0].address());
+    let body = [
+        &b"--border\r\nContent-Disposition: form-data; name=\"file\"; filename=\"f\"\r\n\r\n"[..],
+        content,
+        b"\r\n--border--\r\n",
+    ]
+    .concat();
+    let form = "multipart/form-data; boundary=border";
+    ureq::post(url).header("Content-Type", form).send(&body[..]).unwrap();
+}
+
+#[test]
+fn text_that_the_volume_server_compresses_and_the_chunk_record_does_not_tell() {
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = plain();
+    let filer = cluster.filer();
+    let sizes = [3000, 200_000, 1 << 20];
+    for size in sizes {
+        let path = format!("/untold/{size}");
+        let content = data::text(3, size);
+        filer.put_as(&path, &content, "", &[("Content-Type", "application/x-log")]).unwrap();
+        // The same content again would be taken for unchanged.
+        upload_needle_again(&cluster, &path, b"something else");
+        upload_needle_again(&cluster, &path, &content);
+        assert!(all_chunks(&filer, &path, |chunk| chunk["is_compressed"].is_null()), "{path} is told");
+        assert!(needle_is_gzipped(&cluster, &path), "{path} is not compressed");
+    }
+    let mount = Mount::builder(&cluster).start().unwrap();
+    for size in sizes {
+        reading::verify(&mount.file(&format!("/untold/{size}")), &data::text(3, size));
+    }
+}
+
+#[test]
+fn content_that_is_gzip_itself_stays_gzip() {
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = plain();
+    // A gzip member of stored blocks would do as well: what counts is the magic at the start of plain content.
+    let mut content = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3];
+    content.extend(Pattern::new(4).bytes(0, 700_000));
+    cluster.filer().put("/archive.gz", &content, "").unwrap();
+    let zstd = [&[0x28, 0xb5, 0x2f, 0xfd][..], &Pattern::new(5).bytes(0, 300_000)].concat();
+    cluster.filer().put("/archive.zst", &zstd, "").unwrap();
+    let mount = Mount::builder(&cluster).start().unwrap();
+    reading::verify(&mount.file("/archive.gz"), &content);
+    reading::verify(&mount.file("/archive.zst"), &zstd);
+}
+
+#[test]
+fn encrypted_chunks() {
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = encrypted();
+    let filer = cluster.filer();
+    let mut files = Vec::new();
+    for size in [1, 4096, 100_000, 1 << 20, 3_200_001] {
+        files.push((format!("/secret/random-{size}"), Pattern::new(6).bytes(0, size)));
+        files.push((format!("/secret/text-{size}.txt"), data::text(7, size)));
+    }
+    for (path, content) in &files {
+        filer.put(path, content, "").unwrap();
+        assert!(all_chunks(&filer, path, |chunk| chunk["cipher_key"].is_string()), "{path} is not encrypted");
+    }
+    assert!(
+        all_chunks(&filer, "/secret/text-3200001.txt", |chunk| chunk["is_compressed"] == true),
+        "text is compressed before it is encrypted"
+    );
+    let mount = Mount::builder(&cluster).start().unwrap();
+    for (path, content) in &files {
+        reading::verify(&mount.file(path), content);
+    }
+}
+
+#[test]
+fn text_written_through_a_weed_mount() {
+    if !host::can_mount() {
+        return;
+    }
+    for cluster in [plain(), encrypted()] {
+        let writer = Mount::weed(&cluster).start().unwrap();
+        let content = data::text(8, 4_100_000);
+        fs::write(writer.file("/by-mount.txt"), &content).unwrap();
+        drop(writer);
+        let mount = Mount::builder(&cluster).start().unwrap();
+        reading::verify(&mount.file("/by-mount.txt"), &content);
+    }
+}

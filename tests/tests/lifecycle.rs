@@ -1,0 +1,300 @@
+//! `interceptor mount` as a program: what it refuses and how it says so, every way in which it ends, what it tells of itself.
+
+use std::fs::{self, File, Permissions};
+use std::io::ErrorKind;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::mount::{MntFlags, umount2};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tests::mount::interceptor_program;
+use tests::process::Process;
+use tests::{Cluster, Mount, Pattern, Shared, eventually, host, reading};
+
+static CLUSTER: Shared<Cluster> = Shared::new();
+
+fn cluster() -> Arc<Cluster> {
+    CLUSTER.get(|| {
+        let cluster = Cluster::builder().start().unwrap();
+        cluster.filer().put("/dir/file", &Pattern::new(1).bytes(0, 1_000_000), "").unwrap();
+        cluster
+    })
+}
+
+fn is_mounted(path: &Path) -> bool {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    table.lines().any(|line| line.split(' ').nth(4) == path.to_str())
+}
+
+/// A place to mount on and to run in.
+struct Bench {
+    directory: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir(directory.path().join("mnt")).unwrap();
+        fs::write(directory.path().join("security.toml"), "").unwrap();
+        Bench { directory }
+    }
+
+    fn mount_point(&self) -> PathBuf {
+        self.directory.path().join("mnt")
+    }
+
+    /// Runs `interceptor` with arguments; gives the exit code and everything it said. It must end by itself.
+    fn run(&self, args: &[&str]) -> (Option<i32>, String) {
+        let mut command = Command::new(interceptor_program().unwrap());
+        command.args(args).current_dir(self.directory.path()).env("HOME", self.directory.path());
+        let log = self.directory.path().join("log");
+        let _ = fs::remove_file(&log);
+        let mut process = Process::start(command, &log, Duration::from_secs(5), Signal::SIGTERM).unwrap();
+        let status =
+            process.wait(Duration::from_secs(30)).unwrap_or_else(|error| panic!("{args:?}: {error}"));
+        (status.code(), fs::read_to_string(log).unwrap())
+    }
+
+    /// `interceptor mount ARGS` must fail with this code and say all of `words`.
+    #[track_caller]
+    fn refuses(&self, code: i32, args: &[&str], words: &[&str]) {
+        let args = [&["mount", "--status-addr", "127.0.0.1:0"], args].concat();
+        let (status, said) = self.run(&args);
+        assert_eq!(status, Some(code), "{args:?} said: {said}");
+        for word in words {
+            assert!(said.contains(word), "{args:?} does not say {word:?}: {said}");
+        }
+        assert!(!said.contains("panicked"), "{args:?}: {said}");
+        assert!(!is_mounted(&self.mount_point()), "{args:?} left a mount");
+    }
+}
+
+#[test]
+fn bad_options_are_refused_as_usage_errors() {
+    if !host::can_mount() {
+        return;
+    }
+    let bench = Bench::new();
+    let mount_point = bench.mount_point();
+    let at = mount_point.to_str().unwrap();
+    bench.refuses(2, &[], &["MOUNTPOINT"]);
+    bench.refuses(2, &[at], &["--filer"]);
+    bench.refuses(2, &["--filer", "127.0.0.1:8888", "--no-such-option", at], &["--no-such-option"]);
+    for size in ["banana", "-1", "1XB", ""] {
+        bench.refuses(
+            2,
+            &["--filer", "127.0.0.1:8888", &format!("--cache-size={size}"), at],
+            &["--cache-size"],
+        );
+    }
+    bench.refuses(2, &["--filer", "127.0.0.1:8888", "--cache-size", "1KiB", at], &["--cache-size"]);
+    bench.refuses(2, &["--filer", "127.0.0.1:8888", "--cache-size", "900TiB", at], &["--cache-size"]);
+    for filer in ["", "nonsense", "127.0.0.1:99999", "127.0.0.1:8888,nonsense", "http://127.0.0.1:8888"] {
+        bench.refuses(2, &[&format!("--filer={filer}"), at], &["--filer"]);
+    }
+    bench.refuses(2, &["--filer", "127.0.0.1:8888", "--volume-server-access", "maybe", at], &["filerProxy"]);
+    bench.refuses(2, &["--filer", "127.0.0.1:8888", "--read-retry-time", "soon", at], &["--read-retry-time"]);
+    assert_eq!(bench.run(&["no-such-command"]).0, Some(2));
+    assert_eq!(bench.run(&["--version"]).0, Some(0));
+    assert_eq!(bench.run(&["mount", "--help"]).0, Some(0));
+}
+
+#[test]
+fn an_unfit_mount_point_is_refused() {
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = cluster();
+    let filer = cluster.filer_addresses();
+    let bench = Bench::new();
+    let refused = |path: &Path, words: &[&str]| {
+        let path = path.to_str().unwrap();
+        bench.refuses(1, &["--filer", &filer, path], &[&[path], words].concat());
+    };
+    refused(&bench.directory.path().join("missing"), &["does not exist"]);
+    let file = bench.directory.path().join("file");
+    fs::write(&file, "").unwrap();
+    refused(&file, &["not a directory"]);
+    let full = bench.directory.path().join("full");
+    fs::create_dir(&full).unwrap();
+    fs::write(full.join("something"), "").unwrap();
+    refused(&full, &["not empty"]);
+
+    let mount = Mount::interceptor(&filer).start().unwrap();
+    refused(mount.path(), &["already mounted", "umount"]);
+    assert_eq!(fs::read(mount.file("/dir/file")).unwrap().len(), 1_000_000);
+}
+
+#[test]
+fn a_cluster_that_cannot_be_mounted_is_refused() {
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = cluster();
+    let filer = cluster.filer_addresses();
+    let bench = Bench::new();
+    let mount_point = bench.mount_point();
+    let at = mount_point.to_str().unwrap();
+    let nobody = tests::ports::PortLease::take().unwrap();
+    bench.refuses(1, &["--filer", &nobody.address(), at], &[&nobody.address()]);
+    bench.refuses(1, &["--filer", "no-such-host.invalid:8888", at], &["no-such-host.invalid"]);
+    bench.refuses(1, &["--filer", &filer, "--filer-path", "/no/such/path", at], &["/no/such/path"]);
+    bench.refuses(1, &["--filer", &filer, "--filer-path", "/dir/file", at], &["/dir/file"]);
+    // A volume server speaks HTTP and gRPC too, and is no filer.
+    let volume = cluster.volume_servers()[0].address();
+    bench.refuses(1, &["--filer", &volume, at], &[&volume]);
+
+    let settings = bench.directory.path().join("security.toml");
+    fs::write(&settings, "[jwt.signing.read\nkey = ").unwrap();
+    bench.refuses(1, &["--filer", &filer, at], &["security.toml"]);
+    fs::write(
+        &settings,
+        "[grpc]\nca = \"/no/ca.pem\"\n[grpc.client]\ncert = \"/no/c.pem\"\nkey = \"/no/k.pem\"\n",
+    )
+    .unwrap();
+    bench.refuses(1, &["--filer", &filer, at], &["/no/"]);
+    fs::write(&settings, "").unwrap();
+
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = listener.local_addr().unwrap().to_string();
+    let (status, said) = bench.run(&["mount", "--filer", &filer, "--status-addr", &taken, at]);
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains(&taken), "{said}");
+}
+
+#[test]
+fn signals_unmount_and_the_exit_is_clean() {
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = cluster();
+    for (signal, hold) in [(Signal::SIGTERM, false), (Signal::SIGINT, false), (Signal::SIGTERM, true)] {
+        let mut mount = Mount::interceptor(&cluster.filer_addresses()).start().unwrap();
+        let path = mount.path().to_owned();
+        let held = hold.then(|| File::open(mount.file("/dir/file")).unwrap());
+        assert!(is_mounted(&path));
+        mount.signal(signal);
+        let status = mount.wait().unwrap();
+        assert_eq!(status.code(), Some(0), "{signal} with {held:?} open");
+        assert!(!is_mounted(&path), "{signal}");
+    }
+}
+
+#[test]
+fn an_umount_by_somebody_else_ends_the_daemon() {
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = cluster();
+    let mut mount = Mount::interceptor(&cluster.filer_addresses()).start().unwrap();
+    umount2(mount.path(), MntFlags::empty()).unwrap();
+    assert_eq!(mount.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_killed_daemon_leaves_a_dead_mount_that_the_next_start_explains() {
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = cluster();
+    let filer = cluster.filer_addresses();
+    let mut mount = Mount::interceptor(&filer).start().unwrap();
+    let path = mount.path().to_owned();
+    mount.kill();
+    // What the kernel still remembers it answers by itself.
+    let error = fs::metadata(path.join("never asked for")).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::ENOTCONN));
+
+    let bench = Bench::new();
+    let mut command = Command::new(interceptor_program().unwrap());
+    command.args(["mount", "--status-addr", "none", "--filer", &filer]).arg(&path);
+    let log = bench.directory.path().join("next");
+    let mut next = Process::start(command, &log, Duration::from_secs(10), Signal::SIGTERM).unwrap();
+    let mounted = format!("mounted {}", path.display());
+    let outcome = eventually("a mount or an explanation", Duration::from_secs(20), || {
+        let said = fs::read_to_string(&log).ok()?;
+        let ended = next.exited();
+        (ended.is_some() || said.lines().any(|line| line == mounted)).then_some((ended, said))
+    });
+    match outcome.unwrap() {
+        (Some(status), said) => {
+            assert_eq!(status.code(), Some(1), "{said}");
+            assert!(said.contains("dead") && said.contains("umount"), "{said}");
+        }
+        (None, _) => assert_eq!(fs::read(path.join("dir/file")).unwrap().len(), 1_000_000),
+    }
+}
+
+#[test]
+fn nothing_can_be_written() {
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = cluster();
+    let mount = Mount::interceptor(&cluster.filer_addresses()).start().unwrap();
+    let (file, new) = (mount.file("/dir/file"), mount.file("/dir/new"));
+    let attempts = [
+        ("create", File::create(&new).map(drop)),
+        ("open for writing", File::options().write(true).open(&file).map(drop)),
+        ("open for appending", File::options().append(true).open(&file).map(drop)),
+        ("truncate", File::options().write(true).truncate(true).open(&file).map(drop)),
+        ("mkdir", fs::create_dir(&new)),
+        ("unlink", fs::remove_file(&file)),
+        ("rmdir", fs::remove_dir(mount.file("/dir"))),
+        ("rename", fs::rename(&file, &new)),
+        ("link", fs::hard_link(&file, &new)),
+        ("symlink", symlink("file", &new)),
+        ("chmod", fs::set_permissions(&file, Permissions::from_mode(0o777))),
+        ("chown", std::os::unix::fs::chown(&file, Some(1), Some(1))),
+    ];
+    for (what, result) in attempts {
+        assert_eq!(result.unwrap_err().kind(), ErrorKind::ReadOnlyFilesystem, "{what}");
+    }
+    assert_eq!(fs::read(&file).unwrap().len(), 1_000_000);
+}
+
+#[test]
+fn the_status_page_tells_what_happens() {
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = Cluster::builder().start().unwrap();
+    cluster.filer().put("/dir/file", &Pattern::new(1).bytes(0, 1_000_000), "").unwrap();
+    let mut mount = Mount::interceptor(&cluster.filer_addresses()).start().unwrap();
+    let ready = |mount: &Mount| mount.status("/readyz").map(|(status, _)| status);
+    assert_eq!(mount.status("/healthz").unwrap().0, 200);
+    eventually("readiness", Duration::from_secs(10), || (ready(&mount).ok()? == 200).then_some(())).unwrap();
+    assert_eq!(mount.metric("interceptor_read_bytes_total", &[]).unwrap(), 0.0);
+
+    reading::verify(&mount.file("/dir/file"), &Pattern::new(1).bytes(0, 1_000_000));
+    let http = mount.metric("interceptor_read_bytes_total", &["source=\"http\""]).unwrap();
+    let memory = mount.metric("interceptor_read_bytes_total", &["source=\"registered\""]).unwrap();
+    assert!(http > 0.0 && http + memory >= 1_000_000.0, "{http} bytes from servers, {memory} from memory");
+    assert!(mount.metric("interceptor_reads_total", &[]).unwrap() >= 1.0);
+    assert!(mount.metric("interceptor_read_seconds_count", &[]).unwrap() >= 1.0);
+    assert!(mount.metric("interceptor_cache_bytes", &["state=\"capacity\""]).unwrap() >= 1_000_000.0);
+    assert!(mount.metric("interceptor_cache_bytes", &["state=\"used\""]).unwrap() >= 1_000_000.0);
+
+    let (status, text) = mount.status("/api/v1/status").unwrap();
+    assert_eq!(status, 200);
+    let report: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(report["pid"], mount.pid(), "{text}");
+    assert_eq!(report["mount_point"], mount.path().to_str().unwrap(), "{text}");
+    assert_eq!(report["filers"][0], cluster.filer_addresses(), "{text}");
+    let (status, page) = mount.status("/").unwrap();
+    assert!(status == 200 && page.contains("<html"), "{page}");
+    assert_eq!(mount.status("/no/such/page").unwrap().0, 404);
+
+    cluster.filers()[0].kill();
+    let unready = || (ready(&mount).ok()? == 503).then_some(());
+    eventually("unreadiness without a filer", Duration::from_secs(30), unready).unwrap();
+    assert_eq!(mount.status("/healthz").unwrap().0, 200);
+    cluster.restart_filer(0).unwrap();
+    let ready = || (ready(&mount).ok()? == 200).then_some(());
+    eventually("readiness again", Duration::from_secs(40), ready).unwrap();
+    assert!(mount.is_running());
+}

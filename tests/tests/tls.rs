@@ -1,0 +1,74 @@
+//! A cluster that speaks TLS: mutual on gRPC, and on the volume servers' HTTP.
+
+use std::fs;
+use std::path::Path;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+};
+use tests::{Cluster, Mount, Pattern, data, host, reading};
+
+fn authority(name: &str) -> CertifiedIssuer<'static, KeyPair> {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+}
+
+/// Writes `NAME.crt` and `NAME.key` for servers and clients of this host.
+fn issue(authority: &CertifiedIssuer<'static, KeyPair>, directory: &Path, name: &str) {
+    let mut params = CertificateParams::new(vec!["localhost".into(), "127.0.0.1".into()]).unwrap();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    let key = KeyPair::generate().unwrap();
+    let certificate = params.signed_by(&key, authority).unwrap();
+    fs::write(directory.join(format!("{name}.crt")), certificate.pem()).unwrap();
+    fs::write(directory.join(format!("{name}.key")), key.serialize_pem()).unwrap();
+}
+
+#[test]
+fn everything_over_tls() {
+    if !host::can_mount() {
+        return;
+    }
+    let keys = tempfile::tempdir().unwrap();
+    let (ours, foreign) = (authority("the cluster's authority"), authority("somebody else's authority"));
+    fs::write(keys.path().join("ca.crt"), ours.pem()).unwrap();
+    issue(&ours, keys.path(), "member");
+    issue(&foreign, keys.path(), "stranger");
+    let at = |name: &str| keys.path().join(name).display().to_string();
+    let (ca, certificate, key) = (at("ca.crt"), at("member.crt"), at("member.key"));
+    let identity = format!("cert = \"{certificate}\"\nkey = \"{key}\"\n");
+    let grpc = format!(
+        "[grpc]\nca = \"{ca}\"\n[grpc.master]\n{identity}[grpc.volume]\n{identity}[grpc.filer]\n{identity}\
+         [grpc.client]\n{identity}"
+    );
+    let https = format!(
+        "[https.volume]\n{identity}ca = \"{ca}\"\n[https.client]\nenabled = true\n{identity}ca = \"{ca}\"\n"
+    );
+    let cluster = Cluster::builder().max_mb(1).settings(&grpc).settings(&https).start().unwrap();
+    let filer = cluster.filer();
+    let (random, text) = (Pattern::new(1).bytes(0, 2_500_000), data::text(2, 2_500_000));
+    filer.put("/tls/random", &random, "").unwrap();
+    filer.put("/tls/text.txt", &text, "").unwrap();
+    assert!(cluster.volume_servers()[0].get("/status").is_err(), "the volume server speaks plain HTTP");
+
+    let mut mount = Mount::builder(&cluster).start().unwrap();
+    reading::verify(&mount.file("/tls/random"), &random);
+    reading::verify(&mount.file("/tls/text.txt"), &text);
+    filer.put("/tls/random", b"changed", "").unwrap();
+    let changed = || fs::read(mount.file("/tls/random")).ok().filter(|read| read == b"changed").map(drop);
+    tests::eventually("the change", std::time::Duration::from_secs(5), changed).unwrap();
+    assert!(mount.is_running());
+    drop(mount);
+
+    // Somebody without a key of the cluster, or with one of another authority, gets no mount and is told why.
+    let error = Mount::interceptor(&cluster.filer_addresses()).start().unwrap_err();
+    assert!(format!("{error:#}").contains(&cluster.filer_addresses()), "{error:#}");
+    let settings = keys.path().join("stranger.toml");
+    let stranger = format!("cert = \"{}\"\nkey = \"{}\"\n", at("stranger.crt"), at("stranger.key"));
+    fs::write(&settings, format!("[grpc]\nca = \"{ca}\"\n[grpc.client]\n{stranger}")).unwrap();
+    let error = Mount::interceptor(&cluster.filer_addresses()).security(&settings).start().unwrap_err();
+    assert!(format!("{error:#}").contains(&cluster.filer_addresses()), "{error:#}");
+}
