@@ -10,27 +10,45 @@ use std::sync::Arc;
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
-use parking_lot::Mutex;
 use tokio::runtime::Handle;
+
+use super::sync::Mutex;
+
+/// Runs fetches.
+pub trait Spawn: Clone + Send + Sync + 'static {
+    /// Runs `task` to its end, whether or not anybody waits for the result. None if it panicked or was cut off.
+    fn spawn<T: Send + 'static>(&self, task: BoxFuture<'static, T>) -> BoxFuture<'static, Option<T>>;
+}
+
+impl Spawn for Handle {
+    fn spawn<T: Send + 'static>(&self, task: BoxFuture<'static, T>) -> BoxFuture<'static, Option<T>> {
+        let task = Handle::spawn(self, task);
+        async move { task.await.ok() }.boxed()
+    }
+}
 
 /// Resolves for everyone who waits for a fetch when that is over.
 pub type Outcome<V, E> = Shared<BoxFuture<'static, Result<V, E>>>;
 
 /// Fetches in flight, by what they fetch.
-pub struct Flights<K, V, E> {
-    flights: Arc<Mutex<HashMap<K, Outcome<V, E>>>>,
-    runtime: Handle,
+pub struct Flights<K, V, E, S = Handle> {
+    flights: Board<K, V, E>,
+    runtime: S,
 }
 
-impl<K, V, E> Flights<K, V, E>
+/// The flights that everybody can see, and that each takes itself off.
+type Board<K, V, E> = Arc<Mutex<HashMap<K, Outcome<V, E>>>>;
+
+impl<K, V, E, S> Flights<K, V, E, S>
 where
+    S: Spawn,
     K: Eq + Hash + Copy + Send + 'static,
     V: Clone + Send + Sync + 'static,
     E: Clone + Send + Sync + From<Interrupted> + 'static,
 {
     /// No flight yet; fetches will run on `runtime`.
-    pub fn new(runtime: Handle) -> Self {
-        Self { flights: Arc::default(), runtime }
+    pub fn new(runtime: S) -> Self {
+        Self { flights: Arc::new(Mutex::new(HashMap::new())), runtime }
     }
 
     /// Joins the fetch of `key`, or starts it. `landed` is asked under the lock, before anything is started, whether the
@@ -53,11 +71,12 @@ where
         }
         let fetch = fetch();
         let departure = Departure { flights: self.flights.clone(), key };
-        let task = self.runtime.spawn(async move {
+        let task = async move {
             let _departure = departure;
             fetch.await
-        });
-        let outcome = async move { task.await.unwrap_or_else(|_| Err(Interrupted.into())) }.boxed().shared();
+        };
+        let task = self.runtime.spawn(task.boxed());
+        let outcome = async move { task.await.unwrap_or_else(|| Err(Interrupted.into())) }.boxed().shared();
         flights.insert(key, outcome.clone());
         Joined::Waiting(outcome)
     }
@@ -83,7 +102,7 @@ pub struct Interrupted;
 
 /// Takes a flight off the board when its task ends, however that happens.
 struct Departure<K: Eq + Hash, V, E> {
-    flights: Arc<Mutex<HashMap<K, Outcome<V, E>>>>,
+    flights: Board<K, V, E>,
     key: K,
 }
 
@@ -93,7 +112,7 @@ impl<K: Eq + Hash, V, E> Drop for Departure<K, V, E> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(feature = "shuttle")))]
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
@@ -111,7 +130,7 @@ mod tests {
         }
     }
 
-    type Board = Flights<u32, u32, Failed>;
+    type Fetches = Flights<u32, u32, Failed>;
 
     async fn wait(joined: Joined<u32, Failed>) -> Result<u32, Failed> {
         match joined {
@@ -122,7 +141,7 @@ mod tests {
 
     #[tokio::test]
     async fn many_readers_make_one_fetch() {
-        let board = Board::new(Handle::current());
+        let board = Fetches::new(Handle::current());
         let started = Arc::new(AtomicUsize::new(0));
         let (release, gate) = oneshot::channel::<()>();
         let mut gate = Some(gate);
@@ -150,7 +169,7 @@ mod tests {
 
     #[tokio::test]
     async fn everyone_gets_the_error_and_the_next_tries_anew() {
-        let board = Board::new(Handle::current());
+        let board = Fetches::new(Handle::current());
         let first = board.join(1, || None, || async { Err(Failed::Refused) });
         let second = board.join(1, || None, || async { Ok(0) });
         assert_eq!(wait(first).await, Err(Failed::Refused));
@@ -161,7 +180,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_fetch_outlives_the_reader_that_started_it() {
-        let board = Board::new(Handle::current());
+        let board = Fetches::new(Handle::current());
         let (release, gate) = oneshot::channel::<()>();
         drop(board.join(
             1,
@@ -178,7 +197,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_panicking_fetch_is_an_error_and_leaves_the_board() {
-        let board = Board::new(Handle::current());
+        let board = Fetches::new(Handle::current());
         let joined = board.join(1, || None, || async { panic!("on purpose") });
         assert_eq!(wait(joined).await, Err(Failed::Interrupted));
         assert!(!board.contains(&1));
@@ -186,7 +205,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_landed_meanwhile_is_not_fetched() {
-        let board = Board::new(Handle::current());
+        let board = Fetches::new(Handle::current());
         assert!(matches!(board.join(1, || Some(9), || async { Ok(0) }), Joined::Landed(9)));
         assert!(!board.contains(&1));
     }

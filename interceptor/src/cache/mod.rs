@@ -1,388 +1,247 @@
-//! The memory that fetched bytes are kept in, bounded by one budget.
+//! The memory that fetched bytes are kept in: one budget, one region, found by key.
 //!
-//! A [`Block`] is a filled, immutable [`Buffer`] with the [`BlockKey`] under which it can be found again. Because a
-//! chunk never changes under its file id, a block is right for ever: nothing here is ever invalidated, only evicted.
-//! Readers hold blocks by `Arc`, so eviction takes a block from the index at once and its memory when the last reply
-//! that uses it has been sent.
+//! A block is a chunk, or a piece of one, named by its [`BlockKey`]. Because a chunk never changes under its file id, a
+//! block is right for ever: nothing here is ever invalidated, only evicted. The way of a block:
 //!
-//! The budget has two parts. Most of it holds indexed blocks, under a policy that resists scans (`quick_cache`: a hot
-//! and a cold queue with ghost entries, after S3-FIFO and Clock-PRO). The rest, the *fill budget*, is what fetches in
-//! flight may hold, together with recycled buffers that wait for the next fetch. A fetch takes its share with
-//! [`Cache::reserve`] before it allocates, so that a burst of misses waits instead of growing the process; speculative
-//! fetches use [`Cache::try_reserve`] and are simply not made when there is no room.
+//! ```text
+//!  Cache::fill ──► Filling ──publish──► index ──get──► Readable (a pin) ──► reply
+//!  waits for memory  │ exclusive          │ evicted when the policy likes others more and nobody has it pinned
+//!                    └ dropped: free again, nobody has seen it
+//! ```
+//!
+//! * [`arena`] is the memory: reserved once, huge pages where there are any, cut into slots by size.
+//! * [`index`](self::index) finds blocks and makes room, asking the [`policy`] whom to evict and the arena whose leaving
+//!   gives the room that is wanted.
+//! * [`Flights`] makes sure that one block is fetched once, however many readers miss it, and that all of them get its
+//!   error if that fails.
 //!
 //! A sequential reader's bytes stay in the mount's page cache, in front of this one. So a block that a stream has read to
 //! its end is given up at once ([`Cache::consumed`]) and its memory, still warm in the CPU's caches, takes the next block
-//! of the stream: a long scan runs through a few buffers and pushes nothing out. Its name is remembered; if it has to be
+//! of the stream: a long scan runs through a few slots and pushes nothing out. Its name is remembered; if it has to be
 //! fetched a second time, the page cache did not keep it, and then it stays.
 //!
-//! [`Flights`] makes sure that one block is fetched once however many readers miss it.
+//! Of the budget, only a part (the *fill budget*, an eighth) may be in the hands of fetches in flight, so that a burst
+//! of misses waits instead of emptying the cache. Speculative fetches leave half of that to readers, and are not made when
+//! there is no room. A reader's fetch waits; if everything stays pinned or being filled for [`PATIENCE`], or the block
+//! would take more than a quarter of the cache, it is read through memory of its own, which nobody else will find:
+//! a full cache makes reads slower, never wrong and never an error.
 
-mod buffer;
+pub mod arena;
+mod block;
+mod consumed;
+mod fill;
 mod flight;
+mod index;
+mod pass;
+pub mod policy;
+pub mod replay;
+mod sync;
+mod uses;
 
-use std::ops::Deref;
+#[cfg(all(test, feature = "shuttle"))]
+mod interleavings;
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests;
+
+use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
-use quick_cache::{OptionsBuilder, Weighter};
-use rdma_engine::FileId;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit as Share, Semaphore};
+use tokio::time::{Instant, timeout_at};
 
-pub use buffer::{Buffer, Pool};
-pub use flight::{Flights, Interrupted, Joined, Outcome};
+use arena::{Arena, ArenaError, Backing, Class, ClassUsage, Registration, Slot};
+use block::Memory;
+use consumed::Consumed;
+use index::Index;
+use policy::Dueling;
 
-/// Which part of a chunk a block holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Part {
-    /// All of it, verified against the needle's checksum where there is one.
-    Whole,
-    /// The `index`-th piece of `1 << shift` bytes; the last one may be shorter.
-    Piece {
-        /// Binary logarithm of the size of a piece.
-        shift: u8,
-        /// Number of the piece, from 0.
-        index: u32,
-    },
-}
+pub use arena::MIN_CAPACITY;
+pub use block::{BlockKey, Part, PrefetchOutcome, Readable};
+pub use fill::Filling;
+pub use flight::{Flights, Interrupted, Joined, Outcome, Spawn};
 
-/// What a block holds, and so the name under which it is found.
-///
-/// The chunk's size is a part of the name because two versions of a file can hold the same needle to different
-/// lengths (truncation shortens the chunk record, not the needle).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct BlockKey {
-    /// The needle.
-    pub fid: FileId,
-    /// How many bytes of the needle the chunk record covers.
-    pub chunk_size: u64,
-    /// Which of these bytes the block holds.
-    pub part: Part,
-}
-
-/// Bytes of a chunk, filled and immutable.
-#[derive(Debug)]
-pub struct Block {
-    bytes: Buffer,
-    /// Set while the block was fetched on speculation and nobody has read it.
-    unread_prefetch: AtomicBool,
-    outcome: Option<Arc<dyn PrefetchOutcome>>,
-    /// How many bytes sequential readers have taken.
-    streamed: AtomicUsize,
-}
-
-/// Is told, once for each block that was fetched before it was asked for, whether that paid.
-pub trait PrefetchOutcome: std::fmt::Debug + Send + Sync {
-    /// A reader used the block of `bytes` bytes.
-    fn used(&self, bytes: usize);
-    /// The block of `bytes` bytes was dropped unread.
-    fn wasted(&self, bytes: usize);
-}
-
-impl Block {
-    /// A block that a reader asked for.
-    pub fn demanded(bytes: Buffer) -> Self {
-        Self { bytes, unread_prefetch: AtomicBool::new(false), outcome: None, streamed: AtomicUsize::new(0) }
-    }
-
-    /// A block that was fetched on speculation.
-    pub fn prefetched(bytes: Buffer, outcome: Arc<dyn PrefetchOutcome>) -> Self {
-        Self {
-            bytes,
-            unread_prefetch: AtomicBool::new(true),
-            outcome: Some(outcome),
-            streamed: AtomicUsize::new(0),
-        }
-    }
-
-    /// Says that a reader uses the block, which settles the outcome of a prefetch.
-    pub fn mark_read(&self) {
-        if let Some(outcome) = &self.outcome
-            && self.unread_prefetch.load(Ordering::Relaxed)
-            && self.unread_prefetch.swap(false, Ordering::Relaxed)
-        {
-            outcome.used(self.bytes.len());
-        }
-    }
-}
-
-impl Deref for Block {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        &self.bytes
-    }
-}
-
-impl Drop for Block {
-    fn drop(&mut self) {
-        if let Some(outcome) = &self.outcome
-            && *self.unread_prefetch.get_mut()
-        {
-            outcome.wasted(self.bytes.len());
-        }
-    }
-}
-
-#[derive(Clone)]
-struct ByBytes;
-
-impl Weighter<BlockKey, Arc<Block>> for ByBytes {
-    fn weight(&self, _key: &BlockKey, block: &Arc<Block>) -> u64 {
-        block.bytes.footprint() as u64
-    }
-}
+/// How long a reader's fetch waits for memory of the cache.
+pub const PATIENCE: Duration = Duration::from_secs(2);
+/// Fill budget is accounted in units of this many bytes.
+const FILL_UNIT: u64 = 4096;
+/// A block that takes more than one in this many bytes of the cache does not come in: it would cost more than it brings.
+const LARGEST_SHARE: u64 = 4;
 
 /// How much memory the cache holds and may hold, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Usage {
     /// The budget.
     pub capacity: u64,
-    /// Held by indexed blocks.
+    /// Held by blocks and by fetches in flight, in the arena.
     pub used: u64,
-    /// Held by all buffers: indexed blocks, evicted ones that a reply still uses, fetches in flight, recycled ones.
+    /// Of that, blocks that somebody reads at the moment.
+    pub pinned: u64,
+    /// Of the budget, what is held as files that the kernel reads by itself.
+    pub resident: u64,
+    /// `used`, and what is held outside of the arena for reads that found it full.
     pub allocated: u64,
 }
 
-/// Fill budget is accounted in units of this many bytes.
-const FILL_UNIT: usize = 4096;
-
-/// Share of the index that the policy keeps for blocks that were used again. Prefetched blocks wait in the rest for
-/// their first use, so it must hold what several streams have been run ahead.
-const HOT_SHARE: f64 = 0.75;
-
-/// How many consumed blocks are remembered by name: 64 GiB of blocks of 4 MiB, for about 1 MiB of memory.
-const REMEMBERED: usize = 16 << 10;
-
-/// The smallest budget that still lets a few chunks of common size be fetched at once.
-pub const MIN_CAPACITY: u64 = 16 << 20;
-
-/// A share of the fill budget; given back when dropped.
-#[derive(Debug)]
-pub struct Reservation(#[allow(dead_code, reason = "held for its drop")] OwnedSemaphorePermit);
-
 /// The block cache of a mount.
 pub struct Cache {
-    blocks: quick_cache::sync::Cache<BlockKey, Arc<Block>, ByBytes>,
-    /// Names of blocks that streams consumed.
-    consumed: quick_cache::sync::Cache<BlockKey, ()>,
-    pool: Arc<Pool>,
+    index: Arc<Index>,
+    consumed: Consumed,
     fill: Arc<Semaphore>,
-    fill_bytes: usize,
-    capacity: u64,
+    fill_bytes: u64,
+    /// How long a reader's fetch waits for memory.
+    patience: Duration,
 }
 
 impl Cache {
-    /// A cache that holds at most `capacity` bytes (at least [`MIN_CAPACITY`]) of blocks and fetches in flight.
-    pub fn new(capacity: u64) -> Self {
-        let capacity = capacity.max(MIN_CAPACITY);
+    /// A cache of `capacity` bytes, at least [`MIN_CAPACITY`] and at most what the host has.
+    pub fn new(capacity: u64) -> Result<Self, ArenaError> {
+        let arena = Arena::new(capacity)?;
+        let capacity = arena.capacity();
         // An eighth keeps even fast links busy for a 1 GiB cache (128 MiB in flight); small caches need a larger share
         // to fetch a few chunks side by side, huge ones do not need more than 1 GiB.
-        let fill_bytes = (capacity / 8).clamp(8 << 20, 1 << 30) as usize;
-        let indexed = capacity - fill_bytes as u64;
-        // A shard refuses what is larger than itself, so each must hold several of the largest usual blocks.
-        let shards = (indexed / (64 << 20)).clamp(1, 16) as usize;
-        let options = OptionsBuilder::new()
-            .shards(shards)
-            .weight_capacity(indexed)
-            .estimated_items_capacity((indexed / (256 << 10)).max(64) as usize)
-            .hot_allocation(HOT_SHARE)
-            .build()
-            .expect("all mandatory options are set");
-        let blocks = quick_cache::sync::Cache::with_options(
-            options,
-            ByBytes,
-            quick_cache::DefaultHashBuilder::default(),
-            quick_cache::sync::DefaultLifecycle::default(),
-        );
-        Self {
-            blocks,
-            consumed: quick_cache::sync::Cache::new(REMEMBERED),
-            pool: Pool::new(fill_bytes),
-            fill: Arc::new(Semaphore::new(fill_bytes / FILL_UNIT)),
+        let fill_bytes = (capacity / 8).clamp(8 << 20, 1 << 30);
+        let index = Index::new(arena, Box::new(Dueling::new(capacity)));
+        let fill = Arc::new(Semaphore::new((fill_bytes / FILL_UNIT) as usize));
+        Ok(Self {
+            index: Arc::new(index),
+            consumed: Consumed::default(),
+            fill,
             fill_bytes,
-            capacity,
-        }
+            patience: PATIENCE,
+        })
     }
 
-    /// The block under `key`, which counts as a use for the policy.
-    pub fn get(&self, key: &BlockKey) -> Option<Arc<Block>> {
-        self.blocks.get(key)
+    /// The block under `key`, pinned. Note what was read of it with [`Readable::mark_read`].
+    pub fn get(&self, key: &BlockKey) -> Option<Readable> {
+        self.index.get(key)
     }
 
-    /// Whether there is a block under `key`, without counting as a use.
+    /// Whether there is a block under `key`.
     pub fn contains(&self, key: &BlockKey) -> bool {
-        self.blocks.contains_key(key)
+        self.index.contains(key)
     }
 
-    /// Puts a block into the index; what the policy likes less goes.
-    pub fn insert(&self, key: BlockKey, block: Arc<Block>) {
-        self.blocks.insert(key, block);
+    /// Memory for `len` bytes that a reader asked for, which waits if there is none now, and comes from outside of the
+    /// arena if there is none for long. Its content is unspecified.
+    pub async fn fill(&self, key: BlockKey, len: usize) -> Filling {
+        let units = self.units(len);
+        let (share, slot) = match self.fill.clone().try_acquire_many_owned(units) {
+            Ok(share) => (Some(share), self.admits(len).then(|| self.index.allocate(len)).flatten()),
+            Err(_) => (None, None),
+        };
+        let (share, slot) = match (share, slot) {
+            (Some(share), Some(slot)) => (Some(share), Some(slot)),
+            (share, _) => self.wait(share, len).await,
+        };
+        let memory = match slot {
+            Some(slot) => Memory::Slot(slot),
+            None => Memory::heap(len, self.index.core()),
+        };
+        Filling::new(key, memory, None, self.index.clone(), share)
+    }
+
+    /// Waits for what is missing of a share of the fill budget and a slot.
+    async fn wait(&self, share: Option<Share>, len: usize) -> (Option<Share>, Option<Slot>) {
+        let deadline = Instant::now() + self.patience;
+        let share = match share {
+            Some(share) => share,
+            None => {
+                let share = self.fill.clone().acquire_many_owned(self.units(len));
+                match timeout_at(deadline, share).await {
+                    Ok(share) => share.expect("the fill budget is never closed"),
+                    Err(_) => return (None, None),
+                }
+            }
+        };
+        if !self.admits(len) {
+            return (Some(share), None);
+        }
+        let slot = self.arena().room().wait(deadline, || self.index.allocate(len)).await;
+        (Some(share), slot)
+    }
+
+    /// Memory for `len` bytes that are fetched on speculation, of which `outcome` will hear. None if there is none now,
+    /// or if it would take what readers may need.
+    pub fn try_fill(&self, key: BlockKey, len: usize, outcome: Arc<dyn PrefetchOutcome>) -> Option<Filling> {
+        let units = self.units(len);
+        let left = (self.fill.available_permits() as u64).checked_sub(u64::from(units))?;
+        if !self.admits(len) || left < self.fill_bytes / FILL_UNIT / 2 {
+            return None;
+        }
+        let share = self.fill.clone().try_acquire_many_owned(units).ok()?;
+        let slot = self.index.allocate(len)?;
+        Some(Filling::new(key, Memory::Slot(slot), Some(outcome), self.index.clone(), Some(share)))
     }
 
     /// A stream has read `bytes` of the block under `key`. Once it has read all of them the block is given up, unless it
     /// was given up before and had to be fetched again.
-    pub fn consumed(&self, key: &BlockKey, block: &Block, bytes: usize) {
-        let before = block.streamed.fetch_add(bytes, Ordering::Relaxed);
-        let is_end = before < block.len() && before + bytes >= block.len();
-        if is_end && self.consumed.get(key).is_none() {
-            self.consumed.insert(*key, ());
-            self.blocks.remove(key);
+    pub fn consumed(&self, key: &BlockKey, block: &Readable, bytes: usize) {
+        if block.stream(bytes) && self.consumed.note(*key) {
+            self.index.give_up(key);
         }
     }
 
-    /// Takes a block out of the index.
-    pub fn remove(&self, key: &BlockKey) {
-        self.blocks.remove(key);
+    /// Takes a block out of the cache; who has it pinned keeps it. Returns whether it was there.
+    pub fn remove(&self, key: &BlockKey) -> bool {
+        self.index.remove(key)
     }
 
-    /// Waits for a share of the fill budget for a buffer of `len` bytes. A buffer larger than the whole fill budget
-    /// gets it alone.
-    pub async fn reserve(&self, len: usize) -> Reservation {
-        let permit = self.fill.clone().acquire_many_owned(self.units(len)).await;
-        Reservation(permit.expect("the fill budget is never closed"))
-    }
-
-    /// A share of the fill budget for a buffer of `len` bytes if there is one now and half of the budget stays free
-    /// for readers that wait.
-    pub fn try_reserve(&self, len: usize) -> Option<Reservation> {
-        let units = self.units(len);
-        let free = self.fill.available_permits();
-        if free < units as usize + self.fill_bytes / FILL_UNIT / 2 {
-            return None;
-        }
-        self.fill.clone().try_acquire_many_owned(units).ok().map(Reservation)
-    }
-
-    /// A buffer of `len` bytes with unspecified content, accounted to the caller's reservation.
-    pub fn buffer(&self, len: usize) -> Buffer {
-        self.pool.take(len)
+    /// Says that a block is known to be hot, so that it stays.
+    pub fn promote(&self, key: &BlockKey) {
+        self.index.promote(key);
     }
 
     /// How many bytes one reader may be run ahead of: no more than speculation may have in flight, and no more than
     /// half of what the policy keeps for blocks that nobody has read yet, or they would be gone before their time.
     pub fn speculation_limit(&self) -> u64 {
-        let unread = (self.blocks.capacity() as f64 * (1.0 - HOT_SHARE)) as u64;
-        (self.fill_bytes as u64 / 2).min(unread / 2)
+        (self.fill_bytes / 2).min(self.index.unread_limit() / 2)
     }
 
-    /// How much memory is held now.
+    /// Makes the arena known to a device that reads or writes it by itself.
+    pub fn register(&self, device: &dyn Registration) -> Result<(), ArenaError> {
+        self.arena().register(device)
+    }
+
+    /// What kind of pages the host gave.
+    pub fn backing(&self) -> Backing {
+        self.arena().backing()
+    }
+
+    /// How much memory is held now. Looks at every block.
     pub fn usage(&self) -> Usage {
-        Usage { capacity: self.capacity, used: self.blocks.weight(), allocated: self.pool.allocated() }
+        let used = self.arena().used();
+        Usage {
+            capacity: self.arena().capacity(),
+            used,
+            pinned: self.index.pinned(),
+            resident: 0,
+            allocated: used + self.index.core().heap(),
+        }
     }
 
+    /// How the memory is divided among sizes of slots.
+    pub fn classes(&self) -> Vec<ClassUsage> {
+        self.arena().classes()
+    }
+
+    fn arena(&self) -> &Arena {
+        self.index.core().arena()
+    }
+
+    fn admits(&self, len: usize) -> bool {
+        Class::of(len).size() <= self.arena().capacity() / LARGEST_SHARE
+    }
+
+    /// A fetch larger than the whole fill budget gets it alone.
     fn units(&self, len: usize) -> u32 {
-        let len = Buffer::footprint_of(len).min(self.fill_bytes);
-        u32::try_from(len.div_ceil(FILL_UNIT)).unwrap_or(u32::MAX)
+        let bytes = Class::of(len).size().min(self.fill_bytes);
+        u32::try_from(bytes.div_ceil(FILL_UNIT)).unwrap_or(u32::MAX)
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::atomic::AtomicUsize;
-
-    fn key(n: u64) -> BlockKey {
-        BlockKey { fid: FileId { volume: 1, key: n, cookie: 7 }, chunk_size: 1 << 20, part: Part::Whole }
-    }
-
-    fn fill(cache: &Cache, n: u64, len: usize) {
-        let mut buffer = cache.buffer(len);
-        buffer.fill(n as u8);
-        cache.insert(key(n), Arc::new(Block::demanded(buffer)));
-    }
-
-    #[test]
-    fn memory_stays_within_the_budget() {
-        let cache = Cache::new(64 << 20);
-        for n in 0..500 {
-            fill(&cache, n, 1 << 20);
-            let usage = cache.usage();
-            assert!(usage.used <= usage.capacity, "{usage:?}");
-            assert!(usage.allocated <= usage.capacity, "{usage:?}");
-        }
-        let found: Vec<_> = (0..500).filter_map(|n| Some((n, cache.get(&key(n))?))).collect();
-        assert!(found.len() > 40, "{}", found.len());
-        for (n, block) in found {
-            assert!(block.iter().all(|&b| b == n as u8));
-        }
-    }
-
-    #[test]
-    fn a_pinned_block_outlives_its_eviction() {
-        let cache = Cache::new(MIN_CAPACITY);
-        fill(&cache, 0, 1 << 20);
-        let pinned = cache.get(&key(0)).unwrap();
-        for n in 1..100 {
-            fill(&cache, n, 1 << 20);
-        }
-        cache.remove(&key(0));
-        assert!(cache.get(&key(0)).is_none());
-        assert!(pinned.iter().all(|&b| b == 0));
-    }
-
-    #[tokio::test]
-    async fn speculation_leaves_half_of_the_fill_budget() {
-        let cache = Cache::new(64 << 20);
-        let mut held = Vec::new();
-        while let Some(share) = cache.try_reserve(1 << 20) {
-            held.push(share);
-        }
-        assert_eq!(held.len(), 4);
-        for _ in 0..4 {
-            held.push(cache.reserve(1 << 20).await);
-        }
-        assert!(cache.try_reserve(1).is_none());
-    }
-
-    #[tokio::test]
-    async fn one_fetch_may_be_larger_than_the_fill_budget() {
-        let cache = Cache::new(MIN_CAPACITY);
-        drop(cache.reserve(1 << 30).await);
-        drop(cache.reserve(1 << 30).await);
-    }
-
-    #[test]
-    fn a_streamed_block_goes_when_it_was_read_and_stays_when_it_comes_back() {
-        let cache = Cache::new(MIN_CAPACITY);
-        fill(&cache, 1, 100_000);
-        let block = cache.get(&key(1)).unwrap();
-        cache.consumed(&key(1), &block, 60_000);
-        assert!(cache.contains(&key(1)));
-        cache.consumed(&key(1), &block, 40_000);
-        assert!(!cache.contains(&key(1)));
-        fill(&cache, 1, 100_000);
-        let block = cache.get(&key(1)).unwrap();
-        cache.consumed(&key(1), &block, 100_000);
-        assert!(cache.contains(&key(1)));
-    }
-
-    #[derive(Debug, Default)]
-    struct Tally {
-        used: AtomicUsize,
-        wasted: AtomicUsize,
-    }
-
-    impl PrefetchOutcome for Tally {
-        fn used(&self, bytes: usize) {
-            self.used.fetch_add(bytes, Ordering::Relaxed);
-        }
-        fn wasted(&self, bytes: usize) {
-            self.wasted.fetch_add(bytes, Ordering::Relaxed);
-        }
-    }
-
-    #[test]
-    fn every_prefetched_block_is_counted_once() {
-        let cache = Cache::new(MIN_CAPACITY);
-        let tally = Arc::new(Tally::default());
-        let used = Block::prefetched(cache.buffer(100), tally.clone());
-        used.mark_read();
-        used.mark_read();
-        drop(used);
-        drop(Block::prefetched(cache.buffer(10), tally.clone()));
-        drop(Block::demanded(cache.buffer(1)));
-        assert_eq!(tally.used.load(Ordering::Relaxed), 100);
-        assert_eq!(tally.wasted.load(Ordering::Relaxed), 10);
+impl fmt::Debug for Cache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cache").field("arena", self.arena()).finish_non_exhaustive()
     }
 }

@@ -158,7 +158,7 @@ async fn mount(
         ..fetch::Options::default()
     };
     let fetcher = Fetcher::new(Arc::new(filer.clone()), security, metrics.clone(), fetching);
-    let cache = Arc::new(Cache::new(plan.cache_size.0));
+    let cache = Arc::new(Cache::new(plan.cache_size.0)?);
     health::watch_cache(metrics, &cache);
     let cluster = Arc::new(Cluster::new(fetcher, filer.clone()));
     let reader = Reader::new(cache, cluster, metrics.clone(), Handle::current());

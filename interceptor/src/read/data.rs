@@ -1,11 +1,10 @@
 //! The bytes of an answer.
 
 use std::ops::{Deref, Range};
-use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::cache::Block;
+use crate::cache::Readable;
 
 /// A part of a read before it is known where its bytes are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,7 +32,7 @@ pub struct Data(Repr);
 
 #[derive(Debug)]
 enum Repr {
-    Block(Arc<Block>, Range<usize>),
+    Block(Readable, Range<usize>),
     Shared(Bytes),
     Static(&'static [u8]),
     Gathered(Vec<u8>),
@@ -45,7 +44,7 @@ impl Data {
     }
 
     /// `range` of a block.
-    pub(super) fn block(block: Arc<Block>, range: Range<usize>) -> Self {
+    pub(super) fn block(block: Readable, range: Range<usize>) -> Self {
         debug_assert!(range.end <= block.len());
         Self(Repr::Block(block, range))
     }

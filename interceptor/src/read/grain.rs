@@ -107,6 +107,8 @@ fn cut(chunk: &Chunk, range: &Range<u64>, shift: Option<u8>) -> impl Iterator<It
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::MIN_CAPACITY;
+    use futures::FutureExt;
     use proptest::prelude::*;
     use rdma_engine::FileId;
 
@@ -122,11 +124,15 @@ mod tests {
         }
     }
 
+    fn fill(cache: &Cache, key: BlockKey, len: usize) {
+        drop(cache.fill(key, len).now_or_never().expect("an empty cache has room").publish());
+    }
+
     const RANDOM: Access = Access::Random { hot: false };
 
     #[test]
     fn a_random_read_of_an_absent_chunk_takes_a_small_piece() {
-        let cache = Cache::new(0);
+        let cache = Cache::new(MIN_CAPACITY).unwrap();
         let located = locate(&cache, &chunk(4 << 20), 70_000..74_096, RANDOM);
         assert_eq!(located.len(), 1);
         assert_eq!(located[0].key.part, Part::Piece { shift: 16, index: 1 });
@@ -135,7 +141,7 @@ mod tests {
 
     #[test]
     fn whole_chunks_for_streams_small_files_and_what_cannot_be_cut() {
-        let cache = Cache::new(0);
+        let cache = Cache::new(MIN_CAPACITY).unwrap();
         let whole = |chunk: &Chunk, access| locate(&cache, chunk, 0..4096, access)[0].key.part == Part::Whole;
         assert!(whole(&chunk(4 << 20), Access::Sequential));
         assert!(whole(&chunk(100_000), RANDOM));
@@ -147,12 +153,10 @@ mod tests {
 
     #[test]
     fn a_chunk_in_the_cache_serves_random_reads() {
-        use crate::cache::Block;
-        use std::sync::Arc;
-        let cache = Cache::new(0);
+        let cache = Cache::new(MIN_CAPACITY).unwrap();
         let chunk = chunk(4 << 20);
         let key = BlockKey { fid: chunk.fid, chunk_size: chunk.size, part: Part::Whole };
-        cache.insert(key, Arc::new(Block::demanded(cache.buffer(4 << 20))));
+        fill(&cache, key, 4 << 20);
         assert_eq!(locate(&cache, &chunk, 5..10, RANDOM), [Located { key, range: 5..10 }]);
     }
 
@@ -169,7 +173,7 @@ mod tests {
             let range = start..(start + len).min(size);
             let access = if sequential { Access::Sequential } else { RANDOM };
             let mut next = range.start;
-            for located in locate(&Cache::new(0), &chunk, range.clone(), access) {
+            for located in locate(&Cache::new(MIN_CAPACITY).unwrap(), &chunk, range.clone(), access) {
                 let (offset, block_len) = span(&chunk, located.key.part);
                 prop_assert!(located.range.end <= block_len && offset + block_len as u64 <= size);
                 prop_assert_eq!(offset + located.range.start as u64, next);

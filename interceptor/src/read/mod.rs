@@ -32,7 +32,7 @@ use futures::future::BoxFuture;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
-use crate::cache::{Block, BlockKey, Cache, Flights, Interrupted, Joined, PrefetchOutcome, Reservation};
+use crate::cache::{BlockKey, Cache, Filling, Flights, Interrupted, Joined, PrefetchOutcome, Readable};
 use crate::seaweed::entry::{Chunk, Content, Entry};
 use crate::telemetry::metrics::{Metrics, Outcome, Source, Trigger};
 
@@ -94,11 +94,11 @@ pub const SMALL_FILE: u64 = 1 << 20;
 /// What a flight brings: the block and where it came from.
 #[derive(Clone)]
 struct Fetched {
-    block: Arc<Block>,
+    block: Readable,
     source: Source,
 }
 
-fn from_cache(block: Arc<Block>) -> Fetched {
+fn from_cache(block: Readable) -> Fetched {
     Fetched { block, source: Source::Registered }
 }
 
@@ -214,8 +214,8 @@ impl Reader {
         )
     }
 
-    fn note_use(&self, located: &Located, block: &Block, sequential: bool) {
-        block.mark_read();
+    fn note_use(&self, located: &Located, block: &Readable, sequential: bool) {
+        block.mark_read(&located.range);
         if sequential {
             self.cache.consumed(&located.key, block, located.range.len());
         }
@@ -233,28 +233,23 @@ impl Reader {
                 let (reader, chunk) = (self.clone(), chunk.clone());
                 async move {
                     let len = grain::span(&chunk, key.part).1;
-                    let reservation = reader.cache.reserve(len).await;
-                    reader.fill(chunk, key, reservation, Block::demanded).await
+                    let filling = reader.cache.fill(key, len).await;
+                    reader.fill(chunk, key, filling).await
                 }
             },
         )
     }
 
-    /// Fetches a block into the cache. The reservation is held until the block is accounted there.
+    /// Fetches a block into the cache.
     async fn fill(
         self: Arc<Self>,
         chunk: Chunk,
         key: BlockKey,
-        reservation: Reservation,
-        block: impl FnOnce(crate::cache::Buffer) -> Block,
+        mut filling: Filling,
     ) -> Result<Fetched, ReadError> {
-        let (offset, len) = grain::span(&chunk, key.part);
-        let mut buffer = self.cache.buffer(len);
-        let source = self.origin.read_chunk(&chunk, offset, &mut buffer).await.map_err(ReadError::Origin)?;
-        let block = Arc::new(block(buffer));
-        self.cache.insert(key, block.clone());
-        drop(reservation);
-        Ok(Fetched { block, source })
+        let offset = grain::span(&chunk, key.part).0;
+        let source = self.origin.read_chunk(&chunk, offset, &mut filling).await.map_err(ReadError::Origin)?;
+        Ok(Fetched { block: filling.publish(), source })
     }
 
     /// Notes the read with the streams of its file, fetches ahead what they advise, and says whether it is sequential.
@@ -323,11 +318,12 @@ impl Reader {
         outcome: &Arc<dyn PrefetchOutcome>,
         token: impl Send + 'static,
     ) -> bool {
-        let Some(reservation) = self.cache.try_reserve(grain::span(chunk, key.part).1) else { return false };
-        let (reader, chunk, outcome) = (self.clone(), chunk.clone(), outcome.clone());
+        let len = grain::span(chunk, key.part).1;
+        let Some(filling) = self.cache.try_fill(key, len, outcome.clone()) else { return false };
+        let (reader, chunk) = (self.clone(), chunk.clone());
         let fetch = async move {
             let _token = token;
-            reader.fill(chunk, key, reservation, |buffer| Block::prefetched(buffer, outcome)).await
+            reader.fill(chunk, key, filling).await
         };
         // If another thread was faster, its fetch brings the block and this one is dropped.
         let _ = self.flights.join(key, || None, || fetch);

@@ -122,9 +122,10 @@ struct Mounted {
 
 impl Mounted {
     fn new(needles: Needles) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
         let needles = Arc::new(needles);
-        let cache = Arc::new(Cache::new(0));
+        let cache = Arc::new(Cache::new(crate::cache::MIN_CAPACITY).unwrap());
         let metrics = Metrics::new();
         let reader = Reader::new(cache.clone(), needles.clone(), metrics.clone(), runtime.handle().clone());
         Self { runtime, needles, cache, metrics, reader }

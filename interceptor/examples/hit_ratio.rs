@@ -1,0 +1,55 @@
+//! Prints what share of a recorded load the cache would miss at several sizes, beside plain LRU.
+//!
+//! `cargo run --release --example hit_ratio -- --trace FILE --sizes 1%,5%,10%,20%,40%`
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::Parser;
+use interceptor::cache::replay::Trace;
+
+/// Plays a trace of block ids through the cache's index and policy.
+#[derive(Debug, Parser)]
+struct Options {
+    /// One block id a line, as text or gzip.
+    #[arg(long, value_name = "FILE")]
+    trace: PathBuf,
+    /// Sizes of the cache, in per cent of the distinct blocks.
+    #[arg(long, value_delimiter = ',', default_value = "1%,5%,10%,20%,40%", value_parser = share)]
+    sizes: Vec<f64>,
+    /// Print one JSON object for each size instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let percent: f64 =
+        text.trim_end_matches('%').parse().map_err(|_| format!("{text} is not a percentage"))?;
+    if percent > 0.0 && percent <= 100.0 {
+        Ok(percent / 100.0)
+    } else {
+        Err(format!("{text} is not above 0 and up to 100 %"))
+    }
+}
+
+fn main() -> anyhow::Result<()> {
+    let options = Options::parse();
+    let trace = Trace::open(&options.trace).with_context(|| options.trace.display().to_string())?;
+    if !options.json {
+        println!("{} requests of {} blocks", trace.requests(), trace.distinct());
+        println!("{:>6} {:>9} {:>7} {:>7}", "size", "blocks", "cache", "LRU");
+    }
+    for share in options.sizes {
+        let ratio = trace.miss_ratio(share)?;
+        let percent = share * 100.0;
+        if options.json {
+            let line = serde_json::json!({
+                "size_percent": percent, "blocks": ratio.slots, "miss_ratio": ratio.cache, "lru_miss_ratio": ratio.lru,
+            });
+            println!("{line}");
+        } else {
+            println!("{percent:>5}% {:>9} {:>7.4} {:>7.4}", ratio.slots, ratio.cache, ratio.lru);
+        }
+    }
+    Ok(())
+}

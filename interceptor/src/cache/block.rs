@@ -1,0 +1,214 @@
+//! Published blocks and the pins that keep them.
+
+use std::fmt;
+use std::ops::{Deref, Range};
+use std::sync::Arc;
+
+use rdma_engine::FileId;
+
+use super::arena::Slot;
+use super::index::Core;
+use super::pass::Pass;
+use super::sync::{AtomicBool, AtomicUsize, Ordering};
+
+/// Which part of a chunk a block holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Part {
+    /// All of it, verified against the needle's checksum where there is one.
+    Whole,
+    /// The `index`-th piece of `1 << shift` bytes; the last one may be shorter.
+    Piece {
+        /// Binary logarithm of the size of a piece.
+        shift: u8,
+        /// Number of the piece, from 0.
+        index: u32,
+    },
+}
+
+/// What a block holds, and so the name under which it is found.
+///
+/// The chunk's size is a part of the name because two versions of a file can hold the same needle to different
+/// lengths (truncation shortens the chunk record, not the needle).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct BlockKey {
+    /// The needle.
+    pub fid: FileId,
+    /// How many bytes of the needle the chunk record covers.
+    pub chunk_size: u64,
+    /// Which of these bytes the block holds.
+    pub part: Part,
+}
+
+/// Is told, once for each block that was fetched before it was asked for, whether that paid.
+pub trait PrefetchOutcome: fmt::Debug + Send + Sync {
+    /// A reader used the block of `bytes` bytes.
+    fn used(&self, bytes: usize);
+    /// The block of `bytes` bytes was dropped unread.
+    fn wasted(&self, bytes: usize);
+}
+
+/// Where the bytes of a block are.
+#[derive(Debug)]
+pub(super) enum Memory {
+    /// In the arena.
+    Slot(Slot),
+    /// In the allocator's memory, because the arena had no room. Such a block is never found in the index.
+    Heap(Vec<u8>),
+}
+
+impl Memory {
+    /// `len` bytes outside of the arena.
+    pub(super) fn heap(len: usize, core: &Core) -> Self {
+        core.heap_taken(len);
+        Memory::Heap(vec![0; len])
+    }
+}
+
+impl Deref for Memory {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Memory::Slot(slot) => slot,
+            Memory::Heap(bytes) => bytes,
+        }
+    }
+}
+
+/// A filled block. Lives as long as the index or a [`Readable`] holds it; its memory is free again after that.
+pub(super) struct Entry {
+    pub(super) key: BlockKey,
+    pub(super) memory: Memory,
+    pass: Pass,
+    /// Set while the block was fetched on speculation and nobody has read it.
+    unread: AtomicBool,
+    outcome: Option<Arc<dyn PrefetchOutcome>>,
+    /// How many bytes sequential readers have taken.
+    streamed: AtomicUsize,
+    core: Arc<Core>,
+}
+
+impl Entry {
+    /// A block that was just filled; with `outcome`, on speculation.
+    pub(super) fn new(
+        key: BlockKey,
+        memory: Memory,
+        outcome: Option<Arc<dyn PrefetchOutcome>>,
+        core: Arc<Core>,
+    ) -> Self {
+        Self {
+            key,
+            memory,
+            pass: Pass::default(),
+            unread: AtomicBool::new(outcome.is_some()),
+            outcome,
+            streamed: AtomicUsize::new(0),
+            core,
+        }
+    }
+
+    /// Whether it was fetched on speculation and nobody has read it.
+    pub(super) fn is_unread(&self) -> bool {
+        self.unread.load(Ordering::Relaxed)
+    }
+
+    /// Whether somebody seems to be in the middle of reading it.
+    pub(super) fn is_under_way(&self) -> bool {
+        self.pass.is_under_way(self.memory.len())
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        if let Some(outcome) = &self.outcome
+            && self.is_unread()
+        {
+            outcome.wasted(self.memory.len());
+        }
+        if let Memory::Heap(bytes) = &self.memory {
+            self.core.heap_freed(bytes.len());
+        }
+    }
+}
+
+/// The bytes of a block, which stay where and as they are while this is held; a clone is another such pin.
+///
+/// Only reading compiles:
+/// ```compile_fail
+/// fn change(block: interceptor::cache::Readable) {
+///     block[0] = 1;
+/// }
+/// ```
+pub struct Readable {
+    /// Always there until the drop.
+    entry: Option<Arc<Entry>>,
+}
+
+impl Readable {
+    pub(super) fn pin(entry: Arc<Entry>) -> Self {
+        Self { entry: Some(entry) }
+    }
+
+    /// Notes that a reader was given `range` of the block. That settles the outcome of a prefetch, and tells the policy
+    /// if it is a new use rather than more of the same pass over the block.
+    pub fn mark_read(&self, range: &Range<usize>) {
+        let entry = self.entry();
+        let first = entry.is_unread() && entry.unread.swap(false, Ordering::Relaxed);
+        if first && let Some(outcome) = &entry.outcome {
+            outcome.used(entry.memory.len());
+        }
+        if entry.pass.note(range, entry.memory.len()) || first {
+            entry.core.note_use(entry.key);
+        }
+    }
+
+    /// Notes that a stream has read `bytes` of the block, and says whether these were the last of it.
+    pub(super) fn stream(&self, bytes: usize) -> bool {
+        let entry = self.entry();
+        let (before, len) = (entry.streamed.fetch_add(bytes, Ordering::Relaxed), entry.memory.len());
+        before < len && before + bytes >= len
+    }
+
+    /// Whether the bytes are in the arena, and so in memory that a device may know.
+    pub fn in_arena(&self) -> bool {
+        matches!(self.entry().memory, Memory::Slot(_))
+    }
+
+    fn entry(&self) -> &Arc<Entry> {
+        self.entry.as_ref().expect("a pin has its block until it is dropped")
+    }
+}
+
+impl Clone for Readable {
+    fn clone(&self) -> Self {
+        Self { entry: self.entry.clone() }
+    }
+}
+
+impl Deref for Readable {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.entry().memory
+    }
+}
+
+impl Drop for Readable {
+    fn drop(&mut self) {
+        if let Some(entry) = self.entry.take()
+            && entry.core.is_waited_for()
+        {
+            // The pin must be gone before the waiters look.
+            let core = entry.core.clone();
+            drop(entry);
+            core.announce();
+        }
+    }
+}
+
+impl fmt::Debug for Readable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let entry = self.entry();
+        f.debug_struct("Readable").field("key", &entry.key).field("len", &entry.memory.len()).finish()
+    }
+}
