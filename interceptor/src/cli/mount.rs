@@ -159,6 +159,7 @@ async fn mount(
     };
     let fetcher = Fetcher::new(Arc::new(filer.clone()), security, metrics.clone(), fetching);
     let cache = Arc::new(Cache::new(plan.cache_size.0)?);
+    tracing::info!("cache of {} in {}", plan.cache_size, cache.backing());
     health::watch_cache(metrics, &cache);
     let cluster = Arc::new(Cluster::new(fetcher, filer.clone()));
     let reader = Reader::new(cache, cluster, metrics.clone(), Handle::current());

@@ -15,8 +15,8 @@ use crate::seaweed::entry::Chunk;
 const WHOLE_LIMIT: u64 = 16 << 20;
 /// 4 MiB, the large piece of chunks beyond [`WHOLE_LIMIT`].
 const LARGE_SHIFT: u8 = 22;
-/// 64 KiB, the smallest piece: on most networks it takes hardly longer than 4 KiB.
-const SMALL_SHIFT: u8 = 16;
+/// 16 KiB, the smallest piece: it takes hardly longer than 4 KiB.
+const SMALL_SHIFT: u8 = 14;
 /// Chunks up to this size are not worth cutting up.
 const TINY: u64 = 256 << 10;
 /// The largest chunk that may have to be held whole in memory, because it is encrypted or compressed.
@@ -133,10 +133,10 @@ mod tests {
     #[test]
     fn a_random_read_of_an_absent_chunk_takes_a_small_piece() {
         let cache = Cache::new(MIN_CAPACITY).unwrap();
-        let located = locate(&cache, &chunk(4 << 20), 70_000..74_096, RANDOM);
+        let located = locate(&cache, &chunk(4 << 20), 20_000..24_096, RANDOM);
         assert_eq!(located.len(), 1);
-        assert_eq!(located[0].key.part, Part::Piece { shift: 16, index: 1 });
-        assert_eq!(located[0].range, 4464..8560);
+        assert_eq!(located[0].key.part, Part::Piece { shift: 14, index: 1 });
+        assert_eq!(located[0].range, 3616..7712);
     }
 
     #[test]
