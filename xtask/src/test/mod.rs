@@ -1,7 +1,7 @@
 //! `cargo xtask test`: every tier of tests there is, one summary.
 //!
-//! All test programs are built in one go, then run one after the other: first those of the crates, then the documentation's examples, then
-//! the end-to-end suites, whose servers and mounts would disturb each other if two suites ran at once. Temporary files of the
+//! All test programs are built in one go, then run one after the other: first those of the crates, then the documentation's examples and
+//! the model checker's interleavings, then the end-to-end suites, whose servers and mounts would disturb each other if two suites ran at once. Temporary files of the
 //! tests lie in a workplace, and orphaned processes come to us, so nothing stays behind even when a test is killed.
 
 mod tally;
@@ -43,6 +43,8 @@ pub(crate) fn command(options: &Options) -> Result<()> {
     let prepared = setup::ensure()?;
     let interceptor = cargo::build_interceptor()?;
     let mut programs = cargo::build_tests()?;
+    // Example programs are built with the tests, so that they stay right, but they are none.
+    programs.retain(|built| built.kind != "example");
     interrupt::check()?;
     process::adopt_orphans()?;
 
@@ -68,6 +70,21 @@ pub(crate) fn command(options: &Options) -> Result<()> {
     examples.args(["test", "--doc", "--workspace", "--release", "--quiet", "--", "--show-output"]);
     examples.args(&options.filter);
     run(&mut place, &mut total, "examples in the documentation", prepare(examples))?;
+    // The model checker takes the place of the locks, so these tests are a build of their own.
+    if options.filter.is_empty() {
+        let mut interleavings = cargo::cargo();
+        interleavings.args([
+            "test",
+            "--release",
+            "--quiet",
+            "--package",
+            "interceptor",
+            "--features",
+            "shuttle",
+        ]);
+        interleavings.args(["--lib", "--", "--show-output", "cache::interleavings"]);
+        run(&mut place, &mut total, "interleavings of the cache", prepare(interleavings))?;
+    }
     for program in suites.iter().filter(|_| !options.no_e2e) {
         run(&mut place, &mut total, &name(program), prepare(test_command(program, options)))?;
     }
