@@ -129,7 +129,7 @@ fn readahead() -> Finding {
         state: if writable { State::Ok } else { State::Lost },
         found: format!("/sys/class/bdi is {}writable", if writable { "" } else { "not " }),
         lost: "the kernel reads ahead 128 KiB instead of 1 MiB, which makes a sequential reader that is not in the \
-               page cache about a third slower",
+               page cache slower",
         remedy: "run as root, in a container with a writable /sys; or raise read_ahead_kb of the mount's bdi by hand",
     }
 }
@@ -160,7 +160,7 @@ fn huge_pages() -> Finding {
             Some(mode) => format!("transparent huge pages: {mode}"),
             None => "this kernel has no transparent huge pages".into(),
         },
-        lost: "the cache's memory is mapped in pages of 4 KiB, so that filling it costs more CPU",
+        lost: "the cache's memory is mapped in pages of 4 KiB",
         remedy: "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled",
     }
 }

@@ -93,10 +93,7 @@ pub(super) const ALL: &[Workload] = &[
         run: |site| {
             reader::sequential(&site.root, &site.data.large)?;
             drop_large(site)?;
-            Ok(vec![throughput(
-                site.data.large.size as f64,
-                reader::sequential(&site.root, &site.data.large)?,
-            )])
+            sequential_pass(site)
         },
         check: compare_large,
     },
@@ -105,10 +102,7 @@ pub(super) const ALL: &[Workload] = &[
         about: "the same after a first pass, page cache of the mount kept",
         run: |site| {
             reader::sequential(&site.root, &site.data.large)?;
-            Ok(vec![throughput(
-                site.data.large.size as f64,
-                reader::sequential(&site.root, &site.data.large)?,
-            )])
+            sequential_pass(site)
         },
         check: compare_large,
     },
@@ -224,6 +218,12 @@ fn compare_small(site: &Site) -> Result<()> {
 enum Order {
     Names,
     Shuffled,
+}
+
+/// Reads the large file once in sequence.
+fn sequential_pass(site: &Site) -> Result<Vec<Sample>> {
+    let seconds = reader::sequential(&site.root, &site.data.large)?;
+    Ok(vec![throughput(site.data.large.size as f64, seconds)])
 }
 
 fn throughput(bytes: f64, seconds: f64) -> Sample {
