@@ -4,7 +4,8 @@
 //! the mount point down even when the daemon is dead: a test that panics leaves no mount behind.
 //!
 //! `MOUNT_UNDER_TEST=weed` makes [`Mount::builder`] start `weed mount`, which shows what the real SeaweedFS holds where a
-//! suite and `interceptor` disagree.
+//! suite and `interceptor` disagree. `MOUNT_OPTIONS`, words parted by spaces, are given to each `interceptor mount` before its
+//! own, to run a suite under other conditions.
 
 use std::ffi::OsString;
 use std::fs;
@@ -130,7 +131,9 @@ impl MountBuilder {
             Kind::Interceptor => {
                 let mut command = Command::new(interceptor_program()?);
                 command.args(["mount", "--filer", &self.filers, "--filer-path", &self.filer_path]);
-                command.args(["--status-addr", "127.0.0.1:0"]).args(self.args).arg(&mount_point);
+                command.args(["--status-addr", "127.0.0.1:0"]);
+                command.args(std::env::var("MOUNT_OPTIONS").unwrap_or_default().split_whitespace());
+                command.args(self.args).arg(&mount_point);
                 command
             }
             Kind::Weed => {

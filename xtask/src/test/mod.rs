@@ -25,6 +25,14 @@ use crate::workplace::Workplace;
 /// How long one test program may run.
 const DEADLINE: Duration = Duration::from_secs(25 * 60);
 
+/// The suites that compare bytes, which must hold whatever the cache keeps and whoever hands the bytes over.
+const COMPARISONS: [&str; 7] =
+    ["codecs", "erasure_coded", "manifests", "names", "replaced", "sizes", "written_by_mount"];
+
+/// The options of `interceptor mount` under which those are run, after a first time without any. The smallest cache there may be holds a
+/// fraction of what they read.
+const CONDITIONS: [&str; 1] = ["--cache-size 16MiB"];
+
 /// Longest line that is passed on whole, characters.
 const LINE: usize = 1000;
 
@@ -87,6 +95,16 @@ pub(crate) fn command(options: &Options) -> Result<()> {
     }
     for program in suites.iter().filter(|_| !options.no_e2e) {
         run(&mut place, &mut total, &name(program), prepare(test_command(program, options)))?;
+    }
+    let comparisons = suites.iter().filter(|suite| COMPARISONS.contains(&suite.target.as_str()));
+    if options.filter.is_empty() && !options.no_e2e {
+        for (condition, suite) in
+            CONDITIONS.iter().flat_map(|c| comparisons.clone().map(move |suite| (c, suite)))
+        {
+            let mut command = prepare(test_command(suite, options));
+            command.env("MOUNT_OPTIONS", condition);
+            run(&mut place, &mut total, &format!("{} with {condition}", name(suite)), command)?;
+        }
     }
     place.close()?;
 
