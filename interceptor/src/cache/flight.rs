@@ -216,6 +216,53 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_reader_makes_a_demand_of_the_speculation_it_joins() {
+        let board = Fetches::new(Handle::current());
+        let mut given = None;
+        let fetch = |priority: Priority| {
+            given = Some(priority.clone());
+            async move {
+                priority.raised().await;
+                Ok(1)
+            }
+        };
+        drop(board.join(1, Urgency::Speculative, || None, fetch));
+        drop(board.join(1, Urgency::Speculative, || None, |_| async { Ok(2) }));
+        assert_eq!(given.unwrap().urgency(), Urgency::Speculative);
+        assert_eq!(wait(board.join(1, Urgency::Demand, || None, |_| async { Ok(3) })).await, Ok(1));
+    }
+
+    #[tokio::test]
+    async fn a_fetch_that_was_given_up_is_not_joined_and_does_not_take_its_successor_along() {
+        let board = Fetches::new(Handle::current());
+        let (end, ended) = oneshot::channel::<()>();
+        let fetch = |priority: Priority| {
+            assert!(priority.give_up());
+            async move {
+                ended.await.ok();
+                Err(Failed::Interrupted)
+            }
+        };
+        let given_up = board.join(1, Urgency::Speculative, || None, fetch);
+        let (release, gate) = oneshot::channel::<()>();
+        let anew = board.join(
+            1,
+            Urgency::Demand,
+            || None,
+            |_| async move {
+                gate.await.ok();
+                Ok(5)
+            },
+        );
+        end.send(()).unwrap();
+        assert_eq!(wait(given_up).await, Err(Failed::Interrupted));
+        assert!(board.contains(&1), "the one that was started anew is under way");
+        release.send(()).unwrap();
+        assert_eq!(wait(anew).await, Ok(5));
+        assert!(!board.contains(&1));
+    }
+
+    #[tokio::test]
     async fn a_panicking_fetch_is_an_error_and_leaves_the_board() {
         let board = Fetches::new(Handle::current());
         let joined = board.join(1, Urgency::Demand, || None, |_| async { panic!("on purpose") });
