@@ -2,6 +2,9 @@
 //!
 //! A fetch runs as a task of its own, so it goes on when the reader that started it gives up. Everyone who waits gets
 //! its outcome, the error too; once it is over, the next miss starts anew.
+//!
+//! A fetch that was started on speculation becomes a demand when a reader joins it ([`Priority`]). One that was given up cannot
+//! be joined any more, even while it is being wound up: the reader starts another.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -13,6 +16,7 @@ use futures::future::{BoxFuture, Shared};
 use tokio::runtime::Handle;
 
 use super::sync::Mutex;
+use crate::fetch::{Priority, Urgency};
 
 /// Runs fetches.
 pub trait Spawn: Clone + Send + Sync + 'static {
@@ -37,7 +41,12 @@ pub struct Flights<K, V, E, S = Handle> {
 }
 
 /// The flights that everybody can see, and that each takes itself off.
-type Board<K, V, E> = Arc<Mutex<HashMap<K, Outcome<V, E>>>>;
+type Board<K, V, E> = Arc<Mutex<HashMap<K, Flight<V, E>>>>;
+
+struct Flight<V, E> {
+    priority: Priority,
+    outcome: Outcome<V, E>,
+}
 
 impl<K, V, E, S> Flights<K, V, E, S>
 where
@@ -51,33 +60,37 @@ where
         Self { flights: Arc::new(Mutex::new(HashMap::new())), runtime }
     }
 
-    /// Joins the fetch of `key`, or starts it. `landed` is asked under the lock, before anything is started, whether the
+    /// Joins the fetch of `key`, or starts it; `fetch` is given its priority. `landed` is asked under the lock, before anything is started, whether the
     /// value is there by now: a fetch makes its value visible to `landed` before it ends, so nothing is fetched twice.
     pub fn join<F>(
         &self,
         key: K,
+        urgency: Urgency,
         landed: impl FnOnce() -> Option<V>,
-        fetch: impl FnOnce() -> F,
+        fetch: impl FnOnce(Priority) -> F,
     ) -> Joined<V, E>
     where
         F: Future<Output = Result<V, E>> + Send + 'static,
     {
         let mut flights = self.flights.lock();
-        if let Some(outcome) = flights.get(&key) {
+        if let Some(Flight { priority, outcome }) = flights.get(&key)
+            && (urgency == Urgency::Speculative || priority.raise())
+        {
             return Joined::Waiting(outcome.clone());
         }
         if let Some(value) = landed() {
             return Joined::Landed(value);
         }
-        let fetch = fetch();
-        let departure = Departure { flights: self.flights.clone(), key };
+        let priority = Priority::new(urgency);
+        let fetch = fetch(priority.clone());
+        let departure = Departure { flights: self.flights.clone(), key, priority: priority.clone() };
         let task = async move {
             let _departure = departure;
             fetch.await
         };
         let task = self.runtime.spawn(task.boxed());
         let outcome = async move { task.await.unwrap_or_else(|| Err(Interrupted.into())) }.boxed().shared();
-        flights.insert(key, outcome.clone());
+        flights.insert(key, Flight { priority, outcome: outcome.clone() });
         Joined::Waiting(outcome)
     }
 
@@ -95,7 +108,7 @@ pub enum Joined<V, E> {
     Waiting(Outcome<V, E>),
 }
 
-/// The fetch ended without an outcome, because it panicked or the daemon is stopping.
+/// The fetch ended without an outcome, because it panicked, was given up, or the daemon is stopping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the fetch was interrupted")]
 pub struct Interrupted;
@@ -104,11 +117,16 @@ pub struct Interrupted;
 struct Departure<K: Eq + Hash, V, E> {
     flights: Board<K, V, E>,
     key: K,
+    priority: Priority,
 }
 
 impl<K: Eq + Hash, V, E> Drop for Departure<K, V, E> {
     fn drop(&mut self) {
-        self.flights.lock().remove(&self.key);
+        let mut flights = self.flights.lock();
+        // After it was given up another may have taken its place.
+        if flights.get(&self.key).is_some_and(|flight| flight.priority.is(&self.priority)) {
+            flights.remove(&self.key);
+        }
     }
 }
 
@@ -151,8 +169,9 @@ mod tests {
                 let started = started.clone();
                 board.join(
                     1,
+                    Urgency::Demand,
                     || None,
-                    || async move {
+                    |_| async move {
                         started.fetch_add(1, Ordering::Relaxed);
                         gate.expect("only the first fetch runs").await.ok();
                         Ok(42)
@@ -170,12 +189,12 @@ mod tests {
     #[tokio::test]
     async fn everyone_gets_the_error_and_the_next_tries_anew() {
         let board = Fetches::new(Handle::current());
-        let first = board.join(1, || None, || async { Err(Failed::Refused) });
-        let second = board.join(1, || None, || async { Ok(0) });
+        let first = board.join(1, Urgency::Demand, || None, |_| async { Err(Failed::Refused) });
+        let second = board.join(1, Urgency::Demand, || None, |_| async { Ok(0) });
         assert_eq!(wait(first).await, Err(Failed::Refused));
         assert_eq!(wait(second).await, Err(Failed::Refused));
         assert!(!board.contains(&1));
-        assert_eq!(wait(board.join(1, || None, || async { Ok(7) })).await, Ok(7));
+        assert_eq!(wait(board.join(1, Urgency::Demand, || None, |_| async { Ok(7) })).await, Ok(7));
     }
 
     #[tokio::test]
@@ -184,21 +203,69 @@ mod tests {
         let (release, gate) = oneshot::channel::<()>();
         drop(board.join(
             1,
+            Urgency::Demand,
             || None,
-            || async move {
+            |_| async move {
                 gate.await.ok();
                 Ok(5)
             },
         ));
-        let second = board.join(1, || None, || async { Err(Failed::Refused) });
+        let second = board.join(1, Urgency::Demand, || None, |_| async { Err(Failed::Refused) });
         release.send(()).unwrap();
         assert_eq!(wait(second).await, Ok(5));
     }
 
     #[tokio::test]
+    async fn a_reader_makes_a_demand_of_the_speculation_it_joins() {
+        let board = Fetches::new(Handle::current());
+        let mut given = None;
+        let fetch = |priority: Priority| {
+            given = Some(priority.clone());
+            async move {
+                priority.raised().await;
+                Ok(1)
+            }
+        };
+        drop(board.join(1, Urgency::Speculative, || None, fetch));
+        drop(board.join(1, Urgency::Speculative, || None, |_| async { Ok(2) }));
+        assert_eq!(given.unwrap().urgency(), Urgency::Speculative);
+        assert_eq!(wait(board.join(1, Urgency::Demand, || None, |_| async { Ok(3) })).await, Ok(1));
+    }
+
+    #[tokio::test]
+    async fn a_fetch_that_was_given_up_is_not_joined_and_does_not_take_its_successor_along() {
+        let board = Fetches::new(Handle::current());
+        let (end, ended) = oneshot::channel::<()>();
+        let fetch = |priority: Priority| {
+            assert!(priority.give_up());
+            async move {
+                ended.await.ok();
+                Err(Failed::Interrupted)
+            }
+        };
+        let given_up = board.join(1, Urgency::Speculative, || None, fetch);
+        let (release, gate) = oneshot::channel::<()>();
+        let anew = board.join(
+            1,
+            Urgency::Demand,
+            || None,
+            |_| async move {
+                gate.await.ok();
+                Ok(5)
+            },
+        );
+        end.send(()).unwrap();
+        assert_eq!(wait(given_up).await, Err(Failed::Interrupted));
+        assert!(board.contains(&1), "the one that was started anew is under way");
+        release.send(()).unwrap();
+        assert_eq!(wait(anew).await, Ok(5));
+        assert!(!board.contains(&1));
+    }
+
+    #[tokio::test]
     async fn a_panicking_fetch_is_an_error_and_leaves_the_board() {
         let board = Fetches::new(Handle::current());
-        let joined = board.join(1, || None, || async { panic!("on purpose") });
+        let joined = board.join(1, Urgency::Demand, || None, |_| async { panic!("on purpose") });
         assert_eq!(wait(joined).await, Err(Failed::Interrupted));
         assert!(!board.contains(&1));
     }
@@ -206,7 +273,7 @@ mod tests {
     #[tokio::test]
     async fn what_landed_meanwhile_is_not_fetched() {
         let board = Fetches::new(Handle::current());
-        assert!(matches!(board.join(1, || Some(9), || async { Ok(0) }), Joined::Landed(9)));
+        assert!(matches!(board.join(1, Urgency::Demand, || Some(9), |_| async { Ok(0) }), Joined::Landed(9)));
         assert!(!board.contains(&1));
     }
 }

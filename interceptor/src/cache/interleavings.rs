@@ -18,6 +18,7 @@ use super::block::Memory;
 use super::flight::Spawn;
 use super::policy::{Lirs, Traits};
 use super::*;
+use crate::fetch::Urgency;
 
 const RUNS: usize = 3000;
 /// Number of ordering constraints of the bugs that are looked for.
@@ -93,8 +94,9 @@ fn two_readers(outcome: Result<(), Failed>) -> (Vec<Result<u8, Failed>>, usize) 
                 let landed = index.clone();
                 let joined = fetches.join(
                     key(1),
+                    Urgency::Demand,
                     || found(&landed),
-                    || async move {
+                    |_| async move {
                         made.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
                         let slot = index.allocate(LEN).expect("there is room for two");
                         let mut filling = Filling::new(key(1), Memory::Slot(slot), None, index.clone(), None);

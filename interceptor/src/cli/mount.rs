@@ -27,7 +27,6 @@ use crate::fuse::{self, Mount};
 use crate::read::{Cluster, Reader};
 use crate::seaweed::address::ServerAddress;
 use crate::seaweed::filer::FilerClient;
-use crate::seaweed::http1::Limits;
 use crate::seaweed::owners::Owners;
 use crate::seaweed::security::Security;
 use crate::seaweed::subscribe::{Notice, subscribe};
@@ -154,7 +153,7 @@ async fn mount(
         access: access(options.fetch.volume_server_access, filer),
         data_center: options.fetch.data_center.clone(),
         retry_time: options.fetch.read_retry_time,
-        limits: Limits { requests_per_server: options.fetch.concurrent_readers.into(), ..Limits::default() },
+        requests_per_server: options.fetch.concurrent_readers.into(),
         ..fetch::Options::default()
     };
     let fetcher = Fetcher::new(Arc::new(filer.clone()), security, metrics.clone(), fetching);

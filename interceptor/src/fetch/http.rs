@@ -8,6 +8,12 @@ use tokio::time::Instant;
 
 use super::attempts::{Attempts, Next, Verdict, longer};
 use super::error::FetchError;
+use super::gate::Load;
+use super::hedge::Hedges;
+use super::job::Job;
+use super::priority::Priority;
+use super::race::{Errand, Progress};
+use super::servers::{Server, Servers};
 use super::{Access, Options};
 use crate::seaweed::entry::Chunk;
 use crate::seaweed::locations::{Location, Locations, LookupError, VolumeLookup};
@@ -19,29 +25,30 @@ use crate::telemetry::{Metrics, Source};
 const BUSY_RETRIES: u32 = 3;
 const BUSY_PAUSE: Duration = Duration::from_millis(100);
 
-/// What is to be fetched of a chunk, and where it goes.
-pub(super) enum Job<'a> {
-    /// A part of the logical bytes, by a request for that part.
-    Range { offset: u64, dst: &'a mut [u8] },
-    /// A part of the logical bytes, or all, by a request for the whole needle, which is verified.
-    Whole { offset: u64, dst: &'a mut [u8] },
-    /// The whole decoded needle, `limit` bytes at most.
-    Gather { limit: u64, bytes: &'a mut Vec<u8> },
+/// Volume servers, asked for whole needles or parts of them.
+pub(super) struct HttpSource {
+    pub(super) volumes: VolumeClient,
+    pub(super) locations: Locations,
+    pub(super) hedges: Hedges,
+    pub(super) metrics: Arc<Metrics>,
+    servers: Servers,
+    options: Options,
 }
 
-pub(super) struct HttpSource {
-    volumes: VolumeClient,
-    locations: Locations,
-    metrics: Arc<Metrics>,
-    options: Options,
+/// A server to ask.
+pub(super) struct Candidate {
+    pub(super) place: Place,
+    /// The name under which a failure of it is noted.
+    pub(super) name: String,
+    pub(super) server: Arc<Server>,
 }
 
 /// Whom to ask in one pass.
 struct Candidates {
     /// What they were made from; none for a filer that passes requests on.
     locations: Option<Arc<[Location]>>,
-    /// In the order to be asked in; with each the name under which a failure of it is noted.
-    places: Vec<(Place, String)>,
+    /// In the order to be asked in.
+    servers: Vec<Candidate>,
     /// Whether they were looked up just now.
     fresh: bool,
 }
@@ -56,13 +63,23 @@ impl HttpSource {
         Self {
             volumes: VolumeClient::new(security, options.limits.clone()),
             locations: Locations::new(lookup, options.data_center.clone()),
+            hedges: Hedges::new(),
+            servers: Servers::new(Load {
+                requests: options.requests_per_server,
+                bytes: options.bytes_per_server,
+            }),
             metrics,
             options,
         }
     }
 
     /// Does `job`, or says why no server could.
-    pub(super) async fn fetch(&self, chunk: &Chunk, job: &mut Job<'_>) -> Result<(), FetchError> {
+    pub(super) async fn fetch(
+        &self,
+        chunk: &Chunk,
+        job: &mut Job<'_>,
+        priority: &Priority,
+    ) -> Result<(), FetchError> {
         let fid = chunk.fid;
         let mut attempts = Attempts::new(self.options.retry_time);
         let mut stale = None;
@@ -77,17 +94,23 @@ impl HttpSource {
                 // Without an answer from the filer, servers that were known before may still come back.
                 self.candidates(stale.take(), true)
             });
-            if located && candidates.places.is_empty() {
+            if located && candidates.servers.is_empty() {
                 reason = "no server holds the volume".to_owned();
             }
-            let mut answers = Vec::with_capacity(candidates.places.len());
-            for (place, name) in &candidates.places {
-                match self.ask(place, chunk, job, &attempts).await {
-                    Ok(()) => return Ok(()),
-                    Err(error) => {
-                        reason = format!("{}: {error}", place.authority());
-                        answers.push(self.note(name, fid, &error));
-                    }
+            let mut answers = Vec::with_capacity(candidates.servers.len());
+            let errand = Errand { chunk, priority, attempts: &attempts };
+            let mut next = candidates.servers.iter();
+            while let Some(first) = next.next() {
+                let race = self.race(first, next.as_slice().first(), &errand, job).await;
+                for (candidate, error) in race.failures {
+                    reason = format!("{}: {error}", candidate.place.authority());
+                    answers.push(self.note(&candidate.name, fid, &error));
+                }
+                if race.won {
+                    return Ok(());
+                }
+                if race.hedged {
+                    next.next();
                 }
             }
             servers = candidates.names();
@@ -111,16 +134,16 @@ impl HttpSource {
     }
 
     /// Asks one server, again if it is busy.
-    async fn ask(
+    pub(super) async fn ask(
         &self,
-        place: &Place,
-        chunk: &Chunk,
+        candidate: &Candidate,
+        errand: &Errand<'_>,
         job: &mut Job<'_>,
-        attempts: &Attempts,
+        progress: &Progress,
     ) -> Result<(), VolumeError> {
         let mut pause = BUSY_PAUSE;
         for _ in 0..BUSY_RETRIES {
-            match self.ask_once(place, chunk, job, self.deadline(attempts)).await {
+            match self.ask_once(candidate, errand, job, progress).await {
                 Err(error) if error.class() == Class::Busy => {
                     self.metrics.fetch_error(Source::Http, error.reason());
                     tokio::time::sleep(pause).await;
@@ -129,30 +152,12 @@ impl HttpSource {
                 outcome => return outcome,
             }
         }
-        self.ask_once(place, chunk, job, self.deadline(attempts)).await
+        self.ask_once(candidate, errand, job, progress).await
     }
 
-    fn deadline(&self, attempts: &Attempts) -> Instant {
+    /// By when a request that is sent now must be over.
+    pub(super) fn deadline(&self, attempts: &Attempts) -> Instant {
         attempts.deadline(Instant::now(), self.options.request_deadline)
-    }
-
-    async fn ask_once(
-        &self,
-        place: &Place,
-        chunk: &Chunk,
-        job: &mut Job<'_>,
-        deadline: Instant,
-    ) -> Result<(), VolumeError> {
-        match job {
-            Job::Range { offset, dst } => {
-                self.volumes.read_range(place, chunk.fid, *offset, dst, deadline).await
-            }
-            Job::Whole { offset, dst } => self.volumes.read_whole(place, chunk, *offset, dst, deadline).await,
-            Job::Gather { limit, bytes } => {
-                **bytes = self.volumes.read_needle(place, chunk, *limit, deadline).await?;
-                Ok(())
-            }
-        }
     }
 
     /// Counts a failure and remembers a server that is in trouble.
@@ -172,8 +177,8 @@ impl HttpSource {
     async fn locate(&self, volume: u32, stale: Option<&Arc<[Location]>>) -> Result<Candidates, LookupError> {
         if let Access::FilerProxy(filer) = &self.options.access {
             let filer = filer();
-            let places = vec![(Place::Filer(filer.clone()), filer)];
-            return Ok(Candidates { locations: None, places, fresh: true });
+            let servers = vec![self.candidate(Place::Filer(filer.clone()), filer)];
+            return Ok(Candidates { locations: None, servers, fresh: true });
         }
         let (locations, fresh) = match stale {
             None => self.locations.get(volume).await?,
@@ -188,17 +193,22 @@ impl HttpSource {
                 Access::PublicUrl if !location.public_url.is_empty() => location.public_url,
                 _ => location.url.clone(),
             };
-            (Place::Volume(address), location.url)
+            self.candidate(Place::Volume(address), location.url)
         };
         let ordered = locations.as_ref().map(|locations| self.locations.order(locations));
-        let places = ordered.into_iter().flatten().map(place).collect();
-        Candidates { locations, places, fresh }
+        let servers = ordered.into_iter().flatten().map(place).collect();
+        Candidates { locations, servers, fresh }
+    }
+
+    fn candidate(&self, place: Place, name: String) -> Candidate {
+        let server = self.servers.at(place.authority());
+        Candidate { place, name, server }
     }
 }
 
 impl Candidates {
     fn names(&self) -> String {
-        let names: Vec<_> = self.places.iter().map(|(place, _)| place.authority()).collect();
+        let names: Vec<_> = self.servers.iter().map(|candidate| candidate.place.authority()).collect();
         if names.is_empty() { "nobody".to_owned() } else { names.join(", ") }
     }
 }

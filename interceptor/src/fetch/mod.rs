@@ -12,7 +12,14 @@
 
 mod attempts;
 mod error;
+mod gate;
+mod hedge;
 mod http;
+mod job;
+mod pace;
+mod priority;
+mod race;
+mod servers;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,10 +33,15 @@ use crate::seaweed::locations::VolumeLookup;
 use crate::seaweed::security::Security;
 use crate::telemetry::{Metrics, Source};
 pub use error::FetchError;
-use http::{HttpSource, Job};
+use http::HttpSource;
+use job::Job;
+pub use priority::{Priority, Urgency};
 
 /// The most that [`Fetcher::read_needle`] brings, in bytes. A manifest of 10,000 chunks has less than 2 MB.
 const MAX_GATHERED: u64 = 64 << 20;
+
+/// How many bytes one server is asked for at a time.
+const BYTES_PER_SERVER: u64 = 64 << 20;
 
 /// What came of a fetch that succeeded.
 #[derive(Debug, Clone, Copy)]
@@ -61,8 +73,12 @@ pub struct Options {
     pub data_center: Option<String>,
     /// How long a fetch is tried again after it first failed everywhere.
     pub retry_time: Duration,
-    /// How long one request may take, its wait for a free place at the server included.
+    /// How long one request may take, and how long a reader's request may wait for its turn at a server.
     pub request_deadline: Duration,
+    /// How many requests one server is given at a time; the others wait.
+    pub requests_per_server: usize,
+    /// How many bytes one server is asked for at a time; the others wait. Speculation has half of either.
+    pub bytes_per_server: u64,
     /// Limits of the connections.
     pub limits: Limits,
 }
@@ -74,6 +90,8 @@ impl Default for Options {
             data_center: None,
             retry_time: Duration::from_secs(6),
             request_deadline: Duration::from_secs(30),
+            requests_per_server: 64,
+            bytes_per_server: BYTES_PER_SERVER,
             limits: Limits::default(),
         }
     }
@@ -108,6 +126,7 @@ impl Fetcher {
         chunk: &Chunk,
         offset: u64,
         dst: &mut [u8],
+        priority: &Priority,
     ) -> Result<Fetched, FetchError> {
         let length = dst.len() as u64;
         if offset.checked_add(length).is_none_or(|end| end > chunk.size) {
@@ -120,7 +139,7 @@ impl Fetcher {
             } else {
                 Job::Range { offset, dst }
             };
-            self.http.fetch(chunk, &mut job).await?;
+            self.http.fetch(chunk, &mut job, priority).await?;
         }
         Ok(self.fetched(length, start))
     }
@@ -130,7 +149,8 @@ impl Fetcher {
     pub async fn read_needle(&self, chunk: &Chunk) -> Result<Bytes, FetchError> {
         let start = Instant::now();
         let mut bytes = Vec::new();
-        self.http.fetch(chunk, &mut Job::Gather { limit: MAX_GATHERED, bytes: &mut bytes }).await?;
+        let mut job = Job::Gather { limit: MAX_GATHERED, bytes: &mut bytes };
+        self.http.fetch(chunk, &mut job, &Priority::new(Urgency::Demand)).await?;
         self.fetched(bytes.len() as u64, start);
         Ok(bytes.into())
     }

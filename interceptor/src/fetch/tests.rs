@@ -63,9 +63,13 @@ fn fetcher_with(lists: &[&[&Scripted]], then_fails: bool, retry_time: Duration) 
     (Fetcher::new(lists.clone(), Arc::default(), Metrics::new(), options), lists)
 }
 
+fn demand() -> Priority {
+    Priority::new(Urgency::Demand)
+}
+
 async fn read(fetcher: &Fetcher) -> Result<Vec<u8>, FetchError> {
     let mut dst = vec![0; DATA.len()];
-    fetcher.read_chunk(&chunk(), 0, &mut dst).await?;
+    fetcher.read_chunk(&chunk(), 0, &mut dst, &demand()).await?;
     Ok(dst)
 }
 
@@ -184,11 +188,11 @@ async fn part_of_a_chunk_is_asked_for_as_a_range_unless_it_must_be_whole() {
     });
     let (fetcher, _) = fetcher(&[&[&server]]);
     let mut dst = [0; 5];
-    fetcher.read_chunk(&chunk(), 4, &mut dst).await.unwrap();
+    fetcher.read_chunk(&chunk(), 4, &mut dst, &demand()).await.unwrap();
     assert_eq!(dst, DATA[4..9]);
     let compressed = Chunk { is_compressed: true, ..chunk() };
     assert!(must_fetch_whole(&compressed) && !must_fetch_whole(&chunk()));
-    fetcher.read_chunk(&compressed, 4, &mut dst).await.unwrap();
+    fetcher.read_chunk(&compressed, 4, &mut dst, &demand()).await.unwrap();
     assert_eq!(dst, DATA[4..9]);
     assert!(!server.requests()[1].contains("Range"));
     assert_eq!(fetcher.read_needle(&chunk()).await.unwrap(), DATA);
@@ -199,10 +203,10 @@ async fn nothing_is_asked_for_beyond_a_chunk() {
     let server = Scripted::always(good());
     let (fetcher, _) = fetcher(&[&[&server]]);
     for (offset, length) in [(0, DATA.len() + 1), (DATA.len() as u64, 1), (u64::MAX, 2)] {
-        let outcome = fetcher.read_chunk(&chunk(), offset, &mut vec![0; length]).await;
+        let outcome = fetcher.read_chunk(&chunk(), offset, &mut vec![0; length], &demand()).await;
         assert!(matches!(outcome, Err(FetchError::BeyondChunk { .. })));
     }
-    fetcher.read_chunk(&chunk(), DATA.len() as u64, &mut []).await.unwrap();
+    fetcher.read_chunk(&chunk(), DATA.len() as u64, &mut [], &demand()).await.unwrap();
     assert!(server.requests().is_empty());
 }
 
@@ -219,11 +223,177 @@ async fn a_filer_passes_requests_on() {
     assert_eq!(lists.lookups.load(SeqCst), 0);
 }
 
+/// Two servers, of which `first` is asked first: the other is in another data centre.
+fn near_and_far(near: &Scripted, far: &Scripted) -> Fetcher {
+    let lists = vec![vec![near.address().to_owned(), far.address().to_owned()]];
+    let lists = Arc::new(Lists { lists, then_fails: false, lookups: AtomicUsize::new(0) });
+    let near = near.address().to_owned();
+    let lookup = Arc::new(Located { lists, near });
+    let options = Options { data_center: Some("near".to_owned()), ..Options::default() };
+    Fetcher::new(lookup, Arc::default(), Metrics::new(), options)
+}
+
+/// The same as `lists`, with the servers' data centres.
+struct Located {
+    lists: Arc<Lists>,
+    near: String,
+}
+
+impl VolumeLookup for Located {
+    fn lookup(&self, volume: u32) -> BoxFuture<'_, Result<Vec<Location>, LookupError>> {
+        async move {
+            let mut found = self.lists.lookup(volume).await?;
+            for location in &mut found {
+                location.data_center = if location.url == self.near { "near" } else { "far" }.to_owned();
+            }
+            Ok(found)
+        }
+        .boxed()
+    }
+}
+
+fn hedges(fetcher: &Fetcher) -> (u64, u64) {
+    let totals = fetcher.metrics.totals();
+    (totals.hedges_sent, totals.hedges_won)
+}
+
+/// A server that is silent costs the time until the other is asked, not the time until it is given up.
+#[tokio::test]
+async fn a_silent_server_is_overtaken_and_then_asked_last() {
+    let (silent, good) = (Scripted::always(vec![Step::Hold]), Scripted::always(good()));
+    let fetcher = near_and_far(&silent, &good);
+    let stall = crate::seaweed::http1::Limits::default().stall;
+    let start = Instant::now();
+    for _ in 0..10 {
+        assert_eq!(read(&fetcher).await.unwrap(), DATA);
+    }
+    assert!(start.elapsed() < stall, "it was waited for");
+    assert_eq!(silent.requests().len(), 3, "after three races without a word it is asked last");
+    assert_eq!(hedges(&fetcher), (3, 3));
+}
+
+#[tokio::test]
+async fn what_the_loser_had_to_say_appears_nowhere() {
+    let wrong = [b'x'; DATA.len()];
+    let late = Scripted::start(move |_, _| {
+        let answer = answer(200, &[("ETag", &format!("\"{:08x}\"", crc32c(&wrong)))], &wrong);
+        let (head, body) = answer.split_at(answer.len() - 10);
+        vec![Step::Pause(Duration::from_millis(300)), Step::Send(head.to_vec()), Step::Send(body.to_vec())]
+    });
+    let good = Scripted::always(good());
+    let fetcher = near_and_far(&late, &good);
+    let mut dst = vec![0; DATA.len()];
+    fetcher.read_chunk(&chunk(), 0, &mut dst, &demand()).await.unwrap();
+    assert_eq!(dst, DATA);
+    // The loser's connection is gone before the memory is handed on.
+    late.await_clients_gone();
+    assert_eq!(dst, DATA);
+    assert_eq!(fetcher.read_needle(&chunk()).await.unwrap(), DATA);
+    assert_eq!(hedges(&fetcher), (2, 2));
+}
+
+#[tokio::test]
+async fn a_second_server_that_fails_leaves_the_first_its_time() {
+    let late = Scripted::start(|_, _| {
+        let mut steps = vec![Step::Pause(Duration::from_millis(400))];
+        steps.extend(good());
+        steps
+    });
+    for bad in [damaged(), send(404, &[], b""), vec![Step::Close]] {
+        let bad = Scripted::always(bad);
+        let fetcher = near_and_far(&late, &bad);
+        assert_eq!(read(&fetcher).await.unwrap(), DATA);
+        assert_eq!(hedges(&fetcher), (1, 0));
+        assert_eq!(bad.requests().len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn nobody_is_asked_twice_when_both_fail_in_a_race() {
+    let late = Scripted::always(vec![Step::Pause(Duration::from_millis(300)), Step::Close]);
+    let bad = Scripted::always(send(404, &[], b""));
+    let good = Scripted::always(good());
+    let lists = [&late, &bad, &good].map(|server| server.address().to_owned()).to_vec();
+    let lists = Arc::new(Lists { lists: vec![lists], then_fails: false, lookups: AtomicUsize::new(0) });
+    let fetcher = Fetcher::new(lists, Arc::default(), Metrics::new(), Options::default());
+    // Servers are asked in random order; all orders end well.
+    for _ in 0..12 {
+        assert_eq!(read(&fetcher).await.unwrap(), DATA);
+    }
+}
+
+#[tokio::test]
+async fn one_replica_and_speculation_are_never_hedged() {
+    let late = || {
+        let mut steps = vec![Step::Pause(Duration::from_millis(300))];
+        steps.extend(good());
+        Scripted::always(steps)
+    };
+    let (only, other) = (late(), Scripted::always(good()));
+    let (fetcher, _) = fetcher(&[&[&only]]);
+    assert_eq!(read(&fetcher).await.unwrap(), DATA);
+    assert_eq!(hedges(&fetcher), (0, 0));
+    let fetcher = near_and_far(&only, &other);
+    let mut dst = vec![0; DATA.len()];
+    let speculative = Priority::new(Urgency::Speculative);
+    fetcher.read_chunk(&chunk(), 0, &mut dst, &speculative).await.unwrap();
+    assert_eq!((dst.as_slice(), hedges(&fetcher)), (DATA, (0, 0)));
+    assert!(other.requests().is_empty());
+}
+
+/// Of what is slow but not silent, only a few percent beyond the first few are asked for twice.
+#[tokio::test]
+async fn when_all_is_slow_few_are_asked_twice() {
+    let late = || Scripted::always([vec![Step::Pause(Duration::from_millis(150))], good()].concat());
+    let (one, other) = (late(), late());
+    let (fetcher, _) = fetcher(&[&[&one, &other]]);
+    let reads = (0..400).map(|_| read(&fetcher));
+    for data in futures::future::join_all(reads).await {
+        assert_eq!(data.unwrap(), DATA);
+    }
+    let sent = hedges(&fetcher).0;
+    assert!(sent <= 16 + 400 * 3 / 100, "{sent} of 400");
+}
+
+/// The server is full of speculation that does not end. A demand gets the half that is left, and what is joined does not wait
+/// behind the rest.
+#[tokio::test]
+async fn what_a_reader_joins_goes_before_other_speculation() {
+    let server = Scripted::start(|nth, _| if nth == 0 { vec![Step::Hold] } else { good() });
+    let lists = Lists {
+        lists: vec![vec![server.address().to_owned()]],
+        then_fails: false,
+        lookups: AtomicUsize::new(0),
+    };
+    let options = Options { requests_per_server: 2, ..Options::default() };
+    let fetcher = Fetcher::new(Arc::new(lists), Arc::default(), Metrics::new(), options);
+    let speculate = async |priority: &Priority| {
+        let mut dst = vec![0; DATA.len()];
+        fetcher.read_chunk(&chunk(), 0, &mut dst, priority).await.map(|_| dst)
+    };
+    let [held, second, joined] = [(); 3].map(|()| Priority::new(Urgency::Speculative));
+    let mut held = std::pin::pin!(speculate(&held));
+    let mut second = std::pin::pin!(speculate(&second));
+    let mut raised = std::pin::pin!(speculate(&joined));
+    // The first takes all that speculation may have.
+    while server.requests().is_empty() {
+        assert!(futures::poll!(&mut held).is_pending());
+        tokio::task::yield_now().await;
+    }
+    assert!(futures::poll!(&mut second).is_pending());
+    assert!(futures::poll!(&mut raised).is_pending());
+    assert_eq!(read(&fetcher).await.unwrap(), DATA);
+    joined.raise();
+    assert_eq!(raised.await.unwrap(), DATA);
+    assert!(futures::poll!(&mut second).is_pending(), "nobody waits for it");
+    assert_eq!(server.requests().len(), 3);
+}
+
 /// Fetches move between the threads of a runtime.
 #[test]
 fn a_fetch_can_be_sent() {
     fn sendable<T: Send>(_: T) {}
     let (fetcher, _) = fetcher(&[]);
-    sendable(fetcher.read_chunk(&chunk(), 0, &mut []));
+    sendable(fetcher.read_chunk(&chunk(), 0, &mut [], &demand()));
     sendable(fetcher.read_needle(&chunk()));
 }

@@ -10,6 +10,9 @@
 //! asks) and returns a future that waits for them; the answer is then put together from the blocks. Sequential streams
 //! are noticed on the way and fetched ahead, as far as the fill budget of the cache allows.
 //!
+//! A fetch that was started for a reader goes on when the reader is interrupted: what comes is kept. One that was started on
+//! speculation is given up when whoever it was for is gone ([`speculation`]), unless a reader has joined it.
+//!
 //! When a fetch fails every read that waits for it fails with EIO, the block stays absent, and the next read tries
 //! again. A block is never visible before it is complete and checked.
 
@@ -18,6 +21,7 @@ mod grain;
 pub mod intervals;
 mod layout;
 mod origin;
+mod speculation;
 mod version;
 
 #[cfg(test)]
@@ -33,6 +37,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
 use crate::cache::{BlockKey, Cache, Filling, Flights, Interrupted, Joined, PrefetchOutcome, Readable};
+use crate::fetch::{Priority, Urgency};
 use crate::seaweed::entry::{Chunk, Content, Entry};
 use crate::telemetry::metrics::{Metrics, Outcome, Source, Trigger};
 
@@ -43,6 +48,7 @@ pub use version::FileVersion;
 use data::Segment;
 use grain::{Access, Located};
 use layout::Layout;
+use speculation::Interest;
 
 /// Why a read could not be answered.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -186,7 +192,7 @@ impl Reader {
                         }
                     }
                     if access == (Access::Random { hot: true }) {
-                        self.promote(chunk);
+                        self.promote(file, chunk);
                     }
                 }
             }
@@ -228,13 +234,14 @@ impl Reader {
         }
         self.flights.join(
             key,
+            Urgency::Demand,
             || self.cache.get(&key).map(from_cache),
-            || {
+            |priority| {
                 let (reader, chunk) = (self.clone(), chunk.clone());
                 async move {
                     let len = grain::span(&chunk, key.part).1;
                     let filling = reader.cache.fill(key, len).await;
-                    reader.fill(chunk, key, filling).await
+                    reader.fill(chunk, key, filling, &priority).await
                 }
             },
         )
@@ -246,9 +253,11 @@ impl Reader {
         chunk: Chunk,
         key: BlockKey,
         mut filling: Filling,
+        priority: &Priority,
     ) -> Result<Fetched, ReadError> {
         let offset = grain::span(&chunk, key.part).0;
-        let source = self.origin.read_chunk(&chunk, offset, &mut filling).await.map_err(ReadError::Origin)?;
+        let read = self.origin.read_chunk(&chunk, offset, &mut filling, priority);
+        let source = read.await.map_err(ReadError::Origin)?;
         Ok(Fetched { block: filling.publish(), source })
     }
 
@@ -259,7 +268,7 @@ impl Reader {
         let ahead = advice.ahead.start..advice.ahead.end.min(layout.size());
         for segment in layout.segments(ahead.start, ahead.end) {
             if let Segment::Chunk { index, range } = segment
-                && !self.fetch_ahead(layout.chunk(index), &range, &self.sequential)
+                && !self.fetch_ahead(layout.chunk(index), &range, &self.sequential, Some(&file.interest()))
             {
                 let declined = layout.chunk(index).offset + range.start;
                 streams.lock().decline(&advice.ahead, declined);
@@ -270,13 +279,13 @@ impl Reader {
     }
 
     /// Starts to fetch all of a chunk that is read at random again and again, unless another is being promoted.
-    fn promote(self: &Arc<Self>, chunk: &Chunk) {
+    fn promote(self: &Arc<Self>, file: &FileVersion, chunk: &Chunk) {
         for key in grain::large_blocks(chunk, &(0..chunk.size)) {
             if !self.is_wanted(&key) {
                 continue;
             }
             let Ok(turn) = self.promoting.clone().try_acquire_owned() else { return };
-            if !self.start(chunk, key, &self.hot, turn) {
+            if !self.start(chunk, key, &self.hot, Some(file.interest()), turn) {
                 return;
             }
         }
@@ -290,7 +299,10 @@ impl Reader {
             return true;
         }
         let worth = |chunk: &&Chunk| (1..=SMALL_FILE).contains(&chunk.size);
-        chunks.iter().filter(worth).all(|chunk| self.fetch_ahead(chunk, &(0..chunk.size), &self.next_file))
+        chunks
+            .iter()
+            .filter(worth)
+            .all(|chunk| self.fetch_ahead(chunk, &(0..chunk.size), &self.next_file, None))
     }
 
     /// Starts to fetch the blocks of `chunk` that hold `range`, unless they are there or on their way. Returns whether
@@ -300,33 +312,38 @@ impl Reader {
         chunk: &Chunk,
         range: &std::ops::Range<u64>,
         outcome: &Arc<dyn PrefetchOutcome>,
+        interest: Option<&Interest>,
     ) -> bool {
         let wanted = |key: &BlockKey| self.is_wanted(key);
-        grain::large_blocks(chunk, range).filter(wanted).all(|key| self.start(chunk, key, outcome, ()))
+        grain::large_blocks(chunk, range)
+            .filter(wanted)
+            .all(|key| self.start(chunk, key, outcome, interest.cloned(), ()))
     }
 
     fn is_wanted(&self, key: &BlockKey) -> bool {
         !self.cache.contains(key) && !self.flights.contains(key)
     }
 
-    /// Starts to fetch a block that nobody has asked for, holding `token` until it is there. Returns whether there was
-    /// room for it.
+    /// Starts to fetch a block that nobody has asked for, holding `token` until it is there or given up because there is no
+    /// `interest` any more. Returns whether there was room for it.
     fn start(
         self: &Arc<Self>,
         chunk: &Chunk,
         key: BlockKey,
         outcome: &Arc<dyn PrefetchOutcome>,
+        interest: Option<Interest>,
         token: impl Send + 'static,
     ) -> bool {
         let len = grain::span(chunk, key.part).1;
         let Some(filling) = self.cache.try_fill(key, len, outcome.clone()) else { return false };
         let (reader, chunk) = (self.clone(), chunk.clone());
-        let fetch = async move {
+        let fetch = |priority: Priority| async move {
             let _token = token;
-            reader.fill(chunk, key, filling).await
+            let fill = reader.fill(chunk, key, filling, &priority);
+            speculation::run(fill, &priority, interest).await
         };
         // If another thread was faster, its fetch brings the block and this one is dropped.
-        let _ = self.flights.join(key, || None, || fetch);
+        let _ = self.flights.join(key, Urgency::Speculative, || None, fetch);
         true
     }
 }

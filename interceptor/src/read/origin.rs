@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
-use crate::fetch::Fetcher;
+use crate::fetch::{Fetcher, Priority};
 use crate::seaweed::decode;
 use crate::seaweed::entry::{Chunk, Entry};
 use crate::seaweed::filer::FilerClient;
@@ -16,12 +16,14 @@ pub type OriginError = Arc<dyn std::error::Error + Send + Sync>;
 
 /// What a reader needs of the world outside. A trait, so that reading can be tested without a cluster.
 pub trait Origin: Send + Sync + 'static {
-    /// Fills `dst` with the bytes of `chunk` from `offset` on, in the chunk's own, decoded bytes.
+    /// Fills `dst` with the bytes of `chunk` from `offset` on, in the chunk's own, decoded bytes; how urgently, may change
+    /// meanwhile.
     fn read_chunk<'a>(
         &'a self,
         chunk: &'a Chunk,
         offset: u64,
         dst: &'a mut [u8],
+        priority: &'a Priority,
     ) -> BoxFuture<'a, Result<Source, OriginError>>;
 
     /// The whole decoded content of the needle of `chunk`, which is a list of chunks.
@@ -50,9 +52,10 @@ impl Origin for Cluster {
         chunk: &'a Chunk,
         offset: u64,
         dst: &'a mut [u8],
+        priority: &'a Priority,
     ) -> BoxFuture<'a, Result<Source, OriginError>> {
         async move {
-            match self.fetcher.read_chunk(chunk, offset, dst).await {
+            match self.fetcher.read_chunk(chunk, offset, dst, priority).await {
                 Ok(fetched) => Ok(fetched.source),
                 Err(error) => Err(Arc::new(error) as OriginError),
             }

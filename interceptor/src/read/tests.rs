@@ -32,6 +32,7 @@ impl Origin for Needles {
         chunk: &'a Chunk,
         offset: u64,
         dst: &'a mut [u8],
+        _priority: &'a Priority,
     ) -> BoxFuture<'a, Result<Source, OriginError>> {
         async move {
             self.fetches.fetch_add(1, Ordering::Relaxed);
@@ -168,8 +169,9 @@ fn a_chunk_read_at_random_again_and_again_is_fetched_whole() {
     mounted.read(&file, 16 * 37 % 64 * 65536, 4096).unwrap();
     match mounted.reader.flights.join(
         whole,
+        Urgency::Demand,
         || mounted.cache.get(&whole).map(from_cache),
-        || async { panic!("the chunk should be on its way or there") },
+        |_| async { panic!("the chunk should be on its way or there") },
     ) {
         Joined::Landed(_) => {}
         Joined::Waiting(outcome) => drop(mounted.runtime.block_on(outcome).unwrap()),

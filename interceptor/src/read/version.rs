@@ -1,6 +1,6 @@
 //! One immutable state of a file.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
 use super::layout::Layout;
+use super::speculation::{Holder, Interest};
 use super::{Origin, ReadError};
 use crate::prefetch::Streams;
 use crate::seaweed::entry::{Chunk, Content, Entry};
@@ -28,6 +29,8 @@ pub struct FileVersion {
     entry: Arc<Entry>,
     layout: OnceCell<Layout>,
     streams: Option<Mutex<Streams>>,
+    /// Of what is fetched ahead; made with the first of it.
+    holder: OnceLock<Holder>,
 }
 
 impl FileVersion {
@@ -35,7 +38,7 @@ impl FileVersion {
     /// I/O: what must be fetched to know where the content is, is fetched at the first read.
     pub fn new(path: &str, entry: Arc<Entry>) -> Arc<Self> {
         let streams = (entry.attr.size > STREAMED_FROM).then(Mutex::default);
-        Arc::new(Self { path: path.into(), entry, layout: OnceCell::new(), streams })
+        Arc::new(Self { path: path.into(), entry, layout: OnceCell::new(), streams, holder: OnceLock::new() })
     }
 
     /// Size in bytes.
@@ -50,6 +53,11 @@ impl FileVersion {
 
     pub(super) fn streams(&self) -> Option<&Mutex<Streams>> {
         self.streams.as_ref()
+    }
+
+    /// That of this version in what is fetched ahead of its readers; lost when the version is forgotten.
+    pub(super) fn interest(&self) -> Interest {
+        self.holder.get_or_init(Holder::new).interest()
     }
 
     /// The layout, if it is known or follows from the entry alone.

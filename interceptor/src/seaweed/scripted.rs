@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -14,6 +15,8 @@ pub(crate) enum Step {
     Send(Vec<u8>),
     /// Sends these bytes again and again until the client goes.
     Repeat(Vec<u8>),
+    /// Waits so long.
+    Pause(Duration),
     /// Closes the connection in good order.
     Close,
     /// Breaks the connection.
@@ -28,6 +31,8 @@ type Script = dyn Fn(usize, &str) -> Vec<Step> + Send + Sync;
 struct Log {
     requests: Mutex<Vec<String>>,
     connections: AtomicUsize,
+    /// Connections whose client is still there.
+    open: AtomicUsize,
     stopped: AtomicBool,
 }
 
@@ -50,8 +55,12 @@ impl Scripted {
                     return;
                 }
                 shared.connections.fetch_add(1, SeqCst);
+                shared.open.fetch_add(1, SeqCst);
                 let (log, script) = (shared.clone(), script.clone());
-                std::thread::spawn(move || serve(stream.unwrap(), &log, &*script));
+                std::thread::spawn(move || {
+                    serve(stream.unwrap(), &log, &*script);
+                    log.open.fetch_sub(1, SeqCst);
+                });
             }
         });
         Self { address, log }
@@ -70,6 +79,13 @@ impl Scripted {
     /// The requests so far.
     pub(crate) fn requests(&self) -> Vec<String> {
         self.log.requests.lock().clone()
+    }
+
+    /// Waits until every client has closed its connection.
+    pub(crate) fn await_clients_gone(&self) {
+        while self.log.open.load(SeqCst) > 0 {
+            std::thread::yield_now();
+        }
     }
 
     /// How many connections were accepted so far.
@@ -108,6 +124,7 @@ fn serve(mut stream: TcpStream, log: &Log, script: &Script) {
                     while stream.write_all(&bytes).is_ok() {}
                     return;
                 }
+                Step::Pause(time) => std::thread::sleep(time),
                 Step::Close => {
                     let _ = stream.shutdown(Shutdown::Write);
                     let _ = stream.read_to_end(&mut Vec::new());

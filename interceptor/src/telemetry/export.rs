@@ -72,6 +72,14 @@ fn fetches(out: &mut Exposition, totals: &Totals) {
         out.sample(&[("from", from.label()), ("to", to.label())], count);
     }
     out.family(
+        "interceptor_hedges_sent_total",
+        "counter",
+        "Second requests for what a server was slow to send.",
+    )
+    .sample(&[], totals.hedges_sent);
+    out.family("interceptor_hedges_won_total", "counter", "Second requests that were answered first.")
+        .sample(&[], totals.hedges_won);
+    out.family(
         "interceptor_integrity_failures_total",
         "counter",
         "Fetched bytes that were refused: wrong length, checksum or authentication.",
@@ -136,6 +144,7 @@ mod tests {
         metrics.fetch(Source::Http, 4096, Duration::from_millis(1));
         metrics.fetch_error(Source::Http, "timeout");
         metrics.fallback(Source::Registered, Source::Http);
+        metrics.hedge_sent();
         metrics.prefetch(Trigger::Hot, Outcome::Used, 1);
         metrics.set_cache_usage(Box::new(|| CacheUsage { capacity: 10, used: 5, allocated: 7 }));
         metrics.set_subscription_live(Box::new(|| true));
@@ -154,6 +163,8 @@ mod tests {
             "interceptor_fetch_bytes_total{source=\"http\"} 4096",
             "interceptor_fetch_errors_total{source=\"http\",reason=\"timeout\"} 1",
             "interceptor_fallbacks_total{from=\"registered\",to=\"http\"} 1",
+            "interceptor_hedges_sent_total 1",
+            "interceptor_hedges_won_total 0",
             "interceptor_integrity_failures_total{source=\"http\"} 0",
             "interceptor_prefetch_bytes_total{trigger=\"hot\",outcome=\"used\"} 1",
             "interceptor_cache_bytes{state=\"capacity\"} 10",

@@ -134,6 +134,8 @@ struct Counters {
     reads: [Flow; Source::ALL.len()],
     fetches: [Flow; Source::ALL.len()],
     prefetched: [[AtomicU64; Outcome::ALL.len()]; Trigger::ALL.len()],
+    hedges_sent: AtomicU64,
+    hedges_won: AtomicU64,
 }
 
 /// What happens seldom.
@@ -153,6 +155,10 @@ pub struct Totals {
     pub fetches: [FlowTotal; Source::ALL.len()],
     /// Bytes fetched ahead, by [`Trigger::ALL`] and [`Outcome::ALL`].
     pub prefetched: [[u64; Outcome::ALL.len()]; Trigger::ALL.len()],
+    /// Requests sent to a second server because the first was slow.
+    pub hedges_sent: u64,
+    /// Those of them whose answer was taken.
+    pub hedges_won: u64,
     /// Failed attempts by source and reason.
     pub fetch_errors: BTreeMap<(Source, &'static str), u64>,
     /// Changes from one source to another because the first failed.
@@ -218,6 +224,16 @@ impl Metrics {
         *self.incidents.lock().integrity_failures.entry(source).or_default() += 1;
     }
 
+    /// A second server is asked for what the first is slow to send.
+    pub fn hedge_sent(&self) {
+        self.counters.mine().hedges_sent.fetch_add(1, Relaxed);
+    }
+
+    /// The second server was faster.
+    pub fn hedge_won(&self) {
+        self.counters.mine().hedges_won.fetch_add(1, Relaxed);
+    }
+
     /// It is known what became of `bytes` that were fetched ahead because of `trigger`.
     pub fn prefetch(&self, trigger: Trigger, outcome: Outcome, bytes: u64) {
         self.counters.mine().prefetched[trigger as usize][outcome as usize].fetch_add(bytes, Relaxed);
@@ -257,6 +273,8 @@ impl Metrics {
                 totals.reads[source as usize].add(&counters.reads[source as usize]);
                 totals.fetches[source as usize].add(&counters.fetches[source as usize]);
             }
+            totals.hedges_sent += counters.hedges_sent.load(Relaxed);
+            totals.hedges_won += counters.hedges_won.load(Relaxed);
             for (sums, outcomes) in totals.prefetched.iter_mut().zip(&counters.prefetched) {
                 for (sum, bytes) in sums.iter_mut().zip(outcomes) {
                     *sum += bytes.load(Relaxed);
@@ -299,6 +317,9 @@ mod tests {
         metrics.fetch_error(Source::Http, "timeout");
         metrics.fallback(Source::Registered, Source::Http);
         metrics.integrity_failure(Source::Http);
+        metrics.hedge_sent();
+        metrics.hedge_sent();
+        metrics.hedge_won();
         metrics.prefetch(Trigger::Hot, Outcome::Wasted, 7);
 
         let totals = metrics.totals();
@@ -308,6 +329,7 @@ mod tests {
         assert_eq!(totals.fetch_errors, [((Source::Http, "timeout"), 2)].into());
         assert_eq!(totals.fallbacks, [((Source::Registered, Source::Http), 1)].into());
         assert_eq!(totals.integrity_failures, [(Source::Http, 1)].into());
+        assert_eq!((totals.hedges_sent, totals.hedges_won), (2, 1));
         assert_eq!(totals.prefetched, [[0, 0], [0, 7], [0, 0]]);
         assert_eq!(metrics.hit_ratios(Instant::now()), [("1m", Some(0.75)), ("10m", Some(0.75))]);
     }

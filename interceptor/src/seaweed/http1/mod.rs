@@ -30,13 +30,11 @@ pub struct Limits {
     pub connect: Duration,
     /// How long a server may send nothing while something is expected of it.
     pub stall: Duration,
-    /// How many requests one server is given at a time; the others wait.
-    pub requests_per_server: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connect: Duration::from_secs(3), stall: Duration::from_secs(5), requests_per_server: 64 }
+        Self { connect: Duration::from_secs(3), stall: Duration::from_secs(5) }
     }
 }
 

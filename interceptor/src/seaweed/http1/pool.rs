@@ -1,4 +1,4 @@
-//! Connections by server: the idle ones, and how many requests are under way.
+//! Connections by server. How many requests a server is given at a time is the caller's business.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustls::ClientConfig;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::connection::Connection;
@@ -31,14 +30,14 @@ struct Shared {
     servers: Mutex<HashMap<Box<str>, Arc<Server>>>,
 }
 
+#[derive(Default)]
 struct Server {
-    /// The one used last is at the end.
     idle: Mutex<Idle>,
-    requests: Arc<Semaphore>,
 }
 
 #[derive(Default)]
 struct Idle {
+    /// The one used last is at the end.
     connections: Vec<(Connection, Instant)>,
     /// Whether a task closes those that are idle for too long.
     watched: bool,
@@ -55,13 +54,9 @@ impl Client {
     pub async fn get(&self, request: &Request<'_>, deadline: Instant) -> Result<Response, HttpError> {
         let encoded = request.encode()?;
         let server = self.server(request.authority);
-        let permit = tokio::time::timeout_at(deadline, server.requests.clone().acquire_owned())
-            .await
-            .map_err(|_| HttpError::Deadline)?
-            .ok();
         if let Some(mut connection) = server.take() {
             match connection.exchange(&encoded, deadline).await {
-                Ok(head) => return Ok(Response::new(head, connection, server, permit)),
+                Ok(head) => return Ok(Response::new(head, connection, server)),
                 Err(HttpError::Io(_) | HttpError::Closed(Where::BeforeAnswer))
                     if !connection.has_answered() => {}
                 Err(error) => return Err(error),
@@ -70,7 +65,7 @@ impl Client {
         let Shared { tls, limits, .. } = &*self.shared;
         let mut connection = Connection::open(request.authority, tls.as_ref(), limits, deadline).await?;
         let head = connection.exchange(&encoded, deadline).await?;
-        Ok(Response::new(head, connection, server, permit))
+        Ok(Response::new(head, connection, server))
     }
 
     fn server(&self, authority: &str) -> Arc<Server> {
@@ -78,8 +73,7 @@ impl Client {
         if let Some(server) = servers.get(authority) {
             return server.clone();
         }
-        let requests = Arc::new(Semaphore::new(self.shared.limits.requests_per_server));
-        let server = Arc::new(Server { idle: Mutex::default(), requests });
+        let server = Arc::<Server>::default();
         servers.insert(authority.into(), server.clone());
         server
     }
@@ -129,17 +123,11 @@ pub struct Response {
     /// Given back to the pool with the last byte.
     connection: Option<Connection>,
     server: Arc<Server>,
-    _permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Response {
-    fn new(
-        head: Head,
-        connection: Connection,
-        server: Arc<Server>,
-        permit: Option<OwnedSemaphorePermit>,
-    ) -> Self {
-        let mut response = Self { head, connection: Some(connection), server, _permit: permit };
+    fn new(head: Head, connection: Connection, server: Arc<Server>) -> Self {
+        let mut response = Self { head, connection: Some(connection), server };
         response.release_if_finished();
         response
     }

@@ -191,19 +191,6 @@ async fn a_connection_is_kept_only_after_a_whole_answer_and_nothing_more() {
 }
 
 #[tokio::test]
-async fn a_server_gets_no_more_requests_than_it_may() {
-    let server = Scripted::always(send(200, &[], b"ok"));
-    let client = client(Limits { requests_per_server: 1, ..Limits::default() });
-    let first = get(&client, &server).await.unwrap();
-    let request = Request { authority: server.address(), target: "/", fields: &[] };
-    let second = client.get(&request, Instant::now() + Duration::from_millis(20)).await;
-    assert!(matches!(second, Err(HttpError::Deadline)));
-    assert_eq!(body(first).await.unwrap(), b"ok");
-    assert_eq!(body(get(&client, &server).await.unwrap()).await.unwrap(), b"ok");
-    assert_eq!(server.connections(), 1);
-}
-
-#[tokio::test]
 async fn nobody_listening_is_a_failure_to_connect() {
     let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let request = Request { authority: &address, target: "/", fields: &[] };

@@ -8,13 +8,14 @@
 //!
 //! Both ask for deleted needles as well: a reader with a slightly old list of chunks still gets the file it opened. A server that
 //! does not have the volume may redirect; that is followed once. What else may come back is sorted by [`VolumeError::class`] into
-//! what a caller can do about it. After any error the destination's content is undefined.
+//! what a caller can do about it. After any error the destination's content is undefined. [`Begun`] tells a caller who may turn to
+//! another server whether this one has said anything yet.
 
 mod answer;
 mod body;
 mod error;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rdma_engine::FileId;
 use tokio::runtime::{Handle, RuntimeFlavor};
@@ -59,6 +60,21 @@ impl Place {
     }
 }
 
+/// When an answer began to come, for whoever watches a request. Errors of the server are answers too.
+#[derive(Debug, Default)]
+pub struct Begun(OnceLock<Instant>);
+
+impl Begun {
+    /// When; `None` if nothing has come yet.
+    pub fn at(&self) -> Option<Instant> {
+        self.0.get().copied()
+    }
+
+    fn now(&self) {
+        self.0.get_or_init(Instant::now);
+    }
+}
+
 /// Reads needles from volume servers. Cheap to share.
 pub struct VolumeClient {
     http: Client,
@@ -80,9 +96,10 @@ impl VolumeClient {
         offset: u64,
         dst: &mut [u8],
         deadline: Instant,
+        begun: &Begun,
     ) -> Result<(), VolumeError> {
         let needed = offset.saturating_add(dst.len() as u64).max(chunk.size);
-        let mut body = self.whole(place, chunk.fid, deadline).await?;
+        let mut body = self.whole(place, chunk.fid, deadline, begun).await?;
         let gzip = is_gzip(body.head())?;
         let total = if !gzip && chunk.cipher_key.is_none() {
             match body.head().content_length() {
@@ -112,8 +129,9 @@ impl VolumeClient {
         chunk: &Chunk,
         limit: u64,
         deadline: Instant,
+        begun: &Begun,
     ) -> Result<Vec<u8>, VolumeError> {
-        let mut body = self.whole(place, chunk.fid, deadline).await?;
+        let mut body = self.whole(place, chunk.fid, deadline, begun).await?;
         let gzip = is_gzip(body.head())?;
         let mut stored = body.gather(limit).await?;
         if !gzip && chunk.cipher_key.is_none() {
@@ -132,10 +150,11 @@ impl VolumeClient {
         offset: u64,
         dst: &mut [u8],
         deadline: Instant,
+        begun: &Begun,
     ) -> Result<(), VolumeError> {
         let asked = ContentRange::of(offset, dst.len())?;
         let range = format!("bytes={}-{}", asked.first, asked.last);
-        let response = self.get(place, fid, ("Range", &range), deadline).await?;
+        let response = self.get(place, fid, ("Range", &range), deadline, begun).await?;
         let head = response.head();
         if head.status != 206 {
             return Err(VolumeError::Protocol(format!("status {} to a request for a range", head.status)));
@@ -158,8 +177,14 @@ impl VolumeClient {
     }
 
     /// Asks for the needle as it is stored.
-    async fn whole(&self, place: &Place, fid: FileId, deadline: Instant) -> Result<Body, VolumeError> {
-        let response = self.get(place, fid, ("Accept-Encoding", "gzip"), deadline).await?;
+    async fn whole(
+        &self,
+        place: &Place,
+        fid: FileId,
+        deadline: Instant,
+        begun: &Begun,
+    ) -> Result<Body, VolumeError> {
+        let response = self.get(place, fid, ("Accept-Encoding", "gzip"), deadline, begun).await?;
         match response.head().status {
             200 => Ok(Body::summed(response)),
             status => Err(VolumeError::Protocol(format!("status {status} to a request for a whole needle"))),
@@ -173,6 +198,7 @@ impl VolumeClient {
         fid: FileId,
         field: (&str, &str),
         deadline: Instant,
+        begun: &Begun,
     ) -> Result<Response, VolumeError> {
         let token = self.security.read_token(fid).map(|token| format!("Bearer {token}"));
         let fields: Vec<_> =
@@ -181,11 +207,13 @@ impl VolumeClient {
         let request = Request { authority: place.authority(), target: &target, fields: &fields };
         let response = self.http.get(&request, deadline).await?;
         let Some(redirect) = Redirect::of(response.head(), place.authority())? else {
+            begun.now();
             return answer::success(response).await;
         };
         drop(response);
         let request = Request { authority: &redirect.authority, target: &redirect.target, fields: &fields };
         let response = self.http.get(&request, deadline).await?;
+        begun.now();
         if Redirect::of(response.head(), &redirect.authority)?.is_some() {
             return Err(VolumeError::Protocol("redirected more than once".to_owned()));
         }

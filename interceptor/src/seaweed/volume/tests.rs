@@ -58,7 +58,7 @@ async fn whole(steps: Vec<Step>, chunk: &Chunk, offset: u64, length: usize) -> R
     let server = Scripted::always(steps);
     let place = Place::Volume(server.address().to_owned());
     let mut dst = vec![0xEE; length];
-    volumes().read_whole(&place, chunk, offset, &mut dst, deadline()).await?;
+    volumes().read_whole(&place, chunk, offset, &mut dst, deadline(), &Begun::default()).await?;
     Ok(dst)
 }
 
@@ -66,7 +66,7 @@ async fn range(steps: Vec<Step>, offset: u64, length: usize) -> Result<Vec<u8>, 
     let server = Scripted::always(steps);
     let place = Place::Volume(server.address().to_owned());
     let mut dst = vec![0xEE; length];
-    volumes().read_range(&place, FID, offset, &mut dst, deadline()).await?;
+    volumes().read_range(&place, FID, offset, &mut dst, deadline(), &Begun::default()).await?;
     Ok(dst)
 }
 
@@ -174,7 +174,9 @@ async fn a_manifest_is_gathered_whatever_its_chunk_says() {
     for steps in [plain, packed] {
         let server = Scripted::always(steps);
         let place = Place::Volume(server.address().to_owned());
-        let read = async |limit| volumes().read_needle(&place, &chunk(1 << 40), limit, deadline()).await;
+        let read = async |limit| {
+            volumes().read_needle(&place, &chunk(1 << 40), limit, deadline(), &Begun::default()).await
+        };
         assert_eq!(read(5000).await.unwrap(), data);
         assert_eq!(read(4999).await.unwrap_err().class(), Class::Damaged);
     }
@@ -262,9 +264,9 @@ async fn requests_carry_what_the_servers_need() {
     let volumes = VolumeClient::new(security.clone(), Limits::default());
     let mut dst = [0; 5];
     let place = Place::Volume(server.address().to_owned());
-    volumes.read_whole(&place, &chunk(5), 0, &mut dst, deadline()).await.unwrap();
+    volumes.read_whole(&place, &chunk(5), 0, &mut dst, deadline(), &Begun::default()).await.unwrap();
     let place = Place::Filer(server.address().to_owned());
-    volumes.read_range(&place, FID, 1, &mut dst[..2], deadline()).await.unwrap();
+    volumes.read_range(&place, FID, 1, &mut dst[..2], deadline(), &Begun::default()).await.unwrap();
     let requests = server.requests();
     let token = format!("\r\nAuthorization: Bearer {}\r\n", security.read_token(FID).unwrap());
     assert!(requests[0].starts_with("GET /3,01637037d6?readDeleted=true HTTP/1.1\r\n"));
