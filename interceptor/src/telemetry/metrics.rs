@@ -56,11 +56,16 @@ pub enum Trigger {
     Hot,
     /// Files of a directory are read one after the other.
     NextFile,
+    /// A handle is read in equal steps.
+    Strided,
+    /// The same files are read again and again.
+    Epoch,
 }
 
 impl Trigger {
     /// All triggers; `trigger as usize` is the index.
-    pub const ALL: [Trigger; 3] = [Trigger::Sequential, Trigger::Hot, Trigger::NextFile];
+    pub const ALL: [Trigger; 5] =
+        [Trigger::Sequential, Trigger::Hot, Trigger::NextFile, Trigger::Strided, Trigger::Epoch];
 
     /// The value of the label `trigger`.
     pub const fn label(self) -> &'static str {
@@ -68,6 +73,8 @@ impl Trigger {
             Trigger::Sequential => "sequential",
             Trigger::Hot => "hot",
             Trigger::NextFile => "next_file",
+            Trigger::Strided => "strided",
+            Trigger::Epoch => "epoch",
         }
     }
 }
@@ -308,7 +315,7 @@ mod tests {
         assert_eq!(totals.fetch_errors, [((Source::Http, "timeout"), 2)].into());
         assert_eq!(totals.fallbacks, [((Source::Registered, Source::Http), 1)].into());
         assert_eq!(totals.integrity_failures, [(Source::Http, 1)].into());
-        assert_eq!(totals.prefetched, [[0, 0], [0, 7], [0, 0]]);
+        assert_eq!(totals.prefetched, [[0, 0], [0, 7], [0, 0], [0, 0], [0, 0]]);
         assert_eq!(metrics.hit_ratios(Instant::now()), [("1m", Some(0.75)), ("10m", Some(0.75))]);
     }
 
