@@ -268,7 +268,9 @@ impl Epochs {
     fn missing(&self) -> u64 {
         match self.answered {
             0..ENOUGH => self.left,
-            answered => (u128::from(self.left) * u128::from(answered - self.hits) / u128::from(answered)) as u64,
+            answered => {
+                (u128::from(self.left) * u128::from(answered - self.hits) / u128::from(answered)) as u64
+            }
         }
     }
 

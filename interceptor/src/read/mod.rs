@@ -33,7 +33,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
 use crate::cache::{BlockKey, Cache, Filling, Flights, Interrupted, Joined, PrefetchOutcome, Readable};
-use crate::prefetch::{Ahead, Ledger, Pattern};
+use crate::prefetch::{Ahead, Epochs, Ledger, Pattern};
 use crate::seaweed::entry::{Chunk, Content, Entry};
 use crate::telemetry::metrics::{Metrics, Outcome, Source, Trigger};
 
@@ -90,6 +90,15 @@ pub struct Reader {
 
 /// Files up to this size, in bytes, are fetched whole when their turn seems to come.
 pub const SMALL_FILE: u64 = 1 << 20;
+
+/// Why a small file is expected to be read next.
+#[derive(Debug)]
+pub enum Expected {
+    /// It comes next in its directory.
+    NextFile,
+    /// It was read in the epoch before; the ledger is to be told whether it is again.
+    Epoch(Arc<Ledger>),
+}
 
 /// What a flight brings: the block and where it came from.
 #[derive(Clone)]
@@ -307,19 +316,32 @@ impl Reader {
         }
     }
 
-    /// Starts to fetch a file of at most [`SMALL_FILE`] bytes that is expected to be read next; others are left alone.
-    /// Returns whether there was room for it.
-    pub fn fetch_small_file(self: &Arc<Self>, entry: &Entry) -> bool {
-        let Content::Chunks(chunks) = &entry.content else { return true };
+    /// Finds epochs that are worth fetching ahead for with as much memory as there is.
+    pub fn epochs(&self) -> Epochs {
+        Epochs::new(self.cache.usage().capacity, self.cache.speculation_limit())
+    }
+
+    /// Starts to fetch what is not there of a file of at most [`SMALL_FILE`] bytes that is expected to be read next; others
+    /// are left alone. Returns how many bytes that is, or nothing if there is no room.
+    pub fn fetch_small_file(self: &Arc<Self>, entry: &Entry, expected: &Expected) -> Option<u64> {
+        let Content::Chunks(chunks) = &entry.content else { return Some(0) };
         if entry.attr.size > SMALL_FILE || chunks.iter().any(|chunk| chunk.is_manifest) {
-            return true;
+            return Some(0);
         }
-        let worth = |chunk: &&Chunk| (1..=SMALL_FILE).contains(&chunk.size);
-        let all = Access::Sequential;
-        chunks
-            .iter()
-            .filter(worth)
-            .all(|chunk| self.fetch_ahead(chunk, &(0..chunk.size), all, &self.next_file))
+        let outcome = match expected {
+            Expected::NextFile => self.next_file.clone(),
+            Expected::Epoch(ledger) => self.outcome(Trigger::Epoch, ledger),
+        };
+        let mut bytes = 0;
+        for chunk in chunks.iter().filter(|chunk| (1..=SMALL_FILE).contains(&chunk.size)) {
+            for key in grain::large_blocks(chunk, &(0..chunk.size)).filter(|key| self.is_wanted(key)) {
+                if !self.start(chunk, key, &outcome, ()) {
+                    return None;
+                }
+                bytes += grain::span(chunk, key.part).1 as u64;
+            }
+        }
+        Some(bytes)
     }
 
     /// Starts to fetch the blocks of `chunk` that a read of `range` will want, unless they are there or on their way. Returns
@@ -377,6 +399,10 @@ impl fmt::Debug for Counted {
 }
 
 impl PrefetchOutcome for Counted {
+    fn fetched(&self, bytes: usize) {
+        self.metrics.fetched_ahead(self.trigger, bytes as u64);
+    }
+
     fn used(&self, bytes: usize) {
         self.metrics.prefetch(self.trigger, Outcome::Used, bytes as u64);
         if let Some(ledger) = &self.ledger {

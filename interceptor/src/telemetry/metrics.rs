@@ -140,6 +140,7 @@ pub struct Levels {
 struct Counters {
     reads: [Flow; Source::ALL.len()],
     fetches: [Flow; Source::ALL.len()],
+    fetched_ahead: [AtomicU64; Trigger::ALL.len()],
     prefetched: [[AtomicU64; Outcome::ALL.len()]; Trigger::ALL.len()],
 }
 
@@ -158,7 +159,9 @@ pub struct Totals {
     pub reads: [FlowTotal; Source::ALL.len()],
     /// Fetches from an origin, by [`Source::ALL`].
     pub fetches: [FlowTotal; Source::ALL.len()],
-    /// Bytes fetched ahead, by [`Trigger::ALL`] and [`Outcome::ALL`].
+    /// Bytes fetched ahead, by [`Trigger::ALL`].
+    pub fetched_ahead: [u64; Trigger::ALL.len()],
+    /// Bytes fetched ahead of which it is known what became of them, by [`Trigger::ALL`] and [`Outcome::ALL`].
     pub prefetched: [[u64; Outcome::ALL.len()]; Trigger::ALL.len()],
     /// Failed attempts by source and reason.
     pub fetch_errors: BTreeMap<(Source, &'static str), u64>,
@@ -225,6 +228,11 @@ impl Metrics {
         *self.incidents.lock().integrity_failures.entry(source).or_default() += 1;
     }
 
+    /// `bytes` that nobody has asked for were brought because of `trigger`.
+    pub fn fetched_ahead(&self, trigger: Trigger, bytes: u64) {
+        self.counters.mine().fetched_ahead[trigger as usize].fetch_add(bytes, Relaxed);
+    }
+
     /// It is known what became of `bytes` that were fetched ahead because of `trigger`.
     pub fn prefetch(&self, trigger: Trigger, outcome: Outcome, bytes: u64) {
         self.counters.mine().prefetched[trigger as usize][outcome as usize].fetch_add(bytes, Relaxed);
@@ -263,6 +271,9 @@ impl Metrics {
             for source in Source::ALL {
                 totals.reads[source as usize].add(&counters.reads[source as usize]);
                 totals.fetches[source as usize].add(&counters.fetches[source as usize]);
+            }
+            for (sum, bytes) in totals.fetched_ahead.iter_mut().zip(&counters.fetched_ahead) {
+                *sum += bytes.load(Relaxed);
             }
             for (sums, outcomes) in totals.prefetched.iter_mut().zip(&counters.prefetched) {
                 for (sum, bytes) in sums.iter_mut().zip(outcomes) {
@@ -306,6 +317,7 @@ mod tests {
         metrics.fetch_error(Source::Http, "timeout");
         metrics.fallback(Source::Registered, Source::Http);
         metrics.integrity_failure(Source::Http);
+        metrics.fetched_ahead(Trigger::Epoch, 9);
         metrics.prefetch(Trigger::Hot, Outcome::Wasted, 7);
 
         let totals = metrics.totals();
@@ -315,6 +327,7 @@ mod tests {
         assert_eq!(totals.fetch_errors, [((Source::Http, "timeout"), 2)].into());
         assert_eq!(totals.fallbacks, [((Source::Registered, Source::Http), 1)].into());
         assert_eq!(totals.integrity_failures, [(Source::Http, 1)].into());
+        assert_eq!(totals.fetched_ahead, [0, 0, 0, 0, 9]);
         assert_eq!(totals.prefetched, [[0, 0], [0, 7], [0, 0], [0, 0], [0, 0]]);
         assert_eq!(metrics.hit_ratios(Instant::now()), [("1m", Some(0.75)), ("10m", Some(0.75))]);
     }
