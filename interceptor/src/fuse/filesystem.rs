@@ -55,9 +55,10 @@ impl Shared {
         self.runtime.spawn(task);
     }
 
-    /// Fetches the next files for whoever reads many small ones.
-    fn read_next_files(&self, node: NodeId) {
-        self.next_files.follow(&self.namespace, &self.reader, node);
+    /// Fetches the next files for whoever reads many small ones. `hit`: this one was in memory.
+    fn read_next_files(&self, node: NodeId, size: u64, hit: bool) {
+        self.next_files.follow_walk(&self.namespace, &self.reader, node);
+        self.next_files.follow_epoch(&self.namespace, &self.reader, node, size, hit);
     }
 
     fn with_attributes(
@@ -186,9 +187,7 @@ impl Filesystem for MountedTree {
         // Reading ahead starts tasks.
         let _runtime = self.0.runtime.enter();
         let answer = self.0.reader.read(&version, offset, len);
-        if begins_small_file {
-            self.0.next_files.answered(matches!(answer, read::Answer::Ready(_)));
-        }
+        let (size, hit) = (version.size(), matches!(answer, read::Answer::Ready(_)));
         match answer {
             read::Answer::Ready(data) => reply.data(&data),
             read::Answer::Pending(data) => self.0.spawn(async move {
@@ -202,7 +201,7 @@ impl Filesystem for MountedTree {
             }),
         }
         if begins_small_file {
-            self.0.read_next_files(node.0);
+            self.0.read_next_files(node.0, size, hit);
         }
     }
 

@@ -8,7 +8,7 @@ use crate::namespace::{Namespace, NodeId};
 use crate::prefetch::{Epochs, Walks};
 use crate::read::{Expected, Reader};
 
-/// What is known of the order in which small files are read.
+/// What is known of the order in which small files are read. Its methods are to be called from within the runtime.
 pub(super) struct NextFiles {
     walks: Mutex<Walks>,
     epochs: Mutex<Epochs>,
@@ -20,21 +20,31 @@ impl NextFiles {
         Self { walks: Mutex::default(), epochs: Mutex::new(reader.epochs()) }
     }
 
-    /// Takes note that a small file is read from its beginning, and starts to fetch those that are expected to be next. To be called
-    /// from within the runtime.
-    pub(super) fn follow(&self, namespace: &Namespace, reader: &Arc<Reader>, node: NodeId) {
-        if let Some((listing, place)) = namespace.place(node) {
-            let ahead = self.walks.lock().observe(listing.id().into(), place);
-            for entry in listing.at(ahead) {
-                if reader.fetch_small_file(&entry, &Expected::NextFile).is_none() {
-                    break;
-                }
+    /// Takes note that a small file is used, and starts to fetch those that are next in its directory.
+    pub(super) fn follow_walk(&self, namespace: &Namespace, reader: &Arc<Reader>, node: NodeId) {
+        let Some((listing, place)) = namespace.place(node) else { return };
+        let ahead = self.walks.lock().observe(listing.id().into(), place);
+        for entry in listing.at(ahead) {
+            if reader.fetch_small_file(&entry, &Expected::NextFile).is_none() {
+                break;
             }
         }
-        let Some(entry) = namespace.named_entry(node) else { return };
+    }
+
+    /// Takes note that a small file is read from its beginning, and whether it was in memory, and starts to fetch those whose turn
+    /// comes. Who opens a file and does not read it says nothing about epochs.
+    pub(super) fn follow_epoch(
+        &self,
+        namespace: &Namespace,
+        reader: &Arc<Reader>,
+        node: NodeId,
+        size: u64,
+        hit: bool,
+    ) {
         let (files, ledger) = {
             let mut epochs = self.epochs.lock();
-            (epochs.observe(node, entry.attr.size), epochs.ledger().clone())
+            epochs.answered(hit);
+            (epochs.observe(node, size), epochs.ledger().clone())
         };
         let expected = Expected::Epoch(ledger);
         for file in files {
@@ -48,10 +58,5 @@ impl NextFiles {
                 None => return self.epochs.lock().declined(file),
             }
         }
-    }
-
-    /// Takes note of whether the first read of a small file was answered from memory.
-    pub(super) fn answered(&self, hit: bool) {
-        self.epochs.lock().answered(hit);
     }
 }
