@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 
 use crate::progress::Progress;
-use crate::stage::Stage;
+use crate::stage::{CACHE_MIB, Stage};
 use crate::upload::{self, Watched};
 
 /// The directory of the filer that holds the sample.
@@ -83,7 +83,7 @@ pub(crate) fn write(stage: &mut Stage, sizes: &Sizes) -> Result<Vec<Written>> {
 
 /// The filer's HTTP interface makes no links, so this one is made through a mount of `weed`.
 fn link(stage: &mut Stage) -> Result<()> {
-    let mount = stage.weed(ROOT)?;
+    let mount = stage.weed(ROOT, CACHE_MIB)?;
     let made = std::os::unix::fs::symlink(LINK.1, mount.path().join(LINK.0));
     made.context("cannot make a link through weed mount")?;
     mount.stop().map(drop)

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::dataset::{self, Sizes};
 use crate::interrupt::{self, Interrupted, TICK};
-use crate::stage::Stage;
+use crate::stage::{CACHE_MIB, Stage};
 use crate::{cargo, setup, smoke};
 
 /// What the verb takes.
@@ -45,7 +45,7 @@ fn show(stage: &mut Stage, smoke: bool) -> Result<()> {
     let sizes =
         if smoke { Sizes { large: 256 << 20, small: 2000 } } else { Sizes { large: 1 << 30, small: 3000 } };
     let written = dataset::write(stage, &sizes)?;
-    let mut mount = stage.interceptor(dataset::ROOT)?;
+    let mut mount = stage.interceptor(dataset::ROOT, CACHE_MIB)?;
     if smoke {
         return smoke::read_twice(&mount, written);
     }

@@ -9,8 +9,8 @@ use anyhow::{Context, Result};
 use crate::interrupt;
 use crate::workplace::Workplace;
 
-/// What either mount may cache, MiB.
-const CACHE_MIB: u32 = 2048;
+/// What either mount may cache unless it is said otherwise, MiB.
+pub(crate) const CACHE_MIB: u64 = 2048;
 
 /// A cluster and the workplace that it runs in. Dropping it ends and removes everything.
 pub(crate) struct Stage {
@@ -42,17 +42,17 @@ impl Stage {
         self.place.directory()
     }
 
-    /// Mounts a directory of the filer with `interceptor mount`.
-    pub(crate) fn interceptor(&mut self, path: &str) -> Result<Mount> {
+    /// Mounts a directory of the filer with `interceptor mount`, which may cache so many MiB.
+    pub(crate) fn interceptor(&mut self, path: &str, cache_mib: u64) -> Result<Mount> {
         let security = self.cluster.directory().join("security.toml");
         let mount = Mount::interceptor(&self.cluster.filer_addresses()).security(&security);
-        self.mount(mount.filer_path(path).arg("--cache-size").arg(format!("{CACHE_MIB}MiB")))
+        self.mount(mount.filer_path(path).arg("--cache-size").arg(format!("{cache_mib}MiB")))
     }
 
-    /// Mounts a directory of the filer with `weed mount`.
-    pub(crate) fn weed(&mut self, path: &str) -> Result<Mount> {
+    /// Mounts a directory of the filer with `weed mount`, which may cache so many MiB.
+    pub(crate) fn weed(&mut self, path: &str, cache_mib: u64) -> Result<Mount> {
         let mount = Mount::weed(&self.cluster).filer_path(path);
-        self.mount(mount.arg(format!("-cacheCapacityMB={CACHE_MIB}")))
+        self.mount(mount.arg(format!("-cacheCapacityMB={cache_mib}")))
     }
 
     fn mount(&mut self, mount: MountBuilder) -> Result<Mount> {

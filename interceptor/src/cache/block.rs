@@ -39,8 +39,10 @@ pub struct BlockKey {
     pub part: Part,
 }
 
-/// Is told, once for each block that was fetched before it was asked for, whether that paid.
+/// Is told, once for each block that was fetched before it was asked for, that it is there, and later whether that paid.
 pub trait PrefetchOutcome: fmt::Debug + Send + Sync {
+    /// The block of `bytes` bytes was fetched.
+    fn fetched(&self, bytes: usize);
     /// A reader used the block of `bytes` bytes.
     fn used(&self, bytes: usize);
     /// The block of `bytes` bytes was dropped unread.
@@ -96,6 +98,9 @@ impl Entry {
         outcome: Option<Arc<dyn PrefetchOutcome>>,
         core: Arc<Core>,
     ) -> Self {
+        if let Some(outcome) = &outcome {
+            outcome.fetched(memory.len());
+        }
         Self {
             key,
             memory,

@@ -32,11 +32,16 @@ fn is_right(block: &Readable, number: u64) -> bool {
 
 #[derive(Debug, Default)]
 struct Tally {
+    fetched: AtomicUsize,
     used: AtomicUsize,
     wasted: AtomicUsize,
 }
 
 impl PrefetchOutcome for Tally {
+    fn fetched(&self, bytes: usize) {
+        self.fetched.fetch_add(bytes, Ordering::Relaxed);
+    }
+
     fn used(&self, bytes: usize) {
         self.used.fetch_add(bytes, Ordering::Relaxed);
     }
@@ -152,6 +157,7 @@ fn every_prefetched_block_is_counted_once() {
     drop(ahead(2));
     cache.remove(&key(1, 100));
     assert_eq!(tally.wasted.load(Ordering::Relaxed), 0, "it is still there");
+    assert_eq!(tally.fetched.load(Ordering::Relaxed), 200);
     cache.remove(&key(2, 100));
     drop(cache.try_fill(key(3, 100), 100, tally.clone()));
     assert_eq!(tally.used.load(Ordering::Relaxed), 100);

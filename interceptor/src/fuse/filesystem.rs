@@ -16,15 +16,13 @@ use fuser::{
     ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use parking_lot::Mutex;
-
 use super::attr::{errno, file_attr, no_attr};
 use super::directory::DirectoryHandle;
 use super::handles::Handles;
+use super::next_files::NextFiles;
 use super::statfs::{self, MAX_NAME, SpaceCache};
 use super::xattr;
 use crate::namespace::{Answer, Found, Namespace, NamespaceError, NodeId, Stat};
-use crate::prefetch::Walks;
 use crate::read::{self, ReadError, Reader, SMALL_FILE};
 use crate::seaweed::entry::Content;
 
@@ -38,7 +36,7 @@ pub(super) struct Shared {
     pub(super) space: Arc<SpaceCache>,
     pub(super) runtime: tokio::runtime::Handle,
     pub(super) directories: Handles<DirectoryHandle>,
-    pub(super) walks: Mutex<Walks>,
+    pub(super) next_files: NextFiles,
 }
 
 /// A mount's side of the protocol.
@@ -57,15 +55,10 @@ impl Shared {
         self.runtime.spawn(task);
     }
 
-    /// Fetches the next files for whoever reads the small files of a directory one after the other.
-    fn read_next_files(&self, node: NodeId) {
-        let Some((listing, place)) = self.namespace.place(node) else { return };
-        let ahead = self.walks.lock().observe(listing.id().into(), place);
-        for entry in listing.at(ahead) {
-            if !self.reader.fetch_small_file(&entry) {
-                break;
-            }
-        }
+    /// Fetches the next files for whoever reads many small ones. `hit`: this one was in memory.
+    fn read_next_files(&self, node: NodeId, size: u64, hit: bool) {
+        self.next_files.follow_walk(&self.namespace, &self.reader, node);
+        self.next_files.follow_epoch(&self.namespace, &self.reader, node, size, hit);
     }
 
     fn with_attributes(
@@ -193,7 +186,9 @@ impl Filesystem for MountedTree {
         let begins_small_file = offset == 0 && version.size() <= SMALL_FILE;
         // Reading ahead starts tasks.
         let _runtime = self.0.runtime.enter();
-        match self.0.reader.read(&version, offset, len) {
+        let answer = self.0.reader.read(&version, offset, len);
+        let (size, hit) = (version.size(), matches!(answer, read::Answer::Ready(_)));
+        match answer {
             read::Answer::Ready(data) => reply.data(&data),
             read::Answer::Pending(data) => self.0.spawn(async move {
                 match data.await {
@@ -206,7 +201,7 @@ impl Filesystem for MountedTree {
             }),
         }
         if begins_small_file {
-            self.0.read_next_files(node.0);
+            self.0.read_next_files(node.0, size, hit);
         }
     }
 

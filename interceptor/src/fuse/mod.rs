@@ -19,6 +19,7 @@ mod handles;
 mod kernel;
 mod mountinfo;
 mod mountpoint;
+mod next_files;
 mod statfs;
 mod unmount;
 mod xattr;
@@ -28,7 +29,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fuser::{Config, Session, SessionACL};
-use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
@@ -38,6 +38,7 @@ use self::filesystem::{MountedTree, Shared};
 use self::handles::Handles;
 use self::kernel::KernelNotifier;
 use self::mountinfo::MountedAt;
+use self::next_files::NextFiles;
 use self::statfs::SpaceCache;
 use crate::namespace::{Changed, Filer, Namespace, NamespaceOptions, invalidate};
 use crate::read::Reader;
@@ -140,11 +141,11 @@ impl Mount {
         let (namespace, queue) = Namespace::new(filer.clone(), root, namespace_options, runtime.clone());
         let shared = Arc::new(Shared {
             namespace: namespace.clone(),
+            next_files: NextFiles::new(&reader),
             reader,
             space: SpaceCache::new(filer, runtime.clone()),
             runtime,
             directories: Handles::new(),
-            walks: Mutex::default(),
         });
 
         // The kernel is asked to mount, and may ask back, on a thread that may block.

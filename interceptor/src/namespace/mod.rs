@@ -178,6 +178,13 @@ impl Namespace {
         Some((listing, place))
     }
 
+    /// What a node stands for, if it still has a name and nothing is known to have changed.
+    pub(crate) fn named_entry(&self, node: NodeId) -> Option<Arc<Entry>> {
+        let state = self.state.lock();
+        let node = state.nodes.get(node).filter(|node| !node.stale && !node.names.is_empty())?;
+        Some(node.entry.clone())
+    }
+
     /// A handle of a directory was closed.
     pub fn close(&self, node: NodeId) {
         self.state.lock().nodes.close(node);

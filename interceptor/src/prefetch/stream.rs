@@ -5,212 +5,223 @@
 //! starts *near* the furthest byte that the stream has reached, on either side, where near grows with the size of the
 //! request; and a file has several streams, the least recently used of which gives way to a new one.
 //!
-//! A stream earns its window: it starts small once the stream is recognised and doubles each time the reader has
-//! consumed as much as the window holds, up to the limit that memory allows.
+//! A stream earns its window ([`Window`]): it starts small once the stream is recognised, doubles each time the reader has
+//! consumed as much as the window holds, up to the limit that memory allows, and is halved when what it brought is
+//! wasted. A stream that is left before it has used what was fetched for it makes the file's next ones begin
+//! with half of its window and be believed a step later; one that went well takes that back.
+//!
+//! A reader that leaves more out than it reads may be taking equal steps. Such reads are shown to [`Strides`] as well, which has
+//! the last word on them.
 
 use std::ops::Range;
+use std::sync::Arc;
+
+use super::ledger::Ledger;
+use super::stride::Strides;
+use super::window::Window;
 
 /// Streams followed in one file. More readers than this on one file steal each other's place and lose readahead.
 const STREAMS: usize = 8;
 /// A first read of this size at the start of a file is taken for the beginning of a stream.
 const LARGE_START: u64 = 128 << 10;
-/// The window of a stream that was just recognised.
+/// The window of a stream that was just recognised, in a file that has disappointed nobody.
 const FIRST_WINDOW: u64 = 8 << 20;
+/// No window is smaller.
+const LEAST_WINDOW: u64 = 512 << 10;
 /// Bounds of how far a read may be from the furthest byte of its stream.
 const SLACK: Range<u64> = (64 << 10)..(8 << 20);
 
 /// The streams of one file.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Streams {
+    /// Size of the file in bytes.
+    size: u64,
     streams: Vec<Stream>,
+    strides: Strides,
+    /// The window of the next stream.
+    first_window: u64,
+    /// Reads so far; numbers the streams too.
     clock: u64,
 }
 
 #[derive(Debug)]
 struct Stream {
+    id: u64,
+    /// The first byte read.
+    start: u64,
     /// The furthest byte read, exclusive.
     end: u64,
+    /// Bytes read.
+    read: u64,
     /// Reads that took `end` further.
     steps: u32,
-    /// Bytes by which `end` went further since the window last grew.
-    consumed: u64,
-    window: u64,
+    /// How many steps make it a stream.
+    needed: u32,
+    window: Window,
     /// Everything below this has been advised.
     advised: u64,
+    /// Whether anything was ever advised.
+    is_ahead: bool,
     /// When it was last used, in reads of the file.
     used: u64,
 }
 
+/// How a read relates to those before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pattern {
+    /// Not at all.
+    Random,
+    /// It continues a stream, so that all bytes around it will be wanted.
+    Sequential,
+    /// It is one of many that are equally far from each other.
+    Strided {
+        /// From the start of one to the start of the next, in bytes, whatever the direction.
+        stride: u64,
+    },
+}
+
 /// What follows from one read.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Advice {
-    /// Whether the read continues a stream, so that all bytes around it will be wanted.
-    pub sequential: bool,
-    /// What to fetch ahead, in bytes of the file; empty if nothing is due. May reach beyond the end of the file.
-    pub ahead: Range<u64>,
+    /// What kind of read it was.
+    pub pattern: Pattern,
+    /// What to fetch ahead, if anything is due.
+    pub ahead: Option<Ahead>,
+}
+
+/// Ranges to fetch before they are asked for.
+#[derive(Debug)]
+pub struct Ahead {
+    /// Who advises it.
+    pub(super) stream: u64,
+    /// What to fetch, in bytes of the file, the first to be read first; never empty, nor beyond the end of the file.
+    pub ranges: Vec<Range<u64>>,
+    /// To be told of every byte that is fetched for this.
+    pub ledger: Arc<Ledger>,
 }
 
 impl Streams {
+    /// No stream yet, in a file of `size` bytes.
+    pub fn new(size: u64) -> Self {
+        Self { size, streams: Vec::new(), strides: Strides::default(), first_window: FIRST_WINDOW, clock: 0 }
+    }
+
     /// Takes note of a read of `len` bytes at `offset`. Windows do not grow beyond `max_window` bytes.
     pub fn observe(&mut self, offset: u64, len: u64, max_window: u64) -> Advice {
         self.clock += 1;
-        let end = offset.saturating_add(len);
-        let slack = len.saturating_mul(8).clamp(SLACK.start, SLACK.end);
-        let near = self.streams.iter_mut().filter(|s| s.end.abs_diff(offset) <= slack);
-        let Some(stream) = near.min_by_key(|s| s.end.abs_diff(offset)) else {
-            let steps = u32::from(offset == 0 && len >= LARGE_START);
-            return self.start(end, steps, max_window);
+        if let Some(advice) = self.strides.follow(offset, len, max_window, self.size) {
+            return advice;
+        }
+        let size = self.size;
+        let stream = self.belongs_to(offset, len, max_window);
+        if stream.is_recognised() && !stream.skips() {
+            return Advice { pattern: Pattern::Sequential, ahead: stream.advise(size) };
+        }
+        let number = self.clock;
+        if let Some(advice) = self.strides.find(number, offset, len, max_window, size) {
+            // What it was taken for meanwhile has come to nothing.
+            self.streams.retain(|stream| stream.used != number);
+            return advice;
+        }
+        let Some(stream) = self.streams.iter_mut().find(|s| s.used == number && s.is_recognised()) else {
+            return Advice { pattern: Pattern::Random, ahead: None };
         };
+        Advice { pattern: Pattern::Sequential, ahead: stream.advise(size) }
+    }
+
+    /// Takes back advice from byte `from` of one of its ranges on: it was not followed, because there was no room.
+    pub fn decline(&mut self, ahead: &Ahead, from: u64) {
+        match self.streams.iter_mut().find(|stream| stream.id == ahead.stream) {
+            Some(stream) => stream.advised = from.clamp(stream.end.min(stream.advised), stream.advised),
+            None => self.strides.decline(ahead, from),
+        }
+    }
+
+    /// The stream that a read belongs to, which takes note of it: the nearest, or a new one.
+    fn belongs_to(&mut self, offset: u64, len: u64, max_window: u64) -> &mut Stream {
+        let slack = len.saturating_mul(8).clamp(SLACK.start, SLACK.end);
+        let near = |s: &(usize, &Stream)| s.1.end.abs_diff(offset) <= slack;
+        let nearest =
+            self.streams.iter().enumerate().filter(near).min_by_key(|(_, s)| s.end.abs_diff(offset));
+        let place = match nearest {
+            Some((place, _)) => {
+                self.streams[place].take(offset, len, max_window);
+                place
+            }
+            None => self.start(offset, len, max_window),
+        };
+        let stream = &mut self.streams[place];
         stream.used = self.clock;
-        if end > stream.end {
-            stream.consumed += end - stream.end;
-            stream.end = end;
-            stream.steps = stream.steps.saturating_add(1);
-        }
-        stream.advise(max_window)
+        stream
     }
 
-    /// Takes back the advice from byte `from` on: it was not followed, because there was no room.
-    pub fn decline(&mut self, ahead: &Range<u64>, from: u64) {
-        if let Some(stream) = self.streams.iter_mut().find(|s| s.advised == ahead.end && s.end <= from) {
-            stream.advised = from;
-        }
-    }
-
-    fn start(&mut self, end: u64, steps: u32, max_window: u64) -> Advice {
-        let mut stream = Stream { end, steps, consumed: 0, window: 0, advised: end, used: self.clock };
-        let advice = stream.advise(max_window);
+    fn start(&mut self, offset: u64, len: u64, max_window: u64) -> usize {
+        let end = offset.saturating_add(len);
+        let stream = Stream {
+            id: self.clock,
+            start: offset,
+            end,
+            read: len,
+            steps: u32::from(offset == 0 && len >= LARGE_START),
+            needed: 1 + (FIRST_WINDOW / self.first_window).ilog2(),
+            window: Window::new(self.first_window.min(max_window), LEAST_WINDOW.min(max_window)),
+            advised: end,
+            is_ahead: false,
+            used: self.clock,
+        };
         if self.streams.len() < STREAMS {
             self.streams.push(stream);
-        } else if let Some(oldest) = self.streams.iter_mut().min_by_key(|s| s.used) {
-            *oldest = stream;
+            return self.streams.len() - 1;
         }
-        advice
+        let places = 0..self.streams.len();
+        let oldest = places.min_by_key(|place| self.streams[*place].used).unwrap_or_default();
+        let left = std::mem::replace(&mut self.streams[oldest], stream);
+        if left.is_ahead {
+            self.first_window = match left.advised - left.end > left.end - left.start {
+                true => (self.first_window / 2).max(LEAST_WINDOW),
+                false => (self.first_window * 2).min(FIRST_WINDOW),
+            };
+        }
+        oldest
     }
 }
 
 impl Stream {
-    fn advise(&mut self, max_window: u64) -> Advice {
-        if self.steps == 0 {
-            return Advice { sequential: false, ahead: 0..0 };
+    fn take(&mut self, offset: u64, len: u64, max_window: u64) {
+        let end = offset.saturating_add(len);
+        self.start = self.start.min(offset);
+        self.read = self.read.saturating_add(len);
+        if end > self.end {
+            let step = end - self.end;
+            self.end = end;
+            self.steps = self.steps.saturating_add(1);
+            if self.is_recognised() && self.is_ahead {
+                self.window.consume(step, max_window);
+            }
         }
-        if self.window == 0 {
-            self.window = FIRST_WINDOW.min(max_window);
-        } else if self.consumed >= self.window {
-            self.consumed = 0;
-            self.window = (self.window * 2).min(max_window);
-        }
+    }
+
+    fn is_recognised(&self) -> bool {
+        self.steps >= self.needed
+    }
+
+    /// Whether it leaves out more than it reads.
+    fn skips(&self) -> bool {
+        self.read < (self.end - self.start) / 2
+    }
+
+    fn advise(&mut self, size: u64) -> Option<Ahead> {
         self.advised = self.advised.max(self.end);
         // Half a window at a time: asking for a sliver at every read would cost more than it brings.
-        let ahead = if self.advised - self.end <= self.window / 2 && self.window > 0 {
-            let from = self.advised;
-            self.advised = self.end.saturating_add(self.window);
-            from..self.advised
-        } else {
-            0..0
-        };
-        Advice { sequential: true, ahead }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const MIB: u64 = 1 << 20;
-    const KIB: u64 = 1 << 10;
-    const MAX: u64 = 64 * MIB;
-
-    /// Follows the advice and returns which bytes below `size` were fetched ahead before they were read.
-    fn covered(reads: impl IntoIterator<Item = (u64, u64)>) -> (u64, u64) {
-        let mut streams = Streams::default();
-        let mut ahead: Vec<Range<u64>> = Vec::new();
-        let (mut hit, mut all) = (0, 0);
-        for (offset, len) in reads {
-            let known = ahead.iter().any(|r| r.start <= offset && offset + len <= r.end);
-            hit += if known { len } else { 0 };
-            all += len;
-            let advice = streams.observe(offset, len, MAX);
-            if !advice.ahead.is_empty() {
-                match ahead.iter_mut().find(|r| r.end == advice.ahead.start) {
-                    Some(range) => range.end = advice.ahead.end,
-                    None => ahead.push(advice.ahead),
-                }
-            }
+        if self.advised - self.end > self.window.size() / 2 {
+            return None;
         }
-        (hit, all)
-    }
-
-    #[test]
-    fn a_sequential_reader_finds_all_but_its_first_read_fetched() {
-        let (hit, all) = covered((0..256).map(|i| (i * MIB, MIB)));
-        assert_eq!(all - hit, MIB);
-    }
-
-    #[test]
-    fn reordered_readahead_is_one_stream() {
-        let order = (0..64u64).flat_map(|i| [i * 4 + 1, i * 4, i * 4 + 3, i * 4 + 2]);
-        let (hit, all) = covered(order.map(|i| (i * 256 * KIB, 256 * KIB)));
-        assert!(hit * 100 >= all * 95, "{hit} of {all}");
-    }
-
-    #[test]
-    fn interleaved_readers_each_have_their_stream() {
-        let reads = (0..200u64).flat_map(|i| (0..4u64).map(move |r| (r * 1000 * MIB + i * MIB, MIB)));
-        let (hit, all) = covered(reads);
-        assert!(hit * 100 >= all * 95, "{hit} of {all}");
-    }
-
-    #[test]
-    fn random_reads_are_not_a_stream() {
-        let mut streams = Streams::default();
-        let mut state = 1u64;
-        let sequential = (0..2000)
-            .filter(|_| {
-                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-                let offset = (state >> 16) % (1 << 18) * 4096;
-                streams.observe(offset, 4096, MAX).sequential
-            })
-            .count();
-        assert!(sequential < 20, "{sequential}");
-    }
-
-    #[test]
-    fn a_header_read_fetches_nothing_ahead() {
-        let advice = Streams::default().observe(0, 4096, MAX);
-        assert_eq!(advice, Advice { sequential: false, ahead: 0..0 });
-    }
-
-    #[test]
-    fn the_window_grows_with_use_and_stays_below_the_limit() {
-        let mut streams = Streams::default();
-        let mut widest = 0;
-        for i in 0..1000 {
-            let advice = streams.observe(i * MIB, MIB, 32 * MIB);
-            if !advice.ahead.is_empty() {
-                let window = advice.ahead.end - (i + 1) * MIB;
-                assert!(window <= 32 * MIB);
-                assert!(window >= widest, "windows do not shrink while they are used");
-                widest = window;
-            }
+        let range = self.advised..self.end.saturating_add(self.window.size()).min(size);
+        if range.is_empty() {
+            return None;
         }
-        assert_eq!(widest, 32 * MIB);
-    }
-
-    #[test]
-    fn declined_advice_is_given_again() {
-        let mut streams = Streams::default();
-        let first = streams.observe(0, MIB, MAX);
-        assert_eq!(first.ahead, MIB..MIB + FIRST_WINDOW);
-        streams.decline(&first.ahead, MIB);
-        let second = streams.observe(MIB, MIB, MAX);
-        assert_eq!(second.ahead.start, 2 * MIB);
-    }
-
-    #[test]
-    fn offsets_near_the_end_of_the_number_line_do_not_overflow() {
-        let mut streams = Streams::default();
-        streams.observe(u64::MAX - 10, 100, MAX);
-        assert!(streams.observe(u64::MAX - 5, 100, MAX).ahead.is_empty());
+        self.advised = range.end;
+        self.is_ahead = true;
+        Some(Ahead { stream: self.id, ranges: vec![range], ledger: self.window.ledger().clone() })
     }
 }

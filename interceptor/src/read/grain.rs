@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use crate::cache::{BlockKey, Cache, Part};
 use crate::fetch::must_fetch_whole;
+use crate::prefetch::Pattern;
 use crate::seaweed::entry::Chunk;
 
 /// Chunks up to this size are fetched whole: it is more than SeaweedFS makes by default (2 MiB through a mount, 4 MiB
@@ -22,16 +23,46 @@ const TINY: u64 = 256 << 10;
 /// The largest chunk that may have to be held whole in memory, because it is encrypted or compressed.
 pub(super) const MAX_WHOLE: u64 = 1 << 30;
 
+/// Random reads of one chunk after which it is fetched whole: by then about as much work has gone into pieces of it as all
+/// of it would have taken (a range of 16 KiB costs about a tenth of the CPU time of a chunk of 4 MiB), so at worst the
+/// work is little more than doubled, and at best all further reads are free.
+pub(super) const HOT: u8 = 16;
+
 /// How a chunk is being read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Access {
     /// By a sequential stream.
     Sequential,
+    /// In equal steps of this many bytes.
+    Strided {
+        /// From the start of one read to the start of the next.
+        stride: u64,
+    },
     /// Here and there.
     Random {
         /// Often enough that the whole chunk is worth fetching.
         hot: bool,
     },
+}
+
+impl Access {
+    /// What follows from the pattern of a file's reads alone; nothing for random ones.
+    pub(super) fn of(pattern: Pattern) -> Option<Self> {
+        match pattern {
+            Pattern::Random => None,
+            Pattern::Sequential => Some(Self::Sequential),
+            Pattern::Strided { stride } => Some(Self::Strided { stride }),
+        }
+    }
+
+    /// Whether all of a chunk of `size` bytes is going to be worth fetching.
+    fn wants_whole(self, size: u64) -> bool {
+        match self {
+            Self::Sequential => true,
+            Self::Strided { stride } => stride.saturating_mul(HOT.into()) <= size,
+            Self::Random { .. } => false,
+        }
+    }
 }
 
 /// A part of a read that one block has.
@@ -48,7 +79,7 @@ pub(super) struct Located {
 pub(super) fn locate(cache: &Cache, chunk: &Chunk, range: Range<u64>, access: Access) -> Vec<Located> {
     let len = range.end - range.start;
     let large = large_shift(chunk);
-    let take_large = access == Access::Sequential
+    let take_large = access.wants_whole(chunk.size)
         || must_fetch_whole(chunk)
         || chunk.size <= TINY
         || len * 2 >= chunk.size
@@ -149,6 +180,14 @@ mod tests {
         assert!(whole(&Chunk { cipher_key: Some(Box::new([0; 32])), ..chunk(64 << 20) }, RANDOM));
         assert!(!whole(&chunk(4 << 20), RANDOM));
         assert!(!whole(&chunk(64 << 20), Access::Sequential));
+    }
+
+    #[test]
+    fn equal_steps_take_whole_chunks_if_they_are_small() {
+        let cache = Cache::new(MIN_CAPACITY).unwrap();
+        let part = |stride| locate(&cache, &chunk(4 << 20), 0..4096, Access::Strided { stride })[0].key.part;
+        assert_eq!(part(256 << 10), Part::Whole);
+        assert_eq!(part(1 << 20), Part::Piece { shift: SMALL_SHIFT, index: 0 });
     }
 
     #[test]

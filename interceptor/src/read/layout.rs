@@ -7,15 +7,12 @@ use bytes::Bytes;
 
 use super::ReadError;
 use super::data::Segment;
-use super::grain::{Access, MAX_WHOLE};
+use super::grain::{Access, HOT, MAX_WHOLE};
 use super::intervals::{Extent, visible_extents};
 use crate::fetch::must_fetch_whole;
+use crate::prefetch::Pattern;
 use crate::seaweed::entry::Chunk;
 
-/// Random reads of one chunk after which it is fetched whole: by then about as much work has gone into pieces of it as all
-/// of it would have taken (a range of 16 KiB costs about a tenth of the CPU time of a chunk of 4 MiB), so at worst the
-/// work is little more than doubled, and at best all further reads are free.
-const HOT: u8 = 16;
 /// A needle's size is a signed 32-bit number on disk, so no chunk of data can be larger.
 const MAX_NEEDLE: u64 = i32::MAX as u64;
 
@@ -62,9 +59,9 @@ impl Layout {
     }
 
     /// Notes a read of a chunk and says how the chunk is being read.
-    pub(super) fn access(&self, index: usize, sequential: bool) -> Access {
-        if sequential {
-            return Access::Sequential;
+    pub(super) fn access(&self, index: usize, pattern: Pattern) -> Access {
+        if let Some(access) = Access::of(pattern) {
+            return access;
         }
         let touches = &self.touches[index];
         // Two threads may both count the same step; being off by one read is harmless.

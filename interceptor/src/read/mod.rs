@@ -38,6 +38,7 @@ use tokio::sync::Semaphore;
 
 use crate::cache::{BlockKey, Cache, Filling, Flights, Interrupted, Joined, PrefetchOutcome, Readable};
 use crate::fetch::{Priority, Urgency};
+use crate::prefetch::{Ahead, Epochs, Ledger, Pattern};
 use crate::seaweed::entry::{Chunk, Content, Entry};
 use crate::telemetry::metrics::{Metrics, Outcome, Source, Trigger};
 
@@ -86,7 +87,6 @@ pub struct Reader {
     flights: Flights<BlockKey, Fetched, ReadError>,
     metrics: Arc<Metrics>,
     max_window: u64,
-    sequential: Arc<dyn PrefetchOutcome>,
     hot: Arc<dyn PrefetchOutcome>,
     next_file: Arc<dyn PrefetchOutcome>,
     /// Held by the fetch of a hot chunk. One at a time, so that random readers, who wait for small pieces meanwhile, do not
@@ -96,6 +96,15 @@ pub struct Reader {
 
 /// Files up to this size, in bytes, are fetched whole when their turn seems to come.
 pub const SMALL_FILE: u64 = 1 << 20;
+
+/// Why a small file is expected to be read next.
+#[derive(Debug)]
+pub enum Expected {
+    /// It comes next in its directory.
+    NextFile,
+    /// It was read in the epoch before; the ledger is to be told whether it is again.
+    Epoch(Arc<Ledger>),
+}
 
 /// What a flight brings: the block and where it came from.
 #[derive(Clone)]
@@ -124,10 +133,9 @@ impl Reader {
     ) -> Arc<Self> {
         // 32 MiB ahead keeps more than 100 Gbit/s busy at 1 ms to a volume server; more would only displace others.
         let max_window = cache.speculation_limit().min(32 << 20);
-        let counted = |trigger| Arc::new(Counted { trigger, metrics: metrics.clone() });
+        let counted = |trigger| Arc::new(Counted { trigger, metrics: metrics.clone(), ledger: None });
         Arc::new(Self {
             flights: Flights::new(runtime),
-            sequential: counted(Trigger::Sequential),
             hot: counted(Trigger::Hot),
             next_file: counted(Trigger::NextFile),
             promoting: Arc::new(Semaphore::new(1)),
@@ -169,7 +177,7 @@ impl Reader {
         if offset >= end {
             return Answer::Ready(Data::empty());
         }
-        let sequential = self.follow_streams(file, layout, offset, end);
+        let pattern = self.follow_streams(file, layout, offset, end);
         let mut parts = Vec::with_capacity(1);
         let mut missing = Vec::new();
         for segment in layout.segments(offset, end) {
@@ -178,11 +186,11 @@ impl Reader {
                 Segment::Zeros(len) => parts.push(Some(Data::zeros(len))),
                 Segment::Chunk { index, range } => {
                     let chunk = layout.chunk(index);
-                    let access = layout.access(index, sequential);
+                    let access = layout.access(index, pattern);
                     for located in grain::locate(&self.cache, chunk, range, access) {
                         match self.join(chunk, located.key) {
                             Joined::Landed(fetched) => {
-                                self.note_use(&located, &fetched.block, sequential);
+                                self.note_use(&located, &fetched.block, pattern);
                                 parts.push(Some(Data::block(fetched.block, located.range)));
                             }
                             Joined::Waiting(outcome) => {
@@ -208,7 +216,7 @@ impl Reader {
                 let mut source = Source::Registered;
                 for (index, outcome, located) in missing {
                     let fetched = outcome.await?;
-                    reader.note_use(&located, &fetched.block, sequential);
+                    reader.note_use(&located, &fetched.block, pattern);
                     source = fetched.source;
                     parts[index] = Some(Data::block(fetched.block, located.range));
                 }
@@ -220,9 +228,9 @@ impl Reader {
         )
     }
 
-    fn note_use(&self, located: &Located, block: &Readable, sequential: bool) {
+    fn note_use(&self, located: &Located, block: &Readable, pattern: Pattern) {
         block.mark_read(&located.range);
-        if sequential {
+        if pattern != Pattern::Random {
             self.cache.consumed(&located.key, block, located.range.len());
         }
     }
@@ -261,21 +269,54 @@ impl Reader {
         Ok(Fetched { block: filling.publish(), source })
     }
 
-    /// Notes the read with the streams of its file, fetches ahead what they advise, and says whether it is sequential.
-    fn follow_streams(self: &Arc<Self>, file: &FileVersion, layout: &Layout, offset: u64, end: u64) -> bool {
-        let Some(streams) = file.streams() else { return false };
+    /// Notes the read with the streams of its file, fetches ahead what they advise, and says how it fits in.
+    fn follow_streams(
+        self: &Arc<Self>,
+        file: &FileVersion,
+        layout: &Layout,
+        offset: u64,
+        end: u64,
+    ) -> Pattern {
+        let Some(streams) = file.streams() else { return Pattern::Random };
         let advice = streams.lock().observe(offset, end - offset, self.max_window);
-        let ahead = advice.ahead.start..advice.ahead.end.min(layout.size());
-        for segment in layout.segments(ahead.start, ahead.end) {
-            if let Segment::Chunk { index, range } = segment
-                && !self.fetch_ahead(layout.chunk(index), &range, &self.sequential, Some(&file.interest()))
-            {
-                let declined = layout.chunk(index).offset + range.start;
-                streams.lock().decline(&advice.ahead, declined);
-                break;
+        if let Some(ahead) = &advice.ahead
+            && let Err(declined) = self.run_ahead(file, layout, ahead, advice.pattern)
+        {
+            streams.lock().decline(ahead, declined);
+        }
+        advice.pattern
+    }
+
+    /// Starts to fetch what a stream advises. The error is the byte of the file from which on there was no room.
+    fn run_ahead(
+        self: &Arc<Self>,
+        file: &FileVersion,
+        layout: &Layout,
+        ahead: &Ahead,
+        pattern: Pattern,
+    ) -> Result<(), u64> {
+        let Some(access) = Access::of(pattern) else { return Ok(()) };
+        let trigger = match access {
+            Access::Strided { .. } => Trigger::Strided,
+            Access::Sequential | Access::Random { .. } => Trigger::Sequential,
+        };
+        let outcome = self.outcome(trigger, &ahead.ledger);
+        let interest = file.interest();
+        for wanted in &ahead.ranges {
+            for segment in layout.segments(wanted.start, wanted.end) {
+                if let Segment::Chunk { index, range } = segment
+                    && !self.fetch_ahead(layout.chunk(index), &range, access, &outcome, Some(&interest))
+                {
+                    return Err(layout.chunk(index).offset + range.start);
+                }
             }
         }
-        advice.sequential
+        Ok(())
+    }
+
+    /// Has `ledger` told of what is fetched ahead for one guesser.
+    fn outcome(&self, trigger: Trigger, ledger: &Arc<Ledger>) -> Arc<dyn PrefetchOutcome> {
+        Arc::new(Counted { trigger, metrics: self.metrics.clone(), ledger: Some(ledger.clone()) })
     }
 
     /// Starts to fetch all of a chunk that is read at random again and again, unless another is being promoted.
@@ -291,33 +332,47 @@ impl Reader {
         }
     }
 
-    /// Starts to fetch a file of at most [`SMALL_FILE`] bytes that is expected to be read next; others are left alone.
-    /// Returns whether there was room for it.
-    pub fn fetch_small_file(self: &Arc<Self>, entry: &Entry) -> bool {
-        let Content::Chunks(chunks) = &entry.content else { return true };
-        if entry.attr.size > SMALL_FILE || chunks.iter().any(|chunk| chunk.is_manifest) {
-            return true;
-        }
-        let worth = |chunk: &&Chunk| (1..=SMALL_FILE).contains(&chunk.size);
-        chunks
-            .iter()
-            .filter(worth)
-            .all(|chunk| self.fetch_ahead(chunk, &(0..chunk.size), &self.next_file, None))
+    /// Finds epochs that are worth fetching ahead for with as much memory as there is.
+    pub fn epochs(&self) -> Epochs {
+        Epochs::new(self.cache.usage().capacity, self.cache.speculation_limit())
     }
 
-    /// Starts to fetch the blocks of `chunk` that hold `range`, unless they are there or on their way. Returns whether
-    /// there was room for all of them.
+    /// Starts to fetch what is not there of a file of at most [`SMALL_FILE`] bytes that is expected to be read next; others
+    /// are left alone. Returns how many bytes that is, or nothing if there is no room.
+    pub fn fetch_small_file(self: &Arc<Self>, entry: &Entry, expected: &Expected) -> Option<u64> {
+        let Content::Chunks(chunks) = &entry.content else { return Some(0) };
+        if entry.attr.size > SMALL_FILE || chunks.iter().any(|chunk| chunk.is_manifest) {
+            return Some(0);
+        }
+        let outcome = match expected {
+            Expected::NextFile => self.next_file.clone(),
+            Expected::Epoch(ledger) => self.outcome(Trigger::Epoch, ledger),
+        };
+        let mut bytes = 0;
+        for chunk in chunks.iter().filter(|chunk| (1..=SMALL_FILE).contains(&chunk.size)) {
+            for key in grain::large_blocks(chunk, &(0..chunk.size)).filter(|key| self.is_wanted(key)) {
+                if !self.start(chunk, key, &outcome, None, ()) {
+                    return None;
+                }
+                bytes += grain::span(chunk, key.part).1 as u64;
+            }
+        }
+        Some(bytes)
+    }
+
+    /// Starts to fetch the blocks of `chunk` that a read of `range` will want, unless they are there or on their way. Returns
+    /// whether there was room for all of them.
     fn fetch_ahead(
         self: &Arc<Self>,
         chunk: &Chunk,
         range: &std::ops::Range<u64>,
+        access: Access,
         outcome: &Arc<dyn PrefetchOutcome>,
         interest: Option<&Interest>,
     ) -> bool {
-        let wanted = |key: &BlockKey| self.is_wanted(key);
-        grain::large_blocks(chunk, range)
-            .filter(wanted)
-            .all(|key| self.start(chunk, key, outcome, interest.cloned(), ()))
+        let blocks = grain::locate(&self.cache, chunk, range.clone(), access).into_iter();
+        let mut wanted = blocks.map(|located| located.key).filter(|key| self.is_wanted(key));
+        wanted.all(|key| self.start(chunk, key, outcome, interest.cloned(), ()))
     }
 
     fn is_wanted(&self, key: &BlockKey) -> bool {
@@ -348,10 +403,12 @@ impl Reader {
     }
 }
 
-/// Tells the metrics what became of blocks that were fetched for one reason.
+/// Tells the metrics, and who guessed, what became of blocks that were fetched for one reason.
 struct Counted {
     trigger: Trigger,
     metrics: Arc<Metrics>,
+    /// Of whoever thought that they would be wanted, if he learns from it.
+    ledger: Option<Arc<Ledger>>,
 }
 
 impl fmt::Debug for Counted {
@@ -361,11 +418,21 @@ impl fmt::Debug for Counted {
 }
 
 impl PrefetchOutcome for Counted {
+    fn fetched(&self, bytes: usize) {
+        self.metrics.fetched_ahead(self.trigger, bytes as u64);
+    }
+
     fn used(&self, bytes: usize) {
         self.metrics.prefetch(self.trigger, Outcome::Used, bytes as u64);
+        if let Some(ledger) = &self.ledger {
+            ledger.used(bytes as u64);
+        }
     }
 
     fn wasted(&self, bytes: usize) {
         self.metrics.prefetch(self.trigger, Outcome::Wasted, bytes as u64);
+        if let Some(ledger) = &self.ledger {
+            ledger.wasted(bytes as u64);
+        }
     }
 }

@@ -37,7 +37,8 @@ impl FileVersion {
     /// The version that `entry` describes, found at the filer's `path` (for remote-only files and log lines). Does no
     /// I/O: what must be fetched to know where the content is, is fetched at the first read.
     pub fn new(path: &str, entry: Arc<Entry>) -> Arc<Self> {
-        let streams = (entry.attr.size > STREAMED_FROM).then(Mutex::default);
+        let size = entry.attr.size;
+        let streams = (size > STREAMED_FROM).then(|| Mutex::new(Streams::new(size)));
         Arc::new(Self { path: path.into(), entry, layout: OnceCell::new(), streams, holder: OnceLock::new() })
     }
 

@@ -91,6 +91,16 @@ fn fetches(out: &mut Exposition, totals: &Totals) {
 }
 
 fn prefetches(out: &mut Exposition, totals: &Totals) {
+    out.family(
+        "interceptor_prefetch_fetched_bytes_total",
+        "counter",
+        "Bytes fetched ahead; without those of which the outcome is known, what waits in the cache to be read.",
+    );
+    for (trigger, bytes) in Trigger::ALL.iter().zip(totals.fetched_ahead) {
+        if bytes > 0 || *trigger == Trigger::Sequential {
+            out.sample(&[("trigger", trigger.label())], bytes);
+        }
+    }
     out.family("interceptor_prefetch_bytes_total", "counter", "Bytes fetched ahead, by what became of them.");
     for (trigger, outcomes) in Trigger::ALL.iter().zip(totals.prefetched) {
         // A trigger that has never fired may be one that this build or host does not have.

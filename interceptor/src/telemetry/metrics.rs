@@ -56,11 +56,16 @@ pub enum Trigger {
     Hot,
     /// Files of a directory are read one after the other.
     NextFile,
+    /// A handle is read in equal steps.
+    Strided,
+    /// The same files are read again and again.
+    Epoch,
 }
 
 impl Trigger {
     /// All triggers; `trigger as usize` is the index.
-    pub const ALL: [Trigger; 3] = [Trigger::Sequential, Trigger::Hot, Trigger::NextFile];
+    pub const ALL: [Trigger; 5] =
+        [Trigger::Sequential, Trigger::Hot, Trigger::NextFile, Trigger::Strided, Trigger::Epoch];
 
     /// The value of the label `trigger`.
     pub const fn label(self) -> &'static str {
@@ -68,6 +73,8 @@ impl Trigger {
             Trigger::Sequential => "sequential",
             Trigger::Hot => "hot",
             Trigger::NextFile => "next_file",
+            Trigger::Strided => "strided",
+            Trigger::Epoch => "epoch",
         }
     }
 }
@@ -133,6 +140,7 @@ pub struct Levels {
 struct Counters {
     reads: [Flow; Source::ALL.len()],
     fetches: [Flow; Source::ALL.len()],
+    fetched_ahead: [AtomicU64; Trigger::ALL.len()],
     prefetched: [[AtomicU64; Outcome::ALL.len()]; Trigger::ALL.len()],
     hedges_sent: AtomicU64,
     hedges_won: AtomicU64,
@@ -153,7 +161,9 @@ pub struct Totals {
     pub reads: [FlowTotal; Source::ALL.len()],
     /// Fetches from an origin, by [`Source::ALL`].
     pub fetches: [FlowTotal; Source::ALL.len()],
-    /// Bytes fetched ahead, by [`Trigger::ALL`] and [`Outcome::ALL`].
+    /// Bytes fetched ahead, by [`Trigger::ALL`].
+    pub fetched_ahead: [u64; Trigger::ALL.len()],
+    /// Bytes fetched ahead of which it is known what became of them, by [`Trigger::ALL`] and [`Outcome::ALL`].
     pub prefetched: [[u64; Outcome::ALL.len()]; Trigger::ALL.len()],
     /// Requests sent to a second server because the first was slow.
     pub hedges_sent: u64,
@@ -234,6 +244,11 @@ impl Metrics {
         self.counters.mine().hedges_won.fetch_add(1, Relaxed);
     }
 
+    /// `bytes` that nobody has asked for were brought because of `trigger`.
+    pub fn fetched_ahead(&self, trigger: Trigger, bytes: u64) {
+        self.counters.mine().fetched_ahead[trigger as usize].fetch_add(bytes, Relaxed);
+    }
+
     /// It is known what became of `bytes` that were fetched ahead because of `trigger`.
     pub fn prefetch(&self, trigger: Trigger, outcome: Outcome, bytes: u64) {
         self.counters.mine().prefetched[trigger as usize][outcome as usize].fetch_add(bytes, Relaxed);
@@ -275,6 +290,9 @@ impl Metrics {
             }
             totals.hedges_sent += counters.hedges_sent.load(Relaxed);
             totals.hedges_won += counters.hedges_won.load(Relaxed);
+            for (sum, bytes) in totals.fetched_ahead.iter_mut().zip(&counters.fetched_ahead) {
+                *sum += bytes.load(Relaxed);
+            }
             for (sums, outcomes) in totals.prefetched.iter_mut().zip(&counters.prefetched) {
                 for (sum, bytes) in sums.iter_mut().zip(outcomes) {
                     *sum += bytes.load(Relaxed);
@@ -320,6 +338,7 @@ mod tests {
         metrics.hedge_sent();
         metrics.hedge_sent();
         metrics.hedge_won();
+        metrics.fetched_ahead(Trigger::Epoch, 9);
         metrics.prefetch(Trigger::Hot, Outcome::Wasted, 7);
 
         let totals = metrics.totals();
@@ -330,7 +349,8 @@ mod tests {
         assert_eq!(totals.fallbacks, [((Source::Registered, Source::Http), 1)].into());
         assert_eq!(totals.integrity_failures, [(Source::Http, 1)].into());
         assert_eq!((totals.hedges_sent, totals.hedges_won), (2, 1));
-        assert_eq!(totals.prefetched, [[0, 0], [0, 7], [0, 0]]);
+        assert_eq!(totals.fetched_ahead, [0, 0, 0, 0, 9]);
+        assert_eq!(totals.prefetched, [[0, 0], [0, 7], [0, 0], [0, 0], [0, 0]]);
         assert_eq!(metrics.hit_ratios(Instant::now()), [("1m", Some(0.75)), ("10m", Some(0.75))]);
     }
 

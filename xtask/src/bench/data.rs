@@ -64,7 +64,12 @@ impl DataSet {
 
     /// Bytes of all files.
     pub(super) fn bytes(&self) -> u64 {
-        self.large.size + self.small.iter().map(|file| file.size).sum::<u64>()
+        self.large.size + self.small_bytes()
+    }
+
+    /// Bytes of the small files.
+    pub(super) fn small_bytes(&self) -> u64 {
+        self.small.iter().map(|file| file.size).sum()
     }
 
     /// Writes all files; `progress` is told of bytes as they go out.

@@ -5,6 +5,7 @@
 //! every row. Medians, extremes and ratios go to a table, every repetition to the JSON file.
 
 mod data;
+mod prefetch;
 mod reader;
 mod report;
 mod statistics;
@@ -23,6 +24,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 
 use self::data::DataSet;
+use self::prefetch::{PrefetchRow, Prefetched};
 use self::report::{Host, Report, Setting};
 use self::workloads::{ALL, Sample, Site, Workload};
 use crate::progress::Progress;
@@ -36,7 +38,8 @@ const NOTES: &[&str] = &[
     "Values are the median (min-max) of the repetitions, each on a fresh mount. \"better\" is the ratio of the medians, \"paired\" the median",
     "of the ratios of neighbouring repetitions; above 1, interceptor is faster or needs less.",
     "The page cache beneath the volume server is warm in every row. \"Page cache of the mount dropped\" means the pages of the mount's own",
-    "files (POSIX_FADV_DONTNEED), nothing else. Both mounts may cache 2 GiB. Cluster, mount and readers share the CPUs; nothing is pinned.",
+    "files (POSIX_FADV_DONTNEED), nothing else. Both mounts may cache 2 GiB, or a third of the small files in \"epoch\" rows. Cluster, mount and readers share the CPUs; nothing is pinned.",
+    "Fetched ahead: all repetitions, with the passes that prepare them; waste is the part that nobody had read when the repetition ended.",
     "One word of each page that is read is checked while the clock runs; in the first repetition all that is read is compared, untimed.",
 ];
 
@@ -109,10 +112,13 @@ pub(crate) fn command(options: &Options) -> Result<()> {
             notes: NOTES.to_vec(),
         },
         rows: Vec::new(),
+        prefetch: Vec::new(),
     };
     let mut bench = Bench::prepare(Arc::clone(&data), reads)?;
     let measured = chosen.iter().try_for_each(|workload| {
-        let [ours, weed] = bench.alternate(workload, reps, options.only)?;
+        let mut prefetched = Vec::new();
+        let [ours, weed] = bench.alternate(workload, reps, options.only, &mut prefetched)?;
+        report.prefetch.push(PrefetchRow::new(workload.name, &prefetched));
         report.rows.extend(report::rows(workload.name, &ours, &weed));
         anyhow::Ok(())
     });
@@ -146,20 +152,22 @@ impl Bench {
         Ok(Self { stage, data, reads })
     }
 
-    /// Repetitions of a workload on both mounts: ours, and those of `weed mount`.
+    /// Repetitions of a workload on both mounts: ours, and those of `weed mount`. What ours fetched ahead goes to `prefetched`.
     fn alternate(
         &mut self,
         workload: &Workload,
         reps: usize,
         only: Option<Side>,
+        prefetched: &mut Vec<Prefetched>,
     ) -> Result<[Vec<Vec<Sample>>; 2]> {
         let mut results = [Vec::new(), Vec::new()];
         for repetition in 0..reps {
             let order = if repetition % 2 == 0 { [Side::Ours, Side::Weed] } else { [Side::Weed, Side::Ours] };
             for side in order.into_iter().filter(|side| only.is_none_or(|only| only == *side)) {
-                let samples = self
+                let (samples, ahead) = self
                     .measure(workload, side, repetition)
                     .with_context(|| format!("{} on {}", workload.name, side.program()))?;
+                prefetched.extend(ahead);
                 let shown = samples.iter().map(|s| format!("{:.1} {}", s.value, s.unit.label()));
                 let figures = shown.collect::<Vec<_>>().join(", ");
                 status_line(&format!(
@@ -174,11 +182,17 @@ impl Bench {
         Ok(results)
     }
 
-    /// One repetition on a fresh mount.
-    fn measure(&mut self, workload: &Workload, side: Side, repetition: usize) -> Result<Vec<Sample>> {
+    /// One repetition on a fresh mount; with ours, what it fetched ahead.
+    fn measure(
+        &mut self,
+        workload: &Workload,
+        side: Side,
+        repetition: usize,
+    ) -> Result<(Vec<Sample>, Option<Prefetched>)> {
+        let cache_mib = workload.memory.mib(&self.data);
         let mut mount = match side {
-            Side::Ours => self.stage.interceptor(DataSet::ROOT)?,
-            Side::Weed => self.stage.weed(DataSet::ROOT)?,
+            Side::Ours => self.stage.interceptor(DataSet::ROOT, cache_mib)?,
+            Side::Weed => self.stage.weed(DataSet::ROOT, cache_mib)?,
         };
         let site = Site {
             root: mount.path().to_owned(),
@@ -188,18 +202,19 @@ impl Bench {
             seed: repetition as u64,
         };
         let (run, check) = (workload.run, workload.check);
-        let measured = interrupt::guard(workload.name, DEADLINE, move || {
-            let samples = run(&site)?;
+        let checked = site.clone();
+        let measured = interrupt::guard(workload.name, DEADLINE, move || run(&site)).and_then(|samples| {
+            let ahead = (side == Side::Ours).then(|| Prefetched::by(&mount)).transpose()?;
             if repetition == 0 {
-                check(&site)?;
+                interrupt::guard(workload.name, DEADLINE, move || check(&checked))?;
             }
-            Ok(samples)
+            Ok((samples, ahead))
         });
         // A daemon that ended explains more than the read that failed with it.
         ensure!(mount.is_running(), "the daemon has ended:\n{}", mount.log()?);
-        let samples = measured?;
+        let measured = measured?;
         mount.stop()?;
-        Ok(samples)
+        Ok(measured)
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use super::prefetch::PrefetchRow;
 use super::statistics::Summary;
 use super::workloads::{Sample, Unit};
 use crate::progress::digits;
@@ -14,6 +15,7 @@ pub(super) struct Report {
     pub(super) host: Host,
     pub(super) setting: Setting,
     pub(super) rows: Vec<Row>,
+    pub(super) prefetch: Vec<PrefetchRow>,
 }
 
 /// Where it ran.
@@ -100,30 +102,43 @@ impl Report {
             setting.random_reads
         );
         let head = ["", "", "interceptor", "weed mount", "better", "paired"].map(str::to_owned);
-        let lines: Vec<[String; 6]> = std::iter::once(head).chain(self.rows.iter().map(Row::cells)).collect();
-        let widths: [usize; 6] = std::array::from_fn(|column| {
-            lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0)
-        });
-        for line in &lines {
-            let mut cells = String::new();
-            for (column, (cell, width)) in line.iter().zip(widths).enumerate() {
-                // Words to the left, numbers to the right.
-                cells.push_str(&if column < 2 {
-                    format!("{cell:<width$}  ")
-                } else {
-                    format!("{cell:>width$}  ")
-                });
-            }
-            text.push_str(cells.trim_end());
-            text.push('\n');
-        }
-        text.push('\n');
+        text.push_str(&table(2, head, self.rows.iter().map(Row::cells)));
+        let head = PrefetchRow::HEAD.map(str::to_owned);
+        text.push_str(&table(1, head, self.prefetch.iter().map(PrefetchRow::cells)));
         for note in &setting.notes {
             text.push_str(note);
             text.push('\n');
         }
         text
     }
+}
+
+/// Lines of equally wide columns, of which the first `words` are words and the others numbers.
+fn table<const N: usize>(
+    words: usize,
+    head: [String; N],
+    lines: impl Iterator<Item = [String; N]>,
+) -> String {
+    let lines: Vec<[String; N]> = std::iter::once(head).chain(lines).collect();
+    let widths: [usize; N] = std::array::from_fn(|column| {
+        lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0)
+    });
+    let mut text = String::new();
+    for line in &lines {
+        let mut cells = String::new();
+        for (column, (cell, width)) in line.iter().zip(widths).enumerate() {
+            // Words to the left, numbers to the right.
+            cells.push_str(&if column < words {
+                format!("{cell:<width$}  ")
+            } else {
+                format!("{cell:>width$}  ")
+            });
+        }
+        text.push_str(cells.trim_end());
+        text.push('\n');
+    }
+    text.push('\n');
+    text
 }
 
 impl Row {

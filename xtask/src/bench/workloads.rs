@@ -13,6 +13,7 @@ use super::data::{DataSet, Small};
 use super::statistics::quantile;
 use super::{reader, verify};
 use crate::process::cpu_seconds;
+use crate::stage::CACHE_MIB;
 
 /// A fresh mount to measure.
 #[derive(Clone)]
@@ -61,10 +62,29 @@ pub(super) struct Sample {
     pub(super) value: f64,
 }
 
+/// How much a mount may cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Memory {
+    /// More than the data set takes.
+    Plenty,
+    /// A third of what the small files take, but at least the least that a mount accepts.
+    Scarce,
+}
+
+impl Memory {
+    pub(super) fn mib(self, data: &DataSet) -> u64 {
+        match self {
+            Self::Plenty => CACHE_MIB,
+            Self::Scarce => (data.small_bytes() / 3 >> 20).max(16),
+        }
+    }
+}
+
 /// Something to measure.
 pub(super) struct Workload {
     pub(super) name: &'static str,
     pub(super) about: &'static str,
+    pub(super) memory: Memory,
     pub(super) run: fn(&Site) -> Result<Vec<Sample>>,
     /// Compares every byte of what the workload reads with the data set.
     pub(super) check: fn(&Site) -> Result<()>,
@@ -75,6 +95,7 @@ pub(super) const ALL: &[Workload] = &[
     Workload {
         name: "seq-cold",
         about: "one reader, 1 MiB reads, fresh mount; with the daemon's CPU time",
+        memory: Memory::Plenty,
         run: |site| {
             let before = cpu_seconds(site.daemon)?;
             let seconds = reader::sequential(&site.root, &site.data.large)?;
@@ -90,6 +111,7 @@ pub(super) const ALL: &[Workload] = &[
     Workload {
         name: "seq-again",
         about: "the same after a first pass, page cache of the mount dropped",
+        memory: Memory::Plenty,
         run: |site| {
             reader::sequential(&site.root, &site.data.large)?;
             drop_large(site)?;
@@ -100,6 +122,7 @@ pub(super) const ALL: &[Workload] = &[
     Workload {
         name: "seq-warm",
         about: "the same after a first pass, page cache of the mount kept",
+        memory: Memory::Plenty,
         run: |site| {
             reader::sequential(&site.root, &site.data.large)?;
             sequential_pass(site)
@@ -109,12 +132,14 @@ pub(super) const ALL: &[Workload] = &[
     Workload {
         name: "four-readers",
         about: "four readers of the whole file at once, fresh mount; bytes of all four",
+        memory: Memory::Plenty,
         run: four_readers,
         check: compare_large,
     },
     Workload {
         name: "four-readers-again",
         about: "the same after a first pass, page cache of the mount dropped",
+        memory: Memory::Plenty,
         run: |site| {
             reader::sequential(&site.root, &site.data.large)?;
             drop_large(site)?;
@@ -125,12 +150,14 @@ pub(super) const ALL: &[Workload] = &[
     Workload {
         name: "four-parts",
         about: "four readers at once, each a quarter of the file, fresh mount",
+        memory: Memory::Plenty,
         run: four_parts,
         check: compare_large,
     },
     Workload {
         name: "four-parts-again",
         about: "the same after a first pass, page cache of the mount dropped",
+        memory: Memory::Plenty,
         run: |site| {
             reader::sequential(&site.root, &site.data.large)?;
             drop_large(site)?;
@@ -141,12 +168,14 @@ pub(super) const ALL: &[Workload] = &[
     Workload {
         name: "rand-4k-fresh",
         about: "random 4 KiB reads, fresh mount",
+        memory: Memory::Plenty,
         run: |site| random(site, 4 << 10),
         check: compare_large,
     },
     Workload {
         name: "rand-4k-warm",
         about: "the same after a first pass over the file, page cache of the mount dropped",
+        memory: Memory::Plenty,
         run: |site| {
             reader::sequential(&site.root, &site.data.large)?;
             drop_large(site)?;
@@ -157,18 +186,21 @@ pub(super) const ALL: &[Workload] = &[
     Workload {
         name: "rand-128k-fresh",
         about: "random 128 KiB reads, fresh mount",
+        memory: Memory::Plenty,
         run: |site| random(site, 128 << 10),
         check: compare_large,
     },
     Workload {
         name: "small-cold",
         about: "open, read and close every small file, in order, fresh mount",
+        memory: Memory::Plenty,
         run: |site| small(site, Order::Names),
         check: compare_small,
     },
     Workload {
         name: "small-again",
         about: "a second pass, shuffled, page cache of the mount dropped",
+        memory: Memory::Plenty,
         run: |site| {
             small(site, Order::Names)?;
             drop_small(site)?;
@@ -179,6 +211,7 @@ pub(super) const ALL: &[Workload] = &[
     Workload {
         name: "small-warm",
         about: "a second pass, shuffled, page cache of the mount kept",
+        memory: Memory::Plenty,
         run: |site| {
             small(site, Order::Names)?;
             small(site, Order::Shuffled)
@@ -186,14 +219,30 @@ pub(super) const ALL: &[Workload] = &[
         check: compare_small,
     },
     Workload {
+        name: "epoch-shuffled",
+        about: "two passes, each shuffled anew, page cache dropped between, cache of a third of the files; the second pass",
+        memory: Memory::Scarce,
+        run: |site| epochs(site, Order::Shuffled),
+        check: compare_small,
+    },
+    Workload {
+        name: "epoch-repeated",
+        about: "the same with both passes in the same shuffled order",
+        memory: Memory::Scarce,
+        run: |site| epochs(site, Order::ShuffledBefore),
+        check: compare_small,
+    },
+    Workload {
         name: "walk",
         about: "list the small files' directories and stat every file, fresh mount",
+        memory: Memory::Plenty,
         run: walk,
         check: compare_small,
     },
     Workload {
         name: "walk-again",
         about: "the same a second time",
+        memory: Memory::Plenty,
         run: |site| {
             walk(site)?;
             walk(site)
@@ -218,6 +267,8 @@ fn compare_small(site: &Site) -> Result<()> {
 enum Order {
     Names,
     Shuffled,
+    /// Another order than that of `Shuffled`.
+    ShuffledBefore,
 }
 
 /// Reads the large file once in sequence.
@@ -255,13 +306,22 @@ fn random(site: &Site, len: usize) -> Result<Vec<Sample>> {
 
 fn small(site: &Site, order: Order) -> Result<Vec<Sample>> {
     let mut files: Vec<&Small> = site.data.small.iter().collect();
-    if let Order::Shuffled = order {
-        files.shuffle(&mut StdRng::seed_from_u64(site.seed));
+    match order {
+        Order::Names => {}
+        Order::Shuffled => files.shuffle(&mut StdRng::seed_from_u64(site.seed)),
+        Order::ShuffledBefore => files.shuffle(&mut StdRng::seed_from_u64(!site.seed)),
     }
     let pass = reader::small(&site.root, files.into_iter())?;
     let rate =
         Sample { figure: "", unit: Unit::FilesPerSecond, value: pass.each.len() as f64 / pass.elapsed };
     Ok([vec![rate], latencies(&pass.each)?].concat())
+}
+
+/// A first epoch in one order and a second one in `order`, which is measured.
+fn epochs(site: &Site, order: Order) -> Result<Vec<Sample>> {
+    small(site, Order::ShuffledBefore)?;
+    drop_small(site)?;
+    small(site, order)
 }
 
 fn walk(site: &Site) -> Result<Vec<Sample>> {

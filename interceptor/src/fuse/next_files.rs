@@ -1,0 +1,62 @@
+//! Fetches small files before they are opened, for readers that go through many of them.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::namespace::{Namespace, NodeId};
+use crate::prefetch::{Epochs, Walks};
+use crate::read::{Expected, Reader};
+
+/// What is known of the order in which small files are read. Its methods are to be called from within the runtime.
+pub(super) struct NextFiles {
+    walks: Mutex<Walks>,
+    epochs: Mutex<Epochs>,
+}
+
+impl NextFiles {
+    /// Nothing yet, for files that go through `reader`.
+    pub(super) fn new(reader: &Reader) -> Self {
+        Self { walks: Mutex::default(), epochs: Mutex::new(reader.epochs()) }
+    }
+
+    /// Takes note that a small file is used, and starts to fetch those that are next in its directory.
+    pub(super) fn follow_walk(&self, namespace: &Namespace, reader: &Arc<Reader>, node: NodeId) {
+        let Some((listing, place)) = namespace.place(node) else { return };
+        let ahead = self.walks.lock().observe(listing.id().into(), place);
+        for entry in listing.at(ahead) {
+            if reader.fetch_small_file(&entry, &Expected::NextFile).is_none() {
+                break;
+            }
+        }
+    }
+
+    /// Takes note that a small file is read from its beginning, and whether it was in memory, and starts to fetch those whose turn
+    /// comes. Who opens a file and does not read it says nothing about epochs.
+    pub(super) fn follow_epoch(
+        &self,
+        namespace: &Namespace,
+        reader: &Arc<Reader>,
+        node: NodeId,
+        size: u64,
+        hit: bool,
+    ) {
+        let (files, ledger) = {
+            let mut epochs = self.epochs.lock();
+            epochs.answered(hit);
+            (epochs.observe(node, size), epochs.ledger().clone())
+        };
+        let expected = Expected::Epoch(ledger);
+        for file in files {
+            // A file that the kernel has forgotten or that has changed is not what it was.
+            let fetched = match namespace.named_entry(file) {
+                Some(entry) => reader.fetch_small_file(&entry, &expected),
+                None => Some(0),
+            };
+            match fetched {
+                Some(bytes) => self.epochs.lock().fetching(file, bytes),
+                None => return self.epochs.lock().declined(file),
+            }
+        }
+    }
+}

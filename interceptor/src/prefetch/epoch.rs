@@ -1,0 +1,549 @@
+//! Finds jobs that read the same small files again and again, as training does once per epoch, and says which files to
+//! fetch before their turn.
+//!
+//! The order in which files are first read is the *epoch*. When nearly every file that is read has been read in it before, after
+//! a time in which that hardly ever happened, it is over and another begins; what happens gradually instead (some files are
+//! liked more than others) is no epoch, and nothing is predicted from it. In the next epoch there are two cases:
+//!
+//! * **The order is the same.** Where a file is read soon after the one that it followed last time, its successors of
+//!   last time are next. Several workers that share the order are several such places at once.
+//! * **The order is new.** Then only the set is known. Every file that has not been read yet will be, but nobody knows when, so
+//!   fetching it pays only if it stays in the cache until the end of the epoch. That is so once what is left to be fetched
+//!   is small compared to the cache. From then on a part of the cache is kept full of such files.
+//!
+//! Files are known by the numbers of their nodes, which stay the same while a file does, and 2^20 of them at most are remembered,
+//! for 60 bytes each or less. More are not followed. What was fetched for nothing is held against the prediction: after too
+//! much of it nothing is predicted for the rest of the epoch and, each time it happens again, for more epochs after it.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use foldhash::fast::RandomState;
+
+use super::ledger::Ledger;
+
+/// Most files that are remembered.
+const MOST_FILES: usize = 1 << 20;
+/// An epoch of fewer files is not worth predicting.
+const LEAST_FILES: usize = 64;
+/// Two reads of a file within as many reads of other files are one use of it; and files within as many follow each other.
+const SOON: usize = 64;
+/// Of this many reads, the latest...
+const LATEST: u32 = 16;
+/// ...this many of one kind make it the rule.
+const RULE: u32 = 12;
+/// Of an epoch's reads, at most one in this many is of a file that had its turn already.
+const IRREGULAR: usize = 20;
+/// How many files before a file in the order of last time count as its predecessors.
+const PREDECESSORS: usize = 3;
+/// Bounds of how many files to be ahead in an order that repeats.
+const WINDOW: RangeInclusive<usize> = 8..=128;
+/// Files advised at one read when only the set is known.
+const AT_ONCE: usize = 4;
+/// Reads of an epoch after which the share of hits is believed.
+const ENOUGH: u64 = 64;
+/// Of what was fetched, more than one part in this many wasted is too much.
+const WASTE: u64 = 6;
+/// Most epochs to pass without predictions.
+const LONGEST_PAUSE: u32 = 16;
+
+/// The epochs of a mount.
+#[derive(Debug)]
+pub struct Epochs {
+    /// How many bytes may be fetched and not yet read.
+    budget: u64,
+    /// How many bytes may be left to fetch when only the set is known.
+    horizon: u64,
+    /// The present epoch, from 1.
+    number: u32,
+    seen: HashMap<u64, Seen, RandomState>,
+    /// The files of the epoch before in the order of their first reads; empty if nothing follows from it.
+    before: Vec<u64>,
+    /// Those of the present epoch.
+    present: Vec<u64>,
+    present_bytes: u64,
+    /// Bytes of files of `before` that have not been read in the present epoch.
+    left: u64,
+    /// Reads in the present epoch of files that had their turn in it already.
+    repeats: usize,
+    /// The latest of them, with their sizes.
+    again: VecDeque<(u64, u64)>,
+    /// Of each of the latest reads whether it was one of them, as a bit.
+    was_again: u16,
+    /// Of each of the latest reads whether it followed a file that it followed in the epoch before.
+    followed: u16,
+    /// How many files to be ahead in an order that repeats, and how many were read since that changed.
+    window: usize,
+    consumed: usize,
+    /// Reads in the present epoch, and how many of them were answered from memory.
+    answered: u64,
+    hits: u64,
+    ahead: Guesses,
+    /// Epochs to pass without predictions, and how many to pass the next time that a prediction fails.
+    pause: u32,
+    next_pause: u32,
+}
+
+/// When a file was last read.
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    epoch: u32,
+    /// Its place in the order of that epoch.
+    place: u32,
+}
+
+/// What was predicted in the present epoch.
+#[derive(Debug, Default)]
+struct Guesses {
+    /// Files that were fetched and not read yet.
+    files: HashSet<u64, RandomState>,
+    /// Bytes fetched.
+    bytes: u64,
+    ledger: Arc<Ledger>,
+    /// When only the set is known: files of the epoch before up to this place have been looked at.
+    looked_at: usize,
+    failed: bool,
+}
+
+impl Guesses {
+    /// Bytes that were fetched and of which it is not known what will become of them.
+    fn outstanding(&self) -> u64 {
+        let account = self.ledger.account();
+        self.bytes.saturating_sub(account.used + account.wasted)
+    }
+}
+
+impl Epochs {
+    /// Nothing known yet, for a cache of `capacity` bytes in which `budget` bytes may wait for their readers.
+    pub fn new(capacity: u64, budget: u64) -> Self {
+        Self {
+            budget,
+            horizon: capacity / 2,
+            number: 1,
+            seen: HashMap::default(),
+            before: Vec::new(),
+            present: Vec::new(),
+            present_bytes: 0,
+            left: 0,
+            repeats: 0,
+            again: VecDeque::new(),
+            was_again: 0,
+            followed: 0,
+            window: *WINDOW.start(),
+            consumed: 0,
+            answered: 0,
+            hits: 0,
+            ahead: Guesses::default(),
+            pause: 0,
+            next_pause: 1,
+        }
+    }
+
+    /// Takes note that `file`, of `size` bytes, is read from its beginning, and gives the files to fetch now, the most urgent
+    /// first. What becomes of each is to be told by [`fetching`](Self::fetching) or [`declined`](Self::declined).
+    pub fn observe(&mut self, file: u64, size: u64) -> Vec<u64> {
+        let seen = self.seen.get(&file).copied();
+        match seen {
+            Some(seen) if seen.epoch == self.number => {
+                if self.present.len() - seen.place as usize > SOON {
+                    self.read_again(file, size);
+                }
+                Vec::new()
+            }
+            _ => self.read_first(file, size, seen),
+        }
+    }
+
+    /// Takes note of whether a small file's read was answered from memory.
+    pub fn answered(&mut self, hit: bool) {
+        self.answered += 1;
+        self.hits += u64::from(hit);
+    }
+
+    /// A file that was advised is there, on its way, or gone for good; `bytes` had to be fetched, and are to be accounted for
+    /// in the [`ledger`](Self::ledger).
+    pub fn fetching(&mut self, file: u64, bytes: u64) {
+        self.ahead.files.insert(file);
+        self.ahead.bytes += bytes;
+    }
+
+    /// There was no room for a file that was advised.
+    pub fn declined(&mut self, file: u64) {
+        if let Some(seen) = self.seen.get(&file)
+            && seen.epoch + 1 == self.number
+        {
+            self.ahead.looked_at = self.ahead.looked_at.min(seen.place as usize);
+        }
+    }
+
+    /// To be told of all bytes that are fetched for the present epoch.
+    pub fn ledger(&self) -> &Arc<Ledger> {
+        &self.ahead.ledger
+    }
+
+    /// A file had its turn already.
+    fn read_again(&mut self, file: u64, size: u64) {
+        self.repeats += 1;
+        self.was_again = self.was_again << 1 | 1;
+        if self.again.len() == LATEST as usize {
+            self.again.pop_front();
+        }
+        self.again.push_back((file, size));
+        if self.was_again.count_ones() >= RULE {
+            self.begin_anew();
+        }
+    }
+
+    fn read_first(&mut self, file: u64, size: u64, seen: Option<Seen>) -> Vec<u64> {
+        if seen.is_none() && self.seen.len() >= MOST_FILES {
+            self.forget_old();
+        }
+        let seen_now = Seen { epoch: self.number, place: self.present.len() as u32 };
+        self.seen.insert(file, seen_now);
+        self.present.push(file);
+        self.present_bytes += size;
+        self.was_again <<= 1;
+        let is_expected = |seen: &Seen| seen.epoch + 1 == self.number && !self.before.is_empty();
+        let Some(Seen { place, .. }) = seen.filter(is_expected) else { return Vec::new() };
+        self.left = self.left.saturating_sub(size);
+        self.ahead.files.remove(&file);
+        self.advise(place as usize)
+    }
+
+    /// What to fetch when the file at a place of the order of the epoch before was read.
+    fn advise(&mut self, place: usize) -> Vec<u64> {
+        let predecessors = &self.before[place.saturating_sub(PREDECESSORS)..place];
+        let follows = place == 0 || predecessors.iter().any(|file| self.was_just_read(*file));
+        self.followed = self.followed << 1 | u16::from(follows);
+        if self.is_at_fault() || self.ahead.outstanding() >= self.budget {
+            return Vec::new();
+        }
+        if self.followed.count_ones() >= RULE {
+            self.consumed += 1;
+            if self.consumed >= self.window {
+                self.consumed = 0;
+                self.window = (self.window * 2).min(*WINDOW.end());
+            }
+            return if follows { self.successors(place) } else { Vec::new() };
+        }
+        self.window = *WINDOW.start();
+        if self.missing() <= self.horizon { self.members() } else { Vec::new() }
+    }
+
+    /// The files that followed last time, as far as the window goes, without those that were advised before.
+    fn successors(&self, place: usize) -> Vec<u64> {
+        let next = place + 1..(place + 1 + self.window).min(self.before.len());
+        let new = self.before[next].iter().rev().take_while(|file| !self.ahead.files.contains(*file));
+        let mut files: Vec<u64> = new.filter(|file| !self.was_read(**file)).copied().collect();
+        files.reverse();
+        files
+    }
+
+    /// A few of the files that are still to be read some time.
+    fn members(&mut self) -> Vec<u64> {
+        let mut files = Vec::with_capacity(AT_ONCE);
+        while let Some(&file) = self.before.get(self.ahead.looked_at)
+            && files.len() < AT_ONCE
+        {
+            self.ahead.looked_at += 1;
+            if !self.was_read(file) && !self.ahead.files.contains(&file) {
+                files.push(file);
+            }
+        }
+        files
+    }
+
+    fn was_read(&self, file: u64) -> bool {
+        self.seen.get(&file).is_some_and(|seen| seen.epoch == self.number)
+    }
+
+    fn was_just_read(&self, file: u64) -> bool {
+        let soon = |seen: &Seen| self.present.len() - seen.place as usize <= SOON;
+        self.seen.get(&file).filter(|seen| seen.epoch == self.number).is_some_and(soon)
+    }
+
+    /// How many bytes will have to be fetched until the end of the epoch: of what is left, the part that is not in memory,
+    /// if the files so far tell.
+    fn missing(&self) -> u64 {
+        match self.answered {
+            0..ENOUGH => self.left,
+            answered => {
+                (u128::from(self.left) * u128::from(answered - self.hits) / u128::from(answered)) as u64
+            }
+        }
+    }
+
+    /// Whether predictions have gone wrong, now or before.
+    fn is_at_fault(&mut self) -> bool {
+        if self.pause == 0 && !self.ahead.failed {
+            let account = self.ahead.ledger.account();
+            // A few files wasted at the very beginning prove nothing.
+            let much = account.wasted > self.budget / 16;
+            self.ahead.failed = much && account.wasted * WASTE > account.used + account.wasted;
+        }
+        self.pause > 0 || self.ahead.failed
+    }
+
+    /// An epoch is over; the files that showed it were the first of the next.
+    fn begin_anew(&mut self) {
+        let regular = (self.repeats - self.again.len()) * IRREGULAR <= self.present.len();
+        self.pause = self.pause.saturating_sub(1);
+        if self.ahead.failed {
+            self.pause = self.next_pause;
+            self.next_pause = (self.next_pause * 2).min(LONGEST_PAUSE);
+        } else if self.ahead.bytes > 0 {
+            self.next_pause = 1;
+        }
+        self.number += 1;
+        self.before = std::mem::take(&mut self.present);
+        self.left = std::mem::take(&mut self.present_bytes);
+        if !regular || self.before.len() < LEAST_FILES {
+            self.before = Vec::new();
+        }
+        self.repeats = 0;
+        self.was_again = 0;
+        self.followed = 0;
+        self.answered = 0;
+        self.hits = 0;
+        self.ahead = Guesses::default();
+        if self.seen.len() > self.before.len() * 2 {
+            self.forget_old();
+        }
+        for (file, size) in std::mem::take(&mut self.again) {
+            self.observe(file, size);
+        }
+        // What was advised just now is lost.
+        self.ahead.looked_at = 0;
+    }
+
+    /// Forgets the files that nothing is predicted from. If that does not help, the epoch is too long, and everything is
+    /// forgotten.
+    fn forget_old(&mut self) {
+        let number = self.number;
+        self.seen.retain(|_, seen| seen.epoch + 1 >= number);
+        if self.seen.len() >= MOST_FILES {
+            *self = Self { number: self.number, ..Self::new(self.horizon * 2, self.budget) };
+        }
+        self.seen.shrink_to_fit();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// A cache that treats files that were fetched ahead as the real one does.
+    struct Simulation {
+        epochs: Epochs,
+        capacity: u64,
+        /// The files there, least recently used first, each with whether it was read and what had been admitted by then.
+        files: VecDeque<(u64, bool, u64)>,
+        bytes: u64,
+        unread: u64,
+        admitted: u64,
+        reads: u64,
+        hits: u64,
+        fetched: u64,
+        wasted: u64,
+    }
+
+    fn size(file: u64) -> u64 {
+        4096 + file * 7919 % 126_000
+    }
+
+    fn total(files: u64) -> u64 {
+        (0..files).map(size).sum()
+    }
+
+    fn shuffled(files: u64, seed: u64) -> Vec<u64> {
+        let mut order: Vec<u64> = (0..files).collect();
+        let mut state = seed.wrapping_mul(2).wrapping_add(1);
+        for i in (1..order.len()).rev() {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            order.swap(i, (state >> 33) as usize % (i + 1));
+        }
+        order
+    }
+
+    impl Simulation {
+        fn new(capacity: u64) -> Self {
+            Self {
+                epochs: Epochs::new(capacity, capacity / 16),
+                capacity,
+                files: VecDeque::new(),
+                bytes: 0,
+                unread: 0,
+                admitted: 0,
+                reads: 0,
+                hits: 0,
+                fetched: 0,
+                wasted: 0,
+            }
+        }
+
+        fn run(&mut self, order: impl IntoIterator<Item = u64>) {
+            for file in order {
+                self.reads += 1;
+                let place = self.files.iter().position(|(other, ..)| *other == file);
+                match place.and_then(|place| self.files.remove(place)) {
+                    Some((_, was_read, _)) => {
+                        self.hits += 1;
+                        if !was_read {
+                            self.unread -= size(file);
+                            self.epochs.ledger().used(size(file));
+                        }
+                        self.files.push_back((file, true, self.admitted));
+                    }
+                    None => self.admit(file, true),
+                }
+                let hit = place.is_some();
+                for file in self.epochs.observe(file, size(file)) {
+                    match self.files.iter().any(|(other, ..)| *other == file) {
+                        true => self.epochs.fetching(file, 0),
+                        false => {
+                            self.fetched += size(file);
+                            self.epochs.fetching(file, size(file));
+                            self.admit(file, false);
+                        }
+                    }
+                }
+                self.epochs.answered(hit);
+            }
+        }
+
+        fn admit(&mut self, file: u64, is_read: bool) {
+            while self.bytes + size(file) > self.capacity {
+                let unread = self.files.iter().position(|(_, is_read, _)| !is_read);
+                let overdue = |place: &usize| {
+                    self.unread > self.capacity / 4 || self.admitted - self.files[*place].2 > self.capacity
+                };
+                let read = self.files.iter().position(|(_, is_read, _)| *is_read);
+                let victim = unread.filter(overdue).or(read).or(unread).unwrap();
+                let (gone, was_read, _) = self.files.remove(victim).unwrap();
+                self.bytes -= size(gone);
+                if !was_read {
+                    self.unread -= size(gone);
+                    self.wasted += size(gone);
+                    self.epochs.ledger().wasted(size(gone));
+                }
+            }
+            self.admitted += size(file);
+            self.bytes += size(file);
+            self.unread += if is_read { 0 } else { size(file) };
+            self.files.push_back((file, is_read, self.admitted));
+        }
+
+        /// The share of what was fetched ahead that nobody has come for.
+        fn waste(&self) -> f64 {
+            (self.wasted + self.unread) as f64 / self.fetched.max(1) as f64
+        }
+
+        /// Hits of these reads alone.
+        fn hits_of(&mut self, order: impl IntoIterator<Item = u64>) -> f64 {
+            let (reads, hits) = (self.reads, self.hits);
+            self.run(order);
+            (self.hits - hits) as f64 / (self.reads - reads) as f64
+        }
+    }
+
+    #[test]
+    fn the_same_order_again_is_fetched_ahead() {
+        let mut simulation = Simulation::new(total(2000) / 4);
+        simulation.run(shuffled(2000, 1));
+        let hits = simulation.hits_of(shuffled(2000, 1));
+        assert!(hits > 0.95, "{hits}");
+        assert!(simulation.waste() < 0.05, "{}", simulation.waste());
+    }
+
+    #[test]
+    fn workers_that_share_an_order_in_batches_are_followed() {
+        // Eight workers, each with a batch of 32 files of its own, side by side.
+        let order = |seed| {
+            let files = shuffled(4096, seed);
+            let at = |i: usize| files[i / 256 * 256 + i % 8 * 32 + i % 256 / 8];
+            (0..4096).map(at).collect::<Vec<_>>()
+        };
+        let mut simulation = Simulation::new(total(4096) / 4);
+        simulation.run(order(1));
+        let hits = simulation.hits_of(order(1));
+        assert!(hits > 0.9, "{hits}");
+        assert!(simulation.waste() < 0.1, "{}", simulation.waste());
+    }
+
+    #[test]
+    fn the_end_of_a_newly_shuffled_epoch_is_fetched_ahead() {
+        let capacity = total(2000) / 2;
+        let mut simulation = Simulation::new(capacity);
+        simulation.run(shuffled(2000, 1));
+        let mut hits = 0.0;
+        for seed in 2..6 {
+            hits = simulation.hits_of(shuffled(2000, seed));
+        }
+        let mut without = Simulation::new(capacity);
+        without.epochs.budget = 0;
+        (1..5).for_each(|seed| without.run(shuffled(2000, seed)));
+        let before = without.hits_of(shuffled(2000, 5));
+        assert!(hits > before + 0.05, "{hits} with predictions, {before} without");
+        assert!(simulation.waste() < 0.25, "{}", simulation.waste());
+    }
+
+    #[test]
+    fn files_liked_more_than_others_are_no_epochs() {
+        let mut simulation = Simulation::new(total(2000) / 4);
+        let mut state = 1u64;
+        simulation.run((0..20_000).map(|_| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            let uniform = (state >> 11) as f64 / (1u64 << 53) as f64;
+            (2000.0 * uniform.powi(3)) as u64
+        }));
+        assert_eq!(simulation.fetched, 0);
+    }
+
+    #[test]
+    fn a_prediction_that_fails_is_not_repeated_for_a_while() {
+        let mut simulation = Simulation::new(total(2000) / 4);
+        let order = shuffled(2000, 1);
+        simulation.run(order.iter().copied());
+        for _ in 0..20 {
+            // The order repeats, but its first part only; a file of the second follows each time.
+            simulation.run((0..1000).flat_map(|i| [order[i], 10_000 + i as u64]));
+            simulation.run(shuffled(2000, 9));
+        }
+        assert!(simulation.wasted * 4 < total(2000) * 20, "{}", simulation.wasted);
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let mut epochs = Epochs::new(1 << 30, 1 << 26);
+        for file in 0..MOST_FILES as u64 + 1000 {
+            assert!(epochs.observe(file, 1000).is_empty());
+        }
+        assert!(epochs.seen.len() <= MOST_FILES && epochs.present.len() <= MOST_FILES);
+        let files = MOST_FILES as f64;
+        let table = (MOST_FILES * 8 / 7).next_power_of_two() * (size_of::<(u64, Seen)>() + 1);
+        assert!(table as f64 / files + 2.0 * 8.0 <= 60.0);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(16))]
+
+        #[test]
+        fn waste_is_bounded_whatever_the_sizes(
+            files in 200u64..1500,
+            share in 0.1f64..1.5,
+            seeds in prop::collection::vec(0u64..3, 2..6),
+        ) {
+            let capacity = ((total(files) as f64 * share) as u64).max(16 << 20);
+            let mut simulation = Simulation::new(capacity);
+            for seed in seeds {
+                simulation.run(shuffled(files, seed));
+            }
+            // What a few wrong guesses at the beginning may cost.
+            let allowed = simulation.fetched / 4 + capacity / 16;
+            let lost = simulation.wasted + simulation.unread;
+            prop_assert!(lost <= allowed, "{lost} of {} wasted", simulation.fetched);
+        }
+    }
+}

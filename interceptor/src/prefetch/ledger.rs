@@ -1,0 +1,43 @@
+//! What became of bytes that were fetched ahead.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// The account of one guesser, which keeps it with him and with every fetch that he caused.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    used: AtomicU64,
+    wasted: AtomicU64,
+}
+
+/// A ledger at one moment, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Account {
+    pub(super) used: u64,
+    pub(super) wasted: u64,
+}
+
+impl Ledger {
+    /// A reader came for `bytes`.
+    pub fn used(&self, bytes: u64) {
+        self.used.fetch_add(bytes, Relaxed);
+    }
+
+    /// `bytes` left the cache, and no reader had come for them.
+    pub fn wasted(&self, bytes: u64) {
+        self.wasted.fetch_add(bytes, Relaxed);
+    }
+
+    pub(super) fn account(&self) -> Account {
+        Account { used: self.used.load(Relaxed), wasted: self.wasted.load(Relaxed) }
+    }
+}
+
+impl Account {
+    /// What was added since `earlier`.
+    pub(super) fn since(self, earlier: Account) -> Account {
+        Account {
+            used: self.used.saturating_sub(earlier.used),
+            wasted: self.wasted.saturating_sub(earlier.wasted),
+        }
+    }
+}
