@@ -35,6 +35,7 @@ mod index;
 mod pass;
 pub mod policy;
 pub mod replay;
+pub mod resident;
 mod sync;
 mod uses;
 

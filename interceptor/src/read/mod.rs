@@ -32,6 +32,7 @@ use futures::future::BoxFuture;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
+use crate::cache::resident::{ResidentFile, TmpfsError};
 use crate::cache::{BlockKey, Cache, Filling, Flights, Interrupted, Joined, PrefetchOutcome, Readable};
 use crate::seaweed::entry::{Chunk, Content, Entry};
 use crate::telemetry::metrics::{Metrics, Outcome, Source, Trigger};
@@ -130,6 +131,27 @@ impl Reader {
             metrics,
             max_window,
         })
+    }
+
+    /// From now on, keeps hot files as files that the kernel can read by itself. To be called once, by who can hand them to
+    /// the kernel; before that, [`opened`](Self::opened) finds none.
+    ///
+    /// # Errors
+    /// When this host or this cache has no room for such files. Everything else works without.
+    pub fn keep_resident_files(self: &Arc<Self>) -> Result<(), TmpfsError> {
+        Ok(())
+    }
+
+    /// A handle of `version` is opened, which counts as a use. Returns its resident file if there is one: complete, and
+    /// kept at least until as many handles were [closed](Self::closed) as were opened. Never blocks.
+    pub fn opened(&self, version: &Arc<FileVersion>) -> Option<Arc<ResidentFile>> {
+        let _ = version;
+        None
+    }
+
+    /// A handle of `version` that was [opened](Self::opened) is closed.
+    pub fn closed(&self, version: &Arc<FileVersion>) {
+        let _ = version;
     }
 
     /// Up to `len` bytes of `file` from `offset` on. Never blocks.
