@@ -5,15 +5,18 @@
 
 use std::ffi::OsStr;
 use std::future::Future;
+use std::os::fd::AsFd;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    AccessFlags, BsdFileFlags, Errno, FileHandle, Filesystem, Generation, INodeNo, InitFlags, KernelConfig,
-    LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyBmap,
-    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
-    ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr,
+    ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
+    ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
+    WriteFlags,
 };
 
 use parking_lot::Mutex;
@@ -21,11 +24,14 @@ use parking_lot::Mutex;
 use super::attr::{errno, file_attr, no_attr};
 use super::directory::DirectoryHandle;
 use super::handles::Handles;
+use super::opens::Opens;
+use super::passthrough::{self, Backing, NoPassthrough};
+use super::placement::Placement;
 use super::statfs::{self, MAX_NAME, SpaceCache};
 use super::xattr;
 use crate::namespace::{Answer, Found, Namespace, NamespaceError, NodeId, Stat};
 use crate::prefetch::Walks;
-use crate::read::{self, ReadError, Reader, SMALL_FILE};
+use crate::read::{self, FileVersion, ReadError, Reader, SMALL_FILE};
 use crate::seaweed::entry::Content;
 
 /// How many requests the kernel may have under way in the background (readahead); its default of 12 starves it.
@@ -39,6 +45,12 @@ pub(super) struct Shared {
     pub(super) runtime: tokio::runtime::Handle,
     pub(super) directories: Handles<DirectoryHandle>,
     pub(super) walks: Mutex<Walks>,
+    pub(super) placement: Arc<Placement>,
+    pub(super) wants_passthrough: bool,
+    /// Whether the kernel said in the handshake that it knows passthrough.
+    pub(super) offered: AtomicBool,
+    /// Set before the first request if opens are answered.
+    pub(super) opens: OnceLock<Opens<FileVersion, Backing>>,
 }
 
 /// A mount's side of the protocol.
@@ -55,6 +67,18 @@ impl Shared {
 
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.runtime.spawn(task);
+    }
+
+    /// Whether the kernel can be handed files to read by itself. For the time between the handshake and the first request.
+    pub(super) fn passthrough(&self, session: impl AsFd) -> Result<(), NoPassthrough> {
+        if !self.wants_passthrough {
+            return Err(NoPassthrough::SwitchedOff);
+        }
+        if !self.offered.load(Ordering::Relaxed) {
+            return Err(NoPassthrough::NotOffered);
+        }
+        passthrough::probe(session)?;
+        Ok(self.reader.keep_resident_files()?)
     }
 
     /// Fetches the next files for whoever reads the small files of a directory one after the other.
@@ -143,26 +167,37 @@ impl Filesystem for MountedTree {
         // Neither call fails for a number above zero.
         let _ = config.set_max_background(MAX_BACKGROUND);
         let _ = config.set_congestion_threshold(MAX_BACKGROUND / 4 * 3);
+        if self.0.wants_passthrough {
+            self.0.offered.store(passthrough::ask(config), Ordering::Relaxed);
+        }
         Ok(())
     }
 
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         if name.len() > MAX_NAME as usize {
             return reply.error(Errno::ENAMETOOLONG);
         }
         // The filer's names are text: no other name can exist there.
         let Some(name) = name.to_str() else { return reply.error(Errno::ENOENT) };
-        self.0.answer(self.0.namespace.lookup(parent.0, name), move |found| reply_entry(reply, found));
+        let turn = self.0.placement.arrived(request.pid(), 0);
+        self.0.answer(self.0.namespace.lookup(parent.0, name), move |found| {
+            drop(turn);
+            reply_entry(reply, found);
+        });
     }
 
     fn forget(&self, _: &Request, node: INodeNo, lookups: u64) {
         self.0.namespace.forget(node.0, lookups);
     }
 
-    fn getattr(&self, _: &Request, node: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.0.with_attributes(node.0, move |stat| match stat {
-            Ok(stat) => reply.attr(&stat.attr_timeout, &file_attr(stat.id, &stat.entry)),
-            Err(error) => reply.error(errno(&error)),
+    fn getattr(&self, request: &Request, node: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        let turn = self.0.placement.arrived(request.pid(), 0);
+        self.0.with_attributes(node.0, move |stat| {
+            drop(turn);
+            match stat {
+                Ok(stat) => reply.attr(&stat.attr_timeout, &file_attr(stat.id, &stat.entry)),
+                Err(error) => reply.error(errno(&error)),
+            }
         });
     }
 
@@ -174,9 +209,59 @@ impl Filesystem for MountedTree {
         });
     }
 
-    fn read(
+    fn open(&self, request: &Request, node: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        // Without passthrough there is nothing to choose: a node is one version of a file, so a read needs no handle to
+        // say which bytes it means. The kernel asks once, gets this, and never sends an OPEN or RELEASE again.
+        let Some(opens) = self.0.opens.get() else { return reply.error(Errno::ENOSYS) };
+        let turn = self.0.placement.arrived(request.pid(), 0);
+        let version = match self.0.namespace.version(node.0) {
+            Ok(version) => version,
+            Err(error) => return reply.error(errno(&error)),
+        };
+        let backing = self.0.reader.opened(&version).and_then(|file| {
+            let told = Backing::new(file, &reply);
+            told.inspect_err(|error| {
+                tracing::warn!(path = version.path(), %error, "the kernel does not take a resident file");
+            })
+            .ok()
+        });
+        if let Some(backing) = opens.enter(node.0, &version, backing) {
+            drop(turn);
+            return reply.opened_passthrough(FileHandle(0), FopenFlags::FOPEN_NOFLUSH, backing.id());
+        }
+        // A version that was never read is not in the kernel's page cache: reads will come.
+        let first_time = !version.was_read() && version.size() <= SMALL_FILE;
+        if first_time {
+            let _runtime = self.0.runtime.enter();
+            self.0.reader.fetch_opened(&version);
+        }
+        drop(turn);
+        reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
+        if first_time {
+            self.0.read_next_files(node.0);
+        }
+    }
+
+    fn release(
         &self,
         _: &Request,
+        node: INodeNo,
+        _: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        // Before the answer, after which the kernel may give the node's number back.
+        if let Some(version) = self.0.opens.get().and_then(|opens| opens.leave(node.0)) {
+            self.0.reader.closed(&version);
+        }
+        reply.ok();
+    }
+
+    fn read(
+        &self,
+        request: &Request,
         node: INodeNo,
         _: FileHandle,
         offset: u64,
@@ -185,6 +270,7 @@ impl Filesystem for MountedTree {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let turn = self.0.placement.arrived(request.pid(), size);
         let version = match self.0.namespace.version(node.0) {
             Ok(version) => version,
             Err(error) => return reply.error(errno(&error)),
@@ -194,9 +280,14 @@ impl Filesystem for MountedTree {
         // Reading ahead starts tasks.
         let _runtime = self.0.runtime.enter();
         match self.0.reader.read(&version, offset, len) {
-            read::Answer::Ready(data) => reply.data(&data),
+            read::Answer::Ready(data) => {
+                drop(turn);
+                reply.data(&data);
+            }
             read::Answer::Pending(data) => self.0.spawn(async move {
-                match data.await {
+                let data = data.await;
+                drop(turn);
+                match data {
                     Ok(data) => reply.data(&data),
                     Err(error) => {
                         log_failure(&error, version.path(), offset, len);
@@ -321,10 +412,7 @@ impl Filesystem for MountedTree {
         copy_file_range(INodeNo, FileHandle, u64, INodeNo, FileHandle, u64, u64, fuser::CopyFileRangeFlags) -> ReplyWrite;
     }
 
-    // Opens among them: a node is one version of a file, so a read needs no handle to say which bytes it means. Without
-    // the round trips of OPEN and RELEASE a small file in the page cache is read several times faster.
     left_to_kernel! {
-        open(INodeNo, OpenFlags) -> ReplyOpen;
         flush(INodeNo, FileHandle, LockOwner) -> ReplyEmpty;
         fsync(INodeNo, FileHandle, bool) -> ReplyEmpty;
         fsyncdir(INodeNo, FileHandle, bool) -> ReplyEmpty;

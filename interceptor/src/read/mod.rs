@@ -84,6 +84,7 @@ pub struct Reader {
     sequential: Arc<dyn PrefetchOutcome>,
     hot: Arc<dyn PrefetchOutcome>,
     next_file: Arc<dyn PrefetchOutcome>,
+    open: Arc<dyn PrefetchOutcome>,
     /// Held by the fetch of a hot chunk. One at a time, so that random readers, who wait for small pieces meanwhile, do not
     /// wait behind a crowd of large ones.
     promoting: Arc<Semaphore>,
@@ -125,6 +126,7 @@ impl Reader {
             sequential: counted(Trigger::Sequential),
             hot: counted(Trigger::Hot),
             next_file: counted(Trigger::NextFile),
+            open: counted(Trigger::Open),
             promoting: Arc::new(Semaphore::new(1)),
             cache,
             origin,
@@ -157,6 +159,7 @@ impl Reader {
     /// Up to `len` bytes of `file` from `offset` on. Never blocks.
     pub fn read(self: &Arc<Self>, file: &Arc<FileVersion>, offset: u64, len: usize) -> Answer {
         let begun = Instant::now();
+        file.note_read();
         let Some(layout) = file.layout_now() else {
             let (reader, file) = (self.clone(), file.clone());
             return Answer::Pending(
@@ -304,15 +307,24 @@ impl Reader {
         }
     }
 
+    /// Starts to fetch a file that was opened for the first time, if it is small: its first read is sure to come, and joins.
+    pub fn fetch_opened(self: &Arc<Self>, file: &FileVersion) {
+        self.fetch_whole(file.entry(), &self.open);
+    }
+
     /// Starts to fetch a file of at most [`SMALL_FILE`] bytes that is expected to be read next; others are left alone.
     /// Returns whether there was room for it.
     pub fn fetch_small_file(self: &Arc<Self>, entry: &Entry) -> bool {
+        self.fetch_whole(entry, &self.next_file)
+    }
+
+    fn fetch_whole(self: &Arc<Self>, entry: &Entry, outcome: &Arc<dyn PrefetchOutcome>) -> bool {
         let Content::Chunks(chunks) = &entry.content else { return true };
         if entry.attr.size > SMALL_FILE || chunks.iter().any(|chunk| chunk.is_manifest) {
             return true;
         }
         let worth = |chunk: &&Chunk| (1..=SMALL_FILE).contains(&chunk.size);
-        chunks.iter().filter(worth).all(|chunk| self.fetch_ahead(chunk, &(0..chunk.size), &self.next_file))
+        chunks.iter().filter(worth).all(|chunk| self.fetch_ahead(chunk, &(0..chunk.size), outcome))
     }
 
     /// Starts to fetch the blocks of `chunk` that hold `range`, unless they are there or on their way. Returns whether

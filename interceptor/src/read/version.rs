@@ -1,6 +1,7 @@
 //! One immutable state of a file.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -28,6 +29,7 @@ pub struct FileVersion {
     entry: Arc<Entry>,
     layout: OnceCell<Layout>,
     streams: Option<Mutex<Streams>>,
+    was_read: AtomicBool,
 }
 
 impl FileVersion {
@@ -35,7 +37,13 @@ impl FileVersion {
     /// I/O: what must be fetched to know where the content is, is fetched at the first read.
     pub fn new(path: &str, entry: Arc<Entry>) -> Arc<Self> {
         let streams = (entry.attr.size > STREAMED_FROM).then(Mutex::default);
-        Arc::new(Self { path: path.into(), entry, layout: OnceCell::new(), streams })
+        Arc::new(Self {
+            path: path.into(),
+            entry,
+            layout: OnceCell::new(),
+            streams,
+            was_read: AtomicBool::new(false),
+        })
     }
 
     /// Size in bytes.
@@ -46,6 +54,22 @@ impl FileVersion {
     /// The path at which this version was found.
     pub fn path(&self) -> &str {
         &self.path
+    }
+
+    /// Whether anything was read from it.
+    pub fn was_read(&self) -> bool {
+        self.was_read.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn note_read(&self) {
+        // Most reads are not the first; they leave the line of memory shared.
+        if !self.was_read() {
+            self.was_read.store(true, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn entry(&self) -> &Entry {
+        &self.entry
     }
 
     pub(super) fn streams(&self) -> Option<&Mutex<Streams>> {
