@@ -83,8 +83,7 @@ impl Mapping {
         let len = usize::try_from(file.metadata().unwrap().len()).unwrap();
         let size = len.try_into().expect("a file with content");
         // SAFETY: a new mapping at a place that the kernel chooses.
-        let start =
-            unsafe { mmap(None, size, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, file.as_fd(), 0) };
+        let start = unsafe { mmap(None, size, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, file.as_fd(), 0) };
         Mapping { start: start.unwrap(), len }
     }
 
@@ -123,8 +122,7 @@ fn a_hot_file_is_read_without_the_daemon() {
 #[test]
 fn with_and_without_the_bytes_are_the_same() {
     let Some(with) = mount(&[]) else { return };
-    let without =
-        Mount::interceptor(&cluster().filer_addresses()).arg("--no-passthrough").start().unwrap();
+    let without = Mount::interceptor(&cluster().filer_addresses()).arg("--no-passthrough").start().unwrap();
     assert!(without.log().unwrap().contains("--no-passthrough"), "{}", without.log().unwrap());
     assert_eq!(lost(&without), None, "what the user does not want is not lost");
     let filer = cluster().filer();
@@ -207,13 +205,13 @@ fn a_handle_from_before_stays_good_and_decides_for_the_others() {
     make_resident(&mount, &path, &content);
 }
 
-/// Four readers, each of which opens, maps, reads and closes files of 2 MiB, 4 times as many bytes as the cache may take,
+/// Four readers, each of which opens, maps, reads and closes files that are more than the cache may take,
 /// while some of them are replaced. Handles overlap, files come and go.
 #[test]
 fn no_open_and_no_read_fails_while_files_come_and_go() {
     const FILES: u64 = 32;
     const ROUNDS: usize = 400;
-    let Some(mut mount) = mount(&["--cache-size", "16MiB"]) else { return };
+    let Some(mut mount) = mount(&["--cache-size", "32MiB"]) else { return };
     let filer = cluster().filer();
     // Each page of 4 KiB says of which file and version it is.
     let content = |file: u64, version: u64| {
@@ -240,7 +238,8 @@ fn no_open_and_no_read_fails_while_files_come_and_go() {
                     let mut held = Vec::new();
                     for _ in 0..ROUNDS {
                         // A few are asked for much more often than the others.
-                        let file = dice.random_range(0..if dice.random_bool(0.7) { 4 } else { FILES });
+                        let among = if dice.random_bool(0.7) { 4 } else { FILES };
+                        let file = dice.random_range(0..among);
                         let path = mount.file(&name(file));
                         opens.fetch_add(1, Ordering::Relaxed);
                         match dice.random_range(0..4) {
@@ -309,7 +308,8 @@ fn without_the_capability_the_page_cache_serves_and_the_mount_says_so() {
     let read = || {
         let target = format!("--target={}", mount.pid());
         let mut cat = Command::new("nsenter");
-        let output = cat.args([&target, "--user", "--mount", "cat"]).arg(mount.file("/plain")).output().unwrap();
+        let output =
+            cat.args([&target, "--user", "--mount", "cat"]).arg(mount.file("/plain")).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         output.stdout
     };

@@ -81,6 +81,11 @@ where
         Joined::Waiting(outcome)
     }
 
+    /// The fetch of `key` that is under way, if there is one.
+    pub fn outcome(&self, key: &K) -> Option<Outcome<V, E>> {
+        self.flights.lock().get(key).cloned()
+    }
+
     /// Whether `key` is being fetched.
     pub fn contains(&self, key: &K) -> bool {
         self.flights.lock().contains_key(key)

@@ -184,6 +184,10 @@ async fn mount(
         Err(reason @ NoPassthrough::SwitchedOff) => {
             tracing::info!("hot files are served from the page cache of the mount: passthrough is {reason}");
         }
+        Err(reason @ NoPassthrough::NoFiles(_)) => {
+            let remedy = "what the reason asks for: a larger --cache-size, more open files (ulimit -n), no pool of huge pages";
+            go_without(&host::Finding { remedy, ..host::no_passthrough(reason.to_string()) }, status);
+        }
         Err(reason) => go_without(&host::no_passthrough(reason.to_string()), status),
     }
     Ok(Arc::new(mount))

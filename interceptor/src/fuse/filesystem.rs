@@ -125,7 +125,7 @@ fn reply_entry(reply: ReplyEntry, found: Result<Found, NamespaceError>) {
 fn log_failure(error: &ReadError, path: &str, offset: u64, len: usize) {
     match error {
         // Who tried to fetch it has said why it failed, once for all readers.
-        ReadError::Origin(_) => tracing::debug!(path, offset, len, %error, "read failed"),
+        ReadError::Origin(_) | ReadError::NoRoom => tracing::debug!(path, offset, len, %error, "read failed"),
         ReadError::Damaged(_) | ReadError::Interrupted(_) => {
             tracing::warn!(path, offset, len, %error, "read failed");
         }

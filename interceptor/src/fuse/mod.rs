@@ -158,7 +158,7 @@ impl Mount {
         let (namespace, queue) = Namespace::new(filer.clone(), root, namespace_options, runtime.clone());
         let shared = Arc::new(Shared {
             namespace: namespace.clone(),
-            reader,
+            reader: reader.clone(),
             space: SpaceCache::new(filer, runtime.clone()),
             runtime,
             directories: Handles::new(),
@@ -186,7 +186,7 @@ impl Mount {
         });
         let (at, Begun { ended, passthrough }) =
             started.await.map_err(|panic| MountError::Session(std::io::Error::other(panic)))??;
-        let events = tokio::spawn(follow(namespace.clone(), notices));
+        let events = tokio::spawn(follow(namespace.clone(), reader, notices));
         let mount = Self { at, namespace, ended, events, passthrough };
         mount.first_answer().await?;
         mount.at.set_read_ahead(read_ahead);
@@ -281,8 +281,8 @@ fn begin(
     Ok(Begun { ended, passthrough })
 }
 
-/// Hands the filer's events to the namespace.
-async fn follow(namespace: Arc<Namespace>, mut notices: mpsc::Receiver<Notice>) {
+/// Hands the filer's events to the namespace, and what they say of content to the reader.
+async fn follow(namespace: Arc<Namespace>, reader: Arc<Reader>, mut notices: mpsc::Receiver<Notice>) {
     fn changed(side: &EntryRef) -> Changed<'_> {
         Changed { directory: &side.directory, entry: &side.entry }
     }
@@ -300,6 +300,9 @@ async fn follow(namespace: Arc<Namespace>, mut notices: mpsc::Receiver<Notice>) 
                 namespace.disconnected();
             }
             Notice::Change(change) => {
+                if let Some(old) = &change.old {
+                    reader.replaced(&old.entry, change.new.as_ref().map(|new| &new.entry));
+                }
                 namespace.changed(change.old.as_ref().map(changed), change.new.as_ref().map(changed));
             }
         }

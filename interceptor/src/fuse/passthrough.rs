@@ -11,7 +11,7 @@ use std::sync::Arc;
 use fuser::{BackingId, InitFlags, KernelConfig, ReplyOpen};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use crate::cache::resident::{ResidentFile, TmpfsError};
+use crate::cache::resident::{ResidentError, ResidentFile};
 
 /// Why the kernel does not read resident files by itself.
 #[derive(Debug, thiserror::Error)]
@@ -24,7 +24,7 @@ pub enum NoPassthrough {
     NotOffered,
     /// There is no place for files that the kernel could read.
     #[error("{0}")]
-    NoFiles(#[from] TmpfsError),
+    NoFiles(#[from] ResidentError),
     /// The process lacks the right.
     #[error("it takes the capability CAP_SYS_ADMIN, not only within a user namespace")]
     NotPermitted,

@@ -9,27 +9,29 @@ use std::sync::OnceLock;
 
 use rustix::fs::{FallocateFlags, fallocate};
 
+use super::budget::Reserved;
 use super::tmpfs::PrivateTmpfs;
 
 /// A file that is being written. Nobody reads it before it is [finished](Draft::finish); dropped instead, it is gone.
 #[derive(Debug)]
-pub struct Draft {
+pub(super) struct Draft {
     file: File,
     len: u64,
+    reserved: Reserved,
 }
 
 impl Draft {
-    /// A file of `len` bytes, all of them zero and none of them taking memory yet.
-    pub(super) fn new(tmpfs: &PrivateTmpfs, len: u64) -> io::Result<Self> {
+    /// A file of `len` bytes, all of them zero and none of them taking memory yet. It will take what is `reserved`.
+    pub(super) fn new(tmpfs: &PrivateTmpfs, len: u64, reserved: Reserved) -> io::Result<Self> {
         let file = tmpfs.file()?;
         // Before the first write, so that the kernel knows where huge pages fit.
         file.set_len(len)?;
-        Ok(Self { file, len })
+        Ok(Self { file, len, reserved })
     }
 
     /// Writes `bytes` from `offset` on; they must lie within the file. Takes fresh memory from the host, which may be
     /// slow.
-    pub fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+    pub(super) fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         if offset.checked_add(bytes.len() as u64).is_none_or(|end| end > self.len) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
@@ -38,11 +40,16 @@ impl Draft {
 
     /// The complete file. What was not written is zeros, which from now on take memory too: a file that may be mapped
     /// must not be the first to find out that there is none.
-    pub fn finish(self) -> io::Result<ResidentFile> {
+    pub(super) fn finish(self) -> io::Result<ResidentFile> {
         if self.len > 0 {
             fallocate(&self.file, FallocateFlags::empty(), 0, self.len)?;
         }
-        Ok(ResidentFile { attachment: OnceLock::new(), file: self.file, len: self.len })
+        Ok(ResidentFile {
+            attachment: OnceLock::new(),
+            file: self.file,
+            len: self.len,
+            _reserved: self.reserved,
+        })
     }
 }
 
@@ -54,6 +61,8 @@ pub struct ResidentFile {
     attachment: OnceLock<Box<dyn Any + Send + Sync>>,
     file: File,
     len: u64,
+    /// Dropped after the file is closed.
+    _reserved: Reserved,
 }
 
 impl ResidentFile {
@@ -88,7 +97,7 @@ impl AsFd for ResidentFile {
 
 #[cfg(all(test, not(feature = "shuttle")))]
 mod tests {
-    use super::super::tests::private_tmpfs;
+    use super::super::tests::{private_tmpfs, reserved};
     use super::*;
     use std::os::unix::fs::MetadataExt;
     use std::sync::Arc;
@@ -96,7 +105,7 @@ mod tests {
     #[test]
     fn what_was_not_written_is_zeros_that_are_there() {
         let Some(tmpfs) = private_tmpfs(16 << 20) else { return };
-        let draft = Draft::new(&tmpfs, 100_000).unwrap();
+        let draft = Draft::new(&tmpfs, 100_000, reserved(1 << 20)).unwrap();
         draft.write_at(b"middle", 50_000).unwrap();
         assert!(draft.write_at(b"too far", 99_999).is_err());
         assert!(draft.write_at(b"too far", u64::MAX).is_err());
@@ -112,16 +121,16 @@ mod tests {
     #[test]
     fn a_file_that_does_not_fit_is_not_finished() {
         let Some(tmpfs) = private_tmpfs(1 << 20) else { return };
-        let error = Draft::new(&tmpfs, 2 << 20).unwrap().finish().unwrap_err();
+        let error = Draft::new(&tmpfs, 2 << 20, reserved(1 << 20)).unwrap().finish().unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::StorageFull);
-        assert!(Draft::new(&tmpfs, 1 << 20).unwrap().finish().is_ok(), "it left nothing");
-        assert_eq!(Draft::new(&tmpfs, 0).unwrap().finish().unwrap().len(), 0);
+        assert!(Draft::new(&tmpfs, 1 << 20, reserved(1 << 20)).unwrap().finish().is_ok(), "it left nothing");
+        assert_eq!(Draft::new(&tmpfs, 0, reserved(1 << 20)).unwrap().finish().unwrap().len(), 0);
     }
 
     #[test]
     fn the_first_attachment_stays_as_long_as_the_file() {
         let Some(tmpfs) = private_tmpfs(1 << 20) else { return };
-        let file = Draft::new(&tmpfs, 1).unwrap().finish().unwrap();
+        let file = Draft::new(&tmpfs, 1, reserved(1 << 20)).unwrap().finish().unwrap();
         assert!(file.attachment().is_none());
         let first = Arc::new(1);
         file.attach(Box::new(first.clone()));
