@@ -100,14 +100,25 @@ impl Drop for Mapping {
     }
 }
 
+/// Puts files of these sizes under `directory`, before anybody mounts.
+fn put(directory: &str, sizes: &[usize]) -> Vec<(String, Vec<u8>)> {
+    let filer = cluster().filer();
+    let file = |size: &usize| {
+        let (name, content) = (format!("{directory}/{size}"), Pattern::new(*size as u64).bytes(0, *size));
+        filer.put(&name, &content, "").unwrap();
+        (name, content)
+    };
+    sizes.iter().map(file).collect()
+}
+
 #[test]
 fn a_hot_file_is_read_without_the_daemon() {
+    if !host::can_mount() {
+        return;
+    }
+    let files = put("/hot", &[1, 4096, 100_001, 1 << 20, 5_300_003]);
     let Some(mount) = mount(&[]) else { return };
-    let filer = cluster().filer();
-    for (seed, size) in [1, 4096, 100_001, 1 << 20, 5_300_003].into_iter().enumerate() {
-        let content = Pattern::new(seed as u64).bytes(0, size);
-        let name = format!("/hot/{size}");
-        filer.put(&name, &content, "").unwrap();
+    for (name, content) in files {
         let path = mount.file(&name);
         reading::verify(&path, &content);
         make_resident(&mount, &path, &content);
@@ -115,28 +126,28 @@ fn a_hot_file_is_read_without_the_daemon() {
         reading::verify(&path, &content);
         let mapping = Mapping::new(&path);
         data::assert_same("mapped", mapping.bytes(), &content);
-        assert_eq!(reads(&mount), before, "{size} bytes: the daemon was asked");
+        assert_eq!(reads(&mount), before, "{name}: the daemon was asked");
     }
 }
 
 #[test]
 fn with_and_without_the_bytes_are_the_same() {
+    if !host::can_mount() {
+        return;
+    }
+    let files = put("/both", &[0, 1, 4095, 65_537, 999_999, 3 << 20]);
     let Some(with) = mount(&[]) else { return };
     let without = Mount::interceptor(&cluster().filer_addresses()).arg("--no-passthrough").start().unwrap();
     assert!(without.log().unwrap().contains("--no-passthrough"), "{}", without.log().unwrap());
     assert_eq!(lost(&without), None, "what the user does not want is not lost");
-    let filer = cluster().filer();
-    for (seed, size) in [0, 1, 4095, 65_537, 999_999, 3 << 20].into_iter().enumerate() {
-        let content = Pattern::new(100 + seed as u64).bytes(0, size);
-        let name = format!("/both/{size}");
-        filer.put(&name, &content, "").unwrap();
+    for (name, content) in files {
         for _ in 0..3 {
             reading::verify(&with.file(&name), &content);
             reading::verify(&without.file(&name), &content);
         }
-        if size > 0 {
+        if !content.is_empty() {
             make_resident(&with, &with.file(&name), &content);
-            assert!(asks(&without, &without.file(&name), &content), "{size} bytes: who read them?");
+            assert!(asks(&without, &without.file(&name), &content), "{name}: who read it?");
         }
     }
 }
