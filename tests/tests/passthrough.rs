@@ -294,6 +294,11 @@ fn no_open_and_no_read_fails_while_files_come_and_go() {
         outcomes.into_iter().for_each(|outcome| outcome.unwrap());
     });
     assert!(mount.is_running());
+    for way in ["cached", "passthrough"] {
+        let opens = mount.metric("interceptor_opens_total", &[&format!("way=\"{way}\"")]).unwrap();
+        println!("{opens} opens {way}");
+        assert!(opens > 50.0, "hardly any open was {way}: {opens}");
+    }
 }
 
 /// In a user namespace root has every capability and yet not this one.

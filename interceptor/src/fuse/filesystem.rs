@@ -33,6 +33,8 @@ use crate::namespace::{Answer, Found, Namespace, NamespaceError, NodeId, Stat};
 use crate::prefetch::Walks;
 use crate::read::{self, FileVersion, ReadError, Reader, SMALL_FILE};
 use crate::seaweed::entry::Content;
+use crate::telemetry::Metrics;
+use crate::telemetry::metrics::Way;
 
 /// How many requests the kernel may have under way in the background (readahead); its default of 12 starves it.
 const MAX_BACKGROUND: u16 = 256;
@@ -41,6 +43,7 @@ const MAX_BACKGROUND: u16 = 256;
 pub(super) struct Shared {
     pub(super) namespace: Arc<Namespace>,
     pub(super) reader: Arc<Reader>,
+    pub(super) metrics: Arc<Metrics>,
     pub(super) space: Arc<SpaceCache>,
     pub(super) runtime: tokio::runtime::Handle,
     pub(super) directories: Handles<DirectoryHandle>,
@@ -226,6 +229,7 @@ impl Filesystem for MountedTree {
             .ok()
         });
         if let Some(backing) = opens.enter(node.0, &version, backing) {
+            self.0.metrics.opened(Way::Passthrough);
             drop(turn);
             return reply.opened_passthrough(FileHandle(0), FopenFlags::FOPEN_NOFLUSH, backing.id());
         }
@@ -235,6 +239,7 @@ impl Filesystem for MountedTree {
             let _runtime = self.0.runtime.enter();
             self.0.reader.fetch_opened(&version);
         }
+        self.0.metrics.opened(Way::Cached);
         drop(turn);
         reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
         if first_time {

@@ -159,6 +159,7 @@ impl Mount {
         let shared = Arc::new(Shared {
             namespace: namespace.clone(),
             reader: reader.clone(),
+            metrics: reader.metrics().clone(),
             space: SpaceCache::new(filer, runtime.clone()),
             runtime,
             directories: Handles::new(),

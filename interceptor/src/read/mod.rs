@@ -193,6 +193,11 @@ impl Reader {
         }
     }
 
+    /// The counters that reads go to.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
     /// Up to `len` bytes of `file` from `offset` on. Never blocks.
     pub fn read(self: &Arc<Self>, file: &Arc<FileVersion>, offset: u64, len: usize) -> Answer {
         let begun = Instant::now();

@@ -75,6 +75,28 @@ impl Trigger {
     }
 }
 
+/// How the kernel reads a file that is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// Through its page cache, asking for what is missing.
+    Cached,
+    /// By itself, from a resident file.
+    Passthrough,
+}
+
+impl Way {
+    /// All ways; `way as usize` is the index.
+    pub const ALL: [Way; 2] = [Way::Cached, Way::Passthrough];
+
+    /// The value of the label `way`.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Way::Cached => "cached",
+            Way::Passthrough => "passthrough",
+        }
+    }
+}
+
 /// What became of bytes that were fetched ahead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
@@ -137,6 +159,7 @@ struct Counters {
     reads: [Flow; Source::ALL.len()],
     fetches: [Flow; Source::ALL.len()],
     prefetched: [[AtomicU64; Outcome::ALL.len()]; Trigger::ALL.len()],
+    opens: [AtomicU64; Way::ALL.len()],
 }
 
 /// What happens seldom.
@@ -156,6 +179,8 @@ pub struct Totals {
     pub fetches: [FlowTotal; Source::ALL.len()],
     /// Bytes fetched ahead, by [`Trigger::ALL`] and [`Outcome::ALL`].
     pub prefetched: [[u64; Outcome::ALL.len()]; Trigger::ALL.len()],
+    /// Opens that the kernel asked about, by [`Way::ALL`].
+    pub opens: [u64; Way::ALL.len()],
     /// Failed attempts by source and reason.
     pub fetch_errors: BTreeMap<(Source, &'static str), u64>,
     /// Changes from one source to another because the first failed.
@@ -221,6 +246,12 @@ impl Metrics {
         *self.incidents.lock().integrity_failures.entry(source).or_default() += 1;
     }
 
+    /// A file was opened, to be read in this way.
+    #[inline]
+    pub fn opened(&self, way: Way) {
+        self.counters.mine().opens[way as usize].fetch_add(1, Relaxed);
+    }
+
     /// It is known what became of `bytes` that were fetched ahead because of `trigger`.
     pub fn prefetch(&self, trigger: Trigger, outcome: Outcome, bytes: u64) {
         self.counters.mine().prefetched[trigger as usize][outcome as usize].fetch_add(bytes, Relaxed);
@@ -259,6 +290,9 @@ impl Metrics {
             for source in Source::ALL {
                 totals.reads[source as usize].add(&counters.reads[source as usize]);
                 totals.fetches[source as usize].add(&counters.fetches[source as usize]);
+            }
+            for (sum, opens) in totals.opens.iter_mut().zip(&counters.opens) {
+                *sum += opens.load(Relaxed);
             }
             for (sums, outcomes) in totals.prefetched.iter_mut().zip(&counters.prefetched) {
                 for (sum, bytes) in sums.iter_mut().zip(outcomes) {
@@ -303,6 +337,7 @@ mod tests {
         metrics.fallback(Source::Registered, Source::Http);
         metrics.integrity_failure(Source::Http);
         metrics.prefetch(Trigger::Hot, Outcome::Wasted, 7);
+        metrics.opened(Way::Passthrough);
 
         let totals = metrics.totals();
         assert_eq!(totals.reads.each_ref().map(|flow| (flow.count(), flow.bytes)), [(1, 300), (1, 100)]);
@@ -311,6 +346,7 @@ mod tests {
         assert_eq!(totals.fetch_errors, [((Source::Http, "timeout"), 2)].into());
         assert_eq!(totals.fallbacks, [((Source::Registered, Source::Http), 1)].into());
         assert_eq!(totals.integrity_failures, [(Source::Http, 1)].into());
+        assert_eq!(totals.opens, [0, 1]);
         assert_eq!(totals.prefetched, [[0, 0], [0, 7], [0, 0], [0, 0]]);
         assert_eq!(metrics.hit_ratios(Instant::now()), [("1m", Some(0.75)), ("10m", Some(0.75))]);
     }
