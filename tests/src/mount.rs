@@ -45,6 +45,7 @@ pub struct MountBuilder {
     filer_path: String,
     mount_point: Option<PathBuf>,
     security: Option<PathBuf>,
+    wrapper: Vec<OsString>,
     args: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
 }
@@ -74,6 +75,13 @@ impl MountBuilder {
     #[must_use]
     pub fn security(mut self, content: &Path) -> Self {
         self.security = Some(content.to_owned());
+        self
+    }
+
+    /// Has `interceptor` executed by this program, which must become it in the same process, as `setpriv` and `unshare` do.
+    #[must_use]
+    pub fn wrapped_in<A: Into<OsString>>(mut self, command: impl IntoIterator<Item = A>) -> Self {
+        self.wrapper = command.into_iter().map(Into::into).collect();
         self
     }
 
@@ -129,7 +137,10 @@ impl MountBuilder {
         fs::write(home.path().join("security.toml"), security)?;
         let mut command = match self.kind {
             Kind::Interceptor => {
-                let mut command = Command::new(interceptor_program()?);
+                let mut program = self.wrapper;
+                program.push(interceptor_program()?.into());
+                let mut command = Command::new(&program[0]);
+                command.args(&program[1..]);
                 command.args(["mount", "--filer", &self.filers, "--filer-path", &self.filer_path]);
                 command.args(["--status-addr", "127.0.0.1:0"]);
                 command.args(std::env::var("MOUNT_OPTIONS").unwrap_or_default().split_whitespace());
@@ -190,6 +201,7 @@ impl Mount {
             filer_path: "/".into(),
             mount_point: None,
             security: None,
+            wrapper: Vec::new(),
             args: Vec::new(),
             environment: Vec::new(),
         }

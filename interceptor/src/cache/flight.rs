@@ -94,6 +94,11 @@ where
         Joined::Waiting(outcome)
     }
 
+    /// The fetch of `key` that is under way, if there is one.
+    pub fn outcome(&self, key: &K) -> Option<Outcome<V, E>> {
+        self.flights.lock().get(key).map(|flight| flight.outcome.clone())
+    }
+
     /// Whether `key` is being fetched.
     pub fn contains(&self, key: &K) -> bool {
         self.flights.lock().contains_key(key)

@@ -105,6 +105,11 @@ impl Index {
         self.core.policy.lock().unread_limit()
     }
 
+    /// Has the policy reckon with `capacity` bytes for blocks.
+    pub(super) fn set_capacity(&self, capacity: u64) {
+        self.core.policy.lock().set_capacity(capacity);
+    }
+
     fn shard(&self, key: &BlockKey) -> &Shard {
         // The map uses the same hash function with another seed, so the shards' maps fill evenly.
         &self.shards[self.hasher.hash_one(key) as usize % SHARDS]

@@ -20,6 +20,9 @@
 //! of the stream: a long scan runs through a few slots and pushes nothing out. Its name is remembered; if it has to be
 //! fetched a second time, the page cache did not keep it, and then it stays.
 //!
+//! Files that are hot as a whole leave the arena for [`resident`] files, which the kernel reads by itself. The arena is
+//! smaller by what they take.
+//!
 //! Of the budget, only a part (the *fill budget*, an eighth) may be in the hands of fetches in flight, so that a burst
 //! of misses waits instead of emptying the cache. Speculative fetches leave half of that to readers, and are not made when
 //! there is no room. A reader's fetch waits; if everything stays pinned or being filled for [`PATIENCE`], or the block
@@ -35,6 +38,7 @@ mod index;
 mod pass;
 pub mod policy;
 pub mod replay;
+pub mod resident;
 mod sync;
 mod uses;
 
@@ -44,7 +48,7 @@ mod interleavings;
 mod tests;
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit as Share, Semaphore};
@@ -55,6 +59,7 @@ use block::Memory;
 use consumed::Consumed;
 use index::Index;
 use policy::Dueling;
+use resident::{ResidentError, ResidentUsage, Residents};
 
 pub use arena::MIN_CAPACITY;
 pub use block::{BlockKey, Part, PrefetchOutcome, Readable};
@@ -79,7 +84,7 @@ pub struct Usage {
     pub pinned: u64,
     /// Of the budget, what is held as files that the kernel reads by itself.
     pub resident: u64,
-    /// `used`, and what is held outside of the arena for reads that found it full.
+    /// `used`, `resident`, and what is held outside of the arena for reads that found it full.
     pub allocated: u64,
 }
 
@@ -87,6 +92,7 @@ pub struct Usage {
 pub struct Cache {
     index: Arc<Index>,
     consumed: Consumed,
+    residents: OnceLock<Arc<Residents>>,
     fill: Arc<Semaphore>,
     fill_bytes: u64,
     /// How long a reader's fetch waits for memory.
@@ -106,6 +112,7 @@ impl Cache {
         Ok(Self {
             index: Arc::new(index),
             consumed: Consumed::default(),
+            residents: OnceLock::new(),
             fill,
             fill_bytes,
             patience: PATIENCE,
@@ -175,11 +182,31 @@ impl Cache {
     }
 
     /// A stream has read `bytes` of the block under `key`. Once it has read all of them the block is given up, unless it
-    /// was given up before and had to be fetched again.
-    pub fn consumed(&self, key: &BlockKey, block: &Readable, bytes: usize) {
-        if block.stream(bytes) && self.consumed.note(*key) {
+    /// was given up before and had to be fetched again: then it stays, and this returns true.
+    pub fn consumed(&self, key: &BlockKey, block: &Readable, bytes: usize) -> bool {
+        if !block.stream(bytes) {
+            return false;
+        }
+        let is_new = self.consumed.note(*key);
+        if is_new {
             self.index.give_up(key);
         }
+        !is_new
+    }
+
+    /// Resident files, which there can be from the first call of this on.
+    pub fn residents(&self) -> Result<&Arc<Residents>, ResidentError> {
+        if self.residents.get().is_none() {
+            let residents = Residents::new(self.index.clone(), self.arena().capacity())?;
+            // Should another thread have been faster, its residents stay and these, which have no files, go.
+            let _ = self.residents.set(residents);
+        }
+        Ok(self.residents.get().expect("it was set just now"))
+    }
+
+    /// How many files are resident, and what became of those that were to be.
+    pub fn resident_usage(&self) -> ResidentUsage {
+        self.residents.get().map(|residents| residents.usage()).unwrap_or_default()
     }
 
     /// Takes a block out of the cache; who has it pinned keeps it. Returns whether it was there.
@@ -210,13 +237,14 @@ impl Cache {
 
     /// How much memory is held now. Looks at every block.
     pub fn usage(&self) -> Usage {
-        let used = self.arena().used();
+        let used = self.arena().used().saturating_sub(self.taken());
+        let resident = self.resident_usage().bytes;
         Usage {
             capacity: self.arena().capacity(),
             used,
             pinned: self.index.pinned(),
-            resident: 0,
-            allocated: used + self.index.core().heap(),
+            resident,
+            allocated: used + resident + self.index.core().heap(),
         }
     }
 
@@ -229,8 +257,14 @@ impl Cache {
         self.index.core().arena()
     }
 
-    fn admits(&self, len: usize) -> bool {
-        Class::of(len).size() <= self.arena().capacity() / LARGEST_SHARE
+    /// What the arena lacks of the budget because files have it, in bytes.
+    fn taken(&self) -> u64 {
+        self.residents.get().map_or(0, |residents| residents.taken())
+    }
+
+    /// Whether a block of `len` bytes is small enough to be kept in the arena.
+    pub fn admits(&self, len: usize) -> bool {
+        Class::of(len).size() <= (self.arena().capacity() - self.taken()) / LARGEST_SHARE
     }
 
     /// A fetch larger than the whole fill budget gets it alone.

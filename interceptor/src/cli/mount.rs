@@ -23,7 +23,7 @@ use super::signals::Signals;
 use super::size::ByteSize;
 use crate::cache::Cache;
 use crate::fetch::{self, Access, Fetcher};
-use crate::fuse::{self, Mount};
+use crate::fuse::{self, Mount, NoPassthrough};
 use crate::read::{Cluster, Reader};
 use crate::seaweed::address::ServerAddress;
 use crate::seaweed::filer::FilerClient;
@@ -89,9 +89,9 @@ async fn serve(plan: Plan) -> anyhow::Result<()> {
     let metrics = Metrics::new();
     let status = Status::new(plan.identity.clone(), metrics.clone());
     tokio::spawn(keep_windows(metrics.clone()));
-    for lost in host::findings().iter().filter_map(host::Finding::as_lost) {
-        tracing::warn!(ability = lost.ability, remedy = lost.remedy, "going without: {}", lost.reason);
-        status.lost(lost);
+    // Of passthrough the mount itself will tell.
+    for finding in host::findings().iter().filter(|finding| finding.ability != host::PASSTHROUGH) {
+        go_without(finding, &status);
     }
     let status_at = match &plan.options.status_addr {
         StatusAddress::Nowhere => None,
@@ -173,9 +173,30 @@ async fn mount(
         include_system_entries: options.mount.include_system_entries,
         threads: Some(options.threads()),
         read_ahead_kib: options.mount.readahead_kb,
+        passthrough: !options.mount.no_passthrough,
+        placement: !options.mount.no_placement,
     };
     let notices = noted(heard, status.clone());
-    Ok(Arc::new(Mount::start(mount_options, filer.clone(), reader, notices).await?))
+    let mount = Mount::start(mount_options, filer.clone(), reader, notices).await?;
+    match mount.passthrough() {
+        Ok(()) => tracing::info!("hot files are read by the kernel itself (passthrough)"),
+        Err(reason @ NoPassthrough::SwitchedOff) => {
+            tracing::info!("hot files are served from the page cache of the mount: passthrough is {reason}");
+        }
+        Err(reason @ NoPassthrough::NoFiles(_)) => {
+            let remedy = "what the reason asks for: a larger --cache-size, more open files (ulimit -n), no pool of huge pages";
+            go_without(&host::Finding { remedy, ..host::no_passthrough(reason.to_string()) }, status);
+        }
+        Err(reason) => go_without(&host::no_passthrough(reason.to_string()), status),
+    }
+    Ok(Arc::new(mount))
+}
+
+/// Says what the mount does not have, if `finding` is of that kind.
+fn go_without(finding: &host::Finding, status: &Status) {
+    let Some(lost) = finding.as_lost() else { return };
+    tracing::warn!(ability = lost.ability, remedy = lost.remedy, "going without: {}", lost.reason);
+    status.lost(lost);
 }
 
 fn access(access: VolumeServerAccess, filer: &FilerClient) -> Access {

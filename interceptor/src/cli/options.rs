@@ -97,6 +97,14 @@ pub(super) struct MountBehaviour {
     #[arg(long, value_name = "KIB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(0..=65536))]
     pub(super) readahead_kb: u32,
 
+    /// Do not have the kernel read hot files by itself; it then asks for each read that is not in its page cache
+    #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, default_value = "false", hide_default_value = true)]
+    pub(super) no_passthrough: bool,
+
+    /// Leave it to the kernel where the threads run that answer it; they then do not go to the CPU that a lone reader is bound to
+    #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, default_value = "false", hide_default_value = true)]
+    pub(super) no_placement: bool,
+
     /// Threads that answer the kernel [default: one for each CPU, from 2 to 16]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(super) threads: Option<u16>,

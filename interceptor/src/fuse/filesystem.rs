@@ -5,26 +5,34 @@
 
 use std::ffi::OsStr;
 use std::future::Future;
+use std::os::fd::AsFd;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    AccessFlags, BsdFileFlags, Errno, FileHandle, Filesystem, Generation, INodeNo, InitFlags, KernelConfig,
-    LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyBmap,
-    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
-    ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr,
+    ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
+    ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
+    WriteFlags,
 };
 
 use super::attr::{errno, file_attr, no_attr};
 use super::directory::DirectoryHandle;
 use super::handles::Handles;
 use super::next_files::NextFiles;
+use super::opens::Opens;
+use super::passthrough::{self, Backing, NoPassthrough};
+use super::placement::Placement;
 use super::statfs::{self, MAX_NAME, SpaceCache};
 use super::xattr;
 use crate::namespace::{Answer, Found, Namespace, NamespaceError, NodeId, Stat};
-use crate::read::{self, ReadError, Reader, SMALL_FILE};
+use crate::read::{self, FileVersion, ReadError, Reader, SMALL_FILE};
 use crate::seaweed::entry::Content;
+use crate::telemetry::Metrics;
+use crate::telemetry::metrics::Way;
 
 /// How many requests the kernel may have under way in the background (readahead); its default of 12 starves it.
 const MAX_BACKGROUND: u16 = 256;
@@ -33,10 +41,17 @@ const MAX_BACKGROUND: u16 = 256;
 pub(super) struct Shared {
     pub(super) namespace: Arc<Namespace>,
     pub(super) reader: Arc<Reader>,
+    pub(super) metrics: Arc<Metrics>,
     pub(super) space: Arc<SpaceCache>,
     pub(super) runtime: tokio::runtime::Handle,
     pub(super) directories: Handles<DirectoryHandle>,
     pub(super) next_files: NextFiles,
+    pub(super) placement: Arc<Placement>,
+    pub(super) wants_passthrough: bool,
+    /// Whether the kernel said in the handshake that it knows passthrough.
+    pub(super) offered: AtomicBool,
+    /// Set before the first request if opens are answered.
+    pub(super) opens: OnceLock<Opens<FileVersion, Backing>>,
 }
 
 /// A mount's side of the protocol.
@@ -53,6 +68,18 @@ impl Shared {
 
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.runtime.spawn(task);
+    }
+
+    /// Whether the kernel can be handed files to read by itself. For the time between the handshake and the first request.
+    pub(super) fn passthrough(&self, session: impl AsFd) -> Result<(), NoPassthrough> {
+        if !self.wants_passthrough {
+            return Err(NoPassthrough::SwitchedOff);
+        }
+        if !self.offered.load(Ordering::Relaxed) {
+            return Err(NoPassthrough::NotOffered);
+        }
+        passthrough::probe(session)?;
+        Ok(self.reader.keep_resident_files()?)
     }
 
     /// Fetches the next files for whoever reads many small ones. `hit`: this one was in memory.
@@ -94,7 +121,7 @@ fn reply_entry(reply: ReplyEntry, found: Result<Found, NamespaceError>) {
 fn log_failure(error: &ReadError, path: &str, offset: u64, len: usize) {
     match error {
         // Who tried to fetch it has said why it failed, once for all readers.
-        ReadError::Origin(_) => tracing::debug!(path, offset, len, %error, "read failed"),
+        ReadError::Origin(_) | ReadError::NoRoom => tracing::debug!(path, offset, len, %error, "read failed"),
         ReadError::Damaged(_) | ReadError::Interrupted(_) => {
             tracing::warn!(path, offset, len, %error, "read failed");
         }
@@ -136,26 +163,37 @@ impl Filesystem for MountedTree {
         // Neither call fails for a number above zero.
         let _ = config.set_max_background(MAX_BACKGROUND);
         let _ = config.set_congestion_threshold(MAX_BACKGROUND / 4 * 3);
+        if self.0.wants_passthrough {
+            self.0.offered.store(passthrough::ask(config), Ordering::Relaxed);
+        }
         Ok(())
     }
 
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         if name.len() > MAX_NAME as usize {
             return reply.error(Errno::ENAMETOOLONG);
         }
         // The filer's names are text: no other name can exist there.
         let Some(name) = name.to_str() else { return reply.error(Errno::ENOENT) };
-        self.0.answer(self.0.namespace.lookup(parent.0, name), move |found| reply_entry(reply, found));
+        let turn = self.0.placement.arrived(request.pid(), 0);
+        self.0.answer(self.0.namespace.lookup(parent.0, name), move |found| {
+            drop(turn);
+            reply_entry(reply, found);
+        });
     }
 
     fn forget(&self, _: &Request, node: INodeNo, lookups: u64) {
         self.0.namespace.forget(node.0, lookups);
     }
 
-    fn getattr(&self, _: &Request, node: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.0.with_attributes(node.0, move |stat| match stat {
-            Ok(stat) => reply.attr(&stat.attr_timeout, &file_attr(stat.id, &stat.entry)),
-            Err(error) => reply.error(errno(&error)),
+    fn getattr(&self, request: &Request, node: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        let turn = self.0.placement.arrived(request.pid(), 0);
+        self.0.with_attributes(node.0, move |stat| {
+            drop(turn);
+            match stat {
+                Ok(stat) => reply.attr(&stat.attr_timeout, &file_attr(stat.id, &stat.entry)),
+                Err(error) => reply.error(errno(&error)),
+            }
         });
     }
 
@@ -167,9 +205,61 @@ impl Filesystem for MountedTree {
         });
     }
 
-    fn read(
+    fn open(&self, request: &Request, node: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        // Without passthrough there is nothing to choose: a node is one version of a file, so a read needs no handle to
+        // say which bytes it means. The kernel asks once, gets this, and never sends an OPEN or RELEASE again.
+        let Some(opens) = self.0.opens.get() else { return reply.error(Errno::ENOSYS) };
+        let turn = self.0.placement.arrived(request.pid(), 0);
+        let version = match self.0.namespace.version(node.0) {
+            Ok(version) => version,
+            Err(error) => return reply.error(errno(&error)),
+        };
+        let backing = self.0.reader.opened(&version).and_then(|file| {
+            let told = Backing::new(file, &reply);
+            told.inspect_err(|error| {
+                tracing::warn!(path = version.path(), %error, "the kernel does not take a resident file");
+            })
+            .ok()
+        });
+        if let Some(backing) = opens.enter(node.0, &version, backing) {
+            self.0.metrics.opened(Way::Passthrough);
+            drop(turn);
+            return reply.opened_passthrough(FileHandle(0), FopenFlags::FOPEN_NOFLUSH, backing.id());
+        }
+        // A version that was never read is not in the kernel's page cache: reads will come.
+        let first_time = !version.was_read() && version.size() <= SMALL_FILE;
+        if first_time {
+            let _runtime = self.0.runtime.enter();
+            self.0.reader.fetch_opened(&version);
+        }
+        self.0.metrics.opened(Way::Cached);
+        drop(turn);
+        reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
+        if first_time {
+            self.0.next_files.follow_walk(&self.0.namespace, &self.0.reader, node.0);
+        }
+    }
+
+    fn release(
         &self,
         _: &Request,
+        node: INodeNo,
+        _: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        // Before the answer, after which the kernel may give the node's number back.
+        if let Some(version) = self.0.opens.get().and_then(|opens| opens.leave(node.0)) {
+            self.0.reader.closed(&version);
+        }
+        reply.ok();
+    }
+
+    fn read(
+        &self,
+        request: &Request,
         node: INodeNo,
         _: FileHandle,
         offset: u64,
@@ -178,6 +268,7 @@ impl Filesystem for MountedTree {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let turn = self.0.placement.arrived(request.pid(), size);
         let version = match self.0.namespace.version(node.0) {
             Ok(version) => version,
             Err(error) => return reply.error(errno(&error)),
@@ -189,9 +280,14 @@ impl Filesystem for MountedTree {
         let answer = self.0.reader.read(&version, offset, len);
         let (size, hit) = (version.size(), matches!(answer, read::Answer::Ready(_)));
         match answer {
-            read::Answer::Ready(data) => reply.data(&data),
+            read::Answer::Ready(data) => {
+                drop(turn);
+                reply.data(&data);
+            }
             read::Answer::Pending(data) => self.0.spawn(async move {
-                match data.await {
+                let data = data.await;
+                drop(turn);
+                match data {
                     Ok(data) => reply.data(&data),
                     Err(error) => {
                         log_failure(&error, version.path(), offset, len);
@@ -316,10 +412,7 @@ impl Filesystem for MountedTree {
         copy_file_range(INodeNo, FileHandle, u64, INodeNo, FileHandle, u64, u64, fuser::CopyFileRangeFlags) -> ReplyWrite;
     }
 
-    // Opens among them: a node is one version of a file, so a read needs no handle to say which bytes it means. Without
-    // the round trips of OPEN and RELEASE a small file in the page cache is read several times faster.
     left_to_kernel! {
-        open(INodeNo, OpenFlags) -> ReplyOpen;
         flush(INodeNo, FileHandle, LockOwner) -> ReplyEmpty;
         fsync(INodeNo, FileHandle, bool) -> ReplyEmpty;
         fsyncdir(INodeNo, FileHandle, bool) -> ReplyEmpty;

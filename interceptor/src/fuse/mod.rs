@@ -4,6 +4,10 @@
 //! which version of a file a node is) and [`read`](crate::read) (bytes), [`directory`] fills replies with entries,
 //! [`mountpoint`] and [`device`] get the kernel to send requests, [`kernel`] sends invalidations to it.
 //!
+//! Where the kernel can read files of ours by itself ([`passthrough`]), it asks at each open, and [`opens`] keeps the answers
+//! consistent. Elsewhere it is told once that opens do not interest us and never asks again. [`placement`] has the request
+//! threads run where a lone reader waits for them.
+//!
 //! Request threads, each with a descriptor of its own, answer what is known by themselves. What needs the network moves to
 //! the tokio runtime together with its reply, and has the deadline of the call below.
 //!
@@ -20,12 +24,16 @@ mod kernel;
 mod mountinfo;
 mod mountpoint;
 mod next_files;
+mod opens;
+mod passthrough;
+mod placement;
 mod statfs;
 mod unmount;
 mod xattr;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use fuser::{Config, Session, SessionACL};
@@ -33,12 +41,15 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 pub use mountpoint::MountError;
+pub use passthrough::NoPassthrough;
 
 use self::filesystem::{MountedTree, Shared};
 use self::handles::Handles;
 use self::kernel::KernelNotifier;
 use self::mountinfo::MountedAt;
 use self::next_files::NextFiles;
+use self::opens::Opens;
+use self::placement::Placement;
 use self::statfs::SpaceCache;
 use crate::namespace::{Changed, Filer, Namespace, NamespaceOptions, invalidate};
 use crate::read::Reader;
@@ -63,6 +74,10 @@ pub struct MountOptions {
     pub threads: Option<usize>,
     /// How far the kernel reads ahead of a sequential reader, in KiB. Its own choice is 128.
     pub read_ahead_kib: u32,
+    /// Have the kernel read resident files by itself, if it can.
+    pub passthrough: bool,
+    /// Have the request threads run on the CPU that a lone reader is bound to.
+    pub placement: bool,
 }
 
 impl MountOptions {
@@ -76,6 +91,8 @@ impl MountOptions {
             include_system_entries: false,
             threads: None,
             read_ahead_kib: 1024,
+            passthrough: true,
+            placement: true,
         }
     }
 
@@ -110,6 +127,7 @@ pub struct Mount {
     namespace: Arc<Namespace>,
     ended: watch::Receiver<bool>,
     events: JoinHandle<()>,
+    passthrough: Result<(), NoPassthrough>,
 }
 
 /// How long the mount is given to answer for its root before it counts as failed.
@@ -142,10 +160,15 @@ impl Mount {
         let shared = Arc::new(Shared {
             namespace: namespace.clone(),
             next_files: NextFiles::new(&reader),
-            reader,
+            reader: reader.clone(),
+            metrics: reader.metrics().clone(),
             space: SpaceCache::new(filer, runtime.clone()),
             runtime,
             directories: Handles::new(),
+            placement: Placement::new(options.placement),
+            wants_passthrough: options.passthrough,
+            offered: AtomicBool::new(false),
+            opens: OnceLock::new(),
         });
 
         // The kernel is asked to mount, and may ask back, on a thread that may block.
@@ -161,12 +184,12 @@ impl Mount {
             if begun.is_err() {
                 unmount::detach(&at);
             }
-            begun.map(|ended| (at, ended))
+            begun.map(|begun| (at, begun))
         });
-        let (at, ended) =
+        let (at, Begun { ended, passthrough }) =
             started.await.map_err(|panic| MountError::Session(std::io::Error::other(panic)))??;
-        let events = tokio::spawn(follow(namespace.clone(), notices));
-        let mount = Self { at, namespace, ended, events };
+        let events = tokio::spawn(follow(namespace.clone(), reader, notices));
+        let mount = Self { at, namespace, ended, events, passthrough };
         mount.first_answer().await?;
         mount.at.set_read_ahead(read_ahead);
         Ok(mount)
@@ -187,6 +210,11 @@ impl Mount {
     pub fn status(&self) -> MountStatus {
         let (nodes, entries) = self.namespace.size();
         MountStatus { nodes, entries, live: self.namespace.is_live() }
+    }
+
+    /// Whether the kernel reads resident files by itself. Otherwise it is not asked about opens either.
+    pub fn passthrough(&self) -> Result<(), &NoPassthrough> {
+        self.passthrough.as_ref().map(|()| ())
     }
 
     /// Resolves when the mount does not exist any more, whoever unmounted it.
@@ -221,16 +249,27 @@ impl Drop for Mount {
     }
 }
 
-/// Shakes hands with the kernel and starts the threads. The result turns true when the session has ended.
+/// A session with the kernel.
+struct Begun {
+    /// Turns true when it has ended.
+    ended: watch::Receiver<bool>,
+    passthrough: Result<(), NoPassthrough>,
+}
+
+/// Shakes hands with the kernel and starts the threads.
 fn begin(
     options: &MountOptions,
     device: std::os::fd::OwnedFd,
     shared: Arc<Shared>,
     queue: invalidate::InvalidationQueue,
-) -> Result<watch::Receiver<bool>, MountError> {
+) -> Result<Begun, MountError> {
     let config = options.session();
-    let session =
-        Session::from_fd(MountedTree(shared), device, config.acl, config).map_err(MountError::Session)?;
+    let session = Session::from_fd(MountedTree(shared.clone()), device, config.acl, config)
+        .map_err(MountError::Session)?;
+    let passthrough = shared.passthrough(&session);
+    if passthrough.is_ok() {
+        let _ = shared.opens.set(Opens::new());
+    }
     let notifier = Arc::new(KernelNotifier(session.notifier()));
     invalidate::spawn(queue, notifier).map_err(MountError::Session)?;
     let (ending, ended) = watch::channel(false);
@@ -241,11 +280,11 @@ fn begin(
         ending.send_replace(true);
     };
     std::thread::Builder::new().name("fuse".into()).spawn(run).map_err(MountError::Session)?;
-    Ok(ended)
+    Ok(Begun { ended, passthrough })
 }
 
-/// Hands the filer's events to the namespace.
-async fn follow(namespace: Arc<Namespace>, mut notices: mpsc::Receiver<Notice>) {
+/// Hands the filer's events to the namespace, and what they say of content to the reader.
+async fn follow(namespace: Arc<Namespace>, reader: Arc<Reader>, mut notices: mpsc::Receiver<Notice>) {
     fn changed(side: &EntryRef) -> Changed<'_> {
         Changed { directory: &side.directory, entry: &side.entry }
     }
@@ -263,6 +302,9 @@ async fn follow(namespace: Arc<Namespace>, mut notices: mpsc::Receiver<Notice>) 
                 namespace.disconnected();
             }
             Notice::Change(change) => {
+                if let Some(old) = &change.old {
+                    reader.replaced(&old.entry, change.new.as_ref().map(|new| &new.entry));
+                }
                 namespace.changed(change.old.as_ref().map(changed), change.new.as_ref().map(changed));
             }
         }

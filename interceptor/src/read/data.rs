@@ -5,6 +5,7 @@ use std::ops::{Deref, Range};
 use bytes::Bytes;
 
 use crate::cache::Readable;
+use crate::cache::resident::ResidentFile;
 
 /// A part of a read before it is known where its bytes are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +48,14 @@ impl Data {
     pub(super) fn block(block: Readable, range: Range<usize>) -> Self {
         debug_assert!(range.end <= block.len());
         Self(Repr::Block(block, range))
+    }
+
+    /// Up to `len` bytes of a file in memory from `offset` on. None if they cannot be had.
+    pub(super) fn resident(file: &ResidentFile, offset: u64, len: usize) -> Option<Self> {
+        let len = file.len().saturating_sub(offset).min(len as u64) as usize;
+        let mut bytes = vec![0; len];
+        file.read_at(&mut bytes, offset).ok()?;
+        Some(Self(Repr::Gathered(bytes)))
     }
 
     pub(super) fn shared(bytes: Bytes) -> Self {

@@ -88,9 +88,14 @@ pub(super) fn locate(cache: &Cache, chunk: &Chunk, range: Range<u64>, access: Ac
     cut(chunk, &range, shift).collect()
 }
 
+/// The large blocks of `chunk` from which `range` is to be read, in order, whether or not they are in the cache.
+pub(super) fn locate_large(chunk: &Chunk, range: &Range<u64>) -> impl Iterator<Item = Located> {
+    cut(chunk, range, large_shift(chunk))
+}
+
 /// The large blocks of `chunk` that hold `range`.
 pub(super) fn large_blocks(chunk: &Chunk, range: &Range<u64>) -> impl Iterator<Item = BlockKey> {
-    cut(chunk, range, large_shift(chunk)).map(|located| located.key)
+    locate_large(chunk, range).map(|located| located.key)
 }
 
 /// Where in its chunk a block begins and how long it is, in bytes.

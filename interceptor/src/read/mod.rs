@@ -13,14 +13,19 @@
 //! A fetch that was started for a reader goes on when the reader is interrupted: what comes is kept. One that was started on
 //! speculation is given up when whoever it was for is gone ([`speculation`]), unless a reader has joined it.
 //!
+//! Files that are worth it are made resident ([`promote`]): complete in memory, for the kernel to read without the daemon. A
+//! handle that still reads by way of the daemon is answered from the resident file.
+//!
 //! When a fetch fails every read that waits for it fails with EIO, the block stays absent, and the next read tries
 //! again. A block is never visible before it is complete and checked.
 
+mod content;
 mod data;
 mod grain;
 pub mod intervals;
 mod layout;
 mod origin;
+mod promote;
 mod speculation;
 mod version;
 
@@ -28,7 +33,7 @@ mod version;
 mod tests;
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use futures::FutureExt;
@@ -36,6 +41,7 @@ use futures::future::BoxFuture;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
+use crate::cache::resident::{ResidentError, ResidentFile, Worth};
 use crate::cache::{BlockKey, Cache, Filling, Flights, Interrupted, Joined, PrefetchOutcome, Readable};
 use crate::fetch::{Priority, Urgency};
 use crate::prefetch::{Ahead, Epochs, Ledger, Pattern};
@@ -49,6 +55,7 @@ pub use version::FileVersion;
 use data::Segment;
 use grain::{Access, Located};
 use layout::Layout;
+use promote::Promoter;
 use speculation::Interest;
 
 /// Why a read could not be answered.
@@ -63,6 +70,9 @@ pub enum ReadError {
     /// The fetch panicked or the daemon is stopping.
     #[error("{0}")]
     Interrupted(#[from] Interrupted),
+    /// What was to be fetched on speculation found no room for long. Never the answer to a read.
+    #[error("the cache has no room to fetch it to")]
+    NoRoom,
 }
 
 impl ReadError {
@@ -89,9 +99,13 @@ pub struct Reader {
     max_window: u64,
     hot: Arc<dyn PrefetchOutcome>,
     next_file: Arc<dyn PrefetchOutcome>,
+    open: Arc<dyn PrefetchOutcome>,
     /// Held by the fetch of a hot chunk. One at a time, so that random readers, who wait for small pieces meanwhile, do not
     /// wait behind a crowd of large ones.
-    promoting: Arc<Semaphore>,
+    hot_chunk: Arc<Semaphore>,
+    /// There once files are kept resident.
+    promoter: OnceLock<Promoter>,
+    runtime: Handle,
 }
 
 /// Files up to this size, in bytes, are fetched whole when their turn seems to come.
@@ -135,10 +149,13 @@ impl Reader {
         let max_window = cache.speculation_limit().min(32 << 20);
         let counted = |trigger| Arc::new(Counted { trigger, metrics: metrics.clone(), ledger: None });
         Arc::new(Self {
-            flights: Flights::new(runtime),
+            flights: Flights::new(runtime.clone()),
             hot: counted(Trigger::Hot),
             next_file: counted(Trigger::NextFile),
-            promoting: Arc::new(Semaphore::new(1)),
+            open: counted(Trigger::Open),
+            hot_chunk: Arc::new(Semaphore::new(1)),
+            promoter: OnceLock::new(),
+            runtime,
             cache,
             origin,
             metrics,
@@ -146,9 +163,63 @@ impl Reader {
         })
     }
 
+    /// From now on, keeps hot files as files that the kernel can read by itself. To be called by who can hand them to the
+    /// kernel; before that, [`opened`](Self::opened) finds none.
+    ///
+    /// # Errors
+    /// When this host or this cache has no room for such files. Everything else works without.
+    pub fn keep_resident_files(self: &Arc<Self>) -> Result<(), ResidentError> {
+        let residents = self.cache.residents()?;
+        self.promoter.get_or_init(|| Promoter::start(residents.clone(), self, &self.runtime));
+        Ok(())
+    }
+
+    /// A handle of `version` is opened, which counts as a use. Returns its resident file if there is one: complete, and
+    /// not displaced by others before as many handles were [closed](Self::closed) as were opened. Never blocks.
+    pub fn opened(&self, version: &Arc<FileVersion>) -> Option<Arc<ResidentFile>> {
+        let file = self.promoter.get()?.residents().opened(version.content()?)?;
+        version.note_resident(&file);
+        Some(file)
+    }
+
+    /// A handle of `version` that was [opened](Self::opened) is closed.
+    pub fn closed(&self, version: &Arc<FileVersion>) {
+        if let (Some(promoter), Some(content)) = (self.promoter.get(), version.content()) {
+            promoter.residents().closed(&content);
+        }
+    }
+
+    /// The file is known to be worth being resident (it is hot, or somebody asked). It takes room that is free, and displaces
+    /// others as it would if it had been read. Returns whether it is resident or waits to be made so.
+    pub fn promote(&self, version: &Arc<FileVersion>) -> bool {
+        self.promoter.get().is_some_and(|promoter| promoter.consider(version, Worth::IfRoom))
+    }
+
+    /// The filer says that `old` is gone, or that `new` is in its place. If the bytes are others, nobody is handed the
+    /// resident file of the old ones any more; handles that have it keep it.
+    pub fn replaced(&self, old: &Entry, new: Option<&Entry>) {
+        let Some(promoter) = self.promoter.get() else { return };
+        if new.is_some_and(|new| new.same_content(old)) {
+            return;
+        }
+        if let Some(content) = content::content_id(old) {
+            promoter.residents().retire(&content);
+        }
+    }
+
+    /// The counters that reads go to.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
     /// Up to `len` bytes of `file` from `offset` on. Never blocks.
     pub fn read(self: &Arc<Self>, file: &Arc<FileVersion>, offset: u64, len: usize) -> Answer {
         let begun = Instant::now();
+        file.mark_read();
+        if let Some(data) = file.resident().and_then(|resident| Data::resident(&resident, offset, len)) {
+            self.metrics.read(Source::Registered, data.len() as u64, begun.elapsed());
+            return Answer::Ready(data);
+        }
         let Some(layout) = file.layout_now() else {
             let (reader, file) = (self.clone(), file.clone());
             return Answer::Pending(
@@ -167,7 +238,7 @@ impl Reader {
 
     fn read_laid_out(
         self: &Arc<Self>,
-        file: &FileVersion,
+        file: &Arc<FileVersion>,
         layout: &Layout,
         offset: u64,
         len: usize,
@@ -178,6 +249,10 @@ impl Reader {
             return Answer::Ready(Data::empty());
         }
         let pattern = self.follow_streams(file, layout, offset, end);
+        if file.note_read(end - offset) {
+            let worth = if file.size() <= SMALL_FILE { Worth::IfRoom } else { Worth::IfReused };
+            self.consider(file, worth);
+        }
         let mut parts = Vec::with_capacity(1);
         let mut missing = Vec::new();
         for segment in layout.segments(offset, end) {
@@ -190,7 +265,7 @@ impl Reader {
                     for located in grain::locate(&self.cache, chunk, range, access) {
                         match self.join(chunk, located.key) {
                             Joined::Landed(fetched) => {
-                                self.note_use(&located, &fetched.block, pattern);
+                                self.note_use(file, &located, &fetched.block, pattern);
                                 parts.push(Some(Data::block(fetched.block, located.range)));
                             }
                             Joined::Waiting(outcome) => {
@@ -200,7 +275,7 @@ impl Reader {
                         }
                     }
                     if access == (Access::Random { hot: true }) {
-                        self.promote(file, chunk);
+                        self.fetch_hot_chunk(file, chunk);
                     }
                 }
             }
@@ -210,13 +285,13 @@ impl Reader {
             self.metrics.read(Source::Registered, data.len() as u64, begun.elapsed());
             return Answer::Ready(data);
         }
-        let reader = self.clone();
+        let (reader, file) = (self.clone(), file.clone());
         Answer::Pending(
             async move {
                 let mut source = Source::Registered;
                 for (index, outcome, located) in missing {
                     let fetched = outcome.await?;
-                    reader.note_use(&located, &fetched.block, pattern);
+                    reader.note_use(&file, &located, &fetched.block, pattern);
                     source = fetched.source;
                     parts[index] = Some(Data::block(fetched.block, located.range));
                 }
@@ -228,10 +303,16 @@ impl Reader {
         )
     }
 
-    fn note_use(&self, located: &Located, block: &Readable, pattern: Pattern) {
+    fn note_use(&self, file: &Arc<FileVersion>, located: &Located, block: &Readable, pattern: Pattern) {
         block.mark_read(&located.range);
-        if pattern != Pattern::Random {
-            self.cache.consumed(&located.key, block, located.range.len());
+        if pattern != Pattern::Random && self.cache.consumed(&located.key, block, located.range.len()) {
+            self.consider(file, Worth::Refetched);
+        }
+    }
+
+    fn consider(&self, file: &Arc<FileVersion>, worth: Worth) {
+        if let Some(promoter) = self.promoter.get() {
+            promoter.consider(file, worth);
         }
     }
 
@@ -319,13 +400,13 @@ impl Reader {
         Arc::new(Counted { trigger, metrics: self.metrics.clone(), ledger: Some(ledger.clone()) })
     }
 
-    /// Starts to fetch all of a chunk that is read at random again and again, unless another is being promoted.
-    fn promote(self: &Arc<Self>, file: &FileVersion, chunk: &Chunk) {
+    /// Starts to fetch all of a chunk that is read at random again and again, unless another one is being fetched so.
+    fn fetch_hot_chunk(self: &Arc<Self>, file: &FileVersion, chunk: &Chunk) {
         for key in grain::large_blocks(chunk, &(0..chunk.size)) {
             if !self.is_wanted(&key) {
                 continue;
             }
-            let Ok(turn) = self.promoting.clone().try_acquire_owned() else { return };
+            let Ok(turn) = self.hot_chunk.clone().try_acquire_owned() else { return };
             if !self.start(chunk, key, &self.hot, Some(file.interest()), turn) {
                 return;
             }
@@ -337,21 +418,37 @@ impl Reader {
         Epochs::new(self.cache.usage().capacity, self.cache.speculation_limit())
     }
 
+    /// Starts to fetch a file that was opened for the first time, if it is small: its first read is sure to come, and joins.
+    pub fn fetch_opened(self: &Arc<Self>, file: &FileVersion) {
+        self.fetch_whole(file.entry(), &self.open);
+    }
+
+    fn is_resident(&self, entry: &Entry) -> bool {
+        let find = |promoter: &Promoter| promoter.residents().find(&content::content_id(entry)?);
+        self.promoter.get().and_then(find).is_some()
+    }
+
     /// Starts to fetch what is not there of a file of at most [`SMALL_FILE`] bytes that is expected to be read next; others
     /// are left alone. Returns how many bytes that is, or nothing if there is no room.
     pub fn fetch_small_file(self: &Arc<Self>, entry: &Entry, expected: &Expected) -> Option<u64> {
+        match expected {
+            Expected::NextFile => self.fetch_whole(entry, &self.next_file),
+            Expected::Epoch(ledger) => self.fetch_whole(entry, &self.outcome(Trigger::Epoch, ledger)),
+        }
+    }
+
+    fn fetch_whole(self: &Arc<Self>, entry: &Entry, outcome: &Arc<dyn PrefetchOutcome>) -> Option<u64> {
         let Content::Chunks(chunks) = &entry.content else { return Some(0) };
         if entry.attr.size > SMALL_FILE || chunks.iter().any(|chunk| chunk.is_manifest) {
             return Some(0);
         }
-        let outcome = match expected {
-            Expected::NextFile => self.next_file.clone(),
-            Expected::Epoch(ledger) => self.outcome(Trigger::Epoch, ledger),
-        };
+        if self.is_resident(entry) {
+            return Some(0);
+        }
         let mut bytes = 0;
         for chunk in chunks.iter().filter(|chunk| (1..=SMALL_FILE).contains(&chunk.size)) {
             for key in grain::large_blocks(chunk, &(0..chunk.size)).filter(|key| self.is_wanted(key)) {
-                if !self.start(chunk, key, &outcome, None, ()) {
+                if !self.start(chunk, key, outcome, None, ()) {
                     return None;
                 }
                 bytes += grain::span(chunk, key.part).1 as u64;

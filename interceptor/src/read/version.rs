@@ -1,6 +1,7 @@
 //! One immutable state of a file.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -8,9 +9,11 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
+use super::content::content_id;
 use super::layout::Layout;
 use super::speculation::{Holder, Interest};
 use super::{Origin, ReadError};
+use crate::cache::resident::{ContentId, ResidentFile};
 use crate::prefetch::Streams;
 use crate::seaweed::entry::{Chunk, Content, Entry};
 
@@ -18,6 +21,8 @@ use crate::seaweed::entry::{Chunk, Content, Entry};
 const STREAMED_FROM: u64 = 1 << 20;
 /// Manifests may list manifests; SeaweedFS makes one level for each factor of 10,000 chunks, so this many never occur.
 const MAX_DEPTH: u32 = 8;
+/// A read of less than this has cost about as much as one of so many bytes.
+const LEAST_READ: u64 = 64 << 10;
 /// Manifests of one file that are fetched at the same time.
 const MANIFESTS_AT_ONCE: usize = 8;
 
@@ -31,6 +36,12 @@ pub struct FileVersion {
     streams: Option<Mutex<Streams>>,
     /// Of what is fetched ahead; made with the first of it.
     holder: OnceLock<Holder>,
+    was_read: AtomicBool,
+    content: OnceLock<Option<ContentId>>,
+    /// Its resident file, as far as is known here.
+    resident: Mutex<Weak<ResidentFile>>,
+    /// Bytes that were read since it was last considered whether the file should be resident.
+    read: AtomicU64,
 }
 
 impl FileVersion {
@@ -39,7 +50,17 @@ impl FileVersion {
     pub fn new(path: &str, entry: Arc<Entry>) -> Arc<Self> {
         let size = entry.attr.size;
         let streams = (size > STREAMED_FROM).then(|| Mutex::new(Streams::new(size)));
-        Arc::new(Self { path: path.into(), entry, layout: OnceCell::new(), streams, holder: OnceLock::new() })
+        Arc::new(Self {
+            path: path.into(),
+            entry,
+            layout: OnceCell::new(),
+            streams,
+            holder: OnceLock::new(),
+            was_read: AtomicBool::new(false),
+            content: OnceLock::new(),
+            resident: Mutex::default(),
+            read: AtomicU64::new(0),
+        })
     }
 
     /// Size in bytes.
@@ -50,6 +71,47 @@ impl FileVersion {
     /// The path at which this version was found.
     pub fn path(&self) -> &str {
         &self.path
+    }
+
+    /// Whether anything was read from it.
+    pub fn was_read(&self) -> bool {
+        self.was_read.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn mark_read(&self) {
+        // Most reads are not the first; they leave the line of memory shared.
+        if !self.was_read() {
+            self.was_read.store(true, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn entry(&self) -> &Entry {
+        &self.entry
+    }
+
+    /// What names its bytes, if the entry says which they are.
+    pub(super) fn content(&self) -> Option<ContentId> {
+        *self.content.get_or_init(|| content_id(&self.entry))
+    }
+
+    /// The resident file with these bytes, unless there is none, or it is not known here.
+    pub(super) fn resident(&self) -> Option<Arc<ResidentFile>> {
+        self.resident.lock().upgrade()
+    }
+
+    /// Remembers that the file with these bytes is resident.
+    pub(super) fn note_resident(&self, file: &Arc<ResidentFile>) {
+        *self.resident.lock() = Arc::downgrade(file);
+    }
+
+    /// Notes that `bytes` were read, and says whether that makes about half of the file since it last did.
+    pub(super) fn note_read(&self, bytes: u64) -> bool {
+        let bytes = bytes.max(LEAST_READ);
+        let is_due = self.read.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes) >= self.size() / 2;
+        if is_due {
+            self.read.store(0, Ordering::Relaxed);
+        }
+        is_due
     }
 
     pub(super) fn streams(&self) -> Option<&Mutex<Streams>> {

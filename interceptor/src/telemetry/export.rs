@@ -5,7 +5,7 @@
 use std::time::Instant;
 
 use super::exposition::Exposition;
-use super::metrics::{Levels, Metrics, Outcome, Source, Totals, Trigger};
+use super::metrics::{Levels, Metrics, Outcome, Source, Totals, Trigger, Way};
 use super::shard::FlowTotal;
 
 /// What to send with it as `Content-Type`.
@@ -20,6 +20,7 @@ pub fn exposition(metrics: &Metrics) -> String {
     reads(&mut out, &totals);
     fetches(&mut out, &totals);
     prefetches(&mut out, &totals);
+    opens(&mut out, &totals);
     levels(&mut out, &metrics.levels());
     out.family(
         "interceptor_cache_hit_ratio",
@@ -110,6 +111,21 @@ fn prefetches(out: &mut Exposition, totals: &Totals) {
         for (outcome, bytes) in Outcome::ALL.iter().zip(outcomes) {
             out.sample(&[("trigger", trigger.label()), ("outcome", outcome.label())], bytes);
         }
+    }
+}
+
+fn opens(out: &mut Exposition, totals: &Totals) {
+    // Where the kernel does not ask there is nothing to count.
+    if totals.opens == [0; Way::ALL.len()] {
+        return;
+    }
+    out.family(
+        "interceptor_opens_total",
+        "counter",
+        "Files opened, by the way in which the kernel reads them.",
+    );
+    for (way, count) in Way::ALL.iter().zip(totals.opens) {
+        out.sample(&[("way", way.label())], count);
     }
 }
 

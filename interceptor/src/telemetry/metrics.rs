@@ -60,12 +60,20 @@ pub enum Trigger {
     Strided,
     /// The same files are read again and again.
     Epoch,
+    /// A small file was opened.
+    Open,
 }
 
 impl Trigger {
     /// All triggers; `trigger as usize` is the index.
-    pub const ALL: [Trigger; 5] =
-        [Trigger::Sequential, Trigger::Hot, Trigger::NextFile, Trigger::Strided, Trigger::Epoch];
+    pub const ALL: [Trigger; 6] = [
+        Trigger::Sequential,
+        Trigger::Hot,
+        Trigger::NextFile,
+        Trigger::Strided,
+        Trigger::Epoch,
+        Trigger::Open,
+    ];
 
     /// The value of the label `trigger`.
     pub const fn label(self) -> &'static str {
@@ -75,6 +83,29 @@ impl Trigger {
             Trigger::NextFile => "next_file",
             Trigger::Strided => "strided",
             Trigger::Epoch => "epoch",
+            Trigger::Open => "open",
+        }
+    }
+}
+
+/// How the kernel reads a file that is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// Through its page cache, asking for what is missing.
+    Cached,
+    /// By itself, from a resident file.
+    Passthrough,
+}
+
+impl Way {
+    /// All ways; `way as usize` is the index.
+    pub const ALL: [Way; 2] = [Way::Cached, Way::Passthrough];
+
+    /// The value of the label `way`.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Way::Cached => "cached",
+            Way::Passthrough => "passthrough",
         }
     }
 }
@@ -144,6 +175,7 @@ struct Counters {
     prefetched: [[AtomicU64; Outcome::ALL.len()]; Trigger::ALL.len()],
     hedges_sent: AtomicU64,
     hedges_won: AtomicU64,
+    opens: [AtomicU64; Way::ALL.len()],
 }
 
 /// What happens seldom.
@@ -169,6 +201,8 @@ pub struct Totals {
     pub hedges_sent: u64,
     /// Those of them whose answer was taken.
     pub hedges_won: u64,
+    /// Opens that the kernel asked about, by [`Way::ALL`].
+    pub opens: [u64; Way::ALL.len()],
     /// Failed attempts by source and reason.
     pub fetch_errors: BTreeMap<(Source, &'static str), u64>,
     /// Changes from one source to another because the first failed.
@@ -249,6 +283,12 @@ impl Metrics {
         self.counters.mine().fetched_ahead[trigger as usize].fetch_add(bytes, Relaxed);
     }
 
+    /// A file was opened, to be read in this way.
+    #[inline]
+    pub fn opened(&self, way: Way) {
+        self.counters.mine().opens[way as usize].fetch_add(1, Relaxed);
+    }
+
     /// It is known what became of `bytes` that were fetched ahead because of `trigger`.
     pub fn prefetch(&self, trigger: Trigger, outcome: Outcome, bytes: u64) {
         self.counters.mine().prefetched[trigger as usize][outcome as usize].fetch_add(bytes, Relaxed);
@@ -292,6 +332,9 @@ impl Metrics {
             totals.hedges_won += counters.hedges_won.load(Relaxed);
             for (sum, bytes) in totals.fetched_ahead.iter_mut().zip(&counters.fetched_ahead) {
                 *sum += bytes.load(Relaxed);
+            }
+            for (sum, opens) in totals.opens.iter_mut().zip(&counters.opens) {
+                *sum += opens.load(Relaxed);
             }
             for (sums, outcomes) in totals.prefetched.iter_mut().zip(&counters.prefetched) {
                 for (sum, bytes) in sums.iter_mut().zip(outcomes) {
@@ -340,6 +383,7 @@ mod tests {
         metrics.hedge_won();
         metrics.fetched_ahead(Trigger::Epoch, 9);
         metrics.prefetch(Trigger::Hot, Outcome::Wasted, 7);
+        metrics.opened(Way::Passthrough);
 
         let totals = metrics.totals();
         assert_eq!(totals.reads.each_ref().map(|flow| (flow.count(), flow.bytes)), [(1, 300), (1, 100)]);
@@ -349,8 +393,9 @@ mod tests {
         assert_eq!(totals.fallbacks, [((Source::Registered, Source::Http), 1)].into());
         assert_eq!(totals.integrity_failures, [(Source::Http, 1)].into());
         assert_eq!((totals.hedges_sent, totals.hedges_won), (2, 1));
-        assert_eq!(totals.fetched_ahead, [0, 0, 0, 0, 9]);
-        assert_eq!(totals.prefetched, [[0, 0], [0, 7], [0, 0], [0, 0], [0, 0]]);
+        assert_eq!(totals.fetched_ahead, [0, 0, 0, 0, 9, 0]);
+        assert_eq!(totals.opens, [0, 1]);
+        assert_eq!(totals.prefetched, [[0, 0], [0, 7], [0, 0], [0, 0], [0, 0], [0, 0]]);
         assert_eq!(metrics.hit_ratios(Instant::now()), [("1m", Some(0.75)), ("10m", Some(0.75))]);
     }
 

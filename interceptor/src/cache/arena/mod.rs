@@ -182,6 +182,15 @@ impl Slot {
         self.place.class()
     }
 
+    /// Gives the slot's memory back to the host until it is written again; its content is zeros then. Does nothing and
+    /// returns false where that is not possible: where a device was shown the pages, or they belong to a pool of huge pages.
+    pub(super) fn give_back_pages(&mut self) -> bool {
+        // Held so that no device is shown the pages at this moment. It would go on using the ones that left.
+        let registered = self.arena.registered.lock();
+        registered.is_none()
+            && self.arena.region.give_back(self.place.offset() as usize, self.place.size() as usize)
+    }
+
     /// Says under which key the slot's content can be evicted, or that it cannot.
     pub(super) fn set_owner(&self, key: Option<BlockKey>) {
         self.arena.layout.lock().set_owner(self.place, key);
@@ -249,6 +258,45 @@ mod tests {
         let address = chunk.as_ptr();
         drop(chunk);
         assert_eq!(arena.allocate(3 << 20).unwrap().as_ptr(), address);
+    }
+
+    #[test]
+    fn memory_that_is_given_back_leaves_the_process() {
+        let arena = Arena::new(MIN_CAPACITY).unwrap();
+        let mut slot = arena.allocate(4 << 20).unwrap();
+        slot.fill(1);
+        assert_eq!(pages_present(&slot), 1024);
+        if arena.backing() == Backing::Hugetlb {
+            assert!(!slot.give_back_pages());
+            return;
+        }
+        assert!(slot.give_back_pages());
+        assert_eq!(pages_present(&slot), 0);
+        assert!(slot.iter().all(|&byte| byte == 0));
+        struct Device;
+        impl Registration for Device {
+            fn register(
+                &self,
+                _: NonNull<u8>,
+                _: usize,
+            ) -> Result<Box<dyn Any + Send + Sync>, Box<dyn std::error::Error + Send + Sync>> {
+                Ok(Box::new(()))
+            }
+        }
+        arena.register(&Device).unwrap();
+        slot.fill(2);
+        assert!(!slot.give_back_pages(), "a device may write there");
+        assert!(slot.iter().all(|&byte| byte == 2));
+    }
+
+    /// How many pages of 4 KiB of the slot are in memory.
+    fn pages_present(slot: &Slot) -> usize {
+        let mut present = vec![0u8; slot.len() / 4096];
+        let start = slot.as_ptr().cast_mut().cast();
+        // SAFETY: the range is mapped, begins at a page, and `present` has a byte for each of its pages.
+        let status = unsafe { libc::mincore(start, slot.len(), present.as_mut_ptr()) };
+        assert_eq!(status, 0);
+        present.iter().filter(|&&page| page & 1 != 0).count()
     }
 
     #[test]

@@ -80,6 +80,17 @@ impl Region {
         self.len
     }
 
+    /// Gives the memory of `len` bytes from `offset` on back to the host, unless it comes from a pool that the host keeps
+    /// for huge pages. The caller must be the only user of these bytes, which are zeros then. Both are multiples of a page.
+    pub(super) fn give_back(&self, offset: usize, len: usize) -> bool {
+        assert!(offset.checked_add(len).is_some_and(|end| end <= self.len), "the range is within the region");
+        if self.backing == Backing::Hugetlb {
+            return false;
+        }
+        // SAFETY: the range lies within our mapping, which stays; that nobody else reads or writes it is the caller's part.
+        unsafe { libc::madvise(self.start.as_ptr().add(offset).cast(), len, libc::MADV_DONTNEED) == 0 }
+    }
+
     /// What kind of pages it is made of.
     pub(super) fn backing(&self) -> Backing {
         self.backing

@@ -174,6 +174,14 @@ impl<K: Copy + Eq + Hash + Send + std::fmt::Debug> Policy<K> for Dueling<K> {
         self.policy.warmth(key)
     }
 
+    fn set_capacity(&mut self, capacity: u64) {
+        self.capacity = capacity;
+        self.policy.set_capacity(capacity);
+        for arm in &mut self.arms {
+            arm.miniature.set_capacity(capacity >> self.sample);
+        }
+    }
+
     fn unread_limit(&self) -> u64 {
         self.policy.unread_limit()
     }

@@ -125,13 +125,6 @@ impl<K: Copy + Eq + Hash + Send + std::fmt::Debug> Lirs<K> {
         self.cool();
     }
 
-    /// From now on, the cache holds `capacity` bytes.
-    pub fn set_capacity(&mut self, capacity: u64) {
-        self.capacity = capacity;
-        self.ceiling = capacity;
-        self.cool();
-    }
-
     /// Weight of all entries that are present, in bytes.
     pub fn weight(&self) -> u64 {
         self.weight
@@ -457,6 +450,12 @@ impl<K: Copy + Eq + Hash + Send + std::fmt::Debug> Policy<K> for Lirs<K> {
             Some(State::Unread) => Warmth::Unread,
             Some(State::Cold | State::Ghost) | None => Warmth::Cold,
         }
+    }
+
+    fn set_capacity(&mut self, capacity: u64) {
+        self.capacity = capacity;
+        self.ceiling = capacity;
+        self.cool();
     }
 
     fn unread_limit(&self) -> u64 {

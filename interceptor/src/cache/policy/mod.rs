@@ -97,6 +97,9 @@ pub trait Policy<K>: fmt::Debug + Send {
     /// What the policy thinks of an entry; [`Warmth::Cold`] if it does not know it.
     fn warmth(&self, key: &K) -> Warmth;
 
+    /// From now on, entries may weigh `capacity` bytes in all. Those that are too many leave when memory is wanted.
+    fn set_capacity(&mut self, capacity: u64);
+
     /// The most that unread entries may weigh in all before they are the first to go, in bytes.
     fn unread_limit(&self) -> u64;
 }

@@ -1,0 +1,333 @@
+//! Files that the kernel serves by itself.
+//!
+//! A hot file whose bytes are all in memory is worth more as a file of its own than as blocks of the arena: the kernel
+//! reads it by FUSE passthrough, at the speed of its page cache, and the daemon is not asked. Such a file is a
+//! [`ResidentFile`] on a [private tmpfs](tmpfs).
+//!
+//! ```text
+//!  want ──► Candidate ──make_room──► Promotion ──write…──complete──► ResidentFile, found by `opened` and `find`
+//!            │ a ticket: one          │ memory, taken                 │ until it is displaced or retired; its memory
+//!            │ candidate per file     │ from the arena first          │ is free when the last handle is closed
+//!            └ dropped: may try again └ dropped: all of it given back
+//! ```
+//!
+//! * The [`shelf`] knows which files are resident, and decides who may displace whom.
+//! * The [`budget`] takes their memory from the arena, which becomes smaller, down to a quarter of all.
+//! * The [`background`] thread writes them: touching fresh memory is slow, and must not be on the way of a read.
+//!
+//! A file is known by its content, not by its name or node: when the kernel forgets a node and later asks again, the file
+//! is still there. When the filer tells that a content has been replaced or deleted it is [retired](Residents::retire):
+//! nobody is handed it any more, and who has it open keeps it, within the budget, until it is closed.
+//!
+//! The budget is an upper bound that the operator chose, as for the arena; there is no reaction to memory pressure of
+//! others. Where memory or descriptors run out all the same, the promotion fails, which is counted and costs nothing.
+
+mod background;
+mod budget;
+mod file;
+mod shelf;
+mod tmpfs;
+
+#[cfg(all(test, feature = "shuttle"))]
+mod interleavings;
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests;
+
+use std::fmt;
+use std::io;
+use std::ops::Deref;
+use std::sync::Arc;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use self::background::Background;
+use self::budget::{Budget, Effort};
+use self::file::Draft;
+use self::shelf::Shelf;
+use self::tmpfs::PrivateTmpfs;
+use super::arena::Backing;
+use super::index::Index;
+use super::sync::{AtomicU64, Mutex, Ordering};
+
+pub use file::ResidentFile;
+pub use shelf::Worth;
+pub use tmpfs::TmpfsError;
+
+/// Descriptors that are left to connections, replies and whoever else needs some.
+const DESCRIPTORS_LEFT: u64 = 1024;
+/// More files than this are not kept, so that the kernel's own memory for them stays below some GiB.
+const MOST_FILES: u64 = 1 << 20;
+/// Files take whole pages.
+const PAGE: u64 = 4096;
+
+/// Why there are no resident files.
+#[derive(Debug, thiserror::Error)]
+pub enum ResidentError {
+    /// There is nowhere to put them.
+    #[error(transparent)]
+    Tmpfs(#[from] TmpfsError),
+    /// The arena needs everything for itself.
+    #[error("a cache of {0} bytes is too small to keep whole files")]
+    CacheTooSmall(u64),
+    /// The cache's memory is of no use to files.
+    #[error(
+        "the cache is in huge pages of the pool (vm.nr_hugepages), whose memory cannot be given to files"
+    )]
+    Hugetlb,
+    /// The process may open too few files.
+    #[error("a limit of {0} open files (ulimit -n) leaves none for files in memory")]
+    Descriptors(u64),
+    /// There is no thread to fill them.
+    #[error("cannot start the thread that fills them: {0}")]
+    Thread(#[source] io::Error),
+}
+
+/// Names the bytes of a file, whatever its name: a digest of the list of its chunks, which never change, and its size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ContentId(pub [u8; 32]);
+
+/// How many files are resident, and what became of those that were to be. Sizes are in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ResidentUsage {
+    /// Files that an open finds now.
+    pub files: u64,
+    /// Memory of these, of those that are being filled, and of those that are only kept because they are open.
+    pub bytes: u64,
+    /// The most that `bytes` can be.
+    pub limit: u64,
+    /// Files that have become resident so far.
+    pub promoted: u64,
+    /// Their bytes.
+    pub promoted_bytes: u64,
+    /// Files that were to be, but could not be fetched, or found no memory after all.
+    pub failed: u64,
+    /// Files that left for others.
+    pub displaced: u64,
+    /// Files that left because they were replaced or deleted.
+    pub retired: u64,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    promoted: AtomicU64,
+    promoted_bytes: AtomicU64,
+    failed: AtomicU64,
+    displaced: AtomicU64,
+    retired: AtomicU64,
+}
+
+/// See the module's documentation.
+pub struct Residents {
+    tmpfs: PrivateTmpfs,
+    budget: Arc<Budget>,
+    shelf: Mutex<Shelf<Arc<ResidentFile>>>,
+    background: Background,
+    counts: Counts,
+}
+
+impl Residents {
+    /// None yet. They will share `capacity` bytes with the arena of `index`. Raises the soft limit of open files to the hard
+    /// one.
+    pub(super) fn new(index: Arc<Index>, capacity: u64) -> Result<Arc<Self>, ResidentError> {
+        if index.core().arena().backing() == Backing::Hugetlb {
+            return Err(ResidentError::Hugetlb);
+        }
+        let budget = Budget::new(index, capacity).ok_or(ResidentError::CacheTooSmall(capacity))?;
+        let tmpfs = PrivateTmpfs::new(budget.limit())?;
+        Self::with_parts(budget, tmpfs, most_files()?)
+    }
+
+    fn with_parts(
+        budget: Arc<Budget>,
+        tmpfs: PrivateTmpfs,
+        most_files: usize,
+    ) -> Result<Arc<Self>, ResidentError> {
+        Ok(Arc::new(Self {
+            tmpfs,
+            budget,
+            shelf: Mutex::new(Shelf::new(most_files)),
+            background: Background::start().map_err(ResidentError::Thread)?,
+            counts: Counts::default(),
+        }))
+    }
+
+    /// A handle is opened, which counts as a use. Returns the file if it is resident; it will not be displaced before the
+    /// handle is [closed](Self::closed).
+    pub fn opened(&self, id: ContentId) -> Option<Arc<ResidentFile>> {
+        self.shelf.lock().opened(id)
+    }
+
+    /// A handle is closed.
+    pub fn closed(&self, id: &ContentId) {
+        self.shelf.lock().closed(id);
+    }
+
+    /// The file, if it is resident.
+    pub fn find(&self, id: &ContentId) -> Option<Arc<ResidentFile>> {
+        self.shelf.lock().get(id)
+    }
+
+    /// No name stands for the content any more. Who has it open keeps it.
+    pub fn retire(&self, id: &ContentId) {
+        let file = self.shelf.lock().retire(id);
+        if file.is_some() {
+            self.counts.retired.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A file of `len` bytes is worth being resident. Returns what it takes to make it so; none if it is resident or wanted
+    /// by somebody already, could never be, or is not worth it.
+    pub fn want(self: &Arc<Self>, id: ContentId, len: u64, worth: Worth) -> Option<Candidate> {
+        if len == 0 || size_in_memory(len) > self.budget.limit() {
+            return None;
+        }
+        let ticket = self.shelf.lock().want(id, worth)?;
+        Some(Candidate { residents: self.clone(), id, ticket, len })
+    }
+
+    /// How much there is.
+    pub fn usage(&self) -> ResidentUsage {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        ResidentUsage {
+            files: self.shelf.lock().residents() as u64,
+            bytes: self.budget.held(),
+            limit: self.budget.limit(),
+            promoted: count(&self.counts.promoted),
+            promoted_bytes: count(&self.counts.promoted_bytes),
+            failed: count(&self.counts.failed),
+            displaced: count(&self.counts.displaced),
+            retired: count(&self.counts.retired),
+        }
+    }
+
+    /// What the arena lacks of the budget, in bytes: what files have, rounded up to pieces of the arena.
+    pub(super) fn taken(&self) -> u64 {
+        self.budget.taken()
+    }
+}
+
+impl fmt::Debug for Residents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Residents").field("usage", &self.usage()).finish_non_exhaustive()
+    }
+}
+
+/// A file that wants to be resident; there is one of these per file. Dropped, it may want to again.
+pub struct Candidate {
+    residents: Arc<Residents>,
+    id: ContentId,
+    ticket: u64,
+    len: u64,
+}
+
+impl Candidate {
+    /// Size in bytes.
+    #[expect(clippy::len_without_is_empty, reason = "an empty file is never a candidate")]
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Takes the memory for it, for which files and blocks leave that are worth less. None if there are too few of these,
+    /// or if the file was retired meanwhile. May take milliseconds, and blocks.
+    pub fn make_room(self) -> Option<Promotion> {
+        let Residents { tmpfs, budget, shelf, counts, .. } = &*self.residents;
+        let bytes = size_in_memory(self.len);
+        let free = budget.limit().saturating_sub(budget.held());
+        let room = shelf.lock().make_room(&self.id, self.ticket, bytes.saturating_sub(free))?;
+        counts.displaced.fetch_add(room.victims.len() as u64, Ordering::Relaxed);
+        let effort = if room.is_reused { Effort::Evict } else { Effort::Free };
+        let reserved = budget.reserve(bytes, effort, room.victims)?;
+        match Draft::new(tmpfs, self.len, reserved) {
+            Ok(draft) => Some(Promotion { candidate: self, draft }),
+            Err(error) => {
+                self.failed(&error);
+                None
+            }
+        }
+    }
+
+    fn failed(&self, error: &io::Error) {
+        tracing::debug!(bytes = self.len, %error, "a file cannot be kept in memory");
+        self.residents.counts.failed.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Candidate {
+    fn drop(&mut self) {
+        self.residents.shelf.lock().abandon(&self.id, self.ticket);
+    }
+}
+
+/// A file that is being made resident. Dropped before it is [complete](Self::complete), all is as it was before.
+pub struct Promotion {
+    candidate: Candidate,
+    draft: Draft,
+}
+
+impl Promotion {
+    /// Writes `bytes` from `offset` on, and hands them back. None if there was no memory, which ends the promotion.
+    pub async fn write<B>(self, bytes: B, offset: u64) -> Option<(Self, B)>
+    where
+        B: Deref<Target = [u8]> + Send + 'static,
+    {
+        let Self { candidate, draft } = self;
+        let work = move || {
+            let written = draft.write_at(&bytes, offset);
+            (draft, bytes, written)
+        };
+        match candidate.residents.background.run(work).await? {
+            (draft, bytes, Ok(())) => Some((Self { candidate, draft }, bytes)),
+            (_, _, Err(error)) => {
+                candidate.failed(&error);
+                None
+            }
+        }
+    }
+
+    /// Gives it up for a reason that `error` tells.
+    pub fn fail(self, error: io::Error) {
+        self.candidate.failed(&error);
+    }
+
+    /// Makes the file one that is found; what was not written of it is zeros. None if that takes memory that is not there,
+    /// or if the file was retired meanwhile.
+    pub async fn complete(self) -> Option<Arc<ResidentFile>> {
+        let Self { candidate, draft } = self;
+        let Residents { background, shelf, counts, .. } = &*candidate.residents;
+        let file = match background.run(|| draft.finish()).await? {
+            Ok(file) => Arc::new(file),
+            Err(error) => {
+                candidate.failed(&error);
+                return None;
+            }
+        };
+        let bytes = size_in_memory(candidate.len);
+        let is_resident = shelf.lock().finish(&candidate.id, candidate.ticket, file.clone(), bytes);
+        if !is_resident {
+            return None;
+        }
+        counts.promoted.fetch_add(1, Ordering::Relaxed);
+        counts.promoted_bytes.fetch_add(candidate.len, Ordering::Relaxed);
+        Some(file)
+    }
+}
+
+fn size_in_memory(len: u64) -> u64 {
+    len.div_ceil(PAGE).saturating_mul(PAGE)
+}
+
+/// How many files the limit of open files allows, once it is raised as far as it goes.
+fn most_files() -> Result<usize, ResidentError> {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: maximum, maximum };
+    // No number means no limit.
+    let limit = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => maximum,
+        Err(_) => current,
+    };
+    let limit = limit.unwrap_or(u64::MAX);
+    match limit.saturating_sub(DESCRIPTORS_LEFT).min(MOST_FILES) {
+        0 => Err(ResidentError::Descriptors(limit)),
+        files => Ok(files as usize),
+    }
+}

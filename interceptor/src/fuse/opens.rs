@@ -1,0 +1,131 @@
+//! The files that are open, and the way in which each is read.
+//!
+//! A file is open in one of two ways: *cached*, where the kernel fills its page cache by asking us, or *passed through*,
+//! where it reads a resident file by itself. The kernel takes one way at a time, and one resident file, for all handles of a
+//! node: another would be our mistake and the application's EIO. So the first open of a node chooses, the others get the
+//! same, and only when the last handle is gone is the next open free to choose again. The kernel forgets a handle's way before
+//! it tells of its release, so what this table thinks open is always at least what the kernel thinks open.
+//!
+//! A handle lives until its release, which comes when the last descriptor of it is closed, and, if it is cached, the last
+//! mapping gone; a mapping of a file that is passed through has a hold of its own on the resident file.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::namespace::NodeId;
+
+/// Nodes are spread over this many locks, so that opens of different files seldom meet.
+const SHARDS: usize = 16;
+
+/// The open nodes of a mount. `V` is the version that a node stands for, `F` a resident file that the
+/// kernel can read.
+pub(super) struct Opens<V, F> {
+    shards: [Mutex<HashMap<NodeId, OpenNode<V, F>>>; SHARDS],
+}
+
+struct OpenNode<V, F> {
+    version: Arc<V>,
+    /// What the kernel reads by itself. `None`: it asks us.
+    through: Option<F>,
+    handles: u64,
+}
+
+impl<V, F: Clone> Opens<V, F> {
+    pub(super) fn new() -> Self {
+        Self { shards: std::array::from_fn(|_| Mutex::default()) }
+    }
+
+    fn shard(&self, node: NodeId) -> &Mutex<HashMap<NodeId, OpenNode<V, F>>> {
+        &self.shards[node as usize % SHARDS]
+    }
+
+    /// A handle is opened. `resident` is what could be passed through now; returns what has to be.
+    pub(super) fn enter(&self, node: NodeId, version: &Arc<V>, resident: Option<F>) -> Option<F> {
+        match self.shard(node).lock().entry(node) {
+            Entry::Occupied(mut open) => {
+                let open = open.get_mut();
+                open.handles += 1;
+                open.through.clone()
+            }
+            Entry::Vacant(place) => {
+                place.insert(OpenNode { version: version.clone(), through: resident.clone(), handles: 1 });
+                resident
+            }
+        }
+    }
+
+    /// A handle was released. Returns what it was a handle of, which is nothing only if the kernel counts wrongly.
+    pub(super) fn leave(&self, node: NodeId) -> Option<Arc<V>> {
+        let mut shard = self.shard(node).lock();
+        let Entry::Occupied(mut open) = shard.entry(node) else { return None };
+        open.get_mut().handles -= 1;
+        if open.get().handles > 0 {
+            return Some(open.get().version.clone());
+        }
+        let last = open.remove();
+        drop(shard);
+        // What the last handle held of a resident file is given up here, without the lock.
+        Some(last.version)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_first_open_chooses_for_all_until_the_last_is_closed() {
+        let opens = Opens::new();
+        let version = Arc::new("version");
+        let (old, new) = (Arc::new("old"), Arc::new("new"));
+        assert_eq!(opens.enter(1, &version, None), None);
+        assert_eq!(opens.enter(1, &version, Some(old.clone())), None, "there is a cached handle");
+        assert_eq!(
+            opens.enter(17, &version, Some(old.clone())),
+            Some(old.clone()),
+            "another node of the shard"
+        );
+        assert!(opens.leave(1).is_some());
+        assert_eq!(opens.enter(1, &version, Some(old.clone())), None, "there still is one");
+        assert!(opens.leave(1).is_some() && opens.leave(1).is_some());
+        assert_eq!(opens.enter(1, &version, Some(old.clone())), Some(old.clone()));
+        assert_eq!(opens.enter(1, &version, Some(new.clone())), Some(old.clone()));
+        assert_eq!(opens.enter(1, &version, None), Some(old.clone()), "evicted, but open");
+        (0..3).for_each(|_| assert!(opens.leave(1).is_some()));
+        assert!(opens.leave(1).is_none());
+        assert!(opens.leave(17).is_some());
+        assert_eq!((Arc::strong_count(&old), Arc::strong_count(&version)), (1, 1), "nothing is kept");
+    }
+
+    /// What the kernel keeps of a node, and refuses.
+    #[derive(Default)]
+    struct Kernel {
+        through: Vec<Option<u8>>,
+    }
+
+    proptest! {
+        #[test]
+        fn the_kernel_never_sees_two_ways_at_once(
+            steps in proptest::collection::vec((0..2u64, any::<bool>(), proptest::option::of(0..3u8)), 0..200)
+        ) {
+            let opens = Opens::new();
+            let version = Arc::new(());
+            let mut kernel = [Kernel::default(), Kernel::default()];
+            for (node, close, resident) in steps {
+                let open = &mut kernel[node as usize].through;
+                if close && !open.is_empty() {
+                    open.pop();
+                    prop_assert!(opens.leave(node).is_some());
+                } else {
+                    open.push(opens.enter(node, &version, resident.map(Arc::new)).map(|file| *file));
+                    prop_assert!(open.iter().all(|way| *way == open[0]), "{open:?}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Files that the kernel reads without asking: whether this mount may have them, and the numbers that it knows them by.
+//!
+//! The kernel offers passthrough in the handshake whoever we are, and then asks for CAP_SYS_ADMIN in the initial user
+//! namespace when it is shown a file to read. So a file is shown to it before the first request: [`probe`] finds out what
+//! would happen, and the mount does with opens what fits the answer.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use fuser::{BackingId, InitFlags, KernelConfig, ReplyOpen};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use crate::cache::resident::{ResidentError, ResidentFile};
+
+/// Why the kernel does not read resident files by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum NoPassthrough {
+    /// The user does not want it.
+    #[error("switched off by --no-passthrough")]
+    SwitchedOff,
+    /// The kernel did not offer it.
+    #[error("this kernel does not offer it; it takes Linux 6.9 with CONFIG_FUSE_PASSTHROUGH")]
+    NotOffered,
+    /// There is no place for files that the kernel could read.
+    #[error("{0}")]
+    NoFiles(#[from] ResidentError),
+    /// The process lacks the right.
+    #[error("it takes the capability CAP_SYS_ADMIN, not only within a user namespace")]
+    NotPermitted,
+    /// Another refusal.
+    #[error("the kernel refuses: {0}")]
+    Refused(#[source] io::Error),
+}
+
+/// Asks for passthrough in the handshake, and says whether the kernel knows it. The backing files lie on a tmpfs, which is one file system below this one.
+pub(super) fn ask(config: &mut KernelConfig) -> bool {
+    config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok() && config.set_max_stack_depth(1).is_ok()
+}
+
+/// Shows the kernel an empty file of the kind that resident files are. The number it gives for that file stays taken as
+/// long as the mount lives.
+pub(super) fn probe(session: impl AsFd) -> Result<(), NoPassthrough> {
+    let file = memfd_create(c"interceptor-probe", MFdFlags::MFD_CLOEXEC)
+        .map_err(|errno| NoPassthrough::Refused(errno.into()))?;
+    match BackingId::create_raw(session, file) {
+        Ok(_) => Ok(()),
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => Err(NoPassthrough::NotPermitted),
+        Err(error) => Err(NoPassthrough::Refused(error)),
+    }
+}
+
+/// A resident file and the kernel's number for it.
+#[derive(Debug, Clone)]
+pub(super) struct Backing {
+    id: Arc<BackingId>,
+    /// Keeps the file, and with it the number, for whoever opens it next.
+    _file: Arc<ResidentFile>,
+}
+
+impl Backing {
+    /// The kernel is told of a file when it is opened first; its number is then kept with the file as long as that lives.
+    pub(super) fn new(file: Arc<ResidentFile>, reply: &ReplyOpen) -> io::Result<Self> {
+        let attached = match file.attachment() {
+            Some(attached) => attached,
+            None => file.attach(Box::new(Arc::new(reply.open_backing(&*file)?))),
+        };
+        let id = attached.downcast_ref::<Arc<BackingId>>().cloned();
+        let id = id.ok_or_else(|| io::Error::other("the resident file is known to another mount"))?;
+        Ok(Self { id, _file: file })
+    }
+
+    /// What to give [`ReplyOpen::opened_passthrough`].
+    pub(super) fn id(&self) -> &BackingId {
+        &self.id
+    }
+}

@@ -1,0 +1,246 @@
+//! Making files resident.
+//!
+//! A file is considered when it has been read by way of the daemon for about half its size: a small one at its first
+//! read, a larger one if it was used before. If it is worth it ([`Worth`]) it waits in one of two lanes: large files one at a
+//! time, small ones several side by side, so that these do not wait behind gigabytes.
+//!
+//! The bytes come block by block from where reads get theirs, so each fetch is made once whoever wants the block, and is
+//! checked as ever. Blocks that are missing are fetched on speculation, which leaves half of the fill budget to readers; if
+//! there is no room for long the file is given up. When the file is complete its blocks leave the arena; handles that
+//! read by way of the daemon are answered from the file from then on.
+
+use std::io;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::stream::{self, StreamExt};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep};
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::data::{Data, Segment};
+use super::grain::{self, Located};
+use super::layout::Layout;
+use super::{FileVersion, ReadError, Reader, SMALL_FILE};
+use crate::cache::resident::{Candidate, Promotion, Residents, Worth};
+use crate::cache::{BlockKey, Joined, PrefetchOutcome, Readable};
+use crate::fetch::{Priority, Urgency};
+use crate::seaweed::entry::Chunk;
+
+/// How many files may wait in each lane. Others are considered again when they are read again.
+const WAITING: usize = 4096;
+/// Small files that are made resident at the same time.
+const SMALL_AT_ONCE: usize = 8;
+/// Blocks of one file that are fetched at the same time: enough to keep the writer busy, and 16 MiB with usual chunks.
+const BLOCKS_AT_ONCE: usize = 4;
+/// How long a promotion waits for room to fetch a block to.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How often it looks. It must not stand in line, or readers would have to wait behind it.
+const LOOKS: Duration = Duration::from_millis(5);
+
+/// Has files made resident, one after the other. Its tasks end when it is dropped.
+pub(super) struct Promoter {
+    residents: Arc<Residents>,
+    small: mpsc::Sender<Wanted>,
+    large: mpsc::Sender<Wanted>,
+}
+
+struct Wanted {
+    version: Arc<FileVersion>,
+    candidate: Candidate,
+}
+
+impl Promoter {
+    /// Starts tasks that fetch by way of `reader`.
+    pub(super) fn start(residents: Arc<Residents>, reader: &Arc<Reader>, runtime: &Handle) -> Self {
+        let lane = |at_once| {
+            let (sender, wanted) = mpsc::channel(WAITING);
+            runtime.spawn(work(Arc::downgrade(reader), wanted, at_once));
+            sender
+        };
+        Self { residents, small: lane(SMALL_AT_ONCE), large: lane(1) }
+    }
+
+    /// The files that are resident.
+    pub(super) fn residents(&self) -> &Residents {
+        &self.residents
+    }
+
+    /// Has `version` made resident if it is worth it. Returns whether it is resident or will be, as far as is known now.
+    pub(super) fn consider(&self, version: &Arc<FileVersion>, worth: Worth) -> bool {
+        let Some(id) = version.content() else { return false };
+        if let Some(file) = self.residents.find(&id) {
+            version.note_resident(&file);
+            return true;
+        }
+        let Some(candidate) = self.residents.want(id, version.size(), worth) else { return false };
+        let lane = if version.size() <= SMALL_FILE { &self.small } else { &self.large };
+        lane.try_send(Wanted { version: version.clone(), candidate }).is_ok()
+    }
+}
+
+async fn work(reader: Weak<Reader>, wanted: mpsc::Receiver<Wanted>, at_once: usize) {
+    let promote = |wanted| {
+        let reader = reader.upgrade();
+        async move {
+            if let Some(reader) = reader {
+                reader.make_resident(wanted).await;
+            }
+        }
+    };
+    ReceiverStream::new(wanted).for_each_concurrent(at_once, promote).await;
+}
+
+/// A part of a file that has bytes, and from where on.
+struct Piece {
+    offset: u64,
+    origin: PieceOrigin,
+}
+
+enum PieceOrigin {
+    Bytes(Bytes),
+    Block(Chunk, Located),
+}
+
+/// The parts of a file, but for those that are zeros.
+fn pieces(layout: &Layout) -> Vec<Piece> {
+    let mut pieces = Vec::new();
+    let mut offset = 0;
+    for segment in layout.segments(0, layout.size()) {
+        match segment {
+            Segment::Zeros(len) => offset += len as u64,
+            Segment::Bytes(bytes) => {
+                let len = bytes.len() as u64;
+                pieces.push(Piece { offset, origin: PieceOrigin::Bytes(bytes) });
+                offset += len;
+            }
+            Segment::Chunk { index, range } => {
+                let chunk = layout.chunk(index);
+                for located in grain::locate_large(chunk, &range) {
+                    let len = located.range.len() as u64;
+                    pieces.push(Piece { offset, origin: PieceOrigin::Block(chunk.clone(), located) });
+                    offset += len;
+                }
+            }
+        }
+    }
+    pieces
+}
+
+/// Blocks that were fetched to become a part of a file: what becomes of them is counted with the files.
+#[derive(Debug)]
+struct Landing;
+
+impl PrefetchOutcome for Landing {
+    fn fetched(&self, _: usize) {}
+    fn used(&self, _: usize) {}
+    fn wasted(&self, _: usize) {}
+}
+
+impl Reader {
+    async fn make_resident(self: &Arc<Self>, wanted: Wanted) {
+        let Wanted { version, candidate } = wanted;
+        let pieces = match version.layout(&*self.origin).await {
+            Ok(layout) => pieces(layout),
+            Err(error) => {
+                tracing::debug!(path = version.path(), %error, "a file cannot be kept in memory");
+                return;
+            }
+        };
+        // Closing and unmapping what leaves takes a while.
+        let made = tokio::task::spawn_blocking(|| candidate.make_room()).await;
+        let Ok(Some(mut promotion)) = made else { return };
+        let keys: Vec<_> = pieces.iter().filter_map(Piece::key).collect();
+        let fetch = |piece: Piece| {
+            let reader = self.clone();
+            async move { (piece.offset, reader.piece(piece.origin).await) }
+        };
+        let mut fetched = stream::iter(pieces).map(fetch).buffered(BLOCKS_AT_ONCE);
+        while let Some((offset, data)) = fetched.next().await {
+            promotion = match self.land(promotion, offset, data).await {
+                Some(promotion) => promotion,
+                None => return,
+            };
+        }
+        if let Some(file) = promotion.complete().await {
+            version.note_resident(&file);
+            keys.iter().for_each(|key| _ = self.cache.remove(key));
+        }
+    }
+
+    /// Writes a part of a file, and gives up its block if that was fetched for this.
+    async fn land(
+        &self,
+        promotion: Promotion,
+        offset: u64,
+        part: Result<(Data, Option<BlockKey>), ReadError>,
+    ) -> Option<Promotion> {
+        match part {
+            Ok((data, fetched)) => {
+                let (promotion, _) = promotion.write(data, offset).await?;
+                if let Some(key) = fetched {
+                    self.cache.remove(&key);
+                }
+                Some(promotion)
+            }
+            Err(error) => {
+                promotion.fail(io::Error::other(error));
+                None
+            }
+        }
+    }
+
+    /// The bytes of a part, and the key of its block if that had to be fetched.
+    async fn piece(self: Arc<Self>, origin: PieceOrigin) -> Result<(Data, Option<BlockKey>), ReadError> {
+        let (chunk, located) = match origin {
+            PieceOrigin::Bytes(bytes) => return Ok((Data::shared(bytes), None)),
+            PieceOrigin::Block(chunk, located) => (chunk, located),
+        };
+        let (block, was_fetched) = self.block_below_readers(&chunk, located.key).await?;
+        Ok((Data::block(block, located.range), was_fetched.then_some(located.key)))
+    }
+
+    /// The block under `key`, and whether it had to be fetched for this alone.
+    async fn block_below_readers(
+        self: &Arc<Self>,
+        chunk: &Chunk,
+        key: BlockKey,
+    ) -> Result<(Readable, bool), ReadError> {
+        let len = grain::span(chunk, key.part).1;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(block) = self.cache.get(&key) {
+                return Ok((block, false));
+            }
+            if let Some(outcome) = self.flights.outcome(&key) {
+                return Ok((outcome.await?.block, false));
+            }
+            if let Some(filling) = self.cache.try_fill(key, len, Arc::new(Landing)) {
+                let (reader, chunk) = (self.clone(), chunk.clone());
+                let landed = || self.cache.get(&key).map(super::from_cache);
+                let fetch =
+                    |priority: Priority| async move { reader.fill(chunk, key, filling, &priority).await };
+                let joined = self.flights.join(key, Urgency::Speculative, landed, fetch);
+                return match joined {
+                    Joined::Landed(fetched) => Ok((fetched.block, false)),
+                    Joined::Waiting(outcome) => Ok((outcome.await?.block, true)),
+                };
+            }
+            if !self.cache.admits(len) || Instant::now() >= deadline {
+                return Err(ReadError::NoRoom);
+            }
+            sleep(LOOKS).await;
+        }
+    }
+}
+
+impl Piece {
+    fn key(&self) -> Option<BlockKey> {
+        match &self.origin {
+            PieceOrigin::Bytes(_) => None,
+            PieceOrigin::Block(_, located) => Some(located.key),
+        }
+    }
+}
