@@ -32,6 +32,7 @@ mod consumed;
 mod fill;
 mod flight;
 mod index;
+mod keep;
 mod pass;
 pub mod policy;
 pub mod replay;
@@ -59,6 +60,7 @@ use policy::Dueling;
 pub use arena::MIN_CAPACITY;
 pub use block::{BlockKey, Part, PrefetchOutcome, Readable};
 pub use fill::Filling;
+pub use keep::{Displace, NoRoom};
 pub use flight::{Flights, Interrupted, Joined, Outcome, Spawn};
 
 /// How long a reader's fetch waits for memory of the cache.
@@ -175,9 +177,9 @@ impl Cache {
     }
 
     /// A stream has read `bytes` of the block under `key`. Once it has read all of them the block is given up, unless it
-    /// was given up before and had to be fetched again.
+    /// was given up before and had to be fetched again, or somebody has asked for it to be there ([`Cache::keep`]).
     pub fn consumed(&self, key: &BlockKey, block: &Readable, bytes: usize) {
-        if block.stream(bytes) && self.consumed.note(*key) {
+        if block.stream(bytes) && !block.entry().is_kept() && self.consumed.note(*key) {
             self.index.give_up(key);
         }
     }
