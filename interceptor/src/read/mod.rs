@@ -19,6 +19,7 @@ pub mod intervals;
 mod layout;
 mod origin;
 mod version;
+mod warm;
 
 #[cfg(test)]
 mod tests;
@@ -39,6 +40,7 @@ use crate::telemetry::metrics::{Metrics, Outcome, Source, Trigger};
 pub use data::Data;
 pub use origin::{Cluster, Origin, OriginError};
 pub use version::FileVersion;
+pub use warm::{WarmError, Warmup};
 
 use data::Segment;
 use grain::{Access, Located};
@@ -83,6 +85,9 @@ pub struct Reader {
     sequential: Arc<dyn PrefetchOutcome>,
     hot: Arc<dyn PrefetchOutcome>,
     next_file: Arc<dyn PrefetchOutcome>,
+    warmup: Arc<dyn PrefetchOutcome>,
+    /// Held, by the KiB, by fetches of files that somebody has asked for in advance.
+    warming: Arc<Semaphore>,
     /// Held by the fetch of a hot chunk. One at a time, so that random readers, who wait for small pieces meanwhile, do not
     /// wait behind a crowd of large ones.
     promoting: Arc<Semaphore>,
@@ -124,6 +129,8 @@ impl Reader {
             sequential: counted(Trigger::Sequential),
             hot: counted(Trigger::Hot),
             next_file: counted(Trigger::NextFile),
+            warmup: counted(Trigger::Warmup),
+            warming: Arc::new(Semaphore::new((cache.speculation_limit() >> 10) as usize)),
             promoting: Arc::new(Semaphore::new(1)),
             cache,
             origin,

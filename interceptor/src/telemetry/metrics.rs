@@ -56,11 +56,13 @@ pub enum Trigger {
     Hot,
     /// Files of a directory are read one after the other.
     NextFile,
+    /// Somebody asked for the file with `interceptor warmup`.
+    Warmup,
 }
 
 impl Trigger {
     /// All triggers; `trigger as usize` is the index.
-    pub const ALL: [Trigger; 3] = [Trigger::Sequential, Trigger::Hot, Trigger::NextFile];
+    pub const ALL: [Trigger; 4] = [Trigger::Sequential, Trigger::Hot, Trigger::NextFile, Trigger::Warmup];
 
     /// The value of the label `trigger`.
     pub const fn label(self) -> &'static str {
@@ -68,6 +70,7 @@ impl Trigger {
             Trigger::Sequential => "sequential",
             Trigger::Hot => "hot",
             Trigger::NextFile => "next_file",
+            Trigger::Warmup => "warmup",
         }
     }
 }
@@ -308,7 +311,7 @@ mod tests {
         assert_eq!(totals.fetch_errors, [((Source::Http, "timeout"), 2)].into());
         assert_eq!(totals.fallbacks, [((Source::Registered, Source::Http), 1)].into());
         assert_eq!(totals.integrity_failures, [(Source::Http, 1)].into());
-        assert_eq!(totals.prefetched, [[0, 0], [0, 7], [0, 0]]);
+        assert_eq!(totals.prefetched, [[0, 0], [0, 7], [0, 0], [0, 0]]);
         assert_eq!(metrics.hit_ratios(Instant::now()), [("1m", Some(0.75)), ("10m", Some(0.75))]);
     }
 

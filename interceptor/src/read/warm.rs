@@ -1,0 +1,208 @@
+//! Whole files in and out of the cache because somebody asks for it, ahead of the job that will read them.
+//!
+//! A file is brought in the largest blocks it can be cut into, like the file of a sequential reader, and each block
+//! through the same single flight as a reader's: what a reader is fetching is waited for, and a reader who comes while
+//! a block is on its way waits for that. Memory is taken and the turn is waited for *before* the flight begins, so
+//! that a reader never waits in our queue ([`Reader::warm_block`]).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use futures::stream::{self, StreamExt};
+
+use super::data::Segment;
+use super::grain::{self, Located};
+use super::{FileVersion, ReadError, Reader, from_cache};
+use crate::cache::{Displace, Joined, NoRoom};
+use crate::seaweed::entry::Chunk;
+
+/// How many blocks of one file may be on their way. What all of them together may hold is bounded by bytes.
+const BLOCKS_AT_ONCE: usize = 16;
+/// After how many segments of a file others get their turn on the thread that counts them.
+const SEGMENTS_AT_ONCE: usize = 64;
+
+/// Why a file was not brought in, or not all of it.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum WarmError {
+    /// The cache has no room for it.
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
+    /// It cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+}
+
+/// A request for files to be brought in: what it may take, and how far it has come. All in bytes.
+#[derive(Debug)]
+pub struct Warmup {
+    displace: Displace,
+    /// What it has in the cache so far. Of these, blocks it has fetched itself are the ones it might push out again.
+    held: AtomicU64,
+    settled: AtomicU64,
+}
+
+impl Warmup {
+    /// A request that may displace this. `held` bytes are in the cache by earlier requests of the same caller, which
+    /// this one shall not push out.
+    pub fn new(displace: Displace, held: u64) -> Self {
+        Self { displace, held: AtomicU64::new(held), settled: AtomicU64::new(0) }
+    }
+
+    /// Bytes of files that are in the cache by now, or need not be: holes, and content that came with the names.
+    pub fn settled(&self) -> u64 {
+        self.settled.load(Ordering::Relaxed)
+    }
+
+    fn settle(&self, bytes: u64) {
+        self.settled.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Reader {
+    /// Brings all of `file` into the cache. Returns how many bytes had to be fetched. What has come in before an error
+    /// stays.
+    ///
+    /// # Errors
+    /// When the cache has no room, or the file cannot be read.
+    pub async fn warm(self: &Arc<Self>, file: &FileVersion, warmup: &Warmup) -> Result<u64, WarmError> {
+        let layout = file.layout(&*self.origin).await?;
+        let parts = layout.segments(0, layout.size()).flat_map(|segment| {
+            let parts: Box<dyn Iterator<Item = Result<(&Chunk, Located), u64>> + Send> = match segment {
+                Segment::Chunk { index, range } => {
+                    let chunk = layout.chunk(index);
+                    Box::new(grain::large_cuts(chunk, &range).map(move |located| Ok((chunk, located))))
+                }
+                Segment::Bytes(bytes) => Box::new(std::iter::once(Err(bytes.len() as u64))),
+                Segment::Zeros(len) => Box::new(std::iter::once(Err(len as u64))),
+            };
+            parts
+        });
+        let failed = AtomicBool::new(false);
+        let mut blocks = stream::iter(parts.take_while(|_| !failed.load(Ordering::Relaxed)))
+            .map(|part| async move {
+                match part {
+                    Ok((chunk, located)) => {
+                        let fetched = self.warm_block(chunk, &located, warmup).await?;
+                        warmup.settle(located.range.len() as u64);
+                        Ok(fetched)
+                    }
+                    Err(without_block) => {
+                        warmup.settle(without_block);
+                        Ok(0)
+                    }
+                }
+            })
+            .buffer_unordered(BLOCKS_AT_ONCE);
+        let (mut sum, mut outcome) = (0, Ok(()));
+        // After an error nothing more is begun; what is on its way comes in, and counts.
+        while let Some(block) = blocks.next().await {
+            match block {
+                Ok(fetched) => sum += fetched,
+                Err(error) => {
+                    failed.store(true, Ordering::Relaxed);
+                    outcome = outcome.and(Err(error));
+                }
+            }
+        }
+        outcome.map(|()| sum)
+    }
+
+    /// Brings one block in, and returns how many bytes that took.
+    async fn warm_block(
+        self: &Arc<Self>,
+        chunk: &Chunk,
+        located: &Located,
+        warmup: &Warmup,
+    ) -> Result<u64, WarmError> {
+        let key = located.key;
+        let len = grain::span(chunk, key.part).1;
+        let held = warmup.held.fetch_add(len as u64, Ordering::Relaxed) + len as u64;
+        if self.cache.keep(&key) {
+            return Ok(0);
+        }
+        // By force anything can be made to leave, even what this request has brought itself.
+        if warmup.displace == Displace::LeastValued && held > self.cache.keep_limit() {
+            return Err(NoRoom::Full.into());
+        }
+        let turn = self.turn_to_warm(len).await;
+        let filling = self.cache.fill_kept(key, len, warmup.displace, self.warmup.clone()).await?;
+        let mut ours = false;
+        let joined = self.flights.join(
+            key,
+            || self.cache.get(&key).map(from_cache),
+            || {
+                ours = true;
+                let (reader, chunk) = (self.clone(), chunk.clone());
+                async move {
+                    let _turn = turn;
+                    reader.fill(chunk, key, filling).await
+                }
+            },
+        );
+        if let Joined::Waiting(outcome) = joined {
+            outcome.await?;
+        }
+        if !ours && !self.cache.keep(&key) {
+            // A reader's fetch brought it, in memory outside of the cache or only for a moment.
+            return Err(NoRoom::Full.into());
+        }
+        Ok(if ours { len as u64 } else { 0 })
+    }
+
+    /// Waits until `len` more bytes may be fetched that nobody waits for. Whatever holds such fetches back belongs here.
+    async fn turn_to_warm(&self, len: usize) -> impl Send + 'static + use<> {
+        let most = self.cache.speculation_limit() >> 10;
+        let units = (len as u64).div_ceil(1024).min(most) as u32;
+        self.warming.clone().acquire_many_owned(units).await.expect("the semaphore is never closed")
+    }
+
+    /// How many bytes of `file` can be read without a fetch. A file whose content is not in the cluster is not brought
+    /// there to find out.
+    ///
+    /// # Errors
+    /// When the list of its chunks cannot be had.
+    pub async fn cached(&self, file: &FileVersion) -> Result<u64, ReadError> {
+        if file.is_remote() {
+            return Ok(0);
+        }
+        let layout = file.layout(&*self.origin).await?;
+        let mut sum = 0;
+        for (number, segment) in layout.segments(0, layout.size()).enumerate() {
+            sum += match segment {
+                Segment::Bytes(bytes) => bytes.len() as u64,
+                Segment::Zeros(len) => len as u64,
+                Segment::Chunk { index, range } => {
+                    grain::cached(layout.chunk(index), &range, &|key| self.cache.contains(key))
+                }
+            };
+            if number % SEGMENTS_AT_ONCE == SEGMENTS_AT_ONCE - 1 {
+                tokio::task::yield_now().await;
+            }
+        }
+        Ok(sum)
+    }
+
+    /// Gives up all blocks of `file`. Reads that are under way keep theirs until they are answered. Returns how many
+    /// bytes left the cache.
+    ///
+    /// # Errors
+    /// When the list of its chunks cannot be had.
+    pub async fn give_up(&self, file: &FileVersion) -> Result<u64, ReadError> {
+        if file.is_remote() {
+            return Ok(0);
+        }
+        let layout = file.layout(&*self.origin).await?;
+        let mut sum = 0;
+        for (number, segment) in layout.segments(0, layout.size()).enumerate() {
+            if let Segment::Chunk { index, range } = segment {
+                let chunk = layout.chunk(index);
+                let gone = grain::every_block(chunk, &range).filter(|key| self.cache.remove(key));
+                sum += gone.map(|key| grain::span(chunk, key.part).1 as u64).sum::<u64>();
+            }
+            if number % SEGMENTS_AT_ONCE == SEGMENTS_AT_ONCE - 1 {
+                tokio::task::yield_now().await;
+            }
+        }
+        Ok(sum)
+    }
+}
