@@ -34,7 +34,8 @@ use crate::seaweed::subscribe::{Notice, subscribe};
 use crate::telemetry::logs::LogFormat;
 use crate::telemetry::server::Server;
 use crate::telemetry::status::Identity;
-use crate::telemetry::{Metrics, Status, window};
+use crate::telemetry::{Metrics, Status, peer, window};
+use crate::warmup::{self, Desk};
 
 /// How long files that are open when the mount is taken away can still be read.
 const GRACE: Duration = Duration::from_secs(5);
@@ -94,12 +95,13 @@ async fn serve(plan: Plan) -> anyhow::Result<()> {
         tracing::warn!(ability = lost.ability, remedy = lost.remedy, "going without: {}", lost.reason);
         status.lost(lost);
     }
+    let desk = Desk::new();
     let status_at = match &plan.options.status_addr {
         StatusAddress::Nowhere => None,
         StatusAddress::At(address) => {
             let server = Server::bind(address).await?;
             let at = server.address();
-            tokio::spawn(server.serve(status.clone()));
+            tokio::spawn(server.serve(status.clone(), warmup::api::router(desk.clone())));
             Some(at)
         }
     };
@@ -112,7 +114,8 @@ async fn serve(plan: Plan) -> anyhow::Result<()> {
         }
     };
     // Not to be given up half-way, or the mount would be left behind; its steps have deadlines.
-    let mount = mount(&plan, &filer, security, &status).await?;
+    let (mount, reader) = mount(&plan, &filer, security, &status, status_at).await?;
+    take_requests(&desk, &mount, reader);
     health::watch(&status, &mount, &filer, &plan.options.mountpoint);
     announce(&plan, &filer, status_at);
 
@@ -148,7 +151,8 @@ async fn mount(
     filer: &FilerClient,
     security: Arc<Security>,
     status: &Arc<Status>,
-) -> anyhow::Result<Arc<Mount>> {
+    status_at: Option<SocketAddr>,
+) -> anyhow::Result<(Arc<Mount>, Arc<Reader>)> {
     let (options, metrics) = (&plan.options, status.metrics());
     let fetching = fetch::Options {
         access: access(options.fetch.volume_server_access, filer),
@@ -174,9 +178,21 @@ async fn mount(
         include_system_entries: options.mount.include_system_entries,
         threads: Some(options.threads()),
         read_ahead_kib: options.mount.readahead_kb,
+        status_api: status_at.map(peer::reachable),
     };
     let notices = noted(heard, status.clone());
-    Ok(Arc::new(Mount::start(mount_options, filer.clone(), reader, notices).await?))
+    let mount = Mount::start(mount_options, filer.clone(), reader.clone(), notices).await?;
+    Ok((Arc::new(mount), reader))
+}
+
+/// From now on `desk` takes requests about the mount's files. Does not keep the mount.
+fn take_requests(desk: &Desk, mount: &Arc<Mount>, reader: Arc<Reader>) {
+    let known = Arc::downgrade(mount);
+    desk.open(warmup::Mounted {
+        device: mount.device().to_owned(),
+        version: Box::new(move |node| known.upgrade()?.version(node)),
+        reader,
+    });
 }
 
 fn access(access: VolumeServerAccess, filer: &FilerClient) -> Access {

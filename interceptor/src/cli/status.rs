@@ -181,7 +181,7 @@ mod tests {
         let address = server.address().to_string();
         let status = Status::new(identity(), Metrics::new());
         status.metrics().read(Source::Http, 3 << 20, Duration::from_millis(2));
-        tokio::spawn(server.serve(status));
+        tokio::spawn(server.serve(status, axum::Router::new()));
         let asked = tokio::task::spawn_blocking(move || {
             (get(&address, "/api/v1/status").unwrap(), get(&address, "/readyz").unwrap())
         });

@@ -39,6 +39,8 @@ pub(super) struct Shared {
     pub(super) runtime: tokio::runtime::Handle,
     pub(super) directories: Handles<DirectoryHandle>,
     pub(super) walks: Mutex<Walks>,
+    /// The value of [`xattr::STATUS_XATTR`].
+    pub(super) status_api: String,
 }
 
 /// A mount's side of the protocol.
@@ -252,6 +254,9 @@ impl Filesystem for MountedTree {
 
     fn getxattr(&self, _: &Request, node: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let Some(name) = name.to_str().map(str::to_owned) else { return reply.error(Errno::ENODATA) };
+        if name == xattr::STATUS_XATTR {
+            return xattr::reply(reply, size, Some(self.0.status_api.as_bytes()));
+        }
         self.0.with_attributes(node.0, move |stat| match stat {
             Ok(stat) => xattr::reply(reply, size, xattr::get(&stat.entry.xattrs, &name)),
             Err(error) => reply.error(errno(&error)),

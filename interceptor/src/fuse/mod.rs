@@ -23,6 +23,7 @@ mod statfs;
 mod unmount;
 mod xattr;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,14 +34,15 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 pub use mountpoint::MountError;
+pub use xattr::STATUS_XATTR;
 
 use self::filesystem::{MountedTree, Shared};
 use self::handles::Handles;
 use self::kernel::KernelNotifier;
 use self::mountinfo::MountedAt;
 use self::statfs::SpaceCache;
-use crate::namespace::{Changed, Filer, Namespace, NamespaceOptions, invalidate};
-use crate::read::Reader;
+use crate::namespace::{Changed, Filer, Namespace, NamespaceOptions, NodeId, invalidate};
+use crate::read::{FileVersion, Reader};
 use crate::seaweed::entry::{Entry, Kind};
 use crate::seaweed::filer::FilerClient;
 use crate::seaweed::subscribe::{EntryRef, Notice};
@@ -62,6 +64,8 @@ pub struct MountOptions {
     pub threads: Option<usize>,
     /// How far the kernel reads ahead of a sequential reader, in KiB. Its own choice is 128.
     pub read_ahead_kib: u32,
+    /// Where the status API is found, for who asks the mount itself (see [`STATUS_XATTR`]).
+    pub status_api: Option<SocketAddr>,
 }
 
 impl MountOptions {
@@ -75,6 +79,7 @@ impl MountOptions {
             include_system_entries: false,
             threads: None,
             read_ahead_kib: 1024,
+            status_api: None,
         }
     }
 
@@ -145,6 +150,7 @@ impl Mount {
             runtime,
             directories: Handles::new(),
             walks: Mutex::default(),
+            status_api: options.status_api.map_or_else(|| "none".into(), |address| address.to_string()),
         });
 
         // The kernel is asked to mount, and may ask back, on a thread that may block.
@@ -186,6 +192,16 @@ impl Mount {
     pub fn status(&self) -> MountStatus {
         let (nodes, entries) = self.namespace.size();
         MountStatus { nodes, entries, live: self.namespace.is_live() }
+    }
+
+    /// The device number of the mount, `MAJOR:MINOR`.
+    pub fn device(&self) -> &str {
+        &self.at.device
+    }
+
+    /// Which version of a file a node is; `None` if there is no such node.
+    pub fn version(&self, node: NodeId) -> Option<Arc<FileVersion>> {
+        self.namespace.version(node).ok()
     }
 
     /// Resolves when the mount does not exist any more, whoever unmounted it.

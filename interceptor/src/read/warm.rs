@@ -6,9 +6,9 @@
 //! that a reader never waits in our queue ([`Reader::warm_block`]).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use futures::stream::{self, StreamExt};
+use futures::stream::{FuturesUnordered, StreamExt};
 
 use super::data::Segment;
 use super::grain::{self, Located};
@@ -39,18 +39,24 @@ pub struct Warmup {
     /// What it has in the cache so far. Of these, blocks it has fetched itself are the ones it might push out again.
     held: AtomicU64,
     settled: AtomicU64,
+    fetched: AtomicU64,
 }
 
 impl Warmup {
     /// A request that may displace this. `held` bytes are in the cache by earlier requests of the same caller, which
     /// this one shall not push out.
     pub fn new(displace: Displace, held: u64) -> Self {
-        Self { displace, held: AtomicU64::new(held), settled: AtomicU64::new(0) }
+        Self { displace, held: AtomicU64::new(held), settled: AtomicU64::new(0), fetched: AtomicU64::new(0) }
     }
 
     /// Bytes of files that are in the cache by now, or need not be: holes, and content that came with the names.
     pub fn settled(&self) -> u64 {
         self.settled.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that had to be fetched for that.
+    pub fn fetched(&self) -> u64 {
+        self.fetched.load(Ordering::Relaxed)
     }
 
     fn settle(&self, bytes: u64) {
@@ -59,66 +65,58 @@ impl Warmup {
 }
 
 impl Reader {
-    /// Brings all of `file` into the cache. Returns how many bytes had to be fetched. What has come in before an error
-    /// stays.
+    /// Brings all of `file` into the cache. What has come in before an error stays.
     ///
     /// # Errors
     /// When the cache has no room, or the file cannot be read.
-    pub async fn warm(self: &Arc<Self>, file: &FileVersion, warmup: &Warmup) -> Result<u64, WarmError> {
+    pub async fn warm(self: &Arc<Self>, file: &FileVersion, warmup: &Warmup) -> Result<(), WarmError> {
         let layout = file.layout(&*self.origin).await?;
-        let parts = layout.segments(0, layout.size()).flat_map(|segment| {
-            let parts: Box<dyn Iterator<Item = Result<(&Chunk, Located), u64>> + Send> = match segment {
-                Segment::Chunk { index, range } => {
-                    let chunk = layout.chunk(index);
-                    Box::new(grain::large_cuts(chunk, &range).map(move |located| Ok((chunk, located))))
+        let mut blocks = FuturesUnordered::new();
+        let mut outcome = Ok(());
+        'file: for segment in layout.segments(0, layout.size()) {
+            let (chunk, range) = match segment {
+                Segment::Chunk { index, range } => (layout.chunk(index), range),
+                Segment::Bytes(bytes) => {
+                    warmup.settle(bytes.len() as u64);
+                    continue;
                 }
-                Segment::Bytes(bytes) => Box::new(std::iter::once(Err(bytes.len() as u64))),
-                Segment::Zeros(len) => Box::new(std::iter::once(Err(len as u64))),
+                Segment::Zeros(len) => {
+                    warmup.settle(len as u64);
+                    continue;
+                }
             };
-            parts
-        });
-        let failed = AtomicBool::new(false);
-        let mut blocks = stream::iter(parts.take_while(|_| !failed.load(Ordering::Relaxed)))
-            .map(|part| async move {
-                match part {
-                    Ok((chunk, located)) => {
-                        let fetched = self.warm_block(chunk, &located, warmup).await?;
-                        warmup.settle(located.range.len() as u64);
-                        Ok(fetched)
-                    }
-                    Err(without_block) => {
-                        warmup.settle(without_block);
-                        Ok(0)
-                    }
+            for located in grain::large_cuts(chunk, &range) {
+                if blocks.len() >= BLOCKS_AT_ONCE
+                    && let Some(block) = blocks.next().await
+                {
+                    outcome = outcome.and(block);
                 }
-            })
-            .buffer_unordered(BLOCKS_AT_ONCE);
-        let (mut sum, mut outcome) = (0, Ok(()));
-        // After an error nothing more is begun; what is on its way comes in, and counts.
-        while let Some(block) = blocks.next().await {
-            match block {
-                Ok(fetched) => sum += fetched,
-                Err(error) => {
-                    failed.store(true, Ordering::Relaxed);
-                    outcome = outcome.and(Err(error));
+                if outcome.is_err() {
+                    break 'file;
                 }
+                blocks.push(self.warm_block(chunk, located, warmup));
             }
         }
-        outcome.map(|()| sum)
+        // After an error nothing more is begun; what is on its way comes in, and counts.
+        while let Some(block) = blocks.next().await {
+            outcome = outcome.and(block);
+        }
+        outcome
     }
 
-    /// Brings one block in, and returns how many bytes that took.
+    /// Brings one block in.
     async fn warm_block(
         self: &Arc<Self>,
         chunk: &Chunk,
-        located: &Located,
+        located: Located,
         warmup: &Warmup,
-    ) -> Result<u64, WarmError> {
+    ) -> Result<(), WarmError> {
         let key = located.key;
         let len = grain::span(chunk, key.part).1;
         let held = warmup.held.fetch_add(len as u64, Ordering::Relaxed) + len as u64;
         if self.cache.keep(&key) {
-            return Ok(0);
+            warmup.settle(located.range.len() as u64);
+            return Ok(());
         }
         // By force anything can be made to leave, even what this request has brought itself.
         if warmup.displace == Displace::LeastValued && held > self.cache.keep_limit() {
@@ -142,11 +140,14 @@ impl Reader {
         if let Joined::Waiting(outcome) = joined {
             outcome.await?;
         }
-        if !ours && !self.cache.keep(&key) {
+        if ours {
+            warmup.fetched.fetch_add(len as u64, Ordering::Relaxed);
+        } else if !self.cache.keep(&key) {
             // A reader's fetch brought it, in memory outside of the cache or only for a moment.
             return Err(NoRoom::Full.into());
         }
-        Ok(if ours { len as u64 } else { 0 })
+        warmup.settle(located.range.len() as u64);
+        Ok(())
     }
 
     /// Waits until `len` more bytes may be fetched that nobody waits for. Whatever holds such fetches back belongs here.

@@ -8,6 +8,7 @@ pub mod export;
 mod exposition;
 pub mod logs;
 pub mod metrics;
+pub mod peer;
 pub mod report;
 pub mod server;
 mod shard;

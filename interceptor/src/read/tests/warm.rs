@@ -13,8 +13,11 @@ fn file(needles: &Needles, first: u64, mib: u64) -> Arc<FileVersion> {
 }
 
 impl Mounted {
+    /// Returns how many bytes were fetched.
     fn warm(&self, file: &FileVersion, warmup: &Warmup) -> Result<u64, WarmError> {
-        self.runtime.block_on(self.reader.warm(file, warmup))
+        let before = warmup.fetched();
+        self.runtime.block_on(self.reader.warm(file, warmup))?;
+        Ok(warmup.fetched() - before)
     }
 
     fn cached(&self, file: &FileVersion) -> u64 {
