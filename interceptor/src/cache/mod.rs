@@ -60,8 +60,8 @@ use policy::Dueling;
 pub use arena::MIN_CAPACITY;
 pub use block::{BlockKey, Part, PrefetchOutcome, Readable};
 pub use fill::Filling;
-pub use keep::{Displace, NoRoom};
 pub use flight::{Flights, Interrupted, Joined, Outcome, Spawn};
+pub use keep::{Displace, NoRoom};
 
 /// How long a reader's fetch waits for memory of the cache.
 pub const PATIENCE: Duration = Duration::from_secs(2);

@@ -1,22 +1,14 @@
 //! `interceptor status`: asks the daemon's status API once and prints the answer.
 
 use std::fmt::{self, Write as _};
-use std::io::{Read, Write as _};
-use std::net::{TcpStream, ToSocketAddrs};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use clap::Args;
 
+use super::http::get;
 use super::size::ByteSize;
 use crate::telemetry::report::{API_VERSION, Flow, Report};
-
-/// The daemon answers from memory, or says within three seconds what hangs: if it takes longer than this, something is
-/// wrong with it.
-const DEADLINE: Duration = Duration::from_secs(5);
-
-/// More than any report has.
-const LARGEST_ANSWER: u64 = 16 << 20;
 
 /// Prints what a running mount says of itself.
 #[derive(Debug, Clone, Args)]
@@ -47,40 +39,6 @@ pub(super) fn run(options: &StatusOptions) -> anyhow::Result<()> {
     let readiness = if ready.code == 200 { None } else { Some(ready.body.trim()) };
     print!("{}", Text { report: &report, readiness });
     Ok(())
-}
-
-/// An answer of the status API.
-struct Answer {
-    code: u16,
-    body: String,
-}
-
-/// One request over one connection. HTTP/1.0, so that the body ends where the connection does.
-fn get(address: &str, path: &str) -> anyhow::Result<Answer> {
-    let begun = Instant::now();
-    let socket = address.to_socket_addrs()?.next().context("the name has no address")?;
-    let mut stream = TcpStream::connect_timeout(&socket, DEADLINE)?;
-    stream.set_write_timeout(Some(DEADLINE))?;
-    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes())?;
-    let mut answer = Vec::new();
-    let mut part = [0; 64 << 10];
-    loop {
-        let left = DEADLINE.saturating_sub(begun.elapsed());
-        ensure!(!left.is_zero(), "no complete answer within {DEADLINE:?}");
-        stream.set_read_timeout(Some(left))?;
-        match stream.read(&mut part)? {
-            0 => break,
-            n => answer.extend_from_slice(&part[..n]),
-        }
-        ensure!(answer.len() as u64 <= LARGEST_ANSWER, "an answer of more than {LARGEST_ANSWER} bytes");
-    }
-    let mut headers = [httparse::EMPTY_HEADER; 64];
-    let mut response = httparse::Response::new(&mut headers);
-    let httparse::Status::Complete(head) = response.parse(&answer)? else {
-        bail!("the answer breaks off");
-    };
-    let code = response.code.context("an answer without a status code")?;
-    Ok(Answer { code, body: String::from_utf8(answer.split_off(head))? })
 }
 
 /// A report as people read it.

@@ -59,11 +59,9 @@ mod tests {
 
     #[test]
     fn a_server_for_every_address_is_reached_by_loopback() {
-        for (bound, reached) in [
-            ("0.0.0.0:9650", "127.0.0.1:9650"),
-            ("[::]:1", "[::1]:1"),
-            ("10.0.0.5:2", "10.0.0.5:2"),
-        ] {
+        for (bound, reached) in
+            [("0.0.0.0:9650", "127.0.0.1:9650"), ("[::]:1", "[::1]:1"), ("10.0.0.5:2", "10.0.0.5:2")]
+        {
             assert_eq!(reachable(bound.parse().unwrap()), reached.parse().unwrap());
         }
     }

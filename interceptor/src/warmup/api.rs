@@ -109,10 +109,7 @@ async fn report(
     desk.report(&id, wait).await.map(Json).ok_or_else(unknown)
 }
 
-async fn cancel(
-    State(desk): State<Arc<Desk>>,
-    Path(id): Path<String>,
-) -> Result<Json<wire::Report>, Error> {
+async fn cancel(State(desk): State<Arc<Desk>>, Path(id): Path<String>) -> Result<Json<wire::Report>, Error> {
     desk.cancel(&id).await.map(Json).ok_or_else(unknown)
 }
 

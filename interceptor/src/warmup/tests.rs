@@ -160,7 +160,11 @@ async fn a_job_is_cancelled_and_gone() {
     assert_eq!(report.state, State::Cancelled);
     assert!(desk.report(&job.id, LONG).await.is_none() && desk.cancel(&job.id).await.is_none());
     gate.0.add_permits(100);
-    assert_eq!(done(&desk, request(Action::Fetch, 6..=9)).await.results, [WARM; 4], "the turn was given back");
+    assert_eq!(
+        done(&desk, request(Action::Fetch, 6..=9)).await.results,
+        [WARM; 4],
+        "the turn was given back"
+    );
 }
 
 #[tokio::test]
@@ -226,12 +230,16 @@ fn check(nodes: &[u64]) -> String {
 async fn the_way_of_a_job_over_http() {
     let (desk, _gate) = desk(100);
     let router = api::router(desk);
-    let body = json!({ "action": "fetch", "device": "0:50", "nodes": [1, u64::MAX], "force": true }).to_string();
+    let body =
+        json!({ "action": "fetch", "device": "0:50", "nodes": [1, u64::MAX], "force": true }).to_string();
     let (status, job) = answer(&router, call(Method::POST, PATH, body)).await;
     assert_eq!(status, StatusCode::CREATED);
     let at = format!("{PATH}/{}", job["id"].as_str().unwrap());
     let (status, report) = answer(&router, call(Method::GET, &format!("{at}?wait_ms=99999999"), "")).await;
-    assert_eq!((status, &report["state"], &report["files_done"]), (StatusCode::OK, &json!("done"), &json!(2)));
+    assert_eq!(
+        (status, &report["state"], &report["files_done"]),
+        (StatusCode::OK, &json!("done"), &json!(2))
+    );
     assert_eq!(report["results"][1]["problem"], "gone");
     assert_eq!(answer(&router, call(Method::DELETE, &at, "")).await.0, StatusCode::OK);
     assert_eq!(answer(&router, call(Method::GET, &at, "")).await.0, StatusCode::NOT_FOUND);

@@ -73,7 +73,9 @@ impl Work {
         let outcome = match self.action {
             // What comes after it will not fit either, or only by taking the room of what was asked for first.
             Action::Fetch if self.full.load(Ordering::Relaxed) => Err(Problem::Full),
-            Action::Fetch => self.reader.warm(file, &self.warmup).await.map_err(|error| problem(file, &error)),
+            Action::Fetch => {
+                self.reader.warm(file, &self.warmup).await.map_err(|error| problem(file, &error))
+            }
             Action::Check => Ok(()),
             Action::Evict => self.give_up(file).await,
         };
