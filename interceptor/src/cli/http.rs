@@ -1,6 +1,6 @@
 //! Requests to a daemon's status API, one over each connection. HTTP/1.0, so that the body ends where the connection does.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
@@ -49,9 +49,12 @@ pub(super) fn ask(
         let left = deadline.saturating_sub(begun.elapsed());
         ensure!(!left.is_zero(), "no complete answer within {deadline:?}");
         stream.set_read_timeout(Some(left))?;
-        match stream.read(&mut part)? {
-            0 => break,
-            n => answer.extend_from_slice(&part[..n]),
+        match stream.read(&mut part) {
+            Ok(0) => break,
+            Ok(n) => answer.extend_from_slice(&part[..n]),
+            // By a signal that is handled elsewhere.
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error.into()),
         }
         ensure!(answer.len() as u64 <= LARGEST_ANSWER, "an answer of more than {LARGEST_ANSWER} bytes");
     }

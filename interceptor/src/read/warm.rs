@@ -36,7 +36,7 @@ pub enum WarmError {
 #[derive(Debug)]
 pub struct Warmup {
     displace: Displace,
-    /// What it has in the cache so far. Of these, blocks it has fetched itself are the ones it might push out again.
+    /// Blocks that it has asked for so far, which are not to push out each other.
     held: AtomicU64,
     settled: AtomicU64,
     fetched: AtomicU64,
@@ -114,13 +114,13 @@ impl Reader {
         let key = located.key;
         let len = grain::span(chunk, key.part).1;
         let held = warmup.held.fetch_add(len as u64, Ordering::Relaxed) + len as u64;
+        // By force anything can be made to leave, even what this request has found or brought itself.
+        if warmup.displace == Displace::LeastValued && held > self.cache.keep_limit() {
+            return Err(NoRoom::Full.into());
+        }
         if self.cache.keep(&key) {
             warmup.settle(located.range.len() as u64);
             return Ok(());
-        }
-        // By force anything can be made to leave, even what this request has brought itself.
-        if warmup.displace == Displace::LeastValued && held > self.cache.keep_limit() {
-            return Err(NoRoom::Full.into());
         }
         let turn = self.turn_to_warm(len).await;
         let filling = self.cache.fill_kept(key, len, warmup.displace, self.warmup.clone()).await?;

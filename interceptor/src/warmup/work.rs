@@ -82,11 +82,8 @@ impl Work {
         if outcome == Err(Problem::Full) {
             self.full.store(true, Ordering::Relaxed);
         }
-        let cached = match (self.action, outcome) {
-            (Action::Fetch, Ok(())) => Ok(size),
-            _ => self.reader.cached(file).await.map_err(|error| unreadable(file, &error)),
-        };
-        let problem = outcome.err().or(cached.err());
+        let cached = self.reader.cached(file).await;
+        let problem = outcome.err().or_else(|| cached.as_ref().err().map(|error| unreadable(file, error)));
         FileResult { size, cached: cached.unwrap_or(0), problem }
     }
 

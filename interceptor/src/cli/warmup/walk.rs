@@ -78,7 +78,7 @@ pub(super) fn hold(path: &Path) -> io::Result<File> {
 /// What an error means here.
 pub(super) fn explain(error: &io::Error) -> String {
     match error.raw_os_error() {
-        Some(libc::ENOTCONN) => "the daemon of this mount is gone".into(),
+        Some(libc::ENOTCONN | libc::ECONNABORTED) => "the daemon of this mount is gone".into(),
         _ => error.to_string(),
     }
 }
