@@ -64,9 +64,12 @@ impl fmt::Display for Text<'_> {
         if let Some(reason) = &subscription.last_loss {
             line("", &format_args!("last loss: {reason}"))?;
         }
-        if let Some(cache) = report.cache {
+        if let Some(cache) = &report.cache {
             let [used, capacity, allocated] = [cache.used, cache.capacity, cache.allocated].map(ByteSize);
+            let [resident, pinned] = [cache.resident, cache.pinned].map(ByteSize);
             line("cache", &format_args!("{used} of {capacity}, {allocated} allocated"))?;
+            line("", &format_args!("{resident} in resident files, {pinned} being read"))?;
+            line("", &format_args!("memory: {}", backing_text(&cache.backing)))?;
         }
         let ratio = |(window, ratio): (&String, &Option<f64>)| match ratio {
             Some(ratio) => format!("{:.1} % in {window}", 100.0 * ratio),
@@ -92,6 +95,16 @@ impl fmt::Display for Text<'_> {
             line("goes without", &format_args!("{}: {} ({})", lost.ability, lost.reason, lost.remedy))?;
         }
         Ok(())
+    }
+}
+
+/// What the cache's memory is made of, in words.
+fn backing_text(backing: &str) -> &str {
+    match backing {
+        "hugetlb" => "huge pages that were set aside (hugetlb)",
+        "transparent" => "transparent huge pages",
+        "plain" => "pages of 4 KiB",
+        other => other,
     }
 }
 

@@ -98,15 +98,37 @@ impl Outcome {
 }
 
 /// How full the cache is, in bytes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CacheUsage {
     /// What it may hold.
     pub capacity: u64,
-    /// What can be found in it.
+    /// What its blocks and the fetches in progress take.
     pub used: u64,
-    /// What it has of the process's memory: besides what can be found, fetches in progress, what replies in progress
-    /// still hold, and buffers that wait for the next fetch.
+    /// Of `capacity`, what is held as files that the kernel reads by itself.
+    #[serde(default)]
+    pub resident: u64,
+    /// Of `used`, blocks that somebody reads at the moment.
+    #[serde(default)]
+    pub pinned: u64,
+    /// `used`, and what is held outside of the cache's memory for reads that found it full.
     pub allocated: u64,
+    /// What its memory is made of: `hugetlb`, `transparent` (huge pages as the kernel has them) or `plain`.
+    #[serde(default)]
+    pub backing: String,
+    /// How it is divided among sizes of slots, those in use only.
+    #[serde(default)]
+    pub classes: Vec<CacheClass>,
+}
+
+/// The slots of one size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheClass {
+    /// Bytes of a slot.
+    pub slot: u64,
+    /// Bytes of slots in use.
+    pub used: u64,
+    /// Bytes that only slots of this size can take at the moment.
+    pub held: u64,
 }
 
 /// Tells a level at the moment it is asked. It is asked at any time from any thread, so it must not block.
@@ -121,7 +143,7 @@ struct Gauges {
 }
 
 /// The levels at one moment.
-#[derive(Debug, Clone, Copy, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct Levels {
     /// How full the cache is.
     pub cache: Option<CacheUsage>,
