@@ -1,6 +1,6 @@
 //! Prints what share of a recorded load the cache would miss at several sizes, beside plain LRU.
 //!
-//! `cargo run --release --example hit_ratio -- --trace FILE --sizes 1%,5%,10%,20%,40%`
+//! `cargo xtask bench hit-ratio --trace FILE --sizes 1%,5%,10%,20%,40%` builds and runs it.
 
 use std::path::PathBuf;
 
@@ -17,9 +17,9 @@ struct Options {
     /// Sizes of the cache, in per cent of the distinct blocks.
     #[arg(long, value_delimiter = ',', default_value = "1%,5%,10%,20%,40%", value_parser = share)]
     sizes: Vec<f64>,
-    /// Print one JSON object for each size instead of a table.
-    #[arg(long)]
-    json: bool,
+    /// Write the figures to this file, too.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
 }
 
 fn share(text: &str) -> Result<f64, String> {
@@ -35,21 +35,23 @@ fn share(text: &str) -> Result<f64, String> {
 fn main() -> anyhow::Result<()> {
     let options = Options::parse();
     let trace = Trace::open(&options.trace).with_context(|| options.trace.display().to_string())?;
-    if !options.json {
-        println!("{} requests of {} blocks", trace.requests(), trace.distinct());
-        println!("{:>6} {:>9} {:>7} {:>7}", "size", "blocks", "cache", "LRU");
-    }
+    println!("{} requests of {} blocks", trace.requests(), trace.distinct());
+    println!("{:>6} {:>9} {:>7} {:>7}", "size", "blocks", "cache", "LRU");
+    let mut rows = Vec::new();
     for share in options.sizes {
         let ratio = trace.miss_ratio(share)?;
         let percent = share * 100.0;
-        if options.json {
-            let line = serde_json::json!({
-                "size_percent": percent, "blocks": ratio.slots, "miss_ratio": ratio.cache, "lru_miss_ratio": ratio.lru,
-            });
-            println!("{line}");
-        } else {
-            println!("{percent:>5}% {:>9} {:>7.4} {:>7.4}", ratio.slots, ratio.cache, ratio.lru);
-        }
+        println!("{percent:>5}% {:>9} {:>7.4} {:>7.4}", ratio.slots, ratio.cache, ratio.lru);
+        rows.push(serde_json::json!({
+            "size_percent": percent, "blocks": ratio.slots, "miss_ratio": ratio.cache, "lru_miss_ratio": ratio.lru,
+        }));
+    }
+    if let Some(path) = options.json {
+        let report = serde_json::json!({
+            "trace": options.trace, "requests": trace.requests(), "distinct": trace.distinct(), "sizes": rows,
+        });
+        let written = std::fs::write(&path, serde_json::to_vec_pretty(&report)?);
+        written.with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
 }

@@ -4,6 +4,7 @@
 //! attributes and which version of a file a name stands for; [`read`] turns a range of a file into blocks of chunks;
 //! [`cache`] holds those blocks; [`prefetch`] says which to bring before they are asked for; [`fetch`] brings them,
 //! from the best source that works; [`seaweed`] speaks with filers and volume servers. [`telemetry`] watches them all.
+//! [`warmup`] stands beside [`fuse`]: it brings files in because somebody says that they will be read.
 //! Each module uses only those below it.
 
 pub mod cache;
@@ -15,3 +16,4 @@ pub mod prefetch;
 pub mod read;
 pub mod seaweed;
 pub mod telemetry;
+pub mod warmup;

@@ -3,6 +3,7 @@
 use std::fs::{self, File, Permissions};
 use std::io::ErrorKind;
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -92,7 +93,10 @@ fn bad_options_are_refused_as_usage_errors() {
         );
     }
     bench.refuses(2, &["--filer", "127.0.0.1:8888", "--cache-size", "1KiB", at], &["--cache-size"]);
-    bench.refuses(2, &["--filer", "127.0.0.1:8888", "--cache-size", "900TiB", at], &["--cache-size"]);
+    for force in ["--force=false", "--force"] {
+        let args = ["--filer", "127.0.0.1:8888", "--cache-size", "900TiB", force, at];
+        bench.refuses(2, &args, &["--cache-size", "900 TiB", "memory"]);
+    }
     for filer in ["", "nonsense", "127.0.0.1:99999", "127.0.0.1:8888,nonsense", "http://127.0.0.1:8888"] {
         bench.refuses(2, &[&format!("--filer={filer}"), at], &["--filer"]);
     }
@@ -164,6 +168,31 @@ fn a_cluster_that_cannot_be_mounted_is_refused() {
     let (status, said) = bench.run(&["mount", "--filer", &filer, "--status-addr", &taken, at]);
     assert_eq!(status, Some(1), "{said}");
     assert!(said.contains(&taken), "{said}");
+}
+
+#[test]
+fn refused_huge_pages_are_said_at_the_start() {
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = cluster();
+    let bench = Bench::new();
+    let mut command = Command::new(interceptor_program().unwrap());
+    command.args(["mount", "--status-addr", "none", "--filer", &cluster.filer_addresses()]);
+    command.arg(bench.mount_point()).current_dir(bench.directory.path());
+    // SAFETY: between fork and exec the closure makes one system call and allocates nothing.
+    unsafe { command.pre_exec(|| Ok(nix::sys::prctl::set_thp_disable(true)?)) };
+    let log = bench.directory.path().join("log");
+    let mut process = Process::start(command, &log, Duration::from_secs(10), Signal::SIGTERM).unwrap();
+    let mounted = || fs::read_to_string(&log).ok()?.contains("mounted /").then_some(());
+    eventually("the mount", Duration::from_secs(30), mounted).unwrap();
+    assert_eq!(fs::read(bench.mount_point().join("dir/file")).unwrap().len(), 1_000_000);
+    process.signal(Signal::SIGTERM);
+    assert!(process.wait(Duration::from_secs(10)).unwrap().success());
+    let said = fs::read_to_string(&log).unwrap();
+    for words in ["going without: switched off for this process", "in 4 KiB pages"] {
+        assert!(said.contains(words), "no {words:?}: {said}");
+    }
 }
 
 #[test]
@@ -278,6 +307,9 @@ fn the_status_page_tells_what_happens() {
     assert!(mount.metric("interceptor_read_seconds_count", &[]).unwrap() >= 1.0);
     assert!(mount.metric("interceptor_cache_bytes", &["state=\"capacity\""]).unwrap() >= 1_000_000.0);
     assert!(mount.metric("interceptor_cache_bytes", &["state=\"used\""]).unwrap() >= 1_000_000.0);
+    assert!(mount.metric("interceptor_cache_class_bytes", &["state=\"used\""]).unwrap() >= 1_000_000.0);
+    assert_eq!(mount.metric("interceptor_cache_bytes", &["state=\"pinned\""]).unwrap(), 0.0);
+    assert_eq!(mount.metric("interceptor_cache_info", &["backing="]).unwrap(), 1.0);
 
     let (status, text) = mount.status("/api/v1/status").unwrap();
     assert_eq!(status, 200);

@@ -34,6 +34,13 @@ pub(crate) fn build_interceptor() -> Result<PathBuf> {
     Ok(found.context("cargo built no program called interceptor")?.program)
 }
 
+/// Builds an example of the crate `interceptor`; returns the program.
+pub(crate) fn build_example(name: &str) -> Result<PathBuf> {
+    let built = build(&["build", "--workspace", "--exclude", "xtask", "--example", name])?;
+    let found = built.into_iter().find(|built| built.kind == "example" && built.target == name);
+    Ok(found.with_context(|| format!("cargo built no example called {name}"))?.program)
+}
+
 /// Builds the test programs of the whole workspace.
 pub(crate) fn build_tests() -> Result<Vec<Built>> {
     build(&["test", "--workspace", "--no-run"])

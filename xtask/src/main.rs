@@ -42,6 +42,7 @@ Examples:
   cargo xtask test --no-e2e volume                      fast tests named so
   cargo xtask bench seq-cold small-cold --reps 3        some rows, next to `weed mount`
   cargo xtask bench --json bench.json                   all rows, all repetitions
+  cargo xtask bench hit-ratio --trace ids.gz            the cache's miss ratios on a recorded load
 
 Environment:
   WEED_BIN   the weed program to use instead of the one on PATH or the pinned build";

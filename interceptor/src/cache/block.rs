@@ -84,6 +84,8 @@ pub(super) struct Entry {
     pass: Pass,
     /// Set while the block was fetched on speculation and nobody has read it.
     unread: AtomicBool,
+    /// Set when somebody has asked for the block to be there, so that having been read once is no reason to give it up.
+    kept: AtomicBool,
     outcome: Option<Arc<dyn PrefetchOutcome>>,
     /// How many bytes sequential readers have taken.
     streamed: AtomicUsize,
@@ -106,6 +108,7 @@ impl Entry {
             memory,
             pass: Pass::default(),
             unread: AtomicBool::new(outcome.is_some()),
+            kept: AtomicBool::new(false),
             outcome,
             streamed: AtomicUsize::new(0),
             core,
@@ -115,6 +118,16 @@ impl Entry {
     /// Whether it was fetched on speculation and nobody has read it.
     pub(super) fn is_unread(&self) -> bool {
         self.unread.load(Ordering::Relaxed)
+    }
+
+    /// Whether somebody has asked for it to be there.
+    pub(super) fn is_kept(&self) -> bool {
+        self.kept.load(Ordering::Relaxed)
+    }
+
+    /// Somebody asks for it to be there.
+    pub(super) fn keep(&self) {
+        self.kept.store(true, Ordering::Relaxed);
     }
 
     /// Whether somebody seems to be in the middle of reading it.
@@ -179,7 +192,7 @@ impl Readable {
         matches!(self.entry().memory, Memory::Slot(_))
     }
 
-    fn entry(&self) -> &Arc<Entry> {
+    pub(super) fn entry(&self) -> &Arc<Entry> {
         self.entry.as_ref().expect("a pin has its block until it is dropped")
     }
 }

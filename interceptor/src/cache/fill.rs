@@ -29,6 +29,7 @@ pub struct Filling {
     key: BlockKey,
     memory: Memory,
     outcome: Option<Arc<dyn PrefetchOutcome>>,
+    keep: bool,
     index: Arc<Index>,
     /// The share of the fill budget, given back when the fetch is over.
     _share: Option<OwnedSemaphorePermit>,
@@ -42,14 +43,23 @@ impl Filling {
         index: Arc<Index>,
         share: Option<OwnedSemaphorePermit>,
     ) -> Self {
-        Self { key, memory, outcome, index, _share: share }
+        Self { key, memory, outcome, keep: false, index, _share: share }
+    }
+
+    /// The same, for a block that shall stay when it is there.
+    pub(super) fn kept(mut self) -> Self {
+        self.keep = true;
+        self
     }
 
     /// Makes the bytes readable, by everyone who looks for the key if they are in the arena. If the block is there
     /// already, that one is returned.
     pub fn publish(self) -> Readable {
-        let Self { key, memory, outcome, index, _share } = self;
+        let Self { key, memory, outcome, keep, index, _share } = self;
         let entry = Arc::new(Entry::new(key, memory, outcome, index.core().clone()));
+        if keep {
+            entry.keep();
+        }
         index.publish(entry)
     }
 

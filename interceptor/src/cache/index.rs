@@ -141,6 +141,9 @@ impl Index {
         drop(shard);
         slot.set_owner(Some(key));
         policy.admit(key, slot.class().size(), arrival);
+        if entry.is_kept() {
+            policy.promote(&key);
+        }
         drop(policy);
         Readable::pin(entry)
     }

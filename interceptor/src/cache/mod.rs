@@ -35,6 +35,7 @@ mod consumed;
 mod fill;
 mod flight;
 mod index;
+mod keep;
 mod pass;
 pub mod policy;
 pub mod replay;
@@ -65,6 +66,7 @@ pub use arena::MIN_CAPACITY;
 pub use block::{BlockKey, Part, PrefetchOutcome, Readable};
 pub use fill::Filling;
 pub use flight::{Flights, Interrupted, Joined, Outcome, Spawn};
+pub use keep::{Displace, NoRoom};
 
 /// How long a reader's fetch waits for memory of the cache.
 pub const PATIENCE: Duration = Duration::from_secs(2);
@@ -182,9 +184,10 @@ impl Cache {
     }
 
     /// A stream has read `bytes` of the block under `key`. Once it has read all of them the block is given up, unless it
-    /// was given up before and had to be fetched again: then it stays, and this returns true.
+    /// was given up before and had to be fetched again: then it stays, and this returns true. It also stays if somebody has asked for
+    /// it to be there ([`Cache::keep`]).
     pub fn consumed(&self, key: &BlockKey, block: &Readable, bytes: usize) -> bool {
-        if !block.stream(bytes) {
+        if !block.stream(bytes) || block.entry().is_kept() {
             return false;
         }
         let is_new = self.consumed.note(*key);

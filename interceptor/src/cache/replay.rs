@@ -18,6 +18,8 @@ use super::fill::Filling;
 use super::index::Index;
 use super::policy::Dueling;
 
+/// What is longer is no id, and not read to its end to say so.
+const LONGEST_LINE: u64 = 4096;
 /// Bytes of the smallest slot.
 const SLOT: u64 = 4096;
 
@@ -72,20 +74,25 @@ impl Trace {
     }
 
     /// Reads one id a line. Empty lines do not count.
-    pub fn read(mut text: impl Read) -> Result<Self, ReplayError> {
-        let mut bytes = Vec::new();
-        text.read_to_end(&mut bytes)?;
-        let text = String::from_utf8_lossy(&bytes);
-        let ids = text.lines().map(str::trim).enumerate().filter(|(_, line)| !line.is_empty());
-        let requests: Result<Vec<u64>, _> = ids
-            .map(|(number, line)| {
-                line.parse().map_err(|_| ReplayError::Line {
-                    line: number + 1,
-                    text: line.chars().take(80).collect(),
-                })
-            })
-            .collect();
-        Self::new(requests?)
+    pub fn read(mut text: impl BufRead) -> Result<Self, ReplayError> {
+        let mut requests = Vec::new();
+        let mut line = Vec::new();
+        for number in 1.. {
+            line.clear();
+            if text.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line)? == 0 {
+                break;
+            }
+            let id = line.trim_ascii();
+            if id.is_empty() {
+                continue;
+            }
+            let parsed = std::str::from_utf8(id).ok().and_then(|id| id.parse().ok());
+            requests.push(parsed.ok_or_else(|| ReplayError::Line {
+                line: number,
+                text: String::from_utf8_lossy(id).chars().take(80).collect(),
+            })?);
+        }
+        Self::new(requests)
     }
 
     /// These requests.
@@ -183,6 +190,12 @@ mod tests {
     fn damaged_traces_are_refused() {
         let error = Trace::read(&b"1\nx\n"[..]).unwrap_err();
         assert!(matches!(&error, ReplayError::Line { line: 2, text } if text == "x"), "{error}");
+        let error = Trace::read(&b"\n\r\n18446744073709551615\n18446744073709551616"[..]).unwrap_err();
+        assert!(error.to_string().starts_with("line 4 of the trace"), "{error}");
+        let endless = BufReader::new(io::repeat(b'7'));
+        assert!(matches!(Trace::read(endless), Err(ReplayError::Line { line: 1, text }) if text.len() == 80));
+        assert!(matches!(Trace::read(&b"1 2\n"[..]), Err(ReplayError::Line { line: 1, .. })));
+        assert!(matches!(Trace::read(&b"\xff\n"[..]), Err(ReplayError::Line { line: 1, .. })));
         assert!(matches!(Trace::read(&b"\n"[..]), Err(ReplayError::Empty)));
         let cut_off: &[u8] = &[0x1f, 0x8b, 8, 0];
         let mut file = tempfile::NamedTempFile::new().unwrap();

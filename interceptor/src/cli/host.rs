@@ -155,16 +155,22 @@ fn request_size() -> Finding {
 
 fn huge_pages() -> Finding {
     let enabled = chosen("/sys/kernel/mm/transparent_hugepage/enabled");
-    let there = matches!(enabled.as_deref(), Some("always" | "madvise"));
+    let switched_off = nix::sys::prctl::get_thp_disable().unwrap_or(false);
+    let there = matches!(enabled.as_deref(), Some("always" | "madvise")) && !switched_off;
     Finding {
         ability: "huge pages",
         state: if there { State::Ok } else { State::Lost },
         found: match enabled {
+            Some(_) if switched_off => "switched off for this process (PR_SET_THP_DISABLE)".into(),
             Some(mode) => format!("transparent huge pages: {mode}"),
             None => "this kernel has no transparent huge pages".into(),
         },
         lost: "the cache's memory is mapped in pages of 4 KiB",
-        remedy: "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled",
+        remedy: if switched_off {
+            "start it by something that has not called prctl(PR_SET_THP_DISABLE)"
+        } else {
+            "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled"
+        },
     }
 }
 

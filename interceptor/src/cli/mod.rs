@@ -5,11 +5,13 @@
 mod check;
 mod config_file;
 mod host;
+mod http;
 mod mount;
 mod options;
 mod signals;
 mod size;
 mod status;
+mod warmup;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -21,6 +23,7 @@ use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use check::CheckOptions;
 use options::MountOptions;
 use status::StatusOptions;
+use warmup::WarmupOptions;
 
 use crate::telemetry::logs;
 
@@ -55,6 +58,19 @@ Examples:
 
 The same is at http://127.0.0.1:9650/ for a browser and at /metrics for Prometheus.";
 
+const WARMUP_EXAMPLES: &str = "\
+Examples:
+  interceptor warmup /mnt/data/train
+      Fetches all files of a tree.
+  find /mnt/data -name '*.tar' -print0 | interceptor warmup -0 -
+      Fetches the files that a list names.
+  interceptor warmup --check /mnt/data/train /mnt/data/val
+      Says what share of each is in the cache.
+
+Takes free memory only, and leaves an eighth of the cache for what is read meanwhile; --force makes room.
+Ctrl-C stops the daemon's work on it, too. Exits with 0 if everything is as it was asked for, 1 if something
+did not fit or could not be read, 2 if the options are wrong, 130 after Ctrl-C.";
+
 /// Fast, transparent reads of SeaweedFS.
 #[derive(Debug, Parser)]
 #[command(
@@ -74,6 +90,9 @@ enum Command {
     /// Mount a directory tree of a filer, read-only
     #[command(after_help = MOUNT_EXAMPLES)]
     Mount(Box<MountOptions>),
+    /// Bring files or trees of a mount into its cache, check what is there, or give it up
+    #[command(after_help = WARMUP_EXAMPLES)]
+    Warmup(WarmupOptions),
     /// Print what a running mount says of itself
     #[command(after_help = STATUS_EXAMPLES)]
     Status(StatusOptions),
@@ -107,6 +126,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let outcome = match cli.command {
         Command::Mount(_) => run_mount(&arguments, &matches).map(|()| ExitCode::SUCCESS),
+        Command::Warmup(options) => warmup::run(&options).map_err(Failure::from),
         Command::Status(options) => status::run(&options).map(|()| ExitCode::SUCCESS).map_err(Failure::from),
         Command::Check(options) => check::run(&options).map_err(Failure::from),
     };

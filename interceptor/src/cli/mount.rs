@@ -33,7 +33,8 @@ use crate::seaweed::subscribe::{Notice, subscribe};
 use crate::telemetry::logs::LogFormat;
 use crate::telemetry::server::Server;
 use crate::telemetry::status::Identity;
-use crate::telemetry::{Metrics, Status, window};
+use crate::telemetry::{Metrics, Status, peer, window};
+use crate::warmup::{self, Desk};
 
 /// How long files that are open when the mount is taken away can still be read.
 const GRACE: Duration = Duration::from_secs(5);
@@ -93,12 +94,13 @@ async fn serve(plan: Plan) -> anyhow::Result<()> {
     for finding in host::findings().iter().filter(|finding| finding.ability != host::PASSTHROUGH) {
         go_without(finding, &status);
     }
+    let desk = Desk::new();
     let status_at = match &plan.options.status_addr {
         StatusAddress::Nowhere => None,
         StatusAddress::At(address) => {
             let server = Server::bind(address).await?;
             let at = server.address();
-            tokio::spawn(server.serve(status.clone()));
+            tokio::spawn(server.serve(status.clone(), warmup::api::router(desk.clone())));
             Some(at)
         }
     };
@@ -111,7 +113,8 @@ async fn serve(plan: Plan) -> anyhow::Result<()> {
         }
     };
     // Not to be given up half-way, or the mount would be left behind; its steps have deadlines.
-    let mount = mount(&plan, &filer, security, &status).await?;
+    let (mount, reader) = mount(&plan, &filer, security, &status, status_at).await?;
+    take_requests(&desk, &mount, reader);
     health::watch(&status, &mount, &filer, &plan.options.mountpoint);
     announce(&plan, &filer, status_at);
 
@@ -147,7 +150,8 @@ async fn mount(
     filer: &FilerClient,
     security: Arc<Security>,
     status: &Arc<Status>,
-) -> anyhow::Result<Arc<Mount>> {
+    status_at: Option<SocketAddr>,
+) -> anyhow::Result<(Arc<Mount>, Arc<Reader>)> {
     let (options, metrics) = (&plan.options, status.metrics());
     let fetching = fetch::Options {
         access: access(options.fetch.volume_server_access, filer),
@@ -175,9 +179,10 @@ async fn mount(
         read_ahead_kib: options.mount.readahead_kb,
         passthrough: !options.mount.no_passthrough,
         placement: !options.mount.no_placement,
+        status_api: status_at.map(peer::reachable),
     };
     let notices = noted(heard, status.clone());
-    let mount = Mount::start(mount_options, filer.clone(), reader, notices).await?;
+    let mount = Mount::start(mount_options, filer.clone(), reader.clone(), notices).await?;
     match mount.passthrough() {
         Ok(()) => tracing::info!("hot files are read by the kernel itself (passthrough)"),
         Err(reason @ NoPassthrough::SwitchedOff) => {
@@ -189,7 +194,7 @@ async fn mount(
         }
         Err(reason) => go_without(&host::no_passthrough(reason.to_string()), status),
     }
-    Ok(Arc::new(mount))
+    Ok((Arc::new(mount), reader))
 }
 
 /// Says what the mount does not have, if `finding` is of that kind.
@@ -197,6 +202,16 @@ fn go_without(finding: &host::Finding, status: &Status) {
     let Some(lost) = finding.as_lost() else { return };
     tracing::warn!(ability = lost.ability, remedy = lost.remedy, "going without: {}", lost.reason);
     status.lost(lost);
+}
+
+/// From now on `desk` takes requests about the mount's files. Does not keep the mount.
+fn take_requests(desk: &Desk, mount: &Arc<Mount>, reader: Arc<Reader>) {
+    let known = Arc::downgrade(mount);
+    desk.open(warmup::Mounted {
+        device: mount.device().to_owned(),
+        version: Box::new(move |node| known.upgrade()?.version(node)),
+        reader,
+    });
 }
 
 fn access(access: VolumeServerAccess, filer: &FilerClient) -> Access {

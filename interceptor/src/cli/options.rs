@@ -216,6 +216,14 @@ pub(super) enum OptionError {
     /// Useless.
     #[error("--cache-size {0} is too small: the minimum is {SMALLEST_CACHE}")]
     SmallCache(ByteSize),
+    /// Impossible.
+    #[error("--cache-size {size} is more than all the memory that this process may use ({memory})")]
+    ImpossibleCache {
+        /// What was asked for.
+        size: ByteSize,
+        /// What there is.
+        memory: ByteSize,
+    },
     /// Dangerous.
     #[error(
         "--cache-size {size} is more than 80 % of the memory that this process may use ({memory}); --force accepts it"
@@ -262,6 +270,7 @@ fn cache_size(
     };
     match memory {
         _ if size < SMALLEST_CACHE => Err(OptionError::SmallCache(size)),
+        Some(memory) if size > memory => Err(OptionError::ImpossibleCache { size, memory }),
         Some(memory) if !force && size.0 > memory.0 / 5 * 4 => Err(OptionError::LargeCache { size, memory }),
         _ => Ok(size),
     }
@@ -329,6 +338,8 @@ mod tests {
         let large = cache_size(gib(9), false, MEMORY).unwrap_err().to_string();
         assert!(large.contains("9 GiB") && large.contains("10 GiB") && large.contains("--force"), "{large}");
         assert_eq!(cache_size(gib(9), true, MEMORY), Ok(ByteSize(9 << 30)));
+        let impossible = cache_size(gib(11), true, MEMORY).unwrap_err().to_string();
+        assert!(impossible.contains("11 GiB") && impossible.contains("10 GiB"), "{impossible}");
         let small = cache_size(Some(ByteSize(1 << 20)), true, MEMORY).unwrap_err().to_string();
         assert!(small.contains("1 MiB") && small.contains("16 MiB"), "{small}");
     }

@@ -1,22 +1,14 @@
 //! `interceptor status`: asks the daemon's status API once and prints the answer.
 
 use std::fmt::{self, Write as _};
-use std::io::{Read, Write as _};
-use std::net::{TcpStream, ToSocketAddrs};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use clap::Args;
 
+use super::http::get;
 use super::size::ByteSize;
 use crate::telemetry::report::{API_VERSION, Flow, Report};
-
-/// The daemon answers from memory, or says within three seconds what hangs: if it takes longer than this, something is
-/// wrong with it.
-const DEADLINE: Duration = Duration::from_secs(5);
-
-/// More than any report has.
-const LARGEST_ANSWER: u64 = 16 << 20;
 
 /// Prints what a running mount says of itself.
 #[derive(Debug, Clone, Args)]
@@ -49,40 +41,6 @@ pub(super) fn run(options: &StatusOptions) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// An answer of the status API.
-struct Answer {
-    code: u16,
-    body: String,
-}
-
-/// One request over one connection. HTTP/1.0, so that the body ends where the connection does.
-fn get(address: &str, path: &str) -> anyhow::Result<Answer> {
-    let begun = Instant::now();
-    let socket = address.to_socket_addrs()?.next().context("the name has no address")?;
-    let mut stream = TcpStream::connect_timeout(&socket, DEADLINE)?;
-    stream.set_write_timeout(Some(DEADLINE))?;
-    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes())?;
-    let mut answer = Vec::new();
-    let mut part = [0; 64 << 10];
-    loop {
-        let left = DEADLINE.saturating_sub(begun.elapsed());
-        ensure!(!left.is_zero(), "no complete answer within {DEADLINE:?}");
-        stream.set_read_timeout(Some(left))?;
-        match stream.read(&mut part)? {
-            0 => break,
-            n => answer.extend_from_slice(&part[..n]),
-        }
-        ensure!(answer.len() as u64 <= LARGEST_ANSWER, "an answer of more than {LARGEST_ANSWER} bytes");
-    }
-    let mut headers = [httparse::EMPTY_HEADER; 64];
-    let mut response = httparse::Response::new(&mut headers);
-    let httparse::Status::Complete(head) = response.parse(&answer)? else {
-        bail!("the answer breaks off");
-    };
-    let code = response.code.context("an answer without a status code")?;
-    Ok(Answer { code, body: String::from_utf8(answer.split_off(head))? })
-}
-
 /// A report as people read it.
 struct Text<'a> {
     report: &'a Report,
@@ -106,9 +64,12 @@ impl fmt::Display for Text<'_> {
         if let Some(reason) = &subscription.last_loss {
             line("", &format_args!("last loss: {reason}"))?;
         }
-        if let Some(cache) = report.cache {
+        if let Some(cache) = &report.cache {
             let [used, capacity, allocated] = [cache.used, cache.capacity, cache.allocated].map(ByteSize);
+            let [resident, pinned] = [cache.resident, cache.pinned].map(ByteSize);
             line("cache", &format_args!("{used} of {capacity}, {allocated} allocated"))?;
+            line("", &format_args!("{resident} in resident files, {pinned} being read"))?;
+            line("", &format_args!("memory: {}", backing_text(&cache.backing)))?;
         }
         let ratio = |(window, ratio): (&String, &Option<f64>)| match ratio {
             Some(ratio) => format!("{:.1} % in {window}", 100.0 * ratio),
@@ -134,6 +95,16 @@ impl fmt::Display for Text<'_> {
             line("goes without", &format_args!("{}: {} ({})", lost.ability, lost.reason, lost.remedy))?;
         }
         Ok(())
+    }
+}
+
+/// What the cache's memory is made of, in words.
+fn backing_text(backing: &str) -> &str {
+    match backing {
+        "hugetlb" => "huge pages that were set aside (hugetlb)",
+        "transparent" => "transparent huge pages",
+        "plain" => "pages of 4 KiB",
+        other => other,
     }
 }
 
@@ -181,7 +152,7 @@ mod tests {
         let address = server.address().to_string();
         let status = Status::new(identity(), Metrics::new());
         status.metrics().read(Source::Http, 3 << 20, Duration::from_millis(2));
-        tokio::spawn(server.serve(status));
+        tokio::spawn(server.serve(status, axum::Router::new()));
         let asked = tokio::task::spawn_blocking(move || {
             (get(&address, "/api/v1/status").unwrap(), get(&address, "/readyz").unwrap())
         });

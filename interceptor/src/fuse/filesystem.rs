@@ -52,6 +52,8 @@ pub(super) struct Shared {
     pub(super) offered: AtomicBool,
     /// Set before the first request if opens are answered.
     pub(super) opens: OnceLock<Opens<FileVersion, Backing>>,
+    /// The value of [`xattr::STATUS_XATTR`].
+    pub(super) status_api: String,
 }
 
 /// A mount's side of the protocol.
@@ -343,6 +345,9 @@ impl Filesystem for MountedTree {
 
     fn getxattr(&self, _: &Request, node: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let Some(name) = name.to_str().map(str::to_owned) else { return reply.error(Errno::ENODATA) };
+        if name == xattr::STATUS_XATTR {
+            return xattr::reply(reply, size, Some(self.0.status_api.as_bytes()));
+        }
         self.0.with_attributes(node.0, move |stat| match stat {
             Ok(stat) => xattr::reply(reply, size, xattr::get(&stat.entry.xattrs, &name)),
             Err(error) => reply.error(errno(&error)),

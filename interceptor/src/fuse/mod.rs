@@ -31,6 +31,7 @@ mod statfs;
 mod unmount;
 mod xattr;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
@@ -42,6 +43,7 @@ use tokio::task::JoinHandle;
 
 pub use mountpoint::MountError;
 pub use passthrough::NoPassthrough;
+pub use xattr::STATUS_XATTR;
 
 use self::filesystem::{MountedTree, Shared};
 use self::handles::Handles;
@@ -51,8 +53,8 @@ use self::next_files::NextFiles;
 use self::opens::Opens;
 use self::placement::Placement;
 use self::statfs::SpaceCache;
-use crate::namespace::{Changed, Filer, Namespace, NamespaceOptions, invalidate};
-use crate::read::Reader;
+use crate::namespace::{Changed, Filer, Namespace, NamespaceOptions, NodeId, invalidate};
+use crate::read::{FileVersion, Reader};
 use crate::seaweed::entry::{Entry, Kind};
 use crate::seaweed::filer::FilerClient;
 use crate::seaweed::subscribe::{EntryRef, Notice};
@@ -78,6 +80,8 @@ pub struct MountOptions {
     pub passthrough: bool,
     /// Have the request threads run on the CPU that a lone reader is bound to.
     pub placement: bool,
+    /// Where the status API is found, for who asks the mount itself (see [`STATUS_XATTR`]).
+    pub status_api: Option<SocketAddr>,
 }
 
 impl MountOptions {
@@ -93,6 +97,7 @@ impl MountOptions {
             read_ahead_kib: 1024,
             passthrough: true,
             placement: true,
+            status_api: None,
         }
     }
 
@@ -169,6 +174,7 @@ impl Mount {
             wants_passthrough: options.passthrough,
             offered: AtomicBool::new(false),
             opens: OnceLock::new(),
+            status_api: options.status_api.map_or_else(|| "none".into(), |address| address.to_string()),
         });
 
         // The kernel is asked to mount, and may ask back, on a thread that may block.
@@ -215,6 +221,16 @@ impl Mount {
     /// Whether the kernel reads resident files by itself. Otherwise it is not asked about opens either.
     pub fn passthrough(&self) -> Result<(), &NoPassthrough> {
         self.passthrough.as_ref().map(|()| ())
+    }
+
+    /// The device number of the mount, `MAJOR:MINOR`.
+    pub fn device(&self) -> &str {
+        &self.at.device
+    }
+
+    /// Which version of a file a node is; `None` if there is no such node.
+    pub fn version(&self, node: NodeId) -> Option<Arc<FileVersion>> {
+        self.namespace.version(node).ok()
     }
 
     /// Resolves when the mount does not exist any more, whoever unmounted it.

@@ -3,6 +3,11 @@
 use bytes::Bytes;
 use fuser::{Errno, ReplyXattr};
 
+/// An attribute that every file and directory of a mount has, although no list shows it: where the status API of the mount's
+/// daemon is, as `HOST:PORT`, or `none`. So the daemon of any path can be found, whatever is mounted where. The kernel lets
+/// everybody read attributes of this name space.
+pub const STATUS_XATTR: &str = "system.interceptor.status";
+
 /// The value of an attribute. `xattrs` is sorted by name.
 pub(super) fn get<'a>(xattrs: &'a [(Box<str>, Bytes)], name: &str) -> Option<&'a [u8]> {
     let at = xattrs.binary_search_by(|(other, _)| (**other).cmp(name)).ok()?;

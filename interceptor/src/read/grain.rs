@@ -80,8 +80,7 @@ pub(super) fn locate(cache: &Cache, chunk: &Chunk, range: Range<u64>, access: Ac
     let len = range.end - range.start;
     let large = large_shift(chunk);
     let take_large = access.wants_whole(chunk.size)
-        || must_fetch_whole(chunk)
-        || chunk.size <= TINY
+        || is_never_cut(chunk)
         || len * 2 >= chunk.size
         || cut(chunk, &range, large).all(|located| cache.contains(&located.key));
     let shift = if take_large { large } else { Some(small_shift(len)) };
@@ -96,6 +95,55 @@ pub(super) fn locate_large(chunk: &Chunk, range: &Range<u64>) -> impl Iterator<I
 /// The large blocks of `chunk` that hold `range`.
 pub(super) fn large_blocks(chunk: &Chunk, range: &Range<u64>) -> impl Iterator<Item = BlockKey> {
     locate_large(chunk, range).map(|located| located.key)
+}
+
+/// How many bytes of `range` are in blocks that `is_cached`, of whatever size.
+pub(super) fn cached(chunk: &Chunk, range: &Range<u64>, is_cached: &impl Fn(&BlockKey) -> bool) -> u64 {
+    let whole = BlockKey { fid: chunk.fid, chunk_size: chunk.size, part: Part::Whole };
+    if is_cached(&whole) {
+        range.end - range.start
+    } else if is_never_cut(chunk) {
+        0
+    } else {
+        cached_pieces(chunk, range, LARGE_SHIFT, is_cached)
+    }
+}
+
+/// The same for pieces of `1 << shift` bytes, and of smaller ones where such a piece is absent.
+fn cached_pieces(
+    chunk: &Chunk,
+    range: &Range<u64>,
+    shift: u8,
+    is_cached: &impl Fn(&BlockKey) -> bool,
+) -> u64 {
+    let bytes = |piece: Located| {
+        let part = chunk_range(chunk, &piece);
+        if is_cached(&piece.key) {
+            part.end - part.start
+        } else if shift > SMALL_SHIFT {
+            cached_pieces(chunk, &part, shift - 1, is_cached)
+        } else {
+            0
+        }
+    };
+    cut(chunk, range, Some(shift)).map(bytes).sum()
+}
+
+/// Every name under which a byte of `range` of `chunk` can be in the cache.
+pub(super) fn every_block(chunk: &Chunk, range: &Range<u64>) -> impl Iterator<Item = BlockKey> {
+    let shifts = if is_never_cut(chunk) { 0..0 } else { SMALL_SHIFT..LARGE_SHIFT + 1 };
+    let pieces = shifts.flat_map(|shift| cut(chunk, range, Some(shift)));
+    cut(chunk, range, None).chain(pieces).map(|located| located.key)
+}
+
+/// Where the bytes of a part of a read are in their chunk.
+fn chunk_range(chunk: &Chunk, located: &Located) -> Range<u64> {
+    let start = span(chunk, located.key.part).0;
+    start + located.range.start as u64..start + located.range.end as u64
+}
+
+fn is_never_cut(chunk: &Chunk) -> bool {
+    must_fetch_whole(chunk) || chunk.size <= TINY
 }
 
 /// Where in its chunk a block begins and how long it is, in bytes.
@@ -119,7 +167,11 @@ fn small_shift(len: u64) -> u8 {
 }
 
 /// Cuts `range` at the borders of pieces of `1 << shift` bytes, or not at all.
-fn cut(chunk: &Chunk, range: &Range<u64>, shift: Option<u8>) -> impl Iterator<Item = Located> {
+fn cut<'a>(
+    chunk: &'a Chunk,
+    range: &Range<u64>,
+    shift: Option<u8>,
+) -> impl Iterator<Item = Located> + use<'a> {
     let key = |part| BlockKey { fid: chunk.fid, chunk_size: chunk.size, part };
     let range = range.clone();
     let pieces = match shift {
@@ -205,6 +257,47 @@ mod tests {
     }
 
     proptest! {
+        /// Some blocks are there, of all sizes: what is counted as cached is what they hold, and every one is named.
+        #[test]
+        fn the_cached_part_is_what_the_blocks_hold(
+            size in 1u64..(20 << 20),
+            from in 0.0f64..1.0,
+            to in 0.0f64..1.0,
+            present in prop::collection::vec((14u8..23, 0.0f64..1.0), 0..12),
+            whole in prop::bool::weighted(0.1),
+        ) {
+            let chunk = chunk(size);
+            let at = |part: f64| ((size - 1) as f64 * part) as u64;
+            let range = at(from.min(to))..at(from.max(to)) + 1;
+            let key = |part| BlockKey { fid: chunk.fid, chunk_size: size, part };
+            let mut blocks: Vec<BlockKey> = Vec::new();
+            if size > TINY {
+                let piece = |(shift, place): (u8, f64)| Part::Piece { shift, index: (at(place) >> shift) as u32 };
+                blocks.extend(present.into_iter().map(piece).map(key));
+            }
+            blocks.extend(whole.then(|| key(Part::Whole)));
+            let held = |byte: u64| blocks.iter().any(|block| {
+                let (start, len) = span(&chunk, block.part);
+                (start..start + len as u64).contains(&byte)
+            });
+            // Borders lie at multiples of the smallest piece, so one byte of each speaks for the rest of it.
+            let step = 1 << SMALL_SHIFT;
+            let mut bytes = 0;
+            let mut byte = range.start;
+            while byte < range.end {
+                let next = ((byte / step + 1) * step).min(range.end);
+                bytes += if held(byte) { next - byte } else { 0 };
+                byte = next;
+            }
+            prop_assert_eq!(cached(&chunk, &range, &|key| blocks.contains(key)), bytes);
+            let names: Vec<_> = every_block(&chunk, &range).collect();
+            for block in &blocks {
+                let (start, len) = span(&chunk, block.part);
+                let overlaps = start < range.end && range.start < start + len as u64;
+                prop_assert_eq!(names.contains(block), overlaps, "{:?}", block);
+            }
+        }
+
         #[test]
         fn blocks_cover_the_range_exactly(
             size in 1u64..(100 << 20),

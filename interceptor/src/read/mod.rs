@@ -28,6 +28,7 @@ mod origin;
 mod promote;
 mod speculation;
 mod version;
+mod warm;
 
 #[cfg(test)]
 mod tests;
@@ -51,6 +52,7 @@ use crate::telemetry::metrics::{Metrics, Outcome, Source, Trigger};
 pub use data::Data;
 pub use origin::{Cluster, Origin, OriginError};
 pub use version::FileVersion;
+pub use warm::{WarmError, Warmup};
 
 use data::Segment;
 use grain::{Access, Located};
@@ -100,6 +102,9 @@ pub struct Reader {
     hot: Arc<dyn PrefetchOutcome>,
     next_file: Arc<dyn PrefetchOutcome>,
     open: Arc<dyn PrefetchOutcome>,
+    warmup: Arc<dyn PrefetchOutcome>,
+    /// Held, by the KiB, by fetches of files that somebody has asked for in advance.
+    warming: Arc<Semaphore>,
     /// Held by the fetch of a hot chunk. One at a time, so that random readers, who wait for small pieces meanwhile, do not
     /// wait behind a crowd of large ones.
     hot_chunk: Arc<Semaphore>,
@@ -153,6 +158,8 @@ impl Reader {
             hot: counted(Trigger::Hot),
             next_file: counted(Trigger::NextFile),
             open: counted(Trigger::Open),
+            warmup: counted(Trigger::Warmup),
+            warming: Arc::new(Semaphore::new((cache.speculation_limit() >> 10) as usize)),
             hot_chunk: Arc::new(Semaphore::new(1)),
             promoter: OnceLock::new(),
             runtime,
@@ -205,6 +212,20 @@ impl Reader {
         if let Some(content) = content::content_id(old) {
             promoter.residents().retire(&content);
         }
+    }
+
+    /// The resident file of `version`. Is no use of it.
+    fn resident(&self, version: &FileVersion) -> Option<Arc<ResidentFile>> {
+        self.promoter.get()?.residents().find(&version.content()?)
+    }
+
+    /// Has nobody handed the resident file of `version` any more. Returns how many bytes that is.
+    fn retire(&self, version: &FileVersion) -> u64 {
+        let Some(file) = self.resident(version) else { return 0 };
+        if let (Some(promoter), Some(content)) = (self.promoter.get(), version.content()) {
+            promoter.residents().retire(&content);
+        }
+        file.len()
     }
 
     /// The counters that reads go to.

@@ -1,5 +1,7 @@
 //! Reads of made-up files against the same bytes painted into an array.
 
+mod warm;
+
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::SystemTime;

@@ -114,6 +114,11 @@ impl FileVersion {
         is_due
     }
 
+    /// Whether no chunk of it is in the cluster, as far as is known.
+    pub(super) fn is_remote(&self) -> bool {
+        matches!(self.entry.content, Content::Remote) && self.layout.get().is_none()
+    }
+
     pub(super) fn streams(&self) -> Option<&Mutex<Streams>> {
         self.streams.as_ref()
     }

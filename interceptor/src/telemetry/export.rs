@@ -5,7 +5,7 @@
 use std::time::Instant;
 
 use super::exposition::Exposition;
-use super::metrics::{Levels, Metrics, Outcome, Source, Totals, Trigger, Way};
+use super::metrics::{CacheUsage, Levels, Metrics, Outcome, Source, Totals, Trigger, Way};
 use super::shard::FlowTotal;
 
 /// What to send with it as `Content-Type`.
@@ -130,11 +130,8 @@ fn opens(out: &mut Exposition, totals: &Totals) {
 }
 
 fn levels(out: &mut Exposition, levels: &Levels) {
-    if let Some(cache) = levels.cache {
-        out.family("interceptor_cache_bytes", "gauge", "The cache: its capacity, and how it is used.")
-            .sample(&[("state", "capacity")], cache.capacity)
-            .sample(&[("state", "used")], cache.used)
-            .sample(&[("state", "allocated")], cache.allocated);
+    if let Some(cache) = &levels.cache {
+        self::cache(out, cache);
     }
     if let Some(live) = levels.subscription_live {
         out.family(
@@ -150,6 +147,31 @@ fn levels(out: &mut Exposition, levels: &Levels) {
     }
 }
 
+fn cache(out: &mut Exposition, cache: &CacheUsage) {
+    out.family("interceptor_cache_bytes", "gauge", "The cache: its capacity, and how it is used.")
+        .sample(&[("state", "capacity")], cache.capacity)
+        .sample(&[("state", "used")], cache.used)
+        .sample(&[("state", "resident")], cache.resident)
+        .sample(&[("state", "pinned")], cache.pinned)
+        .sample(&[("state", "allocated")], cache.allocated);
+    out.family(
+        "interceptor_cache_class_bytes",
+        "gauge",
+        "The cache by size of slots: what slots in use take, and what only slots of this size can take.",
+    );
+    for class in &cache.classes {
+        let slot = class.slot.to_string();
+        out.sample(&[("slot", &slot), ("state", "used")], class.used);
+        out.sample(&[("slot", &slot), ("state", "held")], class.held);
+    }
+    out.family(
+        "interceptor_cache_info",
+        "gauge",
+        "Always 1; what the cache's memory is made of is in the label.",
+    )
+    .sample(&[("backing", &cache.backing)], 1);
+}
+
 /// Each source as a label, with its flow.
 fn by_source(flows: &[FlowTotal]) -> impl Iterator<Item = ((&'static str, &'static str), &FlowTotal)> {
     Source::ALL.iter().zip(flows).map(|(source, flow)| (("source", source.label()), flow))
@@ -160,7 +182,7 @@ mod tests {
     use std::collections::BTreeSet;
     use std::time::Duration;
 
-    use super::super::metrics::CacheUsage;
+    use super::super::metrics::CacheClass;
     use super::*;
 
     fn everything_counted() -> String {
@@ -172,7 +194,18 @@ mod tests {
         metrics.fallback(Source::Registered, Source::Http);
         metrics.hedge_sent();
         metrics.prefetch(Trigger::Hot, Outcome::Used, 1);
-        metrics.set_cache_usage(Box::new(|| CacheUsage { capacity: 10, used: 5, allocated: 7 }));
+        metrics.set_cache_usage(Box::new(|| CacheUsage {
+            capacity: 10,
+            used: 5,
+            resident: 2,
+            pinned: 1,
+            allocated: 7,
+            backing: "plain".into(),
+            classes: vec![
+                CacheClass { slot: 4096, used: 4096, held: 8192 },
+                CacheClass { slot: 8192, used: 8192, held: 8192 },
+            ],
+        }));
         metrics.set_subscription_live(Box::new(|| true));
         metrics.set_nodes(Box::new(|| 3));
         exposition(&metrics)
@@ -194,6 +227,10 @@ mod tests {
             "interceptor_integrity_failures_total{source=\"http\"} 0",
             "interceptor_prefetch_bytes_total{trigger=\"hot\",outcome=\"used\"} 1",
             "interceptor_cache_bytes{state=\"capacity\"} 10",
+            "interceptor_cache_bytes{state=\"resident\"} 2",
+            "interceptor_cache_bytes{state=\"pinned\"} 1",
+            "interceptor_cache_class_bytes{slot=\"4096\",state=\"held\"} 8192",
+            "interceptor_cache_info{backing=\"plain\"} 1",
             "interceptor_cache_hit_ratio{window=\"1m\"} 0.75",
             "interceptor_subscription_live 1",
             "interceptor_nodes 3",

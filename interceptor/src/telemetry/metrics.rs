@@ -62,17 +62,20 @@ pub enum Trigger {
     Epoch,
     /// A small file was opened.
     Open,
+    /// Somebody asked for the file with `interceptor warmup`.
+    Warmup,
 }
 
 impl Trigger {
     /// All triggers; `trigger as usize` is the index.
-    pub const ALL: [Trigger; 6] = [
+    pub const ALL: [Trigger; 7] = [
         Trigger::Sequential,
         Trigger::Hot,
         Trigger::NextFile,
         Trigger::Strided,
         Trigger::Epoch,
         Trigger::Open,
+        Trigger::Warmup,
     ];
 
     /// The value of the label `trigger`.
@@ -84,6 +87,7 @@ impl Trigger {
             Trigger::Strided => "strided",
             Trigger::Epoch => "epoch",
             Trigger::Open => "open",
+            Trigger::Warmup => "warmup",
         }
     }
 }
@@ -133,15 +137,37 @@ impl Outcome {
 }
 
 /// How full the cache is, in bytes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CacheUsage {
     /// What it may hold.
     pub capacity: u64,
-    /// What can be found in it.
+    /// What its blocks and the fetches in progress take.
     pub used: u64,
-    /// What it has of the process's memory: besides what can be found, fetches in progress, what replies in progress
-    /// still hold, and buffers that wait for the next fetch.
+    /// Of `capacity`, what is held as files that the kernel reads by itself.
+    #[serde(default)]
+    pub resident: u64,
+    /// Of `used`, blocks that somebody reads at the moment.
+    #[serde(default)]
+    pub pinned: u64,
+    /// `used`, and what is held outside of the cache's memory for reads that found it full.
     pub allocated: u64,
+    /// What its memory is made of: `hugetlb`, `transparent` (huge pages as the kernel has them) or `plain`.
+    #[serde(default)]
+    pub backing: String,
+    /// How it is divided among sizes of slots, those in use only.
+    #[serde(default)]
+    pub classes: Vec<CacheClass>,
+}
+
+/// The slots of one size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheClass {
+    /// Bytes of a slot.
+    pub slot: u64,
+    /// Bytes of slots in use.
+    pub used: u64,
+    /// Bytes that only slots of this size can take at the moment.
+    pub held: u64,
 }
 
 /// Tells a level at the moment it is asked. It is asked at any time from any thread, so it must not block.
@@ -156,7 +182,7 @@ struct Gauges {
 }
 
 /// The levels at one moment.
-#[derive(Debug, Clone, Copy, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct Levels {
     /// How full the cache is.
     pub cache: Option<CacheUsage>,
@@ -393,9 +419,9 @@ mod tests {
         assert_eq!(totals.fallbacks, [((Source::Registered, Source::Http), 1)].into());
         assert_eq!(totals.integrity_failures, [(Source::Http, 1)].into());
         assert_eq!((totals.hedges_sent, totals.hedges_won), (2, 1));
-        assert_eq!(totals.fetched_ahead, [0, 0, 0, 0, 9, 0]);
+        assert_eq!(totals.fetched_ahead, [0, 0, 0, 0, 9, 0, 0]);
         assert_eq!(totals.opens, [0, 1]);
-        assert_eq!(totals.prefetched, [[0, 0], [0, 7], [0, 0], [0, 0], [0, 0], [0, 0]]);
+        assert_eq!(totals.prefetched, [[0, 0], [0, 7], [0, 0], [0, 0], [0, 0], [0, 0], [0, 0]]);
         assert_eq!(metrics.hit_ratios(Instant::now()), [("1m", Some(0.75)), ("10m", Some(0.75))]);
     }
 

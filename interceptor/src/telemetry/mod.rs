@@ -8,12 +8,13 @@ pub mod export;
 mod exposition;
 pub mod logs;
 pub mod metrics;
+pub mod peer;
 pub mod report;
 pub mod server;
 mod shard;
 pub mod status;
 pub mod window;
 
-pub use metrics::{CacheUsage, Metrics, Outcome, Source, Trigger};
+pub use metrics::{CacheClass, CacheUsage, Metrics, Outcome, Source, Trigger};
 pub use shard::FlowTotal;
 pub use status::Status;

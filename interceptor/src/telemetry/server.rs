@@ -1,7 +1,8 @@
 //! The status API: `/` for people, `/metrics` for Prometheus, `/api/v1/status` for scripts, `/healthz` and `/readyz`
 //! for whoever restarts things.
 //!
-//! It only reads, and serves nothing that is not compiled in. The page's script and style come from here too, and the
+//! What is offered here only reads; what changes something is added by who starts the server, and guarded there. Nothing
+//! is served that is not compiled in. The page's script and style come from here too, and the
 //! content security policy lets the browser load nothing else; the script writes text nodes only, so a file name or
 //! an error message can never become markup.
 
@@ -17,6 +18,7 @@ use axum::{Json, Router, middleware};
 use tokio::net::TcpListener;
 
 use super::export;
+use super::peer::Peer;
 use super::report::Report;
 use super::status::Status;
 
@@ -60,15 +62,16 @@ impl Server {
         self.address
     }
 
-    /// Answers until the runtime ends.
-    pub async fn serve(self, status: Arc<Status>) {
-        if let Err(error) = axum::serve(self.listener, router(status)).await {
+    /// Answers until the runtime ends, also what `more` has.
+    pub async fn serve(self, status: Arc<Status>, more: Router) {
+        let service = router(status, more).into_make_service_with_connect_info::<Peer>();
+        if let Err(error) = axum::serve(self.listener, service).await {
             tracing::error!(%error, "the status API has stopped");
         }
     }
 }
 
-fn router(status: Arc<Status>) -> Router {
+fn router(status: Arc<Status>, more: Router) -> Router {
     Router::new()
         .route("/", get(|| async { asset("text/html; charset=utf-8", include_str!("page/index.html")) }))
         .route("/status.js", get(|| async { asset("text/javascript", include_str!("page/status.js")) }))
@@ -77,8 +80,9 @@ fn router(status: Arc<Status>) -> Router {
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/api/v1/status", get(report))
-        .layer(middleware::map_response(secured))
         .with_state(status)
+        .merge(more)
+        .layer(middleware::map_response(secured))
 }
 
 fn asset(content_type: &'static str, text: &'static str) -> Response {
@@ -119,7 +123,7 @@ mod tests {
 
     async fn get(path: &str) -> (StatusCode, String, String) {
         let request = Request::get(path).body(Body::empty()).unwrap();
-        let response = router(some_status()).oneshot(request).await.unwrap();
+        let response = router(some_status(), Router::new()).oneshot(request).await.unwrap();
         assert_eq!(response.headers()[header::CONTENT_SECURITY_POLICY], SECURITY_POLICY);
         let content_type = response
             .headers()

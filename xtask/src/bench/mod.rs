@@ -5,6 +5,7 @@
 //! every row. Medians, extremes and ratios go to a table, every repetition to the JSON file.
 
 mod data;
+mod hit_ratio;
 mod prefetch;
 mod reader;
 mod report;
@@ -69,6 +70,12 @@ pub(crate) struct Options {
     /// A small version, to see that it works
     #[arg(long)]
     quick: bool,
+    /// For hit-ratio: a recorded load, one block id a line, as text or gzip
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+    /// For hit-ratio: sizes of the cache, in per cent of the distinct blocks [default: 1%,5%,10%,20%,40%]
+    #[arg(long, value_name = "PERCENT[,…]", requires = "trace")]
+    sizes: Option<String>,
     /// Measure only one of the mounts, for profiling
     #[arg(long)]
     only: Option<Side>,
@@ -87,7 +94,11 @@ pub(crate) fn command(options: &Options) -> Result<()> {
         for workload in ALL {
             println!("{:<20}{}", workload.name, workload.about);
         }
+        println!("{:<20}{}", hit_ratio::NAME, hit_ratio::ABOUT);
         return Ok(());
+    }
+    if hit_ratio::is_meant(options)? {
+        return hit_ratio::run(options);
     }
     let chosen = choose(&options.name)?;
     let (reps, size, files, reads) =

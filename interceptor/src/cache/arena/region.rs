@@ -17,6 +17,17 @@ pub enum Backing {
     Plain,
 }
 
+impl Backing {
+    /// One word for it.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Backing::Hugetlb => "hugetlb",
+            Backing::Transparent => "transparent",
+            Backing::Plain => "plain",
+        }
+    }
+}
+
 impl fmt::Display for Backing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -117,8 +128,10 @@ fn mmap(len: usize, flags: i32) -> io::Result<NonNull<u8>> {
 
 /// Whether the kernel gives huge pages to who asks.
 fn transparent_huge_pages() -> bool {
-    std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled")
-        .is_ok_and(|modes| !modes.contains("[never]"))
+    let switched_off = nix::sys::prctl::get_thp_disable().unwrap_or(false);
+    !switched_off
+        && std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled")
+            .is_ok_and(|modes| !modes.contains("[never]"))
 }
 
 /// How much memory the host or its control group lets this process have, in bytes.

@@ -402,10 +402,12 @@ impl<K: Copy + Eq + Hash + Send + std::fmt::Debug> Policy<K> for Lirs<K> {
     fn promote(&mut self, key: &K) {
         let Some(&node) = self.index.get(key) else { return };
         match self.nodes[node].state {
-            State::Hot | State::Ghost => {}
-            State::Cold => self.heat(node),
-            // It keeps its protection as unread, and its first use makes it hot.
-            State::Unread => self.restack(node),
+            State::Hot => {
+                self.restack(node);
+                self.prune();
+            }
+            State::Cold | State::Unread => self.heat(node),
+            State::Ghost => {}
         }
     }
 

@@ -81,7 +81,7 @@ pub trait Policy<K>: fmt::Debug + Send {
     /// The entry was used. Does nothing for an entry that is not there.
     fn touch(&mut self, key: &K);
 
-    /// The entry is known to be hot from elsewhere.
+    /// The entry is known to be hot from elsewhere: nothing is hotter now, used or not.
     fn promote(&mut self, key: &K);
 
     /// The entry left because memory was wanted; the policy may remember it as a ghost.

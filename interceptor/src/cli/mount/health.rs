@@ -9,17 +9,31 @@ use nix::sys::statvfs::statvfs;
 use tokio::sync::Mutex;
 
 use crate::cache::Cache;
+use crate::cache::arena::ClassUsage;
 use crate::fuse::{Mount, MountStatus};
 use crate::seaweed::filer::FilerClient;
 use crate::telemetry::status::Check;
-use crate::telemetry::{CacheUsage, Metrics, Status};
+use crate::telemetry::{CacheClass, CacheUsage, Metrics, Status};
 
 /// Has the metrics tell how full `cache` is.
 pub(super) fn watch_cache(metrics: &Metrics, cache: &Arc<Cache>) {
     let cache = cache.clone();
     metrics.set_cache_usage(Box::new(move || {
         let usage = cache.usage();
-        CacheUsage { capacity: usage.capacity, used: usage.used, allocated: usage.allocated }
+        let class = |class: &ClassUsage| CacheClass {
+            slot: class.size,
+            used: class.slots * class.size,
+            held: class.held,
+        };
+        CacheUsage {
+            capacity: usage.capacity,
+            used: usage.used,
+            resident: usage.resident,
+            pinned: usage.pinned,
+            allocated: usage.allocated,
+            backing: cache.backing().label().to_owned(),
+            classes: cache.classes().iter().map(class).collect(),
+        }
     }));
 }
 

@@ -72,7 +72,11 @@ function show(now) {
   ]);
   const cache = now.cache;
   fill("cache", null, [
-    ...(cache ? [["used", `${bytes(cache.used)} of ${bytes(cache.capacity)}`], ["allocated", bytes(cache.allocated)]] : []),
+    ...(cache ? [["used", `${bytes(cache.used)} of ${bytes(cache.capacity)}`], ["allocated", bytes(cache.allocated)],
+      ["resident files", bytes(cache.resident)], ["being read", bytes(cache.pinned)],
+      ["memory", { hugetlb: "huge pages (hugetlb)", transparent: "transparent huge pages", plain: "pages of 4 KiB" }[cache.backing] ??
+        cache.backing],
+      ...cache.classes.map((c) => [`slots of ${bytes(c.slot)}`, `${bytes(c.used)} of ${bytes(c.held)}`])] : []),
     ...Object.entries(now.hit_ratio).map(([window, ratio]) => [`hit ratio, ${window}`, percent(ratio)]),
   ]);
   flows("reads", now, "reads", "reads");

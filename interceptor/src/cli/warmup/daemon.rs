@@ -1,0 +1,139 @@
+//! The daemon of a mount: found by asking the mount, spoken to over its status API.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use rustix::io::Errno;
+use serde::de::DeserializeOwned;
+
+use crate::cli::http::{self, Answer};
+use crate::fuse::STATUS_XATTR;
+use crate::warmup::wire::{HEADER, PATH, Refused, Report, Request};
+
+/// How long to try while the daemon has too many jobs of others.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long between two such tries.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// The daemons of the mounts that have been met, by device number. `None` for a device that is no such mount.
+#[derive(Debug)]
+pub(super) struct Daemons {
+    known: HashMap<u64, Result<Arc<Daemon>, String>>,
+    /// Where they are, if that was said.
+    address: Option<String>,
+}
+
+impl Daemons {
+    /// None known yet. With an `address`, mounts are not asked for theirs.
+    pub(super) fn new(address: Option<String>) -> Self {
+        Self { known: HashMap::new(), address }
+    }
+
+    /// The daemon of the mount that `file` is in; the error says why there is none.
+    pub(super) fn of(&mut self, file: &File) -> Result<Arc<Daemon>, String> {
+        let device = file.metadata().map_err(|error| super::walk::explain(&error))?.dev();
+        let address = &self.address;
+        let found = self.known.entry(device).or_insert_with(|| {
+            let own = own_address(file)?;
+            let address = match address {
+                Some(given) => given.clone(),
+                None => own.ok_or("this mount has no status API (--status-addr none)")?,
+            };
+            let (major, minor) = (libc::major(device), libc::minor(device));
+            Ok(Arc::new(Daemon { address, device: format!("{major}:{minor}") }))
+        });
+        found.clone()
+    }
+}
+
+/// What the mount says of itself: the address of its status API, `None` if it has none.
+fn own_address(file: &File) -> Result<Option<String>, String> {
+    // A file that is only held cannot be asked itself, but by way of its name in /proc.
+    let name = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let mut value = [0; 64];
+    let outside = "not in a mount of interceptor";
+    match rustix::fs::getxattr(name, STATUS_XATTR, &mut value[..]) {
+        Ok(len) => match std::str::from_utf8(&value[..len]) {
+            Ok("none") => Ok(None),
+            Ok(text) if text.parse::<SocketAddr>().is_ok() => Ok(Some(text.to_owned())),
+            _ => Err(outside.into()),
+        },
+        Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOSYS | Errno::RANGE | Errno::INVAL) => {
+            Err(outside.into())
+        }
+        Err(errno) => Err(super::walk::explain(&errno.into())),
+    }
+}
+
+/// A running daemon.
+#[derive(Debug)]
+pub(super) struct Daemon {
+    address: String,
+    /// The device number of its mount, `MAJOR:MINOR`.
+    pub(super) device: String,
+}
+
+impl Daemon {
+    /// Begins a job.
+    pub(super) fn begin(&self, request: &Request) -> anyhow::Result<Report> {
+        let body = serde_json::to_string(request)?;
+        let begun = Instant::now();
+        loop {
+            let answer = self.ask("POST", PATH, &body, Duration::ZERO)?;
+            if answer.code != 429 || begun.elapsed() > PATIENCE {
+                return self.understand(&answer);
+            }
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    /// Asks about a job; the answer comes when it has ended, or after `wait`.
+    pub(super) fn report(&self, id: &str, wait: Duration) -> anyhow::Result<Report> {
+        let path = format!("{PATH}/{id}?wait_ms={}", wait.as_millis());
+        self.understand(&self.ask("GET", &path, "", wait)?)
+    }
+
+    /// Ends a job, and has it forgotten.
+    pub(super) fn cancel(&self, id: &str) -> anyhow::Result<Report> {
+        self.understand(&self.ask("DELETE", &format!("{PATH}/{id}"), "", Duration::ZERO)?)
+    }
+
+    fn ask(&self, method: &str, path: &str, body: &str, patience: Duration) -> anyhow::Result<Answer> {
+        let headers = [HEADER, ("Content-Type", "application/json")];
+        http::ask(&self.address, method, path, &headers, body, patience)
+            .with_context(|| format!("the daemon does not answer at {}", self.address))
+    }
+
+    fn understand<T: DeserializeOwned>(&self, answer: &Answer) -> anyhow::Result<T> {
+        if (200..300).contains(&answer.code) {
+            return serde_json::from_str(&answer.body).with_context(|| {
+                format!("what answers at {} is no interceptor of this version", self.address)
+            });
+        }
+        match serde_json::from_str::<Refused>(&answer.body) {
+            Ok(refused) => bail!("the daemon at {} refuses: {}", self.address, refused.error),
+            Err(_) => bail!("what answers at {} says {} and no reason", self.address, answer.code),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::walk::hold;
+    use super::*;
+
+    #[test]
+    fn what_is_outside_of_a_mount_is_called_that() {
+        let file = hold("/proc/self/status".as_ref()).unwrap();
+        for address in [None, Some("127.0.0.1:9650".to_owned())] {
+            let error = Daemons::new(address).of(&file).unwrap_err();
+            assert_eq!(error, "not in a mount of interceptor");
+        }
+    }
+}

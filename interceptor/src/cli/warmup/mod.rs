@@ -1,0 +1,372 @@
+//! `interceptor warmup`: has the daemon of a mount bring files into its cache, count them there, or give them up.
+//!
+//! [`walk`] finds the files, on a thread of its own. They are taken in portions; each is held open while the daemon is told
+//! the numbers of its files ([`daemon`]), and so becomes a job. Two jobs are under way at a time, so that the daemon need not
+//! wait for us. Everything else is counting.
+
+mod daemon;
+mod progress;
+mod summary;
+mod walk;
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Args;
+
+use daemon::{Daemon, Daemons};
+use progress::Progress;
+use summary::Summary;
+use walk::{Argument, Found};
+
+use super::signals::Signals;
+use crate::warmup::wire::{Action, Problem, Report, Request, State};
+
+/// Files in one job. They are all held open for a moment, of which 1024 are usually allowed.
+const PORTION: usize = 256;
+/// Jobs at a time.
+const JOBS: usize = 2;
+/// How often the progress is asked for, and a Ctrl-C noticed.
+const TICK: Duration = Duration::from_millis(200);
+/// The exit code after Ctrl-C, as of programs that it ends.
+const INTERRUPTED: u8 = 130;
+
+/// Brings files into the cache of their mount ahead of a job, or says what is there, or gives it up.
+#[derive(Debug, Clone, Args)]
+pub(super) struct WarmupOptions {
+    /// Files and trees of a mount; `-` reads such paths from standard input, one a line
+    #[arg(value_name = "PATH", required = true)]
+    path: Vec<PathBuf>,
+
+    /// Only say what share is in the cache
+    #[arg(long, conflicts_with_all = ["evict", "force"])]
+    check: bool,
+
+    /// Give up what is in the cache
+    #[arg(long, conflicts_with = "force")]
+    evict: bool,
+
+    /// Push out of the cache what is used least if there is no room
+    #[arg(long)]
+    force: bool,
+
+    /// The paths on standard input end with a zero byte instead of a line's end
+    #[arg(short = '0', long)]
+    null: bool,
+
+    /// Where the daemon's status API listens [default: the mount says it]
+    #[arg(long, value_name = "HOST:PORT")]
+    status_addr: Option<String>,
+
+    /// Print the outcome as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl WarmupOptions {
+    fn action(&self) -> Action {
+        match (self.check, self.evict) {
+            (true, _) => Action::Check,
+            (_, true) => Action::Evict,
+            _ => Action::Fetch,
+        }
+    }
+
+    fn arguments(&self) -> Vec<Argument> {
+        let end = if self.null { 0 } else { b'\n' };
+        let argument = |path: &PathBuf| match path.as_os_str().as_encoded_bytes() {
+            b"-" => Argument::List(end),
+            _ => Argument::Path(path.clone()),
+        };
+        self.path.iter().map(argument).collect()
+    }
+}
+
+/// Does it, and prints the outcome on standard output.
+pub(super) fn run(options: &WarmupOptions) -> anyhow::Result<ExitCode> {
+    let interrupted = catch_signals()?;
+    let action = options.action();
+    let (found, totals) = walk::start(options.arguments()).context("cannot start a thread")?;
+    let verb = match action {
+        Action::Fetch => "warming",
+        Action::Check => "checking",
+        Action::Evict => "giving up",
+    };
+    let mut run = Run {
+        action,
+        force: options.force,
+        daemons: Daemons::new(options.status_addr.clone()),
+        progress: Progress::new(verb, totals.clone()),
+        summary: Summary::new(action, options.force, &options.path),
+        jobs: VecDeque::new(),
+        asked_bytes: 0,
+        interrupted,
+    };
+    let outcome = run.all(&found);
+    let stopped = outcome.is_err() || run.is_interrupted();
+    if stopped {
+        run.cancel();
+    }
+    run.progress.end();
+    outcome?;
+    if options.json {
+        println!("{}", run.summary.json());
+    } else {
+        print!("{}", run.summary.text(stopped, &totals));
+    }
+    Ok(match (stopped, run.summary.is_good()) {
+        (true, _) => ExitCode::from(INTERRUPTED),
+        (false, true) => ExitCode::SUCCESS,
+        (false, false) => ExitCode::FAILURE,
+    })
+}
+
+/// Notes a first signal; a second one ends the program.
+fn catch_signals() -> anyhow::Result<Arc<AtomicBool>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let mut signals = runtime.block_on(async { Signals::new() }).context("cannot catch signals")?;
+    let caught = Arc::new(AtomicBool::new(false));
+    let noted = caught.clone();
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        runtime.block_on(async {
+            signals.next().await;
+            noted.store(true, Ordering::Relaxed);
+            signals.next().await;
+            std::process::exit(INTERRUPTED.into());
+        });
+    })?;
+    Ok(caught)
+}
+
+/// A file that was found.
+struct Wanted {
+    argument: usize,
+    path: PathBuf,
+    /// Its number, by which the daemon knows it.
+    node: u64,
+    size: u64,
+}
+
+/// What a daemon has been told to do.
+struct Job {
+    daemon: Arc<Daemon>,
+    files: Vec<Wanted>,
+    report: Report,
+}
+
+/// Files that will be a job, held so that their numbers stay theirs.
+#[derive(Default)]
+struct Portion {
+    daemon: Option<Arc<Daemon>>,
+    files: Vec<Wanted>,
+    held: Vec<File>,
+}
+
+struct Run {
+    action: Action,
+    force: bool,
+    daemons: Daemons,
+    progress: Progress,
+    summary: Summary,
+    jobs: VecDeque<Job>,
+    /// Bytes of all files that jobs were begun for.
+    asked_bytes: u64,
+    interrupted: Arc<AtomicBool>,
+}
+
+impl Run {
+    /// Sees to everything that is found, until it is interrupted or the cache is full.
+    fn all(&mut self, found: &Receiver<Found>) -> anyhow::Result<()> {
+        let mut portion = Portion::default();
+        while !self.is_over() {
+            match found.recv_timeout(TICK) {
+                Ok(Found::File { argument, path }) => self.take(&mut portion, argument, path)?,
+                Ok(Found::Problem { path, reason }) => self.problem(&path.display().to_string(), &reason),
+                // What has been found need not wait for what is slow to come.
+                Err(RecvTimeoutError::Timeout) => {
+                    self.begin(&mut portion)?;
+                    self.look(Duration::ZERO)?;
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.begin(&mut portion)?;
+                    break;
+                }
+            }
+        }
+        while !self.jobs.is_empty() && !self.is_interrupted() {
+            self.look(TICK)?;
+        }
+        Ok(())
+    }
+
+    /// Adds a file to the portion, which becomes a job when it is large enough or the file is of another mount.
+    fn take(&mut self, portion: &mut Portion, argument: usize, path: PathBuf) -> anyhow::Result<()> {
+        let held = walk::hold(&path).and_then(|file| Ok((file.metadata()?, file)));
+        let (meta, file) = match held {
+            Ok((meta, file)) if meta.is_file() => (meta, file),
+            Ok(_) => return Ok(self.summary.vanished()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(self.summary.vanished()),
+            Err(error) => return Ok(self.problem(&path.display().to_string(), &walk::explain(&error))),
+        };
+        let daemon = match self.daemons.of(&file) {
+            Ok(daemon) => daemon,
+            Err(reason) => return Ok(self.problem(&path.display().to_string(), &reason)),
+        };
+        if portion.daemon.as_ref().is_some_and(|other| other.device != daemon.device) {
+            self.begin(portion)?;
+        }
+        portion.daemon = Some(daemon);
+        portion.files.push(Wanted { argument, path, node: meta.ino(), size: meta.len() });
+        portion.held.push(file);
+        if portion.files.len() >= PORTION { self.begin(portion) } else { Ok(()) }
+    }
+
+    /// Makes a job of what is in the portion, once there are not too many.
+    fn begin(&mut self, portion: &mut Portion) -> anyhow::Result<()> {
+        let Portion { daemon: Some(daemon), files, held } = std::mem::take(portion) else { return Ok(()) };
+        while self.jobs.len() >= JOBS && !self.is_over() {
+            self.look(TICK)?;
+        }
+        if self.is_over() {
+            return Ok(());
+        }
+        let report = daemon.begin(&Request {
+            action: self.action,
+            device: daemon.device.clone(),
+            nodes: files.iter().map(|file| file.node).collect(),
+            force: self.force,
+            held_bytes: if self.force { self.asked_bytes } else { 0 },
+        })?;
+        drop(held);
+        self.asked_bytes += files.iter().map(|file| file.size).sum::<u64>();
+        self.jobs.push_back(Job { daemon, files, report });
+        Ok(())
+    }
+
+    /// Asks how the jobs stand, waiting for the oldest, and counts what has ended.
+    fn look(&mut self, wait: Duration) -> anyhow::Result<()> {
+        for (number, job) in self.jobs.iter_mut().enumerate() {
+            let wait = if number == 0 { wait } else { Duration::ZERO };
+            job.report = job.daemon.report(&job.report.id, wait)?;
+        }
+        while self.jobs.front().is_some_and(|job| job.report.state != State::Running) {
+            let Some(job) = self.jobs.pop_front() else { break };
+            anyhow::ensure!(job.report.state == State::Done, "the daemon has cancelled the job");
+            // If that fails, it is forgotten in half a minute.
+            let _ = job.daemon.cancel(&job.report.id);
+            self.count(&job);
+        }
+        self.show();
+        Ok(())
+    }
+
+    fn count(&mut self, job: &Job) {
+        self.summary.moved(job.report.bytes_moved);
+        for (file, result) in job.files.iter().zip(&job.report.results) {
+            let reason = match result.problem {
+                None | Some(Problem::Full) => None,
+                Some(Problem::Gone | Problem::Unreadable) if has_changed(file) => {
+                    self.summary.vanished();
+                    continue;
+                }
+                Some(Problem::Gone) => Some("the daemon does not know it"),
+                Some(Problem::TooLarge) => Some("a block of it takes more than a quarter of the cache"),
+                Some(Problem::Unreadable) => Some("cannot be read; the daemon's log says why"),
+            };
+            self.summary.file(file.argument, result);
+            if let Some(reason) = reason {
+                self.problem(&file.path.display().to_string(), reason);
+            }
+        }
+    }
+
+    fn problem(&mut self, path: &str, reason: &str) {
+        if let Some(line) = self.summary.problem(path, reason) {
+            self.progress.say(&line);
+        }
+    }
+
+    fn show(&mut self) {
+        let (mut files, mut bytes) = self.summary.seen();
+        for job in &self.jobs {
+            files += job.report.files_done;
+            bytes += job.report.bytes_done;
+        }
+        self.progress.show(files, bytes);
+    }
+
+    /// Has the daemons stop, and counts how far they came.
+    fn cancel(&mut self) {
+        for job in std::mem::take(&mut self.jobs) {
+            let Ok(report) = job.daemon.cancel(&job.report.id) else { continue };
+            if report.state == State::Done {
+                self.count(&Job { report, ..job });
+            } else {
+                self.summary.unfinished(report.files_done, report.bytes_done, report.bytes_moved);
+            }
+        }
+    }
+
+    fn is_interrupted(&self) -> bool {
+        self.interrupted.load(Ordering::Relaxed)
+    }
+
+    fn is_over(&self) -> bool {
+        self.is_interrupted() || self.summary.is_full()
+    }
+}
+
+/// Whether the file is not there any more, or is another by now.
+fn has_changed(file: &Wanted) -> bool {
+    match std::fs::symlink_metadata(&file.path) {
+        Ok(meta) => meta.ino() != file.node,
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: WarmupOptions,
+    }
+
+    fn typed(line: &[&str]) -> Result<WarmupOptions, String> {
+        let line = Line::try_parse_from([&["warmup"], line].concat());
+        line.map(|line| line.options).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_dash_is_a_list() {
+        let options = typed(&["-0", "/mnt/a", "-"]).unwrap();
+        let arguments = options.arguments();
+        assert!(matches!(&arguments[..], [Argument::Path(_), Argument::List(0)]), "{arguments:?}");
+        assert!(matches!(typed(&["-"]).unwrap().arguments()[..], [Argument::List(b'\n')]));
+    }
+
+    #[test]
+    fn one_thing_at_a_time() {
+        assert_eq!(typed(&["--check", "/a"]).unwrap().action(), Action::Check);
+        assert_eq!(typed(&["--evict", "/a"]).unwrap().action(), Action::Evict);
+        assert_eq!(typed(&["--force", "/a"]).unwrap().action(), Action::Fetch);
+        for wrong in
+            [&["--check", "--evict", "/a"], &["--check", "--force", "/a"], &["--evict", "--force", "/a"]]
+        {
+            assert!(typed(wrong).unwrap_err().contains("cannot be used with"), "{wrong:?}");
+        }
+        assert!(typed(&[]).unwrap_err().contains("PATH"));
+    }
+}

@@ -1,0 +1,259 @@
+//! What came of a run, per argument and in all.
+
+use std::fmt::Write;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+
+use serde::Serialize;
+
+use super::walk::Totals;
+use crate::cli::size::ByteSize;
+use crate::warmup::wire::{Action, FileResult, Problem};
+
+/// So many problems are told one by one.
+const TOLD: usize = 20;
+
+/// See the module's documentation.
+#[derive(Debug, Serialize)]
+pub(super) struct Summary {
+    action: Action,
+    #[serde(skip)]
+    force: bool,
+    /// Files that were seen to.
+    #[serde(flatten)]
+    total: Tally,
+    /// Bytes that were fetched, or given up.
+    moved_bytes: u64,
+    /// Files and directories that could not be used.
+    problems: usize,
+    /// Files that were deleted or replaced meanwhile.
+    vanished: usize,
+    /// Whether the cache had no room.
+    full: bool,
+    arguments: Vec<Named>,
+}
+
+#[derive(Debug, Default, Clone, Copy, Serialize)]
+struct Tally {
+    files: u64,
+    /// Of these, files that are in the cache to the last byte.
+    cached_files: u64,
+    bytes: u64,
+    cached_bytes: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Named {
+    path: String,
+    #[serde(flatten)]
+    tally: Tally,
+}
+
+impl Tally {
+    fn add(&mut self, result: &FileResult) {
+        self.files += 1;
+        self.cached_files += u64::from(result.cached >= result.size);
+        self.bytes += result.size;
+        self.cached_bytes += result.cached;
+    }
+
+    fn line(&self, name: &str) -> String {
+        // A file without content is always there.
+        let share = if self.bytes == 0 { 1.0 } else { self.cached_bytes as f64 / self.bytes as f64 };
+        let (cached, all) = (ByteSize(self.cached_bytes).to_string(), ByteSize(self.bytes).to_string());
+        let files = format!("{} of {}", self.cached_files, self.files);
+        // Rounded down, so that 100 % is all.
+        let percent = (share * 1000.0).floor() / 10.0;
+        format!("{percent:>5.1} %  {cached:>10} of {all:>10}  {files:>16} files  {name}\n")
+    }
+}
+
+impl Summary {
+    /// Nothing has been done for these arguments.
+    pub(super) fn new(action: Action, force: bool, arguments: &[PathBuf]) -> Self {
+        let named = |path: &PathBuf| Named { path: path.display().to_string(), tally: Tally::default() };
+        Self {
+            action,
+            force,
+            total: Tally::default(),
+            moved_bytes: 0,
+            problems: 0,
+            vanished: 0,
+            full: false,
+            arguments: arguments.iter().map(named).collect(),
+        }
+    }
+
+    /// A file was seen to.
+    pub(super) fn file(&mut self, argument: usize, result: &FileResult) {
+        self.total.add(result);
+        if let Some(argument) = self.arguments.get_mut(argument) {
+            argument.tally.add(result);
+        }
+        self.full |= result.problem == Some(Problem::Full);
+    }
+
+    /// Files of a job that did not end.
+    pub(super) fn unfinished(&mut self, files: u64, bytes: u64, moved: u64) {
+        self.total.files += files;
+        self.total.cached_files += files;
+        self.total.bytes += bytes;
+        self.total.cached_bytes += bytes;
+        self.moved_bytes += moved;
+    }
+
+    /// So many bytes were fetched or given up.
+    pub(super) fn moved(&mut self, bytes: u64) {
+        self.moved_bytes += bytes;
+    }
+
+    /// A file is not there any more.
+    pub(super) fn vanished(&mut self) {
+        self.vanished += 1;
+    }
+
+    /// Something cannot be used. Returns what to say about it; of many, not each is told.
+    pub(super) fn problem(&mut self, path: &str, reason: &str) -> Option<String> {
+        self.problems += 1;
+        match self.problems {
+            ..=TOLD => Some(format!("{path}: {reason}")),
+            number if number == TOLD + 1 => Some("(further problems are only counted)".into()),
+            _ => None,
+        }
+    }
+
+    /// Files that were seen to, and how many bytes of them are done with.
+    pub(super) fn seen(&self) -> (u64, u64) {
+        let bytes = if self.action == Action::Fetch { self.total.cached_bytes } else { self.total.bytes };
+        (self.total.files, bytes)
+    }
+
+    /// Whether the cache had no room.
+    pub(super) fn is_full(&self) -> bool {
+        self.full
+    }
+
+    /// Whether everything is as it was asked for.
+    pub(super) fn is_good(&self) -> bool {
+        self.problems == 0 && !self.full
+    }
+
+    /// All of it as JSON.
+    pub(super) fn json(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// All of it for people. `stopped`: by Ctrl-C. `found`: what there is to do, as far as is known.
+    pub(super) fn text(&self, stopped: bool, found: &Totals) -> String {
+        let Tally { files, cached_files, bytes, cached_bytes } = self.total;
+        let (bytes, cached, moved) = (ByteSize(bytes), ByteSize(cached_bytes), ByteSize(self.moved_bytes));
+        let mut text = String::new();
+        match self.action {
+            Action::Check => {
+                for argument in &self.arguments {
+                    text += &argument.tally.line(&argument.path);
+                }
+                if self.arguments.len() != 1 {
+                    text += &self.total.line("in total");
+                }
+            }
+            Action::Fetch if self.full => {
+                let all =
+                    (found.files.load(Ordering::Relaxed), ByteSize(found.bytes.load(Ordering::Relaxed)));
+                let more = if found.complete.load(Ordering::Relaxed) { "" } else { " or more" };
+                let _ = writeln!(
+                    text,
+                    "the cache has no room left: {cached_files} of {}{more} files and {cached} of {}{more} are in it \
+                     ({moved} fetched)",
+                    all.0, all.1
+                );
+                text += match self.force {
+                    true => {
+                        "what was asked for is more than the cache can hold (seven eighths of --cache-size)\n"
+                    }
+                    false => "--force makes room by pushing out what is used least\n",
+                };
+            }
+            Action::Fetch => {
+                let _ = writeln!(
+                    text,
+                    "{cached_files} of {files} files are in the cache: {cached} of {bytes} ({moved} fetched)"
+                );
+            }
+            Action::Evict => {
+                let _ = writeln!(text, "given up: {moved} of {files} files");
+            }
+        }
+        if stopped {
+            text += "stopped before the end\n";
+        }
+        if self.vanished > 0 {
+            let _ = writeln!(text, "deleted or replaced meanwhile: {} files", self.vanished);
+        }
+        if self.problems > 0 {
+            let _ = writeln!(text, "problems: {}", self.problems);
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn result(size: u64, cached: u64, problem: Option<Problem>) -> FileResult {
+        FileResult { size, cached, problem }
+    }
+
+    #[test]
+    fn shares_are_per_argument_and_in_total() {
+        let mut summary = Summary::new(Action::Check, false, &["/m/a".into(), "/m/b".into()]);
+        summary.file(0, &result(1 << 20, 1 << 20, None));
+        summary.file(1, &result(3 << 20, 0, None));
+        let text = summary.text(false, &Totals::default());
+        let lines: Vec<_> = text.lines().collect();
+        assert!(lines[0].starts_with("100.0 %") && lines[0].ends_with("1 of 1 files  /m/a"), "{text}");
+        assert!(lines[1].starts_with("  0.0 %") && lines[1].ends_with("0 of 1 files  /m/b"), "{text}");
+        assert!(lines[2].starts_with(" 25.0 %") && lines[2].ends_with("1 of 2 files  in total"), "{text}");
+        let json: serde_json::Value = serde_json::from_str(&summary.json()).unwrap();
+        assert_eq!(
+            (&json["cached_bytes"], &json["arguments"][1]["bytes"]),
+            (&(1 << 20).into(), &(3 << 20).into())
+        );
+    }
+
+    #[test]
+    fn nearly_all_is_not_all() {
+        let mut summary = Summary::new(Action::Check, false, &["/m".into()]);
+        summary.file(0, &result(1_000_000, 999_999, None));
+        assert!(
+            summary.text(false, &Totals::default()).starts_with(" 99.9 %"),
+            "{}",
+            summary.text(false, &Totals::default())
+        );
+    }
+
+    #[test]
+    fn a_full_cache_says_what_to_do() {
+        for (force, advice) in [(false, "--force"), (true, "--cache-size")] {
+            let mut summary = Summary::new(Action::Fetch, force, &["/m".into()]);
+            summary.file(0, &result(10, 10, None));
+            summary.file(0, &result(10, 3, Some(Problem::Full)));
+            assert!(summary.is_full() && !summary.is_good());
+            let found = Totals { files: 9.into(), bytes: 90.into(), complete: false.into() };
+            let text = summary.text(false, &found);
+            assert!(
+                text.contains("1 of 9 or more files and 13 B of 90 B or more") && text.contains(advice),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn many_problems_are_counted_and_not_all_told() {
+        let mut summary = Summary::new(Action::Fetch, false, &[]);
+        let told = (0..100).filter(|_| summary.problem("/m/x", "is bad").is_some()).count();
+        assert_eq!(told, TOLD + 1);
+        assert!(!summary.is_good() && summary.text(false, &Totals::default()).contains("problems: 100"));
+    }
+}

@@ -1,0 +1,220 @@
+//! Finds the files that arguments, or lines of a list, name. Everything is done with the rights of who runs the program.
+//!
+//! A thread of its own walks ahead of the daemon, so that it is soon known how much there is to do; how far ahead is
+//! bounded by the channel.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead};
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use nix::unistd::{AccessFlags, access};
+
+/// How many files may have been found that nobody has taken yet.
+const AHEAD: usize = 1 << 16;
+
+/// Where to look.
+#[derive(Debug, Clone)]
+pub(super) enum Argument {
+    /// At a file or a tree.
+    Path(PathBuf),
+    /// At those that standard input names, each ended by this byte.
+    List(u8),
+}
+
+/// Something that was found.
+#[derive(Debug)]
+pub(super) enum Found {
+    /// A regular file.
+    File {
+        /// Which argument named it.
+        argument: usize,
+        /// Where it is.
+        path: PathBuf,
+    },
+    /// Something that cannot be used.
+    Problem {
+        /// Where it is.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// How much has been found so far, in bytes where it is no number of files.
+#[derive(Debug, Default)]
+pub(super) struct Totals {
+    pub(super) files: AtomicU64,
+    pub(super) bytes: AtomicU64,
+    /// Whether that is all.
+    pub(super) complete: AtomicBool,
+}
+
+/// Looks at all of `arguments`, in order. The thread ends when the receiver is gone.
+pub(super) fn start(arguments: Vec<Argument>) -> io::Result<(Receiver<Found>, Arc<Totals>)> {
+    let (sender, receiver) = sync_channel(AHEAD);
+    let totals = Arc::new(Totals::default());
+    let walk = Walk { sender, totals: totals.clone() };
+    std::thread::Builder::new().name("walk".into()).spawn(move || {
+        // An error means that nobody listens any more.
+        let all =
+            arguments.iter().enumerate().try_for_each(|(number, argument)| walk.argument(number, argument));
+        if all.is_ok() {
+            walk.totals.complete.store(true, Ordering::Relaxed);
+        }
+    })?;
+    Ok((receiver, totals))
+}
+
+/// Opens a file so that it stays what it is while it is held, without reading it or following a link to it.
+pub(super) fn hold(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW).open(path)
+}
+
+/// What an error means here.
+pub(super) fn explain(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(libc::ENOTCONN | libc::ECONNABORTED) => "the daemon of this mount is gone".into(),
+        _ => error.to_string(),
+    }
+}
+
+/// Nobody listens any more.
+struct Deaf;
+
+struct Walk {
+    sender: SyncSender<Found>,
+    totals: Arc<Totals>,
+}
+
+impl Walk {
+    fn argument(&self, number: usize, argument: &Argument) -> Result<(), Deaf> {
+        match argument {
+            Argument::Path(path) => self.named(number, path),
+            Argument::List(end) => {
+                for name in io::stdin().lock().split(*end) {
+                    match name {
+                        Ok(name) if name.is_empty() => {}
+                        Ok(name) => self.named(number, &PathBuf::from(std::ffi::OsString::from_vec(name)))?,
+                        Err(error) => return self.problem(Path::new("standard input"), error.to_string()),
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// A file or a tree that was named. A link is followed, unlike one that is found in a tree.
+    fn named(&self, argument: usize, path: &Path) -> Result<(), Deaf> {
+        match fs::metadata(path) {
+            Ok(meta) if meta.is_dir() => self.tree(argument, path.to_owned(), meta.dev()),
+            Ok(meta) if meta.is_file() => match fs::canonicalize(path) {
+                Ok(path) => self.file(argument, path, meta.len()),
+                Err(error) => self.problem(path, explain(&error)),
+            },
+            Ok(_) => self.problem(path, "neither a file nor a directory".into()),
+            Err(error) => self.problem(path, explain(&error)),
+        }
+    }
+
+    fn tree(&self, argument: usize, root: PathBuf, device: u64) -> Result<(), Deaf> {
+        let mut directories = vec![root];
+        while let Some(directory) = directories.pop() {
+            let entries = match fs::read_dir(&directory) {
+                Ok(entries) => entries,
+                Err(error) => {
+                    self.problem(&directory, explain(&error))?;
+                    continue;
+                }
+            };
+            let mut below = Vec::new();
+            for entry in entries {
+                let (path, meta) = match entry.and_then(|entry| Ok((entry.path(), entry.metadata()?))) {
+                    Ok(found) => found,
+                    // It was there a moment ago.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                    Err(error) => {
+                        self.problem(&directory, explain(&error))?;
+                        break;
+                    }
+                };
+                if meta.is_dir() && meta.dev() == device {
+                    below.push(path);
+                } else if meta.is_file() && meta.dev() == device {
+                    self.file(argument, path, meta.len())?;
+                }
+            }
+            // Taken from the end: in the order of the listing.
+            directories.extend(below.into_iter().rev());
+        }
+        Ok(())
+    }
+
+    fn file(&self, argument: usize, path: PathBuf, size: u64) -> Result<(), Deaf> {
+        if let Err(errno) = access(&path, AccessFlags::R_OK) {
+            return self.problem(&path, explain(&errno.into()));
+        }
+        self.totals.files.fetch_add(1, Ordering::Relaxed);
+        self.totals.bytes.fetch_add(size, Ordering::Relaxed);
+        self.send(Found::File { argument, path })
+    }
+
+    fn problem(&self, path: &Path, reason: String) -> Result<(), Deaf> {
+        self.send(Found::Problem { path: path.to_owned(), reason })
+    }
+
+    fn send(&self, found: Found) -> Result<(), Deaf> {
+        self.sender.send(found).map_err(|_| Deaf)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn found(paths: Vec<PathBuf>) -> (Vec<(usize, PathBuf)>, Vec<String>, Arc<Totals>) {
+        let (found, totals) = start(paths.into_iter().map(Argument::Path).collect()).unwrap();
+        let (mut files, mut problems) = (Vec::new(), Vec::new());
+        for found in found {
+            match found {
+                Found::File { argument, path } => files.push((argument, path)),
+                Found::Problem { path, reason } => problems.push(format!("{}: {reason}", path.display())),
+            }
+        }
+        files.sort();
+        (files, problems, totals)
+    }
+
+    #[test]
+    fn trees_and_files_are_found_once_and_links_in_trees_are_not_followed() {
+        let home = tempfile::tempdir().unwrap();
+        let root = fs::canonicalize(home.path()).unwrap();
+        fs::create_dir_all(root.join("a/b/c")).unwrap();
+        fs::write(root.join("a/one"), "1").unwrap();
+        fs::write(root.join("a/b/c/two"), "22").unwrap();
+        symlink(root.join("a/one"), root.join("a/b/link")).unwrap();
+        symlink(&root, root.join("a/b/loop")).unwrap();
+        let (files, problems, totals) =
+            found(vec![root.join("a"), root.join("a/b/link"), root.join("none"), "/dev/null".into()]);
+        let expected = [(0, root.join("a/b/c/two")), (0, root.join("a/one")), (1, root.join("a/one"))];
+        assert_eq!(files, expected);
+        assert_eq!(problems.len(), 2, "{problems:?}");
+        assert!(
+            problems[0].contains("No such file") && problems[1].contains("neither a file"),
+            "{problems:?}"
+        );
+        assert_eq!((totals.files.load(Ordering::Relaxed), totals.bytes.load(Ordering::Relaxed)), (3, 4));
+    }
+
+    #[test]
+    fn a_dead_mount_is_called_that() {
+        let error = io::Error::from_raw_os_error(libc::ENOTCONN);
+        assert_eq!(explain(&error), "the daemon of this mount is gone");
+    }
+}

@@ -1,0 +1,130 @@
+//! The desk's window: requests over HTTP, none of which is trusted.
+//!
+//! A request must come from this host and not from a web page. A page of another site could have a browser send one here;
+//! but not with our header, unless we agreed to that in a preflight, which we never do. A page that has its own name resolve
+//! to this host (DNS rebinding) could; but the browser then names the page in `Origin`, which no other client sends.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::{Body, to_bytes};
+use axum::extract::{ConnectInfo, Path, Query, Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde::Deserialize;
+use tokio::time::timeout;
+
+use super::desk::{Desk, Refusal};
+use super::wire::{self, HEADER, LARGEST_BODY, LONGEST_WAIT_MS, PATH};
+use crate::telemetry::peer::Peer;
+
+/// How long a body may take to arrive.
+const BODY_DEADLINE: Duration = Duration::from_secs(5);
+
+/// What the status API offers for `desk`. The server that it is mounted in must know each connection's [`Peer`].
+pub fn router(desk: Arc<Desk>) -> Router {
+    Router::new()
+        .route(PATH, post(begin))
+        .route(&format!("{PATH}/{{id}}"), get(report).delete(cancel))
+        .layer(middleware::from_fn(guard))
+        .with_state(desk)
+}
+
+/// An answer that is no success.
+#[derive(Debug)]
+struct Error(StatusCode, String);
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        (self.0, Json(wire::Refused { error: self.1 })).into_response()
+    }
+}
+
+impl From<Refusal> for Error {
+    fn from(refusal: Refusal) -> Self {
+        let code = match refusal {
+            Refusal::NotMounted => StatusCode::SERVICE_UNAVAILABLE,
+            Refusal::OtherMount { .. } => StatusCode::CONFLICT,
+            Refusal::TooManyNodes(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Refusal::TooManyJobs => StatusCode::TOO_MANY_REQUESTS,
+        };
+        Self(code, refusal.to_string())
+    }
+}
+
+async fn guard(request: Request, next: Next) -> Result<Response, Error> {
+    let forbidden = |why: &str| Err(Error(StatusCode::FORBIDDEN, why.to_owned()));
+    let peer = request.extensions().get::<ConnectInfo<Peer>>();
+    if !peer.is_some_and(|ConnectInfo(peer)| peer.is_here()) {
+        return forbidden("only processes on the host of the mount may ask for this");
+    }
+    let headers = request.headers();
+    if headers.contains_key(header::ORIGIN) {
+        return forbidden("web pages may not ask for this");
+    }
+    if headers.get(HEADER.0).is_none_or(|value| value != HEADER.1) {
+        return forbidden("the header `X-Interceptor: warmup` is missing");
+    }
+    Ok(next.run(request).await)
+}
+
+async fn begin(State(desk): State<Arc<Desk>>, request: Request) -> Result<impl IntoResponse, Error> {
+    let content_type = request.headers().get(header::CONTENT_TYPE);
+    if content_type.is_none_or(|content_type| content_type != "application/json") {
+        return Err(Error(StatusCode::UNSUPPORTED_MEDIA_TYPE, "expected application/json".into()));
+    }
+    let body = body(request.into_body(), BODY_DEADLINE).await?;
+    let request: wire::Request = serde_json::from_slice(&body)
+        .map_err(|error| Error(StatusCode::BAD_REQUEST, format!("the request is not understood: {error}")))?;
+    Ok((StatusCode::CREATED, Json(desk.begin(&request)?)))
+}
+
+async fn body(body: Body, deadline: Duration) -> Result<bytes::Bytes, Error> {
+    match timeout(deadline, to_bytes(body, LARGEST_BODY)).await {
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(_)) => {
+            let limit = format!("the body breaks off or is longer than {LARGEST_BODY} bytes");
+            Err(Error(StatusCode::PAYLOAD_TOO_LARGE, limit))
+        }
+        Err(_) => Err(Error(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time".into())),
+    }
+}
+
+#[derive(Deserialize)]
+struct Wait {
+    /// How long to wait for the end of the job, in milliseconds.
+    #[serde(default)]
+    wait_ms: u64,
+}
+
+async fn report(
+    State(desk): State<Arc<Desk>>,
+    Path(id): Path<String>,
+    Query(wait): Query<Wait>,
+) -> Result<Json<wire::Report>, Error> {
+    let wait = Duration::from_millis(wait.wait_ms.min(LONGEST_WAIT_MS));
+    desk.report(&id, wait).await.map(Json).ok_or_else(unknown)
+}
+
+async fn cancel(State(desk): State<Arc<Desk>>, Path(id): Path<String>) -> Result<Json<wire::Report>, Error> {
+    desk.cancel(&id).await.map(Json).ok_or_else(unknown)
+}
+
+fn unknown() -> Error {
+    Error(StatusCode::NOT_FOUND, "there is no such job (any more)".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_body_that_never_ends_is_not_waited_for() {
+        let endless = futures::stream::pending::<Result<bytes::Bytes, std::io::Error>>();
+        let Error(status, _) = body(Body::from_stream(endless), Duration::ZERO).await.unwrap_err();
+        assert_eq!(status, StatusCode::REQUEST_TIMEOUT);
+    }
+}

@@ -1,0 +1,331 @@
+//! Jobs and requests about them, those of strangers too. The content comes from an origin that can be held up.
+
+use std::time::{Duration, SystemTime};
+
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::extract::ConnectInfo;
+use axum::http::{Method, Request as HttpRequest, StatusCode, header};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use proptest::prelude::*;
+use rdma_engine::FileId;
+use serde_json::{Value, json};
+use std::sync::Arc;
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+use tower::ServiceExt;
+
+use super::desk::Desk;
+use super::wire::{Action, FileResult, MOST_NODES, PATH, Problem, Report, Request, State};
+use super::{Mounted, api};
+use crate::cache::{Cache, MIN_CAPACITY};
+use crate::fetch::Priority;
+use crate::read::{FileVersion, Origin, OriginError, Reader};
+use crate::seaweed::entry::{Attributes, Chunk, Content, Entry, Kind};
+use crate::telemetry::peer::Peer;
+use crate::telemetry::{Metrics, Source};
+
+const SIZE: u64 = 1 << 20;
+/// The largest number of a file that exists.
+const FILES: u64 = 40;
+/// The number of a file whose content cannot be fetched.
+const BROKEN: u64 = 13;
+
+/// Fetches as many blocks as there are permits.
+struct Gate(Semaphore);
+
+impl Origin for Gate {
+    fn read_chunk<'a>(
+        &'a self,
+        chunk: &'a Chunk,
+        _: u64,
+        _: &'a mut [u8],
+        _: &'a Priority,
+    ) -> BoxFuture<'a, Result<Source, OriginError>> {
+        async move {
+            self.0.acquire().await.expect("is not closed").forget();
+            if chunk.fid.key == BROKEN {
+                return Err(Arc::from(Box::<dyn std::error::Error + Send + Sync>::from("no such needle")));
+            }
+            Ok(Source::Http)
+        }
+        .boxed()
+    }
+
+    fn read_manifest<'a>(&'a self, _: &'a Chunk) -> BoxFuture<'a, Result<Vec<Chunk>, OriginError>> {
+        unreachable!("no file has a manifest")
+    }
+
+    fn cache_remote<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Entry, OriginError>> {
+        unreachable!("no file is remote")
+    }
+}
+
+/// File `number` is one chunk with that key.
+fn file(number: u64) -> Option<Arc<FileVersion>> {
+    let fid = FileId { volume: 1, key: number, cookie: 1 };
+    let chunk = Chunk {
+        fid,
+        offset: 0,
+        size: SIZE,
+        modified_ts_ns: 0,
+        cipher_key: None,
+        is_compressed: false,
+        is_manifest: false,
+    };
+    let attr = Attributes {
+        kind: Kind::File,
+        perm: 0o644,
+        uid: 0,
+        gid: 0,
+        size: SIZE,
+        mtime: SystemTime::UNIX_EPOCH,
+        ctime: SystemTime::UNIX_EPOCH,
+        crtime: SystemTime::UNIX_EPOCH,
+        nlink: 1,
+        rdev: 0,
+        inode: number,
+    };
+    let content = Content::Chunks(Arc::new([chunk]));
+    let entry =
+        Entry { name: "f".into(), attr, content, xattrs: Arc::new([]), hard_link: None, expires: None };
+    (1..=FILES).contains(&number).then(|| FileVersion::new("/secret/f", Arc::new(entry)))
+}
+
+/// A desk with a mount, and the gate of its origin with so many permits.
+fn desk(permits: usize) -> (Arc<Desk>, Arc<Gate>) {
+    let desk = Desk::new();
+    let gate = mounted(&desk, permits);
+    (desk, gate)
+}
+
+fn mounted(desk: &Desk, permits: usize) -> Arc<Gate> {
+    let gate = Arc::new(Gate(Semaphore::new(permits)));
+    let cache = Arc::new(Cache::new(MIN_CAPACITY).unwrap());
+    let reader = Reader::new(cache, gate.clone(), Metrics::new(), Handle::current());
+    desk.open(Mounted { device: "0:50".into(), version: Box::new(file), reader });
+    gate
+}
+
+fn request(action: Action, nodes: impl IntoIterator<Item = u64>) -> Request {
+    let nodes = nodes.into_iter().collect();
+    Request { action, device: "0:50".into(), nodes, force: false, held_bytes: 0 }
+}
+
+const LONG: Duration = Duration::from_secs(20);
+
+async fn done(desk: &Arc<Desk>, request: Request) -> Report {
+    let begun = desk.begin(&request).unwrap();
+    let report = desk.report(&begun.id, LONG).await.unwrap();
+    assert_eq!(report.state, State::Done, "{report:?}");
+    report
+}
+
+const WARM: FileResult = FileResult { size: SIZE, cached: SIZE, problem: None };
+const COLD: FileResult = FileResult { size: SIZE, cached: 0, problem: None };
+
+#[tokio::test]
+async fn files_are_fetched_counted_and_given_up() {
+    let (desk, _gate) = desk(100);
+    let fetched = done(&desk, request(Action::Fetch, [1, 2, 99, BROKEN])).await;
+    let problem = |size, problem| FileResult { size, cached: 0, problem: Some(problem) };
+    let strange = [problem(0, Problem::Gone), problem(SIZE, Problem::Unreadable)];
+    assert_eq!(fetched.results, [&[WARM, WARM], &strange[..]].concat());
+    assert_eq!((fetched.files_done, fetched.bytes_done, fetched.bytes_moved), (4, 2 * SIZE, 2 * SIZE));
+    assert_eq!(done(&desk, request(Action::Check, [3, 2])).await.results, [COLD, WARM]);
+    let given_up = done(&desk, request(Action::Evict, [1, 2, 3])).await;
+    assert_eq!((given_up.results, given_up.bytes_moved), (vec![COLD; 3], 2 * SIZE));
+    assert_eq!(done(&desk, request(Action::Check, [1, 2])).await.results, [COLD, COLD]);
+}
+
+#[tokio::test]
+async fn a_full_cache_ends_the_job_with_what_fitted() {
+    let (desk, _gate) = desk(100);
+    let report = done(&desk, request(Action::Fetch, 1..=12)).await;
+    assert_eq!(report.results, [WARM; 12]);
+    let report = done(&desk, request(Action::Fetch, 14..=30)).await;
+    let fitted = report.results.iter().filter(|result| result.problem.is_none()).count();
+    assert!((1..=2).contains(&fitted), "{report:?}");
+    assert!(report.results[fitted + 1..].iter().all(|result| result.problem == Some(Problem::Full)));
+    assert_eq!(done(&desk, request(Action::Check, 1..=12)).await.results, [WARM; 12], "nothing has left");
+    let forced = Request { force: true, ..request(Action::Fetch, 20..=31) };
+    assert_eq!(done(&desk, forced).await.results, [WARM; 12]);
+}
+
+#[tokio::test]
+async fn a_job_is_cancelled_and_gone() {
+    let (desk, gate) = desk(1);
+    let job = desk.begin(&request(Action::Fetch, 1..=5)).unwrap();
+    assert_eq!(desk.report(&job.id, Duration::ZERO).await.unwrap().state, State::Running);
+    let report = desk.cancel(&job.id).await.unwrap();
+    assert_eq!(report.state, State::Cancelled);
+    assert!(desk.report(&job.id, LONG).await.is_none() && desk.cancel(&job.id).await.is_none());
+    gate.0.add_permits(100);
+    assert_eq!(
+        done(&desk, request(Action::Fetch, 6..=9)).await.results,
+        [WARM; 4],
+        "the turn was given back"
+    );
+}
+
+#[tokio::test]
+async fn a_job_that_nobody_asks_about_ends() {
+    let desk = Desk::with_lease(Duration::from_millis(20));
+    let _gate = mounted(&desk, 0);
+    let job = desk.begin(&request(Action::Fetch, [1])).unwrap();
+    let gone = async {
+        // Asking would keep it alive; its task holds the desk for as long as it lives.
+        while Arc::strong_count(&desk) > 1 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(LONG, gone).await.unwrap();
+    assert!(desk.report(&job.id, Duration::ZERO).await.is_none());
+}
+
+#[tokio::test]
+async fn there_is_an_end_to_everything() {
+    let (desk, _gate) = desk(0);
+    let many = request(Action::Check, 0..=MOST_NODES as u64);
+    assert!(desk.begin(&many).unwrap_err().to_string().contains("1024"));
+    let mut jobs = 0;
+    let error = loop {
+        match desk.begin(&request(Action::Fetch, [1])) {
+            Ok(_) => jobs += 1,
+            Err(error) => break error.to_string(),
+        }
+        assert!(jobs < 1000);
+    };
+    assert!(error.contains("32 jobs"), "{error}");
+}
+
+/// A request as it comes from `interceptor warmup`, of which a test takes something away.
+fn call(method: Method, path: &str, body: impl Into<Body>) -> HttpRequest<Body> {
+    let mut request = HttpRequest::builder()
+        .method(method)
+        .uri(path)
+        .header(header::CONTENT_TYPE, "application/json")
+        .header("X-Interceptor", "warmup")
+        .body(body.into())
+        .unwrap();
+    let peer = Peer { remote: "127.0.0.1".parse().unwrap(), local: None };
+    request.extensions_mut().insert(ConnectInfo(peer));
+    request
+}
+
+async fn answer(router: &Router, request: HttpRequest<Body>) -> (StatusCode, Value) {
+    let response = router.clone().oneshot(request).await.unwrap();
+    let status = response.status();
+    assert!(response.headers().get(header::ACCESS_CONTROL_ALLOW_ORIGIN).is_none());
+    let body = to_bytes(response.into_body(), usize::MAX).await.unwrap();
+    let text = String::from_utf8_lossy(&body).into_owned();
+    assert!(!text.contains("secret"), "no names: {text}");
+    (status, serde_json::from_slice(&body).unwrap_or(Value::String(text)))
+}
+
+fn check(nodes: &[u64]) -> String {
+    json!({ "action": "check", "device": "0:50", "nodes": nodes }).to_string()
+}
+
+#[tokio::test]
+async fn the_way_of_a_job_over_http() {
+    let (desk, _gate) = desk(100);
+    let router = api::router(desk);
+    let body =
+        json!({ "action": "fetch", "device": "0:50", "nodes": [1, u64::MAX], "force": true }).to_string();
+    let (status, job) = answer(&router, call(Method::POST, PATH, body)).await;
+    assert_eq!(status, StatusCode::CREATED);
+    let at = format!("{PATH}/{}", job["id"].as_str().unwrap());
+    let (status, report) = answer(&router, call(Method::GET, &format!("{at}?wait_ms=99999999"), "")).await;
+    assert_eq!(
+        (status, &report["state"], &report["files_done"]),
+        (StatusCode::OK, &json!("done"), &json!(2))
+    );
+    assert_eq!(report["results"][1]["problem"], "gone");
+    assert_eq!(answer(&router, call(Method::DELETE, &at, "")).await.0, StatusCode::OK);
+    assert_eq!(answer(&router, call(Method::GET, &at, "")).await.0, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn strangers_are_refused() {
+    let (desk, _gate) = desk(0);
+    let router = api::router(desk);
+    let changed = |change: &dyn Fn(&mut HttpRequest<Body>)| {
+        let mut request = call(Method::POST, PATH, check(&[1]));
+        change(&mut request);
+        request
+    };
+    type Change<'a> = (&'a str, StatusCode, &'a dyn Fn(&mut HttpRequest<Body>));
+    let changes: [Change; 6] = [
+        ("no custom header, like a form of a page", StatusCode::FORBIDDEN, &|request| {
+            request.headers_mut().remove("x-interceptor");
+        }),
+        ("a page, by DNS rebinding", StatusCode::FORBIDDEN, &|request| {
+            request.headers_mut().insert(header::ORIGIN, "http://evil.example:9650".parse().unwrap());
+        }),
+        ("a page in a sandbox", StatusCode::FORBIDDEN, &|request| {
+            request.headers_mut().insert(header::ORIGIN, "null".parse().unwrap());
+        }),
+        ("text, which needs no preflight", StatusCode::UNSUPPORTED_MEDIA_TYPE, &|request| {
+            request.headers_mut().insert(header::CONTENT_TYPE, "text/plain".parse().unwrap());
+        }),
+        ("another host", StatusCode::FORBIDDEN, &|request| {
+            let peer = Peer { remote: "10.0.0.6".parse().unwrap(), local: "10.0.0.5".parse().ok() };
+            request.extensions_mut().insert(ConnectInfo(peer));
+        }),
+        ("nobody knows where from", StatusCode::FORBIDDEN, &|request| {
+            request.extensions_mut().remove::<ConnectInfo<Peer>>();
+        }),
+    ];
+    for (who, status, change) in changes {
+        let (found, body) = answer(&router, changed(change)).await;
+        assert_eq!(found, status, "{who}: {body}");
+        assert!(body["error"].is_string(), "{who}: {body}");
+    }
+    let preflight = answer(&router, call(Method::OPTIONS, PATH, "")).await;
+    assert_eq!(preflight.0, StatusCode::METHOD_NOT_ALLOWED);
+    assert_eq!(answer(&router, call(Method::POST, PATH, check(&[1]))).await.0, StatusCode::CREATED);
+}
+
+#[tokio::test]
+async fn nonsense_is_refused() {
+    let (desk, _gate) = desk(0);
+    let router = api::router(desk);
+    let too_many: Vec<u64> = (0..=MOST_NODES as u64).collect();
+    for (body, status) in [
+        (String::new(), StatusCode::BAD_REQUEST),
+        ("[]".into(), StatusCode::BAD_REQUEST),
+        (check(&[1]).replace("check", "format"), StatusCode::BAD_REQUEST),
+        (check(&[1]).replace("[1]", "[-1]"), StatusCode::BAD_REQUEST),
+        (check(&[1]).replace("[1]", "[18446744073709551616]"), StatusCode::BAD_REQUEST),
+        (check(&[1]).replace("[1]", "[1], \"paths\": [\"/etc\"]"), StatusCode::BAD_REQUEST),
+        (check(&[1]).replace("0:50", "0:51"), StatusCode::CONFLICT),
+        (check(&too_many), StatusCode::PAYLOAD_TOO_LARGE),
+        (" ".repeat(65 << 10), StatusCode::PAYLOAD_TOO_LARGE),
+        ("[".repeat(60 << 10), StatusCode::BAD_REQUEST),
+    ] {
+        let (found, answer) = answer(&router, call(Method::POST, PATH, body.clone())).await;
+        assert_eq!(found, status, "{}: {answer}", &body[..body.len().min(80)]);
+        assert!(answer["error"].is_string(), "{answer}");
+    }
+    let early = api::router(Desk::new());
+    let (status, _) = answer(&early, call(Method::POST, PATH, check(&[1]))).await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+}
+
+proptest! {
+    #[test]
+    fn no_body_and_no_id_does_harm(body in prop::collection::vec(any::<u8>(), 0..300), id in "[a-zA-Z0-9%./-]{1,40}") {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let router = api::router(Desk::new());
+            let (status, _) = answer(&router, call(Method::POST, PATH, body)).await;
+            assert!(status.is_client_error(), "{status}");
+            if let Ok(uri) = format!("{PATH}/{id}").parse::<axum::http::Uri>() {
+                let (status, _) = answer(&router, call(Method::GET, &uri.to_string(), "")).await;
+                assert!(status.is_client_error(), "{uri}: {status}");
+            }
+        });
+    }
+}

@@ -1,0 +1,109 @@
+//! What a job does with its files.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use futures::stream::{self, StreamExt};
+use parking_lot::Mutex;
+
+use super::wire::{Action, FileResult, Problem};
+use crate::cache::{Displace, NoRoom};
+use crate::read::{FileVersion, ReadError, Reader, WarmError, Warmup};
+
+/// How many files of one job are seen to at the same time: enough that small ones do not wait for each other's round
+/// trips. How many bytes may be on their way is the reader's business.
+const FILES_AT_ONCE: usize = 32;
+
+/// Files, and what is to be done with them.
+pub(super) struct Work {
+    action: Action,
+    reader: Arc<Reader>,
+    files: Vec<Option<Arc<FileVersion>>>,
+    warmup: Warmup,
+    given_up: AtomicU64,
+    full: AtomicBool,
+    results: Mutex<Vec<FileResult>>,
+}
+
+impl Work {
+    /// To do `action` with `files`; `None` is a file that nobody knows.
+    pub(super) fn new(
+        action: Action,
+        reader: Arc<Reader>,
+        files: Vec<Option<Arc<FileVersion>>>,
+        displace: Displace,
+        held: u64,
+    ) -> Self {
+        Self {
+            action,
+            reader,
+            files,
+            warmup: Warmup::new(displace, held),
+            given_up: AtomicU64::new(0),
+            full: AtomicBool::new(false),
+            results: Mutex::default(),
+        }
+    }
+
+    /// Does it.
+    pub(super) async fn run(&self) {
+        let each = |file: usize| self.one(self.files[file].as_ref());
+        let mut results = stream::iter(0..self.files.len()).map(each).buffered(FILES_AT_ONCE);
+        while let Some(result) = results.next().await {
+            self.results.lock().push(result);
+        }
+    }
+
+    /// What became of the files so far, in order.
+    pub(super) fn results(&self) -> Vec<FileResult> {
+        self.results.lock().clone()
+    }
+
+    /// How many have been seen to, how many of their bytes are in the cache, and how many were fetched or given up.
+    pub(super) fn progress(&self) -> (u64, u64, u64) {
+        let files = self.results.lock().len() as u64;
+        (files, self.warmup.settled(), self.warmup.fetched() + self.given_up.load(Ordering::Relaxed))
+    }
+
+    async fn one(&self, file: Option<&Arc<FileVersion>>) -> FileResult {
+        let Some(file) = file else {
+            return FileResult { size: 0, cached: 0, problem: Some(Problem::Gone) };
+        };
+        let size = file.size();
+        let outcome = match self.action {
+            // What comes after it will not fit either, or only by taking the room of what was asked for first.
+            Action::Fetch if self.full.load(Ordering::Relaxed) => Err(Problem::Full),
+            Action::Fetch => {
+                self.reader.warm(file, &self.warmup).await.map_err(|error| problem(file, &error))
+            }
+            Action::Check => Ok(()),
+            Action::Evict => self.give_up(file).await,
+        };
+        if outcome == Err(Problem::Full) {
+            self.full.store(true, Ordering::Relaxed);
+        }
+        let cached = self.reader.cached(file).await;
+        let problem = outcome.err().or_else(|| cached.as_ref().err().map(|error| unreadable(file, error)));
+        FileResult { size, cached: cached.unwrap_or(0), problem }
+    }
+
+    async fn give_up(&self, file: &FileVersion) -> Result<(), Problem> {
+        let bytes = self.reader.give_up(file).await.map_err(|error| unreadable(file, &error))?;
+        self.given_up.fetch_add(bytes, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+fn problem(file: &FileVersion, error: &WarmError) -> Problem {
+    match error {
+        WarmError::NoRoom(NoRoom::Full) => Problem::Full,
+        WarmError::NoRoom(NoRoom::TooLarge) => Problem::TooLarge,
+        WarmError::Read(error) => unreadable(file, error),
+    }
+}
+
+/// The path and the reason go to the log, not to whoever asked.
+fn unreadable(file: &FileVersion, error: &ReadError) -> Problem {
+    tracing::info!(path = file.path(), %error, "a file cannot be warmed");
+    Problem::Unreadable
+}
