@@ -4,6 +4,10 @@
 //! before it gives up: every location of the volume, fresh locations, and again after a pause (`attempts`). Bytes are good only
 //! after the source's check of length, checksum and encoding; bytes that fail it are counted, dropped, and asked for elsewhere.
 //!
+//! Each server has a gate (`gate`), which bounds what is asked of it at a time and lets fetches that readers wait for go before
+//! speculation; a fetch's [`Priority`] can be raised while it is under way. When a reader's server is late another is asked too
+//! (`hedge` says when, `race` how).
+//!
 //! A fetch goes into memory of the caller's, whose content is undefined until the fetch has succeeded. A fetch may be dropped at any
 //! point. When it fails, after every server was given its chances, one line in the log says what was asked of whom.
 //!
@@ -40,7 +44,10 @@ pub use priority::{Priority, Urgency};
 /// The most that [`Fetcher::read_needle`] brings, in bytes. A manifest of 10,000 chunks has less than 2 MB.
 const MAX_GATHERED: u64 = 64 << 20;
 
-/// How many bytes one server is asked for at a time.
+/// How many bytes one server is asked for at a time. The half of it that speculation may have, 32 MiB, is the widest window of
+/// a stream, so that one stream alone is never held up here: it keeps a link of 100 Gbit/s busy while the server takes
+/// 2.5 ms to answer. All of it takes 50 ms over 10 Gbit/s, which is as long as a reader shall have to wait for what
+/// others have asked for.
 const BYTES_PER_SERVER: u64 = 64 << 20;
 
 /// What came of a fetch that succeeded.
@@ -120,7 +127,7 @@ impl Fetcher {
     }
 
     /// Fetches the logical bytes `[offset, offset + dst.len())` of `chunk` into `dst`; they must lie within the chunk. What `dst`
-    /// has after an error is undefined.
+    /// has after an error is undefined. As long as `priority` is speculative, this may wait at the server for any time.
     pub async fn read_chunk(
         &self,
         chunk: &Chunk,

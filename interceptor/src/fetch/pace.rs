@@ -57,7 +57,7 @@ impl Recent {
             self.times[self.count % KEPT] = time;
         }
         self.count += 1;
-        if self.count == ENOUGH || (self.count > ENOUGH && self.count % EVERY == 0) {
+        if self.count == ENOUGH || (self.count > ENOUGH && self.count.is_multiple_of(EVERY)) {
             let mut sorted = self.times.clone();
             let rank = sorted.len() * 95 / 100;
             self.p95 = Some(*sorted.select_nth_unstable(rank).1);

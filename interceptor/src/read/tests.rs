@@ -21,6 +21,10 @@ struct Needles {
     data: Mutex<HashMap<FileId, Vec<u8>>>,
     manifests: Mutex<HashMap<FileId, Vec<Chunk>>>,
     failing: AtomicBool,
+    /// While set, speculative fetches wait, as they would behind others at a full server.
+    crowded: AtomicBool,
+    /// Speculative fetches that wait.
+    waiting: AtomicUsize,
     fetches: AtomicUsize,
 }
 
@@ -28,17 +32,37 @@ struct Needles {
 #[error("no such needle")]
 struct Missing;
 
+/// Counts itself for as long as it lives.
+struct Waits<'a>(&'a AtomicUsize);
+
+impl<'a> Waits<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        Self(count)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 impl Origin for Needles {
     fn read_chunk<'a>(
         &'a self,
         chunk: &'a Chunk,
         offset: u64,
         dst: &'a mut [u8],
-        _priority: &'a Priority,
+        priority: &'a Priority,
     ) -> BoxFuture<'a, Result<Source, OriginError>> {
         async move {
             self.fetches.fetch_add(1, Ordering::Relaxed);
             tokio::task::yield_now().await;
+            if self.crowded.load(Ordering::Relaxed) {
+                let _waits = Waits::new(&self.waiting);
+                priority.raised().await;
+            }
             if self.failing.load(Ordering::Relaxed) {
                 return Err(Arc::new(Missing) as OriginError);
             }
@@ -211,6 +235,33 @@ fn sequential_reading_is_fetched_ahead_within_the_fill_budget() {
     let fetched = mounted.needles.fetches.load(Ordering::Relaxed);
     assert!((64..=72).contains(&fetched), "{fetched} fetches of 64 chunks");
     drop(mounted);
+}
+
+/// A stream's blocks are stuck as speculation; the reader that comes to them gets them all the same, and when the version is
+/// forgotten the rest is given up and its memory free.
+#[test]
+fn speculation_is_joined_or_given_up() {
+    let needles = Needles::default();
+    let chunks: Vec<_> = (0..16).map(|i| needles.chunk(i + 1, i << 20, 1 << 20, 1, 0)).collect();
+    let file = version(Content::Chunks(chunks.into()), 16 << 20);
+    let mounted = Mounted::new(needles);
+    mounted.needles.crowded.store(true, Ordering::Relaxed);
+    let waiting = || mounted.needles.waiting.load(Ordering::SeqCst);
+    for block in 0..4 {
+        let data = mounted.read(&file, block << 20, 1 << 20).unwrap();
+        assert_eq!(data[5], ((block + 1) * 131 + 35) as u8);
+    }
+    while waiting() == 0 {
+        std::thread::yield_now();
+    }
+    drop(file);
+    while waiting() > 0 {
+        std::thread::yield_now();
+    }
+    // The pieces that were read are all that is left.
+    while mounted.cache.usage().allocated > 4 << 20 {
+        std::thread::yield_now();
+    }
 }
 
 #[test]
