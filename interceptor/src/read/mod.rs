@@ -82,7 +82,6 @@ pub struct Reader {
     metrics: Arc<Metrics>,
     max_window: u64,
     hot: Arc<dyn PrefetchOutcome>,
-    next_file: Arc<dyn PrefetchOutcome>,
     /// Held by the fetch of a hot chunk. One at a time, so that random readers, who wait for small pieces meanwhile, do not
     /// wait behind a crowd of large ones.
     promoting: Arc<Semaphore>,
@@ -91,12 +90,12 @@ pub struct Reader {
 /// Files up to this size, in bytes, are fetched whole when their turn seems to come.
 pub const SMALL_FILE: u64 = 1 << 20;
 
-/// Why a small file is expected to be read next.
+/// Why a small file is expected to be read next, and who is to be told whether it was.
 #[derive(Debug)]
 pub enum Expected {
     /// It comes next in its directory.
-    NextFile,
-    /// It was read in the epoch before; the ledger is to be told whether it is again.
+    NextFile(Arc<Ledger>),
+    /// It was read in the epoch before.
     Epoch(Arc<Ledger>),
 }
 
@@ -127,11 +126,10 @@ impl Reader {
     ) -> Arc<Self> {
         // 32 MiB ahead keeps more than 100 Gbit/s busy at 1 ms to a volume server; more would only displace others.
         let max_window = cache.speculation_limit().min(32 << 20);
-        let counted = |trigger| Arc::new(Counted { trigger, metrics: metrics.clone(), ledger: None });
+        let hot = Counted { trigger: Trigger::Hot, metrics: metrics.clone(), ledger: None };
         Arc::new(Self {
             flights: Flights::new(runtime),
-            hot: counted(Trigger::Hot),
-            next_file: counted(Trigger::NextFile),
+            hot: Arc::new(hot),
             promoting: Arc::new(Semaphore::new(1)),
             cache,
             origin,
@@ -329,7 +327,7 @@ impl Reader {
             return Some(0);
         }
         let outcome = match expected {
-            Expected::NextFile => self.next_file.clone(),
+            Expected::NextFile(ledger) => self.outcome(Trigger::NextFile, ledger),
             Expected::Epoch(ledger) => self.outcome(Trigger::Epoch, ledger),
         };
         let mut bytes = 0;
