@@ -62,7 +62,9 @@ fn a_scan_of_four_times_the_cache_leaves_a_hot_set_of_half_of_it_alone() {
         .unwrap();
 
     // What is read twice is hot.
-    (0..3).for_each(|_| _ = read_hot(&mount, &hot));
+    for _ in 0..3 {
+        read_hot(&mount, &hot);
+    }
 
     let scan = File::options().read(true).custom_flags(libc::O_DIRECT).open(mount.file("/scanned")).unwrap();
     let (mut found, mut expected) = (vec![0; MIB], vec![0; MIB]);

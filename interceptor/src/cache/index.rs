@@ -233,8 +233,9 @@ impl Index {
         let cost = |leaving: &Vec<BlockKey>| -> u64 {
             let early = leaving.iter().filter(|key| !seen.contains(*key));
             let each = early.map(|key| match policy.warmth(key) {
-                Warmth::Hot => 4 * self.weight(key),
-                Warmth::Cold | Warmth::Unread => self.weight(key),
+                // Somebody is about to come for an unread one.
+                Warmth::Hot | Warmth::Unread => 4 * self.weight(key),
+                Warmth::Cold => self.weight(key),
             });
             each.sum()
         };

@@ -23,9 +23,13 @@ impl NextFiles {
     /// Takes note that a small file is used, and starts to fetch those that are next in its directory.
     pub(super) fn follow_walk(&self, namespace: &Namespace, reader: &Arc<Reader>, node: NodeId) {
         let Some((listing, place)) = namespace.place(node) else { return };
-        let ahead = self.walks.lock().observe(listing.id().into(), place);
+        let (ahead, ledger) = {
+            let mut walks = self.walks.lock();
+            (walks.observe(listing.id().into(), place), walks.ledger().clone())
+        };
+        let expected = Expected::NextFile(ledger);
         for entry in listing.at(ahead) {
-            if reader.fetch_small_file(&entry, &Expected::NextFile).is_none() {
+            if reader.fetch_small_file(&entry, &expected).is_none() {
                 break;
             }
         }

@@ -44,7 +44,7 @@ const AT_ONCE: usize = 4;
 /// Reads of an epoch after which the share of hits is believed.
 const ENOUGH: u64 = 64;
 /// Of what was fetched, more than one part in this many wasted is too much.
-const WASTE: u64 = 6;
+const WASTE: u64 = 5;
 /// Most epochs to pass without predictions.
 const LONGEST_PAUSE: u32 = 16;
 
@@ -279,7 +279,7 @@ impl Epochs {
         if self.pause == 0 && !self.ahead.failed {
             let account = self.ahead.ledger.account();
             // A few files wasted at the very beginning prove nothing.
-            let much = account.wasted > self.budget / 16;
+            let much = account.wasted > self.budget / 4;
             self.ahead.failed = much && account.wasted * WASTE > account.used + account.wasted;
         }
         self.pause > 0 || self.ahead.failed

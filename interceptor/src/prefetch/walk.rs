@@ -3,9 +3,13 @@
 //!
 //! A file is known by its place in a listing. A step to one of the next few places continues a walk (several readers may
 //! share the work, and some files may be skipped); a step elsewhere ends it. Like a stream of bytes, a walk earns its
-//! window.
+//! window. In a small directory a shuffled order has such steps too, so when what walks brought is wasted it
+//! takes more of them to be believed.
 
 use std::ops::Range;
+use std::sync::Arc;
+
+use super::ledger::Ledger;
 
 /// Walks followed at the same time.
 const WALKS: usize = 16;
@@ -13,6 +17,10 @@ const WALKS: usize = 16;
 const STRIDE: usize = 8;
 /// Steps after which a walk is believed.
 const BELIEVED: u32 = 2;
+/// The same while more than one part in [`WASTE`] of what walks brought is wasted.
+const BELIEVED_WARILY: u32 = 8;
+/// See [`BELIEVED_WARILY`].
+const WASTE: u64 = 8;
 /// Bounds of the window, in files.
 const WINDOW: Range<usize> = 8..64;
 
@@ -20,6 +28,7 @@ const WINDOW: Range<usize> = 8..64;
 #[derive(Debug, Default)]
 pub struct Walks {
     walks: Vec<Walk>,
+    ledger: Arc<Ledger>,
     clock: u64,
 }
 
@@ -39,6 +48,8 @@ impl Walks {
     pub fn observe(&mut self, listing: u64, index: usize) -> Range<usize> {
         self.clock += 1;
         let used = self.clock;
+        let account = self.ledger.account();
+        let is_wary = account.wasted * WASTE > account.used + account.wasted;
         let Some(walk) = self.walks.iter_mut().find(|walk| walk.listing == listing) else {
             let walk = Walk { listing, at: index, steps: 0, window: 0, advised: 0, used };
             if self.walks.len() < WALKS {
@@ -57,13 +68,18 @@ impl Walks {
             walk.at = index;
             walk.steps += 1;
         }
-        walk.advise()
+        walk.advise(if is_wary { BELIEVED_WARILY } else { BELIEVED })
+    }
+
+    /// To be told of all bytes that are fetched for walks.
+    pub fn ledger(&self) -> &Arc<Ledger> {
+        &self.ledger
     }
 }
 
 impl Walk {
-    fn advise(&mut self) -> Range<usize> {
-        if self.steps < BELIEVED {
+    fn advise(&mut self, believed: u32) -> Range<usize> {
+        if self.steps < believed {
             return 0..0;
         }
         let next = self.at + 1;
@@ -110,6 +126,19 @@ mod tests {
         let mut walks = Walks::default();
         let advised: usize = (0..1000).map(|i| walks.observe(1, i * 617 % 1000).len()).sum();
         assert_eq!(advised, 0);
+    }
+
+    #[test]
+    fn after_much_waste_it_takes_more_steps() {
+        let mut walks = Walks::default();
+        let steps = |walks: &mut Walks, listing| {
+            (0..100).position(|index| !walks.observe(listing, index).is_empty()).unwrap()
+        };
+        assert_eq!(steps(&mut walks, 1), 2);
+        walks.ledger().wasted(10);
+        assert_eq!(steps(&mut walks, 2), 8);
+        walks.ledger().used(70);
+        assert_eq!(steps(&mut walks, 3), 2);
     }
 
     #[test]

@@ -100,7 +100,6 @@ pub struct Reader {
     metrics: Arc<Metrics>,
     max_window: u64,
     hot: Arc<dyn PrefetchOutcome>,
-    next_file: Arc<dyn PrefetchOutcome>,
     open: Arc<dyn PrefetchOutcome>,
     warmup: Arc<dyn PrefetchOutcome>,
     /// Held, by the KiB, by fetches of files that somebody has asked for in advance.
@@ -116,12 +115,12 @@ pub struct Reader {
 /// Files up to this size, in bytes, are fetched whole when their turn seems to come.
 pub const SMALL_FILE: u64 = 1 << 20;
 
-/// Why a small file is expected to be read next.
+/// Why a small file is expected to be read next, and who is to be told whether it was.
 #[derive(Debug)]
 pub enum Expected {
     /// It comes next in its directory.
-    NextFile,
-    /// It was read in the epoch before; the ledger is to be told whether it is again.
+    NextFile(Arc<Ledger>),
+    /// It was read in the epoch before.
     Epoch(Arc<Ledger>),
 }
 
@@ -156,7 +155,6 @@ impl Reader {
         Arc::new(Self {
             flights: Flights::new(runtime.clone()),
             hot: counted(Trigger::Hot),
-            next_file: counted(Trigger::NextFile),
             open: counted(Trigger::Open),
             warmup: counted(Trigger::Warmup),
             warming: Arc::new(Semaphore::new((cache.speculation_limit() >> 10) as usize)),
@@ -453,7 +451,7 @@ impl Reader {
     /// are left alone. Returns how many bytes that is, or nothing if there is no room.
     pub fn fetch_small_file(self: &Arc<Self>, entry: &Entry, expected: &Expected) -> Option<u64> {
         match expected {
-            Expected::NextFile => self.fetch_whole(entry, &self.next_file),
+            Expected::NextFile(ledger) => self.fetch_whole(entry, &self.outcome(Trigger::NextFile, ledger)),
             Expected::Epoch(ledger) => self.fetch_whole(entry, &self.outcome(Trigger::Epoch, ledger)),
         }
     }
