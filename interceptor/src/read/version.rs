@@ -66,6 +66,11 @@ impl FileVersion {
         &self.path
     }
 
+    #[cfg(test)]
+    pub(super) fn entry(&self) -> &Entry {
+        &self.entry
+    }
+
     /// What names its bytes, if the entry says which they are.
     pub(super) fn content(&self) -> Option<ContentId> {
         *self.content.get_or_init(|| content_id(&self.entry))
