@@ -107,8 +107,12 @@ impl fmt::Display for Text<'_> {
             line("", &format_args!("last loss: {reason}"))?;
         }
         if let Some(cache) = report.cache {
-            let [used, capacity, allocated] = [cache.used, cache.capacity, cache.allocated].map(ByteSize);
-            line("cache", &format_args!("{used} of {capacity}, {allocated} allocated"))?;
+            let [used, resident, capacity, allocated] =
+                [cache.used, cache.resident, cache.capacity, cache.allocated].map(ByteSize);
+            line(
+                "cache",
+                &format_args!("{used} and files of {resident} of {capacity}, {allocated} allocated"),
+            )?;
         }
         let ratio = |(window, ratio): (&String, &Option<f64>)| match ratio {
             Some(ratio) => format!("{:.1} % in {window}", 100.0 * ratio),

@@ -80,6 +80,14 @@ impl Promoter {
     }
 }
 
+#[cfg(test)]
+impl Promoter {
+    /// Whether no file waits or is being made resident.
+    pub(super) fn is_idle(&self) -> bool {
+        self.residents.wanted() == 0
+    }
+}
+
 async fn work(reader: Weak<Reader>, wanted: mpsc::Receiver<Wanted>, at_once: usize) {
     let promote = |wanted| {
         let reader = reader.upgrade();

@@ -11,6 +11,9 @@ use rdma_engine::FileId;
 use tokio::runtime::Runtime;
 
 use super::*;
+
+mod residency;
+
 use crate::seaweed::entry::{Attributes, Content, Entry, Kind};
 
 /// Holds needles in memory and counts what is asked of it.
@@ -122,10 +125,15 @@ struct Mounted {
 
 impl Mounted {
     fn new(needles: Needles) -> Self {
+        Self::with_cache(needles, crate::cache::MIN_CAPACITY)
+    }
+
+    /// With a cache of so many bytes.
+    fn with_cache(needles: Needles, capacity: u64) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
         let needles = Arc::new(needles);
-        let cache = Arc::new(Cache::new(crate::cache::MIN_CAPACITY).unwrap());
+        let cache = Arc::new(Cache::new(capacity).unwrap());
         let metrics = Metrics::new();
         let reader = Reader::new(cache.clone(), needles.clone(), metrics.clone(), runtime.handle().clone());
         Self { runtime, needles, cache, metrics, reader }

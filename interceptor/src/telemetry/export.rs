@@ -116,6 +116,7 @@ fn levels(out: &mut Exposition, levels: &Levels) {
         out.family("interceptor_cache_bytes", "gauge", "The cache: its capacity, and how it is used.")
             .sample(&[("state", "capacity")], cache.capacity)
             .sample(&[("state", "used")], cache.used)
+            .sample(&[("state", "resident")], cache.resident)
             .sample(&[("state", "allocated")], cache.allocated);
     }
     if let Some(live) = levels.subscription_live {
@@ -153,7 +154,7 @@ mod tests {
         metrics.fetch_error(Source::Http, "timeout");
         metrics.fallback(Source::Registered, Source::Http);
         metrics.prefetch(Trigger::Hot, Outcome::Used, 1);
-        metrics.set_cache_usage(Box::new(|| CacheUsage { capacity: 10, used: 5, allocated: 7 }));
+        metrics.set_cache_usage(Box::new(|| CacheUsage { capacity: 10, used: 5, resident: 1, allocated: 7 }));
         metrics.set_subscription_live(Box::new(|| true));
         metrics.set_nodes(Box::new(|| 3));
         exposition(&metrics)

@@ -124,8 +124,11 @@ impl Outcome {
 pub struct CacheUsage {
     /// What it may hold.
     pub capacity: u64,
-    /// What can be found in it.
+    /// What can be found in it, other than resident files.
     pub used: u64,
+    /// Of it, files that the kernel reads by itself. 0 from daemons that do not tell.
+    #[serde(default)]
+    pub resident: u64,
     /// What it has of the process's memory: besides what can be found, fetches in progress, what replies in progress
     /// still hold, and buffers that wait for the next fetch.
     pub allocated: u64,

@@ -200,6 +200,12 @@ impl Residents {
         }
     }
 
+    /// Number of candidates and promotions.
+    #[cfg(test)]
+    pub(crate) fn wanted(&self) -> usize {
+        self.shelf.lock().wanted()
+    }
+
     /// What the arena lacks of the budget, in bytes: what files have, rounded up to pieces of the arena.
     pub(super) fn taken(&self) -> u64 {
         self.budget.taken()

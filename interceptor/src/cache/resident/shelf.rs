@@ -100,6 +100,12 @@ impl<F: Clone> Shelf<F> {
         self.residents
     }
 
+    /// Number of files that somebody has a ticket for.
+    #[cfg(test)]
+    pub(super) fn wanted(&self) -> usize {
+        self.records.values().filter(|record| matches!(record.state, State::Wanted { .. })).count()
+    }
+
     /// The resident file, without using it.
     pub(super) fn get(&self, id: &ContentId) -> Option<F> {
         match &self.records.get(id)?.state {
@@ -112,9 +118,7 @@ impl<F: Clone> Shelf<F> {
     pub(super) fn opened(&mut self, id: ContentId) -> Option<F> {
         self.now += 1;
         let now = self.now;
-        if !self.records.contains_key(&id) {
-            self.records.insert(id, Record::new(now));
-        }
+        self.records.entry(id).or_insert_with(|| Record::new(now));
         self.change(&id, |record| {
             if record.last_use != now {
                 record.use_before = Some(record.last_use);

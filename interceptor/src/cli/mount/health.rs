@@ -19,7 +19,12 @@ pub(super) fn watch_cache(metrics: &Metrics, cache: &Arc<Cache>) {
     let cache = cache.clone();
     metrics.set_cache_usage(Box::new(move || {
         let usage = cache.usage();
-        CacheUsage { capacity: usage.capacity, used: usage.used, allocated: usage.allocated }
+        CacheUsage {
+            capacity: usage.capacity,
+            used: usage.used,
+            resident: usage.resident,
+            allocated: usage.allocated,
+        }
     }));
 }
 

@@ -1,0 +1,253 @@
+//! Files on their way to be read by the kernel itself.
+
+use std::io::Write;
+
+use super::*;
+use crate::cache::resident::ResidentUsage;
+
+const MIB: u64 = 1 << 20;
+
+/// A reader that keeps resident files in a cache of `capacity` bytes; none, and the test is counted as skipped, where the
+/// right to make a tmpfs is missing.
+fn keeping(needles: Needles, capacity: u64) -> Option<Mounted> {
+    let mounted = Mounted::with_cache(needles, capacity);
+    match mounted.reader.keep_resident_files() {
+        Ok(()) => Some(mounted),
+        Err(ResidentError::Tmpfs(error)) => {
+            let thread = std::thread::current();
+            // Not by `eprintln!`, which the test harness keeps to itself.
+            let name = thread.name().unwrap_or("main");
+            writeln!(std::io::stderr(), "skipped: {name}: {error}").expect("standard error is open");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+impl Mounted {
+    fn resident(&self) -> ResidentUsage {
+        self.cache.resident_usage()
+    }
+
+    /// Opens, reads all of it, closes. Returns whether the kernel could have read it by itself.
+    fn use_file(&self, file: &Arc<FileVersion>) -> bool {
+        let found = self.reader.opened(file);
+        if found.is_none() {
+            self.read_through(file);
+        }
+        self.reader.closed(file);
+        found.is_some()
+    }
+
+    fn read_through(&self, file: &Arc<FileVersion>) {
+        for offset in (0..file.size()).step_by(MIB as usize) {
+            self.read(file, offset, MIB as usize).unwrap();
+        }
+    }
+
+    /// Waits until nobody makes files resident any more.
+    fn settle(&self) {
+        let promoter = self.reader.promoter.get().unwrap();
+        self.runtime.block_on(async {
+            while !promoter.is_idle() {
+                tokio::task::yield_now().await;
+            }
+        });
+    }
+
+    fn assert_resident(&self, file: &Arc<FileVersion>, expected: &[u8]) {
+        let resident = self.reader.opened(file).expect("it is resident");
+        let mut bytes = vec![0; expected.len()];
+        assert_eq!(resident.len(), expected.len() as u64);
+        resident.read_at(&mut bytes, 0).unwrap();
+        assert!(bytes == expected, "the bytes of the file are others");
+        self.reader.closed(file);
+    }
+}
+
+/// A file of one chunk, and its bytes.
+fn one_chunk(needles: &Needles, key: u64, size: u64) -> (Arc<FileVersion>, Vec<u8>) {
+    let chunk = needles.chunk(key, 0, size, 1, 0);
+    let bytes = needles.data.lock()[&chunk.fid].clone();
+    (version(Content::Chunks(Arc::new([chunk])), size), bytes)
+}
+
+/// A file of chunks of 1 MiB, and its bytes.
+fn many_chunks(needles: &Needles, first_key: u64, chunks: u64) -> (Arc<FileVersion>, Vec<u8>) {
+    let list: Vec<_> = (0..chunks).map(|i| needles.chunk(first_key + i, i * MIB, MIB, 1, 0)).collect();
+    let bytes = list.iter().flat_map(|chunk| needles.data.lock()[&chunk.fid].clone()).collect();
+    (version(Content::Chunks(list.into()), chunks * MIB), bytes)
+}
+
+#[test]
+fn small_files_are_resident_after_their_first_read_and_leave_the_arena() {
+    let needles = Needles::default();
+    let files: Vec<_> = (1..=40).map(|key| one_chunk(&needles, key, key * 20_000)).collect();
+    let Some(mounted) = keeping(needles, 64 * MIB) else { return };
+    assert!(files.iter().all(|(file, _)| !mounted.use_file(file)));
+    mounted.settle();
+    files.iter().for_each(|(file, bytes)| mounted.assert_resident(file, bytes));
+    let usage = mounted.resident();
+    assert_eq!((usage.files, usage.promoted, usage.failed), (40, 40, 0), "{usage:?}");
+    assert_eq!(usage.promoted_bytes, (1..=40).map(|key| key * 20_000).sum::<u64>());
+    // Who makes a file resident has it until its blocks are given up.
+    while files.iter().any(|(file, _)| Arc::strong_count(file) > 1) {
+        std::thread::yield_now();
+    }
+    assert_eq!(mounted.cache.usage().used, 0);
+    assert_eq!(mounted.needles.fetches.load(Ordering::Relaxed), 40, "each was fetched once");
+}
+
+#[test]
+fn a_large_file_is_resident_when_it_is_read_again_not_before() {
+    let needles = Needles::default();
+    let (file, bytes) = many_chunks(&needles, 1, 20);
+    let Some(mounted) = keeping(needles, 64 * MIB) else { return };
+    mounted.use_file(&file);
+    mounted.settle();
+    assert_eq!(mounted.resident().promoted, 0);
+    mounted.use_file(&file);
+    mounted.settle();
+    mounted.assert_resident(&file, &bytes);
+}
+
+#[test]
+fn a_file_that_is_streamed_twice_in_one_open_is_resident_at_the_next() {
+    let needles = Needles::default();
+    let (file, bytes) = many_chunks(&needles, 1, 20);
+    let Some(mounted) = keeping(needles, 64 * MIB) else { return };
+    assert!(mounted.reader.opened(&file).is_none());
+    mounted.read_through(&file);
+    mounted.read_through(&file);
+    mounted.settle();
+    // The handle that is open still reads by way of the daemon, and does so from the file.
+    mounted.needles.failing.store(true, Ordering::Relaxed);
+    let read = mounted.read(&file, 3 * MIB + 17, 100_000).unwrap();
+    assert!(*read == bytes[(3 << 20) + 17..][..100_000]);
+    assert!(mounted.read(&file, 20 * MIB - 5, 100).unwrap().len() == 5);
+    assert!(mounted.read(&file, 20 * MIB + 5, 100).unwrap().is_empty());
+    mounted.reader.closed(&file);
+    mounted.assert_resident(&file, &bytes);
+}
+
+#[test]
+fn the_same_bytes_under_another_node_are_resident_too() {
+    let needles = Needles::default();
+    let (file, bytes) = one_chunk(&needles, 1, 50_000);
+    let Some(mounted) = keeping(needles, 64 * MIB) else { return };
+    mounted.use_file(&file);
+    mounted.settle();
+    // The kernel forgot the node and looked the name up again.
+    let again = version(file.entry().content.clone(), 50_000);
+    drop(file);
+    mounted.assert_resident(&again, &bytes);
+    let shorter = version(again.entry().content.clone(), 40_000);
+    assert!(mounted.reader.opened(&shorter).is_none(), "the same chunks make another file");
+    mounted.reader.closed(&shorter);
+}
+
+#[test]
+fn what_was_replaced_is_not_handed_out_and_who_has_it_keeps_it() {
+    let needles = Needles::default();
+    let (file, bytes) = one_chunk(&needles, 1, 50_000);
+    let (new, _) = one_chunk(&needles, 2, 50_000);
+    let Some(mounted) = keeping(needles, 64 * MIB) else { return };
+    mounted.use_file(&file);
+    mounted.settle();
+    mounted.reader.replaced(file.entry(), Some(file.entry()));
+    let open = mounted.reader.opened(&file).expect("only its attributes changed");
+    mounted.reader.replaced(file.entry(), Some(new.entry()));
+    assert!(mounted.reader.opened(&file).is_none() && mounted.reader.opened(&new).is_none());
+    let mut read = vec![0; 50_000];
+    open.read_at(&mut read, 0).unwrap();
+    assert!(read == bytes);
+    assert_eq!((mounted.resident().files, mounted.resident().retired), (0, 1));
+    assert!(mounted.resident().bytes > 0);
+    drop(open);
+    assert_eq!(mounted.resident().bytes, 0);
+    assert!(*mounted.read(&file, 0, 50_000).unwrap() == bytes, "its chunks are still there to be read");
+}
+
+#[test]
+fn a_failed_promotion_gives_everything_back_and_may_be_tried_again() {
+    let needles = Needles::default();
+    let (file, bytes) = many_chunks(&needles, 1, 8);
+    let missing = needles.data.lock().remove(&FileId { volume: 1, key: 6, cookie: 1 });
+    let Some(mounted) = keeping(needles, 64 * MIB) else { return };
+    assert!(mounted.reader.promote(&file));
+    mounted.settle();
+    let usage = mounted.resident();
+    assert_eq!((usage.files, usage.bytes, usage.failed), (0, 0, 1), "{usage:?}");
+    mounted.needles.data.lock().insert(FileId { volume: 1, key: 6, cookie: 1 }, missing.unwrap());
+    assert!(mounted.reader.promote(&file));
+    mounted.settle();
+    mounted.assert_resident(&file, &bytes);
+    assert!(mounted.reader.promote(&file), "it is resident");
+}
+
+#[test]
+fn without_resident_files_everything_else_works() {
+    let needles = Needles::default();
+    let (file, bytes) = one_chunk(&needles, 1, 50_000);
+    let mounted = Mounted::new(needles);
+    assert!(mounted.reader.keep_resident_files().is_err(), "the cache is too small");
+    assert!(mounted.reader.opened(&file).is_none() && !mounted.reader.promote(&file));
+    assert!(*mounted.read(&file, 0, 50_000).unwrap() == bytes);
+    mounted.reader.closed(&file);
+}
+
+#[test]
+fn many_files_read_once_leave_the_hot_ones_resident() {
+    let needles = Needles::default();
+    let hot: Vec<_> = (1..=32).map(|key| one_chunk(&needles, key, MIB).0).collect();
+    let scan: Vec<_> = (100..250).map(|key| one_chunk(&needles, key, MIB).0).collect();
+    let Some(mounted) = keeping(needles, 64 * MIB) else { return };
+    // What did not find room the first time is worth making some the second time.
+    for _ in 0..2 {
+        hot.iter().for_each(|file| _ = mounted.use_file(file));
+        mounted.settle();
+    }
+    let mut hits = 0;
+    for (number, file) in scan.iter().enumerate() {
+        mounted.use_file(file);
+        hits += usize::from(mounted.use_file(&hot[number % hot.len()]));
+        let (usage, resident) = (mounted.cache.usage(), mounted.resident());
+        assert!(
+            usage.used + resident.bytes <= usage.capacity && resident.bytes <= resident.limit,
+            "{usage:?}"
+        );
+    }
+    assert_eq!(hits, scan.len());
+}
+
+/// What is in a file: for each chunk offset, length and what the needle has beyond it.
+fn layouts() -> impl Strategy<Value = (Vec<(u64, u64, u64)>, u64)> {
+    (prop::collection::vec((0u64..3_000_000, 1u64..2_000_000, 0u64..5000), 1..8), 1u64..4_000_000)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Chunks with overlaps, holes and truncation: the resident file has the bytes that reads give.
+    #[test]
+    fn a_resident_file_has_what_was_painted((list, size) in layouts()) {
+        let needles = Needles::default();
+        let mut painted = vec![0u8; size as usize];
+        let mut chunks = Vec::new();
+        for (i, (offset, len, extra)) in list.into_iter().enumerate() {
+            let chunk = needles.chunk(i as u64 + 1, offset, len, i as i64, extra);
+            let needle = needles.data.lock()[&chunk.fid].clone();
+            for at in offset..(offset + len).min(size) {
+                painted[at as usize] = needle[(at - offset) as usize];
+            }
+            chunks.push(chunk);
+        }
+        let file = version(Content::Chunks(chunks.into()), size);
+        let Some(mounted) = keeping(needles, 64 * MIB) else { return Ok(()) };
+        prop_assert!(mounted.reader.promote(&file));
+        mounted.settle();
+        mounted.assert_resident(&file, &painted);
+        let usage = mounted.resident();
+        prop_assert_eq!(usage.bytes, size.div_ceil(4096) * 4096);
+    }
+}
