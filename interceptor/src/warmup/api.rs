@@ -29,7 +29,8 @@ pub fn router(desk: Arc<Desk>) -> Router {
     Router::new()
         .route(PATH, post(begin))
         .route(&format!("{PATH}/{{id}}"), get(report).delete(cancel))
-        .layer(middleware::from_fn(guard))
+        // Of these routes only: what else the server has is none of our business.
+        .route_layer(middleware::from_fn(guard))
         .with_state(desk)
 }
 

@@ -283,6 +283,8 @@ async fn strangers_are_refused() {
         assert_eq!(found, status, "{who}: {body}");
         assert!(body["error"].is_string(), "{who}: {body}");
     }
+    let elsewhere = HttpRequest::get("/no/such/page").body(Body::empty()).unwrap();
+    assert_eq!(answer(&router, elsewhere).await.0, StatusCode::NOT_FOUND, "is not ours to refuse");
     let preflight = answer(&router, call(Method::OPTIONS, PATH, "")).await;
     assert_eq!(preflight.0, StatusCode::METHOD_NOT_ALLOWED);
     assert_eq!(answer(&router, call(Method::POST, PATH, check(&[1]))).await.0, StatusCode::CREATED);

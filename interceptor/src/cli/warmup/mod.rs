@@ -10,9 +10,10 @@ mod summary;
 mod walk;
 
 use std::collections::VecDeque;
-use std::fs::File;
+use std::fs::{File, Metadata};
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -209,17 +210,7 @@ impl Run {
 
     /// Adds a file to the portion, which becomes a job when it is large enough or the file is of another mount.
     fn take(&mut self, portion: &mut Portion, argument: usize, path: PathBuf) -> anyhow::Result<()> {
-        let held = walk::hold(&path).and_then(|file| Ok((file.metadata()?, file)));
-        let (meta, file) = match held {
-            Ok((meta, file)) if meta.is_file() => (meta, file),
-            Ok(_) => return Ok(self.summary.vanished()),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(self.summary.vanished()),
-            Err(error) => return Ok(self.problem(&path.display().to_string(), &walk::explain(&error))),
-        };
-        let daemon = match self.daemons.of(&file) {
-            Ok(daemon) => daemon,
-            Err(reason) => return Ok(self.problem(&path.display().to_string(), &reason)),
-        };
+        let Some((daemon, meta, file)) = self.hold(&path) else { return Ok(()) };
         if portion.daemon.as_ref().is_some_and(|other| other.device != daemon.device) {
             self.begin(portion)?;
         }
@@ -227,6 +218,24 @@ impl Run {
         portion.files.push(Wanted { argument, path, node: meta.ino(), size: meta.len() });
         portion.held.push(file);
         if portion.files.len() >= PORTION { self.begin(portion) } else { Ok(()) }
+    }
+
+    /// A file, held, with the daemon of its mount. If it cannot be used, that has been counted.
+    fn hold(&mut self, path: &Path) -> Option<(Arc<Daemon>, Metadata, File)> {
+        let held = walk::hold(path).and_then(|file| Ok((file.metadata()?, file)));
+        let reason = match held {
+            Ok((meta, file)) if meta.is_file() => match self.daemons.of(&file) {
+                Ok(daemon) => return Some((daemon, meta, file)),
+                Err(reason) => reason,
+            },
+            Err(error) if error.kind() != ErrorKind::NotFound => walk::explain(&error),
+            Ok(_) | Err(_) => {
+                self.summary.vanished();
+                return None;
+            }
+        };
+        self.problem(&path.display().to_string(), &reason);
+        None
     }
 
     /// Makes a job of what is in the portion, once there are not too many.
@@ -328,7 +337,7 @@ impl Run {
 fn has_changed(file: &Wanted) -> bool {
     match std::fs::symlink_metadata(&file.path) {
         Ok(meta) => meta.ino() != file.node,
-        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+        Err(error) => error.kind() == ErrorKind::NotFound,
     }
 }
 
