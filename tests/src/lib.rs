@@ -27,6 +27,7 @@ pub mod process;
 pub mod proxy;
 pub mod reading;
 pub mod shared;
+pub mod status;
 pub mod weed;
 
 pub use cluster::{Cluster, ClusterBuilder};
@@ -35,6 +36,7 @@ pub use filer::Filer;
 pub use mount::{Mount, MountBuilder};
 pub use proxy::{Fault, FaultProxy};
 pub use shared::Shared;
+pub use status::StatusPage;
 
 use std::time::{Duration, Instant};
 

@@ -9,7 +9,6 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
@@ -21,7 +20,7 @@ use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use crate::process::Process;
-use crate::{Cluster, eventually, weed};
+use crate::{Cluster, StatusPage, eventually, weed};
 
 /// Longest wait for a mount to answer.
 const READY: Duration = Duration::from_secs(30);
@@ -250,20 +249,20 @@ impl Mount {
         Ok(String::from_utf8_lossy(&fs::read(self.process.log())?).into_owned())
     }
 
+    /// The status page.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn status_page(&self) -> anyhow::Result<StatusPage> {
+        self.status.clone().map(StatusPage::at).context("this mount has no status page")
+    }
+
     /// GETs a path of the status page: the HTTP status and the body.
     ///
     /// # Errors
     /// When there is no status page or it does not answer.
     pub fn status(&self, path: &str) -> anyhow::Result<(u16, String)> {
-        let base = self.status.as_deref().context("this mount has no status page")?;
-        let config = ureq::Agent::config_builder()
-            .http_status_as_error(false)
-            .timeout_global(Some(Duration::from_secs(10)))
-            .build();
-        let mut answer = ureq::Agent::new_with_config(config).get(format!("{base}{path}")).call()?;
-        let mut text = String::new();
-        answer.body_mut().as_reader().read_to_string(&mut text)?;
-        Ok((answer.status().as_u16(), text))
+        self.status_page()?.get(path)
     }
 
     /// The sum of a metric's samples whose labels contain all of `labels` (each as `name="value"`).
@@ -271,18 +270,7 @@ impl Mount {
     /// # Errors
     /// When there is no status page or it does not answer.
     pub fn metric(&self, name: &str, labels: &[&str]) -> anyhow::Result<f64> {
-        let (status, text) = self.status("/metrics")?;
-        anyhow::ensure!(status == 200, "/metrics: {status}");
-        let samples = text.lines().filter_map(|line| {
-            let rest = line.strip_prefix(name)?;
-            let (found, value) = match rest.strip_prefix('{') {
-                Some(rest) => rest.rsplit_once('}')?,
-                None => ("", rest.starts_with(' ').then_some(rest)?),
-            };
-            labels.iter().all(|label| found.contains(label)).then_some(())?;
-            value.split_whitespace().next()?.parse::<f64>().ok()
-        });
-        Ok(samples.sum())
+        self.status_page()?.metric(name, labels)
     }
 
     /// SIGKILL to the daemon. The mount point stays, dead, until this value is dropped.

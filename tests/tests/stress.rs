@@ -76,6 +76,11 @@ fn readers_get_current_versions_with_passthrough() {
     stress(&[]);
 }
 
+#[test]
+fn readers_get_current_versions_without_passthrough() {
+    stress(&["--no-passthrough"]);
+}
+
 fn stress(options: &[&str]) {
     if !host::can_mount() {
         return;

@@ -45,7 +45,7 @@ fn show(stage: &mut Stage, smoke: bool) -> Result<()> {
     let sizes =
         if smoke { Sizes { large: 256 << 20, small: 2000 } } else { Sizes { large: 1 << 30, small: 3000 } };
     let written = dataset::write(stage, &sizes)?;
-    let mut mount = stage.interceptor(dataset::ROOT, CACHE_MIB)?;
+    let mut mount = stage.interceptor(dataset::ROOT, CACHE_MIB, &[])?;
     if smoke {
         return smoke::read_twice(&mount, written);
     }

@@ -42,11 +42,11 @@ impl Stage {
         self.place.directory()
     }
 
-    /// Mounts a directory of the filer with `interceptor mount`, which may cache so many MiB.
-    pub(crate) fn interceptor(&mut self, path: &str, cache_mib: u64) -> Result<Mount> {
+    /// Mounts a directory of the filer with `interceptor mount`, which may cache so many MiB, and `options`.
+    pub(crate) fn interceptor(&mut self, path: &str, cache_mib: u64, options: &[&str]) -> Result<Mount> {
         let security = self.cluster.directory().join("security.toml");
         let mount = Mount::interceptor(&self.cluster.filer_addresses()).security(&security);
-        self.mount(mount.filer_path(path).arg("--cache-size").arg(format!("{cache_mib}MiB")))
+        self.mount(mount.filer_path(path).arg("--cache-size").arg(format!("{cache_mib}MiB")).args(options))
     }
 
     /// Mounts a directory of the filer with `weed mount`, which may cache so many MiB.

@@ -9,6 +9,7 @@ mod hit_ratio;
 mod prefetch;
 mod reader;
 mod report;
+mod resident;
 mod statistics;
 mod verify;
 mod workloads;
@@ -202,12 +203,13 @@ impl Bench {
     ) -> Result<(Vec<Sample>, Option<Prefetched>)> {
         let cache_mib = workload.memory.mib(&self.data);
         let mut mount = match side {
-            Side::Ours => self.stage.interceptor(DataSet::ROOT, cache_mib)?,
+            Side::Ours => self.stage.interceptor(DataSet::ROOT, cache_mib, workload.options)?,
             Side::Weed => self.stage.weed(DataSet::ROOT, cache_mib)?,
         };
         let site = Site {
             root: mount.path().to_owned(),
             daemon: mount.pid().cast_signed(),
+            status: mount.status_page().ok(),
             data: Arc::clone(&self.data),
             reads: self.reads,
             seed: repetition as u64,

@@ -22,7 +22,12 @@ const BLOCK: usize = 1 << 20;
 
 /// Seconds that one pass over the whole file takes.
 pub(super) fn sequential(root: &Path, file: &Large) -> Result<f64> {
-    part(root, file, 0, file.size)
+    sequential_at(&root.join(&file.path), file)
+}
+
+/// The same for a file with this content elsewhere.
+pub(super) fn sequential_at(path: &Path, file: &Large) -> Result<f64> {
+    part(path, file, 0, file.size)
 }
 
 /// Seconds until all of `readers` that start together have read the whole file.
@@ -41,10 +46,11 @@ pub(super) fn divided(root: &Path, file: &Large, readers: u64) -> Result<f64> {
 }
 
 fn concurrent(ranges: impl Iterator<Item = (u64, u64)>, root: &Path, file: &Large) -> Result<f64> {
+    let path = &root.join(&file.path);
     let started = Instant::now();
     thread::scope(|scope| {
         let readers: Vec<_> =
-            ranges.map(|(begin, end)| scope.spawn(move || part(root, file, begin, end))).collect();
+            ranges.map(|(begin, end)| scope.spawn(move || part(path, file, begin, end))).collect();
         for reader in readers {
             reader.join().map_err(|_| anyhow::anyhow!("a reader panicked"))??;
         }
@@ -52,10 +58,10 @@ fn concurrent(ranges: impl Iterator<Item = (u64, u64)>, root: &Path, file: &Larg
     })
 }
 
-fn part(root: &Path, file: &Large, begin: u64, end: u64) -> Result<f64> {
+fn part(path: &Path, file: &Large, begin: u64, end: u64) -> Result<f64> {
     let mut buffer = vec![0; BLOCK];
     let started = Instant::now();
-    let handle = open(&root.join(&file.path))?;
+    let handle = open(path)?;
     let mut at = begin;
     while at < end {
         let want = BLOCK.min((end - at) as usize);

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use ::tests::StatusPage;
 use anyhow::{Context, Result};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -11,7 +12,7 @@ use rand::seq::SliceRandom;
 
 use super::data::{DataSet, Small};
 use super::statistics::quantile;
-use super::{reader, verify};
+use super::{reader, resident, verify};
 use crate::process::cpu_seconds;
 use crate::stage::CACHE_MIB;
 
@@ -22,6 +23,8 @@ pub(super) struct Site {
     pub(super) root: PathBuf,
     /// The daemon that serves it.
     pub(super) daemon: i32,
+    /// Where it tells what it does; only ours does.
+    pub(super) status: Option<StatusPage>,
     pub(super) data: Arc<DataSet>,
     /// Random reads of a workload.
     pub(super) reads: usize,
@@ -85,6 +88,8 @@ pub(super) struct Workload {
     pub(super) name: &'static str,
     pub(super) about: &'static str,
     pub(super) memory: Memory,
+    /// Options of `interceptor mount`, beside the size of its cache.
+    pub(super) options: &'static [&'static str],
     pub(super) run: fn(&Site) -> Result<Vec<Sample>>,
     /// Compares every byte of what the workload reads with the data set.
     pub(super) check: fn(&Site) -> Result<()>,
@@ -96,22 +101,15 @@ pub(super) const ALL: &[Workload] = &[
         name: "seq-cold",
         about: "one reader, 1 MiB reads, fresh mount; with the daemon's CPU time",
         memory: Memory::Plenty,
-        run: |site| {
-            let before = cpu_seconds(site.daemon)?;
-            let seconds = reader::sequential(&site.root, &site.data.large)?;
-            let cpu = cpu_seconds(site.daemon)? - before;
-            let size = site.data.large.size as f64;
-            Ok(vec![
-                throughput(size, seconds),
-                Sample { figure: "cpu", unit: Unit::CpuSecondsPerGigabyte, value: cpu / (size / 1e9) },
-            ])
-        },
+        options: &[],
+        run: sequential_pass_and_cpu,
         check: compare_large,
     },
     Workload {
         name: "seq-again",
         about: "the same after a first pass, page cache of the mount dropped",
         memory: Memory::Plenty,
+        options: &[],
         run: |site| {
             reader::sequential(&site.root, &site.data.large)?;
             drop_large(site)?;
@@ -123,6 +121,7 @@ pub(super) const ALL: &[Workload] = &[
         name: "seq-warm",
         about: "the same after a first pass, page cache of the mount kept",
         memory: Memory::Plenty,
+        options: &[],
         run: |site| {
             reader::sequential(&site.root, &site.data.large)?;
             sequential_pass(site)
@@ -130,9 +129,23 @@ pub(super) const ALL: &[Workload] = &[
         check: compare_large,
     },
     Workload {
+        name: "seq-resident",
+        about: "a third pass, page cache of the mount dropped before the second and third, hot files settled; with the daemon's CPU time, and the resident file read directly",
+        memory: Memory::Plenty,
+        options: &[],
+        run: |site| {
+            make_hot(site)?;
+            let mut samples = sequential_pass_and_cpu(site)?;
+            samples.extend(resident::read_directly(site.daemon, &site.data.large)?);
+            Ok(samples)
+        },
+        check: compare_large,
+    },
+    Workload {
         name: "four-readers",
         about: "four readers of the whole file at once, fresh mount; bytes of all four",
         memory: Memory::Plenty,
+        options: &[],
         run: four_readers,
         check: compare_large,
     },
@@ -140,6 +153,7 @@ pub(super) const ALL: &[Workload] = &[
         name: "four-readers-again",
         about: "the same after a first pass, page cache of the mount dropped",
         memory: Memory::Plenty,
+        options: &[],
         run: |site| {
             reader::sequential(&site.root, &site.data.large)?;
             drop_large(site)?;
@@ -148,9 +162,21 @@ pub(super) const ALL: &[Workload] = &[
         check: compare_large,
     },
     Workload {
+        name: "four-readers-resident",
+        about: "the same as a third pass like that of seq-resident",
+        memory: Memory::Plenty,
+        options: &[],
+        run: |site| {
+            make_hot(site)?;
+            four_readers(site)
+        },
+        check: compare_large,
+    },
+    Workload {
         name: "four-parts",
         about: "four readers at once, each a quarter of the file, fresh mount",
         memory: Memory::Plenty,
+        options: &[],
         run: four_parts,
         check: compare_large,
     },
@@ -158,6 +184,7 @@ pub(super) const ALL: &[Workload] = &[
         name: "four-parts-again",
         about: "the same after a first pass, page cache of the mount dropped",
         memory: Memory::Plenty,
+        options: &[],
         run: |site| {
             reader::sequential(&site.root, &site.data.large)?;
             drop_large(site)?;
@@ -169,6 +196,7 @@ pub(super) const ALL: &[Workload] = &[
         name: "rand-4k-fresh",
         about: "random 4 KiB reads, fresh mount",
         memory: Memory::Plenty,
+        options: &[],
         run: |site| random(site, 4 << 10),
         check: compare_large,
     },
@@ -176,6 +204,7 @@ pub(super) const ALL: &[Workload] = &[
         name: "rand-4k-warm",
         about: "the same after a first pass over the file, page cache of the mount dropped",
         memory: Memory::Plenty,
+        options: &[],
         run: |site| {
             reader::sequential(&site.root, &site.data.large)?;
             drop_large(site)?;
@@ -184,9 +213,32 @@ pub(super) const ALL: &[Workload] = &[
         check: compare_large,
     },
     Workload {
+        name: "rand-4k-resident",
+        about: "the same after two passes, page cache of the mount dropped after each, hot files settled",
+        memory: Memory::Plenty,
+        options: &[],
+        run: |site| {
+            make_hot(site)?;
+            random(site, 4 << 10)
+        },
+        check: compare_large,
+    },
+    Workload {
+        name: "rand-4k-arena",
+        about: "the same without passthrough: each read is answered by the daemon, from memory",
+        memory: Memory::Plenty,
+        options: &["--no-passthrough"],
+        run: |site| {
+            make_hot(site)?;
+            random(site, 4 << 10)
+        },
+        check: compare_large,
+    },
+    Workload {
         name: "rand-128k-fresh",
         about: "random 128 KiB reads, fresh mount",
         memory: Memory::Plenty,
+        options: &[],
         run: |site| random(site, 128 << 10),
         check: compare_large,
     },
@@ -194,16 +246,19 @@ pub(super) const ALL: &[Workload] = &[
         name: "small-cold",
         about: "open, read and close every small file, in order, fresh mount",
         memory: Memory::Plenty,
+        options: &[],
         run: |site| small(site, Order::Names),
         check: compare_small,
     },
     Workload {
         name: "small-again",
-        about: "a second pass, shuffled, page cache of the mount dropped",
+        about: "a second pass, shuffled, page cache of the mount dropped, hot files settled",
         memory: Memory::Plenty,
+        options: &[],
         run: |site| {
             small(site, Order::Names)?;
             drop_small(site)?;
+            resident::settle(site.status.as_ref())?;
             small(site, Order::Shuffled)
         },
         check: compare_small,
@@ -212,6 +267,7 @@ pub(super) const ALL: &[Workload] = &[
         name: "small-warm",
         about: "a second pass, shuffled, page cache of the mount kept",
         memory: Memory::Plenty,
+        options: &[],
         run: |site| {
             small(site, Order::Names)?;
             small(site, Order::Shuffled)
@@ -222,6 +278,7 @@ pub(super) const ALL: &[Workload] = &[
         name: "epoch-shuffled",
         about: "two passes, each shuffled anew, page cache dropped between, cache of a third of the files; the second pass",
         memory: Memory::Scarce,
+        options: &[],
         run: |site| epochs(site, Order::Shuffled),
         check: compare_small,
     },
@@ -229,6 +286,7 @@ pub(super) const ALL: &[Workload] = &[
         name: "epoch-repeated",
         about: "the same with both passes in the same shuffled order",
         memory: Memory::Scarce,
+        options: &[],
         run: |site| epochs(site, Order::ShuffledBefore),
         check: compare_small,
     },
@@ -236,6 +294,7 @@ pub(super) const ALL: &[Workload] = &[
         name: "walk",
         about: "list the small files' directories and stat every file, fresh mount",
         memory: Memory::Plenty,
+        options: &[],
         run: walk,
         check: compare_small,
     },
@@ -243,6 +302,7 @@ pub(super) const ALL: &[Workload] = &[
         name: "walk-again",
         about: "the same a second time",
         memory: Memory::Plenty,
+        options: &[],
         run: |site| {
             walk(site)?;
             walk(site)
@@ -271,13 +331,32 @@ enum Order {
     ShuffledBefore,
 }
 
+/// Reads the large file twice and drops its pages each time; then gives the mount time to see to what is hot.
+fn make_hot(site: &Site) -> Result<()> {
+    for _ in 0..2 {
+        reader::sequential(&site.root, &site.data.large)?;
+        drop_large(site)?;
+    }
+    resident::settle(site.status.as_ref())
+}
+
+/// The same as [`sequential_pass`], with the CPU time that the daemon took for it.
+fn sequential_pass_and_cpu(site: &Site) -> Result<Vec<Sample>> {
+    let before = cpu_seconds(site.daemon)?;
+    let mut samples = sequential_pass(site)?;
+    let cpu = cpu_seconds(site.daemon)? - before;
+    let gigabytes = site.data.large.size as f64 / 1e9;
+    samples.push(Sample { figure: "cpu", unit: Unit::CpuSecondsPerGigabyte, value: cpu / gigabytes });
+    Ok(samples)
+}
+
 /// Reads the large file once in sequence.
 fn sequential_pass(site: &Site) -> Result<Vec<Sample>> {
     let seconds = reader::sequential(&site.root, &site.data.large)?;
     Ok(vec![throughput(site.data.large.size as f64, seconds)])
 }
 
-fn throughput(bytes: f64, seconds: f64) -> Sample {
+pub(super) fn throughput(bytes: f64, seconds: f64) -> Sample {
     Sample { figure: "", unit: Unit::MegabytesPerSecond, value: bytes / seconds / 1e6 }
 }
 
@@ -356,7 +435,8 @@ mod tests {
         write(&data.large.path, data.large.size, data.large.pattern);
         data.small.iter().for_each(|file| write(&file.path, file.size, file.pattern));
         let daemon = std::process::id() as i32;
-        let site = Site { root: root.clone(), daemon, data: Arc::new(data), reads: 20, seed: 1 };
+        let site =
+            Site { root: root.clone(), daemon, status: None, data: Arc::new(data), reads: 20, seed: 1 };
         for workload in ALL {
             let samples = (workload.run)(&site).unwrap();
             assert!(!samples.is_empty() && samples.iter().all(|s| s.value.is_finite()), "{}", workload.name);

@@ -1,0 +1,61 @@
+//! The files that `interceptor` keeps resident, seen from outside: when they have settled, and how fast they can be read at most.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ::tests::StatusPage;
+use anyhow::{Result, ensure};
+
+use super::data::Large;
+use super::reader;
+use super::workloads::{Sample, throughput};
+use crate::interrupt;
+
+/// Resident files count as settled when nothing has changed about them for so long.
+const QUIET: Duration = Duration::from_secs(1);
+/// How often to look.
+const LOOKS: Duration = Duration::from_millis(50);
+/// Longest wait.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Waits until the daemon has made resident what it wants to. There is nothing to wait for without a status page.
+pub(super) fn settle(status: Option<&StatusPage>) -> Result<()> {
+    let Some(status) = status else { return Ok(()) };
+    let started = Instant::now();
+    let (mut bytes, mut since) = (None, started);
+    loop {
+        let now = status.metric("interceptor_cache_bytes", &["state=\"resident\""])?;
+        if bytes != Some(now) {
+            (bytes, since) = (Some(now), Instant::now());
+        } else if since.elapsed() >= QUIET {
+            return Ok(());
+        }
+        ensure!(started.elapsed() < PATIENCE, "resident files do not settle");
+        interrupt::check()?;
+        thread::sleep(LOOKS);
+    }
+}
+
+/// Reads the resident file with the content of `large` as any process may read a file on a tmpfs, by way of the daemon's descriptor.
+/// Nothing if the daemon has no such file.
+pub(super) fn read_directly(daemon: i32, large: &Large) -> Result<Option<Sample>> {
+    let Some(path) = find(daemon, large.size)? else { return Ok(None) };
+    let seconds = reader::sequential_at(&path, large)?;
+    Ok(Some(Sample { figure: "directly", ..throughput(large.size as f64, seconds) }))
+}
+
+/// The file of `size` bytes without a name that the daemon has open.
+fn find(daemon: i32, size: u64) -> Result<Option<PathBuf>> {
+    for descriptor in fs::read_dir(format!("/proc/{daemon}/fd"))? {
+        let path = descriptor?.path();
+        // Closed meanwhile, or none that can be looked at.
+        let Ok(meta) = fs::metadata(&path) else { continue };
+        if meta.is_file() && meta.len() == size && meta.nlink() == 0 {
+            return Ok(Some(path));
+        }
+    }
+    Ok(None)
+}
