@@ -226,7 +226,7 @@ fn no_open_and_no_read_fails_while_files_come_and_go() {
     let filer = cluster().filer();
     // Each page of 4 KiB says of which file and version it is.
     let content = |file: u64, version: u64| {
-        let mut bytes = Pattern::new(file).bytes(0, if file % 2 == 0 { 2 << 20 } else { 200_000 });
+        let mut bytes = Pattern::new(file).bytes(0, if file.is_multiple_of(2) { 2 << 20 } else { 200_000 });
         for page in bytes.chunks_mut(4096) {
             page[..8].copy_from_slice(&version.to_le_bytes());
         }

@@ -220,7 +220,7 @@ impl Mount {
 
     /// Whether the kernel reads resident files by itself. Otherwise it is not asked about opens either.
     pub fn passthrough(&self) -> Result<(), &NoPassthrough> {
-        self.passthrough.as_ref().map(|()| ())
+        self.passthrough.as_ref().copied()
     }
 
     /// The device number of the mount, `MAJOR:MINOR`.
