@@ -123,7 +123,7 @@ fn a_header_read_fetches_nothing_ahead() {
 fn declined_advice_is_given_again() {
     let mut streams = Streams::new(GIB);
     let first = streams.observe(0, MIB, MAX).ahead.unwrap();
-    assert_eq!(first.ranges, [MIB..9 * MIB]);
+    assert_eq!((first.ranges.len(), &first.ranges[0]), (1, &(MIB..9 * MIB)));
     streams.decline(&first, MIB);
     assert_eq!(streams.observe(MIB, MIB, MAX).ahead.unwrap().ranges[0].start, 2 * MIB);
 
@@ -194,7 +194,7 @@ proptest! {
         let len = len * 4 * KIB;
         let stride = len + gap;
         // As the kernel asks for it: whole pages.
-        let page = |i: u64| ((i * stride) & !4095, len + if stride % 4096 == 0 { 0 } else { 4096 });
+        let page = |i: u64| ((i * stride) & !4095, len + if stride.is_multiple_of(4096) { 0 } else { 4096 });
         let size = (count + 1) * stride + 2 * len;
         let reads = (0..count).map(|i| page(if forward { i } else { count - i }));
         let run = Simulation::new(256 * MIB).run(size, reads);

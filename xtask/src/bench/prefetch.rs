@@ -67,7 +67,7 @@ mod tests {
     fn what_is_left_unread_counts_as_waste() {
         let one = Prefetched { fetched: 100e6, used: 80e6, wasted: 5e6 };
         let row = PrefetchRow::new("walk", &[one, one]);
-        assert_eq!(row.cells()[1..], ["200", "160", "10", "20.0 %"]);
+        assert_eq!(row.cells()[1..], ["200", "160", "10.0", "20.0 %"]);
         assert_eq!(PrefetchRow::new("walk", &[]).cells()[4], "-");
     }
 }

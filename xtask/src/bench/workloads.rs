@@ -78,7 +78,7 @@ impl Memory {
     pub(super) fn mib(self, data: &DataSet) -> u64 {
         match self {
             Self::Plenty => CACHE_MIB,
-            Self::Scarce => (data.small_bytes() / 3 >> 20).max(16),
+            Self::Scarce => ((data.small_bytes() / 3) >> 20).max(16),
         }
     }
 }
