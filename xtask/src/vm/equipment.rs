@@ -49,7 +49,7 @@ impl Kernel {
                 pinned: "6.12.95+deb12-amd64",
             },
             Kernel::V7_3 => Line {
-                prefixes: &["linux-binary-", "linux-modules-"],
+                prefixes: &["linux-binary-", "linux-modules-", "linux-base-"],
                 release: ("7.3.", "+deb13-amd64"),
                 pinned: "7.3.4+deb13-amd64",
             },
@@ -73,9 +73,9 @@ pub(super) struct Equipment {
     pub(super) qemu: PathBuf,
     /// libibverbs and its providers, perftest, `ip`, `rdma`, `modprobe`; laid over the host's root in the guest.
     pub(super) tools: PathBuf,
-    /// `/boot` and the modules of one kernel; laid over the host's root in the guest.
+    /// One kernel and its modules; laid over the host's root in the guest.
     pub(super) kernel: PathBuf,
-    /// The boot image below `kernel`.
+    /// What QEMU boots, below `kernel`.
     pub(super) image: PathBuf,
     /// The first stage of the boot.
     pub(super) initramfs: PathBuf,
@@ -113,7 +113,9 @@ impl Equipment {
         }
         let kernel_tree = if known.is_dir() { known } else { bring_kernel(&archive, kernel, &root)? };
         let release = release_of(&kernel_tree)?;
-        let image = kernel_tree.join("boot").join(format!("vmlinuz-{release}"));
+        let images = [format!("boot/vmlinuz-{release}"), format!("usr/lib/modules/{release}/vmlinuz")];
+        let mut images = images.iter().map(|image| kernel_tree.join(image));
+        let image = images.find(|image| image.is_file()).context("the kernel's packages hold no kernel")?;
         let initramfs = initramfs::ensure(&qemu, &tools, &kernel_tree, &release)?;
         Ok(Self { qemu, tools, kernel: kernel_tree, image, initramfs })
     }

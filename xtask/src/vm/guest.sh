@@ -12,7 +12,7 @@ mount -t debugfs debug /sys/kernel/debug
 mount -t tracefs trace /sys/kernel/tracing
 mount -t bpf bpf /sys/fs/bpf
 ulimit -n 65536
-hostname "guest$VM_GUEST"
+busybox hostname "guest$VM_GUEST"
 
 # The network of the fabric: a link to the other guest, or one that leads nowhere; soft-RoCE loops back what is for itself.
 modprobe -a rdma_rxe rdma_ucm ib_umad fuse
@@ -34,11 +34,11 @@ rdma link add rxe0 type rxe netdev roce0
 # The table of addresses is filled behind our back.
 for _ in $(seq 200); do
     grep -qsh "$VM_GID" /sys/class/infiniband/rxe0/ports/1/gids/[1-9] && break
-    usleep 10000
+    busybox usleep 10000
 done
 
 cd "$VM_DIRECTORY" || exit 1
 sh /run/vm/command </dev/null >/run/vm/stdout 2>/run/vm/stderr
 echo $? >/run/vm/status.new
 mv /run/vm/status.new /run/vm/status
-poweroff -f
+busybox poweroff -f

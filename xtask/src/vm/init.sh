@@ -22,4 +22,4 @@ mount -t tmpfs -o mode=755 run /root/run
 mkdir /root/run/vm
 mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000,cache=none share /root/run/vm || poweroff -f
 for directory in dev proc sys; do mount --move "/$directory" "/root/$directory"; done
-exec switch_root /root /usr/bin/busybox sh /run/vm/guest.sh
+exec switch_root /root /bin/sh /run/vm/guest.sh
