@@ -2,5 +2,7 @@
 
 pub mod checksum;
 mod file_id;
+#[cfg(feature = "verbs")]
+pub mod verbs;
 
 pub use file_id::{FileId, ParseFileIdError};
