@@ -204,7 +204,11 @@ pub(super) fn describe(context: *mut ffi::ibv_context, name: &str) -> Result<Dev
     let returned = unsafe { (functions.ibv_query_device)(context, &mut attributes) };
     VerbsError::check("ibv_query_device", returned)?;
     let small = |number: i32| u8::try_from(number.max(1)).unwrap_or(u8::MAX);
-    let ports = (1..=attributes.phys_port_cnt).map(|number| describe_port(context, number));
+    let gids = gids(context)?;
+    let ports = (1..=attributes.phys_port_cnt).map(|number| {
+        let own = gids.iter().filter(|(port, _)| *port == u32::from(number));
+        describe_port(context, number, own.map(|&(_, entry)| entry).collect())
+    });
     // SAFETY: the library ends the text with a zero within the array, which was zeroed before.
     let firmware = unsafe { CStr::from_ptr(attributes.fw_ver.as_ptr()) };
     Ok(Device {
@@ -217,40 +221,49 @@ pub(super) fn describe(context: *mut ffi::ibv_context, name: &str) -> Result<Dev
     })
 }
 
-fn describe_port(context: *mut ffi::ibv_context, number: u8) -> Result<Port, VerbsError> {
+/// Most addresses of a device that are looked at; what has more has them for virtual machines.
+const MOST_GIDS: usize = 1024;
+
+/// The addresses of all ports, each with the number of its port.
+fn gids(context: *mut ffi::ibv_context) -> Result<Vec<(u32, GidEntry)>, VerbsError> {
+    let functions = functions()?;
+    let mut entries = vec![ffi::ibv_gid_entry::default(); MOST_GIDS];
+    // SAFETY: the context is open; the entries are ours, and their number and size are told.
+    let count = unsafe {
+        let size = size_of::<ffi::ibv_gid_entry>();
+        (functions._ibv_query_gid_table)(context, entries.as_mut_ptr(), entries.len(), 0, size)
+    };
+    let count = match usize::try_from(count) {
+        Ok(count) => count,
+        Err(_) => {
+            let number = i32::try_from(count.unsigned_abs()).unwrap_or_default();
+            return VerbsError::check("ibv_query_gid_table", number).map(|()| Vec::new());
+        }
+    };
+    let known = entries[..count].iter().filter_map(|entry| {
+        let kind = match entry.gid_type {
+            ffi::IBV_GID_TYPE_ROCE_V2 => GidKind::RoceV2,
+            ffi::IBV_GID_TYPE_ROCE_V1 => GidKind::RoceV1,
+            _ => GidKind::InfiniBand,
+        };
+        // SAFETY: both members of the union are 16 bytes without padding.
+        let gid = Gid(unsafe { entry.gid.raw });
+        Some((entry.port_num, GidEntry { index: u8::try_from(entry.gid_index).ok()?, gid, kind }))
+    });
+    Ok(known.collect())
+}
+
+fn describe_port(
+    context: *mut ffi::ibv_context,
+    number: u8,
+    gids: Vec<GidEntry>,
+) -> Result<Port, VerbsError> {
     let functions = functions()?;
     let mut attributes = ffi::ibv_port_attr::default();
     // SAFETY: the context is open; the function fills the beginning of `ibv_port_attr`, as every version of the library has since 1.1.
     let returned = unsafe { (functions.ibv_query_port)(context, number, (&raw mut attributes).cast()) };
     VerbsError::check("ibv_query_port", returned)?;
     let ethernet = u32::from(attributes.link_layer) == ffi::IBV_LINK_LAYER_ETHERNET;
-    let mut gids = Vec::new();
-    for index in 0..u32::try_from(attributes.gid_tbl_len).unwrap_or(0).min(256) {
-        let mut entry = ffi::ibv_gid_entry::default();
-        // SAFETY: the context is open, the entry is ours and its size is told.
-        let returned = unsafe {
-            (functions._ibv_query_gid_ex)(
-                context,
-                number.into(),
-                index,
-                &mut entry,
-                0,
-                size_of::<ffi::ibv_gid_entry>(),
-            )
-        };
-        // Empty places fail with ENODATA, and between two used ones there may be some.
-        if returned != 0 {
-            continue;
-        }
-        // SAFETY: both members of the union are 16 bytes without padding.
-        let gid = Gid(unsafe { entry.gid.raw });
-        let kind = match entry.gid_type {
-            ffi::IBV_GID_TYPE_ROCE_V2 => GidKind::RoceV2,
-            ffi::IBV_GID_TYPE_ROCE_V1 => GidKind::RoceV1,
-            _ => GidKind::InfiniBand,
-        };
-        gids.extend(u8::try_from(index).ok().map(|index| GidEntry { index, gid, kind }));
-    }
     let mtu = u8::try_from(attributes.active_mtu).ok().and_then(Mtu::from_code);
     Ok(Port {
         number,

@@ -47,7 +47,7 @@ functions! {
     ibv_close_device: fn(*mut ffi::ibv_context) -> c_int;
     ibv_query_device: fn(*mut ffi::ibv_context, *mut ffi::ibv_device_attr) -> c_int;
     ibv_query_port: fn(*mut ffi::ibv_context, u8, *mut ffi::_compat_ibv_port_attr) -> c_int;
-    _ibv_query_gid_ex: fn(*mut ffi::ibv_context, u32, u32, *mut ffi::ibv_gid_entry, u32, usize) -> c_int;
+    _ibv_query_gid_table: fn(*mut ffi::ibv_context, *mut ffi::ibv_gid_entry, usize, u32, usize) -> isize;
     ibv_alloc_pd: fn(*mut ffi::ibv_context) -> *mut ffi::ibv_pd;
     ibv_dealloc_pd: fn(*mut ffi::ibv_pd) -> c_int;
     ibv_reg_mr: fn(*mut ffi::ibv_pd, *mut c_void, usize, c_int) -> *mut ffi::ibv_mr;

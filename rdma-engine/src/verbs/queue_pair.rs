@@ -37,14 +37,14 @@ pub struct Options {
 pub struct Timeouts {
     /// How long it waits for an answer to a packet; rounded up to 4.096 µs times a power of two. Devices wait up to four times as long.
     pub answer: Duration,
-    /// How often it asks again, at most 7.
+    /// How often it asks again, at most 6: verbs can say 7, which for soft-RoCE is for ever.
     pub retries: u8,
 }
 
 impl Default for Timeouts {
-    /// 67 ms and 7: a peer that is gone shows after half a second to two seconds.
+    /// 67 ms and 6: a peer that is gone shows after half a second to two seconds.
     fn default() -> Self {
-        Self { answer: Duration::from_millis(67), retries: 7 }
+        Self { answer: Duration::from_millis(67), retries: MOST_RETRIES }
     }
 }
 
@@ -55,6 +55,9 @@ impl Timeouts {
         (1..31).find(|&exponent| 1 << exponent >= units).unwrap_or(31)
     }
 }
+
+/// See [`Timeouts::retries`].
+const MOST_RETRIES: u8 = 6;
 
 /// How often a peer that has no receive posted is asked again. The peers keep receives posted by counting credits, so this is only
 /// for the moment after the handshake, when one end is ready before the other.
@@ -184,7 +187,7 @@ impl<M: LocalMemory> PreparedQueuePair<M> {
             qp_state: ibv_qp_state::IBV_QPS_RTS,
             sq_psn: self.endpoint.first_packet,
             timeout: timeouts.exponent(),
-            retry_cnt: timeouts.retries.min(7),
+            retry_cnt: timeouts.retries.min(MOST_RETRIES),
             rnr_retry: NOT_READY_RETRIES,
             max_rd_atomic: device.max_reads.min(peer.served_reads),
             ..ffi::ibv_qp_attr::default()
@@ -563,7 +566,7 @@ mod tests {
 
     #[test]
     fn answer_times_are_rounded_up_to_powers_of_two() {
-        let exponent = |answer| Timeouts { answer, retries: 7 }.exponent();
+        let exponent = |answer| Timeouts { answer, retries: MOST_RETRIES }.exponent();
         assert_eq!(exponent(Duration::from_millis(67)), 14);
         assert_eq!(exponent(Duration::from_millis(68)), 15);
         assert_eq!(exponent(Duration::ZERO), 1);

@@ -1,0 +1,144 @@
+//! Two ends of a connection for the tests and the bench: one serves a region of known bytes, the other reads it.
+//!
+//! The ends find each other over TCP: the client sends its endpoint, the server answers with its own and with the memory that may be read. Then the
+//! client sends single bytes: [`LINK_DOWN`]; the end of the stream ends the connection.
+
+use std::io::{self, Read as _, Write as _};
+use std::net::{IpAddr, TcpListener, TcpStream};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdma_engine::verbs::{
+    Access, Context, Endpoint, MemoryRegion, Options, Pages, Place, Poller, PreparedQueuePair,
+    ProtectionDomain, QueuePair, RemoteMemory, Slot, Timeouts, VerbsError, Wanted, devices,
+};
+
+/// Asks the server to take its end of the fabric down.
+pub(crate) const LINK_DOWN: u8 = b'd';
+
+/// Bytes that a server lets its clients read.
+pub(crate) const SERVED: usize = 8 << 20;
+
+/// How long a bootstrap may take.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+pub(crate) type Result<T, E = Box<dyn std::error::Error + Send + Sync>> = std::result::Result<T, E>;
+
+/// One device, opened, with a poller for its queue pairs.
+pub(crate) struct Side {
+    pub(crate) domain: Arc<ProtectionDomain>,
+    pub(crate) poller: Poller<Slot>,
+    pub(crate) place: Place,
+}
+
+impl Side {
+    /// The best port, or that of an address.
+    pub(crate) fn open(near: Option<IpAddr>) -> Result<Self, VerbsError> {
+        let place = Wanted { near, ..Wanted::default() }.places(&devices()?)?.remove(0);
+        let context = Context::open(&place.device)?;
+        Ok(Self { domain: ProtectionDomain::new(&context)?, poller: Poller::new(&context, 1024)?, place })
+    }
+
+    /// Memory that peers cannot reach, in equal slots.
+    pub(crate) fn slots(&self, count: usize, length: usize) -> Result<Vec<Slot>> {
+        Ok(self.register(count * length, Access::Local)?.into_slot().split_every(length))
+    }
+
+    pub(crate) fn register(&self, length: usize, access: Access) -> Result<MemoryRegion<Pages>> {
+        Ok(self.domain.register(Pages::new(length)?, access)?)
+    }
+
+    /// A queue pair that is not connected yet.
+    pub(crate) fn prepare(&self, options: Options) -> Result<PreparedQueuePair<Slot>, VerbsError> {
+        PreparedQueuePair::new(&self.domain, self.poller.queue(), &self.place, options)
+    }
+}
+
+/// Enough for the tests.
+pub(crate) const OPTIONS: Options =
+    Options { send_depth: 64, receive_depth: 16, inline: 64, serve_reads: true };
+
+/// The byte that a server has at `offset`.
+pub(crate) fn pattern(offset: usize) -> u8 {
+    let mixed = (offset as u64 ^ 0x5eaf_00d5).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (mixed >> 56) as u8
+}
+
+/// A region full of [`pattern`].
+pub(crate) fn patterned(side: &Side, length: usize) -> Result<Slot> {
+    let mut slot = side.register(length, Access::RemoteRead)?.into_slot();
+    for (offset, byte) in slot.iter_mut().enumerate() {
+        *byte = pattern(offset);
+    }
+    Ok(slot)
+}
+
+/// A client's end of a connection to a server in another process. Closing the stream ends it.
+pub(crate) struct Served {
+    pub(crate) pair: QueuePair<Slot>,
+    pub(crate) memory: RemoteMemory,
+    pub(crate) stream: TcpStream,
+}
+
+impl Served {
+    pub(crate) fn connect(side: &Side, server: &str, timeouts: Timeouts) -> Result<Self> {
+        let mut stream = TcpStream::connect(server)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let prepared = side.prepare(OPTIONS)?;
+        stream.write_all(&prepared.endpoint().to_bytes())?;
+        let mut endpoint = [0; Endpoint::SIZE];
+        stream.read_exact(&mut endpoint)?;
+        let (mut address, mut rkey, mut length) = ([0; 8], [0; 4], [0; 8]);
+        stream.read_exact(&mut address)?;
+        stream.read_exact(&mut rkey)?;
+        stream.read_exact(&mut length)?;
+        let memory = RemoteMemory {
+            address: u64::from_be_bytes(address),
+            rkey: u32::from_be_bytes(rkey),
+            length: u64::from_be_bytes(length),
+        };
+        let pair = prepared.handshake(&Endpoint::from_bytes(&endpoint)?, timeouts)?;
+        // The server is ready to be read once it has answered.
+        stream.read_exact(&mut [0])?;
+        Ok(Self { pair, memory, stream })
+    }
+}
+
+/// Serves one client after the other, each from a domain of its own, until `listener` fails or `clients` have been served.
+pub(crate) fn serve(listener: &TcpListener, clients: usize) -> Result<()> {
+    let near = listener.local_addr()?.ip();
+    for _ in 0..clients {
+        let (stream, _) = listener.accept()?;
+        // A client that breaks off is what some tests do.
+        if let Err(error) = serve_one(stream, near) {
+            eprintln!("client: {error}");
+        }
+    }
+    Ok(())
+}
+
+fn serve_one(mut stream: TcpStream, near: IpAddr) -> Result<()> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut endpoint = [0; Endpoint::SIZE];
+    stream.read_exact(&mut endpoint)?;
+    let side = Side::open((!near.is_unspecified()).then_some(near))?;
+    let memory = patterned(&side, SERVED)?;
+    let prepared = side.prepare(OPTIONS)?;
+    stream.write_all(&prepared.endpoint().to_bytes())?;
+    let remote = memory.remote();
+    stream.write_all(&remote.address.to_be_bytes())?;
+    stream.write_all(&remote.rkey.to_be_bytes())?;
+    stream.write_all(&remote.length.to_be_bytes())?;
+    let _pair = prepared.handshake(&Endpoint::from_bytes(&endpoint)?, Timeouts::default())?;
+    stream.write_all(&[0])?;
+    stream.set_read_timeout(None)?;
+    let mut command = [0];
+    while stream.read(&mut command)? == 1 {
+        if command[0] == LINK_DOWN {
+            let done = Command::new("ip").args(["link", "set", "roce0", "down"]).status()?;
+            return if done.success() { Ok(()) } else { Err(io::Error::other("the link stays up").into()) };
+        }
+    }
+    Ok(())
+}
