@@ -28,7 +28,7 @@ fn read_with(server: &Side, remote: RemoteMemory) -> Result<Vec<u8>, WorkError> 
 fn a_wrong_key_is_refused_and_breaks_the_connection() {
     let Some(_turn) = turn("a_wrong_key_is_refused_and_breaks_the_connection") else { return };
     let (server, mut client) = two_sides();
-    let served = patterned(&server, LENGTH).unwrap();
+    let served = patterned(&server.domain, LENGTH).unwrap();
     let ends = (client.prepare(OPTIONS).unwrap(), server.prepare(OPTIONS).unwrap());
     let (pair, _other) = connect(ends.0, ends.1, Timeouts::default()).unwrap();
     let good = served.remote();
@@ -66,7 +66,8 @@ fn a_wrong_key_is_refused_and_breaks_the_connection() {
 fn a_key_of_another_protection_domain_is_refused() {
     let Some(_turn) = turn("a_key_of_another_protection_domain_is_refused") else { return };
     let (server, other) = two_sides();
-    let (own, foreign) = (patterned(&server, LENGTH).unwrap(), patterned(&other, LENGTH).unwrap());
+    let (own, foreign) =
+        (patterned(&server.domain, LENGTH).unwrap(), patterned(&other.domain, LENGTH).unwrap());
     assert_eq!(read_with(&server, own.remote()), Ok(own.to_vec()));
     assert_eq!(read_with(&server, foreign.remote()), Err(WorkError::RemoteAccess));
     assert_eq!(read_with(&other, foreign.remote()), Ok(foreign.to_vec()));
@@ -76,7 +77,7 @@ fn a_key_of_another_protection_domain_is_refused() {
 fn nothing_past_the_region_is_read() {
     let Some(_turn) = turn("nothing_past_the_region_is_read") else { return };
     let (server, _) = two_sides();
-    let served = patterned(&server, 2 * LENGTH).unwrap().remote();
+    let served = patterned(&server.domain, 2 * LENGTH).unwrap().remote();
     let shifted = |by: i64| RemoteMemory { address: served.address.wrapping_add_signed(by), ..served };
     assert_eq!(read_with(&server, shifted(LENGTH as i64 + 1)), Err(WorkError::RemoteAccess));
     assert_eq!(read_with(&server, shifted(-1)), Err(WorkError::RemoteAccess));
@@ -86,7 +87,7 @@ fn nothing_past_the_region_is_read() {
 fn a_region_that_was_withdrawn_or_is_local_is_refused() {
     let Some(_turn) = turn("a_region_that_was_withdrawn_or_is_local_is_refused") else { return };
     let (server, _) = two_sides();
-    let served = patterned(&server, LENGTH).unwrap();
+    let served = patterned(&server.domain, LENGTH).unwrap();
     let remote = served.remote();
     assert!(read_with(&server, remote).is_ok());
     drop(served);

@@ -1,24 +1,24 @@
 //! Two ends of a connection for the tests and the bench: one serves a region of known bytes, the other reads it.
 //!
 //! The ends find each other over TCP: the client sends its endpoint, the server answers with its own and with the memory that may be read. Then the
-//! client sends single bytes: [`LINK_DOWN`]; the end of the stream ends the connection.
+//! client sends single bytes: [`CUT`]; the end of the stream ends the connection.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{IpAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, TcpStream};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rdma_engine::verbs::{
-    Access, Context, Endpoint, MemoryRegion, Options, Pages, Place, Poller, PreparedQueuePair,
-    ProtectionDomain, QueuePair, RemoteMemory, Slot, Timeouts, VerbsError, Wanted, devices,
+    Access, Context, Endpoint, Options, Pages, Place, Poller, PreparedQueuePair, ProtectionDomain, QueuePair,
+    RemoteMemory, Slot, Timeouts, VerbsError, Wanted, devices,
 };
 
-/// Asks the server to take its end of the fabric down.
-pub(crate) const LINK_DOWN: u8 = b'd';
+/// Asks the server to cut itself off.
+pub(crate) const CUT: u8 = b'c';
 
 /// Bytes that a server lets its clients read.
-pub(crate) const SERVED: usize = 8 << 20;
+pub(crate) const SERVED: usize = 1 << 20;
 
 /// How long a bootstrap may take.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -42,11 +42,8 @@ impl Side {
 
     /// Memory that peers cannot reach, in equal slots.
     pub(crate) fn slots(&self, count: usize, length: usize) -> Result<Vec<Slot>> {
-        Ok(self.register(count * length, Access::Local)?.into_slot().split_every(length))
-    }
-
-    pub(crate) fn register(&self, length: usize, access: Access) -> Result<MemoryRegion<Pages>> {
-        Ok(self.domain.register(Pages::new(length)?, access)?)
+        let region = self.domain.register(Pages::new(count * length)?, Access::Local)?;
+        Ok(region.into_slot().split_every(length))
     }
 
     /// A queue pair that is not connected yet.
@@ -66,8 +63,8 @@ pub(crate) fn pattern(offset: usize) -> u8 {
 }
 
 /// A region full of [`pattern`].
-pub(crate) fn patterned(side: &Side, length: usize) -> Result<Slot> {
-    let mut slot = side.register(length, Access::RemoteRead)?.into_slot();
+pub(crate) fn patterned(domain: &Arc<ProtectionDomain>, length: usize) -> Result<Slot> {
+    let mut slot = domain.register(Pages::new(length)?, Access::RemoteRead)?.into_slot();
     for (offset, byte) in slot.iter_mut().enumerate() {
         *byte = pattern(offset);
     }
@@ -105,25 +102,14 @@ impl Served {
     }
 }
 
-/// Serves one client after the other, each from a domain of its own, until `listener` fails or `clients` have been served.
-pub(crate) fn serve(listener: &TcpListener, clients: usize) -> Result<()> {
-    let near = listener.local_addr()?.ip();
-    for _ in 0..clients {
-        let (stream, _) = listener.accept()?;
-        // A client that breaks off is what some tests do.
-        if let Err(error) = serve_one(stream, near) {
-            eprintln!("client: {error}");
-        }
-    }
-    Ok(())
-}
-
-fn serve_one(mut stream: TcpStream, near: IpAddr) -> Result<()> {
+/// Serves a client until it goes, or until it had the network cut: then `true`.
+pub(crate) fn serve_one(mut stream: TcpStream) -> Result<bool> {
     stream.set_read_timeout(Some(PATIENCE))?;
     let mut endpoint = [0; Endpoint::SIZE];
     stream.read_exact(&mut endpoint)?;
-    let side = Side::open((!near.is_unspecified()).then_some(near))?;
-    let memory = patterned(&side, SERVED)?;
+    // The network that the client came by.
+    let side = Side::open(Some(stream.local_addr()?.ip()))?;
+    let memory = patterned(&side.domain, SERVED)?;
     let prepared = side.prepare(OPTIONS)?;
     stream.write_all(&prepared.endpoint().to_bytes())?;
     let remote = memory.remote();
@@ -135,10 +121,13 @@ fn serve_one(mut stream: TcpStream, near: IpAddr) -> Result<()> {
     stream.set_read_timeout(None)?;
     let mut command = [0];
     while stream.read(&mut command)? == 1 {
-        if command[0] == LINK_DOWN {
-            let done = Command::new("ip").args(["link", "set", "roce0", "down"]).status()?;
-            return if done.success() { Ok(()) } else { Err(io::Error::other("the link stays up").into()) };
+        if command[0] == CUT {
+            // Nothing leaves this host any more, as if the cable were cut. (Taking the interface down is something else: emulated, it keeps packets for
+            // ever, and soft-RoCE the queue pair that sent them.)
+            let words = ["qdisc", "add", "dev", "roce0", "root", "netem", "loss", "100%"];
+            let done = Command::new("tc").args(words).status()?;
+            return if done.success() { Ok(true) } else { Err(io::Error::other("tc failed").into()) };
         }
     }
-    Ok(())
+    Ok(false)
 }

@@ -14,7 +14,7 @@ const REGION: usize = 4 << 20;
 fn random_ranges_of_many_sizes_are_read_byte_for_byte() {
     let Some(_turn) = turn("random_ranges_of_many_sizes_are_read_byte_for_byte") else { return };
     let (server, mut client) = two_sides();
-    let served = patterned(&server, REGION).unwrap();
+    let served = patterned(&server.domain, REGION).unwrap();
     // Two connections of one poller, so that completions of both come mixed.
     let pairs: Vec<_> = (0..2)
         .map(|_| {
@@ -64,7 +64,7 @@ fn random_ranges_of_many_sizes_are_read_byte_for_byte() {
 fn a_queue_that_is_full_gives_the_memory_back() {
     let Some(_turn) = turn("a_queue_that_is_full_gives_the_memory_back") else { return };
     let (server, mut client) = two_sides();
-    let served = patterned(&server, 1 << 16).unwrap();
+    let served = patterned(&server.domain, 1 << 16).unwrap();
     let ends = (client.prepare(OPTIONS).unwrap(), server.prepare(OPTIONS).unwrap());
     let (pair, _other) = connect(ends.0, ends.1, Timeouts::default()).unwrap();
     let depth = OPTIONS.send_depth as usize;
@@ -109,7 +109,7 @@ fn a_device_is_found_with_its_addresses_and_each_of_them_connects() {
         assert_eq!(wanted.places(&found).unwrap()[0].gid.unwrap().gid.address(), address);
         let server = Side::open(Some(address)).unwrap();
         let mut client = Side::open(Some(address)).unwrap();
-        let served = patterned(&server, 4096).unwrap();
+        let served = patterned(&server.domain, 4096).unwrap();
         let ends = (client.prepare(OPTIONS).unwrap(), server.prepare(OPTIONS).unwrap());
         let (pair, _other) = connect(ends.0, ends.1, Timeouts::default()).unwrap();
         let memory = client.slots(1, 4096).unwrap().remove(0);

@@ -14,12 +14,13 @@ use super::archive::Archive;
 use super::initramfs;
 
 /// A line of kernels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Kernel {
     /// Debian 12: no FUSE passthrough
     #[value(name = "6.1")]
     V6_1,
     /// Debian 12 backports: FUSE passthrough
+    #[default]
     #[value(name = "6.12")]
     V6_12,
     /// Debian 13 backports: also FUSE over io_uring, and on-demand paging over soft-RoCE

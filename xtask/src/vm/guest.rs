@@ -9,6 +9,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
@@ -18,6 +19,9 @@ use crate::workplace::Workplace;
 
 /// Memory of a guest, MiB.
 const MEMORY: u32 = 2048;
+
+/// How long a guest may take to power off.
+const POWER_OFF: Duration = Duration::from_secs(5);
 
 /// Addresses on the fabric, in the order of the guests.
 const ADDRESSES: [&str; 2] = ["10.9.0.1", "10.9.0.2"];
@@ -32,6 +36,8 @@ const GUEST: &str = include_str!("guest.sh");
 pub(super) struct Guest {
     qemu: Child,
     share: PathBuf,
+    /// When the command's exit status was first seen.
+    told: Option<Instant>,
     stdout: Tail,
     stderr: Tail,
 }
@@ -50,10 +56,9 @@ impl Guest {
         equipment: &Equipment,
         seat: Seat,
         command: &[OsString],
-        environment: &[(&str, &str)],
     ) -> Result<Self> {
         let share = place.make(&format!("guest-{}", seat.number))?;
-        write_share(&share, seat, command, environment)?;
+        write_share(&share, seat, command)?;
         let mut qemu = qemu(equipment, &share);
         if seat.of == 1 {
             qemu.args(["-nic", "none"]);
@@ -72,7 +77,7 @@ impl Guest {
         let child = qemu.spawn().context("cannot start QEMU")?;
         place.owns(child.id())?;
         let (stdout, stderr) = (Tail::of(&share, "stdout"), Tail::of(&share, "stderr"));
-        Ok(Self { qemu: child, share, stdout, stderr })
+        Ok(Self { qemu: child, share, told: None, stdout, stderr })
     }
 
     /// What the command wrote since the last call: its standard output and its standard error.
@@ -80,9 +85,20 @@ impl Guest {
         Ok((self.stdout.more()?, self.stderr.more()?))
     }
 
-    /// Whether the guest has ended. Output may still be waiting.
+    /// Whether the guest has ended. Output may still be waiting. A guest that has run its command and cannot power off, because a
+    /// driver waits for something, is ended.
     pub(super) fn ended(&mut self) -> Result<bool> {
-        Ok(self.qemu.try_wait()?.is_some())
+        if self.qemu.try_wait()?.is_some() {
+            return Ok(true);
+        }
+        if self.told.is_none() && self.share.join("status").exists() {
+            self.told = Some(Instant::now());
+        }
+        if self.told.is_some_and(|told| told.elapsed() > POWER_OFF) {
+            self.kill()?;
+            return Ok(true);
+        }
+        Ok(false)
     }
 
     /// The exit status of the command, once the guest has ended.
@@ -112,7 +128,7 @@ impl Guest {
     }
 }
 
-fn write_share(share: &Path, seat: Seat, command: &[OsString], environment: &[(&str, &str)]) -> Result<()> {
+fn write_share(share: &Path, seat: Seat, command: &[OsString]) -> Result<()> {
     let number = seat.number.to_string();
     let of = seat.of.to_string();
     let directory = std::env::current_dir()?.into_os_string();
@@ -124,7 +140,7 @@ fn write_share(share: &Path, seat: Seat, command: &[OsString], environment: &[(&
         ("VM_PEER", ADDRESSES[if seat.of == 2 { 1 - seat.number } else { 0 }]),
         ("VM_GID", GIDS[seat.number]),
     ];
-    for (name, value) in own.iter().chain(environment) {
+    for (name, value) in own {
         lines.extend_from_slice(format!("export {name}=").as_bytes());
         lines.extend(quoted(value.as_bytes()));
         lines.push(b'\n');
@@ -166,8 +182,10 @@ fn qemu(equipment: &Equipment, share: &Path) -> Command {
     command.args(["-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"]);
     command.arg("-m").arg(MEMORY.to_string()).args(["-display", "none", "-monitor", "none", "-no-reboot"]);
     command.arg("-kernel").arg(&equipment.image).arg("-initrd").arg(&equipment.initramfs);
-    // Without patience for readers that an emulated processor does not have: destroying a queue pair waits for them.
-    command.args(["-append", "console=ttyS0 quiet panic=-1 mitigations=off rcupdate.rcu_expedited=1"]);
+    // `no_timer_check`: on a busy host the kernel would find its emulated timer broken, and stop. `rcu_expedited`: destroying a queue
+    // pair waits for readers on all processors, which takes long where nothing else happens.
+    let kernel = "console=ttyS0 quiet panic=-1 mitigations=off no_timer_check rcupdate.rcu_expedited=1";
+    command.args(["-append", kernel]);
     command.arg("-serial").arg(joined("file:", &share.join("console")));
     for (tag, directory, access) in [
         ("host", Path::new("/"), "on"),

@@ -7,16 +7,18 @@
 //! four to twelve seconds, and what is measured there means something only beside what else is measured in the same boot.
 
 mod archive;
+mod bench;
 mod equipment;
 mod guest;
 mod initramfs;
 
 use std::ffi::OsString;
 use std::io::Write;
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use self::equipment::Equipment;
 pub(crate) use self::equipment::Kernel;
@@ -27,11 +29,39 @@ use crate::workplace::Workplace;
 
 /// What the verb takes.
 #[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(crate) struct Options {
+    #[command(subcommand)]
+    verb: Option<Verb>,
+    #[command(flatten)]
+    run: RunOptions,
+}
+
+#[derive(clap::Subcommand)]
+enum Verb {
+    /// Run the suites that need an RDMA device
+    Test {
+        /// Which kernel the guests boot
+        #[arg(long, value_enum, default_value_t)]
+        kernel: Kernel,
+    },
+    /// Measure our reads beside those of perftest, in one boot
+    Bench {
+        /// Which kernel the guest boots
+        #[arg(long, value_enum, default_value_t)]
+        kernel: Kernel,
+        /// How often each is measured, in turn; the medians are compared
+        #[arg(long, default_value_t = 5)]
+        reps: usize,
+    },
+}
+
+#[derive(clap::Args)]
+struct RunOptions {
     /// Which kernel the guest boots
-    #[arg(long, value_enum, default_value_t = Kernel::V6_12)]
+    #[arg(long, value_enum, default_value_t)]
     kernel: Kernel,
-    /// Run the command in two guests on one fabric; it tells them apart by VM_GUEST (0, 1), VM_ADDRESS and VM_PEER
+    /// Run the command in two guests on one network, told apart by VM_GUEST (0, 1), VM_ADDRESS and VM_PEER; lines of the second are marked
     #[arg(long)]
     pair: bool,
     /// Seconds after which the guest is ended
@@ -44,17 +74,36 @@ pub(crate) struct Options {
 
 /// The verb. Gives the exit status of the command; of two guests, the first that is not 0.
 pub(crate) fn command(options: &Options) -> Result<u8> {
+    match options.verb {
+        Some(Verb::Test { kernel }) => crate::test::in_guests(kernel).map(|()| 0),
+        Some(Verb::Bench { kernel, reps }) => bench::command(kernel, reps).map(|()| 0),
+        None => run(&options.run),
+    }
+}
+
+fn run(options: &RunOptions) -> Result<u8> {
     setup::ensure()?;
     let run = Run {
         kernel: options.kernel,
         guests: if options.pair { 2 } else { 1 },
         deadline: Duration::from_secs(options.deadline),
-        environment: Vec::new(),
     };
     run.start(&options.command, |number, stdout, stderr| {
-        print_marked(&mut std::io::stdout(), options.pair.then_some(number), stdout)?;
-        print_marked(&mut std::io::stderr(), options.pair.then_some(number), stderr)
+        print_marked(&mut std::io::stdout(), number, stdout)?;
+        print_marked(&mut std::io::stderr(), number, stderr)
     })
+}
+
+/// The beginning of a command line of ours that runs a command in a guest or two; the command is to be added. For whoever reads its output
+/// like that of any program.
+pub(crate) fn command_line(kernel: Kernel, pair: bool, deadline: Duration) -> Result<Command> {
+    let mut command = Command::new(std::env::current_exe().context("cannot find this program")?);
+    command.args(["vm", "--kernel", &kernel.to_string(), "--deadline", &deadline.as_secs().to_string()]);
+    if pair {
+        command.arg("--pair");
+    }
+    command.arg("--");
+    Ok(command)
 }
 
 /// One command in one guest or in two.
@@ -62,8 +111,6 @@ pub(crate) struct Run {
     pub(crate) kernel: Kernel,
     pub(crate) guests: usize,
     pub(crate) deadline: Duration,
-    /// For the command.
-    pub(crate) environment: Vec<(&'static str, String)>,
 }
 
 impl Run {
@@ -75,13 +122,11 @@ impl Run {
         mut output: impl FnMut(usize, &[u8], &[u8]) -> Result<()>,
     ) -> Result<u8> {
         let equipment = Equipment::ensure(self.kernel)?;
-        let environment: Vec<_> =
-            self.environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
         let mut place = Workplace::open("vm-run")?;
         let mut guests = Vec::new();
         for number in 0..self.guests {
             let seat = Seat { number, of: self.guests };
-            let guest = Guest::start(&mut place, &equipment, seat, command, &environment)?;
+            let guest = Guest::start(&mut place, &equipment, seat, command)?;
             guests.push((guest, Lines::default(), Lines::default()));
         }
         let started = Instant::now();
@@ -134,13 +179,13 @@ impl Lines {
     }
 }
 
-/// Passes output on; with a number, every line says which guest wrote it.
-fn print_marked(to: &mut impl Write, guest: Option<usize>, text: &[u8]) -> Result<()> {
+/// Passes output on; the lines of all guests but the first say whose they are.
+fn print_marked(to: &mut impl Write, guest: usize, text: &[u8]) -> Result<()> {
     match guest {
-        None => to.write_all(text)?,
-        Some(number) => {
+        0 => to.write_all(text)?,
+        _ => {
             for line in text.split_inclusive(|&byte| byte == b'\n') {
-                write!(to, "{number}| ")?;
+                write!(to, "{guest}| ")?;
                 to.write_all(line)?;
             }
         }
@@ -164,8 +209,8 @@ mod tests {
     #[test]
     fn two_guests_are_told_apart() {
         let mut text = Vec::new();
-        print_marked(&mut text, Some(1), b"one\ntwo\n").unwrap();
-        print_marked(&mut text, None, b"three\n").unwrap();
+        print_marked(&mut text, 1, b"one\ntwo\n").unwrap();
+        print_marked(&mut text, 0, b"three\n").unwrap();
         assert_eq!(text, b"1| one\n1| two\nthree\n");
     }
 }
