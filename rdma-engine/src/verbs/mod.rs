@@ -16,8 +16,8 @@
 //! it; dropping the queue pair takes the work from the device first and frees the memory then. A [`MemoryRegion`] owns what it registers, or shares the
 //! ownership (`Arc`): a borrow would end too early if the region were forgotten instead of dropped.
 //!
-//! **Many reads at once.** [`QueuePair::post_reads`] hands a batch to the device with one call and asks for a completion of the last only; the
-//! queue runs in order, so that one stands for all of them, and each still gives a [`Completion`] of its own. The device keeps up to `max_reads` on the way and
+//! **Many reads at once.** [`QueuePair::post_reads`] hands a batch to the device with one call and asks for a completion of every fourth and of the last; the
+//! queue runs in order, so that one stands for those before it, and each still gives a [`Completion`] of its own. The device keeps up to `max_reads` on the way and
 //! starts the others as those come back.
 //!
 //! **Waiting.** One [`Poller`] serves any number of queue pairs of a device. It looks for completions for a little while, as long as that has paid off lately,

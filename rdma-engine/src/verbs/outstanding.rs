@@ -2,7 +2,8 @@
 //!
 //! Each queue of a queue pair works in the order of posting. Only some work requests are *signalled*, that is, ask for a completion; that one stands
 //! for all before it. The queue's own room is counted the same way: it is free again when a completion says so, therefore at least
-//! every quarter of the queue is signalled.
+//! every quarter of the queue is signalled. And not fewer than every fourth work request, or whoever keeps the queue full would hear of room only after it has
+//! run dry.
 
 use std::collections::VecDeque;
 
@@ -70,6 +71,9 @@ pub(super) struct Posted<M> {
     pub(super) length: usize,
 }
 
+/// Work requests from one that is signalled to the next.
+const LONGEST_RUN: usize = 4;
+
 /// The work requests of one queue, in order.
 pub(super) struct Outstanding<M> {
     /// Room of the queue.
@@ -98,7 +102,7 @@ impl<M> Outstanding<M> {
 
     /// Whether the next work request must be signalled, whatever its poster wants.
     pub(super) fn signal_due(&self, ahead: usize) -> bool {
-        (self.unsignalled + ahead + 1).is_multiple_of((self.depth / 4).max(1))
+        (self.unsignalled + ahead + 1).is_multiple_of((self.depth / 4).clamp(1, LONGEST_RUN))
     }
 
     /// Takes what was posted.
@@ -209,14 +213,14 @@ mod tests {
     }
 
     #[test]
-    fn a_quarter_of_the_queue_is_signalled() {
+    fn every_fourth_and_a_quarter_of_the_queue_are_signalled() {
         for depth in [1, 2, 3, 4, 16, 100] {
             let mut queue = Outstanding::new(depth);
             let mut run = 0;
             for token in 0..depth {
                 let signalled = queue.signal_due(0);
                 run = if signalled { 0 } else { run + 1 };
-                assert!(run < (depth / 4).max(1), "depth {depth}");
+                assert!(run < (depth / 4).clamp(1, LONGEST_RUN), "depth {depth}");
                 queue.push(read(token as u64), signalled);
             }
         }

@@ -314,7 +314,7 @@ impl<M: LocalMemory> QueuePair<M> {
         self.inline
     }
 
-    /// Posts RDMA READs with one call. Each gives a completion; all of them may come only when the last has ended.
+    /// Posts RDMA READs with one call. Each gives a completion, which may come only with that of one of the next three.
     ///
     /// `reads` is empty afterwards; with an error it still has those that were not posted.
     ///

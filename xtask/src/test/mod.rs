@@ -118,7 +118,8 @@ pub(crate) fn command(options: &Options) -> Result<()> {
 /// `cargo xtask vm test`: only what runs in the virtual machine.
 pub(crate) fn in_guests(kernel: Kernel) -> Result<()> {
     setup::ensure()?;
-    let verbs: Vec<Built> = cargo::build_tests()?.into_iter().filter(is_verbs_suite).collect();
+    let verbs: Vec<Built> =
+        cargo::build_tests_of("rdma-engine")?.into_iter().filter(is_verbs_suite).collect();
     interrupt::check()?;
     process::adopt_orphans()?;
     let mut place = Workplace::open("test")?;

@@ -26,7 +26,7 @@ const ROWS: [(&str, &str, &str, bool, f64); 3] = [
 /// The verb.
 pub(super) fn command(kernel: Kernel, reps: usize) -> Result<()> {
     setup::ensure()?;
-    let built = cargo::build_tests()?.into_iter().find(|built| built.target == "one_sided");
+    let built = cargo::build_tests_of("rdma-engine")?.into_iter().find(|built| built.target == "one_sided");
     let program = built.context("cargo built no example called one_sided")?.program;
     interrupt::check()?;
     let words = ["sh", "-c", SCRIPT].map(OsString::from);
