@@ -4,6 +4,7 @@
 //! so it starts on a host that has no libibverbs, and says so only when RDMA is asked for. That a function found by name has the type
 //! written here is checked by the compiler against the bindings.
 
+use std::error::Error;
 use std::ffi::{c_char, c_int, c_uint, c_void};
 use std::sync::OnceLock;
 
@@ -71,9 +72,14 @@ pub(super) fn functions() -> Result<&'static Functions, VerbsError> {
     static FUNCTIONS: OnceLock<Result<Functions, String>> = OnceLock::new();
     let loaded = FUNCTIONS.get_or_init(|| {
         // SAFETY: libibverbs has no initialiser that depends on anything of ours.
-        let library = unsafe { Library::new(FILE) }.map_err(|error| error.to_string())?;
+        let library = unsafe { Library::new(FILE) }.map_err(reason)?;
         // Devices and threads may use it until the process ends.
-        Functions::find(Box::leak(Box::new(library))).map_err(|error| error.to_string())
+        Functions::find(Box::leak(Box::new(library))).map_err(reason)
     });
     loaded.as_ref().map_err(|reason| VerbsError::NoLibrary(reason.clone()))
+}
+
+/// What the run-time linker says, such as which file or symbol it did not find.
+fn reason(error: libloading::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), |linker| linker.to_string())
 }
