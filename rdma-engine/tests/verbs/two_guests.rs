@@ -93,8 +93,11 @@ fn a_network_that_is_cut_is_a_typed_error_or_our_deadline() {
     // The other connection waits in vain until its deadline, and gets its memory back.
     assert_eq!(slow.poller.wait(&mut done, Duration::from_secs(1)).unwrap(), 0);
     patient.pair.abort().unwrap();
-    for completion in completions(&mut slow.poller, 2) {
-        assert_eq!(completion.result, Err(WorkError::Flushed));
-        assert_eq!(completion.memory.unwrap().len(), 1 << 20);
-    }
+    let back = completions(&mut slow.poller, 2);
+    assert!(
+        back.iter()
+            .all(|completion| completion.memory.as_ref().is_some_and(|memory| memory.len() == 1 << 20))
+    );
+    // The first may have been read before the cut without a word: the second of the batch was to speak for it.
+    assert_eq!(back[1].result, Err(WorkError::Flushed));
 }
