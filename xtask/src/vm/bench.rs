@@ -17,10 +17,11 @@ use crate::{cargo, interrupt, setup};
 const SCRIPT: &str = include_str!("bench.sh");
 
 /// What is measured: name as the script has it, unit, whether more is better, and how many times perftest's value ours must reach.
-const ROWS: [(&str, &str, &str, bool, f64); 3] = [
+const ROWS: [(&str, &str, &str, bool, f64); 4] = [
     ("1m", "read 1 MiB, depth 16", "MiB/s", true, 0.9),
     ("64k", "read 64 KiB, depth 16", "MiB/s", true, 0.85),
     ("latency", "read 4 KiB, one by one", "us", false, 1.2),
+    ("events", "the same, perftest -e", "us", false, 1.2),
 ];
 
 /// The verb.

@@ -27,9 +27,12 @@ for _ in $(seq "$1"); do
         echo "$1 perftest $value"
         echo "$1 ours $("$program" bandwidth "$server:18600" "$2" 16 "$3")"
     done
-    # bytes, iterations, least, most, typical (median) in µs, ...
-    value=$(perftest ib_read_lat -s 4096 -n 1000 -F | awk '$1 == 4096 { print $5 }')
-    echo "latency perftest $value"
-    echo "latency ours $("$program" latency "$server:18600" 4096 1000)"
+    # bytes, iterations, least, most, typical (median) in µs, ... Polling without a pause takes the processor away from soft-RoCE's own threads
+    # where there are only two; with -e perftest sleeps until there is an event.
+    echo "latency perftest $(perftest ib_read_lat -s 4096 -n 1000 -F | awk '$1 == 4096 { print $5 }')"
+    echo "events perftest $(perftest ib_read_lat -s 4096 -n 1000 -F -e | awk '$1 == 4096 { print $5 }')"
+    value=$("$program" latency "$server:18600" 4096 1000)
+    echo "latency ours $value"
+    echo "events ours $value"
 done
 kill "$own_pid"
