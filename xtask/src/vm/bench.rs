@@ -16,12 +16,13 @@ use crate::{cargo, interrupt, setup};
 /// Runs in the guest, with our program and the number of repetitions; prints lines `ROW PROGRAM VALUE`.
 const SCRIPT: &str = include_str!("bench.sh");
 
-/// What is measured: name as the script has it, unit, whether more is better, and how many times perftest's value ours must reach.
-const ROWS: [(&str, &str, &str, bool, f64); 4] = [
-    ("1m", "read 1 MiB, depth 16", "MiB/s", true, 0.9),
-    ("64k", "read 64 KiB, depth 16", "MiB/s", true, 0.85),
-    ("latency", "read 4 KiB, one by one", "us", false, 1.2),
-    ("events", "the same, perftest -e", "us", false, 1.2),
+/// What is measured: name as the script has it, title, unit, and the part of perftest's value that ours must reach. Latencies have no bar here: what counts of them is
+/// how long a whole needle takes.
+const ROWS: [(&str, &str, &str, Option<f64>); 4] = [
+    ("1m", "read 1 MiB, depth 16", "MiB/s", Some(0.9)),
+    ("64k", "read 64 KiB, depth 16", "MiB/s", Some(0.85)),
+    ("latency", "read 4 KiB, one by one", "us", None),
+    ("events", "the same, perftest -e", "us", None),
 ];
 
 /// The verb.
@@ -46,16 +47,15 @@ pub(super) fn command(kernel: Kernel, reps: usize) -> Result<()> {
 
     println!("{:<24}{:>12}{:>12}{:>8}  kernel {kernel}, medians of {reps}", "", "perftest", "ours", "ratio");
     let mut missed = Vec::new();
-    for (row, title, unit, more_is_better, target) in ROWS {
+    for (row, title, unit, target) in ROWS {
         let value =
             |program: &str| values.get(&(row.to_owned(), program.to_owned())).and_then(|list| median(list));
         let (theirs, ours) =
             value("perftest").zip(value("ours")).with_context(|| format!("{title}: no values"))?;
         let ratio = ours / theirs;
-        let reached = if more_is_better { ratio >= target } else { ratio <= target };
-        let bound = if more_is_better { "at least" } else { "at most" };
-        println!("{title:<24}{theirs:>12.2}{ours:>12.2}{ratio:>8.2}  {unit}, {bound} {target} wanted");
-        if !reached {
+        let wanted = target.map_or_else(String::new, |target| format!(", at least {target} wanted"));
+        println!("{title:<24}{theirs:>12.2}{ours:>12.2}{ratio:>8.2}  {unit}{wanted}");
+        if target.is_some_and(|target| ratio < target) {
             missed.push(title);
         }
     }
