@@ -46,6 +46,11 @@ pub(crate) fn build_tests() -> Result<Vec<Built>> {
     build(&["test", "--workspace", "--no-run"])
 }
 
+/// Builds the test programs and the examples of one package, for verbs that need nothing else.
+pub(crate) fn build_tests_of(package: &str) -> Result<Vec<Built>> {
+    build(&["test", "--package", package, "--no-run"])
+}
+
 /// A Cargo command in the source tree, by the same Cargo that runs us.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));

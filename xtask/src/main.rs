@@ -1,6 +1,6 @@
 //! `cargo xtask`: prepare a machine, build, run, test and measure.
 //!
-//! A file per verb: [`setup`], [`run`] (with [`smoke`]), [`test`], [`bench`]. Beneath them: [`workplace`] owns whatever a verb starts and
+//! A file per verb: [`setup`], [`run`] (with [`smoke`]), [`test`], [`bench`], [`vm`]. Beneath them: [`workplace`] owns whatever a verb starts and
 //! cleans up after it, also after a crash; [`stage`] is a cluster in a workplace, from the fixtures of the end-to-end tests; [`dataset`] and
 //! [`upload`] write data that can be checked; [`interrupt`] turns Ctrl-C into an ordinary error, so that every verb unwinds.
 
@@ -16,6 +16,7 @@ mod smoke;
 mod stage;
 mod test;
 mod upload;
+mod vm;
 mod workplace;
 
 use std::process::ExitCode;
@@ -43,6 +44,7 @@ Examples:
   cargo xtask bench seq-cold small-cold --reps 3        some rows, next to `weed mount`
   cargo xtask bench --json bench.json                   all rows, all repetitions
   cargo xtask bench hit-ratio --trace ids.gz            the cache's miss ratios on a recorded load
+  cargo xtask vm -- rdma link                           a command in a guest with a soft-RoCE device
 
 Environment:
   WEED_BIN   the weed program to use instead of the one on PATH or the pinned build";
@@ -57,18 +59,21 @@ enum Verb {
     Test(test::Options),
     /// Measure reads side by side with `weed mount`
     Bench(bench::Options),
+    /// Run a program of this host in a virtual machine with soft-RoCE
+    Vm(vm::Options),
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let outcome = interrupt::install().and_then(|()| match &arguments.verb {
-        Verb::Setup => setup::command(),
-        Verb::Run(options) => run::command(options),
-        Verb::Test(options) => test::command(options),
-        Verb::Bench(options) => bench::command(options),
+        Verb::Setup => setup::command().map(|()| ExitCode::SUCCESS),
+        Verb::Run(options) => run::command(options).map(|()| ExitCode::SUCCESS),
+        Verb::Test(options) => test::command(options).map(|()| ExitCode::SUCCESS),
+        Verb::Bench(options) => bench::command(options).map(|()| ExitCode::SUCCESS),
+        Verb::Vm(options) => vm::command(options).map(ExitCode::from),
     });
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) if error.is::<interrupt::Interrupted>() => {
             eprintln!("interrupted");
             ExitCode::from(130)

@@ -4,7 +4,7 @@
 //! lacking packages are installed in one go; anywhere else the exact command is printed and setup fails.
 
 use std::fs::OpenOptions;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -40,6 +40,51 @@ const PIP: Need = Need {
     present: || pip().is_some(),
 };
 
+const RDMA_HEADERS: Need = Need {
+    name: "RDMA development files",
+    why: "the types of libibverbs are made from its headers, with cmake and libclang",
+    packages: &[
+        "cmake",
+        "make",
+        "pkg-config",
+        "libclang-dev",
+        "libibverbs-dev",
+        "libnl-3-dev",
+        "libnl-route-3-dev",
+    ],
+    present: || {
+        let packages = ["--exists", "libibverbs", "libnl-3.0", "libnl-route-3.0"];
+        process::succeeds("cmake", &["--version"])
+            && process::succeeds("make", &["--version"])
+            && process::succeeds("pkg-config", &packages)
+            && has_libclang()
+    },
+};
+
+/// Where the bindings' generator looks for libclang first, besides `LIBCLANG_PATH`.
+fn has_libclang() -> bool {
+    let is_libclang = |directory: &Path| {
+        let entries = directory.read_dir().into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().into_string().ok()).any(|name| {
+            (name.starts_with("libclang.so") || name.starts_with("libclang-"))
+                && name.contains(".so")
+                && !name.starts_with("libclang-cpp")
+        })
+    };
+    let llvm = Path::new("/usr/lib").read_dir().into_iter().flatten().flatten();
+    let llvm = llvm.filter(|entry| entry.file_name().as_encoded_bytes().starts_with(b"llvm"));
+    let named = std::env::var_os("LIBCLANG_PATH").map(PathBuf::from);
+    let usual = [
+        "/usr/lib",
+        "/usr/lib64",
+        "/usr/local/lib",
+        "/usr/lib/x86_64-linux-gnu",
+        "/usr/lib/aarch64-linux-gnu",
+    ];
+    let directories = named.into_iter().chain(usual.map(PathBuf::from));
+    directories.chain(llvm.map(|entry| entry.path().join("lib"))).any(|directory| is_libclang(&directory))
+}
+
 /// The way to call pip that works here.
 pub(super) fn pip() -> Option<Command> {
     [&["pip3"][..], &["python3", "-m", "pip"], &["pip"]].into_iter().find_map(|words| {
@@ -53,7 +98,7 @@ pub(super) fn pip() -> Option<Command> {
 
 /// Installs what lacks, or says how.
 pub(super) fn ensure(needs_pip: bool) -> Result<()> {
-    let needs = [Some(C_COMPILER), Some(FUSE), needs_pip.then_some(PIP)];
+    let needs = [Some(C_COMPILER), Some(FUSE), Some(RDMA_HEADERS), needs_pip.then_some(PIP)];
     let lacking: Vec<Need> = needs.into_iter().flatten().filter(|need| !(need.present)()).collect();
     if !lacking.is_empty() {
         install(&lacking)?;
@@ -132,6 +177,8 @@ pub(super) fn report() -> Vec<String> {
         ("rustfmt", first_line("cargo", &["fmt", "--version"])),
         ("clippy", first_line("cargo", &["clippy", "--version"])),
         ("C compiler", first_line("cc", &["--version"])),
+        ("cmake", first_line("cmake", &["--version"])),
+        ("libibverbs", first_line("pkg-config", &["--modversion", "libibverbs"])),
         ("fuse", first_line("fusermount3", &["--version"])),
         ("/dev/fuse", Some("usable".to_owned())),
     ]

@@ -1,7 +1,8 @@
 //! `cargo xtask test`: every tier of tests there is, one summary.
 //!
 //! All test programs are built in one go, then run one after the other: first those of the crates, then the documentation's examples and
-//! the model checker's interleavings, then the end-to-end suites, whose servers and mounts would disturb each other if two suites ran at once. Temporary files of the
+//! the model checker's interleavings, then the end-to-end suites, whose servers and mounts would disturb each other if two suites ran at once, and last
+//! what needs an RDMA device, in the virtual machine. Temporary files of the
 //! tests lie in a workplace, and orphaned processes come to us, so nothing stays behind even when a test is killed.
 
 mod tally;
@@ -20,18 +21,25 @@ use crate::cargo::{self, Built};
 use crate::interrupt::{self, TICK};
 use crate::process::{self, Identity};
 use crate::setup;
+use crate::vm::{self, Kernel};
 use crate::workplace::Workplace;
 
 /// How long one test program may run.
 const DEADLINE: Duration = Duration::from_secs(25 * 60);
 
+/// How long a guest may run.
+const VM_DEADLINE: Duration = Duration::from_secs(10 * 60);
+
+/// The tests that need two guests.
+const TWO_GUESTS: &str = "two_guests::";
 /// The suites that compare bytes, which must hold whatever the cache keeps and whoever hands the bytes over.
 const COMPARISONS: [&str; 7] =
     ["codecs", "erasure_coded", "manifests", "names", "replaced", "sizes", "written_by_mount"];
 
 /// The options of `interceptor mount` under which those are run again. The smallest cache there may be holds a fraction of what they read;
 /// one of 48 MiB hardly more, but some of it as resident files.
-const CONDITIONS: [&str; 3] = ["--no-passthrough", "--cache-size 16MiB --no-passthrough", "--cache-size 48MiB"];
+const CONDITIONS: [&str; 3] =
+    ["--no-passthrough", "--cache-size 16MiB --no-passthrough", "--cache-size 48MiB"];
 
 /// Longest line that is passed on whole, characters.
 const LINE: usize = 1000;
@@ -42,6 +50,9 @@ pub(crate) struct Options {
     /// Leave out the suites that start servers and mount file systems
     #[arg(long)]
     no_e2e: bool,
+    /// Leave out the virtual machine, and with it what needs an RDMA device
+    #[arg(long)]
+    no_vm: bool,
     /// Run only the tests whose name contains one of these
     filter: Vec<String>,
 }
@@ -65,6 +76,11 @@ pub(crate) fn command(options: &Options) -> Result<()> {
             .env("TMPDIR", &temporary);
         command
     };
+    let (verbs, mut programs): (Vec<_>, Vec<_>) = programs.into_iter().partition(is_verbs_suite);
+    if options.no_vm {
+        // There it says that it is skipped, or runs if this host has a device.
+        programs.extend(verbs.iter().cloned());
+    }
     let is_suite = |built: &Built| built.package == "tests" && built.kind == "test";
     // The fast tiers first: what they find explains what the suites would show.
     programs.sort_by_key(|built| (is_suite(built), built.package.clone(), built.target.clone()));
@@ -106,12 +122,66 @@ pub(crate) fn command(options: &Options) -> Result<()> {
             run(&mut place, &mut total, &format!("{} with {condition}", name(suite)), command)?;
         }
     }
+    if !options.no_vm {
+        run_in_guests(&mut place, &mut total, &verbs, Kernel::default(), &options.filter)?;
+    }
     place.close()?;
 
-    print!("{}", total.report());
     if options.no_e2e {
         println!("The end-to-end suites were left out (--no-e2e).");
     }
+    conclude(&total)
+}
+
+/// `cargo xtask vm test`: only what runs in the virtual machine.
+pub(crate) fn in_guests(kernel: Kernel) -> Result<()> {
+    setup::ensure()?;
+    let verbs: Vec<Built> =
+        cargo::build_tests_of("rdma-engine")?.into_iter().filter(is_verbs_suite).collect();
+    interrupt::check()?;
+    process::adopt_orphans()?;
+    let mut place = Workplace::open("test")?;
+    let mut total = Tally::default();
+    run_in_guests(&mut place, &mut total, &verbs, kernel, &[])?;
+    place.close()?;
+    conclude(&total)
+}
+
+/// The suite that needs an RDMA device: in one guest, and what is about the network between two hosts in two.
+fn run_in_guests(
+    place: &mut Workplace,
+    total: &mut Tally,
+    suites: &[Built],
+    kernel: Kernel,
+    filter: &[String],
+) -> Result<()> {
+    for program in suites {
+        for (pair, choice) in [(false, ["--skip", TWO_GUESTS].as_slice()), (true, &[TWO_GUESTS])] {
+            // A filter of the user's narrows the first; the second is one test.
+            if pair && !filter.is_empty() {
+                continue;
+            }
+            let mut command = vm::command_line(kernel, pair, VM_DEADLINE)?;
+            command
+                .arg(&program.program)
+                .args(["--show-output", "--test-threads=2"])
+                .args(choice)
+                .args(filter);
+            command.current_dir(&program.directory);
+            let guests = if pair { "two guests" } else { "a guest" };
+            run(place, total, &format!("{} in {guests} with kernel {kernel}", name(program)), command)?;
+        }
+    }
+    Ok(())
+}
+
+fn is_verbs_suite(built: &Built) -> bool {
+    (built.package.as_str(), built.kind.as_str(), built.target.as_str()) == ("rdma-engine", "test", "verbs")
+}
+
+/// Prints what there was.
+fn conclude(total: &Tally) -> Result<()> {
+    print!("{}", total.report());
     println!("{}", total.closing_line());
     ensure!(total.succeeded(), "the tests failed");
     Ok(())

@@ -1,0 +1,293 @@
+//! Completion queues, and waiting for them.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::fmt;
+use std::mem::MaybeUninit;
+use std::os::fd::BorrowedFd;
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use ibverbs_sys as ffi;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::io::Errno;
+
+use super::outstanding::{Completion, Outstanding, SERIALS, WorkId};
+use super::{Context, LocalMemory, VerbsError, WorkError};
+
+/// How many completions are taken from the device with one call.
+const BATCH: usize = 32;
+
+/// Longest time to look for completions before sleeping. Waking from the channel costs about 10 µs; ten times that is worth it only for whoever waits all the time.
+const MOST_SPINNING: Duration = Duration::from_micros(100);
+
+/// Shortest: one or two looks.
+const LEAST_SPINNING: Duration = Duration::from_micros(1);
+
+/// Where the completions of any number of queue pairs of one device arrive. Made by [`Poller::new`].
+pub struct CompletionQueue<M: LocalMemory> {
+    raw: NonNull<ffi::ibv_cq>,
+    channel: NonNull<ffi::ibv_comp_channel>,
+    context: Arc<Context>,
+    state: Mutex<State<M>>,
+}
+
+// SAFETY: verbs may be called from any thread and from several at once; what is ours is behind the lock, and `M` is `Send`.
+unsafe impl<M: LocalMemory> Send for CompletionQueue<M> {}
+// SAFETY: as above.
+unsafe impl<M: LocalMemory> Sync for CompletionQueue<M> {}
+
+struct State<M> {
+    queue_pairs: HashMap<u32, Weak<Queues<M>>>,
+    next_serial: u32,
+    /// Completions that no queue pair may cause yet. A device whose completion queue overflows is broken, so they are promised in advance.
+    free: u32,
+    /// Promised to queue pairs that are gone. Theirs may still lie in the queue until it was seen empty.
+    retired: u32,
+}
+
+/// The work of one queue pair.
+pub(super) struct Queues<M> {
+    pub(super) send: Mutex<Outstanding<M>>,
+    pub(super) receive: Mutex<Outstanding<M>>,
+    pub(super) broken: AtomicBool,
+}
+
+/// A lock that a panic elsewhere does not take away: the queues are right at every moment that the lock can be left.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<M: LocalMemory> CompletionQueue<M> {
+    /// The device.
+    pub fn context(&self) -> &Arc<Context> {
+        &self.context
+    }
+
+    pub(super) fn as_raw(&self) -> *mut ffi::ibv_cq {
+        self.raw.as_ptr()
+    }
+
+    /// Promises room for `completions` and gives the queue pair its serial.
+    pub(super) fn enter(&self, queues: &Arc<Queues<M>>, completions: u32) -> Result<u32, VerbsError> {
+        let mut state = lock(&self.state);
+        if completions > state.free {
+            return Err(VerbsError::CompletionQueueFull { free: state.free, needed: completions });
+        }
+        state.free -= completions;
+        loop {
+            let serial = state.next_serial & SERIALS;
+            state.next_serial = serial + 1;
+            if let Entry::Vacant(place) = state.queue_pairs.entry(serial) {
+                place.insert(Arc::downgrade(queues));
+                return Ok(serial);
+            }
+        }
+    }
+
+    /// The queue pair is destroyed.
+    pub(super) fn leave(&self, serial: u32, completions: u32) {
+        let mut state = lock(&self.state);
+        state.queue_pairs.remove(&serial);
+        state.retired += completions;
+    }
+}
+
+impl<M: LocalMemory> Drop for CompletionQueue<M> {
+    fn drop(&mut self) {
+        // SAFETY: queue pairs hold an `Arc` of their completion queue, so none is left; every event was acknowledged when it was taken, or the call
+        // would wait for ever. The channel has no other queue.
+        unsafe {
+            (self.context.functions.ibv_destroy_cq)(self.raw.as_ptr());
+            (self.context.functions.ibv_destroy_comp_channel)(self.channel.as_ptr());
+        }
+    }
+}
+
+impl<M: LocalMemory> fmt::Debug for CompletionQueue<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CompletionQueue").field("context", &self.context).finish_non_exhaustive()
+    }
+}
+
+/// The one who takes the completions from a queue: meant for one thread a device.
+pub struct Poller<M: LocalMemory> {
+    queue: Arc<CompletionQueue<M>>,
+    buffer: [MaybeUninit<ffi::ibv_wc>; BATCH],
+    /// How long it looks before it sleeps.
+    spinning: Duration,
+}
+
+impl<M: LocalMemory> Poller<M> {
+    /// A new completion queue with room for `capacity` completions: the sum of the depths of all queue pairs that will use it.
+    ///
+    /// # Errors
+    /// When the device has no more of them, or none so large.
+    pub fn new(context: &Arc<Context>, capacity: u32) -> Result<Self, VerbsError> {
+        let functions = context.functions;
+        // SAFETY: the context is open, and the queue keeps it so.
+        let channel = unsafe { (functions.ibv_create_comp_channel)(context.as_raw()) };
+        let channel = NonNull::new(channel).ok_or_else(|| VerbsError::last("ibv_create_comp_channel"))?;
+        let size = i32::try_from(capacity.max(1)).unwrap_or(i32::MAX);
+        // SAFETY: context and channel are good; the first vector always exists.
+        let raw = unsafe {
+            (functions.ibv_create_cq)(context.as_raw(), size, ptr::null_mut(), channel.as_ptr(), 0)
+        };
+        let Some(raw) = NonNull::new(raw) else {
+            let error = VerbsError::last("ibv_create_cq");
+            // SAFETY: made above and used by no queue.
+            unsafe { (functions.ibv_destroy_comp_channel)(channel.as_ptr()) };
+            return Err(error);
+        };
+        let state = State { queue_pairs: HashMap::new(), next_serial: 0, free: capacity, retired: 0 };
+        let queue = CompletionQueue { raw, channel, context: Arc::clone(context), state: Mutex::new(state) };
+        let poller =
+            Self { queue: Arc::new(queue), buffer: [MaybeUninit::uninit(); BATCH], spinning: LEAST_SPINNING };
+        let channel = poller.channel();
+        fcntl_getfl(channel)
+            .and_then(|flags| fcntl_setfl(channel, flags | OFlags::NONBLOCK))
+            .map_err(|error| VerbsError::Call { call: "fcntl", source: error.into() })?;
+        Ok(poller)
+    }
+
+    /// For the queue pairs.
+    pub fn queue(&self) -> &Arc<CompletionQueue<M>> {
+        &self.queue
+    }
+
+    /// Takes all completions that are there, without waiting. Returns how many were added to `into`.
+    ///
+    /// # Errors
+    /// When the device has failed.
+    pub fn poll(&mut self, into: &mut Vec<Completion<M>>) -> Result<usize, VerbsError> {
+        let before = into.len();
+        let retired = lock(&self.queue.state).retired;
+        loop {
+            let raw = self.queue.as_raw();
+            // SAFETY: the queue is good, its context has the function (every provider does), and the buffer has room for as many as are asked for.
+            let count = unsafe {
+                let poll = (*(*raw).context).ops.poll_cq.expect("every provider has poll_cq");
+                poll(raw, BATCH as i32, self.buffer.as_mut_ptr().cast())
+            };
+            let count = usize::try_from(count).map_err(|_| VerbsError::last("ibv_poll_cq"))?;
+            let mut state = lock(&self.queue.state);
+            for completion in &self.buffer[..count] {
+                // SAFETY: the call has filled the first `count`.
+                state.complete(unsafe { completion.assume_init_ref() }, into);
+            }
+            if count < BATCH {
+                // Seen empty after they had retired: theirs are all gone.
+                state.retired -= retired;
+                state.free += retired;
+                return Ok(into.len() - before);
+            }
+        }
+    }
+
+    /// Waits until there are completions, and takes them all. Returns how many were added to `into`: 0 when `timeout` has passed.
+    ///
+    /// # Errors
+    /// When the device has failed.
+    pub fn wait(&mut self, into: &mut Vec<Completion<M>>, timeout: Duration) -> Result<usize, VerbsError> {
+        let started = Instant::now();
+        loop {
+            let count = self.poll(into)?;
+            if count > 0 {
+                self.spinning = (self.spinning * 2).min(MOST_SPINNING);
+                return Ok(count);
+            }
+            let waited = started.elapsed();
+            if waited >= timeout {
+                return Ok(0);
+            }
+            if waited >= self.spinning {
+                break;
+            }
+            std::hint::spin_loop();
+        }
+        self.spinning = (self.spinning / 2).max(LEAST_SPINNING);
+        loop {
+            self.arm()?;
+            // What came before the queue was armed makes no event.
+            let count = self.poll(into)?;
+            if count > 0 {
+                // It was worth looking a little longer.
+                if started.elapsed() < MOST_SPINNING {
+                    self.spinning = (self.spinning * 4).min(MOST_SPINNING);
+                }
+                return Ok(count);
+            }
+            let left = timeout.saturating_sub(started.elapsed());
+            if left.is_zero() || !self.sleep(left)? {
+                return self.poll(into);
+            }
+        }
+    }
+
+    /// Asks for an event at the next completion.
+    fn arm(&self) -> Result<(), VerbsError> {
+        let raw = self.queue.as_raw();
+        // SAFETY: as in `poll`.
+        let returned = unsafe {
+            let notify = (*(*raw).context).ops.req_notify_cq.expect("every provider has req_notify_cq");
+            notify(raw, 0)
+        };
+        VerbsError::check("ibv_req_notify_cq", returned)
+    }
+
+    /// Sleeps until there is an event and takes all there are; false when the time has passed.
+    fn sleep(&self, time: Duration) -> Result<bool, VerbsError> {
+        let time = Timespec::try_from(time).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 });
+        let channel = self.channel();
+        let mut files = [PollFd::new(&channel, PollFlags::IN)];
+        match poll(&mut files, Some(&time)) {
+            Ok(0) => return Ok(false),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(VerbsError::Call { call: "poll", source: error.into() }),
+        }
+        let functions = self.queue.context.functions;
+        let (mut queue, mut context) = (ptr::null_mut(), ptr::null_mut());
+        // SAFETY: the channel is good and does not block; it serves this one queue, which is what an event names; each event is acknowledged once.
+        unsafe {
+            while (functions.ibv_get_cq_event)(self.queue.channel.as_ptr(), &mut queue, &mut context) == 0 {
+                (functions.ibv_ack_cq_events)(queue, 1);
+            }
+        }
+        Ok(true)
+    }
+
+    /// The file that becomes readable with an event.
+    fn channel(&self) -> BorrowedFd<'_> {
+        // SAFETY: the channel has its file until it is destroyed, which the borrow of `self` outlives.
+        unsafe { BorrowedFd::borrow_raw(self.queue.channel.as_ref().fd) }
+    }
+}
+
+impl<M: LocalMemory> State<M> {
+    fn complete(&mut self, completion: &ffi::ibv_wc, into: &mut Vec<Completion<M>>) {
+        let id = WorkId::decode(completion.wr_id());
+        // One of a queue pair that is gone took its memory along.
+        let Some(queues) = self.queue_pairs.get(&id.serial).and_then(Weak::upgrade) else { return };
+        let outcome = match completion.error() {
+            None => Ok(completion.len()),
+            Some((status, _)) => Err(WorkError::from_status(status)),
+        };
+        if outcome.is_err() {
+            queues.broken.store(true, Ordering::Relaxed);
+        }
+        let queue = if id.receive { &queues.receive } else { &queues.send };
+        lock(queue).complete(id.serial, id.sequence, outcome, into);
+    }
+}
+
+impl<M: LocalMemory> fmt::Debug for Poller<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Poller")
+            .field("queue", &self.queue)
+            .field("spinning", &self.spinning)
+            .finish_non_exhaustive()
+    }
+}

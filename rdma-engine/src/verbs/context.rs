@@ -1,0 +1,69 @@
+//! An open device.
+
+use std::fmt;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use ibverbs_sys as ffi;
+
+use super::VerbsError;
+use super::device::{self, Device};
+use super::library::{Functions, functions};
+
+/// An open device. Whatever is made on it keeps it open.
+pub struct Context {
+    raw: NonNull<ffi::ibv_context>,
+    device: Device,
+    pub(super) functions: &'static Functions,
+}
+
+// SAFETY: verbs may be called from any thread and from several at once (the library's manual, THREAD SAFETY).
+unsafe impl Send for Context {}
+// SAFETY: as above.
+unsafe impl Sync for Context {}
+
+impl Context {
+    /// Opens the device of this name.
+    ///
+    /// # Errors
+    /// [`VerbsError::NoLibrary`]; [`VerbsError::NoPort`] when there is no such device; the failure of a call.
+    pub fn open(name: &str) -> Result<Arc<Self>, VerbsError> {
+        let functions = functions()?;
+        let opened = device::each(|device, found| {
+            // SAFETY: the device is of the list that `each` holds; an open device outlives the list.
+            (found == name).then(|| NonNull::new(unsafe { (functions.ibv_open_device)(device) }))
+        })?;
+        let raw = opened.ok_or_else(|| VerbsError::NoPort(format!("there is no device {name}")))?;
+        let raw = raw.ok_or_else(|| VerbsError::last("ibv_open_device"))?;
+        match device::describe(raw.as_ptr(), name) {
+            Ok(device) => Ok(Arc::new(Self { raw, device, functions })),
+            Err(error) => {
+                // SAFETY: opened above, used by nobody else.
+                unsafe { (functions.ibv_close_device)(raw.as_ptr()) };
+                Err(error)
+            }
+        }
+    }
+
+    /// What the device said of itself when it was opened.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    pub(super) fn as_raw(&self) -> *mut ffi::ibv_context {
+        self.raw.as_ptr()
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // SAFETY: everything made on the device holds an `Arc` of this, so nothing is left that uses it.
+        unsafe { (self.functions.ibv_close_device)(self.raw.as_ptr()) };
+    }
+}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context").field("device", &self.device.name).finish_non_exhaustive()
+    }
+}

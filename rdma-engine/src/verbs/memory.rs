@@ -1,0 +1,331 @@
+//! Memory that devices may touch.
+
+use std::ffi::c_void;
+use std::fmt;
+use std::io;
+use std::mem::ManuallyDrop;
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+use std::slice;
+use std::sync::Arc;
+
+use ibverbs_sys::{self as ffi, ibv_access_flags};
+use memmap2::MmapMut;
+
+use super::{Context, VerbsError};
+
+/// What keeps apart: a queue pair reaches only regions of its own domain, and so does a peer through it.
+pub struct ProtectionDomain {
+    raw: NonNull<ffi::ibv_pd>,
+    context: Arc<Context>,
+}
+
+// SAFETY: verbs may be called from any thread and from several at once.
+unsafe impl Send for ProtectionDomain {}
+// SAFETY: as above.
+unsafe impl Sync for ProtectionDomain {}
+
+impl ProtectionDomain {
+    /// A new domain.
+    ///
+    /// # Errors
+    /// When the device has no more of them.
+    pub fn new(context: &Arc<Context>) -> Result<Arc<Self>, VerbsError> {
+        // SAFETY: the context is open, and this domain keeps it so.
+        let raw = unsafe { (context.functions.ibv_alloc_pd)(context.as_raw()) };
+        let raw = NonNull::new(raw).ok_or_else(|| VerbsError::last("ibv_alloc_pd"))?;
+        Ok(Arc::new(Self { raw, context: Arc::clone(context) }))
+    }
+
+    /// Registers memory: pins it and gives the device its address. The region owns `memory`.
+    ///
+    /// # Errors
+    /// When the system refuses; out of memory (`ENOMEM`) is what the limit on locked memory looks like.
+    pub fn register<M: Memory>(
+        self: &Arc<Self>,
+        memory: M,
+        access: Access,
+    ) -> Result<MemoryRegion<M>, VerbsError> {
+        // Local writing also for what only peers read: memory pinned for reading only may be replaced by a copy at our next write to
+        // it, and the device would go on reading the old page.
+        let flags = match access {
+            Access::Local => ibv_access_flags::IBV_ACCESS_LOCAL_WRITE,
+            Access::RemoteRead => {
+                ibv_access_flags::IBV_ACCESS_LOCAL_WRITE | ibv_access_flags::IBV_ACCESS_REMOTE_READ
+            }
+        };
+        let start = memory.start().cast::<c_void>();
+        // SAFETY: the domain lives; `Memory` promises that the range is mapped for as long as `memory` lives, and the region drops that only
+        // after it has withdrawn the registration.
+        let raw = unsafe {
+            (self.context.functions.ibv_reg_mr)(self.raw.as_ptr(), start, memory.length(), flags.0 as i32)
+        };
+        let raw = NonNull::new(raw).ok_or_else(|| VerbsError::last("ibv_reg_mr"))?;
+        Ok(MemoryRegion { raw, memory: ManuallyDrop::new(memory), domain: Arc::clone(self) })
+    }
+
+    /// The device.
+    pub fn context(&self) -> &Arc<Context> {
+        &self.context
+    }
+
+    pub(super) fn as_raw(&self) -> *mut ffi::ibv_pd {
+        self.raw.as_ptr()
+    }
+}
+
+impl Drop for ProtectionDomain {
+    fn drop(&mut self) {
+        // SAFETY: regions and queue pairs hold an `Arc` of their domain, so none is left.
+        unsafe { (self.context.functions.ibv_dealloc_pd)(self.raw.as_ptr()) };
+    }
+}
+
+/// What may be done to a region from outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// The own device sends from it and writes into it; peers cannot reach it.
+    Local,
+    /// Also, peers that know its rkey may read it.
+    RemoteRead,
+}
+
+/// Memory that can be registered.
+///
+/// # Safety
+/// As long as the value lives, also when it is moved, `start..start + length` stays mapped for reading and writing at the same address, and it is no memory that a Rust
+/// reference is taken to while a device may write to it.
+pub unsafe trait Memory: Send + Sync + 'static {
+    /// The first byte.
+    fn start(&self) -> *mut u8;
+
+    /// How many bytes.
+    fn length(&self) -> usize;
+}
+
+// SAFETY: what the `Arc` shares lives as long as any of them.
+unsafe impl<M: Memory> Memory for Arc<M> {
+    fn start(&self) -> *mut u8 {
+        (**self).start()
+    }
+
+    fn length(&self) -> usize {
+        (**self).length()
+    }
+}
+
+/// Memory of our own: zeroed pages that nothing else lies in.
+#[derive(Debug)]
+pub struct Pages(MmapMut);
+
+impl Pages {
+    /// At least one byte; whole pages are taken.
+    ///
+    /// # Errors
+    /// When the system has no more memory.
+    pub fn new(length: usize) -> io::Result<Self> {
+        MmapMut::map_anon(length.max(1)).map(Self)
+    }
+}
+
+// SAFETY: the mapping does not move and ends with the value. References into it are only made by the `Slot` that owns a range,
+// which no device writes to unless the slot is posted.
+unsafe impl Memory for Pages {
+    fn start(&self) -> *mut u8 {
+        self.0.as_ptr().cast_mut()
+    }
+
+    fn length(&self) -> usize {
+        self.0.len()
+    }
+}
+
+/// Registered memory. Dropping it withdraws the registration: peers that still hold the rkey are refused from then on.
+pub struct MemoryRegion<M: Memory> {
+    raw: NonNull<ffi::ibv_mr>,
+    memory: ManuallyDrop<M>,
+    domain: Arc<ProtectionDomain>,
+}
+
+// SAFETY: verbs may be called from any thread; `M` is `Send` by the bound of its trait.
+unsafe impl<M: Memory> Send for MemoryRegion<M> {}
+// SAFETY: as above, `M` being `Sync`.
+unsafe impl<M: Memory> Sync for MemoryRegion<M> {}
+
+impl<M: Memory> MemoryRegion<M> {
+    /// What was registered.
+    pub fn memory(&self) -> &M {
+        &self.memory
+    }
+
+    /// The domain that it belongs to.
+    pub fn domain(&self) -> &Arc<ProtectionDomain> {
+        &self.domain
+    }
+
+    /// The key that our own work requests name it by ([`LocalMemory::lkey`]).
+    pub fn lkey(&self) -> u32 {
+        // SAFETY: the region is registered until it is dropped.
+        unsafe { self.raw.as_ref().lkey }
+    }
+
+    /// What a peer needs to read all of it.
+    pub fn remote(&self) -> RemoteMemory {
+        // SAFETY: as for the lkey.
+        let rkey = unsafe { self.raw.as_ref().rkey };
+        RemoteMemory { address: self.memory.start() as u64, rkey, length: self.memory.length() as u64 }
+    }
+}
+
+impl MemoryRegion<Pages> {
+    /// Gives the region away as one slot, to be split.
+    pub fn into_slot(self) -> Slot {
+        let length = self.memory.length();
+        Slot { region: Arc::new(self), offset: 0, length }
+    }
+}
+
+impl<M: Memory> Drop for MemoryRegion<M> {
+    fn drop(&mut self) {
+        // SAFETY: registered once, withdrawn once. Work that uses it holds the region, so none is posted.
+        let returned = unsafe { (self.domain.context.functions.ibv_dereg_mr)(self.raw.as_ptr()) };
+        // A device that keeps it registered may still reach the memory: then that is never freed.
+        if returned == 0 {
+            // SAFETY: dropped here and nowhere else.
+            unsafe { ManuallyDrop::drop(&mut self.memory) };
+        }
+    }
+}
+
+impl<M: Memory> fmt::Debug for MemoryRegion<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryRegion").field("remote", &self.remote()).finish_non_exhaustive()
+    }
+}
+
+/// Memory of a peer that we were given the key of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RemoteMemory {
+    /// The first byte, in the peer's address space.
+    pub address: u64,
+    /// The key that opens it.
+    pub rkey: u32,
+    /// How many bytes.
+    pub length: u64,
+}
+
+impl RemoteMemory {
+    /// A part of it, if it lies within.
+    pub fn slice(&self, offset: u64, length: u64) -> Option<Self> {
+        let end = offset.checked_add(length)?;
+        (end <= self.length).then(|| Self { address: self.address.wrapping_add(offset), length, ..*self })
+    }
+}
+
+/// Memory that a piece of work uses, and nobody else while it is posted.
+///
+/// # Safety
+/// As long as the value lives, also when it is moved, `start..start + length` is registered with local writing under `lkey`, and nobody but its owner reads or writes
+/// it. (Peers may read it, where it is registered for that.)
+pub unsafe trait LocalMemory: Send + 'static {
+    /// The first byte.
+    fn start(&self) -> *mut u8;
+
+    /// How many bytes.
+    fn length(&self) -> usize;
+
+    /// The key of the region that it lies in.
+    fn lkey(&self) -> u32;
+}
+
+/// A range of a region of [`Pages`] that has one owner, who reads and writes it like a slice of bytes.
+pub struct Slot {
+    region: Arc<MemoryRegion<Pages>>,
+    offset: usize,
+    length: usize,
+}
+
+impl Slot {
+    /// Splits it in two, the first with `at` bytes, or all if it has no more.
+    pub fn split_at(mut self, at: usize) -> (Self, Self) {
+        let at = at.min(self.length);
+        let rest =
+            Self { region: Arc::clone(&self.region), offset: self.offset + at, length: self.length - at };
+        self.length = at;
+        (self, rest)
+    }
+
+    /// Splits it into as many as it holds of `length` bytes each; what is left at the end is of no use to anybody.
+    pub fn split_every(self, length: usize) -> Vec<Self> {
+        let count = self.length.checked_div(length).unwrap_or(0);
+        let mut rest = self;
+        let mut slots = Vec::with_capacity(count);
+        for _ in 0..count {
+            let (slot, remainder) = rest.split_at(length);
+            slots.push(slot);
+            rest = remainder;
+        }
+        slots
+    }
+
+    /// What a peer needs to read it, if the region was registered for that. The peer can read until the whole region is dropped.
+    pub fn remote(&self) -> RemoteMemory {
+        let region = self.region.remote();
+        RemoteMemory { address: region.address + self.offset as u64, length: self.length as u64, ..region }
+    }
+}
+
+// SAFETY: the slot holds its region, is the only one with this range, and gives references to it only to whoever borrows the slot.
+unsafe impl LocalMemory for Slot {
+    fn start(&self) -> *mut u8 {
+        // SAFETY: a slot lies within its region.
+        unsafe { self.region.memory.start().add(self.offset) }
+    }
+
+    fn length(&self) -> usize {
+        self.length
+    }
+
+    fn lkey(&self) -> u32 {
+        self.region.lkey()
+    }
+}
+
+impl Deref for Slot {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: within the region, mapped and zeroed at first; no other slot has the range, and no device writes to it while we have the slot.
+        unsafe { slice::from_raw_parts(self.start(), self.length) }
+    }
+}
+
+impl DerefMut for Slot {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above; whoever borrows the slot for writing is alone.
+        unsafe { slice::from_raw_parts_mut(self.start(), self.length) }
+    }
+}
+
+impl fmt::Debug for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Slot")
+            .field("offset", &self.offset)
+            .field("length", &self.length)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_of_remote_memory_lies_within() {
+        let whole = RemoteMemory { address: 0x1000, rkey: 7, length: 100 };
+        assert_eq!(whole.slice(40, 60), Some(RemoteMemory { address: 0x1028, rkey: 7, length: 60 }));
+        assert_eq!(whole.slice(100, 0).unwrap().length, 0);
+        assert_eq!(whole.slice(41, 60), None);
+        assert_eq!(whole.slice(u64::MAX, 2), None);
+    }
+}

@@ -1,0 +1,77 @@
+//! Verbs over a real device: soft-RoCE in the virtual machine (`cargo xtask vm test`), or whatever RDMA device this host has. Without one,
+//! every test says that it is skipped.
+
+mod access;
+mod faults;
+mod leaks;
+mod messages;
+mod peer;
+mod reads;
+mod two_guests;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rdma_engine::verbs::{
+    Completion, Poller, PreparedQueuePair, QueuePair, Slot, Timeouts, VerbsError, devices,
+};
+
+use self::peer::Side;
+
+/// How long anything may take here; emulation is slow.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// The right to use the devices: some tests count everything that is open.
+type Turn = MutexGuard<'static, ()>;
+
+/// The turn of a test; `None` without a device, which is said.
+fn turn(test: &str) -> Option<Turn> {
+    static TURN: Mutex<()> = Mutex::new(());
+    let reason = match devices() {
+        Ok(found) if found.iter().flat_map(|device| &device.ports).any(|port| port.active) => {
+            // That another test has failed is no reason for this one to fail.
+            return Some(TURN.lock().unwrap_or_else(PoisonError::into_inner));
+        }
+        Ok(_) => VerbsError::NoDevice.to_string(),
+        Err(error) => error.to_string(),
+    };
+    println!("skipped: {test}: {reason}");
+    None
+}
+
+/// Opens the best port twice, for two ends in one process.
+fn two_sides() -> (Side, Side) {
+    (Side::open(None).unwrap(), Side::open(None).unwrap())
+}
+
+/// Connects two ends that are in one process.
+fn connect(
+    one: PreparedQueuePair<Slot>,
+    other: PreparedQueuePair<Slot>,
+    timeouts: Timeouts,
+) -> Result<(QueuePair<Slot>, QueuePair<Slot>), VerbsError> {
+    let (one_end, other_end) = (one.endpoint(), other.endpoint());
+    Ok((one.handshake(&other_end, timeouts)?, other.handshake(&one_end, timeouts)?))
+}
+
+/// Takes completions until there are `count`.
+fn completions(poller: &mut Poller<Slot>, count: usize) -> Vec<Completion<Slot>> {
+    let started = Instant::now();
+    let mut done = Vec::new();
+    while done.len() < count {
+        poller.wait(&mut done, DEADLINE.saturating_sub(started.elapsed())).unwrap();
+        assert!(started.elapsed() < DEADLINE, "{} of {count} completions came", done.len());
+    }
+    assert_eq!(done.len(), count);
+    done
+}
+
+/// Numbers that look random and are the same at every run (a linear congruential generator, Knuth's MMIX).
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((self.0 >> 33) as usize) % limit
+    }
+}

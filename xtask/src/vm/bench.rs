@@ -1,0 +1,98 @@
+//! `cargo xtask vm bench`: our reads beside perftest's, in one boot.
+//!
+//! A guest is slow and never the same twice, so only ratios mean something, and only between programs that ran in turn in the same guest. A script
+//! there runs `ib_read_bw` or `ib_read_lat` and our own program (`one_sided`, an example of rdma-engine) in turn and prints a line for each.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use super::Run;
+use super::equipment::Kernel;
+use crate::{cargo, interrupt, setup};
+
+/// Runs in the guest, with our program and the number of repetitions; prints lines `ROW PROGRAM VALUE`.
+const SCRIPT: &str = include_str!("bench.sh");
+
+/// What is measured: name as the script has it, title, unit, and the part of perftest's value that ours must reach. Latencies have no bar here: what counts of them is
+/// how long a whole needle takes.
+const ROWS: [(&str, &str, &str, Option<f64>); 4] = [
+    ("1m", "read 1 MiB, depth 16", "MiB/s", Some(0.9)),
+    ("64k", "read 64 KiB, depth 16", "MiB/s", Some(0.85)),
+    ("latency", "read 4 KiB, one by one", "us", None),
+    ("events", "the same, perftest -e", "us", None),
+];
+
+/// The verb.
+pub(super) fn command(kernel: Kernel, reps: usize) -> Result<()> {
+    setup::ensure()?;
+    let built = cargo::build_tests_of("rdma-engine")?.into_iter().find(|built| built.target == "one_sided");
+    let program = built.context("cargo built no example called one_sided")?.program;
+    interrupt::check()?;
+    let words = ["sh", "-c", SCRIPT].map(OsString::from);
+    let command: Vec<OsString> =
+        words.into_iter().chain([program.into_os_string(), reps.max(1).to_string().into()]).collect();
+    let mut text = Vec::new();
+    let run = Run { kernel, guests: 1, deadline: Duration::from_secs(900) };
+    let status = run.start(&command, |_, stdout, stderr| {
+        text.extend_from_slice(stdout);
+        eprint!("{}", String::from_utf8_lossy(stdout));
+        eprint!("{}", String::from_utf8_lossy(stderr));
+        Ok(())
+    })?;
+    ensure!(status == 0, "the measurements ended with {status}");
+    let values = parse(&String::from_utf8_lossy(&text));
+
+    println!("{:<24}{:>12}{:>12}{:>8}  kernel {kernel}, medians of {reps}", "", "perftest", "ours", "ratio");
+    let mut missed = Vec::new();
+    for (row, title, unit, target) in ROWS {
+        let value =
+            |program: &str| values.get(&(row.to_owned(), program.to_owned())).and_then(|list| median(list));
+        let (theirs, ours) =
+            value("perftest").zip(value("ours")).with_context(|| format!("{title}: no values"))?;
+        let ratio = ours / theirs;
+        let wanted = target.map_or_else(String::new, |target| format!(", at least {target} wanted"));
+        println!("{title:<24}{theirs:>12.2}{ours:>12.2}{ratio:>8.2}  {unit}{wanted}");
+        if target.is_some_and(|target| ratio < target) {
+            missed.push(title);
+        }
+    }
+    ensure!(missed.is_empty(), "not reached: {}", missed.join("; "));
+    Ok(())
+}
+
+/// Values by row and program.
+fn parse(text: &str) -> BTreeMap<(String, String), Vec<f64>> {
+    let mut values: BTreeMap<_, Vec<f64>> = BTreeMap::new();
+    for line in text.lines() {
+        let words: Vec<&str> = line.split_ascii_whitespace().collect();
+        if let [row, program, value] = words[..]
+            && let Ok(value) = value.parse()
+        {
+            values.entry((row.to_owned(), program.to_owned())).or_default().push(value);
+        }
+    }
+    values
+}
+
+fn median(values: &[f64]) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_found_among_other_lines() {
+        let values = parse("noise\n1m perftest 50.5\n1m ours 49\n1m ours broken\n1m ours 51\n1m ours 47\n");
+        let ours = &values[&("1m".to_owned(), "ours".to_owned())];
+        assert_eq!(median(ours), Some(49.0));
+        assert_eq!(median(&values[&("1m".to_owned(), "perftest".to_owned())]), Some(50.5));
+        assert_eq!(median(&[]), None);
+    }
+}

@@ -1,0 +1,216 @@
+//! `cargo xtask vm`: a virtual machine with soft-RoCE, to run what was built on the host.
+//!
+//! Verbs need an RDMA device, and soft-RoCE needs a kernel that has it. The guest has a Debian kernel under QEMU; both come from Debian's packages, unpacked below
+//! `target/vm` ([`archive`], [`equipment`]). It boots from a small [`initramfs`], sees the whole root of the host (read-only, under an overlay in memory), so that
+//! every program of the host runs there as it is, brings up a soft-RoCE device, runs one command ([`guest`]) and powers off. Nothing is installed on
+//! the host and nothing but the share of the run can be written by the guest. QEMU emulates, so no KVM is needed, and nothing in the guest is fast: a boot takes
+//! four to twelve seconds, and what is measured there means something only beside what else is measured in the same boot.
+
+mod archive;
+mod bench;
+mod equipment;
+mod guest;
+mod initramfs;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use self::equipment::Equipment;
+pub(crate) use self::equipment::Kernel;
+use self::guest::{Guest, Seat};
+use crate::interrupt::{self, TICK};
+use crate::setup;
+use crate::workplace::Workplace;
+
+/// What the verb takes.
+#[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub(crate) struct Options {
+    #[command(subcommand)]
+    verb: Option<Verb>,
+    #[command(flatten)]
+    run: RunOptions,
+}
+
+#[derive(clap::Subcommand)]
+enum Verb {
+    /// Run the suites that need an RDMA device
+    Test {
+        /// Which kernel the guests boot
+        #[arg(long, value_enum, default_value_t)]
+        kernel: Kernel,
+    },
+    /// Measure our reads beside those of perftest, in one boot
+    Bench {
+        /// Which kernel the guest boots
+        #[arg(long, value_enum, default_value_t)]
+        kernel: Kernel,
+        /// How often each is measured, in turn; the medians are compared
+        #[arg(long, default_value_t = 5)]
+        reps: usize,
+    },
+}
+
+#[derive(clap::Args)]
+struct RunOptions {
+    /// Which kernel the guest boots
+    #[arg(long, value_enum, default_value_t)]
+    kernel: Kernel,
+    /// Run the command in two guests on one network, told apart by VM_GUEST (0, 1), VM_ADDRESS and VM_PEER; lines of the second are marked
+    #[arg(long)]
+    pair: bool,
+    /// Seconds after which the guest is ended
+    #[arg(long, default_value_t = 600)]
+    deadline: u64,
+    /// What to run: a program of the host with its arguments
+    #[arg(last = true, required = true)]
+    command: Vec<OsString>,
+}
+
+/// The verb. Gives the exit status of the command; of two guests, the first that is not 0.
+pub(crate) fn command(options: &Options) -> Result<u8> {
+    match options.verb {
+        Some(Verb::Test { kernel }) => crate::test::in_guests(kernel).map(|()| 0),
+        Some(Verb::Bench { kernel, reps }) => bench::command(kernel, reps).map(|()| 0),
+        None => run(&options.run),
+    }
+}
+
+fn run(options: &RunOptions) -> Result<u8> {
+    setup::ensure()?;
+    let run = Run {
+        kernel: options.kernel,
+        guests: if options.pair { 2 } else { 1 },
+        deadline: Duration::from_secs(options.deadline),
+    };
+    run.start(&options.command, |number, stdout, stderr| {
+        print_marked(&mut std::io::stdout(), number, stdout)?;
+        print_marked(&mut std::io::stderr(), number, stderr)
+    })
+}
+
+/// The beginning of a command line of ours that runs a command in a guest or two; the command is to be added. For whoever reads its output
+/// like that of any program.
+pub(crate) fn command_line(kernel: Kernel, pair: bool, deadline: Duration) -> Result<Command> {
+    let mut command = Command::new(std::env::current_exe().context("cannot find this program")?);
+    command.args(["vm", "--kernel", &kernel.to_string(), "--deadline", &deadline.as_secs().to_string()]);
+    if pair {
+        command.arg("--pair");
+    }
+    command.arg("--");
+    Ok(command)
+}
+
+/// One command in one guest or in two.
+pub(crate) struct Run {
+    pub(crate) kernel: Kernel,
+    pub(crate) guests: usize,
+    pub(crate) deadline: Duration,
+}
+
+impl Run {
+    /// Boots, runs, and gives the exit status. `output` takes what was written, in whole lines save at the end: number of the
+    /// guest, standard output, standard error.
+    pub(crate) fn start(
+        &self,
+        command: &[OsString],
+        mut output: impl FnMut(usize, &[u8], &[u8]) -> Result<()>,
+    ) -> Result<u8> {
+        let equipment = Equipment::ensure(self.kernel)?;
+        let mut place = Workplace::open("vm-run")?;
+        let mut guests = Vec::new();
+        for number in 0..self.guests {
+            let seat = Seat { number, of: self.guests };
+            let guest = Guest::start(&mut place, &equipment, seat, command)?;
+            guests.push((guest, Lines::default(), Lines::default()));
+        }
+        let started = Instant::now();
+        loop {
+            let mut running = false;
+            for (number, (guest, stdout, stderr)) in guests.iter_mut().enumerate() {
+                // Asked before its output is read, so that nothing is written after the last look.
+                let ended = guest.ended()?;
+                let (out, err) = guest.output()?;
+                let (out, err) = (stdout.whole(out, ended), stderr.whole(err, ended));
+                if !(out.is_empty() && err.is_empty()) {
+                    output(number, &out, &err)?;
+                }
+                running |= !ended;
+            }
+            if !running {
+                break;
+            }
+            if interrupt::requested() || started.elapsed() > self.deadline {
+                for (guest, _, _) in &mut guests {
+                    guest.kill()?;
+                }
+                interrupt::check()?;
+                let consoles: Vec<String> = guests.iter().map(|(guest, _, _)| guest.console()).collect();
+                bail!("no end after {} s\n{}", self.deadline.as_secs(), consoles.join("\n"));
+            }
+            thread::sleep(TICK);
+        }
+        let statuses = guests.iter().map(|(guest, _, _)| guest.status()).collect::<Result<Vec<u8>>>()?;
+        place.close()?;
+        Ok(statuses.into_iter().find(|&status| status != 0).unwrap_or(0))
+    }
+}
+
+/// Holds back the beginning of a line until its end is there.
+#[derive(Default)]
+struct Lines {
+    held: Vec<u8>,
+}
+
+impl Lines {
+    fn whole(&mut self, more: Vec<u8>, last: bool) -> Vec<u8> {
+        self.held.extend(more);
+        let end = match self.held.iter().rposition(|&byte| byte == b'\n') {
+            _ if last => self.held.len(),
+            Some(newline) => newline + 1,
+            None => 0,
+        };
+        self.held.drain(..end).collect()
+    }
+}
+
+/// Passes output on; the lines of all guests but the first say whose they are.
+fn print_marked(to: &mut impl Write, guest: usize, text: &[u8]) -> Result<()> {
+    match guest {
+        0 => to.write_all(text)?,
+        _ => {
+            for line in text.split_inclusive(|&byte| byte == b'\n') {
+                write!(to, "{guest}| ")?;
+                to.write_all(line)?;
+            }
+        }
+    }
+    Ok(to.flush()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_passed_on_whole() {
+        let mut lines = Lines::default();
+        assert_eq!(lines.whole(b"a\nb".to_vec(), false), b"a\n");
+        assert!(lines.whole(b"c".to_vec(), false).is_empty());
+        assert_eq!(lines.whole(b"\nd".to_vec(), false), b"bc\n");
+        assert_eq!(lines.whole(Vec::new(), true), b"d");
+    }
+
+    #[test]
+    fn two_guests_are_told_apart() {
+        let mut text = Vec::new();
+        print_marked(&mut text, 1, b"one\ntwo\n").unwrap();
+        print_marked(&mut text, 0, b"three\n").unwrap();
+        assert_eq!(text, b"1| one\n1| two\nthree\n");
+    }
+}
