@@ -2,5 +2,9 @@
 
 pub mod checksum;
 mod file_id;
+pub mod needle;
+mod refusal;
+pub mod store;
 
 pub use file_id::{FileId, ParseFileIdError};
+pub use refusal::Refusal;
