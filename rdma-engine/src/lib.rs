@@ -3,6 +3,7 @@
 pub mod checksum;
 mod file_id;
 pub mod needle;
+pub mod protocol;
 mod refusal;
 pub mod store;
 
