@@ -146,6 +146,8 @@ pub enum Answer {
         needle: Needle,
         /// The session's number of the file.
         file: u32,
+        /// Where the record's header is in it, for the client to compare with [`Needle::header`] after it has read the bytes.
+        record: u64,
         /// Where the bytes begin in it.
         position: u64,
         /// Whether the file's descriptor comes with this message, as it does the first time.
@@ -174,10 +176,11 @@ impl Answer {
                 out.put_u32(grant.rkey);
                 out.put_u32(grant.lease_ms);
             }),
-            Self::File { needle, file, position, attached } => {
+            Self::File { needle, file, record, position, attached } => {
                 frame::put(out, Kind::File, request, |out| {
                     needle.encode(out);
                     out.put_u32(*file);
+                    out.put_u64(*record);
                     out.put_u64(*position);
                     out.put_u8(u8::from(*attached));
                 });
@@ -206,6 +209,7 @@ impl Answer {
             Kind::File => Self::File {
                 needle: Needle::decode(&mut fields)?,
                 file: fields.u32()?,
+                record: fields.u64()?,
                 position: fields.u64()?,
                 attached: match fields.u8()? {
                     0 => false,

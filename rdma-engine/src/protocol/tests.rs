@@ -30,9 +30,11 @@ fn answer() -> impl Strategy<Value = Answer> {
         (needle(), any::<(u64, u32, u32)>()).prop_map(|(needle, (address, rkey, lease_ms))| {
             Answer::Grant(needle, Grant { address, rkey, lease_ms })
         }),
-        (needle(), any::<(u32, u64, bool)>()).prop_map(|(needle, (file, position, attached))| {
-            Answer::File { needle, file, position, attached }
-        }),
+        (needle(), any::<(u32, u64, u64, bool)>()).prop_map(
+            |(needle, (file, record, position, attached))| {
+                Answer::File { needle, file, record, position, attached }
+            }
+        ),
         any::<u16>().prop_map(|code| Answer::Refused(Refusal::from_code(code))),
         Just(Answer::Pong),
         any::<u32>().prop_map(|file| Answer::Forget { file }),

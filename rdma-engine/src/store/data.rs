@@ -74,7 +74,12 @@ impl AsFd for DataFile {
 
 /// Fills `buffer` with the bytes of `file` from `offset` on. With [`Patience::PageCache`], bytes that are not in memory, and a
 /// file system that cannot tell, are an error of kind `WouldBlock`; nothing is then said about the content of `buffer`.
-fn read_exact_at(file: impl AsFd, buffer: &mut [u8], offset: u64, patience: Patience) -> io::Result<()> {
+pub(crate) fn read_exact_at(
+    file: impl AsFd,
+    buffer: &mut [u8],
+    offset: u64,
+    patience: Patience,
+) -> io::Result<()> {
     let flags = match patience {
         Patience::PageCache => ReadWriteFlags::NOWAIT,
         Patience::Blocking => ReadWriteFlags::empty(),

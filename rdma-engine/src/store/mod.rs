@@ -44,6 +44,7 @@ use parking_lot::RwLock;
 
 use crate::FileId;
 use crate::refusal::Refusal;
+pub(crate) use data::read_exact_at;
 pub use data::{DataFile, Patience};
 use directory::{Directories, Listing};
 pub use entry::{Change, OffsetWidth, Position, parse_entry};
@@ -169,6 +170,6 @@ impl Store {
 }
 
 #[cfg(test)]
-mod generated;
+pub(crate) mod generated;
 #[cfg(test)]
 mod tests;

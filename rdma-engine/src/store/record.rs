@@ -26,7 +26,9 @@ pub struct Record {
     pub file: Arc<DataFile>,
     /// The record's header, as it is on disk.
     pub header: Header,
-    /// Where the data begins in the file, in bytes.
+    /// Where the record begins in the file, in bytes.
+    pub offset: u64,
+    /// Where its data begins, in bytes.
     pub data_offset: u64,
     /// How many bytes of data there are.
     pub data_size: u32,
@@ -130,7 +132,7 @@ pub(super) fn examine(
     if tail.flags.is_manifest() {
         return Err(Refusal::Manifest.into());
     }
-    Ok(Record { file: file.clone(), header, data_offset, data_size, tail, deleted: found.deleted })
+    Ok(Record { file: file.clone(), header, offset, data_offset, data_size, tail, deleted: found.deleted })
 }
 
 impl Record {
