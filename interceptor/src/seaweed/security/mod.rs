@@ -1,6 +1,7 @@
 //! `security.toml`: the keys and certificates of a cluster, as `weed` itself finds and reads them.
 //!
-//! Where the file is and what overrides it is [`settings`]' part. From that come a signer of read tokens and two TLS configurations (`tls`): one for gRPC, one for HTTP.
+//! Where the file is and what overrides it is the part of [`rdma_engine::settings`]. From that come a signer of read tokens
+//! and two TLS configurations (`tls`): one for gRPC, one for HTTP.
 //!
 //! No file and no variable means a cluster without security: everything is plaintext. A file that is there and cannot be
 //! used is an error, never a silent fall-back to plaintext.
