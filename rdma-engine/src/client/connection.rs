@@ -25,6 +25,9 @@ const PIECE: usize = 256 << 10;
 /// Work on so many bytes or more is done with the other tasks of the thread moved elsewhere.
 const LARGE: usize = 128 << 10;
 
+/// An engine from which nothing came for so long, while it was asked for something, hangs.
+const SILENCE: Duration = Duration::from_millis(100);
+
 /// When so many bytes of requests wait to be taken by the engine, it hangs.
 const MOST_UNSENT: usize = 1 << 20;
 
@@ -162,17 +165,17 @@ impl Connection {
         .await
     }
 
-    /// Waits for `work`. An engine from which nothing at all came until the deadline is given up.
+    /// Waits for `work`. An engine from which nothing at all came until the deadline is given up, unless that was very soon.
     async fn within<T>(
         &self,
         deadline: Instant,
         work: impl Future<Output = Result<T, ReadError>>,
     ) -> Result<T, ReadError> {
-        let heard = self.heard.load(Ordering::Relaxed);
+        let (began, heard) = (Instant::now(), self.heard.load(Ordering::Relaxed));
         match timeout_at(deadline, work).await {
             Ok(outcome) => outcome,
             Err(_) => {
-                if self.heard.load(Ordering::Relaxed) == heard {
+                if began.elapsed() >= SILENCE && self.heard.load(Ordering::Relaxed) == heard {
                     self.close("the engine did not answer in time");
                 }
                 Err(ReadError::Deadline)

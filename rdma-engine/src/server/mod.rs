@@ -62,7 +62,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { sessions: 1024, in_flight: 256, read: 16 << 20, idle: Duration::from_secs(300), local: true }
+        Self { sessions: 1024, in_flight: 256, read: MAX_READ, idle: Duration::from_secs(300), local: true }
     }
 }
 

@@ -117,7 +117,7 @@ async fn bytes_of_all_sizes_whole_and_in_ranges() {
         assert_eq!(refusal(&client, FileId { volume: 2, ..fid(2) }).await, Refusal::NoVolume);
         let behind = read(&client, fid(2), 2, 1).await.unwrap_err();
         assert_eq!(behind, ReadError::Refused(Refusal::OutOfRange));
-        let long = read(&client, fid(2), 0, (16 << 20) + 1).await.unwrap_err();
+        let long = read(&client, fid(2), 0, (64 << 20) + 1).await.unwrap_err();
         assert_eq!(long, ReadError::Refused(Refusal::TooLong));
     }
     let text = fixture.metrics.exposition();
