@@ -27,9 +27,6 @@ const SMALL: u32 = 32 << 10;
 /// Data from this many bytes on is sent with the other tasks of the thread moved elsewhere.
 const LARGE: u32 = 128 << 10;
 
-/// A client that takes nothing for so long is given up.
-const STALL: Duration = Duration::from_secs(30);
-
 /// How often files that were handed over are looked at.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -225,17 +222,13 @@ impl Writer {
         loop {
             let step = tokio::select! {
                 outgoing = outbox.recv() => match outgoing {
-                    Some(outgoing) => timeout(STALL, self.write(outgoing, &mut bytes, &mut outbox)).await,
+                    Some(outgoing) => self.write(outgoing, &mut bytes, &mut outbox).await,
                     None => return,
                 },
-                _ = look.tick(), if !self.handed.is_empty() => {
-                    timeout(STALL, self.take_back(&mut bytes)).await
-                }
+                _ = look.tick(), if !self.handed.is_empty() => self.take_back(&mut bytes).await,
             };
-            match step {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => return tracing::debug!(%error, "cannot write an answer"),
-                Err(_) => return tracing::info!("a client did not take its answers"),
+            if let Err(error) = step {
+                return tracing::debug!(%error, "cannot write an answer");
             }
             bytes.clear();
         }

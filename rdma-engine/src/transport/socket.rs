@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::fs::sendfile;
 use rustix::net::{
@@ -12,9 +13,13 @@ use rustix::net::{
 };
 use tokio::io::Interest;
 use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
 
 /// Most descriptors that one message brings; what exceeds it the kernel closes.
 const DESCRIPTORS: usize = 4;
+
+/// Who takes nothing for so long is given up.
+const STALL: Duration = Duration::from_secs(30);
 
 /// A TCP connection, or a Unix socket, over which descriptors can travel.
 #[derive(Debug)]
@@ -111,12 +116,16 @@ impl Socket {
         }
     }
 
-    /// Waits until something can be written.
+    /// Waits until something can be written, but not for ever.
     pub(crate) async fn writable(&self) -> io::Result<()> {
-        match self {
-            Self::Tcp(stream) => stream.writable().await,
-            Self::Unix(stream) => stream.writable().await,
-        }
+        let writable = async {
+            match self {
+                Self::Tcp(stream) => stream.writable().await,
+                Self::Unix(stream) => stream.writable().await,
+            }
+        };
+        let stalled = |_| io::Error::new(io::ErrorKind::TimedOut, "the other side takes nothing");
+        timeout(STALL, writable).await.map_err(stalled)?
     }
 
     /// Ends the connection for both directions and for whoever waits on it.
