@@ -6,7 +6,7 @@
 use std::io::Write;
 use std::path::Path;
 
-use crate::{mount, weed};
+use crate::{engine, mount, weed};
 
 /// Whether this machine can run clusters and mounts: `weed`, `interceptor`, `/dev/fuse` and the right to mount. If not, says so in
 /// the name of the running test and gives `false`: the test then returns.
@@ -30,6 +30,16 @@ pub fn can_mount() -> bool {
             false
         }
     }
+}
+
+/// Whether this machine can run clusters and engines: `weed` and `rdma-engine`. If not, says so like [`can_mount`].
+#[must_use]
+pub fn can_serve() -> bool {
+    let lack = weed::find().and_then(|_| engine::program()).err();
+    if let Some(error) = &lack {
+        skipped(&format!("{error:#}"));
+    }
+    lack.is_none()
 }
 
 /// Writes the line that counts the running test as skipped.

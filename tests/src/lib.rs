@@ -19,9 +19,11 @@
 
 pub mod cluster;
 pub mod data;
+pub mod engine;
 pub mod filer;
 pub mod host;
 pub mod mount;
+pub mod needles;
 pub mod ports;
 pub mod process;
 pub mod proxy;
@@ -32,8 +34,10 @@ pub mod weed;
 
 pub use cluster::{Cluster, ClusterBuilder};
 pub use data::Pattern;
+pub use engine::Engine;
 pub use filer::Filer;
 pub use mount::{Mount, MountBuilder};
+pub use needles::Needles;
 pub use proxy::{Fault, FaultProxy};
 pub use shared::Shared;
 pub use status::StatusPage;

@@ -355,12 +355,20 @@ pub fn interceptor_program() -> anyhow::Result<PathBuf> {
         anyhow::ensure!(path.is_file(), "INTERCEPTOR_BIN names {}, which is no file", path.display());
         return Ok(path);
     }
+    built("interceptor")
+}
+
+/// A program of this workspace, beside the running test program.
+///
+/// # Errors
+/// When it was not built.
+pub(crate) fn built(name: &str) -> anyhow::Result<PathBuf> {
     let running = std::env::current_exe()?;
     let mut directory = running.parent().context("the running program has no directory")?;
     if directory.ends_with("deps") {
         directory = directory.parent().context("deps has no parent")?;
     }
-    let path = directory.join("interceptor");
+    let path = directory.join(name);
     anyhow::ensure!(path.is_file(), "there is no {}; run `cargo build --release`", path.display());
     Ok(path)
 }

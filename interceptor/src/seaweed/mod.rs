@@ -11,7 +11,6 @@ mod failover;
 pub mod filer;
 pub mod http1;
 mod intake;
-pub mod jwt;
 mod listing;
 pub mod locations;
 pub mod owners;

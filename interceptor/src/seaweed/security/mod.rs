@@ -1,13 +1,11 @@
 //! `security.toml`: the keys and certificates of a cluster, as `weed` itself finds and reads them.
 //!
-//! The file is the first `security.toml` of `.`, `~/.seaweedfs`, `/usr/local/etc/seaweedfs` and `/etc/seaweedfs`. Each
-//! key can be overridden by an environment variable, `WEED_` and the key in capitals with `_` for `.`
-//! (`settings`). From that come a signer of read tokens and two TLS configurations (`tls`): one for gRPC, one for HTTP.
+//! Where the file is and what overrides it is the part of [`rdma_engine::settings`]. From that come a signer of read tokens
+//! and two TLS configurations (`tls`): one for gRPC, one for HTTP.
 //!
 //! No file and no variable means a cluster without security: everything is plaintext. A file that is there and cannot be
 //! used is an error, never a silent fall-back to plaintext.
 
-mod settings;
 mod tls;
 
 use std::fmt;
@@ -15,43 +13,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rdma_engine::FileId;
+use rdma_engine::settings::{self, Settings, SettingsError};
+use rdma_engine::token::ReadSigner;
 use rustls::ClientConfig;
-
-use super::jwt::ReadSigner;
-use settings::Settings;
-
-/// How long a read token is valid if the configuration does not say so, in seconds.
-const DEFAULT_TOKEN_LIFETIME_S: u64 = 60;
 
 /// Why `security.toml`, or what it names, cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SecurityError {
-    /// The file is there and cannot be read.
-    #[error("cannot read {}: {source}; make it readable for this user or remove it", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// The file is not TOML.
-    #[error("{} is no valid TOML: {source}", path.display())]
-    Syntax {
-        /// The file.
-        path: PathBuf,
-        /// Where and why.
-        source: Box<toml::de::Error>,
-    },
-    /// A key has a value of the wrong type.
-    #[error("{origin}: `{key}` must be {expected}")]
-    Type {
-        /// The file or the environment variable that has it.
-        origin: String,
-        /// The key, dotted.
-        key: String,
-        /// What the key takes.
-        expected: &'static str,
-    },
+    /// The file cannot be used.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
     /// Of a certificate and its key only one is given.
     #[error("{origin}: `{present}` is set but `{missing}` is not; set both or neither")]
     HalfPair {
@@ -100,12 +71,12 @@ impl Security {
     /// Reads the first `security.toml` of the search path, and the environment. Without a file everything that the
     /// environment does not set is off.
     pub fn load() -> Result<Self, SecurityError> {
-        Self::from_settings(&Settings::read(Self::file().as_deref(), |name| std::env::var(name).ok())?)
+        Self::from_settings(&Settings::load()?)
     }
 
     /// The first `security.toml` of the search path, if there is one.
     pub fn file() -> Option<PathBuf> {
-        search_path().into_iter().find(|path| path.exists())
+        settings::file()
     }
 
     /// Like [`load`](Self::load), from this file instead of one of the search path.
@@ -114,14 +85,7 @@ impl Security {
     }
 
     fn from_settings(settings: &Settings<'_>) -> Result<Self, SecurityError> {
-        let signer = match settings.text("jwt.signing.read.key")? {
-            Some(key) => {
-                let lifetime = settings.integer("jwt.signing.read.expires_after_seconds")?;
-                let lifetime = lifetime.map_or(DEFAULT_TOKEN_LIFETIME_S, |s| u64::try_from(s).unwrap_or(0));
-                Some(ReadSigner::new(key.as_bytes(), lifetime))
-            }
-            None => None,
-        };
+        let signer = settings.read_signer()?;
         Ok(Self { signer, grpc_tls: tls::grpc(settings)?, https_tls: tls::https(settings)? })
     }
 
@@ -151,16 +115,6 @@ impl fmt::Debug for Security {
             .field("https_tls", &self.https_tls.is_some())
             .finish()
     }
-}
-
-fn search_path() -> Vec<PathBuf> {
-    let home = std::env::home_dir().map(|home| home.join(".seaweedfs"));
-    let system = ["/usr/local/etc/seaweedfs", "/etc/seaweedfs"].map(PathBuf::from);
-    std::iter::once(PathBuf::from("."))
-        .chain(home)
-        .chain(system)
-        .map(|directory| directory.join("security.toml"))
-        .collect()
 }
 
 #[cfg(test)]
@@ -221,6 +175,6 @@ mod tests {
     #[test]
     fn a_named_file_that_is_missing_is_an_error() {
         let error = Security::load_from(Path::new("/nonexistent/security.toml")).unwrap_err();
-        assert!(matches!(error, SecurityError::Read { .. }));
+        assert!(matches!(error, SecurityError::Settings(SettingsError::Read { .. })));
     }
 }

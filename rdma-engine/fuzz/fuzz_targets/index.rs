@@ -1,0 +1,35 @@
+//! An `.idx` log, in both widths, against a plain map: built at once, taken in entry by entry, and both.
+#![no_main]
+
+use std::collections::HashMap;
+
+use libfuzzer_sys::fuzz_target;
+use rdma_engine::store::{Builder, Change, Found, OffsetWidth, parse_entry};
+
+fuzz_target!(|input: &[u8]| {
+    let Some((&split, log)) = input.split_first() else { return };
+    for width in [OffsetWidth::Four, OffsetWidth::Five] {
+        let entries: Vec<_> =
+            log.chunks_exact(width.entry_length()).map(|entry| parse_entry(width, entry)).collect();
+        let (built, applied) = entries.split_at(usize::from(split).min(entries.len()));
+        let mut builder = Builder::with_capacity(built.len());
+        for &(key, change) in built {
+            builder.push(key, change);
+        }
+        let mut index = builder.build();
+        for &(key, change) in applied {
+            index.apply(key, change);
+        }
+        let mut model: HashMap<u64, Found> = HashMap::new();
+        for &(key, change) in &entries {
+            match change {
+                Change::Written(position) => drop(model.insert(key, Found { position, deleted: false })),
+                Change::Deleted => drop(model.entry(key).and_modify(|found| found.deleted = true)),
+            }
+        }
+        assert_eq!(index.len(), model.len());
+        for (key, _) in entries {
+            assert_eq!(index.get(key), model.get(&key).copied());
+        }
+    }
+});

@@ -1,0 +1,130 @@
+//! `rdma-engine bench`: how fast needles come, by transport, size of the reads and how many are under way at a time.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use clap::Args;
+use rand::Rng;
+use rdma_engine::FileId;
+use rdma_engine::client::{Client, Target};
+
+use super::remote::{EngineOptions, TransportChoice, deadline};
+use super::size;
+
+#[derive(Debug, Args)]
+pub(super) struct BenchOptions {
+    #[command(flatten)]
+    engine: EngineOptions,
+
+    /// Needles to read: VOLUME,KEYCOOKIE
+    #[arg(value_name = "FID", required = true)]
+    fids: Vec<FileId>,
+
+    /// Bytes of each read; needles that are shorter are read whole
+    #[arg(long, value_name = "SIZE,…", value_delimiter = ',', default_value = "4KiB,64KiB,1MiB", value_parser = size::parse)]
+    sizes: Vec<u32>,
+
+    /// Reads under way at a time
+    #[arg(long, value_name = "COUNT,…", value_delimiter = ',', default_value = "1,16", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    depths: Vec<u32>,
+
+    /// Transports to measure
+    #[arg(long, value_name = "TRANSPORT,…", value_delimiter = ',', default_value = "local,tcp")]
+    transports: Vec<TransportChoice>,
+
+    /// How long each line is measured, in seconds
+    #[arg(long, value_name = "SECONDS", default_value = "2", value_parser = clap::value_parser!(u32).range(1..=3600))]
+    seconds: u32,
+}
+
+/// A needle to read, with what is needed for it.
+struct Needle {
+    fid: FileId,
+    data_size: u32,
+    token: Option<String>,
+}
+
+/// Measures, and prints a table.
+pub(super) async fn run(options: BenchOptions) -> anyhow::Result<()> {
+    println!(
+        "{:<9} {:>7} {:>5} {:>10} {:>10} {:>9} {:>9} {:>9} {:>9}",
+        "transport", "size", "depth", "MB/s", "reads/s", "p50 us", "p90 us", "p99 us", "max us"
+    );
+    let signer = options.engine.signer()?;
+    for &choice in &options.transports {
+        let client = options.engine.client(choice);
+        let mut needles = Vec::new();
+        for &fid in &options.fids {
+            let token = signer.as_ref().map(|signer| signer.token(fid));
+            let target = Target { fid, offset: 0, token: token.as_deref() };
+            let found = client.read(target, &mut [], deadline()).await;
+            let found = found.with_context(|| format!("cannot read {fid} from {}", client.address()))?;
+            ensure!(found.needle.data_size > 0, "{fid} is empty");
+            needles.push(Needle { fid, data_size: found.needle.data_size, token });
+        }
+        let needles = Arc::new(needles);
+        let transport = client.transport().map_or("none", rdma_engine::protocol::Transport::name);
+        for &size in &options.sizes {
+            for &depth in &options.depths {
+                let limit = Duration::from_secs(options.seconds.into());
+                let (bytes, elapsed, mut times) = measure(&client, &needles, size, depth, limit).await?;
+                times.sort_unstable();
+                let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize] as f64 / 1e3;
+                println!(
+                    "{:<9} {:>7} {:>5} {:>10.1} {:>10.0} {:>9.1} {:>9.1} {:>9.1} {:>9.1}",
+                    transport,
+                    size::show(size),
+                    depth,
+                    bytes as f64 / 1e6 / elapsed.as_secs_f64(),
+                    times.len() as f64 / elapsed.as_secs_f64(),
+                    at(0.5),
+                    at(0.9),
+                    at(0.99),
+                    at(1.0),
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Reads for as long as `limit`. Returns the bytes, the time, and how many nanoseconds each read took.
+async fn measure(
+    client: &Client,
+    needles: &Arc<Vec<Needle>>,
+    size: u32,
+    depth: u32,
+    limit: Duration,
+) -> anyhow::Result<(u64, Duration, Vec<u64>)> {
+    let began = Instant::now();
+    let readers: Vec<_> = (0..depth)
+        .map(|_| {
+            let (client, needles) = (client.clone(), needles.clone());
+            tokio::spawn(async move {
+                let (mut bytes, mut times) = (0, Vec::new());
+                let mut buffer = vec![0; size as usize];
+                while began.elapsed() < limit || times.is_empty() {
+                    let (needle, offset) = {
+                        let mut random = rand::rng();
+                        let needle = &needles[random.random_range(0..needles.len())];
+                        (needle, random.random_range(0..=needle.data_size.saturating_sub(size)))
+                    };
+                    let target = Target { fid: needle.fid, offset, token: needle.token.as_deref() };
+                    let asked = Instant::now();
+                    let delivered = client.read(target, &mut buffer, deadline()).await?;
+                    times.push(u64::try_from(asked.elapsed().as_nanos()).unwrap_or(u64::MAX));
+                    bytes += u64::from(delivered.needle.length);
+                }
+                Ok::<_, rdma_engine::client::ReadError>((bytes, times))
+            })
+        })
+        .collect();
+    let (mut bytes, mut times) = (0, Vec::new());
+    for reader in readers {
+        let (read, took) = reader.await.context("a reader panicked")??;
+        bytes += read;
+        times.extend(took);
+    }
+    Ok((bytes, began.elapsed(), times))
+}

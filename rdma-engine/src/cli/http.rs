@@ -1,0 +1,47 @@
+//! `/metrics` for Prometheus and `/healthz` for whoever restarts things.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::header;
+use axum::response::IntoResponse;
+use axum::routing::get;
+use rdma_engine::metrics::Metrics;
+use rdma_engine::store::Store;
+use tokio::net::TcpListener;
+
+/// What Prometheus' text format is called.
+const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+#[derive(Clone)]
+struct Status {
+    metrics: Arc<Metrics>,
+    store: Arc<Store>,
+}
+
+/// Answers until the future is dropped.
+pub(super) async fn serve(
+    listener: TcpListener,
+    metrics: Arc<Metrics>,
+    store: Arc<Store>,
+) -> std::io::Result<()> {
+    let router = Router::new()
+        .route("/metrics", get(exposition))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .with_state(Status { metrics, store });
+    axum::serve(listener, router).await
+}
+
+async fn exposition(State(status): State<Status>) -> impl IntoResponse {
+    let mut text = status.metrics.exposition();
+    let (open, needles) = status.store.open_volumes();
+    for (name, help, value) in [
+        ("rdma_engine_volumes", "Volumes in the directories.", status.store.volumes()),
+        ("rdma_engine_open_volumes", "Volumes whose index is in memory.", open),
+        ("rdma_engine_indexed_needles", "Needles in those indexes.", needles),
+    ] {
+        text.push_str(&format!("# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}\n"));
+    }
+    ([(header::CONTENT_TYPE, CONTENT_TYPE)], text)
+}

@@ -1,0 +1,141 @@
+//! The command line: parses it, starts what it names, and turns the outcome into an exit code.
+//!
+//! Exit codes: 0 if all went well, 1 if something failed, 2 if what was typed cannot be meant.
+
+mod bench;
+mod http;
+mod logs;
+mod remote;
+mod serve;
+mod size;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+const SERVE_EXAMPLES: &str = "\
+Examples:
+  rdma-engine serve --volume-dir /data/seaweedfs
+      Beside `weed volume -dir=/data/seaweedfs`, as the same user.
+  rdma-engine serve --volume-dir /disk1 --volume-dir /disk2 --index-dir /ssd/idx --listen 10.0.0.5:18515
+      Beside `weed volume -dir=/disk1,/disk2 -dir.idx=/ssd/idx`, for one network.
+
+Reads the volumes' files beside the running server and never writes to them. Where security.toml sets
+jwt.signing.read.key, clients must show the tokens that the volume server asks for.
+Stays in the foreground. Prints `serving ADDRESS` on standard output when clients may come. Ctrl-C or
+SIGTERM ends it; clients then read from the volume server. Exits with 0 after that, 1 after a failure,
+2 if the options are wrong.";
+
+const PING_EXAMPLES: &str = "\
+Examples:
+  rdma-engine ping volume-1
+  rdma-engine ping 10.0.0.5:18515 --transport tcp --count 100";
+
+const READ_EXAMPLES: &str = "\
+Examples:
+  rdma-engine read volume-1 3,01637037d6 > needle
+  rdma-engine read volume-1 3,01637037d6 --offset 1MiB --length 4KiB | xxd | head
+
+A needle that is stored compressed comes compressed (pipe it through gunzip); standard error then
+says so. A needle that is read as a whole is verified by its checksum.";
+
+const BENCH_EXAMPLES: &str = "\
+Examples:
+  rdma-engine bench volume-1 3,01637037d6 3,02a1b2c3d4
+  rdma-engine bench localhost 3,01637037d6 --sizes 4KiB,1MiB --depths 1,16 --transports local,tcp
+
+Reads ranges at random places of the given needles. After the first round they come from the page
+cache of the engine's host: what is measured is the way of the bytes, not the disk.";
+
+/// Serves the needles of a SeaweedFS volume server faster than the volume server does.
+#[derive(Debug, Parser)]
+#[command(
+    name = "rdma-engine",
+    version,
+    max_term_width = 110,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    log: logs::LogOptions,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve the volumes of a volume server on this host
+    #[command(after_help = SERVE_EXAMPLES)]
+    Serve(serve::ServeOptions),
+    /// Ask an engine whether it is there
+    #[command(after_help = PING_EXAMPLES)]
+    Ping(remote::PingOptions),
+    /// Write the stored bytes of a needle to standard output
+    #[command(after_help = READ_EXAMPLES)]
+    Read(remote::ReadOptions),
+    /// Measure reads of several sizes and depths, over every transport
+    #[command(after_help = BENCH_EXAMPLES)]
+    Bench(bench::BenchOptions),
+}
+
+/// Does what the arguments say; blocks until it is done.
+pub(crate) fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = logs::start(&cli.log).and_then(|()| {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            // With one thread, a read that waits for a disk would have nobody to hand its tasks to.
+            .worker_threads(std::thread::available_parallelism().map_or(2, usize::from).max(2))
+            .max_blocking_threads(64)
+            .thread_name("rdma-engine")
+            .enable_all()
+            .build()?;
+        let outcome = runtime.block_on(async {
+            match cli.command {
+                Command::Serve(options) => serve::run(options).await,
+                Command::Ping(options) => remote::ping(options).await,
+                Command::Read(options) => remote::read(options).await,
+                Command::Bench(options) => bench::run(options).await,
+            }
+        });
+        // A thread that waits for a disk need not be waited for.
+        runtime.shutdown_background();
+        outcome
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn wrong_values_say_what_is_right() {
+        for (line, word) in [
+            ("serve", "--volume-dir"),
+            ("serve --volume-dir /x --listen 18515", "0.0.0.0:18515"),
+            ("serve --volume-dir /x --status-addr x", "127.0.0.1:18516"),
+            ("read host 3", "VOLUME,KEYCOOKIE"),
+            ("read host 3,01637037d6 --length big", "64KiB"),
+            ("bench host", "FID"),
+            ("ping host --transport pigeon", "tcp"),
+        ] {
+            let typed = ["rdma-engine"].into_iter().chain(line.split(' '));
+            let error = Cli::try_parse_from(typed).unwrap_err().to_string();
+            assert!(error.contains(word), "{line}: {error}");
+        }
+    }
+}

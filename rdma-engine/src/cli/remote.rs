@@ -1,0 +1,180 @@
+//! `rdma-engine ping` and `rdma-engine read`, and what all commands that talk to an engine share.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use clap::{Args, ValueEnum};
+use rdma_engine::FileId;
+use rdma_engine::client::{self, Client, Target};
+use rdma_engine::protocol::{DEFAULT_PORT, Transport};
+use rdma_engine::settings::Settings;
+use rdma_engine::token::ReadSigner;
+use tokio::time::Instant;
+
+use super::size;
+
+/// How long a single request may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Needles are read in pieces of so many bytes where the engine allows no more.
+const PIECE: u32 = 4 << 20;
+
+/// Whom to ask, and how.
+#[derive(Debug, Clone, Args)]
+pub(super) struct EngineOptions {
+    /// The engine's host, and its port if it is not 18515
+    #[arg(value_name = "TARGET")]
+    pub(super) target: String,
+
+    /// The cluster's security.toml, with the key for read tokens [default: where weed looks for it]
+    #[arg(long, value_name = "FILE")]
+    security: Option<PathBuf>,
+}
+
+/// A transport, or the best there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum TransportChoice {
+    /// The first of local and tcp that works
+    Auto,
+    /// The volumes' files themselves, on the same host
+    Local,
+    /// In line on the TCP connection
+    Tcp,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct PingOptions {
+    #[command(flatten)]
+    engine: EngineOptions,
+
+    /// Which transport to use
+    #[arg(long, value_name = "TRANSPORT", default_value = "auto")]
+    transport: TransportChoice,
+
+    /// How often to ask
+    #[arg(long, value_name = "COUNT", default_value = "4", value_parser = clap::value_parser!(u32).range(1..))]
+    count: u32,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ReadOptions {
+    #[command(flatten)]
+    engine: EngineOptions,
+
+    /// The needle: VOLUME,KEYCOOKIE
+    fid: FileId,
+
+    /// Which transport to use
+    #[arg(long, value_name = "TRANSPORT", default_value = "auto")]
+    transport: TransportChoice,
+
+    /// Where to begin
+    #[arg(long, value_name = "SIZE", default_value = "0", value_parser = size::parse)]
+    offset: u32,
+
+    /// How much to read at most [default: up to the end]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    length: Option<u32>,
+}
+
+impl EngineOptions {
+    pub(super) fn client(&self, choice: TransportChoice) -> Client {
+        let transports = match choice {
+            TransportChoice::Auto => client::Options::default().transports,
+            TransportChoice::Local => vec![Transport::Local],
+            TransportChoice::Tcp => vec![Transport::Tcp],
+        };
+        Client::new(self.address(), client::Options { transports, ..client::Options::default() })
+    }
+
+    pub(super) fn signer(&self) -> anyhow::Result<Option<ReadSigner>> {
+        let settings = match &self.security {
+            Some(file) => Settings::read(Some(file), |name| std::env::var(name).ok())?,
+            None => Settings::load()?,
+        };
+        Ok(settings.read_signer()?)
+    }
+
+    /// The target with a port: an IPv6 address has colons of its own, and needs brackets to have a port.
+    fn address(&self) -> String {
+        let has_port = match self.target.rsplit_once(':') {
+            Some((host, port)) => port.parse::<u16>().is_ok() && (!host.contains(':') || host.ends_with(']')),
+            None => false,
+        };
+        match &self.target {
+            target if has_port => target.clone(),
+            target if target.contains(':') && !target.starts_with('[') => {
+                format!("[{target}]:{DEFAULT_PORT}")
+            }
+            target => format!("{target}:{DEFAULT_PORT}"),
+        }
+    }
+}
+
+pub(super) fn deadline() -> Instant {
+    Instant::now() + PATIENCE
+}
+
+/// Asks an engine whether it is there.
+pub(super) async fn ping(options: PingOptions) -> anyhow::Result<()> {
+    let client = options.engine.client(options.transport);
+    for number in 1..=options.count {
+        let took =
+            client.ping(deadline()).await.with_context(|| format!("no answer from {}", client.address()))?;
+        let transport = client.transport().map_or("none", Transport::name);
+        println!("{} over {transport}: {number} in {:.1} us", client.address(), took.as_nanos() as f64 / 1e3);
+    }
+    Ok(())
+}
+
+/// Writes a needle's bytes to standard output.
+pub(super) async fn read(options: ReadOptions) -> anyhow::Result<()> {
+    let client = options.engine.client(options.transport);
+    let token = options.engine.signer()?.map(|signer| signer.token(options.fid));
+    let failed = || format!("cannot read {} from {}", options.fid, client.address());
+    client.ping(deadline()).await.with_context(failed)?;
+    let most = client.longest_read().unwrap_or(PIECE);
+    let mut output = std::io::stdout().lock();
+    let mut buffer = vec![0; options.length.unwrap_or(most).min(most) as usize];
+    let (mut offset, mut left) = (options.offset, options.length.unwrap_or(u32::MAX));
+    loop {
+        let wanted = buffer.len().min(left as usize);
+        let target = Target { fid: options.fid, offset, token: token.as_deref() };
+        let delivered = client.read(target, &mut buffer[..wanted], deadline()).await.with_context(failed)?;
+        let needle = delivered.needle;
+        if offset == options.offset && needle.flags.is_gzip() {
+            eprintln!("{} is stored compressed (gzip)", options.fid);
+        }
+        ensure!(needle.length as usize <= wanted, "more bytes than were asked for");
+        output.write_all(&buffer[..needle.length as usize])?;
+        offset += needle.length;
+        left -= needle.length;
+        if left == 0 || offset >= needle.data_size {
+            break;
+        }
+    }
+    output.flush()?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_without_port_means_the_usual_one() {
+        for (target, address) in [
+            ("host", "host:18515"),
+            ("host:1", "host:1"),
+            ("10.0.0.1", "10.0.0.1:18515"),
+            ("fe80::1", "[fe80::1]:18515"),
+            ("[fe80::1]", "[fe80::1]:18515"),
+            ("[fe80::1]:7", "[fe80::1]:7"),
+        ] {
+            let options = EngineOptions { target: target.to_owned(), security: None };
+            assert_eq!(options.address(), address);
+        }
+    }
+}

@@ -1,0 +1,338 @@
+//! One session with an engine, from the side of those who ask.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::time::{Instant, timeout_at};
+
+use super::demultiplexer::{Arrival, Region, demultiplex};
+use super::{Delivered, ReadError, Target};
+use crate::checksum;
+use crate::needle::{HEADER, Header};
+use crate::protocol::{Limits, Needle, Read, Request, Transport};
+use crate::store::{Patience, read_exact_at};
+use crate::transport::{Incoming, Socket, aside};
+
+/// Data is taken and added to the checksum in pieces of so many bytes, which the processor's cache still has.
+const PIECE: usize = 256 << 10;
+
+/// Work on so many bytes or more is done with the other tasks of the thread moved elsewhere.
+const LARGE: usize = 128 << 10;
+
+/// An engine from which nothing came for so long, while it was asked for something, hangs.
+const SILENCE: Duration = Duration::from_millis(100);
+
+/// When so many bytes of requests wait to be taken by the engine, it hangs.
+const MOST_UNSENT: usize = 1 << 20;
+
+pub(super) struct Connection {
+    socket: Arc<Socket>,
+    transport: Transport,
+    limits: Limits,
+    places: Arc<Semaphore>,
+    next: AtomicU64,
+    /// Counts whatever comes: an engine that answers anybody is alive.
+    pub(super) heard: AtomicU64,
+    waiting: Mutex<Waiting>,
+    unsent: Mutex<BytesMut>,
+    flush: Arc<Notify>,
+}
+
+/// Who waits for an answer, by the number of the request.
+#[derive(Default)]
+struct Waiting {
+    requests: HashMap<u64, Waiter>,
+    /// Why the connection has ended, if it has.
+    end: Option<String>,
+}
+
+/// Who waits for one answer, if it still does. The place is taken until the answer is there, wanted or not.
+pub(super) struct Waiter {
+    pub(super) arrival: oneshot::Sender<Arrival>,
+    pub(super) place: OwnedSemaphorePermit,
+}
+
+impl Connection {
+    /// Begins to take answers from `incoming`.
+    pub(super) fn start(incoming: Incoming, transport: Transport, limits: Limits) -> Arc<Self> {
+        let connection = Arc::new(Self {
+            socket: incoming.socket().clone(),
+            transport,
+            limits,
+            places: Arc::new(Semaphore::new((limits.in_flight as usize).min(Semaphore::MAX_PERMITS))),
+            next: AtomicU64::new(1),
+            heard: AtomicU64::new(0),
+            waiting: Mutex::default(),
+            unsent: Mutex::default(),
+            flush: Arc::default(),
+        });
+        // Both tasks end when the connection does, and that is when nobody holds it any more or the engine is gone.
+        tokio::spawn(demultiplex(incoming, Arc::downgrade(&connection)));
+        tokio::spawn(flush(Arc::downgrade(&connection), connection.socket.clone()));
+        connection
+    }
+
+    pub(super) fn transport(&self) -> Transport {
+        self.transport
+    }
+
+    pub(super) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.waiting.lock().end.is_none()
+    }
+
+    /// Why the connection has ended, if it has.
+    pub(super) fn end(&self) -> Option<String> {
+        self.waiting.lock().end.clone()
+    }
+
+    /// Ends the connection. Those who wait are told.
+    pub(super) fn close(&self, reason: &str) {
+        let mut waiting = self.waiting.lock();
+        if waiting.end.is_none() {
+            waiting.end = Some(reason.to_owned());
+            waiting.requests.clear();
+            self.socket.shut_down();
+            self.flush.notify_one();
+        }
+    }
+
+    /// Takes out who waits for the answer to a request.
+    pub(super) fn waiter(&self, number: u64) -> Option<Waiter> {
+        self.waiting.lock().requests.remove(&number)
+    }
+
+    pub(super) async fn read(
+        self: &Arc<Self>,
+        target: Target<'_>,
+        destination: &mut [u8],
+        deadline: Instant,
+    ) -> Result<Delivered, ReadError> {
+        let length = u32::try_from(destination.len()).unwrap_or(u32::MAX);
+        if length > self.limits.read {
+            return Err(ReadError::Refused(crate::Refusal::TooLong));
+        }
+        let token = target.token.unwrap_or_default().as_bytes().to_vec();
+        let request = Request::Read(Read { fid: target.fid, offset: target.offset, length, token });
+        self.within(deadline, async {
+            let asked = self.ask(&request).await?;
+            let arrival = asked.arrival().await?;
+            let (needle, verified) = match arrival {
+                Arrival::Refused(refusal) => return Err(ReadError::Refused(refusal)),
+                Arrival::Pong => return Err(ReadError::Lost("a pong for data".to_owned())),
+                Arrival::Data(needle, mut body) => {
+                    let destination = expected(&needle, &target, destination)?;
+                    let mut crc = 0;
+                    let mut filled = 0;
+                    while filled < destination.len() {
+                        let end = destination.len().min(filled + PIECE);
+                        let count = body.read(&mut destination[filled..end]).await?;
+                        crc = checksum::crc32c_append(crc, &destination[filled..filled + count]);
+                        filled += count;
+                        self.heard.fetch_add(1, Ordering::Relaxed);
+                    }
+                    (needle, verify(&needle, crc)?)
+                }
+                Arrival::File(needle, region) => {
+                    let destination = expected(&needle, &target, destination)?;
+                    let crc = take(&region, &needle, destination)?;
+                    (needle, verify(&needle, crc)?)
+                }
+            };
+            Ok(Delivered { needle, verified, transport: self.transport })
+        })
+        .await
+    }
+
+    pub(super) async fn ping(self: &Arc<Self>, deadline: Instant) -> Result<Duration, ReadError> {
+        self.within(deadline, async {
+            let began = Instant::now();
+            match self.ask(&Request::Ping).await?.arrival().await? {
+                Arrival::Pong => Ok(began.elapsed()),
+                Arrival::Refused(refusal) => Err(ReadError::Refused(refusal)),
+                _ => Err(ReadError::Lost("data for a ping".to_owned())),
+            }
+        })
+        .await
+    }
+
+    /// Waits for `work`. An engine from which nothing at all came until the deadline is given up, unless that was very soon.
+    async fn within<T>(
+        &self,
+        deadline: Instant,
+        work: impl Future<Output = Result<T, ReadError>>,
+    ) -> Result<T, ReadError> {
+        let (began, heard) = (Instant::now(), self.heard.load(Ordering::Relaxed));
+        match timeout_at(deadline, work).await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                if began.elapsed() >= SILENCE && self.heard.load(Ordering::Relaxed) == heard {
+                    self.close("the engine did not answer in time");
+                }
+                Err(ReadError::Deadline)
+            }
+        }
+    }
+
+    async fn ask(self: &Arc<Self>, request: &Request) -> Result<Asked, ReadError> {
+        let place = self.places.clone().acquire_owned().await.expect("the semaphore is never closed");
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let (sender, arrival) = oneshot::channel();
+        {
+            let mut waiting = self.waiting.lock();
+            if let Some(end) = &waiting.end {
+                return Err(ReadError::Lost(end.clone()));
+            }
+            waiting.requests.insert(number, Waiter { arrival: sender, place });
+        }
+        self.send(request, number);
+        Ok(Asked { connection: self.clone(), number, arrival: Some(arrival) })
+    }
+
+    /// Sends a request, or leaves to another task what the socket does not take at once.
+    fn send(&self, request: &Request, number: u64) {
+        let mut unsent = self.unsent.lock();
+        let idle = unsent.is_empty();
+        request.encode(number, &mut unsent);
+        if idle && !write_some(&self.socket, &mut unsent).unwrap_or(true) {
+            // An error shows on the reading side.
+            self.flush.notify_one();
+        }
+        if unsent.len() > MOST_UNSENT {
+            drop(unsent);
+            self.close("the engine takes no requests");
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.socket.shut_down();
+        self.flush.notify_one();
+    }
+}
+
+/// Writes what is in `bytes` as far as the socket takes it. Returns whether that was all.
+fn write_some(socket: &Socket, bytes: &mut BytesMut) -> io::Result<bool> {
+    while !bytes.is_empty() {
+        match socket.try_write(bytes) {
+            Ok(count) => bytes.advance(count),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                bytes.clear();
+                return Err(error);
+            }
+        }
+    }
+    Ok(true)
+}
+
+/// Sends what could not be sent at once.
+async fn flush(connection: std::sync::Weak<Connection>, socket: Arc<Socket>) {
+    loop {
+        let Some(strong) = connection.upgrade() else { return };
+        if strong.end().is_some() {
+            return;
+        }
+        let all = write_some(&socket, &mut strong.unsent.lock());
+        let more = strong.flush.clone();
+        // The connection must not live on because this task waits for something to do.
+        drop(strong);
+        match all {
+            Ok(true) => more.notified().await,
+            Ok(false) if socket.writable().await.is_ok() => {}
+            _ => return,
+        }
+    }
+}
+
+/// A request that was sent. Dropping it tells the engine that nobody waits.
+struct Asked {
+    connection: Arc<Connection>,
+    number: u64,
+    arrival: Option<oneshot::Receiver<Arrival>>,
+}
+
+impl Asked {
+    async fn arrival(mut self) -> Result<Arrival, ReadError> {
+        let arrival = self.arrival.as_mut().expect("taken only here").await;
+        self.arrival = None;
+        arrival.map_err(|_| ReadError::Lost(self.connection.end().unwrap_or_default()))
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        if self.arrival.is_some() {
+            self.connection.send(&Request::Cancel, self.number);
+        }
+    }
+}
+
+/// The part of `destination` that the answer fills, if the answer is one to the question.
+fn expected<'a>(
+    needle: &Needle,
+    target: &Target<'_>,
+    destination: &'a mut [u8],
+) -> Result<&'a mut [u8], ReadError> {
+    let Needle { header, data_size, length, .. } = *needle;
+    if header.key != target.fid.key || header.cookie != target.fid.cookie {
+        return Err(ReadError::Damaged("the header of another needle"));
+    }
+    let left =
+        data_size.checked_sub(target.offset).ok_or(ReadError::Damaged("the range lies behind the end"))?;
+    if u64::from(length) != u64::from(left).min(destination.len() as u64) {
+        return Err(ReadError::Damaged("more or less bytes than were asked for"));
+    }
+    Ok(&mut destination[..length as usize])
+}
+
+/// Compares the checksum of the bytes that were read, if they are the whole needle; says whether they are.
+fn verify(needle: &Needle, crc: u32) -> Result<bool, ReadError> {
+    if needle.length != needle.data_size || needle.length == 0 {
+        return Ok(false);
+    }
+    if checksum::matches(needle.checksum, crc) { Ok(true) } else { Err(ReadError::Damaged("the checksum")) }
+}
+
+/// Reads data from the volume's file, and the record's header once more: the bytes read are this needle's if the header
+/// is still there. Returns the checksum.
+fn take(region: &Region, needle: &Needle, destination: &mut [u8]) -> Result<u32, ReadError> {
+    let mut read = |patience| -> io::Result<u32> {
+        let mut crc = 0;
+        let mut position = region.position;
+        for piece in destination.chunks_mut(PIECE) {
+            read_exact_at(&*region.file, piece, position, patience)?;
+            crc = checksum::crc32c_append(crc, piece);
+            position += piece.len() as u64;
+        }
+        let mut header = [0; HEADER];
+        read_exact_at(&*region.file, &mut header, region.record, patience)?;
+        match Header::parse(&header) == needle.header {
+            true => Ok(crc),
+            false => Err(io::ErrorKind::InvalidData.into()),
+        }
+    };
+    let outcome = match needle.length as usize {
+        large if large >= LARGE => aside(|| read(Patience::Blocking)),
+        _ => match read(Patience::PageCache) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => aside(|| read(Patience::Blocking)),
+            outcome => outcome,
+        },
+    };
+    outcome.map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidData => ReadError::Damaged("the record is not there any more"),
+        io::ErrorKind::UnexpectedEof => ReadError::Damaged("the file was truncated"),
+        _ => ReadError::Lost(error.to_string()),
+    })
+}

@@ -1,0 +1,144 @@
+//! One session with an engine, from the side of the answers: takes them as they come and brings each to who asked.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+
+use tokio::sync::oneshot;
+
+use super::connection::{Connection, Waiter};
+use crate::Refusal;
+use crate::protocol::{Answer, Needle, ProtocolError};
+use crate::transport::{Incoming, StreamError};
+
+/// Most files whose descriptors an engine may have handed over at a time.
+const MOST_FILES: usize = 4096;
+
+/// What came for a request.
+pub(super) enum Arrival {
+    /// No data.
+    Refused(Refusal),
+    /// Nothing but a sign of life.
+    Pong,
+    /// Data in line.
+    Data(Needle, Body),
+    /// Data in a file.
+    File(Needle, Region),
+}
+
+/// Where in a file the data is.
+pub(super) struct Region {
+    pub(super) file: Arc<File>,
+    /// Where the record begins.
+    pub(super) record: u64,
+    /// Where the data begins that was asked for.
+    pub(super) position: u64,
+}
+
+/// The reading side of the connection, in the hands of the request whose data comes next. Goes back when it is dropped.
+pub(super) struct Body {
+    /// With how many bytes of the data are left.
+    held: Option<(Incoming, usize)>,
+    back: Option<oneshot::Sender<(Incoming, usize)>>,
+}
+
+impl Body {
+    /// Reads data into `destination`, which must not be longer than what is left of it.
+    pub(super) async fn read(&mut self, destination: &mut [u8]) -> Result<usize, StreamError> {
+        let (incoming, left) = self.held.as_mut().expect("held until it is dropped");
+        let limit = destination.len().min(*left);
+        let count = incoming.data(&mut destination[..limit]).await?;
+        *left -= count;
+        Ok(count)
+    }
+}
+
+impl Drop for Body {
+    fn drop(&mut self) {
+        if let (Some(held), Some(back)) = (self.held.take(), self.back.take()) {
+            // If nobody waits for it, the runtime is ending.
+            let _ = back.send(held);
+        }
+    }
+}
+
+/// Takes answers until the connection ends.
+pub(super) async fn demultiplex(mut incoming: Incoming, connection: Weak<Connection>) {
+    let mut files = HashMap::new();
+    loop {
+        incoming = match step(incoming, &connection, &mut files).await {
+            Ok(incoming) => incoming,
+            Err(error) => {
+                if let Some(connection) = connection.upgrade() {
+                    connection.close(&error.to_string());
+                }
+                return;
+            }
+        };
+    }
+}
+
+/// Takes one answer.
+async fn step(
+    mut incoming: Incoming,
+    connection: &Weak<Connection>,
+    files: &mut HashMap<u32, Arc<File>>,
+) -> Result<Incoming, StreamError> {
+    let (header, body) = incoming.frame().await?;
+    let waiter = {
+        let connection = connection.upgrade().ok_or(StreamError::Closed)?;
+        connection.heard.fetch_add(1, Ordering::Relaxed);
+        connection.waiter(header.request)
+    };
+    match Answer::decode(header, &body)? {
+        Answer::Data(needle) => return hand_over(incoming, needle, waiter).await,
+        Answer::File { needle, file, record, position, attached } => {
+            if attached {
+                let descriptor = incoming.take_file().ok_or(ProtocolError::Value)?;
+                if files.len() >= MOST_FILES || files.insert(file, Arc::new(descriptor.into())).is_some() {
+                    return Err(ProtocolError::Limit.into());
+                }
+            }
+            let file = files.get(&file).cloned().ok_or(ProtocolError::Value)?;
+            deliver(waiter, Arrival::File(needle, Region { file, record, position }));
+        }
+        Answer::Forget { file } => {
+            files.remove(&file);
+        }
+        Answer::Refused(refusal) if header.request == 0 => {
+            return Err(std::io::Error::other(format!("the engine ended the session: {refusal}")).into());
+        }
+        Answer::Refused(refusal) => deliver(waiter, Arrival::Refused(refusal)),
+        Answer::Pong => deliver(waiter, Arrival::Pong),
+        // Only over verbs.
+        Answer::Grant(..) => return Err(ProtocolError::Kind(header.kind as u8).into()),
+    }
+    Ok(incoming)
+}
+
+/// Brings an answer to who waits for it, if anybody does.
+fn deliver(waiter: Option<Waiter>, arrival: Arrival) {
+    if let Some(Waiter { arrival: waiting, place }) = waiter {
+        // First the place: who has got its answer may ask again.
+        drop(place);
+        let _ = waiting.send(arrival);
+    }
+}
+
+/// Lets the request read its data, and reads what it leaves.
+async fn hand_over(
+    mut incoming: Incoming,
+    needle: Needle,
+    waiter: Option<Waiter>,
+) -> Result<Incoming, StreamError> {
+    let mut left = needle.length as usize;
+    if waiter.is_some() {
+        let (back, returned) = oneshot::channel();
+        let body = Body { held: Some((incoming, left)), back: Some(back) };
+        deliver(waiter, Arrival::Data(needle, body));
+        (incoming, left) = returned.await.map_err(|_| StreamError::Closed)?;
+    }
+    incoming.discard(left).await?;
+    Ok(incoming)
+}

@@ -1,0 +1,222 @@
+//! Reads needles from an engine.
+//!
+//! A [`Client`] is for one engine. It connects when it is first asked for something, takes the best transport that both sides
+//! have, and connects again after a loss; while an engine does not answer, reads fail at once, and it is tried again after a pause that
+//! doubles. Every error says what the caller does next, which is always the same: take the next source.
+//!
+//! ```text
+//!  read ─► Connection ─ request ─►        one task owns the reading side. It reads frames, and hands the whole
+//!            ▲                            reading side to the request whose data comes next; that one reads into
+//!            └─ answer ◄─ demultiplexer   its caller's memory and hands it back.
+//! ```
+//! So the data goes from the socket into the caller's memory without a copy, and nobody but the caller's own future writes to that
+//! memory: dropping the future is safe at any point, and what is left of the data is read and thrown away. The
+//! price: a read that is neither polled nor dropped holds up the others of its engine.
+//!
+//! Over `local`, data does not come through the socket: the client reads the volume's file itself, through a descriptor that the
+//! engine handed over.
+//!
+//! A needle that is read as a whole is verified by its checksum; a range cannot be. The record's header is compared with
+//! the file id in any case.
+
+mod connection;
+mod demultiplexer;
+mod dial;
+mod error;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::{Instant, timeout_at};
+
+use crate::FileId;
+use crate::protocol::{Needle, Transport};
+use connection::Connection;
+pub use error::ReadError;
+
+/// The first pause after an engine could not be reached, and the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// How a client goes about it.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The transports that may be used, the best first.
+    pub transports: Vec<Transport>,
+    /// How long connecting may take, in all.
+    pub connect: Duration,
+    /// What the client calls itself in the engine's log.
+    pub name: String,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let transports = vec![Transport::Local, Transport::Tcp];
+        Self { transports, connect: Duration::from_secs(2), name: "rdma-engine".to_owned() }
+    }
+}
+
+/// What is to be read.
+#[derive(Debug, Clone, Copy)]
+pub struct Target<'a> {
+    /// The needle.
+    pub fid: FileId,
+    /// Where to begin, in bytes of the data as it is stored, compressed or not.
+    pub offset: u32,
+    /// The token that allows it, where the cluster asks for one.
+    pub token: Option<&'a str>,
+}
+
+/// What came of a read.
+#[derive(Debug, Clone, Copy)]
+pub struct Delivered {
+    /// What the engine says of the needle. [`Needle::length`] bytes were read: all that was asked for, or up to the needle's end.
+    pub needle: Needle,
+    /// Whether that was the whole needle, and its checksum right.
+    pub verified: bool,
+    /// How the bytes came.
+    pub transport: Transport,
+}
+
+/// A client of one engine. Cheap to clone; clones share the connection.
+#[derive(Clone)]
+pub struct Client {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    address: String,
+    options: Options,
+    link: Mutex<Link>,
+    /// Held by the one that connects.
+    dialing: tokio::sync::Mutex<()>,
+}
+
+struct Link {
+    connection: Option<Arc<Connection>>,
+    /// No attempt before.
+    next: Instant,
+    pause: Duration,
+    reason: String,
+}
+
+impl Client {
+    /// A client of the engine at `address` (`host:port`). Does not connect yet.
+    pub fn new(address: impl Into<String>, options: Options) -> Self {
+        let link = Link { connection: None, next: Instant::now(), pause: FIRST_PAUSE, reason: String::new() };
+        let inner =
+            Inner { address: address.into(), options, link: Mutex::new(link), dialing: Default::default() };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// The engine's address, as it was given.
+    pub fn address(&self) -> &str {
+        &self.inner.address
+    }
+
+    /// The transport in use, if there is a connection.
+    pub fn transport(&self) -> Option<Transport> {
+        self.inner.current().map(|connection| connection.transport())
+    }
+
+    /// Reads the bytes from [`Target::offset`] on into `destination`, as many as it takes or the needle has. What `destination`
+    /// has after an error, and behind the bytes that were read, is undefined. May be dropped at any point.
+    ///
+    /// # Errors
+    /// See [`ReadError`]; none is worth asking the same engine again at once.
+    pub async fn read(
+        &self,
+        target: Target<'_>,
+        destination: &mut [u8],
+        deadline: Instant,
+    ) -> Result<Delivered, ReadError> {
+        let connection = self.inner.connection(deadline).await?;
+        let outcome = connection.read(target, destination, deadline).await;
+        self.inner.learn(&connection, outcome.as_ref().err());
+        outcome
+    }
+
+    /// Asks the engine whether it is there, and connects if need be. Returns how long its answer took, connecting not included.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub async fn ping(&self, deadline: Instant) -> Result<Duration, ReadError> {
+        let connection = self.inner.connection(deadline).await?;
+        let outcome = connection.ping(deadline).await;
+        self.inner.learn(&connection, outcome.as_ref().err());
+        outcome
+    }
+
+    /// The most bytes that one read may ask for, if there is a connection.
+    pub fn longest_read(&self) -> Option<u32> {
+        self.inner.current().map(|connection| connection.limits().read)
+    }
+}
+
+impl Inner {
+    fn current(&self) -> Option<Arc<Connection>> {
+        self.link.lock().connection.clone().filter(|connection| connection.is_open())
+    }
+
+    async fn connection(&self, deadline: Instant) -> Result<Arc<Connection>, ReadError> {
+        if let Some(connection) = self.current() {
+            return Ok(connection);
+        }
+        self.may_dial()?;
+        let _dialing = timeout_at(deadline, self.dialing.lock()).await.map_err(|_| ReadError::Deadline)?;
+        // Another reader may have been here.
+        if let Some(connection) = self.current() {
+            return Ok(connection);
+        }
+        self.may_dial()?;
+        let limit = deadline.min(Instant::now() + self.options.connect);
+        match timeout_at(limit, dial::dial(&self.address, &self.options)).await {
+            Ok(Ok(connection)) => {
+                let (address, transport) = (&self.address, connection.transport().name());
+                tracing::debug!(address, transport, "connected to an engine");
+                self.link.lock().connection = Some(connection.clone());
+                Ok(connection)
+            }
+            Ok(Err(error)) => Err(self.failed(error)),
+            // That the caller is in a hurry says nothing about the engine.
+            Err(_) if limit == deadline => Err(ReadError::Deadline),
+            Err(_) => Err(self.failed(ReadError::Lost("connecting took too long".to_owned()))),
+        }
+    }
+
+    fn may_dial(&self) -> Result<(), ReadError> {
+        let link = self.link.lock();
+        if Instant::now() < link.next { Err(ReadError::Unavailable(link.reason.clone())) } else { Ok(()) }
+    }
+
+    /// Notes that the engine could not be reached.
+    fn failed(&self, error: ReadError) -> ReadError {
+        let mut link = self.link.lock();
+        link.rest(&error);
+        tracing::debug!(address = self.address, %error, "cannot connect to an engine");
+        error
+    }
+
+    /// Draws conclusions from the outcome of a request.
+    fn learn(&self, connection: &Arc<Connection>, error: Option<&ReadError>) {
+        let mut link = self.link.lock();
+        let current = link.connection.as_ref().is_some_and(|current| Arc::ptr_eq(current, connection));
+        if current && connection.is_open() && error.is_none() {
+            link.pause = FIRST_PAUSE;
+        } else if current && !connection.is_open() {
+            let reason = connection.end().unwrap_or_default();
+            tracing::debug!(address = self.address, reason, "lost an engine");
+            link.connection = None;
+            link.rest(&ReadError::Lost(reason));
+        }
+    }
+}
+
+impl Link {
+    fn rest(&mut self, error: &ReadError) {
+        self.reason = error.to_string();
+        self.next = Instant::now() + self.pause;
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+    }
+}

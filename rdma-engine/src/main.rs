@@ -1,0 +1,9 @@
+//! The `rdma-engine` program: runs beside a volume server and serves its needles; and the tools to try one out.
+
+mod cli;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::main()
+}

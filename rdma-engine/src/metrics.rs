@@ -1,0 +1,159 @@
+//! What an engine counts.
+
+use std::fmt::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::Refusal;
+use crate::protocol::Transport;
+
+/// Counters of one engine. Cheap to share.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    flows: [Flow; Transport::ALL.len()],
+    refusals: [AtomicU64; Refusal::ALL.len()],
+}
+
+/// What went over one transport.
+#[derive(Debug, Default)]
+struct Flow {
+    reads: AtomicU64,
+    bytes: AtomicU64,
+    connections: AtomicU64,
+    staging: AtomicU64,
+}
+
+impl Metrics {
+    /// Counts a read that was answered with `bytes` bytes.
+    pub(crate) fn read(&self, transport: Transport, bytes: u64) {
+        self.flow(transport).reads.fetch_add(1, Ordering::Relaxed);
+        self.flow(transport).bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Counts a request or connection that was refused.
+    pub(crate) fn refused(&self, refusal: Refusal) {
+        if let Some(at) = Refusal::ALL.iter().position(|&known| known == refusal) {
+            self.refusals[at].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Counts a session for as long as the value lives.
+    pub(crate) fn connection(self: &Arc<Self>, transport: Transport) -> Level {
+        Level::raise(self, Gauge::Connections, transport, 1)
+    }
+
+    /// Counts memory that holds needles' bytes on their way to a client, for as long as the value lives.
+    pub(crate) fn staging(self: &Arc<Self>, transport: Transport, bytes: u64) -> Level {
+        Level::raise(self, Gauge::Staging, transport, bytes)
+    }
+
+    /// All of them in Prometheus' text format (version 0.0.4).
+    pub fn exposition(&self) -> String {
+        let mut text = String::new();
+        let mut family = |name: &str, kind: &str, help: &str, value: fn(&Flow) -> &AtomicU64| {
+            let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+            for transport in Transport::ALL {
+                let value = value(self.flow(transport)).load(Ordering::Relaxed);
+                let _ = writeln!(text, "{name}{{transport=\"{}\"}} {value}", transport.name());
+            }
+        };
+        family("rdma_engine_reads_total", "counter", "Reads that were answered with data.", |flow| {
+            &flow.reads
+        });
+        family(
+            "rdma_engine_bytes_total",
+            "counter",
+            "Bytes of data that reads were answered with.",
+            |flow| &flow.bytes,
+        );
+        family("rdma_engine_connections", "gauge", "Sessions that are open.", |flow| &flow.connections);
+        family(
+            "rdma_engine_staging_bytes",
+            "gauge",
+            "Memory that holds data on its way to clients.",
+            |flow| &flow.staging,
+        );
+        let name = "rdma_engine_refusals_total";
+        let _ = writeln!(
+            text,
+            "# HELP {name} Requests and connections that were refused.\n# TYPE {name} counter"
+        );
+        for (refusal, count) in Refusal::ALL.iter().zip(&self.refusals) {
+            let (label, count) = (refusal.label(), count.load(Ordering::Relaxed));
+            let _ = writeln!(text, "{name}{{reason=\"{label}\"}} {count}");
+        }
+        text
+    }
+
+    fn flow(&self, transport: Transport) -> &Flow {
+        match transport {
+            Transport::Verbs => &self.flows[0],
+            Transport::Local => &self.flows[1],
+            Transport::Tcp => &self.flows[2],
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Gauge {
+    Connections,
+    Staging,
+}
+
+/// A share of a gauge, taken back when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Level {
+    metrics: Arc<Metrics>,
+    gauge: Gauge,
+    transport: Transport,
+    amount: u64,
+}
+
+impl Level {
+    fn raise(metrics: &Arc<Metrics>, gauge: Gauge, transport: Transport, amount: u64) -> Self {
+        let level = Self { metrics: metrics.clone(), gauge, transport, amount };
+        level.value().fetch_add(amount, Ordering::Relaxed);
+        level
+    }
+
+    fn value(&self) -> &AtomicU64 {
+        let flow = self.metrics.flow(self.transport);
+        match self.gauge {
+            Gauge::Connections => &flow.connections,
+            Gauge::Staging => &flow.staging,
+        }
+    }
+}
+
+impl Drop for Level {
+    fn drop(&mut self) {
+        self.value().fetch_sub(self.amount, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gauges_fall_again_and_counters_do_not() {
+        let metrics = Arc::new(Metrics::default());
+        metrics.read(Transport::Local, 10);
+        metrics.refused(Refusal::NoNeedle);
+        let session = metrics.connection(Transport::Tcp);
+        let staging = metrics.staging(Transport::Tcp, 4096);
+        let text = metrics.exposition();
+        for line in [
+            "rdma_engine_reads_total{transport=\"local\"} 1\n",
+            "rdma_engine_bytes_total{transport=\"local\"} 10\n",
+            "rdma_engine_connections{transport=\"tcp\"} 1\n",
+            "rdma_engine_staging_bytes{transport=\"tcp\"} 4096\n",
+            "rdma_engine_refusals_total{reason=\"no_needle\"} 1\n",
+        ] {
+            assert!(text.contains(line), "{text}");
+        }
+        drop((session, staging));
+        assert!(metrics.exposition().contains("rdma_engine_connections{transport=\"tcp\"} 0\n"));
+        assert!(metrics.exposition().contains("rdma_engine_staging_bytes{transport=\"tcp\"} 0\n"));
+    }
+}

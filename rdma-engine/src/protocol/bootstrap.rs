@@ -1,0 +1,280 @@
+//! How a session begins.
+
+use bytes::{BufMut, BytesMut};
+
+use super::frame::{self, Kind};
+use super::verbs::{QueuePair, VerbsOffer};
+use super::wire::{Fields, Put};
+use super::{MAX_READ, ProtocolError};
+
+/// The first bytes of the first message: whatever else a port scanner or a lost client says, it is not this.
+const MAGIC: [u8; 8] = *b"\x89NEEDLE\n";
+
+/// Longest name of a client, in bytes.
+const MAX_NAME: usize = 64;
+
+/// Longest name of a socket, in bytes: what fits into the kernel's address.
+const MAX_SOCKET: usize = 107;
+
+/// Most transports that an engine offers: one for each device port, and the two that need none.
+const MAX_OFFERS: usize = 32;
+
+/// Longest description of an offer or a choice, in bytes.
+const MAX_PARAMETERS: usize = 256;
+
+/// A way for requests and data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Transport {
+    /// RDMA: requests over a queue pair, data by RDMA READ.
+    Verbs = 3,
+    /// The same host: the client reads the volumes' files itself.
+    Local = 2,
+    /// In line on the TCP connection.
+    Tcp = 1,
+}
+
+impl Transport {
+    /// Every transport, the fastest first.
+    pub const ALL: [Self; 3] = [Self::Verbs, Self::Local, Self::Tcp];
+
+    /// The name that people and metrics use.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Verbs => "verbs",
+            Self::Local => "local",
+            Self::Tcp => "tcp",
+        }
+    }
+}
+
+/// Bits for what a side can do beyond the version. None is defined in version 1; unknown ones are ignored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Capabilities(pub u64);
+
+/// The client's first message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hello {
+    /// The oldest version that the client speaks.
+    pub oldest: u16,
+    /// The newest one.
+    pub newest: u16,
+    /// What else it can do.
+    pub capabilities: Capabilities,
+    /// What it calls itself, for the engine's log; up to 64 bytes.
+    pub name: String,
+}
+
+impl Hello {
+    /// Appends the message.
+    pub fn encode(&self, out: &mut BytesMut) {
+        frame::put(out, Kind::Hello, 0, |out| {
+            out.put_slice(&MAGIC);
+            out.put_u16(self.oldest);
+            out.put_u16(self.newest);
+            out.put_u64(self.capabilities.0);
+            out.put_bytes16(&self.name.as_bytes()[..self.name.floor_char_boundary(MAX_NAME)]);
+        });
+    }
+
+    /// Reads the body of the message. What later versions put behind the fields that are known is ignored.
+    ///
+    /// # Errors
+    /// When it is not one.
+    pub fn decode(body: &[u8]) -> Result<Self, ProtocolError> {
+        let mut fields = Fields(body);
+        if fields.array()? != MAGIC {
+            return Err(ProtocolError::Magic);
+        }
+        Ok(Self {
+            oldest: fields.u16()?,
+            newest: fields.u16()?,
+            capabilities: Capabilities(fields.u64()?),
+            name: fields.text16(MAX_NAME)?,
+        })
+    }
+}
+
+/// What an engine allows a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Requests that may be unanswered at a time, 1 or more. What exceeds it is refused.
+    pub in_flight: u32,
+    /// Bytes that one request may ask for, up to [`MAX_READ`].
+    pub read: u32,
+    /// A session without requests is closed after as many milliseconds.
+    pub idle_ms: u32,
+    /// What was granted for RDMA READ stays valid for as many milliseconds.
+    pub lease_ms: u32,
+}
+
+/// A transport that the engine offers on this connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Offer {
+    /// This connection.
+    Tcp,
+    /// A Unix socket in the abstract namespace, whose name nobody but this engine has. Who can connect to it is on the same host.
+    /// On that socket itself the name is empty.
+    Local {
+        /// The name, without the zero byte in front.
+        socket: Vec<u8>,
+    },
+    /// A port of an RDMA device.
+    Verbs(VerbsOffer),
+}
+
+impl Offer {
+    /// Which transport it is.
+    pub const fn transport(&self) -> Transport {
+        match self {
+            Self::Tcp => Transport::Tcp,
+            Self::Local { .. } => Transport::Local,
+            Self::Verbs(_) => Transport::Verbs,
+        }
+    }
+}
+
+/// The engine's answer to [`Hello`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Welcome {
+    /// The version that holds from now on: the newest that both speak.
+    pub version: u16,
+    /// What the engine can do beyond it.
+    pub capabilities: Capabilities,
+    /// A random number that the engine drew when it started.
+    pub instance: u128,
+    /// What it allows.
+    pub limits: Limits,
+    /// The transports that it offers.
+    pub offers: Vec<Offer>,
+}
+
+impl Welcome {
+    /// Appends the message.
+    pub fn encode(&self, out: &mut BytesMut) {
+        frame::put(out, Kind::Welcome, 0, |out| {
+            out.put_u16(self.version);
+            out.put_u64(self.capabilities.0);
+            out.put_u128(self.instance);
+            out.put_u32(self.limits.in_flight);
+            out.put_u32(self.limits.read);
+            out.put_u32(self.limits.idle_ms);
+            out.put_u32(self.limits.lease_ms);
+            let offers = &self.offers[..self.offers.len().min(MAX_OFFERS)];
+            out.put_u8(offers.len() as u8);
+            for offer in offers {
+                out.put_u8(offer.transport() as u8);
+                let mut parameters = BytesMut::new();
+                match offer {
+                    Offer::Tcp => {}
+                    Offer::Local { socket } => parameters.put_slice(socket),
+                    Offer::Verbs(verbs) => verbs.encode(&mut parameters),
+                }
+                out.put_bytes16(&parameters);
+            }
+        });
+    }
+
+    /// Reads the body of the message. Offers of unknown transports are left out.
+    ///
+    /// # Errors
+    /// When it is not one.
+    pub fn decode(body: &[u8]) -> Result<Self, ProtocolError> {
+        let mut fields = Fields(body);
+        let mut welcome = Self {
+            version: fields.u16()?,
+            capabilities: Capabilities(fields.u64()?),
+            instance: u128::from_be_bytes(fields.array()?),
+            limits: Limits {
+                in_flight: fields.u32()?,
+                read: fields.u32()?,
+                idle_ms: fields.u32()?,
+                lease_ms: fields.u32()?,
+            },
+            offers: Vec::new(),
+        };
+        if welcome.limits.in_flight == 0 || !(1..=MAX_READ).contains(&welcome.limits.read) {
+            return Err(ProtocolError::Value);
+        }
+        let offers = usize::from(fields.u8()?);
+        if offers > MAX_OFFERS {
+            return Err(ProtocolError::Limit);
+        }
+        for _ in 0..offers {
+            let transport = fields.u8()?;
+            let parameters = fields.bytes16(MAX_PARAMETERS)?;
+            welcome.offers.push(match Transport::from_code(transport) {
+                Some(Transport::Tcp) => Offer::Tcp,
+                Some(Transport::Local) if parameters.len() <= MAX_SOCKET => {
+                    Offer::Local { socket: parameters.to_vec() }
+                }
+                Some(Transport::Local) => return Err(ProtocolError::Limit),
+                Some(Transport::Verbs) => Offer::Verbs(VerbsOffer::decode(parameters)?),
+                None => continue,
+            });
+        }
+        Ok(welcome)
+    }
+}
+
+/// The client's choice among the offers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Choose {
+    /// Requests follow on this TCP connection.
+    Tcp,
+    /// Requests follow on this Unix socket.
+    Local,
+    /// Requests follow over a queue pair, of which this is the client's end.
+    Verbs(QueuePair),
+}
+
+/// The engine's answer to [`Choose`]: requests may come. Has the same form.
+pub type Ready = Choose;
+
+impl Choose {
+    /// Which transport it is.
+    pub const fn transport(&self) -> Transport {
+        match self {
+            Self::Tcp => Transport::Tcp,
+            Self::Local => Transport::Local,
+            Self::Verbs(_) => Transport::Verbs,
+        }
+    }
+
+    /// Appends the message, as the client's choice or as the engine's [`Ready`].
+    ///
+    /// # Panics
+    /// When `kind` is neither.
+    pub fn encode(&self, kind: Kind, out: &mut BytesMut) {
+        assert!(matches!(kind, Kind::Choose | Kind::Ready), "a choice is no {kind:?}");
+        frame::put(out, kind, 0, |out| {
+            out.put_u8(self.transport() as u8);
+            let mut parameters = BytesMut::new();
+            if let Self::Verbs(queue_pair) = self {
+                queue_pair.encode(&mut parameters);
+            }
+            out.put_bytes16(&parameters);
+        });
+    }
+
+    /// Reads the body of either message.
+    ///
+    /// # Errors
+    /// When it is not one.
+    pub fn decode(body: &[u8]) -> Result<Self, ProtocolError> {
+        let mut fields = Fields(body);
+        let transport = Transport::from_code(fields.u8()?).ok_or(ProtocolError::Value)?;
+        let parameters = fields.bytes16(MAX_PARAMETERS)?;
+        Ok(match transport {
+            Transport::Tcp => Self::Tcp,
+            Transport::Local => Self::Local,
+            Transport::Verbs => Self::Verbs(QueuePair::decode(parameters)?),
+        })
+    }
+}
+
+impl Transport {
+    fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|&transport| transport as u8 == code)
+    }
+}

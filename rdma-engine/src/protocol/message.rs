@@ -1,0 +1,227 @@
+//! Requests and answers, the same over every transport.
+
+use bytes::{BufMut, BytesMut};
+
+use super::frame::{self, FrameHeader, Kind};
+use super::wire::{Fields, Put};
+use super::{MAX_READ, MAX_TOKEN, ProtocolError};
+use crate::needle::{Flags, HEADER, Header};
+use crate::{FileId, Refusal};
+
+/// A request for a range of a needle's stored bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Read {
+    /// The needle.
+    pub fid: FileId,
+    /// Where the range begins, in bytes of the data as it is stored.
+    pub offset: u32,
+    /// How many bytes at most; less come if the needle ends before.
+    pub length: u32,
+    /// The token that allows reading the needle, where the cluster asks for one; up to [`MAX_TOKEN`] bytes. May be left out once
+    /// the session has read the needle.
+    pub token: Vec<u8>,
+}
+
+/// What a client says after the bootstrap.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    /// Asks for data.
+    Read(Read),
+    /// Has fetched what was granted under this number, or will not.
+    Done,
+    /// Does not wait for the answer any more. The answer comes all the same, and may be [`Refusal::Cancelled`].
+    Cancel,
+    /// Asks for a [`Answer::Pong`].
+    Ping,
+}
+
+impl Request {
+    /// Appends the message under the number `request`.
+    pub fn encode(&self, request: u64, out: &mut BytesMut) {
+        match self {
+            Self::Read(read) => frame::put(out, Kind::Read, request, |out| {
+                out.put_u32(read.fid.volume);
+                out.put_u64(read.fid.key);
+                out.put_u32(read.fid.cookie);
+                out.put_u32(read.offset);
+                out.put_u32(read.length);
+                out.put_bytes16(&read.token[..read.token.len().min(MAX_TOKEN)]);
+            }),
+            Self::Done => frame::put(out, Kind::Done, request, |_| {}),
+            Self::Cancel => frame::put(out, Kind::Cancel, request, |_| {}),
+            Self::Ping => frame::put(out, Kind::Ping, request, |_| {}),
+        }
+    }
+
+    /// Reads a message's body.
+    ///
+    /// # Errors
+    /// When it is not a request, or not a whole one.
+    pub fn decode(header: FrameHeader, body: &[u8]) -> Result<Self, ProtocolError> {
+        let mut fields = Fields(body);
+        let request = match header.kind {
+            Kind::Read => Self::Read(Read {
+                fid: FileId { volume: fields.u32()?, key: fields.u64()?, cookie: fields.u32()? },
+                offset: fields.u32()?,
+                length: fields.u32()?,
+                token: fields.bytes16(MAX_TOKEN)?.to_vec(),
+            }),
+            Kind::Done => Self::Done,
+            Kind::Cancel => Self::Cancel,
+            Kind::Ping => Self::Ping,
+            other => return Err(ProtocolError::Kind(other as u8)),
+        };
+        if fields.0.is_empty() { Ok(request) } else { Err(ProtocolError::Long) }
+    }
+}
+
+/// What an engine says of a needle it serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Needle {
+    /// The record's header as it is on disk, for the client to compare with what it asked for.
+    pub header: Header,
+    /// All of the needle's stored bytes.
+    pub data_size: u32,
+    /// CRC32C of them, in either form (see [`checksum`](crate::checksum)).
+    pub checksum: u32,
+    /// Whether they are compressed.
+    pub flags: Flags,
+    /// Whether the needle was deleted and only waits for compaction.
+    pub deleted: bool,
+    /// How many bytes the answer brings: as many as were asked for, or up to the end.
+    pub length: u32,
+}
+
+impl Needle {
+    fn encode(&self, out: &mut BytesMut) {
+        out.put_slice(&self.header.to_bytes());
+        out.put_u32(self.data_size);
+        out.put_u32(self.checksum);
+        out.put_u8(self.flags.0);
+        out.put_u8(u8::from(self.deleted));
+        out.put_u32(self.length);
+    }
+
+    fn decode(fields: &mut Fields<'_>) -> Result<Self, ProtocolError> {
+        let needle = Self {
+            header: Header::parse(&fields.array::<HEADER>()?),
+            data_size: fields.u32()?,
+            checksum: fields.u32()?,
+            flags: Flags(fields.u8()?),
+            deleted: match fields.u8()? {
+                0 => false,
+                1 => true,
+                _ => return Err(ProtocolError::Value),
+            },
+            length: fields.u32()?,
+        };
+        if needle.length > needle.data_size || needle.length > MAX_READ {
+            return Err(ProtocolError::Limit);
+        }
+        Ok(needle)
+    }
+}
+
+/// Staging memory that a client may read by RDMA.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Grant {
+    /// Where the [`Needle::length`] bytes are, in the engine's memory.
+    pub address: u64,
+    /// The key of the memory region: it opens nothing but what was staged for this session.
+    pub rkey: u32,
+    /// For how many milliseconds the bytes stay there, at most, from when the engine sent this.
+    pub lease_ms: u32,
+}
+
+/// What an engine says after the bootstrap.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// The needle's bytes follow the frame.
+    Data(Needle),
+    /// The needle's bytes can be fetched.
+    Grant(Needle, Grant),
+    /// The needle's bytes are in a file.
+    File {
+        /// What the bytes are.
+        needle: Needle,
+        /// The session's number of the file.
+        file: u32,
+        /// Where the record's header is in it, for the client to compare with [`Needle::header`] after it has read the bytes.
+        record: u64,
+        /// Where the bytes begin in it.
+        position: u64,
+        /// Whether the file's descriptor comes with this message, as it does the first time.
+        attached: bool,
+    },
+    /// No bytes come.
+    Refused(Refusal),
+    /// The engine is there.
+    Pong,
+    /// The file of this number is not the volume's any more: close it, so that its disk space becomes free. Requests that it
+    /// was named for may finish.
+    Forget {
+        /// The session's number of the file.
+        file: u32,
+    },
+}
+
+impl Answer {
+    /// Appends the message to the request of number `request`.
+    pub fn encode(&self, request: u64, out: &mut BytesMut) {
+        match self {
+            Self::Data(needle) => frame::put(out, Kind::Data, request, |out| needle.encode(out)),
+            Self::Grant(needle, grant) => frame::put(out, Kind::Grant, request, |out| {
+                needle.encode(out);
+                out.put_u64(grant.address);
+                out.put_u32(grant.rkey);
+                out.put_u32(grant.lease_ms);
+            }),
+            Self::File { needle, file, record, position, attached } => {
+                frame::put(out, Kind::File, request, |out| {
+                    needle.encode(out);
+                    out.put_u32(*file);
+                    out.put_u64(*record);
+                    out.put_u64(*position);
+                    out.put_u8(u8::from(*attached));
+                });
+            }
+            Self::Refused(refusal) => {
+                frame::put(out, Kind::Refused, request, |out| out.put_u16(refusal.code()));
+            }
+            Self::Pong => frame::put(out, Kind::Pong, request, |_| {}),
+            Self::Forget { file } => frame::put(out, Kind::Forget, request, |out| out.put_u32(*file)),
+        }
+    }
+
+    /// Reads a message's body.
+    ///
+    /// # Errors
+    /// When it is not an answer, or not a whole one.
+    pub fn decode(header: FrameHeader, body: &[u8]) -> Result<Self, ProtocolError> {
+        let mut fields = Fields(body);
+        let answer = match header.kind {
+            Kind::Data => Self::Data(Needle::decode(&mut fields)?),
+            Kind::Grant => {
+                let needle = Needle::decode(&mut fields)?;
+                let (address, rkey, lease_ms) = (fields.u64()?, fields.u32()?, fields.u32()?);
+                Self::Grant(needle, Grant { address, rkey, lease_ms })
+            }
+            Kind::File => Self::File {
+                needle: Needle::decode(&mut fields)?,
+                file: fields.u32()?,
+                record: fields.u64()?,
+                position: fields.u64()?,
+                attached: match fields.u8()? {
+                    0 => false,
+                    1 => true,
+                    _ => return Err(ProtocolError::Value),
+                },
+            },
+            Kind::Refused => Self::Refused(Refusal::from_code(fields.u16()?)),
+            Kind::Pong => Self::Pong,
+            Kind::Forget => Self::Forget { file: fields.u32()? },
+            other => return Err(ProtocolError::Kind(other as u8)),
+        };
+        if fields.0.is_empty() { Ok(answer) } else { Err(ProtocolError::Long) }
+    }
+}

@@ -1,0 +1,67 @@
+//! What client and engine say to each other; `doc/PROTOCOL.md` has the layouts byte by byte.
+//!
+//! A session begins with a **bootstrap** over a stream, TCP or a Unix socket: [`Hello`], [`Welcome`] with the transports on offer,
+//! [`Choose`], [`Ready`]. After it the same requests are carried by whatever was chosen, and only the way the
+//! data takes differs:
+//!
+//! | transport | a read is answered with | the data |
+//! |---|---|---|
+//! | `tcp` | [`Answer::Data`] | follows in the stream |
+//! | `local` | [`Answer::File`] | the client reads it from the volume's `.dat`, whose descriptor came along |
+//! | `verbs` | [`Answer::Data`] if it is small, else [`Answer::Grant`] | is fetched by RDMA READ from staging memory, and [`Request::Done`] gives that back |
+//!
+//! Every message is a [frame](frame): sixteen bytes that say its length, its kind and the request it belongs to, and a body. Requests
+//! are numbered by the client, may be sent without waiting, and are answered exactly once each, in any order.
+//! Everything has a limit, and what exceeds it, or is not understood, ends the session with a reason.
+
+mod bootstrap;
+pub mod frame;
+mod message;
+mod verbs;
+mod wire;
+
+pub use bootstrap::{Capabilities, Choose, Hello, Limits, Offer, Ready, Transport, Welcome};
+pub use frame::{FrameHeader, Kind};
+pub use message::{Answer, Grant, Needle, Read, Request};
+pub use verbs::{QueuePair, VerbsOffer};
+
+/// The one version of the protocol that this program speaks.
+pub const VERSION: u16 = 1;
+
+/// The port where an engine is looked for.
+pub const DEFAULT_PORT: u16 = 18515;
+
+/// Longest token of a read request, in bytes.
+pub const MAX_TOKEN: usize = 2048;
+
+/// The most data that one request may bring, in bytes; an engine may allow less.
+pub const MAX_READ: u32 = 64 << 20;
+
+/// Bytes that are no message of the protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ProtocolError {
+    /// The first bytes are not those of a hello.
+    #[error("the first bytes are not this protocol's")]
+    Magic,
+    /// The message ends within a field.
+    #[error("a message ends too early")]
+    Short,
+    /// There are bytes behind the last field.
+    #[error("a message has bytes behind its end")]
+    Long,
+    /// A field, or the message, is larger than allowed.
+    #[error("a message exceeds a limit")]
+    Limit,
+    /// A field that must be text is not UTF-8.
+    #[error("a message has text that is none")]
+    Text,
+    /// A kind of message that is not known, or that may not come at this point.
+    #[error("a message of kind {0} is not known here")]
+    Kind(u8),
+    /// A field has a value that means nothing.
+    #[error("a message has a field of no meaning")]
+    Value,
+}
+
+#[cfg(test)]
+mod tests;

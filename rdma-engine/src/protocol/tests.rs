@@ -1,0 +1,189 @@
+//! Every message comes out as it went in, and nothing else is taken for one.
+
+use bytes::BytesMut;
+use proptest::prelude::*;
+
+use super::*;
+use crate::needle::{Flags, Header};
+use crate::{FileId, Refusal};
+
+fn split(bytes: &[u8]) -> (FrameHeader, &[u8]) {
+    let (header, body) = bytes.split_first_chunk().unwrap();
+    let header = FrameHeader::parse(header).unwrap();
+    assert_eq!(header.length as usize, body.len());
+    (header, body)
+}
+
+fn needle() -> impl Strategy<Value = Needle> {
+    (any::<(u32, u64, i32, u32, u8, bool)>(), 0..=MAX_READ, 0..=MAX_READ).prop_map(
+        |(fields, length, more)| {
+            let (cookie, key, size, checksum, flags, deleted) = fields;
+            let header = Header { cookie, key, size };
+            Needle { header, data_size: length + more, checksum, flags: Flags(flags), deleted, length }
+        },
+    )
+}
+
+fn answer() -> impl Strategy<Value = Answer> {
+    prop_oneof![
+        needle().prop_map(Answer::Data),
+        (needle(), any::<(u64, u32, u32)>()).prop_map(|(needle, (address, rkey, lease_ms))| {
+            Answer::Grant(needle, Grant { address, rkey, lease_ms })
+        }),
+        (needle(), any::<(u32, u64, u64, bool)>()).prop_map(
+            |(needle, (file, record, position, attached))| {
+                Answer::File { needle, file, record, position, attached }
+            }
+        ),
+        any::<u16>().prop_map(|code| Answer::Refused(Refusal::from_code(code))),
+        Just(Answer::Pong),
+        any::<u32>().prop_map(|file| Answer::Forget { file }),
+    ]
+}
+
+fn request() -> impl Strategy<Value = Request> {
+    prop_oneof![
+        (any::<(u32, u64, u32, u32, u32)>(), prop::collection::vec(any::<u8>(), 0..=MAX_TOKEN)).prop_map(
+            |((volume, key, cookie, offset, length), token)| {
+                Request::Read(Read { fid: FileId { volume, key, cookie }, offset, length, token })
+            }
+        ),
+        Just(Request::Done),
+        Just(Request::Cancel),
+        Just(Request::Ping),
+    ]
+}
+
+fn queue_pair() -> impl Strategy<Value = QueuePair> {
+    (any::<(u8, [u8; 16], u16, u8)>(), 0u32..1 << 24, 0u32..1 << 24, 0u32..5).prop_map(
+        |((port, gid, lid, reads), number, sequence, mtu)| QueuePair {
+            port,
+            number,
+            sequence,
+            gid,
+            lid,
+            mtu: 256 << mtu,
+            reads,
+        },
+    )
+}
+
+fn welcome() -> impl Strategy<Value = Welcome> {
+    let offer = prop_oneof![
+        Just(Offer::Tcp),
+        prop::collection::vec(any::<u8>(), 0..=107).prop_map(|socket| Offer::Local { socket }),
+        any::<(u8, [u8; 16], u16, u16)>()
+            .prop_map(|(port, gid, lid, gigabits)| { Offer::Verbs(VerbsOffer { port, gid, lid, gigabits }) }),
+    ];
+    (any::<(u16, u64, u128, u32, u32)>(), 1u32.., 1..=MAX_READ, prop::collection::vec(offer, 0..=32))
+        .prop_map(|((version, capabilities, instance, idle_ms, lease_ms), in_flight, read, offers)| Welcome {
+            version,
+            capabilities: Capabilities(capabilities),
+            instance,
+            limits: Limits { in_flight, read, idle_ms, lease_ms },
+            offers,
+        })
+}
+
+#[test]
+fn the_documented_read() {
+    let fid = FileId { volume: 3, key: 1, cookie: 0x6370_37d6 };
+    let mut bytes = BytesMut::new();
+    Request::Read(Read { fid, offset: 5, length: 4096, token: b"t".to_vec() }).encode(9, &mut bytes);
+    let expected = [
+        &[0, 0, 0, 27, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9][..],
+        &[0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 1, 0x63, 0x70, 0x37, 0xd6, 0, 0, 0, 5, 0, 0, 16, 0, 0, 1, b't'],
+    ];
+    assert_eq!(bytes[..], expected.concat());
+}
+
+#[test]
+fn limits_hold() {
+    let header = |length: u32, kind: u8| {
+        let mut bytes = [0; frame::HEADER];
+        bytes[..4].copy_from_slice(&length.to_be_bytes());
+        bytes[4] = kind;
+        FrameHeader::parse(&bytes)
+    };
+    assert!(header(frame::MAX_BODY, Kind::Read as u8).is_ok());
+    assert_eq!(header(frame::MAX_BODY + 1, Kind::Read as u8), Err(ProtocolError::Limit));
+    assert_eq!(header(0, 0), Err(ProtocolError::Kind(0)));
+    assert_eq!(header(0, 200), Err(ProtocolError::Kind(200)));
+
+    let mut bytes = BytesMut::new();
+    let name = "ü".repeat(100);
+    Hello { oldest: 1, newest: 1, capabilities: Capabilities(0), name }.encode(&mut bytes);
+    assert_eq!(Hello::decode(split(&bytes).1).unwrap().name, "ü".repeat(32), "cut between characters");
+    assert_eq!(Hello::decode(b"GET / HTTP/1.1\r\nHost: x"), Err(ProtocolError::Magic));
+}
+
+proptest! {
+    #[test]
+    fn requests_round_trip(request in request(), number: u64) {
+        let mut bytes = BytesMut::new();
+        request.encode(number, &mut bytes);
+        let (header, body) = split(&bytes);
+        prop_assert_eq!(header.request, number);
+        prop_assert_eq!(Request::decode(header, body), Ok(request));
+        let longer = [body, &[0]].concat();
+        prop_assert_eq!(Request::decode(header, &longer), Err(ProtocolError::Long));
+        if let Some((_, shorter)) = body.split_last() {
+            prop_assert!(Request::decode(header, &body[..shorter.len()]).is_err());
+        }
+        prop_assert!(Answer::decode(header, body).is_err());
+    }
+
+    #[test]
+    fn answers_round_trip(answer in answer(), number: u64) {
+        let mut bytes = BytesMut::new();
+        answer.encode(number, &mut bytes);
+        let (header, body) = split(&bytes);
+        prop_assert_eq!(header.request, number);
+        prop_assert_eq!(Answer::decode(header, body), Ok(answer));
+        let longer = [body, &[0]].concat();
+        prop_assert_eq!(Answer::decode(header, &longer), Err(ProtocolError::Long));
+        if let Some((_, shorter)) = body.split_last() {
+            prop_assert!(Answer::decode(header, &body[..shorter.len()]).is_err());
+        }
+        prop_assert!(Request::decode(header, body).is_err());
+    }
+
+    #[test]
+    fn the_bootstrap_round_trips(
+        welcome in welcome(),
+        pair in queue_pair(),
+        (oldest, newest, capabilities) in any::<(u16, u16, u64)>(),
+        name in "[a-z ü]{0,30}",
+    ) {
+        let hello = Hello { oldest, newest, capabilities: Capabilities(capabilities), name };
+        let mut bytes = BytesMut::new();
+        hello.encode(&mut bytes);
+        prop_assert_eq!(Hello::decode(split(&bytes).1), Ok(hello));
+        let mut bytes = BytesMut::new();
+        welcome.encode(&mut bytes);
+        prop_assert_eq!(Welcome::decode(split(&bytes).1), Ok(welcome));
+        for choice in [Choose::Tcp, Choose::Local, Choose::Verbs(pair)] {
+            for kind in [Kind::Choose, Kind::Ready] {
+                let mut bytes = BytesMut::new();
+                choice.encode(kind, &mut bytes);
+                let (header, body) = split(&bytes);
+                prop_assert_eq!(header.kind, kind);
+                prop_assert_eq!(Choose::decode(body), Ok(choice.clone()));
+            }
+        }
+    }
+
+    #[test]
+    fn arbitrary_bytes_never_panic(bytes: Vec<u8>, head: [u8; frame::HEADER], kind in 0u8..40) {
+        let _ = Hello::decode(&bytes);
+        let _ = Welcome::decode(&bytes);
+        let _ = Choose::decode(&bytes);
+        let mut head = head;
+        head[..2].fill(0);
+        head[4] = kind;
+        if let Ok(header) = FrameHeader::parse(&head) {
+            let _ = Request::decode(header, &bytes);
+            let _ = Answer::decode(header, &bytes);
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! What two sides must know of each other to connect a reliable queue pair.
+
+use bytes::{BufMut, BytesMut};
+
+use super::ProtocolError;
+use super::wire::Fields;
+
+/// A port of an RDMA device that the engine can be reached through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VerbsOffer {
+    /// Tells the offers of one engine apart; the client names it in its choice.
+    pub port: u8,
+    /// The port's GID; zeros on an InfiniBand port without global routing.
+    pub gid: [u8; 16],
+    /// The port's LID; 0 on Ethernet.
+    pub lid: u16,
+    /// The link's speed in Gbit/s, so that the client can take the fastest; 0 if unknown.
+    pub gigabits: u16,
+}
+
+impl VerbsOffer {
+    pub(super) fn encode(&self, out: &mut BytesMut) {
+        out.put_u8(self.port);
+        out.put_slice(&self.gid);
+        out.put_u16(self.lid);
+        out.put_u16(self.gigabits);
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, ProtocolError> {
+        let mut fields = Fields(bytes);
+        Ok(Self { port: fields.u8()?, gid: fields.array()?, lid: fields.u16()?, gigabits: fields.u16()? })
+    }
+}
+
+/// One end of a queue pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueuePair {
+    /// The [`VerbsOffer::port`] that it connects through.
+    pub port: u8,
+    /// Its number, 24 bits.
+    pub number: u32,
+    /// The first packet's sequence number, 24 bits.
+    pub sequence: u32,
+    /// The GID of the port that it is on.
+    pub gid: [u8; 16],
+    /// The LID of that port.
+    pub lid: u16,
+    /// The largest packet that its side can take, in bytes: 256 to 4096.
+    pub mtu: u16,
+    /// How many RDMA READs of the other side it can answer at a time.
+    pub reads: u8,
+}
+
+impl QueuePair {
+    pub(super) fn encode(&self, out: &mut BytesMut) {
+        out.put_u8(self.port);
+        out.put_u32(self.number);
+        out.put_u32(self.sequence);
+        out.put_slice(&self.gid);
+        out.put_u16(self.lid);
+        out.put_u16(self.mtu);
+        out.put_u8(self.reads);
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, ProtocolError> {
+        let mut fields = Fields(bytes);
+        let end = Self {
+            port: fields.u8()?,
+            number: fields.u32()?,
+            sequence: fields.u32()?,
+            gid: fields.array()?,
+            lid: fields.u16()?,
+            mtu: fields.u16()?,
+            reads: fields.u8()?,
+        };
+        let valid = end.number < 1 << 24
+            && end.sequence < 1 << 24
+            && matches!(end.mtu, 256 | 512 | 1024 | 2048 | 4096);
+        if valid { Ok(end) } else { Err(ProtocolError::Value) }
+    }
+}

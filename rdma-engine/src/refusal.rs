@@ -1,0 +1,116 @@
+//! Why an engine does not serve a needle. Every reason has a number in the protocol, and all of them mean the same to a
+//! client: take the next source, which in the end is the volume server itself.
+
+/// Makes the enumeration and both directions of its numbers from one table.
+macro_rules! refusals {
+    ($($(#[doc = $doc:literal])+ $name:ident = $code:literal, $label:literal, $text:literal;)+) => {
+        /// Why a needle, or a connection, was refused.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
+        pub enum Refusal {
+            $($(#[doc = $doc])+ #[error($text)] $name,)+
+            /// A reason that this program does not know yet, by its number.
+            #[error("a reason unknown to this version, number {0}")]
+            Unknown(u16),
+        }
+
+        impl Refusal {
+            /// Every reason that is known.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)+];
+
+            /// The number in the protocol.
+            pub const fn code(self) -> u16 {
+                match self {
+                    $(Self::$name => $code,)+
+                    Self::Unknown(code) => code,
+                }
+            }
+
+            /// The reason of a number in the protocol.
+            pub const fn from_code(code: u16) -> Self {
+                match code {
+                    $($code => Self::$name,)+
+                    other => Self::Unknown(other),
+                }
+            }
+
+            /// One word for metrics and logs.
+            pub const fn label(self) -> &'static str {
+                match self {
+                    $(Self::$name => $label,)+
+                    Self::Unknown(_) => "unknown",
+                }
+            }
+        }
+    };
+}
+
+refusals! {
+    /// No directory has the volume.
+    NoVolume = 1, "no_volume", "the volume is not here";
+    /// The volume's data was moved to a remote tier.
+    Remote = 2, "remote", "the volume's data is on a remote tier";
+    /// Of the volume there are only shards.
+    ErasureCoded = 3, "erasure_coded", "the volume is erasure-coded";
+    /// The volume is being copied here.
+    Incomplete = 4, "incomplete", "the volume is being copied and not complete";
+    /// The volume's files are being replaced by compacted ones.
+    Compacting = 5, "compacting", "the volume's files are being replaced";
+    /// The volume's index is being read.
+    Loading = 6, "loading", "the volume's index is being loaded";
+    /// The files are there and not understood: an unknown version, an index that does not fit its data, two volumes of one number.
+    UnknownFormat = 7, "unknown_format", "the volume's files are not understood";
+    /// The index does not have the needle.
+    NoNeedle = 8, "no_needle", "the volume has no such needle";
+    /// The needle has another cookie.
+    WrongCookie = 9, "wrong_cookie", "the needle has another cookie";
+    /// The needle's time to live is over.
+    Expired = 10, "expired", "the needle has expired";
+    /// The needle is a list of others, which a volume server would send in its place.
+    Manifest = 11, "manifest", "the needle is a list of chunks";
+    /// The record is not where the index says, and reading the index again did not help.
+    Stale = 12, "stale", "the needle's record is not where the index says";
+    /// The record contradicts itself.
+    Damaged = 13, "damaged", "the needle's record is damaged";
+    /// The needle ends before the range begins.
+    OutOfRange = 14, "out_of_range", "the range begins behind the needle's end";
+    /// The files could not be read.
+    Io = 15, "io", "the volume's files cannot be read";
+    /// A token is needed and none came.
+    TokenMissing = 32, "token_missing", "a token is needed";
+    /// The token is forged, void or for another needle.
+    TokenInvalid = 33, "token_invalid", "the token does not allow reading the needle";
+    /// More requests are in progress than the session may have.
+    Busy = 34, "busy", "too many requests are in progress";
+    /// The client cancelled the request.
+    Cancelled = 35, "cancelled", "the request was cancelled";
+    /// More bytes were asked for than one request may bring.
+    TooLong = 36, "too_long", "more bytes than one request may bring";
+    /// The client and the engine share no version of the protocol.
+    Version = 64, "version", "no version of the protocol in common";
+    /// The engine has as many sessions as it may have.
+    TooManySessions = 65, "too_many_sessions", "too many sessions";
+    /// The transport that was chosen was not offered on this connection.
+    NoTransport = 66, "no_transport", "the transport is not offered here";
+    /// The engine hands descriptors only to processes that could open the volumes themselves.
+    NotAllowed = 67, "not_allowed", "this user may not have the volumes' descriptors";
+    /// What came is no message of the protocol, or not one that may come at this point.
+    Malformed = 68, "malformed", "not a message that is allowed here";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn numbers_and_labels_are_unique_and_lead_back() {
+        for &refusal in Refusal::ALL {
+            assert_eq!(Refusal::from_code(refusal.code()), refusal);
+        }
+        let codes: HashSet<_> = Refusal::ALL.iter().map(|refusal| refusal.code()).collect();
+        let labels: HashSet<_> = Refusal::ALL.iter().map(|refusal| refusal.label()).collect();
+        assert_eq!((codes.len(), labels.len()), (Refusal::ALL.len(), Refusal::ALL.len()));
+        assert_eq!(Refusal::from_code(999), Refusal::Unknown(999));
+        assert_eq!(Refusal::Unknown(999).code(), 999);
+    }
+}

@@ -1,0 +1,137 @@
+//! The first exchange with a client: who is it, what is offered to it, what does it take.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::time::timeout;
+
+use super::{Session, Shared, stream};
+use crate::Refusal;
+use crate::protocol::{
+    Answer, Capabilities, Choose, Hello, Kind, Offer, ProtocolError, Transport, VERSION, Welcome,
+};
+use crate::transport::{Incoming, Socket, StreamError};
+
+/// How long a client may take to introduce itself.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Serves one connection from its first byte to its end.
+pub(super) async fn run(socket: Arc<Socket>, peer: String, shared: Arc<Shared>) {
+    let mut incoming = Incoming::new(socket.clone());
+    // From the first byte: whoever does not introduce itself takes a place too.
+    let place = shared.sessions.clone().try_acquire_owned();
+    let introduced = timeout(PATIENCE, async {
+        match &place {
+            Ok(_) => introduce(&mut incoming, &shared).await,
+            Err(_) => Err(Rejected::Refused(Refusal::TooManySessions)),
+        }
+    });
+    let outcome = match introduced.await {
+        Ok(outcome) => outcome,
+        Err(_) => return tracing::debug!(peer, "a client did not introduce itself in time"),
+    };
+    let (name, transport) = match outcome {
+        Ok(introduced) => introduced,
+        Err(Rejected::Refused(refusal)) => {
+            shared.metrics.refused(refusal);
+            tracing::info!(peer, reason = %refusal, "refused a connection");
+            let mut bytes = BytesMut::new();
+            Answer::Refused(refusal).encode(0, &mut bytes);
+            // Whether it hears that is its own affair.
+            let _ = timeout(PATIENCE, socket.write_all(&bytes, false)).await;
+            return;
+        }
+        Err(Rejected::Gone(error)) => {
+            if matches!(error, StreamError::Protocol(_)) {
+                shared.metrics.refused(Refusal::Malformed);
+            }
+            return tracing::debug!(peer, %error, "a connection ended before it was a session");
+        }
+    };
+    let session = Arc::new(Session::new(shared, transport));
+    tracing::debug!(peer, name, transport = transport.name(), "a session begins");
+    let end = stream::serve(incoming, session).await;
+    tracing::debug!(peer, name, %end, "a session has ended");
+}
+
+enum Rejected {
+    /// The client is told why.
+    Refused(Refusal),
+    /// There is nobody who would understand.
+    Gone(StreamError),
+}
+
+impl From<StreamError> for Rejected {
+    fn from(error: StreamError) -> Self {
+        Self::Gone(error)
+    }
+}
+
+impl From<std::io::Error> for Rejected {
+    fn from(error: std::io::Error) -> Self {
+        Self::Gone(error.into())
+    }
+}
+
+impl From<ProtocolError> for Rejected {
+    fn from(error: ProtocolError) -> Self {
+        match error {
+            ProtocolError::Magic => Self::Gone(error.into()),
+            _ => Self::Refused(Refusal::Malformed),
+        }
+    }
+}
+
+async fn introduce(incoming: &mut Incoming, shared: &Shared) -> Result<(String, Transport), Rejected> {
+    let hello = Hello::decode(&expect(incoming, Kind::Hello).await?)?;
+    if !(hello.oldest..=hello.newest).contains(&VERSION) {
+        return Err(Rejected::Refused(Refusal::Version));
+    }
+    let socket = incoming.socket().clone();
+    let offers = offers(&socket, shared)?;
+    let mut bytes = BytesMut::new();
+    let welcome = Welcome {
+        version: VERSION,
+        capabilities: Capabilities::default(),
+        instance: shared.instance,
+        limits: shared.limits,
+        offers,
+    };
+    welcome.encode(&mut bytes);
+    socket.write_all(&bytes, false).await?;
+    let choice = Choose::decode(&expect(incoming, Kind::Choose).await?)?;
+    let fits =
+        matches!((&*socket, &choice), (Socket::Tcp(_), Choose::Tcp) | (Socket::Unix(_), Choose::Local));
+    if !fits {
+        return Err(Rejected::Refused(Refusal::NoTransport));
+    }
+    bytes.clear();
+    choice.encode(Kind::Ready, &mut bytes);
+    socket.write_all(&bytes, false).await?;
+    Ok((hello.name, choice.transport()))
+}
+
+async fn expect(incoming: &mut Incoming, kind: Kind) -> Result<bytes::Bytes, Rejected> {
+    let (header, body) = incoming.frame().await?;
+    if header.kind == kind { Ok(body) } else { Err(ProtocolError::Kind(header.kind as u8).into()) }
+}
+
+/// The transports that the client of this connection may take.
+fn offers(socket: &Socket, shared: &Shared) -> Result<Vec<Offer>, Rejected> {
+    match socket {
+        Socket::Tcp(_) => {
+            let local = shared.socket.as_ref().map(|socket| Offer::Local { socket: socket.clone() });
+            Ok(local.into_iter().chain([Offer::Tcp]).collect())
+        }
+        Socket::Unix(stream) => {
+            // A descriptor opens all of a volume, whatever cookies and tokens say. So only who could open the file itself
+            // may have it.
+            let peer = stream.peer_cred()?.uid();
+            if peer != 0 && peer != rustix::process::geteuid().as_raw() {
+                return Err(Rejected::Refused(Refusal::NotAllowed));
+            }
+            Ok(vec![Offer::Local { socket: Vec::new() }])
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! The engine: serves the needles of a volume server's directories to clients.
+//!
+//! ```text
+//!  TcpListener ─┐             ┌ session: tokens, limits, look-up ─ the same for every transport
+//!               ├─ bootstrap ─┤
+//!  UnixListener ┘             └ stream: requests in, answers out ─ tcp and local
+//! ```
+//!
+//! A connection is first asked who it is and what it wants (`bootstrap`), within a few seconds. Then requests come. For each of them the
+//! [`Session`] says what may be read and where it is, and the transport brings it to the client: `tcp` sends it
+//! from the file into the socket, `local` hands the file over. A further transport takes its place beside `stream` and asks
+//! the same session.
+//!
+//! A request that can be answered from the page cache is answered by the thread that took it; one that has to wait for a disk
+//! waits on a thread of its own, and later requests overtake it.
+//!
+//! Sessions, requests in progress, the length of each and the time without any are limited ([`Options`]). A client that does not
+//! read its answers is given up after half a minute.
+
+mod bootstrap;
+mod session;
+mod stream;
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::linux::net::SocketAddrExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
+
+use crate::metrics::Metrics;
+use crate::protocol::{Limits, MAX_READ};
+use crate::store::Store;
+use crate::token::ReadVerifier;
+use crate::transport::Socket;
+pub(crate) use session::Session;
+
+/// How often files that were replaced or removed are looked for.
+const TEND: Duration = Duration::from_secs(1);
+
+/// Rest after a connection could not be accepted, for want of descriptors most likely.
+const REST: Duration = Duration::from_millis(100);
+
+/// What an engine allows.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Sessions at a time; further connections are refused.
+    pub sessions: usize,
+    /// Requests of a session that may be unanswered at a time.
+    pub in_flight: u32,
+    /// Bytes that one request may ask for, up to 64 MiB.
+    pub read: u32,
+    /// How long a session may be without requests.
+    pub idle: Duration,
+    /// Whether processes of this host that could open the volumes' files themselves may have their descriptors.
+    pub local: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { sessions: 1024, in_flight: 256, read: MAX_READ, idle: Duration::from_secs(300), local: true }
+    }
+}
+
+impl Options {
+    fn limits(&self) -> Limits {
+        Limits {
+            in_flight: self.in_flight.max(1),
+            read: self.read.clamp(1, MAX_READ),
+            idle_ms: u32::try_from(self.idle.as_millis()).unwrap_or(u32::MAX),
+            lease_ms: 0,
+        }
+    }
+}
+
+/// What all sessions share.
+pub(crate) struct Shared {
+    pub(crate) store: Arc<Store>,
+    pub(crate) verifier: Option<ReadVerifier>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) limits: Limits,
+    instance: u128,
+    /// The name of the Unix socket in the abstract namespace, if there is one.
+    socket: Option<Vec<u8>>,
+    sessions: Arc<Semaphore>,
+}
+
+/// An engine that listens and does not answer yet.
+pub struct Engine {
+    shared: Arc<Shared>,
+    tcp: TcpListener,
+    unix: Option<UnixListener>,
+}
+
+impl Engine {
+    /// Takes `listen` (port 0 for any free one). Where a `verifier` is given, reads need tokens that it accepts.
+    ///
+    /// # Errors
+    /// When the address cannot be had.
+    pub async fn bind(
+        listen: SocketAddr,
+        store: Arc<Store>,
+        verifier: Option<ReadVerifier>,
+        metrics: Arc<Metrics>,
+        options: &Options,
+    ) -> io::Result<Self> {
+        let tcp = TcpListener::bind(listen).await?;
+        let instance: u128 = rand::random();
+        let (unix, socket) = match options.local {
+            true => {
+                // Whoever knows this name has talked to this very engine, and whoever can connect to it is on the same host.
+                let name = format!("rdma-engine-{instance:032x}").into_bytes();
+                let address = std::os::unix::net::SocketAddr::from_abstract_name(&name)?;
+                let listener = std::os::unix::net::UnixListener::bind_addr(&address)?;
+                listener.set_nonblocking(true)?;
+                (Some(UnixListener::from_std(listener)?), Some(name))
+            }
+            false => (None, None),
+        };
+        let sessions = Arc::new(Semaphore::new(options.sessions));
+        let limits = options.limits();
+        let shared = Shared { store, verifier, metrics, limits, instance, socket, sessions };
+        Ok(Self { shared: Arc::new(shared), tcp, unix })
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// When the socket does not know.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.tcp.local_addr()
+    }
+
+    /// Serves until the future is dropped; with it all sessions end.
+    pub async fn serve(self) {
+        let mut sessions = JoinSet::new();
+        let mut tend = tokio::time::interval(TEND);
+        tend.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let accepted = tokio::select! {
+                accepted = self.tcp.accept() => accepted.map(|(stream, peer)| {
+                    // Without it, answers would wait for each other's acknowledgements.
+                    let _ = stream.set_nodelay(true);
+                    (Socket::Tcp(stream), peer.to_string())
+                }),
+                accepted = accept_unix(self.unix.as_ref()) => accepted,
+                _ = tend.tick() => {
+                    let store = self.shared.store.clone();
+                    // Not awaited: reading directories may take long, and the next tick comes after it.
+                    sessions.spawn_blocking(move || store.tend());
+                    continue;
+                }
+                Some(ended) = sessions.join_next() => {
+                    if let Err(error) = ended && error.is_panic() {
+                        tracing::error!(%error, "a session panicked");
+                    }
+                    continue;
+                }
+            };
+            match accepted {
+                Ok((socket, peer)) => {
+                    sessions.spawn(bootstrap::run(Arc::new(socket), peer, self.shared.clone()));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(REST).await;
+                }
+            }
+        }
+    }
+}
+
+async fn accept_unix(listener: Option<&UnixListener>) -> io::Result<(Socket, String)> {
+    match listener {
+        Some(listener) => {
+            let (stream, _) = listener.accept().await?;
+            let peer = stream.peer_cred().ok().and_then(|peer| peer.pid()).unwrap_or(0);
+            Ok((Socket::Unix(stream), format!("process {peer}")))
+        }
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,419 @@
+//! Engine and client together, over generated volumes. With the real volume server: the end-to-end suites `store` and `engine`.
+
+use std::fs::{self, OpenOptions};
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream as StdStream;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tempfile::TempDir;
+use tokio::time::Instant;
+
+use super::*;
+use crate::client::{self, Client, Delivered, ReadError, Target};
+use crate::needle::Version;
+use crate::protocol::{Capabilities, Choose, Hello, Kind, Transport, VERSION};
+use crate::store::OffsetWidth;
+use crate::store::generated::Generated;
+use crate::token::ReadSigner;
+use crate::{FileId, Refusal};
+
+const COOKIE: u32 = 0xfeed_beef;
+const BOTH: [Transport; 2] = [Transport::Tcp, Transport::Local];
+
+struct Fixture {
+    _directory: TempDir,
+    volume: Generated,
+    address: SocketAddr,
+    metrics: Arc<Metrics>,
+    engine: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        self.engine.abort();
+    }
+}
+
+/// The needle of a key: its length is what matters most.
+fn content(key: u64, length: usize) -> Vec<u8> {
+    (0..length).map(|at| (at as u64 * 31 + key * 17 + (at as u64 >> 9)) as u8).collect()
+}
+
+fn fid(key: u64) -> FileId {
+    FileId { volume: 1, key, cookie: COOKIE }
+}
+
+async fn start(options: Options, key: Option<&[u8]>) -> Fixture {
+    let directory = tempfile::tempdir().unwrap();
+    let volume = Generated::new(directory.path(), 1, Version::V3, OffsetWidth::Four);
+    let store = Arc::new(Store::new(vec![directory.path().into()], None).unwrap());
+    let metrics = Arc::new(Metrics::default());
+    let listen = "127.0.0.1:0".parse().unwrap();
+    let verifier = key.map(ReadVerifier::new);
+    let engine = Engine::bind(listen, store, verifier, metrics.clone(), &options).await.unwrap();
+    let address = engine.address().unwrap();
+    Fixture { _directory: directory, volume, address, metrics, engine: tokio::spawn(engine.serve()) }
+}
+
+impl Fixture {
+    fn client(&self, transport: Transport) -> Client {
+        let options = client::Options { transports: vec![transport], ..client::Options::default() };
+        Client::new(self.address.to_string(), options)
+    }
+}
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(20)
+}
+
+async fn read(
+    client: &Client,
+    fid: FileId,
+    offset: u32,
+    length: usize,
+) -> Result<(Vec<u8>, Delivered), ReadError> {
+    let mut bytes = vec![0; length];
+    let delivered = client.read(Target { fid, offset, token: None }, &mut bytes, soon()).await?;
+    bytes.truncate(delivered.needle.length as usize);
+    Ok((bytes, delivered))
+}
+
+async fn refusal(client: &Client, fid: FileId) -> Refusal {
+    match read(client, fid, 0, 10).await {
+        Err(ReadError::Refused(refusal)) => refusal,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_of_all_sizes_whole_and_in_ranges() {
+    let mut fixture = start(Options::default(), None).await;
+    let sizes = [0, 1, 100, 32 << 10, (32 << 10) + 1, 200_000, 5 << 20];
+    for (key, size) in (1..).zip(sizes) {
+        fixture.volume.put(key, COOKIE, &content(key, size));
+    }
+    for transport in BOTH {
+        let client = fixture.client(transport);
+        for (key, size) in (1..).zip(sizes) {
+            let expected = content(key, size);
+            let (bytes, delivered) = read(&client, fid(key), 0, size + 10).await.unwrap();
+            assert!(bytes == expected, "{transport:?} {size}");
+            assert_eq!(delivered.needle.data_size as usize, size);
+            assert_eq!(delivered.transport, transport);
+            assert_eq!(delivered.verified, size > 0);
+            for (offset, length) in [(0, size / 2), (size / 3, size / 3), (size - size / 4, size), (size, 5)]
+            {
+                let (bytes, delivered) = read(&client, fid(key), offset as u32, length).await.unwrap();
+                assert!(
+                    bytes == expected[offset..size.min(offset + length)],
+                    "{transport:?} {size} {offset}"
+                );
+                assert!(!delivered.verified || bytes.len() == size);
+            }
+        }
+        assert_eq!(refusal(&client, FileId { key: 99, ..fid(1) }).await, Refusal::NoNeedle);
+        assert_eq!(refusal(&client, FileId { cookie: 1, ..fid(2) }).await, Refusal::WrongCookie);
+        assert_eq!(refusal(&client, FileId { volume: 2, ..fid(2) }).await, Refusal::NoVolume);
+        let behind = read(&client, fid(2), 2, 1).await.unwrap_err();
+        assert_eq!(behind, ReadError::Refused(Refusal::OutOfRange));
+        let long = read(&client, fid(2), 0, (64 << 20) + 1).await.unwrap_err();
+        assert_eq!(long, ReadError::Refused(Refusal::TooLong));
+    }
+    let text = fixture.metrics.exposition();
+    assert!(text.contains("rdma_engine_connections{transport=\"local\"}"), "{text}");
+    assert!(!text.contains("rdma_engine_reads_total{transport=\"local\"} 0"), "{text}");
+    assert!(text.contains("rdma_engine_refusals_total{reason=\"no_volume\"} 2"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_at_a_time_some_of_them_dropped() {
+    let mut fixture = start(Options { in_flight: 16, ..Options::default() }, None).await;
+    for key in 1..=64 {
+        fixture.volume.put(key, COOKIE, &content(key, (key as usize * 7919) % 300_000));
+    }
+    for transport in BOTH {
+        let client = fixture.client(transport);
+        let mut readers = JoinSet::new();
+        for reader in 0..8u64 {
+            let client = client.clone();
+            readers.spawn(async move {
+                for step in 0..60u64 {
+                    let key = (reader * 61 + step * 13) % 64 + 1;
+                    let size = (key as usize * 7919) % 300_000;
+                    if step % 5 == reader % 5 {
+                        // Given up somewhere between the request and the last byte.
+                        let limit = Duration::from_micros(step * 20);
+                        let _ = tokio::time::timeout(limit, read(&client, fid(key), 0, size + 1)).await;
+                    }
+                    let (bytes, _) = read(&client, fid(key), 0, size + 1).await.unwrap();
+                    assert!(bytes == content(key, size), "{transport:?} {key}");
+                }
+            });
+        }
+        while let Some(done) = readers.join_next().await {
+            done.unwrap();
+        }
+        assert_eq!(client.transport(), Some(transport), "the connection has lasted");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tokens_are_asked_for_once_for_each_needle_and_session() {
+    let mut fixture = start(Options::default(), Some(b"secret")).await;
+    fixture.volume.put(1, COOKIE, b"guarded");
+    fixture.volume.put(2, COOKIE, b"as well");
+    let token = ReadSigner::new(b"secret", 60).token(fid(1));
+    let forged = ReadSigner::new(b"guessed", 60).token(fid(1));
+    for transport in BOTH {
+        let client = fixture.client(transport);
+        let read = async |key, token: Option<&str>| {
+            let mut bytes = [0; 7];
+            let target = Target { fid: fid(key), offset: 0, token };
+            client.read(target, &mut bytes, soon()).await.map(|_| bytes)
+        };
+        assert_eq!(read(1, None).await, Err(ReadError::Refused(Refusal::TokenMissing)));
+        assert_eq!(read(1, Some(&forged)).await, Err(ReadError::Refused(Refusal::TokenInvalid)));
+        assert_eq!(read(2, Some(&token)).await, Err(ReadError::Refused(Refusal::TokenInvalid)));
+        assert_eq!(read(1, Some(&token)).await, Ok(*b"guarded"));
+        assert_eq!(read(1, None).await, Ok(*b"guarded"));
+        assert_eq!(read(2, None).await, Err(ReadError::Refused(Refusal::TokenMissing)));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_byte_never_arrives_as_a_whole_needle() {
+    let mut fixture = start(Options::default(), None).await;
+    for (key, size) in [(1, 1000), (2, 100_000), (3, 1 << 20)] {
+        fixture.volume.put(key, COOKIE, &content(key, size));
+    }
+    let path = fixture.volume.path("dat");
+    let mut bytes = fs::read(&path).unwrap();
+    for at in [500, 50_000, 500_000] {
+        bytes[at] ^= 1;
+    }
+    OpenOptions::new().write(true).open(&path).unwrap().write_all(&bytes).unwrap();
+    for transport in BOTH {
+        let client = fixture.client(transport);
+        for (key, size) in [(1, 1000), (2, 100_000), (3, 1 << 20)] {
+            let error = read(&client, fid(key), 0, size).await.unwrap_err();
+            assert_eq!(error, ReadError::Damaged("the checksum"), "{transport:?} {key}");
+        }
+        assert_eq!(client.transport(), Some(transport), "the engine is fine otherwise");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_that_were_replaced_are_given_back() {
+    let mut fixture = start(Options::default(), None).await;
+    fixture.volume.put(1, COOKIE, b"one");
+    let client = fixture.client(Transport::Local);
+    read(&client, fid(1), 0, 3).await.unwrap();
+    let compacted = fixture.volume.compact(&[(1, COOKIE, b"one".to_vec())]);
+    fixture.volume.swap_data();
+    fixture.volume.swap_index(compacted);
+    let held = || {
+        let descriptors = fs::read_dir("/proc/self/fd").unwrap();
+        let names = descriptors.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+        let directory = fixture.volume.path("dat").to_string_lossy().into_owned();
+        names.filter(|name| name.to_string_lossy() == format!("{directory} (deleted)")).count()
+    };
+    let began = Instant::now();
+    while held() > 0 {
+        assert!(began.elapsed() < Duration::from_secs(20), "{} descriptors of the old file", held());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(read(&client, fid(1), 0, 3).await.unwrap().0, b"one");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_engine_that_is_gone_is_left_alone_and_found_again() {
+    let mut fixture = start(Options::default(), None).await;
+    fixture.volume.put(1, COOKIE, b"one");
+    let client = fixture.client(Transport::Tcp);
+    read(&client, fid(1), 0, 3).await.unwrap();
+    fixture.engine.abort();
+    let began = Instant::now();
+    let error = loop {
+        match read(&client, fid(1), 0, 3).await {
+            Ok(_) => assert!(began.elapsed() < Duration::from_secs(20), "the sessions went on"),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, ReadError::Lost(_)), "{error}");
+    let error = read(&client, fid(1), 0, 3).await.unwrap_err();
+    assert!(matches!(error, ReadError::Unavailable(_) | ReadError::Lost(_)), "{error}");
+
+    let directory = fixture.volume.path("dat").parent().unwrap().to_owned();
+    let store = Arc::new(Store::new(vec![directory], None).unwrap());
+    let metrics = fixture.metrics.clone();
+    let engine = Engine::bind(fixture.address, store, None, metrics, &Options::default()).await.unwrap();
+    fixture.engine = tokio::spawn(engine.serve());
+    let began = Instant::now();
+    while let Err(error) = read(&client, fid(1), 0, 3).await {
+        assert!(matches!(error, ReadError::Unavailable(_) | ReadError::Lost(_)), "{error}");
+        assert!(began.elapsed() < Duration::from_secs(20), "{error}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_engine_that_hangs_costs_one_deadline() {
+    // Accepts and introduces itself, and then says nothing any more.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let hanging = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let limits = Limits { in_flight: 4, read: 1 << 20, idle_ms: 1000, lease_ms: 0 };
+        let welcome = crate::protocol::Welcome {
+            version: VERSION,
+            capabilities: Capabilities::default(),
+            instance: 1,
+            limits,
+            offers: vec![crate::protocol::Offer::Tcp],
+        };
+        let mut bytes = BytesMut::new();
+        welcome.encode(&mut bytes);
+        Choose::Tcp.encode(Kind::Ready, &mut bytes);
+        stream.write_all(&bytes).unwrap();
+        let mut rest = Vec::new();
+        // Until the client gives up.
+        let _ = stream.read_to_end(&mut rest);
+    });
+    let options = client::Options { transports: vec![Transport::Tcp], ..client::Options::default() };
+    let client = Client::new(address, options);
+    let mut bytes = [0; 10];
+    let target = Target { fid: fid(1), offset: 0, token: None };
+    let deadline = Instant::now() + Duration::from_millis(200);
+    assert_eq!(client.read(target, &mut bytes, deadline).await.unwrap_err(), ReadError::Deadline);
+    let error = client.read(target, &mut bytes, soon()).await.unwrap_err();
+    assert!(matches!(error, ReadError::Unavailable(_)), "{error}");
+    hanging.join().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_no_client_is_sent_away() {
+    let fixture = start(Options { idle: Duration::from_millis(300), ..Options::default() }, None).await;
+    let address = fixture.address;
+    let talk = move |bytes: &[u8]| {
+        let bytes = bytes.to_vec();
+        tokio::task::spawn_blocking(move || {
+            let mut stream = StdStream::connect(address).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            stream.write_all(&bytes).unwrap();
+            let mut answer = Vec::new();
+            // A reset is an end too.
+            let _ = stream.read_to_end(&mut answer);
+            answer
+        })
+    };
+    assert_eq!(talk(b"GET / HTTP/1.1\r\nHost: engine\r\n\r\n").await.unwrap(), b"");
+    assert_eq!(talk(&[0xff; 4096]).await.unwrap(), b"");
+    let refused = |refusal: Refusal| {
+        let mut bytes = BytesMut::new();
+        crate::protocol::Answer::Refused(refusal).encode(0, &mut bytes);
+        bytes
+    };
+    let hello = |oldest, newest| {
+        let mut bytes = BytesMut::new();
+        Hello { oldest, newest, capabilities: Capabilities(u64::MAX), name: "x".into() }.encode(&mut bytes);
+        bytes
+    };
+    assert_eq!(talk(&hello(2, 9)).await.unwrap(), refused(Refusal::Version));
+    let mut choice = hello(1, 9);
+    Choose::Local.encode(Kind::Choose, &mut choice);
+    let answer = talk(&choice).await.unwrap();
+    assert!(answer.ends_with(&refused(Refusal::NoTransport)), "{answer:?}");
+    // A session that only sits there is ended.
+    let mut choice = hello(1, 1);
+    Choose::Tcp.encode(Kind::Choose, &mut choice);
+    let answer = talk(&choice).await.unwrap();
+    assert_eq!(answer[answer.len() - 19..][4], Kind::Ready as u8);
+    // And so is one that talks nonsense.
+    choice.extend_from_slice(&hello(1, 1));
+    talk(&choice).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_sessions_or_requests_than_allowed_are_refused() {
+    let mut fixture = start(Options { sessions: 2, in_flight: 1, ..Options::default() }, None).await;
+    fixture.volume.put(1, COOKIE, &content(1, 1 << 20));
+    let clients =
+        [fixture.client(Transport::Tcp), fixture.client(Transport::Tcp), fixture.client(Transport::Tcp)];
+    for client in &clients[..2] {
+        read(client, fid(1), 0, 10).await.unwrap();
+    }
+    assert_eq!(refusal(&clients[2], fid(1)).await, Refusal::TooManySessions);
+
+    // A client that does not keep to the limit: forty requests at once.
+    drop(clients);
+    let address = fixture.address;
+    let answers = tokio::task::spawn_blocking(move || {
+        let mut bytes = BytesMut::new();
+        Hello { oldest: 1, newest: 1, capabilities: Capabilities(0), name: "x".into() }.encode(&mut bytes);
+        Choose::Tcp.encode(Kind::Choose, &mut bytes);
+        for number in 1..=40 {
+            let read = crate::protocol::Read { fid: fid(1), offset: 0, length: 1 << 20, token: vec![] };
+            crate::protocol::Request::Read(read).encode(number, &mut bytes);
+        }
+        let began = std::time::Instant::now();
+        let mut stream = loop {
+            // The places of those that left become free in a moment.
+            let mut stream = StdStream::connect(address).unwrap();
+            stream.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+            stream.write_all(&bytes).unwrap();
+            let mut head = [0; 16];
+            if stream.read_exact(&mut head).is_ok() && head[4] == Kind::Welcome as u8 {
+                break stream;
+            }
+            assert!(began.elapsed() < Duration::from_secs(20));
+        };
+        let mut answers = Vec::new();
+        let _ = stream.read_to_end(&mut answers);
+        answers
+    });
+    let answers = answers.await.unwrap();
+    let mut busy = BytesMut::new();
+    crate::protocol::Answer::Refused(Refusal::Busy).encode(40, &mut busy);
+    // Whatever of them was served, the metric counts those that were not, and all were answered.
+    assert!(answers.len() >= 1 << 20);
+    assert!(!fixture.metrics.exposition().contains("reason=\"busy\"} 0\n"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_clients_that_come_and_go_leave_nothing() {
+    let mut fixture = start(Options { sessions: 64, ..Options::default() }, None).await;
+    fixture.volume.put(1, COOKIE, &content(1, 300_000));
+    let descriptors = || fs::read_dir("/proc/self/fd").unwrap().count();
+    let connections = |fixture: &Fixture| {
+        let text = fixture.metrics.exposition();
+        let lines = text.lines().filter(|line| line.starts_with("rdma_engine_connections{"));
+        lines.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum::<u64>()
+    };
+    let mut before = 0;
+    for round in 0..1000 {
+        let client = fixture.client(BOTH[round % 2]);
+        if round % 3 == 0 {
+            // Gone in the middle of the answer.
+            let limit = Duration::from_micros(round as u64);
+            let _ = tokio::time::timeout(limit, read(&client, fid(1), 0, 300_000)).await;
+        } else if let Err(error) = read(&client, fid(1), 0, 300_000).await {
+            // Those that have just left may still take all places.
+            assert_eq!(error, ReadError::Refused(Refusal::TooManySessions));
+        }
+        drop(client);
+        if round == 50 {
+            before = descriptors();
+        }
+    }
+    let began = Instant::now();
+    while connections(&fixture) > 0 || descriptors() > before {
+        assert!(
+            began.elapsed() < Duration::from_secs(30),
+            "{} sessions, {} descriptors instead of {before}",
+            connections(&fixture),
+            descriptors()
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

@@ -1,0 +1,113 @@
+//! Entries of an `.idx` file: a log of where each needle was written or deleted, in which the last word counts.
+//!
+//! ```text
+//!  0  key u64
+//!  8  offset u32, or 5 bytes: the low 32 bits, then bits 32 to 39      in units of 8 bytes
+//!     size u32                                                         -1 for a deletion
+//! ```
+//! Whether offsets have 4 or 5 bytes was decided when the server was compiled and is not written in the file itself.
+
+use crate::needle::ALIGNMENT;
+
+/// How wide the offsets of an index are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OffsetWidth {
+    /// Volumes up to 32 GiB, the usual build.
+    Four,
+    /// Volumes up to 8 TiB, builds called `large_disk`.
+    Five,
+}
+
+impl OffsetWidth {
+    /// Bytes of one entry.
+    pub const fn entry_length(self) -> usize {
+        match self {
+            Self::Four => 16,
+            Self::Five => 17,
+        }
+    }
+}
+
+/// What one entry says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// The needle's record is there.
+    Written(Position),
+    /// The needle was deleted.
+    Deleted,
+}
+
+/// Where a record is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    /// In bytes from the beginning of the `.dat` file; a multiple of 8, never 0.
+    pub offset: u64,
+    /// The size in the record's header.
+    pub size: u32,
+}
+
+/// Reads one entry of `width`, of as many bytes as that says: a key, and what became of it.
+///
+/// # Panics
+/// When `bytes` has another length than an entry.
+pub fn parse_entry(width: OffsetWidth, bytes: &[u8]) -> (u64, Change) {
+    let word = |at: usize| u32::from_be_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
+    let key = u64::from(word(0)) << 32 | u64::from(word(4));
+    let (units, size) = match width {
+        OffsetWidth::Four => (u64::from(word(8)), word(12)),
+        OffsetWidth::Five => (u64::from(word(8)) | u64::from(bytes[12]) << 32, word(13)),
+    };
+    let deleted = units == 0 || size.cast_signed() < 0;
+    let change = match deleted {
+        true => Change::Deleted,
+        false => Change::Written(Position { offset: units * ALIGNMENT, size }),
+    };
+    (key, change)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn entry(width: OffsetWidth, key: u64, units: u64, size: i32) -> Vec<u8> {
+        let mut bytes = key.to_be_bytes().to_vec();
+        bytes.extend_from_slice(&u32::try_from(units & 0xffff_ffff).unwrap().to_be_bytes());
+        if width == OffsetWidth::Five {
+            bytes.push(u8::try_from(units >> 32).unwrap());
+        }
+        bytes.extend_from_slice(&size.to_be_bytes());
+        bytes
+    }
+
+    #[test]
+    fn the_fifth_byte_is_the_highest() {
+        let bytes = [0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 2, 1, 0, 0, 0, 9];
+        let (key, change) = parse_entry(OffsetWidth::Five, &bytes);
+        assert_eq!(key, 7);
+        assert_eq!(change, Change::Written(Position { offset: ((1 << 32) + 2) * 8, size: 9 }));
+    }
+
+    #[test]
+    fn what_counts_as_deleted() {
+        for (units, size, deleted) in
+            [(1, 5, false), (1, 0, false), (1, -1, true), (1, -5, true), (0, 5, true), (0, 0, true)]
+        {
+            let (_, change) = parse_entry(OffsetWidth::Four, &entry(OffsetWidth::Four, 1, units, size));
+            assert_eq!(change == Change::Deleted, deleted, "{units} {size}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn entries_round_trip(key: u64, units in 1u64..1 << 32, size in 0i32.., high: u8) {
+            for width in [OffsetWidth::Four, OffsetWidth::Five] {
+                let units = if width == OffsetWidth::Five { units | u64::from(high) << 32 } else { units };
+                let bytes = entry(width, key, units, size);
+                prop_assert_eq!(bytes.len(), width.entry_length());
+                let position = Position { offset: units * 8, size: size.cast_unsigned() };
+                prop_assert_eq!(parse_entry(width, &bytes), (key, Change::Written(position)));
+            }
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! Where every needle of a volume is, in 17 bytes each.
+//!
+//! Keys are handed out in rising order, so nearly every new one is the largest so far. The index is therefore an array sorted by
+//! key, to which such a key is appended and in which a known one is changed in place. The few that come late wait in
+//! a small map and are merged into the array, within the memory it has, when there are enough of them.
+//!
+//! A needle that is deleted keeps its position, marked, until the volume is compacted: readers that hold a slightly old list
+//! of chunks may still ask for it, as they may at the volume server (`readDeleted`).
+
+use std::collections::BTreeMap;
+
+use super::entry::{Change, Position};
+use crate::needle::ALIGNMENT;
+
+/// What the index knows of a needle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Found {
+    /// Where its record is, or was before it was deleted.
+    pub position: Position,
+    /// Whether it was deleted.
+    pub deleted: bool,
+}
+
+/// One needle. Packed: there may be a hundred million.
+#[derive(Clone, Copy)]
+#[repr(C, packed)]
+struct Slot {
+    key: u64,
+    units_low: u32,
+    units_high: u8,
+    /// The size, or its bitwise complement if the needle was deleted: size 0 has no negative.
+    size: i32,
+}
+
+impl Slot {
+    fn new(key: u64, position: Position) -> Self {
+        let units = position.offset / ALIGNMENT;
+        Self {
+            key,
+            units_low: (units & 0xffff_ffff) as u32,
+            units_high: (units >> 32) as u8,
+            size: position.size.cast_signed(),
+        }
+    }
+
+    fn found(self) -> Found {
+        let deleted = self.size < 0;
+        let size = if deleted { !self.size } else { self.size };
+        let units = u64::from(self.units_low) | u64::from(self.units_high) << 32;
+        let position = Position { offset: units * ALIGNMENT, size: size.cast_unsigned() };
+        Found { position, deleted }
+    }
+
+    /// Stands for an entry that says that `key` was deleted, in a log; not for a needle.
+    fn deletion(key: u64) -> Self {
+        Self { key, units_low: 0, units_high: 0, size: 0 }
+    }
+
+    fn is_deletion(self) -> bool {
+        self.units_low == 0 && self.units_high == 0
+    }
+
+    fn delete(&mut self) {
+        if self.size >= 0 {
+            self.size = !self.size;
+        }
+    }
+}
+
+/// The needles of a volume by key.
+#[derive(Default)]
+pub struct Index {
+    sorted: Vec<Slot>,
+    /// Keys that are not the largest and were not there when they came; none of them is in `sorted`.
+    late: BTreeMap<u64, Slot>,
+}
+
+impl Index {
+    /// How many late keys are let wait whatever the size of the index.
+    const FEW: usize = 1024;
+
+    /// Takes in one entry of the log.
+    pub fn apply(&mut self, key: u64, change: Change) {
+        let appended = self.sorted.last().is_none_or(|last| { last.key } < key);
+        match change {
+            Change::Deleted if appended => {}
+            Change::Written(position) if appended => {
+                if self.sorted.len() == self.sorted.capacity() {
+                    // A Vec would double: grow by a sixteenth, which large blocks of memory do by being mapped elsewhere.
+                    self.sorted.reserve_exact(self.sorted.len() / 16 + Self::FEW);
+                }
+                self.sorted.push(Slot::new(key, position));
+            }
+            change => match (self.slot(key), change) {
+                (Some(slot), Change::Written(position)) => *slot = Slot::new(key, position),
+                (Some(slot), Change::Deleted) => slot.delete(),
+                (None, Change::Deleted) => {}
+                (None, Change::Written(position)) => {
+                    self.late.insert(key, Slot::new(key, position));
+                    if self.late.len() > self.sorted.len() / 32 + Self::FEW {
+                        self.merge_late();
+                    }
+                }
+            },
+        }
+    }
+
+    /// Looks a needle up.
+    pub fn get(&self, key: u64) -> Option<Found> {
+        let slot = match self.place(key) {
+            Ok(at) => self.sorted[at],
+            Err(_) => *self.late.get(&key)?,
+        };
+        Some(slot.found())
+    }
+
+    /// How many needles it knows, deleted ones included.
+    pub fn len(&self) -> usize {
+        self.sorted.len() + self.late.len()
+    }
+
+    /// Whether it knows none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn slot(&mut self, key: u64) -> Option<&mut Slot> {
+        match self.place(key) {
+            Ok(at) => Some(&mut self.sorted[at]),
+            Err(_) => self.late.get_mut(&key),
+        }
+    }
+
+    fn place(&self, key: u64) -> Result<usize, usize> {
+        self.sorted.binary_search_by(|slot| { slot.key }.cmp(&key))
+    }
+
+    fn merge_late(&mut self) {
+        let late: Vec<_> = std::mem::take(&mut self.late).into_values().collect();
+        merge(&mut self.sorted, late);
+    }
+}
+
+/// Merges `new` slots, sorted and of keys that are not in `sorted`, from the back, so that no third array is needed.
+fn merge(sorted: &mut Vec<Slot>, mut new: Vec<Slot>) {
+    let Some(&first) = new.first() else { return };
+    let mut read = sorted.len();
+    sorted.reserve_exact(new.len());
+    sorted.resize(read + new.len(), first);
+    let mut write = sorted.len();
+    while let Some(slot) = new.pop() {
+        while read > 0 && { sorted[read - 1].key } > { slot.key } {
+            read -= 1;
+            write -= 1;
+            sorted[write] = sorted[read];
+        }
+        write -= 1;
+        sorted[write] = slot;
+    }
+}
+
+/// Makes an [`Index`] of a whole log. Much faster than taking in entry by entry where the log is not in the order of keys.
+#[derive(Default)]
+pub struct Builder {
+    /// Needles that came in the order of their keys.
+    sorted: Vec<Slot>,
+    /// All else, in the order of the log. Of a key that is in both, what is here came later.
+    backlog: Vec<Slot>,
+}
+
+impl Builder {
+    /// Room for a log of as many entries.
+    pub fn with_capacity(entries: usize) -> Self {
+        Self { sorted: Vec::with_capacity(entries), backlog: Vec::new() }
+    }
+
+    /// Takes in the next entry.
+    pub fn push(&mut self, key: u64, change: Change) {
+        let largest = self.sorted.last().is_none_or(|last| { last.key } < key);
+        match change {
+            Change::Written(position) if largest => self.sorted.push(Slot::new(key, position)),
+            Change::Written(position) => self.backlog.push(Slot::new(key, position)),
+            // Nothing of that key was written so far.
+            Change::Deleted if largest => {}
+            Change::Deleted => self.backlog.push(Slot::deletion(key)),
+        }
+    }
+
+    /// The index of all entries.
+    pub fn build(self) -> Index {
+        let Self { mut sorted, mut backlog } = self;
+        // Stable, so that the entries of a key stay in their order.
+        backlog.sort_by_key(|slot| slot.key);
+        let mut known = 0;
+        let mut new: Vec<Slot> = Vec::new();
+        for change in backlog {
+            while known < sorted.len() && { sorted[known].key } < change.key {
+                known += 1;
+            }
+            let slot = match sorted.get_mut(known) {
+                Some(slot) if { slot.key } == change.key => Some(slot),
+                _ => new.last_mut().filter(|slot| { slot.key } == change.key),
+            };
+            match (slot, change.is_deletion()) {
+                (Some(slot), true) => slot.delete(),
+                (Some(slot), false) => *slot = change,
+                (None, true) => {}
+                (None, false) => new.push(change),
+            }
+        }
+        merge(&mut sorted, new);
+        sorted.shrink_to_fit();
+        Index { sorted, late: BTreeMap::new() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::HashMap;
+
+    fn at(offset: u64, size: u32) -> Position {
+        Position { offset: offset * 8, size }
+    }
+
+    #[test]
+    fn a_slot_takes_17_bytes() {
+        assert_eq!(size_of::<Slot>(), 17);
+    }
+
+    #[test]
+    fn the_last_word_counts_even_if_it_points_back() {
+        let mut index = Index::default();
+        index.apply(5, Change::Written(at(10, 1)));
+        index.apply(5, Change::Written(at(2, 3)));
+        assert_eq!(index.get(5), Some(Found { position: at(2, 3), deleted: false }));
+    }
+
+    #[test]
+    fn a_deleted_needle_keeps_its_position_and_can_come_back() {
+        let mut index = Index::default();
+        index.apply(5, Change::Deleted);
+        assert_eq!(index.get(5), None);
+        for size in [0, 7] {
+            index.apply(5, Change::Written(at(1, size)));
+            index.apply(5, Change::Deleted);
+            index.apply(5, Change::Deleted);
+            assert_eq!(index.get(5), Some(Found { position: at(1, size), deleted: true }));
+        }
+        index.apply(5, Change::Written(at((1 << 40) - 1, 8)));
+        assert_eq!(index.get(5), Some(Found { position: at((1 << 40) - 1, 8), deleted: false }));
+    }
+
+    #[test]
+    fn growing_never_takes_more_than_20_bytes_a_needle() {
+        let mut index = Index::default();
+        for key in 0..300_000 {
+            index.apply(key * 2, Change::Written(at(key + 1, 1)));
+        }
+        for key in 0..20_000 {
+            index.apply(key * 2 + 1, Change::Written(at(key + 1, 1)));
+            let array = index.sorted.capacity() * size_of::<Slot>();
+            // A node of the map is at least half full: twice what its entries take.
+            let map = index.late.len() * 2 * (size_of::<Slot>() + size_of::<u64>());
+            assert!(array + map <= index.len() * 20 + (64 << 10), "{array} + {map} for {}", index.len());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn behaves_like_a_map(
+            log in prop::collection::vec((0u64..3000, prop::option::of((1u64..1 << 40, 0u32..1 << 31))), 0..6000),
+            start in 0usize..6000,
+        ) {
+            let changes: Vec<_> = log
+                .iter()
+                .map(|&(key, to)| (key, to.map_or(Change::Deleted, |(units, size)| Change::Written(at(units, size)))))
+                .collect();
+            let (built, applied) = changes.split_at(start.min(changes.len()));
+            let mut builder = Builder::with_capacity(built.len());
+            for &(key, change) in built {
+                builder.push(key, change);
+            }
+            let mut index = builder.build();
+            for &(key, change) in applied {
+                index.apply(key, change);
+            }
+            let mut model: HashMap<u64, Found> = HashMap::new();
+            for (key, change) in changes {
+                match change {
+                    Change::Written(position) => {
+                        model.insert(key, Found { position, deleted: false });
+                    }
+                    Change::Deleted => {
+                        model.entry(key).and_modify(|found| found.deleted = true);
+                    }
+                }
+            }
+            prop_assert_eq!(index.len(), model.len());
+            for key in 0..3000 {
+                prop_assert_eq!(index.get(key), model.get(&key).copied(), "{}", key);
+            }
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! A needle's record, found and examined: all that is said about the data, and where the data is.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::Fault;
+use super::data::{DataFile, Patience};
+use super::entry::Position;
+use super::index::Found;
+use crate::FileId;
+use crate::checksum;
+use crate::needle::{Flags, HEADER, Header, MAX_TAIL, Tail, Version};
+use crate::refusal::Refusal;
+
+/// Bytes of `dataSize`.
+const DATA_SIZE: usize = 4;
+
+/// Tails are nearly always shorter than this; longer ones are read into memory of their own.
+const USUAL_TAIL: usize = 512;
+
+/// A needle whose record was found and agrees with what was asked for. Holds the file open, so the data can be read even if
+/// the volume is compacted or removed meanwhile.
+#[derive(Debug, Clone)]
+pub struct Record {
+    /// The volume's data file.
+    pub file: Arc<DataFile>,
+    /// The record's header, as it is on disk.
+    pub header: Header,
+    /// Where the record begins in the file, in bytes.
+    pub offset: u64,
+    /// Where its data begins, in bytes.
+    pub data_offset: u64,
+    /// How many bytes of data there are.
+    pub data_size: u32,
+    /// What follows the data.
+    pub tail: Tail,
+    /// Whether the needle was deleted, and would be given by a volume server only to who asks for deleted ones.
+    pub deleted: bool,
+}
+
+impl Record {
+    /// How many bytes there are of the `length` from `offset` on.
+    ///
+    /// # Errors
+    /// [`Refusal::OutOfRange`] if `offset` is behind the end. At the end there are 0.
+    pub fn clamp(&self, offset: u32, length: u32) -> Result<u32, Refusal> {
+        self.data_size.checked_sub(offset).map(|left| left.min(length)).ok_or(Refusal::OutOfRange)
+    }
+
+    /// Fills `destination` with the data from `offset` on. Data that is read as a whole is verified.
+    ///
+    /// # Errors
+    /// [`Refusal::OutOfRange`] if there is not as much, [`Refusal::Damaged`] if the checksum does not agree. What
+    /// `destination` has after an error is undefined.
+    pub fn read_into(&self, offset: u32, destination: &mut [u8], patience: Patience) -> Result<(), Fault> {
+        let length = u32::try_from(destination.len()).map_err(|_| Refusal::OutOfRange)?;
+        if self.clamp(offset, length)? != length {
+            return Err(Refusal::OutOfRange.into());
+        }
+        self.file.read_exact_at(destination, self.data_offset + u64::from(offset), patience)?;
+        if length == self.data_size && !self.matches(checksum::crc32c(destination)) {
+            return Err(Refusal::Damaged.into());
+        }
+        Ok(())
+    }
+
+    /// Whether `crc`, the CRC32C of all data, is what the record says. Nothing is said about no data.
+    pub fn matches(&self, crc: u32) -> bool {
+        self.data_size == 0 || checksum::matches(self.tail.checksum, crc)
+    }
+}
+
+/// Whether a record of `key` with the size of `position` is there.
+pub(super) fn is_at(data: &DataFile, version: Version, key: u64, position: Position) -> bool {
+    let mut bytes = [0; HEADER];
+    let read = data.read_exact_at(&mut bytes, position.offset, Patience::Blocking);
+    let header = Header::parse(&bytes);
+    // The trailer must be there too: a record that the file ends in was never finished.
+    let end = position.offset + version.record_length(position.size) - 8;
+    let ends = data.read_exact_at(&mut [0], end - 1, Patience::Blocking);
+    read.is_ok() && ends.is_ok() && header.key == key && header.size == position.size.cast_signed()
+}
+
+/// Reads what the record at `found` says of itself, and compares it with what was asked for.
+pub(super) fn examine(
+    file: &Arc<DataFile>,
+    version: Version,
+    fid: FileId,
+    found: Found,
+    patience: Patience,
+) -> Result<Record, Fault> {
+    let Position { offset, size } = found.position;
+    let sized = version != Version::V1 && size > 0;
+    let mut head = [0; HEADER + DATA_SIZE];
+    let head_length = if sized { head.len() } else { HEADER };
+    file.read_exact_at(&mut head[..head_length], offset, patience)?;
+    let [header @ .., s0, s1, s2, s3] = head;
+    let header = Header::parse(&header);
+    if header.key != fid.key || header.size.cast_unsigned() != size {
+        return Err(Refusal::Stale.into());
+    }
+    if header.cookie != fid.cookie {
+        return Err(Refusal::WrongCookie.into());
+    }
+
+    let data_size = if sized { u32::from_be_bytes([s0, s1, s2, s3]) } else { size };
+    let data_offset = offset + head_length as u64;
+    let optional = match sized {
+        true => size.checked_sub(DATA_SIZE as u32).and_then(|rest| rest.checked_sub(data_size)),
+        false => Some(0),
+    };
+    let optional = optional.ok_or(Refusal::Damaged)? as usize;
+    let length = optional + version.trailer();
+    if (sized && optional == 0) || length > MAX_TAIL {
+        return Err(Refusal::Damaged.into());
+    }
+    let mut usual = [0; USUAL_TAIL];
+    let mut long = Vec::new();
+    let tail = match usual.get_mut(..length) {
+        Some(tail) => tail,
+        None => {
+            long.resize(length, 0);
+            &mut long[..]
+        }
+    };
+    file.read_exact_at(tail, data_offset + u64::from(data_size), patience)?;
+    let tail = Tail::parse(version, tail).map_err(|_| Refusal::Damaged)?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    if tail.is_expired(now) {
+        return Err(Refusal::Expired.into());
+    }
+    if tail.flags.is_manifest() {
+        return Err(Refusal::Manifest.into());
+    }
+    Ok(Record { file: file.clone(), header, offset, data_offset, data_size, tail, deleted: found.deleted })
+}
+
+impl Record {
+    /// What the record says of its data.
+    pub fn flags(&self) -> Flags {
+        self.tail.flags
+    }
+}

@@ -1,0 +1,142 @@
+//! One volume over time: opened when it is first read, opened again when its files were replaced.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, RwLock};
+
+use super::Fault;
+use super::data::Patience;
+use super::directory::VolumeFiles;
+use super::opened::Opened;
+use super::record::Record;
+use crate::FileId;
+use crate::refusal::Refusal;
+
+/// How long a reader waits for another one that is reading the index; the largest take seconds.
+const WAIT: Duration = Duration::from_millis(100);
+
+/// Files that do not agree with each other are read anew, but not more often than this.
+const RELOAD: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+pub(super) struct Volume {
+    id: u32,
+    files: VolumeFiles,
+    current: RwLock<Current>,
+    /// Held by the one that opens the files.
+    opening: Mutex<()>,
+}
+
+#[derive(Debug)]
+struct Current {
+    opened: Option<Arc<Opened>>,
+    used: Instant,
+    /// Why it could not be opened, so that a lasting reason is logged once.
+    refused: Option<Refusal>,
+}
+
+impl Volume {
+    pub(super) fn new(id: u32, files: VolumeFiles) -> Self {
+        let current = Current { opened: None, used: Instant::now(), refused: None };
+        Self { id, files, current: RwLock::new(current), opening: Mutex::new(()) }
+    }
+
+    pub(super) fn files(&self) -> &VolumeFiles {
+        &self.files
+    }
+
+    /// How many needles its index has in memory, if it is open.
+    pub(super) fn needles(&self) -> Option<usize> {
+        self.current.read().opened.as_ref().map(|opened| opened.needles())
+    }
+
+    /// Finds a needle as of now: whatever the server has finished writing before the call is seen.
+    pub(super) fn locate(&self, fid: FileId, patience: Patience) -> Result<Record, Fault> {
+        let opened = self.opened(patience)?;
+        match opened.locate(fid, patience) {
+            // The files do not say the same, or not any more.
+            Err(Fault::Refused(Refusal::Stale)) if patience == Patience::PageCache => Err(Fault::WouldBlock),
+            Err(Fault::Refused(Refusal::Stale)) if opened.since.elapsed() > RELOAD => {
+                tracing::warn!(volume = self.id, %fid, "the index does not fit the data; reading it again");
+                self.open(Some(&opened))?.locate(fid, patience)
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// Gives up files that were replaced or not read for `idle`, so that they do not keep disk space or memory.
+    pub(super) fn tend(&self, idle: Duration) {
+        let stale = {
+            let current = self.current.read();
+            let unused = current.used.elapsed() > idle;
+            current.opened.as_ref().is_some_and(|opened| unused || !opened.is_current())
+        };
+        if stale {
+            self.current.write().opened = None;
+        }
+    }
+
+    /// The open files, with all that was written to the index so far.
+    fn opened(&self, patience: Patience) -> Result<Arc<Opened>, Fault> {
+        let known = self.current.read().opened.clone();
+        let Some(opened) = known else { return self.first(patience) };
+        if !opened.is_current() {
+            return self.again(&opened, patience);
+        }
+        match opened.catch_up(patience) {
+            Ok(()) => Ok(opened),
+            Err(Fault::Refused(Refusal::Stale)) => self.again(&opened, patience),
+            Err(fault) => Err(fault),
+        }
+    }
+
+    fn first(&self, patience: Patience) -> Result<Arc<Opened>, Fault> {
+        match patience {
+            Patience::PageCache => Err(Fault::WouldBlock),
+            Patience::Blocking => Ok(self.open(None)?),
+        }
+    }
+
+    fn again(&self, stale: &Arc<Opened>, patience: Patience) -> Result<Arc<Opened>, Fault> {
+        match patience {
+            Patience::PageCache => Err(Fault::WouldBlock),
+            Patience::Blocking => Ok(self.open(Some(stale))?),
+        }
+    }
+
+    /// Opens the files unless somebody else has opened others than `stale` meanwhile.
+    fn open(&self, stale: Option<&Arc<Opened>>) -> Result<Arc<Opened>, Refusal> {
+        let _opening = self.opening.try_lock_for(WAIT).ok_or(Refusal::Loading)?;
+        if let Some(other) = self.current.read().opened.clone()
+            && stale.is_none_or(|stale| !Arc::ptr_eq(stale, &other))
+        {
+            return Ok(other);
+        }
+        let began = Instant::now();
+        let outcome = Opened::open(self.id, &self.files).map(Arc::new);
+        let mut current = self.current.write();
+        current.opened = outcome.as_ref().ok().cloned();
+        let reason = outcome.as_ref().err().copied();
+        match &outcome {
+            Ok(opened) => {
+                let (needles, took) = (opened.needles(), began.elapsed());
+                tracing::debug!(volume = self.id, needles, ?took, "opened a volume");
+            }
+            Err(refusal) if current.refused != reason => {
+                tracing::info!(volume = self.id, reason = %refusal, "a volume cannot be read from its files");
+            }
+            Err(_) => {}
+        }
+        current.refused = reason;
+        outcome
+    }
+
+    /// Notes that the volume is in use.
+    pub(super) fn touch(&self) {
+        // Once a second is exact enough and keeps readers from writing to the same memory.
+        if self.current.read().used.elapsed() > Duration::from_secs(1) {
+            self.current.write().used = Instant::now();
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! Takes frames, and the data behind them, out of a stream.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use bytes::{Buf, Bytes, BytesMut};
+
+use super::Socket;
+use crate::protocol::frame::HEADER;
+use crate::protocol::{FrameHeader, ProtocolError};
+
+/// How much is read at once while frames are awaited, in bytes: a frame with the data of a small needle. What of a large needle's
+/// data is read this way is copied once more.
+const READ_AHEAD: usize = 8 << 10;
+
+/// Most descriptors that may wait to be named by a message.
+const WAITING_FILES: usize = 16;
+
+/// Why nothing more comes out of a stream.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StreamError {
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("{0}")]
+    Protocol(#[from] ProtocolError),
+    #[error("the other side closed the connection")]
+    Closed,
+}
+
+/// The reading side of a connection.
+#[derive(Debug)]
+pub(crate) struct Incoming {
+    socket: Arc<Socket>,
+    /// Where reads go first: a read that is given up leaves nothing half done in `buffer`.
+    landing: Box<[u8; READ_AHEAD]>,
+    buffer: BytesMut,
+    files: VecDeque<OwnedFd>,
+}
+
+impl Incoming {
+    pub(crate) fn new(socket: Arc<Socket>) -> Self {
+        Self { socket, landing: Box::new([0; READ_AHEAD]), buffer: BytesMut::new(), files: VecDeque::new() }
+    }
+
+    pub(crate) fn socket(&self) -> &Arc<Socket> {
+        &self.socket
+    }
+
+    /// The next frame. Nothing is lost if the future is dropped before it is ready.
+    pub(crate) async fn frame(&mut self) -> Result<(FrameHeader, Bytes), StreamError> {
+        loop {
+            if let Some(header) = self.buffer.first_chunk::<HEADER>() {
+                let header = FrameHeader::parse(header)?;
+                let length = header.length as usize;
+                if self.buffer.len() >= HEADER + length {
+                    self.buffer.advance(HEADER);
+                    return Ok((header, self.buffer.split_to(length).freeze()));
+                }
+            }
+            self.more().await?;
+        }
+    }
+
+    /// Puts data that follows the last frame at the beginning of `destination`, as much as is there; returns how much, at least one byte
+    /// unless `destination` is empty.
+    pub(crate) async fn data(&mut self, destination: &mut [u8]) -> Result<usize, StreamError> {
+        let count = if self.buffer.is_empty() {
+            self.socket.read(destination, &mut self.files).await?
+        } else {
+            let count = self.buffer.len().min(destination.len());
+            self.buffer.copy_to_slice(&mut destination[..count]);
+            count
+        };
+        if count == 0 && !destination.is_empty() { Err(StreamError::Closed) } else { Ok(count) }
+    }
+
+    /// Drops as many bytes of data.
+    pub(crate) async fn discard(&mut self, mut length: usize) -> Result<(), StreamError> {
+        while length > 0 {
+            if self.buffer.is_empty() {
+                self.more().await?;
+            }
+            let count = self.buffer.len().min(length);
+            self.buffer.advance(count);
+            length -= count;
+        }
+        Ok(())
+    }
+
+    /// The descriptor that came with the oldest message that has not taken its own yet.
+    pub(crate) fn take_file(&mut self) -> Option<OwnedFd> {
+        self.files.pop_front()
+    }
+
+    async fn more(&mut self) -> Result<(), StreamError> {
+        let count = self.socket.read(&mut self.landing[..], &mut self.files).await?;
+        self.buffer.extend_from_slice(&self.landing[..count]);
+        if self.files.len() > WAITING_FILES {
+            return Err(ProtocolError::Limit.into());
+        }
+        if count == 0 { Err(StreamError::Closed) } else { Ok(()) }
+    }
+}

@@ -1,0 +1,18 @@
+//! Streams that carry the protocol: TCP connections and Unix sockets, the same for both sides.
+
+mod incoming;
+mod socket;
+
+pub(crate) use incoming::{Incoming, StreamError};
+pub(crate) use socket::Socket;
+
+use tokio::runtime::{Handle, RuntimeFlavor};
+
+/// Runs `work`, which may wait for a disk or take long, so that the other tasks of this thread need not wait for it.
+pub(crate) fn aside<T>(work: impl FnOnce() -> T) -> T {
+    match Handle::current().runtime_flavor() {
+        // There is no other thread that could take the tasks over.
+        RuntimeFlavor::CurrentThread => work(),
+        _ => tokio::task::block_in_place(work),
+    }
+}

@@ -1,0 +1,152 @@
+//! A connected socket, of which one task reads and others write.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::fs::sendfile;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, send, sendmsg,
+};
+use tokio::io::Interest;
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
+
+/// Most descriptors that one message brings; what exceeds it the kernel closes.
+const DESCRIPTORS: usize = 4;
+
+/// Who takes nothing for so long is given up.
+const STALL: Duration = Duration::from_secs(30);
+
+/// A TCP connection, or a Unix socket, over which descriptors can travel.
+#[derive(Debug)]
+pub(crate) enum Socket {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Socket {
+    /// Reads what is there into `buffer`, and puts descriptors that come along behind `files`. 0 bytes mean the end.
+    pub(crate) async fn read(&self, buffer: &mut [u8], files: &mut VecDeque<OwnedFd>) -> io::Result<usize> {
+        loop {
+            let outcome = match self {
+                Self::Tcp(stream) => stream.try_read(buffer),
+                Self::Unix(_) => self.try_io(Interest::READABLE, |socket| receive(socket, buffer, files)),
+            };
+            match outcome {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => match self {
+                    Self::Tcp(stream) => stream.readable().await?,
+                    Self::Unix(stream) => stream.readable().await?,
+                },
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// Writes as much of `bytes` as can be written at once.
+    pub(crate) fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.try_write(bytes),
+            Self::Unix(stream) => stream.try_write(bytes),
+        }
+    }
+
+    /// Writes all of `bytes`. With `more`, what is left of the last packet waits for what is written next.
+    pub(crate) async fn write_all(&self, mut bytes: &[u8], more: bool) -> io::Result<()> {
+        let flags = SendFlags::NOSIGNAL | if more { SendFlags::MORE } else { SendFlags::empty() };
+        while !bytes.is_empty() {
+            let count = self.when_writable(|socket| Ok(send(socket, bytes, flags)?)).await?;
+            bytes = &bytes[count..];
+        }
+        Ok(())
+    }
+
+    /// Writes all of `bytes`, with `descriptor` attached to the first of them.
+    pub(crate) async fn write_with(&self, bytes: &[u8], descriptor: BorrowedFd<'_>) -> io::Result<()> {
+        let descriptors = [descriptor];
+        let count = self
+            .when_writable(|socket| {
+                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+                let mut control = SendAncillaryBuffer::new(&mut space);
+                control.push(SendAncillaryMessage::ScmRights(&descriptors));
+                Ok(sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?)
+            })
+            .await?;
+        self.write_all(&bytes[count..], false).await
+    }
+
+    /// Sends up to `length` bytes of `file` from `offset` on, as many as there is room for, without a copy in this process. May wait
+    /// for the disk, but not for the other side.
+    pub(crate) fn try_send_file(
+        &self,
+        file: BorrowedFd<'_>,
+        offset: u64,
+        length: usize,
+    ) -> io::Result<usize> {
+        self.try_io(Interest::WRITABLE, |socket| {
+            let mut at = offset;
+            Ok(sendfile(socket, file, Some(&mut at), length)?)
+        })
+    }
+
+    fn try_io<T>(
+        &self,
+        interest: Interest,
+        work: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>,
+    ) -> io::Result<T> {
+        match self {
+            Self::Tcp(stream) => stream.try_io(interest, || work(stream.as_fd())),
+            Self::Unix(stream) => stream.try_io(interest, || work(stream.as_fd())),
+        }
+    }
+
+    async fn when_writable(
+        &self,
+        mut write: impl FnMut(BorrowedFd<'_>) -> io::Result<usize>,
+    ) -> io::Result<usize> {
+        loop {
+            match self.try_io(Interest::WRITABLE, &mut write) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.writable().await?,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// Waits until something can be written, but not for ever.
+    pub(crate) async fn writable(&self) -> io::Result<()> {
+        let writable = async {
+            match self {
+                Self::Tcp(stream) => stream.writable().await,
+                Self::Unix(stream) => stream.writable().await,
+            }
+        };
+        let stalled = |_| io::Error::new(io::ErrorKind::TimedOut, "the other side takes nothing");
+        timeout(STALL, writable).await.map_err(stalled)?
+    }
+
+    /// Ends the connection for both directions and for whoever waits on it.
+    pub(crate) fn shut_down(&self) {
+        let socket = match self {
+            Self::Tcp(stream) => stream.as_fd(),
+            Self::Unix(stream) => stream.as_fd(),
+        };
+        // It may have ended already.
+        let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
+    }
+}
+
+fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8], files: &mut VecDeque<OwnedFd>) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let message = recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    for part in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = part {
+            files.extend(received);
+        }
+    }
+    Ok(message.bytes)
+}

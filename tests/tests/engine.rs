@@ -1,0 +1,264 @@
+//! The `rdma-engine` program beside the real volume server, with the faults that clients must survive.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use rdma_engine::client::{Client, Options, ReadError, Target};
+use rdma_engine::protocol::Transport;
+use rdma_engine::settings::Settings;
+use rdma_engine::{FileId, Refusal};
+use tests::needles::Assigned;
+use tests::{Cluster, Engine, Needles, Pattern, eventually, host};
+use tokio::runtime::Runtime;
+
+const LIMIT: Duration = Duration::from_secs(30);
+const BOTH: [Transport; 2] = [Transport::Tcp, Transport::Local];
+
+fn fid(assigned: &Assigned) -> FileId {
+    assigned.fid.parse().unwrap()
+}
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+}
+
+fn client(engine: &Engine, transport: Transport) -> Client {
+    Client::new(engine.address(), Options { transports: vec![transport], ..Options::default() })
+}
+
+/// A client for blocking tests.
+struct Reader<'a> {
+    runtime: &'a Runtime,
+    client: Client,
+}
+
+impl Reader<'_> {
+    fn read(&self, fid: FileId, length: usize, token: Option<&str>) -> Result<Vec<u8>, ReadError> {
+        self.read_within(fid, length, token, LIMIT)
+    }
+
+    fn read_within(
+        &self,
+        fid: FileId,
+        length: usize,
+        token: Option<&str>,
+        limit: Duration,
+    ) -> Result<Vec<u8>, ReadError> {
+        let mut bytes = vec![0; length];
+        let target = Target { fid, offset: 0, token };
+        let deadline = tokio::time::Instant::now() + limit;
+        let outcome = self.runtime.block_on(async { self.client.read(target, &mut bytes, deadline).await });
+        outcome.map(|delivered| {
+            bytes.truncate(delivered.needle.length as usize);
+            bytes
+        })
+    }
+}
+
+fn some_needles(needles: &Needles, count: u64, size: usize) -> Vec<Assigned> {
+    (0..count)
+        .map(|index| {
+            let at = needles.assign("").unwrap();
+            needles.put(&at, &Pattern::new(index).bytes(0, size), "", &[]).unwrap();
+            at
+        })
+        .collect()
+}
+
+#[test]
+fn the_program_serves_pings_reads_measures_and_ends() {
+    if !host::can_serve() {
+        return;
+    }
+    let cluster = Cluster::builder().start().unwrap();
+    let needles = Needles::new(&cluster);
+    let mut engine = Engine::start(&cluster, &cluster.volume_servers()[0]).unwrap();
+    let written = some_needles(&needles, 4, 5_000_000);
+    let address = engine.address().to_owned();
+
+    for transport in ["local", "tcp", "auto"] {
+        let output = engine.run(&["read", &address, &written[1].fid, "--transport", transport]).unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(output.stdout == Pattern::new(1).bytes(0, 5_000_000), "{transport}");
+    }
+    let part =
+        engine.run(&["read", &address, &written[1].fid, "--offset", "1MiB", "--length", "4KiB"]).unwrap();
+    assert!(part.stdout == Pattern::new(1).bytes(1 << 20, 4096));
+    let wrong = engine.run(&["read", &address, "1,01ffffffff"]).unwrap();
+    assert_eq!((wrong.status.code(), wrong.stdout.len()), (Some(1), 0));
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("refused"), "{wrong:?}");
+    let usage = engine.run(&["read", &address, "nonsense"]).unwrap();
+    assert_eq!(usage.status.code(), Some(2));
+
+    let ping = engine.run(&["ping", &address, "--count", "2", "--transport", "tcp"]).unwrap();
+    assert_eq!(String::from_utf8_lossy(&ping.stdout).matches("over tcp").count(), 2, "{ping:?}");
+    let bench = engine.run(&[
+        "bench",
+        &address,
+        &written[0].fid,
+        &written[1].fid,
+        "--seconds",
+        "1",
+        "--sizes",
+        "64KiB",
+    ]);
+    let bench = String::from_utf8_lossy(&bench.unwrap().stdout).into_owned();
+    assert_eq!(bench.lines().count(), 5, "{bench}");
+    println!("{bench}");
+
+    assert_eq!(engine.get("/healthz").unwrap(), "ok\n");
+    for transport in ["local", "tcp"] {
+        assert!(engine.metric(&format!("rdma_engine_reads_total{{transport=\"{transport}\"}}")).unwrap() > 2);
+        let bytes = engine.metric(&format!("rdma_engine_bytes_total{{transport=\"{transport}\"}}")).unwrap();
+        assert!(bytes > 10_000_000, "{bytes}");
+        eventually("the end of all sessions", LIMIT, || {
+            let sessions = engine.metric(&format!("rdma_engine_connections{{transport=\"{transport}\"}}"));
+            (sessions.unwrap() == 0).then_some(())
+        })
+        .unwrap();
+        assert_eq!(
+            engine.metric(&format!("rdma_engine_staging_bytes{{transport=\"{transport}\"}}")).unwrap(),
+            0
+        );
+    }
+
+    engine.signal(Signal::SIGINT);
+    assert!(engine.wait().unwrap(), "Ctrl-C is a clean end");
+    let gone = engine.run(&["ping", &address]).unwrap();
+    assert_eq!(gone.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&gone.stderr).contains("no answer from"), "{gone:?}");
+}
+
+#[test]
+fn an_engine_that_is_killed_or_hangs_costs_a_typed_error() {
+    if !host::can_serve() {
+        return;
+    }
+    let cluster = Cluster::builder().start().unwrap();
+    let needles = Needles::new(&cluster);
+    let mut engine = Engine::start(&cluster, &cluster.volume_servers()[0]).unwrap();
+    let size = 8_000_000;
+    let written = some_needles(&needles, 6, size);
+    let runtime = runtime();
+    for transport in BOTH {
+        let reader = Reader { runtime: &runtime, client: client(&engine, transport) };
+        assert!(reader.read(fid(&written[0]), size, None).unwrap() == Pattern::new(0).bytes(0, size));
+
+        // Killed in the middle of many reads: each is either right or an error.
+        let reads: Vec<_> = (0..64u64)
+            .map(|index| {
+                let (client, at) = (reader.client.clone(), fid(&written[index as usize % 6]));
+                runtime.spawn(async move {
+                    let mut bytes = vec![0; size];
+                    let deadline = tokio::time::Instant::now() + LIMIT;
+                    let target = Target { fid: at, offset: 0, token: None };
+                    let outcome = client.read(target, &mut bytes, deadline).await;
+                    outcome.map(|_| assert!(bytes == Pattern::new(index % 6).bytes(0, size)))
+                })
+            })
+            .collect();
+        engine.kill();
+        for read in reads {
+            if let Err(error) = runtime.block_on(read).unwrap() {
+                assert!(matches!(error, ReadError::Lost(_) | ReadError::Unavailable(_)), "{error}");
+            }
+        }
+        assert!(reader.read(fid(&written[0]), 10, None).is_err());
+        engine.restart().unwrap();
+        eventually("a read after the restart", LIMIT, || reader.read(fid(&written[0]), size, None).ok())
+            .unwrap();
+
+        // Stopped: the first read takes its whole deadline, the next one no time at all.
+        engine.signal(Signal::SIGSTOP);
+        let outcome = reader.read_within(fid(&written[1]), size, None, Duration::from_millis(300));
+        assert_eq!(outcome.unwrap_err(), ReadError::Deadline);
+        let began = Instant::now();
+        let error = reader.read(fid(&written[1]), size, None).unwrap_err();
+        assert!(matches!(error, ReadError::Unavailable(_)), "{error}");
+        assert!(began.elapsed() < LIMIT / 2);
+        engine.signal(Signal::SIGCONT);
+        eventually("a read after it goes on", LIMIT, || reader.read(fid(&written[0]), size, None).ok())
+            .unwrap();
+    }
+}
+
+#[test]
+fn cookies_and_tokens_guard_needles() {
+    if !host::can_serve() {
+        return;
+    }
+    let key = "a secret between servers";
+    let cluster = Cluster::builder().read_key(key).start().unwrap();
+    let needles = Needles::new(&cluster);
+    let engine = Engine::start(&cluster, &cluster.volume_servers()[0]).unwrap();
+    let written = some_needles(&needles, 2, 1000);
+    let signer = |key: &'static str| {
+        let find = move |name: &str| (name == "WEED_JWT_SIGNING_READ_KEY").then(|| key.to_owned());
+        Settings::read(None, find).unwrap().read_signer().unwrap().unwrap()
+    };
+    let right = signer("a secret between servers").token(fid(&written[0]));
+    let forged = signer("guessed").token(fid(&written[0]));
+    let runtime = runtime();
+    for transport in BOTH {
+        let reader = Reader { runtime: &runtime, client: client(&engine, transport) };
+        let refused = |fid, token: Option<&str>| match reader.read(fid, 1000, token) {
+            Err(ReadError::Refused(refusal)) => refusal,
+            other => panic!("{:?}", other.map(|bytes| bytes.len())),
+        };
+        assert_eq!(refused(fid(&written[0]), None), Refusal::TokenMissing);
+        assert_eq!(refused(fid(&written[0]), Some(&forged)), Refusal::TokenInvalid);
+        assert_eq!(refused(fid(&written[1]), Some(&right)), Refusal::TokenInvalid);
+        assert!(reader.read(fid(&written[0]), 1000, Some(&right)).unwrap() == Pattern::new(0).bytes(0, 1000));
+        let guessed = FileId { cookie: fid(&written[0]).cookie ^ 1, ..fid(&written[0]) };
+        let token = signer("a secret between servers").token(guessed);
+        assert_eq!(refused(guessed, Some(&token)), Refusal::WrongCookie);
+    }
+    // The program finds the key in the cluster's security.toml.
+    let output = engine.run(&["read", engine.address(), &written[1].fid]).unwrap();
+    assert!(output.stdout == Pattern::new(1).bytes(0, 1000), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn garbage_on_the_port_and_in_the_volume() {
+    if !host::can_serve() {
+        return;
+    }
+    let cluster = Cluster::builder().start().unwrap();
+    let needles = Needles::new(&cluster);
+    let engine = Engine::start(&cluster, &cluster.volume_servers()[0]).unwrap();
+    let written = some_needles(&needles, 3, 100_000);
+    for garbage in
+        [&b"GET /metrics HTTP/1.1\r\n\r\n"[..], &[0; 1000], &[0xff; 100_000], b"\x16\x03\x01\x02\x00\x01\x00"]
+    {
+        let mut stream = TcpStream::connect(engine.address()).unwrap();
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        // The engine may hang up before all is written.
+        let _ = stream.write_all(garbage);
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        assert!(answer.len() < 32, "{answer:?}");
+    }
+
+    // A byte of the file flips under the server.
+    let fid = fid(&written[1]);
+    let directory = cluster.volume_servers()[0].directory();
+    let path = directory.join(format!("{}.dat", fid.volume));
+    let mut dat = fs::read(&path).unwrap();
+    let content = Pattern::new(1).bytes(0, 100_000);
+    let at = dat.windows(64).position(|window| window == &content[..64]).unwrap();
+    dat[at + 50_000] ^= 0x10;
+    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &dat[at + 50_000..=at + 50_000], at as u64 + 50_000)
+        .unwrap();
+    let runtime = runtime();
+    for transport in BOTH {
+        let reader = Reader { runtime: &runtime, client: client(&engine, transport) };
+        let error = reader.read(fid, 100_000, None).unwrap_err();
+        assert_eq!(error, ReadError::Damaged("the checksum"), "{transport:?}");
+        assert!(reader.read(self::fid(&written[2]), 100_000, None).is_ok());
+    }
+    assert!(needles.get(&written[1]).is_err(), "the volume server finds it too");
+}
