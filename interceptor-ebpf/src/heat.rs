@@ -97,7 +97,7 @@ fn decayed(level: u32, ticks: u32) -> u32 {
         return 0;
     }
     let fraction = FRACTION[(ticks % TICKS_PER_HALF_LIFE) as usize];
-    (level as u64 * fraction as u64 >> 16 >> half_lives) as u32
+    ((level as u64 * fraction as u64) >> 16 >> half_lives) as u32
 }
 
 /// `2^(-i/64)` in units of `2^-16`.
@@ -108,7 +108,7 @@ static FRACTION: [u32; TICKS_PER_HALF_LIFE as usize] = {
     let (mut power, mut i) = (1u128 << 63, 0);
     while i < table.len() {
         table[i] = ((power + (1 << 46)) >> 47) as u32;
-        power = power * STEP >> 63;
+        power = (power * STEP) >> 63;
         i += 1;
     }
     table
