@@ -20,8 +20,8 @@ pub struct Event {
     pub offset: u64,
     /// Bytes in the range; it may reach beyond the end of the file.
     pub length: u64,
-    /// The device number of the mount, as the kernel keeps it.
-    pub device: u32,
+    /// Which watch of which mount.
+    pub watch: u32,
     /// One of [`kind`].
     pub kind: u32,
     /// The process that read.

@@ -40,11 +40,15 @@ impl HeatSettings {
     /// The tick that a moment of the monotonic clock belongs to.
     #[inline(always)]
     pub const fn tick(&self, now_ns: u64) -> u32 {
-        (now_ns / self.tick_ns) as u32 & STAMP
+        // Dividing by what may be 0 would put a panic into the programs.
+        match now_ns.checked_div(self.tick_ns) {
+            Some(tick) => tick as u32 & STAMP,
+            None => 0,
+        }
     }
 }
 
-/// The heat of one granule, in one word, so that a program can replace it atomically: from the low end 32 bits of level, 31 bits of the
+/// The heat of one granule, in one word, so that a program replaces it in one store: from the low end 32 bits of level, 31 bits of the
 /// tick it was last brought up to date in, and whether the granule is hot.
 #[repr(transparent)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

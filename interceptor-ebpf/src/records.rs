@@ -14,8 +14,8 @@ pub const COMMAND: usize = 16;
 pub struct GranuleKey {
     /// The FUSE node.
     pub node: u64,
-    /// The mount.
-    pub device: u32,
+    /// Which watch of which mount.
+    pub watch: u32,
     /// Offset divided by the size of a granule. It wraps beyond 2^32 granules, so that granules so far apart share their heat.
     pub granule: u32,
 }
@@ -26,14 +26,17 @@ pub struct GranuleKey {
 pub struct NodeKey {
     /// The FUSE node.
     pub node: u64,
-    /// The mount.
-    pub device: u64,
+    /// Which watch of which mount.
+    pub watch: u64,
 }
 
-/// What went through a mount, per CPU.
+/// What went through a mount since it is watched, per CPU.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Traffic {
+    /// The number of this watch, the same on every CPU, which no other has. It stands for the mount in all other keys, so that what is left
+    /// of a mount that is gone is not taken for that of another with the same device number.
+    pub watch: u64,
     /// Calls that read through the page cache.
     pub cached_reads: u64,
     /// Bytes of the pages that those calls touched, as far as the file goes.
@@ -72,8 +75,8 @@ pub struct Traffic {
 pub struct ReaderKey {
     /// The process's id in the high half, the thread's in the low one.
     pub thread: u64,
-    /// The mount.
-    pub device: u64,
+    /// Which watch of which mount.
+    pub watch: u64,
 }
 
 /// What a thread has read.
@@ -100,16 +103,16 @@ pub struct Reader {
 pub struct RequestKey {
     /// Its number, unique in its connection.
     pub unique: u64,
-    /// The mount.
-    pub device: u64,
+    /// Which watch of which mount.
+    pub watch: u64,
 }
 
 /// Requests of one kind.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct LatencyKey {
-    /// The mount.
-    pub device: u32,
+    /// Which watch of which mount.
+    pub watch: u32,
     /// `FUSE_READ`, … of `linux/fuse.h`.
     pub opcode: u32,
 }
@@ -126,16 +129,15 @@ pub struct Latency {
     pub errors: u64,
 }
 
-impl Default for Latency {
-    fn default() -> Self {
-        Self { buckets: [0; BUCKETS], nanos: 0, errors: 0 }
-    }
+impl Latency {
+    /// Of no requests.
+    pub const NONE: Self = Self { buckets: [0; BUCKETS], nanos: 0, errors: 0 };
 }
 
 // `repr(C)` puts no padding into any of the above, on a 64-bit machine or for the BPF target.
 const _: () = {
     assert!(size_of::<GranuleKey>() == 16 && size_of::<NodeKey>() == 16);
     assert!(size_of::<ReaderKey>() == 16 && size_of::<RequestKey>() == 16 && size_of::<LatencyKey>() == 8);
-    assert!(size_of::<Traffic>() == 15 * 8 && size_of::<Reader>() == 72);
+    assert!(size_of::<Traffic>() == 16 * 8 && size_of::<Reader>() == 72);
     assert!(size_of::<Latency>() == (BUCKETS + 2) * 8);
 };

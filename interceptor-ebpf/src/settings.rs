@@ -60,6 +60,37 @@ pub struct Layout {
     pub file_inode: u32,
 }
 
+impl Layout {
+    /// Before the loader has written to it.
+    pub const NONE: Self = Self {
+        mapping_host: 0,
+        inode_super: 0,
+        inode_size: 0,
+        super_device: 0,
+        inode_node: 0,
+        folio_mapping: 0,
+        folio_flags: 0,
+        folio_large: 0,
+        folio_order: 0,
+        request_mount: 0,
+        mount_connection: 0,
+        connection_device: 0,
+        request_opcode: 0,
+        request_unique: 0,
+        request_node: 0,
+        request_pid: 0,
+        request_error: 0,
+        request_args: 0,
+        args_value: 0,
+        args_zeroing: 0,
+        args_zeroing_bit: 0,
+        kiocb_file: 0,
+        kiocb_position: 0,
+        iter_count: 0,
+        file_inode: 0,
+    };
+}
+
 /// What the programs tell of, and when.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +105,17 @@ pub struct Settings {
     pub cached_reads_seen: u32,
     /// Bytes in the ring buffer from which on the daemon is woken up rather than left to look by itself.
     pub wake_at: u64,
+}
+
+impl Settings {
+    /// Before the loader has written to it.
+    pub const NONE: Self = Self {
+        heat: HeatSettings { tick_ns: 1, hot: 0, cool: 0 },
+        stream: StreamSettings { slack: 0, least: 0, window: 0 },
+        granule_shift: 0,
+        cached_reads_seen: 0,
+        wake_at: 0,
+    };
 }
 
 // No padding, which would be bytes of no value.

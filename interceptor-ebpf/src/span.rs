@@ -29,6 +29,9 @@ pub struct Span {
 }
 
 impl Call {
+    /// Of a thread that has not been seen.
+    pub const NONE: Self = Self { node: 0, last: 0, at: 0 };
+
     /// Takes what the page cache said: pages `first` to `last` of `node`. Says whether that is a new call, rather than
     /// the one that was heard of before going on.
     ///

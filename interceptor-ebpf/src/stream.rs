@@ -57,6 +57,14 @@ pub struct Streams {
 }
 
 impl Streams {
+    /// Of a file of which one read has been seen.
+    #[inline(always)]
+    pub fn beginning(offset: u64, length: u64) -> Self {
+        let mut streams = Self::default();
+        streams.tracks[0] = Track::beginning(offset, length);
+        streams
+    }
+
     /// Takes note of a read; gives the window that is due after it.
     #[inline(always)]
     pub fn read(&mut self, offset: u64, length: u64, settings: &StreamSettings) -> Option<Window> {
@@ -75,13 +83,18 @@ impl Streams {
             track.patience = track.patience.saturating_sub(1);
         }
         // The only index that is not a constant: the bound is for the verifier, which has lost sight of it.
-        self.tracks[oldest % TRACKS] =
-            Track { start: offset, head: end, read: length, announced: 0, patience: PATIENCE };
+        self.tracks[oldest % TRACKS] = Track::beginning(offset, length);
         None
     }
 }
 
 impl Track {
+    #[inline(always)]
+    const fn beginning(offset: u64, length: u64) -> Self {
+        let head = offset.saturating_add(length);
+        Self { start: offset, head, read: length, announced: 0, patience: PATIENCE }
+    }
+
     #[inline(always)]
     fn is_near(&self, offset: u64, end: u64, settings: &StreamSettings) -> bool {
         offset <= self.head.saturating_add(settings.slack) && end.saturating_add(settings.slack) >= self.head
