@@ -90,7 +90,7 @@ impl Heat {
 
 #[inline(always)]
 const fn units(bytes: u64) -> u32 {
-    let units = bytes / UNIT;
+    let units = bytes.div_ceil(UNIT);
     if units > u32::MAX as u64 { u32::MAX } else { units as u32 }
 }
 

@@ -20,6 +20,7 @@
 pub mod cluster;
 pub mod data;
 pub mod filer;
+pub mod foreign;
 pub mod host;
 pub mod mount;
 pub mod ports;
@@ -32,6 +33,7 @@ pub mod weed;
 pub use cluster::{Cluster, ClusterBuilder};
 pub use data::Pattern;
 pub use filer::Filer;
+pub use foreign::Bindfs;
 pub use mount::{Mount, MountBuilder};
 pub use proxy::{Fault, FaultProxy};
 pub use shared::Shared;

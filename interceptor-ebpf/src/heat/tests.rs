@@ -55,7 +55,7 @@ proptest! {
         for (wait, bytes) in reads {
             tick += wait;
             heat = heat.read(bytes, tick, &SETTINGS).0;
-            log.push((tick, (bytes / UNIT) as f64));
+            log.push((tick, bytes.div_ceil(UNIT) as f64));
             let exact: f64 = log
                 .iter()
                 .map(|(at, units)| units * (-f64::from(tick - at) / f64::from(TICKS_PER_HALF_LIFE)).exp2())

@@ -6,6 +6,7 @@ mod check;
 mod config_file;
 mod host;
 mod mount;
+mod observe;
 mod options;
 mod signals;
 mod size;
@@ -19,6 +20,7 @@ use std::process::ExitCode;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use check::CheckOptions;
+use observe::ObserveOptions;
 use options::MountOptions;
 use status::StatusOptions;
 
@@ -40,6 +42,14 @@ Stays in the foreground. When the mount answers, prints `mounted MOUNTPOINT` and
 standard output.
 Ctrl-C or SIGTERM unmounts; a second one does not wait for open files. Exits with 0 after an unmount,
 1 after a failure, 2 if the options are wrong.";
+
+const OBSERVE_EXAMPLES: &str = "\
+Examples:
+  interceptor observe
+  interceptor observe /mnt/data --interval 1s
+  interceptor observe /mnt/data --for 30s --json | jq .page_cache_hit_ratio
+
+Takes root, or CAP_BPF and CAP_PERFMON. Names of files are found where they are open.";
 
 const CHECK_EXAMPLES: &str = "\
 Examples:
@@ -74,6 +84,9 @@ enum Command {
     /// Mount a directory tree of a filer, read-only
     #[command(after_help = MOUNT_EXAMPLES)]
     Mount(Box<MountOptions>),
+    /// Show what is read on any FUSE mount of this host, as the kernel sees it
+    #[command(after_help = OBSERVE_EXAMPLES)]
+    Observe(ObserveOptions),
     /// Print what a running mount says of itself
     #[command(after_help = STATUS_EXAMPLES)]
     Status(StatusOptions),
@@ -108,6 +121,9 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let outcome = match cli.command {
         Command::Mount(_) => run_mount(&arguments, &matches).map(|()| ExitCode::SUCCESS),
         Command::Status(options) => status::run(&options).map(|()| ExitCode::SUCCESS).map_err(Failure::from),
+        Command::Observe(options) => {
+            observe::run(&options).map(|()| ExitCode::SUCCESS).map_err(Failure::from)
+        }
         Command::Check(options) => check::run(&options).map_err(Failure::from),
     };
     match outcome {

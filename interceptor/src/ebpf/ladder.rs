@@ -19,7 +19,19 @@ pub struct Rung {
     pub why: Option<String>,
     /// What goes without it.
     pub lost: &'static str,
+    /// What would help, if no program sees it.
+    pub remedy: Option<&'static str>,
 }
+
+/// Why a program is not used.
+struct Off {
+    why: String,
+    remedy: &'static str,
+}
+
+const NEWER: &str = "a newer kernel: since Linux 6.12 there is all that the programs look for";
+const NO_LOCKDOWN: &str = "a kernel that is not in lockdown (lockdown=none on its command line)";
+const REPORT: &str = "RUST_LOG=interceptor::ebpf=debug shows the verifier's log, which is worth reporting";
 
 /// Something to be seen.
 struct Sight {
@@ -138,9 +150,14 @@ const SIGHTS: [Sight; 7] = [
 ];
 
 /// All sights, none of them seen for this reason.
-pub(super) fn none(why: &str) -> Vec<Rung> {
-    let rung =
-        |sight: &Sight| Rung { sight: sight.name, by: None, why: Some(why.to_owned()), lost: sight.lost };
+pub(super) fn none(why: &str, remedy: &'static str) -> Vec<Rung> {
+    let rung = |sight: &Sight| Rung {
+        sight: sight.name,
+        by: None,
+        why: Some(why.to_owned()),
+        lost: sight.lost,
+        remedy: Some(remedy),
+    };
     SIGHTS.iter().map(rung).collect()
 }
 
@@ -157,29 +174,33 @@ pub(super) fn sees_cached_reads(rungs: &[Rung]) -> bool {
 impl Sight {
     fn climb(&self, programs: &mut Ebpf, kernel: &Btf, found: &Found) -> Rung {
         let mut reasons = Vec::new();
-        let mut by = None;
+        let (mut by, mut remedy) = (None, None);
         for way in self.ways {
             match way.take(programs, kernel, found) {
                 Ok(()) => {
-                    by = Some(way.at.to_string());
+                    (by, remedy) = (Some(way.at.to_string()), None);
                     break;
                 }
-                Err(why) => reasons.push(format!("{}: {why}", way.at)),
+                Err(off) => {
+                    reasons.push(format!("{}: {}", way.at, off.why));
+                    remedy = Some(off.remedy);
+                }
             }
         }
         let why = (!reasons.is_empty()).then(|| reasons.join("; "));
-        Rung { sight: self.name, by, why, lost: self.lost }
+        Rung { sight: self.name, by, why, lost: self.lost, remedy }
     }
 }
 
 impl Way {
     /// Loads and attaches the program, or says why not.
-    fn take(&self, programs: &mut Ebpf, kernel: &Btf, found: &Found) -> Result<(), String> {
+    fn take(&self, programs: &mut Ebpf, kernel: &Btf, found: &Found) -> Result<(), Off> {
         let missing = found.missing(self.needs);
         if !missing.is_empty() {
-            return Err(format!("this kernel has no {}", missing.join(", no ")));
+            return Err(Off { why: format!("this kernel has no {}", missing.join(", no ")), remedy: NEWER });
         }
-        let program = programs.program_mut(self.program).ok_or("it was not built")?;
+        let lacking = || Off { why: "it was not built".into(), remedy: "build again: cargo xtask build" };
+        let program = programs.program_mut(self.program).ok_or_else(lacking)?;
         let outcome = match (program, self.at) {
             (Program::BtfTracePoint(program), Place::Typed(name)) => {
                 program.load(name, kernel).and_then(|()| program.attach()).map(drop)
@@ -195,23 +216,25 @@ impl Way {
         outcome.map_err(|error| self.reason(&error, found))
     }
 
-    fn reason(&self, error: &ProgramError, found: &Found) -> String {
-        match error {
+    fn reason(&self, error: &ProgramError, found: &Found) -> Off {
+        let (why, remedy) = match error {
             ProgramError::LoadError { io_error, verifier_log } => {
                 tracing::debug!(program = self.program, "the verifier says:\n{verifier_log}");
                 match (io_error.raw_os_error(), self.at) {
-                    (Some(libc::EPERM), Place::Function(_)) => {
-                        format!("refused, as kernels in lockdown do with programs at functions ({io_error})")
-                    }
-                    _ => format!("refused ({io_error})"),
+                    (Some(libc::EPERM), Place::Function(_)) => (
+                        format!("refused, as kernels in lockdown do with programs at functions ({io_error})"),
+                        NO_LOCKDOWN,
+                    ),
+                    _ => (format!("refused ({io_error})"), REPORT),
                 }
             }
             ProgramError::Btf(_) if found.fuse_is_module => {
-                "not in this kernel; FUSE is a module here".to_owned()
+                ("not in this kernel's own list; FUSE is a module here".to_owned(), NEWER)
             }
-            ProgramError::Btf(_) => "not in this kernel".to_owned(),
-            other => other.to_string(),
-        }
+            ProgramError::Btf(_) => ("not in this kernel".to_owned(), NEWER),
+            other => (other.to_string(), REPORT),
+        };
+        Off { why, remedy }
     }
 }
 
@@ -231,8 +254,9 @@ mod tests {
 
     #[test]
     fn without_programs_every_sight_says_why_and_what_is_lost() {
-        for rung in none("no reason") {
+        for rung in none("no reason", "no remedy") {
             assert_eq!((rung.by, rung.why.as_deref()), (None, Some("no reason")));
+            assert_eq!(rung.remedy, Some("no remedy"));
             assert!(!rung.lost.is_empty() && !rung.lost.ends_with('.'));
         }
     }

@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use aya::Ebpf;
 use aya::maps::{HashMap as Hash, Map, MapData, MapError, PerCpuHashMap, PerCpuValues};
 use aya::util::nr_cpus;
-use interceptor_ebpf::records::{Latency, LatencyKey, Reader, ReaderKey, Traffic};
+use interceptor_ebpf::heat::{Heat, UNIT};
+use interceptor_ebpf::records::{GranuleKey, Latency, LatencyKey, Reader, ReaderKey, Traffic};
 use interceptor_ebpf::settings::{Layout, Settings};
 
 /// Something that both sides know, as `aya` wants to see it.
@@ -20,7 +21,7 @@ macro_rules! records {
     )*};
 }
 
-records!(Layout, Settings, Traffic, LatencyKey, Latency, ReaderKey, Reader);
+records!(Layout, Settings, Traffic, GranuleKey, LatencyKey, Latency, ReaderKey, Reader);
 
 /// A thread that has read from a mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +47,7 @@ pub(super) struct Maps {
     traffic: PerCpuHashMap<MapData, u32, Record<Traffic>>,
     latency: PerCpuHashMap<MapData, Record<LatencyKey>, Record<Latency>>,
     readers: Hash<MapData, Record<ReaderKey>, Record<Reader>>,
+    heat: Hash<MapData, Record<GranuleKey>, u64>,
     cpus: usize,
 }
 
@@ -56,6 +58,7 @@ impl Maps {
             traffic: take(programs, "TRAFFIC")?.try_into()?,
             latency: take(programs, "LATENCY")?.try_into()?,
             readers: take(programs, "READERS")?.try_into()?,
+            heat: take(programs, "HEAT")?.try_into()?,
             cpus: nr_cpus().map_err(|(_, error)| MapError::IoError(error))?,
         })
     }
@@ -94,6 +97,24 @@ impl Maps {
             if key.watch == watch {
                 let sum: &mut Latency = found.entry(key.opcode).or_insert(Latency::NONE);
                 values.iter().for_each(|Record(part)| add_latency(sum, part));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Bytes read of each node of a mount, as far as they are not forgotten at `tick`.
+    pub(super) fn warm_nodes(&self, watch: u32, tick: u32) -> Result<HashMap<u64, u64>, MapError> {
+        let mut found = HashMap::new();
+        for entry in self.heat.iter() {
+            let (Record(key), heat) = match entry {
+                Ok(entry) => entry,
+                // It was evicted while we came to it.
+                Err(MapError::KeyNotFound) => continue,
+                Err(error) => return Err(error),
+            };
+            if key.watch == watch {
+                let sum: &mut u64 = found.entry(key.node).or_default();
+                *sum = sum.saturating_add(u64::from(Heat(heat).level_at(tick)) * UNIT);
             }
         }
         Ok(found)

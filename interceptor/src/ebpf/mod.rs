@@ -20,14 +20,18 @@ mod maps;
 mod settings;
 mod types;
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use aya::maps::{MapError, RingBuf};
 use aya::{Btf, BtfError, Ebpf, EbpfLoader};
+use interceptor_ebpf::heat::HeatSettings;
 use interceptor_ebpf::records::{Latency, Traffic};
+use nix::time::{ClockId, clock_gettime};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::mpsc::Receiver;
 
@@ -71,12 +75,32 @@ pub enum EbpfError {
     Thread(#[source] io::Error),
 }
 
+impl EbpfError {
+    /// What would help.
+    fn remedy(&self) -> &'static str {
+        match self {
+            Self::NotBuiltIn => {
+                "build with `cargo xtask build`, which brings a compiler for BPF where it can"
+            }
+            Self::Types(_) => "a kernel with CONFIG_DEBUG_INFO_BTF",
+            Self::NotPermitted => "run as root, or give the program CAP_BPF and CAP_PERFMON",
+            _ => "see the reason",
+        }
+    }
+}
+
+/// Whether the programs are built in.
+pub fn built_in() -> bool {
+    !PROGRAMS.is_empty()
+}
+
 /// The programs at work.
 pub struct Observer {
     maps: Mutex<Maps>,
     watches: Watches,
     next_watch: AtomicU32,
     rungs: Vec<Rung>,
+    heat: HeatSettings,
     drain: Drain,
     /// Owns the programs and their attachments.
     _programs: Ebpf,
@@ -101,6 +125,7 @@ impl Observer {
             watches,
             next_watch: AtomicU32::new(1),
             rungs,
+            heat: settings.for_programs(true).heat,
             drain,
             _programs: programs,
         };
@@ -167,6 +192,23 @@ impl Observer {
         Ok(maps.readers(watch)?)
     }
 
+    /// The files that were read most lately, hottest first: their nodes, and the bytes that are not forgotten. Looks through everything
+    /// that is warm, which takes some milliseconds for every ten thousand granules.
+    ///
+    /// # Errors
+    /// When it is not watched.
+    pub fn hottest(&self, device: Device, count: usize) -> Result<Vec<(u64, u64)>, EbpfError> {
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+        let tick = self.heat.tick(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX));
+        let maps = self.maps.lock();
+        let watch = self.number(device).ok_or(EbpfError::NotWatched(device))?;
+        let mut nodes: Vec<_> =
+            maps.warm_nodes(watch, tick)?.into_iter().filter(|(_, bytes)| *bytes > 0).collect();
+        nodes.sort_unstable_by_key(|(node, bytes)| (Reverse(*bytes), *node));
+        nodes.truncate(count);
+        Ok(nodes)
+    }
+
     /// What is seen, and what is not.
     pub fn rungs(&self) -> &[Rung] {
         &self.rungs
@@ -188,13 +230,13 @@ impl Observer {
 pub fn rungs() -> Vec<Rung> {
     match load(&Settings { granules: 1, files: 1, readers: 1, mounts: 1, ring: 1, ..Settings::default() }) {
         Ok((_, rungs)) => rungs,
-        Err(error) => ladder::none(&error.to_string()),
+        Err(error) => ladder::none(&error.to_string(), error.remedy()),
     }
 }
 
 /// Loads and attaches what the kernel takes.
 fn load(settings: &Settings) -> Result<(Ebpf, Vec<Rung>), EbpfError> {
-    if PROGRAMS.is_empty() {
+    if !built_in() {
         return Err(EbpfError::NotBuiltIn);
     }
     let types = Types::of_kernel()?;
