@@ -374,17 +374,17 @@ fn what_is_lost_is_counted() {
     for offset in (0..PAGES * PAGE).step_by(buffer.len()) {
         opened.read_exact_at(&mut buffer, offset).unwrap();
     }
+    let traffic = watched.observer.traffic(watched.device).unwrap();
+    assert_eq!(traffic.cached_bytes, PAGES * PAGE, "counters lose nothing: {traffic:?}");
     let mut received = 0;
-    eventually("every event, or that it was lost", PATIENCE, || {
+    let all = eventually("every event, or that it was lost", PATIENCE, || {
         while watched.events.try_recv().is_ok() {
             received += 1;
         }
         (received + watched.observer.lost() == PAGES).then_some(())
-    })
-    .unwrap();
+    });
+    assert!(all.is_ok(), "{received} received, {} lost", watched.observer.lost());
     assert!(watched.observer.lost() > 0);
-    let traffic = watched.observer.traffic(watched.device).unwrap();
-    assert_eq!(traffic.cached_bytes, PAGES * PAGE, "counters lose nothing");
 }
 
 #[test]
@@ -461,4 +461,68 @@ fn observe_says_what_is_read_by_whom_and_leaves_nothing_behind() {
 fn programs_of(pid: u32) -> usize {
     let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
     open.filter(|fd| fs::read_link(fd.path()).is_ok_and(|to| to.as_os_str() == "anon_inode:bpf-prog")).count()
+}
+
+/// The same replay that the library's own test makes of the arithmetic, here with the kernel's map and real reads.
+#[test]
+fn a_zipf_replay_flags_what_is_hot_and_loses_nothing() {
+    const GRANULES: usize = 100_000;
+    const READS: usize = 1_000_000;
+    if !can_observe() || !host::has_bindfs() {
+        return;
+    }
+    let bindfs = Bindfs::start().unwrap();
+    let path = bindfs.put("file", b"").unwrap();
+    let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    file.set_len(GRANULES as u64 * PAGE).unwrap();
+    // Into the page cache, so that the replay goes as fast as the machine can.
+    std::io::copy(&mut &file, &mut std::io::sink()).unwrap();
+
+    let sums: Vec<f64> = (1..=GRANULES)
+        .scan(0.0, |sum, rank| {
+            *sum += (rank as f64).powf(-0.99);
+            Some(*sum)
+        })
+        .collect();
+    let whole = sums[GRANULES - 1];
+    let reads_of = |rank: usize| (rank as f64).powf(-0.99) / whole * READS as f64;
+    let settings = Settings { hot_bytes: reads_of(1700) as u64 * PAGE, ..every_page() };
+    let mut watched = Watched::start(&bindfs.path(), &settings);
+    let mut state = 1u64;
+    let mut counts = vec![0u32; GRANULES];
+    let mut page = vec![0; PAGE as usize];
+    let begun = std::time::Instant::now();
+    for _ in 0..READS {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let point = (state >> 11) as f64 / (1u64 << 53) as f64 * whole;
+        // Ranks are scattered over the file; the factor is coprime to the number of granules.
+        let granule = sums.partition_point(|&sum| sum <= point) * 7919 % GRANULES;
+        counts[granule] += 1;
+        file.read_exact_at(&mut page, granule as u64 * PAGE).unwrap();
+    }
+    let took = begun.elapsed();
+    let traffic = watched.observer.traffic(watched.device).unwrap();
+    assert_eq!(traffic.cached_reads, READS as u64, "{traffic:?}");
+    assert_eq!(watched.observer.lost(), 0);
+
+    let last = bindfs.put("last", &page).unwrap();
+    let opened = File::open(&last).unwrap();
+    for _ in 0..reads_of(1700) as usize {
+        opened.read_exact_at(&mut page, 0).unwrap();
+    }
+    let last_node = bindfs.node(&last).unwrap();
+    let flagged: BTreeSet<usize> =
+        watched.events_until(last_node).iter().map(|event| (event.range.start / PAGE) as usize).collect();
+    let mut ranked: Vec<usize> = (0..GRANULES).collect();
+    ranked.sort_by_key(|&granule| std::cmp::Reverse(counts[granule]));
+    let top = ranked[..GRANULES / 100].iter().filter(|granule| flagged.contains(granule)).count();
+    let far = flagged.iter().filter(|granule| !ranked[..GRANULES * 3 / 100].contains(granule)).count();
+    println!(
+        "{READS} reads in {took:?}; {} flagged: {top} of the top {}, {far} outside the top 3 %; a map of {} granules",
+        flagged.len(),
+        GRANULES / 100,
+        settings.granules
+    );
+    assert!(top * 100 >= GRANULES / 100 * 95, "{top}");
+    assert!(far * 100 <= flagged.len() * 5, "{far} of {}", flagged.len());
 }
