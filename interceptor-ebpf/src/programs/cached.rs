@@ -10,6 +10,8 @@ use crate::maps::traffic;
 use crate::{readers, told};
 
 /// Pages were found for a call that reads, after whatever it took to bring them.
+///
+/// The kernel does not say so of a page for which readahead found no memory and which it then brought by itself.
 #[btf_tracepoint(function = "mm_filemap_get_pages")]
 fn cached_read(context: BtfTracePointContext) -> i32 {
     read(context.arg(0), context.arg(1), context.arg(2)).unwrap_or(0)

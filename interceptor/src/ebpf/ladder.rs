@@ -58,7 +58,7 @@ enum Place {
     Function(&'static str),
 }
 
-/// What everything that starts from an inode needs.
+/// What it takes to know which mount a request is for.
 const REQUEST: [Field; 3] = [field::REQUEST_MOUNT, field::CONNECTION, field::CONNECTION_DEVICE];
 const MAPPING: &[Field] = &[field::HOST, field::SUPER, field::DEVICE, field::NODE, field::SIZE];
 const FOLIO: &[Field] = &[
