@@ -9,6 +9,7 @@
 
 pub mod cache;
 pub mod cli;
+pub mod ebpf;
 pub mod fetch;
 pub mod fuse;
 pub mod namespace;

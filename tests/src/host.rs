@@ -42,6 +42,16 @@ pub fn can_serve() -> bool {
     lack.is_none()
 }
 
+/// Whether this machine has `bindfs`, a FUSE file system of others. If not, says so as [`can_mount`] does.
+#[must_use]
+pub fn has_bindfs() -> bool {
+    let there = std::process::Command::new("bindfs").arg("--version").output().is_ok();
+    if !there {
+        skipped("there is no bindfs; `cargo xtask setup` installs it");
+    }
+    there
+}
+
 /// Writes the line that counts the running test as skipped.
 pub fn skipped(reason: &str) {
     let thread = std::thread::current();

@@ -11,7 +11,7 @@ use std::thread;
 use anyhow::{Context, Result, anyhow, ensure};
 use serde::Deserialize;
 
-use crate::process;
+use crate::{process, programs};
 
 /// A program that Cargo built.
 #[derive(Debug, Clone)]
@@ -27,8 +27,9 @@ pub(crate) struct Built {
     pub(crate) program: PathBuf,
 }
 
-/// Builds the programs that operators run; returns `interceptor`.
+/// Builds the programs that operators run, and before them those that run in the kernel; returns `interceptor`.
 pub(crate) fn build_interceptor() -> Result<PathBuf> {
+    programs::build()?;
     let built = build(&["build", "--workspace", "--exclude", "xtask", "--bins"])?;
     let found = built.into_iter().find(|built| built.kind == "bin" && built.target == "interceptor");
     Ok(found.context("cargo built no program called interceptor")?.program)

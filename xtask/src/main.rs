@@ -1,14 +1,16 @@
 //! `cargo xtask`: prepare a machine, build, run, test and measure.
 //!
-//! A file per verb: [`setup`], [`run`] (with [`smoke`]), [`test`], [`bench`], [`vm`]. Beneath them: [`workplace`] owns whatever a verb starts and
+//! A file per verb: [`setup`], [`build`], [`run`] (with [`smoke`]), [`test`], [`bench`], [`vm`]. Beneath them: [`workplace`] owns whatever a verb starts and
 //! cleans up after it, also after a crash; [`stage`] is a cluster in a workplace, from the fixtures of the end-to-end tests; [`dataset`] and
-//! [`upload`] write data that can be checked; [`interrupt`] turns Ctrl-C into an ordinary error, so that every verb unwinds.
+//! [`upload`] write data that can be checked; [`programs`] builds what runs in the kernel; [`interrupt`] turns Ctrl-C into an ordinary error, so that every verb unwinds.
 
 mod bench;
+mod build;
 mod cargo;
 mod dataset;
 mod interrupt;
 mod process;
+mod programs;
 mod progress;
 mod run;
 mod setup;
@@ -53,6 +55,8 @@ Environment:
 enum Verb {
     /// Find or install what building and running need, and say what there is
     Setup,
+    /// Build the programs that operators run, eBPF included
+    Build,
     /// Start a local SeaweedFS with sample data and mount it; or run the built program
     Run(run::Options),
     /// Run every tier of tests and sum up
@@ -67,6 +71,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let outcome = interrupt::install().and_then(|()| match &arguments.verb {
         Verb::Setup => setup::command().map(|()| ExitCode::SUCCESS),
+        Verb::Build => build::command().map(|()| ExitCode::SUCCESS),
         Verb::Run(options) => run::command(options).map(|()| ExitCode::SUCCESS),
         Verb::Test(options) => test::command(options).map(|()| ExitCode::SUCCESS),
         Verb::Bench(options) => bench::command(options).map(|()| ExitCode::SUCCESS),

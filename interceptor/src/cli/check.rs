@@ -33,6 +33,7 @@ pub(super) struct CheckOptions {
 /// Prints what was found; fails if no mount is possible.
 pub(super) fn run(options: &CheckOptions) -> anyhow::Result<ExitCode> {
     let mut findings = host::findings();
+    findings.extend(host::ebpf_rungs());
     let security = match &options.security {
         Some(file) => Security::load_from(file),
         None => Security::load(),
@@ -92,13 +93,13 @@ impl fmt::Display for Finding {
             State::Missing => "MISSING",
             State::Unused => "-",
         };
-        writeln!(f, "{:<24} {state:<8} {}", self.ability, self.found)?;
+        writeln!(f, "{:<28} {state:<8} {}", self.ability, self.found)?;
         match self.state {
             State::Ok => Ok(()),
-            State::Unused => writeln!(f, "{:33} not used by this version", ""),
+            State::Unused => writeln!(f, "{:37} not used by this version", ""),
             State::Lost | State::Missing => {
-                writeln!(f, "{:33} without it: {}", "", self.lost)?;
-                writeln!(f, "{:33} to get it:  {}", "", self.remedy)
+                writeln!(f, "{:37} without it: {}", "", self.lost)?;
+                writeln!(f, "{:37} to get it:  {}", "", self.remedy)
             }
         }
     }

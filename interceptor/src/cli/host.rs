@@ -1,6 +1,6 @@
 //! What this host can do for a mount, found out without changing anything.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::{env, io};
 
@@ -8,6 +8,7 @@ use nix::unistd::{AccessFlags, Uid, access};
 use serde::Serialize;
 
 use super::size::ByteSize;
+use crate::ebpf;
 use crate::telemetry::report::LostAbility;
 
 /// Numbers of capabilities, from `linux/capability.h`.
@@ -65,7 +66,7 @@ pub(super) fn findings() -> Vec<Finding> {
         request_size(),
         huge_pages(),
         passthrough(),
-        kernel_types(),
+        ebpf_programs(),
     ]
 }
 
@@ -206,15 +207,35 @@ pub(super) fn no_passthrough(reason: String) -> Finding {
     }
 }
 
-fn kernel_types() -> Finding {
-    let there = File::open("/sys/kernel/btf/vmlinux").is_ok();
+/// Only whether they are there: finding out what the kernel takes of them needs loading them, see [`ebpf_rungs`].
+fn ebpf_programs() -> Finding {
+    let there = ebpf::built_in();
     Finding {
-        ability: "kernel type information",
-        state: State::Unused,
-        found: format!("/sys/kernel/btf/vmlinux {}", if there { "can be read" } else { "cannot be read" }),
-        lost: "nothing in this version",
-        remedy: "a kernel with CONFIG_DEBUG_INFO_BTF",
+        ability: "eBPF programs",
+        state: if there { State::Ok } else { State::Lost },
+        found: format!("eBPF is {}built into this program", if there { "" } else { "not " }),
+        lost: "page-cache hits and everything else that the kernel does not ask the daemon for is not seen",
+        remedy: "build with `cargo xtask build`, which brings a compiler for BPF where it can",
     }
+}
+
+/// What eBPF sees here, by which program, and why not by a better one. Loads the programs, for a moment.
+pub(super) fn ebpf_rungs() -> Vec<Finding> {
+    let finding = |rung: ebpf::Rung| {
+        let better = rung.why.unwrap_or_default();
+        Finding {
+            ability: rung.sight,
+            state: if rung.by.is_some() { State::Ok } else { State::Lost },
+            found: match rung.by {
+                Some(by) if better.is_empty() => by,
+                Some(by) => format!("{by}, for want of {better}"),
+                None => better,
+            },
+            lost: rung.lost,
+            remedy: rung.remedy.unwrap_or("nothing to be done"),
+        }
+    };
+    ebpf::rungs().into_iter().map(finding).collect()
 }
 
 /// The word in brackets of a file such as `always [madvise] never`.
@@ -244,7 +265,7 @@ mod tests {
 
     #[test]
     fn every_finding_says_what_to_do() {
-        for finding in findings() {
+        for finding in findings().into_iter().chain(ebpf_rungs()) {
             for text in [&finding.found as &str, finding.lost, finding.remedy] {
                 assert!(!text.is_empty() && !text.ends_with('.'), "{finding:?}");
             }

@@ -7,6 +7,7 @@ mod config_file;
 mod host;
 mod http;
 mod mount;
+mod observe;
 mod options;
 mod signals;
 mod size;
@@ -21,6 +22,7 @@ use std::process::ExitCode;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use check::CheckOptions;
+use observe::ObserveOptions;
 use options::MountOptions;
 use status::StatusOptions;
 use warmup::WarmupOptions;
@@ -43,6 +45,14 @@ Stays in the foreground. When the mount answers, prints `mounted MOUNTPOINT` and
 standard output.
 Ctrl-C or SIGTERM unmounts; a second one does not wait for open files. Exits with 0 after an unmount,
 1 after a failure, 2 if the options are wrong.";
+
+const OBSERVE_EXAMPLES: &str = "\
+Examples:
+  interceptor observe
+  interceptor observe /mnt/data --interval 1s
+  interceptor observe /mnt/data --for 30s --json | jq .page_cache_hit_ratio
+
+Takes root, or CAP_BPF and CAP_PERFMON. Names of files are found where they are open.";
 
 const CHECK_EXAMPLES: &str = "\
 Examples:
@@ -93,6 +103,9 @@ enum Command {
     /// Bring files or trees of a mount into its cache, check what is there, or give it up
     #[command(after_help = WARMUP_EXAMPLES)]
     Warmup(WarmupOptions),
+    /// Show what is read on any FUSE mount of this host, as the kernel sees it
+    #[command(after_help = OBSERVE_EXAMPLES)]
+    Observe(ObserveOptions),
     /// Print what a running mount says of itself
     #[command(after_help = STATUS_EXAMPLES)]
     Status(StatusOptions),
@@ -128,6 +141,9 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Mount(_) => run_mount(&arguments, &matches).map(|()| ExitCode::SUCCESS),
         Command::Warmup(options) => warmup::run(&options).map_err(Failure::from),
         Command::Status(options) => status::run(&options).map(|()| ExitCode::SUCCESS).map_err(Failure::from),
+        Command::Observe(options) => {
+            observe::run(&options).map(|()| ExitCode::SUCCESS).map_err(Failure::from)
+        }
         Command::Check(options) => check::run(&options).map_err(Failure::from),
     };
     match outcome {

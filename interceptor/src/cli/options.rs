@@ -287,7 +287,7 @@ fn filer_path(text: &str) -> Result<String, &'static str> {
     Ok(format!("/{}", parts.join("/")))
 }
 
-fn duration(text: &str) -> Result<Duration, &'static str> {
+pub(super) fn duration(text: &str) -> Result<Duration, &'static str> {
     const EXPECTED: &str = "expected a time such as 500ms, 6s or 2m";
     let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).ok_or(EXPECTED)?);
     let number: u32 = number.parse().map_err(|_| EXPECTED)?;

@@ -85,6 +85,13 @@ fn has_libclang() -> bool {
     directories.chain(llvm.map(|entry| entry.path().join("lib"))).any(|directory| is_libclang(&directory))
 }
 
+const BINDFS: Need = Need {
+    name: "bindfs",
+    why: "a FUSE file system of others, for the tests of what eBPF sees",
+    packages: &["bindfs"],
+    present: || process::succeeds("bindfs", &["--version"]),
+};
+
 /// The way to call pip that works here.
 pub(super) fn pip() -> Option<Command> {
     [&["pip3"][..], &["python3", "-m", "pip"], &["pip"]].into_iter().find_map(|words| {
@@ -98,20 +105,29 @@ pub(super) fn pip() -> Option<Command> {
 
 /// Installs what lacks, or says how.
 pub(super) fn ensure(needs_pip: bool) -> Result<()> {
-    let needs = [Some(C_COMPILER), Some(FUSE), Some(RDMA_HEADERS), needs_pip.then_some(PIP)];
+    let needs = [Some(C_COMPILER), Some(FUSE), Some(BINDFS), Some(RDMA_HEADERS), needs_pip.then_some(PIP)];
     let lacking: Vec<Need> = needs.into_iter().flatten().filter(|need| !(need.present)()).collect();
     if !lacking.is_empty() {
-        install(&lacking)?;
+        install_needs(&lacking)?;
     }
     ensure_rust_components()?;
     ensure_fuse_device()
 }
 
-fn install(lacking: &[Need]) -> Result<()> {
+fn install_needs(lacking: &[Need]) -> Result<()> {
     for need in lacking {
         eprintln!("setup: {} is missing ({})", need.name, need.why);
     }
     let packages: Vec<&str> = lacking.iter().flat_map(|need| need.packages).copied().collect();
+    install(&packages)?;
+    match lacking.iter().find(|need| !(need.present)()) {
+        Some(need) => bail!("{} is still missing after installing {}", need.name, need.packages.join(" ")),
+        None => Ok(()),
+    }
+}
+
+/// Installs packages as root on a Debian-like system; says how to anywhere else, and fails.
+pub(super) fn install(packages: &[&str]) -> Result<()> {
     let debian = Path::new("/etc/debian_version").exists() && process::succeeds("apt-get", &["--version"]);
     if !debian {
         bail!("install these with your package manager (the names are Debian's): {}", packages.join(" "));
@@ -121,11 +137,7 @@ fn install(lacking: &[Need]) -> Result<()> {
     }
     eprintln!("setup: installing {}", packages.join(" "));
     process::run(apt_get().args(["-qq", "update"]))?;
-    process::run(apt_get().args(["-qq", "-y", "--no-install-recommends", "install"]).args(&packages))?;
-    match lacking.iter().find(|need| !(need.present)()) {
-        Some(need) => bail!("{} is still missing after installing {}", need.name, need.packages.join(" ")),
-        None => Ok(()),
-    }
+    process::run(apt_get().args(["-qq", "-y", "--no-install-recommends", "install"]).args(packages))
 }
 
 /// apt-get that asks nothing and whose chatter stays off our standard output.

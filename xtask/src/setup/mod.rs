@@ -1,9 +1,10 @@
 //! `cargo xtask setup`: brings onto this machine what building and running need, and nothing twice.
 //!
 //! [`host`] knows what the operating system has to give (a C compiler, FUSE, the Rust components); [`weed`] finds or
-//! brings the SeaweedFS program. Every other verb runs [`ensure`] first; on a machine that lacks nothing it takes a few
+//! brings the SeaweedFS program; [`bpf`] the compiler of what runs in the kernel. Every other verb runs [`ensure`] first; on a machine that lacks nothing it takes a few
 //! milliseconds and prints nothing.
 
+pub(crate) mod bpf;
 mod host;
 mod weed;
 
@@ -21,6 +22,7 @@ pub(crate) struct Prepared {
 pub(crate) fn ensure() -> Result<Prepared> {
     let needs_weed = weed::find()?.is_none();
     host::ensure(needs_weed)?;
+    bpf::ensure();
     Ok(Prepared { weed: weed::ensure()? })
 }
 
@@ -30,6 +32,7 @@ pub(crate) fn command() -> Result<()> {
     for line in host::report() {
         println!("{line}");
     }
+    println!("{:<14}{}", "bpf", bpf::report());
     println!("{:<14}{} ({})", "weed", prepared.weed.display(), weed::version(&prepared.weed)?);
     Ok(())
 }

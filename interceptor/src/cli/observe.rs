@@ -1,0 +1,90 @@
+//! `interceptor observe`: what is read on any FUSE mount of this host, by whom, and how its daemon keeps up.
+//!
+//! Asks neither the daemons nor the mounts: everything comes from the kernel. [`mounts`] says what is mounted, [`names`] what files are
+//! called, [`report`] makes figures of what was counted between two looks.
+
+mod mounts;
+mod names;
+mod report;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use clap::Args;
+
+use super::options::duration;
+use super::signals::Signals;
+use crate::ebpf::{Observer, Settings};
+use mounts::FuseMount;
+use report::{Look, MountReport};
+
+/// Shows what is read on FUSE mounts, whosever they are.
+#[derive(Debug, Clone, Args)]
+pub(super) struct ObserveOptions {
+    /// Mount points to watch; every FUSE mount of this host if none is named
+    #[arg(value_name = "MOUNTPOINT")]
+    mountpoints: Vec<PathBuf>,
+
+    /// Print one JSON document a line, one for each mount and interval
+    #[arg(long)]
+    json: bool,
+
+    /// End after this time; without it, at Ctrl-C
+    #[arg(long = "for", value_name = "TIME", value_parser = duration)]
+    time: Option<Duration>,
+
+    /// Print this often
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = duration)]
+    interval: Duration,
+}
+
+/// Watches and prints until the time is over.
+pub(super) fn run(options: &ObserveOptions) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(observe(options))
+}
+
+async fn observe(options: &ObserveOptions) -> anyhow::Result<()> {
+    ensure!(!options.interval.is_zero(), "an interval of no time");
+    let mut signals = Signals::new().context("cannot catch signals")?;
+    let mounts = mounts::find(&options.mountpoints)?;
+    // What the kernel counts and remembers is enough; nobody waits for events.
+    let (observer, _) = Observer::start(&Settings::default())?;
+    for rung in observer.rungs().iter().filter(|rung| rung.by.is_none()) {
+        eprintln!("not seen: {} ({})", rung.sight, rung.why.as_deref().unwrap_or("no reason"));
+    }
+    for mount in &mounts {
+        observer.watch(mount.device)?;
+    }
+    let end = options.time.map(|time| Instant::now() + time);
+    let mut before = looks(&observer, &mounts)?;
+    loop {
+        let rest = end.map_or(options.interval, |end| end.saturating_duration_since(Instant::now()));
+        tokio::select! {
+            () = tokio::time::sleep(options.interval.min(rest)) => {}
+            _ = signals.next() => return Ok(()),
+        }
+        let now = looks(&observer, &mounts)?;
+        for ((mount, before), now) in mounts.iter().zip(&before).zip(&now) {
+            print(&report::between(&observer, mount, before, now)?, options.json)?;
+        }
+        before = now;
+        if end.is_some_and(|end| Instant::now() >= end) {
+            return Ok(());
+        }
+    }
+}
+
+fn looks(observer: &Observer, mounts: &[FuseMount]) -> anyhow::Result<Vec<Look>> {
+    mounts.iter().map(|mount| Look::at(observer, mount.device)).collect()
+}
+
+fn print(report: &MountReport, json: bool) -> anyhow::Result<()> {
+    if json {
+        println!("{}", serde_json::to_string(report)?);
+    } else {
+        println!("{report}");
+    }
+    Ok(())
+}

@@ -1,0 +1,217 @@
+//! Figures of one mount between two looks at what the kernel has counted.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use interceptor_ebpf::histogram::{BUCKETS, upper_bound};
+use interceptor_ebpf::records::{Latency, Traffic};
+use serde::Serialize;
+
+use super::mounts::FuseMount;
+use super::names;
+use crate::cli::size::ByteSize;
+use crate::ebpf::{Device, Observer, ReadBy};
+
+/// `FUSE_READ` of `linux/fuse.h`.
+const READ: u32 = 15;
+/// Files and readers that are shown.
+const SHOWN: usize = 5;
+
+/// What had been counted at one moment.
+pub(super) struct Look {
+    at: Instant,
+    traffic: Traffic,
+    reads: Latency,
+    readers: Vec<ReadBy>,
+}
+
+impl Look {
+    pub(super) fn at(observer: &Observer, device: Device) -> anyhow::Result<Self> {
+        Ok(Self {
+            at: Instant::now(),
+            traffic: observer.traffic(device)?,
+            reads: observer.latency(device)?.remove(&READ).unwrap_or(Latency::NONE),
+            readers: observer.readers(device)?,
+        })
+    }
+}
+
+/// What went on in a mount.
+#[derive(Debug, Serialize)]
+pub(super) struct MountReport {
+    mount_point: String,
+    device: String,
+    seconds: f64,
+    /// Calls of applications.
+    reads_per_second: f64,
+    /// What they read, mappings left out.
+    bytes_per_second: f64,
+    /// What was mapped of files in the page cache.
+    mapped_bytes_per_second: f64,
+    /// What the daemon was asked for.
+    requested_bytes_per_second: f64,
+    /// Of the bytes read through the page cache, those that the daemon was not asked for; `null` without reads.
+    page_cache_hit_ratio: Option<f64>,
+    /// Upper bounds of what the daemon took for a read, exact to a factor of two.
+    daemon_p50_seconds: Option<f64>,
+    daemon_p99_seconds: Option<f64>,
+    hottest: Vec<HotFile>,
+    readers: Vec<Reading>,
+    lost_events: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct HotFile {
+    /// Its path, if it is open somewhere and its daemon numbers inodes like nodes.
+    path: Option<String>,
+    node: u64,
+    /// Bytes read of it, of which half are forgotten in a minute.
+    bytes: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Reading {
+    command: String,
+    process: u32,
+    cgroup: u64,
+    bytes_per_second: f64,
+}
+
+/// What went on between two looks.
+pub(super) fn between(
+    observer: &Observer,
+    mount: &FuseMount,
+    before: &Look,
+    now: &Look,
+) -> anyhow::Result<MountReport> {
+    let seconds = now.at.duration_since(before.at).as_secs_f64().max(1e-9);
+    let since = |of: fn(&Traffic) -> u64| of(&now.traffic).saturating_sub(of(&before.traffic)) as f64;
+    let calls = since(|t| t.cached_reads + t.direct_reads + t.passthrough_reads);
+    let cached = since(|t| t.cached_bytes);
+    let filled = since(|t| t.fill_bytes);
+    let past_cache = since(|t| t.direct_bytes + t.passthrough_bytes);
+    let direct = since(|t| t.direct_bytes);
+    Ok(MountReport {
+        mount_point: mount.path.display().to_string(),
+        device: mount.device.to_string(),
+        seconds,
+        reads_per_second: calls / seconds,
+        bytes_per_second: (cached + past_cache) / seconds,
+        mapped_bytes_per_second: since(|t| t.map_bytes) / seconds,
+        requested_bytes_per_second: (filled + direct) / seconds,
+        // Readahead may ask for more than is read.
+        page_cache_hit_ratio: (cached > 0.0).then(|| (1.0 - filled / cached).max(0.0)),
+        daemon_p50_seconds: percentile(&before.reads, &now.reads, 0.50),
+        daemon_p99_seconds: percentile(&before.reads, &now.reads, 0.99),
+        hottest: hottest(observer, mount)?,
+        readers: readers(before, now, seconds),
+        lost_events: now.traffic.lost_events,
+    })
+}
+
+fn hottest(observer: &Observer, mount: &FuseMount) -> anyhow::Result<Vec<HotFile>> {
+    let hottest = observer.hottest(mount.device, SHOWN)?;
+    let names = if hottest.is_empty() { HashMap::new() } else { names::open_files(mount) };
+    let named = hottest.into_iter().map(|(node, bytes)| HotFile {
+        path: names.get(&node).map(|path| path.display().to_string()),
+        node,
+        bytes,
+    });
+    Ok(named.collect())
+}
+
+/// The processes that read most, their threads together.
+fn readers(before: &Look, now: &Look, seconds: f64) -> Vec<Reading> {
+    let known: HashMap<u32, u64> =
+        before.readers.iter().map(|reader| (reader.thread, reader.bytes)).collect();
+    let mut by_process: HashMap<u32, (&ReadBy, u64)> = HashMap::new();
+    for reader in &now.readers {
+        let bytes = reader.bytes.saturating_sub(known.get(&reader.thread).copied().unwrap_or(0));
+        by_process.entry(reader.process).or_insert((reader, 0)).1 += bytes;
+    }
+    let mut most: Vec<_> = by_process.into_values().filter(|(_, bytes)| *bytes > 0).collect();
+    most.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+    let reading = |(reader, bytes): (&ReadBy, u64)| Reading {
+        command: reader.command.clone(),
+        process: reader.process,
+        cgroup: reader.cgroup,
+        bytes_per_second: bytes as f64 / seconds,
+    };
+    most.into_iter().take(SHOWN).map(reading).collect()
+}
+
+/// The upper bound of the bucket that the request of rank `part` lies in; for the last bucket the lower one.
+fn percentile(before: &Latency, now: &Latency, part: f64) -> Option<f64> {
+    let counts: Vec<u64> =
+        now.buckets.iter().zip(before.buckets).map(|(now, before)| now.saturating_sub(before)).collect();
+    let rank = (counts.iter().sum::<u64>() as f64 * part).ceil().max(1.0) as u64;
+    let mut seen = 0;
+    let bucket = counts.iter().position(|count| {
+        seen += count;
+        seen >= rank
+    })?;
+    let nanos = upper_bound(bucket).or(upper_bound(BUCKETS - 2))?;
+    Some(Duration::from_nanos(nanos).as_secs_f64())
+}
+
+impl fmt::Display for MountReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rate = |bytes: f64| format!("{}/s", ByteSize(bytes as u64));
+        let time = |seconds: Option<f64>| {
+            seconds.map_or("-".into(), |seconds| format!("<{:?}", Duration::from_secs_f64(seconds)))
+        };
+        let ratio = self.page_cache_hit_ratio.map_or("-".into(), |ratio| format!("{:.1} %", ratio * 100.0));
+        writeln!(f, "{} ({})", self.mount_point, self.device)?;
+        writeln!(
+            f,
+            "  {:.0} reads/s, {}; page-cache hits {ratio}; mapped {}",
+            self.reads_per_second,
+            rate(self.bytes_per_second),
+            rate(self.mapped_bytes_per_second)
+        )?;
+        writeln!(
+            f,
+            "  daemon: asked for {}, p50 {}, p99 {}",
+            rate(self.requested_bytes_per_second),
+            time(self.daemon_p50_seconds),
+            time(self.daemon_p99_seconds)
+        )?;
+        for file in &self.hottest {
+            let node = format!("node {}", file.node);
+            writeln!(
+                f,
+                "  hot   {:>12}  {}",
+                ByteSize(file.bytes).to_string(),
+                file.path.as_ref().unwrap_or(&node)
+            )?;
+        }
+        for reader in &self.readers {
+            writeln!(
+                f,
+                "  reads {:>12}  {} (process {})",
+                rate(reader.bytes_per_second),
+                reader.command,
+                reader.process
+            )?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_of_what_came_between() {
+        let (mut before, mut now) = (Latency::NONE, Latency::NONE);
+        assert_eq!(percentile(&before, &now, 0.5), None);
+        before.buckets[10] = 1000;
+        now.buckets[10] = 1000;
+        now.buckets[0] = 99;
+        now.buckets[2] = 1;
+        assert_eq!(percentile(&before, &now, 0.5), Some(256e-9));
+        assert_eq!(percentile(&before, &now, 1.0), Some(1024e-9));
+    }
+}

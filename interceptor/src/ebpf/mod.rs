@@ -1,0 +1,295 @@
+//! What the kernel sees of reads that no daemon can see: page-cache hits, mapped files, passthrough, whoever reads.
+//!
+//! The programs are in the crate `interceptor-ebpf`; their object is embedded into this one. An [`Observer`] finds out where this
+//! kernel keeps the fields that they read ([`types`], [`layout`]), loads for each sight the best program that the kernel takes ([`ladder`]),
+//! and owns them: when it is dropped or its process ends in any way, the kernel detaches them. Nothing is pinned.
+//!
+//! ```text
+//!  Observer::watch(device) ──► maps ◄── programs ◄── the kernel, whenever somebody reads
+//!  Observer::traffic, latency, readers ◄──┘ │
+//!                  Receiver<Event> ◄── ring ◄┘   a granule turned hot, a stream needs its next window
+//! ```
+//!
+//! It works for any FUSE mount of the host, not only for ours. Nothing of it is on the way of a byte: whatever fails here, reads go on as before.
+
+mod device;
+mod events;
+mod ladder;
+mod layout;
+mod maps;
+mod settings;
+mod types;
+
+use std::cmp::Reverse;
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use aya::maps::{MapError, RingBuf};
+use aya::{Btf, BtfError, Ebpf, EbpfLoader};
+use interceptor_ebpf::heat::HeatSettings;
+use interceptor_ebpf::records::{Latency, Traffic};
+use nix::time::{ClockId, clock_gettime};
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::mpsc::Receiver;
+
+pub use device::Device;
+pub use events::{Event, Kind};
+pub use ladder::Rung;
+pub use maps::ReadBy;
+pub use settings::Settings;
+
+use events::{Drain, Watches};
+use layout::Found;
+use maps::{Maps, Record};
+use types::{Types, TypesError};
+
+/// The programs, as the build has found them; empty if it has not.
+static PROGRAMS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/programs"));
+
+/// Why nothing can be seen.
+#[derive(Debug, thiserror::Error)]
+pub enum EbpfError {
+    /// The binary was built without the programs.
+    #[error("the eBPF programs are not built in; `cargo xtask build` builds them")]
+    NotBuiltIn,
+    /// The kernel does not say where its fields are.
+    #[error("the kernel's type information cannot be used: {0}")]
+    Types(String),
+    /// The kernel does not let this process load programs.
+    #[error("no permission to load eBPF programs: that takes CAP_BPF and CAP_PERFMON, or root")]
+    NotPermitted,
+    /// The kernel refuses the maps, or the object is damaged.
+    #[error("the eBPF programs cannot be loaded: {0}")]
+    Load(#[source] Box<aya::EbpfError>),
+    /// A map cannot be used.
+    #[error("a map of the eBPF programs cannot be used: {0}")]
+    Map(#[from] MapError),
+    /// The mount is not watched.
+    #[error("mount {0} is not watched")]
+    NotWatched(Device),
+    /// The thread that waits for events cannot be started.
+    #[error("cannot wait for events of the kernel: {0}")]
+    Thread(#[source] io::Error),
+}
+
+impl EbpfError {
+    /// What would help.
+    fn remedy(&self) -> &'static str {
+        match self {
+            Self::NotBuiltIn => {
+                "build with `cargo xtask build`, which brings a compiler for BPF where it can"
+            }
+            Self::Types(_) => "a kernel with CONFIG_DEBUG_INFO_BTF",
+            Self::NotPermitted => "run as root, or give the program CAP_BPF and CAP_PERFMON",
+            _ => "see the reason",
+        }
+    }
+}
+
+/// Whether the programs are built in.
+pub fn built_in() -> bool {
+    !PROGRAMS.is_empty()
+}
+
+/// The programs at work.
+pub struct Observer {
+    maps: Mutex<Maps>,
+    watches: Watches,
+    next_watch: AtomicU32,
+    rungs: Vec<Rung>,
+    heat: HeatSettings,
+    drain: Drain,
+    /// Owns the programs and their attachments.
+    _programs: Ebpf,
+}
+
+impl Observer {
+    /// Loads and attaches the programs. No mount is watched yet. Takes up to a second of the caller's time.
+    ///
+    /// Events go to the receiver until the observer is dropped; who does not want them may drop it.
+    ///
+    /// # Errors
+    /// When nothing can be seen at all; the text is for people.
+    pub fn start(settings: &Settings) -> Result<(Self, Receiver<Event>), EbpfError> {
+        let (mut programs, rungs) = load(settings)?;
+        let maps = Maps::take(&mut programs)?;
+        let ring = programs.take_map("EVENTS").ok_or(MapError::InvalidName { name: "EVENTS".to_owned() })?;
+        let watches: Watches = Arc::new(RwLock::new(HashMap::new()));
+        let (drain, events) = Drain::start(RingBuf::try_from(ring)?, watches.clone(), settings.events)
+            .map_err(EbpfError::Thread)?;
+        let observer = Self {
+            maps: Mutex::new(maps),
+            watches,
+            next_watch: AtomicU32::new(1),
+            rungs,
+            heat: settings.for_programs(true).heat,
+            drain,
+            _programs: programs,
+        };
+        Ok((observer, events))
+    }
+
+    /// Watches a mount from now on, with counters at zero. Watching it again changes nothing.
+    ///
+    /// # Errors
+    /// When too many mounts are watched.
+    pub fn watch(&self, device: Device) -> Result<(), EbpfError> {
+        let mut maps = self.maps.lock();
+        if self.number(device).is_some() {
+            return Ok(());
+        }
+        let watch = self.next_watch.fetch_add(1, Ordering::Relaxed);
+        self.watches.write().insert(watch, device);
+        maps.watch(device.in_kernel(), watch).inspect_err(|_| {
+            self.watches.write().remove(&watch);
+        })?;
+        Ok(())
+    }
+
+    /// Does not watch it any more. To be called when the mount is gone: its device number may come back for another.
+    ///
+    /// # Errors
+    /// When the kernel does not let go of it.
+    pub fn unwatch(&self, device: Device) -> Result<(), EbpfError> {
+        let mut maps = self.maps.lock();
+        let Some(watch) = self.number(device) else {
+            return Ok(());
+        };
+        self.watches.write().remove(&watch);
+        Ok(maps.unwatch(device.in_kernel(), watch)?)
+    }
+
+    /// What went through a mount since it is watched.
+    ///
+    /// # Errors
+    /// When it is not watched.
+    pub fn traffic(&self, device: Device) -> Result<Traffic, EbpfError> {
+        let maps = self.maps.lock();
+        self.number(device).ok_or(EbpfError::NotWatched(device))?;
+        Ok(maps.traffic(device.in_kernel())?)
+    }
+
+    /// How long the mount's daemon took for requests, by opcode (`FUSE_READ` is 15, see `linux/fuse.h`).
+    ///
+    /// # Errors
+    /// When it is not watched.
+    pub fn latency(&self, device: Device) -> Result<HashMap<u32, Latency>, EbpfError> {
+        let maps = self.maps.lock();
+        let watch = self.number(device).ok_or(EbpfError::NotWatched(device))?;
+        Ok(maps.latency(watch)?)
+    }
+
+    /// The threads that read the mount, those that have not read for long left out if there were many.
+    ///
+    /// # Errors
+    /// When it is not watched.
+    pub fn readers(&self, device: Device) -> Result<Vec<ReadBy>, EbpfError> {
+        let maps = self.maps.lock();
+        let watch = self.number(device).ok_or(EbpfError::NotWatched(device))?;
+        Ok(maps.readers(watch)?)
+    }
+
+    /// The files that were read most lately, hottest first: their nodes, and the bytes that are not forgotten. Looks through everything
+    /// that is warm, which takes some milliseconds for every ten thousand granules.
+    ///
+    /// # Errors
+    /// When it is not watched.
+    pub fn hottest(&self, device: Device, count: usize) -> Result<Vec<(u64, u64)>, EbpfError> {
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+        let tick = self.heat.tick(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX));
+        let maps = self.maps.lock();
+        let watch = self.number(device).ok_or(EbpfError::NotWatched(device))?;
+        let mut nodes: Vec<_> =
+            maps.warm_nodes(watch, tick)?.into_iter().filter(|(_, bytes)| *bytes > 0).collect();
+        nodes.sort_unstable_by_key(|(node, bytes)| (Reverse(*bytes), *node));
+        nodes.truncate(count);
+        Ok(nodes)
+    }
+
+    /// What is seen, and what is not.
+    pub fn rungs(&self) -> &[Rung] {
+        &self.rungs
+    }
+
+    /// Events of the mounts that are watched that were lost, because the ring or the channel was full.
+    pub fn lost(&self) -> u64 {
+        let watched: Vec<Device> = self.watches.read().values().copied().collect();
+        let traffic = watched.iter().filter_map(|device| self.traffic(*device).ok());
+        self.drain.dropped() + traffic.map(|traffic| traffic.lost_events).sum::<u64>()
+    }
+
+    fn number(&self, device: Device) -> Option<u32> {
+        self.watches.read().iter().find(|(_, watched)| **watched == device).map(|(number, _)| *number)
+    }
+}
+
+/// What could be seen on this host by this process. Loads the programs and lets go of them again.
+pub fn rungs() -> Vec<Rung> {
+    match load(&Settings { granules: 1, files: 1, readers: 1, mounts: 1, ring: 1, ..Settings::default() }) {
+        Ok((_, rungs)) => rungs,
+        Err(error) => ladder::none(&error.to_string(), error.remedy()),
+    }
+}
+
+/// Loads and attaches what the kernel takes.
+fn load(settings: &Settings) -> Result<(Ebpf, Vec<Rung>), EbpfError> {
+    if !built_in() {
+        return Err(EbpfError::NotBuiltIn);
+    }
+    let types = Types::of_kernel()?;
+    let found = Found::in_types(&types);
+    let kernel = Btf::from_sys_fs()?;
+    let (programs, rungs) = load_with(settings, &found, &kernel, true)?;
+    if ladder::sees_cached_reads(&rungs) {
+        return Ok((programs, rungs));
+    }
+    // The programs have to know before they are loaded, so they are loaded again.
+    drop(programs);
+    load_with(settings, &found, &kernel, false)
+}
+
+fn load_with(
+    settings: &Settings,
+    found: &Found,
+    kernel: &Btf,
+    cached_reads_seen: bool,
+) -> Result<(Ebpf, Vec<Rung>), EbpfError> {
+    let layout = Record(found.layout);
+    let shared = Record(settings.for_programs(cached_reads_seen));
+    let mut loader = EbpfLoader::new();
+    // The offsets come from us; the object asks for no relocations.
+    loader.btf(None).override_global("LAYOUT", &layout, true).override_global("SETTINGS", &shared, true);
+    for (map, size) in settings.map_sizes() {
+        loader.map_max_entries(map, size);
+    }
+    let mut programs = loader.load(PROGRAMS)?;
+    let rungs = ladder::climb(&mut programs, kernel, found);
+    Ok((programs, rungs))
+}
+
+impl From<TypesError> for EbpfError {
+    fn from(error: TypesError) -> Self {
+        Self::Types(error.to_string())
+    }
+}
+
+impl From<BtfError> for EbpfError {
+    fn from(error: BtfError) -> Self {
+        Self::Types(error.to_string())
+    }
+}
+
+impl From<aya::EbpfError> for EbpfError {
+    fn from(error: aya::EbpfError) -> Self {
+        let refused = |error: &io::Error| error.raw_os_error() == Some(libc::EPERM);
+        match &error {
+            aya::EbpfError::MapError(MapError::CreateError { io_error, .. }) if refused(io_error) => {
+                Self::NotPermitted
+            }
+            _ => Self::Load(Box::new(error)),
+        }
+    }
+}
