@@ -31,7 +31,8 @@ const COMPARISONS: [&str; 7] =
 
 /// The options of `interceptor mount` under which those are run again. The smallest cache there may be holds a fraction of what they read;
 /// one of 48 MiB hardly more, but some of it as resident files.
-const CONDITIONS: [&str; 3] = ["--no-passthrough", "--cache-size 16MiB --no-passthrough", "--cache-size 48MiB"];
+const CONDITIONS: [&str; 3] =
+    ["--no-passthrough", "--cache-size 16MiB --no-passthrough", "--cache-size 48MiB"];
 
 /// Longest line that is passed on whole, characters.
 const LINE: usize = 1000;
