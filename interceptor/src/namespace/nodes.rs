@@ -344,7 +344,10 @@ impl Nodes {
                 self.absent -= directory.absent.len();
             }
             for place in node.names {
-                if let Some(directory) = self.directory(place.parent) {
+                // While a name changes hands the node that has it now is there already (see `link`).
+                if self.child(place.parent, &place.name) == Some(id)
+                    && let Some(directory) = self.directory(place.parent)
+                {
                     directory.children.remove(&place.name);
                 }
                 doubtful.push(place.parent);
