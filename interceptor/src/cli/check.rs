@@ -91,12 +91,10 @@ impl fmt::Display for Finding {
             State::Ok => "ok",
             State::Lost => "lost",
             State::Missing => "MISSING",
-            State::Unused => "-",
         };
         writeln!(f, "{:<28} {state:<8} {}", self.ability, self.found)?;
         match self.state {
             State::Ok => Ok(()),
-            State::Unused => writeln!(f, "{:37} not used by this version", ""),
             State::Lost | State::Missing => {
                 writeln!(f, "{:37} without it: {}", "", self.lost)?;
                 writeln!(f, "{:37} to get it:  {}", "", self.remedy)

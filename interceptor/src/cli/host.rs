@@ -42,8 +42,6 @@ pub(super) enum State {
     Lost,
     /// It is not, and no mount is possible.
     Missing,
-    /// It is or is not there, but this version has no use for it.
-    Unused,
 }
 
 impl Finding {

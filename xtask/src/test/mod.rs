@@ -155,6 +155,13 @@ fn run_in_guests(
     kernel: Kernel,
     filter: &[String],
 ) -> Result<()> {
+    if let Err(error) = vm::prepare(kernel) {
+        interrupt::check()?;
+        let skip = format!("skipped: the tests of verbs: there is no virtual machine: {error:#}");
+        println!("\n{skip}");
+        total.line(&skip);
+        return Ok(());
+    }
     for program in suites {
         for (pair, choice) in [(false, ["--skip", TWO_GUESTS].as_slice()), (true, &[TWO_GUESTS])] {
             // A filter of the user's narrows the first; the second is one test.

@@ -94,6 +94,11 @@ fn run(options: &RunOptions) -> Result<u8> {
     })
 }
 
+/// Brings what a guest with this kernel takes, unless it is there.
+pub(crate) fn prepare(kernel: Kernel) -> Result<()> {
+    Equipment::ensure(kernel).map(drop)
+}
+
 /// The beginning of a command line of ours that runs a command in a guest or two; the command is to be added. For whoever reads its output
 /// like that of any program.
 pub(crate) fn command_line(kernel: Kernel, pair: bool, deadline: Duration) -> Result<Command> {
