@@ -228,6 +228,11 @@ impl Cache {
         (self.fill_bytes / 2).min(self.index.unread_limit() / 2)
     }
 
+    /// How many bytes blocks may take: what resident files leave of the budget.
+    pub fn room_for_blocks(&self) -> u64 {
+        self.arena().capacity().saturating_sub(self.resident_usage().bytes)
+    }
+
     /// Makes the arena known to a device that reads or writes it by itself.
     pub fn register(&self, device: &dyn Registration) -> Result<(), ArenaError> {
         self.arena().register(device)

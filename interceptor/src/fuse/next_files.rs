@@ -17,7 +17,8 @@ pub(super) struct NextFiles {
 impl NextFiles {
     /// Nothing yet, for files that go through `reader`.
     pub(super) fn new(reader: &Reader) -> Self {
-        Self { walks: Mutex::default(), epochs: Mutex::new(reader.epochs()) }
+        let (capacity, budget) = reader.room_for_epochs();
+        Self { walks: Mutex::default(), epochs: Mutex::new(Epochs::new(capacity, budget)) }
     }
 
     /// Takes note that a small file is used, and starts to fetch those that are next in its directory.
@@ -45,8 +46,11 @@ impl NextFiles {
         size: u64,
         hit: bool,
     ) {
+        let (capacity, budget) = reader.room_for_epochs();
         let (files, ledger) = {
             let mut epochs = self.epochs.lock();
+            // Resident files come and go.
+            epochs.resize(capacity, budget);
             epochs.answered(hit);
             (epochs.observe(node, size), epochs.ledger().clone())
         };

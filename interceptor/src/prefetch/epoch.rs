@@ -143,6 +143,12 @@ impl Epochs {
         }
     }
 
+    /// The cache has `capacity` bytes now, of which `budget` may wait for their readers.
+    pub fn resize(&mut self, capacity: u64, budget: u64) {
+        self.horizon = capacity / 2;
+        self.budget = budget;
+    }
+
     /// Takes note that `file`, of `size` bytes, is read from its beginning, and gives the files to fetch now, the most urgent
     /// first. What becomes of each is to be told by [`fetching`](Self::fetching) or [`declined`](Self::declined).
     pub fn observe(&mut self, file: u64, size: u64) -> Vec<u64> {

@@ -45,7 +45,7 @@ use tokio::sync::Semaphore;
 use crate::cache::resident::{ResidentError, ResidentFile, Worth};
 use crate::cache::{BlockKey, Cache, Filling, Flights, Interrupted, Joined, PrefetchOutcome, Readable};
 use crate::fetch::{Priority, Urgency};
-use crate::prefetch::{Ahead, Epochs, Ledger, Pattern};
+use crate::prefetch::{Ahead, Ledger, Pattern};
 use crate::seaweed::entry::{Chunk, Content, Entry};
 use crate::telemetry::metrics::{Metrics, Outcome, Source, Trigger};
 
@@ -432,9 +432,9 @@ impl Reader {
         }
     }
 
-    /// Finds epochs that are worth fetching ahead for with as much memory as there is.
-    pub fn epochs(&self) -> Epochs {
-        Epochs::new(self.cache.usage().capacity, self.cache.speculation_limit())
+    /// How much epochs may reckon with now, in bytes: what blocks may take, and what may wait in it for its readers.
+    pub fn room_for_epochs(&self) -> (u64, u64) {
+        (self.cache.room_for_blocks(), self.cache.speculation_limit())
     }
 
     /// Starts to fetch a file that was opened for the first time, if it is small: its first read is sure to come, and joins.

@@ -66,7 +66,8 @@ impl Warmup {
 }
 
 impl Reader {
-    /// Brings all of `file` into the cache. What has come in before an error stays.
+    /// Brings all of `file` into the cache. What has come in before an error stays. Whether it becomes resident is for its readers to
+    /// show.
     ///
     /// # Errors
     /// When the cache has no room, or the file cannot be read.
@@ -106,10 +107,7 @@ impl Reader {
         while let Some(block) = blocks.next().await {
             outcome = outcome.and(block);
         }
-        outcome?;
-        // The kernel can read it by itself then, if there is room; the blocks are enough otherwise.
-        self.promote(file);
-        Ok(())
+        outcome
     }
 
     /// Brings one block in.
