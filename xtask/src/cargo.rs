@@ -25,6 +25,8 @@ pub(crate) struct Built {
     /// `lib`, `bin`, `test`, …
     pub(crate) kind: String,
     pub(crate) program: PathBuf,
+    /// Whether it runs the tests of its target, rather than being what the target is for.
+    pub(crate) is_test: bool,
 }
 
 /// Builds the programs that operators run, and before them those that run in the kernel; returns `interceptor`.
@@ -75,6 +77,12 @@ struct Message {
     manifest_path: Option<PathBuf>,
     target: Option<Target>,
     executable: Option<PathBuf>,
+    profile: Option<Profile>,
+}
+
+#[derive(Deserialize)]
+struct Profile {
+    test: bool,
 }
 
 #[derive(Deserialize)]
@@ -113,6 +121,7 @@ impl Message {
             target: target.name,
             kind: target.kind.into_iter().next()?,
             program: self.executable?,
+            is_test: self.profile.is_some_and(|profile| profile.test),
         })
     }
 }
@@ -131,7 +140,7 @@ mod tests {
             (built.package.as_str(), built.target.as_str(), built.kind.as_str()),
             ("a", "suite", "test")
         );
-        assert_eq!(built.program, PathBuf::from("/t/suite-1"));
+        assert_eq!((built.program, built.is_test), (PathBuf::from("/t/suite-1"), true));
         let library = line.replace("\"/t/suite-1\",\"fresh\"", "null,\"fresh\"");
         assert!(serde_json::from_str::<Message>(&library).unwrap().into_built().is_none());
         let end = r#"{"reason":"build-finished","success":true}"#;

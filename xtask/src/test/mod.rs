@@ -62,8 +62,8 @@ pub(crate) fn command(options: &Options) -> Result<()> {
     let prepared = setup::ensure()?;
     let interceptor = cargo::build_interceptor()?;
     let mut programs = cargo::build_tests()?;
-    // Example programs are built with the tests, so that they stay right, but they are none.
-    programs.retain(|built| built.kind != "example");
+    // Examples and programs are built with the tests that need them, but they are none.
+    programs.retain(|built| built.is_test);
     interrupt::check()?;
     process::adopt_orphans()?;
 
