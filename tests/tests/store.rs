@@ -337,12 +337,12 @@ fn random_operations_under_compaction() {
         }
     };
     let config = Config { cases: 8, max_shrink_iters: 0, failure_persistence: None, ..Config::default() };
-    let mut runner = TestRunner::new(config);
     let began = std::time::Instant::now();
     // The master compacts when it has heard of the garbage, which takes it some seconds.
     while revisions.lock().unwrap().len() < 2 {
         assert!(began.elapsed() < 8 * LIMIT, "nothing was compacted");
-        runner
+        // A new one each time: a runner that has run its cases runs none again.
+        TestRunner::new(config.clone())
             .run(&steps(), |steps| {
                 let slots: Vec<_> = (0..12).map(|_| needles.assign("").unwrap()).collect();
                 let mut model: Vec<Option<(Vec<u8>, bool)>> = vec![None; slots.len()];

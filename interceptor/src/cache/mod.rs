@@ -230,7 +230,7 @@ impl Cache {
 
     /// How many bytes blocks may take: what resident files leave of the budget.
     pub fn room_for_blocks(&self) -> u64 {
-        self.arena().capacity().saturating_sub(self.resident_usage().bytes)
+        self.arena().capacity().saturating_sub(self.taken())
     }
 
     /// Makes the arena known to a device that reads or writes it by itself.
@@ -272,7 +272,7 @@ impl Cache {
 
     /// Whether a block of `len` bytes is small enough to be kept in the arena.
     pub fn admits(&self, len: usize) -> bool {
-        Class::of(len).size() <= (self.arena().capacity() - self.taken()) / LARGEST_SHARE
+        Class::of(len).size() <= self.room_for_blocks() / LARGEST_SHARE
     }
 
     /// A fetch larger than the whole fill budget gets it alone.

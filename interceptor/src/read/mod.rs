@@ -42,7 +42,7 @@ use futures::future::BoxFuture;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
-use crate::cache::resident::{ResidentError, ResidentFile, Worth};
+use crate::cache::resident::{ResidentError, ResidentFile, Residents, Worth};
 use crate::cache::{BlockKey, Cache, Filling, Flights, Interrupted, Joined, PrefetchOutcome, Readable};
 use crate::fetch::{Priority, Urgency};
 use crate::prefetch::{Ahead, Ledger, Pattern};
@@ -182,48 +182,48 @@ impl Reader {
     /// A handle of `version` is opened, which counts as a use. Returns its resident file if there is one: complete, and
     /// not displaced by others before as many handles were [closed](Self::closed) as were opened. Never blocks.
     pub fn opened(&self, version: &Arc<FileVersion>) -> Option<Arc<ResidentFile>> {
-        let file = self.promoter.get()?.residents().opened(version.content()?)?;
+        let file = self.residents()?.opened(version.content()?)?;
         version.note_resident(&file);
         Some(file)
     }
 
     /// A handle of `version` that was [opened](Self::opened) is closed.
     pub fn closed(&self, version: &Arc<FileVersion>) {
-        if let (Some(promoter), Some(content)) = (self.promoter.get(), version.content()) {
-            promoter.residents().closed(&content);
+        if let (Some(residents), Some(content)) = (self.residents(), version.content()) {
+            residents.closed(&content);
         }
-    }
-
-    /// The file is known to be worth being resident (it is hot, or somebody asked). It takes room that is free, and displaces
-    /// others as it would if it had been read. Returns whether it is resident or waits to be made so.
-    pub fn promote(&self, version: &Arc<FileVersion>) -> bool {
-        self.promoter.get().is_some_and(|promoter| promoter.consider(version, Worth::IfRoom))
     }
 
     /// The filer says that `old` is gone, or that `new` is in its place. If the bytes are others, nobody is handed the
     /// resident file of the old ones any more; handles that have it keep it.
     pub fn replaced(&self, old: &Entry, new: Option<&Entry>) {
-        let Some(promoter) = self.promoter.get() else { return };
+        let Some(residents) = self.residents() else { return };
         if new.is_some_and(|new| new.same_content(old)) {
             return;
         }
         if let Some(content) = content::content_id(old) {
-            promoter.residents().retire(&content);
+            residents.retire(&content);
         }
+    }
+
+    fn residents(&self) -> Option<&Residents> {
+        self.promoter.get().map(Promoter::residents)
     }
 
     /// The resident file of `version`. Is no use of it.
     fn resident(&self, version: &FileVersion) -> Option<Arc<ResidentFile>> {
-        self.promoter.get()?.residents().find(&version.content()?)
+        self.residents()?.find(&version.content()?)
     }
 
     /// Has nobody handed the resident file of `version` any more. Returns how many bytes that is.
     fn retire(&self, version: &FileVersion) -> u64 {
-        let Some(file) = self.resident(version) else { return 0 };
-        if let (Some(promoter), Some(content)) = (self.promoter.get(), version.content()) {
-            promoter.residents().retire(&content);
-        }
-        file.len()
+        let retire = || {
+            let (residents, content) = (self.residents()?, version.content()?);
+            let file = residents.find(&content)?;
+            residents.retire(&content);
+            Some(file.len())
+        };
+        retire().unwrap_or(0)
     }
 
     /// The counters that reads go to.
@@ -329,10 +329,9 @@ impl Reader {
         }
     }
 
-    fn consider(&self, file: &Arc<FileVersion>, worth: Worth) {
-        if let Some(promoter) = self.promoter.get() {
-            promoter.consider(file, worth);
-        }
+    /// Has the file made resident if it is worth it. Returns whether it is resident or waits to be made so.
+    fn consider(&self, file: &Arc<FileVersion>, worth: Worth) -> bool {
+        self.promoter.get().is_some_and(|promoter| promoter.consider(file, worth))
     }
 
     /// The block under `key`, from the cache or from a fetch that this starts or joins.
@@ -439,31 +438,30 @@ impl Reader {
 
     /// Starts to fetch a file that was opened for the first time, if it is small: its first read is sure to come, and joins.
     pub fn fetch_opened(self: &Arc<Self>, file: &FileVersion) {
-        self.fetch_whole(file.entry(), &self.open);
-    }
-
-    fn is_resident(&self, entry: &Entry) -> bool {
-        let find = |promoter: &Promoter| promoter.residents().find(&content::content_id(entry)?);
-        self.promoter.get().and_then(find).is_some()
+        if self.resident(file).is_none() {
+            self.fetch_whole(small_file(file.entry()), &self.open);
+        }
     }
 
     /// Starts to fetch what is not there of a file of at most [`SMALL_FILE`] bytes that is expected to be read next; others
     /// are left alone. Returns how many bytes that is, or nothing if there is no room.
     pub fn fetch_small_file(self: &Arc<Self>, entry: &Entry, expected: &Expected) -> Option<u64> {
+        let chunks = small_file(entry);
+        if chunks.is_empty() || self.is_resident(entry) {
+            return Some(0);
+        }
         match expected {
-            Expected::NextFile(ledger) => self.fetch_whole(entry, &self.outcome(Trigger::NextFile, ledger)),
-            Expected::Epoch(ledger) => self.fetch_whole(entry, &self.outcome(Trigger::Epoch, ledger)),
+            Expected::NextFile(ledger) => self.fetch_whole(chunks, &self.outcome(Trigger::NextFile, ledger)),
+            Expected::Epoch(ledger) => self.fetch_whole(chunks, &self.outcome(Trigger::Epoch, ledger)),
         }
     }
 
-    fn fetch_whole(self: &Arc<Self>, entry: &Entry, outcome: &Arc<dyn PrefetchOutcome>) -> Option<u64> {
-        let Content::Chunks(chunks) = &entry.content else { return Some(0) };
-        if entry.attr.size > SMALL_FILE || chunks.iter().any(|chunk| chunk.is_manifest) {
-            return Some(0);
-        }
-        if self.is_resident(entry) {
-            return Some(0);
-        }
+    fn is_resident(&self, entry: &Entry) -> bool {
+        let find = |residents: &Residents| residents.find(&content::content_id(entry)?);
+        self.residents().and_then(find).is_some()
+    }
+
+    fn fetch_whole(self: &Arc<Self>, chunks: &[Chunk], outcome: &Arc<dyn PrefetchOutcome>) -> Option<u64> {
         let mut bytes = 0;
         for chunk in chunks.iter().filter(|chunk| (1..=SMALL_FILE).contains(&chunk.size)) {
             for key in grain::large_blocks(chunk, &(0..chunk.size)).filter(|key| self.is_wanted(key)) {
@@ -516,6 +514,18 @@ impl Reader {
         // If another thread was faster, its fetch brings the block and this one is dropped.
         let _ = self.flights.join(key, Urgency::Speculative, || None, fetch);
         true
+    }
+}
+
+/// The chunks of a file of at most [`SMALL_FILE`] bytes that are known without a fetch; none of others.
+fn small_file(entry: &Entry) -> &[Chunk] {
+    match &entry.content {
+        Content::Chunks(chunks)
+            if entry.attr.size <= SMALL_FILE && !chunks.iter().any(|chunk| chunk.is_manifest) =>
+        {
+            chunks
+        }
+        _ => &[],
     }
 }
 

@@ -51,6 +51,24 @@ impl Drop for Waits<'_> {
     }
 }
 
+impl Needles {
+    /// Chunks at these offsets, of these lengths and with so much more in their needles, each newer than the one before; and
+    /// the `size` bytes of the file that has them.
+    fn paint(&self, list: Vec<(u64, u64, u64)>, size: u64) -> (Vec<Chunk>, Vec<u8>) {
+        let mut painted = vec![0u8; size as usize];
+        let mut chunks = Vec::new();
+        for (i, (offset, len, extra)) in list.into_iter().enumerate() {
+            let chunk = self.chunk(i as u64 + 1, offset, len, i as i64, extra);
+            let needle = self.data.lock()[&chunk.fid].clone();
+            for at in offset..(offset + len).min(size) {
+                painted[at as usize] = needle[(at - offset) as usize];
+            }
+            chunks.push(chunk);
+        }
+        (chunks, painted)
+    }
+}
+
 impl Origin for Needles {
     fn read_chunk<'a>(
         &'a self,
@@ -195,7 +213,7 @@ fn a_chunk_read_at_random_again_and_again_is_fetched_whole() {
     let chunk = needles.chunk(1, 0, 4 << 20, 1, 0);
     let whole = BlockKey { fid: chunk.fid, chunk_size: chunk.size, part: crate::cache::Part::Whole };
     let file = version(Content::Chunks(Arc::new([chunk])), 4 << 20);
-    let mounted = Mounted::new(needles);
+    let mounted = Mounted::with_cache(needles, 64 << 20);
     // No four of these places are equally far from each other, and none comes shortly after another.
     for place in [40, 39, 37, 36, 31, 30, 28, 27, 13, 12, 10, 9, 4, 3, 1, 0u64] {
         mounted.read(&file, place * 65536, 4096).unwrap();
@@ -314,16 +332,7 @@ proptest! {
         reads in prop::collection::vec((0u64..1_100_000, 1usize..300_000), 1..20),
     ) {
         let needles = Needles::default();
-        let mut painted = vec![0u8; size as usize];
-        let mut chunks = Vec::new();
-        for (i, (offset, len, extra)) in list.into_iter().enumerate() {
-            let chunk = needles.chunk(i as u64 + 1, offset, len, i as i64, extra);
-            let needle = needles.data.lock()[&chunk.fid].clone();
-            for at in offset..(offset + len).min(size) {
-                painted[at as usize] = needle[(at - offset) as usize];
-            }
-            chunks.push(chunk);
-        }
+        let (mut chunks, painted) = needles.paint(list, size);
         for (i, (from, count)) in folds.into_iter().enumerate() {
             if from < chunks.len() {
                 let until = (from + count).min(chunks.len());

@@ -244,7 +244,7 @@ impl Candidate {
         let effort = if room.is_reused { Effort::Evict } else { Effort::Free };
         let reserved = budget.reserve(bytes, effort, room.victims)?;
         match Draft::new(tmpfs, self.len, reserved) {
-            Ok(draft) => Some(Promotion { candidate: self, draft }),
+            Ok(draft) => Some(Promotion { draft, candidate: self }),
             Err(error) => {
                 self.failed(&error);
                 None
@@ -266,8 +266,9 @@ impl Drop for Candidate {
 
 /// A file that is being made resident. Dropped before it is [complete](Self::complete), all is as it was before.
 pub struct Promotion {
-    candidate: Candidate,
+    // Dropped before the candidate, so that its memory is there again when the file may want to be resident again.
     draft: Draft,
+    candidate: Candidate,
 }
 
 impl Promotion {
@@ -276,13 +277,13 @@ impl Promotion {
     where
         B: Deref<Target = [u8]> + Send + 'static,
     {
-        let Self { candidate, draft } = self;
+        let Self { draft, candidate } = self;
         let work = move || {
             let written = draft.write_at(&bytes, offset);
             (draft, bytes, written)
         };
         match candidate.residents.background.run(work).await? {
-            (draft, bytes, Ok(())) => Some((Self { candidate, draft }, bytes)),
+            (draft, bytes, Ok(())) => Some((Self { draft, candidate }, bytes)),
             (_, _, Err(error)) => {
                 candidate.failed(&error);
                 None
@@ -298,7 +299,7 @@ impl Promotion {
     /// Makes the file one that is found; what was not written of it is zeros. None if that takes memory that is not there,
     /// or if the file was retired meanwhile.
     pub async fn complete(self) -> Option<Arc<ResidentFile>> {
-        let Self { candidate, draft } = self;
+        let Self { draft, candidate } = self;
         let Residents { background, shelf, counts, .. } = &*candidate.residents;
         let file = match background.run(|| draft.finish()).await? {
             Ok(file) => Arc::new(file),

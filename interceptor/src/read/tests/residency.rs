@@ -174,15 +174,15 @@ fn a_failed_promotion_gives_everything_back_and_may_be_tried_again() {
     let (file, bytes) = many_chunks(&needles, 1, 8);
     let missing = needles.data.lock().remove(&FileId { volume: 1, key: 6, cookie: 1 });
     let Some(mounted) = keeping(needles, 64 * MIB) else { return };
-    assert!(mounted.reader.promote(&file));
+    assert!(mounted.reader.consider(&file, Worth::IfRoom));
     mounted.settle();
     let usage = mounted.resident();
     assert_eq!((usage.files, usage.bytes, usage.failed), (0, 0, 1), "{usage:?}");
     mounted.needles.data.lock().insert(FileId { volume: 1, key: 6, cookie: 1 }, missing.unwrap());
-    assert!(mounted.reader.promote(&file));
+    assert!(mounted.reader.consider(&file, Worth::IfRoom));
     mounted.settle();
     mounted.assert_resident(&file, &bytes);
-    assert!(mounted.reader.promote(&file), "it is resident");
+    assert!(mounted.reader.consider(&file, Worth::IfRoom), "it is resident");
 }
 
 #[test]
@@ -191,7 +191,7 @@ fn without_resident_files_everything_else_works() {
     let (file, bytes) = one_chunk(&needles, 1, 50_000);
     let mounted = Mounted::new(needles);
     assert!(mounted.reader.keep_resident_files().is_err(), "the cache is too small");
-    assert!(mounted.reader.opened(&file).is_none() && !mounted.reader.promote(&file));
+    assert!(mounted.reader.opened(&file).is_none() && !mounted.reader.consider(&file, Worth::IfRoom));
     assert!(*mounted.read(&file, 0, 50_000).unwrap() == bytes);
     mounted.reader.closed(&file);
 }
@@ -232,19 +232,10 @@ proptest! {
     #[test]
     fn a_resident_file_has_what_was_painted((list, size) in layouts()) {
         let needles = Needles::default();
-        let mut painted = vec![0u8; size as usize];
-        let mut chunks = Vec::new();
-        for (i, (offset, len, extra)) in list.into_iter().enumerate() {
-            let chunk = needles.chunk(i as u64 + 1, offset, len, i as i64, extra);
-            let needle = needles.data.lock()[&chunk.fid].clone();
-            for at in offset..(offset + len).min(size) {
-                painted[at as usize] = needle[(at - offset) as usize];
-            }
-            chunks.push(chunk);
-        }
+        let (chunks, painted) = needles.paint(list, size);
         let file = version(Content::Chunks(chunks.into()), size);
         let Some(mounted) = keeping(needles, 64 * MIB) else { return Ok(()) };
-        prop_assert!(mounted.reader.promote(&file));
+        prop_assert!(mounted.reader.consider(&file, Worth::IfRoom));
         mounted.settle();
         mounted.assert_resident(&file, &painted);
         let usage = mounted.resident();
