@@ -68,7 +68,15 @@ impl fmt::Display for Text<'_> {
             let [used, capacity, allocated] = [cache.used, cache.capacity, cache.allocated].map(ByteSize);
             let [resident, pinned] = [cache.resident, cache.pinned].map(ByteSize);
             line("cache", &format_args!("{used} of {capacity}, {allocated} allocated"))?;
-            line("", &format_args!("{resident} in resident files, {pinned} being read"))?;
+            let files = &cache.resident_files;
+            let waiting = format!("{} more on their way", files.waiting);
+            line(
+                "",
+                &format_args!(
+                    "{resident} in {} resident files ({waiting}), {pinned} being read",
+                    files.ready
+                ),
+            )?;
             line("", &format_args!("memory: {}", backing_text(&cache.backing)))?;
         }
         let ratio = |(window, ratio): (&String, &Option<f64>)| match ratio {

@@ -85,7 +85,7 @@ impl Promoter {
 impl Promoter {
     /// Whether no file waits or is being made resident.
     pub(super) fn is_idle(&self) -> bool {
-        self.residents.wanted() == 0
+        self.residents.usage().waiting == 0
     }
 }
 

@@ -5,7 +5,7 @@
 use std::time::Instant;
 
 use super::exposition::Exposition;
-use super::metrics::{CacheUsage, Levels, Metrics, Outcome, Source, Totals, Trigger, Way};
+use super::metrics::{CacheUsage, Levels, Metrics, Outcome, ResidentFiles, Source, Totals, Trigger, Way};
 use super::shard::FlowTotal;
 
 /// What to send with it as `Content-Type`.
@@ -154,6 +154,19 @@ fn cache(out: &mut Exposition, cache: &CacheUsage) {
         .sample(&[("state", "resident")], cache.resident)
         .sample(&[("state", "pinned")], cache.pinned)
         .sample(&[("state", "allocated")], cache.allocated);
+    let ResidentFiles { ready, waiting, promoted, failed, displaced, retired } = cache.resident_files;
+    out.family("interceptor_resident_files", "gauge", "Files that the kernel reads by itself.")
+        .sample(&[("state", "ready")], ready)
+        .sample(&[("state", "waiting")], waiting);
+    out.family(
+        "interceptor_resident_events_total",
+        "counter",
+        "What became of files that the kernel was to read by itself.",
+    )
+    .sample(&[("event", "promoted")], promoted)
+    .sample(&[("event", "failed")], failed)
+    .sample(&[("event", "displaced")], displaced)
+    .sample(&[("event", "retired")], retired);
     out.family(
         "interceptor_cache_class_bytes",
         "gauge",
@@ -198,6 +211,7 @@ mod tests {
             capacity: 10,
             used: 5,
             resident: 2,
+            resident_files: ResidentFiles { ready: 4, waiting: 3, retired: 1, ..ResidentFiles::default() },
             pinned: 1,
             allocated: 7,
             backing: "plain".into(),
@@ -229,6 +243,8 @@ mod tests {
             "interceptor_cache_bytes{state=\"capacity\"} 10",
             "interceptor_cache_bytes{state=\"resident\"} 2",
             "interceptor_cache_bytes{state=\"pinned\"} 1",
+            "interceptor_resident_files{state=\"waiting\"} 3",
+            "interceptor_resident_events_total{event=\"retired\"} 1",
             "interceptor_cache_class_bytes{slot=\"4096\",state=\"held\"} 8192",
             "interceptor_cache_info{backing=\"plain\"} 1",
             "interceptor_cache_hit_ratio{window=\"1m\"} 0.75",

@@ -146,6 +146,9 @@ pub struct CacheUsage {
     /// Of `capacity`, what is held as files that the kernel reads by itself.
     #[serde(default)]
     pub resident: u64,
+    /// How many of these files there are, and what became of others.
+    #[serde(default)]
+    pub resident_files: ResidentFiles,
     /// Of `used`, blocks that somebody reads at the moment.
     #[serde(default)]
     pub pinned: u64,
@@ -157,6 +160,23 @@ pub struct CacheUsage {
     /// How it is divided among sizes of slots, those in use only.
     #[serde(default)]
     pub classes: Vec<CacheClass>,
+}
+
+/// Files that the kernel reads by itself, in numbers of files.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResidentFiles {
+    /// Those that are there.
+    pub ready: u64,
+    /// Those that wait to be, or are being filled.
+    pub waiting: u64,
+    /// How many have become so since the start.
+    pub promoted: u64,
+    /// How many were to, but could not be fetched, or found no memory.
+    pub failed: u64,
+    /// How many left for others.
+    pub displaced: u64,
+    /// How many left because they were replaced or deleted.
+    pub retired: u64,
 }
 
 /// The slots of one size.

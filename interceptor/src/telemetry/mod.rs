@@ -15,6 +15,6 @@ mod shard;
 pub mod status;
 pub mod window;
 
-pub use metrics::{CacheClass, CacheUsage, Metrics, Outcome, Source, Trigger};
+pub use metrics::{CacheClass, CacheUsage, Metrics, Outcome, ResidentFiles, Source, Trigger};
 pub use shard::FlowTotal;
 pub use status::Status;

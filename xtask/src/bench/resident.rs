@@ -14,8 +14,6 @@ use super::reader;
 use super::workloads::{Sample, throughput};
 use crate::interrupt;
 
-/// Resident files count as settled when nothing has changed about them for so long.
-const QUIET: Duration = Duration::from_secs(1);
 /// How often to look.
 const LOOKS: Duration = Duration::from_millis(50);
 /// Longest wait.
@@ -25,18 +23,12 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub(super) fn settle(status: Option<&StatusPage>) -> Result<()> {
     let Some(status) = status else { return Ok(()) };
     let started = Instant::now();
-    let (mut bytes, mut since) = (None, started);
-    loop {
-        let now = status.metric("interceptor_cache_bytes", &["state=\"resident\""])?;
-        if bytes != Some(now) {
-            (bytes, since) = (Some(now), Instant::now());
-        } else if since.elapsed() >= QUIET {
-            return Ok(());
-        }
+    while status.metric("interceptor_resident_files", &["state=\"waiting\""])? > 0.0 {
         ensure!(started.elapsed() < PATIENCE, "resident files do not settle");
         interrupt::check()?;
         thread::sleep(LOOKS);
     }
+    Ok(())
 }
 
 /// Reads the resident file with the content of `large` as any process may read a file on a tmpfs, by way of the daemon's descriptor.

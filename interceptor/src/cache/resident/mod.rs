@@ -91,6 +91,8 @@ pub struct ContentId(pub [u8; 32]);
 pub struct ResidentUsage {
     /// Files that an open finds now.
     pub files: u64,
+    /// Files that wait to become resident, or are being filled.
+    pub waiting: u64,
     /// Memory of these, of those that are being filled, and of those that are only kept because they are open.
     pub bytes: u64,
     /// The most that `bytes` can be.
@@ -188,8 +190,13 @@ impl Residents {
     /// How much there is.
     pub fn usage(&self) -> ResidentUsage {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let (files, waiting) = {
+            let shelf = self.shelf.lock();
+            (shelf.residents() as u64, shelf.wanted() as u64)
+        };
         ResidentUsage {
-            files: self.shelf.lock().residents() as u64,
+            files,
+            waiting,
             bytes: self.budget.held(),
             limit: self.budget.limit(),
             promoted: count(&self.counts.promoted),
@@ -198,12 +205,6 @@ impl Residents {
             displaced: count(&self.counts.displaced),
             retired: count(&self.counts.retired),
         }
-    }
-
-    /// Number of candidates and promotions.
-    #[cfg(test)]
-    pub(crate) fn wanted(&self) -> usize {
-        self.shelf.lock().wanted()
     }
 
     /// What the arena lacks of the budget, in bytes: what files have, rounded up to pieces of the arena.

@@ -76,6 +76,7 @@ pub(super) struct Shelf<F> {
     /// Other files that nobody has open or wants, by their last use.
     absent: BTreeMap<Moment, ContentId>,
     residents: usize,
+    wanted: usize,
     most: usize,
     now: Moment,
     tickets: u64,
@@ -89,6 +90,7 @@ impl<F: Clone> Shelf<F> {
             idle: BTreeMap::new(),
             absent: BTreeMap::new(),
             residents: 0,
+            wanted: 0,
             most,
             now: 0,
             tickets: 0,
@@ -101,9 +103,8 @@ impl<F: Clone> Shelf<F> {
     }
 
     /// Number of files that somebody has a ticket for.
-    #[cfg(test)]
     pub(super) fn wanted(&self) -> usize {
-        self.records.values().filter(|record| matches!(record.state, State::Wanted { .. })).count()
+        self.wanted
     }
 
     /// The resident file, without using it.
@@ -249,7 +250,9 @@ impl<F: Clone> Shelf<F> {
         let record = self.records.get_mut(id)?;
         self.idle.remove(&record.last_use);
         self.absent.remove(&record.last_use);
+        self.wanted -= usize::from(record.is_wanted());
         let result = change(record);
+        self.wanted += usize::from(record.is_wanted());
         if record.opens == 0 {
             match record.state {
                 State::Resident { .. } => _ = self.idle.insert(record.last_use, *id),
@@ -269,6 +272,10 @@ impl<F: Clone> Shelf<F> {
 impl<F> Record<F> {
     fn new(now: Moment) -> Self {
         Self { last_use: now, use_before: None, opens: 0, state: State::Absent }
+    }
+
+    fn is_wanted(&self) -> bool {
+        matches!(self.state, State::Wanted { .. })
     }
 }
 

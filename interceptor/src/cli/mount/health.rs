@@ -13,13 +13,13 @@ use crate::cache::arena::ClassUsage;
 use crate::fuse::{Mount, MountStatus};
 use crate::seaweed::filer::FilerClient;
 use crate::telemetry::status::Check;
-use crate::telemetry::{CacheClass, CacheUsage, Metrics, Status};
+use crate::telemetry::{CacheClass, CacheUsage, Metrics, ResidentFiles, Status};
 
 /// Has the metrics tell how full `cache` is.
 pub(super) fn watch_cache(metrics: &Metrics, cache: &Arc<Cache>) {
     let cache = cache.clone();
     metrics.set_cache_usage(Box::new(move || {
-        let usage = cache.usage();
+        let (usage, files) = (cache.usage(), cache.resident_usage());
         let class = |class: &ClassUsage| CacheClass {
             slot: class.size,
             used: class.slots * class.size,
@@ -29,6 +29,14 @@ pub(super) fn watch_cache(metrics: &Metrics, cache: &Arc<Cache>) {
             capacity: usage.capacity,
             used: usage.used,
             resident: usage.resident,
+            resident_files: ResidentFiles {
+                ready: files.files,
+                waiting: files.waiting,
+                promoted: files.promoted,
+                failed: files.failed,
+                displaced: files.displaced,
+                retired: files.retired,
+            },
             pinned: usage.pinned,
             allocated: usage.allocated,
             backing: cache.backing().label().to_owned(),
