@@ -4,6 +4,7 @@
 //! speeds up in between does it to both; each repetition has a fresh mount with empty caches. The volume server's own page cache is warm in
 //! every row. Medians, extremes and ratios go to a table, every repetition to the JSON file.
 
+mod buffer;
 mod data;
 mod hit_ratio;
 mod prefetch;
@@ -40,7 +41,7 @@ const NOTES: &[&str] = &[
     "Values are the median (min-max) of the repetitions, each on a fresh mount. \"better\" is the ratio of the medians, \"paired\" the median",
     "of the ratios of neighbouring repetitions; above 1, interceptor is faster or needs less.",
     "The page cache beneath the volume server is warm in every row. \"Page cache of the mount dropped\" means the pages of the mount's own",
-    "files (POSIX_FADV_DONTNEED), nothing else. Both mounts may cache 2 GiB, or a third of the small files in \"epoch\" rows. Cluster, mount and readers share the CPUs; nothing is pinned.",
+    "files (POSIX_FADV_DONTNEED), nothing else. Both mounts may cache 2 GiB, or a third of the small files in \"epoch\" rows. Cluster, mount and readers share the CPUs; nothing is pinned; their buffers begin at a page.",
     "Fetched ahead: all repetitions, with the passes that prepare them; waste is the part that nobody had read when the repetition ended.",
     "One word of each page that is read is checked while the clock runs; in the first repetition all that is read is compared, untimed.",
 ];

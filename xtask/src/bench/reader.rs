@@ -14,6 +14,7 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+use super::buffer::Buffer;
 use super::data::{Large, Small};
 use super::verify::probe;
 
@@ -22,17 +23,12 @@ const BLOCK: usize = 1 << 20;
 
 /// Seconds that one pass over the whole file takes.
 pub(super) fn sequential(root: &Path, file: &Large) -> Result<f64> {
-    sequential_at(&root.join(&file.path), file)
+    part(&root.join(&file.path), file, 0, file.size)
 }
 
-/// The same for a file with this content elsewhere.
-pub(super) fn sequential_at(path: &Path, file: &Large) -> Result<f64> {
-    part(path, file, 0, file.size)
-}
-
-/// Seconds until all of `readers` that start together have read the whole file.
-pub(super) fn together(root: &Path, file: &Large, readers: u64) -> Result<f64> {
-    concurrent((0..readers).map(|_| (0, file.size)), root, file)
+/// Seconds until all of `readers` that start together have read the whole file at `path`, which has the content of `file`.
+pub(super) fn together(path: &Path, file: &Large, readers: u64) -> Result<f64> {
+    concurrent((0..readers).map(|_| (0, file.size)), path, file)
 }
 
 /// Seconds until `readers` that start together have read the file between them, each its own part.
@@ -40,13 +36,12 @@ pub(super) fn divided(root: &Path, file: &Large, readers: u64) -> Result<f64> {
     let share = file.size.div_ceil(readers).next_multiple_of(BLOCK as u64);
     concurrent(
         (0..readers).map(|i| ((i * share).min(file.size), ((i + 1) * share).min(file.size))),
-        root,
+        &root.join(&file.path),
         file,
     )
 }
 
-fn concurrent(ranges: impl Iterator<Item = (u64, u64)>, root: &Path, file: &Large) -> Result<f64> {
-    let path = &root.join(&file.path);
+fn concurrent(ranges: impl Iterator<Item = (u64, u64)>, path: &Path, file: &Large) -> Result<f64> {
     let started = Instant::now();
     thread::scope(|scope| {
         let readers: Vec<_> =
@@ -59,7 +54,7 @@ fn concurrent(ranges: impl Iterator<Item = (u64, u64)>, root: &Path, file: &Larg
 }
 
 fn part(path: &Path, file: &Large, begin: u64, end: u64) -> Result<f64> {
-    let mut buffer = vec![0; BLOCK];
+    let mut buffer = Buffer::new(BLOCK);
     let started = Instant::now();
     let handle = open(path)?;
     let mut at = begin;
@@ -78,7 +73,7 @@ pub(super) fn random(root: &Path, file: &Large, len: usize, count: usize, seed: 
     let places = file.size / len as u64;
     ensure!(places > 0, "the file is smaller than one read");
     let mut dice = StdRng::seed_from_u64(seed);
-    let mut buffer = vec![0; len];
+    let mut buffer = Buffer::new(len);
     let handle = open(&root.join(&file.path))?;
     let mut seconds = Vec::with_capacity(count);
     for _ in 0..count {
@@ -101,7 +96,7 @@ pub(super) struct Pass {
 
 /// Opens, reads and closes each file.
 pub(super) fn small<'a>(root: &Path, files: impl Iterator<Item = &'a Small>) -> Result<Pass> {
-    let mut buffer = vec![0; 256 << 10];
+    let mut buffer = Buffer::new(256 << 10);
     let mut each = Vec::new();
     let begun = Instant::now();
     for file in files {

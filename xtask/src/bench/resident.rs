@@ -31,12 +31,12 @@ pub(super) fn settle(status: Option<&StatusPage>) -> Result<()> {
     Ok(())
 }
 
-/// Reads the resident file with the content of `large` as any process may read a file on a tmpfs, by way of the daemon's descriptor.
-/// Nothing if the daemon has no such file.
-pub(super) fn read_directly(daemon: i32, large: &Large) -> Result<Option<Sample>> {
+/// Has `readers` at once read the resident file with the content of `large` as any process may read a file on a tmpfs, by way of the
+/// daemon's descriptor. Nothing if the daemon has no such file.
+pub(super) fn read_directly(daemon: i32, large: &Large, readers: u64) -> Result<Option<Sample>> {
     let Some(path) = find(daemon, large.size)? else { return Ok(None) };
-    let seconds = reader::sequential_at(&path, large)?;
-    Ok(Some(Sample { figure: "directly", ..throughput(large.size as f64, seconds) }))
+    let seconds = reader::together(&path, large, readers)?;
+    Ok(Some(Sample { figure: "directly", ..throughput((readers * large.size) as f64, seconds) }))
 }
 
 /// The file of `size` bytes without a name that the daemon has open.

@@ -16,6 +16,9 @@ use super::{reader, resident, verify};
 use crate::process::cpu_seconds;
 use crate::stage::CACHE_MIB;
 
+/// Readers at once in the rows named so.
+const FOUR: u64 = 4;
+
 /// A fresh mount to measure.
 #[derive(Clone)]
 pub(super) struct Site {
@@ -136,7 +139,7 @@ pub(super) const ALL: &[Workload] = &[
         run: |site| {
             make_hot(site)?;
             let mut samples = sequential_pass_and_cpu(site)?;
-            samples.extend(resident::read_directly(site.daemon, &site.data.large)?);
+            samples.extend(resident::read_directly(site.daemon, &site.data.large, 1)?);
             Ok(samples)
         },
         check: compare_large,
@@ -163,12 +166,14 @@ pub(super) const ALL: &[Workload] = &[
     },
     Workload {
         name: "four-readers-resident",
-        about: "the same as a third pass like that of seq-resident",
+        about: "the same as a third pass like that of seq-resident, and four readers of the resident file directly",
         memory: Memory::Plenty,
         options: &[],
         run: |site| {
             make_hot(site)?;
-            four_readers(site)
+            let mut samples = four_readers(site)?;
+            samples.extend(resident::read_directly(site.daemon, &site.data.large, FOUR)?);
+            Ok(samples)
         },
         check: compare_large,
     },
@@ -371,12 +376,13 @@ fn latencies(seconds: &[f64]) -> Result<Vec<Sample>> {
 }
 
 fn four_readers(site: &Site) -> Result<Vec<Sample>> {
-    let seconds = reader::together(&site.root, &site.data.large, 4)?;
-    Ok(vec![throughput(4.0 * site.data.large.size as f64, seconds)])
+    let large = &site.data.large;
+    let seconds = reader::together(&site.root.join(&large.path), large, FOUR)?;
+    Ok(vec![throughput((FOUR * large.size) as f64, seconds)])
 }
 
 fn four_parts(site: &Site) -> Result<Vec<Sample>> {
-    Ok(vec![throughput(site.data.large.size as f64, reader::divided(&site.root, &site.data.large, 4)?)])
+    Ok(vec![throughput(site.data.large.size as f64, reader::divided(&site.root, &site.data.large, FOUR)?)])
 }
 
 fn random(site: &Site, len: usize) -> Result<Vec<Sample>> {
