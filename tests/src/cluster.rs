@@ -12,7 +12,7 @@ use std::io::Write;
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -23,7 +23,7 @@ use tempfile::TempDir;
 use crate::ports::PortLease;
 use crate::process::Process;
 use crate::proxy::FaultProxy;
-use crate::{Filer, eventually, weed};
+use crate::{Engine, Filer, eventually, weed};
 
 /// Longest wait for a server to become ready; two seconds are usual.
 const READY: Duration = Duration::from_secs(60);
@@ -153,7 +153,9 @@ impl ClusterBuilder {
             volumes.push(self.volume(&launch, index, lease, &master, extra)?);
         }
         let filers = vec![self.filer(&launch, 0, &master)?];
-        let mut cluster = Cluster { filers, volumes, master, proxies, directory, _temporary: temporary };
+        let engines = OnceLock::new();
+        let mut cluster =
+            Cluster { filers, volumes, master, proxies, directory, engines, _temporary: temporary };
         cluster.master.await_answer("/cluster/healthz")?;
         for volume in &cluster.volumes {
             cluster.await_volume_server(volume)?;
@@ -231,6 +233,7 @@ pub struct Cluster {
     master: Server,
     proxies: Vec<FaultProxy>,
     directory: PathBuf,
+    engines: OnceLock<Vec<Engine>>,
     _temporary: Option<TempDir>,
 }
 
@@ -286,6 +289,16 @@ impl Cluster {
     #[must_use]
     pub fn proxies(&self) -> &[FaultProxy] {
         &self.proxies
+    }
+
+    /// An engine beside each volume server, in the same order; they are started by the first call.
+    ///
+    /// # Panics
+    /// When one does not start.
+    #[must_use]
+    pub fn engines(&self) -> &[Engine] {
+        let start = |server| Engine::start(self, server).expect("an engine starts");
+        self.engines.get_or_init(|| self.volumes.iter().map(start).collect())
     }
 
     /// Where data, logs and `security.toml` are.

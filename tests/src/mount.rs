@@ -5,7 +5,8 @@
 //!
 //! `MOUNT_UNDER_TEST=weed` makes [`Mount::builder`] start `weed mount`, which shows what the real SeaweedFS holds where a
 //! suite and `interceptor` disagree. `MOUNT_OPTIONS`, words parted by spaces, are given to each `interceptor mount` before its
-//! own, to run a suite under other conditions.
+//! own, to run a suite under other conditions. `MOUNT_ENGINES`, the name of a transport, starts engines beside the volume servers and has
+//! each `interceptor mount` ask them.
 
 use std::ffi::OsString;
 use std::fs;
@@ -54,6 +55,15 @@ impl MountBuilder {
     #[must_use]
     pub fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// Has the mount ask an engine beside each volume server, over `transport`; the engines are started if need be.
+    #[must_use]
+    pub fn engines(self, cluster: &Cluster, transport: &str) -> Self {
+        let beside = cluster.volume_servers().iter().zip(cluster.engines());
+        let pairs =
+            beside.map(|(server, engine)| format!("--engine={}={}", server.address(), engine.address()));
+        self.args(["--transport", transport]).args(pairs)
     }
 
     /// Mounts this directory of the filer instead of `/`.
@@ -208,7 +218,11 @@ impl Mount {
 
     fn of(cluster: &Cluster, kind: Kind) -> MountBuilder {
         let security = Some(cluster.directory().join("security.toml"));
-        MountBuilder { kind, security, ..Mount::interceptor(&cluster.filer_addresses()) }
+        let builder = MountBuilder { kind, security, ..Mount::interceptor(&cluster.filer_addresses()) };
+        match std::env::var("MOUNT_ENGINES") {
+            Ok(transport) if kind == Kind::Interceptor => builder.engines(cluster, &transport),
+            _ => builder,
+        }
     }
 
     /// The mount point.

@@ -11,6 +11,7 @@ use clap::{ArgAction, ArgMatches, Args, Command, ValueEnum};
 
 use super::host;
 use super::size::ByteSize;
+use crate::fetch::{ENGINE_PORT, Engines};
 use crate::seaweed::address::{ParseAddressError, ServerAddress};
 use crate::seaweed::owners::IdMap;
 use crate::telemetry::logs::LogFormat;
@@ -122,9 +123,17 @@ pub(super) struct FetchOptions {
     #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, default_value = "false", hide_default_value = true)]
     pub(super) force: bool,
 
-    /// How chunks are brought; auto takes the best that works
-    #[arg(long, value_name = "TRANSPORT", default_value = "auto")]
-    pub(super) transport: Transport,
+    /// How chunks are brought, the best first; may be repeated. Whatever is said, http is what remains in the end. auto: verbs, local, tcp, http
+    #[arg(long, value_name = "TRANSPORT[,…]", value_delimiter = ',', default_value = "auto")]
+    pub(super) transport: Vec<Transport>,
+
+    /// The port at which an rdma-engine is looked for on the host of each volume server
+    #[arg(long, value_name = "PORT", default_value_t = ENGINE_PORT, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(super) rdma_port: u16,
+
+    /// An rdma-engine that is elsewhere: the volume server as the cluster calls it, and its engine; may be repeated
+    #[arg(long, value_name = "HOST:PORT=HOST:PORT", value_delimiter = ',', value_parser = EngineAt::from_str)]
+    pub(super) engine: Vec<EngineAt>,
 
     /// How volume servers are reached: under the address they have in the cluster, under their public one, or through the filer
     #[arg(long, value_name = "ACCESS", default_value = "direct")]
@@ -152,8 +161,39 @@ pub(super) struct FetchOptions {
 pub(super) enum Transport {
     /// The best that works.
     Auto,
+    /// The engine beside the volume server, by RDMA.
+    Verbs,
+    /// The volume server's files, where it is on this host.
+    Local,
+    /// The engine beside the volume server, over TCP.
+    Tcp,
     /// The volume servers' HTTP interface.
     Http,
+}
+
+/// Where the engine of a volume server is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct EngineAt {
+    /// `host:port` of the volume server.
+    pub(super) server: String,
+    /// `host:port` of its engine.
+    pub(super) engine: String,
+}
+
+impl FromStr for EngineAt {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let is_address = |text: &str| {
+            text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+        };
+        match text.split_once('=') {
+            Some((server, engine)) if is_address(server) && is_address(engine) => {
+                Ok(Self { server: server.to_owned(), engine: engine.to_owned() })
+            }
+            _ => Err("expected VOLUMEHOST:PORT=ENGINEHOST:PORT"),
+        }
+    }
 }
 
 /// Ways of reaching volume servers.
@@ -234,6 +274,24 @@ pub(super) enum OptionError {
         /// What there is.
         memory: ByteSize,
     },
+}
+
+impl FetchOptions {
+    /// The engines that may be asked.
+    pub(super) fn engines(&self) -> Engines {
+        use rdma_engine::protocol::Transport as Carrier;
+        // What is named behind http would never be asked.
+        let named = self.transport.iter().take_while(|&&transport| transport != Transport::Http);
+        let transports = named.flat_map(|transport| match transport {
+            Transport::Auto => Carrier::ALL.to_vec(),
+            Transport::Verbs => vec![Carrier::Verbs],
+            Transport::Local => vec![Carrier::Local],
+            Transport::Tcp => vec![Carrier::Tcp],
+            Transport::Http => Vec::new(),
+        });
+        let elsewhere = self.engine.iter().map(|at| (at.server.clone(), at.engine.clone())).collect();
+        Engines { transports: transports.collect(), port: self.rdma_port, elsewhere }
+    }
 }
 
 impl MountOptions {
@@ -359,6 +417,15 @@ mod tests {
         assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
         for wrong in ["", "6", "s", "-6s", "6h", "6 s"] {
             assert!(duration(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn engines_are_told_by_their_servers() {
+        let at = "[::1]:8080=10.0.0.1:18515".parse::<EngineAt>().unwrap();
+        assert_eq!((at.server.as_str(), at.engine.as_str()), ("[::1]:8080", "10.0.0.1:18515"));
+        for wrong in ["", "a:1", "a:1=b", "a=b:1", ":1=b:1", "a:1=b:70000"] {
+            assert!(wrong.parse::<EngineAt>().is_err(), "{wrong}");
         }
     }
 

@@ -1,7 +1,8 @@
 //! Brings bytes of chunks from the best source that works.
 //!
-//! Sources form a ladder; its one rung so far is `http`, which asks the volume servers themselves. A rung tries all that it has
-//! before it gives up: every location of the volume, fresh locations, and again after a pause (`attempts`). Bytes are good only
+//! Sources form a ladder. For each server its engine comes first (`engine`: over RDMA, through files of the same host, or over TCP), if
+//! there is one, then the volume server itself over HTTP. Where a needle cannot be had at one server the next is asked: every location
+//! of the volume, fresh locations, and all again after a pause (`attempts`). Bytes are good only
 //! after the source's check of length, checksum and encoding; bytes that fail it are counted, dropped, and asked for elsewhere.
 //!
 //! Each server has a gate (`gate`), which bounds what is asked of it at a time and lets fetches that readers wait for go before
@@ -15,15 +16,16 @@
 //! costs as much as all of it, so callers should ask for all.
 
 mod attempts;
+mod engine;
 mod error;
 mod gate;
 mod hedge;
-mod http;
 mod job;
 mod pace;
 mod priority;
 mod race;
 mod servers;
+mod sources;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,10 +38,11 @@ use crate::seaweed::http1::Limits;
 use crate::seaweed::locations::VolumeLookup;
 use crate::seaweed::security::Security;
 use crate::telemetry::{Metrics, Source};
+pub use engine::{ENGINE_PORT, Engines};
 pub use error::FetchError;
-use http::HttpSource;
 use job::Job;
 pub use priority::{Priority, Urgency};
+use sources::Sources;
 
 /// The most that [`Fetcher::read_needle`] brings, in bytes. A manifest of 10,000 chunks has less than 2 MB.
 const MAX_GATHERED: u64 = 64 << 20;
@@ -88,6 +91,8 @@ pub struct Options {
     pub bytes_per_server: u64,
     /// Limits of the connections.
     pub limits: Limits,
+    /// Which engines may be asked.
+    pub engines: Engines,
 }
 
 impl Default for Options {
@@ -100,6 +105,7 @@ impl Default for Options {
             requests_per_server: 64,
             bytes_per_server: BYTES_PER_SERVER,
             limits: Limits::default(),
+            engines: Engines::default(),
         }
     }
 }
@@ -111,7 +117,7 @@ pub fn must_fetch_whole(chunk: &Chunk) -> bool {
 
 /// Brings bytes of chunks.
 pub struct Fetcher {
-    http: HttpSource,
+    sources: Sources,
     metrics: Arc<Metrics>,
 }
 
@@ -123,7 +129,7 @@ impl Fetcher {
         metrics: Arc<Metrics>,
         options: Options,
     ) -> Self {
-        Self { http: HttpSource::new(lookup, security, metrics.clone(), options), metrics }
+        Self { sources: Sources::new(lookup, security, metrics.clone(), options), metrics }
     }
 
     /// Fetches the logical bytes `[offset, offset + dst.len())` of `chunk` into `dst`; they must lie within the chunk. What `dst`
@@ -140,15 +146,17 @@ impl Fetcher {
             return Err(FetchError::BeyondChunk { fid: chunk.fid, offset, length, size: chunk.size });
         }
         let start = Instant::now();
+        // No bytes come from nowhere in particular.
+        let mut source = Source::Http;
         if length > 0 {
             let mut job = if length == chunk.size || must_fetch_whole(chunk) {
                 Job::Whole { offset, dst }
             } else {
                 Job::Range { offset, dst }
             };
-            self.http.fetch(chunk, &mut job, priority).await?;
+            source = self.sources.fetch(chunk, &mut job, priority).await?;
         }
-        Ok(self.fetched(length, start))
+        Ok(self.fetched(source, length, start))
     }
 
     /// Fetches the whole needle of `chunk`, verified and decoded, whatever the chunk's size says: for a manifest, that is the size
@@ -157,13 +165,13 @@ impl Fetcher {
         let start = Instant::now();
         let mut bytes = Vec::new();
         let mut job = Job::Gather { limit: MAX_GATHERED, bytes: &mut bytes };
-        self.http.fetch(chunk, &mut job, &Priority::new(Urgency::Demand)).await?;
-        self.fetched(bytes.len() as u64, start);
+        let source = self.sources.fetch(chunk, &mut job, &Priority::new(Urgency::Demand)).await?;
+        self.fetched(source, bytes.len() as u64, start);
         Ok(bytes.into())
     }
 
-    fn fetched(&self, bytes: u64, start: Instant) -> Fetched {
-        let fetched = Fetched { source: Source::Http, elapsed: start.elapsed() };
+    fn fetched(&self, source: Source, bytes: u64, start: Instant) -> Fetched {
+        let fetched = Fetched { source, elapsed: start.elapsed() };
         self.metrics.fetch(fetched.source, bytes, fetched.elapsed);
         fetched
     }

@@ -1,5 +1,7 @@
 //! One server is asked, and if it is late, the next one as well.
 //!
+//! To ask a server means to ask the engine beside it, and the server itself if that has none or does not deliver.
+//!
 //! The destination belongs to the first request for as long as that lives. The second one fills memory of its own, and
 //! what it brought is copied only after the first was dropped; dropping a request closes its connection, so that bytes that
 //! come late are nobody's. Closing costs a new connection some time later; reading the rest to keep the connection would
@@ -11,13 +13,15 @@ use std::sync::OnceLock;
 use tokio::time::{Instant, sleep_until};
 
 use super::attempts::Attempts;
+use super::engine::Engine;
 use super::gate::Pass;
-use super::http::{Candidate, HttpSource};
 use super::job::Job;
 use super::priority::{Priority, Urgency};
+use super::sources::{Candidate, Sources};
 use crate::seaweed::entry::Chunk;
 use crate::seaweed::http1::HttpError;
 use crate::seaweed::volume::{Begun, VolumeError};
+use crate::telemetry::Source;
 
 /// What all requests of one fetch have in common.
 pub(super) struct Errand<'a> {
@@ -36,8 +40,8 @@ pub(super) struct Progress {
 /// What came of asking one server or two.
 #[derive(Default)]
 pub(super) struct Race<'c> {
-    /// Whether the job is done.
-    pub(super) won: bool,
+    /// Where the bytes came from, if the job is done.
+    pub(super) won: Option<Source>,
     /// Whether the second server was asked.
     pub(super) hedged: bool,
     /// Who answered otherwise, and how.
@@ -45,25 +49,25 @@ pub(super) struct Race<'c> {
 }
 
 impl<'c> Race<'c> {
-    fn alone(candidate: &'c Candidate, outcome: Result<(), VolumeError>) -> Self {
+    fn alone(candidate: &'c Candidate, outcome: Result<Source, VolumeError>) -> Self {
         let mut race = Self::default();
         race.finish(candidate, outcome);
         race
     }
 
-    fn finish(&mut self, candidate: &'c Candidate, outcome: Result<(), VolumeError>) {
+    fn finish(&mut self, candidate: &'c Candidate, outcome: Result<Source, VolumeError>) {
         match outcome {
-            Ok(()) => self.won = true,
+            Ok(source) => self.won = Some(source),
             Err(error) => self.failures.push((candidate, error)),
         }
     }
 
     fn is_over(&self) -> bool {
-        self.won || self.failures.len() == 2
+        self.won.is_some() || self.failures.len() == 2
     }
 }
 
-impl HttpSource {
+impl Sources {
     /// Asks `first`, and `second` too if there is one and `first` is late. Once this is over nobody else writes to the memory
     /// of `job`.
     pub(super) async fn race<'c>(
@@ -127,7 +131,7 @@ impl HttpSource {
         errand: &Errand<'_>,
         job: &mut Job<'_>,
         progress: &Progress,
-    ) -> Result<(), VolumeError> {
+    ) -> Result<Source, VolumeError> {
         let (pass, deadline) = self.enter(candidate, errand, job.bytes(errand.chunk)).await?;
         pass.during(errand.priority, self.request(candidate, errand, job, progress, deadline)).await
     }
@@ -162,25 +166,70 @@ impl HttpSource {
         job: &mut Job<'_>,
         progress: &Progress,
         deadline: Instant,
-    ) -> Result<(), VolumeError> {
-        let (place, chunk, begun) = (&candidate.place, errand.chunk, &progress.begun);
-        let bytes = job.bytes(chunk);
+    ) -> Result<Source, VolumeError> {
+        let bytes = job.bytes(errand.chunk);
         let again = progress.sent.set(Instant::now()).is_err();
-        let outcome = match job {
-            Job::Range { offset, dst } => {
-                self.volumes.read_range(place, chunk.fid, *offset, dst, deadline, begun).await
-            }
-            Job::Whole { offset, dst } => {
-                self.volumes.read_whole(place, chunk, *offset, dst, deadline, begun).await
-            }
-            Job::Gather { limit, bytes } => {
-                self.volumes.read_needle(place, chunk, *limit, deadline, begun).await.map(|all| **bytes = all)
-            }
+        let outcome = match self.ask_engine(candidate, errand.chunk, job, progress, deadline).await {
+            Some(source) => Ok(source),
+            None => self.ask_server(candidate, errand.chunk, job, progress, deadline).await,
         };
-        if let (Some(sent), Some(begun), false) = (progress.sent.get(), begun.at(), again) {
+        if let (Some(sent), Some(begun), false) = (progress.sent.get(), progress.begun.at(), again) {
             candidate.server.answered(bytes, begun - *sent);
         }
         outcome
+    }
+
+    /// Asks the engine beside a server. Where there is none, or it does not deliver, the server itself is next.
+    async fn ask_engine(
+        &self,
+        candidate: &Candidate,
+        chunk: &Chunk,
+        job: &mut Job<'_>,
+        progress: &Progress,
+        deadline: Instant,
+    ) -> Option<Source> {
+        let engine = candidate.server.engine().filter(|_| Engine::is_for(job))?;
+        let source = engine.source().await?;
+        let token = self.volumes.read_token(chunk.fid);
+        match engine.read(chunk, job, token.as_deref(), deadline).await {
+            Ok(source) => {
+                progress.begun.now();
+                Some(source)
+            }
+            Err(error) => {
+                tracing::debug!(fid = %chunk.fid, engine = engine.address(), %error, "an engine did not deliver");
+                self.metrics.fetch_error(source, error.reason());
+                if error.is_damage() {
+                    self.metrics.integrity_failure(source);
+                }
+                self.metrics.fallback(source, Source::Http);
+                None
+            }
+        }
+    }
+
+    /// Asks a server over HTTP.
+    async fn ask_server(
+        &self,
+        candidate: &Candidate,
+        chunk: &Chunk,
+        job: &mut Job<'_>,
+        progress: &Progress,
+        deadline: Instant,
+    ) -> Result<Source, VolumeError> {
+        let (place, begun) = (&candidate.place, &progress.begun);
+        match job {
+            Job::Range { offset, dst } => {
+                self.volumes.read_range(place, chunk.fid, *offset, dst, deadline, begun).await?;
+            }
+            Job::Whole { offset, dst } => {
+                self.volumes.read_whole(place, chunk, *offset, dst, deadline, begun).await?;
+            }
+            Job::Gather { limit, bytes } => {
+                **bytes = self.volumes.read_needle(place, chunk, *limit, deadline, begun).await?;
+            }
+        }
+        Ok(Source::Http)
     }
 
     /// Notes that another server was faster.

@@ -6,14 +6,16 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::engine::{Engine, Engines};
 use super::gate::{Gate, Load};
 use super::hedge::Silence;
 use super::pace::Pace;
+use crate::seaweed::volume::Place;
 
 /// One server.
-#[derive(Debug)]
 pub(super) struct Server {
     gate: Arc<Gate>,
+    engine: Option<Arc<Engine>>,
     pace: Mutex<Pace>,
     silence: Silence,
 }
@@ -22,6 +24,11 @@ impl Server {
     /// The way to it.
     pub(super) fn gate(&self) -> &Arc<Gate> {
         &self.gate
+    }
+
+    /// The engine beside it, if there may be one.
+    pub(super) fn engine(&self) -> Option<&Arc<Engine>> {
+        self.engine.as_ref()
     }
 
     /// Notes that it began to answer a request for `bytes` after `time`.
@@ -48,26 +55,31 @@ impl Server {
 }
 
 /// All servers that were ever asked, by `host:port`. There are as many as the cluster has had.
-#[derive(Debug)]
 pub(super) struct Servers {
     bound: Load,
+    engines: Engines,
     servers: Mutex<HashMap<Box<str>, Arc<Server>>>,
 }
 
 impl Servers {
-    /// None yet; each will be given no more than `bound` at a time.
-    pub(super) fn new(bound: Load) -> Self {
-        Self { bound, servers: Mutex::default() }
+    /// None yet; each will be given no more than `bound` at a time, and have an engine as `engines` says.
+    pub(super) fn new(bound: Load, engines: Engines) -> Self {
+        Self { bound, engines, servers: Mutex::default() }
     }
 
-    /// The one at `authority`.
-    pub(super) fn at(&self, authority: &str) -> Arc<Server> {
+    /// The one at `place`.
+    pub(super) fn at(&self, place: &Place) -> Arc<Server> {
+        let authority = place.authority();
         let mut servers = self.servers.lock();
         if let Some(server) = servers.get(authority) {
             return server.clone();
         }
         let gate = Gate::new(self.bound);
-        let server = Arc::new(Server { gate, pace: Mutex::default(), silence: Silence::default() });
+        let engine = match place {
+            Place::Volume(authority) => self.engines.beside(authority),
+            Place::Filer(_) => None,
+        };
+        let server = Arc::new(Server { gate, engine, pace: Mutex::default(), silence: Silence::default() });
         servers.insert(authority.into(), server.clone());
         server
     }

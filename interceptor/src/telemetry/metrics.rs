@@ -25,18 +25,28 @@ use super::window::{Answered, Notes, WINDOWS};
 pub enum Source {
     /// The block was in the daemon's cache.
     Registered,
+    /// The engine beside a volume server, by RDMA.
+    Verbs,
+    /// The volume server's files, on this host, by descriptors of its engine.
+    Local,
+    /// The engine beside a volume server, over TCP.
+    Tcp,
     /// A volume server, over HTTP.
     Http,
 }
 
 impl Source {
     /// All sources, in the order of the ladder; `source as usize` is the index.
-    pub const ALL: [Source; 2] = [Source::Registered, Source::Http];
+    pub const ALL: [Source; 5] =
+        [Source::Registered, Source::Verbs, Source::Local, Source::Tcp, Source::Http];
 
     /// The value of the label `source`.
     pub const fn label(self) -> &'static str {
         match self {
             Source::Registered => "registered",
+            Source::Verbs => "verbs",
+            Source::Local => "local",
+            Source::Tcp => "tcp",
             Source::Http => "http",
         }
     }
@@ -432,9 +442,12 @@ mod tests {
         metrics.opened(Way::Passthrough);
 
         let totals = metrics.totals();
-        assert_eq!(totals.reads.each_ref().map(|flow| (flow.count(), flow.bytes)), [(1, 300), (1, 100)]);
+        assert_eq!(
+            totals.reads.each_ref().map(|flow| (flow.count(), flow.bytes)),
+            [(1, 300), (0, 0), (0, 0), (0, 0), (1, 100)]
+        );
         assert_eq!(totals.reads[Source::Http as usize].nanos, 2_000_000);
-        assert_eq!(totals.fetches.each_ref().map(|flow| flow.bytes), [0, 4096]);
+        assert_eq!(totals.fetches.each_ref().map(|flow| flow.bytes), [0, 0, 0, 0, 4096]);
         assert_eq!(totals.fetch_errors, [((Source::Http, "timeout"), 2)].into());
         assert_eq!(totals.fallbacks, [((Source::Registered, Source::Http), 1)].into());
         assert_eq!(totals.integrity_failures, [(Source::Http, 1)].into());

@@ -36,10 +36,15 @@ const TWO_GUESTS: &str = "two_guests::";
 const COMPARISONS: [&str; 7] =
     ["codecs", "erasure_coded", "manifests", "names", "replaced", "sizes", "written_by_mount"];
 
-/// The options of `interceptor mount` under which those are run again. The smallest cache there may be holds a fraction of what they read;
-/// one of 48 MiB hardly more, but some of it as resident files.
-const CONDITIONS: [&str; 3] =
-    ["--no-passthrough", "--cache-size 16MiB --no-passthrough", "--cache-size 48MiB"];
+/// The conditions under which those are run again, as variables of the environment that the mounts of tests heed. The smallest cache there
+/// may be holds a fraction of what they read; one of 48 MiB hardly more, but some of it as resident files.
+const CONDITIONS: [(&str, &str); 5] = [
+    ("MOUNT_OPTIONS", "--no-passthrough"),
+    ("MOUNT_OPTIONS", "--cache-size 16MiB --no-passthrough"),
+    ("MOUNT_OPTIONS", "--cache-size 48MiB"),
+    ("MOUNT_ENGINES", "local"),
+    ("MOUNT_ENGINES", "tcp"),
+];
 
 /// Longest line that is passed on whole, characters.
 const LINE: usize = 1000;
@@ -114,12 +119,12 @@ pub(crate) fn command(options: &Options) -> Result<()> {
     }
     let comparisons = suites.iter().filter(|suite| COMPARISONS.contains(&suite.target.as_str()));
     if options.filter.is_empty() && !options.no_e2e {
-        for (condition, suite) in
+        for ((variable, value), suite) in
             CONDITIONS.iter().flat_map(|c| comparisons.clone().map(move |suite| (c, suite)))
         {
             let mut command = prepare(test_command(suite, options));
-            command.env("MOUNT_OPTIONS", condition);
-            run(&mut place, &mut total, &format!("{} with {condition}", name(suite)), command)?;
+            command.env(variable, value);
+            run(&mut place, &mut total, &format!("{} with {variable}={value}", name(suite)), command)?;
         }
     }
     if !options.no_vm {

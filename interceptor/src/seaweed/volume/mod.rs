@@ -70,7 +70,8 @@ impl Begun {
         self.0.get().copied()
     }
 
-    fn now(&self) {
+    /// Now.
+    pub fn now(&self) {
         self.0.get_or_init(Instant::now);
     }
 }
@@ -115,9 +116,7 @@ impl VolumeClient {
         } else {
             let mut stored = body.gather(MAX_NEEDLE).await?;
             body.verify()?;
-            aside(dst.len().max(stored.len()), || {
-                open(&mut stored, gzip, chunk)?.copy_into(offset, dst, MAX_NEEDLE)
-            })?
+            return unpack(&mut stored, gzip, chunk, offset, dst);
         };
         if total < needed { Err(VolumeError::Length { needed, found: total }) } else { Ok(()) }
     }
@@ -176,6 +175,11 @@ impl VolumeClient {
         }
     }
 
+    /// The token that a volume server, or its engine, asks for to let needle `fid` be read; none if the cluster has no tokens.
+    pub fn read_token(&self, fid: FileId) -> Option<String> {
+        self.security.read_token(fid)
+    }
+
     /// Asks for the needle as it is stored.
     async fn whole(
         &self,
@@ -225,6 +229,21 @@ impl VolumeClient {
 /// on the way: the `ETag` is then the checksum of bytes that were never seen.
 fn verify_unless_unpacked(body: &Body, chunk: &Chunk) -> Result<(), VolumeError> {
     if chunk.is_compressed { Ok(()) } else { body.verify() }
+}
+
+/// Undoes what was done to the needle of `chunk` when it was `stored`, and takes the logical bytes from `offset` on to `dst`. A needle
+/// that has fewer bytes than the chunk or than `dst` needs is an error. `stored` is used up.
+pub fn unpack(
+    stored: &mut Vec<u8>,
+    gzip: bool,
+    chunk: &Chunk,
+    offset: u64,
+    dst: &mut [u8],
+) -> Result<(), VolumeError> {
+    let needed = offset.saturating_add(dst.len() as u64).max(chunk.size);
+    let found =
+        aside(dst.len().max(stored.len()), || open(stored, gzip, chunk)?.copy_into(offset, dst, MAX_NEEDLE))?;
+    if found < needed { Err(VolumeError::Length { needed, found }) } else { Ok(()) }
 }
 
 fn open<'a>(stored: &'a mut Vec<u8>, gzip: bool, chunk: &Chunk) -> Result<Stored<'a>, CodecError> {

@@ -1,4 +1,5 @@
-//! The rung of the ladder that always exists: the volume servers' HTTP interface.
+//! Who is asked for a needle, and what becomes of it if nobody delivers. The rung of the ladder that always exists is the volume servers'
+//! HTTP interface.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +27,7 @@ const BUSY_RETRIES: u32 = 3;
 const BUSY_PAUSE: Duration = Duration::from_millis(100);
 
 /// Volume servers, asked for whole needles or parts of them.
-pub(super) struct HttpSource {
+pub(super) struct Sources {
     pub(super) volumes: VolumeClient,
     pub(super) locations: Locations,
     pub(super) hedges: Hedges,
@@ -53,7 +54,7 @@ struct Candidates {
     fresh: bool,
 }
 
-impl HttpSource {
+impl Sources {
     pub(super) fn new(
         lookup: Arc<dyn VolumeLookup>,
         security: Arc<Security>,
@@ -64,22 +65,22 @@ impl HttpSource {
             volumes: VolumeClient::new(security, options.limits.clone()),
             locations: Locations::new(lookup, options.data_center.clone()),
             hedges: Hedges::new(),
-            servers: Servers::new(Load {
-                requests: options.requests_per_server,
-                bytes: options.bytes_per_server,
-            }),
+            servers: Servers::new(
+                Load { requests: options.requests_per_server, bytes: options.bytes_per_server },
+                options.engines.clone(),
+            ),
             metrics,
             options,
         }
     }
 
-    /// Does `job`, or says why no server could.
+    /// Does `job` and says where the bytes came from, or why no server could.
     pub(super) async fn fetch(
         &self,
         chunk: &Chunk,
         job: &mut Job<'_>,
         priority: &Priority,
-    ) -> Result<(), FetchError> {
+    ) -> Result<Source, FetchError> {
         let fid = chunk.fid;
         let mut attempts = Attempts::new(self.options.retry_time);
         let mut stale = None;
@@ -106,8 +107,8 @@ impl HttpSource {
                     reason = format!("{}: {error}", candidate.place.authority());
                     answers.push(self.note(&candidate.name, fid, &error));
                 }
-                if race.won {
-                    return Ok(());
+                if let Some(source) = race.won {
+                    return Ok(source);
                 }
                 if race.hedged {
                     next.next();
@@ -140,7 +141,7 @@ impl HttpSource {
         errand: &Errand<'_>,
         job: &mut Job<'_>,
         progress: &Progress,
-    ) -> Result<(), VolumeError> {
+    ) -> Result<Source, VolumeError> {
         let mut pause = BUSY_PAUSE;
         for _ in 0..BUSY_RETRIES {
             match self.ask_once(candidate, errand, job, progress).await {
@@ -201,7 +202,7 @@ impl HttpSource {
     }
 
     fn candidate(&self, place: Place, name: String) -> Candidate {
-        let server = self.servers.at(place.authority());
+        let server = self.servers.at(&place);
         Candidate { place, name, server }
     }
 }

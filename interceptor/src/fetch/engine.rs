@@ -1,0 +1,282 @@
+//! The rungs above HTTP: the engine beside a volume server.
+//!
+//! An [`Engine`] is asked only while there is a connection to it, so that a reader never waits for one that is not there. It is
+//! looked for when its server is first asked for something, which that reader waits a moment for, and from then on in the
+//! background. One that had a connection and did not answer in time is left alone for a while.
+//!
+//! What an engine sends is what is stored. A whole needle is verified by its checksum, unpacked and decrypted here; a
+//! range is taken as it is, so ranges of compressed needles are left to the volume server, which unpacks. Lists of chunks, whose
+//! length nobody knows beforehand, are left to it too: they are few.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rdma_engine::client::{Client, Delivered, Options, ReadError, Target};
+use rdma_engine::protocol::Transport;
+use tokio::sync::OnceCell;
+use tokio::time::{Instant, timeout};
+
+use super::job::Job;
+use super::must_fetch_whole;
+use crate::seaweed::entry::Chunk;
+use crate::seaweed::volume::{VolumeError, unpack};
+use crate::telemetry::Source;
+
+/// The port at which engines listen unless told otherwise.
+pub const ENGINE_PORT: u16 = 18515;
+
+/// How long the first reader of a server waits for its engine.
+const FIRST_LOOK: Duration = Duration::from_millis(300);
+/// How often, at most, an engine that is not there is looked for.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long an engine may take for one needle: longer than its disk ever should, and short enough that the reader, who then turns
+/// to the volume server, is still there.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// How long one that did not answer is left alone at first, and at most.
+const FIRST_REST: Duration = Duration::from_secs(1);
+const LONGEST_REST: Duration = Duration::from_secs(60);
+/// What a stored needle may have beyond the bytes of its chunk without being asked for twice: nonce and tag, or the overhead
+/// of bytes that do not compress.
+const OVERHEAD: usize = 4096;
+
+/// Which engines there are, and how they may be talked to.
+#[derive(Debug, Clone)]
+pub struct Engines {
+    /// The transports that may be used, the best first. None: no engine is asked.
+    pub transports: Vec<Transport>,
+    /// The port of engines on the hosts of their volume servers.
+    pub port: u16,
+    /// Engines that are elsewhere: `host:port` by the `host:port` of the volume server.
+    pub elsewhere: HashMap<String, String>,
+}
+
+impl Default for Engines {
+    /// None.
+    fn default() -> Self {
+        Self { transports: Vec::new(), port: ENGINE_PORT, elsewhere: HashMap::new() }
+    }
+}
+
+impl Engines {
+    /// The engine beside the volume server at `authority`, if it may have one.
+    pub(super) fn beside(&self, authority: &str) -> Option<Arc<Engine>> {
+        if self.transports.is_empty() {
+            return None;
+        }
+        let address = match self.elsewhere.get(authority) {
+            Some(address) => address.clone(),
+            None => format!("{}:{}", authority.rsplit_once(':')?.0, self.port),
+        };
+        let options = Options {
+            transports: self.transports.clone(),
+            name: format!("interceptor {}", env!("CARGO_PKG_VERSION")),
+            ..Options::default()
+        };
+        Some(Arc::new(Engine {
+            client: Client::new(address, options),
+            first_look: OnceCell::new(),
+            health: Mutex::new(Health { next_look: Instant::now(), rests_until: None, rest: FIRST_REST }),
+        }))
+    }
+}
+
+/// Why an engine did not do a job.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum EngineError {
+    /// It did not deliver.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// What it delivered does not give the bytes of the chunk.
+    #[error(transparent)]
+    Content(#[from] VolumeError),
+    /// What it delivered cannot be used, and nothing is wrong with it.
+    #[error("{0}")]
+    Unsuited(&'static str),
+}
+
+impl EngineError {
+    /// One word for metrics.
+    pub(super) fn reason(&self) -> &'static str {
+        match self {
+            Self::Read(error) => error.label(),
+            Self::Content(error) => error.reason(),
+            Self::Unsuited(_) => "unsuited",
+        }
+    }
+
+    /// Whether bytes came that are not those of the needle.
+    pub(super) fn is_damage(&self) -> bool {
+        matches!(self, Self::Read(ReadError::Damaged(_)) | Self::Content(_))
+    }
+}
+
+/// One engine.
+pub(super) struct Engine {
+    client: Client,
+    first_look: OnceCell<()>,
+    health: Mutex<Health>,
+}
+
+struct Health {
+    next_look: Instant,
+    rests_until: Option<Instant>,
+    rest: Duration,
+}
+
+impl Engine {
+    /// `host:port`.
+    pub(super) fn address(&self) -> &str {
+        self.client.address()
+    }
+
+    /// The source that its bytes would come from, if it can be asked now.
+    pub(super) async fn source(&self) -> Option<Source> {
+        if let Some(source) = self.connected() {
+            return Some(source);
+        }
+        if !self.first_look.initialized() {
+            self.first_look.get_or_init(|| self.look(FIRST_LOOK)).await;
+            return self.connected();
+        }
+        if self.health.lock().look_is_due() {
+            // It connects by itself, and whether that works is seen at the next request.
+            let client = self.client.clone();
+            tokio::spawn(async move { client.ping(Instant::now() + PATIENCE).await });
+        }
+        None
+    }
+
+    async fn look(&self, patience: Duration) {
+        // Dropped when the time is over, connecting is taken up again by the next look.
+        let _ = timeout(patience, self.client.ping(Instant::now() + PATIENCE)).await;
+    }
+
+    fn connected(&self) -> Option<Source> {
+        let source = source(self.client.transport()?);
+        let mut health = self.health.lock();
+        if health.rests_until.is_some_and(|until| Instant::now() < until) {
+            return None;
+        }
+        health.rests_until = None;
+        Some(source)
+    }
+
+    /// Whether this is a job for an engine at all.
+    pub(super) fn is_for(job: &Job<'_>) -> bool {
+        !matches!(job, Job::Gather { .. })
+    }
+
+    /// Does `job`. What its memory has after an error is undefined.
+    pub(super) async fn read(
+        &self,
+        chunk: &Chunk,
+        job: &mut Job<'_>,
+        token: Option<&str>,
+        deadline: Instant,
+    ) -> Result<Source, EngineError> {
+        let deadline = deadline.min(Instant::now() + PATIENCE);
+        let outcome = match job {
+            Job::Range { offset, dst } => self.range(chunk, *offset, dst, token, deadline).await,
+            Job::Whole { offset, dst } => self.whole(chunk, *offset, dst, token, deadline).await,
+            Job::Gather { .. } => Err(EngineError::Unsuited("lists are left to the volume server")),
+        };
+        self.health.lock().learn(outcome.as_ref().err());
+        outcome
+    }
+
+    async fn range(
+        &self,
+        chunk: &Chunk,
+        offset: u64,
+        dst: &mut [u8],
+        token: Option<&str>,
+        deadline: Instant,
+    ) -> Result<Source, EngineError> {
+        let offset = u32::try_from(offset).map_err(|_| EngineError::Unsuited("longer than any needle"))?;
+        let delivered = self.client.read(Target { fid: chunk.fid, offset, token }, dst, deadline).await?;
+        check_flags(chunk, &delivered)?;
+        if delivered.needle.flags.is_gzip() {
+            return Err(EngineError::Unsuited("a range of compressed bytes"));
+        }
+        check_length(dst.len() as u64, delivered.needle.length)?;
+        Ok(source(delivered.transport))
+    }
+
+    async fn whole(
+        &self,
+        chunk: &Chunk,
+        offset: u64,
+        dst: &mut [u8],
+        token: Option<&str>,
+        deadline: Instant,
+    ) -> Result<Source, EngineError> {
+        let target = Target { fid: chunk.fid, offset: 0, token };
+        if !must_fetch_whole(chunk) && dst.len() as u64 == chunk.size {
+            let delivered = self.client.read(target, dst, deadline).await?;
+            // Of a needle that is longer than its chunk, or compressed, this was not what is wanted.
+            if delivered.verified && !delivered.needle.flags.is_gzip() {
+                check_length(chunk.size, delivered.needle.length)?;
+                return Ok(source(delivered.transport));
+            }
+        }
+        let room =
+            usize::try_from(chunk.size).map_err(|_| EngineError::Unsuited("longer than any needle"))?;
+        let mut stored = vec![0; room + OVERHEAD];
+        let mut delivered = self.client.read(target, &mut stored, deadline).await?;
+        if delivered.needle.data_size > delivered.needle.length {
+            stored.resize(delivered.needle.data_size as usize, 0);
+            delivered = self.client.read(target, &mut stored, deadline).await?;
+        }
+        check_flags(chunk, &delivered)?;
+        if !delivered.verified {
+            return Err(EngineError::Unsuited("not all of the needle"));
+        }
+        stored.truncate(delivered.needle.length as usize);
+        unpack(&mut stored, delivered.needle.flags.is_gzip(), chunk, offset, dst)?;
+        Ok(source(delivered.transport))
+    }
+}
+
+/// A chunk whose writer compressed it is marked so at its needle as well; where it is not, only the volume server knows why.
+fn check_flags(chunk: &Chunk, delivered: &Delivered) -> Result<(), EngineError> {
+    let unmarked = chunk.is_compressed && chunk.cipher_key.is_none() && !delivered.needle.flags.is_gzip();
+    if unmarked { Err(EngineError::Unsuited("compressed and not marked so")) } else { Ok(()) }
+}
+
+fn check_length(needed: u64, found: u32) -> Result<(), EngineError> {
+    let found = u64::from(found);
+    if found == needed { Ok(()) } else { Err(VolumeError::Length { needed, found }.into()) }
+}
+
+fn source(transport: Transport) -> Source {
+    match transport {
+        Transport::Verbs => Source::Verbs,
+        Transport::Local => Source::Local,
+        Transport::Tcp => Source::Tcp,
+    }
+}
+
+impl Health {
+    fn look_is_due(&mut self) -> bool {
+        let now = Instant::now();
+        let is_due = now >= self.next_look;
+        if is_due {
+            self.next_look = now + LOOK_EVERY;
+        }
+        is_due
+    }
+
+    /// Draws conclusions from a request. A refusal is about a needle and not about the engine.
+    fn learn(&mut self, error: Option<&EngineError>) {
+        match error {
+            None => self.rest = FIRST_REST,
+            Some(EngineError::Read(ReadError::Deadline)) => {
+                self.rests_until = Some(Instant::now() + self.rest);
+                self.rest = (self.rest * 2).min(LONGEST_REST);
+            }
+            Some(_) => {}
+        }
+    }
+}
