@@ -55,6 +55,18 @@ impl Engine {
         &self.address
     }
 
+    /// `http://127.0.0.1:PORT`, where it tells what it does.
+    #[must_use]
+    pub fn status_url(&self) -> &str {
+        &self.status
+    }
+
+    /// The process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
     /// SIGKILL.
     pub fn kill(&mut self) {
         self.process.kill();

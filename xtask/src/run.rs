@@ -1,4 +1,4 @@
-//! `cargo xtask run`: a SeaweedFS with sample data, mounted; or the built program against one's own cluster.
+//! `cargo xtask run`: a SeaweedFS with sample data and an engine beside it, mounted; or the built program against one's own cluster.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -45,12 +45,15 @@ fn show(stage: &mut Stage, smoke: bool) -> Result<()> {
     let sizes =
         if smoke { Sizes { large: 256 << 20, small: 2000 } } else { Sizes { large: 1 << 30, small: 3000 } };
     let written = dataset::write(stage, &sizes)?;
-    let mut mount = stage.interceptor(dataset::ROOT, CACHE_MIB, &[])?;
+    let mut mount = stage.interceptor(dataset::ROOT, CACHE_MIB, "auto", &[])?;
     if smoke {
         return smoke::read_twice(&mount, written);
     }
     println!();
     println!("mount    {}", mount.path().display());
+    for engine in stage.cluster.engines() {
+        println!("engine   {}, {}/metrics", engine.address(), engine.status_url());
+    }
     println!("filer    http://{}{}/", stage.cluster.filer_addresses(), dataset::ROOT);
     println!("status   {}/", mount.status_url().unwrap_or("none"));
     println!("data     {}", stage.directory().display());

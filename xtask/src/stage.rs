@@ -1,4 +1,4 @@
-//! A real SeaweedFS in a workplace, and mounts of it: what `run` shows and `bench` measures.
+//! A real SeaweedFS in a workplace, an engine beside its volume server, and mounts of it: what `run` shows and `bench` measures.
 
 use std::fs;
 use std::path::Path;
@@ -33,6 +33,9 @@ impl Stage {
         for server in cluster.volume_servers().iter().chain(cluster.filers()).chain([cluster.master()]) {
             server.pid().map_or(Ok(()), |pid| place.owns(pid))?;
         }
+        for engine in cluster.engines() {
+            place.owns(engine.pid())?;
+        }
         interrupt::check()?;
         Ok(Self { cluster, place })
     }
@@ -42,10 +45,18 @@ impl Stage {
         self.place.directory()
     }
 
-    /// Mounts a directory of the filer with `interceptor mount`, which may cache so many MiB, and `options`.
-    pub(crate) fn interceptor(&mut self, path: &str, cache_mib: u64, options: &[&str]) -> Result<Mount> {
+    /// Mounts a directory of the filer with `interceptor mount`, which may cache so many MiB and brings chunks by `transport`, and with
+    /// `options`.
+    pub(crate) fn interceptor(
+        &mut self,
+        path: &str,
+        cache_mib: u64,
+        transport: &str,
+        options: &[&str],
+    ) -> Result<Mount> {
         let security = self.cluster.directory().join("security.toml");
         let mount = Mount::interceptor(&self.cluster.filer_addresses()).security(&security);
+        let mount = mount.engines(&self.cluster, transport);
         self.mount(mount.filer_path(path).arg("--cache-size").arg(format!("{cache_mib}MiB")).args(options))
     }
 

@@ -204,7 +204,9 @@ impl Bench {
     ) -> Result<(Vec<Sample>, Option<Prefetched>)> {
         let cache_mib = workload.memory.mib(&self.data);
         let mut mount = match side {
-            Side::Ours => self.stage.interceptor(DataSet::ROOT, cache_mib, workload.options)?,
+            Side::Ours => {
+                self.stage.interceptor(DataSet::ROOT, cache_mib, workload.transport, workload.options)?
+            }
             Side::Weed => self.stage.weed(DataSet::ROOT, cache_mib)?,
         };
         let site = Site {

@@ -93,6 +93,8 @@ pub(super) struct Workload {
     pub(super) memory: Memory,
     /// Options of `interceptor mount`, beside the size of its cache.
     pub(super) options: &'static [&'static str],
+    /// How it brings chunks.
+    pub(super) transport: &'static str,
     pub(super) run: fn(&Site) -> Result<Vec<Sample>>,
     /// Compares every byte of what the workload reads with the data set.
     pub(super) check: fn(&Site) -> Result<()>,
@@ -105,14 +107,34 @@ pub(super) const ALL: &[Workload] = &[
         about: "one reader, 1 MiB reads, fresh mount; with the daemon's CPU time",
         memory: Memory::Plenty,
         options: &[],
+        transport: "http",
+        run: sequential_pass_and_cpu,
+        check: compare_large,
+    },
+    Workload {
+        name: "seq-cold-tcp",
+        about: "the same from an engine over TCP",
+        memory: Memory::Plenty,
+        options: &[],
+        transport: "tcp",
+        run: sequential_pass_and_cpu,
+        check: compare_large,
+    },
+    Workload {
+        name: "seq-cold-local",
+        about: "the same from the volume server's files on this host",
+        memory: Memory::Plenty,
+        options: &[],
+        transport: "local",
         run: sequential_pass_and_cpu,
         check: compare_large,
     },
     Workload {
         name: "seq-again",
-        about: "the same after a first pass, page cache of the mount dropped",
+        about: "one reader after a first pass, page cache of the mount dropped",
         memory: Memory::Plenty,
         options: &[],
+        transport: "http",
         run: |site| {
             reader::sequential(&site.root, &site.data.large)?;
             drop_large(site)?;
@@ -125,6 +147,7 @@ pub(super) const ALL: &[Workload] = &[
         about: "the same after a first pass, page cache of the mount kept",
         memory: Memory::Plenty,
         options: &[],
+        transport: "http",
         run: |site| {
             reader::sequential(&site.root, &site.data.large)?;
             sequential_pass(site)
@@ -136,6 +159,7 @@ pub(super) const ALL: &[Workload] = &[
         about: "a third pass, page cache of the mount dropped before the second and third, hot files settled; with the daemon's CPU time, and the resident file read directly",
         memory: Memory::Plenty,
         options: &[],
+        transport: "http",
         run: |site| {
             make_hot(site)?;
             let mut samples = sequential_pass_and_cpu(site)?;
@@ -149,6 +173,7 @@ pub(super) const ALL: &[Workload] = &[
         about: "four readers of the whole file at once, fresh mount; bytes of all four",
         memory: Memory::Plenty,
         options: &[],
+        transport: "http",
         run: four_readers,
         check: compare_large,
     },
@@ -157,6 +182,7 @@ pub(super) const ALL: &[Workload] = &[
         about: "the same after a first pass, page cache of the mount dropped",
         memory: Memory::Plenty,
         options: &[],
+        transport: "http",
         run: |site| {
             reader::sequential(&site.root, &site.data.large)?;
             drop_large(site)?;
@@ -169,6 +195,7 @@ pub(super) const ALL: &[Workload] = &[
         about: "the same as a third pass like that of seq-resident, and four readers of the resident file directly",
         memory: Memory::Plenty,
         options: &[],
+        transport: "http",
         run: |site| {
             make_hot(site)?;
             let mut samples = four_readers(site)?;
@@ -182,6 +209,7 @@ pub(super) const ALL: &[Workload] = &[
         about: "four readers at once, each a quarter of the file, fresh mount",
         memory: Memory::Plenty,
         options: &[],
+        transport: "http",
         run: four_parts,
         check: compare_large,
     },
@@ -190,6 +218,7 @@ pub(super) const ALL: &[Workload] = &[
         about: "the same after a first pass, page cache of the mount dropped",
         memory: Memory::Plenty,
         options: &[],
+        transport: "http",
         run: |site| {
             reader::sequential(&site.root, &site.data.large)?;
             drop_large(site)?;
@@ -202,14 +231,34 @@ pub(super) const ALL: &[Workload] = &[
         about: "random 4 KiB reads, fresh mount",
         memory: Memory::Plenty,
         options: &[],
+        transport: "http",
+        run: |site| random(site, 4 << 10),
+        check: compare_large,
+    },
+    Workload {
+        name: "rand-4k-tcp",
+        about: "the same from an engine over TCP",
+        memory: Memory::Plenty,
+        options: &[],
+        transport: "tcp",
+        run: |site| random(site, 4 << 10),
+        check: compare_large,
+    },
+    Workload {
+        name: "rand-4k-local",
+        about: "the same from the volume server's files on this host",
+        memory: Memory::Plenty,
+        options: &[],
+        transport: "local",
         run: |site| random(site, 4 << 10),
         check: compare_large,
     },
     Workload {
         name: "rand-4k-warm",
-        about: "the same after a first pass over the file, page cache of the mount dropped",
+        about: "random 4 KiB reads after a first pass over the file, page cache of the mount dropped",
         memory: Memory::Plenty,
         options: &[],
+        transport: "http",
         run: |site| {
             reader::sequential(&site.root, &site.data.large)?;
             drop_large(site)?;
@@ -222,6 +271,7 @@ pub(super) const ALL: &[Workload] = &[
         about: "the same after two passes, page cache of the mount dropped after each, hot files settled",
         memory: Memory::Plenty,
         options: &[],
+        transport: "http",
         run: |site| {
             make_hot(site)?;
             random(site, 4 << 10)
@@ -233,6 +283,7 @@ pub(super) const ALL: &[Workload] = &[
         about: "the same without passthrough: each read is answered by the daemon, from memory",
         memory: Memory::Plenty,
         options: &["--no-passthrough"],
+        transport: "http",
         run: |site| {
             make_hot(site)?;
             random(site, 4 << 10)
@@ -244,6 +295,7 @@ pub(super) const ALL: &[Workload] = &[
         about: "random 128 KiB reads, fresh mount",
         memory: Memory::Plenty,
         options: &[],
+        transport: "http",
         run: |site| random(site, 128 << 10),
         check: compare_large,
     },
@@ -252,6 +304,7 @@ pub(super) const ALL: &[Workload] = &[
         about: "open, read and close every small file, in order, fresh mount",
         memory: Memory::Plenty,
         options: &[],
+        transport: "http",
         run: |site| small(site, Order::Names),
         check: compare_small,
     },
@@ -260,6 +313,7 @@ pub(super) const ALL: &[Workload] = &[
         about: "a second pass, shuffled, page cache of the mount dropped, hot files settled",
         memory: Memory::Plenty,
         options: &[],
+        transport: "http",
         run: |site| {
             small(site, Order::Names)?;
             drop_small(site)?;
@@ -273,6 +327,7 @@ pub(super) const ALL: &[Workload] = &[
         about: "a second pass, shuffled, page cache of the mount kept",
         memory: Memory::Plenty,
         options: &[],
+        transport: "http",
         run: |site| {
             small(site, Order::Names)?;
             small(site, Order::Shuffled)
@@ -284,6 +339,7 @@ pub(super) const ALL: &[Workload] = &[
         about: "two passes, each shuffled anew, page cache dropped between, cache of a third of the files; the second pass",
         memory: Memory::Scarce,
         options: &[],
+        transport: "http",
         run: |site| epochs(site, Order::Shuffled),
         check: compare_small,
     },
@@ -292,6 +348,7 @@ pub(super) const ALL: &[Workload] = &[
         about: "the same with both passes in the same shuffled order",
         memory: Memory::Scarce,
         options: &[],
+        transport: "http",
         run: |site| epochs(site, Order::ShuffledBefore),
         check: compare_small,
     },
@@ -300,6 +357,7 @@ pub(super) const ALL: &[Workload] = &[
         about: "list the small files' directories and stat every file, fresh mount",
         memory: Memory::Plenty,
         options: &[],
+        transport: "http",
         run: walk,
         check: compare_small,
     },
@@ -308,6 +366,7 @@ pub(super) const ALL: &[Workload] = &[
         about: "the same a second time",
         memory: Memory::Plenty,
         options: &[],
+        transport: "http",
         run: |site| {
             walk(site)?;
             walk(site)
