@@ -158,7 +158,7 @@ async fn mount(
         data_center: options.fetch.data_center.clone(),
         retry_time: options.fetch.read_retry_time,
         requests_per_server: options.fetch.concurrent_readers.into(),
-        engines: options.fetch.engines(),
+        engines: options.fetch.engines(security.https_tls().is_some()),
         ..fetch::Options::default()
     };
     let fetcher = Fetcher::new(Arc::new(filer.clone()), security, metrics.clone(), fetching);

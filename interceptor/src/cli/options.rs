@@ -277,12 +277,14 @@ pub(super) enum OptionError {
 }
 
 impl FetchOptions {
-    /// The engines that may be asked.
-    pub(super) fn engines(&self) -> Engines {
+    /// The engines that may be asked. `is_encrypted` says that the cluster's HTTP is: engines' connections are not, so `auto` does not
+    /// mean those that leave the host then.
+    pub(super) fn engines(&self, is_encrypted: bool) -> Engines {
         use rdma_engine::protocol::Transport as Carrier;
         // What is named behind http would never be asked.
         let named = self.transport.iter().take_while(|&&transport| transport != Transport::Http);
         let transports = named.flat_map(|transport| match transport {
+            Transport::Auto if is_encrypted => vec![Carrier::Local],
             Transport::Auto => Carrier::ALL.to_vec(),
             Transport::Verbs => vec![Carrier::Verbs],
             Transport::Local => vec![Carrier::Local],
