@@ -77,7 +77,12 @@ impl Engines {
         Some(Arc::new(Engine {
             client: Client::new(address, options),
             first_look: OnceCell::new(),
-            health: Mutex::new(Health { next_look: Instant::now(), rests_until: None, rest: FIRST_REST }),
+            health: Mutex::new(Health {
+                next_look: Instant::now(),
+                rests_until: None,
+                rest: FIRST_REST,
+                announced: None,
+            }),
         }))
     }
 }
@@ -123,6 +128,8 @@ struct Health {
     next_look: Instant,
     rests_until: Option<Instant>,
     rest: Duration,
+    /// What the log says that its bytes come from.
+    announced: Option<Source>,
 }
 
 impl Engine {
@@ -133,12 +140,10 @@ impl Engine {
 
     /// The source that its bytes would come from, if it can be asked now.
     pub(super) async fn source(&self) -> Option<Source> {
-        if let Some(source) = self.connected() {
-            return Some(source);
-        }
-        if !self.first_look.initialized() {
-            self.first_look.get_or_init(|| self.look(FIRST_LOOK)).await;
-            return self.connected();
+        self.first_look.get_or_init(|| self.look(FIRST_LOOK)).await;
+        let connected = self.connected();
+        if connected.is_some() {
+            return connected;
         }
         if self.health.lock().look_is_due() {
             // It connects by itself, and whether that works is seen at the next request.
@@ -154,13 +159,19 @@ impl Engine {
     }
 
     fn connected(&self) -> Option<Source> {
-        let source = source(self.client.transport()?);
         let mut health = self.health.lock();
-        if health.rests_until.is_some_and(|until| Instant::now() < until) {
-            return None;
+        let source = self.client.transport().map(source).filter(|_| !health.rests());
+        if source != health.announced {
+            let engine = self.address();
+            match source {
+                Some(source) => {
+                    tracing::info!(engine, transport = source.label(), "an engine is asked first")
+                }
+                None => tracing::info!(engine, "an engine does not answer; its volume server is asked"),
+            }
+            health.announced = source;
         }
-        health.rests_until = None;
-        Some(source)
+        source
     }
 
     /// Whether this is a job for an engine at all.
@@ -259,6 +270,14 @@ fn source(transport: Transport) -> Source {
 }
 
 impl Health {
+    fn rests(&mut self) -> bool {
+        let rests = self.rests_until.is_some_and(|until| Instant::now() < until);
+        if !rests {
+            self.rests_until = None;
+        }
+        rests
+    }
+
     fn look_is_due(&mut self) -> bool {
         let now = Instant::now();
         let is_due = now >= self.next_look;
