@@ -1,8 +1,8 @@
 //! What to make of reads that the daemon did not hear of, because the kernel answered them: eBPF tells of them.
 //!
 //! **Hot**: bytes that applications read again and again out of the page cache will be asked for again once it has to let go of them. If they
-//! make about half of their file, the file is worth being resident; otherwise the chunks that hold them are kept in the cache, as hot
-//! as if their reads had come by.
+//! make about half of their file, the file is worth being resident; otherwise the chunks that hold them are brought to the cache and
+//! ranked there as if they had just been read again, once for each time that they turn hot.
 //!
 //! **Ahead**: somebody reads a file front to back, and the page cache has had it all so far. What comes next and has never been
 //! asked for is fetched before the kernel asks; from then on the file's own streams follow. As the page cache may have it
@@ -49,14 +49,17 @@ impl Reader {
         if self.is_wanted(&key) && !self.start(chunk, key, &self.hot, Some(file.interest()), ()) {
             return;
         }
-        if let Some(outcome) = self.flights.outcome(&key) {
-            let cache = self.cache.clone();
-            self.runtime.spawn(async move {
-                if outcome.await.is_ok() {
-                    cache.promote(&key);
-                }
-            });
-        }
+        let Some(outcome) = self.flights.outcome(&key) else {
+            // It was faster than we.
+            self.cache.promote(&key);
+            return;
+        };
+        let cache = self.cache.clone();
+        self.runtime.spawn(async move {
+            if outcome.await.is_ok() {
+                cache.promote(&key);
+            }
+        });
     }
 
     /// Somebody reads `file` front to back, has come to byte `head`, and is expected to want `window` next, which may reach beyond the end.

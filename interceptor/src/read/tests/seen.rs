@@ -39,26 +39,6 @@ fn what_is_hot_is_fetched_and_nothing_else() {
 }
 
 #[test]
-fn what_is_hot_outlives_what_is_read_once() {
-    let needles = Needles::default();
-    let file = file(&needles, 200);
-    let mounted = Mounted::with_cache(needles, 64 * MIB);
-    let hot = [3, 7, 11];
-    hot.iter().for_each(|index| mounted.reader.hot(&file, index * MIB..(index + 1) * MIB));
-    assert_eq!(mounted.chunks_there(&file, 20), hot);
-    // Every other chunk once, in no order: three times as much as there is room for.
-    let mut others: Vec<u64> = (0..200).filter(|index| !hot.contains(index)).collect();
-    others.sort_by_key(|index| {
-        (index + 1).wrapping_mul(0x2545_f491_4f6c_dd1d).rotate_left(23).wrapping_mul(*index | 1)
-    });
-    for index in others {
-        mounted.read(&file, index * MIB, MIB as usize).unwrap();
-    }
-    let there = mounted.chunks_there(&file, 20);
-    assert!(hot.iter().all(|index| there.contains(index)), "{there:?}");
-}
-
-#[test]
 fn what_follows_a_reader_whom_the_page_cache_serves_is_fetched() {
     let needles = Needles::default();
     let file = file(&needles, 60);
