@@ -12,7 +12,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use interceptor::ebpf::{self, Device, EbpfError, Event, Kind, Observer, Settings};
-use tests::{Bindfs, Cluster, Mount, Pattern, Shared, eventually, host, mount};
+use tests::{Bindfs, Cluster, Mount, Pattern, Shared, data, eventually, host, mount, reading};
 
 const PAGE: u64 = 4096;
 const MIB: usize = 1 << 20;
@@ -464,6 +464,194 @@ fn observe_says_what_is_read_by_whom_and_leaves_nothing_behind() {
     observe.kill().unwrap();
     observe.wait().unwrap();
     assert_eq!(programs_of(pid), 0);
+}
+
+/// A file of a mount that is in the page cache, and open, after one read through the daemon.
+struct Cached {
+    mount: Mount,
+    file: File,
+    content: Vec<u8>,
+}
+
+impl Cached {
+    const SIZE: usize = 8 * MIB;
+
+    /// `None` without passthrough: no files are resident then.
+    fn start(cluster: &Cluster, args: &[&str]) -> Option<Cached> {
+        let content = Pattern::new(7).bytes(0, Self::SIZE);
+        cluster.filer().put("/ebpf/hot", &content, "").unwrap();
+        let mount = Mount::interceptor(&cluster.filer_addresses()).args(args).start().unwrap();
+        let (_, status) = mount.status("/api/v1/status").unwrap();
+        if status.contains("FUSE passthrough") {
+            host::skipped("no passthrough, so no resident files");
+            return None;
+        }
+        let file = File::open(mount.file("/ebpf/hot")).unwrap();
+        let cached = Cached { mount, file, content };
+        cached.read();
+        Some(cached)
+    }
+
+    fn read(&self) {
+        let mut found = vec![0; Self::SIZE];
+        self.file.read_exact_at(&mut found, 0).unwrap();
+        data::assert_same("/ebpf/hot", &found, &self.content);
+    }
+
+    fn reads(&self) -> f64 {
+        self.mount.metric("interceptor_reads_total", &[]).unwrap()
+    }
+
+    fn promoted(&self) -> bool {
+        self.mount.metric("interceptor_resident_events_total", &["promoted"]).unwrap() > 0.0
+    }
+
+    /// Closes the file.
+    fn close(&mut self) {
+        // A file is read in one way for as long as it is open.
+        self.file = File::open("/dev/null").unwrap();
+    }
+
+    /// Opened anew, with nothing of it in the page cache. Returns whether the daemon was asked for any of it.
+    fn asks_when_forgotten(&self) -> bool {
+        let path = self.mount.file("/ebpf/hot");
+        reading::forget(&path).unwrap();
+        let before = self.reads();
+        data::assert_same("/ebpf/hot", &fs::read(&path).unwrap(), &self.content);
+        self.reads() > before
+    }
+}
+
+#[test]
+fn a_file_that_is_hot_in_the_page_cache_alone_becomes_resident() {
+    if !can_observe() || !host::can_mount() {
+        return;
+    }
+    let cluster = CLUSTER.get(|| Cluster::builder().start().unwrap());
+    let Some(mut with) = Cached::start(&cluster, &[]) else { return };
+    let asked = with.reads();
+    let mut rounds = 0;
+    let hot = || {
+        with.read();
+        rounds += 1;
+        with.promoted().then_some(())
+    };
+    if let Err(error) = eventually("promotion", PATIENCE, hot) {
+        panic!("{error} after {rounds} reads; {}", with.mount.log().unwrap());
+    }
+    assert_eq!(with.reads(), asked, "the page cache had it all");
+    let metric = |name: &str, label: &str| with.mount.metric(name, &[label]).unwrap();
+    assert!(metric("interceptor_ebpf_events_total", "hot") > 0.0);
+    assert_eq!(with.mount.metric("interceptor_ebpf_lost_total", &[]).unwrap(), 0.0);
+    let from_cache = metric("interceptor_read_bytes_total", "page_cache");
+    assert!(from_cache >= ((rounds - 1) * Cached::SIZE) as f64, "{from_cache} in {rounds} rounds");
+    assert!(metric("interceptor_kernel_request_seconds_count", "read") >= asked);
+    print_reaction(&with.mount);
+
+    let (_, status) = with.mount.status("/api/v1/status").unwrap();
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    let sights = status["kernel"]["sights"].as_array().unwrap();
+    assert_eq!(sights.len(), ebpf::rungs().len(), "{status}");
+    for unseen in sights.iter().filter(|sight| sight["by"].is_null()) {
+        let lost = status["lost"].as_array().unwrap();
+        assert!(lost.iter().any(|lost| lost["ability"] == unseen["sight"]), "{unseen} in {lost:?}");
+    }
+
+    // As many reads, of which nobody tells the daemon.
+    let mut without = Cached::start(&cluster, &["--no-ebpf"]).unwrap();
+    assert_eq!(programs_of(without.mount.pid()), 0);
+    let asked = without.reads();
+    (0..rounds).for_each(|_| without.read());
+    assert!(without.reads() == asked && !without.promoted(), "{}", without.mount.log().unwrap());
+    assert!(!without.mount.status("/metrics").unwrap().1.contains("interceptor_ebpf"));
+
+    with.close();
+    without.close();
+    assert!(without.asks_when_forgotten());
+    // The daemon hears later than we that the file is closed.
+    eventually("its own pages", PATIENCE, || (!with.asks_when_forgotten()).then_some(())).unwrap();
+}
+
+/// How long it took from reads to what was done about them.
+fn print_reaction(mount: &Mount) {
+    let (_, metrics) = mount.status("/metrics").unwrap();
+    let lines = metrics.lines().filter(|line| line.starts_with("interceptor_ebpf_reaction_seconds"));
+    let mut before = String::new();
+    for line in lines {
+        let count = line.rsplit(' ').next().unwrap_or_default();
+        if count != before {
+            println!("{line}");
+        }
+        count.clone_into(&mut before);
+    }
+}
+
+#[test]
+fn what_follows_a_stream_in_the_page_cache_is_fetched_before_the_kernel_asks() {
+    const BEGINNING: usize = 24 * MIB;
+    if !can_observe() || !host::can_mount() {
+        return;
+    }
+    let cluster = CLUSTER.get(|| Cluster::builder().start().unwrap());
+    let pattern = Pattern::new(8);
+    cluster.filer().put_reader("/ebpf/stream", pattern.reader(64 * MIB as u64), "").unwrap();
+    let mount = Mount::interceptor(&cluster.filer_addresses()).arg("--no-passthrough").start().unwrap();
+    let path = mount.file("/ebpf/stream");
+    let mut buffer = vec![0; 128 << 10];
+    let mut read = |until: usize| {
+        let file = File::open(&path).unwrap();
+        for offset in (0..until).step_by(buffer.len()) {
+            file.read_exact_at(&mut buffer, offset as u64).unwrap();
+            data::assert_same("/ebpf/stream", &buffer, &pattern.bytes(offset as u64, buffer.len()));
+        }
+    };
+    read(BEGINNING);
+    // The daemon has fetched ahead and remembers nothing of that.
+    let warmup = || {
+        let mut evict = Command::new(mount::interceptor_program().unwrap());
+        assert!(evict.args(["warmup", "--evict"]).arg(&path).output().unwrap().status.success());
+        let used = mount.metric("interceptor_cache_bytes", &["used"]).ok()?;
+        (used == 0.0).then_some(())
+    };
+    eventually("an empty cache", PATIENCE, warmup).unwrap();
+    let asked = mount.metric("interceptor_reads_total", &[]).unwrap();
+    // Far enough for the next window to reach beyond what the page cache has, not so far that the kernel asks for it.
+    read(BEGINNING - 4 * MIB);
+    let fetched = || mount.metric("interceptor_prefetch_fetched_bytes_total", &["seen"]).ok();
+    eventually("what comes next", PATIENCE, || fetched().filter(|bytes| *bytes >= MIB as f64)).unwrap();
+    assert_eq!(mount.metric("interceptor_reads_total", &[]).unwrap(), asked, "nobody has asked");
+    read(64 * MIB);
+    let used = mount.metric("interceptor_prefetch_bytes_total", &["seen", "used"]).unwrap();
+    assert!(used > 0.0, "{}", mount.status("/metrics").unwrap().1);
+    print_reaction(&mount);
+}
+
+#[test]
+fn a_mount_that_may_not_load_programs_says_so_and_works() {
+    if !can_observe() || !host::can_mount() {
+        return;
+    }
+    let cluster = CLUSTER.get(|| Cluster::builder().start().unwrap());
+    let content = Pattern::new(9).bytes(0, 3 * MIB);
+    cluster.filer().put("/ebpf/unseen", &content, "").unwrap();
+    // Mounting takes CAP_SYS_ADMIN, which stands for the other two if it is held in the kernel's own user namespace.
+    let without = ["unshare", "--user", "--map-root-user", "--mount"];
+    let Ok(mount) = Mount::interceptor(&cluster.filer_addresses()).wrapped_in(without).start() else {
+        host::skipped("no mounts in user namespaces");
+        return;
+    };
+    let (_, status) = mount.status("/api/v1/status").unwrap();
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    let lost = status["lost"].as_array().unwrap();
+    assert!(lost.iter().any(|lost| lost["ability"] == "eBPF programs"), "{lost:?}");
+    assert!(status["kernel"].is_null(), "{status}");
+    // Only who is in its user namespace may use the mount.
+    let pid = mount.pid().to_string();
+    let mut read = Command::new("nsenter");
+    read.args(["--target", &pid, "--user", "--mount", "--preserve-credentials", "cat"]);
+    let found = read.arg(mount.file("/ebpf/unseen")).output().unwrap();
+    assert!(found.status.success(), "{}", String::from_utf8_lossy(&found.stderr));
+    data::assert_same("/ebpf/unseen", &found.stdout, &content);
 }
 
 /// Descriptors of eBPF programs that a process has open: without one of them a program is gone, unless it is pinned.

@@ -58,6 +58,8 @@ fn mounted(options: &[&str]) -> (Cluster, Mount) {
     let mount = Mount::interceptor(&cluster.filer_addresses())
         .security(&cluster.directory().join("security.toml"))
         .args(["--cache-size", &CACHE.to_string()])
+        // What eBPF sees would bring more than is counted here.
+        .arg("--no-ebpf")
         .args(options)
         .start()
         .unwrap();

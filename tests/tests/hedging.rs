@@ -19,7 +19,9 @@ fn replicated() -> Cluster {
 fn mount(cluster: &Cluster) -> Option<Mount> {
     let builder = Mount::builder(cluster);
     let ours = builder.kind() == Kind::Interceptor;
-    ours.then(|| builder.args(["--volume-server-access", "publicUrl"]).start().unwrap())
+    // Only what reads ask for shall be fetched.
+    let args = ["--volume-server-access", "publicUrl", "--no-ebpf"];
+    ours.then(|| builder.args(args).start().unwrap())
 }
 
 fn counter(mount: &Mount, name: &str) -> u64 {

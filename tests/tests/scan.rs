@@ -60,6 +60,8 @@ fn a_scan_of_four_times_the_cache_leaves_a_hot_set_of_half_of_it_alone() {
         .args(["--cache-size", &CACHE.to_string()])
         // All reads shall be the daemon's to answer, which counts them.
         .arg("--no-passthrough")
+        // And they alone shall say what is hot.
+        .arg("--no-ebpf")
         .start()
         .unwrap();
 

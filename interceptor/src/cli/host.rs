@@ -8,7 +8,7 @@ use nix::unistd::{AccessFlags, Uid, access};
 use serde::Serialize;
 
 use super::size::ByteSize;
-use crate::ebpf;
+use crate::ebpf::{self, EbpfError, Rung};
 use crate::telemetry::report::LostAbility;
 
 /// Numbers of capabilities, from `linux/capability.h`.
@@ -16,6 +16,9 @@ const CAP_SYS_ADMIN: u32 = 21;
 
 /// The name of the ability to have the kernel read hot files by itself.
 pub(super) const PASSTHROUGH: &str = "FUSE passthrough";
+
+/// The name of the ability to see reads that the kernel answers by itself.
+pub(super) const EBPF: &str = "eBPF programs";
 
 /// One thing that was looked at.
 #[derive(Debug, Clone, Serialize)]
@@ -209,31 +212,47 @@ pub(super) fn no_passthrough(reason: String) -> Finding {
 fn ebpf_programs() -> Finding {
     let there = ebpf::built_in();
     Finding {
-        ability: "eBPF programs",
+        ability: EBPF,
         state: if there { State::Ok } else { State::Lost },
         found: format!("eBPF is {}built into this program", if there { "" } else { "not " }),
-        lost: "page-cache hits and everything else that the kernel does not ask the daemon for is not seen",
+        lost: UNSEEN,
         remedy: "build with `cargo xtask build`, which brings a compiler for BPF where it can",
+    }
+}
+
+const UNSEEN: &str = "page-cache hits and everything else that the kernel does not ask the daemon for is not seen, so what is hot only \
+                      there is not kept for when the page cache lets go of it";
+
+/// The finding that a mount is not watched, for this reason.
+pub(super) fn no_ebpf(error: &EbpfError) -> Finding {
+    Finding {
+        ability: EBPF,
+        state: State::Lost,
+        found: error.to_string(),
+        lost: UNSEEN,
+        remedy: error.remedy(),
     }
 }
 
 /// What eBPF sees here, by which program, and why not by a better one. Loads the programs, for a moment.
 pub(super) fn ebpf_rungs() -> Vec<Finding> {
-    let finding = |rung: ebpf::Rung| {
-        let better = rung.why.unwrap_or_default();
-        Finding {
-            ability: rung.sight,
-            state: if rung.by.is_some() { State::Ok } else { State::Lost },
-            found: match rung.by {
-                Some(by) if better.is_empty() => by,
-                Some(by) => format!("{by}, for want of {better}"),
-                None => better,
-            },
-            lost: rung.lost,
-            remedy: rung.remedy.unwrap_or("nothing to be done"),
-        }
-    };
-    ebpf::rungs().into_iter().map(finding).collect()
+    ebpf::rungs().into_iter().map(ebpf_rung).collect()
+}
+
+/// What one rung sees.
+pub(super) fn ebpf_rung(rung: Rung) -> Finding {
+    let better = rung.why.unwrap_or_default();
+    Finding {
+        ability: rung.sight,
+        state: if rung.by.is_some() { State::Ok } else { State::Lost },
+        found: match rung.by {
+            Some(by) if better.is_empty() => by,
+            Some(by) => format!("{by}, for want of {better}"),
+            None => better,
+        },
+        lost: rung.lost,
+        remedy: rung.remedy.unwrap_or("nothing to be done"),
+    }
 }
 
 /// The word in brackets of a file such as `always [madvise] never`.

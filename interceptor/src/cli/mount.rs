@@ -6,6 +6,7 @@
 //! one does not wait for them. A panic of this thread unwinds through the mount, which takes it away too.
 
 mod health;
+mod seen;
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -90,10 +91,13 @@ async fn serve(plan: Plan) -> anyhow::Result<()> {
     let metrics = Metrics::new();
     let status = Status::new(plan.identity.clone(), metrics.clone());
     tokio::spawn(keep_windows(metrics.clone()));
-    // Of passthrough the mount itself will tell.
-    for finding in host::findings().iter().filter(|finding| finding.ability != host::PASSTHROUGH) {
+    // Of these two the mount itself will tell.
+    let told = [host::PASSTHROUGH, host::EBPF];
+    for finding in host::findings().iter().filter(|finding| !told.contains(&finding.ability)) {
         go_without(finding, &status);
     }
+    // Takes a while, which the mount need not wait for.
+    let programs = (!plan.options.mount.no_ebpf).then(seen::load);
     let desk = Desk::new();
     let status_at = match &plan.options.status_addr {
         StatusAddress::Nowhere => None,
@@ -114,6 +118,8 @@ async fn serve(plan: Plan) -> anyhow::Result<()> {
     };
     // Not to be given up half-way, or the mount would be left behind; its steps have deadlines.
     let (mount, reader) = mount(&plan, &filer, security, &status, status_at).await?;
+    // Dropped at the end, whichever that is.
+    let _seen = seen::watch(programs, &mount, &reader, &status).await;
     take_requests(&desk, &mount, reader);
     health::watch(&status, &mount, &filer, &plan.options.mountpoint);
     announce(&plan, &filer, status_at);

@@ -106,6 +106,10 @@ pub(super) struct MountBehaviour {
     #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, default_value = "false", hide_default_value = true)]
     pub(super) no_placement: bool,
 
+    /// Do not watch with eBPF what the kernel reads; what is hot in its page cache then stays unknown
+    #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, default_value = "false", hide_default_value = true)]
+    pub(super) no_ebpf: bool,
+
     /// Threads that answer the kernel [default: one for each CPU, from 2 to 16]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(super) threads: Option<u16>,

@@ -1,5 +1,6 @@
 //! `interceptor status`: asks the daemon's status API once and prints the answer.
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 use std::time::Duration;
 
@@ -99,6 +100,24 @@ impl fmt::Display for Text<'_> {
         for (source, count) in report.integrity_failures.iter().filter(|(_, count)| **count > 0) {
             line("DAMAGED", &format_args!("{count} fetches from {source} refused"))?;
         }
+        if let Some(kernel) = &report.kernel {
+            if let Some(bytes) = kernel.page_cache_bytes {
+                line("reads page cache", &format_args!("{}, which nobody was asked for", ByteSize(bytes)))?;
+            }
+            for (way, reads) in &kernel.reads {
+                let counts = format_args!("{}, {}", reads.count, ByteSize(reads.bytes)).to_string();
+                line("kernel", &format_args!("{way}: {counts}"))?;
+            }
+            let counts = |counts: &BTreeMap<String, u64>| {
+                counts.iter().map(|(what, count)| format!("{count} {what}")).collect::<Vec<_>>().join(", ")
+            };
+            let (events, lost) = (counts(&kernel.events), counts(&kernel.lost));
+            line("events", &format_args!("{events}; lost where full: {lost}"))?;
+            for sight in &kernel.sights {
+                let by = sight.by.as_deref().unwrap_or("NOT seen");
+                line("eBPF", &format_args!("{}: {by}", sight.sight))?;
+            }
+        }
         for lost in &report.lost {
             line("goes without", &format_args!("{}: {} ({})", lost.ability, lost.reason, lost.remedy))?;
         }
@@ -138,12 +157,10 @@ fn age(report: &Report) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
     use crate::telemetry::server::Server;
     use crate::telemetry::status::Identity;
-    use crate::telemetry::{Metrics, Source, Status};
+    use crate::telemetry::{KernelCounts, KernelReads, Metrics, Sight, Source, Status};
 
     fn identity() -> Identity {
         Identity {
@@ -160,6 +177,16 @@ mod tests {
         let address = server.address().to_string();
         let status = Status::new(identity(), Metrics::new());
         status.metrics().read(Source::Http, 3 << 20, Duration::from_millis(2));
+        let reads = KernelReads { count: 5, bytes: 5 << 20 };
+        let counts = KernelCounts {
+            reads: [("cached", reads)].into(),
+            page_cache_bytes: Some(4 << 20),
+            lost: [("ring", 2)].into(),
+            ..KernelCounts::default()
+        };
+        status.metrics().set_kernel(Box::new(move || Some(counts.clone())));
+        let (sight, why) = ("passthrough reads".to_owned(), Some("refused".to_owned()));
+        status.sees(vec![Sight { sight, by: None, why }]);
         tokio::spawn(server.serve(status, axum::Router::new()));
         let asked = tokio::task::spawn_blocking(move || {
             (get(&address, "/api/v1/status").unwrap(), get(&address, "/readyz").unwrap())
@@ -174,6 +201,10 @@ mod tests {
             "no: mount: hangs",
             "NOT heard",
             "reads http         1, 3 MiB, half below 2.1ms",
+            "reads page cache   4 MiB",
+            "cached: 5, 5 MiB",
+            "0 hot, 0 stream; lost where full: 2 ring",
+            "passthrough reads: NOT seen",
         ] {
             assert!(text.contains(part), "no {part:?} in:\n{text}");
         }

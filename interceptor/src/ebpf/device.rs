@@ -30,6 +30,12 @@ impl Device {
         Self(major << 20 | minor & 0xf_ffff)
     }
 
+    /// From `MAJOR:MINOR`, as [`Display`](fmt::Display) writes it.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (major, minor) = text.split_once(':')?;
+        Some(Self::new(major.parse().ok()?, minor.parse().ok()?))
+    }
+
     /// As the kernel keeps it.
     pub(super) const fn in_kernel(self) -> u32 {
         self.0
@@ -52,6 +58,7 @@ mod tests {
             let device = Device::new(major, minor);
             assert_eq!(Device::from_stat(libc::makedev(major, minor)), device);
             assert_eq!(device.to_string(), format!("{major}:{minor}"));
+            assert_eq!(Device::parse(&device.to_string()), Some(device));
         }
     }
 }

@@ -94,17 +94,26 @@ const KIOCB: &[Field] = &[
     field::SIZE,
 ];
 
-/// The program whose absence makes requests stand in for reads.
-const CACHED_READS: &str = "reads through the page cache";
+/// The names of what is seen, as far as somebody needs to know whether it is.
+pub mod sight {
+    /// Without it, requests stand in for reads.
+    pub const CACHED_READS: &str = "reads through the page cache";
+    /// Mapped files, where their pages are in the page cache.
+    pub const MAPPED_WINDOWS: &str = "windows of mapped files";
+    /// What the page cache does not have, and direct reads.
+    pub const REQUESTS: &str = "requests to the daemon";
+    /// Files that the kernel reads without the daemon.
+    pub const PASSTHROUGH: &str = "passthrough reads";
+}
 
 const SIGHTS: [Sight; 7] = [
     Sight {
-        name: CACHED_READS,
+        name: sight::CACHED_READS,
         lost: "page-cache hits are not seen: heat comes from misses alone, and there is no page-cache hit rate",
         ways: &[Way { program: "cached_read", at: Place::Typed("mm_filemap_get_pages"), needs: MAPPING }],
     },
     Sight {
-        name: "windows of mapped files",
+        name: sight::MAPPED_WINDOWS,
         lost: "files that are read through memory mappings stay cold",
         ways: &[Way { program: "mapped_window", at: Place::Typed("mm_filemap_map_pages"), needs: MAPPING }],
     },
@@ -114,7 +123,7 @@ const SIGHTS: [Sight; 7] = [
         ways: &[Way { program: "mapped_fault", at: Place::Typed("mm_filemap_fault"), needs: MAPPING }],
     },
     Sight {
-        name: "requests to the daemon",
+        name: sight::REQUESTS,
         lost: "neither direct I/O nor what the page cache misses is seen",
         ways: &[
             Way { program: "request_sent", at: Place::Typed("fuse_request_send"), needs: SENT },
@@ -130,7 +139,7 @@ const SIGHTS: [Sight; 7] = [
         ],
     },
     Sight {
-        name: "passthrough reads",
+        name: sight::PASSTHROUGH,
         lost: "reads of files that the daemon has handed to the kernel are not seen",
         ways: &[Way {
             program: "passthrough_read",
@@ -166,9 +175,9 @@ pub(super) fn climb(programs: &mut Ebpf, kernel: &Btf, found: &Found) -> Vec<Run
     SIGHTS.iter().map(|sight| sight.climb(programs, kernel, found)).collect()
 }
 
-/// Whether reads through the page cache are seen where they happen.
-pub(super) fn sees_cached_reads(rungs: &[Rung]) -> bool {
-    rungs.iter().any(|rung| rung.sight == CACHED_READS && rung.by.is_some())
+/// Whether `sight`, one of [`sight`], is seen.
+pub(super) fn sees(rungs: &[Rung], sight: &str) -> bool {
+    rungs.iter().any(|rung| rung.sight == sight && rung.by.is_some())
 }
 
 impl Sight {

@@ -37,7 +37,7 @@ use tokio::sync::mpsc::Receiver;
 
 pub use device::Device;
 pub use events::{Event, Kind};
-pub use ladder::Rung;
+pub use ladder::{Rung, sight};
 pub use maps::ReadBy;
 pub use settings::Settings;
 
@@ -77,7 +77,7 @@ pub enum EbpfError {
 
 impl EbpfError {
     /// What would help.
-    fn remedy(&self) -> &'static str {
+    pub fn remedy(&self) -> &'static str {
         match self {
             Self::NotBuiltIn => {
                 "build with `cargo xtask build`, which brings a compiler for BPF where it can"
@@ -214,11 +214,21 @@ impl Observer {
         &self.rungs
     }
 
+    /// Whether `sight`, one of [`sight`], is seen.
+    pub fn sees(&self, sight: &str) -> bool {
+        ladder::sees(&self.rungs, sight)
+    }
+
     /// Events of the mounts that are watched that were lost, because the ring or the channel was full.
     pub fn lost(&self) -> u64 {
         let watched: Vec<Device> = self.watches.read().values().copied().collect();
         let traffic = watched.iter().filter_map(|device| self.traffic(*device).ok());
-        self.drain.dropped() + traffic.map(|traffic| traffic.lost_events).sum::<u64>()
+        self.dropped() + traffic.map(|traffic| traffic.lost_events).sum::<u64>()
+    }
+
+    /// Of these, those that found the channel full. Those that found the ring full are counted with the [`Traffic`] of their mount.
+    pub fn dropped(&self) -> u64 {
+        self.drain.dropped()
     }
 
     fn number(&self, device: Device) -> Option<u32> {
@@ -243,7 +253,7 @@ fn load(settings: &Settings) -> Result<(Ebpf, Vec<Rung>), EbpfError> {
     let found = Found::in_types(&types);
     let kernel = Btf::from_sys_fs()?;
     let (programs, rungs) = load_with(settings, &found, &kernel, true)?;
-    if ladder::sees_cached_reads(&rungs) {
+    if ladder::sees(&rungs, sight::CACHED_READS) {
         return Ok((programs, rungs));
     }
     // The programs have to know before they are loaded, so they are loaded again.

@@ -27,6 +27,12 @@ impl Ledger {
         self.wasted.fetch_add(bytes, Relaxed);
     }
 
+    /// Whether more than `allowance` bytes went to waste beyond those that were used.
+    pub fn disappoints(&self, allowance: u64) -> bool {
+        let Account { used, wasted } = self.account();
+        wasted > used.saturating_add(allowance)
+    }
+
     pub(super) fn account(&self) -> Account {
         Account { used: self.used.load(Relaxed), wasted: self.wasted.load(Relaxed) }
     }

@@ -129,6 +129,19 @@ impl Streams {
         Advice { pattern: Pattern::Sequential, ahead: stream.advise(size) }
     }
 
+    /// What of `range` nobody has asked for, of whom this file's streams know, if it is for a reader at byte `head` whom none of them
+    /// follows; else nothing.
+    pub fn unseen(&self, head: u64, range: Range<u64>) -> Range<u64> {
+        let recognised = || self.streams.iter().filter(|stream| stream.is_recognised());
+        // The kernel asks a little ahead of its readers.
+        if recognised().any(|stream| stream.end.abs_diff(head) <= SLACK.end) {
+            return range.end..range.end;
+        }
+        let passed = recognised().filter(|stream| (stream.start..=stream.end).contains(&range.start));
+        let start = passed.map(|stream| stream.end).max().unwrap_or(range.start);
+        start.clamp(range.start, range.end.max(range.start))..range.end
+    }
+
     /// Takes back advice from byte `from` of one of its ranges on: it was not followed, because there was no room.
     pub fn decline(&mut self, ahead: &Ahead, from: u64) {
         match self.streams.iter_mut().find(|stream| stream.id == ahead.stream) {

@@ -16,6 +16,8 @@
 //! Files that are worth it are made resident ([`promote`]): complete in memory, for the kernel to read without the daemon. A
 //! handle that still reads by way of the daemon is answered from the resident file.
 //!
+//! Of reads that the kernel answers by itself the daemon hears by eBPF, if it can ([`seen`]).
+//!
 //! When a fetch fails every read that waits for it fails with EIO, the block stays absent, and the next read tries
 //! again. A block is never visible before it is complete and checked.
 
@@ -26,6 +28,7 @@ pub mod intervals;
 mod layout;
 mod origin;
 mod promote;
+mod seen;
 mod speculation;
 mod version;
 mod warm;
@@ -325,7 +328,7 @@ impl Reader {
     fn note_use(&self, file: &Arc<FileVersion>, located: &Located, block: &Readable, pattern: Pattern) {
         block.mark_read(&located.range);
         if pattern != Pattern::Random && self.cache.consumed(&located.key, block, located.range.len()) {
-            self.consider(file, Worth::Refetched);
+            self.consider(file, Worth::ReadAgain);
         }
     }
 

@@ -1,5 +1,6 @@
 //! Reads of made-up files against the same bytes painted into an array.
 
+mod seen;
 mod warm;
 
 use std::collections::HashMap;

@@ -14,7 +14,7 @@ use super::layout::Layout;
 use super::speculation::{Holder, Interest};
 use super::{Origin, ReadError};
 use crate::cache::resident::{ContentId, ResidentFile};
-use crate::prefetch::Streams;
+use crate::prefetch::{Ledger, Streams};
 use crate::seaweed::entry::{Chunk, Content, Entry};
 
 /// Files up to this size are one or two fetches; following streams in them brings nothing.
@@ -42,6 +42,10 @@ pub struct FileVersion {
     resident: Mutex<Weak<ResidentFile>>,
     /// Bytes that were read since it was last considered whether the file should be resident.
     read: AtomicU64,
+    /// Bytes that turned hot since that was last considered for it.
+    hot: AtomicU64,
+    /// What became of what was fetched for readers that the page cache had served so far.
+    seen_ahead: OnceLock<Arc<Ledger>>,
 }
 
 impl FileVersion {
@@ -60,6 +64,8 @@ impl FileVersion {
             content: OnceLock::new(),
             resident: Mutex::default(),
             read: AtomicU64::new(0),
+            hot: AtomicU64::new(0),
+            seen_ahead: OnceLock::new(),
         })
     }
 
@@ -112,6 +118,20 @@ impl FileVersion {
             self.read.store(0, Ordering::Relaxed);
         }
         is_due
+    }
+
+    /// Notes that `bytes` turned hot, and says whether that makes about half of the file since it last did.
+    pub(super) fn note_hot(&self, bytes: u64) -> bool {
+        let is_due = self.hot.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes) >= self.size() / 2;
+        if is_due {
+            self.hot.store(0, Ordering::Relaxed);
+        }
+        is_due
+    }
+
+    /// The account of what is fetched for readers that the page cache has served so far.
+    pub(super) fn seen_ahead(&self) -> &Arc<Ledger> {
+        self.seen_ahead.get_or_init(Arc::default)
     }
 
     /// Whether no chunk of it is in the cluster, as far as is known.

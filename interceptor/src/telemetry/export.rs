@@ -5,7 +5,10 @@
 use std::time::Instant;
 
 use super::exposition::Exposition;
-use super::metrics::{CacheUsage, Levels, Metrics, Outcome, ResidentFiles, Source, Totals, Trigger, Way};
+use super::kernel::KernelCounts;
+use super::metrics::{
+    CacheUsage, Levels, Metrics, Outcome, ResidentFiles, SeenKind, Source, Totals, Trigger, Way,
+};
 use super::shard::FlowTotal;
 
 /// What to send with it as `Content-Type`.
@@ -16,11 +19,14 @@ pub fn exposition(metrics: &Metrics) -> String {
     let mut out = Exposition::default();
     out.family("interceptor_build_info", "gauge", "Always 1; the version is in the label.")
         .sample(&[("version", env!("CARGO_PKG_VERSION"))], 1);
-    let totals = metrics.totals();
-    reads(&mut out, &totals);
+    let (totals, kernel) = (metrics.totals(), metrics.kernel());
+    reads(&mut out, &totals, kernel.as_ref());
     fetches(&mut out, &totals);
     prefetches(&mut out, &totals);
     opens(&mut out, &totals);
+    if let Some(counts) = &kernel {
+        self::kernel(&mut out, counts, &totals);
+    }
     levels(&mut out, &metrics.levels());
     out.family(
         "interceptor_cache_hit_ratio",
@@ -33,7 +39,7 @@ pub fn exposition(metrics: &Metrics) -> String {
     out.finish()
 }
 
-fn reads(out: &mut Exposition, totals: &Totals) {
+fn reads(out: &mut Exposition, totals: &Totals, kernel: Option<&KernelCounts>) {
     out.family("interceptor_reads_total", "counter", "Reads of applications that reached the daemon.");
     for (source, flow) in by_source(&totals.reads) {
         out.sample(&[source], flow.count());
@@ -41,6 +47,12 @@ fn reads(out: &mut Exposition, totals: &Totals) {
     out.family("interceptor_read_bytes_total", "counter", "Bytes that reads were answered with.");
     for (source, flow) in by_source(&totals.reads) {
         out.sample(&[source], flow.bytes);
+    }
+    if let Some(bytes) = kernel.and_then(|counts| counts.page_cache_bytes) {
+        out.sample(&[("source", "page_cache")], bytes);
+    }
+    if let Some(reads) = kernel.and_then(|counts| counts.reads.get("passthrough")) {
+        out.sample(&[("source", "resident")], reads.bytes);
     }
     out.family(
         "interceptor_read_seconds",
@@ -129,6 +141,46 @@ fn opens(out: &mut Exposition, totals: &Totals) {
     }
 }
 
+fn kernel(out: &mut Exposition, counts: &KernelCounts, totals: &Totals) {
+    out.family(
+        "interceptor_kernel_reads_total",
+        "counter",
+        "Reads of applications, as the kernel sees them, by how they were served.",
+    );
+    for (way, reads) in &counts.reads {
+        out.sample(&[("way", way)], reads.count);
+    }
+    out.family("interceptor_kernel_read_bytes_total", "counter", "Bytes that these reads wanted.");
+    for (way, reads) in &counts.reads {
+        out.sample(&[("way", way)], reads.bytes);
+    }
+    out.family(
+        "interceptor_kernel_request_seconds",
+        "histogram",
+        "Time from a request being queued for the daemon to its answer, measured in the kernel.",
+    );
+    for (request, flow) in &counts.requests {
+        out.histogram(&[("request", request)], flow);
+    }
+    let events = || SeenKind::ALL.iter().zip(&totals.seen);
+    out.family("interceptor_ebpf_events_total", "counter", "Events of eBPF that the daemon has acted on.");
+    for (kind, flow) in events() {
+        out.sample(&[("kind", kind.label())], flow.count());
+    }
+    out.family(
+        "interceptor_ebpf_reaction_seconds",
+        "histogram",
+        "Time from a read that causes an event to the daemon having acted on it.",
+    );
+    for (kind, flow) in events() {
+        out.histogram(&[("kind", kind.label())], flow);
+    }
+    out.family("interceptor_ebpf_lost_total", "counter", "Events that were lost because something was full.");
+    for (kind, count) in &counts.lost {
+        out.sample(&[("kind", kind)], count);
+    }
+}
+
 fn levels(out: &mut Exposition, levels: &Levels) {
     if let Some(cache) = &levels.cache {
         self::cache(out, cache);
@@ -195,6 +247,7 @@ mod tests {
     use std::collections::BTreeSet;
     use std::time::Duration;
 
+    use super::super::kernel::KernelReads;
     use super::super::metrics::CacheClass;
     use super::*;
 
@@ -222,6 +275,16 @@ mod tests {
         }));
         metrics.set_subscription_live(Box::new(|| true));
         metrics.set_nodes(Box::new(|| 3));
+        metrics.seen(SeenKind::Hot, Duration::from_millis(3));
+        let mut answered = FlowTotal { nanos: 1_000_000_000, ..FlowTotal::default() };
+        answered.buckets[3] = 2;
+        let counts = KernelCounts {
+            reads: [("passthrough", KernelReads { count: 7, bytes: 700 })].into(),
+            page_cache_bytes: Some(800),
+            requests: [("read", answered)].into(),
+            lost: [("ring", 1)].into(),
+        };
+        metrics.set_kernel(Box::new(move || Some(counts.clone())));
         exposition(&metrics)
     }
 
@@ -250,6 +313,13 @@ mod tests {
             "interceptor_cache_hit_ratio{window=\"1m\"} 0.75",
             "interceptor_subscription_live 1",
             "interceptor_nodes 3",
+            "interceptor_read_bytes_total{source=\"page_cache\"} 800",
+            "interceptor_read_bytes_total{source=\"resident\"} 700",
+            "interceptor_kernel_reads_total{way=\"passthrough\"} 7",
+            "interceptor_kernel_request_seconds_count{request=\"read\"} 2",
+            "interceptor_ebpf_events_total{kind=\"hot\"} 1",
+            "interceptor_ebpf_reaction_seconds_sum{kind=\"hot\"} 0.003",
+            "interceptor_ebpf_lost_total{kind=\"ring\"} 1",
         ] {
             assert!(text.lines().any(|found| found == line), "no {line:?} in:\n{text}");
         }

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
+use super::kernel::KernelCounts;
 use super::shard::{Flow, FlowTotal, Sharded};
 use super::window::{Answered, Notes, WINDOWS};
 
@@ -62,7 +63,7 @@ impl Source {
 pub enum Trigger {
     /// A handle is read in sequence.
     Sequential,
-    /// A chunk is read again and again.
+    /// A chunk is read again and again, of the daemon or, as eBPF has seen, of the page cache.
     Hot,
     /// Files of a directory are read one after the other.
     NextFile,
@@ -74,11 +75,13 @@ pub enum Trigger {
     Open,
     /// Somebody asked for the file with `interceptor warmup`.
     Warmup,
+    /// A file is read in sequence out of the page cache, as eBPF has seen.
+    Seen,
 }
 
 impl Trigger {
     /// All triggers; `trigger as usize` is the index.
-    pub const ALL: [Trigger; 7] = [
+    pub const ALL: [Trigger; 8] = [
         Trigger::Sequential,
         Trigger::Hot,
         Trigger::NextFile,
@@ -86,6 +89,7 @@ impl Trigger {
         Trigger::Epoch,
         Trigger::Open,
         Trigger::Warmup,
+        Trigger::Seen,
     ];
 
     /// The value of the label `trigger`.
@@ -98,6 +102,7 @@ impl Trigger {
             Trigger::Epoch => "epoch",
             Trigger::Open => "open",
             Trigger::Warmup => "warmup",
+            Trigger::Seen => "seen",
         }
     }
 }
@@ -120,6 +125,28 @@ impl Way {
         match self {
             Way::Cached => "cached",
             Way::Passthrough => "passthrough",
+        }
+    }
+}
+
+/// What eBPF tells of reads that the daemon may not see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SeenKind {
+    /// A part of a file turned hot.
+    Hot,
+    /// Somebody reads a file front to back and is due to get more of it.
+    Stream,
+}
+
+impl SeenKind {
+    /// All kinds; `kind as usize` is the index.
+    pub const ALL: [SeenKind; 2] = [SeenKind::Hot, SeenKind::Stream];
+
+    /// The value of the label `kind`.
+    pub const fn label(self) -> &'static str {
+        match self {
+            SeenKind::Hot => "hot",
+            SeenKind::Stream => "stream",
         }
     }
 }
@@ -209,6 +236,7 @@ struct Gauges {
     cache_usage: Option<Gauge<CacheUsage>>,
     subscription_live: Option<Gauge<bool>>,
     nodes: Option<Gauge<u64>>,
+    kernel: Option<Gauge<Option<KernelCounts>>>,
 }
 
 /// The levels at one moment.
@@ -232,6 +260,7 @@ struct Counters {
     hedges_sent: AtomicU64,
     hedges_won: AtomicU64,
     opens: [AtomicU64; Way::ALL.len()],
+    seen: [Flow; SeenKind::ALL.len()],
 }
 
 /// What happens seldom.
@@ -259,6 +288,8 @@ pub struct Totals {
     pub hedges_won: u64,
     /// Opens that the kernel asked about, by [`Way::ALL`].
     pub opens: [u64; Way::ALL.len()],
+    /// Events of eBPF, with the time from the read that caused them until the daemon had acted on it, by [`SeenKind::ALL`].
+    pub seen: [FlowTotal; SeenKind::ALL.len()],
     /// Failed attempts by source and reason.
     pub fetch_errors: BTreeMap<(Source, &'static str), u64>,
     /// Changes from one source to another because the first failed.
@@ -345,6 +376,11 @@ impl Metrics {
         self.counters.mine().opens[way as usize].fetch_add(1, Relaxed);
     }
 
+    /// The daemon has acted on an event of eBPF, `elapsed` after the read that caused it.
+    pub fn seen(&self, kind: SeenKind, elapsed: Duration) {
+        self.counters.mine().seen[kind as usize].add(0, elapsed);
+    }
+
     /// It is known what became of `bytes` that were fetched ahead because of `trigger`.
     pub fn prefetch(&self, trigger: Trigger, outcome: Outcome, bytes: u64) {
         self.counters.mine().prefetched[trigger as usize][outcome as usize].fetch_add(bytes, Relaxed);
@@ -364,6 +400,16 @@ impl Metrics {
     /// From now on `gauge` tells how many files and directories the kernel remembers.
     pub fn set_nodes(&self, gauge: Gauge<u64>) {
         self.gauges.lock().nodes = Some(gauge);
+    }
+
+    /// From now on `gauge` tells what the kernel has counted, or nothing once it does not any more.
+    pub fn set_kernel(&self, gauge: Gauge<Option<KernelCounts>>) {
+        self.gauges.lock().kernel = Some(gauge);
+    }
+
+    /// What the kernel has counted, if anybody can tell.
+    pub fn kernel(&self) -> Option<KernelCounts> {
+        self.gauges.lock().kernel.as_ref().and_then(|gauge| gauge())
     }
 
     /// The levels now.
@@ -388,6 +434,9 @@ impl Metrics {
             totals.hedges_won += counters.hedges_won.load(Relaxed);
             for (sum, bytes) in totals.fetched_ahead.iter_mut().zip(&counters.fetched_ahead) {
                 *sum += bytes.load(Relaxed);
+            }
+            for (sum, seen) in totals.seen.iter_mut().zip(&counters.seen) {
+                sum.add(seen);
             }
             for (sum, opens) in totals.opens.iter_mut().zip(&counters.opens) {
                 *sum += opens.load(Relaxed);
@@ -440,6 +489,7 @@ mod tests {
         metrics.fetched_ahead(Trigger::Epoch, 9);
         metrics.prefetch(Trigger::Hot, Outcome::Wasted, 7);
         metrics.opened(Way::Passthrough);
+        metrics.seen(SeenKind::Stream, Duration::from_millis(3));
 
         let totals = metrics.totals();
         assert_eq!(
@@ -452,9 +502,10 @@ mod tests {
         assert_eq!(totals.fallbacks, [((Source::Registered, Source::Http), 1)].into());
         assert_eq!(totals.integrity_failures, [(Source::Http, 1)].into());
         assert_eq!((totals.hedges_sent, totals.hedges_won), (2, 1));
-        assert_eq!(totals.fetched_ahead, [0, 0, 0, 0, 9, 0, 0]);
+        assert_eq!(totals.fetched_ahead, [0, 0, 0, 0, 9, 0, 0, 0]);
         assert_eq!(totals.opens, [0, 1]);
-        assert_eq!(totals.prefetched, [[0, 0], [0, 7], [0, 0], [0, 0], [0, 0], [0, 0], [0, 0]]);
+        assert_eq!(totals.seen.each_ref().map(|flow| (flow.count(), flow.nanos)), [(0, 0), (1, 3_000_000)]);
+        assert_eq!(totals.prefetched, [[0, 0], [0, 7], [0, 0], [0, 0], [0, 0], [0, 0], [0, 0], [0, 0]]);
         assert_eq!(metrics.hit_ratios(Instant::now()), [("1m", Some(0.75)), ("10m", Some(0.75))]);
     }
 

@@ -6,6 +6,7 @@
 
 pub mod export;
 mod exposition;
+pub mod kernel;
 pub mod logs;
 pub mod metrics;
 pub mod peer;
@@ -15,6 +16,7 @@ mod shard;
 pub mod status;
 pub mod window;
 
-pub use metrics::{CacheClass, CacheUsage, Metrics, Outcome, ResidentFiles, Source, Trigger};
+pub use kernel::{KernelCounts, KernelReads, Sight};
+pub use metrics::{CacheClass, CacheUsage, Metrics, Outcome, ResidentFiles, SeenKind, Source, Trigger};
 pub use shard::FlowTotal;
 pub use status::Status;

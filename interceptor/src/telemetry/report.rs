@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use interceptor_ebpf::histogram::{BUCKETS, upper_bound};
 use serde::{Deserialize, Serialize};
 
+use super::kernel::KernelReport;
 use super::metrics::CacheUsage;
 use super::shard::FlowTotal;
 
@@ -51,6 +52,9 @@ pub struct Report {
     pub fetch_errors: Vec<FetchErrors>,
     /// Refused bytes, by source: number of fetches.
     pub integrity_failures: BTreeMap<String, u64>,
+    /// What eBPF sees; `null` without it.
+    #[serde(default)]
+    pub kernel: Option<KernelReport>,
     /// Options in effect, by long name.
     pub options: BTreeMap<String, String>,
     /// What this mount goes without, and why.

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use futures::future::{BoxFuture, join_all};
 use parking_lot::Mutex;
 
+use super::kernel::{KernelReport, Sight};
 use super::metrics::{Gauge, Metrics, Outcome, Source, Trigger};
 use super::report::{API_VERSION, FetchErrors, Flow, LostAbility, Prefetched, Report, Subscription};
 
@@ -52,6 +53,7 @@ struct Told {
     subscription: Subscription,
     current_filer: Option<Gauge<String>>,
     lost: Vec<LostAbility>,
+    sights: Vec<Sight>,
 }
 
 impl Status {
@@ -105,6 +107,11 @@ impl Status {
         self.told.lock().lost.push(ability);
     }
 
+    /// What eBPF sees of this mount, and what not.
+    pub fn sees(&self, sights: Vec<Sight>) {
+        self.told.lock().sights = sights;
+    }
+
     /// The daemon is ready only if `check` passes, too.
     pub fn add_check(&self, name: &'static str, check: Check) {
         self.checks.lock().push((name, Arc::new(check)));
@@ -134,10 +141,10 @@ impl Status {
     /// Everything at this moment.
     pub fn report(&self) -> Report {
         let (totals, levels) = (self.metrics.totals(), self.metrics.levels());
-        let (mut subscription, lost, current_filer) = {
+        let (mut subscription, lost, sights, current_filer) = {
             let told = self.told.lock();
             let current = told.current_filer.as_ref().map(|filer| filer());
-            (told.subscription.clone(), told.lost.clone(), current)
+            (told.subscription.clone(), told.lost.clone(), told.sights.clone(), current)
         };
         subscription.changes = self.changes.load(Relaxed);
         let label = |source: Source| source.label().to_owned();
@@ -189,6 +196,7 @@ impl Status {
             integrity_failures: origins()
                 .map(|source| (label(source), totals.integrity_failures.get(&source).copied().unwrap_or(0)))
                 .collect(),
+            kernel: self.metrics.kernel().map(|counts| KernelReport::new(sights, counts, &totals)),
             options: self.identity.options.clone(),
             lost,
         }

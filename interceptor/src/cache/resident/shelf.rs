@@ -29,8 +29,9 @@ pub enum Worth {
     IfReused,
     /// Even the first use is reason enough, if there is room.
     IfRoom,
-    /// Bytes of it that were in memory had to be fetched again: it has been used before, even if it was opened once.
-    Refetched,
+    /// Bytes of it were read again, which the kernel told of, or which had to be fetched again: it has been used before, even if it
+    /// was opened once.
+    ReadAgain,
 }
 
 /// Numbers uses; larger is later.
@@ -150,7 +151,7 @@ impl<F: Clone> Shelf<F> {
         }
         let before = known.and_then(|record| match worth {
             Worth::IfReused | Worth::IfRoom => record.use_before,
-            Worth::Refetched => record.use_before.or(Some(record.last_use)),
+            Worth::ReadAgain => record.use_before.or(Some(record.last_use)),
         });
         if worth == Worth::IfReused && before.is_none() {
             return None;

@@ -118,11 +118,11 @@ fn pinned_blocks_stay_and_the_file_that_wants_their_memory_does_not_come() {
     let pins: Vec<_> = (0..8).map(|number| kept.fill(number, 4 * MIB as usize).unwrap()).collect();
     assert!(pins.iter().all(|pin| pin.in_arena()));
     kept.residents.opened(id(1));
-    assert!(kept.promote(1, 40 * MIB, Worth::Refetched).is_none());
+    assert!(kept.promote(1, 40 * MIB, Worth::ReadAgain).is_none());
     assert_eq!((kept.residents.usage().bytes, kept.residents.taken()), (0, 0), "all of it was given back");
     assert!(pins.iter().enumerate().all(|(n, pin)| pin.iter().all(|&byte| byte == n as u8)));
     drop(pins);
-    assert!(kept.promote(1, 40 * MIB, Worth::Refetched).is_some());
+    assert!(kept.promote(1, 40 * MIB, Worth::ReadAgain).is_some());
     kept.assert_within_budget();
 }
 
@@ -135,7 +135,7 @@ fn a_file_used_once_takes_only_what_is_free() {
     assert_eq!(kept.cache.usage().used, full, "no block left for it");
     assert!(kept.promote(1, MIB, Worth::IfRoom).is_none());
     kept.residents.opened(id(1));
-    assert!(kept.promote(1, MIB, Worth::Refetched).is_some());
+    assert!(kept.promote(1, MIB, Worth::ReadAgain).is_some());
     kept.assert_within_budget();
 }
 

@@ -42,10 +42,9 @@ fn parse(line: &str) -> Option<FuseMount> {
     let kind = after.split(' ').next()?;
     let mut fields = before.split(' ');
     let id = fields.next()?.parse().ok()?;
-    let (major, minor) = fields.nth(1)?.split_once(':')?;
+    let device = Device::parse(fields.nth(1)?)?;
     let path = unescaped(fields.nth(1)?);
     let fuse = kind == "fuse" || kind == "fuseblk" || kind.starts_with("fuse.");
-    let device = Device::new(major.parse().ok()?, minor.parse().ok()?);
     fuse.then(|| FuseMount { id, path: path.into(), device })
 }
 

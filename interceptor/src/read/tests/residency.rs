@@ -112,6 +112,24 @@ fn a_large_file_is_resident_when_it_is_read_again_not_before() {
 }
 
 #[test]
+fn a_large_file_of_which_half_is_hot_in_the_page_cache_is_resident() {
+    let needles = Needles::default();
+    let (file, bytes) = many_chunks(&needles, 1, 20);
+    let Some(mounted) = keeping(needles, 128 * MIB) else { return };
+    assert!(mounted.reader.opened(&file).is_none());
+    mounted.read_through(&file);
+    let hot = |granules: std::ops::Range<u64>| {
+        granules.for_each(|granule| mounted.reader.hot(&file, granule * MIB..(granule + 1) * MIB));
+        mounted.settle();
+        mounted.resident().promoted
+    };
+    assert_eq!((hot(0..9), hot(9..20)), (0, 1));
+    mounted.reader.closed(&file);
+    mounted.assert_resident(&file, &bytes);
+    assert_eq!(hot(0..20), 1, "it is resident already");
+}
+
+#[test]
 fn a_file_that_is_streamed_twice_in_one_open_is_resident_at_the_next() {
     let needles = Needles::default();
     let (file, bytes) = many_chunks(&needles, 1, 20);

@@ -78,7 +78,7 @@ fn a_file_fetched_again_displaces_what_was_used_before_it_was_opened() {
     files.read(1);
     files.shelf.opened(id(2));
     assert!(!files.promote(2, Worth::IfReused), "it was used once");
-    assert!(files.promote(2, Worth::Refetched));
+    assert!(files.promote(2, Worth::ReadAgain));
     assert!(files.shelf.get(&id(1)).is_none());
 }
 

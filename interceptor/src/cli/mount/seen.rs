@@ -1,0 +1,174 @@
+//! What eBPF sees of this mount, put to use: events go to the reader, counters to the metrics, and what is not seen to the status API.
+//!
+//! ```text
+//!  ring ──► thread `ebpf-events` ──► channel ──► `follow` ──► Mount::version(node) ──► Reader::hot, Reader::ahead
+//! ```
+//!
+//! None of it is on the way of a read: whatever fails here is told, and the mount goes on without.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use interceptor_ebpf::records::{Latency, Traffic};
+use nix::time::{ClockId, clock_gettime};
+use tokio::sync::mpsc::Receiver;
+use tokio::task::JoinHandle;
+
+use super::{go_without, host};
+use crate::ebpf::{Device, EbpfError, Event, Kind, Observer, Rung, Settings, sight};
+use crate::fuse::Mount;
+use crate::read::Reader;
+use crate::telemetry::{FlowTotal, KernelCounts, KernelReads, Metrics, SeenKind, Sight, Status};
+
+/// `FUSE_READ` of `linux/fuse.h`.
+const READ: u32 = 15;
+
+/// Programs that are being loaded, with what they will tell.
+pub(super) type Loading = JoinHandle<Result<(Observer, Receiver<Event>), EbpfError>>;
+
+/// Watches a mount until it is dropped.
+pub(super) struct Seen {
+    follower: JoinHandle<()>,
+    /// The only owner: who else needs it has a weak pointer, so that the programs leave the kernel with this.
+    _observer: Arc<Observer>,
+}
+
+impl Drop for Seen {
+    fn drop(&mut self) {
+        self.follower.abort();
+    }
+}
+
+/// For one mount.
+fn settings() -> Settings {
+    Settings { mounts: 1, ..Settings::default() }
+}
+
+/// Begins to load the programs.
+pub(super) fn load() -> Loading {
+    tokio::task::spawn_blocking(|| Observer::start(&settings()))
+}
+
+/// Watches `mount` with the `programs`, unless they are not wanted or cannot be had, which is told. Does not keep the mount.
+pub(super) async fn watch(
+    programs: Option<Loading>,
+    mount: &Arc<Mount>,
+    reader: &Arc<Reader>,
+    status: &Arc<Status>,
+) -> Option<Seen> {
+    let Some(loading) = programs else {
+        tracing::info!("what the kernel reads by itself is not watched: eBPF is switched off by --no-ebpf");
+        return None;
+    };
+    let device = Device::parse(mount.device())?;
+    let loaded = loading.await.unwrap_or_else(|panic| Err(EbpfError::Thread(std::io::Error::other(panic))));
+    let watched = loaded.and_then(|(observer, events)| observer.watch(device).map(|()| (observer, events)));
+    let (observer, events) = match watched {
+        Ok(watched) => watched,
+        Err(error) => {
+            go_without(&host::no_ebpf(&error), status);
+            return None;
+        }
+    };
+    tracing::info!("reads that the kernel answers by itself are watched (eBPF)");
+    observer.rungs().iter().for_each(|rung| go_without(&host::ebpf_rung(rung.clone()), status));
+    status.sees(sights(&observer));
+    let observer = Arc::new(observer);
+    count(status.metrics(), &observer, device);
+    let follower = tokio::spawn(follow(events, Arc::downgrade(mount), reader.clone()));
+    Some(Seen { follower, _observer: observer })
+}
+
+fn sights(observer: &Observer) -> Vec<Sight> {
+    let sight =
+        |rung: &Rung| Sight { sight: rung.sight.to_owned(), by: rung.by.clone(), why: rung.why.clone() };
+    observer.rungs().iter().map(sight).collect()
+}
+
+/// Acts on events as they come.
+async fn follow(mut events: Receiver<Event>, mount: Weak<Mount>, reader: Arc<Reader>) {
+    let window = settings().stream_window;
+    while let Some(event) = events.recv().await {
+        // The kernel may have forgotten the node meanwhile.
+        let Some(version) = mount.upgrade().and_then(|mount| mount.version(event.node)) else { continue };
+        let kind = match event.kind {
+            Kind::Hot { .. } => {
+                reader.hot(&version, event.range);
+                SeenKind::Hot
+            }
+            Kind::Stream => {
+                let head = event.range.end.saturating_sub(window);
+                reader.ahead(&version, head, event.range);
+                SeenKind::Stream
+            }
+        };
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+        reader.metrics().seen(kind, now.saturating_sub(event.at));
+    }
+}
+
+/// Has the metrics tell what the programs have counted, as long as they are there.
+fn count(metrics: &Metrics, observer: &Arc<Observer>, device: Device) {
+    let [cached, mapped, requests, passthrough] =
+        [sight::CACHED_READS, sight::MAPPED_WINDOWS, sight::REQUESTS, sight::PASSTHROUGH]
+            .map(|sight| observer.sees(sight));
+    let observer = Arc::downgrade(observer);
+    // Readahead asks for more than is read, so that the difference may become smaller for a while; a counter may not.
+    let most_from_cache = AtomicU64::new(0);
+    metrics.set_kernel(Box::new(move || {
+        let observer = observer.upgrade()?;
+        let (traffic, latency) = (observer.traffic(device).ok()?, observer.latency(device).ok()?);
+        let ways = [
+            (cached, "cached", traffic.cached_reads, traffic.cached_bytes),
+            (requests, "direct", traffic.direct_reads, traffic.direct_bytes),
+            (mapped, "mapped", traffic.map_windows, traffic.map_bytes),
+            (passthrough, "passthrough", traffic.passthrough_reads, traffic.passthrough_bytes),
+        ];
+        let seen = ways.into_iter().filter(|(seen, ..)| *seen);
+        let from_cache = traffic.cached_bytes.saturating_sub(traffic.fill_bytes);
+        let from_cache = most_from_cache.fetch_max(from_cache, Relaxed).max(from_cache);
+        Some(KernelCounts {
+            reads: seen.map(|(_, way, count, bytes)| (way, KernelReads { count, bytes })).collect(),
+            page_cache_bytes: (cached && requests).then_some(from_cache),
+            requests: by_request(latency),
+            lost: lost(&traffic, &observer),
+        })
+    }));
+}
+
+fn lost(traffic: &Traffic, observer: &Observer) -> BTreeMap<&'static str, u64> {
+    [("ring", traffic.lost_events), ("queue", observer.dropped())].into()
+}
+
+/// Reads, and all the rest together.
+fn by_request(latency: impl IntoIterator<Item = (u32, Latency)>) -> BTreeMap<&'static str, FlowTotal> {
+    let mut requests: BTreeMap<_, _> = ["read", "other"].map(|name| (name, FlowTotal::default())).into();
+    for (opcode, part) in latency {
+        let sum = requests.entry(if opcode == READ { "read" } else { "other" }).or_default();
+        sum.buckets.iter_mut().zip(part.buckets).for_each(|(sum, part)| *sum += part);
+        sum.nanos = sum.nanos.wrapping_add(part.nanos);
+    }
+    requests
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_to_read_are_told_from_others() {
+        let of = |bucket: usize| {
+            let mut latency = Latency { nanos: 10, ..Latency::NONE };
+            latency.buckets[bucket] = 1;
+            latency
+        };
+        let requests = by_request([(READ, of(3)), (1, of(4)), (14, of(4))]);
+        assert_eq!(
+            (requests["read"].count(), requests["read"].nanos, requests["read"].buckets[3]),
+            (1, 10, 1)
+        );
+        assert_eq!((requests["other"].count(), requests["other"].nanos), (2, 20));
+    }
+}

@@ -1,0 +1,76 @@
+//! What the kernel has seen of reads.
+
+use super::*;
+
+const MIB: u64 = 1 << 20;
+
+/// A file of `mib` chunks of 1 MiB.
+fn file(needles: &Needles, mib: u64) -> Arc<FileVersion> {
+    let chunks: Vec<_> = (0..mib).map(|i| needles.chunk(1 + i, i * MIB, MIB, 1, 0)).collect();
+    version(Content::Chunks(chunks.into()), mib * MIB)
+}
+
+impl Mounted {
+    /// Waits until nothing is under way any more, and says which of `mib` chunks are in the cache.
+    fn chunks_there(&self, file: &FileVersion, mib: u64) -> Vec<u64> {
+        let layout = file.layout_now().unwrap();
+        let key = |index: u64| grain::large_blocks(layout.chunk(index as usize), &(0..MIB)).next().unwrap();
+        while self.runtime.metrics().num_alive_tasks() > 0 {
+            std::thread::yield_now();
+        }
+        (0..mib).filter(|index| self.cache.contains(&key(*index))).collect()
+    }
+}
+
+#[test]
+fn what_is_hot_is_fetched_and_nothing_else() {
+    let needles = Needles::default();
+    let file = file(&needles, 16);
+    let mounted = Mounted::with_cache(needles, 256 * MIB);
+    mounted.reader.hot(&file, 2 * MIB..3 * MIB);
+    mounted.reader.hot(&file, 5 * MIB + 10..6 * MIB + 10);
+    assert_eq!(mounted.chunks_there(&file, 16), [2, 5, 6]);
+    // The last granule of a file may reach beyond its end.
+    mounted.reader.hot(&file, 15 * MIB..u64::MAX);
+    mounted.reader.hot(&file, 16 * MIB..17 * MIB);
+    mounted.reader.hot(&file, 2 * MIB..3 * MIB);
+    assert_eq!(mounted.chunks_there(&file, 16), [2, 5, 6, 15]);
+    assert_eq!(mounted.needles.fetches.load(Ordering::Relaxed), 4);
+}
+
+#[test]
+fn what_follows_a_reader_whom_the_page_cache_serves_is_fetched() {
+    let needles = Needles::default();
+    let file = file(&needles, 60);
+    let mounted = Mounted::with_cache(needles, 512 * MIB);
+    // The first 20 MiB come by way of the daemon, and leave it again.
+    for offset in (0..20 * MIB).step_by(MIB as usize) {
+        mounted.read(&file, offset, MIB as usize).unwrap();
+    }
+    mounted.chunks_there(&file, 60);
+    mounted.runtime.block_on(mounted.reader.give_up(&file)).unwrap();
+
+    let ahead = |head: u64| mounted.reader.ahead(&file, head * MIB, head * MIB..(head + 16) * MIB);
+    ahead(2);
+    assert_eq!(mounted.chunks_there(&file, 60), [0u64; 0], "the page cache has it all");
+    ahead(10);
+    assert_eq!(mounted.chunks_there(&file, 60), [20, 21, 22, 23, 24, 25]);
+    // Now the file's own streams follow.
+    ahead(19);
+    assert_eq!(mounted.chunks_there(&file, 60), [20, 21, 22, 23, 24, 25]);
+    mounted.reader.ahead(&file, 70 * MIB, 70 * MIB..86 * MIB);
+}
+
+#[test]
+fn it_stops_where_it_is_in_vain() {
+    let needles = Needles::default();
+    let file = file(&needles, 200);
+    let mounted = Mounted::with_cache(needles, 256 * MIB);
+    let mut fetched = Vec::new();
+    for head in (0..180).step_by(8) {
+        mounted.reader.ahead(&file, head * MIB, head * MIB..(head + 8) * MIB);
+        fetched.extend(mounted.chunks_there(&file, 200));
+        mounted.runtime.block_on(mounted.reader.give_up(&file)).unwrap();
+    }
+    assert!(!fetched.is_empty() && fetched.len() <= 24, "{fetched:?}");
+}
