@@ -140,7 +140,11 @@ impl Engine {
 
     /// The source that its bytes would come from, if it can be asked now.
     pub(super) async fn source(&self) -> Option<Source> {
-        self.first_look.get_or_init(|| self.look(FIRST_LOOK)).await;
+        let first_look = async || {
+            // Dropped when the time is over, connecting is taken up again by the next look.
+            let _ = timeout(FIRST_LOOK, self.client.ping(Instant::now() + PATIENCE)).await;
+        };
+        self.first_look.get_or_init(first_look).await;
         let connected = self.connected();
         if connected.is_some() {
             return connected;
@@ -151,11 +155,6 @@ impl Engine {
             tokio::spawn(async move { client.ping(Instant::now() + PATIENCE).await });
         }
         None
-    }
-
-    async fn look(&self, patience: Duration) {
-        // Dropped when the time is over, connecting is taken up again by the next look.
-        let _ = timeout(patience, self.client.ping(Instant::now() + PATIENCE)).await;
     }
 
     fn connected(&self) -> Option<Source> {
