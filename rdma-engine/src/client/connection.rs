@@ -165,7 +165,8 @@ impl Connection {
                         let Some(memory) = kept.take() else { return Err(ReadError::Lost(String::new())) };
                         let fetched = rdma.fetch_into(&granted.grant, needle.length as usize, memory);
                         let memory: Box<dyn Any> = self.leased(&granted, asked, fetched).await?;
-                        let mut memory = memory.downcast::<D>().map_err(|_| ReadError::Lost(String::new()))?;
+                        let mut memory =
+                            memory.downcast::<D>().map_err(|_| ReadError::Lost(String::new()))?;
                         // Before the checksum: the engine needs its memory.
                         drop(granted);
                         let bytes = &destination::bytes(&mut *memory)[..needle.length as usize];
@@ -237,7 +238,11 @@ impl Connection {
                 // A grant comes only where there is a queue pair.
                 let Some(rdma) = &self.rdma else { return Err(ReadError::Lost("a grant".to_owned())) };
                 let crc = self.leased(&granted, asked, rdma.fetch(&granted.grant, destination)).await?;
-                return Ok(Delivered { needle, verified: verify(&needle, crc)?, transport: Transport::Verbs });
+                return Ok(Delivered {
+                    needle,
+                    verified: verify(&needle, crc)?,
+                    transport: Transport::Verbs,
+                });
             }
         };
         // What a session over verbs gets in line, it gets by TCP.

@@ -120,7 +120,13 @@ struct Link {
 impl Client {
     /// A client of the engine at `address` (`host:port`). Does not connect yet.
     pub fn new(address: impl Into<String>, options: Options) -> Self {
-        let link = Link { connection: None, next: Instant::now(), pause: FIRST_PAUSE, reason: String::new(), verbs: Instant::now() };
+        let link = Link {
+            connection: None,
+            next: Instant::now(),
+            pause: FIRST_PAUSE,
+            reason: String::new(),
+            verbs: Instant::now(),
+        };
         let inner = Inner {
             address: address.into(),
             options,

@@ -260,8 +260,7 @@ impl Slot {
     /// # Errors
     /// Both are given back when they are not neighbours.
     pub fn join(mut self, next: Self) -> Result<Self, (Self, Self)> {
-        let neighbours =
-            Arc::ptr_eq(&self.region, &next.region) && self.offset + self.length == next.offset;
+        let neighbours = Arc::ptr_eq(&self.region, &next.region) && self.offset + self.length == next.offset;
         if !neighbours {
             return Err((self, next));
         }

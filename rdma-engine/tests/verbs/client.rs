@@ -6,8 +6,8 @@ use std::net::{SocketAddr, TcpStream};
 use bytes::BytesMut;
 use rdma_engine::protocol::frame::HEADER;
 use rdma_engine::protocol::{
-    Answer, Capabilities, Choose, FrameHeader, Grant, Hello, Kind, Limits, Needle, Offer, QueuePair as End, Read,
-    Request, VERSION, Welcome,
+    Answer, Capabilities, Choose, FrameHeader, Grant, Hello, Kind, Limits, Needle, Offer, QueuePair as End,
+    Read, Request, VERSION, Welcome,
 };
 use rdma_engine::verbs::{
     self, Endpoint, Gid, LocalMemory, Mtu, QueuePair, RemoteMemory, Slot, Timeouts, WorkError,
@@ -46,7 +46,8 @@ impl ByHand {
         assert_eq!(header.kind, Kind::Welcome);
         let welcome = Welcome::decode(&body).unwrap();
         let offers = welcome.offers.iter();
-        let offer = offers.filter_map(|offer| if let Offer::Verbs(offer) = offer { Some(offer) } else { None });
+        let offer =
+            offers.filter_map(|offer| if let Offer::Verbs(offer) = offer { Some(offer) } else { None });
         let offer = offer.into_iter().next().expect("the engine offers verbs");
         let prepared = side.prepare(OPTIONS).unwrap();
         let own = prepared.endpoint();

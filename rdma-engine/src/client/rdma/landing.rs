@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
@@ -77,11 +78,7 @@ pub(super) struct Direct {
 
 impl Direct {
     /// The first `length` bytes of `memory`; `None` if it has less, or does not lie within the region.
-    pub(super) fn new(
-        memory: Box<dyn Destination>,
-        length: usize,
-        region: &Arc<Registered>,
-    ) -> Option<Self> {
+    pub(super) fn new(memory: Box<dyn Destination>, length: usize, region: &Arc<Registered>) -> Option<Self> {
         let fits = length <= memory.length() && within(region, memory.start() as usize, memory.length());
         fits.then(|| Self { memory, length, region: region.clone() })
     }
@@ -111,18 +108,27 @@ pub(super) type Landed = (Ground, Result<(), WorkError>);
 pub(super) struct Landing {
     ground: Ground,
     waiting: oneshot::Sender<Landed>,
+    /// The connection's count of READs that have come.
+    count: Arc<AtomicU64>,
     /// Room in the send queue.
     _place: OwnedSemaphorePermit,
 }
 
 impl Landing {
-    pub(super) fn new(ground: Ground, place: OwnedSemaphorePermit) -> (Self, oneshot::Receiver<Landed>) {
+    pub(super) fn new(
+        ground: Ground,
+        place: OwnedSemaphorePermit,
+        count: &Arc<AtomicU64>,
+    ) -> (Self, oneshot::Receiver<Landed>) {
         let (waiting, landed) = oneshot::channel();
-        (Self { ground, waiting, _place: place }, landed)
+        (Self { ground, waiting, count: count.clone(), _place: place }, landed)
     }
 
     /// The READ has ended.
     pub(super) fn arrived(self, outcome: Result<(), WorkError>) {
+        if outcome.is_ok() {
+            self.count.fetch_add(1, Ordering::Relaxed);
+        }
         // If nobody waits any more, the memory is free.
         let _ = self.waiting.send((self.ground, outcome));
     }
@@ -133,7 +139,9 @@ impl Landing {
 unsafe impl LocalMemory for Landing {
     fn start(&self) -> *mut u8 {
         match &self.ground {
-            Ground::Bounced(bounced) => bounced.slot.as_ref().map_or(std::ptr::null_mut(), LocalMemory::start),
+            Ground::Bounced(bounced) => {
+                bounced.slot.as_ref().map_or(std::ptr::null_mut(), LocalMemory::start)
+            }
             Ground::Direct(direct) => direct.memory.start(),
         }
     }

@@ -30,8 +30,8 @@ use crate::checksum;
 use crate::protocol::{Grant, QueuePair as End, VerbsOffer};
 use crate::transport::end;
 use crate::verbs::{
-    Memory, Options, PreparedQueuePair, QueuePair, Read, RemoteMemory, Timeouts, VerbsError, Wanted, WorkError,
-    devices,
+    Memory, Options, PreparedQueuePair, QueuePair, Read, RemoteMemory, Timeouts, VerbsError, Wanted,
+    WorkError, devices,
 };
 
 /// READs that are posted at a time; the device has as many of them on the way as it can.
@@ -41,7 +41,7 @@ const DEPTH: u32 = 64;
 const QUEUE: Options = Options { send_depth: DEPTH, receive_depth: 1, inline: 0, serve_reads: false };
 
 /// A READ that has not come so long after it was posted, while no other came either, will not come.
-const SILENCE: Duration = Duration::from_millis(100);
+const SILENCE: Duration = Duration::from_secs(1);
 
 /// A queue pair that waits for its peer's end.
 pub(super) struct Prepared {
@@ -95,7 +95,15 @@ impl Prepared {
         let pair = pair.map_err(|error| ReadError::Lost(error.to_string()))?;
         let Parts { bounce, regions, adapter } = self.rdma;
         let posts = Arc::new(Semaphore::new(DEPTH as usize));
-        Ok(Rdma { pair, posts, bounce, regions, landed: AtomicU64::new(0), failed: AtomicBool::new(false), _adapter: adapter })
+        Ok(Rdma {
+            pair,
+            posts,
+            bounce,
+            regions,
+            landed: Arc::default(),
+            failed: AtomicBool::new(false),
+            _adapter: adapter,
+        })
     }
 }
 
@@ -107,7 +115,7 @@ pub(super) struct Rdma {
     bounce: Arc<Bounce>,
     regions: Vec<Arc<Registered>>,
     /// How many READs have come: whether the queue pair works at all, and whether it still does.
-    landed: AtomicU64,
+    landed: Arc<AtomicU64>,
     /// A READ has failed by itself, not because the connection was ended.
     failed: AtomicBool,
     _adapter: Arc<Adapter>,
@@ -196,12 +204,12 @@ impl Rdma {
         ground: Ground,
     ) -> Result<Posted<'_>, ReadError> {
         let place = self.posts.clone().acquire_owned().await.map_err(|_| lost())?;
-        let (landing, landed) = Landing::new(ground, place);
+        let (landing, landed) = Landing::new(ground, place, &self.landed);
         let address = grant.address.wrapping_add(offset as u64);
         let remote = RemoteMemory { address, rkey: grant.rkey, length: length as u64 };
         let mut reads = vec![Read { memory: landing, remote, token: 0 }];
-        self.pair.post_reads(&mut reads).map_err(|error| ReadError::Lost(error.to_string()))?;
         let before = self.landed.load(Ordering::Relaxed);
+        self.pair.post_reads(&mut reads).map_err(|error| ReadError::Lost(error.to_string()))?;
         Ok(Posted { rdma: self, landed: Some(landed), at: Instant::now(), before })
     }
 }
@@ -229,7 +237,6 @@ impl Posted<'_> {
             self.rdma.failed.fetch_or(error != WorkError::Flushed, Ordering::Relaxed);
             ReadError::Lost(format!("RDMA READ: {error}"))
         })?;
-        self.rdma.landed.fetch_add(1, Ordering::Relaxed);
         Ok(ground)
     }
 }

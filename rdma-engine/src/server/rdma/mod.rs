@@ -124,8 +124,8 @@ impl Fabric {
             let context = Context::open(&place.device)?;
             let domain = ProtectionDomain::new(&context)?;
             let poller = Poller::new(&context, QUEUE.send_depth + QUEUE.receive_depth)?;
-            let pages = Pages::new(self.staging)
-                .map_err(|source| VerbsError::Call { call: "mmap", source })?;
+            let pages =
+                Pages::new(self.staging).map_err(|source| VerbsError::Call { call: "mmap", source })?;
             let memory = domain.register(pages, Access::RemoteRead)?.into_slot();
             let rkey = memory.remote().rkey;
             let prepared = PreparedQueuePair::new(&domain, poller.queue(), place, QUEUE)?;

@@ -179,7 +179,11 @@ mod tests {
         }
 
         fn join(self, next: Self) -> Result<Self, (Self, Self)> {
-            if self.0 + self.1 as u64 == next.0 { Ok(Self(self.0, self.1 + next.1)) } else { Err((self, next)) }
+            if self.0 + self.1 as u64 == next.0 {
+                Ok(Self(self.0, self.1 + next.1))
+            } else {
+                Err((self, next))
+            }
         }
     }
 
