@@ -1,14 +1,14 @@
 //! SeaweedFS needles as they are named and stored, and the engine that serves them beside a volume server.
 //!
 //! An engine reads a volume server's files ([`store`]) and serves needles ([`server`]) to clients ([`client`]) in the terms of one
-//! [`protocol`], whatever carries it: TCP with the data in line, or, on the same host, a descriptor of the file that has
+//! [`protocol`], whatever carries it: TCP with the data in line, RDMA, or, on the same host, a descriptor of the file that has
 //! the data. Both ends check what they get: a record must be the one that was asked for ([`needle`]), and
 //! a whole needle must have its [`checksum`]. Whatever an engine cannot serve it refuses with a reason ([`Refusal`]),
 //! and the client takes its next source, in the end the volume server itself.
 //!
 //! [`settings`] and [`token`] are about a cluster's `security.toml`, for engines and for all their clients.
 //!
-//! `verbs` is a safe wrapper over RDMA, by which the engine is to serve as well.
+//! `verbs` is a safe wrapper over RDMA.
 
 pub mod checksum;
 pub mod client;

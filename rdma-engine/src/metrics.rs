@@ -12,6 +12,7 @@ use crate::protocol::Transport;
 pub struct Metrics {
     flows: [Flow; Transport::ALL.len()],
     refusals: [AtomicU64; Refusal::ALL.len()],
+    leases_over: AtomicU64,
 }
 
 /// What went over one transport.
@@ -35,6 +36,12 @@ impl Metrics {
         if let Some(at) = Refusal::ALL.iter().position(|&known| known == refusal) {
             self.refusals[at].fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Counts grants that their client did not give back in time.
+    #[cfg(feature = "verbs")]
+    pub(crate) fn leases_over(&self, count: u64) {
+        self.leases_over.fetch_add(count, Ordering::Relaxed);
     }
 
     /// Counts a session for as long as the value lives.
@@ -82,6 +89,12 @@ impl Metrics {
             let (label, count) = (refusal.label(), count.load(Ordering::Relaxed));
             let _ = writeln!(text, "{name}{{reason=\"{label}\"}} {count}");
         }
+        let name = "rdma_engine_leases_over_total";
+        let over = self.leases_over.load(Ordering::Relaxed);
+        let _ = writeln!(
+            text,
+            "# HELP {name} Grants that clients did not give back in time.\n# TYPE {name} counter\n{name} {over}"
+        );
         text
     }
 

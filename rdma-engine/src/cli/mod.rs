@@ -3,6 +3,8 @@
 //! Exit codes: 0 if all went well, 1 if something failed, 2 if what was typed cannot be meant.
 
 mod bench;
+#[cfg(feature = "verbs")]
+mod devices;
 mod http;
 mod logs;
 mod remote;
@@ -68,6 +70,9 @@ enum Command {
     /// Serve the volumes of a volume server on this host
     #[command(after_help = SERVE_EXAMPLES)]
     Serve(serve::ServeOptions),
+    /// Show the RDMA devices of this host, and which would be used
+    #[cfg(feature = "verbs")]
+    Devices,
     /// Ask an engine whether it is there
     #[command(after_help = PING_EXAMPLES)]
     Ping(remote::PingOptions),
@@ -93,6 +98,8 @@ pub(crate) fn main() -> ExitCode {
         let outcome = runtime.block_on(async {
             match cli.command {
                 Command::Serve(options) => serve::run(options).await,
+                #[cfg(feature = "verbs")]
+                Command::Devices => devices::run(),
                 Command::Ping(options) => remote::ping(options).await,
                 Command::Read(options) => remote::read(options).await,
                 Command::Bench(options) => bench::run(options).await,

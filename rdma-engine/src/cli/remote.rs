@@ -36,10 +36,12 @@ pub(super) struct EngineOptions {
 /// A transport, or the best there is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum TransportChoice {
-    /// The first of local and tcp that works
+    /// The first of local, verbs and tcp that works
     Auto,
     /// The volumes' files themselves, on the same host
     Local,
+    /// RDMA; small reads go in line
+    Verbs,
     /// In line on the TCP connection
     Tcp,
 }
@@ -84,6 +86,7 @@ impl EngineOptions {
         let transports = match choice {
             TransportChoice::Auto => client::Options::default().transports,
             TransportChoice::Local => vec![Transport::Local],
+            TransportChoice::Verbs => vec![Transport::Verbs],
             TransportChoice::Tcp => vec![Transport::Tcp],
         };
         Client::new(self.address(), client::Options { transports, ..client::Options::default() })

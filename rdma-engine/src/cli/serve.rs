@@ -16,7 +16,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::http;
+use super::{http, size};
 
 #[derive(Debug, Args)]
 pub(super) struct ServeOptions {
@@ -43,6 +43,26 @@ pub(super) struct ServeOptions {
     /// Do not hand the volumes' descriptors to processes of this host, not even to root and this user
     #[arg(long)]
     no_local: bool,
+
+    /// Do not let clients come by RDMA
+    #[arg(long)]
+    no_verbs: bool,
+
+    /// The RDMA device to use, as `rdma-engine devices` names it [default: all]
+    #[arg(long, value_name = "NAME")]
+    device: Option<String>,
+
+    /// Memory that is registered for each session over RDMA; what finds no room in it goes in line
+    #[arg(long, value_name = "SIZE", default_value = "32MiB", value_parser = size::parse)]
+    staging: u32,
+
+    /// Such memory of all sessions, in MiB; without room for another session's, the client takes another transport
+    #[arg(long, value_name = "MIB", default_value = "1024", value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
+    max_staging: u32,
+
+    /// How long a client may take to fetch what was granted, in milliseconds
+    #[arg(long, value_name = "MS", default_value = "10000", value_parser = clap::value_parser!(u32).range(100..=600_000))]
+    lease: u32,
 
     /// Sessions at a time; further clients are refused
     #[arg(long, value_name = "COUNT", default_value = "1024", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
@@ -103,6 +123,11 @@ pub(super) async fn run(options: ServeOptions) -> anyhow::Result<()> {
         in_flight: options.max_in_flight,
         idle: Duration::from_secs(options.idle_timeout.into()),
         local: !options.no_local,
+        verbs: !options.no_verbs,
+        device: options.device,
+        staging: options.staging as usize,
+        all_staging: u64::from(options.max_staging) << 20,
+        lease: Duration::from_millis(options.lease.into()),
         ..Options::default()
     };
     let engine = Engine::bind(options.listen, store.clone(), verifier, metrics.clone(), &limits)

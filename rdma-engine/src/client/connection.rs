@@ -1,5 +1,6 @@
 //! One session with an engine, from the side of those who ask.
 
+use std::any::Any;
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
@@ -11,8 +12,9 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, timeout_at};
 
-use super::demultiplexer::{Arrival, Region, demultiplex};
-use super::{Delivered, ReadError, Target};
+use super::demultiplexer::{Arrival, Granted, Region, demultiplex};
+use super::rdma::Rdma;
+use super::{Delivered, Destination, ReadError, Target, destination};
 use crate::checksum;
 use crate::needle::{HEADER, Header};
 use crate::protocol::{Limits, Needle, Read, Request, Transport};
@@ -34,6 +36,8 @@ const MOST_UNSENT: usize = 1 << 20;
 pub(super) struct Connection {
     socket: Arc<Socket>,
     transport: Transport,
+    /// What the bytes come by, over verbs.
+    rdma: Option<Rdma>,
     limits: Limits,
     places: Arc<Semaphore>,
     next: AtomicU64,
@@ -60,10 +64,16 @@ pub(super) struct Waiter {
 
 impl Connection {
     /// Begins to take answers from `incoming`.
-    pub(super) fn start(incoming: Incoming, transport: Transport, limits: Limits) -> Arc<Self> {
+    pub(super) fn start(
+        incoming: Incoming,
+        transport: Transport,
+        rdma: Option<Rdma>,
+        limits: Limits,
+    ) -> Arc<Self> {
         let connection = Arc::new(Self {
             socket: incoming.socket().clone(),
             transport,
+            rdma,
             limits,
             places: Arc::new(Semaphore::new((limits.in_flight as usize).min(Semaphore::MAX_PERMITS))),
             next: AtomicU64::new(1),
@@ -87,12 +97,19 @@ impl Connection {
     }
 
     pub(super) fn is_open(&self) -> bool {
-        self.waiting.lock().end.is_none()
+        self.waiting.lock().end.is_none() && !self.rdma.as_ref().is_some_and(Rdma::is_broken)
+    }
+
+    /// Whether RDMA does not lead to the engine, though it was offered.
+    pub(super) fn is_unreachable(&self) -> bool {
+        self.rdma.as_ref().is_some_and(Rdma::is_unreachable)
     }
 
     /// Why the connection has ended, if it has.
     pub(super) fn end(&self) -> Option<String> {
-        self.waiting.lock().end.clone()
+        let broken = || self.rdma.as_ref().filter(|rdma| rdma.is_broken());
+        let end = self.waiting.lock().end.clone();
+        end.or_else(|| broken().map(|_| "the queue pair has failed".to_owned()))
     }
 
     /// Ends the connection. Those who wait are told.
@@ -103,6 +120,10 @@ impl Connection {
             waiting.requests.clear();
             self.socket.shut_down();
             self.flush.notify_one();
+            drop(waiting);
+            if let Some(rdma) = &self.rdma {
+                rdma.abort();
+            }
         }
     }
 
@@ -117,40 +138,141 @@ impl Connection {
         destination: &mut [u8],
         deadline: Instant,
     ) -> Result<Delivered, ReadError> {
-        let length = u32::try_from(destination.len()).unwrap_or(u32::MAX);
+        self.within(deadline, async {
+            let (arrival, asked) = self.asked(&target, destination.len()).await?;
+            self.fill(arrival, asked, &target, destination).await
+        })
+        .await
+    }
+
+    /// As `read`, into memory that is lent to the device where it is registered. It comes back unless the device still had it.
+    pub(super) async fn read_owned<D: Destination>(
+        self: &Arc<Self>,
+        target: Target<'_>,
+        memory: D,
+        deadline: Instant,
+    ) -> (Result<Delivered, ReadError>, Option<D>) {
+        let mut kept = Some(Box::new(memory));
+        let outcome = self
+            .within(deadline, async {
+                let length = kept.as_ref().map_or(0, |memory| memory.length());
+                let (arrival, asked) = self.asked(&target, length).await?;
+                let registered =
+                    |rdma: &&Rdma| kept.as_ref().is_some_and(|memory| rdma.is_registered(&**memory));
+                match (arrival, self.rdma.as_ref().filter(registered)) {
+                    (Arrival::Grant(needle, granted), Some(rdma)) if needle.length > 0 => {
+                        check(&needle, &target, length)?;
+                        let Some(memory) = kept.take() else { return Err(ReadError::Lost(String::new())) };
+                        let fetched = rdma.fetch_into(&granted.grant, needle.length as usize, memory);
+                        let memory: Box<dyn Any> = self.leased(&granted, asked, fetched).await?;
+                        let mut memory =
+                            memory.downcast::<D>().map_err(|_| ReadError::Lost(String::new()))?;
+                        // Before the checksum: the engine needs its memory.
+                        drop(granted);
+                        let bytes = &destination::bytes(&mut *memory)[..needle.length as usize];
+                        let verified = match needle.length == needle.data_size {
+                            true => verify(&needle, checksum::crc32c(bytes)),
+                            false => Ok(false),
+                        };
+                        kept = Some(memory);
+                        Ok(Delivered { needle, verified: verified?, transport: Transport::Verbs })
+                    }
+                    (arrival, _) => {
+                        let bytes = kept.as_mut().map(|memory| destination::bytes(&mut **memory));
+                        self.fill(arrival, asked, &target, bytes.unwrap_or_default()).await
+                    }
+                }
+            })
+            .await;
+        (outcome, kept.map(|memory| *memory))
+    }
+
+    /// Asks for `length` bytes. Returns what came, and when it was asked for.
+    async fn asked(
+        self: &Arc<Self>,
+        target: &Target<'_>,
+        length: usize,
+    ) -> Result<(Arrival, Instant), ReadError> {
+        let length = u32::try_from(length).unwrap_or(u32::MAX);
         if length > self.limits.read {
             return Err(ReadError::Refused(crate::Refusal::TooLong));
         }
         let token = target.token.unwrap_or_default().as_bytes().to_vec();
         let request = Request::Read(Read { fid: target.fid, offset: target.offset, length, token });
-        self.within(deadline, async {
-            let asked = self.ask(&request).await?;
-            let arrival = asked.arrival().await?;
-            let (needle, verified) = match arrival {
-                Arrival::Refused(refusal) => return Err(ReadError::Refused(refusal)),
-                Arrival::Pong => return Err(ReadError::Lost("a pong for data".to_owned())),
-                Arrival::Data(needle, mut body) => {
-                    let destination = expected(&needle, &target, destination)?;
-                    let mut crc = 0;
-                    let mut filled = 0;
-                    while filled < destination.len() {
-                        let end = destination.len().min(filled + PIECE);
-                        let count = body.read(&mut destination[filled..end]).await?;
-                        crc = checksum::crc32c_append(crc, &destination[filled..filled + count]);
-                        filled += count;
-                        self.heard.fetch_add(1, Ordering::Relaxed);
-                    }
-                    (needle, verify(&needle, crc)?)
+        let asked = self.ask(&request).await?;
+        let when = Instant::now();
+        Ok((asked.arrival().await?, when))
+    }
+
+    /// Fills `destination` with what has come, or comes behind it.
+    async fn fill(
+        &self,
+        arrival: Arrival,
+        asked: Instant,
+        target: &Target<'_>,
+        destination: &mut [u8],
+    ) -> Result<Delivered, ReadError> {
+        let (needle, verified) = match arrival {
+            Arrival::Refused(refusal) => return Err(ReadError::Refused(refusal)),
+            Arrival::Pong => return Err(ReadError::Lost("a pong for data".to_owned())),
+            Arrival::Data(needle, mut body) => {
+                let destination = expected(&needle, target, destination)?;
+                let mut crc = 0;
+                let mut filled = 0;
+                while filled < destination.len() {
+                    let end = destination.len().min(filled + PIECE);
+                    let count = body.read(&mut destination[filled..end]).await?;
+                    crc = checksum::crc32c_append(crc, &destination[filled..filled + count]);
+                    filled += count;
+                    self.heard.fetch_add(1, Ordering::Relaxed);
                 }
-                Arrival::File(needle, region) => {
-                    let destination = expected(&needle, &target, destination)?;
-                    let crc = take(&region, &needle, destination)?;
-                    (needle, verify(&needle, crc)?)
-                }
-            };
-            Ok(Delivered { needle, verified, transport: self.transport })
-        })
-        .await
+                (needle, verify(&needle, crc)?)
+            }
+            Arrival::File(needle, region) => {
+                let destination = expected(&needle, target, destination)?;
+                let crc = take(&region, &needle, destination)?;
+                (needle, verify(&needle, crc)?)
+            }
+            Arrival::Grant(needle, granted) => {
+                let destination = expected(&needle, target, destination)?;
+                // A grant comes only where there is a queue pair.
+                let Some(rdma) = &self.rdma else { return Err(ReadError::Lost("a grant".to_owned())) };
+                let crc = self.leased(&granted, asked, rdma.fetch(&granted.grant, destination)).await?;
+                return Ok(Delivered {
+                    needle,
+                    verified: verify(&needle, crc)?,
+                    transport: Transport::Verbs,
+                });
+            }
+        };
+        // What a session over verbs gets in line, it gets by TCP.
+        let transport = if self.rdma.is_some() { Transport::Tcp } else { self.transport };
+        Ok(Delivered { needle, verified, transport })
+    }
+
+    /// Fetches what was granted. What has come when the lease was over may be something else.
+    async fn leased<T>(
+        &self,
+        granted: &Granted,
+        asked: Instant,
+        fetched: impl Future<Output = Result<T, ReadError>>,
+    ) -> Result<T, ReadError> {
+        // Counted from before the engine could begin to count.
+        let over = asked + Duration::from_millis(granted.grant.lease_ms.into());
+        let outcome = timeout_at(over, fetched).await;
+        match outcome {
+            Ok(Ok(fetched)) if Instant::now() < over => Ok(fetched),
+            Ok(Err(error)) => {
+                self.close(&error.to_string());
+                Err(error)
+            }
+            _ => Err(ReadError::Damaged("the lease was over before the bytes had come")),
+        }
+    }
+
+    /// Tells the engine that what it granted is not needed any more.
+    pub(super) fn done(&self, number: u64) {
+        self.send(&Request::Done, number);
     }
 
     pub(super) async fn ping(self: &Arc<Self>, deadline: Instant) -> Result<Duration, ReadError> {
@@ -285,16 +407,22 @@ fn expected<'a>(
     target: &Target<'_>,
     destination: &'a mut [u8],
 ) -> Result<&'a mut [u8], ReadError> {
+    check(needle, target, destination.len())?;
+    Ok(&mut destination[..needle.length as usize])
+}
+
+/// Whether the answer is one to the question for `asked` bytes.
+fn check(needle: &Needle, target: &Target<'_>, asked: usize) -> Result<(), ReadError> {
     let Needle { header, data_size, length, .. } = *needle;
     if header.key != target.fid.key || header.cookie != target.fid.cookie {
         return Err(ReadError::Damaged("the header of another needle"));
     }
     let left =
         data_size.checked_sub(target.offset).ok_or(ReadError::Damaged("the range lies behind the end"))?;
-    if u64::from(length) != u64::from(left).min(destination.len() as u64) {
+    if u64::from(length) != u64::from(left).min(asked as u64) {
         return Err(ReadError::Damaged("more or less bytes than were asked for"));
     }
-    Ok(&mut destination[..length as usize])
+    Ok(())
 }
 
 /// Compares the checksum of the bytes that were read, if they are the whole needle; says whether they are.

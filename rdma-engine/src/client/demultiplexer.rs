@@ -5,11 +5,11 @@ use std::fs::File;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::connection::{Connection, Waiter};
 use crate::Refusal;
-use crate::protocol::{Answer, Needle, ProtocolError};
+use crate::protocol::{Answer, Grant, Needle, ProtocolError, Transport};
 use crate::transport::{Incoming, StreamError};
 
 /// Most files whose descriptors an engine may have handed over at a time.
@@ -25,6 +25,23 @@ pub(super) enum Arrival {
     Data(Needle, Body),
     /// Data in a file.
     File(Needle, Region),
+    /// Data to be fetched by RDMA.
+    Grant(Needle, Granted),
+}
+
+/// What the engine keeps in memory for a request, until it hears that we are done with it: that is when this is dropped.
+pub(super) struct Granted {
+    pub(super) grant: Grant,
+    connection: Arc<Connection>,
+    number: u64,
+    /// Until then the request counts as unanswered.
+    _place: Option<OwnedSemaphorePermit>,
+}
+
+impl Drop for Granted {
+    fn drop(&mut self) {
+        self.connection.done(self.number);
+    }
 }
 
 /// Where in a file the data is.
@@ -86,13 +103,15 @@ async fn step(
     files: &mut HashMap<u32, Arc<File>>,
 ) -> Result<Incoming, StreamError> {
     let (header, body) = incoming.frame().await?;
-    let waiter = {
-        let connection = connection.upgrade().ok_or(StreamError::Closed)?;
-        connection.heard.fetch_add(1, Ordering::Relaxed);
-        connection.waiter(header.request)
-    };
+    let connection = connection.upgrade().ok_or(StreamError::Closed)?;
+    connection.heard.fetch_add(1, Ordering::Relaxed);
+    let waiter = connection.waiter(header.request);
     match Answer::decode(header, &body)? {
-        Answer::Data(needle) => return hand_over(incoming, needle, waiter).await,
+        Answer::Data(needle) => {
+            // The connection must not live on because its data is slow to come.
+            drop(connection);
+            return hand_over(incoming, needle, waiter).await;
+        }
         Answer::File { needle, file, record, position, attached } => {
             if attached {
                 let descriptor = incoming.take_file().ok_or(ProtocolError::Value)?;
@@ -111,7 +130,14 @@ async fn step(
         }
         Answer::Refused(refusal) => deliver(waiter, Arrival::Refused(refusal)),
         Answer::Pong => deliver(waiter, Arrival::Pong),
-        // Only over verbs.
+        Answer::Grant(needle, grant) if connection.transport() == Transport::Verbs => {
+            let (waiting, place) = waiter.map(|Waiter { arrival, place }| (arrival, place)).unzip();
+            let granted = Granted { grant, connection, number: header.request, _place: place };
+            if let Some(waiting) = waiting {
+                // If nobody waits for it any more, it is dropped, and the engine hears that.
+                let _ = waiting.send(Arrival::Grant(needle, granted));
+            }
+        }
         Answer::Grant(..) => return Err(ProtocolError::Kind(header.kind as u8).into()),
     }
     Ok(incoming)

@@ -7,10 +7,10 @@ use bytes::{Bytes, BytesMut};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::connection::Connection;
-use super::{Options, ReadError};
+use super::{Inner, Options, ReadError};
 use crate::Refusal;
 use crate::protocol::{
-    Answer, Capabilities, Choose, Hello, Kind, Offer, ProtocolError, Transport, VERSION, Welcome,
+    Answer, Capabilities, Choose, Hello, Kind, Offer, ProtocolError, Ready, Transport, VERSION, Welcome,
 };
 use crate::transport::{Incoming, Socket, StreamError};
 
@@ -32,19 +32,17 @@ impl From<ProtocolError> for ReadError {
     }
 }
 
-/// Connects over the first transport of `options` that works.
-pub(super) async fn dial(address: &str, options: &Options) -> Result<Arc<Connection>, ReadError> {
-    let stream = TcpStream::connect(address).await?;
-    stream.set_nodelay(true)?;
-    let (tcp, welcome) = greet(Socket::Tcp(stream), options).await?;
+/// Connects over the first transport that works.
+pub(super) async fn dial(client: &Inner) -> Result<Arc<Connection>, ReadError> {
+    let Inner { address, options, .. } = client;
+    let (mut tcp, mut welcome) = connect(address, options).await?;
     let mut reason = ReadError::Refused(Refusal::NoTransport);
-    for &transport in &options.transports {
-        let Some(offer) = welcome.offers.iter().find(|offer| offer.transport() == transport) else {
-            continue;
-        };
-        match offer {
-            Offer::Tcp => return choose(tcp, &welcome, Choose::Tcp).await,
-            Offer::Local { socket } => match local(socket, options).await {
+    for transport in client.transports() {
+        let mut offers = welcome.offers.iter().filter(|offer| offer.transport() == transport);
+        match offers.next() {
+            None => {}
+            Some(Offer::Tcp) => return choose(tcp, &welcome, Choose::Tcp).await,
+            Some(Offer::Local { socket }) => match local(socket, options).await {
                 Ok(connection) => return Ok(connection),
                 // Another host or network namespace, or another user: then the next transport.
                 Err(error) => {
@@ -52,11 +50,30 @@ pub(super) async fn dial(address: &str, options: &Options) -> Result<Arc<Connect
                     reason = error;
                 }
             },
-            // Not in the list of any client that this program makes.
-            Offer::Verbs(_) => {}
+            Some(Offer::Verbs(_)) => match verbs::prepare(client, &tcp, &welcome).await {
+                Ok(prepared) => match verbs::choose(tcp, &welcome, prepared).await {
+                    Ok(connection) => return Ok(connection),
+                    Err(error) => {
+                        tracing::info!(address, %error, "the engine does not connect over RDMA");
+                        reason = error;
+                        // That connection has ended.
+                        (tcp, welcome) = connect(address, options).await?;
+                    }
+                },
+                Err(error) => {
+                    tracing::debug!(address, %error, "no RDMA to the engine");
+                    reason = error;
+                }
+            },
         }
     }
     Err(reason)
+}
+
+async fn connect(address: &str, options: &Options) -> Result<(Incoming, Welcome), ReadError> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    greet(Socket::Tcp(stream), options).await
 }
 
 /// Connects to the engine's Unix socket, if it is on this host.
@@ -91,13 +108,78 @@ async fn choose(
     welcome: &Welcome,
     choice: Choose,
 ) -> Result<Arc<Connection>, ReadError> {
+    if ready(&mut incoming, &choice).await? != choice {
+        return Err(ProtocolError::Value.into());
+    }
+    Ok(Connection::start(incoming, choice.transport(), None, welcome.limits))
+}
+
+/// Tells the engine the choice, and waits until it is ready for it.
+async fn ready(incoming: &mut Incoming, choice: &Choose) -> Result<Ready, ReadError> {
     let mut bytes = BytesMut::new();
     choice.encode(Kind::Choose, &mut bytes);
     incoming.socket().write_all(&bytes, false).await?;
-    if Choose::decode(&expect(&mut incoming, Kind::Ready).await?)? != choice {
-        return Err(ProtocolError::Value.into());
+    Ok(Choose::decode(&expect(incoming, Kind::Ready).await?)?)
+}
+
+/// Queue pairs, if this program knows them.
+#[cfg(feature = "verbs")]
+mod verbs {
+    use super::super::rdma::{self, Prepared};
+    use super::*;
+
+    pub(super) async fn prepare(
+        client: &Inner,
+        tcp: &Incoming,
+        welcome: &Welcome,
+    ) -> Result<Prepared, ReadError> {
+        let near = match &**tcp.socket() {
+            Socket::Tcp(stream) => stream.local_addr()?.ip(),
+            Socket::Unix(_) => return Err(ReadError::Refused(Refusal::NoTransport)),
+        };
+        let offers: Vec<_> = welcome
+            .offers
+            .iter()
+            .filter_map(|offer| if let Offer::Verbs(verbs) = offer { Some(*verbs) } else { None })
+            .collect();
+        let memory = client.memory.lock().clone();
+        // Registering memory may take a while.
+        let prepared = tokio::task::spawn_blocking(move || rdma::prepare(near, &offers, &memory)).await;
+        let lost = |error: String| ReadError::Lost(error);
+        prepared.map_err(|error| lost(error.to_string()))?.map_err(|error| lost(error.to_string()))
     }
-    Ok(Connection::start(incoming, choice.transport(), welcome.limits))
+
+    pub(super) async fn choose(
+        mut incoming: Incoming,
+        welcome: &Welcome,
+        prepared: Prepared,
+    ) -> Result<Arc<Connection>, ReadError> {
+        let Choose::Verbs(peer) = ready(&mut incoming, &Choose::Verbs(prepared.end())).await? else {
+            return Err(ProtocolError::Value.into());
+        };
+        let rdma = prepared.connect(&peer)?;
+        Ok(Connection::start(incoming, Transport::Verbs, Some(rdma), welcome.limits))
+    }
+}
+
+/// Without verbs nobody is prepared for them.
+#[cfg(not(feature = "verbs"))]
+mod verbs {
+    use std::convert::Infallible;
+
+    use super::*;
+
+    pub(super) async fn prepare(_: &Inner, _: &Incoming, _: &Welcome) -> Result<Infallible, ReadError> {
+        Err(ReadError::Lost("this program was built without verbs".to_owned()))
+    }
+
+    pub(super) async fn choose(
+        _: Incoming,
+        _: &Welcome,
+        prepared: Infallible,
+    ) -> Result<Arc<Connection>, ReadError> {
+        match prepared {}
+    }
 }
 
 async fn expect(incoming: &mut Incoming, kind: Kind) -> Result<Bytes, ReadError> {

@@ -14,15 +14,22 @@
 //! price: a read that is neither polled nor dropped holds up the others of its engine.
 //!
 //! Over `local`, data does not come through the socket: the client reads the volume's file itself, through a descriptor that the
-//! engine handed over.
+//! engine handed over. Over `verbs` it is fetched by RDMA READ from the engine's memory, straight into memory that was registered
+//! ([`Client::register`], [`Client::read_owned`]), or by way of the connection's own.
 //!
 //! A needle that is read as a whole is verified by its checksum; a range cannot be. The record's header is compared with
 //! the file id in any case.
 
 mod connection;
 mod demultiplexer;
+mod destination;
 mod dial;
 mod error;
+#[cfg(feature = "verbs")]
+mod rdma;
+#[cfg(not(feature = "verbs"))]
+#[path = "without_rdma.rs"]
+mod rdma;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,11 +40,15 @@ use tokio::time::{Instant, timeout_at};
 use crate::FileId;
 use crate::protocol::{Needle, Transport};
 use connection::Connection;
+pub use destination::Destination;
 pub use error::ReadError;
 
 /// The first pause after an engine could not be reached, and the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// For how long other transports are taken after RDMA did not lead to an engine that offered it: a network that is set up wrong stays so for a while.
+const VERBS_REST: Duration = Duration::from_secs(60);
 
 /// How a client goes about it.
 #[derive(Debug, Clone)]
@@ -52,7 +63,8 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        let transports = vec![Transport::Local, Transport::Tcp];
+        // On the same host nothing beats reading the file.
+        let transports = vec![Transport::Local, Transport::Verbs, Transport::Tcp];
         Self { transports, connect: Duration::from_secs(2), name: "rdma-engine".to_owned() }
     }
 }
@@ -89,6 +101,8 @@ struct Inner {
     address: String,
     options: Options,
     link: Mutex<Link>,
+    #[cfg(feature = "verbs")]
+    memory: Mutex<Vec<Arc<dyn crate::verbs::Memory>>>,
     /// Held by the one that connects.
     dialing: tokio::sync::Mutex<()>,
 }
@@ -99,14 +113,28 @@ struct Link {
     next: Instant,
     pause: Duration,
     reason: String,
+    /// No attempt over verbs before, if there is another way.
+    verbs: Instant,
 }
 
 impl Client {
     /// A client of the engine at `address` (`host:port`). Does not connect yet.
     pub fn new(address: impl Into<String>, options: Options) -> Self {
-        let link = Link { connection: None, next: Instant::now(), pause: FIRST_PAUSE, reason: String::new() };
-        let inner =
-            Inner { address: address.into(), options, link: Mutex::new(link), dialing: Default::default() };
+        let link = Link {
+            connection: None,
+            next: Instant::now(),
+            pause: FIRST_PAUSE,
+            reason: String::new(),
+            verbs: Instant::now(),
+        };
+        let inner = Inner {
+            address: address.into(),
+            options,
+            link: Mutex::new(link),
+            #[cfg(feature = "verbs")]
+            memory: Mutex::default(),
+            dialing: Default::default(),
+        };
         Self { inner: Arc::new(inner) }
     }
 
@@ -135,6 +163,36 @@ impl Client {
         let outcome = connection.read(target, destination, deadline).await;
         self.inner.learn(&connection, outcome.as_ref().err());
         outcome
+    }
+
+    /// As [`read`](Self::read), into memory that the read owns meanwhile. Over verbs, what lies in a region that was [registered](Self::register) is
+    /// written by the device itself, without a copy.
+    ///
+    /// The memory comes back with the outcome. Only after an error it may not: then the device still had it, and it is dropped
+    /// when the device is done. The same if the future is dropped.
+    ///
+    /// # Errors
+    /// See [`ReadError`]; none is worth asking the same engine again at once.
+    pub async fn read_owned<D: Destination>(
+        &self,
+        target: Target<'_>,
+        memory: D,
+        deadline: Instant,
+    ) -> (Result<Delivered, ReadError>, Option<D>) {
+        let connection = match self.inner.connection(deadline).await {
+            Ok(connection) => connection,
+            Err(error) => return (Err(error), Some(memory)),
+        };
+        let (outcome, memory) = connection.read_owned(target, memory, deadline).await;
+        self.inner.learn(&connection, outcome.as_ref().err());
+        (outcome, memory)
+    }
+
+    /// Lets RDMA devices write into `memory` from the next connection on, for [`read_owned`](Self::read_owned). It is pinned while there is a connection over
+    /// verbs; clients that share it share that, too. Where the system refuses (the limit on locked memory, `ulimit -l`), the client takes its next transport.
+    #[cfg(feature = "verbs")]
+    pub fn register(&self, memory: Arc<dyn crate::verbs::Memory>) {
+        self.inner.memory.lock().push(memory);
     }
 
     /// Asks the engine whether it is there, and connects if need be. Returns how long its answer took, connecting not included.
@@ -171,7 +229,7 @@ impl Inner {
         }
         self.may_dial()?;
         let limit = deadline.min(Instant::now() + self.options.connect);
-        match timeout_at(limit, dial::dial(&self.address, &self.options)).await {
+        match timeout_at(limit, dial::dial(self)).await {
             Ok(Ok(connection)) => {
                 let (address, transport) = (&self.address, connection.transport().name());
                 tracing::debug!(address, transport, "connected to an engine");
@@ -183,6 +241,15 @@ impl Inner {
             Err(_) if limit == deadline => Err(ReadError::Deadline),
             Err(_) => Err(self.failed(ReadError::Lost("connecting took too long".to_owned()))),
         }
+    }
+
+    /// The transports to try now.
+    fn transports(&self) -> Vec<Transport> {
+        let mut transports = self.options.transports.clone();
+        if transports.len() > 1 && Instant::now() < self.link.lock().verbs {
+            transports.retain(|&transport| transport != Transport::Verbs);
+        }
+        transports
     }
 
     fn may_dial(&self) -> Result<(), ReadError> {
@@ -207,6 +274,9 @@ impl Inner {
         } else if current && !connection.is_open() {
             let reason = connection.end().unwrap_or_default();
             tracing::debug!(address = self.address, reason, "lost an engine");
+            if connection.is_unreachable() {
+                link.verbs = Instant::now() + VERBS_REST;
+            }
             link.connection = None;
             link.rest(&ReadError::Lost(reason));
         }

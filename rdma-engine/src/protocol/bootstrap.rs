@@ -26,7 +26,7 @@ const MAX_PARAMETERS: usize = 256;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Transport {
-    /// RDMA: requests over a queue pair, data by RDMA READ.
+    /// RDMA: data by RDMA READ, requests over the TCP connection.
     Verbs = 3,
     /// The same host: the client reads the volumes' files itself.
     Local = 2,
@@ -224,7 +224,7 @@ pub enum Choose {
     Tcp,
     /// Requests follow on this Unix socket.
     Local,
-    /// Requests follow over a queue pair, of which this is the client's end.
+    /// Requests follow on this TCP connection, and data is fetched over a queue pair, of which this is the client's end.
     Verbs(QueuePair),
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use tokio::time::timeout;
 
+use super::rdma::{Fabric, Rdma};
 use super::{Session, Shared, stream};
 use crate::Refusal;
 use crate::protocol::{
@@ -31,7 +32,7 @@ pub(super) async fn run(socket: Arc<Socket>, peer: String, shared: Arc<Shared>) 
         Ok(outcome) => outcome,
         Err(_) => return tracing::debug!(peer, "a client did not introduce itself in time"),
     };
-    let (name, transport) = match outcome {
+    let (name, transport, rdma) = match outcome {
         Ok(introduced) => introduced,
         Err(Rejected::Refused(refusal)) => {
             shared.metrics.refused(refusal);
@@ -51,7 +52,7 @@ pub(super) async fn run(socket: Arc<Socket>, peer: String, shared: Arc<Shared>) 
     };
     let session = Arc::new(Session::new(shared, transport));
     tracing::debug!(peer, name, transport = transport.name(), "a session begins");
-    let end = stream::serve(incoming, session).await;
+    let end = stream::serve(incoming, session, rdma.map(Arc::new)).await;
     tracing::debug!(peer, name, %end, "a session has ended");
 }
 
@@ -83,13 +84,16 @@ impl From<ProtocolError> for Rejected {
     }
 }
 
-async fn introduce(incoming: &mut Incoming, shared: &Shared) -> Result<(String, Transport), Rejected> {
+/// Who the client is, what it took, and what was made for that.
+type Introduced = (String, Transport, Option<Rdma>);
+
+async fn introduce(incoming: &mut Incoming, shared: &Arc<Shared>) -> Result<Introduced, Rejected> {
     let hello = Hello::decode(&expect(incoming, Kind::Hello).await?)?;
     if !(hello.oldest..=hello.newest).contains(&VERSION) {
         return Err(Rejected::Refused(Refusal::Version));
     }
     let socket = incoming.socket().clone();
-    let offers = offers(&socket, shared)?;
+    let offers = offers(&socket, shared).await?;
     let mut bytes = BytesMut::new();
     let welcome = Welcome {
         version: VERSION,
@@ -101,15 +105,36 @@ async fn introduce(incoming: &mut Incoming, shared: &Shared) -> Result<(String, 
     welcome.encode(&mut bytes);
     socket.write_all(&bytes, false).await?;
     let choice = Choose::decode(&expect(incoming, Kind::Choose).await?)?;
-    let fits =
-        matches!((&*socket, &choice), (Socket::Tcp(_), Choose::Tcp) | (Socket::Unix(_), Choose::Local));
-    if !fits {
-        return Err(Rejected::Refused(Refusal::NoTransport));
-    }
+    let (ready, rdma) = match (&*socket, choice) {
+        (Socket::Tcp(_), choice @ Choose::Tcp) | (Socket::Unix(_), choice @ Choose::Local) => (choice, None),
+        (Socket::Tcp(stream), Choose::Verbs(peer)) if shared.fabric.is_some() => {
+            let near = stream.local_addr()?.ip();
+            let accepted = with_fabric(shared, move |fabric| fabric.accept(near, &peer)).await;
+            match accepted {
+                Some(Ok((rdma, own))) => (Choose::Verbs(own), Some(rdma)),
+                Some(Err(reason)) => {
+                    tracing::warn!(%reason, "cannot connect a queue pair");
+                    return Err(Rejected::Refused(Refusal::NoTransport));
+                }
+                None => return Err(Rejected::Refused(Refusal::NoTransport)),
+            }
+        }
+        _ => return Err(Rejected::Refused(Refusal::NoTransport)),
+    };
     bytes.clear();
-    choice.encode(Kind::Ready, &mut bytes);
+    ready.encode(Kind::Ready, &mut bytes);
     socket.write_all(&bytes, false).await?;
-    Ok((hello.name, choice.transport()))
+    Ok((hello.name, ready.transport(), rdma))
+}
+
+/// Asks the devices, which may take a while. `None` if there are none.
+async fn with_fabric<T: Send + 'static>(
+    shared: &Arc<Shared>,
+    work: impl FnOnce(&Fabric) -> T + Send + 'static,
+) -> Option<T> {
+    let shared = shared.clone();
+    // If it panicked, there is nothing to offer either.
+    tokio::task::spawn_blocking(move || shared.fabric.as_ref().map(work)).await.ok().flatten()
 }
 
 async fn expect(incoming: &mut Incoming, kind: Kind) -> Result<bytes::Bytes, Rejected> {
@@ -118,11 +143,17 @@ async fn expect(incoming: &mut Incoming, kind: Kind) -> Result<bytes::Bytes, Rej
 }
 
 /// The transports that the client of this connection may take.
-fn offers(socket: &Socket, shared: &Shared) -> Result<Vec<Offer>, Rejected> {
+async fn offers(socket: &Socket, shared: &Arc<Shared>) -> Result<Vec<Offer>, Rejected> {
     match socket {
-        Socket::Tcp(_) => {
+        Socket::Tcp(stream) => {
             let local = shared.socket.as_ref().map(|socket| Offer::Local { socket: socket.clone() });
-            Ok(local.into_iter().chain([Offer::Tcp]).collect())
+            let mut offers: Vec<_> = local.into_iter().chain([Offer::Tcp]).collect();
+            if shared.fabric.is_some() {
+                let near = stream.local_addr()?.ip();
+                let verbs = with_fabric(shared, move |fabric| fabric.offers(near)).await;
+                offers.extend(verbs.into_iter().flatten().map(Offer::Verbs));
+            }
+            Ok(offers)
         }
         Socket::Unix(stream) => {
             // A descriptor opens all of a volume, whatever cookies and tokens say. So only who could open the file itself

@@ -3,13 +3,13 @@
 //! ```text
 //!  TcpListener ─┐             ┌ session: tokens, limits, look-up ─ the same for every transport
 //!               ├─ bootstrap ─┤
-//!  UnixListener ┘             └ stream: requests in, answers out ─ tcp and local
+//!  UnixListener ┘             └ stream: requests in, answers out ─ tcp, local, verbs
 //! ```
 //!
 //! A connection is first asked who it is and what it wants (`bootstrap`), within a few seconds. Then requests come. For each of them the
 //! [`Session`] says what may be read and where it is, and the transport brings it to the client: `tcp` sends it
-//! from the file into the socket, `local` hands the file over. A further transport takes its place beside `stream` and asks
-//! the same session.
+//! from the file into the socket, `local` hands the file over, and `verbs` stages it in registered memory (`rdma`), from where the client
+//! fetches it. All three take requests from the stream; one that takes them from a queue pair would ask the same session.
 //!
 //! A request that can be answered from the page cache is answered by the thread that took it; one that has to wait for a disk
 //! waits on a thread of its own, and later requests overtake it.
@@ -18,6 +18,11 @@
 //! read its answers is given up after half a minute.
 
 mod bootstrap;
+#[cfg(feature = "verbs")]
+mod rdma;
+#[cfg(not(feature = "verbs"))]
+#[path = "without_rdma.rs"]
+mod rdma;
 mod session;
 mod stream;
 
@@ -58,21 +63,42 @@ pub struct Options {
     pub idle: Duration,
     /// Whether processes of this host that could open the volumes' files themselves may have their descriptors.
     pub local: bool,
+    /// Whether clients may come by RDMA, where this host has a device for it.
+    pub verbs: bool,
+    /// The one RDMA device to use, by its name in the kernel; `None` for any.
+    pub device: Option<String>,
+    /// Memory that is registered for each session over verbs, in bytes: what is granted at a time lies in it. What finds no room goes in line.
+    pub staging: usize,
+    /// Bytes of such memory in all; without room for another session's, verbs is refused.
+    pub all_staging: u64,
+    /// How long a client may take to fetch what was granted.
+    pub lease: Duration,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { sessions: 1024, in_flight: 256, read: MAX_READ, idle: Duration::from_secs(300), local: true }
+        Self {
+            sessions: 1024,
+            in_flight: 256,
+            read: MAX_READ,
+            idle: Duration::from_secs(300),
+            local: true,
+            verbs: true,
+            device: None,
+            staging: 32 << 20,
+            all_staging: 1 << 30,
+            lease: Duration::from_secs(10),
+        }
     }
 }
 
 impl Options {
-    fn limits(&self) -> Limits {
+    fn limits(&self, grants: bool) -> Limits {
         Limits {
             in_flight: self.in_flight.max(1),
             read: self.read.clamp(1, MAX_READ),
             idle_ms: u32::try_from(self.idle.as_millis()).unwrap_or(u32::MAX),
-            lease_ms: 0,
+            lease_ms: if grants { u32::try_from(self.lease.as_millis()).unwrap_or(u32::MAX) } else { 0 },
         }
     }
 }
@@ -86,6 +112,8 @@ pub(crate) struct Shared {
     instance: u128,
     /// The name of the Unix socket in the abstract namespace, if there is one.
     socket: Option<Vec<u8>>,
+    /// The RDMA devices, if there are any and they may be used.
+    fabric: Option<rdma::Fabric>,
     sessions: Arc<Semaphore>,
 }
 
@@ -122,8 +150,14 @@ impl Engine {
             false => (None, None),
         };
         let sessions = Arc::new(Semaphore::new(options.sessions));
-        let limits = options.limits();
-        let shared = Shared { store, verifier, metrics, limits, instance, socket, sessions };
+        let fabric = match options.verbs {
+            true => rdma::Fabric::find(options, &metrics)
+                .inspect_err(|reason| tracing::info!(%reason, "not offering RDMA"))
+                .ok(),
+            false => None,
+        };
+        let limits = options.limits(fabric.is_some());
+        let shared = Shared { store, verifier, metrics, limits, instance, socket, fabric, sessions };
         Ok(Self { shared: Arc::new(shared), tcp, unix })
     }
 

@@ -1,4 +1,5 @@
-//! Sessions over a stream: `tcp`, with the data in line, and `local`, with descriptors of the volumes' files.
+//! Sessions over a stream: `tcp`, with the data in line, `local`, with descriptors of the volumes' files, and `verbs`, whose data the client fetches
+//! by RDMA while requests and answers take the stream.
 //!
 //! One task takes requests and one writes answers. A request is looked up by the first task if all it needs is in memory, else on a
 //! thread that may wait. Small data is read with it; large data goes from the file to the socket when its turn comes.
@@ -14,6 +15,7 @@ use bytes::BytesMut;
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
+use super::rdma::{Rdma, Staged};
 use super::session::{Located, Session, Ticket};
 use crate::Refusal;
 use crate::metrics::Level;
@@ -27,7 +29,10 @@ const SMALL: u32 = 32 << 10;
 /// Data from this many bytes on is sent with the other tasks of the thread moved elsewhere.
 const LARGE: u32 = 128 << 10;
 
-/// How often files that were handed over are looked at.
+/// Over verbs, data up to this many bytes goes in line: fetching it would take another round trip.
+const IN_LINE: u32 = 8 << 10;
+
+/// How often files that were handed over, and leases, are looked at.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// Answers that have no request in progress may wait for the writer: pongs, and refusals of what could not begin.
@@ -69,33 +74,39 @@ enum Body {
         located: Box<Located>,
         cold: bool,
     },
+    /// In staging memory, to be granted when it is its turn.
+    Staged(Staged),
     /// The file itself.
     File(Box<Located>),
 }
 
 /// Answers requests until the connection or the client's right to it ends.
-pub(super) async fn serve(mut incoming: Incoming, session: Arc<Session>) -> End {
+pub(super) async fn serve(mut incoming: Incoming, session: Arc<Session>, rdma: Option<Arc<Rdma>>) -> End {
     let capacity = session.limits().in_flight as usize + EXTRA;
     let (answers, outbox) = mpsc::channel(capacity);
     let writer = Writer {
         socket: incoming.socket().clone(),
         session: session.clone(),
+        rdma: rdma.clone(),
         handed: HashMap::new(),
         next: 0,
     };
     let mut writing = tokio::spawn(writer.run(outbox));
     let end = tokio::select! {
-        end = take_requests(&mut incoming, &session, &answers) => end,
+        end = take_requests(&mut incoming, &session, rdma.as_ref(), &answers) => end,
         _ = &mut writing => End::Writer,
     };
     incoming.socket().shut_down();
     writing.abort();
+    // Taking a queue pair and its memory from the device may take a while.
+    tokio::task::spawn_blocking(move || drop(rdma));
     end
 }
 
 async fn take_requests(
     incoming: &mut Incoming,
     session: &Arc<Session>,
+    rdma: Option<&Arc<Rdma>>,
     answers: &mpsc::Sender<Outgoing>,
 ) -> End {
     let idle = Duration::from_millis(session.limits().idle_ms.into());
@@ -115,7 +126,7 @@ async fn take_requests(
         };
         let outgoing = match request {
             Request::Read(read) => match session.begin(header.request) {
-                Ok(ticket) => begin(session, read, ticket, answers),
+                Ok(ticket) => begin(session, rdma, read, ticket, answers),
                 Err(refusal) => Some(Outgoing::refused(session, header.request, refusal, None)),
             },
             Request::Cancel => {
@@ -123,8 +134,14 @@ async fn take_requests(
                 None
             }
             Request::Ping => Some(Outgoing::plain(header.request, Answer::Pong)),
-            // Nothing is ever granted over a stream.
-            Request::Done => return End::Protocol(ProtocolError::Kind(header.kind as u8)),
+            Request::Done => match rdma {
+                Some(rdma) => {
+                    rdma.done(header.request);
+                    None
+                }
+                // Nothing is ever granted without.
+                None => return End::Protocol(ProtocolError::Kind(header.kind as u8)),
+            },
         };
         if let Some(outgoing) = outgoing
             && answers.send(outgoing).await.is_err()
@@ -137,11 +154,12 @@ async fn take_requests(
 /// Answers a read, now if nothing has to be waited for.
 fn begin(
     session: &Arc<Session>,
+    rdma: Option<&Arc<Rdma>>,
     read: Read,
     ticket: Ticket,
     answers: &mpsc::Sender<Outgoing>,
 ) -> Option<Outgoing> {
-    match prepare(session, &read, Patience::PageCache) {
+    match prepare(session, rdma, &read, Patience::PageCache) {
         Ok((answer, body)) => {
             return Some(Outgoing { number: ticket.number(), answer, body, ticket: Some(ticket) });
         }
@@ -150,12 +168,12 @@ fn begin(
         }
         Err(Fault::WouldBlock) => {}
     }
-    let (session, answers) = (session.clone(), answers.clone());
+    let (session, rdma, answers) = (session.clone(), rdma.cloned(), answers.clone());
     tokio::task::spawn_blocking(move || {
         let number = ticket.number();
         let outcome = match ticket.is_cancelled() {
             true => Err(Refusal::Cancelled.into()),
-            false => prepare(&session, &read, Patience::Blocking),
+            false => prepare(&session, rdma.as_ref(), &read, Patience::Blocking),
         };
         let outgoing = match outcome {
             Ok((answer, body)) => Outgoing { number, answer, body, ticket: Some(ticket) },
@@ -170,7 +188,12 @@ fn begin(
 }
 
 /// Finds what is asked for, and reads it if it is small.
-fn prepare(session: &Session, read: &Read, patience: Patience) -> Result<(Answer, Body), Fault> {
+fn prepare(
+    session: &Session,
+    rdma: Option<&Arc<Rdma>>,
+    read: &Read,
+    patience: Patience,
+) -> Result<(Answer, Body), Fault> {
     let located = session.locate(read, patience)?;
     let needle = located.needle;
     if session.transport() == Transport::Local {
@@ -184,14 +207,28 @@ fn prepare(session: &Session, read: &Read, patience: Patience) -> Result<(Answer
         };
         return Ok((answer, Body::File(Box::new(located))));
     }
+    if let Some(rdma) = rdma
+        && needle.length > IN_LINE
+        && let Some(staged) = rdma.stage(&located, patience)?
+    {
+        return Ok((Answer::Grant(needle, staged.grant()), Body::Staged(staged)));
+    }
     if needle.length <= SMALL {
         let mut bytes = vec![0; needle.length as usize];
         located.record.file.read_exact_at(&mut bytes, located.position(), patience)?;
-        let staging = session.shared().metrics.staging(session.transport(), needle.length.into());
+        let staging = session.shared().metrics.staging(in_line(session), needle.length.into());
         return Ok((Answer::Data(needle), Body::Bytes(bytes, staging)));
     }
     let cold = patience == Patience::Blocking;
     Ok((Answer::Data(needle), Body::Range { located: Box::new(located), cold }))
+}
+
+/// What data in line counts as: a session over verbs has a TCP connection for it.
+fn in_line(session: &Session) -> Transport {
+    match session.transport() {
+        Transport::Verbs => Transport::Tcp,
+        other => other,
+    }
 }
 
 impl Outgoing {
@@ -209,6 +246,7 @@ impl Outgoing {
 struct Writer {
     socket: Arc<Socket>,
     session: Arc<Session>,
+    rdma: Option<Arc<Rdma>>,
     /// Files whose descriptors the client has, by the address of the open file, and their numbers.
     handed: HashMap<usize, (u32, Arc<DataFile>)>,
     next: u32,
@@ -225,7 +263,12 @@ impl Writer {
                     Some(outgoing) => self.write(outgoing, &mut bytes, &mut outbox).await,
                     None => return,
                 },
-                _ = look.tick(), if !self.handed.is_empty() => self.take_back(&mut bytes).await,
+                _ = look.tick(), if !self.handed.is_empty() || self.rdma.is_some() => {
+                    if let Some(rdma) = &self.rdma {
+                        rdma.expire();
+                    }
+                    self.take_back(&mut bytes).await
+                }
             };
             if let Err(error) = step {
                 return tracing::debug!(%error, "cannot write an answer");
@@ -244,6 +287,15 @@ impl Writer {
         let mut next = Some(outgoing);
         while let Some(Outgoing { number, answer, body, ticket }) = next.take() {
             let cancelled = ticket.as_ref().is_some_and(Ticket::is_cancelled);
+            let (body, ticket) = match (body, ticket, &self.rdma) {
+                // The request goes on until the client is done with what it was granted.
+                (Body::Staged(staged), Some(ticket), Some(rdma)) if !cancelled => {
+                    self.session.shared().metrics.read(Transport::Verbs, staged.length());
+                    rdma.lend(ticket, staged);
+                    (Body::None, None)
+                }
+                (body, ticket, _) => (body, ticket),
+            };
             // When the answer arrives the client may send the next request: this one must not be in progress then.
             drop(ticket);
             if cancelled && !matches!(answer, Answer::Refused(_)) {
@@ -267,9 +319,9 @@ impl Writer {
         bytes: &mut BytesMut,
     ) -> io::Result<()> {
         let metrics = &self.session.shared().metrics;
-        let transport = self.session.transport();
+        let transport = in_line(&self.session);
         match body {
-            Body::None => answer.encode(number, bytes),
+            Body::None | Body::Staged(_) => answer.encode(number, bytes),
             Body::Bytes(data, _staging) => {
                 metrics.read(transport, data.len() as u64);
                 answer.encode(number, bytes);

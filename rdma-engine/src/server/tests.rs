@@ -417,3 +417,17 @@ async fn a_thousand_clients_that_come_and_go_leave_nothing() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_rdma_the_next_transport_is_taken() {
+    let mut fixture = start(Options { verbs: false, ..Options::default() }, None).await;
+    fixture.volume.put(1, COOKIE, &content(1, 100_000));
+    let transports = vec![Transport::Verbs, Transport::Tcp];
+    let options = client::Options { transports, ..client::Options::default() };
+    let client = Client::new(fixture.address.to_string(), options);
+    let (bytes, delivered) = read(&client, fid(1), 0, 100_000).await.unwrap();
+    assert!(bytes == content(1, 100_000));
+    assert_eq!((delivered.transport, client.transport()), (Transport::Tcp, Some(Transport::Tcp)));
+    // Who wants nothing else is told.
+    assert_eq!(refusal(&fixture.client(Transport::Verbs), fid(1)).await, Refusal::NoTransport);
+}

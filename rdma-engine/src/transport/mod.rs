@@ -1,5 +1,7 @@
 //! Streams that carry the protocol: TCP connections and Unix sockets, the same for both sides.
 
+#[cfg(feature = "verbs")]
+pub(crate) mod end;
 mod incoming;
 mod socket;
 

@@ -132,6 +132,11 @@ impl Mtu {
         self.0
     }
 
+    /// From its bytes, 256 to 4096.
+    pub fn from_bytes(bytes: u32) -> Option<Self> {
+        (1..=5).map(Self).find(|mtu| mtu.bytes() == bytes)
+    }
+
     /// Bytes: 256 to 4096.
     pub fn bytes(self) -> u32 {
         128 << self.0

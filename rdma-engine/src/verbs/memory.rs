@@ -104,7 +104,7 @@ pub unsafe trait Memory: Send + Sync + 'static {
 }
 
 // SAFETY: what the `Arc` shares lives as long as any of them.
-unsafe impl<M: Memory> Memory for Arc<M> {
+unsafe impl<M: Memory + ?Sized> Memory for Arc<M> {
     fn start(&self) -> *mut u8 {
         (**self).start()
     }
@@ -253,6 +253,19 @@ impl Slot {
             Self { region: Arc::clone(&self.region), offset: self.offset + at, length: self.length - at };
         self.length = at;
         (self, rest)
+    }
+
+    /// Puts two neighbours of one region together again, `next` behind this one.
+    ///
+    /// # Errors
+    /// Both are given back when they are not neighbours.
+    pub fn join(mut self, next: Self) -> Result<Self, (Self, Self)> {
+        let neighbours = Arc::ptr_eq(&self.region, &next.region) && self.offset + self.length == next.offset;
+        if !neighbours {
+            return Err((self, next));
+        }
+        self.length += next.length;
+        Ok(self)
     }
 
     /// Splits it into as many as it holds of `length` bytes each; what is left at the end is of no use to anybody.

@@ -23,7 +23,7 @@ fn resident() -> usize {
 }
 
 /// What the kernel counts: queue pairs, regions, domains, queues of all devices.
-fn resources() -> String {
+pub(crate) fn resources() -> String {
     let output = Command::new("rdma").args(["resource", "show"]).output().unwrap();
     assert!(output.status.success());
     String::from_utf8(output.stdout).unwrap()

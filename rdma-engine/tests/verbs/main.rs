@@ -2,12 +2,15 @@
 //! every test says that it is skipped.
 
 mod access;
+mod client;
+mod engine;
 mod faults;
 mod leaks;
 mod messages;
 mod peer;
 mod reads;
 mod two_guests;
+mod volume;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};

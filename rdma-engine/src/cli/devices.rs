@@ -1,0 +1,19 @@
+//! `rdma-engine devices`: what this host has for RDMA, and what an engine or a client would use of it.
+
+use rdma_engine::verbs::{Wanted, current_numa_node, devices};
+
+/// Prints every device with its ports and their addresses, and then the ports that would be used, the best first.
+pub(super) fn run() -> anyhow::Result<()> {
+    let found = devices()?;
+    for device in &found {
+        println!("{device}");
+    }
+    // A peer's network decides before all else; here there is none.
+    let wanted = Wanted { numa_node: current_numa_node(), ..Wanted::default() };
+    for (number, place) in wanted.places(&found)?.iter().enumerate() {
+        let word = if number == 0 { "chosen" } else { "next" };
+        let gid = place.gid.map_or("by LID".to_owned(), |entry| format!("GID {}", entry.index));
+        println!("{word}: {} port {}, {gid}", place.device, place.port);
+    }
+    Ok(())
+}

@@ -1,0 +1,98 @@
+//! An RDMA device as all clients of this process share it: one protection domain, one completion queue with a thread that takes completions, and
+//! the memory that was registered for good.
+//!
+//! Opened with the first connection and closed with the last. Sharing the domain is safe: nothing in it may be reached from outside.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::thread;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::landing::Landing;
+use crate::verbs::{
+    Access, CompletionQueue, Context, Memory, MemoryRegion, Poller, ProtectionDomain, VerbsError,
+};
+
+/// Completions that may be on their way on one device: what it takes for some hundred connections.
+const COMPLETIONS: u32 = 8192;
+
+/// How long the thread sleeps without completions before it looks whether anybody is left.
+const IDLE: Duration = Duration::from_millis(500);
+
+/// Memory that a client has registered.
+pub(super) type Registered = MemoryRegion<Arc<dyn Memory>>;
+
+/// One open device.
+pub(super) struct Adapter {
+    name: String,
+    pub(super) domain: Arc<ProtectionDomain>,
+    pub(super) queue: Arc<CompletionQueue<Landing>>,
+    /// The device gives no completions any more.
+    failed: AtomicBool,
+    regions: Mutex<Vec<Weak<Registered>>>,
+}
+
+/// The devices in use.
+static ADAPTERS: Mutex<Vec<Weak<Adapter>>> = Mutex::new(Vec::new());
+
+impl Adapter {
+    /// The device of this name, opened if nobody has it open.
+    pub(super) fn open(name: &str) -> Result<Arc<Self>, VerbsError> {
+        let mut adapters = ADAPTERS.lock();
+        adapters.retain(|adapter| adapter.strong_count() > 0);
+        let open = adapters.iter().filter_map(Weak::upgrade).find(|adapter| adapter.name == name);
+        if let Some(adapter) = open.filter(|adapter| !adapter.failed.load(Ordering::Relaxed)) {
+            return Ok(adapter);
+        }
+        let context = Context::open(name)?;
+        let poller = Poller::new(&context, COMPLETIONS)?;
+        let adapter = Arc::new(Self {
+            name: name.to_owned(),
+            domain: ProtectionDomain::new(&context)?,
+            queue: Arc::clone(poller.queue()),
+            failed: AtomicBool::new(false),
+            regions: Mutex::default(),
+        });
+        let weak = Arc::downgrade(&adapter);
+        thread::Builder::new()
+            .name(format!("rdma {name}"))
+            .spawn(move || take_completions(poller, &weak))
+            .map_err(|source| VerbsError::Call { call: "clone", source })?;
+        adapters.push(Arc::downgrade(&adapter));
+        Ok(adapter)
+    }
+
+    /// Registers memory, or finds it registered by another client.
+    pub(super) fn register(&self, memory: &Arc<dyn Memory>) -> Result<Arc<Registered>, VerbsError> {
+        let mut regions = self.regions.lock();
+        regions.retain(|region| region.strong_count() > 0);
+        let known = regions.iter().filter_map(Weak::upgrade);
+        if let Some(region) = known.into_iter().find(|region| Arc::ptr_eq(region.memory(), memory)) {
+            return Ok(region);
+        }
+        let region = Arc::new(self.domain.register(Arc::clone(memory), Access::Local)?);
+        regions.push(Arc::downgrade(&region));
+        Ok(region)
+    }
+}
+
+/// Brings completions to who waits for them, as long as the adapter is in use.
+fn take_completions(mut poller: Poller<Landing>, adapter: &Weak<Adapter>) {
+    let mut done = Vec::new();
+    while adapter.strong_count() > 0 {
+        if let Err(error) = poller.wait(&mut done, IDLE) {
+            tracing::error!(%error, "an RDMA device has failed");
+            if let Some(adapter) = adapter.upgrade() {
+                adapter.failed.store(true, Ordering::Relaxed);
+            }
+            return;
+        }
+        for completion in done.drain(..) {
+            if let Some(landing) = completion.memory {
+                landing.arrived(completion.result.map(drop));
+            }
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! The client's side of `verbs`: fetches what an engine has granted, by RDMA READ.
+//!
+//! ```text
+//!  Grant ─► fetch() ── Landing ─► QueuePair ═ READ ═► engine's staging memory
+//!                                    │ completion
+//!             copied from the ◄── Adapter's thread
+//!             slot, or in place
+//! ```
+//! Into memory that its caller owns and has registered ([`Client::register`](super::Client::register)) the device writes directly. Anything else lands
+//! in slots of the connection's own and is copied from there, piece by piece while the next ones are on their way.
+//!
+//! Posted memory belongs to the queue pair (see `verbs`), so a read may be dropped at any point: what was posted comes back later and is free then.
+
+mod adapter;
+mod landing;
+
+use std::collections::VecDeque;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, oneshot};
+use tokio::time::Instant;
+
+use self::adapter::{Adapter, Registered};
+use self::landing::{Bounce, Direct, Ground, Landed, Landing, SLOT};
+use super::{Destination, ReadError};
+use crate::checksum;
+use crate::protocol::{Grant, QueuePair as End, VerbsOffer};
+use crate::transport::end;
+use crate::verbs::{
+    Memory, Options, PreparedQueuePair, QueuePair, Read, RemoteMemory, Timeouts, VerbsError, Wanted,
+    WorkError, devices,
+};
+
+/// READs that are posted at a time; the device has as many of them on the way as it can.
+const DEPTH: u32 = 64;
+
+/// How large a queue pair is: nothing is ever received.
+const QUEUE: Options = Options { send_depth: DEPTH, receive_depth: 1, inline: 0, serve_reads: false };
+
+/// A READ that has not come so long after it was posted, while no other came either, will not come.
+const SILENCE: Duration = Duration::from_secs(1);
+
+/// A queue pair that waits for its peer's end.
+pub(super) struct Prepared {
+    pair: PreparedQueuePair<Landing>,
+    rdma: Parts,
+    offer: u8,
+}
+
+struct Parts {
+    bounce: Arc<Bounce>,
+    regions: Vec<Arc<Registered>>,
+    // Last: everything else is on it.
+    adapter: Arc<Adapter>,
+}
+
+/// Makes our end of a connection to a port on offer, from the address that the connection to the engine has here. Waits for the device.
+///
+/// # Errors
+/// Why there is none: no library, no device, no port that reaches the engine's.
+pub(super) fn prepare(
+    near: IpAddr,
+    offers: &[VerbsOffer],
+    memory: &[Arc<dyn Memory>],
+) -> Result<Prepared, VerbsError> {
+    let places = Wanted { near: Some(near), ..Wanted::default() }.places(&devices()?)?;
+    let pairs = offers.iter().flat_map(|offer| places.iter().map(move |place| (offer, place)));
+    let (offer, place) = pairs
+        .into_iter()
+        .find(|(offer, place)| end::reaches(place, offer))
+        .ok_or(VerbsError::Endpoint("no port of this host is on the engine's network"))?;
+    let adapter = Adapter::open(&place.device)?;
+    let regions = memory.iter().map(|memory| adapter.register(memory)).collect::<Result<_, _>>()?;
+    let bounce = Bounce::new(&adapter.domain)?;
+    let pair = PreparedQueuePair::new(&adapter.domain, &adapter.queue, place, QUEUE)?;
+    Ok(Prepared { pair, offer: offer.port, rdma: Parts { bounce, regions, adapter } })
+}
+
+impl Prepared {
+    /// Our end, for the engine.
+    pub(super) fn end(&self) -> End {
+        end::describe(&self.pair.endpoint(), self.offer)
+    }
+
+    /// Connects to the engine's end.
+    ///
+    /// # Errors
+    /// When it cannot be reached.
+    pub(super) fn connect(self, peer: &End) -> Result<Rdma, ReadError> {
+        let endpoint = end::endpoint(peer)?;
+        let pair = self.pair.handshake(&endpoint, Timeouts::default());
+        let pair = pair.map_err(|error| ReadError::Lost(error.to_string()))?;
+        let Parts { bounce, regions, adapter } = self.rdma;
+        let posts = Arc::new(Semaphore::new(DEPTH as usize));
+        Ok(Rdma {
+            pair,
+            posts,
+            bounce,
+            regions,
+            landed: Arc::default(),
+            failed: AtomicBool::new(false),
+            _adapter: adapter,
+        })
+    }
+}
+
+/// The RDMA part of a connection.
+pub(super) struct Rdma {
+    pair: QueuePair<Landing>,
+    /// Room in the send queue.
+    posts: Arc<Semaphore>,
+    bounce: Arc<Bounce>,
+    regions: Vec<Arc<Registered>>,
+    /// How many READs have come: whether the queue pair works at all, and whether it still does.
+    landed: Arc<AtomicU64>,
+    /// A READ has failed by itself, not because the connection was ended.
+    failed: AtomicBool,
+    _adapter: Arc<Adapter>,
+}
+
+impl Rdma {
+    /// Whether READs have failed and none has ever come: the bootstrap's network leads to the engine and this one does not.
+    pub(super) fn is_unreachable(&self) -> bool {
+        self.failed.load(Ordering::Relaxed) && self.landed.load(Ordering::Relaxed) == 0
+    }
+
+    /// Ends the connection's READs; those that are posted come back as failed.
+    pub(super) fn abort(&self) {
+        // If the device does not even do that, dropping the queue pair is what is left.
+        let _ = self.pair.abort();
+    }
+
+    /// Whether the queue pair has failed.
+    pub(super) fn is_broken(&self) -> bool {
+        self.pair.is_broken()
+    }
+
+    /// Fetches what was granted into `destination`, by way of memory of ours. Returns the checksum of all bytes.
+    ///
+    /// # Errors
+    /// [`ReadError::Lost`]: the queue pair has failed.
+    pub(super) async fn fetch(&self, grant: &Grant, destination: &mut [u8]) -> Result<u32, ReadError> {
+        let mut under_way: VecDeque<Posted<'_>> = VecDeque::new();
+        let (mut posted, mut filled, mut crc) = (0, 0, 0);
+        while filled < destination.len() {
+            while posted < destination.len() {
+                // Whoever has slots under way waits for no more of them, or two readers would wait for each other.
+                let taken = match under_way.is_empty() {
+                    true => self.bounce.take().await,
+                    false => self.bounce.try_take(),
+                };
+                let Some(mut slot) = taken else { break };
+                slot.length = SLOT.min(destination.len() - posted);
+                let length = slot.length;
+                under_way.push_back(self.post(grant, posted, length, Ground::Bounced(slot)).await?);
+                posted += length;
+            }
+            let next = under_way.pop_front().ok_or_else(lost)?;
+            let Ground::Bounced(slot) = next.landed().await? else { return Err(lost()) };
+            let bytes = slot.bytes();
+            destination[filled..filled + bytes.len()].copy_from_slice(bytes);
+            crc = checksum::crc32c_append(crc, bytes);
+            filled += bytes.len();
+        }
+        Ok(crc)
+    }
+
+    /// Whether [`fetch_into`](Self::fetch_into) can fill this memory.
+    pub(super) fn is_registered(&self, destination: &dyn Destination) -> bool {
+        self.region(destination).is_some()
+    }
+
+    fn region(&self, destination: &dyn Destination) -> Option<&Arc<Registered>> {
+        let (start, length) = (destination.start() as usize, destination.length());
+        self.regions.iter().find(|region| landing::within(region, start, length))
+    }
+
+    /// Fetches `length` bytes that were granted straight into the caller's memory, which is registered, and gives it back.
+    ///
+    /// # Errors
+    /// [`ReadError::Lost`]: the queue pair has failed.
+    pub(super) async fn fetch_into(
+        &self,
+        grant: &Grant,
+        length: usize,
+        destination: Box<dyn Destination>,
+    ) -> Result<Box<dyn Destination>, ReadError> {
+        let region = self.region(&*destination);
+        let direct = region.and_then(|region| Direct::new(destination, length, region)).ok_or_else(lost)?;
+        match self.post(grant, 0, length, Ground::Direct(direct)).await?.landed().await? {
+            Ground::Direct(direct) => Ok(direct.into_memory()),
+            Ground::Bounced(_) => Err(lost()),
+        }
+    }
+
+    async fn post(
+        &self,
+        grant: &Grant,
+        offset: usize,
+        length: usize,
+        ground: Ground,
+    ) -> Result<Posted<'_>, ReadError> {
+        let place = self.posts.clone().acquire_owned().await.map_err(|_| lost())?;
+        let (landing, landed) = Landing::new(ground, place, &self.landed);
+        let address = grant.address.wrapping_add(offset as u64);
+        let remote = RemoteMemory { address, rkey: grant.rkey, length: length as u64 };
+        let mut reads = vec![Read { memory: landing, remote, token: 0 }];
+        let before = self.landed.load(Ordering::Relaxed);
+        self.pair.post_reads(&mut reads).map_err(|error| ReadError::Lost(error.to_string()))?;
+        Ok(Posted { rdma: self, landed: Some(landed), at: Instant::now(), before })
+    }
+}
+
+/// A READ under way. One that is given up before it came, after a while in which none came, ends the connection: a device may
+/// retry for longer than anybody would wait.
+struct Posted<'a> {
+    rdma: &'a Rdma,
+    landed: Option<oneshot::Receiver<Landed>>,
+    at: Instant,
+    /// How many READs had come when it was posted.
+    before: u64,
+}
+
+impl Posted<'_> {
+    async fn landed(mut self) -> Result<Ground, ReadError> {
+        let landed = match &mut self.landed {
+            Some(landed) => landed.await,
+            None => return Err(lost()),
+        };
+        self.landed = None;
+        // Without a word when the queue pair is gone.
+        let (ground, outcome) = landed.map_err(|_| lost())?;
+        outcome.map_err(|error| {
+            self.rdma.failed.fetch_or(error != WorkError::Flushed, Ordering::Relaxed);
+            ReadError::Lost(format!("RDMA READ: {error}"))
+        })?;
+        Ok(ground)
+    }
+}
+
+impl Drop for Posted<'_> {
+    fn drop(&mut self) {
+        let silent = self.rdma.landed.load(Ordering::Relaxed) == self.before;
+        if self.landed.is_some() && silent && self.at.elapsed() >= SILENCE {
+            self.rdma.failed.store(true, Ordering::Relaxed);
+            self.rdma.abort();
+        }
+    }
+}
+
+fn lost() -> ReadError {
+    ReadError::Lost("the queue pair has failed".to_owned())
+}

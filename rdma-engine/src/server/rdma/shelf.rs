@@ -1,0 +1,266 @@
+//! Staging memory and what is in it: an allocator that never moves anything, and the ranges of needles that lie in it.
+//!
+//! A staged range stays after its last reader is done, for the next one, until its memory is needed: then the one that was used least recently
+//! goes first. What somebody may still read by RDMA is *held*, and never goes.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use crate::metrics::Level;
+
+/// Memory is given out in multiples of this, so that it does not fall to pieces.
+pub(super) const GRAIN: usize = 4096;
+
+/// Memory that can be split and put together: registered memory, or in tests a mere range.
+pub(super) trait Extent: Sized {
+    fn start(&self) -> u64;
+    fn length(&self) -> usize;
+    fn split(self, at: usize) -> (Self, Self);
+    fn join(self, next: Self) -> Result<Self, (Self, Self)>;
+}
+
+/// Which bytes: of which open file, and where in it. What is staged holds the file, so its address stays its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Source {
+    pub(super) file: usize,
+    pub(super) position: u64,
+    pub(super) length: u32,
+}
+
+/// The number of what is staged.
+pub(super) type Number = u64;
+
+/// Where staged bytes are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Held {
+    pub(super) number: Number,
+    pub(super) address: u64,
+}
+
+struct Staged<E, F> {
+    extent: E,
+    source: Source,
+    holders: usize,
+    _file: F,
+    _counted: Level,
+}
+
+/// All staging memory of a session.
+pub(super) struct Shelf<E, F> {
+    /// By address; neighbours are always joined.
+    free: BTreeMap<u64, E>,
+    staged: HashMap<Number, Staged<E, F>>,
+    by_source: HashMap<Source, Number>,
+    /// What nobody holds, the least recently used first.
+    idle: BTreeSet<Number>,
+    next: Number,
+}
+
+impl<E: Extent, F> Shelf<E, F> {
+    pub(super) fn new(memory: E) -> Self {
+        let free = BTreeMap::from([(memory.start(), memory)]);
+        Self { free, staged: HashMap::new(), by_source: HashMap::new(), idle: BTreeSet::new(), next: 0 }
+    }
+
+    /// Holds what was staged from `source`, if it still is.
+    pub(super) fn hold(&mut self, source: Source) -> Option<Held> {
+        let number = *self.by_source.get(&source)?;
+        let staged = self.staged.get_mut(&number)?;
+        staged.holders += 1;
+        self.idle.remove(&number);
+        Some(Held { number, address: staged.extent.start() })
+    }
+
+    /// Takes memory for `length` bytes, and for that drops what nobody holds. `None` if there is none.
+    pub(super) fn take(&mut self, length: usize) -> Option<E> {
+        let length = length.next_multiple_of(GRAIN);
+        loop {
+            let fitting = self.free.iter().find(|(_, extent)| extent.length() >= length);
+            if let Some(start) = fitting.map(|(&start, _)| start) {
+                let (taken, rest) = self.free.remove(&start)?.split(length);
+                if rest.length() > 0 {
+                    self.free.insert(rest.start(), rest);
+                }
+                return Some(taken);
+            }
+            let oldest = self.idle.pop_first()?;
+            let staged = self.staged.remove(&oldest)?;
+            self.by_source.remove(&staged.source);
+            self.give_back(staged.extent);
+        }
+    }
+
+    /// Gives back memory that was taken and not put.
+    pub(super) fn give_back(&mut self, mut extent: E) {
+        if let Some((&start, _)) = self.free.range(..extent.start()).next_back()
+            && let Some(before) = self.free.remove(&start)
+        {
+            extent = match before.join(extent) {
+                Ok(joined) => joined,
+                Err((before, extent)) => {
+                    self.free.insert(start, before);
+                    extent
+                }
+            };
+        }
+        if let Some((&start, _)) = self.free.range(extent.start()..).next()
+            && let Some(after) = self.free.remove(&start)
+        {
+            extent = match extent.join(after) {
+                Ok(joined) => joined,
+                Err((extent, after)) => {
+                    self.free.insert(start, after);
+                    extent
+                }
+            };
+        }
+        self.free.insert(extent.start(), extent);
+    }
+
+    /// Puts in what was read from `source` of `file` into `extent`, and holds it.
+    pub(super) fn put(&mut self, source: Source, extent: E, file: F, counted: Level) -> Held {
+        // Two requests may have staged the same at a time: then one is enough.
+        if let Some(held) = self.hold(source) {
+            self.give_back(extent);
+            return held;
+        }
+        let number = self.number();
+        let address = extent.start();
+        self.by_source.insert(source, number);
+        self.staged.insert(number, Staged { extent, source, holders: 1, _file: file, _counted: counted });
+        Held { number, address }
+    }
+
+    /// Ends one hold.
+    pub(super) fn release(&mut self, number: Number) {
+        let Some(staged) = self.staged.get_mut(&number) else { return };
+        staged.holders -= 1;
+        if staged.holders == 0 {
+            // A new number is younger than all others.
+            let younger = self.number();
+            if let Some(staged) = self.staged.remove(&number) {
+                self.by_source.insert(staged.source, younger);
+                self.staged.insert(younger, staged);
+                self.idle.insert(younger);
+            }
+        }
+    }
+
+    fn number(&mut self) -> Number {
+        self.next += 1;
+        self.next
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::metrics::Metrics;
+    use crate::protocol::Transport;
+
+    #[derive(Debug)]
+    struct Range(u64, usize);
+
+    impl Extent for Range {
+        fn start(&self) -> u64 {
+            self.0
+        }
+
+        fn length(&self) -> usize {
+            self.1
+        }
+
+        fn split(self, at: usize) -> (Self, Self) {
+            (Self(self.0, at), Self(self.0 + at as u64, self.1 - at))
+        }
+
+        fn join(self, next: Self) -> Result<Self, (Self, Self)> {
+            if self.0 + self.1 as u64 == next.0 {
+                Ok(Self(self.0, self.1 + next.1))
+            } else {
+                Err((self, next))
+            }
+        }
+    }
+
+    fn source(position: u64, length: u32) -> Source {
+        Source { file: 1, position, length }
+    }
+
+    fn stage(shelf: &mut Shelf<Range, ()>, metrics: &Arc<Metrics>, source: Source) -> Option<Held> {
+        if let Some(held) = shelf.hold(source) {
+            return Some(held);
+        }
+        let extent = shelf.take(source.length as usize)?;
+        let counted = metrics.staging(Transport::Verbs, source.length.into());
+        Some(shelf.put(source, extent, (), counted))
+    }
+
+    #[test]
+    fn one_staged_range_serves_all_and_goes_when_its_memory_is_needed() {
+        let metrics = Arc::new(Metrics::default());
+        let mut shelf = Shelf::new(Range(0x1000, 4 * GRAIN));
+        let (a, b) = (source(0, 2 * GRAIN as u32), source(1 << 20, 2 * GRAIN as u32 - 1));
+        let first = stage(&mut shelf, &metrics, a).unwrap();
+        assert_eq!(stage(&mut shelf, &metrics, a), Some(first));
+        let second = stage(&mut shelf, &metrics, b).unwrap();
+        assert_ne!(first.address, second.address);
+        // Everything is held, twice or once.
+        assert_eq!(stage(&mut shelf, &metrics, source(9, 1)), None);
+        shelf.release(first.number);
+        assert_eq!(stage(&mut shelf, &metrics, source(9, 1)), None);
+        shelf.release(first.number);
+        // Now it may go, but as long as it is there it is used.
+        let again = shelf.hold(a).unwrap();
+        assert_eq!(again.address, first.address);
+        shelf.release(again.number);
+        shelf.release(second.number);
+        // The oldest goes first.
+        assert!(stage(&mut shelf, &metrics, source(9, 1)).is_some());
+        assert!(shelf.hold(a).is_none() && shelf.hold(b).is_some());
+    }
+
+    proptest! {
+        /// Against the plainest model: who holds what, and no two things overlap.
+        #[test]
+        fn held_ranges_never_overlap_and_all_memory_comes_back(
+            steps in prop::collection::vec((0u64..12, 1u32..20_000, any::<bool>()), 1..200),
+        ) {
+            let metrics = Arc::new(Metrics::default());
+            const MEMORY: usize = 16 * GRAIN;
+            let mut shelf = Shelf::new(Range(0x10_0000, MEMORY));
+            let mut held: Vec<(Source, Held)> = Vec::new();
+            for (position, length, add) in steps {
+                if add {
+                    let source = source(position, length);
+                    if let Some(new) = stage(&mut shelf, &metrics, source) {
+                        held.push((source, new));
+                    }
+                } else if !held.is_empty() {
+                    let (_, gone) = held.swap_remove(position as usize % held.len());
+                    shelf.release(gone.number);
+                }
+                for (one, a) in &held {
+                    prop_assert!(a.address >= 0x10_0000);
+                    prop_assert!(a.address + u64::from(one.length) <= 0x10_0000 + MEMORY as u64);
+                    for (other, b) in &held {
+                        let apart = a.address + u64::from(one.length) <= b.address
+                            || b.address + u64::from(other.length) <= a.address;
+                        prop_assert!(apart || (one == other && a == b));
+                    }
+                }
+            }
+            for (_, held) in held {
+                shelf.release(held.number);
+            }
+            prop_assert!(shelf.take(MEMORY).is_some());
+            prop_assert_eq!(shelf.staged.len(), 0);
+            let numbers: HashSet<_> = shelf.by_source.values().collect();
+            prop_assert!(numbers.is_empty());
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! A client of the engine made by hand, which does what no honest one would.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+
+use bytes::BytesMut;
+use rdma_engine::protocol::frame::HEADER;
+use rdma_engine::protocol::{
+    Answer, Capabilities, Choose, FrameHeader, Grant, Hello, Kind, Limits, Needle, Offer, QueuePair as End,
+    Read, Request, VERSION, Welcome,
+};
+use rdma_engine::verbs::{
+    self, Endpoint, Gid, LocalMemory, Mtu, QueuePair, RemoteMemory, Slot, Timeouts, WorkError,
+};
+
+use crate::completions;
+use crate::peer::{OPTIONS, Side};
+use crate::volume::fid;
+
+/// A session over verbs.
+pub(crate) struct ByHand {
+    stream: TcpStream,
+    side: Side,
+    pair: QueuePair<Slot>,
+    pub(crate) limits: Limits,
+}
+
+/// What an answer brings.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Brought {
+    Grant(Needle, Grant),
+    Data(Vec<u8>),
+    Refused(rdma_engine::Refusal),
+}
+
+impl ByHand {
+    pub(crate) fn connect(engine: SocketAddr) -> Self {
+        let mut stream = TcpStream::connect(engine).unwrap();
+        stream.set_read_timeout(Some(crate::DEADLINE)).unwrap();
+        let side = Side::open(Some(stream.local_addr().unwrap().ip())).unwrap();
+        let mut bytes = BytesMut::new();
+        let name = "by hand".to_owned();
+        Hello { oldest: VERSION, newest: VERSION, capabilities: Capabilities(0), name }.encode(&mut bytes);
+        stream.write_all(&bytes).unwrap();
+        let (header, body) = frame(&mut stream);
+        assert_eq!(header.kind, Kind::Welcome);
+        let welcome = Welcome::decode(&body).unwrap();
+        let offers = welcome.offers.iter();
+        let offer =
+            offers.filter_map(|offer| if let Offer::Verbs(offer) = offer { Some(offer) } else { None });
+        let offer = offer.into_iter().next().expect("the engine offers verbs");
+        let prepared = side.prepare(OPTIONS).unwrap();
+        let own = prepared.endpoint();
+        let end = End {
+            port: offer.port,
+            number: own.queue_pair,
+            sequence: own.first_packet,
+            gid: own.gid.unwrap().0,
+            lid: own.lid,
+            mtu: own.mtu.bytes() as u16,
+            reads: own.served_reads,
+        };
+        bytes.clear();
+        Choose::Verbs(end).encode(Kind::Choose, &mut bytes);
+        stream.write_all(&bytes).unwrap();
+        let (header, body) = frame(&mut stream);
+        assert_eq!(header.kind, Kind::Ready);
+        let Choose::Verbs(peer) = Choose::decode(&body).unwrap() else { panic!("another transport") };
+        let peer = Endpoint {
+            queue_pair: peer.number,
+            first_packet: peer.sequence,
+            lid: peer.lid,
+            gid: Some(Gid(peer.gid)),
+            mtu: Mtu::from_bytes(peer.mtu.into()).unwrap(),
+            served_reads: peer.reads,
+        };
+        let pair = prepared.handshake(&peer, Timeouts::default()).unwrap();
+        Self { stream, side, pair, limits: welcome.limits }
+    }
+
+    /// Asks for the beginning of a needle.
+    pub(crate) fn ask(&mut self, number: u64, key: u64, length: u32) -> Brought {
+        let read = Read { fid: fid(key), offset: 0, length, token: Vec::new() };
+        self.send(number, &Request::Read(read));
+        let (header, body) = frame(&mut self.stream);
+        assert_eq!(header.request, number);
+        match Answer::decode(header, &body).unwrap() {
+            Answer::Grant(needle, grant) => Brought::Grant(needle, grant),
+            Answer::Data(needle) => {
+                let mut data = vec![0; needle.length as usize];
+                self.stream.read_exact(&mut data).unwrap();
+                Brought::Data(data)
+            }
+            Answer::Refused(refusal) => Brought::Refused(refusal),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// As [`ask`](Self::ask), where a grant must come.
+    pub(crate) fn granted(&mut self, number: u64, key: u64, length: u32) -> Grant {
+        match self.ask(number, key, length) {
+            Brought::Grant(needle, grant) => {
+                assert_eq!(needle.length, length);
+                grant
+            }
+            other => panic!("no grant: {other:?}"),
+        }
+    }
+
+    pub(crate) fn send(&mut self, number: u64, request: &Request) {
+        let mut bytes = BytesMut::new();
+        request.encode(number, &mut bytes);
+        self.stream.write_all(&bytes).unwrap();
+    }
+
+    /// Reads with a grant, whosever it is. The memory must not change when that fails.
+    pub(crate) fn fetch(&mut self, grant: &Grant, length: usize) -> Result<Vec<u8>, WorkError> {
+        let mut memory = self.side.slots(1, length).unwrap().remove(0);
+        memory.fill(0xee);
+        assert_eq!(memory.length(), length);
+        let remote = RemoteMemory { address: grant.address, rkey: grant.rkey, length: length as u64 };
+        self.pair.post_reads(&mut vec![verbs::Read { memory, remote, token: 0 }]).unwrap();
+        let done = completions(&mut self.side.poller, 1).remove(0);
+        let memory = done.memory.unwrap();
+        assert!(done.result.is_ok() || memory.iter().all(|&byte| byte == 0xee), "something was read");
+        done.result.map(|_| memory.to_vec())
+    }
+}
+
+fn frame(stream: &mut TcpStream) -> (FrameHeader, Vec<u8>) {
+    let mut header = [0; HEADER];
+    stream.read_exact(&mut header).unwrap();
+    let header = FrameHeader::parse(&header).unwrap();
+    let mut body = vec![0; header.length as usize];
+    stream.read_exact(&mut body).unwrap();
+    (header, body)
+}

@@ -1,0 +1,359 @@
+//! Engine and client over verbs: the right bytes by RDMA READ, nothing for who was granted nothing, and all of it given back.
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
+
+use rdma_engine::client::{self, Client, Delivered, Destination, ReadError, Target};
+use rdma_engine::metrics::Metrics;
+use rdma_engine::protocol::{Request, Transport};
+use rdma_engine::server::{Engine, Options};
+use rdma_engine::store::Store;
+use rdma_engine::verbs::{Memory, Pages, WorkError};
+use rdma_engine::{Refusal, checksum};
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+use crate::client::{Brought, ByHand};
+use crate::leaks::resources;
+use crate::volume::{content, fid, write};
+use crate::{DEADLINE, Numbers, Turn, turn};
+
+/// Lengths of the needles: in line, just above, of several slots of the bounce memory.
+const LENGTHS: [usize; 7] = [100, 8 << 10, (8 << 10) + 1, 70_000, 512 << 10, 700_000, 1_300_000];
+
+/// The needle of the last.
+const LONGEST: (u64, usize) = (LENGTHS.len() as u64, LENGTHS[LENGTHS.len() - 1]);
+
+/// Data up to so many bytes goes in line.
+const IN_LINE: usize = 8 << 10;
+
+/// A turn at whose end everything is gone that was made in it: a client's device is closed a moment after its last connection.
+struct Quiet {
+    before: String,
+    _turn: Turn,
+}
+
+fn quiet_turn(test: &str) -> Option<Quiet> {
+    turn(test).map(|turn| Quiet { before: resources(), _turn: turn })
+}
+
+impl Drop for Quiet {
+    fn drop(&mut self) {
+        let started = Instant::now();
+        while resources() != self.before {
+            if started.elapsed() > DEADLINE {
+                // Not a second panic.
+                assert!(std::thread::panicking(), "left behind: {}\n{}", self.before, resources());
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+struct Served {
+    _directory: TempDir,
+    address: SocketAddr,
+    metrics: Arc<Metrics>,
+    runtime: Runtime,
+}
+
+fn serve(lengths: &[usize], options: Options) -> Served {
+    let directory = tempfile::tempdir().unwrap();
+    write(directory.path(), lengths);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let store = Arc::new(Store::new(vec![directory.path().into()], None).unwrap());
+    let metrics = Arc::new(Metrics::default());
+    let listen = "127.0.0.1:0".parse().unwrap();
+    let engine = runtime.block_on(Engine::bind(listen, store, None, metrics.clone(), &options)).unwrap();
+    let address = engine.address().unwrap();
+    runtime.spawn(engine.serve());
+    Served { _directory: directory, address, metrics, runtime }
+}
+
+fn client(address: SocketAddr) -> Client {
+    let options = client::Options {
+        transports: vec![Transport::Verbs],
+        connect: DEADLINE,
+        ..client::Options::default()
+    };
+    Client::new(address.to_string(), options)
+}
+
+fn soon() -> tokio::time::Instant {
+    tokio::time::Instant::now() + DEADLINE
+}
+
+/// The value of a line of the metrics.
+fn metric(metrics: &Metrics, name: &str) -> u64 {
+    let text = metrics.exposition();
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("no {name} in\n{text}")).parse().unwrap()
+}
+
+/// Waits until a metric has a value.
+fn until(metrics: &Metrics, name: &str, value: u64) {
+    let started = Instant::now();
+    while metric(metrics, name) != value {
+        assert!(started.elapsed() < DEADLINE, "{name} stays {}", metric(metrics, name));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A part of pages that a test has registered, with one owner at a time.
+struct Part {
+    pages: Arc<Pages>,
+    offset: usize,
+    length: usize,
+}
+
+// SAFETY: within the pages, which it shares the ownership of; the tests make no two of one range.
+unsafe impl Destination for Part {
+    fn start(&self) -> *mut u8 {
+        // SAFETY: the offset lies within the pages.
+        unsafe { self.pages.start().add(self.offset) }
+    }
+
+    fn length(&self) -> usize {
+        self.length
+    }
+}
+
+impl Part {
+    fn bytes(&self) -> &[u8] {
+        // SAFETY: mapped and zeroed at first, and nobody else's while we have it.
+        unsafe { std::slice::from_raw_parts(self.start(), self.length) }
+    }
+}
+
+fn check(delivered: &Delivered, bytes: &[u8], key: u64, offset: usize) {
+    static WHOLE: LazyLock<Vec<Vec<u8>>> =
+        LazyLock::new(|| (1..).zip(LENGTHS).map(|(key, length)| content(key, length)).collect());
+    let whole = &WHOLE[key as usize - 1];
+    let end = whole.len().min(offset + bytes.len());
+    assert_eq!(delivered.needle.length as usize, end - offset);
+    assert!(bytes[..end - offset] == whole[offset..end], "key {key} from {offset}, {} bytes", end - offset);
+    assert_eq!(delivered.verified, end - offset == whole.len());
+    let transport = if end - offset > IN_LINE { Transport::Verbs } else { Transport::Tcp };
+    assert_eq!(delivered.transport, transport);
+}
+
+#[test]
+fn random_needles_and_ranges_come_by_rdma_into_any_memory() {
+    let Some(_turn) = quiet_turn("random_needles_and_ranges_come_by_rdma_into_any_memory") else { return };
+    let served = serve(&LENGTHS, Options::default());
+    let client = client(served.address);
+    let pages = Arc::new(Pages::new(8 << 20).unwrap());
+    client.register(pages.clone());
+    let mut numbers = Numbers(11);
+    let (mut fetched, mut bytes_fetched) = (0, 0);
+    for round in 0..200 {
+        let key = 1 + numbers.below(LENGTHS.len());
+        let whole = LENGTHS[key - 1];
+        let (offset, length) = match round % 4 {
+            0 => (0, whole + 1),
+            _ => (numbers.below(whole), 1 + numbers.below(whole)),
+        };
+        let target = Target { fid: fid(key as u64), offset: offset as u32, token: None };
+        let delivered = if round % 2 == 0 {
+            let mut bytes = vec![0xee; length];
+            let read = client.read(target, &mut bytes, soon());
+            let delivered = served.runtime.block_on(read).unwrap();
+            check(&delivered, &bytes, key as u64, offset);
+            delivered
+        } else {
+            let part = Part { pages: pages.clone(), offset: numbers.below(1000), length };
+            let read = client.read_owned(target, part, soon());
+            let (delivered, part) = served.runtime.block_on(read);
+            let delivered = delivered.unwrap();
+            check(&delivered, part.unwrap().bytes(), key as u64, offset);
+            delivered
+        };
+        if delivered.transport == Transport::Verbs {
+            fetched += 1;
+            bytes_fetched += u64::from(delivered.needle.length);
+        }
+    }
+    assert_eq!(client.transport(), Some(Transport::Verbs));
+    assert!(fetched > 100, "{fetched}");
+    assert_eq!(metric(&served.metrics, "rdma_engine_reads_total{transport=\"verbs\"}"), fetched);
+    assert_eq!(metric(&served.metrics, "rdma_engine_bytes_total{transport=\"verbs\"}"), bytes_fetched);
+    // Hot ones stay staged as long as there is room.
+    assert!(metric(&served.metrics, "rdma_engine_staging_bytes{transport=\"verbs\"}") > 0);
+    drop(client);
+    until(&served.metrics, "rdma_engine_staging_bytes{transport=\"verbs\"}", 0);
+}
+
+#[test]
+fn many_readers_share_a_connection_and_some_give_up() {
+    let Some(_turn) = quiet_turn("many_readers_share_a_connection_and_some_give_up") else { return };
+    let served = serve(&LENGTHS, Options::default());
+    let client = client(served.address);
+    served.runtime.block_on(async {
+        let mut readers = tokio::task::JoinSet::new();
+        for reader in 0..4u64 {
+            let client = client.clone();
+            readers.spawn(async move {
+                let mut numbers = Numbers(reader);
+                for _ in 0..20 {
+                    let key = 1 + numbers.below(LENGTHS.len());
+                    let mut bytes = vec![0xee; LENGTHS[key - 1]];
+                    let target = Target { fid: fid(key as u64), offset: 0, token: None };
+                    let read = client.read(target, &mut bytes, soon());
+                    if numbers.below(4) == 0 {
+                        // Dropped somewhere on its way.
+                        let mut read = std::pin::pin!(read);
+                        for _ in 0..numbers.below(3) {
+                            let poll = std::future::poll_fn(|context| {
+                                std::task::Poll::Ready(read.as_mut().poll(context).is_ready())
+                            });
+                            if poll.await {
+                                break;
+                            }
+                            tokio::task::yield_now().await;
+                        }
+                    } else {
+                        check(&read.await.unwrap(), &bytes, key as u64, 0);
+                    }
+                }
+            });
+        }
+        while let Some(outcome) = readers.join_next().await {
+            outcome.unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_key_granted_to_another_session_opens_nothing() {
+    let Some(_turn) = quiet_turn("a_key_granted_to_another_session_opens_nothing") else { return };
+    const LENGTH: usize = 70_000;
+    let served = serve(&[LENGTH], Options::default());
+    let (mut honest, mut hostile) = (ByHand::connect(served.address), ByHand::connect(served.address));
+    let theirs = honest.granted(1, 1, LENGTH as u32);
+    let own = hostile.granted(1, 1, LENGTH as u32);
+    let expected = content(1, LENGTH);
+    assert!(hostile.fetch(&own, LENGTH).unwrap() == expected);
+    assert_ne!(own.rkey, theirs.rkey);
+    assert_eq!(hostile.fetch(&theirs, LENGTH), Err(WorkError::RemoteAccess));
+    // It has hurt only itself.
+    assert!(honest.fetch(&theirs, LENGTH).unwrap() == expected);
+    // Not past the staging memory either.
+    let staging = Options::default().staging as u64;
+    let behind = rdma_engine::protocol::Grant { address: theirs.address + staging, ..theirs };
+    assert_eq!(honest.fetch(&behind, LENGTH), Err(WorkError::RemoteAccess));
+}
+
+#[test]
+fn what_is_never_given_back_is_taken_back_when_its_lease_is_over() {
+    let Some(_turn) = quiet_turn("what_is_never_given_back_is_taken_back_when_its_lease_is_over") else {
+        return;
+    };
+    const LENGTH: usize = 60_000;
+    let lease = Duration::from_secs(2);
+    let options = Options { staging: 2 * LENGTH, in_flight: 3, lease, ..Options::default() };
+    let served = serve(&[LENGTH; 4], options);
+    let mut client = ByHand::connect(served.address);
+    assert_eq!(client.limits.lease_ms, 2000);
+    let first = client.granted(1, 1, LENGTH as u32);
+    assert!(client.fetch(&first, LENGTH).unwrap() == content(1, LENGTH));
+    let second = client.granted(2, 2, LENGTH as u32);
+    // Without room the same bytes come in line.
+    assert_eq!(client.ask(3, 3, LENGTH as u32), Brought::Data(content(3, LENGTH)));
+    // What is staged serves another reader of the session, from the same place.
+    let shared = client.granted(4, 2, LENGTH as u32);
+    assert_eq!(shared.address, second.address);
+    // Three are unanswered, as it were: the client has not said that it is done.
+    assert_eq!(client.ask(5, 3, LENGTH as u32), Brought::Refused(Refusal::Busy));
+    until(&served.metrics, "rdma_engine_leases_over_total", 3);
+    let third = client.granted(6, 3, LENGTH as u32);
+    assert!(client.fetch(&third, LENGTH).unwrap() == content(3, LENGTH));
+    // One that is given back is room for the next at once.
+    client.send(6, &Request::Done);
+    for (number, key) in [(7, 4), (8, 1), (9, 2)] {
+        let grant = client.granted(number, key, LENGTH as u32);
+        assert_eq!(
+            checksum::crc32c(&client.fetch(&grant, LENGTH).unwrap()),
+            checksum::crc32c(&content(key, LENGTH))
+        );
+        client.send(number, &Request::Done);
+    }
+    assert_eq!(metric(&served.metrics, "rdma_engine_leases_over_total"), 3);
+}
+
+/// The engine's own program.
+struct Program {
+    child: Child,
+    address: SocketAddr,
+}
+
+impl Program {
+    fn start(directory: &std::path::Path) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rdma-engine"));
+        command.args(["serve", "--listen", "127.0.0.1:0", "--status-addr", "none", "--volume-dir"]);
+        let mut child = command.arg(directory).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let address = line.trim().strip_prefix("serving ").unwrap().parse().unwrap();
+        Self { child, address }
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // It may be gone already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn an_engine_killed_in_mid_read_is_an_error_in_time_and_leaves_nothing() {
+    let Some(_turn) = quiet_turn("an_engine_killed_in_mid_read_is_an_error_in_time_and_leaves_nothing")
+    else {
+        return;
+    };
+    let directory = tempfile::tempdir().unwrap();
+    write(directory.path(), &LENGTHS);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    for _ in 0..2 {
+        let mut engine = Program::start(directory.path());
+        let client = client(engine.address);
+        runtime.block_on(async {
+            let mut readers = tokio::task::JoinSet::new();
+            let (reading, mut begun) = tokio::sync::mpsc::unbounded_channel();
+            for _ in 0..4 {
+                let (client, reading) = (client.clone(), reading.clone());
+                readers.spawn(async move {
+                    loop {
+                        let mut bytes = vec![0; LONGEST.1];
+                        let target = Target { fid: fid(LONGEST.0), offset: 0, token: None };
+                        match client.read(target, &mut bytes, soon()).await {
+                            Ok(delivered) => check(&delivered, &bytes, LONGEST.0, 0),
+                            Err(error) => return error,
+                        }
+                        let _ = reading.send(());
+                    }
+                });
+            }
+            // All are reading, over and over.
+            for _ in 0..4 {
+                begun.recv().await.unwrap();
+            }
+            engine.child.kill().unwrap();
+            let killed = Instant::now();
+            while let Some(error) = readers.join_next().await {
+                let error = error.unwrap();
+                assert!(matches!(error, ReadError::Lost(_) | ReadError::Unavailable(_)), "{error:?}");
+            }
+            println!("errors {} ms after the kill", killed.elapsed().as_millis());
+            assert!(killed.elapsed() < DEADLINE / 2);
+        });
+        engine.child.wait().unwrap();
+        // Another engine at another address is another client's; this one says that it is left alone.
+        assert_eq!(client.transport(), None);
+    }
+}
