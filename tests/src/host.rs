@@ -52,6 +52,19 @@ pub fn has_bindfs() -> bool {
     there
 }
 
+/// The transports that engines and mounts of this machine have between them, unless `MOUNT_ENGINES` names the only one to be tested.
+/// RDMA takes a device, as there is in the virtual machine.
+#[must_use]
+pub fn transports() -> Vec<String> {
+    if let Ok(only) = std::env::var("MOUNT_ENGINES") {
+        return vec![only];
+    }
+    let active = |device: &rdma_engine::verbs::Device| device.ports.iter().any(|port| port.active);
+    let has_rdma = rdma_engine::verbs::devices().is_ok_and(|devices| devices.iter().any(active));
+    let all = ["local", "tcp", "verbs"];
+    all[..if has_rdma { 3 } else { 2 }].iter().map(|&name| name.to_owned()).collect()
+}
+
 /// Writes the line that counts the running test as skipped.
 pub fn skipped(reason: &str) {
     let thread = std::thread::current();

@@ -2,13 +2,15 @@
 //!
 //! All test programs are built in one go, then run one after the other: first those of the crates, then the documentation's examples and
 //! the model checker's interleavings, then the end-to-end suites, whose servers and mounts would disturb each other if two suites ran at once, and last
-//! what needs an RDMA device, in the virtual machine. Temporary files of the
+//! what needs an RDMA device, in the virtual machine: verbs themselves, and mounts that read by them. Temporary files of the
 //! tests lie in a workplace, and orphaned processes come to us, so nothing stays behind even when a test is killed.
 
 mod tally;
 
 use std::borrow::Cow;
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::process::{Child, Command};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
@@ -45,6 +47,11 @@ const CONDITIONS: [(&str, &str); 5] = [
     ("MOUNT_ENGINES", "local"),
     ("MOUNT_ENGINES", "tcp"),
 ];
+
+/// The suites that mount in a guest, where engines are asked over RDMA, each with what is left out there: a guest is slow and has
+/// little memory.
+const BY_RDMA: [(&str, &[&str]); 3] =
+    [("codecs", &[]), ("ladder", &[]), ("sizes", &["--skip", "a_file_of_one_gibibyte"])];
 
 /// Longest line that is passed on whole, characters.
 const LINE: usize = 1000;
@@ -128,7 +135,10 @@ pub(crate) fn command(options: &Options) -> Result<()> {
         }
     }
     if !options.no_vm {
-        run_in_guests(&mut place, &mut total, &verbs, Kernel::default(), &options.filter)?;
+        let mut programs = verbs;
+        programs.extend(suites.into_iter().filter(|_| !options.no_e2e));
+        let weed = &prepared.weed;
+        run_in_guests(&mut place, &mut total, &programs, weed, Kernel::default(), &options.filter)?;
     }
     place.close()?;
 
@@ -140,23 +150,25 @@ pub(crate) fn command(options: &Options) -> Result<()> {
 
 /// `cargo xtask vm test`: only what runs in the virtual machine.
 pub(crate) fn in_guests(kernel: Kernel) -> Result<()> {
-    setup::ensure()?;
-    let verbs: Vec<Built> =
-        cargo::build_tests_of("rdma-engine")?.into_iter().filter(is_verbs_suite).collect();
+    let prepared = setup::ensure()?;
+    cargo::build_interceptor()?;
+    let programs: Vec<Built> = cargo::build_tests()?.into_iter().filter(|built| built.is_test).collect();
     interrupt::check()?;
     process::adopt_orphans()?;
     let mut place = Workplace::open("test")?;
     let mut total = Tally::default();
-    run_in_guests(&mut place, &mut total, &verbs, kernel, &[])?;
+    run_in_guests(&mut place, &mut total, &programs, &prepared.weed, kernel, &[])?;
     place.close()?;
     conclude(&total)
 }
 
-/// The suite that needs an RDMA device: in one guest, and what is about the network between two hosts in two.
+/// What needs an RDMA device: the suite of verbs in one guest, what of it is about the network between two hosts in two, and mounts that
+/// read from engines.
 fn run_in_guests(
     place: &mut Workplace,
     total: &mut Tally,
-    suites: &[Built],
+    programs: &[Built],
+    weed: &Path,
     kernel: Kernel,
     filter: &[String],
 ) -> Result<()> {
@@ -167,21 +179,29 @@ fn run_in_guests(
         total.line(&skip);
         return Ok(());
     }
-    for program in suites {
-        for (pair, choice) in [(false, ["--skip", TWO_GUESTS].as_slice()), (true, &[TWO_GUESTS])] {
-            // A filter of the user's narrows the first; the second is one test.
-            if pair && !filter.is_empty() {
-                continue;
-            }
-            let mut command = vm::command_line(kernel, pair, VM_DEADLINE)?;
-            command
-                .arg(&program.program)
-                .args(["--show-output", "--test-threads=2"])
-                .args(choice)
-                .args(filter);
-            command.current_dir(&program.directory);
-            let guests = if pair { "two guests" } else { "a guest" };
-            run(place, total, &format!("{} in {guests} with kernel {kernel}", name(program)), command)?;
+    let mut run_one = |program: &Built, pair: bool, engines: bool, choice: &[&str]| {
+        let mut command = vm::command_line(kernel, pair, VM_DEADLINE)?;
+        if engines {
+            // A guest has no environment but what its command line gives it.
+            command.args(["env", "MOUNT_ENGINES=verbs"]);
+            command.arg([OsStr::new("WEED_BIN="), weed.as_os_str()].join(OsStr::new("")));
+        }
+        command.arg(&program.program).args(["--show-output", "--test-threads=2"]).args(choice).args(filter);
+        command.current_dir(&program.directory);
+        let guests = if pair { "two guests" } else { "a guest" };
+        run(place, total, &format!("{} in {guests} with kernel {kernel}", name(program)), command)
+    };
+    for program in programs.iter().filter(|built| is_verbs_suite(built)) {
+        run_one(program, false, false, &["--skip", TWO_GUESTS])?;
+        // A filter of the user's narrows the first; the second is one test.
+        if filter.is_empty() {
+            run_one(program, true, false, &[TWO_GUESTS])?;
+        }
+    }
+    for (suite, choice) in BY_RDMA {
+        let is_it = |built: &&Built| (built.package.as_str(), built.target.as_str()) == ("tests", suite);
+        for program in programs.iter().filter(is_it).filter(|_| filter.is_empty()) {
+            run_one(program, false, true, choice)?;
         }
     }
     Ok(())
