@@ -31,6 +31,8 @@ pub const ENGINE_PORT: u16 = 18515;
 const FIRST_LOOK: Duration = Duration::from_millis(300);
 /// How often, at most, an engine that is not there is looked for.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long connecting may take. No reader waits for it, and RDMA takes a while where it is emulated or memory is short.
+const CONNECT: Duration = Duration::from_secs(10);
 /// How long an engine may take for one needle: longer than its disk ever should, and short enough that the reader, who then turns
 /// to the volume server, is still there.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -71,8 +73,8 @@ impl Engines {
         };
         let options = Options {
             transports: self.transports.clone(),
+            connect: CONNECT,
             name: format!("interceptor {}", env!("CARGO_PKG_VERSION")),
-            ..Options::default()
         };
         Some(Arc::new(Engine {
             client: Client::new(address, options),
@@ -142,7 +144,7 @@ impl Engine {
     pub(super) async fn source(&self) -> Option<Source> {
         let first_look = async || {
             // Dropped when the time is over, connecting is taken up again by the next look.
-            let _ = timeout(FIRST_LOOK, self.client.ping(Instant::now() + PATIENCE)).await;
+            let _ = timeout(FIRST_LOOK, self.client.ping(Instant::now() + CONNECT)).await;
         };
         self.first_look.get_or_init(first_look).await;
         let connected = self.connected();
@@ -152,7 +154,7 @@ impl Engine {
         if self.health.lock().look_is_due() {
             // It connects by itself, and whether that works is seen at the next request.
             let client = self.client.clone();
-            tokio::spawn(async move { client.ping(Instant::now() + PATIENCE).await });
+            tokio::spawn(async move { client.ping(Instant::now() + CONNECT).await });
         }
         None
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
 
 use super::connection::Connection;
 use super::{Inner, Options, ReadError};
@@ -51,15 +52,21 @@ pub(super) async fn dial(client: &Inner) -> Result<Arc<Connection>, ReadError> {
                 }
             },
             Some(Offer::Verbs(_)) => match verbs::prepare(client, &tcp, &welcome).await {
-                Ok(prepared) => match verbs::choose(tcp, &welcome, prepared).await {
-                    Ok(connection) => return Ok(connection),
-                    Err(error) => {
-                        tracing::info!(address, %error, "the engine does not connect over RDMA");
-                        reason = error;
-                        // That connection has ended.
-                        (tcp, welcome) = connect(address, options).await?;
+                Ok(prepared) => {
+                    // Only a part of the time, or none is left for another transport.
+                    let attempt = timeout(options.connect / 2, verbs::choose(tcp, &welcome, prepared));
+                    let late = |_| Err(ReadError::Lost("the engine did not get ready for RDMA".to_owned()));
+                    match attempt.await.unwrap_or_else(late) {
+                        Ok(connection) => return Ok(connection),
+                        Err(error) => {
+                            tracing::info!(address, %error, "the engine does not connect over RDMA");
+                            client.rest_verbs();
+                            reason = error;
+                            // That connection has ended.
+                            (tcp, welcome) = connect(address, options).await?;
+                        }
                     }
-                },
+                }
                 Err(error) => {
                     tracing::debug!(address, %error, "no RDMA to the engine");
                     reason = error;

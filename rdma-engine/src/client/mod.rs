@@ -55,7 +55,7 @@ const VERBS_REST: Duration = Duration::from_secs(60);
 pub struct Options {
     /// The transports that may be used, the best first.
     pub transports: Vec<Transport>,
-    /// How long connecting may take, in all.
+    /// How long connecting may take, in all; half of it is for RDMA, where another transport is left.
     pub connect: Duration,
     /// What the client calls itself in the engine's log.
     pub name: String,
@@ -250,6 +250,11 @@ impl Inner {
             transports.retain(|&transport| transport != Transport::Verbs);
         }
         transports
+    }
+
+    /// Takes other transports than RDMA for a while, if there are any.
+    fn rest_verbs(&self) {
+        self.link.lock().verbs = Instant::now() + VERBS_REST;
     }
 
     fn may_dial(&self) -> Result<(), ReadError> {

@@ -14,6 +14,8 @@ use rdma_engine::store::Store;
 use rdma_engine::verbs::{Memory, Pages, WorkError};
 use rdma_engine::{Refusal, checksum};
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 
 use crate::client::{Brought, ByHand};
@@ -308,6 +310,48 @@ impl Drop for Program {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Passes connections on to `engine`; of the first, nothing that the client says after its greeting.
+async fn first_falls_silent(engine: SocketAddr) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        for number in 0.. {
+            let (mut near, _) = listener.accept().await.unwrap();
+            let mut far = TcpStream::connect(engine).await.unwrap();
+            tokio::spawn(async move {
+                if number > 0 {
+                    return tokio::io::copy_bidirectional(&mut near, &mut far).await.map(drop);
+                }
+                let mut greeting = [0; 1024];
+                let length = near.read(&mut greeting).await?;
+                far.write_all(&greeting[..length]).await?;
+                tokio::io::copy(&mut far, &mut near).await.map(drop)
+            });
+        }
+    });
+    address
+}
+
+#[test]
+fn an_engine_that_never_gets_ready_for_rdma_is_asked_over_tcp() {
+    let Some(_turn) = quiet_turn("an engine that never gets ready for RDMA") else { return };
+    let served = serve(&LENGTHS, Options::default());
+    served.runtime.block_on(async {
+        let address = first_falls_silent(served.address).await;
+        let options = client::Options {
+            transports: vec![Transport::Verbs, Transport::Tcp],
+            connect: DEADLINE / 3,
+            ..client::Options::default()
+        };
+        let client = Client::new(address.to_string(), options);
+        let mut bytes = vec![0; LONGEST.1];
+        let target = Target { fid: fid(LONGEST.0), offset: 0, token: None };
+        let delivered = client.read(target, &mut bytes, soon()).await.unwrap();
+        assert_eq!((delivered.transport, delivered.verified), (Transport::Tcp, true));
+        assert!(bytes == content(LONGEST.0, LONGEST.1));
+    });
 }
 
 #[test]
