@@ -4,12 +4,16 @@
 //! one_sided serve ADDRESS:PORT                      prints the address once it listens
 //! one_sided bandwidth ADDRESS:PORT SIZE DEPTH COUNT prints MiB/s
 //! one_sided latency ADDRESS:PORT SIZE COUNT         prints the median in µs
+//! one_sided volume DIRECTORY SIZE...                writes a volume with needles of these sizes, and prints their names
 //! ```
 
 #[path = "../tests/verbs/peer.rs"]
 mod peer;
+#[path = "../tests/verbs/volume.rs"]
+mod volume;
 
 use std::net::{Shutdown, TcpListener};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -24,6 +28,7 @@ fn main() -> ExitCode {
         ["serve", address] => listen(address),
         ["bandwidth", server, size, depth, count] => bandwidth(server, size, depth, count),
         ["latency", server, size, count] => latency(server, size, count),
+        ["volume", directory, ref sizes @ ..] => make_volume(directory, sizes),
         _ => Err("see the first lines of this program's source".into()),
     };
     match outcome {
@@ -102,6 +107,16 @@ fn latency(server: &str, size: &str, count: &str) -> Result<()> {
     served.stream.shutdown(Shutdown::Both)?;
     times.sort_unstable();
     println!("{:.2}", times[times.len() / 2].as_secs_f64() * 1e6);
+    Ok(())
+}
+
+/// For an engine to serve.
+fn make_volume(directory: &str, sizes: &[&str]) -> Result<()> {
+    let sizes = sizes.iter().map(|size| size.parse()).collect::<std::result::Result<Vec<usize>, _>>()?;
+    volume::write(Path::new(directory), &sizes);
+    for key in (1..).take(sizes.len()) {
+        println!("{}", volume::fid(key));
+    }
     Ok(())
 }
 

@@ -89,7 +89,8 @@ impl EngineOptions {
             TransportChoice::Verbs => vec![Transport::Verbs],
             TransportChoice::Tcp => vec![Transport::Tcp],
         };
-        Client::new(self.address(), client::Options { transports, ..client::Options::default() })
+        let options = client::Options { transports, connect: PATIENCE, ..client::Options::default() };
+        Client::new(self.address(), options)
     }
 
     pub(super) fn signer(&self) -> anyhow::Result<Option<ReadSigner>> {
