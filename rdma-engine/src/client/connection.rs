@@ -59,7 +59,31 @@ struct Waiting {
 /// Who waits for one answer, if it still does. The place is taken until the answer is there, wanted or not.
 pub(super) struct Waiter {
     pub(super) arrival: oneshot::Sender<Arrival>,
-    pub(super) place: OwnedSemaphorePermit,
+    pub(super) place: Place,
+}
+
+/// What a request takes until it is answered, and until what was granted is given back.
+pub(super) struct Place {
+    /// Of the requests that the engine allows to be in progress.
+    _request: OwnedSemaphorePermit,
+    /// Of those that go by message: this one does.
+    message: Option<OwnedSemaphorePermit>,
+}
+
+impl Place {
+    /// How the request went, and what follows it goes.
+    pub(super) fn way(&self) -> Way {
+        if self.message.is_some() { Way::Message } else { Way::Stream }
+    }
+}
+
+/// How a request goes to the engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Over the connection of the bootstrap.
+    Stream,
+    /// Over the queue pair.
+    Message,
 }
 
 impl Connection {
@@ -82,6 +106,11 @@ impl Connection {
             unsent: Mutex::default(),
             flush: Arc::default(),
         });
+        if let Some(rdma) = &connection.rdma
+            && !rdma.listen(&Arc::downgrade(&connection))
+        {
+            connection.close("the queue pair takes no messages");
+        }
         // Both tasks end when the connection does, and that is when nobody holds it any more or the engine is gone.
         tokio::spawn(demultiplex(incoming, Arc::downgrade(&connection)));
         tokio::spawn(flush(Arc::downgrade(&connection), connection.socket.clone()));
@@ -90,6 +119,11 @@ impl Connection {
 
     pub(super) fn transport(&self) -> Transport {
         self.transport
+    }
+
+    #[cfg(feature = "verbs")]
+    pub(super) fn rdma(&self) -> Option<&Rdma> {
+        self.rdma.as_ref()
     }
 
     pub(super) fn limits(&self) -> &Limits {
@@ -228,6 +262,12 @@ impl Connection {
                 }
                 (needle, verify(&needle, crc)?)
             }
+            Arrival::Message(needle, data) => {
+                let destination = expected(&needle, target, destination)?;
+                destination.copy_from_slice(&data);
+                let verified = verify(&needle, checksum::crc32c(destination))?;
+                return Ok(Delivered { needle, verified, transport: Transport::Verbs });
+            }
             Arrival::File(needle, region) => {
                 let destination = expected(&needle, target, destination)?;
                 let crc = take(&region, &needle, destination)?;
@@ -245,7 +285,7 @@ impl Connection {
                 });
             }
         };
-        // What a session over verbs gets in line, it gets by TCP.
+        // What a session over verbs gets in the stream, it gets by TCP.
         let transport = if self.rdma.is_some() { Transport::Tcp } else { self.transport };
         Ok(Delivered { needle, verified, transport })
     }
@@ -271,8 +311,8 @@ impl Connection {
     }
 
     /// Tells the engine that what it granted is not needed any more.
-    pub(super) fn done(&self, number: u64) {
-        self.send(&Request::Done, number);
+    pub(super) fn done(&self, number: u64, way: Way) {
+        self.send(&Request::Done, number, way);
     }
 
     pub(super) async fn ping(self: &Arc<Self>, deadline: Instant) -> Result<Duration, ReadError> {
@@ -306,7 +346,9 @@ impl Connection {
     }
 
     async fn ask(self: &Arc<Self>, request: &Request) -> Result<Asked, ReadError> {
-        let place = self.places.clone().acquire_owned().await.expect("the semaphore is never closed");
+        let request_place = self.places.clone().acquire_owned().await.expect("the semaphore is never closed");
+        let place = Place { _request: request_place, message: self.rdma.as_ref().and_then(Rdma::place) };
+        let way = place.way();
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (sender, arrival) = oneshot::channel();
         {
@@ -316,12 +358,19 @@ impl Connection {
             }
             waiting.requests.insert(number, Waiter { arrival: sender, place });
         }
-        self.send(request, number);
-        Ok(Asked { connection: self.clone(), number, arrival: Some(arrival) })
+        self.send(request, number, way);
+        Ok(Asked { connection: self.clone(), number, way, arrival: Some(arrival) })
     }
 
-    /// Sends a request, or leaves to another task what the socket does not take at once.
-    fn send(&self, request: &Request, number: u64) {
+    /// Sends a request, or leaves to another task what the socket does not take at once. What the queue pair has no room for goes to the socket, too.
+    fn send(&self, request: &Request, number: u64, way: Way) {
+        if let (Way::Message, Some(rdma)) = (way, &self.rdma) {
+            let mut message = BytesMut::new();
+            request.encode(number, &mut message);
+            if rdma.send(&message) {
+                return;
+            }
+        }
         let mut unsent = self.unsent.lock();
         let idle = unsent.is_empty();
         request.encode(number, &mut unsent);
@@ -382,6 +431,7 @@ async fn flush(connection: std::sync::Weak<Connection>, socket: Arc<Socket>) {
 struct Asked {
     connection: Arc<Connection>,
     number: u64,
+    way: Way,
     arrival: Option<oneshot::Receiver<Arrival>>,
 }
 
@@ -396,7 +446,7 @@ impl Asked {
 impl Drop for Asked {
     fn drop(&mut self) {
         if self.arrival.is_some() {
-            self.connection.send(&Request::Cancel, self.number);
+            self.connection.send(&Request::Cancel, self.number, self.way);
         }
     }
 }

@@ -5,9 +5,10 @@ use std::fs::File;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use bytes::Bytes;
+use tokio::sync::oneshot;
 
-use super::connection::{Connection, Waiter};
+use super::connection::{Connection, Place, Waiter, Way};
 use crate::Refusal;
 use crate::protocol::{Answer, Grant, Needle, ProtocolError, Transport};
 use crate::transport::{Incoming, StreamError};
@@ -23,6 +24,9 @@ pub(super) enum Arrival {
     Pong,
     /// Data in line.
     Data(Needle, Body),
+    /// Data in the message itself.
+    #[cfg_attr(not(feature = "verbs"), expect(dead_code, reason = "messages come over a queue pair"))]
+    Message(Needle, Bytes),
     /// Data in a file.
     File(Needle, Region),
     /// Data to be fetched by RDMA.
@@ -35,12 +39,12 @@ pub(super) struct Granted {
     connection: Arc<Connection>,
     number: u64,
     /// Until then the request counts as unanswered.
-    _place: Option<OwnedSemaphorePermit>,
+    place: Option<Place>,
 }
 
 impl Drop for Granted {
     fn drop(&mut self) {
-        self.connection.done(self.number);
+        self.connection.done(self.number, self.place.as_ref().map_or(Way::Stream, Place::way));
     }
 }
 
@@ -131,16 +135,51 @@ async fn step(
         Answer::Refused(refusal) => deliver(waiter, Arrival::Refused(refusal)),
         Answer::Pong => deliver(waiter, Arrival::Pong),
         Answer::Grant(needle, grant) if connection.transport() == Transport::Verbs => {
-            let (waiting, place) = waiter.map(|Waiter { arrival, place }| (arrival, place)).unzip();
-            let granted = Granted { grant, connection, number: header.request, _place: place };
-            if let Some(waiting) = waiting {
-                // If nobody waits for it any more, it is dropped, and the engine hears that.
-                let _ = waiting.send(Arrival::Grant(needle, granted));
-            }
+            grant_to(waiter, connection, header.request, needle, grant);
         }
         Answer::Grant(..) => return Err(ProtocolError::Kind(header.kind as u8).into()),
     }
     Ok(incoming)
+}
+
+/// Takes one answer that came as a message of the queue pair.
+#[cfg(feature = "verbs")]
+pub(super) fn take_message(connection: &Arc<Connection>, message: Bytes) -> Result<(), ProtocolError> {
+    use crate::protocol::FrameHeader;
+    use crate::protocol::frame::HEADER;
+
+    let header = FrameHeader::parse(message.first_chunk::<HEADER>().ok_or(ProtocolError::Short)?)?;
+    let rest = message.slice(HEADER..);
+    let data = rest.get(header.length as usize..).map(|data| rest.slice_ref(data));
+    let data = data.ok_or(ProtocolError::Short)?;
+    connection.heard.fetch_add(1, Ordering::Relaxed);
+    let answer = Answer::decode(header, &rest[..header.length as usize])?;
+    let length = if let Answer::Data(needle) = &answer { needle.length as usize } else { 0 };
+    if data.len() != length {
+        return Err(ProtocolError::Long);
+    }
+    let waiter = connection.waiter(header.request);
+    match answer {
+        Answer::Data(needle) => deliver(waiter, Arrival::Message(needle, data)),
+        Answer::Refused(refusal) => deliver(waiter, Arrival::Refused(refusal)),
+        Answer::Pong => deliver(waiter, Arrival::Pong),
+        Answer::Grant(needle, grant) => {
+            grant_to(waiter, connection.clone(), header.request, needle, grant);
+        }
+        Answer::File { .. } | Answer::Forget { .. } => {
+            return Err(ProtocolError::Kind(header.kind as u8));
+        }
+    }
+    Ok(())
+}
+
+/// Brings what was granted to who waits for it. If nobody does any more, the engine hears that.
+fn grant_to(waiter: Option<Waiter>, connection: Arc<Connection>, number: u64, needle: Needle, grant: Grant) {
+    let (waiting, place) = waiter.map(|Waiter { arrival, place }| (arrival, place)).unzip();
+    let granted = Granted { grant, connection, number, place };
+    if let Some(waiting) = waiting {
+        let _ = waiting.send(Arrival::Grant(needle, granted));
+    }
 }
 
 /// Brings an answer to who waits for it, if anybody does.

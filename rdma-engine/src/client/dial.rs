@@ -150,8 +150,10 @@ mod verbs {
             .filter_map(|offer| if let Offer::Verbs(verbs) = offer { Some(*verbs) } else { None })
             .collect();
         let memory = client.memory.lock().clone();
+        let messages = welcome.capabilities.has(Capabilities::MESSAGES);
         // Registering memory may take a while.
-        let prepared = tokio::task::spawn_blocking(move || rdma::prepare(near, &offers, &memory)).await;
+        let prepared =
+            tokio::task::spawn_blocking(move || rdma::prepare(near, &offers, &memory, messages)).await;
         let lost = |error: String| ReadError::Lost(error);
         prepared.map_err(|error| lost(error.to_string()))?.map_err(|error| lost(error.to_string()))
     }

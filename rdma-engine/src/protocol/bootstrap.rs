@@ -48,9 +48,19 @@ impl Transport {
     }
 }
 
-/// Bits for what a side can do beyond the version. None is defined in version 1; unknown ones are ignored.
+/// Bits for what a side can do beyond the version. Unknown ones are ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Capabilities(pub u64);
+
+impl Capabilities {
+    /// Of an engine: over verbs, it takes requests as messages of the queue pair, too.
+    pub const MESSAGES: Self = Self(1);
+
+    /// Whether all bits of `other` are set.
+    pub const fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
 
 /// The client's first message.
 #[derive(Debug, Clone, PartialEq, Eq)]

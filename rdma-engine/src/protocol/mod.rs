@@ -23,7 +23,7 @@ mod wire;
 pub use bootstrap::{Capabilities, Choose, Hello, Limits, Offer, Ready, Transport, Welcome};
 pub use frame::{FrameHeader, Kind};
 pub use message::{Answer, Grant, Needle, Read, Request};
-pub use verbs::{QueuePair, VerbsOffer};
+pub use verbs::{IN_LINE, LONGEST_ANSWER, LONGEST_REQUEST, QueuePair, VerbsOffer, WINDOW};
 
 /// The one version of the protocol that this program speaks.
 pub const VERSION: u16 = 1;

@@ -5,6 +5,19 @@ use bytes::{BufMut, BytesMut};
 use super::ProtocolError;
 use super::wire::Fields;
 
+/// Over verbs, data up to this many bytes comes in line: fetching it would take another round trip.
+pub const IN_LINE: u32 = 8 << 10;
+
+/// Requests that a client may have sent as messages, and neither has the answer of nor is done with. An engine has receives posted for twice as many messages, and a client
+/// one for each of its requests, so neither ever runs dry.
+pub const WINDOW: usize = 64;
+
+/// Room for a message of the client, in bytes.
+pub const LONGEST_REQUEST: usize = 2304;
+
+/// Room for a message of the engine, in bytes.
+pub const LONGEST_ANSWER: usize = IN_LINE as usize + 128;
+
 /// A port of an RDMA device that the engine can be reached through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VerbsOffer {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use tokio::time::timeout;
 
-use super::rdma::{Fabric, Rdma};
+use super::rdma::{Fabric, Inbox, Rdma};
 use super::{Session, Shared, stream};
 use crate::Refusal;
 use crate::protocol::{
@@ -52,7 +52,7 @@ pub(super) async fn run(socket: Arc<Socket>, peer: String, shared: Arc<Shared>) 
     };
     let session = Arc::new(Session::new(shared, transport));
     tracing::debug!(peer, name, transport = transport.name(), "a session begins");
-    let end = stream::serve(incoming, session, rdma.map(Arc::new)).await;
+    let end = stream::serve(incoming, session, rdma).await;
     tracing::debug!(peer, name, %end, "a session has ended");
 }
 
@@ -85,7 +85,7 @@ impl From<ProtocolError> for Rejected {
 }
 
 /// Who the client is, what it took, and what was made for that.
-type Introduced = (String, Transport, Option<Rdma>);
+type Introduced = (String, Transport, Option<(Arc<Rdma>, Inbox)>);
 
 async fn introduce(incoming: &mut Incoming, shared: &Arc<Shared>) -> Result<Introduced, Rejected> {
     let hello = Hello::decode(&expect(incoming, Kind::Hello).await?)?;
@@ -97,7 +97,7 @@ async fn introduce(incoming: &mut Incoming, shared: &Arc<Shared>) -> Result<Intr
     let mut bytes = BytesMut::new();
     let welcome = Welcome {
         version: VERSION,
-        capabilities: Capabilities::default(),
+        capabilities: Capabilities::MESSAGES,
         instance: shared.instance,
         limits: shared.limits,
         offers,
@@ -111,7 +111,7 @@ async fn introduce(incoming: &mut Incoming, shared: &Arc<Shared>) -> Result<Intr
             let near = stream.local_addr()?.ip();
             let accepted = with_fabric(shared, move |fabric| fabric.accept(near, &peer)).await;
             match accepted {
-                Some(Ok((rdma, own))) => (Choose::Verbs(own), Some(rdma)),
+                Some(Ok((rdma, inbox, own))) => (Choose::Verbs(own), Some((rdma, inbox))),
                 Some(Err(reason)) => {
                     tracing::warn!(%reason, "cannot connect a queue pair");
                     return Err(Rejected::Refused(Refusal::NoTransport));

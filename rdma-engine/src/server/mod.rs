@@ -3,13 +3,13 @@
 //! ```text
 //!  TcpListener ─┐             ┌ session: tokens, limits, look-up ─ the same for every transport
 //!               ├─ bootstrap ─┤
-//!  UnixListener ┘             └ stream: requests in, answers out ─ tcp, local, verbs
+//!  UnixListener ┘             └ requests in, answers out: over the stream (tcp, local), as messages of the queue pair (verbs)
 //! ```
 //!
 //! A connection is first asked who it is and what it wants (`bootstrap`), within a few seconds. Then requests come. For each of them the
 //! [`Session`] says what may be read and where it is, and the transport brings it to the client: `tcp` sends it
 //! from the file into the socket, `local` hands the file over, and `verbs` stages it in registered memory (`rdma`), from where the client
-//! fetches it. All three take requests from the stream; one that takes them from a queue pair would ask the same session.
+//! fetches it.
 //!
 //! A request that can be answered from the page cache is answered by the thread that took it; one that has to wait for a disk
 //! waits on a thread of its own, and later requests overtake it.
@@ -23,6 +23,7 @@ mod rdma;
 #[cfg(not(feature = "verbs"))]
 #[path = "without_rdma.rs"]
 mod rdma;
+mod requests;
 mod session;
 mod stream;
 

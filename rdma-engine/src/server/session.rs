@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -23,6 +23,8 @@ pub(crate) struct Session {
     allowed: Mutex<HashSet<FileId>>,
     /// Requests in progress, and whether they were cancelled.
     requests: Mutex<HashMap<u64, Arc<AtomicBool>>>,
+    /// How many requests came as messages of the queue pair.
+    messages: AtomicU64,
     _counted: Level,
 }
 
@@ -71,7 +73,14 @@ impl Drop for Ticket {
 impl Session {
     pub(super) fn new(shared: Arc<Shared>, transport: Transport) -> Self {
         let counted = shared.metrics.connection(transport);
-        Self { shared, transport, allowed: Mutex::default(), requests: Mutex::default(), _counted: counted }
+        Self {
+            shared,
+            transport,
+            allowed: Mutex::default(),
+            requests: Mutex::default(),
+            messages: AtomicU64::new(0),
+            _counted: counted,
+        }
     }
 
     pub(crate) fn transport(&self) -> Transport {
@@ -89,6 +98,16 @@ impl Session {
     /// Whether no request is in progress.
     pub(crate) fn is_idle(&self) -> bool {
         self.requests.lock().is_empty()
+    }
+
+    /// Counts a request that came as a message.
+    pub(crate) fn heard(&self) {
+        self.messages.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many requests came as messages so far.
+    pub(crate) fn messages(&self) -> u64 {
+        self.messages.load(Ordering::Relaxed)
     }
 
     /// Begins a request.

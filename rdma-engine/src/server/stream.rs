@@ -1,8 +1,8 @@
-//! Sessions over a stream: `tcp`, with the data in line, `local`, with descriptors of the volumes' files, and `verbs`, whose data the client fetches
-//! by RDMA while requests and answers take the stream.
+//! Sessions over a stream: `tcp`, with the data in line, `local`, with descriptors of the volumes' files, and `verbs`, where it carries what the queue pair
+//! does not.
 //!
-//! One task takes requests and one writes answers. A request is looked up by the first task if all it needs is in memory, else on a
-//! thread that may wait. Small data is read with it; large data goes from the file to the socket when its turn comes.
+//! One task takes requests ([`Desk`]) and one writes answers. Small data was read with the request; large data goes from the file to the
+//! socket when its turn comes.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -12,25 +12,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use super::rdma::{Rdma, Staged};
-use super::session::{Located, Session, Ticket};
-use crate::Refusal;
-use crate::metrics::Level;
-use crate::protocol::{Answer, ProtocolError, Read, Request, Transport};
-use crate::store::{DataFile, Fault, Patience};
+use super::rdma::{Inbox, Rdma};
+use super::requests::{Body, Desk, Outgoing, SMALL, Way, in_line};
+use super::session::{Located, Session};
+use crate::protocol::{Answer, ProtocolError};
+use crate::store::DataFile;
 use crate::transport::{Incoming, Socket, StreamError, aside};
-
-/// Data up to this many bytes is read into memory and written together with its frame.
-const SMALL: u32 = 32 << 10;
 
 /// Data from this many bytes on is sent with the other tasks of the thread moved elsewhere.
 const LARGE: u32 = 128 << 10;
-
-/// Over verbs, data up to this many bytes goes in line: fetching it would take another round trip.
-const IN_LINE: u32 = 8 << 10;
 
 /// How often files that were handed over, and leases, are looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -57,188 +51,79 @@ impl fmt::Display for End {
     }
 }
 
-/// An answer on its way to the client.
-struct Outgoing {
-    number: u64,
-    answer: Answer,
-    body: Body,
-    /// Ends the request when the answer is written.
-    ticket: Option<Ticket>,
-}
-
-enum Body {
-    None,
-    Bytes(Vec<u8>, Level),
-    /// From the file, when it is its turn. `cold` if the ends of the record were not in the page cache.
-    Range {
-        located: Box<Located>,
-        cold: bool,
-    },
-    /// In staging memory, to be granted when it is its turn.
-    Staged(Staged),
-    /// The file itself.
-    File(Box<Located>),
-}
-
 /// Answers requests until the connection or the client's right to it ends.
-pub(super) async fn serve(mut incoming: Incoming, session: Arc<Session>, rdma: Option<Arc<Rdma>>) -> End {
+pub(super) async fn serve(
+    mut incoming: Incoming,
+    session: Arc<Session>,
+    rdma: Option<(Arc<Rdma>, Inbox)>,
+) -> End {
     let capacity = session.limits().in_flight as usize + EXTRA;
     let (answers, outbox) = mpsc::channel(capacity);
+    let socket = incoming.socket().clone();
+    let (rdma, inbox) = rdma.unzip();
     let writer = Writer {
-        socket: incoming.socket().clone(),
+        socket: socket.clone(),
         session: session.clone(),
         rdma: rdma.clone(),
         handed: HashMap::new(),
         next: 0,
     };
+    let desk = Desk { session, rdma, answers, runtime: Handle::current() };
+    let _queue_pair = desk.rdma.clone().map(|rdma| Ending(rdma, desk.runtime.clone()));
+    if let Some(inbox) = inbox {
+        let (desk, socket) = (desk.clone(), socket.clone());
+        // Whatever ends the queue pair ends the session.
+        let started = inbox.open(move |message| desk.take_message(message), move || socket.shut_down());
+        if let Err(error) = started {
+            return End::Stream(error.into());
+        }
+    }
     let mut writing = tokio::spawn(writer.run(outbox));
     let end = tokio::select! {
-        end = take_requests(&mut incoming, &session, rdma.as_ref(), &answers) => end,
+        end = take_requests(&mut incoming, &desk) => end,
         _ = &mut writing => End::Writer,
     };
-    incoming.socket().shut_down();
+    socket.shut_down();
     writing.abort();
-    // Taking a queue pair and its memory from the device may take a while.
-    tokio::task::spawn_blocking(move || drop(rdma));
     end
 }
 
-async fn take_requests(
-    incoming: &mut Incoming,
-    session: &Arc<Session>,
-    rdma: Option<&Arc<Rdma>>,
-    answers: &mpsc::Sender<Outgoing>,
-) -> End {
-    let idle = Duration::from_millis(session.limits().idle_ms.into());
+/// Ends the queue pair with the session.
+struct Ending(Arc<Rdma>, Handle);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let rdma = self.0.clone();
+        rdma.end();
+        // Taking a queue pair and its memory from the device may take a while.
+        self.1.spawn_blocking(move || drop(rdma));
+    }
+}
+
+async fn take_requests(incoming: &mut Incoming, desk: &Desk) -> End {
+    let idle = Duration::from_millis(desk.session.limits().idle_ms.into());
+    let mut messages = 0;
     loop {
         let (header, body) = match timeout(idle, incoming.frame()).await {
-            Err(_) if session.is_idle() => return End::Idle,
-            Err(_) => continue,
+            Err(_) => {
+                let before = std::mem::replace(&mut messages, desk.session.messages());
+                if desk.session.is_idle() && messages == before {
+                    return End::Idle;
+                }
+                continue;
+            }
             Ok(Err(error)) => return End::Stream(error),
             Ok(Ok(frame)) => frame,
         };
-        let request = match Request::decode(header, &body) {
-            Ok(request) => request,
-            Err(error) => {
-                session.shared().metrics.refused(Refusal::Malformed);
-                return End::Protocol(error);
-            }
-        };
-        let outgoing = match request {
-            Request::Read(read) => match session.begin(header.request) {
-                Ok(ticket) => begin(session, rdma, read, ticket, answers),
-                Err(refusal) => Some(Outgoing::refused(session, header.request, refusal, None)),
-            },
-            Request::Cancel => {
-                session.cancel(header.request);
-                None
-            }
-            Request::Ping => Some(Outgoing::plain(header.request, Answer::Pong)),
-            Request::Done => match rdma {
-                Some(rdma) => {
-                    rdma.done(header.request);
-                    None
+        match desk.take(header, &body, Way::Stream) {
+            Ok(None) => {}
+            Ok(Some(outgoing)) => {
+                if desk.answers.send(outgoing).await.is_err() {
+                    return End::Writer;
                 }
-                // Nothing is ever granted without.
-                None => return End::Protocol(ProtocolError::Kind(header.kind as u8)),
-            },
-        };
-        if let Some(outgoing) = outgoing
-            && answers.send(outgoing).await.is_err()
-        {
-            return End::Writer;
+            }
+            Err(error) => return End::Protocol(error),
         }
-    }
-}
-
-/// Answers a read, now if nothing has to be waited for.
-fn begin(
-    session: &Arc<Session>,
-    rdma: Option<&Arc<Rdma>>,
-    read: Read,
-    ticket: Ticket,
-    answers: &mpsc::Sender<Outgoing>,
-) -> Option<Outgoing> {
-    match prepare(session, rdma, &read, Patience::PageCache) {
-        Ok((answer, body)) => {
-            return Some(Outgoing { number: ticket.number(), answer, body, ticket: Some(ticket) });
-        }
-        Err(Fault::Refused(refusal)) => {
-            return Some(Outgoing::refused(session, ticket.number(), refusal, Some(ticket)));
-        }
-        Err(Fault::WouldBlock) => {}
-    }
-    let (session, rdma, answers) = (session.clone(), rdma.cloned(), answers.clone());
-    tokio::task::spawn_blocking(move || {
-        let number = ticket.number();
-        let outcome = match ticket.is_cancelled() {
-            true => Err(Refusal::Cancelled.into()),
-            false => prepare(&session, rdma.as_ref(), &read, Patience::Blocking),
-        };
-        let outgoing = match outcome {
-            Ok((answer, body)) => Outgoing { number, answer, body, ticket: Some(ticket) },
-            Err(Fault::Refused(refusal)) => Outgoing::refused(&session, number, refusal, Some(ticket)),
-            // Not when it may wait; if it were, the client would go elsewhere.
-            Err(Fault::WouldBlock) => Outgoing::refused(&session, number, Refusal::Io, Some(ticket)),
-        };
-        // There is room for every request in progress. If there is not, the writer is gone.
-        let _ = answers.try_send(outgoing);
-    });
-    None
-}
-
-/// Finds what is asked for, and reads it if it is small.
-fn prepare(
-    session: &Session,
-    rdma: Option<&Arc<Rdma>>,
-    read: &Read,
-    patience: Patience,
-) -> Result<(Answer, Body), Fault> {
-    let located = session.locate(read, patience)?;
-    let needle = located.needle;
-    if session.transport() == Transport::Local {
-        // The number of the file is known when it is this answer's turn.
-        let answer = Answer::File {
-            needle,
-            file: 0,
-            record: located.record.offset,
-            position: located.position(),
-            attached: false,
-        };
-        return Ok((answer, Body::File(Box::new(located))));
-    }
-    if let Some(rdma) = rdma
-        && needle.length > IN_LINE
-        && let Some(staged) = rdma.stage(&located, patience)?
-    {
-        return Ok((Answer::Grant(needle, staged.grant()), Body::Staged(staged)));
-    }
-    if needle.length <= SMALL {
-        let mut bytes = vec![0; needle.length as usize];
-        located.record.file.read_exact_at(&mut bytes, located.position(), patience)?;
-        let staging = session.shared().metrics.staging(in_line(session), needle.length.into());
-        return Ok((Answer::Data(needle), Body::Bytes(bytes, staging)));
-    }
-    let cold = patience == Patience::Blocking;
-    Ok((Answer::Data(needle), Body::Range { located: Box::new(located), cold }))
-}
-
-/// What data in line counts as: a session over verbs has a TCP connection for it.
-fn in_line(session: &Session) -> Transport {
-    match session.transport() {
-        Transport::Verbs => Transport::Tcp,
-        other => other,
-    }
-}
-
-impl Outgoing {
-    fn plain(number: u64, answer: Answer) -> Self {
-        Self { number, answer, body: Body::None, ticket: None }
-    }
-
-    fn refused(session: &Session, number: u64, refusal: Refusal, ticket: Option<Ticket>) -> Self {
-        session.shared().metrics.refused(refusal);
-        Self { number, answer: Answer::Refused(refusal), body: Body::None, ticket }
     }
 }
 
@@ -285,25 +170,9 @@ impl Writer {
         outbox: &mut mpsc::Receiver<Outgoing>,
     ) -> io::Result<()> {
         let mut next = Some(outgoing);
-        while let Some(Outgoing { number, answer, body, ticket }) = next.take() {
-            let cancelled = ticket.as_ref().is_some_and(Ticket::is_cancelled);
-            let (body, ticket) = match (body, ticket, &self.rdma) {
-                // The request goes on until the client is done with what it was granted.
-                (Body::Staged(staged), Some(ticket), Some(rdma)) if !cancelled => {
-                    self.session.shared().metrics.read(Transport::Verbs, staged.length());
-                    rdma.lend(ticket, staged);
-                    (Body::None, None)
-                }
-                (body, ticket, _) => (body, ticket),
-            };
-            // When the answer arrives the client may send the next request: this one must not be in progress then.
-            drop(ticket);
-            if cancelled && !matches!(answer, Answer::Refused(_)) {
-                self.session.shared().metrics.refused(Refusal::Cancelled);
-                Answer::Refused(Refusal::Cancelled).encode(number, bytes);
-            } else {
-                self.write_one(number, answer, body, bytes).await?;
-            }
+        while let Some(outgoing) = next.take() {
+            let outgoing = outgoing.settled(&self.session, self.rdma.as_ref());
+            self.write_one(outgoing, bytes).await?;
             if bytes.len() < SMALL as usize {
                 next = outbox.try_recv().ok();
             }
@@ -311,13 +180,8 @@ impl Writer {
         self.socket.write_all(bytes, false).await
     }
 
-    async fn write_one(
-        &mut self,
-        number: u64,
-        answer: Answer,
-        body: Body,
-        bytes: &mut BytesMut,
-    ) -> io::Result<()> {
+    async fn write_one(&mut self, outgoing: Outgoing, bytes: &mut BytesMut) -> io::Result<()> {
+        let Outgoing { number, answer, body, .. } = outgoing;
         let metrics = &self.session.shared().metrics;
         let transport = in_line(&self.session);
         match body {

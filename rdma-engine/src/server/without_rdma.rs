@@ -1,12 +1,13 @@
 //! Stands for `rdma` where the program is built without verbs: there is never a fabric, so nothing of this is ever called.
 
 use std::convert::Infallible;
+use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::session::{Located, Ticket};
 use crate::metrics::Metrics;
-use crate::protocol::{Grant, QueuePair, VerbsOffer};
+use crate::protocol::{Grant, ProtocolError, QueuePair, VerbsOffer};
 use crate::store::{Fault, Patience};
 
 pub(crate) enum Fabric {}
@@ -14,6 +15,8 @@ pub(crate) enum Fabric {}
 pub(crate) enum Rdma {}
 
 pub(crate) enum Staged {}
+
+pub(crate) enum Inbox {}
 
 impl Fabric {
     pub(crate) fn find(_: &super::Options, _: &Arc<Metrics>) -> Result<Self, &'static str> {
@@ -24,7 +27,11 @@ impl Fabric {
         match *self {}
     }
 
-    pub(crate) fn accept(&self, _: IpAddr, _: &QueuePair) -> Result<(Rdma, QueuePair), Infallible> {
+    pub(crate) fn accept(
+        &self,
+        _: IpAddr,
+        _: &QueuePair,
+    ) -> Result<(Arc<Rdma>, Inbox, QueuePair), Infallible> {
         match *self {}
     }
 }
@@ -39,7 +46,25 @@ impl Staged {
     }
 }
 
+impl Inbox {
+    pub(crate) fn open(
+        self,
+        _: impl FnMut(&[u8]) -> Result<(), ProtocolError>,
+        _: impl FnOnce(),
+    ) -> io::Result<()> {
+        match self {}
+    }
+}
+
 impl Rdma {
+    pub(crate) fn send(&self, _: &[u8]) -> bool {
+        match *self {}
+    }
+
+    pub(crate) fn end(&self) {
+        match *self {}
+    }
+
     pub(crate) fn stage(&self, _: &Located, _: Patience) -> Result<Option<Staged>, Fault> {
         match *self {}
     }

@@ -3,6 +3,8 @@
 #[cfg(feature = "verbs")]
 pub(crate) mod end;
 mod incoming;
+#[cfg(feature = "verbs")]
+pub(crate) mod messages;
 mod socket;
 
 pub(crate) use incoming::{Incoming, StreamError};

@@ -6,11 +6,11 @@ use std::net::{SocketAddr, TcpStream};
 use bytes::BytesMut;
 use rdma_engine::protocol::frame::HEADER;
 use rdma_engine::protocol::{
-    Answer, Capabilities, Choose, FrameHeader, Grant, Hello, Kind, Limits, Needle, Offer, QueuePair as End,
-    Read, Request, VERSION, Welcome,
+    Answer, Capabilities, Choose, FrameHeader, Grant, Hello, Kind, LONGEST_ANSWER, Limits, Needle, Offer,
+    QueuePair as End, Read, Request, VERSION, Welcome,
 };
 use rdma_engine::verbs::{
-    self, Endpoint, Gid, LocalMemory, Mtu, QueuePair, RemoteMemory, Slot, Timeouts, WorkError,
+    self, Endpoint, Gid, LocalMemory, Mtu, QueuePair, RemoteMemory, Slot, Timeouts, Work, WorkError,
 };
 
 use crate::completions;
@@ -45,6 +45,7 @@ impl ByHand {
         let (header, body) = frame(&mut stream);
         assert_eq!(header.kind, Kind::Welcome);
         let welcome = Welcome::decode(&body).unwrap();
+        assert!(welcome.capabilities.has(Capabilities::MESSAGES));
         let offers = welcome.offers.iter();
         let offer =
             offers.filter_map(|offer| if let Offer::Verbs(offer) = offer { Some(offer) } else { None });
@@ -111,6 +112,42 @@ impl ByHand {
         let mut bytes = BytesMut::new();
         request.encode(number, &mut bytes);
         self.stream.write_all(&bytes).unwrap();
+    }
+
+    /// Sends any bytes as a message.
+    pub(crate) fn post(&mut self, message: &[u8]) {
+        let mut slot = self.side.slots(1, message.len()).unwrap().remove(0);
+        slot.copy_from_slice(message);
+        self.pair.post_send(slot, message.len(), 0).unwrap();
+    }
+
+    /// Asks for the beginning of a needle by message. There is memory for the answer if it is `taken`.
+    pub(crate) fn ask_by_message(&mut self, number: u64, key: u64, length: u32, taken: bool) {
+        if taken {
+            let slot = self.side.slots(1, LONGEST_ANSWER).unwrap().remove(0);
+            self.pair.post_receive(slot, 0).unwrap();
+        }
+        let mut message = BytesMut::new();
+        Request::Read(Read { fid: fid(key), offset: 0, length, token: Vec::new() })
+            .encode(number, &mut message);
+        self.post(&message);
+    }
+
+    /// The next message of the engine.
+    pub(crate) fn message(&mut self) -> Vec<u8> {
+        loop {
+            for done in completions(&mut self.side.poller, 1) {
+                let length = done.result.unwrap();
+                if done.work == Work::Receive {
+                    return done.memory.unwrap()[..length].to_vec();
+                }
+            }
+        }
+    }
+
+    /// Waits until the engine ends the session.
+    pub(crate) fn hung_up(&mut self) {
+        assert_eq!(self.stream.read(&mut [0]).unwrap(), 0);
     }
 
     /// Reads with a grant, whosever it is. The memory must not change when that fails.

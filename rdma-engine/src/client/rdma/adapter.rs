@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::landing::Landing;
+use super::lent::Lent;
 use crate::verbs::{
     Access, CompletionQueue, Context, Memory, MemoryRegion, Poller, ProtectionDomain, VerbsError,
 };
@@ -28,7 +28,7 @@ pub(super) type Registered = MemoryRegion<Arc<dyn Memory>>;
 pub(super) struct Adapter {
     name: String,
     pub(super) domain: Arc<ProtectionDomain>,
-    pub(super) queue: Arc<CompletionQueue<Landing>>,
+    pub(super) queue: Arc<CompletionQueue<Lent>>,
     /// The device gives no completions any more.
     failed: AtomicBool,
     regions: Mutex<Vec<Weak<Registered>>>,
@@ -79,7 +79,7 @@ impl Adapter {
 }
 
 /// Brings completions to who waits for them, as long as the adapter is in use.
-fn take_completions(mut poller: Poller<Landing>, adapter: &Weak<Adapter>) {
+fn take_completions(mut poller: Poller<Lent>, adapter: &Weak<Adapter>) {
     let mut done = Vec::new();
     while adapter.strong_count() > 0 {
         if let Err(error) = poller.wait(&mut done, IDLE) {
@@ -90,8 +90,8 @@ fn take_completions(mut poller: Poller<Landing>, adapter: &Weak<Adapter>) {
             return;
         }
         for completion in done.drain(..) {
-            if let Some(landing) = completion.memory {
-                landing.arrived(completion.result.map(drop));
+            if let Some(memory) = completion.memory {
+                memory.completed(completion.result);
             }
         }
     }

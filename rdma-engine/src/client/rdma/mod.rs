@@ -9,26 +9,33 @@
 //! Into memory that its caller owns and has registered ([`Client::register`](super::Client::register)) the device writes directly. Anything else lands
 //! in slots of the connection's own and is copied from there, piece by piece while the next ones are on their way.
 //!
+//! Requests and short answers are messages of the same queue pair, if the engine takes them (`mail`).
+//!
 //! Posted memory belongs to the queue pair (see `verbs`), so a read may be dropped at any point: what was posted comes back later and is free then.
 
 mod adapter;
 mod landing;
+mod lent;
+mod mail;
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::Instant;
 
 use self::adapter::{Adapter, Registered};
 use self::landing::{Bounce, Direct, Ground, Landed, Landing, SLOT};
+use self::lent::Lent;
+use self::mail::Mail;
+use super::connection::Connection;
 use super::{Destination, ReadError};
 use crate::checksum;
-use crate::protocol::{Grant, QueuePair as End, VerbsOffer};
-use crate::transport::end;
+use crate::protocol::{Grant, QueuePair as End, VerbsOffer, WINDOW};
+use crate::transport::{end, messages};
 use crate::verbs::{
     Memory, Options, PreparedQueuePair, QueuePair, Read, RemoteMemory, Timeouts, VerbsError, Wanted,
     WorkError, devices,
@@ -37,27 +44,33 @@ use crate::verbs::{
 /// READs that are posted at a time; the device has as many of them on the way as it can.
 const DEPTH: u32 = 64;
 
-/// How large a queue pair is: nothing is ever received.
-const QUEUE: Options = Options { send_depth: DEPTH, receive_depth: 1, inline: 0, serve_reads: false };
+const QUEUE: Options = Options {
+    send_depth: DEPTH + mail::SENDS as u32,
+    receive_depth: WINDOW as u32,
+    inline: messages::INLINE,
+    serve_reads: false,
+};
 
 /// A READ that has not come so long after it was posted, while no other came either, will not come.
 const SILENCE: Duration = Duration::from_secs(1);
 
 /// A queue pair that waits for its peer's end.
 pub(super) struct Prepared {
-    pair: PreparedQueuePair<Landing>,
+    pair: PreparedQueuePair<Lent>,
     rdma: Parts,
     offer: u8,
 }
 
 struct Parts {
     bounce: Arc<Bounce>,
+    mail: Option<Mail>,
     regions: Vec<Arc<Registered>>,
     // Last: everything else is on it.
     adapter: Arc<Adapter>,
 }
 
-/// Makes our end of a connection to a port on offer, from the address that the connection to the engine has here. Waits for the device.
+/// Makes our end of a connection to a port on offer, from the address that the connection to the engine has here; with `messages`, the engine takes requests
+/// over it. Waits for the device.
 ///
 /// # Errors
 /// Why there is none: no library, no device, no port that reaches the engine's.
@@ -65,6 +78,7 @@ pub(super) fn prepare(
     near: IpAddr,
     offers: &[VerbsOffer],
     memory: &[Arc<dyn Memory>],
+    messages: bool,
 ) -> Result<Prepared, VerbsError> {
     let places = Wanted { near: Some(near), ..Wanted::default() }.places(&devices()?)?;
     let pairs = offers.iter().flat_map(|offer| places.iter().map(move |place| (offer, place)));
@@ -75,8 +89,9 @@ pub(super) fn prepare(
     let adapter = Adapter::open(&place.device)?;
     let regions = memory.iter().map(|memory| adapter.register(memory)).collect::<Result<_, _>>()?;
     let bounce = Bounce::new(&adapter.domain)?;
+    let mail = messages.then(|| Mail::new(&adapter.domain)).transpose()?;
     let pair = PreparedQueuePair::new(&adapter.domain, &adapter.queue, place, QUEUE)?;
-    Ok(Prepared { pair, offer: offer.port, rdma: Parts { bounce, regions, adapter } })
+    Ok(Prepared { pair, offer: offer.port, rdma: Parts { bounce, mail, regions, adapter } })
 }
 
 impl Prepared {
@@ -93,12 +108,13 @@ impl Prepared {
         let endpoint = end::endpoint(peer)?;
         let pair = self.pair.handshake(&endpoint, Timeouts::default());
         let pair = pair.map_err(|error| ReadError::Lost(error.to_string()))?;
-        let Parts { bounce, regions, adapter } = self.rdma;
+        let Parts { bounce, mail, regions, adapter } = self.rdma;
         let posts = Arc::new(Semaphore::new(DEPTH as usize));
         Ok(Rdma {
             pair,
             posts,
             bounce,
+            mail,
             regions,
             landed: Arc::default(),
             failed: AtomicBool::new(false),
@@ -109,10 +125,11 @@ impl Prepared {
 
 /// The RDMA part of a connection.
 pub(super) struct Rdma {
-    pair: QueuePair<Landing>,
+    pair: QueuePair<Lent>,
     /// Room in the send queue.
     posts: Arc<Semaphore>,
     bounce: Arc<Bounce>,
+    mail: Option<Mail>,
     regions: Vec<Arc<Registered>>,
     /// How many READs have come: whether the queue pair works at all, and whether it still does.
     landed: Arc<AtomicU64>,
@@ -125,6 +142,27 @@ impl Rdma {
     /// Whether READs have failed and none has ever come: the bootstrap's network leads to the engine and this one does not.
     pub(super) fn is_unreachable(&self) -> bool {
         self.failed.load(Ordering::Relaxed) && self.landed.load(Ordering::Relaxed) == 0
+    }
+
+    /// Takes the engine's messages from now on, if it sends any. Returns whether it can.
+    pub(super) fn listen(&self, connection: &Weak<Connection>) -> bool {
+        self.mail.as_ref().is_none_or(|mail| mail.listen(&self.pair, connection))
+    }
+
+    /// Posts memory for a message again.
+    fn receive_again(&self, letter: Lent) {
+        // If that fails the queue pair has, and whoever waits hears of it from there.
+        let _ = self.pair.post_receive(letter, 0);
+    }
+
+    /// The right to send one request by message, if there is one left.
+    pub(super) fn place(&self) -> Option<OwnedSemaphorePermit> {
+        self.mail.as_ref().and_then(Mail::place)
+    }
+
+    /// Sends a message, if there is room for it. Returns whether it went.
+    pub(super) fn send(&self, message: &[u8]) -> bool {
+        self.mail.as_ref().is_some_and(|mail| mail.send(&self.pair, message))
     }
 
     /// Ends the connection's READs; those that are posted come back as failed.
@@ -207,7 +245,7 @@ impl Rdma {
         let (landing, landed) = Landing::new(ground, place, &self.landed);
         let address = grant.address.wrapping_add(offset as u64);
         let remote = RemoteMemory { address, rkey: grant.rkey, length: length as u64 };
-        let mut reads = vec![Read { memory: landing, remote, token: 0 }];
+        let mut reads = vec![Read { memory: Lent::Read(landing), remote, token: 0 }];
         let before = self.landed.load(Ordering::Relaxed);
         self.pair.post_reads(&mut reads).map_err(|error| ReadError::Lost(error.to_string()))?;
         Ok(Posted { rdma: self, landed: Some(landed), at: Instant::now(), before })

@@ -8,8 +8,9 @@
 //! ```
 //!
 //! Everything of a session is its own, down to the open device. So an rkey opens nothing of another session's, and all of it goes with the
-//! session. The engine posts no work: clients read, and the device answers without us.
+//! session. Data the engine only stages: clients read it, and the device answers without us. Requests and short answers are messages (`inbox`).
 
+mod inbox;
 mod shelf;
 
 use std::collections::HashMap;
@@ -20,12 +21,16 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+pub(crate) use self::inbox::Inbox;
 use self::shelf::{Extent, Held, Shelf, Source};
 use super::session::{Located, Ticket};
 use crate::metrics::Metrics;
-use crate::protocol::{Grant, QueuePair as End, Transport, VerbsOffer};
+use crate::protocol::{
+    Grant, LONGEST_ANSWER, LONGEST_REQUEST, QueuePair as End, Transport, VerbsOffer, WINDOW,
+};
 use crate::store::{DataFile, Fault, Patience};
 use crate::transport::end;
+use crate::transport::messages::{self, Outbox};
 use crate::verbs::{
     Access, Context, Device, LocalMemory, Pages, Place, Poller, PreparedQueuePair, ProtectionDomain,
     QueuePair, Slot, Timeouts, VerbsError, Wanted, devices,
@@ -40,9 +45,18 @@ const MOST_OFFERS: usize = 16;
 /// Data from this many bytes on is staged on a thread of its own.
 const LARGE: u32 = 128 << 10;
 
-/// The engine posts nothing, but verbs has no queue of no length.
-const QUEUE: crate::verbs::Options =
-    crate::verbs::Options { send_depth: 1, receive_depth: 1, inline: 0, serve_reads: true };
+/// Each request that is not answered yet may be followed by one message that gives up or gives back.
+const RECEIVES: usize = 2 * WINDOW;
+
+/// Answers that the client has and the device has not told us of yet take room, too.
+const SENDS: usize = 2 * WINDOW;
+
+const QUEUE: crate::verbs::Options = crate::verbs::Options {
+    send_depth: SENDS as u32,
+    receive_depth: RECEIVES as u32,
+    inline: messages::INLINE,
+    serve_reads: true,
+};
 
 /// The RDMA devices of this host, and what sessions may take of its memory.
 pub(crate) struct Fabric {
@@ -113,9 +127,9 @@ impl Fabric {
     ///
     /// # Errors
     /// In text, for the log: the client has nothing to do with it.
-    pub(crate) fn accept(&self, near: IpAddr, peer: &End) -> Result<(Rdma, End), String> {
+    pub(crate) fn accept(&self, near: IpAddr, peer: &End) -> Result<(Arc<Rdma>, Inbox, End), String> {
         let share = self.share().ok_or("all staging memory is taken")?;
-        let connect = || -> Result<(Rdma, End), VerbsError> {
+        let connect = || -> Result<_, VerbsError> {
             let places = self.places(Some(near))?;
             let place = places.get(usize::from(peer.port));
             let place = place.ok_or(VerbsError::Endpoint("it names a port that was not offered"))?;
@@ -129,18 +143,24 @@ impl Fabric {
             let memory = domain.register(pages, Access::RemoteRead)?.into_slot();
             let rkey = memory.remote().rkey;
             let prepared = PreparedQueuePair::new(&domain, poller.queue(), place, QUEUE)?;
+            for slot in messages::slots(&domain, RECEIVES, LONGEST_REQUEST)? {
+                let posted = prepared.post_receive(slot, 0);
+                posted.map_err(|_| VerbsError::Endpoint("no room for its requests"))?;
+            }
+            let outbox = Outbox::new(messages::slots(&domain, WINDOW, LONGEST_ANSWER)?);
             let own = end::describe(&prepared.endpoint(), peer.port);
             let pair = prepared.handshake(&endpoint, Timeouts::default())?;
-            let rdma = Rdma {
-                _pair: pair,
+            let rdma = Arc::new(Rdma {
+                pair,
+                outbox,
                 staging: Arc::new(Mutex::new(Shelf::new(memory))),
                 loans: Mutex::default(),
                 rkey,
                 lease: self.lease,
                 metrics: self.metrics.clone(),
                 _share: share,
-            };
-            Ok((rdma, own))
+            });
+            Ok((rdma.clone(), Inbox { poller, rdma }, own))
         };
         connect().map_err(|error| error.to_string())
     }
@@ -185,7 +205,8 @@ type Staging = Arc<Mutex<Shelf<Slot, Arc<DataFile>>>>;
 /// The RDMA part of one session.
 pub(crate) struct Rdma {
     // First: when it is gone, the client reads nothing more.
-    _pair: QueuePair<Slot>,
+    pair: QueuePair<Slot>,
+    outbox: Outbox,
     loans: Mutex<HashMap<u64, Loan>>,
     staging: Staging,
     rkey: u32,
@@ -230,6 +251,17 @@ impl Drop for Staged {
 }
 
 impl Rdma {
+    /// Sends a message, if there is room for it. Returns whether it went.
+    pub(crate) fn send(&self, message: &[u8]) -> bool {
+        self.outbox.send(&self.pair, message, |slot| slot, Some)
+    }
+
+    /// Ends the queue pair: the client reads nothing more, and no request comes from it.
+    pub(crate) fn end(&self) {
+        // If the device does not even do that, dropping the queue pair is what is left.
+        let _ = self.pair.abort();
+    }
+
     /// Reads what was located into staging memory, unless it is there. `None` if there is no room: then it goes in line.
     pub(crate) fn stage(&self, located: &Located, patience: Patience) -> Result<Option<Staged>, Fault> {
         let file = &located.record.file;
