@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use rustix::fs::fstatfs;
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use super::Fault;
@@ -80,7 +81,7 @@ pub(crate) fn read_exact_at(
     offset: u64,
     patience: Patience,
 ) -> io::Result<()> {
-    let flags = match patience {
+    let mut flags = match patience {
         Patience::PageCache => ReadWriteFlags::NOWAIT,
         Patience::Blocking => ReadWriteFlags::empty(),
     };
@@ -91,11 +92,18 @@ pub(crate) fn read_exact_at(
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(count) => done += count,
             Err(Errno::INTR) => {}
+            Err(Errno::OPNOTSUPP) if is_in_memory(&file) => flags = ReadWriteFlags::empty(),
             Err(Errno::OPNOTSUPP) => return Err(io::ErrorKind::WouldBlock.into()),
             Err(error) => return Err(error.into()),
         }
     }
     Ok(())
+}
+
+/// Whether the file is on a tmpfs, which has no disk to wait for, though it does not say so (up to Linux 6.17 at least).
+fn is_in_memory(file: impl AsFd) -> bool {
+    const TMPFS: i64 = 0x0102_1994;
+    fstatfs(file).is_ok_and(|of| of.f_type == TMPFS)
 }
 
 /// Opens a file for reading, if it is there.

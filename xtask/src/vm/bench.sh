@@ -46,7 +46,11 @@ for _ in $(seq "$reps"); do
     value=$(perftest ib_read_lat -s 4096 -n 1000 -F | awk '$1 == 4096 { print $5 }')
     echo "latency perftest $value"
     echo "engine-4k perftest $value"
-    echo "engine-4k ours $(engine_bench 4096 1 | awk '{ print $2 }')"
+    own=$(engine_bench 4096 1 | awk '{ print $2 }')
+    echo "engine-4k ours $own"
+    # A request and its answer are two messages, each of which takes what perftest tells.
+    echo "trip-4k perftest $(perftest ib_send_lat -s 4096 -n 1000 -F | awk '$1 == 4096 { print 2 * $5 }')"
+    echo "trip-4k ours $own"
     echo "events perftest $(perftest ib_read_lat -s 4096 -n 1000 -F -e | awk '$1 == 4096 { print $5 }')"
     value=$("$program" latency "$server:18600" 4096 1000)
     echo "latency ours $value"
