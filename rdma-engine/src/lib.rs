@@ -13,6 +13,7 @@
 pub mod checksum;
 pub mod client;
 mod file_id;
+pub mod memory;
 pub mod metrics;
 pub mod needle;
 pub mod protocol;

@@ -1,7 +1,7 @@
 //! Published blocks and the pins that keep them.
 
 use std::fmt;
-use std::ops::{Deref, Range};
+use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;
 
 use rdma_engine::FileId;
@@ -55,14 +55,14 @@ pub(super) enum Memory {
     /// In the arena.
     Slot(Slot),
     /// In the allocator's memory, because the arena had no room. Such a block is never found in the index.
-    Heap(Vec<u8>),
+    Heap(Heap),
 }
 
 impl Memory {
     /// `len` bytes outside of the arena.
-    pub(super) fn heap(len: usize, core: &Core) -> Self {
+    pub(super) fn heap(len: usize, core: &Arc<Core>) -> Self {
         core.heap_taken(len);
-        Memory::Heap(vec![0; len])
+        Memory::Heap(Heap { bytes: vec![0; len], core: core.clone() })
     }
 }
 
@@ -72,8 +72,35 @@ impl Deref for Memory {
     fn deref(&self) -> &[u8] {
         match self {
             Memory::Slot(slot) => slot,
-            Memory::Heap(bytes) => bytes,
+            Memory::Heap(heap) => &heap.bytes,
         }
+    }
+}
+
+impl DerefMut for Memory {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        match self {
+            Memory::Slot(slot) => slot,
+            Memory::Heap(heap) => &mut heap.bytes,
+        }
+    }
+}
+
+/// Memory outside of the arena, which is counted as long as it lives.
+pub(super) struct Heap {
+    bytes: Vec<u8>,
+    core: Arc<Core>,
+}
+
+impl Drop for Heap {
+    fn drop(&mut self) {
+        self.core.heap_freed(self.bytes.len());
+    }
+}
+
+impl fmt::Debug for Heap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Heap").field("len", &self.bytes.len()).finish_non_exhaustive()
     }
 }
 
@@ -142,9 +169,6 @@ impl Drop for Entry {
             && self.is_unread()
         {
             outcome.wasted(self.memory.len());
-        }
-        if let Memory::Heap(bytes) = &self.memory {
-            self.core.heap_freed(bytes.len());
         }
     }
 }

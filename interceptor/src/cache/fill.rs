@@ -1,13 +1,18 @@
 //! Memory that a fetch writes to, before anybody can read it.
 
+use std::any::Any;
 use std::fmt;
+use std::mem;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
+use rdma_engine::client::Destination;
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::arena::Slot;
 use super::block::{BlockKey, Entry, Memory, PrefetchOutcome, Readable};
 use super::index::Index;
+use crate::fetch::Fillable;
 
 /// Memory for one block, exclusively, until it is [published](Filling::publish). Dropping it instead, because the fetch
 /// failed, makes the memory free again; nobody will have seen it.
@@ -79,10 +84,51 @@ impl Deref for Filling {
 
 impl DerefMut for Filling {
     fn deref_mut(&mut self) -> &mut [u8] {
-        match &mut self.memory {
-            Memory::Slot(slot) => slot,
-            Memory::Heap(bytes) => bytes,
+        &mut self.memory
+    }
+}
+
+impl Fillable for Filling {
+    fn bytes(&mut self) -> &mut [u8] {
+        self
+    }
+
+    fn length(&self) -> usize {
+        self.memory.len()
+    }
+
+    /// Memory outside of the arena stands in until the slot comes back. If it never does, that is what is published, and the slot is free when the device is done.
+    fn lend(&mut self) -> Option<Box<dyn Destination>> {
+        if !self.in_arena() {
+            return None;
         }
+        let stand_in = Memory::heap(self.memory.len(), self.index.core());
+        match mem::replace(&mut self.memory, stand_in) {
+            Memory::Slot(slot) => Some(Box::new(Lent(slot))),
+            Memory::Heap(_) => None,
+        }
+    }
+
+    fn take_back(&mut self, memory: Box<dyn Destination>) {
+        let memory: Box<dyn Any> = memory;
+        if let Ok(lent) = memory.downcast::<Lent>() {
+            self.memory = Memory::Slot(lent.0);
+        }
+    }
+}
+
+/// A slot in the hands of a device, or of whoever waits for it.
+struct Lent(Slot);
+
+// SAFETY: the slot's range lies within the arena's region, which is mapped, and was zeroed, as long as the slot lives; it is the slot's alone, and nobody refers to it
+// while the slot is in here.
+unsafe impl Destination for Lent {
+    fn start(&self) -> *mut u8 {
+        self.0.start()
+    }
+
+    fn length(&self) -> usize {
+        self.0.len()
     }
 }
 

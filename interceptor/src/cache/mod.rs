@@ -52,10 +52,11 @@ use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use rdma_engine::client::RegistrationCache;
 use tokio::sync::{OwnedSemaphorePermit as Share, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
-use arena::{Arena, ArenaError, Backing, Class, ClassUsage, Registration, Slot};
+use arena::{Arena, ArenaError, Backing, Class, ClassUsage, Slot};
 use block::Memory;
 use consumed::Consumed;
 use index::Index;
@@ -95,6 +96,7 @@ pub struct Cache {
     index: Arc<Index>,
     consumed: Consumed,
     residents: OnceLock<Arc<Residents>>,
+    registrations: Arc<RegistrationCache>,
     fill: Arc<Semaphore>,
     fill_bytes: u64,
     /// How long a reader's fetch waits for memory.
@@ -106,6 +108,7 @@ impl Cache {
     pub fn new(capacity: u64) -> Result<Self, ArenaError> {
         let arena = Arena::new(capacity)?;
         let capacity = arena.capacity();
+        let registrations = arena.registrations();
         // An eighth keeps even fast links busy for a 1 GiB cache (128 MiB in flight); small caches need a larger share
         // to fetch a few chunks side by side, huge ones do not need more than 1 GiB.
         let fill_bytes = (capacity / 8).clamp(8 << 20, 1 << 30);
@@ -115,6 +118,7 @@ impl Cache {
             index: Arc::new(index),
             consumed: Consumed::default(),
             residents: OnceLock::new(),
+            registrations,
             fill,
             fill_bytes,
             patience: PATIENCE,
@@ -233,9 +237,9 @@ impl Cache {
         self.arena().capacity().saturating_sub(self.taken())
     }
 
-    /// Makes the arena known to a device that reads or writes it by itself.
-    pub fn register(&self, device: &dyn Registration) -> Result<(), ArenaError> {
-        self.arena().register(device)
+    /// By which RDMA devices may write into the cache's memory by themselves.
+    pub fn registrations(&self) -> &Arc<RegistrationCache> {
+        &self.registrations
     }
 
     /// What kind of pages the host gave.

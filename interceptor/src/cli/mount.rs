@@ -159,18 +159,21 @@ async fn mount(
     status_at: Option<SocketAddr>,
 ) -> anyhow::Result<(Arc<Mount>, Arc<Reader>)> {
     let (options, metrics) = (&plan.options, status.metrics());
+    let cache = Arc::new(Cache::new(plan.cache_size.0)?);
+    tracing::info!("cache of {} in {}", plan.cache_size, cache.backing());
+    health::watch_cache(metrics, &cache);
     let fetching = fetch::Options {
         access: access(options.fetch.volume_server_access, filer),
         data_center: options.fetch.data_center.clone(),
         retry_time: options.fetch.read_retry_time,
         requests_per_server: options.fetch.concurrent_readers.into(),
-        engines: options.fetch.engines(security.https_tls().is_some()),
+        engines: fetch::Engines {
+            memory: Some(cache.registrations().clone()),
+            ..options.fetch.engines(security.https_tls().is_some())
+        },
         ..fetch::Options::default()
     };
     let fetcher = Fetcher::new(Arc::new(filer.clone()), security, metrics.clone(), fetching);
-    let cache = Arc::new(Cache::new(plan.cache_size.0)?);
-    tracing::info!("cache of {} in {}", plan.cache_size, cache.backing());
-    health::watch_cache(metrics, &cache);
     let cluster = Arc::new(Cluster::new(fetcher, filer.clone()));
     let reader = Reader::new(cache, cluster, metrics.clone(), Handle::current());
 

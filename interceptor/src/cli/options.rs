@@ -297,7 +297,7 @@ impl FetchOptions {
             Transport::Http => Vec::new(),
         });
         let elsewhere = self.engine.iter().map(|at| (at.server.clone(), at.engine.clone())).collect();
-        Engines { transports: transports.collect(), port: self.rdma_port, elsewhere }
+        Engines { transports: transports.collect(), port: self.rdma_port, elsewhere, memory: None }
     }
 }
 

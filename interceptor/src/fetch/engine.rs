@@ -13,13 +13,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use rdma_engine::client::{Client, Delivered, Options, ReadError, Target};
+use rdma_engine::client::{Client, Delivered, Options, ReadError, RegistrationCache, Target};
 use rdma_engine::protocol::Transport;
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, timeout};
 
 use super::job::Job;
-use super::must_fetch_whole;
+use super::{Fillable, must_fetch_whole};
 use crate::seaweed::entry::Chunk;
 use crate::seaweed::volume::{VolumeError, unpack};
 use crate::telemetry::Source;
@@ -52,12 +52,14 @@ pub struct Engines {
     pub port: u16,
     /// Engines that are elsewhere: `host:port` by the `host:port` of the volume server.
     pub elsewhere: HashMap<String, String>,
+    /// Where RDMA devices may write by themselves: the cache's memory.
+    pub memory: Option<Arc<RegistrationCache>>,
 }
 
 impl Default for Engines {
     /// None.
     fn default() -> Self {
-        Self { transports: Vec::new(), port: ENGINE_PORT, elsewhere: HashMap::new() }
+        Self { transports: Vec::new(), port: ENGINE_PORT, elsewhere: HashMap::new(), memory: None }
     }
 }
 
@@ -76,8 +78,12 @@ impl Engines {
             connect: CONNECT,
             name: format!("interceptor {}", env!("CARGO_PKG_VERSION")),
         };
+        let client = Client::new(address, options);
+        if let Some(memory) = &self.memory {
+            client.register(memory.clone());
+        }
         Some(Arc::new(Engine {
-            client: Client::new(address, options),
+            client,
             first_look: OnceCell::new(),
             health: Mutex::new(Health {
                 next_look: Instant::now(),
@@ -190,11 +196,29 @@ impl Engine {
     ) -> Result<Source, EngineError> {
         let deadline = deadline.min(Instant::now() + PATIENCE);
         let outcome = match job {
-            Job::Range { offset, dst } => self.range(chunk, *offset, dst, token, deadline).await,
-            Job::Whole { offset, dst } => self.whole(chunk, *offset, dst, token, deadline).await,
+            Job::Range { offset, dst } => self.range(chunk, *offset, &mut **dst, token, deadline).await,
+            Job::Whole { offset, dst } => self.whole(chunk, *offset, &mut **dst, token, deadline).await,
             Job::Gather { .. } => Err(EngineError::Unsuited("lists are left to the volume server")),
         };
         self.health.lock().learn(outcome.as_ref().err());
+        outcome
+    }
+
+    /// Reads into `dst`: over RDMA without a copy, if a device may write there.
+    async fn fill(
+        &self,
+        target: Target<'_>,
+        dst: &mut dyn Fillable,
+        deadline: Instant,
+    ) -> Result<Delivered, ReadError> {
+        let over_rdma = self.client.transport() == Some(Transport::Verbs);
+        let Some(memory) = over_rdma.then(|| dst.lend()).flatten() else {
+            return self.client.read(target, dst.bytes(), deadline).await;
+        };
+        let (outcome, memory) = self.client.read_owned(target, memory, deadline).await;
+        if let Some(memory) = memory {
+            dst.take_back(memory);
+        }
         outcome
     }
 
@@ -202,17 +226,17 @@ impl Engine {
         &self,
         chunk: &Chunk,
         offset: u64,
-        dst: &mut [u8],
+        dst: &mut dyn Fillable,
         token: Option<&str>,
         deadline: Instant,
     ) -> Result<Source, EngineError> {
         let offset = u32::try_from(offset).map_err(|_| EngineError::Unsuited("longer than any needle"))?;
-        let delivered = self.client.read(Target { fid: chunk.fid, offset, token }, dst, deadline).await?;
+        let delivered = self.fill(Target { fid: chunk.fid, offset, token }, dst, deadline).await?;
         check_flags(chunk, &delivered)?;
         if delivered.needle.flags.is_gzip() {
             return Err(EngineError::Unsuited("a range of compressed bytes"));
         }
-        check_length(dst.len() as u64, delivered.needle.length)?;
+        check_length(dst.length() as u64, delivered.needle.length)?;
         Ok(source(delivered.transport))
     }
 
@@ -220,13 +244,13 @@ impl Engine {
         &self,
         chunk: &Chunk,
         offset: u64,
-        dst: &mut [u8],
+        dst: &mut dyn Fillable,
         token: Option<&str>,
         deadline: Instant,
     ) -> Result<Source, EngineError> {
         let target = Target { fid: chunk.fid, offset: 0, token };
-        if !must_fetch_whole(chunk) && dst.len() as u64 == chunk.size {
-            let delivered = self.client.read(target, dst, deadline).await?;
+        if !must_fetch_whole(chunk) && dst.length() as u64 == chunk.size {
+            let delivered = self.fill(target, dst, deadline).await?;
             // Of a needle that is longer than its chunk, or compressed, this was not what is wanted.
             if delivered.verified && !delivered.needle.flags.is_gzip() {
                 check_length(chunk.size, delivered.needle.length)?;
@@ -246,7 +270,7 @@ impl Engine {
             return Err(EngineError::Unsuited("not all of the needle"));
         }
         stored.truncate(delivered.needle.length as usize);
-        unpack(&mut stored, delivered.needle.flags.is_gzip(), chunk, offset, dst)?;
+        unpack(&mut stored, delivered.needle.flags.is_gzip(), chunk, offset, dst.bytes())?;
         Ok(source(delivered.transport))
     }
 }

@@ -1,5 +1,6 @@
 //! What is asked of a server, and where the answer goes.
 
+use super::Fillable;
 use crate::seaweed::entry::Chunk;
 
 /// A list of chunks that a needle holds does not say how long it is; most are shorter than this.
@@ -8,9 +9,9 @@ const LIST: u64 = 256 << 10;
 /// What is to be fetched of a chunk, and where it goes.
 pub(super) enum Job<'a> {
     /// A part of the logical bytes, by a request for that part.
-    Range { offset: u64, dst: &'a mut [u8] },
+    Range { offset: u64, dst: &'a mut dyn Fillable },
     /// A part of the logical bytes, or all, by a request for the whole needle, which is verified.
-    Whole { offset: u64, dst: &'a mut [u8] },
+    Whole { offset: u64, dst: &'a mut dyn Fillable },
     /// The whole decoded needle, `limit` bytes at most.
     Gather { limit: u64, bytes: &'a mut Vec<u8> },
 }
@@ -27,7 +28,7 @@ impl Job<'_> {
     /// How many bytes a server is asked for, as far as that is known.
     pub(super) fn bytes(&self, chunk: &Chunk) -> u64 {
         match self {
-            Self::Range { dst, .. } => dst.len() as u64,
+            Self::Range { dst, .. } => dst.length() as u64,
             Self::Whole { .. } => chunk.size,
             Self::Gather { .. } => chunk.size.min(LIST),
         }
@@ -35,8 +36,8 @@ impl Job<'_> {
 
     pub(super) fn outline(&self) -> Outline {
         match self {
-            Self::Range { offset, dst } => Outline::Range { offset: *offset, len: dst.len() },
-            Self::Whole { offset, dst } => Outline::Whole { offset: *offset, len: dst.len() },
+            Self::Range { offset, dst } => Outline::Range { offset: *offset, len: dst.length() },
+            Self::Whole { offset, dst } => Outline::Whole { offset: *offset, len: dst.length() },
             Self::Gather { limit, .. } => Outline::Gather { limit: *limit },
         }
     }
@@ -44,7 +45,7 @@ impl Job<'_> {
     /// Takes over what a second job of the same outline brought.
     pub(super) fn accept(&mut self, brought: Vec<u8>) {
         match self {
-            Self::Range { dst, .. } | Self::Whole { dst, .. } => dst.copy_from_slice(&brought),
+            Self::Range { dst, .. } | Self::Whole { dst, .. } => dst.bytes().copy_from_slice(&brought),
             Self::Gather { bytes, .. } => **bytes = brought,
         }
     }
@@ -61,7 +62,7 @@ impl Outline {
     }
 }
 
-fn sized(memory: &mut Vec<u8>, len: usize) -> &mut [u8] {
+fn sized(memory: &mut Vec<u8>, len: usize) -> &mut Vec<u8> {
     *memory = vec![0; len];
     memory
 }

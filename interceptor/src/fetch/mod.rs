@@ -18,6 +18,7 @@
 mod attempts;
 mod engine;
 mod error;
+mod fillable;
 mod gate;
 mod hedge;
 mod job;
@@ -40,6 +41,7 @@ use crate::seaweed::security::Security;
 use crate::telemetry::{Metrics, Source};
 pub use engine::{ENGINE_PORT, Engines};
 pub use error::FetchError;
+pub use fillable::Fillable;
 use job::Job;
 pub use priority::{Priority, Urgency};
 use sources::Sources;
@@ -132,16 +134,16 @@ impl Fetcher {
         Self { sources: Sources::new(lookup, security, metrics.clone(), options), metrics }
     }
 
-    /// Fetches the logical bytes `[offset, offset + dst.len())` of `chunk` into `dst`; they must lie within the chunk. What `dst`
+    /// Fetches the logical bytes `[offset, offset + dst.length())` of `chunk` into `dst`; they must lie within the chunk. What `dst`
     /// has after an error is undefined. As long as `priority` is speculative, this may wait at the server for any time.
     pub async fn read_chunk(
         &self,
         chunk: &Chunk,
         offset: u64,
-        dst: &mut [u8],
+        dst: &mut dyn Fillable,
         priority: &Priority,
     ) -> Result<Fetched, FetchError> {
-        let length = dst.len() as u64;
+        let length = dst.length() as u64;
         if offset.checked_add(length).is_none_or(|end| end > chunk.size) {
             return Err(FetchError::BeyondChunk { fid: chunk.fid, offset, length, size: chunk.size });
         }

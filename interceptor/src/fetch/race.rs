@@ -220,10 +220,10 @@ impl Sources {
         let (place, begun) = (&candidate.place, &progress.begun);
         match job {
             Job::Range { offset, dst } => {
-                self.volumes.read_range(place, chunk.fid, *offset, dst, deadline, begun).await?;
+                self.volumes.read_range(place, chunk.fid, *offset, dst.bytes(), deadline, begun).await?;
             }
             Job::Whole { offset, dst } => {
-                self.volumes.read_whole(place, chunk, *offset, dst, deadline, begun).await?;
+                self.volumes.read_whole(place, chunk, *offset, dst.bytes(), deadline, begun).await?;
             }
             Job::Gather { limit, bytes } => {
                 **bytes = self.volumes.read_needle(place, chunk, *limit, deadline, begun).await?;

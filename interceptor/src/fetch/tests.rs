@@ -187,7 +187,7 @@ async fn part_of_a_chunk_is_asked_for_as_a_range_unless_it_must_be_whole() {
         false => good(),
     });
     let (fetcher, _) = fetcher(&[&[&server]]);
-    let mut dst = [0; 5];
+    let mut dst = vec![0; 5];
     fetcher.read_chunk(&chunk(), 4, &mut dst, &demand()).await.unwrap();
     assert_eq!(dst, DATA[4..9]);
     let compressed = Chunk { is_compressed: true, ..chunk() };
@@ -206,7 +206,7 @@ async fn nothing_is_asked_for_beyond_a_chunk() {
         let outcome = fetcher.read_chunk(&chunk(), offset, &mut vec![0; length], &demand()).await;
         assert!(matches!(outcome, Err(FetchError::BeyondChunk { .. })));
     }
-    fetcher.read_chunk(&chunk(), DATA.len() as u64, &mut [], &demand()).await.unwrap();
+    fetcher.read_chunk(&chunk(), DATA.len() as u64, &mut Vec::new(), &demand()).await.unwrap();
     assert!(server.requests().is_empty());
 }
 
@@ -394,6 +394,6 @@ async fn what_a_reader_joins_goes_before_other_speculation() {
 fn a_fetch_can_be_sent() {
     fn sendable<T: Send>(_: T) {}
     let (fetcher, _) = fetcher(&[]);
-    sendable(fetcher.read_chunk(&chunk(), 0, &mut [], &demand()));
+    sendable(fetcher.read_chunk(&chunk(), 0, &mut Vec::new(), &demand()));
     sendable(fetcher.read_needle(&chunk()));
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
-use crate::fetch::{Fetcher, Priority};
+use crate::fetch::{Fetcher, Fillable, Priority};
 use crate::seaweed::decode;
 use crate::seaweed::entry::{Chunk, Entry};
 use crate::seaweed::filer::FilerClient;
@@ -22,7 +22,7 @@ pub trait Origin: Send + Sync + 'static {
         &'a self,
         chunk: &'a Chunk,
         offset: u64,
-        dst: &'a mut [u8],
+        dst: &'a mut dyn Fillable,
         priority: &'a Priority,
     ) -> BoxFuture<'a, Result<Source, OriginError>>;
 
@@ -51,7 +51,7 @@ impl Origin for Cluster {
         &'a self,
         chunk: &'a Chunk,
         offset: u64,
-        dst: &'a mut [u8],
+        dst: &'a mut dyn Fillable,
         priority: &'a Priority,
     ) -> BoxFuture<'a, Result<Source, OriginError>> {
         async move {

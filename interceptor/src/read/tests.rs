@@ -17,6 +17,7 @@ use super::*;
 
 mod residency;
 
+use crate::fetch::Fillable;
 use crate::seaweed::entry::{Attributes, Content, Entry, Kind};
 
 /// Holds needles in memory and counts what is asked of it.
@@ -75,7 +76,7 @@ impl Origin for Needles {
         &'a self,
         chunk: &'a Chunk,
         offset: u64,
-        dst: &'a mut [u8],
+        dst: &'a mut dyn Fillable,
         priority: &'a Priority,
     ) -> BoxFuture<'a, Result<Source, OriginError>> {
         async move {
@@ -88,6 +89,7 @@ impl Origin for Needles {
             if self.failing.load(Ordering::Relaxed) {
                 return Err(Arc::new(Missing) as OriginError);
             }
+            let dst = dst.bytes();
             assert!(offset + dst.len() as u64 <= chunk.size, "asked beyond the chunk");
             let data = self.data.lock();
             let needle = data.get(&chunk.fid).ok_or_else(|| Arc::new(Missing) as OriginError)?;

@@ -20,7 +20,7 @@ use super::desk::Desk;
 use super::wire::{Action, FileResult, MOST_NODES, PATH, Problem, Report, Request, State};
 use super::{Mounted, api};
 use crate::cache::{Cache, MIN_CAPACITY};
-use crate::fetch::Priority;
+use crate::fetch::{Fillable, Priority};
 use crate::read::{FileVersion, Origin, OriginError, Reader};
 use crate::seaweed::entry::{Attributes, Chunk, Content, Entry, Kind};
 use crate::telemetry::peer::Peer;
@@ -40,7 +40,7 @@ impl Origin for Gate {
         &'a self,
         chunk: &'a Chunk,
         _: u64,
-        _: &'a mut [u8],
+        _: &'a mut dyn Fillable,
         _: &'a Priority,
     ) -> BoxFuture<'a, Result<Source, OriginError>> {
         async move {

@@ -191,13 +191,16 @@ impl Connection {
             .within(deadline, async {
                 let length = kept.as_ref().map_or(0, |memory| memory.length());
                 let (arrival, asked) = self.asked(&target, length).await?;
-                let registered =
-                    |rdma: &&Rdma| kept.as_ref().is_some_and(|memory| rdma.is_registered(&**memory));
-                match (arrival, self.rdma.as_ref().filter(registered)) {
-                    (Arrival::Grant(needle, granted), Some(rdma)) if needle.length > 0 => {
+                let region = match (&arrival, &self.rdma, &kept) {
+                    (Arrival::Grant(..), Some(rdma), Some(memory)) if length > 0 => rdma.region(&**memory),
+                    _ => None,
+                };
+                match (arrival, &self.rdma, region) {
+                    (Arrival::Grant(needle, granted), Some(rdma), Some(region)) if needle.length > 0 => {
                         check(&needle, &target, length)?;
                         let Some(memory) = kept.take() else { return Err(ReadError::Lost(String::new())) };
-                        let fetched = rdma.fetch_into(&granted.grant, needle.length as usize, memory);
+                        let length = needle.length as usize;
+                        let fetched = rdma.fetch_into(&granted.grant, length, memory, &region);
                         let memory: Box<dyn Any> = self.leased(&granted, asked, fetched).await?;
                         let mut memory =
                             memory.downcast::<D>().map_err(|_| ReadError::Lost(String::new()))?;
@@ -211,7 +214,7 @@ impl Connection {
                         kept = Some(memory);
                         Ok(Delivered { needle, verified: verified?, transport: Transport::Verbs })
                     }
-                    (arrival, _) => {
+                    (arrival, ..) => {
                         let bytes = kept.as_mut().map(|memory| destination::bytes(&mut **memory));
                         self.fill(arrival, asked, &target, bytes.unwrap_or_default()).await
                     }

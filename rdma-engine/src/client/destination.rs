@@ -16,6 +16,17 @@ pub unsafe trait Destination: Send + std::any::Any {
     fn length(&self) -> usize;
 }
 
+// SAFETY: what is in the box promises it.
+unsafe impl Destination for Box<dyn Destination> {
+    fn start(&self) -> *mut u8 {
+        (**self).start()
+    }
+
+    fn length(&self) -> usize {
+        (**self).length()
+    }
+}
+
 /// The bytes of a destination.
 pub(super) fn bytes(destination: &mut dyn Destination) -> &mut [u8] {
     // SAFETY: mapped, initialised and its owner's alone (`Destination`); the borrow of the owner is the borrow of the bytes.

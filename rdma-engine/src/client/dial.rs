@@ -153,7 +153,7 @@ mod verbs {
         let messages = welcome.capabilities.has(Capabilities::MESSAGES);
         // Registering memory may take a while.
         let prepared =
-            tokio::task::spawn_blocking(move || rdma::prepare(near, &offers, &memory, messages)).await;
+            tokio::task::spawn_blocking(move || rdma::prepare(near, &offers, memory, messages)).await;
         let lost = |error: String| ReadError::Lost(error);
         prepared.map_err(|error| lost(error.to_string()))?.map_err(|error| lost(error.to_string()))
     }

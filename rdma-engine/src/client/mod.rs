@@ -42,6 +42,7 @@ use crate::protocol::{Needle, Transport};
 use connection::Connection;
 pub use destination::Destination;
 pub use error::ReadError;
+pub use rdma::RegistrationCache;
 
 /// The first pause after an engine could not be reached, and the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -101,8 +102,7 @@ struct Inner {
     address: String,
     options: Options,
     link: Mutex<Link>,
-    #[cfg(feature = "verbs")]
-    memory: Mutex<Vec<Arc<dyn crate::verbs::Memory>>>,
+    memory: Mutex<Vec<Arc<RegistrationCache>>>,
     /// Held by the one that connects.
     dialing: tokio::sync::Mutex<()>,
 }
@@ -131,7 +131,6 @@ impl Client {
             address: address.into(),
             options,
             link: Mutex::new(link),
-            #[cfg(feature = "verbs")]
             memory: Mutex::default(),
             dialing: Default::default(),
         };
@@ -165,7 +164,7 @@ impl Client {
         outcome
     }
 
-    /// As [`read`](Self::read), into memory that the read owns meanwhile. Over verbs, what lies in a region that was [registered](Self::register) is
+    /// As [`read`](Self::read), into memory that the read owns meanwhile. Over verbs, what lies in memory that may be [registered](Self::register) is
     /// written by the device itself, without a copy.
     ///
     /// The memory comes back with the outcome. Only after an error it may not: then the device still had it, and it is dropped
@@ -188,10 +187,9 @@ impl Client {
         (outcome, memory)
     }
 
-    /// Lets RDMA devices write into `memory` from the next connection on, for [`read_owned`](Self::read_owned). It is pinned while there is a connection over
-    /// verbs; clients that share it share that, too. Where the system refuses (the limit on locked memory, `ulimit -l`), the client takes its next transport.
-    #[cfg(feature = "verbs")]
-    pub fn register(&self, memory: Arc<dyn crate::verbs::Memory>) {
+    /// Lets RDMA devices write into `memory` from the next connection on, for [`read_owned`](Self::read_owned). Where the system refuses (the limit on locked
+    /// memory, `ulimit -l`), bytes are copied there.
+    pub fn register(&self, memory: Arc<RegistrationCache>) {
         self.inner.memory.lock().push(memory);
     }
 

@@ -1,11 +1,14 @@
 //! Stands for `rdma` where the program is built without verbs: no connection ever has it, so nothing of this is ever called.
 
-use std::sync::Weak;
+use std::convert::Infallible;
+use std::ptr::NonNull;
+use std::sync::{Arc, Weak};
 
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::connection::Connection;
 use super::{Destination, ReadError};
+use crate::memory::Memory;
 use crate::protocol::Grant;
 
 pub(super) enum Rdma {}
@@ -35,7 +38,7 @@ impl Rdma {
         match *self {}
     }
 
-    pub(super) fn is_registered(&self, _: &dyn Destination) -> bool {
+    pub(super) fn region(&self, _: &dyn Destination) -> Option<Infallible> {
         match *self {}
     }
 
@@ -48,7 +51,29 @@ impl Rdma {
         _: &Grant,
         _: usize,
         _: Box<dyn Destination>,
+        _: &Infallible,
     ) -> Result<Box<dyn Destination>, ReadError> {
         match *self {}
+    }
+}
+
+/// Memory that devices could be shown, if this program knew any.
+#[derive(Debug)]
+pub struct RegistrationCache(());
+
+impl RegistrationCache {
+    /// Nothing of `memory` will be registered.
+    pub fn new(_memory: Arc<dyn Memory>, _unit: usize) -> Arc<Self> {
+        Arc::new(Self(()))
+    }
+
+    /// Calls `then`.
+    pub fn withdraw<T>(&self, _start: NonNull<u8>, _length: usize, then: impl FnOnce() -> T) -> Option<T> {
+        Some(then())
+    }
+
+    /// None.
+    pub fn registered(&self) -> u64 {
+        0
     }
 }

@@ -13,6 +13,7 @@ use ibverbs_sys::{self as ffi, ibv_access_flags};
 use memmap2::MmapMut;
 
 use super::{Context, VerbsError};
+use crate::memory::Memory;
 
 /// What keeps apart: a queue pair reaches only regions of its own domain, and so does a peer through it.
 pub struct ProtectionDomain {
@@ -88,30 +89,6 @@ pub enum Access {
     Local,
     /// Also, peers that know its rkey may read it.
     RemoteRead,
-}
-
-/// Memory that can be registered.
-///
-/// # Safety
-/// As long as the value lives, also when it is moved, `start..start + length` stays mapped for reading and writing at the same address, and it is no memory that a Rust
-/// reference is taken to while a device may write to it.
-pub unsafe trait Memory: Send + Sync + 'static {
-    /// The first byte.
-    fn start(&self) -> *mut u8;
-
-    /// How many bytes.
-    fn length(&self) -> usize;
-}
-
-// SAFETY: what the `Arc` shares lives as long as any of them.
-unsafe impl<M: Memory + ?Sized> Memory for Arc<M> {
-    fn start(&self) -> *mut u8 {
-        (**self).start()
-    }
-
-    fn length(&self) -> usize {
-        (**self).length()
-    }
 }
 
 /// Memory of our own: zeroed pages that nothing else lies in.

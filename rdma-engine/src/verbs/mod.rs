@@ -46,9 +46,8 @@ pub use self::context::Context;
 pub use self::device::{Device, Gid, GidEntry, GidKind, Link, Mtu, Port, devices};
 pub use self::endpoint::Endpoint;
 pub use self::error::{PostError, VerbsError, WorkError};
-pub use self::memory::{
-    Access, LocalMemory, Memory, MemoryRegion, Pages, ProtectionDomain, RemoteMemory, Slot,
-};
+pub use self::memory::{Access, LocalMemory, MemoryRegion, Pages, ProtectionDomain, RemoteMemory, Slot};
 pub use self::outstanding::{Completion, Work};
 pub use self::queue_pair::{Options, PreparedQueuePair, QueuePair, Read, Timeouts, Unposted};
 pub use self::select::{Place, Wanted, current_numa_node};
+pub use crate::memory::Memory;

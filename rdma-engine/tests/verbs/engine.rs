@@ -7,7 +7,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use rdma_engine::client::{self, Client, Delivered, Destination, ReadError, Target};
+use rdma_engine::client::{self, Client, Delivered, Destination, ReadError, RegistrationCache, Target};
 use rdma_engine::metrics::Metrics;
 use rdma_engine::protocol::frame::HEADER;
 use rdma_engine::protocol::{Kind, LONGEST_REQUEST, Request, Transport, WINDOW};
@@ -148,7 +148,8 @@ fn random_needles_and_ranges_come_by_rdma_into_any_memory() {
     let served = serve(&LENGTHS, Options::default());
     let client = client(served.address);
     let pages = Arc::new(Pages::new(8 << 20).unwrap());
-    client.register(pages.clone());
+    let registrations = RegistrationCache::new(pages.clone(), 64 << 10);
+    client.register(registrations.clone());
     let mut numbers = Numbers(11);
     let (mut fetched, mut bytes_fetched) = (0, 0);
     for round in 0..200 {
@@ -166,7 +167,9 @@ fn random_needles_and_ranges_come_by_rdma_into_any_memory() {
             check(&delivered, &bytes, key as u64, offset);
             delivered
         } else {
-            let part = Part { pages: pages.clone(), offset: numbers.below(1000), length };
+            // Now here, now there: parts are registered, and replaced by larger ones.
+            let offset_there = numbers.below(pages.length() - length);
+            let part = Part { pages: pages.clone(), offset: offset_there, length };
             let read = client.read_owned(target, part, soon());
             let (delivered, part) = served.runtime.block_on(read);
             let delivered = delivered.unwrap();
@@ -180,12 +183,39 @@ fn random_needles_and_ranges_come_by_rdma_into_any_memory() {
     }
     assert_eq!(client.transport(), Some(Transport::Verbs));
     assert!(fetched > 100, "{fetched}");
+    assert!(registrations.registered() > 1 << 20, "{}", registrations.registered());
     assert_eq!(metric(&served.metrics, "rdma_engine_reads_total{transport=\"verbs\"}"), fetched);
     assert_eq!(metric(&served.metrics, "rdma_engine_bytes_total{transport=\"verbs\"}"), bytes_fetched);
     // Hot ones stay staged as long as there is room.
     assert!(metric(&served.metrics, "rdma_engine_staging_bytes{transport=\"verbs\"}") > 0);
     drop(client);
     until(&served.metrics, "rdma_engine_staging_bytes{transport=\"verbs\"}", 0);
+}
+
+#[test]
+fn memory_whose_pages_were_replaced_is_registered_again() {
+    let Some(_turn) = quiet_turn("memory_whose_pages_were_replaced_is_registered_again") else { return };
+    let (key, length) = LONGEST;
+    let served = serve(&LENGTHS, Options::default());
+    let client = client(served.address);
+    let pages = Arc::new(Pages::new(4 << 20).unwrap());
+    let registrations = RegistrationCache::new(pages.clone(), 2 << 20);
+    client.register(registrations.clone());
+    for round in 0..3 {
+        let part = Part { pages: pages.clone(), offset: 0, length };
+        let target = Target { fid: fid(key), offset: 0, token: None };
+        let (delivered, part) = served.runtime.block_on(client.read_owned(target, part, soon()));
+        check(&delivered.unwrap(), part.unwrap().bytes(), key, 0);
+        assert_eq!(registrations.registered(), 2 << 20, "round {round}");
+        let start = std::ptr::NonNull::new(pages.start()).unwrap();
+        // A device that was not told would go on writing to the pages that leave here.
+        let replaced = registrations.withdraw(start, 1 << 20, || {
+            // SAFETY: private pages that nothing refers to; they read as zeros afterwards.
+            unsafe { libc::madvise(start.as_ptr().cast(), 4 << 20, libc::MADV_DONTNEED) }
+        });
+        assert_eq!(replaced, Some(0));
+        assert_eq!(registrations.registered(), 0);
+    }
 }
 
 #[test]

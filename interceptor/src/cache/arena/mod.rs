@@ -4,21 +4,22 @@
 //! [`Slot`] is the only way to a part of it: it is exclusive, and gives its part back when dropped. Which parts are free
 //! is the [`layout`]'s business; the kind of pages is the [`region`]'s.
 //!
-//! An RDMA device must know memory before it can write there. [`Arena::register`] shows it the whole region, once, so
-//! that any slot is a legal target afterwards; that pins the pages and so takes the memory at once.
+//! An RDMA device must know memory before it can write there. It is shown what it needs as slots become targets, in whole units, and that stays
+//! known ([`RegistrationCache`]): the next slot that is cut from it costs nothing. Before pages are given back to the host they are withdrawn.
 
 mod layout;
 mod region;
 mod room;
 
-use std::any::Any;
 use std::fmt;
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 
 use layout::{Layout, Place, UNIT};
+use rdma_engine::client::RegistrationCache;
+use rdma_engine::memory::Memory;
 use region::Region;
 pub(super) use room::Room;
 
@@ -53,35 +54,13 @@ pub enum ArenaError {
         /// What the kernel said.
         source: io::Error,
     },
-    /// The device did not take the memory.
-    #[error("cannot register {len} bytes of cache with the device: {source}")]
-    Register {
-        /// The size of the region.
-        len: usize,
-        /// What the device's driver said.
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// It is done once.
-    #[error("the cache is registered with a device already")]
-    AlreadyRegistered,
-}
-
-/// A device that reads or writes the arena without the processor.
-pub trait Registration {
-    /// Makes the `len` bytes from `start` on known to the device, until what is returned is dropped. They stay mapped
-    /// until then. May take long: the device pins every page.
-    fn register(
-        &self,
-        start: NonNull<u8>,
-        len: usize,
-    ) -> Result<Box<dyn Any + Send + Sync>, Box<dyn std::error::Error + Send + Sync>>;
 }
 
 /// See the module's documentation.
 pub struct Arena {
     layout: Mutex<Layout<BlockKey>>,
-    /// Dropped before the region is unmapped.
-    registered: Mutex<Option<Box<dyn Any + Send + Sync>>>,
+    /// What devices were shown of the region, if they may be.
+    registrations: OnceLock<Weak<RegistrationCache>>,
     region: Region,
     capacity: u64,
     room: Room,
@@ -106,23 +85,19 @@ impl Arena {
         let region = Region::map(len as usize).map_err(|source| ArenaError::Map { len, source })?;
         Ok(Arc::new(Self {
             layout: Mutex::new(Layout::new(units, capacity)),
-            registered: Mutex::new(None),
+            registrations: OnceLock::new(),
             region,
             capacity,
             room: Room::default(),
         }))
     }
 
-    /// Shows the whole region to a device.
-    pub fn register(&self, device: &dyn Registration) -> Result<(), ArenaError> {
-        let mut registered = self.registered.lock();
-        if registered.is_some() {
-            return Err(ArenaError::AlreadyRegistered);
-        }
-        let len = self.region.len();
-        let guard = device.register(self.region.start(), len);
-        *registered = Some(guard.map_err(|source| ArenaError::Register { len, source })?);
-        Ok(())
+    /// Lets devices write into slots. What they are shown is withdrawn by the arena before it gives pages back.
+    pub(super) fn registrations(self: &Arc<Self>) -> Arc<RegistrationCache> {
+        let cache = RegistrationCache::new(self.clone(), UNIT as usize);
+        // There is one for each arena; a second one would not be asked.
+        self.registrations.set(Arc::downgrade(&cache)).expect("called once, for the cache");
+        cache
     }
 
     /// Bytes that slots may take.
@@ -169,6 +144,18 @@ impl fmt::Debug for Arena {
     }
 }
 
+// SAFETY: the region is mapped for reading and writing at one address as long as the arena lives. A device writes only to slots that were lent to it
+// (`Destination`), and nobody has references to those.
+unsafe impl Memory for Arena {
+    fn start(&self) -> *mut u8 {
+        self.region.start().as_ptr()
+    }
+
+    fn length(&self) -> usize {
+        self.region.len()
+    }
+}
+
 /// A part of the arena, exclusively. Given back when dropped.
 pub struct Slot {
     arena: Arc<Arena>,
@@ -183,12 +170,18 @@ impl Slot {
     }
 
     /// Gives the slot's memory back to the host until it is written again; its content is zeros then. Does nothing and
-    /// returns false where that is not possible: where a device was shown the pages, or they belong to a pool of huge pages.
+    /// returns false where that is not possible: the pages belong to a pool of huge pages, or a device writes beside them at the moment.
     pub(super) fn give_back_pages(&mut self) -> bool {
-        // Held so that no device is shown the pages at this moment. It would go on using the ones that left.
-        let registered = self.arena.registered.lock();
-        registered.is_none()
-            && self.arena.region.give_back(self.place.offset() as usize, self.place.size() as usize)
+        let (offset, size) = (self.place.offset() as usize, self.place.size() as usize);
+        let region = &self.arena.region;
+        let give_back = || region.give_back(offset, size);
+        let start = NonNull::new(self.start());
+        match (self.arena.registrations.get().and_then(Weak::upgrade), start) {
+            (Some(registrations), Some(start)) => {
+                registrations.withdraw(start, size, give_back) == Some(true)
+            }
+            _ => give_back(),
+        }
     }
 
     /// Says under which key the slot's content can be evicted, or that it cannot.
@@ -196,7 +189,8 @@ impl Slot {
         self.arena.layout.lock().set_owner(self.place, key);
     }
 
-    fn start(&self) -> *mut u8 {
+    /// The first byte.
+    pub(super) fn start(&self) -> *mut u8 {
         // SAFETY: the layout was made for the size of the region, so the place lies within it.
         unsafe { self.arena.region.start().as_ptr().add(self.place.offset() as usize) }
     }
@@ -270,23 +264,11 @@ mod tests {
             assert!(!slot.give_back_pages());
             return;
         }
+        // Whether or not devices may be shown the memory.
+        let _registrations = arena.registrations();
         assert!(slot.give_back_pages());
         assert_eq!(pages_present(&slot), 0);
         assert!(slot.iter().all(|&byte| byte == 0));
-        struct Device;
-        impl Registration for Device {
-            fn register(
-                &self,
-                _: NonNull<u8>,
-                _: usize,
-            ) -> Result<Box<dyn Any + Send + Sync>, Box<dyn std::error::Error + Send + Sync>> {
-                Ok(Box::new(()))
-            }
-        }
-        arena.register(&Device).unwrap();
-        slot.fill(2);
-        assert!(!slot.give_back_pages(), "a device may write there");
-        assert!(slot.iter().all(|&byte| byte == 2));
     }
 
     /// How many pages of 4 KiB of the slot are in memory.
@@ -297,26 +279,5 @@ mod tests {
         let status = unsafe { libc::mincore(start, slot.len(), present.as_mut_ptr()) };
         assert_eq!(status, 0);
         present.iter().filter(|&&page| page & 1 != 0).count()
-    }
-
-    #[test]
-    fn a_device_is_shown_the_region_once_and_may_refuse() {
-        struct Device(Result<(), &'static str>);
-        impl Registration for Device {
-            fn register(
-                &self,
-                start: NonNull<u8>,
-                len: usize,
-            ) -> Result<Box<dyn Any + Send + Sync>, Box<dyn std::error::Error + Send + Sync>> {
-                assert_eq!((start.as_ptr() as usize % (2 << 20), len), (0, MIN_CAPACITY as usize));
-                self.0?;
-                Ok(Box::new(()))
-            }
-        }
-        let arena = Arena::new(MIN_CAPACITY).unwrap();
-        let error = arena.register(&Device(Err("memory lock limit"))).unwrap_err();
-        assert!(error.to_string().contains("memory lock limit"), "{error}");
-        arena.register(&Device(Ok(()))).unwrap();
-        assert!(matches!(arena.register(&Device(Ok(()))), Err(ArenaError::AlreadyRegistered)));
     }
 }

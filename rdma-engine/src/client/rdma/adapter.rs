@@ -11,18 +11,14 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::lent::Lent;
-use crate::verbs::{
-    Access, CompletionQueue, Context, Memory, MemoryRegion, Poller, ProtectionDomain, VerbsError,
-};
+use super::registration::Known;
+use crate::verbs::{CompletionQueue, Context, Poller, ProtectionDomain, VerbsError};
 
 /// Completions that may be on their way on one device: what it takes for some hundred connections.
 const COMPLETIONS: u32 = 8192;
 
 /// How long the thread sleeps without completions before it looks whether anybody is left.
 const IDLE: Duration = Duration::from_millis(500);
-
-/// Memory that a client has registered.
-pub(super) type Registered = MemoryRegion<Arc<dyn Memory>>;
 
 /// One open device.
 pub(super) struct Adapter {
@@ -31,7 +27,8 @@ pub(super) struct Adapter {
     pub(super) queue: Arc<CompletionQueue<Lent>>,
     /// The device gives no completions any more.
     failed: AtomicBool,
-    regions: Mutex<Vec<Weak<Registered>>>,
+    /// What was registered with it for good.
+    pub(super) known: Mutex<Known>,
 }
 
 /// The devices in use.
@@ -53,7 +50,7 @@ impl Adapter {
             domain: ProtectionDomain::new(&context)?,
             queue: Arc::clone(poller.queue()),
             failed: AtomicBool::new(false),
-            regions: Mutex::default(),
+            known: Mutex::default(),
         });
         let weak = Arc::downgrade(&adapter);
         thread::Builder::new()
@@ -62,19 +59,6 @@ impl Adapter {
             .map_err(|source| VerbsError::Call { call: "clone", source })?;
         adapters.push(Arc::downgrade(&adapter));
         Ok(adapter)
-    }
-
-    /// Registers memory, or finds it registered by another client.
-    pub(super) fn register(&self, memory: &Arc<dyn Memory>) -> Result<Arc<Registered>, VerbsError> {
-        let mut regions = self.regions.lock();
-        regions.retain(|region| region.strong_count() > 0);
-        let known = regions.iter().filter_map(Weak::upgrade);
-        if let Some(region) = known.into_iter().find(|region| Arc::ptr_eq(region.memory(), memory)) {
-            return Ok(region);
-        }
-        let region = Arc::new(self.domain.register(Arc::clone(memory), Access::Local)?);
-        regions.push(Arc::downgrade(&region));
-        Ok(region)
     }
 }
 

@@ -1,15 +1,15 @@
 //! Where bytes land: memory of the connection that they are copied from, or the caller's own.
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-use super::adapter::Registered;
+use super::registration::Registered;
 use crate::client::Destination;
-use crate::verbs::{Access, LocalMemory, Memory, Pages, ProtectionDomain, Slot, VerbsError, WorkError};
+use crate::memory::Memory;
+use crate::verbs::{Access, LocalMemory, Pages, ProtectionDomain, Slot, VerbsError, WorkError};
 
 /// Bytes of one slot of the bounce memory.
 pub(super) const SLOT: usize = 512 << 10;
@@ -79,7 +79,7 @@ pub(super) struct Direct {
 impl Direct {
     /// The first `length` bytes of `memory`; `None` if it has less, or does not lie within the region.
     pub(super) fn new(memory: Box<dyn Destination>, length: usize, region: &Arc<Registered>) -> Option<Self> {
-        let fits = length <= memory.length() && within(region, memory.start() as usize, memory.length());
+        let fits = length <= memory.length() && within(region, &*memory);
         fits.then(|| Self { memory, length, region: region.clone() })
     }
 
@@ -88,11 +88,11 @@ impl Direct {
     }
 }
 
-/// Whether the range lies in the region.
-pub(super) fn within(region: &Registered, start: usize, length: usize) -> bool {
+/// Whether the memory lies in the region.
+fn within(region: &Registered, memory: &dyn Destination) -> bool {
     let first = region.memory().start() as usize;
-    let Range { start: low, end } = first..first + region.memory().length();
-    start >= low && start.checked_add(length).is_some_and(|last| last <= end)
+    let start = memory.start() as usize;
+    start >= first && start + memory.length() <= first + region.memory().length()
 }
 
 /// Memory of either kind.

@@ -6,7 +6,7 @@
 //!             copied from the ◄── Adapter's thread
 //!             slot, or in place
 //! ```
-//! Into memory that its caller owns and has registered ([`Client::register`](super::Client::register)) the device writes directly. Anything else lands
+//! Into memory that its caller owns, and that devices may be shown ([`Client::register`](super::Client::register)), the device writes directly. Anything else lands
 //! in slots of the connection's own and is copied from there, piece by piece while the next ones are on their way.
 //!
 //! Requests and short answers are messages of the same queue pair, if the engine takes them (`mail`).
@@ -17,6 +17,7 @@ mod adapter;
 mod landing;
 mod lent;
 mod mail;
+mod registration;
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -27,18 +28,20 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::Instant;
 
-use self::adapter::{Adapter, Registered};
+use self::adapter::Adapter;
 use self::landing::{Bounce, Direct, Ground, Landed, Landing, SLOT};
 use self::lent::Lent;
 use self::mail::Mail;
+use self::registration::Registered;
+pub use self::registration::RegistrationCache;
 use super::connection::Connection;
 use super::{Destination, ReadError};
 use crate::checksum;
 use crate::protocol::{Grant, QueuePair as End, VerbsOffer, WINDOW};
 use crate::transport::{end, messages};
 use crate::verbs::{
-    Memory, Options, PreparedQueuePair, QueuePair, Read, RemoteMemory, Timeouts, VerbsError, Wanted,
-    WorkError, devices,
+    Options, PreparedQueuePair, QueuePair, Read, RemoteMemory, Timeouts, VerbsError, Wanted, WorkError,
+    devices,
 };
 
 /// READs that are posted at a time; the device has as many of them on the way as it can.
@@ -64,7 +67,7 @@ pub(super) struct Prepared {
 struct Parts {
     bounce: Arc<Bounce>,
     mail: Option<Mail>,
-    regions: Vec<Arc<Registered>>,
+    memory: Vec<Arc<RegistrationCache>>,
     // Last: everything else is on it.
     adapter: Arc<Adapter>,
 }
@@ -77,7 +80,7 @@ struct Parts {
 pub(super) fn prepare(
     near: IpAddr,
     offers: &[VerbsOffer],
-    memory: &[Arc<dyn Memory>],
+    memory: Vec<Arc<RegistrationCache>>,
     messages: bool,
 ) -> Result<Prepared, VerbsError> {
     let places = Wanted { near: Some(near), ..Wanted::default() }.places(&devices()?)?;
@@ -87,11 +90,10 @@ pub(super) fn prepare(
         .find(|(offer, place)| end::reaches(place, offer))
         .ok_or(VerbsError::Endpoint("no port of this host is on the engine's network"))?;
     let adapter = Adapter::open(&place.device)?;
-    let regions = memory.iter().map(|memory| adapter.register(memory)).collect::<Result<_, _>>()?;
     let bounce = Bounce::new(&adapter.domain)?;
     let mail = messages.then(|| Mail::new(&adapter.domain)).transpose()?;
     let pair = PreparedQueuePair::new(&adapter.domain, &adapter.queue, place, QUEUE)?;
-    Ok(Prepared { pair, offer: offer.port, rdma: Parts { bounce, mail, regions, adapter } })
+    Ok(Prepared { pair, offer: offer.port, rdma: Parts { bounce, mail, memory, adapter } })
 }
 
 impl Prepared {
@@ -108,17 +110,17 @@ impl Prepared {
         let endpoint = end::endpoint(peer)?;
         let pair = self.pair.handshake(&endpoint, Timeouts::default());
         let pair = pair.map_err(|error| ReadError::Lost(error.to_string()))?;
-        let Parts { bounce, mail, regions, adapter } = self.rdma;
+        let Parts { bounce, mail, memory, adapter } = self.rdma;
         let posts = Arc::new(Semaphore::new(DEPTH as usize));
         Ok(Rdma {
             pair,
             posts,
             bounce,
             mail,
-            regions,
+            memory,
             landed: Arc::default(),
             failed: AtomicBool::new(false),
-            _adapter: adapter,
+            adapter,
         })
     }
 }
@@ -130,12 +132,13 @@ pub(super) struct Rdma {
     posts: Arc<Semaphore>,
     bounce: Arc<Bounce>,
     mail: Option<Mail>,
-    regions: Vec<Arc<Registered>>,
+    /// What of may be registered.
+    memory: Vec<Arc<RegistrationCache>>,
     /// How many READs have come: whether the queue pair works at all, and whether it still does.
     landed: Arc<AtomicU64>,
     /// A READ has failed by itself, not because the connection was ended.
     failed: AtomicBool,
-    _adapter: Arc<Adapter>,
+    adapter: Arc<Adapter>,
 }
 
 impl Rdma {
@@ -206,17 +209,12 @@ impl Rdma {
         Ok(crc)
     }
 
-    /// Whether [`fetch_into`](Self::fetch_into) can fill this memory.
-    pub(super) fn is_registered(&self, destination: &dyn Destination) -> bool {
-        self.region(destination).is_some()
+    /// The registered part that the memory lies in, for [`fetch_into`](Self::fetch_into). May register it.
+    pub(super) fn region(&self, destination: &dyn Destination) -> Option<Arc<Registered>> {
+        self.memory.iter().find_map(|memory| memory.region(&self.adapter, destination))
     }
 
-    fn region(&self, destination: &dyn Destination) -> Option<&Arc<Registered>> {
-        let (start, length) = (destination.start() as usize, destination.length());
-        self.regions.iter().find(|region| landing::within(region, start, length))
-    }
-
-    /// Fetches `length` bytes that were granted straight into the caller's memory, which is registered, and gives it back.
+    /// Fetches `length` bytes that were granted straight into the caller's memory, which lies in `region`, and gives it back.
     ///
     /// # Errors
     /// [`ReadError::Lost`]: the queue pair has failed.
@@ -225,9 +223,9 @@ impl Rdma {
         grant: &Grant,
         length: usize,
         destination: Box<dyn Destination>,
+        region: &Arc<Registered>,
     ) -> Result<Box<dyn Destination>, ReadError> {
-        let region = self.region(&*destination);
-        let direct = region.and_then(|region| Direct::new(destination, length, region)).ok_or_else(lost)?;
+        let direct = Direct::new(destination, length, region).ok_or_else(lost)?;
         match self.post(grant, 0, length, Ground::Direct(direct)).await?.landed().await? {
             Ground::Direct(direct) => Ok(direct.into_memory()),
             Ground::Bounced(_) => Err(lost()),
