@@ -82,6 +82,9 @@ fn bytes_come_from_engines_and_are_those_of_the_filer() {
         let after = [fetched(&mount, transport), fetched(&mount, "http"), fallbacks(&mount)];
         assert!(after[0] - before[0] >= (LARGE as usize + text.len()) as f64, "{before:?} {after:?}");
         assert_eq!(after[1..], before[1..], "nothing was left to the volume servers");
+        // RDMA brings it into the cache itself.
+        let shown = mount.metric("interceptor_cache_bytes", &["state=\"rdma\""]).unwrap();
+        assert_eq!(shown > 0.0, *transport == "verbs", "{shown}");
     }
 }
 

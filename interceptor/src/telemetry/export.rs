@@ -205,6 +205,7 @@ fn cache(out: &mut Exposition, cache: &CacheUsage) {
         .sample(&[("state", "used")], cache.used)
         .sample(&[("state", "resident")], cache.resident)
         .sample(&[("state", "pinned")], cache.pinned)
+        .sample(&[("state", "rdma")], cache.rdma)
         .sample(&[("state", "allocated")], cache.allocated);
     let ResidentFiles { ready, waiting, promoted, failed, displaced, retired } = cache.resident_files;
     out.family("interceptor_resident_files", "gauge", "Files that the kernel reads by itself.")
@@ -266,6 +267,7 @@ mod tests {
             resident: 2,
             resident_files: ResidentFiles { ready: 4, waiting: 3, retired: 1, ..ResidentFiles::default() },
             pinned: 1,
+            rdma: 4,
             allocated: 7,
             backing: "plain".into(),
             classes: vec![
@@ -306,6 +308,7 @@ mod tests {
             "interceptor_cache_bytes{state=\"capacity\"} 10",
             "interceptor_cache_bytes{state=\"resident\"} 2",
             "interceptor_cache_bytes{state=\"pinned\"} 1",
+            "interceptor_cache_bytes{state=\"rdma\"} 4",
             "interceptor_resident_files{state=\"waiting\"} 3",
             "interceptor_resident_events_total{event=\"retired\"} 1",
             "interceptor_cache_class_bytes{slot=\"4096\",state=\"held\"} 8192",

@@ -189,6 +189,9 @@ pub struct CacheUsage {
     /// Of `used`, blocks that somebody reads at the moment.
     #[serde(default)]
     pub pinned: u64,
+    /// What RDMA devices were shown, and so is locked in memory; twice where two devices know it.
+    #[serde(default)]
+    pub rdma: u64,
     /// `used`, and what is held outside of the cache's memory for reads that found it full.
     pub allocated: u64,
     /// What its memory is made of: `hugetlb`, `transparent` (huge pages as the kernel has them) or `plain`.

@@ -38,6 +38,7 @@ pub(super) fn watch_cache(metrics: &Metrics, cache: &Arc<Cache>) {
                 retired: files.retired,
             },
             pinned: usage.pinned,
+            rdma: cache.registrations().registered(),
             allocated: usage.allocated,
             backing: cache.backing().label().to_owned(),
             classes: cache.classes().iter().map(class).collect(),
