@@ -133,6 +133,77 @@ fn the_program_serves_pings_reads_measures_and_ends() {
 }
 
 #[test]
+fn ten_thousand_random_ranges_are_those_of_http() {
+    const NEEDLES: u64 = 600;
+    const READS: u64 = 10_000;
+    if !host::can_serve() {
+        return;
+    }
+    let cluster = Cluster::builder().start().unwrap();
+    let needles = Needles::new(&cluster);
+    // Numbers that look random and are the same at every run (a linear congruential generator, Knuth's MMIX).
+    let mut state = 7u64;
+    let mut below = |limit: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % limit
+    };
+    let mut held = Vec::new();
+    for number in 0..NEEDLES {
+        let at = needles.assign("").unwrap();
+        // Most are small, as most needles are; some take several READs, or several pieces of them.
+        let size = 1 + below(if number % 20 == 0 { 1_500_000 } else { 40_000 });
+        needles.put(&at, &Pattern::new(number).bytes(0, size), "", &[]).unwrap();
+        let bytes = needles.get(&at).unwrap().expect("it was just written");
+        assert_eq!(bytes.len(), size);
+        held.push((fid(&at), bytes));
+    }
+    let held = std::sync::Arc::new(held);
+    let engine = Engine::start(&cluster, &cluster.volume_servers()[0]).unwrap();
+    let runtime = runtime();
+    for name in host::transports() {
+        let transport = match name.as_str() {
+            "verbs" => Transport::Verbs,
+            "local" => Transport::Local,
+            _ => Transport::Tcp,
+        };
+        let client = client(&engine, transport);
+        let mut readers = tokio::task::JoinSet::new();
+        for _ in 0..16 {
+            let ranges: Vec<_> = (0..READS / 16)
+                .map(|_| {
+                    let index = below(held.len());
+                    let whole = held[index].1.len();
+                    (index, below(whole), 1 + below(whole))
+                })
+                .collect();
+            let (client, held) = (client.clone(), held.clone());
+            readers.spawn_on(
+                async move {
+                    for (index, offset, length) in ranges {
+                        let (fid, whole) = &held[index];
+                        let mut bytes = vec![0xee; length];
+                        let target = Target { fid: *fid, offset: offset as u32, token: None };
+                        let deadline = tokio::time::Instant::now() + LIMIT;
+                        let delivered = client.read(target, &mut bytes, deadline).await.unwrap();
+                        let end = whole.len().min(offset + length);
+                        assert_eq!(delivered.needle.length as usize, end - offset);
+                        assert!(bytes[..end - offset] == whole[offset..end], "{fid} from {offset} to {end}");
+                    }
+                },
+                runtime.handle(),
+            );
+        }
+        runtime.block_on(async {
+            while let Some(outcome) = readers.join_next().await {
+                outcome.unwrap();
+            }
+        });
+        let counted = engine.metric(&format!("rdma_engine_reads_total{{transport=\"{name}\"}}")).unwrap();
+        assert_eq!(counted, READS, "all of them by {name}");
+    }
+}
+
+#[test]
 fn an_engine_that_is_killed_or_hangs_costs_a_typed_error() {
     if !host::can_serve() {
         return;

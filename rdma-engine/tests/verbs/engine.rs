@@ -6,11 +6,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
 use rdma_engine::client::{self, Client, Delivered, Destination, ReadError, RegistrationCache, Target};
 use rdma_engine::metrics::Metrics;
-use rdma_engine::protocol::frame::HEADER;
-use rdma_engine::protocol::{Kind, LONGEST_REQUEST, Request, Transport, WINDOW};
+use rdma_engine::protocol::{Request, Transport};
 use rdma_engine::server::{Engine, Options};
 use rdma_engine::store::Store;
 use rdma_engine::verbs::{Memory, Pages, WorkError};
@@ -32,12 +30,12 @@ const LENGTHS: [usize; 7] = [100, 8 << 10, (8 << 10) + 1, 70_000, 512 << 10, 700
 const LONGEST: (u64, usize) = (LENGTHS.len() as u64, LENGTHS[LENGTHS.len() - 1]);
 
 /// A turn at whose end everything is gone that was made in it: a client's device is closed a moment after its last connection.
-struct Quiet {
+pub(crate) struct Quiet {
     before: String,
     _turn: Turn,
 }
 
-fn quiet_turn(test: &str) -> Option<Quiet> {
+pub(crate) fn quiet_turn(test: &str) -> Option<Quiet> {
     turn(test).map(|turn| Quiet { before: resources(), _turn: turn })
 }
 
@@ -55,14 +53,14 @@ impl Drop for Quiet {
     }
 }
 
-struct Served {
+pub(crate) struct Served {
     _directory: TempDir,
-    address: SocketAddr,
-    metrics: Arc<Metrics>,
-    runtime: Runtime,
+    pub(crate) address: SocketAddr,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) runtime: Runtime,
 }
 
-fn serve(lengths: &[usize], options: Options) -> Served {
+pub(crate) fn serve(lengths: &[usize], options: Options) -> Served {
     let directory = tempfile::tempdir().unwrap();
     write(directory.path(), lengths);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
@@ -75,7 +73,7 @@ fn serve(lengths: &[usize], options: Options) -> Served {
     Served { _directory: directory, address, metrics, runtime }
 }
 
-fn client(address: SocketAddr) -> Client {
+pub(crate) fn client(address: SocketAddr) -> Client {
     let options = client::Options {
         transports: vec![Transport::Verbs],
         connect: DEADLINE,
@@ -84,19 +82,19 @@ fn client(address: SocketAddr) -> Client {
     Client::new(address.to_string(), options)
 }
 
-fn soon() -> tokio::time::Instant {
+pub(crate) fn soon() -> tokio::time::Instant {
     tokio::time::Instant::now() + DEADLINE
 }
 
 /// The value of a line of the metrics.
-fn metric(metrics: &Metrics, name: &str) -> u64 {
+pub(crate) fn metric(metrics: &Metrics, name: &str) -> u64 {
     let text = metrics.exposition();
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     line.unwrap_or_else(|| panic!("no {name} in\n{text}")).parse().unwrap()
 }
 
 /// Waits until a metric has a value.
-fn until(metrics: &Metrics, name: &str, value: u64) {
+pub(crate) fn until(metrics: &Metrics, name: &str, value: u64) {
     let started = Instant::now();
     while metric(metrics, name) != value {
         assert!(started.elapsed() < DEADLINE, "{name} stays {}", metric(metrics, name));
@@ -276,85 +274,6 @@ fn a_key_granted_to_another_session_opens_nothing() {
     let staging = Options::default().staging as u64;
     let behind = rdma_engine::protocol::Grant { address: theirs.address + staging, ..theirs };
     assert_eq!(honest.fetch(&behind, LENGTH), Err(WorkError::RemoteAccess));
-}
-
-#[test]
-fn an_answer_goes_the_way_its_request_came() {
-    let Some(_turn) = quiet_turn("an_answer_goes_the_way_its_request_came") else { return };
-    const LENGTH: usize = 5000;
-    let served = serve(&[LENGTH, 70_000], Options::default());
-    let mut client = ByHand::connect(served.address);
-    let expected = content(1, LENGTH);
-    assert_eq!(client.ask(1, 1, LENGTH as u32), Brought::Data(expected.clone()));
-    client.ask_by_message(2, 1, LENGTH as u32, true);
-    let message = client.message();
-    assert!(message.ends_with(&expected));
-    assert_eq!(message[8..16], 2u64.to_be_bytes());
-    client.ask_by_message(3, 2, 70_000, true);
-    assert_eq!(client.message()[4], Kind::Grant as u8);
-    // Given back over the stream: the ways can be mixed.
-    client.send(3, &Request::Done);
-    client.ask_by_message(4, 9, 1, true);
-    assert_eq!(client.message()[4], Kind::Refused as u8);
-}
-
-#[test]
-fn a_message_that_is_no_request_ends_only_its_session() {
-    let Some(_turn) = quiet_turn("a_message_that_is_no_request_ends_only_its_session") else { return };
-    let served = serve(&[100], Options::default());
-    let mut request = BytesMut::new();
-    Request::Ping.encode(1, &mut request);
-    let longer = [&request[..], b"x"].concat();
-    for message in [&b"x"[..], &[0xff; 64], &[0; 2300], &longer, &request[..HEADER - 1]] {
-        let mut hostile = ByHand::connect(served.address);
-        hostile.post(message);
-        hostile.hung_up();
-    }
-    // One for which the engine has no room breaks the queue pair.
-    let mut hostile = ByHand::connect(served.address);
-    hostile.post(&[0; LONGEST_REQUEST + 1]);
-    hostile.hung_up();
-    let mut honest = ByHand::connect(served.address);
-    assert_eq!(honest.ask(1, 1, 100), Brought::Data(content(1, 100)));
-}
-
-#[test]
-fn a_client_that_takes_no_message_loses_its_session() {
-    let Some(_turn) = quiet_turn("a_client_that_takes_no_message_loses_its_session") else { return };
-    let served = serve(&[100], Options::default());
-    let mut client = ByHand::connect(served.address);
-    client.ask_by_message(1, 1, 100, false);
-    client.hung_up();
-    until(&served.metrics, "rdma_engine_connections{transport=\"verbs\"}", 0);
-}
-
-#[test]
-fn more_requests_than_go_by_message_are_all_answered() {
-    let Some(_turn) = quiet_turn("more_requests_than_go_by_message_are_all_answered") else { return };
-    const LENGTH: usize = 3000;
-    let served = serve(&[LENGTH], Options::default());
-    let client = client(served.address);
-    let expected = content(1, LENGTH);
-    served.runtime.block_on(async {
-        let mut readers = tokio::task::JoinSet::new();
-        for _ in 0..4 * WINDOW {
-            let client = client.clone();
-            readers.spawn(async move {
-                let mut bytes = vec![0xee; LENGTH];
-                let target = Target { fid: fid(1), offset: 0, token: None };
-                let delivered = client.read(target, &mut bytes, soon()).await.unwrap();
-                assert!(delivered.verified);
-                bytes
-            });
-        }
-        while let Some(bytes) = readers.join_next().await {
-            assert!(bytes.unwrap() == expected);
-        }
-    });
-    let by_message = metric(&served.metrics, "rdma_engine_reads_total{transport=\"verbs\"}");
-    let over_tcp = metric(&served.metrics, "rdma_engine_reads_total{transport=\"tcp\"}");
-    assert_eq!(by_message + over_tcp, 4 * WINDOW as u64);
-    assert!(by_message >= WINDOW as u64, "{by_message}");
 }
 
 #[test]

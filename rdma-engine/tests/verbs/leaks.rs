@@ -11,12 +11,12 @@ use crate::peer::{OPTIONS, Served, Side, pattern, patterned};
 use crate::{completions, connect, turn, two_sides};
 
 /// Open files of a process.
-fn files(process: &str) -> usize {
+pub(crate) fn files(process: &str) -> usize {
     fs::read_dir(format!("/proc/{process}/fd")).unwrap().count()
 }
 
 /// Resident memory of this process, KiB.
-fn resident() -> usize {
+pub(crate) fn resident() -> usize {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
     line.split_ascii_whitespace().nth(1).unwrap().parse().unwrap()

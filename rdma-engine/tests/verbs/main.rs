@@ -9,6 +9,7 @@ mod leaks;
 mod messages;
 mod peer;
 mod reads;
+mod sessions;
 mod two_guests;
 mod volume;
 
