@@ -17,12 +17,14 @@
 //! * **Nothing leaves this host.** Every server binds 127.0.0.1 on ports leased for its lifetime ([`ports`]).
 //! * **A machine that lacks something skips loudly.** See [`host`].
 
+pub mod browser;
 pub mod cluster;
 pub mod data;
 pub mod engine;
 pub mod filer;
 pub mod foreign;
 pub mod host;
+pub mod load;
 pub mod mount;
 pub mod needles;
 pub mod ports;
@@ -33,11 +35,13 @@ pub mod shared;
 pub mod status;
 pub mod weed;
 
+pub use browser::{Browser, Viewport};
 pub use cluster::{Cluster, ClusterBuilder};
 pub use data::Pattern;
 pub use engine::Engine;
 pub use filer::Filer;
 pub use foreign::Bindfs;
+pub use load::Load;
 pub use mount::{Mount, MountBuilder};
 pub use needles::Needles;
 pub use proxy::{Fault, FaultProxy};

@@ -92,6 +92,28 @@ const BINDFS: Need = Need {
     present: || process::succeeds("bindfs", &["--version"]),
 };
 
+const BROWSER: Need = Need {
+    name: "Chromium",
+    why: "the tests of the dashboard look at it",
+    // Without a font there would be no text in pictures.
+    packages: &["chromium", "fonts-dejavu-core"],
+    present: || ::tests::browser::find().is_some(),
+};
+
+const TERMINAL: Need = Need {
+    name: "tmux",
+    why: "the tests of `interceptor top` run it in a terminal",
+    packages: &["tmux"],
+    present: || process::succeeds("tmux", &["-V"]),
+};
+
+const PROMTOOL: Need = Need {
+    name: "promtool",
+    why: "checks metrics and alert rules",
+    packages: &["prometheus"],
+    present: || process::succeeds("promtool", &["--version"]),
+};
+
 /// The way to call pip that works here.
 pub(super) fn pip() -> Option<Command> {
     [&["pip3"][..], &["python3", "-m", "pip"], &["pip"]].into_iter().find_map(|words| {
@@ -105,8 +127,9 @@ pub(super) fn pip() -> Option<Command> {
 
 /// Installs what lacks, or says how.
 pub(super) fn ensure(needs_pip: bool) -> Result<()> {
-    let needs = [Some(C_COMPILER), Some(FUSE), Some(BINDFS), Some(RDMA_HEADERS), needs_pip.then_some(PIP)];
-    let lacking: Vec<Need> = needs.into_iter().flatten().filter(|need| !(need.present)()).collect();
+    let always = [C_COMPILER, FUSE, BINDFS, RDMA_HEADERS, BROWSER, TERMINAL, PROMTOOL];
+    let needs = always.into_iter().chain(needs_pip.then_some(PIP));
+    let lacking: Vec<Need> = needs.filter(|need| !(need.present)()).collect();
     if !lacking.is_empty() {
         install_needs(&lacking)?;
     }

@@ -1,0 +1,87 @@
+//! `cargo xtask screenshots`: pictures of the dashboard, light, dark and on a phone, and what `interceptor top` shows, of a mount that is read in
+//! many ways.
+
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ::tests::{Browser, Load, Mount, Pattern, Terminal, Viewport, load};
+use anyhow::{Context, Result};
+
+use crate::interrupt::{self, TICK};
+use crate::stage::Stage;
+use crate::{cargo, setup};
+
+/// For how long the mount is read before it is looked at: enough to fill a good part of the first charts.
+const READ_FOR: Duration = Duration::from_secs(90);
+/// How long the page may take to show what it is told.
+const PATIENCE: Duration = Duration::from_secs(30);
+const MIB: usize = 1 << 20;
+
+/// The pictures, each with the window that it is taken of.
+const PICTURES: [(&str, Viewport); 3] = [
+    ("dashboard-light.png", Viewport { width: 1280, height: 900, is_dark: false }),
+    ("dashboard-dark.png", Viewport { width: 1280, height: 900, is_dark: true }),
+    ("dashboard-phone.png", Viewport { width: 375, height: 800, is_dark: false }),
+];
+
+/// The verb.
+pub(crate) fn command() -> Result<()> {
+    setup::ensure()?;
+    if std::env::var_os("INTERCEPTOR_BIN").is_none() {
+        cargo::build_interceptor()?;
+    }
+    let directory = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../doc/screenshots"));
+    std::fs::create_dir_all(directory)?;
+    let mut stage = Stage::open("screenshots")?;
+    let outcome = show(&mut stage, directory);
+    stage.close()?;
+    outcome
+}
+
+fn show(stage: &mut Stage, directory: &Path) -> Result<()> {
+    let filer = stage.cluster.filer();
+    let files = [("train/images-0001.tar", 256), ("train/images-0002.tar", 48), ("models/tokenizer.bin", 6)];
+    for (number, (name, mib)) in (1..).zip(files) {
+        filer.put(&format!("/data/{name}"), &Pattern::new(number).bytes(0, mib * MIB), "")?;
+    }
+    let text = "timestamp,host,metric,value\n".repeat(400_000);
+    filer.put_as("/data/logs/today.csv", text.as_bytes(), "", &[("Content-Type", "text/csv")])?;
+    let options = ["--cache-size", "256MiB"];
+    let mount = stage.interceptor("/data", 256, "auto", &options[..0])?;
+    let file = |name: &str| mount.path().join(name);
+    let [large, middle, small] = files.map(|(name, _)| file(name));
+    let log = file("logs/today.csv");
+    let load = Load::start(&[
+        (load::SOMEWHERE, large.as_path()),
+        (load::SEQUENTIAL, &middle),
+        (load::FORGETFUL, &small),
+        (load::DIRECT, &small),
+        (load::FORGETFUL, &log),
+        ("sha256sum \"$1\" >/dev/null", &middle),
+    ])?;
+    let begun = Instant::now();
+    while begun.elapsed() < READ_FOR {
+        interrupt::check()?;
+        thread::sleep(TICK);
+    }
+    picture(&mount, directory)?;
+    let text = terminal(&mount)?;
+    std::fs::write(directory.join("top.txt"), text)?;
+    drop(load);
+    Ok(())
+}
+
+fn picture(mount: &Mount, directory: &Path) -> Result<()> {
+    let mut browser = Browser::start()?;
+    for (name, viewport) in PICTURES {
+        browser.look(viewport)?;
+        browser.open(mount.status_url().context("the mount has no status page")?)?;
+        browser.wait_until("document.body?.dataset.shown !== undefined", PATIENCE)?;
+        browser.wait_until("Number(document.getElementById('sources-chart').dataset.points) > 9", PATIENCE)?;
+        let path: PathBuf = directory.join(name);
+        browser.screenshot(&path)?;
+        println!("{}", path.display());
+    }
+    Ok(())
+}
