@@ -134,7 +134,8 @@ impl Browser {
     /// When the browser does not answer.
     pub fn look(&mut self, viewport: Viewport) -> anyhow::Result<()> {
         let Viewport { width, height, is_dark } = viewport;
-        let metrics = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600});
+        let metrics =
+            json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600});
         self.call("Emulation.setDeviceMetricsOverride", &metrics)?;
         let scheme = if is_dark { "dark" } else { "light" };
         let media = json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});

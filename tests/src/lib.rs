@@ -33,6 +33,7 @@ pub mod proxy;
 pub mod reading;
 pub mod shared;
 pub mod status;
+pub mod terminal;
 pub mod weed;
 
 pub use browser::{Browser, Viewport};
@@ -47,6 +48,7 @@ pub use needles::Needles;
 pub use proxy::{Fault, FaultProxy};
 pub use shared::Shared;
 pub use status::StatusPage;
+pub use terminal::Terminal;
 
 use std::time::{Duration, Instant};
 

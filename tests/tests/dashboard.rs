@@ -49,8 +49,7 @@ const HELPERS: &str = "\
     }; true";
 
 /// Every figure that is marked to be compared, by its key.
-const FIGURES: &str =
-    "Object.fromEntries([...document.querySelectorAll('[data-key]')].map((td) => [td.dataset.key, td.dataset.value]))";
+const FIGURES: &str = "Object.fromEntries([...document.querySelectorAll('[data-key]')].map((td) => [td.dataset.key, td.dataset.value]))";
 
 /// The metric that a figure of the page is another sight of, with its labels.
 fn metric(key: &str) -> (&'static str, Vec<String>) {
@@ -187,8 +186,7 @@ fn every_panel_shows_what_the_metrics_say() {
     browser.wait_until("document.body.dataset.span === '5m'", PATIENCE).unwrap();
     let shots = tempfile::tempdir().unwrap();
     let mut pictures = Vec::new();
-    for (name, viewport) in
-        [("light", DESK), ("dark", Viewport { is_dark: true, ..DESK }), ("phone", PHONE)]
+    for (name, viewport) in [("light", DESK), ("dark", Viewport { is_dark: true, ..DESK }), ("phone", PHONE)]
     {
         browser.look(viewport).unwrap();
         browser.wait_until(&format!("window.innerWidth === {}", viewport.width), PATIENCE).unwrap();
@@ -260,8 +258,9 @@ fn the_hit_ratios_are_those_of_the_kernels_counts() {
     for (layer, expected) in expected {
         let shown = report["hit_ratios"]["10m"][layer].as_f64().unwrap();
         assert!((shown - expected).abs() < 0.01, "{layer}: {shown} is shown, the kernel counted {expected}");
-        let exported =
-            mount.metric("interceptor_hit_ratio", &[&format!("layer=\"{layer}\""), "window=\"10m\""]).unwrap();
+        let exported = mount
+            .metric("interceptor_hit_ratio", &[&format!("layer=\"{layer}\""), "window=\"10m\""])
+            .unwrap();
         assert!((exported - expected).abs() < 0.01, "{layer}: {exported} is exported, not {expected}");
     }
     // Of four readings of everything, two came from the page cache.

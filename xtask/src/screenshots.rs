@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ::tests::{Browser, Load, Mount, Pattern, Terminal, Viewport, load};
+use ::tests::{Browser, Load, Mount, Pattern, Terminal, Viewport, load, mount, terminal};
 use anyhow::{Context, Result};
 
 use crate::interrupt::{self, TICK};
@@ -16,6 +16,8 @@ use crate::{cargo, setup};
 const READ_FOR: Duration = Duration::from_secs(90);
 /// How long the page may take to show what it is told.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// What the mount may cache, MiB: less than what is read.
+const CACHE_MIB: u64 = 256;
 const MIB: usize = 1 << 20;
 
 /// The pictures, each with the window that it is taken of.
@@ -47,8 +49,7 @@ fn show(stage: &mut Stage, directory: &Path) -> Result<()> {
     }
     let text = "timestamp,host,metric,value\n".repeat(400_000);
     filer.put_as("/data/logs/today.csv", text.as_bytes(), "", &[("Content-Type", "text/csv")])?;
-    let options = ["--cache-size", "256MiB"];
-    let mount = stage.interceptor("/data", 256, "auto", &options[..0])?;
+    let mount = stage.interceptor("/data", CACHE_MIB, "auto", &[])?;
     let file = |name: &str| mount.path().join(name);
     let [large, middle, small] = files.map(|(name, _)| file(name));
     let log = file("logs/today.csv");
@@ -66,8 +67,9 @@ fn show(stage: &mut Stage, directory: &Path) -> Result<()> {
         thread::sleep(TICK);
     }
     picture(&mount, directory)?;
-    let text = terminal(&mount)?;
-    std::fs::write(directory.join("top.txt"), text)?;
+    let path = directory.join("top.txt");
+    std::fs::write(&path, top(&mount)?)?;
+    println!("{}", path.display());
     drop(load);
     Ok(())
 }
@@ -78,10 +80,22 @@ fn picture(mount: &Mount, directory: &Path) -> Result<()> {
         browser.look(viewport)?;
         browser.open(mount.status_url().context("the mount has no status page")?)?;
         browser.wait_until("document.body?.dataset.shown !== undefined", PATIENCE)?;
-        browser.wait_until("Number(document.getElementById('sources-chart').dataset.points) > 9", PATIENCE)?;
+        browser
+            .wait_until("Number(document.getElementById('sources-chart').dataset.points) > 9", PATIENCE)?;
         let path: PathBuf = directory.join(name);
         browser.screenshot(&path)?;
         println!("{}", path.display());
     }
     Ok(())
+}
+
+/// What a terminal of 80 columns and 24 lines shows.
+fn top(mount: &Mount) -> Result<String> {
+    let terminal = Terminal::open(80, 24)?;
+    let program = terminal::quoted(&mount::interceptor_program()?);
+    let address = mount.status_url().context("the mount has no status page")?.trim_start_matches("http://");
+    terminal.type_text(&format!("{program} top --status-addr {address}"))?;
+    terminal.press("Enter")?;
+    let has_rates = |screen: &str| screen.matches("/s").count() >= 7;
+    terminal.wait_until("rates", PATIENCE, has_rates)
 }
