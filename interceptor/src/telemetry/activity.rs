@@ -37,7 +37,7 @@ pub struct HotFile {
 pub struct Reading {
     /// The command, up to 15 bytes. Whatever a process calls itself: whoever shows this must escape it.
     pub command: String,
-    /// The control group's path; its number if that cannot be told any more.
+    /// The control group's path; `id` and its number if that cannot be told any more.
     pub cgroup: String,
     /// How many processes there were, those that have ended included.
     pub processes: u64,

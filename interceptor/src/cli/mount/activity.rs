@@ -117,7 +117,7 @@ fn cgroup_path(number: u64, processes: &HashSet<u32>) -> String {
         let found = fs::metadata(Path::new(CGROUPS).join(path.trim_start_matches('/'))).ok()?;
         (found.ino() == number).then_some(path)
     };
-    processes.iter().find_map(path).unwrap_or_else(|| number.to_string())
+    processes.iter().find_map(path).unwrap_or_else(|| format!("id {number}"))
 }
 
 #[cfg(test)]
@@ -152,6 +152,6 @@ mod tests {
         assert_eq!(told.len(), 2);
         assert_eq!((told[0].command.as_str(), told[0].bytes_per_second), ("train", 30.0));
         assert_eq!((told[1].processes, told[1].bytes, told[1].requested_bytes), (1, 60, 1));
-        assert_eq!(told[1].cgroup, u64::MAX.to_string());
+        assert_eq!(told[1].cgroup, format!("id {}", u64::MAX));
     }
 }

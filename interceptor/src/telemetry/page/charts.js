@@ -1,6 +1,10 @@
 // Charts over time, drawn by uPlot. A chart keeps its data, so that it can be made anew in other colours or at another width.
 
+import { bytes, rate } from "./format.js";
+
 const HEIGHT = 190;
+// Between the lines of a grid of bytes.
+const POWERS_OF_TWO = Array.from({ length: 60 }, (_, i) => 2 ** i);
 
 const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
@@ -11,7 +15,7 @@ function stack(columns) {
 }
 
 export class Chart {
-  // `series`: [{ label, color, dash }], the lowest first if `stacked`. `format` is for values. `x`: what the horizontal axis is, time unless
+  // `series`: [{ label, color }], the lowest first if `stacked`. `format` is for values. `x`: what the horizontal axis is, time unless
   // said otherwise: { log, format }. `mark`: a function that gives { x, label } of a vertical line, or nothing.
   constructor(id, { series, format, stacked = false, log = false, range, x, mark }) {
     this.host = document.getElementById(id);
@@ -36,6 +40,10 @@ export class Chart {
     return this.stacked ? [xs, ...stack(columns).reverse()] : this.data;
   }
 
+  xText(value) {
+    return this.x ? this.x.format(value) : new Date(value * 1000).toLocaleTimeString("en-GB");
+  }
+
   fit() {
     const width = Math.floor(this.host.clientWidth);
     if (width > 0 && width !== this.plot.width) this.plot.setSize({ width, height: HEIGHT });
@@ -49,17 +57,16 @@ export class Chart {
       label: series.label,
       stroke: color(series.color),
       width: this.stacked ? 1 : 1.5,
-      dash: series.dash,
       fill: this.stacked ? color(series.color) : undefined,
       points: { show: false },
       spanGaps: false,
       value: (_, value, __, at) => (value == null ? "–" : this.format(this.data[i + 1][at] ?? 0)),
     }));
     const axis = { stroke: muted, grid: { stroke: line, width: 1 }, ticks: { stroke: line, width: 1 } };
-    const xAxis = this.x ? { ...axis, values: (_, ticks) => ticks.map((tick) => (tick == null ? "" : this.x.format(tick))) } : axis;
-    const yAxis = { ...axis, size: 72, values: (_, ticks) => ticks.map((tick) => (tick == null ? "" : this.format(tick))) };
-    const xLabel = this.x ? { label: "size", value: (_, value) => (value == null ? "–" : this.x.format(value)) } :
-      { label: "time", value: (_, value) => (value == null ? "–" : new Date(value * 1000).toLocaleTimeString()) };
+    const xAxis = { ...axis, space: 76, values: (_, ticks) => ticks.map((tick) => (tick == null ? "" : this.xText(tick))) };
+    const incrs = [bytes, rate].includes(this.format) ? POWERS_OF_TWO : undefined;
+    const yAxis = { ...axis, size: 76, incrs, values: (_, ticks) => ticks.map((tick) => (tick == null ? "" : this.format(tick))) };
+    const xLabel = { label: this.x ? "size" : "time", value: (_, value) => (value == null ? "–" : this.xText(value)) };
     this.plot = new uPlot({
       width: Math.max(1, Math.floor(this.host.clientWidth)),
       height: HEIGHT,

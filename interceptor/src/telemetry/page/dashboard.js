@@ -12,7 +12,7 @@ const SPANS = { "5m": 300, "1h": 240, "1d": 288 };
 const READY_EVERY_MS = 5000;
 
 const element = (id) => document.getElementById(id);
-const series = (keys, extra = {}) => keys.map((key) => ({ label: format.name(key), color: key, ...extra }));
+const series = (keys) => keys.map((key) => ({ label: format.name(key), color: key }));
 
 let now = null;
 const charts = {
@@ -21,10 +21,8 @@ const charts = {
   throughput: new Chart("throughput-chart", {
     series: [{ label: "all reads", color: "overall" }, { label: "asked of the daemon", color: "registered" }], format: format.rate,
   }),
-  latency: new Chart("latency-chart", {
-    series: [...series(BY_DAEMON), ...series(BY_DAEMON, { dash: [3, 4] }).map((s) => ({ ...s, label: "half" }))],
-    format: format.duration, log: true,
-  }),
+  latency: new Chart("latency-chart", { series: series(BY_DAEMON), format: format.duration, log: true }),
+  latencyHalf: new Chart("latency-half-chart", { series: series(BY_DAEMON), format: format.duration, log: true }),
   cache: new Chart("cache-chart", {
     series: [{ label: "blocks", color: "registered" }, { label: "resident files", color: "resident" }], format: format.bytes, stacked: true,
   }),
@@ -53,9 +51,8 @@ function showHistory() {
     points.map((p) => perSecond(sum(Object.values(p.bytes)), p)),
     points.map((p) => perSecond(sum(BY_DAEMON.map((key) => p.bytes[key])), p)),
   ]);
-  charts.latency.set(xs, [
-    ...columns(BY_DAEMON, (p, key) => p.p99_seconds[key]), ...columns(BY_DAEMON, (p, key) => p.p50_seconds[key]),
-  ]);
+  charts.latency.set(xs, columns(BY_DAEMON, (p, key) => p.p99_seconds[key]));
+  charts.latencyHalf.set(xs, columns(BY_DAEMON, (p, key) => p.p50_seconds[key]));
   charts.cache.set(xs, columns(["used", "resident"], (p, key) => p.cache[key]));
   charts.prefetch.set(xs, columns(["fetched", "used", "wasted"], (p, key) => perSecond(p.prefetch[key], p)));
 }
