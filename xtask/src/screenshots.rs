@@ -32,6 +32,7 @@ const PICTURES: [(&str, Viewport); 3] = [
 /// The verb.
 pub(crate) fn command() -> Result<()> {
     setup::ensure()?;
+    setup::ensure_for_tests();
     if std::env::var_os("INTERCEPTOR_BIN").is_none() {
         cargo::build_interceptor()?;
     }

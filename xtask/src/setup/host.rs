@@ -127,7 +127,7 @@ pub(super) fn pip() -> Option<Command> {
 
 /// Installs what lacks, or says how.
 pub(super) fn ensure(needs_pip: bool) -> Result<()> {
-    let always = [C_COMPILER, FUSE, BINDFS, RDMA_HEADERS, BROWSER, TERMINAL, PROMTOOL];
+    let always = [C_COMPILER, FUSE, BINDFS, RDMA_HEADERS];
     let needs = always.into_iter().chain(needs_pip.then_some(PIP));
     let lacking: Vec<Need> = needs.filter(|need| !(need.present)()).collect();
     if !lacking.is_empty() {
@@ -135,6 +135,18 @@ pub(super) fn ensure(needs_pip: bool) -> Result<()> {
     }
     ensure_rust_components()?;
     ensure_fuse_device()
+}
+
+/// Installs what only tests and pictures need. Where that cannot be done it is left out, and the tests that need it say so.
+pub(super) fn ensure_for_tests() {
+    let needs = [BROWSER, TERMINAL, PROMTOOL];
+    let lacking: Vec<Need> = needs.into_iter().filter(|need| !(need.present)()).collect();
+    if lacking.is_empty() {
+        return;
+    }
+    if let Err(error) = install_needs(&lacking) {
+        eprintln!("setup: going on without, and skipping the tests that need it: {error:#}");
+    }
 }
 
 fn install_needs(lacking: &[Need]) -> Result<()> {
@@ -201,6 +213,9 @@ fn ensure_fuse_device() -> Result<()> {
     )
 }
 
+/// What is said of something that only tests need and that is not there.
+const NONE: &str = "none: its tests are skipped";
+
 /// One line for each thing that was found.
 pub(super) fn report() -> Vec<String> {
     let first_line = |program: &str, arguments: &[&str]| {
@@ -216,6 +231,9 @@ pub(super) fn report() -> Vec<String> {
         ("libibverbs", first_line("pkg-config", &["--modversion", "libibverbs"])),
         ("fuse", first_line("fusermount3", &["--version"])),
         ("/dev/fuse", Some("usable".to_owned())),
+        ("chromium", Some(::tests::browser::find().map_or(NONE.into(), |path| path.display().to_string()))),
+        ("tmux", Some(first_line("tmux", &["-V"]).unwrap_or_else(|| NONE.into()))),
+        ("promtool", Some(first_line("promtool", &["--version"]).unwrap_or_else(|| NONE.into()))),
     ]
     .into_iter()
     .map(|(name, found)| format!("{name:<14}{}", found.unwrap_or_else(|| "found".to_owned())))
