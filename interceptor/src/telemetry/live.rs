@@ -18,7 +18,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast};
 use tokio::time::MissedTickBehavior;
 
-use super::history::{History, SPANS, TICK};
+use super::history::{History, SPANS, SpanReport, TICK};
 use super::status::Status;
 
 /// How many may listen at a time.
@@ -99,28 +99,45 @@ struct Wanted {
 
 impl Wanted {
     /// The index of the span that is meant.
-    fn span(&self) -> Result<usize, Response> {
+    fn span(&self) -> Result<usize, Refusal> {
         let Some(name) = &self.span else { return Ok(0) };
-        SPANS.iter().position(|span| span.name == *name).ok_or_else(|| {
-            let names = SPANS.map(|span| span.name).join(", ");
-            (StatusCode::BAD_REQUEST, format!("span is one of {names}\n")).into_response()
-        })
+        SPANS.iter().position(|span| span.name == *name).ok_or(Refusal::NoSuchSpan)
     }
 }
 
-async fn history(State(live): State<Arc<Live>>, Query(wanted): Query<Wanted>) -> Result<Response, Response> {
+/// Why nothing is told.
+#[derive(Debug, PartialEq, Eq)]
+enum Refusal {
+    NoSuchSpan,
+    Full,
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        match self {
+            Self::NoSuchSpan => {
+                let names = SPANS.map(|span| span.name).join(", ");
+                (StatusCode::BAD_REQUEST, format!("span is one of {names}\n")).into_response()
+            }
+            Self::Full => (StatusCode::SERVICE_UNAVAILABLE, "too many listen already\n").into_response(),
+        }
+    }
+}
+
+async fn history(
+    State(live): State<Arc<Live>>,
+    Query(wanted): Query<Wanted>,
+) -> Result<Json<Option<SpanReport>>, Refusal> {
     let span = wanted.span()?;
-    Ok(Json(live.history.report(SPANS[span].name)).into_response())
+    Ok(Json(live.history.report(SPANS[span].name)))
 }
 
 async fn live(
     State(live): State<Arc<Live>>,
     Query(wanted): Query<Wanted>,
-) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Response> {
+) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Refusal> {
     let span = wanted.span()?;
-    let Ok(seat) = live.seats.clone().try_acquire_owned() else {
-        return Err((StatusCode::SERVICE_UNAVAILABLE, "too many listen already\n").into_response());
-    };
+    let seat = live.seats.clone().try_acquire_owned().map_err(|_| Refusal::Full)?;
     Ok(Sse::new(listen(live, span, seat)).keep_alive(KeepAlive::default()))
 }
 
@@ -197,6 +214,6 @@ mod tests {
         let live = Live::new(some_status());
         live.tick();
         assert_eq!(live.ticks.receiver_count(), 0);
-        assert!(Wanted { span: Some("2d".into()) }.span().is_err());
+        assert_eq!(Wanted { span: Some("2d".into()) }.span(), Err(Refusal::NoSuchSpan));
     }
 }
