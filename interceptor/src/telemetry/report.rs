@@ -81,7 +81,7 @@ pub struct Report {
     /// How the servers are doing.
     #[serde(default)]
     pub health: Health,
-    /// What is hot and who reads; `null` without eBPF. Looked at again every two seconds at most.
+    /// What is hot and who reads; `null` without eBPF. Looked at again every two seconds at most, less often where much is warm.
     #[serde(default)]
     pub activity: Option<Activity>,
     /// What more or less cache would bring; `null` where nobody samples that.

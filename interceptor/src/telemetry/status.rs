@@ -27,8 +27,11 @@ use super::report::{
 /// own when the filer does not.
 const CHECK_DEADLINE: Duration = Duration::from_secs(3);
 
-/// How old what is told of activity may be: it takes long enough to find out that many who ask together share an answer.
+/// How old what is told of activity may be, at least: who ask together share an answer.
 const ACTIVITY_AGE: Duration = Duration::from_secs(2);
+/// The same as a multiple of the time that it took to find out, which is some milliseconds for every ten thousand granules that are warm: one
+/// CPU is not kept busy with it for more than a hundredth of the time, however much is warm and however many look.
+const ACTIVITY_PAUSE: u32 = 100;
 
 /// Finds out whether something works at this moment; the error says what does not, in one line.
 pub type Check = Box<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
@@ -61,7 +64,9 @@ pub struct Status {
 #[derive(Default)]
 struct Recent {
     gauge: Option<Gauge<Option<Activity>>>,
-    last: Option<(Instant, Option<Activity>)>,
+    last: Option<Activity>,
+    /// Until when `last` will do.
+    good_until: Option<Instant>,
 }
 
 /// What others told.
@@ -101,7 +106,7 @@ impl Status {
 
     /// From now on `gauge` tells what is hot and who reads, or nothing once it cannot be told any more. It may take some milliseconds.
     pub fn set_activity(&self, gauge: Gauge<Option<Activity>>) {
-        *self.activity.lock() = Recent { gauge: Some(gauge), last: None };
+        *self.activity.lock() = Recent { gauge: Some(gauge), ..Recent::default() };
     }
 
     /// From now on `gauge` tells what more or less cache would bring, once that is known.
@@ -175,14 +180,13 @@ impl Status {
 
     fn activity(&self) -> Option<Activity> {
         let mut recent = self.activity.lock();
-        match &recent.last {
-            Some((at, activity)) if at.elapsed() < ACTIVITY_AGE => activity.clone(),
-            _ => {
-                let activity = recent.gauge.as_ref()?();
-                recent.last = Some((Instant::now(), activity.clone()));
-                activity
-            }
+        let begun = Instant::now();
+        if recent.good_until.is_none_or(|until| until <= begun) {
+            let activity = recent.gauge.as_ref()?();
+            let pause = ACTIVITY_AGE.max(begun.elapsed() * ACTIVITY_PAUSE);
+            *recent = Recent { gauge: recent.gauge.take(), last: activity, good_until: Some(begun + pause) };
         }
+        recent.last.clone()
     }
 
     /// Everything at this moment. May take some milliseconds.
@@ -283,6 +287,19 @@ pub(super) mod tests {
             options: [("cache-size".to_owned(), "1GiB".to_owned())].into(),
         };
         Status::new(identity, Metrics::new())
+    }
+
+    #[test]
+    fn who_ask_together_share_what_was_found_out() {
+        let status = some_status();
+        let asked = Arc::new(AtomicU64::new(0));
+        let counter = asked.clone();
+        status.set_activity(Box::new(move || {
+            counter.fetch_add(1, Relaxed);
+            Some(Activity::default())
+        }));
+        assert!(status.report().activity.is_some() && status.report().activity.is_some());
+        assert_eq!(asked.load(Relaxed), 1);
     }
 
     #[test]
