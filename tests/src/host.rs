@@ -52,6 +52,26 @@ pub fn has_bindfs() -> bool {
     there
 }
 
+/// Whether this machine has Chromium. If not, says so as [`can_mount`] does.
+#[must_use]
+pub fn has_browser() -> bool {
+    let there = crate::browser::find().is_some();
+    if !there {
+        skipped("there is no Chromium; `cargo xtask setup` installs it");
+    }
+    there
+}
+
+/// Whether this machine has `program`, which answers to `arguments`. If not, says so as [`can_mount`] does.
+#[must_use]
+pub fn has_program(program: &str, arguments: &[&str]) -> bool {
+    let there = std::process::Command::new(program).args(arguments).output().is_ok();
+    if !there {
+        skipped(&format!("there is no {program}; `cargo xtask setup` installs it"));
+    }
+    there
+}
+
 /// The transports that engines and mounts of this machine have between them, unless `MOUNT_ENGINES` names the only one to be tested.
 /// RDMA takes a device, as there is in the virtual machine.
 #[must_use]

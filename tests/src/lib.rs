@@ -17,12 +17,14 @@
 //! * **Nothing leaves this host.** Every server binds 127.0.0.1 on ports leased for its lifetime ([`ports`]).
 //! * **A machine that lacks something skips loudly.** See [`host`].
 
+pub mod browser;
 pub mod cluster;
 pub mod data;
 pub mod engine;
 pub mod filer;
 pub mod foreign;
 pub mod host;
+pub mod load;
 pub mod mount;
 pub mod needles;
 pub mod ports;
@@ -31,18 +33,22 @@ pub mod proxy;
 pub mod reading;
 pub mod shared;
 pub mod status;
+pub mod terminal;
 pub mod weed;
 
+pub use browser::{Browser, Viewport};
 pub use cluster::{Cluster, ClusterBuilder};
 pub use data::Pattern;
 pub use engine::Engine;
 pub use filer::Filer;
 pub use foreign::Bindfs;
+pub use load::Load;
 pub use mount::{Mount, MountBuilder};
 pub use needles::Needles;
 pub use proxy::{Fault, FaultProxy};
 pub use shared::Shared;
 pub use status::StatusPage;
+pub use terminal::Terminal;
 
 use std::time::{Duration, Instant};
 

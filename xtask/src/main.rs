@@ -1,6 +1,6 @@
 //! `cargo xtask`: prepare a machine, build, run, test and measure.
 //!
-//! A file per verb: [`setup`], [`build`], [`run`] (with [`smoke`]), [`test`], [`bench`], [`vm`]. Beneath them: [`workplace`] owns whatever a verb starts and
+//! A file per verb: [`setup`], [`build`], [`run`] (with [`smoke`]), [`test`], [`screenshots`], [`bench`], [`vm`]. Beneath them: [`workplace`] owns whatever a verb starts and
 //! cleans up after it, also after a crash; [`stage`] is a cluster in a workplace, from the fixtures of the end-to-end tests; [`dataset`] and
 //! [`upload`] write data that can be checked; [`programs`] builds what runs in the kernel; [`interrupt`] turns Ctrl-C into an ordinary error, so that every verb unwinds.
 
@@ -13,6 +13,7 @@ mod process;
 mod programs;
 mod progress;
 mod run;
+mod screenshots;
 mod setup;
 mod smoke;
 mod stage;
@@ -49,7 +50,8 @@ Examples:
   cargo xtask vm -- rdma link                           a command in a guest with a soft-RoCE device
 
 Environment:
-  WEED_BIN   the weed program to use instead of the one on PATH or the pinned build";
+  WEED_BIN          the weed program to use instead of the one on PATH or the pinned build
+  INTERCEPTOR_BIN   for screenshots, the interceptor program to show instead of the one that is built";
 
 #[derive(Subcommand)]
 enum Verb {
@@ -61,6 +63,8 @@ enum Verb {
     Run(run::Options),
     /// Run every tier of tests and sum up
     Test(test::Options),
+    /// Make the pictures of the dashboard and of `interceptor top` in doc/screenshots
+    Screenshots,
     /// Measure reads side by side with `weed mount`
     Bench(bench::Options),
     /// Run a program of this host in a virtual machine with soft-RoCE
@@ -74,6 +78,7 @@ fn main() -> ExitCode {
         Verb::Build => build::command().map(|()| ExitCode::SUCCESS),
         Verb::Run(options) => run::command(options).map(|()| ExitCode::SUCCESS),
         Verb::Test(options) => test::command(options).map(|()| ExitCode::SUCCESS),
+        Verb::Screenshots => screenshots::command().map(|()| ExitCode::SUCCESS),
         Verb::Bench(options) => bench::command(options).map(|()| ExitCode::SUCCESS),
         Verb::Vm(options) => vm::command(options).map(ExitCode::from),
     });

@@ -2,9 +2,14 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
+use clap::Args;
+
+use crate::telemetry::access;
+use crate::telemetry::report::{API_VERSION, Report};
 
 /// The daemon answers from memory, or says within three seconds what hangs: if it takes longer than this, something is
 /// wrong with it.
@@ -19,9 +24,44 @@ pub(super) struct Answer {
     pub(super) body: String,
 }
 
-/// A request for what is at `path`.
-pub(super) fn get(address: &str, path: &str) -> anyhow::Result<Answer> {
-    ask(address, "GET", path, &[], "", Duration::ZERO)
+/// A daemon's status API.
+#[derive(Debug, Clone, Args)]
+pub(super) struct Daemon {
+    /// Where the daemon's status API listens
+    #[arg(long = "status-addr", value_name = "HOST:PORT", default_value = "127.0.0.1:9650")]
+    pub(super) address: String,
+
+    /// The file with the token that the daemon was given with the same option
+    #[arg(long = "status-token-file", value_name = "FILE")]
+    pub(super) token_file: Option<PathBuf>,
+}
+
+impl Daemon {
+    /// A request for what is at `path`.
+    pub(super) fn get(&self, path: &str) -> anyhow::Result<Answer> {
+        let token = self.token_file.as_deref().map(access::text).transpose()?;
+        let bearer = token.map(|token| format!("Bearer {token}"));
+        let headers: Vec<_> = bearer.iter().map(|bearer| ("Authorization", bearer.as_str())).collect();
+        ask(&self.address, "GET", path, &headers, "", Duration::ZERO)
+    }
+
+    /// What the daemon says of itself, as JSON.
+    pub(super) fn status(&self) -> anyhow::Result<String> {
+        let address = &self.address;
+        let answer = self.get("/api/v1/status").with_context(|| {
+            format!("no status from {address} (--status-addr); is a mount running there?")
+        })?;
+        ensure!(answer.code != 401, "{address} answers only with its token (--status-token-file)");
+        ensure!(answer.code == 200, "{address} answered {} to /api/v1/status", answer.code);
+        Ok(answer.body)
+    }
+
+    /// The same, understood.
+    pub(super) fn report(&self) -> anyhow::Result<Report> {
+        serde_json::from_str(&self.status()?).with_context(|| {
+            format!("what answers at {} is no interceptor of API version {API_VERSION}", self.address)
+        })
+    }
 }
 
 /// A request with these headers and this body, to be answered in five seconds and `patience`.

@@ -12,6 +12,7 @@ mod options;
 mod signals;
 mod size;
 mod status;
+mod top;
 mod warmup;
 
 use std::collections::BTreeMap;
@@ -25,6 +26,7 @@ use check::CheckOptions;
 use observe::ObserveOptions;
 use options::MountOptions;
 use status::StatusOptions;
+use top::TopOptions;
 use warmup::WarmupOptions;
 
 use crate::telemetry::logs;
@@ -68,6 +70,14 @@ Examples:
 
 The same is at http://127.0.0.1:9650/ for a browser and at /metrics for Prometheus.";
 
+const TOP_KEYS: &str = "\
+Keys:
+  Tab, 1 to 4   files, readers, servers, incidents
+  s             sort by the next column
+  /             show only what has the text that is typed; Enter keeps it, Esc clears it
+  p             pause and go on
+  q, Ctrl-C     quit";
+
 const WARMUP_EXAMPLES: &str = "\
 Examples:
   interceptor warmup /mnt/data/train
@@ -106,6 +116,9 @@ enum Command {
     /// Show what is read on any FUSE mount of this host, as the kernel sees it
     #[command(after_help = OBSERVE_EXAMPLES)]
     Observe(ObserveOptions),
+    /// Watch a running mount in the terminal
+    #[command(after_help = TOP_KEYS)]
+    Top(TopOptions),
     /// Print what a running mount says of itself
     #[command(after_help = STATUS_EXAMPLES)]
     Status(StatusOptions),
@@ -141,6 +154,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Mount(_) => run_mount(&arguments, &matches).map(|()| ExitCode::SUCCESS),
         Command::Warmup(options) => warmup::run(&options).map_err(Failure::from),
         Command::Status(options) => status::run(&options).map(|()| ExitCode::SUCCESS).map_err(Failure::from),
+        Command::Top(options) => top::run(&options).map(|()| ExitCode::SUCCESS).map_err(Failure::from),
         Command::Observe(options) => {
             observe::run(&options).map(|()| ExitCode::SUCCESS).map_err(Failure::from)
         }

@@ -5,6 +5,7 @@
 //! waits for a signal or for somebody else's `umount`. A first signal unmounts, giving open files [`GRACE`]; a second
 //! one does not wait for them. A panic of this thread unwinds through the mount, which takes it away too.
 
+mod activity;
 mod health;
 mod seen;
 
@@ -31,6 +32,7 @@ use crate::seaweed::filer::FilerClient;
 use crate::seaweed::owners::Owners;
 use crate::seaweed::security::Security;
 use crate::seaweed::subscribe::{Notice, subscribe};
+use crate::telemetry::access::Token;
 use crate::telemetry::logs::LogFormat;
 use crate::telemetry::server::Server;
 use crate::telemetry::status::Identity;
@@ -102,7 +104,8 @@ async fn serve(plan: Plan) -> anyhow::Result<()> {
     let status_at = match &plan.options.status_addr {
         StatusAddress::Nowhere => None,
         StatusAddress::At(address) => {
-            let server = Server::bind(address).await?;
+            let token = plan.options.status_token_file.as_deref().map(Token::read).transpose()?;
+            let server = Server::bind(address, token).await?;
             let at = server.address();
             tokio::spawn(server.serve(status.clone(), warmup::api::router(desk.clone())));
             Some(at)
@@ -174,6 +177,7 @@ async fn mount(
         ..fetch::Options::default()
     };
     let fetcher = Fetcher::new(Arc::new(filer.clone()), security, metrics.clone(), fetching);
+    metrics.set_volume_servers(Box::new(fetcher.health()));
     let cluster = Arc::new(Cluster::new(fetcher, filer.clone()));
     let reader = Reader::new(cache, cluster, metrics.clone(), Handle::current());
 

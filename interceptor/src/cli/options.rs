@@ -57,6 +57,10 @@ pub(super) struct MountOptions {
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9650", value_parser = StatusAddress::from_str)]
     pub(super) status_addr: StatusAddress,
 
+    /// Let only who has the token in this file read the status API, except for /healthz and /readyz
+    #[arg(long, value_name = "FILE")]
+    pub(super) status_token_file: Option<PathBuf>,
+
     /// How the mount behaves.
     #[command(flatten)]
     pub(super) mount: MountBehaviour,

@@ -4,39 +4,42 @@ use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
 use clap::Args;
 
-use super::http::get;
+use super::http::Daemon;
 use super::size::ByteSize;
-use crate::telemetry::report::{API_VERSION, Flow, Report};
+use crate::telemetry::health::Trouble;
+use crate::telemetry::report::{self, Flow, Report};
 
 /// Prints what a running mount says of itself.
 #[derive(Debug, Clone, Args)]
 pub(super) struct StatusOptions {
-    /// Where the daemon's status API listens
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9650")]
-    pub(super) status_addr: String,
+    /// Which daemon.
+    #[command(flatten)]
+    pub(super) daemon: Daemon,
 
     /// Print the daemon's JSON as it is
     #[arg(long)]
     pub(super) json: bool,
+
+    /// Print the schema of that JSON; asks no daemon
+    #[arg(long, conflicts_with = "json")]
+    pub(super) schema: bool,
 }
 
 /// Prints the status on standard output.
 pub(super) fn run(options: &StatusOptions) -> anyhow::Result<()> {
-    let address = options.status_addr.as_str();
-    let answer = get(address, "/api/v1/status")
-        .with_context(|| format!("no status from {address} (--status-addr); is a mount running there?"))?;
-    ensure!(answer.code == 200, "{address} answered {} to /api/v1/status", answer.code);
-    if options.json {
-        println!("{}", answer.body.trim_end());
+    let daemon = &options.daemon;
+    if options.schema {
+        println!("{:#}", report::schema());
         return Ok(());
     }
-    let report: Report = serde_json::from_str(&answer.body).with_context(|| {
-        format!("what answers at {address} is no interceptor of API version {API_VERSION}")
-    })?;
-    let ready = get(address, "/readyz")?;
+    if options.json {
+        println!("{}", daemon.status()?.trim_end());
+        return Ok(());
+    }
+    let report = daemon.report()?;
+    let ready = daemon.get("/readyz")?;
     let readiness = if ready.code == 200 { None } else { Some(ready.body.trim()) };
     print!("{}", Text { report: &report, readiness });
     Ok(())
@@ -86,6 +89,17 @@ impl fmt::Display for Text<'_> {
         };
         // The names of longer windows happen to sort first.
         line("hit ratio", &report.hit_ratio.iter().rev().map(ratio).collect::<Vec<_>>().join(", "))?;
+        for (window, ratios) in report.hit_ratios.iter().rev() {
+            let text =
+                |ratio: Option<f64>| ratio.map_or("-".into(), |ratio| format!("{:.1} %", 100.0 * ratio));
+            let [page_cache, resident, overall] =
+                [ratios.page_cache, ratios.resident, ratios.overall].map(text);
+            let layers = format!("page cache {page_cache}, resident {resident}, overall {overall}");
+            line("", &format_args!("in {window}: {layers}"))?;
+        }
+        if let Some(seconds) = report.time_saved.seconds {
+            line("time saved", &format_args!("about {seconds:.1} s of waiting (estimate)"))?;
+        }
         if let Some(nodes) = report.nodes {
             line("kernel knows", &format_args!("{nodes} files and directories"))?;
         }
@@ -117,6 +131,19 @@ impl fmt::Display for Text<'_> {
                 let by = sight.by.as_deref().unwrap_or("NOT seen");
                 line("eBPF", &format_args!("{}: {by}", sight.sight))?;
             }
+        }
+        let last = |trouble: &Option<Trouble>| {
+            trouble.as_ref().map_or(String::new(), |last| {
+                format!(", last error {:.0} s ago: {}", last.seconds_ago, last.text)
+            })
+        };
+        for server in &report.health.volume_servers {
+            let silent = if server.is_silent { ", SILENT" } else { "" };
+            let text = format!("{} by {}{silent}", server.address, server.source);
+            line("volume server", &format_args!("{text}{}", last(&server.last_error)))?;
+        }
+        for filer in report.health.filers.iter().filter(|filer| filer.last_error.is_some()) {
+            line("filer", &format_args!("{}{}", filer.address, last(&filer.last_error)))?;
         }
         for lost in &report.lost {
             line("goes without", &format_args!("{}: {} ({})", lost.ability, lost.reason, lost.remedy))?;
@@ -173,7 +200,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_daemon_is_asked_and_understood() {
-        let server = Server::bind("127.0.0.1:0").await.unwrap();
+        let server = Server::bind("127.0.0.1:0", None).await.unwrap();
         let address = server.address().to_string();
         let status = Status::new(identity(), Metrics::new());
         status.metrics().read(Source::Http, 3 << 20, Duration::from_millis(2));
@@ -189,11 +216,11 @@ mod tests {
         status.sees(vec![Sight { sight, by: None, why }]);
         tokio::spawn(server.serve(status, axum::Router::new()));
         let asked = tokio::task::spawn_blocking(move || {
-            (get(&address, "/api/v1/status").unwrap(), get(&address, "/readyz").unwrap())
+            let daemon = Daemon { address, token_file: None };
+            (daemon.report().unwrap(), daemon.get("/readyz").unwrap())
         });
-        let (answer, ready) = asked.await.unwrap();
-        assert_eq!((answer.code, ready.code), (200, 503));
-        let report: Report = serde_json::from_str(&answer.body).unwrap();
+        let (report, ready) = asked.await.unwrap();
+        assert_eq!(ready.code, 503);
         let text = Text { report: &report, readiness: Some("mount: hangs") }.to_string();
         for part in [
             "/mnt/data",
@@ -213,7 +240,8 @@ mod tests {
     #[test]
     fn nobody_there_is_an_error_that_names_the_option() {
         let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-        let error = run(&StatusOptions { status_addr: closed, json: false }).unwrap_err();
+        let daemon = Daemon { address: closed, token_file: None };
+        let error = run(&StatusOptions { daemon, json: false, schema: false }).unwrap_err();
         assert!(error.to_string().contains("--status-addr"), "{error}");
     }
 }

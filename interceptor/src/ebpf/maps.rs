@@ -102,9 +102,13 @@ impl Maps {
         Ok(found)
     }
 
-    /// Bytes read of each node of a mount, as far as they are not forgotten at `tick`.
-    pub(super) fn warm_nodes(&self, watch: u32, tick: u32) -> Result<HashMap<u64, u64>, MapError> {
-        let mut found = HashMap::new();
+    /// The granules of each node of a mount of which bytes read are not forgotten at `tick`, and those bytes.
+    pub(super) fn warm_granules(
+        &self,
+        watch: u32,
+        tick: u32,
+    ) -> Result<HashMap<u64, Vec<(u32, u64)>>, MapError> {
+        let mut found: HashMap<u64, Vec<_>> = HashMap::new();
         for entry in self.heat.iter() {
             let (Record(key), heat) = match entry {
                 Ok(entry) => entry,
@@ -113,8 +117,10 @@ impl Maps {
                 Err(error) => return Err(error),
             };
             if key.watch == watch {
-                let sum: &mut u64 = found.entry(key.node).or_default();
-                *sum = sum.saturating_add(u64::from(Heat(heat).level_at(tick)) * UNIT);
+                let bytes = u64::from(Heat(heat).level_at(tick)) * UNIT;
+                if bytes > 0 {
+                    found.entry(key.node).or_default().push((key.granule, bytes));
+                }
             }
         }
         Ok(found)

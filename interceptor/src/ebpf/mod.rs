@@ -94,6 +94,17 @@ pub fn built_in() -> bool {
     !PROGRAMS.is_empty()
 }
 
+/// A file that was read lately.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HotFile {
+    /// Its node.
+    pub node: u64,
+    /// Bytes read of it that are not forgotten.
+    pub bytes: u64,
+    /// The same by granule, in no order; the first granule has the number 0.
+    pub granules: Vec<(u32, u64)>,
+}
+
 /// The programs at work.
 pub struct Observer {
     maps: Mutex<Maps>,
@@ -101,6 +112,7 @@ pub struct Observer {
     next_watch: AtomicU32,
     rungs: Vec<Rung>,
     heat: HeatSettings,
+    granule: u64,
     drain: Drain,
     /// Owns the programs and their attachments.
     _programs: Ebpf,
@@ -120,12 +132,14 @@ impl Observer {
         let watches: Watches = Arc::new(RwLock::new(HashMap::new()));
         let (drain, events) = Drain::start(RingBuf::try_from(ring)?, watches.clone(), settings.events)
             .map_err(EbpfError::Thread)?;
+        let shared = settings.for_programs(true);
         let observer = Self {
             maps: Mutex::new(maps),
             watches,
             next_watch: AtomicU32::new(1),
             rungs,
-            heat: settings.for_programs(true).heat,
+            heat: shared.heat,
+            granule: 1 << shared.granule_shift,
             drain,
             _programs: programs,
         };
@@ -198,15 +212,32 @@ impl Observer {
     /// # Errors
     /// When it is not watched.
     pub fn hottest(&self, device: Device, count: usize) -> Result<Vec<(u64, u64)>, EbpfError> {
+        let hottest = self.hottest_ranges(device, count)?;
+        Ok(hottest.into_iter().map(|file| (file.node, file.bytes)).collect())
+    }
+
+    /// Like [`hottest`](Self::hottest), with what was read of which part of each file.
+    ///
+    /// # Errors
+    /// When it is not watched.
+    pub fn hottest_ranges(&self, device: Device, count: usize) -> Result<Vec<HotFile>, EbpfError> {
         let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
         let tick = self.heat.tick(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX));
         let maps = self.maps.lock();
         let watch = self.number(device).ok_or(EbpfError::NotWatched(device))?;
-        let mut nodes: Vec<_> =
-            maps.warm_nodes(watch, tick)?.into_iter().filter(|(_, bytes)| *bytes > 0).collect();
-        nodes.sort_unstable_by_key(|(node, bytes)| (Reverse(*bytes), *node));
-        nodes.truncate(count);
-        Ok(nodes)
+        let file = |(node, granules): (u64, Vec<(u32, u64)>)| {
+            let bytes = granules.iter().fold(0, |sum: u64, (_, bytes)| sum.saturating_add(*bytes));
+            HotFile { node, bytes, granules }
+        };
+        let mut files: Vec<_> = maps.warm_granules(watch, tick)?.into_iter().map(file).collect();
+        files.sort_unstable_by_key(|file| (Reverse(file.bytes), file.node));
+        files.truncate(count);
+        Ok(files)
+    }
+
+    /// Bytes of a granule, whose heat is kept as one.
+    pub fn granule(&self) -> u64 {
+        self.granule
     }
 
     /// What is seen, and what is not.

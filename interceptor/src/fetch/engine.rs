@@ -23,6 +23,7 @@ use super::{Fillable, must_fetch_whole};
 use crate::seaweed::entry::Chunk;
 use crate::seaweed::volume::{VolumeError, unpack};
 use crate::telemetry::Source;
+use crate::telemetry::health::{EngineHealth, EngineState, LastError};
 
 /// The port at which engines listen unless told otherwise.
 pub const ENGINE_PORT: u16 = 18515;
@@ -90,7 +91,9 @@ impl Engines {
                 rests_until: None,
                 rest: FIRST_REST,
                 announced: None,
+                was_connected: false,
             }),
+            trouble: Arc::default(),
         }))
     }
 }
@@ -130,6 +133,7 @@ pub(super) struct Engine {
     client: Client,
     first_look: OnceCell<()>,
     health: Mutex<Health>,
+    trouble: Arc<LastError>,
 }
 
 struct Health {
@@ -138,6 +142,8 @@ struct Health {
     rest: Duration,
     /// What the log says that its bytes come from.
     announced: Option<Source>,
+    /// Whether there ever was a connection.
+    was_connected: bool,
 }
 
 impl Engine {
@@ -150,7 +156,9 @@ impl Engine {
     pub(super) async fn source(&self) -> Option<Source> {
         let first_look = async || {
             // Dropped when the time is over, connecting is taken up again by the next look.
-            let _ = timeout(FIRST_LOOK, self.client.ping(Instant::now() + CONNECT)).await;
+            if let Ok(Err(error)) = timeout(FIRST_LOOK, self.client.ping(Instant::now() + CONNECT)).await {
+                self.trouble.note(&error);
+            }
         };
         self.first_look.get_or_init(first_look).await;
         let connected = self.connected();
@@ -159,8 +167,12 @@ impl Engine {
         }
         if self.health.lock().look_is_due() {
             // It connects by itself, and whether that works is seen at the next request.
-            let client = self.client.clone();
-            tokio::spawn(async move { client.ping(Instant::now() + CONNECT).await });
+            let (client, trouble) = (self.client.clone(), self.trouble.clone());
+            tokio::spawn(async move {
+                if let Err(error) = client.ping(Instant::now() + CONNECT).await {
+                    trouble.note(&error);
+                }
+            });
         }
         None
     }
@@ -178,7 +190,24 @@ impl Engine {
             }
             health.announced = source;
         }
+        health.was_connected |= source.is_some();
         source
+    }
+
+    /// How it is doing, for people.
+    pub(super) fn health(&self) -> EngineHealth {
+        let source = self.connected();
+        let state = match source {
+            Some(_) => EngineState::Connected,
+            None if self.health.lock().was_connected => EngineState::Lost,
+            None => EngineState::Absent,
+        };
+        EngineHealth {
+            address: self.address().to_owned(),
+            state,
+            source: source.map(|source| source.label().to_owned()),
+            last_error: self.trouble.told(),
+        }
     }
 
     /// Whether this is a job for an engine at all.
@@ -200,6 +229,9 @@ impl Engine {
             Job::Whole { offset, dst } => self.whole(chunk, *offset, &mut **dst, token, deadline).await,
             Job::Gather { .. } => Err(EngineError::Unsuited("lists are left to the volume server")),
         };
+        if let Err(error) = &outcome {
+            self.trouble.note(error);
+        }
         self.health.lock().learn(outcome.as_ref().err());
         outcome
     }

@@ -115,6 +115,13 @@ impl Gate {
         })
     }
 
+    /// How many requests are inside, and how many wait.
+    pub(super) fn load(&self) -> (u64, u64) {
+        let book = self.book.lock();
+        let waiting = book.demand.waiting.len() + book.speculation.waiting.len();
+        (book.inside().requests as u64, waiting as u64)
+    }
+
     /// A pass that is inside already, or that waits for its turn.
     fn arrive(self: &Arc<Self>, urgency: Urgency, bytes: u64) -> (Pass, Option<oneshot::Receiver<()>>) {
         let mut book = self.book.lock();

@@ -38,6 +38,7 @@ use crate::seaweed::entry::Chunk;
 use crate::seaweed::http1::Limits;
 use crate::seaweed::locations::VolumeLookup;
 use crate::seaweed::security::Security;
+use crate::telemetry::health::VolumeServerHealth;
 use crate::telemetry::{Metrics, Source};
 pub use engine::{ENGINE_PORT, Engines};
 pub use error::FetchError;
@@ -170,6 +171,12 @@ impl Fetcher {
         let source = self.sources.fetch(chunk, &mut job, &Priority::new(Urgency::Demand)).await?;
         self.fetched(source, bytes.len() as u64, start);
         Ok(bytes.into())
+    }
+
+    /// A function that tells how the servers that were ever asked are doing. Does not block.
+    pub fn health(&self) -> impl Fn() -> Vec<VolumeServerHealth> + Send + Sync + use<> {
+        let servers = self.sources.servers.clone();
+        move || servers.health()
     }
 
     fn fetched(&self, source: Source, bytes: u64, start: Instant) -> Fetched {

@@ -1,6 +1,7 @@
 //! What is kept for each server that is asked for needles: its gate, and how it has been doing.
 
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,8 @@ use super::gate::{Gate, Load};
 use super::hedge::Silence;
 use super::pace::Pace;
 use crate::seaweed::volume::Place;
+use crate::telemetry::Source;
+use crate::telemetry::health::{LastError, VolumeServerHealth};
 
 /// One server.
 pub(super) struct Server {
@@ -18,6 +21,7 @@ pub(super) struct Server {
     engine: Option<Arc<Engine>>,
     pace: Mutex<Pace>,
     silence: Silence,
+    trouble: LastError,
 }
 
 impl Server {
@@ -43,6 +47,11 @@ impl Server {
         self.silence.goes_on();
     }
 
+    /// Notes that it did not deliver.
+    pub(super) fn failed(&self, error: &dyn Display) {
+        self.trouble.note(error);
+    }
+
     /// After what time without an answer a request for `bytes` is late.
     pub(super) fn patience(&self, bytes: u64) -> Duration {
         self.pace.lock().patience(bytes)
@@ -51,6 +60,22 @@ impl Server {
     /// Whether it seems to have stopped.
     pub(super) fn is_silent(&self) -> bool {
         self.silence.is_long()
+    }
+
+    /// How it is doing, for people.
+    fn health(&self, address: &str) -> VolumeServerHealth {
+        let (requests, waiting) = self.gate.load();
+        let engine = self.engine.as_ref().map(|engine| engine.health());
+        let from_engine = engine.as_ref().and_then(|engine| engine.source.clone());
+        VolumeServerHealth {
+            address: address.to_owned(),
+            source: from_engine.unwrap_or_else(|| Source::Http.label().to_owned()),
+            is_silent: self.is_silent(),
+            requests,
+            waiting,
+            last_error: self.trouble.told(),
+            engine,
+        }
     }
 }
 
@@ -79,8 +104,17 @@ impl Servers {
             Place::Volume(authority) => self.engines.beside(authority),
             Place::Filer(_) => None,
         };
-        let server = Arc::new(Server { gate, engine, pace: Mutex::default(), silence: Silence::default() });
+        let (pace, silence, trouble) = (Mutex::default(), Silence::default(), LastError::default());
+        let server = Arc::new(Server { gate, engine, pace, silence, trouble });
         servers.insert(authority.into(), server.clone());
         server
+    }
+
+    /// How each of them is doing, in the order of their addresses.
+    pub(super) fn health(&self) -> Vec<VolumeServerHealth> {
+        let mut servers: Vec<(Box<str>, Arc<Server>)> =
+            self.servers.lock().iter().map(|(address, server)| (address.clone(), server.clone())).collect();
+        servers.sort_by(|(a, _), (b, _)| a.cmp(b));
+        servers.iter().map(|(address, server)| server.health(address)).collect()
     }
 }

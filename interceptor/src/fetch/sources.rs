@@ -32,7 +32,7 @@ pub(super) struct Sources {
     pub(super) locations: Locations,
     pub(super) hedges: Hedges,
     pub(super) metrics: Arc<Metrics>,
-    servers: Servers,
+    pub(super) servers: Arc<Servers>,
     options: Options,
 }
 
@@ -65,10 +65,10 @@ impl Sources {
             volumes: VolumeClient::new(security, options.limits.clone()),
             locations: Locations::new(lookup, options.data_center.clone()),
             hedges: Hedges::new(),
-            servers: Servers::new(
+            servers: Arc::new(Servers::new(
                 Load { requests: options.requests_per_server, bytes: options.bytes_per_server },
                 options.engines.clone(),
-            ),
+            )),
             metrics,
             options,
         }
@@ -105,7 +105,7 @@ impl Sources {
                 let race = self.race(first, next.as_slice().first(), &errand, job).await;
                 for (candidate, error) in race.failures {
                     reason = format!("{}: {error}", candidate.place.authority());
-                    answers.push(self.note(&candidate.name, fid, &error));
+                    answers.push(self.note(candidate, fid, &error));
                 }
                 if let Some(source) = race.won {
                     return Ok(source);
@@ -162,7 +162,9 @@ impl Sources {
     }
 
     /// Counts a failure and remembers a server that is in trouble.
-    fn note(&self, server: &str, fid: FileId, error: &VolumeError) -> Class {
+    fn note(&self, candidate: &Candidate, fid: FileId, error: &VolumeError) -> Class {
+        let server = candidate.name.as_str();
+        candidate.server.failed(error);
         tracing::debug!(%fid, server, %error, "a server did not deliver");
         self.metrics.fetch_error(Source::Http, error.reason());
         let class = error.class();

@@ -19,6 +19,7 @@ use tonic::{Code, Status};
 use super::address::ServerAddress;
 use super::channel;
 use super::pb::seaweed_filer_client::SeaweedFilerClient;
+use crate::telemetry::health::{FilerHealth, LastError};
 
 /// Entries with many chunks are large; SeaweedFS itself allows messages of this size, in bytes.
 const MAX_MESSAGE: usize = 1 << 30;
@@ -135,6 +136,7 @@ pub(super) struct Filer {
     pub(super) address: ServerAddress,
     calls: Stub,
     events: Stub,
+    trouble: LastError,
 }
 
 impl Filer {
@@ -168,7 +170,14 @@ impl Filers {
             Ok(channel) => Ok(Stub::new(channel).max_decoding_message_size(MAX_MESSAGE)),
             Err(_) => Err(FilerError::Address(address.clone())),
         };
-        let filer = |address| Ok(Filer { calls: stub(&address)?, events: stub(&address)?, address });
+        let filer = |address| {
+            Ok(Filer {
+                calls: stub(&address)?,
+                events: stub(&address)?,
+                trouble: LastError::default(),
+                address,
+            })
+        };
         let all = addresses.into_iter().map(filer).collect::<Result<_, _>>()?;
         Ok(Self { all, current: watch::Sender::new(0) })
     }
@@ -186,6 +195,7 @@ impl Filers {
 
     /// Makes the next filer current, unless `index` is not current any more.
     pub(super) fn leave(&self, index: usize, reason: &dyn fmt::Display) {
+        self.all[index].trouble.note(reason);
         let next = (index + 1) % self.all.len();
         let moved = self.current.send_if_modified(|current| {
             let leaving = *current == index && next != index;
@@ -197,6 +207,17 @@ impl Filers {
         if moved {
             tracing::warn!(from = %self.all[index].address, to = %self.all[next].address, %reason, "filer left");
         }
+    }
+
+    /// How each of them is doing.
+    pub(super) fn health(&self) -> Vec<FilerHealth> {
+        let current = self.current().0;
+        let health = |(index, filer): (usize, &Filer)| FilerHealth {
+            address: filer.address.to_string(),
+            is_current: index == current,
+            last_error: filer.trouble.told(),
+        };
+        self.all.iter().enumerate().map(health).collect()
     }
 
     /// Starts a call that goes on with the next filer as long as none answers: until each was asked once and
@@ -239,6 +260,7 @@ impl Attempts<'_> {
     /// slept before. Otherwise the error to report.
     pub(super) async fn failed(&mut self, failure: Failure) -> Result<(), FilerError> {
         if failure.is_answer() {
+            self.filer().trouble.note(&failure);
             return Err(self.refused(failure.to_string()));
         }
         let give_up = *self.give_up.get_or_insert_with(|| Instant::now() + self.patience);

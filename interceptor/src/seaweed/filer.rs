@@ -25,6 +25,7 @@ use super::locations::{Location, LookupError, VolumeLookup};
 use super::owners::Owners;
 use super::pb;
 use super::security::Security;
+use crate::telemetry::health::FilerHealth;
 
 /// Limit of one attempt of a call.
 pub(super) const CALL_DEADLINE: Duration = Duration::from_secs(10);
@@ -112,6 +113,11 @@ impl FilerClient {
     /// The filer in use now.
     pub fn current(&self) -> ServerAddress {
         self.filers().current().1.address.clone()
+    }
+
+    /// How each filer is doing, in the order in which they were named.
+    pub fn health(&self) -> Vec<FilerHealth> {
+        self.filers().health()
     }
 
     /// The entry `name` of `directory` (an absolute path without a slash at its end, except for `/`). The root is

@@ -5,10 +5,12 @@
 use std::time::Instant;
 
 use super::exposition::Exposition;
+use super::health::{EngineState, VolumeServerHealth};
 use super::kernel::KernelCounts;
 use super::metrics::{
     CacheUsage, Levels, Metrics, Outcome, ResidentFiles, SeenKind, Source, Totals, Trigger, Way,
 };
+use super::ratios::TimeSaved;
 use super::shard::FlowTotal;
 
 /// What to send with it as `Content-Type`.
@@ -28,15 +30,66 @@ pub fn exposition(metrics: &Metrics) -> String {
         self::kernel(&mut out, counts, &totals);
     }
     levels(&mut out, &metrics.levels());
+    hit_ratios(&mut out, metrics);
+    time_saved(&mut out, &TimeSaved::new(&totals, kernel.as_ref()));
+    if let Some(servers) = metrics.volume_servers() {
+        volume_servers(&mut out, &servers);
+    }
+    out.finish()
+}
+
+fn hit_ratios(out: &mut Exposition, metrics: &Metrics) {
+    let windows = metrics.hit_ratios(Instant::now());
     out.family(
         "interceptor_cache_hit_ratio",
         "gauge",
         "Of the bytes that reads asked of the daemon, the part answered from memory; NaN without reads.",
     );
-    for (window, ratio) in metrics.hit_ratios(Instant::now()) {
-        out.sample(&[("window", window)], ratio.unwrap_or(f64::NAN));
+    for (window, ratios) in windows {
+        out.sample(&[("window", window)], ratios.registered.unwrap_or(f64::NAN));
     }
-    out.finish()
+    out.family(
+        "interceptor_hit_ratio",
+        "gauge",
+        "Of the bytes that reached a layer, the part that it had; NaN without reads or where it is not seen.",
+    );
+    for (window, ratios) in windows {
+        for (layer, ratio) in ratios.by_layer() {
+            out.sample(&[("layer", layer), ("window", window)], ratio.unwrap_or(f64::NAN));
+        }
+    }
+}
+
+fn time_saved(out: &mut Exposition, saved: &TimeSaved) {
+    out.family(
+        "interceptor_time_saved_seconds",
+        "gauge",
+        "Estimate: how much longer readers would have waited had everything come over HTTP; NaN until something did.",
+    )
+    .sample(&[], saved.seconds.unwrap_or(f64::NAN));
+}
+
+fn volume_servers(out: &mut Exposition, servers: &[VolumeServerHealth]) {
+    let count = |is: &dyn Fn(&VolumeServerHealth) -> bool| servers.iter().filter(|server| is(server)).count();
+    out.family(
+        "interceptor_volume_servers",
+        "gauge",
+        "Volume servers that were ever asked, by what is asked first of each at present.",
+    );
+    for source in Source::ALL.iter().filter(|source| !source.is_memory()) {
+        out.sample(&[("source", source.label())], count(&|server| server.source == source.label()));
+    }
+    out.family(
+        "interceptor_volume_servers_silent",
+        "gauge",
+        "Of these, those that seem to have stopped and are asked last.",
+    )
+    .sample(&[], count(&|server| server.is_silent));
+    out.family("interceptor_engines", "gauge", "Engines that may be asked, by whether they are there.");
+    for state in EngineState::ALL {
+        let is = |server: &VolumeServerHealth| server.engine.as_ref().is_some_and(|e| e.state == state);
+        out.sample(&[("state", state.label())], count(&is));
+    }
 }
 
 fn reads(out: &mut Exposition, totals: &Totals, kernel: Option<&KernelCounts>) {
@@ -314,6 +367,7 @@ mod tests {
             "interceptor_cache_class_bytes{slot=\"4096\",state=\"held\"} 8192",
             "interceptor_cache_info{backing=\"plain\"} 1",
             "interceptor_cache_hit_ratio{window=\"1m\"} 0.75",
+            "interceptor_hit_ratio{layer=\"registered\",window=\"10m\"} 0.75",
             "interceptor_subscription_live 1",
             "interceptor_nodes 3",
             "interceptor_read_bytes_total{source=\"page_cache\"} 800",
@@ -326,6 +380,7 @@ mod tests {
         ] {
             assert!(text.lines().any(|found| found == line), "no {line:?} in:\n{text}");
         }
+        assert!(text.contains("\ninterceptor_time_saved_seconds -0.0019"), "waited longer than HTTP takes");
         assert!(!text.contains("next_file"), "no such trigger has fired");
     }
 

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::metrics::{SeenKind, Totals};
+use super::report::Flow;
 use super::shard::FlowTotal;
 
 /// Counters since the mount is watched.
@@ -22,7 +24,7 @@ pub struct KernelCounts {
 }
 
 /// Reads that were served in one way.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct KernelReads {
     /// Calls; windows that were mapped, for mapped files.
     pub count: u64,
@@ -31,7 +33,7 @@ pub struct KernelReads {
 }
 
 /// Something to be seen of reads, and whether it is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Sight {
     /// What.
     pub sight: String,
@@ -42,7 +44,7 @@ pub struct Sight {
 }
 
 /// What eBPF sees and has seen, for the status API.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct KernelReport {
     /// What is seen, and what is not.
     pub sights: Vec<Sight>,
@@ -50,6 +52,9 @@ pub struct KernelReport {
     pub reads: BTreeMap<String, KernelReads>,
     /// Of the bytes read through the page cache, those that the daemon was not asked for.
     pub page_cache_bytes: Option<u64>,
+    /// Requests to the daemon, by what they ask for, with the time from being queued for it to its answer; their bytes are not counted.
+    #[serde(default)]
+    pub requests: BTreeMap<String, Flow>,
     /// Events that the daemon has acted on, by kind.
     pub events: BTreeMap<String, u64>,
     /// Events that were lost, by what was full.
@@ -66,6 +71,7 @@ impl KernelReport {
             sights,
             reads: named(counts.reads),
             page_cache_bytes: counts.page_cache_bytes,
+            requests: counts.requests.iter().map(|(name, flow)| ((*name).to_owned(), flow.into())).collect(),
             events: events.map(|(kind, flow)| (kind.label().to_owned(), flow.count())).collect(),
             lost: named(counts.lost),
         }

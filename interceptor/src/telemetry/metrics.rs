@@ -14,11 +14,14 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::health::VolumeServerHealth;
 use super::kernel::KernelCounts;
+use super::ratios::{Answered, HitRatios};
 use super::shard::{Flow, FlowTotal, Sharded};
-use super::window::{Answered, Notes, WINDOWS};
+use super::window::{Notes, WINDOWS};
 
 /// Where the bytes of a read came from. The names are label values of the metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -174,7 +177,7 @@ impl Outcome {
 }
 
 /// How full the cache is, in bytes.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CacheUsage {
     /// What it may hold.
     pub capacity: u64,
@@ -203,7 +206,7 @@ pub struct CacheUsage {
 }
 
 /// Files that the kernel reads by itself, in numbers of files.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ResidentFiles {
     /// Those that are there.
     pub ready: u64,
@@ -220,7 +223,7 @@ pub struct ResidentFiles {
 }
 
 /// The slots of one size.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CacheClass {
     /// Bytes of a slot.
     pub slot: u64,
@@ -240,6 +243,7 @@ struct Gauges {
     subscription_live: Option<Gauge<bool>>,
     nodes: Option<Gauge<u64>>,
     kernel: Option<Gauge<Option<KernelCounts>>>,
+    volume_servers: Option<Gauge<Vec<VolumeServerHealth>>>,
 }
 
 /// The levels at one moment.
@@ -299,17 +303,6 @@ pub struct Totals {
     pub fallbacks: BTreeMap<(Source, Source), u64>,
     /// Failed checks of what a source delivered.
     pub integrity_failures: BTreeMap<Source, u64>,
-}
-
-impl Totals {
-    fn answered(&self) -> Answered {
-        let mut answered = Answered::default();
-        for (source, flow) in Source::ALL.iter().zip(&self.reads) {
-            answered.all += flow.bytes;
-            answered.from_memory += if source.is_memory() { flow.bytes } else { 0 };
-        }
-        answered
-    }
 }
 
 /// Every counter of the daemon.
@@ -410,6 +403,16 @@ impl Metrics {
         self.gauges.lock().kernel = Some(gauge);
     }
 
+    /// From now on `gauge` tells how the volume servers are doing.
+    pub fn set_volume_servers(&self, gauge: Gauge<Vec<VolumeServerHealth>>) {
+        self.gauges.lock().volume_servers = Some(gauge);
+    }
+
+    /// How the volume servers are doing that were ever asked, if anybody can tell.
+    pub fn volume_servers(&self) -> Option<Vec<VolumeServerHealth>> {
+        self.gauges.lock().volume_servers.as_ref().map(|gauge| gauge())
+    }
+
     /// What the kernel has counted, if anybody can tell.
     pub fn kernel(&self) -> Option<KernelCounts> {
         self.gauges.lock().kernel.as_ref().and_then(|gauge| gauge())
@@ -459,16 +462,15 @@ impl Metrics {
 
     /// To be called every [`super::window::TICK`], or the hit ratios cover more than their windows.
     pub fn tick(&self, now: Instant) {
-        let answered = self.totals().answered();
+        let answered = Answered::new(&self.totals(), self.kernel().as_ref());
         self.notes.lock().take(now, answered);
     }
 
-    /// For each of [`WINDOWS`]: of the bytes that applications' reads asked of the daemon within it, the part that
-    /// was in memory; `None` if there were no reads.
-    pub fn hit_ratios(&self, now: Instant) -> [(&'static str, Option<f64>); WINDOWS.len()] {
-        let answered = self.totals().answered();
+    /// The hit ratios within each of [`WINDOWS`].
+    pub fn hit_ratios(&self, now: Instant) -> [(&'static str, HitRatios); WINDOWS.len()] {
+        let answered = Answered::new(&self.totals(), self.kernel().as_ref());
         let notes = self.notes.lock();
-        WINDOWS.map(|(name, window)| (name, notes.ratio(now, answered, window)))
+        WINDOWS.map(|(name, window)| (name, notes.ratios(now, answered, window)))
     }
 }
 
@@ -509,7 +511,8 @@ mod tests {
         assert_eq!(totals.opens, [0, 1]);
         assert_eq!(totals.seen.each_ref().map(|flow| (flow.count(), flow.nanos)), [(0, 0), (1, 3_000_000)]);
         assert_eq!(totals.prefetched, [[0, 0], [0, 7], [0, 0], [0, 0], [0, 0], [0, 0], [0, 0], [0, 0]]);
-        assert_eq!(metrics.hit_ratios(Instant::now()), [("1m", Some(0.75)), ("10m", Some(0.75))]);
+        let ratios = metrics.hit_ratios(Instant::now()).map(|(window, ratios)| (window, ratios.registered));
+        assert_eq!(ratios, [("1m", Some(0.75)), ("10m", Some(0.75))]);
     }
 
     #[test]
@@ -519,7 +522,9 @@ mod tests {
         let now = Instant::now();
         metrics.tick(now);
         metrics.read(Source::Registered, 100, Duration::ZERO);
-        assert_eq!(metrics.hit_ratios(now + WINDOWS[0].1), [("1m", Some(1.0)), ("10m", Some(0.5))]);
+        let ratios =
+            metrics.hit_ratios(now + WINDOWS[0].1).map(|(window, ratios)| (window, ratios.registered));
+        assert_eq!(ratios, [("1m", Some(1.0)), ("10m", Some(0.5))]);
     }
 
     #[test]

@@ -6,17 +6,21 @@
 use std::collections::BTreeMap;
 
 use interceptor_ebpf::histogram::{BUCKETS, upper_bound};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::activity::{Activity, MissRatioCurve};
+use super::health::Health;
 use super::kernel::KernelReport;
 use super::metrics::CacheUsage;
+use super::ratios::{HitRatios, TimeSaved};
 use super::shard::FlowTotal;
 
 /// Changes when a field changes its meaning or goes away.
 pub const API_VERSION: u32 = 1;
 
 /// The whole document.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Report {
     /// [`API_VERSION`] of the daemon.
     pub api_version: u32,
@@ -44,17 +48,48 @@ pub struct Report {
     pub reads: BTreeMap<String, Flow>,
     /// Fetches from an origin, by source.
     pub fetches: BTreeMap<String, Flow>,
-    /// Of the bytes read, the part answered from memory, by window; `null` without reads.
+    /// Bytes that applications read, by the source that they came from, those that never reached the daemon included; what cannot be seen is
+    /// missing.
+    #[serde(default)]
+    pub bytes_by_source: BTreeMap<String, u64>,
+    /// Of the bytes read from the daemon, the part answered from memory, by window; `null` without reads.
     pub hit_ratio: BTreeMap<String, Option<f64>>,
-    /// Bytes fetched ahead.
+    /// The hit ratios of every layer, by window.
+    #[serde(default)]
+    pub hit_ratios: BTreeMap<String, HitRatios>,
+    /// What the cache has saved, an estimate.
+    #[serde(default)]
+    pub time_saved: TimeSaved,
+    /// Bytes fetched ahead of which it is known what became of them.
     pub prefetch: Vec<Prefetched>,
+    /// Bytes fetched ahead, by what triggered it.
+    #[serde(default)]
+    pub prefetch_fetched: BTreeMap<String, u64>,
+    /// Second requests for what a server was slow to send.
+    #[serde(default)]
+    pub hedges: Hedges,
     /// Failed attempts to fetch.
     pub fetch_errors: Vec<FetchErrors>,
+    /// Fetches that left a source that failed for another.
+    #[serde(default)]
+    pub fallbacks: Vec<Fallbacks>,
     /// Refused bytes, by source: number of fetches.
     pub integrity_failures: BTreeMap<String, u64>,
     /// What eBPF sees; `null` without it.
     #[serde(default)]
     pub kernel: Option<KernelReport>,
+    /// How the servers are doing.
+    #[serde(default)]
+    pub health: Health,
+    /// What is hot and who reads; `null` without eBPF. Looked at again every two seconds at most, less often where much is warm.
+    #[serde(default)]
+    pub activity: Option<Activity>,
+    /// What more or less cache would bring; `null` where nobody samples that.
+    #[serde(default)]
+    pub miss_ratio_curve: Option<MissRatioCurve>,
+    /// Who can read this.
+    #[serde(default)]
+    pub access: Access,
     /// Options in effect, by long name.
     pub options: BTreeMap<String, String>,
     /// What this mount goes without, and why.
@@ -62,7 +97,7 @@ pub struct Report {
 }
 
 /// The stream of the filer's changes, which keeps the mount fresh.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Subscription {
     /// Whether it is up.
     pub live: bool,
@@ -75,7 +110,7 @@ pub struct Subscription {
 }
 
 /// Operations of one kind.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Flow {
     /// Their number.
     pub count: u64,
@@ -90,7 +125,7 @@ pub struct Flow {
 }
 
 /// Bytes fetched ahead for one reason and with one outcome.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Prefetched {
     /// Why.
     pub trigger: String,
@@ -100,8 +135,41 @@ pub struct Prefetched {
     pub bytes: u64,
 }
 
+/// Second requests, sent because the first server was late.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Hedges {
+    /// How many were sent.
+    pub sent: u64,
+    /// How many of them were answered first.
+    pub won: u64,
+}
+
+/// Fetches that went on with another source.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct Fallbacks {
+    /// The source that failed.
+    pub from: String,
+    /// The one that was asked instead.
+    pub to: String,
+    /// How many.
+    pub count: u64,
+}
+
+/// Who can read what the status API tells.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Access {
+    /// Processes on the host of the mount.
+    #[default]
+    Loopback,
+    /// Who has the token.
+    Token,
+    /// Everybody who can reach its address, names of files included.
+    Open,
+}
+
 /// Failed attempts of one kind.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct FetchErrors {
     /// Where.
     pub source: String,
@@ -112,7 +180,7 @@ pub struct FetchErrors {
 }
 
 /// Something that would make the mount better and is not there.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LostAbility {
     /// Its name.
     pub ability: String,
@@ -120,6 +188,11 @@ pub struct LostAbility {
     pub reason: String,
     /// How to get it.
     pub remedy: String,
+}
+
+/// The JSON schema of [`Report`], as it is kept in `doc/status.schema.json`.
+pub fn schema() -> serde_json::Value {
+    schemars::schema_for!(Report).into()
 }
 
 impl From<&FlowTotal> for Flow {
@@ -137,7 +210,7 @@ impl From<&FlowTotal> for Flow {
 
 /// The upper bound of the bucket in which the operation of rank `part` lies. The last bucket has no bound: its
 /// lower one stands in.
-fn percentile(total: &FlowTotal, part: f64) -> Option<f64> {
+pub(super) fn percentile(total: &FlowTotal, part: f64) -> Option<f64> {
     let rank = (total.count() as f64 * part).ceil().max(1.0) as u64;
     let mut seen = 0;
     let bucket = total.buckets.iter().position(|count| {
@@ -151,6 +224,15 @@ fn percentile(total: &FlowTotal, part: f64) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_schema_in_the_documentation_is_this_one() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../doc/status.schema.json");
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        let kept: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+        let hint = "write it anew: interceptor status --schema > doc/status.schema.json";
+        assert!(kept == schema(), "{hint}");
+    }
 
     #[test]
     fn percentiles_are_bounds_of_buckets() {

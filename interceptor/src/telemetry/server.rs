@@ -1,10 +1,8 @@
-//! The status API: `/` for people, `/metrics` for Prometheus, `/api/v1/status` for scripts, `/healthz` and `/readyz`
-//! for whoever restarts things.
+//! The status API: `/` for people ([`page`](super::page)), `/metrics` for Prometheus, `/api/v1/…` for scripts and for the page, `/healthz` and
+//! `/readyz` for whoever restarts things.
 //!
 //! What is offered here only reads; what changes something is added by who starts the server, and guarded there. Nothing
-//! is served that is not compiled in. The page's script and style come from here too, and the
-//! content security policy lets the browser load nothing else; the script writes text nodes only, so a file name or
-//! an error message can never become markup.
+//! is served that is not compiled in. Who may read is decided by [`access`](super::access); `/healthz` and `/readyz` answer everybody.
 
 use std::io;
 use std::net::SocketAddr;
@@ -17,13 +15,13 @@ use axum::routing::get;
 use axum::{Json, Router, middleware};
 use tokio::net::TcpListener;
 
+use super::access::{self, Guard, Token};
 use super::export;
+use super::live::Live;
+use super::page::{self, SECURITY_POLICY};
 use super::peer::Peer;
-use super::report::Report;
+use super::report::{self, Access, Report};
 use super::status::Status;
-
-const SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
-                               base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// The status API could not be offered.
 #[derive(Debug, thiserror::Error)]
@@ -38,11 +36,12 @@ pub struct BindError {
 pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
+    guard: Arc<Guard>,
 }
 
 impl Server {
-    /// Takes `address` (`host:port`, port 0 for any free one).
-    pub async fn bind(address: &str) -> Result<Self, BindError> {
+    /// Takes `address` (`host:port`, port 0 for any free one). With a `token`, only who has it is answered.
+    pub async fn bind(address: &str, token: Option<Token>) -> Result<Self, BindError> {
         let failed = |error: io::Error| {
             let hint = match error.kind() {
                 io::ErrorKind::AddrInUse => {
@@ -54,7 +53,7 @@ impl Server {
         };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        Ok(Self { listener, address })
+        Ok(Self { listener, address, guard: Guard::new(address, token) })
     }
 
     /// Where it listens.
@@ -64,29 +63,37 @@ impl Server {
 
     /// Answers until the runtime ends, also what `more` has.
     pub async fn serve(self, status: Arc<Status>, more: Router) {
-        let service = router(status, more).into_make_service_with_connect_info::<Peer>();
+        status.set_access(self.guard.access());
+        if self.guard.access() == Access::Open {
+            tracing::warn!(
+                address = %self.address,
+                "the status API is open: everybody who can reach it reads the names of files and who reads them; \
+                 --status-token-file keeps others out"
+            );
+        }
+        let live = Live::new(status.clone());
+        tokio::spawn(live.clone().run());
+        let service = router(status, live, self.guard, more).into_make_service_with_connect_info::<Peer>();
         if let Err(error) = axum::serve(self.listener, service).await {
             tracing::error!(%error, "the status API has stopped");
         }
     }
 }
 
-fn router(status: Arc<Status>, more: Router) -> Router {
+fn router(status: Arc<Status>, live: Arc<Live>, guard: Arc<Guard>, more: Router) -> Router {
     Router::new()
-        .route("/", get(|| async { asset("text/html; charset=utf-8", include_str!("page/index.html")) }))
-        .route("/status.js", get(|| async { asset("text/javascript", include_str!("page/status.js")) }))
-        .route("/status.css", get(|| async { asset("text/css", include_str!("page/status.css")) }))
+        .merge(page::router())
         .route("/metrics", get(metrics))
-        .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(ready))
         .route("/api/v1/status", get(report))
-        .with_state(status)
+        .route("/api/v1/schema", get(|| async { Json(report::schema()) }))
+        .with_state(status.clone())
+        .merge(live.router())
+        .route_layer(middleware::from_fn_with_state(guard, access::guard))
+        // Whoever restarts things has no token, and these tell of no file.
+        .route("/healthz", get(|| async { "ok\n" }))
+        .merge(Router::new().route("/readyz", get(ready)).with_state(status))
         .merge(more)
         .layer(middleware::map_response(secured))
-}
-
-fn asset(content_type: &'static str, text: &'static str) -> Response {
-    ([(header::CONTENT_TYPE, content_type)], text).into_response()
 }
 
 async fn metrics(State(status): State<Arc<Status>>) -> Response {
@@ -100,8 +107,10 @@ async fn ready(State(status): State<Arc<Status>>) -> Response {
     }
 }
 
-async fn report(State(status): State<Arc<Status>>) -> Json<Report> {
-    Json(status.report())
+async fn report(State(status): State<Arc<Status>>) -> Result<Json<Report>, StatusCode> {
+    // What is hot is asked of the kernel, which may take milliseconds.
+    let report = tokio::task::spawn_blocking(move || status.report()).await;
+    report.map(Json).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)
 }
 
 async fn secured(mut response: Response) -> Response {
@@ -123,7 +132,9 @@ mod tests {
 
     async fn get(path: &str) -> (StatusCode, String, String) {
         let request = Request::get(path).body(Body::empty()).unwrap();
-        let response = router(some_status(), Router::new()).oneshot(request).await.unwrap();
+        let (status, address) = (some_status(), "127.0.0.1:9650".parse().unwrap());
+        let router = router(status.clone(), Live::new(status), Guard::new(address, None), Router::new());
+        let response = router.oneshot(request).await.unwrap();
         assert_eq!(response.headers()[header::CONTENT_SECURITY_POLICY], SECURITY_POLICY);
         let content_type = response
             .headers()
@@ -138,9 +149,14 @@ mod tests {
     #[tokio::test]
     async fn every_address_answers() {
         for (path, status, content_type, text) in [
-            ("/", StatusCode::OK, "text/html", "status.js"),
-            ("/status.js", StatusCode::OK, "text/javascript", "/api/v1/status"),
-            ("/status.css", StatusCode::OK, "text/css", "body"),
+            ("/", StatusCode::OK, "text/html", "dashboard.js"),
+            ("/dashboard.js", StatusCode::OK, "text/javascript", "/api/v1/live"),
+            ("/dashboard.css", StatusCode::OK, "text/css", "body"),
+            ("/uplot.js", StatusCode::OK, "text/javascript", "uPlot"),
+            ("/api/v1/history", StatusCode::OK, "application/json", "\"span\":\"5m\""),
+            ("/api/v1/history?span=1d", StatusCode::OK, "application/json", "\"step_seconds\":300.0"),
+            ("/api/v1/history?span=1w", StatusCode::BAD_REQUEST, "text/plain", "5m, 1h, 1d"),
+            ("/api/v1/schema", StatusCode::OK, "application/json", "\"hit_ratios\""),
             (
                 "/metrics",
                 StatusCode::OK,
@@ -161,19 +177,20 @@ mod tests {
 
     #[tokio::test]
     async fn the_page_brings_nothing_from_elsewhere() {
-        for path in ["/", "/status.js", "/status.css"] {
-            let (_, _, body) = get(path).await;
-            for foreign in ["://", "innerHTML", "<style", " onclick", "eval("] {
-                assert!(!body.contains(foreign), "{path} has {foreign}");
+        let ours = page::FILES.iter().filter(|(path, ..)| !path.starts_with("/uplot"));
+        for (path, _, text) in ours {
+            for foreign in ["https://", "//cdn", "innerHTML", "insertAdjacent", "<style", " onclick", "eval("]
+            {
+                assert!(!text.contains(foreign), "{path} has {foreign}");
             }
         }
     }
 
     #[tokio::test]
     async fn an_address_in_use_is_named_with_its_option() {
-        let first = Server::bind("127.0.0.1:0").await.unwrap();
+        let first = Server::bind("127.0.0.1:0", None).await.unwrap();
         let taken = first.address().to_string();
-        let message = Server::bind(&taken).await.err().unwrap().to_string();
+        let message = Server::bind(&taken, None).await.err().unwrap().to_string();
         assert!(message.contains("--status-addr") && message.contains(&taken), "{message}");
         assert!(message.contains("another daemon"), "{message}");
     }

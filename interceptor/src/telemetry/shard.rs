@@ -109,6 +109,17 @@ impl FlowTotal {
         self.buckets.iter().sum()
     }
 
+    /// What came after `before`.
+    pub(super) fn since(&self, before: &Self) -> Self {
+        let mut since = self.clone();
+        for (now, before) in since.buckets.iter_mut().zip(before.buckets) {
+            *now = now.saturating_sub(before);
+        }
+        since.bytes = since.bytes.saturating_sub(before.bytes);
+        since.nanos = since.nanos.wrapping_sub(before.nanos);
+        since
+    }
+
     pub(super) fn add(&mut self, flow: &Flow) {
         for (total, bucket) in self.buckets.iter_mut().zip(&flow.buckets) {
             *total += bucket.load(Relaxed);

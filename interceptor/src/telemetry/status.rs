@@ -13,13 +13,25 @@ use std::time::{Duration, Instant};
 use futures::future::{BoxFuture, join_all};
 use parking_lot::Mutex;
 
+use super::activity::{Activity, MissRatioCurve};
+use super::health::{FilerHealth, Health};
+use super::history::bytes_by_source;
 use super::kernel::{KernelReport, Sight};
 use super::metrics::{Gauge, Metrics, Outcome, Source, Trigger};
-use super::report::{API_VERSION, FetchErrors, Flow, LostAbility, Prefetched, Report, Subscription};
+use super::ratios::TimeSaved;
+use super::report::{
+    API_VERSION, Access, Fallbacks, FetchErrors, Flow, Hedges, LostAbility, Prefetched, Report, Subscription,
+};
 
 /// How long a check of readiness may take before it counts as failed. Longer than a mount takes to answer `statfs` on its
 /// own when the filer does not.
 const CHECK_DEADLINE: Duration = Duration::from_secs(3);
+
+/// How old what is told of activity may be, at least: who ask together share an answer.
+const ACTIVITY_AGE: Duration = Duration::from_secs(2);
+/// The same as a multiple of the time that it took to find out, which is some milliseconds for every ten thousand granules that are warm: one
+/// CPU is not kept busy with it for more than a hundredth of the time, however much is warm and however many look.
+const ACTIVITY_PAUSE: u32 = 100;
 
 /// Finds out whether something works at this moment; the error says what does not, in one line.
 pub type Check = Box<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
@@ -45,13 +57,25 @@ pub struct Status {
     changes: AtomicU64,
     told: Mutex<Told>,
     checks: Mutex<Vec<(&'static str, Arc<Check>)>>,
+    activity: Mutex<Recent>,
+}
+
+/// What goes on, as it was found out last.
+#[derive(Default)]
+struct Recent {
+    gauge: Option<Gauge<Option<Activity>>>,
+    last: Option<Activity>,
+    /// Until when `last` will do.
+    good_until: Option<Instant>,
 }
 
 /// What others told.
 #[derive(Default)]
 struct Told {
     subscription: Subscription,
-    current_filer: Option<Gauge<String>>,
+    filers: Option<Gauge<Vec<FilerHealth>>>,
+    miss_ratio_curve: Option<Gauge<Option<MissRatioCurve>>>,
+    access: Access,
     lost: Vec<LostAbility>,
     sights: Vec<Sight>,
 }
@@ -66,6 +90,7 @@ impl Status {
             changes: AtomicU64::new(0),
             told: Mutex::default(),
             checks: Mutex::default(),
+            activity: Mutex::default(),
         })
     }
 
@@ -74,9 +99,24 @@ impl Status {
         &self.metrics
     }
 
-    /// From now on `gauge` tells which filer is asked.
-    pub fn set_current_filer(&self, gauge: Gauge<String>) {
-        self.told.lock().current_filer = Some(gauge);
+    /// From now on `gauge` tells how the filers are doing.
+    pub fn set_filers(&self, gauge: Gauge<Vec<FilerHealth>>) {
+        self.told.lock().filers = Some(gauge);
+    }
+
+    /// From now on `gauge` tells what is hot and who reads, or nothing once it cannot be told any more. It may take some milliseconds.
+    pub fn set_activity(&self, gauge: Gauge<Option<Activity>>) {
+        *self.activity.lock() = Recent { gauge: Some(gauge), ..Recent::default() };
+    }
+
+    /// From now on `gauge` tells what more or less cache would bring, once that is known.
+    pub fn set_miss_ratio_curve(&self, gauge: Gauge<Option<MissRatioCurve>>) {
+        self.told.lock().miss_ratio_curve = Some(gauge);
+    }
+
+    /// Who can read all this.
+    pub(super) fn set_access(&self, access: Access) {
+        self.told.lock().access = access;
     }
 
     /// Changes of the filer are heard from now on.
@@ -138,14 +178,29 @@ impl Status {
         if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
     }
 
-    /// Everything at this moment.
+    fn activity(&self) -> Option<Activity> {
+        let mut recent = self.activity.lock();
+        let begun = Instant::now();
+        if recent.good_until.is_none_or(|until| until <= begun) {
+            let activity = recent.gauge.as_ref()?();
+            let pause = ACTIVITY_AGE.max(begun.elapsed() * ACTIVITY_PAUSE);
+            *recent = Recent { gauge: recent.gauge.take(), last: activity, good_until: Some(begun + pause) };
+        }
+        recent.last.clone()
+    }
+
+    /// Everything at this moment. May take some milliseconds.
     pub fn report(&self) -> Report {
-        let (totals, levels) = (self.metrics.totals(), self.metrics.levels());
-        let (mut subscription, lost, sights, current_filer) = {
+        let (totals, levels, kernel) = (self.metrics.totals(), self.metrics.levels(), self.metrics.kernel());
+        let activity = self.activity();
+        let (mut subscription, lost, sights, filers, miss_ratio_curve, access) = {
             let told = self.told.lock();
-            let current = told.current_filer.as_ref().map(|filer| filer());
-            (told.subscription.clone(), told.lost.clone(), told.sights.clone(), current)
+            let filers = told.filers.as_ref().map(|filers| filers()).unwrap_or_default();
+            let curve = told.miss_ratio_curve.as_ref().and_then(|curve| curve());
+            (told.subscription.clone(), told.lost.clone(), told.sights.clone(), filers, curve, told.access)
         };
+        let current_filer = filers.iter().find(|filer| filer.is_current).map(|filer| filer.address.clone());
+        let hit_ratios = self.metrics.hit_ratios(Instant::now());
         subscription.changes = self.changes.load(Relaxed);
         let label = |source: Source| source.label().to_owned();
         let origins = || Source::ALL.into_iter().filter(|source| !source.is_memory());
@@ -173,16 +228,29 @@ impl Status {
             fetches: origins()
                 .map(|source| (label(source), Flow::from(&totals.fetches[source as usize])))
                 .collect(),
-            hit_ratio: self
-                .metrics
-                .hit_ratios(Instant::now())
+            bytes_by_source: bytes_by_source(&totals, kernel.as_ref())
                 .into_iter()
-                .map(|(window, ratio)| (window.to_owned(), ratio))
+                .map(|(source, bytes)| (source.to_owned(), bytes))
                 .collect(),
+            hit_ratio: hit_ratios.map(|(window, ratios)| (window.to_owned(), ratios.registered)).into(),
+            hit_ratios: hit_ratios.map(|(window, ratios)| (window.to_owned(), ratios)).into(),
+            time_saved: TimeSaved::new(&totals, kernel.as_ref()),
             prefetch: Trigger::ALL
                 .into_iter()
                 .flat_map(|trigger| Outcome::ALL.map(|outcome| prefetched(trigger, outcome)))
                 .filter(|prefetched| prefetched.bytes > 0)
+                .collect(),
+            prefetch_fetched: Trigger::ALL
+                .into_iter()
+                .zip(totals.fetched_ahead)
+                .filter(|(_, bytes)| *bytes > 0)
+                .map(|(trigger, bytes)| (trigger.label().to_owned(), bytes))
+                .collect(),
+            hedges: Hedges { sent: totals.hedges_sent, won: totals.hedges_won },
+            fallbacks: totals
+                .fallbacks
+                .iter()
+                .map(|((from, to), count)| Fallbacks { from: label(*from), to: label(*to), count: *count })
                 .collect(),
             fetch_errors: totals
                 .fetch_errors
@@ -196,7 +264,11 @@ impl Status {
             integrity_failures: origins()
                 .map(|source| (label(source), totals.integrity_failures.get(&source).copied().unwrap_or(0)))
                 .collect(),
-            kernel: self.metrics.kernel().map(|counts| KernelReport::new(sights, counts, &totals)),
+            kernel: kernel.map(|counts| KernelReport::new(sights, counts, &totals)),
+            health: Health { filers, volume_servers: self.metrics.volume_servers().unwrap_or_default() },
+            activity,
+            miss_ratio_curve,
+            access,
             options: self.identity.options.clone(),
             lost,
         }
@@ -215,6 +287,19 @@ pub(super) mod tests {
             options: [("cache-size".to_owned(), "1GiB".to_owned())].into(),
         };
         Status::new(identity, Metrics::new())
+    }
+
+    #[test]
+    fn who_ask_together_share_what_was_found_out() {
+        let status = some_status();
+        let asked = Arc::new(AtomicU64::new(0));
+        let counter = asked.clone();
+        status.set_activity(Box::new(move || {
+            counter.fetch_add(1, Relaxed);
+            Some(Activity::default())
+        }));
+        assert!(status.report().activity.is_some() && status.report().activity.is_some());
+        assert_eq!(asked.load(Relaxed), 1);
     }
 
     #[test]

@@ -6,19 +6,14 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use super::ratios::{Answered, HitRatios};
+
 /// How often to take note.
 pub const TICK: Duration = Duration::from_secs(5);
 
 /// The windows that are kept, with the names they are exported under.
 pub const WINDOWS: [(&str, Duration); 2] =
     [("1m", Duration::from_secs(60)), ("10m", Duration::from_secs(600))];
-
-/// Bytes of application reads so far: those that memory answered, and all.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Answered {
-    pub(super) from_memory: u64,
-    pub(super) all: u64,
-}
 
 /// The notes taken, oldest first.
 #[derive(Debug)]
@@ -39,13 +34,11 @@ impl Notes {
         }
     }
 
-    /// The part of the bytes read in the window that memory answered, 0 to 1; `None` if nothing was read.
-    pub(super) fn ratio(&self, now: Instant, answered: Answered, window: Duration) -> Option<f64> {
+    /// The hit ratios of what was read in the window.
+    pub(super) fn ratios(&self, now: Instant, answered: Answered, window: Duration) -> HitRatios {
         let aged = |(at, _): &&(Instant, Answered)| now.duration_since(*at) >= window;
-        let (_, since) = self.0.iter().rev().find(aged).or(self.0.front())?;
-        let all = answered.all.saturating_sub(since.all);
-        let from_memory = answered.from_memory.saturating_sub(since.from_memory).min(all);
-        (all > 0).then(|| from_memory as f64 / all as f64)
+        let noted = self.0.iter().rev().find(aged).or(self.0.front());
+        answered.since(&noted.map(|(_, since)| *since).unwrap_or_default()).hit_ratios()
     }
 }
 
@@ -56,21 +49,21 @@ mod tests {
     const MINUTE: Duration = WINDOWS[0].1;
     const TEN_MINUTES: Duration = WINDOWS[1].1;
 
-    fn answered(from_memory: u64, all: u64) -> Answered {
-        Answered { from_memory, all }
+    fn answered(registered: u64, daemon: u64) -> Answered {
+        Answered { registered, daemon, kernel: None }
     }
 
     #[test]
     fn nothing_read_has_no_ratio() {
         let start = Instant::now();
-        assert_eq!(Notes::new(start).ratio(start, answered(0, 0), MINUTE), None);
+        assert_eq!(Notes::new(start).ratios(start, answered(0, 0), MINUTE), HitRatios::default());
     }
 
     #[test]
     fn a_young_daemon_counts_from_its_start() {
         let start = Instant::now();
         let notes = Notes::new(start);
-        assert_eq!(notes.ratio(start + TICK, answered(1, 4), TEN_MINUTES), Some(0.25));
+        assert_eq!(notes.ratios(start + TICK, answered(1, 4), TEN_MINUTES).registered, Some(0.25));
     }
 
     #[test]
@@ -81,17 +74,17 @@ mod tests {
         let (mut now, mut so_far) = (start, answered(0, 0));
         for _ in 0..120 {
             now += TICK;
-            so_far.all += 100;
+            so_far.daemon += 100;
             notes.take(now, so_far);
         }
         for _ in 0..12 {
             now += TICK;
-            so_far.all += 100;
-            so_far.from_memory += 100;
+            so_far.daemon += 100;
+            so_far.registered += 100;
             notes.take(now, so_far);
         }
-        assert_eq!(notes.ratio(now, so_far, MINUTE), Some(1.0));
-        assert_eq!(notes.ratio(now, so_far, TEN_MINUTES), Some(0.1));
+        assert_eq!(notes.ratios(now, so_far, MINUTE).registered, Some(1.0));
+        assert_eq!(notes.ratios(now, so_far, TEN_MINUTES).registered, Some(0.1));
     }
 
     #[test]

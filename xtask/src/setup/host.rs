@@ -92,6 +92,28 @@ const BINDFS: Need = Need {
     present: || process::succeeds("bindfs", &["--version"]),
 };
 
+const BROWSER: Need = Need {
+    name: "Chromium",
+    why: "the tests of the dashboard look at it",
+    // Without a font there would be no text in pictures.
+    packages: &["chromium", "fonts-dejavu-core"],
+    present: || ::tests::browser::find().is_some(),
+};
+
+const TERMINAL: Need = Need {
+    name: "tmux",
+    why: "the tests of `interceptor top` run it in a terminal",
+    packages: &["tmux"],
+    present: || process::succeeds("tmux", &["-V"]),
+};
+
+const PROMTOOL: Need = Need {
+    name: "promtool",
+    why: "checks metrics and alert rules",
+    packages: &["prometheus"],
+    present: || process::succeeds("promtool", &["--version"]),
+};
+
 /// The way to call pip that works here.
 pub(super) fn pip() -> Option<Command> {
     [&["pip3"][..], &["python3", "-m", "pip"], &["pip"]].into_iter().find_map(|words| {
@@ -105,13 +127,26 @@ pub(super) fn pip() -> Option<Command> {
 
 /// Installs what lacks, or says how.
 pub(super) fn ensure(needs_pip: bool) -> Result<()> {
-    let needs = [Some(C_COMPILER), Some(FUSE), Some(BINDFS), Some(RDMA_HEADERS), needs_pip.then_some(PIP)];
-    let lacking: Vec<Need> = needs.into_iter().flatten().filter(|need| !(need.present)()).collect();
+    let always = [C_COMPILER, FUSE, BINDFS, RDMA_HEADERS];
+    let needs = always.into_iter().chain(needs_pip.then_some(PIP));
+    let lacking: Vec<Need> = needs.filter(|need| !(need.present)()).collect();
     if !lacking.is_empty() {
         install_needs(&lacking)?;
     }
     ensure_rust_components()?;
     ensure_fuse_device()
+}
+
+/// Installs what only tests and pictures need. Where that cannot be done it is left out, and the tests that need it say so.
+pub(super) fn ensure_for_tests() {
+    let needs = [BROWSER, TERMINAL, PROMTOOL];
+    let lacking: Vec<Need> = needs.into_iter().filter(|need| !(need.present)()).collect();
+    if lacking.is_empty() {
+        return;
+    }
+    if let Err(error) = install_needs(&lacking) {
+        eprintln!("setup: going on without, and skipping the tests that need it: {error:#}");
+    }
 }
 
 fn install_needs(lacking: &[Need]) -> Result<()> {
@@ -178,6 +213,9 @@ fn ensure_fuse_device() -> Result<()> {
     )
 }
 
+/// What is said of something that only tests need and that is not there.
+const NONE: &str = "none: its tests are skipped";
+
 /// One line for each thing that was found.
 pub(super) fn report() -> Vec<String> {
     let first_line = |program: &str, arguments: &[&str]| {
@@ -193,6 +231,9 @@ pub(super) fn report() -> Vec<String> {
         ("libibverbs", first_line("pkg-config", &["--modversion", "libibverbs"])),
         ("fuse", first_line("fusermount3", &["--version"])),
         ("/dev/fuse", Some("usable".to_owned())),
+        ("chromium", Some(::tests::browser::find().map_or(NONE.into(), |path| path.display().to_string()))),
+        ("tmux", Some(first_line("tmux", &["-V"]).unwrap_or_else(|| NONE.into()))),
+        ("promtool", Some(first_line("promtool", &["--version"]).unwrap_or_else(|| NONE.into()))),
     ]
     .into_iter()
     .map(|(name, found)| format!("{name:<14}{}", found.unwrap_or_else(|| "found".to_owned())))

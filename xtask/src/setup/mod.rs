@@ -26,9 +26,15 @@ pub(crate) fn ensure() -> Result<Prepared> {
     Ok(Prepared { weed: weed::ensure()? })
 }
 
+/// Prepares what only tests and pictures need, as far as that is possible.
+pub(crate) fn ensure_for_tests() {
+    host::ensure_for_tests();
+}
+
 /// The verb itself: prepares, then says what there is.
 pub(crate) fn command() -> Result<()> {
     let prepared = ensure()?;
+    ensure_for_tests();
     for line in host::report() {
         println!("{line}");
     }

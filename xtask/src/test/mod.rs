@@ -74,6 +74,7 @@ pub(crate) struct Options {
 /// The verb.
 pub(crate) fn command(options: &Options) -> Result<()> {
     let prepared = setup::ensure()?;
+    setup::ensure_for_tests();
     let interceptor = cargo::build_interceptor()?;
     let mut programs = cargo::build_tests()?;
     // Examples and programs are built with the tests that need them, but they are none.

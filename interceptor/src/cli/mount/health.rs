@@ -56,8 +56,8 @@ pub(super) fn watch(status: &Status, mount: &Arc<Mount>, filer: &FilerClient, mo
     let (nodes, live) = (known(mount), known(mount));
     metrics.set_nodes(Box::new(move || nodes().map_or(0, |mount| mount.nodes as u64)));
     metrics.set_subscription_live(Box::new(move || live().is_some_and(|mount| mount.live)));
-    let current = filer.clone();
-    status.set_current_filer(Box::new(move || current.current().to_string()));
+    let filers = filer.clone();
+    status.set_filers(Box::new(move || filers.health()));
 
     status.add_check("mount", mount_answers(mountpoint));
     let (filer, hears) = (filer.clone(), known(mount));

@@ -77,6 +77,7 @@ pub(super) async fn watch(
     status.sees(sights(&observer));
     let observer = Arc::new(observer);
     count(status.metrics(), &observer, device);
+    status.set_activity(super::activity::gauge(&observer, device, mount));
     let follower = tokio::spawn(follow(events, Arc::downgrade(mount), reader.clone()));
     Some(Seen { follower, _observer: observer })
 }

@@ -1,0 +1,122 @@
+//! `interceptor top`: a running mount, live in a terminal.
+//!
+//! Asks the daemon's status API once a second ([`model`] makes rates of two answers and keeps what the user has chosen) and draws the whole
+//! screen anew ([`view`]). The terminal is given back on every way out: by a key, a signal, an error or a panic.
+
+mod model;
+mod view;
+
+use std::io::{self, IsTerminal};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use clap::Args;
+use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use super::http::Daemon;
+use super::options::duration;
+use super::signals::Signals;
+use crate::telemetry::report::Report;
+use model::{Model, View};
+
+/// How often keys are looked for: below what a user notices.
+const KEYS_EVERY: Duration = Duration::from_millis(50);
+
+/// Watches a running mount.
+#[derive(Debug, Clone, Args)]
+pub(super) struct TopOptions {
+    /// Which daemon.
+    #[command(flatten)]
+    daemon: Daemon,
+
+    /// Ask this often
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration)]
+    interval: Duration,
+}
+
+/// Shows it until the user quits.
+pub(super) fn run(options: &TopOptions) -> anyhow::Result<()> {
+    ensure!(!options.interval.is_zero(), "an interval of no time");
+    ensure!(io::stdout().is_terminal(), "standard output is no terminal; `interceptor status` prints once");
+    // Whoever mistyped the address wants to read so, not to see an empty screen.
+    let first = options.daemon.report()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let mut terminal = ratatui::try_init().context("cannot use the terminal")?;
+    let outcome = runtime.block_on(follow(options, Model::new(first), &mut terminal));
+    let restored = ratatui::try_restore();
+    // An answer that nobody waits for any more.
+    runtime.shutdown_background();
+    outcome.and(restored.context("cannot give the terminal back"))
+}
+
+async fn follow(
+    options: &TopOptions,
+    mut model: Model,
+    terminal: &mut ratatui::DefaultTerminal,
+) -> anyhow::Result<()> {
+    let mut signals = Signals::new().context("cannot catch signals")?;
+    let mut keys = interval(KEYS_EVERY);
+    keys.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut asked = Instant::now();
+    let mut answer: Option<tokio::task::JoinHandle<anyhow::Result<Report>>> = None;
+    let mut is_stale = true;
+    loop {
+        if is_stale {
+            terminal.draw(|frame| view::draw(frame, &model))?;
+            is_stale = false;
+        }
+        tokio::select! {
+            _ = signals.next() => return Ok(()),
+            _ = keys.tick() => {}
+        }
+        while event::poll(Duration::ZERO)? {
+            match event::read()? {
+                Event::Key(key) if key.kind == KeyEventKind::Press => {
+                    if !model_takes(&mut model, key) {
+                        return Ok(());
+                    }
+                    is_stale = true;
+                }
+                Event::Resize(..) => is_stale = true,
+                _ => {}
+            }
+        }
+        if answer.as_ref().is_some_and(tokio::task::JoinHandle::is_finished)
+            && let Some(finished) = answer.take()
+        {
+            model.answered(finished.await.context("asking the daemon")?);
+            is_stale = true;
+        }
+        if answer.is_none() && asked.elapsed() >= options.interval {
+            asked = Instant::now();
+            let daemon = options.daemon.clone();
+            // A daemon that hangs must not hang the keys.
+            answer = Some(tokio::task::spawn_blocking(move || daemon.report()));
+        }
+    }
+}
+
+/// Has `model` do what a key says. False when that is to quit.
+fn model_takes(model: &mut Model, key: KeyEvent) -> bool {
+    let control = key.modifiers.contains(KeyModifiers::CONTROL);
+    match key.code {
+        KeyCode::Char('c') if control => return false,
+        code if model.is_typing() => match code {
+            KeyCode::Enter => model.stop_typing(),
+            KeyCode::Esc => model.clear_filter(),
+            KeyCode::Backspace => model.erase(),
+            KeyCode::Char(letter) if !control => model.typed(letter),
+            _ => {}
+        },
+        KeyCode::Char('q') => return false,
+        KeyCode::Esc => model.clear_filter(),
+        KeyCode::Char('p') => model.pause(),
+        KeyCode::Char('s') => model.sort_next(),
+        KeyCode::Char('/') => model.start_typing(),
+        KeyCode::Tab => model.show_next(),
+        KeyCode::Char(digit @ '1'..='4') => model.show(View::ALL[digit as usize - '1' as usize]),
+        _ => {}
+    }
+    true
+}

@@ -1,0 +1,302 @@
+//! What went on lately, in memory: a point for every second of the last five minutes, every 15 seconds of the last hour, and every five
+//! minutes of the last day.
+//!
+//! Each span closes its points by itself: a point is what was added to the counters since the one before, so that percentiles are of
+//! the reads within it, and no span is made from another. All of it takes less than a MiB.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant, SystemTime};
+
+use parking_lot::Mutex;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::kernel::KernelCounts;
+use super::metrics::{CacheUsage, Metrics, Source, Totals};
+use super::ratios::{Answered, HitRatios};
+use super::report::{API_VERSION, percentile};
+
+/// How often [`History::tick`] is to be called.
+pub const TICK: Duration = Duration::from_secs(1);
+
+/// A length of time that is kept, and how finely.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    /// What it is called in requests.
+    pub name: &'static str,
+    /// The time that a point covers.
+    pub step: Duration,
+    /// How many points are kept.
+    pub points: usize,
+}
+
+/// All that are kept, the shortest first.
+pub const SPANS: [Span; 3] = [
+    Span { name: "5m", step: TICK, points: 300 },
+    Span { name: "1h", step: Duration::from_secs(15), points: 240 },
+    Span { name: "1d", step: Duration::from_secs(300), points: 288 },
+];
+
+/// The points of one span, as they are sent.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct SpanReport {
+    /// Like that of [`Report`](super::report::Report).
+    pub api_version: u32,
+    /// `5m`, `1h` or `1d`.
+    pub span: String,
+    /// Seconds that a point covers, about.
+    pub step_seconds: f64,
+    /// Oldest first. Where the daemon had no time, or did not run, there are none.
+    pub points: Vec<Point>,
+}
+
+/// What went on within a step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Point {
+    /// When it ended, milliseconds since 1970.
+    pub unix_ms: u64,
+    /// How long it was, seconds.
+    pub seconds: f64,
+    /// Bytes that applications read, by source; sources that cannot be seen are missing.
+    pub bytes: BTreeMap<String, u64>,
+    /// Reads that reached the daemon, by source.
+    pub reads: BTreeMap<String, u64>,
+    /// Half of the reads that reached the daemon took less, seconds, by source; sources without reads are missing.
+    pub p50_seconds: BTreeMap<String, f64>,
+    /// The same for 99 % of them.
+    pub p99_seconds: BTreeMap<String, f64>,
+    /// Hit ratios within the step.
+    pub hit_ratios: HitRatios,
+    /// Bytes fetched ahead, and those of which it became known that they were read or not.
+    pub prefetch: PrefetchPoint,
+    /// Bytes of the cache at the end of the step.
+    pub cache: CachePoint,
+    /// Failed attempts to fetch, changes to another source and refused bytes, all together.
+    pub incidents: u64,
+}
+
+/// Bytes fetched ahead.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PrefetchPoint {
+    /// Fetched.
+    pub fetched: u64,
+    /// Known to have been read.
+    pub used: u64,
+    /// Known to have left the cache before they were read.
+    pub wasted: u64,
+}
+
+/// Bytes of the cache.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct CachePoint {
+    /// The limit.
+    pub capacity: u64,
+    /// Blocks, and fetches in progress.
+    pub used: u64,
+    /// Of the limit, what files have that the kernel reads by itself.
+    pub resident: u64,
+    /// Of `used`, what is being read.
+    pub pinned: u64,
+}
+
+/// The counters at one moment.
+#[derive(Clone)]
+struct Look {
+    at: Instant,
+    totals: Totals,
+    kernel: Option<KernelCounts>,
+    cache: Option<CacheUsage>,
+}
+
+struct Track {
+    span: Span,
+    since: Look,
+    points: VecDeque<Point>,
+}
+
+/// All spans; see the module.
+pub struct History(Mutex<[Track; SPANS.len()]>);
+
+impl History {
+    /// Begins now.
+    pub fn new(metrics: &Metrics) -> Self {
+        Self::since(&Look::at(metrics, Instant::now()))
+    }
+
+    fn since(begin: &Look) -> Self {
+        let track =
+            |span: Span| Track { span, since: begin.clone(), points: VecDeque::with_capacity(span.points) };
+        Self(Mutex::new(SPANS.map(track)))
+    }
+
+    /// Looks at the counters; to be called every [`TICK`]. Returns the points that are complete, by the index of their span.
+    pub fn tick(&self, metrics: &Metrics) -> [Option<Point>; SPANS.len()] {
+        self.take(&Look::at(metrics, Instant::now()), SystemTime::now())
+    }
+
+    fn take(&self, now: &Look, clock: SystemTime) -> [Option<Point>; SPANS.len()] {
+        self.0.lock().each_mut().map(|track| {
+            // A tick that comes a moment early is the one that is due.
+            let is_due = now.at.duration_since(track.since.at) + TICK / 2 >= track.span.step;
+            is_due.then(|| {
+                let point = Point::between(&track.since, now, clock);
+                track.since = now.clone();
+                if track.points.len() == track.span.points {
+                    track.points.pop_front();
+                }
+                track.points.push_back(point.clone());
+                point
+            })
+        })
+    }
+
+    /// The points of the span called `name`; `None` if there is no such span.
+    pub fn report(&self, name: &str) -> Option<SpanReport> {
+        let tracks = self.0.lock();
+        let track = tracks.iter().find(|track| track.span.name == name)?;
+        Some(SpanReport {
+            api_version: API_VERSION,
+            span: name.to_owned(),
+            step_seconds: track.span.step.as_secs_f64(),
+            points: track.points.iter().cloned().collect(),
+        })
+    }
+}
+
+impl Look {
+    fn at(metrics: &Metrics, at: Instant) -> Self {
+        Self { at, totals: metrics.totals(), kernel: metrics.kernel(), cache: metrics.levels().cache }
+    }
+
+    /// Bytes that applications read, by the source that they came from, as far as it can be seen.
+    fn bytes(&self) -> BTreeMap<&'static str, u64> {
+        bytes_by_source(&self.totals, self.kernel.as_ref())
+    }
+
+    fn prefetch(&self) -> PrefetchPoint {
+        let [used, wasted] = self
+            .totals
+            .prefetched
+            .iter()
+            .fold([0; 2], |[used, wasted], outcomes| [used + outcomes[0], wasted + outcomes[1]]);
+        PrefetchPoint { fetched: self.totals.fetched_ahead.iter().sum(), used, wasted }
+    }
+
+    fn incidents(&self) -> u64 {
+        let totals = &self.totals;
+        totals.fetch_errors.values().sum::<u64>()
+            + totals.fallbacks.values().sum::<u64>()
+            + totals.integrity_failures.values().sum::<u64>()
+    }
+}
+
+/// Bytes that applications read so far, by the source that they came from; what cannot be seen is missing.
+pub(super) fn bytes_by_source(totals: &Totals, kernel: Option<&KernelCounts>) -> BTreeMap<&'static str, u64> {
+    let by_daemon = Source::ALL.iter().zip(&totals.reads).map(|(source, flow)| (source.label(), flow.bytes));
+    let page_cache = kernel.and_then(|counts| counts.page_cache_bytes).map(|bytes| ("page_cache", bytes));
+    let resident = kernel.and_then(|counts| Some(("resident", counts.reads.get("passthrough")?.bytes)));
+    by_daemon.chain(page_cache).chain(resident).collect()
+}
+
+impl Point {
+    fn between(before: &Look, now: &Look, clock: SystemTime) -> Self {
+        let flows = Source::ALL.map(|source| {
+            let index = source as usize;
+            (source.label(), now.totals.reads[index].since(&before.totals.reads[index]))
+        });
+        let known = before.bytes();
+        let added = |(source, bytes): (&str, u64)| {
+            (source.to_owned(), bytes.saturating_sub(known.get(source).copied().unwrap_or(0)))
+        };
+        let percentiles = |part| {
+            let each = flows
+                .iter()
+                .filter_map(|(source, flow)| Some(((*source).to_owned(), percentile(flow, part)?)));
+            each.collect()
+        };
+        let answered = |look: &Look| Answered::new(&look.totals, look.kernel.as_ref());
+        let (earlier, later) = (before.prefetch(), now.prefetch());
+        let since_1970 = clock.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Self {
+            unix_ms: u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX),
+            seconds: now.at.duration_since(before.at).as_secs_f64(),
+            bytes: now.bytes().into_iter().map(added).collect(),
+            reads: flows.iter().map(|(source, flow)| ((*source).to_owned(), flow.count())).collect(),
+            p50_seconds: percentiles(0.50),
+            p99_seconds: percentiles(0.99),
+            hit_ratios: answered(now).since(&answered(before)).hit_ratios(),
+            prefetch: PrefetchPoint {
+                fetched: later.fetched.saturating_sub(earlier.fetched),
+                used: later.used.saturating_sub(earlier.used),
+                wasted: later.wasted.saturating_sub(earlier.wasted),
+            },
+            cache: now.cache.as_ref().map_or_else(CachePoint::default, |cache| CachePoint {
+                capacity: cache.capacity,
+                used: cache.used,
+                resident: cache.resident,
+                pinned: cache.pinned,
+            }),
+            incidents: now.incidents().saturating_sub(before.incidents()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ticks(history: &History, metrics: &Metrics, begin: &Look, count: u32, mut each: impl FnMut(u32)) {
+        for tick in 1..=count {
+            each(tick);
+            let look = Look::at(metrics, begin.at + tick * TICK);
+            history.take(&look, SystemTime::UNIX_EPOCH + tick * TICK);
+        }
+    }
+
+    #[test]
+    fn a_point_is_what_was_added_within_its_step() {
+        let metrics = Metrics::new();
+        metrics.read(Source::Http, 7, Duration::from_secs(1));
+        let begin = Look::at(&metrics, Instant::now());
+        let history = History::since(&begin);
+        ticks(&history, &metrics, &begin, 30, |tick| {
+            let source = if tick <= 15 { Source::Http } else { Source::Registered };
+            metrics.read(source, 100, Duration::from_micros(3));
+        });
+        let seconds = history.report("5m").unwrap().points;
+        assert_eq!(seconds.len(), 30);
+        let last = &seconds[29];
+        assert_eq!((last.unix_ms, last.seconds), (30_000, 1.0));
+        assert_eq!((last.bytes["registered"], last.bytes["http"], last.reads["registered"]), (100, 0, 1));
+        assert_eq!(last.p99_seconds, [("registered".to_owned(), 4096e-9)].into());
+        assert!(!last.bytes.contains_key("page_cache"), "nobody sees it");
+        let quarters = history.report("1h").unwrap().points;
+        assert_eq!(quarters.iter().map(|point| point.bytes["http"]).collect::<Vec<_>>(), [1500, 0]);
+        assert_eq!(quarters[1].hit_ratios.registered, Some(1.0));
+        assert!(history.report("1d").unwrap().points.is_empty());
+        assert!(history.report("2d").is_none());
+    }
+
+    #[test]
+    fn no_span_keeps_more_than_its_points() {
+        let metrics = Metrics::new();
+        let begin = Look::at(&metrics, Instant::now());
+        let history = History::since(&begin);
+        ticks(&history, &metrics, &begin, 4000, |_| ());
+        for span in SPANS {
+            let points = history.report(span.name).unwrap().points;
+            let expected = (4000 / span.step.as_secs() as usize).min(span.points);
+            assert_eq!(points.len(), expected, "{span:?}");
+        }
+    }
+
+    #[test]
+    fn late_ticks_make_longer_points() {
+        let metrics = Metrics::new();
+        let begin = Look::at(&metrics, Instant::now());
+        let history = History::since(&begin);
+        let late = Look::at(&metrics, begin.at + 20 * TICK);
+        let complete = history.take(&late, SystemTime::UNIX_EPOCH);
+        assert_eq!(complete.map(|point| point.map(|point| point.seconds)), [Some(20.0), Some(20.0), None]);
+    }
+}

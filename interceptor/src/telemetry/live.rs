@@ -1,0 +1,219 @@
+//! What goes on, once a second, to everybody who listens: `/api/v1/live`, as server-sent events.
+//!
+//! One thread of work for all: a tick looks at the counters for the history, whether or not anybody listens, and makes one text of the
+//! status if somebody does. Who listens gets the history of one span first (`event: history`), then the status every second (`event:
+//! status`) and each point of the span when it is complete (`event: point`). Who is too slow for that gets the whole history again.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use axum::extract::{Query, State};
+use axum::http::StatusCode;
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use axum::{Json, Router, routing};
+use futures::stream::{self, Stream, StreamExt};
+use serde::{Deserialize, Serialize};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast};
+use tokio::time::MissedTickBehavior;
+
+use super::history::{History, SPANS, SpanReport, TICK};
+use super::status::Status;
+
+/// How many may listen at a time.
+const SEATS: usize = 64;
+/// How many ticks somebody may lag behind.
+const LAG: usize = 4;
+
+/// What is told at one tick, as JSON.
+struct Tick {
+    status: String,
+    /// By span.
+    points: [Option<String>; SPANS.len()],
+}
+
+/// The history, and who listens.
+pub(super) struct Live {
+    status: Arc<Status>,
+    history: History,
+    ticks: broadcast::Sender<Arc<Tick>>,
+    seats: Arc<Semaphore>,
+}
+
+impl Live {
+    pub(super) fn new(status: Arc<Status>) -> Arc<Self> {
+        let history = History::new(status.metrics());
+        Arc::new(Self {
+            status,
+            history,
+            ticks: broadcast::Sender::new(LAG),
+            seats: Arc::new(Semaphore::new(SEATS)),
+        })
+    }
+
+    /// Ticks until the runtime ends.
+    pub(super) async fn run(self: Arc<Self>) {
+        let mut due = tokio::time::interval(TICK);
+        due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // The first is now.
+        due.tick().await;
+        loop {
+            due.tick().await;
+            let live = self.clone();
+            // Asking the kernel takes system calls, and what is hot some milliseconds.
+            if tokio::task::spawn_blocking(move || live.tick()).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn tick(&self) {
+        let points = self.history.tick(self.status.metrics());
+        if self.ticks.receiver_count() == 0 {
+            return;
+        }
+        let points = points.map(|point| point.as_ref().map(json));
+        // The last may have left meanwhile.
+        let _ = self.ticks.send(Arc::new(Tick { status: json(&self.status.report()), points }));
+    }
+
+    /// What is offered of it.
+    pub(super) fn router(self: Arc<Self>) -> Router {
+        Router::new()
+            .route("/api/v1/history", routing::get(history))
+            .route("/api/v1/live", routing::get(live))
+            .with_state(self)
+    }
+}
+
+/// What lies behind these types is made of numbers and texts, which can always be written.
+fn json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_else(|error| format!("\"{error}\""))
+}
+
+#[derive(Deserialize)]
+struct Wanted {
+    span: Option<String>,
+}
+
+impl Wanted {
+    /// The index of the span that is meant.
+    fn span(&self) -> Result<usize, Refusal> {
+        let Some(name) = &self.span else { return Ok(0) };
+        SPANS.iter().position(|span| span.name == *name).ok_or(Refusal::NoSuchSpan)
+    }
+}
+
+/// Why nothing is told.
+#[derive(Debug, PartialEq, Eq)]
+enum Refusal {
+    NoSuchSpan,
+    Full,
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        match self {
+            Self::NoSuchSpan => {
+                let names = SPANS.map(|span| span.name).join(", ");
+                (StatusCode::BAD_REQUEST, format!("span is one of {names}\n")).into_response()
+            }
+            Self::Full => (StatusCode::SERVICE_UNAVAILABLE, "too many listen already\n").into_response(),
+        }
+    }
+}
+
+async fn history(
+    State(live): State<Arc<Live>>,
+    Query(wanted): Query<Wanted>,
+) -> Result<Json<Option<SpanReport>>, Refusal> {
+    let span = wanted.span()?;
+    Ok(Json(live.history.report(SPANS[span].name)))
+}
+
+async fn live(
+    State(live): State<Arc<Live>>,
+    Query(wanted): Query<Wanted>,
+) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Refusal> {
+    let span = wanted.span()?;
+    let seat = live.seats.clone().try_acquire_owned().map_err(|_| Refusal::Full)?;
+    Ok(Sse::new(listen(live, span, seat)).keep_alive(KeepAlive::default()))
+}
+
+/// The events for one listener, who holds a seat.
+fn listen(
+    live: Arc<Live>,
+    span: usize,
+    seat: OwnedSemaphorePermit,
+) -> impl Stream<Item = Result<Event, Infallible>> {
+    let event = |name: &str, data: &str| Ok(Event::default().event(name).data(data));
+    let whole = move |live: &Live| event("history", &json(&live.history.report(SPANS[span].name)));
+    // From before the history, so that no point is missed.
+    let ticks = live.ticks.subscribe();
+    let first = stream::iter([whole(&live)]);
+    let rest = stream::unfold((live, ticks, seat), move |(live, mut ticks, seat)| async move {
+        let events = match ticks.recv().await {
+            Ok(tick) => {
+                let point = tick.points[span].as_deref().map(|point| event("point", point));
+                point.into_iter().chain([event("status", &tick.status)]).collect()
+            }
+            Err(RecvError::Lagged(_)) => vec![whole(&live)],
+            Err(RecvError::Closed) => return None,
+        };
+        Some((stream::iter(events), (live, ticks, seat)))
+    });
+    first.chain(rest.flatten())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use axum::body::to_bytes;
+
+    use super::super::status::tests::some_status;
+    use super::*;
+
+    /// What a listener is sent next.
+    async fn next(events: &mut (impl Stream<Item = Result<Event, Infallible>> + Unpin + Send)) -> String {
+        let event = events.next().await.unwrap();
+        let body = Sse::new(stream::iter([event])).into_response().into_body();
+        String::from_utf8(to_bytes(body, usize::MAX).await.unwrap().to_vec()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_listener_gets_history_then_points_and_status() {
+        let live = Live::new(some_status());
+        let seat = live.seats.clone().try_acquire_owned().unwrap();
+        let mut events = pin!(listen(live.clone(), 0, seat));
+        assert!(
+            next(&mut events).await.starts_with("event: history\ndata: {\"api_version\":1,\"span\":\"5m\"")
+        );
+        let tick = Tick { status: "{}".into(), points: [Some("{\"seconds\":1}".into()), None, None] };
+        assert!(live.ticks.send(Arc::new(tick)).is_ok());
+        assert_eq!(next(&mut events).await, "event: point\ndata: {\"seconds\":1}\n\n");
+        assert_eq!(next(&mut events).await, "event: status\ndata: {}\n\n");
+    }
+
+    #[tokio::test]
+    async fn who_lags_gets_the_history_again() {
+        let live = Live::new(some_status());
+        let seat = live.seats.clone().try_acquire_owned().unwrap();
+        let mut events = pin!(listen(live.clone(), 1, seat));
+        next(&mut events).await;
+        for _ in 0..=LAG {
+            let tick = Tick { status: "{}".into(), points: [None, None, None] };
+            assert!(live.ticks.send(Arc::new(tick)).is_ok());
+        }
+        assert!(next(&mut events).await.contains("\"span\":\"1h\""));
+    }
+
+    #[test]
+    fn nothing_is_made_for_nobody() {
+        let live = Live::new(some_status());
+        live.tick();
+        assert_eq!(live.ticks.receiver_count(), 0);
+        assert_eq!(Wanted { span: Some("2d".into()) }.span(), Err(Refusal::NoSuchSpan));
+    }
+}

@@ -1,0 +1,332 @@
+//! The dashboard in a real browser, served by a real daemon under load: its panels agree with `/metrics`, names of files stay text, it
+//! fits a phone, and the hit ratios are those that the kernel's own counts give.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use interceptor::ebpf::{Device, Observer, Settings, sight};
+use serde_json::Value;
+use tests::{Browser, Cluster, Load, Mount, Pattern, StatusPage, Viewport, eventually, host, load, reading};
+
+const MIB: usize = 1 << 20;
+const PATIENCE: Duration = Duration::from_secs(30);
+/// A name that is markup where it is not shown as text.
+const HOSTILE: &str = "<img src=x onerror=\"document.title='owned'\">";
+
+const DESK: Viewport = Viewport { width: 1280, height: 900, is_dark: false };
+const PHONE: Viewport = Viewport { width: 375, height: 800, is_dark: false };
+
+/// The panels, each with an expression that is true when it shows data.
+const PANELS: [(&str, &str); 16] = [
+    ("glance", "document.querySelectorAll('#tiles dd').length === 6"),
+    ("sources", "drawn('sources') && rows('sources') === 7"),
+    ("ratios", "drawn('ratios') && rows('ratios') === 4"),
+    ("throughput", "drawn('throughput') && rows('throughput') >= 1"),
+    ("latency", "drawn('latency') && rows('latency') >= 2"),
+    ("cache", "drawn('cache') && rows('cache') >= 5 && document.querySelector('#cache-bars .bar')"),
+    ("prefetch", "drawn('prefetch') && rows('prefetch') >= 1"),
+    ("hot", "document.querySelectorAll('#hot-table .strip span').length >= 3"),
+    ("readers", "rows('readers') >= 1"),
+    ("curve", "document.getElementById('curve-note').textContent.startsWith('not available:')"),
+    ("health", "rows('health') >= 2"),
+    ("saved", "rows('saved') === 3"),
+    ("incidents", "rows('incidents') >= 1"),
+    ("mount", "rows('mount') >= 6"),
+    ("lost", "rows('lost') >= 1"),
+    ("options", "rows('options') >= 10"),
+];
+
+/// What the expressions above use. Pixels are read from a copy: the browser warns of who reads those of a canvas again and again.
+const HELPERS: &str = "\
+    window.rows = (panel) => document.querySelectorAll(`#${panel}-table tbody tr`).length; \
+    window.drawn = (panel) => { \
+        const chart = document.getElementById(`${panel}-chart`), canvas = chart.querySelector('canvas'); \
+        const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext('2d', { willReadFrequently: true }); \
+        copy.drawImage(canvas, 0, 0); \
+        const pixels = copy.getImageData(0, 0, canvas.width, canvas.height).data; \
+        return Number(chart.dataset.points) >= 5 && pixels.some((value) => value !== 0); \
+    }; true";
+
+/// Every figure that is marked to be compared, by its key.
+const FIGURES: &str = "Object.fromEntries([...document.querySelectorAll('[data-key]')].map((td) => [td.dataset.key, td.dataset.value]))";
+
+/// The metric that a figure of the page is another sight of, with its labels.
+fn metric(key: &str) -> (&'static str, Vec<String>) {
+    let parts: Vec<&str> = key.split('.').collect();
+    let label = |name: &str, value: &str| format!("{name}=\"{value}\"");
+    match *parts.as_slice() {
+        ["bytes", source] => ("interceptor_read_bytes_total", vec![label("source", source)]),
+        ["reads", source] => ("interceptor_reads_total", vec![label("source", source)]),
+        ["ratio", layer, window] => {
+            ("interceptor_hit_ratio", vec![label("layer", layer), label("window", window)])
+        }
+        ["way", "reads", way] => ("interceptor_kernel_reads_total", vec![label("way", way)]),
+        ["way", "bytes", way] => ("interceptor_kernel_read_bytes_total", vec![label("way", way)]),
+        ["latency", "count", "kernel"] => {
+            ("interceptor_kernel_request_seconds_count", vec![label("request", "read")])
+        }
+        ["latency", "count", source] => ("interceptor_read_seconds_count", vec![label("source", source)]),
+        ["cache", state] => ("interceptor_cache_bytes", vec![label("state", state)]),
+        ["class", slot] => {
+            ("interceptor_cache_class_bytes", vec![label("slot", slot), label("state", "used")])
+        }
+        ["prefetch", "fetched", trigger] => {
+            ("interceptor_prefetch_fetched_bytes_total", vec![label("trigger", trigger)])
+        }
+        ["prefetch", outcome, trigger] => {
+            ("interceptor_prefetch_bytes_total", vec![label("trigger", trigger), label("outcome", outcome)])
+        }
+        ["saved"] => ("interceptor_time_saved_seconds", vec![]),
+        ["error", source, reason] => {
+            ("interceptor_fetch_errors_total", vec![label("source", source), label("reason", reason)])
+        }
+        ["fallback", from, to] => ("interceptor_fallbacks_total", vec![label("from", from), label("to", to)]),
+        ["integrity", source] => ("interceptor_integrity_failures_total", vec![label("source", source)]),
+        _ => panic!("no metric is known for {key}"),
+    }
+}
+
+/// The figures of the page that differ from `/metrics`.
+fn differences(page: &StatusPage, figures: &BTreeMap<String, f64>) -> Vec<String> {
+    let compare = |(key, shown): (&String, &f64)| {
+        let (name, labels) = metric(key);
+        let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
+        let counted = page.metric(name, &labels).unwrap();
+        let close = match key.split('.').next() {
+            Some("ratio") => (counted - shown).abs() < 0.01,
+            Some("saved") => (counted - shown).abs() <= 0.01 * counted.abs(),
+            _ => counted == *shown,
+        };
+        (!close).then(|| format!("{key}: {shown} is shown, {name} is {counted}"))
+    };
+    figures.iter().filter_map(compare).collect()
+}
+
+/// What the page shows as figures that are known.
+fn figures(browser: &mut Browser) -> BTreeMap<String, f64> {
+    let shown = browser.value(FIGURES).unwrap();
+    let shown = shown.as_object().unwrap().iter();
+    let number = |(key, text): (&String, &Value)| Some((key.clone(), text.as_str()?.parse::<f64>().ok()?));
+    shown.filter_map(number).filter(|(_, value)| value.is_finite()).collect()
+}
+
+/// Whether nothing is wider than the window.
+const FITS: &str = "document.documentElement.scrollWidth <= window.innerWidth";
+
+#[test]
+fn every_panel_shows_what_the_metrics_say() {
+    if !host::can_mount() || !host::has_browser() {
+        return;
+    }
+    let cluster = Cluster::builder().start().unwrap();
+    let filer = cluster.filer();
+    filer.put("/large.bin", &Pattern::new(1).bytes(0, 256 * MIB), "").unwrap();
+    filer.put("/warm.bin", &Pattern::new(2).bytes(0, 24 * MIB), "").unwrap();
+    filer.put(&format!("/{HOSTILE}"), &Pattern::new(3).bytes(0, 3 * MIB), "").unwrap();
+    let mut mount = Mount::builder(&cluster).args(["--cache-size", "128MiB"]).start().unwrap();
+    let page = mount.status_page().unwrap();
+    let file = |name: &str| mount.path().join(name);
+    let (large, warm, hostile) = (file("large.bin"), file("warm.bin"), file(HOSTILE));
+    let load = Load::start(&[
+        (load::SOMEWHERE, large.as_path()),
+        (load::SEQUENTIAL, &warm),
+        (load::DIRECT, &hostile),
+        (load::SEQUENTIAL, &hostile),
+    ])
+    .unwrap();
+
+    let mut browser = Browser::start().unwrap();
+    browser.look(DESK).unwrap();
+    browser.open(mount.status_url().unwrap()).unwrap();
+    browser.wait_until("document.body?.dataset.shown !== undefined", PATIENCE).unwrap();
+    browser.value(HELPERS).unwrap();
+    let seen = mount.metric("interceptor_kernel_reads_total", &[]).unwrap() > 0.0;
+    for (panel, shows) in PANELS {
+        if !seen && ["throughput", "hot", "readers"].contains(&panel) {
+            host::skipped(&format!("the panel {panel}: eBPF sees nothing here"));
+            continue;
+        }
+        browser.wait_until(&format!("Boolean({shows})"), PATIENCE).unwrap();
+    }
+    if seen {
+        let named = |text: &str, table: &str| {
+            let text = serde_json::to_string(text).unwrap();
+            format!("document.getElementById('{table}-table').textContent.includes({text})")
+        };
+        for command in ["cat", "dd"] {
+            browser.wait_until(&named(command, "readers"), PATIENCE).unwrap();
+        }
+        // As text, and therefore not as an element.
+        browser.wait_until(&named(HOSTILE, "hot"), PATIENCE).unwrap();
+    }
+    assert_eq!(browser.value("document.images.length").unwrap(), 0);
+    assert_ne!(browser.value("document.title").unwrap(), "owned");
+    assert_eq!(
+        browser.value("document.getElementById('open').hidden").unwrap(),
+        true,
+        "loopback is not open"
+    );
+    let server = cluster.volume_servers()[0].address();
+    let health = browser.value("document.getElementById('health-table').textContent").unwrap();
+    assert!(health.as_str().unwrap().contains(&server.to_string()), "{server} is not in: {health}");
+
+    // With the load gone, page and metrics come to rest at the same figures.
+    drop(load);
+    let mut shown = BTreeMap::new();
+    let agreed = eventually("agreement of page and metrics", PATIENCE, || {
+        shown = figures(&mut browser);
+        differences(&page, &shown).is_empty().then_some(())
+    });
+    agreed.unwrap_or_else(|error| panic!("{error}: {:#?}", differences(&page, &shown)));
+    for family in ["bytes.", "reads.", "ratio.", "latency.", "cache.", "class.", "prefetch.", "saved"] {
+        assert!(shown.keys().any(|key| key.starts_with(family)), "no {family} among {shown:#?}");
+    }
+    assert!(shown["bytes.http"] > 0.0 && shown["cache.used"] > 0.0, "{shown:#?}");
+
+    // Other spans, colours and widths.
+    browser.value("document.querySelector('[data-span=\"1h\"]').click()").unwrap();
+    browser.wait_until("document.body.dataset.span === '1h'", PATIENCE).unwrap();
+    browser.value("document.querySelector('[data-span=\"5m\"]').click()").unwrap();
+    browser.wait_until("document.body.dataset.span === '5m'", PATIENCE).unwrap();
+    let shots = tempfile::tempdir().unwrap();
+    let mut pictures = Vec::new();
+    for (name, viewport) in [("light", DESK), ("dark", Viewport { is_dark: true, ..DESK }), ("phone", PHONE)]
+    {
+        browser.look(viewport).unwrap();
+        browser.wait_until(&format!("window.innerWidth === {}", viewport.width), PATIENCE).unwrap();
+        browser.wait_until(FITS, PATIENCE).unwrap();
+        let path = shots.path().join(name);
+        browser.screenshot(&path).unwrap();
+        pictures.push((browser.value("getComputedStyle(document.body).backgroundColor").unwrap(), path));
+    }
+    let [(light, _), (dark, _), (phone, _)] = pictures.as_slice() else { unreachable!() };
+    assert_ne!(light, dark);
+    assert_eq!(light, phone);
+    assert!(pictures.iter().all(|(_, path)| fs::metadata(path).unwrap().len() > 20_000));
+    assert_eq!(browser.problems().unwrap(), &[] as &[String]);
+    assert!(mount.is_running());
+}
+
+/// Reads of a script that is known: misses, hits of the page cache, of resident files and of the daemon's cache, in known numbers.
+#[test]
+fn the_hit_ratios_are_those_of_the_kernels_counts() {
+    if !host::can_mount() {
+        return;
+    }
+    let observer = match Observer::start(&Settings::default()) {
+        Ok((observer, _)) if observer.sees(sight::CACHED_READS) && observer.sees(sight::REQUESTS) => observer,
+        Ok(_) => return host::skipped("eBPF does not see reads through the page cache here"),
+        Err(error) => return host::skipped(&error.to_string()),
+    };
+    let cluster = Cluster::builder().start().unwrap();
+    let sizes = [("a", 16 * MIB), ("b", 4 * MIB), ("c", 40 * MIB)];
+    for (name, size) in sizes {
+        cluster.filer().put(&format!("/{name}"), &Pattern::new(size as u64).bytes(0, size), "").unwrap();
+    }
+    let mount = Mount::builder(&cluster).arg("--no-passthrough").start().unwrap();
+    let device = Device::of(mount.path()).unwrap();
+    observer.watch(device).unwrap();
+    let before = mount.metric("interceptor_reads_total", &[]).unwrap();
+    assert_eq!(before, 0.0, "somebody has read already");
+
+    for (name, size) in sizes {
+        let path = mount.path().join(name);
+        // Once for the cluster, twice for the page cache, once for the daemon's.
+        for _ in 0..3 {
+            read(&path, size);
+        }
+        reading::forget(&path).unwrap();
+        read(&path, size);
+    }
+
+    let status = || -> Value {
+        let (code, text) = mount.status("/api/v1/status").unwrap();
+        assert_eq!(code, 200);
+        serde_json::from_str(&text).unwrap()
+    };
+    let mut report = status();
+    let counted = eventually("counters at rest", PATIENCE, || {
+        let now = status();
+        let rest = now["kernel"]["reads"] == report["kernel"]["reads"] && now["reads"] == report["reads"];
+        report = now;
+        rest.then(|| observer.traffic(device).unwrap())
+    })
+    .unwrap();
+    let (cached, filled) = (counted.cached_bytes as f64, counted.fill_bytes as f64);
+    let registered = report["reads"]["registered"]["bytes"].as_f64().unwrap();
+    let expected = [
+        ("page_cache", 1.0 - filled / cached),
+        ("registered", registered / filled),
+        ("overall", (cached - filled + registered) / cached),
+    ];
+    for (layer, expected) in expected {
+        let shown = report["hit_ratios"]["10m"][layer].as_f64().unwrap();
+        assert!((shown - expected).abs() < 0.01, "{layer}: {shown} is shown, the kernel counted {expected}");
+        let exported = mount
+            .metric("interceptor_hit_ratio", &[&format!("layer=\"{layer}\""), "window=\"10m\""])
+            .unwrap();
+        assert!((exported - expected).abs() < 0.01, "{layer}: {exported} is exported, not {expected}");
+    }
+    // Of four readings of everything, two came from the page cache.
+    assert!((expected[0].1 - 0.5).abs() < 0.02, "{expected:?}");
+}
+
+fn read(path: &Path, size: usize) {
+    let file = File::open(path).unwrap();
+    let mut buffer = vec![0; MIB];
+    for offset in (0..size).step_by(MIB) {
+        file.read_exact_at(&mut buffer, offset as u64).unwrap();
+    }
+}
+
+/// The document is what its types say, and nothing more: written again by them, it is the same.
+#[test]
+fn the_status_is_what_its_schema_says() {
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = Cluster::builder().start().unwrap();
+    cluster.filer().put("/a", &Pattern::new(1).bytes(0, MIB), "").unwrap();
+    let mount = Mount::builder(&cluster).start().unwrap();
+    fs::read(mount.path().join("a")).unwrap();
+    let (_, text) = mount.status("/api/v1/status").unwrap();
+    let sent: Value = serde_json::from_str(&text).unwrap();
+    let understood: interceptor::telemetry::report::Report = serde_json::from_str(&text).unwrap();
+    assert_eq!(serde_json::to_value(understood).unwrap(), sent);
+    let (_, schema) = mount.status("/api/v1/schema").unwrap();
+    let schema: Value = serde_json::from_str(&schema).unwrap();
+    let described = schema["properties"].as_object().unwrap();
+    for field in sent.as_object().unwrap().keys() {
+        assert!(described.contains_key(field), "the schema does not know {field}");
+    }
+}
+
+/// `/healthz` excepted, nothing is told to whoever does not have the token.
+#[test]
+fn a_token_keeps_others_out() {
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = Cluster::builder().start().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let token: PathBuf = directory.path().join("token");
+    fs::write(&token, "0123456789abcdef0123456789abcdef\n").unwrap();
+    let guarded = Mount::builder(&cluster).arg("--status-token-file").arg(&token).start().unwrap();
+    for path in ["/", "/metrics", "/api/v1/status", "/api/v1/live", "/dashboard.js"] {
+        assert_eq!(guarded.status(path).unwrap().0, 401, "{path}");
+    }
+    assert_eq!(guarded.status("/healthz").unwrap().0, 200);
+    let status = |more: &[&str]| {
+        let address = guarded.status_url().unwrap().trim_start_matches("http://").to_owned();
+        let mut command = std::process::Command::new(tests::mount::interceptor_program().unwrap());
+        command.args(["status", "--json", "--status-addr", &address]).args(more).output().unwrap()
+    };
+    let refused = status(&[]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("--status-token-file"), "{refused:?}");
+    let shown = status(&["--status-token-file", token.to_str().unwrap()]);
+    assert!(shown.status.success(), "{shown:?}");
+    assert!(String::from_utf8_lossy(&shown.stdout).contains("\"access\":\"token\""), "{shown:?}");
+}
