@@ -5,7 +5,7 @@
 //! waits for a signal or for somebody else's `umount`. A first signal unmounts, giving open files [`GRACE`]; a second
 //! one does not wait for them. A panic of this thread unwinds through the mount, which takes it away too.
 
-mod health;
+pub(super) mod health;
 mod seen;
 
 use std::collections::BTreeMap;
@@ -272,7 +272,7 @@ fn announce(plan: &Plan, filer: &FilerClient, status_at: Option<SocketAddr>) {
 }
 
 /// Keeps the windows of the hit ratios moving.
-async fn keep_windows(metrics: Arc<Metrics>) {
+pub(super) async fn keep_windows(metrics: Arc<Metrics>) {
     let mut ticks = tokio::time::interval(window::TICK);
     loop {
         ticks.tick().await;

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::{ArgAction, ArgMatches, Args, Command, ValueEnum};
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, ValueEnum};
 
 use super::host;
 use super::size::ByteSize;
@@ -364,27 +364,29 @@ pub(super) fn duration(text: &str) -> Result<Duration, &'static str> {
     }
 }
 
-/// Each option in effect under its long name: what was typed, what the file says, or the default. For the status API.
+/// Each option of `interceptor mount` in effect under its long name. For the status API.
 pub(super) fn in_effect(
     options: &MountOptions,
     command: &Command,
     matches: &ArgMatches,
 ) -> BTreeMap<String, String> {
-    let mut shown: BTreeMap<String, String> = command
-        .get_arguments()
-        .filter_map(|argument| {
-            let values =
-                matches.get_raw(argument.get_id().as_str()).filter(|_| argument.get_long().is_some())?;
-            let text = values.map(|value| value.to_string_lossy()).collect::<Vec<_>>().join(",");
-            Some((argument.get_long()?.to_owned(), text))
-        })
-        .collect();
+    let mut shown = shown(command, matches);
     shown.insert("allow-other".into(), options.allow_other().to_string());
     shown.insert("threads".into(), options.threads().to_string());
     if let Ok(size) = options.cache_size() {
         shown.insert("cache-size".into(), size.to_string());
     }
     shown
+}
+
+/// Each option under its long name: what was typed, what the file says, or the default, if it is always the same.
+pub(super) fn shown(command: &Command, matches: &ArgMatches) -> BTreeMap<String, String> {
+    let value = |argument: &Arg| {
+        let values = matches.get_raw(argument.get_id().as_str()).filter(|_| argument.get_long().is_some())?;
+        let text = values.map(|value| value.to_string_lossy()).collect::<Vec<_>>().join(",");
+        Some((argument.get_long()?.to_owned(), text))
+    };
+    command.get_arguments().filter_map(value).collect()
 }
 
 #[cfg(test)]

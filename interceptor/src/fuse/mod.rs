@@ -16,19 +16,19 @@
 //! ENOTCONN for the mount point until it is unmounted; the next start at the same place does that.
 
 mod attr;
-mod device;
+pub(crate) mod device;
 mod directory;
 mod filesystem;
-mod handles;
+pub(crate) mod handles;
 mod kernel;
-mod mountinfo;
-mod mountpoint;
+pub(crate) mod mountinfo;
+pub(crate) mod mountpoint;
 mod next_files;
 mod opens;
 mod passthrough;
 mod placement;
 mod statfs;
-mod unmount;
+pub(crate) mod unmount;
 mod xattr;
 
 use std::net::SocketAddr;

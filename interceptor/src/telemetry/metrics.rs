@@ -34,12 +34,14 @@ pub enum Source {
     Tcp,
     /// A volume server, over HTTP.
     Http,
+    /// The mount below, of a path that is attached.
+    Lower,
 }
 
 impl Source {
     /// All sources, in the order of the ladder; `source as usize` is the index.
-    pub const ALL: [Source; 5] =
-        [Source::Registered, Source::Verbs, Source::Local, Source::Tcp, Source::Http];
+    pub const ALL: [Source; 6] =
+        [Source::Registered, Source::Verbs, Source::Local, Source::Tcp, Source::Http, Source::Lower];
 
     /// The value of the label `source`.
     pub const fn label(self) -> &'static str {
@@ -49,6 +51,7 @@ impl Source {
             Source::Local => "local",
             Source::Tcp => "tcp",
             Source::Http => "http",
+            Source::Lower => "lower",
         }
     }
 

@@ -1,0 +1,199 @@
+//! The files that the kernel knows, by the number it knows them by.
+//!
+//! A node is one file of the mount below: a descriptor of it (`O_PATH`), which keeps it from being freed, so that its inode number is nobody
+//! else's as long as the kernel may name it. All names of a file are one node. The number of a node is the inode number
+//! of the file, so that `stat` shows what the mount below shows; where that cannot be (another device, a number taken
+//! meanwhile by a daemon below that gave it to another file) it is one from above [`OWN`].
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use rustix::fs::FileType;
+
+use super::attributes::{Attributes, FileKey};
+use super::coherence::Content;
+
+/// The number of the root.
+pub(super) const ROOT: u64 = 1;
+
+/// From here on numbers are our own.
+const OWN: u64 = 1 << 63;
+
+/// One file.
+pub(super) struct Node {
+    pub(super) id: u64,
+    /// Tells it from others that had the number before.
+    pub(super) generation: u64,
+    pub(super) file_type: FileType,
+    key: FileKey,
+    file: OwnedFd,
+    /// What is known of its bytes, if it has some.
+    pub(super) content: Content,
+}
+
+impl AsFd for Node {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+struct Known {
+    node: Arc<Node>,
+    /// How often the kernel was told of it, less how often it has forgotten that.
+    lookups: u64,
+}
+
+struct Table {
+    by_id: HashMap<u64, Known>,
+    by_key: HashMap<FileKey, u64>,
+    /// The device of the root.
+    device: u64,
+    next_own: u64,
+    next_generation: u64,
+}
+
+/// All nodes.
+pub(super) struct Nodes(Mutex<Table>);
+
+impl Nodes {
+    /// Only the root, which is never forgotten.
+    pub(super) fn new(root: OwnedFd, attributes: &Attributes) -> Self {
+        let key = attributes.key();
+        let node = Arc::new(Node {
+            id: ROOT,
+            generation: 0,
+            file_type: FileType::Directory,
+            key,
+            file: root,
+            content: Content::default(),
+        });
+        Self(Mutex::new(Table {
+            by_id: HashMap::from([(ROOT, Known { node, lookups: 1 })]),
+            by_key: HashMap::from([(key, ROOT)]),
+            device: key.0,
+            next_own: OWN,
+            next_generation: 1,
+        }))
+    }
+
+    pub(super) fn get(&self, id: u64) -> Option<Arc<Node>> {
+        self.0.lock().by_id.get(&id).map(|known| known.node.clone())
+    }
+
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.0.lock().by_id.len()
+    }
+
+    /// The node of a file that was found, counting one lookup of it.
+    pub(super) fn found(&self, file: OwnedFd, attributes: &Attributes) -> Arc<Node> {
+        let (key, file_type) = (attributes.key(), attributes.file_type());
+        let mut table = self.0.lock();
+        let table = &mut *table;
+        if let Some(known) = table.by_key.get(&key).and_then(|id| table.by_id.get_mut(id))
+            && known.node.file_type == file_type
+        {
+            known.lookups += 1;
+            return known.node.clone();
+        }
+        let id = table.free_id(key);
+        let generation = table.next_generation;
+        table.next_generation += 1;
+        let content = Content::default();
+        let node = Arc::new(Node { id, generation, file_type, key, file, content });
+        table.by_id.insert(id, Known { node: node.clone(), lookups: 1 });
+        table.by_key.insert(key, id);
+        node
+    }
+
+    /// The kernel forgot `count` of the lookups it was told of.
+    pub(super) fn forget(&self, id: u64, count: u64) {
+        let gone = {
+            let mut table = self.0.lock();
+            let Some(known) = table.by_id.get_mut(&id) else { return };
+            known.lookups = known.lookups.saturating_sub(count);
+            if known.lookups > 0 || id == ROOT {
+                return;
+            }
+            let gone = table.by_id.remove(&id);
+            if let Some(known) = &gone
+                && table.by_key.get(&known.node.key) == Some(&id)
+            {
+                table.by_key.remove(&known.node.key);
+            }
+            gone
+        };
+        // Closing a descriptor may ask the mount below, so not under the lock.
+        drop(gone);
+    }
+}
+
+impl Table {
+    fn free_id(&mut self, (device, inode): FileKey) -> u64 {
+        if device == self.device && inode > ROOT && inode < OWN && !self.by_id.contains_key(&inode) {
+            return inode;
+        }
+        self.next_own += 1;
+        self.next_own
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+
+    fn open(path: &std::path::Path) -> (OwnedFd, Attributes) {
+        let file: OwnedFd = File::open(path).unwrap().into();
+        let attributes = Attributes::of(&file).unwrap();
+        (file, attributes)
+    }
+
+    #[test]
+    fn names_of_a_file_are_one_node_until_it_is_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+        std::fs::write(&a, "").unwrap();
+        std::fs::hard_link(&a, &b).unwrap();
+        let (root, attributes) = open(dir.path());
+        let nodes = Nodes::new(root, &attributes);
+        let find = |path: &std::path::Path| {
+            let (file, attributes) = open(path);
+            nodes.found(file, &attributes)
+        };
+        let first = find(&a);
+        assert_eq!(first.id, open(&a).1.key().1, "the inode number is the node's");
+        assert_eq!(find(&b).id, first.id);
+        nodes.forget(first.id, 1);
+        assert!(nodes.get(first.id).is_some());
+        nodes.forget(first.id, 1);
+        assert!(nodes.get(first.id).is_none());
+        assert_eq!(nodes.len(), 1);
+        assert!(find(&a).generation > first.generation);
+        nodes.forget(ROOT, 100);
+        assert!(nodes.get(ROOT).is_some());
+    }
+
+    #[test]
+    fn a_number_that_became_another_kind_of_file_is_another_node() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, attributes) = open(dir.path());
+        let nodes = Nodes::new(root, &attributes);
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        let (file, of_file) = open(&dir.path().join("file"));
+        let node = nodes.found(file, &of_file);
+        // A daemon below gave the number to a directory: as if the table knew the old file under the directory's key.
+        let key = attributes.key();
+        {
+            let mut table = nodes.0.lock();
+            table.by_key.insert(key, node.id);
+        }
+        let (directory, of_directory) = open(dir.path());
+        let other = nodes.found(directory, &of_directory);
+        assert_ne!(other.id, node.id);
+        assert!(nodes.get(node.id).is_some(), "the kernel may still name it");
+    }
+}

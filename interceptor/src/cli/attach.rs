@@ -1,0 +1,148 @@
+//! `interceptor attach`: puts a layer over a mount, keeps it running, and takes it away on every way out.
+//!
+//! The process that the user starts only waits; a child serves (see [`crate::attach::supervisor`]). When the layer answers, `attached PATH` is
+//! printed. A first signal detaches: what is open is served until it is closed or `--grace` is over; a second one does not wait.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Args;
+
+use super::options::{LogOptions, StatusAddress, duration};
+use super::signals::Signals;
+use super::{Failure, mount};
+use crate::attach::{AttachOptions as Layer, Attached, supervisor};
+use crate::telemetry::logs;
+use crate::telemetry::server::Server;
+use crate::telemetry::status::Identity;
+use crate::telemetry::{Metrics, Status};
+use crate::warmup::{self, Desk};
+
+/// Puts a layer over a mount that exists and takes it away again when told to.
+#[derive(Debug, Clone, Args)]
+pub(super) struct AttachOptions {
+    /// The mount point of a mount that exists
+    path: PathBuf,
+
+    /// How long files that are open when the layer is taken away are still served
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]
+    grace: Duration,
+
+    /// Threads that answer the kernel; each can wait for the mount below [default: two for each CPU, from 16 to 64]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    threads: Option<u16>,
+
+    /// How far the kernel reads ahead of a sequential reader, in KiB; 0 for not at all
+    #[arg(long, value_name = "KIB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(0..=65536))]
+    readahead_kb: u32,
+
+    /// Where the status API listens, `none` for nowhere; port 0 takes a free port
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9650", value_parser = StatusAddress::from_str)]
+    status_addr: StatusAddress,
+
+    /// How to log.
+    #[command(flatten)]
+    log: LogOptions,
+}
+
+impl AttachOptions {
+    fn threads(&self) -> usize {
+        let cpus = || std::thread::available_parallelism().map_or(2, usize::from);
+        self.threads.map_or_else(|| (2 * cpus()).clamp(16, 64), usize::from)
+    }
+
+    fn layer(&self) -> Layer {
+        Layer { path: self.path.clone(), threads: self.threads(), read_ahead_kib: self.readahead_kb }
+    }
+}
+
+/// Attaches, and returns when the layer is gone.
+///
+/// # Safety
+/// The process must have no other thread.
+pub(super) unsafe fn run(
+    options: &AttachOptions,
+    in_effect: BTreeMap<String, String>,
+) -> Result<ExitCode, Failure> {
+    let filter = logs::filter(options.log.log_level.as_deref()).map_err(Failure::usage)?;
+    logs::start(options.log.log_format, filter);
+    let serve = || match serve(options, in_effect) {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            1
+        }
+    };
+    // SAFETY: the caller promises what is asked for; to start logging starts no thread.
+    let supervised = unsafe { supervisor::supervise(&options.path, serve) };
+    Ok(supervised.context("cannot watch over the process that serves")?)
+}
+
+fn serve(options: &AttachOptions, in_effect: BTreeMap<String, String>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("interceptor-io")
+        .build()
+        .context("cannot start threads")?;
+    let outcome = runtime.block_on(attach(options, in_effect));
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn attach(options: &AttachOptions, in_effect: BTreeMap<String, String>) -> anyhow::Result<()> {
+    let mut signals = Signals::new().context("cannot catch signals")?;
+    let metrics = Metrics::new();
+    let identity = Identity {
+        mount_point: options.path.display().to_string(),
+        filers: Vec::new(),
+        filer_path: String::new(),
+        options: in_effect,
+    };
+    let status = Status::new(identity, metrics.clone());
+    tokio::spawn(mount::keep_windows(metrics.clone()));
+    let status_at = match &options.status_addr {
+        StatusAddress::Nowhere => None,
+        StatusAddress::At(address) => {
+            let server = Server::bind(address).await?;
+            let at = server.address();
+            tokio::spawn(server.serve(status.clone(), warmup::api::router(Desk::new())));
+            Some(at)
+        }
+    };
+    let attached = Arc::new(Attached::start(options.layer(), metrics.clone()).await?);
+    let known = Arc::downgrade(&attached);
+    metrics.set_nodes(Box::new(move || known.upgrade().map_or(0, |attached| attached.nodes() as u64)));
+    status.add_check("mount", mount::health::mount_answers(attached.path()));
+    announce(&attached, status_at);
+    tokio::select! {
+        () = attached.wait() => tracing::info!("unmounted by somebody else"),
+        signal = signals.next() => {
+            tracing::info!(signal, "detaching");
+            tokio::select! {
+                () = attached.detach(options.grace) => {}
+                signal = signals.next() => tracing::warn!(signal, "not waiting for open files"),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Says that the layer answers, in the log and to whoever waits for that line on standard output.
+fn announce(attached: &Attached, status_at: Option<SocketAddr>) {
+    let (path, below) = (attached.path().display(), attached.below());
+    tracing::info!(below = below.source, fs_type = below.fs_type, "attached {path}");
+    let mut lines = format!("attached {path}\n");
+    if let Some(address) = status_at {
+        lines += &format!("status http://{address}/\n");
+    }
+    // Nobody need listen.
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(lines.as_bytes()).and_then(|()| out.flush());
+}
