@@ -131,7 +131,7 @@ impl OpenFile {
 #[cfg(test)]
 mod tests {
     use super::super::attributes::Attributes;
-    use super::super::nodes::Nodes;
+    use super::super::nodes::{Nodes, ROOT};
     use super::*;
 
     /// A handle of a new file with the content `abc`, and the directory that it is in.
@@ -145,7 +145,7 @@ mod tests {
         let (root, file) = (held(dir.path()), held(&path));
         let nodes = Nodes::new(root, &Attributes::of(&file).unwrap());
         let attributes = Attributes::of(&file).unwrap();
-        let node = nodes.found(file, &attributes);
+        let node = nodes.found((ROOT, "file".as_ref()), file, &attributes);
         (OpenFile::open(node, flags).unwrap(), dir)
     }
 

@@ -198,13 +198,12 @@ fn start(options: &AttachOptions, metrics: Arc<Metrics>) -> Result<Attached, Att
     Ok(attached)
 }
 
-/// Lets the process have as many descriptors as the kernel lets any.
+/// Lets the process have as many descriptors as the kernel lets any, or, without the right to that, as it may have.
 fn raise_limit_of_files() {
     let most = std::fs::read_to_string("/proc/sys/fs/nr_open").ok().and_then(|text| text.trim().parse().ok());
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    let wanted = most.or(maximum);
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: wanted, maximum: wanted }) {
+    let raised = |limit: Option<u64>| setrlimit(Resource::Nofile, Rlimit { current: limit, maximum: limit });
+    if let Err(error) = raised(most.or(maximum)).or_else(|_| raised(maximum)) {
         tracing::warn!(%error, "cannot raise the limit of open files");
-        let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
     }
 }

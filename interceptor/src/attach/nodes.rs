@@ -6,6 +6,7 @@
 //! meanwhile by a daemon below that gave it to another file) it is one from above [`OWN`].
 
 use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -29,6 +30,8 @@ pub(super) struct Node {
     pub(super) file_type: FileType,
     key: FileKey,
     file: OwnedFd,
+    /// Where it was found last: the number of the directory, and the name in it.
+    home: Mutex<(u64, OsString)>,
     /// What is known of its bytes, if it has some.
     pub(super) content: Content,
 }
@@ -67,6 +70,7 @@ impl Nodes {
             file_type: FileType::Directory,
             key,
             file: root,
+            home: Mutex::new((ROOT, OsString::new())),
             content: Content::default(),
         });
         Self(Mutex::new(Table {
@@ -87,8 +91,13 @@ impl Nodes {
         self.0.lock().by_id.len()
     }
 
-    /// The node of a file that was found, counting one lookup of it.
-    pub(super) fn found(&self, file: OwnedFd, attributes: &Attributes) -> Arc<Node> {
+    /// The node of a file that was found as `name` in the directory `parent`, counting one lookup of it.
+    pub(super) fn found(
+        &self,
+        (parent, name): (u64, &OsStr),
+        file: OwnedFd,
+        attributes: &Attributes,
+    ) -> Arc<Node> {
         let (key, file_type) = (attributes.key(), attributes.file_type());
         let mut table = self.0.lock();
         let table = &mut *table;
@@ -96,13 +105,17 @@ impl Nodes {
             && known.node.file_type == file_type
         {
             known.lookups += 1;
+            if known.node.id != ROOT {
+                *known.node.home.lock() = (parent, name.to_owned());
+            }
             return known.node.clone();
         }
         let id = table.free_id(key);
         let generation = table.next_generation;
         table.next_generation += 1;
+        let home = Mutex::new((parent, name.to_owned()));
         let content = Content::default();
-        let node = Arc::new(Node { id, generation, file_type, key, file, content });
+        let node = Arc::new(Node { id, generation, file_type, key, file, home, content });
         table.by_id.insert(id, Known { node: node.clone(), lookups: 1 });
         table.by_key.insert(key, id);
         node
@@ -128,7 +141,29 @@ impl Nodes {
         // Closing a descriptor may ask the mount below, so not under the lock.
         drop(gone);
     }
+
+    /// The names that lead from the root to a file, as far as is known: of a rename one hears at the next lookup.
+    pub(super) fn path(&self, node: &Node) -> Option<Vec<OsString>> {
+        let table = self.0.lock();
+        let mut names = Vec::new();
+        let (mut id, mut home) = (node.id, node.home.lock().clone());
+        while id != ROOT {
+            // Renames may have made a circle of what is remembered.
+            if names.len() > DEEPEST {
+                return None;
+            }
+            names.push(home.1);
+            let parent = &table.by_id.get(&home.0)?.node;
+            id = parent.id;
+            home = parent.home.lock().clone();
+        }
+        names.reverse();
+        Some(names)
+    }
 }
+
+/// Names in a path that is still looked at; `PATH_MAX` has room for as many.
+const DEEPEST: usize = 2048;
 
 impl Table {
     fn free_id(&mut self, (device, inode): FileKey) -> u64 {
@@ -162,11 +197,12 @@ mod tests {
         let nodes = Nodes::new(root, &attributes);
         let find = |path: &std::path::Path| {
             let (file, attributes) = open(path);
-            nodes.found(file, &attributes)
+            nodes.found((ROOT, path.file_name().unwrap()), file, &attributes)
         };
         let first = find(&a);
         assert_eq!(first.id, open(&a).1.key().1, "the inode number is the node's");
         assert_eq!(find(&b).id, first.id);
+        assert_eq!(nodes.path(&first).unwrap(), ["b"]);
         nodes.forget(first.id, 1);
         assert!(nodes.get(first.id).is_some());
         nodes.forget(first.id, 1);
@@ -184,7 +220,7 @@ mod tests {
         let nodes = Nodes::new(root, &attributes);
         std::fs::write(dir.path().join("file"), "").unwrap();
         let (file, of_file) = open(&dir.path().join("file"));
-        let node = nodes.found(file, &of_file);
+        let node = nodes.found((ROOT, OsStr::new("file")), file, &of_file);
         // A daemon below gave the number to a directory: as if the table knew the old file under the directory's key.
         let key = attributes.key();
         {
@@ -192,7 +228,7 @@ mod tests {
             table.by_key.insert(key, node.id);
         }
         let (directory, of_directory) = open(dir.path());
-        let other = nodes.found(directory, &of_directory);
+        let other = nodes.found((ROOT, OsStr::new("directory")), directory, &of_directory);
         assert_ne!(other.id, node.id);
         assert!(nodes.get(node.id).is_some(), "the kernel may still name it");
     }

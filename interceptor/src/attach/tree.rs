@@ -89,7 +89,7 @@ impl Tree {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = openat(directory, name, flags, Mode::empty())?;
         let attributes = Attributes::of(&file)?;
-        Ok((self.nodes.found(file, &attributes), attributes))
+        Ok((self.nodes.found((directory.id, name), file, &attributes), attributes))
     }
 
     pub(super) fn attributes(&self, id: u64, caller: Caller) -> io::Result<Attributes> {
@@ -208,7 +208,7 @@ impl Tree {
         let _acting = self.asking(new.caller);
         let held = rustix::fs::open(proc_path(&file), OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
         let attributes = Attributes::of(&held)?;
-        let node = self.nodes.found(held, &attributes);
+        let node = self.nodes.found((directory.id, new.name), held, &attributes);
         Ok((OpenFile::opened(node, file, flags), attributes))
     }
 
