@@ -42,6 +42,10 @@ impl Attributes {
         FileType::from_raw_mode(self.0.stx_mode.into())
     }
 
+    pub(super) fn modified(&self) -> SystemTime {
+        time(&self.0.stx_mtime)
+    }
+
     pub(super) fn stamp(&self) -> Stamp {
         let moment = |at: &StatxTimestamp| (at.tv_sec, at.tv_nsec);
         Stamp { size: self.0.stx_size, mtime: moment(&self.0.stx_mtime), ctime: moment(&self.0.stx_ctime) }

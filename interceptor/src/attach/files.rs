@@ -5,23 +5,46 @@
 //! aligned memory, which requests do not have; the kernel's pages above are passed by, those below are not.
 //! `O_TRUNC`: the kernel asks for it by a request of its own.
 //!
+//! A handle that is open for writing tells its file's [`Content`](super::coherence::Content) so from before it is opened until after it is closed below.
+//!
 //! Errors of writing back show at `close`, so a flush closes a duplicate of the handle below, which is what has a daemon below flush.
 
 use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom};
 use rustix::io::ReadWriteFlags;
 
+use super::attributes::Attributes;
 use super::node_file::proc_path;
 use super::nodes::Node;
 
 /// An open file.
 pub(super) struct OpenFile {
-    pub(super) node: Arc<Node>,
+    // Fields are dropped in this order: the handle below is closed before the file counts as no longer written.
     file: OwnedFd,
+    _writing: Option<Writing>,
+    pub(super) node: Arc<Node>,
     appends: bool,
+}
+
+/// While it lives, its file counts as being written.
+struct Writing(Arc<Node>);
+
+impl Writing {
+    fn begin(node: &Arc<Node>, flags: i32) -> Option<Self> {
+        (flags & libc::O_ACCMODE != libc::O_RDONLY).then(|| {
+            node.content.writer_opens();
+            Self(node.clone())
+        })
+    }
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        self.0.content.writer_closed();
+    }
 }
 
 impl AsFd for OpenFile {
@@ -39,13 +62,25 @@ pub(super) fn flags_below(flags: i32) -> OFlags {
 impl OpenFile {
     /// Opens the file of `node`.
     pub(super) fn open(node: Arc<Node>, flags: i32) -> io::Result<Self> {
+        let writing = Writing::begin(&node, flags);
         let file = rustix::fs::open(proc_path(&*node), flags_below(flags), Mode::empty())?;
-        Ok(Self::opened(node, file, flags))
+        Ok(Self { file, _writing: writing, node, appends: flags & libc::O_APPEND != 0 })
     }
 
     /// What was opened by creating it.
-    pub(super) fn opened(node: Arc<Node>, file: OwnedFd, flags: i32) -> Self {
-        Self { node, file, appends: flags & libc::O_APPEND != 0 }
+    pub(super) fn created(node: Arc<Node>, file: OwnedFd, flags: i32) -> Self {
+        let writing = Writing::begin(&node, flags);
+        Self { file, _writing: writing, node, appends: flags & libc::O_APPEND != 0 }
+    }
+
+    /// The attributes of the file after all that programs have mapped and changed below was written back, as a daemon below tells them now.
+    pub(super) fn written_back(&self) -> io::Result<Attributes> {
+        let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE
+            | libc::SYNC_FILE_RANGE_WRITE
+            | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+        // SAFETY: the descriptor is open as long as `self`, and no memory is involved.
+        nix::errno::Errno::result(unsafe { libc::sync_file_range(self.file.as_raw_fd(), 0, 0, flags) })?;
+        Attributes::fresh(&self.file)
     }
 
     /// Reads up to `buffer.len()` bytes from `offset` on; fewer are the end of the file.
@@ -130,7 +165,6 @@ impl OpenFile {
 
 #[cfg(test)]
 mod tests {
-    use super::super::attributes::Attributes;
     use super::super::nodes::{Nodes, ROOT};
     use super::*;
 

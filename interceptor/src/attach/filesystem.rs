@@ -24,12 +24,15 @@ use fuser::{
 
 use super::attributes::{self, Attributes};
 use super::caller::Caller;
+use super::coherence::Served;
+use super::entries::Entries;
 use super::files::OpenFile;
 use super::listing::{DirectoryEntry, OpenDirectory};
 use super::lower::errno;
 use super::nodes::ROOT;
 use super::tree::{Change, Found, Modes, New, Tree, Xattr};
 use crate::fuse::handles::Handles;
+use crate::read::Answer;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Source;
 
@@ -50,6 +53,8 @@ pub(super) struct Layer {
     pub(super) directories: Handles<OpenDirectory>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) has_acls: bool,
+    /// What the filer says, if there is one.
+    pub(super) entries: Option<Arc<Entries>>,
     /// There before the first request.
     pub(super) notifier: Arc<std::sync::OnceLock<Notifier>>,
 }
@@ -108,7 +113,57 @@ fn reply_written(reply: ReplyWrite, written: io::Result<usize>) {
     }
 }
 
+/// Has the mount below answer a read that came at `begun`.
+fn read_below(metrics: &Metrics, file: &OpenFile, offset: u64, len: usize, begun: Instant, reply: ReplyData) {
+    BUFFER.with_borrow_mut(|buffer| {
+        if buffer.len() < len {
+            buffer.resize(len, 0);
+        }
+        match file.read(&mut buffer[..len], offset) {
+            Ok(read) => {
+                metrics.read(Source::Lower, read as u64, begun.elapsed());
+                reply.data(&buffer[..read]);
+            }
+            Err(error) => reply.error(errno(&error)),
+        }
+    });
+}
+
 impl Layer {
+    /// Answers a read from memory or from the cluster, and if that fails from the mount below.
+    fn read_served(
+        &self,
+        entries: &Entries,
+        served: Served,
+        file: Arc<OpenFile>,
+        offset: u64,
+        len: usize,
+        reply: ReplyData,
+    ) {
+        // Reading ahead starts tasks.
+        let _runtime = entries.runtime.enter();
+        match entries.reader.read(&served.version, offset, len) {
+            Answer::Ready(data) => reply.data(&data),
+            Answer::Pending(data) => {
+                let (metrics, runtime) = (self.metrics.clone(), entries.runtime.clone());
+                entries.runtime.spawn(async move {
+                    let begun = Instant::now();
+                    match data.await {
+                        Ok(data) => reply.data(&data),
+                        Err(error) => {
+                            let path = served.version.path();
+                            tracing::debug!(path, offset, len, %error, "the mount below answers instead");
+                            file.node.content.changes();
+                            runtime.spawn_blocking(move || {
+                                read_below(&metrics, &file, offset, len, begun, reply);
+                            });
+                        }
+                    }
+                });
+            }
+        }
+    }
+
     fn file(&self, handle: FileHandle) -> io::Result<Arc<OpenFile>> {
         self.files.get(handle.0).ok_or_else(bad_handle)
     }
@@ -117,10 +172,10 @@ impl Layer {
         self.directories.get(handle.0).ok_or_else(bad_handle)
     }
 
-    /// Whether a handle that was just opened lets the kernel keep the pages it has of the file. If not, what it thinks of size and times
+    /// Whether a handle that was just opened of a file with these attributes lets the kernel keep the pages it has of it. If not, what it thinks of size and times
     /// is taken back, too, so that an open shows the file as it is.
-    fn keep(&self, file: &OpenFile) -> FopenFlags {
-        match Attributes::fresh(file) {
+    fn keep(&self, file: &OpenFile, attributes: io::Result<Attributes>) -> FopenFlags {
+        match attributes {
             Ok(attributes) if file.node.content.keeps_pages(&attributes) => FopenFlags::FOPEN_KEEP_CACHE,
             _ => {
                 if let Some(notifier) = self.notifier.get() {
@@ -277,9 +332,13 @@ impl Filesystem for Layer {
         });
         match opened {
             Ok(file) => {
-                let mut keep = self.keep(&file);
+                let reads_only = flags.0 & libc::O_ACCMODE == libc::O_RDONLY;
+                let mut keep = match self.entries.as_ref().filter(|_| reads_only) {
+                    Some(entries) => self.keep(&file, entries.decide(&self.tree, &file)),
+                    None => self.keep(&file, Attributes::fresh(&file)),
+                };
                 // Who cannot write leaves nothing to be flushed.
-                if flags.0 & libc::O_ACCMODE == libc::O_RDONLY {
+                if reads_only {
                     keep |= FopenFlags::FOPEN_NOFLUSH;
                 }
                 reply.opened(FileHandle(self.files.insert(file)), keep);
@@ -325,19 +384,11 @@ impl Filesystem for Layer {
             Ok(file) => file,
             Err(error) => return reply.error(errno(&error)),
         };
-        BUFFER.with_borrow_mut(|buffer| {
-            let size = size as usize;
-            if buffer.len() < size {
-                buffer.resize(size, 0);
-            }
-            match file.read(&mut buffer[..size], offset) {
-                Ok(read) => {
-                    self.metrics.read(Source::Lower, read as u64, begun.elapsed());
-                    reply.data(&buffer[..read]);
-                }
-                Err(error) => reply.error(errno(&error)),
-            }
-        });
+        let len = size as usize;
+        match (&self.entries, file.node.content.served()) {
+            (Some(entries), Some(served)) => self.read_served(entries, served, file, offset, len, reply),
+            _ => read_below(&self.metrics, &file, offset, len, begun, reply),
+        }
     }
 
     fn write(

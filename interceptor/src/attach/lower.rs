@@ -83,6 +83,14 @@ impl Lower {
     }
 }
 
+impl Lower {
+    /// The directory of the filer that is shown, if this is a mount of SeaweedFS, which names itself `HOST:PORT:PATH`.
+    pub(super) fn filer_path(&self) -> Option<String> {
+        let path = self.source.split_once(":/").filter(|_| self.fs_type == "fuse.seaweedfs")?.1;
+        Some(format!("/{}", path.trim_end_matches('/')))
+    }
+}
+
 fn full_path(given: &Path) -> Result<PathBuf, AttachError> {
     std::fs::canonicalize(given).map_err(|error| match error.raw_os_error() {
         Some(libc::ENOENT) => AttachError::Missing { path: given.into() },

@@ -11,7 +11,7 @@
 //! [`lower`] looks at what is mounted and refuses what cannot be right; it clones the mount, so that it can be reached when it is covered. [`nodes`] are the
 //! files that the kernel knows, each held by a descriptor: nothing is found by path, so renames below and above do not matter.
 //! [`tree`] works on names and attributes, [`files`] and [`listing`] on what is open, [`caller`] makes new files those of who asked.
-//! [`coherence`] decides what the kernel may keep. [`filesystem`] translates requests into all that.
+//! [`entries`] finds out which files can be served from the cluster instead of the mount below, [`coherence`] sees to it that nobody can tell the difference. [`filesystem`] translates requests into all that.
 //!
 //! **Coming and going.** Mounting over a path and detaching from it are one step each for who opens files there: every open finds one or the other.
 //! When told to go, the layer is detached first, which uncovers the mount below, and goes on serving what is open until that
@@ -22,6 +22,7 @@
 mod attributes;
 mod caller;
 mod coherence;
+mod entries;
 mod files;
 mod filesystem;
 mod listing;
@@ -39,10 +40,11 @@ use std::time::Duration;
 use fuser::{Config, Session, SessionACL};
 use nix::sys::stat::{Mode, umask};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 pub use refusal::AttachError;
 
+use self::entries::Entries;
 use self::filesystem::Layer;
 use self::lower::Lower;
 use self::tree::Tree;
@@ -50,7 +52,11 @@ use crate::fuse::MountError;
 use crate::fuse::device::{self, Manner};
 use crate::fuse::handles::Handles;
 use crate::fuse::mountinfo::MountedAt;
-use crate::fuse::unmount;
+use crate::fuse::{find_root, unmount};
+use crate::namespace::Filer;
+use crate::read::Reader;
+use crate::seaweed::filer::FilerClient;
+use crate::seaweed::subscribe::subscribe;
 use crate::telemetry::Metrics;
 
 /// What to attach to, and how.
@@ -62,6 +68,16 @@ pub struct AttachOptions {
     pub threads: usize,
     /// How far the kernel reads ahead of a sequential reader, in KiB.
     pub read_ahead_kib: u32,
+}
+
+/// A cluster whose files the mount below shows, and how they are read.
+pub struct Cluster {
+    /// The cluster's filer.
+    pub filer: FilerClient,
+    /// The directory of the filer that the mount below shows. Without it, what that mount says of itself is taken.
+    pub filer_path: Option<String>,
+    /// Brings and keeps what is read.
+    pub reader: Arc<Reader>,
 }
 
 /// What is below, for who is interested.
@@ -78,8 +94,12 @@ pub struct Attached {
     at: MountedAt,
     below: Below,
     tree: Arc<Tree>,
+    entries: Option<Arc<Entries>>,
     ended: watch::Receiver<bool>,
 }
+
+/// Changes of the filer that may wait to be handled before its stream is slowed down.
+const NOTICES: usize = 1024;
 
 /// How long the layer is given to answer for its root before it counts as failed.
 const FIRST_ANSWER: Duration = Duration::from_secs(30);
@@ -91,10 +111,21 @@ impl Attached {
     ///
     /// # Errors
     /// Says what is in the way and what to do about it. Nothing is covered then.
-    pub async fn start(options: AttachOptions, metrics: Arc<Metrics>) -> Result<Self, AttachError> {
+    pub async fn start(
+        options: AttachOptions,
+        cluster: Option<Cluster>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, AttachError> {
         let thread_failed = |panic| AttachError::Start(std::io::Error::other(panic));
         // Looking at the mount below, and the kernel's look at us, may block.
-        let started = tokio::task::spawn_blocking(move || start(&options, metrics));
+        let path = options.path.clone();
+        let taken = tokio::task::spawn_blocking(move || Lower::take(&path));
+        let lower = taken.await.map_err(thread_failed)??;
+        let entries = match cluster {
+            Some(cluster) => Some(accelerate(&lower, cluster).await?),
+            None => None,
+        };
+        let started = tokio::task::spawn_blocking(move || start(&options, lower, entries, metrics));
         let attached = started.await.map_err(thread_failed)??;
         let path = attached.at.path.clone();
         let answer = tokio::task::spawn_blocking(move || std::fs::symlink_metadata(path));
@@ -123,6 +154,11 @@ impl Attached {
         self.tree.nodes().len()
     }
 
+    /// Whether files can be served from the cluster now: there is one, and its events arrive.
+    pub fn is_live(&self) -> bool {
+        self.entries.as_ref().is_some_and(|entries| entries.is_live())
+    }
+
     /// Resolves when the layer does not exist any more, whoever unmounted it.
     pub async fn wait(&self) {
         // An error means that the session's thread is gone, which is the same.
@@ -149,11 +185,35 @@ impl Drop for Attached {
     }
 }
 
-fn start(options: &AttachOptions, metrics: Arc<Metrics>) -> Result<Attached, AttachError> {
+/// Begins to follow what the filer says of the files of the mount below.
+async fn accelerate(lower: &Lower, cluster: Cluster) -> Result<Arc<Entries>, AttachError> {
+    let Cluster { filer, filer_path, reader } = cluster;
+    let shown = lower.filer_path();
+    let root = match (filer_path, shown) {
+        (Some(given), Some(shown)) if given != shown => {
+            return Err(AttachError::OtherDirectory { path: lower.path.clone(), given, shown });
+        }
+        (Some(path), _) | (None, Some(path)) => path,
+        (None, None) => "/".into(),
+    };
+    let (sender, notices) = mpsc::channel(NOTICES);
+    subscribe(filer.clone(), root.clone(), sender);
+    let filer: Arc<dyn Filer> = Arc::new(filer);
+    let entry = find_root(filer.as_ref(), &root).await?;
+    let entries = Entries::new(filer, root.clone(), entry, reader, tokio::runtime::Handle::current());
+    tokio::spawn(entries.clone().follow(root, notices));
+    Ok(entries)
+}
+
+fn start(
+    options: &AttachOptions,
+    lower: Lower,
+    entries: Option<Arc<Entries>>,
+    metrics: Arc<Metrics>,
+) -> Result<Attached, AttachError> {
     raise_limit_of_files();
     // The kernel has applied the callers' umask, or leaves it to us request by request.
     umask(Mode::empty());
-    let lower = Lower::take(&options.path)?;
     let unusable = |source| AttachError::Unusable { path: lower.path.clone(), source };
     let tree = Arc::new(Tree::new(&lower).map_err(unusable)?);
     let manner = Manner {
@@ -170,6 +230,7 @@ fn start(options: &AttachOptions, metrics: Arc<Metrics>) -> Result<Attached, Att
         directories: Handles::new(),
         metrics,
         has_acls: lower.has_acls,
+        entries: entries.clone(),
         notifier: notifier.clone(),
     };
     let device = device::mount_by_kernel(&lower.path, &manner)?;
@@ -179,7 +240,7 @@ fn start(options: &AttachOptions, metrics: Arc<Metrics>) -> Result<Attached, Att
     let below = Below { source: lower.source, fs_type: lower.fs_type };
     // From here on it is dropped, and with it the layer detached, if anything fails.
     let (ending, ended) = watch::channel(false);
-    let attached = Attached { at, below, tree, ended };
+    let attached = Attached { at, below, tree, entries, ended };
     let mut config = Config::default();
     // The kernel has turned away whom it does not let in.
     config.acl = SessionACL::All;

@@ -64,6 +64,16 @@ pub enum AttachError {
         /// The path.
         path: PathBuf,
     },
+    /// The directory that was named is not the one that is mounted.
+    #[error("the mount on {} shows {shown} of the filer, not {given}; leave out --filer-path", path.display())]
+    OtherDirectory {
+        /// The path.
+        path: PathBuf,
+        /// What was named.
+        given: String,
+        /// What the mount says of itself.
+        shown: String,
+    },
     /// The mount there does not answer well.
     #[error("the mount on {} does not work: {source}", path.display())]
     Unusable {

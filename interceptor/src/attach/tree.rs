@@ -95,7 +95,9 @@ impl Tree {
     pub(super) fn attributes(&self, id: u64, caller: Caller) -> io::Result<Attributes> {
         let node = self.node(id)?;
         let _acting = self.asking(caller);
-        Attributes::of(&*node)
+        let attributes = Attributes::of(&*node)?;
+        node.content.seen(&attributes);
+        Ok(attributes)
     }
 
     /// Changes attributes; `open` is the handle by which that was asked for.
@@ -117,13 +119,11 @@ impl Tree {
             rustix::fs::chmodat(CWD, proc_path(&*node), Mode::from_bits_truncate(mode), AtFlags::empty())?;
         }
         if let Some(size) = change.size {
-            match open {
-                Some(open) => open.truncate(size)?,
-                None => {
-                    let size = i64::try_from(size).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
-                    nix::unistd::truncate(&proc_path(&*node), size)?;
-                }
-            }
+            // Before, so that reads see it, and after, so that nobody who looked in between is believed.
+            node.content.changes();
+            let truncated = truncate(&node, size, open);
+            node.content.changes();
+            truncated?;
         }
         if change.accessed.is_some() || change.modified.is_some() {
             let times = Timestamps {
@@ -209,7 +209,7 @@ impl Tree {
         let held = rustix::fs::open(proc_path(&file), OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
         let attributes = Attributes::of(&held)?;
         let node = self.nodes.found((directory.id, new.name), held, &attributes);
-        Ok((OpenFile::opened(node, file, flags), attributes))
+        Ok((OpenFile::created(node, file, flags), attributes))
     }
 
     pub(super) fn hard_link(&self, id: u64, new: New<'_>) -> io::Result<Found> {
@@ -300,6 +300,14 @@ impl Tree {
     pub(super) fn space(&self, id: u64) -> io::Result<rustix::fs::StatVfs> {
         Ok(rustix::fs::fstatvfs(&*self.node(id)?)?)
     }
+}
+
+fn truncate(node: &Node, size: u64, open: Option<&OpenFile>) -> io::Result<()> {
+    if let Some(open) = open {
+        return open.truncate(size);
+    }
+    let size = i64::try_from(size).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
+    Ok(nix::unistd::truncate(&proc_path(node), size)?)
 }
 
 /// An extended attribute, or how large it is.

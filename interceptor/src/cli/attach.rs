@@ -15,10 +15,14 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 
-use super::options::{LogOptions, StatusAddress, duration};
+use super::options::{FetchOptions, Filers, LogOptions, StatusAddress, duration, filer_path};
 use super::signals::Signals;
+use super::size::ByteSize;
 use super::{Failure, mount};
-use crate::attach::{AttachOptions as Layer, Attached, supervisor};
+use crate::attach::{AttachOptions as Layer, Attached, Cluster, supervisor};
+use crate::seaweed::address::ServerAddress;
+use crate::seaweed::filer::FilerClient;
+use crate::seaweed::owners::Owners;
 use crate::telemetry::logs;
 use crate::telemetry::server::Server;
 use crate::telemetry::status::Identity;
@@ -30,6 +34,15 @@ use crate::warmup::{self, Desk};
 pub(super) struct AttachOptions {
     /// The mount point of a mount that exists
     path: PathBuf,
+
+    /// Filers of the cluster that is mounted; files are then read from the cluster itself where that is certain to be the same. Without, every read goes
+    /// to the mount below
+    #[arg(long, value_name = "HOST:PORT[,…]", value_parser = Filers::from_str)]
+    filer: Option<Filers>,
+
+    /// The filer's directory that is mounted [default: what the mount says of itself, else /]
+    #[arg(long, value_name = "PATH", requires = "filer", value_parser = filer_path)]
+    filer_path: Option<String>,
 
     /// How long files that are open when the layer is taken away are still served
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]
@@ -47,6 +60,10 @@ pub(super) struct AttachOptions {
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9650", value_parser = StatusAddress::from_str)]
     status_addr: StatusAddress,
 
+    /// How content is fetched, with --filer.
+    #[command(flatten)]
+    fetch: FetchOptions,
+
     /// How to log.
     #[command(flatten)]
     log: LogOptions,
@@ -56,6 +73,10 @@ impl AttachOptions {
     fn threads(&self) -> usize {
         let cpus = || std::thread::available_parallelism().map_or(2, usize::from);
         self.threads.map_or_else(|| (2 * cpus()).clamp(16, 64), usize::from)
+    }
+
+    fn filers(&self) -> &[ServerAddress] {
+        self.filer.as_ref().map_or(&[], |Filers(addresses)| addresses)
     }
 
     fn layer(&self) -> Layer {
@@ -71,9 +92,10 @@ pub(super) unsafe fn run(
     options: &AttachOptions,
     in_effect: BTreeMap<String, String>,
 ) -> Result<ExitCode, Failure> {
+    let cache_size = options.fetch.cache_size().map_err(Failure::usage)?;
     let filter = logs::filter(options.log.log_level.as_deref()).map_err(Failure::usage)?;
     logs::start(options.log.log_format, filter);
-    let serve = || match serve(options, in_effect) {
+    let serve = || match serve(options, cache_size, in_effect) {
         Ok(()) => 0,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -85,24 +107,32 @@ pub(super) unsafe fn run(
     Ok(supervised.context("cannot watch over the process that serves")?)
 }
 
-fn serve(options: &AttachOptions, in_effect: BTreeMap<String, String>) -> anyhow::Result<()> {
+fn serve(
+    options: &AttachOptions,
+    cache_size: ByteSize,
+    in_effect: BTreeMap<String, String>,
+) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("interceptor-io")
         .build()
         .context("cannot start threads")?;
-    let outcome = runtime.block_on(attach(options, in_effect));
+    let outcome = runtime.block_on(attach(options, cache_size, in_effect));
     runtime.shutdown_background();
     outcome
 }
 
-async fn attach(options: &AttachOptions, in_effect: BTreeMap<String, String>) -> anyhow::Result<()> {
+async fn attach(
+    options: &AttachOptions,
+    cache_size: ByteSize,
+    in_effect: BTreeMap<String, String>,
+) -> anyhow::Result<()> {
     let mut signals = Signals::new().context("cannot catch signals")?;
     let metrics = Metrics::new();
     let identity = Identity {
         mount_point: options.path.display().to_string(),
-        filers: Vec::new(),
-        filer_path: String::new(),
+        filers: options.filers().iter().map(ToString::to_string).collect(),
+        filer_path: options.filer_path.clone().unwrap_or_default(),
         options: in_effect,
     };
     let status = Status::new(identity, metrics.clone());
@@ -116,9 +146,22 @@ async fn attach(options: &AttachOptions, in_effect: BTreeMap<String, String>) ->
             Some(at)
         }
     };
-    let attached = Arc::new(Attached::start(options.layer(), metrics.clone()).await?);
-    let known = Arc::downgrade(&attached);
+    let cluster = match options.filers() {
+        [] => None,
+        filers => tokio::select! {
+            cluster = cluster(options, filers, cache_size, &metrics) => Some(cluster?),
+            signal = signals.next() => {
+                tracing::info!(signal, "stopped before attaching");
+                return Ok(());
+            }
+        },
+    };
+    // Not to be given up half-way, or the layer would be left behind; its steps have deadlines.
+    let attached = Arc::new(Attached::start(options.layer(), cluster, metrics.clone()).await?);
+    let (known, live) = (Arc::downgrade(&attached), Arc::downgrade(&attached));
     metrics.set_nodes(Box::new(move || known.upgrade().map_or(0, |attached| attached.nodes() as u64)));
+    metrics
+        .set_subscription_live(Box::new(move || live.upgrade().is_some_and(|attached| attached.is_live())));
     status.add_check("mount", mount::health::mount_answers(attached.path()));
     announce(&attached, status_at);
     tokio::select! {
@@ -132,6 +175,18 @@ async fn attach(options: &AttachOptions, in_effect: BTreeMap<String, String>) ->
         }
     }
     Ok(())
+}
+
+async fn cluster(
+    options: &AttachOptions,
+    filers: &[ServerAddress],
+    cache_size: ByteSize,
+    metrics: &Arc<Metrics>,
+) -> anyhow::Result<Cluster> {
+    let security = Arc::new(mount::security(&options.fetch)?);
+    let filer = FilerClient::connect_as(filers.to_vec(), &security, Owners::default()).await?;
+    let reader = mount::reader(&options.fetch, cache_size, &filer, security, metrics)?;
+    Ok(Cluster { filer, filer_path: options.filer_path.clone(), reader })
 }
 
 /// Says that the layer answers, in the log and to whoever waits for that line on standard output.

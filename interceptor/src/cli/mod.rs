@@ -52,6 +52,9 @@ const ATTACH_EXAMPLES: &str = "\
 Examples:
   interceptor attach /mnt/data
       Puts a layer over what is mounted on /mnt/data; programs that use the path go on.
+  interceptor attach --filer filer:8888 --cache-size 8GiB /mnt/data
+      Over a `weed mount`: what is read comes from the cluster, by way of a cache; what is written
+      goes to the `weed mount`.
 
 Stays in the foreground. When the layer answers, prints `attached PATH` and `status URL` on standard
 output. Ctrl-C or SIGTERM takes it away: the mount below is there at once, and files that are open are

@@ -281,6 +281,11 @@ pub(super) enum OptionError {
 }
 
 impl FetchOptions {
+    /// Bytes of memory that the cache may take.
+    pub(super) fn cache_size(&self) -> Result<ByteSize, OptionError> {
+        cache_size(self.cache_size, self.force, host::memory())
+    }
+
     /// The engines that may be asked. On the engine's host nothing beats reading its file, elsewhere that fails at once; so `auto` begins
     /// with it. `is_encrypted` says that the cluster's HTTP is: engines' connections are not, so `auto` does not
     /// mean those that leave the host then.
@@ -307,9 +312,9 @@ impl MountOptions {
         self.filer.clone().map(|Filers(addresses)| addresses).ok_or(OptionError::NoFiler)
     }
 
-    /// Bytes of memory that the cache may take.
+    /// See [`FetchOptions::cache_size`].
     pub(super) fn cache_size(&self) -> Result<ByteSize, OptionError> {
-        cache_size(self.fetch.cache_size, self.fetch.force, host::memory())
+        self.fetch.cache_size()
     }
 
     /// Whether other users may use the mount.
@@ -341,7 +346,7 @@ fn cache_size(
     }
 }
 
-fn filer_path(text: &str) -> Result<String, &'static str> {
+pub(super) fn filer_path(text: &str) -> Result<String, &'static str> {
     if !text.starts_with('/') {
         return Err("expected an absolute path, such as /buckets/data");
     }

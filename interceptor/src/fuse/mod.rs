@@ -334,7 +334,8 @@ fn normal_path(path: &str) -> String {
     format!("/{}", names.join("/"))
 }
 
-async fn find_root(filer: &dyn Filer, path: &str) -> Result<Entry, MountError> {
+/// The entry of a directory that is to be shown.
+pub(crate) async fn find_root(filer: &dyn Filer, path: &str) -> Result<Entry, MountError> {
     let (directory, name) = path.rsplit_once('/').unwrap_or(("", path));
     let directory = if directory.is_empty() { "/" } else { directory };
     match filer.lookup(directory, name).await.map_err(MountError::Filer)? {
