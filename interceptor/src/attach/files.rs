@@ -177,7 +177,7 @@ mod tests {
             rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap()
         };
         let (root, file) = (held(dir.path()), held(&path));
-        let nodes = Nodes::new(root, &Attributes::of(&file).unwrap());
+        let nodes = Nodes::of_one(root, &Attributes::of(&file).unwrap());
         let attributes = Attributes::of(&file).unwrap();
         let node = nodes.found((ROOT, "file".as_ref()), file, &attributes);
         (OpenFile::open(node, flags).unwrap(), dir)

@@ -195,14 +195,16 @@ impl Filesystem for Layer {
             InitFlags::FUSE_ASYNC_DIO,
             InitFlags::FUSE_BIG_WRITES,
             InitFlags::FUSE_PARALLEL_DIROPS,
-            InitFlags::FUSE_DO_READDIRPLUS,
-            InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_CACHE_SYMLINKS,
             // What changes below shows in the pages of files that are open as soon as it shows in their attributes.
             InitFlags::FUSE_AUTO_INVAL_DATA,
         ];
         if self.has_acls {
             wanted.extend([InitFlags::FUSE_POSIX_ACL, InitFlags::FUSE_DONT_MASK]);
+        }
+        // Where a daemon below checks rights, a name may be listed that may not be looked at.
+        if self.tree.kernel_checks() {
+            wanted.extend([InitFlags::FUSE_DO_READDIRPLUS, InitFlags::FUSE_READDIRPLUS_AUTO]);
         }
         for wanted in wanted {
             if config.add_capabilities(wanted).is_err() {
@@ -465,13 +467,25 @@ impl Filesystem for Layer {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let caller = caller(request);
+        let (caller, mut failed, mut added) = (caller(request), None, false);
         let done = self.directory(handle).and_then(|directory| {
-            directory.read(offset, |entry| self.add_with_attributes(&directory, entry, caller, &mut reply))
+            directory.read(offset, |entry| {
+                // What is there goes first: an error is told when it comes at the beginning of a reply.
+                if failed.is_some() || added && self.tree.nodes().is_crowded() {
+                    return false;
+                }
+                let took = self.add_with_attributes(&directory, entry, caller, &mut reply);
+                let took = took.unwrap_or_else(|error| {
+                    failed = Some(error);
+                    false
+                });
+                added |= took;
+                took
+            })
         });
-        match done {
-            Ok(()) => reply.ok(),
-            Err(error) => reply.error(errno(&error)),
+        match (done, failed) {
+            (Err(error), _) | (Ok(()), Some(error)) if !added => reply.error(errno(&error)),
+            _ => reply.ok(),
         }
     }
 
@@ -622,26 +636,23 @@ impl Layer {
         entry: &DirectoryEntry,
         caller: Caller,
         reply: &mut ReplyDirectoryPlus,
-    ) -> bool {
-        let mut add_name = |inode| {
-            let attr = attributes::nothing(inode, attributes::kind(entry.file_type));
-            !reply.add(INodeNo(inode), entry.next, &entry.name, &Duration::ZERO, &attr, Generation(0))
-        };
+    ) -> io::Result<bool> {
         if entry.is_dots() {
-            return add_name(entry.inode);
+            // These count as no lookup.
+            let attr = attributes::nothing(entry.inode, attributes::kind(entry.file_type));
+            let (id, generation) = (INodeNo(entry.inode), Generation(0));
+            return Ok(!reply.add(id, entry.next, &entry.name, &Duration::ZERO, &attr, generation));
         }
-        match self.tree.lookup(directory.node.id, &entry.name, caller) {
-            Ok((node, attributes)) => {
-                let (attr, generation) = (attributes.reply(node.id), Generation(node.generation));
-                let is_full = reply.add(INodeNo(node.id), entry.next, &entry.name, &VALID, &attr, generation);
-                if is_full {
-                    self.tree.nodes().forget(node.id, 1);
-                }
-                !is_full
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => true,
-            // Node 0 tells the kernel nothing but the name; who asks for more will be told why that cannot be had.
-            Err(_) => add_name(0),
+        let (node, attributes) = match self.tree.lookup(directory.node.id, &entry.name, caller) {
+            // It went away meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+            found => found?,
+        };
+        let (attr, generation) = (attributes.reply(node.id), Generation(node.generation));
+        let is_full = reply.add(INodeNo(node.id), entry.next, &entry.name, &VALID, &attr, generation);
+        if is_full {
+            self.tree.nodes().forget(node.id, 1);
         }
+        Ok(!is_full)
     }
 }

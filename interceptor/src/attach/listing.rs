@@ -137,7 +137,7 @@ mod tests {
         names.iter().for_each(|name| std::fs::write(dir.path().join(name), "").unwrap());
         let root = rustix::fs::open(dir.path(), OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
         let attributes = Attributes::of(&root).unwrap();
-        let nodes = Nodes::new(root, &attributes);
+        let nodes = Nodes::of_one(root, &attributes);
         let directory = OpenDirectory::open(nodes.get(ROOT).unwrap()).unwrap();
         for _ in 0..2 {
             let (mut seen, mut place) = (Vec::new(), 0);

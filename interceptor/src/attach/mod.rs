@@ -9,7 +9,8 @@
 //! ```
 //!
 //! [`lower`] looks at what is mounted and refuses what cannot be right; it clones the mount, so that it can be reached when it is covered. [`nodes`] are the
-//! files that the kernel knows, each held by a descriptor: nothing is found by path, so renames below and above do not matter.
+//! files that the kernel knows, each held by a descriptor: nothing is found by path, so renames below and above do not matter ([`remembered`] keeps
+//! them from becoming too many).
 //! [`tree`] works on names and attributes, [`files`] and [`listing`] on what is open, [`caller`] makes new files those of who asked.
 //! [`entries`] finds out which files can be served from the cluster instead of the mount below, [`coherence`] sees to it that nobody can tell the difference. [`filesystem`] translates requests into all that.
 //!
@@ -30,6 +31,7 @@ mod lower;
 mod node_file;
 mod nodes;
 mod refusal;
+mod remembered;
 pub mod supervisor;
 mod tree;
 
@@ -211,11 +213,13 @@ fn start(
     entries: Option<Arc<Entries>>,
     metrics: Arc<Metrics>,
 ) -> Result<Attached, AttachError> {
-    raise_limit_of_files();
+    let descriptors = raise_limit_of_files();
     // The kernel has applied the callers' umask, or leaves it to us request by request.
     umask(Mode::empty());
     let unusable = |source| AttachError::Unusable { path: lower.path.clone(), source };
-    let tree = Arc::new(Tree::new(&lower).map_err(unusable)?);
+    let (crowded, alarm) = remembered::alarm();
+    let tree = Tree::new(&lower, remembered::most(descriptors), crowded).map_err(unusable)?;
+    let tree = Arc::new(tree);
     let manner = Manner {
         source: &lower.source,
         fs_type: lower::FS_TYPE,
@@ -248,6 +252,7 @@ fn start(
     config.clone_fd = true;
     let session = Session::from_fd(layer, device, config.acl, config).map_err(MountError::Session)?;
     let _ = notifier.set(session.notifier());
+    remembered::spawn(&attached.tree, alarm, session.notifier()).map_err(AttachError::Start)?;
     let run = move || {
         if let Err(error) = session.run() {
             tracing::error!(%error, "the session with the kernel failed");
@@ -259,12 +264,13 @@ fn start(
     Ok(attached)
 }
 
-/// Lets the process have as many descriptors as the kernel lets any, or, without the right to that, as it may have.
-fn raise_limit_of_files() {
+/// Lets the process have as many descriptors as the kernel lets any, or, without the right to that, as it may have. Returns how many.
+fn raise_limit_of_files() -> u64 {
     let most = std::fs::read_to_string("/proc/sys/fs/nr_open").ok().and_then(|text| text.trim().parse().ok());
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     let raised = |limit: Option<u64>| setrlimit(Resource::Nofile, Rlimit { current: limit, maximum: limit });
     if let Err(error) = raised(most.or(maximum)).or_else(|_| raised(maximum)) {
         tracing::warn!(%error, "cannot raise the limit of open files");
     }
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
 
 use parking_lot::Mutex;
 use rustix::fs::FileType;
@@ -58,11 +59,16 @@ struct Table {
 }
 
 /// All nodes.
-pub(super) struct Nodes(Mutex<Table>);
+pub(super) struct Nodes {
+    table: Mutex<Table>,
+    /// The number of nodes at which `crowded` is told.
+    most: usize,
+    crowded: SyncSender<()>,
+}
 
 impl Nodes {
-    /// Only the root, which is never forgotten.
-    pub(super) fn new(root: OwnedFd, attributes: &Attributes) -> Self {
+    /// Only the root, which is never forgotten. When there are more than `most`, `crowded` is told.
+    pub(super) fn new(root: OwnedFd, attributes: &Attributes, most: usize, crowded: SyncSender<()>) -> Self {
         let key = attributes.key();
         let node = Arc::new(Node {
             id: ROOT,
@@ -73,22 +79,23 @@ impl Nodes {
             home: Mutex::new((ROOT, OsString::new())),
             content: Content::default(),
         });
-        Self(Mutex::new(Table {
+        let table = Mutex::new(Table {
             by_id: HashMap::from([(ROOT, Known { node, lookups: 1 })]),
             by_key: HashMap::from([(key, ROOT)]),
             device: key.0,
             next_own: OWN,
             next_generation: 1,
-        }))
+        });
+        Self { table, most, crowded }
     }
 
     pub(super) fn get(&self, id: u64) -> Option<Arc<Node>> {
-        self.0.lock().by_id.get(&id).map(|known| known.node.clone())
+        self.table.lock().by_id.get(&id).map(|known| known.node.clone())
     }
 
     /// How many there are.
     pub(super) fn len(&self) -> usize {
-        self.0.lock().by_id.len()
+        self.table.lock().by_id.len()
     }
 
     /// The node of a file that was found as `name` in the directory `parent`, counting one lookup of it.
@@ -99,7 +106,7 @@ impl Nodes {
         attributes: &Attributes,
     ) -> Arc<Node> {
         let (key, file_type) = (attributes.key(), attributes.file_type());
-        let mut table = self.0.lock();
+        let mut table = self.table.lock();
         let table = &mut *table;
         if let Some(known) = table.by_key.get(&key).and_then(|id| table.by_id.get_mut(id))
             && known.node.file_type == file_type
@@ -118,13 +125,36 @@ impl Nodes {
         let node = Arc::new(Node { id, generation, file_type, key, file, home, content });
         table.by_id.insert(id, Known { node: node.clone(), lookups: 1 });
         table.by_key.insert(key, id);
+        if table.by_id.len() > self.most {
+            // Full: somebody has said so before.
+            let _ = self.crowded.try_send(());
+        }
         node
+    }
+
+    /// Whether there are more than there should be.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.len() > self.most
+    }
+
+    /// The names of the files that the kernel should forget: those that it has known longest, that nobody has open, a quarter of all.
+    pub(super) fn long_known(&self) -> Vec<(u64, OsString)> {
+        let table = self.table.lock();
+        let idle = |known: &&Known| {
+            known.node.file_type != FileType::Directory && Arc::strong_count(&known.node) == 1
+        };
+        let mut idle: Vec<_> = table.by_id.values().filter(idle).map(|known| &known.node).collect();
+        let enough = (table.by_id.len() / 4).min(idle.len());
+        if enough < idle.len() {
+            idle.select_nth_unstable_by_key(enough, |node| node.generation);
+        }
+        idle[..enough].iter().map(|node| node.home.lock().clone()).collect()
     }
 
     /// The kernel forgot `count` of the lookups it was told of.
     pub(super) fn forget(&self, id: u64, count: u64) {
         let gone = {
-            let mut table = self.0.lock();
+            let mut table = self.table.lock();
             let Some(known) = table.by_id.get_mut(&id) else { return };
             known.lookups = known.lookups.saturating_sub(count);
             if known.lookups > 0 || id == ROOT {
@@ -144,7 +174,7 @@ impl Nodes {
 
     /// The names that lead from the root to a file, as far as is known: of a rename one hears at the next lookup.
     pub(super) fn path(&self, node: &Node) -> Option<Vec<OsString>> {
-        let table = self.0.lock();
+        let table = self.table.lock();
         let mut names = Vec::new();
         let (mut id, mut home) = (node.id, node.home.lock().clone());
         while id != ROOT {
@@ -176,6 +206,14 @@ impl Table {
 }
 
 #[cfg(test)]
+impl Nodes {
+    /// Without a bound.
+    pub(super) fn of_one(root: OwnedFd, attributes: &Attributes) -> Self {
+        Self::new(root, attributes, usize::MAX, super::remembered::alarm().0)
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use std::fs::File;
 
@@ -194,7 +232,7 @@ mod tests {
         std::fs::write(&a, "").unwrap();
         std::fs::hard_link(&a, &b).unwrap();
         let (root, attributes) = open(dir.path());
-        let nodes = Nodes::new(root, &attributes);
+        let nodes = Nodes::of_one(root, &attributes);
         let find = |path: &std::path::Path| {
             let (file, attributes) = open(path);
             nodes.found((ROOT, path.file_name().unwrap()), file, &attributes)
@@ -217,19 +255,45 @@ mod tests {
     fn a_number_that_became_another_kind_of_file_is_another_node() {
         let dir = tempfile::tempdir().unwrap();
         let (root, attributes) = open(dir.path());
-        let nodes = Nodes::new(root, &attributes);
+        let nodes = Nodes::of_one(root, &attributes);
         std::fs::write(dir.path().join("file"), "").unwrap();
         let (file, of_file) = open(&dir.path().join("file"));
         let node = nodes.found((ROOT, OsStr::new("file")), file, &of_file);
         // A daemon below gave the number to a directory: as if the table knew the old file under the directory's key.
         let key = attributes.key();
         {
-            let mut table = nodes.0.lock();
+            let mut table = nodes.table.lock();
             table.by_key.insert(key, node.id);
         }
         let (directory, of_directory) = open(dir.path());
         let other = nodes.found((ROOT, OsStr::new("directory")), directory, &of_directory);
         assert_ne!(other.id, node.id);
         assert!(nodes.get(node.id).is_some(), "the kernel may still name it");
+    }
+
+    #[test]
+    fn when_there_are_many_the_oldest_files_that_nobody_has_open_should_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, attributes) = open(dir.path());
+        let (crowded, alarm) = crate::attach::remembered::alarm();
+        let nodes = Nodes::new(root, &attributes, 10, crowded);
+        let mut held = Vec::new();
+        for number in 0..20 {
+            let path = dir.path().join(format!("{number:02}"));
+            match number {
+                0 => std::fs::create_dir(&path).unwrap(),
+                _ => std::fs::write(&path, "").unwrap(),
+            }
+            assert_eq!(alarm.try_recv().is_ok(), number > 10);
+            let (file, attributes) = open(&path);
+            let node = nodes.found((ROOT, path.file_name().unwrap()), file, &attributes);
+            // As an open file does.
+            if number == 2 {
+                held.push(node);
+            }
+        }
+        let mut names: Vec<_> = nodes.long_known().into_iter().map(|(_, name)| name).collect();
+        names.sort();
+        assert_eq!(names, ["01", "03", "04", "05", "06"]);
     }
 }

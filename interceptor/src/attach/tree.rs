@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
 
 use fuser::TimeOrNow;
 use rustix::fs::{
@@ -58,15 +59,21 @@ pub(super) struct Change {
 pub(super) type Found = (Arc<Node>, Attributes);
 
 impl Tree {
-    pub(super) fn new(lower: &Lower) -> io::Result<Self> {
+    /// The tree of `lower`. When there are more than `most` nodes, `crowded` is told.
+    pub(super) fn new(lower: &Lower, most: usize, crowded: SyncSender<()>) -> io::Result<Self> {
         let attributes = Attributes::of(&lower.root)?;
         let root: OwnedFd = lower.root.try_clone()?;
-        let nodes = Nodes::new(root, &attributes);
+        let nodes = Nodes::new(root, &attributes, most, crowded);
         Ok(Self { nodes, kernel_checks: lower.kernel_checks, has_acls: lower.has_acls })
     }
 
     pub(super) fn nodes(&self) -> &Nodes {
         &self.nodes
+    }
+
+    /// Whether the kernel checks rights by attributes. If not, the daemon below does.
+    pub(super) fn kernel_checks(&self) -> bool {
+        self.kernel_checks
     }
 
     /// A node the kernel names. It names none that it has forgotten.
