@@ -337,7 +337,7 @@ fn posix_over_weed_mount_is_what_weed_mount_makes_of_it() {
     let fsx = |seed| posix::fsx(mount.path(), seed, 600, &[]).unwrap();
     let seeds = [1, 2, 3, 4];
     let bare_fsx = seeds.map(fsx);
-    let _layer = Layer::over(mount.path(), NONE).unwrap();
+    let _layer = Layer::over(mount.path(), ["--filer", &cluster.filer_addresses()]).unwrap();
     let layered = posix::pjdfstest(mount.path()).unwrap();
     let worse = |case: &String| bare.get(case).is_some_and(|result| result == "ok");
     let differences = differences(&bare, &layered);
@@ -346,7 +346,7 @@ fn posix_over_weed_mount_is_what_weed_mount_makes_of_it() {
 }
 
 #[test]
-fn nothing_is_left_after_a_refused_write() {
+fn a_full_disk_is_told_to_who_writes() {
     let Some(disk) = host::disk() else { return };
     let _layer = Layer::over(&disk.path(), NONE).unwrap();
     // More than there is room for: the error is the mount below's.

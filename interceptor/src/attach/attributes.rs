@@ -11,9 +11,6 @@ use rustix::fs::{AtFlags, FileType, Statx, StatxFlags, StatxTimestamp, statx};
 #[derive(Debug, Clone)]
 pub(super) struct Attributes(Statx);
 
-/// What tells files of the mount below apart: device and inode number.
-pub(super) type FileKey = (u64, u64);
-
 /// What is different once content has changed, as far as the mount below tells: size, time of modification, time of change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stamp {
@@ -34,7 +31,8 @@ impl Attributes {
         Ok(Self(statx(file, "", flags, StatxFlags::BASIC_STATS | StatxFlags::BTIME)?))
     }
 
-    pub(super) fn key(&self) -> FileKey {
+    /// Device and inode number.
+    pub(super) fn number(&self) -> (u64, u64) {
         (u64::from(self.0.stx_dev_major) << 32 | u64::from(self.0.stx_dev_minor), self.0.stx_ino)
     }
 

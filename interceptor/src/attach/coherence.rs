@@ -103,7 +103,7 @@ impl Content {
 
 /// Whether an entry of the filer and what the mount below shows are the same state of a file.
 pub(super) fn agree(entry: &Entry, attributes: &Attributes) -> bool {
-    let same_file = entry.attr.inode == 0 || entry.attr.inode == attributes.key().1;
+    let same_file = entry.attr.inode == 0 || entry.attr.inode == attributes.number().1;
     same_file && entry.attr.size == attributes.stamp().size && entry.attr.mtime == attributes.modified()
 }
 
@@ -147,7 +147,7 @@ mod tests {
             crtime: epoch,
             nlink: 1,
             rdev: 0,
-            inode: attributes.key().1,
+            inode: attributes.number().1,
         };
         let entry = Arc::new(Entry {
             name: "file".into(),

@@ -179,7 +179,7 @@ mod tests {
         let (root, file) = (held(dir.path()), held(&path));
         let nodes = Nodes::of_one(root, &Attributes::of(&file).unwrap());
         let attributes = Attributes::of(&file).unwrap();
-        let node = nodes.found((ROOT, "file".as_ref()), file, &attributes);
+        let node = nodes.found((ROOT, "file".as_ref()), file, &attributes).unwrap();
         (OpenFile::open(node, flags).unwrap(), dir)
     }
 

@@ -24,6 +24,7 @@ mod attributes;
 mod caller;
 mod coherence;
 mod entries;
+mod file_key;
 mod files;
 mod filesystem;
 mod listing;

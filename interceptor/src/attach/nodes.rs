@@ -1,12 +1,13 @@
 //! The files that the kernel knows, by the number it knows them by.
 //!
-//! A node is one file of the mount below: a descriptor of it (`O_PATH`), which keeps it from being freed, so that its inode number is nobody
-//! else's as long as the kernel may name it. All names of a file are one node. The number of a node is the inode number
+//! A node is one file of the mount below: a descriptor of it (`O_PATH`), which keeps it from being freed, and its [key](FileKey) from becoming another's,
+//! as long as the kernel may name it. All names of a file are one node. The number of a node is the inode number
 //! of the file, so that `stat` shows what the mount below shows; where that cannot be (another device, a number taken
 //! meanwhile by a daemon below that gave it to another file) it is one from above [`OWN`].
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
@@ -14,8 +15,9 @@ use std::sync::mpsc::SyncSender;
 use parking_lot::Mutex;
 use rustix::fs::FileType;
 
-use super::attributes::{Attributes, FileKey};
+use super::attributes::Attributes;
 use super::coherence::Content;
+use super::file_key::FileKey;
 
 /// The number of the root.
 pub(super) const ROOT: u64 = 1;
@@ -68,13 +70,21 @@ pub(super) struct Nodes {
 
 impl Nodes {
     /// Only the root, which is never forgotten. When there are more than `most`, `crowded` is told.
-    pub(super) fn new(root: OwnedFd, attributes: &Attributes, most: usize, crowded: SyncSender<()>) -> Self {
-        let key = attributes.key();
+    ///
+    /// # Errors
+    /// When the mount below does not tell which file its root is.
+    pub(super) fn new(
+        root: OwnedFd,
+        attributes: &Attributes,
+        most: usize,
+        crowded: SyncSender<()>,
+    ) -> io::Result<Self> {
+        let key = FileKey::of(&root, attributes)?;
         let node = Arc::new(Node {
             id: ROOT,
             generation: 0,
             file_type: FileType::Directory,
-            key,
+            key: key.clone(),
             file: root,
             home: Mutex::new((ROOT, OsString::new())),
             content: Content::default(),
@@ -82,11 +92,11 @@ impl Nodes {
         let table = Mutex::new(Table {
             by_id: HashMap::from([(ROOT, Known { node, lookups: 1 })]),
             by_key: HashMap::from([(key, ROOT)]),
-            device: key.0,
+            device: attributes.number().0,
             next_own: OWN,
             next_generation: 1,
         });
-        Self { table, most, crowded }
+        Ok(Self { table, most, crowded })
     }
 
     pub(super) fn get(&self, id: u64) -> Option<Arc<Node>> {
@@ -104,8 +114,8 @@ impl Nodes {
         (parent, name): (u64, &OsStr),
         file: OwnedFd,
         attributes: &Attributes,
-    ) -> Arc<Node> {
-        let (key, file_type) = (attributes.key(), attributes.file_type());
+    ) -> io::Result<Arc<Node>> {
+        let (key, file_type) = (FileKey::of(&file, attributes)?, attributes.file_type());
         let mut table = self.table.lock();
         let table = &mut *table;
         if let Some(known) = table.by_key.get(&key).and_then(|id| table.by_id.get_mut(id))
@@ -115,21 +125,21 @@ impl Nodes {
             if known.node.id != ROOT {
                 *known.node.home.lock() = (parent, name.to_owned());
             }
-            return known.node.clone();
+            return Ok(known.node.clone());
         }
-        let id = table.free_id(key);
+        let id = table.free_id(attributes.number());
         let generation = table.next_generation;
         table.next_generation += 1;
         let home = Mutex::new((parent, name.to_owned()));
         let content = Content::default();
-        let node = Arc::new(Node { id, generation, file_type, key, file, home, content });
+        let node = Arc::new(Node { id, generation, file_type, key: key.clone(), file, home, content });
         table.by_id.insert(id, Known { node: node.clone(), lookups: 1 });
         table.by_key.insert(key, id);
         if table.by_id.len() > self.most {
             // Full: somebody has said so before.
             let _ = self.crowded.try_send(());
         }
-        node
+        Ok(node)
     }
 
     /// Whether there are more than there should be.
@@ -196,7 +206,7 @@ impl Nodes {
 const DEEPEST: usize = 2048;
 
 impl Table {
-    fn free_id(&mut self, (device, inode): FileKey) -> u64 {
+    fn free_id(&mut self, (device, inode): (u64, u64)) -> u64 {
         if device == self.device && inode > ROOT && inode < OWN && !self.by_id.contains_key(&inode) {
             return inode;
         }
@@ -209,7 +219,7 @@ impl Table {
 impl Nodes {
     /// Without a bound.
     pub(super) fn of_one(root: OwnedFd, attributes: &Attributes) -> Self {
-        Self::new(root, attributes, usize::MAX, super::remembered::alarm().0)
+        Self::new(root, attributes, usize::MAX, super::remembered::alarm().0).unwrap()
     }
 }
 
@@ -235,10 +245,10 @@ mod tests {
         let nodes = Nodes::of_one(root, &attributes);
         let find = |path: &std::path::Path| {
             let (file, attributes) = open(path);
-            nodes.found((ROOT, path.file_name().unwrap()), file, &attributes)
+            nodes.found((ROOT, path.file_name().unwrap()), file, &attributes).unwrap()
         };
         let first = find(&a);
-        assert_eq!(first.id, open(&a).1.key().1, "the inode number is the node's");
+        assert_eq!(first.id, open(&a).1.number().1, "the inode number is the node's");
         assert_eq!(find(&b).id, first.id);
         assert_eq!(nodes.path(&first).unwrap(), ["b"]);
         nodes.forget(first.id, 1);
@@ -255,18 +265,19 @@ mod tests {
     fn a_number_that_became_another_kind_of_file_is_another_node() {
         let dir = tempfile::tempdir().unwrap();
         let (root, attributes) = open(dir.path());
+        let (root_again, _) = open(dir.path());
         let nodes = Nodes::of_one(root, &attributes);
         std::fs::write(dir.path().join("file"), "").unwrap();
         let (file, of_file) = open(&dir.path().join("file"));
-        let node = nodes.found((ROOT, OsStr::new("file")), file, &of_file);
+        let node = nodes.found((ROOT, OsStr::new("file")), file, &of_file).unwrap();
         // A daemon below gave the number to a directory: as if the table knew the old file under the directory's key.
-        let key = attributes.key();
+        let key = FileKey::of(&root_again, &attributes).unwrap();
         {
             let mut table = nodes.table.lock();
             table.by_key.insert(key, node.id);
         }
         let (directory, of_directory) = open(dir.path());
-        let other = nodes.found((ROOT, OsStr::new("directory")), directory, &of_directory);
+        let other = nodes.found((ROOT, OsStr::new("directory")), directory, &of_directory).unwrap();
         assert_ne!(other.id, node.id);
         assert!(nodes.get(node.id).is_some(), "the kernel may still name it");
     }
@@ -276,7 +287,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (root, attributes) = open(dir.path());
         let (crowded, alarm) = crate::attach::remembered::alarm();
-        let nodes = Nodes::new(root, &attributes, 10, crowded);
+        let nodes = Nodes::new(root, &attributes, 10, crowded).unwrap();
         let mut held = Vec::new();
         for number in 0..20 {
             let path = dir.path().join(format!("{number:02}"));
@@ -286,7 +297,7 @@ mod tests {
             }
             assert_eq!(alarm.try_recv().is_ok(), number > 10);
             let (file, attributes) = open(&path);
-            let node = nodes.found((ROOT, path.file_name().unwrap()), file, &attributes);
+            let node = nodes.found((ROOT, path.file_name().unwrap()), file, &attributes).unwrap();
             // As an open file does.
             if number == 2 {
                 held.push(node);

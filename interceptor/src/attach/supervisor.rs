@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{ForkResult, Pid, fork, getppid};
+use nix::unistd::{ForkResult, Pid, fork, getppid, setpgid};
 
 use super::lower::FS_TYPE;
 use crate::fuse::mountinfo::MountedAt;
@@ -40,6 +40,8 @@ pub unsafe fn supervise(path: &Path, serve: impl FnOnce() -> u8) -> io::Result<E
     // SAFETY: the caller promises that there is no other thread, so that the child finds no lock held by one that it does not have.
     match unsafe { fork() }? {
         ForkResult::Child => {
+            // What a terminal sends to all of a group comes to the parent alone, which passes it on once.
+            let _ = setpgid(Pid::from_raw(0), Pid::from_raw(0));
             let orphaned = prctl::set_pdeathsig(Signal::SIGTERM).is_err() || getppid() != parent;
             sigprocmask(SigmaskHow::SIG_SETMASK, Some(&usual), None)?;
             let code = if orphaned { 1 } else { serve() };

@@ -63,7 +63,7 @@ impl Tree {
     pub(super) fn new(lower: &Lower, most: usize, crowded: SyncSender<()>) -> io::Result<Self> {
         let attributes = Attributes::of(&lower.root)?;
         let root: OwnedFd = lower.root.try_clone()?;
-        let nodes = Nodes::new(root, &attributes, most, crowded);
+        let nodes = Nodes::new(root, &attributes, most, crowded)?;
         Ok(Self { nodes, kernel_checks: lower.kernel_checks, has_acls: lower.has_acls })
     }
 
@@ -96,7 +96,7 @@ impl Tree {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = openat(directory, name, flags, Mode::empty())?;
         let attributes = Attributes::of(&file)?;
-        Ok((self.nodes.found((directory.id, name), file, &attributes), attributes))
+        Ok((self.nodes.found((directory.id, name), file, &attributes)?, attributes))
     }
 
     pub(super) fn attributes(&self, id: u64, caller: Caller) -> io::Result<Attributes> {
@@ -215,7 +215,7 @@ impl Tree {
         let _acting = self.asking(new.caller);
         let held = rustix::fs::open(proc_path(&file), OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
         let attributes = Attributes::of(&held)?;
-        let node = self.nodes.found((directory.id, new.name), held, &attributes);
+        let node = self.nodes.found((directory.id, new.name), held, &attributes)?;
         Ok((OpenFile::created(node, file, flags), attributes))
     }
 
