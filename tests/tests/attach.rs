@@ -105,6 +105,52 @@ fn what_is_done_through_the_layer_is_done_to_the_mount_below() {
     assert!(!path.join("renamed").exists());
 }
 
+/// Makes files and directories in `place` as another user, and tells whose and of what mode they are.
+fn made_by_another(place: &Path) -> String {
+    use std::os::unix::process::CommandExt;
+    let script = "umask 027 && touch file && mkdir -m 2777 group && touch group/file && mkdir group/inner \
+                  && mkfifo fifo && ln -s file link && touch acl/file && mkdir acl/inner \
+                  && stat -c '%n %A %u %g' file group group/file group/inner fifo link acl/file acl/inner";
+    let mut command = Command::new("sh");
+    command.args(["-ec", script]).current_dir(place).uid(1).gid(2);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// A directory that everybody may write to, of a group that is not the maker's, with one in it that has a default access control list.
+fn place_for_another(path: &Path) {
+    fs::create_dir(path).unwrap();
+    fs::create_dir(path.join("acl")).unwrap();
+    std::os::unix::fs::chown(path, Some(0), Some(12)).unwrap();
+    for path in [path.to_owned(), path.join("acl")] {
+        fs::set_permissions(path, Permissions::from_mode(0o2777)).unwrap();
+    }
+    // Version 2; then tag, permissions and id of owner (rwx), group (rwx) and others (none).
+    let mut list = 2u32.to_le_bytes().to_vec();
+    for (tag, permissions) in [(1u16, 7u16), (4, 7), (0x20, 0)] {
+        list.extend([tag.to_le_bytes(), permissions.to_le_bytes()].concat());
+        list.extend(u32::MAX.to_le_bytes());
+    }
+    let path = std::ffi::CString::new(path.join("acl").to_str().unwrap()).unwrap();
+    let (name, value) = (c"system.posix_acl_default", list.as_ptr().cast());
+    // SAFETY: both strings end with a zero, and `value` has as many bytes as is said.
+    let set = unsafe { libc::setxattr(path.as_ptr(), name.as_ptr(), value, list.len(), 0) };
+    assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+}
+
+#[test]
+fn what_is_made_belongs_to_its_maker() {
+    let Some(disk) = host::disk() else { return };
+    let (bare, layered) = (disk.path().join("bare"), disk.path().join("layered"));
+    place_for_another(&bare);
+    let expected = made_by_another(&bare);
+    assert!(expected.contains("acl/file -rw-rw----"), "the list counts and not the umask: {expected}");
+    let _layer = Layer::over(&disk.path(), NONE).unwrap();
+    place_for_another(&layered);
+    assert_eq!(made_by_another(&layered), expected);
+}
+
 #[test]
 fn a_mapping_and_plain_calls_see_each_others_bytes() {
     let Some(disk) = host::disk() else { return };

@@ -55,6 +55,11 @@ impl Source {
         }
     }
 
+    /// Whether it is one that blocks of the cache are fetched from.
+    pub const fn is_origin(self) -> bool {
+        !matches!(self, Source::Registered | Source::Lower)
+    }
+
     /// Whether its bytes were in this host's memory already: a hit.
     pub const fn is_memory(self) -> bool {
         matches!(self, Source::Registered)
