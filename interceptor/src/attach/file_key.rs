@@ -25,8 +25,8 @@ struct Handle {
 }
 
 impl FileKey {
-    /// The key of the file that is open as `file` and has these attributes. Where the file system knows no handles it is the inode number, after all.
-    pub(super) fn of(file: impl AsFd, attributes: &Attributes) -> io::Result<Self> {
+    /// The key of the file that is open as `file`. Where the file system knows no handles it is the inode number, after all.
+    pub(super) fn of(file: impl AsFd) -> io::Result<Self> {
         let mut handle = Handle { bytes: MOST as libc::c_uint, kind: 0, handle: [0; MOST] };
         let mut mount = 0;
         // SAFETY: the path ends with a zero, and the kernel writes one number to `mount` and to `handle` no more than its first member says there is room for.
@@ -46,7 +46,7 @@ impl FileKey {
                 Ok(Self([&handle.kind.to_ne_bytes(), used].concat().into()))
             }
             Err(nix::errno::Errno::EOPNOTSUPP) => {
-                let (device, inode) = attributes.number();
+                let (device, inode) = Attributes::of(file)?.number();
                 Ok(Self([device.to_ne_bytes(), inode.to_ne_bytes()].concat().into()))
             }
             Err(errno) => Err(errno.into()),
@@ -69,7 +69,7 @@ mod tests {
         fs::write(&c, "").unwrap();
         let key = |path| {
             let file = File::open(path).unwrap();
-            FileKey::of(&file, &Attributes::of(&file).unwrap()).unwrap()
+            FileKey::of(&file).unwrap()
         };
         assert_eq!(key(&a), key(&b));
         assert_ne!(key(&a), key(&c));

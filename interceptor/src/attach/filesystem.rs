@@ -328,7 +328,7 @@ impl Filesystem for Layer {
     }
 
     fn open(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let opened = self.tree.node(node.0).and_then(|node| {
+        let opened = self.tree.node_to_open(node.0, caller(request)).and_then(|node| {
             let _acting = self.tree.asking(caller(request));
             OpenFile::open(node, flags.0)
         });

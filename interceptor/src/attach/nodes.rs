@@ -10,6 +10,7 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
 
 use parking_lot::Mutex;
@@ -35,8 +36,22 @@ pub(super) struct Node {
     file: OwnedFd,
     /// Where it was found last: the number of the directory, and the name in it.
     home: Mutex<(u64, OsString)>,
+    /// Whether an open was sent back because the name leads elsewhere.
+    doubted: AtomicBool,
     /// What is known of its bytes, if it has some.
     pub(super) content: Content,
+}
+
+impl Node {
+    /// Where it was found last: the number of the directory, and the name in it.
+    pub(super) fn home(&self) -> (u64, OsString) {
+        self.home.lock().clone()
+    }
+
+    /// Whether the file that has its name now is another, and nobody was told of that yet.
+    pub(super) fn is_replaced_by(&self, other: &FileKey) -> bool {
+        self.key != *other && !self.doubted.swap(true, Ordering::Relaxed)
+    }
 }
 
 impl AsFd for Node {
@@ -79,7 +94,7 @@ impl Nodes {
         most: usize,
         crowded: SyncSender<()>,
     ) -> io::Result<Self> {
-        let key = FileKey::of(&root, attributes)?;
+        let key = FileKey::of(&root)?;
         let node = Arc::new(Node {
             id: ROOT,
             generation: 0,
@@ -87,6 +102,7 @@ impl Nodes {
             key: key.clone(),
             file: root,
             home: Mutex::new((ROOT, OsString::new())),
+            doubted: AtomicBool::new(false),
             content: Content::default(),
         });
         let table = Mutex::new(Table {
@@ -115,7 +131,7 @@ impl Nodes {
         file: OwnedFd,
         attributes: &Attributes,
     ) -> io::Result<Arc<Node>> {
-        let (key, file_type) = (FileKey::of(&file, attributes)?, attributes.file_type());
+        let (key, file_type) = (FileKey::of(&file)?, attributes.file_type());
         let mut table = self.table.lock();
         let table = &mut *table;
         if let Some(known) = table.by_key.get(&key).and_then(|id| table.by_id.get_mut(id))
@@ -131,8 +147,9 @@ impl Nodes {
         let generation = table.next_generation;
         table.next_generation += 1;
         let home = Mutex::new((parent, name.to_owned()));
-        let content = Content::default();
-        let node = Arc::new(Node { id, generation, file_type, key: key.clone(), file, home, content });
+        let (doubted, content) = (AtomicBool::new(false), Content::default());
+        let node = Node { id, generation, file_type, key: key.clone(), file, home, doubted, content };
+        let node = Arc::new(node);
         table.by_id.insert(id, Known { node: node.clone(), lookups: 1 });
         table.by_key.insert(key, id);
         if table.by_id.len() > self.most {
@@ -158,7 +175,7 @@ impl Nodes {
         if enough < idle.len() {
             idle.select_nth_unstable_by_key(enough, |node| node.generation);
         }
-        idle[..enough].iter().map(|node| node.home.lock().clone()).collect()
+        idle[..enough].iter().map(|node| node.home()).collect()
     }
 
     /// The kernel forgot `count` of the lookups it was told of.
@@ -186,7 +203,7 @@ impl Nodes {
     pub(super) fn path(&self, node: &Node) -> Option<Vec<OsString>> {
         let table = self.table.lock();
         let mut names = Vec::new();
-        let (mut id, mut home) = (node.id, node.home.lock().clone());
+        let (mut id, mut home) = (node.id, node.home());
         while id != ROOT {
             // Renames may have made a circle of what is remembered.
             if names.len() > DEEPEST {
@@ -195,7 +212,7 @@ impl Nodes {
             names.push(home.1);
             let parent = &table.by_id.get(&home.0)?.node;
             id = parent.id;
-            home = parent.home.lock().clone();
+            home = parent.home();
         }
         names.reverse();
         Some(names)
@@ -265,13 +282,13 @@ mod tests {
     fn a_number_that_became_another_kind_of_file_is_another_node() {
         let dir = tempfile::tempdir().unwrap();
         let (root, attributes) = open(dir.path());
-        let (root_again, _) = open(dir.path());
+        let dir_again = File::open(dir.path()).unwrap();
         let nodes = Nodes::of_one(root, &attributes);
         std::fs::write(dir.path().join("file"), "").unwrap();
         let (file, of_file) = open(&dir.path().join("file"));
         let node = nodes.found((ROOT, OsStr::new("file")), file, &of_file).unwrap();
         // A daemon below gave the number to a directory: as if the table knew the old file under the directory's key.
-        let key = FileKey::of(&root_again, &attributes).unwrap();
+        let key = FileKey::of(dir_again).unwrap();
         {
             let mut table = nodes.table.lock();
             table.by_key.insert(key, node.id);

@@ -16,6 +16,7 @@ use rustix::fs::{
 
 use super::attributes::{self, Attributes};
 use super::caller::{Acting, Caller, own_umask};
+use super::file_key::FileKey;
 use super::files::{OpenFile, flags_below};
 use super::lower::Lower;
 use super::node_file::proc_path;
@@ -97,6 +98,21 @@ impl Tree {
         let file = openat(directory, name, flags, Mode::empty())?;
         let attributes = Attributes::of(&file)?;
         Ok((self.nodes.found((directory.id, name), file, &attributes)?, attributes))
+    }
+
+    /// A node that is to be opened. The kernel may have come to it by a name that it remembers and that leads to another file by now: then it is told so, and looks again.
+    /// That is done once for a node, since who opens a file by way of `/proc` cannot look again.
+    pub(super) fn node_to_open(&self, id: u64, caller: Caller) -> io::Result<Arc<Node>> {
+        let node = self.node(id)?;
+        let (parent, name) = node.home();
+        let Some(directory) = self.nodes.get(parent) else { return Ok(node) };
+        let _acting = self.asking(caller);
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match openat(&*directory, &name, flags, Mode::empty()).map(FileKey::of) {
+            Ok(Ok(key)) if node.is_replaced_by(&key) => Err(io::Error::from_raw_os_error(libc::ESTALE)),
+            // Without its name it is a file that was deleted.
+            _ => Ok(node),
+        }
     }
 
     pub(super) fn attributes(&self, id: u64, caller: Caller) -> io::Result<Attributes> {
