@@ -142,8 +142,7 @@ mod tests {
         for _ in 0..2 {
             let (mut seen, mut place) = (Vec::new(), 0);
             loop {
-                let mut room = 7;
-                let before = seen.len();
+                let (from, mut room) = (place, 7);
                 let take = |entry: &DirectoryEntry| {
                     if room == 0 {
                         return false;
@@ -155,11 +154,10 @@ mod tests {
                     }
                     true
                 };
-                directory.read(place, take).unwrap();
+                directory.read(from, take).unwrap();
                 if room == 7 {
                     break;
                 }
-                assert!(seen.len() + 2 >= before);
             }
             assert_eq!(seen.len(), names.len());
             assert_eq!(seen.into_iter().collect::<BTreeSet<_>>(), names);

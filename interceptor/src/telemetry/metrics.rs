@@ -502,10 +502,10 @@ mod tests {
         let totals = metrics.totals();
         assert_eq!(
             totals.reads.each_ref().map(|flow| (flow.count(), flow.bytes)),
-            [(1, 300), (0, 0), (0, 0), (0, 0), (1, 100)]
+            [(1, 300), (0, 0), (0, 0), (0, 0), (1, 100), (0, 0)]
         );
         assert_eq!(totals.reads[Source::Http as usize].nanos, 2_000_000);
-        assert_eq!(totals.fetches.each_ref().map(|flow| flow.bytes), [0, 0, 0, 0, 4096]);
+        assert_eq!(totals.fetches.each_ref().map(|flow| flow.bytes), [0, 0, 0, 0, 4096, 0]);
         assert_eq!(totals.fetch_errors, [((Source::Http, "timeout"), 2)].into());
         assert_eq!(totals.fallbacks, [((Source::Registered, Source::Http), 1)].into());
         assert_eq!(totals.integrity_failures, [(Source::Http, 1)].into());
