@@ -312,7 +312,7 @@ mod tests {
                 0 => std::fs::create_dir(&path).unwrap(),
                 _ => std::fs::write(&path, "").unwrap(),
             }
-            assert_eq!(alarm.try_recv().is_ok(), number > 10);
+            assert_eq!(alarm.try_recv().is_ok(), number > 9);
             let (file, attributes) = open(&path);
             let node = nodes.found((ROOT, path.file_name().unwrap()), file, &attributes).unwrap();
             // As an open file does.
