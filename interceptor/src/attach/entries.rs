@@ -133,9 +133,13 @@ impl Entries {
         Ok(None)
     }
 
+    /// From now on events about `path` are about `node`. A file that had the path before is not heard of any more, and so not served.
     fn watch(&self, path: String, node: &Arc<Node>) {
         let mut watched = self.watched.lock();
-        watched.files.insert(path, Arc::downgrade(node));
+        let before = watched.files.insert(path, Arc::downgrade(node));
+        if let Some(before) = before.and_then(|before| before.upgrade()).filter(|it| !Arc::ptr_eq(it, node)) {
+            before.content.changes();
+        }
         if watched.files.len() >= watched.sweep_at {
             watched.files.retain(|_, node| node.strong_count() > 0);
             watched.sweep_at = (2 * watched.files.len()).max(1024);
