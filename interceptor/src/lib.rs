@@ -4,9 +4,11 @@
 //! attributes and which version of a file a name stands for; [`read`] turns a range of a file into blocks of chunks;
 //! [`cache`] holds those blocks; [`prefetch`] says which to bring before they are asked for; [`fetch`] brings them,
 //! from the best source that works; [`seaweed`] speaks with filers and volume servers. [`telemetry`] watches them all.
+//! [`attach`] stands beside [`fuse`]: a file system that passes everything on to a mount that was there before.
 //! [`warmup`] stands beside [`fuse`]: it brings files in because somebody says that they will be read.
 //! Each module uses only those below it.
 
+pub mod attach;
 pub mod cache;
 pub mod cli;
 pub mod ebpf;

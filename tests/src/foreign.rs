@@ -55,6 +55,11 @@ impl Bindfs {
         self.home.path().join("mnt")
     }
 
+    /// SIGKILL to the daemon. The mount stays, dead, until this value is dropped.
+    pub fn kill_daemon(&mut self) {
+        self.process.kill();
+    }
+
     /// Puts a file into the directory that is shown, past the mount; gives its path in the mount.
     ///
     /// # Errors

@@ -6,7 +6,7 @@
 use std::io::Write;
 use std::path::Path;
 
-use crate::{engine, mount, weed};
+use crate::{Disk, engine, mount, posix, weed};
 
 /// Whether this machine can run clusters and mounts: `weed`, `interceptor`, `/dev/fuse` and the right to mount. If not, says so in
 /// the name of the running test and gives `false`: the test then returns.
@@ -70,6 +70,25 @@ pub fn has_program(program: &str, arguments: &[&str]) -> bool {
         skipped(&format!("there is no {program}; `cargo xtask setup` installs it"));
     }
     there
+}
+
+/// A new ext4 of 512 MiB for the running test. If this machine cannot have one, says so as [`can_mount`] does.
+#[must_use]
+pub fn disk() -> Option<Disk> {
+    if !can_mount() {
+        return None;
+    }
+    Disk::mount(512 << 20).inspect_err(|error| skipped(&format!("no ext4 in a file: {error:#}"))).ok()
+}
+
+/// Whether the suites of others are here. If not, says so as [`can_mount`] does.
+#[must_use]
+pub fn has_posix_suites() -> bool {
+    let lack = ["pjdfstest", "fsx"].into_iter().find(|name| posix::program(name).is_none());
+    if let Some(name) = lack {
+        skipped(&format!("there is no {name}; `cargo xtask test` brings it"));
+    }
+    lack.is_none()
 }
 
 /// The transports that engines and mounts of this machine have between them, unless `MOUNT_ENGINES` names the only one to be tested.

@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 if all went well, 1 if something failed, 2 if what was typed or configured cannot be meant.
 
+mod attach;
 mod check;
 mod config_file;
 mod host;
@@ -22,6 +23,7 @@ use std::process::ExitCode;
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use attach::AttachOptions;
 use check::CheckOptions;
 use observe::ObserveOptions;
 use options::MountOptions;
@@ -47,6 +49,19 @@ Stays in the foreground. When the mount answers, prints `mounted MOUNTPOINT` and
 standard output.
 Ctrl-C or SIGTERM unmounts; a second one does not wait for open files. Exits with 0 after an unmount,
 1 after a failure, 2 if the options are wrong.";
+
+const ATTACH_EXAMPLES: &str = "\
+Examples:
+  interceptor attach /mnt/data
+      Puts a layer over what is mounted on /mnt/data; programs that use the path go on.
+  interceptor attach --filer filer:8888 --cache-size 8GiB /mnt/data
+      Over a `weed mount`: what is read comes from the cluster, by way of a cache; what is written
+      goes to the `weed mount`.
+
+Stays in the foreground. When the layer answers, prints `attached PATH` and `status URL` on standard
+output. Ctrl-C or SIGTERM takes it away: the mount below is there at once, and files that are open are
+served until they are closed or --grace is over; a second signal does not wait for them. Exits with 0
+after that, 1 after a failure, 2 if the options are wrong. Takes root.";
 
 const OBSERVE_EXAMPLES: &str = "\
 Examples:
@@ -110,6 +125,9 @@ enum Command {
     /// Mount a directory tree of a filer, read-only
     #[command(after_help = MOUNT_EXAMPLES)]
     Mount(Box<MountOptions>),
+    /// Put a layer over a mount that exists, without unmounting it
+    #[command(after_help = ATTACH_EXAMPLES)]
+    Attach(Box<AttachOptions>),
     /// Bring files or trees of a mount into its cache, check what is there, or give it up
     #[command(after_help = WARMUP_EXAMPLES)]
     Warmup(WarmupOptions),
@@ -152,6 +170,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let outcome = match cli.command {
         Command::Mount(_) => run_mount(&arguments, &matches).map(|()| ExitCode::SUCCESS),
+        Command::Attach(options) => run_attach(&options, &matches),
         Command::Warmup(options) => warmup::run(&options).map_err(Failure::from),
         Command::Status(options) => status::run(&options).map(|()| ExitCode::SUCCESS).map_err(Failure::from),
         Command::Top(options) => top::run(&options).map(|()| ExitCode::SUCCESS).map_err(Failure::from),
@@ -185,6 +204,16 @@ fn run_mount(typed: &[OsString], matches: &ArgMatches) -> Result<(), Failure> {
     let plan = mount::Plan::new(options, in_effect).map_err(Failure::usage)?;
     logs::start(plan.log_format(), filter);
     Ok(mount::run(plan)?)
+}
+
+fn run_attach(options: &AttachOptions, matches: &ArgMatches) -> Result<ExitCode, Failure> {
+    let (_, given) = matches.subcommand().expect("clap requires a subcommand");
+    let mut cli = Cli::command();
+    cli.build();
+    let command = cli.find_subcommand("attach").expect("it has just been parsed");
+    let in_effect = options::shown(command, given);
+    // SAFETY: nothing so far has started a thread, and `main` is called before anything could.
+    unsafe { attach::run(options, in_effect) }
 }
 
 /// The options of `interceptor mount`, those of the configuration file included, and the same as text.

@@ -6,7 +6,7 @@
 //! one does not wait for them. A panic of this thread unwinds through the mount, which takes it away too.
 
 mod activity;
-mod health;
+pub(super) mod health;
 mod seen;
 
 use std::collections::BTreeMap;
@@ -20,7 +20,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use super::host;
-use super::options::{MountOptions, OptionError, StatusAddress, VolumeServerAccess};
+use super::options::{FetchOptions, MountOptions, OptionError, StatusAddress, VolumeServerAccess};
 use super::signals::Signals;
 use super::size::ByteSize;
 use crate::cache::Cache;
@@ -111,7 +111,7 @@ async fn serve(plan: Plan) -> anyhow::Result<()> {
             Some(at)
         }
     };
-    let security = Arc::new(security(&plan.options)?);
+    let security = Arc::new(security(&plan.options.fetch)?);
     let filer = tokio::select! {
         connected = FilerClient::connect_as(plan.filers.clone(), &security, owners(&plan.options)) => connected?,
         signal = signals.next() => {
@@ -140,8 +140,8 @@ async fn serve(plan: Plan) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn security(options: &MountOptions) -> anyhow::Result<Security> {
-    let loaded = match &options.fetch.security {
+pub(super) fn security(options: &FetchOptions) -> anyhow::Result<Security> {
+    let loaded = match &options.security {
         Some(file) => Security::load_from(file),
         None => Security::load(),
     };
@@ -153,7 +153,35 @@ fn owners(options: &MountOptions) -> Owners {
     Owners { users: users.clone().unwrap_or_default(), groups: groups.clone().unwrap_or_default() }
 }
 
-/// Builds the way of a byte, from the volume servers up, and mounts on top of it.
+/// Builds the way of a byte, from the volume servers up.
+pub(super) fn reader(
+    options: &FetchOptions,
+    cache_size: ByteSize,
+    filer: &FilerClient,
+    security: Arc<Security>,
+    metrics: &Arc<Metrics>,
+) -> anyhow::Result<Arc<Reader>> {
+    let cache = Arc::new(Cache::new(cache_size.0)?);
+    tracing::info!("cache of {cache_size} in {}", cache.backing());
+    health::watch_cache(metrics, &cache);
+    let fetching = fetch::Options {
+        access: access(options.volume_server_access, filer),
+        data_center: options.data_center.clone(),
+        retry_time: options.read_retry_time,
+        requests_per_server: options.concurrent_readers.into(),
+        engines: fetch::Engines {
+            memory: Some(cache.registrations().clone()),
+            ..options.engines(security.https_tls().is_some())
+        },
+        ..fetch::Options::default()
+    };
+    let fetcher = Fetcher::new(Arc::new(filer.clone()), security, metrics.clone(), fetching);
+    metrics.set_volume_servers(Box::new(fetcher.health()));
+    let cluster = Arc::new(Cluster::new(fetcher, filer.clone()));
+    Ok(Reader::new(cache, cluster, metrics.clone(), Handle::current()))
+}
+
+/// Mounts on top of the way of a byte.
 async fn mount(
     plan: &Plan,
     filer: &FilerClient,
@@ -161,25 +189,8 @@ async fn mount(
     status: &Arc<Status>,
     status_at: Option<SocketAddr>,
 ) -> anyhow::Result<(Arc<Mount>, Arc<Reader>)> {
-    let (options, metrics) = (&plan.options, status.metrics());
-    let cache = Arc::new(Cache::new(plan.cache_size.0)?);
-    tracing::info!("cache of {} in {}", plan.cache_size, cache.backing());
-    health::watch_cache(metrics, &cache);
-    let fetching = fetch::Options {
-        access: access(options.fetch.volume_server_access, filer),
-        data_center: options.fetch.data_center.clone(),
-        retry_time: options.fetch.read_retry_time,
-        requests_per_server: options.fetch.concurrent_readers.into(),
-        engines: fetch::Engines {
-            memory: Some(cache.registrations().clone()),
-            ..options.fetch.engines(security.https_tls().is_some())
-        },
-        ..fetch::Options::default()
-    };
-    let fetcher = Fetcher::new(Arc::new(filer.clone()), security, metrics.clone(), fetching);
-    metrics.set_volume_servers(Box::new(fetcher.health()));
-    let cluster = Arc::new(Cluster::new(fetcher, filer.clone()));
-    let reader = Reader::new(cache, cluster, metrics.clone(), Handle::current());
+    let options = &plan.options;
+    let reader = reader(&options.fetch, plan.cache_size, filer, security, status.metrics())?;
 
     let (sender, heard) = mpsc::channel(NOTICES);
     subscribe(filer.clone(), options.filer_path.clone(), sender);
@@ -279,7 +290,7 @@ fn announce(plan: &Plan, filer: &FilerClient, status_at: Option<SocketAddr>) {
 }
 
 /// Keeps the windows of the hit ratios moving.
-async fn keep_windows(metrics: Arc<Metrics>) {
+pub(super) async fn keep_windows(metrics: Arc<Metrics>) {
     let mut ticks = tokio::time::interval(window::TICK);
     loop {
         ticks.tick().await;

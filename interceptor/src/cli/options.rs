@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::{ArgAction, ArgMatches, Args, Command, ValueEnum};
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, ValueEnum};
 
 use super::host;
 use super::size::ByteSize;
@@ -285,6 +285,11 @@ pub(super) enum OptionError {
 }
 
 impl FetchOptions {
+    /// Bytes of memory that the cache may take.
+    pub(super) fn cache_size(&self) -> Result<ByteSize, OptionError> {
+        cache_size(self.cache_size, self.force, host::memory())
+    }
+
     /// The engines that may be asked. On the engine's host nothing beats reading its file, elsewhere that fails at once; so `auto` begins
     /// with it. `is_encrypted` says that the cluster's HTTP is: engines' connections are not, so `auto` does not
     /// mean those that leave the host then.
@@ -311,9 +316,9 @@ impl MountOptions {
         self.filer.clone().map(|Filers(addresses)| addresses).ok_or(OptionError::NoFiler)
     }
 
-    /// Bytes of memory that the cache may take.
+    /// See [`FetchOptions::cache_size`].
     pub(super) fn cache_size(&self) -> Result<ByteSize, OptionError> {
-        cache_size(self.fetch.cache_size, self.fetch.force, host::memory())
+        self.fetch.cache_size()
     }
 
     /// Whether other users may use the mount.
@@ -345,7 +350,7 @@ fn cache_size(
     }
 }
 
-fn filer_path(text: &str) -> Result<String, &'static str> {
+pub(super) fn filer_path(text: &str) -> Result<String, &'static str> {
     if !text.starts_with('/') {
         return Err("expected an absolute path, such as /buckets/data");
     }
@@ -368,27 +373,29 @@ pub(super) fn duration(text: &str) -> Result<Duration, &'static str> {
     }
 }
 
-/// Each option in effect under its long name: what was typed, what the file says, or the default. For the status API.
+/// Each option of `interceptor mount` in effect under its long name. For the status API.
 pub(super) fn in_effect(
     options: &MountOptions,
     command: &Command,
     matches: &ArgMatches,
 ) -> BTreeMap<String, String> {
-    let mut shown: BTreeMap<String, String> = command
-        .get_arguments()
-        .filter_map(|argument| {
-            let values =
-                matches.get_raw(argument.get_id().as_str()).filter(|_| argument.get_long().is_some())?;
-            let text = values.map(|value| value.to_string_lossy()).collect::<Vec<_>>().join(",");
-            Some((argument.get_long()?.to_owned(), text))
-        })
-        .collect();
+    let mut shown = shown(command, matches);
     shown.insert("allow-other".into(), options.allow_other().to_string());
     shown.insert("threads".into(), options.threads().to_string());
     if let Ok(size) = options.cache_size() {
         shown.insert("cache-size".into(), size.to_string());
     }
     shown
+}
+
+/// Each option under its long name: what was typed, what the file says, or the default, if it is always the same.
+pub(super) fn shown(command: &Command, matches: &ArgMatches) -> BTreeMap<String, String> {
+    let value = |argument: &Arg| {
+        let values = matches.get_raw(argument.get_id().as_str()).filter(|_| argument.get_long().is_some())?;
+        let text = values.map(|value| value.to_string_lossy()).collect::<Vec<_>>().join(",");
+        Some((argument.get_long()?.to_owned(), text))
+    };
+    command.get_arguments().filter_map(value).collect()
 }
 
 #[cfg(test)]

@@ -18,23 +18,46 @@ use nix::unistd::{getgid, getuid};
 
 use super::mountpoint::{FS_TYPE, MountError};
 
-/// Mounts on `path` and returns the connection.
+/// How a file system of ours is mounted.
+pub(crate) struct Manner<'a> {
+    /// What shows as the source in the kernel's table.
+    pub(crate) source: &'a str,
+    /// `fuse` and what tells our kinds of mounts apart.
+    pub(crate) fs_type: &'a str,
+    pub(crate) flags: MsFlags,
+    /// Whether users other than the one who mounts may use it.
+    pub(crate) allow_other: bool,
+    /// Whether the kernel takes permissions from the attributes it is given, so that no request is needed to check them.
+    pub(crate) default_permissions: bool,
+}
+
+/// Mounts a read-only tree on `path` and returns the connection.
 pub(super) fn mount(path: &Path, source: &str, allow_other: bool) -> Result<OwnedFd, MountError> {
+    let flags = MsFlags::MS_RDONLY | MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOATIME;
+    let manner = Manner { source, fs_type: FS_TYPE, flags, allow_other, default_permissions: true };
+    match mount_by_kernel(path, &manner) {
+        Err(MountError::NotPermitted) => mount_by_helper(path, source, allow_other),
+        done => done,
+    }
+}
+
+/// Mounts on `path` by `mount(2)` and returns the connection.
+///
+/// # Errors
+/// [`MountError::NotPermitted`] if this takes rights that the process does not have.
+pub(crate) fn mount_by_kernel(path: &Path, manner: &Manner<'_>) -> Result<OwnedFd, MountError> {
     let device = open_device()?;
-    // The kernel takes permissions from the attributes it is given, so that no request is needed to check them.
-    let mut data = format!(
-        "fd={},rootmode=40000,user_id={},group_id={},default_permissions",
-        device.as_raw_fd(),
-        getuid(),
-        getgid()
-    );
-    if allow_other {
+    let (user, group) = (getuid(), getgid());
+    let mut data = format!("fd={},rootmode=40000,user_id={user},group_id={group}", device.as_raw_fd());
+    if manner.default_permissions {
+        data.push_str(",default_permissions");
+    }
+    if manner.allow_other {
         data.push_str(",allow_other");
     }
-    let flags = MsFlags::MS_RDONLY | MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOATIME;
-    match mount_call(Some(source), path, Some(FS_TYPE), flags, Some(data.as_str())) {
+    match mount_call(Some(manner.source), path, Some(manner.fs_type), manner.flags, Some(data.as_str())) {
         Ok(()) => Ok(device.into()),
-        Err(Errno::EPERM) => mount_by_helper(path, source, allow_other),
+        Err(Errno::EPERM) => Err(MountError::NotPermitted),
         Err(Errno::ENODEV) => Err(MountError::NoDevice),
         Err(errno) => Err(MountError::Refused { path: path.into(), source: errno.into() }),
     }

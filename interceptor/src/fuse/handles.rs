@@ -9,13 +9,13 @@ use parking_lot::RwLock;
 /// Handles are spread over this many locks, so that readers of different files seldom meet.
 const SHARDS: usize = 16;
 
-pub(super) struct Handles<T> {
+pub(crate) struct Handles<T> {
     shards: [RwLock<HashMap<u64, Arc<T>>>; SHARDS],
     next: AtomicU64,
 }
 
 impl<T> Handles<T> {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { shards: std::array::from_fn(|_| RwLock::default()), next: AtomicU64::new(1) }
     }
 
@@ -23,17 +23,17 @@ impl<T> Handles<T> {
         &self.shards[number as usize % SHARDS]
     }
 
-    pub(super) fn insert(&self, handle: T) -> u64 {
+    pub(crate) fn insert(&self, handle: T) -> u64 {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         self.shard(number).write().insert(number, Arc::new(handle));
         number
     }
 
-    pub(super) fn get(&self, number: u64) -> Option<Arc<T>> {
+    pub(crate) fn get(&self, number: u64) -> Option<Arc<T>> {
         self.shard(number).read().get(&number).cloned()
     }
 
-    pub(super) fn remove(&self, number: u64) -> Option<Arc<T>> {
+    pub(crate) fn remove(&self, number: u64) -> Option<Arc<T>> {
         self.shard(number).write().remove(&number)
     }
 }

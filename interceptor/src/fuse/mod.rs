@@ -16,19 +16,19 @@
 //! ENOTCONN for the mount point until it is unmounted; the next start at the same place does that.
 
 mod attr;
-mod device;
+pub(crate) mod device;
 mod directory;
 mod filesystem;
-mod handles;
+pub(crate) mod handles;
 mod kernel;
-mod mountinfo;
-mod mountpoint;
+pub(crate) mod mountinfo;
+pub(crate) mod mountpoint;
 mod next_files;
 mod opens;
 mod passthrough;
 mod placement;
 mod statfs;
-mod unmount;
+pub(crate) mod unmount;
 mod xattr;
 
 use std::net::SocketAddr;
@@ -334,7 +334,8 @@ fn normal_path(path: &str) -> String {
     format!("/{}", names.join("/"))
 }
 
-async fn find_root(filer: &dyn Filer, path: &str) -> Result<Entry, MountError> {
+/// The entry of a directory that is to be shown.
+pub(crate) async fn find_root(filer: &dyn Filer, path: &str) -> Result<Entry, MountError> {
     let (directory, name) = path.rsplit_once('/').unwrap_or(("", path));
     let directory = if directory.is_empty() { "/" } else { directory };
     match filer.lookup(directory, name).await.map_err(MountError::Filer)? {

@@ -12,7 +12,7 @@ use super::mountinfo::MountedAt;
 use crate::namespace::FilerFailure;
 
 /// The file system type of our mounts in the kernel's table.
-pub(super) const FS_TYPE: &str = "fuse.interceptor";
+pub(crate) const FS_TYPE: &str = "fuse.interceptor";
 
 /// Why a mount did not come about, and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +74,9 @@ pub enum MountError {
         "mounting needs root (CAP_SYS_ADMIN) or the program fusermount3; run as root or install the package fuse3"
     )]
     NoPermission,
+    /// Only root may.
+    #[error("mounting needs root (CAP_SYS_ADMIN)")]
+    NotPermitted,
     /// The helper refused.
     #[error("fusermount3 refused to mount on {}: {message}", path.display())]
     Helper {

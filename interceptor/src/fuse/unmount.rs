@@ -29,7 +29,7 @@ pub(super) fn unmount(at: &MountedAt) -> Result<(), MountError> {
 }
 
 /// Takes the mount out of sight, as far as that is possible, and says nothing.
-pub(super) fn detach(at: &MountedAt) {
+pub(crate) fn detach(at: &MountedAt) {
     if at.is_there()
         && umount2(&at.path, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH) == Err(Errno::EPERM)
     {
@@ -47,7 +47,7 @@ fn fusermount(at: &MountedAt) -> io::Result<()> {
 }
 
 /// Ends the connection: every request that is or will be made gives ENOTCONN.
-pub(super) fn abort(at: &MountedAt) {
+pub(crate) fn abort(at: &MountedAt) {
     let Some((_, minor)) = at.device.split_once(':') else { return };
     let control = format!("/sys/fs/fuse/connections/{minor}/abort");
     if let Err(error) = std::fs::write(&control, "1") {

@@ -118,7 +118,7 @@ fn reads(out: &mut Exposition, totals: &Totals, kernel: Option<&KernelCounts>) {
 }
 
 fn fetches(out: &mut Exposition, totals: &Totals) {
-    let origins = |(source, _): &(Source, &FlowTotal)| !source.is_memory();
+    let origins = |(source, _): &(Source, &FlowTotal)| source.is_origin();
     let flows = || Source::ALL.into_iter().zip(&totals.fetches).filter(origins);
 
     out.family("interceptor_fetch_bytes_total", "counter", "Bytes brought from outside this host's cache.");

@@ -37,12 +37,14 @@ pub enum Source {
     Tcp,
     /// A volume server, over HTTP.
     Http,
+    /// The mount below, of a path that is attached.
+    Lower,
 }
 
 impl Source {
     /// All sources, in the order of the ladder; `source as usize` is the index.
-    pub const ALL: [Source; 5] =
-        [Source::Registered, Source::Verbs, Source::Local, Source::Tcp, Source::Http];
+    pub const ALL: [Source; 6] =
+        [Source::Registered, Source::Verbs, Source::Local, Source::Tcp, Source::Http, Source::Lower];
 
     /// The value of the label `source`.
     pub const fn label(self) -> &'static str {
@@ -52,7 +54,13 @@ impl Source {
             Source::Local => "local",
             Source::Tcp => "tcp",
             Source::Http => "http",
+            Source::Lower => "lower",
         }
+    }
+
+    /// Whether it is one that blocks of the cache are fetched from.
+    pub const fn is_origin(self) -> bool {
+        !matches!(self, Source::Registered | Source::Lower)
     }
 
     /// Whether its bytes were in this host's memory already: a hit.
@@ -499,10 +507,10 @@ mod tests {
         let totals = metrics.totals();
         assert_eq!(
             totals.reads.each_ref().map(|flow| (flow.count(), flow.bytes)),
-            [(1, 300), (0, 0), (0, 0), (0, 0), (1, 100)]
+            [(1, 300), (0, 0), (0, 0), (0, 0), (1, 100), (0, 0)]
         );
         assert_eq!(totals.reads[Source::Http as usize].nanos, 2_000_000);
-        assert_eq!(totals.fetches.each_ref().map(|flow| flow.bytes), [0, 0, 0, 0, 4096]);
+        assert_eq!(totals.fetches.each_ref().map(|flow| flow.bytes), [0, 0, 0, 0, 4096, 0]);
         assert_eq!(totals.fetch_errors, [((Source::Http, "timeout"), 2)].into());
         assert_eq!(totals.fallbacks, [((Source::Registered, Source::Http), 1)].into());
         assert_eq!(totals.integrity_failures, [(Source::Http, 1)].into());

@@ -203,7 +203,7 @@ impl Status {
         let hit_ratios = self.metrics.hit_ratios(Instant::now());
         subscription.changes = self.changes.load(Relaxed);
         let label = |source: Source| source.label().to_owned();
-        let origins = || Source::ALL.into_iter().filter(|source| !source.is_memory());
+        let origins = || Source::ALL.into_iter().filter(|source| source.is_origin());
         let prefetched = |trigger: Trigger, outcome: Outcome| Prefetched {
             trigger: trigger.label().to_owned(),
             outcome: outcome.label().to_owned(),

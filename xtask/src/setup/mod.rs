@@ -1,11 +1,12 @@
 //! `cargo xtask setup`: brings onto this machine what building and running need, and nothing twice.
 //!
 //! [`host`] knows what the operating system has to give (a C compiler, FUSE, the Rust components); [`weed`] finds or
-//! brings the SeaweedFS program; [`bpf`] the compiler of what runs in the kernel. Every other verb runs [`ensure`] first; on a machine that lacks nothing it takes a few
+//! brings the SeaweedFS program; [`bpf`] the compiler of what runs in the kernel; [`suites`] the tests of others for file systems, for the end-to-end suites alone. Every other verb runs [`ensure`] first; on a machine that lacks nothing it takes a few
 //! milliseconds and prints nothing.
 
 pub(crate) mod bpf;
 mod host;
+pub(crate) mod suites;
 mod weed;
 
 use std::path::PathBuf;

@@ -75,6 +75,9 @@ pub(crate) struct Options {
 pub(crate) fn command(options: &Options) -> Result<()> {
     let prepared = setup::ensure()?;
     setup::ensure_for_tests();
+    if !options.no_e2e {
+        setup::suites::ensure();
+    }
     let interceptor = cargo::build_interceptor()?;
     let mut programs = cargo::build_tests()?;
     // Examples and programs are built with the tests that need them, but they are none.

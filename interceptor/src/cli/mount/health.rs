@@ -73,7 +73,7 @@ pub(super) fn watch(status: &Status, mount: &Arc<Mount>, filer: &FilerClient, mo
 }
 
 /// A check that sends a request through the kernel to the mount; `statfs` is one that the kernel never answers itself.
-fn mount_answers(mountpoint: &Path) -> Check {
+pub(in crate::cli) fn mount_answers(mountpoint: &Path) -> Check {
     let path = absolute(mountpoint).unwrap_or_else(|_| mountpoint.to_owned());
     // If the mount hangs, one thread is enough to hang with it; other callers wait for the lock until they give up.
     let one_at_a_time = Arc::new(Mutex::new(()));

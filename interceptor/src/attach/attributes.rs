@@ -1,0 +1,158 @@
+//! Attributes of the mount below in the terms of the FUSE protocol.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use fuser::{FileAttr, INodeNo};
+use rustix::fs::{AtFlags, FileType, Statx, StatxFlags, StatxTimestamp, statx};
+
+/// Attributes of a file, and what tells it from others.
+#[derive(Debug, Clone)]
+pub(super) struct Attributes(Statx);
+
+/// What is different once content has changed, as far as the mount below tells: size, time of modification, time of change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stamp {
+    pub(super) size: u64,
+    pub(super) mtime: (i64, u32),
+    pub(super) ctime: (i64, u32),
+}
+
+impl Attributes {
+    /// Asks for the attributes of what `file` is.
+    pub(super) fn of(file: impl AsFd) -> io::Result<Self> {
+        Ok(Self(statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS | StatxFlags::BTIME)?))
+    }
+
+    /// As [`of`](Self::of), and has a daemon below asked even if the kernel remembers its last answer.
+    pub(super) fn fresh(file: impl AsFd) -> io::Result<Self> {
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
+        Ok(Self(statx(file, "", flags, StatxFlags::BASIC_STATS | StatxFlags::BTIME)?))
+    }
+
+    /// Device and inode number.
+    pub(super) fn number(&self) -> (u64, u64) {
+        (u64::from(self.0.stx_dev_major) << 32 | u64::from(self.0.stx_dev_minor), self.0.stx_ino)
+    }
+
+    pub(super) fn file_type(&self) -> FileType {
+        FileType::from_raw_mode(self.0.stx_mode.into())
+    }
+
+    pub(super) fn modified(&self) -> SystemTime {
+        time(&self.0.stx_mtime)
+    }
+
+    pub(super) fn stamp(&self) -> Stamp {
+        let moment = |at: &StatxTimestamp| (at.tv_sec, at.tv_nsec);
+        Stamp { size: self.0.stx_size, mtime: moment(&self.0.stx_mtime), ctime: moment(&self.0.stx_ctime) }
+    }
+
+    /// Whether the last change is so long ago that another one would have another time, however coarse the clock.
+    pub(super) fn is_settled(&self) -> bool {
+        let changed = time(&self.0.stx_ctime).max(time(&self.0.stx_mtime));
+        changed.elapsed().is_ok_and(|age| age > SETTLING)
+    }
+
+    /// As a reply gives them, for the node `id`.
+    pub(super) fn reply(&self, id: u64) -> FileAttr {
+        let stat = &self.0;
+        FileAttr {
+            ino: INodeNo(id),
+            size: stat.stx_size,
+            blocks: stat.stx_blocks,
+            atime: time(&stat.stx_atime),
+            mtime: time(&stat.stx_mtime),
+            ctime: time(&stat.stx_ctime),
+            crtime: time(&stat.stx_btime),
+            kind: kind(self.file_type()),
+            perm: stat.stx_mode & 0o7777,
+            nlink: stat.stx_nlink,
+            uid: stat.stx_uid,
+            gid: stat.stx_gid,
+            rdev: packed_device(stat.stx_rdev_major, stat.stx_rdev_minor),
+            blksize: stat.stx_blksize,
+            flags: 0,
+        }
+    }
+}
+
+/// See [`Attributes::is_settled`]. Network file systems have clocks of whole seconds, too.
+const SETTLING: Duration = Duration::from_secs(2);
+
+/// The attributes of a name of which nothing else is told.
+pub(super) fn nothing(inode: u64, kind: fuser::FileType) -> FileAttr {
+    FileAttr {
+        ino: INodeNo(inode),
+        size: 0,
+        blocks: 0,
+        atime: UNIX_EPOCH,
+        mtime: UNIX_EPOCH,
+        ctime: UNIX_EPOCH,
+        crtime: UNIX_EPOCH,
+        kind,
+        perm: 0,
+        nlink: 0,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        blksize: 0,
+        flags: 0,
+    }
+}
+
+/// The number of the root for who asks for its attributes: that of the mount below, as for all other files.
+pub(super) fn reply_for_root(attributes: &Attributes) -> FileAttr {
+    attributes.reply(attributes.0.stx_ino)
+}
+
+pub(super) fn kind(file_type: FileType) -> fuser::FileType {
+    match file_type {
+        FileType::Directory => fuser::FileType::Directory,
+        FileType::Symlink => fuser::FileType::Symlink,
+        FileType::Fifo => fuser::FileType::NamedPipe,
+        FileType::Socket => fuser::FileType::Socket,
+        FileType::CharacterDevice => fuser::FileType::CharDevice,
+        FileType::BlockDevice => fuser::FileType::BlockDevice,
+        FileType::RegularFile | FileType::Unknown => fuser::FileType::RegularFile,
+    }
+}
+
+fn time(at: &StatxTimestamp) -> SystemTime {
+    let nanoseconds = Duration::from_nanos(at.tv_nsec.into());
+    let seconds = Duration::from_secs(at.tv_sec.unsigned_abs());
+    let whole = if at.tv_sec < 0 { UNIX_EPOCH.checked_sub(seconds) } else { UNIX_EPOCH.checked_add(seconds) };
+    whole.and_then(|whole| whole.checked_add(nanoseconds)).unwrap_or(UNIX_EPOCH)
+}
+
+/// Device numbers as FUSE carries them (`new_encode_dev` of Linux).
+fn packed_device(major: u32, minor: u32) -> u32 {
+    minor & 0xff | major << 8 | (minor & !0xff) << 12
+}
+
+/// The device number that FUSE carries as `packed`.
+pub(super) fn device(packed: u32) -> u64 {
+    rustix::fs::makedev(packed >> 8 & 0xfff, packed & 0xff | packed >> 12 & 0xf_ff00)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn device_numbers_survive_the_way_there_and_back() {
+        for (major, minor) in [(0, 0), (8, 1), (254, 255), (259, 70_000), (4095, 0xf_ffff)] {
+            let packed = packed_device(major, minor);
+            assert_eq!(device(packed), rustix::fs::makedev(major, minor), "{major}:{minor}");
+        }
+    }
+
+    #[test]
+    fn times_before_1970_are_kept() {
+        let file = tempfile::tempfile().unwrap();
+        let modified = UNIX_EPOCH - Duration::from_millis(1500);
+        file.set_modified(modified).unwrap();
+        assert_eq!(Attributes::of(&file).unwrap().modified(), modified);
+    }
+}

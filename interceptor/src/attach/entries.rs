@@ -1,0 +1,204 @@
+//! What the filer says of files of the mount below, and whether the two agree.
+//!
+//! An open for reading asks the [`namespace`](crate::namespace), which knows by the filer's events what has not changed, for the entry at the file's path, and
+//! compares: the inode number, the size, and the time of modification to the nanosecond. The mount below is asked afresh, after what programs have
+//! mapped and changed there was written back, so that whatever a handle has written that was open before we came shows in these. Where filer and mount below
+//! agree, reads are answered by our [`reader`](crate::read).
+//!
+//! From then on the path is watched: an event about it, or about a directory above, ends that, as does the end of the stream of events.
+//! Files with several names are left to the mount below, since an event names only one of them.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::io;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+
+use super::attributes::Attributes;
+use super::coherence::{Served, agree};
+use super::files::OpenFile;
+use super::nodes::Node;
+use super::tree::Tree;
+use crate::namespace::{Answer, Changed, Filer, Found, Namespace, NamespaceError, NamespaceOptions, ROOT};
+use crate::read::{Reader, SMALL_FILE};
+use crate::seaweed::entry::{Content, Entry, Kind};
+use crate::seaweed::subscribe::{EntryRef, Notice};
+
+/// How long an open waits for the filer before the file is left to the mount below.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The filer's view of the mount below, and what is served by it.
+pub(super) struct Entries {
+    namespace: Arc<Namespace>,
+    pub(super) reader: Arc<Reader>,
+    pub(super) runtime: Handle,
+    watched: Mutex<Watched>,
+}
+
+/// Files that may be served, by their paths on the filer.
+#[derive(Default)]
+struct Watched {
+    files: HashMap<String, Weak<Node>>,
+    /// The number of files at which those that the kernel has forgotten are dropped.
+    sweep_at: usize,
+}
+
+impl Entries {
+    /// The view of the directory `root` of the filer, whose entry is `entry`.
+    pub(super) fn new(
+        filer: Arc<dyn Filer>,
+        root: String,
+        entry: Entry,
+        reader: Arc<Reader>,
+        runtime: Handle,
+    ) -> Arc<Self> {
+        let options =
+            NamespaceOptions { root_path: root, include_system_entries: true, ..NamespaceOptions::default() };
+        // The kernel knows other nodes than these, so there is nothing it must be told.
+        let (namespace, _) = Namespace::new(filer, entry, options, runtime.clone());
+        Arc::new(Self { namespace, reader, runtime, watched: Mutex::default() })
+    }
+
+    /// Whether the filer's events arrive.
+    pub(super) fn is_live(&self) -> bool {
+        self.namespace.is_live()
+    }
+
+    /// `file` was opened for reading: finds out who is to answer its reads from now on. Waits for the mount below and the filer.
+    /// Returns what the mount below shows.
+    pub(super) fn decide(&self, tree: &Tree, file: &OpenFile) -> io::Result<Attributes> {
+        let content = &file.node.content;
+        let quiet = content.quiet();
+        let attributes = file.written_back()?;
+        if let Some(quiet) = quiet {
+            let served = self.agreed(tree, &file.node, &attributes);
+            if let Some(Served { version, .. }) = &served
+                && !version.was_read()
+                && version.size() <= SMALL_FILE
+            {
+                let _runtime = self.runtime.enter();
+                self.reader.fetch_opened(version);
+            }
+            content.serve(served, quiet);
+        }
+        Ok(attributes)
+    }
+
+    /// What can be served instead of a file, if filer and mount below agree on it.
+    fn agreed(&self, tree: &Tree, node: &Arc<Node>, attributes: &Attributes) -> Option<Served> {
+        if !self.is_live() {
+            return None;
+        }
+        let names = tree.nodes().path(node)?;
+        let names: Vec<_> = names.into_iter().map(OsString::into_string).collect::<Result<_, _>>().ok()?;
+        let path = names.iter().fold(String::new(), |path, name| path + "/" + name);
+        // Before the filer is asked, so that an event that comes after its answer finds it.
+        self.watch(path, node);
+        let asked = self.runtime.block_on(async { tokio::time::timeout(PATIENCE, self.find(&names)).await });
+        let found = asked.ok()?.ok()??;
+        let has_bytes = matches!(found.entry.content, Content::Chunks(_) | Content::Inline(_));
+        let can_be = found.entry.attr.kind == Kind::File && has_bytes && found.entry.hard_link.is_none();
+        if !can_be || !agree(&found.entry, attributes) {
+            return None;
+        }
+        // What is known of a version, such as its layout, is worth keeping.
+        let before = node.content.served().filter(|before| before.entry.same_content(&found.entry));
+        Some(before.map_or(found.clone(), |before| Served { version: before.version, ..found }))
+    }
+
+    /// The entry at a path, and the version of a file that it stands for.
+    async fn find(&self, names: &[String]) -> Result<Option<Served>, NamespaceError> {
+        let mut id = ROOT;
+        for (at, name) in names.iter().enumerate() {
+            let found = match self.namespace.lookup(id, name) {
+                Answer::Now(found) => found,
+                Answer::Later(found) => found.await,
+            };
+            let stat = match found? {
+                Found::Node(stat) => stat,
+                Found::Absent(_) => return Ok(None),
+            };
+            if at + 1 == names.len() {
+                let version = self.namespace.version(stat.id);
+                self.namespace.forget(stat.id, 1);
+                return Ok(Some(Served { version: version?, entry: stat.entry }));
+            }
+            // Directories stay known, and with them what they hold.
+            id = stat.id;
+        }
+        Ok(None)
+    }
+
+    /// From now on events about `path` are about `node`. A file that had the path before is not heard of any more, and so not served.
+    fn watch(&self, path: String, node: &Arc<Node>) {
+        let mut watched = self.watched.lock();
+        let before = watched.files.insert(path, Arc::downgrade(node));
+        if let Some(before) = before.and_then(|before| before.upgrade()).filter(|it| !Arc::ptr_eq(it, node)) {
+            before.content.changes();
+        }
+        if watched.files.len() >= watched.sweep_at {
+            watched.files.retain(|_, node| node.strong_count() > 0);
+            watched.sweep_at = (2 * watched.files.len()).max(1024);
+        }
+    }
+
+    /// Hands the filer's events, of paths that begin with `root`, to whom they concern.
+    pub(super) async fn follow(self: Arc<Self>, root: String, mut notices: mpsc::Receiver<Notice>) {
+        fn changed(side: &EntryRef) -> Changed<'_> {
+            Changed { directory: &side.directory, entry: &side.entry }
+        }
+        let root = root.trim_end_matches('/');
+        while let Some(notice) = notices.recv().await {
+            match notice {
+                Notice::Live => {
+                    tracing::info!("the filer's events arrive; reads are accelerated");
+                    self.namespace.connected();
+                }
+                Notice::Lost { .. } => {
+                    tracing::info!("the mount below answers all reads until the filer's events arrive again");
+                    self.namespace.disconnected();
+                    self.leave(|_| true);
+                }
+                Notice::Change(change) => {
+                    let (old, new) = (change.old.as_ref(), change.new.as_ref());
+                    self.namespace.changed(old.map(changed), new.map(changed));
+                    for side in old.into_iter().chain(new) {
+                        self.changed(root, side);
+                    }
+                }
+            }
+        }
+        self.namespace.disconnected();
+        self.leave(|_| true);
+    }
+
+    /// Leaves to the mount below what an event is about: a file, or whatever is in a directory.
+    fn changed(&self, root: &str, side: &EntryRef) {
+        let directory = side.directory.trim_end_matches('/');
+        let Some(below) =
+            directory.strip_prefix(root).filter(|rest| rest.is_empty() || rest.starts_with('/'))
+        else {
+            return;
+        };
+        let path = format!("{below}/{}", side.entry.name);
+        if side.entry.attr.kind == Kind::Directory {
+            let within = format!("{path}/");
+            return self.leave(|path| path.starts_with(&within));
+        }
+        let left = self.watched.lock().files.remove(&path);
+        if let Some(node) = left.and_then(|node| node.upgrade()) {
+            node.content.changes();
+        }
+    }
+
+    fn leave(&self, mut which: impl FnMut(&str) -> bool) {
+        let left: Vec<_> = self.watched.lock().files.extract_if(|path, _| which(path)).collect();
+        for node in left.into_iter().filter_map(|(_, node)| node.upgrade()) {
+            node.content.changes();
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! What tells the files of the mount below apart: the handle that the kernel would give an NFS server.
+//!
+//! Not the inode number: that is what a daemon below says it is, and `weed mount` may say one number when a file is made and another when it is looked at
+//! again, if two hosts gave the same number to two files. The handle has what the kernel itself goes by, for a FUSE mount the number of the
+//! node and its generation.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+
+use super::attributes::Attributes;
+
+/// The most bytes that a handle may have (`MAX_HANDLE_SZ` of Linux).
+const MOST: usize = 128;
+
+/// A file of the mount below. Equal for all its names; not to be compared with those of another mount.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct FileKey(Box<[u8]>);
+
+/// A `struct file_handle` with the room that its last member takes.
+#[repr(C)]
+struct Handle {
+    bytes: libc::c_uint,
+    kind: libc::c_int,
+    handle: [u8; MOST],
+}
+
+impl FileKey {
+    /// The key of the file that is open as `file`. Where the file system knows no handles it is the inode number, after all.
+    pub(super) fn of(file: impl AsFd) -> io::Result<Self> {
+        let mut handle = Handle { bytes: MOST as libc::c_uint, kind: 0, handle: [0; MOST] };
+        let mut mount = 0;
+        // SAFETY: the path ends with a zero, and the kernel writes one number to `mount` and to `handle` no more than its first member says there is room for.
+        let done = unsafe {
+            let place = (&raw mut handle).cast::<libc::file_handle>();
+            libc::name_to_handle_at(
+                file.as_fd().as_raw_fd(),
+                c"".as_ptr(),
+                place,
+                &mut mount,
+                libc::AT_EMPTY_PATH,
+            )
+        };
+        match nix::errno::Errno::result(done) {
+            Ok(_) => {
+                let used = handle.handle.get(..handle.bytes as usize).unwrap_or(&handle.handle);
+                Ok(Self([&handle.kind.to_ne_bytes(), used].concat().into()))
+            }
+            Err(nix::errno::Errno::EOPNOTSUPP) => {
+                let (device, inode) = Attributes::of(file)?.number();
+                Ok(Self([device.to_ne_bytes(), inode.to_ne_bytes()].concat().into()))
+            }
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+
+    use super::*;
+
+    #[test]
+    fn names_of_one_file_have_one_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b, c) = (dir.path().join("a"), dir.path().join("b"), dir.path().join("c"));
+        fs::write(&a, "").unwrap();
+        fs::hard_link(&a, &b).unwrap();
+        fs::write(&c, "").unwrap();
+        let key = |path| {
+            let file = File::open(path).unwrap();
+            FileKey::of(&file).unwrap()
+        };
+        assert_eq!(key(&a), key(&b));
+        assert_ne!(key(&a), key(&c));
+        assert_ne!(key(&a), key(&dir.path().to_owned()));
+    }
+}

@@ -1,0 +1,205 @@
+//! Open files: each handle is an open file of the mount below, and what is asked of the one is asked of the other.
+//!
+//! The handle below is opened with the flags of the one above, but for three. `O_APPEND`: the kernel may write back mapped pages by
+//! way of any handle, and those must go where they belong; so each appending write says that it appends. `O_DIRECT`: it asks for
+//! aligned memory, which requests do not have; the kernel's pages above are passed by, those below are not.
+//! `O_TRUNC`: the kernel asks for it by a request of its own.
+//!
+//! A handle that is open for writing tells its file's [`Content`](super::coherence::Content) so from before it is opened until after it is closed below.
+//!
+//! Errors of writing back show at `close`, so a flush closes a duplicate of the handle below, which is what has a daemon below flush.
+
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom};
+use rustix::io::ReadWriteFlags;
+
+use super::attributes::Attributes;
+use super::node_file::proc_path;
+use super::nodes::Node;
+
+/// An open file.
+pub(super) struct OpenFile {
+    // Fields are dropped in this order: the handle below is closed before the file counts as no longer written.
+    file: OwnedFd,
+    _writing: Option<Writing>,
+    pub(super) node: Arc<Node>,
+    appends: bool,
+}
+
+/// While it lives, its file counts as being written.
+struct Writing(Arc<Node>);
+
+impl Writing {
+    fn begin(node: &Arc<Node>, flags: i32) -> Option<Self> {
+        (flags & libc::O_ACCMODE != libc::O_RDONLY).then(|| {
+            node.content.writer_opens();
+            Self(node.clone())
+        })
+    }
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        self.0.content.writer_closed();
+    }
+}
+
+impl AsFd for OpenFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// The flags with which the handle below is opened for one that is opened with `flags`.
+pub(super) fn flags_below(flags: i32) -> OFlags {
+    let kept = OFlags::RWMODE | OFlags::SYNC | OFlags::DSYNC | OFlags::NOATIME;
+    (OFlags::from_bits_retain(flags as u32) & kept) | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK
+}
+
+impl OpenFile {
+    /// Opens the file of `node`.
+    pub(super) fn open(node: Arc<Node>, flags: i32) -> io::Result<Self> {
+        let writing = Writing::begin(&node, flags);
+        let file = rustix::fs::open(proc_path(&*node), flags_below(flags), Mode::empty())?;
+        Ok(Self { file, _writing: writing, node, appends: flags & libc::O_APPEND != 0 })
+    }
+
+    /// What was opened by creating it.
+    pub(super) fn created(node: Arc<Node>, file: OwnedFd, flags: i32) -> Self {
+        let writing = Writing::begin(&node, flags);
+        Self { file, _writing: writing, node, appends: flags & libc::O_APPEND != 0 }
+    }
+
+    /// The attributes of the file after all that programs have mapped and changed below was written back, as a daemon below tells them now.
+    pub(super) fn written_back(&self) -> io::Result<Attributes> {
+        let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE
+            | libc::SYNC_FILE_RANGE_WRITE
+            | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+        // SAFETY: the descriptor is open as long as `self`, and no memory is involved.
+        nix::errno::Errno::result(unsafe { libc::sync_file_range(self.file.as_raw_fd(), 0, 0, flags) })?;
+        Attributes::fresh(&self.file)
+    }
+
+    /// Reads up to `buffer.len()` bytes from `offset` on; fewer are the end of the file.
+    pub(super) fn read(&self, mut buffer: &mut [u8], mut offset: u64) -> io::Result<usize> {
+        let mut read = 0;
+        while !buffer.is_empty() {
+            match rustix::io::pread(&self.file, &mut *buffer, offset) {
+                Ok(0) => break,
+                Ok(count) => {
+                    buffer = &mut buffer[count..];
+                    offset += count as u64;
+                    read += count;
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                // What came before it is told first; the next read meets the error.
+                Err(_) if read > 0 => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(read)
+    }
+
+    /// Writes `data` at `offset`, or at the end if the handle appends and the pages do not come from the kernel's memory (`mapped`).
+    pub(super) fn write(&self, data: &[u8], offset: u64, mapped: bool) -> io::Result<usize> {
+        let flags = if self.appends && !mapped { ReadWriteFlags::APPEND } else { ReadWriteFlags::empty() };
+        let mut written = 0;
+        while written < data.len() {
+            let rest = [IoSlice::new(&data[written..])];
+            match rustix::io::pwritev2(&self.file, &rest, offset + written as u64, flags) {
+                Ok(0) => break,
+                Ok(count) => written += count,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(_) if written > 0 => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(written)
+    }
+
+    /// One of the descriptors of the handle is closed.
+    pub(super) fn flush(&self) -> io::Result<()> {
+        let duplicate = nix::unistd::dup(&self.file)?;
+        nix::unistd::close(duplicate)?;
+        Ok(())
+    }
+
+    pub(super) fn sync(&self, only_data: bool) -> io::Result<()> {
+        Ok(if only_data { rustix::fs::fdatasync(&self.file) } else { rustix::fs::fsync(&self.file) }?)
+    }
+
+    pub(super) fn truncate(&self, size: u64) -> io::Result<()> {
+        Ok(rustix::fs::ftruncate(&self.file, size)?)
+    }
+
+    pub(super) fn allocate(&self, mode: i32, offset: u64, len: u64) -> io::Result<()> {
+        let mode = FallocateFlags::from_bits_retain(mode as u32);
+        Ok(rustix::fs::fallocate(&self.file, mode, offset, len)?)
+    }
+
+    /// Finds data or a hole from `offset` on. Of the kernel's kinds of seeking only these two are asked for.
+    pub(super) fn seek(&self, offset: u64, whence: i32) -> io::Result<u64> {
+        let to = match whence {
+            libc::SEEK_DATA => SeekFrom::Data(offset),
+            libc::SEEK_HOLE => SeekFrom::Hole(offset),
+            _ => return Err(io::ErrorKind::InvalidInput.into()),
+        };
+        Ok(rustix::fs::seek(&self.file, to)?)
+    }
+
+    /// Has the mount below copy, which may be without moving a byte.
+    pub(super) fn copy_to(
+        &self,
+        mut offset: u64,
+        other: &OpenFile,
+        mut other_offset: u64,
+        len: usize,
+    ) -> io::Result<usize> {
+        let (from, to) = (Some(&mut offset), Some(&mut other_offset));
+        Ok(rustix::fs::copy_file_range(&self.file, from, &other.file, to, len)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::nodes::{Nodes, ROOT};
+    use super::*;
+
+    /// A handle of a new file with the content `abc`, and the directory that it is in.
+    fn open(flags: i32) -> (OpenFile, tempfile::TempDir) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, "abc").unwrap();
+        let held = |path: &std::path::Path| -> OwnedFd {
+            rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap()
+        };
+        let (root, file) = (held(dir.path()), held(&path));
+        let nodes = Nodes::of_one(root, &Attributes::of(&file).unwrap());
+        let attributes = Attributes::of(&file).unwrap();
+        let node = nodes.found((ROOT, "file".as_ref()), file, &attributes).unwrap();
+        (OpenFile::open(node, flags).unwrap(), dir)
+    }
+
+    #[test]
+    fn appending_writes_go_to_the_end_and_pages_to_their_place() {
+        let (file, _dir) = open(libc::O_RDWR | libc::O_APPEND);
+        assert_eq!(file.write(b"de", 0, false).unwrap(), 2);
+        assert_eq!(file.write(b"X", 0, true).unwrap(), 1);
+        let mut buffer = [0; 10];
+        assert_eq!(file.read(&mut buffer, 0).unwrap(), 5);
+        assert_eq!(&buffer[..5], b"Xbcde");
+        assert_eq!(file.read(&mut buffer, 5).unwrap(), 0);
+    }
+
+    #[test]
+    fn errors_are_those_of_the_file_below() {
+        let (file, _dir) = open(libc::O_RDONLY);
+        assert_eq!(file.write(b"x", 0, false).unwrap_err().raw_os_error(), Some(libc::EBADF));
+        assert_eq!(file.seek(3, libc::SEEK_DATA).unwrap_err().raw_os_error(), Some(libc::ENXIO));
+        assert_eq!(file.seek(0, libc::SEEK_HOLE).unwrap(), 3);
+        file.flush().unwrap();
+    }
+}

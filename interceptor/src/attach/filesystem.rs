@@ -1,0 +1,658 @@
+//! The requests of the kernel, translated.
+//!
+//! All of them are answered by the thread that read them, which waits for the mount below as long as that takes: there are enough
+//! threads ([`super::AttachOptions::threads`]) for a slow answer not to hold up the others.
+//!
+//! Locks are left to the kernel: programs of this host, in whatever container, meet in the one file that this layer shows, so
+//! POSIX locks and `flock` hold between them. To pass them on would make a waiting program deaf to signals, as the library under this module
+//! does not hear of interrupted requests.
+
+use std::cell::RefCell;
+use std::ffi::OsStr;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use fuser::{
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation,
+    INodeNo, InitFlags, KernelConfig, LockOwner, Notifier, OpenFlags, PollEvents, PollFlags, PollNotifier,
+    RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite,
+    ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+
+use super::attributes::{self, Attributes};
+use super::caller::Caller;
+use super::coherence::Served;
+use super::entries::Entries;
+use super::files::OpenFile;
+use super::listing::{DirectoryEntry, OpenDirectory};
+use super::lower::errno;
+use super::nodes::ROOT;
+use super::tree::{Change, Found, Modes, New, Tree, Xattr};
+use crate::fuse::handles::Handles;
+use crate::read::Answer;
+use crate::telemetry::Metrics;
+use crate::telemetry::metrics::Source;
+
+/// How long the kernel may keep names and attributes, as most mounts below do, too. What goes through this layer shows at once; this is for what others
+/// change.
+const VALID: Duration = Duration::from_secs(1);
+
+/// How many requests the kernel may have under way in the background (readahead, writing back).
+const MAX_BACKGROUND: u16 = 256;
+
+/// The most that the kernel copies or writes with one call (`MAX_RW_COUNT` of Linux).
+const MAX_COPY: u64 = 0x7fff_f000;
+
+/// The layer's side of the protocol.
+pub(super) struct Layer {
+    pub(super) tree: Arc<Tree>,
+    pub(super) files: Handles<OpenFile>,
+    pub(super) directories: Handles<OpenDirectory>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) has_acls: bool,
+    /// What the filer says, if there is one.
+    pub(super) entries: Option<Arc<Entries>>,
+    /// There before the first request.
+    pub(super) notifier: Arc<std::sync::OnceLock<Notifier>>,
+}
+
+thread_local! {
+    /// What is read from the mount below, on its way to the kernel.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+fn caller(request: &Request) -> Caller {
+    Caller { user: request.uid(), group: request.gid() }
+}
+
+fn bad_handle() -> io::Error {
+    io::Error::from_raw_os_error(libc::EBADF)
+}
+
+fn reply_entry(reply: ReplyEntry, found: io::Result<Found>) {
+    match found {
+        Ok((node, attributes)) => {
+            reply.entry(&VALID, &attributes.reply(node.id), Generation(node.generation));
+        }
+        Err(error) => reply.error(errno(&error)),
+    }
+}
+
+fn reply_empty(reply: ReplyEmpty, done: io::Result<()>) {
+    match done {
+        Ok(()) => reply.ok(),
+        Err(error) => reply.error(errno(&error)),
+    }
+}
+
+fn reply_attributes(reply: ReplyAttr, id: INodeNo, attributes: io::Result<Attributes>) {
+    match attributes {
+        // The root's own number is that of the protocol; what programs see is the mount below's.
+        Ok(attributes) if id.0 == ROOT => reply.attr(&VALID, &attributes::reply_for_root(&attributes)),
+        Ok(attributes) => reply.attr(&VALID, &attributes.reply(id.0)),
+        Err(error) => reply.error(errno(&error)),
+    }
+}
+
+fn reply_xattr(reply: ReplyXattr, value: io::Result<Xattr>) {
+    match value {
+        Ok(Xattr::Size(size)) => reply.size(size.try_into().unwrap_or(u32::MAX)),
+        Ok(Xattr::Data(data)) => reply.data(&data),
+        Err(error) => reply.error(errno(&error)),
+    }
+}
+
+fn reply_written(reply: ReplyWrite, written: io::Result<usize>) {
+    match written {
+        // No more was asked for than fits.
+        Ok(written) => reply.written(written.try_into().unwrap_or(u32::MAX)),
+        Err(error) => reply.error(errno(&error)),
+    }
+}
+
+/// Has the mount below answer a read that came at `begun`.
+fn read_below(metrics: &Metrics, file: &OpenFile, offset: u64, len: usize, begun: Instant, reply: ReplyData) {
+    BUFFER.with_borrow_mut(|buffer| {
+        if buffer.len() < len {
+            buffer.resize(len, 0);
+        }
+        match file.read(&mut buffer[..len], offset) {
+            Ok(read) => {
+                metrics.read(Source::Lower, read as u64, begun.elapsed());
+                reply.data(&buffer[..read]);
+            }
+            Err(error) => reply.error(errno(&error)),
+        }
+    });
+}
+
+impl Layer {
+    /// Answers a read from memory or from the cluster, and if that fails from the mount below.
+    fn read_served(
+        &self,
+        entries: &Entries,
+        served: Served,
+        file: Arc<OpenFile>,
+        offset: u64,
+        len: usize,
+        reply: ReplyData,
+    ) {
+        // Reading ahead starts tasks.
+        let _runtime = entries.runtime.enter();
+        match entries.reader.read(&served.version, offset, len) {
+            Answer::Ready(data) => reply.data(&data),
+            Answer::Pending(data) => {
+                let (metrics, runtime) = (self.metrics.clone(), entries.runtime.clone());
+                entries.runtime.spawn(async move {
+                    let begun = Instant::now();
+                    match data.await {
+                        Ok(data) => reply.data(&data),
+                        Err(error) => {
+                            let path = served.version.path();
+                            tracing::debug!(path, offset, len, %error, "the mount below answers instead");
+                            file.node.content.changes();
+                            runtime.spawn_blocking(move || {
+                                read_below(&metrics, &file, offset, len, begun, reply);
+                            });
+                        }
+                    }
+                });
+            }
+        }
+    }
+
+    fn file(&self, handle: FileHandle) -> io::Result<Arc<OpenFile>> {
+        self.files.get(handle.0).ok_or_else(bad_handle)
+    }
+
+    fn directory(&self, handle: FileHandle) -> io::Result<Arc<OpenDirectory>> {
+        self.directories.get(handle.0).ok_or_else(bad_handle)
+    }
+
+    /// Whether a handle that was just opened of a file with these attributes lets the kernel keep the pages it has of it. If not, what it thinks of size and times
+    /// is taken back, too, so that an open shows the file as it is.
+    fn keep(&self, file: &OpenFile, attributes: io::Result<Attributes>) -> FopenFlags {
+        match attributes {
+            Ok(attributes) if file.node.content.keeps_pages(&attributes) => FopenFlags::FOPEN_KEEP_CACHE,
+            _ => {
+                if let Some(notifier) = self.notifier.get() {
+                    // A negative offset means the attributes alone. The kernel takes no lock for it that an open would hold.
+                    let _ = notifier.inval_inode(INodeNo(file.node.id), -1, 0);
+                }
+                FopenFlags::empty()
+            }
+        }
+    }
+}
+
+impl Filesystem for Layer {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        let mut wanted = vec![
+            InitFlags::FUSE_ASYNC_READ,
+            InitFlags::FUSE_ASYNC_DIO,
+            InitFlags::FUSE_BIG_WRITES,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+            // What changes below shows in the pages of files that are open as soon as it shows in their attributes.
+            InitFlags::FUSE_AUTO_INVAL_DATA,
+        ];
+        if self.has_acls {
+            wanted.extend([InitFlags::FUSE_POSIX_ACL, InitFlags::FUSE_DONT_MASK]);
+        }
+        // Where a daemon below checks rights, a name may be listed that may not be looked at.
+        if self.tree.kernel_checks() {
+            wanted.extend([InitFlags::FUSE_DO_READDIRPLUS, InitFlags::FUSE_READDIRPLUS_AUTO]);
+        }
+        for wanted in wanted {
+            if config.add_capabilities(wanted).is_err() {
+                tracing::info!(capability = ?wanted, "this kernel lacks a FUSE capability; going on without it");
+            }
+        }
+        // Neither call fails for a number above zero.
+        let _ = config.set_max_background(MAX_BACKGROUND);
+        let _ = config.set_congestion_threshold(MAX_BACKGROUND / 4 * 3);
+        // Stamps of a node's content are compared to the nanosecond.
+        let _ = config.set_time_granularity(Duration::from_nanos(1));
+        Ok(())
+    }
+
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        reply_entry(reply, self.tree.lookup(parent.0, name, caller(request)));
+    }
+
+    fn forget(&self, _: &Request, node: INodeNo, lookups: u64) {
+        self.tree.nodes().forget(node.0, lookups);
+    }
+
+    fn getattr(&self, request: &Request, node: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        reply_attributes(reply, node, self.tree.attributes(node.0, caller(request)));
+    }
+
+    fn setattr(
+        &self,
+        request: &Request,
+        node: INodeNo,
+        mode: Option<u32>,
+        user: Option<u32>,
+        group: Option<u32>,
+        size: Option<u64>,
+        accessed: Option<TimeOrNow>,
+        modified: Option<TimeOrNow>,
+        _: Option<SystemTime>,
+        handle: Option<FileHandle>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let open = handle.and_then(|handle| self.files.get(handle.0));
+        let change = Change { mode, user, group, size, accessed, modified };
+        reply_attributes(reply, node, self.tree.change(node.0, change, open.as_deref(), caller(request)));
+    }
+
+    fn readlink(&self, request: &Request, node: INodeNo, reply: ReplyData) {
+        match self.tree.link_target(node.0, caller(request)) {
+            Ok(target) => reply.data(target.as_encoded_bytes()),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn mknod(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        device: u32,
+        reply: ReplyEntry,
+    ) {
+        let new = New { parent: parent.0, name, caller: caller(request) };
+        reply_entry(reply, self.tree.make_node(new, Modes { mode, umask }, device));
+    }
+
+    fn mkdir(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        reply: ReplyEntry,
+    ) {
+        let new = New { parent: parent.0, name, caller: caller(request) };
+        reply_entry(reply, self.tree.make_directory(new, Modes { mode, umask }));
+    }
+
+    fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        reply_empty(reply, self.tree.remove(parent.0, name, false, caller(request)));
+    }
+
+    fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        reply_empty(reply, self.tree.remove(parent.0, name, true, caller(request)));
+    }
+
+    fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let new = New { parent: parent.0, name, caller: caller(request) };
+        reply_entry(reply, self.tree.make_link(new, target));
+    }
+
+    fn rename(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let (from, to) = ((parent.0, name), (new_parent.0, new_name));
+        reply_empty(reply, self.tree.rename(from, to, flags.bits(), caller(request)));
+    }
+
+    fn link(
+        &self,
+        request: &Request,
+        node: INodeNo,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        reply: ReplyEntry,
+    ) {
+        let new = New { parent: new_parent.0, name: new_name, caller: caller(request) };
+        reply_entry(reply, self.tree.hard_link(node.0, new));
+    }
+
+    fn open(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let opened = self.tree.node_to_open(node.0, caller(request)).and_then(|node| {
+            let _acting = self.tree.asking(caller(request));
+            OpenFile::open(node, flags.0)
+        });
+        match opened {
+            Ok(file) => {
+                let reads_only = flags.0 & libc::O_ACCMODE == libc::O_RDONLY;
+                let mut keep = match self.entries.as_ref().filter(|_| reads_only) {
+                    Some(entries) => self.keep(&file, entries.decide(&self.tree, &file)),
+                    None => self.keep(&file, Attributes::fresh(&file)),
+                };
+                // Who cannot write leaves nothing to be flushed.
+                if reads_only {
+                    keep |= FopenFlags::FOPEN_NOFLUSH;
+                }
+                reply.opened(FileHandle(self.files.insert(file)), keep);
+            }
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn create(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let new = New { parent: parent.0, name, caller: caller(request) };
+        match self.tree.create(new, Modes { mode, umask }, flags) {
+            Ok((file, attributes)) => {
+                let (attr, generation) = (attributes.reply(file.node.id), Generation(file.node.generation));
+                let handle = FileHandle(self.files.insert(file));
+                reply.created(&VALID, &attr, generation, handle, FopenFlags::empty());
+            }
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let begun = Instant::now();
+        let file = match self.file(handle) {
+            Ok(file) => file,
+            Err(error) => return reply.error(errno(&error)),
+        };
+        let len = size as usize;
+        match (&self.entries, file.node.content.served()) {
+            (Some(entries), Some(served)) => self.read_served(entries, served, file, offset, len, reply),
+            _ => read_below(&self.metrics, &file, offset, len, begun, reply),
+        }
+    }
+
+    fn write(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let mapped = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        reply_written(reply, self.file(handle).and_then(|file| file.write(data, offset, mapped)));
+    }
+
+    fn flush(&self, _: &Request, _: INodeNo, handle: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        reply_empty(reply, self.file(handle).and_then(|file| file.flush()));
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        // Before the answer, so that who waits for it finds the handle below closed.
+        drop(self.files.remove(handle.0));
+        reply.ok();
+    }
+
+    fn fsync(&self, _: &Request, _: INodeNo, handle: FileHandle, only_data: bool, reply: ReplyEmpty) {
+        reply_empty(reply, self.file(handle).and_then(|file| file.sync(only_data)));
+    }
+
+    fn opendir(&self, request: &Request, node: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        let opened = self.tree.node(node.0).and_then(|node| {
+            let _acting = self.tree.asking(caller(request));
+            OpenDirectory::open(node)
+        });
+        match opened {
+            Ok(directory) => {
+                let handle = FileHandle(self.directories.insert(directory));
+                reply.opened(handle, FopenFlags::empty());
+            }
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn readdir(&self, _: &Request, _: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let done = self.directory(handle).and_then(|directory| {
+            directory.read(offset, |entry| {
+                let kind = attributes::kind(entry.file_type);
+                !reply.add(INodeNo(entry.inode), entry.next, kind, &entry.name)
+            })
+        });
+        match done {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn readdirplus(
+        &self,
+        request: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let (caller, mut failed, mut added) = (caller(request), None, false);
+        let done = self.directory(handle).and_then(|directory| {
+            directory.read(offset, |entry| {
+                // What is there goes first: an error is told when it comes at the beginning of a reply.
+                if failed.is_some() || added && self.tree.nodes().is_crowded() {
+                    return false;
+                }
+                let took = self.add_with_attributes(&directory, entry, caller, &mut reply);
+                let took = took.unwrap_or_else(|error| {
+                    failed = Some(error);
+                    false
+                });
+                added |= took;
+                took
+            })
+        });
+        match (done, failed) {
+            (Err(error), _) | (Ok(()), Some(error)) if !added => reply.error(errno(&error)),
+            _ => reply.ok(),
+        }
+    }
+
+    fn releasedir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+        drop(self.directories.remove(handle.0));
+        reply.ok();
+    }
+
+    fn fsyncdir(&self, _: &Request, _: INodeNo, handle: FileHandle, only_data: bool, reply: ReplyEmpty) {
+        reply_empty(reply, self.directory(handle).and_then(|directory| directory.sync(only_data)));
+    }
+
+    fn statfs(&self, _: &Request, node: INodeNo, reply: ReplyStatfs) {
+        match self.tree.space(node.0) {
+            Ok(space) => reply.statfs(
+                space.f_blocks,
+                space.f_bfree,
+                space.f_bavail,
+                space.f_files,
+                space.f_ffree,
+                space.f_bsize as u32,
+                space.f_namemax as u32,
+                space.f_frsize as u32,
+            ),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn setxattr(
+        &self,
+        request: &Request,
+        node: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _: u32,
+        reply: ReplyEmpty,
+    ) {
+        reply_empty(reply, self.tree.set_attribute(node.0, name, value, flags, caller(request)));
+    }
+
+    fn getxattr(&self, request: &Request, node: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        reply_xattr(reply, self.tree.attribute(node.0, name, size, caller(request)));
+    }
+
+    fn listxattr(&self, request: &Request, node: INodeNo, size: u32, reply: ReplyXattr) {
+        reply_xattr(reply, self.tree.attribute_names(node.0, size, caller(request)));
+    }
+
+    fn removexattr(&self, request: &Request, node: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        reply_empty(reply, self.tree.remove_attribute(node.0, name, caller(request)));
+    }
+
+    fn access(&self, request: &Request, node: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
+        reply_empty(reply, self.tree.access(node.0, mask.bits(), caller(request)));
+    }
+
+    fn fallocate(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        reply_empty(reply, self.file(handle).and_then(|file| file.allocate(mode, offset, length)));
+    }
+
+    fn lseek(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let found = u64::try_from(offset)
+            .map_err(|_| io::Error::from_raw_os_error(libc::ENXIO))
+            .and_then(|offset| self.file(handle)?.seek(offset, whence));
+        match found {
+            Ok(place) => reply.offset(place as i64),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn copy_file_range(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        from: FileHandle,
+        from_offset: u64,
+        _: INodeNo,
+        to: FileHandle,
+        to_offset: u64,
+        len: u64,
+        _: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        let copied = self.file(from).and_then(|from| {
+            let (to, len) = (self.file(to)?, len.min(MAX_COPY) as usize);
+            from.copy_to(from_offset, &to, to_offset, len)
+        });
+        reply_written(reply, copied);
+    }
+
+    /// What a device or file system does beside the calls of POSIX is not passed on.
+    fn ioctl(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: fuser::IoctlFlags,
+        _: u32,
+        _: &[u8],
+        _: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
+    }
+
+    /// Files are always ready; so told once, the kernel does not ask again.
+    fn poll(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: PollNotifier,
+        _: PollEvents,
+        _: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn bmap(&self, _: &Request, _: INodeNo, _: u32, _: u64, reply: ReplyBmap) {
+        reply.error(Errno::ENOSYS);
+    }
+}
+
+impl Layer {
+    /// Adds an entry and what it is like to a reply, which counts as a lookup of it. Returns whether there was room.
+    fn add_with_attributes(
+        &self,
+        directory: &OpenDirectory,
+        entry: &DirectoryEntry,
+        caller: Caller,
+        reply: &mut ReplyDirectoryPlus,
+    ) -> io::Result<bool> {
+        if entry.is_dots() {
+            // These count as no lookup.
+            let attr = attributes::nothing(entry.inode, attributes::kind(entry.file_type));
+            let (id, generation) = (INodeNo(entry.inode), Generation(0));
+            return Ok(!reply.add(id, entry.next, &entry.name, &Duration::ZERO, &attr, generation));
+        }
+        let (node, attributes) = match self.tree.lookup(directory.node.id, &entry.name, caller) {
+            // It went away meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+            found => found?,
+        };
+        let (attr, generation) = (attributes.reply(node.id), Generation(node.generation));
+        let is_full = reply.add(INodeNo(node.id), entry.next, &entry.name, &VALID, &attr, generation);
+        if is_full {
+            self.tree.nodes().forget(node.id, 1);
+        }
+        Ok(!is_full)
+    }
+}

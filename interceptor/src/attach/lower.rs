@@ -1,0 +1,151 @@
+//! The mount below: what it is, whether a layer over it can be right, and a hold of it that outlasts being covered.
+//!
+//! `open_tree(OPEN_TREE_CLONE)` gives a second mount of the same file system that is attached nowhere, and a descriptor of its root.
+//! Everything is done relative to that descriptor, never by path: a path would lead into our own mount.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use nix::mount::MsFlags;
+use rustix::fs::{AtFlags, CWD, FileType, StatxFlags, statx};
+use rustix::mount::{OpenTreeFlags, open_tree};
+
+use super::node_file::proc_path;
+use super::refusal::AttachError;
+use crate::fuse::mountinfo::MountedAt;
+use crate::fuse::mountpoint;
+
+/// What our layer is called in the kernel's table of mounts.
+pub(super) const FS_TYPE: &str = "fuse.interceptor-attach";
+
+/// Local file systems for which the kernel checks all rights by attributes and access control lists, as it does for our layer.
+pub(super) const LOCAL: [&str; 9] =
+    ["ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "bcachefs", "zfs", "tmpfs"];
+
+/// What has to be known of the mount below.
+pub(super) struct Lower {
+    /// The root of our hold of it (`O_PATH`).
+    pub(super) root: OwnedFd,
+    /// Its full path, which the layer will have too.
+    pub(super) path: PathBuf,
+    /// What shows as its source in the kernel's table.
+    pub(super) source: String,
+    /// Its type there, such as `fuse.seaweedfs`.
+    pub(super) fs_type: String,
+    /// The flags it is mounted with.
+    pub(super) flags: MsFlags,
+    /// Whether other users than the one who mounted it may use it.
+    pub(super) allow_other: bool,
+    /// Whether the kernel checks rights by attributes. If not, its daemon does.
+    pub(super) kernel_checks: bool,
+    /// Whether it has access control lists.
+    pub(super) has_acls: bool,
+}
+
+impl Lower {
+    /// Looks at what is mounted on `path` and takes hold of it. Changes nothing.
+    pub(super) fn take(given: &Path) -> Result<Self, AttachError> {
+        let path = full_path(given)?;
+        let Some(mount) = MountedAt::topmost(&path) else { return Err(AttachError::NotMounted { path }) };
+        let is_fuse = mount.fs_type == "fuse" || mount.fs_type.starts_with("fuse.");
+        match mount.fs_type.as_str() {
+            FS_TYPE => return Err(AttachError::AlreadyAttached { path }),
+            mountpoint::FS_TYPE => return Err(AttachError::OwnMount { path }),
+            fs_type if is_fuse || LOCAL.contains(&fs_type) => {}
+            _ => return Err(AttachError::UnknownKind { path, fs_type: mount.fs_type }),
+        }
+        if let Some(below) = MountedAt::below(&path).into_iter().next() {
+            return Err(AttachError::MountsBelow { path, below: below.path });
+        }
+        let root = open_tree(CWD, &path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)
+            .map_err(|errno| AttachError::NoClone { path: path.clone(), source: errno.into() })?;
+        let found = match statx(&root, "", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS) {
+            Ok(found) => found,
+            Err(rustix::io::Errno::ACCESS) => return Err(AttachError::KeptOut { path }),
+            Err(errno) => return Err(AttachError::Unusable { path, source: errno.into() }),
+        };
+        if FileType::from_raw_mode(found.stx_mode.into()) != FileType::Directory {
+            return Err(AttachError::NotDirectory { path });
+        }
+        let told = |option: &str| mount.super_options.iter().any(|other| other == option);
+        let kernel_checks = !is_fuse || told("default_permissions");
+        Ok(Self {
+            has_acls: kernel_checks && has_acls(&root),
+            root,
+            path,
+            source: mount.source,
+            fs_type: mount.fs_type,
+            flags: flags(&mount.options),
+            allow_other: !is_fuse || told("allow_other"),
+            kernel_checks,
+        })
+    }
+}
+
+impl Lower {
+    /// The directory of the filer that is shown, if this is a mount of SeaweedFS, which names itself `HOST:PORT:PATH`.
+    pub(super) fn filer_path(&self) -> Option<String> {
+        let path = self.source.split_once(":/").filter(|_| self.fs_type == "fuse.seaweedfs")?.1;
+        Some(format!("/{}", path.trim_end_matches('/')))
+    }
+}
+
+fn full_path(given: &Path) -> Result<PathBuf, AttachError> {
+    std::fs::canonicalize(given).map_err(|error| match error.raw_os_error() {
+        Some(libc::ENOENT) => AttachError::Missing { path: given.into() },
+        Some(libc::EACCES) => AttachError::KeptOut { path: given.into() },
+        _ => AttachError::Unusable { path: given.into(), source: error },
+    })
+}
+
+/// Whether the file system knows the attribute in which the kernel keeps access control lists.
+fn has_acls(root: &OwnedFd) -> bool {
+    let mut nothing: [u8; 0] = [];
+    rustix::fs::getxattr(proc_path(root), "system.posix_acl_access", &mut nothing[..])
+        != Err(rustix::io::Errno::OPNOTSUPP)
+}
+
+/// The flags of `mount(2)` for options that the kernel's table names.
+fn flags(options: &[String]) -> MsFlags {
+    let flag = |option: &String| match option.as_str() {
+        "ro" => MsFlags::MS_RDONLY,
+        "nosuid" => MsFlags::MS_NOSUID,
+        "nodev" => MsFlags::MS_NODEV,
+        "noexec" => MsFlags::MS_NOEXEC,
+        "noatime" => MsFlags::MS_NOATIME,
+        "nodiratime" => MsFlags::MS_NODIRATIME,
+        "relatime" => MsFlags::MS_RELATIME,
+        _ => MsFlags::empty(),
+    };
+    options.iter().map(flag).collect()
+}
+
+/// What a refusal of the kernel is for who asked.
+pub(super) fn errno(error: &io::Error) -> fuser::Errno {
+    match error.raw_os_error() {
+        // That would tell the kernel never to ask again.
+        Some(libc::ENOSYS) => fuser::Errno::EOPNOTSUPP,
+        Some(number) => fuser::Errno::from_i32(number),
+        None => fuser::Errno::EIO,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unfit_paths_are_named() {
+        let dir = tempfile::tempdir().expect("a scratch directory");
+        assert!(matches!(Lower::take(dir.path()), Err(AttachError::NotMounted { .. })));
+        assert!(matches!(Lower::take(&dir.path().join("none")), Err(AttachError::Missing { .. })));
+        assert!(matches!(Lower::take(Path::new("/proc")), Err(AttachError::UnknownKind { .. })));
+    }
+
+    #[test]
+    fn options_become_flags() {
+        let options = ["rw", "nosuid", "noexec", "relatime", "lazytime"].map(str::to_owned);
+        assert_eq!(flags(&options), MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_RELATIME);
+    }
+}

@@ -1,0 +1,277 @@
+//! A layer over a mount that exists: the path stays, programs go on, and what they ask goes through us to the mount below.
+//!
+//! ```text
+//!  program ── open("/mnt/data/f") ──► kernel ──► our FUSE mount on /mnt/data (covers the other)
+//!                                                      │ filesystem: translates
+//!                                        tree, files, listing: the same call, on a descriptor
+//!                                                      ▼
+//!                                     a clone of the mount below, attached nowhere ──► its daemon or disk
+//! ```
+//!
+//! [`lower`] looks at what is mounted and refuses what cannot be right; it clones the mount, so that it can be reached when it is covered. [`nodes`] are the
+//! files that the kernel knows, each held by a descriptor: nothing is found by path, so renames below and above do not matter ([`remembered`] keeps
+//! them from becoming too many).
+//! [`tree`] works on names and attributes, [`files`] and [`listing`] on what is open, [`caller`] makes new files those of who asked.
+//! [`entries`] finds out which files can be served from the cluster instead of the mount below, [`coherence`] sees to it that nobody can tell the difference. [`filesystem`] translates requests into all that.
+//!
+//! **Coming and going.** Mounting over a path and detaching from it are one step each for who opens files there: every open finds one or the other.
+//! When told to go, the layer is detached first, which uncovers the mount below, and goes on serving what is open until that
+//! is closed or a grace period is over. When the process dies, its parent ([`supervisor`]) detaches the layer.
+//!
+//! **Errors** are those of the mount below, unchanged. If it hangs, so do the requests for it, as they would without the layer.
+
+mod attributes;
+mod caller;
+mod coherence;
+mod entries;
+mod file_key;
+mod files;
+mod filesystem;
+mod listing;
+mod lower;
+mod node_file;
+mod nodes;
+mod refusal;
+mod remembered;
+pub mod supervisor;
+mod tree;
+
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use fuser::{Config, Session, SessionACL};
+use nix::sys::stat::{Mode, umask};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::sync::{mpsc, watch};
+
+pub use refusal::AttachError;
+
+use self::entries::Entries;
+use self::filesystem::Layer;
+use self::lower::Lower;
+use self::tree::Tree;
+use crate::fuse::MountError;
+use crate::fuse::device::{self, Manner};
+use crate::fuse::handles::Handles;
+use crate::fuse::mountinfo::MountedAt;
+use crate::fuse::{find_root, unmount};
+use crate::namespace::Filer;
+use crate::read::Reader;
+use crate::seaweed::filer::FilerClient;
+use crate::seaweed::subscribe::subscribe;
+use crate::telemetry::Metrics;
+
+/// What to attach to, and how.
+#[derive(Debug, Clone)]
+pub struct AttachOptions {
+    /// The mount point of the mount below.
+    pub path: PathBuf,
+    /// Threads that answer the kernel, each of which can wait for the mount below.
+    pub threads: usize,
+    /// How far the kernel reads ahead of a sequential reader, in KiB.
+    pub read_ahead_kib: u32,
+}
+
+/// A cluster whose files the mount below shows, and how they are read.
+pub struct Cluster {
+    /// The cluster's filer.
+    pub filer: FilerClient,
+    /// The directory of the filer that the mount below shows. Without it, what that mount says of itself is taken.
+    pub filer_path: Option<String>,
+    /// Brings and keeps what is read.
+    pub reader: Arc<Reader>,
+}
+
+/// What is below, for who is interested.
+#[derive(Debug, Clone)]
+pub struct Below {
+    /// What shows as its source in the kernel's table of mounts.
+    pub source: String,
+    /// Its type there.
+    pub fs_type: String,
+}
+
+/// A layer that answers. Dropping it detaches it.
+pub struct Attached {
+    at: MountedAt,
+    below: Below,
+    tree: Arc<Tree>,
+    entries: Option<Arc<Entries>>,
+    ended: watch::Receiver<bool>,
+}
+
+/// Changes of the filer that may wait to be handled before its stream is slowed down.
+const NOTICES: usize = 1024;
+
+/// How long the layer is given to answer for its root before it counts as failed.
+const FIRST_ANSWER: Duration = Duration::from_secs(30);
+
+impl Attached {
+    /// Covers the mount at `options.path` with a layer, and returns when that answers.
+    ///
+    /// The umask of the process becomes 0 and its limit of open files is raised: each file that the kernel remembers takes a descriptor.
+    ///
+    /// # Errors
+    /// Says what is in the way and what to do about it. Nothing is covered then.
+    pub async fn start(
+        options: AttachOptions,
+        cluster: Option<Cluster>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, AttachError> {
+        let thread_failed = |panic| AttachError::Start(std::io::Error::other(panic));
+        // Looking at the mount below, and the kernel's look at us, may block.
+        let path = options.path.clone();
+        let taken = tokio::task::spawn_blocking(move || Lower::take(&path));
+        let lower = taken.await.map_err(thread_failed)??;
+        let entries = match cluster {
+            Some(cluster) => Some(accelerate(&lower, cluster).await?),
+            None => None,
+        };
+        let started = tokio::task::spawn_blocking(move || start(&options, lower, entries, metrics));
+        let attached = started.await.map_err(thread_failed)??;
+        let path = attached.at.path.clone();
+        let answer = tokio::task::spawn_blocking(move || std::fs::symlink_metadata(path));
+        let answered = match tokio::time::timeout(FIRST_ANSWER, answer).await {
+            Ok(answer) => answer.map_err(thread_failed)?.map(drop),
+            Err(_) => Err(std::io::ErrorKind::TimedOut.into()),
+        };
+        match answered {
+            Ok(()) => Ok(attached),
+            Err(source) => Err(AttachError::Unusable { path: attached.at.path.clone(), source }),
+        }
+    }
+
+    /// The mount below.
+    pub fn below(&self) -> &Below {
+        &self.below
+    }
+
+    /// The full path of the layer and of what it covers.
+    pub fn path(&self) -> &std::path::Path {
+        &self.at.path
+    }
+
+    /// How many files the kernel remembers. Each takes a descriptor.
+    pub fn nodes(&self) -> usize {
+        self.tree.nodes().len()
+    }
+
+    /// Whether files can be served from the cluster now: there is one, and its events arrive.
+    pub fn is_live(&self) -> bool {
+        self.entries.as_ref().is_some_and(|entries| entries.is_live())
+    }
+
+    /// Resolves when the layer does not exist any more, whoever unmounted it.
+    pub async fn wait(&self) {
+        // An error means that the session's thread is gone, which is the same.
+        let _ = self.ended.clone().wait_for(|ended| *ended).await;
+    }
+
+    /// Uncovers the mount below at once, and goes on serving what is open until it is closed or `grace` is over. After that, requests
+    /// for it fail with `ENOTCONN`.
+    pub async fn detach(&self, grace: Duration) {
+        let at = self.at.clone();
+        let _ = tokio::task::spawn_blocking(move || unmount::detach(&at)).await;
+        if tokio::time::timeout(grace, self.wait()).await.is_err() {
+            tracing::warn!(path = %self.at.path.display(), "files are still open; what is asked of them fails from now on");
+            unmount::abort(&self.at);
+        }
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        if !*self.ended.borrow() {
+            unmount::detach(&self.at);
+        }
+    }
+}
+
+/// Begins to follow what the filer says of the files of the mount below.
+async fn accelerate(lower: &Lower, cluster: Cluster) -> Result<Arc<Entries>, AttachError> {
+    let Cluster { filer, filer_path, reader } = cluster;
+    let shown = lower.filer_path();
+    let root = match (filer_path, shown) {
+        (Some(given), Some(shown)) if given != shown => {
+            return Err(AttachError::OtherDirectory { path: lower.path.clone(), given, shown });
+        }
+        (Some(path), _) | (None, Some(path)) => path,
+        (None, None) => "/".into(),
+    };
+    let (sender, notices) = mpsc::channel(NOTICES);
+    subscribe(filer.clone(), root.clone(), sender);
+    let filer: Arc<dyn Filer> = Arc::new(filer);
+    let entry = find_root(filer.as_ref(), &root).await?;
+    let entries = Entries::new(filer, root.clone(), entry, reader, tokio::runtime::Handle::current());
+    tokio::spawn(entries.clone().follow(root, notices));
+    Ok(entries)
+}
+
+fn start(
+    options: &AttachOptions,
+    lower: Lower,
+    entries: Option<Arc<Entries>>,
+    metrics: Arc<Metrics>,
+) -> Result<Attached, AttachError> {
+    let descriptors = raise_limit_of_files();
+    // The kernel has applied the callers' umask, or leaves it to us request by request.
+    umask(Mode::empty());
+    let unusable = |source| AttachError::Unusable { path: lower.path.clone(), source };
+    let (crowded, alarm) = remembered::alarm();
+    let tree = Tree::new(&lower, remembered::most(descriptors), crowded).map_err(unusable)?;
+    let tree = Arc::new(tree);
+    let manner = Manner {
+        source: &lower.source,
+        fs_type: lower::FS_TYPE,
+        flags: lower.flags,
+        allow_other: lower.allow_other,
+        default_permissions: lower.kernel_checks,
+    };
+    let notifier = Arc::new(OnceLock::new());
+    let layer = Layer {
+        tree: tree.clone(),
+        files: Handles::new(),
+        directories: Handles::new(),
+        metrics,
+        has_acls: lower.has_acls,
+        entries: entries.clone(),
+        notifier: notifier.clone(),
+    };
+    let device = device::mount_by_kernel(&lower.path, &manner)?;
+    let Some(at) = MountedAt::topmost(&lower.path).filter(|at| at.fs_type == lower::FS_TYPE) else {
+        return Err(MountError::Vanished { path: lower.path }.into());
+    };
+    let below = Below { source: lower.source, fs_type: lower.fs_type };
+    // From here on it is dropped, and with it the layer detached, if anything fails.
+    let (ending, ended) = watch::channel(false);
+    let attached = Attached { at, below, tree, entries, ended };
+    let mut config = Config::default();
+    // The kernel has turned away whom it does not let in.
+    config.acl = SessionACL::All;
+    config.n_threads = Some(options.threads.max(1));
+    config.clone_fd = true;
+    let session = Session::from_fd(layer, device, config.acl, config).map_err(MountError::Session)?;
+    let _ = notifier.set(session.notifier());
+    remembered::spawn(&attached.tree, alarm, session.notifier()).map_err(AttachError::Start)?;
+    let run = move || {
+        if let Err(error) = session.run() {
+            tracing::error!(%error, "the session with the kernel failed");
+        }
+        ending.send_replace(true);
+    };
+    std::thread::Builder::new().name("fuse".into()).spawn(run).map_err(AttachError::Start)?;
+    attached.at.set_read_ahead(options.read_ahead_kib);
+    Ok(attached)
+}
+
+/// Lets the process have as many descriptors as the kernel lets any, or, without the right to that, as it may have. Returns how many.
+fn raise_limit_of_files() -> u64 {
+    let most = std::fs::read_to_string("/proc/sys/fs/nr_open").ok().and_then(|text| text.trim().parse().ok());
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    let raised = |limit: Option<u64>| setrlimit(Resource::Nofile, Rlimit { current: limit, maximum: limit });
+    if let Err(error) = raised(most.or(maximum)).or_else(|_| raised(maximum)) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}

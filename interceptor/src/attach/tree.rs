@@ -1,0 +1,377 @@
+//! Names and attributes: what is asked of the mount below by descriptors of directories and names in them.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+
+use fuser::TimeOrNow;
+use rustix::fs::{
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid,
+    XattrFlags, openat,
+};
+
+use super::attributes::{self, Attributes};
+use super::caller::{Acting, Caller, own_umask};
+use super::file_key::FileKey;
+use super::files::{OpenFile, flags_below};
+use super::lower::Lower;
+use super::node_file::proc_path;
+use super::nodes::{Node, Nodes};
+
+/// The names and attributes of the mount below.
+pub(super) struct Tree {
+    nodes: Nodes,
+    kernel_checks: bool,
+    has_acls: bool,
+}
+
+/// A file that is about to be made.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct New<'a> {
+    pub(super) parent: u64,
+    pub(super) name: &'a OsStr,
+    pub(super) caller: Caller,
+}
+
+/// How a new file is to be.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Modes {
+    pub(super) mode: u32,
+    /// The caller's, to be applied unless the directory's access control list says what new files get.
+    pub(super) umask: u32,
+}
+
+/// Attributes to be changed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Change {
+    pub(super) mode: Option<u32>,
+    pub(super) user: Option<u32>,
+    pub(super) group: Option<u32>,
+    pub(super) size: Option<u64>,
+    pub(super) accessed: Option<TimeOrNow>,
+    pub(super) modified: Option<TimeOrNow>,
+}
+
+/// What a lookup found: the node, with one lookup of it counted, and what it is like.
+pub(super) type Found = (Arc<Node>, Attributes);
+
+impl Tree {
+    /// The tree of `lower`. When there are more than `most` nodes, `crowded` is told.
+    pub(super) fn new(lower: &Lower, most: usize, crowded: SyncSender<()>) -> io::Result<Self> {
+        let attributes = Attributes::of(&lower.root)?;
+        let root: OwnedFd = lower.root.try_clone()?;
+        let nodes = Nodes::new(root, &attributes, most, crowded)?;
+        Ok(Self { nodes, kernel_checks: lower.kernel_checks, has_acls: lower.has_acls })
+    }
+
+    pub(super) fn nodes(&self) -> &Nodes {
+        &self.nodes
+    }
+
+    /// Whether the kernel checks rights by attributes. If not, the daemon below does.
+    pub(super) fn kernel_checks(&self) -> bool {
+        self.kernel_checks
+    }
+
+    /// A node the kernel names. It names none that it has forgotten.
+    pub(super) fn node(&self, id: u64) -> io::Result<Arc<Node>> {
+        self.nodes.get(id).ok_or_else(|| io::Error::from_raw_os_error(libc::ESTALE))
+    }
+
+    /// Who is not making anything acts as the caller only if the daemon below is the one who checks.
+    pub(super) fn asking(&self, caller: Caller) -> Option<Acting> {
+        (!self.kernel_checks).then(|| caller.act())
+    }
+
+    pub(super) fn lookup(&self, parent: u64, name: &OsStr, caller: Caller) -> io::Result<Found> {
+        let directory = self.node(parent)?;
+        let _acting = self.asking(caller);
+        self.find(&directory, name)
+    }
+
+    fn find(&self, directory: &Node, name: &OsStr) -> io::Result<Found> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = openat(directory, name, flags, Mode::empty())?;
+        let attributes = Attributes::of(&file)?;
+        Ok((self.nodes.found((directory.id, name), file, &attributes)?, attributes))
+    }
+
+    /// A node that is to be opened. The kernel may have come to it by a name that it remembers and that leads to another file by now: then it is told so, and looks again.
+    /// That is done once for a node, since who opens a file by way of `/proc` cannot look again.
+    pub(super) fn node_to_open(&self, id: u64, caller: Caller) -> io::Result<Arc<Node>> {
+        let node = self.node(id)?;
+        let (parent, name) = node.home();
+        let Some(directory) = self.nodes.get(parent) else { return Ok(node) };
+        let _acting = self.asking(caller);
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match openat(&*directory, &name, flags, Mode::empty()).map(FileKey::of) {
+            Ok(Ok(key)) if node.is_replaced_by(&key) => Err(io::Error::from_raw_os_error(libc::ESTALE)),
+            // Without its name it is a file that was deleted.
+            _ => Ok(node),
+        }
+    }
+
+    pub(super) fn attributes(&self, id: u64, caller: Caller) -> io::Result<Attributes> {
+        let node = self.node(id)?;
+        let _acting = self.asking(caller);
+        let attributes = Attributes::of(&*node)?;
+        node.content.seen(&attributes);
+        Ok(attributes)
+    }
+
+    /// Changes attributes; `open` is the handle by which that was asked for.
+    pub(super) fn change(
+        &self,
+        id: u64,
+        change: Change,
+        open: Option<&OpenFile>,
+        caller: Caller,
+    ) -> io::Result<Attributes> {
+        let node = self.node(id)?;
+        let _acting = self.asking(caller);
+        // In this order, since a new owner takes set-user-id bits away, and a new size the times.
+        if change.user.is_some() || change.group.is_some() {
+            let (user, group) = (change.user.map(Uid::from_raw), change.group.map(Gid::from_raw));
+            rustix::fs::chownat(&*node, "", user, group, AtFlags::EMPTY_PATH)?;
+        }
+        if let Some(mode) = change.mode {
+            rustix::fs::chmodat(CWD, proc_path(&*node), Mode::from_bits_truncate(mode), AtFlags::empty())?;
+        }
+        if let Some(size) = change.size {
+            // Before, so that reads see it, and after, so that nobody who looked in between is believed.
+            node.content.changes();
+            let truncated = truncate(&node, size, open);
+            node.content.changes();
+            truncated?;
+        }
+        if change.accessed.is_some() || change.modified.is_some() {
+            let times = Timestamps {
+                last_access: timespec(change.accessed),
+                last_modification: timespec(change.modified),
+            };
+            rustix::fs::utimensat(&*node, "", &times, AtFlags::EMPTY_PATH)?;
+        }
+        Attributes::of(&*node)
+    }
+
+    pub(super) fn link_target(&self, id: u64, caller: Caller) -> io::Result<OsString> {
+        let node = self.node(id)?;
+        let _acting = self.asking(caller);
+        let target = rustix::fs::readlinkat(&*node, "", Vec::new())?;
+        Ok(OsString::from_vec(target.into_bytes()))
+    }
+
+    /// Makes something by `make`, whose owner will be the caller, and finds it.
+    fn make(
+        &self,
+        new: New<'_>,
+        modes: Modes,
+        make: impl FnOnce(&Node, Mode) -> io::Result<()>,
+    ) -> io::Result<Found> {
+        let directory = self.node(new.parent)?;
+        {
+            let _acting = new.caller.act();
+            make(&directory, self.mode(modes))?;
+        }
+        let _acting = self.asking(new.caller);
+        self.find(&directory, new.name)
+    }
+
+    /// The mode to ask the mount below for. Where there are access control lists the kernel has left the umask to us, and we
+    /// leave it to the mount below.
+    fn mode(&self, modes: Modes) -> Mode {
+        if self.has_acls {
+            own_umask(modes.umask);
+        }
+        Mode::from_bits_truncate(modes.mode & 0o7777)
+    }
+
+    pub(super) fn make_directory(&self, new: New<'_>, modes: Modes) -> io::Result<Found> {
+        self.make(new, modes, |parent, mode| Ok(rustix::fs::mkdirat(parent, new.name, mode)?))
+    }
+
+    pub(super) fn make_node(&self, new: New<'_>, modes: Modes, packed_device: u32) -> io::Result<Found> {
+        self.make(new, modes, |parent, mode| {
+            let kind = FileType::from_raw_mode(modes.mode);
+            Ok(rustix::fs::mknodat(parent, new.name, kind, mode, attributes::device(packed_device))?)
+        })
+    }
+
+    pub(super) fn make_link(&self, new: New<'_>, target: &Path) -> io::Result<Found> {
+        let modes = Modes { mode: 0o777, umask: 0 };
+        self.make(new, modes, |parent, _| Ok(rustix::fs::symlinkat(target, parent, new.name)?))
+    }
+
+    /// Makes a file and opens it.
+    ///
+    /// The kernel asks for this only where it knows of no file, and has checked only that one may be made there. So a file that has come
+    /// meanwhile must not be opened: the kernel is told that what it knows is old, and looks again.
+    pub(super) fn create(
+        &self,
+        new: New<'_>,
+        modes: Modes,
+        flags: i32,
+    ) -> io::Result<(OpenFile, Attributes)> {
+        let directory = self.node(new.parent)?;
+        let created = {
+            let _acting = new.caller.act();
+            let flags = flags_below(flags) | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
+            openat(&*directory, new.name, flags, self.mode(modes))
+        };
+        let file = match created {
+            Err(rustix::io::Errno::EXIST) if flags & libc::O_EXCL == 0 => {
+                return Err(io::Error::from_raw_os_error(libc::ESTALE));
+            }
+            created => created?,
+        };
+        let _acting = self.asking(new.caller);
+        let held = rustix::fs::open(proc_path(&file), OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        let attributes = Attributes::of(&held)?;
+        let node = self.nodes.found((directory.id, new.name), held, &attributes)?;
+        Ok((OpenFile::created(node, file, flags), attributes))
+    }
+
+    pub(super) fn hard_link(&self, id: u64, new: New<'_>) -> io::Result<Found> {
+        let (node, directory) = (self.node(id)?, self.node(new.parent)?);
+        let _acting = self.asking(new.caller);
+        rustix::fs::linkat(&*node, "", &*directory, new.name, AtFlags::EMPTY_PATH)?;
+        self.find(&directory, new.name)
+    }
+
+    pub(super) fn remove(
+        &self,
+        parent: u64,
+        name: &OsStr,
+        is_directory: bool,
+        caller: Caller,
+    ) -> io::Result<()> {
+        let directory = self.node(parent)?;
+        let _acting = self.asking(caller);
+        let flags = if is_directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+        Ok(rustix::fs::unlinkat(&*directory, name, flags)?)
+    }
+
+    pub(super) fn rename(
+        &self,
+        (parent, name): (u64, &OsStr),
+        (new_parent, new_name): (u64, &OsStr),
+        flags: u32,
+        caller: Caller,
+    ) -> io::Result<()> {
+        let (from, to) = (self.node(parent)?, self.node(new_parent)?);
+        let _acting = self.asking(caller);
+        rustix::fs::renameat_with(&*from, name, &*to, new_name, RenameFlags::from_bits_retain(flags))?;
+        Ok(())
+    }
+
+    /// The value of an extended attribute, of `size` bytes at most; with 0 only its size is wanted.
+    pub(super) fn attribute(&self, id: u64, name: &OsStr, size: u32, caller: Caller) -> io::Result<Xattr> {
+        let node = self.node(id)?;
+        let _acting = self.asking(caller);
+        if size == 0 {
+            return Ok(Xattr::Size(rustix::fs::getxattr_query(proc_path(&*node), name)?));
+        }
+        let mut value = Vec::with_capacity(size as usize);
+        rustix::fs::getxattr(proc_path(&*node), name, rustix::buffer::spare_capacity(&mut value))?;
+        Ok(Xattr::Data(value))
+    }
+
+    /// The names of all extended attributes, each ended by a zero; see [`attribute`](Self::attribute).
+    pub(super) fn attribute_names(&self, id: u64, size: u32, caller: Caller) -> io::Result<Xattr> {
+        let node = self.node(id)?;
+        let _acting = self.asking(caller);
+        if size == 0 {
+            return Ok(Xattr::Size(rustix::fs::listxattr_query(proc_path(&*node))?));
+        }
+        let mut names = Vec::with_capacity(size as usize);
+        rustix::fs::listxattr(proc_path(&*node), rustix::buffer::spare_capacity(&mut names))?;
+        Ok(Xattr::Data(names))
+    }
+
+    pub(super) fn set_attribute(
+        &self,
+        id: u64,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        caller: Caller,
+    ) -> io::Result<()> {
+        let node = self.node(id)?;
+        let _acting = self.asking(caller);
+        let flags = XattrFlags::from_bits_retain(flags as u32);
+        Ok(rustix::fs::setxattr(proc_path(&*node), name, value, flags)?)
+    }
+
+    pub(super) fn remove_attribute(&self, id: u64, name: &OsStr, caller: Caller) -> io::Result<()> {
+        let node = self.node(id)?;
+        let _acting = self.asking(caller);
+        Ok(rustix::fs::removexattr(proc_path(&*node), name)?)
+    }
+
+    /// Whether the daemon below lets the caller do this. Asked only where the kernel does not check by itself.
+    pub(super) fn access(&self, id: u64, mask: i32, caller: Caller) -> io::Result<()> {
+        let node = self.node(id)?;
+        let _acting = self.asking(caller);
+        let access = rustix::fs::Access::from_bits_truncate(mask as u32);
+        Ok(rustix::fs::accessat(CWD, proc_path(&*node), access, AtFlags::EACCESS)?)
+    }
+
+    pub(super) fn space(&self, id: u64) -> io::Result<rustix::fs::StatVfs> {
+        Ok(rustix::fs::fstatvfs(&*self.node(id)?)?)
+    }
+}
+
+fn truncate(node: &Node, size: u64, open: Option<&OpenFile>) -> io::Result<()> {
+    if let Some(open) = open {
+        return open.truncate(size);
+    }
+    let size = i64::try_from(size).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
+    Ok(nix::unistd::truncate(&proc_path(node), size)?)
+}
+
+/// An extended attribute, or how large it is.
+pub(super) enum Xattr {
+    Size(usize),
+    Data(Vec<u8>),
+}
+
+fn timespec(time: Option<TimeOrNow>) -> Timespec {
+    let special = |tv_nsec| Timespec { tv_sec: 0, tv_nsec };
+    match time {
+        None => special(UTIME_OMIT),
+        Some(TimeOrNow::Now) => special(UTIME_NOW),
+        Some(TimeOrNow::SpecificTime(time)) => match time.duration_since(std::time::UNIX_EPOCH) {
+            Ok(since) => Timespec { tv_sec: since.as_secs() as i64, tv_nsec: since.subsec_nanos().into() },
+            Err(before) => {
+                let before = before.duration();
+                let (seconds, nanoseconds) = (before.as_secs() as i64, i64::from(before.subsec_nanos()));
+                match nanoseconds {
+                    0 => Timespec { tv_sec: -seconds, tv_nsec: 0 },
+                    _ => Timespec { tv_sec: -seconds - 1, tv_nsec: 1_000_000_000 - nanoseconds },
+                }
+            }
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use super::*;
+
+    #[test]
+    fn times_before_1970_count_back_from_it() {
+        let spec = |time| {
+            let spec = timespec(Some(TimeOrNow::SpecificTime(time)));
+            (spec.tv_sec, spec.tv_nsec)
+        };
+        assert_eq!(spec(UNIX_EPOCH + Duration::from_millis(1500)), (1, 500_000_000));
+        assert_eq!(spec(UNIX_EPOCH - Duration::from_millis(1500)), (-2, 500_000_000));
+        assert_eq!(spec(UNIX_EPOCH - Duration::from_secs(3)), (-3, 0));
+    }
+}

@@ -1,0 +1,209 @@
+//! `interceptor attach`: puts a layer over a mount, keeps it running, and takes it away on every way out.
+//!
+//! The process that the user starts only waits; a child serves (see [`crate::attach::supervisor`]). When the layer answers, `attached PATH` is
+//! printed. A first signal detaches: what is open is served until it is closed or `--grace` is over; a second one does not wait.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Args;
+
+use super::options::{FetchOptions, Filers, LogOptions, StatusAddress, duration, filer_path};
+use super::signals::Signals;
+use super::size::ByteSize;
+use super::{Failure, mount};
+use crate::attach::{AttachOptions as Layer, Attached, Cluster, supervisor};
+use crate::seaweed::address::ServerAddress;
+use crate::seaweed::filer::FilerClient;
+use crate::seaweed::owners::Owners;
+use crate::telemetry::access::Token;
+use crate::telemetry::logs;
+use crate::telemetry::server::Server;
+use crate::telemetry::status::Identity;
+use crate::telemetry::{Metrics, Status};
+use crate::warmup::{self, Desk};
+
+/// Puts a layer over a mount that exists and takes it away again when told to.
+#[derive(Debug, Clone, Args)]
+pub(super) struct AttachOptions {
+    /// The mount point of a mount that exists
+    path: PathBuf,
+
+    /// Filers of the cluster that is mounted; files are then read from the cluster itself where that is certain to be the same. Without, every read goes
+    /// to the mount below
+    #[arg(long, value_name = "HOST:PORT[,…]", value_parser = Filers::from_str)]
+    filer: Option<Filers>,
+
+    /// The filer's directory that is mounted [default: what the mount says of itself, else /]
+    #[arg(long, value_name = "PATH", requires = "filer", value_parser = filer_path)]
+    filer_path: Option<String>,
+
+    /// How long files that are open when the layer is taken away are still served
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]
+    grace: Duration,
+
+    /// Threads that answer the kernel; each can wait for the mount below [default: two for each CPU, from 16 to 64]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    threads: Option<u16>,
+
+    /// How far the kernel reads ahead of a sequential reader, in KiB; 0 for not at all
+    #[arg(long, value_name = "KIB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(0..=65536))]
+    readahead_kb: u32,
+
+    /// Where the status API listens, `none` for nowhere; port 0 takes a free port
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9650", value_parser = StatusAddress::from_str)]
+    status_addr: StatusAddress,
+
+    /// Let only who has the token in this file read the status API, except for /healthz and /readyz
+    #[arg(long, value_name = "FILE")]
+    status_token_file: Option<PathBuf>,
+
+    /// How content is fetched, with --filer.
+    #[command(flatten)]
+    fetch: FetchOptions,
+
+    /// How to log.
+    #[command(flatten)]
+    log: LogOptions,
+}
+
+impl AttachOptions {
+    fn threads(&self) -> usize {
+        let cpus = || std::thread::available_parallelism().map_or(2, usize::from);
+        self.threads.map_or_else(|| (2 * cpus()).clamp(16, 64), usize::from)
+    }
+
+    fn filers(&self) -> &[ServerAddress] {
+        self.filer.as_ref().map_or(&[], |Filers(addresses)| addresses)
+    }
+
+    fn layer(&self) -> Layer {
+        Layer { path: self.path.clone(), threads: self.threads(), read_ahead_kib: self.readahead_kb }
+    }
+}
+
+/// Attaches, and returns when the layer is gone.
+///
+/// # Safety
+/// The process must have no other thread.
+pub(super) unsafe fn run(
+    options: &AttachOptions,
+    in_effect: BTreeMap<String, String>,
+) -> Result<ExitCode, Failure> {
+    let cache_size = options.fetch.cache_size().map_err(Failure::usage)?;
+    let filter = logs::filter(options.log.log_level.as_deref()).map_err(Failure::usage)?;
+    logs::start(options.log.log_format, filter);
+    let serve = || match serve(options, cache_size, in_effect) {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            1
+        }
+    };
+    // SAFETY: the caller promises what is asked for; to start logging starts no thread.
+    let supervised = unsafe { supervisor::supervise(&options.path, serve) };
+    Ok(supervised.context("cannot watch over the process that serves")?)
+}
+
+fn serve(
+    options: &AttachOptions,
+    cache_size: ByteSize,
+    in_effect: BTreeMap<String, String>,
+) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("interceptor-io")
+        .build()
+        .context("cannot start threads")?;
+    let outcome = runtime.block_on(attach(options, cache_size, in_effect));
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn attach(
+    options: &AttachOptions,
+    cache_size: ByteSize,
+    in_effect: BTreeMap<String, String>,
+) -> anyhow::Result<()> {
+    let mut signals = Signals::new().context("cannot catch signals")?;
+    let metrics = Metrics::new();
+    let identity = Identity {
+        mount_point: options.path.display().to_string(),
+        filers: options.filers().iter().map(ToString::to_string).collect(),
+        filer_path: options.filer_path.clone().unwrap_or_default(),
+        options: in_effect,
+    };
+    let status = Status::new(identity, metrics.clone());
+    tokio::spawn(mount::keep_windows(metrics.clone()));
+    let status_at = match &options.status_addr {
+        StatusAddress::Nowhere => None,
+        StatusAddress::At(address) => {
+            let token = options.status_token_file.as_deref().map(Token::read).transpose()?;
+            let server = Server::bind(address, token).await?;
+            let at = server.address();
+            tokio::spawn(server.serve(status.clone(), warmup::api::router(Desk::new())));
+            Some(at)
+        }
+    };
+    let cluster = match options.filers() {
+        [] => None,
+        filers => tokio::select! {
+            cluster = cluster(options, filers, cache_size, &metrics) => Some(cluster?),
+            signal = signals.next() => {
+                tracing::info!(signal, "stopped before attaching");
+                return Ok(());
+            }
+        },
+    };
+    // Not to be given up half-way, or the layer would be left behind; its steps have deadlines.
+    let attached = Arc::new(Attached::start(options.layer(), cluster, metrics.clone()).await?);
+    let (known, live) = (Arc::downgrade(&attached), Arc::downgrade(&attached));
+    metrics.set_nodes(Box::new(move || known.upgrade().map_or(0, |attached| attached.nodes() as u64)));
+    metrics
+        .set_subscription_live(Box::new(move || live.upgrade().is_some_and(|attached| attached.is_live())));
+    status.add_check("mount", mount::health::mount_answers(attached.path()));
+    announce(&attached, status_at);
+    tokio::select! {
+        () = attached.wait() => tracing::info!("unmounted by somebody else"),
+        signal = signals.next() => {
+            tracing::info!(signal, "detaching");
+            tokio::select! {
+                () = attached.detach(options.grace) => {}
+                signal = signals.next() => tracing::warn!(signal, "not waiting for open files"),
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn cluster(
+    options: &AttachOptions,
+    filers: &[ServerAddress],
+    cache_size: ByteSize,
+    metrics: &Arc<Metrics>,
+) -> anyhow::Result<Cluster> {
+    let security = Arc::new(mount::security(&options.fetch)?);
+    let filer = FilerClient::connect_as(filers.to_vec(), &security, Owners::default()).await?;
+    let reader = mount::reader(&options.fetch, cache_size, &filer, security, metrics)?;
+    Ok(Cluster { filer, filer_path: options.filer_path.clone(), reader })
+}
+
+/// Says that the layer answers, in the log and to whoever waits for that line on standard output.
+fn announce(attached: &Attached, status_at: Option<SocketAddr>) {
+    let (path, below) = (attached.path().display(), attached.below());
+    tracing::info!(below = below.source, fs_type = below.fs_type, "attached {path}");
+    let mut lines = format!("attached {path}\n");
+    if let Some(address) = status_at {
+        lines += &format!("status http://{address}/\n");
+    }
+    // Nobody need listen.
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(lines.as_bytes()).and_then(|()| out.flush());
+}

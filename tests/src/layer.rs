@@ -1,0 +1,194 @@
+//! `interceptor attach` over a mount that exists, and an ext4 of its own to attach to.
+//!
+//! Both values clean up when dropped, whatever happened to the processes: a test that panics leaves no mount behind.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use nix::mount::{MntFlags, umount2};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use crate::process::Process;
+use crate::{StatusPage, eventually, mount};
+
+/// Longest wait for a layer to answer.
+const READY: Duration = Duration::from_secs(30);
+/// Longest wait for the processes to end by themselves.
+const GRACE: Duration = Duration::from_secs(10);
+/// The layer's type in the kernel's table.
+const FS_TYPE: &str = "fuse.interceptor-attach";
+
+/// A layer over a mount, and its two processes: the one that was started, which watches, and its child, which serves.
+#[derive(Debug)]
+pub struct Layer {
+    process: Process,
+    path: PathBuf,
+    status: String,
+    home: TempDir,
+}
+
+impl Layer {
+    /// Attaches to what is mounted on `path` and waits until that is announced.
+    ///
+    /// # Errors
+    /// When the program ends early or is not ready in time; the text has the tail of its log.
+    pub fn over<A: Into<OsString>>(path: &Path, args: impl IntoIterator<Item = A>) -> anyhow::Result<Self> {
+        let home = tempfile::Builder::new().prefix("interceptor-layer-").tempdir()?;
+        // An empty one keeps the host's own settings out.
+        fs::write(home.path().join("security.toml"), "")?;
+        let mut command = Command::new(mount::interceptor_program()?);
+        command.args(["attach", "--status-addr", "127.0.0.1:0"]);
+        command.args(args.into_iter().map(Into::into)).arg(path);
+        command.current_dir(home.path()).env("HOME", home.path());
+        let process = Process::start(command, &home.path().join("log"), GRACE, Signal::SIGTERM)?;
+        let mut layer = Self { process, path: path.to_owned(), status: String::new(), home };
+        layer.await_ready()?;
+        Ok(layer)
+    }
+
+    fn await_ready(&mut self) -> anyhow::Result<()> {
+        let attached = format!("attached {}", self.path.display());
+        let status = eventually("the layer", READY, || {
+            if let Err(error) = self.process.ensure_running() {
+                return Some(Err(error));
+            }
+            let log = fs::read_to_string(self.process.log()).ok()?;
+            let mut lines = log.lines().skip_while(|line| *line != attached);
+            lines.next()?;
+            lines.find_map(|line| line.strip_prefix("status ")).map(|url| Ok(url.to_owned()))
+        });
+        self.status = status.with_context(|| self.process.log_tail())??;
+        Ok(())
+    }
+
+    /// The process that was started.
+    #[must_use]
+    pub fn watcher(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// The process that serves.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn daemon(&self) -> anyhow::Result<Pid> {
+        let children = format!("/proc/{0}/task/{0}/children", self.process.pid());
+        let children = fs::read_to_string(children)?;
+        let child = children.split_whitespace().next().context("no process serves")?;
+        Ok(Pid::from_raw(child.parse()?))
+    }
+
+    /// SIGKILL to the process that serves.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn kill_daemon(&self) -> anyhow::Result<()> {
+        Ok(kill(self.daemon()?, Signal::SIGKILL)?)
+    }
+
+    /// Sends a signal to the process that was started.
+    pub fn signal(&mut self, signal: Signal) {
+        self.process.signal(signal);
+    }
+
+    /// Waits for the end.
+    ///
+    /// # Errors
+    /// When the program still runs after ten seconds.
+    pub fn wait(&mut self) -> anyhow::Result<ExitStatus> {
+        self.process.wait(GRACE)
+    }
+
+    /// SIGTERM, and waits for the end.
+    ///
+    /// # Errors
+    /// When the program still runs after ten seconds.
+    pub fn detach(mut self) -> anyhow::Result<ExitStatus> {
+        self.signal(Signal::SIGTERM);
+        self.wait()
+    }
+
+    /// What the daemon says of itself.
+    #[must_use]
+    pub fn status_page(&self) -> StatusPage {
+        StatusPage::at(self.status.trim_end_matches('/').to_owned())
+    }
+
+    /// The output so far.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub fn log(&self) -> anyhow::Result<String> {
+        Ok(fs::read_to_string(self.process.log())?)
+    }
+
+    /// Whether a layer is what is seen at `path`.
+    #[must_use]
+    pub fn is_at(path: &Path) -> bool {
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let topmost = table.lines().rfind(|line| line.split(' ').nth(4) == path.to_str());
+        topmost.is_some_and(|line| line.contains(&format!(" - {FS_TYPE} ")))
+    }
+}
+
+impl Drop for Layer {
+    fn drop(&mut self) {
+        self.process.terminate();
+        if Self::is_at(&self.path) {
+            let _ = umount2(&self.path, MntFlags::MNT_DETACH);
+        }
+        if std::thread::panicking() {
+            eprintln!("the layer's log was {}", self.home.path().join("log").display());
+        }
+    }
+}
+
+/// A new ext4 in a file, mounted by a loop device.
+#[derive(Debug)]
+pub struct Disk {
+    home: TempDir,
+}
+
+impl Disk {
+    /// Makes and mounts one of `size` bytes, open to all users.
+    ///
+    /// # Errors
+    /// When this machine has no `mkfs.ext4` or no loop devices.
+    pub fn mount(size: u64) -> anyhow::Result<Self> {
+        let home = tempfile::Builder::new().prefix("interceptor-disk-").tempdir()?;
+        let (image, at) = (home.path().join("image"), home.path().join("mnt"));
+        fs::File::create(&image)?.set_len(size)?;
+        fs::create_dir(&at)?;
+        let run = |program: &str, args: &[&std::ffi::OsStr]| -> anyhow::Result<()> {
+            let output = Command::new(program).args(args).output().with_context(|| program.to_owned())?;
+            ensure!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+            Ok(())
+        };
+        run("mkfs.ext4", &["-q".as_ref(), image.as_os_str()])?;
+        run("mount", &["-o".as_ref(), "loop,acl,user_xattr".as_ref(), image.as_os_str(), at.as_os_str()])?;
+        let disk = Self { home };
+        use std::os::unix::fs::PermissionsExt;
+        for path in [disk.home.path(), &disk.path()] {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o777))?;
+        }
+        Ok(disk)
+    }
+
+    /// Where it is mounted.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        self.home.path().join("mnt")
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = umount2(&self.path(), MntFlags::MNT_DETACH);
+    }
+}

@@ -1,0 +1,406 @@
+//! A layer over a mount: programs find through it what they found without it, and never notice it come or go.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, Permissions};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use tests::mount::interceptor_program;
+use tests::process::Process;
+use tests::{Cluster, Layer, Mount, Pattern, eventually, host, posix};
+
+const NONE: [&str; 0] = [];
+
+/// Runs `interceptor attach PATH`, which must end by itself; gives its exit code and what it said.
+fn attach(path: &Path) -> (Option<i32>, String) {
+    let home = tempfile::tempdir().unwrap();
+    let log = home.path().join("log");
+    let mut command = Command::new(interceptor_program().unwrap());
+    command.args(["attach", "--status-addr", "none"]).arg(path).current_dir(home.path());
+    let mut process = Process::start(command, &log, Duration::from_secs(5), Signal::SIGTERM).unwrap();
+    let status = process.wait(Duration::from_secs(30)).unwrap();
+    (status.code(), fs::read_to_string(log).unwrap())
+}
+
+#[test]
+fn what_cannot_work_is_refused_and_nothing_is_covered() {
+    let Some(disk) = host::disk() else { return };
+    let refused = |path: &Path, words: &[&str]| {
+        let (code, said) = attach(path);
+        assert_eq!(code, Some(1), "{said}");
+        for word in words {
+            assert!(said.contains(word), "{path:?}: no {word:?} in {said}");
+        }
+        assert!(!said.contains("panicked"), "{said}");
+    };
+    let path = disk.path();
+    refused(&path.join("missing"), &["does not exist"]);
+    fs::create_dir(path.join("directory")).unwrap();
+    refused(&path.join("directory"), &["not a mount point"]);
+    refused(Path::new("/proc"), &["proc", "ext4"]);
+    assert!(!Layer::is_at(&path));
+
+    // Something is mounted in it.
+    let inner = path.join("directory");
+    nix::mount::mount(Some("tmpfs"), &inner, Some("tmpfs"), nix::mount::MsFlags::empty(), None::<&str>)
+        .unwrap();
+    refused(&path, &["covered", "directory"]);
+    nix::mount::umount(&inner).unwrap();
+
+    let layer = Layer::over(&path, NONE).unwrap();
+    refused(&path, &["already attached"]);
+    fs::write(path.join("file"), "still there").unwrap();
+    assert_eq!(layer.detach().unwrap().code(), Some(0));
+    assert_eq!(fs::read(path.join("file")).unwrap(), b"still there");
+}
+
+#[test]
+fn what_is_done_through_the_layer_is_done_to_the_mount_below() {
+    let Some(disk) = host::disk() else { return };
+    let path = disk.path();
+    fs::write(path.join("before"), "before").unwrap();
+    let below = fs::metadata(path.join("before")).unwrap();
+    let layer = Layer::over(&path, NONE).unwrap();
+    let above = fs::metadata(path.join("before")).unwrap();
+    assert_ne!(above.dev(), below.dev());
+    assert_eq!(
+        (above.ino(), above.mode(), above.mtime_nsec()),
+        (below.ino(), below.mode(), below.mtime_nsec())
+    );
+
+    let file = path.join("file");
+    let mut appending = File::options().create_new(true).read(true).append(true).open(&file).unwrap();
+    appending.write_all(b"one ").unwrap();
+    let other = File::options().append(true).open(&file).unwrap();
+    (&other).write_all(b"two ").unwrap();
+    appending.write_all(b"three").unwrap();
+    let mut text = String::new();
+    appending.seek(SeekFrom::Start(0)).unwrap();
+    appending.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "one two three");
+
+    let script = path.join("script");
+    fs::write(&script, "#!/bin/sh\necho ran").unwrap();
+    fs::set_permissions(&script, Permissions::from_mode(0o755)).unwrap();
+    assert_eq!(Command::new(&script).output().unwrap().stdout, b"ran\n");
+
+    let error = File::options().write(true).custom_flags(libc::O_TMPFILE).open(&path).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EOPNOTSUPP), "{error}");
+
+    fs::rename(&file, path.join("renamed")).unwrap();
+    fs::hard_link(path.join("renamed"), path.join("linked")).unwrap();
+    fs::remove_file(path.join("renamed")).unwrap();
+    appending.write_all(b"!").unwrap();
+    assert_eq!(fs::metadata(path.join("linked")).unwrap().nlink(), 1);
+    drop((appending, other));
+    assert_eq!(layer.detach().unwrap().code(), Some(0));
+    assert_eq!(fs::read_to_string(path.join("linked")).unwrap(), "one two three!");
+    assert!(!path.join("renamed").exists());
+}
+
+/// Makes files and directories in `place` as another user, and tells whose and of what mode they are.
+fn made_by_another(place: &Path) -> String {
+    use std::os::unix::process::CommandExt;
+    let script = "umask 027 && touch file && mkdir -m 2777 group && touch group/file && mkdir group/inner \
+                  && mkfifo fifo && ln -s file link && touch acl/file && mkdir acl/inner \
+                  && stat -c '%n %A %u %g' file group group/file group/inner fifo link acl/file acl/inner";
+    let mut command = Command::new("sh");
+    command.args(["-ec", script]).current_dir(place).uid(1).gid(2);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// A directory that everybody may write to, of a group that is not the maker's, with one in it that has a default access control list.
+fn place_for_another(path: &Path) {
+    fs::create_dir(path).unwrap();
+    fs::create_dir(path.join("acl")).unwrap();
+    std::os::unix::fs::chown(path, Some(0), Some(12)).unwrap();
+    for path in [path.to_owned(), path.join("acl")] {
+        fs::set_permissions(path, Permissions::from_mode(0o2777)).unwrap();
+    }
+    // Version 2; then tag, permissions and id of owner (rwx), group (rwx) and others (none).
+    let mut list = 2u32.to_le_bytes().to_vec();
+    for (tag, permissions) in [(1u16, 7u16), (4, 7), (0x20, 0)] {
+        list.extend([tag.to_le_bytes(), permissions.to_le_bytes()].concat());
+        list.extend(u32::MAX.to_le_bytes());
+    }
+    let path = std::ffi::CString::new(path.join("acl").to_str().unwrap()).unwrap();
+    let (name, value) = (c"system.posix_acl_default", list.as_ptr().cast());
+    // SAFETY: both strings end with a zero, and `value` has as many bytes as is said.
+    let set = unsafe { libc::setxattr(path.as_ptr(), name.as_ptr(), value, list.len(), 0) };
+    assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+}
+
+#[test]
+fn what_is_made_belongs_to_its_maker() {
+    let Some(disk) = host::disk() else { return };
+    let (bare, layered) = (disk.path().join("bare"), disk.path().join("layered"));
+    place_for_another(&bare);
+    let expected = made_by_another(&bare);
+    assert!(expected.contains("acl/file -rw-rw----"), "the list counts and not the umask: {expected}");
+    let _layer = Layer::over(&disk.path(), NONE).unwrap();
+    place_for_another(&layered);
+    assert_eq!(made_by_another(&layered), expected);
+}
+
+#[test]
+fn a_mapping_and_plain_calls_see_each_others_bytes() {
+    let Some(disk) = host::disk() else { return };
+    let path = disk.path().join("file");
+    fs::write(&path, vec![b'.'; 10_000]).unwrap();
+    let layer = Layer::over(&disk.path(), NONE).unwrap();
+    let file = File::options().read(true).write(true).open(&path).unwrap();
+    let reader = File::open(&path).unwrap();
+    // SAFETY: the mapping is of a file that keeps its size, and is used below by plain reads and writes within it.
+    let map = unsafe {
+        let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+        libc::mmap(std::ptr::null_mut(), 10_000, prot, flags, file.as_raw_fd(), 0)
+    };
+    assert_ne!(map, libc::MAP_FAILED);
+    let map = map.cast::<u8>();
+    let mut byte = [0];
+    reader.write_at(b"x", 0).unwrap_err();
+    // SAFETY: all places are within the mapping, which lives until the end of the test.
+    unsafe {
+        map.add(5000).write_volatile(b'm');
+        reader.read_exact_at(&mut byte, 5000).unwrap();
+        assert_eq!(byte, *b"m", "what was mapped is read");
+        file.write_all_at(b"w", 7000).unwrap();
+        assert_eq!(map.add(7000).read_volatile(), b'w', "what was written is mapped");
+    }
+    drop(file);
+    drop(reader);
+    // SAFETY: it was mapped above with this length.
+    assert_eq!(unsafe { libc::munmap(map.cast(), 10_000) }, 0);
+    assert_eq!(layer.detach().unwrap().code(), Some(0));
+    let bytes = fs::read(&path).unwrap();
+    assert_eq!((bytes[5000], bytes[7000], bytes.len()), (b'm', b'w', 10_000));
+}
+
+/// Readers of files with known content, each in a thread, that open, compare and close until told to stop.
+fn read_under(path: &Path, during: impl FnOnce()) -> u64 {
+    let (stop, rounds) = (AtomicBool::new(false), AtomicU64::new(0));
+    thread::scope(|scope| {
+        for reader in 0..4u64 {
+            let (stop, rounds) = (&stop, &rounds);
+            scope.spawn(move || {
+                for round in 0.. {
+                    if stop.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    let number = (reader * 7 + round) % FILES;
+                    let name = path.join(format!("file-{number}"));
+                    let bytes = fs::read(&name).unwrap_or_else(|error| panic!("{name:?}: {error}"));
+                    assert!(bytes == content(number), "{name:?} has other bytes");
+                    rounds.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        let more = |than: u64| {
+            let read = || (rounds.load(Ordering::Relaxed) > than + 50).then_some(());
+            eventually("more reads", Duration::from_secs(30), read)
+        };
+        more(0).unwrap();
+        during();
+        let result = more(rounds.load(Ordering::Relaxed));
+        stop.store(true, Ordering::Relaxed);
+        result.unwrap();
+    });
+    rounds.into_inner()
+}
+
+const FILES: u64 = 8;
+
+fn content(number: u64) -> Vec<u8> {
+    Pattern::new(number).bytes(0, 100_000 + number as usize)
+}
+
+#[test]
+fn programs_read_on_while_a_layer_comes_and_goes() {
+    let Some(disk) = host::disk() else { return };
+    let path = disk.path();
+    (0..FILES).for_each(|number| fs::write(path.join(format!("file-{number}")), content(number)).unwrap());
+    read_under(&path, || {
+        for _ in 0..3 {
+            let layer = Layer::over(&path, NONE).unwrap();
+            let open = File::open(path.join("file-0")).unwrap();
+            let detaching = thread::spawn(move || layer.detach().unwrap());
+            eventually("the mount below", Duration::from_secs(5), || (!Layer::is_at(&path)).then_some(()))
+                .unwrap();
+            // What was opened by way of the layer is served until it is closed.
+            let mut bytes = vec![0; 100_000];
+            open.read_exact_at(&mut bytes, 0).unwrap();
+            assert!(bytes == content(0));
+            drop(open);
+            assert_eq!(detaching.join().unwrap().code(), Some(0));
+        }
+    });
+}
+
+#[test]
+fn a_killed_daemon_leaves_the_mount_below_within_a_second() {
+    let Some(disk) = host::disk() else { return };
+    let path = disk.path();
+    fs::write(path.join("file"), "below").unwrap();
+    let mut layer = Layer::over(&path, NONE).unwrap();
+    let open = File::open(path.join("file")).unwrap();
+    let writer = {
+        let path = path.clone();
+        // Under load; it meets an error when the daemon dies, and ends.
+        thread::spawn(move || -> std::io::Error {
+            let mut file = File::create(path.join("written")).unwrap();
+            loop {
+                if let Err(error) = file.write_all(&[7; 65_536]).and_then(|()| file.set_len(0)) {
+                    return error;
+                }
+            }
+        })
+    };
+    let written = || fs::metadata(path.join("written")).ok();
+    eventually("writes", Duration::from_secs(10), written).unwrap();
+    let killed = Instant::now();
+    layer.kill_daemon().unwrap();
+    let below = || {
+        let text = fs::read_to_string(path.join("file")).ok()?;
+        (!Layer::is_at(&path)).then_some(text)
+    };
+    let text = eventually("the mount below", Duration::from_secs(5), below).unwrap();
+    let took = killed.elapsed();
+    assert_eq!(text, "below");
+    assert!(took < Duration::from_secs(1), "it took {took:?}");
+    let error = writer.join().unwrap();
+    let ended = [libc::ENOTCONN, libc::ECONNABORTED].map(Some);
+    assert!(ended.contains(&error.raw_os_error()), "{error}");
+    // The kernel may still have the page; nothing can be asked.
+    assert_eq!(open.metadata().map(|found| found.len()).unwrap_or(5), 5);
+    assert_eq!(layer.wait().unwrap().code(), Some(1));
+}
+
+#[test]
+fn without_its_watcher_the_daemon_detaches_in_order() {
+    let Some(disk) = host::disk() else { return };
+    let path = disk.path();
+    fs::write(path.join("file"), "below").unwrap();
+    let mut layer = Layer::over(&path, NONE).unwrap();
+    let open = File::open(path.join("file")).unwrap();
+    layer.signal(Signal::SIGKILL);
+    eventually("the mount below", Duration::from_secs(10), || (!Layer::is_at(&path)).then_some(())).unwrap();
+    let mut bytes = [0; 5];
+    open.read_exact_at(&mut bytes, 0).unwrap();
+    assert_eq!(&bytes, b"below");
+    assert_eq!(fs::read_to_string(path.join("file")).unwrap(), "below");
+}
+
+#[test]
+fn an_umount_by_somebody_else_ends_the_layer() {
+    let Some(disk) = host::disk() else { return };
+    let mut layer = Layer::over(&disk.path(), NONE).unwrap();
+    nix::mount::umount2(&disk.path(), nix::mount::MntFlags::empty()).unwrap();
+    assert_eq!(layer.wait().unwrap().code(), Some(0));
+    assert!(!Layer::is_at(&disk.path()));
+    fs::write(disk.path().join("file"), "").unwrap();
+}
+
+#[test]
+fn a_mount_below_that_dies_gives_its_own_error() {
+    if !host::can_mount() || !host::has_bindfs() {
+        return;
+    }
+    let mut below = tests::Bindfs::start().unwrap();
+    below.put("file", b"content").unwrap();
+    let layer = Layer::over(&below.path(), NONE).unwrap();
+    assert_eq!(fs::read(below.path().join("file")).unwrap(), b"content");
+    let path = below.path();
+    // Ends the daemon below; its mount stays, dead, under the layer.
+    below.kill_daemon();
+    let error = fs::read_dir(&path).and_then(|mut entries| entries.next().transpose()).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::ENOTCONN));
+    assert_eq!(layer.detach().unwrap().code(), Some(0));
+}
+
+#[test]
+fn locks_hold_between_programs() {
+    let Some(disk) = host::disk() else { return };
+    let path = disk.path().join("file");
+    fs::write(&path, "").unwrap();
+    let _layer = Layer::over(&disk.path(), NONE).unwrap();
+    let file = File::options().write(true).open(&path).unwrap();
+    file.lock().unwrap();
+    let other = File::options().write(true).open(&path).unwrap();
+    assert!(matches!(other.try_lock(), Err(fs::TryLockError::WouldBlock)));
+    file.unlock().unwrap();
+    other.try_lock().unwrap();
+}
+
+/// The cases that do not turn out alike.
+fn differences(bare: &BTreeMap<String, String>, layered: &BTreeMap<String, String>) -> Vec<String> {
+    let cases = bare.keys().chain(layered.keys());
+    let differs = |case: &&String| bare.get(*case) != layered.get(*case);
+    let mut cases: Vec<_> = cases.filter(differs).cloned().collect();
+    cases.dedup();
+    // The C library knows the largest number of links by the kind of file system, and does not know FUSE's.
+    cases.retain(|case| case != "link::link_count_max");
+    cases
+}
+
+#[test]
+fn posix_over_ext4_is_what_ext4_makes_of_it() {
+    let Some(disk) = host::disk().filter(|_| host::has_posix_suites()) else { return };
+    let bare = posix::pjdfstest(&disk.path()).unwrap();
+    let _layer = Layer::over(&disk.path(), NONE).unwrap();
+    let layered = posix::pjdfstest(&disk.path()).unwrap();
+    assert_eq!(differences(&bare, &layered), NONE);
+    for seed in 1..=4 {
+        assert_eq!(
+            posix::fsx(&disk.path(), seed, 3000, &posix::FSX_WITH_HOLES).unwrap(),
+            None,
+            "seed {seed}"
+        );
+    }
+}
+
+#[test]
+fn posix_over_weed_mount_is_what_weed_mount_makes_of_it() {
+    if !host::can_mount() || !host::has_posix_suites() {
+        return;
+    }
+    let cluster = Cluster::builder().start().unwrap();
+    let mount = Mount::weed(&cluster).start().unwrap();
+    let parent = mount.path().parent().unwrap();
+    for path in [parent, mount.path()] {
+        fs::set_permissions(path, Permissions::from_mode(0o777)).unwrap();
+    }
+    let bare = posix::pjdfstest(mount.path()).unwrap();
+    // Not all seeds pass on the bare mount, so what is compared is how they end.
+    let fsx = |seed| posix::fsx(mount.path(), seed, 600, &[]).unwrap();
+    let seeds = [1, 2, 3, 4];
+    let bare_fsx = seeds.map(fsx);
+    let _layer = Layer::over(mount.path(), ["--filer", &cluster.filer_addresses()]).unwrap();
+    let layered = posix::pjdfstest(mount.path()).unwrap();
+    let worse = |case: &String| bare.get(case).is_some_and(|result| result == "ok");
+    let differences = differences(&bare, &layered);
+    assert_eq!(differences.into_iter().filter(worse).collect::<Vec<_>>(), NONE);
+    assert_eq!(seeds.map(fsx), bare_fsx);
+}
+
+#[test]
+fn a_full_disk_is_told_to_who_writes() {
+    let Some(disk) = host::disk() else { return };
+    let _layer = Layer::over(&disk.path(), NONE).unwrap();
+    // More than there is room for: the error is the mount below's.
+    let mut file = File::create(disk.path().join("large")).unwrap();
+    let block = vec![1; 1 << 20];
+    let error = (0..1024).find_map(|_| file.write_all(&block).err()).expect("512 MiB cannot hold a GiB");
+    assert_eq!(error.kind(), ErrorKind::StorageFull);
+    drop(file);
+    fs::remove_file(disk.path().join("large")).unwrap();
+    fs::write(disk.path().join("small"), "fits").unwrap();
+}

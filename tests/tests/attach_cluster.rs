@@ -1,0 +1,265 @@
+//! A layer that reads from the cluster what its mount below shows: the same bytes, at every moment.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use tests::{Cluster, Layer, Mount, Pattern, eventually, host};
+
+/// A cluster, a `weed mount` of it, and a layer over that which knows the cluster.
+struct Stage {
+    // In the order in which they are taken down.
+    layer: Layer,
+    below: Mount,
+    cluster: Cluster,
+}
+
+impl Stage {
+    fn set(before: impl FnOnce(&Cluster, &Mount)) -> Option<Stage> {
+        if !host::can_mount() {
+            return None;
+        }
+        let cluster = Cluster::builder().start().unwrap();
+        let below = Mount::weed(&cluster).start().unwrap();
+        before(&cluster, &below);
+        let layer = attach(&cluster, &below);
+        Some(Stage { layer, below, cluster })
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.below.path().join(name)
+    }
+
+    /// Bytes that the layer has given, by their source.
+    fn read(&self, source: &str) -> f64 {
+        let label = format!("source=\"{source}\"");
+        self.layer.status_page().metric("interceptor_read_bytes_total", &[&label]).unwrap()
+    }
+
+    fn read_from_cluster(&self) -> f64 {
+        self.read("http") + self.read("registered")
+    }
+}
+
+fn attach(cluster: &Cluster, below: &Mount) -> Layer {
+    let layer = Layer::over(below.path(), ["--filer", &cluster.filer_addresses()]).unwrap();
+    let live = || {
+        let live = layer.status_page().metric("interceptor_subscription_live", &[]).ok()?;
+        (live == 1.0).then_some(())
+    };
+    eventually("the filer's events", Duration::from_secs(20), live).unwrap();
+    layer
+}
+
+fn write(path: &Path, bytes: &[u8]) {
+    File::create(path).unwrap().write_all(bytes).unwrap();
+}
+
+/// Opens a file again and again until reads of it come from the cluster; what is read is `bytes` every time.
+fn await_acceleration(stage: &Stage, path: &Path, bytes: &[u8]) {
+    let accelerated = || {
+        let before = stage.read_from_cluster();
+        // Past the pages that the kernel keeps.
+        let file = File::open(path).unwrap();
+        nix::fcntl::posix_fadvise(&file, 0, 0, nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
+        let mut read = Vec::new();
+        (&file).read_to_end(&mut read).unwrap();
+        assert!(read == bytes, "{path:?} has other bytes");
+        (stage.read_from_cluster() > before).then_some(())
+    };
+    eventually("reads from the cluster", Duration::from_secs(20), accelerated).unwrap();
+}
+
+#[test]
+fn what_the_mount_below_shows_is_read_from_the_cluster() {
+    let sizes = [1, 4096, 100_000, 5_000_000, 9_000_001];
+    let content = |size: usize| Pattern::new(size as u64).bytes(0, size);
+    let before = |cluster: &Cluster, below: &Mount| {
+        fs::create_dir_all(below.file("/a/b")).unwrap();
+        for size in sizes {
+            write(&below.file(&format!("/a/b/{size}")), &content(size));
+        }
+        cluster.filer().put("/a/put", &content(3_000_000), "").unwrap();
+    };
+    let Some(stage) = Stage::set(before) else { return };
+    for size in sizes {
+        assert!(fs::read(stage.file(&format!("a/b/{size}"))).unwrap() == content(size), "{size}");
+    }
+    assert!(fs::read(stage.file("a/put")).unwrap() == content(3_000_000));
+    let total = (sizes.iter().sum::<usize>() + 3_000_000) as f64;
+    // The kernel reads ahead, but reads nothing twice here.
+    assert!(stage.read_from_cluster() >= total, "{} of {total}", stage.read_from_cluster());
+    assert_eq!(stage.read("lower"), 0.0);
+}
+
+#[test]
+fn what_is_written_here_is_read_here_at_once() {
+    let old = Pattern::new(1).bytes(0, 3_000_000);
+    let Some(stage) = Stage::set(|_, below| write(&below.file("/file"), &old)) else { return };
+    let path = stage.file("file");
+    await_acceleration(&stage, &path, &old);
+    let reader = File::open(&path).unwrap();
+    let mut expected = old;
+    let check = |expected: &[u8], what: &str| {
+        let mut read = vec![0; expected.len() + 10];
+        let mut len = 0;
+        while let count @ 1.. = reader.read_at(&mut read[len..], len as u64).unwrap() {
+            len += count;
+        }
+        assert!(&read[..len] == expected, "a handle that was open before: {what}");
+        assert!(fs::read(&path).unwrap() == expected, "a new handle: {what}");
+    };
+    check(&expected, "before");
+
+    let writer = File::options().read(true).write(true).open(&path).unwrap();
+    writer.write_all_at(b"in place", 1_000_000).unwrap();
+    expected[1_000_000..1_000_008].copy_from_slice(b"in place");
+    check(&expected, "a write, not yet flushed");
+    writer.set_len(2_000_000).unwrap();
+    expected.truncate(2_000_000);
+    check(&expected, "a truncation");
+    // SAFETY: the page lies within the file, which keeps its size while it is mapped; nobody else uses the memory.
+    unsafe {
+        let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+        let page = libc::mmap(std::ptr::null_mut(), 4096, protection, flags, writer.as_raw_fd(), 8192);
+        assert_ne!(page, libc::MAP_FAILED);
+        page.cast::<[u8; 6]>().write_volatile(*b"mapped");
+        libc::munmap(page, 4096);
+    }
+    expected[8192..8198].copy_from_slice(b"mapped");
+    check(&expected, "a write to a mapping");
+    drop(writer);
+    check(&expected, "closed");
+    File::options().append(true).open(&path).unwrap().write_all(b"appended").unwrap();
+    expected.extend_from_slice(b"appended");
+    check(&expected, "appended");
+    // And back to speed.
+    await_acceleration(&stage, &path, &expected);
+    check(&expected, "accelerated again");
+    nix::unistd::truncate(&path, 5).unwrap();
+    expected.truncate(5);
+    check(&expected, "truncated by its name");
+}
+
+#[test]
+fn a_handle_that_was_open_before_is_noticed() {
+    let old = Pattern::new(1).bytes(0, 500_000);
+    let mut before = None;
+    let stage = Stage::set(|_, below| {
+        write(&below.file("/file"), &old);
+        before = Some(File::options().read(true).write(true).open(below.file("/file")).unwrap());
+    });
+    let (Some(stage), Some(before)) = (stage, before) else { return };
+    let path = stage.file("file");
+    await_acceleration(&stage, &path, &old);
+    // It writes past the layer, and the cluster does not know yet.
+    before.write_all_at(b"past the layer", 100).unwrap();
+    let mut expected = old;
+    expected[100..114].copy_from_slice(b"past the layer");
+    assert!(fs::read(&path).unwrap() == expected, "at the next open");
+    drop(before);
+    assert!(fs::read(&path).unwrap() == expected);
+    await_acceleration(&stage, &path, &expected);
+}
+
+/// The mount below, seen beside the layer; gone with this value.
+struct Beside(PathBuf);
+
+impl Beside {
+    fn of(path: &Path, at: PathBuf) -> Self {
+        fs::create_dir(&at).unwrap();
+        mount(Some(path), &at, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+        Self(at)
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+    }
+}
+
+#[test]
+fn without_a_filer_reads_are_what_the_mount_below_makes_of_them() {
+    let content = Pattern::new(1).bytes(0, 500_000);
+    let Some(stage) = Stage::set(|_, below| write(&below.file("/file"), &content)) else { return };
+    let path = stage.file("file");
+    await_acceleration(&stage, &path, &content);
+    let open = File::open(&path).unwrap();
+    stage.cluster.filers()[0].kill();
+    let lost = || {
+        let live = stage.layer.status_page().metric("interceptor_subscription_live", &[]).ok()?;
+        (live == 0.0).then_some(())
+    };
+    eventually("the loss of events", Duration::from_secs(30), lost).unwrap();
+    // Without its filer the mount below may refuse, too; if so the layer passes that on.
+    let refused =
+        |result: &std::io::Result<Vec<u8>>| result.as_ref().err().and_then(std::io::Error::raw_os_error);
+    let read = fs::read(&path);
+    assert!([None, Some(libc::EIO)].contains(&refused(&read)), "{read:?}");
+    assert!(read.is_err() || read.is_ok_and(|read| read == content));
+    let mut bytes = vec![0; 500_000];
+    match open.read_exact_at(&mut bytes, 0) {
+        Ok(()) => assert!(bytes == content),
+        Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EIO)),
+    }
+    drop(open);
+    stage.cluster.restart_filer(0).unwrap();
+    let readable = || fs::read(&path).ok();
+    let read = eventually("the mount below", Duration::from_secs(30), readable).unwrap();
+    assert!(read == content);
+    await_acceleration(&stage, &path, &content);
+}
+
+#[test]
+fn two_hosts_see_each_others_files_as_the_mount_below_does() {
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = Cluster::builder().start().unwrap();
+    let (here, there) = (Mount::weed(&cluster).start().unwrap(), Mount::weed(&cluster).start().unwrap());
+    let home = tempfile::tempdir().unwrap();
+    let beside = Beside::of(here.path(), home.path().join("beside"));
+    let layer = attach(&cluster, &here);
+    let mut random = StdRng::seed_from_u64(6);
+    const FILES: usize = 5;
+    let content = |version: u64| Pattern::new(version).bytes(0, 50_000 + 7 * version as usize);
+    for version in 0..60u64 {
+        let name = format!("file-{}", random.random_range(0..FILES));
+        let bytes = content(version);
+        let is_here = random.random_bool(0.5);
+        let writer = if is_here { here.path() } else { there.path() };
+        if random.random_bool(0.5) {
+            write(&writer.join(&name), &bytes);
+        } else {
+            write(&writer.join("new"), &bytes);
+            fs::rename(writer.join("new"), writer.join(&name)).unwrap();
+        }
+        let shows = |path: &Path| fs::read(path).is_ok_and(|read| read == bytes);
+        if is_here {
+            let read = fs::read(here.path().join(&name));
+            let len = read.as_ref().map(Vec::len).map_err(ToString::to_string);
+            assert!(
+                read.is_ok_and(|read| read == bytes),
+                "version {version} of {name}, written here: {len:?}"
+            );
+        }
+        for place in [there.path(), &beside.0] {
+            let what = format!("version {version} of {name} in {}", place.display());
+            eventually(&what, Duration::from_secs(15), || shows(&place.join(&name)).then_some(())).unwrap();
+        }
+        // What the mount below shows the layer shows at the next open.
+        assert!(shows(&here.path().join(&name)), "version {version} of {name}, here {is_here}");
+    }
+    let served = |source: &str| {
+        let label = format!("source=\"{source}\"");
+        layer.status_page().metric("interceptor_read_bytes_total", &[&label]).unwrap()
+    };
+    assert!(served("http") + served("registered") > 0.0, "nothing came from the cluster");
+}
