@@ -10,7 +10,7 @@
 //! | [`requests`] | requests to the daemon and its answers, direct I/O | BTF tracepoints of `fuse`; raw ones where FUSE is a module |
 //! | [`passthrough`] | reads that the kernel passes to a backing file | `fentry` |
 //!
-//! What they make of it is in [`told`] (heat, streams, events), [`readers`] (who) and [`maps`]; the arithmetic is in the library of this
+//! What they make of it is in [`told`] (heat, streams, samples, events), [`seats`] and [`readers`] (who) and [`maps`]; the arithmetic is in the library of this
 //! package. [`kernel`] reads fields of
 //! the kernel's structures at the offsets that the loader found ([`given`]).
 #![no_std]
@@ -30,6 +30,8 @@ mod passthrough;
 mod readers;
 #[path = "programs/requests.rs"]
 mod requests;
+#[path = "programs/seats.rs"]
+mod seats;
 #[path = "programs/told.rs"]
 mod told;
 

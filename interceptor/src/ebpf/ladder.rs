@@ -61,6 +61,7 @@ enum Place {
 /// What it takes to know which mount a request is for.
 const REQUEST: [Field; 3] = [field::REQUEST_MOUNT, field::CONNECTION, field::CONNECTION_DEVICE];
 const MAPPING: &[Field] = &[field::HOST, field::SUPER, field::DEVICE, field::NODE, field::SIZE];
+const READ: &[Field] = &[field::HOST, field::SUPER, field::DEVICE, field::NODE, field::NUMBER, field::SIZE];
 const FOLIO: &[Field] = &[
     field::FOLIO_MAPPING,
     field::FOLIO_FLAGS,
@@ -91,6 +92,7 @@ const KIOCB: &[Field] = &[
     field::SUPER,
     field::DEVICE,
     field::NODE,
+    field::NUMBER,
     field::SIZE,
 ];
 
@@ -110,7 +112,7 @@ const SIGHTS: [Sight; 7] = [
     Sight {
         name: sight::CACHED_READS,
         lost: "page-cache hits are not seen: heat comes from misses alone, and there is no page-cache hit rate",
-        ways: &[Way { program: "cached_read", at: Place::Typed("mm_filemap_get_pages"), needs: MAPPING }],
+        ways: &[Way { program: "cached_read", at: Place::Typed("mm_filemap_get_pages"), needs: READ }],
     },
     Sight {
         name: sight::MAPPED_WINDOWS,
