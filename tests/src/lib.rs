@@ -23,6 +23,7 @@ pub mod engine;
 pub mod filer;
 pub mod foreign;
 pub mod host;
+pub mod memory;
 pub mod mount;
 pub mod needles;
 pub mod ports;

@@ -9,6 +9,7 @@ use clap::Args;
 
 use super::http::get;
 use super::size::ByteSize;
+use crate::telemetry::MissRatioCurve;
 use crate::telemetry::report::{API_VERSION, Flow, Report};
 
 /// Prints what a running mount says of itself.
@@ -86,6 +87,12 @@ impl fmt::Display for Text<'_> {
         };
         // The names of longer windows happen to sort first.
         line("hit ratio", &report.hit_ratio.iter().rev().map(ratio).collect::<Vec<_>>().join(", "))?;
+        for (size, ratio) in report.miss_ratio_curve.iter().flat_map(MissRatioCurve::hit_ratios) {
+            line(
+                "expected hits",
+                &format_args!("{:.1} % with {} for data, page cache included", 100.0 * ratio, ByteSize(size)),
+            )?;
+        }
         if let Some(nodes) = report.nodes {
             line("kernel knows", &format_args!("{nodes} files and directories"))?;
         }

@@ -11,8 +11,8 @@
 mod distances;
 
 use interceptor_ebpf::sample::{ALL, GROUP, choice};
-use serde::{Deserialize, Serialize};
 
+use crate::telemetry::{MissRatioCurve, MissRatioPoint};
 use distances::Distances;
 
 /// Granules that are looked at, at most.
@@ -27,43 +27,6 @@ const BUSY: u64 = 50_000;
 const LEAST_SHARE: u32 = 1 << 10;
 /// After so many samples the past counts half.
 const MEMORY: f64 = (1 << 20) as f64;
-
-/// The curve as it is told.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct MissRatioCurve {
-    /// Bytes of the units that the cache is taken to hold.
-    pub granule_bytes: u64,
-    /// Reads of granules that the curve is made of.
-    pub sampled_reads: u64,
-    /// From the smallest size to the one that holds everything.
-    pub points: Vec<CurvePoint>,
-}
-
-/// One size of the cache.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct CurvePoint {
-    /// Bytes that the cache holds.
-    pub bytes: u64,
-    /// The share of the reads that it would not have held.
-    pub miss_ratio: f64,
-}
-
-impl MissRatioCurve {
-    /// The share of reads that a cache of so many bytes would miss, between the points in a straight line; `None` without samples.
-    pub fn miss_ratio(&self, bytes: u64) -> Option<f64> {
-        let after = self.points.iter().position(|point| point.bytes >= bytes);
-        let Some(after) = after else {
-            return self.points.last().map(|point| point.miss_ratio);
-        };
-        let b = self.points[after];
-        let a = match after {
-            0 => CurvePoint { bytes: 0, miss_ratio: 1.0 },
-            _ => self.points[after - 1],
-        };
-        let part = (bytes - a.bytes) as f64 / (b.bytes - a.bytes).max(1) as f64;
-        Some(a.miss_ratio + (b.miss_ratio - a.miss_ratio) * part)
-    }
-}
 
 /// The curve of one mount as it grows.
 #[derive(Debug)]
@@ -187,7 +150,7 @@ impl Curve {
         for (bucket, count) in self.reused.iter().enumerate().take(furthest + 1) {
             missed -= if bucket == 0 { nearest } else { *count };
             let bytes = (distance_of(bucket) * self.granule as f64) as u64;
-            let point = CurvePoint { bytes, miss_ratio: (missed / total).clamp(0.0, 1.0) };
+            let point = MissRatioPoint { bytes, miss_ratio: (missed / total).clamp(0.0, 1.0) };
             // Small distances have more buckets than whole granules.
             match curve.points.last_mut() {
                 Some(last) if last.bytes >= bytes => last.miss_ratio = point.miss_ratio,

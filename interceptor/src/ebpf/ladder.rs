@@ -177,6 +177,15 @@ pub(super) fn climb(programs: &mut Ebpf, kernel: &Btf, found: &Found) -> Vec<Run
     SIGHTS.iter().map(|sight| sight.climb(programs, kernel, found)).collect()
 }
 
+/// Loads and attaches the program that does nothing.
+pub(super) fn attach_idle(programs: &mut Ebpf, kernel: &Btf) -> Result<(), ProgramError> {
+    let Some(Program::BtfTracePoint(idle)) = programs.program_mut("idle") else {
+        return Err(ProgramError::UnexpectedProgramType);
+    };
+    idle.load("mm_filemap_get_pages", kernel)?;
+    idle.attach().map(drop)
+}
+
 /// Whether `sight`, one of [`sight`], is seen.
 pub(super) fn sees(rungs: &[Rung], sight: &str) -> bool {
     rungs.iter().any(|rung| rung.sight == sight && rung.by.is_some())

@@ -36,7 +36,8 @@ use nix::time::{ClockId, clock_gettime};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::mpsc::Receiver;
 
-pub use curve::{CurvePoint, MissRatioCurve};
+use crate::telemetry::MissRatioCurve;
+
 pub use device::Device;
 pub use events::{Event, Kind};
 pub use ladder::{Rung, sight};
@@ -277,6 +278,25 @@ pub fn rungs() -> Vec<Rung> {
     match load(&Settings { granules: 1, files: 1, readers: 1, mounts: 1, ring: 1, ..Settings::default() }) {
         Ok((_, rungs)) => rungs,
         Err(error) => ladder::none(&error.to_string(), error.remedy()),
+    }
+}
+
+/// A program that does nothing, where reads through the page cache are seen: what any program costs there.
+pub struct Idle {
+    /// Owns the program and its attachment.
+    _program: Ebpf,
+}
+
+impl Idle {
+    /// Loads and attaches it.
+    ///
+    /// # Errors
+    /// When the kernel does not take it.
+    pub fn start() -> Result<Self, EbpfError> {
+        let (mut program, kernel) = (Ebpf::load(PROGRAMS)?, Btf::from_sys_fs()?);
+        ladder::attach_idle(&mut program, &kernel)
+            .map_err(|error| EbpfError::Load(Box::new(error.into())))?;
+        Ok(Self { _program: program })
     }
 }
 

@@ -4,6 +4,7 @@
 //! something worth telling calls [`Status`]. [`server`] shows both. Nothing in here is needed to answer a read: a
 //! status server that cannot serve, or a gauge nobody set, leaves the mount as it is.
 
+pub mod curve;
 pub mod export;
 mod exposition;
 pub mod kernel;
@@ -16,6 +17,7 @@ mod shard;
 pub mod status;
 pub mod window;
 
+pub use curve::{MissRatioCurve, MissRatioPoint};
 pub use kernel::{KernelCounts, KernelReads, Sight};
 pub use metrics::{CacheClass, CacheUsage, Metrics, Outcome, ResidentFiles, SeenKind, Source, Trigger};
 pub use shard::FlowTotal;

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use interceptor_ebpf::histogram::{BUCKETS, upper_bound};
 use serde::{Deserialize, Serialize};
 
+use super::curve::MissRatioCurve;
 use super::kernel::KernelReport;
 use super::metrics::CacheUsage;
 use super::shard::FlowTotal;
@@ -55,6 +56,9 @@ pub struct Report {
     /// What eBPF sees; `null` without it.
     #[serde(default)]
     pub kernel: Option<KernelReport>,
+    /// What more or less cache would bring; `null` where nobody samples that.
+    #[serde(default)]
+    pub miss_ratio_curve: Option<MissRatioCurve>,
     /// Options in effect, by long name.
     pub options: BTreeMap<String, String>,
     /// What this mount goes without, and why.

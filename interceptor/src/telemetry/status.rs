@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use futures::future::{BoxFuture, join_all};
 use parking_lot::Mutex;
 
+use super::curve::MissRatioCurve;
 use super::kernel::{KernelReport, Sight};
 use super::metrics::{Gauge, Metrics, Outcome, Source, Trigger};
 use super::report::{API_VERSION, FetchErrors, Flow, LostAbility, Prefetched, Report, Subscription};
@@ -52,6 +53,7 @@ pub struct Status {
 struct Told {
     subscription: Subscription,
     current_filer: Option<Gauge<String>>,
+    miss_ratio_curve: Option<Gauge<Option<MissRatioCurve>>>,
     lost: Vec<LostAbility>,
     sights: Vec<Sight>,
 }
@@ -77,6 +79,11 @@ impl Status {
     /// From now on `gauge` tells which filer is asked.
     pub fn set_current_filer(&self, gauge: Gauge<String>) {
         self.told.lock().current_filer = Some(gauge);
+    }
+
+    /// From now on `gauge` tells what more or less cache would bring, once that is known.
+    pub fn set_miss_ratio_curve(&self, gauge: Gauge<Option<MissRatioCurve>>) {
+        self.told.lock().miss_ratio_curve = Some(gauge);
     }
 
     /// Changes of the filer are heard from now on.
@@ -141,10 +148,11 @@ impl Status {
     /// Everything at this moment.
     pub fn report(&self) -> Report {
         let (totals, levels) = (self.metrics.totals(), self.metrics.levels());
-        let (mut subscription, lost, sights, current_filer) = {
+        let (mut subscription, lost, sights, current_filer, miss_ratio_curve) = {
             let told = self.told.lock();
             let current = told.current_filer.as_ref().map(|filer| filer());
-            (told.subscription.clone(), told.lost.clone(), told.sights.clone(), current)
+            let curve = told.miss_ratio_curve.as_ref().and_then(|curve| curve());
+            (told.subscription.clone(), told.lost.clone(), told.sights.clone(), current, curve)
         };
         subscription.changes = self.changes.load(Relaxed);
         let label = |source: Source| source.label().to_owned();
@@ -197,6 +205,7 @@ impl Status {
                 .map(|source| (label(source), totals.integrity_failures.get(&source).copied().unwrap_or(0)))
                 .collect(),
             kernel: self.metrics.kernel().map(|counts| KernelReport::new(sights, counts, &totals)),
+            miss_ratio_curve,
             options: self.identity.options.clone(),
             lost,
         }
