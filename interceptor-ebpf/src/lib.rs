@@ -10,8 +10,8 @@
 //!                                            └─ streams ── next window is due ───┴─► events, a ring buffer
 //! ```
 //!
-//! [`heat`], [`stream`] and [`span`] are plain functions on plain data, without a kernel in sight: the programs run them, and the tests of
-//! this library run the very same ones against simple models. [`records`] has the keys and values of the maps, [`event`] what goes through
+//! [`heat`], [`stream`], [`run`], [`sample`] and [`span`] are plain functions on plain data, without a kernel in sight: the programs run them, and
+//! the tests of this library run the very same ones against simple models. [`records`] has the keys and values of the maps, [`event`] what goes through
 //! the ring, [`settings`] what the loader hands to the programs as read-only data.
 #![no_std]
 
@@ -19,6 +19,8 @@ pub mod event;
 pub mod heat;
 pub mod histogram;
 pub mod records;
+pub mod run;
+pub mod sample;
 pub mod settings;
 pub mod span;
 pub mod stream;

@@ -9,8 +9,9 @@
 //! | [`cached`] | reads through the page cache, hits included; mapped files; what enters the page cache | BTF tracepoints of `filemap` |
 //! | [`requests`] | requests to the daemon and its answers, direct I/O | BTF tracepoints of `fuse`; raw ones where FUSE is a module |
 //! | [`passthrough`] | reads that the kernel passes to a backing file | `fentry` |
+//! | [`idle`] | nothing, to know what seeing costs | a BTF tracepoint of `filemap` |
 //!
-//! What they make of it is in [`told`] (heat, streams, events), [`readers`] (who) and [`maps`]; the arithmetic is in the library of this
+//! What they make of it is in [`told`] (heat, streams, samples, events), [`seats`] and [`readers`] (who) and [`maps`]; the arithmetic is in the library of this
 //! package. [`kernel`] reads fields of
 //! the kernel's structures at the offsets that the loader found ([`given`]).
 #![no_std]
@@ -20,6 +21,8 @@
 mod cached;
 #[path = "programs/given.rs"]
 mod given;
+#[path = "programs/idle.rs"]
+mod idle;
 #[path = "programs/kernel.rs"]
 mod kernel;
 #[path = "programs/maps.rs"]
@@ -30,6 +33,8 @@ mod passthrough;
 mod readers;
 #[path = "programs/requests.rs"]
 mod requests;
+#[path = "programs/seats.rs"]
+mod seats;
 #[path = "programs/told.rs"]
 mod told;
 

@@ -14,6 +14,8 @@ pub struct Layout {
     pub inode_super: u32,
     /// `inode.i_size`
     pub inode_size: u32,
+    /// `inode.i_ino`
+    pub inode_number: u32,
     /// `super_block.s_dev`
     pub super_device: u32,
     /// `fuse_inode.nodeid`, counted from the `inode` within.
@@ -66,6 +68,7 @@ impl Layout {
         mapping_host: 0,
         inode_super: 0,
         inode_size: 0,
+        inode_number: 0,
         super_device: 0,
         inode_node: 0,
         folio_mapping: 0,
@@ -103,6 +106,11 @@ pub struct Settings {
     pub granule_shift: u32,
     /// Not 0 if reads through the page cache are seen where they happen. Otherwise the requests that fill the page cache stand in for them.
     pub cached_reads_seen: u32,
+    /// Granules of `2^sample_shift` bytes are sampled.
+    pub sample_shift: u32,
+    /// Bytes of a granule that a CPU may keep to itself; less than the threshold of heat by so much that all CPUs together do not hide
+    /// much of it.
+    pub kept_warmth: u32,
     /// Bytes in the ring buffer from which on the daemon is woken up rather than left to look by itself.
     pub wake_at: u64,
 }
@@ -114,9 +122,11 @@ impl Settings {
         stream: StreamSettings { slack: 0, least: 0, window: 0 },
         granule_shift: 0,
         cached_reads_seen: 0,
+        sample_shift: 0,
+        kept_warmth: 0,
         wake_at: 0,
     };
 }
 
 // No padding, which would be bytes of no value.
-const _: () = assert!(size_of::<Settings>() == 16 + 24 + 16);
+const _: () = assert!(size_of::<Settings>() == 16 + 24 + 24);

@@ -26,6 +26,7 @@ pub mod foreign;
 pub mod host;
 pub mod layer;
 pub mod load;
+pub mod memory;
 pub mod mount;
 pub mod needles;
 pub mod ports;

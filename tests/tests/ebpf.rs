@@ -28,6 +28,7 @@ fn every_page() -> Settings {
         hot_bytes: 1,
         half_life: Duration::from_secs(1 << 20),
         stream_least: u64::MAX,
+        sampled: None,
         ..Settings::default()
     }
 }
@@ -704,7 +705,8 @@ fn a_zipf_replay_flags_what_is_hot_and_loses_nothing() {
 
     let last = bindfs.put("last", &page).unwrap();
     let opened = File::open(&last).unwrap();
-    for _ in 0..reads_of(1700) as usize {
+    // CPUs may keep an eighth of what makes it hot to themselves.
+    for _ in 0..(reads_of(1700) * 9.0 / 8.0).ceil() as usize {
         opened.read_exact_at(&mut page, 0).unwrap();
     }
     let last_node = bindfs.node(&last).unwrap();

@@ -6,8 +6,8 @@ use interceptor_ebpf::span::{self, PAGE};
 
 use crate::given::{LAYOUT, given};
 use crate::kernel::{Address, Memory, Typed, device_of, node_of, size_of_file};
-use crate::maps::traffic;
-use crate::{readers, told};
+use crate::maps::mount;
+use crate::{seats, told};
 
 /// Pages were found for a call that reads, after whatever it took to bring them.
 ///
@@ -21,19 +21,17 @@ fn cached_read(context: BtfTracePointContext) -> i32 {
 fn read(mapping: Address, first: u64, last: u64) -> Option<i32> {
     // SAFETY: a pointer has any bits.
     let inode = unsafe { Typed::field(mapping, given!(LAYOUT.mapping_host))? };
-    let traffic = traffic(device_of::<Typed>(inode)?)?;
-    let node = node_of(inode)?;
-    let span = span::pages(first, last, size_of_file::<Typed>(inode)?)?;
-    if let Some(reader) = readers::current(traffic.watch) {
-        if !reader.call.hear(node, first, last) {
-            return None;
-        }
-        reader.reads += 1;
-        reader.bytes += span.length;
+    let mut mount = mount(device_of::<Typed>(inode)?)?;
+    let seat = seats::take(mount.watched.watch, inode)?;
+    if !seat.call.hear(first, last) {
+        return None;
     }
-    traffic.cached_reads += 1;
-    traffic.cached_bytes += span.length;
-    told::read(node, span, traffic);
+    let span = span::pages(first, last, size_of_file::<Typed>(inode)?)?;
+    seat.reads += 1;
+    seat.bytes += span.length;
+    mount.traffic.cached_reads += 1;
+    mount.traffic.cached_bytes += span.length;
+    told::read_on(&mut mount, seat, span);
     None
 }
 
@@ -47,12 +45,12 @@ fn mapped_window(context: BtfTracePointContext) -> i32 {
 fn map(mapping: Address, first: u64, last: u64) -> Option<i32> {
     // SAFETY: a pointer has any bits.
     let inode = unsafe { Typed::field(mapping, given!(LAYOUT.mapping_host))? };
-    let traffic = traffic(device_of::<Typed>(inode)?)?;
+    let mut mount = mount(device_of::<Typed>(inode)?)?;
     let node = node_of(inode)?;
     let span = span::pages(first, last, size_of_file::<Typed>(inode)?)?;
-    traffic.map_windows += 1;
-    traffic.map_bytes += span.length;
-    told::read(node, span, traffic);
+    mount.traffic.map_windows += 1;
+    mount.traffic.map_bytes += span.length;
+    told::read(&mut mount, node, span);
     None
 }
 
@@ -66,11 +64,11 @@ fn mapped_fault(context: BtfTracePointContext) -> i32 {
 fn fault(mapping: Address, page: u64) -> Option<i32> {
     // SAFETY: a pointer has any bits.
     let inode = unsafe { Typed::field(mapping, given!(LAYOUT.mapping_host))? };
-    let traffic = traffic(device_of::<Typed>(inode)?)?;
+    let mut mount = mount(device_of::<Typed>(inode)?)?;
     let node = node_of(inode)?;
     let span = span::pages(page, page, size_of_file::<Typed>(inode)?)?;
-    traffic.faults += 1;
-    told::read(node, span, traffic);
+    mount.traffic.faults += 1;
+    told::read(&mut mount, node, span);
     None
 }
 
@@ -86,7 +84,7 @@ fn insert(folio: Address) -> Option<i32> {
     unsafe {
         let mapping = Typed::field(folio, given!(LAYOUT.folio_mapping))?;
         let inode = Typed::field(mapping, given!(LAYOUT.mapping_host))?;
-        let traffic = traffic(device_of::<Typed>(inode)?)?;
+        let traffic = mount(device_of::<Typed>(inode)?)?.traffic;
         let flags: u64 = Typed::field(folio, given!(LAYOUT.folio_flags))?;
         let order = if flags & u64::from(given!(LAYOUT.folio_large)) != 0 {
             Typed::field::<u64>(folio, given!(LAYOUT.folio_order))? & 31

@@ -65,3 +65,10 @@ pub(crate) fn size_of_file<M: Memory>(inode: Address) -> Option<u64> {
     // SAFETY: numbers have any bits.
     unsafe { M::field(inode, given!(LAYOUT.inode_size)) }
 }
+
+/// The inode number of a file: the daemon's choice.
+#[inline(always)]
+pub(crate) fn number_of<M: Memory>(inode: Address) -> Option<u64> {
+    // SAFETY: numbers have any bits.
+    unsafe { M::field(inode, given!(LAYOUT.inode_number)) }
+}

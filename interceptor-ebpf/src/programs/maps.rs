@@ -1,20 +1,37 @@
 //! The maps. All of them are bounded; the loader sets their sizes by name, those here only have to be valid.
 
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{LruHashMap, PerCpuHashMap, RingBuf};
+use aya_ebpf::maps::{Array, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf};
 use interceptor_ebpf::event::Event;
 use interceptor_ebpf::heat::Heat;
 use interceptor_ebpf::records::{
-    GranuleKey, Latency, LatencyKey, NodeKey, Reader, ReaderKey, RequestKey, Traffic,
+    DEVICES as DEVICE_PLACES, GranuleKey, Latency, LatencyKey, NodeKey, Reader, ReaderKey, RequestKey,
+    SEATS as SEATS_IN_ALL, Seat, Traffic, WARMTHS, Warmth, Watched, device_place,
 };
 use interceptor_ebpf::stream::Streams;
 
 use crate::given::{SETTINGS, given};
 
-/// The mounts that are watched, by device number, and what went through them. Entries come and go with `watch` and `unwatch` of the
-/// loader: whether there is one is the first thing that every program asks.
+/// Whether a device is watched, by its place: the first thing that every program asks. The kernel makes a few instructions of a look into an
+/// array, where a look into a hash map takes as long as all the rest together.
 #[map]
-static TRAFFIC: PerCpuHashMap<u32, Traffic> = PerCpuHashMap::with_max_entries(64, 0);
+static DEVICES: Array<u32> = Array::with_max_entries(DEVICE_PLACES, 0);
+
+/// The mounts that are watched. Entries come and go with `watch` and `unwatch` of the loader.
+#[map]
+static WATCHED: Array<Watched> = Array::with_max_entries(64, 0);
+
+/// What went through them.
+#[map]
+static TRAFFIC: PerCpuArray<Traffic> = PerCpuArray::with_max_entries(64, 0);
+
+/// Who reads what at the moment.
+#[map]
+pub(crate) static SEATS: Array<Seat> = Array::with_max_entries(SEATS_IN_ALL, 0);
+
+/// What each CPU has not added to the heat of granules yet.
+#[map]
+pub(crate) static WARMTH: PerCpuArray<Warmth> = PerCpuArray::with_max_entries(WARMTHS, 0);
 
 /// How hot granules are.
 #[map]
@@ -40,12 +57,26 @@ pub(crate) static LATENCY: PerCpuHashMap<LatencyKey, Latency> = PerCpuHashMap::w
 #[map]
 static EVENTS: RingBuf = RingBuf::with_byte_size(4096, 0);
 
-/// What went through this mount on this CPU, if it is watched.
+/// A mount that is watched.
+pub(crate) struct Mount {
+    /// Its entry, which the programs share, and write to without regard to each other.
+    pub(crate) watched: &'static mut Watched,
+    /// What went through it on this CPU.
+    pub(crate) traffic: &'static mut Traffic,
+}
+
+/// The mount of this device, if it is watched.
 #[inline(always)]
-pub(crate) fn traffic(device: u32) -> Option<&'static mut Traffic> {
-    // SAFETY: the entry is this CPU's own, and the programs of one CPU interrupt each other at most for a few additions, one of which may
-    // then be lost. If the entry is removed meanwhile, it stays valid memory until the program has ended.
-    TRAFFIC.get_ptr_mut(device).map(|entry| unsafe { &mut *entry })
+pub(crate) fn mount(device: u32) -> Option<Mount> {
+    let place = match DEVICES.get(device_place(device)) {
+        Some(&place) if place != 0 => place - 1,
+        _ => return None,
+    };
+    let (watched, traffic) = (WATCHED.get_ptr_mut(place)?, TRAFFIC.get_ptr_mut(place)?);
+    // SAFETY: entries of arrays stay where they are. The traffic is this CPU's own, and the programs of one CPU interrupt each other at most for a
+    // few additions, one of which may then be lost. Of the other, every field may have any value.
+    let mount = unsafe { Mount { watched: &mut *watched, traffic: &mut *traffic } };
+    (mount.watched.device == device).then_some(mount)
 }
 
 /// Sends an event; `false` if the buffer is full.

@@ -6,9 +6,9 @@ use aya_ebpf::programs::FEntryContext;
 use interceptor_ebpf::span::Span;
 
 use crate::given::{LAYOUT, given};
-use crate::kernel::{Address, Memory, Typed, device_of, node_of, size_of_file};
-use crate::maps::traffic;
-use crate::{readers, told};
+use crate::kernel::{Address, Memory, Typed, device_of, size_of_file};
+use crate::maps::mount;
+use crate::{seats, told};
 
 /// A call is about to be passed to the backing file.
 #[fentry(function = "fuse_passthrough_read_iter")]
@@ -27,19 +27,17 @@ fn read(kiocb: Address, iter: Address) -> Option<i32> {
             Typed::field::<u64>(iter, given!(LAYOUT.iter_count))?,
         )
     };
-    let traffic = traffic(device_of::<Typed>(inode)?)?;
-    let node = node_of(inode)?;
+    let mut mount = mount(device_of::<Typed>(inode)?)?;
     let rest = size_of_file::<Typed>(inode)?.checked_sub(offset)?;
     let length = if wanted < rest { wanted } else { rest };
     if length == 0 {
         return None;
     }
-    if let Some(reader) = readers::current(traffic.watch) {
-        reader.reads += 1;
-        reader.bytes += length;
-    }
-    traffic.passthrough_reads += 1;
-    traffic.passthrough_bytes += length;
-    told::read(node, Span { offset, length }, traffic);
+    let seat = seats::take(mount.watched.watch, inode)?;
+    seat.reads += 1;
+    seat.bytes += length;
+    mount.traffic.passthrough_reads += 1;
+    mount.traffic.passthrough_bytes += length;
+    told::read_on(&mut mount, seat, Span { offset, length });
     None
 }

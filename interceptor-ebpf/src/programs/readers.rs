@@ -1,16 +1,20 @@
-//! Who reads.
+//! Who reads, for as long as there is room to remember.
 
 use aya_ebpf::helpers::generated::bpf_get_current_cgroup_id;
 use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid};
 use interceptor_ebpf::records::{Reader, ReaderKey};
-use interceptor_ebpf::span::Call;
 
 use crate::maps::READERS;
 
 /// The running thread, as a reader of a mount. `None` if the map cannot take it.
 #[inline(always)]
 pub(crate) fn current(watch: u64) -> Option<&'static mut Reader> {
-    let key = ReaderKey { thread: bpf_get_current_pid_tgid(), watch };
+    of(ReaderKey { thread: bpf_get_current_pid_tgid(), watch })
+}
+
+/// The same, if it is known that this is the running thread's key.
+#[inline(always)]
+pub(crate) fn of(key: ReaderKey) -> Option<&'static mut Reader> {
     let entry = match READERS.get_ptr_mut(key) {
         Some(entry) => entry,
         None => {
@@ -31,7 +35,6 @@ fn first_seen(key: &ReaderKey) -> Option<()> {
         reads: 0,
         bytes: 0,
         requested_bytes: 0,
-        call: Call::NONE,
     };
     READERS.insert(key, &reader, 0).ok()
 }

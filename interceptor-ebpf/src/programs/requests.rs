@@ -8,12 +8,12 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint};
 use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
 use interceptor_ebpf::histogram::{BUCKETS, bucket_of};
-use interceptor_ebpf::records::{Latency, LatencyKey, RequestKey, Traffic};
+use interceptor_ebpf::records::{Latency, LatencyKey, RequestKey};
 use interceptor_ebpf::span::Span;
 
 use crate::given::{LAYOUT, SETTINGS, given};
 use crate::kernel::{Address, Memory, Typed, Untyped};
-use crate::maps::{LATENCY, REQUESTS, traffic};
+use crate::maps::{LATENCY, Mount, REQUESTS, mount};
 use crate::{readers, told};
 
 /// `FUSE_READ` of `linux/fuse.h`.
@@ -54,8 +54,8 @@ fn request_ended_raw(context: RawTracePointContext) -> i32 {
 
 #[inline(always)]
 fn sent<M: Memory>(request: Address) -> Option<i32> {
-    let traffic = traffic(device_of::<M>(request)?)?;
-    traffic.requests += 1;
+    let mount = mount(device_of::<M>(request)?)?;
+    mount.traffic.requests += 1;
     // SAFETY: numbers have any bits.
     let (unique, opcode) = unsafe {
         (
@@ -63,16 +63,16 @@ fn sent<M: Memory>(request: Address) -> Option<i32> {
             M::field::<u32>(request, given!(LAYOUT.request_opcode))?,
         )
     };
-    let key = RequestKey { unique, watch: traffic.watch };
+    let key = RequestKey { unique, watch: mount.watched.watch };
     // SAFETY: the helper takes nothing.
     let now = unsafe { bpf_ktime_get_ns() };
     // Without an entry the duration is not known, and nothing else is lost.
     let _ = REQUESTS.insert(key, now, 0);
-    if opcode == READ { sent_read::<M>(request, traffic) } else { None }
+    if opcode == READ { sent_read::<M>(request, mount) } else { None }
 }
 
 #[inline(always)]
-fn sent_read<M: Memory>(request: Address, traffic: &mut Traffic) -> Option<i32> {
+fn sent_read<M: Memory>(request: Address, mut mount: Mount) -> Option<i32> {
     // SAFETY: pointers, numbers and structures of numbers have any bits. The argument is a `void *`, so it is copied.
     let (node, pid, zeroing, input) = unsafe {
         let arguments: Address = M::field(request, given!(LAYOUT.request_args))?;
@@ -93,7 +93,7 @@ fn sent_read<M: Memory>(request: Address, traffic: &mut Traffic) -> Option<i32> 
     let fills = u32::from(zeroing) & given!(LAYOUT.args_zeroing_bit) != 0;
     // What the kernel sends later is sent by whoever happens to be there: not to be blamed for it.
     let own = bpf_get_current_pid_tgid() as u32 == pid;
-    if let Some(reader) = own.then(|| readers::current(traffic.watch)).flatten() {
+    if let Some(reader) = own.then(|| readers::current(mount.watched.watch)).flatten() {
         reader.requested_bytes += length;
         if !fills {
             reader.reads += 1;
@@ -101,21 +101,21 @@ fn sent_read<M: Memory>(request: Address, traffic: &mut Traffic) -> Option<i32> 
         }
     }
     if fills {
-        traffic.fill_requests += 1;
-        traffic.fill_bytes += length;
+        mount.traffic.fill_requests += 1;
+        mount.traffic.fill_bytes += length;
     } else {
-        traffic.direct_reads += 1;
-        traffic.direct_bytes += length;
+        mount.traffic.direct_reads += 1;
+        mount.traffic.direct_bytes += length;
     }
     if !fills || given!(SETTINGS.cached_reads_seen) == 0 {
-        told::read(node, span, traffic);
+        told::read(&mut mount, node, span);
     }
     None
 }
 
 #[inline(always)]
 fn ended<M: Memory>(request: Address) -> Option<i32> {
-    let watch = traffic(device_of::<M>(request)?)?.watch;
+    let watch = mount(device_of::<M>(request)?)?.watched.watch;
     // SAFETY: numbers have any bits.
     let (unique, opcode, error) = unsafe {
         (
@@ -162,7 +162,7 @@ fn latency(key: &LatencyKey) -> Option<&'static mut Latency> {
             LATENCY.get_ptr_mut(key)?
         }
     };
-    // SAFETY: the entry is this CPU's own; see `maps::traffic`.
+    // SAFETY: the entry is this CPU's own; see `maps::mount`.
     Some(unsafe { &mut *entry })
 }
 

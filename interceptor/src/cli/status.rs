@@ -8,6 +8,7 @@ use clap::Args;
 
 use super::http::Daemon;
 use super::size::ByteSize;
+use crate::telemetry::MissRatioCurve;
 use crate::telemetry::health::Trouble;
 use crate::telemetry::report::{self, Flow, Report};
 
@@ -99,6 +100,12 @@ impl fmt::Display for Text<'_> {
         }
         if let Some(seconds) = report.time_saved.seconds {
             line("time saved", &format_args!("about {seconds:.1} s of waiting (estimate)"))?;
+        }
+        for (size, ratio) in report.miss_ratio_curve.iter().flat_map(MissRatioCurve::hit_ratios) {
+            line(
+                "expected hits",
+                &format_args!("{:.1} % with {} for data, page cache included", 100.0 * ratio, ByteSize(size)),
+            )?;
         }
         if let Some(nodes) = report.nodes {
             line("kernel knows", &format_args!("{nodes} files and directories"))?;

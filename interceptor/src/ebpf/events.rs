@@ -1,5 +1,7 @@
 //! Events: a thread takes them out of the ring buffer, whoever wants them takes them from a channel.
 //!
+//! Samples go no further than the thread, which makes curves of them.
+//!
 //! The programs wake nobody up for an event. The thread looks every [`LOOK`], or as soon as they do wake it because the ring fills.
 
 use std::collections::HashMap;
@@ -9,18 +11,23 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aya::maps::{MapData, RingBuf};
 use interceptor_ebpf::event;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::mpsc::{self, Receiver, Sender};
 
+use super::curve::Curve;
 use super::device::Device;
+use super::maps::Maps;
 
 /// How long an event may lie in the ring before somebody looks.
 const LOOK: Duration = Duration::from_millis(4);
+
+/// How often curves are brought up to date with the counters.
+const COUNT: Duration = Duration::from_secs(1);
 
 /// Something that the kernel tells of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,6 +61,9 @@ pub enum Kind {
 /// The mounts that are watched, by the number of the watch.
 pub(super) type Watches = Arc<RwLock<HashMap<u32, Device>>>;
 
+/// The curves of mounts whose granules are sampled, by the number of the watch.
+pub(super) type Curves = Arc<Mutex<HashMap<u32, Curve>>>;
+
 /// The thread that takes events out of the ring. Dropping it ends the thread.
 pub(super) struct Drain {
     /// Closed to end the thread.
@@ -67,12 +77,14 @@ impl Drain {
     pub(super) fn start(
         ring: RingBuf<MapData>,
         watches: Watches,
+        curves: Curves,
+        maps: Arc<Mutex<Maps>>,
         capacity: usize,
     ) -> io::Result<(Self, Receiver<Event>)> {
         let (sender, receiver) = mpsc::channel(capacity.max(1));
         let (stopped, stop) = io::pipe()?;
         let dropped = Arc::new(AtomicU64::new(0));
-        let taker = Taker { ring, watches, sender, dropped: dropped.clone() };
+        let taker = Taker { ring, watches, curves, maps, sender, dropped: dropped.clone() };
         let thread = thread::Builder::new().name("ebpf-events".into()).spawn(move || taker.run(&stopped))?;
         Ok((Self { stop: Some(stop), thread: Some(thread), dropped }, receiver))
     }
@@ -94,6 +106,8 @@ impl Drop for Drain {
 struct Taker {
     ring: RingBuf<MapData>,
     watches: Watches,
+    curves: Curves,
+    maps: Arc<Mutex<Maps>>,
     sender: Sender<Event>,
     dropped: Arc<AtomicU64>,
 }
@@ -101,8 +115,13 @@ struct Taker {
 impl Taker {
     fn run(mut self, stopped: &PipeReader) {
         let timeout = PollTimeout::try_from(LOOK).expect("a few milliseconds");
+        let mut counted = Instant::now();
         loop {
             self.take_all();
+            if counted.elapsed() >= COUNT {
+                counted = Instant::now();
+                self.count();
+            }
             let ring = self.ring.as_fd();
             let mut ready =
                 [PollFd::new(stopped.as_fd(), PollFlags::POLLIN), PollFd::new(ring, PollFlags::POLLIN)];
@@ -129,9 +148,33 @@ impl Taker {
             let Some(device) = self.watches.read().get(&event.watch).copied() else {
                 continue;
             };
+            if event.kind == event::kind::SAMPLE {
+                if let Some(curve) = self.curves.lock().get_mut(&event.watch) {
+                    curve.read(event.node, event.offset / event.length.max(1));
+                }
+                continue;
+            }
             if self.sender.try_send(Event::new(&event, device)).is_err() {
                 self.dropped.fetch_add(1, Ordering::Relaxed);
             }
+        }
+    }
+}
+
+impl Taker {
+    /// Brings the curves up to date, and tells the programs what they should sample.
+    fn count(&self) {
+        let watches = self.watches.read().clone();
+        for (watch, device) in watches {
+            let mut maps = self.maps.lock();
+            let Ok(traffic) = maps.traffic(device.in_kernel()) else { continue };
+            let below = self.curves.lock().get_mut(&watch).map(|curve| {
+                curve.count(traffic.touched, traffic.sampled_again);
+                curve.second();
+                curve.below()
+            });
+            // What cannot be told is left out here.
+            let _ = below.map(|below| maps.sample(device.in_kernel(), below));
         }
     }
 }

@@ -61,6 +61,7 @@ enum Place {
 /// What it takes to know which mount a request is for.
 const REQUEST: [Field; 3] = [field::REQUEST_MOUNT, field::CONNECTION, field::CONNECTION_DEVICE];
 const MAPPING: &[Field] = &[field::HOST, field::SUPER, field::DEVICE, field::NODE, field::SIZE];
+const READ: &[Field] = &[field::HOST, field::SUPER, field::DEVICE, field::NODE, field::NUMBER, field::SIZE];
 const FOLIO: &[Field] = &[
     field::FOLIO_MAPPING,
     field::FOLIO_FLAGS,
@@ -91,6 +92,7 @@ const KIOCB: &[Field] = &[
     field::SUPER,
     field::DEVICE,
     field::NODE,
+    field::NUMBER,
     field::SIZE,
 ];
 
@@ -110,7 +112,7 @@ const SIGHTS: [Sight; 7] = [
     Sight {
         name: sight::CACHED_READS,
         lost: "page-cache hits are not seen: heat comes from misses alone, and there is no page-cache hit rate",
-        ways: &[Way { program: "cached_read", at: Place::Typed("mm_filemap_get_pages"), needs: MAPPING }],
+        ways: &[Way { program: "cached_read", at: Place::Typed("mm_filemap_get_pages"), needs: READ }],
     },
     Sight {
         name: sight::MAPPED_WINDOWS,
@@ -173,6 +175,15 @@ pub(super) fn none(why: &str, remedy: &'static str) -> Vec<Rung> {
 /// Loads and attaches the best program for each sight.
 pub(super) fn climb(programs: &mut Ebpf, kernel: &Btf, found: &Found) -> Vec<Rung> {
     SIGHTS.iter().map(|sight| sight.climb(programs, kernel, found)).collect()
+}
+
+/// Loads and attaches the program that does nothing.
+pub(super) fn attach_idle(programs: &mut Ebpf, kernel: &Btf) -> Result<(), ProgramError> {
+    let Some(Program::BtfTracePoint(idle)) = programs.program_mut("idle") else {
+        return Err(ProgramError::UnexpectedProgramType);
+    };
+    idle.load("mm_filemap_get_pages", kernel)?;
+    idle.attach().map(drop)
 }
 
 /// Whether `sight`, one of [`sight`], is seen.

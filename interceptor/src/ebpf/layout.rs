@@ -10,6 +10,7 @@ pub(super) type Field = &'static str;
 pub(super) const HOST: Field = "address_space.host";
 pub(super) const SUPER: Field = "inode.i_sb";
 pub(super) const SIZE: Field = "inode.i_size";
+pub(super) const NUMBER: Field = "inode.i_ino";
 pub(super) const DEVICE: Field = "super_block.s_dev";
 pub(super) const NODE: Field = "fuse_inode.nodeid";
 pub(super) const FOLIO_MAPPING: Field = "folio.mapping";
@@ -65,6 +66,7 @@ impl Found {
             mapping_host: found(HOST, bytes(HOST)),
             inode_super: found(SUPER, bytes(SUPER)),
             inode_size: found(SIZE, bytes(SIZE)),
+            inode_number: found(NUMBER, bytes(NUMBER)),
             super_device: found(DEVICE, bytes(DEVICE)),
             inode_node: found(NODE, node),
             folio_mapping: found(FOLIO_MAPPING, bytes(FOLIO_MAPPING)),

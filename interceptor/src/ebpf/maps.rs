@@ -3,11 +3,15 @@
 use std::collections::HashMap;
 
 use aya::Ebpf;
-use aya::maps::{HashMap as Hash, Map, MapData, MapError, PerCpuHashMap, PerCpuValues};
+use aya::maps::{Array, HashMap as Hash, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
 use aya::util::nr_cpus;
 use interceptor_ebpf::heat::{Heat, UNIT};
-use interceptor_ebpf::records::{GranuleKey, Latency, LatencyKey, Reader, ReaderKey, Traffic};
+use interceptor_ebpf::records::{
+    GranuleKey, Latency, LatencyKey, Reader, ReaderKey, Seat, Traffic, Warmth, Watched, device_place,
+};
 use interceptor_ebpf::settings::{Layout, Settings};
+
+use super::EbpfError;
 
 /// Something that both sides know, as `aya` wants to see it.
 #[repr(transparent)]
@@ -21,7 +25,9 @@ macro_rules! records {
     )*};
 }
 
-records!(Layout, Settings, Traffic, GranuleKey, LatencyKey, Latency, ReaderKey, Reader);
+records!(
+    Layout, Settings, Traffic, GranuleKey, LatencyKey, Latency, ReaderKey, Reader, Watched, Seat, Warmth
+);
 
 /// A thread that has read from a mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,12 +48,18 @@ pub struct ReadBy {
     pub requested_bytes: u64,
 }
 
-/// The maps that are read on demand.
+/// The maps that are read and written on demand.
 pub(super) struct Maps {
-    traffic: PerCpuHashMap<MapData, u32, Record<Traffic>>,
+    devices: Array<MapData, u32>,
+    watched: Array<MapData, Record<Watched>>,
+    traffic: PerCpuArray<MapData, Record<Traffic>>,
+    seats: Array<MapData, Record<Seat>>,
+    warmth: PerCpuArray<MapData, Record<Warmth>>,
     latency: PerCpuHashMap<MapData, Record<LatencyKey>, Record<Latency>>,
     readers: Hash<MapData, Record<ReaderKey>, Record<Reader>>,
     heat: Hash<MapData, Record<GranuleKey>, u64>,
+    /// Where the mounts are that are watched, by device.
+    places: HashMap<u32, u32>,
     cpus: usize,
 }
 
@@ -55,25 +67,40 @@ impl Maps {
     /// Takes them over. The programs must have been loaded: they find the maps through the descriptors that are taken here.
     pub(super) fn take(programs: &mut Ebpf) -> Result<Self, MapError> {
         Ok(Self {
+            devices: take(programs, "DEVICES")?.try_into()?,
+            watched: take(programs, "WATCHED")?.try_into()?,
             traffic: take(programs, "TRAFFIC")?.try_into()?,
+            seats: take(programs, "SEATS")?.try_into()?,
+            warmth: take(programs, "WARMTH")?.try_into()?,
             latency: take(programs, "LATENCY")?.try_into()?,
             readers: take(programs, "READERS")?.try_into()?,
             heat: take(programs, "HEAT")?.try_into()?,
+            places: HashMap::new(),
             cpus: nr_cpus().map_err(|(_, error)| MapError::IoError(error))?,
         })
     }
 
     /// Makes the programs look at a mount, which is new to them.
-    pub(super) fn watch(&mut self, device: u32, watch: u32) -> Result<(), MapError> {
-        let fresh = Record(Traffic { watch: watch.into(), ..Traffic::default() });
-        self.traffic.insert(device, PerCpuValues::try_from(vec![fresh; self.cpus])?, 0)
+    pub(super) fn watch(&mut self, watched: Watched) -> Result<(), EbpfError> {
+        let taken = |place: &u32| self.places.values().any(|other| other == place);
+        let place = (0..self.watched.len()).find(|place| !taken(place));
+        let entry = device_place(watched.device);
+        // Two devices in one place are so rare that the second goes without.
+        let (Some(place), 0) = (place, self.devices.get(&entry, 0)?) else {
+            return Err(EbpfError::Full);
+        };
+        self.watched.set(place, Record(watched), 0)?;
+        let fresh = vec![Record(Traffic::default()); self.cpus];
+        self.traffic.set(place, PerCpuValues::try_from(fresh).map_err(MapError::from)?, 0)?;
+        self.devices.set(entry, place + 1, 0)?;
+        self.places.insert(watched.device, place);
+        Ok(())
     }
 
     /// Makes them look away, and frees what is not freed by itself.
     pub(super) fn unwatch(&mut self, device: u32, watch: u32) -> Result<(), MapError> {
-        match self.traffic.remove(&device) {
-            Err(MapError::KeyNotFound) | Ok(()) => {}
-            Err(error) => return Err(error),
+        if self.places.remove(&device).is_some() {
+            self.devices.set(device_place(device), 0, 0)?;
         }
         let kinds: Vec<_> = self.latency.keys().flatten().filter(|key| key.0.watch == watch).collect();
         for kind in kinds {
@@ -83,10 +110,24 @@ impl Maps {
         Ok(())
     }
 
+    /// Has fewer or more granules of a mount sampled.
+    pub(super) fn sample(&mut self, device: u32, below: u32) -> Result<(), MapError> {
+        let place = self.place(device)?;
+        let Record(watched) = self.watched.get(&place, 0)?;
+        if watched.sampled_below == below {
+            return Ok(());
+        }
+        self.watched.set(place, Record(Watched { sampled_below: below, ..watched }), 0)
+    }
+
     /// What went through a mount, of all CPUs together.
     pub(super) fn traffic(&self, device: u32) -> Result<Traffic, MapError> {
-        let values = self.traffic.get(&device, 0)?;
+        let values = self.traffic.get(&self.place(device)?, 0)?;
         Ok(values.iter().fold(Traffic::default(), |sum, Record(part)| added(&sum, part)))
+    }
+
+    fn place(&self, device: u32) -> Result<u32, MapError> {
+        self.places.get(&device).copied().ok_or(MapError::KeyNotFound)
     }
 
     /// How long its daemon took, by opcode.
@@ -123,12 +164,21 @@ impl Maps {
                 }
             }
         }
+        for values in self.warmth.iter() {
+            for Record(warmth) in values?.iter().filter(|Record(warmth)| warmth.watch == watch) {
+                let granules = found.entry(warmth.node).or_default();
+                match granules.iter_mut().find(|(granule, _)| *granule == warmth.granule) {
+                    Some((_, bytes)) => *bytes = bytes.saturating_add(warmth.bytes),
+                    None => granules.push((warmth.granule, warmth.bytes)),
+                }
+            }
+        }
         Ok(found)
     }
 
     /// Who read it.
     pub(super) fn readers(&self, watch: u32) -> Result<Vec<ReadBy>, MapError> {
-        let mut found = Vec::new();
+        let mut found = HashMap::new();
         for entry in self.readers.iter() {
             let (Record(key), Record(reader)) = match entry {
                 Ok(entry) => entry,
@@ -137,10 +187,17 @@ impl Maps {
                 Err(error) => return Err(error),
             };
             if key.watch == u64::from(watch) {
-                found.push(read_by(&key, &reader));
+                found.insert(key.thread, read_by(&key, &reader));
             }
         }
-        Ok(found)
+        for seat in self.seats.iter() {
+            let Record(seat) = seat?;
+            if let Some(reader) = found.get_mut(&seat.thread).filter(|_| seat.watch == u64::from(watch)) {
+                reader.reads += seat.reads;
+                reader.bytes += seat.bytes;
+            }
+        }
+        Ok(found.into_values().filter(|reader| reader.reads > 0 || reader.requested_bytes > 0).collect())
     }
 }
 
@@ -150,7 +207,6 @@ fn take(programs: &mut Ebpf, name: &str) -> Result<Map, MapError> {
 
 fn added(a: &Traffic, b: &Traffic) -> Traffic {
     Traffic {
-        watch: b.watch,
         cached_reads: a.cached_reads.wrapping_add(b.cached_reads),
         cached_bytes: a.cached_bytes.wrapping_add(b.cached_bytes),
         direct_reads: a.direct_reads.wrapping_add(b.direct_reads),
@@ -166,6 +222,9 @@ fn added(a: &Traffic, b: &Traffic) -> Traffic {
         inserted_folios: a.inserted_folios.wrapping_add(b.inserted_folios),
         inserted_bytes: a.inserted_bytes.wrapping_add(b.inserted_bytes),
         lost_events: a.lost_events.wrapping_add(b.lost_events),
+        touched: a.touched.wrapping_add(b.touched),
+        sampled_again: a.sampled_again.wrapping_add(b.sampled_again),
+        lost_samples: a.lost_samples.wrapping_add(b.lost_samples),
     }
 }
 

@@ -12,6 +12,7 @@
 //!
 //! It works for any FUSE mount of the host, not only for ours. Nothing of it is on the way of a byte: whatever fails here, reads go on as before.
 
+mod curve;
 mod device;
 mod events;
 mod ladder;
@@ -30,10 +31,12 @@ use std::time::Duration;
 use aya::maps::{MapError, RingBuf};
 use aya::{Btf, BtfError, Ebpf, EbpfLoader};
 use interceptor_ebpf::heat::HeatSettings;
-use interceptor_ebpf::records::{Latency, Traffic};
+use interceptor_ebpf::records::{Latency, Traffic, Watched};
 use nix::time::{ClockId, clock_gettime};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::mpsc::Receiver;
+
+use crate::telemetry::MissRatioCurve;
 
 pub use device::Device;
 pub use events::{Event, Kind};
@@ -41,7 +44,8 @@ pub use ladder::{Rung, sight};
 pub use maps::ReadBy;
 pub use settings::Settings;
 
-use events::{Drain, Watches};
+use curve::Curve;
+use events::{Curves, Drain, Watches};
 use layout::Found;
 use maps::{Maps, Record};
 use types::{Types, TypesError};
@@ -67,6 +71,9 @@ pub enum EbpfError {
     /// A map cannot be used.
     #[error("a map of the eBPF programs cannot be used: {0}")]
     Map(#[from] MapError),
+    /// There is no place for another mount.
+    #[error("as many mounts are watched as can be")]
+    Full,
     /// The mount is not watched.
     #[error("mount {0} is not watched")]
     NotWatched(Device),
@@ -107,8 +114,11 @@ pub struct HotFile {
 
 /// The programs at work.
 pub struct Observer {
-    maps: Mutex<Maps>,
+    maps: Arc<Mutex<Maps>>,
     watches: Watches,
+    curves: Curves,
+    /// The size of the granules that are sampled.
+    sampled: Option<u64>,
     next_watch: AtomicU32,
     rungs: Vec<Rung>,
     heat: HeatSettings,
@@ -130,12 +140,21 @@ impl Observer {
         let maps = Maps::take(&mut programs)?;
         let ring = programs.take_map("EVENTS").ok_or(MapError::InvalidName { name: "EVENTS".to_owned() })?;
         let watches: Watches = Arc::new(RwLock::new(HashMap::new()));
-        let (drain, events) = Drain::start(RingBuf::try_from(ring)?, watches.clone(), settings.events)
-            .map_err(EbpfError::Thread)?;
         let shared = settings.for_programs(true);
+        let (maps, curves) = (Arc::new(Mutex::new(maps)), Curves::default());
+        let (drain, events) = Drain::start(
+            RingBuf::try_from(ring)?,
+            watches.clone(),
+            curves.clone(),
+            maps.clone(),
+            settings.events,
+        )
+        .map_err(EbpfError::Thread)?;
         let observer = Self {
-            maps: Mutex::new(maps),
+            maps,
             watches,
+            curves,
+            sampled: settings.sampled.map(|_| settings.sample_granule()),
             next_watch: AtomicU32::new(1),
             rungs,
             heat: shared.heat,
@@ -157,10 +176,14 @@ impl Observer {
         }
         let watch = self.next_watch.fetch_add(1, Ordering::Relaxed);
         self.watches.write().insert(watch, device);
-        maps.watch(device.in_kernel(), watch).inspect_err(|_| {
+        let curve = self.sampled.map(Curve::new);
+        let sampled_below = curve.as_ref().map_or(0, Curve::below);
+        self.curves.lock().extend(curve.map(|curve| (watch, curve)));
+        let device = device.in_kernel();
+        maps.watch(Watched { watch: watch.into(), device, sampled_below, last_sample: 0 }).inspect_err(|_| {
             self.watches.write().remove(&watch);
-        })?;
-        Ok(())
+            self.curves.lock().remove(&watch);
+        })
     }
 
     /// Does not watch it any more. To be called when the mount is gone: its device number may come back for another.
@@ -173,6 +196,7 @@ impl Observer {
             return Ok(());
         };
         self.watches.write().remove(&watch);
+        self.curves.lock().remove(&watch);
         Ok(maps.unwatch(device.in_kernel(), watch)?)
     }
 
@@ -194,6 +218,19 @@ impl Observer {
         let maps = self.maps.lock();
         let watch = self.number(device).ok_or(EbpfError::NotWatched(device))?;
         Ok(maps.latency(watch)?)
+    }
+
+    /// What share of the reads a cache would have missed, for every size that it might have; `None` if that is not among the settings.
+    ///
+    /// # Errors
+    /// When it is not watched.
+    pub fn curve(&self, device: Device) -> Result<Option<MissRatioCurve>, EbpfError> {
+        let watch = self.number(device).ok_or(EbpfError::NotWatched(device))?;
+        let traffic = self.traffic(device)?;
+        Ok(self.curves.lock().get_mut(&watch).map(|curve| {
+            curve.count(traffic.touched, traffic.sampled_again);
+            curve.told()
+        }))
     }
 
     /// The threads that read the mount, those that have not read for long left out if there were many.
@@ -272,6 +309,25 @@ pub fn rungs() -> Vec<Rung> {
     match load(&Settings { granules: 1, files: 1, readers: 1, mounts: 1, ring: 1, ..Settings::default() }) {
         Ok((_, rungs)) => rungs,
         Err(error) => ladder::none(&error.to_string(), error.remedy()),
+    }
+}
+
+/// A program that does nothing, where reads through the page cache are seen: what any program costs there.
+pub struct Idle {
+    /// Owns the program and its attachment.
+    _program: Ebpf,
+}
+
+impl Idle {
+    /// Loads and attaches it.
+    ///
+    /// # Errors
+    /// When the kernel does not take it.
+    pub fn start() -> Result<Self, EbpfError> {
+        let (mut program, kernel) = (Ebpf::load(PROGRAMS)?, Btf::from_sys_fs()?);
+        ladder::attach_idle(&mut program, &kernel)
+            .map_err(|error| EbpfError::Load(Box::new(error.into())))?;
+        Ok(Self { _program: program })
     }
 }
 

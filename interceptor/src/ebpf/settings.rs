@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use interceptor_ebpf::heat::HeatSettings;
+use interceptor_ebpf::heat::{HeatSettings, UNIT};
 use interceptor_ebpf::settings as shared;
 use interceptor_ebpf::stream::StreamSettings;
 
@@ -21,6 +21,9 @@ pub struct Settings {
     pub stream_least: u64,
     /// Bytes ahead of a stream that are announced.
     pub stream_window: u64,
+    /// Bytes of the granules whose reads are sampled for a miss-ratio curve, rounded up to a power of two, at least a page; `None` if
+    /// nobody wants one.
+    pub sampled: Option<u64>,
     /// Granules whose heat is remembered. Each takes about 90 bytes of the kernel's memory.
     pub granules: u32,
     /// Files whose streams are remembered. Each takes about 250 bytes of the kernel's memory.
@@ -45,6 +48,7 @@ impl Default for Settings {
             stream_slack: 1 << 20,
             stream_least: 1 << 20,
             stream_window: 16 << 20,
+            sampled: Some(Self::PAGE),
             granules: 64 << 10,
             files: 16 << 10,
             readers: 4096,
@@ -62,11 +66,16 @@ impl Settings {
     /// Requests that may wait for their daemons at a time, all mounts together, before durations are lost.
     const REQUESTS: u32 = 16 << 10;
 
+    /// The size of granules that are sampled, or would be.
+    pub(super) fn sample_granule(&self) -> u64 {
+        self.sampled.unwrap_or(Self::PAGE).clamp(Self::PAGE, 1 << 40).next_power_of_two()
+    }
+
     /// For the programs. `cached_reads_seen` says whether the kernel lets them see reads through the page cache.
     pub(super) fn for_programs(&self, cached_reads_seen: bool) -> shared::Settings {
-        let half_life = u64::try_from(self.half_life.as_nanos()).unwrap_or(u64::MAX);
+        let heat = self.heat();
         shared::Settings {
-            heat: HeatSettings::new(self.hot_bytes, half_life),
+            heat,
             stream: StreamSettings {
                 slack: self.stream_slack,
                 least: self.stream_least,
@@ -74,14 +83,23 @@ impl Settings {
             },
             granule_shift: self.granule.clamp(Self::PAGE, 1 << 40).next_power_of_two().ilog2(),
             cached_reads_seen: cached_reads_seen.into(),
+            sample_shift: self.sample_granule().ilog2(),
+            kept_warmth: kept_warmth(u64::from(heat.hot) * UNIT, cpus()),
             wake_at: u64::from(self.ring_bytes() / 4),
         }
     }
 
+    /// What is hot.
+    pub(super) fn heat(&self) -> HeatSettings {
+        let half_life = u64::try_from(self.half_life.as_nanos()).unwrap_or(u64::MAX);
+        HeatSettings::new(self.hot_bytes, half_life)
+    }
+
     /// The sizes of the maps by their names: entries, or bytes for the ring.
-    pub(super) fn map_sizes(&self) -> [(&'static str, u32); 7] {
+    pub(super) fn map_sizes(&self) -> [(&'static str, u32); 8] {
         let entries = |wanted: u32| wanted.clamp(1, 1 << 24);
         [
+            ("WATCHED", entries(self.mounts)),
             ("TRAFFIC", entries(self.mounts)),
             ("HEAT", entries(self.granules)),
             ("STREAMS", entries(self.files)),
@@ -94,5 +112,31 @@ impl Settings {
 
     fn ring_bytes(&self) -> u32 {
         self.ring.clamp(Self::PAGE as u32, 1 << 28).next_power_of_two()
+    }
+}
+
+/// Bytes of a granule that each of so many CPUs may keep to itself, so that all of them hide an eighth of what makes it hot at most.
+fn kept_warmth(hot_bytes: u64, cpus: u64) -> u32 {
+    u32::try_from(hot_bytes / 8 / cpus.max(1)).unwrap_or(u32::MAX)
+}
+
+/// Those on which programs may run.
+fn cpus() -> u64 {
+    // Who does not know keeps nothing back.
+    aya::util::nr_cpus().map_or(u64::MAX, |cpus| cpus as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cpus_keep_to_themselves_does_not_hide_what_is_hot() {
+        let hot = Settings::default().hot_bytes;
+        for cpus in [1, 2, 64, 4096] {
+            assert!(u64::from(kept_warmth(hot, cpus)) * cpus <= hot / 8);
+        }
+        assert_eq!(kept_warmth(1, 2), 0);
+        assert_eq!(kept_warmth(hot, u64::MAX), 0);
     }
 }

@@ -48,23 +48,3 @@ pub struct Reading {
     /// Of these, bytes that the daemon had to be asked for.
     pub requested_bytes: u64,
 }
-
-/// How the miss ratio would change with the size of the cache: what reuse distances that were sampled say.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct MissRatioCurve {
-    /// Bytes that count as read together.
-    pub granule_bytes: u64,
-    /// Reads that it was made from.
-    pub sampled_reads: u64,
-    /// In the order of sizes.
-    pub points: Vec<MissRatioPoint>,
-}
-
-/// A point of the curve.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct MissRatioPoint {
-    /// A size of the memory for data, the page cache's included.
-    pub bytes: u64,
-    /// The part of the reads that would miss in it, 0 to 1.
-    pub miss_ratio: f64,
-}

@@ -13,6 +13,7 @@
 
 pub mod access;
 pub mod activity;
+pub mod curve;
 pub mod export;
 mod exposition;
 pub mod health;
@@ -30,6 +31,7 @@ mod shard;
 pub mod status;
 pub mod window;
 
+pub use curve::{MissRatioCurve, MissRatioPoint};
 pub use kernel::{KernelCounts, KernelReads, Sight};
 pub use metrics::{CacheClass, CacheUsage, Metrics, Outcome, ResidentFiles, SeenKind, Source, Trigger};
 pub use shard::FlowTotal;

@@ -9,7 +9,8 @@ use interceptor_ebpf::histogram::{BUCKETS, upper_bound};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::activity::{Activity, MissRatioCurve};
+use super::activity::Activity;
+use super::curve::MissRatioCurve;
 use super::health::Health;
 use super::kernel::KernelReport;
 use super::metrics::CacheUsage;

@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 use futures::future::{BoxFuture, join_all};
 use parking_lot::Mutex;
 
-use super::activity::{Activity, MissRatioCurve};
+use super::activity::Activity;
+use super::curve::MissRatioCurve;
 use super::health::{FilerHealth, Health};
 use super::history::bytes_by_source;
 use super::kernel::{KernelReport, Sight};

@@ -78,6 +78,8 @@ pub(super) async fn watch(
     let observer = Arc::new(observer);
     count(status.metrics(), &observer, device);
     status.set_activity(super::activity::gauge(&observer, device, mount));
+    let sampled = Arc::downgrade(&observer);
+    status.set_miss_ratio_curve(Box::new(move || sampled.upgrade()?.curve(device).ok()?));
     let follower = tokio::spawn(follow(events, Arc::downgrade(mount), reader.clone()));
     Some(Seen { follower, _observer: observer })
 }

@@ -12,6 +12,7 @@ use super::mounts::FuseMount;
 use super::names;
 use crate::cli::size::ByteSize;
 use crate::ebpf::{Device, Observer, ReadBy};
+use crate::telemetry::MissRatioCurve;
 
 /// `FUSE_READ` of `linux/fuse.h`.
 const READ: u32 = 15;
@@ -58,6 +59,8 @@ pub(super) struct MountReport {
     daemon_p99_seconds: Option<f64>,
     hottest: Vec<HotFile>,
     readers: Vec<Reading>,
+    /// What share of the reads a cache would miss, by its size, since the mount is observed.
+    miss_ratio_curve: Option<MissRatioCurve>,
     lost_events: u64,
 }
 
@@ -106,6 +109,7 @@ pub(super) fn between(
         daemon_p99_seconds: percentile(&before.reads, &now.reads, 0.99),
         hottest: hottest(observer, mount)?,
         readers: readers(before, now, seconds),
+        miss_ratio_curve: observer.curve(mount.device)?,
         lost_events: now.traffic.lost_events,
     })
 }
@@ -194,6 +198,9 @@ impl fmt::Display for MountReport {
                 reader.command,
                 reader.process
             )?;
+        }
+        for (size, ratio) in self.miss_ratio_curve.iter().flat_map(MissRatioCurve::hit_ratios) {
+            writeln!(f, "  cache {:>12}  {:.1} % hits expected", ByteSize(size).to_string(), ratio * 100.0)?;
         }
         Ok(())
     }

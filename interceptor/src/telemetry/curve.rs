@@ -1,0 +1,79 @@
+//! How the miss ratio changes with the size of a cache, as it is told.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The miss-ratio curve: what share of the reads a cache would miss that drops what was not used for longest, for every size that it might have.
+/// Reads are those of applications, wherever the bytes came from; first reads are misses at any size.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct MissRatioCurve {
+    /// Bytes of the units that the cache is taken to hold.
+    pub granule_bytes: u64,
+    /// Reads of such units that the curve is made of, which are a sample.
+    pub sampled_reads: u64,
+    /// From the smallest size to the one that holds everything.
+    pub points: Vec<MissRatioPoint>,
+}
+
+/// A point of the curve.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct MissRatioPoint {
+    /// Bytes that the cache holds.
+    pub bytes: u64,
+    /// The share of the reads that it would not have held, 0 to 1.
+    pub miss_ratio: f64,
+}
+
+impl MissRatioCurve {
+    /// The share of reads that a cache of so many bytes would miss, between the points in a straight line; `None` without samples.
+    pub fn miss_ratio(&self, bytes: u64) -> Option<f64> {
+        let Some(after) = self.points.iter().position(|point| point.bytes >= bytes) else {
+            return self.points.last().map(|point| point.miss_ratio);
+        };
+        let b = self.points[after];
+        let a = match after {
+            0 => MissRatioPoint { bytes: 0, miss_ratio: 1.0 },
+            _ => self.points[after - 1],
+        };
+        let part = (bytes - a.bytes) as f64 / (b.bytes - a.bytes).max(1) as f64;
+        Some(a.miss_ratio + (b.miss_ratio - a.miss_ratio) * part)
+    }
+
+    /// Round sizes of a cache, up to six, of which the last holds everything that was read again, and the share of reads that it would hit.
+    pub fn hit_ratios(&self) -> Vec<(u64, f64)> {
+        let Some(last) = self.points.last() else { return Vec::new() };
+        let largest = last.bytes.max(self.granule_bytes).next_power_of_two();
+        let sizes = (0..6)
+            .rev()
+            .filter_map(|times| Some(largest >> (2 * times)).filter(|size| *size >= self.granule_bytes));
+        sizes.filter_map(|size| Some((size, 1.0 - self.miss_ratio(size)?))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn curve(points: &[(u64, f64)]) -> MissRatioCurve {
+        let points = points.iter().map(|&(bytes, miss_ratio)| MissRatioPoint { bytes, miss_ratio }).collect();
+        MissRatioCurve { granule_bytes: 4096, sampled_reads: 1, points }
+    }
+
+    #[test]
+    fn between_points_the_curve_is_straight() {
+        let curve = curve(&[(4096, 0.9), (8192, 0.5)]);
+        let ratios = [0, 2048, 4096, 6144, 8192, 1 << 40].map(|bytes| curve.miss_ratio(bytes).unwrap());
+        for (found, expected) in ratios.iter().zip([1.0, 0.95, 0.9, 0.7, 0.5, 0.5]) {
+            assert!((found - expected).abs() < 1e-9, "{ratios:?}");
+        }
+    }
+
+    #[test]
+    fn round_sizes_end_with_the_one_that_holds_all() {
+        let curve = curve(&[(4096, 0.9), (60_000, 0.25)]);
+        let sizes: Vec<u64> = curve.hit_ratios().iter().map(|(size, _)| *size).collect();
+        assert_eq!(sizes, [4096, 16_384, 65_536]);
+        assert_eq!(curve.hit_ratios()[2].1, 0.75);
+        assert_eq!(MissRatioCurve::default().hit_ratios(), []);
+    }
+}

@@ -1,0 +1,54 @@
+//! A control group that limits the memory of a process, and with it the page cache that its reads may fill.
+
+use std::fs::{self, File, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Context;
+
+/// A control group with a limit, of either version of the controller. Dropping it removes it.
+#[derive(Debug)]
+pub struct MemoryGroup {
+    path: PathBuf,
+}
+
+impl MemoryGroup {
+    /// One of this name that may use so many bytes, its processes' own memory included.
+    ///
+    /// # Errors
+    /// When this host has no such controller, or does not let us.
+    pub fn new(name: &str, bytes: u64) -> anyhow::Result<Self> {
+        let name = format!("{name}-{}", std::process::id());
+        let first = Path::new("/sys/fs/cgroup/memory");
+        let (path, limit) = if first.is_dir() {
+            (first.join(name), "memory.limit_in_bytes")
+        } else {
+            (Path::new("/sys/fs/cgroup").join(name), "memory.max")
+        };
+        fs::create_dir(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        let group = Self { path };
+        fs::write(group.path.join(limit), bytes.to_string()).context("no memory controller")?;
+        Ok(group)
+    }
+
+    /// Whatever process writes `0` to it becomes a member.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn door(&self) -> anyhow::Result<File> {
+        Ok(OpenOptions::new().write(true).open(self.path.join("cgroup.procs"))?)
+    }
+}
+
+impl Drop for MemoryGroup {
+    fn drop(&mut self) {
+        // It is busy for a moment after its last process has ended.
+        for _ in 0..100 {
+            if fs::remove_dir(&self.path).is_ok() {
+                return;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! What `interceptor observe` expects of a cache, against what a cache of that size then does: the page cache, of a reader that may use only so
+//! much memory, on a real `weed mount`.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::FileExt;
+use std::process::{Child, Command, Stdio};
+
+use interceptor::ebpf::{Device, Observer, Settings};
+use interceptor::telemetry::MissRatioCurve;
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, fork};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use tests::memory::MemoryGroup;
+use tests::{Cluster, Mount, Pattern, host, mount, reading};
+
+const PAGE: u64 = 4096;
+const PAGES: u64 = 16 << 10;
+const READS: usize = 150_000;
+
+/// Offsets of pages, of which some are read much more often than others.
+fn skewed(exponent: f64) -> Vec<u64> {
+    let mut dice = StdRng::seed_from_u64(1);
+    let sums: Vec<f64> = (1..=PAGES)
+        .scan(0.0, |sum, rank| {
+            *sum += (rank as f64).powf(-exponent);
+            Some(*sum)
+        })
+        .collect();
+    let read = |_| {
+        let point = dice.random::<f64>() * sums[sums.len() - 1];
+        // The number of pages is a power of two, the factor is odd: ranks are scattered over the file.
+        sums.partition_point(|sum| *sum <= point) as u64 * 7919 % PAGES * PAGE
+    };
+    (0..READS).map(read).collect()
+}
+
+/// Reads them in a process of its own, which enters the group first. Nothing is allocated there.
+fn read_in(group: &MemoryGroup, file: &File, offsets: &[u64]) {
+    let mut door = group.door().unwrap();
+    // SAFETY: the child calls the kernel only: it writes to and reads from open files, and ends without unwinding or cleaning up.
+    match unsafe { fork() }.unwrap() {
+        ForkResult::Child => {
+            let mut page = [0; PAGE as usize];
+            let entered = door.write_all(b"0").is_ok();
+            let read = entered && offsets.iter().all(|&offset| file.read_exact_at(&mut page, offset).is_ok());
+            // SAFETY: as above.
+            unsafe { nix::libc::_exit(i32::from(!read)) }
+        }
+        ForkResult::Parent { child } => {
+            assert_eq!(waitpid(child, None).unwrap(), WaitStatus::Exited(child, 0));
+        }
+    }
+}
+
+/// `interceptor observe`, as it prints.
+struct Observing {
+    process: Child,
+    lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
+}
+
+impl Observing {
+    /// Returns when the mount is watched.
+    fn start(mounted: &Mount) -> Self {
+        let mut process = Command::new(mount::interceptor_program().unwrap())
+            .args(["observe", "--json", "--interval", "200ms"])
+            .arg(mounted.path())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        let mut observing = Self { process, lines };
+        observing.next();
+        observing
+    }
+
+    fn next(&mut self) -> serde_json::Value {
+        serde_json::from_str(&self.lines.next().unwrap().unwrap()).unwrap()
+    }
+
+    /// The curve of all that was read until now.
+    fn curve(&mut self) -> MissRatioCurve {
+        // The last interval without reads tells of all of them.
+        loop {
+            let report = self.next();
+            if report["reads_per_second"] == 0.0 {
+                return serde_json::from_value(report["miss_ratio_curve"].clone()).unwrap();
+            }
+        }
+    }
+}
+
+impl Drop for Observing {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn a_cache_hits_as_often_as_observe_expects() {
+    if !host::can_mount() {
+        return;
+    }
+    let settings = Settings { sampled: None, ..Settings::default() };
+    let observer = match Observer::start(&settings) {
+        Ok((observer, _)) => observer,
+        Err(error) => return host::skipped(&error.to_string()),
+    };
+    let cluster = Cluster::builder().start().unwrap();
+    cluster.filer().put_reader("/curve/file", Pattern::new(3).reader(PAGES * PAGE), "").unwrap();
+    let mounted = Mount::weed(&cluster).start().unwrap();
+    let (path, device) = (mounted.file("/curve/file"), Device::of(mounted.path()).unwrap());
+    let file = File::open(&path).unwrap();
+    // What is asked for is what is read.
+    posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_RANDOM).unwrap();
+    let offsets = skewed(0.9);
+
+    // With room for everything, whatever is read again is a hit; the curve tells of less room.
+    let mut observing = Observing::start(&mounted);
+    let mut page = [0; PAGE as usize];
+    offsets.iter().for_each(|&offset| file.read_exact_at(&mut page, offset).unwrap());
+    let curve = observing.curve();
+    drop(observing);
+    assert!(curve.granule_bytes == PAGE && curve.sampled_reads > 1000, "{curve:?}");
+
+    for size in [8 << 20, 16 << 20, 32 << 20] {
+        let Ok(group) = MemoryGroup::new("interceptor-curve", size) else {
+            return host::skipped("no control groups that limit memory");
+        };
+        reading::forget(&path).unwrap();
+        observer.unwatch(device).unwrap();
+        observer.watch(device).unwrap();
+        read_in(&group, &file, &offsets);
+        let traffic = observer.traffic(device).unwrap();
+        assert_eq!(traffic.cached_bytes, READS as u64 * PAGE, "{traffic:?}");
+        let measured = 1.0 - traffic.fill_bytes as f64 / traffic.cached_bytes as f64;
+        let expected = 1.0 - curve.miss_ratio(size).unwrap();
+        println!(
+            "{} MiB: {:.1} % expected, {:.1} % measured",
+            size >> 20,
+            expected * 100.0,
+            measured * 100.0
+        );
+        assert!(
+            (measured - expected).abs() < 0.05,
+            "{expected} expected, {measured} measured with {size} bytes"
+        );
+    }
+}
