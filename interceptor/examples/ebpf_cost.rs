@@ -127,7 +127,7 @@ fn main() -> anyhow::Result<()> {
             times.push(reader.fastest()?);
         }
     }
-    println!("cached reads of 4 KiB at random in {} MiB, {ROUNDS} rounds:", PAGES * PAGE >> 20);
+    println!("cached reads of 4 KiB at random in {} MiB, {ROUNDS} rounds:", (PAGES * PAGE) >> 20);
     let base: Vec<f64> = found[0].clone();
     for (times, (_, name)) in found.iter_mut().zip(CASES) {
         let mut more: Vec<f64> = times.iter().zip(&base).map(|(time, base)| time - base).collect();

@@ -553,6 +553,12 @@ fn a_file_that_is_hot_in_the_page_cache_alone_becomes_resident() {
     let status: serde_json::Value = serde_json::from_str(&status).unwrap();
     let sights = status["kernel"]["sights"].as_array().unwrap();
     assert_eq!(sights.len(), ebpf::rungs().len(), "{status}");
+    let curve = &status["miss_ratio_curve"];
+    assert_eq!(curve["granule_bytes"], PAGE, "{status}");
+    assert!(
+        curve["sampled_reads"].as_u64().unwrap() > 0 && !curve["points"].as_array().unwrap().is_empty(),
+        "{curve}"
+    );
     for unseen in sights.iter().filter(|sight| sight["by"].is_null()) {
         let lost = status["lost"].as_array().unwrap();
         assert!(lost.iter().any(|lost| lost["ability"] == unseen["sight"]), "{unseen} in {lost:?}");
