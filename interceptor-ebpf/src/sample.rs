@@ -26,7 +26,7 @@ pub struct Choice {
 #[inline(always)]
 pub const fn choice(node: u64, group: u64) -> Choice {
     let hash = hash(node, group);
-    Choice { rank: (hash >> 40) as u32, granule: (group << GROUP_SHIFT) | ((hash >> 32) % GROUP) }
+    Choice { rank: (hash >> 40) as u32, granule: group * GROUP + (hash >> 32) % GROUP }
 }
 
 /// The steps of MurmurHash3's finaliser, as far as they are needed for the upper half.

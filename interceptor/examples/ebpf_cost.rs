@@ -1,7 +1,9 @@
-//! Measures what the eBPF programs add to a read of 4 KiB that the page cache answers: none loaded, loaded for other mounts, watching this one.
+//! Measures what the eBPF programs add to a read of 4 KiB that the page cache answers: `cargo xtask bench ebpf` runs it.
 //!
-//! `cargo run --release --example ebpf_cost FILE`, with a file of at least 16 MiB on a FUSE mount, as root. The three take turns; the fastest of
-//! each is compared, because whatever else the machine does only adds. The programs' own time is what the kernel measures (`bpf_stats`).
+//! `ebpf_cost FILE`, with a file of at least 64 MiB on a FUSE mount, as root. In turn there are: no program; one that does nothing, which is what the kernel takes for
+//! any; ours, for other mounts; ours, watching this one; the same with samples for a miss-ratio curve. Reads come in batches of half a
+//! millisecond, and the fastest batches of each turn are compared, because whatever else the machine does only adds. The programs' own
+//! time is what the kernel measures (`bpf_stats`), its two looks at the clock included.
 
 use std::fs::{self, File};
 use std::hint::black_box;
@@ -10,25 +12,80 @@ use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use aya::sys::{Stats, enable_stats};
-use interceptor::ebpf::{Device, Observer, Settings};
+use interceptor::ebpf::{Device, Idle, Observer, Settings};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
 const PAGE: u64 = 4096;
-const PAGES: u64 = 4096;
-const READS: u64 = 200_000;
+const PAGES: u64 = 16 << 10;
+const BATCH: u32 = 500;
+const BATCHES: usize = 100;
 const ROUNDS: usize = 10;
 
-/// Nanoseconds for each of many reads in a scattered order.
-fn read(file: &File, mut state: u64) -> anyhow::Result<f64> {
-    let mut page = [0; PAGE as usize];
-    let begun = Instant::now();
-    for _ in 0..READS {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        file.read_exact_at(&mut page, (state >> 33) % PAGES * PAGE)?;
-        black_box(&page);
+/// What is in the way of the reads.
+#[derive(Clone, Copy)]
+enum Case {
+    Nothing,
+    Idle,
+    Unwatched,
+    Watched,
+    Sampled,
+}
+
+const CASES: [(Case, &str); 5] = [
+    (Case::Nothing, "no program"),
+    (Case::Idle, "a program that does nothing"),
+    (Case::Unwatched, "not watched"),
+    (Case::Watched, "watched, without a miss-ratio curve"),
+    (Case::Sampled, "watched"),
+];
+
+/// Programs that are attached.
+enum Attached {
+    None,
+    Idle { _idle: Idle },
+    Observer { _observer: Box<Observer> },
+}
+
+impl Case {
+    fn attach(self, device: Device) -> anyhow::Result<Attached> {
+        let sampled = matches!(self, Self::Sampled).then_some(PAGE);
+        match self {
+            Self::Nothing => Ok(Attached::None),
+            Self::Idle => Ok(Attached::Idle { _idle: Idle::start()? }),
+            Self::Unwatched | Self::Watched | Self::Sampled => {
+                let (observer, _events) = Observer::start(&Settings { sampled, ..Settings::default() })?;
+                if !matches!(self, Self::Unwatched) {
+                    observer.watch(device)?;
+                }
+                Ok(Attached::Observer { _observer: Box::new(observer) })
+            }
+        }
     }
-    Ok(begun.elapsed().as_nanos() as f64 / READS as f64)
+}
+
+/// Reads in a scattered order.
+struct Reader {
+    file: File,
+    state: u64,
+}
+
+impl Reader {
+    /// Nanoseconds for each read of the fastest batch of many.
+    fn fastest(&mut self) -> anyhow::Result<f64> {
+        let mut page = [0; PAGE as usize];
+        let mut best = f64::INFINITY;
+        for _ in 0..BATCHES {
+            let begun = Instant::now();
+            for _ in 0..BATCH {
+                self.state = self.state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                self.file.read_exact_at(&mut page, (self.state >> 33) % PAGES * PAGE)?;
+                black_box(&page);
+            }
+            best = best.min(begun.elapsed().as_nanos() as f64 / f64::from(BATCH));
+        }
+        Ok(best)
+    }
 }
 
 /// Of the program of this process that ran most: how often, and its mean time in nanoseconds.
@@ -47,38 +104,46 @@ fn busiest() -> anyhow::Result<(u64, f64)> {
     Ok(most)
 }
 
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
 fn main() -> anyhow::Result<()> {
     let path = std::env::args_os().nth(1).context("which file?")?;
     let file = File::open(&path)?;
     ensure!(file.metadata()?.len() >= PAGES * PAGE, "the file is too small");
-    let mut all = vec![0; (PAGES * PAGE) as usize];
-    file.read_exact_at(&mut all, 0)?;
+    std::io::copy(&mut &file, &mut std::io::sink())?;
     let device = Device::of(path.as_ref())?;
     let mut cpu = CpuSet::new();
     cpu.set(0)?;
     sched_setaffinity(Pid::from_raw(0), &cpu)?;
 
-    let mut best = [f64::INFINITY; 3];
-    for round in 0..ROUNDS as u64 {
-        best[0] = best[0].min(read(&file, round)?);
-        let (observer, _events) = Observer::start(&Settings::default())?;
-        best[1] = best[1].min(read(&file, round)?);
-        observer.watch(device)?;
-        best[2] = best[2].min(read(&file, round)?);
-    }
-    println!("{READS} cached reads of 4 KiB, best of {ROUNDS}: {:.0} ns without programs", best[0]);
-    println!("loaded, not watched: {:+.0} ns; watched: {:+.0} ns", best[1] - best[0], best[2] - best[0]);
-
-    let _stats = enable_stats(Stats::RunTime)?;
-    for watched in [false, true] {
-        let (observer, _events) = Observer::start(&Settings::default())?;
-        if watched {
-            observer.watch(device)?;
+    let mut reader = Reader { file, state: 1 };
+    let mut found = CASES.map(|_| Vec::new());
+    for _ in 0..ROUNDS {
+        for (times, (case, _)) in found.iter_mut().zip(CASES) {
+            let _attached = case.attach(device)?;
+            times.push(reader.fastest()?);
         }
-        read(&file, 1)?;
+    }
+    println!("cached reads of 4 KiB at random in {} MiB, {ROUNDS} rounds:", (PAGES * PAGE) >> 20);
+    let base: Vec<f64> = found[0].clone();
+    for (times, (_, name)) in found.iter_mut().zip(CASES) {
+        let mut more: Vec<f64> = times.iter().zip(&base).map(|(time, base)| time - base).collect();
+        let fastest = times.iter().copied().fold(f64::INFINITY, f64::min);
+        let least = fastest - base.iter().copied().fold(f64::INFINITY, f64::min);
+        println!(
+            "  {name:<38} {fastest:6.0} ns, {least:+5.0} ns; median of the rounds {:+5.0} ns",
+            median(&mut more)
+        );
+    }
+    let _stats = enable_stats(Stats::RunTime)?;
+    for (case, name) in &CASES[1..] {
+        let _attached = case.attach(device)?;
+        reader.fastest()?;
         let (runs, nanos) = busiest()?;
-        let state = if watched { "watched" } else { "not watched" };
-        println!("{state}: the busiest program ran {runs} times, {nanos:.0} ns each by the kernel's clock");
+        println!("  {name:<38} {nanos:6.0} ns in the program, by the kernel's clock, {runs} runs");
     }
     Ok(())
 }

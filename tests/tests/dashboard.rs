@@ -30,7 +30,7 @@ const PANELS: [(&str, &str); 16] = [
     ("prefetch", "drawn('prefetch') && rows('prefetch') >= 1"),
     ("hot", "document.querySelectorAll('#hot-table .strip span').length >= 3"),
     ("readers", "rows('readers') >= 1"),
-    ("curve", "document.getElementById('curve-note').textContent.startsWith('not available:')"),
+    ("curve", "document.getElementById('curve-note').textContent.startsWith('If there were so much memory')"),
     ("health", "rows('health') >= 2"),
     ("saved", "rows('saved') === 3"),
     ("incidents", "rows('incidents') >= 1"),
@@ -145,7 +145,7 @@ fn every_panel_shows_what_the_metrics_say() {
     browser.value(HELPERS).unwrap();
     let seen = mount.metric("interceptor_kernel_reads_total", &[]).unwrap() > 0.0;
     for (panel, shows) in PANELS {
-        if !seen && ["throughput", "hot", "readers"].contains(&panel) {
+        if !seen && ["throughput", "hot", "readers", "curve"].contains(&panel) {
             host::skipped(&format!("the panel {panel}: eBPF sees nothing here"));
             continue;
         }

@@ -46,6 +46,7 @@ Examples:
   cargo xtask test --no-e2e volume                      fast tests named so
   cargo xtask bench seq-cold small-cold --reps 3        some rows, next to `weed mount`
   cargo xtask bench --json bench.json                   all rows, all repetitions
+  cargo xtask bench ebpf                                the programs' cost, and the same load with and without
   cargo xtask bench hit-ratio --trace ids.gz            the cache's miss ratios on a recorded load
   cargo xtask vm -- rdma link                           a command in a guest with a soft-RoCE device
 

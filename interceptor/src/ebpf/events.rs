@@ -2,7 +2,8 @@
 //!
 //! Samples go no further than the thread, which makes curves of them.
 //!
-//! The programs wake nobody up for an event. The thread looks every [`LOOK`], or as soon as they do wake it because the ring fills.
+//! The programs wake the thread up for an event, which is rare, and not for a sample: for those it looks every [`LOOK`], or as soon as they do wake
+//! it because the ring fills.
 
 use std::collections::HashMap;
 use std::io::{self, PipeReader, PipeWriter};
@@ -23,8 +24,8 @@ use super::curve::Curve;
 use super::device::Device;
 use super::maps::Maps;
 
-/// How long an event may lie in the ring before somebody looks.
-const LOOK: Duration = Duration::from_millis(4);
+/// How long a sample may lie in the ring before somebody looks.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// How often curves are brought up to date with the counters.
 const COUNT: Duration = Duration::from_secs(1);

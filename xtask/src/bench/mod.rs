@@ -6,6 +6,7 @@
 
 mod buffer;
 mod data;
+mod ebpf;
 mod hit_ratio;
 mod prefetch;
 mod reader;
@@ -96,11 +97,15 @@ pub(crate) fn command(options: &Options) -> Result<()> {
         for workload in ALL {
             println!("{:<20}{}", workload.name, workload.about);
         }
+        println!("{:<20}{}", ebpf::NAME, ebpf::ABOUT);
         println!("{:<20}{}", hit_ratio::NAME, hit_ratio::ABOUT);
         return Ok(());
     }
     if hit_ratio::is_meant(options)? {
         return hit_ratio::run(options);
+    }
+    if ebpf::is_meant(options)? {
+        return ebpf::run(options);
     }
     let chosen = choose(&options.name)?;
     let (reps, size, files, reads) =

@@ -53,7 +53,10 @@ const CONDITIONS: [(&str, &str, &[&str]); 5] = [
 
 /// The suites that mount in a guest, where engines are asked over RDMA, each with what is left out there: a guest is slow and has
 /// little memory.
-const BY_RDMA: [(&str, &[&str]); 2] = [("ladder", &[]), ("sizes", &["--skip", "a_file_of_one_gibibyte"])];
+const BY_RDMA: [(&str, &[&str]); 2] = [
+    ("ladder", &["--skip", "what_is_no_engine_does_no_harm"]),
+    ("sizes", &["--skip", "a_file_of_one_gibibyte"]),
+];
 
 /// Longest line that is passed on whole, characters.
 const LINE: usize = 1000;

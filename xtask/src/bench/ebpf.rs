@@ -1,0 +1,58 @@
+//! `cargo xtask bench ebpf`: what it costs to see every read, how soon something follows from one, and what it is good for.
+//!
+//! Three parts in one run: an example of the crate `interceptor` measures the programs on a `bindfs` mount ([`cost`]); then the same load goes through
+//! `interceptor mount` with and without them ([`ablation`]), whose daemon also tells how long it took from a read to what followed from it.
+
+mod ablation;
+
+use std::process::Command;
+
+use ::tests::{Bindfs, Pattern};
+use anyhow::{Context, Result, ensure};
+
+use super::Options;
+use crate::stage::Stage;
+use crate::{cargo, interrupt, process, setup};
+
+/// Its name among the workloads.
+pub(super) const NAME: &str = "ebpf";
+/// What the list says of it.
+pub(super) const ABOUT: &str =
+    "cost of the eBPF programs, time to act on them, and the same load with and without";
+
+/// Bytes of the file that the cost is measured with.
+const COST_FILE: usize = 64 << 20;
+
+/// Whether that is to be run, which is then all.
+pub(super) fn is_meant(options: &Options) -> Result<bool> {
+    let meant = options.name.iter().any(|name| name == NAME);
+    ensure!(
+        !meant || options.name.len() == 1,
+        "{NAME} compares mounts of its own; run it without other workloads"
+    );
+    Ok(meant)
+}
+
+/// Runs all parts.
+pub(super) fn run(options: &Options) -> Result<()> {
+    setup::ensure()?;
+    cargo::build_interceptor()?;
+    let example = cargo::build_example("ebpf_cost")?;
+    interrupt::check()?;
+    cost(&mut Command::new(example))?;
+    let mut stage = Stage::open("bench")?;
+    let measured =
+        ablation::run(&mut stage, options.reps.unwrap_or(if options.quick { 1 } else { 3 }).max(1));
+    let closed = stage.close();
+    measured.and(closed)
+}
+
+/// Measures the programs on a mount that is not ours.
+fn cost(example: &mut Command) -> Result<()> {
+    let bindfs = Bindfs::start().context("the cost is measured on a bindfs mount")?;
+    let file = bindfs.put("file", &Pattern::new(1).bytes(0, COST_FILE))?;
+    let mut child = example.arg(file).spawn().context("cannot start the measurement")?;
+    let status = process::wait(&mut child)?;
+    ensure!(status.success(), "the measurement failed: {status}");
+    Ok(())
+}
