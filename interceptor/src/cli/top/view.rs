@@ -52,19 +52,18 @@ fn widths_of(view: View) -> Vec<Constraint> {
 fn title_line(model: &Model) -> Line<'_> {
     let report = model.report();
     let filer = report.current_filer.as_deref().unwrap_or("no filer");
-    let mut line = vec![
-        "interceptor ".bold(),
-        Span::raw(format!("{}  {filer}{}", report.mount_point, report.filer_path)),
-    ];
-    if !report.subscription.live {
-        line.push("  changes NOT heard".fg(Color::Red));
+    let mut line = vec!["interceptor  ".bold()];
+    // What is out of the ordinary goes first: long names are cut off at the window's edge.
+    if model.is_paused() {
+        line.push("PAUSED  ".bold().fg(Color::Yellow));
     }
     if let Some(trouble) = model.trouble() {
-        line.push(format!("  {trouble}").fg(Color::Red));
+        line.push(format!("{trouble}  ").fg(Color::Red));
     }
-    if model.is_paused() {
-        line.push("  PAUSED".bold().fg(Color::Yellow));
+    if !report.subscription.live {
+        line.push("changes NOT heard  ".fg(Color::Red));
     }
+    line.push(Span::raw(format!("{}  {filer}{}", report.mount_point, report.filer_path)));
     Line::from(line)
 }
 
