@@ -32,6 +32,15 @@ impl StatusPage {
         Ok((answer.status().as_u16(), text))
     }
 
+    /// GETs a path whose answer has no end, like the events of a dashboard. Closed when it is dropped; a read waits for as long as
+    /// nothing comes.
+    ///
+    /// # Errors
+    /// When the page does not answer.
+    pub fn follow(&self, path: &str) -> anyhow::Result<impl Read + Send + use<>> {
+        Ok(ureq::get(format!("{}{path}", self.url)).call()?.into_body().into_reader())
+    }
+
     /// The sum of a metric's samples whose labels contain all of `labels` (each as `name="value"`).
     ///
     /// # Errors

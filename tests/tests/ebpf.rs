@@ -638,6 +638,54 @@ fn what_follows_a_stream_in_the_page_cache_is_fetched_before_the_kernel_asks() {
 }
 
 #[test]
+fn a_hot_range_that_the_page_cache_has_lost_is_given_back_to_it_whole() {
+    const RANGE: usize = MIB;
+    const SIZE: usize = 64 * MIB;
+    if !can_observe() || !host::can_mount() {
+        return;
+    }
+    let cluster = CLUSTER.get(|| Cluster::builder().start().unwrap());
+    let pattern = Pattern::new(10);
+    cluster.filer().put_reader("/ebpf/range", pattern.reader(SIZE as u64), "").unwrap();
+    let mount = Mount::interceptor(&cluster.filer_addresses()).start().unwrap();
+    let path = mount.file("/ebpf/range");
+    let file = File::open(&path).unwrap();
+    // Without readahead, each page that the page cache lacks is a request of its own.
+    // SAFETY: a call on an open descriptor, without memory.
+    assert_eq!(unsafe { libc::posix_fadvise(libc_fd(&file), 0, 0, libc::POSIX_FADV_RANDOM) }, 0);
+    let hot = 5 * MIB..5 * MIB + RANGE;
+    let mut page = vec![0; PAGE as usize];
+    let mut read = |range: Range<usize>| {
+        for offset in range.step_by(page.len()) {
+            file.read_exact_at(&mut page, offset as u64).unwrap();
+            data::assert_same("/ebpf/range", &page, &pattern.bytes(offset as u64, page.len()));
+        }
+    };
+    let metric = |name: &str, labels: &[&str]| mount.metric(name, labels).unwrap();
+    let turned_hot = || {
+        read(hot.clone());
+        (metric("interceptor_ebpf_events_total", &["hot"]) > 0.0).then_some(())
+    };
+    eventually("a hot range", PATIENCE, turned_hot).unwrap();
+    assert_eq!(metric("interceptor_page_cache_pushed_bytes_total", &[]), 0.0, "the page cache had it all");
+
+    reading::forget(&path).unwrap();
+    let mut pages = hot.clone().step_by(PAGE as usize);
+    let pushed = || {
+        // Until its chunk is in the cache, the daemon has nothing to give.
+        let offset = pages.next().expect("a page that was not read since");
+        read(offset..offset + PAGE as usize);
+        (metric("interceptor_page_cache_pushed_bytes_total", &[]) > 0.0).then_some(())
+    };
+    eventually("a push", PATIENCE, pushed).unwrap();
+    let asked = metric("interceptor_reads_total", &[]);
+    assert!(pages.len() > 0, "the rest was not asked for");
+    read(hot.clone());
+    assert_eq!(metric("interceptor_reads_total", &[]), asked, "the page cache has it all");
+    assert_eq!(metric("interceptor_page_cache_pushed_bytes_total", &[]), RANGE as f64);
+}
+
+#[test]
 fn a_mount_that_may_not_load_programs_says_so_and_works() {
     if !can_observe() || !host::can_mount() {
         return;

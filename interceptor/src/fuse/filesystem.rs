@@ -26,6 +26,7 @@ use super::next_files::NextFiles;
 use super::opens::Opens;
 use super::passthrough::{self, Backing, NoPassthrough};
 use super::placement::Placement;
+use super::push::Pusher;
 use super::statfs::{self, MAX_NAME, SpaceCache};
 use super::xattr;
 use crate::namespace::{Answer, Found, Namespace, NamespaceError, NodeId, Stat};
@@ -52,6 +53,8 @@ pub(super) struct Shared {
     pub(super) offered: AtomicBool,
     /// Set before the first request if opens are answered.
     pub(super) opens: OnceLock<Opens<FileVersion, Backing>>,
+    /// Set before the first request.
+    pub(super) pusher: OnceLock<Pusher>,
     /// The value of [`xattr::STATUS_XATTR`].
     pub(super) status_api: String,
 }
@@ -266,7 +269,7 @@ impl Filesystem for MountedTree {
         _: FileHandle,
         offset: u64,
         size: u32,
-        _: OpenFlags,
+        flags: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
@@ -286,17 +289,23 @@ impl Filesystem for MountedTree {
                 drop(turn);
                 reply.data(&data);
             }
-            read::Answer::Pending(data) => self.0.spawn(async move {
-                let data = data.await;
-                drop(turn);
-                match data {
-                    Ok(data) => reply.data(&data),
-                    Err(error) => {
-                        log_failure(&error, version.path(), offset, len);
-                        reply.error(Errno::from_i32(error.errno()));
+            read::Answer::Pending(data) => {
+                let version = version.clone();
+                self.0.spawn(async move {
+                    let data = data.await;
+                    drop(turn);
+                    match data {
+                        Ok(data) => reply.data(&data),
+                        Err(error) => {
+                            log_failure(&error, version.path(), offset, len);
+                            reply.error(Errno::from_i32(error.errno()));
+                        }
                     }
-                }
-            }),
+                });
+            }
+        }
+        if let Some(pusher) = self.0.pusher.get() {
+            pusher.asked(node.0, &version, offset, flags);
         }
         if begins_small_file {
             self.0.read_next_files(node.0, size, hit);

@@ -6,7 +6,7 @@
 //!
 //! Where the kernel can read files of ours by itself ([`passthrough`]), it asks at each open, and [`opens`] keeps the answers
 //! consistent. Elsewhere it is told once that opens do not interest us and never asks again. [`placement`] has the request
-//! threads run where a lone reader waits for them.
+//! threads run where a lone reader waits for them. [`push`] gives hot ranges to the page cache whole.
 //!
 //! Request threads, each with a descriptor of its own, answer what is known by themselves. What needs the network moves to
 //! the tokio runtime together with its reply, and has the deadline of the call below.
@@ -27,6 +27,7 @@ mod next_files;
 mod opens;
 mod passthrough;
 mod placement;
+mod push;
 mod statfs;
 pub(crate) mod unmount;
 mod xattr;
@@ -52,6 +53,7 @@ use self::mountinfo::MountedAt;
 use self::next_files::NextFiles;
 use self::opens::Opens;
 use self::placement::Placement;
+use self::push::Pusher;
 use self::statfs::SpaceCache;
 use crate::namespace::{Changed, Filer, Namespace, NamespaceOptions, NodeId, invalidate};
 use crate::read::{FileVersion, Reader};
@@ -174,6 +176,7 @@ impl Mount {
             wants_passthrough: options.passthrough,
             offered: AtomicBool::new(false),
             opens: OnceLock::new(),
+            pusher: OnceLock::new(),
             status_api: options.status_api.map_or_else(|| "none".into(), |address| address.to_string()),
         });
 
@@ -286,6 +289,8 @@ fn begin(
     if passthrough.is_ok() {
         let _ = shared.opens.set(Opens::new());
     }
+    let pusher = Pusher::start(session.notifier(), shared.reader.clone()).map_err(MountError::Session)?;
+    let _ = shared.pusher.set(pusher);
     let notifier = Arc::new(KernelNotifier(session.notifier()));
     invalidate::spawn(queue, notifier).map_err(MountError::Session)?;
     let (ending, ended) = watch::channel(false);

@@ -24,6 +24,7 @@
 mod content;
 mod data;
 mod grain;
+mod hot_ranges;
 pub mod intervals;
 mod layout;
 mod origin;

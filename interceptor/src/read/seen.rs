@@ -2,7 +2,8 @@
 //!
 //! **Hot**: bytes that applications read again and again out of the page cache will be asked for again once it has to let go of them. If they
 //! make about half of their file, the file is worth being resident; otherwise the chunks that hold them are brought to the cache and
-//! ranked there as if they had just been read again, once for each time that they turn hot.
+//! ranked there as if they had just been read again, once for each time that they turn hot. If the kernel asks for one of them
+//! all the same, it is given all of it at once ([`FileVersion::take_hot`]).
 //!
 //! **Ahead**: somebody reads a file front to back, and the page cache has had it all so far. What comes next and has never been
 //! asked for is fetched before the kernel asks; from then on the file's own streams follow. As the page cache may have it
@@ -11,7 +12,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::data::Segment;
+use super::data::{Data, Segment};
 use super::grain::{self, Access};
 use super::{FileVersion, Reader};
 use crate::cache::BlockKey;
@@ -30,6 +31,7 @@ impl Reader {
         if file.note_hot(end - range.start) && self.consider(file, Worth::ReadAgain) {
             return;
         }
+        file.note_hot_range(range.start..end);
         // Who has read it has had the layout resolved, unless it was another version's reader.
         let Some(layout) = file.layout_now() else { return };
         for segment in layout.segments(range.start, end) {
@@ -60,6 +62,26 @@ impl Reader {
                 cache.promote(&key);
             }
         });
+    }
+
+    /// All bytes of `range` of `file`, which must not reach beyond its end, if the cache has them. They count as read, but not as a read.
+    pub fn held(&self, file: &FileVersion, range: &Range<u64>) -> Option<Data> {
+        let layout = file.layout_now()?;
+        let mut parts = Vec::with_capacity(1);
+        for segment in layout.segments(range.start, range.end) {
+            match segment {
+                Segment::Bytes(bytes) => parts.push(Data::shared(bytes)),
+                Segment::Zeros(len) => parts.push(Data::zeros(len)),
+                Segment::Chunk { index, range } => {
+                    for located in grain::locate_large(layout.chunk(index), &range) {
+                        let block = self.cache.get(&located.key)?;
+                        block.mark_read(&located.range);
+                        parts.push(Data::block(block, located.range));
+                    }
+                }
+            }
+        }
+        Some(Data::join(parts))
     }
 
     /// Somebody reads `file` front to back, has come to byte `head`, and is expected to want `window` next, which may reach beyond the end.

@@ -1,5 +1,6 @@
 //! One immutable state of a file.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -10,6 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
 use super::content::content_id;
+use super::hot_ranges::HotRanges;
 use super::layout::Layout;
 use super::speculation::{Holder, Interest};
 use super::{Origin, ReadError};
@@ -44,6 +46,8 @@ pub struct FileVersion {
     read: AtomicU64,
     /// Bytes that turned hot since that was last considered for it.
     hot: AtomicU64,
+    /// Those of them that the daemon has not been asked for since.
+    hot_ranges: HotRanges,
     /// What became of what was fetched for readers that the page cache had served so far.
     seen_ahead: OnceLock<Arc<Ledger>>,
 }
@@ -65,6 +69,7 @@ impl FileVersion {
             resident: Mutex::default(),
             read: AtomicU64::new(0),
             hot: AtomicU64::new(0),
+            hot_ranges: HotRanges::default(),
             seen_ahead: OnceLock::new(),
         })
     }
@@ -127,6 +132,17 @@ impl FileVersion {
             self.hot.store(0, Ordering::Relaxed);
         }
         is_due
+    }
+
+    /// Notes a range that is read again and again through the page cache.
+    pub fn note_hot_range(&self, range: Range<u64>) {
+        self.hot_ranges.note(range);
+    }
+
+    /// The range that was [noted](Self::note_hot_range) and holds the byte at `offset`, if there is one. It is forgotten, so that it is told
+    /// once for each time that it turns hot.
+    pub fn take_hot(&self, offset: u64) -> Option<Range<u64>> {
+        self.hot_ranges.take(offset)
     }
 
     /// The account of what is fetched for readers that the page cache has served so far.

@@ -146,6 +146,12 @@ fn fetches(out: &mut Exposition, totals: &Totals) {
     out.family("interceptor_hedges_won_total", "counter", "Second requests that were answered first.")
         .sample(&[], totals.hedges_won);
     out.family(
+        "interceptor_page_cache_pushed_bytes_total",
+        "counter",
+        "Bytes that were given to the page cache of the mount because they are hot.",
+    )
+    .sample(&[], totals.pushed_bytes);
+    out.family(
         "interceptor_integrity_failures_total",
         "counter",
         "Fetched bytes that were refused: wrong length, checksum or authentication.",
@@ -331,6 +337,7 @@ mod tests {
         metrics.set_subscription_live(Box::new(|| true));
         metrics.set_nodes(Box::new(|| 3));
         metrics.seen(SeenKind::Hot, Duration::from_millis(3));
+        metrics.pushed(4096);
         let mut answered = FlowTotal { nanos: 1_000_000_000, ..FlowTotal::default() };
         answered.buckets[3] = 2;
         let counts = KernelCounts {
@@ -356,6 +363,7 @@ mod tests {
             "interceptor_fallbacks_total{from=\"registered\",to=\"http\"} 1",
             "interceptor_hedges_sent_total 1",
             "interceptor_hedges_won_total 0",
+            "interceptor_page_cache_pushed_bytes_total 4096",
             "interceptor_integrity_failures_total{source=\"http\"} 0",
             "interceptor_prefetch_bytes_total{trigger=\"hot\",outcome=\"used\"} 1",
             "interceptor_cache_bytes{state=\"capacity\"} 10",

@@ -274,6 +274,7 @@ struct Counters {
     prefetched: [[AtomicU64; Outcome::ALL.len()]; Trigger::ALL.len()],
     hedges_sent: AtomicU64,
     hedges_won: AtomicU64,
+    pushed_bytes: AtomicU64,
     opens: [AtomicU64; Way::ALL.len()],
     seen: [Flow; SeenKind::ALL.len()],
 }
@@ -305,6 +306,8 @@ pub struct Totals {
     pub opens: [u64; Way::ALL.len()],
     /// Events of eBPF, with the time from the read that caused them until the daemon had acted on it, by [`SeenKind::ALL`].
     pub seen: [FlowTotal; SeenKind::ALL.len()],
+    /// Bytes that were given to the page cache of the mount because they are hot.
+    pub pushed_bytes: u64,
     /// Failed attempts by source and reason.
     pub fetch_errors: BTreeMap<(Source, &'static str), u64>,
     /// Changes from one source to another because the first failed.
@@ -367,6 +370,11 @@ impl Metrics {
     /// The second server was faster.
     pub fn hedge_won(&self) {
         self.counters.mine().hedges_won.fetch_add(1, Relaxed);
+    }
+
+    /// `bytes` that are hot were given to the page cache of the mount.
+    pub fn pushed(&self, bytes: u64) {
+        self.counters.mine().pushed_bytes.fetch_add(bytes, Relaxed);
     }
 
     /// `bytes` that nobody has asked for were brought because of `trigger`.
@@ -446,6 +454,7 @@ impl Metrics {
             }
             totals.hedges_sent += counters.hedges_sent.load(Relaxed);
             totals.hedges_won += counters.hedges_won.load(Relaxed);
+            totals.pushed_bytes += counters.pushed_bytes.load(Relaxed);
             for (sum, bytes) in totals.fetched_ahead.iter_mut().zip(&counters.fetched_ahead) {
                 *sum += bytes.load(Relaxed);
             }

@@ -14,6 +14,7 @@ mod report;
 mod resident;
 mod statistics;
 mod verify;
+mod watched;
 mod workloads;
 
 use std::fs;
@@ -98,6 +99,7 @@ pub(crate) fn command(options: &Options) -> Result<()> {
             println!("{:<20}{}", workload.name, workload.about);
         }
         println!("{:<20}{}", ebpf::NAME, ebpf::ABOUT);
+        println!("{:<20}{}", watched::NAME, watched::ABOUT);
         println!("{:<20}{}", hit_ratio::NAME, hit_ratio::ABOUT);
         return Ok(());
     }
@@ -106,6 +108,9 @@ pub(crate) fn command(options: &Options) -> Result<()> {
     }
     if ebpf::is_meant(options)? {
         return ebpf::run(options);
+    }
+    if watched::is_meant(options)? {
+        return watched::run(options);
     }
     let chosen = choose(&options.name)?;
     let (reps, size, files, reads) =

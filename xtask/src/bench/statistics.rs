@@ -23,6 +23,15 @@ pub(super) fn quantile(values: &[f64], fraction: f64) -> Option<f64> {
     sorted.get(rank.saturating_sub(1)).copied()
 }
 
+/// Between what the median of all there could be lies with 95 % confidence: the sign test, by the normal approximation of the binomial distribution. `None`
+/// for fewer than six values, which cannot tell.
+pub(super) fn median_interval(values: &[f64]) -> Option<(f64, f64)> {
+    let sorted = sorted(values);
+    let count = sorted.len() as f64;
+    let rank = (count / 2.0 - 0.98 * count.sqrt()).floor().max(1.0) as usize;
+    (sorted.len() >= 6).then(|| (sorted[rank - 1], sorted[sorted.len() - rank]))
+}
+
 fn sorted(values: &[f64]) -> Vec<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -43,6 +52,15 @@ mod tests {
         assert_eq!(Summary::of(&[3.0, 1.0, 2.0]), Some(Summary { median: 2.0, min: 1.0, max: 3.0 }));
         assert_eq!(Summary::of(&[4.0, 1.0, 2.0, 3.0]).unwrap().median, 2.5);
         assert_eq!(Summary::of(&[]), None);
+    }
+
+    #[test]
+    fn the_interval_of_a_median_narrows_with_the_number_of_values() {
+        let of = |count: i32| median_interval(&(0..count).map(f64::from).collect::<Vec<_>>());
+        assert_eq!(of(5), None);
+        assert_eq!(of(6), Some((0.0, 5.0)));
+        // The tables of the sign test have the 40th and the 61st of a hundred.
+        assert_eq!(of(100), Some((39.0, 60.0)));
     }
 
     #[test]
