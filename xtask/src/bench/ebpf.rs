@@ -1,9 +1,10 @@
 //! `cargo xtask bench ebpf`: what it costs to see every read, how soon something follows from one, and what it is good for.
 //!
-//! Three parts in one run: an example of the crate `interceptor` measures the programs on a `bindfs` mount ([`cost`]); then the same load goes through
-//! `interceptor mount` with and without them ([`ablation`]), whose daemon also tells how long it took from a read to what followed from it.
+//! Parts of one run: an example of the crate `interceptor` measures the programs on a `bindfs` mount ([`cost`]); then a cold sequential pass ([`cold`]) and a load
+//! with a hot set ([`ablation`]) go through `interceptor mount` with and without them. The daemon also tells how long it took from a read to what followed from it.
 
 mod ablation;
+mod cold;
 
 use std::process::Command;
 
@@ -23,6 +24,12 @@ pub(super) const ABOUT: &str =
 /// Bytes of the file that the cost is measured with.
 const COST_FILE: usize = 64 << 20;
 
+/// Bytes of the file that is read cold.
+const COLD_FILE: u64 = 1 << 30;
+const COLD_FILE_QUICK: u64 = 128 << 20;
+/// Passes with and without in one repetition: what they are to show is small.
+const COLD_PAIRS: usize = 3;
+
 /// Whether that is to be run, which is then all.
 pub(super) fn is_meant(options: &Options) -> Result<bool> {
     let meant = options.name.iter().any(|name| name == NAME);
@@ -41,8 +48,10 @@ pub(super) fn run(options: &Options) -> Result<()> {
     interrupt::check()?;
     cost(&mut Command::new(example))?;
     let mut stage = Stage::open("bench")?;
+    let reps = options.reps.unwrap_or(if options.quick { 1 } else { 5 }).max(1);
+    let size = options.size.unwrap_or(if options.quick { COLD_FILE_QUICK } else { COLD_FILE });
     let measured =
-        ablation::run(&mut stage, options.reps.unwrap_or(if options.quick { 1 } else { 3 }).max(1));
+        cold::run(&mut stage, COLD_PAIRS * reps, size).and_then(|()| ablation::run(&mut stage, reps));
     let closed = stage.close();
     measured.and(closed)
 }

@@ -37,10 +37,10 @@ const SIZE: u64 = 256 << 20;
 const BLOCK: usize = 1 << 20;
 /// Memory of the daemon, MiB: more than the file takes.
 const CACHE_MIB: u64 = 1024;
-/// How long is read before watchers come or go: it has a few of their seconds in it.
-const SLICE: Duration = Duration::from_secs(3);
+/// How long is read before watchers come or go: one of their seconds. Short, so that neighbours have the same weather.
+const SLICE: Duration = Duration::from_millis(1000);
 /// Pairs of slices in one repetition.
-const PAIRS: usize = 6;
+const PAIRS: usize = 20;
 /// Between two scrapes.
 const SCRAPE: Duration = Duration::from_secs(1);
 
