@@ -31,12 +31,21 @@ pub(super) fn settle(status: Option<&StatusPage>) -> Result<()> {
     Ok(())
 }
 
-/// Has `readers` at once read the resident file with the content of `large` as any process may read a file on a tmpfs, by way of the
-/// daemon's descriptor. Nothing if the daemon has no such file.
-pub(super) fn read_directly(daemon: i32, large: &Large, readers: u64) -> Result<Option<Sample>> {
-    let Some(path) = find(daemon, large.size)? else { return Ok(None) };
-    let seconds = reader::together(&path, large, readers)?;
-    Ok(Some(Sample { figure: "directly", ..throughput((readers * large.size) as f64, seconds) }))
+/// What `pass` gives, and how fast `readers` at once read the resident file with the content of `large` as any process may read a file on a
+/// tmpfs, by way of the daemon's descriptor: before and after the pass, because the machine changes in between. Only the pass if the daemon has no such file.
+pub(super) fn beside_direct(
+    daemon: i32,
+    large: &Large,
+    readers: u64,
+    pass: impl FnOnce() -> Result<Vec<Sample>>,
+) -> Result<Vec<Sample>> {
+    let Some(path) = find(daemon, large.size)? else { return pass() };
+    let before = reader::together(&path, large, readers)?;
+    let mut samples = pass()?;
+    let after = reader::together(&path, large, readers)?;
+    let bytes = (2 * readers * large.size) as f64;
+    samples.push(Sample { figure: "directly", ..throughput(bytes, before + after) });
+    Ok(samples)
 }
 
 /// The file of `size` bytes without a name that the daemon has open.

@@ -162,9 +162,7 @@ pub(super) const ALL: &[Workload] = &[
         transport: "http",
         run: |site| {
             make_hot(site)?;
-            let mut samples = sequential_pass_and_cpu(site)?;
-            samples.extend(resident::read_directly(site.daemon, &site.data.large, 1)?);
-            Ok(samples)
+            resident::beside_direct(site.daemon, &site.data.large, 1, || sequential_pass_and_cpu(site))
         },
         check: compare_large,
     },
@@ -198,9 +196,7 @@ pub(super) const ALL: &[Workload] = &[
         transport: "http",
         run: |site| {
             make_hot(site)?;
-            let mut samples = four_readers(site)?;
-            samples.extend(resident::read_directly(site.daemon, &site.data.large, FOUR)?);
-            Ok(samples)
+            resident::beside_direct(site.daemon, &site.data.large, FOUR, || four_readers(site))
         },
         check: compare_large,
     },
