@@ -4,6 +4,7 @@
 //! speeds up in between does it to both; each repetition has a fresh mount with empty caches. The volume server's own page cache is warm in
 //! every row. Medians, extremes and ratios go to a table, every repetition to the JSON file.
 
+mod attach;
 mod buffer;
 mod data;
 mod ebpf;
@@ -98,6 +99,7 @@ pub(crate) fn command(options: &Options) -> Result<()> {
         for workload in ALL {
             println!("{:<20}{}", workload.name, workload.about);
         }
+        println!("{:<20}{}", attach::NAME, attach::ABOUT);
         println!("{:<20}{}", ebpf::NAME, ebpf::ABOUT);
         println!("{:<20}{}", watched::NAME, watched::ABOUT);
         println!("{:<20}{}", hit_ratio::NAME, hit_ratio::ABOUT);
@@ -105,6 +107,9 @@ pub(crate) fn command(options: &Options) -> Result<()> {
     }
     if hit_ratio::is_meant(options)? {
         return hit_ratio::run(options);
+    }
+    if attach::is_meant(options)? {
+        return attach::run(options);
     }
     if ebpf::is_meant(options)? {
         return ebpf::run(options);

@@ -114,7 +114,7 @@ impl Report {
 }
 
 /// Lines of equally wide columns, of which the first `words` are words and the others numbers.
-fn table<const N: usize>(
+pub(super) fn table<const N: usize>(
     words: usize,
     head: [String; N],
     lines: impl Iterator<Item = [String; N]>,
