@@ -276,7 +276,7 @@ fn names(site: &Site) -> Result<Vec<Sample>> {
         Ok(rate(figure, NAMES, begun.elapsed().as_secs_f64()))
     };
     let samples = vec![
-        timed("create", &|old, _| Ok(drop(File::create_new(old)?)))?,
+        timed("create", &|old, _| Ok(File::create_new(old).map(drop)?))?,
         timed("stat", &|old, _| existing(&old))?,
         timed("rename", &|old, new| Ok(fs::rename(old, new)?))?,
         timed("stat renamed", &|_, new| existing(&new))?,
