@@ -81,16 +81,6 @@ const WORKLOADS: [Workload; 6] = [
     Workload { name: "names", reads: false, run: names },
 ];
 
-/// Whether that is to be run, which is then all.
-pub(super) fn is_meant(options: &Options) -> Result<bool> {
-    let meant = options.name.iter().any(|name| name == NAME);
-    ensure!(
-        !meant || options.name.len() == 1,
-        "{NAME} compares mounts of its own; run it without other workloads"
-    );
-    Ok(meant)
-}
-
 /// Measures and prints.
 pub(super) fn run(options: &Options) -> Result<()> {
     let (reps, size, files, reads) =

@@ -30,16 +30,6 @@ const COLD_FILE_QUICK: u64 = 128 << 20;
 /// Passes with and without in one repetition: what they are to show is small.
 const COLD_PAIRS: usize = 3;
 
-/// Whether that is to be run, which is then all.
-pub(super) fn is_meant(options: &Options) -> Result<bool> {
-    let meant = options.name.iter().any(|name| name == NAME);
-    ensure!(
-        !meant || options.name.len() == 1,
-        "{NAME} compares mounts of its own; run it without other workloads"
-    );
-    Ok(meant)
-}
-
 /// Runs all parts.
 pub(super) fn run(options: &Options) -> Result<()> {
     setup::ensure()?;

@@ -108,13 +108,13 @@ pub(crate) fn command(options: &Options) -> Result<()> {
     if hit_ratio::is_meant(options)? {
         return hit_ratio::run(options);
     }
-    if attach::is_meant(options)? {
+    if is_alone(options, attach::NAME)? {
         return attach::run(options);
     }
-    if ebpf::is_meant(options)? {
+    if is_alone(options, ebpf::NAME)? {
         return ebpf::run(options);
     }
-    if watched::is_meant(options)? {
+    if is_alone(options, watched::NAME)? {
         return watched::run(options);
     }
     let chosen = choose(&options.name)?;
@@ -256,6 +256,16 @@ impl Side {
             Self::Weed => "weed mount",
         }
     }
+}
+
+/// Whether what is called `name`, which has mounts of its own, is to be run. It is then all that is.
+fn is_alone(options: &Options, name: &str) -> Result<bool> {
+    let meant = options.name.iter().any(|wanted| wanted == name);
+    ensure!(
+        !meant || options.name.len() == 1,
+        "{name} has mounts of its own; run it without other workloads"
+    );
+    Ok(meant)
 }
 
 fn choose(names: &[String]) -> Result<Vec<&'static Workload>> {

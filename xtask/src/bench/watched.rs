@@ -48,16 +48,6 @@ const SCRAPE: Duration = Duration::from_secs(1);
 const WAYS: [(&str, OFlag); 2] =
     [("from the page cache", OFlag::empty()), ("from the arena", OFlag::O_DIRECT)];
 
-/// Whether that is to be run, which is then all.
-pub(super) fn is_meant(options: &Options) -> Result<bool> {
-    let meant = options.name.iter().any(|name| name == NAME);
-    ensure!(
-        !meant || options.name.len() == 1,
-        "{NAME} compares a mount with itself; run it without other workloads"
-    );
-    Ok(meant)
-}
-
 /// Mounts, measures and prints.
 pub(super) fn run(options: &Options) -> Result<()> {
     setup::ensure()?;
