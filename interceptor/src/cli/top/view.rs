@@ -52,7 +52,7 @@ fn widths_of(view: View) -> Vec<Constraint> {
 fn title_line(model: &Model) -> Line<'_> {
     let report = model.report();
     let filer = report.current_filer.as_deref().unwrap_or("no filer");
-    let mut line = vec!["interceptor  ".bold()];
+    let mut line = vec!["interceptor ".bold()];
     // What is out of the ordinary goes first: long names are cut off at the window's edge.
     if model.is_paused() {
         line.push("PAUSED  ".bold().fg(Color::Yellow));
