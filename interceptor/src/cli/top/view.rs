@@ -151,7 +151,7 @@ mod tests {
     fn all_that_matters_fits_80_by_24() {
         let shown = screen(&model(), 80, 24);
         for part in [
-            "interceptor /mnt/data",
+            "changes NOT heard  /mnt/data",
             "from memory, 1 min 0.0 %",
             "page cache",
             "2 MiB/s",
