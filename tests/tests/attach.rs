@@ -239,7 +239,8 @@ fn a_killed_daemon_leaves_the_mount_below() {
     assert_eq!(text, "below");
     println!("the mount below was there again after {took:?}");
     let error = writer.join().unwrap();
-    let ended = [libc::ENOTCONN, libc::ECONNABORTED].map(Some);
+    // The last, if it died while it was taking over the request.
+    let ended = [libc::ENOTCONN, libc::ECONNABORTED, libc::EIO].map(Some);
     assert!(ended.contains(&error.raw_os_error()), "{error}");
     // The kernel may still have the page; nothing can be asked.
     assert_eq!(open.metadata().map(|found| found.len()).unwrap_or(5), 5);

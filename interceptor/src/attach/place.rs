@@ -36,9 +36,7 @@ pub(super) fn take_below(given: &Path) -> Result<(Lower, MountedAt), AttachError
     let Some(old) = MountedAt::topmost(&path).filter(|mount| mount.fs_type == FS_TYPE) else {
         return Err(AttachError::NothingAttached { path });
     };
-    if let Some(inner) = MountedAt::below(&path).into_iter().next() {
-        return Err(AttachError::MountsBelow { path, below: inner.path });
-    }
+    nothing_below(&path)?;
     let failed = |source| AttachError::NoLookBelow { path: path.clone(), source };
     // The namespace goes with the thread; the clone of the mount below stays.
     let looking = std::thread::Builder::new().name("look-below".into()).spawn({
@@ -51,6 +49,14 @@ pub(super) fn take_below(given: &Path) -> Result<(Lower, MountedAt), AttachError
     let looked = looking.map_err(failed)?.join();
     let lower = looked.unwrap_or_else(|_| Err(io::Error::other("a thread panicked"))).map_err(failed)??;
     Ok((Lower { mount_id: old.parent, ..lower }, old))
+}
+
+/// What is mounted on a layer would go with it.
+fn nothing_below(path: &Path) -> Result<(), AttachError> {
+    match MountedAt::below(path).into_iter().next() {
+        Some(inner) => Err(AttachError::MountsBelow { path: path.into(), below: inner.path }),
+        None => Ok(()),
+    }
 }
 
 fn uncover_for_this_thread(path: &Path) -> io::Result<()> {
@@ -92,6 +98,8 @@ pub(super) fn place(
 }
 
 fn replace(layer: &OwnedFd, old: &MountedAt) -> Result<(), AttachError> {
+    // Something may have come since the first look.
+    nothing_below(&old.path)?;
     let failed = |source| AttachError::NoBeneath { path: old.path.clone(), source };
     let Some(held) = old.hold().map_err(failed)? else {
         return Err(AttachError::Changed { path: old.path.clone() });
