@@ -42,14 +42,30 @@ impl Layer {
         let home = tempfile::Builder::new().prefix("interceptor-layer-").tempdir()?;
         // An empty one keeps the host's own settings out.
         fs::write(home.path().join("security.toml"), "")?;
-        let mut command = Command::new(mount::interceptor_program()?);
-        command.args(["attach", "--status-addr", "127.0.0.1:0"]);
-        command.args(args.into_iter().map(Into::into)).arg(path);
-        command.current_dir(home.path()).env("HOME", home.path());
-        let process = Process::start(command, &home.path().join("log"), GRACE, Signal::SIGTERM)?;
+        let process = start(home.path(), path, "log", args)?;
         let mut layer = Self { process, path: path.to_owned(), status: String::new(), home };
         layer.await_ready()?;
         Ok(layer)
+    }
+
+    /// Has another take over, with these options, waits until that is announced, and is that one from then on. Gives the one before, which serves what is open.
+    ///
+    /// # Errors
+    /// When the program ends early or is not ready in time; then this is the one that it was.
+    pub fn restart<A: Into<OsString>>(
+        &mut self,
+        args: impl IntoIterator<Item = A>,
+    ) -> anyhow::Result<Process> {
+        let log = format!("log-{}", fs::read_dir(self.home.path())?.count());
+        let args = args.into_iter().map(Into::into).chain(["--restart".into()]);
+        let old = std::mem::replace(&mut self.process, start(self.home.path(), &self.path, &log, args)?);
+        match self.await_ready() {
+            Ok(()) => Ok(old),
+            Err(error) => {
+                self.process = old;
+                Err(error)
+            }
+        }
     }
 
     fn await_ready(&mut self) -> anyhow::Result<()> {
@@ -120,6 +136,12 @@ impl Layer {
         StatusPage::at(self.status.trim_end_matches('/').to_owned())
     }
 
+    /// Where it says that, as `HOST:PORT`.
+    #[must_use]
+    pub fn status_address(&self) -> &str {
+        self.status.trim_start_matches("http://").trim_end_matches('/')
+    }
+
     /// The output so far.
     ///
     /// # Errors
@@ -147,6 +169,22 @@ impl Drop for Layer {
             eprintln!("the layer's log was {}", self.home.path().join("log").display());
         }
     }
+}
+
+fn start<A: Into<OsString>>(
+    home: &Path,
+    path: &Path,
+    log: &str,
+    args: impl IntoIterator<Item = A>,
+) -> anyhow::Result<Process> {
+    let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
+    let mut command = Command::new(mount::interceptor_program()?);
+    command.arg("attach");
+    if !args.iter().any(|arg| arg == "--status-addr") {
+        command.args(["--status-addr", "127.0.0.1:0"]);
+    }
+    command.args(args).arg(path).current_dir(home).env("HOME", home);
+    Process::start(command, &home.join(log), GRACE, Signal::SIGTERM)
 }
 
 /// A new ext4 in a file, mounted by a loop device.

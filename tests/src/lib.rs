@@ -33,6 +33,7 @@ pub mod ports;
 pub mod posix;
 pub mod process;
 pub mod proxy;
+pub mod readers;
 pub mod reading;
 pub mod shared;
 pub mod status;

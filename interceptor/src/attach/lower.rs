@@ -7,9 +7,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use nix::mount::MsFlags;
 use rustix::fs::{AtFlags, CWD, FileType, StatxFlags, statx};
-use rustix::mount::{OpenTreeFlags, open_tree};
+use rustix::mount::{MountAttrFlags, OpenTreeFlags, open_tree};
 
 use super::node_file::proc_path;
 use super::refusal::AttachError;
@@ -18,6 +17,9 @@ use crate::fuse::mountpoint;
 
 /// What our layer is called in the kernel's table of mounts.
 pub(super) const FS_TYPE: &str = "fuse.interceptor-attach";
+
+/// The same without `fuse.`.
+pub(super) const SUBTYPE: &str = "interceptor-attach";
 
 /// Local file systems for which the kernel checks all rights by attributes and access control lists, as it does for our layer.
 pub(super) const LOCAL: [&str; 9] =
@@ -33,8 +35,10 @@ pub(super) struct Lower {
     pub(super) source: String,
     /// Its type there, such as `fuse.seaweedfs`.
     pub(super) fs_type: String,
-    /// The flags it is mounted with.
-    pub(super) flags: MsFlags,
+    /// The kernel's number for the mount.
+    pub(super) mount_id: u64,
+    /// How it is mounted.
+    pub(super) attributes: MountAttrFlags,
     /// Whether other users than the one who mounted it may use it.
     pub(super) allow_other: bool,
     /// Whether the kernel checks rights by attributes. If not, its daemon does.
@@ -76,7 +80,8 @@ impl Lower {
             path,
             source: mount.source,
             fs_type: mount.fs_type,
-            flags: flags(&mount.options),
+            mount_id: mount.id,
+            attributes: mount_attributes(&mount.options),
             allow_other: !is_fuse || told("allow_other"),
             kernel_checks,
         })
@@ -91,7 +96,7 @@ impl Lower {
     }
 }
 
-fn full_path(given: &Path) -> Result<PathBuf, AttachError> {
+pub(super) fn full_path(given: &Path) -> Result<PathBuf, AttachError> {
     std::fs::canonicalize(given).map_err(|error| match error.raw_os_error() {
         Some(libc::ENOENT) => AttachError::Missing { path: given.into() },
         Some(libc::EACCES) => AttachError::KeptOut { path: given.into() },
@@ -106,19 +111,19 @@ fn has_acls(root: &OwnedFd) -> bool {
         != Err(rustix::io::Errno::OPNOTSUPP)
 }
 
-/// The flags of `mount(2)` for options that the kernel's table names.
-fn flags(options: &[String]) -> MsFlags {
-    let flag = |option: &String| match option.as_str() {
-        "ro" => MsFlags::MS_RDONLY,
-        "nosuid" => MsFlags::MS_NOSUID,
-        "nodev" => MsFlags::MS_NODEV,
-        "noexec" => MsFlags::MS_NOEXEC,
-        "noatime" => MsFlags::MS_NOATIME,
-        "nodiratime" => MsFlags::MS_NODIRATIME,
-        "relatime" => MsFlags::MS_RELATIME,
-        _ => MsFlags::empty(),
+/// The attributes of a mount for options that the kernel's table names.
+fn mount_attributes(options: &[String]) -> MountAttrFlags {
+    let attribute = |option: &String| match option.as_str() {
+        "ro" => MountAttrFlags::MOUNT_ATTR_RDONLY,
+        "nosuid" => MountAttrFlags::MOUNT_ATTR_NOSUID,
+        "nodev" => MountAttrFlags::MOUNT_ATTR_NODEV,
+        "noexec" => MountAttrFlags::MOUNT_ATTR_NOEXEC,
+        "noatime" => MountAttrFlags::MOUNT_ATTR_NOATIME,
+        "nodiratime" => MountAttrFlags::MOUNT_ATTR_NODIRATIME,
+        // What there is without any is `relatime`.
+        _ => MountAttrFlags::empty(),
     };
-    options.iter().map(flag).collect()
+    options.iter().map(attribute).collect()
 }
 
 /// What a refusal of the kernel is for who asked.
@@ -144,8 +149,9 @@ mod tests {
     }
 
     #[test]
-    fn options_become_flags() {
+    fn options_become_attributes() {
         let options = ["rw", "nosuid", "noexec", "relatime", "lazytime"].map(str::to_owned);
-        assert_eq!(flags(&options), MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_RELATIME);
+        let expected = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        assert_eq!(mount_attributes(&options), expected);
     }
 }

@@ -16,7 +16,8 @@
 //!
 //! **Coming and going.** Mounting over a path and detaching from it are one step each for who opens files there: every open finds one or the other.
 //! When told to go, the layer is detached first, which uncovers the mount below, and goes on serving what is open until that
-//! is closed or a grace period is over. When the process dies, its parent ([`supervisor`]) detaches the layer.
+//! is closed or a grace period is over; the same when somebody else detaches it, such as another layer that takes its [`place`]. When the process dies, its parent
+//! ([`supervisor`]) detaches the layer.
 //!
 //! **Errors** are those of the mount below, unchanged. If it hangs, so do the requests for it, as they would without the layer.
 
@@ -31,11 +32,13 @@ mod listing;
 mod lower;
 mod node_file;
 mod nodes;
+mod place;
 mod refusal;
 mod remembered;
 pub mod supervisor;
 mod tree;
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -50,9 +53,10 @@ pub use refusal::AttachError;
 use self::entries::Entries;
 use self::filesystem::Layer;
 use self::lower::Lower;
+use self::supervisor::Report;
 use self::tree::Tree;
 use crate::fuse::MountError;
-use crate::fuse::device::{self, Manner};
+use crate::fuse::device::{self, Detached, Manner};
 use crate::fuse::handles::Handles;
 use crate::fuse::mountinfo::MountedAt;
 use crate::fuse::{find_root, unmount};
@@ -67,6 +71,8 @@ use crate::telemetry::Metrics;
 pub struct AttachOptions {
     /// The mount point of the mount below.
     pub path: PathBuf,
+    /// Whether to take the place of a layer that is there; else there may be none.
+    pub restart: bool,
     /// Threads that answer the kernel, each of which can wait for the mount below.
     pub threads: usize,
     /// How far the kernel reads ahead of a sequential reader, in KiB.
@@ -96,6 +102,12 @@ pub struct Below {
 pub struct Attached {
     at: MountedAt,
     below: Below,
+    serving: Serving,
+    report: Report,
+}
+
+/// What answers the kernel, on threads of its own, as long as its mount is in use.
+struct Serving {
     tree: Arc<Tree>,
     entries: Option<Arc<Entries>>,
     ended: watch::Receiver<bool>,
@@ -108,38 +120,46 @@ const NOTICES: usize = 1024;
 const FIRST_ANSWER: Duration = Duration::from_secs(30);
 
 impl Attached {
-    /// Covers the mount at `options.path` with a layer, and returns when that answers.
+    /// Covers the mount at `options.path` with a layer that answers, and says in `report` which mount that is.
     ///
     /// The umask of the process becomes 0 and its limit of open files is raised: each file that the kernel remembers takes a descriptor.
     ///
     /// # Errors
-    /// Says what is in the way and what to do about it. Nothing is covered then.
+    /// Says what is in the way and what to do about it. Nothing is covered then, and a layer that was to be replaced goes on.
     pub async fn start(
         options: AttachOptions,
         cluster: Option<Cluster>,
         metrics: Arc<Metrics>,
+        report: Report,
     ) -> Result<Self, AttachError> {
-        let thread_failed = |panic| AttachError::Start(std::io::Error::other(panic));
+        let AttachOptions { path, restart, threads, read_ahead_kib } = options;
         // Looking at the mount below, and the kernel's look at us, may block.
-        let path = options.path.clone();
-        let taken = tokio::task::spawn_blocking(move || Lower::take(&path));
-        let lower = taken.await.map_err(thread_failed)??;
+        let taken = tokio::task::spawn_blocking(move || match restart {
+            true => place::take_below(&path).map(|(lower, old)| (lower, Some(old))),
+            false => Ok((Lower::take(&path)?, None)),
+        });
+        let (lower, old) = taken.await.map_err(thread_failed)??;
         let entries = match cluster {
             Some(cluster) => Some(accelerate(&lower, cluster).await?),
             None => None,
         };
-        let started = tokio::task::spawn_blocking(move || start(&options, lower, entries, metrics));
-        let attached = started.await.map_err(thread_failed)??;
-        let path = attached.at.path.clone();
-        let answer = tokio::task::spawn_blocking(move || std::fs::symlink_metadata(path));
+        let started = tokio::task::spawn_blocking(move || {
+            start(&lower, entries, metrics, threads).map(|(serving, mount)| (serving, mount, lower))
+        });
+        let (serving, mount, lower) = started.await.map_err(thread_failed)??;
+        let answer = tokio::task::spawn_blocking(move || place::await_answer(&mount).map(|()| mount));
         let answered = match tokio::time::timeout(FIRST_ANSWER, answer).await {
-            Ok(answer) => answer.map_err(thread_failed)?.map(drop),
+            Ok(answer) => answer.map_err(thread_failed)?,
             Err(_) => Err(std::io::ErrorKind::TimedOut.into()),
         };
-        match answered {
-            Ok(()) => Ok(attached),
-            Err(source) => Err(AttachError::Unusable { path: attached.at.path.clone(), source }),
-        }
+        let mount = answered.map_err(|source| AttachError::Unusable { path: lower.path.clone(), source })?;
+        let placed = tokio::task::spawn_blocking(move || {
+            let at = place::place(mount, &lower, old.as_ref(), &report)?;
+            at.set_read_ahead(read_ahead_kib);
+            let below = Below { source: lower.source, fs_type: lower.fs_type };
+            Ok(Self { at, below, serving, report })
+        });
+        placed.await.map_err(thread_failed)?
     }
 
     /// The mount below.
@@ -154,18 +174,27 @@ impl Attached {
 
     /// How many files the kernel remembers. Each takes a descriptor.
     pub fn nodes(&self) -> usize {
-        self.tree.nodes().len()
+        self.serving.tree.nodes().len()
     }
 
     /// Whether files can be served from the cluster now: there is one, and its events arrive.
     pub fn is_live(&self) -> bool {
-        self.entries.as_ref().is_some_and(|entries| entries.is_live())
+        self.serving.entries.as_ref().is_some_and(|entries| entries.is_live())
     }
 
     /// Resolves when the layer does not exist any more, whoever unmounted it.
     pub async fn wait(&self) {
         // An error means that the session's thread is gone, which is the same.
-        let _ = self.ended.clone().wait_for(|ended| *ended).await;
+        let _ = self.serving.ended.clone().wait_for(|ended| *ended).await;
+    }
+
+    /// Resolves when somebody else has taken the layer away from its path. What is open is served all the same.
+    pub async fn removed(&self) {
+        if let Err(error) = self.at.removed().await {
+            tracing::warn!(%error, "cannot watch what is mounted; not noticing when another takes over");
+            self.wait().await;
+        }
+        self.report.removed();
     }
 
     /// Uncovers the mount below at once, and goes on serving what is open until it is closed or `grace` is over. After that, requests
@@ -173,6 +202,7 @@ impl Attached {
     pub async fn detach(&self, grace: Duration) {
         let at = self.at.clone();
         let _ = tokio::task::spawn_blocking(move || unmount::detach(&at)).await;
+        self.report.removed();
         if tokio::time::timeout(grace, self.wait()).await.is_err() {
             tracing::warn!(path = %self.at.path.display(), "files are still open; what is asked of them fails from now on");
             unmount::abort(&self.at);
@@ -182,7 +212,7 @@ impl Attached {
 
 impl Drop for Attached {
     fn drop(&mut self) {
-        if !*self.ended.borrow() {
+        if !*self.serving.ended.borrow() {
             unmount::detach(&self.at);
         }
     }
@@ -208,23 +238,28 @@ async fn accelerate(lower: &Lower, cluster: Cluster) -> Result<Arc<Entries>, Att
     Ok(entries)
 }
 
+fn thread_failed(panic: tokio::task::JoinError) -> AttachError {
+    AttachError::Start(std::io::Error::other(panic))
+}
+
+/// Begins to answer for a layer over `lower` that has no place yet, and gives its root.
 fn start(
-    options: &AttachOptions,
-    lower: Lower,
+    lower: &Lower,
     entries: Option<Arc<Entries>>,
     metrics: Arc<Metrics>,
-) -> Result<Attached, AttachError> {
+    threads: usize,
+) -> Result<(Serving, OwnedFd), AttachError> {
     let descriptors = raise_limit_of_files();
     // The kernel has applied the callers' umask, or leaves it to us request by request.
     umask(Mode::empty());
     let unusable = |source| AttachError::Unusable { path: lower.path.clone(), source };
     let (crowded, alarm) = remembered::alarm();
-    let tree = Tree::new(&lower, remembered::most(descriptors), crowded).map_err(unusable)?;
+    let tree = Tree::new(lower, remembered::most(descriptors), crowded).map_err(unusable)?;
     let tree = Arc::new(tree);
     let manner = Manner {
         source: &lower.source,
-        fs_type: lower::FS_TYPE,
-        flags: lower.flags,
+        subtype: lower::SUBTYPE,
+        attributes: lower.attributes,
         allow_other: lower.allow_other,
         default_permissions: lower.kernel_checks,
     };
@@ -238,22 +273,16 @@ fn start(
         entries: entries.clone(),
         notifier: notifier.clone(),
     };
-    let device = device::mount_by_kernel(&lower.path, &manner)?;
-    let Some(at) = MountedAt::topmost(&lower.path).filter(|at| at.fs_type == lower::FS_TYPE) else {
-        return Err(MountError::Vanished { path: lower.path }.into());
-    };
-    let below = Below { source: lower.source, fs_type: lower.fs_type };
-    // From here on it is dropped, and with it the layer detached, if anything fails.
-    let (ending, ended) = watch::channel(false);
-    let attached = Attached { at, below, tree, entries, ended };
+    let Detached { device, mount } = device::mount_detached(&lower.path, &manner)?;
     let mut config = Config::default();
     // The kernel has turned away whom it does not let in.
     config.acl = SessionACL::All;
-    config.n_threads = Some(options.threads.max(1));
+    config.n_threads = Some(threads.max(1));
     config.clone_fd = true;
     let session = Session::from_fd(layer, device, config.acl, config).map_err(MountError::Session)?;
     let _ = notifier.set(session.notifier());
-    remembered::spawn(&attached.tree, alarm, session.notifier()).map_err(AttachError::Start)?;
+    remembered::spawn(&tree, alarm, session.notifier()).map_err(AttachError::Start)?;
+    let (ending, ended) = watch::channel(false);
     let run = move || {
         if let Err(error) = session.run() {
             tracing::error!(%error, "the session with the kernel failed");
@@ -261,8 +290,7 @@ fn start(
         ending.send_replace(true);
     };
     std::thread::Builder::new().name("fuse".into()).spawn(run).map_err(AttachError::Start)?;
-    attached.at.set_read_ahead(options.read_ahead_kib);
-    Ok(attached)
+    Ok((Serving { tree, entries, ended }, mount))
 }
 
 /// Lets the process have as many descriptors as the kernel lets any, or, without the right to that, as it may have. Returns how many.

@@ -21,10 +21,41 @@ pub enum AttachError {
         path: PathBuf,
     },
     /// One of ours is there already.
-    #[error("interceptor is already attached to {}; end that one first (SIGTERM to its process)", path.display())]
+    #[error("interceptor is already attached to {}; end that one first (SIGTERM to its process), or take over from it with --restart", path.display())]
     AlreadyAttached {
         /// The path.
         path: PathBuf,
+    },
+    /// There is nothing to take over from.
+    #[error("nothing is attached at {}; leave out --restart", path.display())]
+    NothingAttached {
+        /// The path.
+        path: PathBuf,
+    },
+    /// What is mounted there is not what was looked at before.
+    #[error("what is mounted on {} has changed meanwhile; is another attach under way?", path.display())]
+    Changed {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The mount below the layer that is there cannot be reached.
+    #[error("cannot look below the layer on {}: {source}; end that one (SIGTERM to its process) and leave out --restart", path.display())]
+    NoLookBelow {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The layer could not be put below another.
+    #[error(
+        "cannot put a layer beneath the one on {}: {source} (it takes Linux 6.5); end that one (SIGTERM to its process) and leave out --restart",
+        path.display()
+    )]
+    NoBeneath {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
     },
     /// Nothing could be gained.
     #[error("{} is a mount of interceptor itself", path.display())]

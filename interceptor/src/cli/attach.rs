@@ -1,11 +1,13 @@
 //! `interceptor attach`: puts a layer over a mount, keeps it running, and takes it away on every way out.
 //!
 //! The process that the user starts only waits; a child serves (see [`crate::attach::supervisor`]). When the layer answers, `attached PATH` is
-//! printed. A first signal detaches: what is open is served until it is closed or `--grace` is over; a second one does not wait.
+//! printed. A first signal detaches: what is open is served until it is closed or `--grace` is over; a second one does not wait. When somebody else takes the layer away, most of
+//! all another instance with `--restart`, the same grace begins, and the status API makes room for the other's.
+
+mod status_api;
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
@@ -15,20 +17,20 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 
+use self::status_api::StatusApi;
 use super::options::{FetchOptions, Filers, LogOptions, StatusAddress, duration, filer_path};
 use super::signals::Signals;
 use super::size::ByteSize;
 use super::{Failure, mount};
-use crate::attach::{AttachOptions as Layer, Attached, Cluster, supervisor};
+use crate::attach::supervisor::{self, Report};
+use crate::attach::{AttachOptions as Layer, Attached, Cluster};
 use crate::seaweed::address::ServerAddress;
 use crate::seaweed::filer::FilerClient;
 use crate::seaweed::owners::Owners;
 use crate::telemetry::access::Token;
 use crate::telemetry::logs;
-use crate::telemetry::server::Server;
 use crate::telemetry::status::Identity;
 use crate::telemetry::{Metrics, Status};
-use crate::warmup::{self, Desk};
 
 /// Puts a layer over a mount that exists and takes it away again when told to.
 #[derive(Debug, Clone, Args)]
@@ -44,6 +46,11 @@ pub(super) struct AttachOptions {
     /// The filer's directory that is mounted [default: what the mount says of itself, else /]
     #[arg(long, value_name = "PATH", requires = "filer", value_parser = filer_path)]
     filer_path: Option<String>,
+
+    /// Take over from an `interceptor attach` that is there, with this program and these options: no open or read fails, and files that are open are served by the
+    /// old one for its --grace. Takes Linux 6.5
+    #[arg(long)]
+    restart: bool,
 
     /// How long files that are open when the layer is taken away are still served
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]
@@ -85,7 +92,12 @@ impl AttachOptions {
     }
 
     fn layer(&self) -> Layer {
-        Layer { path: self.path.clone(), threads: self.threads(), read_ahead_kib: self.readahead_kb }
+        Layer {
+            path: self.path.clone(),
+            restart: self.restart,
+            threads: self.threads(),
+            read_ahead_kib: self.readahead_kb,
+        }
     }
 }
 
@@ -100,7 +112,7 @@ pub(super) unsafe fn run(
     let cache_size = options.fetch.cache_size().map_err(Failure::usage)?;
     let filter = logs::filter(options.log.log_level.as_deref()).map_err(Failure::usage)?;
     logs::start(options.log.log_format, filter);
-    let serve = || match serve(options, cache_size, in_effect) {
+    let serve = |report| match serve(options, cache_size, in_effect, report) {
         Ok(()) => 0,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -108,7 +120,7 @@ pub(super) unsafe fn run(
         }
     };
     // SAFETY: the caller promises what is asked for; to start logging starts no thread.
-    let supervised = unsafe { supervisor::supervise(&options.path, serve) };
+    let supervised = unsafe { supervisor::supervise(serve) };
     Ok(supervised.context("cannot watch over the process that serves")?)
 }
 
@@ -116,13 +128,14 @@ fn serve(
     options: &AttachOptions,
     cache_size: ByteSize,
     in_effect: BTreeMap<String, String>,
+    report: Report,
 ) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("interceptor-io")
         .build()
         .context("cannot start threads")?;
-    let outcome = runtime.block_on(attach(options, cache_size, in_effect));
+    let outcome = runtime.block_on(attach(options, cache_size, in_effect, report));
     runtime.shutdown_background();
     outcome
 }
@@ -131,6 +144,7 @@ async fn attach(
     options: &AttachOptions,
     cache_size: ByteSize,
     in_effect: BTreeMap<String, String>,
+    report: Report,
 ) -> anyhow::Result<()> {
     let mut signals = Signals::new().context("cannot catch signals")?;
     let metrics = Metrics::new();
@@ -142,16 +156,8 @@ async fn attach(
     };
     let status = Status::new(identity, metrics.clone());
     tokio::spawn(mount::keep_windows(metrics.clone()));
-    let status_at = match &options.status_addr {
-        StatusAddress::Nowhere => None,
-        StatusAddress::At(address) => {
-            let token = options.status_token_file.as_deref().map(Token::read).transpose()?;
-            let server = Server::bind(address, token).await?;
-            let at = server.address();
-            tokio::spawn(server.serve(status.clone(), warmup::api::router(Desk::new())));
-            Some(at)
-        }
-    };
+    let token = options.status_token_file.as_deref().map(Token::read).transpose()?;
+    let mut api = StatusApi::offer(&options.status_addr, token, options.restart, &status).await?;
     let cluster = match options.filers() {
         [] => None,
         filers => tokio::select! {
@@ -163,22 +169,29 @@ async fn attach(
         },
     };
     // Not to be given up half-way, or the layer would be left behind; its steps have deadlines.
-    let attached = Arc::new(Attached::start(options.layer(), cluster, metrics.clone()).await?);
+    let attached = Arc::new(Attached::start(options.layer(), cluster, metrics.clone(), report).await?);
     let (known, live) = (Arc::downgrade(&attached), Arc::downgrade(&attached));
     metrics.set_nodes(Box::new(move || known.upgrade().map_or(0, |attached| attached.nodes() as u64)));
     metrics
         .set_subscription_live(Box::new(move || live.upgrade().is_some_and(|attached| attached.is_live())));
     status.add_check("mount", mount::health::mount_answers(attached.path()));
-    announce(&attached, status_at);
+    announce(&attached);
+    api.take_over(&status).await;
+    if let Some(address) = api.address() {
+        say(&format!("status http://{address}/"));
+    }
     tokio::select! {
-        () = attached.wait() => tracing::info!("unmounted by somebody else"),
-        signal = signals.next() => {
-            tracing::info!(signal, "detaching");
-            tokio::select! {
-                () = attached.detach(options.grace) => {}
-                signal = signals.next() => tracing::warn!(signal, "not waiting for open files"),
-            }
+        biased;
+        signal = signals.next() => tracing::info!(signal, "detaching"),
+        () = attached.removed() => {
+            tracing::info!("the layer was taken away; what is open is still served");
+            api.stop();
         }
+        () = attached.wait() => tracing::info!("unmounted by somebody else"),
+    }
+    tokio::select! {
+        () = attached.detach(options.grace) => {}
+        signal = signals.next() => tracing::warn!(signal, "not waiting for open files"),
     }
     Ok(())
 }
@@ -196,14 +209,14 @@ async fn cluster(
 }
 
 /// Says that the layer answers, in the log and to whoever waits for that line on standard output.
-fn announce(attached: &Attached, status_at: Option<SocketAddr>) {
+fn announce(attached: &Attached) {
     let (path, below) = (attached.path().display(), attached.below());
     tracing::info!(below = below.source, fs_type = below.fs_type, "attached {path}");
-    let mut lines = format!("attached {path}\n");
-    if let Some(address) = status_at {
-        lines += &format!("status http://{address}/\n");
-    }
+    say(&format!("attached {path}"));
+}
+
+fn say(line: &str) {
     // Nobody need listen.
     let mut out = std::io::stdout().lock();
-    let _ = out.write_all(lines.as_bytes()).and_then(|()| out.flush());
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }

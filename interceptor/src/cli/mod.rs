@@ -57,6 +57,8 @@ Examples:
   interceptor attach --filer filer:8888 --cache-size 8GiB /mnt/data
       Over a `weed mount`: what is read comes from the cluster, by way of a cache; what is written
       goes to the `weed mount`.
+  interceptor attach --restart --filer filer:8888 --cache-size 16GiB /mnt/data
+      Takes over from the one that is attached, with another program or other options.
 
 Stays in the foreground. When the layer answers, prints `attached PATH` and `status URL` on standard
 output. Ctrl-C or SIGTERM takes it away: the mount below is there at once, and files that are open are

@@ -1,4 +1,4 @@
-//! Getting a connection to the kernel's FUSE, by `mount(2)` for root and by `fusermount3` for others.
+//! Getting a connection to the kernel's FUSE, by `mount(2)` for root and by `fusermount3` for others; or by `fsmount(2)`, for a mount that gets its place later.
 //!
 //! fuser can do that too, but when its session ends it unmounts the path again, which by then may be someone else's
 //! mount; and it says less about what went wrong.
@@ -15,16 +15,20 @@ use nix::sys::socket::{
     AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, recvmsg, socketpair,
 };
 use nix::unistd::{getgid, getuid};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string,
+    fsmount, fsopen,
+};
 
 use super::mountpoint::{FS_TYPE, MountError};
 
-/// How a file system of ours is mounted.
+/// How a file system of ours is mounted that gets its place later.
 pub(crate) struct Manner<'a> {
     /// What shows as the source in the kernel's table.
     pub(crate) source: &'a str,
-    /// `fuse` and what tells our kinds of mounts apart.
-    pub(crate) fs_type: &'a str,
-    pub(crate) flags: MsFlags,
+    /// What tells our kinds of mounts apart; shows in the type, after `fuse.`.
+    pub(crate) subtype: &'a str,
+    pub(crate) attributes: MountAttrFlags,
     /// Whether users other than the one who mounts may use it.
     pub(crate) allow_other: bool,
     /// Whether the kernel takes permissions from the attributes it is given, so that no request is needed to check them.
@@ -33,34 +37,72 @@ pub(crate) struct Manner<'a> {
 
 /// Mounts a read-only tree on `path` and returns the connection.
 pub(super) fn mount(path: &Path, source: &str, allow_other: bool) -> Result<OwnedFd, MountError> {
-    let flags = MsFlags::MS_RDONLY | MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOATIME;
-    let manner = Manner { source, fs_type: FS_TYPE, flags, allow_other, default_permissions: true };
-    match mount_by_kernel(path, &manner) {
+    match mount_by_kernel(path, source, allow_other) {
         Err(MountError::NotPermitted) => mount_by_helper(path, source, allow_other),
         done => done,
     }
 }
 
-/// Mounts on `path` by `mount(2)` and returns the connection.
-///
-/// # Errors
-/// [`MountError::NotPermitted`] if this takes rights that the process does not have.
-pub(crate) fn mount_by_kernel(path: &Path, manner: &Manner<'_>) -> Result<OwnedFd, MountError> {
+fn mount_by_kernel(path: &Path, source: &str, allow_other: bool) -> Result<OwnedFd, MountError> {
     let device = open_device()?;
     let (user, group) = (getuid(), getgid());
-    let mut data = format!("fd={},rootmode=40000,user_id={user},group_id={group}", device.as_raw_fd());
-    if manner.default_permissions {
-        data.push_str(",default_permissions");
-    }
-    if manner.allow_other {
+    let mut data = format!(
+        "fd={},rootmode=40000,user_id={user},group_id={group},default_permissions",
+        device.as_raw_fd()
+    );
+    if allow_other {
         data.push_str(",allow_other");
     }
-    match mount_call(Some(manner.source), path, Some(manner.fs_type), manner.flags, Some(data.as_str())) {
+    let flags = MsFlags::MS_RDONLY | MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOATIME;
+    match mount_call(Some(source), path, Some(FS_TYPE), flags, Some(data.as_str())) {
         Ok(()) => Ok(device.into()),
         Err(Errno::EPERM) => Err(MountError::NotPermitted),
         Err(Errno::ENODEV) => Err(MountError::NoDevice),
         Err(errno) => Err(MountError::Refused { path: path.into(), source: errno.into() }),
     }
+}
+
+/// A mount that has no place yet.
+pub(crate) struct Detached {
+    /// The connection.
+    pub(crate) device: OwnedFd,
+    /// Its root. It goes when this is closed, unless it has got a place by then.
+    pub(crate) mount: OwnedFd,
+}
+
+/// Mounts at no place, for what will be at `path`. That needs Linux 5.4.
+///
+/// # Errors
+/// [`MountError::NotPermitted`] if this takes rights that the process does not have.
+pub(crate) fn mount_detached(path: &Path, manner: &Manner<'_>) -> Result<Detached, MountError> {
+    let device = open_device()?;
+    let mount = configured(&device, manner).map_err(|errno| match errno {
+        rustix::io::Errno::PERM => MountError::NotPermitted,
+        rustix::io::Errno::NODEV => MountError::NoDevice,
+        errno => MountError::Refused { path: path.into(), source: errno.into() },
+    })?;
+    Ok(Detached { device: device.into(), mount })
+}
+
+fn configured(device: &File, manner: &Manner<'_>) -> rustix::io::Result<OwnedFd> {
+    let context = fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let set = |key: &str, value: &str| fsconfig_set_string(&context, key, value);
+    set("source", manner.source)?;
+    set("subtype", manner.subtype)?;
+    set("fd", &device.as_raw_fd().to_string())?;
+    set("rootmode", "40000")?;
+    set("user_id", &getuid().to_string())?;
+    set("group_id", &getgid().to_string())?;
+    let flags = [
+        ("default_permissions", manner.default_permissions),
+        ("allow_other", manner.allow_other),
+        ("ro", manner.attributes.contains(MountAttrFlags::MOUNT_ATTR_RDONLY)),
+    ];
+    for (flag, _) in flags.into_iter().filter(|(_, is_set)| *is_set) {
+        fsconfig_set_flag(&context, flag)?;
+    }
+    fsconfig_create(&context)?;
+    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, manner.attributes)
 }
 
 fn open_device() -> Result<File, MountError> {

@@ -1,12 +1,26 @@
 //! What the kernel says is mounted.
 
 use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-/// A mount, by its place and its device number.
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// The mounts that the calling thread sees.
+const TABLE: &str = "/proc/thread-self/mountinfo";
+
+/// A mount, by its place and its numbers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct MountedAt {
+    /// The kernel's number for it; none that exists at the same time has the same.
+    pub(crate) id: u64,
+    /// The number of the mount that this one is mounted on.
+    pub(crate) parent: u64,
     pub(crate) path: PathBuf,
     /// `MAJOR:MINOR`, by which the kernel's settings for it are found.
     pub(crate) device: String,
@@ -22,20 +36,57 @@ impl MountedAt {
     /// The mount that is seen at `path`, if that is a mount point. Asks the kernel's table and not the path, which
     /// might not answer.
     pub(crate) fn topmost(path: &Path) -> Option<Self> {
-        let table = std::fs::read("/proc/self/mountinfo").ok()?;
-        topmost_in(&table, path)
+        topmost_in(&std::fs::read(TABLE).ok()?, path)
+    }
+
+    /// The mount with this number, seen or not.
+    pub(crate) fn with_id(id: u64) -> Option<Self> {
+        let table = std::fs::read(TABLE).ok()?;
+        mounts(&table).find(|mount| mount.id == id)
+    }
+
+    /// What is mounted on top of this one, at the same place.
+    pub(crate) fn covered_by(&self) -> Option<Self> {
+        let table = std::fs::read(TABLE).ok()?;
+        mounts(&table).find(|mount| mount.parent == self.id && mount.path == self.path)
     }
 
     /// The mounts below `path`, whether they can be seen or not.
     pub(crate) fn below(path: &Path) -> Vec<Self> {
-        let Ok(table) = std::fs::read("/proc/self/mountinfo") else { return Vec::new() };
-        let is_below = |mount: &Self| mount.path != path && mount.path.starts_with(path);
-        table.split(|byte| *byte == b'\n').filter_map(parse_line).filter(is_below).collect()
+        let Ok(table) = std::fs::read(TABLE) else { return Vec::new() };
+        mounts(&table).filter(|mount| mount.path != path && mount.path.starts_with(path)).collect()
     }
 
     /// Whether it is still what is seen at its place.
     pub(crate) fn is_there(&self) -> bool {
-        Self::topmost(&self.path).is_some_and(|other| other.device == self.device)
+        Self::topmost(&self.path).is_some_and(|other| other.id == self.id && other.device == self.device)
+    }
+
+    /// A hold of its root (`O_PATH`), if it is what is seen at its place. Asks nothing of the file system. While it is kept, the mount is busy.
+    ///
+    /// # Errors
+    /// When there can be no other descriptor.
+    pub(crate) fn hold(&self) -> io::Result<Option<OwnedFd>> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let root = openat(CWD, &self.path, flags, Mode::empty())?;
+        Ok((mount_id(&root)? == self.id).then_some(root))
+    }
+
+    /// Resolves when the file system is mounted nowhere any more, as far as this process sees. What is open there is served nevertheless.
+    ///
+    /// # Errors
+    /// When the kernel's table cannot be watched.
+    pub(crate) async fn removed(&self) -> io::Result<()> {
+        let table = File::open(TABLE)?;
+        // SAFETY: a `File` has the same open descriptor for as long as it lives.
+        let changes = unsafe { AsyncFd::register_with_interest(table, Interest::PRIORITY) }?;
+        loop {
+            let table = std::fs::read(TABLE)?;
+            if mounts(&table).all(|mount| mount.device != self.device) {
+                return Ok(());
+            }
+            changes.ready(Interest::PRIORITY).await?.clear_ready();
+        }
     }
 
     /// Has the kernel read ahead further than it does by itself.
@@ -50,8 +101,22 @@ impl MountedAt {
     }
 }
 
+/// The number of the mount that a descriptor is in.
+pub(crate) fn mount_id(file: impl AsFd) -> io::Result<u64> {
+    let facts = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_fd().as_raw_fd()))?;
+    let id = facts.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok());
+    id.ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+fn mounts(table: &[u8]) -> impl DoubleEndedIterator<Item = MountedAt> {
+    table.split(|byte| *byte == b'\n').filter_map(parse_line)
+}
+
+/// The one on which no other is mounted. Their order in the table says nothing: a mount can be put beneath an older one.
 fn topmost_in(table: &[u8], path: &Path) -> Option<MountedAt> {
-    table.split(|byte| *byte == b'\n').filter_map(parse_line).rfind(|mount| mount.path == path)
+    let here: Vec<_> = mounts(table).filter(|mount| mount.path == path).collect();
+    let is_covered = |mount: &MountedAt| here.iter().any(|other| other.parent == mount.id);
+    here.iter().rfind(|mount| !is_covered(mount)).cloned()
 }
 
 /// One line: `36 35 98:0 /root /place options [fields] - type source superoptions`.
@@ -60,7 +125,10 @@ fn parse_line(line: &[u8]) -> Option<MountedAt> {
     let separator = fields.iter().position(|field| *field == b"-")?;
     let text = |field: &[u8]| String::from_utf8_lossy(&unescape(field)).into_owned();
     let options = |field: &[u8]| text(field).split(',').map(str::to_owned).collect();
+    let number = |field: &[u8]| std::str::from_utf8(field).ok()?.parse().ok();
     Some(MountedAt {
+        id: number(fields.first()?)?,
+        parent: number(fields.get(1)?)?,
         path: OsString::from_vec(unescape(fields.get(4)?)).into(),
         device: text(fields.get(2)?),
         fs_type: text(fields.get(separator + 1)?),
@@ -97,21 +165,30 @@ fn unescape(field: &[u8]) -> Vec<u8> {
 mod tests {
     use super::*;
 
-    const TABLE: &[u8] = b"22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw\n\
+    const EXAMPLE: &[u8] = b"22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw\n\
         90 22 0:50 / /mnt/a\\040b rw,nosuid - fuse.other x:1/y rw,user_id=0\n\
         91 90 0:51 / /mnt/a\\040b ro,nosuid shared:7 master:2 - fuse.interceptor interceptor:h:1/ ro\n\
         broken line\n";
 
     #[test]
     fn the_last_mount_at_a_place_is_the_one_seen() {
-        let mount = topmost_in(TABLE, Path::new("/mnt/a b")).expect("is in the table");
+        let mount = topmost_in(EXAMPLE, Path::new("/mnt/a b")).expect("is in the table");
         assert_eq!((mount.device.as_str(), mount.fs_type.as_str()), ("0:51", "fuse.interceptor"));
         assert_eq!(mount.source, "interceptor:h:1/");
         assert_eq!(
             (mount.options, mount.super_options),
             (vec!["ro".into(), "nosuid".into()], vec!["ro".into()])
         );
-        assert_eq!(topmost_in(TABLE, Path::new("/mnt/a")), None);
+        assert_eq!(topmost_in(EXAMPLE, Path::new("/mnt/a")), None);
+    }
+
+    #[test]
+    fn a_mount_put_beneath_an_older_one_is_not_seen() {
+        let table = b"22 1 254:0 / / rw - ext4 /dev/vda rw\n\
+            90 92 0:50 / /mnt/a rw - fuse.old x rw\n\
+            92 22 0:51 / /mnt/a rw - fuse.new x rw\n";
+        let mount = topmost_in(table, Path::new("/mnt/a")).expect("is in the table");
+        assert_eq!((mount.id, mount.parent, mount.device.as_str()), (90, 92, "0:50"));
     }
 
     proptest::proptest! {

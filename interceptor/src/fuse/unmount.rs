@@ -1,6 +1,8 @@
 //! Taking a mount away.
 
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::PathBuf;
 use std::process::Command;
 
 use nix::errno::Errno;
@@ -28,13 +30,23 @@ pub(super) fn unmount(at: &MountedAt) -> Result<(), MountError> {
     }
 }
 
-/// Takes the mount out of sight, as far as that is possible, and says nothing.
+/// Takes the mount out of sight, as far as that is possible, and says nothing. Another that comes to its place meanwhile is left alone.
 pub(crate) fn detach(at: &MountedAt) {
-    if at.is_there()
-        && umount2(&at.path, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH) == Err(Errno::EPERM)
-    {
+    let detached = match at.hold() {
+        Ok(Some(root)) => detach_held(&root),
+        Ok(None) => return,
+        // There may be no descriptor left; then it goes by the path.
+        Err(_) if at.is_there() => umount2(&at.path, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH),
+        Err(_) => return,
+    };
+    if detached == Err(Errno::EPERM) && at.is_there() {
         let _ = fusermount(at);
     }
+}
+
+/// Takes the very mount of which `root` is a hold out of sight, with what is mounted on it. `EINVAL` if it is mounted nowhere.
+pub(crate) fn detach_held(root: &OwnedFd) -> nix::Result<()> {
+    umount2(&PathBuf::from(format!("/proc/self/fd/{}", root.as_raw_fd())), MntFlags::MNT_DETACH)
 }
 
 /// Who is not root has to ask the helper that also mounted.

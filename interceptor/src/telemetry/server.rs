@@ -32,6 +32,13 @@ pub struct BindError {
     hint: &'static str,
 }
 
+impl BindError {
+    /// Whether the address is another's.
+    pub fn is_in_use(&self) -> bool {
+        self.error.kind() == io::ErrorKind::AddrInUse
+    }
+}
+
 /// A bound status API that does not answer yet.
 pub struct Server {
     listener: TcpListener,

@@ -1,0 +1,90 @@
+//! The status API of a layer, which can come later than the layer: one that takes over from another has to wait until that lets go of the address.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+
+use crate::cli::options::StatusAddress;
+use crate::telemetry::Status;
+use crate::telemetry::access::Token;
+use crate::telemetry::server::{BindError, Server};
+use crate::warmup::{self, Desk};
+
+/// How long the layer that was replaced is given to let go of the address. It does so as soon as it notices.
+const LET_GO: Duration = Duration::from_secs(5);
+
+/// How often that is tried.
+const TRY_AGAIN: Duration = Duration::from_millis(20);
+
+/// Where the status API is offered, or will be.
+pub(super) enum StatusApi {
+    /// Nobody wants it.
+    Nowhere,
+    /// Another has the address.
+    Waiting { address: String, token: Option<Token> },
+    /// It answers.
+    Serving { address: SocketAddr, task: JoinHandle<()> },
+}
+
+impl StatusApi {
+    /// Offers it at `address`, or, if `may_wait`, gets ready to do so when that is free.
+    pub(super) async fn offer(
+        address: &StatusAddress,
+        token: Option<Token>,
+        may_wait: bool,
+        status: &Arc<Status>,
+    ) -> Result<Self, BindError> {
+        let StatusAddress::At(address) = address else { return Ok(Self::Nowhere) };
+        match Server::bind(address, token.clone()).await {
+            Ok(server) => Ok(Self::serve(server, status)),
+            Err(error) if may_wait && error.is_in_use() => {
+                Ok(Self::Waiting { address: address.clone(), token })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes the address when it is free, if it was not. If it does not become free, says so and goes without.
+    pub(super) async fn take_over(&mut self, status: &Arc<Status>) {
+        let Self::Waiting { address, token } = self else { return };
+        let deadline = tokio::time::Instant::now() + LET_GO;
+        let bound = loop {
+            match Server::bind(address, token.clone()).await {
+                Err(error) if error.is_in_use() && tokio::time::Instant::now() < deadline => {
+                    tokio::time::sleep(TRY_AGAIN).await;
+                }
+                bound => break bound,
+            }
+        };
+        *self = match bound {
+            Ok(server) => Self::serve(server, status),
+            Err(error) => {
+                tracing::warn!("going without: {error}");
+                Self::Nowhere
+            }
+        };
+    }
+
+    fn serve(server: Server, status: &Arc<Status>) -> Self {
+        let address = server.address();
+        let task = tokio::spawn(server.serve(status.clone(), warmup::api::router(Desk::new())));
+        Self::Serving { address, task }
+    }
+
+    /// Where it answers.
+    pub(super) fn address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Serving { address, .. } => Some(*address),
+            Self::Nowhere | Self::Waiting { .. } => None,
+        }
+    }
+
+    /// Lets go of the address.
+    pub(super) fn stop(&self) {
+        if let Self::Serving { task, .. } = self {
+            task.abort();
+        }
+    }
+}
