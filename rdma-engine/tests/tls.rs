@@ -106,12 +106,17 @@ impl Drop for Served {
 
 /// Serves [`LENGTHS`], to who is of the authority if there is one.
 async fn serve(authority: Option<&Authority>) -> Served {
+    serve_many(authority, Options::default().sessions).await
+}
+
+/// As [`serve`], so many sessions at a time.
+async fn serve_many(authority: Option<&Authority>, sessions: usize) -> Served {
     let volumes = tempfile::tempdir().unwrap();
     write(volumes.path(), &LENGTHS);
     let tls = authority.map(|authority| tls::engine(&authority.settings(authority)).unwrap().unwrap());
     let store = Arc::new(Store::new(vec![volumes.path().into()], None).unwrap());
     let metrics = Arc::new(Metrics::default());
-    let options = Options { tls, ..Options::default() };
+    let options = Options { tls, sessions, ..Options::default() };
     let listen = "127.0.0.1:0".parse().unwrap();
     let engine = Engine::bind(listen, store, None, metrics.clone(), &options).await.unwrap();
     let address = engine.address().unwrap();
@@ -250,6 +255,18 @@ async fn what_is_neither_is_sent_away() {
         let _ = timeout(DEADLINE, stream.read_to_end(&mut answer)).await.expect("it hangs up");
     }
     read(&client(served.address, Transport::Tcp, authority.client(&authority)), 1).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_engine_hangs_up() {
+    let authority = Authority::new();
+    let served = serve_many(Some(&authority), 1).await;
+    let client = || client(served.address, Transport::Tcp, authority.client(&authority));
+    let (first, second) = (client(), client());
+    read(&first, 1).await.unwrap();
+    assert!(matches!(read(&second, 1).await, Err(ReadError::Lost(_))));
+    assert!(served.metrics.exposition().contains("reason=\"too_many_sessions\"} 1"));
+    read(&first, 2).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -22,7 +22,17 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub(super) async fn run(socket: Socket, peer: String, shared: Arc<Shared>) {
     // From the first byte: whoever does not introduce itself takes a place too.
     let place = shared.sessions.clone().try_acquire_owned();
-    let Ok(secured) = timeout(PATIENCE, secure(socket, &shared)).await else {
+    let is_secured = shared.tls.is_some() && matches!(socket, Socket::Tcp(_));
+    let secured = match &place {
+        Ok(_) => timeout(PATIENCE, secure(socket, &shared)).await,
+        // A handshake only to say no would be work for everybody who asks.
+        Err(_) if is_secured => {
+            shared.metrics.refused(Refusal::TooManySessions);
+            return tracing::info!(peer, reason = %Refusal::TooManySessions, "hung up on a client");
+        }
+        Err(_) => Ok(Ok((socket, None))),
+    };
+    let Ok(secured) = secured else {
         return tracing::debug!(peer, "a client did not introduce itself in time");
     };
     let (socket, mismatch) = match secured {
