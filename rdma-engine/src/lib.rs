@@ -6,7 +6,7 @@
 //! a whole needle must have its [`checksum`]. Whatever an engine cannot serve it refuses with a reason ([`Refusal`]),
 //! and the client takes its next source, in the end the volume server itself.
 //!
-//! [`settings`] and [`token`] are about a cluster's `security.toml`, for engines and for all their clients.
+//! [`settings`], [`token`] and [`tls`] are about a cluster's `security.toml`, for engines and for all their clients.
 //!
 //! `verbs` is a safe wrapper over RDMA.
 
@@ -21,6 +21,7 @@ mod refusal;
 pub mod server;
 pub mod settings;
 pub mod store;
+pub mod tls;
 pub mod token;
 mod transport;
 #[cfg(feature = "verbs")]

@@ -95,6 +95,10 @@ refusals! {
     NotAllowed = 67, "not_allowed", "this user may not have the volumes' descriptors";
     /// What came is no message of the protocol, or not one that may come at this point.
     Malformed = 68, "malformed", "not a message that is allowed here";
+    /// The engine speaks TLS over the network, and the client does not.
+    TlsNeeded = 69, "tls_needed", "the engine asks for TLS";
+    /// The client speaks TLS, and the engine has no certificate.
+    NoTls = 70, "no_tls", "the engine does not speak TLS";
 }
 
 #[cfg(test)]

@@ -1,11 +1,15 @@
-//! A cluster that speaks TLS: mutual on gRPC, and on the volume servers' HTTP.
+//! A cluster that speaks TLS: mutual on gRPC and with engines, and on the volume servers' HTTP.
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
 };
+use rdma_engine::Refusal;
+use rdma_engine::client::{Client, Options, ReadError};
+use rdma_engine::protocol::Transport;
 use tests::{Cluster, Mount, Pattern, data, host, reading};
 
 fn authority(name: &str) -> CertifiedIssuer<'static, KeyPair> {
@@ -59,9 +63,22 @@ fn everything_over_tls() {
     reading::verify(&mount.file("/tls/text.txt"), &text);
     filer.put("/tls/random", b"changed", "").unwrap();
     let changed = || fs::read(mount.file("/tls/random")).ok().filter(|read| read == b"changed").map(drop);
-    tests::eventually("the change", std::time::Duration::from_secs(5), changed).unwrap();
+    tests::eventually("the change", Duration::from_secs(5), changed).unwrap();
     assert!(mount.is_running());
     drop(mount);
+
+    // An engine with the cluster's files is asked under TLS, too.
+    let engines = Mount::builder(&cluster).engines(&cluster, "tcp").start().unwrap();
+    reading::verify(&engines.file("/tls/text.txt"), &text);
+    let engine = &cluster.engines()[0];
+    assert!(engine.metric("rdma_engine_reads_total{transport=\"tcp\"}").unwrap() > 0);
+    drop(engines);
+    let options = Options { transports: vec![Transport::Tcp], ..Options::default() };
+    let plain = Client::new(engine.address(), options);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let soon = || tokio::time::Instant::now() + Duration::from_secs(10);
+    let refused = runtime.block_on(async { plain.ping(soon()).await.unwrap_err() });
+    assert_eq!(refused, ReadError::Refused(Refusal::TlsNeeded));
 
     // Somebody without a key of the cluster, or with one of another authority, gets no mount and is told why.
     let error = Mount::interceptor(&cluster.filer_addresses()).start().unwrap_err();

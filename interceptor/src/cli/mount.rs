@@ -169,10 +169,7 @@ pub(super) fn reader(
         data_center: options.data_center.clone(),
         retry_time: options.read_retry_time,
         requests_per_server: options.concurrent_readers.into(),
-        engines: fetch::Engines {
-            memory: Some(cache.registrations().clone()),
-            ..options.engines(security.https_tls().is_some())
-        },
+        engines: fetch::Engines { memory: Some(cache.registrations().clone()), ..options.engines(&security) },
         ..fetch::Options::default()
     };
     let fetcher = Fetcher::new(Arc::new(filer.clone()), security, metrics.clone(), fetching);

@@ -14,6 +14,7 @@ use super::size::ByteSize;
 use crate::fetch::{ENGINE_PORT, Engines};
 use crate::seaweed::address::{ParseAddressError, ServerAddress};
 use crate::seaweed::owners::IdMap;
+use crate::seaweed::security::Security;
 use crate::telemetry::logs::LogFormat;
 
 /// Below this a few readers would evict each other's chunks before they are read.
@@ -291,13 +292,15 @@ impl FetchOptions {
     }
 
     /// The engines that may be asked. On the engine's host nothing beats reading its file, elsewhere that fails at once; so `auto` begins
-    /// with it. `is_encrypted` says that the cluster's HTTP is: engines' connections are not, so `auto` does not
-    /// mean those that leave the host then.
-    pub(super) fn engines(&self, is_encrypted: bool) -> Engines {
+    /// with it. Where the cluster's HTTP is encrypted, `auto` means nothing that leaves the host in plain text: not RDMA, and TCP
+    /// only under TLS.
+    pub(super) fn engines(&self, security: &Security) -> Engines {
         use rdma_engine::protocol::Transport as Carrier;
+        let (is_encrypted, tls) = (security.https_tls().is_some(), security.grpc_tls());
         // What is named behind http would never be asked.
         let named = self.transport.iter().take_while(|&&transport| transport != Transport::Http);
         let transports = named.flat_map(|transport| match transport {
+            Transport::Auto if is_encrypted && tls.is_some() => vec![Carrier::Local, Carrier::Tcp],
             Transport::Auto if is_encrypted => vec![Carrier::Local],
             Transport::Auto => vec![Carrier::Local, Carrier::Verbs, Carrier::Tcp],
             Transport::Verbs => vec![Carrier::Verbs],
@@ -306,7 +309,8 @@ impl FetchOptions {
             Transport::Http => Vec::new(),
         });
         let elsewhere = self.engine.iter().map(|at| (at.server.clone(), at.engine.clone())).collect();
-        Engines { transports: transports.collect(), port: self.rdma_port, elsewhere, memory: None }
+        let transports = transports.collect();
+        Engines { transports, port: self.rdma_port, elsewhere, memory: None, tls }
     }
 }
 

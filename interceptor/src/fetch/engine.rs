@@ -15,6 +15,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rdma_engine::client::{Client, Delivered, Options, ReadError, RegistrationCache, Target};
 use rdma_engine::protocol::Transport;
+use rustls::ClientConfig;
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, timeout};
 
@@ -55,12 +56,14 @@ pub struct Engines {
     pub elsewhere: HashMap<String, String>,
     /// Where RDMA devices may write by themselves: the cache's memory.
     pub memory: Option<Arc<RegistrationCache>>,
+    /// TLS, which engines over the network have to speak then.
+    pub tls: Option<Arc<ClientConfig>>,
 }
 
 impl Default for Engines {
     /// None.
     fn default() -> Self {
-        Self { transports: Vec::new(), port: ENGINE_PORT, elsewhere: HashMap::new(), memory: None }
+        Self { transports: Vec::new(), port: ENGINE_PORT, elsewhere: HashMap::new(), memory: None, tls: None }
     }
 }
 
@@ -78,6 +81,7 @@ impl Engines {
             transports: self.transports.clone(),
             connect: CONNECT,
             name: format!("interceptor {}", env!("CARGO_PKG_VERSION")),
+            tls: self.tls.clone(),
         };
         let client = Client::new(address, options);
         if let Some(memory) = &self.memory {

@@ -53,7 +53,7 @@ pub(super) async fn run(options: BenchOptions) -> anyhow::Result<()> {
     );
     let signer = options.engine.signer()?;
     for &choice in &options.transports {
-        let client = options.engine.client(choice);
+        let client = options.engine.client(choice)?;
         let mut needles = Vec::new();
         for &fid in &options.fids {
             let token = signer.as_ref().map(|signer| signer.token(fid));

@@ -23,7 +23,8 @@ Examples:
       Beside `weed volume -dir=/disk1,/disk2 -dir.idx=/ssd/idx`, for one network.
 
 Reads the volumes' files beside the running server and never writes to them. Where security.toml sets
-jwt.signing.read.key, clients must show the tokens that the volume server asks for.
+jwt.signing.read.key, clients must show the tokens that the volume server asks for; where it has
+grpc.ca and the certificate of [grpc.volume], clients over the network must speak TLS and show one.
 Stays in the foreground. Prints `serving ADDRESS` on standard output when clients may come. Ctrl-C or
 SIGTERM ends it; clients then read from the volume server. Exits with 0 after that, 1 after a failure,
 2 if the options are wrong.";

@@ -9,7 +9,8 @@ use clap::{Args, ValueEnum};
 use rdma_engine::FileId;
 use rdma_engine::client::{self, Client, Target};
 use rdma_engine::protocol::{DEFAULT_PORT, Transport};
-use rdma_engine::settings::Settings;
+use rdma_engine::settings::{Settings, SettingsError};
+use rdma_engine::tls;
 use rdma_engine::token::ReadSigner;
 use tokio::time::Instant;
 
@@ -28,7 +29,7 @@ pub(super) struct EngineOptions {
     #[arg(value_name = "TARGET")]
     pub(super) target: String,
 
-    /// The cluster's security.toml, with the key for read tokens [default: where weed looks for it]
+    /// The cluster's security.toml, with the key for read tokens and the certificates [default: where weed looks for it]
     #[arg(long, value_name = "FILE")]
     security: Option<PathBuf>,
 }
@@ -82,23 +83,27 @@ pub(super) struct ReadOptions {
 }
 
 impl EngineOptions {
-    pub(super) fn client(&self, choice: TransportChoice) -> Client {
+    pub(super) fn client(&self, choice: TransportChoice) -> anyhow::Result<Client> {
         let transports = match choice {
             TransportChoice::Auto => client::Options::default().transports,
             TransportChoice::Local => vec![Transport::Local],
             TransportChoice::Verbs => vec![Transport::Verbs],
             TransportChoice::Tcp => vec![Transport::Tcp],
         };
-        let options = client::Options { transports, connect: PATIENCE, ..client::Options::default() };
-        Client::new(self.address(), options)
+        let tls = tls::grpc(&self.settings()?)?;
+        let options = client::Options { transports, connect: PATIENCE, tls, ..client::Options::default() };
+        Ok(Client::new(self.address(), options))
     }
 
     pub(super) fn signer(&self) -> anyhow::Result<Option<ReadSigner>> {
-        let settings = match &self.security {
-            Some(file) => Settings::read(Some(file), |name| std::env::var(name).ok())?,
-            None => Settings::load()?,
-        };
-        Ok(settings.read_signer()?)
+        Ok(self.settings()?.read_signer()?)
+    }
+
+    fn settings(&self) -> Result<Settings<'static>, SettingsError> {
+        match &self.security {
+            Some(file) => Settings::read(Some(file), |name| std::env::var(name).ok()),
+            None => Settings::load(),
+        }
     }
 
     /// The target with a port: an IPv6 address has colons of its own, and needs brackets to have a port.
@@ -123,7 +128,7 @@ pub(super) fn deadline() -> Instant {
 
 /// Asks an engine whether it is there.
 pub(super) async fn ping(options: PingOptions) -> anyhow::Result<()> {
-    let client = options.engine.client(options.transport);
+    let client = options.engine.client(options.transport)?;
     for number in 1..=options.count {
         let took =
             client.ping(deadline()).await.with_context(|| format!("no answer from {}", client.address()))?;
@@ -135,7 +140,7 @@ pub(super) async fn ping(options: PingOptions) -> anyhow::Result<()> {
 
 /// Writes a needle's bytes to standard output.
 pub(super) async fn read(options: ReadOptions) -> anyhow::Result<()> {
-    let client = options.engine.client(options.transport);
+    let client = options.engine.client(options.transport)?;
     let token = options.engine.signer()?.map(|signer| signer.token(options.fid));
     let failed = || format!("cannot read {} from {}", options.fid, client.address());
     client.ping(deadline()).await.with_context(failed)?;

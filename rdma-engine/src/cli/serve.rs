@@ -12,6 +12,7 @@ use rdma_engine::metrics::Metrics;
 use rdma_engine::server::{Engine, Options};
 use rdma_engine::settings::Settings;
 use rdma_engine::store::Store;
+use rdma_engine::tls;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -112,6 +113,10 @@ pub(super) async fn run(options: ServeOptions) -> anyhow::Result<()> {
     if verifier.is_some() {
         tracing::info!(origin = settings.origin(), "reads need tokens");
     }
+    let tls = tls::engine(&settings)?;
+    if tls.is_some() {
+        tracing::info!(origin = settings.origin(), "clients over the network need certificates");
+    }
     let directories =
         options.volume_dir.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
     let store = Store::new(options.volume_dir, options.index_dir)
@@ -128,6 +133,7 @@ pub(super) async fn run(options: ServeOptions) -> anyhow::Result<()> {
         staging: options.staging as usize,
         all_staging: u64::from(options.max_staging) << 20,
         lease: Duration::from_millis(options.lease.into()),
+        tls,
         ..Options::default()
     };
     let engine = Engine::bind(options.listen, store.clone(), verifier, metrics.clone(), &limits)

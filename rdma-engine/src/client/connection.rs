@@ -306,7 +306,10 @@ impl Connection {
         match outcome {
             Ok(Ok(fetched)) if Instant::now() < over => Ok(fetched),
             Ok(Err(error)) => {
-                self.close(&error.to_string());
+                match &error {
+                    ReadError::Lost(reason) => self.close(reason),
+                    other => self.close(&other.to_string()),
+                }
                 Err(error)
             }
             _ => Err(ReadError::Damaged("the lease was over before the bytes had come")),

@@ -13,7 +13,7 @@ use crate::Refusal;
 use crate::protocol::{
     Answer, Capabilities, Choose, Hello, Kind, Offer, ProtocolError, Ready, Transport, VERSION, Welcome,
 };
-use crate::transport::{Incoming, Socket, StreamError};
+use crate::transport::{Incoming, Socket, StreamError, Tunnel};
 
 impl From<StreamError> for ReadError {
     fn from(error: StreamError) -> Self {
@@ -80,7 +80,11 @@ pub(super) async fn dial(client: &Inner) -> Result<Arc<Connection>, ReadError> {
 async fn connect(address: &str, options: &Options) -> Result<(Incoming, Welcome), ReadError> {
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
-    greet(Socket::Tcp(stream), options).await
+    let socket = match &options.tls {
+        Some(config) => Socket::Tls(Tunnel::connect(stream, config).await?),
+        None => Socket::Tcp(stream),
+    };
+    greet(socket, options).await
 }
 
 /// Connects to the engine's Unix socket, if it is on this host.
@@ -140,10 +144,7 @@ mod verbs {
         tcp: &Incoming,
         welcome: &Welcome,
     ) -> Result<Prepared, ReadError> {
-        let near = match &**tcp.socket() {
-            Socket::Tcp(stream) => stream.local_addr()?.ip(),
-            Socket::Unix(_) => return Err(ReadError::Refused(Refusal::NoTransport)),
-        };
+        let near = tcp.socket().near().ok_or(ReadError::Refused(Refusal::NoTransport))?;
         let offers: Vec<_> = welcome
             .offers
             .iter()

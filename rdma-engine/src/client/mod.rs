@@ -35,6 +35,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use rustls::ClientConfig;
 use tokio::time::{Instant, timeout_at};
 
 use crate::FileId;
@@ -60,13 +61,15 @@ pub struct Options {
     pub connect: Duration,
     /// What the client calls itself in the engine's log.
     pub name: String,
+    /// TLS for engines over the network, if the cluster has it. Then none is spoken to without; what is fetched by RDMA is not encrypted.
+    pub tls: Option<Arc<ClientConfig>>,
 }
 
 impl Default for Options {
     fn default() -> Self {
         // On the same host nothing beats reading the file.
         let transports = vec![Transport::Local, Transport::Verbs, Transport::Tcp];
-        Self { transports, connect: Duration::from_secs(2), name: "rdma-engine".to_owned() }
+        Self { transports, connect: Duration::from_secs(2), name: "rdma-engine".to_owned(), tls: None }
     }
 }
 

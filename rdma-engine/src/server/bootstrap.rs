@@ -1,5 +1,6 @@
 //! The first exchange with a client: who is it, what is offered to it, what does it take.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,17 +13,42 @@ use crate::Refusal;
 use crate::protocol::{
     Answer, Capabilities, Choose, Hello, Kind, Offer, ProtocolError, Transport, VERSION, Welcome,
 };
-use crate::transport::{Incoming, Socket, StreamError};
+use crate::transport::{Incoming, Socket, StreamError, Tunnel};
 
 /// How long a client may take to introduce itself.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Serves one connection from its first byte to its end.
-pub(super) async fn run(socket: Arc<Socket>, peer: String, shared: Arc<Shared>) {
-    let mut incoming = Incoming::new(socket.clone());
+pub(super) async fn run(socket: Socket, peer: String, shared: Arc<Shared>) {
     // From the first byte: whoever does not introduce itself takes a place too.
     let place = shared.sessions.clone().try_acquire_owned();
+    let is_secured = shared.tls.is_some() && matches!(socket, Socket::Tcp(_));
+    let secured = match &place {
+        Ok(_) => timeout(PATIENCE, secure(socket, &shared)).await,
+        // A handshake only to say no would be work for everybody who asks.
+        Err(_) if is_secured => {
+            shared.metrics.refused(Refusal::TooManySessions);
+            return tracing::info!(peer, reason = %Refusal::TooManySessions, "hung up on a client");
+        }
+        Err(_) => Ok(Ok((socket, None))),
+    };
+    let Ok(secured) = secured else {
+        return tracing::debug!(peer, "a client did not introduce itself in time");
+    };
+    let (socket, mismatch) = match secured {
+        Ok((socket, mismatch)) => (Arc::new(socket), mismatch),
+        Err(error) => {
+            shared.metrics.refused(Refusal::Malformed);
+            return tracing::info!(peer, %error, "refused a connection under TLS");
+        }
+    };
+    let mut incoming = Incoming::new(socket.clone());
     let introduced = timeout(PATIENCE, async {
+        if let Some(refusal) = mismatch {
+            // Taken out of the way: a connection that is closed with something unread is reset, which can overtake the answer.
+            let _ = incoming.frame().await;
+            return Err(Rejected::Refused(refusal));
+        }
         match &place {
             Ok(_) => introduce(&mut incoming, &shared).await,
             Err(_) => Err(Rejected::Refused(Refusal::TooManySessions)),
@@ -84,6 +110,27 @@ impl From<ProtocolError> for Rejected {
     }
 }
 
+/// First byte of a client that speaks TLS: the type of its first record, a handshake.
+const TLS: u8 = 0x16;
+
+/// First byte of a client that does not: that of the length of its first frame.
+const PLAIN: u8 = 0;
+
+/// Agrees with a client over the network on TLS, and says if they want different things.
+async fn secure(socket: Socket, shared: &Shared) -> io::Result<(Socket, Option<Refusal>)> {
+    let Socket::Tcp(stream) = socket else { return Ok((socket, None)) };
+    let mut first = [PLAIN];
+    let has_begun = stream.peek(&mut first).await? > 0;
+    let mismatch = match (&shared.tls, first[0]) {
+        (Some(config), TLS) => return Ok((Socket::Tls(Tunnel::accept(stream, config).await?), None)),
+        (Some(_), PLAIN) if has_begun => Some(Refusal::TlsNeeded),
+        (Some(_), _) => return Err(io::ErrorKind::InvalidData.into()),
+        (None, TLS) => Some(Refusal::NoTls),
+        (None, _) => None,
+    };
+    Ok((Socket::Tcp(stream), mismatch))
+}
+
 /// Who the client is, what it took, and what was made for that.
 type Introduced = (String, Transport, Option<(Arc<Rdma>, Inbox)>);
 
@@ -105,10 +152,9 @@ async fn introduce(incoming: &mut Incoming, shared: &Arc<Shared>) -> Result<Intr
     welcome.encode(&mut bytes);
     socket.write_all(&bytes, false).await?;
     let choice = Choose::decode(&expect(incoming, Kind::Choose).await?)?;
-    let (ready, rdma) = match (&*socket, choice) {
-        (Socket::Tcp(_), choice @ Choose::Tcp) | (Socket::Unix(_), choice @ Choose::Local) => (choice, None),
-        (Socket::Tcp(stream), Choose::Verbs(peer)) if shared.fabric.is_some() => {
-            let near = stream.local_addr()?.ip();
+    let (ready, rdma) = match (socket.near(), choice) {
+        (None, choice @ Choose::Local) | (Some(_), choice @ Choose::Tcp) => (choice, None),
+        (Some(near), Choose::Verbs(peer)) if shared.fabric.is_some() => {
             let accepted = with_fabric(shared, move |fabric| fabric.accept(near, &peer)).await;
             match accepted {
                 Some(Ok((rdma, inbox, own))) => (Choose::Verbs(own), Some((rdma, inbox))),
@@ -145,11 +191,10 @@ async fn expect(incoming: &mut Incoming, kind: Kind) -> Result<bytes::Bytes, Rej
 /// The transports that the client of this connection may take.
 async fn offers(socket: &Socket, shared: &Arc<Shared>) -> Result<Vec<Offer>, Rejected> {
     match socket {
-        Socket::Tcp(stream) => {
+        Socket::Tcp(_) | Socket::Tls(_) => {
             let local = shared.socket.as_ref().map(|socket| Offer::Local { socket: socket.clone() });
             let mut offers: Vec<_> = local.into_iter().chain([Offer::Tcp]).collect();
-            if shared.fabric.is_some() {
-                let near = stream.local_addr()?.ip();
+            if let Some(near) = socket.near().filter(|_| shared.fabric.is_some()) {
                 let verbs = with_fabric(shared, move |fabric| fabric.offers(near)).await;
                 offers.extend(verbs.into_iter().flatten().map(Offer::Verbs));
             }

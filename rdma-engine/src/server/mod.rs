@@ -33,6 +33,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::ServerConfig;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -74,6 +75,8 @@ pub struct Options {
     pub all_staging: u64,
     /// How long a client may take to fetch what was granted.
     pub lease: Duration,
+    /// What clients over the network have to speak, if anything: TLS, most likely with certificates of their own. What is fetched by RDMA is not encrypted.
+    pub tls: Option<Arc<ServerConfig>>,
 }
 
 impl Default for Options {
@@ -89,6 +92,7 @@ impl Default for Options {
             staging: 32 << 20,
             all_staging: 1 << 30,
             lease: Duration::from_secs(10),
+            tls: None,
         }
     }
 }
@@ -116,6 +120,7 @@ pub(crate) struct Shared {
     /// The RDMA devices, if there are any and they may be used.
     fabric: Option<rdma::Fabric>,
     sessions: Arc<Semaphore>,
+    tls: Option<Arc<ServerConfig>>,
 }
 
 /// An engine that listens and does not answer yet.
@@ -158,7 +163,8 @@ impl Engine {
             false => None,
         };
         let limits = options.limits(fabric.is_some());
-        let shared = Shared { store, verifier, metrics, limits, instance, socket, fabric, sessions };
+        let tls = options.tls.clone();
+        let shared = Shared { store, verifier, metrics, limits, instance, socket, fabric, sessions, tls };
         Ok(Self { shared: Arc::new(shared), tcp, unix })
     }
 
@@ -198,7 +204,7 @@ impl Engine {
             };
             match accepted {
                 Ok((socket, peer)) => {
-                    sessions.spawn(bootstrap::run(Arc::new(socket), peer, self.shared.clone()));
+                    sessions.spawn(bootstrap::run(socket, peer, self.shared.clone()));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");

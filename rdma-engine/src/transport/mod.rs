@@ -1,4 +1,4 @@
-//! Streams that carry the protocol: TCP connections and Unix sockets, the same for both sides.
+//! Streams that carry the protocol: TCP connections, with TLS or without, and Unix sockets, the same for both sides.
 
 #[cfg(feature = "verbs")]
 pub(crate) mod end;
@@ -6,9 +6,11 @@ mod incoming;
 #[cfg(feature = "verbs")]
 pub(crate) mod messages;
 mod socket;
+mod tunnel;
 
 pub(crate) use incoming::{Incoming, StreamError};
 pub(crate) use socket::Socket;
+pub(crate) use tunnel::Tunnel;
 
 use tokio::runtime::{Handle, RuntimeFlavor};
 

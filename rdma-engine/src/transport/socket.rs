@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -15,30 +16,44 @@ use tokio::io::Interest;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
+use super::Tunnel;
+
 /// Most descriptors that one message brings; what exceeds it the kernel closes.
 const DESCRIPTORS: usize = 4;
 
 /// Who takes nothing for so long is given up.
-const STALL: Duration = Duration::from_secs(30);
+pub(super) const STALL: Duration = Duration::from_secs(30);
 
-/// A TCP connection, or a Unix socket, over which descriptors can travel.
+/// A TCP connection, plain or under TLS, or a Unix socket, over which descriptors can travel.
 #[derive(Debug)]
 pub(crate) enum Socket {
     Tcp(TcpStream),
+    Tls(Tunnel),
     Unix(UnixStream),
 }
 
 impl Socket {
+    /// The address that a connection over the network has on this host.
+    pub(crate) fn near(&self) -> Option<IpAddr> {
+        match self {
+            Self::Tcp(stream) => stream.local_addr().ok().map(|address| address.ip()),
+            Self::Tls(tunnel) => Some(tunnel.near),
+            Self::Unix(_) => None,
+        }
+    }
+
     /// Reads what is there into `buffer`, and puts descriptors that come along behind `files`. 0 bytes mean the end.
     pub(crate) async fn read(&self, buffer: &mut [u8], files: &mut VecDeque<OwnedFd>) -> io::Result<usize> {
         loop {
             let outcome = match self {
                 Self::Tcp(stream) => stream.try_read(buffer),
+                Self::Tls(tunnel) => tunnel.outcome(tunnel.stream.try_read(buffer)),
                 Self::Unix(_) => self.try_io(Interest::READABLE, |socket| receive(socket, buffer, files)),
             };
             match outcome {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => match self {
                     Self::Tcp(stream) => stream.readable().await?,
+                    Self::Tls(tunnel) => tunnel.stream.readable().await?,
                     Self::Unix(stream) => stream.readable().await?,
                 },
                 outcome => return outcome,
@@ -50,6 +65,7 @@ impl Socket {
     pub(crate) fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => stream.try_write(bytes),
+            Self::Tls(tunnel) => tunnel.stream.try_write(bytes),
             Self::Unix(stream) => stream.try_write(bytes),
         }
     }
@@ -99,6 +115,7 @@ impl Socket {
     ) -> io::Result<T> {
         match self {
             Self::Tcp(stream) => stream.try_io(interest, || work(stream.as_fd())),
+            Self::Tls(tunnel) => tunnel.stream.try_io(interest, || work(tunnel.stream.as_fd())),
             Self::Unix(stream) => stream.try_io(interest, || work(stream.as_fd())),
         }
     }
@@ -111,7 +128,10 @@ impl Socket {
             match self.try_io(Interest::WRITABLE, &mut write) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.writable().await?,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                outcome => return outcome,
+                outcome => match self {
+                    Self::Tls(tunnel) => return tunnel.outcome(outcome),
+                    _ => return outcome,
+                },
             }
         }
     }
@@ -121,6 +141,7 @@ impl Socket {
         let writable = async {
             match self {
                 Self::Tcp(stream) => stream.writable().await,
+                Self::Tls(tunnel) => tunnel.stream.writable().await,
                 Self::Unix(stream) => stream.writable().await,
             }
         };
@@ -132,6 +153,7 @@ impl Socket {
     pub(crate) fn shut_down(&self) {
         let socket = match self {
             Self::Tcp(stream) => stream.as_fd(),
+            Self::Tls(tunnel) => tunnel.stream.as_fd(),
             Self::Unix(stream) => stream.as_fd(),
         };
         // It may have ended already.

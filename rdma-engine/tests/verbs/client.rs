@@ -2,6 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::time::Instant;
 
 use bytes::BytesMut;
 use rdma_engine::protocol::frame::HEADER;
@@ -13,9 +14,9 @@ use rdma_engine::verbs::{
     self, Endpoint, Gid, LocalMemory, Mtu, QueuePair, RemoteMemory, Slot, Timeouts, Work, WorkError,
 };
 
-use crate::completions;
 use crate::peer::{OPTIONS, Side};
 use crate::volume::fid;
+use crate::{DEADLINE, completions};
 
 /// A session over verbs.
 pub(crate) struct ByHand {
@@ -36,7 +37,7 @@ pub(crate) enum Brought {
 impl ByHand {
     pub(crate) fn connect(engine: SocketAddr) -> Self {
         let mut stream = TcpStream::connect(engine).unwrap();
-        stream.set_read_timeout(Some(crate::DEADLINE)).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
         let side = Side::open(Some(stream.local_addr().unwrap().ip())).unwrap();
         let mut bytes = BytesMut::new();
         let name = "by hand".to_owned();
@@ -135,8 +136,13 @@ impl ByHand {
 
     /// The next message of the engine.
     pub(crate) fn message(&mut self) -> Vec<u8> {
+        let started = Instant::now();
+        let mut done = Vec::new();
         loop {
-            for done in completions(&mut self.side.poller, 1) {
+            assert!(started.elapsed() < DEADLINE, "no message comes");
+            // With it may come that ours was sent.
+            self.side.poller.wait(&mut done, DEADLINE).unwrap();
+            for done in done.drain(..) {
                 let length = done.result.unwrap();
                 if done.work == Work::Receive {
                     return done.memory.unwrap()[..length].to_vec();

@@ -17,6 +17,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
+use tokio::task::JoinSet;
 
 use crate::client::{Brought, ByHand};
 use crate::leaks::resources;
@@ -24,7 +25,7 @@ use crate::volume::{content, fid, write};
 use crate::{DEADLINE, Numbers, Turn, turn};
 
 /// Lengths of the needles: in line, just above, of several slots of the bounce memory.
-const LENGTHS: [usize; 7] = [100, 8 << 10, (8 << 10) + 1, 70_000, 512 << 10, 700_000, 1_300_000];
+pub(crate) const LENGTHS: [usize; 7] = [100, 8 << 10, (8 << 10) + 1, 70_000, 512 << 10, 700_000, 1_300_000];
 
 /// The needle of the last.
 const LONGEST: (u64, usize) = (LENGTHS.len() as u64, LENGTHS[LENGTHS.len() - 1]);
@@ -222,7 +223,7 @@ fn many_readers_share_a_connection_and_some_give_up() {
     let served = serve(&LENGTHS, Options::default());
     let client = client(served.address);
     served.runtime.block_on(async {
-        let mut readers = tokio::task::JoinSet::new();
+        let mut readers = JoinSet::new();
         for reader in 0..4u64 {
             let client = client.clone();
             readers.spawn(async move {
@@ -313,16 +314,16 @@ fn what_is_never_given_back_is_taken_back_when_its_lease_is_over() {
     assert_eq!(metric(&served.metrics, "rdma_engine_leases_over_total"), 3);
 }
 
-/// The engine's own program.
-struct Program {
+/// The engine's own program, killed (`kill -9`) when dropped.
+pub(crate) struct Program {
     child: Child,
     address: SocketAddr,
 }
 
 impl Program {
-    fn start(directory: &std::path::Path) -> Self {
+    pub(crate) fn start(directory: &std::path::Path, listen: SocketAddr) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_rdma-engine"));
-        command.args(["serve", "--listen", "127.0.0.1:0", "--status-addr", "none", "--volume-dir"]);
+        command.args(["serve", "--status-addr", "none", "--listen", &listen.to_string(), "--volume-dir"]);
         let mut child = command.arg(directory).stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
@@ -337,6 +338,49 @@ impl Drop for Program {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Readers of the longest needle, over and over, each until its first error, when all of them have read it.
+pub(crate) async fn reading(client: &Client) -> JoinSet<ReadError> {
+    const READERS: usize = 4;
+    let mut readers = JoinSet::new();
+    let (read, mut begun) = tokio::sync::mpsc::channel(READERS);
+    for _ in 0..READERS {
+        let (client, read) = (client.clone(), read.clone());
+        readers.spawn(async move {
+            let mut first = Some(read);
+            loop {
+                if let Err(error) = read_longest(&client).await {
+                    return error;
+                }
+                if let Some(read) = first.take() {
+                    read.send(()).await.unwrap();
+                }
+            }
+        });
+    }
+    for _ in 0..READERS {
+        begun.recv().await.unwrap();
+    }
+    readers
+}
+
+/// Reads until that works again.
+pub(crate) async fn read_again(client: &Client) {
+    let started = Instant::now();
+    while let Err(error) = read_longest(client).await {
+        assert!(started.elapsed() < DEADLINE, "{error}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Reads the longest needle, and compares.
+async fn read_longest(client: &Client) -> Result<(), ReadError> {
+    let mut bytes = vec![0xee; LONGEST.1];
+    let target = Target { fid: fid(LONGEST.0), offset: 0, token: None };
+    let delivered = client.read(target, &mut bytes, soon()).await?;
+    check(&delivered, &bytes, LONGEST.0, 0);
+    Ok(())
 }
 
 /// Passes connections on to `engine`; of the first, nothing that the client says after its greeting.
@@ -391,30 +435,11 @@ fn an_engine_killed_in_mid_read_is_an_error_in_time_and_leaves_nothing() {
     write(directory.path(), &LENGTHS);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     for _ in 0..2 {
-        let mut engine = Program::start(directory.path());
+        let engine = Program::start(directory.path(), "127.0.0.1:0".parse().unwrap());
         let client = client(engine.address);
         runtime.block_on(async {
-            let mut readers = tokio::task::JoinSet::new();
-            let (reading, mut begun) = tokio::sync::mpsc::unbounded_channel();
-            for _ in 0..4 {
-                let (client, reading) = (client.clone(), reading.clone());
-                readers.spawn(async move {
-                    loop {
-                        let mut bytes = vec![0; LONGEST.1];
-                        let target = Target { fid: fid(LONGEST.0), offset: 0, token: None };
-                        match client.read(target, &mut bytes, soon()).await {
-                            Ok(delivered) => check(&delivered, &bytes, LONGEST.0, 0),
-                            Err(error) => return error,
-                        }
-                        let _ = reading.send(());
-                    }
-                });
-            }
-            // All are reading, over and over.
-            for _ in 0..4 {
-                begun.recv().await.unwrap();
-            }
-            engine.child.kill().unwrap();
+            let mut readers = reading(&client).await;
+            drop(engine);
             let killed = Instant::now();
             while let Some(error) = readers.join_next().await {
                 let error = error.unwrap();
@@ -423,7 +448,6 @@ fn an_engine_killed_in_mid_read_is_an_error_in_time_and_leaves_nothing() {
             println!("errors {} ms after the kill", killed.elapsed().as_millis());
             assert!(killed.elapsed() < DEADLINE / 2);
         });
-        engine.child.wait().unwrap();
         // Another engine at another address is another client's; this one says that it is left alone.
         assert_eq!(client.transport(), None);
     }

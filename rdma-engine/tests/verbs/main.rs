@@ -31,16 +31,19 @@ type Turn = MutexGuard<'static, ()>;
 /// The turn of a test; `None` without a device, which is said.
 fn turn(test: &str) -> Option<Turn> {
     static TURN: Mutex<()> = Mutex::new(());
+    // That another test has failed is no reason for this one to fail.
+    has_device(test).then(|| TURN.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// Whether there is a device for a test; if not, that is said.
+fn has_device(test: &str) -> bool {
     let reason = match devices() {
-        Ok(found) if found.iter().flat_map(|device| &device.ports).any(|port| port.active) => {
-            // That another test has failed is no reason for this one to fail.
-            return Some(TURN.lock().unwrap_or_else(PoisonError::into_inner));
-        }
+        Ok(found) if found.iter().flat_map(|device| &device.ports).any(|port| port.active) => return true,
         Ok(_) => VerbsError::NoDevice.to_string(),
         Err(error) => error.to_string(),
     };
     println!("skipped: {test}: {reason}");
-    None
+    false
 }
 
 /// Opens the best port twice, for two ends in one process.

@@ -102,7 +102,7 @@ impl Served {
     }
 }
 
-/// Serves a client until it goes, or until it had the network cut: then `true`.
+/// Serves a client until it goes. Says whether it had the network cut, which is whole again then.
 pub(crate) fn serve_one(mut stream: TcpStream) -> Result<bool> {
     stream.set_read_timeout(Some(PATIENCE))?;
     let mut endpoint = [0; Endpoint::SIZE];
@@ -120,14 +120,22 @@ pub(crate) fn serve_one(mut stream: TcpStream) -> Result<bool> {
     stream.write_all(&[0])?;
     stream.set_read_timeout(None)?;
     let mut command = [0];
+    let mut is_cut = false;
     while stream.read(&mut command)? == 1 {
         if command[0] == CUT {
-            // Nothing leaves this host any more, as if the cable were cut. (Taking the interface down is something else: emulated, it keeps packets for
-            // ever, and soft-RoCE the queue pair that sent them.)
-            let words = ["qdisc", "add", "dev", "roce0", "root", "netem", "loss", "100%"];
-            let done = Command::new("tc").args(words).status()?;
-            return if done.success() { Ok(true) } else { Err(io::Error::other("tc failed").into()) };
+            // Nothing leaves this host any more, as if the cable were cut; what the client sends still comes, and the end of its stream.
+            lose_packets(&["add", "dev", "roce0", "root", "netem", "loss", "100%"])?;
+            is_cut = true;
         }
     }
-    Ok(false)
+    if is_cut {
+        lose_packets(&["del", "dev", "roce0", "root"])?;
+    }
+    Ok(is_cut)
+}
+
+/// Changes what becomes of packets that leave this host.
+fn lose_packets(words: &[&str]) -> Result<()> {
+    let done = Command::new("tc").arg("qdisc").args(words).status()?;
+    if done.success() { Ok(()) } else { Err(io::Error::other("tc failed").into()) }
 }

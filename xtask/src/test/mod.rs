@@ -206,7 +206,7 @@ fn run_in_guests(
     };
     for program in programs.iter().filter(|built| is_verbs_suite(built)) {
         run_one(program, false, false, &["--skip", TWO_GUESTS])?;
-        // A filter of the user's narrows the first; the second is one test.
+        // A filter of the user's narrows the first; of the second there are few.
         if filter.is_empty() {
             run_one(program, true, false, &[TWO_GUESTS])?;
         }

@@ -1,12 +1,10 @@
 //! `security.toml`: the keys and certificates of a cluster, as `weed` itself finds and reads them.
 //!
 //! Where the file is and what overrides it is the part of [`rdma_engine::settings`]. From that come a signer of read tokens
-//! and two TLS configurations (`tls`): one for gRPC, one for HTTP.
+//! and two TLS configurations ([`rdma_engine::tls`]): one for gRPC and engines, one for HTTP.
 //!
 //! No file and no variable means a cluster without security: everything is plaintext. A file that is there and cannot be
 //! used is an error, never a silent fall-back to plaintext.
-
-mod tls;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -14,6 +12,7 @@ use std::sync::Arc;
 
 use rdma_engine::FileId;
 use rdma_engine::settings::{self, Settings, SettingsError};
+use rdma_engine::tls::{self, TlsError};
 use rdma_engine::token::ReadSigner;
 use rustls::ClientConfig;
 
@@ -23,40 +22,9 @@ pub enum SecurityError {
     /// The file cannot be used.
     #[error(transparent)]
     Settings(#[from] SettingsError),
-    /// Of a certificate and its key only one is given.
-    #[error("{origin}: `{present}` is set but `{missing}` is not; set both or neither")]
-    HalfPair {
-        /// The file that was read.
-        origin: String,
-        /// The key that is there.
-        present: String,
-        /// The key that is not.
-        missing: String,
-    },
-    /// A certificate, key or list of authorities that a key names cannot be loaded.
-    #[error("{origin}: `{key}` names {}, which cannot be used: {reason}", path.display())]
-    Pem {
-        /// The file that names it.
-        origin: String,
-        /// The key that names it.
-        key: String,
-        /// The PEM file.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// Certificate and key are readable but do not make a TLS client.
-    #[error(
-        "{origin}: `{section}` does not make a TLS client: {source}; check that key and certificate belong together"
-    )]
-    Tls {
-        /// The file that was read.
-        origin: String,
-        /// The section, dotted.
-        section: &'static str,
-        /// What the TLS library said.
-        source: rustls::Error,
-    },
+    /// A certificate, or what goes with it, cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
 }
 
 /// What a client needs to know of a cluster's security.

@@ -1,62 +1,45 @@
-//! Faults of the network between two hosts: guests of the virtual machine (`cargo xtask vm --pair`), the first reading from the second.
+//! The network between the guests is cut while the first reads what the second has registered.
 
-use std::env;
 use std::io::Write;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rdma_engine::verbs::{Completion, Slot, Timeouts, WorkError};
 
+use super::{Guest, be_met, guest, meet};
 use crate::faults::post_again;
 use crate::peer::{CUT, Served, Side, serve_one};
-use crate::{DEADLINE, Turn, completions, turn};
+use crate::{DEADLINE, completions, turn};
 
 const PORT: u16 = 18_600;
 
-/// Address of the other guest, if there is one.
-fn peer(test: &str) -> Option<(String, Turn)> {
-    let turn = turn(test)?;
-    if env::var("VM_GUESTS").as_deref() != Ok("2") {
-        println!("skipped: {test}: there is no second guest");
-        return None;
-    }
-    Some((format!("{}:{PORT}", env::var("VM_PEER").unwrap()), turn))
-}
-
-/// Waits until the other guest has booted.
-fn wait_for(server: &str) {
-    let started = Instant::now();
-    while TcpStream::connect(server).is_err() {
-        assert!(started.elapsed() < 4 * DEADLINE, "the other guest does not answer");
-        thread::sleep(Duration::from_millis(50));
-    }
-}
-
 /// The second guest's part.
-fn serve_until_the_network_is_cut() {
+fn serve_until_the_network_was_cut(test: &str) {
     let listener = TcpListener::bind(("0.0.0.0", PORT)).unwrap();
+    let _first = be_met(&listener);
+    let Some(_turn) = turn(test) else { return };
     let (sender, ended) = channel();
-    thread::spawn(move || {
-        while let Ok((stream, _)) = listener.accept() {
-            let sender = sender.clone();
-            thread::spawn(move || sender.send(serve_one(stream).map_err(|error| error.to_string())));
-        }
-    });
-    // A client that only looks whether we are there ends too early, which is no fault.
-    while ended.recv_timeout(4 * DEADLINE).unwrap() != Ok(true) {}
+    for _ in 0..2 {
+        let (stream, sender) = (be_met(&listener), sender.clone());
+        thread::spawn(move || sender.send(serve_one(stream).map_err(|error| error.to_string())));
+    }
+    let cuts = [(); 2].map(|()| ended.recv_timeout(4 * DEADLINE).unwrap());
+    assert!(cuts.contains(&Ok(true)) && cuts.contains(&Ok(false)), "{cuts:?}");
 }
 
 #[test]
 fn a_network_that_is_cut_is_a_typed_error_or_our_deadline() {
-    let Some((server, _turn)) = peer("a_network_that_is_cut_is_a_typed_error_or_our_deadline") else {
-        return;
+    let test = "a_network_that_is_cut_is_a_typed_error_or_our_deadline";
+    let address = match guest(test) {
+        Some(Guest::First { second }) => second,
+        Some(Guest::Second) => return serve_until_the_network_was_cut(test),
+        None => return,
     };
-    if env::var("VM_GUEST").as_deref() == Ok("1") {
-        return serve_until_the_network_is_cut();
-    }
-    wait_for(&server);
+    let Some(_turn) = turn(test) else { return };
+    let _second = meet(&address, PORT);
+    let server = format!("{address}:{PORT}");
     let mut slow = Side::open(None).unwrap();
     let mut quick = Side::open(None).unwrap();
     // Half a minute of retries: only a deadline of our own ends this in time.

@@ -1,6 +1,9 @@
-//! The two TLS client configurations of a cluster: gRPC and HTTP.
+//! TLS as a cluster's `security.toml` has it: of clients, for gRPC and engines and for HTTP, and of engines.
+//!
+//! gRPC and engines are mutual: either side shows a certificate of the cluster's authority. A file that is named and cannot be used is an error, never a
+//! silent fall-back to plain text.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -8,37 +11,134 @@ use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::server::ParsedCertificate;
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 
-use super::SecurityError;
-use super::settings::Settings;
+use crate::settings::{Settings, SettingsError};
+
+/// Why TLS cannot be had as `security.toml` wants it.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A key has a value of the wrong type.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// Of a certificate and its key only one is given.
+    #[error("{origin}: `{present}` is set but `{missing}` is not; set both or neither")]
+    HalfPair {
+        /// The file that was read.
+        origin: String,
+        /// The key that is there.
+        present: String,
+        /// The key that is not.
+        missing: String,
+    },
+    /// A certificate, key or list of authorities that a key names cannot be loaded.
+    #[error("{origin}: `{key}` names {}, which cannot be used: {reason}", path.display())]
+    Pem {
+        /// The file that names it.
+        origin: String,
+        /// The key that names it.
+        key: String,
+        /// The PEM file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Certificate and key are readable but do not make a TLS client or server.
+    #[error(
+        "{origin}: `{section}` does not make TLS: {source}; check that key and certificate belong together"
+    )]
+    Tls {
+        /// The file that was read.
+        origin: String,
+        /// The section, dotted.
+        section: &'static str,
+        /// What the TLS library said.
+        source: rustls::Error,
+    },
+    /// A key asks for something that engines cannot do.
+    #[error(
+        "{origin}: `{key}` is set, and an engine cannot check whom a certificate names; give it a file without that key (--security)"
+    )]
+    Names {
+        /// The file that was read.
+        origin: String,
+        /// The key.
+        key: String,
+    },
+}
 
 /// `[grpc] ca` with `[grpc.client] cert, key`, or the newer names `client_cert, client_key`. As `weed` does it, all three
 /// turn mutual TLS on, and without one of them gRPC is plaintext.
-pub(super) fn grpc(settings: &Settings<'_>) -> Result<Option<Arc<ClientConfig>>, SecurityError> {
+/// Host names are not compared. Engines are spoken to with the same.
+///
+/// # Errors
+/// See [`TlsError`].
+pub fn grpc(settings: &Settings<'_>) -> Result<Option<Arc<ClientConfig>>, TlsError> {
     let newer = identity_paths(settings, "grpc.client.client_cert", "grpc.client.client_key")?;
     let identity = match newer {
         Some(newer) => Some(newer),
         None => identity_paths(settings, "grpc.client.cert", "grpc.client.key")?,
     };
-    let (identity, ca) = match (identity, settings.text("grpc.ca")?) {
-        (Some(identity), Some(ca)) => (identity, ca),
-        (None, _) => return Ok(None),
-        (Some(_), None) => {
-            tracing::warn!(
-                "{}: `grpc.client` names a certificate but `grpc.ca` is not set: gRPC is plaintext, as with weed",
-                settings.origin()
-            );
-            return Ok(None);
+    let Some((identity, roots)) = mutual(settings, "grpc.client", identity)? else { return Ok(None) };
+    client(settings, "grpc.client", Verifier::Chain(roots), Some(identity), b"h2").map(Some)
+}
+
+/// Keys that have `weed` let in only certificates of certain names.
+const NAMES: [&str; 2] = ["grpc.allowed_wildcard_domain", "grpc.volume.allowed_commonNames"];
+
+/// `[grpc] ca` with `[grpc.volume] cert, key`: the files by which the volume server of the same host speaks gRPC. Clients must have a certificate of the
+/// same authority.
+///
+/// # Errors
+/// See [`TlsError`].
+pub fn engine(settings: &Settings<'_>) -> Result<Option<Arc<ServerConfig>>, TlsError> {
+    let section = "grpc.volume";
+    let identity = identity_paths(settings, "grpc.volume.cert", "grpc.volume.key")?;
+    let Some((identity, roots)) = mutual(settings, section, identity)? else { return Ok(None) };
+    let origin = settings.origin();
+    for key in NAMES {
+        if settings.text(key)?.is_some() {
+            return Err(TlsError::Names { origin: origin.to_owned(), key: key.to_owned() });
         }
+    }
+    let tls_error = |source| TlsError::Tls { origin: origin.to_owned(), section, source };
+    let provider = Arc::new(ring::default_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone())
+        .build()
+        .map_err(|error| tls_error(rustls::Error::General(error.to_string())))?;
+    let (chain, key) = identity.load(settings)?;
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(tls_error)?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain, key)
+        .map_err(tls_error)?;
+    Ok(Some(Arc::new(config)))
+}
+
+/// The identity with the authorities of `[grpc]`, if there are both; without one of them gRPC is plain text.
+fn mutual(
+    settings: &Settings<'_>,
+    section: &str,
+    identity: Option<Identity>,
+) -> Result<Option<(Identity, RootCertStore)>, TlsError> {
+    let Some(identity) = identity else { return Ok(None) };
+    let Some(ca) = settings.text("grpc.ca")? else {
+        tracing::warn!(
+            "{}: `{section}` names a certificate but `grpc.ca` is not set: it is not used, as with weed",
+            settings.origin()
+        );
+        return Ok(None);
     };
-    let verifier = Verifier::Chain(roots(settings, "grpc.ca", &ca)?);
-    client(settings, "grpc.client", verifier, Some(identity), b"h2").map(Some)
+    Ok(Some((identity, roots(settings, "grpc.ca", &ca)?)))
 }
 
 /// `[https.client] enabled, ca, cert, key, insecure_skip_verify`.
-pub(super) fn https(settings: &Settings<'_>) -> Result<Option<Arc<ClientConfig>>, SecurityError> {
+///
+/// # Errors
+/// See [`TlsError`].
+pub fn https(settings: &Settings<'_>) -> Result<Option<Arc<ClientConfig>>, TlsError> {
     if !settings.flag("https.client.enabled")? {
         return Ok(None);
     }
@@ -71,8 +171,18 @@ struct Identity {
     key: (String, String),
 }
 
-fn identity_paths(settings: &Settings<'_>, cert: &str, key: &str) -> Result<Option<Identity>, SecurityError> {
-    let half = |present: &str, missing: &str| SecurityError::HalfPair {
+impl Identity {
+    fn load(
+        &self,
+        settings: &Settings<'_>,
+    ) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsError> {
+        let chain = certificates(settings, &self.cert.0, &self.cert.1)?;
+        Ok((chain, private_key(settings, &self.key.0, &self.key.1)?))
+    }
+}
+
+fn identity_paths(settings: &Settings<'_>, cert: &str, key: &str) -> Result<Option<Identity>, TlsError> {
+    let half = |present: &str, missing: &str| TlsError::HalfPair {
         origin: settings.origin().to_owned(),
         present: present.to_owned(),
         missing: missing.to_owned(),
@@ -93,8 +203,8 @@ fn client(
     verifier: Verifier,
     identity: Option<Identity>,
     alpn: &[u8],
-) -> Result<Arc<ClientConfig>, SecurityError> {
-    let tls_error = |source| SecurityError::Tls { origin: settings.origin().to_owned(), section, source };
+) -> Result<Arc<ClientConfig>, TlsError> {
+    let tls_error = |source| TlsError::Tls { origin: settings.origin().to_owned(), section, source };
     let provider = Arc::new(ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
@@ -108,8 +218,7 @@ fn client(
     let mut config = match identity {
         None => builder.with_no_client_auth(),
         Some(identity) => {
-            let chain = certificates(settings, &identity.cert.0, &identity.cert.1)?;
-            let key = private_key(settings, &identity.key.0, &identity.key.1)?;
+            let (chain, key) = identity.load(settings)?;
             builder.with_client_auth_cert(chain, key).map_err(tls_error)?
         }
     };
@@ -117,8 +226,8 @@ fn client(
     Ok(Arc::new(config))
 }
 
-fn pem_error(settings: &Settings<'_>, key: &str, path: &str, reason: impl ToString) -> SecurityError {
-    SecurityError::Pem {
+fn pem_error(settings: &Settings<'_>, key: &str, path: &str, reason: impl ToString) -> TlsError {
+    TlsError::Pem {
         origin: settings.origin().to_owned(),
         key: key.to_owned(),
         path: Path::new(path).into(),
@@ -130,7 +239,7 @@ fn certificates(
     settings: &Settings<'_>,
     key: &str,
     path: &str,
-) -> Result<Vec<CertificateDer<'static>>, SecurityError> {
+) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let chain = CertificateDer::pem_file_iter(path)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
         .map_err(|error| pem_error(settings, key, path, error))?;
@@ -140,15 +249,11 @@ fn certificates(
     Ok(chain)
 }
 
-fn private_key(
-    settings: &Settings<'_>,
-    key: &str,
-    path: &str,
-) -> Result<PrivateKeyDer<'static>, SecurityError> {
+fn private_key(settings: &Settings<'_>, key: &str, path: &str) -> Result<PrivateKeyDer<'static>, TlsError> {
     PrivateKeyDer::from_pem_file(path).map_err(|error| pem_error(settings, key, path, error))
 }
 
-fn roots(settings: &Settings<'_>, key: &str, path: &str) -> Result<RootCertStore, SecurityError> {
+fn roots(settings: &Settings<'_>, key: &str, path: &str) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(settings, key, path)? {
         roots.add(certificate).map_err(|error| pem_error(settings, key, path, error))?;
@@ -214,8 +319,7 @@ impl ServerCertVerifier for NamelessVerifier {
 mod tests {
     use super::*;
     use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-    use rustls::server::WebPkiClientVerifier;
-    use rustls::{ClientConnection, ServerConfig, ServerConnection};
+    use rustls::{ClientConnection, ServerConnection};
     use tempfile::TempDir;
 
     /// An authority, with a certificate for the host `server` and one for a client, as files.
@@ -259,7 +363,7 @@ mod tests {
         /// The client that these keys of the configuration make; `$` in a value stands for the authority's directory.
         fn client(
             &self,
-            make: fn(&Settings<'_>) -> Result<Option<Arc<ClientConfig>>, SecurityError>,
+            make: fn(&Settings<'_>) -> Result<Option<Arc<ClientConfig>>, TlsError>,
             keys: &[(&str, &str)],
         ) -> Option<Arc<ClientConfig>> {
             let find = |name: &str| {
@@ -333,5 +437,30 @@ mod tests {
         let own = Authority::new();
         let keys = [&HTTPS[..1], &HTTPS[2..], &[("WEED_HTTPS_CLIENT_INSECURE_SKIP_VERIFY", "true")]].concat();
         handshake(own.client(https, &keys).unwrap(), "elsewhere", &own).unwrap();
+    }
+
+    #[test]
+    fn an_engine_lets_in_who_is_of_the_same_authority() {
+        let (own, other) = (Authority::new(), Authority::new());
+        let keys = [
+            ("WEED_GRPC_CA", "$/ca"),
+            ("WEED_GRPC_VOLUME_CERT", "$/cert"),
+            ("WEED_GRPC_VOLUME_KEY", "$/key"),
+            ("WEED_GRPC_ALLOWED_WILDCARD_DOMAIN", ".example"),
+        ];
+        let make = |keys: &[(&str, &str)]| {
+            let find = |name: &str| {
+                let value = keys.iter().find(|(key, _)| *key == name)?.1;
+                Some(value.replace('$', own.directory.path().to_str().unwrap()))
+            };
+            engine(&Settings::read(None, find).unwrap())
+        };
+        let served =
+            Authority { server: make(&keys[..3]).unwrap().unwrap(), directory: tempfile::tempdir().unwrap() };
+        handshake(own.client(grpc, &GRPC).unwrap(), "elsewhere", &served).unwrap();
+        assert!(handshake(other.client(grpc, &GRPC).unwrap(), "elsewhere", &served).is_err());
+        assert!(make(&keys[1..3]).unwrap().is_none() && make(&keys[..1]).unwrap().is_none());
+        let error = make(&keys).unwrap_err().to_string();
+        assert!(error.contains("grpc.allowed_wildcard_domain"), "{error}");
     }
 }

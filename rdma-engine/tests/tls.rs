@@ -1,0 +1,291 @@
+//! Engine and client of a cluster whose `security.toml` has certificates, and what becomes of who has none, or others.
+
+#[path = "verbs/volume.rs"]
+mod volume;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rdma_engine::Refusal;
+use rdma_engine::client::{self, Client, ReadError, Target};
+use rdma_engine::metrics::Metrics;
+use rdma_engine::protocol::Transport;
+use rdma_engine::server::{Engine, Options};
+use rdma_engine::settings::Settings;
+use rdma_engine::store::Store;
+use rdma_engine::tls;
+use rustls::ClientConfig;
+use rustls::crypto::ring;
+use tempfile::TempDir;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{Instant, timeout};
+
+use crate::volume::{content, fid, write};
+
+/// How long anything may take here.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Lengths of the needles, whose keys begin with 1: in one piece, in several, and more than sockets hold.
+const LENGTHS: [usize; 3] = [100, 200_000, 5 << 20];
+
+/// A cluster's authority, with a certificate for volume servers and one for clients.
+struct Authority {
+    files: TempDir,
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let files = tempfile::tempdir().unwrap();
+        let mut params = CertificateParams::new([]).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        std::fs::write(files.path().join("ca"), issuer.pem()).unwrap();
+        for name in ["volume", "client"] {
+            let key = KeyPair::generate().unwrap();
+            let certificate =
+                CertificateParams::new([name.to_owned()]).unwrap().signed_by(&key, &issuer).unwrap();
+            std::fs::write(files.path().join(format!("{name}.cert")), certificate.pem()).unwrap();
+            std::fs::write(files.path().join(format!("{name}.key")), key.serialize_pem()).unwrap();
+        }
+        Self { files, issuer }
+    }
+
+    /// `security.toml` of a cluster that trusts `trusted` and shows our certificates.
+    fn settings(&self, trusted: &Self) -> Settings<'static> {
+        let of = |authority: &Self, name: &str| authority.files.path().join(name).display().to_string();
+        let file = self.files.path().join("security.toml");
+        let section = |name| {
+            let (cert, key) = (of(self, &format!("{name}.cert")), of(self, &format!("{name}.key")));
+            format!("[grpc.{name}]\ncert = \"{cert}\"\nkey = \"{key}\"\n")
+        };
+        let text =
+            format!("[grpc]\nca = \"{}\"\n{}{}", of(trusted, "ca"), section("volume"), section("client"));
+        std::fs::write(&file, text).unwrap();
+        Settings::read(Some(&file), |_| None).unwrap()
+    }
+
+    /// A client's side, if it trusts `trusted`.
+    fn client(&self, trusted: &Self) -> Option<Arc<ClientConfig>> {
+        tls::grpc(&self.settings(trusted)).unwrap()
+    }
+
+    /// A client that trusts us and has no certificate.
+    fn nobody(&self) -> Arc<ClientConfig> {
+        let nobody = self.client(self).unwrap();
+        let mut config = ClientConfig::clone(&nobody);
+        let none = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap();
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(self.issuer.der().clone()).unwrap();
+        config.client_auth_cert_resolver =
+            none.with_root_certificates(roots).with_no_client_auth().client_auth_cert_resolver;
+        Arc::new(config)
+    }
+}
+
+/// An engine in this process.
+struct Served {
+    _volumes: TempDir,
+    address: SocketAddr,
+    metrics: Arc<Metrics>,
+    engine: AbortHandle,
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.engine.abort();
+    }
+}
+
+/// Serves [`LENGTHS`], to who is of the authority if there is one.
+async fn serve(authority: Option<&Authority>) -> Served {
+    serve_many(authority, Options::default().sessions).await
+}
+
+/// As [`serve`], so many sessions at a time.
+async fn serve_many(authority: Option<&Authority>, sessions: usize) -> Served {
+    let volumes = tempfile::tempdir().unwrap();
+    write(volumes.path(), &LENGTHS);
+    let tls = authority.map(|authority| tls::engine(&authority.settings(authority)).unwrap().unwrap());
+    let store = Arc::new(Store::new(vec![volumes.path().into()], None).unwrap());
+    let metrics = Arc::new(Metrics::default());
+    let options = Options { tls, sessions, ..Options::default() };
+    let listen = "127.0.0.1:0".parse().unwrap();
+    let engine = Engine::bind(listen, store, None, metrics.clone(), &options).await.unwrap();
+    let address = engine.address().unwrap();
+    let engine = tokio::spawn(engine.serve()).abort_handle();
+    Served { _volumes: volumes, address, metrics, engine }
+}
+
+fn client(address: SocketAddr, transport: Transport, tls: Option<Arc<ClientConfig>>) -> Client {
+    let options =
+        client::Options { transports: vec![transport], connect: DEADLINE, tls, ..client::Options::default() };
+    Client::new(address.to_string(), options)
+}
+
+/// Reads the needle of a key whole, and compares.
+async fn read(client: &Client, key: u64) -> Result<Transport, ReadError> {
+    let length = LENGTHS[key as usize - 1];
+    let mut bytes = vec![0xee; length];
+    let target = Target { fid: fid(key), offset: 0, token: None };
+    let delivered = client.read(target, &mut bytes, Instant::now() + DEADLINE).await?;
+    assert!(bytes == content(key, length) && delivered.verified);
+    Ok(delivered.transport)
+}
+
+/// Passes connections on to `engine`, and keeps all that goes over them.
+async fn overheard(engine: SocketAddr) -> (SocketAddr, Arc<Mutex<Vec<u8>>>) {
+    async fn pass(
+        mut from: impl AsyncRead + Unpin,
+        mut to: impl AsyncWrite + Unpin,
+        heard: Arc<Mutex<Vec<u8>>>,
+    ) {
+        let mut piece = [0; 4096];
+        while let Ok(count @ 1..) = from.read(&mut piece).await {
+            heard.lock().extend_from_slice(&piece[..count]);
+            if to.write_all(&piece[..count]).await.is_err() {
+                return;
+            }
+        }
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let heard = Arc::<Mutex<Vec<u8>>>::default();
+    let all = heard.clone();
+    tokio::spawn(async move {
+        while let Ok((near, _)) = listener.accept().await {
+            let far = TcpStream::connect(engine).await.unwrap();
+            let ((near_in, near_out), (far_in, far_out)) = (near.into_split(), far.into_split());
+            tokio::spawn(pass(near_in, far_out, all.clone()));
+            tokio::spawn(pass(far_in, near_out, all.clone()));
+        }
+    });
+    (address, heard)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_of_the_cluster_read_under_tls() {
+    let authority = Authority::new();
+    let served = serve(Some(&authority)).await;
+    for transport in [Transport::Tcp, Transport::Local] {
+        let client = client(served.address, transport, authority.client(&authority));
+        for key in 1..=LENGTHS.len() as u64 {
+            assert_eq!(read(&client, key).await.unwrap(), transport);
+        }
+        let mut readers = JoinSet::new();
+        for reader in 0..16u64 {
+            let client = client.clone();
+            readers.spawn(async move { read(&client, 1 + reader % LENGTHS.len() as u64).await });
+        }
+        while let Some(outcome) = readers.join_next().await {
+            assert_eq!(outcome.unwrap().unwrap(), transport);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_of_a_needle_can_be_overheard() {
+    let authority = Authority::new();
+    let known = content(2, LENGTHS[1]);
+    let contains = |heard: &[u8]| heard.windows(64).any(|window| window == &known[..64]);
+    for (engines, is_heard) in [(None, true), (Some(&authority), false)] {
+        let served = serve(engines).await;
+        let (address, heard) = overheard(served.address).await;
+        let tls = engines.and_then(|authority| authority.client(authority));
+        read(&client(address, Transport::Tcp, tls), 2).await.unwrap();
+        let heard = heard.lock();
+        assert!(heard.len() > LENGTHS[1]);
+        assert_eq!(contains(&heard), is_heard);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn certificates_of_another_authority_and_none_are_refused() {
+    let (ours, theirs) = (Authority::new(), Authority::new());
+    let served = serve(Some(&ours)).await;
+    for (tls, reason) in [
+        // We do not trust the engine; it does not trust us; it sees nothing.
+        (theirs.client(&theirs), "invalid peer certificate"),
+        (theirs.client(&ours), "received fatal alert"),
+        (Some(ours.nobody()), "received fatal alert"),
+    ] {
+        match read(&client(served.address, Transport::Tcp, tls), 1).await {
+            Err(ReadError::Lost(why)) => assert!(why.contains("TLS") && why.contains(reason), "{why}"),
+            other => panic!("{other:?}"),
+        }
+    }
+    // It goes on serving its own.
+    read(&client(served.address, Transport::Tcp, ours.client(&ours)), 1).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_side_without_tls_is_told() {
+    let authority = Authority::new();
+    let under_tls = serve(Some(&authority)).await;
+    let refused = read(&client(under_tls.address, Transport::Tcp, None), 1).await.unwrap_err();
+    assert_eq!(refused, ReadError::Refused(Refusal::TlsNeeded));
+    assert!(under_tls.metrics.exposition().contains("reason=\"tls_needed\"} 1"));
+
+    let plain = serve(None).await;
+    let tls = authority.client(&authority);
+    match read(&client(plain.address, Transport::Tcp, tls), 1).await {
+        Err(ReadError::Lost(why)) => assert!(why.contains("the engine does not speak TLS"), "{why}"),
+        other => panic!("{other:?}"),
+    }
+    assert!(plain.metrics.exposition().contains("reason=\"no_tls\"} 1"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_neither_is_sent_away() {
+    let authority = Authority::new();
+    let served = serve(Some(&authority)).await;
+    // Silence, too, but only after a while.
+    for said in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0x16; 600], &[0xff; 5], b""] {
+        let mut stream = TcpStream::connect(served.address).await.unwrap();
+        stream.write_all(said).await.unwrap();
+        let mut answer = Vec::new();
+        // The end may be a reset: it did not read what we said.
+        let _ = timeout(DEADLINE, stream.read_to_end(&mut answer)).await.expect("it hangs up");
+    }
+    read(&client(served.address, Transport::Tcp, authority.client(&authority)), 1).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_engine_hangs_up() {
+    let authority = Authority::new();
+    let served = serve_many(Some(&authority), 1).await;
+    let client = || client(served.address, Transport::Tcp, authority.client(&authority));
+    let (first, second) = (client(), client());
+    read(&first, 1).await.unwrap();
+    assert!(matches!(read(&second, 1).await, Err(ReadError::Lost(_))));
+    assert!(served.metrics.exposition().contains("reason=\"too_many_sessions\"} 1"));
+    read(&first, 2).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_engine_that_ends_ends_its_connections() {
+    let authority = Authority::new();
+    let served = serve(Some(&authority)).await;
+    let client = client(served.address, Transport::Tcp, authority.client(&authority));
+    read(&client, 3).await.unwrap();
+    let reading = {
+        let client = client.clone();
+        tokio::spawn(async move {
+            loop {
+                if let Err(error) = read(&client, 3).await {
+                    return error;
+                }
+            }
+        })
+    };
+    drop(served);
+    let error = timeout(DEADLINE, reading).await.expect("an error in time").unwrap();
+    assert!(matches!(error, ReadError::Lost(_)), "{error:?}");
+}
