@@ -308,9 +308,10 @@ fn what_is_not_watched_is_not_seen() {
     if !can_observe() || !host::has_bindfs() {
         return;
     }
+    const SIZE: u64 = 64 * PAGE;
     let [watched_mount, other] = [Bindfs::start().unwrap(), Bindfs::start().unwrap()];
     let [file, unseen] =
-        [&watched_mount, &other].map(|mount| mount.put("file", &[1; 3 * PAGE as usize]).unwrap());
+        [&watched_mount, &other].map(|mount| mount.put("file", &[1; SIZE as usize]).unwrap());
     let mut watched = Watched::start(&watched_mount.path(), &every_page());
     let elsewhere = Device::of(&other.path()).unwrap();
     fs::read(&unseen).unwrap();
@@ -321,7 +322,8 @@ fn what_is_not_watched_is_not_seen() {
     // The first event of all is that of the first read of the watched mount.
     fs::read(&file).unwrap();
     let first = eventually("an event", PATIENCE, || watched.events.try_recv().ok()).unwrap();
-    assert_eq!((first.device, first.range), (watched.device, 0..PAGE));
+    assert_eq!(first.device, watched.device);
+    assert!(first.range.end <= SIZE, "{first:?}");
 
     // No more after the watch has ended, and a new watch starts from nothing.
     watched.observer.unwatch(watched.device).unwrap();
@@ -330,9 +332,9 @@ fn what_is_not_watched_is_not_seen() {
     assert_eq!(watched.observer.traffic(watched.device).unwrap().cached_reads, 0);
     fs::read(&file).unwrap();
     let traffic = watched.observer.traffic(watched.device).unwrap();
-    assert_eq!(traffic.cached_bytes, 3 * PAGE);
+    assert!(about(traffic.cached_bytes, SIZE), "{traffic:?}");
     let readers = watched.observer.readers(watched.device).unwrap();
-    assert_eq!(readers.iter().map(|reader| reader.bytes).sum::<u64>(), 3 * PAGE);
+    assert_eq!(readers.iter().map(|reader| reader.bytes).sum::<u64>(), traffic.cached_bytes);
 }
 
 #[test]
