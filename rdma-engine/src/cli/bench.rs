@@ -1,4 +1,8 @@
 //! `rdma-engine bench`: how fast needles come, by transport, size of the reads and how many are under way at a time.
+//!
+//! They come as they come to a mount: over verbs the device writes them straight into the readers' memory.
+
+mod memory;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,7 +11,7 @@ use anyhow::{Context, ensure};
 use clap::Args;
 use rand::Rng;
 use rdma_engine::FileId;
-use rdma_engine::client::{Client, Target};
+use rdma_engine::client::{Client, ReadError, RegistrationCache, Target};
 
 use super::remote::{EngineOptions, TransportChoice, deadline};
 use super::size;
@@ -38,6 +42,9 @@ pub(super) struct BenchOptions {
     seconds: u32,
 }
 
+/// Devices are shown the readers' memory in parts of so many bytes, as they are a mount's cache.
+const UNIT: usize = 2 << 20;
+
 /// A needle to read, with what is needed for it.
 struct Needle {
     fid: FileId,
@@ -64,11 +71,13 @@ pub(super) async fn run(options: BenchOptions) -> anyhow::Result<()> {
             needles.push(Needle { fid, data_size: found.needle.data_size, token });
         }
         let needles = Arc::new(needles);
-        let transport = client.transport().map_or("none", rdma_engine::protocol::Transport::name);
         for &size in &options.sizes {
             for &depth in &options.depths {
                 let limit = Duration::from_secs(options.seconds.into());
+                // Memory is shown to a device with a connection, so each line has its own.
+                let client = options.engine.client(choice)?;
                 let (bytes, elapsed, mut times) = measure(&client, &needles, size, depth, limit).await?;
+                let transport = client.transport().map_or("none", rdma_engine::protocol::Transport::name);
                 times.sort_unstable();
                 let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize] as f64 / 1e3;
                 println!(
@@ -97,13 +106,17 @@ async fn measure(
     depth: u32,
     limit: Duration,
 ) -> anyhow::Result<(u64, Duration, Vec<u64>)> {
+    let (region, parts) = memory::parts(depth as usize, size as usize);
+    client.register(RegistrationCache::new(region, UNIT));
+    // Connecting is not measured.
+    client.ping(deadline()).await?;
     let began = Instant::now();
-    let readers: Vec<_> = (0..depth)
-        .map(|_| {
+    let readers: Vec<_> = parts
+        .into_iter()
+        .map(|mut part| {
             let (client, needles) = (client.clone(), needles.clone());
             tokio::spawn(async move {
                 let (mut bytes, mut times) = (0, Vec::new());
-                let mut buffer = vec![0; size as usize];
                 while began.elapsed() < limit || times.is_empty() {
                     let (needle, offset) = {
                         let mut random = rand::rng();
@@ -112,11 +125,14 @@ async fn measure(
                     };
                     let target = Target { fid: needle.fid, offset, token: needle.token.as_deref() };
                     let asked = Instant::now();
-                    let delivered = client.read(target, &mut buffer, deadline()).await?;
+                    let (delivered, back) = client.read_owned(target, part, deadline()).await;
+                    let delivered = delivered?;
+                    // Only a read that failed keeps it.
+                    part = back.ok_or_else(|| ReadError::Lost("the device kept the memory".to_owned()))?;
                     times.push(u64::try_from(asked.elapsed().as_nanos()).unwrap_or(u64::MAX));
                     bytes += u64::from(delivered.needle.length);
                 }
-                Ok::<_, rdma_engine::client::ReadError>((bytes, times))
+                Ok::<_, ReadError>((bytes, times))
             })
         })
         .collect();
