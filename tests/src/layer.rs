@@ -9,13 +9,13 @@ use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use nix::mount::{MntFlags, umount2};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use crate::process::Process;
-use crate::{StatusPage, eventually, mount};
+use crate::{StatusPage, eventually};
 
 /// Longest wait for a layer to answer.
 const READY: Duration = Duration::from_secs(30);
@@ -178,13 +178,44 @@ fn start<A: Into<OsString>>(
     args: impl IntoIterator<Item = A>,
 ) -> anyhow::Result<Process> {
     let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
-    let mut command = Command::new(mount::interceptor_program()?);
+    let mut command = Command::new(crate::mount::interceptor_program()?);
     command.arg("attach");
     if !args.iter().any(|arg| arg == "--status-addr") {
         command.args(["--status-addr", "127.0.0.1:0"]);
     }
     command.args(args).arg(path).current_dir(home).env("HOME", home);
     Process::start(command, &home.join(log), GRACE, Signal::SIGTERM)
+}
+
+/// What is mounted at a path, seen in a second place as well, past the layers that come over the first.
+#[derive(Debug)]
+pub struct Beside {
+    home: TempDir,
+}
+
+impl Beside {
+    /// What is mounted at `path` now.
+    ///
+    /// # Errors
+    /// When it cannot be mounted a second time.
+    pub fn of(path: &Path) -> anyhow::Result<Self> {
+        let beside = Self { home: tempfile::Builder::new().prefix("interceptor-beside-").tempdir()? };
+        fs::create_dir(beside.path())?;
+        mount(Some(path), &beside.path(), None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+        Ok(beside)
+    }
+
+    /// The second place.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        self.home.path().join("mnt")
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        let _ = umount2(&self.path(), MntFlags::MNT_DETACH);
+    }
 }
 
 /// A new ext4 in a file, mounted by a loop device.

@@ -7,10 +7,9 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use tests::{Cluster, Layer, Mount, Pattern, eventually, host};
+use tests::{Beside, Cluster, Layer, Mount, Pattern, eventually, host};
 
 /// A cluster, a `weed mount` of it, and a layer over that which knows the cluster.
 struct Stage {
@@ -168,23 +167,6 @@ fn a_handle_that_was_open_before_is_noticed() {
     await_acceleration(&stage, &path, &expected);
 }
 
-/// The mount below, seen beside the layer; gone with this value.
-struct Beside(PathBuf);
-
-impl Beside {
-    fn of(path: &Path, at: PathBuf) -> Self {
-        fs::create_dir(&at).unwrap();
-        mount(Some(path), &at, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
-        Self(at)
-    }
-}
-
-impl Drop for Beside {
-    fn drop(&mut self) {
-        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
-    }
-}
-
 #[test]
 fn without_a_filer_reads_are_what_the_mount_below_makes_of_them() {
     let content = Pattern::new(1).bytes(0, 500_000);
@@ -224,8 +206,7 @@ fn two_hosts_see_each_others_files_as_the_mount_below_does() {
     }
     let cluster = Cluster::builder().start().unwrap();
     let (here, there) = (Mount::weed(&cluster).start().unwrap(), Mount::weed(&cluster).start().unwrap());
-    let home = tempfile::tempdir().unwrap();
-    let beside = Beside::of(here.path(), home.path().join("beside"));
+    let beside = Beside::of(here.path()).unwrap();
     let layer = attach(&cluster, &here);
     let mut random = StdRng::seed_from_u64(6);
     const FILES: usize = 5;
@@ -250,7 +231,7 @@ fn two_hosts_see_each_others_files_as_the_mount_below_does() {
                 "version {version} of {name}, written here: {len:?}"
             );
         }
-        for place in [there.path(), &beside.0] {
+        for place in [there.path(), &beside.path()] {
             let what = format!("version {version} of {name} in {}", place.display());
             eventually(&what, Duration::from_secs(15), || shows(&place.join(&name)).then_some(())).unwrap();
         }

@@ -25,7 +25,7 @@ use fuser::{
 use super::attributes::{self, Attributes};
 use super::caller::Caller;
 use super::coherence::Served;
-use super::entries::Entries;
+use super::decider::Decider;
 use super::files::OpenFile;
 use super::listing::{DirectoryEntry, OpenDirectory};
 use super::lower::errno;
@@ -53,8 +53,8 @@ pub(super) struct Layer {
     pub(super) directories: Handles<OpenDirectory>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) has_acls: bool,
-    /// What the filer says, if there is one.
-    pub(super) entries: Option<Arc<Entries>>,
+    /// Who finds out what is served, if anything can be.
+    pub(super) decider: Option<Decider>,
     /// There before the first request.
     pub(super) notifier: Arc<std::sync::OnceLock<Notifier>>,
 }
@@ -130,10 +130,10 @@ fn read_below(metrics: &Metrics, file: &OpenFile, offset: u64, len: usize, begun
 }
 
 impl Layer {
-    /// Answers a read from memory or from the cluster, and if that fails from the mount below.
+    /// Answers a read from memory or from where what is served comes from, and if that fails from the mount below.
     fn read_served(
         &self,
-        entries: &Entries,
+        decider: &Decider,
         served: Served,
         file: Arc<OpenFile>,
         offset: u64,
@@ -141,12 +141,12 @@ impl Layer {
         reply: ReplyData,
     ) {
         // Reading ahead starts tasks.
-        let _runtime = entries.runtime.enter();
-        match entries.reader.read(&served.version, offset, len) {
+        let _runtime = decider.runtime().enter();
+        match decider.reader().read(&served.version, offset, len) {
             Answer::Ready(data) => reply.data(&data),
             Answer::Pending(data) => {
-                let (metrics, runtime) = (self.metrics.clone(), entries.runtime.clone());
-                entries.runtime.spawn(async move {
+                let (metrics, runtime) = (self.metrics.clone(), decider.runtime().clone());
+                decider.runtime().spawn(async move {
                     let begun = Instant::now();
                     match data.await {
                         Ok(data) => reply.data(&data),
@@ -330,13 +330,13 @@ impl Filesystem for Layer {
     fn open(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let opened = self.tree.node_to_open(node.0, caller(request)).and_then(|node| {
             let _acting = self.tree.asking(caller(request));
-            OpenFile::open(node, flags.0)
+            Ok(Arc::new(OpenFile::open(node, flags.0)?))
         });
         match opened {
             Ok(file) => {
                 let reads_only = flags.0 & libc::O_ACCMODE == libc::O_RDONLY;
-                let mut keep = match self.entries.as_ref().filter(|_| reads_only) {
-                    Some(entries) => self.keep(&file, entries.decide(&self.tree, &file)),
+                let mut keep = match self.decider.as_ref().filter(|decider| decider.serves(flags.0)) {
+                    Some(decider) => self.keep(&file, decider.decide(&self.tree, &file)),
                     None => self.keep(&file, Attributes::fresh(&file)),
                 };
                 // Who cannot write leaves nothing to be flushed.
@@ -363,7 +363,7 @@ impl Filesystem for Layer {
         match self.tree.create(new, Modes { mode, umask }, flags) {
             Ok((file, attributes)) => {
                 let (attr, generation) = (attributes.reply(file.node.id), Generation(file.node.generation));
-                let handle = FileHandle(self.files.insert(file));
+                let handle = FileHandle(self.files.insert(Arc::new(file)));
                 reply.created(&VALID, &attr, generation, handle, FopenFlags::empty());
             }
             Err(error) => reply.error(errno(&error)),
@@ -377,7 +377,7 @@ impl Filesystem for Layer {
         handle: FileHandle,
         offset: u64,
         size: u32,
-        _: OpenFlags,
+        flags: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
@@ -387,8 +387,9 @@ impl Filesystem for Layer {
             Err(error) => return reply.error(errno(&error)),
         };
         let len = size as usize;
-        match (&self.entries, file.node.content.served()) {
-            (Some(entries), Some(served)) => self.read_served(entries, served, file, offset, len, reply),
+        let decider = self.decider.as_ref().filter(|decider| decider.serves(flags.0));
+        match (decider, file.node.content.served()) {
+            (Some(decider), Some(served)) => self.read_served(decider, served, file, offset, len, reply),
             _ => read_below(&self.metrics, &file, offset, len, begun, reply),
         }
     }
@@ -439,7 +440,7 @@ impl Filesystem for Layer {
         });
         match opened {
             Ok(directory) => {
-                let handle = FileHandle(self.directories.insert(directory));
+                let handle = FileHandle(self.directories.insert(Arc::new(directory)));
                 reply.opened(handle, FopenFlags::empty());
             }
             Err(error) => reply.error(errno(&error)),

@@ -25,6 +25,17 @@ pub(super) const SUBTYPE: &str = "interceptor-attach";
 pub(super) const LOCAL: [&str; 9] =
     ["ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "bcachefs", "zfs", "tmpfs"];
 
+/// Whether what is read from a mount below is worth being kept beside the kernel's own pages of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Keeping {
+    /// To read it again takes a daemon's or a server's work.
+    Worthwhile,
+    /// The kernel's pages are as near.
+    Needless,
+    /// What a mapping changes may show in no time of the file.
+    Wrong,
+}
+
 /// What has to be known of the mount below.
 pub(super) struct Lower {
     /// The root of our hold of it (`O_PATH`).
@@ -45,6 +56,10 @@ pub(super) struct Lower {
     pub(super) kernel_checks: bool,
     /// Whether it has access control lists.
     pub(super) has_acls: bool,
+    /// Whether what is read from it is worth being kept.
+    pub(super) keeping: Keeping,
+    /// Whether no program can set the times of change of its files.
+    pub(super) has_change_times: bool,
 }
 
 impl Lower {
@@ -76,6 +91,13 @@ impl Lower {
         let kernel_checks = !is_fuse || told("default_permissions");
         Ok(Self {
             has_acls: kernel_checks && has_acls(&root),
+            keeping: match mount.fs_type.as_str() {
+                _ if is_fuse => Keeping::Worthwhile,
+                "tmpfs" => Keeping::Wrong,
+                _ => Keeping::Needless,
+            },
+            // What a daemon tells may be the time of modification.
+            has_change_times: !is_fuse,
             root,
             path,
             source: mount.source,

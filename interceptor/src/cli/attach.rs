@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use self::status_api::StatusApi;
 use super::options::{FetchOptions, Filers, LogOptions, StatusAddress, duration, filer_path};
@@ -23,7 +23,7 @@ use super::signals::Signals;
 use super::size::ByteSize;
 use super::{Failure, mount};
 use crate::attach::supervisor::{self, Report};
-use crate::attach::{AttachOptions as Layer, Attached, Cluster};
+use crate::attach::{AttachOptions as Layer, Attached, Cluster, Reads};
 use crate::seaweed::address::ServerAddress;
 use crate::seaweed::filer::FilerClient;
 use crate::seaweed::owners::Owners;
@@ -38,14 +38,18 @@ pub(super) struct AttachOptions {
     /// The mount point of a mount that exists
     path: PathBuf,
 
-    /// Filers of the cluster that is mounted; files are then read from the cluster itself where that is certain to be the same. Without, every read goes
-    /// to the mount below
+    /// Filers of the cluster that is mounted; files are then read from the cluster itself where that is certain to be the same
     #[arg(long, value_name = "HOST:PORT[,…]", value_parser = Filers::from_str)]
     filer: Option<Filers>,
 
     /// The filer's directory that is mounted [default: what the mount says of itself, else /]
     #[arg(long, value_name = "PATH", requires = "filer", value_parser = filer_path)]
     filer_path: Option<String>,
+
+    /// Whether what was read is kept in memory; off: every read goes to the mount below. auto: not for file systems of local disks, whose files the kernel
+    /// keeps in memory as well
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    read_cache: ReadCache,
 
     /// Take over from an `interceptor attach` that is there, with this program and these options: no open or read fails, and files that are open are served by the
     /// old one for its --grace. Takes Linux 6.5
@@ -72,13 +76,24 @@ pub(super) struct AttachOptions {
     #[arg(long, value_name = "FILE")]
     status_token_file: Option<PathBuf>,
 
-    /// How content is fetched, with --filer.
+    /// How content is fetched and kept.
     #[command(flatten)]
     fetch: FetchOptions,
 
     /// How to log.
     #[command(flatten)]
     log: LogOptions,
+}
+
+/// When what was read is kept in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ReadCache {
+    /// Where that is of use.
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
 }
 
 impl AttachOptions {
@@ -110,6 +125,11 @@ pub(super) unsafe fn run(
     in_effect: BTreeMap<String, String>,
 ) -> Result<ExitCode, Failure> {
     let cache_size = options.fetch.cache_size().map_err(Failure::usage)?;
+    if options.read_cache == ReadCache::Off && options.filer.is_some() {
+        return Err(Failure::Usage(
+            "--read-cache off leaves no use for --filer: leave one of them out".into(),
+        ));
+    }
     let filter = logs::filter(options.log.log_level.as_deref()).map_err(Failure::usage)?;
     logs::start(options.log.log_format, filter);
     let serve = |report| match serve(options, cache_size, in_effect, report) {
@@ -158,10 +178,14 @@ async fn attach(
     tokio::spawn(mount::keep_windows(metrics.clone()));
     let token = options.status_token_file.as_deref().map(Token::read).transpose()?;
     let mut api = StatusApi::offer(&options.status_addr, token, options.restart, &status).await?;
-    let cluster = match options.filers() {
-        [] => None,
+    let reads = match options.filers() {
+        [] if options.read_cache == ReadCache::Off => Reads::Below,
+        [] => {
+            let (always, metrics) = (options.read_cache == ReadCache::On, metrics.clone());
+            Reads::Kept { always, cache: Box::new(move || mount::cache(cache_size, &metrics)) }
+        }
         filers => tokio::select! {
-            cluster = cluster(options, filers, cache_size, &metrics) => Some(cluster?),
+            cluster = cluster(options, filers, cache_size, &metrics) => Reads::Cluster(cluster?),
             signal = signals.next() => {
                 tracing::info!(signal, "stopped before attaching");
                 return Ok(());
@@ -169,7 +193,7 @@ async fn attach(
         },
     };
     // Not to be given up half-way, or the layer would be left behind; its steps have deadlines.
-    let attached = Arc::new(Attached::start(options.layer(), cluster, metrics.clone(), report).await?);
+    let attached = Arc::new(Attached::start(options.layer(), reads, metrics.clone(), report).await?);
     let (known, live) = (Arc::downgrade(&attached), Arc::downgrade(&attached));
     metrics.set_nodes(Box::new(move || known.upgrade().map_or(0, |attached| attached.nodes() as u64)));
     metrics

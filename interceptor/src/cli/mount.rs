@@ -24,6 +24,7 @@ use super::options::{FetchOptions, MountOptions, OptionError, StatusAddress, Vol
 use super::signals::Signals;
 use super::size::ByteSize;
 use crate::cache::Cache;
+use crate::cache::arena::ArenaError;
 use crate::fetch::{self, Access, Fetcher};
 use crate::fuse::{self, Mount, NoPassthrough};
 use crate::read::{Cluster, Reader};
@@ -153,6 +154,14 @@ fn owners(options: &MountOptions) -> Owners {
     Owners { users: users.clone().unwrap_or_default(), groups: groups.clone().unwrap_or_default() }
 }
 
+/// Makes the memory in which blocks are kept.
+pub(super) fn cache(size: ByteSize, metrics: &Metrics) -> Result<Arc<Cache>, ArenaError> {
+    let cache = Arc::new(Cache::new(size.0)?);
+    tracing::info!("cache of {size} in {}", cache.backing());
+    health::watch_cache(metrics, &cache);
+    Ok(cache)
+}
+
 /// Builds the way of a byte, from the volume servers up.
 pub(super) fn reader(
     options: &FetchOptions,
@@ -161,9 +170,7 @@ pub(super) fn reader(
     security: Arc<Security>,
     metrics: &Arc<Metrics>,
 ) -> anyhow::Result<Arc<Reader>> {
-    let cache = Arc::new(Cache::new(cache_size.0)?);
-    tracing::info!("cache of {cache_size} in {}", cache.backing());
-    health::watch_cache(metrics, &cache);
+    let cache = cache(cache_size, metrics)?;
     let fetching = fetch::Options {
         access: access(options.volume_server_access, filer),
         data_center: options.data_center.clone(),
