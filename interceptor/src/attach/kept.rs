@@ -79,7 +79,10 @@ impl Kept {
         let version = match node.content.served() {
             // What is known of it, such as how it is read, is worth keeping.
             Some(Served { version, basis: Basis::Stamp(before) }) if before == stamp => version,
-            _ => FileVersion::new(&path(tree, node), Arc::new(entry(name, attributes))),
+            _ => FileVersion::new(
+                &tree.nodes().shown_path(node).unwrap_or_default(),
+                Arc::new(entry(name, attributes)),
+            ),
         };
         self.opened.add(name, file, State { number: attributes.number(), stamp, quiet });
         Some(Served { version, basis: Basis::Stamp(stamp) })
@@ -92,12 +95,6 @@ impl Kept {
         };
         Name::new(identity, attributes.number(), attributes.stamp(), quiet.written)
     }
-}
-
-/// For log lines and people.
-fn path(tree: &Tree, node: &Node) -> String {
-    let names = tree.nodes().path(node).unwrap_or_default();
-    names.iter().fold(String::new(), |path, name| path + "/" + &name.to_string_lossy())
 }
 
 /// What tells a file from others with the same numbers.

@@ -68,8 +68,8 @@ use crate::fuse::device::{self, Detached, Manner};
 use crate::fuse::handles::Handles;
 use crate::fuse::mountinfo::MountedAt;
 use crate::fuse::{find_root, unmount};
-use crate::namespace::Filer;
-use crate::read::Reader;
+use crate::namespace::{Filer, NodeId};
+use crate::read::{FileVersion, Reader};
 use crate::seaweed::filer::FilerClient;
 use crate::seaweed::subscribe::subscribe;
 use crate::telemetry::Metrics;
@@ -199,6 +199,28 @@ impl Attached {
     /// How many files the kernel remembers. Each takes a descriptor.
     pub fn nodes(&self) -> usize {
         self.serving.tree.nodes().len()
+    }
+
+    /// The device number of the layer, `MAJOR:MINOR`.
+    pub fn device(&self) -> &str {
+        &self.at.device
+    }
+
+    /// Reads what is served instead of the mount below, if anything can be.
+    pub fn reader(&self) -> Option<&Arc<Reader>> {
+        self.serving.decider.as_ref().map(Decider::reader)
+    }
+
+    /// Which version of the file `node` is served now; `None` while that is what the mount below makes of it.
+    pub fn served(&self, node: NodeId) -> Option<Arc<FileVersion>> {
+        Some(self.serving.tree.nodes().get(node)?.content.served()?.version)
+    }
+
+    /// Where the file `node` was found last, from the root of the layer on.
+    pub fn path_of(&self, node: NodeId) -> Option<String> {
+        let nodes = self.serving.tree.nodes();
+        let node = nodes.get(node)?;
+        nodes.shown_path(&node)
     }
 
     /// Whether files can be served from the cluster now: there is one, and its events arrive.

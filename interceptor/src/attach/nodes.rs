@@ -219,6 +219,14 @@ impl Nodes {
     }
 }
 
+impl Nodes {
+    /// The same for people.
+    pub(super) fn shown_path(&self, node: &Node) -> Option<String> {
+        let names = self.path(node)?;
+        Some(names.iter().fold(String::new(), |path, name| path + "/" + &name.to_string_lossy()))
+    }
+}
+
 /// Names in a path that is still looked at; `PATH_MAX` has room for as many.
 const DEEPEST: usize = 2048;
 

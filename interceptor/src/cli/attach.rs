@@ -15,13 +15,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::{Args, ValueEnum};
+use clap::{ArgAction, Args, ValueEnum};
 
 use self::status_api::StatusApi;
 use super::options::{FetchOptions, Filers, LogOptions, StatusAddress, duration, filer_path};
 use super::signals::Signals;
 use super::size::ByteSize;
-use super::{Failure, mount};
+use super::{Failure, mount, seen};
 use crate::attach::supervisor::{self, Report};
 use crate::attach::{AttachOptions as Layer, Attached, Cluster, Reads};
 use crate::seaweed::address::ServerAddress;
@@ -67,6 +67,10 @@ pub(super) struct AttachOptions {
     /// How far the kernel reads ahead of a sequential reader, in KiB; 0 for not at all
     #[arg(long, value_name = "KIB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(0..=65536))]
     readahead_kb: u32,
+
+    /// Do not watch with eBPF what the kernel reads; what is hot in its page cache then stays unknown
+    #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, default_value = "false", hide_default_value = true)]
+    no_ebpf: bool,
 
     /// Where the status API listens, `none` for nowhere; port 0 takes a free port
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9650", value_parser = StatusAddress::from_str)]
@@ -176,6 +180,8 @@ async fn attach(
     };
     let status = Status::new(identity, metrics.clone());
     tokio::spawn(mount::keep_windows(metrics.clone()));
+    // Takes a while, which the layer need not wait for.
+    let programs = (!options.no_ebpf).then(seen::load);
     let token = options.status_token_file.as_deref().map(Token::read).transpose()?;
     let mut api = StatusApi::offer(&options.status_addr, token, options.restart, &status).await?;
     let reads = match options.filers() {
@@ -198,6 +204,8 @@ async fn attach(
     metrics.set_nodes(Box::new(move || known.upgrade().map_or(0, |attached| attached.nodes() as u64)));
     metrics
         .set_subscription_live(Box::new(move || live.upgrade().is_some_and(|attached| attached.is_live())));
+    // Dropped at the end, whichever that is.
+    let _seen = seen::watch(programs, &attached, attached.reader().cloned(), &status).await;
     status.add_check("mount", mount::health::mount_answers(attached.path()));
     announce(&attached);
     api.take_over(&status).await;

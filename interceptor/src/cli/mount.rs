@@ -5,9 +5,7 @@
 //! waits for a signal or for somebody else's `umount`. A first signal unmounts, giving open files [`GRACE`]; a second
 //! one does not wait for them. A panic of this thread unwinds through the mount, which takes it away too.
 
-mod activity;
 pub(super) mod health;
-mod seen;
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -19,8 +17,9 @@ use anyhow::Context;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
-use super::host;
+use super::host::{self, go_without};
 use super::options::{FetchOptions, MountOptions, OptionError, StatusAddress, VolumeServerAccess};
+use super::seen;
 use super::signals::Signals;
 use super::size::ByteSize;
 use crate::cache::Cache;
@@ -123,7 +122,7 @@ async fn serve(plan: Plan) -> anyhow::Result<()> {
     // Not to be given up half-way, or the mount would be left behind; its steps have deadlines.
     let (mount, reader) = mount(&plan, &filer, security, &status, status_at).await?;
     // Dropped at the end, whichever that is.
-    let _seen = seen::watch(programs, &mount, &reader, &status).await;
+    let _seen = seen::watch(programs, &mount, Some(reader.clone()), &status).await;
     take_requests(&desk, &mount, reader);
     health::watch(&status, &mount, &filer, &plan.options.mountpoint);
     announce(&plan, &filer, status_at);
@@ -224,13 +223,6 @@ async fn mount(
         Err(reason) => go_without(&host::no_passthrough(reason.to_string()), status),
     }
     Ok((Arc::new(mount), reader))
-}
-
-/// Says what the mount does not have, if `finding` is of that kind.
-fn go_without(finding: &host::Finding, status: &Status) {
-    let Some(lost) = finding.as_lost() else { return };
-    tracing::warn!(ability = lost.ability, remedy = lost.remedy, "going without: {}", lost.reason);
-    status.lost(lost);
 }
 
 /// From now on `desk` takes requests about the mount's files. Does not keep the mount.
