@@ -61,6 +61,11 @@ impl Bindfs {
         self.home.path().join("source")
     }
 
+    /// Sends a signal to the daemon.
+    pub fn signal(&mut self, signal: Signal) {
+        self.process.signal(signal);
+    }
+
     /// SIGKILL to the daemon. The mount stays, dead, until this value is dropped.
     pub fn kill_daemon(&mut self) {
         self.process.kill();

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, FileTimes};
 use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -131,7 +132,7 @@ fn rewrite_as_if_nothing_was(path: &Path, bytes: &[u8]) {
 }
 
 #[test]
-fn what_was_read_once_is_read_from_memory() {
+fn what_is_read_again_comes_from_memory() {
     let sizes = [1, 4096, 100_000, 5_000_000, 9_000_001];
     for below in Below::all() {
         for size in sizes {
@@ -468,30 +469,112 @@ fn nothing_is_kept_where_that_is_not_wanted() {
     }
 }
 
+/// A tmpfs; gone with this value.
+struct InMemory(tempfile::TempDir);
+
+impl InMemory {
+    fn mount() -> Self {
+        let home = tempfile::tempdir().unwrap();
+        mount(Some("tmpfs"), home.path(), Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+        Self(home)
+    }
+}
+
+impl Drop for InMemory {
+    fn drop(&mut self) {
+        let _ = umount2(self.0.path(), MntFlags::MNT_DETACH);
+    }
+}
+
+#[test]
+fn a_mapping_of_a_file_in_memory_shows_at_the_next_open() {
+    if !host::can_mount() {
+        return;
+    }
+    let below = InMemory::mount();
+    let path = below.0.path().join("file");
+    fs::write(&path, content(1, 4096)).unwrap();
+    let before = File::options().read(true).write(true).open(&path).unwrap();
+    // SAFETY: the page lies within the file, which keeps its size while it is mapped; nobody else uses the memory.
+    let page = unsafe {
+        let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+        libc::mmap(std::ptr::null_mut(), 4096, protection, flags, before.as_raw_fd(), 0)
+    };
+    assert_ne!(page, libc::MAP_FAILED);
+    let store = |byte: u8| {
+        // SAFETY: the page is mapped until the end of the test.
+        unsafe { page.cast::<u8>().write_volatile(byte) }
+    };
+    // From here on stores are seen by nobody.
+    store(0);
+    let layer = Layer::over(below.0.path(), NONE).unwrap();
+    let changed = fs::metadata(&path).unwrap().ctime();
+    let (mut byte, begun) = (0u8, Instant::now());
+    while begun.elapsed() < Duration::from_secs(5) {
+        byte = byte.wrapping_add(1);
+        store(byte);
+        assert_eq!(fs::read(&path).unwrap()[0], byte);
+    }
+    assert_eq!(fs::metadata(&path).unwrap().ctime(), changed);
+    // SAFETY: it was mapped above with this length, and is not used any more.
+    unsafe { libc::munmap(page, 4096) };
+    drop(before);
+    assert_eq!(layer.detach().unwrap().code(), Some(0));
+}
+
 #[test]
 fn what_cannot_be_right_is_refused() {
     if !host::can_mount() {
         return;
     }
     let home = tempfile::tempdir().unwrap();
-    let at = home.path().join("mnt");
-    fs::create_dir(&at).unwrap();
-    mount(Some("tmpfs"), &at, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+    let below = InMemory::mount();
+    let at = below.0.path();
     for (options, code, words) in [
         (&["--read-cache", "on"][..], 1, "mapping changes in tmpfs"),
         (&["--read-cache", "off", "--filer", "localhost:1"], 2, "leave one of them out"),
     ] {
         let log = home.path().join("log");
         let mut command = Command::new(interceptor_program().unwrap());
-        command.args(["attach", "--status-addr", "none"]).args(options).arg(&at);
+        command.args(["attach", "--status-addr", "none"]).args(options).arg(at);
         let mut process = Process::start(command, &log, Duration::from_secs(5), Signal::SIGTERM).unwrap();
         let status = process.wait(Duration::from_secs(30)).unwrap();
         let said = fs::read_to_string(log).unwrap();
         assert_eq!(status.code(), Some(code), "{said}");
         assert!(said.contains(words), "{said}");
-        assert!(!Layer::is_at(&at));
+        assert!(!Layer::is_at(at));
     }
-    umount2(&at, MntFlags::MNT_DETACH).unwrap();
+}
+
+#[test]
+fn a_mount_below_that_hangs_holds_up_who_asks_it() {
+    let Some(Below::Fuse(below)) = Below::fuse() else { return };
+    below.put("file", &content(1, 5_000_000)).unwrap();
+    below.put("other", &content(2, 9_000_000)).unwrap();
+    let mut stage = Below::Fuse(below).attach();
+    stage.await_kept("file", &content(1, 5_000_000));
+    // A large file is fetched when it is read.
+    let other = File::open(stage.file("other")).unwrap();
+    let Below::Fuse(bindfs) = &mut stage.below else { unreachable!("it is a FUSE mount") };
+    bindfs.signal(Signal::SIGSTOP);
+    let reading = std::thread::spawn(move || {
+        let mut bytes = vec![0; 9_000_000];
+        other.read_exact_at(&mut bytes, 0).map(|()| bytes)
+    });
+    let opening = std::thread::spawn({
+        let path = stage.file("file");
+        move || fs::read(path)
+    });
+    // The daemon tells of itself meanwhile, and has not answered these.
+    for _ in 0..20 {
+        stage.read("lower");
+    }
+    assert!(!reading.is_finished() && !opening.is_finished());
+    let Below::Fuse(bindfs) = &mut stage.below else { unreachable!("it is a FUSE mount") };
+    bindfs.signal(Signal::SIGCONT);
+    assert!(reading.join().unwrap().unwrap() == content(2, 9_000_000));
+    assert!(opening.join().unwrap().unwrap() == content(1, 5_000_000));
+    assert_eq!(stage.layer.detach().unwrap().code(), Some(0));
 }
 
 #[test]

@@ -10,7 +10,7 @@
 //! these moments counts as a change, and what was found out before a change is not taken.
 //!
 //! **Pages are kept** from one open to the next if the attributes of the file are those of the open that the pages were read under, and these were
-//! settled then, so that a change since would show.
+//! settled then, so that a change since would show. Never over tmpfs, where a mapping changes a file without changing its times.
 //!
 //! **Settled** is a state of a file if another change would give it another time. By the clock of this host a change of two seconds ago has that, however coarse times
 //! are kept. But a server's clock may be behind; so what is to be remembered beyond an open has to have changed long ago, or to have been seen unchanged for

@@ -53,6 +53,8 @@ pub(super) struct Layer {
     pub(super) directories: Handles<OpenDirectory>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) has_acls: bool,
+    /// Whether what changes a file below shows in its attributes.
+    pub(super) shows_changes: bool,
     /// Who finds out what is served, if anything can be.
     pub(super) decider: Option<Decider>,
     /// There before the first request.
@@ -176,7 +178,9 @@ impl Layer {
     /// is taken back, too, so that an open shows the file as it is.
     fn keep(&self, file: &OpenFile, attributes: io::Result<Attributes>) -> FopenFlags {
         match attributes {
-            Ok(attributes) if file.node.content.keeps_pages(&attributes) => FopenFlags::FOPEN_KEEP_CACHE,
+            Ok(attributes) if self.shows_changes && file.node.content.keeps_pages(&attributes) => {
+                FopenFlags::FOPEN_KEEP_CACHE
+            }
             _ => {
                 if let Some(notifier) = self.notifier.get() {
                     // A negative offset means the attributes alone. The kernel takes no lock for it that an open would hold.

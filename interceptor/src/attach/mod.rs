@@ -337,6 +337,7 @@ fn start(
         directories: Handles::new(),
         metrics,
         has_acls: lower.has_acls,
+        shows_changes: lower.keeping != Keeping::Wrong,
         decider: decider.clone(),
         notifier: notifier.clone(),
     };
