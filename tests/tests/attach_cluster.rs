@@ -5,10 +5,12 @@ use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use tests::mount::interceptor_program;
 use tests::{Beside, Cluster, Layer, Mount, Pattern, eventually, host};
 
 /// A cluster, a `weed mount` of it, and a layer over that which knows the cluster.
@@ -95,6 +97,25 @@ fn what_the_mount_below_shows_is_read_from_the_cluster() {
     // The kernel reads ahead, but reads nothing twice here.
     assert!(stage.read_from_cluster() >= total, "{} of {total}", stage.read_from_cluster());
     assert_eq!(stage.read("lower"), 0.0);
+}
+
+#[test]
+fn a_tree_is_brought_to_memory_before_it_is_read() {
+    let bytes = Pattern::new(1).bytes(0, 5_000_000);
+    let before = |_: &Cluster, below: &Mount| {
+        fs::create_dir(below.file("/tree")).unwrap();
+        write(&below.file("/tree/file"), &bytes);
+        write(&below.file("/tree/empty"), b"");
+    };
+    let Some(stage) = Stage::set(before) else { return };
+    let mut warmup = Command::new(interceptor_program().unwrap());
+    let output = warmup.args(["warmup", "--json"]).arg(stage.file("tree")).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    let told: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!((&told["cached_bytes"], &told["cached_files"]), (&5_000_000.into(), &2.into()), "{told}");
+    assert!(fs::read(stage.file("tree/file")).unwrap() == bytes);
+    assert_eq!((stage.read("http"), stage.read("lower")), (0.0, 0.0));
 }
 
 #[test]

@@ -92,6 +92,11 @@ impl Stage {
         self.layer.status_page().metric("interceptor_read_bytes_total", &[&label]).unwrap()
     }
 
+    /// Bytes that were read below to be kept.
+    fn fetched(&self) -> f64 {
+        self.layer.status_page().metric("interceptor_fetch_bytes_total", &["source=\"lower\""]).unwrap()
+    }
+
     /// Opens a file again and again until reads of it come from what is kept; what is read is `bytes` every time.
     fn await_kept(&self, name: &str, bytes: &[u8]) {
         let kept = || {
@@ -543,6 +548,59 @@ fn what_cannot_be_right_is_refused() {
         assert_eq!(status.code(), Some(code), "{said}");
         assert!(said.contains(words), "{said}");
         assert!(!Layer::is_at(at));
+    }
+}
+
+/// What `interceptor warmup` with these words says, as JSON.
+fn warmup(words: &[&str], path: &Path) -> serde_json::Value {
+    let output = Command::new(interceptor_program().unwrap())
+        .arg("warmup")
+        .args(words)
+        .arg("--json")
+        .arg(path)
+        .output();
+    let output = output.unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    serde_json::from_str(&said)
+        .unwrap_or_else(|error| panic!("{error}: {said}{}", String::from_utf8_lossy(&output.stderr)))
+}
+
+#[test]
+fn a_tree_is_brought_to_memory_before_it_is_read() {
+    let sizes = [1, 4096, 100_000, 5_000_000, 9_000_001];
+    for below in Below::all() {
+        let tree = below.beside().join("tree");
+        fs::create_dir_all(tree.join("inner")).unwrap();
+        for size in sizes {
+            fs::write(tree.join("inner").join(size.to_string()), content(size as u64, size)).unwrap();
+        }
+        fs::write(tree.join("empty"), "").unwrap();
+        let stage = below.attach();
+        let tree = stage.file("tree");
+        let total = sizes.iter().sum::<usize>() as u64;
+        // What has changed lately is left alone at first.
+        let all = || (warmup(&[], &tree)["cached_bytes"] == total).then_some(());
+        eventually("all of the tree", SETTLED, all).unwrap();
+        let (lower, fetched) = (stage.read("lower"), stage.fetched());
+        for size in sizes {
+            let path = tree.join("inner").join(size.to_string());
+            assert!(fs::read(path).unwrap() == content(size as u64, size), "{size}");
+        }
+        assert_eq!((stage.read("lower"), stage.fetched()), (lower, fetched));
+
+        assert_eq!(warmup(&["--evict"], &tree)["cached_bytes"], 0);
+        assert_eq!(warmup(&["--check"], &tree)["cached_bytes"], 0, "to ask brings nothing");
+        // By now it is settled.
+        fs::write(stage.beside("tree/inner/4096"), content(7, 4096)).unwrap();
+        let told = warmup(&[], &tree);
+        assert_eq!(
+            (&told["cached_bytes"], &told["bytes"]),
+            (&(total - 4096).into(), &total.into()),
+            "{told}"
+        );
+        assert_eq!((&told["cached_files"], &told["problems"]), (&5.into(), &1.into()), "{told}");
+        assert!(fs::read(tree.join("inner/4096")).unwrap() == content(7, 4096));
+        assert_eq!(stage.layer.detach().unwrap().code(), Some(0));
     }
 }
 

@@ -53,19 +53,24 @@ impl Decider {
     /// `file` was opened for reading: finds out who is to answer its reads from now on. Waits for the mount below and for a filer.
     /// Returns what the mount below shows.
     pub(super) fn decide(&self, tree: &Tree, file: &Arc<OpenFile>) -> io::Result<Attributes> {
+        let attributes = self.find_out(tree, file)?;
+        if let Some(Served { version, .. }) = file.node.content.served()
+            && !version.was_read()
+            && version.size() <= SMALL_FILE
+        {
+            let _runtime = self.runtime().enter();
+            self.reader().fetch_opened(&version);
+        }
+        Ok(attributes)
+    }
+
+    /// The same for a file that nobody need read soon.
+    pub(super) fn find_out(&self, tree: &Tree, file: &Arc<OpenFile>) -> io::Result<Attributes> {
         let content = &file.node.content;
         let quiet = content.quiet();
         let attributes = file.written_back()?;
         if let Some(quiet) = quiet {
-            let served = self.find(tree, file, &attributes, quiet);
-            if let Some(Served { version, .. }) = &served
-                && !version.was_read()
-                && version.size() <= SMALL_FILE
-            {
-                let _runtime = self.runtime().enter();
-                self.reader().fetch_opened(version);
-            }
-            content.serve(served, quiet);
+            content.serve(self.find(tree, file, &attributes, quiet), quiet);
         }
         Ok(attributes)
     }

@@ -10,6 +10,7 @@
 use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -31,6 +32,7 @@ use super::listing::{DirectoryEntry, OpenDirectory};
 use super::lower::errno;
 use super::nodes::ROOT;
 use super::tree::{Change, Found, Modes, New, Tree, Xattr};
+use crate::fuse::STATUS_XATTR;
 use crate::fuse::handles::Handles;
 use crate::read::Answer;
 use crate::telemetry::Metrics;
@@ -57,6 +59,8 @@ pub(super) struct Layer {
     pub(super) shows_changes: bool,
     /// Who finds out what is served, if anything can be.
     pub(super) decider: Option<Decider>,
+    /// Where the status API is, once that is known.
+    pub(super) status_api: Arc<std::sync::OnceLock<SocketAddr>>,
     /// There before the first request.
     pub(super) notifier: Arc<std::sync::OnceLock<Notifier>>,
 }
@@ -104,6 +108,15 @@ fn reply_xattr(reply: ReplyXattr, value: io::Result<Xattr>) {
         Ok(Xattr::Size(size)) => reply.size(size.try_into().unwrap_or(u32::MAX)),
         Ok(Xattr::Data(data)) => reply.data(&data),
         Err(error) => reply.error(errno(&error)),
+    }
+}
+
+/// A value for who has room for `size` bytes; none is a question for how many it takes.
+fn sized(value: Vec<u8>, size: u32) -> io::Result<Xattr> {
+    match size as usize {
+        0 => Ok(Xattr::Size(value.len())),
+        room if room < value.len() => Err(io::Error::from_raw_os_error(libc::ERANGE)),
+        _ => Ok(Xattr::Data(value)),
     }
 }
 
@@ -533,6 +546,10 @@ impl Filesystem for Layer {
     }
 
     fn getxattr(&self, request: &Request, node: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        if name == STATUS_XATTR && self.decider.is_some() {
+            let address = self.status_api.get().map_or_else(|| "none".into(), ToString::to_string);
+            return reply_xattr(reply, sized(address.into_bytes(), size));
+        }
         reply_xattr(reply, self.tree.attribute(node.0, name, size, caller(request)));
     }
 

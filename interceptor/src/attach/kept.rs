@@ -187,6 +187,11 @@ fn entry(name: Name, attributes: &Attributes) -> Entry {
     }
 }
 
+/// A version without bytes.
+pub(super) fn empty(attributes: &Attributes) -> Arc<FileVersion> {
+    FileVersion::new("", Arc::new(entry(Name { high: 0, low: 0 }, attributes)))
+}
+
 /// The pieces of a file of `size` bytes.
 fn pieces(name: Name, size: u64) -> Arc<[Chunk]> {
     let piece = size.div_ceil(MOST_PIECES).next_power_of_two().max(PIECE);

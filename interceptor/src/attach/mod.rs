@@ -13,7 +13,7 @@
 //! them from becoming too many).
 //! [`tree`] works on names and attributes, [`files`] and [`listing`] on what is open, [`caller`] makes new files those of who asked.
 //! A [`decider`] finds out which files can be served instead of the mount below: [`entries`] from a cluster, [`kept`] from memory that keeps what was read from the mount below
-//! ([`opened`]). [`coherence`] sees to it that nobody can tell the difference. [`filesystem`] translates requests into all that.
+//! ([`opened`]), which [`warm`] fills in advance. [`coherence`] sees to it that nobody can tell the difference. [`filesystem`] translates requests into all that.
 //!
 //! **Coming and going.** Mounting over a path and detaching from it are one step each for who opens files there: every open finds one or the other.
 //! When told to go, the layer is detached first, which uncovers the mount below, and goes on serving what is open until that
@@ -41,7 +41,9 @@ mod refusal;
 mod remembered;
 pub mod supervisor;
 mod tree;
+mod warm;
 
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -49,6 +51,7 @@ use std::time::Duration;
 
 use fuser::{Config, Session, SessionACL};
 use nix::sys::stat::{Mode, umask};
+use rustix::fs::FileType;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::{mpsc, watch};
 
@@ -61,6 +64,7 @@ use self::kept::Kept;
 use self::lower::{Keeping, Lower};
 use self::supervisor::Report;
 use self::tree::Tree;
+use self::warm::ToWarm;
 use crate::cache::Cache;
 use crate::cache::arena::ArenaError;
 use crate::fuse::MountError;
@@ -73,6 +77,7 @@ use crate::read::{FileVersion, Reader};
 use crate::seaweed::filer::FilerClient;
 use crate::seaweed::subscribe::subscribe;
 use crate::telemetry::Metrics;
+use crate::warmup::Wanted;
 
 /// What to attach to, and how.
 #[derive(Debug, Clone)]
@@ -134,6 +139,8 @@ struct Serving {
     tree: Arc<Tree>,
     decider: Option<Decider>,
     ended: watch::Receiver<bool>,
+    /// Where the status API is, once that is known.
+    status_api: Arc<OnceLock<SocketAddr>>,
 }
 
 /// Changes of the filer that may wait to be handled before its stream is slowed down.
@@ -209,6 +216,19 @@ impl Attached {
     /// Reads what is served instead of the mount below, if anything can be.
     pub fn reader(&self) -> Option<&Arc<Reader>> {
         self.serving.decider.as_ref().map(Decider::reader)
+    }
+
+    /// The file `node`, for who wants it in the cache; `None` if there is no such file, or nothing can be served.
+    pub fn to_warm(&self, node: NodeId) -> Option<Arc<dyn Wanted>> {
+        let tree = self.serving.tree.clone();
+        let node = tree.nodes().get(node).filter(|node| node.file_type == FileType::RegularFile)?;
+        Some(Arc::new(ToWarm { node, tree, decider: self.serving.decider.clone()? }))
+    }
+
+    /// From now on, files tell who asks them for [`STATUS_XATTR`](crate::fuse::STATUS_XATTR) that the status API is here.
+    pub fn status_api_at(&self, address: SocketAddr) {
+        // There is only one.
+        let _ = self.serving.status_api.set(address);
     }
 
     /// Which version of the file `node` is served now; `None` while that is what the mount below makes of it.
@@ -330,7 +350,7 @@ fn start(
         allow_other: lower.allow_other,
         default_permissions: lower.kernel_checks,
     };
-    let notifier = Arc::new(OnceLock::new());
+    let (notifier, status_api) = (Arc::new(OnceLock::new()), Arc::new(OnceLock::new()));
     let layer = Layer {
         tree: tree.clone(),
         files: Handles::new(),
@@ -340,6 +360,7 @@ fn start(
         shows_changes: lower.keeping != Keeping::Wrong,
         decider: decider.clone(),
         notifier: notifier.clone(),
+        status_api: status_api.clone(),
     };
     let Detached { device, mount } = device::mount_detached(&lower.path, &manner)?;
     let mut config = Config::default();
@@ -358,7 +379,7 @@ fn start(
         ending.send_replace(true);
     };
     std::thread::Builder::new().name("fuse".into()).spawn(run).map_err(AttachError::Start)?;
-    Ok((Serving { tree, decider, ended }, mount))
+    Ok((Serving { tree, decider, ended, status_api }, mount))
 }
 
 /// Lets the process have as many descriptors as the kernel lets any, or, without the right to that, as it may have. Returns how many.

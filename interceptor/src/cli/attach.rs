@@ -30,7 +30,8 @@ use crate::seaweed::owners::Owners;
 use crate::telemetry::access::Token;
 use crate::telemetry::logs;
 use crate::telemetry::status::Identity;
-use crate::telemetry::{Metrics, Status};
+use crate::telemetry::{Metrics, Status, peer};
+use crate::warmup::{Desk, Mounted};
 
 /// Puts a layer over a mount that exists and takes it away again when told to.
 #[derive(Debug, Clone, Args)]
@@ -182,8 +183,9 @@ async fn attach(
     tokio::spawn(mount::keep_windows(metrics.clone()));
     // Takes a while, which the layer need not wait for.
     let programs = (!options.no_ebpf).then(seen::load);
+    let desk = Desk::new();
     let token = options.status_token_file.as_deref().map(Token::read).transpose()?;
-    let mut api = StatusApi::offer(&options.status_addr, token, options.restart, &status).await?;
+    let mut api = StatusApi::offer(&options.status_addr, token, options.restart, &status, &desk).await?;
     let reads = match options.filers() {
         [] if options.read_cache == ReadCache::Off => Reads::Below,
         [] => {
@@ -207,9 +209,11 @@ async fn attach(
     // Dropped at the end, whichever that is.
     let _seen = seen::watch(programs, &attached, attached.reader().cloned(), &status).await;
     status.add_check("mount", mount::health::mount_answers(attached.path()));
+    take_requests(&desk, &attached);
     announce(&attached);
-    api.take_over(&status).await;
+    api.take_over(&status, &desk).await;
     if let Some(address) = api.address() {
+        attached.status_api_at(peer::reachable(address));
         say(&format!("status http://{address}/"));
     }
     tokio::select! {
@@ -238,6 +242,14 @@ async fn cluster(
     let filer = FilerClient::connect_as(filers.to_vec(), &security, Owners::default()).await?;
     let reader = mount::reader(&options.fetch, cache_size, &filer, security, metrics)?;
     Ok(Cluster { filer, filer_path: options.filer_path.clone(), reader })
+}
+
+/// From now on `desk` takes requests about files of the layer, if any can be served. Does not keep the layer.
+fn take_requests(desk: &Desk, attached: &Arc<Attached>) {
+    let Some(reader) = attached.reader().cloned() else { return };
+    let known = Arc::downgrade(attached);
+    let file = Box::new(move |node| known.upgrade()?.to_warm(node));
+    desk.open(Mounted { device: attached.device().to_owned(), file, reader });
 }
 
 /// Says that the layer answers, in the log and to whoever waits for that line on standard output.

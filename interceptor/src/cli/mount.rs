@@ -230,7 +230,7 @@ fn take_requests(desk: &Desk, mount: &Arc<Mount>, reader: Arc<Reader>) {
     let known = Arc::downgrade(mount);
     desk.open(warmup::Mounted {
         device: mount.device().to_owned(),
-        version: Box::new(move |node| known.upgrade()?.version(node)),
+        file: Box::new(move |node| Some(Arc::new(known.upgrade()?.version(node)?))),
         reader,
     });
 }
