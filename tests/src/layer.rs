@@ -218,29 +218,42 @@ impl Drop for Beside {
     }
 }
 
-/// A new ext4 in a file, mounted by a loop device.
+/// A new file system in a file, mounted by a loop device.
 #[derive(Debug)]
 pub struct Disk {
     home: TempDir,
 }
 
 impl Disk {
-    /// Makes and mounts one of `size` bytes, open to all users.
+    /// Makes and mounts an ext4 of `size` bytes, open to all users.
     ///
     /// # Errors
     /// When this machine has no `mkfs.ext4` or no loop devices.
     pub fn mount(size: u64) -> anyhow::Result<Self> {
+        Self::made_by(size, &["mkfs.ext4", "-q"], &["-o", "loop,acl,user_xattr"])
+    }
+
+    /// The same with NTFS, whose file system is that of a daemon.
+    ///
+    /// # Errors
+    /// When this machine has no `mkntfs` and `ntfs-3g`, or no loop devices.
+    pub fn ntfs(size: u64) -> anyhow::Result<Self> {
+        Self::made_by(size, &["mkntfs", "-q", "-Q", "-F"], &["-t", "ntfs-3g", "-o", "loop"])
+    }
+
+    fn made_by(size: u64, mkfs: &[&str], options: &[&str]) -> anyhow::Result<Self> {
         let home = tempfile::Builder::new().prefix("interceptor-disk-").tempdir()?;
         let (image, at) = (home.path().join("image"), home.path().join("mnt"));
         fs::File::create(&image)?.set_len(size)?;
         fs::create_dir(&at)?;
-        let run = |program: &str, args: &[&std::ffi::OsStr]| -> anyhow::Result<()> {
-            let output = Command::new(program).args(args).output().with_context(|| program.to_owned())?;
+        let run = |program: &str, args: &[&str], paths: &[&Path]| -> anyhow::Result<()> {
+            let output =
+                Command::new(program).args(args).args(paths).output().with_context(|| program.to_owned())?;
             ensure!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
             Ok(())
         };
-        run("mkfs.ext4", &["-q".as_ref(), image.as_os_str()])?;
-        run("mount", &["-o".as_ref(), "loop,acl,user_xattr".as_ref(), image.as_os_str(), at.as_os_str()])?;
+        run(mkfs[0], &mkfs[1..], &[&image])?;
+        run("mount", options, &[&image, &at])?;
         let disk = Self { home };
         use std::os::unix::fs::PermissionsExt;
         for path in [disk.home.path(), &disk.path()] {

@@ -15,7 +15,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tests::mount::interceptor_program;
 use tests::process::Process;
-use tests::{Beside, Bindfs, Disk, Layer, Pattern, eventually, host};
+use tests::{Beside, Bindfs, Disk, Layer, Pattern, eventually, host, posix};
 
 const NONE: [&str; 0] = [];
 
@@ -25,6 +25,8 @@ const SETTLED: Duration = Duration::from_secs(30);
 /// A mount below a layer.
 enum Below {
     Fuse(Bindfs),
+    /// A FUSE mount, too, of another kind by its name.
+    Ntfs(Disk, Beside),
     Disk(Disk, Beside),
 }
 
@@ -40,15 +42,21 @@ impl Below {
         Some(Self::Disk(disk, beside))
     }
 
+    fn ntfs() -> Option<Self> {
+        let disk = host::ntfs_disk()?;
+        let beside = Beside::of(&disk.path()).unwrap();
+        Some(Self::Ntfs(disk, beside))
+    }
+
     fn all() -> impl Iterator<Item = Self> {
-        [Self::fuse, Self::disk].into_iter().filter_map(|below| below())
+        [Self::fuse, Self::ntfs, Self::disk].into_iter().filter_map(|below| below())
     }
 
     /// Where the layer will be.
     fn path(&self) -> PathBuf {
         match self {
             Self::Fuse(bindfs) => bindfs.path(),
-            Self::Disk(disk, _) => disk.path(),
+            Self::Ntfs(disk, _) | Self::Disk(disk, _) => disk.path(),
         }
     }
 
@@ -56,13 +64,13 @@ impl Below {
     fn beside(&self) -> PathBuf {
         match self {
             Self::Fuse(bindfs) => bindfs.source(),
-            Self::Disk(_, beside) => beside.path(),
+            Self::Ntfs(_, beside) | Self::Disk(_, beside) => beside.path(),
         }
     }
 
     fn attach(self) -> Stage {
         let layer = match &self {
-            Self::Fuse(_) => Layer::over(&self.path(), NONE),
+            Self::Fuse(_) | Self::Ntfs(..) => Layer::over(&self.path(), NONE),
             Self::Disk(..) => Layer::over(&self.path(), ["--read-cache", "on"]),
         };
         Stage { layer: layer.unwrap(), below: self }
@@ -392,7 +400,7 @@ fn an_open_finds_the_bytes_of_the_last_change_wherever_it_was_made() {
         let begun = Instant::now();
         let mut changed = begun;
         // Seldom enough that files are left alone for a while and kept, then changed.
-        while begun.elapsed() < Duration::from_secs(25) {
+        while begun.elapsed() < Duration::from_secs(15) {
             if changed.elapsed() > Duration::from_millis(500) {
                 changed = Instant::now();
                 let number = model.random.random_range(0..8);
@@ -403,6 +411,19 @@ fn an_open_finds_the_bytes_of_the_last_change_wherever_it_was_made() {
             model.check(number);
         }
         assert!(model.stage.read("registered") > 0.0, "nothing was kept");
+    }
+}
+
+#[test]
+fn random_runs_of_fsx_pass_over_what_is_kept() {
+    let Some(below) = Below::disk().filter(|_| host::has_posix_suites()) else { return };
+    let stage = below.attach();
+    for seed in 1..=3 {
+        assert_eq!(
+            posix::fsx(&stage.below.path(), seed, 3000, &posix::FSX_WITH_HOLES).unwrap(),
+            None,
+            "seed {seed}"
+        );
     }
 }
 
@@ -463,7 +484,7 @@ fn nothing_is_kept_where_that_is_not_wanted() {
         let path = below.path();
         fs::write(below.beside().join("file"), content(1, 100_000)).unwrap();
         let layer = match &below {
-            Below::Fuse(_) => Layer::over(&path, ["--read-cache", "off"]),
+            Below::Fuse(_) | Below::Ntfs(..) => Layer::over(&path, ["--read-cache", "off"]),
             // By itself the kernel keeps what is on a disk as well.
             Below::Disk(..) => Layer::over(&path, NONE),
         };

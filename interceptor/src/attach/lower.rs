@@ -67,7 +67,7 @@ impl Lower {
     pub(super) fn take(given: &Path) -> Result<Self, AttachError> {
         let path = full_path(given)?;
         let Some(mount) = MountedAt::topmost(&path) else { return Err(AttachError::NotMounted { path }) };
-        let is_fuse = mount.fs_type == "fuse" || mount.fs_type.starts_with("fuse.");
+        let is_fuse = is_fuse(&mount.fs_type);
         match mount.fs_type.as_str() {
             FS_TYPE => return Err(AttachError::AlreadyAttached { path }),
             mountpoint::FS_TYPE => return Err(AttachError::OwnMount { path }),
@@ -116,6 +116,12 @@ impl Lower {
         let path = self.source.split_once(":/").filter(|_| self.fs_type == "fuse.seaweedfs")?.1;
         Some(format!("/{}", path.trim_end_matches('/')))
     }
+}
+
+/// Whether a daemon answers for a file system of this kind, be it one on a block device (`fuseblk`, as NTFS-3G's is).
+fn is_fuse(fs_type: &str) -> bool {
+    let kind = fs_type.split_once('.').map_or(fs_type, |(kind, _)| kind);
+    matches!(kind, "fuse" | "fuseblk")
 }
 
 pub(super) fn full_path(given: &Path) -> Result<PathBuf, AttachError> {
@@ -168,6 +174,16 @@ mod tests {
         assert!(matches!(Lower::take(dir.path()), Err(AttachError::NotMounted { .. })));
         assert!(matches!(Lower::take(&dir.path().join("none")), Err(AttachError::Missing { .. })));
         assert!(matches!(Lower::take(Path::new("/proc")), Err(AttachError::UnknownKind { .. })));
+    }
+
+    #[test]
+    fn fuse_is_known_by_its_kind() {
+        for kind in ["fuse", "fuse.sshfs", "fuse.seaweedfs", "fuseblk", "fuseblk.ext4"] {
+            assert!(is_fuse(kind), "{kind}");
+        }
+        for kind in ["ext4", "fusectl", "nfs4", "fuse2.x", ""] {
+            assert!(!is_fuse(kind), "{kind}");
+        }
     }
 
     #[test]
