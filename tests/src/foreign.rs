@@ -55,6 +55,17 @@ impl Bindfs {
         self.home.path().join("mnt")
     }
 
+    /// The directory that is shown.
+    #[must_use]
+    pub fn source(&self) -> PathBuf {
+        self.home.path().join("source")
+    }
+
+    /// Sends a signal to the daemon.
+    pub fn signal(&mut self, signal: Signal) {
+        self.process.signal(signal);
+    }
+
     /// SIGKILL to the daemon. The mount stays, dead, until this value is dropped.
     pub fn kill_daemon(&mut self) {
         self.process.kill();
@@ -65,7 +76,7 @@ impl Bindfs {
     /// # Errors
     /// When it cannot be written.
     pub fn put(&self, name: &str, content: &[u8]) -> anyhow::Result<PathBuf> {
-        fs::write(self.home.path().join("source").join(name), content)?;
+        fs::write(self.source().join(name), content)?;
         Ok(self.path().join(name))
     }
 

@@ -82,6 +82,15 @@ pub fn disk() -> Option<Disk> {
     Disk::mount(512 << 20).inspect_err(|error| skipped(&format!("no ext4 in a file: {error:#}"))).ok()
 }
 
+/// A new NTFS of 64 MiB for the running test, of which a FUSE daemon takes care. If this machine cannot have one, says so as [`can_mount`] does.
+#[must_use]
+pub fn ntfs_disk() -> Option<Disk> {
+    if !can_mount() {
+        return None;
+    }
+    Disk::ntfs(64 << 20).inspect_err(|error| skipped(&format!("no NTFS in a file: {error:#}"))).ok()
+}
+
 /// Whether the suites of others are here. If not, says so as [`can_mount`] does.
 #[must_use]
 pub fn has_posix_suites() -> bool {

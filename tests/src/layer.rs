@@ -9,13 +9,13 @@ use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use nix::mount::{MntFlags, umount2};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use crate::process::Process;
-use crate::{StatusPage, eventually, mount};
+use crate::{StatusPage, eventually};
 
 /// Longest wait for a layer to answer.
 const READY: Duration = Duration::from_secs(30);
@@ -178,7 +178,7 @@ fn start<A: Into<OsString>>(
     args: impl IntoIterator<Item = A>,
 ) -> anyhow::Result<Process> {
     let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
-    let mut command = Command::new(mount::interceptor_program()?);
+    let mut command = Command::new(crate::mount::interceptor_program()?);
     command.arg("attach");
     if !args.iter().any(|arg| arg == "--status-addr") {
         command.args(["--status-addr", "127.0.0.1:0"]);
@@ -187,29 +187,73 @@ fn start<A: Into<OsString>>(
     Process::start(command, &home.join(log), GRACE, Signal::SIGTERM)
 }
 
-/// A new ext4 in a file, mounted by a loop device.
+/// What is mounted at a path, seen in a second place as well, past the layers that come over the first.
+#[derive(Debug)]
+pub struct Beside {
+    home: TempDir,
+}
+
+impl Beside {
+    /// What is mounted at `path` now.
+    ///
+    /// # Errors
+    /// When it cannot be mounted a second time.
+    pub fn of(path: &Path) -> anyhow::Result<Self> {
+        let beside = Self { home: tempfile::Builder::new().prefix("interceptor-beside-").tempdir()? };
+        fs::create_dir(beside.path())?;
+        mount(Some(path), &beside.path(), None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+        Ok(beside)
+    }
+
+    /// The second place.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        self.home.path().join("mnt")
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        let _ = umount2(&self.path(), MntFlags::MNT_DETACH);
+    }
+}
+
+/// A new file system in a file, mounted by a loop device.
 #[derive(Debug)]
 pub struct Disk {
     home: TempDir,
 }
 
 impl Disk {
-    /// Makes and mounts one of `size` bytes, open to all users.
+    /// Makes and mounts an ext4 of `size` bytes, open to all users.
     ///
     /// # Errors
     /// When this machine has no `mkfs.ext4` or no loop devices.
     pub fn mount(size: u64) -> anyhow::Result<Self> {
+        Self::made_by(size, &["mkfs.ext4", "-q"], &["-o", "loop,acl,user_xattr"])
+    }
+
+    /// The same with NTFS, whose file system is that of a daemon.
+    ///
+    /// # Errors
+    /// When this machine has no `mkntfs` and `ntfs-3g`, or no loop devices.
+    pub fn ntfs(size: u64) -> anyhow::Result<Self> {
+        Self::made_by(size, &["mkntfs", "-q", "-Q", "-F"], &["-t", "ntfs-3g", "-o", "loop"])
+    }
+
+    fn made_by(size: u64, mkfs: &[&str], options: &[&str]) -> anyhow::Result<Self> {
         let home = tempfile::Builder::new().prefix("interceptor-disk-").tempdir()?;
         let (image, at) = (home.path().join("image"), home.path().join("mnt"));
         fs::File::create(&image)?.set_len(size)?;
         fs::create_dir(&at)?;
-        let run = |program: &str, args: &[&std::ffi::OsStr]| -> anyhow::Result<()> {
-            let output = Command::new(program).args(args).output().with_context(|| program.to_owned())?;
+        let run = |program: &str, args: &[&str], paths: &[&Path]| -> anyhow::Result<()> {
+            let output =
+                Command::new(program).args(args).args(paths).output().with_context(|| program.to_owned())?;
             ensure!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
             Ok(())
         };
-        run("mkfs.ext4", &["-q".as_ref(), image.as_os_str()])?;
-        run("mount", &["-o".as_ref(), "loop,acl,user_xattr".as_ref(), image.as_os_str(), at.as_os_str()])?;
+        run(mkfs[0], &mkfs[1..], &[&image])?;
+        run("mount", options, &[&image, &at])?;
         let disk = Self { home };
         use std::os::unix::fs::PermissionsExt;
         for path in [disk.home.path(), &disk.path()] {

@@ -5,12 +5,13 @@ use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use tests::{Cluster, Layer, Mount, Pattern, eventually, host};
+use tests::mount::interceptor_program;
+use tests::{Beside, Cluster, Layer, Mount, Pattern, eventually, host};
 
 /// A cluster, a `weed mount` of it, and a layer over that which knows the cluster.
 struct Stage {
@@ -99,6 +100,25 @@ fn what_the_mount_below_shows_is_read_from_the_cluster() {
 }
 
 #[test]
+fn a_tree_is_brought_to_memory_before_it_is_read() {
+    let bytes = Pattern::new(1).bytes(0, 5_000_000);
+    let before = |_: &Cluster, below: &Mount| {
+        fs::create_dir(below.file("/tree")).unwrap();
+        write(&below.file("/tree/file"), &bytes);
+        write(&below.file("/tree/empty"), b"");
+    };
+    let Some(stage) = Stage::set(before) else { return };
+    let mut warmup = Command::new(interceptor_program().unwrap());
+    let output = warmup.args(["warmup", "--json"]).arg(stage.file("tree")).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    let told: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!((&told["cached_bytes"], &told["cached_files"]), (&5_000_000.into(), &2.into()), "{told}");
+    assert!(fs::read(stage.file("tree/file")).unwrap() == bytes);
+    assert_eq!((stage.read("http"), stage.read("lower")), (0.0, 0.0));
+}
+
+#[test]
 fn what_is_written_here_is_read_here_at_once() {
     let old = Pattern::new(1).bytes(0, 3_000_000);
     let Some(stage) = Stage::set(|_, below| write(&below.file("/file"), &old)) else { return };
@@ -168,23 +188,6 @@ fn a_handle_that_was_open_before_is_noticed() {
     await_acceleration(&stage, &path, &expected);
 }
 
-/// The mount below, seen beside the layer; gone with this value.
-struct Beside(PathBuf);
-
-impl Beside {
-    fn of(path: &Path, at: PathBuf) -> Self {
-        fs::create_dir(&at).unwrap();
-        mount(Some(path), &at, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
-        Self(at)
-    }
-}
-
-impl Drop for Beside {
-    fn drop(&mut self) {
-        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
-    }
-}
-
 #[test]
 fn without_a_filer_reads_are_what_the_mount_below_makes_of_them() {
     let content = Pattern::new(1).bytes(0, 500_000);
@@ -224,8 +227,7 @@ fn two_hosts_see_each_others_files_as_the_mount_below_does() {
     }
     let cluster = Cluster::builder().start().unwrap();
     let (here, there) = (Mount::weed(&cluster).start().unwrap(), Mount::weed(&cluster).start().unwrap());
-    let home = tempfile::tempdir().unwrap();
-    let beside = Beside::of(here.path(), home.path().join("beside"));
+    let beside = Beside::of(here.path()).unwrap();
     let layer = attach(&cluster, &here);
     let mut random = StdRng::seed_from_u64(6);
     const FILES: usize = 5;
@@ -250,7 +252,7 @@ fn two_hosts_see_each_others_files_as_the_mount_below_does() {
                 "version {version} of {name}, written here: {len:?}"
             );
         }
-        for place in [there.path(), &beside.0] {
+        for place in [there.path(), &beside.path()] {
             let what = format!("version {version} of {name} in {}", place.display());
             eventually(&what, Duration::from_secs(15), || shows(&place.join(&name)).then_some(())).unwrap();
         }

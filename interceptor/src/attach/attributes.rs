@@ -51,8 +51,17 @@ impl Attributes {
 
     /// Whether the last change is so long ago that another one would have another time, however coarse the clock.
     pub(super) fn is_settled(&self) -> bool {
+        self.is_older_than(SETTLING)
+    }
+
+    /// Whether that is so even by the clock of a server that is somewhat behind.
+    pub(super) fn is_old(&self) -> bool {
+        self.is_older_than(OLD)
+    }
+
+    fn is_older_than(&self, least: Duration) -> bool {
         let changed = time(&self.0.stx_ctime).max(time(&self.0.stx_mtime));
-        changed.elapsed().is_ok_and(|age| age > SETTLING)
+        changed.elapsed().is_ok_and(|age| age > least)
     }
 
     /// As a reply gives them, for the node `id`.
@@ -79,7 +88,10 @@ impl Attributes {
 }
 
 /// See [`Attributes::is_settled`]. Network file systems have clocks of whole seconds, too.
-const SETTLING: Duration = Duration::from_secs(2);
+pub(super) const SETTLING: Duration = Duration::from_secs(2);
+
+/// Further behind no clock of a server is taken to be.
+const OLD: Duration = Duration::from_secs(300);
 
 /// The attributes of a name of which nothing else is told.
 pub(super) fn nothing(inode: u64, kind: fuser::FileType) -> FileAttr {
@@ -134,6 +146,19 @@ fn packed_device(major: u32, minor: u32) -> u32 {
 /// The device number that FUSE carries as `packed`.
 pub(super) fn device(packed: u32) -> u64 {
     rustix::fs::makedev(packed >> 8 & 0xfff, packed & 0xff | packed >> 12 & 0xf_ff00)
+}
+
+#[cfg(test)]
+impl Attributes {
+    /// The same, changed so long ago, in whole seconds.
+    pub(super) fn as_if_changed(&self, ago: Duration) -> Self {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let mut stat = self.0;
+        for time in [&mut stat.stx_mtime, &mut stat.stx_ctime] {
+            time.tv_sec = now.saturating_sub(ago).as_secs() as i64;
+        }
+        Self(stat)
+    }
 }
 
 #[cfg(test)]

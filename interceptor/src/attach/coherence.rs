@@ -2,21 +2,26 @@
 //!
 //! All handles of a file share the pages that the kernel keeps of it, and all requests of a file come through this layer, so that what one handle
 //! writes another reads, mapped or not, whoever answers: the mount below, or our own reader for the version of the file that the filer
-//! describes. Pages being read are locked, so a write waits for a read that is under way and then overwrites what it brought.
+//! describes, or that was read from the mount below before. Pages being read are locked, so a write waits for a read that is under way and then overwrites what it brought.
 //!
-//! **Our reader answers** only while that is what the mount below would answer. [`entries`](super::entries) finds out at each open for reading whether the filer's
-//! entry and the mount below agree; here it is made sure that nothing came between: from the moment in which a file is opened for writing,
-//! truncated, or reported changed, the mount below answers, until an open finds agreement again, with no handle open for writing. Each of
+//! **Our reader answers** only while that is what the mount below would answer. A [`decider`](super::decider) finds out at each open for reading which version of
+//! the file that is; here it is made sure that nothing came between: from the moment in which a file is opened for writing,
+//! truncated, or reported changed, the mount below answers, until an open finds a version again, with no handle open for writing. Each of
 //! these moments counts as a change, and what was found out before a change is not taken.
 //!
 //! **Pages are kept** from one open to the next if the attributes of the file are those of the open that the pages were read under, and these were
-//! settled then, so that a change since would show.
+//! settled then, so that a change since would show. Never over tmpfs, where a mapping changes a file without changing its times.
+//!
+//! **Settled** is a state of a file if another change would give it another time. By the clock of this host a change of two seconds ago has that, however coarse times
+//! are kept. But a server's clock may be behind; so what is to be remembered beyond an open has to have changed long ago, or to have been seen unchanged for
+//! two seconds.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use parking_lot::Mutex;
 
-use super::attributes::{Attributes, Stamp};
+use super::attributes::{Attributes, SETTLING, Stamp};
 use crate::read::FileVersion;
 use crate::seaweed::entry::Entry;
 
@@ -31,19 +36,38 @@ struct State {
     /// Handles that are open for writing.
     writers: u32,
     changes: u64,
+    /// Those of the changes that were made by way of this layer.
+    written: u64,
     served: Option<Served>,
+    /// What the file was like when it was looked at last, and since when.
+    seen: Option<(Stamp, Instant)>,
+    /// What the file is like when reads of it do not give what its attributes promise.
+    unfit: Option<Stamp>,
 }
 
 /// What is served instead of the file below.
 #[derive(Clone)]
 pub(super) struct Served {
     pub(super) version: Arc<FileVersion>,
-    pub(super) entry: Arc<Entry>,
+    pub(super) basis: Basis,
+}
+
+/// What has to go on being so for a version to be that of the file below.
+#[derive(Clone)]
+pub(super) enum Basis {
+    /// The attributes are those of the filer's entry.
+    Entry(Arc<Entry>),
+    /// They are those under which its bytes were, or will be, read from the mount below.
+    Stamp(Stamp),
 }
 
 /// A moment in which no handle was open for writing.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Quiet(u64);
+pub(super) struct Quiet {
+    changes: u64,
+    /// How often the file was changed by way of this layer before.
+    pub(super) written: u64,
+}
 
 impl Content {
     /// The file is opened while its attributes are `now`. Returns whether the kernel may keep the pages it has.
@@ -56,9 +80,40 @@ impl Content {
         false
     }
 
+    /// Whether a change after one that gave the file these attributes would show, whatever the clock of who gives it its times. The first look at a file that has changed lately
+    /// does not tell.
+    pub(super) fn is_settled(&self, now: &Attributes) -> bool {
+        let (mut state, stamp) = (self.0.lock(), now.stamp());
+        let since = match state.seen {
+            Some((seen, since)) if seen == stamp => since,
+            _ => {
+                let now = Instant::now();
+                state.seen = Some((stamp, now));
+                now
+            }
+        };
+        now.is_settled() && (now.is_old() || since.elapsed() > SETTLING)
+    }
+
+    /// Reads of the file in the state `stamp` do not give what its attributes promise.
+    pub(super) fn is_unfit(&self, stamp: Stamp) {
+        self.0.lock().unfit = Some(stamp);
+    }
+
+    /// Whether reads of the file in the state `stamp` give what its attributes promise, as far as is known.
+    pub(super) fn is_fit(&self, stamp: Stamp) -> bool {
+        self.0.lock().unfit != Some(stamp)
+    }
+
     /// A handle is about to be opened for writing.
     pub(super) fn writer_opens(&self) {
         self.0.lock().writers += 1;
+        self.written();
+    }
+
+    /// The file is changed by way of this layer.
+    pub(super) fn written(&self) {
+        self.0.lock().written += 1;
         self.changes();
     }
 
@@ -74,16 +129,21 @@ impl Content {
         state.served = None;
     }
 
-    /// The beginning of finding out whether filer and mount below agree; `None` while that is of no use.
+    /// The beginning of finding out which version the file is; `None` while that is of no use.
     pub(super) fn quiet(&self) -> Option<Quiet> {
         let state = self.0.lock();
-        (state.writers == 0).then_some(Quiet(state.changes))
+        (state.writers == 0).then_some(Quiet { changes: state.changes, written: state.written })
+    }
+
+    /// Whether nothing has changed since `quiet`.
+    pub(super) fn is_quiet_since(&self, quiet: Quiet) -> bool {
+        self.0.lock().is_quiet_since(quiet)
     }
 
     /// What was found out since `quiet` comes into effect, unless something changed meanwhile.
     pub(super) fn serve(&self, served: Option<Served>, quiet: Quiet) {
         let mut state = self.0.lock();
-        if state.writers == 0 && state.changes == quiet.0 {
+        if state.is_quiet_since(quiet) {
             state.served = served;
         }
     }
@@ -95,9 +155,19 @@ impl Content {
 
     /// The mount below shows these attributes. If they are not those of what is served, something there has changed.
     pub(super) fn seen(&self, attributes: &Attributes) {
-        if self.served().is_some_and(|served| !agree(&served.entry, attributes)) {
+        let is_same = |served: Served| match served.basis {
+            Basis::Entry(entry) => agree(&entry, attributes),
+            Basis::Stamp(stamp) => stamp == attributes.stamp(),
+        };
+        if self.served().is_some_and(|served| !is_same(served)) {
             self.changes();
         }
+    }
+}
+
+impl State {
+    fn is_quiet_since(&self, quiet: Quiet) -> bool {
+        self.writers == 0 && self.changes == quiet.changes
     }
 }
 
@@ -157,7 +227,14 @@ mod tests {
             hard_link: None,
             expires: None,
         });
-        Served { version: FileVersion::new("/file", entry.clone()), entry }
+        Served { version: FileVersion::new("/file", entry.clone()), basis: Basis::Entry(entry) }
+    }
+
+    fn entry(attributes: &Attributes) -> Entry {
+        match served(attributes).basis {
+            Basis::Entry(entry) => (*entry).clone(),
+            Basis::Stamp(_) => unreachable!("it is made of an entry"),
+        }
     }
 
     #[test]
@@ -192,10 +269,53 @@ mod tests {
     }
 
     #[test]
+    fn changes_by_way_of_the_layer_are_counted_apart() {
+        let content = Content::default();
+        let first = content.quiet().unwrap();
+        assert!(content.is_quiet_since(first));
+        content.changes();
+        assert!(!content.is_quiet_since(first));
+        assert_eq!(
+            content.quiet().unwrap().written,
+            first.written,
+            "the bytes under the same attributes are the same"
+        );
+        content.writer_opens();
+        content.writer_closed();
+        let after = content.quiet().unwrap();
+        assert!(after.written > first.written);
+        content.writer_opens();
+        assert!(!content.is_quiet_since(after));
+    }
+
+    #[test]
+    fn what_has_changed_lately_is_settled_when_it_was_seen_unchanged_for_a_while() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        fs::write(&path, "one").unwrap();
+        let attributes = Attributes::of(File::open(&path).unwrap()).unwrap();
+        let content = Content::default();
+        assert!(!content.is_settled(&attributes), "it has just changed");
+        let long_ago = Instant::now() - Duration::from_secs(3);
+        content.0.lock().seen = Some((attributes.stamp(), long_ago));
+        assert!(
+            !content.is_settled(&attributes),
+            "by this clock it has just changed, however long it is known"
+        );
+        // The clock goes on, and a server's clock may be behind it.
+        let later = attributes.as_if_changed(Duration::from_secs(10));
+        assert!(!content.is_settled(&later), "seen for the first time");
+        content.0.lock().seen = Some((later.stamp(), long_ago));
+        assert!(content.is_settled(&later));
+        let old = attributes.as_if_changed(Duration::from_secs(1000));
+        assert!(Content::default().is_settled(&old), "no clock is that far behind");
+    }
+
+    #[test]
     fn agreement_takes_the_same_file_size_and_time_to_the_nanosecond() {
         let file = tempfile::tempfile().unwrap();
         let attributes = Attributes::of(&file).unwrap();
-        let entry = (*served(&attributes).entry).clone();
+        let entry = entry(&attributes);
         assert!(agree(&entry, &attributes));
         let differs = |change: fn(&mut entry::Attributes)| {
             let mut other = entry.clone();

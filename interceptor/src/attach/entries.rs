@@ -10,7 +10,6 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::io;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -19,12 +18,11 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use super::attributes::Attributes;
-use super::coherence::{Served, agree};
-use super::files::OpenFile;
+use super::coherence::{Basis, Served, agree};
 use super::nodes::Node;
 use super::tree::Tree;
 use crate::namespace::{Answer, Changed, Filer, Found, Namespace, NamespaceError, NamespaceOptions, ROOT};
-use crate::read::{Reader, SMALL_FILE};
+use crate::read::{FileVersion, Reader};
 use crate::seaweed::entry::{Content, Entry, Kind};
 use crate::seaweed::subscribe::{EntryRef, Notice};
 
@@ -45,6 +43,12 @@ struct Watched {
     files: HashMap<String, Weak<Node>>,
     /// The number of files at which those that the kernel has forgotten are dropped.
     sweep_at: usize,
+}
+
+/// What the filer has at a path.
+struct Listed {
+    version: Arc<FileVersion>,
+    entry: Arc<Entry>,
 }
 
 impl Entries {
@@ -68,28 +72,8 @@ impl Entries {
         self.namespace.is_live()
     }
 
-    /// `file` was opened for reading: finds out who is to answer its reads from now on. Waits for the mount below and the filer.
-    /// Returns what the mount below shows.
-    pub(super) fn decide(&self, tree: &Tree, file: &OpenFile) -> io::Result<Attributes> {
-        let content = &file.node.content;
-        let quiet = content.quiet();
-        let attributes = file.written_back()?;
-        if let Some(quiet) = quiet {
-            let served = self.agreed(tree, &file.node, &attributes);
-            if let Some(Served { version, .. }) = &served
-                && !version.was_read()
-                && version.size() <= SMALL_FILE
-            {
-                let _runtime = self.runtime.enter();
-                self.reader.fetch_opened(version);
-            }
-            content.serve(served, quiet);
-        }
-        Ok(attributes)
-    }
-
-    /// What can be served instead of a file, if filer and mount below agree on it.
-    fn agreed(&self, tree: &Tree, node: &Arc<Node>, attributes: &Attributes) -> Option<Served> {
+    /// What can be served instead of a file with these attributes, if filer and mount below agree on it. Waits for the filer.
+    pub(super) fn agreed(&self, tree: &Tree, node: &Arc<Node>, attributes: &Attributes) -> Option<Served> {
         if !self.is_live() {
             return None;
         }
@@ -106,12 +90,14 @@ impl Entries {
             return None;
         }
         // What is known of a version, such as its layout, is worth keeping.
-        let before = node.content.served().filter(|before| before.entry.same_content(&found.entry));
-        Some(before.map_or(found.clone(), |before| Served { version: before.version, ..found }))
+        let is_same = |before: &Served| matches!(&before.basis, Basis::Entry(entry) if entry.same_content(&found.entry));
+        let before = node.content.served().filter(is_same);
+        let version = before.map_or(found.version, |before| before.version);
+        Some(Served { version, basis: Basis::Entry(found.entry) })
     }
 
     /// The entry at a path, and the version of a file that it stands for.
-    async fn find(&self, names: &[String]) -> Result<Option<Served>, NamespaceError> {
+    async fn find(&self, names: &[String]) -> Result<Option<Listed>, NamespaceError> {
         let mut id = ROOT;
         for (at, name) in names.iter().enumerate() {
             let found = match self.namespace.lookup(id, name) {
@@ -125,7 +111,7 @@ impl Entries {
             if at + 1 == names.len() {
                 let version = self.namespace.version(stat.id);
                 self.namespace.forget(stat.id, 1);
-                return Ok(Some(Served { version: version?, entry: stat.entry }));
+                return Ok(Some(Listed { version: version?, entry: stat.entry }));
             }
             // Directories stay known, and with them what they hold.
             id = stat.id;

@@ -25,6 +25,11 @@ struct Handle {
 }
 
 impl FileKey {
+    /// What it consists of.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
     /// The key of the file that is open as `file`. Where the file system knows no handles it is the inode number, after all.
     pub(super) fn of(file: impl AsFd) -> io::Result<Self> {
         let mut handle = Handle { bytes: MOST as libc::c_uint, kind: 0, handle: [0; MOST] };

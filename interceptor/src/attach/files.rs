@@ -164,8 +164,23 @@ impl OpenFile {
 }
 
 #[cfg(test)]
+impl OpenFile {
+    /// A handle of the file at `path`, in a tree of its own.
+    pub(super) fn at(path: &std::path::Path, flags: i32) -> Self {
+        use super::nodes::{Nodes, ROOT};
+        let held = |path: &std::path::Path| -> OwnedFd {
+            rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap()
+        };
+        let (root, file) = (held(path.parent().unwrap()), held(path));
+        let nodes = Nodes::of_one(root, &Attributes::of(&file).unwrap());
+        let attributes = Attributes::of(&file).unwrap();
+        let node = nodes.found((ROOT, "file".as_ref()), file, &attributes).unwrap();
+        Self::open(node, flags).unwrap()
+    }
+}
+
+#[cfg(test)]
 mod tests {
-    use super::super::nodes::{Nodes, ROOT};
     use super::*;
 
     /// A handle of a new file with the content `abc`, and the directory that it is in.
@@ -173,14 +188,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         std::fs::write(&path, "abc").unwrap();
-        let held = |path: &std::path::Path| -> OwnedFd {
-            rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap()
-        };
-        let (root, file) = (held(dir.path()), held(&path));
-        let nodes = Nodes::of_one(root, &Attributes::of(&file).unwrap());
-        let attributes = Attributes::of(&file).unwrap();
-        let node = nodes.found((ROOT, "file".as_ref()), file, &attributes).unwrap();
-        (OpenFile::open(node, flags).unwrap(), dir)
+        (OpenFile::at(&path, flags), dir)
     }
 
     #[test]

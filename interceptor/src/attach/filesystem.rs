@@ -10,6 +10,7 @@
 use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -25,12 +26,13 @@ use fuser::{
 use super::attributes::{self, Attributes};
 use super::caller::Caller;
 use super::coherence::Served;
-use super::entries::Entries;
+use super::decider::Decider;
 use super::files::OpenFile;
 use super::listing::{DirectoryEntry, OpenDirectory};
 use super::lower::errno;
 use super::nodes::ROOT;
 use super::tree::{Change, Found, Modes, New, Tree, Xattr};
+use crate::fuse::STATUS_XATTR;
 use crate::fuse::handles::Handles;
 use crate::read::Answer;
 use crate::telemetry::Metrics;
@@ -53,8 +55,12 @@ pub(super) struct Layer {
     pub(super) directories: Handles<OpenDirectory>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) has_acls: bool,
-    /// What the filer says, if there is one.
-    pub(super) entries: Option<Arc<Entries>>,
+    /// Whether what changes a file below shows in its attributes.
+    pub(super) shows_changes: bool,
+    /// Who finds out what is served, if anything can be.
+    pub(super) decider: Option<Decider>,
+    /// Where the status API is, once that is known.
+    pub(super) status_api: Arc<std::sync::OnceLock<SocketAddr>>,
     /// There before the first request.
     pub(super) notifier: Arc<std::sync::OnceLock<Notifier>>,
 }
@@ -105,6 +111,15 @@ fn reply_xattr(reply: ReplyXattr, value: io::Result<Xattr>) {
     }
 }
 
+/// A value for who has room for `size` bytes; none is a question for how many it takes.
+fn sized(value: Vec<u8>, size: u32) -> io::Result<Xattr> {
+    match size as usize {
+        0 => Ok(Xattr::Size(value.len())),
+        room if room < value.len() => Err(io::Error::from_raw_os_error(libc::ERANGE)),
+        _ => Ok(Xattr::Data(value)),
+    }
+}
+
 fn reply_written(reply: ReplyWrite, written: io::Result<usize>) {
     match written {
         // No more was asked for than fits.
@@ -130,10 +145,10 @@ fn read_below(metrics: &Metrics, file: &OpenFile, offset: u64, len: usize, begun
 }
 
 impl Layer {
-    /// Answers a read from memory or from the cluster, and if that fails from the mount below.
+    /// Answers a read from memory or from where what is served comes from, and if that fails from the mount below.
     fn read_served(
         &self,
-        entries: &Entries,
+        decider: &Decider,
         served: Served,
         file: Arc<OpenFile>,
         offset: u64,
@@ -141,12 +156,12 @@ impl Layer {
         reply: ReplyData,
     ) {
         // Reading ahead starts tasks.
-        let _runtime = entries.runtime.enter();
-        match entries.reader.read(&served.version, offset, len) {
+        let _runtime = decider.runtime().enter();
+        match decider.reader().read(&served.version, offset, len) {
             Answer::Ready(data) => reply.data(&data),
             Answer::Pending(data) => {
-                let (metrics, runtime) = (self.metrics.clone(), entries.runtime.clone());
-                entries.runtime.spawn(async move {
+                let (metrics, runtime) = (self.metrics.clone(), decider.runtime().clone());
+                decider.runtime().spawn(async move {
                     let begun = Instant::now();
                     match data.await {
                         Ok(data) => reply.data(&data),
@@ -176,7 +191,9 @@ impl Layer {
     /// is taken back, too, so that an open shows the file as it is.
     fn keep(&self, file: &OpenFile, attributes: io::Result<Attributes>) -> FopenFlags {
         match attributes {
-            Ok(attributes) if file.node.content.keeps_pages(&attributes) => FopenFlags::FOPEN_KEEP_CACHE,
+            Ok(attributes) if self.shows_changes && file.node.content.keeps_pages(&attributes) => {
+                FopenFlags::FOPEN_KEEP_CACHE
+            }
             _ => {
                 if let Some(notifier) = self.notifier.get() {
                     // A negative offset means the attributes alone. The kernel takes no lock for it that an open would hold.
@@ -330,13 +347,13 @@ impl Filesystem for Layer {
     fn open(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let opened = self.tree.node_to_open(node.0, caller(request)).and_then(|node| {
             let _acting = self.tree.asking(caller(request));
-            OpenFile::open(node, flags.0)
+            Ok(Arc::new(OpenFile::open(node, flags.0)?))
         });
         match opened {
             Ok(file) => {
                 let reads_only = flags.0 & libc::O_ACCMODE == libc::O_RDONLY;
-                let mut keep = match self.entries.as_ref().filter(|_| reads_only) {
-                    Some(entries) => self.keep(&file, entries.decide(&self.tree, &file)),
+                let mut keep = match self.decider.as_ref().filter(|decider| decider.serves(flags.0)) {
+                    Some(decider) => self.keep(&file, decider.decide(&self.tree, &file)),
                     None => self.keep(&file, Attributes::fresh(&file)),
                 };
                 // Who cannot write leaves nothing to be flushed.
@@ -363,7 +380,7 @@ impl Filesystem for Layer {
         match self.tree.create(new, Modes { mode, umask }, flags) {
             Ok((file, attributes)) => {
                 let (attr, generation) = (attributes.reply(file.node.id), Generation(file.node.generation));
-                let handle = FileHandle(self.files.insert(file));
+                let handle = FileHandle(self.files.insert(Arc::new(file)));
                 reply.created(&VALID, &attr, generation, handle, FopenFlags::empty());
             }
             Err(error) => reply.error(errno(&error)),
@@ -377,7 +394,7 @@ impl Filesystem for Layer {
         handle: FileHandle,
         offset: u64,
         size: u32,
-        _: OpenFlags,
+        flags: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
@@ -387,8 +404,9 @@ impl Filesystem for Layer {
             Err(error) => return reply.error(errno(&error)),
         };
         let len = size as usize;
-        match (&self.entries, file.node.content.served()) {
-            (Some(entries), Some(served)) => self.read_served(entries, served, file, offset, len, reply),
+        let decider = self.decider.as_ref().filter(|decider| decider.serves(flags.0));
+        match (decider, file.node.content.served()) {
+            (Some(decider), Some(served)) => self.read_served(decider, served, file, offset, len, reply),
             _ => read_below(&self.metrics, &file, offset, len, begun, reply),
         }
     }
@@ -439,7 +457,7 @@ impl Filesystem for Layer {
         });
         match opened {
             Ok(directory) => {
-                let handle = FileHandle(self.directories.insert(directory));
+                let handle = FileHandle(self.directories.insert(Arc::new(directory)));
                 reply.opened(handle, FopenFlags::empty());
             }
             Err(error) => reply.error(errno(&error)),
@@ -528,6 +546,10 @@ impl Filesystem for Layer {
     }
 
     fn getxattr(&self, request: &Request, node: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        if name == STATUS_XATTR && self.decider.is_some() {
+            let address = self.status_api.get().map_or_else(|| "none".into(), ToString::to_string);
+            return reply_xattr(reply, sized(address.into_bytes(), size));
+        }
         reply_xattr(reply, self.tree.attribute(node.0, name, size, caller(request)));
     }
 

@@ -25,6 +25,17 @@ pub(super) const SUBTYPE: &str = "interceptor-attach";
 pub(super) const LOCAL: [&str; 9] =
     ["ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "bcachefs", "zfs", "tmpfs"];
 
+/// Whether what is read from a mount below is worth being kept beside the kernel's own pages of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Keeping {
+    /// To read it again takes a daemon's or a server's work.
+    Worthwhile,
+    /// The kernel's pages are as near.
+    Needless,
+    /// What a mapping changes may show in no time of the file.
+    Wrong,
+}
+
 /// What has to be known of the mount below.
 pub(super) struct Lower {
     /// The root of our hold of it (`O_PATH`).
@@ -45,6 +56,10 @@ pub(super) struct Lower {
     pub(super) kernel_checks: bool,
     /// Whether it has access control lists.
     pub(super) has_acls: bool,
+    /// Whether what is read from it is worth being kept.
+    pub(super) keeping: Keeping,
+    /// Whether no program can set the times of change of its files.
+    pub(super) has_change_times: bool,
 }
 
 impl Lower {
@@ -52,7 +67,7 @@ impl Lower {
     pub(super) fn take(given: &Path) -> Result<Self, AttachError> {
         let path = full_path(given)?;
         let Some(mount) = MountedAt::topmost(&path) else { return Err(AttachError::NotMounted { path }) };
-        let is_fuse = mount.fs_type == "fuse" || mount.fs_type.starts_with("fuse.");
+        let is_fuse = is_fuse(&mount.fs_type);
         match mount.fs_type.as_str() {
             FS_TYPE => return Err(AttachError::AlreadyAttached { path }),
             mountpoint::FS_TYPE => return Err(AttachError::OwnMount { path }),
@@ -76,6 +91,13 @@ impl Lower {
         let kernel_checks = !is_fuse || told("default_permissions");
         Ok(Self {
             has_acls: kernel_checks && has_acls(&root),
+            keeping: match mount.fs_type.as_str() {
+                _ if is_fuse => Keeping::Worthwhile,
+                "tmpfs" => Keeping::Wrong,
+                _ => Keeping::Needless,
+            },
+            // What a daemon tells may be the time of modification.
+            has_change_times: !is_fuse,
             root,
             path,
             source: mount.source,
@@ -94,6 +116,12 @@ impl Lower {
         let path = self.source.split_once(":/").filter(|_| self.fs_type == "fuse.seaweedfs")?.1;
         Some(format!("/{}", path.trim_end_matches('/')))
     }
+}
+
+/// Whether a daemon answers for a file system of this kind, be it one on a block device (`fuseblk`, as NTFS-3G's is).
+fn is_fuse(fs_type: &str) -> bool {
+    let kind = fs_type.split_once('.').map_or(fs_type, |(kind, _)| kind);
+    matches!(kind, "fuse" | "fuseblk")
 }
 
 pub(super) fn full_path(given: &Path) -> Result<PathBuf, AttachError> {
@@ -146,6 +174,16 @@ mod tests {
         assert!(matches!(Lower::take(dir.path()), Err(AttachError::NotMounted { .. })));
         assert!(matches!(Lower::take(&dir.path().join("none")), Err(AttachError::Missing { .. })));
         assert!(matches!(Lower::take(Path::new("/proc")), Err(AttachError::UnknownKind { .. })));
+    }
+
+    #[test]
+    fn fuse_is_known_by_its_kind() {
+        for kind in ["fuse", "fuse.sshfs", "fuse.seaweedfs", "fuseblk", "fuseblk.ext4"] {
+            assert!(is_fuse(kind), "{kind}");
+        }
+        for kind in ["ext4", "fusectl", "nfs4", "fuse2.x", ""] {
+            assert!(!is_fuse(kind), "{kind}");
+        }
     }
 
     #[test]

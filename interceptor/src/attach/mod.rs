@@ -12,7 +12,8 @@
 //! files that the kernel knows, each held by a descriptor: nothing is found by path, so renames below and above do not matter ([`remembered`] keeps
 //! them from becoming too many).
 //! [`tree`] works on names and attributes, [`files`] and [`listing`] on what is open, [`caller`] makes new files those of who asked.
-//! [`entries`] finds out which files can be served from the cluster instead of the mount below, [`coherence`] sees to it that nobody can tell the difference. [`filesystem`] translates requests into all that.
+//! A [`decider`] finds out which files can be served instead of the mount below: [`entries`] from a cluster, [`kept`] from memory that keeps what was read from the mount below
+//! ([`opened`]), which [`warm`] fills in advance. [`coherence`] sees to it that nobody can tell the difference. [`filesystem`] translates requests into all that.
 //!
 //! **Coming and going.** Mounting over a path and detaching from it are one step each for who opens files there: every open finds one or the other.
 //! When told to go, the layer is detached first, which uncovers the mount below, and goes on serving what is open until that
@@ -24,20 +25,25 @@
 mod attributes;
 mod caller;
 mod coherence;
+mod decider;
 mod entries;
 mod file_key;
 mod files;
 mod filesystem;
+mod kept;
 mod listing;
 mod lower;
 mod node_file;
 mod nodes;
+mod opened;
 mod place;
 mod refusal;
 mod remembered;
 pub mod supervisor;
 mod tree;
+mod warm;
 
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -45,26 +51,33 @@ use std::time::Duration;
 
 use fuser::{Config, Session, SessionACL};
 use nix::sys::stat::{Mode, umask};
+use rustix::fs::FileType;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::{mpsc, watch};
 
 pub use refusal::AttachError;
 
+use self::decider::Decider;
 use self::entries::Entries;
 use self::filesystem::Layer;
-use self::lower::Lower;
+use self::kept::Kept;
+use self::lower::{Keeping, Lower};
 use self::supervisor::Report;
 use self::tree::Tree;
+use self::warm::ToWarm;
+use crate::cache::Cache;
+use crate::cache::arena::ArenaError;
 use crate::fuse::MountError;
 use crate::fuse::device::{self, Detached, Manner};
 use crate::fuse::handles::Handles;
 use crate::fuse::mountinfo::MountedAt;
 use crate::fuse::{find_root, unmount};
-use crate::namespace::Filer;
-use crate::read::Reader;
+use crate::namespace::{Filer, NodeId};
+use crate::read::{FileVersion, Reader};
 use crate::seaweed::filer::FilerClient;
 use crate::seaweed::subscribe::subscribe;
 use crate::telemetry::Metrics;
+use crate::warmup::Wanted;
 
 /// What to attach to, and how.
 #[derive(Debug, Clone)]
@@ -77,6 +90,21 @@ pub struct AttachOptions {
     pub threads: usize,
     /// How far the kernel reads ahead of a sequential reader, in KiB.
     pub read_ahead_kib: u32,
+}
+
+/// Who may answer reads beside the mount below.
+pub enum Reads {
+    /// Nobody.
+    Below,
+    /// The cluster whose files the mount below shows.
+    Cluster(Cluster),
+    /// Memory that keeps what was read from the mount below.
+    Kept {
+        /// Whether also where the kernel's own pages of the mount below are as near, as they are of a local disk.
+        always: bool,
+        /// Makes that memory, if it is of use.
+        cache: Box<dyn FnOnce() -> Result<Arc<Cache>, ArenaError> + Send>,
+    },
 }
 
 /// A cluster whose files the mount below shows, and how they are read.
@@ -109,8 +137,10 @@ pub struct Attached {
 /// What answers the kernel, on threads of its own, as long as its mount is in use.
 struct Serving {
     tree: Arc<Tree>,
-    entries: Option<Arc<Entries>>,
+    decider: Option<Decider>,
     ended: watch::Receiver<bool>,
+    /// Where the status API is, once that is known.
+    status_api: Arc<OnceLock<SocketAddr>>,
 }
 
 /// Changes of the filer that may wait to be handled before its stream is slowed down.
@@ -128,7 +158,7 @@ impl Attached {
     /// Says what is in the way and what to do about it. Nothing is covered then, and a layer that was to be replaced goes on.
     pub async fn start(
         options: AttachOptions,
-        cluster: Option<Cluster>,
+        reads: Reads,
         metrics: Arc<Metrics>,
         report: Report,
     ) -> Result<Self, AttachError> {
@@ -139,12 +169,13 @@ impl Attached {
             false => Ok((Lower::take(&path)?, None)),
         });
         let (lower, old) = taken.await.map_err(thread_failed)??;
-        let entries = match cluster {
-            Some(cluster) => Some(accelerate(&lower, cluster).await?),
-            None => None,
+        let decider = match reads {
+            Reads::Below => None,
+            Reads::Cluster(cluster) => Some(Decider::Entries(accelerate(&lower, cluster).await?)),
+            Reads::Kept { always, cache } => keep(&lower, always, cache, &metrics)?,
         };
         let started = tokio::task::spawn_blocking(move || {
-            start(&lower, entries, metrics, threads).map(|(serving, mount)| (serving, mount, lower))
+            start(&lower, decider, metrics, threads).map(|(serving, mount)| (serving, mount, lower))
         });
         let (serving, mount, lower) = started.await.map_err(thread_failed)??;
         let answer = tokio::task::spawn_blocking(move || place::await_answer(&mount).map(|()| mount));
@@ -177,9 +208,44 @@ impl Attached {
         self.serving.tree.nodes().len()
     }
 
+    /// The device number of the layer, `MAJOR:MINOR`.
+    pub fn device(&self) -> &str {
+        &self.at.device
+    }
+
+    /// Reads what is served instead of the mount below, if anything can be.
+    pub fn reader(&self) -> Option<&Arc<Reader>> {
+        self.serving.decider.as_ref().map(Decider::reader)
+    }
+
+    /// The file `node`, for who wants it in the cache; `None` if there is no such file, or nothing can be served.
+    pub fn to_warm(&self, node: NodeId) -> Option<Arc<dyn Wanted>> {
+        let tree = self.serving.tree.clone();
+        let node = tree.nodes().get(node).filter(|node| node.file_type == FileType::RegularFile)?;
+        Some(Arc::new(ToWarm { node, tree, decider: self.serving.decider.clone()? }))
+    }
+
+    /// From now on, files tell who asks them for [`STATUS_XATTR`](crate::fuse::STATUS_XATTR) that the status API is here.
+    pub fn status_api_at(&self, address: SocketAddr) {
+        // There is only one.
+        let _ = self.serving.status_api.set(address);
+    }
+
+    /// Which version of the file `node` is served now; `None` while that is what the mount below makes of it.
+    pub fn served(&self, node: NodeId) -> Option<Arc<FileVersion>> {
+        Some(self.serving.tree.nodes().get(node)?.content.served()?.version)
+    }
+
+    /// Where the file `node` was found last, from the root of the layer on.
+    pub fn path_of(&self, node: NodeId) -> Option<String> {
+        let nodes = self.serving.tree.nodes();
+        let node = nodes.get(node)?;
+        nodes.shown_path(&node)
+    }
+
     /// Whether files can be served from the cluster now: there is one, and its events arrive.
     pub fn is_live(&self) -> bool {
-        self.serving.entries.as_ref().is_some_and(|entries| entries.is_live())
+        self.serving.decider.as_ref().is_some_and(Decider::is_live)
     }
 
     /// Resolves when the layer does not exist any more, whoever unmounted it.
@@ -238,6 +304,27 @@ async fn accelerate(lower: &Lower, cluster: Cluster) -> Result<Arc<Entries>, Att
     Ok(entries)
 }
 
+/// Begins to keep what is read from the mount below, if that is of use, or wanted `always`.
+fn keep(
+    lower: &Lower,
+    always: bool,
+    cache: impl FnOnce() -> Result<Arc<Cache>, ArenaError>,
+    metrics: &Arc<Metrics>,
+) -> Result<Option<Decider>, AttachError> {
+    match lower.keeping {
+        Keeping::Worthwhile => {}
+        Keeping::Needless if always => {}
+        Keeping::Wrong if always => {
+            let (path, fs_type) = (lower.path.clone(), lower.fs_type.clone());
+            return Err(AttachError::NotKept { path, fs_type });
+        }
+        Keeping::Needless | Keeping::Wrong => return Ok(None),
+    }
+    let runtime = tokio::runtime::Handle::current();
+    let kept = Kept::new(cache()?, lower.has_change_times, metrics.clone(), runtime);
+    Ok(Some(Decider::Kept(kept)))
+}
+
 fn thread_failed(panic: tokio::task::JoinError) -> AttachError {
     AttachError::Start(std::io::Error::other(panic))
 }
@@ -245,7 +332,7 @@ fn thread_failed(panic: tokio::task::JoinError) -> AttachError {
 /// Begins to answer for a layer over `lower` that has no place yet, and gives its root.
 fn start(
     lower: &Lower,
-    entries: Option<Arc<Entries>>,
+    decider: Option<Decider>,
     metrics: Arc<Metrics>,
     threads: usize,
 ) -> Result<(Serving, OwnedFd), AttachError> {
@@ -263,15 +350,17 @@ fn start(
         allow_other: lower.allow_other,
         default_permissions: lower.kernel_checks,
     };
-    let notifier = Arc::new(OnceLock::new());
+    let (notifier, status_api) = (Arc::new(OnceLock::new()), Arc::new(OnceLock::new()));
     let layer = Layer {
         tree: tree.clone(),
         files: Handles::new(),
         directories: Handles::new(),
         metrics,
         has_acls: lower.has_acls,
-        entries: entries.clone(),
+        shows_changes: lower.keeping != Keeping::Wrong,
+        decider: decider.clone(),
         notifier: notifier.clone(),
+        status_api: status_api.clone(),
     };
     let Detached { device, mount } = device::mount_detached(&lower.path, &manner)?;
     let mut config = Config::default();
@@ -290,7 +379,7 @@ fn start(
         ending.send_replace(true);
     };
     std::thread::Builder::new().name("fuse".into()).spawn(run).map_err(AttachError::Start)?;
-    Ok((Serving { tree, entries, ended }, mount))
+    Ok((Serving { tree, decider, ended, status_api }, mount))
 }
 
 /// Lets the process have as many descriptors as the kernel lets any, or, without the right to that, as it may have. Returns how many.

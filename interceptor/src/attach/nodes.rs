@@ -32,7 +32,7 @@ pub(super) struct Node {
     /// Tells it from others that had the number before.
     pub(super) generation: u64,
     pub(super) file_type: FileType,
-    key: FileKey,
+    pub(super) key: FileKey,
     file: OwnedFd,
     /// Where it was found last: the number of the directory, and the name in it.
     home: Mutex<(u64, OsString)>,
@@ -216,6 +216,14 @@ impl Nodes {
         }
         names.reverse();
         Some(names)
+    }
+}
+
+impl Nodes {
+    /// The same for people.
+    pub(super) fn shown_path(&self, node: &Node) -> Option<String> {
+        let names = self.path(node)?;
+        Some(names.iter().fold(String::new(), |path, name| path + "/" + &name.to_string_lossy()))
     }
 }
 

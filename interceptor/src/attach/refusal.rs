@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::cache::arena::ArenaError;
 use crate::fuse::MountError;
 
 /// Why a path was not attached, or not as it should be.
@@ -83,6 +84,20 @@ pub enum AttachError {
         /// What is mounted there.
         fs_type: String,
     },
+    /// Nothing can be kept of it.
+    #[error(
+        "--read-cache on cannot be right on {}: what a mapping changes in {fs_type} may show in no time of the file; leave it out",
+        path.display()
+    )]
+    NotKept {
+        /// The path.
+        path: PathBuf,
+        /// What is mounted there.
+        fs_type: String,
+    },
+    /// There is no memory to keep anything in.
+    #[error(transparent)]
+    NoCache(#[from] ArenaError),
     /// Its daemon does not let us in.
     #[error("the mount on {} does not let root in; mount it with allow_other", path.display())]
     KeptOut {

@@ -143,9 +143,9 @@ impl Tree {
         }
         if let Some(size) = change.size {
             // Before, so that reads see it, and after, so that nobody who looked in between is believed.
-            node.content.changes();
+            node.content.written();
             let truncated = truncate(&node, size, open);
-            node.content.changes();
+            node.content.written();
             truncated?;
         }
         if change.accessed.is_some() || change.modified.is_some() {

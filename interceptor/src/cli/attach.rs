@@ -15,22 +15,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::Args;
+use clap::{ArgAction, Args, ValueEnum};
 
 use self::status_api::StatusApi;
 use super::options::{FetchOptions, Filers, LogOptions, StatusAddress, duration, filer_path};
 use super::signals::Signals;
 use super::size::ByteSize;
-use super::{Failure, mount};
+use super::{Failure, mount, seen};
 use crate::attach::supervisor::{self, Report};
-use crate::attach::{AttachOptions as Layer, Attached, Cluster};
+use crate::attach::{AttachOptions as Layer, Attached, Cluster, Reads};
 use crate::seaweed::address::ServerAddress;
 use crate::seaweed::filer::FilerClient;
 use crate::seaweed::owners::Owners;
 use crate::telemetry::access::Token;
 use crate::telemetry::logs;
 use crate::telemetry::status::Identity;
-use crate::telemetry::{Metrics, Status};
+use crate::telemetry::{Metrics, Status, peer};
+use crate::warmup::{Desk, Mounted};
 
 /// Puts a layer over a mount that exists and takes it away again when told to.
 #[derive(Debug, Clone, Args)]
@@ -38,14 +39,18 @@ pub(super) struct AttachOptions {
     /// The mount point of a mount that exists
     path: PathBuf,
 
-    /// Filers of the cluster that is mounted; files are then read from the cluster itself where that is certain to be the same. Without, every read goes
-    /// to the mount below
+    /// Filers of the cluster that is mounted; files are then read from the cluster itself where that is certain to be the same
     #[arg(long, value_name = "HOST:PORT[,…]", value_parser = Filers::from_str)]
     filer: Option<Filers>,
 
     /// The filer's directory that is mounted [default: what the mount says of itself, else /]
     #[arg(long, value_name = "PATH", requires = "filer", value_parser = filer_path)]
     filer_path: Option<String>,
+
+    /// Whether what was read is kept in memory; off: every read goes to the mount below. auto: not for file systems of local disks, whose files the kernel
+    /// keeps in memory as well
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    read_cache: ReadCache,
 
     /// Take over from an `interceptor attach` that is there, with this program and these options: no open or read fails, and files that are open are served by the
     /// old one for its --grace. Takes Linux 6.5
@@ -64,6 +69,10 @@ pub(super) struct AttachOptions {
     #[arg(long, value_name = "KIB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(0..=65536))]
     readahead_kb: u32,
 
+    /// Do not watch with eBPF what the kernel reads; what is hot in its page cache then stays unknown
+    #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, default_value = "false", hide_default_value = true)]
+    no_ebpf: bool,
+
     /// Where the status API listens, `none` for nowhere; port 0 takes a free port
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9650", value_parser = StatusAddress::from_str)]
     status_addr: StatusAddress,
@@ -72,13 +81,24 @@ pub(super) struct AttachOptions {
     #[arg(long, value_name = "FILE")]
     status_token_file: Option<PathBuf>,
 
-    /// How content is fetched, with --filer.
+    /// How content is fetched and kept.
     #[command(flatten)]
     fetch: FetchOptions,
 
     /// How to log.
     #[command(flatten)]
     log: LogOptions,
+}
+
+/// When what was read is kept in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ReadCache {
+    /// Where that is of use.
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
 }
 
 impl AttachOptions {
@@ -110,6 +130,11 @@ pub(super) unsafe fn run(
     in_effect: BTreeMap<String, String>,
 ) -> Result<ExitCode, Failure> {
     let cache_size = options.fetch.cache_size().map_err(Failure::usage)?;
+    if options.read_cache == ReadCache::Off && options.filer.is_some() {
+        return Err(Failure::Usage(
+            "--read-cache off leaves no use for --filer: leave one of them out".into(),
+        ));
+    }
     let filter = logs::filter(options.log.log_level.as_deref()).map_err(Failure::usage)?;
     logs::start(options.log.log_format, filter);
     let serve = |report| match serve(options, cache_size, in_effect, report) {
@@ -156,12 +181,19 @@ async fn attach(
     };
     let status = Status::new(identity, metrics.clone());
     tokio::spawn(mount::keep_windows(metrics.clone()));
+    // Takes a while, which the layer need not wait for.
+    let programs = (!options.no_ebpf).then(seen::load);
+    let desk = Desk::new();
     let token = options.status_token_file.as_deref().map(Token::read).transpose()?;
-    let mut api = StatusApi::offer(&options.status_addr, token, options.restart, &status).await?;
-    let cluster = match options.filers() {
-        [] => None,
+    let mut api = StatusApi::offer(&options.status_addr, token, options.restart, &status, &desk).await?;
+    let reads = match options.filers() {
+        [] if options.read_cache == ReadCache::Off => Reads::Below,
+        [] => {
+            let (always, metrics) = (options.read_cache == ReadCache::On, metrics.clone());
+            Reads::Kept { always, cache: Box::new(move || mount::cache(cache_size, &metrics)) }
+        }
         filers => tokio::select! {
-            cluster = cluster(options, filers, cache_size, &metrics) => Some(cluster?),
+            cluster = cluster(options, filers, cache_size, &metrics) => Reads::Cluster(cluster?),
             signal = signals.next() => {
                 tracing::info!(signal, "stopped before attaching");
                 return Ok(());
@@ -169,15 +201,19 @@ async fn attach(
         },
     };
     // Not to be given up half-way, or the layer would be left behind; its steps have deadlines.
-    let attached = Arc::new(Attached::start(options.layer(), cluster, metrics.clone(), report).await?);
+    let attached = Arc::new(Attached::start(options.layer(), reads, metrics.clone(), report).await?);
     let (known, live) = (Arc::downgrade(&attached), Arc::downgrade(&attached));
     metrics.set_nodes(Box::new(move || known.upgrade().map_or(0, |attached| attached.nodes() as u64)));
     metrics
         .set_subscription_live(Box::new(move || live.upgrade().is_some_and(|attached| attached.is_live())));
+    // Dropped at the end, whichever that is.
+    let _seen = seen::watch(programs, &attached, attached.reader().cloned(), &status).await;
     status.add_check("mount", mount::health::mount_answers(attached.path()));
+    take_requests(&desk, &attached);
     announce(&attached);
-    api.take_over(&status).await;
+    api.take_over(&status, &desk).await;
     if let Some(address) = api.address() {
+        attached.status_api_at(peer::reachable(address));
         say(&format!("status http://{address}/"));
     }
     tokio::select! {
@@ -206,6 +242,14 @@ async fn cluster(
     let filer = FilerClient::connect_as(filers.to_vec(), &security, Owners::default()).await?;
     let reader = mount::reader(&options.fetch, cache_size, &filer, security, metrics)?;
     Ok(Cluster { filer, filer_path: options.filer_path.clone(), reader })
+}
+
+/// From now on `desk` takes requests about files of the layer, if any can be served. Does not keep the layer.
+fn take_requests(desk: &Desk, attached: &Arc<Attached>) {
+    let Some(reader) = attached.reader().cloned() else { return };
+    let known = Arc::downgrade(attached);
+    let file = Box::new(move |node| known.upgrade()?.to_warm(node));
+    desk.open(Mounted { device: attached.device().to_owned(), file, reader });
 }
 
 /// Says that the layer answers, in the log and to whoever waits for that line on standard output.

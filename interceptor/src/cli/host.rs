@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::size::ByteSize;
 use crate::ebpf::{self, EbpfError, Rung};
+use crate::telemetry::Status;
 use crate::telemetry::report::LostAbility;
 
 /// Numbers of capabilities, from `linux/capability.h`.
@@ -56,6 +57,13 @@ impl Finding {
             remedy: self.remedy.to_owned(),
         })
     }
+}
+
+/// Says what a mount of this process does not have, if `finding` is of that kind.
+pub(super) fn go_without(finding: &Finding, status: &Status) {
+    let Some(lost) = finding.as_lost() else { return };
+    tracing::warn!(ability = lost.ability, remedy = lost.remedy, "going without: {}", lost.reason);
+    status.lost(lost);
 }
 
 /// Looks at everything.

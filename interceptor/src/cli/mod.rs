@@ -10,6 +10,7 @@ mod http;
 mod mount;
 mod observe;
 mod options;
+mod seen;
 mod signals;
 mod size;
 mod status;
@@ -53,7 +54,8 @@ Ctrl-C or SIGTERM unmounts; a second one does not wait for open files. Exits wit
 const ATTACH_EXAMPLES: &str = "\
 Examples:
   interceptor attach /mnt/data
-      Puts a layer over what is mounted on /mnt/data; programs that use the path go on.
+      Puts a layer over what is mounted on /mnt/data; programs that use the path go on. What is
+      read from a FUSE mount is kept in memory.
   interceptor attach --filer filer:8888 --cache-size 8GiB /mnt/data
       Over a `weed mount`: what is read comes from the cluster, by way of a cache; what is written
       goes to the `weed mount`.

@@ -5,9 +5,7 @@
 //! waits for a signal or for somebody else's `umount`. A first signal unmounts, giving open files [`GRACE`]; a second
 //! one does not wait for them. A panic of this thread unwinds through the mount, which takes it away too.
 
-mod activity;
 pub(super) mod health;
-mod seen;
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -19,11 +17,13 @@ use anyhow::Context;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
-use super::host;
+use super::host::{self, go_without};
 use super::options::{FetchOptions, MountOptions, OptionError, StatusAddress, VolumeServerAccess};
+use super::seen;
 use super::signals::Signals;
 use super::size::ByteSize;
 use crate::cache::Cache;
+use crate::cache::arena::ArenaError;
 use crate::fetch::{self, Access, Fetcher};
 use crate::fuse::{self, Mount, NoPassthrough};
 use crate::read::{Cluster, Reader};
@@ -122,7 +122,7 @@ async fn serve(plan: Plan) -> anyhow::Result<()> {
     // Not to be given up half-way, or the mount would be left behind; its steps have deadlines.
     let (mount, reader) = mount(&plan, &filer, security, &status, status_at).await?;
     // Dropped at the end, whichever that is.
-    let _seen = seen::watch(programs, &mount, &reader, &status).await;
+    let _seen = seen::watch(programs, &mount, Some(reader.clone()), &status).await;
     take_requests(&desk, &mount, reader);
     health::watch(&status, &mount, &filer, &plan.options.mountpoint);
     announce(&plan, &filer, status_at);
@@ -153,6 +153,14 @@ fn owners(options: &MountOptions) -> Owners {
     Owners { users: users.clone().unwrap_or_default(), groups: groups.clone().unwrap_or_default() }
 }
 
+/// Makes the memory in which blocks are kept.
+pub(super) fn cache(size: ByteSize, metrics: &Metrics) -> Result<Arc<Cache>, ArenaError> {
+    let cache = Arc::new(Cache::new(size.0)?);
+    tracing::info!("cache of {size} in {}", cache.backing());
+    health::watch_cache(metrics, &cache);
+    Ok(cache)
+}
+
 /// Builds the way of a byte, from the volume servers up.
 pub(super) fn reader(
     options: &FetchOptions,
@@ -161,9 +169,7 @@ pub(super) fn reader(
     security: Arc<Security>,
     metrics: &Arc<Metrics>,
 ) -> anyhow::Result<Arc<Reader>> {
-    let cache = Arc::new(Cache::new(cache_size.0)?);
-    tracing::info!("cache of {cache_size} in {}", cache.backing());
-    health::watch_cache(metrics, &cache);
+    let cache = cache(cache_size, metrics)?;
     let fetching = fetch::Options {
         access: access(options.volume_server_access, filer),
         data_center: options.data_center.clone(),
@@ -219,19 +225,12 @@ async fn mount(
     Ok((Arc::new(mount), reader))
 }
 
-/// Says what the mount does not have, if `finding` is of that kind.
-fn go_without(finding: &host::Finding, status: &Status) {
-    let Some(lost) = finding.as_lost() else { return };
-    tracing::warn!(ability = lost.ability, remedy = lost.remedy, "going without: {}", lost.reason);
-    status.lost(lost);
-}
-
 /// From now on `desk` takes requests about the mount's files. Does not keep the mount.
 fn take_requests(desk: &Desk, mount: &Arc<Mount>, reader: Arc<Reader>) {
     let known = Arc::downgrade(mount);
     desk.open(warmup::Mounted {
         device: mount.device().to_owned(),
-        version: Box::new(move |node| known.upgrade()?.version(node)),
+        file: Box::new(move |node| Some(Arc::new(known.upgrade()?.version(node)?))),
         reader,
     });
 }

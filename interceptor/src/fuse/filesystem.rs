@@ -314,7 +314,9 @@ impl Filesystem for MountedTree {
 
     fn opendir(&self, _: &Request, node: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         match DirectoryHandle::open(&self.0, node.0) {
-            Ok((handle, flags)) => reply.opened(FileHandle(self.0.directories.insert(handle)), flags),
+            Ok((handle, flags)) => {
+                reply.opened(FileHandle(self.0.directories.insert(std::sync::Arc::new(handle))), flags)
+            }
             Err(error) => reply.error(errno(&error)),
         }
     }

@@ -23,9 +23,9 @@ impl<T> Handles<T> {
         &self.shards[number as usize % SHARDS]
     }
 
-    pub(crate) fn insert(&self, handle: T) -> u64 {
+    pub(crate) fn insert(&self, handle: Arc<T>) -> u64 {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        self.shard(number).write().insert(number, Arc::new(handle));
+        self.shard(number).write().insert(number, handle);
         number
     }
 
@@ -40,12 +40,14 @@ impl<T> Handles<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::Handles;
 
     #[test]
     fn a_handle_is_found_until_it_is_removed() {
         let handles = Handles::new();
-        let numbers: Vec<_> = (0..100).map(|value| handles.insert(value)).collect();
+        let numbers: Vec<_> = (0..100).map(|value| handles.insert(Arc::new(value))).collect();
         for (value, number) in numbers.iter().enumerate() {
             assert_eq!(handles.get(*number).as_deref(), Some(&value));
             assert_eq!(handles.remove(*number).as_deref(), Some(&value));

@@ -60,7 +60,7 @@ impl Source {
 
     /// Whether it is one that blocks of the cache are fetched from.
     pub const fn is_origin(self) -> bool {
-        !matches!(self, Source::Registered | Source::Lower)
+        !matches!(self, Source::Registered)
     }
 
     /// Whether its bytes were in this host's memory already: a hit.

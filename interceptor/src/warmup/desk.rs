@@ -1,14 +1,17 @@
 //! Where jobs are taken in, asked about and cancelled.
 
+use std::any::Any;
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use futures::FutureExt;
+use futures::future::{BoxFuture, ready};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::wire::{MOST_NODES, Report, Request, State};
+use super::wire::{MOST_NODES, Problem, Report, Request, State};
 use super::work::Work;
 use crate::cache::Displace;
 use crate::namespace::NodeId;
@@ -19,12 +22,32 @@ pub const LEASE: Duration = Duration::from_secs(30);
 /// The most jobs at the same time, of all clients together. A client has two.
 const MOST_JOBS: usize = 32;
 
+/// A file as a job knows it from its beginning on, whatever comes to its name meanwhile.
+pub trait Wanted: Send + Sync {
+    /// Finds out which version of the file can be read.
+    fn version(&self) -> BoxFuture<'_, Result<Held, Problem>>;
+}
+
+/// A version, and what must be there for as long as it is read.
+pub struct Held {
+    /// The version.
+    pub version: Arc<FileVersion>,
+    /// Such as an open file that its bytes come from.
+    pub by: Option<Arc<dyn Any + Send + Sync>>,
+}
+
+impl Wanted for Arc<FileVersion> {
+    fn version(&self) -> BoxFuture<'_, Result<Held, Problem>> {
+        ready(Ok(Held { version: self.clone(), by: None })).boxed()
+    }
+}
+
 /// What jobs are about: the files of a mount.
 pub struct Mounted {
     /// The mount's device number, `MAJOR:MINOR`.
     pub device: String,
-    /// Which version of a file a node is; `None` if there is no such node.
-    pub version: Box<dyn Fn(NodeId) -> Option<Arc<FileVersion>> + Send + Sync>,
+    /// Which file a node is; `None` if there is no such node.
+    pub file: Box<dyn Fn(NodeId) -> Option<Arc<dyn Wanted>> + Send + Sync>,
     /// Reads those files.
     pub reader: Arc<Reader>,
 }
@@ -91,8 +114,8 @@ impl Desk {
             return Err(Refusal::TooManyNodes(request.nodes.len()));
         }
         let displace = if request.force { Displace::LeastValued } else { Displace::Nothing };
-        // From here on the job holds the versions, and the client need not hold the files any more.
-        let files = request.nodes.iter().map(|node| (mounted.version)(*node)).collect();
+        // From here on the job holds the files, and the client need not any more.
+        let files = request.nodes.iter().map(|node| (mounted.file)(*node)).collect();
         let work = Work::new(request.action, mounted.reader.clone(), files, displace, request.held_bytes);
         let job = Arc::new(Job {
             work,

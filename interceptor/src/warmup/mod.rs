@@ -13,7 +13,7 @@
 //!
 //! **The client walks, not the daemon.** What a user may see is the kernel's decision, made on the user's own process; the
 //! daemon, which may see all, would have to make it a second time. So a request has numbers of nodes (`st_ino`) instead of
-//! paths. A node is one version of a file, so there is no question which content is meant; the client holds the file
+//! paths. A node is one version of a file, so there is no question which content is meant, or, of an attached path, a file, whose version of that moment is meant; the client holds the file
 //! while it names it, so the node cannot be another's by then. Answers hold sizes and what went wrong in one word, and
 //! never a name. Who guesses numbers can have files fetched that he may not read, and learns their sizes.
 //!
@@ -31,4 +31,4 @@ mod tests;
 pub mod wire;
 mod work;
 
-pub use desk::{Desk, LEASE, Mounted};
+pub use desk::{Desk, Held, LEASE, Mounted, Wanted};

@@ -17,6 +17,7 @@ use tokio::sync::Semaphore;
 use tower::ServiceExt;
 
 use super::desk::Desk;
+use super::desk::Wanted;
 use super::wire::{Action, FileResult, MOST_NODES, PATH, Problem, Report, Request, State};
 use super::{Mounted, api};
 use crate::cache::{Cache, MIN_CAPACITY};
@@ -63,7 +64,7 @@ impl Origin for Gate {
 }
 
 /// File `number` is one chunk with that key.
-fn file(number: u64) -> Option<Arc<FileVersion>> {
+fn file(number: u64) -> Option<Arc<dyn Wanted>> {
     let fid = FileId { volume: 1, key: number, cookie: 1 };
     let chunk = Chunk {
         fid,
@@ -90,7 +91,7 @@ fn file(number: u64) -> Option<Arc<FileVersion>> {
     let content = Content::Chunks(Arc::new([chunk]));
     let entry =
         Entry { name: "f".into(), attr, content, xattrs: Arc::new([]), hard_link: None, expires: None };
-    (1..=FILES).contains(&number).then(|| FileVersion::new("/secret/f", Arc::new(entry)))
+    (1..=FILES).contains(&number).then(|| Arc::new(FileVersion::new("/secret/f", Arc::new(entry))) as _)
 }
 
 /// A desk with a mount, and the gate of its origin with so many permits.
@@ -104,7 +105,7 @@ fn mounted(desk: &Desk, permits: usize) -> Arc<Gate> {
     let gate = Arc::new(Gate(Semaphore::new(permits)));
     let cache = Arc::new(Cache::new(MIN_CAPACITY).unwrap());
     let reader = Reader::new(cache, gate.clone(), Metrics::new(), Handle::current());
-    desk.open(Mounted { device: "0:50".into(), version: Box::new(file), reader });
+    desk.open(Mounted { device: "0:50".into(), file: Box::new(file), reader });
     gate
 }
 

@@ -102,6 +102,8 @@ pub enum Problem {
     TooLarge,
     /// It cannot be read. The daemon's log says why.
     Unreadable,
+    /// Of an attached path: the mount below answers its reads.
+    NotServed,
 }
 
 /// The body of every answer that is no success.

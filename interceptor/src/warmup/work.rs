@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use futures::stream::{self, StreamExt};
 use parking_lot::Mutex;
 
+use super::desk::{Held, Wanted};
 use super::wire::{Action, FileResult, Problem};
 use crate::cache::{Displace, NoRoom};
 use crate::read::{FileVersion, ReadError, Reader, WarmError, Warmup};
@@ -18,7 +19,7 @@ const FILES_AT_ONCE: usize = 32;
 pub(super) struct Work {
     action: Action,
     reader: Arc<Reader>,
-    files: Vec<Option<Arc<FileVersion>>>,
+    files: Vec<Option<Arc<dyn Wanted>>>,
     warmup: Warmup,
     given_up: AtomicU64,
     full: AtomicBool,
@@ -30,7 +31,7 @@ impl Work {
     pub(super) fn new(
         action: Action,
         reader: Arc<Reader>,
-        files: Vec<Option<Arc<FileVersion>>>,
+        files: Vec<Option<Arc<dyn Wanted>>>,
         displace: Displace,
         held: u64,
     ) -> Self {
@@ -65,10 +66,14 @@ impl Work {
         (files, self.warmup.settled(), self.warmup.fetched() + self.given_up.load(Ordering::Relaxed))
     }
 
-    async fn one(&self, file: Option<&Arc<FileVersion>>) -> FileResult {
-        let Some(file) = file else {
-            return FileResult { size: 0, cached: 0, problem: Some(Problem::Gone) };
+    async fn one(&self, file: Option<&Arc<dyn Wanted>>) -> FileResult {
+        let without = |problem| FileResult { size: 0, cached: 0, problem: Some(problem) };
+        let Some(file) = file else { return without(Problem::Gone) };
+        let Held { version, by: _by } = match file.version().await {
+            Ok(held) => held,
+            Err(problem) => return without(problem),
         };
+        let file = &version;
         let size = file.size();
         let outcome = match self.action {
             // What comes after it will not fit either, or only by taking the room of what was asked for first.

@@ -87,9 +87,16 @@ fn has_libclang() -> bool {
 
 const BINDFS: Need = Need {
     name: "bindfs",
-    why: "a FUSE file system of others, for the tests of what eBPF sees",
+    why: "a FUSE file system of others, for the tests of what eBPF sees and of attached paths",
     packages: &["bindfs"],
     present: || process::succeeds("bindfs", &["--version"]),
+};
+
+const NTFS: Need = Need {
+    name: "NTFS-3G",
+    why: "a FUSE file system on a block device, for the tests of attached paths",
+    packages: &["ntfs-3g"],
+    present: || process::succeeds("ntfs-3g", &["--version"]),
 };
 
 const BROWSER: Need = Need {
@@ -139,7 +146,7 @@ pub(super) fn ensure(needs_pip: bool) -> Result<()> {
 
 /// Installs what only tests and pictures need. Where that cannot be done it is left out, and the tests that need it say so.
 pub(super) fn ensure_for_tests() {
-    let needs = [BROWSER, TERMINAL, PROMTOOL];
+    let needs = [BROWSER, TERMINAL, PROMTOOL, NTFS];
     let lacking: Vec<Need> = needs.into_iter().filter(|need| !(need.present)()).collect();
     if lacking.is_empty() {
         return;

@@ -35,10 +35,11 @@ impl StatusApi {
         token: Option<Token>,
         may_wait: bool,
         status: &Arc<Status>,
+        desk: &Arc<Desk>,
     ) -> Result<Self, BindError> {
         let StatusAddress::At(address) = address else { return Ok(Self::Nowhere) };
         match Server::bind(address, token.clone()).await {
-            Ok(server) => Ok(Self::serve(server, status)),
+            Ok(server) => Ok(Self::serve(server, status, desk)),
             Err(error) if may_wait && error.is_in_use() => {
                 Ok(Self::Waiting { address: address.clone(), token })
             }
@@ -47,7 +48,7 @@ impl StatusApi {
     }
 
     /// Takes the address when it is free, if it was not. If it does not become free, says so and goes without.
-    pub(super) async fn take_over(&mut self, status: &Arc<Status>) {
+    pub(super) async fn take_over(&mut self, status: &Arc<Status>, desk: &Arc<Desk>) {
         let Self::Waiting { address, token } = self else { return };
         let deadline = tokio::time::Instant::now() + LET_GO;
         let bound = loop {
@@ -59,7 +60,7 @@ impl StatusApi {
             }
         };
         *self = match bound {
-            Ok(server) => Self::serve(server, status),
+            Ok(server) => Self::serve(server, status, desk),
             Err(error) => {
                 tracing::warn!("going without: {error}");
                 Self::Nowhere
@@ -67,9 +68,9 @@ impl StatusApi {
         };
     }
 
-    fn serve(server: Server, status: &Arc<Status>) -> Self {
+    fn serve(server: Server, status: &Arc<Status>, desk: &Arc<Desk>) -> Self {
         let address = server.address();
-        let task = tokio::spawn(server.serve(status.clone(), warmup::api::router(Desk::new())));
+        let task = tokio::spawn(server.serve(status.clone(), warmup::api::router(desk.clone())));
         Self::Serving { address, task }
     }
 

@@ -29,7 +29,7 @@ use summary::Summary;
 use walk::{Argument, Found};
 
 use super::signals::Signals;
-use crate::warmup::wire::{Action, Problem, Report, Request, State};
+use crate::warmup::wire::{Action, FileResult, Problem, Report, Request, State};
 
 /// Files in one job. They are all held open for a moment, of which 1024 are usually allowed.
 const PORTION: usize = 256;
@@ -289,8 +289,10 @@ impl Run {
                 Some(Problem::Gone) => Some("the daemon does not know it"),
                 Some(Problem::TooLarge) => Some("a block of it takes more than a quarter of the cache"),
                 Some(Problem::Unreadable) => Some("cannot be read; the daemon's log says why"),
+                Some(Problem::NotServed) => Some("has changed lately, or is left to the mount below"),
             };
-            self.summary.file(file.argument, result);
+            let size = if result.problem == Some(Problem::NotServed) { file.size } else { result.size };
+            self.summary.file(file.argument, &FileResult { size, ..*result });
             if let Some(reason) = reason {
                 self.problem(&file.path.display().to_string(), reason);
             }

@@ -1,10 +1,12 @@
-//! What eBPF sees of this mount, put to use: events go to the reader, counters to the metrics, and what is not seen to the status API.
+//! What eBPF sees of a mount of this process, put to use: events go to the reader, counters to the metrics, and what is not seen to the status API.
 //!
 //! ```text
-//!  ring ──► thread `ebpf-events` ──► channel ──► `follow` ──► Mount::version(node) ──► Reader::hot, Reader::ahead
+//!  ring ──► thread `ebpf-events` ──► channel ──► `follow` ──► Watched::version(node) ──► Reader::hot, Reader::ahead
 //! ```
 //!
 //! None of it is on the way of a read: whatever fails here is told, and the mount goes on without.
+
+mod activity;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -16,10 +18,12 @@ use nix::time::{ClockId, clock_gettime};
 use tokio::sync::mpsc::Receiver;
 use tokio::task::JoinHandle;
 
-use super::{go_without, host};
+use super::host;
+use crate::attach::Attached;
 use crate::ebpf::{Device, EbpfError, Event, Kind, Observer, Rung, Settings, sight};
 use crate::fuse::Mount;
-use crate::read::Reader;
+use crate::namespace::NodeId;
+use crate::read::{FileVersion, Reader};
 use crate::telemetry::{FlowTotal, KernelCounts, KernelReads, Metrics, SeenKind, Sight, Status};
 
 /// `FUSE_READ` of `linux/fuse.h`.
@@ -27,6 +31,46 @@ const READ: u32 = 15;
 
 /// Programs that are being loaded, with what they will tell.
 pub(super) type Loading = JoinHandle<Result<(Observer, Receiver<Event>), EbpfError>>;
+
+/// A mount of this process, and what its files are.
+pub(super) trait Watched: Send + Sync + 'static {
+    /// Its device number, `MAJOR:MINOR`.
+    fn device(&self) -> &str;
+
+    /// Which version of a file the reader serves for a node, if it does.
+    fn version(&self, node: NodeId) -> Option<Arc<FileVersion>>;
+
+    /// Where the file of a node is, for people.
+    fn path(&self, node: NodeId) -> Option<String>;
+}
+
+impl Watched for Mount {
+    fn device(&self) -> &str {
+        Mount::device(self)
+    }
+
+    fn version(&self, node: NodeId) -> Option<Arc<FileVersion>> {
+        Mount::version(self, node)
+    }
+
+    fn path(&self, node: NodeId) -> Option<String> {
+        Some(Mount::version(self, node)?.path().to_owned())
+    }
+}
+
+impl Watched for Attached {
+    fn device(&self) -> &str {
+        Attached::device(self)
+    }
+
+    fn version(&self, node: NodeId) -> Option<Arc<FileVersion>> {
+        self.served(node)
+    }
+
+    fn path(&self, node: NodeId) -> Option<String> {
+        self.path_of(node)
+    }
+}
 
 /// Watches a mount until it is dropped.
 pub(super) struct Seen {
@@ -51,11 +95,12 @@ pub(super) fn load() -> Loading {
     tokio::task::spawn_blocking(|| Observer::start(&settings()))
 }
 
-/// Watches `mount` with the `programs`, unless they are not wanted or cannot be had, which is told. Does not keep the mount.
-pub(super) async fn watch(
+/// Watches `mount` with the `programs`, unless they are not wanted or cannot be had, which is told. What turns hot and who reads ahead is told to `reader`, if
+/// there is one. Does not keep the mount.
+pub(super) async fn watch<W: Watched>(
     programs: Option<Loading>,
-    mount: &Arc<Mount>,
-    reader: &Arc<Reader>,
+    mount: &Arc<W>,
+    reader: Option<Arc<Reader>>,
     status: &Arc<Status>,
 ) -> Option<Seen> {
     let Some(loading) = programs else {
@@ -68,19 +113,19 @@ pub(super) async fn watch(
     let (observer, events) = match watched {
         Ok(watched) => watched,
         Err(error) => {
-            go_without(&host::no_ebpf(&error), status);
+            host::go_without(&host::no_ebpf(&error), status);
             return None;
         }
     };
     tracing::info!("reads that the kernel answers by itself are watched (eBPF)");
-    observer.rungs().iter().for_each(|rung| go_without(&host::ebpf_rung(rung.clone()), status));
+    observer.rungs().iter().for_each(|rung| host::go_without(&host::ebpf_rung(rung.clone()), status));
     status.sees(sights(&observer));
     let observer = Arc::new(observer);
     count(status.metrics(), &observer, device);
-    status.set_activity(super::activity::gauge(&observer, device, mount));
+    status.set_activity(activity::gauge(&observer, device, mount));
     let sampled = Arc::downgrade(&observer);
     status.set_miss_ratio_curve(Box::new(move || sampled.upgrade()?.curve(device).ok()?));
-    let follower = tokio::spawn(follow(events, Arc::downgrade(mount), reader.clone()));
+    let follower = tokio::spawn(follow(events, Arc::downgrade(mount), reader));
     Some(Seen { follower, _observer: observer })
 }
 
@@ -91,9 +136,10 @@ fn sights(observer: &Observer) -> Vec<Sight> {
 }
 
 /// Acts on events as they come.
-async fn follow(mut events: Receiver<Event>, mount: Weak<Mount>, reader: Arc<Reader>) {
+async fn follow<W: Watched>(mut events: Receiver<Event>, mount: Weak<W>, reader: Option<Arc<Reader>>) {
     let window = settings().stream_window;
     while let Some(event) = events.recv().await {
+        let Some(reader) = &reader else { continue };
         // The kernel may have forgotten the node meanwhile.
         let Some(version) = mount.upgrade().and_then(|mount| mount.version(event.node)) else { continue };
         let kind = match event.kind {

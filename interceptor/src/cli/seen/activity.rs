@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
+use super::Watched;
 use crate::ebpf::{Device, HotFile as Seen, Observer, ReadBy};
-use crate::fuse::Mount;
 use crate::telemetry::activity::{Activity, HotFile, Reading};
 use crate::telemetry::metrics::Gauge;
 
@@ -28,7 +28,11 @@ struct Look {
 }
 
 /// Tells what goes on in `mount`. Keeps neither it nor the programs.
-pub(super) fn gauge(observer: &Arc<Observer>, device: Device, mount: &Arc<Mount>) -> Gauge<Option<Activity>> {
+pub(super) fn gauge<W: Watched>(
+    observer: &Arc<Observer>,
+    device: Device,
+    mount: &Arc<W>,
+) -> Gauge<Option<Activity>> {
     let (observer, mount) = (Arc::downgrade(observer), Arc::downgrade(mount));
     let last = Mutex::new(Look { at: Instant::now(), bytes: HashMap::new() });
     Box::new(move || {
@@ -49,13 +53,14 @@ pub(super) fn gauge(observer: &Arc<Observer>, device: Device, mount: &Arc<Mount>
     })
 }
 
-fn hot_file(seen: &Seen, granule: u64, mount: &Weak<Mount>) -> HotFile {
-    let version = mount.upgrade().and_then(|mount| mount.version(seen.node));
+fn hot_file<W: Watched>(seen: &Seen, granule: u64, mount: &Weak<W>) -> HotFile {
+    let mount = mount.upgrade();
+    let version = mount.as_ref().and_then(|mount| mount.version(seen.node));
     let last = seen.granules.iter().map(|(granule, _)| u64::from(*granule) + 1).max().unwrap_or(1);
     let size = version.as_ref().map(|version| version.size());
     let (cell_bytes, cells) = cells(seen, granule, size.unwrap_or(last * granule));
     HotFile {
-        path: version.map(|version| version.path().to_owned()),
+        path: mount.and_then(|mount| mount.path(seen.node)),
         node: seen.node,
         size,
         bytes: seen.bytes,

@@ -1,0 +1,54 @@
+//! Files that somebody wants in the cache before they are read.
+//!
+//! Nobody has such a file open, so it is opened here, as root, to find out which version of it can be served, and stays open while that is read. Who asks names files
+//! that the kernel has let him find, as it does of a mount ([`warmup`](crate::warmup)).
+
+use std::io;
+use std::sync::Arc;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+
+use super::decider::Decider;
+use super::files::OpenFile;
+use super::kept;
+use super::nodes::Node;
+use super::tree::Tree;
+use crate::warmup::wire::Problem;
+use crate::warmup::{Held, Wanted};
+
+/// A file of the mount below.
+pub(super) struct ToWarm {
+    pub(super) node: Arc<Node>,
+    pub(super) tree: Arc<Tree>,
+    pub(super) decider: Decider,
+}
+
+impl ToWarm {
+    fn open(node: Arc<Node>, tree: &Tree, decider: &Decider) -> io::Result<Option<Held>> {
+        let file = Arc::new(OpenFile::open(node, libc::O_RDONLY)?);
+        let attributes = decider.find_out(tree, &file)?;
+        if attributes.stamp().size == 0 {
+            return Ok(Some(Held { version: kept::empty(&attributes), by: None }));
+        }
+        let served = file.node.content.served();
+        Ok(served.map(|served| Held { version: served.version, by: Some(file) }))
+    }
+}
+
+impl Wanted for ToWarm {
+    fn version(&self) -> BoxFuture<'_, Result<Held, Problem>> {
+        let (node, tree, decider) = (self.node.clone(), self.tree.clone(), self.decider.clone());
+        // The mount below may take its time.
+        let opened = tokio::task::spawn_blocking(move || Self::open(node, &tree, &decider));
+        opened
+            .map(|opened| match opened.map_err(io::Error::other).flatten() {
+                Ok(held) => held.ok_or(Problem::NotServed),
+                Err(error) => {
+                    tracing::info!(%error, "a file cannot be warmed");
+                    Err(Problem::Unreadable)
+                }
+            })
+            .boxed()
+    }
+}
