@@ -11,7 +11,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use rand::rngs::StdRng;
@@ -222,6 +222,9 @@ fn a_handle_from_before_stays_good_and_decides_for_the_others() {
 fn no_open_and_no_read_fails_while_files_come_and_go() {
     const FILES: u64 = 32;
     const ROUNDS: usize = 400;
+    /// Opens of each way that make it worth while. What becomes resident does so at the lowest priority, so a busy machine takes more rounds.
+    const OPENS: f64 = 50.0;
+    const PATIENCE: Duration = Duration::from_secs(120);
     let Some(mut mount) = mount(&["--cache-size", "32MiB"]) else { return };
     let filer = cluster().filer();
     // Each page of 4 KiB says of which file and version it is.
@@ -240,14 +243,20 @@ fn no_open_and_no_read_fails_while_files_come_and_go() {
     };
     let done = AtomicBool::new(false);
     let opens = AtomicUsize::new(0);
+    let way = |way| mount.metric("interceptor_opens_total", &[&format!("way=\"{way}\"")]).unwrap();
+    let begun = Instant::now();
+    let enough = || ["cached", "passthrough"].into_iter().all(|name| way(name) > OPENS);
     thread::scope(|scope| {
         let readers: Vec<_> = (0..4)
             .map(|reader| {
-                let (mount, opens, check, name) = (&mount, &opens, &check, &name);
+                let (mount, opens, check, name, enough) = (&mount, &opens, &check, &name, &enough);
                 scope.spawn(move || {
                     let mut dice = StdRng::seed_from_u64(reader);
                     let mut held = Vec::new();
-                    for _ in 0..ROUNDS {
+                    for round in 0.. {
+                        if round % ROUNDS == 0 && round > 0 && (enough() || begun.elapsed() > PATIENCE) {
+                            break;
+                        }
                         // A few are asked for much more often than the others.
                         let among = if dice.random_bool(0.7) { 4 } else { FILES };
                         let file = dice.random_range(0..among);
@@ -293,12 +302,10 @@ fn no_open_and_no_read_fails_while_files_come_and_go() {
         done.store(true, Ordering::Relaxed);
         outcomes.into_iter().for_each(|outcome| outcome.unwrap());
     });
+    let ways = ["cached", "passthrough"].map(|name| (name, way(name)));
+    println!("opens: {ways:?}");
+    assert!(ways.iter().all(|(_, opens)| *opens > OPENS), "hardly any open went one of the ways: {ways:?}");
     assert!(mount.is_running());
-    for way in ["cached", "passthrough"] {
-        let opens = mount.metric("interceptor_opens_total", &[&format!("way=\"{way}\"")]).unwrap();
-        println!("{opens} opens {way}");
-        assert!(opens > 50.0, "hardly any open was {way}: {opens}");
-    }
 }
 
 /// In a user namespace root has every capability and yet not this one.

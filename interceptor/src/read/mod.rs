@@ -29,6 +29,7 @@ pub mod intervals;
 mod layout;
 mod origin;
 mod promote;
+mod put_off;
 mod seen;
 mod speculation;
 mod version;
@@ -272,6 +273,9 @@ impl Reader {
             return Answer::Ready(Data::empty());
         }
         let pattern = self.follow_streams(file, layout, offset, end);
+        if pattern != Pattern::Random {
+            file.put_off.streamed(begun);
+        }
         if file.note_read(end - offset) {
             let worth = if file.size() <= SMALL_FILE { Worth::IfRoom } else { Worth::IfReused };
             self.consider(file, worth);

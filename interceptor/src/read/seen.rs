@@ -3,17 +3,19 @@
 //! **Hot**: bytes that applications read again and again out of the page cache will be asked for again once it has to let go of them. If they
 //! make about half of their file, the file is worth being resident; otherwise the chunks that hold them are brought to the cache and
 //! ranked there as if they had just been read again, once for each time that they turn hot. If the kernel asks for one of them
-//! all the same, it is given all of it at once ([`FileVersion::take_hot`]).
+//! all the same, it is given all of it at once ([`FileVersion::take_hot`]). All that is [put off](super::put_off) while the file is read front to back by way of the daemon.
 //!
 //! **Ahead**: somebody reads a file front to back, and the page cache has had it all so far. What comes next and has never been
 //! asked for is fetched before the kernel asks; from then on the file's own streams follow. As the page cache may have it
 //! after all, from reads in no order, this stops for a file where it was in vain.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 use super::data::{Data, Segment};
 use super::grain::{self, Access};
+use super::put_off::QUIET;
 use super::{FileVersion, Reader};
 use crate::cache::BlockKey;
 use crate::cache::resident::Worth;
@@ -24,8 +26,21 @@ impl Reader {
     /// Applications read `range` of `file` again and again, wherever the bytes came from. Ranges beyond the end are cut off. Starts what
     /// follows from that, and does not wait for it.
     pub fn hot(self: &Arc<Self>, file: &Arc<FileVersion>, range: Range<u64>) {
-        let end = range.end.min(file.size());
-        if range.start >= end || self.resident(file).is_some() {
+        let range = range.start..range.end.min(file.size());
+        if range.is_empty() {
+            return;
+        }
+        if !file.put_off.is_streamed(Instant::now()) {
+            return self.hot_now(file, range);
+        }
+        if file.put_off.add(range) {
+            self.runtime.spawn(when_read(Arc::downgrade(self), Arc::downgrade(file)));
+        }
+    }
+
+    fn hot_now(self: &Arc<Self>, file: &Arc<FileVersion>, range: Range<u64>) {
+        let end = range.end;
+        if self.resident(file).is_some() {
             return;
         }
         if file.note_hot(end - range.start) && self.consider(file, Worth::ReadAgain) {
@@ -111,6 +126,18 @@ impl Reader {
             {
                 return;
             }
+        }
+    }
+}
+
+/// Does what was put off about a file when nobody reads it front to back any more.
+async fn when_read(reader: Weak<Reader>, file: Weak<FileVersion>) {
+    loop {
+        tokio::time::sleep(QUIET).await;
+        let (Some(reader), Some(file)) = (reader.upgrade(), file.upgrade()) else { return };
+        if !file.put_off.is_streamed(Instant::now()) {
+            file.put_off.take().into_iter().for_each(|range| reader.hot_now(&file, range));
+            return;
         }
     }
 }

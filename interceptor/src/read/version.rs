@@ -13,6 +13,7 @@ use tokio::sync::OnceCell;
 use super::content::content_id;
 use super::hot_ranges::HotRanges;
 use super::layout::Layout;
+use super::put_off::PutOff;
 use super::speculation::{Holder, Interest};
 use super::{Origin, ReadError};
 use crate::cache::resident::{ContentId, ResidentFile};
@@ -48,6 +49,8 @@ pub struct FileVersion {
     hot: AtomicU64,
     /// Those of them that the daemon has not been asked for since.
     hot_ranges: HotRanges,
+    /// What turned hot while it was read front to back.
+    pub(super) put_off: PutOff,
     /// What became of what was fetched for readers that the page cache had served so far.
     seen_ahead: OnceLock<Arc<Ledger>>,
 }
@@ -70,6 +73,7 @@ impl FileVersion {
             read: AtomicU64::new(0),
             hot: AtomicU64::new(0),
             hot_ranges: HotRanges::default(),
+            put_off: PutOff::default(),
             seen_ahead: OnceLock::new(),
         })
     }

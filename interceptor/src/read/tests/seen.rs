@@ -39,6 +39,30 @@ fn what_is_hot_is_fetched_and_nothing_else() {
 }
 
 #[test]
+fn what_turns_hot_behind_a_reader_is_not_fetched_beside_what_it_waits_for() {
+    let needles = Needles::default();
+    let file = file(&needles, 60);
+    let mounted = Mounted::with_cache(needles, 512 * MIB);
+    for offset in (0..20 * MIB).step_by(MIB as usize) {
+        mounted.read(&file, offset, MIB as usize).unwrap();
+        mounted.reader.hot(&file, offset..offset + MIB);
+        if offset > MIB {
+            assert!(!file.put_off.is_empty());
+        }
+    }
+    let fetches = || mounted.needles.fetches.load(Ordering::Relaxed);
+    let before = fetches();
+    assert!(before <= 36, "{before}: what was read, and ahead of it");
+    // When the reader is gone, the last chunks that it has not left behind are kept, the others come again.
+    while !file.put_off.is_empty() {
+        std::thread::yield_now();
+    }
+    let there = mounted.chunks_there(&file, 60);
+    assert!((0..20).all(|chunk| there.contains(&chunk)), "{there:?}");
+    assert!(fetches() > before);
+}
+
+#[test]
 fn what_follows_a_reader_whom_the_page_cache_serves_is_fetched() {
     let needles = Needles::default();
     let file = file(&needles, 60);
