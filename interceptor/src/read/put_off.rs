@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// For how long a sequential reader counts as there after it has asked for something: it has what the kernel read ahead.
-pub(super) const QUIET: Duration = Duration::from_secs(1);
+/// For how long a sequential reader counts as there after it has asked for something: it reads what the kernel has read ahead. One that takes longer over that leaves
+/// time to fetch other things.
+pub(super) const QUIET: Duration = Duration::from_millis(100);
 
 /// Ranges of one file that are remembered; those that turn hot beyond that are told of again when they have cooled.
 const MOST: usize = 4096;
