@@ -87,7 +87,7 @@ impl Drop for Seen {
 
 /// For one mount.
 fn settings() -> Settings {
-    Settings { mounts: 1, ..Settings::default() }
+    Settings { mounts: 1, inserts: false, ..Settings::default() }
 }
 
 /// Begins to load the programs.

@@ -106,6 +106,8 @@ pub mod sight {
     pub const REQUESTS: &str = "requests to the daemon";
     /// Files that the kernel reads without the daemon.
     pub const PASSTHROUGH: &str = "passthrough reads";
+    /// What enters the page cache, page by page.
+    pub const INSERTS: &str = "page-cache inserts";
 }
 
 const SIGHTS: [Sight; 7] = [
@@ -150,7 +152,7 @@ const SIGHTS: [Sight; 7] = [
         }],
     },
     Sight {
-        name: "page-cache inserts",
+        name: sight::INSERTS,
         lost: "what readahead brings is not told from what was asked for",
         ways: &[Way {
             program: "page_inserted",
@@ -172,9 +174,15 @@ pub(super) fn none(why: &str, remedy: &'static str) -> Vec<Rung> {
     SIGHTS.iter().map(rung).collect()
 }
 
-/// Loads and attaches the best program for each sight.
-pub(super) fn climb(programs: &mut Ebpf, kernel: &Btf, found: &Found) -> Vec<Rung> {
-    SIGHTS.iter().map(|sight| sight.climb(programs, kernel, found)).collect()
+/// Loads and attaches the best program for each sight that is `wanted` by its name.
+pub(super) fn climb(
+    programs: &mut Ebpf,
+    kernel: &Btf,
+    found: &Found,
+    wanted: impl Fn(&str) -> bool,
+) -> Vec<Rung> {
+    let wanted = SIGHTS.iter().filter(|sight| wanted(sight.name));
+    wanted.map(|sight| sight.climb(programs, kernel, found)).collect()
 }
 
 /// Loads and attaches the program that does nothing.

@@ -363,7 +363,8 @@ fn load_with(
         loader.map_max_entries(map, size);
     }
     let mut programs = loader.load(PROGRAMS)?;
-    let rungs = ladder::climb(&mut programs, kernel, found);
+    let wanted = |name: &str| settings.inserts || name != sight::INSERTS;
+    let rungs = ladder::climb(&mut programs, kernel, found, wanted);
     Ok((programs, rungs))
 }
 

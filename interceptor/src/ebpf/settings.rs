@@ -24,6 +24,9 @@ pub struct Settings {
     /// Bytes of the granules whose reads are sampled for a miss-ratio curve, rounded up to a power of two, at least a page; `None` if
     /// nobody wants one.
     pub sampled: Option<u64>,
+    /// Whether what enters the page cache is counted, which costs something for each page of the whole system. Requests tell as much of a mount, but for who
+    /// tells readahead from what was asked for.
+    pub inserts: bool,
     /// Granules whose heat is remembered. Each takes about 90 bytes of the kernel's memory.
     pub granules: u32,
     /// Files whose streams are remembered. Each takes about 250 bytes of the kernel's memory.
@@ -49,6 +52,7 @@ impl Default for Settings {
             stream_least: 1 << 20,
             stream_window: 16 << 20,
             sampled: Some(Self::PAGE),
+            inserts: true,
             granules: 64 << 10,
             files: 16 << 10,
             readers: 4096,
