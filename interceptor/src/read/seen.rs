@@ -3,7 +3,7 @@
 //! **Hot**: bytes that applications read again and again out of the page cache will be asked for again once it has to let go of them. If they
 //! make about half of their file, the file is worth being resident; otherwise the chunks that hold them are brought to the cache and
 //! ranked there as if they had just been read again, once for each time that they turn hot. If the kernel asks for one of them
-//! all the same, it is given all of it at once ([`FileVersion::take_hot`]). All that is [put off](super::put_off) while the file is read front to back by way of the daemon.
+//! all the same, it is given all of it at once ([`FileVersion::take_hot`]). To bring anything is [put off](super::put_off) while the file is read front to back by way of the daemon.
 //!
 //! **Ahead**: somebody reads a file front to back, and the page cache has had it all so far. What comes next and has never been
 //! asked for is fetched before the kernel asks; from then on the file's own streams follow. As the page cache may have it
@@ -27,9 +27,10 @@ impl Reader {
     /// follows from that, and does not wait for it.
     pub fn hot(self: &Arc<Self>, file: &Arc<FileVersion>, range: Range<u64>) {
         let range = range.start..range.end.min(file.size());
-        if range.is_empty() {
+        if range.is_empty() || self.resident(file).is_some() {
             return;
         }
+        file.note_hot_range(range.clone());
         if !file.put_off.is_streamed(Instant::now()) {
             return self.hot_now(file, range);
         }
@@ -40,13 +41,9 @@ impl Reader {
 
     fn hot_now(self: &Arc<Self>, file: &Arc<FileVersion>, range: Range<u64>) {
         let end = range.end;
-        if self.resident(file).is_some() {
-            return;
-        }
         if file.note_hot(end - range.start) && self.consider(file, Worth::ReadAgain) {
             return;
         }
-        file.note_hot_range(range.start..end);
         // Who has read it has had the layout resolved, unless it was another version's reader.
         let Some(layout) = file.layout_now() else { return };
         for segment in layout.segments(range.start, end) {
@@ -136,7 +133,10 @@ async fn when_read(reader: Weak<Reader>, file: Weak<FileVersion>) {
         tokio::time::sleep(QUIET).await;
         let (Some(reader), Some(file)) = (reader.upgrade(), file.upgrade()) else { return };
         if !file.put_off.is_streamed(Instant::now()) {
-            file.put_off.take().into_iter().for_each(|range| reader.hot_now(&file, range));
+            let put_off = file.put_off.take();
+            if reader.resident(&file).is_none() {
+                put_off.into_iter().for_each(|range| reader.hot_now(&file, range));
+            }
             return;
         }
     }
