@@ -136,6 +136,14 @@ impl Layer {
         StatusPage::at(self.status.trim_end_matches('/').to_owned())
     }
 
+    /// Bytes that it has given, by their source.
+    ///
+    /// # Errors
+    /// When the daemon does not tell.
+    pub fn read_bytes(&self, source: &str) -> anyhow::Result<f64> {
+        self.status_page().metric("interceptor_read_bytes_total", &[&format!("source=\"{source}\"")])
+    }
+
     /// Where it says that, as `HOST:PORT`.
     #[must_use]
     pub fn status_address(&self) -> &str {

@@ -39,8 +39,7 @@ impl Stage {
 
     /// Bytes that the layer has given, by their source.
     fn read(&self, source: &str) -> f64 {
-        let label = format!("source=\"{source}\"");
-        self.layer.status_page().metric("interceptor_read_bytes_total", &[&label]).unwrap()
+        self.layer.read_bytes(source).unwrap()
     }
 
     fn read_from_cluster(&self) -> f64 {
@@ -259,9 +258,6 @@ fn two_hosts_see_each_others_files_as_the_mount_below_does() {
         // What the mount below shows the layer shows at the next open.
         assert!(shows(&here.path().join(&name)), "version {version} of {name}, here {is_here}");
     }
-    let served = |source: &str| {
-        let label = format!("source=\"{source}\"");
-        layer.status_page().metric("interceptor_read_bytes_total", &[&label]).unwrap()
-    };
+    let served = |source: &str| layer.read_bytes(source).unwrap();
     assert!(served("http") + served("registered") > 0.0, "nothing came from the cluster");
 }

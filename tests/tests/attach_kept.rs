@@ -96,8 +96,7 @@ impl Stage {
 
     /// Bytes that the layer has given, by their source.
     fn read(&self, source: &str) -> f64 {
-        let label = format!("source=\"{source}\"");
-        self.layer.status_page().metric("interceptor_read_bytes_total", &[&label]).unwrap()
+        self.layer.read_bytes(source).unwrap()
     }
 
     /// Bytes that were read below to be kept.
