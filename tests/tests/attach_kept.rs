@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+use nix::fcntl::{AT_FDCWD, PosixFadviseAdvice, RenameFlags, posix_fadvise};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::Signal;
 use rand::rngs::StdRng;
@@ -129,6 +129,11 @@ fn uncached(path: &Path) -> Vec<u8> {
     bytes
 }
 
+/// Has two names change places.
+fn exchange(one: &Path, other: &Path) {
+    nix::fcntl::renameat2(AT_FDCWD, one, AT_FDCWD, other, RenameFlags::RENAME_EXCHANGE).unwrap();
+}
+
 fn content(seed: u64, size: usize) -> Vec<u8> {
     Pattern::new(seed).bytes(0, size)
 }
@@ -246,6 +251,46 @@ fn what_changes_below_shows_at_the_next_open() {
         stage.await_kept("file", &content(3, 1000));
         File::options().append(true).open(&beside).unwrap().write_all(b"more").unwrap();
         assert!(fs::read(&file).unwrap() == [content(3, 1000), b"more".to_vec()].concat(), "appended to");
+    }
+}
+
+/// The kernel remembers for a second where a name leads, also one that it has moved itself.
+#[test]
+fn what_was_moved_here_and_is_replaced_below_shows_at_the_next_open() {
+    for below in Below::all() {
+        let stage = below.attach();
+        let replace = |name: &str, bytes: &[u8]| {
+            fs::write(stage.beside("other"), bytes).unwrap();
+            fs::rename(stage.beside("other"), stage.beside(name)).unwrap();
+        };
+        fs::write(stage.file("new"), "moved").unwrap();
+        fs::rename(stage.file("new"), stage.file("file")).unwrap();
+        replace("file", b"other");
+        assert_eq!(fs::read(stage.file("file")).unwrap(), b"other");
+
+        // Moved below, and so given another name here; then that is another file's, too.
+        fs::rename(stage.beside("file"), stage.beside("again")).unwrap();
+        replace("file", b"third");
+        assert_eq!(fs::read(stage.file("file")).unwrap(), b"third");
+        assert_eq!(fs::read(stage.file("again")).unwrap(), b"other");
+        replace("again", b"fourth");
+        assert_eq!(fs::read(stage.file("again")).unwrap(), b"fourth");
+
+        if !matches!(stage.below, Below::Disk(..)) {
+            continue;
+        }
+        exchange(&stage.file("file"), &stage.file("again"));
+        replace("file", b"fifth");
+        replace("again", b"sixth");
+        assert_eq!(fs::read(stage.file("file")).unwrap(), b"fifth");
+        assert_eq!(fs::read(stage.file("again")).unwrap(), b"sixth");
+
+        fs::write(stage.beside("linked"), "fifth").unwrap();
+        fs::hard_link(stage.beside("linked"), stage.beside("link")).unwrap();
+        assert_eq!(fs::read(stage.file("linked")).unwrap(), b"fifth");
+        assert_eq!(fs::read(stage.file("link")).unwrap(), b"fifth");
+        replace("linked", b"seventh");
+        assert_eq!(fs::read(stage.file("linked")).unwrap(), b"seventh");
     }
 }
 

@@ -1,5 +1,6 @@
 //! Attributes of the mount below in the terms of the FUSE protocol.
 
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::AsFd;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -22,13 +23,17 @@ pub(super) struct Stamp {
 impl Attributes {
     /// Asks for the attributes of what `file` is.
     pub(super) fn of(file: impl AsFd) -> io::Result<Self> {
-        Ok(Self(statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS | StatxFlags::BTIME)?))
+        Self::at(file, c"", AtFlags::EMPTY_PATH)
+    }
+
+    /// Asks for the attributes of what is found at `path` in `directory`.
+    pub(super) fn at(directory: impl AsFd, path: &CStr, flags: AtFlags) -> io::Result<Self> {
+        Ok(Self(statx(directory, path, flags, StatxFlags::BASIC_STATS | StatxFlags::BTIME)?))
     }
 
     /// As [`of`](Self::of), and has a daemon below asked even if the kernel remembers its last answer.
     pub(super) fn fresh(file: impl AsFd) -> io::Result<Self> {
-        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
-        Ok(Self(statx(file, "", flags, StatxFlags::BASIC_STATS | StatxFlags::BTIME)?))
+        Self::at(file, c"", AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC)
     }
 
     /// Device and inode number.
@@ -38,6 +43,10 @@ impl Attributes {
 
     pub(super) fn file_type(&self) -> FileType {
         FileType::from_raw_mode(self.0.stx_mode.into())
+    }
+
+    pub(super) fn has_other_names(&self) -> bool {
+        self.file_type() != FileType::Directory && self.0.stx_nlink > 1
     }
 
     pub(super) fn modified(&self) -> SystemTime {

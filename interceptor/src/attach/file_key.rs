@@ -4,8 +4,12 @@
 //! again, if two hosts gave the same number to two files. The handle has what the kernel itself goes by, for a FUSE mount the number of the
 //! node and its generation.
 
+use std::ffi::{CStr, CString, OsStr};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+
+use rustix::fs::AtFlags;
 
 use super::attributes::Attributes;
 
@@ -32,18 +36,21 @@ impl FileKey {
 
     /// The key of the file that is open as `file`. Where the file system knows no handles it is the inode number, after all.
     pub(super) fn of(file: impl AsFd) -> io::Result<Self> {
+        Self::find(file.as_fd(), c"", libc::AT_EMPTY_PATH)
+    }
+
+    /// The key of the file that has the name `name` in `directory`; links are not followed.
+    pub(super) fn at(directory: impl AsFd, name: &OsStr) -> io::Result<Self> {
+        Self::find(directory.as_fd(), &CString::new(name.as_bytes())?, 0)
+    }
+
+    fn find(directory: BorrowedFd<'_>, path: &CStr, flags: libc::c_int) -> io::Result<Self> {
         let mut handle = Handle { bytes: MOST as libc::c_uint, kind: 0, handle: [0; MOST] };
         let mut mount = 0;
         // SAFETY: the path ends with a zero, and the kernel writes one number to `mount` and to `handle` no more than its first member says there is room for.
         let done = unsafe {
             let place = (&raw mut handle).cast::<libc::file_handle>();
-            libc::name_to_handle_at(
-                file.as_fd().as_raw_fd(),
-                c"".as_ptr(),
-                place,
-                &mut mount,
-                libc::AT_EMPTY_PATH,
-            )
+            libc::name_to_handle_at(directory.as_raw_fd(), path.as_ptr(), place, &mut mount, flags)
         };
         match nix::errno::Errno::result(done) {
             Ok(_) => {
@@ -51,7 +58,8 @@ impl FileKey {
                 Ok(Self([&handle.kind.to_ne_bytes(), used].concat().into()))
             }
             Err(nix::errno::Errno::EOPNOTSUPP) => {
-                let (device, inode) = Attributes::of(file)?.number();
+                let flags = AtFlags::from_bits_retain(flags as u32) | AtFlags::SYMLINK_NOFOLLOW;
+                let (device, inode) = Attributes::at(directory, path, flags)?.number();
                 Ok(Self([device.to_ne_bytes(), inode.to_ne_bytes()].concat().into()))
             }
             Err(errno) => Err(errno.into()),
@@ -76,8 +84,17 @@ mod tests {
             let file = File::open(path).unwrap();
             FileKey::of(&file).unwrap()
         };
+        let root = dir.path().to_owned();
         assert_eq!(key(&a), key(&b));
         assert_ne!(key(&a), key(&c));
-        assert_ne!(key(&a), key(&dir.path().to_owned()));
+        assert_ne!(key(&a), key(&root));
+
+        let directory = File::open(dir.path()).unwrap();
+        std::os::unix::fs::symlink("a", dir.path().join("symlink")).unwrap();
+        let at = |name: &str| FileKey::at(&directory, name.as_ref());
+        assert_eq!(at("b").unwrap(), key(&a));
+        assert_eq!(at("c").unwrap(), key(&c));
+        assert_ne!(at("symlink").unwrap(), key(&a), "a link is itself");
+        assert_eq!(at("none").unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 }

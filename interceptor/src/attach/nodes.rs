@@ -48,9 +48,14 @@ impl Node {
         self.home.lock().clone()
     }
 
-    /// Whether the file that has its name now is another, and nobody was told of that yet.
+    /// Whether the file that has its name now is another, and nobody was told of that since it was found.
     pub(super) fn is_replaced_by(&self, other: &FileKey) -> bool {
         self.key != *other && !self.doubted.swap(true, Ordering::Relaxed)
+    }
+
+    fn is_at(&self, parent: u64, name: &OsStr) {
+        *self.home.lock() = (parent, name.to_owned());
+        self.doubted.store(false, Ordering::Relaxed);
     }
 }
 
@@ -139,7 +144,7 @@ impl Nodes {
         {
             known.lookups += 1;
             if known.node.id != ROOT {
-                *known.node.home.lock() = (parent, name.to_owned());
+                known.node.is_at(parent, name);
             }
             return Ok(known.node.clone());
         }
@@ -157,6 +162,14 @@ impl Nodes {
             let _ = self.crowded.try_send(());
         }
         Ok(node)
+    }
+
+    /// The kernel knows the file by another name now, `name` in the directory `parent`, without having looked for it there.
+    pub(super) fn moved(&self, key: &FileKey, (parent, name): (u64, &OsStr)) {
+        let table = self.table.lock();
+        if let Some(known) = table.by_key.get(key).and_then(|id| table.by_id.get(id)) {
+            known.node.is_at(parent, name);
+        }
     }
 
     /// Whether there are more than there should be.
@@ -199,7 +212,7 @@ impl Nodes {
         drop(gone);
     }
 
-    /// The names that lead from the root to a file, as far as is known: of a rename one hears at the next lookup.
+    /// The names that lead from the root to a file, as far as is known: of a rename by another way one hears at the next lookup.
     pub(super) fn path(&self, node: &Node) -> Option<Vec<OsString>> {
         let table = self.table.lock();
         let mut names = Vec::new();
@@ -276,6 +289,8 @@ mod tests {
         assert_eq!(first.id, open(&a).1.number().1, "the inode number is the node's");
         assert_eq!(find(&b).id, first.id);
         assert_eq!(nodes.path(&first).unwrap(), ["b"]);
+        nodes.moved(&first.key, (ROOT, "c".as_ref()));
+        assert_eq!(nodes.path(&first).unwrap(), ["c"]);
         nodes.forget(first.id, 1);
         assert!(nodes.get(first.id).is_some());
         nodes.forget(first.id, 1);

@@ -107,9 +107,8 @@ impl Tree {
         let (parent, name) = node.home();
         let Some(directory) = self.nodes.get(parent) else { return Ok(node) };
         let _acting = self.asking(caller);
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        match openat(&*directory, &name, flags, Mode::empty()).map(FileKey::of) {
-            Ok(Ok(key)) if node.is_replaced_by(&key) => Err(io::Error::from_raw_os_error(libc::ESTALE)),
+        match FileKey::at(&*directory, &name) {
+            Ok(key) if node.is_replaced_by(&key) => Err(io::Error::from_raw_os_error(libc::ESTALE)),
             // Without its name it is a file that was deleted.
             _ => Ok(node),
         }
@@ -264,7 +263,18 @@ impl Tree {
     ) -> io::Result<()> {
         let (from, to) = (self.node(parent)?, self.node(new_parent)?);
         let _acting = self.asking(caller);
-        rustix::fs::renameat_with(&*from, name, &*to, new_name, RenameFlags::from_bits_retain(flags))?;
+        let flags = RenameFlags::from_bits_retain(flags);
+        // Before, as nobody can have put another file in its place then that the kernel has not heard of.
+        let moved = FileKey::at(&*from, name)?;
+        let exchanged = match flags.contains(RenameFlags::EXCHANGE) {
+            true => Some(FileKey::at(&*to, new_name)?),
+            false => None,
+        };
+        rustix::fs::renameat_with(&*from, name, &*to, new_name, flags)?;
+        self.nodes.moved(&moved, (new_parent, new_name));
+        if let Some(exchanged) = exchanged {
+            self.nodes.moved(&exchanged, (parent, name));
+        }
         Ok(())
     }
 
