@@ -106,6 +106,31 @@ fn each_kind_of_change_is_seen_within_a_second() {
     }
 }
 
+/// The filer gives a directory that is made again within a second the number that it had.
+#[test]
+fn a_directory_that_is_made_again_has_what_is_in_it_now() {
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = cluster();
+    let filer = cluster.filer();
+    filer.mkdir("/again").unwrap();
+    let mount = Mount::builder(&cluster).start().unwrap();
+    let at = |name: &str| mount.file("/again").join(name);
+    let seen = |what: &str, seen: &dyn Fn() -> bool| {
+        eventually(what, Duration::from_secs(20), || seen().then_some(())).unwrap();
+    };
+    for _ in 0..150 {
+        assert!(!at("directory/inside/file").exists());
+        filer.put("/again/directory/inside/file", b"content", "").unwrap();
+        seen("a directory", &|| at("directory/inside/file").exists());
+        filer.rename("/again/directory", "/again/elsewhere").unwrap();
+        seen("a rename", &|| !at("directory/inside/file").exists() && at("elsewhere/inside/file").exists());
+        filer.delete("/again/elsewhere").unwrap();
+        seen("a deletion", &|| !at("elsewhere/inside").exists());
+    }
+}
+
 #[test]
 fn an_open_file_keeps_its_content_also_where_it_was_not_read_yet() {
     const SIZE: usize = 12_000_000;

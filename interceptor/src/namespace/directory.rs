@@ -191,6 +191,18 @@ impl Directory {
         }
     }
 
+    /// Forgets all, since events were missed. Returns whether the kernel may hold a listing, and the names that it may
+    /// know something of.
+    pub(super) fn forget(&mut self) -> (bool, Vec<Arc<str>>) {
+        self.changes += 1;
+        self.stream = None;
+        self.too_large = false;
+        self.shed();
+        let absent = self.absent.drain().map(Arc::from);
+        let names = absent.chain(self.children.keys().cloned()).collect();
+        (std::mem::take(&mut self.kernel_listing), names)
+    }
+
     /// Forgets what is known of names to save memory. What the kernel was told stays on record.
     pub(super) fn shed(&mut self) {
         self.present = HashSet::new();

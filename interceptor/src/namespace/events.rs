@@ -6,8 +6,10 @@
 //! safe in any order of events, because the entry is compared with the node as it is: if a later change was handled
 //! before, the comparison fails and the name is dropped once more than needed.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
+use super::directory::Directory;
 use super::invalidate::Invalidation;
 use super::nodes::{Place, same_node};
 use super::state::State;
@@ -204,33 +206,38 @@ impl State {
         for (_, flight) in self.flights.drain() {
             flight.overtake();
         }
-        let mut orders = Vec::new();
-        let mut files = Vec::new();
-        for (id, node) in self.nodes.iter_mut() {
-            orders.push(Invalidation::Attributes(id));
-            let Some(directory) = node.directory.as_deref_mut() else { continue };
-            if std::mem::take(&mut directory.kernel_listing) {
-                orders.push(Invalidation::Listing(id));
-            }
-            for name in directory.absent.drain() {
-                orders.push(Invalidation::Entry { parent: id, name: name.into() });
-            }
-            files.extend(directory.children.iter().map(|(name, child)| (id, name.clone(), *child)));
-            directory.changes += 1;
-            directory.stream = None;
-            directory.too_large = false;
-            directory.shed();
+        let all: Vec<_> = self.nodes.iter_mut().map(|(id, _)| id).collect();
+        for id in all {
+            self.take_back_one(id);
         }
-        self.nodes.cached = 0;
-        self.nodes.absent = 0;
-        for (parent, name, child) in files {
-            // The name of a directory stays: if it is gone, its attributes cannot be had, and that shows it.
-            if !self.is_directory(child) {
-                orders.push(Invalidation::Entry { parent, name });
-            }
+    }
+
+    /// The same for a directory and all below it. While it had no name, events about what it holds led nowhere.
+    pub(super) fn take_back_below(&mut self, top: NodeId) {
+        let below = self.nodes.below(top);
+        let serials: HashSet<_> =
+            below.iter().filter_map(|id| Some(self.nodes.directory(*id)?.serial)).collect();
+        for (_, flight) in self.flights.extract_if(|(serial, _), _| serials.contains(serial)) {
+            flight.overtake();
         }
-        for order in orders {
-            self.tell(order);
+        for id in below {
+            if let Some(node) = self.nodes.get_mut(id) {
+                node.stale = true;
+            }
+            self.take_back_one(id);
+        }
+    }
+
+    fn take_back_one(&mut self, id: NodeId) {
+        self.tell(Invalidation::Attributes(id));
+        let Some((listed, mut names)) = self.with_directory(id, Directory::forget) else { return };
+        if listed {
+            self.tell(Invalidation::Listing(id));
+        }
+        // The name of a directory stays: if it is gone, its attributes cannot be had, and that shows it.
+        names.retain(|name| !self.nodes.child(id, name).is_some_and(|child| self.is_directory(child)));
+        for name in names {
+            self.tell(Invalidation::Entry { parent: id, name });
         }
     }
 }

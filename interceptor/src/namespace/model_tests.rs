@@ -64,7 +64,7 @@ fn run(nodes: &mut Nodes, kernel: &mut Kernel, step: &Step) {
             let name = NAMES[name];
             let entry = if is_directory { directory(name, inode) } else { file(name, inode, &[content]) };
             let parent = kernel.pick(parent);
-            if let Some(id) = nodes.attach(parent, name, &Arc::new(entry.clone())) {
+            if let Some((id, _)) = nodes.attach(parent, name, &Arc::new(entry.clone())) {
                 kernel.held.entry(id).or_default().0 += 1;
                 let known = nodes.get(id).expect("was just attached");
                 assert_eq!(known.entry.content, entry.content, "a node has the content of the name");

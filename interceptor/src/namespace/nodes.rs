@@ -130,12 +130,31 @@ impl Nodes {
         inside.split('/').filter(|name| !name.is_empty()).try_fold(ROOT, |at, name| self.child(at, name))
     }
 
-    /// The kernel is told of `entry` as `name` of `parent`: finds its node or makes one, and counts the lookup. `None`
-    /// if `parent` is no live directory.
-    pub(super) fn attach(&mut self, parent: NodeId, name: &str, entry: &Arc<Entry>) -> Option<NodeId> {
+    /// A directory and all nodes below it, as far as the kernel knows them.
+    pub(super) fn below(&self, top: NodeId) -> Vec<NodeId> {
+        let mut found = vec![top];
+        let mut next = 0;
+        while let Some(id) = found.get(next) {
+            let directory = self.nodes.get(id).and_then(|node| node.directory.as_ref());
+            found.extend(directory.into_iter().flat_map(|directory| directory.children.values()));
+            next += 1;
+        }
+        found
+    }
+
+    /// The kernel is told of `entry` as `name` of `parent`: finds its node or makes one, and counts the lookup. Returns
+    /// also whether that is a directory which had lost its name. `None` if `parent` is no live directory.
+    pub(super) fn attach(
+        &mut self,
+        parent: NodeId,
+        name: &str,
+        entry: &Arc<Entry>,
+    ) -> Option<(NodeId, bool)> {
         self.nodes.get(&parent)?.directory.as_ref()?;
+        let mut returns = false;
         let id = match self.find(parent, name, entry) {
             Some(id) => {
+                returns = self.get(id).is_some_and(|node| node.directory.is_some() && node.names.is_empty());
                 self.update(id, entry);
                 id
             }
@@ -152,7 +171,7 @@ impl Nodes {
         if let Some(node) = self.nodes.get_mut(&id) {
             node.lookups += 1;
         }
-        Some(id)
+        Some((id, returns))
     }
 
     /// The node has other attributes now; its content is the same.

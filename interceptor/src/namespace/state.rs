@@ -145,7 +145,10 @@ impl State {
         entry: &Arc<Entry>,
         current: bool,
     ) -> Option<Stat> {
-        let id = self.nodes.attach(parent, name, entry)?;
+        let (id, returns) = self.nodes.attach(parent, name, entry)?;
+        if returns {
+            self.take_back_below(id);
+        }
         let epoch = self.epoch;
         let node = self.nodes.get_mut(id)?;
         node.stale = !current;

@@ -295,6 +295,54 @@ async fn a_renamed_directory_keeps_its_node_and_what_is_in_it() {
 }
 
 #[tokio::test]
+async fn a_directory_that_comes_back_has_what_is_in_it_now() {
+    let f = fixture();
+    f.model.put("/", directory("d", 5));
+    f.model.put("/d", directory("below", 6));
+    f.model.put("/d", file("file", 7, b"old"));
+    let d = f.find(ROOT, "d").await;
+    let below = f.find(d.id, "below").await;
+    f.find(d.id, "file").await;
+    f.absent(d.id, "a").await;
+    f.absent(below.id, "b").await;
+    f.delete("/", "d");
+    f.model.hold_replies();
+    let Answer::Later(slow) = f.namespace.lookup(below.id, "c") else { panic!("nothing is known of it") };
+    let slow = tokio::spawn(slow);
+    while f.model.lookups() < 6 {
+        tokio::task::yield_now().await;
+    }
+    // A filer gives the same number to what is made again in the same second.
+    f.write("/", directory("d", 5));
+    f.write("/d", directory("a", 8));
+    f.write("/d", file("file", 7, b"newer"));
+    f.write("/d/below", directory("b", 9));
+    f.write("/d/below", directory("c", 10));
+    f.told();
+    let again = tokio::spawn({
+        let Answer::Later(again) = f.namespace.lookup(ROOT, "d") else { panic!("it has changed") };
+        again
+    });
+    while f.model.lookups() < 7 {
+        tokio::task::yield_now().await;
+    }
+    f.model.let_reply();
+    assert!(matches!(again.await, Ok(Ok(Found::Node(stat))) if stat.id == d.id));
+    let _ = slow.await;
+    let told = f.told();
+    let names = [(d.id, "a"), (d.id, "file"), (below.id, "b")];
+    assert!(names.iter().all(|(parent, name)| told.contains(&entry_dropped(*parent, name))), "{told:?}");
+    assert!(
+        told.contains(&Invalidation::Attributes(below.id)) && !told.contains(&entry_dropped(d.id, "below"))
+    );
+    assert_eq!(f.find(d.id, "a").await.id, 8);
+    assert_eq!(f.find(d.id, "file").await.entry.attr.size, 5);
+    assert_eq!(f.find(below.id, "b").await.id, 9);
+    assert_eq!(f.find(below.id, "c").await.id, 10, "the earlier answer is not remembered");
+    assert_eq!(f.stat(below.id).await.attr_timeout, LONG, "it was asked for again");
+}
+
+#[tokio::test]
 async fn a_directory_cannot_move_into_itself() {
     let f = fixture();
     f.model.put("/", directory("d", 5));
