@@ -33,6 +33,7 @@ use super::lower::errno;
 use super::nodes::ROOT;
 use super::tree::{Change, Found, Modes, New, Tree, Xattr};
 use crate::fuse::STATUS_XATTR;
+use crate::fuse::arrivals::{Arrivals, Turn};
 use crate::fuse::handles::Handles;
 use crate::read::Answer;
 use crate::telemetry::Metrics;
@@ -61,6 +62,7 @@ pub(super) struct Layer {
     pub(super) decider: Option<Decider>,
     /// Where the status API is, once that is known.
     pub(super) status_api: Arc<std::sync::OnceLock<SocketAddr>>,
+    pub(super) arrivals: Arrivals,
     /// There before the first request.
     pub(super) notifier: Arc<std::sync::OnceLock<Notifier>>,
 }
@@ -134,13 +136,23 @@ fn reply_written(reply: ReplyWrite, written: io::Result<usize>) {
     }
 }
 
-/// Has the mount below answer a read that came at `begun`.
-fn read_below(metrics: &Metrics, file: &OpenFile, offset: u64, len: usize, begun: Instant, reply: ReplyData) {
+/// A read that has come.
+struct Asked {
+    begun: Instant,
+    turn: Turn,
+    reply: ReplyData,
+}
+
+/// Has the mount below answer a read.
+fn read_below(metrics: &Metrics, file: &OpenFile, offset: u64, len: usize, asked: Asked) {
+    let Asked { begun, turn, reply } = asked;
     BUFFER.with_borrow_mut(|buffer| {
         if buffer.len() < len {
             buffer.resize(len, 0);
         }
-        match file.read(&mut buffer[..len], offset) {
+        let read = file.read(&mut buffer[..len], offset);
+        drop(turn);
+        match read {
             Ok(read) => {
                 metrics.read(Source::Lower, read as u64, begun.elapsed());
                 reply.data(&buffer[..read]);
@@ -159,24 +171,29 @@ impl Layer {
         file: Arc<OpenFile>,
         offset: u64,
         len: usize,
-        reply: ReplyData,
+        asked: Asked,
     ) {
         // Reading ahead starts tasks.
         let _runtime = decider.runtime().enter();
         match decider.reader().read(&served.version, offset, len) {
-            Answer::Ready(data) => reply.data(&data),
+            Answer::Ready(data) => {
+                drop(asked.turn);
+                asked.reply.data(&data);
+            }
             Answer::Pending(data) => {
                 let (metrics, runtime) = (self.metrics.clone(), decider.runtime().clone());
                 decider.runtime().spawn(async move {
-                    let begun = Instant::now();
                     match data.await {
-                        Ok(data) => reply.data(&data),
+                        Ok(data) => {
+                            drop(asked.turn);
+                            asked.reply.data(&data);
+                        }
                         Err(error) => {
                             let path = served.version.path();
                             tracing::debug!(path, offset, len, %error, "the mount below answers instead");
                             file.node.content.changes();
                             runtime.spawn_blocking(move || {
-                                read_below(&metrics, &file, offset, len, begun, reply);
+                                read_below(&metrics, &file, offset, len, asked);
                             });
                         }
                     }
@@ -185,12 +202,36 @@ impl Layer {
         }
     }
 
+    /// Does what a request of `len` bytes asks for, which the caller then answers.
+    fn serve<T>(&self, request: &Request, len: usize, work: impl FnOnce() -> T) -> T {
+        let _turn = self.arrivals.begin(request.pid(), len.try_into().unwrap_or(u32::MAX));
+        work()
+    }
+
     fn file(&self, handle: FileHandle) -> io::Result<Arc<OpenFile>> {
         self.files.get(handle.0).ok_or_else(bad_handle)
     }
 
     fn directory(&self, handle: FileHandle) -> io::Result<Arc<OpenDirectory>> {
         self.directories.get(handle.0).ok_or_else(bad_handle)
+    }
+
+    /// Opens the file `node` below, and finds what the kernel is to do about its pages.
+    fn open_below(&self, node: u64, flags: i32, caller: Caller) -> io::Result<(Arc<OpenFile>, FopenFlags)> {
+        let node = self.tree.node_to_open(node, caller)?;
+        let file = {
+            let _acting = self.tree.asking(caller);
+            Arc::new(OpenFile::open(node, flags)?)
+        };
+        let mut how = match self.decider.as_ref().filter(|decider| decider.serves(flags)) {
+            Some(decider) => self.keep(&file, decider.decide(&self.tree, &file)),
+            None => self.keep(&file, Attributes::fresh(&file)),
+        };
+        // Who cannot write leaves nothing to be flushed.
+        if flags & libc::O_ACCMODE == libc::O_RDONLY {
+            how |= FopenFlags::FOPEN_NOFLUSH;
+        }
+        Ok((file, how))
     }
 
     /// Whether a handle that was just opened of a file with these attributes lets the kernel keep the pages it has of it. If not, what it thinks of size and times
@@ -243,7 +284,7 @@ impl Filesystem for Layer {
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        reply_entry(reply, self.tree.lookup(parent.0, name, caller(request)));
+        reply_entry(reply, self.serve(request, 0, || self.tree.lookup(parent.0, name, caller(request))));
     }
 
     fn forget(&self, _: &Request, node: INodeNo, lookups: u64) {
@@ -251,7 +292,8 @@ impl Filesystem for Layer {
     }
 
     fn getattr(&self, request: &Request, node: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        reply_attributes(reply, node, self.tree.attributes(node.0, caller(request)));
+        let attributes = self.serve(request, 0, || self.tree.attributes(node.0, caller(request)));
+        reply_attributes(reply, node, attributes);
     }
 
     fn setattr(
@@ -274,7 +316,9 @@ impl Filesystem for Layer {
     ) {
         let open = handle.and_then(|handle| self.files.get(handle.0));
         let change = Change { mode, user, group, size, accessed, modified };
-        reply_attributes(reply, node, self.tree.change(node.0, change, open.as_deref(), caller(request)));
+        let changed =
+            self.serve(request, 0, || self.tree.change(node.0, change, open.as_deref(), caller(request)));
+        reply_attributes(reply, node, changed);
     }
 
     fn readlink(&self, request: &Request, node: INodeNo, reply: ReplyData) {
@@ -295,7 +339,10 @@ impl Filesystem for Layer {
         reply: ReplyEntry,
     ) {
         let new = New { parent: parent.0, name, caller: caller(request) };
-        reply_entry(reply, self.tree.make_node(new, Modes { mode, umask }, device));
+        reply_entry(
+            reply,
+            self.serve(request, 0, || self.tree.make_node(new, Modes { mode, umask }, device)),
+        );
     }
 
     fn mkdir(
@@ -308,20 +355,26 @@ impl Filesystem for Layer {
         reply: ReplyEntry,
     ) {
         let new = New { parent: parent.0, name, caller: caller(request) };
-        reply_entry(reply, self.tree.make_directory(new, Modes { mode, umask }));
+        reply_entry(reply, self.serve(request, 0, || self.tree.make_directory(new, Modes { mode, umask })));
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        reply_empty(reply, self.tree.remove(parent.0, name, false, caller(request)));
+        reply_empty(
+            reply,
+            self.serve(request, 0, || self.tree.remove(parent.0, name, false, caller(request))),
+        );
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        reply_empty(reply, self.tree.remove(parent.0, name, true, caller(request)));
+        reply_empty(
+            reply,
+            self.serve(request, 0, || self.tree.remove(parent.0, name, true, caller(request))),
+        );
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let new = New { parent: parent.0, name, caller: caller(request) };
-        reply_entry(reply, self.tree.make_link(new, target));
+        reply_entry(reply, self.serve(request, 0, || self.tree.make_link(new, target)));
     }
 
     fn rename(
@@ -335,7 +388,10 @@ impl Filesystem for Layer {
         reply: ReplyEmpty,
     ) {
         let (from, to) = ((parent.0, name), (new_parent.0, new_name));
-        reply_empty(reply, self.tree.rename(from, to, flags.bits(), caller(request)));
+        reply_empty(
+            reply,
+            self.serve(request, 0, || self.tree.rename(from, to, flags.bits(), caller(request))),
+        );
     }
 
     fn link(
@@ -347,27 +403,12 @@ impl Filesystem for Layer {
         reply: ReplyEntry,
     ) {
         let new = New { parent: new_parent.0, name: new_name, caller: caller(request) };
-        reply_entry(reply, self.tree.hard_link(node.0, new));
+        reply_entry(reply, self.serve(request, 0, || self.tree.hard_link(node.0, new)));
     }
 
     fn open(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let opened = self.tree.node_to_open(node.0, caller(request)).and_then(|node| {
-            let _acting = self.tree.asking(caller(request));
-            Ok(Arc::new(OpenFile::open(node, flags.0)?))
-        });
-        match opened {
-            Ok(file) => {
-                let reads_only = flags.0 & libc::O_ACCMODE == libc::O_RDONLY;
-                let mut keep = match self.decider.as_ref().filter(|decider| decider.serves(flags.0)) {
-                    Some(decider) => self.keep(&file, decider.decide(&self.tree, &file)),
-                    None => self.keep(&file, Attributes::fresh(&file)),
-                };
-                // Who cannot write leaves nothing to be flushed.
-                if reads_only {
-                    keep |= FopenFlags::FOPEN_NOFLUSH;
-                }
-                reply.opened(FileHandle(self.files.insert(file)), keep);
-            }
+        match self.serve(request, 0, || self.open_below(node.0, flags.0, caller(request))) {
+            Ok((file, how)) => reply.opened(FileHandle(self.files.insert(file)), how),
             Err(error) => reply.error(errno(&error)),
         }
     }
@@ -383,7 +424,7 @@ impl Filesystem for Layer {
         reply: ReplyCreate,
     ) {
         let new = New { parent: parent.0, name, caller: caller(request) };
-        match self.tree.create(new, Modes { mode, umask }, flags) {
+        match self.serve(request, 0, || self.tree.create(new, Modes { mode, umask }, flags)) {
             Ok((file, attributes)) => {
                 let (attr, generation) = (attributes.reply(file.node.id), Generation(file.node.generation));
                 let handle = FileHandle(self.files.insert(Arc::new(file)));
@@ -395,7 +436,7 @@ impl Filesystem for Layer {
 
     fn read(
         &self,
-        _: &Request,
+        request: &Request,
         _: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -404,22 +445,22 @@ impl Filesystem for Layer {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let begun = Instant::now();
+        let (begun, turn) = (Instant::now(), self.arrivals.begin(request.pid(), size));
         let file = match self.file(handle) {
             Ok(file) => file,
             Err(error) => return reply.error(errno(&error)),
         };
-        let len = size as usize;
+        let (len, asked) = (size as usize, Asked { begun, turn, reply });
         let decider = self.decider.as_ref().filter(|decider| decider.serves(flags.0));
         match (decider, file.node.content.served()) {
-            (Some(decider), Some(served)) => self.read_served(decider, served, file, offset, len, reply),
-            _ => read_below(&self.metrics, &file, offset, len, begun, reply),
+            (Some(decider), Some(served)) => self.read_served(decider, served, file, offset, len, asked),
+            _ => read_below(&self.metrics, &file, offset, len, asked),
         }
     }
 
     fn write(
         &self,
-        _: &Request,
+        request: &Request,
         _: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -430,11 +471,13 @@ impl Filesystem for Layer {
         reply: ReplyWrite,
     ) {
         let mapped = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-        reply_written(reply, self.file(handle).and_then(|file| file.write(data, offset, mapped)));
+        let write = || self.file(handle).and_then(|file| file.write(data, offset, mapped));
+        // However much it is, a daemon below is given it in small pieces, one after another.
+        reply_written(reply, self.serve(request, 0, write));
     }
 
-    fn flush(&self, _: &Request, _: INodeNo, handle: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        reply_empty(reply, self.file(handle).and_then(|file| file.flush()));
+    fn flush(&self, request: &Request, _: INodeNo, handle: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        reply_empty(reply, self.serve(request, 0, || self.file(handle).and_then(|file| file.flush())));
     }
 
     fn release(

@@ -68,9 +68,12 @@ use self::warm::ToWarm;
 use crate::cache::Cache;
 use crate::cache::arena::ArenaError;
 use crate::fuse::MountError;
+use crate::fuse::arrivals::Arrivals;
+use crate::fuse::awake::Awake;
 use crate::fuse::device::{self, Detached, Manner};
 use crate::fuse::handles::Handles;
 use crate::fuse::mountinfo::MountedAt;
+use crate::fuse::placement::Placement;
 use crate::fuse::{find_root, unmount};
 use crate::namespace::{Filer, NodeId};
 use crate::read::{FileVersion, Reader};
@@ -90,6 +93,8 @@ pub struct AttachOptions {
     pub threads: usize,
     /// How far the kernel reads ahead of a sequential reader, in KiB.
     pub read_ahead_kib: u32,
+    /// Have the CPUs not sleep while a program makes small requests one after another, if that is possible.
+    pub keep_awake: bool,
 }
 
 /// Who may answer reads beside the mount below.
@@ -162,7 +167,7 @@ impl Attached {
         metrics: Arc<Metrics>,
         report: Report,
     ) -> Result<Self, AttachError> {
-        let AttachOptions { path, restart, threads, read_ahead_kib } = options;
+        let AttachOptions { path, restart, threads, read_ahead_kib, keep_awake } = options;
         // Looking at the mount below, and the kernel's look at us, may block.
         let taken = tokio::task::spawn_blocking(move || match restart {
             true => place::take_below(&path).map(|(lower, old)| (lower, Some(old))),
@@ -175,7 +180,8 @@ impl Attached {
             Reads::Kept { always, cache } => keep(&lower, always, cache, &metrics)?,
         };
         let started = tokio::task::spawn_blocking(move || {
-            start(&lower, decider, metrics, threads).map(|(serving, mount)| (serving, mount, lower))
+            let awake = Awake::new(keep_awake, &metrics);
+            start(&lower, decider, metrics, awake, threads).map(|(serving, mount)| (serving, mount, lower))
         });
         let (serving, mount, lower) = started.await.map_err(thread_failed)??;
         let answer = tokio::task::spawn_blocking(move || place::await_answer(&mount).map(|()| mount));
@@ -334,6 +340,7 @@ fn start(
     lower: &Lower,
     decider: Option<Decider>,
     metrics: Arc<Metrics>,
+    awake: Awake,
     threads: usize,
 ) -> Result<(Serving, OwnedFd), AttachError> {
     let descriptors = raise_limit_of_files();
@@ -359,6 +366,8 @@ fn start(
         has_acls: lower.has_acls,
         shows_changes: lower.keeping != Keeping::Wrong,
         decider: decider.clone(),
+        // A thread that waits for the mount below had better run where that does.
+        arrivals: Arrivals::new(Placement::new(false), awake),
         notifier: notifier.clone(),
         status_api: status_api.clone(),
     };

@@ -21,7 +21,7 @@ use self::status_api::StatusApi;
 use super::options::{FetchOptions, Filers, LogOptions, StatusAddress, duration, filer_path};
 use super::signals::Signals;
 use super::size::ByteSize;
-use super::{Failure, mount, seen};
+use super::{Failure, host, mount, seen};
 use crate::attach::supervisor::{self, Report};
 use crate::attach::{AttachOptions as Layer, Attached, Cluster, Reads};
 use crate::seaweed::address::ServerAddress;
@@ -68,6 +68,10 @@ pub(super) struct AttachOptions {
     /// How far the kernel reads ahead of a sequential reader, in KiB; 0 for not at all
     #[arg(long, value_name = "KIB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(0..=65536))]
     readahead_kb: u32,
+
+    /// Let the CPUs sleep as deeply as they like while a program makes small requests one after another; each of them then takes two to three times as long
+    #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, default_value = "false", hide_default_value = true)]
+    no_keep_awake: bool,
 
     /// Do not watch with eBPF what the kernel reads; what is hot in its page cache then stays unknown
     #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, default_value = "false", hide_default_value = true)]
@@ -117,6 +121,7 @@ impl AttachOptions {
             restart: self.restart,
             threads: self.threads(),
             read_ahead_kib: self.readahead_kb,
+            keep_awake: !self.no_keep_awake,
         }
     }
 }
@@ -181,6 +186,9 @@ async fn attach(
     };
     let status = Status::new(identity, metrics.clone());
     tokio::spawn(mount::keep_windows(metrics.clone()));
+    if !options.no_keep_awake {
+        host::go_without(&host::waking_up(), &status);
+    }
     // Takes a while, which the layer need not wait for.
     let programs = (!options.no_ebpf).then(seen::load);
     let desk = Desk::new();

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::size::ByteSize;
 use crate::ebpf::{self, EbpfError, Rung};
+use crate::fuse::awake;
 use crate::telemetry::Status;
 use crate::telemetry::report::LostAbility;
 
@@ -20,6 +21,9 @@ pub(super) const PASSTHROUGH: &str = "FUSE passthrough";
 
 /// The name of the ability to see reads that the kernel answers by itself.
 pub(super) const EBPF: &str = "eBPF programs";
+
+/// The name of the ability to keep CPUs from sleeping.
+pub(super) const AWAKE: &str = "CPUs that stay awake";
 
 /// One thing that was looked at.
 #[derive(Debug, Clone, Serialize)]
@@ -74,6 +78,7 @@ pub(super) fn findings() -> Vec<Finding> {
         readahead(),
         request_size(),
         huge_pages(),
+        waking_up(),
         passthrough(),
         ebpf_programs(),
     ]
@@ -181,6 +186,21 @@ fn huge_pages() -> Finding {
         } else {
             "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled"
         },
+    }
+}
+
+/// Whether the CPUs can be kept from sleeping.
+pub(super) fn waking_up() -> Finding {
+    let can = awake::can_keep_awake();
+    Finding {
+        ability: AWAKE,
+        state: if can.is_ok() { State::Ok } else { State::Lost },
+        found: match &can {
+            Ok(()) => "CPUs can be kept awake while a program makes small requests one after another".into(),
+            Err(error) => error.to_string(),
+        },
+        lost: "such a request may take two to three times as long",
+        remedy: can.err().map_or("nothing to be done", |error| error.remedy()),
     }
 }
 

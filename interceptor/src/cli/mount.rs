@@ -93,8 +93,9 @@ async fn serve(plan: Plan) -> anyhow::Result<()> {
     let metrics = Metrics::new();
     let status = Status::new(plan.identity.clone(), metrics.clone());
     tokio::spawn(keep_windows(metrics.clone()));
-    // Of these two the mount itself will tell.
-    let told = [host::PASSTHROUGH, host::EBPF];
+    // Of the first two the mount itself will tell.
+    let told = [host::PASSTHROUGH, host::EBPF, host::AWAKE];
+    let told = if plan.options.mount.no_keep_awake { &told[..] } else { &told[..2] };
     for finding in host::findings().iter().filter(|finding| !told.contains(&finding.ability)) {
         go_without(finding, &status);
     }
@@ -207,6 +208,7 @@ async fn mount(
         read_ahead_kib: options.mount.readahead_kb,
         passthrough: !options.mount.no_passthrough,
         placement: !options.mount.no_placement,
+        keep_awake: !options.mount.no_keep_awake,
         status_api: status_at.map(peer::reachable),
     };
     let notices = noted(heard, status.clone());

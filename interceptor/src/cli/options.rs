@@ -111,6 +111,10 @@ pub(super) struct MountBehaviour {
     #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, default_value = "false", hide_default_value = true)]
     pub(super) no_placement: bool,
 
+    /// Let the CPUs sleep as deeply as they like while a program makes small requests one after another; each of them then takes two to three times as long
+    #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, default_value = "false", hide_default_value = true)]
+    pub(super) no_keep_awake: bool,
+
     /// Do not watch with eBPF what the kernel reads; what is hot in its page cache then stays unknown
     #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, default_value = "false", hide_default_value = true)]
     pub(super) no_ebpf: bool,

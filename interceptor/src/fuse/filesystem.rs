@@ -19,13 +19,13 @@ use fuser::{
     WriteFlags,
 };
 
+use super::arrivals::Arrivals;
 use super::attr::{errno, file_attr, no_attr};
 use super::directory::DirectoryHandle;
 use super::handles::Handles;
 use super::next_files::NextFiles;
 use super::opens::Opens;
 use super::passthrough::{self, Backing, NoPassthrough};
-use super::placement::Placement;
 use super::push::Pusher;
 use super::statfs::{self, MAX_NAME, SpaceCache};
 use super::xattr;
@@ -47,7 +47,7 @@ pub(super) struct Shared {
     pub(super) runtime: tokio::runtime::Handle,
     pub(super) directories: Handles<DirectoryHandle>,
     pub(super) next_files: NextFiles,
-    pub(super) placement: Arc<Placement>,
+    pub(super) arrivals: Arrivals,
     pub(super) wants_passthrough: bool,
     /// Whether the kernel said in the handshake that it knows passthrough.
     pub(super) offered: AtomicBool,
@@ -180,7 +180,7 @@ impl Filesystem for MountedTree {
         }
         // The filer's names are text: no other name can exist there.
         let Some(name) = name.to_str() else { return reply.error(Errno::ENOENT) };
-        let turn = self.0.placement.arrived(request.pid(), 0);
+        let turn = self.0.arrivals.begin(request.pid(), 0);
         self.0.answer(self.0.namespace.lookup(parent.0, name), move |found| {
             drop(turn);
             reply_entry(reply, found);
@@ -192,7 +192,7 @@ impl Filesystem for MountedTree {
     }
 
     fn getattr(&self, request: &Request, node: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        let turn = self.0.placement.arrived(request.pid(), 0);
+        let turn = self.0.arrivals.begin(request.pid(), 0);
         self.0.with_attributes(node.0, move |stat| {
             drop(turn);
             match stat {
@@ -214,7 +214,7 @@ impl Filesystem for MountedTree {
         // Without passthrough there is nothing to choose: a node is one version of a file, so a read needs no handle to
         // say which bytes it means. The kernel asks once, gets this, and never sends an OPEN or RELEASE again.
         let Some(opens) = self.0.opens.get() else { return reply.error(Errno::ENOSYS) };
-        let turn = self.0.placement.arrived(request.pid(), 0);
+        let turn = self.0.arrivals.begin(request.pid(), 0);
         let version = match self.0.namespace.version(node.0) {
             Ok(version) => version,
             Err(error) => return reply.error(errno(&error)),
@@ -273,7 +273,7 @@ impl Filesystem for MountedTree {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let turn = self.0.placement.arrived(request.pid(), size);
+        let turn = self.0.arrivals.begin(request.pid(), size);
         let version = match self.0.namespace.version(node.0) {
             Ok(version) => version,
             Err(error) => return reply.error(errno(&error)),

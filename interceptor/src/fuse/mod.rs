@@ -5,8 +5,9 @@
 //! [`mountpoint`] and [`device`] get the kernel to send requests, [`kernel`] sends invalidations to it.
 //!
 //! Where the kernel can read files of ours by itself ([`passthrough`]), it asks at each open, and [`opens`] keeps the answers
-//! consistent. Elsewhere it is told once that opens do not interest us and never asks again. [`placement`] has the request
-//! threads run where a lone reader waits for them. [`push`] gives hot ranges to the page cache whole.
+//! consistent. Elsewhere it is told once that opens do not interest us and never asks again. For a lone reader [`arrivals`] has the request
+//! threads run where it waits for them ([`placement`]), and the CPUs not sleep meanwhile ([`awake`]). [`push`] gives hot ranges to the page
+//! cache whole.
 //!
 //! Request threads, each with a descriptor of its own, answer what is known by themselves. What needs the network moves to
 //! the tokio runtime together with its reply, and has the deadline of the call below.
@@ -15,7 +16,9 @@
 //! unmounted, by us or by others, the session ends and [`Mount::wait`] returns. When the process dies, the kernel answers
 //! ENOTCONN for the mount point until it is unmounted; the next start at the same place does that.
 
+pub(crate) mod arrivals;
 mod attr;
+pub(crate) mod awake;
 pub(crate) mod device;
 mod directory;
 mod filesystem;
@@ -26,7 +29,7 @@ pub(crate) mod mountpoint;
 mod next_files;
 mod opens;
 mod passthrough;
-mod placement;
+pub(crate) mod placement;
 mod push;
 mod statfs;
 pub(crate) mod unmount;
@@ -46,6 +49,8 @@ pub use mountpoint::MountError;
 pub use passthrough::NoPassthrough;
 pub use xattr::STATUS_XATTR;
 
+use self::arrivals::Arrivals;
+use self::awake::Awake;
 use self::filesystem::{MountedTree, Shared};
 use self::handles::Handles;
 use self::kernel::KernelNotifier;
@@ -82,6 +87,8 @@ pub struct MountOptions {
     pub passthrough: bool,
     /// Have the request threads run on the CPU that a lone reader is bound to.
     pub placement: bool,
+    /// Have the CPUs not sleep while a program makes small requests one after another, if that is possible.
+    pub keep_awake: bool,
     /// Where the status API is found, for who asks the mount itself (see [`STATUS_XATTR`]).
     pub status_api: Option<SocketAddr>,
 }
@@ -99,6 +106,7 @@ impl MountOptions {
             read_ahead_kib: 1024,
             passthrough: true,
             placement: true,
+            keep_awake: true,
             status_api: None,
         }
     }
@@ -172,7 +180,10 @@ impl Mount {
             space: SpaceCache::new(filer, runtime.clone()),
             runtime,
             directories: Handles::new(),
-            placement: Placement::new(options.placement),
+            arrivals: Arrivals::new(
+                Placement::new(options.placement),
+                Awake::new(options.keep_awake, reader.metrics()),
+            ),
             wants_passthrough: options.passthrough,
             offered: AtomicBool::new(false),
             opens: OnceLock::new(),

@@ -17,7 +17,6 @@
 
 use std::cell::OnceCell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -27,18 +26,18 @@ use parking_lot::Mutex;
 /// Small requests in a row from which a reader counts as alone. A program that opens and reads one small file and ends
 /// makes fewer, so that a shell loop over files does not have the threads moved back and forth.
 const ALONE_AFTER: u32 = 16;
-/// Bytes up to which the time of a request is that of its wake-ups and not of copying.
-const SMALL: u32 = 128 << 10;
 /// How often, at most, to look where a reader may run. That changes seldom, and a look is a system call.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// One request, as far as it matters here.
 #[derive(Debug, Clone, Copy)]
-struct Seen {
-    reader: u32,
+pub(super) struct Seen {
+    /// The thread that asks.
+    pub(super) reader: u32,
     /// No other request was under way when it came.
-    alone: bool,
-    small: bool,
+    pub(super) alone: bool,
+    /// Its time is that of its wake-ups.
+    pub(super) small: bool,
 }
 
 /// What to do about the threads.
@@ -80,10 +79,9 @@ impl Habit {
 }
 
 /// The request threads of a mount.
-pub(super) struct Placement {
+pub(crate) struct Placement {
     /// Where the process was allowed to run when it started. `None`: the threads are not to be moved.
     allowed: Option<CpuSet>,
-    under_way: AtomicU32,
     habit: Mutex<Habit>,
     threads: Mutex<Threads>,
 }
@@ -93,16 +91,6 @@ pub(super) struct Placement {
 struct Threads {
     ids: Vec<Pid>,
     at: Option<usize>,
-}
-
-/// A request that is being answered. To be dropped right before the answer is sent, since a reader that has its answer
-/// may ask the next thing at once.
-pub(super) struct Turn(Arc<Placement>);
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        self.0.under_way.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 /// Keeps a thread in the list of those that are moved, until it ends.
@@ -124,34 +112,26 @@ thread_local! {
 
 impl Placement {
     /// Threads that follow a lone reader if `wanted`, and if there is more than one CPU to run on.
-    pub(super) fn new(wanted: bool) -> Arc<Self> {
+    pub(crate) fn new(wanted: bool) -> Arc<Self> {
         let several = |allowed: &CpuSet| cpus(allowed).nth(1).is_some();
         let allowed = sched_getaffinity(Pid::from_raw(0)).ok().filter(|allowed| wanted && several(allowed));
-        Arc::new(Self {
-            allowed,
-            under_way: AtomicU32::new(0),
-            habit: Mutex::default(),
-            threads: Mutex::default(),
-        })
+        Arc::new(Self { allowed, habit: Mutex::default(), threads: Mutex::default() })
     }
 
-    /// A request of `len` bytes by the thread `reader` has come, on the calling thread.
-    pub(super) fn arrived(self: &Arc<Self>, reader: u32, len: u32) -> Option<Turn> {
-        let allowed = self.allowed.as_ref()?;
-        let others = self.under_way.fetch_add(1, Ordering::Relaxed);
-        let turn = Some(Turn(self.clone()));
+    /// A request has come, on the calling thread.
+    pub(super) fn observe(self: &Arc<Self>, seen: Seen) {
+        let Some(allowed) = &self.allowed else { return };
         self.enrol();
         // Where threads meet at this lock the reader is not alone, which the next request will show.
-        let Some(mut habit) = self.habit.try_lock() else { return turn };
-        match habit.observe(Seen { reader, alone: others == 0, small: len <= SMALL }, Instant::now()) {
+        let Some(mut habit) = self.habit.try_lock() else { return };
+        match habit.observe(seen, Instant::now()) {
             Verdict::Leave => {}
             Verdict::LetLoose => self.threads.lock().go(None, allowed),
             Verdict::Look => {
-                let cpu = only_cpu(reader).filter(|cpu| allowed.is_set(*cpu) == Ok(true));
+                let cpu = only_cpu(seen.reader).filter(|cpu| allowed.is_set(*cpu) == Ok(true));
                 self.threads.lock().go(cpu, allowed);
             }
         }
-        turn
     }
 
     /// Takes the calling thread in among those that are moved.
@@ -280,10 +260,10 @@ mod tests {
         let free_reader = gettid().as_raw() as u32;
         let server = std::thread::spawn(move || {
             let mask = || sched_getaffinity(Pid::from_raw(0)).unwrap();
-            let ask = |reader| (0..=ALONE_AFTER).for_each(|_| drop(placement.arrived(reader, 4096)));
+            let ask = |reader| (0..=ALONE_AFTER).for_each(|_| placement.observe(Seen { reader, ..LONE }));
             ask(bound_reader);
             assert_eq!(cpus(&mask()).collect::<Vec<_>>(), [one]);
-            drop(placement.arrived(bound_reader, SMALL + 1));
+            placement.observe(Seen { reader: bound_reader, small: false, ..LONE });
             assert_eq!(mask(), before);
             placement.habit.lock().looked = None;
             ask(free_reader);
@@ -302,8 +282,7 @@ mod tests {
             return;
         }
         let served = placement.clone();
-        std::thread::spawn(move || drop(served.arrived(1, 1))).join().unwrap();
+        std::thread::spawn(move || served.observe(LONE)).join().unwrap();
         assert!(placement.threads.lock().ids.is_empty());
-        assert_eq!(placement.under_way.load(Ordering::Relaxed), 0);
     }
 }

@@ -152,6 +152,12 @@ fn fetches(out: &mut Exposition, totals: &Totals) {
     )
     .sample(&[], totals.pushed_bytes);
     out.family(
+        "interceptor_awake_seconds_total",
+        "counter",
+        "Time for which the CPUs of the host were kept awake for small requests.",
+    )
+    .sample(&[], totals.awake.as_secs_f64());
+    out.family(
         "interceptor_integrity_failures_total",
         "counter",
         "Fetched bytes that were refused: wrong length, checksum or authentication.",
@@ -338,6 +344,7 @@ mod tests {
         metrics.set_nodes(Box::new(|| 3));
         metrics.seen(SeenKind::Hot, Duration::from_millis(3));
         metrics.pushed(4096);
+        metrics.kept_awake(Duration::from_millis(1500));
         let mut answered = FlowTotal { nanos: 1_000_000_000, ..FlowTotal::default() };
         answered.buckets[3] = 2;
         let counts = KernelCounts {
@@ -364,6 +371,7 @@ mod tests {
             "interceptor_hedges_sent_total 1",
             "interceptor_hedges_won_total 0",
             "interceptor_page_cache_pushed_bytes_total 4096",
+            "interceptor_awake_seconds_total 1.5",
             "interceptor_integrity_failures_total{source=\"http\"} 0",
             "interceptor_prefetch_bytes_total{trigger=\"hot\",outcome=\"used\"} 1",
             "interceptor_cache_bytes{state=\"capacity\"} 10",

@@ -275,6 +275,7 @@ struct Counters {
     hedges_sent: AtomicU64,
     hedges_won: AtomicU64,
     pushed_bytes: AtomicU64,
+    awake_nanoseconds: AtomicU64,
     opens: [AtomicU64; Way::ALL.len()],
     seen: [Flow; SeenKind::ALL.len()],
 }
@@ -308,6 +309,8 @@ pub struct Totals {
     pub seen: [FlowTotal; SeenKind::ALL.len()],
     /// Bytes that were given to the page cache of the mount because they are hot.
     pub pushed_bytes: u64,
+    /// How long the CPUs of the host were kept awake.
+    pub awake: Duration,
     /// Failed attempts by source and reason.
     pub fetch_errors: BTreeMap<(Source, &'static str), u64>,
     /// Changes from one source to another because the first failed.
@@ -375,6 +378,11 @@ impl Metrics {
     /// `bytes` that are hot were given to the page cache of the mount.
     pub fn pushed(&self, bytes: u64) {
         self.counters.mine().pushed_bytes.fetch_add(bytes, Relaxed);
+    }
+
+    /// The CPUs of the host were kept awake for so long.
+    pub fn kept_awake(&self, elapsed: Duration) {
+        self.counters.mine().awake_nanoseconds.fetch_add(elapsed.as_nanos() as u64, Relaxed);
     }
 
     /// `bytes` that nobody has asked for were brought because of `trigger`.
@@ -455,6 +463,7 @@ impl Metrics {
             totals.hedges_sent += counters.hedges_sent.load(Relaxed);
             totals.hedges_won += counters.hedges_won.load(Relaxed);
             totals.pushed_bytes += counters.pushed_bytes.load(Relaxed);
+            totals.awake += Duration::from_nanos(counters.awake_nanoseconds.load(Relaxed));
             for (sum, bytes) in totals.fetched_ahead.iter_mut().zip(&counters.fetched_ahead) {
                 *sum += bytes.load(Relaxed);
             }

@@ -1,0 +1,289 @@
+//! Keeps the CPUs awake while a program makes small requests one after another.
+//!
+//! Such a program waits for each answer, and the thread that answers waits for the next question, so with each step a CPU goes
+//! to sleep and is woken. From a virtual CPU that has halted that takes some 25 us, more than everything else about a small
+//! request; from the deeper sleep of a real one it may take 100 us and more. Linux lets a process say how long it can wait for CPUs to
+//! wake up, for as long as it holds `/dev/cpu_dma_latency` open (*PM Quality of Service*, `Documentation/power/pm_qos_interface.rst`),
+//! and gives what was said up when the process ends, however that comes about.
+//!
+//! CPUs that stay awake cost power, and what shares their cores a little of its speed. So this is said only from the moment in which
+//! [`IN_A_ROW`] requests have come, each within [`SOON`] of the one before, until there was none for [`QUIET`]. A program
+//! that takes longer than that over its own work would not notice the difference, and one that streams makes large requests, several at a time.
+//!
+//! In a virtual machine CPUs do not sleep at all meanwhile: the only sleep there is, is to halt. Elsewhere they may sleep
+//! as lightly as takes [`LIGHT`] to end.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+
+use crate::telemetry::Metrics;
+
+const DEVICE: &str = "/dev/cpu_dma_latency";
+
+/// The kernel's driver that puts idle CPUs to sleep.
+const DRIVER: &str = "/sys/devices/system/cpu/cpuidle/current_driver";
+
+/// The driver of virtual machines: it halts, or goes on looking for something to do.
+const HALT_OR_POLL: &str = "haltpoll";
+
+/// Small requests in a row from which the CPUs are kept awake.
+const IN_A_ROW: u32 = 16;
+
+/// Requests that come further apart are not in a row: to wake up is a small part of that time, even if other processes
+/// have to be woken, one after another, for the answer.
+const SOON: Duration = Duration::from_millis(5);
+
+/// After so long without another request the CPUs may sleep again.
+const QUIET: Duration = Duration::from_millis(10);
+
+/// What may be waited for a real CPU: no more than the lightest sleep of common ones takes to end.
+const LIGHT: Duration = Duration::from_micros(2);
+
+/// What is said when nothing is asked for.
+const ANY: i32 = i32::MAX;
+
+/// Why the CPUs are not kept awake.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NotAwake {
+    /// The kernel does not take what is said to it.
+    #[error("{DEVICE}: {0}")]
+    Device(io::Error),
+    /// It would take it, to no effect.
+    #[error("this kernel has one way only to put a CPU to sleep (no cpuidle driver)")]
+    NoChoice,
+}
+
+impl NotAwake {
+    /// How to have them kept awake.
+    pub(crate) fn remedy(&self) -> &'static str {
+        match self {
+            Self::Device(error) if error.kind() == io::ErrorKind::NotFound => {
+                "a kernel with CONFIG_CPU_IDLE; in a container pass the device in (--device /dev/cpu_dma_latency)"
+            }
+            Self::Device(_) => {
+                "run as root; in a container pass the device in (--device /dev/cpu_dma_latency)"
+            }
+            Self::NoChoice => "in a virtual machine: modprobe cpuidle-haltpoll force=1",
+        }
+    }
+}
+
+/// Whether this host would let its CPUs be kept awake.
+///
+/// # Errors
+/// Why not.
+pub(crate) fn can_keep_awake() -> Result<(), NotAwake> {
+    open().map(drop)
+}
+
+/// Opens the device, and finds what to say to it, in microseconds.
+fn open() -> Result<(File, i32), NotAwake> {
+    let driver = fs::read_to_string(DRIVER).unwrap_or_default();
+    let longest = match driver.trim() {
+        "" | "none" => return Err(NotAwake::NoChoice),
+        HALT_OR_POLL => Duration::ZERO,
+        _ => LIGHT,
+    };
+    let device = OpenOptions::new().write(true).open(DEVICE).map_err(NotAwake::Device)?;
+    Ok((device, longest.as_micros() as i32))
+}
+
+/// Keeps the CPUs awake as long as requests follow each other. Dropping it lets them sleep.
+pub(crate) struct Awake(Option<Keeper>);
+
+/// A thread that says when the CPUs are to stay awake, and until when.
+struct Keeper {
+    row: Arc<Row>,
+    thread: Thread,
+}
+
+/// The latest requests.
+struct Row {
+    begun: Instant,
+    /// When the latest came, in nanoseconds since `begun`.
+    latest: AtomicU64,
+    length: AtomicU32,
+    /// Nobody will ask any more.
+    over: AtomicBool,
+}
+
+impl Awake {
+    /// Keeps the CPUs of this host awake if that is `wanted` and possible.
+    pub(crate) fn new(wanted: bool, metrics: &Arc<Metrics>) -> Self {
+        // Who starts a mount has looked whether it is possible, and said so.
+        let device = wanted.then(open).and_then(Result::ok);
+        Self(device.and_then(|(device, longest)| Keeper::start(device, longest, metrics.clone()).ok()))
+    }
+
+    /// A small request has come, while no other was under way.
+    pub(crate) fn asked(&self) {
+        if let Some(keeper) = &self.0
+            && keeper.row.another()
+        {
+            keeper.thread.unpark();
+        }
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.row.over.store(true, Ordering::Relaxed);
+        self.thread.unpark();
+    }
+}
+
+impl Keeper {
+    fn start(device: impl Write + Send + 'static, longest: i32, metrics: Arc<Metrics>) -> io::Result<Self> {
+        let row = Arc::new(Row {
+            begun: Instant::now(),
+            latest: AtomicU64::new(0),
+            length: AtomicU32::new(0),
+            over: AtomicBool::new(false),
+        });
+        let kept = row.clone();
+        let keeper = thread::Builder::new().name("awake".into());
+        let keeper = keeper.spawn(move || keep(&kept, device, longest, &metrics))?;
+        Ok(Self { row, thread: keeper.thread().clone() })
+    }
+}
+
+/// Says when there is a row, until it is over.
+fn keep(row: &Row, mut device: impl Write, longest: i32, metrics: &Metrics) {
+    // Of what the kernel refuses there is nothing better to say.
+    let mut say = |longest: i32| drop(device.write_all(&longest.to_ne_bytes()));
+    while !row.is_over() {
+        if !row.is_long() {
+            thread::park();
+            continue;
+        }
+        say(longest);
+        let mut since = Instant::now();
+        while !row.is_over() && row.since_latest() < QUIET {
+            thread::sleep(QUIET);
+            let now = Instant::now();
+            metrics.kept_awake(now.duration_since(since));
+            since = now;
+        }
+        say(ANY);
+        row.end();
+    }
+}
+
+impl Row {
+    fn now(&self) -> u64 {
+        self.begun.elapsed().as_nanos() as u64
+    }
+
+    /// Another request has come. Returns whether the row is long enough since then.
+    fn another(&self) -> bool {
+        let now = self.now();
+        let before = self.latest.swap(now, Ordering::Relaxed);
+        if now.saturating_sub(before) > SOON.as_nanos() as u64 {
+            self.length.store(0, Ordering::Relaxed);
+            return false;
+        }
+        self.length.fetch_add(1, Ordering::Relaxed) + 1 == IN_A_ROW
+    }
+
+    fn is_long(&self) -> bool {
+        self.length.load(Ordering::Relaxed) >= IN_A_ROW
+    }
+
+    fn since_latest(&self) -> Duration {
+        Duration::from_nanos(self.now().saturating_sub(self.latest.load(Ordering::Relaxed)))
+    }
+
+    fn end(&self) {
+        self.length.store(0, Ordering::Relaxed);
+    }
+
+    fn is_over(&self) -> bool {
+        self.over.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+
+    use super::*;
+
+    /// A device that tells what is said to it.
+    struct Told(Sender<i32>);
+
+    impl Write for Told {
+        fn write(&mut self, said: &[u8]) -> io::Result<usize> {
+            let said = said.try_into().expect("the kernel takes four bytes");
+            let _ = self.0.send(i32::from_ne_bytes(said));
+            Ok(4)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    fn awake() -> (Awake, Receiver<i32>, Arc<Metrics>) {
+        let ((device, said), metrics) = (channel(), Metrics::new());
+        (Awake(Some(Keeper::start(Told(device), 7, metrics.clone()).unwrap())), said, metrics)
+    }
+
+    /// Makes requests, one after another, until something is said to the device.
+    fn ask(awake: &Awake, said: &Receiver<i32>) -> i32 {
+        let begun = Instant::now();
+        loop {
+            awake.asked();
+            match said.recv_timeout(Duration::from_micros(10)) {
+                Ok(said) => return said,
+                Err(RecvTimeoutError::Timeout) => assert!(begun.elapsed() < PATIENCE),
+                Err(RecvTimeoutError::Disconnected) => panic!("the keeper has ended"),
+            }
+        }
+    }
+
+    #[test]
+    fn cpus_stay_awake_while_requests_follow_each_other() {
+        let (awake, said, metrics) = awake();
+        for _ in 0..3 {
+            assert_eq!(ask(&awake, &said), 7);
+            assert_eq!(said.recv_timeout(PATIENCE), Ok(ANY), "there are no requests any more");
+        }
+        assert!(metrics.totals().awake >= 3 * QUIET);
+        assert_eq!(ask(&awake, &said), 7);
+        drop(awake);
+        assert_eq!(said.recv_timeout(PATIENCE), Ok(ANY));
+        assert_eq!(said.recv_timeout(PATIENCE), Err(RecvTimeoutError::Disconnected), "the thread has ended");
+    }
+
+    #[test]
+    fn requests_that_come_apart_are_no_row() {
+        let row = Row {
+            begun: Instant::now() - Duration::from_secs(1),
+            latest: AtomicU64::new(0),
+            length: AtomicU32::new(0),
+            over: AtomicBool::new(false),
+        };
+        for _ in 0..2 * IN_A_ROW {
+            row.latest.store(row.now() - 2 * SOON.as_nanos() as u64, Ordering::Relaxed);
+            assert!(!row.another());
+            assert!(!row.is_long());
+        }
+        row.latest.store(row.now(), Ordering::Relaxed);
+        let long: Vec<_> = (0..2 * IN_A_ROW)
+            .map(|_| {
+                row.latest.store(row.now(), Ordering::Relaxed);
+                row.another()
+            })
+            .collect();
+        assert_eq!(long.iter().position(|long| *long), Some(IN_A_ROW as usize - 1));
+        assert_eq!(long.iter().filter(|long| **long).count(), 1, "who has been told need not be told again");
+        assert!(row.is_long());
+        row.end();
+        assert!(!row.is_long());
+    }
+}
