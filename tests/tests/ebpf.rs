@@ -513,6 +513,20 @@ impl Cached {
         self.mount.metric("interceptor_resident_events_total", &["promoted"]).unwrap() > 0.0
     }
 
+    /// Returns how often it was read.
+    fn read_until_promoted(&self) -> usize {
+        let mut rounds = 0;
+        let hot = || {
+            self.read();
+            rounds += 1;
+            self.promoted().then_some(())
+        };
+        if let Err(error) = eventually("promotion", PATIENCE, hot) {
+            panic!("{error} after {rounds} reads; {}", self.mount.log().unwrap());
+        }
+        rounds
+    }
+
     /// Closes the file.
     fn close(&mut self) {
         // A file is read in one way for as long as it is open.
@@ -535,18 +549,18 @@ fn a_file_that_is_hot_in_the_page_cache_alone_becomes_resident() {
         return;
     }
     let cluster = CLUSTER.get(|| Cluster::builder().start().unwrap());
-    let Some(mut with) = Cached::start(&cluster, &[]) else { return };
-    let asked = with.reads();
-    let mut rounds = 0;
-    let hot = || {
-        with.read();
-        rounds += 1;
-        with.promoted().then_some(())
+    let mut attempts = 0;
+    let (mut with, asked, rounds) = loop {
+        let Some(with) = Cached::start(&cluster, &[]) else { return };
+        let asked = with.reads();
+        let rounds = with.read_until_promoted();
+        if with.reads() == asked {
+            break (with, asked, rounds);
+        }
+        // A host that is short of memory may have taken pages of the file away meanwhile, but not each time.
+        attempts += 1;
+        assert!(attempts < 3, "the page cache does not keep the file");
     };
-    if let Err(error) = eventually("promotion", PATIENCE, hot) {
-        panic!("{error} after {rounds} reads; {}", with.mount.log().unwrap());
-    }
-    assert_eq!(with.reads(), asked, "the page cache had it all");
     let metric = |name: &str, label: &str| with.mount.metric(name, &[label]).unwrap();
     assert!(metric("interceptor_ebpf_events_total", "hot") > 0.0);
     assert_eq!(with.mount.metric("interceptor_ebpf_lost_total", &[]).unwrap(), 0.0);

@@ -45,10 +45,6 @@ impl Attributes {
         FileType::from_raw_mode(self.0.stx_mode.into())
     }
 
-    pub(super) fn has_other_names(&self) -> bool {
-        self.file_type() != FileType::Directory && self.0.stx_nlink > 1
-    }
-
     pub(super) fn modified(&self) -> SystemTime {
         time(&self.0.stx_mtime)
     }

@@ -80,16 +80,10 @@ fn bad_handle() -> io::Error {
     io::Error::from_raw_os_error(libc::EBADF)
 }
 
-/// How long the kernel may keep a name that leads to a file with these attributes. An open does not say which name it goes by, so that if there are several
-/// one that leads to another file by now would not be noticed ([`Tree::node_to_open`]).
-fn valid(attributes: &Attributes) -> Duration {
-    if attributes.has_other_names() { Duration::ZERO } else { VALID }
-}
-
 fn reply_entry(reply: ReplyEntry, found: io::Result<Found>) {
     match found {
         Ok((node, attributes)) => {
-            reply.entry(&valid(&attributes), &attributes.reply(node.id), Generation(node.generation));
+            reply.entry(&VALID, &attributes.reply(node.id), Generation(node.generation));
         }
         Err(error) => reply.error(errno(&error)),
     }
@@ -720,8 +714,7 @@ impl Layer {
             found => found?,
         };
         let (attr, generation) = (attributes.reply(node.id), Generation(node.generation));
-        let valid = valid(&attributes);
-        let is_full = reply.add(INodeNo(node.id), entry.next, &entry.name, &valid, &attr, generation);
+        let is_full = reply.add(INodeNo(node.id), entry.next, &entry.name, &VALID, &attr, generation);
         if is_full {
             self.tree.nodes().forget(node.id, 1);
         }

@@ -235,8 +235,8 @@ fn many_files_read_once_leave_the_hot_ones_resident() {
         hits += usize::from(mounted.use_file(&hot[number % hot.len()]));
         let (usage, resident) = (mounted.cache.usage(), mounted.resident());
         assert!(
-            usage.used + resident.bytes <= usage.capacity && resident.bytes <= resident.limit,
-            "{usage:?}"
+            usage.used + usage.resident <= usage.capacity && resident.bytes <= resident.limit,
+            "{usage:?} {resident:?}"
         );
     }
     assert_eq!(hits, scan.len());

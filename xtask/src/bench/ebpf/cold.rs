@@ -1,6 +1,9 @@
-//! A sequential pass over a large file that nothing has cached yet, with eBPF and without, in turn.
+//! A sequential pass over a large file that nothing has cached yet, with eBPF and without, in turn. What it costs to load the programs, once for
+//! each mount, is over by then.
 
-use ::tests::Pattern;
+use std::time::Duration;
+
+use ::tests::{Pattern, eventually};
 use anyhow::Result;
 
 use super::super::data::Large;
@@ -11,6 +14,9 @@ use crate::stage::{CACHE_MIB, Stage};
 
 /// The directory of the filer that is mounted.
 const ROOT: &str = "/cold";
+
+/// How long programs may take to load.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Loads the data, runs both sides in turn, each on fresh mounts, and prints what came of it.
 pub(super) fn run(stage: &mut Stage, reps: usize, size: u64) -> Result<()> {
@@ -45,6 +51,10 @@ fn pass(stage: &mut Stage, file: &Large, with: bool) -> Result<f64> {
     interrupt::check()?;
     let options: &[&str] = if with { &[] } else { &["--no-ebpf"] };
     let mount = stage.interceptor(ROOT, CACHE_MIB, "http", options)?;
+    if with {
+        let watched = || mount.metric("interceptor_kernel_reads_total", &["cached"]).ok();
+        eventually("reads being watched by eBPF", PATIENCE, watched)?;
+    }
     let seconds = reader::sequential(mount.path(), file)?;
     mount.stop()?;
     Ok(file.size as f64 / seconds)
