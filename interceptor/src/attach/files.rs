@@ -7,13 +7,11 @@
 //!
 //! A handle that is open for writing tells its file's [`Content`](super::coherence::Content) so from before it is opened until after it is closed below.
 //!
-//! Errors of writing back show at `close`, so a flush closes a duplicate of the handle below, which is what has a daemon below flush. If the file was
-//! not changed by way of any handle since then, there is nothing to flush.
+//! Errors of writing back show at `close`, so a flush closes a duplicate of the handle below, which is what has a daemon below flush.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom};
 use rustix::io::ReadWriteFlags;
@@ -29,8 +27,6 @@ pub(super) struct OpenFile {
     _writing: Option<Writing>,
     pub(super) node: Arc<Node>,
     appends: bool,
-    /// Up to which of the [changes](Node::touched) of the file this handle was flushed.
-    flushed: AtomicU64,
 }
 
 /// While it lives, its file counts as being written.
@@ -68,20 +64,13 @@ impl OpenFile {
     pub(super) fn open(node: Arc<Node>, flags: i32) -> io::Result<Self> {
         let writing = Writing::begin(&node, flags);
         let file = rustix::fs::open(proc_path(&*node), flags_below(flags), Mode::empty())?;
-        Ok(Self::new(file, writing, node, flags))
-    }
-
-    /// `file` was just opened, or created.
-    fn new(file: OwnedFd, writing: Option<Writing>, node: Arc<Node>, flags: i32) -> Self {
-        let appends = flags & libc::O_APPEND != 0;
-        let flushed = AtomicU64::new(node.touched());
-        Self { file, _writing: writing, node, appends, flushed }
+        Ok(Self { file, _writing: writing, node, appends: flags & libc::O_APPEND != 0 })
     }
 
     /// What was opened by creating it.
     pub(super) fn created(node: Arc<Node>, file: OwnedFd, flags: i32) -> Self {
         let writing = Writing::begin(&node, flags);
-        Self::new(file, writing, node, flags)
+        Self { file, _writing: writing, node, appends: flags & libc::O_APPEND != 0 }
     }
 
     /// The attributes of the file after all that programs have mapped and changed below was written back, as a daemon below tells them now.
@@ -116,7 +105,6 @@ impl OpenFile {
 
     /// Writes `data` at `offset`, or at the end if the handle appends and the pages do not come from the kernel's memory (`mapped`).
     pub(super) fn write(&self, data: &[u8], offset: u64, mapped: bool) -> io::Result<usize> {
-        self.node.touch();
         let flags = if self.appends && !mapped { ReadWriteFlags::APPEND } else { ReadWriteFlags::empty() };
         let mut written = 0;
         while written < data.len() {
@@ -134,10 +122,6 @@ impl OpenFile {
 
     /// One of the descriptors of the handle is closed.
     pub(super) fn flush(&self) -> io::Result<()> {
-        let touched = self.node.touched();
-        if self.flushed.swap(touched, Ordering::Relaxed) == touched {
-            return Ok(());
-        }
         let duplicate = nix::unistd::dup(&self.file)?;
         nix::unistd::close(duplicate)?;
         Ok(())
@@ -148,12 +132,10 @@ impl OpenFile {
     }
 
     pub(super) fn truncate(&self, size: u64) -> io::Result<()> {
-        self.node.touch();
         Ok(rustix::fs::ftruncate(&self.file, size)?)
     }
 
     pub(super) fn allocate(&self, mode: i32, offset: u64, len: u64) -> io::Result<()> {
-        self.node.touch();
         let mode = FallocateFlags::from_bits_retain(mode as u32);
         Ok(rustix::fs::fallocate(&self.file, mode, offset, len)?)
     }
@@ -176,7 +158,6 @@ impl OpenFile {
         mut other_offset: u64,
         len: usize,
     ) -> io::Result<usize> {
-        other.node.touch();
         let (from, to) = (Some(&mut offset), Some(&mut other_offset));
         Ok(rustix::fs::copy_file_range(&self.file, from, &other.file, to, len)?)
     }

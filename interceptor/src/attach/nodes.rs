@@ -10,7 +10,7 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
 
 use parking_lot::Mutex;
@@ -38,8 +38,6 @@ pub(super) struct Node {
     home: Mutex<(u64, OsString)>,
     /// Whether an open was sent back because the name leads elsewhere.
     doubted: AtomicBool,
-    /// How often it was changed by way of this layer.
-    touched: AtomicU64,
     /// What is known of its bytes, if it has some.
     pub(super) content: Content,
 }
@@ -53,16 +51,6 @@ impl Node {
     /// Whether the file that has its name now is another, and nobody was told of that since it was found.
     pub(super) fn is_replaced_by(&self, other: &FileKey) -> bool {
         self.key != *other && !self.doubted.swap(true, Ordering::Relaxed)
-    }
-
-    /// It is about to be changed by way of this layer.
-    pub(super) fn touch(&self) {
-        self.touched.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// How often it was changed so.
-    pub(super) fn touched(&self) -> u64 {
-        self.touched.load(Ordering::Relaxed)
     }
 
     fn is_at(&self, parent: u64, name: &OsStr) {
@@ -120,7 +108,6 @@ impl Nodes {
             file: root,
             home: Mutex::new((ROOT, OsString::new())),
             doubted: AtomicBool::new(false),
-            touched: AtomicU64::new(0),
             content: Content::default(),
         });
         let table = Mutex::new(Table {
@@ -165,17 +152,8 @@ impl Nodes {
         let generation = table.next_generation;
         table.next_generation += 1;
         let home = Mutex::new((parent, name.to_owned()));
-        let node = Node {
-            id,
-            generation,
-            file_type,
-            key: key.clone(),
-            file,
-            home,
-            doubted: AtomicBool::new(false),
-            touched: AtomicU64::new(0),
-            content: Content::default(),
-        };
+        let (doubted, content) = (AtomicBool::new(false), Content::default());
+        let node = Node { id, generation, file_type, key: key.clone(), file, home, doubted, content };
         let node = Arc::new(node);
         table.by_id.insert(id, Known { node: node.clone(), lookups: 1 });
         table.by_key.insert(key, id);

@@ -131,7 +131,6 @@ impl Tree {
         caller: Caller,
     ) -> io::Result<Attributes> {
         let node = self.node(id)?;
-        node.touch();
         let _acting = self.asking(caller);
         // In this order, since a new owner takes set-user-id bits away, and a new size the times.
         if change.user.is_some() || change.group.is_some() {
@@ -314,14 +313,12 @@ impl Tree {
         let node = self.node(id)?;
         let _acting = self.asking(caller);
         let flags = XattrFlags::from_bits_retain(flags as u32);
-        node.touch();
         Ok(rustix::fs::setxattr(proc_path(&*node), name, value, flags)?)
     }
 
     pub(super) fn remove_attribute(&self, id: u64, name: &OsStr, caller: Caller) -> io::Result<()> {
         let node = self.node(id)?;
         let _acting = self.asking(caller);
-        node.touch();
         Ok(rustix::fs::removexattr(proc_path(&*node), name)?)
     }
 
