@@ -7,7 +7,8 @@
 //!
 //! A handle that is open for writing tells its file's [`Content`](super::coherence::Content) so from before it is opened until after it is closed below.
 //!
-//! Errors of writing back show at `close`, so a flush closes a duplicate of the handle below, which is what has a daemon below flush.
+//! Errors of writing back show at `close`, and a daemon below may make a file only then, as `weed mount` does. So a flush closes a duplicate of the handle below, which is
+//! what has a daemon below flush.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};

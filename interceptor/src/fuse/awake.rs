@@ -35,10 +35,10 @@ const IN_A_ROW: u32 = 16;
 
 /// Requests that come further apart are not in a row: to wake up is a small part of that time, even if other processes
 /// have to be woken, one after another, for the answer.
-const SOON: Duration = Duration::from_millis(5);
+const SOON: Duration = Duration::from_millis(8);
 
 /// After so long without another request the CPUs may sleep again.
-const QUIET: Duration = Duration::from_millis(10);
+const QUIET: Duration = Duration::from_millis(15);
 
 /// What may be waited for a real CPU: no more than the lightest sleep of common ones takes to end.
 const LIGHT: Duration = Duration::from_micros(2);
