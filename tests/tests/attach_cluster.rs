@@ -99,6 +99,25 @@ fn what_the_mount_below_shows_is_read_from_the_cluster() {
 }
 
 #[test]
+fn small_files_are_fetched_before_they_are_opened_in_turn() {
+    const FILES: u64 = 200;
+    let content = |number| Pattern::new(number).bytes(0, 10_000);
+    let before = |cluster: &Cluster, _: &Mount| {
+        for number in 0..FILES {
+            cluster.filer().put(&format!("/many/{number:03}"), &content(number), "").unwrap();
+        }
+    };
+    let Some(stage) = Stage::set(before) else { return };
+    for number in 0..FILES {
+        assert!(fs::read(stage.file(&format!("many/{number:03}"))).unwrap() == content(number), "{number}");
+    }
+    assert_eq!(stage.read("lower"), 0.0);
+    let page = stage.layer.status_page();
+    let ahead = ["trigger=\"next_file\""];
+    assert!(page.metric("interceptor_prefetch_fetched_bytes_total", &ahead).unwrap() > 0.0);
+}
+
+#[test]
 fn a_tree_is_brought_to_memory_before_it_is_read() {
     let bytes = Pattern::new(1).bytes(0, 5_000_000);
     let before = |_: &Cluster, below: &Mount| {

@@ -13,6 +13,15 @@ use super::kept::Kept;
 use super::tree::Tree;
 use crate::read::{Reader, SMALL_FILE};
 
+/// Who a file was opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Whom {
+    /// A program, which will read it, and may read others after it.
+    Program,
+    /// Nobody who reads it soon.
+    Nobody,
+}
+
 /// Decides what is served.
 #[derive(Clone)]
 pub(super) enum Decider {
@@ -53,7 +62,7 @@ impl Decider {
     /// `file` was opened for reading: finds out who is to answer its reads from now on. Waits for the mount below and for a filer.
     /// Returns what the mount below shows.
     pub(super) fn decide(&self, tree: &Tree, file: &Arc<OpenFile>) -> io::Result<Attributes> {
-        let attributes = self.find_out(tree, file)?;
+        let attributes = self.look(tree, file, Whom::Program)?;
         if let Some(Served { version, .. }) = file.node.content.served()
             && !version.was_read()
             && version.size() <= SMALL_FILE
@@ -66,11 +75,15 @@ impl Decider {
 
     /// The same for a file that nobody need read soon.
     pub(super) fn find_out(&self, tree: &Tree, file: &Arc<OpenFile>) -> io::Result<Attributes> {
+        self.look(tree, file, Whom::Nobody)
+    }
+
+    fn look(&self, tree: &Tree, file: &Arc<OpenFile>, whom: Whom) -> io::Result<Attributes> {
         let content = &file.node.content;
         let quiet = content.quiet();
         let attributes = file.written_back()?;
         if let Some(quiet) = quiet {
-            content.serve(self.find(tree, file, &attributes, quiet), quiet);
+            content.serve(self.find(tree, file, &attributes, quiet, whom), quiet);
         }
         Ok(attributes)
     }
@@ -82,9 +95,10 @@ impl Decider {
         file: &Arc<OpenFile>,
         attributes: &Attributes,
         quiet: Quiet,
+        whom: Whom,
     ) -> Option<Served> {
         match self {
-            Self::Entries(entries) => entries.agreed(tree, &file.node, attributes),
+            Self::Entries(entries) => entries.agreed(tree, &file.node, attributes, whom),
             Self::Kept(kept) => kept.version(tree, file, attributes, quiet),
         }
     }

@@ -3,7 +3,8 @@
 //! An open for reading asks the [`namespace`](crate::namespace), which knows by the filer's events what has not changed, for the entry at the file's path, and
 //! compares: the inode number, the size, and the time of modification to the nanosecond. The mount below is asked afresh, after what programs have
 //! mapped and changed there was written back, so that whatever a handle has written that was open before we came shows in these. Where filer and mount below
-//! agree, reads are answered by our [`reader`](crate::read).
+//! agree, reads are answered by our [`reader`](crate::read). Who opens the small files of a directory in their order has the next ones fetched
+//! ahead, as in a mount.
 //!
 //! From then on the path is watched: an event about it, or about a directory above, ends that, as does the end of the stream of events.
 //! Files with several names are left to the mount below, since an event names only one of them.
@@ -19,10 +20,12 @@ use tokio::sync::mpsc;
 
 use super::attributes::Attributes;
 use super::coherence::{Basis, Served, agree};
+use super::decider::Whom;
 use super::nodes::Node;
 use super::tree::Tree;
+use crate::fuse::next_files::NextFiles;
 use crate::namespace::{Answer, Changed, Filer, Found, Namespace, NamespaceError, NamespaceOptions, ROOT};
-use crate::read::{FileVersion, Reader};
+use crate::read::{FileVersion, Reader, SMALL_FILE};
 use crate::seaweed::entry::{Content, Entry, Kind};
 use crate::seaweed::subscribe::{EntryRef, Notice};
 
@@ -34,6 +37,7 @@ pub(super) struct Entries {
     namespace: Arc<Namespace>,
     pub(super) reader: Arc<Reader>,
     pub(super) runtime: Handle,
+    next_files: NextFiles,
     watched: Mutex<Watched>,
 }
 
@@ -64,7 +68,8 @@ impl Entries {
             NamespaceOptions { root_path: root, include_system_entries: true, ..NamespaceOptions::default() };
         // The kernel knows other nodes than these, so there is nothing it must be told.
         let (namespace, _) = Namespace::new(filer, entry, options, runtime.clone());
-        Arc::new(Self { namespace, reader, runtime, watched: Mutex::default() })
+        let next_files = NextFiles::new(&reader);
+        Arc::new(Self { namespace, reader, runtime, next_files, watched: Mutex::default() })
     }
 
     /// Whether the filer's events arrive.
@@ -73,7 +78,13 @@ impl Entries {
     }
 
     /// What can be served instead of a file with these attributes, if filer and mount below agree on it. Waits for the filer.
-    pub(super) fn agreed(&self, tree: &Tree, node: &Arc<Node>, attributes: &Attributes) -> Option<Served> {
+    pub(super) fn agreed(
+        &self,
+        tree: &Tree,
+        node: &Arc<Node>,
+        attributes: &Attributes,
+        whom: Whom,
+    ) -> Option<Served> {
         if !self.is_live() {
             return None;
         }
@@ -82,7 +93,8 @@ impl Entries {
         let path = names.iter().fold(String::new(), |path, name| path + "/" + name);
         // Before the filer is asked, so that an event that comes after its answer finds it.
         self.watch(path, node);
-        let asked = self.runtime.block_on(async { tokio::time::timeout(PATIENCE, self.find(&names)).await });
+        let asked =
+            self.runtime.block_on(async { tokio::time::timeout(PATIENCE, self.find(&names, whom)).await });
         let found = asked.ok()?.ok()??;
         let has_bytes = matches!(found.entry.content, Content::Chunks(_) | Content::Inline(_));
         let can_be = found.entry.attr.kind == Kind::File && has_bytes && found.entry.hard_link.is_none();
@@ -97,7 +109,7 @@ impl Entries {
     }
 
     /// The entry at a path, and the version of a file that it stands for.
-    async fn find(&self, names: &[String]) -> Result<Option<Listed>, NamespaceError> {
+    async fn find(&self, names: &[String], whom: Whom) -> Result<Option<Listed>, NamespaceError> {
         let mut id = ROOT;
         for (at, name) in names.iter().enumerate() {
             let found = match self.namespace.lookup(id, name) {
@@ -110,6 +122,11 @@ impl Entries {
             };
             if at + 1 == names.len() {
                 let version = self.namespace.version(stat.id);
+                let is_first =
+                    |version: &Arc<FileVersion>| !version.was_read() && version.size() <= SMALL_FILE;
+                if whom == Whom::Program && version.as_ref().is_ok_and(is_first) {
+                    self.next_files.follow_walk(&self.namespace, &self.reader, stat.id);
+                }
                 self.namespace.forget(stat.id, 1);
                 return Ok(Some(Listed { version: version?, entry: stat.entry }));
             }

@@ -26,7 +26,7 @@ pub(crate) mod handles;
 mod kernel;
 pub(crate) mod mountinfo;
 pub(crate) mod mountpoint;
-mod next_files;
+pub(crate) mod next_files;
 mod opens;
 mod passthrough;
 pub(crate) mod placement;

@@ -9,20 +9,20 @@ use crate::prefetch::{Epochs, Walks};
 use crate::read::{Expected, Reader};
 
 /// What is known of the order in which small files are read. Its methods are to be called from within the runtime.
-pub(super) struct NextFiles {
+pub(crate) struct NextFiles {
     walks: Mutex<Walks>,
     epochs: Mutex<Epochs>,
 }
 
 impl NextFiles {
     /// Nothing yet, for files that go through `reader`.
-    pub(super) fn new(reader: &Reader) -> Self {
+    pub(crate) fn new(reader: &Reader) -> Self {
         let (capacity, budget) = reader.room_for_epochs();
         Self { walks: Mutex::default(), epochs: Mutex::new(Epochs::new(capacity, budget)) }
     }
 
     /// Takes note that a small file is used, and starts to fetch those that are next in its directory.
-    pub(super) fn follow_walk(&self, namespace: &Namespace, reader: &Arc<Reader>, node: NodeId) {
+    pub(crate) fn follow_walk(&self, namespace: &Namespace, reader: &Arc<Reader>, node: NodeId) {
         let Some((listing, place)) = namespace.place(node) else { return };
         let (ahead, ledger) = {
             let mut walks = self.walks.lock();
