@@ -89,11 +89,24 @@ impl Process {
         }
     }
 
-    /// Sends `signal`; a program that has ended already is fine.
+    /// Sends `signal`; a program that has ended already is fine. After SIGSTOP it stands still when this returns, which on a busy host may take
+    /// a while.
     pub fn signal(&mut self, signal: Signal) {
         if self.exited().is_none() {
             let _ = kill(Pid::from_raw(self.child.id().cast_signed()), signal);
+            while signal == Signal::SIGSTOP && !self.stands_still() && self.exited().is_none() {
+                thread::yield_now();
+            }
         }
+    }
+
+    /// Whether all of its threads are stopped.
+    fn stands_still(&self) -> bool {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.child.id())).into_iter().flatten().flatten();
+        // Behind the name, which is in parentheses and may have any others in it.
+        let stopped = |stat: String| stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" T"));
+        let mut stats = threads.filter_map(|thread| fs::read_to_string(thread.path().join("stat")).ok());
+        stats.all(stopped)
     }
 
     /// Waits for the end.
