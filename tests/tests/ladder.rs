@@ -9,8 +9,6 @@ use tests::{Cluster, Engine, Mount, Pattern, data, eventually, host, reading};
 
 const LIMIT: Duration = Duration::from_secs(60);
 const LARGE: u64 = 24 << 20;
-/// Files to read until engines are connected, each in a directory of its own, as others would come ahead.
-const FIRST: u64 = 500;
 
 fn fetched(mount: &Mount, source: &str) -> f64 {
     mount.metric("interceptor_fetch_bytes_total", &[&format!("source=\"{source}\"")]).unwrap()
@@ -44,19 +42,18 @@ fn bytes_come_from_engines_and_are_those_of_the_filer() {
     let text = data::text(5, 3_000_000);
     filer.put_as("/text", &text, "", &[("Content-Type", "text/plain")]).unwrap();
 
-    for file in 0..FIRST {
-        filer.put(&format!("/first/{file}/x"), b"hello", "").unwrap();
-    }
-
+    let mut first = 0..;
     for transport in &host::transports() {
         let mount = Mount::builder(&cluster).engines(&cluster, transport).start().unwrap();
         // No read waits for an engine that takes long to connect, as RDMA does where it is emulated. Each server has one.
-        let mut first = 0..FIRST;
         for server in 1..=2 {
             let asked_first = "an engine is asked first";
             eventually("every engine to be connected", LIMIT, || {
-                let file = format!("/first/{}/x", first.next().expect("the engines connect in time"));
-                assert_eq!(fs::read(mount.file(&file)).unwrap(), b"hello");
+                // In a directory of its own, so that nobody has fetched it ahead.
+                let file = format!("/first/{}/x", first.next().unwrap());
+                filer.put(&file, b"hello", "").unwrap();
+                let read = eventually("a new file", LIMIT, || fs::read(mount.file(&file)).ok()).unwrap();
+                assert_eq!(read, b"hello");
                 (mount.log().unwrap().matches(asked_first).count() >= server).then_some(())
             })
             .unwrap();
