@@ -11,7 +11,7 @@ use super::entries::Entries;
 use super::files::OpenFile;
 use super::kept::Kept;
 use super::tree::Tree;
-use crate::read::{Reader, SMALL_FILE};
+use crate::read::Reader;
 
 /// Who a file was opened for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,8 +64,7 @@ impl Decider {
     pub(super) fn decide(&self, tree: &Tree, file: &Arc<OpenFile>) -> io::Result<Attributes> {
         let attributes = self.look(tree, file, Whom::Program)?;
         if let Some(Served { version, .. }) = file.node.content.served()
-            && !version.was_read()
-            && version.size() <= SMALL_FILE
+            && version.is_small_and_unread()
         {
             let _runtime = self.runtime().enter();
             self.reader().fetch_opened(&version);

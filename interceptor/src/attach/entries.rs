@@ -25,7 +25,7 @@ use super::nodes::Node;
 use super::tree::Tree;
 use crate::fuse::next_files::NextFiles;
 use crate::namespace::{Answer, Changed, Filer, Found, Namespace, NamespaceError, NamespaceOptions, ROOT};
-use crate::read::{FileVersion, Reader, SMALL_FILE};
+use crate::read::{FileVersion, Reader};
 use crate::seaweed::entry::{Content, Entry, Kind};
 use crate::seaweed::subscribe::{EntryRef, Notice};
 
@@ -122,9 +122,9 @@ impl Entries {
             };
             if at + 1 == names.len() {
                 let version = self.namespace.version(stat.id);
-                let is_first =
-                    |version: &Arc<FileVersion>| !version.was_read() && version.size() <= SMALL_FILE;
-                if whom == Whom::Program && version.as_ref().is_ok_and(is_first) {
+                if whom == Whom::Program
+                    && version.as_ref().is_ok_and(|version| version.is_small_and_unread())
+                {
                     self.next_files.follow_walk(&self.namespace, &self.reader, stat.id);
                 }
                 self.namespace.forget(stat.id, 1);

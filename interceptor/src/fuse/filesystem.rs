@@ -231,8 +231,7 @@ impl Filesystem for MountedTree {
             drop(turn);
             return reply.opened_passthrough(FileHandle(0), FopenFlags::FOPEN_NOFLUSH, backing.id());
         }
-        // A version that was never read is not in the kernel's page cache: reads will come.
-        let first_time = !version.was_read() && version.size() <= SMALL_FILE;
+        let first_time = version.is_small_and_unread();
         if first_time {
             let _runtime = self.0.runtime.enter();
             self.0.reader.fetch_opened(&version);

@@ -15,7 +15,7 @@ use super::hot_ranges::HotRanges;
 use super::layout::Layout;
 use super::put_off::PutOff;
 use super::speculation::{Holder, Interest};
-use super::{Origin, ReadError};
+use super::{Origin, ReadError, SMALL_FILE};
 use crate::cache::resident::{ContentId, ResidentFile};
 use crate::prefetch::{Ledger, Streams};
 use crate::seaweed::entry::{Chunk, Content, Entry};
@@ -91,6 +91,11 @@ impl FileVersion {
     /// Whether anything was read from it.
     pub fn was_read(&self) -> bool {
         self.was_read.load(Ordering::Relaxed)
+    }
+
+    /// Whether it is a small file that is about to be read for the first time: none of it is in the page cache, and reads will come.
+    pub(crate) fn is_small_and_unread(&self) -> bool {
+        !self.was_read() && self.size() <= SMALL_FILE
     }
 
     pub(super) fn mark_read(&self) {
