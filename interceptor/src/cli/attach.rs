@@ -69,7 +69,7 @@ pub(super) struct AttachOptions {
     #[arg(long, value_name = "KIB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(0..=65536))]
     readahead_kb: u32,
 
-    /// Let the CPUs sleep as deeply as they like while a program makes small requests one after another; each of them then takes two to three times as long
+    /// Let the CPUs sleep as deeply as they like while a program makes small requests one after another; each of them then waits for CPUs to wake up
     #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, default_value = "false", hide_default_value = true)]
     no_keep_awake: bool,
 

@@ -199,7 +199,7 @@ pub(super) fn waking_up() -> Finding {
             Ok(()) => "CPUs can be kept awake while a program makes small requests one after another".into(),
             Err(error) => error.to_string(),
         },
-        lost: "such a request may take two to three times as long",
+        lost: "each such request waits for CPUs to wake up",
         remedy: can.err().map_or("nothing to be done", |error| error.remedy()),
     }
 }

@@ -111,7 +111,7 @@ pub(super) struct MountBehaviour {
     #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, default_value = "false", hide_default_value = true)]
     pub(super) no_placement: bool,
 
-    /// Let the CPUs sleep as deeply as they like while a program makes small requests one after another; each of them then takes two to three times as long
+    /// Let the CPUs sleep as deeply as they like while a program makes small requests one after another; each of them then waits for CPUs to wake up
     #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, default_value = "false", hide_default_value = true)]
     pub(super) no_keep_awake: bool,
 

@@ -1,8 +1,8 @@
 //! Keeps the CPUs awake while a program makes small requests one after another.
 //!
 //! Such a program waits for each answer, and the thread that answers waits for the next question, so with each step a CPU goes
-//! to sleep and is woken. From a virtual CPU that has halted that takes some 25 us, more than everything else about a small
-//! request; from the deeper sleep of a real one it may take 100 us and more. Linux lets a process say how long it can wait for CPUs to
+//! to sleep and is woken. From a virtual CPU that has halted, or from the deeper sleep of a real one, that takes longer than everything else about a small
+//! request. Linux lets a process say how long it can wait for CPUs to
 //! wake up, for as long as it holds `/dev/cpu_dma_latency` open (*PM Quality of Service*, `Documentation/power/pm_qos_interface.rst`),
 //! and gives what was said up when the process ends, however that comes about.
 //!
