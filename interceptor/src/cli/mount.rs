@@ -93,10 +93,12 @@ async fn serve(plan: Plan) -> anyhow::Result<()> {
     let metrics = Metrics::new();
     let status = Status::new(plan.identity.clone(), metrics.clone());
     tokio::spawn(keep_windows(metrics.clone()));
-    // Of the first two the mount itself will tell.
-    let told = [host::PASSTHROUGH, host::EBPF, host::AWAKE];
-    let told = if plan.options.mount.no_keep_awake { &told[..] } else { &told[..2] };
-    for finding in host::findings().iter().filter(|finding| !told.contains(&finding.ability)) {
+    // Of these two the mount itself will tell.
+    let mut left_out = vec![host::PASSTHROUGH, host::EBPF];
+    if plan.options.mount.no_keep_awake {
+        left_out.push(host::AWAKE);
+    }
+    for finding in host::findings().iter().filter(|finding| !left_out.contains(&finding.ability)) {
         go_without(finding, &status);
     }
     // Takes a while, which the mount need not wait for.
