@@ -118,6 +118,31 @@ fn small_files_are_fetched_before_they_are_opened_in_turn() {
 }
 
 #[test]
+fn a_directory_whose_files_are_opened_in_turn_is_known_below() {
+    const FILES: u64 = 200;
+    let content = |number| Pattern::new(number).bytes(0, 1000);
+    let before = |cluster: &Cluster, _: &Mount| {
+        for number in 0..FILES {
+            cluster.filer().put(&format!("/many/{number:03}"), &content(number), "").unwrap();
+        }
+    };
+    let Some(stage) = Stage::set(before) else { return };
+    for number in 0..FILES / 2 {
+        assert!(fs::read(stage.file(&format!("many/{number:03}"))).unwrap() == content(number), "{number}");
+    }
+    // Without its filer the mount below tells only of what it knows by itself: a name that nobody has asked it for, too.
+    let mut names = FILES / 2..FILES;
+    let known = || {
+        stage.cluster.filers()[0].kill();
+        let found = fs::metadata(stage.file(&format!("many/{:03}", names.next()?)));
+        stage.cluster.restart_filer(0).unwrap();
+        found.ok()
+    };
+    let found = eventually("names without a filer", Duration::from_secs(60), known).unwrap();
+    assert_eq!(found.len(), 1000);
+}
+
+#[test]
 fn a_tree_is_brought_to_memory_before_it_is_read() {
     let bytes = Pattern::new(1).bytes(0, 5_000_000);
     let before = |_: &Cluster, below: &Mount| {

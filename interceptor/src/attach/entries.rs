@@ -4,7 +4,7 @@
 //! compares: the inode number, the size, and the time of modification to the nanosecond. The mount below is asked afresh, after what programs have
 //! mapped and changed there was written back, so that whatever a handle has written that was open before we came shows in these. Where filer and mount below
 //! agree, reads are answered by our [`reader`](crate::read). Who opens the small files of a directory in their order has the next ones fetched
-//! ahead, as in a mount.
+//! ahead, as in a mount, and the directory [read below](super::readdir_ahead).
 //!
 //! From then on the path is watched: an event about it, or about a directory above, ends that, as does the end of the stream of events.
 //! Files with several names are left to the mount below, since an event names only one of them.
@@ -22,6 +22,7 @@ use super::attributes::Attributes;
 use super::coherence::{Basis, Served, agree};
 use super::decider::Whom;
 use super::nodes::Node;
+use super::readdir_ahead::ReaddirAhead;
 use super::tree::Tree;
 use crate::fuse::next_files::NextFiles;
 use crate::namespace::{Answer, Changed, Filer, Found, Namespace, NamespaceError, NamespaceOptions, ROOT};
@@ -38,6 +39,7 @@ pub(super) struct Entries {
     pub(super) reader: Arc<Reader>,
     pub(super) runtime: Handle,
     next_files: NextFiles,
+    readdir_ahead: ReaddirAhead,
     watched: Mutex<Watched>,
 }
 
@@ -53,6 +55,8 @@ struct Watched {
 struct Listed {
     version: Arc<FileVersion>,
     entry: Arc<Entry>,
+    /// Whether more files of its directory are about to be opened.
+    is_walked: bool,
 }
 
 impl Entries {
@@ -69,7 +73,14 @@ impl Entries {
         // The kernel knows other nodes than these, so there is nothing it must be told.
         let (namespace, _) = Namespace::new(filer, entry, options, runtime.clone());
         let next_files = NextFiles::new(&reader);
-        Arc::new(Self { namespace, reader, runtime, next_files, watched: Mutex::default() })
+        Arc::new(Self {
+            namespace,
+            reader,
+            runtime,
+            next_files,
+            readdir_ahead: ReaddirAhead::new(),
+            watched: Mutex::default(),
+        })
     }
 
     /// Whether the filer's events arrive.
@@ -96,6 +107,11 @@ impl Entries {
         let asked =
             self.runtime.block_on(async { tokio::time::timeout(PATIENCE, self.find(&names, whom)).await });
         let found = asked.ok()?.ok()??;
+        if found.is_walked
+            && let Some(directory) = tree.nodes().get(node.home().0)
+        {
+            self.readdir_ahead.expect(directory, &self.runtime);
+        }
         let has_bytes = matches!(found.entry.content, Content::Chunks(_) | Content::Inline(_));
         let can_be = found.entry.attr.kind == Kind::File && has_bytes && found.entry.hard_link.is_none();
         if !can_be || !agree(&found.entry, attributes) {
@@ -122,13 +138,11 @@ impl Entries {
             };
             if at + 1 == names.len() {
                 let version = self.namespace.version(stat.id);
-                if whom == Whom::Program
+                let is_walked = whom == Whom::Program
                     && version.as_ref().is_ok_and(|version| version.is_small_and_unread())
-                {
-                    self.next_files.follow_walk(&self.namespace, &self.reader, stat.id);
-                }
+                    && self.next_files.follow_walk(&self.namespace, &self.reader, stat.id);
                 self.namespace.forget(stat.id, 1);
-                return Ok(Some(Listed { version: version?, entry: stat.entry }));
+                return Ok(Some(Listed { version: version?, entry: stat.entry, is_walked }));
             }
             // Directories stay known, and with them what they hold.
             id = stat.id;

@@ -13,7 +13,7 @@
 //! them from becoming too many).
 //! [`tree`] works on names and attributes, [`files`] and [`listing`] on what is open, [`caller`] makes new files those of who asked.
 //! A [`decider`] finds out which files can be served instead of the mount below: [`entries`] from a cluster, [`kept`] from memory that keeps what was read from the mount below
-//! ([`opened`]), which [`warm`] fills in advance. [`coherence`] sees to it that nobody can tell the difference. [`filesystem`] translates requests into all that.
+//! ([`opened`]), which [`warm`] fills in advance; where programs go through a directory, [`readdir_ahead`] has the mount below do so first. [`coherence`] sees to it that nobody can tell the difference. [`filesystem`] translates requests into all that.
 //!
 //! **Coming and going.** Mounting over a path and detaching from it are one step each for who opens files there: every open finds one or the other.
 //! When told to go, the layer is detached first, which uncovers the mount below, and goes on serving what is open until that
@@ -37,6 +37,7 @@ mod node_file;
 mod nodes;
 mod opened;
 mod place;
+mod readdir_ahead;
 mod refusal;
 mod remembered;
 pub mod supervisor;

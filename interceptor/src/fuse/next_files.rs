@@ -21,19 +21,20 @@ impl NextFiles {
         Self { walks: Mutex::default(), epochs: Mutex::new(Epochs::new(capacity, budget)) }
     }
 
-    /// Takes note that a small file is used, and starts to fetch those that are next in its directory.
-    pub(crate) fn follow_walk(&self, namespace: &Namespace, reader: &Arc<Reader>, node: NodeId) {
-        let Some((listing, place)) = namespace.place(node) else { return };
+    /// Takes note that a small file is used, and starts to fetch those that are next in its directory. Returns whether some were next.
+    pub(crate) fn follow_walk(&self, namespace: &Namespace, reader: &Arc<Reader>, node: NodeId) -> bool {
+        let Some((listing, place)) = namespace.place(node) else { return false };
         let (ahead, ledger) = {
             let mut walks = self.walks.lock();
             (walks.observe(listing.id().into(), place), walks.ledger().clone())
         };
-        let expected = Expected::NextFile(ledger);
-        for entry in listing.at(ahead) {
-            if reader.fetch_small_file(&entry, &expected).is_none() {
+        let (expected, next) = (Expected::NextFile(ledger), listing.at(ahead));
+        for entry in &next {
+            if reader.fetch_small_file(entry, &expected).is_none() {
                 break;
             }
         }
+        !next.is_empty()
     }
 
     /// Takes note that a small file is read from its beginning, and whether it was in memory, and starts to fetch those whose turn
