@@ -211,6 +211,77 @@ fn what_is_written_here_is_read_here_at_once() {
 }
 
 #[test]
+fn large_writes_pass_the_pages_of_the_mount_below_by() {
+    const SIZE: usize = 4 << 20;
+    let mut expected = Pattern::new(1).bytes(0, SIZE);
+    let mut before = None;
+    let stage = Stage::set(|_, below| {
+        write(&below.file("/file"), &expected);
+        before = Some(File::options().read(true).write(true).open(below.file("/file")).unwrap());
+    });
+    let (Some(stage), Some(before)) = (stage, before) else { return };
+    // The pages of the mount below, which only a handle shows that was there before the layer.
+    let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+    // SAFETY: nothing is at the address that the kernel chooses, and the mapping is used within the size that the file keeps.
+    let pages = unsafe {
+        let pages = libc::mmap(std::ptr::null_mut(), SIZE, protection, flags, before.as_raw_fd(), 0);
+        assert_ne!(pages, libc::MAP_FAILED);
+        pages.cast::<u8>()
+    };
+    let in_memory = || {
+        let mut pages_in_memory = vec![0_u8; SIZE / 4096];
+        // SAFETY: the range is mapped, and there is a byte for each of its pages.
+        assert_eq!(unsafe { libc::mincore(pages.cast(), SIZE, pages_in_memory.as_mut_ptr()) }, 0);
+        pages_in_memory.iter().filter(|page| *page & 1 == 1).count()
+    };
+
+    let path = stage.file("file");
+    let file = File::options().read(true).write(true).open(&path).unwrap();
+    let mut written = Pattern::new(2).bytes(0, SIZE);
+    file.write_all_at(&written, 0).unwrap();
+    assert_eq!(in_memory(), 0, "what was written is in the pages of the layer alone");
+    std::mem::swap(&mut expected, &mut written);
+
+    // Large and small, whole pages and parts of them, with reads and with what others do to the pages below in between.
+    let mut random = StdRng::seed_from_u64(3);
+    for round in 0..200_u64 {
+        let len = if random.random_bool(0.5) {
+            random.random_range(1..20_000)
+        } else {
+            random.random_range(100_000..700_000)
+        };
+        let at = random.random_range(0..SIZE - len);
+        let bytes = Pattern::new(round).bytes(0, len);
+        file.write_all_at(&bytes, at as u64).unwrap();
+        expected[at..at + len].copy_from_slice(&bytes);
+        let at = random.random_range(0..SIZE);
+        // SAFETY: the byte lies within the mapping.
+        unsafe {
+            let below = pages.add(at);
+            assert_eq!(below.read_volatile(), expected[at], "round {round}: {at} below");
+            below.write_volatile(round as u8);
+        }
+        expected[at] = round as u8;
+        if random.random_bool(0.1) {
+            // Written back there, and read past the pages of the layer, which do not know.
+            before.sync_all().unwrap();
+            nix::fcntl::posix_fadvise(&file, 0, 0, nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED)
+                .unwrap();
+            let mut read = vec![0; SIZE];
+            file.read_exact_at(&mut read, 0).unwrap();
+            assert!(read == expected, "round {round}");
+        }
+    }
+    drop(file);
+    drop(before);
+    // SAFETY: it was mapped above with this length, and is not used any more.
+    assert_eq!(unsafe { libc::munmap(pages.cast(), SIZE) }, 0);
+    assert!(fs::read(&path).unwrap() == expected);
+    let stored = || (stage.cluster.filer().get("/file").ok()? == expected).then_some(());
+    eventually("the same on the cluster", Duration::from_secs(20), stored).unwrap();
+}
+
+#[test]
 fn a_handle_that_was_open_before_is_noticed() {
     let old = Pattern::new(1).bytes(0, 500_000);
     let mut before = None;

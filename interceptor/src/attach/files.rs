@@ -7,19 +7,37 @@
 //!
 //! A handle that is open for writing tells its file's [`Content`](super::coherence::Content) so from before it is opened until after it is closed below.
 //!
+//! **Large writes to a `weed mount`** pass the kernel's pages of it by: what is written is in the pages of the layer already, and to copy it to others as well is half of what a write
+//! costs this daemon. `O_DIRECT` is set as long as such writes come, and taken back before a read or a small write, which the pages below may put together with others
+//! (`-writebackCache`). Both ways mix, as the kernel keeps those pages true. Other daemons get no such writes: these are cut where pages end and all pieces sent at once, and some take only what
+//! comes in its order.
+//!
 //! Errors of writing back show at `close`, and a daemon below may make a file only then, as `weed mount` does. So a flush closes a duplicate of the handle below, which is
 //! what has a daemon below flush.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom};
+use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom, fcntl_getfl, fcntl_setfl};
 use rustix::io::ReadWriteFlags;
 
 use super::attributes::Attributes;
 use super::node_file::proc_path;
 use super::nodes::Node;
+
+/// From so many bytes on a write is large.
+const LARGE: usize = 128 << 10;
+
+/// How large writes go to the file below.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LargeWrites {
+    /// As all others do.
+    Paged,
+    /// Past the kernel's pages.
+    Direct,
+}
 
 /// An open file.
 pub(super) struct OpenFile {
@@ -28,6 +46,9 @@ pub(super) struct OpenFile {
     _writing: Option<Writing>,
     pub(super) node: Arc<Node>,
     appends: bool,
+    large_writes: LargeWrites,
+    /// Whether the handle below passes the kernel's pages by now.
+    is_direct: AtomicBool,
 }
 
 /// While it lives, its file counts as being written.
@@ -62,16 +83,41 @@ pub(super) fn flags_below(flags: i32) -> OFlags {
 
 impl OpenFile {
     /// Opens the file of `node`.
-    pub(super) fn open(node: Arc<Node>, flags: i32) -> io::Result<Self> {
+    pub(super) fn open(node: Arc<Node>, flags: i32, large_writes: LargeWrites) -> io::Result<Self> {
         let writing = Writing::begin(&node, flags);
         let file = rustix::fs::open(proc_path(&*node), flags_below(flags), Mode::empty())?;
-        Ok(Self { file, _writing: writing, node, appends: flags & libc::O_APPEND != 0 })
+        Ok(Self::of(node, file, writing, flags, large_writes))
     }
 
     /// What was opened by creating it.
-    pub(super) fn created(node: Arc<Node>, file: OwnedFd, flags: i32) -> Self {
+    pub(super) fn created(node: Arc<Node>, file: OwnedFd, flags: i32, large_writes: LargeWrites) -> Self {
         let writing = Writing::begin(&node, flags);
-        Self { file, _writing: writing, node, appends: flags & libc::O_APPEND != 0 }
+        Self::of(node, file, writing, flags, large_writes)
+    }
+
+    fn of(
+        node: Arc<Node>,
+        file: OwnedFd,
+        writing: Option<Writing>,
+        flags: i32,
+        large_writes: LargeWrites,
+    ) -> Self {
+        let (appends, is_direct) = (flags & libc::O_APPEND != 0, AtomicBool::new(false));
+        Self { file, _writing: writing, node, appends, large_writes, is_direct }
+    }
+
+    /// Has the handle below pass the kernel's pages by, or not, from now on. Another thread may change that again at once: only the time it takes depends on it.
+    fn set_direct(&self, direct: bool) {
+        if self.is_direct.load(Ordering::Relaxed) == direct {
+            return;
+        }
+        let set = fcntl_getfl(&self.file).and_then(|flags| {
+            let flags = if direct { flags | OFlags::DIRECT } else { flags - OFlags::DIRECT };
+            fcntl_setfl(&self.file, flags)
+        });
+        if set.is_ok() {
+            self.is_direct.store(direct, Ordering::Relaxed);
+        }
     }
 
     /// The attributes of the file after all that programs have mapped and changed below was written back, as a daemon below tells them now.
@@ -86,6 +132,7 @@ impl OpenFile {
 
     /// Reads up to `buffer.len()` bytes from `offset` on; fewer are the end of the file.
     pub(super) fn read(&self, mut buffer: &mut [u8], mut offset: u64) -> io::Result<usize> {
+        self.set_direct(false);
         let mut read = 0;
         while !buffer.is_empty() {
             match rustix::io::pread(&self.file, &mut *buffer, offset) {
@@ -107,6 +154,7 @@ impl OpenFile {
     /// Writes `data` at `offset`, or at the end if the handle appends and the pages do not come from the kernel's memory (`mapped`).
     pub(super) fn write(&self, data: &[u8], offset: u64, mapped: bool) -> io::Result<usize> {
         let flags = if self.appends && !mapped { ReadWriteFlags::APPEND } else { ReadWriteFlags::empty() };
+        self.set_direct(self.large_writes == LargeWrites::Direct && data.len() >= LARGE);
         let mut written = 0;
         while written < data.len() {
             let rest = [IoSlice::new(&data[written..])];
@@ -176,7 +224,7 @@ impl OpenFile {
         let nodes = Nodes::of_one(root, &Attributes::of(&file).unwrap());
         let attributes = Attributes::of(&file).unwrap();
         let node = nodes.found((ROOT, "file".as_ref()), file, &attributes).unwrap();
-        Self::open(node, flags).unwrap()
+        Self::open(node, flags, LargeWrites::Paged).unwrap()
     }
 }
 

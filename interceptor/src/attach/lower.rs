@@ -111,9 +111,14 @@ impl Lower {
 }
 
 impl Lower {
+    /// Whether it is a mount of SeaweedFS, made by its own program.
+    pub(super) fn is_weed(&self) -> bool {
+        self.fs_type == "fuse.seaweedfs"
+    }
+
     /// The directory of the filer that is shown, if this is a mount of SeaweedFS, which names itself `HOST:PORT:PATH`.
     pub(super) fn filer_path(&self) -> Option<String> {
-        let path = self.source.split_once(":/").filter(|_| self.fs_type == "fuse.seaweedfs")?.1;
+        let path = self.source.split_once(":/").filter(|_| self.is_weed())?.1;
         Some(format!("/{}", path.trim_end_matches('/')))
     }
 }

@@ -17,7 +17,7 @@ use rustix::fs::{
 use super::attributes::{self, Attributes};
 use super::caller::{Acting, Caller, own_umask};
 use super::file_key::FileKey;
-use super::files::{OpenFile, flags_below};
+use super::files::{LargeWrites, OpenFile, flags_below};
 use super::lower::Lower;
 use super::node_file::proc_path;
 use super::nodes::{Node, Nodes};
@@ -27,6 +27,7 @@ pub(super) struct Tree {
     nodes: Nodes,
     kernel_checks: bool,
     has_acls: bool,
+    large_writes: LargeWrites,
 }
 
 /// A file that is about to be made.
@@ -65,7 +66,8 @@ impl Tree {
         let attributes = Attributes::of(&lower.root)?;
         let root: OwnedFd = lower.root.try_clone()?;
         let nodes = Nodes::new(root, &attributes, most, crowded)?;
-        Ok(Self { nodes, kernel_checks: lower.kernel_checks, has_acls: lower.has_acls })
+        let large_writes = if lower.is_weed() { LargeWrites::Direct } else { LargeWrites::Paged };
+        Ok(Self { nodes, kernel_checks: lower.kernel_checks, has_acls: lower.has_acls, large_writes })
     }
 
     pub(super) fn nodes(&self) -> &Nodes {
@@ -75,6 +77,11 @@ impl Tree {
     /// Whether the kernel checks rights by attributes. If not, the daemon below does.
     pub(super) fn kernel_checks(&self) -> bool {
         self.kernel_checks
+    }
+
+    /// How large writes go to the mount below.
+    pub(super) fn large_writes(&self) -> LargeWrites {
+        self.large_writes
     }
 
     /// A node the kernel names. It names none that it has forgotten.
@@ -231,7 +238,7 @@ impl Tree {
         let held = rustix::fs::open(proc_path(&file), OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
         let attributes = Attributes::of(&held)?;
         let node = self.nodes.found((directory.id, new.name), held, &attributes)?;
-        Ok((OpenFile::created(node, file, flags), attributes))
+        Ok((OpenFile::created(node, file, flags, self.large_writes), attributes))
     }
 
     pub(super) fn hard_link(&self, id: u64, new: New<'_>) -> io::Result<Found> {
