@@ -164,12 +164,12 @@ impl Nodes {
         Ok(node)
     }
 
-    /// The kernel knows the file by another name now, `name` in the directory `parent`, without having looked for it there.
-    pub(super) fn moved(&self, key: &FileKey, (parent, name): (u64, &OsStr)) {
+    /// The kernel knows the file by another name now, `name` in the directory `parent`, without having looked for it there. Returns its node.
+    pub(super) fn moved(&self, key: &FileKey, (parent, name): (u64, &OsStr)) -> Option<Arc<Node>> {
         let table = self.table.lock();
-        if let Some(known) = table.by_key.get(key).and_then(|id| table.by_id.get(id)) {
-            known.node.is_at(parent, name);
-        }
+        let node = &table.by_key.get(key).and_then(|id| table.by_id.get(id))?.node;
+        node.is_at(parent, name);
+        Some(node.clone())
     }
 
     /// Whether there are more than there should be.
@@ -289,7 +289,7 @@ mod tests {
         assert_eq!(first.id, open(&a).1.number().1, "the inode number is the node's");
         assert_eq!(find(&b).id, first.id);
         assert_eq!(nodes.path(&first).unwrap(), ["b"]);
-        nodes.moved(&first.key, (ROOT, "c".as_ref()));
+        assert_eq!(nodes.moved(&first.key, (ROOT, "c".as_ref())).unwrap().id, first.id);
         assert_eq!(nodes.path(&first).unwrap(), ["c"]);
         nodes.forget(first.id, 1);
         assert!(nodes.get(first.id).is_some());

@@ -278,9 +278,11 @@ impl Tree {
             false => None,
         };
         rustix::fs::renameat_with(&*from, name, &*to, new_name, flags)?;
-        self.nodes.moved(&moved, (new_parent, new_name));
-        if let Some(exchanged) = exchanged {
-            self.nodes.moved(&exchanged, (parent, name));
+        let moved = self.nodes.moved(&moved, (new_parent, new_name));
+        let exchanged = exchanged.and_then(|exchanged| self.nodes.moved(&exchanged, (parent, name)));
+        for node in moved.into_iter().chain(exchanged) {
+            // The kernel does not trust the times that it knows any more, here and below. Who looks at them next need not wait for both.
+            let _ = Attributes::of(&*node);
         }
         Ok(())
     }
