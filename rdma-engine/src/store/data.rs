@@ -28,11 +28,14 @@ pub struct DataFile {
     file: File,
     volume: u32,
     revision: u16,
+    /// There is no disk to wait for.
+    in_memory: bool,
 }
 
 impl DataFile {
     pub(super) fn new(file: File, volume: u32, revision: u16) -> Self {
-        Self { file, volume, revision }
+        let in_memory = is_in_memory(&file);
+        Self { file, volume, revision, in_memory }
     }
 
     /// The number of the volume.
@@ -56,6 +59,7 @@ impl DataFile {
     /// # Errors
     /// [`Refusal::Stale`] if the file ends before.
     pub fn read_exact_at(&self, buffer: &mut [u8], offset: u64, patience: Patience) -> Result<(), Fault> {
+        let patience = if self.in_memory { Patience::Blocking } else { patience };
         read_exact_at(&self.file, buffer, offset, patience).map_err(|error| match error.kind() {
             io::ErrorKind::WouldBlock => Fault::WouldBlock,
             io::ErrorKind::UnexpectedEof => Refusal::Stale.into(),

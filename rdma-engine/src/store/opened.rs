@@ -142,13 +142,17 @@ impl Opened {
     /// Takes in what was appended to the index.
     ///
     /// # Errors
-    /// [`Refusal::Stale`] if the index is not one that only grew: it must be read anew.
+    /// [`Refusal::Stale`] if the files are not [current](Self::is_current), or the index is not one that only grew: they must be opened anew.
     pub(super) fn catch_up(&self, patience: Patience) -> Result<(), Fault> {
         let failed = |error: io::Error| {
             tracing::warn!(volume = self.data.volume(), %error, "cannot read a volume's index");
             Refusal::Io
         };
-        let size = self.index_file.metadata().map_err(failed)?.len();
+        let metadata = self.index_file.metadata().map_err(failed)?;
+        if metadata.nlink() == 0 || self.data.is_unlinked() {
+            return Err(Refusal::Stale.into());
+        }
+        let size = metadata.len();
         let Some(width) = self.width else {
             return if size == 0 { Ok(()) } else { Err(Refusal::Stale.into()) };
         };

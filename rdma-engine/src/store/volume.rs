@@ -81,9 +81,6 @@ impl Volume {
     fn opened(&self, patience: Patience) -> Result<Arc<Opened>, Fault> {
         let known = self.current.read().opened.clone();
         let Some(opened) = known else { return self.first(patience) };
-        if !opened.is_current() {
-            return self.again(&opened, patience);
-        }
         match opened.catch_up(patience) {
             Ok(()) => Ok(opened),
             Err(Fault::Refused(Refusal::Stale)) => self.again(&opened, patience),
