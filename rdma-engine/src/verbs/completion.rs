@@ -7,7 +7,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::time::{Duration, Instant};
 
 use ibverbs_sys as ffi;
@@ -15,23 +15,21 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
 
-use super::outstanding::{Completion, Outstanding, SERIALS, WorkId};
+use super::looking::Looking;
+use super::outstanding::{Completion, Outstanding, SERIALS, Work, WorkId};
 use super::{Context, LocalMemory, VerbsError, WorkError};
 
 /// How many completions are taken from the device with one call.
 const BATCH: usize = 32;
-
-/// Longest time to look for completions before sleeping. Waking from the channel costs about 10 µs; ten times that is worth it only for whoever waits all the time.
-const MOST_SPINNING: Duration = Duration::from_micros(100);
-
-/// Shortest: one or two looks.
-const LEAST_SPINNING: Duration = Duration::from_micros(1);
 
 /// Where the completions of any number of queue pairs of one device arrive. Made by [`Poller::new`].
 pub struct CompletionQueue<M: LocalMemory> {
     raw: NonNull<ffi::ibv_cq>,
     channel: NonNull<ffi::ibv_comp_channel>,
     context: Arc<Context>,
+    /// The next completion makes an event, or has made one that the poller has not taken yet.
+    armed: AtomicBool,
+    /// Held while completions are taken: those of a queue are told in their order.
     state: Mutex<State<M>>,
 }
 
@@ -69,6 +67,67 @@ impl<M: LocalMemory> CompletionQueue<M> {
 
     pub(super) fn as_raw(&self) -> *mut ffi::ibv_cq {
         self.raw.as_ptr()
+    }
+
+    /// Takes all completions that are there, without waiting. Returns how many were added to `into`.
+    ///
+    /// # Errors
+    /// When the device has failed.
+    pub fn take(&self, into: &mut Vec<Completion<M>>) -> Result<usize, VerbsError> {
+        self.take_with(&mut lock(&self.state), into)
+    }
+
+    /// As [`take`](Self::take), unless somebody else is taking them: then there are none for us.
+    ///
+    /// # Errors
+    /// When the device has failed.
+    pub fn try_take(&self, into: &mut Vec<Completion<M>>) -> Result<usize, VerbsError> {
+        match self.state.try_lock() {
+            Ok(mut state) => self.take_with(&mut state, into),
+            Err(TryLockError::Poisoned(state)) => self.take_with(&mut state.into_inner(), into),
+            Err(TryLockError::WouldBlock) => Ok(0),
+        }
+    }
+
+    fn take_with(&self, state: &mut State<M>, into: &mut Vec<Completion<M>>) -> Result<usize, VerbsError> {
+        let before = into.len();
+        let mut buffer = [MaybeUninit::<ffi::ibv_wc>::uninit(); BATCH];
+        loop {
+            let raw = self.as_raw();
+            // SAFETY: the queue is good, its context has the function (every provider does), and the buffer has room for as many as are asked for.
+            let count = unsafe {
+                let poll = (*(*raw).context).ops.poll_cq.expect("every provider has poll_cq");
+                poll(raw, BATCH as i32, buffer.as_mut_ptr().cast())
+            };
+            let count = usize::try_from(count).map_err(|_| VerbsError::last("ibv_poll_cq"))?;
+            for completion in &buffer[..count] {
+                // SAFETY: the call has filled the first `count`.
+                state.complete(unsafe { completion.assume_init_ref() }, into);
+            }
+            if count < BATCH {
+                // Seen empty after they had retired: theirs are all gone.
+                state.free += std::mem::take(&mut state.retired);
+                return Ok(into.len() - before);
+            }
+        }
+    }
+
+    /// Has the next completion wake the [`Poller`]. What came before makes no event: whoever waits for a completion takes those that are there afterwards.
+    ///
+    /// # Errors
+    /// When the device has failed.
+    pub fn arm(&self) -> Result<(), VerbsError> {
+        if self.armed.swap(true, Ordering::SeqCst) {
+            return Ok(());
+        }
+        let raw = self.as_raw();
+        // SAFETY: as in `take_with`.
+        let returned = unsafe {
+            let notify = (*(*raw).context).ops.req_notify_cq.expect("every provider has req_notify_cq");
+            notify(raw, 0)
+        };
+        VerbsError::check("ibv_req_notify_cq", returned)
+            .inspect_err(|_| self.armed.store(false, Ordering::SeqCst))
     }
 
     /// Promises room for `completions` and gives the queue pair its serial.
@@ -113,12 +172,10 @@ impl<M: LocalMemory> fmt::Debug for CompletionQueue<M> {
     }
 }
 
-/// The one who takes the completions from a queue: meant for one thread a device.
+/// The one who waits for the completions of a queue: meant for one thread a device.
 pub struct Poller<M: LocalMemory> {
     queue: Arc<CompletionQueue<M>>,
-    buffer: [MaybeUninit<ffi::ibv_wc>; BATCH],
-    /// How long it looks before it sleeps.
-    spinning: Duration,
+    looking: Looking,
 }
 
 impl<M: LocalMemory> Poller<M> {
@@ -143,9 +200,14 @@ impl<M: LocalMemory> Poller<M> {
             return Err(error);
         };
         let state = State { queue_pairs: HashMap::new(), next_serial: 0, free: capacity, retired: 0 };
-        let queue = CompletionQueue { raw, channel, context: Arc::clone(context), state: Mutex::new(state) };
-        let poller =
-            Self { queue: Arc::new(queue), buffer: [MaybeUninit::uninit(); BATCH], spinning: LEAST_SPINNING };
+        let queue = CompletionQueue {
+            raw,
+            channel,
+            context: Arc::clone(context),
+            armed: AtomicBool::new(false),
+            state: Mutex::new(state),
+        };
+        let poller = Self { queue: Arc::new(queue), looking: Looking::default() };
         let channel = poller.channel();
         fcntl_getfl(channel)
             .and_then(|flags| fcntl_setfl(channel, flags | OFlags::NONBLOCK))
@@ -158,88 +220,44 @@ impl<M: LocalMemory> Poller<M> {
         &self.queue
     }
 
-    /// Takes all completions that are there, without waiting. Returns how many were added to `into`.
-    ///
-    /// # Errors
-    /// When the device has failed.
-    pub fn poll(&mut self, into: &mut Vec<Completion<M>>) -> Result<usize, VerbsError> {
-        let before = into.len();
-        let retired = lock(&self.queue.state).retired;
-        loop {
-            let raw = self.queue.as_raw();
-            // SAFETY: the queue is good, its context has the function (every provider does), and the buffer has room for as many as are asked for.
-            let count = unsafe {
-                let poll = (*(*raw).context).ops.poll_cq.expect("every provider has poll_cq");
-                poll(raw, BATCH as i32, self.buffer.as_mut_ptr().cast())
-            };
-            let count = usize::try_from(count).map_err(|_| VerbsError::last("ibv_poll_cq"))?;
-            let mut state = lock(&self.queue.state);
-            for completion in &self.buffer[..count] {
-                // SAFETY: the call has filled the first `count`.
-                state.complete(unsafe { completion.assume_init_ref() }, into);
-            }
-            if count < BATCH {
-                // Seen empty after they had retired: theirs are all gone.
-                state.retired -= retired;
-                state.free += retired;
-                return Ok(into.len() - before);
-            }
-        }
-    }
-
     /// Waits until there are completions, and takes them all. Returns how many were added to `into`: 0 when `timeout` has passed.
     ///
     /// # Errors
     /// When the device has failed.
     pub fn wait(&mut self, into: &mut Vec<Completion<M>>, timeout: Duration) -> Result<usize, VerbsError> {
         let started = Instant::now();
-        loop {
-            let count = self.poll(into)?;
-            if count > 0 {
-                self.spinning = (self.spinning * 2).min(MOST_SPINNING);
-                return Ok(count);
-            }
-            let waited = started.elapsed();
-            if waited >= timeout {
-                return Ok(0);
-            }
-            if waited >= self.spinning {
-                break;
-            }
-            std::hint::spin_loop();
-        }
-        self.spinning = (self.spinning / 2).max(LEAST_SPINNING);
-        loop {
-            self.arm()?;
-            // What came before the queue was armed makes no event.
-            let count = self.poll(into)?;
-            if count > 0 {
-                // It was worth looking a little longer.
-                if started.elapsed() < MOST_SPINNING {
-                    self.spinning = (self.spinning * 4).min(MOST_SPINNING);
+        let before = into.len();
+        if let Some(mut look) = self.looking.begin() {
+            loop {
+                self.queue.take(into)?;
+                // That a message has gone is not what anybody waits for.
+                let found = into[before..].iter().any(|completion| completion.work != Work::Send);
+                if found || !look.goes_on() {
+                    self.looking.ended(found);
+                    break;
                 }
-                return Ok(count);
-            }
-            let left = timeout.saturating_sub(started.elapsed());
-            if left.is_zero() || !self.sleep(left)? {
-                return self.poll(into);
             }
         }
+        while into.len() == before {
+            self.queue.arm()?;
+            // What came before the queue was armed makes no event.
+            if self.queue.take(into)? == 0 {
+                let left = timeout.saturating_sub(started.elapsed());
+                let woken = !left.is_zero() && self.sleep(left)?;
+                self.queue.take(into)?;
+                if !woken {
+                    break;
+                }
+            }
+        }
+        Ok(into.len() - before)
     }
 
-    /// Asks for an event at the next completion.
-    fn arm(&self) -> Result<(), VerbsError> {
-        let raw = self.queue.as_raw();
-        // SAFETY: as in `poll`.
-        let returned = unsafe {
-            let notify = (*(*raw).context).ops.req_notify_cq.expect("every provider has req_notify_cq");
-            notify(raw, 0)
-        };
-        VerbsError::check("ibv_req_notify_cq", returned)
-    }
-
-    /// Sleeps until there is an event and takes all there are; false when the time has passed.
-    fn sleep(&self, time: Duration) -> Result<bool, VerbsError> {
+    /// Sleeps until there is an event, for which somebody else may have [armed](CompletionQueue::arm) the queue; false when the time has passed.
+    ///
+    /// # Errors
+    /// When the system has failed.
+    pub fn sleep(&self, time: Duration) -> Result<bool, VerbsError> {
         let time = Timespec::try_from(time).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 });
         let channel = self.channel();
         let mut files = [PollFd::new(&channel, PollFlags::IN)];
@@ -256,6 +274,7 @@ impl<M: LocalMemory> Poller<M> {
                 (functions.ibv_ack_cq_events)(queue, 1);
             }
         }
+        self.queue.armed.store(false, Ordering::SeqCst);
         Ok(true)
     }
 
@@ -287,7 +306,7 @@ impl<M: LocalMemory> fmt::Debug for Poller<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Poller")
             .field("queue", &self.queue)
-            .field("spinning", &self.spinning)
+            .field("looking", &self.looking)
             .finish_non_exhaustive()
     }
 }

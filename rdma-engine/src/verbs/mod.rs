@@ -20,8 +20,8 @@
 //! queue runs in order, so that one stands for those before it, and each still gives a [`Completion`] of its own. The device keeps up to `max_reads` on the way and
 //! starts the others as those come back.
 //!
-//! **Waiting.** One [`Poller`] serves any number of queue pairs of a device. It looks for completions for a little while, as long as that has paid off lately,
-//! and then sleeps on the completion channel.
+//! **Waiting.** One [`Poller`] serves any number of queue pairs of a device. It looks for completions for a little while, as long as that has paid off lately (`looking`),
+//! and then sleeps on the completion channel. Others may take completions, too ([`CompletionQueue::take`]): whoever waits for one that comes in a moment need not be woken then.
 //!
 //! **Faults.** The first failure breaks a queue pair: everything else on it is flushed, each piece of work with a typed [`WorkError`]. A peer that is killed shows as
 //! [`WorkError::RemoteAccess`] or [`WorkError::RetryExceeded`]; one that cannot be reached as the latter, after the time that [`Timeouts`] give. Hardware may take its time
@@ -36,6 +36,7 @@ mod device;
 mod endpoint;
 mod error;
 mod library;
+mod looking;
 mod memory;
 mod outstanding;
 mod queue_pair;

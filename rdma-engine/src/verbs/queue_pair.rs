@@ -358,7 +358,7 @@ impl<M: LocalMemory> QueuePair<M> {
         posted.map_err(|(_, error)| self.break_with(error))
     }
 
-    /// Sends the first `length` bytes of `memory`.
+    /// Sends the first `length` bytes of `memory`. The completion may come only with that of one of the next three.
     ///
     /// # Errors
     /// As [`QueuePair::post_reads`].
@@ -368,18 +368,19 @@ impl<M: LocalMemory> QueuePair<M> {
         if let Err(error) = self.ready(&outstanding, 1).and_then(|()| check_length(length, limit)) {
             return Err(Unposted { error, memory });
         }
+        let signalled = outstanding.signal_due(0);
         let mut piece = piece(&memory, length);
         let mut request = [ffi::ibv_send_wr {
             wr_id: self.work_id(&outstanding, 0, false),
             sg_list: &mut piece,
             num_sge: 1,
             opcode: ibv_wr_opcode::IBV_WR_SEND,
-            send_flags: ibv_send_flags::IBV_SEND_SIGNALED.0,
+            send_flags: if signalled { ibv_send_flags::IBV_SEND_SIGNALED.0 } else { 0 },
             ..ffi::ibv_send_wr::default()
         }];
         match self.submit(&mut request) {
             Ok(()) => {
-                outstanding.push(Posted { work: Work::Send, token, memory: Some(memory), length }, true);
+                outstanding.push(Posted { work: Work::Send, token, memory: Some(memory), length }, signalled);
                 Ok(())
             }
             Err((_, error)) => Err(Unposted { error: self.break_with(error), memory }),

@@ -59,8 +59,8 @@ fn a_thousand_connections_leave_nothing() {
             _ => drop(served),
         }
         // As whoever has connections does all the time; it gives the room in the completion queue back.
-        client.poller.poll(&mut Vec::new()).unwrap();
-        server.poller.poll(&mut Vec::new()).unwrap();
+        client.poller.queue().take(&mut Vec::new()).unwrap();
+        server.poller.queue().take(&mut Vec::new()).unwrap();
     };
     let hundred = |_| {
         let (mut server, mut client) = two_sides();

@@ -63,7 +63,7 @@ fn a_network_that_is_cut_is_a_typed_error_or_our_deadline() {
                 Err(error) => break 'reading error,
             }
         }
-        slow.poller.poll(&mut done).unwrap();
+        slow.poller.queue().take(&mut done).unwrap();
         for completion in done.drain(..) {
             completion.result.unwrap();
             patient_reads += 1;
