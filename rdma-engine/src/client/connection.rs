@@ -207,10 +207,7 @@ impl Connection {
                         // Before the checksum: the engine needs its memory.
                         drop(granted);
                         let bytes = &destination::bytes(&mut *memory)[..needle.length as usize];
-                        let verified = match needle.length == needle.data_size {
-                            true => verify(&needle, checksum::crc32c(bytes)),
-                            false => Ok(false),
-                        };
+                        let verified = verified(&needle, bytes);
                         kept = Some(memory);
                         Ok(Delivered { needle, verified: verified?, transport: Transport::Verbs })
                     }
@@ -268,7 +265,7 @@ impl Connection {
             Arrival::Message(needle, data) => {
                 let destination = expected(&needle, target, destination)?;
                 destination.copy_from_slice(&data);
-                let verified = verify(&needle, checksum::crc32c(destination))?;
+                let verified = verified(&needle, destination)?;
                 return Ok(Delivered { needle, verified, transport: Transport::Verbs });
             }
             Arrival::File(needle, region) => {
@@ -479,6 +476,11 @@ fn check(needle: &Needle, target: &Target<'_>, asked: usize) -> Result<(), ReadE
         return Err(ReadError::Damaged("more or less bytes than were asked for"));
     }
     Ok(())
+}
+
+/// As [`verify`], with the checksum of `bytes`, which is of no use for a part of a needle.
+fn verified(needle: &Needle, bytes: &[u8]) -> Result<bool, ReadError> {
+    if needle.length == needle.data_size { verify(needle, checksum::crc32c(bytes)) } else { Ok(false) }
 }
 
 /// Compares the checksum of the bytes that were read, if they are the whole needle; says whether they are.
