@@ -440,9 +440,13 @@ struct Asked {
 
 impl Asked {
     async fn arrival(mut self) -> Result<Arrival, ReadError> {
-        let arrival = self.arrival.as_mut().expect("taken only here").await;
+        let arrival = self.arrival.as_mut().expect("taken only here");
+        let arrived = match (self.way, &self.connection.rdma) {
+            (Way::Message, Some(rdma)) => rdma.answer(arrival).await,
+            _ => arrival.await,
+        };
         self.arrival = None;
-        arrival.map_err(|_| ReadError::Lost(self.connection.end().unwrap_or_default()))
+        arrived.map_err(|_| ReadError::Lost(self.connection.end().unwrap_or_default()))
     }
 }
 

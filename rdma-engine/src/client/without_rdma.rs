@@ -4,7 +4,8 @@ use std::convert::Infallible;
 use std::ptr::NonNull;
 use std::sync::{Arc, Weak};
 
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::oneshot::error::RecvError;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::connection::Connection;
 use super::{Destination, ReadError};
@@ -23,6 +24,10 @@ impl Rdma {
     }
 
     pub(super) fn send(&self, _: &[u8]) -> bool {
+        match *self {}
+    }
+
+    pub(super) async fn answer<T>(&self, _: &mut oneshot::Receiver<T>) -> Result<T, RecvError> {
         match *self {}
     }
 

@@ -47,6 +47,7 @@ pub use self::context::Context;
 pub use self::device::{Device, Gid, GidEntry, GidKind, Link, Mtu, Port, devices};
 pub use self::endpoint::Endpoint;
 pub use self::error::{PostError, VerbsError, WorkError};
+pub(crate) use self::looking::{Look, Looking};
 pub use self::memory::{Access, LocalMemory, MemoryRegion, Pages, ProtectionDomain, RemoteMemory, Slot};
 pub use self::outstanding::{Completion, Work};
 pub use self::queue_pair::{Options, PreparedQueuePair, QueuePair, Read, Timeouts, Unposted};

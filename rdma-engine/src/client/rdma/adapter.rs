@@ -12,7 +12,8 @@ use parking_lot::Mutex;
 
 use super::lent::Lent;
 use super::registration::Known;
-use crate::verbs::{CompletionQueue, Context, Poller, ProtectionDomain, VerbsError};
+use super::waiting::Waiting;
+use crate::verbs::{Completion, CompletionQueue, Context, Poller, ProtectionDomain, VerbsError};
 
 /// Completions that may be on their way on one device: what it takes for some hundred connections.
 const COMPLETIONS: u32 = 8192;
@@ -29,6 +30,8 @@ pub(super) struct Adapter {
     failed: AtomicBool,
     /// What was registered with it for good.
     pub(super) known: Mutex<Known>,
+    /// Who waits for its completions.
+    pub(super) waiting: Arc<Waiting>,
 }
 
 /// The devices in use.
@@ -51,11 +54,12 @@ impl Adapter {
             queue: Arc::clone(poller.queue()),
             failed: AtomicBool::new(false),
             known: Mutex::default(),
+            waiting: Arc::default(),
         });
-        let weak = Arc::downgrade(&adapter);
+        let (weak, waiting) = (Arc::downgrade(&adapter), Arc::clone(&adapter.waiting));
         thread::Builder::new()
             .name(format!("rdma {name}"))
-            .spawn(move || take_completions(poller, &weak))
+            .spawn(move || take_completions(poller, &weak, &waiting))
             .map_err(|source| VerbsError::Call { call: "clone", source })?;
         adapters.push(Arc::downgrade(&adapter));
         Ok(adapter)
@@ -63,20 +67,30 @@ impl Adapter {
 }
 
 /// Brings completions to who waits for them, as long as the adapter is in use.
-fn take_completions(mut poller: Poller<Lent>, adapter: &Weak<Adapter>) {
+fn take_completions(mut poller: Poller<Lent>, adapter: &Weak<Adapter>, waiting: &Waiting) {
     let mut done = Vec::new();
     while adapter.strong_count() > 0 {
-        if let Err(error) = poller.wait(&mut done, IDLE) {
+        let outcome = match waiting.is_anybody_asleep() {
+            true => poller.wait(&mut done, IDLE),
+            // Whoever goes to sleep arms the queue.
+            false => poller.sleep(IDLE).and_then(|_| poller.queue().take(&mut done)),
+        };
+        if let Err(error) = outcome {
             tracing::error!(%error, "an RDMA device has failed");
             if let Some(adapter) = adapter.upgrade() {
                 adapter.failed.store(true, Ordering::Relaxed);
             }
             return;
         }
-        for completion in done.drain(..) {
-            if let Some(memory) = completion.memory {
-                memory.completed(completion.result);
-            }
+        bring(&mut done);
+    }
+}
+
+/// Brings completions to who waits for them.
+pub(super) fn bring(done: &mut Vec<Completion<Lent>>) {
+    for completion in done.drain(..) {
+        if let Some(memory) = completion.memory {
+            memory.completed(completion.result);
         }
     }
 }

@@ -3,8 +3,8 @@
 //! ```text
 //!  Grant ─► fetch() ── Landing ─► QueuePair ═ READ ═► engine's staging memory
 //!                                    │ completion
-//!             copied from the ◄── Adapter's thread
-//!             slot, or in place
+//!             copied from the ◄── Adapter's thread, or the reader
+//!             slot, or in place   itself while it waits alone (`waiting`)
 //! ```
 //! Into memory that its caller owns, and that devices may be shown ([`Client::register`](super::Client::register)), the device writes directly. Anything else lands
 //! in slots of the connection's own and is copied from there, piece by piece while the next ones are on their way.
@@ -18,6 +18,7 @@ mod landing;
 mod lent;
 mod mail;
 mod registration;
+mod waiting;
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -25,6 +26,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use parking_lot::Mutex;
+use tokio::sync::oneshot::error::RecvError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::Instant;
 
@@ -40,8 +43,8 @@ use crate::checksum;
 use crate::protocol::{Grant, QueuePair as End, VerbsOffer, WINDOW};
 use crate::transport::{end, messages};
 use crate::verbs::{
-    Options, PreparedQueuePair, QueuePair, Read, RemoteMemory, Timeouts, VerbsError, Wanted, WorkError,
-    devices,
+    Looking, Options, PreparedQueuePair, QueuePair, Read, RemoteMemory, Timeouts, VerbsError, Wanted,
+    WorkError, devices,
 };
 
 /// READs that are posted at a time; the device has as many of them on the way as it can.
@@ -120,6 +123,8 @@ impl Prepared {
             memory,
             landed: Arc::default(),
             failed: AtomicBool::new(false),
+            answers: Mutex::default(),
+            reads: Mutex::default(),
             adapter,
         })
     }
@@ -138,6 +143,9 @@ pub(super) struct Rdma {
     landed: Arc<AtomicU64>,
     /// A READ has failed by itself, not because the connection was ended.
     failed: AtomicBool,
+    /// Whether looking for answers, and for the bytes of READs, pays off.
+    answers: Mutex<Looking>,
+    reads: Mutex<Looking>,
     adapter: Arc<Adapter>,
 }
 
@@ -166,6 +174,11 @@ impl Rdma {
     /// Sends a message, if there is room for it. Returns whether it went.
     pub(super) fn send(&self, message: &[u8]) -> bool {
         self.mail.as_ref().is_some_and(|mail| mail.send(&self.pair, message))
+    }
+
+    /// Waits for the answer to a request that went by message.
+    pub(super) async fn answer<T>(&self, coming: &mut oneshot::Receiver<T>) -> Result<T, RecvError> {
+        self.adapter.brings(coming, &self.answers).await
     }
 
     /// Ends the connection's READs; those that are posted come back as failed.
@@ -263,7 +276,7 @@ struct Posted<'a> {
 impl Posted<'_> {
     async fn landed(mut self) -> Result<Ground, ReadError> {
         let landed = match &mut self.landed {
-            Some(landed) => landed.await,
+            Some(landed) => self.rdma.adapter.brings(landed, &self.rdma.reads).await,
             None => return Err(lost()),
         };
         self.landed = None;
