@@ -258,6 +258,48 @@ fn many_readers_share_a_connection_and_some_give_up() {
 }
 
 #[test]
+fn readers_alone_or_among_others_are_never_forgotten() {
+    let Some(_turn) = quiet_turn("readers_alone_or_among_others_are_never_forgotten") else { return };
+    // A completion that nobody was woken for would lie there until the client's thread looks by itself, twice a second.
+    const FORGOTTEN: Duration = Duration::from_millis(400);
+    let served = serve(&LENGTHS, Options::default());
+    let client = client(served.address);
+    let slow = served.runtime.block_on(async {
+        let mut readers = JoinSet::new();
+        for reader in 0..3u64 {
+            let client = client.clone();
+            readers.spawn(async move {
+                let mut numbers = Numbers(reader);
+                let mut slow = 0;
+                for _ in 0..300 {
+                    // Four of these lengths come in line or by one READ.
+                    let key = 1 + numbers.below(4);
+                    let mut bytes = vec![0xee; LENGTHS[key - 1]];
+                    let target = Target { fid: fid(key as u64), offset: 0, token: None };
+                    let began = Instant::now();
+                    let read = client.read(target, &mut bytes, soon());
+                    if numbers.below(8) == 0 {
+                        // Given up, most likely while it looks.
+                        let _ = tokio::time::timeout(Duration::from_micros(100), read).await;
+                    } else {
+                        check(&read.await.unwrap(), &bytes, key as u64, 0);
+                        slow += usize::from(began.elapsed() > FORGOTTEN);
+                    }
+                    if numbers.below(16) == 0 {
+                        // Long enough for the others to be alone for a few reads.
+                        tokio::time::sleep(Duration::from_millis(numbers.below(10) as u64)).await;
+                    }
+                }
+                slow
+            });
+        }
+        readers.join_all().await.into_iter().sum::<usize>()
+    });
+    // The machine may have stood still for a moment.
+    assert!(slow < 3, "{slow} reads took longer than {FORGOTTEN:?}");
+}
+
+#[test]
 fn a_key_granted_to_another_session_opens_nothing() {
     let Some(_turn) = quiet_turn("a_key_granted_to_another_session_opens_nothing") else { return };
     const LENGTH: usize = 70_000;
