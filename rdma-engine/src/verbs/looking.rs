@@ -1,20 +1,29 @@
 //! Whether to look for what is awaited, or to sleep until it comes.
 //!
-//! To be put to sleep and woken takes whoever waits some ten microseconds, on a busy host or in a virtual machine many times that; to look takes a processor. So whoever
-//! waits looks for up to [`LONGEST`], as long as what it waits for comes within that. Each look in vain doubles the number of times that it then sleeps at once, so
-//! that who waits for a disk hardly ever looks, and who waits for nothing never. No more than half of the processors are looking at a time, and
-//! whoever looks lets others of its processor run between two glances.
+//! To be put to sleep and woken takes whoever waits some microseconds, in a virtual machine many times that, which is [measured](wake_up); to look takes a processor. So whoever
+//! waits looks for up to [`WORTH`] times what waking takes, as long as what it waits for comes within that. Each look in vain doubles the number of times that it then
+//! sleeps at once, so that who waits for a disk hardly ever looks, and who waits for nothing never. No more than half of the processors are looking at a
+//! time, and whoever looks lets others of its processor run between two glances.
 
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread::available_parallelism;
+use std::thread::{self, available_parallelism};
 use std::time::{Duration, Instant};
 
-use rustix::thread::sched_yield;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity, sched_yield};
 
-/// Longest look. Over hardware an answer takes a hundredth of it. Over soft-RoCE in a virtual machine it takes a third, but begins by taking more than
-/// all: with half of this, two sides that have both slept hardly ever find each other awake again.
-const LONGEST: Duration = Duration::from_millis(1);
+/// How many times as long as waking takes a look may last. Where two sides have both slept, what each waits for takes the other's waking as well, and work that is slow after it:
+/// they find each other awake again only if one of them looks for longer than all that.
+const WORTH: u32 = 24;
+
+/// Longest look, whatever waking takes, and shortest.
+const MOST: Duration = Duration::from_millis(1);
+const LEAST: Duration = Duration::from_micros(20);
+
+/// How long a look lasts on this host.
+static LONGEST: LazyLock<Duration> = LazyLock::new(|| (wake_up() * WORTH).clamp(LEAST, MOST));
 
 /// Most times in a row that are slept after looks in vain.
 const MOST_SLEPT: u32 = 16;
@@ -81,7 +90,7 @@ impl Look {
         } else {
             std::hint::spin_loop();
         }
-        self.began.elapsed() < LONGEST
+        self.began.elapsed() < *LONGEST
     }
 }
 
@@ -89,6 +98,45 @@ impl Drop for Look {
     fn drop(&mut self) {
         LOOKING.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// How long it takes on this host to wake a thread that sleeps on a descriptor, as it does on a completion channel, from another processor: the median of some fifty times.
+fn wake_up() -> Duration {
+    const ROUNDS: usize = 51;
+    let allowed = sched_getaffinity(None).unwrap_or_default();
+    let mut processors = (0..CpuSet::MAX_CPU).filter(|&processor| allowed.is_set(processor));
+    let mut next_processor = || {
+        let mut one = CpuSet::new();
+        processors.next().map(|processor| one.set(processor)).map(|()| one)
+    };
+    // Else both would share one, and nobody be woken from anywhere.
+    let (here, there) = (next_processor(), next_processor());
+    let settle = |place: Option<CpuSet>| place.is_none_or(|place| sched_setaffinity(None, &place).is_ok());
+    let round_trips = || -> io::Result<Vec<Duration>> {
+        let (mut near, mut far) = UnixStream::pair()?;
+        let echo = move || {
+            settle(there);
+            let mut byte = [0];
+            // Until the other end is closed.
+            while far.read_exact(&mut byte).and_then(|()| far.write_all(&byte)).is_ok() {}
+        };
+        let ask = move || {
+            settle(here);
+            let mut round_trip = || {
+                let began = Instant::now();
+                near.write_all(&[0]).and_then(|()| near.read_exact(&mut [0]))?;
+                Ok(began.elapsed())
+            };
+            (0..ROUNDS).map(|_| round_trip()).collect()
+        };
+        thread::Builder::new().name("wake-up".into()).spawn(echo)?;
+        let asking = thread::Builder::new().name("wake-up".into()).spawn(ask)?;
+        asking.join().unwrap_or_else(|_| Ok(vec![Duration::ZERO]))
+    };
+    // Without a thread to spare nobody looks for long.
+    let Ok(mut round_trips) = round_trips() else { return Duration::ZERO };
+    let middle = round_trips.len() / 2;
+    *round_trips.select_nth_unstable(middle).1 / 2
 }
 
 #[cfg(test)]
@@ -115,11 +163,17 @@ mod tests {
     }
 
     #[test]
+    fn waking_takes_some_time() {
+        let wake_up = wake_up();
+        assert!((Duration::from_nanos(100)..Duration::from_secs(1)).contains(&wake_up), "{wake_up:?}");
+    }
+
+    #[test]
     fn a_look_ends_and_makes_room_for_others() {
         for _ in 0..=*MOST_LOOKING {
             let mut look = std::iter::repeat_with(Look::begin).flatten().next().unwrap();
             while look.goes_on() {}
-            assert!(look.began.elapsed() >= LONGEST);
+            assert!(look.began.elapsed() >= *LONGEST);
         }
     }
 }
