@@ -207,7 +207,7 @@ impl<M: LocalMemory> Poller<M> {
             armed: AtomicBool::new(false),
             state: Mutex::new(state),
         };
-        let poller = Self { queue: Arc::new(queue), looking: Looking::default() };
+        let poller = Self { queue: Arc::new(queue), looking: Looking::new() };
         let channel = poller.channel();
         fcntl_getfl(channel)
             .and_then(|flags| fcntl_setfl(channel, flags | OFlags::NONBLOCK))

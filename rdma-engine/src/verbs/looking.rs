@@ -37,7 +37,7 @@ static MOST_LOOKING: LazyLock<usize> =
     LazyLock::new(|| available_parallelism().map_or(1, |all| (all.get() / 2).max(1)));
 
 /// What somebody who waits again and again has learned of it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Looking {
     /// How often to sleep at once after the next look in vain.
     penalty: u32,
@@ -46,6 +46,12 @@ pub(crate) struct Looking {
 }
 
 impl Looking {
+    /// One who has learned nothing. The first of a process takes some milliseconds, in which it finds out what waking takes.
+    pub(crate) fn new() -> Self {
+        LazyLock::force(&LONGEST);
+        Self { penalty: 0, sleeps: 0 }
+    }
+
     /// Begins to look, if that is worth it. How it ended is to be [told](Self::ended).
     pub(crate) fn begin(&mut self) -> Option<Look> {
         if self.sleeps > 0 {
@@ -145,7 +151,7 @@ mod tests {
 
     #[test]
     fn looks_in_vain_become_rare_and_one_that_finds_something_makes_up_for_them() {
-        let mut looking = Looking::default();
+        let mut looking = Looking::new();
         let mut looks = 0;
         for _ in 0..1000 {
             // Another test may be looking.

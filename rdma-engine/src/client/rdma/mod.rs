@@ -123,8 +123,8 @@ impl Prepared {
             memory,
             landed: Arc::default(),
             failed: AtomicBool::new(false),
-            answers: Mutex::default(),
-            reads: Mutex::default(),
+            answers: Mutex::new(Looking::new()),
+            reads: Mutex::new(Looking::new()),
             adapter,
         })
     }
