@@ -62,19 +62,23 @@ fn a_thousand_connections_leave_nothing() {
         client.poller.queue().take(&mut Vec::new()).unwrap();
         server.poller.queue().take(&mut Vec::new()).unwrap();
     };
-    let hundred = |_| {
+    let hundred = || {
         let (mut server, mut client) = two_sides();
         (0..100).for_each(|number| cycle(number, &mut server, &mut client));
     };
     // Whatever is made once is made now.
-    hundred(0);
+    hundred();
     let before = (files("self"), resources());
-    let memory = resident();
-    (0..10).for_each(hundred);
+    let grown = || {
+        let memory = resident();
+        hundred();
+        resident().saturating_sub(memory)
+    };
+    let grown: Vec<usize> = (0..10).map(|_| grown()).collect();
     assert_eq!((files("self"), resources()), before);
-    let grown = resident().saturating_sub(memory);
-    println!("{grown} KiB more after 1,000 connections");
-    assert!(grown < 4096, "{grown} KiB");
+    println!("{grown:?} KiB more after each 100 connections");
+    // What a connection leaves shows in each hundred; what the heap takes for itself, after the tests before this one, in some.
+    assert!(grown.iter().any(|&grown| grown < 400), "{grown:?} KiB");
 }
 
 #[test]
