@@ -39,6 +39,17 @@ impl MemoryGroup {
     pub fn door(&self) -> anyhow::Result<File> {
         Ok(OpenOptions::new().write(true).open(self.path.join("cgroup.procs"))?)
     }
+
+    /// How many bytes of files are in its memory, those that its processes left included. The rest of what it may use went to other things, such as the kernel's own of it.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub fn file_bytes(&self) -> anyhow::Result<u64> {
+        let told = fs::read_to_string(self.path.join("memory.stat"))?;
+        // The first version of the controller calls it a cache.
+        let bytes = |line: &str| line.strip_prefix("file ").or(line.strip_prefix("cache "))?.parse().ok();
+        told.lines().find_map(bytes).context("memory.stat does not tell of files")
+    }
 }
 
 impl Drop for MemoryGroup {

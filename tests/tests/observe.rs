@@ -126,27 +126,28 @@ fn a_cache_hits_as_often_as_observe_expects() {
     drop(observing);
     assert!(curve.granule_bytes == PAGE && curve.sampled_reads > 1000, "{curve:?}");
 
-    for size in [8 << 20, 16 << 20, 32 << 20] {
-        let Ok(group) = MemoryGroup::new("interceptor-curve", size) else {
+    let mut errors = Vec::new();
+    for limit in [8 << 20, 16 << 20, 32 << 20] {
+        let Ok(group) = MemoryGroup::new("interceptor-curve", limit) else {
             return host::skipped("no control groups that limit memory");
         };
         reading::forget(&path).unwrap();
         observer.unwatch(device).unwrap();
         observer.watch(device).unwrap();
         read_in(&group, &file, &offsets);
+        let size = group.file_bytes().unwrap();
         let traffic = observer.traffic(device).unwrap();
         assert_eq!(traffic.cached_bytes, READS as u64 * PAGE, "{traffic:?}");
         let measured = 1.0 - traffic.fill_bytes as f64 / traffic.cached_bytes as f64;
         let expected = 1.0 - curve.miss_ratio(size).unwrap();
         println!(
-            "{} MiB: {:.1} % expected, {:.1} % measured",
-            size >> 20,
+            "{size} bytes of {limit}: {:.1} % expected, {:.1} % measured",
             expected * 100.0,
             measured * 100.0
         );
-        assert!(
-            (measured - expected).abs() < 0.05,
-            "{expected} expected, {measured} measured with {size} bytes"
-        );
+        errors.push(measured - expected);
     }
+    // Which granules are looked at is chance, and the fewer of them a cache has room for, the more that is worth. A curve that is wrong by a factor of two is off by ten points everywhere.
+    assert!(errors.iter().all(|error| error.abs() < 0.1), "{errors:?}");
+    assert!((errors.iter().sum::<f64>() / errors.len() as f64).abs() < 0.06, "{errors:?}");
 }
