@@ -61,6 +61,13 @@ fn write(path: &Path, bytes: &[u8]) {
     File::create(path).unwrap().write_all(bytes).unwrap();
 }
 
+/// Puts `/many/000` and so on, `files` of them.
+fn put_many(cluster: &Cluster, files: u64, content: impl Fn(u64) -> Vec<u8>) {
+    for number in 0..files {
+        cluster.filer().put(&format!("/many/{number:03}"), &content(number), "").unwrap();
+    }
+}
+
 /// Opens a file again and again until reads of it come from the cluster; what is read is `bytes` every time.
 fn await_acceleration(stage: &Stage, path: &Path, bytes: &[u8]) {
     let accelerated = || {
@@ -102,12 +109,7 @@ fn what_the_mount_below_shows_is_read_from_the_cluster() {
 fn small_files_are_fetched_before_they_are_opened_in_turn() {
     const FILES: u64 = 200;
     let content = |number| Pattern::new(number).bytes(0, 10_000);
-    let before = |cluster: &Cluster, _: &Mount| {
-        for number in 0..FILES {
-            cluster.filer().put(&format!("/many/{number:03}"), &content(number), "").unwrap();
-        }
-    };
-    let Some(stage) = Stage::set(before) else { return };
+    let Some(stage) = Stage::set(|cluster, _| put_many(cluster, FILES, content)) else { return };
     for number in 0..FILES {
         assert!(fs::read(stage.file(&format!("many/{number:03}"))).unwrap() == content(number), "{number}");
     }
@@ -121,12 +123,7 @@ fn small_files_are_fetched_before_they_are_opened_in_turn() {
 fn a_directory_whose_files_are_opened_in_turn_is_known_below() {
     const FILES: u64 = 200;
     let content = |number| Pattern::new(number).bytes(0, 1000);
-    let before = |cluster: &Cluster, _: &Mount| {
-        for number in 0..FILES {
-            cluster.filer().put(&format!("/many/{number:03}"), &content(number), "").unwrap();
-        }
-    };
-    let Some(stage) = Stage::set(before) else { return };
+    let Some(stage) = Stage::set(|cluster, _| put_many(cluster, FILES, content)) else { return };
     for number in 0..FILES / 2 {
         assert!(fs::read(stage.file(&format!("many/{number:03}"))).unwrap() == content(number), "{number}");
     }

@@ -7,7 +7,7 @@
 //!
 //! A handle that is open for writing tells its file's [`Content`](super::coherence::Content) so from before it is opened until after it is closed below.
 //!
-//! **Large writes to a `weed mount`** pass the kernel's pages of it by: what is written is in the pages of the layer already, and to copy it to others as well is half of what a write
+//! **Large writes to a `weed mount`** pass the kernel's pages of it by: what is written is in the pages of the layer already, and to copy it to others as well is a large part of what a write
 //! costs this daemon. `O_DIRECT` is set as long as such writes come, and taken back before a read or a small write, which the pages below may put together with others
 //! (`-writebackCache`). Both ways mix, as the kernel keeps those pages true. Other daemons get no such writes: these are cut where pages end and all pieces sent at once, and some take only what
 //! comes in its order.

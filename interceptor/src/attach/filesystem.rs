@@ -215,7 +215,7 @@ impl Layer {
         let node = self.tree.node_to_open(node, caller)?;
         let file = {
             let _acting = self.tree.asking(caller);
-            Arc::new(OpenFile::open(node, flags, self.tree.large_writes())?)
+            Arc::new(self.tree.open(node, flags)?)
         };
         let mut how = match self.decider.as_ref().filter(|decider| decider.serves(flags)) {
             Some(decider) => self.keep(&file, decider.decide(&self.tree, &file)),

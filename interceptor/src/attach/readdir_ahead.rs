@@ -1,8 +1,7 @@
 //! Reads directories of the mount below before programs look up in them what they hold.
 //!
-//! In a directory that nobody has read, `weed mount` asks its filer about each name that is looked up and each file that is opened or looked at, some
-//! 0.4 ms each time. Once somebody has read the beginning of the directory it has fetched all of it, in 10 ms for 1,000 names and 170 ms for 30,000 (weed 4.48), and
-//! answers by itself as long as it is told of changes. So a directory whose files are opened one after another is read once, which takes nothing from
+//! In a directory that nobody has read, `weed mount` asks its filer about each name that is looked up and each file that is opened or looked at. Once somebody has
+//! read the beginning of the directory it has fetched all of it (weed 4.48), and answers by itself as long as it is told of changes. So a directory whose files are opened one after another is read once, which takes nothing from
 //! what the mount below says of them.
 
 use std::sync::{Arc, Weak};

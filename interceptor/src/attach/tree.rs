@@ -79,9 +79,9 @@ impl Tree {
         self.kernel_checks
     }
 
-    /// How large writes go to the mount below.
-    pub(super) fn large_writes(&self) -> LargeWrites {
-        self.large_writes
+    /// Opens the file of `node`.
+    pub(super) fn open(&self, node: Arc<Node>, flags: i32) -> io::Result<OpenFile> {
+        OpenFile::open(node, flags, self.large_writes)
     }
 
     /// A node the kernel names. It names none that it has forgotten.

@@ -10,7 +10,6 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 
 use super::decider::Decider;
-use super::files::{LargeWrites, OpenFile};
 use super::kept;
 use super::nodes::Node;
 use super::tree::Tree;
@@ -26,7 +25,7 @@ pub(super) struct ToWarm {
 
 impl ToWarm {
     fn open(node: Arc<Node>, tree: &Tree, decider: &Decider) -> io::Result<Option<Held>> {
-        let file = Arc::new(OpenFile::open(node, libc::O_RDONLY, LargeWrites::Paged)?);
+        let file = Arc::new(tree.open(node, libc::O_RDONLY)?);
         let attributes = decider.find_out(tree, &file)?;
         if attributes.stamp().size == 0 {
             return Ok(Some(Held { version: kept::empty(&attributes), by: None }));

@@ -8,7 +8,7 @@
 //! Whatever the index says is checked against the record itself, key, size and cookie, before a byte is given out. So an
 //! index that is behind, or was changed in some way not foreseen here, leads to a refusal and never to other bytes.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
@@ -131,7 +131,11 @@ impl Opened {
 
     /// Whether both files still have their names. If not, they get no news and must be opened again.
     pub(super) fn is_current(&self) -> bool {
-        !self.data.is_unlinked() && self.index_file.metadata().is_ok_and(|metadata| metadata.nlink() > 0)
+        self.index_file.metadata().is_ok_and(|index| self.have_names(&index))
+    }
+
+    fn have_names(&self, index: &Metadata) -> bool {
+        index.nlink() > 0 && !self.data.is_unlinked()
     }
 
     /// How many needles the index knows.
@@ -149,7 +153,7 @@ impl Opened {
             Refusal::Io
         };
         let metadata = self.index_file.metadata().map_err(failed)?;
-        if metadata.nlink() == 0 || self.data.is_unlinked() {
+        if !self.have_names(&metadata) {
             return Err(Refusal::Stale.into());
         }
         let size = metadata.len();

@@ -110,14 +110,14 @@ impl Drop for Look {
 fn wake_up() -> Duration {
     const ROUNDS: usize = 51;
     let allowed = sched_getaffinity(None).unwrap_or_default();
-    let mut processors = (0..CpuSet::MAX_CPU).filter(|&processor| allowed.is_set(processor));
-    let mut next_processor = || {
-        let mut one = CpuSet::new();
-        processors.next().map(|processor| one.set(processor)).map(|()| one)
-    };
-    // Else both would share one, and nobody be woken from anywhere.
-    let (here, there) = (next_processor(), next_processor());
-    let settle = |place: Option<CpuSet>| place.is_none_or(|place| sched_setaffinity(None, &place).is_ok());
+    let mut places = (0..CpuSet::MAX_CPU).filter(|&processor| allowed.is_set(processor)).map(|processor| {
+        let mut place = CpuSet::new();
+        place.set(processor);
+        place
+    });
+    let (here, there) = (places.next(), places.next());
+    // Else both would share one, and nobody be woken from anywhere. Where there is but one, they do.
+    let settle = |place: Option<CpuSet>| place.map(|place| sched_setaffinity(None, &place));
     let round_trips = || -> io::Result<Vec<Duration>> {
         let (mut near, mut far) = UnixStream::pair()?;
         let echo = move || {
