@@ -6,7 +6,7 @@
 //! a whole needle must have its [`checksum`]. Whatever an engine cannot serve it refuses with a reason ([`Refusal`]),
 //! and the client takes its next source, in the end the volume server itself.
 //!
-//! [`settings`], [`token`] and [`tls`] are about a cluster's `security.toml`, for engines and for all their clients.
+//! [`settings`], [`token`], [`proof`] and [`tls`] are about a cluster's `security.toml`, for engines and for all their clients.
 //!
 //! `verbs` is a safe wrapper over RDMA.
 
@@ -16,6 +16,7 @@ mod file_id;
 pub mod memory;
 pub mod metrics;
 pub mod needle;
+pub mod proof;
 pub mod protocol;
 mod refusal;
 pub mod server;

@@ -5,7 +5,9 @@
 //! used is an error, never taken for no file.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use crate::proof::ProofKey;
 use crate::token::{ReadSigner, ReadVerifier};
 
 /// How long a read token is valid if the configuration does not say so, in seconds.
@@ -161,6 +163,19 @@ impl<'a> Settings<'a> {
     /// When the key has a value of the wrong type.
     pub fn read_verifier(&self) -> Result<Option<ReadVerifier>, SettingsError> {
         Ok(self.read_key()?.map(|key| ReadVerifier::new(key.as_bytes())))
+    }
+
+    /// The key by which engines and their clients prove themselves to each other, if the file has
+    /// a secret for that: `jwt.signing.read.key`, else `jwt.signing.key`.
+    ///
+    /// # Errors
+    /// When a key that concerns it has a value of the wrong type.
+    pub fn proof_key(&self) -> Result<Option<Arc<ProofKey>>, SettingsError> {
+        let secret = match self.read_key()? {
+            Some(secret) => Some(secret),
+            None => self.text("jwt.signing.key")?,
+        };
+        Ok(secret.map(|secret| Arc::new(ProofKey::new(secret.as_bytes()))))
     }
 
     fn read_key(&self) -> Result<Option<String>, SettingsError> {

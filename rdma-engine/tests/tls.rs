@@ -125,8 +125,10 @@ async fn serve_many(authority: Option<&Authority>, sessions: usize) -> Served {
 }
 
 fn client(address: SocketAddr, transport: Transport, tls: Option<Arc<ClientConfig>>) -> Client {
-    let options =
-        client::Options { transports: vec![transport], connect: DEADLINE, tls, ..client::Options::default() };
+    // Without TLS, an engine that was named.
+    let trust = client::Trust { named: tls.is_none(), ..client::Trust::default() };
+    let (transports, connect) = (vec![transport], DEADLINE);
+    let options = client::Options { transports, connect, tls, trust, ..client::Options::default() };
     Client::new(address.to_string(), options)
 }
 

@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use rdma_engine::client::{Client, Options, ReadError, Target};
+use rdma_engine::client::{Client, Options, ReadError, Target, Trust};
 use rdma_engine::protocol::Transport;
 use rdma_engine::settings::Settings;
 use rdma_engine::{FileId, Refusal};
@@ -26,7 +26,8 @@ fn runtime() -> Runtime {
 }
 
 fn client(engine: &Engine, transport: Transport) -> Client {
-    Client::new(engine.address(), Options { transports: vec![transport], ..Options::default() })
+    let trust = Trust { named: true, ..Trust::default() };
+    Client::new(engine.address(), Options { transports: vec![transport], trust, ..Options::default() })
 }
 
 /// A client for blocking tests.

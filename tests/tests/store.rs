@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use rdma_engine::client::{Client, Options, ReadError, Target};
+use rdma_engine::client::{Client, Options, ReadError, Target, Trust};
 use rdma_engine::metrics::Metrics;
 use rdma_engine::needle::{HEADER, Header, Tail, Version};
 use rdma_engine::protocol::Transport;
@@ -272,7 +272,8 @@ fn random_operations_under_compaction() {
     let address = engine.address().unwrap().to_string();
     runtime.spawn(engine.serve());
     let clients = [Transport::Tcp, Transport::Local].map(|transport| {
-        Client::new(address.clone(), Options { transports: vec![transport], ..Options::default() })
+        let trust = Trust { named: true, ..Trust::default() };
+        Client::new(address.clone(), Options { transports: vec![transport], trust, ..Options::default() })
     });
 
     let ended = Arc::new(AtomicBool::new(false));

@@ -40,6 +40,7 @@ pub(super) fn run(options: &CheckOptions) -> anyhow::Result<ExitCode> {
     };
     let file = options.security.clone().or_else(Security::file);
     findings.push(security_finding(file, security.as_ref().err()));
+    findings.extend(security.as_ref().ok().and_then(host::engine_proofs));
     if let (Some(Filers(filers)), Ok(security)) = (&options.filer, &security) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         findings.extend(runtime.block_on(filer_findings(filers, security)));

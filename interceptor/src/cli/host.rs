@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::size::ByteSize;
 use crate::ebpf::{self, EbpfError, Rung};
 use crate::fuse::awake;
+use crate::seaweed::security::Security;
 use crate::telemetry::Status;
 use crate::telemetry::report::LostAbility;
 
@@ -101,6 +102,20 @@ pub(super) fn memory() -> Option<ByteSize> {
         fs::read_to_string(file).ok()?.trim().parse::<u64>().ok()
     });
     Some(ByteSize(limit.chain([kib * 1024]).min()?))
+}
+
+/// What engines on other hosts lack to be asked, if they lack it.
+pub(super) fn engine_proofs(security: &Security) -> Option<Finding> {
+    let is_there = security.grpc_tls().is_some() || security.proof_key().is_some();
+    (!is_there).then(|| Finding {
+        ability: "engines",
+        state: State::Lost,
+        found: "security.toml has nothing by which engines could prove themselves".to_owned(),
+        lost: "of the engines on other hosts only those that --engine names are asked, and on this host those \
+               of root and of the volume server's user",
+        remedy: "where an rdma-engine runs on another host, give it and this host one security.toml with \
+                 jwt.signing.key or [grpc] certificates",
+    })
 }
 
 fn fuse_device() -> Finding {

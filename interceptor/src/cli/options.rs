@@ -314,7 +314,8 @@ impl FetchOptions {
         });
         let elsewhere = self.engine.iter().map(|at| (at.server.clone(), at.engine.clone())).collect();
         let transports = transports.collect();
-        Engines { transports, port: self.rdma_port, elsewhere, memory: None, tls }
+        let proof = security.proof_key();
+        Engines { transports, port: self.rdma_port, elsewhere, memory: None, tls, proof }
     }
 }
 

@@ -9,7 +9,7 @@ use clap::Args;
 use super::http::Daemon;
 use super::size::ByteSize;
 use crate::telemetry::MissRatioCurve;
-use crate::telemetry::health::Trouble;
+use crate::telemetry::health::{EngineState, Trouble};
 use crate::telemetry::report::{self, Flow, Report};
 
 /// Prints what a running mount says of itself.
@@ -148,6 +148,12 @@ impl fmt::Display for Text<'_> {
             let silent = if server.is_silent { ", SILENT" } else { "" };
             let text = format!("{} by {}{silent}", server.address, server.source);
             line("volume server", &format_args!("{text}{}", last(&server.last_error)))?;
+            // Most hosts of volume servers have no engine, which is no news.
+            let engine = server.engine.as_ref().filter(|engine| engine.state != EngineState::Absent);
+            if let Some(engine) = engine {
+                let text = format!("{} {}", engine.address, engine.state.label());
+                line("engine", &format_args!("{text}{}", last(&engine.last_error)))?;
+            }
         }
         for filer in report.health.filers.iter().filter(|filer| filer.last_error.is_some()) {
             line("filer", &format_args!("{}{}", filer.address, last(&filer.last_error)))?;

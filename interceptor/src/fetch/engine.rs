@@ -4,6 +4,9 @@
 //! looked for when its server is first asked for something, which that reader waits a moment for, and from then on in the
 //! background. One that had a connection and did not answer in time is left alone for a while.
 //!
+//! Anybody may listen where an engine is looked for. One that does not prove that it is the volume
+//! server's ([`Trust`]) is told nothing and asked for nothing; the log and the status say so.
+//!
 //! What an engine sends is what is stored. A whole needle is verified by its checksum, unpacked and decrypted here; a
 //! range is taken as it is, so ranges of compressed needles are left to the volume server, which unpacks. Lists of chunks, whose
 //! length nobody knows beforehand, are left to it too: they are few.
@@ -13,7 +16,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use rdma_engine::client::{Client, Delivered, Options, ReadError, RegistrationCache, Target};
+use rdma_engine::client::{Client, Delivered, Options, ReadError, RegistrationCache, Target, Trust};
+use rdma_engine::proof::ProofKey;
 use rdma_engine::protocol::Transport;
 use rustls::ClientConfig;
 use tokio::sync::OnceCell;
@@ -58,30 +62,45 @@ pub struct Engines {
     pub memory: Option<Arc<RegistrationCache>>,
     /// TLS, which engines over the network have to speak then.
     pub tls: Option<Arc<ClientConfig>>,
+    /// The key by which engines prove that they have the cluster's `security.toml`, if it has one.
+    pub proof: Option<Arc<ProofKey>>,
 }
 
 impl Default for Engines {
     /// None.
     fn default() -> Self {
-        Self { transports: Vec::new(), port: ENGINE_PORT, elsewhere: HashMap::new(), memory: None, tls: None }
+        let (transports, elsewhere) = (Vec::new(), HashMap::new());
+        Self { transports, port: ENGINE_PORT, elsewhere, memory: None, tls: None, proof: None }
     }
 }
 
 impl Engines {
+    /// Whether engines on other hosts are looked for that nobody has named.
+    pub fn are_looked_for(&self) -> bool {
+        self.transports.iter().any(|&transport| transport != Transport::Local)
+    }
+
     /// The engine beside the volume server at `authority`, if it may have one.
     pub(super) fn beside(&self, authority: &str) -> Option<Arc<Engine>> {
         if self.transports.is_empty() {
             return None;
         }
-        let address = match self.elsewhere.get(authority) {
+        let named = self.elsewhere.get(authority);
+        let address = match named {
             Some(address) => address.clone(),
             None => format!("{}:{}", authority.rsplit_once(':')?.0, self.port),
+        };
+        let trust = Trust {
+            named: named.is_some(),
+            key: self.proof.clone(),
+            volume_server: Some(authority.to_owned()),
         };
         let options = Options {
             transports: self.transports.clone(),
             connect: CONNECT,
             name: format!("interceptor {}", env!("CARGO_PKG_VERSION")),
             tls: self.tls.clone(),
+            trust,
         };
         let client = Client::new(address, options);
         if let Some(memory) = &self.memory {
@@ -96,6 +115,7 @@ impl Engines {
                 rest: FIRST_REST,
                 announced: None,
                 was_connected: false,
+                distrusted: None,
             }),
             trouble: Arc::default(),
         }))
@@ -148,6 +168,8 @@ struct Health {
     announced: Option<Source>,
     /// Whether there ever was a connection.
     was_connected: bool,
+    /// Why the log says that it is not trusted.
+    distrusted: Option<String>,
 }
 
 impl Engine {
@@ -194,6 +216,13 @@ impl Engine {
             }
             health.announced = source;
         }
+        let distrust = self.client.distrust();
+        if distrust != health.distrusted {
+            if let Some(reason) = &distrust {
+                tracing::warn!(engine = self.address(), reason, "an engine is not asked");
+            }
+            health.distrusted = distrust;
+        }
         health.was_connected |= source.is_some();
         source
     }
@@ -203,8 +232,7 @@ impl Engine {
         let source = self.connected();
         let state = match source {
             Some(_) => EngineState::Connected,
-            None if self.health.lock().was_connected => EngineState::Lost,
-            None => EngineState::Absent,
+            None => self.health.lock().without_connection(),
         };
         EngineHealth {
             address: self.address().to_owned(),
@@ -331,6 +359,14 @@ fn source(transport: Transport) -> Source {
 }
 
 impl Health {
+    fn without_connection(&self) -> EngineState {
+        match (&self.distrusted, self.was_connected) {
+            (Some(_), _) => EngineState::Unproved,
+            (None, true) => EngineState::Lost,
+            (None, false) => EngineState::Absent,
+        }
+    }
+
     fn rests(&mut self) -> bool {
         let rests = self.rests_until.is_some_and(|until| Instant::now() < until);
         if !rests {

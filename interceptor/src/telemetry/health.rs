@@ -72,11 +72,14 @@ pub enum EngineState {
     Lost,
     /// There was never a connection; there may be no such engine.
     Absent,
+    /// Something answers, and does not prove that it is the volume server's: it is not asked.
+    Unproved,
 }
 
 impl EngineState {
     /// All states, in order of the values of the label `state`.
-    pub const ALL: [EngineState; 3] = [EngineState::Connected, EngineState::Lost, EngineState::Absent];
+    pub const ALL: [EngineState; 4] =
+        [EngineState::Connected, EngineState::Lost, EngineState::Absent, EngineState::Unproved];
 
     /// The value of the label `state`.
     pub const fn label(self) -> &'static str {
@@ -84,6 +87,7 @@ impl EngineState {
             EngineState::Connected => "connected",
             EngineState::Lost => "lost",
             EngineState::Absent => "absent",
+            EngineState::Unproved => "unproved",
         }
     }
 }

@@ -90,8 +90,12 @@ impl EngineOptions {
             TransportChoice::Verbs => vec![Transport::Verbs],
             TransportChoice::Tcp => vec![Transport::Tcp],
         };
-        let tls = tls::grpc(&self.settings()?)?;
-        let options = client::Options { transports, connect: PATIENCE, tls, ..client::Options::default() };
+        let settings = self.settings()?;
+        let (tls, key) = (tls::grpc(&settings)?, settings.proof_key()?);
+        // It was named on the command line.
+        let trust = client::Trust { named: true, key, volume_server: None };
+        let options =
+            client::Options { transports, connect: PATIENCE, tls, trust, ..client::Options::default() };
         Ok(Client::new(self.address(), options))
     }
 

@@ -134,6 +134,7 @@ pub(super) async fn run(options: ServeOptions) -> anyhow::Result<()> {
         all_staging: u64::from(options.max_staging) << 20,
         lease: Duration::from_millis(options.lease.into()),
         tls,
+        proof: settings.proof_key()?,
         ..Options::default()
     };
     let engine = Engine::bind(options.listen, store.clone(), verifier, metrics.clone(), &limits)

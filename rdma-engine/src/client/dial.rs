@@ -1,4 +1,4 @@
-//! Connects to an engine and takes the best transport on offer.
+//! Connects to an engine, has it prove itself, and takes the best transport on offer.
 
 use std::os::linux::net::SocketAddrExt;
 use std::sync::Arc;
@@ -10,10 +10,12 @@ use tokio::time::timeout;
 use super::connection::Connection;
 use super::{Inner, Options, ReadError};
 use crate::Refusal;
+use crate::proof::{Channel, Exchange, Nonce, Proof, Role};
 use crate::protocol::{
-    Answer, Capabilities, Choose, Hello, Kind, Offer, ProtocolError, Ready, Transport, VERSION, Welcome,
+    Answer, Capabilities, Choose, EngineProof, Hello, Kind, Offer, ProtocolError, Ready, Transport, VERSION,
+    Welcome,
 };
-use crate::transport::{Incoming, Socket, StreamError, Tunnel};
+use crate::transport::{Incoming, Socket, StreamError, Tunnel, aside, peer};
 
 impl From<StreamError> for ReadError {
     fn from(error: StreamError) -> Self {
@@ -33,17 +35,24 @@ impl From<ProtocolError> for ReadError {
     }
 }
 
-/// Connects over the first transport that works.
+/// A connection to an engine that has introduced itself and was told nothing yet.
+struct Greeted {
+    incoming: Incoming,
+    welcome: Welcome,
+    /// Whether the engine may be asked, or why not.
+    proof: Result<(), String>,
+}
+
+/// Connects over the first transport that works and whose other end has proved itself.
 pub(super) async fn dial(client: &Inner) -> Result<Arc<Connection>, ReadError> {
     let Inner { address, options, .. } = client;
-    let (mut tcp, mut welcome) = connect(address, options).await?;
+    let Greeted { mut incoming, mut welcome, mut proof } = connect(address, options).await?;
     let mut reason = ReadError::Refused(Refusal::NoTransport);
     for transport in client.transports() {
         let mut offers = welcome.offers.iter().filter(|offer| offer.transport() == transport);
-        match offers.next() {
-            None => {}
-            Some(Offer::Tcp) => return choose(tcp, &welcome, Choose::Tcp).await,
-            Some(Offer::Local { socket }) => match local(socket, options).await {
+        match (offers.next(), &proof) {
+            (None, _) => {}
+            (Some(Offer::Local { socket }), _) => match local(socket, options).await {
                 Ok(connection) => return Ok(connection),
                 // Another host or network namespace, or another user: then the next transport.
                 Err(error) => {
@@ -51,10 +60,13 @@ pub(super) async fn dial(client: &Inner) -> Result<Arc<Connection>, ReadError> {
                     reason = error;
                 }
             },
-            Some(Offer::Verbs(_)) => match verbs::prepare(client, &tcp, &welcome).await {
+            // The Unix socket is proved by itself, what goes over the network by this connection.
+            (Some(_), Err(_)) => {}
+            (Some(Offer::Tcp), Ok(())) => return choose(incoming, &welcome, Choose::Tcp).await,
+            (Some(Offer::Verbs(_)), Ok(())) => match verbs::prepare(client, &incoming, &welcome).await {
                 Ok(prepared) => {
                     // Only a part of the time, or none is left for another transport.
-                    let attempt = timeout(options.connect / 2, verbs::choose(tcp, &welcome, prepared));
+                    let attempt = timeout(options.connect / 2, verbs::choose(incoming, &welcome, prepared));
                     let late = |_| Err(ReadError::Lost("the engine did not get ready for RDMA".to_owned()));
                     match attempt.await.unwrap_or_else(late) {
                         Ok(connection) => return Ok(connection),
@@ -62,8 +74,8 @@ pub(super) async fn dial(client: &Inner) -> Result<Arc<Connection>, ReadError> {
                             tracing::info!(address, %error, "the engine does not connect over RDMA");
                             client.rest_verbs();
                             reason = error;
-                            // That connection has ended.
-                            (tcp, welcome) = connect(address, options).await?;
+                            // That connection has ended, and another engine may be there by now.
+                            Greeted { incoming, welcome, proof } = connect(address, options).await?;
                         }
                     }
                 }
@@ -74,44 +86,128 @@ pub(super) async fn dial(client: &Inner) -> Result<Arc<Connection>, ReadError> {
             },
         }
     }
-    Err(reason)
+    Err(match (proof, reason) {
+        (Ok(()), reason) => reason,
+        (Err(network), ReadError::Unproved(local)) if local != network => {
+            ReadError::Unproved(format!("{network}; on this host: {local}"))
+        }
+        (Err(network), _) => ReadError::Unproved(network),
+    })
 }
 
-async fn connect(address: &str, options: &Options) -> Result<(Incoming, Welcome), ReadError> {
+/// Connects over the network. A certificate of the cluster's authority is a proof, and so is the
+/// cluster's secret; an engine that the user has named needs none.
+async fn connect(address: &str, options: &Options) -> Result<Greeted, ReadError> {
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
-    let socket = match &options.tls {
-        Some(config) => Socket::Tls(Tunnel::connect(stream, config).await?),
-        None => Socket::Tcp(stream),
+    let Some(config) = &options.tls else {
+        let channel = Channel::Tcp(stream.peer_addr()?);
+        let (incoming, welcome, handshake) = greet(Socket::Tcp(stream), options, &channel).await?;
+        let proof = if options.trust.named { Ok(()) } else { handshake.map(drop) };
+        return Ok(Greeted { incoming, welcome, proof });
     };
-    greet(socket, options).await
+    let peer = stream.peer_addr()?;
+    let socket = Socket::Tls(Tunnel::connect(stream, config).await?);
+    let (incoming, welcome, _) = greet(socket, options, &Channel::Tcp(peer)).await?;
+    Ok(Greeted { incoming, welcome, proof: Ok(()) })
 }
 
-/// Connects to the engine's Unix socket, if it is on this host.
+/// Names of sockets that engines have. An engine that has not proved itself yet chooses the name.
+const SOCKET_PREFIX: &[u8] = b"rdma-engine-";
+
+/// Connects to the engine's Unix socket, if it is on this host. Its name was told to everybody who
+/// asked, and anybody may have taken it: who listens there is trusted for the user, or for a proof.
 async fn local(socket: &[u8], options: &Options) -> Result<Arc<Connection>, ReadError> {
+    if !socket.starts_with(SOCKET_PREFIX) {
+        return Err(ProtocolError::Value.into());
+    }
     let address = std::os::unix::net::SocketAddr::from_abstract_name(socket)?;
     // A Unix socket connects at once or not at all.
     let stream = std::os::unix::net::UnixStream::connect_addr(&address)?;
     stream.set_nonblocking(true)?;
-    let (incoming, welcome) = greet(Socket::Unix(UnixStream::from_std(stream)?), options).await?;
+    let stream = UnixStream::from_std(stream)?;
+    let user = trusted_user(&stream, options).await;
+    if let (Err(reason), None) = (&user, &options.trust.key) {
+        return Err(ReadError::Unproved(reason.clone()));
+    }
+    let channel = Channel::Unix(socket.to_vec());
+    let (incoming, welcome, handshake) = greet(Socket::Unix(stream), options, &channel).await?;
+    let own_proof = match (user, handshake) {
+        (_, Ok(own_proof)) => Some(own_proof),
+        (Ok(()), Err(_)) => None,
+        (Err(user), Err(secret)) => return Err(ReadError::Unproved(format!("{user}; {secret}"))),
+    };
     if !welcome.offers.iter().any(|offer| offer.transport() == Transport::Local) {
         return Err(ReadError::Refused(Refusal::NoTransport));
     }
-    choose(incoming, &welcome, Choose::Local).await
+    choose(incoming, &welcome, Choose::Local { proof: own_proof }).await
 }
 
-async fn greet(socket: Socket, options: &Options) -> Result<(Incoming, Welcome), ReadError> {
+/// Whether the process at the other end may serve the volumes for its user: root, the user of this
+/// process, and the user of the volume server's process.
+async fn trusted_user(stream: &UnixStream, options: &Options) -> Result<(), String> {
+    let told = |error: std::io::Error| format!("the engine's process: {error}");
+    let user = peer::user(stream).map_err(told)?;
+    if user != 0 && user != rustix::process::geteuid().as_raw() {
+        let server = options.trust.volume_server.as_deref();
+        let owner = match server {
+            Some(server) => volume_server_user(server).await.map_err(told)?,
+            None => None,
+        };
+        if owner != Some(user) {
+            return Err(format!("its user {user} is neither root nor the volume server's"));
+        }
+    }
+    peer::ensure_of_this_host(stream).map_err(told)
+}
+
+/// The user whose process is the volume server at `server`, if that is on this host.
+async fn volume_server_user(server: &str) -> std::io::Result<Option<u32>> {
+    for address in tokio::net::lookup_host(server).await? {
+        if let Some(user) = aside(|| peer::listener(address))? {
+            return Ok(Some(user));
+        }
+    }
+    Ok(None)
+}
+
+/// What came of asking an engine to prove that it knows the cluster's secret: the client's own
+/// proof in return, or why there is none.
+type Handshake = Result<Proof, String>;
+
+/// Introduces this client and asks for a proof, if there is a key to check it by.
+async fn greet(
+    socket: Socket,
+    options: &Options,
+    channel: &Channel,
+) -> Result<(Incoming, Welcome, Handshake), ReadError> {
     let mut incoming = Incoming::new(Arc::new(socket));
     let mut bytes = BytesMut::new();
     let name = options.name.clone();
-    Hello { oldest: VERSION, newest: VERSION, capabilities: Capabilities::default(), name }
+    let key = options.trust.key.as_deref();
+    let nonce: Nonce = rand::random();
+    let asked = key.map(|_| nonce);
+    Hello { oldest: VERSION, newest: VERSION, capabilities: Capabilities::default(), name, nonce: asked }
         .encode(&mut bytes);
     incoming.socket().write_all(&bytes, false).await?;
     let welcome = Welcome::decode(&expect(&mut incoming, Kind::Welcome).await?)?;
     if welcome.version != VERSION {
         return Err(ReadError::Refused(Refusal::Version));
     }
-    Ok((incoming, welcome))
+    let handshake = match (key, &welcome.proof) {
+        (None, _) => Err("security.toml has nothing by which it could prove itself".to_owned()),
+        (Some(_), None) => Err("it does not prove that it knows the key of security.toml".to_owned()),
+        (Some(key), Some(EngineProof { nonce: engine, proof })) => {
+            let (client, engine, instance) = (nonce, *engine, welcome.instance);
+            let exchange = Exchange { client, engine, instance, channel };
+            if key.is_proved(Role::Engine, &exchange, proof) {
+                Ok(key.prove(Role::Client, &exchange))
+            } else {
+                Err("it has another key, or another address than it was reached at".to_owned())
+            }
+        }
+    };
+    Ok((incoming, welcome, handshake))
 }
 
 async fn choose(
@@ -119,7 +215,7 @@ async fn choose(
     welcome: &Welcome,
     choice: Choose,
 ) -> Result<Arc<Connection>, ReadError> {
-    if ready(&mut incoming, &choice).await? != choice {
+    if ready(&mut incoming, &choice).await?.transport() != choice.transport() {
         return Err(ProtocolError::Value.into());
     }
     Ok(Connection::start(incoming, choice.transport(), None, welcome.limits))

@@ -14,6 +14,12 @@ pub enum ReadError {
     /// The connection could not be made, or ended before the answer was there.
     #[error("no connection: {0}")]
     Lost(String),
+    /// The engine has not shown that it is the volume server's, so it is not asked for anything.
+    #[error(
+        "not trusted: {0}; give it and its clients one security.toml with jwt.signing.key or [grpc] \
+         certificates, or name it with --engine"
+    )]
+    Unproved(String),
     /// The time was over.
     #[error("not within the deadline")]
     Deadline,
@@ -29,6 +35,7 @@ impl ReadError {
             Self::Refused(refusal) => refusal.label(),
             Self::Unavailable(_) => "unavailable",
             Self::Lost(_) => "lost",
+            Self::Unproved(_) => "unproved",
             Self::Deadline => "deadline",
             Self::Damaged(_) => "damaged",
         }

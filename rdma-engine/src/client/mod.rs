@@ -17,6 +17,9 @@
 //! engine handed over. Over `verbs` it is fetched by RDMA READ from the engine's memory, straight into memory that was registered
 //! ([`Client::register`], [`Client::read_owned`]), or by way of the connection's own.
 //!
+//! An engine that listens where one is looked for may be anybody's. Before it is told a file id or a
+//! token it has to prove itself ([`Trust`]), once for each connection.
+//!
 //! A needle that is read as a whole is verified by its checksum; a range cannot be. The record's header is compared with
 //! the file id in any case.
 
@@ -39,6 +42,7 @@ use rustls::ClientConfig;
 use tokio::time::{Instant, timeout_at};
 
 use crate::FileId;
+use crate::proof::ProofKey;
 use crate::protocol::{Needle, Transport};
 use connection::Connection;
 pub use destination::Destination;
@@ -63,13 +67,29 @@ pub struct Options {
     pub name: String,
     /// TLS for engines over the network, if the cluster has it. Then none is spoken to without; what is fetched by RDMA is not encrypted.
     pub tls: Option<Arc<ClientConfig>>,
+    /// What makes an engine one that may be asked.
+    pub trust: Trust,
+}
+
+/// What makes an engine trusted, beside a certificate of the cluster's authority. An engine that
+/// none of it holds for is told no file id and no token, and none of its bytes are taken.
+#[derive(Debug, Clone, Default)]
+pub struct Trust {
+    /// The user has named this very address.
+    pub named: bool,
+    /// The key by which an engine proves that it has the cluster's `security.toml`.
+    pub key: Option<Arc<ProofKey>>,
+    /// `host:port` of the volume server that the engine is beside. On the same host, an engine of
+    /// the same user as that server's is trusted, as those of root and of this process's user are.
+    pub volume_server: Option<String>,
 }
 
 impl Default for Options {
     fn default() -> Self {
         // On the same host nothing beats reading the file.
         let transports = vec![Transport::Local, Transport::Verbs, Transport::Tcp];
-        Self { transports, connect: Duration::from_secs(2), name: "rdma-engine".to_owned(), tls: None }
+        let (connect, name) = (Duration::from_secs(2), "rdma-engine".to_owned());
+        Self { transports, connect, name, tls: None, trust: Trust::default() }
     }
 }
 
@@ -116,6 +136,8 @@ struct Link {
     next: Instant,
     pause: Duration,
     reason: String,
+    /// Why the engine was not trusted when it was last connected to.
+    distrust: Option<String>,
     /// No attempt over verbs before, if there is another way.
     verbs: Instant,
 }
@@ -128,6 +150,7 @@ impl Client {
             next: Instant::now(),
             pause: FIRST_PAUSE,
             reason: String::new(),
+            distrust: None,
             verbs: Instant::now(),
         };
         let inner = Inner {
@@ -148,6 +171,11 @@ impl Client {
     /// The transport in use, if there is a connection.
     pub fn transport(&self) -> Option<Transport> {
         self.inner.current().map(|connection| connection.transport())
+    }
+
+    /// Why the engine may not be asked, if it was there and has not proved itself.
+    pub fn distrust(&self) -> Option<String> {
+        self.inner.link.lock().distrust.clone()
     }
 
     /// Reads the bytes from [`Target::offset`] on into `destination`, as many as it takes or the needle has. What `destination`
@@ -234,7 +262,8 @@ impl Inner {
             Ok(Ok(connection)) => {
                 let (address, transport) = (&self.address, connection.transport().name());
                 tracing::debug!(address, transport, "connected to an engine");
-                self.link.lock().connection = Some(connection.clone());
+                let mut link = self.link.lock();
+                (link.connection, link.distrust) = (Some(connection.clone()), None);
                 Ok(connection)
             }
             Ok(Err(error)) => Err(self.failed(error)),
@@ -267,6 +296,7 @@ impl Inner {
     fn failed(&self, error: ReadError) -> ReadError {
         let mut link = self.link.lock();
         link.rest(&error);
+        link.distrust = matches!(error, ReadError::Unproved(_)).then(|| error.to_string());
         tracing::debug!(address = self.address, %error, "cannot connect to an engine");
         error
     }

@@ -6,6 +6,7 @@ use super::frame::{self, Kind};
 use super::verbs::{QueuePair, VerbsOffer};
 use super::wire::{Fields, Put};
 use super::{MAX_READ, ProtocolError};
+use crate::proof::{Nonce, PROOF_SIZE, Proof};
 
 /// The first bytes of the first message: whatever else a port scanner or a lost client says, it is not this.
 const MAGIC: [u8; 8] = *b"\x89NEEDLE\n";
@@ -56,9 +57,18 @@ impl Capabilities {
     /// Of an engine: over verbs, it takes requests as messages of the queue pair, too.
     pub const MESSAGES: Self = Self(1);
 
+    /// Of a client: its nonce is behind the last field of [`Hello`]. Of an engine: its nonce and its
+    /// proof are behind the last field of [`Welcome`].
+    pub const PROOF: Self = Self(2);
+
     /// Whether all bits of `other` are set.
     pub const fn has(self, other: Self) -> bool {
         self.0 & other.0 == other.0
+    }
+
+    /// These, with the bits of `other` set if `on` and clear if not.
+    const fn with(self, other: Self, on: bool) -> Self {
+        if on { Self(self.0 | other.0) } else { Self(self.0 & !other.0) }
     }
 }
 
@@ -69,10 +79,12 @@ pub struct Hello {
     pub oldest: u16,
     /// The newest one.
     pub newest: u16,
-    /// What else it can do.
+    /// What else it can do; whether it has a nonce is written as that says.
     pub capabilities: Capabilities,
     /// What it calls itself, for the engine's log; up to 64 bytes.
     pub name: String,
+    /// Asks the engine to prove that it knows the cluster's secret.
+    pub nonce: Option<Nonce>,
 }
 
 impl Hello {
@@ -82,8 +94,9 @@ impl Hello {
             out.put_slice(&MAGIC);
             out.put_u16(self.oldest);
             out.put_u16(self.newest);
-            out.put_u64(self.capabilities.0);
+            out.put_u64(self.capabilities.with(Capabilities::PROOF, self.nonce.is_some()).0);
             out.put_bytes16(&self.name.as_bytes()[..self.name.floor_char_boundary(MAX_NAME)]);
+            out.put_slice(self.nonce.as_ref().map_or(&[], |nonce| &nonce[..]));
         });
     }
 
@@ -96,12 +109,17 @@ impl Hello {
         if fields.array()? != MAGIC {
             return Err(ProtocolError::Magic);
         }
-        Ok(Self {
+        let mut hello = Self {
             oldest: fields.u16()?,
             newest: fields.u16()?,
             capabilities: Capabilities(fields.u64()?),
             name: fields.text16(MAX_NAME)?,
-        })
+            nonce: None,
+        };
+        if hello.capabilities.has(Capabilities::PROOF) {
+            hello.nonce = Some(fields.array()?);
+        }
+        Ok(hello)
     }
 }
 
@@ -149,7 +167,7 @@ impl Offer {
 pub struct Welcome {
     /// The version that holds from now on: the newest that both speak.
     pub version: u16,
-    /// What the engine can do beyond it.
+    /// What the engine can do beyond it; whether it proves itself is written as `proof` says.
     pub capabilities: Capabilities,
     /// A random number that the engine drew when it started.
     pub instance: u128,
@@ -157,6 +175,17 @@ pub struct Welcome {
     pub limits: Limits,
     /// The transports that it offers.
     pub offers: Vec<Offer>,
+    /// That it knows the cluster's secret, if the client asked for that.
+    pub proof: Option<EngineProof>,
+}
+
+/// How an engine proves itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EngineProof {
+    /// The engine's nonce.
+    pub nonce: Nonce,
+    /// Its proof, over that and the client's nonce.
+    pub proof: Proof,
 }
 
 impl Welcome {
@@ -164,7 +193,7 @@ impl Welcome {
     pub fn encode(&self, out: &mut BytesMut) {
         frame::put(out, Kind::Welcome, 0, |out| {
             out.put_u16(self.version);
-            out.put_u64(self.capabilities.0);
+            out.put_u64(self.capabilities.with(Capabilities::PROOF, self.proof.is_some()).0);
             out.put_u128(self.instance);
             out.put_u32(self.limits.in_flight);
             out.put_u32(self.limits.read);
@@ -181,6 +210,10 @@ impl Welcome {
                     Offer::Verbs(verbs) => verbs.encode(&mut parameters),
                 }
                 out.put_bytes16(&parameters);
+            }
+            if let Some(EngineProof { nonce, proof }) = &self.proof {
+                out.put_slice(nonce);
+                out.put_slice(proof);
             }
         });
     }
@@ -202,6 +235,7 @@ impl Welcome {
                 lease_ms: fields.u32()?,
             },
             offers: Vec::new(),
+            proof: None,
         };
         if welcome.limits.in_flight == 0 || !(1..=MAX_READ).contains(&welcome.limits.read) {
             return Err(ProtocolError::Value);
@@ -223,6 +257,9 @@ impl Welcome {
                 None => continue,
             });
         }
+        if welcome.capabilities.has(Capabilities::PROOF) {
+            welcome.proof = Some(EngineProof { nonce: fields.array()?, proof: fields.array()? });
+        }
         Ok(welcome)
     }
 }
@@ -233,7 +270,10 @@ pub enum Choose {
     /// Requests follow on this TCP connection.
     Tcp,
     /// Requests follow on this Unix socket.
-    Local,
+    Local {
+        /// The client's proof that it knows the cluster's secret, if the engine showed its own.
+        proof: Option<Proof>,
+    },
     /// Requests follow on this TCP connection, and data is fetched over a queue pair, of which this is the client's end.
     Verbs(QueuePair),
 }
@@ -246,7 +286,7 @@ impl Choose {
     pub const fn transport(&self) -> Transport {
         match self {
             Self::Tcp => Transport::Tcp,
-            Self::Local => Transport::Local,
+            Self::Local { .. } => Transport::Local,
             Self::Verbs(_) => Transport::Verbs,
         }
     }
@@ -260,8 +300,10 @@ impl Choose {
         frame::put(out, kind, 0, |out| {
             out.put_u8(self.transport() as u8);
             let mut parameters = BytesMut::new();
-            if let Self::Verbs(queue_pair) = self {
-                queue_pair.encode(&mut parameters);
+            match self {
+                Self::Tcp | Self::Local { proof: None } => {}
+                Self::Local { proof: Some(proof) } => parameters.put_slice(proof),
+                Self::Verbs(queue_pair) => queue_pair.encode(&mut parameters),
             }
             out.put_bytes16(&parameters);
         });
@@ -277,7 +319,11 @@ impl Choose {
         let parameters = fields.bytes16(MAX_PARAMETERS)?;
         Ok(match transport {
             Transport::Tcp => Self::Tcp,
-            Transport::Local => Self::Local,
+            Transport::Local if parameters.is_empty() => Self::Local { proof: None },
+            Transport::Local => {
+                let proof: [u8; PROOF_SIZE] = parameters.try_into().map_err(|_| ProtocolError::Value)?;
+                Self::Local { proof: Some(proof) }
+            }
             Transport::Verbs => Self::Verbs(QueuePair::decode(parameters)?),
         })
     }

@@ -20,7 +20,7 @@ mod message;
 mod verbs;
 mod wire;
 
-pub use bootstrap::{Capabilities, Choose, Hello, Limits, Offer, Ready, Transport, Welcome};
+pub use bootstrap::{Capabilities, Choose, EngineProof, Hello, Limits, Offer, Ready, Transport, Welcome};
 pub use frame::{FrameHeader, Kind};
 pub use message::{Answer, Grant, Needle, Read, Request};
 pub use verbs::{IN_LINE, LONGEST_ANSWER, LONGEST_REQUEST, QueuePair, VerbsOffer, WINDOW};

@@ -68,6 +68,12 @@ fn queue_pair() -> impl Strategy<Value = QueuePair> {
     )
 }
 
+/// Capabilities that say whether a nonce or a proof follows.
+fn announcing(capabilities: u64, proof: bool) -> Capabilities {
+    let bit = Capabilities::PROOF.0;
+    Capabilities(if proof { capabilities | bit } else { capabilities & !bit })
+}
+
 fn welcome() -> impl Strategy<Value = Welcome> {
     let offer = prop_oneof![
         Just(Offer::Tcp),
@@ -75,14 +81,17 @@ fn welcome() -> impl Strategy<Value = Welcome> {
         any::<(u8, [u8; 16], u16, u16)>()
             .prop_map(|(port, gid, lid, gigabits)| { Offer::Verbs(VerbsOffer { port, gid, lid, gigabits }) }),
     ];
-    (any::<(u16, u64, u128, u32, u32)>(), 1u32.., 1..=MAX_READ, prop::collection::vec(offer, 0..=32))
-        .prop_map(|((version, capabilities, instance, idle_ms, lease_ms), in_flight, read, offers)| Welcome {
-            version,
-            capabilities: Capabilities(capabilities),
-            instance,
-            limits: Limits { in_flight, read, idle_ms, lease_ms },
-            offers,
-        })
+    let proof = any::<Option<([u8; 32], [u8; 32])>>();
+    let offers = prop::collection::vec(offer, 0..=32);
+    (any::<(u16, u64, u128, u32, u32)>(), 1u32.., 1..=MAX_READ, offers, proof).prop_map(
+        |(fields, in_flight, read, offers, proof)| {
+            let (version, capabilities, instance, idle_ms, lease_ms) = fields;
+            let limits = Limits { in_flight, read, idle_ms, lease_ms };
+            let capabilities = announcing(capabilities, proof.is_some());
+            let proof = proof.map(|(nonce, proof)| EngineProof { nonce, proof });
+            Welcome { version, capabilities, instance, limits, offers, proof }
+        },
+    )
 }
 
 #[test]
@@ -112,7 +121,7 @@ fn limits_hold() {
 
     let mut bytes = BytesMut::new();
     let name = "ü".repeat(100);
-    Hello { oldest: 1, newest: 1, capabilities: Capabilities(0), name }.encode(&mut bytes);
+    Hello { oldest: 1, newest: 1, capabilities: Capabilities(0), name, nonce: None }.encode(&mut bytes);
     assert_eq!(Hello::decode(split(&bytes).1).unwrap().name, "ü".repeat(32), "cut between characters");
     assert_eq!(Hello::decode(b"GET / HTTP/1.1\r\nHost: x"), Err(ProtocolError::Magic));
 }
@@ -154,15 +163,18 @@ proptest! {
         pair in queue_pair(),
         (oldest, newest, capabilities) in any::<(u16, u16, u64)>(),
         name in "[a-z ü]{0,30}",
+        nonce: Option<[u8; 32]>,
+        local in any::<Option<[u8; 32]>>().prop_map(|proof| Choose::Local { proof }),
     ) {
-        let hello = Hello { oldest, newest, capabilities: Capabilities(capabilities), name };
+        let capabilities = announcing(capabilities, nonce.is_some());
+        let hello = Hello { oldest, newest, capabilities, name, nonce };
         let mut bytes = BytesMut::new();
         hello.encode(&mut bytes);
         prop_assert_eq!(Hello::decode(split(&bytes).1), Ok(hello));
         let mut bytes = BytesMut::new();
         welcome.encode(&mut bytes);
         prop_assert_eq!(Welcome::decode(split(&bytes).1), Ok(welcome));
-        for choice in [Choose::Tcp, Choose::Local, Choose::Verbs(pair)] {
+        for choice in [Choose::Tcp, local, Choose::Verbs(pair)] {
             for kind in [Kind::Choose, Kind::Ready] {
                 let mut bytes = BytesMut::new();
                 choice.encode(kind, &mut bytes);

@@ -10,10 +10,11 @@ use tokio::time::timeout;
 use super::rdma::{Fabric, Inbox, Rdma};
 use super::{Session, Shared, stream};
 use crate::Refusal;
+use crate::proof::{Channel, Exchange, Role};
 use crate::protocol::{
-    Answer, Capabilities, Choose, Hello, Kind, Offer, ProtocolError, Transport, VERSION, Welcome,
+    Answer, Capabilities, Choose, EngineProof, Hello, Kind, Offer, ProtocolError, Transport, VERSION, Welcome,
 };
-use crate::transport::{Incoming, Socket, StreamError, Tunnel};
+use crate::transport::{Incoming, Socket, StreamError, Tunnel, peer};
 
 /// How long a client may take to introduce itself.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -140,20 +141,46 @@ async fn introduce(incoming: &mut Incoming, shared: &Arc<Shared>) -> Result<Intr
         return Err(Rejected::Refused(Refusal::Version));
     }
     let socket = incoming.socket().clone();
-    let offers = offers(&socket, shared).await?;
+    let channel = channel(&socket, shared);
+    let challenge = match (&shared.proof, hello.nonce, &channel) {
+        (Some(key), Some(client), Some(channel)) => {
+            let (engine, instance) = (rand::random(), shared.instance);
+            Some((key, Exchange { client, engine, instance, channel }))
+        }
+        _ => None,
+    };
+    let guest = admit(&socket)?;
+    if let (Guest::Unknown(reason), None) = (&guest, &challenge) {
+        return Err(turned_away(reason));
+    }
+    let offers = offers(&socket, shared).await;
     let mut bytes = BytesMut::new();
+    let proof = challenge.as_ref().map(|(key, exchange)| EngineProof {
+        nonce: exchange.engine,
+        proof: key.prove(Role::Engine, exchange),
+    });
     let welcome = Welcome {
         version: VERSION,
         capabilities: Capabilities::MESSAGES,
         instance: shared.instance,
         limits: shared.limits,
         offers,
+        proof,
     };
     welcome.encode(&mut bytes);
     socket.write_all(&bytes, false).await?;
     let choice = Choose::decode(&expect(incoming, Kind::Choose).await?)?;
     let (ready, rdma) = match (socket.near(), choice) {
-        (None, choice @ Choose::Local) | (Some(_), choice @ Choose::Tcp) => (choice, None),
+        (None, Choose::Local { proof }) if matches!(*socket, Socket::Unix(_)) => {
+            let is_proved = proof
+                .zip(challenge)
+                .is_some_and(|(proof, (key, exchange))| key.is_proved(Role::Client, &exchange, &proof));
+            match guest {
+                Guest::Unknown(reason) if !is_proved => return Err(turned_away(&reason)),
+                _ => (Choose::Local { proof: None }, None),
+            }
+        }
+        (Some(_), Choose::Tcp) => (Choose::Tcp, None),
         (Some(near), Choose::Verbs(peer)) if shared.fabric.is_some() => {
             let accepted = with_fabric(shared, move |fabric| fabric.accept(near, &peer)).await;
             match accepted {
@@ -173,6 +200,46 @@ async fn introduce(incoming: &mut Incoming, shared: &Arc<Shared>) -> Result<Intr
     Ok((hello.name, ready.transport(), rdma))
 }
 
+/// Where the client has reached this engine, as far as that can be part of a proof. Under TLS both
+/// ends have certificates.
+fn channel(socket: &Socket, shared: &Shared) -> Option<Channel> {
+    match socket {
+        Socket::Tcp(stream) => stream.local_addr().ok().map(Channel::Tcp),
+        Socket::Tls(_) => None,
+        Socket::Unix(_) => shared.socket.clone().map(Channel::Unix),
+    }
+}
+
+/// What is known of a client before it has said anything.
+enum Guest {
+    /// It may have all that is offered on its connection.
+    Welcome,
+    /// Its user could open the volumes' files if it is a process of this host, which is not known
+    /// for this reason. It has to prove that it knows the cluster's secret.
+    Unknown(io::Error),
+}
+
+/// A descriptor opens all of a volume, whatever cookies and tokens say. So only a process that could
+/// open the file itself may have one: of root, or of this engine's user, and of this host. Root of a
+/// container that shares the host's network is neither.
+fn admit(socket: &Socket) -> Result<Guest, Rejected> {
+    let Socket::Unix(stream) = socket else { return Ok(Guest::Welcome) };
+    let user = peer::user(stream).map_err(|error| turned_away(&error))?;
+    if user != 0 && user != rustix::process::geteuid().as_raw() {
+        return Err(Rejected::Refused(Refusal::NotAllowed));
+    }
+    Ok(peer::ensure_of_this_host(stream).map_or_else(Guest::Unknown, |()| Guest::Welcome))
+}
+
+fn turned_away(reason: &io::Error) -> Rejected {
+    tracing::info!(
+        %reason,
+        "a process may not have the volumes' descriptors; where clients are in containers, give \
+         them and this engine one security.toml with jwt.signing.key"
+    );
+    Rejected::Refused(Refusal::NotAllowed)
+}
+
 /// Asks the devices, which may take a while. `None` if there are none.
 async fn with_fabric<T: Send + 'static>(
     shared: &Arc<Shared>,
@@ -189,25 +256,13 @@ async fn expect(incoming: &mut Incoming, kind: Kind) -> Result<bytes::Bytes, Rej
 }
 
 /// The transports that the client of this connection may take.
-async fn offers(socket: &Socket, shared: &Arc<Shared>) -> Result<Vec<Offer>, Rejected> {
-    match socket {
-        Socket::Tcp(_) | Socket::Tls(_) => {
-            let local = shared.socket.as_ref().map(|socket| Offer::Local { socket: socket.clone() });
-            let mut offers: Vec<_> = local.into_iter().chain([Offer::Tcp]).collect();
-            if let Some(near) = socket.near().filter(|_| shared.fabric.is_some()) {
-                let verbs = with_fabric(shared, move |fabric| fabric.offers(near)).await;
-                offers.extend(verbs.into_iter().flatten().map(Offer::Verbs));
-            }
-            Ok(offers)
-        }
-        Socket::Unix(stream) => {
-            // A descriptor opens all of a volume, whatever cookies and tokens say. So only who could open the file itself
-            // may have it.
-            let peer = stream.peer_cred()?.uid();
-            if peer != 0 && peer != rustix::process::geteuid().as_raw() {
-                return Err(Rejected::Refused(Refusal::NotAllowed));
-            }
-            Ok(vec![Offer::Local { socket: Vec::new() }])
-        }
+async fn offers(socket: &Socket, shared: &Arc<Shared>) -> Vec<Offer> {
+    let Some(near) = socket.near() else { return vec![Offer::Local { socket: Vec::new() }] };
+    let local = shared.socket.as_ref().map(|socket| Offer::Local { socket: socket.clone() });
+    let mut offers: Vec<_> = local.into_iter().chain([Offer::Tcp]).collect();
+    if shared.fabric.is_some() {
+        let verbs = with_fabric(shared, move |fabric| fabric.offers(near)).await;
+        offers.extend(verbs.into_iter().flatten().map(Offer::Verbs));
     }
+    offers
 }

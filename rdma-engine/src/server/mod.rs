@@ -40,6 +40,7 @@ use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
 use crate::metrics::Metrics;
+use crate::proof::ProofKey;
 use crate::protocol::{Limits, MAX_READ};
 use crate::store::Store;
 use crate::token::ReadVerifier;
@@ -77,6 +78,8 @@ pub struct Options {
     pub lease: Duration,
     /// What clients over the network have to speak, if anything: TLS, most likely with certificates of their own. What is fetched by RDMA is not encrypted.
     pub tls: Option<Arc<ServerConfig>>,
+    /// The key by which the engine proves itself to clients that ask, and clients to it.
+    pub proof: Option<Arc<ProofKey>>,
 }
 
 impl Default for Options {
@@ -93,6 +96,7 @@ impl Default for Options {
             all_staging: 1 << 30,
             lease: Duration::from_secs(10),
             tls: None,
+            proof: None,
         }
     }
 }
@@ -121,6 +125,7 @@ pub(crate) struct Shared {
     fabric: Option<rdma::Fabric>,
     sessions: Arc<Semaphore>,
     tls: Option<Arc<ServerConfig>>,
+    proof: Option<Arc<ProofKey>>,
 }
 
 /// An engine that listens and does not answer yet.
@@ -146,7 +151,7 @@ impl Engine {
         let instance: u128 = rand::random();
         let (unix, socket) = match options.local {
             true => {
-                // Whoever knows this name has talked to this very engine, and whoever can connect to it is on the same host.
+                // A name that no other engine has. It is told to every client, so it proves nothing.
                 let name = format!("rdma-engine-{instance:032x}").into_bytes();
                 let address = std::os::unix::net::SocketAddr::from_abstract_name(&name)?;
                 let listener = std::os::unix::net::UnixListener::bind_addr(&address)?;
@@ -163,8 +168,9 @@ impl Engine {
             false => None,
         };
         let limits = options.limits(fabric.is_some());
-        let tls = options.tls.clone();
-        let shared = Shared { store, verifier, metrics, limits, instance, socket, fabric, sessions, tls };
+        let (tls, proof) = (options.tls.clone(), options.proof.clone());
+        let shared =
+            Shared { store, verifier, metrics, limits, instance, socket, fabric, sessions, tls, proof };
         Ok(Self { shared: Arc::new(shared), tcp, unix })
     }
 

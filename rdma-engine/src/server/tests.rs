@@ -18,6 +18,8 @@ use crate::store::generated::Generated;
 use crate::token::ReadSigner;
 use crate::{FileId, Refusal};
 
+mod proof;
+
 const COOKIE: u32 = 0xfeed_beef;
 const BOTH: [Transport; 2] = [Transport::Tcp, Transport::Local];
 
@@ -58,9 +60,14 @@ async fn start(options: Options, key: Option<&[u8]>) -> Fixture {
 
 impl Fixture {
     fn client(&self, transport: Transport) -> Client {
-        let options = client::Options { transports: vec![transport], ..client::Options::default() };
+        let options = client::Options { transports: vec![transport], trust: named(), ..Default::default() };
         Client::new(self.address.to_string(), options)
     }
+}
+
+/// Trust in an engine because it was named.
+fn named() -> client::Trust {
+    client::Trust { named: true, ..client::Trust::default() }
 }
 
 fn soon() -> Instant {
@@ -271,6 +278,7 @@ async fn an_engine_that_hangs_costs_one_deadline() {
             instance: 1,
             limits,
             offers: vec![crate::protocol::Offer::Tcp],
+            proof: None,
         };
         let mut bytes = BytesMut::new();
         welcome.encode(&mut bytes);
@@ -280,7 +288,8 @@ async fn an_engine_that_hangs_costs_one_deadline() {
         // Until the client gives up.
         let _ = stream.read_to_end(&mut rest);
     });
-    let options = client::Options { transports: vec![Transport::Tcp], ..client::Options::default() };
+    let transports = vec![Transport::Tcp];
+    let options = client::Options { transports, trust: named(), ..client::Options::default() };
     let client = Client::new(address, options);
     let mut bytes = [0; 10];
     let target = Target { fid: fid(1), offset: 0, token: None };
@@ -316,12 +325,13 @@ async fn what_is_no_client_is_sent_away() {
     };
     let hello = |oldest, newest| {
         let mut bytes = BytesMut::new();
-        Hello { oldest, newest, capabilities: Capabilities(u64::MAX), name: "x".into() }.encode(&mut bytes);
+        let (capabilities, name) = (Capabilities(u64::MAX), "x".into());
+        Hello { oldest, newest, capabilities, name, nonce: None }.encode(&mut bytes);
         bytes
     };
     assert_eq!(talk(&hello(2, 9)).await.unwrap(), refused(Refusal::Version));
     let mut choice = hello(1, 9);
-    Choose::Local.encode(Kind::Choose, &mut choice);
+    Choose::Local { proof: None }.encode(Kind::Choose, &mut choice);
     let answer = talk(&choice).await.unwrap();
     assert!(answer.ends_with(&refused(Refusal::NoTransport)), "{answer:?}");
     // A session that only sits there is ended.
@@ -350,7 +360,8 @@ async fn more_sessions_or_requests_than_allowed_are_refused() {
     let address = fixture.address;
     let answers = tokio::task::spawn_blocking(move || {
         let mut bytes = BytesMut::new();
-        Hello { oldest: 1, newest: 1, capabilities: Capabilities(0), name: "x".into() }.encode(&mut bytes);
+        let (capabilities, name) = (Capabilities(0), "x".into());
+        Hello { oldest: 1, newest: 1, capabilities, name, nonce: None }.encode(&mut bytes);
         Choose::Tcp.encode(Kind::Choose, &mut bytes);
         for number in 1..=40 {
             let read = crate::protocol::Read { fid: fid(1), offset: 0, length: 1 << 20, token: vec![] };
@@ -423,7 +434,7 @@ async fn without_rdma_the_next_transport_is_taken() {
     let mut fixture = start(Options { verbs: false, ..Options::default() }, None).await;
     fixture.volume.put(1, COOKIE, &content(1, 100_000));
     let transports = vec![Transport::Verbs, Transport::Tcp];
-    let options = client::Options { transports, ..client::Options::default() };
+    let options = client::Options { transports, trust: named(), ..client::Options::default() };
     let client = Client::new(fixture.address.to_string(), options);
     let (bytes, delivered) = read(&client, fid(1), 0, 100_000).await.unwrap();
     assert!(bytes == content(1, 100_000));

@@ -5,6 +5,7 @@ pub(crate) mod end;
 mod incoming;
 #[cfg(feature = "verbs")]
 pub(crate) mod messages;
+pub(crate) mod peer;
 mod socket;
 mod tunnel;
 

@@ -41,7 +41,8 @@ impl ByHand {
         let side = Side::open(Some(stream.local_addr().unwrap().ip())).unwrap();
         let mut bytes = BytesMut::new();
         let name = "by hand".to_owned();
-        Hello { oldest: VERSION, newest: VERSION, capabilities: Capabilities(0), name }.encode(&mut bytes);
+        Hello { oldest: VERSION, newest: VERSION, capabilities: Capabilities(0), name, nonce: None }
+            .encode(&mut bytes);
         stream.write_all(&bytes).unwrap();
         let (header, body) = frame(&mut stream);
         assert_eq!(header.kind, Kind::Welcome);

@@ -78,6 +78,7 @@ pub(crate) fn client(address: SocketAddr) -> Client {
     let options = client::Options {
         transports: vec![Transport::Verbs],
         connect: DEADLINE,
+        trust: client::Trust { named: true, ..client::Trust::default() },
         ..client::Options::default()
     };
     Client::new(address.to_string(), options)
@@ -456,6 +457,7 @@ fn an_engine_that_never_gets_ready_for_rdma_is_asked_over_tcp() {
         let options = client::Options {
             transports: vec![Transport::Verbs, Transport::Tcp],
             connect: DEADLINE / 3,
+            trust: client::Trust { named: true, ..client::Trust::default() },
             ..client::Options::default()
         };
         let client = Client::new(address.to_string(), options);

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rdma_engine::FileId;
+use rdma_engine::proof::ProofKey;
 use rdma_engine::settings::{self, Settings, SettingsError};
 use rdma_engine::tls::{self, TlsError};
 use rdma_engine::token::ReadSigner;
@@ -33,6 +34,7 @@ pub struct Security {
     signer: Option<ReadSigner>,
     grpc_tls: Option<Arc<ClientConfig>>,
     https_tls: Option<Arc<ClientConfig>>,
+    proof_key: Option<Arc<ProofKey>>,
 }
 
 impl Security {
@@ -53,8 +55,8 @@ impl Security {
     }
 
     fn from_settings(settings: &Settings<'_>) -> Result<Self, SecurityError> {
-        let signer = settings.read_signer()?;
-        Ok(Self { signer, grpc_tls: tls::grpc(settings)?, https_tls: tls::https(settings)? })
+        let (signer, proof_key) = (settings.read_signer()?, settings.proof_key()?);
+        Ok(Self { signer, grpc_tls: tls::grpc(settings)?, https_tls: tls::https(settings)?, proof_key })
     }
 
     /// TLS for gRPC, if `[grpc]` and `[grpc.client]` ask for it: mutual, the server's chain verified against the cluster's
@@ -66,6 +68,11 @@ impl Security {
     /// TLS for HTTP, if `[https.client]` is enabled; then no server is spoken to without it.
     pub fn https_tls(&self) -> Option<Arc<ClientConfig>> {
         self.https_tls.clone()
+    }
+
+    /// The key by which engines and their clients prove themselves to each other, if there is one.
+    pub fn proof_key(&self) -> Option<Arc<ProofKey>> {
+        self.proof_key.clone()
     }
 
     /// A token that allows reading `fid` from a volume server, if the cluster asks for one.
@@ -81,6 +88,7 @@ impl fmt::Debug for Security {
             .field("read_tokens", &self.signer.is_some())
             .field("grpc_tls", &self.grpc_tls.is_some())
             .field("https_tls", &self.https_tls.is_some())
+            .field("proof_key", &self.proof_key.is_some())
             .finish()
     }
 }

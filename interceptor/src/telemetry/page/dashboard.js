@@ -195,6 +195,7 @@ function showHealth() {
         number(`${server.requests} under way, ${server.waiting} waiting`), trouble(server.last_error)],
       ...(server.engine ? [["engine", server.engine.address, {
         connected: cell(`connected (${format.name(server.engine.source)})`, "good"), lost: cell("lost", "bad"), absent: cell("absent", "note"),
+        unproved: cell("not trusted", "bad"),
       }[server.engine.state] ?? server.engine.state, cell("", "number"), trouble(server.engine.last_error)]] : []),
     ]),
   ]);

@@ -1,0 +1,154 @@
+//! What engines and clients have to show each other before they are trusted.
+
+use std::sync::LazyLock;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+use super::*;
+use crate::client::Trust;
+use crate::proof::ProofKey;
+use crate::protocol::{Answer, FrameHeader, Offer, Welcome, frame};
+
+static KEY: LazyLock<Arc<ProofKey>> = LazyLock::new(|| Arc::new(ProofKey::new(b"the cluster's secret")));
+static OTHER: LazyLock<Arc<ProofKey>> = LazyLock::new(|| Arc::new(ProofKey::new(b"a guess")));
+
+fn with_key(key: &Arc<ProofKey>) -> Trust {
+    Trust { key: Some(key.clone()), ..Trust::default() }
+}
+
+fn client(address: impl ToString, transports: &[Transport], trust: Trust) -> Client {
+    let transports = transports.to_vec();
+    Client::new(address.to_string(), client::Options { transports, trust, ..Default::default() })
+}
+
+/// An engine of anybody's, which serves whatever it is asked for. Gives its address, and what kinds
+/// of messages it has got.
+async fn anybodys(offers: Vec<Offer>) -> (SocketAddr, Arc<parking_lot::Mutex<Vec<Kind>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let heard = Arc::<parking_lot::Mutex<Vec<Kind>>>::default();
+    let kinds = heard.clone();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let (kinds, offers) = (kinds.clone(), offers.clone());
+            tokio::spawn(async move {
+                let mut head = [0; frame::HEADER];
+                while stream.read_exact(&mut head).await.is_ok() {
+                    let header = FrameHeader::parse(&head).unwrap();
+                    let mut body = vec![0; header.length as usize];
+                    stream.read_exact(&mut body).await.unwrap();
+                    kinds.lock().push(header.kind);
+                    let mut answer = BytesMut::new();
+                    match header.kind {
+                        Kind::Hello => Welcome {
+                            version: VERSION,
+                            capabilities: Capabilities::default(),
+                            instance: 1,
+                            limits: Limits { in_flight: 9, read: 1 << 20, idle_ms: 9000, lease_ms: 0 },
+                            offers: offers.clone(),
+                            // What no key has made.
+                            proof: Hello::decode(&body)
+                                .unwrap()
+                                .nonce
+                                .map(|nonce| crate::protocol::EngineProof { nonce, proof: nonce }),
+                        }
+                        .encode(&mut answer),
+                        Kind::Choose => Choose::Tcp.encode(Kind::Ready, &mut answer),
+                        _ => Answer::Pong.encode(header.request, &mut answer),
+                    }
+                    if stream.write_all(&answer).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    (address, heard)
+}
+
+/// Passes connections on to `to`, and gives the address where it takes them.
+async fn relay(to: SocketAddr) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            let mut far = tokio::net::TcpStream::connect(to).await.unwrap();
+            tokio::spawn(async move { tokio::io::copy_bidirectional(&mut near, &mut far).await });
+        }
+    });
+    address
+}
+
+async fn distrust(client: &Client) -> String {
+    match read(client, fid(1), 0, 3).await {
+        Err(ReadError::Unproved(reason)) => reason,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_engine_that_has_not_proved_itself_is_told_nothing() {
+    for trust in [Trust::default(), with_key(&KEY)] {
+        let (address, heard) = anybodys(vec![Offer::Tcp]).await;
+        let client = client(address, &Transport::ALL, trust);
+        distrust(&client).await;
+        assert_eq!(heard.lock()[..], [Kind::Hello]);
+        let reason = client.distrust().expect("it says why");
+        assert!(reason.contains("--engine"), "it says what to do: {reason}");
+    }
+    // Who names an engine trusts it.
+    let (address, heard) = anybodys(vec![Offer::Tcp]).await;
+    let client = client(address, &Transport::ALL, Trust { named: true, ..Trust::default() });
+    client.ping(soon()).await.unwrap();
+    assert_eq!(heard.lock()[..], [Kind::Hello, Kind::Choose, Kind::Ping]);
+    assert_eq!(client.distrust(), None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_client_connects_to_whatever_socket_an_engine_names() {
+    let name = format!("somebody-elses-{:032x}", rand::random::<u128>()).into_bytes();
+    let address = std::os::unix::net::SocketAddr::from_abstract_name(&name).unwrap();
+    let listener = std::os::unix::net::UnixListener::bind_addr(&address).unwrap();
+    let (address, _) = anybodys(vec![Offer::Local { socket: name }]).await;
+    let client = client(address, &[Transport::Local], Trust::default());
+    read(&client, fid(1), 0, 3).await.unwrap_err();
+    listener.set_nonblocking(true).unwrap();
+    let error = listener.accept().expect_err("nobody has connected");
+    assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_secret_of_the_cluster_is_a_proof_at_the_engines_own_address() {
+    let options = Options { proof: Some(KEY.clone()), ..Options::default() };
+    let mut fixture = start(options, None).await;
+    fixture.volume.put(1, COOKIE, b"one");
+    let relayed = relay(fixture.address).await;
+    for transport in BOTH {
+        let client = client(fixture.address, &[transport], with_key(&KEY));
+        let (bytes, delivered) = read(&client, fid(1), 0, 3).await.unwrap();
+        assert_eq!((&bytes[..], delivered.transport), (&b"one"[..], transport));
+    }
+    let over_tcp = |address, trust| client(address, &[Transport::Tcp], trust);
+    let other = distrust(&over_tcp(fixture.address, with_key(&OTHER))).await;
+    assert!(other.contains("another key"), "{other}");
+    // What passes the proof of a true engine on is not that engine.
+    let elsewhere = distrust(&over_tcp(relayed, with_key(&KEY))).await;
+    assert!(elsewhere.contains("another address"), "{elsewhere}");
+    distrust(&over_tcp(fixture.address, Trust::default())).await;
+    // An engine without the secret cannot prove anything.
+    let fixture = start(Options::default(), None).await;
+    let without = distrust(&over_tcp(fixture.address, with_key(&KEY))).await;
+    assert!(without.contains("does not prove"), "{without}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_the_same_host_the_user_is_a_proof_for_local_alone() {
+    let mut fixture = start(Options::default(), None).await;
+    fixture.volume.put(1, COOKIE, b"one");
+    let client = client(fixture.address, &[Transport::Tcp, Transport::Local], Trust::default());
+    let (_, delivered) = read(&client, fid(1), 0, 3).await.unwrap();
+    assert_eq!(delivered.transport, Transport::Local);
+    assert_eq!(client.distrust(), None);
+}
