@@ -10,6 +10,7 @@
 //!
 //! `verbs` is a safe wrapper over RDMA.
 
+pub mod bounded_listener;
 pub mod checksum;
 pub mod client;
 mod file_id;

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use axum::extract::connect_info::Connected;
 use axum::serve::IncomingStream;
-use tokio::net::TcpListener;
+use rdma_engine::bounded_listener::BoundedListener;
 
 /// The two ends of a connection.
 #[derive(Debug, Clone, Copy)]
@@ -23,8 +23,8 @@ impl Peer {
     }
 }
 
-impl Connected<IncomingStream<'_, TcpListener>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, TcpListener>) -> Self {
+impl Connected<IncomingStream<'_, BoundedListener>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, BoundedListener>) -> Self {
         Self { remote: stream.remote_addr().ip(), local: stream.io().local_addr().ok().map(|at| at.ip()) }
     }
 }

@@ -13,6 +13,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router, middleware};
+use rdma_engine::bounded_listener::BoundedListener;
 use tokio::net::TcpListener;
 
 use super::access::{self, Guard, Token};
@@ -81,7 +82,7 @@ impl Server {
         let live = Live::new(status.clone());
         tokio::spawn(live.clone().run());
         let service = router(status, live, self.guard, more).into_make_service_with_connect_info::<Peer>();
-        if let Err(error) = axum::serve(self.listener, service).await {
+        if let Err(error) = axum::serve(BoundedListener::new(self.listener), service).await {
             tracing::error!(%error, "the status API has stopped");
         }
     }

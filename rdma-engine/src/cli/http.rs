@@ -7,6 +7,7 @@ use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
 use axum::routing::get;
+use rdma_engine::bounded_listener::BoundedListener;
 use rdma_engine::metrics::Metrics;
 use rdma_engine::store::Store;
 use tokio::net::TcpListener;
@@ -30,7 +31,7 @@ pub(super) async fn serve(
         .route("/metrics", get(exposition))
         .route("/healthz", get(|| async { "ok\n" }))
         .with_state(Status { metrics, store });
-    axum::serve(listener, router).await
+    axum::serve(BoundedListener::new(listener), router).await
 }
 
 async fn exposition(State(status): State<Status>) -> impl IntoResponse {

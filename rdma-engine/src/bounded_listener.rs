@@ -1,0 +1,176 @@
+//! A listener for small HTTP servers that every user of the host can reach: it has a bounded number
+//! of connections at a time, and closes those on which nothing moves.
+//!
+//! Each connection takes a descriptor and some memory of a process that has better uses for both.
+//! Without a bound, any user could take all descriptors of a daemon by connecting and saying nothing.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use axum::serve::Listener;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, Sleep, sleep};
+
+/// Connections at a time. A browser has six for each page, a collector one.
+const MAX_CONNECTIONS: usize = 128;
+
+/// How long a connection may be open with nothing read or written.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A TCP listener, bounded.
+#[derive(Debug)]
+pub struct BoundedListener {
+    listener: TcpListener,
+    permits: Arc<Semaphore>,
+    idle: Duration,
+}
+
+impl BoundedListener {
+    /// Takes connections from `listener`.
+    pub fn new(listener: TcpListener) -> Self {
+        Self::with_limits(listener, MAX_CONNECTIONS, IDLE_TIMEOUT)
+    }
+
+    fn with_limits(listener: TcpListener, connections: usize, idle: Duration) -> Self {
+        Self { listener, permits: Arc::new(Semaphore::new(connections)), idle }
+    }
+}
+
+impl Listener for BoundedListener {
+    type Io = BoundedStream;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (BoundedStream, SocketAddr) {
+        loop {
+            // That of the TCP listener waits out what is temporary, and cannot fail.
+            let (stream, address) = Listener::accept(&mut self.listener).await;
+            // One too many is closed: left in the queue, it would keep those behind it waiting.
+            if let Ok(permit) = self.permits.clone().try_acquire_owned() {
+                let deadline = Box::pin(sleep(self.idle));
+                return (BoundedStream { stream, deadline, idle: self.idle, _permit: permit }, address);
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+}
+
+/// A connection of a [`BoundedListener`].
+#[derive(Debug)]
+pub struct BoundedStream {
+    stream: TcpStream,
+    deadline: Pin<Box<Sleep>>,
+    idle: Duration,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl BoundedStream {
+    /// The address of this host's end.
+    ///
+    /// # Errors
+    /// When the socket does not know.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.stream.local_addr()
+    }
+
+    /// Takes note of progress, or ends the connection if there was none for too long.
+    fn moved<T>(&mut self, outcome: Poll<io::Result<T>>, context: &mut Context<'_>) -> Poll<io::Result<T>> {
+        if outcome.is_ready() {
+            self.deadline.as_mut().reset(Instant::now() + self.idle);
+            return outcome;
+        }
+        ready!(self.deadline.as_mut().poll(context));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "nothing was read or written")))
+    }
+}
+
+impl AsyncRead for BoundedStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let outcome = Pin::new(&mut self.stream).poll_read(context, buffer);
+        self.moved(outcome, context)
+    }
+}
+
+impl AsyncWrite for BoundedStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let outcome = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.moved(outcome, context)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let outcome = Pin::new(&mut self.stream).poll_write_vectored(context, parts);
+        self.moved(outcome, context)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::Router;
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+
+    async fn ask(mut stream: TcpStream) -> String {
+        let mut answer = String::new();
+        // A connection that was closed may break while the request is written.
+        let _ = stream.write_all(REQUEST).await;
+        let _ = stream.read_to_string(&mut answer).await;
+        answer
+    }
+
+    #[tokio::test]
+    async fn connections_are_bounded_and_silent_ones_make_room() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let bounded = BoundedListener::with_limits(listener, 2, Duration::from_millis(300));
+        let router = Router::new().route("/", get(|| async { "here" }));
+        let server = tokio::spawn(async move { axum::serve(bounded, router).await });
+
+        let connect = || async { TcpStream::connect(address).await.unwrap() };
+        let (one, mut silent) = (connect().await, connect().await);
+        silent.write_all(b"GET / HTTP/1.1\r\nX-Slow: ").await.unwrap();
+        assert_eq!(ask(connect().await).await, "", "the third is closed");
+        assert!(ask(one).await.ends_with("here"));
+        // The silent one is closed in time, whatever it has begun.
+        let mut rest = Vec::new();
+        let _ = silent.read_to_end(&mut rest).await;
+        let (one, two) = (connect().await, connect().await);
+        assert!(ask(one).await.ends_with("here") && ask(two).await.ends_with("here"));
+        server.abort();
+    }
+}
