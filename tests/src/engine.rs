@@ -1,5 +1,6 @@
 //! An `rdma-engine serve` beside a volume server of a cluster.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -42,10 +43,20 @@ impl Engine {
     /// # Errors
     /// When it does not listen in time; the text has the tail of its log.
     pub fn start(cluster: &Cluster, server: &Server) -> anyhow::Result<Engine> {
+        Self::wrapped_in(&[], cluster, server)
+    }
+
+    /// As [`Engine::start`], executed by this program, which must become it or end with it, as
+    /// `unshare --kill-child` does.
+    ///
+    /// # Errors
+    /// See [`Engine::start`].
+    pub fn wrapped_in(wrapper: &[String], cluster: &Cluster, server: &Server) -> anyhow::Result<Engine> {
         let directory = tempfile::Builder::new().prefix("rdma-engine-").tempdir()?;
         let security = cluster.directory().join("security.toml");
         let volumes = server.directory();
-        let (process, address, status) = launch(directory.path(), &volumes, &security, "127.0.0.1:0")?;
+        let (process, address, status) =
+            launch(wrapper, directory.path(), &volumes, &security, "127.0.0.1:0")?;
         Ok(Engine { process, volumes, security, address, status, directory })
     }
 
@@ -91,7 +102,7 @@ impl Engine {
     /// See [`Engine::start`].
     pub fn restart(&mut self) -> anyhow::Result<()> {
         let (process, _, status) =
-            launch(self.directory.path(), &self.volumes, &self.security, &self.address)?;
+            launch(&[], self.directory.path(), &self.volumes, &self.security, &self.address)?;
         (self.process, self.status) = (process, status);
         Ok(())
     }
@@ -128,14 +139,17 @@ impl Engine {
 }
 
 fn launch(
+    wrapper: &[String],
     directory: &Path,
     volumes: &Path,
     security: &Path,
     listen: &str,
 ) -> anyhow::Result<(Process, String, String)> {
     let log = directory.join("log");
-    let mut command = Command::new(program()?);
-    command.args(["serve", "--listen", listen, "--status-addr", "127.0.0.1:0"]);
+    let program = program()?;
+    let mut words = wrapper.iter().map(OsStr::new).chain([program.as_os_str()]);
+    let mut command = Command::new(words.next().context("there is a program at least")?);
+    command.args(words).args(["serve", "--listen", listen, "--status-addr", "127.0.0.1:0"]);
     command.arg("--volume-dir").arg(volumes).arg("--security").arg(security);
     // Standard output goes there too.
     fs::write(&log, "")?;

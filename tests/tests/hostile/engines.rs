@@ -1,0 +1,227 @@
+//! An engine that is not the volume server's, and one that is named and lies.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use rdma_engine::protocol::{Answer, Kind, Read as ReadRequest};
+use tests::{Cluster, Mount, Pattern, eventually, host, mount};
+
+use super::fake::{FakeEngine, Lie, NOBODY, Way, needle};
+use super::{LIMIT, assert_bounded, resident_mib};
+
+const SIZE: usize = 3_000_000;
+
+/// Some user without privileges who owns nothing.
+const STRANGER: u32 = 23_456;
+
+/// All that was asked for, with the checksum that belongs to it.
+fn forged(number: u64, read: &ReadRequest) -> Vec<u8> {
+    let data = vec![b'!'; read.length as usize];
+    let mut needle = needle(read, read.length);
+    needle.checksum = rdma_engine::checksum::crc32c(&data);
+    let mut bytes = BytesMut::new();
+    Answer::Data(needle).encode(number, &mut bytes);
+    bytes.extend_from_slice(&data);
+    bytes.to_vec()
+}
+
+fn dev_zero() -> OwnedFd {
+    File::open("/dev/zero").unwrap().into()
+}
+
+/// Reads a file of the cluster through a mount, and gives it with the mount.
+fn read(mount: &Mount, path: &str) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    File::open(mount.file(path)).unwrap().read_to_end(&mut bytes).unwrap();
+    bytes
+}
+
+#[test]
+fn an_engine_of_any_user_is_told_nothing_and_not_believed() {
+    if !host::can_mount() {
+        return;
+    }
+    let content = Pattern::new(1).bytes(0, SIZE);
+    for builder in [Cluster::builder(), Cluster::builder().read_key("a secret of the cluster's servers")] {
+        let cluster = builder.max_mb(1).start().unwrap();
+        cluster.filer().put("/file", &content, "").unwrap();
+        for user in [NOBODY, STRANGER] {
+            let engine = FakeEngine::start(user, forged, user, dev_zero);
+            let port = engine.port().to_string();
+            let mount = Mount::builder(&cluster).args(["--rdma-port", &port]).start().unwrap();
+            assert!(read(&mount, "/file") == content, "forged bytes of user {user}");
+            eventually("a word about it", LIMIT, || {
+                let heard = engine.heard();
+                assert!(heard.iter().all(|(_, kind)| *kind == Kind::Hello), "{heard:?}");
+                let log = mount.log().unwrap();
+                (!heard.is_empty() && log.contains("an engine is not asked")).then_some(())
+            })
+            .unwrap();
+            let address = mount.status_url().unwrap().trim_start_matches("http://");
+            let status = Command::new(mount::interceptor_program().unwrap())
+                .args(["status", "--status-addr", address])
+                .output()
+                .unwrap();
+            let status = String::from_utf8_lossy(&status.stdout).into_owned();
+            let line = status.lines().find(|line| line.starts_with("engine "));
+            let line = line.unwrap_or_else(|| panic!("no engine in\n{status}"));
+            for part in [&engine.address(), "unproved", "not trusted", "--engine"] {
+                assert!(line.contains(part), "no {part} in {line}");
+            }
+            assert!(mount.metric("interceptor_engines", &["state=\"unproved\""]).unwrap() == 1.0);
+        }
+    }
+}
+
+#[test]
+fn a_socket_name_that_somebody_has_taken_is_left_alone() {
+    if !host::can_mount() {
+        return;
+    }
+    let content = Pattern::new(2).bytes(0, SIZE);
+    let cluster = Cluster::builder().max_mb(1).start().unwrap();
+    cluster.filer().put("/file", &content, "").unwrap();
+    // The engine is trusted, and the name of its socket is one that another user has.
+    let engine = FakeEngine::start(0, hung_up, STRANGER, dev_zero);
+    let mount = with(&cluster, &engine);
+    assert!(read(&mount, "/file") == content);
+    let heard = engine.heard();
+    assert!(heard.contains(&(Way::Tcp, Kind::Read)), "{heard:?}");
+    assert!(heard.iter().all(|(way, _)| *way == Way::Tcp), "{heard:?}");
+}
+
+/// A mount that was told of this engine.
+fn with(cluster: &Cluster, engine: &FakeEngine) -> Mount {
+    let server = cluster.volume_servers()[0].address();
+    let named = format!("--engine={server}={}", engine.address());
+    Mount::builder(cluster).args([&named, "--cache-size=64MiB"]).start().unwrap()
+}
+
+/// Nothing, which is followed by whatever the next read gets.
+fn silence(_: u64, _: &ReadRequest) -> Vec<u8> {
+    Vec::new()
+}
+
+/// The beginning of an answer.
+fn hung_up(number: u64, read: &ReadRequest) -> Vec<u8> {
+    let mut bytes = forged(number, read);
+    // What comes next is no frame, so the client hangs up.
+    bytes.truncate(bytes.len() / 2);
+    bytes.extend_from_slice(&[0xff; 4096]);
+    bytes
+}
+
+fn another_checksum(number: u64, read: &ReadRequest) -> Vec<u8> {
+    let mut bytes = BytesMut::new();
+    Answer::Data(needle(read, read.length)).encode(number, &mut bytes);
+    bytes.resize(bytes.len() + read.length as usize, b'!');
+    bytes.to_vec()
+}
+
+fn another_needle(number: u64, read: &ReadRequest) -> Vec<u8> {
+    let mut other = read.clone();
+    other.fid.cookie ^= 1;
+    forged(number, &other)
+}
+
+/// A needle of nearly 4 GiB, of which this is the beginning.
+fn huge(number: u64, read: &ReadRequest) -> Vec<u8> {
+    let data = vec![b'!'; read.length as usize];
+    let mut needle = needle(read, read.length);
+    needle.data_size = 0xffff_fff0;
+    let mut bytes = BytesMut::new();
+    Answer::Data(needle).encode(number, &mut bytes);
+    bytes.extend_from_slice(&data);
+    bytes.to_vec()
+}
+
+/// More data than was asked for.
+fn too_much(number: u64, read: &ReadRequest) -> Vec<u8> {
+    forged(number, &ReadRequest { length: read.length * 2, ..read.clone() })
+}
+
+/// Many messages that nobody has asked for.
+fn flood(number: u64, _: &ReadRequest) -> Vec<u8> {
+    let mut bytes = BytesMut::new();
+    for other in 0..200_000 {
+        Answer::Forget { file: other }.encode(number.wrapping_add(u64::from(other)), &mut bytes);
+    }
+    bytes.to_vec()
+}
+
+#[test]
+fn what_a_named_engine_cannot_prove_is_fetched_elsewhere() {
+    if !host::can_mount() {
+        return;
+    }
+    let content = Pattern::new(3).bytes(0, SIZE);
+    let cluster = Cluster::builder().max_mb(1).start().unwrap();
+    cluster.filer().put("/file", &content, "").unwrap();
+    let lies: [(&str, Lie); 7] = [
+        ("silence", silence),
+        ("half an answer", hung_up),
+        ("another checksum", another_checksum),
+        ("another needle", another_needle),
+        ("a huge needle", huge),
+        ("too much", too_much),
+        ("a flood", flood),
+    ];
+    for (what, lie) in lies {
+        let engine = FakeEngine::start(0, lie, STRANGER, dev_zero);
+        let mount = with(&cluster, &engine);
+        let (before, began) = (resident_mib(mount.pid()), Instant::now());
+        assert!(read(&mount, "/file") == content, "{what}");
+        assert!(began.elapsed() < LIMIT, "{what} took {:?}", began.elapsed());
+        assert!(engine.heard().contains(&(Way::Tcp, Kind::Read)), "{what}: it was not asked");
+        assert_bounded(what, mount.pid(), before);
+    }
+}
+
+/// The reading end of a pipe to which nobody writes.
+fn pipe() -> OwnedFd {
+    let (reader, writer) = std::io::pipe().unwrap();
+    // Stays open for as long as the test program runs, so that a read would wait.
+    std::mem::forget(writer);
+    reader.into()
+}
+
+fn directory() -> OwnedFd {
+    File::open("/").unwrap().into()
+}
+
+/// A file that is shorter than the needle that is said to be in it.
+fn short_file() -> OwnedFd {
+    tempfile::tempfile().unwrap().into()
+}
+
+#[test]
+fn a_descriptor_that_is_no_volume_is_not_read() {
+    if !host::can_mount() {
+        return;
+    }
+    let content = Pattern::new(4).bytes(0, SIZE);
+    let cluster = Cluster::builder().max_mb(1).start().unwrap();
+    cluster.filer().put("/file", &content, "").unwrap();
+    for (what, handed) in [
+        ("a pipe", pipe as fn() -> OwnedFd),
+        ("a device", dev_zero),
+        ("a directory", directory),
+        ("a short file", short_file),
+    ] {
+        let engine = FakeEngine::start(0, silence, 0, handed);
+        let mount = with(&cluster, &engine);
+        let (before, began) = (resident_mib(mount.pid()), Instant::now());
+        assert!(read(&mount, "/file") == content, "{what}");
+        assert!(began.elapsed() < LIMIT, "{what} took {:?}", began.elapsed());
+        assert!(engine.heard().contains(&(Way::Unix, Kind::Read)), "{what}: it was not asked");
+        assert_bounded(what, mount.pid(), before);
+        // Nothing of it holds up the daemon's end.
+        let began = Instant::now();
+        assert!(mount.stop().unwrap().success(), "{what}");
+        assert!(began.elapsed() < Duration::from_secs(10), "{what}");
+    }
+}
