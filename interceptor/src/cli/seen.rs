@@ -140,7 +140,8 @@ async fn follow<W: Watched>(mut events: Receiver<Event>, mount: Weak<W>, reader:
     let window = settings().stream_window;
     while let Some(event) = events.recv().await {
         let Some(reader) = &reader else { continue };
-        // The kernel may have forgotten the node meanwhile.
+        // The kernel may have forgotten the node meanwhile. If the number is another version's by now, that is ranked too high, or
+        // fetched in vain; what is fetched, and given to the page cache, are its own bytes.
         let Some(version) = mount.upgrade().and_then(|mount| mount.version(event.node)) else { continue };
         let kind = match event.kind {
             Kind::Hot { .. } => {

@@ -300,7 +300,8 @@ fn begin(
     if passthrough.is_ok() {
         let _ = shared.opens.set(Opens::new());
     }
-    let pusher = Pusher::start(session.notifier(), shared.reader.clone()).map_err(MountError::Session)?;
+    let pusher = Pusher::start(shared.namespace.clone(), session.notifier(), shared.reader.clone())
+        .map_err(MountError::Session)?;
     let _ = shared.pusher.set(pusher);
     let notifier = Arc::new(KernelNotifier(session.notifier()));
     invalidate::spawn(queue, notifier).map_err(MountError::Session)?;

@@ -57,7 +57,8 @@ impl NextFiles {
         };
         let expected = Expected::Epoch(ledger);
         for file in files {
-            // A file that the kernel has forgotten or that has changed is not what it was.
+            // A file that the kernel has forgotten or that has changed is not what it was. Another that has its number by now
+            // is fetched in vain.
             let fetched = match namespace.named_entry(file) {
                 Some(entry) => reader.fetch_small_file(&entry, &expected),
                 None => Some(0),

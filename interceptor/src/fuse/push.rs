@@ -1,16 +1,19 @@
 //! Hot ranges are given to the mount's page cache whole.
 //!
-//! What is read again and again through the page cache is mostly there, and the daemon hears nothing of it. If it is asked for such a range all the same,
-//! pages of it are missing: they were never read, or the kernel took them for something else. Then the kernel is handed the
-//! whole range out of the cache, by one `FUSE_NOTIFY_STORE`, instead of being answered page after page.
+//! What is read again and again through the page cache is mostly there, and the daemon hears nothing of it. If it is asked for
+//! such a range all the same, pages of it are missing: they were never read, or the kernel took them for something else. Then the
+//! kernel is handed the whole range out of the cache, by one `FUSE_NOTIFY_STORE`, instead of being answered page after page.
 //!
 //! ```text
 //!  eBPF: range is hot ──► FileVersion ──┐
 //!  FUSE_READ in that range ────────────►┴─► queue ──► thread `fuse-push` ──► FUSE_NOTIFY_STORE
 //! ```
 //!
-//! It cannot give a reader a wrong byte: a node is one version of a file, whose bytes never change. The thread is one of its own because the kernel lets it
-//! wait for pages that are being read, which other threads have to answer.
+//! The notification names a node by its number, and comes when the queue has been worked off: by then the kernel may have
+//! forgotten the node, and its number would stand for another version. So a push holds its node from the request on, which keeps
+//! the number from being given away, and is dropped if the node stands for other bytes when its turn comes.
+//!
+//! The thread is one of its own because the kernel lets it wait for pages that are being read, which other threads have to answer.
 
 use std::io;
 use std::ops::Range;
@@ -19,31 +22,53 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use fuser::{INodeNo, Notifier, OpenFlags};
 
-use crate::namespace::NodeId;
+use crate::namespace::{Namespace, NodeHold, NodeId};
 use crate::read::{FileVersion, Reader};
 
 /// Ranges that may wait; more are dropped, as the kernel is busy enough with what it asks for.
-const QUEUE: usize = 64;
+const QUEUE_CAPACITY: usize = 64;
+
+/// The kernel's pages of files.
+trait PageCache: Send + 'static {
+    /// Gives it bytes of a node.
+    fn store(&self, node: NodeId, offset: u64, data: &[u8]) -> io::Result<()>;
+}
+
+impl PageCache for Notifier {
+    fn store(&self, node: NodeId, offset: u64, data: &[u8]) -> io::Result<()> {
+        Notifier::store(self, INodeNo(node), offset, data)
+    }
+}
 
 /// Takes what is to be pushed. Dropping it ends its thread.
 pub(super) struct Pusher {
+    namespace: Arc<Namespace>,
     queue: SyncSender<Push>,
 }
 
 struct Push {
-    node: NodeId,
+    node: NodeHold,
     version: Arc<FileVersion>,
     range: Range<u64>,
 }
 
 impl Pusher {
     /// Starts the thread, which has the bytes from `reader`.
-    pub(super) fn start(notifier: Notifier, reader: Arc<Reader>) -> io::Result<Self> {
-        let (queue, pushes) = sync_channel(QUEUE);
+    pub(super) fn start(
+        namespace: Arc<Namespace>,
+        notifier: Notifier,
+        reader: Arc<Reader>,
+    ) -> io::Result<Self> {
+        let (pusher, pushes) = Self::new(namespace);
         std::thread::Builder::new()
             .name("fuse-push".into())
             .spawn(move || run(&pushes, &notifier, &reader))?;
-        Ok(Self { queue })
+        Ok(pusher)
+    }
+
+    fn new(namespace: Arc<Namespace>) -> (Self, Receiver<Push>) {
+        let (queue, pushes) = sync_channel(QUEUE_CAPACITY);
+        (Self { namespace, queue }, pushes)
     }
 
     /// The kernel has asked for bytes of `version` from `offset` on, for a file that was opened with `flags`. Does not block.
@@ -51,28 +76,186 @@ impl Pusher {
         if flags.0 & libc::O_DIRECT != 0 {
             return;
         }
-        if let Some(range) = version.take_hot(offset) {
+        if let Some(range) = version.take_hot(offset)
+            && let Some(node) = self.namespace.hold(node)
+        {
             let push = Push { node, version: version.clone(), range };
-            if let Err(full) = self.queue.try_send(push) {
-                tracing::debug!(?full, "a hot range is not given to the page cache");
+            if self.queue.try_send(push).is_err() {
+                tracing::debug!(path = version.path(), "a hot range is not given to the page cache");
             }
         }
     }
 }
 
-fn run(pushes: &Receiver<Push>, notifier: &Notifier, reader: &Reader) {
+fn run(pushes: &Receiver<Push>, pages: &impl PageCache, reader: &Reader) {
     while let Ok(Push { node, version, range }) = pushes.recv() {
+        if !node.stands_for(&version) {
+            continue;
+        }
         let Some(data) = reader.held(&version, &range) else {
             // It is being fetched, or found no room. The next read of the range asks again.
             version.note_hot_range(range);
             continue;
         };
-        match notifier.store(INodeNo(node), range.start, &data) {
+        match pages.store(node.id(), range.start, &data) {
             Ok(()) => reader.metrics().pushed(data.len() as u64),
             // The kernel has no memory for it or does not know the file any more.
             Err(error) => {
                 tracing::debug!(%error, path = version.path(), "the page cache did not take a hot range")
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use bytes::Bytes;
+    use futures::future::BoxFuture;
+    use futures::stream::BoxStream;
+    use futures::{FutureExt, StreamExt};
+    use parking_lot::Mutex;
+
+    use super::*;
+    use crate::cache::{Cache, MIN_CAPACITY};
+    use crate::fetch::{Fillable, Priority};
+    use crate::namespace::{Answer, Filer, FilerFailure, Found, NamespaceOptions, ROOT, Space};
+    use crate::read::{Origin, OriginError};
+    use crate::seaweed::entry::{Attributes, Chunk, Content, Entry, Kind};
+    use crate::telemetry::{Metrics, Source};
+
+    fn entry(name: &str, kind: Kind, content: Content, size: u64) -> Entry {
+        let (mtime, ctime, crtime) = (UNIX_EPOCH, UNIX_EPOCH, UNIX_EPOCH);
+        // A file that is replaced keeps its inode number in the filer.
+        let (perm, uid, gid, nlink, rdev, inode) = (0o644, 0, 0, 1, 0, 77);
+        let attr = Attributes { kind, perm, uid, gid, size, mtime, ctime, crtime, nlink, rdev, inode };
+        let (name, xattrs) = (name.into(), Arc::from([]));
+        Entry { name, attr, content, xattrs, hard_link: None, expires: None }
+    }
+
+    fn file(byte: u8) -> Entry {
+        let content = Content::Inline(Bytes::from(vec![byte; 4096]));
+        entry("f", Kind::File, content, 4096)
+    }
+
+    /// A filer with one file.
+    struct OneFile(Mutex<Entry>);
+
+    impl Filer for Arc<OneFile> {
+        fn lookup(&self, _: &str, _: &str) -> BoxFuture<'static, Result<Option<Entry>, FilerFailure>> {
+            std::future::ready(Ok(Some(self.0.lock().clone()))).boxed()
+        }
+        fn list(&self, _: &str) -> BoxStream<'static, Result<Entry, FilerFailure>> {
+            futures::stream::empty().boxed()
+        }
+        fn space(&self) -> BoxFuture<'static, Result<Space, FilerFailure>> {
+            std::future::ready(Ok(Space::default())).boxed()
+        }
+    }
+
+    /// Content that lies in the entry comes from nowhere else.
+    struct Nowhere;
+
+    impl Origin for Nowhere {
+        fn read_chunk<'a>(
+            &'a self,
+            _: &'a Chunk,
+            _: u64,
+            _: &'a mut dyn Fillable,
+            _: &'a Priority,
+        ) -> BoxFuture<'a, Result<Source, OriginError>> {
+            unreachable!("there is no chunk")
+        }
+        fn read_manifest<'a>(&'a self, _: &'a Chunk) -> BoxFuture<'a, Result<Vec<Chunk>, OriginError>> {
+            unreachable!("there is no manifest")
+        }
+        fn cache_remote<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Entry, OriginError>> {
+            unreachable!("there is no remote storage")
+        }
+    }
+
+    /// Notes what it is given, by node.
+    #[derive(Default)]
+    struct Pages(Mutex<Vec<(NodeId, Vec<u8>)>>);
+
+    impl PageCache for Arc<Pages> {
+        fn store(&self, node: NodeId, _: u64, data: &[u8]) -> io::Result<()> {
+            self.0.lock().push((node, data.to_vec()));
+            Ok(())
+        }
+    }
+
+    struct Fixture {
+        filer: Arc<OneFile>,
+        namespace: Arc<Namespace>,
+        reader: Arc<Reader>,
+    }
+
+    fn fixture() -> Fixture {
+        let runtime = tokio::runtime::Handle::current();
+        let filer = Arc::new(OneFile(Mutex::new(file(1))));
+        let root = entry("", Kind::Directory, Content::None, 0);
+        let options = NamespaceOptions::default();
+        let (namespace, _) = Namespace::new(Arc::new(filer.clone()), root, options, runtime.clone());
+        let cache = Arc::new(Cache::new(MIN_CAPACITY).unwrap());
+        let reader = Reader::new(cache, Arc::new(Nowhere), Metrics::new(), runtime);
+        Fixture { filer, namespace, reader }
+    }
+
+    impl Fixture {
+        async fn lookup(&self) -> NodeId {
+            let found = match self.namespace.lookup(ROOT, "f") {
+                Answer::Now(found) => found,
+                Answer::Later(found) => found.await,
+            };
+            match found {
+                Ok(Found::Node(stat)) => stat.id,
+                other => panic!("{other:?}"),
+            }
+        }
+
+        /// The kernel forgets the file, which is replaced, and looks it up again.
+        async fn replace(&self, node: NodeId) -> NodeId {
+            *self.filer.0.lock() = file(2);
+            self.namespace.forget(node, 1);
+            self.lookup().await
+        }
+    }
+
+    #[tokio::test]
+    async fn a_late_push_never_gives_a_version_the_bytes_of_another() {
+        let fixture = fixture();
+        let (pusher, pushes) = Pusher::new(fixture.namespace.clone());
+        let node = fixture.lookup().await;
+        let version = fixture.namespace.version(node).unwrap();
+        version.note_hot_range(0..4096);
+        pusher.asked(node, &version, 0, OpenFlags(libc::O_RDONLY));
+        // The thread is held up meanwhile.
+        let other = fixture.replace(node).await;
+        drop(pusher);
+        let pages = Arc::new(Pages::default());
+        run(&pushes, &pages, &fixture.reader);
+        let stored = std::mem::take(&mut *pages.0.lock());
+        assert!(stored.iter().all(|(node, _)| *node != other), "bytes of the old version for the new");
+        // With nothing left to do, the number is free.
+        fixture.namespace.forget(other, 1);
+        assert_eq!(fixture.lookup().await, node);
+    }
+
+    #[tokio::test]
+    async fn a_hot_range_is_given_to_the_node_that_was_asked_for() {
+        let fixture = fixture();
+        let (pusher, pushes) = Pusher::new(fixture.namespace.clone());
+        let node = fixture.lookup().await;
+        let version = fixture.namespace.version(node).unwrap();
+        version.note_hot_range(0..4096);
+        pusher.asked(node, &version, 100, OpenFlags(libc::O_RDONLY | libc::O_DIRECT));
+        pusher.asked(node, &version, 100, OpenFlags(libc::O_RDONLY));
+        pusher.asked(node, &version, 200, OpenFlags(libc::O_RDONLY));
+        drop(pusher);
+        let pages = Arc::new(Pages::default());
+        run(&pushes, &pages, &fixture.reader);
+        assert_eq!(*pages.0.lock(), [(node, vec![1; 4096])]);
     }
 }

@@ -54,7 +54,7 @@ pub(super) enum Known {
 const MAX_UNKNOWN: usize = 10_000;
 
 pub(super) struct Directory {
-    /// Unique among all directories ever seen: node numbers are used again, this is not.
+    /// That of its node.
     pub(super) serial: u64,
     /// Nodes that the kernel knows, by the names it knows them by.
     pub(super) children: HashMap<Arc<str>, NodeId>,

@@ -88,7 +88,7 @@ impl Namespace {
             Some(child)
                 if old.entry.hard_link.is_none() && !state.is_directory(child) && state.is_known(parent) =>
             {
-                state.tell(Invalidation::Deleted { parent, child, name: name.into() });
+                state.tell_deleted(parent, child, name);
             }
             _ => state.drop_name(parent, name),
         }

@@ -3,6 +3,10 @@
 //! To drop a name the kernel takes the lock of its directory, which it also holds while it waits for a LOOKUP in that
 //! directory to be answered. So a notification must never wait for, or be waited for by, anything that answers
 //! requests: all of them go through an unbounded queue to one thread of its own that holds no lock of ours.
+//!
+//! They name nodes by numbers, which may stand for others when they come. To drop a name, attributes or a listing of another
+//! node costs a request more and is never wrong. To delete is: the kernel would tell of the other node that it has no name left.
+//! So a deletion holds the node that it is about.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -10,6 +14,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
 use super::NodeId;
+use super::hold::NodeHold;
 
 /// The kernel's caches of names, attributes and directory pages.
 pub trait KernelCache: Send + Sync + 'static {
@@ -32,10 +37,17 @@ pub(crate) enum Invalidation {
     Deleted { parent: NodeId, child: NodeId, name: Arc<str> },
 }
 
-/// Where invalidations wait for their thread.
-pub(crate) type InvalidationQueue = Receiver<Invalidation>;
+/// An invalidation on its way.
+pub(crate) struct Queued {
+    pub(super) invalidation: Invalidation,
+    /// The node whose number must still be its own when the kernel is told.
+    pub(super) hold: Option<NodeHold>,
+}
 
-pub(super) fn queue() -> (Sender<Invalidation>, InvalidationQueue) {
+/// Where invalidations wait for their thread.
+pub(crate) type InvalidationQueue = Receiver<Queued>;
+
+pub(super) fn queue() -> (Sender<Queued>, InvalidationQueue) {
     channel()
 }
 
@@ -56,11 +68,11 @@ pub(crate) fn spawn(
 
 /// Delivers `first` and all that wait behind it, each once: what is queued says that something changed, not what it
 /// became, so a repetition within one batch adds nothing.
-pub(super) fn deliver(first: Invalidation, queue: &InvalidationQueue, kernel: &dyn KernelCache) {
+pub(super) fn deliver(first: Queued, queue: &InvalidationQueue, kernel: &dyn KernelCache) {
     let mut seen = HashSet::new();
-    let batch: Vec<_> =
-        std::iter::once(first).chain(queue.try_iter()).filter(|i| seen.insert(i.clone())).collect();
-    for invalidation in batch {
+    let is_new = |queued: &Queued| seen.insert(queued.invalidation.clone());
+    let batch: Vec<_> = std::iter::once(first).chain(queue.try_iter()).filter(is_new).collect();
+    for Queued { invalidation, hold: _hold } in batch {
         match invalidation {
             Invalidation::Entry { parent, name } => kernel.inval_entry(parent, &name),
             Invalidation::Attributes(node) => kernel.inval_inode_attr(node),

@@ -24,6 +24,7 @@
 mod directory;
 mod events;
 mod filer;
+mod hold;
 pub(crate) mod invalidate;
 pub(crate) mod listing;
 mod lookup;
@@ -43,6 +44,7 @@ use parking_lot::Mutex;
 
 pub use events::Changed;
 pub use filer::{Filer, FilerFailure, NamespaceError, Space};
+pub(crate) use hold::NodeHold;
 pub use invalidate::KernelCache;
 
 use invalidate::InvalidationQueue;
@@ -50,7 +52,7 @@ use listing::Listing;
 use state::State;
 
 use crate::read::FileVersion;
-use crate::seaweed::entry::Entry;
+use crate::seaweed::entry::{Entry, Kind};
 
 /// The number of a node, which is also its `st_ino`.
 pub type NodeId = u64;
@@ -146,8 +148,11 @@ impl Namespace {
         runtime: tokio::runtime::Handle,
     ) -> (Arc<Self>, InvalidationQueue) {
         let (sender, queue) = invalidate::queue();
-        let state = Mutex::new(State::new(&options, Arc::new(root), sender));
-        (Arc::new(Self { options, filer, runtime, state }), queue)
+        let namespace = Arc::new_cyclic(|own| {
+            let state = Mutex::new(State::new(&options, Arc::new(root), sender, own.clone()));
+            Self { options, filer, runtime, state }
+        });
+        (namespace, queue)
     }
 
     /// The kernel dropped `count` of the lookups it was told of.
@@ -161,10 +166,21 @@ impl Namespace {
     /// # Errors
     /// [`NamespaceError::Stale`] for a node that does not exist.
     pub fn version(&self, node: NodeId) -> Result<Arc<FileVersion>, NamespaceError> {
+        self.state.lock().version(node).ok_or(NamespaceError::Stale)
+    }
+
+    /// The serial number and the owner of a regular file, which is another file when it has another serial number.
+    pub(crate) fn file_identity(&self, node: NodeId) -> Option<(u64, u32)> {
         let state = self.state.lock();
-        let found = state.nodes.get(node).ok_or(NamespaceError::Stale)?;
-        let make = || FileVersion::new(&state.nodes.path(node), found.entry.clone());
-        Ok(found.version.get_or_init(make).clone())
+        let node = state.nodes.get(node).filter(|node| node.entry.attr.kind == Kind::File)?;
+        Some((node.serial, node.entry.attr.uid))
+    }
+
+    /// The bytes that a node stands for, if it still is the one with this serial number.
+    pub(crate) fn version_of(&self, node: NodeId, serial: u64) -> Option<Arc<FileVersion>> {
+        let state = self.state.lock();
+        state.nodes.get(node).filter(|node| node.serial == serial)?;
+        state.version(node)
     }
 
     /// Where a node stands in a listing of its directory, if there is one.

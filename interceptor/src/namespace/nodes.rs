@@ -24,6 +24,8 @@ pub(super) struct Place {
 }
 
 pub(super) struct Node {
+    /// Unique among all nodes ever made: numbers are used again, this is not.
+    pub(super) serial: u64,
     pub(super) generation: u32,
     pub(super) entry: Arc<Entry>,
     /// Where it was seen last; kept when the name is gone.
@@ -31,7 +33,8 @@ pub(super) struct Node {
     /// Every name that the kernel knows it by; none once all of them are gone.
     pub(super) names: Vec<Place>,
     pub(super) lookups: u64,
-    /// Handles of a directory. Of a file's handles the kernel does not tell: while there are any it keeps its lookups.
+    /// Handles of a directory, and [holds](super::NodeHold). Of a file's handles the kernel does not tell: while there are any
+    /// it keeps its lookups.
     pub(super) opens: u64,
     /// How many live nodes have their home here.
     homes: usize,
@@ -237,16 +240,16 @@ impl Nodes {
     }
 
     fn insert(&mut self, id: NodeId, home: Place, entry: Arc<Entry>) {
-        let directory = (entry.attr.kind == Kind::Directory).then(|| {
-            self.next_serial += 1;
-            Box::new(Directory::new(self.next_serial))
-        });
+        self.next_serial += 1;
+        let serial = self.next_serial;
+        let directory = (entry.attr.kind == Kind::Directory).then(|| Box::new(Directory::new(serial)));
         if id != ROOT
             && let Some(parent) = self.nodes.get_mut(&home.parent)
         {
             parent.homes += 1;
         }
         let node = Node {
+            serial,
             generation: generation(&entry),
             entry,
             home,

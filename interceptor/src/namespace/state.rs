@@ -2,14 +2,17 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
+use std::sync::Weak;
+use std::sync::mpsc::{SendError, Sender};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::directory::Directory;
-use super::invalidate::Invalidation;
+use super::hold::NodeHold;
+use super::invalidate::{Invalidation, Queued};
 use super::lookup::Flight;
 use super::nodes::Nodes;
-use super::{NamespaceOptions, NodeId, Stat};
+use super::{Namespace, NamespaceOptions, NodeId, Stat};
+use crate::read::FileVersion;
 use crate::seaweed::entry::Entry;
 
 pub(super) struct State {
@@ -30,11 +33,18 @@ pub(super) struct State {
     short_timeout: Duration,
     cached_limit: usize,
     absent_limit: usize,
-    kernel: Sender<Invalidation>,
+    kernel: Sender<Queued>,
+    /// What this is the state of.
+    namespace: Weak<Namespace>,
 }
 
 impl State {
-    pub(super) fn new(options: &NamespaceOptions, root: Arc<Entry>, kernel: Sender<Invalidation>) -> Self {
+    pub(super) fn new(
+        options: &NamespaceOptions,
+        root: Arc<Entry>,
+        kernel: Sender<Queued>,
+        namespace: Weak<Namespace>,
+    ) -> Self {
         Self {
             nodes: Nodes::new(&options.root_path, root),
             flights: HashMap::new(),
@@ -49,6 +59,7 @@ impl State {
             cached_limit: options.cached_entries,
             absent_limit: options.absent_names,
             kernel,
+            namespace,
         }
     }
 
@@ -58,7 +69,18 @@ impl State {
 
     /// Queues an invalidation. It is lost only when the mount is going away.
     pub(super) fn tell(&self, invalidation: Invalidation) {
-        let _ = self.kernel.send(invalidation);
+        let _ = self.kernel.send(Queued { invalidation, hold: None });
+    }
+
+    /// Queues that `name` of `parent` was deleted, which stood for `child`.
+    pub(super) fn tell_deleted(&mut self, parent: NodeId, child: NodeId, name: &str) {
+        let invalidation = Invalidation::Deleted { parent, child, name: name.into() };
+        let hold = self.nodes.open(child).map(|_| NodeHold::of(self.namespace.clone(), child));
+        if let Err(SendError(lost)) = self.kernel.send(Queued { invalidation, hold })
+            && let Some(hold) = lost.hold
+        {
+            self.nodes.close(hold.into_id());
+        }
     }
 
     pub(super) fn next_listing(&mut self) -> u32 {
@@ -156,6 +178,13 @@ impl State {
         let generation = node.generation;
         let timeout = if current { self.timeout(entry) } else { Duration::ZERO };
         Some(Stat { id, generation, entry: entry.clone(), entry_timeout: timeout, attr_timeout: timeout })
+    }
+
+    /// The bytes that a node stands for.
+    pub(super) fn version(&self, id: NodeId) -> Option<Arc<FileVersion>> {
+        let node = self.nodes.get(id)?;
+        let make = || FileVersion::new(&self.nodes.path(id), node.entry.clone());
+        Some(node.version.get_or_init(make).clone())
     }
 
     /// The node as it is known, with time-outs of zero if that is not what the filer would say.

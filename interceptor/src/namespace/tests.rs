@@ -180,7 +180,7 @@ impl Fixture {
     }
 
     fn told(&self) -> Vec<Invalidation> {
-        self.queue.try_iter().collect()
+        self.queue.try_iter().map(|queued| queued.invalidation).collect()
     }
 
     async fn list(&self, node: NodeId) -> (Arc<listing::Listing>, Vec<String>) {
@@ -222,6 +222,27 @@ async fn a_changed_file_is_another_node_and_an_open_one_stays_what_it_was() {
     // Once nobody holds the old version, the number is free for the next one.
     f.namespace.forget(old.id, 1);
     f.namespace.forget(new.id, 1);
+    assert_eq!(f.find(ROOT, "a").await.id, 7);
+}
+
+#[tokio::test]
+async fn a_number_is_not_given_away_while_something_waits_that_names_it() {
+    let f = fixture();
+    f.model.put("/", file("a", 7, b"old"));
+    f.find(ROOT, "a").await;
+    let held = f.namespace.hold(7).expect("there is such a node");
+    f.delete("/", "a");
+    // The kernel forgets the file by itself, and finds another, before it is told of the deletion.
+    f.namespace.forget(7, 1);
+    f.write("/", file("a", 7, b"other"));
+    let other = f.find(ROOT, "a").await;
+    assert_ne!(other.id, 7);
+    drop(held);
+    f.namespace.forget(other.id, 1);
+    let other = f.find(ROOT, "a").await;
+    assert_ne!(other.id, 7, "the kernel has not been told of the deletion");
+    f.namespace.forget(other.id, 1);
+    assert!(f.told().contains(&Invalidation::Deleted { parent: ROOT, child: 7, name: "a".into() }));
     assert_eq!(f.find(ROOT, "a").await.id, 7);
 }
 
@@ -562,5 +583,7 @@ async fn under_stress_the_last_change_wins() {
     }
     let held = std::mem::take(&mut *held.lock());
     held.iter().rev().for_each(|id| f.namespace.forget(*id, 1));
+    // What the kernel has not been told of is held.
+    f.told();
     assert_eq!(f.namespace.size().0, 1, "only the root is left");
 }

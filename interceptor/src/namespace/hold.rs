@@ -1,0 +1,57 @@
+//! Holding nodes for what is to be done with them later.
+//!
+//! The number of a node is given to another as soon as the kernel has forgotten the node and nothing holds it. Whatever acts
+//! on a number later than the request that named it, and would harm another node, takes a hold first.
+
+use std::sync::{Arc, Weak};
+
+use super::{Namespace, NodeId};
+use crate::read::FileVersion;
+
+/// Keeps a node, and so its number from being given to another. Must not be dropped under the namespace's lock.
+pub(crate) struct NodeHold {
+    /// A mount that is gone has nothing to keep.
+    namespace: Weak<Namespace>,
+    node: NodeId,
+}
+
+impl NodeHold {
+    /// For a node that was opened.
+    pub(super) fn of(namespace: Weak<Namespace>, node: NodeId) -> Self {
+        Self { namespace, node }
+    }
+
+    /// Leaves it to the caller to close the node.
+    pub(super) fn into_id(mut self) -> NodeId {
+        self.namespace = Weak::new();
+        self.node
+    }
+
+    /// The number of the node.
+    pub(crate) fn id(&self) -> NodeId {
+        self.node
+    }
+
+    /// Whether the node still stands for `version`.
+    pub(crate) fn stands_for(&self, version: &Arc<FileVersion>) -> bool {
+        let namespace = self.namespace.upgrade();
+        namespace
+            .is_some_and(|namespace| namespace.version(self.node).is_ok_and(|now| Arc::ptr_eq(&now, version)))
+    }
+}
+
+impl Drop for NodeHold {
+    fn drop(&mut self) {
+        if let Some(namespace) = self.namespace.upgrade() {
+            namespace.state.lock().nodes.close(self.node);
+        }
+    }
+}
+
+impl Namespace {
+    /// Keeps a node, if there is such a node.
+    pub(crate) fn hold(self: &Arc<Self>, node: NodeId) -> Option<NodeHold> {
+        self.state.lock().nodes.open(node)?;
+        Some(NodeHold::of(Arc::downgrade(self), node))
+    }
+}
