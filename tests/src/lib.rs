@@ -38,6 +38,7 @@ pub mod reading;
 pub mod shared;
 pub mod status;
 pub mod terminal;
+pub mod user;
 pub mod weed;
 
 pub use browser::{Browser, Viewport};

@@ -1,13 +1,14 @@
 //! A layer that keeps what it has read from a mount below of whatever kind: the same bytes as below, at every open.
 
-use std::fs::{self, File, FileTimes};
+use std::fs::{self, File, FileTimes, Permissions};
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use interceptor::warmup::ticket::READ_TICKET_XATTR;
 use nix::fcntl::{AT_FDCWD, PosixFadviseAdvice, RenameFlags, posix_fadvise};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::Signal;
@@ -15,6 +16,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tests::mount::interceptor_program;
 use tests::process::Process;
+use tests::user::{as_nobody, xattr};
 use tests::{Beside, Bindfs, Disk, Layer, Pattern, eventually, host, posix};
 
 const NONE: [&str; 0] = [];
@@ -658,6 +660,29 @@ fn a_tree_is_brought_to_memory_before_it_is_read() {
         );
         assert_eq!((&told["cached_files"], &told["problems"]), (&5.into(), &1.into()), "{told}");
         assert!(fs::read(tree.join("inner/4096")).unwrap() == content(7, 4096));
+        assert_eq!(stage.layer.detach().unwrap().code(), Some(0));
+    }
+}
+
+#[test]
+fn a_ticket_for_warming_a_file_takes_the_right_to_read_it() {
+    for below in Below::all() {
+        let beside = below.beside();
+        for (name, mode) in [("open", 0o644), ("closed", 0o600)] {
+            fs::write(beside.join(name), name).unwrap();
+            fs::set_permissions(beside.join(name), Permissions::from_mode(mode)).unwrap();
+        }
+        let has_modes = fs::metadata(beside.join("closed")).unwrap().mode() & 0o777 == 0o600;
+        let stage = below.attach();
+        let everybody = Permissions::from_mode(0o755);
+        fs::set_permissions(stage.file("").parent().unwrap(), everybody).unwrap();
+        let ticket = |name: &str| xattr(&stage.file(name), READ_TICKET_XATTR);
+        assert!(as_nobody(|| ticket("open")).is_ok());
+        if has_modes {
+            assert_eq!(as_nobody(|| ticket("closed")), Err(libc::EACCES));
+        }
+        assert!(ticket("closed").is_ok());
+        assert_eq!(ticket(""), Err(libc::ENODATA), "a directory is not read");
         assert_eq!(stage.layer.detach().unwrap().code(), Some(0));
     }
 }

@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nix::unistd::mkfifo;
+use tests::user::xattr;
 use tests::{Cluster, Mount, Pattern, Shared, eventually, host, reading};
 
 static CLUSTER: Shared<Cluster> = Shared::new();
@@ -224,18 +225,6 @@ fn every_kind_of_entry_with_its_attributes() {
     }
     let kind = |name: &str| fs::symlink_metadata(mount.file("/kinds").join(name)).unwrap().file_type();
     assert!(kind("fifo").is_fifo() && kind("block").is_block_device() && kind("socket").is_socket());
-}
-
-fn xattr(path: &Path, name: &str) -> Result<Vec<u8>, i32> {
-    let path = CString::new(path.as_os_str().as_bytes()).unwrap();
-    let name = CString::new(name).unwrap();
-    let mut value = vec![0; 65_536];
-    // SAFETY: both strings end in NUL and the buffer is as long as told.
-    let length =
-        unsafe { libc::lgetxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
-    let Ok(length) = usize::try_from(length) else { return Err(nix::errno::Errno::last_raw()) };
-    value.truncate(length);
-    Ok(value)
 }
 
 fn set_xattr(path: &Path, name: &str, value: &[u8]) {

@@ -1,18 +1,21 @@
 //! `interceptor warmup`: files and trees into the cache of a running mount, counted there, and out of it again.
 
 use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine;
+use interceptor::warmup::ticket::READ_TICKET_XATTR;
 use nix::sys::signal::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tests::mount::interceptor_program;
 use tests::process::Process;
+use tests::user::{NOBODY, as_nobody, xattr};
 use tests::{Cluster, Fault, Filer, Mount, Pattern, Shared, data, eventually, host};
 
 static CLUSTER: Shared<Cluster> = Shared::new();
@@ -368,30 +371,44 @@ fn a_daemon_that_is_gone_is_called_that() {
     assert!(said.contains("does not answer") || said.contains("is gone"), "{said}");
 }
 
+/// A mount whose path everybody may walk.
+fn open_mount(cluster: &Cluster, args: &[&str]) -> Mount {
+    let builder = Mount::interceptor(&cluster.filer_addresses());
+    let mount = builder.args(["--cache-size", "64MiB", "--no-ebpf"]).args(args).start().unwrap();
+    let mode = Permissions::from_mode(0o755);
+    fs::set_permissions(mount.path().parent().unwrap(), mode).unwrap();
+    mount
+}
+
+/// A run of `interceptor warmup` by [`NOBODY`].
+fn warmup_by_nobody(args: &[&str], path: &Path) -> (i32, String) {
+    // A copy where everybody can run it.
+    let home = tempfile::tempdir().unwrap();
+    let program = home.path().join("interceptor");
+    fs::copy(interceptor_program().unwrap(), &program).unwrap();
+    fs::set_permissions(home.path(), Permissions::from_mode(0o755)).unwrap();
+    let mut command = Command::new(&program);
+    command.arg("warmup").args(args).arg(path).uid(NOBODY).gid(NOBODY);
+    Run::start(command).end()
+}
+
+fn put_with_mode(filer: &Filer, path: &str, mode: &str) {
+    filer.put(path, &content(path, 10_000), &format!("mode={mode}")).unwrap();
+}
+
 #[test]
 fn everybody_may_ask_for_what_he_may_read() {
-    const NOBODY: u32 = 65534;
     if !host::can_mount() {
         return;
     }
     let cluster = cluster();
     let filer = cluster.filer();
-    for (path, mode) in [("/users/open", "0644"), ("/users/closed", "0600")] {
-        filer.put(path, &content(path, 10_000), &format!("mode={mode}")).unwrap();
-    }
-    let mount = mount(&cluster, "64MiB");
+    put_with_mode(&filer, "/users/open", "0644");
+    put_with_mode(&filer, "/users/closed", "0600");
+    let mount = open_mount(&cluster, &[]);
     let mode = fs::metadata(mount.file("/users/closed")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600, "the filer takes the mode");
-    // A copy where everybody can run it; and the way to the mount is open.
-    let home = tempfile::tempdir().unwrap();
-    let program = home.path().join("interceptor");
-    fs::copy(interceptor_program().unwrap(), &program).unwrap();
-    for path in [home.path(), mount.path().parent().unwrap()] {
-        fs::set_permissions(path, Permissions::from_mode(0o755)).unwrap();
-    }
-    let mut command = Command::new(&program);
-    command.args(["warmup", "--json"]).arg(mount.file("/users")).uid(NOBODY).gid(NOBODY);
-    let (code, said) = Run::start(command).end();
+    let (code, said) = warmup_by_nobody(&["--json"], &mount.file("/users"));
     assert_eq!(code, 1, "{said}");
     assert!(
         said.contains("/users/closed: EACCES") || said.contains("/users/closed: Permission denied"),
@@ -399,4 +416,87 @@ fn everybody_may_ask_for_what_he_may_read() {
     );
     assert_eq!(cached(&mount, "/users/open"), 10_000);
     assert_eq!(cached(&mount, "/users/closed"), 0);
+
+    // It serves others as well, and pushes nothing of theirs out.
+    let (code, said) = warmup_by_nobody(&["--evict"], &mount.file("/users/open"));
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("only its owner, root"), "{said}");
+    let (code, said) = warmup_by_nobody(&["--force"], &mount.file("/users/open"));
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("only root"), "{said}");
+    assert_eq!(cached(&mount, "/users/open"), 10_000);
+    assert_eq!(json(&["--evict"], &[mount.file("/users/open")])["cached_bytes"], 0, "root may");
+    // What is root's in the filer is this user's here.
+    let own = open_mount(&cluster, &["--map-uid", &format!("{NOBODY}:0")]);
+    assert_eq!(warmup_by_nobody(&[], &own.file("/users/open")).0, 0);
+    let (code, said) = warmup_by_nobody(&["--evict"], &own.file("/users/open"));
+    assert_eq!(code, 0, "{said}");
+    assert_eq!(cached(&own, "/users/open"), 0);
+}
+
+/// What a local user can try who knows the API, the numbers of all files and the tickets of those that he may read.
+#[test]
+fn nothing_is_done_or_told_about_files_that_a_user_may_not_read() {
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = cluster();
+    let filer = cluster.filer();
+    put_with_mode(&filer, "/secrets/open", "0644");
+    put_with_mode(&filer, "/secrets/group", "0640");
+    put_with_mode(&filer, "/secrets/closed", "0600");
+    let mount = open_mount(&cluster, &["--map-gid", &format!("{NOBODY}:0")]);
+    let parent = mount.path().parent().unwrap();
+    let ticket = |path: &str| xattr(&mount.file(path), READ_TICKET_XATTR);
+    let hostile = |path: &str| as_nobody(|| ticket(path));
+    let open = String::from_utf8(hostile("/secrets/open").unwrap()).unwrap();
+    assert!(hostile("/secrets/group").is_ok(), "the kernel knows the group");
+    assert_eq!(hostile("/secrets/closed"), Err(libc::EACCES));
+    assert_eq!(hostile("/secrets"), Err(libc::ENODATA), "a directory is not read");
+    // A mode that lets everybody read is of no use behind a closed directory.
+    fs::set_permissions(parent, Permissions::from_mode(0o700)).unwrap();
+    assert_eq!(hostile("/secrets/open"), Err(libc::EACCES));
+    fs::set_permissions(parent, Permissions::from_mode(0o755)).unwrap();
+
+    let closed = fs::metadata(mount.file("/secrets/closed")).unwrap();
+    let device = format!("{}:{}", libc::major(closed.dev()), libc::minor(closed.dev()));
+    let ask = |field: &str, value: Value| {
+        let body = json!({ "action": "fetch", "device": device, field: [value] }).to_string();
+        let url = format!("{}/api/v1/warmup", mount.status_url().unwrap());
+        let config = ureq::Agent::config_builder().http_status_as_error(false).build();
+        let request = ureq::Agent::new_with_config(config).post(url).header("X-Interceptor", "warmup");
+        let mut answer = request.content_type("application/json").send(body).unwrap();
+        (answer.status().as_u16(), answer.body_mut().read_to_string().unwrap())
+    };
+    assert_eq!(ask("nodes", closed.ino().into()).0, 400);
+    // The ticket begins with the number of the file, which anybody can exchange.
+    let engine = base64::engine::general_purpose::URL_SAFE_NO_PAD;
+    let mut forged = engine.decode(&open).unwrap();
+    assert_eq!(forged[..8], fs::metadata(mount.file("/secrets/open")).unwrap().ino().to_le_bytes());
+    forged[..8].copy_from_slice(&closed.ino().to_le_bytes());
+    for ticket in [engine.encode(&forged), closed.ino().to_string(), String::new()] {
+        let (status, said) = ask("tickets", ticket.into());
+        assert_eq!(status, 403, "{said}");
+        assert!(!said.contains("10000") && !said.contains("closed"), "{said}");
+    }
+    assert_eq!(fetched(&mount), 0.0);
+    assert_eq!(ask("tickets", open.into()).0, 201, "what he may read");
+}
+
+#[test]
+fn a_daemon_with_a_token_asks_for_it() {
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = cluster();
+    let home = tempfile::tempdir().unwrap();
+    let token = home.path().join("token");
+    fs::write(&token, "0123456789abcdef0123456789abcdef\n").unwrap();
+    let token = token.to_str().unwrap();
+    let mount = open_mount(&cluster, &["--status-token-file", token]);
+    let file = [mount.file("/tree/a/small")];
+    let (code, said) = warmup(&[], &file);
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("--status-token-file"), "{said}");
+    assert_eq!(json(&["--status-token-file", token], &file)["cached_bytes"], 5000);
 }

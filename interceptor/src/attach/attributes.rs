@@ -45,6 +45,10 @@ impl Attributes {
         FileType::from_raw_mode(self.0.stx_mode.into())
     }
 
+    pub(super) fn owner(&self) -> u32 {
+        self.0.stx_uid
+    }
+
     pub(super) fn modified(&self) -> SystemTime {
         time(&self.0.stx_mtime)
     }

@@ -38,6 +38,7 @@ use crate::fuse::handles::Handles;
 use crate::read::Answer;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Source;
+use crate::warmup::ticket::{READ_TICKET_XATTR, ReadTicket, TicketIssuer};
 
 /// How long the kernel may keep names and attributes, as most mounts below do, too. What goes through this layer shows at once; this is for what others
 /// change.
@@ -62,6 +63,8 @@ pub(super) struct Layer {
     pub(super) decider: Option<Decider>,
     /// Where the status API is, once that is known.
     pub(super) status_api: Arc<std::sync::OnceLock<SocketAddr>>,
+    /// Issues the values of [`READ_TICKET_XATTR`].
+    pub(super) tickets: Arc<TicketIssuer>,
     pub(super) arrivals: Arrivals,
     /// There before the first request.
     pub(super) notifier: Arc<std::sync::OnceLock<Notifier>>,
@@ -200,6 +203,13 @@ impl Layer {
     fn serve<T>(&self, request: &Request, len: usize, work: impl FnOnce() -> T) -> T {
         let _turn = self.arrivals.begin(request.pid(), len.try_into().unwrap_or(u32::MAX));
         work()
+    }
+
+    /// A ticket for a caller who may read the file.
+    fn read_ticket(&self, node: u64, caller: Caller) -> io::Result<String> {
+        let (file, owner) = self.tree.readable_file(node, caller)?;
+        let (user, is_owner) = (caller.user, caller.user == owner);
+        Ok(self.tickets.issue(&ReadTicket { file, user, is_owner }))
     }
 
     fn file(&self, handle: FileHandle) -> io::Result<Arc<OpenFile>> {
@@ -592,6 +602,10 @@ impl Filesystem for Layer {
         if name == STATUS_XATTR && self.decider.is_some() {
             let address = self.status_api.get().map_or_else(|| "none".into(), ToString::to_string);
             return reply_xattr(reply, sized(address.into_bytes(), size));
+        }
+        if name == READ_TICKET_XATTR && self.decider.is_some() {
+            let ticket = self.read_ticket(node.0, caller(request));
+            return reply_xattr(reply, ticket.and_then(|ticket| sized(ticket.into_bytes(), size)));
         }
         reply_xattr(reply, self.tree.attribute(node.0, name, size, caller(request)));
     }

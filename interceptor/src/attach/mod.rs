@@ -52,7 +52,6 @@ use std::time::Duration;
 
 use fuser::{Config, Session, SessionACL};
 use nix::sys::stat::{Mode, umask};
-use rustix::fs::FileType;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::{mpsc, watch};
 
@@ -82,6 +81,7 @@ use crate::seaweed::filer::FilerClient;
 use crate::seaweed::subscribe::subscribe;
 use crate::telemetry::Metrics;
 use crate::warmup::Wanted;
+use crate::warmup::ticket::{NodeInstance, TicketIssuer};
 
 /// What to attach to, and how.
 #[derive(Debug, Clone)]
@@ -147,6 +147,7 @@ struct Serving {
     ended: watch::Receiver<bool>,
     /// Where the status API is, once that is known.
     status_api: Arc<OnceLock<SocketAddr>>,
+    tickets: Arc<TicketIssuer>,
 }
 
 /// Changes of the filer that may wait to be handled before its stream is slowed down.
@@ -225,10 +226,15 @@ impl Attached {
         self.serving.decider.as_ref().map(Decider::reader)
     }
 
-    /// The file `node`, for who wants it in the cache; `None` if there is no such file, or nothing can be served.
-    pub fn to_warm(&self, node: NodeId) -> Option<Arc<dyn Wanted>> {
+    /// Recognizes the tickets that the layer gives.
+    pub fn tickets(&self) -> &Arc<TicketIssuer> {
+        &self.serving.tickets
+    }
+
+    /// The file that a ticket is about; `None` if the kernel has forgotten it, or nothing can be served.
+    pub fn to_warm(&self, file: NodeInstance) -> Option<Arc<dyn Wanted>> {
         let tree = self.serving.tree.clone();
-        let node = tree.nodes().get(node).filter(|node| node.file_type == FileType::RegularFile)?;
+        let node = tree.nodes().get(file.node).filter(|node| node.instance() == file)?;
         Some(Arc::new(ToWarm { node, tree, decider: self.serving.decider.clone()? }))
     }
 
@@ -358,6 +364,7 @@ fn start(
         allow_other: lower.allow_other,
         default_permissions: lower.kernel_checks,
     };
+    let tickets = Arc::<TicketIssuer>::default();
     let (notifier, status_api) = (Arc::new(OnceLock::new()), Arc::new(OnceLock::new()));
     let layer = Layer {
         tree: tree.clone(),
@@ -371,6 +378,7 @@ fn start(
         arrivals: Arrivals::new(Placement::new(false), awake),
         notifier: notifier.clone(),
         status_api: status_api.clone(),
+        tickets: tickets.clone(),
     };
     let Detached { device, mount } = device::mount_detached(&lower.path, &manner)?;
     let mut config = Config::default();
@@ -389,7 +397,7 @@ fn start(
         ending.send_replace(true);
     };
     std::thread::Builder::new().name("fuse".into()).spawn(run).map_err(AttachError::Start)?;
-    Ok((Serving { tree, decider, ended, status_api }, mount))
+    Ok((Serving { tree, decider, ended, status_api, tickets }, mount))
 }
 
 /// Lets the process have as many descriptors as the kernel lets any, or, without the right to that, as it may have. Returns how many.

@@ -19,6 +19,7 @@ use rustix::fs::FileType;
 use super::attributes::Attributes;
 use super::coherence::Content;
 use super::file_key::FileKey;
+use crate::warmup::ticket::NodeInstance;
 
 /// The number of the root.
 pub(super) const ROOT: u64 = 1;
@@ -43,6 +44,11 @@ pub(super) struct Node {
 }
 
 impl Node {
+    /// This use of its number.
+    pub(super) fn instance(&self) -> NodeInstance {
+        NodeInstance { node: self.id, serial: self.generation }
+    }
+
     /// Where it was found last: the number of the directory, and the name in it.
     pub(super) fn home(&self) -> (u64, OsString) {
         self.home.lock().clone()

@@ -21,6 +21,7 @@ use super::files::{LargeWrites, OpenFile, flags_below};
 use super::lower::Lower;
 use super::node_file::proc_path;
 use super::nodes::{Node, Nodes};
+use crate::warmup::ticket::NodeInstance;
 
 /// The names and attributes of the mount below.
 pub(super) struct Tree {
@@ -337,6 +338,21 @@ impl Tree {
         let _acting = self.asking(caller);
         let access = rustix::fs::Access::from_bits_truncate(mask as u32);
         Ok(rustix::fs::accessat(CWD, proc_path(&*node), access, AtFlags::EACCESS)?)
+    }
+
+    /// The regular file `id`, which the caller may read, and its owner. The kernel has checked that before it asks for an
+    /// attribute of the `user.` name space; where it checks nothing, the daemon below has to let the caller in.
+    pub(super) fn readable_file(&self, id: u64, caller: Caller) -> io::Result<(NodeInstance, u32)> {
+        let node = self.node(id)?;
+        if node.file_type != FileType::RegularFile {
+            return Err(io::Error::from_raw_os_error(libc::ENODATA));
+        }
+        if !self.kernel_checks {
+            self.access(id, libc::R_OK, caller)?;
+            let _acting = caller.act();
+            drop(self.open(node.clone(), libc::O_RDONLY)?);
+        }
+        Ok((node.instance(), Attributes::of(&*node)?.owner()))
     }
 
     pub(super) fn space(&self, id: u64) -> io::Result<rustix::fs::StatVfs> {

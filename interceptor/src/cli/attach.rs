@@ -256,8 +256,9 @@ async fn cluster(
 fn take_requests(desk: &Desk, attached: &Arc<Attached>) {
     let Some(reader) = attached.reader().cloned() else { return };
     let known = Arc::downgrade(attached);
-    let file = Box::new(move |node| known.upgrade()?.to_warm(node));
-    desk.open(Mounted { device: attached.device().to_owned(), file, reader });
+    let file = Box::new(move |file| known.upgrade()?.to_warm(file));
+    let tickets = attached.tickets().clone();
+    desk.open(Mounted { device: attached.device().to_owned(), tickets, file, reader });
 }
 
 /// Says that the layer answers, in the log and to whoever waits for that line on standard output.

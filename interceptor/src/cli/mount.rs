@@ -238,7 +238,8 @@ fn take_requests(desk: &Desk, mount: &Arc<Mount>, reader: Arc<Reader>) {
     let known = Arc::downgrade(mount);
     desk.open(warmup::Mounted {
         device: mount.device().to_owned(),
-        file: Box::new(move |node| Some(Arc::new(known.upgrade()?.version(node)?))),
+        tickets: mount.tickets().clone(),
+        file: Box::new(move |file| Some(Arc::new(known.upgrade()?.version_of(file)?))),
         reader,
     });
 }

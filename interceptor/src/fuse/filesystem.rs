@@ -34,6 +34,7 @@ use crate::read::{self, FileVersion, ReadError, Reader, SMALL_FILE};
 use crate::seaweed::entry::Content;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Way;
+use crate::warmup::ticket::{NodeInstance, READ_TICKET_XATTR, ReadTicket, TicketIssuer};
 
 /// How many requests the kernel may have under way in the background (readahead); its default of 12 starves it.
 const MAX_BACKGROUND: u16 = 256;
@@ -57,6 +58,8 @@ pub(super) struct Shared {
     pub(super) pusher: OnceLock<Pusher>,
     /// The value of [`xattr::STATUS_XATTR`].
     pub(super) status_api: String,
+    /// Issues the values of [`READ_TICKET_XATTR`].
+    pub(super) tickets: Arc<TicketIssuer>,
 }
 
 /// A mount's side of the protocol.
@@ -91,6 +94,13 @@ impl Shared {
     fn read_next_files(&self, node: NodeId, size: u64, hit: bool) {
         self.next_files.follow_walk(&self.namespace, &self.reader, node);
         self.next_files.follow_epoch(&self.namespace, &self.reader, node, size, hit);
+    }
+
+    /// A ticket for a user who may read the file: the kernel has checked that (`default_permissions`).
+    fn read_ticket(&self, node: NodeId, user: u32) -> Option<String> {
+        let (serial, owner) = self.namespace.file_identity(node)?;
+        let file = NodeInstance { node, serial };
+        Some(self.tickets.issue(&ReadTicket { file, user, is_owner: user == owner }))
     }
 
     fn with_attributes(
@@ -353,10 +363,14 @@ impl Filesystem for MountedTree {
         self.0.answer(space.now(), move |space| statfs::reply(space, reply));
     }
 
-    fn getxattr(&self, _: &Request, node: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+    fn getxattr(&self, request: &Request, node: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let Some(name) = name.to_str().map(str::to_owned) else { return reply.error(Errno::ENODATA) };
         if name == xattr::STATUS_XATTR {
             return xattr::reply(reply, size, Some(self.0.status_api.as_bytes()));
+        }
+        if name == READ_TICKET_XATTR {
+            let ticket = self.0.read_ticket(node.0, request.uid());
+            return xattr::reply(reply, size, ticket.as_deref().map(str::as_bytes));
         }
         self.0.with_attributes(node.0, move |stat| match stat {
             Ok(stat) => xattr::reply(reply, size, xattr::get(&stat.entry.xattrs, &name)),

@@ -65,6 +65,7 @@ use crate::read::{FileVersion, Reader};
 use crate::seaweed::entry::{Entry, Kind};
 use crate::seaweed::filer::FilerClient;
 use crate::seaweed::subscribe::{EntryRef, Notice};
+use crate::warmup::ticket::{NodeInstance, TicketIssuer};
 
 /// What to mount where, and how.
 #[derive(Debug, Clone)]
@@ -143,6 +144,7 @@ pub struct Mount {
     ended: watch::Receiver<bool>,
     events: JoinHandle<()>,
     passthrough: Result<(), NoPassthrough>,
+    tickets: Arc<TicketIssuer>,
 }
 
 /// How long the mount is given to answer for its root before it counts as failed.
@@ -172,6 +174,7 @@ impl Mount {
             ..NamespaceOptions::default()
         };
         let (namespace, queue) = Namespace::new(filer.clone(), root, namespace_options, runtime.clone());
+        let tickets = Arc::<TicketIssuer>::default();
         let shared = Arc::new(Shared {
             namespace: namespace.clone(),
             next_files: NextFiles::new(&reader),
@@ -189,6 +192,7 @@ impl Mount {
             opens: OnceLock::new(),
             pusher: OnceLock::new(),
             status_api: options.status_api.map_or_else(|| "none".into(), |address| address.to_string()),
+            tickets: tickets.clone(),
         });
 
         // The kernel is asked to mount, and may ask back, on a thread that may block.
@@ -209,7 +213,7 @@ impl Mount {
         let (at, Begun { ended, passthrough }) =
             started.await.map_err(|panic| MountError::Session(std::io::Error::other(panic)))??;
         let events = tokio::spawn(follow(namespace.clone(), reader, notices));
-        let mount = Self { at, namespace, ended, events, passthrough };
+        let mount = Self { at, namespace, ended, events, passthrough, tickets };
         mount.first_answer().await?;
         mount.at.set_read_ahead(read_ahead);
         Ok(mount)
@@ -240,6 +244,16 @@ impl Mount {
     /// The device number of the mount, `MAJOR:MINOR`.
     pub fn device(&self) -> &str {
         &self.at.device
+    }
+
+    /// Recognizes the tickets that the mount gives.
+    pub fn tickets(&self) -> &Arc<TicketIssuer> {
+        &self.tickets
+    }
+
+    /// Which version of a file a ticket is about; `None` if the kernel has forgotten it.
+    pub fn version_of(&self, file: NodeInstance) -> Option<Arc<FileVersion>> {
+        self.namespace.version_of(file.node, file.serial)
     }
 
     /// Which version of a file a node is; `None` if there is no such node.

@@ -5,7 +5,8 @@
 //! needs a token, or everybody who can reach it reads it, which the daemon then says in its log and on its page.
 //!
 //! The token is taken as `Authorization: Bearer TOKEN`, which Prometheus sends, or as the password of HTTP's Basic scheme, which
-//! browsers ask their users for. Nothing is served that changes anything, so there is nothing to forge.
+//! browsers ask their users for. The routes that change something ask for more ([`crate::warmup::api`]), so that a page that has a
+//! browser send a request with the browser's password forges nothing.
 
 use std::fs;
 use std::io;

@@ -1,8 +1,9 @@
 //! The status API: `/` for people ([`page`](super::page)), `/metrics` for Prometheus, `/api/v1/…` for scripts and for the page, `/healthz` and
 //! `/readyz` for whoever restarts things.
 //!
-//! What is offered here only reads; what changes something is added by who starts the server, and guarded there. Nothing
-//! is served that is not compiled in. Who may read is decided by [`access`](super::access); `/healthz` and `/readyz` answer everybody.
+//! What is offered here only reads; what changes something is added by who starts the server, and guarded there a second time.
+//! Nothing is served that is not compiled in. [`access`](super::access) decides who may use it; `/healthz` and `/readyz` answer
+//! everybody.
 
 use std::io;
 use std::net::SocketAddr;
@@ -96,11 +97,11 @@ fn router(status: Arc<Status>, live: Arc<Live>, guard: Arc<Guard>, more: Router)
         .route("/api/v1/schema", get(|| async { Json(report::schema()) }))
         .with_state(status.clone())
         .merge(live.router())
+        .merge(more)
         .route_layer(middleware::from_fn_with_state(guard, access::guard))
         // Whoever restarts things has no token, and these tell of no file.
         .route("/healthz", get(|| async { "ok\n" }))
         .merge(Router::new().route("/readyz", get(ready)).with_state(status))
-        .merge(more)
         .layer(middleware::map_response(secured))
 }
 

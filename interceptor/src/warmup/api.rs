@@ -49,8 +49,10 @@ impl From<Refusal> for Error {
         let code = match refusal {
             Refusal::NotMounted => StatusCode::SERVICE_UNAVAILABLE,
             Refusal::OtherMount { .. } => StatusCode::CONFLICT,
-            Refusal::TooManyNodes(_) => StatusCode::PAYLOAD_TOO_LARGE,
-            Refusal::TooManyJobs => StatusCode::TOO_MANY_REQUESTS,
+            Refusal::TooManyFiles(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Refusal::NotOneUser => StatusCode::BAD_REQUEST,
+            Refusal::Ticket(_) | Refusal::ForceNotPermitted => StatusCode::FORBIDDEN,
+            Refusal::TooManyJobs(_) => StatusCode::TOO_MANY_REQUESTS,
         };
         Self(code, refusal.to_string())
     }

@@ -11,16 +11,18 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::wire::{MOST_NODES, Problem, Report, Request, State};
+use super::ticket::{InvalidTicket, NodeInstance, ReadTicket, TicketIssuer};
+use super::wire::{Action, MAX_FILES, Problem, Report, Request, State};
 use super::work::Work;
 use crate::cache::Displace;
-use crate::namespace::NodeId;
 use crate::read::{FileVersion, Reader};
 
 /// How long a job lives without being asked about, running or done.
 pub const LEASE: Duration = Duration::from_secs(30);
 /// The most jobs at the same time, of all clients together. A client has two.
-const MOST_JOBS: usize = 32;
+const MAX_JOBS: usize = 32;
+/// Of these, the most of one user who does not operate the mount, so that none shuts out the others.
+const MAX_JOBS_OF_USER: usize = 8;
 
 /// A file as a job knows it from its beginning on, whatever comes to its name meanwhile.
 pub trait Wanted: Send + Sync {
@@ -46,8 +48,10 @@ impl Wanted for Arc<FileVersion> {
 pub struct Mounted {
     /// The mount's device number, `MAJOR:MINOR`.
     pub device: String,
-    /// Which file a node is; `None` if there is no such node.
-    pub file: Box<dyn Fn(NodeId) -> Option<Arc<dyn Wanted>> + Send + Sync>,
+    /// Recognizes the tickets of those files.
+    pub tickets: Arc<TicketIssuer>,
+    /// Which file a node is; `None` if it is none any more.
+    pub file: Box<dyn Fn(NodeInstance) -> Option<Arc<dyn Wanted>> + Send + Sync>,
     /// Reads those files.
     pub reader: Arc<Reader>,
 }
@@ -67,11 +71,20 @@ pub enum Refusal {
         theirs: String,
     },
     /// Too many files.
-    #[error("{0} nodes are too many: {MOST_NODES} is the limit for one job")]
-    TooManyNodes(usize),
+    #[error("{0} files are too many: {MAX_FILES} is the limit for one job")]
+    TooManyFiles(usize),
+    /// Nobody to work for.
+    #[error("tickets of one user are expected")]
+    NotOneUser,
+    /// No proof.
+    #[error("{0}")]
+    Ticket(#[from] InvalidTicket),
+    /// Not this user.
+    #[error("only root and the user of the daemon may push others out of the cache")]
+    ForceNotPermitted,
     /// Too many jobs.
-    #[error("{MOST_JOBS} jobs are under way, which is the limit; try again later")]
-    TooManyJobs,
+    #[error("{0} jobs are under way, which is the limit; try again later")]
+    TooManyJobs(usize),
 }
 
 /// See the module's documentation.
@@ -82,6 +95,7 @@ pub struct Desk {
 }
 
 struct Job {
+    user: u32,
     work: Work,
     state: watch::Sender<State>,
     cancelled: Notify,
@@ -110,14 +124,26 @@ impl Desk {
         if request.device != mounted.device {
             return Err(Refusal::OtherMount { ours: mounted.device.clone(), theirs: request.device.clone() });
         }
-        if request.nodes.len() > MOST_NODES {
-            return Err(Refusal::TooManyNodes(request.nodes.len()));
+        if request.tickets.len() > MAX_FILES {
+            return Err(Refusal::TooManyFiles(request.tickets.len()));
+        }
+        // All of them, before anything is done or said about any file.
+        let tickets = request.tickets.iter().map(|ticket| mounted.tickets.verify(ticket));
+        let tickets = tickets.collect::<Result<Vec<_>, _>>()?;
+        let user = one_user(&tickets).ok_or(Refusal::NotOneUser)?;
+        if request.force && !is_operator(user) {
+            return Err(Refusal::ForceNotPermitted);
         }
         let displace = if request.force { Displace::LeastValued } else { Displace::Nothing };
-        // From here on the job holds the files, and the client need not any more.
-        let files = request.nodes.iter().map(|node| (mounted.file)(*node)).collect();
+        // From here on the job holds the files.
+        let file = |ticket: &ReadTicket| match request.action {
+            Action::Evict if !ticket.is_owner && !is_operator(user) => Err(Problem::NotPermitted),
+            _ => (mounted.file)(ticket.file).ok_or(Problem::Gone),
+        };
+        let files = tickets.iter().map(file).collect();
         let work = Work::new(request.action, mounted.reader.clone(), files, displace, request.held_bytes);
         let job = Arc::new(Job {
+            user,
             work,
             state: watch::Sender::new(State::Running),
             cancelled: Notify::new(),
@@ -126,8 +152,12 @@ impl Desk {
         let id = format!("{:032x}", rand::random::<u128>());
         {
             let mut jobs = self.jobs.lock();
-            if jobs.len() >= MOST_JOBS {
-                return Err(Refusal::TooManyJobs);
+            if jobs.len() >= MAX_JOBS {
+                return Err(Refusal::TooManyJobs(MAX_JOBS));
+            }
+            let of_user = jobs.values().filter(|job| job.user == user).count();
+            if of_user >= MAX_JOBS_OF_USER && !is_operator(user) {
+                return Err(Refusal::TooManyJobs(MAX_JOBS_OF_USER));
             }
             jobs.insert(id.clone(), job.clone());
         }
@@ -195,6 +225,17 @@ impl Job {
         let results = if state == State::Done { self.work.results() } else { Vec::new() };
         Report { id: id.to_owned(), state, files_done, bytes_done, bytes_moved, results }
     }
+}
+
+/// The user of all these tickets.
+fn one_user(tickets: &[ReadTicket]) -> Option<u32> {
+    let (first, others) = tickets.split_first()?;
+    others.iter().all(|ticket| ticket.user == first.user).then_some(first.user)
+}
+
+/// Whether a user may dispose of the whole cache: those who could as well end the daemon.
+fn is_operator(user: u32) -> bool {
+    user == 0 || user == nix::unistd::geteuid().as_raw()
 }
 
 /// Takes a job off the desk when its task ends, however that happens.

@@ -2,9 +2,9 @@
 //!
 //! ```text
 //!  interceptor warmup /mnt/data/train            any user, with that user's rights
-//!     │ walks the mount: the kernel checks permissions; holds each file it names
-//!     │ POST /api/v1/warmup {"action":"fetch","device":"0:52","nodes":[…]}
-//!  api     same host, no browser, bounded size          ──► refused otherwise
+//!     │ walks the mount, and reads a ticket of each file: the kernel checks permissions
+//!     │ POST /api/v1/warmup {"action":"fetch","device":"0:52","tickets":[…]}
+//!  api     same host, no browser, bounded size, valid tickets     ──► refused otherwise
 //!     │
 //!  desk    a bounded number of jobs, each with a name that cannot be guessed
 //!     │
@@ -12,14 +12,15 @@
 //! ```
 //!
 //! **The client walks, not the daemon.** What a user may see is the kernel's decision, made on the user's own process; the
-//! daemon, which may see all, would have to make it a second time. So a request has numbers of nodes (`st_ino`) instead of
-//! paths. A node is one version of a file, so there is no question which content is meant, or, of an attached path, a file, whose version of that moment is meant; the client holds the file
-//! while it names it, so the node cannot be another's by then. Answers hold sizes and what went wrong in one word, and
-//! never a name. Who guesses numbers can have files fetched that he may not read, and learns their sizes.
+//! daemon, which may see all, would have to make it a second time. So a request has no paths but a [`ticket`] of each file,
+//! which the kernel gives only to a user who may read the file. A ticket names one use of a node number: of a mount that is one
+//! version of a file, of an attached path a file, whose version of that moment is meant. Answers hold sizes and what went
+//! wrong in one word, and never a name.
 //!
-//! **Who may ask what.** Every process on the host may ask for everything: to fetch takes only what is free; `force` and
-//! `evict` make reads of others slower, never wrong. Other hosts are refused even if `--status-addr` lets them see the
-//! status, and so are web pages in a browser on this host.
+//! **Who may ask what.** A user may have fetched and counted what he may read; that takes only what is free. `evict` is for
+//! the owner of a file, root and the user of the daemon; `force`, which pushes out files of others, for the last two only.
+//! Other hosts are refused even if `--status-addr` lets them see the status, and so are web pages in a browser on this host.
+//! Where the status API has a token, these requests need it as well.
 //!
 //! **A job does not outlive who wants it.** It is cancelled on request, and also when nobody has asked about it for
 //! [`LEASE`]: a client that was killed leaves nothing behind.
@@ -28,6 +29,7 @@ pub mod api;
 mod desk;
 #[cfg(test)]
 mod tests;
+pub mod ticket;
 pub mod wire;
 mod work;
 

@@ -11,14 +11,14 @@ use futures::future::BoxFuture;
 use proptest::prelude::*;
 use rdma_engine::FileId;
 use serde_json::{Value, json};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tower::ServiceExt;
 
-use super::desk::Desk;
-use super::desk::Wanted;
-use super::wire::{Action, FileResult, MOST_NODES, PATH, Problem, Report, Request, State};
+use super::desk::{Desk, Refusal, Wanted};
+use super::ticket::{NodeInstance, ReadTicket, TICKET_LEN, TicketIssuer};
+use super::wire::{Action, FileResult, LARGEST_BODY, MAX_FILES, PATH, Problem, Report, Request, State};
 use super::{Mounted, api};
 use crate::cache::{Cache, MIN_CAPACITY};
 use crate::fetch::{Fillable, Priority};
@@ -26,6 +26,12 @@ use crate::read::{FileVersion, Origin, OriginError, Reader};
 use crate::seaweed::entry::{Attributes, Chunk, Content, Entry, Kind};
 use crate::telemetry::peer::Peer;
 use crate::telemetry::{Metrics, Source};
+
+/// A user who may read some files and operates nothing.
+const USER: u32 = 65_534;
+
+/// Issues the tickets of every mount here.
+static ISSUER: LazyLock<Arc<TicketIssuer>> = LazyLock::new(Arc::default);
 
 const SIZE: u64 = 1 << 20;
 /// The largest number of a file that exists.
@@ -105,13 +111,28 @@ fn mounted(desk: &Desk, permits: usize) -> Arc<Gate> {
     let gate = Arc::new(Gate(Semaphore::new(permits)));
     let cache = Arc::new(Cache::new(MIN_CAPACITY).unwrap());
     let reader = Reader::new(cache, gate.clone(), Metrics::new(), Handle::current());
-    desk.open(Mounted { device: "0:50".into(), file: Box::new(file), reader });
+    let file = Box::new(|at: NodeInstance| file(at.node).filter(|_| at == instance(at.node)));
+    desk.open(Mounted { device: "0:50".into(), tickets: ISSUER.clone(), file, reader });
     gate
 }
 
-fn request(action: Action, nodes: impl IntoIterator<Item = u64>) -> Request {
-    let nodes = nodes.into_iter().collect();
-    Request { action, device: "0:50".into(), nodes, force: false, held_bytes: 0 }
+/// What file `number` is at the moment.
+fn instance(number: u64) -> NodeInstance {
+    NodeInstance { node: number, serial: number ^ 0xff }
+}
+
+fn ticket_of(user: u32, number: u64) -> String {
+    ISSUER.issue(&ReadTicket { file: instance(number), user, is_owner: false })
+}
+
+/// A ticket of root.
+fn ticket(number: u64) -> String {
+    ticket_of(0, number)
+}
+
+fn request(action: Action, numbers: impl IntoIterator<Item = u64>) -> Request {
+    let tickets = numbers.into_iter().map(ticket).collect();
+    Request { action, device: "0:50".into(), tickets, force: false, held_bytes: 0 }
 }
 
 const LONG: Duration = Duration::from_secs(20);
@@ -138,6 +159,54 @@ async fn files_are_fetched_counted_and_given_up() {
     let given_up = done(&desk, request(Action::Evict, [1, 2, 3])).await;
     assert_eq!((given_up.results, given_up.bytes_moved), (vec![COLD; 3], 2 * SIZE));
     assert_eq!(done(&desk, request(Action::Check, [1, 2])).await.results, [COLD, COLD]);
+}
+
+#[tokio::test]
+async fn nothing_is_done_or_told_without_a_valid_ticket_of_each_file() {
+    let (desk, _gate) = desk(100);
+    let proved = request(Action::Fetch, [1, 2]);
+    let with = |ticket: String| {
+        let mut request = proved.clone();
+        request.tickets.push(ticket);
+        request
+    };
+    let strange = TicketIssuer::default().issue(&ReadTicket { file: instance(3), user: 0, is_owner: true });
+    for bad in ["3".to_owned(), String::new(), strange] {
+        assert!(matches!(desk.begin(&with(bad)), Err(Refusal::Ticket(_))));
+    }
+    assert!(matches!(desk.begin(&with(ticket_of(USER, 3))), Err(Refusal::NotOneUser)));
+    assert!(matches!(desk.begin(&request(Action::Fetch, [])), Err(Refusal::NotOneUser)));
+    assert_eq!(done(&desk, request(Action::Check, [1, 2, 3])).await.results, [COLD; 3], "nothing was begun");
+    // The number belongs to another file by now.
+    let old = ReadTicket { file: NodeInstance { node: 1, serial: 1 }, user: 0, is_owner: true };
+    let old = Request { tickets: vec![ISSUER.issue(&old)], ..request(Action::Fetch, []) };
+    let gone = FileResult { size: 0, cached: 0, problem: Some(Problem::Gone) };
+    assert_eq!(done(&desk, old).await.results, [gone]);
+}
+
+#[tokio::test]
+async fn a_user_gives_up_his_own_files_and_displaces_nothing() {
+    let (desk, _gate) = desk(100);
+    let of_user = |action, is_owner| {
+        let ticket = |number| ISSUER.issue(&ReadTicket { file: instance(number), user: USER, is_owner });
+        Request { tickets: [1, 2].map(ticket).into(), ..request(action, []) }
+    };
+    assert_eq!(done(&desk, of_user(Action::Fetch, false)).await.results, [WARM; 2]);
+    let refused = FileResult { size: 0, cached: 0, problem: Some(Problem::NotPermitted) };
+    assert_eq!(done(&desk, of_user(Action::Evict, false)).await.results, [refused; 2]);
+    assert_eq!(done(&desk, of_user(Action::Check, false)).await.results, [WARM; 2]);
+    let forced = Request { force: true, ..of_user(Action::Fetch, true) };
+    assert!(matches!(desk.begin(&forced), Err(Refusal::ForceNotPermitted)));
+    assert_eq!(done(&desk, of_user(Action::Evict, true)).await.results, [COLD; 2]);
+}
+
+#[tokio::test]
+async fn no_user_takes_all_jobs() {
+    let (desk, _gate) = desk(0);
+    let job_of = |user| Request { tickets: vec![ticket_of(user, 1)], ..request(Action::Fetch, []) };
+    let jobs = (0..100).take_while(|_| desk.begin(&job_of(USER)).is_ok()).count();
+    assert_eq!(jobs, 8);
+    assert!(desk.begin(&job_of(USER - 1)).is_ok() && desk.begin(&job_of(0)).is_ok());
 }
 
 #[tokio::test]
@@ -188,7 +257,7 @@ async fn a_job_that_nobody_asks_about_ends() {
 #[tokio::test]
 async fn there_is_an_end_to_everything() {
     let (desk, _gate) = desk(0);
-    let many = request(Action::Check, 0..=MOST_NODES as u64);
+    let many = request(Action::Check, 0..=MAX_FILES as u64);
     assert!(desk.begin(&many).unwrap_err().to_string().contains("1024"));
     let mut jobs = 0;
     let error = loop {
@@ -225,8 +294,8 @@ async fn answer(router: &Router, request: HttpRequest<Body>) -> (StatusCode, Val
     (status, serde_json::from_slice(&body).unwrap_or(Value::String(text)))
 }
 
-fn check(nodes: &[u64]) -> String {
-    json!({ "action": "check", "device": "0:50", "nodes": nodes }).to_string()
+fn check(tickets: &[String]) -> String {
+    json!({ "action": "check", "device": "0:50", "tickets": tickets }).to_string()
 }
 
 #[tokio::test]
@@ -234,7 +303,8 @@ async fn the_way_of_a_job_over_http() {
     let (desk, _gate) = desk(100);
     let router = api::router(desk);
     let body =
-        json!({ "action": "fetch", "device": "0:50", "nodes": [1, u64::MAX], "force": true }).to_string();
+        json!({ "action": "fetch", "device": "0:50", "tickets": [ticket(1), ticket(u64::MAX)], "force": true })
+            .to_string();
     let (status, job) = answer(&router, call(Method::POST, PATH, body)).await;
     assert_eq!(status, StatusCode::CREATED);
     let at = format!("{PATH}/{}", job["id"].as_str().unwrap());
@@ -253,7 +323,7 @@ async fn strangers_are_refused() {
     let (desk, _gate) = desk(0);
     let router = api::router(desk);
     let changed = |change: &dyn Fn(&mut HttpRequest<Body>)| {
-        let mut request = call(Method::POST, PATH, check(&[1]));
+        let mut request = call(Method::POST, PATH, check(&[ticket(1)]));
         change(&mut request);
         request
     };
@@ -288,32 +358,35 @@ async fn strangers_are_refused() {
     assert_eq!(answer(&router, elsewhere).await.0, StatusCode::NOT_FOUND, "is not ours to refuse");
     let preflight = answer(&router, call(Method::OPTIONS, PATH, "")).await;
     assert_eq!(preflight.0, StatusCode::METHOD_NOT_ALLOWED);
-    assert_eq!(answer(&router, call(Method::POST, PATH, check(&[1]))).await.0, StatusCode::CREATED);
+    assert_eq!(answer(&router, call(Method::POST, PATH, check(&[ticket(1)]))).await.0, StatusCode::CREATED);
 }
 
 #[tokio::test]
 async fn nonsense_is_refused() {
     let (desk, _gate) = desk(0);
     let router = api::router(desk);
-    let too_many: Vec<u64> = (0..=MOST_NODES as u64).collect();
+    let too_many: Vec<_> = (0..=MAX_FILES as u64).map(ticket).collect();
+    assert!(check(&too_many).len() < LARGEST_BODY && too_many[0].len() == TICKET_LEN);
     for (body, status) in [
         (String::new(), StatusCode::BAD_REQUEST),
         ("[]".into(), StatusCode::BAD_REQUEST),
-        (check(&[1]).replace("check", "format"), StatusCode::BAD_REQUEST),
-        (check(&[1]).replace("[1]", "[-1]"), StatusCode::BAD_REQUEST),
-        (check(&[1]).replace("[1]", "[18446744073709551616]"), StatusCode::BAD_REQUEST),
-        (check(&[1]).replace("[1]", "[1], \"paths\": [\"/etc\"]"), StatusCode::BAD_REQUEST),
-        (check(&[1]).replace("0:50", "0:51"), StatusCode::CONFLICT),
+        (check(&[ticket(1)]).replace("check", "format"), StatusCode::BAD_REQUEST),
+        (check(&["1".into()]), StatusCode::FORBIDDEN),
+        (check(&[]), StatusCode::BAD_REQUEST),
+        (check(&[]).replace("[]", "[1]"), StatusCode::BAD_REQUEST),
+        (check(&[]).replace("[]", "[], \"nodes\": [1]"), StatusCode::BAD_REQUEST),
+        (check(&[]).replace("[]", "[], \"paths\": [\"/etc\"]"), StatusCode::BAD_REQUEST),
+        (check(&[ticket(1)]).replace("0:50", "0:51"), StatusCode::CONFLICT),
         (check(&too_many), StatusCode::PAYLOAD_TOO_LARGE),
-        (" ".repeat(65 << 10), StatusCode::PAYLOAD_TOO_LARGE),
-        ("[".repeat(60 << 10), StatusCode::BAD_REQUEST),
+        (" ".repeat(LARGEST_BODY + 1), StatusCode::PAYLOAD_TOO_LARGE),
+        ("[".repeat(LARGEST_BODY), StatusCode::BAD_REQUEST),
     ] {
         let (found, answer) = answer(&router, call(Method::POST, PATH, body.clone())).await;
         assert_eq!(found, status, "{}: {answer}", &body[..body.len().min(80)]);
         assert!(answer["error"].is_string(), "{answer}");
     }
     let early = api::router(Desk::new());
-    let (status, _) = answer(&early, call(Method::POST, PATH, check(&[1]))).await;
+    let (status, _) = answer(&early, call(Method::POST, PATH, check(&[ticket(1)]))).await;
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
 }
 

@@ -11,10 +11,10 @@ pub const PATH: &str = "/api/v1/warmup";
 pub const HEADER: (&str, &str) = ("x-interceptor", "warmup");
 
 /// The most files in one job.
-pub const MOST_NODES: usize = 1024;
+pub const MAX_FILES: usize = 1024;
 
-/// The longest body, in bytes.
-pub const LARGEST_BODY: usize = 64 << 10;
+/// The longest body, in bytes: as many tickets, each with quotes and a comma, and the rest.
+pub const LARGEST_BODY: usize = 96 << 10;
 
 /// The longest time that an answer about a job can be delayed, in milliseconds.
 pub const LONGEST_WAIT_MS: u64 = 5000;
@@ -39,8 +39,8 @@ pub struct Request {
     pub action: Action,
     /// The device number of the mount, `MAJOR:MINOR`, so that no other mount's daemon is asked.
     pub device: String,
-    /// The files' numbers (`st_ino`), at most [`MOST_NODES`]. Whoever asks holds the files until the job has begun.
-    pub nodes: Vec<u64>,
+    /// A [read ticket](super::ticket) of each file, at most [`MAX_FILES`], all of one user.
+    pub tickets: Vec<String>,
     /// Fetch: whether others may be pushed out of the cache.
     #[serde(default)]
     pub force: bool,
@@ -104,6 +104,8 @@ pub enum Problem {
     Unreadable,
     /// Of an attached path: the mount below answers its reads.
     NotServed,
+    /// Evict: the file is another user's.
+    NotPermitted,
 }
 
 /// The body of every answer that is no success.

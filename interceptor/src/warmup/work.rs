@@ -19,7 +19,7 @@ const FILES_AT_ONCE: usize = 32;
 pub(super) struct Work {
     action: Action,
     reader: Arc<Reader>,
-    files: Vec<Option<Arc<dyn Wanted>>>,
+    files: Vec<Result<Arc<dyn Wanted>, Problem>>,
     warmup: Warmup,
     given_up: AtomicU64,
     full: AtomicBool,
@@ -27,11 +27,11 @@ pub(super) struct Work {
 }
 
 impl Work {
-    /// To do `action` with `files`; `None` is a file that nobody knows.
+    /// To do `action` with `files`, of which some have a problem already.
     pub(super) fn new(
         action: Action,
         reader: Arc<Reader>,
-        files: Vec<Option<Arc<dyn Wanted>>>,
+        files: Vec<Result<Arc<dyn Wanted>, Problem>>,
         displace: Displace,
         held: u64,
     ) -> Self {
@@ -48,7 +48,7 @@ impl Work {
 
     /// Does it.
     pub(super) async fn run(&self) {
-        let each = |file: usize| self.one(self.files[file].as_ref());
+        let each = |file: usize| self.one(&self.files[file]);
         let mut results = stream::iter(0..self.files.len()).map(each).buffered(FILES_AT_ONCE);
         while let Some(result) = results.next().await {
             self.results.lock().push(result);
@@ -66,9 +66,12 @@ impl Work {
         (files, self.warmup.settled(), self.warmup.fetched() + self.given_up.load(Ordering::Relaxed))
     }
 
-    async fn one(&self, file: Option<&Arc<dyn Wanted>>) -> FileResult {
+    async fn one(&self, file: &Result<Arc<dyn Wanted>, Problem>) -> FileResult {
         let without = |problem| FileResult { size: 0, cached: 0, problem: Some(problem) };
-        let Some(file) = file else { return without(Problem::Gone) };
+        let file = match file {
+            Ok(file) => file,
+            Err(problem) => return without(*problem),
+        };
         let Held { version, by: _by } = match file.version().await {
             Ok(held) => held,
             Err(problem) => return without(problem),

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
@@ -14,6 +15,7 @@ use serde::de::DeserializeOwned;
 
 use crate::cli::http::{self, Answer};
 use crate::fuse::STATUS_XATTR;
+use crate::warmup::ticket::{READ_TICKET_XATTR, TICKET_LEN};
 use crate::warmup::wire::{HEADER, PATH, Refused, Report, Request};
 
 /// How long to try while the daemon has too many jobs of others.
@@ -27,18 +29,21 @@ pub(super) struct Daemons {
     known: HashMap<u64, Result<Arc<Daemon>, String>>,
     /// Where they are, if that was said.
     address: Option<String>,
+    /// What they ask for as `Authorization`, if that was said.
+    authorization: Option<String>,
 }
 
 impl Daemons {
-    /// None known yet. With an `address`, mounts are not asked for theirs.
-    pub(super) fn new(address: Option<String>) -> Self {
-        Self { known: HashMap::new(), address }
+    /// None known yet. With an `address`, mounts are not asked for theirs. `token` is that of their status APIs.
+    pub(super) fn new(address: Option<String>, token: Option<&str>) -> Self {
+        let authorization = token.map(|token| format!("Bearer {token}"));
+        Self { known: HashMap::new(), address, authorization }
     }
 
     /// The daemon of the mount that `file` is in; the error says why there is none.
     pub(super) fn of(&mut self, file: &File) -> Result<Arc<Daemon>, String> {
         let device = file.metadata().map_err(|error| super::walk::explain(&error))?.dev();
-        let address = &self.address;
+        let (address, authorization) = (&self.address, &self.authorization);
         let found = self.known.entry(device).or_insert_with(|| {
             let own = own_address(file)?;
             let address = match address {
@@ -46,7 +51,8 @@ impl Daemons {
                 None => own.ok_or("this mount has no status API (--status-addr none)")?,
             };
             let (major, minor) = (libc::major(device), libc::minor(device));
-            Ok(Arc::new(Daemon { address, device: format!("{major}:{minor}") }))
+            let (device, authorization) = (format!("{major}:{minor}"), authorization.clone());
+            Ok(Arc::new(Daemon { address, authorization, device }))
         });
         found.clone()
     }
@@ -54,11 +60,9 @@ impl Daemons {
 
 /// What the mount says of itself: the address of its status API, `None` if it has none.
 fn own_address(file: &File) -> Result<Option<String>, String> {
-    // A file that is only held cannot be asked itself, but by way of its name in /proc.
-    let name = format!("/proc/self/fd/{}", file.as_raw_fd());
     let mut value = [0; 64];
     let outside = "not in a mount of interceptor";
-    match rustix::fs::getxattr(name, STATUS_XATTR, &mut value[..]) {
+    match rustix::fs::getxattr(proc_name(file), STATUS_XATTR, &mut value[..]) {
         Ok(len) => match std::str::from_utf8(&value[..len]) {
             Ok("none") => Ok(None),
             Ok(text) if text.parse::<SocketAddr>().is_ok() => Ok(Some(text.to_owned())),
@@ -71,10 +75,23 @@ fn own_address(file: &File) -> Result<Option<String>, String> {
     }
 }
 
+/// What the mount gives as a proof that this process may read `file`.
+pub(super) fn read_ticket(file: &File) -> io::Result<String> {
+    let mut value = [0; TICKET_LEN];
+    let len = rustix::fs::getxattr(proc_name(file), READ_TICKET_XATTR, &mut value[..])?;
+    String::from_utf8(value[..len].to_vec()).map_err(io::Error::other)
+}
+
+/// A file that is only held cannot be asked itself, but by way of its name in /proc.
+fn proc_name(file: &File) -> String {
+    format!("/proc/self/fd/{}", file.as_raw_fd())
+}
+
 /// A running daemon.
 #[derive(Debug)]
 pub(super) struct Daemon {
     address: String,
+    authorization: Option<String>,
     /// The device number of its mount, `MAJOR:MINOR`.
     pub(super) device: String,
 }
@@ -105,7 +122,8 @@ impl Daemon {
     }
 
     fn ask(&self, method: &str, path: &str, body: &str, patience: Duration) -> anyhow::Result<Answer> {
-        let headers = [HEADER, ("Content-Type", "application/json")];
+        let token = self.authorization.iter().map(|token| ("Authorization", token.as_str()));
+        let headers: Vec<_> = token.chain([HEADER, ("Content-Type", "application/json")]).collect();
         http::ask(&self.address, method, path, &headers, body, patience)
             .with_context(|| format!("the daemon does not answer at {}", self.address))
     }
@@ -115,6 +133,9 @@ impl Daemon {
             return serde_json::from_str(&answer.body).with_context(|| {
                 format!("what answers at {} is no interceptor of this version", self.address)
             });
+        }
+        if answer.code == 401 {
+            bail!("the daemon at {} answers only with its token (--status-token-file)", self.address);
         }
         match serde_json::from_str::<Refused>(&answer.body) {
             Ok(refused) => bail!("the daemon at {} refuses: {}", self.address, refused.error),
@@ -132,7 +153,7 @@ mod tests {
     fn what_is_outside_of_a_mount_is_called_that() {
         let file = hold("/proc/self/status".as_ref()).unwrap();
         for address in [None, Some("127.0.0.1:9650".to_owned())] {
-            let error = Daemons::new(address).of(&file).unwrap_err();
+            let error = Daemons::new(address, None).of(&file).unwrap_err();
             assert_eq!(error, "not in a mount of interceptor");
         }
     }

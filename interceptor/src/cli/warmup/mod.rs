@@ -1,7 +1,7 @@
 //! `interceptor warmup`: has the daemon of a mount bring files into its cache, count them there, or give them up.
 //!
-//! [`walk`] finds the files, on a thread of its own. They are taken in portions; each is held open while the daemon is told
-//! the numbers of its files ([`daemon`]), and so becomes a job. Two jobs are under way at a time, so that the daemon need not
+//! [`walk`] finds the files, on a thread of its own. They are taken in portions; each file is held open until the mount has given
+//! a ticket for it, and with the tickets a portion becomes a job of the daemon ([`daemon`]). Two jobs are under way at a time, so that the daemon need not
 //! wait for us. Everything else is counting.
 
 mod daemon;
@@ -29,6 +29,7 @@ use summary::Summary;
 use walk::{Argument, Found};
 
 use super::signals::Signals;
+use crate::telemetry::access;
 use crate::warmup::wire::{Action, FileResult, Problem, Report, Request, State};
 
 /// Files in one job. They are all held open for a moment, of which 1024 are usually allowed.
@@ -67,6 +68,10 @@ pub(super) struct WarmupOptions {
     #[arg(long, value_name = "HOST:PORT")]
     status_addr: Option<String>,
 
+    /// The file with the token that the daemon was given with the same option
+    #[arg(long, value_name = "FILE")]
+    status_token_file: Option<PathBuf>,
+
     /// Print the outcome as JSON
     #[arg(long)]
     json: bool,
@@ -94,6 +99,7 @@ impl WarmupOptions {
 /// Does it, and prints the outcome on standard output.
 pub(super) fn run(options: &WarmupOptions) -> anyhow::Result<ExitCode> {
     let interrupted = catch_signals()?;
+    let token = options.status_token_file.as_deref().map(access::text).transpose()?;
     let action = options.action();
     let (found, totals) = walk::start(options.arguments()).context("cannot start a thread")?;
     let verb = match action {
@@ -104,7 +110,7 @@ pub(super) fn run(options: &WarmupOptions) -> anyhow::Result<ExitCode> {
     let mut run = Run {
         action,
         force: options.force,
-        daemons: Daemons::new(options.status_addr.clone()),
+        daemons: Daemons::new(options.status_addr.clone(), token.as_deref()),
         progress: Progress::new(verb, totals.clone()),
         summary: Summary::new(action, options.force, &options.path),
         jobs: VecDeque::new(),
@@ -151,7 +157,7 @@ fn catch_signals() -> anyhow::Result<Arc<AtomicBool>> {
 struct Wanted {
     argument: usize,
     path: PathBuf,
-    /// Its number, by which the daemon knows it.
+    /// Its number, by which a replacement is told from it.
     node: u64,
     size: u64,
 }
@@ -163,7 +169,7 @@ struct Job {
     report: Report,
 }
 
-/// Files that will be a job, held so that their numbers stay theirs.
+/// Files that will be a job, held so that each can be asked for its ticket.
 #[derive(Default)]
 struct Portion {
     daemon: Option<Arc<Daemon>>,
@@ -247,17 +253,38 @@ impl Run {
         if self.is_over() {
             return Ok(());
         }
+        let (files, tickets) = self.prove(files, &held);
+        if files.is_empty() {
+            return Ok(());
+        }
         let report = daemon.begin(&Request {
             action: self.action,
             device: daemon.device.clone(),
-            nodes: files.iter().map(|file| file.node).collect(),
+            tickets,
             force: self.force,
             held_bytes: if self.force { self.asked_bytes } else { 0 },
         })?;
+        // From here on the daemon holds the files.
         drop(held);
         self.asked_bytes += files.iter().map(|file| file.size).sum::<u64>();
         self.jobs.push_back(Job { daemon, files, report });
         Ok(())
+    }
+
+    /// The tickets of files, which are good only for a while, and those that have one. Of the others that has been counted.
+    fn prove(&mut self, files: Vec<Wanted>, held: &[File]) -> (Vec<Wanted>, Vec<String>) {
+        let mut proved = (Vec::with_capacity(files.len()), Vec::with_capacity(files.len()));
+        for (file, held) in files.into_iter().zip(held) {
+            match daemon::read_ticket(held) {
+                Ok(ticket) => {
+                    proved.0.push(file);
+                    proved.1.push(ticket);
+                }
+                Err(_) if has_changed(&file) => self.summary.vanished(),
+                Err(error) => self.problem(&file.path.display().to_string(), &walk::explain(&error)),
+            }
+        }
+        proved
     }
 
     /// Asks how the jobs stand, waiting for the oldest, and counts what has ended.
@@ -290,6 +317,9 @@ impl Run {
                 Some(Problem::TooLarge) => Some("a block of it takes more than a quarter of the cache"),
                 Some(Problem::Unreadable) => Some("cannot be read; the daemon's log says why"),
                 Some(Problem::NotServed) => Some("has changed lately, or is left to the mount below"),
+                Some(Problem::NotPermitted) => {
+                    Some("only its owner, root and the user of the daemon may have it given up")
+                }
             };
             let size = if result.problem == Some(Problem::NotServed) { file.size } else { result.size };
             self.summary.file(file.argument, &FileResult { size, ..*result });
