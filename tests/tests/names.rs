@@ -62,6 +62,46 @@ fn ten_thousand_files_in_one_directory() {
     assert!(!mount.file("/many/file 10000").exists());
 }
 
+/// A directory that takes more memory than there is for names beside a small cache: each name is listed once all the same.
+#[test]
+fn a_directory_that_is_too_large_for_memory_is_listed_whole() {
+    const FILES: usize = 9_000;
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = cluster();
+    let name = |index: usize| format!("{index:0240}");
+    thread::scope(|scope| {
+        for worker in 0..4 {
+            let filer = cluster.filer();
+            scope.spawn(move || {
+                for index in (worker..FILES).step_by(4) {
+                    filer.put(&format!("/wide/{}", name(index)), b"", "").unwrap();
+                }
+            });
+        }
+    });
+    let mount = Mount::builder(&cluster).args(["--cache-size", "64MiB"]).start().unwrap();
+    let expected: Vec<_> = (0..FILES).map(name).collect();
+    for with_attributes in [false, true, false] {
+        let found = fs::read_dir(mount.file("/wide")).unwrap().map(|entry| {
+            let entry = entry.unwrap();
+            if with_attributes {
+                assert_eq!(entry.metadata().unwrap().len(), 0);
+            }
+            entry.file_name().into_string().unwrap()
+        });
+        let mut found: Vec<_> = found.collect();
+        found.sort();
+        assert!(found == expected, "{} of {FILES} names", found.len());
+    }
+    // What has been listed is not all remembered, and what changes behind the cut shows.
+    cluster.filer().delete(&format!("/wide/{}", name(FILES - 1))).unwrap();
+    let gone = || (fs::read_dir(mount.file("/wide")).unwrap().count() == FILES - 1).then_some(());
+    eventually("the deletion", Duration::from_secs(30), gone).unwrap();
+    assert!(mount.file(&format!("/wide/{}", name(FILES - 2))).exists());
+}
+
 #[test]
 fn odd_names_and_deep_directories() {
     if !host::can_mount() {

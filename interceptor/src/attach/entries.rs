@@ -68,8 +68,11 @@ impl Entries {
         reader: Arc<Reader>,
         runtime: Handle,
     ) -> Arc<Self> {
-        let options =
-            NamespaceOptions { root_path: root, include_system_entries: true, ..NamespaceOptions::default() };
+        let options = NamespaceOptions {
+            root_path: root,
+            include_system_entries: true,
+            ..NamespaceOptions::beside_cache(reader.cache_capacity())
+        };
         // The kernel knows other nodes than these, so there is nothing it must be told.
         let (namespace, _) = Namespace::new(filer, entry, options, runtime.clone());
         let next_files = NextFiles::new(&reader);

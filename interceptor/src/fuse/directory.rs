@@ -3,6 +3,8 @@
 //! Places 1 and 2 of every listing are `.` and `..`. A reply takes as many entries as fit; with READDIRPLUS each of them
 //! counts as a lookup of its node (those of `.` and `..` do not, by the protocol), so an entry that did not fit any more
 //! is given back.
+//!
+//! A directory whose listing was cut off for lack of memory is read on page by page, by each handle for itself.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
@@ -14,9 +16,10 @@ use parking_lot::Mutex;
 
 use super::attr::{errno, file_attr, file_type};
 use super::filesystem::Shared;
-use crate::namespace::listing::{Batch, Listing};
+use crate::namespace::listing::{Batch, Listed, Listing};
 use crate::namespace::readdir::is_alive;
-use crate::namespace::{NamespaceError, NodeId};
+use crate::namespace::tail::Tail;
+use crate::namespace::{Moment, NamespaceError, NodeHold, NodeId};
 use crate::seaweed::entry::{Entry, Kind};
 
 /// Places taken by `.` and `..`.
@@ -24,19 +27,28 @@ const DOTS: usize = 2;
 
 /// An open directory.
 pub(super) struct DirectoryHandle {
-    node: NodeId,
+    node: NodeHold,
     /// Taken when the directory is opened if it is there, else at the first request.
     listing: Mutex<Option<Arc<Listing>>>,
+    /// What comes after a listing that was cut off, once that is read. The kernel makes one request at a time.
+    tail: Mutex<Option<Tail>>,
     /// Whether the kernel builds a copy of the listing.
     cached: bool,
     /// Whether anything was read: going back to the beginning then means reading anew.
     begun: AtomicBool,
 }
 
+/// An entry of a directory, and when the filer told of it if that is not remembered.
+pub(super) struct FoundEntry<'a> {
+    directory: NodeId,
+    entry: &'a Arc<Entry>,
+    moment: Option<Moment>,
+}
+
 /// A reply that takes directory entries.
 pub(super) trait EntryReply: Send + 'static {
     /// Adds an entry; returns whether the reply is full, in which case it was not added.
-    fn add_entry(&mut self, shared: &Shared, directory: NodeId, entry: &Arc<Entry>, offset: u64) -> bool;
+    fn add_entry(&mut self, shared: &Shared, found: &FoundEntry<'_>, offset: u64) -> bool;
     /// Adds `.` or `..`.
     fn add_dots(&mut self, node: NodeId, name: &str, offset: u64) -> bool;
     fn ok(self);
@@ -44,7 +56,8 @@ pub(super) trait EntryReply: Send + 'static {
 }
 
 impl EntryReply for ReplyDirectory {
-    fn add_entry(&mut self, shared: &Shared, directory: NodeId, entry: &Arc<Entry>, offset: u64) -> bool {
+    fn add_entry(&mut self, shared: &Shared, found: &FoundEntry<'_>, offset: u64) -> bool {
+        let &FoundEntry { directory, entry, .. } = found;
         let number = shared.namespace.shown_number(directory, entry);
         self.add(INodeNo(number), offset, file_type(entry.attr.kind), OsStr::new(&entry.name))
     }
@@ -60,8 +73,9 @@ impl EntryReply for ReplyDirectory {
 }
 
 impl EntryReply for ReplyDirectoryPlus {
-    fn add_entry(&mut self, shared: &Shared, directory: NodeId, entry: &Arc<Entry>, offset: u64) -> bool {
-        let Some(stat) = shared.namespace.attach(directory, entry) else { return true };
+    fn add_entry(&mut self, shared: &Shared, found: &FoundEntry<'_>, offset: u64) -> bool {
+        let &FoundEntry { directory, entry, moment } = found;
+        let Some(stat) = shared.namespace.attach(directory, entry, moment) else { return true };
         let full = self.add(
             INodeNo(stat.id),
             offset,
@@ -98,16 +112,13 @@ impl DirectoryHandle {
             FopenFlags::empty()
         };
         let handle = Self {
-            node,
+            node: opened.node,
             listing: Mutex::new(opened.listing),
+            tail: Mutex::new(None),
             cached: opened.cacheable,
             begun: AtomicBool::new(false),
         };
         Ok((handle, flags))
-    }
-
-    pub(super) fn node(&self) -> NodeId {
-        self.node
     }
 
     /// Answers one request for the entries after `offset`.
@@ -116,17 +127,17 @@ impl DirectoryHandle {
             Ok(listing) => listing,
             Err(error) => return reply.error(errno(&error)),
         };
+        let node = self.node.id();
         let mut place = Listing::places(offset);
         while place < DOTS {
-            let (node, name) =
-                if place == 0 { (self.node, ".") } else { (shared.namespace.parent(self.node), "..") };
+            let (node, name) = if place == 0 { (node, ".") } else { (shared.namespace.parent(node), "..") };
             place += 1;
             if reply.add_dots(node, name, listing.offset_after(place)) {
                 return reply.ok();
             }
         }
         let has_dots = place > Listing::places(offset);
-        match listing.try_batch(place - DOTS) {
+        match self.try_batch(&listing, place) {
             Some(batch) => self.fill(shared, listing, place, batch, has_dots, reply),
             // The kernel comes again for the rest, and then waits.
             None if has_dots => reply.ok(),
@@ -140,8 +151,32 @@ impl DirectoryHandle {
         let again = self.begun.swap(true, Ordering::Relaxed) && offset == 0;
         match &*listing {
             Some(listing) if !again => Ok(listing.clone()),
-            _ => Ok(listing.insert(shared.namespace.listing(self.node)?).clone()),
+            _ => {
+                *self.tail.lock() = None;
+                Ok(listing.insert(shared.namespace.listing(self.node.id())?).clone())
+            }
         }
+    }
+
+    /// The entries from `place` on, if they are there.
+    fn try_batch(&self, listing: &Listing, place: usize) -> Option<Result<Batch, NamespaceError>> {
+        match listing.try_batch(place - DOTS)? {
+            Ok(Listed::Batch(batch)) => Some(Ok(batch)),
+            Ok(Listed::Cut) => self.tail.lock().as_ref()?.try_batch(place - DOTS).map(Ok),
+            Err(error) => Some(Err(error)),
+        }
+    }
+
+    /// The same, waiting for the filer.
+    async fn batch(&self, shared: &Shared, listing: &Listing, place: usize) -> Result<Batch, NamespaceError> {
+        if let Listed::Batch(batch) = listing.batch(place - DOTS).await? {
+            return Ok(batch);
+        }
+        let tail = self.tail.lock().take();
+        let mut tail = tail.unwrap_or_else(|| Tail::new(self.node.id(), listing));
+        let batch = tail.batch(&shared.namespace, place - DOTS).await;
+        *self.tail.lock() = Some(tail);
+        batch
     }
 
     fn wait(
@@ -153,7 +188,7 @@ impl DirectoryHandle {
     ) {
         let (handle, task_shared) = (self.clone(), shared.clone());
         shared.spawn(async move {
-            let batch = listing.batch(place - DOTS).await;
+            let batch = handle.batch(&task_shared, &listing, place).await;
             handle.fill(&task_shared, listing, place, batch, false, reply);
         });
     }
@@ -170,8 +205,8 @@ impl DirectoryHandle {
     ) {
         let now = SystemTime::now();
         loop {
-            let entries = match batch {
-                Ok(batch) => batch.entries,
+            let Batch { entries, moment } = match batch {
+                Ok(batch) => batch,
                 // What was there before the failure is replied first; an empty reply would say that it was all.
                 Err(_) if added => return reply.ok(),
                 Err(error) => return reply.error(errno(&error)),
@@ -179,20 +214,21 @@ impl DirectoryHandle {
             if entries.is_empty() {
                 reply.ok();
                 if !added && self.cached {
-                    shared.namespace.listing_read(self.node, &listing);
+                    shared.namespace.listing_read(self.node.id(), &listing);
                 }
                 return;
             }
             for entry in &entries {
                 if is_alive(entry, now) {
-                    if reply.add_entry(shared, self.node, entry, listing.offset_after(place + 1)) {
+                    let found = FoundEntry { directory: self.node.id(), entry, moment };
+                    if reply.add_entry(shared, &found, listing.offset_after(place + 1)) {
                         return reply.ok();
                     }
                     added = true;
                 }
                 place += 1;
             }
-            batch = match listing.try_batch(place - DOTS) {
+            batch = match self.try_batch(&listing, place) {
                 Some(batch) => batch,
                 None if added => return reply.ok(),
                 // Nothing that came so far exists any more, which must not look like the end.

@@ -352,10 +352,8 @@ impl Filesystem for MountedTree {
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+        drop(self.0.directories.remove(handle.0));
         reply.ok();
-        if let Some(handle) = self.0.directories.remove(handle.0) {
-            self.0.namespace.close(handle.node());
-        }
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {

@@ -171,7 +171,7 @@ impl Mount {
         let namespace_options = NamespaceOptions {
             root_path: filer_path,
             include_system_entries: options.include_system_entries,
-            ..NamespaceOptions::default()
+            ..NamespaceOptions::beside_cache(reader.cache_capacity())
         };
         let (namespace, queue) = Namespace::new(filer.clone(), root, namespace_options, runtime.clone());
         let tickets = Arc::<TicketIssuer>::default();

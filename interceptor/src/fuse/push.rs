@@ -146,7 +146,7 @@ mod tests {
         fn lookup(&self, _: &str, _: &str) -> BoxFuture<'static, Result<Option<Entry>, FilerFailure>> {
             std::future::ready(Ok(Some(self.0.lock().clone()))).boxed()
         }
-        fn list(&self, _: &str) -> BoxStream<'static, Result<Entry, FilerFailure>> {
+        fn list(&self, _: &str, _: &str, _: usize) -> BoxStream<'static, Result<Entry, FilerFailure>> {
             futures::stream::empty().boxed()
         }
         fn space(&self) -> BoxFuture<'static, Result<Space, FilerFailure>> {

@@ -14,7 +14,7 @@ use super::listing::Listing;
 use crate::seaweed::entry::Entry;
 
 /// An entry found by its name, so that the name is stored once.
-pub(super) struct ByName(pub(super) Arc<Entry>);
+struct ByName(Arc<Entry>);
 
 impl Borrow<str> for ByName {
     fn borrow(&self) -> &str {
@@ -32,6 +32,52 @@ impl PartialEq for ByName {
     }
 }
 impl Eq for ByName {}
+
+/// What a remembered entry takes beside itself: its place in a table, and the counts of its holders.
+const REMEMBERED_OVERHEAD: usize = 32;
+
+/// Remembered entries by their names.
+#[derive(Default)]
+pub(super) struct Present {
+    entries: HashSet<ByName>,
+    /// About how much memory they take.
+    bytes: usize,
+}
+
+impl Present {
+    pub(super) fn get(&self, name: &str) -> Option<&Arc<Entry>> {
+        self.entries.get(name).map(|ByName(entry)| entry)
+    }
+
+    pub(super) fn contains(&self, name: &str) -> bool {
+        self.entries.contains(name)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    fn insert(&mut self, entry: Arc<Entry>) {
+        self.bytes += Self::cost(&entry);
+        if let Some(ByName(old)) = self.entries.replace(ByName(entry)) {
+            self.bytes -= Self::cost(&old);
+        }
+    }
+
+    fn remove(&mut self, name: &str) {
+        if let Some(ByName(old)) = self.entries.take(name) {
+            self.bytes -= Self::cost(&old);
+        }
+    }
+
+    fn cost(entry: &Entry) -> usize {
+        entry.memory() + REMEMBERED_OVERHEAD
+    }
+}
 
 /// A listing that is being read from the filer, and what changed meanwhile.
 pub(super) struct Stream {
@@ -53,12 +99,20 @@ pub(super) enum Known {
 /// for each.
 const MAX_UNKNOWN: usize = 10_000;
 
+/// What a directory takes of what all of them share.
+pub(super) struct Sizes {
+    pub(super) present: usize,
+    pub(super) present_bytes: usize,
+    pub(super) absent: usize,
+    pub(super) snapshots: usize,
+}
+
 pub(super) struct Directory {
     /// That of its node.
     pub(super) serial: u64,
     /// Nodes that the kernel knows, by the names it knows them by.
     pub(super) children: HashMap<Arc<str>, NodeId>,
-    pub(super) present: HashSet<ByName>,
+    pub(super) present: Present,
     /// Also the record of which absent names the kernel was told of.
     pub(super) absent: HashSet<Box<str>>,
     pub(super) complete: bool,
@@ -83,7 +137,7 @@ impl Directory {
         Self {
             serial,
             children: HashMap::new(),
-            present: HashSet::new(),
+            present: Present::default(),
             absent: HashSet::new(),
             complete: false,
             unknown: HashSet::new(),
@@ -97,9 +151,19 @@ impl Directory {
         }
     }
 
+    /// What it takes of what all directories share.
+    pub(super) fn sizes(&self) -> Sizes {
+        Sizes {
+            present: self.present.len(),
+            present_bytes: self.present.bytes(),
+            absent: self.absent.len(),
+            snapshots: usize::from(self.snapshot.is_some()),
+        }
+    }
+
     /// What is known of `name`.
     pub(super) fn known(&mut self, name: &str, now: SystemTime) -> Known {
-        if let Some(ByName(entry)) = self.present.get(name) {
+        if let Some(entry) = self.present.get(name) {
             if entry.expires.is_none_or(|at| at > now) {
                 return Known::Present(entry.clone());
             }
@@ -128,7 +192,7 @@ impl Directory {
 
     /// Whether `entry` is what a lookup of its name would give now.
     pub(super) fn is_current(&self, entry: &Arc<Entry>) -> bool {
-        self.present.get(entry.name.as_str()).is_some_and(|known| Arc::ptr_eq(&known.0, entry))
+        self.present.get(entry.name.as_str()).is_some_and(|known| Arc::ptr_eq(known, entry))
     }
 
     pub(super) fn learn_present(&mut self, entry: Arc<Entry>) {
@@ -138,7 +202,7 @@ impl Directory {
             return;
         }
         self.unknown.remove(entry.name.as_str());
-        self.present.replace(ByName(entry));
+        self.present.insert(entry);
     }
 
     pub(super) fn learn_absent(&mut self, name: &str) {
@@ -205,7 +269,7 @@ impl Directory {
 
     /// Forgets what is known of names to save memory. What the kernel was told stays on record.
     pub(super) fn shed(&mut self) {
-        self.present = HashSet::new();
+        self.present = Present::default();
         self.complete = false;
         self.unknown = HashSet::new();
         self.snapshot = None;

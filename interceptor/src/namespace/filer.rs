@@ -17,8 +17,14 @@ pub trait Filer: Send + Sync + 'static {
     /// The entry `name` of the directory with this full path, `None` if there is none.
     fn lookup(&self, directory: &str, name: &str) -> BoxFuture<'static, Result<Option<Entry>, FilerFailure>>;
 
-    /// All entries of a directory, with their chunks. A directory that does not exist has none.
-    fn list(&self, directory: &str) -> BoxStream<'static, Result<Entry, FilerFailure>>;
+    /// The first `limit` entries of a directory after the name `after`, in the order of their names' bytes, with their chunks;
+    /// fewer are all. A directory that does not exist has none.
+    fn list(
+        &self,
+        directory: &str,
+        after: &str,
+        limit: usize,
+    ) -> BoxStream<'static, Result<Entry, FilerFailure>>;
 
     /// How full the cluster is.
     fn space(&self) -> BoxFuture<'static, Result<Space, FilerFailure>>;
@@ -59,8 +65,13 @@ impl Filer for FilerClient {
         async move { FilerClient::lookup(&filer, &directory, &name).await.map_err(shared) }.boxed()
     }
 
-    fn list(&self, directory: &str) -> BoxStream<'static, Result<Entry, FilerFailure>> {
-        FilerClient::list(self, directory).map(|entry| entry.map_err(shared)).boxed()
+    fn list(
+        &self,
+        directory: &str,
+        after: &str,
+        limit: usize,
+    ) -> BoxStream<'static, Result<Entry, FilerFailure>> {
+        FilerClient::list(self, directory, after, limit).map(|entry| entry.map_err(shared)).boxed()
     }
 
     fn space(&self) -> BoxFuture<'static, Result<Space, FilerFailure>> {

@@ -3,20 +3,45 @@
 //! An entry's place in the snapshot never changes, so it can be the offset of `readdir`, and all handles that share a
 //! snapshot agree on offsets. The upper half of an offset is the snapshot's id: the kernel builds its cached copy of a
 //! directory by appending what continues the offset it has, and so cannot mix two snapshots.
+//!
+//! Listings have a budget of memory. One that would need more is cut off: its handles read on [page by page](super::tail).
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::filer::{FilerFailure, NamespaceError};
+use super::lookup::Moment;
 use crate::seaweed::entry::Entry;
 
-/// A snapshot of a directory, complete or still growing.
+/// The memory of all listings of a mount: those that handles read, and those that are kept for others.
+pub(super) struct ListingBudget {
+    used: AtomicUsize,
+    limit: usize,
+}
+
+impl ListingBudget {
+    pub(super) fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self { used: AtomicUsize::new(0), limit })
+    }
+
+    /// Whether so much is free that it will do for a while.
+    pub(super) fn has_plenty(&self) -> bool {
+        self.used() <= self.limit / 4 * 3
+    }
+
+    pub(super) fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+}
+
+/// A snapshot of a directory: complete, still growing, or cut off where memory was used up.
 pub(crate) struct Listing {
     id: u32,
+    budget: Arc<ListingBudget>,
     entries: Mutex<Entries>,
     grown: Notify,
     /// Whether a handle reads it; one that only warms the cache may be given up.
@@ -26,13 +51,32 @@ pub(crate) struct Listing {
 #[derive(Default)]
 struct Entries {
     list: Vec<Arc<Entry>>,
-    end: Option<Result<(), FilerFailure>>,
+    /// About how much memory they take.
+    bytes: usize,
+    end: Option<End>,
 }
 
-/// Some entries of a listing, in order.
+/// How a listing ended.
+pub(super) enum End {
+    /// There is no more in the directory.
+    Complete,
+    /// There is more, which [`Tail`](super::tail::Tail) reads.
+    Cut,
+    Failed(FilerFailure),
+}
+
+/// Some entries of a directory, in order; none only at its end.
 pub(crate) struct Batch {
-    /// The entries; empty only at the end of the directory.
     pub(crate) entries: Vec<Arc<Entry>>,
+    /// When the filer told of them, if they are not remembered.
+    pub(crate) moment: Option<Moment>,
+}
+
+/// What a listing has at a place.
+pub(crate) enum Listed {
+    Batch(Batch),
+    /// It was cut off before.
+    Cut,
 }
 
 /// How many entries one look at a listing copies: enough for a reply of the largest size the kernel asks for today.
@@ -40,9 +84,10 @@ const BATCH: usize = 1024;
 
 impl Listing {
     /// An empty snapshot; `id` is unique among those of the mount and below 2^31, since offsets are signed.
-    pub(super) fn new(id: u32) -> Arc<Self> {
+    pub(super) fn new(id: u32, budget: Arc<ListingBudget>) -> Arc<Self> {
         Arc::new(Self {
             id: id & 0x7fff_ffff,
+            budget,
             entries: Mutex::default(),
             grown: Notify::new(),
             wanted: AtomicBool::new(false),
@@ -58,13 +103,29 @@ impl Listing {
     }
 
     pub(super) fn push(&self, more: &[Arc<Entry>]) {
-        self.entries.lock().list.extend_from_slice(more);
+        let bytes = more.iter().map(|entry| entry.memory() + size_of::<Arc<Entry>>()).sum::<usize>();
+        self.budget.used.fetch_add(bytes, Ordering::Relaxed);
+        {
+            let mut entries = self.entries.lock();
+            entries.bytes += bytes;
+            entries.list.extend_from_slice(more);
+        }
         self.grown.notify_waiters();
     }
 
-    pub(super) fn finish(&self, end: Result<(), FilerFailure>) {
+    /// Whether it may grow: there is memory, of which it leaves others a quarter.
+    pub(super) fn may_grow(&self) -> bool {
+        self.budget.used() < self.budget.limit && self.entries.lock().bytes < self.budget.limit / 4 * 3
+    }
+
+    pub(super) fn finish(&self, end: End) {
         self.entries.lock().end = Some(end);
         self.grown.notify_waiters();
+    }
+
+    /// The name that its last entry has, or none.
+    pub(super) fn last_name(&self) -> Option<String> {
+        self.entries.lock().list.last().map(|entry| entry.name.clone())
     }
 
     pub(super) fn len(&self) -> usize {
@@ -110,20 +171,22 @@ impl Listing {
     }
 
     /// The entries from `index` on that are there; `None` if the filer has yet to send them.
-    pub(crate) fn try_batch(&self, index: usize) -> Option<Result<Batch, NamespaceError>> {
+    pub(crate) fn try_batch(&self, index: usize) -> Option<Result<Listed, NamespaceError>> {
         let entries = self.entries.lock();
         let rest = entries.list.get(index..).unwrap_or_default();
         if !rest.is_empty() {
-            return Some(Ok(Batch { entries: rest[..rest.len().min(BATCH)].to_vec() }));
+            let entries = rest[..rest.len().min(BATCH)].to_vec();
+            return Some(Ok(Listed::Batch(Batch { entries, moment: None })));
         }
-        match entries.end.as_ref()? {
-            Ok(()) => Some(Ok(Batch { entries: Vec::new() })),
-            Err(failure) => Some(Err(NamespaceError::Filer(failure.clone()))),
-        }
+        Some(match entries.end.as_ref()? {
+            End::Complete => Ok(Listed::Batch(Batch { entries: Vec::new(), moment: None })),
+            End::Cut => Ok(Listed::Cut),
+            End::Failed(failure) => Err(NamespaceError::Filer(failure.clone())),
+        })
     }
 
     /// Like [`try_batch`](Self::try_batch), waiting for the filer.
-    pub(crate) async fn batch(&self, index: usize) -> Result<Batch, NamespaceError> {
+    pub(crate) async fn batch(&self, index: usize) -> Result<Listed, NamespaceError> {
         loop {
             let grown = self.grown.notified();
             tokio::pin!(grown);
@@ -133,5 +196,11 @@ impl Listing {
             }
             grown.await;
         }
+    }
+}
+
+impl Drop for Listing {
+    fn drop(&mut self) {
+        self.budget.used.fetch_sub(self.entries.get_mut().bytes, Ordering::Relaxed);
     }
 }

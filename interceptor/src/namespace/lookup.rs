@@ -39,13 +39,19 @@ struct Reply {
 
 /// Any event that could concern the reply changes one of these.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Moment {
+pub(crate) struct Moment {
     epoch: u64,
     changes: u64,
     link_changes: u64,
 }
 
 impl Moment {
+    /// For a reply about what a directory holds.
+    pub(super) fn of(state: &mut State, directory: NodeId) -> Option<Self> {
+        let serial = state.nodes.directory(directory)?.serial;
+        Self::now(state, directory, serial)
+    }
+
     fn now(state: &mut State, directory: NodeId, serial: u64) -> Option<Self> {
         let (epoch, link_changes) = (state.epoch, state.link_changes);
         let directory = state.nodes.directory(directory).filter(|d| d.serial == serial)?;

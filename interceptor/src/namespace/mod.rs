@@ -33,6 +33,7 @@ mod model_tests;
 mod nodes;
 pub(crate) mod readdir;
 mod state;
+pub(crate) mod tail;
 #[cfg(test)]
 mod tests;
 
@@ -46,6 +47,7 @@ pub use events::Changed;
 pub use filer::{Filer, FilerFailure, NamespaceError, Space};
 pub(crate) use hold::NodeHold;
 pub use invalidate::KernelCache;
+pub(crate) use lookup::Moment;
 
 use invalidate::InvalidationQueue;
 use listing::Listing;
@@ -77,8 +79,10 @@ pub struct NamespaceOptions {
     pub prefetch_window: Duration,
     /// The number of entries at which reading a directory in advance is given up.
     pub prefetch_limit: usize,
-    /// The number of entries to remember in all directories together.
-    pub cached_entries: usize,
+    /// The memory for remembered entries of all directories together, bytes.
+    pub cached_bytes: usize,
+    /// The memory for listings that are being read, or kept for others to read, bytes.
+    pub listing_bytes: usize,
     /// The number of names to remember as absent in all directories together.
     pub absent_names: usize,
 }
@@ -93,9 +97,18 @@ impl Default for NamespaceOptions {
             prefetch_after: 4,
             prefetch_window: Duration::from_secs(2),
             prefetch_limit: 100_000,
-            cached_entries: 400_000,
+            cached_bytes: 64 << 20,
+            listing_bytes: 64 << 20,
             absent_names: 200_000,
         }
+    }
+}
+
+impl NamespaceOptions {
+    /// The usual options beside a cache of this size: an eighth of that for names, within bounds.
+    pub fn beside_cache(bytes: u64) -> Self {
+        let half = usize::try_from(bytes / 16).unwrap_or(usize::MAX).clamp(4 << 20, 128 << 20);
+        Self { cached_bytes: half, listing_bytes: half, ..Self::default() }
     }
 }
 
@@ -199,11 +212,6 @@ impl Namespace {
         let state = self.state.lock();
         let node = state.nodes.get(node).filter(|node| !node.stale && !node.names.is_empty())?;
         Some(node.entry.clone())
-    }
-
-    /// A handle of a directory was closed.
-    pub fn close(&self, node: NodeId) {
-        self.state.lock().nodes.close(node);
     }
 
     /// How many nodes the kernel knows, and how many entries are remembered.

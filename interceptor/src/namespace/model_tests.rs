@@ -140,6 +140,6 @@ proptest! {
             nodes.forget(id, lookups);
         }
         prop_assert_eq!(nodes.len(), 1, "only the root is left");
-        prop_assert_eq!((nodes.cached, nodes.absent), (0, 0));
+        prop_assert_eq!((nodes.cached, nodes.cached_bytes, nodes.absent, nodes.snapshots), (0, 0, 0, 0));
     }
 }

@@ -57,6 +57,10 @@ pub(super) struct Nodes {
     detached: HashMap<u64, NodeId>,
     /// How many entries all directories remember.
     pub(super) cached: usize,
+    /// About how much memory these take.
+    pub(super) cached_bytes: usize,
+    /// How many directories keep a listing that nothing changed since.
+    pub(super) snapshots: usize,
     /// How many names all directories remember as absent.
     pub(super) absent: usize,
     next_spare: NodeId,
@@ -72,6 +76,8 @@ impl Nodes {
             links: HashMap::new(),
             detached: HashMap::new(),
             cached: 0,
+            cached_bytes: 0,
+            snapshots: 0,
             absent: 0,
             next_spare: SPARE,
             next_serial: 0,
@@ -363,6 +369,8 @@ impl Nodes {
             let Some(node) = self.nodes.remove(&id) else { continue };
             if let Some(directory) = &node.directory {
                 self.cached -= directory.present.len();
+                self.cached_bytes -= directory.present.bytes();
+                self.snapshots -= usize::from(directory.snapshot.is_some());
                 self.absent -= directory.absent.len();
             }
             for place in node.names {

@@ -6,15 +6,16 @@ use std::time::{Instant, SystemTime};
 use futures::StreamExt;
 
 use super::directory::Stream;
-use super::filer::FilerFailure;
 use super::invalidate::Invalidation;
-use super::listing::Listing;
+use super::listing::{End, Listing};
+use super::lookup::Moment;
 use super::state::State;
-use super::{Namespace, NamespaceError, NodeId, Stat};
+use super::{Namespace, NamespaceError, NodeHold, NodeId, Stat};
 use crate::seaweed::entry::Entry;
 
-/// A directory that was opened; must be given back with [`Namespace::close`].
+/// A directory that was opened.
 pub(crate) struct OpenedDirectory {
+    pub(crate) node: NodeHold,
     /// What it holds, if that is known or being read.
     pub(crate) listing: Option<Arc<Listing>>,
     /// Whether the kernel may keep a copy of the listing until it is told to drop it.
@@ -26,18 +27,11 @@ const PORTION: usize = 256;
 
 impl Namespace {
     /// A directory is opened. Reads nothing yet: the kernel may have a copy.
-    pub(crate) fn open_directory(&self, id: NodeId) -> Result<OpenedDirectory, NamespaceError> {
+    pub(crate) fn open_directory(self: &Arc<Self>, id: NodeId) -> Result<OpenedDirectory, NamespaceError> {
+        let node = self.hold(id).ok_or(NamespaceError::Stale)?;
         let mut state = self.state.lock();
-        let cacheable = state.live;
-        let node = state.nodes.open(id).ok_or(NamespaceError::Stale)?;
-        let listing = match node.directory.as_deref() {
-            Some(directory) => directory.shared_listing(),
-            None => {
-                state.nodes.close(id);
-                return Err(NamespaceError::NotDirectory);
-            }
-        };
-        Ok(OpenedDirectory { listing, cacheable })
+        let listing = state.nodes.directory(id).ok_or(NamespaceError::NotDirectory)?.shared_listing();
+        Ok(OpenedDirectory { node, listing, cacheable: state.live })
     }
 
     /// What the directory holds now, for a handle that begins to read it.
@@ -74,7 +68,7 @@ impl Namespace {
 
     /// Starts reading a directory from the filer in the background.
     fn read_directory(self: &Arc<Self>, state: &mut State, id: NodeId) -> Option<Arc<Listing>> {
-        let listing = Listing::new(state.next_listing());
+        let listing = Listing::new(state.next_listing(), state.listings.clone());
         let stream = Stream { listing: listing.clone(), touched: Default::default(), partial: !state.live };
         let directory = state.nodes.directory(id)?;
         directory.stream = Some(stream);
@@ -87,24 +81,28 @@ impl Namespace {
 
     async fn fill(self: Arc<Self>, id: NodeId, serial: u64, path: String, listing: Arc<Listing>) {
         let unfinished = Unfinished(&listing);
-        let mut portions = self.filer.list(&path).ready_chunks(PORTION);
-        let mut end = Ok(());
+        let mut portions = self.filer.list(&path, "", usize::MAX).ready_chunks(PORTION);
+        let mut end = End::Complete;
         while let Some(portion) = portions.next().await {
             let mut entries = Vec::with_capacity(portion.len());
             for entry in portion {
                 match entry {
                     Ok(entry) if self.hidden(id, &entry.name) => {}
                     Ok(entry) => entries.push(Arc::new(entry)),
-                    Err(failure) => end = Err(failure),
+                    Err(failure) => end = End::Failed(failure),
                 }
             }
             self.note_portion(id, serial, &listing, &entries);
             listing.push(&entries);
-            if end.is_err() || self.give_up(id, serial, &listing) {
+            if !matches!(end, End::Complete) || self.give_up(id, serial, &listing) {
+                break;
+            }
+            if self.cut(id, serial, &listing) {
+                end = End::Cut;
                 break;
             }
         }
-        if let Err(failure) = &end {
+        if let End::Failed(failure) = &end {
             tracing::warn!(directory = path, error = %failure, "cannot list directory");
         }
         std::mem::forget(unfinished);
@@ -117,10 +115,10 @@ impl Namespace {
             return;
         }
         state.make_room();
-        let share = self.options.cached_entries / 2;
+        let share = self.options.cached_bytes / 2;
         state.with_directory(id, |directory| {
             let Some(mut stream) = directory.stream.take() else { return };
-            if directory.present.len() >= share {
+            if directory.present.bytes() >= share {
                 stream.partial = true;
             } else {
                 for entry in entries.iter().filter(|entry| !stream.touched.contains(entry.name.as_str())) {
@@ -149,14 +147,33 @@ impl Namespace {
         true
     }
 
-    fn note_end(&self, id: NodeId, serial: u64, listing: &Arc<Listing>, end: Result<(), FilerFailure>) {
+    /// Whether to stop because listings have no more memory. Its handles read on by themselves.
+    fn cut(&self, id: NodeId, serial: u64, listing: &Arc<Listing>) -> bool {
+        if listing.may_grow() {
+            return false;
+        }
+        let mut state = self.state.lock();
+        state.make_room_for_listing();
+        if listing.may_grow() {
+            return false;
+        }
+        if is_of(&mut state, id, serial, listing)
+            && let Some(directory) = state.nodes.directory(id)
+        {
+            directory.stream = None;
+            directory.too_large = true;
+        }
+        true
+    }
+
+    fn note_end(&self, id: NodeId, serial: u64, listing: &Arc<Listing>, end: End) {
         let mut state = self.state.lock();
         if is_of(&mut state, id, serial, listing) {
             let live = state.live;
             state.with_directory(id, |directory| {
                 if let Some(stream) = directory.stream.take()
                     && live
-                    && end.is_ok()
+                    && matches!(end, End::Complete)
                 {
                     directory.finish(stream);
                 }
@@ -165,13 +182,19 @@ impl Namespace {
         listing.finish(end);
     }
 
-    /// The kernel is told of an entry of a listing with all that belongs to it: finds its node, counting a lookup.
-    pub(crate) fn attach(&self, directory: NodeId, entry: &Arc<Entry>) -> Option<Stat> {
+    /// The kernel is told of an entry of a listing with all that belongs to it: finds its node, counting a lookup. `moment` is
+    /// when the filer told of the entry, if it is not remembered.
+    pub(crate) fn attach(
+        &self,
+        directory: NodeId,
+        entry: &Arc<Entry>,
+        moment: Option<Moment>,
+    ) -> Option<Stat> {
         let mut state = self.state.lock();
-        let current = match state.nodes.directory(directory) {
-            Some(known) => known.is_current(entry),
-            None => return None,
-        };
+        let is_remembered = state.nodes.directory(directory)?.is_current(entry);
+        let is_new = moment.is_some() && moment == Moment::of(&mut state, directory);
+        // A change through another of its names would not be seen here.
+        let current = is_remembered || is_new && entry.hard_link.is_none();
         // Without events nothing is remembered, and a listing is as good as a lookup for as long as either is trusted.
         let current = current || !state.live;
         state.attach(directory, &entry.name, entry, current)
@@ -211,9 +234,8 @@ struct Unfinished<'a>(&'a Listing);
 
 impl Drop for Unfinished<'_> {
     fn drop(&mut self) {
-        self.0.finish(Err(Arc::from(Box::<dyn std::error::Error + Send + Sync>::from(
-            "reading was cut short",
-        ))));
+        let error = Box::<dyn std::error::Error + Send + Sync>::from("reading was cut short");
+        self.0.finish(End::Failed(Arc::from(error)));
     }
 }
 

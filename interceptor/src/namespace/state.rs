@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::directory::Directory;
 use super::hold::NodeHold;
 use super::invalidate::{Invalidation, Queued};
+use super::listing::ListingBudget;
 use super::lookup::Flight;
 use super::nodes::Nodes;
 use super::{Namespace, NamespaceOptions, NodeId, Stat};
@@ -32,6 +33,7 @@ pub(super) struct State {
     long_timeout: Duration,
     short_timeout: Duration,
     cached_limit: usize,
+    pub(super) listings: Arc<ListingBudget>,
     absent_limit: usize,
     kernel: Sender<Queued>,
     /// What this is the state of.
@@ -56,7 +58,8 @@ impl State {
             next_listing: 0,
             long_timeout: options.long_timeout,
             short_timeout: options.short_timeout,
-            cached_limit: options.cached_entries,
+            cached_limit: options.cached_bytes,
+            listings: ListingBudget::new(options.listing_bytes),
             absent_limit: options.absent_names,
             kernel,
             namespace,
@@ -97,11 +100,14 @@ impl State {
         self.clock += 1;
         let directory = self.nodes.directory(id)?;
         directory.used = self.clock;
-        let (cached, absent) = (directory.present.len(), directory.absent.len());
+        let before = directory.sizes();
         let result = work(directory);
-        let (now_cached, now_absent) = (directory.present.len(), directory.absent.len());
-        self.nodes.cached = self.nodes.cached + now_cached - cached;
-        self.nodes.absent = self.nodes.absent + now_absent - absent;
+        let now = directory.sizes();
+        let nodes = &mut self.nodes;
+        nodes.cached = nodes.cached + now.present - before.present;
+        nodes.cached_bytes = nodes.cached_bytes + now.present_bytes - before.present_bytes;
+        nodes.absent = nodes.absent + now.absent - before.absent;
+        nodes.snapshots = nodes.snapshots + now.snapshots - before.snapshots;
         Some(result)
     }
 
@@ -112,20 +118,34 @@ impl State {
 
     /// Makes room when too many entries are remembered: the directories unused for longest forget theirs.
     pub(super) fn make_room(&mut self) {
-        if self.nodes.cached <= self.cached_limit {
+        if self.nodes.cached_bytes <= self.cached_limit {
             return;
         }
+        let enough = self.cached_limit / 4 * 3;
+        self.shed(|directory| directory.present.len() > 0, |state| state.nodes.cached_bytes <= enough);
+    }
+
+    /// Makes room when listings take too much memory: the directories unused for longest forget theirs, unless handles are still
+    /// reading them.
+    pub(super) fn make_room_for_listing(&mut self) {
+        if self.nodes.snapshots > 0 {
+            self.shed(|directory| directory.snapshot.is_some(), |state| state.listings.has_plenty());
+        }
+    }
+
+    /// Has directories forget what they know, `which` of them, those unused for longest first, until it `is_enough`.
+    fn shed(&mut self, which: impl Fn(&Directory) -> bool, is_enough: impl Fn(&Self) -> bool) {
         let mut by_age: Vec<(u64, NodeId)> = self
             .nodes
             .iter_mut()
             .filter_map(|(id, node)| {
                 let directory = node.directory.as_ref()?;
-                (!directory.present.is_empty()).then_some((directory.used, id))
+                which(directory).then_some((directory.used, id))
             })
             .collect();
         by_age.sort_unstable();
         for (_, id) in by_age {
-            if self.nodes.cached <= self.cached_limit / 4 * 3 {
+            if is_enough(self) {
                 break;
             }
             let clock = self.clock;

@@ -13,6 +13,8 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 use super::invalidate::{Invalidation, InvalidationQueue};
+use super::listing::ListingBudget;
+use super::tail::Tail;
 use super::*;
 use crate::seaweed::entry::{Attributes, Content, Kind};
 
@@ -87,11 +89,11 @@ impl Filer for Handle {
         .boxed()
     }
 
-    fn list(&self, dir: &str) -> BoxStream<'static, Result<Entry, FilerFailure>> {
+    fn list(&self, dir: &str, after: &str, limit: usize) -> BoxStream<'static, Result<Entry, FilerFailure>> {
         self.0.lists.fetch_add(1, SeqCst);
         let entries = self.0.entries.lock();
-        let inside = entries.iter().filter(|((parent, _), _)| parent == dir);
-        let list: Vec<_> = inside.map(|(_, entry)| Ok(entry.clone())).collect();
+        let inside = entries.iter().filter(|((parent, name), _)| parent == dir && name.as_str() > after);
+        let list: Vec<_> = inside.map(|(_, entry)| Ok(entry.clone())).take(limit).collect();
         let model = self.0.clone();
         let start = async move { drop(model.replies.acquire().await) };
         futures::stream::once(start).flat_map(move |()| futures::stream::iter(list.clone())).boxed()
@@ -187,12 +189,19 @@ impl Fixture {
         let listing = self.namespace.listing(node).expect("is a directory");
         let mut names = Vec::new();
         loop {
-            let batch = listing.batch(names.len()).await.expect("the model can list");
+            let batch = batch(listing.batch(names.len()).await);
             if batch.entries.is_empty() {
                 return (listing, names);
             }
             names.extend(batch.entries.iter().map(|entry| entry.name.clone()));
         }
+    }
+}
+
+fn batch(listed: Result<listing::Listed, NamespaceError>) -> listing::Batch {
+    match listed.expect("the model can list") {
+        listing::Listed::Batch(batch) => batch,
+        listing::Listed::Cut => panic!("there is memory for the listing"),
     }
 }
 
@@ -496,15 +505,99 @@ async fn a_listing_that_an_event_overtook_is_not_remembered() {
     assert_eq!(f.list(ROOT).await.1, ["a", "b", "c"]);
 }
 
+/// All names of a directory from `index` on, as a handle reads them.
+async fn names_from(f: &Fixture, listing: &listing::Listing, tail: &mut Tail, index: usize) -> Vec<String> {
+    let mut names = Vec::new();
+    loop {
+        let at = index + names.len();
+        let batch = match listing.batch(at).await.expect("the model can list") {
+            listing::Listed::Batch(batch) => batch,
+            listing::Listed::Cut => tail.batch(&f.namespace, at).await.expect("the model can list"),
+        };
+        if batch.entries.is_empty() {
+            return names;
+        }
+        names.extend(batch.entries.iter().map(|entry| entry.name.clone()));
+    }
+}
+
+#[tokio::test]
+async fn a_directory_that_is_too_large_for_memory_is_read_page_by_page() {
+    const FILES: usize = 50_000;
+    const LIMIT: usize = 1 << 20;
+    let f = fixture_with(NamespaceOptions {
+        cached_bytes: LIMIT,
+        listing_bytes: LIMIT,
+        ..NamespaceOptions::default()
+    });
+    let all: Vec<_> = (0..FILES).map(|number| format!("{number:06}")).collect();
+    for (number, name) in all.iter().enumerate() {
+        f.model.put("/", file(name, 100 + number as u64, b"x"));
+    }
+    let mut handles = Vec::new();
+    for _ in 0..4 {
+        let listing = f.namespace.listing(ROOT).expect("is a directory");
+        // What it has when it is cut off is the whole of it.
+        while !matches!(listing.try_batch(FILES), Some(Ok(listing::Listed::Cut))) {
+            tokio::task::yield_now().await;
+        }
+        let mut tail = Tail::new(ROOT, &listing);
+        assert_eq!(names_from(&f, &listing, &mut tail, 0).await, all);
+        // Going back, a little and far.
+        for index in [FILES - 1, FILES - 1000, FILES / 2, 1, FILES] {
+            assert_eq!(names_from(&f, &listing, &mut tail, index).await, all[index..]);
+        }
+        handles.push((listing, tail));
+        let state = f.namespace.state.lock();
+        assert!(state.nodes.cached_bytes <= LIMIT, "{}", state.nodes.cached_bytes);
+        // A portion more than there is room for.
+        assert!(state.listings.used() <= LIMIT + LIMIT / 4, "{}", state.listings.used());
+    }
+    let held: usize = handles.iter().map(|(_, tail)| tail.entries()).sum();
+    assert!(held <= 4 * 2048, "{held}");
+    drop(handles);
+    assert_eq!(f.namespace.state.lock().listings.used(), 0);
+}
+
+#[tokio::test]
+async fn entries_behind_the_cut_are_current_until_something_changes() {
+    let f = fixture_with(NamespaceOptions { listing_bytes: 0, ..NamespaceOptions::default() });
+    f.model.put("/", file("a", 7, b"x"));
+    let listing = f.namespace.listing(ROOT).expect("is a directory");
+    assert!(matches!(listing.batch(1).await, Ok(listing::Listed::Cut)));
+    let mut tail = Tail::new(ROOT, &listing::Listing::new(1, ListingBudget::new(0)));
+    let batch = tail.batch(&f.namespace, 0).await.expect("the model can list");
+    let attach = || f.namespace.attach(ROOT, &batch.entries[0], batch.moment).expect("the root is live");
+    assert_eq!(attach().entry_timeout, LONG);
+    f.write("/", file("b", 8, b"x"));
+    assert_eq!(attach().entry_timeout, Duration::ZERO);
+}
+
+#[tokio::test]
+async fn what_nobody_reads_any_more_makes_room_for_what_is_read() {
+    let (prefetch_after, listing_bytes) = (u32::MAX, 64 << 10);
+    let options = NamespaceOptions { prefetch_after, listing_bytes, ..NamespaceOptions::default() };
+    let f = fixture_with(options);
+    for directory_number in 0..20u64 {
+        let (name, path) = (format!("d{directory_number}"), format!("/d{directory_number}"));
+        f.model.put("/", directory(&name, 1000 + directory_number));
+        (0..50).for_each(|number| drop(f.model.put(&path, file(&format!("{number}"), 0, b"x"))));
+        let node = f.find(ROOT, &name).await.id;
+        assert_eq!(f.list(node).await.1.len(), 50);
+        assert!(f.namespace.state.lock().listings.used() <= 80 << 10);
+    }
+}
+
 #[tokio::test]
 async fn entries_of_a_listing_count_as_lookups() {
     let f = fixture();
     f.model.put("/", file("a", 7, b"x"));
     let (listing, _) = f.list(ROOT).await;
-    let entry = listing.batch(0).await.expect("the model can list").entries[0].clone();
-    assert_eq!(f.namespace.attach(ROOT, &entry).map(|stat| (stat.id, stat.entry_timeout)), Some((7, LONG)));
+    let entry = batch(listing.batch(0).await).entries[0].clone();
+    let stat = f.namespace.attach(ROOT, &entry, None);
+    assert_eq!(stat.map(|stat| (stat.id, stat.entry_timeout)), Some((7, LONG)));
     f.write("/", file("a", 7, b"changed"));
-    let stale = f.namespace.attach(ROOT, &entry).expect("the root is live");
+    let stale = f.namespace.attach(ROOT, &entry, None).expect("the root is live");
     assert_eq!(stale.entry_timeout, Duration::ZERO);
     f.namespace.forget(7, 2);
     assert_eq!(f.namespace.size().0, 1);
@@ -537,7 +630,11 @@ async fn the_filers_own_directories_are_hidden() {
 /// content, and nothing is left when all is forgotten.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn under_stress_the_last_change_wins() {
-    let f = fixture_with(NamespaceOptions { cached_entries: 20, ..NamespaceOptions::default() });
+    let f = fixture_with(NamespaceOptions {
+        cached_bytes: 8000,
+        listing_bytes: 8000,
+        ..NamespaceOptions::default()
+    });
     f.model.put("/", directory("d", 5));
     let d = f.find(ROOT, "d").await.id;
     let held = Arc::new(Mutex::new(vec![d]));

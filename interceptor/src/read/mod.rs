@@ -444,6 +444,11 @@ impl Reader {
         (self.cache.room_for_blocks(), self.cache.speculation_limit())
     }
 
+    /// The size of the cache.
+    pub fn cache_capacity(&self) -> u64 {
+        self.cache.usage().capacity
+    }
+
     /// Starts to fetch a file that was opened for the first time, if it is small: its first read is sure to come, and joins.
     pub fn fetch_opened(self: &Arc<Self>, file: &FileVersion) {
         if self.resident(file).is_none() {

@@ -109,6 +109,20 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// About how many bytes of memory it takes.
+    pub fn memory(&self) -> usize {
+        let content = match &self.content {
+            Content::None | Content::Remote => 0,
+            Content::Inline(bytes) => bytes.len(),
+            Content::Chunks(chunks) => size_of_val(&**chunks),
+            Content::Target(target) => target.len(),
+            Content::Damaged { reason } => reason.len(),
+        };
+        let xattr =
+            |(name, value): &(Box<str>, Bytes)| size_of::<(Box<str>, Bytes)>() + name.len() + value.len();
+        size_of::<Self>() + self.name.len() + content + self.xattrs.iter().map(xattr).sum::<usize>()
+    }
+
     /// Whether both entries have the same bytes: a reader of one may go on with the other.
     pub fn same_content(&self, other: &Entry) -> bool {
         self.attr.kind == other.attr.kind

@@ -137,13 +137,15 @@ impl FilerClient {
         }
     }
 
-    /// All entries of `directory` in the order of their names' bytes, with their chunks. A directory that does not
-    /// exist has none. The first error is the last item.
+    /// The first `limit` entries of `directory` after the name `after`, in the order of their names' bytes, with their chunks.
+    /// A directory that does not exist has none. The first error is the last item.
     pub fn list(
         &self,
         directory: &str,
+        after: &str,
+        limit: usize,
     ) -> impl Stream<Item = Result<Entry, FilerError>> + Send + Unpin + use<> {
-        listing::list(self.clone(), directory.to_owned())
+        listing::list(self.clone(), directory.to_owned(), after.to_owned(), limit)
     }
 
     /// Where a volume is; empty if no volume server has it.

@@ -16,8 +16,8 @@ use super::failover::{Failure, Filer, FilerError, within};
 use super::filer::{FilerClient, PATIENCE};
 use super::pb;
 
-/// Entries per request. The filer has a limit of its own, 100,000 unless configured otherwise.
-const PAGE: u32 = 4096;
+/// The most entries of a request. The filer has a limit of its own, 100,000 unless configured otherwise.
+const PAGE: usize = 4096;
 /// How long the next entry may take. A filer may have to skip many expired ones.
 const IDLE_DEADLINE: Duration = Duration::from_secs(15);
 /// Entries that may wait for the consumer.
@@ -25,13 +25,16 @@ const AHEAD: usize = 1024;
 
 type Item = Result<Entry, FilerError>;
 
+/// At most `limit` entries of `directory` that come after the name `after`. Fewer are all.
 pub(super) fn list(
     client: FilerClient,
     directory: String,
+    after: String,
+    limit: usize,
 ) -> impl Stream<Item = Item> + Send + Unpin + use<> {
     let (sender, receiver) = mpsc::channel(AHEAD);
     tokio::spawn(async move {
-        let listing = Listing { client, directory, after: String::new(), sender };
+        let listing = Listing { client, directory, after, limit, sender };
         listing.run().await;
     });
     ReceiverStream::new(receiver)
@@ -42,6 +45,8 @@ struct Listing {
     directory: String,
     /// The last name that came.
     after: String,
+    /// How many entries are still to come.
+    limit: usize,
     sender: mpsc::Sender<Item>,
 }
 
@@ -49,6 +54,8 @@ struct Listing {
 enum Page {
     Full,
     Short,
+    /// No more are wanted.
+    Enough,
     /// Nobody takes the entries any more.
     Abandoned,
 }
@@ -67,7 +74,7 @@ impl Listing {
             let outcome = match page {
                 Ok(Page::Full) if advanced => Ok(()),
                 Ok(Page::Full) => Err(attempts.refused("the same page came again".into())),
-                Ok(Page::Short | Page::Abandoned) => return,
+                Ok(Page::Short | Page::Enough | Page::Abandoned) => return,
                 Err(failure) => attempts.failed(failure).await,
             };
             if let Err(error) = outcome {
@@ -79,11 +86,12 @@ impl Listing {
     }
 
     async fn page(&mut self, filer: &Filer) -> Result<Page, Failure> {
+        let page = self.limit.min(PAGE);
         let request = pb::ListEntriesRequest {
             directory: self.directory.clone(),
             start_from_file_name: self.after.clone(),
             inclusive_start_from: false,
-            limit: PAGE,
+            limit: page as u32,
         };
         let mut stub = filer.calls();
         let mut entries = within(IDLE_DEADLINE, stub.list_entries(request)).await?.into_inner();
@@ -96,7 +104,11 @@ impl Listing {
             if self.sender.send(Ok(entry)).await.is_err() {
                 return Ok(Page::Abandoned);
             }
+            self.limit -= 1;
+            if self.limit == 0 {
+                return Ok(Page::Enough);
+            }
         }
-        Ok(if count < PAGE { Page::Short } else { Page::Full })
+        Ok(if count < page { Page::Short } else { Page::Full })
     }
 }
