@@ -8,6 +8,7 @@
 //! [`warmup`] stands beside [`fuse`]: it brings files in because somebody says that they will be read.
 //! Each module uses only those below it.
 
+pub mod arrival;
 pub mod attach;
 pub mod cache;
 pub mod cli;

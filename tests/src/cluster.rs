@@ -432,6 +432,22 @@ impl Server {
         }
     }
 
+    /// SIGSTOP: it hangs, with its connections open, until it is [thawed](Self::thaw).
+    pub fn freeze(&self) {
+        self.signal(Signal::SIGSTOP);
+    }
+
+    /// SIGCONT.
+    pub fn thaw(&self) {
+        self.signal(Signal::SIGCONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Some(process) = self.process().as_mut() {
+            process.signal(signal);
+        }
+    }
+
     /// The body of a GET of `path` that is answered with 200.
     ///
     /// # Errors

@@ -3,6 +3,9 @@
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -166,5 +169,175 @@ fn one_of_two_filers_dies() {
     assert_eq!(read, b"written through the other filer");
     let seen = || fs::read(mount.file("/two/first")).ok().filter(|read| read == b"changed");
     eventually("a change of the other filer", PATIENCE, seen).unwrap();
+    assert!(mount.is_running());
+}
+
+/// A program that hangs in a request to a mount for `path`.
+fn hanging(program: &str, path: &Path) -> Child {
+    let mut command = Command::new(program);
+    let child = command.arg(path).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let mut before = String::new();
+    let hangs = || {
+        // One and the same system call, with its arguments, two looks long.
+        thread::sleep(Duration::from_millis(300));
+        let now = fs::read_to_string(format!("/proc/{}/syscall", child.id())).unwrap();
+        let same = now == before && now.trim() != "running";
+        before = now;
+        same.then_some(())
+    };
+    eventually("a request that hangs", PATIENCE, hangs).unwrap();
+    child
+}
+
+/// Kills a program that hangs; it must be gone well before servers are given up.
+fn ends_at_once(mut child: Child) {
+    let started = Instant::now();
+    child.kill().unwrap();
+    let status = child.wait().unwrap();
+    let took = started.elapsed();
+    println!("killed and gone after {took:?}");
+    assert_eq!(status.signal(), Some(libc::SIGKILL));
+    assert!(took < Duration::from_secs(3), "it took {took:?} to die");
+}
+
+fn is_ready(mount: &Mount) -> Result<(), String> {
+    match mount.status("/readyz").unwrap() {
+        (200, _) => Ok(()),
+        (_, reason) => Err(reason),
+    }
+}
+
+#[test]
+fn a_filer_that_hangs_is_noticed_and_holds_nobody_for_long() {
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = Cluster::builder().start().unwrap();
+    let filer = cluster.filer();
+    let content = Pattern::new(7).bytes(0, 3_000_000);
+    for name in ["known", "other", "directory/file"] {
+        filer.put(&format!("/hung/{name}"), &content, "").unwrap();
+    }
+    let mut mount = Mount::builder(&cluster).start().unwrap();
+    reading::verify(&mount.file("/hung/known"), &content);
+    let open = File::open(mount.file("/hung/other")).unwrap();
+    eventually("readiness", PATIENCE, || is_ready(&mount).ok()).unwrap();
+
+    let frozen = Instant::now();
+    cluster.filers()[0].freeze();
+    let reason = eventually("a filer that is seen to hang", PATIENCE, || is_ready(&mount).err()).unwrap();
+    let noticed = frozen.elapsed();
+    println!("noticed after {noticed:?}: {reason}");
+    assert!(reason.contains(&cluster.filers()[0].address()), "{reason}");
+    assert!(noticed < Duration::from_secs(5), "noticed after {noticed:?}");
+    assert_eq!(mount.metric("interceptor_filers_silent", &[]).unwrap(), 1.0);
+    eventually("the end of the stream", PATIENCE, || {
+        (mount.metric("interceptor_subscription_live", &[]).ok()? == 0.0).then_some(())
+    })
+    .unwrap();
+    ends_at_once(hanging("stat", &mount.file("/hung/unknown")));
+    ends_at_once(hanging("ls", &mount.file("/hung/directory")));
+    // An open file whose volume is known needs no filer.
+    let mut read = vec![0; content.len()];
+    assert_eq!(reading::read_full(&open, &mut read, 0).unwrap(), content.len());
+    data::assert_same("without a filer", &read, &content);
+
+    let error = fs::metadata(mount.file("/hung/unknown")).unwrap_err();
+    println!("{error} {:?} after the filer hung", frozen.elapsed());
+    assert_eq!(error.raw_os_error(), Some(libc::EIO));
+    assert!(frozen.elapsed() < Duration::from_secs(20), "{:?}", frozen.elapsed());
+    // Now that it has hung for long, nothing waits for it as long again.
+    let started = Instant::now();
+    fs::metadata(mount.file("/hung/directory/unknown")).unwrap_err();
+    let took = started.elapsed();
+    assert!(took < Duration::from_secs(8), "a path of three names took {took:?}");
+
+    cluster.filers()[0].thaw();
+    eventually("readiness", PATIENCE, || is_ready(&mount).ok()).unwrap();
+    filer.put("/hung/after", b"after", "").unwrap();
+    eventually("a change", PATIENCE, || fs::read(mount.file("/hung/after")).ok()).unwrap();
+    assert!(mount.is_running());
+}
+
+#[test]
+fn changes_are_seen_while_one_of_two_filers_hangs() {
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = Cluster::builder().filers(2).start().unwrap();
+    let filers = [0, 1].map(|i: usize| tests::Filer::new(&cluster.filers()[i].address()));
+    for (followed, hangs) in [(0, 0), (0, 1)] {
+        let path = format!("/two/{hangs}");
+        filers[0].put(&path, b"before", "").unwrap();
+        let copied = || filers[1].entry(&path).unwrap().filter(|entry| entry["FileSize"] == 6);
+        eventually("the exchange between the filers", PATIENCE, copied).unwrap();
+        let mount = Mount::builder(&cluster).start().unwrap();
+        let page = mount.status("/api/v1/status").unwrap().1;
+        let page: serde_json::Value = serde_json::from_str(&page).unwrap();
+        assert_eq!(page["current_filer"], cluster.filers()[followed].address(), "the first one is followed");
+        assert_eq!(fs::read(mount.file(&path)).unwrap(), b"before");
+        eventually("the events", PATIENCE, || {
+            (mount.metric("interceptor_subscription_live", &[]).ok()? == 1.0).then_some(())
+        })
+        .unwrap();
+
+        cluster.filers()[hangs].freeze();
+        filers[1 - hangs].put(&path, b"changed", "").unwrap();
+        let started = Instant::now();
+        let seen = || fs::read(mount.file(&path)).ok().filter(|read| read == b"changed");
+        eventually("the change", PATIENCE, seen).unwrap();
+        let took = started.elapsed();
+        println!("filer {followed} followed, {hangs} hangs: seen after {took:?}");
+        assert!(took < Duration::from_secs(10), "seen after {took:?}");
+        cluster.filers()[hangs].thaw();
+        drop(mount);
+    }
+}
+
+#[test]
+fn a_volume_server_that_hangs_is_noticed_and_holds_nobody_for_long() {
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = Cluster::builder().max_mb(1).start().unwrap();
+    let filer = cluster.filer();
+    let content = Pattern::new(8).bytes(0, 3_000_000);
+    for name in ["killed", "late", "well"] {
+        filer.put(&format!("/frozen/{name}"), &content, "").unwrap();
+    }
+    let mut mount = Mount::builder(&cluster).args(["--read-retry-time", "4s"]).start().unwrap();
+    for name in ["killed", "late", "well"] {
+        fs::metadata(mount.file(&format!("/frozen/{name}"))).unwrap();
+    }
+    eventually("readiness", PATIENCE, || is_ready(&mount).ok()).unwrap();
+    cluster.volume_servers()[0].freeze();
+    let killed = hanging("cat", &mount.file("/frozen/killed"));
+    let asked = Instant::now();
+    let reason = eventually("a server that is seen to hang", PATIENCE, || is_ready(&mount).err()).unwrap();
+    println!("noticed after {:?}: {reason}", asked.elapsed());
+    assert!(reason.contains(&cluster.volume_servers()[0].address()), "{reason}");
+    assert!(asked.elapsed() < Duration::from_secs(4), "noticed after {:?}", asked.elapsed());
+    ends_at_once(killed);
+
+    let file = File::open(mount.file("/frozen/late")).unwrap();
+    let started = Instant::now();
+    let error = file.read_exact_at(&mut [0; 4096], 0).unwrap_err();
+    let took = started.elapsed();
+    println!("{error} after {took:?}");
+    assert_eq!(error.raw_os_error(), Some(libc::EIO));
+    assert!(took < Duration::from_secs(8), "EIO after {took:?}, where the limit is four seconds");
+    let line = || {
+        mount
+            .log()
+            .ok()?
+            .lines()
+            .any(|line| line.contains("read failed") && line.contains("/frozen/late"))
+            .then_some(())
+    };
+    eventually("a line in the log", PATIENCE, line).unwrap();
+
+    cluster.volume_servers()[0].thaw();
+    eventually("readiness", PATIENCE, || is_ready(&mount).ok()).unwrap();
+    reading::verify(&mount.file("/frozen/well"), &content);
     assert!(mount.is_running());
 }

@@ -35,6 +35,7 @@ use super::tree::{Change, Found, Modes, New, Tree, Xattr};
 use crate::fuse::STATUS_XATTR;
 use crate::fuse::arrivals::{Arrivals, Turn};
 use crate::fuse::handles::Handles;
+use crate::fuse::killed::unless_killed;
 use crate::read::Answer;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Source;
@@ -135,6 +136,7 @@ fn reply_written(reply: ReplyWrite, written: io::Result<usize>) {
 
 /// A read that has come.
 struct Asked {
+    caller: u32,
     begun: Instant,
     turn: Turn,
     reply: ReplyData,
@@ -142,7 +144,7 @@ struct Asked {
 
 /// Has the mount below answer a read.
 fn read_below(metrics: &Metrics, file: &OpenFile, offset: u64, len: usize, asked: Asked) {
-    let Asked { begun, turn, reply } = asked;
+    let Asked { begun, turn, reply, .. } = asked;
     BUFFER.with_borrow_mut(|buffer| {
         if buffer.len() < len {
             buffer.resize(len, 0);
@@ -180,12 +182,16 @@ impl Layer {
             Answer::Pending(data) => {
                 let (metrics, runtime) = (self.metrics.clone(), decider.runtime().clone());
                 decider.runtime().spawn(async move {
-                    match data.await {
-                        Ok(data) => {
+                    match unless_killed(asked.caller, data).await {
+                        None => {
+                            drop(asked.turn);
+                            asked.reply.error(Errno::EINTR);
+                        }
+                        Some(Ok(data)) => {
                             drop(asked.turn);
                             asked.reply.data(&data);
                         }
-                        Err(error) => {
+                        Some(Err(error)) => {
                             let path = served.version.path();
                             tracing::debug!(path, offset, len, %error, "the mount below answers instead");
                             file.node.content.changes();
@@ -454,7 +460,7 @@ impl Filesystem for Layer {
             Ok(file) => file,
             Err(error) => return reply.error(errno(&error)),
         };
-        let (len, asked) = (size as usize, Asked { begun, turn, reply });
+        let (len, asked) = (size as usize, Asked { caller: request.pid(), begun, turn, reply });
         let decider = self.decider.as_ref().filter(|decider| decider.serves(flags.0));
         match (decider, file.node.content.served()) {
             (Some(decider), Some(served)) => self.read_served(decider, served, file, offset, len, asked),

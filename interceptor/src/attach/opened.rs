@@ -24,6 +24,7 @@ use super::attributes::{Attributes, Stamp};
 use super::coherence::Quiet;
 use super::files::OpenFile;
 use super::kept::Name;
+use crate::arrival::Arrival;
 use crate::fetch::{Fillable, Priority, Urgency};
 use crate::read::{Origin, OriginError};
 use crate::seaweed::entry::{Chunk, Entry};
@@ -233,7 +234,11 @@ impl Origin for Opened {
         read.map(|read| read.map(|()| Source::Lower).map_err(|error| Arc::new(error) as OriginError)).boxed()
     }
 
-    fn read_manifest<'a>(&'a self, _: &'a Chunk) -> BoxFuture<'a, Result<Vec<Chunk>, OriginError>> {
+    fn read_manifest<'a>(
+        &'a self,
+        _: &'a Chunk,
+        _: Arrival,
+    ) -> BoxFuture<'a, Result<Vec<Chunk>, OriginError>> {
         async { Err(Arc::new(NotRead::Foreign) as OriginError) }.boxed()
     }
 
@@ -332,7 +337,7 @@ mod tests {
             assert!(opened.turn(&speculative).now_or_never().is_none());
             turns.push(opened.turn(&Priority::new(Urgency::Demand)).await.unwrap());
             let waiting = opened.turn(&speculative);
-            speculative.raise();
+            speculative.raise(Arrival::now());
             turns.push(waiting.await.unwrap());
         });
     }

@@ -16,6 +16,7 @@ use futures::future::{BoxFuture, Shared};
 use tokio::runtime::Handle;
 
 use super::sync::Mutex;
+use crate::arrival::Arrival;
 use crate::fetch::{Priority, Urgency};
 
 /// Runs fetches.
@@ -60,8 +61,7 @@ where
         Self { flights: Arc::new(Mutex::new(HashMap::new())), runtime }
     }
 
-    /// Joins the fetch of `key`, or starts it; `fetch` is given its priority. `landed` is asked under the lock, before anything is started, whether the
-    /// value is there by now: a fetch makes its value visible to `landed` before it ends, so nothing is fetched twice.
+    /// Joins the fetch of `key`, or starts it, for a reader that comes now or on speculation.
     pub fn join<F>(
         &self,
         key: K,
@@ -72,16 +72,32 @@ where
     where
         F: Future<Output = Result<V, E>> + Send + 'static,
     {
+        let arrival = (urgency == Urgency::Demand).then(Arrival::now);
+        self.join_for(key, arrival, landed, fetch)
+    }
+
+    /// Joins the fetch of `key`, or starts it, for a reader that came at `arrival`, or on speculation; `fetch` is given its priority. `landed` is asked under the lock, before anything is started, whether the
+    /// value is there by now: a fetch makes its value visible to `landed` before it ends, so nothing is fetched twice.
+    pub fn join_for<F>(
+        &self,
+        key: K,
+        arrival: Option<Arrival>,
+        landed: impl FnOnce() -> Option<V>,
+        fetch: impl FnOnce(Priority) -> F,
+    ) -> Joined<V, E>
+    where
+        F: Future<Output = Result<V, E>> + Send + 'static,
+    {
         let mut flights = self.flights.lock();
         if let Some(Flight { priority, outcome }) = flights.get(&key)
-            && (urgency == Urgency::Speculative || priority.raise())
+            && arrival.is_none_or(|arrival| priority.raise(arrival))
         {
             return Joined::Waiting(outcome.clone());
         }
         if let Some(value) = landed() {
             return Joined::Landed(value);
         }
-        let priority = Priority::new(urgency);
+        let priority = arrival.map_or_else(|| Priority::new(Urgency::Speculative), Priority::demand);
         let fetch = fetch(priority.clone());
         let departure = Departure { flights: self.flights.clone(), key, priority: priority.clone() };
         let task = async move {

@@ -9,7 +9,7 @@ use clap::Args;
 use super::http::Daemon;
 use super::size::ByteSize;
 use crate::telemetry::MissRatioCurve;
-use crate::telemetry::health::{EngineState, Trouble};
+use crate::telemetry::health::{EngineState, FilerHealth, Trouble};
 use crate::telemetry::report::{self, Flow, Report};
 
 /// Prints what a running mount says of itself.
@@ -155,8 +155,10 @@ impl fmt::Display for Text<'_> {
                 line("engine", &format_args!("{text}{}", last(&engine.last_error)))?;
             }
         }
-        for filer in report.health.filers.iter().filter(|filer| filer.last_error.is_some()) {
-            line("filer", &format_args!("{}{}", filer.address, last(&filer.last_error)))?;
+        let in_trouble = |filer: &&FilerHealth| filer.is_silent || filer.last_error.is_some();
+        for filer in report.health.filers.iter().filter(in_trouble) {
+            let silent = if filer.is_silent { " SILENT" } else { "" };
+            line("filer", &format_args!("{}{silent}{}", filer.address, last(&filer.last_error)))?;
         }
         for lost in &report.lost {
             line("goes without", &format_args!("{}: {} ({})", lost.ability, lost.reason, lost.remedy))?;

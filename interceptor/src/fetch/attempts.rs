@@ -7,11 +7,17 @@
 //! * all answered, but none has a good copy (missing or damaged): another fresh lookup and pass a little later, since a volume
 //!   may be on the move, and then that is final;
 //! * some failed or were busy: more passes with growing pauses, for as long as the retry time lasts.
+//!
+//! The retry time counts from the arrival of the request that waits, or from the first failure where none does. A request to a
+//! server may be silent until then, or for a second; one whose answer comes in goes on. Where all servers have been silent
+//! for the retry time already, a reader waits a second: the kernel asks a second time for what it was refused.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::arrival::Arrival;
+use crate::seaweed::http1::Deadlines;
 use crate::seaweed::volume::Class;
 
 /// The pause before the second pass over fresh locations; each further one is half as long again.
@@ -19,6 +25,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
 /// The pause before servers that all said no are asked once more.
 const SECOND_LOOK: Duration = Duration::from_millis(300);
+
+/// What any request to a server has, however late it is.
+const LEAST_TIME: Duration = Duration::from_secs(1);
 
 /// `pause`, half as long again.
 pub(super) fn longer(pause: Duration) -> Duration {
@@ -68,6 +77,8 @@ pub(super) struct Attempts {
     retry_time: Duration,
     passes: u32,
     first_failure: Option<Instant>,
+    /// Since when all servers have left readers waiting, if they have.
+    silent_since: Option<Instant>,
     pause: Duration,
     /// Passes in a row over fresh locations in which all answered and none had a good copy.
     settled: u32,
@@ -75,7 +86,19 @@ pub(super) struct Attempts {
 
 impl Attempts {
     pub(super) fn new(retry_time: Duration) -> Self {
-        Self { retry_time, passes: 0, first_failure: None, pause: FIRST_PAUSE, settled: 0 }
+        Self {
+            retry_time,
+            passes: 0,
+            first_failure: None,
+            silent_since: None,
+            pause: FIRST_PAUSE,
+            settled: 0,
+        }
+    }
+
+    /// Notes since when all servers that are to be asked have left readers waiting, if they have.
+    pub(super) fn servers_silent(&mut self, since: Option<Instant>) {
+        self.silent_since = since;
     }
 
     /// How many passes have failed.
@@ -83,18 +106,41 @@ impl Attempts {
         self.passes
     }
 
-    /// By when a request that is sent now must be over, if one may take `longest`. Once a pass has failed, no request may
-    /// outlast the retry time, or a server that accepts requests and is silent would stretch it; but each has a second.
-    pub(super) fn deadline(&self, now: Instant, longest: Duration) -> Instant {
-        let latest =
-            self.first_failure.map(|first| (first + self.retry_time).max(now + Duration::from_secs(1)));
-        latest.map_or(now + longest, |latest| latest.min(now + longest))
+    /// By when a request that is sent now must be over, for a reader that came at `demanded` or for none, if it may take
+    /// `longest` while its answer comes in.
+    pub(super) fn deadlines(&self, demanded: Option<Arrival>, now: Instant, longest: Duration) -> Deadlines {
+        let least = now + LEAST_TIME;
+        let Some(silence) = self.limit(demanded) else { return (now + longest).into() };
+        let end = demanded.map_or(now, |arrival| arrival.deadline(Duration::ZERO)) + longest;
+        Deadlines { silence: silence.max(least), end: end.max(silence).max(least) }
+    }
+
+    /// Until when it is tried again; `None` as long as nothing has failed and nobody waits.
+    pub(super) fn limit(&self, demanded: Option<Arrival>) -> Option<Instant> {
+        let failed = self.first_failure;
+        match demanded {
+            // A reader whose bytes came in for long before the connection broke has a second try.
+            Some(arrival) => {
+                let least = arrival.deadline(LEAST_TIME.min(self.retry_time));
+                let limit = arrival.deadline(self.retry_time);
+                let limit =
+                    self.silent_since.map_or(limit, |since| limit.min(least.max(since + self.retry_time)));
+                Some(failed.map_or(limit, |first| limit.max(first + LEAST_TIME.min(self.retry_time))))
+            }
+            None => failed.map(|first| first + self.retry_time),
+        }
     }
 
     /// Notes that a pass failed, over locations that were looked up for it (`fresh`) or known from earlier.
-    pub(super) fn failed(&mut self, verdict: Verdict, fresh: bool, now: Instant) -> Next {
+    pub(super) fn failed(
+        &mut self,
+        verdict: Verdict,
+        fresh: bool,
+        demanded: Option<Arrival>,
+        now: Instant,
+    ) -> Next {
         self.passes += 1;
-        let first_failure = *self.first_failure.get_or_insert(now);
+        self.first_failure.get_or_insert(now);
         let pause = match verdict {
             Verdict::Refused => return Next::GiveUp,
             _ if !fresh => Duration::ZERO,
@@ -112,7 +158,8 @@ impl Attempts {
                 pause
             }
         };
-        if now + pause > first_failure + self.retry_time { Next::GiveUp } else { Next::Pass(pause) }
+        let is_late = self.limit(demanded).is_some_and(|limit| now + pause > limit);
+        if is_late { Next::GiveUp } else { Next::Pass(pause) }
     }
 }
 
@@ -125,7 +172,7 @@ mod tests {
         let mut now = Instant::now();
         let mut pauses = Vec::new();
         let mut fresh = first_fresh;
-        while let Next::Pass(pause) = attempts.failed(verdict, fresh, now) {
+        while let Next::Pass(pause) = attempts.failed(verdict, fresh, None, now) {
             pauses.push(pause.as_millis() as u64);
             now += pause;
             fresh = true;
@@ -143,15 +190,47 @@ mod tests {
     }
 
     #[test]
-    fn requests_of_later_passes_end_with_the_retry_time() {
+    fn what_a_reader_waits_for_is_silent_until_the_retry_time_is_over_at_most() {
         let mut attempts = Attempts::new(Duration::from_secs(6));
-        let start = Instant::now();
+        let arrival = Arrival::now();
+        let start = arrival.deadline(Duration::ZERO);
+        let at = |seconds| start + Duration::from_secs(seconds);
         let longest = Duration::from_secs(30);
-        assert_eq!(attempts.deadline(start, longest), start + longest);
-        attempts.failed(Verdict::Open, false, start);
-        assert_eq!(attempts.deadline(start, longest), start + Duration::from_secs(6));
-        let late = start + Duration::from_secs(60);
-        assert_eq!(attempts.deadline(late, longest), late + Duration::from_secs(1));
+        let deadlines = |attempts: &Attempts, now| {
+            let Deadlines { silence, end } = attempts.deadlines(Some(arrival), now, longest);
+            (silence - start, end - start)
+        };
+        let seconds = |silence, end| (Duration::from_secs(silence), Duration::from_secs(end));
+        assert_eq!(deadlines(&attempts, start), seconds(6, 30));
+        assert_eq!(deadlines(&attempts, at(5)), seconds(6, 30), "counted from the arrival");
+        assert_eq!(attempts.deadlines(None, at(5), longest), at(35).into(), "nobody waits");
+        assert_eq!(attempts.failed(Verdict::Open, false, Some(arrival), at(5)), Next::Pass(Duration::ZERO));
+        assert_eq!(deadlines(&attempts, at(5)), seconds(6, 30));
+        assert_eq!(deadlines(&attempts, at(60)), seconds(61, 61), "each has a second");
+        assert_eq!(attempts.failed(Verdict::Open, true, Some(arrival), at(6)), Next::GiveUp);
+    }
+
+    #[test]
+    fn servers_that_have_been_silent_for_long_are_not_waited_for_as_long_again() {
+        let mut attempts = Attempts::new(Duration::from_secs(6));
+        let arrival = Arrival::now();
+        let start = arrival.deadline(Duration::ZERO);
+        let second = Duration::from_secs(1);
+        for (ago, limit) in [(0, 6), (2, 4), (5, 1), (60, 1)] {
+            attempts.servers_silent(Some(start - ago * second));
+            assert_eq!(attempts.limit(Some(arrival)), Some(start + limit * second), "silent for {ago} s");
+        }
+    }
+
+    #[test]
+    fn what_breaks_late_is_tried_once_more() {
+        let mut attempts = Attempts::new(Duration::from_secs(6));
+        let arrival = Arrival::now();
+        let late = arrival.deadline(Duration::from_secs(20));
+        assert_eq!(attempts.failed(Verdict::Open, false, Some(arrival), late), Next::Pass(Duration::ZERO));
+        assert_eq!(attempts.failed(Verdict::Open, true, Some(arrival), late), Next::Pass(FIRST_PAUSE));
+        let later = late + LEAST_TIME;
+        assert_eq!(attempts.failed(Verdict::Open, true, Some(arrival), later), Next::GiveUp);
     }
 
     #[test]

@@ -255,7 +255,9 @@ impl Engine {
         token: Option<&str>,
         deadline: Instant,
     ) -> Result<Source, EngineError> {
-        let deadline = deadline.min(Instant::now() + PATIENCE);
+        // What is left of the reader's time is shared with the volume server.
+        let now = Instant::now();
+        let deadline = now + PATIENCE.min(deadline.saturating_duration_since(now) / 2);
         let outcome = match job {
             Job::Range { offset, dst } => self.range(chunk, *offset, &mut **dst, token, deadline).await,
             Job::Whole { offset, dst } => self.whole(chunk, *offset, &mut **dst, token, deadline).await,

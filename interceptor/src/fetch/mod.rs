@@ -10,7 +10,7 @@
 //! (`hedge` says when, `race` how).
 //!
 //! A fetch goes into memory of the caller's, whose content is undefined until the fetch has succeeded. A fetch may be dropped at any
-//! point. When it fails, after every server was given its chances, one line in the log says what was asked of whom.
+//! point. When it fails, after every server was given its chances, the error says what was asked of whom.
 //!
 //! Chunks that are encrypted or that their writer compressed can only be fetched as a whole ([`must_fetch_whole`]); a part of one
 //! costs as much as all of it, so callers should ask for all.
@@ -34,6 +34,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use crate::arrival::Arrival;
 use crate::seaweed::entry::Chunk;
 use crate::seaweed::http1::Limits;
 use crate::seaweed::locations::VolumeLookup;
@@ -84,9 +85,9 @@ pub struct Options {
     pub access: Access,
     /// The data centre whose servers are preferred.
     pub data_center: Option<String>,
-    /// How long a fetch is tried again after it first failed everywhere.
+    /// How long a reader waits for servers that say nothing, and fetches are tried again.
     pub retry_time: Duration,
-    /// How long one request may take, and how long a reader's request may wait for its turn at a server.
+    /// How long a reader waits for what comes in, and for its turn at a server that answers others.
     pub request_deadline: Duration,
     /// How many requests one server is given at a time; the others wait.
     pub requests_per_server: usize,
@@ -163,12 +164,12 @@ impl Fetcher {
     }
 
     /// Fetches the whole needle of `chunk`, verified and decoded, whatever the chunk's size says: for a manifest, that is the size
-    /// of what it lists. Needles of more than 64 MiB are refused.
-    pub async fn read_needle(&self, chunk: &Chunk) -> Result<Bytes, FetchError> {
+    /// of what it lists. Needles of more than 64 MiB are refused. For a request that arrived at `arrival`.
+    pub async fn read_needle(&self, chunk: &Chunk, arrival: Arrival) -> Result<Bytes, FetchError> {
         let start = Instant::now();
         let mut bytes = Vec::new();
         let mut job = Job::Gather { limit: MAX_GATHERED, bytes: &mut bytes };
-        let source = self.sources.fetch(chunk, &mut job, &Priority::new(Urgency::Demand)).await?;
+        let source = self.sources.fetch(chunk, &mut job, &Priority::demand(arrival)).await?;
         self.fetched(source, bytes.len() as u64, start);
         Ok(bytes.into())
     }

@@ -9,6 +9,8 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
+use crate::arrival::Arrival;
+
 /// Whether somebody waits for what is fetched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Urgency {
@@ -20,7 +22,8 @@ pub enum Urgency {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    Demand,
+    /// For the first of the readers that wait, which came then.
+    Demand(Arrival),
     Speculative,
     GivenUp,
 }
@@ -30,27 +33,40 @@ enum State {
 pub struct Priority(Arc<watch::Sender<State>>);
 
 impl Priority {
-    /// That of a new fetch.
+    /// That of a new fetch; a demand is one of now.
     pub fn new(urgency: Urgency) -> Self {
-        let state = match urgency {
-            Urgency::Demand => State::Demand,
-            Urgency::Speculative => State::Speculative,
-        };
-        Self(Arc::new(watch::Sender::new(state)))
+        match urgency {
+            Urgency::Demand => Self::demand(Arrival::now()),
+            Urgency::Speculative => Self(Arc::new(watch::Sender::new(State::Speculative))),
+        }
+    }
+
+    /// That of a new fetch for a reader that came at `arrival`.
+    pub fn demand(arrival: Arrival) -> Self {
+        Self(Arc::new(watch::Sender::new(State::Demand(arrival))))
     }
 
     /// What it is now.
     pub fn urgency(&self) -> Urgency {
         match *self.0.borrow() {
-            State::Demand => Urgency::Demand,
+            State::Demand(_) => Urgency::Demand,
             State::Speculative | State::GivenUp => Urgency::Speculative,
         }
     }
 
-    /// Makes a demand of it, because somebody waits from now on. False if it was given up before: it will not be completed.
-    pub fn raise(&self) -> bool {
-        self.leave_speculation(State::Demand);
-        *self.0.borrow() == State::Demand
+    /// When the reader came that waits, or the first of them; `None` while none does.
+    pub fn demanded(&self) -> Option<Arrival> {
+        match *self.0.borrow() {
+            State::Demand(arrival) => Some(arrival),
+            State::Speculative | State::GivenUp => None,
+        }
+    }
+
+    /// Makes a demand of it, because a reader waits that came at `arrival`. False if it was given up before: it will not be
+    /// completed.
+    pub fn raise(&self, arrival: Arrival) -> bool {
+        self.leave_speculation(State::Demand(arrival));
+        self.demanded().is_some()
     }
 
     /// Gives it up, unless somebody waits for it. Returns whether it is given up.
@@ -62,7 +78,7 @@ impl Priority {
     /// Waits until it is a demand; for ever, if it never becomes one.
     pub async fn raised(&self) {
         // Cannot fail: the sender is this value's own.
-        let _ = self.0.subscribe().wait_for(|state| *state == State::Demand).await;
+        let _ = self.0.subscribe().wait_for(|state| matches!(state, State::Demand(_))).await;
     }
 
     /// Whether both are the same one.
@@ -90,17 +106,19 @@ mod tests {
     fn what_is_raised_is_not_given_up_and_the_other_way_round() {
         let raised = Priority::new(Urgency::Speculative);
         assert!(raised.raised().now_or_never().is_none());
-        assert!(raised.raise());
+        let arrival = Arrival::now();
+        assert!(raised.raise(arrival) && raised.raise(Arrival::now()));
+        assert_eq!(raised.demanded(), Some(arrival), "the first reader's");
         assert!(!raised.give_up());
         assert_eq!(raised.urgency(), Urgency::Demand);
         assert!(raised.raised().now_or_never().is_some());
 
         let given_up = Priority::new(Urgency::Speculative);
         assert!(given_up.give_up());
-        assert!(!given_up.raise());
+        assert!(!given_up.raise(arrival));
         assert!(given_up.raised().now_or_never().is_none());
 
         let demand = Priority::new(Urgency::Demand);
-        assert!(demand.raise() && !demand.give_up());
+        assert!(demand.raise(arrival) && !demand.give_up());
     }
 }

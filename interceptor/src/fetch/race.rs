@@ -9,6 +9,7 @@
 
 use std::pin::pin;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
@@ -16,12 +17,15 @@ use super::attempts::Attempts;
 use super::engine::Engine;
 use super::gate::Pass;
 use super::job::Job;
-use super::priority::{Priority, Urgency};
+use super::priority::Priority;
 use super::sources::{Candidate, Sources};
 use crate::seaweed::entry::Chunk;
-use crate::seaweed::http1::HttpError;
+use crate::seaweed::http1::{Deadlines, HttpError};
 use crate::seaweed::volume::{Begun, VolumeError};
 use crate::telemetry::Source;
+
+/// How long a server may say nothing to a request that a reader waits for before it counts as one that does not answer.
+const UNANSWERED_AFTER: Duration = Duration::from_secs(1);
 
 /// What all requests of one fetch have in common.
 pub(super) struct Errand<'a> {
@@ -96,8 +100,9 @@ impl Sources {
             self.metrics.hedge_sent();
             race.hedged = true;
             let mut twin = outline.job(&mut memory);
-            let (hedge, deadline) = (Progress::default(), self.deadline(errand.attempts));
-            let mut hedging = pin!(self.request(second, errand, &mut twin, &hedge, deadline));
+            let hedge = Progress::default();
+            let deadlines = self.deadlines(errand.attempts, errand.priority);
+            let mut hedging = pin!(self.request(second, errand, &mut twin, &hedge, deadlines));
             let (mut first_over, mut second_over) = (false, false);
             while !race.is_over() {
                 tokio::select! {
@@ -132,8 +137,8 @@ impl Sources {
         job: &mut Job<'_>,
         progress: &Progress,
     ) -> Result<Source, VolumeError> {
-        let (pass, deadline) = self.enter(candidate, errand, job.bytes(errand.chunk)).await?;
-        pass.during(errand.priority, self.request(candidate, errand, job, progress, deadline)).await
+        let (pass, deadlines) = self.enter(candidate, errand, job.bytes(errand.chunk)).await?;
+        pass.during(errand.priority, self.request(candidate, errand, job, progress, deadlines)).await
     }
 
     /// A pass, and by when the request must be over. While it is speculation it may wait for any time.
@@ -142,36 +147,98 @@ impl Sources {
         candidate: &Candidate,
         errand: &Errand<'_>,
         bytes: u64,
-    ) -> Result<(Pass, Instant), VolumeError> {
+    ) -> Result<(Pass, Deadlines), VolumeError> {
         let Errand { priority, attempts, .. } = errand;
-        let demanded = (priority.urgency() == Urgency::Demand).then(|| self.deadline(attempts));
         let too_late = async {
             priority.raised().await;
-            sleep_until(demanded.unwrap_or_else(|| self.deadline(attempts))).await;
+            let Deadlines { silence, end } = self.deadlines(attempts, priority);
+            sleep_until(silence).await;
+            // A server that is only busy goes on answering others.
+            while candidate.server.was_heard_within(2 * UNANSWERED_AFTER) && Instant::now() < end {
+                sleep_until((Instant::now() + UNANSWERED_AFTER).min(end)).await;
+            }
         };
         tokio::select! {
             biased;
-            pass = candidate.server.gate().enter(priority, bytes) => {
-                Ok((pass, demanded.unwrap_or_else(|| self.deadline(attempts))))
-            }
+            pass = candidate.server.gate().enter(priority, bytes) => Ok((pass, self.deadlines(attempts, priority))),
             () = too_late => Err(HttpError::Deadline.into()),
         }
     }
 
-    /// Sends a request, and notes how long the server took to answer.
+    /// Sends a request, and notes whether the server answers.
     async fn request(
         &self,
         candidate: &Candidate,
         errand: &Errand<'_>,
         job: &mut Job<'_>,
         progress: &Progress,
-        deadline: Instant,
+        deadlines: Deadlines,
+    ) -> Result<Source, VolumeError> {
+        let sent = Instant::now();
+        let stopped = async {
+            errand.priority.raised().await;
+            let raised = Instant::now();
+            loop {
+                let heard = progress.begun.last().map_or(raised, |last| last.max(raised));
+                if heard.elapsed() >= UNANSWERED_AFTER {
+                    return heard;
+                }
+                sleep_until(heard + UNANSWERED_AFTER).await;
+            }
+        };
+        let mut asking = pin!(self.request_once(candidate, errand, job, progress, deadlines));
+        let outcome = tokio::select! {
+            biased;
+            outcome = &mut asking => outcome,
+            since = stopped => {
+                self.unanswering(candidate, since);
+                let _unanswered = candidate.server.leaves_unanswered();
+                asking.await
+            }
+        };
+        if progress.begun.last().is_some_and(|last| last >= sent && last.elapsed() < UNANSWERED_AFTER) {
+            candidate.server.answers();
+        }
+        outcome
+    }
+
+    /// Notes that a server has left a reader waiting since `since`, and finds out when it says something again.
+    pub(super) fn unanswering(&self, candidate: &Candidate, since: Instant) {
+        if !candidate.server.unanswering(since) {
+            return;
+        }
+        tracing::warn!(server = candidate.place.authority(), "a volume server does not answer");
+        let (server, place, volumes) =
+            (candidate.server.clone(), candidate.place.clone(), self.volumes.clone());
+        tokio::spawn(async move {
+            while server.is_unanswering() {
+                let next = Instant::now() + UNANSWERED_AFTER;
+                if volumes.answers(&place, next).await {
+                    server.answers();
+                }
+                sleep_until(next).await;
+            }
+            tracing::info!(
+                server = place.authority(),
+                "a volume server answers again, or nobody waits for it"
+            );
+        });
+    }
+
+    /// Sends a request, and notes how long the server took to answer.
+    async fn request_once(
+        &self,
+        candidate: &Candidate,
+        errand: &Errand<'_>,
+        job: &mut Job<'_>,
+        progress: &Progress,
+        deadlines: Deadlines,
     ) -> Result<Source, VolumeError> {
         let bytes = job.bytes(errand.chunk);
         let again = progress.sent.set(Instant::now()).is_err();
-        let outcome = match self.ask_engine(candidate, errand.chunk, job, progress, deadline).await {
+        let outcome = match self.ask_engine(candidate, errand.chunk, job, progress, deadlines.silence).await {
             Some(source) => Ok(source),
-            None => self.ask_server(candidate, errand.chunk, job, progress, deadline).await,
+            None => self.ask_server(candidate, errand.chunk, job, progress, deadlines).await,
         };
         if let (Some(sent), Some(begun), false) = (progress.sent.get(), progress.begun.at(), again) {
             candidate.server.answered(bytes, begun - *sent);
@@ -215,18 +282,18 @@ impl Sources {
         chunk: &Chunk,
         job: &mut Job<'_>,
         progress: &Progress,
-        deadline: Instant,
+        deadlines: Deadlines,
     ) -> Result<Source, VolumeError> {
         let (place, begun) = (&candidate.place, &progress.begun);
         match job {
             Job::Range { offset, dst } => {
-                self.volumes.read_range(place, chunk.fid, *offset, dst.bytes(), deadline, begun).await?;
+                self.volumes.read_range(place, chunk.fid, *offset, dst.bytes(), deadlines, begun).await?;
             }
             Job::Whole { offset, dst } => {
-                self.volumes.read_whole(place, chunk, *offset, dst.bytes(), deadline, begun).await?;
+                self.volumes.read_whole(place, chunk, *offset, dst.bytes(), deadlines, begun).await?;
             }
             Job::Gather { limit, bytes } => {
-                **bytes = self.volumes.read_needle(place, chunk, *limit, deadline, begun).await?;
+                **bytes = self.volumes.read_needle(place, chunk, *limit, deadlines, begun).await?;
             }
         }
         Ok(Source::Http)

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use super::engine::{Engine, Engines};
 use super::gate::{Gate, Load};
@@ -15,12 +16,45 @@ use crate::seaweed::volume::Place;
 use crate::telemetry::Source;
 use crate::telemetry::health::{LastError, VolumeServerHealth};
 
+/// A server leaves readers waiting.
+#[derive(Debug, Clone, Copy)]
+struct Unanswering {
+    since: Instant,
+    /// Requests that it has not answered yet.
+    requests: u32,
+    /// Until when it counts as one that does, if there are none.
+    until: Instant,
+}
+
+impl Unanswering {
+    fn is_so(&self) -> bool {
+        self.requests > 0 || Instant::now() < self.until
+    }
+}
+
+/// A request that a reader waits for and that its server does not answer.
+pub(super) struct UnansweredRequest<'a>(&'a Server);
+
+impl Drop for UnansweredRequest<'_> {
+    fn drop(&mut self) {
+        if let Some(unanswering) = &mut *self.0.unanswering.lock() {
+            unanswering.requests = unanswering.requests.saturating_sub(1);
+        }
+    }
+}
+
+/// How long a server that left a reader waiting counts as one that does, unless it says something or another reader waits.
+const UNANSWERING_FOR: Duration = Duration::from_secs(60);
+
 /// One server.
 pub(super) struct Server {
     gate: Arc<Gate>,
     engine: Option<Arc<Engine>>,
     pace: Mutex<Pace>,
     silence: Silence,
+    unanswering: Mutex<Option<Unanswering>>,
+    /// When it said something last.
+    heard: Mutex<Option<Instant>>,
     trouble: LastError,
 }
 
@@ -62,6 +96,58 @@ impl Server {
         self.silence.is_long()
     }
 
+    /// Notes that it has said nothing since `since` to a request that a reader waits for. Returns whether that is new.
+    pub(super) fn unanswering(&self, since: Instant) -> bool {
+        let until = Instant::now() + UNANSWERING_FOR;
+        let mut unanswering = self.unanswering.lock();
+        match unanswering.as_mut().filter(|it| it.is_so()) {
+            Some(before) => {
+                before.until = until;
+                false
+            }
+            None => {
+                *unanswering = Some(Unanswering { since, requests: 0, until });
+                true
+            }
+        }
+    }
+
+    /// Notes that it leaves a request unanswered until the result is dropped; after [`unanswering`](Self::unanswering).
+    pub(super) fn leaves_unanswered(&self) -> UnansweredRequest<'_> {
+        if let Some(unanswering) = &mut *self.unanswering.lock() {
+            unanswering.requests += 1;
+        }
+        UnansweredRequest(self)
+    }
+
+    /// Notes that it says something.
+    pub(super) fn answers(&self) {
+        let now = Instant::now();
+        *self.heard.lock() = Some(now);
+        let mut unanswering = self.unanswering.lock();
+        match &mut *unanswering {
+            Some(it) if it.requests > 0 => it.until = now,
+            it => *it = None,
+        }
+    }
+
+    /// Whether it has said something within `time`.
+    pub(super) fn was_heard_within(&self, time: Duration) -> bool {
+        self.heard.lock().is_some_and(|at| at.elapsed() < time)
+    }
+
+    /// Whether it leaves readers waiting, or did lately and has said nothing since.
+    pub(super) fn is_unanswering(&self) -> bool {
+        self.unanswering.lock().is_some_and(|it| it.is_so())
+    }
+
+    /// Since when it leaves readers waiting and says nothing to anybody, if it does.
+    pub(super) fn silent_since(&self) -> Option<Instant> {
+        let since = self.unanswering.lock().filter(Unanswering::is_so)?.since;
+        let heard = *self.heard.lock();
+        heard.is_none_or(|heard| heard <= since).then_some(since)
+    }
+
     /// How it is doing, for people.
     fn health(&self, address: &str) -> VolumeServerHealth {
         let (requests, waiting) = self.gate.load();
@@ -70,7 +156,8 @@ impl Server {
         VolumeServerHealth {
             address: address.to_owned(),
             source: from_engine.unwrap_or_else(|| Source::Http.label().to_owned()),
-            is_silent: self.is_silent(),
+            is_silent: self.is_silent() || self.is_unanswering(),
+            keeps_readers_waiting: self.is_unanswering(),
             requests,
             waiting,
             last_error: self.trouble.told(),
@@ -104,8 +191,15 @@ impl Servers {
             Place::Volume(authority) => self.engines.beside(authority),
             Place::Filer(_) => None,
         };
-        let (pace, silence, trouble) = (Mutex::default(), Silence::default(), LastError::default());
-        let server = Arc::new(Server { gate, engine, pace, silence, trouble });
+        let server = Arc::new(Server {
+            gate,
+            engine,
+            pace: Mutex::default(),
+            silence: Silence::default(),
+            unanswering: Mutex::default(),
+            heard: Mutex::default(),
+            trouble: LastError::default(),
+        });
         servers.insert(authority.into(), server.clone());
         server
     }

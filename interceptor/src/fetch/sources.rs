@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rdma_engine::FileId;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use super::attempts::{Attempts, Next, Verdict, longer};
 use super::error::FetchError;
@@ -17,6 +17,7 @@ use super::race::{Errand, Progress};
 use super::servers::{Server, Servers};
 use super::{Access, Options};
 use crate::seaweed::entry::Chunk;
+use crate::seaweed::http1::Deadlines;
 use crate::seaweed::locations::{Location, Locations, LookupError, VolumeLookup};
 use crate::seaweed::security::Security;
 use crate::seaweed::volume::{Class, Place, VolumeClient, VolumeError};
@@ -87,7 +88,7 @@ impl Sources {
         let mut servers;
         let mut reason = String::new();
         loop {
-            let found = self.locate(fid.volume, stale.as_ref()).await;
+            let found = self.locate_in_time(fid.volume, stale.as_ref(), priority, &attempts).await;
             let located = found.is_ok();
             let candidates = found.unwrap_or_else(|error| {
                 self.metrics.fetch_error(Source::Http, "lookup");
@@ -98,6 +99,7 @@ impl Sources {
             if located && candidates.servers.is_empty() {
                 reason = "no server holds the volume".to_owned();
             }
+            attempts.servers_silent(candidates.silent_since());
             let mut answers = Vec::with_capacity(candidates.servers.len());
             let errand = Errand { chunk, priority, attempts: &attempts };
             let mut next = candidates.servers.iter();
@@ -116,13 +118,20 @@ impl Sources {
             }
             servers = candidates.names();
             let fresh = candidates.fresh;
-            stale = candidates.locations;
             let verdict = if located { Verdict::of(&answers) } else { Verdict::Open };
-            match attempts.failed(verdict, fresh, Instant::now()) {
-                Next::Pass(pause) => tokio::time::sleep(pause).await,
+            match attempts.failed(verdict, fresh, priority.demanded(), Instant::now()) {
+                Next::Pass(pause) => {
+                    stale = candidates.locations;
+                    tokio::time::sleep(pause).await;
+                }
                 Next::GiveUp => {
+                    if verdict == Verdict::Open && priority.demanded().is_some() {
+                        let now = Instant::now();
+                        candidates.servers.iter().for_each(|candidate| self.unanswering(candidate, now));
+                    }
                     let passes = attempts.passes();
-                    tracing::warn!(%fid, %servers, passes, last = %reason, "cannot read a chunk from any server");
+                    // Whoever reads the file that the chunk is of says so where people read it.
+                    tracing::debug!(%fid, %servers, passes, last = %reason, "cannot read a chunk from any server");
                     return Err(match verdict {
                         Verdict::Missing => FetchError::Gone { fid, servers },
                         Verdict::Refused => FetchError::Refused { fid, reason },
@@ -157,8 +166,27 @@ impl Sources {
     }
 
     /// By when a request that is sent now must be over.
-    pub(super) fn deadline(&self, attempts: &Attempts) -> Instant {
-        attempts.deadline(Instant::now(), self.options.request_deadline)
+    pub(super) fn deadlines(&self, attempts: &Attempts, priority: &Priority) -> Deadlines {
+        attempts.deadlines(priority.demanded(), Instant::now(), self.options.request_deadline)
+    }
+
+    /// [`locate`](Self::locate), for no longer than the reader waits if one does.
+    async fn locate_in_time(
+        &self,
+        volume: u32,
+        stale: Option<&Arc<[Location]>>,
+        priority: &Priority,
+        attempts: &Attempts,
+    ) -> Result<Candidates, LookupError> {
+        let late = async {
+            priority.raised().await;
+            sleep_until(self.deadlines(attempts, priority).silence).await;
+        };
+        tokio::select! {
+            biased;
+            located = self.locate(volume, stale) => located,
+            () = late => Err(LookupError { volume, reason: "no filer has said in time where it is".to_owned() }),
+        }
     }
 
     /// Counts a failure and remembers a server that is in trouble.
@@ -210,6 +238,12 @@ impl Sources {
 }
 
 impl Candidates {
+    /// Since when all of them have left readers waiting, if they have.
+    fn silent_since(&self) -> Option<Instant> {
+        let since = self.servers.iter().map(|candidate| candidate.server.silent_since());
+        since.collect::<Option<Vec<_>>>()?.into_iter().max()
+    }
+
     fn names(&self) -> String {
         let names: Vec<_> = self.servers.iter().map(|candidate| candidate.place.authority()).collect();
         if names.is_empty() { "nobody".to_owned() } else { names.join(", ") }

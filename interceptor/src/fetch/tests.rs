@@ -8,6 +8,7 @@ use rdma_engine::FileId;
 use rdma_engine::checksum::crc32c;
 
 use super::*;
+use crate::arrival::Arrival;
 use crate::seaweed::locations::{Location, LookupError};
 use crate::seaweed::scripted::{Scripted, Step, answer, send};
 
@@ -134,7 +135,7 @@ async fn damage_everywhere_is_reported_and_never_returned() {
     let server = Scripted::always(damaged());
     let (fetcher, _) = fetcher(&[&[&server]]);
     assert!(matches!(read(&fetcher).await, Err(FetchError::Damaged { .. })));
-    assert!(matches!(fetcher.read_needle(&chunk()).await, Err(FetchError::Damaged { .. })));
+    assert!(matches!(fetcher.read_needle(&chunk(), Arrival::now()).await, Err(FetchError::Damaged { .. })));
 }
 
 #[tokio::test]
@@ -195,7 +196,7 @@ async fn part_of_a_chunk_is_asked_for_as_a_range_unless_it_must_be_whole() {
     fetcher.read_chunk(&compressed, 4, &mut dst, &demand()).await.unwrap();
     assert_eq!(dst, DATA[4..9]);
     assert!(!server.requests()[1].contains("Range"));
-    assert_eq!(fetcher.read_needle(&chunk()).await.unwrap(), DATA);
+    assert_eq!(fetcher.read_needle(&chunk(), Arrival::now()).await.unwrap(), DATA);
 }
 
 #[tokio::test]
@@ -288,7 +289,7 @@ async fn what_the_loser_had_to_say_appears_nowhere() {
     // The loser's connection is gone before the memory is handed on.
     late.await_clients_gone();
     assert_eq!(dst, DATA);
-    assert_eq!(fetcher.read_needle(&chunk()).await.unwrap(), DATA);
+    assert_eq!(fetcher.read_needle(&chunk(), Arrival::now()).await.unwrap(), DATA);
     assert_eq!(hedges(&fetcher), (2, 2));
 }
 
@@ -383,7 +384,7 @@ async fn what_a_reader_joins_goes_before_other_speculation() {
     assert!(futures::poll!(&mut second).is_pending());
     assert!(futures::poll!(&mut raised).is_pending());
     assert_eq!(read(&fetcher).await.unwrap(), DATA);
-    joined.raise();
+    joined.raise(Arrival::now());
     assert_eq!(raised.await.unwrap(), DATA);
     assert!(futures::poll!(&mut second).is_pending(), "nobody waits for it");
     assert_eq!(server.requests().len(), 3);
@@ -395,5 +396,31 @@ fn a_fetch_can_be_sent() {
     fn sendable<T: Send>(_: T) {}
     let (fetcher, _) = fetcher(&[]);
     sendable(fetcher.read_chunk(&chunk(), 0, &mut Vec::new(), &demand()));
-    sendable(fetcher.read_needle(&chunk()));
+    sendable(fetcher.read_needle(&chunk(), Arrival::now()));
+}
+
+#[tokio::test]
+async fn silence_ends_with_the_retry_time_and_is_seen_meanwhile() {
+    let server =
+        Scripted::start(
+            |_, request| {
+                if request.contains("/healthz") { send(200, &[], b"") } else { vec![Step::Hold] }
+            },
+        );
+    let (fetcher, _) = fetcher_with(&[&[&server]], false, Duration::from_secs(2));
+    let start = Instant::now();
+    let (outcome, seen) = tokio::join!(read(&fetcher), async {
+        while !fetcher.health()().iter().any(|server| server.keeps_readers_waiting) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        start.elapsed()
+    });
+    let error = outcome.unwrap_err();
+    assert!(matches!(error, FetchError::Unreachable { .. }), "{error}");
+    let stall = crate::seaweed::http1::Limits::default().stall;
+    assert!(start.elapsed() < stall, "{:?}", start.elapsed());
+    assert!(seen < start.elapsed());
+    while fetcher.health()().iter().any(|server| server.keeps_readers_waiting) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }

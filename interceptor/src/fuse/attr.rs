@@ -68,6 +68,7 @@ pub(super) fn errno(error: &NamespaceError) -> Errno {
     match error {
         NamespaceError::Stale => Errno::ESTALE,
         NamespaceError::NotDirectory => Errno::ENOTDIR,
+        NamespaceError::Killed => Errno::EINTR,
         NamespaceError::Filer(_) => Errno::EIO,
     }
 }

@@ -6,21 +6,29 @@
 //!
 //! A directory whose listing was cut off for lack of memory is read on page by page, by each handle for itself.
 
+use std::error::Error;
 use std::ffi::OsStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
-use fuser::{Errno, FopenFlags, Generation, INodeNo, ReplyDirectory, ReplyDirectoryPlus};
+use fuser::{Errno, FopenFlags, Generation, INodeNo, ReplyDirectory, ReplyDirectoryPlus, Request};
 use parking_lot::Mutex;
+use tokio::time::timeout_at;
 
 use super::attr::{errno, file_attr, file_type};
 use super::filesystem::Shared;
+use super::killed::unless_killed;
+use crate::arrival::Arrival;
 use crate::namespace::listing::{Batch, Listed, Listing};
 use crate::namespace::readdir::is_alive;
 use crate::namespace::tail::Tail;
 use crate::namespace::{Moment, NamespaceError, NodeHold, NodeId};
 use crate::seaweed::entry::{Entry, Kind};
+use crate::seaweed::filer::PATIENCE;
+
+/// Why a reader of entries is not waited for any longer.
+const LATE: &str = "no filer has sent the next entries in time";
 
 /// Places taken by `.` and `..`.
 const DOTS: usize = 2;
@@ -103,6 +111,20 @@ impl EntryReply for ReplyDirectoryPlus {
     }
 }
 
+/// Who waits for entries, and since when.
+pub(super) struct Waiter {
+    shared: Arc<Shared>,
+    caller: u32,
+    arrival: Arrival,
+}
+
+impl Waiter {
+    /// The caller of a request that has come now.
+    pub(super) fn of(request: &Request, shared: &Arc<Shared>) -> Self {
+        Self { shared: shared.clone(), caller: request.pid(), arrival: Arrival::now() }
+    }
+}
+
 impl DirectoryHandle {
     pub(super) fn open(shared: &Shared, node: NodeId) -> Result<(Self, FopenFlags), NamespaceError> {
         let opened = shared.namespace.open_directory(node)?;
@@ -122,7 +144,8 @@ impl DirectoryHandle {
     }
 
     /// Answers one request for the entries after `offset`.
-    pub(super) fn read(self: &Arc<Self>, shared: &Arc<Shared>, offset: u64, mut reply: impl EntryReply) {
+    pub(super) fn read(self: &Arc<Self>, waiter: Waiter, offset: u64, mut reply: impl EntryReply) {
+        let shared = &waiter.shared;
         let listing = match self.listing(shared, offset) {
             Ok(listing) => listing,
             Err(error) => return reply.error(errno(&error)),
@@ -138,10 +161,10 @@ impl DirectoryHandle {
         }
         let has_dots = place > Listing::places(offset);
         match self.try_batch(&listing, place) {
-            Some(batch) => self.fill(shared, listing, place, batch, has_dots, reply),
+            Some(batch) => self.fill(waiter, listing, place, batch, has_dots, reply),
             // The kernel comes again for the rest, and then waits.
             None if has_dots => reply.ok(),
-            None => self.wait(shared, listing, place, reply),
+            None => self.wait(waiter, listing, place, reply),
         }
     }
 
@@ -179,31 +202,30 @@ impl DirectoryHandle {
         batch
     }
 
-    fn wait(
-        self: &Arc<Self>,
-        shared: &Arc<Shared>,
-        listing: Arc<Listing>,
-        place: usize,
-        reply: impl EntryReply,
-    ) {
-        let (handle, task_shared) = (self.clone(), shared.clone());
+    fn wait(self: &Arc<Self>, waiter: Waiter, listing: Arc<Listing>, place: usize, reply: impl EntryReply) {
+        let (handle, shared) = (self.clone(), waiter.shared.clone());
         shared.spawn(async move {
-            let batch = handle.batch(&task_shared, &listing, place).await;
-            handle.fill(&task_shared, listing, place, batch, false, reply);
+            let late = |_| Err(NamespaceError::Filer(Arc::from(Box::<dyn Error + Send + Sync>::from(LATE))));
+            let batch = async {
+                let batch = handle.batch(&waiter.shared, &listing, place);
+                timeout_at(waiter.arrival.deadline(PATIENCE), batch).await.unwrap_or_else(late)
+            };
+            let batch = unless_killed(waiter.caller, batch).await.unwrap_or(Err(NamespaceError::Killed));
+            handle.fill(waiter, listing, place, batch, false, reply);
         });
     }
 
     /// Fills a reply with the entries from `place` on. `added`: it has some already.
     fn fill(
         self: &Arc<Self>,
-        shared: &Arc<Shared>,
+        waiter: Waiter,
         listing: Arc<Listing>,
         mut place: usize,
         mut batch: Result<Batch, NamespaceError>,
         mut added: bool,
         mut reply: impl EntryReply,
     ) {
-        let now = SystemTime::now();
+        let (now, shared) = (SystemTime::now(), waiter.shared.clone());
         loop {
             let Batch { entries, moment } = match batch {
                 Ok(batch) => batch,
@@ -221,7 +243,7 @@ impl DirectoryHandle {
             for entry in &entries {
                 if is_alive(entry, now) {
                     let found = FoundEntry { directory: self.node.id(), entry, moment };
-                    if reply.add_entry(shared, &found, listing.offset_after(place + 1)) {
+                    if reply.add_entry(&shared, &found, listing.offset_after(place + 1)) {
                         return reply.ok();
                     }
                     added = true;
@@ -232,7 +254,7 @@ impl DirectoryHandle {
                 Some(batch) => batch,
                 None if added => return reply.ok(),
                 // Nothing that came so far exists any more, which must not look like the end.
-                None => return self.wait(shared, listing, place, reply),
+                None => return self.wait(waiter, listing, place, reply),
             };
         }
     }

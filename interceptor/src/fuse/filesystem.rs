@@ -21,18 +21,20 @@ use fuser::{
 
 use super::arrivals::Arrivals;
 use super::attr::{errno, file_attr, no_attr};
-use super::directory::DirectoryHandle;
+use super::directory::{DirectoryHandle, Waiter};
 use super::handles::Handles;
+use super::killed::unless_killed;
 use super::next_files::NextFiles;
 use super::opens::Opens;
 use super::passthrough::{self, Backing, NoPassthrough};
 use super::push::Pusher;
 use super::statfs::{self, MAX_NAME, SpaceCache};
 use super::xattr;
-use crate::namespace::{Answer, Found, Namespace, NamespaceError, NodeId, Stat};
+use crate::namespace::{Answer, FilerFailure, Found, Namespace, NamespaceError, NodeId, Stat};
 use crate::read::{self, FileVersion, ReadError, Reader, SMALL_FILE};
 use crate::seaweed::entry::Content;
 use crate::telemetry::Metrics;
+use crate::telemetry::log_limit::LogLimit;
 use crate::telemetry::metrics::Way;
 use crate::warmup::ticket::{NodeInstance, READ_TICKET_XATTR, ReadTicket, TicketIssuer};
 
@@ -66,12 +68,32 @@ pub(super) struct Shared {
 pub(super) struct MountedTree(pub(super) Arc<Shared>);
 
 impl Shared {
-    /// Has a known answer replied to at once, and another when it is there.
-    fn answer<T: 'static>(&self, answer: Answer<T>, reply: impl FnOnce(T) + Send + 'static) {
-        match answer {
-            Answer::Now(result) => reply(result),
-            Answer::Later(result) => self.spawn(async move { reply(result.await) }),
-        }
+    /// Has a known answer replied to at once, and another when it is there or the caller is killed. `late` is given
+    /// what comes after that.
+    fn answer<T: Send + 'static>(
+        &self,
+        request: &Request,
+        answer: Answer<Result<T, NamespaceError>>,
+        reply: impl FnOnce(Result<T, NamespaceError>) + Send + 'static,
+        late: impl FnOnce(T) + Send + 'static,
+    ) {
+        let mut result = match answer {
+            Answer::Now(result) => return reply(result),
+            Answer::Later(result) => result,
+        };
+        let caller = request.pid();
+        self.spawn(async move {
+            match unless_killed(caller, &mut result).await {
+                Some(result) => reply(result),
+                None => {
+                    reply(Err(NamespaceError::Killed));
+                    // Others may wait for the same, and its outcome has to be taken note of.
+                    if let Ok(result) = result.await {
+                        late(result);
+                    }
+                }
+            }
+        });
     }
 
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
@@ -105,10 +127,11 @@ impl Shared {
 
     fn with_attributes(
         &self,
+        request: &Request,
         node: NodeId,
         reply: impl FnOnce(Result<Stat, NamespaceError>) + Send + 'static,
     ) {
-        self.answer(self.namespace.attributes(node), reply);
+        self.answer(request, self.namespace.attributes(node), reply, drop);
     }
 }
 
@@ -124,22 +147,22 @@ fn reply_entry(reply: ReplyEntry, found: Result<Found, NamespaceError>) {
         Ok(Found::Absent(timeout)) => {
             reply.entry_with_ttls(&Duration::ZERO, &timeout, &no_attr(), Generation(0));
         }
-        Err(error) => {
-            if let NamespaceError::Filer(failure) = &error {
-                tracing::warn!(error = %failure, "lookup failed");
-            }
-            reply.error(errno(&error));
-        }
+        Err(error) => reply.error(errno(&error)),
     }
 }
 
-fn log_failure(error: &ReadError, path: &str, offset: u64, len: usize) {
-    match error {
-        // Who tried to fetch it has said why it failed, once for all readers.
-        ReadError::Origin(_) | ReadError::NoRoom => tracing::debug!(path, offset, len, %error, "read failed"),
-        ReadError::Damaged(_) | ReadError::Interrupted(_) => {
-            tracing::warn!(path, offset, len, %error, "read failed");
-        }
+fn log_failed_lookup(namespace: &Namespace, parent: NodeId, name: &str, error: &FilerFailure) {
+    static LIMIT: LogLimit = LogLimit::new();
+    if let Some(left_out) = LIMIT.admit() {
+        let directory = namespace.path(parent);
+        tracing::warn!(directory, name, %error, left_out = left_out.field(), "lookup failed");
+    }
+}
+
+fn log_failed_read(error: &ReadError, path: &str, offset: u64, len: usize) {
+    static LIMIT: LogLimit = LogLimit::new();
+    if let Some(left_out) = LIMIT.admit() {
+        tracing::warn!(path, offset, len, %error, left_out = left_out.field(), "read failed");
     }
 }
 
@@ -191,10 +214,25 @@ impl Filesystem for MountedTree {
         // The filer's names are text: no other name can exist there.
         let Some(name) = name.to_str() else { return reply.error(Errno::ENOENT) };
         let turn = self.0.arrivals.begin(request.pid(), 0);
-        self.0.answer(self.0.namespace.lookup(parent.0, name), move |found| {
+        let (namespace, name) = (self.0.namespace.clone(), name.to_owned());
+        let answer = namespace.lookup(parent.0, &name);
+        let late = {
+            let namespace = namespace.clone();
+            move |found| {
+                // The kernel was not told of the node.
+                if let Found::Node(stat) = found {
+                    namespace.forget(stat.id, 1);
+                }
+            }
+        };
+        let reply = move |found| {
             drop(turn);
+            if let Err(NamespaceError::Filer(failure)) = &found {
+                log_failed_lookup(&namespace, parent.0, &name, failure);
+            }
             reply_entry(reply, found);
-        });
+        };
+        self.0.answer(request, answer, reply, late);
     }
 
     fn forget(&self, _: &Request, node: INodeNo, lookups: u64) {
@@ -203,7 +241,7 @@ impl Filesystem for MountedTree {
 
     fn getattr(&self, request: &Request, node: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         let turn = self.0.arrivals.begin(request.pid(), 0);
-        self.0.with_attributes(node.0, move |stat| {
+        self.0.with_attributes(request, node.0, move |stat| {
             drop(turn);
             match stat {
                 Ok(stat) => reply.attr(&stat.attr_timeout, &file_attr(stat.id, &stat.entry)),
@@ -212,11 +250,13 @@ impl Filesystem for MountedTree {
         });
     }
 
-    fn readlink(&self, _: &Request, node: INodeNo, reply: ReplyData) {
-        self.0.with_attributes(node.0, move |stat| match stat.map(|stat| stat.entry.content.clone()) {
-            Ok(Content::Target(target)) => reply.data(target.as_bytes()),
-            Ok(_) => reply.error(Errno::EINVAL),
-            Err(error) => reply.error(errno(&error)),
+    fn readlink(&self, request: &Request, node: INodeNo, reply: ReplyData) {
+        self.0.with_attributes(request, node.0, move |stat| {
+            match stat.map(|stat| stat.entry.content.clone()) {
+                Ok(Content::Target(target)) => reply.data(target.as_bytes()),
+                Ok(_) => reply.error(Errno::EINVAL),
+                Err(error) => reply.error(errno(&error)),
+            }
         });
     }
 
@@ -300,13 +340,15 @@ impl Filesystem for MountedTree {
             }
             read::Answer::Pending(data) => {
                 let version = version.clone();
+                let caller = request.pid();
                 self.0.spawn(async move {
-                    let data = data.await;
+                    let data = unless_killed(caller, data).await;
                     drop(turn);
                     match data {
-                        Ok(data) => reply.data(&data),
-                        Err(error) => {
-                            log_failure(&error, version.path(), offset, len);
+                        None => reply.error(Errno::EINTR),
+                        Some(Ok(data)) => reply.data(&data),
+                        Some(Err(error)) => {
+                            log_failed_read(&error, version.path(), offset, len);
                             reply.error(Errno::from_i32(error.errno()));
                         }
                     }
@@ -330,23 +372,23 @@ impl Filesystem for MountedTree {
         }
     }
 
-    fn readdir(&self, _: &Request, _: INodeNo, handle: FileHandle, offset: u64, reply: ReplyDirectory) {
+    fn readdir(&self, request: &Request, _: INodeNo, handle: FileHandle, offset: u64, reply: ReplyDirectory) {
         match self.0.directories.get(handle.0) {
-            Some(handle) => handle.read(&self.0, offset, reply),
+            Some(handle) => handle.read(Waiter::of(request, &self.0), offset, reply),
             None => reply.error(Errno::EBADF),
         }
     }
 
     fn readdirplus(
         &self,
-        _: &Request,
+        request: &Request,
         _: INodeNo,
         handle: FileHandle,
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
         match self.0.directories.get(handle.0) {
-            Some(handle) => handle.read(&self.0, offset, reply),
+            Some(handle) => handle.read(Waiter::of(request, &self.0), offset, reply),
             None => reply.error(Errno::EBADF),
         }
     }
@@ -358,7 +400,10 @@ impl Filesystem for MountedTree {
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
         let space = self.0.space.clone();
-        self.0.answer(space.now(), move |space| statfs::reply(space, reply));
+        match space.now() {
+            Answer::Now(space) => statfs::reply(space, reply),
+            Answer::Later(space) => self.0.spawn(async move { statfs::reply(space.await, reply) }),
+        }
     }
 
     fn getxattr(&self, request: &Request, node: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -370,14 +415,14 @@ impl Filesystem for MountedTree {
             let ticket = self.0.read_ticket(node.0, request.uid());
             return xattr::reply(reply, size, ticket.as_deref().map(str::as_bytes));
         }
-        self.0.with_attributes(node.0, move |stat| match stat {
+        self.0.with_attributes(request, node.0, move |stat| match stat {
             Ok(stat) => xattr::reply(reply, size, xattr::get(&stat.entry.xattrs, &name)),
             Err(error) => reply.error(errno(&error)),
         });
     }
 
-    fn listxattr(&self, _: &Request, node: INodeNo, size: u32, reply: ReplyXattr) {
-        self.0.with_attributes(node.0, move |stat| match stat {
+    fn listxattr(&self, request: &Request, node: INodeNo, size: u32, reply: ReplyXattr) {
+        self.0.with_attributes(request, node.0, move |stat| match stat {
             Ok(stat) => xattr::reply(reply, size, Some(&xattr::list(&stat.entry.xattrs))),
             Err(error) => reply.error(errno(&error)),
         });

@@ -24,6 +24,7 @@ mod directory;
 mod filesystem;
 pub(crate) mod handles;
 mod kernel;
+pub(crate) mod killed;
 pub(crate) mod mountinfo;
 pub(crate) mod mountpoint;
 pub(crate) mod next_files;
@@ -60,6 +61,7 @@ use self::opens::Opens;
 use self::placement::Placement;
 use self::push::Pusher;
 use self::statfs::SpaceCache;
+use crate::arrival::Arrival;
 use crate::namespace::{Changed, Filer, Namespace, NamespaceOptions, NodeId, invalidate};
 use crate::read::{FileVersion, Reader};
 use crate::seaweed::entry::{Entry, Kind};
@@ -369,7 +371,7 @@ fn normal_path(path: &str) -> String {
 pub(crate) async fn find_root(filer: &dyn Filer, path: &str) -> Result<Entry, MountError> {
     let (directory, name) = path.rsplit_once('/').unwrap_or(("", path));
     let directory = if directory.is_empty() { "/" } else { directory };
-    match filer.lookup(directory, name).await.map_err(MountError::Filer)? {
+    match filer.lookup(directory, name, Arrival::now()).await.map_err(MountError::Filer)?.entry {
         Some(entry) if entry.attr.kind == Kind::Directory => Ok(entry),
         Some(_) => Err(MountError::FilerPathNotDirectory { path: path.into() }),
         None => Err(MountError::FilerPathMissing { path: path.into() }),

@@ -118,11 +118,13 @@ mod tests {
     use parking_lot::Mutex;
 
     use super::*;
+    use crate::arrival::Arrival;
     use crate::cache::{Cache, MIN_CAPACITY};
     use crate::fetch::{Fillable, Priority};
     use crate::namespace::{Answer, Filer, FilerFailure, Found, NamespaceOptions, ROOT, Space};
     use crate::read::{Origin, OriginError};
     use crate::seaweed::entry::{Attributes, Chunk, Content, Entry, Kind};
+    use crate::seaweed::filer::FoundEntry;
     use crate::telemetry::{Metrics, Source};
 
     fn entry(name: &str, kind: Kind, content: Content, size: u64) -> Entry {
@@ -143,8 +145,14 @@ mod tests {
     struct OneFile(Mutex<Entry>);
 
     impl Filer for Arc<OneFile> {
-        fn lookup(&self, _: &str, _: &str) -> BoxFuture<'static, Result<Option<Entry>, FilerFailure>> {
-            std::future::ready(Ok(Some(self.0.lock().clone()))).boxed()
+        fn lookup(
+            &self,
+            _: &str,
+            _: &str,
+            _: Arrival,
+        ) -> BoxFuture<'static, Result<FoundEntry, FilerFailure>> {
+            let entry = Some(self.0.lock().clone());
+            std::future::ready(Ok(FoundEntry { entry, is_followed: true })).boxed()
         }
         fn list(&self, _: &str, _: &str, _: usize) -> BoxStream<'static, Result<Entry, FilerFailure>> {
             futures::stream::empty().boxed()
@@ -167,7 +175,11 @@ mod tests {
         ) -> BoxFuture<'a, Result<Source, OriginError>> {
             unreachable!("there is no chunk")
         }
-        fn read_manifest<'a>(&'a self, _: &'a Chunk) -> BoxFuture<'a, Result<Vec<Chunk>, OriginError>> {
+        fn read_manifest<'a>(
+            &'a self,
+            _: &'a Chunk,
+            _: Arrival,
+        ) -> BoxFuture<'a, Result<Vec<Chunk>, OriginError>> {
             unreachable!("there is no manifest")
         }
         fn cache_remote<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Entry, OriginError>> {

@@ -6,16 +6,22 @@ use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
 
+use crate::arrival::Arrival;
 use crate::seaweed::entry::Entry;
-use crate::seaweed::filer::{FilerClient, FilerError};
+use crate::seaweed::filer::{FilerClient, FilerError, FoundEntry};
 
 /// Why a filer gave no answer. Shared, because several waiters may learn of one failure.
 pub type FilerFailure = Arc<dyn std::error::Error + Send + Sync>;
 
 /// The source of names: a filer, or a model of one in tests. Every call ends by a deadline of its own.
 pub trait Filer: Send + Sync + 'static {
-    /// The entry `name` of the directory with this full path, `None` if there is none.
-    fn lookup(&self, directory: &str, name: &str) -> BoxFuture<'static, Result<Option<Entry>, FilerFailure>>;
+    /// The entry `name` of the directory with this full path, if there is one, for a request that arrived at `arrival`.
+    fn lookup(
+        &self,
+        directory: &str,
+        name: &str,
+        arrival: Arrival,
+    ) -> BoxFuture<'static, Result<FoundEntry, FilerFailure>>;
 
     /// The first `limit` entries of a directory after the name `after`, in the order of their names' bytes, with their chunks;
     /// fewer are all. A directory that does not exist has none.
@@ -50,6 +56,9 @@ pub enum NamespaceError {
     /// The node is no directory.
     #[error("not a directory")]
     NotDirectory,
+    /// Who asked is being killed.
+    #[error("the caller is being killed")]
+    Killed,
     /// The filer did not answer.
     #[error("filer: {0}")]
     Filer(FilerFailure),
@@ -60,9 +69,14 @@ fn shared(error: FilerError) -> FilerFailure {
 }
 
 impl Filer for FilerClient {
-    fn lookup(&self, directory: &str, name: &str) -> BoxFuture<'static, Result<Option<Entry>, FilerFailure>> {
+    fn lookup(
+        &self,
+        directory: &str,
+        name: &str,
+        arrival: Arrival,
+    ) -> BoxFuture<'static, Result<FoundEntry, FilerFailure>> {
         let (filer, directory, name) = (self.clone(), directory.to_owned(), name.to_owned());
-        async move { FilerClient::lookup(&filer, &directory, &name).await.map_err(shared) }.boxed()
+        async move { FilerClient::lookup(&filer, &directory, &name, arrival).await.map_err(shared) }.boxed()
     }
 
     fn list(

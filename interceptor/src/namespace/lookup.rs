@@ -13,6 +13,7 @@ use super::invalidate::Invalidation;
 use super::nodes::{Place, same_node};
 use super::state::State;
 use super::{Answer, Found, Namespace, NamespaceError, NodeId, ROOT, Stat};
+use crate::arrival::Arrival;
 use crate::seaweed::entry::Entry;
 
 /// A lookup that waits for the filer.
@@ -33,7 +34,7 @@ impl Flight {
 #[derive(Clone)]
 struct Reply {
     entry: Result<Option<Arc<Entry>>, NamespaceError>,
-    /// The state of things the reply is right for; `None` if an event overtook it.
+    /// The state of things the reply is right for; `None` if an event overtook it, or none will tell when it changes.
     moment: Option<Moment>,
 }
 
@@ -157,16 +158,19 @@ impl Namespace {
         let path = state.nodes.path(parent);
         let (epoch, link_changes) = (state.epoch, state.link_changes);
         let overtaken = Arc::new(AtomicBool::new(false));
+        let arrival = Arrival::now();
         let reply = {
             let (namespace, key, overtaken) = (self.clone(), key.clone(), overtaken.clone());
             async move {
-                let entry = namespace.filer.lookup(&path, &key.1).await;
-                let entry = entry.map(|entry| entry.map(Arc::new)).map_err(NamespaceError::Filer);
+                let found = namespace.filer.lookup(&path, &key.1, arrival).await;
+                let is_followed = found.as_ref().is_ok_and(|found| found.is_followed);
+                let entry = found.map(|found| found.entry.map(Arc::new)).map_err(NamespaceError::Filer);
                 let mut state = namespace.state.lock();
                 if !overtaken.load(Ordering::Relaxed) {
                     state.flights.remove(&key);
                 }
-                let valid = !overtaken.load(Ordering::Relaxed)
+                let valid = is_followed
+                    && !overtaken.load(Ordering::Relaxed)
                     && state.epoch == epoch
                     && (state.link_changes == link_changes || !is_hard_link(&entry));
                 let moment = if valid { Moment::now(&mut state, parent, serial) } else { None };
@@ -202,7 +206,7 @@ impl Namespace {
         let namespace = self.clone();
         if id == ROOT {
             drop(state);
-            return Answer::Later(async move { namespace.refresh_root().await }.boxed());
+            return Answer::Later(namespace.refresh_root(Arrival::now()).boxed());
         }
         let Some(Place { parent, name }) = state.nodes.get(id).map(|node| node.home.clone()) else {
             return Answer::Now(Err(NamespaceError::Stale));
@@ -260,7 +264,7 @@ impl Namespace {
         state.stat(id).ok_or(NamespaceError::Stale)
     }
 
-    async fn refresh_root(self: Arc<Self>) -> Result<Stat, NamespaceError> {
+    async fn refresh_root(self: Arc<Self>, arrival: Arrival) -> Result<Stat, NamespaceError> {
         let (epoch, changes) = {
             let state = self.state.lock();
             (state.epoch, state.root_changes)
@@ -268,10 +272,10 @@ impl Namespace {
         let path = self.options.root_path.trim_end_matches('/');
         let (directory, name) = path.rsplit_once('/').unwrap_or(("", path));
         let directory = if directory.is_empty() { "/" } else { directory };
-        let entry = self.filer.lookup(directory, name).await.map_err(NamespaceError::Filer)?;
-        let entry = entry.ok_or(NamespaceError::Stale)?;
+        let found = self.filer.lookup(directory, name, arrival).await.map_err(NamespaceError::Filer)?;
+        let entry = found.entry.ok_or(NamespaceError::Stale)?;
         let mut state = self.state.lock();
-        let current = (state.epoch, state.root_changes) == (epoch, changes);
+        let current = found.is_followed && (state.epoch, state.root_changes) == (epoch, changes);
         state.nodes.update(ROOT, &Arc::new(entry));
         if let Some(node) = state.nodes.get_mut(ROOT) {
             node.stale = !current;

@@ -207,6 +207,11 @@ impl Namespace {
         Some((listing, place))
     }
 
+    /// The filer's path of a node; that of its last name if it has none any more.
+    pub(crate) fn path(&self, node: NodeId) -> String {
+        self.state.lock().nodes.path(node)
+    }
+
     /// What a node stands for, if it still has a name and nothing is known to have changed.
     pub(crate) fn named_entry(&self, node: NodeId) -> Option<Arc<Entry>> {
         let state = self.state.lock();

@@ -12,6 +12,7 @@ use super::lookup::Moment;
 use super::state::State;
 use super::{Namespace, NamespaceError, NodeHold, NodeId, Stat};
 use crate::seaweed::entry::Entry;
+use crate::telemetry::log_limit::LogLimit;
 
 /// A directory that was opened.
 pub(crate) struct OpenedDirectory {
@@ -103,7 +104,10 @@ impl Namespace {
             }
         }
         if let End::Failed(failure) = &end {
-            tracing::warn!(directory = path, error = %failure, "cannot list directory");
+            static LIMIT: LogLimit = LogLimit::new();
+            if let Some(left_out) = LIMIT.admit() {
+                tracing::warn!(directory = path, error = %failure, left_out = left_out.field(), "cannot list directory");
+            }
         }
         std::mem::forget(unfinished);
         self.note_end(id, serial, &listing, end);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -16,7 +16,9 @@ use super::invalidate::{Invalidation, InvalidationQueue};
 use super::listing::ListingBudget;
 use super::tail::Tail;
 use super::*;
+use crate::arrival::Arrival;
 use crate::seaweed::entry::{Attributes, Content, Kind};
+use crate::seaweed::filer::FoundEntry;
 
 pub(super) fn file(name: &str, inode: u64, content: &[u8]) -> Entry {
     let attr = Attributes {
@@ -53,6 +55,7 @@ pub(super) fn directory(name: &str, inode: u64) -> Entry {
 struct Model {
     entries: Mutex<BTreeMap<(String, String), Entry>>,
     replies: Semaphore,
+    is_followed: AtomicBool,
     lookups: AtomicUsize,
     lists: AtomicUsize,
 }
@@ -78,13 +81,18 @@ impl Model {
 struct Handle(Arc<Model>);
 
 impl Filer for Handle {
-    fn lookup(&self, dir: &str, name: &str) -> BoxFuture<'static, Result<Option<Entry>, FilerFailure>> {
+    fn lookup(
+        &self,
+        dir: &str,
+        name: &str,
+        _: Arrival,
+    ) -> BoxFuture<'static, Result<FoundEntry, FilerFailure>> {
         self.0.lookups.fetch_add(1, SeqCst);
         let entry = self.0.entries.lock().get(&(dir.to_owned(), name.to_owned())).cloned();
         let model = self.0.clone();
         async move {
             drop(model.replies.acquire().await);
-            Ok(entry)
+            Ok(FoundEntry { entry, is_followed: model.is_followed.load(SeqCst) })
         }
         .boxed()
     }
@@ -114,6 +122,7 @@ fn fixture_with(options: NamespaceOptions) -> Fixture {
     let model = Arc::new(Model {
         entries: Mutex::default(),
         replies: Semaphore::new(1 << 20),
+        is_followed: AtomicBool::new(true),
         lookups: AtomicUsize::new(0),
         lists: AtomicUsize::new(0),
     });
@@ -286,6 +295,21 @@ async fn a_reply_that_an_event_overtook_is_not_remembered() {
     assert_eq!((stale.entry_timeout, stale.attr_timeout), (Duration::ZERO, Duration::ZERO));
     let fresh = f.find(ROOT, "a").await;
     assert_eq!((fresh.entry.attr.size, fresh.entry_timeout), (5, LONG));
+}
+
+#[tokio::test]
+async fn what_a_filer_says_that_is_not_followed_is_not_remembered() {
+    let f = fixture();
+    f.model.put("/", file("a", 7, b"x"));
+    f.model.is_followed.store(false, SeqCst);
+    let stat = f.find(ROOT, "a").await;
+    assert_eq!((stat.entry_timeout, stat.attr_timeout), (Duration::ZERO, Duration::ZERO));
+    let Ok(Found::Absent(Duration::ZERO)) = wait(f.namespace.lookup(ROOT, "b")).await else {
+        panic!("nobody will say when it comes into being");
+    };
+    f.model.is_followed.store(true, SeqCst);
+    assert_eq!(f.find(ROOT, "a").await.entry_timeout, LONG);
+    assert_eq!(f.model.lookups(), 3);
 }
 
 #[tokio::test]

@@ -47,6 +47,7 @@ use futures::future::BoxFuture;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
+use crate::arrival::Arrival;
 use crate::cache::resident::{ResidentError, ResidentFile, Residents, Worth};
 use crate::cache::{BlockKey, Cache, Filling, Flights, Interrupted, Joined, PrefetchOutcome, Readable};
 use crate::fetch::{Priority, Urgency};
@@ -238,7 +239,7 @@ impl Reader {
 
     /// Up to `len` bytes of `file` from `offset` on. Never blocks.
     pub fn read(self: &Arc<Self>, file: &Arc<FileVersion>, offset: u64, len: usize) -> Answer {
-        let begun = Instant::now();
+        let begun = Arrival::now();
         file.mark_read();
         if let Some(data) = file.resident().and_then(|resident| Data::resident(&resident, offset, len)) {
             self.metrics.read(Source::Registered, data.len() as u64, begun.elapsed());
@@ -248,7 +249,7 @@ impl Reader {
             let (reader, file) = (self.clone(), file.clone());
             return Answer::Pending(
                 async move {
-                    let layout = file.layout(&*reader.origin).await?;
+                    let layout = file.layout(&*reader.origin, begun).await?;
                     match reader.read_laid_out(&file, layout, offset, len, begun) {
                         Answer::Ready(data) => Ok(data),
                         Answer::Pending(rest) => rest.await,
@@ -266,7 +267,7 @@ impl Reader {
         layout: &Layout,
         offset: u64,
         len: usize,
-        begun: Instant,
+        begun: Arrival,
     ) -> Answer {
         let end = offset.saturating_add(len as u64).min(layout.size());
         if offset >= end {
@@ -274,7 +275,7 @@ impl Reader {
         }
         let pattern = self.follow_streams(file, layout, offset, end);
         if pattern != Pattern::Random {
-            file.put_off.streamed(begun);
+            file.put_off.streamed(Instant::now());
         }
         if file.note_read(end - offset) {
             let worth = if file.size() <= SMALL_FILE { Worth::IfRoom } else { Worth::IfReused };
@@ -290,7 +291,7 @@ impl Reader {
                     let chunk = layout.chunk(index);
                     let access = layout.access(index, pattern);
                     for located in grain::locate(&self.cache, chunk, range, access) {
-                        match self.join(chunk, located.key) {
+                        match self.join(chunk, located.key, begun) {
                             Joined::Landed(fetched) => {
                                 self.note_use(file, &located, &fetched.block, pattern);
                                 parts.push(Some(Data::block(fetched.block, located.range)));
@@ -342,14 +343,14 @@ impl Reader {
         self.promoter.get().is_some_and(|promoter| promoter.consider(file, worth))
     }
 
-    /// The block under `key`, from the cache or from a fetch that this starts or joins.
-    fn join(self: &Arc<Self>, chunk: &Chunk, key: BlockKey) -> Joined<Fetched, ReadError> {
+    /// The block under `key`, from the cache or from a fetch that this starts or joins, for a reader that came at `arrival`.
+    fn join(self: &Arc<Self>, chunk: &Chunk, key: BlockKey, arrival: Arrival) -> Joined<Fetched, ReadError> {
         if let Some(block) = self.cache.get(&key) {
             return Joined::Landed(from_cache(block));
         }
-        self.flights.join(
+        self.flights.join_for(
             key,
-            Urgency::Demand,
+            Some(arrival),
             || self.cache.get(&key).map(from_cache),
             |priority| {
                 let (reader, chunk) = (self.clone(), chunk.clone());

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
+use crate::arrival::Arrival;
 use crate::fetch::{Fetcher, Fillable, Priority};
 use crate::seaweed::decode;
 use crate::seaweed::entry::{Chunk, Entry};
@@ -26,8 +27,12 @@ pub trait Origin: Send + Sync + 'static {
         priority: &'a Priority,
     ) -> BoxFuture<'a, Result<Source, OriginError>>;
 
-    /// The whole decoded content of the needle of `chunk`, which is a list of chunks.
-    fn read_manifest<'a>(&'a self, chunk: &'a Chunk) -> BoxFuture<'a, Result<Vec<Chunk>, OriginError>>;
+    /// The whole decoded content of the needle of `chunk`, which is a list of chunks, for a request that arrived at `arrival`.
+    fn read_manifest<'a>(
+        &'a self,
+        chunk: &'a Chunk,
+        arrival: Arrival,
+    ) -> BoxFuture<'a, Result<Vec<Chunk>, OriginError>>;
 
     /// Has the cluster read the file at `path` from its remote storage, and returns its entry with chunks.
     fn cache_remote<'a>(&'a self, path: &'a str) -> BoxFuture<'a, Result<Entry, OriginError>>;
@@ -63,10 +68,17 @@ impl Origin for Cluster {
         .boxed()
     }
 
-    fn read_manifest<'a>(&'a self, chunk: &'a Chunk) -> BoxFuture<'a, Result<Vec<Chunk>, OriginError>> {
+    fn read_manifest<'a>(
+        &'a self,
+        chunk: &'a Chunk,
+        arrival: Arrival,
+    ) -> BoxFuture<'a, Result<Vec<Chunk>, OriginError>> {
         async move {
-            let content =
-                self.fetcher.read_needle(chunk).await.map_err(|error| Arc::new(error) as OriginError)?;
+            let content = self
+                .fetcher
+                .read_needle(chunk, arrival)
+                .await
+                .map_err(|error| Arc::new(error) as OriginError)?;
             decode::manifest(&content).map_err(|error| Arc::new(error) as OriginError)
         }
         .boxed()

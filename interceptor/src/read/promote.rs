@@ -24,6 +24,7 @@ use super::data::{Data, Segment};
 use super::grain::{self, Located};
 use super::layout::Layout;
 use super::{FileVersion, ReadError, Reader, SMALL_FILE};
+use crate::arrival::Arrival;
 use crate::cache::resident::{Candidate, Promotion, Residents, Worth};
 use crate::cache::{BlockKey, Joined, PrefetchOutcome, Readable};
 use crate::fetch::{Priority, Urgency};
@@ -150,7 +151,7 @@ impl PrefetchOutcome for Landing {
 impl Reader {
     async fn make_resident(self: &Arc<Self>, wanted: Wanted) {
         let Wanted { version, candidate } = wanted;
-        let pieces = match version.layout(&*self.origin).await {
+        let pieces = match version.layout(&*self.origin, Arrival::now()).await {
             Ok(layout) => pieces(layout),
             Err(error) => {
                 tracing::debug!(path = version.path(), %error, "a file cannot be kept in memory");

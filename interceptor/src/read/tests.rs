@@ -17,6 +17,7 @@ use super::*;
 
 mod residency;
 
+use crate::arrival::Arrival;
 use crate::fetch::Fillable;
 use crate::seaweed::entry::{Attributes, Content, Entry, Kind};
 
@@ -99,7 +100,11 @@ impl Origin for Needles {
         .boxed()
     }
 
-    fn read_manifest<'a>(&'a self, chunk: &'a Chunk) -> BoxFuture<'a, Result<Vec<Chunk>, OriginError>> {
+    fn read_manifest<'a>(
+        &'a self,
+        chunk: &'a Chunk,
+        _: Arrival,
+    ) -> BoxFuture<'a, Result<Vec<Chunk>, OriginError>> {
         let found = self.manifests.lock().get(&chunk.fid).cloned();
         async move { found.ok_or_else(|| Arc::new(Missing) as OriginError) }.boxed()
     }

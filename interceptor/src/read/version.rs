@@ -16,6 +16,7 @@ use super::layout::Layout;
 use super::put_off::PutOff;
 use super::speculation::{Holder, Interest};
 use super::{Origin, ReadError, SMALL_FILE};
+use crate::arrival::Arrival;
 use crate::cache::resident::{ContentId, ResidentFile};
 use crate::prefetch::{Ledger, Streams};
 use crate::seaweed::entry::{Chunk, Content, Entry};
@@ -191,8 +192,8 @@ impl FileVersion {
         self.layout.get()
     }
 
-    /// The layout, fetching what it takes.
-    pub(super) async fn layout(&self, origin: &dyn Origin) -> Result<&Layout, ReadError> {
+    /// The layout, fetching what it takes, for a request that arrived at `arrival`.
+    pub(super) async fn layout(&self, origin: &dyn Origin, arrival: Arrival) -> Result<&Layout, ReadError> {
         self.layout
             .get_or_try_init(async || {
                 let chunks = match &self.entry.content {
@@ -218,7 +219,7 @@ impl FileVersion {
                         return Ok(Layout::inline(Bytes::new(), self.size()));
                     }
                 };
-                Layout::chunks(expand(origin, chunks, MAX_DEPTH).await?.into(), self.size())
+                Layout::chunks(expand(origin, chunks, MAX_DEPTH, arrival).await?.into(), self.size())
             })
             .await
     }
@@ -229,6 +230,7 @@ fn expand(
     origin: &dyn Origin,
     chunks: Arc<[Chunk]>,
     depth: u32,
+    arrival: Arrival,
 ) -> BoxFuture<'_, Result<Vec<Chunk>, ReadError>> {
     Box::pin(async move {
         let mut lists = stream::iter(chunks.to_vec())
@@ -242,8 +244,8 @@ fn expand(
                         chunk.fid
                     )));
                 }
-                let children = origin.read_manifest(&chunk).await.map_err(ReadError::Origin)?;
-                expand(origin, children.into(), depth - 1).await
+                let children = origin.read_manifest(&chunk, arrival).await.map_err(ReadError::Origin)?;
+                expand(origin, children.into(), depth - 1, arrival).await
             })
             .buffered(MANIFESTS_AT_ONCE);
         let mut expanded = Vec::with_capacity(chunks.len());

@@ -13,6 +13,7 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use super::data::Segment;
 use super::grain::{self, Located};
 use super::{FileVersion, ReadError, Reader, from_cache};
+use crate::arrival::Arrival;
 use crate::cache::{Displace, Joined, NoRoom};
 use crate::fetch::Urgency;
 use crate::seaweed::entry::Chunk;
@@ -76,7 +77,7 @@ impl Reader {
             warmup.settle(file.size());
             return Ok(());
         }
-        let layout = file.layout(&*self.origin).await?;
+        let layout = file.layout(&*self.origin, Arrival::now()).await?;
         let mut blocks = FuturesUnordered::new();
         let mut outcome = Ok(());
         'file: for segment in layout.segments(0, layout.size()) {
@@ -176,7 +177,7 @@ impl Reader {
         if file.is_remote() {
             return Ok(0);
         }
-        let layout = file.layout(&*self.origin).await?;
+        let layout = file.layout(&*self.origin, Arrival::now()).await?;
         let mut sum = 0;
         for (number, segment) in layout.segments(0, layout.size()).enumerate() {
             sum += match segment {
@@ -202,7 +203,7 @@ impl Reader {
         if file.is_remote() {
             return Ok(0);
         }
-        let layout = file.layout(&*self.origin).await?;
+        let layout = file.layout(&*self.origin, Arrival::now()).await?;
         let mut sum = self.retire(file);
         for (number, segment) in layout.segments(0, layout.size()).enumerate() {
             if let Segment::Chunk { index, range } = segment {

@@ -49,8 +49,18 @@ pub struct Change {
 pub(super) enum Event {
     /// Something changed; `None` if it is of no interest here.
     Logged { ts_ns: i64, change: Option<Box<Change>> },
-    /// The stream is alive. Its time is that of sending: events of an earlier time may still come.
-    Heartbeat,
+    /// The stream is alive. Its time is that of sending: events of an earlier time may still come. Other messages than
+    /// heartbeats that have no event in them have no time either.
+    Heartbeat { ts_ns: i64 },
+}
+
+impl Event {
+    /// The time of the filer's clock that it has.
+    pub(super) fn ts_ns(&self) -> i64 {
+        match self {
+            Self::Logged { ts_ns, .. } | Self::Heartbeat { ts_ns } => *ts_ns,
+        }
+    }
 }
 
 /// The parts of a message in their order. `decode` gives the entry of a directory, unless it has no legal name; what
@@ -75,7 +85,7 @@ fn part(
     decode: &mut impl FnMut(&str, pb::Entry) -> Option<Entry>,
 ) -> Event {
     let Some(notification) = message.event_notification else {
-        return Event::Heartbeat;
+        return Event::Heartbeat { ts_ns: message.ts_ns };
     };
     let mut place = |directory: &str, raw: Option<pb::Entry>| {
         let entry = decode(directory, raw?)?;
@@ -153,7 +163,7 @@ mod tests {
     fn markers_move_the_position_and_heartbeats_do_not() {
         assert_eq!(decoded(message("", None, None, ""), "/"), [Event::Logged { ts_ns: 7, change: None }]);
         let heartbeat = pb::SubscribeMetadataResponse { ts_ns: 9, ..Default::default() };
-        assert_eq!(decoded(heartbeat, "/"), [Event::Heartbeat]);
+        assert_eq!(decoded(heartbeat, "/"), [Event::Heartbeat { ts_ns: 9 }]);
     }
 
     #[test]

@@ -1,9 +1,8 @@
 //! The client of the filer's gRPC service.
 //!
 //! [`FilerClient`] is a handle to share: it knows all filers of the cluster ([`failover`](super::failover) chooses
-//! which one is asked), decodes what they send ([`intake`](super::intake)), and gives every call a deadline. A call
-//! that no filer answers is repeated for [`PATIENCE`], so that a filer may be restarted under a mount; after that it
-//! fails with an error that names every filer and its reason.
+//! which one is asked, and for how long), and decodes what they send ([`intake`](super::intake)). A call that no filer
+//! answers fails with an error that names every filer and its reason.
 //!
 //! [`list`](FilerClient::list) reads ahead of its consumer by a bounded number of entries; see
 //! [`listing`](super::listing).
@@ -17,22 +16,19 @@ use tonic::{Code, Status};
 
 use super::address::ServerAddress;
 use super::entry::{Attributes, Content, Entry, Kind};
-pub use super::failover::FilerError;
-use super::failover::{Failure, Filers, within};
+use super::failover::{Answered, CallOptions, Filers, Stub};
+pub use super::failover::{FilerError, PATIENCE};
 use super::intake::Intake;
 use super::listing;
 use super::locations::{Location, LookupError, VolumeLookup};
 use super::owners::Owners;
 use super::pb;
 use super::security::Security;
+use crate::arrival::Arrival;
 use crate::telemetry::health::FilerHealth;
 
-/// Limit of one attempt of a call.
-pub(super) const CALL_DEADLINE: Duration = Duration::from_secs(10);
-/// Limit of one attempt to have the cluster copy an object from its remote storage.
+/// How long the cluster may take to copy an object from its remote storage.
 const CACHE_REMOTE_DEADLINE: Duration = Duration::from_secs(600);
-/// For how long a call is repeated when no filer answers.
-pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// What every filer says in one way or another when there is no such entry; the status code differs by version.
 const NOT_FOUND: &str = "no entry is found in filer store";
 
@@ -62,6 +58,16 @@ pub struct Statistics {
     pub files: u64,
 }
 
+/// What a filer says of a name.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FoundEntry {
+    /// What has the name.
+    pub entry: Option<Entry>,
+    /// Whether the filer that said so is the one whose events are followed. What another one says may cease to be right
+    /// without a word.
+    pub is_followed: bool,
+}
+
 /// A handle to the filers of a cluster; clones share everything.
 #[derive(Clone)]
 pub struct FilerClient {
@@ -87,14 +93,16 @@ impl FilerClient {
         owners: Owners,
     ) -> Result<Self, FilerError> {
         let filers = Filers::new(addresses, security.grpc_tls())?;
-        let mut attempts = filers.attempts("GetFilerConfiguration", Duration::ZERO);
-        let answer = loop {
-            let request = pb::GetFilerConfigurationRequest {};
-            match within(CALL_DEADLINE, attempts.filer().calls().get_filer_configuration(request)).await {
-                Ok(answer) => break answer.into_inner(),
-                Err(failure) => attempts.failed(failure).await?,
-            }
+        filers.watch_pulses();
+        let options = CallOptions {
+            follow_winner: true,
+            repeat: false,
+            ..CallOptions::new("GetFilerConfiguration", Arrival::now())
         };
+        let ask = |mut stub: Stub| async move {
+            stub.get_filer_configuration(pb::GetFilerConfigurationRequest {}).await
+        };
+        let answer = filers.call(options, ask).await?.value.into_inner();
         let configuration = FilerConfiguration {
             masters: answer.masters,
             cipher: answer.cipher,
@@ -120,21 +128,35 @@ impl FilerClient {
         self.filers().health()
     }
 
-    /// The entry `name` of `directory` (an absolute path without a slash at its end, except for `/`). The root is
-    /// `lookup("/", "")`; the filer keeps no entry for it. Names that do not exist, or not any more, are `None`.
-    pub async fn lookup(&self, directory: &str, name: &str) -> Result<Option<Entry>, FilerError> {
+    /// Whether a filer answers now; else why none does.
+    pub fn answering(&self) -> Result<(), String> {
+        self.filers().answering()
+    }
+
+    /// The entry `name` of `directory` (an absolute path without a slash at its end, except for `/`), for a request that
+    /// arrived at `arrival`. The root is the entry without a name of `/`; the filer keeps no entry for it. Names that do not
+    /// exist, or not any more, are `None`.
+    pub async fn lookup(
+        &self,
+        directory: &str,
+        name: &str,
+        arrival: Arrival,
+    ) -> Result<FoundEntry, FilerError> {
         if directory == "/" && name.is_empty() {
-            return Ok(Some(root()));
+            return Ok(FoundEntry { entry: Some(root()), is_followed: true });
         }
-        let mut attempts = self.filers().attempts("LookupDirectoryEntry", PATIENCE);
-        loop {
+        let ask = |mut stub: Stub| {
             let request = pb::LookupDirectoryEntryRequest { directory: directory.into(), name: name.into() };
-            match within(CALL_DEADLINE, attempts.filer().calls().lookup_directory_entry(request)).await {
-                Ok(answer) => return Ok(self.living(directory, answer.into_inner().entry)),
-                Err(Failure::Status(status)) if is_not_found(&status) => return Ok(None),
-                Err(failure) => attempts.failed(failure).await?,
+            async move {
+                match stub.lookup_directory_entry(request).await {
+                    Err(status) if is_not_found(&status) => Ok(None),
+                    answer => answer.map(|answer| answer.into_inner().entry),
+                }
             }
-        }
+        };
+        let options = CallOptions::new("LookupDirectoryEntry", arrival);
+        let Answered { value, is_followed, .. } = self.filers().call(options, ask).await?;
+        Ok(FoundEntry { entry: self.living(directory, value), is_followed })
     }
 
     /// The first `limit` entries of `directory` after the name `after`, in the order of their names' bytes, with their chunks.
@@ -150,55 +172,49 @@ impl FilerClient {
 
     /// Where a volume is; empty if no volume server has it.
     pub async fn lookup_volume(&self, volume: u32) -> Result<Vec<Location>, FilerError> {
-        let mut attempts = self.filers().attempts("LookupVolume", PATIENCE);
-        loop {
+        let ask = |mut stub: Stub| {
             let request = pb::LookupVolumeRequest { volume_ids: vec![volume.to_string()] };
-            match within(CALL_DEADLINE, attempts.filer().calls().lookup_volume(request)).await {
-                Ok(answer) => {
-                    let found =
-                        answer.into_inner().locations_map.remove(&volume.to_string()).unwrap_or_default();
-                    return Ok(found.locations.into_iter().map(location).collect());
+            async move {
+                match stub.lookup_volume(request).await {
+                    Err(status) if lacks_volume(&status, volume) => Ok(pb::LookupVolumeResponse::default()),
+                    answer => answer.map(tonic::Response::into_inner),
                 }
-                Err(Failure::Status(status)) if lacks_volume(&status, volume) => return Ok(Vec::new()),
-                Err(failure) => attempts.failed(failure).await?,
             }
-        }
+        };
+        let options = CallOptions::new("LookupVolume", Arrival::now());
+        let mut answer = self.filers().call(options, ask).await?.value;
+        let found = answer.locations_map.remove(&volume.to_string()).unwrap_or_default();
+        Ok(found.locations.into_iter().map(location).collect())
     }
 
     /// Has the cluster copy a remote-only file from its remote storage, which may take minutes, and gives the entry
     /// with its chunks.
     pub async fn cache_remote(&self, directory: &str, name: &str) -> Result<Entry, FilerError> {
-        let mut attempts = self.filers().attempts("CacheRemoteObjectToLocalCluster", PATIENCE);
-        loop {
+        let ask = |mut stub: Stub| {
             let request =
                 pb::CacheRemoteObjectToLocalClusterRequest { directory: directory.into(), name: name.into() };
-            let mut stub = attempts.filer().calls();
-            match within(CACHE_REMOTE_DEADLINE, stub.cache_remote_object_to_local_cluster(request)).await {
-                Ok(answer) => {
-                    let entry = self.living(directory, answer.into_inner().entry);
-                    return entry.ok_or_else(|| attempts.refused("the answer has no entry".into()));
-                }
-                Err(failure) => attempts.failed(failure).await?,
-            }
-        }
+            async move { stub.cache_remote_object_to_local_cluster(request).await }
+        };
+        let rpc = "CacheRemoteObjectToLocalCluster";
+        let arrival = Arrival::now();
+        let options = CallOptions {
+            deadline: arrival.deadline(CACHE_REMOTE_DEADLINE),
+            // A second filer would copy the object a second time.
+            hedge_after: None,
+            ..CallOptions::new(rpc, arrival)
+        };
+        let Answered { value, index, .. } = self.filers().call(options, ask).await?;
+        let entry = self.living(directory, value.into_inner().entry);
+        entry.ok_or_else(|| self.filers().refused(rpc, index, "the answer has no entry".into()))
     }
 
     /// How much the cluster stores.
     pub async fn statistics(&self) -> Result<Statistics, FilerError> {
-        let mut attempts = self.filers().attempts("Statistics", PATIENCE);
-        loop {
-            match within(CALL_DEADLINE, attempts.filer().calls().statistics(pb::StatisticsRequest {})).await {
-                Ok(answer) => {
-                    let pb::StatisticsResponse { total_size, used_size, file_count } = answer.into_inner();
-                    return Ok(Statistics {
-                        total_bytes: total_size,
-                        used_bytes: used_size,
-                        files: file_count,
-                    });
-                }
-                Err(failure) => attempts.failed(failure).await?,
-            }
-        }
+        let ask = |mut stub: Stub| async move { stub.statistics(pb::StatisticsRequest {}).await };
+        let options = CallOptions::new("Statistics", Arrival::now());
+        let pb::StatisticsResponse { total_size, used_size, file_count } =
+            self.filers().call(options, ask).await?.value.into_inner();
+        Ok(Statistics { total_bytes: total_size, used_bytes: used_size, files: file_count })
     }
 
     pub(super) fn filers(&self) -> &Filers {

@@ -2,8 +2,8 @@
 //!
 //! A task asks for the pages and hands the entries over through a bounded channel: the next page is requested as soon
 //! as the last entry of the one before arrived, while the consumer still works. A consumer that goes away ends the
-//! task. When a filer fails in the middle, the next one goes on after the last name that came: the order of names is
-//! the same on all of them.
+//! task. When a filer fails in the middle, or falls silent while another answers, the next one goes on after the last
+//! name that came: the order of names is the same on all of them.
 
 use std::time::Duration;
 
@@ -12,14 +12,17 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::entry::Entry;
-use super::failover::{Failure, Filer, FilerError, within};
-use super::filer::{FilerClient, PATIENCE};
+use super::failover::{Answered, CallOptions, FilerError, PATIENCE, Stub, within};
+use super::filer::FilerClient;
 use super::pb;
+use crate::arrival::Arrival;
 
+/// The call, for people.
+const RPC: &str = "ListEntries";
 /// The most entries of a request. The filer has a limit of its own, 100,000 unless configured otherwise.
 const PAGE: usize = 4096;
-/// How long the next entry may take. A filer may have to skip many expired ones.
-const IDLE_DEADLINE: Duration = Duration::from_secs(15);
+/// How long a filer may take to begin a page before the next one is asked for it: it may have to skip many expired entries.
+const SLOW_PAGE: Duration = Duration::from_secs(2);
 /// Entries that may wait for the consumer.
 const AHEAD: usize = 1024;
 
@@ -52,8 +55,10 @@ struct Listing {
 
 /// How a page ended.
 enum Page {
-    Full,
-    Short,
+    /// The limit was reached, or the filer failed in the middle.
+    More,
+    /// With the directory.
+    Last,
     /// No more are wanted.
     Enough,
     /// Nobody takes the entries any more.
@@ -62,30 +67,24 @@ enum Page {
 
 impl Listing {
     async fn run(mut self) {
-        let client = self.client.clone();
-        let mut attempts = client.filers().attempts("ListEntries", PATIENCE);
         loop {
             let before = self.after.clone();
-            let page = self.page(attempts.filer()).await;
-            let advanced = self.after != before;
-            if advanced {
-                attempts.progressed();
-            }
-            let outcome = match page {
-                Ok(Page::Full) if advanced => Ok(()),
-                Ok(Page::Full) => Err(attempts.refused("the same page came again".into())),
-                Ok(Page::Short | Page::Enough | Page::Abandoned) => return,
-                Err(failure) => attempts.failed(failure).await,
-            };
-            if let Err(error) = outcome {
-                // A consumer that is gone does not miss the error.
-                let _ = self.sender.send(Err(error)).await;
-                return;
+            match self.page().await {
+                Ok(Page::More) if self.after != before => {}
+                Ok(Page::Last | Page::Enough | Page::Abandoned) => return,
+                outcome => {
+                    let filers = self.client.filers();
+                    let same = || filers.refused(RPC, filers.current().0, "the same page came again".into());
+                    // A consumer that is gone does not miss the error.
+                    let _ = self.sender.send(Err(outcome.err().unwrap_or_else(same))).await;
+                    return;
+                }
             }
         }
     }
 
-    async fn page(&mut self, filer: &Filer) -> Result<Page, Failure> {
+    /// Brings a page, or what one filer sends of it before it fails.
+    async fn page(&mut self) -> Result<Page, FilerError> {
         let page = self.limit.min(PAGE);
         let request = pb::ListEntriesRequest {
             directory: self.directory.clone(),
@@ -93,22 +92,51 @@ impl Listing {
             inclusive_start_from: false,
             limit: page as u32,
         };
-        let mut stub = filer.calls();
-        let mut entries = within(IDLE_DEADLINE, stub.list_entries(request)).await?.into_inner();
+        let open = |mut stub: Stub| {
+            let request = request.clone();
+            async move {
+                let mut entries = stub.list_entries(request).await?.into_inner();
+                let first = entries.message().await?;
+                Ok((first, entries))
+            }
+        };
+        let options = CallOptions {
+            hedge_after: Some(SLOW_PAGE),
+            // All pages shall be of one filer, and what they say is remembered.
+            follow_winner: true,
+            ..CallOptions::new(RPC, Arrival::now())
+        };
+        let client = self.client.clone();
+        let filers = client.filers();
+        let Answered { value: (mut next, mut entries), index, .. } = filers.call(options, open).await?;
         let mut count = 0;
-        while let Some(message) = within(IDLE_DEADLINE, entries.message()).await? {
-            let Some(raw) = message.entry else { continue };
-            count += 1;
-            self.after.clone_from(&raw.name);
-            let Some(entry) = self.client.living(&self.directory, Some(raw)) else { continue };
-            if self.sender.send(Ok(entry)).await.is_err() {
-                return Ok(Page::Abandoned);
+        while let Some(message) = next {
+            if let Some(raw) = message.entry {
+                count += 1;
+                self.after.clone_from(&raw.name);
+                if let Some(entry) = self.client.living(&self.directory, Some(raw)) {
+                    if self.sender.send(Ok(entry)).await.is_err() {
+                        return Ok(Page::Abandoned);
+                    }
+                    self.limit -= 1;
+                    if self.limit == 0 {
+                        return Ok(Page::Enough);
+                    }
+                }
             }
-            self.limit -= 1;
-            if self.limit == 0 {
-                return Ok(Page::Enough);
-            }
+            let message = tokio::select! {
+                biased;
+                message = within(PATIENCE, entries.message()) => message,
+                silence = filers.replaceable(index) => Err(silence.into()),
+            };
+            next = match message {
+                Ok(message) => message,
+                Err(failure) => {
+                    filers.leave(index, &failure);
+                    return Ok(Page::More);
+                }
+            };
         }
-        Ok(if count < page { Page::Short } else { Page::Full })
+        Ok(if count < page { Page::Last } else { Page::More })
     }
 }

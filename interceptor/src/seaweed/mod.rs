@@ -14,6 +14,7 @@ mod intake;
 mod listing;
 pub mod locations;
 pub mod owners;
+mod pulse;
 #[cfg(test)]
 pub(crate) mod scripted;
 pub mod security;

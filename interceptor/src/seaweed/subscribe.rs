@@ -7,13 +7,20 @@
 //!    takes note of it. The position is the filer's own clock, asked for just before, less [`MARGIN`]: this host's clock
 //!    does not matter, and a filer's log, which also has the events of its peers with the times of their clocks, may be
 //!    out of order by less than the margin. Events may therefore tell of things that are known already.
-//! 2. **[`Notice::Live`]** is sent with the first message, be it an event or a heartbeat; a filer without news sends a
-//!    heartbeat at once. Whoever reads an entry after that misses nothing: a change of it is logged after it was read,
-//!    so it lies behind the position and comes, or [`Notice::Lost`] comes.
-//! 3. **[`Notice::Lost`]** is sent when the stream fails, ends, or has been silent for [`SILENCE`] (filers send a
-//!    heartbeat every 5 s), and when calls have moved to another filer. From then on nothing that was cached may be
-//!    trusted unseen, also after the next `Live`: a filer that is killed forgets what it had not written to its log.
-//! 4. **Going on.** The next stream begins at the last event that was handed over, for the same reason less
+//! 2. **[`Notice::Live`]** is sent when the stream has shown that it is up to date: by an event that is younger than
+//!    [`MAX_LAG`], or by a heartbeat, which a filer sends every 5 s if it has passed on all that it has, the first at once.
+//!    Whoever reads an entry after that misses nothing: a change of it is logged after it was read, so it lies behind the
+//!    position and comes, or [`Notice::Lost`] comes.
+//! 3. **[`Notice::Lost`]** is sent when the stream fails or ends, when its filer [falls silent](super::pulse), when calls
+//!    have moved to another filer, and when the stream has not shown for [`PROOF_LASTS`] that it is up to date. From then on
+//!    nothing that was cached may be trusted unseen, also after the next `Live`: a filer that is killed forgets what it had
+//!    not written to its log.
+//! 4. **Filers with peers** hold events back. Such a filer passes on nothing that is newer than what every peer is known
+//!    to have told it, so that events come in order; when a peer hangs or dies, the events of all are held until the filer
+//!    gives that peer up, which takes minutes. Meanwhile there are no heartbeats, as not all has been passed on, so (3) finds
+//!    it out for any peer; and as soon as a filer that this client was told of is silent, the stream of another one is not
+//!    trusted for [`PEER_HOLD`]. The stream is followed all the same.
+//! 5. **Going on.** The next stream begins at the last event that was handed over, for the same reason less
 //!    [`MARGIN`]. Heartbeats do not move the position.
 
 use std::time::Duration;
@@ -21,20 +28,30 @@ use std::time::Duration;
 use rand::Rng;
 use tokio::sync::mpsc::Sender;
 use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
 use tonic::Streaming;
 
 pub use super::event::{Change, EntryRef};
 use super::event::{Event, interpret};
-use super::failover::{Failure, Filer, within};
-use super::filer::{CALL_DEADLINE, FilerClient};
+use super::failover::{Failure, Filer, PATIENCE, within};
+use super::filer::FilerClient;
 use super::pb;
 
 /// How filers call this subscriber in their logs.
 const CLIENT_NAME: &str = "interceptor";
 /// How far the clocks of a cluster's filers may be apart. It bounds what comes again after each interruption, too.
 const MARGIN: Duration = Duration::from_secs(10);
-/// After this long without a message the stream counts as lost: three heartbeats.
-const SILENCE: Duration = Duration::from_secs(15);
+/// An event or heartbeat that is older than this when it comes does not show that the stream is up to date.
+const MAX_LAG: Duration = Duration::from_secs(2);
+/// How long the stream counts as up to date after it has shown that: a heartbeat may be late by this much less 5 s.
+const PROOF_LASTS: Duration = Duration::from_secs(7);
+/// How long the other filers may hold back events because of one that is silent: two minutes after the master has given it
+/// up, which takes a minute and a half.
+const PEER_HOLD: Duration = Duration::from_secs(300);
+/// After this long without a message the stream is opened anew.
+const RENEW_AFTER: Duration = Duration::from_secs(60);
+/// How often it is looked whether the stream still counts as up to date.
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 /// First and longest pause between two streams.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -102,24 +119,25 @@ impl From<Failure> for End {
 impl Subscription {
     async fn run(mut self) {
         let notices = self.notices.clone();
+        let client = self.filer.clone();
         loop {
             let end = tokio::select! {
                 end = self.follow() => end,
                 () = notices.closed() => return,
             };
             let End::Lost(reason) = end else { return };
-            if self.told != Some(false) {
-                tracing::warn!(%reason, "metadata subscription lost");
-                self.told = Some(false);
-                if self.notices.send(Notice::Lost { reason }).await.is_err() {
-                    return;
-                }
+            if self.lose(reason).await.is_err() {
+                return;
             }
             // Half of the pause is random: the subscribers of a filer that restarts do not come back all at once.
             let pause = self.pause.mul_f64(rand::rng().random_range(0.5..=1.0));
             self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+            let ready = async {
+                sleep(pause).await;
+                client.filers().any_answers().await;
+            };
             tokio::select! {
-                () = tokio::time::sleep(pause) => {}
+                () = ready => {}
                 () = notices.closed() => return,
             }
         }
@@ -132,6 +150,7 @@ impl Subscription {
         let (index, filer) = client.filers().current();
         let end = tokio::select! {
             end = self.stream(filer) => end,
+            silence = filer.pulse().lost() => Failure::from(silence).into(),
             _ = moves.wait_for(|&current| current != index) => {
                 return End::Lost(format!("calls have moved away from filer {}", filer.address));
             }
@@ -146,14 +165,18 @@ impl Subscription {
             Ok(stream) => stream,
             Err(failure) => return failure.into(),
         };
-        self.drain(stream).await.err().unwrap_or_else(|| End::Lost("it has ended the stream".into()))
+        self.drain(filer, stream).await.err().unwrap_or_else(|| End::Lost("it has ended the stream".into()))
     }
 
     async fn open(&mut self, filer: &Filer) -> Result<Streaming<pb::SubscribeMetadataResponse>, Failure> {
         let mut stub = filer.events();
         let position = match self.position {
             Some(position) => position,
-            None => within(CALL_DEADLINE, stub.ping(pb::PingRequest {})).await?.into_inner().start_time_ns,
+            None => {
+                let now = within(PATIENCE, stub.ping(pb::PingRequest {})).await?.into_inner().start_time_ns;
+                filer.pulse().tells_time(now);
+                now
+            }
         };
         self.position = Some(position);
         self.client_epoch += 1;
@@ -166,32 +189,104 @@ impl Subscription {
             client_supports_batching: true,
             client_supports_idle_heartbeat: true,
         };
-        // The answer begins with the first message.
-        Ok(within(SILENCE, stub.subscribe_metadata(request)).await?.into_inner())
+        // The answer begins with the first message, which a filer with peers may hold back.
+        Ok(within(RENEW_AFTER, stub.subscribe_metadata(request)).await?.into_inner())
     }
 
-    async fn drain(&mut self, mut stream: Streaming<pb::SubscribeMetadataResponse>) -> Result<(), End> {
+    async fn drain(
+        &mut self,
+        filer: &Filer,
+        mut stream: Streaming<pb::SubscribeMetadataResponse>,
+    ) -> Result<(), End> {
         let client = self.filer.clone();
-        while let Some(message) = within(SILENCE, stream.message()).await? {
-            if self.told != Some(true) {
-                self.told = Some(true);
-                self.pause = FIRST_PAUSE;
-                self.send(Notice::Live).await?;
-            }
+        // When the stream showed last that it is up to date.
+        let mut proof: Option<Instant> = None;
+        let mut heard = Instant::now();
+        loop {
+            let message = tokio::select! {
+                biased;
+                message = stream.message() => match message.map_err(Failure::Status)? {
+                    Some(message) => message,
+                    None => return Ok(()),
+                },
+                () = sleep(LOOK_INTERVAL) => {
+                    self.judge(filer, proof).await?;
+                    if heard.elapsed() > RENEW_AFTER {
+                        return Err(Failure::Silent(RENEW_AFTER).into());
+                    }
+                    continue;
+                }
+            };
+            heard = Instant::now();
+            filer.pulse().heard();
             let events =
                 interpret(message, &self.path_prefix, |directory, raw| client.decode(directory, raw));
             for event in events {
+                if is_young(event.ts_ns(), filer.pulse().filer_time()) {
+                    proof = Some(Instant::now());
+                }
                 let Event::Logged { ts_ns, change } = event else { continue };
                 if let Some(change) = change {
                     self.send(Notice::Change(*change)).await?;
                 }
                 self.position = self.position.max(Some(ts_ns));
             }
+            self.judge(filer, proof).await?;
         }
-        Ok(())
+    }
+
+    /// Tells the consumer whether the stream of `filer` can be relied on, if that has changed.
+    async fn judge(&mut self, filer: &Filer, proof: Option<Instant>) -> Result<(), End> {
+        let doubt = if self.filer.filers().has_lost_one_within(PEER_HOLD) {
+            Some("another filer does not answer, which may hold back the events of all")
+        } else if proof.is_none_or(|at| at.elapsed() > PROOF_LASTS) {
+            Some("it holds back what it knows, or has nothing to say")
+        } else {
+            None
+        };
+        match doubt {
+            None if self.told != Some(true) => {
+                self.told = Some(true);
+                self.pause = FIRST_PAUSE;
+                self.send(Notice::Live).await
+            }
+            Some(doubt) if self.told == Some(true) => {
+                self.lose(format!("filer {}: {doubt}", filer.address)).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Tells the consumer, unless it knows, that the stream cannot be relied on any more.
+    async fn lose(&mut self, reason: String) -> Result<(), End> {
+        if self.told == Some(false) {
+            return Ok(());
+        }
+        tracing::warn!(%reason, "metadata subscription lost");
+        self.told = Some(false);
+        self.send(Notice::Lost { reason }).await
     }
 
     async fn send(&self, notice: Notice) -> Result<(), End> {
         self.notices.send(notice).await.map_err(|_| End::Abandoned)
+    }
+}
+
+/// Whether what was sent at the time `ts_ns` comes without delay, if it is known what the filer's clock shows.
+fn is_young(ts_ns: i64, now_ns: Option<i64>) -> bool {
+    now_ns.is_some_and(|now| now.saturating_sub(ts_ns) < MAX_LAG.as_nanos() as i64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_that_was_held_back_shows_nothing() {
+        let second = 1_000_000_000;
+        assert!(is_young(10 * second, Some(11 * second)));
+        assert!(is_young(10 * second, Some(9 * second)), "clocks of peers may be ahead");
+        assert!(!is_young(10 * second, Some(13 * second)));
+        assert!(!is_young(10 * second, None));
     }
 }

@@ -5,7 +5,7 @@
 use std::time::Instant;
 
 use super::exposition::Exposition;
-use super::health::{EngineState, VolumeServerHealth};
+use super::health::{EngineState, FilerHealth, VolumeServerHealth};
 use super::kernel::KernelCounts;
 use super::metrics::{
     CacheUsage, Levels, Metrics, Outcome, ResidentFiles, SeenKind, Source, Totals, Trigger, Way,
@@ -32,6 +32,9 @@ pub fn exposition(metrics: &Metrics) -> String {
     levels(&mut out, &metrics.levels());
     hit_ratios(&mut out, metrics);
     time_saved(&mut out, &TimeSaved::new(&totals, kernel.as_ref()));
+    if let Some(filers) = metrics.filers() {
+        self::filers(&mut out, &filers);
+    }
     if let Some(servers) = metrics.volume_servers() {
         volume_servers(&mut out, &servers);
     }
@@ -69,6 +72,16 @@ fn time_saved(out: &mut Exposition, saved: &TimeSaved) {
     .sample(&[], saved.seconds.unwrap_or(f64::NAN));
 }
 
+fn filers(out: &mut Exposition, filers: &[FilerHealth]) {
+    out.family("interceptor_filers", "gauge", "Filers that the mount was told of.").sample(&[], filers.len());
+    out.family(
+        "interceptor_filers_silent",
+        "gauge",
+        "Of these, those that have left calls unanswered for a second or cannot be connected to.",
+    )
+    .sample(&[], filers.iter().filter(|filer| filer.is_silent).count());
+}
+
 fn volume_servers(out: &mut Exposition, servers: &[VolumeServerHealth]) {
     let count = |is: &dyn Fn(&VolumeServerHealth) -> bool| servers.iter().filter(|server| is(server)).count();
     out.family(
@@ -79,12 +92,8 @@ fn volume_servers(out: &mut Exposition, servers: &[VolumeServerHealth]) {
     for source in Source::ALL.iter().filter(|source| !source.is_memory()) {
         out.sample(&[("source", source.label())], count(&|server| server.source == source.label()));
     }
-    out.family(
-        "interceptor_volume_servers_silent",
-        "gauge",
-        "Of these, those that seem to have stopped and are asked last.",
-    )
-    .sample(&[], count(&|server| server.is_silent));
+    out.family("interceptor_volume_servers_silent", "gauge", "Of these, those that seem to have stopped.")
+        .sample(&[], count(&|server| server.is_silent));
     out.family("interceptor_engines", "gauge", "Engines that may be asked, by whether they are there.");
     for state in EngineState::ALL {
         let is = |server: &VolumeServerHealth| server.engine.as_ref().is_some_and(|e| e.state == state);

@@ -26,6 +26,9 @@ pub struct FilerHealth {
     pub address: String,
     /// Whether it is the one that is asked.
     pub is_current: bool,
+    /// Whether it has left calls unanswered for a second, or cannot be connected to.
+    #[serde(default)]
+    pub is_silent: bool,
     /// What failed last, if anything has.
     pub last_error: Option<Trouble>,
 }
@@ -37,8 +40,11 @@ pub struct VolumeServerHealth {
     pub address: String,
     /// What is asked first at present: `verbs`, `local` or `tcp` of its engine, or `http`.
     pub source: String,
-    /// Whether it seems to have stopped: others were faster, and it had said nothing. It is then asked last.
+    /// Whether it seems to have stopped: others were faster, and it had said nothing, or it keeps readers waiting.
     pub is_silent: bool,
+    /// Whether it has said nothing for a second or more to requests that readers wait for, and nothing since.
+    #[serde(default)]
+    pub keeps_readers_waiting: bool,
     /// Requests under way to it.
     pub requests: u64,
     /// Requests that wait for their turn at it.

@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::health::VolumeServerHealth;
+use super::health::{FilerHealth, VolumeServerHealth};
 use super::kernel::KernelCounts;
 use super::ratios::{Answered, HitRatios};
 use super::shard::{Flow, FlowTotal, Sharded};
@@ -252,6 +252,7 @@ struct Gauges {
     nodes: Option<Gauge<u64>>,
     kernel: Option<Gauge<Option<KernelCounts>>>,
     volume_servers: Option<Gauge<Vec<VolumeServerHealth>>>,
+    filers: Option<Gauge<Vec<FilerHealth>>>,
 }
 
 /// The levels at one moment.
@@ -430,6 +431,16 @@ impl Metrics {
     /// From now on `gauge` tells how the volume servers are doing.
     pub fn set_volume_servers(&self, gauge: Gauge<Vec<VolumeServerHealth>>) {
         self.gauges.lock().volume_servers = Some(gauge);
+    }
+
+    /// From now on `gauge` tells how the filers are doing.
+    pub fn set_filers(&self, gauge: Gauge<Vec<FilerHealth>>) {
+        self.gauges.lock().filers = Some(gauge);
+    }
+
+    /// How the filers are doing, if anybody can tell.
+    pub fn filers(&self) -> Option<Vec<FilerHealth>> {
+        self.gauges.lock().filers.as_ref().map(|gauge| gauge())
     }
 
     /// How the volume servers are doing that were ever asked, if anybody can tell.

@@ -20,6 +20,7 @@ pub mod health;
 pub mod history;
 pub mod kernel;
 mod live;
+pub mod log_limit;
 pub mod logs;
 pub mod metrics;
 mod page;

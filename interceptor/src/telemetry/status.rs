@@ -74,7 +74,6 @@ struct Recent {
 #[derive(Default)]
 struct Told {
     subscription: Subscription,
-    filers: Option<Gauge<Vec<FilerHealth>>>,
     miss_ratio_curve: Option<Gauge<Option<MissRatioCurve>>>,
     access: Access,
     lost: Vec<LostAbility>,
@@ -102,7 +101,7 @@ impl Status {
 
     /// From now on `gauge` tells how the filers are doing.
     pub fn set_filers(&self, gauge: Gauge<Vec<FilerHealth>>) {
-        self.told.lock().filers = Some(gauge);
+        self.metrics.set_filers(gauge);
     }
 
     /// From now on `gauge` tells what is hot and who reads, or nothing once it cannot be told any more. It may take some milliseconds.
@@ -194,11 +193,11 @@ impl Status {
     pub fn report(&self) -> Report {
         let (totals, levels, kernel) = (self.metrics.totals(), self.metrics.levels(), self.metrics.kernel());
         let activity = self.activity();
-        let (mut subscription, lost, sights, filers, miss_ratio_curve, access) = {
+        let filers = self.metrics.filers().unwrap_or_default();
+        let (mut subscription, lost, sights, miss_ratio_curve, access) = {
             let told = self.told.lock();
-            let filers = told.filers.as_ref().map(|filers| filers()).unwrap_or_default();
             let curve = told.miss_ratio_curve.as_ref().and_then(|curve| curve());
-            (told.subscription.clone(), told.lost.clone(), told.sights.clone(), filers, curve, told.access)
+            (told.subscription.clone(), told.lost.clone(), told.sights.clone(), curve, told.access)
         };
         let current_filer = filers.iter().find(|filer| filer.is_current).map(|filer| filer.address.clone());
         let hit_ratios = self.metrics.hit_ratios(Instant::now());

@@ -20,6 +20,7 @@ use super::desk::{Desk, Refusal, Wanted};
 use super::ticket::{NodeInstance, ReadTicket, TICKET_LEN, TicketIssuer};
 use super::wire::{Action, FileResult, LARGEST_BODY, MAX_FILES, PATH, Problem, Report, Request, State};
 use super::{Mounted, api};
+use crate::arrival::Arrival;
 use crate::cache::{Cache, MIN_CAPACITY};
 use crate::fetch::{Fillable, Priority};
 use crate::read::{FileVersion, Origin, OriginError, Reader};
@@ -60,7 +61,11 @@ impl Origin for Gate {
         .boxed()
     }
 
-    fn read_manifest<'a>(&'a self, _: &'a Chunk) -> BoxFuture<'a, Result<Vec<Chunk>, OriginError>> {
+    fn read_manifest<'a>(
+        &'a self,
+        _: &'a Chunk,
+        _: Arrival,
+    ) -> BoxFuture<'a, Result<Vec<Chunk>, OriginError>> {
         unreachable!("no file has a manifest")
     }
 

@@ -3,8 +3,9 @@
 use std::path::{Path, absolute};
 use std::sync::{Arc, Weak};
 
+use std::future::ready;
+
 use futures::FutureExt;
-use futures::future::BoxFuture;
 use nix::sys::statvfs::statvfs;
 use tokio::sync::Mutex;
 
@@ -60,16 +61,21 @@ pub(super) fn watch(status: &Status, mount: &Arc<Mount>, filer: &FilerClient, mo
     status.set_filers(Box::new(move || filers.health()));
 
     status.add_check("mount", mount_answers(mountpoint));
-    let (filer, hears) = (filer.clone(), known(mount));
-    let filer_answers = move || -> BoxFuture<'static, Result<(), String>> {
-        // A live stream has brought a heartbeat within the last seconds.
-        if hears().is_some_and(|mount| mount.live) {
-            return async { Ok(()) }.boxed();
-        }
-        let filer = filer.clone();
-        async move { filer.statistics().await.map(drop).map_err(|error| error.to_string()) }.boxed()
-    };
-    status.add_check("filer", Box::new(filer_answers));
+    let filer = filer.clone();
+    status.add_check("filer", Box::new(move || ready(filer.answering()).boxed()));
+    let metrics = status.metrics().clone();
+    status.add_check("volume servers", Box::new(move || ready(volume_servers_answer(&metrics)).boxed()));
+}
+
+/// Whether no volume server keeps readers waiting.
+fn volume_servers_answer(metrics: &Metrics) -> Result<(), String> {
+    let servers = metrics.volume_servers().unwrap_or_default().into_iter();
+    let silent: Vec<_> = servers.filter(|server| server.keeps_readers_waiting).collect();
+    if silent.is_empty() {
+        return Ok(());
+    }
+    let addresses: Vec<_> = silent.into_iter().map(|server| server.address).collect();
+    Err(format!("no answer to readers from {}", addresses.join(", ")))
 }
 
 /// A check that sends a request through the kernel to the mount; `statfs` is one that the kernel never answers itself.

@@ -243,7 +243,11 @@ impl Model {
         };
         let health = &self.now.health;
         let filers = health.filers.iter().map(|filer| {
-            let state = if filer.is_current { "in use" } else { "in reserve" };
+            let state = match (filer.is_silent, filer.is_current) {
+                (true, _) => "silent",
+                (false, true) => "in use",
+                (false, false) => "in reserve",
+            };
             vec![(format!("filer {}", filer.address), None), (state.into(), None), last(&filer.last_error)]
         });
         let servers = health.volume_servers.iter().map(|server| {

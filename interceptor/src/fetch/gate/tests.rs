@@ -8,6 +8,7 @@ use std::task::{Context, Wake, Waker};
 use proptest::prelude::*;
 
 use super::*;
+use crate::arrival::Arrival;
 
 #[derive(Debug, Clone)]
 enum Event {
@@ -133,7 +134,7 @@ proptest! {
                 }
                 Event::Raise(nth) => {
                     let nth = nth % model.len();
-                    prop_assert!(visitors[nth].priority.raise());
+                    prop_assert!(visitors[nth].priority.raise(Arrival::now()));
                     model[nth].urgency = Urgency::Demand;
                 }
             }
@@ -188,7 +189,7 @@ async fn no_turn_is_lost_between_threads() {
             tokio::select! {
                 () = visit => {}
                 () = async { for _ in 0..number % 50 { tokio::task::yield_now().await } }, if number % 5 == 0 => {}
-                () = async { tokio::task::yield_now().await; priority.raise(); pending().await } => {}
+                () = async { tokio::task::yield_now().await; priority.raise(Arrival::now()); pending().await } => {}
             }
         })
     });

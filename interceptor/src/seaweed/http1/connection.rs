@@ -12,8 +12,8 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::head::{Framing, Head};
-use super::timer::Timer;
-use super::{HttpError, Limits, Where};
+use super::timer::{self, Timer};
+use super::{Deadlines, HttpError, Limits, Where};
 
 /// The read buffer, which bounds the head of an answer. The answer to a small read fits with its body, so that it takes
 /// one system call; of a larger one at most this much is copied.
@@ -99,9 +99,9 @@ impl Connection {
         authority: &str,
         tls: Option<&Arc<ClientConfig>>,
         limits: &Limits,
-        deadline: Instant,
+        deadlines: Deadlines,
     ) -> Result<Self, HttpError> {
-        let by = deadline.min(Instant::now() + limits.connect);
+        let by = timer::due(Instant::now(), limits.connect, deadlines);
         let timed_out = || io::Error::new(io::ErrorKind::TimedOut, "timed out");
         let stream = tokio::time::timeout_at(by, Stream::connect(authority, tls))
             .await
@@ -109,7 +109,7 @@ impl Connection {
             .map_err(HttpError::Connect)?;
         Ok(Self {
             stream,
-            timer: Timer::new(limits.stall, deadline),
+            timer: Timer::new(limits.stall, deadlines),
             buffer: vec![0; BUFFER].into(),
             unread: 0..0,
             body: Body::Done,
@@ -140,8 +140,8 @@ impl Connection {
     }
 
     /// Sends an encoded request and reads the head of the answer.
-    pub(super) async fn exchange(&mut self, request: &[u8], deadline: Instant) -> Result<Head, HttpError> {
-        self.timer.begin(deadline);
+    pub(super) async fn exchange(&mut self, request: &[u8], deadlines: Deadlines) -> Result<Head, HttpError> {
+        self.timer.begin(deadlines);
         self.unread = 0..0;
         self.timer.limit(self.stream.write_all(request)).await?;
         loop {

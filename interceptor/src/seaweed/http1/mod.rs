@@ -20,6 +20,8 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 pub use head::Head;
 pub use pool::{Client, Response};
 
@@ -35,6 +37,21 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self { connect: Duration::from_secs(3), stall: Duration::from_secs(5) }
+    }
+}
+
+/// By when one request must be over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deadlines {
+    /// From then on the server may be silent for a second at most; what comes in goes on coming in.
+    pub silence: Instant,
+    /// When all of the answer must be there.
+    pub end: Instant,
+}
+
+impl From<Instant> for Deadlines {
+    fn from(end: Instant) -> Self {
+        Self { silence: end, end }
     }
 }
 

@@ -9,7 +9,7 @@ use rustls::ClientConfig;
 use tokio::time::Instant;
 
 use super::connection::Connection;
-use super::{Head, HttpError, Limits, Request, Where};
+use super::{Deadlines, Head, HttpError, Limits, Request, Where};
 
 /// How many idle connections are kept for one server.
 const MAX_IDLE: usize = 64;
@@ -50,12 +50,17 @@ impl Client {
     }
 
     /// Sends a GET request and reads the head of the answer, whatever its status. All of the answer must be read by
-    /// `deadline`.
-    pub async fn get(&self, request: &Request<'_>, deadline: Instant) -> Result<Response, HttpError> {
+    /// `deadlines`.
+    pub async fn get(
+        &self,
+        request: &Request<'_>,
+        deadlines: impl Into<Deadlines>,
+    ) -> Result<Response, HttpError> {
+        let deadlines = deadlines.into();
         let encoded = request.encode()?;
         let server = self.server(request.authority);
         if let Some(mut connection) = server.take() {
-            match connection.exchange(&encoded, deadline).await {
+            match connection.exchange(&encoded, deadlines).await {
                 Ok(head) => return Ok(Response::new(head, connection, server)),
                 Err(HttpError::Io(_) | HttpError::Closed(Where::BeforeAnswer))
                     if !connection.has_answered() => {}
@@ -63,8 +68,8 @@ impl Client {
             }
         }
         let Shared { tls, limits, .. } = &*self.shared;
-        let mut connection = Connection::open(request.authority, tls.as_ref(), limits, deadline).await?;
-        let head = connection.exchange(&encoded, deadline).await?;
+        let mut connection = Connection::open(request.authority, tls.as_ref(), limits, deadlines).await?;
+        let head = connection.exchange(&encoded, deadlines).await?;
         Ok(Response::new(head, connection, server))
     }
 

@@ -11,23 +11,26 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep};
 
-use super::HttpError;
+use super::{Deadlines, HttpError};
+
+/// How long nothing may happen however late it is.
+const LEAST_STALL: Duration = Duration::from_secs(1);
 
 pub(super) struct Timer {
     sleep: Pin<Box<Sleep>>,
     stall: Duration,
-    deadline: Instant,
+    deadlines: Deadlines,
     last_progress: Instant,
 }
 
 impl Timer {
-    pub(super) fn new(stall: Duration, deadline: Instant) -> Self {
-        Self { sleep: Box::pin(tokio::time::sleep(stall)), stall, deadline, last_progress: Instant::now() }
+    pub(super) fn new(stall: Duration, deadlines: Deadlines) -> Self {
+        Self { sleep: Box::pin(tokio::time::sleep(stall)), stall, deadlines, last_progress: Instant::now() }
     }
 
-    /// Starts an exchange that must be over by `deadline`.
-    pub(super) fn begin(&mut self, deadline: Instant) {
-        self.deadline = deadline;
+    /// Starts an exchange that must be over by `deadlines`.
+    pub(super) fn begin(&mut self, deadlines: Deadlines) {
+        self.deadlines = deadlines;
         self.last_progress = Instant::now();
     }
 
@@ -37,7 +40,7 @@ impl Timer {
         step: impl Future<Output = io::Result<T>>,
     ) -> Result<T, HttpError> {
         let mut step = pin!(step);
-        let due = self.deadline.min(self.last_progress + self.stall);
+        let due = due(self.last_progress, self.stall, self.deadlines);
         let outcome = poll_fn(|cx| {
             if let Poll::Ready(outcome) = step.as_mut().poll(cx) {
                 return Poll::Ready(Some(outcome));
@@ -57,10 +60,30 @@ impl Timer {
             Some(outcome) => {
                 self.last_progress = Instant::now();
                 // Without this a server that always has more to say would never be late.
-                if self.last_progress > self.deadline { Err(HttpError::Deadline) } else { Ok(outcome?) }
+                if self.last_progress > self.deadlines.end { Err(HttpError::Deadline) } else { Ok(outcome?) }
             }
-            None if Instant::now() >= self.deadline => Err(HttpError::Deadline),
-            None => Err(HttpError::Stalled(self.stall)),
+            None if Instant::now() >= self.deadlines.end => Err(HttpError::Deadline),
+            None => Err(HttpError::Stalled(self.last_progress.elapsed())),
         }
+    }
+}
+
+/// When a step that began at `progress` is given up.
+pub(super) fn due(progress: Instant, stall: Duration, deadlines: Deadlines) -> Instant {
+    let stalled = (progress + stall).min(deadlines.silence.max(progress + LEAST_STALL));
+    stalled.min(deadlines.end)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn silence_ends_with_the_deadline_and_a_second_is_always_granted() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let deadlines = Deadlines { silence: at(6), end: at(30) };
+        let due = |progress| due(at(progress), Duration::from_secs(5), deadlines);
+        assert_eq!([due(0), due(4), due(6), due(20), due(30)], [at(5), at(6), at(7), at(21), at(30)]);
     }
 }

@@ -2,8 +2,8 @@
 
 use rdma_engine::checksum;
 
-use super::VolumeError;
 use super::answer::etag_checksum;
+use super::{Begun, VolumeError};
 use crate::seaweed::http1::{Head, Response};
 
 /// What is not wanted is read into this much memory.
@@ -12,22 +12,23 @@ const SCRATCH: usize = 64 << 10;
 /// How much memory a body is given before any of it has come, whatever length it claims, in bytes.
 const MAX_TRUST: u64 = 16 << 20;
 
-pub(super) struct Body {
+pub(super) struct Body<'a> {
     response: Response,
+    begun: &'a Begun,
     total: u64,
     /// The checksum of what was read so far.
     crc: Option<u32>,
 }
 
-impl Body {
+impl<'a> Body<'a> {
     /// A body whose checksum is wanted.
-    pub(super) fn summed(response: Response) -> Self {
-        Self { response, total: 0, crc: Some(0) }
+    pub(super) fn summed(response: Response, begun: &'a Begun) -> Self {
+        Self { response, begun, total: 0, crc: Some(0) }
     }
 
     /// A body whose checksum says nothing.
-    pub(super) fn unsummed(response: Response) -> Self {
-        Self { response, total: 0, crc: None }
+    pub(super) fn unsummed(response: Response, begun: &'a Begun) -> Self {
+        Self { response, begun, total: 0, crc: None }
     }
 
     pub(super) fn head(&self) -> &Head {
@@ -47,6 +48,7 @@ impl Body {
             if count == 0 {
                 break;
             }
+            self.begun.now();
             // Right after the read the bytes are still in the processor's cache.
             self.crc = self.crc.map(|crc| checksum::crc32c_append(crc, &dst[filled..][..count]));
             self.total += count as u64;

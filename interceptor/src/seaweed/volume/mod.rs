@@ -17,13 +17,14 @@ mod error;
 
 use std::sync::{Arc, OnceLock};
 
+use parking_lot::Mutex;
 use rdma_engine::FileId;
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::time::Instant;
 
 use super::codec::{CodecError, Stored};
 use super::entry::Chunk;
-use super::http1::{Client, Limits, Request, Response};
+use super::http1::{Client, Deadlines, Limits, Request, Response};
 use super::security::Security;
 use answer::{ContentRange, Redirect, is_gzip};
 use body::Body;
@@ -60,23 +61,34 @@ impl Place {
     }
 }
 
-/// When an answer began to come, for whoever watches a request. Errors of the server are answers too.
+/// How an answer comes, for whoever watches a request. Errors of the server are answers too.
 #[derive(Debug, Default)]
-pub struct Begun(OnceLock<Instant>);
+pub struct Begun {
+    at: OnceLock<Instant>,
+    last: Mutex<Option<Instant>>,
+}
 
 impl Begun {
-    /// When; `None` if nothing has come yet.
+    /// When it began to come; `None` if nothing has come yet.
     pub fn at(&self) -> Option<Instant> {
-        self.0.get().copied()
+        self.at.get().copied()
     }
 
-    /// Now.
+    /// When something of it came last.
+    pub fn last(&self) -> Option<Instant> {
+        *self.last.lock()
+    }
+
+    /// It comes now.
     pub fn now(&self) {
-        self.0.get_or_init(Instant::now);
+        let now = Instant::now();
+        self.at.get_or_init(|| now);
+        *self.last.lock() = Some(now);
     }
 }
 
-/// Reads needles from volume servers. Cheap to share.
+/// Reads needles from volume servers. A clone shares the connections.
+#[derive(Clone)]
 pub struct VolumeClient {
     http: Client,
     security: Arc<Security>,
@@ -96,11 +108,11 @@ impl VolumeClient {
         chunk: &Chunk,
         offset: u64,
         dst: &mut [u8],
-        deadline: Instant,
+        deadlines: Deadlines,
         begun: &Begun,
     ) -> Result<(), VolumeError> {
         let needed = offset.saturating_add(dst.len() as u64).max(chunk.size);
-        let mut body = self.whole(place, chunk.fid, deadline, begun).await?;
+        let mut body = self.whole(place, chunk.fid, deadlines, begun).await?;
         let gzip = is_gzip(body.head())?;
         let total = if !gzip && chunk.cipher_key.is_none() {
             match body.head().content_length() {
@@ -127,10 +139,10 @@ impl VolumeClient {
         place: &Place,
         chunk: &Chunk,
         limit: u64,
-        deadline: Instant,
+        deadlines: Deadlines,
         begun: &Begun,
     ) -> Result<Vec<u8>, VolumeError> {
-        let mut body = self.whole(place, chunk.fid, deadline, begun).await?;
+        let mut body = self.whole(place, chunk.fid, deadlines, begun).await?;
         let gzip = is_gzip(body.head())?;
         let mut stored = body.gather(limit).await?;
         if !gzip && chunk.cipher_key.is_none() {
@@ -148,12 +160,12 @@ impl VolumeClient {
         fid: FileId,
         offset: u64,
         dst: &mut [u8],
-        deadline: Instant,
+        deadlines: Deadlines,
         begun: &Begun,
     ) -> Result<(), VolumeError> {
         let asked = ContentRange::of(offset, dst.len())?;
         let range = format!("bytes={}-{}", asked.first, asked.last);
-        let response = self.get(place, fid, ("Range", &range), deadline, begun).await?;
+        let response = self.get(place, fid, ("Range", &range), deadlines, begun).await?;
         let head = response.head();
         if head.status != 206 {
             return Err(VolumeError::Protocol(format!("status {} to a request for a range", head.status)));
@@ -166,7 +178,7 @@ impl VolumeClient {
         if let Some(found) = head.content_length().filter(|&found| found != needed) {
             return Err(VolumeError::Length { needed, found });
         }
-        let mut body = Body::unsummed(response);
+        let mut body = Body::unsummed(response, begun);
         body.fill(dst).await?;
         body.skip(u64::MAX).await?;
         match body.total() {
@@ -180,17 +192,23 @@ impl VolumeClient {
         self.security.read_token(fid)
     }
 
+    /// Whether the server at `place` says anything by `deadline`, whatever it is.
+    pub async fn answers(&self, place: &Place, deadline: Instant) -> bool {
+        let request = Request { authority: place.authority(), target: "/healthz", fields: &[] };
+        self.http.get(&request, deadline).await.is_ok()
+    }
+
     /// Asks for the needle as it is stored.
-    async fn whole(
+    async fn whole<'a>(
         &self,
         place: &Place,
         fid: FileId,
-        deadline: Instant,
-        begun: &Begun,
-    ) -> Result<Body, VolumeError> {
-        let response = self.get(place, fid, ("Accept-Encoding", "gzip"), deadline, begun).await?;
+        deadlines: Deadlines,
+        begun: &'a Begun,
+    ) -> Result<Body<'a>, VolumeError> {
+        let response = self.get(place, fid, ("Accept-Encoding", "gzip"), deadlines, begun).await?;
         match response.head().status {
-            200 => Ok(Body::summed(response)),
+            200 => Ok(Body::summed(response, begun)),
             status => Err(VolumeError::Protocol(format!("status {status} to a request for a whole needle"))),
         }
     }
@@ -201,7 +219,7 @@ impl VolumeClient {
         place: &Place,
         fid: FileId,
         field: (&str, &str),
-        deadline: Instant,
+        deadlines: Deadlines,
         begun: &Begun,
     ) -> Result<Response, VolumeError> {
         let token = self.security.read_token(fid).map(|token| format!("Bearer {token}"));
@@ -209,14 +227,14 @@ impl VolumeClient {
             std::iter::once(field).chain(token.as_deref().map(|token| ("Authorization", token))).collect();
         let target = place.target(fid);
         let request = Request { authority: place.authority(), target: &target, fields: &fields };
-        let response = self.http.get(&request, deadline).await?;
+        let response = self.http.get(&request, deadlines).await?;
         let Some(redirect) = Redirect::of(response.head(), place.authority())? else {
             begun.now();
             return answer::success(response).await;
         };
         drop(response);
         let request = Request { authority: &redirect.authority, target: &redirect.target, fields: &fields };
-        let response = self.http.get(&request, deadline).await?;
+        let response = self.http.get(&request, deadlines).await?;
         begun.now();
         if Redirect::of(response.head(), &redirect.authority)?.is_some() {
             return Err(VolumeError::Protocol("redirected more than once".to_owned()));

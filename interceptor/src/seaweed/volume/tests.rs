@@ -24,8 +24,8 @@ fn chunk(size: u64) -> Chunk {
     }
 }
 
-fn deadline() -> Instant {
-    Instant::now() + Duration::from_secs(20)
+fn deadline() -> Deadlines {
+    (Instant::now() + Duration::from_secs(20)).into()
 }
 
 fn volumes() -> VolumeClient {

@@ -188,10 +188,10 @@ function showHealth() {
   const { filers, volume_servers: servers } = now.health;
   fill("health-table", ["what", "address", "state", "requests", "last error"], [
     ...filers.map((filer) => ["filer", filer.address,
-      filer.is_current ? cell("in use", "good") : "in reserve", cell("", "number"), trouble(filer.last_error)]),
+      filer.is_silent ? cell("silent", "bad") : filer.is_current ? cell("in use", "good") : "in reserve", cell("", "number"), trouble(filer.last_error)]),
     ...servers.flatMap((server) => [
       ["volume server", server.address,
-        server.is_silent ? cell("silent, asked last", "bad") : cell(`asked by ${format.name(server.source)}`, "good"),
+        server.is_silent ? cell(server.keeps_readers_waiting ? "silent, readers wait" : "silent, asked last", "bad") : cell(`asked by ${format.name(server.source)}`, "good"),
         number(`${server.requests} under way, ${server.waiting} waiting`), trouble(server.last_error)],
       ...(server.engine ? [["engine", server.engine.address, {
         connected: cell(`connected (${format.name(server.engine.source)})`, "good"), lost: cell("lost", "bad"), absent: cell("absent", "note"),
