@@ -26,8 +26,8 @@
 //! Of the budget, only a part (the *fill budget*, an eighth) may be in the hands of fetches in flight, so that a burst
 //! of misses waits instead of emptying the cache. Speculative fetches leave half of that to readers, and are not made when
 //! there is no room. A reader's fetch waits; if everything stays pinned or being filled for [`PATIENCE`], or the block
-//! would take more than a quarter of the cache, it is read through memory of its own, which nobody else will find:
-//! a full cache makes reads slower, never wrong and never an error.
+//! would take more than a quarter of the cache, it is read through memory of its own, which this cache does not know (its
+//! reader holds it for a while): a full cache makes reads slower, never wrong and never an error.
 
 pub mod arena;
 mod block;

@@ -28,6 +28,7 @@ mod hot_ranges;
 pub mod intervals;
 mod layout;
 mod origin;
+mod outside;
 mod promote;
 mod put_off;
 mod seen;
@@ -63,6 +64,7 @@ pub use warm::{WarmError, Warmup};
 use data::Segment;
 use grain::{Access, Located};
 use layout::Layout;
+use outside::Outside;
 use promote::Promoter;
 use speculation::Interest;
 
@@ -103,6 +105,7 @@ pub struct Reader {
     cache: Arc<Cache>,
     origin: Arc<dyn Origin>,
     flights: Flights<BlockKey, Fetched, ReadError>,
+    outside: Arc<Outside>,
     metrics: Arc<Metrics>,
     max_window: u64,
     hot: Arc<dyn PrefetchOutcome>,
@@ -160,6 +163,7 @@ impl Reader {
         let counted = |trigger| Arc::new(Counted { trigger, metrics: metrics.clone(), ledger: None });
         Arc::new(Self {
             flights: Flights::new(runtime.clone()),
+            outside: Outside::new(cache.usage().capacity / 4, runtime.clone()),
             hot: counted(Trigger::Hot),
             open: counted(Trigger::Open),
             warmup: counted(Trigger::Warmup),
@@ -345,13 +349,13 @@ impl Reader {
 
     /// The block under `key`, from the cache or from a fetch that this starts or joins, for a reader that came at `arrival`.
     fn join(self: &Arc<Self>, chunk: &Chunk, key: BlockKey, arrival: Arrival) -> Joined<Fetched, ReadError> {
-        if let Some(block) = self.cache.get(&key) {
+        if let Some(block) = self.find(&key) {
             return Joined::Landed(from_cache(block));
         }
         self.flights.join_for(
             key,
             Some(arrival),
-            || self.cache.get(&key).map(from_cache),
+            || self.find(&key).map(from_cache),
             |priority| {
                 let (reader, chunk) = (self.clone(), chunk.clone());
                 async move {
@@ -361,6 +365,11 @@ impl Reader {
                 }
             },
         )
+    }
+
+    /// The block under `key`, if it is in memory.
+    fn find(&self, key: &BlockKey) -> Option<Readable> {
+        self.cache.get(key).or_else(|| self.outside.get(key))
     }
 
     /// Fetches a block into the cache.
@@ -374,7 +383,12 @@ impl Reader {
         let offset = grain::span(&chunk, key.part).0;
         let read = self.origin.read_chunk(&chunk, offset, &mut filling, priority);
         let source = read.await.map_err(ReadError::Origin)?;
-        Ok(Fetched { block: filling.publish(), source })
+        let is_outside = !filling.in_arena();
+        let block = filling.publish();
+        if is_outside {
+            self.outside.hold(key, block.clone());
+        }
+        Ok(Fetched { block, source })
     }
 
     /// Notes the read with the streams of its file, fetches ahead what they advise, and says how it fits in.

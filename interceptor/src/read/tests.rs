@@ -216,6 +216,24 @@ fn a_second_read_is_answered_at_once() {
 }
 
 #[test]
+fn a_chunk_that_the_cache_does_not_take_is_fetched_once_for_its_readers() {
+    let needles = Needles::default();
+    let size = crate::cache::MIN_CAPACITY / 2;
+    let chunk = |key, offset| Chunk { is_compressed: true, ..needles.chunk(key, offset, size, 1, 0) };
+    let file = version(Content::Chunks(Arc::new([chunk(1, 0), chunk(2, size)])), 2 * size);
+    let mounted = Mounted::new(needles);
+    // Two readers, of which one is ahead and comes to the next chunk first.
+    for step in 0..(2 * size) >> 17 {
+        for at in [step << 17, (step << 17) + (1 << 20)].into_iter().filter(|at| at + (1 << 17) <= 2 * size) {
+            let data = mounted.read(&file, at, 1 << 17).unwrap();
+            let (key, within) = (1 + at / size, at % size);
+            assert_eq!(data[0], (key * 131 + within * 7 + within / 251) as u8);
+        }
+    }
+    assert_eq!(mounted.needles.fetches.load(Ordering::Relaxed), 2, "one for each chunk");
+}
+
+#[test]
 fn a_chunk_read_at_random_again_and_again_is_fetched_whole() {
     let needles = Needles::default();
     let chunk = needles.chunk(1, 0, 4 << 20, 1, 0);
