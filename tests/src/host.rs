@@ -82,6 +82,16 @@ pub fn disk() -> Option<Disk> {
     Disk::mount(512 << 20).inspect_err(|error| skipped(&format!("no ext4 in a file: {error:#}"))).ok()
 }
 
+/// The same, whose listings tell no types.
+#[must_use]
+pub fn disk_without_types() -> Option<Disk> {
+    if !can_mount() {
+        return None;
+    }
+    let disk = Disk::without_types(64 << 20);
+    disk.inspect_err(|error| skipped(&format!("no ext4 in a file: {error:#}"))).ok()
+}
+
 /// A new NTFS of 64 MiB for the running test, of which a FUSE daemon takes care. If this machine cannot have one, says so as [`can_mount`] does.
 #[must_use]
 pub fn ntfs_disk() -> Option<Disk> {

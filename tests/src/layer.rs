@@ -241,6 +241,14 @@ impl Disk {
         Self::made_by(size, &["mkfs.ext4", "-q"], &["-o", "loop,acl,user_xattr"])
     }
 
+    /// The same with an ext4 whose directories do not tell the types of what is in them.
+    ///
+    /// # Errors
+    /// When this machine has no `mkfs.ext4` or no loop devices.
+    pub fn without_types(size: u64) -> anyhow::Result<Self> {
+        Self::made_by(size, &["mkfs.ext4", "-q", "-O", "^filetype"], &["-o", "loop,acl,user_xattr"])
+    }
+
     /// The same with NTFS, whose file system is that of a daemon.
     ///
     /// # Errors

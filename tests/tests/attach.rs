@@ -105,6 +105,34 @@ fn what_is_done_through_the_layer_is_done_to_the_mount_below() {
     assert!(!path.join("renamed").exists());
 }
 
+#[test]
+fn names_that_are_listed_without_a_type_are_what_they_are() {
+    let Some(disk) = host::disk_without_types() else { return };
+    let path = disk.path();
+    // Of a long directory the kernel asks for the beginning with attributes, and for the rest without.
+    for number in 0..1500 {
+        fs::create_dir(path.join(format!("directory-{number}"))).unwrap();
+    }
+    fs::write(path.join("directory-0/file"), "").unwrap();
+    std::os::unix::fs::symlink("directory-0", path.join("symlink")).unwrap();
+    nix::unistd::mkfifo(&path.join("pipe"), nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
+    // By the types of a listing, where it tells them.
+    let found = || {
+        let output = Command::new("find").arg(&path).args(["-printf", "%y %p\\n"]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let mut found: Vec<_> = output.stdout.split(|byte| *byte == b'\n').map(<[u8]>::to_vec).collect();
+        found.sort();
+        found
+    };
+    let bare = found();
+    let layer = Layer::over(&path, NONE).unwrap();
+    let attached = found();
+    assert_eq!(attached.len(), bare.len());
+    assert!(attached == bare, "the types differ");
+    fs::remove_dir_all(path.join("directory-0")).unwrap();
+    assert_eq!(layer.detach().unwrap().code(), Some(0));
+}
+
 /// Makes files and directories in `place` as another user, and tells whose and of what mode they are.
 fn made_by_another(place: &Path) -> String {
     use std::os::unix::process::CommandExt;

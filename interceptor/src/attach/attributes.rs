@@ -10,7 +10,10 @@ use rustix::fs::{AtFlags, FileType, Statx, StatxFlags, StatxTimestamp, statx};
 
 /// Attributes of a file, and what tells it from others.
 #[derive(Debug, Clone)]
-pub(super) struct Attributes(Statx);
+pub(super) struct Attributes {
+    stat: Statx,
+    kind: fuser::FileType,
+}
 
 /// What is different once content has changed, as far as the mount below tells: size, time of modification, time of change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,7 +31,10 @@ impl Attributes {
 
     /// Asks for the attributes of what is found at `path` in `directory`.
     pub(super) fn at(directory: impl AsFd, path: &CStr, flags: AtFlags) -> io::Result<Self> {
-        Ok(Self(statx(directory, path, flags, StatxFlags::BASIC_STATS | StatxFlags::BTIME)?))
+        let stat = statx(directory, path, flags, StatxFlags::BASIC_STATS | StatxFlags::BTIME)?;
+        // Linux lets no file system show a file of another type.
+        let kind = kind(FileType::from_raw_mode(stat.stx_mode.into()));
+        Ok(Self { stat, kind: kind.ok_or_else(|| io::Error::from_raw_os_error(libc::EIO))? })
     }
 
     /// As [`of`](Self::of), and has a daemon below asked even if the kernel remembers its last answer.
@@ -38,24 +44,29 @@ impl Attributes {
 
     /// Device and inode number.
     pub(super) fn number(&self) -> (u64, u64) {
-        (u64::from(self.0.stx_dev_major) << 32 | u64::from(self.0.stx_dev_minor), self.0.stx_ino)
+        (u64::from(self.stat.stx_dev_major) << 32 | u64::from(self.stat.stx_dev_minor), self.stat.stx_ino)
     }
 
     pub(super) fn file_type(&self) -> FileType {
-        FileType::from_raw_mode(self.0.stx_mode.into())
+        FileType::from_raw_mode(self.stat.stx_mode.into())
+    }
+
+    /// The same as the protocol has it.
+    pub(super) fn kind(&self) -> fuser::FileType {
+        self.kind
     }
 
     pub(super) fn owner(&self) -> u32 {
-        self.0.stx_uid
+        self.stat.stx_uid
     }
 
     pub(super) fn modified(&self) -> SystemTime {
-        time(&self.0.stx_mtime)
+        time(&self.stat.stx_mtime)
     }
 
     pub(super) fn stamp(&self) -> Stamp {
         let moment = |at: &StatxTimestamp| (at.tv_sec, at.tv_nsec);
-        Stamp { size: self.0.stx_size, mtime: moment(&self.0.stx_mtime), ctime: moment(&self.0.stx_ctime) }
+        Stamp { size: self.stat.stx_size, mtime: moment(&self.stat.stx_mtime), ctime: moment(&self.stat.stx_ctime) }
     }
 
     /// Whether the last change is so long ago that another one would have another time, however coarse the clock.
@@ -69,13 +80,13 @@ impl Attributes {
     }
 
     fn is_older_than(&self, least: Duration) -> bool {
-        let changed = time(&self.0.stx_ctime).max(time(&self.0.stx_mtime));
+        let changed = time(&self.stat.stx_ctime).max(time(&self.stat.stx_mtime));
         changed.elapsed().is_ok_and(|age| age > least)
     }
 
     /// As a reply gives them, for the node `id`.
     pub(super) fn reply(&self, id: u64) -> FileAttr {
-        let stat = &self.0;
+        let stat = &self.stat;
         FileAttr {
             ino: INodeNo(id),
             size: stat.stx_size,
@@ -84,7 +95,7 @@ impl Attributes {
             mtime: time(&stat.stx_mtime),
             ctime: time(&stat.stx_ctime),
             crtime: time(&stat.stx_btime),
-            kind: kind(self.file_type()),
+            kind: self.kind,
             perm: stat.stx_mode & 0o7777,
             nlink: stat.stx_nlink,
             uid: stat.stx_uid,
@@ -102,8 +113,8 @@ pub(super) const SETTLING: Duration = Duration::from_secs(2);
 /// Further behind no clock of a server is taken to be.
 const OLD: Duration = Duration::from_secs(300);
 
-/// The attributes of a name of which nothing else is told.
-pub(super) fn nothing(inode: u64, kind: fuser::FileType) -> FileAttr {
+/// The attributes of `.` and `..` in a listing, of which nothing else is told.
+pub(super) fn dots(inode: u64) -> FileAttr {
     FileAttr {
         ino: INodeNo(inode),
         size: 0,
@@ -112,7 +123,7 @@ pub(super) fn nothing(inode: u64, kind: fuser::FileType) -> FileAttr {
         mtime: UNIX_EPOCH,
         ctime: UNIX_EPOCH,
         crtime: UNIX_EPOCH,
-        kind,
+        kind: fuser::FileType::Directory,
         perm: 0,
         nlink: 0,
         uid: 0,
@@ -125,19 +136,21 @@ pub(super) fn nothing(inode: u64, kind: fuser::FileType) -> FileAttr {
 
 /// The number of the root for who asks for its attributes: that of the mount below, as for all other files.
 pub(super) fn reply_for_root(attributes: &Attributes) -> FileAttr {
-    attributes.reply(attributes.0.stx_ino)
+    attributes.reply(attributes.stat.stx_ino)
 }
 
-pub(super) fn kind(file_type: FileType) -> fuser::FileType {
-    match file_type {
+/// The type as the protocol has it, which has no word for one that is not known.
+pub(super) fn kind(file_type: FileType) -> Option<fuser::FileType> {
+    Some(match file_type {
         FileType::Directory => fuser::FileType::Directory,
         FileType::Symlink => fuser::FileType::Symlink,
         FileType::Fifo => fuser::FileType::NamedPipe,
         FileType::Socket => fuser::FileType::Socket,
         FileType::CharacterDevice => fuser::FileType::CharDevice,
         FileType::BlockDevice => fuser::FileType::BlockDevice,
-        FileType::RegularFile | FileType::Unknown => fuser::FileType::RegularFile,
-    }
+        FileType::RegularFile => fuser::FileType::RegularFile,
+        FileType::Unknown => return None,
+    })
 }
 
 fn time(at: &StatxTimestamp) -> SystemTime {
@@ -162,11 +175,11 @@ impl Attributes {
     /// The same, changed so long ago, in whole seconds.
     pub(super) fn as_if_changed(&self, ago: Duration) -> Self {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let mut stat = self.0;
+        let mut stat = self.stat;
         for time in [&mut stat.stx_mtime, &mut stat.stx_ctime] {
             time.tv_sec = now.saturating_sub(ago).as_secs() as i64;
         }
-        Self(stat)
+        Self { stat, ..*self }
     }
 }
 

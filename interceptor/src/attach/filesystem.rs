@@ -28,7 +28,7 @@ use super::caller::Caller;
 use super::coherence::Served;
 use super::decider::Decider;
 use super::files::OpenFile;
-use super::listing::{DirectoryEntry, OpenDirectory};
+use super::listing::{DirectoryEntry, OpenDirectory, Taken};
 use super::lower::errno;
 use super::nodes::ROOT;
 use super::tree::{Change, Found, Modes, New, Tree, Xattr};
@@ -526,8 +526,16 @@ impl Filesystem for Layer {
     fn readdir(&self, _: &Request, _: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         let done = self.directory(handle).and_then(|directory| {
             directory.read(offset, |entry| {
-                let kind = attributes::kind(entry.file_type);
-                !reply.add(INodeNo(entry.inode), entry.next, kind, &entry.name)
+                let kind = match attributes::kind(entry.file_type) {
+                    Some(kind) => kind,
+                    // The protocol has a word for that, the library under this module has not.
+                    None => match self.tree.type_of(&directory.node, entry) {
+                        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Taken::Gone),
+                        kind => kind?,
+                    },
+                };
+                let is_full = reply.add(INodeNo(entry.inode), entry.next, kind, &entry.name);
+                Ok(if is_full { Taken::Full } else { Taken::Added })
             })
         });
         match done {
@@ -544,25 +552,20 @@ impl Filesystem for Layer {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let (caller, mut failed, mut added) = (caller(request), None, false);
+        let (caller, mut added) = (caller(request), false);
         let done = self.directory(handle).and_then(|directory| {
             directory.read(offset, |entry| {
-                // What is there goes first: an error is told when it comes at the beginning of a reply.
-                if failed.is_some() || added && self.tree.nodes().is_crowded() {
-                    return false;
+                if added && self.tree.nodes().is_crowded() {
+                    return Ok(Taken::Full);
                 }
-                let took = self.add_with_attributes(&directory, entry, caller, &mut reply);
-                let took = took.unwrap_or_else(|error| {
-                    failed = Some(error);
-                    false
-                });
-                added |= took;
-                took
+                let taken = self.add_with_attributes(&directory, entry, caller, &mut reply)?;
+                added |= taken == Taken::Added;
+                Ok(taken)
             })
         });
-        match (done, failed) {
-            (Err(error), _) | (Ok(()), Some(error)) if !added => reply.error(errno(&error)),
-            _ => reply.ok(),
+        match done {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(errno(&error)),
         }
     }
 
@@ -714,30 +717,30 @@ impl Filesystem for Layer {
 }
 
 impl Layer {
-    /// Adds an entry and what it is like to a reply, which counts as a lookup of it. Returns whether there was room.
+    /// Adds an entry and what it is like to a reply, which counts as a lookup of it.
     fn add_with_attributes(
         &self,
         directory: &OpenDirectory,
         entry: &DirectoryEntry,
         caller: Caller,
         reply: &mut ReplyDirectoryPlus,
-    ) -> io::Result<bool> {
+    ) -> io::Result<Taken> {
         if entry.is_dots() {
             // These count as no lookup.
-            let attr = attributes::nothing(entry.inode, attributes::kind(entry.file_type));
-            let (id, generation) = (INodeNo(entry.inode), Generation(0));
-            return Ok(!reply.add(id, entry.next, &entry.name, &Duration::ZERO, &attr, generation));
+            let (id, generation, attr) = (INodeNo(entry.inode), Generation(0), attributes::dots(entry.inode));
+            let is_full = reply.add(id, entry.next, &entry.name, &Duration::ZERO, &attr, generation);
+            return Ok(if is_full { Taken::Full } else { Taken::Added });
         }
         let (node, attributes) = match self.tree.lookup(directory.node.id, &entry.name, caller) {
-            // It went away meanwhile.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Taken::Gone),
             found => found?,
         };
         let (attr, generation) = (attributes.reply(node.id), Generation(node.generation));
         let is_full = reply.add(INodeNo(node.id), entry.next, &entry.name, &VALID, &attr, generation);
         if is_full {
             self.tree.nodes().forget(node.id, 1);
+            return Ok(Taken::Full);
         }
-        Ok(!is_full)
+        Ok(Taken::Added)
     }
 }

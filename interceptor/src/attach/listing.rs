@@ -19,6 +19,16 @@ use super::nodes::Node;
 /// Bytes of entries that are taken from the mount below at a time.
 const BATCH: usize = 32 << 10;
 
+/// What became of an entry that was to be added to a reply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Taken {
+    Added,
+    /// It does not exist any more.
+    Gone,
+    /// There was no room for it.
+    Full,
+}
+
 /// An open directory.
 pub(super) struct OpenDirectory {
     pub(super) node: Arc<Node>,
@@ -38,6 +48,7 @@ struct Cursor {
 pub(super) struct DirectoryEntry {
     pub(super) name: OsString,
     pub(super) inode: u64,
+    /// `Unknown` if the mount below lists names without types.
     pub(super) file_type: FileType,
     /// The place after it.
     pub(super) next: u64,
@@ -58,10 +69,17 @@ impl OpenDirectory {
         Ok(Self { node, cursor: Mutex::new(cursor) })
     }
 
-    /// Shows `take` the entries after the place `from`, until it returns `false`, which means that it did not take that entry.
-    pub(super) fn read(&self, from: u64, mut take: impl FnMut(&DirectoryEntry) -> bool) -> io::Result<()> {
+    /// Shows `take` the entries after the place `from`, until it has no room for one.
+    ///
+    /// # Errors
+    /// Of the mount below or of `take`, if no entry was added before: else the next read meets them.
+    pub(super) fn read(
+        &self,
+        from: u64,
+        mut take: impl FnMut(&DirectoryEntry) -> io::Result<Taken>,
+    ) -> io::Result<()> {
         let mut cursor = self.cursor.lock();
-        let mut taken = false;
+        let mut added = false;
         // Who goes back to the beginning wants to see what is new.
         if from == 0 || from != cursor.place {
             cursor.go(from)?;
@@ -71,16 +89,17 @@ impl OpenDirectory {
                 match cursor.fetch() {
                     Ok(true) => {}
                     Ok(false) => return Ok(()),
-                    // What came before is told first.
-                    Err(_) if taken => return Ok(()),
+                    Err(_) if added => return Ok(()),
                     Err(error) => return Err(error),
                 }
             }
             while let Some(entry) = cursor.waiting.front() {
-                if !take(entry) {
-                    return Ok(());
+                match take(entry) {
+                    Ok(Taken::Full) => return Ok(()),
+                    Ok(taken) => added |= taken == Taken::Added,
+                    Err(_) if added => return Ok(()),
+                    Err(error) => return Err(error),
                 }
-                taken = true;
                 cursor.place = entry.next;
                 cursor.waiting.pop_front();
             }
@@ -145,14 +164,14 @@ mod tests {
                 let (from, mut room) = (place, 7);
                 let take = |entry: &DirectoryEntry| {
                     if room == 0 {
-                        return false;
+                        return Ok(Taken::Full);
                     }
                     room -= 1;
                     place = entry.next;
                     if !entry.is_dots() {
                         seen.push(entry.name.clone());
                     }
-                    true
+                    Ok(Taken::Added)
                 };
                 directory.read(from, take).unwrap();
                 if room == 7 {
@@ -162,5 +181,21 @@ mod tests {
             assert_eq!(seen.len(), names.len());
             assert_eq!(seen.into_iter().collect::<BTreeSet<_>>(), names);
         }
+    }
+
+    #[test]
+    fn an_error_comes_before_the_end_of_a_listing_also_if_what_was_before_it_has_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        (0..4).for_each(|i| std::fs::write(dir.path().join(format!("file-{i}")), "").unwrap());
+        let root = rustix::fs::open(dir.path(), OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        let attributes = Attributes::of(&root).unwrap();
+        let nodes = Nodes::of_one(root, &attributes);
+        let directory = OpenDirectory::open(nodes.get(ROOT).unwrap()).unwrap();
+        let read = |results: [Option<Taken>; 2]| {
+            let mut results = results.into_iter();
+            directory.read(0, |_| results.next().flatten().ok_or_else(|| io::ErrorKind::Other.into()))
+        };
+        assert!(read([Some(Taken::Gone), None]).is_err(), "an empty reply would be the end");
+        assert!(read([Some(Taken::Added), None]).is_ok(), "what was added is told first");
     }
 }

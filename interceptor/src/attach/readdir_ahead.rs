@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
-use super::listing::OpenDirectory;
+use super::listing::{OpenDirectory, Taken};
 use super::nodes::Node;
 
 /// After so long the mount below may have forgotten what it knew: `weed mount` does after 10 minutes in which nothing was asked.
@@ -41,7 +41,7 @@ impl ReaddirAhead {
         runtime.spawn_blocking(move || {
             let _turn = turn;
             // Who may not read it looks up what he knows, as before.
-            let read = OpenDirectory::open(directory).and_then(|open| open.read(0, |_| false));
+            let read = OpenDirectory::open(directory).and_then(|open| open.read(0, |_| Ok(Taken::Full)));
             if let Err(error) = read {
                 tracing::debug!(%error, "a directory below cannot be read ahead");
             }

@@ -1,9 +1,9 @@
 //! Names and attributes: what is asked of the mount below by descriptors of directories and names in them.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CString, OsStr, OsString};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
@@ -18,6 +18,7 @@ use super::attributes::{self, Attributes};
 use super::caller::{Acting, Caller, own_umask};
 use super::file_key::FileKey;
 use super::files::{LargeWrites, OpenFile, flags_below};
+use super::listing::DirectoryEntry;
 use super::lower::Lower;
 use super::node_file::proc_path;
 use super::nodes::{Node, Nodes};
@@ -106,6 +107,16 @@ impl Tree {
         let file = openat(directory, name, flags, Mode::empty())?;
         let attributes = Attributes::of(&file)?;
         Ok((self.nodes.found((directory.id, name), file, &attributes)?, attributes))
+    }
+
+    /// The type of an entry that the mount below lists without it. Asked as the layer itself: it is part of the listing,
+    /// for which the caller has had the right.
+    pub(super) fn type_of(&self, directory: &Node, entry: &DirectoryEntry) -> io::Result<fuser::FileType> {
+        if entry.is_dots() {
+            return Ok(fuser::FileType::Directory);
+        }
+        let name = CString::new(entry.name.as_bytes())?;
+        Ok(Attributes::at(directory, &name, AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_DONT_SYNC)?.kind())
     }
 
     /// A node that is to be opened. The kernel may have come to it by a name that it remembers and that leads to another file by now: then it is told so, and looks again.
