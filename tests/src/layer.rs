@@ -39,10 +39,31 @@ impl Layer {
     /// # Errors
     /// When the program ends early or is not ready in time; the text has the tail of its log.
     pub fn over<A: Into<OsString>>(path: &Path, args: impl IntoIterator<Item = A>) -> anyhow::Result<Self> {
+        Self::started_by(&[], path, args)
+    }
+
+    /// The same for a daemon that may have no more than `descriptors` open, and has not the right to change that.
+    ///
+    /// # Errors
+    /// As for [`over`](Self::over).
+    pub fn with_descriptors<A: Into<OsString>>(
+        descriptors: u64,
+        path: &Path,
+        args: impl IntoIterator<Item = A>,
+    ) -> anyhow::Result<Self> {
+        let limit = format!("--nofile={descriptors}:{descriptors}");
+        Self::started_by(&["setpriv", "--bounding-set=-sys_resource", "prlimit", &limit], path, args)
+    }
+
+    fn started_by<A: Into<OsString>>(
+        wrapper: &[&str],
+        path: &Path,
+        args: impl IntoIterator<Item = A>,
+    ) -> anyhow::Result<Self> {
         let home = tempfile::Builder::new().prefix("interceptor-layer-").tempdir()?;
         // An empty one keeps the host's own settings out.
         fs::write(home.path().join("security.toml"), "")?;
-        let process = start(home.path(), path, "log", args)?;
+        let process = start(wrapper, home.path(), path, "log", args)?;
         let mut layer = Self { process, path: path.to_owned(), status: String::new(), home };
         layer.await_ready()?;
         Ok(layer)
@@ -58,7 +79,7 @@ impl Layer {
     ) -> anyhow::Result<Process> {
         let log = format!("log-{}", fs::read_dir(self.home.path())?.count());
         let args = args.into_iter().map(Into::into).chain(["--restart".into()]);
-        let old = std::mem::replace(&mut self.process, start(self.home.path(), &self.path, &log, args)?);
+        let old = std::mem::replace(&mut self.process, start(&[], self.home.path(), &self.path, &log, args)?);
         match self.await_ready() {
             Ok(()) => Ok(old),
             Err(error) => {
@@ -180,14 +201,17 @@ impl Drop for Layer {
 }
 
 fn start<A: Into<OsString>>(
+    wrapper: &[&str],
     home: &Path,
     path: &Path,
     log: &str,
     args: impl IntoIterator<Item = A>,
 ) -> anyhow::Result<Process> {
     let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
-    let mut command = Command::new(crate::mount::interceptor_program()?);
-    command.arg("attach");
+    let mut words: Vec<OsString> = wrapper.iter().map(Into::into).collect();
+    words.push(crate::mount::interceptor_program()?.into());
+    let mut command = Command::new(&words[0]);
+    command.args(&words[1..]).arg("attach");
     if !args.iter().any(|arg| arg == "--status-addr") {
         command.args(["--status-addr", "127.0.0.1:0"]);
     }

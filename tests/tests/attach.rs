@@ -10,11 +10,14 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::mount::{MsFlags, mount};
 use nix::sys::signal::Signal;
+use rustix::fs::XattrFlags;
 use tests::mount::interceptor_program;
 use tests::process::Process;
 use tests::readers::{content, put_files, read_under};
-use tests::{Cluster, Layer, Mount, eventually, host, posix};
+use tests::{Beside, Bindfs, Cluster, Layer, Mount, eventually, host, posix};
 
 const NONE: [&str; 0] = [];
 
@@ -131,6 +134,211 @@ fn names_that_are_listed_without_a_type_are_what_they_are() {
     assert!(attached == bare, "the types differ");
     fs::remove_dir_all(path.join("directory-0")).unwrap();
     assert_eq!(layer.detach().unwrap().code(), Some(0));
+}
+
+/// What `work` gives in a thread of a user without rights, in this group only.
+fn as_another<T: Send>(group: u32, work: impl FnOnce() -> T + Send) -> T {
+    let work = || {
+        let none = rustix::thread::CapabilitySet::empty();
+        rustix::thread::set_thread_groups(&[]).unwrap();
+        nix::unistd::setfsgid(nix::unistd::Gid::from_raw(group));
+        nix::unistd::setfsuid(nix::unistd::Uid::from_raw(65_534));
+        let sets = rustix::thread::CapabilitySets { effective: none, permitted: none, inheritable: none };
+        rustix::thread::set_capabilities(None, sets).unwrap();
+        work()
+    };
+    thread::scope(|scope| scope.spawn(work).join().unwrap())
+}
+
+#[test]
+fn what_an_attribute_does_depends_on_who_sets_and_lists_it() {
+    let Some(disk) = host::disk() else { return };
+    let path = disk.path();
+    let acl = |entries: &[(u16, u16, u32)]| {
+        let entries = entries.iter().flat_map(|(tag, rights, id)| {
+            [&tag.to_le_bytes()[..], &rights.to_le_bytes()[..], &id.to_le_bytes()[..]].concat()
+        });
+        2_u32.to_le_bytes().into_iter().chain(entries).collect::<Vec<_>>()
+    };
+    let none = u32::MAX;
+    let minimal = acl(&[(1, 7, none), (4, 5, none), (0x20, 5, none)]);
+    let named = acl(&[(1, 7, none), (2, 7, 1005), (4, 5, none), (0x10, 7, none), (0x20, 5, none)]);
+    let outcome = |name: &str| {
+        let file = path.join(name);
+        fs::write(&file, "").unwrap();
+        let mut modes = Vec::new();
+        let set = |value: &[u8]| {
+            let name = c"system.posix_acl_access";
+            rustix::fs::setxattr(&file, name, value, XattrFlags::empty()).unwrap();
+        };
+        for value in [&minimal, &named] {
+            for who in [None, Some(2002), Some(1001)] {
+                std::os::unix::fs::chown(&file, Some(65_534), Some(2002)).unwrap();
+                fs::set_permissions(&file, Permissions::from_mode(0o2755)).unwrap();
+                match who {
+                    None => set(value),
+                    Some(group) => as_another(group, || set(value)),
+                }
+                modes.push(fs::metadata(&file).unwrap().mode() & 0o7000);
+            }
+        }
+        for name in [c"trusted.secret", c"user.shown"] {
+            rustix::fs::setxattr(&file, name, b"value", XattrFlags::empty()).unwrap();
+        }
+        let list = || {
+            let mut names = vec![0; 4096];
+            let length = rustix::fs::listxattr(&file, &mut names[..]).unwrap();
+            assert_eq!(rustix::fs::listxattr_query(&file).unwrap(), length);
+            String::from_utf8_lossy(&names[..length]).into_owned()
+        };
+        (modes, list(), as_another(1001, list))
+    };
+    let bare = outcome("bare");
+    assert_eq!(bare.0, [0o2000, 0o2000, 0, 0o2000, 0o2000, 0]);
+    assert!(bare.1.contains("trusted.secret") && !bare.2.contains("trusted.secret"));
+    let _layer = Layer::over(&path, NONE).unwrap();
+    assert_eq!(outcome("layered"), bare);
+}
+
+#[test]
+fn appending_is_what_a_handle_does_now_and_what_a_file_allows() {
+    let Some(disk) = host::disk() else { return };
+    let (path, beside) = (disk.path(), Beside::of(&disk.path()).unwrap());
+    fs::write(path.join("log"), "one ").unwrap();
+    let attribute = |change: &str| {
+        let log = beside.path().join("log");
+        assert!(Command::new("chattr").arg(change).arg(log).status().unwrap().success());
+    };
+    attribute("+a");
+    let _layer = Layer::over(&path, NONE).unwrap();
+    let open =
+        |name: &str, append| File::options().create(true).append(append).write(true).open(path.join(name));
+    let below = |name: &str| fs::read_to_string(beside.path().join(name)).unwrap();
+
+    let mut file = open("cleared", true).unwrap();
+    file.write_all(b"hello").unwrap();
+    fcntl(&file, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
+    file.write_all_at(b"X", 0).unwrap();
+    assert_eq!(below("cleared"), "Xello");
+    let mut file = open("set", false).unwrap();
+    file.write_all(b"hello").unwrap();
+    fcntl(&file, FcntlArg::F_SETFL(OFlag::O_APPEND)).unwrap();
+    file.write_all_at(b"X", 0).unwrap();
+    assert_eq!(below("set"), "helloX");
+
+    let mut log = open("log", true).unwrap();
+    log.write_all(b"two ").unwrap();
+    log.write_all(b"three").unwrap();
+    assert_eq!(below("log"), "one two three");
+    assert_eq!(fs::read_to_string(path.join("log")).unwrap(), "one two three");
+    let refused = |error: std::io::Error| assert_eq!(error.raw_os_error(), Some(libc::EPERM), "{error}");
+    refused(open("log", false).unwrap_err());
+    refused(log.set_len(0).unwrap_err());
+    fcntl(&log, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
+    refused(log.write_all_at(b"X", 0).unwrap_err());
+    assert_eq!(below("log"), "one two three");
+    attribute("-a");
+}
+
+#[test]
+fn links_are_not_followed_where_the_mount_below_forbids_it() {
+    let Some(disk) = host::disk() else { return };
+    let path = disk.path();
+    fs::write(path.join("file"), "").unwrap();
+    std::os::unix::fs::symlink("file", path.join("symlink")).unwrap();
+    let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::from_bits_retain(libc::MS_NOSYMFOLLOW);
+    mount(None::<&str>, &path, None::<&str>, flags, None::<&str>).unwrap();
+    let follow = || File::open(path.join("symlink")).map(drop).map_err(|error| error.raw_os_error());
+    assert_eq!(follow(), Err(Some(libc::ELOOP)));
+    let _layer = Layer::over(&path, NONE).unwrap();
+    assert_eq!(follow(), Err(Some(libc::ELOOP)));
+    assert_eq!(fs::read_link(path.join("symlink")).unwrap(), Path::new("file"));
+    File::open(path.join("file")).unwrap();
+}
+
+#[test]
+fn a_link_that_is_replaced_below_leads_where_it_should() {
+    if !host::can_mount() || !host::has_bindfs() {
+        return;
+    }
+    let below = Bindfs::start().unwrap();
+    let (link, source) = (below.path().join("link"), below.source().join("link"));
+    let _layer = Layer::over(&below.path(), NONE).unwrap();
+    std::os::unix::fs::symlink("one", &source).unwrap();
+    assert_eq!(fs::read_link(&link).unwrap(), Path::new("one"));
+    fs::remove_file(&source).unwrap();
+    std::os::unix::fs::symlink("two", &source).unwrap();
+    eventually("the new target", Duration::from_secs(10), || {
+        (fs::read_link(&link).unwrap() == Path::new("two")).then_some(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn what_is_deleted_another_way_gives_its_space_back() {
+    let Some(disk) = host::disk() else { return };
+    let (path, beside) = (disk.path(), Beside::of(&disk.path()).unwrap());
+    let _layer = Layer::over(&path, NONE).unwrap();
+    let free = || {
+        let space = rustix::fs::statvfs(beside.path()).unwrap();
+        space.f_bfree * space.f_frsize
+    };
+    let large = vec![7; 64 << 20];
+    fs::write(path.join("large"), &large).unwrap();
+    fs::write(path.join("open"), &large).unwrap();
+    assert!(fs::metadata(path.join("large")).unwrap().is_file());
+    let mut open = File::open(path.join("open")).unwrap();
+    let before = free();
+    for name in ["large", "open"] {
+        fs::remove_file(beside.path().join(name)).unwrap();
+    }
+    eventually("the space of a deleted file", Duration::from_secs(20), || {
+        (free() >= before + (large.len() as u64 * 9 / 10)).then_some(())
+    })
+    .unwrap();
+    let mut bytes = Vec::new();
+    open.read_to_end(&mut bytes).unwrap();
+    assert!(bytes == large, "an open file stays");
+    assert_eq!(open.metadata().unwrap().nlink(), 0);
+}
+
+#[test]
+fn more_directories_are_known_than_there_are_descriptors() {
+    const DESCRIPTORS: u64 = 400;
+    if !host::can_mount() || !host::has_bindfs() {
+        return;
+    }
+    let (Some(disk), fuse) = (host::disk(), Bindfs::start().unwrap()) else { return };
+    for path in [disk.path(), fuse.path()] {
+        let directory = |number: u64| path.join(format!("directory-{number}"));
+        for number in 0..3 * DESCRIPTORS {
+            fs::create_dir(directory(number)).unwrap();
+            fs::write(directory(number).join("file"), number.to_string()).unwrap();
+        }
+        let layer = Layer::with_descriptors(DESCRIPTORS, &path, ["--read-cache", "off"]).unwrap();
+        let mut within = Command::new("sh")
+            .args(["-c", "read line && cat file"])
+            .current_dir(directory(0))
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        for number in 0..3 * DESCRIPTORS {
+            assert_eq!(fs::read_dir(directory(number)).unwrap().count(), 1);
+            assert_eq!(fs::read_to_string(directory(number).join("file")).unwrap(), number.to_string());
+        }
+        // With the files' own, half of the limit.
+        let files = (0..DESCRIPTORS / 4).map(|number| File::open(directory(number).join("file")).unwrap());
+        let files: Vec<_> = files.collect();
+        let daemon = layer.daemon().unwrap();
+        let held = fs::read_dir(format!("/proc/{daemon}/fd")).unwrap().count() as u64;
+        assert!(held <= DESCRIPTORS, "{held}");
+        drop(files);
+        within.stdin.take().unwrap().write_all(b"go\n").unwrap();
+        let output = within.wait_with_output().unwrap();
+        assert_eq!(output.stdout, b"0", "{output:?}");
+        assert_eq!(layer.detach().unwrap().code(), Some(0));
+    }
 }
 
 /// Makes files and directories in `place` as another user, and tells whose and of what mode they are.

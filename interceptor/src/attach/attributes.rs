@@ -60,13 +60,22 @@ impl Attributes {
         self.stat.stx_uid
     }
 
+    /// How many names it has.
+    pub(super) fn links(&self) -> u32 {
+        self.stat.stx_nlink
+    }
+
     pub(super) fn modified(&self) -> SystemTime {
         time(&self.stat.stx_mtime)
     }
 
     pub(super) fn stamp(&self) -> Stamp {
         let moment = |at: &StatxTimestamp| (at.tv_sec, at.tv_nsec);
-        Stamp { size: self.stat.stx_size, mtime: moment(&self.stat.stx_mtime), ctime: moment(&self.stat.stx_ctime) }
+        Stamp {
+            size: self.stat.stx_size,
+            mtime: moment(&self.stat.stx_mtime),
+            ctime: moment(&self.stat.stx_ctime),
+        }
     }
 
     /// Whether the last change is so long ago that another one would have another time, however coarse the clock.

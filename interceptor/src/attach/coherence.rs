@@ -9,8 +9,8 @@
 //! truncated, or reported changed, the mount below answers, until an open finds a version again, with no handle open for writing. Each of
 //! these moments counts as a change, and what was found out before a change is not taken.
 //!
-//! **Pages are kept** from one open to the next if the attributes of the file are those of the open that the pages were read under, and these were
-//! settled then, so that a change since would show. Never over tmpfs, where a mapping changes a file without changing its times.
+//! **Pages are kept** from one open to the next if the attributes of the file are those of the open that the pages were
+//! read under, and these were settled then, so that a change since would show. Never over tmpfs, where a mapping changes a file without changing its times.
 //!
 //! **Settled** is a state of a file if another change would give it another time. By the clock of this host a change of two seconds ago has that, however coarse times
 //! are kept. But a server's clock may be behind; so what is to be remembered beyond an open has to have changed long ago, or to have been seen unchanged for
@@ -70,29 +70,24 @@ pub(super) struct Quiet {
 }
 
 impl Content {
-    /// The file is opened while its attributes are `now`. Returns whether the kernel may keep the pages it has.
-    pub(super) fn keeps_pages(&self, now: &Attributes) -> bool {
+    /// The file is opened while its attributes are `now`, whose times are by the clock of this host or not. Returns
+    /// whether the kernel may keep the pages it has.
+    pub(super) fn keeps_pages(&self, now: &Attributes, by_this_clock: bool) -> bool {
         let mut state = self.0.lock();
+        let since = state.seen_since(now.stamp());
         if state.pages_of == Some(now.stamp()) {
             return true;
         }
-        state.pages_of = now.is_settled().then(|| now.stamp());
+        let is_settled = if by_this_clock { now.is_settled() } else { is_settled(now, since) };
+        state.pages_of = is_settled.then(|| now.stamp());
         false
     }
 
     /// Whether a change after one that gave the file these attributes would show, whatever the clock of who gives it its times. The first look at a file that has changed lately
     /// does not tell.
     pub(super) fn is_settled(&self, now: &Attributes) -> bool {
-        let (mut state, stamp) = (self.0.lock(), now.stamp());
-        let since = match state.seen {
-            Some((seen, since)) if seen == stamp => since,
-            _ => {
-                let now = Instant::now();
-                state.seen = Some((stamp, now));
-                now
-            }
-        };
-        now.is_settled() && (now.is_old() || since.elapsed() > SETTLING)
+        let since = self.0.lock().seen_since(now.stamp());
+        is_settled(now, since)
     }
 
     /// Reads of the file in the state `stamp` do not give what its attributes promise.
@@ -159,13 +154,35 @@ impl Content {
             Basis::Entry(entry) => agree(&entry, attributes),
             Basis::Stamp(stamp) => stamp == attributes.stamp(),
         };
+        self.is_like(attributes);
         if self.served().is_some_and(|served| !is_same(served)) {
             self.changes();
         }
     }
+
+    /// The file was found with these attributes.
+    pub(super) fn is_like(&self, attributes: &Attributes) {
+        self.0.lock().seen_since(attributes.stamp());
+    }
+}
+
+fn is_settled(now: &Attributes, seen_since: Instant) -> bool {
+    now.is_settled() && (now.is_old() || seen_since.elapsed() > SETTLING)
 }
 
 impl State {
+    /// Since when the file has been seen in the state `stamp`, in which it is now.
+    fn seen_since(&mut self, stamp: Stamp) -> Instant {
+        match self.seen {
+            Some((seen, since)) if seen == stamp => since,
+            _ => {
+                let now = Instant::now();
+                self.seen = Some((stamp, now));
+                now
+            }
+        }
+    }
+
     fn is_quiet_since(&self, quiet: Quiet) -> bool {
         self.writers == 0 && self.changes == quiet.changes
     }
@@ -193,15 +210,37 @@ mod tests {
         let file = File::open(&path).unwrap();
         let content = Content::default();
         let attributes = || Attributes::of(&file).unwrap();
-        assert!(!content.keeps_pages(&attributes()));
-        assert!(!content.keeps_pages(&attributes()), "it has only just changed and may change again unseen");
+        let keeps_pages = |attributes: &Attributes| content.keeps_pages(attributes, true);
+        assert!(!keeps_pages(&attributes()));
+        assert!(!keeps_pages(&attributes()), "it has only just changed and may change again unseen");
 
         // The time of change cannot be set; as if it were long ago.
         content.0.lock().pages_of = Some(attributes().stamp());
-        assert!(content.keeps_pages(&attributes()));
+        assert!(keeps_pages(&attributes()));
         let writer = File::options().write(true).open(&path).unwrap();
         writer.set_modified(SystemTime::now() - Duration::from_secs(60)).unwrap();
-        assert!(!content.keeps_pages(&attributes()), "another time of modification");
+        assert!(!keeps_pages(&attributes()), "another time of modification");
+    }
+
+    #[test]
+    fn pages_are_not_kept_by_the_times_of_a_clock_that_may_be_behind() {
+        let file = tempfile::tempfile().unwrap();
+        let ago = |seconds| Attributes::of(&file).unwrap().as_if_changed(Duration::from_secs(seconds));
+        let content = Content::default();
+        let now = ago(10);
+        assert!(!content.keeps_pages(&now, false));
+        assert!(
+            !content.keeps_pages(&now, false),
+            "it may have changed again in the same second of a server"
+        );
+        let state = || content.0.lock();
+        state().seen = Some((now.stamp(), Instant::now() - Duration::from_secs(3)));
+        assert!(!content.keeps_pages(&now, false), "the pages may be older than what was seen");
+        assert!(content.keeps_pages(&now, false));
+        let content = Content::default();
+        let old = ago(1000);
+        assert!(!content.keeps_pages(&old, false));
+        assert!(content.keeps_pages(&old, false), "no clock is that far behind");
     }
 
     fn served(attributes: &Attributes) -> Served {

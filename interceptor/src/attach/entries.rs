@@ -111,7 +111,7 @@ impl Entries {
             self.runtime.block_on(async { tokio::time::timeout(PATIENCE, self.find(&names, whom)).await });
         let found = asked.ok()?.ok()??;
         if found.is_walked
-            && let Some(directory) = tree.nodes().get(node.home().0)
+            && let (Some(directory), _) = node.home()
         {
             self.readdir_ahead.expect(directory, &self.runtime);
         }

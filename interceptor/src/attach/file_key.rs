@@ -6,7 +6,7 @@
 
 use std::ffi::{CStr, CString, OsStr};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use rustix::fs::AtFlags;
@@ -42,6 +42,25 @@ impl FileKey {
     /// The key of the file that has the name `name` in `directory`; links are not followed.
     pub(super) fn at(directory: impl AsFd, name: &OsStr) -> io::Result<Self> {
         Self::find(directory.as_fd(), &CString::new(name.as_bytes())?, 0)
+    }
+
+    /// Opens the file with this key (`O_PATH`) if it still exists. `mount` is open for reading, on the same mount.
+    pub(super) fn open(&self, mount: impl AsFd) -> io::Result<OwnedFd> {
+        let mut handle = Handle { bytes: 0, kind: 0, handle: [0; MOST] };
+        let stale = || io::Error::from_raw_os_error(libc::ESTALE);
+        let (kind, bytes) = self.0.split_first_chunk().ok_or_else(stale)?;
+        handle.kind = libc::c_int::from_ne_bytes(*kind);
+        handle.bytes = bytes.len() as libc::c_uint;
+        handle.handle.get_mut(..bytes.len()).ok_or_else(stale)?.copy_from_slice(bytes);
+        let flags = libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+        // SAFETY: the kernel reads of `handle` no more than its first member says there is, and writes nothing.
+        let opened = unsafe {
+            let place = (&raw mut handle).cast::<libc::file_handle>();
+            libc::open_by_handle_at(mount.as_fd().as_raw_fd(), place, flags)
+        };
+        let opened = nix::errno::Errno::result(opened)?;
+        // SAFETY: it was opened just now, and belongs to nobody else.
+        Ok(unsafe { OwnedFd::from_raw_fd(opened) })
     }
 
     fn find(directory: BorrowedFd<'_>, path: &CStr, flags: libc::c_int) -> io::Result<Self> {

@@ -1,9 +1,12 @@
 //! Open files: each handle is an open file of the mount below, and what is asked of the one is asked of the other.
 //!
-//! The handle below is opened with the flags of the one above, but for three. `O_APPEND`: the kernel may write back mapped pages by
-//! way of any handle, and those must go where they belong; so each appending write says that it appends. `O_DIRECT`: it asks for
-//! aligned memory, which requests do not have; the kernel's pages above are passed by, those below are not.
+//! The handle below is opened with the flags of the one above, but for three. `O_APPEND`: the kernel may write back mapped
+//! pages by way of any handle, and those must go where they belong; so each appending write says that it appends. The one
+//! exception is a file that can only be appended to (`chattr +a`), which no other handle may write. `O_DIRECT`: it asks
+//! for aligned memory, which requests do not have; the kernel's pages above are passed by, those below are not.
 //! `O_TRUNC`: the kernel asks for it by a request of its own.
+//!
+//! Flags that a program may change of an open handle (`fcntl` with `F_SETFL`) come with each read and write, and those count.
 //!
 //! A handle that is open for writing tells its file's [`Content`](super::coherence::Content) so from before it is opened until after it is closed below.
 //!
@@ -18,8 +21,9 @@
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
+use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom, fcntl_getfl, fcntl_setfl};
 use rustix::io::ReadWriteFlags;
 
@@ -45,11 +49,16 @@ pub(super) struct OpenFile {
     file: OwnedFd,
     _writing: Option<Writing>,
     pub(super) node: Arc<Node>,
-    appends: bool,
+    /// Whether the handle below can only append.
+    only_appends: bool,
     large_writes: LargeWrites,
-    /// Whether the handle below passes the kernel's pages by now.
-    is_direct: AtomicBool,
+    /// Those of [`CHANGING`] that the handle below has now.
+    flags: AtomicU32,
+    flags_change: Mutex<()>,
 }
+
+/// Flags of the handle below that change while it is open.
+const CHANGING: OFlags = OFlags::DIRECT.union(OFlags::NOATIME);
 
 /// While it lives, its file counts as being written.
 struct Writing(Arc<Node>);
@@ -81,12 +90,23 @@ pub(super) fn flags_below(flags: i32) -> OFlags {
     (OFlags::from_bits_retain(flags as u32) & kept) | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK
 }
 
+fn appends(flags: i32) -> bool {
+    flags & libc::O_APPEND != 0
+}
+
 impl OpenFile {
     /// Opens the file of `node`.
     pub(super) fn open(node: Arc<Node>, flags: i32, large_writes: LargeWrites) -> io::Result<Self> {
         let writing = Writing::begin(&node, flags);
-        let file = rustix::fs::open(proc_path(&*node), flags_below(flags), Mode::empty())?;
-        Ok(Self::of(node, file, writing, flags, large_writes))
+        let path_file = node.file()?;
+        let (path, below) = (proc_path(path_file.as_fd()), flags_below(flags));
+        let (file, only_appends) = match rustix::fs::open(&path, below, Mode::empty()) {
+            Err(rustix::io::Errno::PERM) if appends(flags) => {
+                (rustix::fs::open(&path, below | OFlags::APPEND, Mode::empty())?, true)
+            }
+            opened => (opened?, false),
+        };
+        Ok(Self { only_appends, ..Self::of(node, file, writing, flags, large_writes) })
     }
 
     /// What was opened by creating it.
@@ -102,21 +122,44 @@ impl OpenFile {
         flags: i32,
         large_writes: LargeWrites,
     ) -> Self {
-        let (appends, is_direct) = (flags & libc::O_APPEND != 0, AtomicBool::new(false));
-        Self { file, _writing: writing, node, appends, large_writes, is_direct }
+        Self {
+            file,
+            _writing: writing,
+            node,
+            only_appends: false,
+            large_writes,
+            flags: AtomicU32::new((flags_below(flags) & CHANGING).bits()),
+            flags_change: Mutex::default(),
+        }
+    }
+
+    /// Whether the handle below can only append. Then pages of the kernel could not be written back.
+    pub(super) fn only_appends(&self) -> bool {
+        self.only_appends
+    }
+
+    /// The handle above has these flags now.
+    pub(super) fn follow(&self, flags: i32) {
+        self.set(OFlags::NOATIME, flags & libc::O_NOATIME != 0);
     }
 
     /// Has the handle below pass the kernel's pages by, or not, from now on. Another thread may change that again at once: only the time it takes depends on it.
     fn set_direct(&self, direct: bool) {
-        if self.is_direct.load(Ordering::Relaxed) == direct {
+        self.set(OFlags::DIRECT, direct);
+    }
+
+    fn set(&self, flag: OFlags, on: bool) {
+        let has = || self.flags.load(Ordering::Relaxed) & flag.bits() != 0;
+        if has() == on {
             return;
         }
-        let set = fcntl_getfl(&self.file).and_then(|flags| {
-            let flags = if direct { flags | OFlags::DIRECT } else { flags - OFlags::DIRECT };
-            fcntl_setfl(&self.file, flags)
+        let _one = self.flags_change.lock();
+        let set = fcntl_getfl(&self.file).and_then(|mut flags| {
+            flags.set(flag, on);
+            fcntl_setfl(&self.file, flags).map(|()| flags)
         });
-        if set.is_ok() {
-            self.is_direct.store(direct, Ordering::Relaxed);
+        if let Ok(flags) = set {
+            self.flags.store((flags & CHANGING).bits(), Ordering::Relaxed);
         }
     }
 
@@ -151,9 +194,14 @@ impl OpenFile {
         Ok(read)
     }
 
-    /// Writes `data` at `offset`, or at the end if the handle appends and the pages do not come from the kernel's memory (`mapped`).
-    pub(super) fn write(&self, data: &[u8], offset: u64, mapped: bool) -> io::Result<usize> {
-        let flags = if self.appends && !mapped { ReadWriteFlags::APPEND } else { ReadWriteFlags::empty() };
+    /// Writes `data` at `offset`; or at the end if the handle above appends by its `flags` of now and the bytes do not
+    /// come from the kernel's pages (`mapped`).
+    pub(super) fn write(&self, data: &[u8], offset: u64, flags: i32, mapped: bool) -> io::Result<usize> {
+        let at_end = appends(flags) && !mapped;
+        if self.only_appends && !at_end {
+            return Err(io::Error::from_raw_os_error(libc::EPERM));
+        }
+        let flags = if at_end { ReadWriteFlags::APPEND } else { ReadWriteFlags::empty() };
         self.set_direct(self.large_writes == LargeWrites::Direct && data.len() >= LARGE);
         let mut written = 0;
         while written < data.len() {
@@ -222,8 +270,8 @@ impl OpenFile {
         };
         let (root, file) = (held(path.parent().unwrap()), held(path));
         let nodes = Nodes::of_one(root, &Attributes::of(&file).unwrap());
-        let attributes = Attributes::of(&file).unwrap();
-        let node = nodes.found((ROOT, "file".as_ref()), file, &attributes).unwrap();
+        let (attributes, root) = (Attributes::of(&file).unwrap(), nodes.get(ROOT).unwrap());
+        let node = nodes.found((&root, "file".as_ref()), file, &attributes).unwrap();
         Self::open(node, flags, LargeWrites::Paged).unwrap()
     }
 }
@@ -243,18 +291,33 @@ mod tests {
     #[test]
     fn appending_writes_go_to_the_end_and_pages_to_their_place() {
         let (file, _dir) = open(libc::O_RDWR | libc::O_APPEND);
-        assert_eq!(file.write(b"de", 0, false).unwrap(), 2);
-        assert_eq!(file.write(b"X", 0, true).unwrap(), 1);
+        assert_eq!(file.write(b"de", 0, libc::O_APPEND, false).unwrap(), 2);
+        assert_eq!(file.write(b"X", 0, libc::O_APPEND, true).unwrap(), 1);
         let mut buffer = [0; 10];
         assert_eq!(file.read(&mut buffer, 0).unwrap(), 5);
         assert_eq!(&buffer[..5], b"Xbcde");
         assert_eq!(file.read(&mut buffer, 5).unwrap(), 0);
+        file.write(b"Y", 1, 0, false).unwrap();
+        file.read(&mut buffer, 0).unwrap();
+        assert_eq!(&buffer[..5], b"XYcde", "the program has taken the flag back");
+    }
+
+    #[test]
+    fn the_handle_below_follows_what_a_program_changes_of_its_own() {
+        let (file, _dir) = open(libc::O_RDONLY);
+        let has = |flag| fcntl_getfl(&file.file).unwrap().contains(flag);
+        assert!(!has(OFlags::NOATIME));
+        file.follow(libc::O_NOATIME);
+        assert!(has(OFlags::NOATIME));
+        file.set_direct(true);
+        file.follow(0);
+        assert!(!has(OFlags::NOATIME));
     }
 
     #[test]
     fn errors_are_those_of_the_file_below() {
         let (file, _dir) = open(libc::O_RDONLY);
-        assert_eq!(file.write(b"x", 0, false).unwrap_err().raw_os_error(), Some(libc::EBADF));
+        assert_eq!(file.write(b"x", 0, 0, false).unwrap_err().raw_os_error(), Some(libc::EBADF));
         assert_eq!(file.seek(3, libc::SEEK_DATA).unwrap_err().raw_os_error(), Some(libc::ENXIO));
         assert_eq!(file.seek(0, libc::SEEK_HOLE).unwrap(), 3);
         file.flush().unwrap();

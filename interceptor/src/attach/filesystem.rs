@@ -77,7 +77,7 @@ thread_local! {
 }
 
 fn caller(request: &Request) -> Caller {
-    Caller { user: request.uid(), group: request.gid() }
+    Caller { user: request.uid(), group: request.gid(), thread: request.pid() }
 }
 
 fn bad_handle() -> io::Error {
@@ -231,12 +231,15 @@ impl Layer {
         let node = self.tree.node_to_open(node, caller)?;
         let file = {
             let _acting = self.tree.asking(caller);
-            Arc::new(self.tree.open(node, flags)?)
+            Arc::new(self.tree.open(&node, flags)?)
         };
         let mut how = match self.decider.as_ref().filter(|decider| decider.serves(flags)) {
             Some(decider) => self.keep(&file, decider.decide(&self.tree, &file)),
             None => self.keep(&file, Attributes::fresh(&file)),
         };
+        if file.only_appends() {
+            how |= FopenFlags::FOPEN_DIRECT_IO;
+        }
         // Who cannot write leaves nothing to be flushed.
         if flags & libc::O_ACCMODE == libc::O_RDONLY {
             how |= FopenFlags::FOPEN_NOFLUSH;
@@ -248,7 +251,9 @@ impl Layer {
     /// is taken back, too, so that an open shows the file as it is.
     fn keep(&self, file: &OpenFile, attributes: io::Result<Attributes>) -> FopenFlags {
         match attributes {
-            Ok(attributes) if self.shows_changes && file.node.content.keeps_pages(&attributes) => {
+            Ok(attributes)
+                if self.shows_changes && file.node.content.keeps_pages(&attributes, self.tree.is_local()) =>
+            {
                 FopenFlags::FOPEN_KEEP_CACHE
             }
             _ => {
@@ -269,12 +274,15 @@ impl Filesystem for Layer {
             InitFlags::FUSE_ASYNC_DIO,
             InitFlags::FUSE_BIG_WRITES,
             InitFlags::FUSE_PARALLEL_DIROPS,
-            InitFlags::FUSE_CACHE_SYMLINKS,
             // What changes below shows in the pages of files that are open as soon as it shows in their attributes.
             InitFlags::FUSE_AUTO_INVAL_DATA,
         ];
         if self.has_acls {
             wanted.extend([InitFlags::FUSE_POSIX_ACL, InitFlags::FUSE_DONT_MASK]);
+        }
+        // A daemon below may replace a link and show it as the same file.
+        if self.tree.is_local() {
+            wanted.push(InitFlags::FUSE_CACHE_SYMLINKS);
         }
         // Where a daemon below checks rights, a name may be listed that may not be looked at.
         if self.tree.kernel_checks() {
@@ -460,6 +468,7 @@ impl Filesystem for Layer {
             Ok(file) => file,
             Err(error) => return reply.error(errno(&error)),
         };
+        file.follow(flags.0);
         let (len, asked) = (size as usize, Asked { caller: request.pid(), begun, turn, reply });
         let decider = self.decider.as_ref().filter(|decider| decider.serves(flags.0));
         match (decider, file.node.content.served()) {
@@ -476,18 +485,22 @@ impl Filesystem for Layer {
         offset: u64,
         data: &[u8],
         write_flags: WriteFlags,
-        _: OpenFlags,
+        flags: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
         let mapped = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-        let write = || self.file(handle).and_then(|file| file.write(data, offset, mapped));
+        let write = || self.file(handle).and_then(|file| file.write(data, offset, flags.0, mapped));
         // However much it is, a daemon below is given it in small pieces, one after another.
         reply_written(reply, self.serve(request, 0, write));
     }
 
     fn flush(&self, request: &Request, _: INodeNo, handle: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        reply_empty(reply, self.serve(request, 0, || self.file(handle).and_then(|file| file.flush())));
+        let flush = || {
+            let file = self.file(handle)?;
+            self.tree.nodes().with_descriptor(|| file.flush())
+        };
+        reply_empty(reply, self.serve(request, 0, flush));
     }
 
     fn release(
@@ -512,7 +525,7 @@ impl Filesystem for Layer {
     fn opendir(&self, request: &Request, node: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         let opened = self.tree.node(node.0).and_then(|node| {
             let _acting = self.tree.asking(caller(request));
-            OpenDirectory::open(node)
+            self.tree.open_directory(&node)
         });
         match opened {
             Ok(directory) => {
@@ -620,7 +633,8 @@ impl Filesystem for Layer {
     }
 
     fn listxattr(&self, request: &Request, node: INodeNo, size: u32, reply: ReplyXattr) {
-        reply_xattr(reply, self.tree.attribute_names(node.0, size, caller(request)));
+        let names = self.tree.attribute_names(node.0, caller(request));
+        reply_xattr(reply, names.and_then(|names| sized(names, size)));
     }
 
     fn removexattr(&self, request: &Request, node: INodeNo, name: &OsStr, reply: ReplyEmpty) {

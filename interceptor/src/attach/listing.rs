@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
@@ -64,7 +64,7 @@ impl DirectoryEntry {
 impl OpenDirectory {
     pub(super) fn open(node: Arc<Node>) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = rustix::fs::open(proc_path(&*node), flags, Mode::empty())?;
+        let directory = rustix::fs::open(proc_path(node.file()?.as_fd()), flags, Mode::empty())?;
         let cursor = Cursor { directory, place: 0, waiting: VecDeque::new() };
         Ok(Self { node, cursor: Mutex::new(cursor) })
     }

@@ -4,7 +4,7 @@
 //! Everything is done relative to that descriptor, never by path: a path would lead into our own mount.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, FileType, StatxFlags, statx};
@@ -54,6 +54,9 @@ pub(super) struct Lower {
     pub(super) allow_other: bool,
     /// Whether the kernel checks rights by attributes. If not, its daemon does.
     pub(super) kernel_checks: bool,
+    /// Whether it is a file system of this host's kernel: its files have the times of this clock, never become others,
+    /// and are found by handles.
+    pub(super) is_local: bool,
     /// Whether it has access control lists.
     pub(super) has_acls: bool,
     /// Whether what is read from it is worth being kept.
@@ -104,6 +107,7 @@ impl Lower {
             fs_type: mount.fs_type,
             mount_id: mount.id,
             attributes: mount_attributes(&mount.options),
+            is_local: !is_fuse,
             allow_other: !is_fuse || told("allow_other"),
             kernel_checks,
         })
@@ -140,7 +144,7 @@ pub(super) fn full_path(given: &Path) -> Result<PathBuf, AttachError> {
 /// Whether the file system knows the attribute in which the kernel keeps access control lists.
 fn has_acls(root: &OwnedFd) -> bool {
     let mut nothing: [u8; 0] = [];
-    rustix::fs::getxattr(proc_path(root), "system.posix_acl_access", &mut nothing[..])
+    rustix::fs::getxattr(proc_path(root.as_fd()), "system.posix_acl_access", &mut nothing[..])
         != Err(rustix::io::Errno::OPNOTSUPP)
 }
 
@@ -153,10 +157,13 @@ fn mount_attributes(options: &[String]) -> MountAttrFlags {
         "noexec" => MountAttrFlags::MOUNT_ATTR_NOEXEC,
         "noatime" => MountAttrFlags::MOUNT_ATTR_NOATIME,
         "nodiratime" => MountAttrFlags::MOUNT_ATTR_NODIRATIME,
-        // What there is without any is `relatime`.
+        "nosymfollow" => MountAttrFlags::MOUNT_ATTR_NOSYMFOLLOW,
         _ => MountAttrFlags::empty(),
     };
-    options.iter().map(attribute).collect()
+    // The table has no word for access times that are always kept.
+    let is_strict = !options.iter().any(|option| option == "relatime" || option == "noatime");
+    let strict = if is_strict { MountAttrFlags::MOUNT_ATTR_STRICTATIME } else { MountAttrFlags::empty() };
+    options.iter().map(attribute).collect::<MountAttrFlags>() | strict
 }
 
 /// What a refusal of the kernel is for who asked.
@@ -193,8 +200,22 @@ mod tests {
 
     #[test]
     fn options_become_attributes() {
-        let options = ["rw", "nosuid", "noexec", "relatime", "lazytime"].map(str::to_owned);
-        let expected = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-        assert_eq!(mount_attributes(&options), expected);
+        let attributes = |options: &[&str]| {
+            mount_attributes(&options.iter().map(|option| (*option).to_owned()).collect::<Vec<_>>())
+        };
+        assert_eq!(
+            attributes(&["rw", "nosuid", "noexec", "relatime", "nosymfollow"]),
+            MountAttrFlags::MOUNT_ATTR_NOSUID
+                | MountAttrFlags::MOUNT_ATTR_NOEXEC
+                | MountAttrFlags::MOUNT_ATTR_NOSYMFOLLOW
+        );
+        assert_eq!(attributes(&["rw"]), MountAttrFlags::MOUNT_ATTR_STRICTATIME);
+        assert_eq!(
+            attributes(&["ro", "nodev", "noatime", "nodiratime"]),
+            MountAttrFlags::MOUNT_ATTR_RDONLY
+                | MountAttrFlags::MOUNT_ATTR_NODEV
+                | MountAttrFlags::MOUNT_ATTR_NOATIME
+                | MountAttrFlags::MOUNT_ATTR_NODIRATIME
+        );
     }
 }

@@ -8,9 +8,9 @@
 //!                                     a clone of the mount below, attached nowhere ──► its daemon or disk
 //! ```
 //!
-//! [`lower`] looks at what is mounted and refuses what cannot be right; it clones the mount, so that it can be reached when it is covered. [`nodes`] are the
-//! files that the kernel knows, each held by a descriptor: nothing is found by path, so renames below and above do not matter ([`remembered`] keeps
-//! them from becoming too many).
+//! [`lower`] looks at what is mounted and refuses what cannot be right; it clones the mount, so that it can be reached when
+//! it is covered. [`nodes`] are the files that the kernel knows, each with a descriptor while it is used ([`node_file`],
+//! [`remembered`]); where that is the file's, nothing is found by path, so renames below and above do not matter.
 //! [`tree`] works on names and attributes, [`files`] and [`listing`] on what is open, [`caller`] makes new files those of who asked.
 //! A [`decider`] finds out which files can be served instead of the mount below: [`entries`] from a cluster, [`kept`] from memory that keeps what was read from the mount below
 //! ([`opened`]), which [`warm`] fills in advance; where programs go through a directory, [`readdir_ahead`] has the mount below do so first. [`coherence`] sees to it that nobody can tell the difference. [`filesystem`] translates requests into all that.
@@ -159,7 +159,7 @@ const FIRST_ANSWER: Duration = Duration::from_secs(30);
 impl Attached {
     /// Covers the mount at `options.path` with a layer that answers, and says in `report` which mount that is.
     ///
-    /// The umask of the process becomes 0 and its limit of open files is raised: each file that the kernel remembers takes a descriptor.
+    /// The umask of the process becomes 0 and its limit of open files is raised: files that the kernel remembers take descriptors.
     ///
     /// # Errors
     /// Says what is in the way and what to do about it. Nothing is covered then, and a layer that was to be replaced goes on.
@@ -211,7 +211,7 @@ impl Attached {
         &self.at.path
     }
 
-    /// How many files the kernel remembers. Each takes a descriptor.
+    /// How many files the kernel remembers.
     pub fn nodes(&self) -> usize {
         self.serving.tree.nodes().len()
     }

@@ -2,7 +2,7 @@
 
 use std::ffi::{CString, OsStr, OsString};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 use std::sync::Arc;
@@ -13,14 +13,15 @@ use rustix::fs::{
     AtFlags, CWD, FileType, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid,
     XattrFlags, openat,
 };
+use rustix::thread::CapabilitySet;
 
 use super::attributes::{self, Attributes};
 use super::caller::{Acting, Caller, own_umask};
 use super::file_key::FileKey;
 use super::files::{LargeWrites, OpenFile, flags_below};
-use super::listing::DirectoryEntry;
+use super::listing::{DirectoryEntry, OpenDirectory};
 use super::lower::Lower;
-use super::node_file::proc_path;
+use super::node_file::{NodeFile, proc_path};
 use super::nodes::{Node, Nodes};
 use crate::warmup::ticket::NodeInstance;
 
@@ -28,6 +29,7 @@ use crate::warmup::ticket::NodeInstance;
 pub(super) struct Tree {
     nodes: Nodes,
     kernel_checks: bool,
+    is_local: bool,
     has_acls: bool,
     large_writes: LargeWrites,
 }
@@ -63,13 +65,19 @@ pub(super) struct Change {
 pub(super) type Found = (Arc<Node>, Attributes);
 
 impl Tree {
-    /// The tree of `lower`. When there are more than `most` nodes, `crowded` is told.
+    /// The tree of `lower`. When it takes more than `most` descriptors, `crowded` is told.
     pub(super) fn new(lower: &Lower, most: usize, crowded: SyncSender<()>) -> io::Result<Self> {
         let attributes = Attributes::of(&lower.root)?;
         let root: OwnedFd = lower.root.try_clone()?;
-        let nodes = Nodes::new(root, &attributes, most, crowded)?;
+        let nodes = Nodes::new(root, &attributes, lower.is_local, most, crowded)?;
         let large_writes = if lower.is_weed() { LargeWrites::Direct } else { LargeWrites::Paged };
-        Ok(Self { nodes, kernel_checks: lower.kernel_checks, has_acls: lower.has_acls, large_writes })
+        Ok(Self {
+            nodes,
+            kernel_checks: lower.kernel_checks,
+            is_local: lower.is_local,
+            has_acls: lower.has_acls,
+            large_writes,
+        })
     }
 
     pub(super) fn nodes(&self) -> &Nodes {
@@ -81,9 +89,23 @@ impl Tree {
         self.kernel_checks
     }
 
+    /// Whether it is a file system of this host's kernel.
+    pub(super) fn is_local(&self) -> bool {
+        self.is_local
+    }
+
     /// Opens the file of `node`.
-    pub(super) fn open(&self, node: Arc<Node>, flags: i32) -> io::Result<OpenFile> {
-        OpenFile::open(node, flags, self.large_writes)
+    pub(super) fn open(&self, node: &Arc<Node>, flags: i32) -> io::Result<OpenFile> {
+        self.nodes.with_descriptor(|| OpenFile::open(node.clone(), flags, self.large_writes))
+    }
+
+    /// Opens the directory of `node`.
+    pub(super) fn open_directory(&self, node: &Arc<Node>) -> io::Result<OpenDirectory> {
+        self.nodes.with_descriptor(|| OpenDirectory::open(node.clone()))
+    }
+
+    fn file(&self, node: &Arc<Node>) -> io::Result<Arc<NodeFile>> {
+        self.nodes.with_descriptor(|| node.file())
     }
 
     /// A node the kernel names. It names none that it has forgotten.
@@ -102,31 +124,38 @@ impl Tree {
         self.find(&directory, name)
     }
 
-    fn find(&self, directory: &Node, name: &OsStr) -> io::Result<Found> {
+    fn find(&self, directory: &Arc<Node>, name: &OsStr) -> io::Result<Found> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = openat(directory, name, flags, Mode::empty())?;
+        let parent = self.file(directory)?;
+        let file = self.nodes.with_descriptor(|| Ok(openat(&*parent, name, flags, Mode::empty())?))?;
         let attributes = Attributes::of(&file)?;
-        Ok((self.nodes.found((directory.id, name), file, &attributes)?, attributes))
+        let node = self.nodes.found((directory, name), file, &attributes)?;
+        node.content.is_like(&attributes);
+        Ok((node, attributes))
     }
 
     /// The type of an entry that the mount below lists without it. Asked as the layer itself: it is part of the listing,
     /// for which the caller has had the right.
-    pub(super) fn type_of(&self, directory: &Node, entry: &DirectoryEntry) -> io::Result<fuser::FileType> {
+    pub(super) fn type_of(
+        &self,
+        directory: &Arc<Node>,
+        entry: &DirectoryEntry,
+    ) -> io::Result<fuser::FileType> {
         if entry.is_dots() {
             return Ok(fuser::FileType::Directory);
         }
         let name = CString::new(entry.name.as_bytes())?;
-        Ok(Attributes::at(directory, &name, AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_DONT_SYNC)?.kind())
+        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_DONT_SYNC;
+        Ok(Attributes::at(&*self.file(directory)?, &name, flags)?.kind())
     }
 
     /// A node that is to be opened. The kernel may have come to it by a name that it remembers and that leads to another file by now: then it is told so, and looks again.
     /// That is done once for a node, since who opens a file by way of `/proc` cannot look again.
     pub(super) fn node_to_open(&self, id: u64, caller: Caller) -> io::Result<Arc<Node>> {
         let node = self.node(id)?;
-        let (parent, name) = node.home();
-        let Some(directory) = self.nodes.get(parent) else { return Ok(node) };
+        let (Some(directory), name) = node.home() else { return Ok(node) };
         let _acting = self.asking(caller);
-        match FileKey::at(&*directory, &name) {
+        match self.file(&directory).and_then(|directory| FileKey::at(&*directory, &name)) {
             Ok(key) if node.is_replaced_by(&key) => Err(io::Error::from_raw_os_error(libc::ESTALE)),
             // Without its name it is a file that was deleted.
             _ => Ok(node),
@@ -136,7 +165,7 @@ impl Tree {
     pub(super) fn attributes(&self, id: u64, caller: Caller) -> io::Result<Attributes> {
         let node = self.node(id)?;
         let _acting = self.asking(caller);
-        let attributes = Attributes::of(&*node)?;
+        let attributes = Attributes::of(&*self.file(&node)?)?;
         node.content.seen(&attributes);
         Ok(attributes)
     }
@@ -151,18 +180,24 @@ impl Tree {
     ) -> io::Result<Attributes> {
         let node = self.node(id)?;
         let _acting = self.asking(caller);
+        let file = self.file(&node)?;
         // In this order, since a new owner takes set-user-id bits away, and a new size the times.
         if change.user.is_some() || change.group.is_some() {
             let (user, group) = (change.user.map(Uid::from_raw), change.group.map(Gid::from_raw));
-            rustix::fs::chownat(&*node, "", user, group, AtFlags::EMPTY_PATH)?;
+            rustix::fs::chownat(&*file, "", user, group, AtFlags::EMPTY_PATH)?;
         }
         if let Some(mode) = change.mode {
-            rustix::fs::chmodat(CWD, proc_path(&*node), Mode::from_bits_truncate(mode), AtFlags::empty())?;
+            rustix::fs::chmodat(
+                CWD,
+                proc_path(file.as_fd()),
+                Mode::from_bits_truncate(mode),
+                AtFlags::empty(),
+            )?;
         }
         if let Some(size) = change.size {
             // Before, so that reads see it, and after, so that nobody who looked in between is believed.
             node.content.written();
-            let truncated = truncate(&node, size, open);
+            let truncated = truncate(&file, size, open);
             node.content.written();
             truncated?;
         }
@@ -171,15 +206,15 @@ impl Tree {
                 last_access: timespec(change.accessed),
                 last_modification: timespec(change.modified),
             };
-            rustix::fs::utimensat(&*node, "", &times, AtFlags::EMPTY_PATH)?;
+            rustix::fs::utimensat(&*file, "", &times, AtFlags::EMPTY_PATH)?;
         }
-        Attributes::of(&*node)
+        Attributes::of(&*file)
     }
 
     pub(super) fn link_target(&self, id: u64, caller: Caller) -> io::Result<OsString> {
         let node = self.node(id)?;
         let _acting = self.asking(caller);
-        let target = rustix::fs::readlinkat(&*node, "", Vec::new())?;
+        let target = rustix::fs::readlinkat(&*self.file(&node)?, "", Vec::new())?;
         Ok(OsString::from_vec(target.into_bytes()))
     }
 
@@ -188,12 +223,12 @@ impl Tree {
         &self,
         new: New<'_>,
         modes: Modes,
-        make: impl FnOnce(&Node, Mode) -> io::Result<()>,
+        make: impl FnOnce(&NodeFile, Mode) -> io::Result<()>,
     ) -> io::Result<Found> {
         let directory = self.node(new.parent)?;
         {
             let _acting = new.caller.act();
-            make(&directory, self.mode(modes))?;
+            make(&*self.file(&directory)?, self.mode(modes))?;
         }
         let _acting = self.asking(new.caller);
         self.find(&directory, new.name)
@@ -238,25 +273,30 @@ impl Tree {
         let created = {
             let _acting = new.caller.act();
             let flags = flags_below(flags) | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
-            openat(&*directory, new.name, flags, self.mode(modes))
+            let (parent, mode) = (self.file(&directory)?, self.mode(modes));
+            self.nodes.with_descriptor(|| Ok(openat(&*parent, new.name, flags, mode)?))
         };
         let file = match created {
-            Err(rustix::io::Errno::EXIST) if flags & libc::O_EXCL == 0 => {
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) && flags & libc::O_EXCL == 0 => {
                 return Err(io::Error::from_raw_os_error(libc::ESTALE));
             }
             created => created?,
         };
         let _acting = self.asking(new.caller);
-        let held = rustix::fs::open(proc_path(&file), OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        let path = proc_path(file.as_fd());
+        let held = self.nodes.with_descriptor(|| {
+            Ok(rustix::fs::open(&path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
+        })?;
         let attributes = Attributes::of(&held)?;
-        let node = self.nodes.found((directory.id, new.name), held, &attributes)?;
+        let node = self.nodes.found((&directory, new.name), held, &attributes)?;
         Ok((OpenFile::created(node, file, flags, self.large_writes), attributes))
     }
 
     pub(super) fn hard_link(&self, id: u64, new: New<'_>) -> io::Result<Found> {
         let (node, directory) = (self.node(id)?, self.node(new.parent)?);
         let _acting = self.asking(new.caller);
-        rustix::fs::linkat(&*node, "", &*directory, new.name, AtFlags::EMPTY_PATH)?;
+        let (file, parent) = (self.file(&node)?, self.file(&directory)?);
+        rustix::fs::linkat(&*file, "", &*parent, new.name, AtFlags::EMPTY_PATH)?;
         self.find(&directory, new.name)
     }
 
@@ -270,7 +310,7 @@ impl Tree {
         let directory = self.node(parent)?;
         let _acting = self.asking(caller);
         let flags = if is_directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
-        Ok(rustix::fs::unlinkat(&*directory, name, flags)?)
+        Ok(rustix::fs::unlinkat(&*self.file(&directory)?, name, flags)?)
     }
 
     pub(super) fn rename(
@@ -282,19 +322,20 @@ impl Tree {
     ) -> io::Result<()> {
         let (from, to) = (self.node(parent)?, self.node(new_parent)?);
         let _acting = self.asking(caller);
+        let (from_file, to_file) = (self.file(&from)?, self.file(&to)?);
         let flags = RenameFlags::from_bits_retain(flags);
         // Before, as nobody can have put another file in its place then that the kernel has not heard of.
-        let moved = FileKey::at(&*from, name)?;
+        let moved = FileKey::at(&*from_file, name)?;
         let exchanged = match flags.contains(RenameFlags::EXCHANGE) {
-            true => Some(FileKey::at(&*to, new_name)?),
+            true => Some(FileKey::at(&*to_file, new_name)?),
             false => None,
         };
-        rustix::fs::renameat_with(&*from, name, &*to, new_name, flags)?;
-        let moved = self.nodes.moved(&moved, (new_parent, new_name));
-        let exchanged = exchanged.and_then(|exchanged| self.nodes.moved(&exchanged, (parent, name)));
+        rustix::fs::renameat_with(&*from_file, name, &*to_file, new_name, flags)?;
+        let moved = self.nodes.moved(&moved, (&to, new_name));
+        let exchanged = exchanged.and_then(|exchanged| self.nodes.moved(&exchanged, (&from, name)));
         for node in moved.into_iter().chain(exchanged) {
             // The kernel does not trust the times that it knows any more, here and below. Who looks at them next need not wait for both.
-            let _ = Attributes::of(&*node);
+            let _ = self.file(&node).and_then(|file| Attributes::of(&*file));
         }
         Ok(())
     }
@@ -303,24 +344,33 @@ impl Tree {
     pub(super) fn attribute(&self, id: u64, name: &OsStr, size: u32, caller: Caller) -> io::Result<Xattr> {
         let node = self.node(id)?;
         let _acting = self.asking(caller);
+        let file = self.file(&node)?;
+        let path = proc_path(file.as_fd());
         if size == 0 {
-            return Ok(Xattr::Size(rustix::fs::getxattr_query(proc_path(&*node), name)?));
+            return Ok(Xattr::Size(rustix::fs::getxattr_query(path, name)?));
         }
         let mut value = Vec::with_capacity(size as usize);
-        rustix::fs::getxattr(proc_path(&*node), name, rustix::buffer::spare_capacity(&mut value))?;
+        rustix::fs::getxattr(path, name, rustix::buffer::spare_capacity(&mut value))?;
         Ok(Xattr::Data(value))
     }
 
-    /// The names of all extended attributes, each ended by a zero; see [`attribute`](Self::attribute).
-    pub(super) fn attribute_names(&self, id: u64, size: u32, caller: Caller) -> io::Result<Xattr> {
+    /// The names of all extended attributes that the caller may know, each ended by a zero.
+    pub(super) fn attribute_names(&self, id: u64, caller: Caller) -> io::Result<Vec<u8>> {
         let node = self.node(id)?;
         let _acting = self.asking(caller);
-        if size == 0 {
-            return Ok(Xattr::Size(rustix::fs::listxattr_query(proc_path(&*node))?));
+        let file = self.file(&node)?;
+        let list = || -> io::Result<Vec<u8>> {
+            let mut names = Vec::with_capacity(MAX_NAMES_BYTES);
+            rustix::fs::listxattr(proc_path(file.as_fd()), rustix::buffer::spare_capacity(&mut names))?;
+            Ok(names)
+        };
+        let names = list()?;
+        // These are listed by a kernel's file system to those only who may have them, which here it asks of the layer.
+        if self.is_local && names.split(|byte| *byte == 0).any(|name| name.starts_with(b"trusted.")) {
+            let _acting = caller.act_within(CapabilitySet::SYS_ADMIN);
+            return list();
         }
-        let mut names = Vec::with_capacity(size as usize);
-        rustix::fs::listxattr(proc_path(&*node), rustix::buffer::spare_capacity(&mut names))?;
-        Ok(Xattr::Data(names))
+        Ok(names)
     }
 
     pub(super) fn set_attribute(
@@ -333,22 +383,28 @@ impl Tree {
     ) -> io::Result<()> {
         let node = self.node(id)?;
         let _acting = self.asking(caller);
+        let file = self.file(&node)?;
         let flags = XattrFlags::from_bits_retain(flags as u32);
-        Ok(rustix::fs::setxattr(proc_path(&*node), name, value, flags)?)
+        // It takes set-group-id away, unless the caller is in the file's group or has the right to set that.
+        let _within = (self.has_acls && name == "system.posix_acl_access")
+            .then(|| caller.act_within(CapabilitySet::FSETID));
+        Ok(rustix::fs::setxattr(proc_path(file.as_fd()), name, value, flags)?)
     }
 
     pub(super) fn remove_attribute(&self, id: u64, name: &OsStr, caller: Caller) -> io::Result<()> {
         let node = self.node(id)?;
         let _acting = self.asking(caller);
-        Ok(rustix::fs::removexattr(proc_path(&*node), name)?)
+        let file = self.file(&node)?;
+        Ok(rustix::fs::removexattr(proc_path(file.as_fd()), name)?)
     }
 
     /// Whether the daemon below lets the caller do this. Asked only where the kernel does not check by itself.
     pub(super) fn access(&self, id: u64, mask: i32, caller: Caller) -> io::Result<()> {
         let node = self.node(id)?;
         let _acting = self.asking(caller);
+        let file = self.file(&node)?;
         let access = rustix::fs::Access::from_bits_truncate(mask as u32);
-        Ok(rustix::fs::accessat(CWD, proc_path(&*node), access, AtFlags::EACCESS)?)
+        Ok(rustix::fs::accessat(CWD, proc_path(file.as_fd()), access, AtFlags::EACCESS)?)
     }
 
     /// The regular file `id`, which the caller may read, and its owner. The kernel has checked that before it asks for an
@@ -361,22 +417,25 @@ impl Tree {
         if !self.kernel_checks {
             self.access(id, libc::R_OK, caller)?;
             let _acting = caller.act();
-            drop(self.open(node.clone(), libc::O_RDONLY)?);
+            drop(self.open(&node, libc::O_RDONLY)?);
         }
-        Ok((node.instance(), Attributes::of(&*node)?.owner()))
+        Ok((node.instance(), Attributes::of(&*self.file(&node)?)?.owner()))
     }
 
     pub(super) fn space(&self, id: u64) -> io::Result<rustix::fs::StatVfs> {
-        Ok(rustix::fs::fstatvfs(&*self.node(id)?)?)
+        Ok(rustix::fs::fstatvfs(&*self.file(&self.node(id)?)?)?)
     }
 }
 
-fn truncate(node: &Node, size: u64, open: Option<&OpenFile>) -> io::Result<()> {
+/// The names of extended attributes of a file are no longer than this altogether (`XATTR_LIST_MAX` of Linux).
+const MAX_NAMES_BYTES: usize = 64 << 10;
+
+fn truncate(file: &NodeFile, size: u64, open: Option<&OpenFile>) -> io::Result<()> {
     if let Some(open) = open {
         return open.truncate(size);
     }
     let size = i64::try_from(size).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
-    Ok(nix::unistd::truncate(&proc_path(node), size)?)
+    Ok(nix::unistd::truncate(&proc_path(file.as_fd()), size)?)
 }
 
 /// An extended attribute, or how large it is.

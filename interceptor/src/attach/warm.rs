@@ -25,7 +25,7 @@ pub(super) struct ToWarm {
 
 impl ToWarm {
     fn open(node: Arc<Node>, tree: &Tree, decider: &Decider) -> io::Result<Option<Held>> {
-        let file = Arc::new(tree.open(node, libc::O_RDONLY)?);
+        let file = Arc::new(tree.open(&node, libc::O_RDONLY)?);
         let attributes = decider.find_out(tree, &file)?;
         if attributes.stamp().size == 0 {
             return Ok(Some(Held { version: kept::empty(&attributes), by: None }));
