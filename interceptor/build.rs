@@ -9,7 +9,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=proto/filer.proto");
     let descriptors = protox::compile(["filer.proto"], ["proto"])?;
     // Bytes fields stay `Vec`: as slices of the receive buffer a few kept bytes would hold all of it.
-    tonic_prost_build::configure().build_server(false).compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        .build_server(false)
+        .codec_path("crate::seaweed::message::BoundedCodec")
+        .compile_fds(descriptors)?;
     embed_programs()?;
     Ok(())
 }

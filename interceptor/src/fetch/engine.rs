@@ -18,7 +18,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rdma_engine::client::{Client, Delivered, Options, ReadError, RegistrationCache, Target, Trust};
 use rdma_engine::proof::ProofKey;
-use rdma_engine::protocol::Transport;
+use rdma_engine::protocol::{MAX_READ, Transport};
 use rustls::ClientConfig;
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, timeout};
@@ -26,7 +26,7 @@ use tokio::time::{Instant, timeout};
 use super::job::Job;
 use super::{Fillable, must_fetch_whole};
 use crate::seaweed::entry::Chunk;
-use crate::seaweed::volume::{VolumeError, unpack};
+use crate::seaweed::volume::{OVERHEAD, VolumeError, unpack};
 use crate::telemetry::Source;
 use crate::telemetry::health::{EngineHealth, EngineState, LastError};
 
@@ -45,10 +45,6 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// How long one that did not answer is left alone at first, and at most.
 const FIRST_REST: Duration = Duration::from_secs(1);
 const LONGEST_REST: Duration = Duration::from_secs(60);
-/// What a stored needle may have beyond the bytes of its chunk without being asked for twice: nonce and tag, or the overhead
-/// of bytes that do not compress.
-const OVERHEAD: usize = 4096;
-
 /// Which engines there are, and how they may be talked to.
 #[derive(Debug, Clone)]
 pub struct Engines {
@@ -323,13 +319,16 @@ impl Engine {
                 return Ok(source(delivered.transport));
             }
         }
-        let room =
-            usize::try_from(chunk.size).map_err(|_| EngineError::Unsuited("longer than any needle"))?;
-        let mut stored = vec![0; room + OVERHEAD];
-        let mut delivered = self.client.read(target, &mut stored, deadline).await?;
+        // More than what was asked for is not given memory, whatever size the engine names: a needle that is longer than
+        // its chunk (a file was truncated) is read from the volume server, which needs no memory for what is skipped.
+        let room = chunk.size.saturating_add(OVERHEAD);
+        if room > self.client.longest_read().unwrap_or(MAX_READ).into() {
+            return Err(EngineError::Unsuited("longer than an engine brings at a time"));
+        }
+        let mut stored = vec![0; room as usize];
+        let delivered = self.client.read(target, &mut stored, deadline).await?;
         if delivered.needle.data_size > delivered.needle.length {
-            stored.resize(delivered.needle.data_size as usize, 0);
-            delivered = self.client.read(target, &mut stored, deadline).await?;
+            return Err(EngineError::Unsuited("longer than its chunk"));
         }
         check_flags(chunk, &delivered)?;
         if !delivered.verified {

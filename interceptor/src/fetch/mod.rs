@@ -49,7 +49,7 @@ pub use priority::{Priority, Urgency};
 use sources::Sources;
 
 /// The most that [`Fetcher::read_needle`] brings, in bytes. A manifest of 10,000 chunks has less than 2 MB.
-const MAX_GATHERED: u64 = 64 << 20;
+const MAX_GATHERED: u64 = 16 << 20;
 
 /// How many bytes one server is asked for at a time. The half of it that speculation may have, 32 MiB, is the widest window of
 /// a stream, so that one stream alone is never held up here: it keeps a link of 100 Gbit/s busy while the server takes
@@ -164,7 +164,7 @@ impl Fetcher {
     }
 
     /// Fetches the whole needle of `chunk`, verified and decoded, whatever the chunk's size says: for a manifest, that is the size
-    /// of what it lists. Needles of more than 64 MiB are refused. For a request that arrived at `arrival`.
+    /// of what it lists. Needles of more than 16 MiB are refused. For a request that arrived at `arrival`.
     pub async fn read_needle(&self, chunk: &Chunk, arrival: Arrival) -> Result<Bytes, FetchError> {
         let start = Instant::now();
         let mut bytes = Vec::new();

@@ -1,11 +1,21 @@
 //! Fetches from several servers of which some misbehave.
 
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::SeqCst};
 
+use ::bytes::BytesMut;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use rdma_engine::FileId;
 use rdma_engine::checksum::crc32c;
+use rdma_engine::needle::{Flags, Header};
+use rdma_engine::protocol::frame::HEADER;
+use rdma_engine::protocol::{
+    Answer, Capabilities, Choose, FrameHeader, Kind, Limits as EngineLimits, MAX_READ, Needle, Offer,
+    Request, Transport, VERSION, Welcome,
+};
 
 use super::*;
 use crate::arrival::Arrival;
@@ -422,5 +432,82 @@ async fn silence_ends_with_the_retry_time_and_is_seen_meanwhile() {
     assert!(seen < start.elapsed());
     while fetcher.health()().iter().any(|server| server.keeps_readers_waiting) {
         tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// An engine over TCP that says of every needle that it has `data_size` bytes, and brings as many zeros as were asked
+/// for. Returns where it is, and the most bytes that a request asks for.
+fn lying_engine(data_size: u32) -> (String, Arc<AtomicU32>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let most = Arc::new(AtomicU32::new(0));
+    let asked = most.clone();
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut head = [0; HEADER];
+        // Until the client is gone.
+        while stream.read_exact(&mut head).is_ok() {
+            let header = FrameHeader::parse(&head).unwrap();
+            let number = header.request;
+            let mut body = vec![0; header.length as usize];
+            stream.read_exact(&mut body).unwrap();
+            let (mut out, mut data) = (BytesMut::new(), Vec::new());
+            match header.kind {
+                Kind::Hello => {
+                    let limits = EngineLimits { in_flight: 8, read: MAX_READ, idle_ms: 60_000, lease_ms: 0 };
+                    let (capabilities, offers) = (Capabilities::default(), vec![Offer::Tcp]);
+                    let (version, instance, proof) = (VERSION, 1, None);
+                    Welcome { version, capabilities, instance, limits, offers, proof }.encode(&mut out);
+                }
+                Kind::Choose => Choose::Tcp.encode(Kind::Ready, &mut out),
+                _ => match Request::decode(header, &body).unwrap() {
+                    Request::Read(read) => {
+                        asked.fetch_max(read.length, SeqCst);
+                        let length = read.length.min(data_size);
+                        let header = Header { cookie: read.fid.cookie, key: read.fid.key, size: 0 };
+                        let flags = Flags(1);
+                        let needle = Needle { header, data_size, checksum: 0, flags, deleted: false, length };
+                        Answer::Data(needle).encode(number, &mut out);
+                        data.resize(length as usize, 0);
+                    }
+                    Request::Ping => Answer::Pong.encode(number, &mut out),
+                    Request::Cancel | Request::Done => {}
+                },
+            }
+            if stream.write_all(&out).and_then(|()| stream.write_all(&data)).is_err() {
+                return;
+            }
+        }
+    });
+    (address, most)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_engine_does_not_name_the_memory_that_it_gets() {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(DATA).unwrap();
+    let packed = encoder.finish().unwrap();
+    let etag = format!("\"{:08x}\"", crc32c(&packed));
+    let server = Scripted::always(send(200, &[("ETag", &etag), ("Content-Encoding", "gzip")], &packed));
+    for data_size in [32 << 20, u32::MAX] {
+        let (address, most) = lying_engine(data_size);
+        let engines = Engines {
+            transports: vec![Transport::Tcp],
+            elsewhere: HashMap::from([(server.address().to_owned(), address)]),
+            ..Engines::default()
+        };
+        let lists = Lists {
+            lists: vec![vec![server.address().to_owned()]],
+            then_fails: false,
+            lookups: AtomicUsize::new(0),
+        };
+        let options = Options { engines, ..Options::default() };
+        let fetcher = Fetcher::new(Arc::new(lists), Arc::default(), Metrics::new(), options);
+        let chunk = Chunk { is_compressed: true, ..chunk() };
+        let mut dst = vec![0; DATA.len()];
+        fetcher.read_chunk(&chunk, 0, &mut dst, &demand()).await.unwrap();
+        assert_eq!(dst, DATA);
+        let most = most.load(SeqCst);
+        assert!((1..=DATA.len() as u32 + 4096).contains(&most), "{most} bytes were asked for");
     }
 }

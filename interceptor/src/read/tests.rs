@@ -32,6 +32,8 @@ struct Needles {
     /// Speculative fetches that wait.
     waiting: AtomicUsize,
     fetches: AtomicUsize,
+    /// Manifests that were asked for.
+    lists: AtomicUsize,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -105,6 +107,7 @@ impl Origin for Needles {
         chunk: &'a Chunk,
         _: Arrival,
     ) -> BoxFuture<'a, Result<Vec<Chunk>, OriginError>> {
+        self.lists.fetch_add(1, Ordering::Relaxed);
         let found = self.manifests.lock().get(&chunk.fid).cloned();
         async move { found.ok_or_else(|| Arc::new(Missing) as OriginError) }.boxed()
     }
@@ -335,7 +338,27 @@ fn a_manifest_that_lists_itself_is_refused() {
     needles.manifests.lock().insert(manifest.fid, vec![manifest.clone()]);
     let file = version(Content::Chunks(Arc::new([manifest])), 10);
     let error = Mounted::new(needles).read(&file, 0, 10).unwrap_err();
+    assert!(error.to_string().contains("lists itself"), "{error}");
+}
+
+#[test]
+fn manifests_that_nest_too_deeply_or_list_too_much_are_refused() {
+    let needles = Needles::default();
+    let deep = (1..10).fold(needles.chunk(1, 0, 10, 0, 0), |child, key| needles.fold(key, vec![child]));
+    let file = version(Content::Chunks(vec![deep].into()), 10);
+    let mounted = Mounted::new(needles);
+    let error = mounted.read(&file, 0, 10).unwrap_err();
     assert!(error.to_string().contains("nest too deeply"), "{error}");
+
+    // Each of ten thousand lists ten thousand: a hundred million chunks.
+    let needles = Needles::default();
+    let leaves = vec![needles.chunk(1, 0, 10, 0, 0); 10_000];
+    let wide = vec![needles.fold(1, leaves); 10_000];
+    let file = version(Content::Chunks(vec![needles.fold(2, wide)].into()), 10);
+    let mounted = Mounted::new(needles);
+    let error = mounted.read(&file, 0, 10).unwrap_err();
+    assert!(error.to_string().contains("chunks"), "{error}");
+    assert!(mounted.needles.lists.load(Ordering::Relaxed) < 500);
 }
 
 #[test]

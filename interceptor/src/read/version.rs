@@ -1,11 +1,11 @@
 //! One immutable state of a file.
 
+use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use bytes::Bytes;
-use futures::future::BoxFuture;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
@@ -25,6 +25,8 @@ use crate::seaweed::entry::{Chunk, Content, Entry};
 const STREAMED_FROM: u64 = 1 << 20;
 /// Manifests may list manifests; SeaweedFS makes one level for each factor of 10,000 chunks, so this many never occur.
 const MAX_DEPTH: u32 = 8;
+/// Chunks of one file: 8 TB in chunks of 2 MiB, which take 300 MB of memory.
+const MAX_CHUNKS: usize = 4_000_000;
 /// A read of less than this has cost about as much as one of so many bytes.
 const LEAST_READ: u64 = 64 << 10;
 /// Manifests of one file that are fetched at the same time.
@@ -219,39 +221,50 @@ impl FileVersion {
                         return Ok(Layout::inline(Bytes::new(), self.size()));
                     }
                 };
-                Layout::chunks(expand(origin, chunks, MAX_DEPTH, arrival).await?.into(), self.size())
+                Layout::chunks(expand(origin, &chunks, arrival).await?.into(), self.size())
             })
             .await
     }
 }
 
-/// Replaces every manifest by the chunks it lists, in place, so that the order of the list is kept.
-fn expand(
-    origin: &dyn Origin,
-    chunks: Arc<[Chunk]>,
-    depth: u32,
-    arrival: Arrival,
-) -> BoxFuture<'_, Result<Vec<Chunk>, ReadError>> {
-    Box::pin(async move {
-        let mut lists = stream::iter(chunks.to_vec())
-            .map(|chunk| async move {
-                if !chunk.is_manifest {
-                    return Ok(vec![chunk]);
-                }
-                if depth == 0 {
-                    return Err(ReadError::Damaged(format!(
-                        "chunk manifests nest too deeply at {}",
-                        chunk.fid
-                    )));
-                }
-                let children = origin.read_manifest(&chunk, arrival).await.map_err(ReadError::Origin)?;
-                expand(origin, children.into(), depth - 1, arrival).await
-            })
-            .buffered(MANIFESTS_AT_ONCE);
-        let mut expanded = Vec::with_capacity(chunks.len());
-        while let Some(list) = lists.try_next().await? {
-            expanded.extend(list);
+/// Replaces every manifest by the chunks it lists, in place, so that the order of the list is kept. Level by level: what
+/// one level lists is counted before any of the next is fetched.
+async fn expand(origin: &dyn Origin, chunks: &[Chunk], arrival: Arrival) -> Result<Vec<Chunk>, ReadError> {
+    let mut expanded = chunks.to_vec();
+    let mut known = HashSet::new();
+    for _ in 0..MAX_DEPTH {
+        let manifests: Vec<_> = expanded.iter().filter(|chunk| chunk.is_manifest).cloned().collect();
+        let Some(first) = manifests.first().map(|manifest| manifest.fid) else { return Ok(expanded) };
+        if let Some(again) = manifests.iter().find(|manifest| known.contains(&manifest.fid)) {
+            return Err(ReadError::Damaged(format!("chunk manifest {} lists itself", again.fid)));
         }
-        Ok(expanded)
-    })
+        known.extend(manifests.iter().map(|manifest| manifest.fid));
+        let mut count = expanded.len();
+        let too_many = format!("chunk manifest {first} and its like list more than {MAX_CHUNKS} chunks");
+        let mut listed = VecDeque::with_capacity(manifests.len());
+        let mut lists = stream::iter(manifests)
+            .map(|manifest| async move { origin.read_manifest(&manifest, arrival).await })
+            .buffered(MANIFESTS_AT_ONCE);
+        while let Some(list) = lists.try_next().await.map_err(ReadError::Origin)? {
+            count += list.len();
+            if count > MAX_CHUNKS {
+                return Err(ReadError::Damaged(too_many));
+            }
+            listed.push_back(list);
+        }
+        expanded = expanded
+            .into_iter()
+            .flat_map(|chunk| match chunk.is_manifest {
+                // As many lists as there are manifests, in their order.
+                true => listed.pop_front().unwrap_or_default(),
+                false => vec![chunk],
+            })
+            .collect();
+    }
+    match expanded.iter().find(|chunk| chunk.is_manifest) {
+        Some(deepest) => {
+            Err(ReadError::Damaged(format!("chunk manifests nest too deeply at {}", deepest.fid)))
+        }
+        None => Ok(expanded),
+    }
 }

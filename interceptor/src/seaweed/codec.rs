@@ -14,6 +14,9 @@ use ruzstd::decoding::StreamingDecoder;
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
+/// The largest window of zstd, in bytes: a decoder keeps that much of the text, as the first bytes of the data say.
+const MAX_ZSTD_WINDOW: u64 = 32 << 20;
+
 /// Read into when bytes are checked but not wanted.
 const SCRATCH: usize = 32 << 10;
 
@@ -108,6 +111,9 @@ struct ZstdReader<'a> {
 
 impl<'a> ZstdReader<'a> {
     fn new(data: &'a [u8]) -> io::Result<Self> {
+        if zstd_window(data).is_none_or(|window| window > MAX_ZSTD_WINDOW) {
+            return Err(damaged("its window is larger than any writer's"));
+        }
         Ok(Self { decoder: StreamingDecoder::new(data).map_err(damaged)? })
     }
 }
@@ -128,6 +134,23 @@ impl Read for ZstdReader<'_> {
         }
         Ok(count)
     }
+}
+
+/// The window that the header of a zstd frame names, in bytes (RFC 8878, 3.1.1.1); `None` if there is no such header.
+fn zstd_window(data: &[u8]) -> Option<u64> {
+    let (&descriptor, rest) = data.strip_prefix(&ZSTD_MAGIC)?.split_first()?;
+    if descriptor & 0x20 == 0 {
+        let exponent = u64::from(*rest.first()?);
+        let base = 1 << (10 + (exponent >> 3));
+        return Some(base + base / 8 * (exponent & 7));
+    }
+    // A single segment: the window is the content, whose size stands behind the number of the dictionary.
+    let dictionary = [0, 1, 2, 4][usize::from(descriptor & 3)];
+    let length = 1 << (descriptor >> 6);
+    let mut size = [0; 8];
+    size[..length].copy_from_slice(rest.get(dictionary..)?.get(..length)?);
+    let offset = if length == 2 { 256 } else { 0 };
+    Some(u64::from_le_bytes(size).saturating_add(offset))
 }
 
 fn damaged(reason: impl ToString) -> io::Error {
@@ -275,6 +298,34 @@ mod tests {
         let mut dst = [0; 16];
         let error = Compression::Gzip.decompress_into(&data, 0, &mut dst, LIMIT).unwrap_err();
         assert!(matches!(error, CodecError::TooLong(LIMIT)));
+    }
+
+    #[test]
+    fn a_zstd_frame_does_not_name_the_memory_that_it_gets() {
+        let plain: Vec<u8> = (0..50_000u32).flat_map(u32::to_le_bytes).collect();
+        let mut data = zstd(&plain);
+        assert!(zstd_window(&data).is_some_and(|window| window <= MAX_ZSTD_WINDOW));
+        assert_eq!(Compression::Zstd.decompress(&data, LIMIT).unwrap(), plain);
+        for (frame, window) in [
+            (&[0x00, 0x58][..], Some(2 << 20)),
+            (&[0x00, 0xff], Some((1 << 41) + (7 << 38))),
+            (&[0x20, 200], Some(200)),
+            (&[0x61, 9, 1, 2], Some(0x201 + 256)),
+            (&[0xe0, 0, 0, 0, 0, 1, 0, 0, 0], Some(1 << 32)),
+            (&[0xe0, 0, 0, 0], None),
+        ] {
+            assert_eq!(zstd_window(&[&ZSTD_MAGIC, frame].concat()), window, "{frame:?}");
+        }
+        // A window of 64 MiB, for the same text.
+        let descriptor = data[4];
+        if descriptor & 0x20 == 0 {
+            data[5] = 0x80;
+        } else {
+            data.splice(4..5, [descriptor & !0xe0, 0x80]);
+            data.drain(6..6 + (1 << (descriptor >> 6)));
+        }
+        assert_eq!(zstd_window(&data), Some(64 << 20));
+        assert!(Compression::Zstd.decompress(&data, LIMIT).is_err());
     }
 
     #[test]

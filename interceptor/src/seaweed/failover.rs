@@ -28,13 +28,12 @@ use tonic::{Code, Status};
 
 use super::address::ServerAddress;
 use super::channel;
+use super::message::MAX_MESSAGE;
 use super::pb::seaweed_filer_client::SeaweedFilerClient;
 use super::pulse::{self, Pulse, Silence};
 use crate::arrival::Arrival;
 use crate::telemetry::health::{FilerHealth, LastError};
 
-/// Entries with many chunks are large; SeaweedFS itself allows messages of this size, in bytes.
-const MAX_MESSAGE: usize = 1 << 30;
 /// How long filers that do not answer are asked again and again, counted from when one was last heard.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a call may take that is made later than that.

@@ -13,6 +13,12 @@ use super::pb;
 /// How many complaints are remembered before the oldest may be repeated.
 const REMEMBERED: usize = 4096;
 
+/// The longest name that the kernel takes from a FUSE file system, in bytes.
+const MAX_NAME: usize = 1024;
+
+/// How much of a complaint is told, in bytes: names and reasons are the server's words.
+const MAX_COMPLAINT: usize = 512;
+
 /// See the module.
 pub(super) struct Intake {
     owners: Owners,
@@ -42,7 +48,8 @@ impl Intake {
         Some(entry)
     }
 
-    fn tell(&self, complaint: String) {
+    fn tell(&self, mut complaint: String) {
+        complaint.truncate(complaint.floor_char_boundary(MAX_COMPLAINT));
         let mut told = self.told.lock();
         if told.len() >= REMEMBERED {
             told.clear();
@@ -55,7 +62,8 @@ impl Intake {
 }
 
 fn is_legal(name: &str) -> bool {
-    !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\0'])
+    let is_plain = !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\0']);
+    is_plain && name.len() <= MAX_NAME
 }
 
 #[cfg(test)]
@@ -65,13 +73,21 @@ mod tests {
     #[test]
     fn illegal_names_are_left_out() {
         let intake = Intake::new(Owners::default());
-        for (name, legal) in
-            [("", false), (".", false), ("..", false), ("a/b", false), ("a\0", false), ("...", true)]
-        {
+        let long = "n".repeat(MAX_NAME + 1);
+        for (name, legal) in [
+            ("", false),
+            (".", false),
+            ("..", false),
+            ("a/b", false),
+            ("a\0", false),
+            (long.as_str(), false),
+            ("...", true),
+        ] {
             let raw = pb::Entry { name: name.into(), ..Default::default() };
             assert_eq!(intake.entry("/d", raw).map(|e| e.name), legal.then(|| name.to_owned()), "{name:?}");
         }
-        assert_eq!(intake.told.lock().len(), 5);
+        assert_eq!(intake.told.lock().len(), 6);
+        assert!(intake.told.lock().iter().all(|complaint| complaint.len() <= MAX_COMPLAINT));
     }
 
     #[test]

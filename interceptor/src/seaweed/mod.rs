@@ -13,6 +13,7 @@ pub mod http1;
 mod intake;
 mod listing;
 pub mod locations;
+mod message;
 pub mod owners;
 mod pulse;
 #[cfg(test)]

@@ -4,6 +4,7 @@ use prost::Message;
 use rdma_engine::FileId;
 
 use crate::seaweed::entry::Chunk;
+use crate::seaweed::message::{self, TooLarge};
 use crate::seaweed::pb;
 
 /// Files end below 2^63 bytes: the kernel's offsets are signed.
@@ -15,6 +16,9 @@ pub enum ChunkError {
     /// The chunk manifest is not one.
     #[error("not a chunk manifest: {0}")]
     Manifest(#[from] prost::DecodeError),
+    /// The chunk manifest lists far more than any writer puts into one.
+    #[error("not a chunk manifest: {0}")]
+    TooLarge(#[from] TooLarge),
     /// One record is malformed.
     #[error("chunk record {index}: {fault}")]
     Record {
@@ -50,6 +54,7 @@ pub enum ChunkFault {
 /// The chunks that a manifest needle lists. `content` is the needle's data, decrypted and decompressed. The list may
 /// hold manifests again.
 pub fn manifest(content: &[u8]) -> Result<Vec<Chunk>, ChunkError> {
+    message::check(content)?;
     list(pb::FileChunkManifest::decode(content)?.chunks)
 }
 

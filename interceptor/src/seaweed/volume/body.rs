@@ -1,16 +1,29 @@
 //! A body on its way to its destination, counted and summed up as it passes.
 
 use rdma_engine::checksum;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::{Instant, timeout_at};
 
 use super::answer::etag_checksum;
 use super::{Begun, VolumeError};
-use crate::seaweed::http1::{Head, Response};
+use crate::seaweed::http1::{Head, HttpError, Response};
 
 /// What is not wanted is read into this much memory.
 const SCRATCH: usize = 64 << 10;
 
 /// How much memory a body is given before any of it has come, whatever length it claims, in bytes.
 const MAX_TRUST: u64 = 16 << 20;
+
+/// Held by the one body of this process that is gathered though it is longer than its chunk lets expect. Servers are
+/// asked for a bounded number of expected bytes at a time; whatever lengths they claim, it is these and one body more.
+static UNEXPECTED: Semaphore = Semaphore::const_new(1);
+
+/// A body that was gathered.
+pub(super) struct Gathered {
+    pub(super) bytes: Vec<u8>,
+    /// Held as long as the bytes are.
+    _unexpected: Option<SemaphorePermit<'static>>,
+}
 
 pub(super) struct Body<'a> {
     response: Response,
@@ -71,16 +84,26 @@ impl<'a> Body<'a> {
         Ok(())
     }
 
-    /// Reads all of the body, which may have `limit` bytes at most.
-    pub(super) async fn gather(&mut self, limit: u64) -> Result<Vec<u8>, VolumeError> {
+    /// Reads all of the body, which may have `limit` bytes at most; with more than `expected` it waits until no other
+    /// such body is in memory.
+    pub(super) async fn gather(
+        &mut self,
+        expected: u64,
+        limit: u64,
+        deadline: Instant,
+    ) -> Result<Gathered, VolumeError> {
         let announced = self.head().content_length();
         if announced.is_some_and(|length| length > limit) {
             return Err(VolumeError::TooLarge(limit));
         }
-        let mut bytes = Vec::new();
+        let (mut bytes, mut unexpected) = (Vec::new(), None);
         let mut room = announced.unwrap_or(SCRATCH as u64).min(MAX_TRUST) as usize;
         while !self.response.is_over() {
             let filled = bytes.len();
+            if unexpected.is_none() && filled as u64 > expected {
+                let permit = timeout_at(deadline, UNEXPECTED.acquire()).await;
+                unexpected = permit.map_err(|_| HttpError::Deadline)?.ok();
+            }
             bytes.resize(filled + room, 0);
             let count = self.fill(&mut bytes[filled..]).await?;
             bytes.truncate(filled + count);
@@ -89,7 +112,7 @@ impl<'a> Body<'a> {
             }
             room = bytes.len().clamp(SCRATCH, MAX_TRUST as usize);
         }
-        Ok(bytes)
+        Ok(Gathered { bytes, _unexpected: unexpected })
     }
 
     /// Compares the checksum of all that was read with the one in the `ETag`, if there is one.

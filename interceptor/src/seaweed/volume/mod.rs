@@ -33,6 +33,17 @@ pub use error::{Class, VolumeError};
 /// More than any needle holds: the size of a record is a signed 32-bit number.
 const MAX_NEEDLE: u64 = i32::MAX as u64;
 
+/// What a stored needle may have beyond the bytes of its chunk: nonce and tag, or the overhead of bytes that do not
+/// compress.
+pub const OVERHEAD: u64 = 4096;
+
+/// What a needle may have, in bytes, if its chunk has less: the chunk of a file that was truncated is cut, its needle is
+/// not. Larger ones are not made in practice, and are read only if they need no memory, as they are and in order.
+const MAX_UNEXPECTED: u64 = 256 << 20;
+
+/// A list of 10,000 chunks, which is what writers put into one needle.
+const USUAL_LIST: u64 = 2 << 20;
+
 /// Work on this many bytes or more is kept away from the tasks of the same thread.
 const LONG_WORK: usize = 128 << 10;
 
@@ -126,9 +137,10 @@ impl VolumeClient {
             verify_unless_unpacked(&body, chunk)?;
             body.total()
         } else {
-            let mut stored = body.gather(MAX_NEEDLE).await?;
+            let expected = chunk.size.saturating_add(OVERHEAD);
+            let mut stored = body.gather(expected, longest(chunk), deadlines.end).await?;
             body.verify()?;
-            return unpack(&mut stored, gzip, chunk, offset, dst);
+            return unpack(&mut stored.bytes, gzip, chunk, offset, dst);
         };
         if total < needed { Err(VolumeError::Length { needed, found: total }) } else { Ok(()) }
     }
@@ -144,7 +156,7 @@ impl VolumeClient {
     ) -> Result<Vec<u8>, VolumeError> {
         let mut body = self.whole(place, chunk.fid, deadlines, begun).await?;
         let gzip = is_gzip(body.head())?;
-        let mut stored = body.gather(limit).await?;
+        let mut stored = body.gather(USUAL_LIST, limit, deadlines.end).await?.bytes;
         if !gzip && chunk.cipher_key.is_none() {
             verify_unless_unpacked(&body, chunk)?;
             return Ok(stored);
@@ -259,13 +271,21 @@ pub fn unpack(
     dst: &mut [u8],
 ) -> Result<(), VolumeError> {
     let needed = offset.saturating_add(dst.len() as u64).max(chunk.size);
-    let found =
-        aside(dst.len().max(stored.len()), || open(stored, gzip, chunk)?.copy_into(offset, dst, MAX_NEEDLE))?;
+    let found = aside(dst.len().max(stored.len()), || {
+        open(stored, gzip, chunk)?.copy_into(offset, dst, longest(chunk))
+    })?;
     if found < needed { Err(VolumeError::Length { needed, found }) } else { Ok(()) }
 }
 
 fn open<'a>(stored: &'a mut Vec<u8>, gzip: bool, chunk: &Chunk) -> Result<Stored<'a>, CodecError> {
-    Stored::open(stored, gzip, chunk.cipher_key.as_deref(), chunk.is_compressed, MAX_NEEDLE)
+    // What is encrypted hardly compresses: gzip around it adds or saves little.
+    let limit = stored.len() as u64 + stored.len() as u64 / 2 + OVERHEAD;
+    Stored::open(stored, gzip, chunk.cipher_key.as_deref(), chunk.is_compressed, limit)
+}
+
+/// The most bytes that the needle of `chunk` may have, stored or unpacked.
+fn longest(chunk: &Chunk) -> u64 {
+    chunk.size.saturating_add(OVERHEAD).max(MAX_UNEXPECTED)
 }
 
 /// Does `work`, on about `bytes` bytes, so that the other tasks of this thread need not wait for it.

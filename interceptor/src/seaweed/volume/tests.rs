@@ -275,3 +275,23 @@ async fn requests_carry_what_the_servers_need() {
     assert!(requests[1].starts_with("GET /?proxyChunkId=3,01637037d6&readDeleted=true HTTP/1.1\r\n"));
     assert!(requests[1].contains("\r\nRange: bytes=1-2\r\n") && !requests[1].contains("Accept-Encoding"));
 }
+
+#[tokio::test]
+async fn no_server_names_the_memory_that_its_needles_get() {
+    // A needle of a truncated file, which is longer than its chunk, is read; one that claims a gigabyte is not.
+    let data = data(300_000);
+    let stored = gzip(&data);
+    let gzip_field = ("Content-Encoding", "gzip");
+    let steps = send(200, &[("ETag", &etag(&stored)), gzip_field], &stored);
+    assert_eq!(whole(steps, &chunk(1000), 0, 1000).await.unwrap(), data[..1000]);
+    let claim = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\nContent-Encoding: gzip\r\n\r\n";
+    let refused = whole(vec![Step::Send(claim.to_vec())], &chunk(1000), 0, 1000).await.unwrap_err();
+    assert!(matches!(refused, VolumeError::TooLarge(MAX_UNEXPECTED)), "{refused}");
+
+    // Few bytes that unpack to many: around what is encrypted, where they would have to be kept.
+    let bomb = gzip(&vec![0; 4 << 20]);
+    let steps = send(200, &[("ETag", &etag(&bomb)), gzip_field], &bomb);
+    let chunk = Chunk { cipher_key: Some(Box::new([7; 32])), ..chunk(4 << 20) };
+    let refused = whole(steps, &chunk, 0, 1000).await.unwrap_err();
+    assert!(matches!(refused, VolumeError::Codec(CodecError::TooLong(_))), "{refused}");
+}
