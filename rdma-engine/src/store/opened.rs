@@ -152,6 +152,9 @@ impl Opened {
             tracing::warn!(volume = self.data.volume(), %error, "cannot read a volume's index");
             Refusal::Io
         };
+        // Before the size is asked for: another thread may take in more than what this one then sees, and the index would
+        // seem to have shrunk.
+        let read = self.log.read().read;
         let metadata = self.index_file.metadata().map_err(failed)?;
         if !self.have_names(&metadata) {
             return Err(Refusal::Stale.into());
@@ -161,7 +164,6 @@ impl Opened {
             return if size == 0 { Ok(()) } else { Err(Refusal::Stale.into()) };
         };
         let whole = size - size % width.entry_length() as u64;
-        let read = self.log.read().read;
         if whole == read {
             return Ok(());
         }
@@ -255,4 +257,51 @@ fn width(
         undecided |= agree + differ == 0;
     }
     Ok(if undecided { Ok(told) } else { Err(()) })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::store::directory::Directories;
+    use crate::store::generated::Generated;
+
+    /// Waits until the thread sleeps.
+    fn until_asleep(thread: rustix::thread::Pid) {
+        let began = Instant::now();
+        let status = format!("/proc/self/task/{}/stat", thread.as_raw_nonzero());
+        let sleeps = || std::fs::read_to_string(&status).is_ok_and(|text| text.contains(") S "));
+        while !sleeps() {
+            assert!(began.elapsed() < Duration::from_secs(20));
+            thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn an_index_does_not_shrink_because_another_thread_saw_more_of_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut volume = Generated::new(directory.path(), 1, Version::V3, OffsetWidth::Four);
+        volume.put(1, 7, b"one");
+        let directories = Directories::new(vec![directory.path().into()], None);
+        let listing = directories.list().unwrap();
+        let opened = Opened::open(1, &listing.volumes[&1]).unwrap();
+        // Another thread is taking in news while this one looks for them.
+        let mut log = opened.log.write();
+        thread::scope(|scope| {
+            let (tell, told) = mpsc::channel();
+            let opened = &opened;
+            let looks = scope.spawn(move || {
+                tell.send(rustix::thread::gettid()).unwrap();
+                opened.catch_up(Patience::Blocking)
+            });
+            until_asleep(told.recv().unwrap());
+            volume.put(2, 7, b"two");
+            log.read = std::fs::metadata(volume.path("idx")).unwrap().len();
+            drop(log);
+            assert_eq!(looks.join().unwrap(), Ok(()));
+        });
+    }
 }
