@@ -65,15 +65,24 @@ pub(super) struct ServeOptions {
     #[arg(long, value_name = "MS", default_value = "10000", value_parser = clap::value_parser!(u32).range(100..=600_000))]
     lease: u32,
 
-    /// Sessions at a time; further clients are refused
+    /// Sessions at a time; when there are more, one that has been idle for ten seconds makes room, or the client is refused
     #[arg(long, value_name = "COUNT", default_value = "1024", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     max_sessions: u32,
+
+    /// Sessions of one peer, which is an address of the network (IPv6: a /64) or a user of this host
+    #[arg(long, value_name = "COUNT", default_value = "256", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    max_peer_sessions: u32,
+
+    /// Memory for answers that wait for their clients, of all sessions, in MiB; one peer has a quarter of it, and further answers
+    /// are read when their clients take them
+    #[arg(long, value_name = "MIB", default_value = "64", value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
+    max_waiting: u32,
 
     /// Requests of one session that may be unanswered at a time
     #[arg(long, value_name = "COUNT", default_value = "256", value_parser = clap::value_parser!(u32).range(1..=65_536))]
     max_in_flight: u32,
 
-    /// Sessions without requests are closed after as many seconds
+    /// Sessions that read nothing are closed after as many seconds
     #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = clap::value_parser!(u32).range(1..=86_400))]
     idle_timeout: u32,
 }
@@ -125,6 +134,8 @@ pub(super) async fn run(options: ServeOptions) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::default());
     let limits = Options {
         sessions: options.max_sessions as usize,
+        sessions_of_peer: options.max_peer_sessions as usize,
+        waiting: u64::from(options.max_waiting) << 20,
         in_flight: options.max_in_flight,
         idle: Duration::from_secs(options.idle_timeout.into()),
         local: !options.no_local,

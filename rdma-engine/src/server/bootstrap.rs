@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
+use super::admission::{Peer, Seat};
 use super::rdma::{Fabric, Inbox, Rdma};
 use super::{Session, Shared, stream};
 use crate::Refusal;
@@ -16,24 +17,25 @@ use crate::protocol::{
 };
 use crate::transport::{Incoming, Socket, StreamError, Tunnel, peer};
 
-/// How long a client may take to introduce itself.
+/// How long a client may take to introduce itself, from its first byte to its last.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Serves one connection from its first byte to its end.
-pub(super) async fn run(socket: Socket, peer: String, shared: Arc<Shared>) {
+pub(super) async fn run(socket: Socket, of: Peer, peer: String, shared: Arc<Shared>) {
+    let deadline = Instant::now() + PATIENCE;
     // From the first byte: whoever does not introduce itself takes a place too.
-    let place = shared.sessions.clone().try_acquire_owned();
+    let seat = shared.admission.admit(of);
     let is_secured = shared.tls.is_some() && matches!(socket, Socket::Tcp(_));
-    let secured = match &place {
-        Ok(_) => timeout(PATIENCE, secure(socket, &shared)).await,
+    let secured = match &seat {
+        Ok(seat) => within(seat, deadline, secure(socket, &shared)).await,
         // A handshake only to say no would be work for everybody who asks.
         Err(_) if is_secured => {
             shared.metrics.refused(Refusal::TooManySessions);
             return tracing::info!(peer, reason = %Refusal::TooManySessions, "hung up on a client");
         }
-        Err(_) => Ok(Ok((socket, None))),
+        Err(_) => Some(Ok((socket, None))),
     };
-    let Ok(secured) = secured else {
+    let Some(secured) = secured else {
         return tracing::debug!(peer, "a client did not introduce itself in time");
     };
     let (socket, mismatch) = match secured {
@@ -43,21 +45,24 @@ pub(super) async fn run(socket: Socket, peer: String, shared: Arc<Shared>) {
             return tracing::info!(peer, %error, "refused a connection under TLS");
         }
     };
-    let mut incoming = Incoming::new(socket.clone());
-    let introduced = timeout(PATIENCE, async {
-        if let Some(refusal) = mismatch {
-            // Taken out of the way: a connection that is closed with something unread is reset, which can overtake the answer.
-            let _ = incoming.frame().await;
-            return Err(Rejected::Refused(refusal));
+    let mut incoming = Incoming::without_files(socket.clone());
+    let outcome = match &seat {
+        Ok(seat) => {
+            let introduced = async {
+                if let Some(refusal) = mismatch {
+                    // Taken out of the way: a connection that is closed with something unread is reset, which can overtake
+                    // the answer.
+                    let _ = incoming.frame().await;
+                    return Err(Rejected::Refused(refusal));
+                }
+                introduce(&mut incoming, &shared, seat).await
+            };
+            within(seat, deadline, introduced).await
         }
-        match &place {
-            Ok(_) => introduce(&mut incoming, &shared).await,
-            Err(_) => Err(Rejected::Refused(Refusal::TooManySessions)),
-        }
-    });
-    let outcome = match introduced.await {
-        Ok(outcome) => outcome,
-        Err(_) => return tracing::debug!(peer, "a client did not introduce itself in time"),
+        Err(refusal) => Some(Err(Rejected::Refused(*refusal))),
+    };
+    let Some(outcome) = outcome else {
+        return tracing::debug!(peer, "a client did not introduce itself in time");
     };
     let (name, transport, rdma) = match outcome {
         Ok(introduced) => introduced,
@@ -67,7 +72,7 @@ pub(super) async fn run(socket: Socket, peer: String, shared: Arc<Shared>) {
             let mut bytes = BytesMut::new();
             Answer::Refused(refusal).encode(0, &mut bytes);
             // Whether it hears that is its own affair.
-            let _ = timeout(PATIENCE, socket.write_all(&bytes, false)).await;
+            let _ = timeout_at(deadline, socket.write_all(&bytes, false)).await;
             return;
         }
         Err(Rejected::Gone(error)) => {
@@ -77,10 +82,21 @@ pub(super) async fn run(socket: Socket, peer: String, shared: Arc<Shared>) {
             return tracing::debug!(peer, %error, "a connection ended before it was a session");
         }
     };
-    let session = Arc::new(Session::new(shared, transport));
+    // Without one nothing is introduced.
+    let Ok(seat) = seat else { return };
+    seat.introduced();
+    let session = Arc::new(Session::new(shared, transport, seat));
     tracing::debug!(peer, name, transport = transport.name(), "a session begins");
     let end = stream::serve(incoming, session, rdma).await;
     tracing::debug!(peer, name, %end, "a session has ended");
+}
+
+/// Waits for `work`, but not beyond the deadline, or longer than the connection may stay.
+async fn within<T>(seat: &Seat, deadline: Instant, work: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        () = seat.evicted() => None,
+        outcome = timeout_at(deadline, work) => outcome.ok(),
+    }
 }
 
 enum Rejected {
@@ -135,7 +151,11 @@ async fn secure(socket: Socket, shared: &Shared) -> io::Result<(Socket, Option<R
 /// Who the client is, what it took, and what was made for that.
 type Introduced = (String, Transport, Option<(Arc<Rdma>, Inbox)>);
 
-async fn introduce(incoming: &mut Incoming, shared: &Arc<Shared>) -> Result<Introduced, Rejected> {
+async fn introduce(
+    incoming: &mut Incoming,
+    shared: &Arc<Shared>,
+    seat: &Seat,
+) -> Result<Introduced, Rejected> {
     let hello = Hello::decode(&expect(incoming, Kind::Hello).await?)?;
     if !(hello.oldest..=hello.newest).contains(&VERSION) {
         return Err(Rejected::Refused(Refusal::Version));
@@ -182,7 +202,11 @@ async fn introduce(incoming: &mut Incoming, shared: &Arc<Shared>) -> Result<Intr
         }
         (Some(_), Choose::Tcp) => (Choose::Tcp, None),
         (Some(near), Choose::Verbs(peer)) if shared.fabric.is_some() => {
-            let accepted = with_fabric(shared, move |fabric| fabric.accept(near, &peer)).await;
+            let Some(share) = shared.fabric.as_ref().and_then(|fabric| seat.stage(fabric.staging())) else {
+                tracing::info!("a peer has its part of staging memory");
+                return Err(Rejected::Refused(Refusal::NoTransport));
+            };
+            let accepted = with_fabric(shared, move |fabric| fabric.accept(near, &peer, share)).await;
             match accepted {
                 Some(Ok((rdma, inbox, own))) => (Choose::Verbs(own), Some((rdma, inbox))),
                 Some(Err(reason)) => {

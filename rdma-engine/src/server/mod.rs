@@ -14,9 +14,10 @@
 //! A request that can be answered from the page cache is answered by the thread that took it; one that has to wait for a disk
 //! waits on a thread of its own, and later requests overtake it.
 //!
-//! Sessions, requests in progress, the length of each and the time without any are limited ([`Options`]). A client that does not
-//! read its answers is given up after half a minute.
+//! Sessions in all and of each peer, requests in progress, the length of each, the memory of answers that wait, and the time without
+//! reads are limited ([`Options`], `admission`). A client that does not take its answers is given up.
 
+mod admission;
 mod bootstrap;
 #[cfg(feature = "verbs")]
 mod rdma;
@@ -35,7 +36,6 @@ use std::time::Duration;
 
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
@@ -45,6 +45,7 @@ use crate::protocol::{Limits, MAX_READ};
 use crate::store::Store;
 use crate::token::ReadVerifier;
 use crate::transport::Socket;
+use admission::{Admission, Capacity, Peer};
 pub(crate) use session::Session;
 
 /// How often files that were replaced or removed are looked for.
@@ -56,8 +57,12 @@ const REST: Duration = Duration::from_millis(100);
 /// What an engine allows.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Sessions at a time; further connections are refused.
+    /// Sessions at a time; further connections are refused, unless an idle one can make room.
     pub sessions: usize,
+    /// Sessions of one peer, an address of the network or a user of this host.
+    pub sessions_of_peer: usize,
+    /// Bytes of answers that wait for their clients, of all sessions; further ones are sent from their files.
+    pub waiting: u64,
     /// Requests of a session that may be unanswered at a time.
     pub in_flight: u32,
     /// Bytes that one request may ask for, up to 64 MiB.
@@ -86,6 +91,8 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             sessions: 1024,
+            sessions_of_peer: 256,
+            waiting: 64 << 20,
             in_flight: 256,
             read: MAX_READ,
             idle: Duration::from_secs(300),
@@ -123,7 +130,7 @@ pub(crate) struct Shared {
     socket: Option<Vec<u8>>,
     /// The RDMA devices, if there are any and they may be used.
     fabric: Option<rdma::Fabric>,
-    sessions: Arc<Semaphore>,
+    admission: Arc<Admission>,
     tls: Option<Arc<ServerConfig>>,
     proof: Option<Arc<ProofKey>>,
 }
@@ -160,7 +167,12 @@ impl Engine {
             }
             false => (None, None),
         };
-        let sessions = Arc::new(Semaphore::new(options.sessions));
+        let admission = Admission::new(Capacity {
+            seats: options.sessions,
+            seats_of_peer: options.sessions_of_peer,
+            memory: options.waiting,
+            staging: options.all_staging,
+        });
         let fabric = match options.verbs {
             true => rdma::Fabric::find(options, &metrics)
                 .inspect_err(|reason| tracing::info!(%reason, "not offering RDMA"))
@@ -170,7 +182,7 @@ impl Engine {
         let limits = options.limits(fabric.is_some());
         let (tls, proof) = (options.tls.clone(), options.proof.clone());
         let shared =
-            Shared { store, verifier, metrics, limits, instance, socket, fabric, sessions, tls, proof };
+            Shared { store, verifier, metrics, limits, instance, socket, fabric, admission, tls, proof };
         Ok(Self { shared: Arc::new(shared), tcp, unix })
     }
 
@@ -192,7 +204,7 @@ impl Engine {
                 accepted = self.tcp.accept() => accepted.map(|(stream, peer)| {
                     // Without it, answers would wait for each other's acknowledgements.
                     let _ = stream.set_nodelay(true);
-                    (Socket::Tcp(stream), peer.to_string())
+                    (Socket::Tcp(stream), Peer::at(peer.ip()), peer.to_string())
                 }),
                 accepted = accept_unix(self.unix.as_ref()) => accepted,
                 _ = tend.tick() => {
@@ -209,8 +221,8 @@ impl Engine {
                 }
             };
             match accepted {
-                Ok((socket, peer)) => {
-                    sessions.spawn(bootstrap::run(socket, peer, self.shared.clone()));
+                Ok((socket, peer, name)) => {
+                    sessions.spawn(bootstrap::run(socket, peer, name, self.shared.clone()));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
@@ -221,12 +233,13 @@ impl Engine {
     }
 }
 
-async fn accept_unix(listener: Option<&UnixListener>) -> io::Result<(Socket, String)> {
+async fn accept_unix(listener: Option<&UnixListener>) -> io::Result<(Socket, Peer, String)> {
     match listener {
         Some(listener) => {
             let (stream, _) = listener.accept().await?;
-            let peer = stream.peer_cred().ok().and_then(|peer| peer.pid()).unwrap_or(0);
-            Ok((Socket::Unix(stream), format!("process {peer}")))
+            let credentials = stream.peer_cred()?;
+            let process = credentials.pid().unwrap_or(0);
+            Ok((Socket::Unix(stream), Peer::User(credentials.uid()), format!("process {process}")))
         }
         None => std::future::pending().await,
     }

@@ -9,6 +9,7 @@ use bytes::BytesMut;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
+use super::admission::Reservation;
 use super::rdma::{Rdma, Staged};
 use super::session::{Located, Session, Ticket};
 use crate::Refusal;
@@ -41,7 +42,7 @@ pub(super) struct Outgoing {
 
 pub(super) enum Body {
     None,
-    Bytes(Vec<u8>, Level),
+    Bytes(InMemory),
     /// From the file, when it is its turn. `cold` if the ends of the record were not in the page cache.
     Range {
         located: Box<Located>,
@@ -51,6 +52,13 @@ pub(super) enum Body {
     Staged(Staged),
     /// The file itself.
     File(Box<Located>),
+}
+
+/// Data that waits in memory.
+pub(super) struct InMemory {
+    pub(super) data: Vec<u8>,
+    _counted: Level,
+    _room: Reservation,
 }
 
 impl Outgoing {
@@ -105,7 +113,11 @@ impl Desk {
             .inspect_err(|_| self.session.shared().metrics.refused(Refusal::Malformed))?;
         let outgoing = match request {
             Request::Read(read) => match self.session.begin(number) {
-                Ok(ticket) => self.begin(read, ticket, way),
+                Ok(ticket) => match self.session.check(&read) {
+                    // While the request waits, its token only takes memory.
+                    Ok(()) => self.begin(Read { token: Vec::new(), ..read }, ticket, way),
+                    Err(refusal) => Some(self.refused(number, refusal, Some(ticket), way)),
+                },
                 Err(refusal) => Some(self.refused(number, refusal, None, way)),
             },
             Request::Cancel => {
@@ -135,7 +147,6 @@ impl Desk {
         if header.length as usize != body.len() {
             return Err(ProtocolError::Value);
         }
-        self.session.heard();
         if let Some(outgoing) = self.take(header, body, Way::Message)? {
             // If there is no writer any more, the session is ending.
             let _ = self.answers.blocking_send(outgoing);
@@ -192,14 +203,17 @@ impl Desk {
         {
             return Ok((Answer::Grant(needle, staged.grant()), Body::Staged(staged)));
         }
-        if needle.length <= SMALL {
-            let mut bytes = vec![0; needle.length as usize];
-            located.record.file.read_exact_at(&mut bytes, located.position(), patience)?;
+        let room = if needle.length <= SMALL { self.session.seat().reserve(needle.length) } else { None };
+        // What finds no room may have to wait for the disk when it is its turn.
+        let cold = patience == Patience::Blocking || needle.length <= SMALL;
+        if let Some(room) = room {
+            let mut data = vec![0; needle.length as usize];
+            located.record.file.read_exact_at(&mut data, located.position(), patience)?;
             let by = if fits(way, needle.length) { Transport::Verbs } else { in_line(&self.session) };
-            let staging = self.session.shared().metrics.staging(by, needle.length.into());
-            return Ok((Answer::Data(needle), Body::Bytes(bytes, staging)));
+            let counted = self.session.shared().metrics.staging(by, needle.length.into());
+            let body = Body::Bytes(InMemory { data, _counted: counted, _room: room });
+            return Ok((Answer::Data(needle), body));
         }
-        let cold = patience == Patience::Blocking;
         Ok((Answer::Data(needle), Body::Range { located: Box::new(located), cold }))
     }
 
@@ -207,21 +221,21 @@ impl Desk {
     fn send(&self, outgoing: Outgoing) -> Option<Outgoing> {
         let fitting = match &outgoing.body {
             Body::None | Body::Staged(_) => fits(outgoing.way, 0),
-            Body::Bytes(data, _) => fits(outgoing.way, u32::try_from(data.len()).unwrap_or(u32::MAX)),
+            Body::Bytes(body) => fits(outgoing.way, u32::try_from(body.data.len()).unwrap_or(u32::MAX)),
             Body::Range { .. } | Body::File(_) => false,
         };
         let Some(rdma) = self.rdma.as_ref().filter(|_| fitting) else { return Some(outgoing) };
         let outgoing = outgoing.settled(&self.session, Some(rdma));
         let mut message = BytesMut::new();
         outgoing.answer.encode(outgoing.number, &mut message);
-        if let Body::Bytes(data, _) = &outgoing.body {
-            message.extend_from_slice(data);
+        if let Body::Bytes(body) = &outgoing.body {
+            message.extend_from_slice(&body.data);
         }
         if !rdma.send(&message) {
             return Some(outgoing);
         }
-        if let Body::Bytes(data, _) = &outgoing.body {
-            self.session.shared().metrics.read(Transport::Verbs, data.len() as u64);
+        if let Body::Bytes(body) = &outgoing.body {
+            self.session.shared().metrics.read(Transport::Verbs, body.data.len() as u64);
         }
         None
     }

@@ -2,18 +2,19 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
 use super::Shared;
+use super::admission::Seat;
 use crate::metrics::Level;
 use crate::protocol::{Limits, Needle, Read, Transport};
 use crate::store::{Fault, Patience, Record};
 use crate::{FileId, Refusal};
 
 /// How many needles a session may read without showing its token again. When there are more, all have to be shown again.
-const REMEMBERED: usize = 1 << 16;
+const REMEMBERED: usize = 1 << 12;
 
 /// One client's session.
 pub(crate) struct Session {
@@ -23,8 +24,7 @@ pub(crate) struct Session {
     allowed: Mutex<HashSet<FileId>>,
     /// Requests in progress, and whether they were cancelled.
     requests: Mutex<HashMap<u64, Arc<AtomicBool>>>,
-    /// How many requests came as messages of the queue pair.
-    messages: AtomicU64,
+    seat: Seat,
     _counted: Level,
 }
 
@@ -67,18 +67,19 @@ impl Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         self.session.requests.lock().remove(&self.number);
+        self.session.seat.end();
     }
 }
 
 impl Session {
-    pub(super) fn new(shared: Arc<Shared>, transport: Transport) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, transport: Transport, seat: Seat) -> Self {
         let counted = shared.metrics.connection(transport);
         Self {
             shared,
             transport,
             allowed: Mutex::default(),
             requests: Mutex::default(),
-            messages: AtomicU64::new(0),
+            seat,
             _counted: counted,
         }
     }
@@ -95,19 +96,9 @@ impl Session {
         &self.shared
     }
 
-    /// Whether no request is in progress.
-    pub(crate) fn is_idle(&self) -> bool {
-        self.requests.lock().is_empty()
-    }
-
-    /// Counts a request that came as a message.
-    pub(crate) fn heard(&self) {
-        self.messages.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// How many requests came as messages so far.
-    pub(crate) fn messages(&self) -> u64 {
-        self.messages.load(Ordering::Relaxed)
+    /// Its place, and what it takes of what all sessions share.
+    pub(super) fn seat(&self) -> &Seat {
+        &self.seat
     }
 
     /// Begins a request.
@@ -122,6 +113,7 @@ impl Session {
         let cancelled = Arc::new(AtomicBool::new(false));
         requests.insert(number, cancelled.clone());
         drop(requests);
+        self.seat.begin();
         Ok(Ticket { session: self.clone(), number, cancelled })
     }
 
@@ -132,14 +124,20 @@ impl Session {
         }
     }
 
-    /// Finds what is asked for, if the client may read it.
-    pub(crate) fn locate(&self, read: &Read, patience: Patience) -> Result<Located, Fault> {
+    /// Whether the client may ask for this.
+    pub(crate) fn check(&self, read: &Read) -> Result<(), Refusal> {
         if read.length > self.limits().read {
-            return Err(Refusal::TooLong.into());
+            return Err(Refusal::TooLong);
         }
-        self.authorize(read)?;
+        self.authorize(read)
+    }
+
+    /// Finds what is asked for and was [checked](Self::check).
+    pub(crate) fn locate(&self, read: &Read, patience: Patience) -> Result<Located, Fault> {
         let record = self.shared.store.locate(read.fid, patience)?;
         let length = record.clamp(read.offset, read.length)?;
+        // What is refused, and pings, do not keep a session.
+        self.seat.touch();
         let needle = Needle {
             header: record.header,
             data_size: record.data_size,

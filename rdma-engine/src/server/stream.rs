@@ -29,6 +29,9 @@ const LARGE: u32 = 128 << 10;
 /// How often files that were handed over, and leases, are looked at.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// How long a client may take to receive an answer, besides a second for each MiB of it.
+const RECEIVE: Duration = Duration::from_secs(60);
+
 /// Answers that have no request in progress may wait for the writer: pongs, and refusals of what could not begin.
 const EXTRA: usize = 16;
 
@@ -37,6 +40,7 @@ pub(super) enum End {
     Stream(StreamError),
     Protocol(ProtocolError),
     Idle,
+    Evicted,
     Writer,
 }
 
@@ -45,7 +49,8 @@ impl fmt::Display for End {
         match self {
             Self::Stream(error) => error.fmt(f),
             Self::Protocol(error) => error.fmt(f),
-            Self::Idle => f.write_str("no request came for a long time"),
+            Self::Idle => f.write_str("nothing was read for a long time"),
+            Self::Evicted => f.write_str("it was idle and another session needed its place"),
             Self::Writer => f.write_str("answers could not be written"),
         }
     }
@@ -68,7 +73,7 @@ pub(super) async fn serve(
         handed: HashMap::new(),
         next: 0,
     };
-    let desk = Desk { session, rdma, answers, runtime: Handle::current() };
+    let desk = Desk { session: session.clone(), rdma, answers, runtime: Handle::current() };
     let _queue_pair = desk.rdma.clone().map(|rdma| Ending(rdma, desk.runtime.clone()));
     if let Some(inbox) = inbox {
         let (desk, socket) = (desk.clone(), socket.clone());
@@ -82,6 +87,7 @@ pub(super) async fn serve(
     let end = tokio::select! {
         end = take_requests(&mut incoming, &desk) => end,
         _ = &mut writing => End::Writer,
+        () = session.seat().evicted() => End::Evicted,
     };
     socket.shut_down();
     writing.abort();
@@ -101,17 +107,12 @@ impl Drop for Ending {
 }
 
 async fn take_requests(incoming: &mut Incoming, desk: &Desk) -> End {
-    let idle = Duration::from_millis(desk.session.limits().idle_ms.into());
-    let mut messages = 0;
+    let limit = Duration::from_millis(desk.session.limits().idle_ms.into());
     loop {
-        let (header, body) = match timeout(idle, incoming.frame()).await {
-            Err(_) => {
-                let before = std::mem::replace(&mut messages, desk.session.messages());
-                if desk.session.is_idle() && messages == before {
-                    return End::Idle;
-                }
-                continue;
-            }
+        // Only what is read counts, not what else comes.
+        let Some(left) = desk.session.seat().left(limit) else { return End::Idle };
+        let (header, body) = match timeout(left, incoming.frame()).await {
+            Err(_) => continue,
             Ok(Err(error)) => return End::Stream(error),
             Ok(Ok(frame)) => frame,
         };
@@ -177,7 +178,7 @@ impl Writer {
                 next = outbox.try_recv().ok();
             }
         }
-        self.socket.write_all(bytes, false).await
+        received(RECEIVE, self.socket.write_all(bytes, false)).await
     }
 
     async fn write_one(&mut self, outgoing: Outgoing, bytes: &mut BytesMut) -> io::Result<()> {
@@ -186,17 +187,21 @@ impl Writer {
         let transport = in_line(&self.session);
         match body {
             Body::None | Body::Staged(_) => answer.encode(number, bytes),
-            Body::Bytes(data, _staging) => {
-                metrics.read(transport, data.len() as u64);
+            Body::Bytes(body) => {
+                metrics.read(transport, body.data.len() as u64);
                 answer.encode(number, bytes);
-                bytes.extend_from_slice(&data);
+                bytes.extend_from_slice(&body.data);
             }
             Body::Range { located, cold } => {
                 metrics.read(transport, located.needle.length.into());
                 answer.encode(number, bytes);
-                self.socket.write_all(bytes, true).await?;
+                let seconds = u64::from(located.needle.length >> 20);
+                let sending = async {
+                    self.socket.write_all(bytes, true).await?;
+                    self.send(&located, cold).await
+                };
+                received(RECEIVE + Duration::from_secs(seconds), sending).await?;
                 bytes.clear();
-                self.send(&located, cold).await?;
             }
             Body::File(located) => {
                 metrics.read(transport, located.needle.length.into());
@@ -210,10 +215,10 @@ impl Writer {
                     attached: known.is_none(),
                 };
                 if known.is_none() {
-                    self.socket.write_all(bytes, false).await?;
+                    received(RECEIVE, self.socket.write_all(bytes, false)).await?;
                     bytes.clear();
                     answer.encode(number, bytes);
-                    self.socket.write_with(bytes, located.record.file.as_fd()).await?;
+                    received(RECEIVE, self.socket.write_with(bytes, located.record.file.as_fd())).await?;
                     bytes.clear();
                     self.handed.insert(key, (self.next, located.record.file.clone()));
                     self.next += 1;
@@ -256,6 +261,13 @@ impl Writer {
             }
             keep
         });
-        self.socket.write_all(bytes, false).await
+        received(RECEIVE, self.socket.write_all(bytes, false)).await
     }
+}
+
+/// Waits until the client has taken what is sent: one that takes a byte now and then would keep its answers in memory
+/// for ever.
+async fn received(limit: Duration, sending: impl Future<Output = io::Result<()>>) -> io::Result<()> {
+    let late = |_| io::Error::new(io::ErrorKind::TimedOut, "the client takes its answers too slowly");
+    timeout(limit, sending).await.map_err(late)?
 }

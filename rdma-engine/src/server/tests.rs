@@ -3,16 +3,18 @@
 use std::fs::{self, OpenOptions};
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream as StdStream;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use rustix::event::{PollFd, PollFlags};
 use tempfile::TempDir;
 use tokio::time::Instant;
 
 use super::*;
 use crate::client::{self, Client, Delivered, ReadError, Target};
 use crate::needle::Version;
-use crate::protocol::{Capabilities, Choose, Hello, Kind, Transport, VERSION};
+use crate::protocol::{self, Capabilities, Choose, Hello, Kind, Request, Transport, VERSION};
 use crate::store::OffsetWidth;
 use crate::store::generated::Generated;
 use crate::token::ReadSigner;
@@ -441,4 +443,162 @@ async fn without_rdma_the_next_transport_is_taken() {
     assert_eq!((delivered.transport, client.transport()), (Transport::Tcp, Some(Transport::Tcp)));
     // Who wants nothing else is told.
     assert_eq!(refusal(&fixture.client(Transport::Verbs), fid(1)).await, Refusal::NoTransport);
+}
+
+fn hello() -> Hello {
+    Hello { oldest: 1, newest: 1, capabilities: Capabilities(0), name: "x".into(), nonce: None }
+}
+
+/// A session over TCP by hand: introduced, with these requests sent.
+fn session(address: SocketAddr, requests: impl IntoIterator<Item = (u64, Request)>) -> StdStream {
+    let mut bytes = BytesMut::new();
+    hello().encode(&mut bytes);
+    Choose::Tcp.encode(Kind::Choose, &mut bytes);
+    for (number, request) in requests {
+        request.encode(number, &mut bytes);
+    }
+    let mut stream = StdStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream.write_all(&bytes).unwrap();
+    stream
+}
+
+fn small_reads(count: u64) -> impl Iterator<Item = (u64, Request)> {
+    let read = protocol::Read { fid: fid(1), offset: 0, length: 32 << 10, token: vec![] };
+    (1..=count).map(move |number| (number, Request::Read(read.clone())))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_that_never_read_fill_no_more_than_their_part_of_the_memory() {
+    const PART: u64 = 1 << 20;
+    let mut fixture = start(Options { waiting: 4 * PART, ..Options::default() }, None).await;
+    fixture.volume.put(1, COOKIE, &content(1, 32 << 10));
+    let waiting = || {
+        let text = fixture.metrics.exposition();
+        let line = text.lines().find_map(|l| l.strip_prefix("rdma_engine_staging_bytes{transport=\"tcp\"} "));
+        line.unwrap().parse::<u64>().unwrap()
+    };
+    let address = fixture.address;
+    let deaf = tokio::task::spawn_blocking(move || {
+        (0..16).map(|_| session(address, small_reads(256))).collect::<Vec<_>>()
+    });
+    let mut deaf = deaf.await.unwrap();
+    let began = Instant::now();
+    // 128 MiB were asked for, of which the sockets have taken some.
+    while waiting() + (32 << 10) <= PART {
+        assert!(began.elapsed() < Duration::from_secs(20), "{} bytes wait", waiting());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // Others are served meanwhile, and who takes its answers late gets all of them.
+    let client = fixture.client(Transport::Tcp);
+    for _ in 0..50 {
+        assert!(waiting() <= PART, "{} bytes wait", waiting());
+        assert_eq!(read(&client, fid(1), 0, 32 << 10).await.unwrap().0, content(1, 32 << 10));
+    }
+    let mut late = deaf.pop().unwrap();
+    let bytes = tokio::task::spawn_blocking(move || {
+        let mut answers = vec![0; 256 * (32 << 10)];
+        late.read_exact(&mut answers).map(|()| answers.len())
+    });
+    assert_eq!(bytes.await.unwrap().unwrap(), 8 << 20);
+    drop(deaf);
+    while waiting() > 0 {
+        assert!(began.elapsed() < Duration::from_secs(40), "{} bytes are left", waiting());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pings_and_refused_reads_do_not_keep_a_session() {
+    let fixture = start(Options { idle: Duration::from_millis(300), ..Options::default() }, None).await;
+    let address = fixture.address;
+    let missing = protocol::Read { fid: fid(404), offset: 0, length: 1, token: vec![] };
+    for request in [Request::Ping, Request::Read(missing)] {
+        let ends = tokio::task::spawn_blocking(move || {
+            let mut stream = session(address, []);
+            let (mut talking, began) = (stream.try_clone().unwrap(), std::time::Instant::now());
+            std::thread::spawn(move || {
+                let mut bytes = BytesMut::new();
+                request.encode(1, &mut bytes);
+                // The next request follows in no time, so the session is never quiet.
+                while talking.write_all(&bytes).is_ok() && began.elapsed() < Duration::from_secs(20) {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+            });
+            let mut answers = Vec::new();
+            // A reset is an end too.
+            let _ = stream.read_to_end(&mut answers);
+            began.elapsed()
+        });
+        assert!(ends.await.unwrap() < Duration::from_secs(15));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_peer_does_not_take_all_seats() {
+    let options = Options { sessions: 8, sessions_of_peer: 2, ..Options::default() };
+    let mut fixture = start(options, None).await;
+    fixture.volume.put(1, COOKIE, b"one");
+    let address = fixture.address;
+    let crowd = [fixture.client(Transport::Tcp), fixture.client(Transport::Tcp)];
+    for client in &crowd {
+        read(client, fid(1), 0, 3).await.unwrap();
+    }
+    assert_eq!(refusal(&fixture.client(Transport::Tcp), fid(1)).await, Refusal::TooManySessions);
+    // From another address of this host, which for the engine is another peer.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+    let stream = socket.connect(address).await.unwrap().into_std().unwrap();
+    stream.set_nonblocking(false).unwrap();
+    let welcomed = tokio::task::spawn_blocking(move || {
+        let (mut stream, mut bytes) = (stream, BytesMut::new());
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        hello().encode(&mut bytes);
+        stream.write_all(&bytes).unwrap();
+        let mut head = [0; 16];
+        stream.read_exact(&mut head).map(|()| head[4])
+    });
+    assert_eq!(welcomed.await.unwrap().unwrap(), Kind::Welcome as u8);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_engine_takes_no_descriptors() {
+    let fixture = start(Options::default(), None).await;
+    let address = fixture.address;
+    tokio::task::spawn_blocking(move || {
+        let mut stream = session(address, []);
+        let mut head = [0; 16];
+        stream.read_exact(&mut head).unwrap();
+        let length = u32::from_be_bytes(head[..4].try_into().unwrap());
+        let mut body = vec![0; length as usize];
+        stream.read_exact(&mut body).unwrap();
+        let offers = protocol::Welcome::decode(&body).unwrap().offers;
+        let name = offers.into_iter().find_map(|offer| match offer {
+            protocol::Offer::Local { socket } => Some(socket),
+            _ => None,
+        });
+        let name = std::os::unix::net::SocketAddr::from_abstract_name(name.unwrap()).unwrap();
+        let unix = std::os::unix::net::UnixStream::connect_addr(&name).unwrap();
+        let (reading, writing) = std::io::pipe().unwrap();
+        let mut bytes = BytesMut::new();
+        hello().encode(&mut bytes);
+        let descriptors = [writing.as_fd()];
+        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = rustix::net::SendAncillaryBuffer::new(&mut space);
+        control.push(rustix::net::SendAncillaryMessage::ScmRights(&descriptors));
+        let flags = rustix::net::SendFlags::empty();
+        rustix::net::sendmsg(&unix, &[std::io::IoSlice::new(&bytes)], &mut control, flags).unwrap();
+        drop(writing);
+        // Nobody has the other end any more, though the engine has the message and the connection stays.
+        let mut ended = [PollFd::new(&reading, PollFlags::IN)];
+        let limit = rustix::event::Timespec { tv_sec: 20, tv_nsec: 0 };
+        assert_eq!(
+            rustix::event::poll(&mut ended, Some(&limit)).unwrap(),
+            1,
+            "the engine holds what it was sent"
+        );
+        drop(unix);
+    })
+    .await
+    .unwrap();
 }

@@ -5,6 +5,7 @@ use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::admission::StagingShare;
 use super::session::{Located, Ticket};
 use crate::metrics::Metrics;
 use crate::protocol::{Grant, ProtocolError, QueuePair, VerbsOffer};
@@ -23,14 +24,19 @@ impl Fabric {
         Err("this program was built without verbs")
     }
 
+    pub(crate) fn staging(&self) -> u64 {
+        match *self {}
+    }
+
     pub(crate) fn offers(&self, _: IpAddr) -> Vec<VerbsOffer> {
         match *self {}
     }
 
-    pub(crate) fn accept(
+    pub(super) fn accept(
         &self,
         _: IpAddr,
         _: &QueuePair,
+        _: StagingShare,
     ) -> Result<(Arc<Rdma>, Inbox, QueuePair), Infallible> {
         match *self {}
     }

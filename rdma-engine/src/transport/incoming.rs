@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use bytes::{Buf, Bytes, BytesMut};
 
+use tokio::runtime::Handle;
+
 use super::Socket;
 use crate::protocol::frame::HEADER;
 use crate::protocol::{FrameHeader, ProtocolError};
@@ -36,12 +38,21 @@ pub(crate) struct Incoming {
     /// Where reads go first: a read that is given up leaves nothing half done in `buffer`.
     landing: Box<[u8; READ_AHEAD]>,
     buffer: BytesMut,
-    files: VecDeque<OwnedFd>,
+    /// Descriptors that came along, where any are taken.
+    files: Option<VecDeque<OwnedFd>>,
 }
 
 impl Incoming {
     pub(crate) fn new(socket: Arc<Socket>) -> Self {
-        Self { socket, landing: Box::new([0; READ_AHEAD]), buffer: BytesMut::new(), files: VecDeque::new() }
+        let landing = Box::new([0; READ_AHEAD]);
+        Self { socket, landing, buffer: BytesMut::new(), files: Some(VecDeque::new()) }
+    }
+
+    /// Takes no descriptors: what a peer sends may be a file whose closing can be held up for any time.
+    pub(crate) fn without_files(socket: Arc<Socket>) -> Self {
+        let mut incoming = Self::new(socket);
+        incoming.files = None;
+        incoming
     }
 
     pub(crate) fn socket(&self) -> &Arc<Socket> {
@@ -67,7 +78,7 @@ impl Incoming {
     /// unless `destination` is empty.
     pub(crate) async fn data(&mut self, destination: &mut [u8]) -> Result<usize, StreamError> {
         let count = if self.buffer.is_empty() {
-            self.socket.read(destination, &mut self.files).await?
+            self.socket.read(destination, self.files.as_mut()).await?
         } else {
             let count = self.buffer.len().min(destination.len());
             self.buffer.copy_to_slice(&mut destination[..count]);
@@ -91,15 +102,27 @@ impl Incoming {
 
     /// The descriptor that came with the oldest message that has not taken its own yet.
     pub(crate) fn take_file(&mut self) -> Option<OwnedFd> {
-        self.files.pop_front()
+        self.files.as_mut().and_then(VecDeque::pop_front)
     }
 
     async fn more(&mut self) -> Result<(), StreamError> {
-        let count = self.socket.read(&mut self.landing[..], &mut self.files).await?;
+        let count = self.socket.read(&mut self.landing[..], self.files.as_mut()).await?;
         self.buffer.extend_from_slice(&self.landing[..count]);
-        if self.files.len() > WAITING_FILES {
+        if self.files.as_ref().is_some_and(|files| files.len() > WAITING_FILES) {
             return Err(ProtocolError::Limit.into());
         }
         if count == 0 { Err(StreamError::Closed) } else { Ok(()) }
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        let files = self.files.take().unwrap_or_default();
+        // Closing waits for a FUSE server, if the file is one's. Without a runtime the process is ending.
+        if !files.is_empty()
+            && let Ok(runtime) = Handle::try_current()
+        {
+            runtime.spawn_blocking(move || drop(files));
+        }
     }
 }

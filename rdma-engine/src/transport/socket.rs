@@ -42,13 +42,21 @@ impl Socket {
         }
     }
 
-    /// Reads what is there into `buffer`, and puts descriptors that come along behind `files`. 0 bytes mean the end.
-    pub(crate) async fn read(&self, buffer: &mut [u8], files: &mut VecDeque<OwnedFd>) -> io::Result<usize> {
+    /// Reads what is there into `buffer`, and puts descriptors that come along behind `files`; without it the kernel drops
+    /// them. 0 bytes mean the end.
+    pub(crate) async fn read(
+        &self,
+        buffer: &mut [u8],
+        mut files: Option<&mut VecDeque<OwnedFd>>,
+    ) -> io::Result<usize> {
         loop {
             let outcome = match self {
                 Self::Tcp(stream) => stream.try_read(buffer),
                 Self::Tls(tunnel) => tunnel.outcome(tunnel.stream.try_read(buffer)),
-                Self::Unix(_) => self.try_io(Interest::READABLE, |socket| receive(socket, buffer, files)),
+                Self::Unix(stream) => match &mut files {
+                    Some(files) => self.try_io(Interest::READABLE, |socket| receive(socket, buffer, files)),
+                    None => stream.try_read(buffer),
+                },
             };
             match outcome {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => match self {

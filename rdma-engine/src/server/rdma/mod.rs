@@ -23,6 +23,7 @@ use parking_lot::Mutex;
 
 pub(crate) use self::inbox::Inbox;
 use self::shelf::{Extent, Held, Shelf, Source};
+use super::admission::StagingShare;
 use super::session::{Located, Ticket};
 use crate::metrics::Metrics;
 use crate::protocol::{
@@ -99,6 +100,11 @@ impl Fabric {
         Ok(fabric)
     }
 
+    /// Bytes of staging memory that a session takes.
+    pub(crate) fn staging(&self) -> u64 {
+        self.staging as u64
+    }
+
     /// The ports to offer to a client that came to `near`, best first.
     pub(crate) fn offers(&self, near: IpAddr) -> Vec<VerbsOffer> {
         let places = match self.places(Some(near)) {
@@ -127,7 +133,12 @@ impl Fabric {
     ///
     /// # Errors
     /// In text, for the log: the client has nothing to do with it.
-    pub(crate) fn accept(&self, near: IpAddr, peer: &End) -> Result<(Arc<Rdma>, Inbox, End), String> {
+    pub(super) fn accept(
+        &self,
+        near: IpAddr,
+        peer: &End,
+        of_peer: StagingShare,
+    ) -> Result<(Arc<Rdma>, Inbox, End), String> {
         let share = self.share().ok_or("all staging memory is taken")?;
         let connect = || -> Result<_, VerbsError> {
             let places = self.places(Some(near))?;
@@ -158,7 +169,7 @@ impl Fabric {
                 rkey,
                 lease: self.lease,
                 metrics: self.metrics.clone(),
-                _share: share,
+                _share: (share, of_peer),
             });
             Ok((rdma.clone(), Inbox { poller, rdma }, own))
         };
@@ -175,7 +186,7 @@ impl Fabric {
     }
 
     fn share(&self) -> Option<Share> {
-        let bytes = self.staging as u64;
+        let bytes = self.staging();
         let take = |left: u64| left.checked_sub(bytes);
         self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).ok()?;
         Some(Share { bytes, left: self.left.clone() })
@@ -212,7 +223,7 @@ pub(crate) struct Rdma {
     rkey: u32,
     lease: Duration,
     metrics: Arc<Metrics>,
-    _share: Share,
+    _share: (Share, StagingShare),
 }
 
 /// What was granted: the request is in progress until it is given back.
