@@ -3,29 +3,31 @@
 use std::any::Any;
 use std::collections::HashMap;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::demultiplexer::{Arrival, Granted, Region, demultiplex};
+use super::lease::{BootTime, Lease};
 use super::rdma::Rdma;
+use super::volume_file::{MAX_WAITING, VolumeFile};
 use super::{Delivered, Destination, ReadError, Target, destination};
 use crate::checksum;
 use crate::needle::{HEADER, Header};
 use crate::protocol::{Limits, Needle, Read, Request, Transport};
-use crate::store::{Patience, read_exact_at};
-use crate::transport::{Incoming, Socket, aside};
+use crate::transport::{Incoming, Socket};
 
 /// Data is taken and added to the checksum in pieces of so many bytes, which the processor's cache still has.
 const PIECE: usize = 256 << 10;
 
 /// Work on so many bytes or more is done with the other tasks of the thread moved elsewhere.
-const LARGE: usize = 128 << 10;
+pub(super) const LARGE: usize = 128 << 10;
 
 /// An engine from which nothing came for so long, while it was asked for something, hangs.
 const SILENCE: Duration = Duration::from_millis(100);
@@ -40,6 +42,10 @@ pub(super) struct Connection {
     rdma: Option<Rdma>,
     limits: Limits,
     places: Arc<Semaphore>,
+    /// Of threads that wait for a disk.
+    waiting_reads: Arc<Semaphore>,
+    /// The engine has handed over what cannot be a volume's file.
+    has_unfit_files: AtomicBool,
     next: AtomicU64,
     /// Counts whatever comes: an engine that answers anybody is alive.
     pub(super) heard: AtomicU64,
@@ -100,6 +106,8 @@ impl Connection {
             rdma,
             limits,
             places: Arc::new(Semaphore::new((limits.in_flight as usize).min(Semaphore::MAX_PERMITS))),
+            waiting_reads: Arc::new(Semaphore::new(MAX_WAITING)),
+            has_unfit_files: AtomicBool::new(false),
             next: AtomicU64::new(1),
             heard: AtomicU64::new(0),
             waiting: Mutex::default(),
@@ -137,6 +145,21 @@ impl Connection {
     /// Whether RDMA does not lead to the engine, though it was offered.
     pub(super) fn is_unreachable(&self) -> bool {
         self.rdma.as_ref().is_some_and(Rdma::is_unreachable)
+    }
+
+    /// Whether the engine has handed over what cannot be a volume's file.
+    pub(super) fn has_unfit_files(&self) -> bool {
+        self.has_unfit_files.load(Ordering::Relaxed)
+    }
+
+    /// Takes a file that the engine has handed over.
+    pub(super) async fn take_file(&self, descriptor: OwnedFd) -> io::Result<Arc<VolumeFile>> {
+        let taken = VolumeFile::take(descriptor, &self.waiting_reads).await;
+        if let Err(error) = &taken {
+            tracing::warn!(%error, "an engine hands over what is no volume's file");
+            self.has_unfit_files.store(true, Ordering::Relaxed);
+        }
+        taken
     }
 
     /// Why the connection has ended, if it has.
@@ -221,12 +244,12 @@ impl Connection {
         (outcome, kept.map(|memory| *memory))
     }
 
-    /// Asks for `length` bytes. Returns what came, and when it was asked for.
+    /// Asks for `length` bytes. Returns what came, and a time before it was asked for.
     async fn asked(
         self: &Arc<Self>,
         target: &Target<'_>,
         length: usize,
-    ) -> Result<(Arrival, Instant), ReadError> {
+    ) -> Result<(Arrival, BootTime), ReadError> {
         let length = u32::try_from(length).unwrap_or(u32::MAX);
         if length > self.limits.read {
             return Err(ReadError::Refused(crate::Refusal::TooLong));
@@ -234,7 +257,7 @@ impl Connection {
         let token = target.token.unwrap_or_default().as_bytes().to_vec();
         let request = Request::Read(Read { fid: target.fid, offset: target.offset, length, token });
         let asked = self.ask(&request).await?;
-        let when = Instant::now();
+        let when = asked.at;
         Ok((asked.arrival().await?, when))
     }
 
@@ -242,7 +265,7 @@ impl Connection {
     async fn fill(
         &self,
         arrival: Arrival,
-        asked: Instant,
+        asked: BootTime,
         target: &Target<'_>,
         destination: &mut [u8],
     ) -> Result<Delivered, ReadError> {
@@ -270,7 +293,7 @@ impl Connection {
             }
             Arrival::File(needle, region) => {
                 let destination = expected(&needle, target, destination)?;
-                let crc = take(&region, &needle, destination)?;
+                let crc = take(&region, &needle, destination).await?;
                 (needle, verify(&needle, crc)?)
             }
             Arrival::Grant(needle, granted) => {
@@ -290,18 +313,18 @@ impl Connection {
         Ok(Delivered { needle, verified, transport })
     }
 
-    /// Fetches what was granted. What has come when the lease was over may be something else.
+    /// Fetches what was granted. What has not come within the lease may be something else.
     async fn leased<T>(
         &self,
         granted: &Granted,
-        asked: Instant,
+        asked: BootTime,
         fetched: impl Future<Output = Result<T, ReadError>>,
     ) -> Result<T, ReadError> {
-        // Counted from before the engine could begin to count.
-        let over = asked + Duration::from_millis(granted.grant.lease_ms.into());
-        let outcome = timeout_at(over, fetched).await;
+        let lease = Lease::new(asked, Duration::from_millis(granted.grant.lease_ms.into()));
+        let outcome = timeout(lease.left(BootTime::now()).unwrap_or_default(), fetched).await;
         match outcome {
-            Ok(Ok(fetched)) if Instant::now() < over => Ok(fetched),
+            // The timer stops while the host is suspended.
+            Ok(Ok(fetched)) if lease.left(BootTime::now()).is_some() => Ok(fetched),
             Ok(Err(error)) => {
                 match &error {
                     ReadError::Lost(reason) => self.close(reason),
@@ -361,8 +384,9 @@ impl Connection {
             }
             waiting.requests.insert(number, Waiter { arrival: sender, place });
         }
+        let at = BootTime::now();
         self.send(request, number, way);
-        Ok(Asked { connection: self.clone(), number, way, arrival: Some(arrival) })
+        Ok(Asked { connection: self.clone(), number, way, at, arrival: Some(arrival) })
     }
 
     /// Sends a request, or leaves to another task what the socket does not take at once. What the queue pair has no room for goes to the socket, too.
@@ -435,6 +459,8 @@ struct Asked {
     connection: Arc<Connection>,
     number: u64,
     way: Way,
+    /// Before it was sent.
+    at: BootTime,
     arrival: Option<oneshot::Receiver<Arrival>>,
 }
 
@@ -497,32 +523,22 @@ fn verify(needle: &Needle, crc: u32) -> Result<bool, ReadError> {
 
 /// Reads data from the volume's file, and the record's header once more: the bytes read are this needle's if the header
 /// is still there. Returns the checksum.
-fn take(region: &Region, needle: &Needle, destination: &mut [u8]) -> Result<u32, ReadError> {
-    let mut read = |patience| -> io::Result<u32> {
-        let mut crc = 0;
-        let mut position = region.position;
-        for piece in destination.chunks_mut(PIECE) {
-            read_exact_at(&*region.file, piece, position, patience)?;
-            crc = checksum::crc32c_append(crc, piece);
-            position += piece.len() as u64;
-        }
-        let mut header = [0; HEADER];
-        read_exact_at(&*region.file, &mut header, region.record, patience)?;
-        match Header::parse(&header) == needle.header {
-            true => Ok(crc),
-            false => Err(io::ErrorKind::InvalidData.into()),
-        }
-    };
-    let outcome = match needle.length as usize {
-        large if large >= LARGE => aside(|| read(Patience::Blocking)),
-        _ => match read(Patience::PageCache) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => aside(|| read(Patience::Blocking)),
-            outcome => outcome,
-        },
-    };
-    outcome.map_err(|error| match error.kind() {
-        io::ErrorKind::InvalidData => ReadError::Damaged("the record is not there any more"),
+async fn take(region: &Region, needle: &Needle, destination: &mut [u8]) -> Result<u32, ReadError> {
+    let failed = |error: io::Error| match error.kind() {
         io::ErrorKind::UnexpectedEof => ReadError::Damaged("the file was truncated"),
         _ => ReadError::Lost(error.to_string()),
-    })
+    };
+    let mut crc = 0;
+    let mut position = region.position;
+    for piece in destination.chunks_mut(PIECE) {
+        region.file.read_exact_at(piece, position).await.map_err(failed)?;
+        crc = checksum::crc32c_append(crc, piece);
+        position = position.saturating_add(piece.len() as u64);
+    }
+    let mut header = [0; HEADER];
+    region.file.read_exact_at(&mut header, region.record).await.map_err(failed)?;
+    match Header::parse(&header) == needle.header {
+        true => Ok(crc),
+        false => Err(ReadError::Damaged("the record is not there any more")),
+    }
 }

@@ -1,7 +1,6 @@
 //! One session with an engine, from the side of the answers: takes them as they come and brings each to who asked.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
@@ -9,6 +8,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::connection::{Connection, Place, Waiter, Way};
+use super::volume_file::VolumeFile;
 use crate::Refusal;
 use crate::protocol::{Answer, Grant, Needle, ProtocolError, Transport};
 use crate::transport::{Incoming, StreamError};
@@ -50,7 +50,7 @@ impl Drop for Granted {
 
 /// Where in a file the data is.
 pub(super) struct Region {
-    pub(super) file: Arc<File>,
+    pub(super) file: Arc<VolumeFile>,
     /// Where the record begins.
     pub(super) record: u64,
     /// Where the data begins that was asked for.
@@ -104,7 +104,7 @@ pub(super) async fn demultiplex(mut incoming: Incoming, connection: Weak<Connect
 async fn step(
     mut incoming: Incoming,
     connection: &Weak<Connection>,
-    files: &mut HashMap<u32, Arc<File>>,
+    files: &mut HashMap<u32, Arc<VolumeFile>>,
 ) -> Result<Incoming, StreamError> {
     let (header, body) = incoming.frame().await?;
     let connection = connection.upgrade().ok_or(StreamError::Closed)?;
@@ -119,9 +119,10 @@ async fn step(
         Answer::File { needle, file, record, position, attached } => {
             if attached {
                 let descriptor = incoming.take_file().ok_or(ProtocolError::Value)?;
-                if files.len() >= MOST_FILES || files.insert(file, Arc::new(descriptor.into())).is_some() {
+                if files.len() >= MOST_FILES || files.contains_key(&file) {
                     return Err(ProtocolError::Limit.into());
                 }
+                files.insert(file, connection.take_file(descriptor).await?);
             }
             let file = files.get(&file).cloned().ok_or(ProtocolError::Value)?;
             deliver(waiter, Arrival::File(needle, Region { file, record, position }));

@@ -14,7 +14,7 @@
 //! price: a read that is neither polled nor dropped holds up the others of its engine.
 //!
 //! Over `local`, data does not come through the socket: the client reads the volume's file itself, through a descriptor that the
-//! engine handed over. Over `verbs` it is fetched by RDMA READ from the engine's memory, straight into memory that was registered
+//! engine handed over (`volume_file`). Over `verbs` it is fetched by RDMA READ from the engine's memory, straight into memory that was registered
 //! ([`Client::register`], [`Client::read_owned`]), or by way of the connection's own.
 //!
 //! An engine that listens where one is looked for may be anybody's. Before it is told a file id or a
@@ -28,11 +28,13 @@ mod demultiplexer;
 mod destination;
 mod dial;
 mod error;
+mod lease;
 #[cfg(feature = "verbs")]
 mod rdma;
 #[cfg(not(feature = "verbs"))]
 #[path = "without_rdma.rs"]
 mod rdma;
+mod volume_file;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,6 +57,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// For how long other transports are taken after RDMA did not lead to an engine that offered it: a network that is set up wrong stays so for a while.
 const VERBS_REST: Duration = Duration::from_secs(60);
+
+/// The same for files, after an engine handed over what cannot be one of a volume's.
+const LOCAL_REST: Duration = Duration::from_secs(60);
 
 /// How a client goes about it.
 #[derive(Debug, Clone)]
@@ -140,6 +145,8 @@ struct Link {
     distrust: Option<String>,
     /// No attempt over verbs before, if there is another way.
     verbs: Instant,
+    /// The same for files.
+    local: Instant,
 }
 
 impl Client {
@@ -152,6 +159,7 @@ impl Client {
             reason: String::new(),
             distrust: None,
             verbs: Instant::now(),
+            local: Instant::now(),
         };
         let inner = Inner {
             address: address.into(),
@@ -276,8 +284,11 @@ impl Inner {
     /// The transports to try now.
     fn transports(&self) -> Vec<Transport> {
         let mut transports = self.options.transports.clone();
-        if transports.len() > 1 && Instant::now() < self.link.lock().verbs {
-            transports.retain(|&transport| transport != Transport::Verbs);
+        let link = self.link.lock();
+        for (resting, until) in [(Transport::Verbs, link.verbs), (Transport::Local, link.local)] {
+            if transports.len() > 1 && Instant::now() < until {
+                transports.retain(|&transport| transport != resting);
+            }
         }
         transports
     }
@@ -312,6 +323,9 @@ impl Inner {
             tracing::debug!(address = self.address, reason, "lost an engine");
             if connection.is_unreachable() {
                 link.verbs = Instant::now() + VERBS_REST;
+            }
+            if connection.has_unfit_files() {
+                link.local = Instant::now() + LOCAL_REST;
             }
             link.connection = None;
             link.rest(&ReadError::Lost(reason));

@@ -1,0 +1,150 @@
+//! A volume's file whose descriptor an engine has handed over.
+//!
+//! A descriptor may be anything: a pipe that nobody writes to, a device, a file of a FUSE or network file system whose
+//! server answers when it likes. Asking what it is, reading it and even closing it can then take for ever. So all of
+//! that happens on threads that nobody waits for beyond a limit, and only a regular file of a local file system, opened
+//! for reading alone, is taken.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat, fstatfs};
+use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+
+use super::connection::LARGE;
+use crate::store::{Patience, read_exact_at};
+use crate::transport::aside;
+
+/// How long it may take to find out what a descriptor is.
+const EXAMINE: Duration = Duration::from_secs(1);
+
+/// Threads of one connection that wait for a disk. If it hangs, they are what is lost.
+pub(super) const MAX_WAITING: usize = 64;
+
+/// Magic numbers of file systems whose answers come from a process or over a network (`statfs(2)`, `linux/magic.h`).
+const REMOTE: [(u32, &str); 9] = [
+    (0x6573_5546, "fuse"),
+    (0x0000_6969, "nfs"),
+    (0xff53_4d42, "cifs"),
+    (0xfe53_4d42, "smb2"),
+    (0x0000_517b, "smb"),
+    (0x0102_1997, "9p"),
+    (0x00c3_6400, "ceph"),
+    (0x5346_414f, "afs"),
+    (0x0bd0_0bd0, "lustre"),
+];
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct VolumeFile {
+    file: File,
+    /// The right to wait for the disk.
+    waiting: Arc<Semaphore>,
+}
+
+impl VolumeFile {
+    /// Takes what the engine has handed over, if it can be a volume's file.
+    ///
+    /// # Errors
+    /// Of kind `InvalidInput` if it is something else, or does not say within a second what it is.
+    pub(super) async fn take(descriptor: OwnedFd, waiting: &Arc<Semaphore>) -> io::Result<Arc<Self>> {
+        let examined = spawn_blocking(move || examine(descriptor.as_fd()).map(|()| descriptor));
+        let unfit = |reason: String| io::Error::new(io::ErrorKind::InvalidInput, reason);
+        let late = |_| unfit("a descriptor that does not say what it is".to_owned());
+        let descriptor = timeout(EXAMINE, examined).await.map_err(late)??.map_err(unfit)?;
+        Ok(Arc::new(Self { file: descriptor.into(), waiting: waiting.clone() }))
+    }
+
+    /// Fills `destination` with the bytes from `position` on: what is in the page cache at once, the rest on a thread that
+    /// may wait. If the future is dropped, that thread goes on without anybody's memory.
+    pub(super) async fn read_exact_at(
+        self: &Arc<Self>,
+        destination: &mut [u8],
+        position: u64,
+    ) -> io::Result<()> {
+        let length = destination.len();
+        let mut cached = || read_exact_at(&self.file, destination, position, Patience::PageCache);
+        let outcome = if length >= LARGE { aside(cached) } else { cached() };
+        match outcome {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            outcome => return outcome,
+        }
+        // The semaphore is never closed.
+        let permit = self.waiting.clone().acquire_owned().await.map_err(io::Error::other)?;
+        let this = self.clone();
+        let read = spawn_blocking(move || {
+            let _permit = permit;
+            let mut bytes = vec![0; length];
+            read_exact_at(&this.file, &mut bytes, position, Patience::Blocking).map(|()| bytes)
+        });
+        destination.copy_from_slice(&read.await??);
+        Ok(())
+    }
+}
+
+/// Whether a descriptor can be a volume's file, or what it is instead.
+fn examine(descriptor: BorrowedFd<'_>) -> Result<(), String> {
+    let told = |error: rustix::io::Errno| format!("a descriptor that says {error} of itself");
+    let flags = fcntl_getfl(descriptor).map_err(told)?;
+    if flags & OFlags::ACCMODE != OFlags::RDONLY || flags.contains(OFlags::PATH) {
+        return Err("a descriptor that is not for reading alone".to_owned());
+    }
+    let kind = FileType::from_raw_mode(fstat(descriptor).map_err(told)?.st_mode);
+    if kind != FileType::RegularFile {
+        return Err(format!("a descriptor of no regular file: {kind:?}"));
+    }
+    // The number is signed or not, and of 32 or 64 bits, by the architecture.
+    let magic = fstatfs(descriptor).map_err(told)?.f_type as u32;
+    match REMOTE.iter().find(|(remote, _)| *remote == magic) {
+        Some((_, name)) => Err(format!("a file of a file system that is not local: {name}")),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::OpenOptions;
+    use std::io::Write;
+
+    use super::*;
+
+    fn waiting() -> Arc<Semaphore> {
+        Arc::new(Semaphore::new(1))
+    }
+
+    async fn taken(descriptor: impl Into<OwnedFd>) -> Result<Arc<VolumeFile>, String> {
+        VolumeFile::take(descriptor.into(), &waiting()).await.map_err(|error| error.to_string())
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn only_a_regular_file_that_is_open_for_reading_is_taken() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("1.dat");
+        std::fs::write(&path, b"0123456789").unwrap();
+        let file = taken(File::open(&path).unwrap()).await.unwrap();
+        let mut bytes = [0; 4];
+        file.read_exact_at(&mut bytes, 3).await.unwrap();
+        assert_eq!(&bytes, b"3456");
+        assert_eq!(file.read_exact_at(&mut bytes, 8).await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+
+        for writes in [OpenOptions::new().read(true).write(true), OpenOptions::new().append(true)] {
+            let reason = taken(writes.open(&path).unwrap()).await.unwrap_err();
+            assert!(reason.contains("reading alone"), "{reason}");
+        }
+        let only_a_name = rustix::fs::open(&path, OFlags::PATH, rustix::fs::Mode::empty()).unwrap();
+        assert!(taken(only_a_name).await.unwrap_err().contains("reading alone"));
+        let (pipe, mut other) = io::pipe().unwrap();
+        other.write_all(b"0123456789").unwrap();
+        assert!(taken(pipe).await.unwrap_err().contains("no regular file"));
+        for special in ["/dev/zero", "/"] {
+            assert!(taken(File::open(special).unwrap()).await.unwrap_err().contains("no regular file"));
+        }
+        let (socket, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert!(taken(socket).await.unwrap_err().contains("reading alone"));
+    }
+}
