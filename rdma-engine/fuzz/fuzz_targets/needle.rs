@@ -1,5 +1,5 @@
-//! A whole volume of arbitrary bytes, read through the store: superblock, index, `.vif`, records and tails. Whatever it is, reading
-//! it ends with data that has its checksum, or with a refusal.
+//! A whole volume of arbitrary bytes, read through the store: superblock, index, `.vif`, records and tails. Whatever it
+//! is, reading it ends with data that has its checksum, or with a refusal, and takes memory in proportion.
 #![no_main]
 
 use std::fs;
@@ -10,6 +10,10 @@ use libfuzzer_sys::fuzz_target;
 use rdma_engine::FileId;
 use rdma_engine::needle::{Tail, Version};
 use rdma_engine::store::{Patience, Store, VolumeInfo};
+use rdma_engine_fuzz::bounded;
+
+/// A listing, an index and the longest tail of a record.
+const SPARE: usize = 512 << 10;
 
 /// One directory for all runs of this process.
 fn directory() -> &'static PathBuf {
@@ -17,7 +21,7 @@ fn directory() -> &'static PathBuf {
     DIRECTORY.get_or_init(|| tempfile::tempdir().expect("a temporary directory").keep())
 }
 
-fuzz_target!(|input: &[u8]| {
+fuzz_target!(|input: &[u8]| bounded(SPARE + 64 * input.len(), || {
     for version in [Version::V1, Version::V2, Version::V3] {
         let _ = Tail::parse(version, input);
     }
@@ -41,4 +45,4 @@ fuzz_target!(|input: &[u8]| {
             let _ = record.read_into(0, &mut data, Patience::Blocking);
         }
     }
-});
+}));

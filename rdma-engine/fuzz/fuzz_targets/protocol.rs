@@ -1,10 +1,15 @@
-//! Messages of both sides: none panics, and what is understood is written again as it was.
+//! Messages of both sides: none panics or takes more memory than its own length, and what is understood is written
+//! again as it was.
 #![no_main]
 
 use bytes::BytesMut;
 use libfuzzer_sys::fuzz_target;
 use rdma_engine::protocol::frame::HEADER;
 use rdma_engine::protocol::{Answer, Choose, FrameHeader, Hello, Kind, Request, Welcome};
+use rdma_engine_fuzz::bounded;
+
+/// What a message takes besides a few times its own length: a Welcome of 32 offers.
+const SPARE: usize = 16 << 10;
 
 /// The body of the message that `encode` writes.
 fn body_of(encode: impl FnOnce(&mut BytesMut)) -> BytesMut {
@@ -13,7 +18,7 @@ fn body_of(encode: impl FnOnce(&mut BytesMut)) -> BytesMut {
     written.split_off(HEADER)
 }
 
-fuzz_target!(|input: &[u8]| {
+fuzz_target!(|input: &[u8]| bounded(SPARE + 8 * input.len(), || {
     let Some((head, body)) = input.split_first_chunk::<HEADER>() else { return };
     let Ok(header) = FrameHeader::parse(head) else { return };
     if let Ok(request) = Request::decode(header, body) {
@@ -32,4 +37,4 @@ fuzz_target!(|input: &[u8]| {
     if let Ok(choice) = Choose::decode(body) {
         assert_eq!(Choose::decode(&body_of(|out| choice.encode(Kind::Choose, out))), Ok(choice));
     }
-});
+}));
