@@ -8,6 +8,9 @@
 //! [`warmup`] stands beside [`fuse`]: it brings files in because somebody says that they will be read.
 //! Each module uses only those below it.
 
+// These panic where the stream cannot be written: `daemon::output` and `daemon::logs` do not.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 pub mod arrival;
 pub mod attach;
 pub mod cache;

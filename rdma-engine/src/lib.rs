@@ -10,6 +10,9 @@
 //!
 //! `verbs` is a safe wrapper over RDMA.
 
+// These panic where the stream cannot be written: `daemon::output` and `daemon::logs` do not.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 pub mod bounded_listener;
 pub mod checksum;
 pub mod client;

@@ -55,7 +55,11 @@ impl Layer {
         Self::started_by(&["setpriv", "--bounding-set=-sys_resource", "prlimit", &limit], path, args)
     }
 
-    fn started_by<A: Into<OsString>>(
+    /// The same with the program executed by `wrapper`, which must become it in the same process.
+    ///
+    /// # Errors
+    /// As for [`over`](Self::over).
+    pub fn started_by<A: Into<OsString>>(
         wrapper: &[&str],
         path: &Path,
         args: impl IntoIterator<Item = A>,

@@ -32,6 +32,17 @@ impl MemoryGroup {
         Ok(group)
     }
 
+    /// A group within this one, without a limit of its own, that whatever process writes `0` to the given file enters.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn nested(&self) -> anyhow::Result<(MemoryGroup, PathBuf)> {
+        let path = self.path.join("nested");
+        fs::create_dir(&path)?;
+        let door = path.join("cgroup.procs");
+        Ok((MemoryGroup { path }, door))
+    }
+
     /// Whatever process writes `0` to it becomes a member.
     ///
     /// # Errors

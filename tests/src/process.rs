@@ -9,6 +9,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -19,7 +20,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::stat::Mode;
+use nix::unistd::{Pid, mkfifo};
 
 /// How much of a log an error shows, in bytes.
 const TAIL: u64 = 2048;
@@ -148,6 +150,22 @@ impl Drop for Process {
             eprintln!("--- log of {} (pid {}):\n{}", self.name, self.child.id(), self.log_tail());
         }
     }
+}
+
+/// The beginning of a command that becomes another, with its standard error redirected as a shell understands it: `>/dev/full`.
+pub fn with_stderr(redirection: &str) -> [String; 4] {
+    ["sh".into(), "-c".into(), format!("exec \"$@\" 2{redirection}"), "sh".into()]
+}
+
+/// A pipe with a name, `fifo` in `directory`, of which the file is both ends: nobody drains it until the file is read.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn undrained_pipe(directory: &Path) -> anyhow::Result<(PathBuf, File)> {
+    let path = directory.join("fifo");
+    mkfifo(&path, Mode::S_IRWXU)?;
+    let file = File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(&path)?;
+    Ok((path, file))
 }
 
 /// The end of a text file, for error texts.

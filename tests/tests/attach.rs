@@ -15,7 +15,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::signal::Signal;
 use rustix::fs::XattrFlags;
 use tests::mount::interceptor_program;
-use tests::process::Process;
+use tests::process::{Process, undrained_pipe, with_stderr};
 use tests::readers::{content, put_files, read_under};
 use tests::{Beside, Bindfs, Cluster, Layer, Mount, eventually, host, posix};
 
@@ -62,6 +62,33 @@ fn what_cannot_work_is_refused_and_nothing_is_covered() {
     fs::write(path.join("file"), "still there").unwrap();
     assert_eq!(layer.detach().unwrap().code(), Some(0));
     assert_eq!(fs::read(path.join("file")).unwrap(), b"still there");
+}
+
+#[test]
+fn logs_that_cannot_be_written_leave_no_dead_layer() {
+    let Some(disk) = host::disk() else { return };
+    let path = disk.path();
+    fs::write(path.join("file"), "there").unwrap();
+    let home = tempfile::tempdir().unwrap();
+    let (fifo, _undrained) = undrained_pipe(home.path()).unwrap();
+    for redirection in [">/dev/full", ">&-", &format!(">{}", fifo.display())] {
+        for killed in [false, true] {
+            let wrapper = with_stderr(redirection);
+            let mut layer = Layer::started_by(&wrapper.each_ref().map(String::as_str), &path, ["--log-level", "trace"]).unwrap();
+            layer.signal(Signal::SIGHUP);
+            assert_eq!(fs::read(path.join("file")).unwrap(), b"there");
+            let code = if killed {
+                layer.kill_daemon().unwrap();
+                1
+            } else {
+                layer.signal(Signal::SIGTERM);
+                0
+            };
+            assert_eq!(layer.wait().unwrap().code(), Some(code), "{redirection}, killed: {killed}");
+            assert!(!Layer::is_at(&path), "{redirection}, killed: {killed}");
+            assert_eq!(fs::read(path.join("file")).unwrap(), b"there");
+        }
+    }
 }
 
 #[test]

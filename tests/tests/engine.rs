@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -11,7 +12,8 @@ use rdma_engine::protocol::Transport;
 use rdma_engine::settings::Settings;
 use rdma_engine::{FileId, Refusal};
 use tests::needles::Assigned;
-use tests::{Cluster, Engine, Needles, Pattern, eventually, host};
+use tests::process::{Process, undrained_pipe, with_stderr};
+use tests::{Cluster, Engine, Needles, Pattern, StatusPage, eventually, host};
 use tokio::runtime::Runtime;
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -67,6 +69,51 @@ fn some_needles(needles: &Needles, count: u64, size: usize) -> Vec<Assigned> {
             at
         })
         .collect()
+}
+
+#[test]
+fn an_engine_goes_on_without_a_terminal_and_a_log() {
+    if !host::can_serve() {
+        return;
+    }
+    let cluster = Cluster::builder().start().unwrap();
+    let home = tempfile::tempdir().unwrap();
+    let (fifo, _undrained) = undrained_pipe(home.path()).unwrap();
+    for redirection in [">/dev/full", ">&-", &format!(">{}", fifo.display())] {
+        let wrapper = with_stderr(redirection);
+        let mut command = Command::new(&wrapper[0]);
+        command
+            .args(&wrapper[1..])
+            .arg(tests::engine::program().unwrap())
+            .args(["serve", "--log-level=trace"]);
+        command.args(["--listen", "localhost:0", "--status-addr", "localhost:0", "--volume-dir"]);
+        command
+            .arg(cluster.volume_servers()[0].directory())
+            .current_dir(home.path())
+            .env("HOME", home.path());
+        let log = home.path().join("log");
+        fs::write(&log, "").unwrap();
+        let mut engine = Process::start(command, &log, LIMIT, Signal::SIGKILL).unwrap();
+        let lines = || {
+            let text = fs::read_to_string(&log).ok()?;
+            let line = |word| text.lines().find_map(|line| line.strip_prefix(word)).map(str::to_owned);
+            line("serving ").zip(line("status ")).filter(|_| text.ends_with('\n'))
+        };
+        let (address, status) = eventually("the engine", LIMIT, lines).unwrap();
+        engine.signal(Signal::SIGHUP);
+        let client = Client::new(&address, Options::default());
+        runtime().block_on(client.ping(tokio::time::Instant::now() + LIMIT)).unwrap();
+        if redirection == ">/dev/full" {
+            let lost = || {
+                let page = StatusPage::at(status.clone());
+                (page.metric("rdma_engine_log_lines_lost_total", &[]).ok()? > 0.0).then_some(())
+            };
+            eventually("lost lines", LIMIT, lost).unwrap();
+        }
+        engine.ensure_running().unwrap();
+        engine.signal(Signal::SIGTERM);
+        assert!(engine.wait(LIMIT).unwrap().success(), "{redirection}");
+    }
 }
 
 #[test]

@@ -1,19 +1,20 @@
 //! `interceptor mount` as a program: what it refuses and how it says so, every way in which it ends, what it tells of itself.
 
 use std::fs::{self, File, Permissions};
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use tests::memory::MemoryGroup;
 use tests::mount::interceptor_program;
-use tests::process::Process;
+use tests::process::{Process, undrained_pipe, with_stderr};
 use tests::{Cluster, Mount, Pattern, Shared, eventually, host, reading};
 
 static CLUSTER: Shared<Cluster> = Shared::new();
@@ -105,6 +106,31 @@ fn bad_options_are_refused_as_usage_errors() {
     assert_eq!(bench.run(&["no-such-command"]).0, Some(2));
     assert_eq!(bench.run(&["--version"]).0, Some(0));
     assert_eq!(bench.run(&["mount", "--help"]).0, Some(0));
+}
+
+#[test]
+fn the_memory_of_an_outer_control_group_is_all_there_is() {
+    if !host::can_mount() {
+        return;
+    }
+    let Ok(group) = MemoryGroup::new("interceptor-lifecycle", 200 << 20) else {
+        return host::skipped("no control groups that limit memory");
+    };
+    let (_nested, door) = group.nested().unwrap();
+    let entering =
+        ["sh", "-c", &format!("echo 0 > {} && exec \"$@\"", door.display()), "sh"].map(String::from);
+    let cluster = cluster();
+    let mounted = |args: &[&str]| {
+        Mount::interceptor(&cluster.filer_addresses()).wrapped_in(entering.clone()).args(args).start()
+    };
+    let mount = mounted(&[]).unwrap();
+    let status: Value = serde_json::from_str(&mount.status("/api/v1/status").unwrap().1).unwrap();
+    assert_eq!(status["options"]["cache-size"], "100 MiB", "{status}");
+    drop(mount);
+    for (size, words) in [("180MiB", "80 %"), ("250MiB", "more than all the memory")] {
+        let error = format!("{:#}", mounted(&["--cache-size", size]).unwrap_err());
+        assert!(error.contains(words) && error.contains("200 MiB"), "{error}");
+    }
 }
 
 #[test]
@@ -203,6 +229,10 @@ fn signals_unmount_and_the_exit_is_clean() {
     let cluster = cluster();
     for (signal, hold) in [(Signal::SIGTERM, false), (Signal::SIGINT, false), (Signal::SIGTERM, true)] {
         let mut mount = Mount::interceptor(&cluster.filer_addresses()).start().unwrap();
+        // A terminal that is closed takes no mount with it.
+        mount.signal(Signal::SIGHUP);
+        let ignored = || mount.log().ok()?.contains("SIGHUP is ignored").then_some(());
+        eventually("a line about SIGHUP", Duration::from_secs(10), ignored).unwrap();
         let path = mount.path().to_owned();
         let held = hold.then(|| File::open(mount.file("/dir/file")).unwrap());
         assert!(is_mounted(&path));
@@ -211,6 +241,120 @@ fn signals_unmount_and_the_exit_is_clean() {
         assert_eq!(status.code(), Some(0), "{signal} with {held:?} open");
         assert!(!is_mounted(&path), "{signal}");
     }
+}
+
+#[test]
+fn logs_that_cannot_be_written_are_counted_and_nothing_else_happens() {
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = cluster();
+    let home = tempfile::tempdir().unwrap();
+    let (fifo, pipe) = undrained_pipe(home.path()).unwrap();
+    let mut pipe = Some(pipe);
+    for redirection in [">/dev/full", &format!(">{}", fifo.display())] {
+        let mut mount = Mount::interceptor(&cluster.filer_addresses())
+            .wrapped_in(with_stderr(redirection))
+            .start()
+            .unwrap();
+        if redirection != ">/dev/full" {
+            // The reader goes away: what is written from now on fails.
+            drop(pipe.take());
+        }
+        let path = mount.path().to_owned();
+        assert_eq!(fs::read(mount.file("/dir/file")).unwrap().len(), 1_000_000);
+        mount.signal(Signal::SIGHUP);
+        let lost = || (mount.metric("interceptor_log_lines_lost_total", &[]).ok()? > 0.0).then_some(());
+        eventually("a lost line", Duration::from_secs(10), lost).unwrap();
+        assert_eq!(fs::read(mount.file("/dir/file")).unwrap().len(), 1_000_000);
+        mount.signal(Signal::SIGTERM);
+        assert_eq!(mount.wait().unwrap().code(), Some(0), "{redirection}");
+        assert!(!is_mounted(&path), "{redirection}");
+    }
+}
+
+#[test]
+fn a_log_that_nobody_drains_holds_nothing_up() {
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = cluster();
+    let home = tempfile::tempdir().unwrap();
+    let (fifo, mut pipe) = undrained_pipe(home.path()).unwrap();
+    let mut mount = Mount::interceptor(&cluster.filer_addresses())
+        .wrapped_in(with_stderr(&format!(">{}", fifo.display())))
+        .args(["--log-level", "trace,h2=trace,hyper=trace,tonic=trace,tower=trace"])
+        .start()
+        .unwrap();
+    let path = mount.path().to_owned();
+    let mut asked = 0;
+    let lost = || {
+        asked += 1;
+        // Each asks the filer, which makes many lines.
+        assert!(!mount.file(&format!("/dir/none-{asked}")).exists());
+        (mount.metric("interceptor_log_lines_lost_total", &[]).ok()? > 0.0).then_some(())
+    };
+    eventually("more lines than can wait", Duration::from_secs(60), lost).unwrap();
+    assert_eq!(fs::read(mount.file("/dir/file")).unwrap().len(), 1_000_000);
+    assert_eq!(mount.status("/healthz").unwrap().0, 200);
+
+    let mut log = Vec::new();
+    let mut part = vec![0; 1 << 16];
+    let told = || match pipe.read(&mut part) {
+        Ok(length) => {
+            log.extend_from_slice(&part[..length]);
+            String::from_utf8_lossy(&log).contains(" log lines were lost").then_some(())
+        }
+        Err(error) => {
+            assert_eq!(error.kind(), ErrorKind::WouldBlock);
+            // Losses are told with the next line that can be written.
+            let _ = mount.file("/dir/one-more").exists();
+            None
+        }
+    };
+    eventually("a line that tells of the losses", Duration::from_secs(60), told).unwrap();
+    // Full again, and nobody reads any more.
+    mount.signal(Signal::SIGTERM);
+    assert_eq!(mount.wait().unwrap().code(), Some(0));
+    assert!(!is_mounted(&path));
+}
+
+#[test]
+fn output_that_cannot_be_written_is_a_failure_and_no_panic() {
+    if !host::can_mount() {
+        return;
+    }
+    let programs = [interceptor_program().unwrap(), tests::engine::program().unwrap()];
+    let commands: [(usize, &[&str]); 6] = [
+        (0, &["check", "--json"]),
+        (0, &["check"]),
+        (0, &["status", "--schema"]),
+        (0, &["mount", "--help"]),
+        (1, &["serve", "--help"]),
+        (1, &["--version"]),
+    ];
+    for (program, args) in commands {
+        let run = |stdout: Stdio, stderr: Stdio| {
+            let mut command = Command::new(&programs[program]);
+            let child = command.args(args).stdin(Stdio::null()).stdout(stdout).stderr(stderr).spawn();
+            let output = child.unwrap().wait_with_output().unwrap();
+            (output.status.code(), String::from_utf8(output.stderr).unwrap())
+        };
+        let full = || Stdio::from(File::options().write(true).open("/dev/full").unwrap());
+        let (code, said) = run(full(), Stdio::piped());
+        assert_eq!(code, Some(1), "{args:?}: {said}");
+        assert!(!said.contains("panicked"), "{args:?}: {said}");
+        let (reader, closed) = std::io::pipe().unwrap();
+        drop(reader);
+        let (code, said) = run(closed.into(), Stdio::piped());
+        assert_eq!((code, said.as_str()), (Some(1), ""), "{args:?}");
+        // An error that cannot be told.
+        assert_eq!(run(full(), full()).0, Some(1), "{args:?}");
+    }
+    let mut command = Command::new(&programs[0]);
+    let full = || File::options().write(true).open("/dev/full").unwrap();
+    let status = command.args(["mount", "/"]).stdout(full()).stderr(full()).status().unwrap();
+    assert_eq!(status.code(), Some(2));
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::process::ExitCode;
 
+use daemon::output;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::prctl;
@@ -22,15 +23,16 @@ use crate::fuse::unmount;
 /// Signals that are passed on to the daemon.
 const PASSED_ON: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
 
-/// Runs `serve`, which returns an exit code, in a child process and waits for its end. If it is not an orderly one, the layer that was reported is removed. Returns the
-/// child's exit code in the parent, and does not return in the child.
+/// Runs `serve`, which returns an exit code, in a child process and waits for its end. If it is not an orderly one, the
+/// layer that was reported is removed. Returns the child's exit code in the parent, and does not return in the child.
+/// Each of the two calls `begin_logs` first, which may start a thread: there must be none before there are two processes.
 ///
 /// # Safety
 /// The process must have no other thread.
 ///
 /// # Errors
 /// When there can be no other process.
-pub unsafe fn supervise(serve: impl FnOnce(Report) -> u8) -> io::Result<ExitCode> {
+pub unsafe fn supervise(begin_logs: impl FnOnce(), serve: impl FnOnce(Report) -> u8) -> io::Result<ExitCode> {
     // What is left in it after the child's end is all there is: nothing is waited for.
     let (reports, report) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
     let report = Report(report.into());
@@ -47,11 +49,14 @@ pub unsafe fn supervise(serve: impl FnOnce(Report) -> u8) -> io::Result<ExitCode
             let _ = setpgid(Pid::from_raw(0), Pid::from_raw(0));
             let orphaned = prctl::set_pdeathsig(Signal::SIGTERM).is_err() || getppid() != parent;
             sigprocmask(SigmaskHow::SIG_SETMASK, Some(&usual), None)?;
+            begin_logs();
             let code = if orphaned { 1 } else { serve(report) };
+            output::flush();
             std::process::exit(code.into())
         }
         ForkResult::Parent { child } => {
             drop(report);
+            begin_logs();
             let code = await_end(child, &awaited)?;
             if code == Some(0) {
                 return Ok(ExitCode::SUCCESS);

@@ -7,7 +7,6 @@
 mod status_api;
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
@@ -16,11 +15,13 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{ArgAction, Args, ValueEnum};
+use daemon::address::StatusAddress;
+use daemon::size::ByteSize;
+use daemon::{duration, logs, output};
 
 use self::status_api::StatusApi;
-use super::options::{FetchOptions, Filers, LogOptions, StatusAddress, duration, filer_path};
+use super::options::{FetchOptions, Filers, LogOptions, filer_path};
 use super::signals::Signals;
-use super::size::ByteSize;
 use super::{Failure, host, mount, seen};
 use crate::attach::supervisor::{self, Report};
 use crate::attach::{AttachOptions as Layer, Attached, Cluster, Reads};
@@ -28,7 +29,6 @@ use crate::seaweed::address::ServerAddress;
 use crate::seaweed::filer::FilerClient;
 use crate::seaweed::owners::Owners;
 use crate::telemetry::access::Token;
-use crate::telemetry::logs;
 use crate::telemetry::status::Identity;
 use crate::telemetry::{Metrics, Status, peer};
 use crate::warmup::{Desk, Mounted};
@@ -58,7 +58,7 @@ pub(super) struct AttachOptions {
     restart: bool,
 
     /// How long files that are open when the layer is taken away are still served
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration::parse)]
     grace: Duration,
 
     /// Threads that answer the kernel; each can wait for the mount below [default: two for each CPU, from 16 to 64]
@@ -141,16 +141,16 @@ pub(super) unsafe fn run(
         ));
     }
     let filter = logs::filter(options.log.log_level.as_deref()).map_err(Failure::usage)?;
-    logs::start(options.log.log_format, filter);
+    let begin_logs = || logs::start(options.log.log_format, filter);
     let serve = |report| match serve(options, cache_size, in_effect, report) {
         Ok(()) => 0,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            output::error(format_args!("{error:#}"));
             1
         }
     };
-    // SAFETY: the caller promises what is asked for; to start logging starts no thread.
-    let supervised = unsafe { supervisor::supervise(serve) };
+    // SAFETY: the caller promises what is asked for, and nothing since has started a thread.
+    let supervised = unsafe { supervisor::supervise(begin_logs, serve) };
     Ok(supervised.context("cannot watch over the process that serves")?)
 }
 
@@ -176,7 +176,7 @@ async fn attach(
     in_effect: BTreeMap<String, String>,
     report: Report,
 ) -> anyhow::Result<()> {
-    let mut signals = Signals::new().context("cannot catch signals")?;
+    let mut signals = Signals::of_daemon().context("cannot catch signals")?;
     let metrics = Metrics::new();
     let identity = Identity {
         mount_point: options.path.display().to_string(),
@@ -222,7 +222,7 @@ async fn attach(
     api.take_over(&status, &desk).await;
     if let Some(address) = api.address() {
         attached.status_api_at(peer::reachable(address));
-        say(&format!("status http://{address}/"));
+        output::announce(format_args!("status http://{address}/"));
     }
     tokio::select! {
         biased;
@@ -265,11 +265,5 @@ fn take_requests(desk: &Desk, attached: &Arc<Attached>) {
 fn announce(attached: &Attached) {
     let (path, below) = (attached.path().display(), attached.below());
     tracing::info!(below = below.source, fs_type = below.fs_type, "attached {path}");
-    say(&format!("attached {path}"));
-}
-
-fn say(line: &str) {
-    // Nobody need listen.
-    let mut out = std::io::stdout().lock();
-    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+    output::announce(format_args!("attached {path}"));
 }

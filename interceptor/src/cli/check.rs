@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::str::FromStr;
 
 use clap::Args;
+use daemon::output;
 use futures::future::join_all;
 
 use super::host::{self, Finding, State};
@@ -47,9 +48,10 @@ pub(super) fn run(options: &CheckOptions) -> anyhow::Result<ExitCode> {
     }
     let possible = findings.iter().all(|finding| finding.state != State::Missing);
     if options.json {
-        println!("{}", serde_json::json!({ "mount_possible": possible, "findings": findings }));
+        let document = serde_json::json!({ "mount_possible": possible, "findings": findings });
+        output::print(format_args!("{document}\n"))?;
     } else {
-        findings.iter().for_each(|finding| print!("{finding}"));
+        findings.iter().try_for_each(output::print)?;
     }
     Ok(if possible { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -1,13 +1,12 @@
 //! What this host can do for a mount, found out without changing anything.
 
 use std::fs::{self, OpenOptions};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::{env, io};
 
 use nix::unistd::{AccessFlags, Uid, access};
 use serde::Serialize;
 
-use super::size::ByteSize;
 use crate::ebpf::{self, EbpfError, Rung};
 use crate::fuse::awake;
 use crate::seaweed::security::Security;
@@ -88,20 +87,6 @@ pub(super) fn findings() -> Vec<Finding> {
 /// Whether the effective user is root.
 pub(super) fn is_root() -> bool {
     Uid::effective().is_root()
-}
-
-/// The memory that this process may use: the host's, or what its control groups leave of it. `None` if unknown.
-pub(super) fn memory() -> Option<ByteSize> {
-    let info = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = info.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
-    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let group = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
-    let limit = Path::new(group).ancestors().filter_map(|group| {
-        let file = Path::new("/sys/fs/cgroup").join(group).join("memory.max");
-        fs::read_to_string(file).ok()?.trim().parse::<u64>().ok()
-    });
-    Some(ByteSize(limit.chain([kib * 1024]).min()?))
 }
 
 /// What engines on other hosts lack to be asked, if they lack it.
@@ -331,11 +316,5 @@ mod tests {
             }
             assert_eq!(finding.as_lost().is_some(), finding.state == State::Lost);
         }
-    }
-
-    #[test]
-    fn memory_is_plausible() {
-        let memory = memory().expect("Linux tells");
-        assert!(memory > ByteSize(16 << 20), "{memory}");
     }
 }

@@ -12,7 +12,6 @@ mod observe;
 mod options;
 mod seen;
 mod signals;
-mod size;
 mod status;
 mod top;
 mod warmup;
@@ -23,6 +22,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
+use daemon::logs;
+use daemon::output::{self, OutputError};
 
 use attach::AttachOptions;
 use check::CheckOptions;
@@ -31,8 +32,6 @@ use options::MountOptions;
 use status::StatusOptions;
 use top::TopOptions;
 use warmup::WarmupOptions;
-
-use crate::telemetry::logs;
 
 const MOUNT_EXAMPLES: &str = "\
 Examples:
@@ -162,15 +161,11 @@ enum Failure {
 
 /// Does what the arguments (with the program's name in front) say; blocks until it is done.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let _flush = output::FlushOnDrop;
     let arguments: Vec<OsString> = arguments.into_iter().collect();
-    let parsed = parse(&arguments);
-    let (cli, matches) = match parsed {
+    let (cli, matches) = match parse(&arguments) {
         Ok(parsed) => parsed,
-        Err(error) => {
-            // Standard error may be closed; the exit code still tells.
-            let _ = error.print();
-            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
-        }
+        Err(error) => return output::explain_usage(&error),
     };
     let outcome = match cli.command {
         Command::Mount(_) => run_mount(&arguments, &matches).map(|()| ExitCode::SUCCESS),
@@ -186,11 +181,16 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match outcome {
         Ok(code) => code,
         Err(Failure::Usage(text)) => {
-            eprintln!("error: {text}\n\nFor more information, try '--help'.");
+            output::error(format_args!("{text}\n\nFor more information, try '--help'."));
             ExitCode::from(2)
         }
+        Err(Failure::Failed(error))
+            if error.downcast_ref::<OutputError>().is_some_and(OutputError::is_closed) =>
+        {
+            ExitCode::FAILURE
+        }
         Err(Failure::Failed(error)) => {
-            eprintln!("error: {error:#}");
+            output::error(format_args!("{error:#}"));
             ExitCode::FAILURE
         }
     }
@@ -256,7 +256,8 @@ impl Failure {
 mod tests {
     use std::io::Write;
 
-    use super::size::ByteSize;
+    use daemon::size::ByteSize;
+
     use super::*;
 
     fn typed(line: &[&str]) -> Result<MountOptions, String> {

@@ -8,20 +8,22 @@
 pub(super) mod health;
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use daemon::address::StatusAddress;
+use daemon::logs::LogFormat;
+use daemon::output;
+use daemon::size::ByteSize;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use super::host::{self, go_without};
-use super::options::{FetchOptions, MountOptions, OptionError, StatusAddress, VolumeServerAccess};
+use super::options::{FetchOptions, MountOptions, OptionError, VolumeServerAccess};
 use super::seen;
 use super::signals::Signals;
-use super::size::ByteSize;
 use crate::cache::Cache;
 use crate::cache::arena::ArenaError;
 use crate::fetch::{self, Access, Fetcher};
@@ -33,7 +35,6 @@ use crate::seaweed::owners::Owners;
 use crate::seaweed::security::Security;
 use crate::seaweed::subscribe::{Notice, subscribe};
 use crate::telemetry::access::Token;
-use crate::telemetry::logs::LogFormat;
 use crate::telemetry::server::Server;
 use crate::telemetry::status::Identity;
 use crate::telemetry::{Metrics, Status, peer, window};
@@ -89,7 +90,7 @@ pub(super) fn run(plan: Plan) -> anyhow::Result<()> {
 }
 
 async fn serve(plan: Plan) -> anyhow::Result<()> {
-    let mut signals = Signals::new().context("cannot catch signals")?;
+    let mut signals = Signals::of_daemon().context("cannot catch signals")?;
     let metrics = Metrics::new();
     let status = Status::new(plan.identity.clone(), metrics.clone());
     tokio::spawn(keep_windows(metrics.clone()));
@@ -285,13 +286,10 @@ fn announce(plan: &Plan, filer: &FilerClient, status_at: Option<SocketAddr>) {
         "mounted {}",
         identity.mount_point
     );
-    let mut lines = format!("mounted {}\n", identity.mount_point);
+    output::announce(format_args!("mounted {}", identity.mount_point));
     if let Some(address) = status_at {
-        lines += &format!("status http://{address}/\n");
+        output::announce(format_args!("status http://{address}/"));
     }
-    // Nobody need listen.
-    let mut out = std::io::stdout().lock();
-    let _ = out.write_all(lines.as_bytes()).and_then(|()| out.flush());
 }
 
 /// Keeps the windows of the hit ratios moving.

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use clap::Args;
+use daemon::{duration, output};
 
-use super::options::duration;
 use super::signals::Signals;
 use crate::ebpf::{Observer, Settings};
 use mounts::FuseMount;
@@ -31,18 +31,21 @@ pub(super) struct ObserveOptions {
     json: bool,
 
     /// End after this time; without it, at Ctrl-C
-    #[arg(long = "for", value_name = "TIME", value_parser = duration)]
+    #[arg(long = "for", value_name = "TIME", value_parser = duration::parse)]
     time: Option<Duration>,
 
     /// Print this often
-    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = duration)]
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = duration::parse)]
     interval: Duration,
 }
 
 /// Watches and prints until the time is over.
 pub(super) fn run(options: &ObserveOptions) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(observe(options))
+    let outcome = runtime.block_on(observe(options));
+    // A thread may still wait for somebody to drain standard output.
+    runtime.shutdown_background();
+    outcome
 }
 
 async fn observe(options: &ObserveOptions) -> anyhow::Result<()> {
@@ -52,7 +55,8 @@ async fn observe(options: &ObserveOptions) -> anyhow::Result<()> {
     // What the kernel counts and remembers is enough; nobody waits for events.
     let (observer, _) = Observer::start(&Settings::default())?;
     for rung in observer.rungs().iter().filter(|rung| rung.by.is_none()) {
-        eprintln!("not seen: {} ({})", rung.sight, rung.why.as_deref().unwrap_or("no reason"));
+        let why = rung.why.as_deref().unwrap_or("no reason");
+        output::note(format_args!("not seen: {} ({why})", rung.sight));
     }
     for mount in &mounts {
         observer.watch(mount.device)?;
@@ -66,8 +70,14 @@ async fn observe(options: &ObserveOptions) -> anyhow::Result<()> {
             _ = signals.next() => return Ok(()),
         }
         let now = looks(&observer, &mounts)?;
+        let mut text = String::new();
         for ((mount, before), now) in mounts.iter().zip(&before).zip(&now) {
-            print(&report::between(&observer, mount, before, now)?, options.json)?;
+            text += &shown(&report::between(&observer, mount, before, now)?, options.json)?;
+        }
+        // A pipe that nobody drains must not keep a signal from ending this.
+        tokio::select! {
+            printed = tokio::task::spawn_blocking(move || output::print(text)) => printed??,
+            _ = signals.next() => return Ok(()),
         }
         before = now;
         if end.is_some_and(|end| Instant::now() >= end) {
@@ -80,11 +90,6 @@ fn looks(observer: &Observer, mounts: &[FuseMount]) -> anyhow::Result<Vec<Look>>
     mounts.iter().map(|mount| Look::at(observer, mount.device)).collect()
 }
 
-fn print(report: &MountReport, json: bool) -> anyhow::Result<()> {
-    if json {
-        println!("{}", serde_json::to_string(report)?);
-    } else {
-        println!("{report}");
-    }
-    Ok(())
+fn shown(report: &MountReport, json: bool) -> anyhow::Result<String> {
+    Ok(if json { format!("{}\n", serde_json::to_string(report)?) } else { format!("{report}\n") })
 }

@@ -8,14 +8,16 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, ValueEnum};
+use daemon::address::StatusAddress;
+use daemon::logs::LogFormat;
+use daemon::size::ByteSize;
+use daemon::{duration, memory};
 
 use super::host;
-use super::size::ByteSize;
 use crate::fetch::{ENGINE_PORT, Engines};
 use crate::seaweed::address::{ParseAddressError, ServerAddress};
 use crate::seaweed::owners::IdMap;
 use crate::seaweed::security::Security;
-use crate::telemetry::logs::LogFormat;
 
 /// Below this a few readers would evict each other's chunks before they are read.
 const SMALLEST_CACHE: ByteSize = ByteSize(16 << 20);
@@ -161,7 +163,7 @@ pub(super) struct FetchOptions {
     pub(super) concurrent_readers: u16,
 
     /// How long a read is tried again before it fails
-    #[arg(long, value_name = "TIME", default_value = "6s", value_parser = duration)]
+    #[arg(long, value_name = "TIME", default_value = "6s", value_parser = duration::parse)]
     pub(super) read_retry_time: Duration,
 
     /// Take keys and certificates from this security.toml, not from the first one in ., ~/.seaweedfs, /usr/local/etc/seaweedfs and /etc/seaweedfs
@@ -235,31 +237,6 @@ impl FromStr for Filers {
     }
 }
 
-/// Where the status API listens.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum StatusAddress {
-    /// Nowhere.
-    Nowhere,
-    /// On this `host:port`.
-    At(String),
-}
-
-impl FromStr for StatusAddress {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if text == "none" {
-            return Ok(Self::Nowhere);
-        }
-        match text.rsplit_once(':') {
-            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => {
-                Ok(Self::At(text.to_owned()))
-            }
-            _ => Err("expected HOST:PORT, such as 127.0.0.1:9650, or none"),
-        }
-    }
-}
-
 /// Options that are well-formed each, but not together or not on this host.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum OptionError {
@@ -292,7 +269,7 @@ pub(super) enum OptionError {
 impl FetchOptions {
     /// Bytes of memory that the cache may take.
     pub(super) fn cache_size(&self) -> Result<ByteSize, OptionError> {
-        cache_size(self.cache_size, self.force, host::memory())
+        cache_size(self.cache_size, self.force, memory::limit().map(ByteSize))
     }
 
     /// The engines that may be asked. On the engine's host nothing beats reading its file, elsewhere that fails at once; so `auto` begins
@@ -370,18 +347,6 @@ pub(super) fn filer_path(text: &str) -> Result<String, &'static str> {
     Ok(format!("/{}", parts.join("/")))
 }
 
-pub(super) fn duration(text: &str) -> Result<Duration, &'static str> {
-    const EXPECTED: &str = "expected a time such as 500ms, 6s or 2m";
-    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).ok_or(EXPECTED)?);
-    let number: u32 = number.parse().map_err(|_| EXPECTED)?;
-    match unit {
-        "ms" => Ok(Duration::from_millis(number.into())),
-        "s" => Ok(Duration::from_secs(number.into())),
-        "m" => Ok(Duration::from_secs(60 * u64::from(number))),
-        _ => Err(EXPECTED),
-    }
-}
-
 /// Each option of `interceptor mount` in effect under its long name. For the status API.
 pub(super) fn in_effect(
     options: &MountOptions,
@@ -438,30 +403,11 @@ mod tests {
     }
 
     #[test]
-    fn times() {
-        assert_eq!(duration("6s"), Ok(Duration::from_secs(6)));
-        assert_eq!(duration("1500ms"), Ok(Duration::from_millis(1500)));
-        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
-        for wrong in ["", "6", "s", "-6s", "6h", "6 s"] {
-            assert!(duration(wrong).is_err(), "{wrong:?}");
-        }
-    }
-
-    #[test]
     fn engines_are_told_by_their_servers() {
         let at = "[::1]:8080=10.0.0.1:18515".parse::<EngineAt>().unwrap();
         assert_eq!((at.server.as_str(), at.engine.as_str()), ("[::1]:8080", "10.0.0.1:18515"));
         for wrong in ["", "a:1", "a:1=b", "a=b:1", ":1=b:1", "a:1=b:70000"] {
             assert!(wrong.parse::<EngineAt>().is_err(), "{wrong}");
-        }
-    }
-
-    #[test]
-    fn status_addresses() {
-        assert_eq!("none".parse(), Ok(StatusAddress::Nowhere));
-        assert_eq!("[::1]:0".parse(), Ok(StatusAddress::At("[::1]:0".into())));
-        for wrong in ["9650", ":9650", "localhost", "localhost:http", "localhost:70000"] {
-            assert!(wrong.parse::<StatusAddress>().is_err(), "{wrong}");
         }
     }
 }

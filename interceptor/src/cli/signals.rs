@@ -1,4 +1,4 @@
-//! The signals that end a daemon.
+//! The signals that end a program.
 
 use std::io;
 
@@ -9,24 +9,39 @@ pub(super) struct Signals {
     interrupt: Signal,
     terminate: Signal,
     hangup: Signal,
+    survives_hangup: bool,
 }
 
 impl Signals {
-    /// Begins to catch them. Must be called on a runtime.
+    /// Begins to catch them, for a program that ends with its terminal. Must be called on a runtime.
     pub(super) fn new() -> io::Result<Self> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
             hangup: signal(SignalKind::hangup())?,
+            survives_hangup: false,
         })
     }
 
-    /// The name of the next one. Those that came since the last call are not lost, but several of a kind are one.
+    /// The same for a daemon, which outlives its terminal, and has nothing to reload: SIGHUP is only logged.
+    pub(super) fn of_daemon() -> io::Result<Self> {
+        Ok(Self { survives_hangup: true, ..Self::new()? })
+    }
+
+    /// The name of the next one that ends the program. Those that came since the last call are not lost, but several of
+    /// a kind are one.
     pub(super) async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.interrupt.recv() => "SIGINT",
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.hangup.recv() => "SIGHUP",
+        loop {
+            tokio::select! {
+                _ = self.interrupt.recv() => return "SIGINT",
+                _ = self.terminate.recv() => return "SIGTERM",
+                _ = self.hangup.recv() => {
+                    if !self.survives_hangup {
+                        return "SIGHUP";
+                    }
+                    tracing::info!("SIGHUP is ignored; SIGTERM and SIGINT end this program");
+                }
+            }
         }
     }
 }

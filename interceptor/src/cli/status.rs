@@ -5,9 +5,10 @@ use std::fmt::{self, Write as _};
 use std::time::Duration;
 
 use clap::Args;
+use daemon::output;
+use daemon::size::ByteSize;
 
 use super::http::Daemon;
-use super::size::ByteSize;
 use crate::telemetry::MissRatioCurve;
 use crate::telemetry::health::{EngineState, FilerHealth, Trouble};
 use crate::telemetry::report::{self, Flow, Report};
@@ -32,18 +33,17 @@ pub(super) struct StatusOptions {
 pub(super) fn run(options: &StatusOptions) -> anyhow::Result<()> {
     let daemon = &options.daemon;
     if options.schema {
-        println!("{:#}", report::schema());
+        output::print(format_args!("{:#}\n", report::schema()))?;
         return Ok(());
     }
     if options.json {
-        println!("{}", daemon.status()?.trim_end());
+        output::print(format_args!("{}\n", daemon.status()?.trim_end()))?;
         return Ok(());
     }
     let report = daemon.report()?;
     let ready = daemon.get("/readyz")?;
     let readiness = if ready.code == 200 { None } else { Some(ready.body.trim()) };
-    print!("{}", Text { report: &report, readiness });
-    Ok(())
+    Ok(output::print(Text { report: &report, readiness })?)
 }
 
 /// A report as people read it.

@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use clap::Args;
+use daemon::duration;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::http::Daemon;
-use super::options::duration;
 use super::signals::Signals;
 use crate::telemetry::report::Report;
 use model::{Model, View};
@@ -31,7 +31,7 @@ pub(super) struct TopOptions {
     daemon: Daemon,
 
     /// Ask this often
-    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration)]
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration::parse)]
     interval: Duration,
 }
 

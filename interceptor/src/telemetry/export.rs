@@ -21,6 +21,12 @@ pub fn exposition(metrics: &Metrics) -> String {
     let mut out = Exposition::default();
     out.family("interceptor_build_info", "gauge", "Always 1; the version is in the label.")
         .sample(&[("version", env!("CARGO_PKG_VERSION"))], 1);
+    out.family(
+        "interceptor_log_lines_lost_total",
+        "counter",
+        "Log lines that standard error did not take, or not fast enough.",
+    )
+    .sample(&[], daemon::output::lost_lines());
     let (totals, kernel) = (metrics.totals(), metrics.kernel());
     reads(&mut out, &totals, kernel.as_ref());
     fetches(&mut out, &totals);

@@ -1,4 +1,4 @@
-//! What the daemon says about itself: counters, logs and the status API.
+//! What the daemon says about itself: counters and the status API.
 //!
 //! Whoever moves bytes calls [`Metrics`]; it costs some tens of nanoseconds and can never fail. Whoever learns
 //! something worth telling calls [`Status`]. [`server`] shows both. Nothing in here is needed to answer a read: a
@@ -21,7 +21,6 @@ pub mod history;
 pub mod kernel;
 mod live;
 pub mod log_limit;
-pub mod logs;
 pub mod metrics;
 mod page;
 pub mod peer;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use clap::Args;
+use daemon::output;
 use rand::Rng;
 use rdma_engine::FileId;
 use rdma_engine::client::{Client, ReadError, RegistrationCache, Target};
@@ -26,7 +27,7 @@ pub(super) struct BenchOptions {
     fids: Vec<FileId>,
 
     /// Bytes of each read; needles that are shorter are read whole
-    #[arg(long, value_name = "SIZE,…", value_delimiter = ',', default_value = "4KiB,64KiB,1MiB", value_parser = size::parse)]
+    #[arg(long, value_name = "SIZE,…", value_delimiter = ',', default_value = "4KiB,64KiB,1MiB", value_parser = size::below_4_gib)]
     sizes: Vec<u32>,
 
     /// Reads under way at a time
@@ -54,10 +55,10 @@ struct Needle {
 
 /// Measures, and prints a table.
 pub(super) async fn run(options: BenchOptions) -> anyhow::Result<()> {
-    println!(
-        "{:<9} {:>7} {:>5} {:>10} {:>10} {:>9} {:>9} {:>9} {:>9}",
+    output::print(format_args!(
+        "{:<9} {:>7} {:>5} {:>10} {:>10} {:>9} {:>9} {:>9} {:>9}\n",
         "transport", "size", "depth", "MB/s", "reads/s", "p50 us", "p90 us", "p99 us", "max us"
-    );
+    ))?;
     let signer = options.engine.signer()?;
     for &choice in &options.transports {
         let client = options.engine.client(choice)?;
@@ -80,8 +81,8 @@ pub(super) async fn run(options: BenchOptions) -> anyhow::Result<()> {
                 let transport = client.transport().map_or("none", rdma_engine::protocol::Transport::name);
                 times.sort_unstable();
                 let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize] as f64 / 1e3;
-                println!(
-                    "{:<9} {:>7} {:>5} {:>10.1} {:>10.0} {:>9.1} {:>9.1} {:>9.1} {:>9.1}",
+                output::print(format_args!(
+                    "{:<9} {:>7} {:>5} {:>10.1} {:>10.0} {:>9.1} {:>9.1} {:>9.1} {:>9.1}\n",
                     transport,
                     size::show(size),
                     depth,
@@ -91,7 +92,7 @@ pub(super) async fn run(options: BenchOptions) -> anyhow::Result<()> {
                     at(0.9),
                     at(0.99),
                     at(1.0),
-                );
+                ))?;
             }
         }
     }

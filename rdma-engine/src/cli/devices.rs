@@ -1,19 +1,20 @@
 //! `rdma-engine devices`: what this host has for RDMA, and what an engine or a client would use of it.
 
+use daemon::output;
 use rdma_engine::verbs::{Wanted, current_numa_node, devices};
 
 /// Prints every device with its ports and their addresses, and then the ports that would be used, the best first.
 pub(super) fn run() -> anyhow::Result<()> {
     let found = devices()?;
     for device in &found {
-        println!("{device}");
+        output::print(format_args!("{device}\n"))?;
     }
     // A peer's network decides before all else; here there is none.
     let wanted = Wanted { numa_node: current_numa_node(), ..Wanted::default() };
     for (number, place) in wanted.places(&found)?.iter().enumerate() {
         let word = if number == 0 { "chosen" } else { "next" };
         let gid = place.gid.map_or("by LID".to_owned(), |entry| format!("GID {}", entry.index));
-        println!("{word}: {} port {}, {gid}", place.device, place.port);
+        output::print(format_args!("{word}: {} port {}, {gid}\n", place.device, place.port))?;
     }
     Ok(())
 }

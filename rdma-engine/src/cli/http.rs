@@ -7,6 +7,7 @@ use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
 use axum::routing::get;
+use daemon::output;
 use rdma_engine::bounded_listener::BoundedListener;
 use rdma_engine::metrics::Metrics;
 use rdma_engine::store::Store;
@@ -44,5 +45,8 @@ async fn exposition(State(status): State<Status>) -> impl IntoResponse {
     ] {
         text.push_str(&format!("# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}\n"));
     }
+    let (name, lost) = ("rdma_engine_log_lines_lost_total", output::lost_lines());
+    let help = "Log lines that standard error did not take, or not fast enough.";
+    text.push_str(&format!("# HELP {name} {help}\n# TYPE {name} counter\n{name} {lost}\n"));
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], text)
 }

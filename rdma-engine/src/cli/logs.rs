@@ -1,11 +1,7 @@
-//! Logs: one line for each event, on standard error, for people or as JSON.
+//! How to log, as it is typed.
 
-use std::env;
-use std::io::{self, IsTerminal};
-
-use anyhow::Context;
-use clap::{Args, ValueEnum};
-use tracing_subscriber::EnvFilter;
+use clap::Args;
+use daemon::logs::{self, FilterError, LogFormat};
 
 /// How to log.
 #[derive(Debug, Clone, Args)]
@@ -20,23 +16,10 @@ pub(super) struct LogOptions {
     log_format: LogFormat,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum LogFormat {
-    Human,
-    Json,
-}
-
-/// Begins to log.
-pub(super) fn start(options: &LogOptions) -> anyhow::Result<()> {
-    let chosen = options.log_level.clone().or_else(|| env::var("RUST_LOG").ok());
-    let chosen = chosen.filter(|text| !text.is_empty()).unwrap_or_else(|| "info".into());
-    let filter =
-        EnvFilter::try_new(&chosen).with_context(|| format!("{chosen:?} is no log level and no filter"))?;
-    let color = io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(color);
-    match options.log_format {
-        LogFormat::Human => builder.with_target(false).init(),
-        LogFormat::Json => builder.json().flatten_event(true).init(),
+impl LogOptions {
+    /// Begins to log. Nothing may have logged before.
+    pub(super) fn start(&self) -> Result<(), FilterError> {
+        logs::start(self.log_format, logs::filter(self.log_level.as_deref())?);
+        Ok(())
     }
-    Ok(())
 }

@@ -14,6 +14,7 @@ mod size;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use daemon::output::{self, OutputError};
 
 const SERVE_EXAMPLES: &str = "\
 Examples:
@@ -87,36 +88,48 @@ enum Command {
 
 /// Does what the arguments say; blocks until it is done.
 pub(crate) fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let outcome = logs::start(&cli.log).and_then(|()| {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            // With one thread, a read that waits for a disk would have nobody to hand its tasks to.
-            .worker_threads(std::thread::available_parallelism().map_or(2, usize::from).max(2))
-            .max_blocking_threads(64)
-            .thread_name("rdma-engine")
-            .enable_all()
-            .build()?;
-        let outcome = runtime.block_on(async {
-            match cli.command {
-                Command::Serve(options) => serve::run(options).await,
-                #[cfg(feature = "verbs")]
-                Command::Devices => devices::run(),
-                Command::Ping(options) => remote::ping(options).await,
-                Command::Read(options) => remote::read(options).await,
-                Command::Bench(options) => bench::run(options).await,
-            }
-        });
-        // A thread that waits for a disk need not be waited for.
-        runtime.shutdown_background();
-        outcome
-    });
-    match outcome {
+    let _flush = output::FlushOnDrop;
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return output::explain_usage(&error),
+    };
+    if let Err(error) = cli.log.start() {
+        output::error(error);
+        return ExitCode::from(2);
+    }
+    match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.downcast_ref::<OutputError>().is_some_and(OutputError::is_closed) => {
+            ExitCode::FAILURE
+        }
         Err(error) => {
-            eprintln!("error: {error:#}");
+            output::error(format_args!("{error:#}"));
             ExitCode::FAILURE
         }
     }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        // With one thread, a read that waits for a disk would have nobody to hand its tasks to.
+        .worker_threads(std::thread::available_parallelism().map_or(2, usize::from).max(2))
+        .max_blocking_threads(64)
+        .thread_name("rdma-engine")
+        .enable_all()
+        .build()?;
+    let outcome = runtime.block_on(async {
+        match command {
+            Command::Serve(options) => serve::run(options).await,
+            #[cfg(feature = "verbs")]
+            Command::Devices => devices::run(),
+            Command::Ping(options) => remote::ping(options).await,
+            Command::Read(options) => remote::read(options).await,
+            Command::Bench(options) => bench::run(options).await,
+        }
+    });
+    // A thread that waits for a disk need not be waited for.
+    runtime.shutdown_background();
+    outcome
 }
 
 #[cfg(test)]
@@ -131,13 +144,24 @@ mod tests {
     }
 
     #[test]
+    fn values_are_those_of_a_mount() {
+        let line = "rdma-engine serve --volume-dir /x --listen localhost:0 --status-addr localhost:0 \
+                    --staging 1.5MiB --max-staging 64MiB --lease 500ms --idle-timeout 2m";
+        Cli::try_parse_from(line.split_whitespace()).unwrap();
+    }
+
+    #[test]
     fn wrong_values_say_what_is_right() {
         for (line, word) in [
             ("serve", "--volume-dir"),
-            ("serve --volume-dir /x --listen 18515", "0.0.0.0:18515"),
-            ("serve --volume-dir /x --status-addr x", "127.0.0.1:18516"),
+            ("serve --volume-dir /x --listen 18515", "HOST:PORT"),
+            ("serve --volume-dir /x --status-addr x", "none"),
+            ("serve --volume-dir /x --lease 10000", "500ms"),
+            ("serve --volume-dir /x --idle-timeout 2000m", "1440m"),
+            ("serve --volume-dir /x --max-staging 1024", "1 MiB"),
+            ("serve --volume-dir /x --max-staging 900TiB", "memory"),
             ("read host 3", "VOLUME,KEYCOOKIE"),
-            ("read host 3,01637037d6 --length big", "64KiB"),
+            ("read host 3,01637037d6 --length big", "512MiB"),
             ("bench host", "FID"),
             ("ping host --transport pigeon", "tcp"),
         ] {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
+use daemon::output::{self, OutputError};
 use rdma_engine::FileId;
 use rdma_engine::client::{self, Client, Target};
 use rdma_engine::protocol::{DEFAULT_PORT, Transport};
@@ -74,11 +75,11 @@ pub(super) struct ReadOptions {
     transport: TransportChoice,
 
     /// Where to begin
-    #[arg(long, value_name = "SIZE", default_value = "0", value_parser = size::parse)]
+    #[arg(long, value_name = "SIZE", default_value = "0", value_parser = size::below_4_gib)]
     offset: u32,
 
     /// How much to read at most [default: up to the end]
-    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    #[arg(long, value_name = "SIZE", value_parser = size::below_4_gib)]
     length: Option<u32>,
 }
 
@@ -137,7 +138,8 @@ pub(super) async fn ping(options: PingOptions) -> anyhow::Result<()> {
         let took =
             client.ping(deadline()).await.with_context(|| format!("no answer from {}", client.address()))?;
         let transport = client.transport().map_or("none", Transport::name);
-        println!("{} over {transport}: {number} in {:.1} us", client.address(), took.as_nanos() as f64 / 1e3);
+        let micros = took.as_nanos() as f64 / 1e3;
+        output::print(format_args!("{} over {transport}: {number} in {micros:.1} us\n", client.address()))?;
     }
     Ok(())
 }
@@ -149,7 +151,7 @@ pub(super) async fn read(options: ReadOptions) -> anyhow::Result<()> {
     let failed = || format!("cannot read {} from {}", options.fid, client.address());
     client.ping(deadline()).await.with_context(failed)?;
     let most = client.longest_read().unwrap_or(PIECE);
-    let mut output = std::io::stdout().lock();
+    let mut stdout = std::io::stdout().lock();
     let mut buffer = vec![0; options.length.unwrap_or(most).min(most) as usize];
     let (mut offset, mut left) = (options.offset, options.length.unwrap_or(u32::MAX));
     loop {
@@ -158,18 +160,17 @@ pub(super) async fn read(options: ReadOptions) -> anyhow::Result<()> {
         let delivered = client.read(target, &mut buffer[..wanted], deadline()).await.with_context(failed)?;
         let needle = delivered.needle;
         if offset == options.offset && needle.flags.is_gzip() {
-            eprintln!("{} is stored compressed (gzip)", options.fid);
+            output::note(format_args!("{} is stored compressed (gzip)", options.fid));
         }
         ensure!(needle.length as usize <= wanted, "more bytes than were asked for");
-        output.write_all(&buffer[..needle.length as usize])?;
+        stdout.write_all(&buffer[..needle.length as usize]).map_err(OutputError::from)?;
         offset += needle.length;
         left -= needle.length;
         if left == 0 || offset >= needle.data_size {
             break;
         }
     }
-    output.flush()?;
-    Ok(())
+    Ok(stdout.flush().map_err(OutputError::from)?)
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! `rdma-engine serve`.
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -8,13 +9,16 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
+use daemon::address::{StatusAddress, host_port};
+use daemon::size::{ByteSize, SizeError};
+use daemon::{duration, memory, output};
 use rdma_engine::metrics::Metrics;
 use rdma_engine::server::{Engine, Options};
 use rdma_engine::settings::Settings;
 use rdma_engine::store::Store;
 use rdma_engine::tls;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, lookup_host};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{http, size};
@@ -30,8 +34,8 @@ pub(super) struct ServeOptions {
     index_dir: Option<PathBuf>,
 
     /// Where clients connect; port 0 takes a free port
-    #[arg(long, value_name = "HOST:PORT", default_value = "0.0.0.0:18515", value_parser = listen_address)]
-    listen: SocketAddr,
+    #[arg(long, value_name = "HOST:PORT", default_value = "0.0.0.0:18515", value_parser = host_port)]
+    listen: String,
 
     /// Where /metrics and /healthz are, `none` for nowhere; port 0 takes a free port
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:18516", value_parser = StatusAddress::from_str)]
@@ -54,16 +58,16 @@ pub(super) struct ServeOptions {
     device: Option<String>,
 
     /// Memory that is registered for each session over RDMA; what finds no room in it goes in line
-    #[arg(long, value_name = "SIZE", default_value = "32MiB", value_parser = size::parse)]
+    #[arg(long, value_name = "SIZE", default_value = "32MiB", value_parser = size::below_4_gib)]
     staging: u32,
 
-    /// Such memory of all sessions, in MiB; without room for another session's, the client takes another transport
-    #[arg(long, value_name = "MIB", default_value = "1024", value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
-    max_staging: u32,
+    /// Such memory of all sessions; without room for another session's, the client takes another transport [default: 1GiB, or half of the memory if that is less]
+    #[arg(long, value_name = "SIZE", value_parser = held_memory)]
+    max_staging: Option<ByteSize>,
 
-    /// How long a client may take to fetch what was granted, in milliseconds
-    #[arg(long, value_name = "MS", default_value = "10000", value_parser = clap::value_parser!(u32).range(100..=600_000))]
-    lease: u32,
+    /// How long a client may take to fetch what was granted, from 100ms to 10m
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = |text: &str| duration::within(text, LEASES))]
+    lease: Duration,
 
     /// Sessions at a time; when there are more, one that has been idle for ten seconds makes room, or the client is refused
     #[arg(long, value_name = "COUNT", default_value = "1024", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
@@ -73,45 +77,54 @@ pub(super) struct ServeOptions {
     #[arg(long, value_name = "COUNT", default_value = "256", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     max_peer_sessions: u32,
 
-    /// Memory for answers that wait for their clients, of all sessions, in MiB; one peer has a quarter of it, and further answers
-    /// are read when their clients take them
-    #[arg(long, value_name = "MIB", default_value = "64", value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
-    max_waiting: u32,
+    /// Memory for answers that wait for their clients, of all sessions; one peer has a quarter of it, and further answers are read
+    /// when their clients take them
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = held_memory)]
+    max_waiting: ByteSize,
 
     /// Requests of one session that may be unanswered at a time
     #[arg(long, value_name = "COUNT", default_value = "256", value_parser = clap::value_parser!(u32).range(1..=65_536))]
     max_in_flight: u32,
 
-    /// Sessions that read nothing are closed after as many seconds
-    #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = clap::value_parser!(u32).range(1..=86_400))]
-    idle_timeout: u32,
+    /// Sessions that read nothing are closed after this time, from 1s to 1440m
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = |text: &str| duration::within(text, IDLE_TIMES))]
+    idle_timeout: Duration,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct StatusAddress(Option<SocketAddr>);
+/// What `--lease` may be.
+const LEASES: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(600);
 
-impl FromStr for StatusAddress {
-    type Err = &'static str;
+/// What `--idle-timeout` may be.
+const IDLE_TIMES: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(86_400);
 
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "none" => Ok(Self(None)),
-            text => text
-                .parse()
-                .map(|address| Self(Some(address)))
-                .map_err(|_| "an address is as in 127.0.0.1:18516, or `none`"),
-        }
+/// What `--max-staging` is unless told otherwise, if that is not more than half of the memory.
+const USUAL_MAX_STAGING: u64 = 1 << 30;
+
+/// Memory that is held for clients, so it must be there.
+fn held_memory(text: &str) -> Result<ByteSize, String> {
+    let size: ByteSize = text.parse().map_err(|error: SizeError| error.to_string())?;
+    let memory = memory::limit().map_or(ByteSize(u64::MAX), ByteSize);
+    if size < ByteSize(1 << 20) {
+        return Err(format!("{size} is too small: the minimum is 1 MiB"));
     }
+    if size > memory {
+        return Err(format!("more than all the memory that this process may use ({memory})"));
+    }
+    Ok(size)
 }
 
-fn listen_address(text: &str) -> Result<SocketAddr, &'static str> {
-    text.parse().map_err(|_| "an address is as in 0.0.0.0:18515 or [::]:18515")
+impl ServeOptions {
+    fn all_staging(&self) -> u64 {
+        let half = || memory::limit().map_or(u64::MAX, |memory| memory / 2);
+        self.max_staging.map_or_else(|| USUAL_MAX_STAGING.min(half()), |ByteSize(bytes)| bytes)
+    }
 }
 
 /// Serves until a signal comes.
 pub(super) async fn run(options: ServeOptions) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     raise_descriptor_limit();
 
     let settings = match &options.security {
@@ -126,6 +139,7 @@ pub(super) async fn run(options: ServeOptions) -> anyhow::Result<()> {
     if tls.is_some() {
         tracing::info!(origin = settings.origin(), "clients over the network need certificates");
     }
+    let all_staging = options.all_staging();
     let directories =
         options.volume_dir.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
     let store = Store::new(options.volume_dir, options.index_dir)
@@ -135,35 +149,37 @@ pub(super) async fn run(options: ServeOptions) -> anyhow::Result<()> {
     let limits = Options {
         sessions: options.max_sessions as usize,
         sessions_of_peer: options.max_peer_sessions as usize,
-        waiting: u64::from(options.max_waiting) << 20,
+        waiting: options.max_waiting.0,
         in_flight: options.max_in_flight,
-        idle: Duration::from_secs(options.idle_timeout.into()),
+        idle: options.idle_timeout,
         local: !options.no_local,
         verbs: !options.no_verbs,
         device: options.device,
         staging: options.staging as usize,
-        all_staging: u64::from(options.max_staging) << 20,
-        lease: Duration::from_millis(options.lease.into()),
+        all_staging,
+        lease: options.lease,
         tls,
         proof: settings.proof_key()?,
         ..Options::default()
     };
-    let engine = Engine::bind(options.listen, store.clone(), verifier, metrics.clone(), &limits)
+    let cannot_listen = || format!("cannot listen on --listen {}", options.listen);
+    let listen = resolve(&options.listen).await.with_context(cannot_listen)?;
+    let engine = Engine::bind(listen, store.clone(), verifier, metrics.clone(), &limits)
         .await
-        .with_context(|| format!("cannot listen on --listen {}", options.listen))?;
-    let status = match options.status_addr.0 {
-        Some(address) => Some(
+        .with_context(cannot_listen)?;
+    let status = match &options.status_addr {
+        StatusAddress::At(address) => Some(
             TcpListener::bind(address)
                 .await
                 .with_context(|| format!("cannot serve metrics on --status-addr {address}"))?,
         ),
-        None => None,
+        StatusAddress::Nowhere => None,
     };
 
     tracing::info!(volumes = store.volumes(), directories, "reading volumes");
-    println!("serving {}", engine.address()?);
+    output::announce(format_args!("serving {}", engine.address()?));
     if let Some(status) = &status {
-        println!("status http://{}", status.local_addr()?);
+        output::announce(format_args!("status http://{}", status.local_addr()?));
     }
     let status = async {
         match status {
@@ -171,13 +187,27 @@ pub(super) async fn run(options: ServeOptions) -> anyhow::Result<()> {
             None => std::future::pending().await,
         }
     };
+    let ignore_hangups = async {
+        while hangup.recv().await.is_some() {
+            tracing::info!("SIGHUP is ignored; SIGTERM and SIGINT end this program");
+        }
+        std::future::pending().await
+    };
     tokio::select! {
         () = engine.serve() => {}
+        () = ignore_hangups => {}
         outcome = status => outcome.context("the status API has stopped")?,
         _ = interrupt.recv() => tracing::info!("SIGINT: ending"),
         _ = terminate.recv() => tracing::info!("SIGTERM: ending"),
     }
     Ok(())
+}
+
+/// The address of `host_port`; of several, such as those of `localhost`, one that every client can use.
+async fn resolve(host_port: &str) -> std::io::Result<SocketAddr> {
+    let mut addresses: Vec<_> = lookup_host(host_port).await?.collect();
+    addresses.sort_by_key(SocketAddr::is_ipv6);
+    addresses.first().copied().ok_or_else(|| std::io::ErrorKind::AddrNotAvailable.into())
 }
 
 /// Every open volume takes two descriptors, every session one: as many as the system lets this process have.

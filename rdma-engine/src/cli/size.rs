@@ -1,20 +1,14 @@
-//! Sizes as people type them.
+//! Sizes that fit into a message of the protocol.
 
-/// Parses a number of bytes below 4 GiB: `4096`, `64KiB`, `1MiB`.
-pub(super) fn parse(text: &str) -> Result<u32, String> {
-    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
-    let shift = match unit.trim_start().to_ascii_lowercase().as_str() {
-        "" | "b" => 0,
-        "k" | "kib" => 10,
-        "m" | "mib" => 20,
-        "g" | "gib" => 30,
-        _ => return Err("a size is a number of bytes, or as in 64KiB or 1MiB".to_owned()),
-    };
-    let number: u32 = number.parse().map_err(|_| "a size is a number of bytes, or as in 64KiB or 1MiB")?;
-    number.checked_mul(1 << shift).ok_or_else(|| "a size is below 4GiB".to_owned())
+use daemon::size::{ByteSize, SizeError};
+
+/// Parses a number of bytes below 4 GiB.
+pub(super) fn below_4_gib(text: &str) -> Result<u32, String> {
+    let ByteSize(bytes) = text.parse().map_err(|error: SizeError| error.to_string())?;
+    u32::try_from(bytes).map_err(|_| "a size is below 4GiB here".to_owned())
 }
 
-/// A number of bytes as people read it.
+/// A number of bytes as it would be typed.
 pub(super) fn show(bytes: u32) -> String {
     match bytes {
         b if b >= 1 << 20 && b % (1 << 20) == 0 => format!("{}MiB", b >> 20),
@@ -29,12 +23,13 @@ mod tests {
 
     #[test]
     fn sizes() {
-        for (text, bytes) in [("0", 0), ("4096", 4096), ("64KiB", 65536), ("1 mib", 1 << 20), ("3G", 3 << 30)]
+        for (text, bytes) in
+            [("0", 0), ("64KiB", 65536), ("1.5 mib", 3 << 19), ("3G", 3 << 30), ("4KB", 4000)]
         {
-            assert_eq!(parse(text), Ok(bytes), "{text}");
+            assert_eq!(below_4_gib(text), Ok(bytes), "{text}");
         }
-        for text in ["", "KiB", "-1", "1.5MiB", "4GiB", "99999999999"] {
-            assert!(parse(text).is_err(), "{text}");
+        for text in ["", "KiB", "-1", "4GiB", "99999999999"] {
+            assert!(below_4_gib(text).is_err(), "{text}");
         }
         assert_eq!((show(4096), show(1 << 20), show(1000)), ("4KiB".into(), "1MiB".into(), "1000".into()));
     }

@@ -72,7 +72,7 @@ impl Arena {
         if capacity < MIN_CAPACITY {
             return Err(ArenaError::TooSmall(capacity));
         }
-        if let Some(memory) = region::memory_limit().filter(|&memory| memory < capacity) {
+        if let Some(memory) = daemon::memory::limit().filter(|&memory| memory < capacity) {
             return Err(ArenaError::TooLarge { asked: capacity, memory });
         }
         Self::reserve(capacity / UNIT * UNIT)

@@ -4,6 +4,8 @@ use std::fmt;
 use std::io;
 use std::ptr::NonNull;
 
+use daemon::memory;
+
 use super::layout::UNIT;
 
 /// What kind of pages the arena was given.
@@ -55,8 +57,11 @@ unsafe impl Sync for Region {}
 impl Region {
     /// Maps `len` bytes (a multiple of 2 MiB), in huge pages if the host has them.
     pub(super) fn map(len: usize) -> io::Result<Self> {
-        // The kernel refuses this unless the pool has all of the pages, and keeps them for us if it has.
-        if let Ok(start) = mmap(len, libc::MAP_HUGETLB | libc::MAP_HUGE_2MB) {
+        // The kernel refuses this unless the pool has all of the pages, and keeps them for us if it has. What a control
+        // group does not allow it takes for granted until the pages are touched.
+        if memory::huge_page_limit().is_none_or(|limit| limit >= len as u64)
+            && let Ok(start) = mmap(len, libc::MAP_HUGETLB | libc::MAP_HUGE_2MB)
+        {
             return Ok(Self { start, len, backing: Backing::Hugetlb });
         }
         let unit = UNIT as usize;
@@ -132,14 +137,4 @@ fn transparent_huge_pages() -> bool {
     !switched_off
         && std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled")
             .is_ok_and(|modes| !modes.contains("[never]"))
-}
-
-/// How much memory the host or its control group lets this process have, in bytes.
-pub(super) fn memory_limit() -> Option<u64> {
-    let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let total = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    let kib: u64 = total.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    let group = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
-    let group = group.and_then(|limit| limit.trim().parse().ok()).unwrap_or(u64::MAX);
-    Some((kib << 10).min(group))
 }

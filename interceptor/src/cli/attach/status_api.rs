@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use daemon::address::StatusAddress;
 use tokio::task::JoinHandle;
 
-use crate::cli::options::StatusAddress;
 use crate::telemetry::Status;
 use crate::telemetry::access::Token;
 use crate::telemetry::server::{BindError, Server};

@@ -4,13 +4,13 @@ use std::collections::HashMap;
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use daemon::size::ByteSize;
 use interceptor_ebpf::histogram::{BUCKETS, upper_bound};
 use interceptor_ebpf::records::{Latency, Traffic};
 use serde::Serialize;
 
 use super::mounts::FuseMount;
 use super::names;
-use crate::cli::size::ByteSize;
 use crate::ebpf::{Device, Observer, ReadBy};
 use crate::telemetry::MissRatioCurve;
 

@@ -2,7 +2,8 @@
 
 use std::cmp::Ordering;
 
-use super::super::size::ByteSize;
+use daemon::size::ByteSize;
+
 use crate::telemetry::health::Trouble;
 use crate::telemetry::report::{Flow, Report};
 

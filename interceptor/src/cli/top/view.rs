@@ -1,12 +1,12 @@
 //! How `interceptor top` looks: figures, sources, and below them what the user has chosen, as much of it as fits.
 
+use daemon::size::ByteSize;
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style, Stylize};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Cell, Gauge, Row, Table};
 
-use super::super::size::ByteSize;
 use super::model::{Model, Rows, View, rate};
 
 /// Width of columns of figures.

@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
+use ::daemon::output;
 use anyhow::Context;
 use clap::Args;
 
@@ -125,9 +126,9 @@ pub(super) fn run(options: &WarmupOptions) -> anyhow::Result<ExitCode> {
     run.progress.end();
     outcome?;
     if options.json {
-        println!("{}", run.summary.json());
+        output::print(format_args!("{}\n", run.summary.json()))?;
     } else {
-        print!("{}", run.summary.text(stopped, &totals));
+        output::print(run.summary.text(stopped, &totals))?;
     }
     Ok(match (stopped, run.summary.is_good()) {
         (true, _) => ExitCode::from(INTERRUPTED),

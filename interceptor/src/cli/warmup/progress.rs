@@ -1,15 +1,15 @@
 //! What is seen of a run while it goes on: a bar on a terminal, a line now and then elsewhere. All on standard error.
 
 use std::fmt;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use daemon::size::ByteSize;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::walk::Totals;
-use crate::cli::size::ByteSize;
 
 /// How often a line is written where there is no terminal.
 const PERIOD: Duration = Duration::from_secs(5);
@@ -50,7 +50,7 @@ impl Progress {
                 bar.set_message(state.to_string());
             }
             None if self.written.elapsed() >= PERIOD => {
-                eprintln!("{}: {state}", self.verb);
+                note(&format!("{}: {state}", self.verb));
                 self.written = Instant::now();
             }
             None => {}
@@ -60,8 +60,8 @@ impl Progress {
     /// A line that stays.
     pub(super) fn say(&self, line: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{line}")),
-            None => eprintln!("{line}"),
+            Some(bar) => bar.suspend(|| note(line)),
+            None => note(line),
         }
     }
 
@@ -71,6 +71,11 @@ impl Progress {
             bar.finish_and_clear();
         }
     }
+}
+
+/// Says it on standard error, if that can be written.
+fn note(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// Files and bytes, and how long they took.

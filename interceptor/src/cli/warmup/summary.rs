@@ -4,10 +4,10 @@ use std::fmt::Write;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
+use daemon::size::ByteSize;
 use serde::Serialize;
 
 use super::walk::Totals;
-use crate::cli::size::ByteSize;
 use crate::warmup::wire::{Action, FileResult, Problem};
 
 /// So many problems are told one by one.

@@ -8,11 +8,11 @@ use serde::Serialize;
 /// A number of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
-pub(super) struct ByteSize(pub(super) u64);
+pub struct ByteSize(pub u64);
 
 /// A text that is no size.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum SizeError {
+pub enum SizeError {
     /// No number in front.
     #[error("expected a number of bytes such as 512MiB, 2G or 1.5GiB")]
     Number,

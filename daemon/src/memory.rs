@@ -1,0 +1,252 @@
+//! The memory that this process may use: the host's, or what control groups leave of it.
+//!
+//! Both versions of control groups count, also side by side (hybrid hierarchies), and of nested groups the smallest
+//! limit. In a container the outer groups may be out of sight; their limits then are, too, except where version 1 tells
+//! them (`hierarchical_memory_limit`).
+
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+
+/// Bytes of memory; `None` if unknown.
+pub fn limit() -> Option<u64> {
+    Host::default().memory_limit()
+}
+
+/// Bytes of huge pages of 2 MiB from the host's pool that control groups allow; `None` without such a limit. The kernel
+/// does not refuse what exceeds it when it is mapped, but kills when it is touched.
+pub fn huge_page_limit() -> Option<u64> {
+    Host::default().huge_page_limit()
+}
+
+/// Where files of the kernel are looked for.
+struct Host {
+    root: PathBuf,
+}
+
+impl Default for Host {
+    fn default() -> Self {
+        Self { root: "/".into() }
+    }
+}
+
+/// A controller of control groups, and its files that hold limits, in bytes.
+struct Controller {
+    name: &'static str,
+    /// `memory.high` is one: above it processes are not killed, but all but stopped.
+    files_v2: &'static [&'static str],
+    files_v1: &'static [&'static str],
+}
+
+const MEMORY: Controller = Controller {
+    name: "memory",
+    files_v2: &["memory.max", "memory.high"],
+    files_v1: &["memory.limit_in_bytes", "memory.stat"],
+};
+
+const HUGE_PAGES: Controller =
+    Controller { name: "hugetlb", files_v2: &["hugetlb.2MB.max"], files_v1: &["hugetlb.2MB.limit_in_bytes"] };
+
+impl Host {
+    fn memory_limit(&self) -> Option<u64> {
+        let info = self.read("proc/meminfo")?;
+        let total = info.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+        let kib: u64 = total.trim().strip_suffix("kB")?.trim().parse().ok()?;
+        let total = kib.saturating_mul(1024);
+        Some(self.group_limit(&MEMORY).map_or(total, |limit| limit.min(total)))
+    }
+
+    fn huge_page_limit(&self) -> Option<u64> {
+        self.group_limit(&HUGE_PAGES)
+    }
+
+    /// The smallest limit of all groups that this process is in.
+    fn group_limit(&self, controller: &Controller) -> Option<u64> {
+        let groups = self.read("proc/self/cgroup")?;
+        let mounts = self.read("proc/self/mountinfo")?;
+        let hierarchies = mounts.lines().filter_map(Hierarchy::parse);
+        let limits = hierarchies.filter_map(|hierarchy| {
+            let files = match hierarchy.controllers {
+                None => controller.files_v2,
+                Some(names) if names.split(',').any(|name| name == controller.name) => controller.files_v1,
+                Some(_) => return None,
+            };
+            let name = hierarchy.controllers.map(|_| controller.name);
+            let group = groups.lines().find_map(|line| group_of(line, name))?;
+            let place = self.root.join(hierarchy.place.trim_start_matches('/'));
+            // Outside of what is mounted nothing can be seen.
+            let below = below(group, hierarchy.root).unwrap_or_default();
+            let inside = below.ancestors().map(|group| place.join(group));
+            inside.flat_map(|group| files.iter().filter_map(move |file| limit_in(&group.join(file)))).min()
+        });
+        limits.min()
+    }
+
+    fn read(&self, file: &str) -> Option<String> {
+        fs::read_to_string(self.root.join(file)).ok()
+    }
+}
+
+/// A mounted hierarchy of control groups.
+struct Hierarchy<'a> {
+    /// The group that is mounted.
+    root: &'a str,
+    /// Where it is mounted.
+    place: &'a str,
+    /// Of version 1, the controllers, among other options.
+    controllers: Option<&'a str>,
+}
+
+impl<'a> Hierarchy<'a> {
+    /// Parses a line of `/proc/self/mountinfo`: `36 35 0:30 /root /place options [fields] - type source superoptions`.
+    fn parse(line: &'a str) -> Option<Self> {
+        let (before, after) = line.split_once(" - ")?;
+        let mut before = before.split(' ').skip(3);
+        let (root, place) = (before.next()?, before.next()?);
+        let mut after = after.split(' ');
+        let controllers = match after.next()? {
+            "cgroup2" => None,
+            "cgroup" => Some(after.nth(1)?),
+            _ => return None,
+        };
+        Some(Self { root, place, controllers })
+    }
+}
+
+/// The group in a line of `/proc/self/cgroup`, `NUMBER:CONTROLLERS:GROUP`, if it is of the hierarchy of `controller`, or,
+/// without one, of version 2.
+fn group_of<'a>(line: &'a str, controller: Option<&str>) -> Option<&'a str> {
+    let (number, rest) = line.split_once(':')?;
+    let (controllers, group) = rest.split_once(':')?;
+    let is_it = match controller {
+        Some(name) => controllers.split(',').any(|other| other == name),
+        None => number == "0" && controllers.is_empty(),
+    };
+    is_it.then_some(group)
+}
+
+/// The way from `root` down to `group`, if there is one. Groups outside of a name space have names such as `/../other`.
+fn below(group: &str, root: &str) -> Option<PathBuf> {
+    let below = Path::new(group).strip_prefix(root).ok()?;
+    below.components().all(|part| matches!(part, Component::Normal(_))).then(|| below.to_owned())
+}
+
+/// The limit in a file: a number alone or, in `memory.stat`, behind its name. None for `max`.
+fn limit_in(file: &Path) -> Option<u64> {
+    let text = fs::read_to_string(file).ok()?;
+    let number = text.lines().find_map(|line| line.strip_prefix("hierarchical_memory_limit "));
+    number.unwrap_or(&text).trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+    const V2: &str = "29 23 0:26 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n";
+    const V1: &str = "36 25 0:30 / /sys/fs/cgroup/memory rw shared:17 - cgroup cgroup rw,memory\n";
+
+    /// A host with 8 GiB and these files.
+    struct Fake(tempfile::TempDir);
+
+    impl Fake {
+        fn new(groups: &str, mounts: &str, files: &[(&str, &str)]) -> Self {
+            let fake = Self(tempfile::tempdir().unwrap());
+            fake.write("proc/meminfo", "MemTotal:        8388608 kB\nMemFree:  1 kB\n");
+            fake.write("proc/self/cgroup", groups);
+            fake.write("proc/self/mountinfo", mounts);
+            files.iter().for_each(|(file, text)| fake.write(&format!("sys/fs/cgroup/{file}"), text));
+            fake
+        }
+
+        fn write(&self, file: &str, text: &str) {
+            let path = self.0.path().join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+
+        fn host(&self) -> Host {
+            Host { root: self.0.path().to_owned() }
+        }
+    }
+
+    #[track_caller]
+    fn limits(groups: &str, mounts: &str, files: &[(&str, &str)], mib: u64) {
+        assert_eq!(Fake::new(groups, mounts, files).host().memory_limit(), Some(mib * MIB));
+    }
+
+    #[test]
+    fn without_limits_it_is_what_the_host_has() {
+        limits("", "", &[], 8192);
+        limits("0::/a\n", V2, &[("a/memory.max", "max\n"), ("a/memory.high", "max\n")], 8192);
+        let unlimited = [("memory/a/memory.limit_in_bytes", "9223372036854771712\n")];
+        limits("4:memory:/a\n", V1, &unlimited, 8192);
+        let host = Host { root: "/nonexistent".into() };
+        assert_eq!(host.memory_limit(), None);
+    }
+
+    #[test]
+    fn the_smallest_limit_on_the_way_up_counts() {
+        let files = [
+            ("a/memory.max", "209715200\n"),
+            ("a/b/memory.max", "max\n"),
+            ("a/b/c/memory.max", "1073741824\n"),
+            ("other/memory.max", "1048576\n"),
+        ];
+        limits("0::/a/b/c\n", V2, &files, 200);
+        limits("0::/\n", V2, &files, 8192);
+        limits("0::/a/b\n", V2, &[("a/memory.max", "max\n"), ("a/b/memory.high", "104857600\n")], 100);
+        let files = [
+            ("memory/a/memory.limit_in_bytes", "209715200\n"),
+            ("memory/a/b/memory.limit_in_bytes", "9223372036854771712\n"),
+        ];
+        limits("9:name=systemd:/x\n4:cpu,memory:/a/b\n", V1, &files, 200);
+    }
+
+    #[test]
+    fn both_versions_count_side_by_side() {
+        let both = format!(
+            "{V1}37 25 0:31 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n\
+             38 25 0:32 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n"
+        );
+        let groups = "4:memory:/a\n3:cpu:/c\n0::/u\n";
+        let files = [
+            ("memory/a/memory.limit_in_bytes", "524288000\n"),
+            ("unified/u/cgroup.procs", "1\n"),
+            ("cpu/c/memory.limit_in_bytes", "1\n"),
+        ];
+        limits(groups, &both, &files, 500);
+        let files = [files[0], ("unified/u/memory.max", "314572800\n")];
+        limits(groups, &both, &files, 300);
+    }
+
+    #[test]
+    fn containers_see_their_own_group_at_the_mount_point() {
+        // Without a name space of its own the path is the host's, and what is mounted is the group.
+        let mounts = "36 25 0:30 /docker/id /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory\n";
+        let files = [("memory/memory.limit_in_bytes", "209715200\n")];
+        limits("4:memory:/docker/id\n", mounts, &files, 200);
+        limits("4:memory:/docker/id/inner\n", mounts, &files, 200);
+        // A limit of an outer group, which only the statistics tell.
+        let stat = ("memory/memory.stat", "cache 5\nhierarchical_memory_limit 104857600\ntotal_cache 5\n");
+        limits("4:memory:/docker/id\n", mounts, &[files[0], stat], 100);
+        // A group that is not below what is mounted.
+        limits("4:memory:/elsewhere\n", mounts, &files, 200);
+        limits("0::/../other\n", V2, &[("memory.max", "209715200\n")], 200);
+    }
+
+    #[test]
+    fn huge_pages_have_a_limit_of_their_own() {
+        let v2 = Fake::new("0::/a\n", V2, &[("a/hugetlb.2MB.max", "4194304\n")]);
+        assert_eq!(v2.host().huge_page_limit(), Some(4 * MIB));
+        let v1 = "36 25 0:30 / /sys/fs/cgroup/hugetlb rw - cgroup cgroup rw,hugetlb\n";
+        let v1 = Fake::new("4:hugetlb:/\n", v1, &[("hugetlb/hugetlb.2MB.limit_in_bytes", "2097152\n")]);
+        assert_eq!(v1.host().huge_page_limit(), Some(2 * MIB));
+        assert_eq!(Fake::new("0::/a\n", V2, &[]).host().huge_page_limit(), None);
+    }
+
+    #[test]
+    fn memory_of_this_host_is_plausible() {
+        let memory = limit().expect("Linux tells");
+        assert!(memory > 16 * MIB, "{memory}");
+    }
+}
