@@ -32,5 +32,21 @@ mod transport;
 #[cfg(feature = "verbs")]
 pub mod verbs;
 
+/// The ports by which this host does RDMA, the best first.
+///
+/// # Errors
+/// When there are none; the text says why.
+pub fn rdma_ports() -> Result<Vec<String>, String> {
+    #[cfg(feature = "verbs")]
+    {
+        let wanted = verbs::Wanted { numa_node: verbs::current_numa_node(), ..verbs::Wanted::default() };
+        let places = verbs::devices().and_then(|devices| wanted.places(&devices));
+        let places = places.map_err(|error| error.to_string())?;
+        Ok(places.iter().map(|place| format!("{} port {}", place.device, place.port)).collect())
+    }
+    #[cfg(not(feature = "verbs"))]
+    Err("this program was built without RDMA".to_owned())
+}
+
 pub use file_id::{FileId, ParseFileIdError};
 pub use refusal::Refusal;

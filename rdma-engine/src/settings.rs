@@ -4,6 +4,7 @@
 //! overridden by an environment variable, `WEED_` and the key in capitals with `_` for `.`. A file that is there and cannot be
 //! used is an error, never taken for no file.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,6 +17,9 @@ const DEFAULT_TOKEN_LIFETIME_S: u64 = 60;
 /// Why `security.toml` cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
+    /// The file that was named is not there.
+    #[error("there is no {}; --security takes the security.toml of the cluster, or may be left out", .0.display())]
+    Missing(PathBuf),
     /// The file is there and cannot be read.
     #[error("cannot read {}: {source}; make it readable for this user or remove it", path.display())]
     Read {
@@ -74,8 +78,10 @@ impl<'a> Settings<'a> {
         let (origin, table) = match file {
             None => ("environment".to_owned(), toml::Table::new()),
             Some(path) => {
-                let text = std::fs::read_to_string(path)
-                    .map_err(|source| SettingsError::Read { path: path.into(), source })?;
+                let text = std::fs::read_to_string(path).map_err(|source| match source.kind() {
+                    ErrorKind::NotFound => SettingsError::Missing(path.into()),
+                    _ => SettingsError::Read { path: path.into(), source },
+                })?;
                 let table = text.parse().map_err(|source| SettingsError::Syntax {
                     path: path.into(),
                     source: Box::new(source),

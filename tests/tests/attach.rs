@@ -74,7 +74,9 @@ fn logs_that_cannot_be_written_leave_no_dead_layer() {
     for redirection in [">/dev/full", ">&-", &format!(">{}", fifo.display())] {
         for killed in [false, true] {
             let wrapper = with_stderr(redirection);
-            let mut layer = Layer::started_by(&wrapper.each_ref().map(String::as_str), &path, ["--log-level", "trace"]).unwrap();
+            let mut layer =
+                Layer::started_by(&wrapper.each_ref().map(String::as_str), &path, ["--log-level", "trace"])
+                    .unwrap();
             layer.signal(Signal::SIGHUP);
             assert_eq!(fs::read(path.join("file")).unwrap(), b"there");
             let code = if killed {

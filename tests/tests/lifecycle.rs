@@ -134,6 +134,40 @@ fn the_memory_of_an_outer_control_group_is_all_there_is() {
 }
 
 #[test]
+fn check_tells_of_rdma_and_of_each_volume_server() {
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = cluster();
+    let bench = Bench::new();
+    let (code, said) = bench.run(&["check", "--filer", &cluster.filer_addresses()]);
+    assert_eq!(code, Some(0), "{said}");
+    let server = format!("{} answers", cluster.volume_servers()[0].address());
+    for word in ["RDMA ", "locked memory ", "volume server ", &server, "engine ", ":18515"] {
+        assert!(said.contains(word), "no {word:?} in {said}");
+    }
+}
+
+#[test]
+fn a_mount_point_is_told_by_its_whole_path() {
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = cluster();
+    let bench = Bench::new();
+    let mut command = Command::new(interceptor_program().unwrap());
+    command.args(["mount", "--status-addr", "none", "--filer", &cluster.filer_addresses(), "./mnt"]);
+    command.current_dir(bench.directory.path());
+    let log = bench.directory.path().join("log");
+    let mut process = Process::start(command, &log, Duration::from_secs(10), Signal::SIGTERM).unwrap();
+    let line = format!("mounted {}", bench.mount_point().display());
+    let mounted = || fs::read_to_string(&log).ok()?.lines().any(|said| said == line).then_some(());
+    eventually("the whole path", Duration::from_secs(30), mounted).unwrap();
+    process.signal(Signal::SIGTERM);
+    assert!(process.wait(Duration::from_secs(10)).unwrap().success());
+}
+
+#[test]
 fn an_unfit_mount_point_is_refused() {
     if !host::can_mount() {
         return;
@@ -176,7 +210,16 @@ fn a_cluster_that_cannot_be_mounted_is_refused() {
     bench.refuses(1, &["--filer", &filer, "--filer-path", "/dir/file", at], &["/dir/file"]);
     // A volume server speaks HTTP and gRPC too, and is no filer.
     let volume = cluster.volume_servers()[0].address();
-    bench.refuses(1, &["--filer", &volume, at], &[&volume]);
+    bench.refuses(1, &["--filer", &volume, at], &[&volume, "is a volume server of SeaweedFS", "8888"]);
+    let missing = "/no/such/security.toml";
+    bench.refuses(
+        1,
+        &["--filer", &filer, "--security", missing, at],
+        &["there is no", missing, "--security"],
+    );
+    let (code, said) = bench.run(&["status", "--status-addr", &filer]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("is a filer of SeaweedFS and not the status API"), "{said}");
 
     let settings = bench.directory.path().join("security.toml");
     fs::write(&settings, "[jwt.signing.read\nkey = ").unwrap();

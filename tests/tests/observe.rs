@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::process::{Child, Command, Stdio};
 
@@ -14,7 +15,7 @@ use nix::unistd::{ForkResult, fork};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tests::memory::MemoryGroup;
-use tests::{Cluster, Mount, Pattern, host, mount, reading};
+use tests::{Cluster, Mount, Pattern, eventually, host, mount, reading};
 
 const PAGE: u64 = 4096;
 const PAGES: u64 = 16 << 10;
@@ -64,9 +65,13 @@ struct Observing {
 impl Observing {
     /// Returns when the mount is watched.
     fn start(mounted: &Mount) -> Self {
+        Self::start_at(mounted.path())
+    }
+
+    fn start_at(path: &std::path::Path) -> Self {
         let mut process = Command::new(mount::interceptor_program().unwrap())
             .args(["observe", "--json", "--interval", "200ms"])
-            .arg(mounted.path())
+            .arg(path)
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -150,4 +155,51 @@ fn a_cache_hits_as_often_as_observe_expects() {
     // Which granules are looked at is chance, and the fewer of them a cache has room for, the more that is worth. A curve that is wrong by a factor of two is off by ten points everywhere.
     assert!(errors.iter().all(|error| error.abs() < 0.1), "{errors:?}");
     assert!((errors.iter().sum::<f64>() / errors.len() as f64).abs() < 0.06, "{errors:?}");
+}
+
+/// A mount at a place that is no text, for as long as the value lives.
+struct NamelessMount(std::path::PathBuf);
+
+impl NamelessMount {
+    fn below(directory: &std::path::Path) -> Self {
+        let path = directory.join(std::ffi::OsStr::from_bytes(b"not-\xff-text"));
+        std::fs::create_dir(&path).unwrap();
+        let mount = Self(path);
+        let none = None::<&str>;
+        nix::mount::mount(Some("tmpfs"), &mount.0, Some("tmpfs"), nix::mount::MsFlags::empty(), none)
+            .unwrap();
+        mount
+    }
+}
+
+impl Drop for NamelessMount {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+#[test]
+fn files_of_our_own_mounts_have_names_also_when_they_are_closed() {
+    if !host::can_mount() {
+        return;
+    }
+    if let Err(error) = Observer::start(&Settings::default()) {
+        return host::skipped(&error.to_string());
+    }
+    let cluster = Cluster::builder().start().unwrap();
+    cluster.filer().put("/dir/hot-file", &Pattern::new(3).bytes(0, 4 << 20), "").unwrap();
+    let mounted = Mount::interceptor(&cluster.filer_addresses()).start().unwrap();
+    let home = tempfile::tempdir().unwrap();
+    let _nameless = NamelessMount::below(home.path());
+    let link = home.path().join("link");
+    std::os::unix::fs::symlink(mounted.path(), &link).unwrap();
+    let mut observing = Observing::start_at(&link);
+    let file = mounted.file("/dir/hot-file");
+    let named = || {
+        assert_eq!(std::fs::read(&file).unwrap().len(), 4 << 20);
+        let report = observing.next();
+        assert_eq!(report["mount_point"], mounted.path().to_str().unwrap(), "{report}");
+        (report["hottest"][0]["path"] == file.to_str().unwrap()).then_some(())
+    };
+    eventually("the name of a file that is closed", std::time::Duration::from_secs(30), named).unwrap();
 }

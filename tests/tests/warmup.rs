@@ -327,6 +327,39 @@ fn each_mount_is_found_by_its_paths_and_everything_else_is_refused() {
 }
 
 #[test]
+fn nothing_is_said_of_what_could_not_be_looked_at() {
+    const NOBODY: u32 = 65534;
+    if !host::can_mount() {
+        return;
+    }
+    let outside = tempfile::tempdir().unwrap();
+    fs::create_dir(outside.path().join("below")).unwrap();
+    fs::write(outside.path().join("below/file"), "x").unwrap();
+    for args in [&["--check"][..], &[]] {
+        let (code, said) = warmup(args, &[outside.path().to_owned()]);
+        assert_eq!(code, 1, "{said}");
+        assert!(said.contains("not in a mount of interceptor") && !said.contains('%'), "{said}");
+        // It was not walked.
+        assert!(!said.contains("below"), "{said}");
+    }
+
+    let cluster = cluster();
+    cluster.filer().put("/closed/file", &content("/closed/file", 1000), "mode=0600").unwrap();
+    let mount = mount(&cluster, "64MiB");
+    let home = tempfile::tempdir().unwrap();
+    let program = home.path().join("interceptor");
+    fs::copy(interceptor_program().unwrap(), &program).unwrap();
+    for path in [home.path(), mount.path().parent().unwrap()] {
+        fs::set_permissions(path, Permissions::from_mode(0o755)).unwrap();
+    }
+    let mut command = Command::new(&program);
+    command.args(["warmup", "--check"]).arg(mount.file("/closed")).uid(NOBODY).gid(NOBODY);
+    let (code, said) = Run::start(command).end();
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("(1 could not be looked at)") && !said.contains('%'), "{said}");
+}
+
+#[test]
 fn a_mount_without_a_status_api_says_so() {
     if !host::can_mount() {
         return;

@@ -16,7 +16,7 @@ use crate::fuse::mountinfo::MountedAt;
 use crate::fuse::mountpoint;
 
 /// What our layer is called in the kernel's table of mounts.
-pub(super) const FS_TYPE: &str = "fuse.interceptor-attach";
+pub(crate) const FS_TYPE: &str = "fuse.interceptor-attach";
 
 /// The same without `fuse.`.
 pub(super) const SUBTYPE: &str = "interceptor-attach";

@@ -61,6 +61,7 @@ use self::decider::Decider;
 use self::entries::Entries;
 use self::filesystem::Layer;
 use self::kept::Kept;
+pub(crate) use self::lower::FS_TYPE;
 use self::lower::{Keeping, Lower};
 use self::supervisor::Report;
 use self::tree::Tree;
@@ -78,7 +79,7 @@ use crate::fuse::{find_root, unmount};
 use crate::namespace::{Filer, NodeId};
 use crate::read::{FileVersion, Reader};
 use crate::seaweed::filer::FilerClient;
-use crate::seaweed::subscribe::subscribe;
+use crate::seaweed::subscribe::{Notice, subscribe};
 use crate::telemetry::Metrics;
 use crate::warmup::Wanted;
 use crate::warmup::ticket::{NodeInstance, TicketIssuer};
@@ -121,6 +122,8 @@ pub struct Cluster {
     pub filer_path: Option<String>,
     /// Brings and keeps what is read.
     pub reader: Arc<Reader>,
+    /// Passes on what the filer tells, and keeps account of it.
+    pub note: Box<dyn FnOnce(mpsc::Receiver<Notice>) -> mpsc::Receiver<Notice> + Send>,
 }
 
 /// What is below, for who is interested.
@@ -299,7 +302,7 @@ impl Drop for Attached {
 
 /// Begins to follow what the filer says of the files of the mount below.
 async fn accelerate(lower: &Lower, cluster: Cluster) -> Result<Arc<Entries>, AttachError> {
-    let Cluster { filer, filer_path, reader } = cluster;
+    let Cluster { filer, filer_path, reader, note } = cluster;
     let shown = lower.filer_path();
     let root = match (filer_path, shown) {
         (Some(given), Some(shown)) if given != shown => {
@@ -313,7 +316,7 @@ async fn accelerate(lower: &Lower, cluster: Cluster) -> Result<Arc<Entries>, Att
     let filer: Arc<dyn Filer> = Arc::new(filer);
     let entry = find_root(filer.as_ref(), &root).await?;
     let entries = Entries::new(filer, root.clone(), entry, reader, tokio::runtime::Handle::current());
-    tokio::spawn(entries.clone().follow(root, notices));
+    tokio::spawn(entries.clone().follow(root, note(notices)));
     Ok(entries)
 }
 

@@ -26,7 +26,6 @@ use super::{Failure, host, mount, seen};
 use crate::attach::supervisor::{self, Report};
 use crate::attach::{AttachOptions as Layer, Attached, Cluster, Reads};
 use crate::seaweed::address::ServerAddress;
-use crate::seaweed::filer::FilerClient;
 use crate::seaweed::owners::Owners;
 use crate::telemetry::access::Token;
 use crate::telemetry::status::Identity;
@@ -179,7 +178,7 @@ async fn attach(
     let mut signals = Signals::of_daemon().context("cannot catch signals")?;
     let metrics = Metrics::new();
     let identity = Identity {
-        mount_point: options.path.display().to_string(),
+        mount_point: super::shown_path(&options.path).display().to_string(),
         filers: options.filers().iter().map(ToString::to_string).collect(),
         filer_path: options.filer_path.clone().unwrap_or_default(),
         options: in_effect,
@@ -201,7 +200,7 @@ async fn attach(
             Reads::Kept { always, cache: Box::new(move || mount::cache(cache_size, &metrics)) }
         }
         filers => tokio::select! {
-            cluster = cluster(options, filers, cache_size, &metrics) => Reads::Cluster(cluster?),
+            cluster = cluster(options, filers, cache_size, &status) => Reads::Cluster(cluster?),
             signal = signals.next() => {
                 tracing::info!(signal, "stopped before attaching");
                 return Ok(());
@@ -212,8 +211,11 @@ async fn attach(
     let attached = Arc::new(Attached::start(options.layer(), reads, metrics.clone(), report).await?);
     let (known, live) = (Arc::downgrade(&attached), Arc::downgrade(&attached));
     metrics.set_nodes(Box::new(move || known.upgrade().map_or(0, |attached| attached.nodes() as u64)));
-    metrics
-        .set_subscription_live(Box::new(move || live.upgrade().is_some_and(|attached| attached.is_live())));
+    // Without a filer there are no changes to hear of.
+    if !options.filers().is_empty() {
+        let is_live = move || live.upgrade().is_some_and(|attached| attached.is_live());
+        metrics.set_subscription_live(Box::new(is_live));
+    }
     // Dropped at the end, whichever that is.
     let _seen = seen::watch(programs, &attached, attached.reader().cloned(), &status).await;
     status.add_check("mount", mount::health::mount_answers(attached.path()));
@@ -244,12 +246,16 @@ async fn cluster(
     options: &AttachOptions,
     filers: &[ServerAddress],
     cache_size: ByteSize,
-    metrics: &Arc<Metrics>,
+    status: &Arc<Status>,
 ) -> anyhow::Result<Cluster> {
     let security = Arc::new(mount::security(&options.fetch)?);
-    let filer = FilerClient::connect_as(filers.to_vec(), &security, Owners::default()).await?;
-    let reader = mount::reader(&options.fetch, cache_size, &filer, security, metrics)?;
-    Ok(Cluster { filer, filer_path: options.filer_path.clone(), reader })
+    let filer = mount::connect(filers.to_vec(), &security, Owners::default()).await?;
+    let reader = mount::reader(&options.fetch, cache_size, &filer, security, status.metrics())?;
+    let filers = filer.clone();
+    status.set_filers(Box::new(move || filers.health()));
+    let status = status.clone();
+    let note = Box::new(move |heard| mount::noted(heard, status));
+    Ok(Cluster { filer, filer_path: options.filer_path.clone(), reader, note })
 }
 
 /// From now on `desk` takes requests about files of the layer, if any can be served. Does not keep the layer.

@@ -1,5 +1,7 @@
 //! `interceptor check`: says what this host can do, what a mount would go without, and how to get that.
 
+mod cluster;
+
 use std::fmt;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -10,9 +12,11 @@ use daemon::output;
 use futures::future::join_all;
 
 use super::host::{self, Finding, State};
+use super::mount;
 use super::options::Filers;
 use crate::seaweed::address::ServerAddress;
-use crate::seaweed::filer::{FilerClient, FilerError};
+use crate::seaweed::filer::FilerClient;
+use crate::seaweed::owners::Owners;
 use crate::seaweed::security::{Security, SecurityError};
 
 /// Looks at this host, without changing anything, and says what a mount would go without.
@@ -35,6 +39,7 @@ pub(super) struct CheckOptions {
 pub(super) fn run(options: &CheckOptions) -> anyhow::Result<ExitCode> {
     let mut findings = host::findings();
     findings.extend(host::ebpf_rungs());
+    findings.extend(host::rdma());
     let security = match &options.security {
         Some(file) => Security::load_from(file),
         None => Security::load(),
@@ -72,10 +77,10 @@ fn security_finding(file: Option<PathBuf>, error: Option<&SecurityError>) -> Fin
 
 /// Each filer's answer. A mount needs one of them.
 async fn filer_findings(filers: &[ServerAddress], security: &Security) -> Vec<Finding> {
-    let asked = filers.iter().map(|filer| FilerClient::connect(vec![filer.clone()], security));
+    let asked = filers.iter().map(|filer| mount::connect(vec![filer.clone()], security, Owners::default()));
     let answers = join_all(asked).await;
     let unanswered = if answers.iter().any(Result::is_ok) { State::Lost } else { State::Missing };
-    let finding = |(filer, answer): (&ServerAddress, Result<FilerClient, FilerError>)| Finding {
+    let finding = |(filer, answer): (&ServerAddress, &anyhow::Result<FilerClient>)| Finding {
         ability: "filer",
         state: if answer.is_ok() { State::Ok } else { unanswered },
         found: match answer {
@@ -85,7 +90,11 @@ async fn filer_findings(filers: &[ServerAddress], security: &Security) -> Vec<Fi
         lost: "a mount needs at least one filer that answers, and another for when that one does not",
         remedy: "start it, and open its HTTP port and its gRPC port to this host",
     };
-    filers.iter().zip(answers).map(finding).collect()
+    let mut findings: Vec<_> = filers.iter().zip(&answers).map(finding).collect();
+    if let Some(Ok(filer)) = answers.iter().find(|answer| answer.is_ok()) {
+        findings.extend(cluster::findings(filer, security).await);
+    }
+    findings
 }
 
 impl fmt::Display for Finding {

@@ -4,6 +4,7 @@
 //! becomes `--key=value`), which the same parser checks one by one, so that an error can name the line; the options
 //! that the command line gives itself are left out. So the file can never mean anything that the command line cannot.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -43,17 +44,34 @@ pub(super) enum ConfigError {
     },
 }
 
+/// What a file stands for.
+#[derive(Debug, Default)]
+pub(super) struct FromFile {
+    /// Its options as arguments.
+    pub(super) arguments: Vec<OsString>,
+    /// The lines of these options, by name.
+    lines: BTreeMap<String, usize>,
+    path: PathBuf,
+}
+
+impl FromFile {
+    /// The error that `option` has a value that is wrong together with others or on this host. Names the place if the
+    /// value comes from here.
+    pub(super) fn wrong(&self, option: &str, reason: String) -> String {
+        match self.lines.get(option) {
+            Some(&line) => ConfigError::Line { path: self.path.clone(), line, reason }.to_string(),
+            None => reason,
+        }
+    }
+}
+
 /// The arguments that the file at `path` stands for, without those that `given` has from the command line.
 ///
 /// `command` is the subcommand whose options may be in the file.
-pub(super) fn arguments(
-    path: &Path,
-    command: &Command,
-    given: &ArgMatches,
-) -> Result<Vec<OsString>, ConfigError> {
+pub(super) fn arguments(path: &Path, command: &Command, given: &ArgMatches) -> Result<FromFile, ConfigError> {
     let text = fs::read_to_string(path).map_err(|error| ConfigError::Read { path: path.into(), error })?;
     let table = DeTable::parse(&text).map_err(|error| ConfigError::Syntax { path: path.into(), error })?;
-    let mut arguments = Vec::new();
+    let mut file = FromFile { path: path.into(), ..FromFile::default() };
     for (key, value) in table.get_ref() {
         let line = 1 + text[..key.span().start].matches('\n').count();
         let wrong = |reason: String| ConfigError::Line { path: path.into(), line, reason };
@@ -66,10 +84,11 @@ pub(super) fn arguments(
             format!("--{name}={}", plain(value.get_ref()).map_err(|e| wrong(format!("{name}: {e}")))?);
         accepted(command, &argument).map_err(wrong)?;
         if given.value_source(option.get_id().as_str()) != Some(ValueSource::CommandLine) {
-            arguments.push(argument.into());
+            file.arguments.push(argument.into());
+            file.lines.insert(name.to_owned(), line);
         }
     }
-    Ok(arguments)
+    Ok(file)
 }
 
 fn known_keys(command: &Command) -> String {
@@ -139,7 +158,9 @@ mod tests {
         file.write_all(text.as_bytes()).unwrap();
         let given = command().try_get_matches_from([&["mount", "/mnt"], typed].concat()).unwrap();
         arguments(file.path(), &command(), &given)
-            .map(|found| found.into_iter().map(|argument| argument.into_string().unwrap()).collect())
+            .map(|found| {
+                found.arguments.into_iter().map(|argument| argument.into_string().unwrap()).collect()
+            })
             .map_err(|error| error.to_string())
     }
 

@@ -4,7 +4,9 @@ use std::fs::{self, OpenOptions};
 use std::path::PathBuf;
 use std::{env, io};
 
+use daemon::size::ByteSize;
 use nix::unistd::{AccessFlags, Uid, access};
+use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
 
 use crate::ebpf::{self, EbpfError, Rung};
@@ -15,6 +17,7 @@ use crate::telemetry::report::LostAbility;
 
 /// Numbers of capabilities, from `linux/capability.h`.
 const CAP_SYS_ADMIN: u32 = 21;
+const CAP_IPC_LOCK: u32 = 14;
 
 /// The name of the ability to have the kernel read hot files by itself.
 pub(super) const PASSTHROUGH: &str = "FUSE passthrough";
@@ -101,6 +104,34 @@ pub(super) fn engine_proofs(security: &Security) -> Option<Finding> {
         remedy: "where an rdma-engine runs on another host, give it and this host one security.toml with \
                  jwt.signing.key or [grpc] certificates",
     })
+}
+
+/// What RDMA takes on this host. A mount does without where the network has none, so only `check` tells.
+pub(super) fn rdma() -> [Finding; 2] {
+    let ports = rdma_engine::rdma_ports();
+    let devices = Finding {
+        ability: "RDMA",
+        state: if ports.is_ok() { State::Ok } else { State::Lost },
+        found: match ports {
+            Ok(ports) => ports.join(", "),
+            Err(reason) => reason,
+        },
+        lost: "engines are asked over TCP, those of this host for descriptors",
+        remedy: "a network that does RDMA, its driver, and libibverbs (apt install libibverbs1 ibverbs-providers)",
+    };
+    let limit = getrlimit(Resource::Memlock).current;
+    let enough = limit.is_none() || capable(CAP_IPC_LOCK);
+    let locked = Finding {
+        ability: "locked memory",
+        state: if enough { State::Ok } else { State::Lost },
+        found: match limit {
+            Some(limit) if !enough => format!("at most {}", ByteSize(limit)),
+            _ => "unlimited".into(),
+        },
+        lost: "RDMA writes to at most that much of the cache, what is beyond it is copied",
+        remedy: "ulimit -l unlimited; LimitMEMLOCK=infinity for systemd, --ulimit memlock=-1 for containers",
+    };
+    [devices, locked]
 }
 
 fn fuse_device() -> Finding {
@@ -310,7 +341,7 @@ mod tests {
 
     #[test]
     fn every_finding_says_what_to_do() {
-        for finding in findings().into_iter().chain(ebpf_rungs()) {
+        for finding in findings().into_iter().chain(ebpf_rungs()).chain(rdma()) {
             for text in [&finding.found as &str, finding.lost, finding.remedy] {
                 assert!(!text.is_empty() && !text.ends_with('.'), "{finding:?}");
             }

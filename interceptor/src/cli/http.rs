@@ -21,6 +21,8 @@ const LARGEST_ANSWER: u64 = 16 << 20;
 /// An answer of the status API.
 pub(super) struct Answer {
     pub(super) code: u16,
+    /// What the server calls itself.
+    server: Option<String>,
     pub(super) body: String,
 }
 
@@ -52,7 +54,11 @@ impl Daemon {
             format!("no status from {address} (--status-addr); is a mount running there?")
         })?;
         ensure!(answer.code != 401, "{address} answers only with its token (--status-token-file)");
-        ensure!(answer.code == 200, "{address} answered {} to /api/v1/status", answer.code);
+        ensure!(
+            answer.code == 200,
+            "what answers at {address} is {} and not the status API of a mount (--status-addr, usually port 9650)",
+            answer.sender().unwrap_or("an HTTP server")
+        );
         Ok(answer.body)
     }
 
@@ -62,6 +68,25 @@ impl Daemon {
             format!("what answers at {} is no interceptor of API version {API_VERSION}", self.address)
         })
     }
+}
+
+impl Answer {
+    /// Who has sent it, if it is a server of SeaweedFS.
+    fn sender(&self) -> Option<&'static str> {
+        match &self.server {
+            Some(server) if server.starts_with("SeaweedFS Volume") => Some("a volume server of SeaweedFS"),
+            Some(server) if server.starts_with("SeaweedFS") => Some("a filer of SeaweedFS"),
+            // A master does not say its name.
+            None if self.body.starts_with("{\"Topology\":") => Some("a master of SeaweedFS"),
+            _ => None,
+        }
+    }
+}
+
+/// Who answers HTTP at `address`, if that can be told.
+pub(super) fn who_answers(address: &str) -> Option<&'static str> {
+    let answer = ask(address, "GET", "/dir/status", &[], "", Duration::ZERO).ok()?;
+    Some(answer.sender().unwrap_or("an HTTP server"))
 }
 
 /// A request with these headers and this body, to be answered in five seconds and `patience`.
@@ -104,5 +129,7 @@ pub(super) fn ask(
         bail!("the answer breaks off");
     };
     let code = response.code.context("an answer without a status code")?;
-    Ok(Answer { code, body: String::from_utf8(answer.split_off(head))? })
+    let named = response.headers.iter().find(|header| header.name.eq_ignore_ascii_case("server"));
+    let server = named.map(|header| String::from_utf8_lossy(header.value).into_owned());
+    Ok(Answer { code, server, body: String::from_utf8(answer.split_off(head))? })
 }

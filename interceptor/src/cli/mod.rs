@@ -18,7 +18,7 @@ mod warmup;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -27,6 +27,7 @@ use daemon::output::{self, OutputError};
 
 use attach::AttachOptions;
 use check::CheckOptions;
+use config_file::FromFile;
 use observe::ObserveOptions;
 use options::MountOptions;
 use status::StatusOptions;
@@ -203,9 +204,10 @@ fn parse(arguments: &[OsString]) -> Result<(Cli, ArgMatches), clap::Error> {
 
 /// Reads the configuration file, if one is named, and mounts.
 fn run_mount(typed: &[OsString], matches: &ArgMatches) -> Result<(), Failure> {
-    let (options, in_effect) = mount_options(typed, matches)?;
+    let (options, in_effect, file) = mount_options(typed, matches)?;
     let filter = logs::filter(options.log.log_level.as_deref()).map_err(Failure::usage)?;
-    let plan = mount::Plan::new(options, in_effect).map_err(Failure::usage)?;
+    let plan = mount::Plan::new(options, in_effect)
+        .map_err(|error| Failure::Usage(file.wrong(error.option(), error.to_string())))?;
     logs::start(plan.log_format(), filter);
     Ok(mount::run(plan)?)
 }
@@ -224,26 +226,35 @@ fn run_attach(options: &AttachOptions, matches: &ArgMatches) -> Result<ExitCode,
 fn mount_options(
     typed: &[OsString],
     matches: &ArgMatches,
-) -> Result<(MountOptions, BTreeMap<String, String>), Failure> {
+) -> Result<(MountOptions, BTreeMap<String, String>, FromFile), Failure> {
     let mut cli = Cli::command();
     // Until it is built, a command does not know the names of its options.
     cli.build();
     let (name, given) = matches.subcommand().expect("clap requires a subcommand");
     let command = cli.find_subcommand(name).expect("it has just been parsed");
-    let with_options = |matches: &ArgMatches| {
+    let with_options = |matches: &ArgMatches, file: FromFile| {
         let options = MountOptions::from_arg_matches(matches).map_err(Failure::usage)?;
         let in_effect = options::in_effect(&options, command, matches);
-        Ok((options, in_effect))
+        Ok((options, in_effect, file))
     };
     let Some(path) = given.get_one::<PathBuf>("config") else {
-        return with_options(given);
+        return with_options(given, FromFile::default());
     };
     let from_file = config_file::arguments(path, command, given).map_err(Failure::usage)?;
     // The subcommand is the first argument, as no option may stand before it.
     let (before, after) = typed.split_at(2);
-    let all = before.iter().chain(&from_file).chain(after);
+    let all = before.iter().chain(&from_file.arguments).chain(after);
     let (_, matches) = parse(&all.cloned().collect::<Vec<_>>()).map_err(Failure::usage)?;
-    with_options(matches.subcommand().expect("clap requires a subcommand").1)
+    with_options(matches.subcommand().expect("clap requires a subcommand").1, from_file)
+}
+
+/// A path that was typed, so that it can be found from any directory.
+fn shown_path(typed: &Path) -> PathBuf {
+    if typed.is_absolute() {
+        return typed.to_owned();
+    }
+    // The daemon of a mount is not asked for links on the way to its mount point.
+    std::fs::canonicalize(typed).or_else(|_| std::path::absolute(typed)).unwrap_or_else(|_| typed.to_owned())
 }
 
 impl Failure {
@@ -263,7 +274,7 @@ mod tests {
     fn typed(line: &[&str]) -> Result<MountOptions, String> {
         let typed: Vec<OsString> = ["interceptor", "mount"].iter().chain(line).map(OsString::from).collect();
         let (_, matches) = parse(&typed).map_err(|error| error.to_string())?;
-        mount_options(&typed, &matches).map(|(options, _)| options).map_err(|error| error.to_string())
+        mount_options(&typed, &matches).map(|(options, ..)| options).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -297,6 +308,22 @@ mod tests {
         writeln!(file, "filer = \"a:1\"\nread-retry-time = \"soon\"").unwrap();
         let error = typed(&["--config", file.path().to_str().unwrap(), "/mnt"]).unwrap_err();
         assert!(error.contains("line 2") && error.contains("500ms"), "{error}");
+    }
+
+    #[test]
+    fn a_value_that_is_wrong_on_this_host_names_its_line() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        writeln!(file, "filer = \"a:1\"\ncache-size = 64").unwrap();
+        let path = file.path().to_str().unwrap();
+        let refused = |line: &[&str]| {
+            let typed: Vec<OsString> =
+                ["interceptor", "mount"].iter().chain(line).map(OsString::from).collect();
+            run_mount(&typed, &parse(&typed).unwrap().1).unwrap_err().to_string()
+        };
+        let error = refused(&["--config", path, "/mnt"]);
+        assert!(error.contains(&format!("{path}, line 2: --cache-size 64 B is too small")), "{error}");
+        let error = refused(&["--config", path, "--cache-size", "65", "/mnt"]);
+        assert!(error.starts_with("--cache-size 65 B is too small"), "{error}");
     }
 
     #[test]

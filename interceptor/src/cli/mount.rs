@@ -21,6 +21,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use super::host::{self, go_without};
+use super::http;
 use super::options::{FetchOptions, MountOptions, OptionError, VolumeServerAccess};
 use super::seen;
 use super::signals::Signals;
@@ -63,7 +64,7 @@ impl Plan {
         let filers = options.filers()?;
         let cache_size = options.cache_size()?;
         let identity = Identity {
-            mount_point: options.mountpoint.display().to_string(),
+            mount_point: super::shown_path(&options.mountpoint).display().to_string(),
             filers: filers.iter().map(ToString::to_string).collect(),
             filer_path: options.filer_path.clone(),
             options: in_effect,
@@ -117,7 +118,7 @@ async fn serve(plan: Plan) -> anyhow::Result<()> {
     };
     let security = Arc::new(security(&plan.options.fetch)?);
     let filer = tokio::select! {
-        connected = FilerClient::connect_as(plan.filers.clone(), &security, owners(&plan.options)) => connected?,
+        connected = connect(plan.filers.clone(), &security, owners(&plan.options)) => connected?,
         signal = signals.next() => {
             tracing::info!(signal, "stopped before mounting");
             return Ok(());
@@ -142,6 +143,29 @@ async fn serve(plan: Plan) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Connects to the filers. If that fails, the error says what answers there instead.
+pub(super) async fn connect(
+    filers: Vec<ServerAddress>,
+    security: &Security,
+    owners: Owners,
+) -> anyhow::Result<FilerClient> {
+    let addresses: Vec<_> = filers.iter().map(ToString::to_string).collect();
+    let error = match FilerClient::connect_as(filers, security, owners).await {
+        Ok(filer) => return Ok(filer),
+        Err(error) => error,
+    };
+    let others = tokio::task::spawn_blocking(move || {
+        let what = |address: String| Some(format!("{address} is {}", http::who_answers(&address)?));
+        addresses.into_iter().filter_map(what).collect::<Vec<_>>().join(", ")
+    });
+    match others.await {
+        Ok(others) if !others.is_empty() => {
+            Err(anyhow::anyhow!("{error} ({others}; --filer takes the HTTP port of a filer, usually 8888)"))
+        }
+        _ => Err(error.into()),
+    }
 }
 
 pub(super) fn security(options: &FetchOptions) -> anyhow::Result<Security> {
@@ -257,7 +281,7 @@ fn access(access: VolumeServerAccess, filer: &FilerClient) -> Access {
 }
 
 /// Passes on what the filer tells, and keeps account of it for the status API.
-fn noted(mut heard: mpsc::Receiver<Notice>, status: Arc<Status>) -> mpsc::Receiver<Notice> {
+pub(super) fn noted(mut heard: mpsc::Receiver<Notice>, status: Arc<Status>) -> mpsc::Receiver<Notice> {
     let (sender, passed_on) = mpsc::channel(1);
     tokio::spawn(async move {
         while let Some(notice) = heard.recv().await {

@@ -1,6 +1,6 @@
 //! `interceptor observe`: what is read on any FUSE mount of this host, by whom, and how its daemon keeps up.
 //!
-//! Asks neither the daemons nor the mounts: everything comes from the kernel. [`mounts`] says what is mounted, [`names`] what files are
+//! Asks neither the daemons nor the mounts, but for names of files our own: everything comes from the kernel. [`mounts`] says what is mounted, [`names`] what files are
 //! called, [`report`] makes figures of what was counted between two looks.
 
 mod mounts;
@@ -17,6 +17,7 @@ use daemon::{duration, output};
 use super::signals::Signals;
 use crate::ebpf::{Observer, Settings};
 use mounts::FuseMount;
+use names::DaemonNames;
 use report::{Look, MountReport};
 
 /// Shows what is read on FUSE mounts, whosever they are.
@@ -61,6 +62,8 @@ async fn observe(options: &ObserveOptions) -> anyhow::Result<()> {
     for mount in &mounts {
         observer.watch(mount.device)?;
     }
+    let mut daemons: Vec<_> =
+        mounts.iter().map(|mount| mount.is_ours.then(|| DaemonNames::of(mount))).collect();
     let end = options.time.map(|time| Instant::now() + time);
     let mut before = looks(&observer, &mounts)?;
     loop {
@@ -71,8 +74,8 @@ async fn observe(options: &ObserveOptions) -> anyhow::Result<()> {
         }
         let now = looks(&observer, &mounts)?;
         let mut text = String::new();
-        for ((mount, before), now) in mounts.iter().zip(&before).zip(&now) {
-            text += &shown(&report::between(&observer, mount, before, now)?, options.json)?;
+        for (((mount, daemon), before), now) in mounts.iter().zip(&mut daemons).zip(&before).zip(&now) {
+            text += &shown(&report::between(&observer, mount, before, now, daemon.as_mut())?, options.json)?;
         }
         // A pipe that nobody drains must not keep a signal from ending this.
         tokio::select! {

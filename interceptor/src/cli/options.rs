@@ -266,6 +266,16 @@ pub(super) enum OptionError {
     },
 }
 
+impl OptionError {
+    /// The option that has the value.
+    pub(super) fn option(&self) -> &'static str {
+        match self {
+            Self::NoFiler => "filer",
+            Self::SmallCache(_) | Self::ImpossibleCache { .. } | Self::LargeCache { .. } => "cache-size",
+        }
+    }
+}
+
 impl FetchOptions {
     /// Bytes of memory that the cache may take.
     pub(super) fn cache_size(&self) -> Result<ByteSize, OptionError> {

@@ -59,15 +59,23 @@ impl fmt::Display for Text<'_> {
         let mut line = |name: &str, text: &dyn fmt::Display| writeln!(f, "{name:<18} {text}");
         let filer = report.current_filer.as_deref().unwrap_or("none");
         line("mount point", &report.mount_point)?;
-        line("filer", &format_args!("{filer}{}  (of {})", report.filer_path, report.filers.join(", ")))?;
+        if report.filers.is_empty() {
+            line("filer", &"none was named: the mount below answers")?;
+        } else {
+            line("filer", &format_args!("{filer}{}  (of {})", report.filer_path, report.filers.join(", ")))?;
+        }
         line("process", &format_args!("{}, version {}, up {}", report.pid, report.version, age(report)))?;
         line("ready", &self.readiness.map_or("yes".to_owned(), |reason| format!("no: {reason}")))?;
         let subscription = &report.subscription;
-        let state = if subscription.live { "heard" } else { "NOT heard, everything is revalidated" };
-        let counts = format!("{} so far, lost {} times", subscription.changes, subscription.losses);
-        line("changes", &format_args!("{state}; {counts}"))?;
-        if let Some(reason) = &subscription.last_loss {
-            line("", &format_args!("last loss: {reason}"))?;
+        if report.filers.is_empty() {
+            line("changes", &"not from a filer: what was kept is compared with the mount below")?;
+        } else {
+            let state = if subscription.live { "heard" } else { "NOT heard, everything is revalidated" };
+            let counts = format!("{} so far, lost {} times", subscription.changes, subscription.losses);
+            line("changes", &format_args!("{state}; {counts}"))?;
+            if let Some(reason) = &subscription.last_loss {
+                line("", &format_args!("last loss: {reason}"))?;
+            }
         }
         if let Some(cache) = &report.cache {
             let [used, capacity, allocated] = [cache.used, cache.capacity, cache.allocated].map(ByteSize);
@@ -250,6 +258,13 @@ mod tests {
         ] {
             assert!(text.contains(part), "no {part:?} in:\n{text}");
         }
+    }
+
+    #[test]
+    fn without_a_filer_no_changes_are_missed() {
+        let status = Status::new(Identity { filers: Vec::new(), ..identity() }, Metrics::new());
+        let text = Text { report: &status.report(), readiness: None }.to_string();
+        assert!(!text.contains("NOT heard") && text.contains("the mount below answers"), "{text}");
     }
 
     #[test]

@@ -39,6 +39,14 @@ impl MountedAt {
         topmost_in(&std::fs::read(TABLE).ok()?, path)
     }
 
+    /// Every mount, seen or not.
+    ///
+    /// # Errors
+    /// When the kernel's table cannot be read.
+    pub(crate) fn all() -> io::Result<Vec<Self>> {
+        Ok(mounts(&std::fs::read(TABLE)?).collect())
+    }
+
     /// The mount with this number, seen or not.
     pub(crate) fn with_id(id: u64) -> Option<Self> {
         let table = std::fs::read(TABLE).ok()?;

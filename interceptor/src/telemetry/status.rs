@@ -202,6 +202,9 @@ impl Status {
         let current_filer = filers.iter().find(|filer| filer.is_current).map(|filer| filer.address.clone());
         let hit_ratios = self.metrics.hit_ratios(Instant::now());
         subscription.changes = self.changes.load(Relaxed);
+        if let Some(live) = levels.subscription_live {
+            subscription.live = live;
+        }
         let label = |source: Source| source.label().to_owned();
         let origins = || Source::ALL.into_iter().filter(|source| source.is_origin());
         let prefetched = |trigger: Trigger, outcome: Outcome| Prefetched {

@@ -1,11 +1,13 @@
 //! The FUSE mounts of this host, from the kernel's table: looking at the mount itself could wait for its daemon.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
+use crate::attach;
 use crate::ebpf::Device;
+use crate::fuse::mountinfo::MountedAt;
+use crate::fuse::mountpoint;
 
 /// A FUSE mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,57 +16,36 @@ pub(super) struct FuseMount {
     pub(super) id: u64,
     pub(super) path: PathBuf,
     pub(super) device: Device,
+    /// Whether its daemon is an `interceptor`.
+    pub(super) is_ours: bool,
 }
 
 /// Those mounted at `paths`; all of them without any.
 pub(super) fn find(paths: &[PathBuf]) -> anyhow::Result<Vec<FuseMount>> {
-    let table = fs::read_to_string("/proc/self/mountinfo").context("cannot see what is mounted")?;
-    let all: Vec<FuseMount> = table.lines().filter_map(parse).collect();
     if paths.is_empty() {
+        let table = MountedAt::all().context("cannot see what is mounted")?;
+        let all: Vec<FuseMount> = table.into_iter().filter_map(fuse_mount).collect();
         if all.is_empty() {
             bail!("there is no FUSE mount on this host");
         }
         return Ok(all);
     }
-    let named =
-        |path: &PathBuf| topmost(&all, path).with_context(|| format!("no FUSE mount at {}", path.display()));
+    let named = |path: &PathBuf| at(path).with_context(|| format!("no FUSE mount at {}", path.display()));
     paths.iter().map(named).collect()
 }
 
-fn topmost(all: &[FuseMount], path: &Path) -> Option<FuseMount> {
-    let path = std::path::absolute(path).ok()?;
-    all.iter().rfind(|mount| mount.path == path).cloned()
+fn at(path: &Path) -> Option<FuseMount> {
+    let topmost = |path: &Path| MountedAt::topmost(path).and_then(fuse_mount);
+    // Only what is no mount point itself is looked at: it may be a link to one.
+    topmost(&std::path::absolute(path).ok()?).or_else(|| topmost(&path.canonicalize().ok()?))
 }
 
-/// One line: `36 35 98:0 /root /place options [fields] - type source superoptions`.
-fn parse(line: &str) -> Option<FuseMount> {
-    let (before, after) = line.split_once(" - ")?;
-    let kind = after.split(' ').next()?;
-    let mut fields = before.split(' ');
-    let id = fields.next()?.parse().ok()?;
-    let device = Device::parse(fields.nth(1)?)?;
-    let path = unescaped(fields.nth(1)?);
-    let fuse = kind == "fuse" || kind == "fuseblk" || kind.starts_with("fuse.");
-    fuse.then(|| FuseMount { id, path: path.into(), device })
-}
-
-/// The kernel writes blanks, tabs, newlines and backslashes as a backslash and three octal digits.
-fn unescaped(field: &str) -> String {
-    let mut parts = field.split('\\');
-    let mut text = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        match part.get(..3).and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(byte) => {
-                text.push(byte.into());
-                text.push_str(&part[3..]);
-            }
-            None => {
-                text.push('\\');
-                text.push_str(part);
-            }
-        }
-    }
-    text
+fn fuse_mount(mount: MountedAt) -> Option<FuseMount> {
+    let kind = mount.fs_type.as_str();
+    let is_fuse = kind == "fuse" || kind == "fuseblk" || kind.starts_with("fuse.");
+    let is_ours = kind == mountpoint::FS_TYPE || kind == attach::FS_TYPE;
+    let device = Device::parse(&mount.device)?;
+    is_fuse.then_some(FuseMount { id: mount.id, path: mount.path, device, is_ours })
 }
 
 #[cfg(test)]
@@ -73,12 +54,23 @@ mod tests {
 
     #[test]
     fn fuse_mounts_are_told_from_others() {
-        let line = |kind| format!("123 30 0:57 / /mnt/my\\040data rw,nosuid shared:9 - {kind} src rw");
-        let mount = parse(&line("fuse.weed")).unwrap();
-        assert_eq!((mount.id, mount.path, mount.device), (123, "/mnt/my data".into(), Device::new(0, 57)));
-        assert!(parse(&line("fuse")).is_some());
-        assert_eq!(parse(&line("fusectl")), None);
-        assert_eq!(parse(&line("ext4")), None);
-        assert_eq!(parse("nonsense"), None);
+        let mounted = |fs_type: &str| MountedAt {
+            id: 123,
+            parent: 30,
+            path: "/mnt/data".into(),
+            device: "0:57".into(),
+            fs_type: fs_type.into(),
+            source: "src".into(),
+            options: Vec::new(),
+            super_options: Vec::new(),
+        };
+        let mount = fuse_mount(mounted("fuse.weed")).unwrap();
+        assert_eq!((mount.id, mount.device, mount.is_ours), (123, Device::new(0, 57), false));
+        assert!(fuse_mount(mounted("fuse")).is_some());
+        for ours in ["fuse.interceptor", "fuse.interceptor-attach"] {
+            assert!(fuse_mount(mounted(ours)).unwrap().is_ours, "{ours}");
+        }
+        assert_eq!(fuse_mount(mounted("fusectl")), None);
+        assert_eq!(fuse_mount(mounted("ext4")), None);
     }
 }

@@ -1,13 +1,72 @@
 //! What files are called whose FUSE nodes the kernel speaks of.
 //!
-//! A node has no name outside its daemon. But most daemons show the node's number as the inode's (theirs that do give the root the number 1, the
+//! A daemon of our own is asked over its status API, by a thread that nothing waits long for ([`DaemonNames`]).
+//!
+//! Otherwise a node has no name outside its daemon. But most daemons show the node's number as the inode's (theirs that do give the root the number 1, the
 //! node of every root), and `/proc/PID/fdinfo` has the inode of every open file, and its mount, without asking the daemon.
 
 use std::collections::HashMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Context;
 
 use super::mounts::FuseMount;
+use crate::cli::http::Daemon;
+use crate::fuse::STATUS_XATTR;
+
+/// How long an answer of a daemon is waited for at a time.
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(300);
+
+/// What the daemon of a mount of ours calls the files that are read most.
+pub(super) struct DaemonNames {
+    mount_point: PathBuf,
+    /// Where the answer will be, while there is a question. A daemon that hangs gets no second one.
+    answer: Option<Receiver<HashMap<u64, PathBuf>>>,
+    known: HashMap<u64, PathBuf>,
+}
+
+impl DaemonNames {
+    /// Nothing is known yet.
+    pub(super) fn of(mount: &FuseMount) -> Self {
+        Self { mount_point: mount.path.clone(), answer: None, known: HashMap::new() }
+    }
+
+    /// The names by node, as the daemon told them last. Empty if it has no status API, or one that takes a token.
+    pub(super) fn known(&mut self) -> &HashMap<u64, PathBuf> {
+        let answer = self.answer.get_or_insert_with(|| ask(self.mount_point.clone()));
+        match answer.recv_timeout(ANSWER_TIMEOUT) {
+            Ok(names) => (self.known, self.answer) = (names, None),
+            Err(RecvTimeoutError::Disconnected) => self.answer = None,
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        &self.known
+    }
+}
+
+fn ask(mount_point: PathBuf) -> Receiver<HashMap<u64, PathBuf>> {
+    let (sender, answer) = channel();
+    // Without an answer the channel is closed.
+    let _ = thread::Builder::new().spawn(move || ask_daemon(&mount_point).map(|names| sender.send(names)));
+    answer
+}
+
+fn ask_daemon(mount_point: &Path) -> anyhow::Result<HashMap<u64, PathBuf>> {
+    let mut value = [0; 64];
+    let length = rustix::fs::getxattr(mount_point, STATUS_XATTR, &mut value[..])?;
+    let address = std::str::from_utf8(&value[..length])?.to_owned();
+    let report = Daemon { address, token_file: None }.report()?;
+    let hottest = report.activity.context("it sees nothing")?.hottest;
+    let named = hottest.into_iter().filter_map(|file| {
+        let path = PathBuf::from(file.path?);
+        let below = path.strip_prefix(&report.filer_path).unwrap_or(&path);
+        Some((file.node, mount_point.join(below.strip_prefix("/").unwrap_or(below))))
+    });
+    Ok(named.collect())
+}
 
 /// The files of a mount that are open somewhere, by inode number. Files of processes that we may not look at are not among them.
 pub(super) fn open_files(mount: &FuseMount) -> HashMap<u64, PathBuf> {

@@ -10,7 +10,7 @@ use interceptor_ebpf::records::{Latency, Traffic};
 use serde::Serialize;
 
 use super::mounts::FuseMount;
-use super::names;
+use super::names::{self, DaemonNames};
 use crate::ebpf::{Device, Observer, ReadBy};
 use crate::telemetry::MissRatioCurve;
 
@@ -66,7 +66,7 @@ pub(super) struct MountReport {
 
 #[derive(Debug, Serialize)]
 struct HotFile {
-    /// Its path, if it is open somewhere and its daemon numbers inodes like nodes.
+    /// Its path, if its daemon is ours, or if it is open somewhere and its daemon numbers inodes like nodes.
     path: Option<String>,
     node: u64,
     /// Bytes read of it, of which half are forgotten in a minute.
@@ -87,6 +87,7 @@ pub(super) fn between(
     mount: &FuseMount,
     before: &Look,
     now: &Look,
+    daemon: Option<&mut DaemonNames>,
 ) -> anyhow::Result<MountReport> {
     let seconds = now.at.duration_since(before.at).as_secs_f64().max(1e-9);
     let since = |of: fn(&Traffic) -> u64| of(&now.traffic).saturating_sub(of(&before.traffic)) as f64;
@@ -107,16 +108,28 @@ pub(super) fn between(
         page_cache_hit_ratio: (cached > 0.0).then(|| (1.0 - filled / cached).max(0.0)),
         daemon_p50_seconds: percentile(&before.reads, &now.reads, 0.50),
         daemon_p99_seconds: percentile(&before.reads, &now.reads, 0.99),
-        hottest: hottest(observer, mount)?,
+        hottest: hottest(observer, mount, daemon)?,
         readers: readers(before, now, seconds),
         miss_ratio_curve: observer.curve(mount.device)?,
         lost_events: now.traffic.lost_events,
     })
 }
 
-fn hottest(observer: &Observer, mount: &FuseMount) -> anyhow::Result<Vec<HotFile>> {
+fn hottest(
+    observer: &Observer,
+    mount: &FuseMount,
+    daemon: Option<&mut DaemonNames>,
+) -> anyhow::Result<Vec<HotFile>> {
     let hottest = observer.hottest(mount.device, SHOWN)?;
-    let names = if hottest.is_empty() { HashMap::new() } else { names::open_files(mount) };
+    let open;
+    let names = match daemon {
+        _ if hottest.is_empty() => &HashMap::new(),
+        Some(daemon) => daemon.known(),
+        None => {
+            open = names::open_files(mount);
+            &open
+        }
+    };
     let named = hottest.into_iter().map(|(node, bytes)| HotFile {
         path: names.get(&node).map(|path| path.display().to_string()),
         node,

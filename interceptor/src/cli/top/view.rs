@@ -18,7 +18,7 @@ pub(super) fn draw(frame: &mut Frame, model: &Model) {
         Constraint::Length(1),
         Constraint::Length(2),
         Constraint::Length(1),
-        Constraint::Length(9),
+        Constraint::Length(10),
         Constraint::Length(1),
         Constraint::Min(2),
         Constraint::Length(1),
@@ -51,7 +51,10 @@ fn widths_of(view: View) -> Vec<Constraint> {
 
 fn title_line(model: &Model) -> Line<'_> {
     let report = model.report();
-    let filer = report.current_filer.as_deref().unwrap_or("no filer");
+    let filer = match report.filers.is_empty() {
+        true => "",
+        false => report.current_filer.as_deref().unwrap_or("no filer"),
+    };
     let mut line = vec!["interceptor ".bold()];
     // What is out of the ordinary goes first: long names are cut off at the window's edge.
     if model.is_paused() {
@@ -60,7 +63,7 @@ fn title_line(model: &Model) -> Line<'_> {
     if let Some(trouble) = model.trouble() {
         line.push(format!("{trouble}  ").fg(Color::Red));
     }
-    if !report.subscription.live {
+    if !report.subscription.live && !report.filers.is_empty() {
         line.push("changes NOT heard  ".fg(Color::Red));
     }
     line.push(Span::raw(format!("{}  {filer}{}", report.mount_point, report.filer_path)));

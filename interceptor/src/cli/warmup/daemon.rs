@@ -58,6 +58,11 @@ impl Daemons {
     }
 }
 
+/// Whether `file` is in a mount of ours; the error says why not.
+pub(super) fn is_served(file: &File) -> Result<(), String> {
+    own_address(file).map(drop)
+}
+
 /// What the mount says of itself: the address of its status API, `None` if it has none.
 fn own_address(file: &File) -> Result<Option<String>, String> {
     let mut value = [0; 64];

@@ -102,7 +102,8 @@ pub(super) fn run(options: &WarmupOptions) -> anyhow::Result<ExitCode> {
     let interrupted = catch_signals()?;
     let token = options.status_token_file.as_deref().map(access::text).transpose()?;
     let action = options.action();
-    let (found, totals) = walk::start(options.arguments()).context("cannot start a thread")?;
+    let (found, totals) =
+        walk::start(options.arguments(), daemon::is_served).context("cannot start a thread")?;
     let verb = match action {
         Action::Fetch => "warming",
         Action::Check => "checking",
@@ -197,7 +198,9 @@ impl Run {
         while !self.is_over() {
             match found.recv_timeout(TICK) {
                 Ok(Found::File { argument, path }) => self.take(&mut portion, argument, path)?,
-                Ok(Found::Problem { path, reason }) => self.problem(&path.display().to_string(), &reason),
+                Ok(Found::Problem { argument, path, reason }) => {
+                    self.problem(argument, &path.display().to_string(), &reason);
+                }
                 // What has been found need not wait for what is slow to come.
                 Err(RecvTimeoutError::Timeout) => {
                     self.begin(&mut portion)?;
@@ -217,7 +220,7 @@ impl Run {
 
     /// Adds a file to the portion, which becomes a job when it is large enough or the file is of another mount.
     fn take(&mut self, portion: &mut Portion, argument: usize, path: PathBuf) -> anyhow::Result<()> {
-        let Some((daemon, meta, file)) = self.hold(&path) else { return Ok(()) };
+        let Some((daemon, meta, file)) = self.hold(argument, &path) else { return Ok(()) };
         if portion.daemon.as_ref().is_some_and(|other| other.device != daemon.device) {
             self.begin(portion)?;
         }
@@ -228,7 +231,7 @@ impl Run {
     }
 
     /// A file, held, with the daemon of its mount. If it cannot be used, that has been counted.
-    fn hold(&mut self, path: &Path) -> Option<(Arc<Daemon>, Metadata, File)> {
+    fn hold(&mut self, argument: usize, path: &Path) -> Option<(Arc<Daemon>, Metadata, File)> {
         let held = walk::hold(path).and_then(|file| Ok((file.metadata()?, file)));
         let reason = match held {
             Ok((meta, file)) if meta.is_file() => match self.daemons.of(&file) {
@@ -241,7 +244,7 @@ impl Run {
                 return None;
             }
         };
-        self.problem(&path.display().to_string(), &reason);
+        self.problem(argument, &path.display().to_string(), &reason);
         None
     }
 
@@ -282,7 +285,9 @@ impl Run {
                     proved.1.push(ticket);
                 }
                 Err(_) if has_changed(&file) => self.summary.vanished(),
-                Err(error) => self.problem(&file.path.display().to_string(), &walk::explain(&error)),
+                Err(error) => {
+                    self.problem(file.argument, &file.path.display().to_string(), &walk::explain(&error))
+                }
             }
         }
         proved
@@ -325,13 +330,13 @@ impl Run {
             let size = if result.problem == Some(Problem::NotServed) { file.size } else { result.size };
             self.summary.file(file.argument, &FileResult { size, ..*result });
             if let Some(reason) = reason {
-                self.problem(&file.path.display().to_string(), reason);
+                self.problem(file.argument, &file.path.display().to_string(), reason);
             }
         }
     }
 
-    fn problem(&mut self, path: &str, reason: &str) {
-        if let Some(line) = self.summary.problem(path, reason) {
+    fn problem(&mut self, argument: usize, path: &str, reason: &str) {
+        if let Some(line) = self.summary.problem(argument, path, reason) {
             self.progress.say(&line);
         }
     }

@@ -47,6 +47,8 @@ struct Named {
     path: String,
     #[serde(flatten)]
     tally: Tally,
+    /// What of it could not be used.
+    problems: usize,
 }
 
 impl Tally {
@@ -57,21 +59,30 @@ impl Tally {
         self.cached_bytes += result.cached;
     }
 
-    fn line(&self, name: &str) -> String {
+    /// Of nothing there is no share.
+    fn line(&self, name: &str, problems: usize) -> String {
         // A file without content is always there.
         let share = if self.bytes == 0 { 1.0 } else { self.cached_bytes as f64 / self.bytes as f64 };
         let (cached, all) = (ByteSize(self.cached_bytes).to_string(), ByteSize(self.bytes).to_string());
         let files = format!("{} of {}", self.cached_files, self.files);
         // Rounded down, so that 100 % is all.
-        let percent = (share * 1000.0).floor() / 10.0;
-        format!("{percent:>5.1} %  {cached:>10} of {all:>10}  {files:>16} files  {name}\n")
+        let percent = match self.files {
+            0 => "-".to_owned(),
+            _ => format!("{:.1} %", (share * 1000.0).floor() / 10.0),
+        };
+        let unknown = match problems {
+            0 => String::new(),
+            _ => format!("  ({problems} could not be looked at)"),
+        };
+        format!("{percent:>7}  {cached:>10} of {all:>10}  {files:>16} files  {name}{unknown}\n")
     }
 }
 
 impl Summary {
     /// Nothing has been done for these arguments.
     pub(super) fn new(action: Action, force: bool, arguments: &[PathBuf]) -> Self {
-        let named = |path: &PathBuf| Named { path: path.display().to_string(), tally: Tally::default() };
+        let named =
+            |path: &PathBuf| Named { path: path.display().to_string(), tally: Tally::default(), problems: 0 };
         Self {
             action,
             force,
@@ -113,8 +124,11 @@ impl Summary {
     }
 
     /// Something cannot be used. Returns what to say about it; of many, not each is told.
-    pub(super) fn problem(&mut self, path: &str, reason: &str) -> Option<String> {
+    pub(super) fn problem(&mut self, argument: usize, path: &str, reason: &str) -> Option<String> {
         self.problems += 1;
+        if let Some(argument) = self.arguments.get_mut(argument) {
+            argument.problems += 1;
+        }
         match self.problems {
             ..=TOLD => Some(format!("{path}: {reason}")),
             number if number == TOLD + 1 => Some("(further problems are only counted)".into()),
@@ -151,10 +165,10 @@ impl Summary {
         match self.action {
             Action::Check => {
                 for argument in &self.arguments {
-                    text += &argument.tally.line(&argument.path);
+                    text += &argument.tally.line(&argument.path, argument.problems);
                 }
                 if self.arguments.len() != 1 {
-                    text += &self.total.line("in total");
+                    text += &self.total.line("in total", self.problems);
                 }
             }
             Action::Fetch if self.full => {
@@ -223,6 +237,21 @@ mod tests {
     }
 
     #[test]
+    fn what_could_not_be_looked_at_is_no_share() {
+        let mut summary = Summary::new(Action::Check, false, &["/m/a".into(), "/m/b".into()]);
+        summary.problem(0, "/m/a", "Permission denied").unwrap();
+        summary.file(1, &result(1 << 20, 1 << 20, None));
+        let text = summary.text(false, &Totals::default());
+        let lines: Vec<_> = text.lines().collect();
+        assert!(
+            lines[0].trim_start().starts_with("- ") && lines[0].ends_with("/m/a  (1 could not be looked at)"),
+            "{text}"
+        );
+        assert!(lines[1].starts_with("100.0 %") && lines[1].ends_with("/m/b"), "{text}");
+        assert!(!summary.is_good());
+    }
+
+    #[test]
     fn nearly_all_is_not_all() {
         let mut summary = Summary::new(Action::Check, false, &["/m".into()]);
         summary.file(0, &result(1_000_000, 999_999, None));
@@ -252,7 +281,7 @@ mod tests {
     #[test]
     fn many_problems_are_counted_and_not_all_told() {
         let mut summary = Summary::new(Action::Fetch, false, &[]);
-        let told = (0..100).filter(|_| summary.problem("/m/x", "is bad").is_some()).count();
+        let told = (0..100).filter(|_| summary.problem(0, "/m/x", "is bad").is_some()).count();
         assert_eq!(told, TOLD + 1);
         assert!(!summary.is_good() && summary.text(false, &Totals::default()).contains("problems: 100"));
     }

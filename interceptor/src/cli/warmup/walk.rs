@@ -38,6 +38,8 @@ pub(super) enum Found {
     },
     /// Something that cannot be used.
     Problem {
+        /// Which argument named it, or the tree that it is in.
+        argument: usize,
         /// Where it is.
         path: PathBuf,
         /// What is wrong with it.
@@ -54,11 +56,17 @@ pub(super) struct Totals {
     pub(super) complete: AtomicBool,
 }
 
-/// Looks at all of `arguments`, in order. The thread ends when the receiver is gone.
-pub(super) fn start(arguments: Vec<Argument>) -> io::Result<(Receiver<Found>, Arc<Totals>)> {
+/// Says why a file or directory is in no mount of ours, if so.
+type Refusal = fn(&File) -> Result<(), String>;
+
+/// Looks at all of `arguments`, in order, unless `refusal` has one against them. The thread ends when the receiver is gone.
+pub(super) fn start(
+    arguments: Vec<Argument>,
+    refusal: Refusal,
+) -> io::Result<(Receiver<Found>, Arc<Totals>)> {
     let (sender, receiver) = sync_channel(AHEAD);
     let totals = Arc::new(Totals::default());
-    let walk = Walk { sender, totals: totals.clone() };
+    let walk = Walk { sender, totals: totals.clone(), refusal };
     std::thread::Builder::new().name("walk".into()).spawn(move || {
         // An error means that nobody listens any more.
         let all =
@@ -89,6 +97,7 @@ struct Deaf;
 struct Walk {
     sender: SyncSender<Found>,
     totals: Arc<Totals>,
+    refusal: Refusal,
 }
 
 impl Walk {
@@ -100,7 +109,9 @@ impl Walk {
                     match name {
                         Ok(name) if name.is_empty() => {}
                         Ok(name) => self.named(number, &PathBuf::from(std::ffi::OsString::from_vec(name)))?,
-                        Err(error) => return self.problem(Path::new("standard input"), error.to_string()),
+                        Err(error) => {
+                            return self.problem(number, Path::new("standard input"), error.to_string());
+                        }
                     }
                 }
                 Ok(())
@@ -108,16 +119,25 @@ impl Walk {
         }
     }
 
-    /// A file or a tree that was named. A link is followed, unlike one that is found in a tree.
+    /// A file or a tree that was named. A link is followed, unlike one that is found in a tree. What is in no mount of ours
+    /// is not walked.
     fn named(&self, argument: usize, path: &Path) -> Result<(), Deaf> {
-        match fs::metadata(path) {
-            Ok(meta) if meta.is_dir() => self.tree(argument, path.to_owned(), meta.dev()),
-            Ok(meta) if meta.is_file() => match fs::canonicalize(path) {
-                Ok(path) => self.file(argument, path, meta.len()),
-                Err(error) => self.problem(path, explain(&error)),
-            },
-            Ok(_) => self.problem(path, "neither a file nor a directory".into()),
-            Err(error) => self.problem(path, explain(&error)),
+        let held = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path);
+        let found = held.and_then(|file| Ok((file.metadata()?, file)));
+        let (meta, file) = match found {
+            Ok((meta, file)) if meta.is_dir() || meta.is_file() => (meta, file),
+            Ok(_) => return self.problem(argument, path, "neither a file nor a directory".into()),
+            Err(error) => return self.problem(argument, path, explain(&error)),
+        };
+        if let Err(reason) = (self.refusal)(&file) {
+            return self.problem(argument, path, reason);
+        }
+        if meta.is_dir() {
+            return self.tree(argument, path.to_owned(), meta.dev());
+        }
+        match fs::canonicalize(path) {
+            Ok(path) => self.file(argument, path, meta.len()),
+            Err(error) => self.problem(argument, path, explain(&error)),
         }
     }
 
@@ -127,7 +147,7 @@ impl Walk {
             let entries = match fs::read_dir(&directory) {
                 Ok(entries) => entries,
                 Err(error) => {
-                    self.problem(&directory, explain(&error))?;
+                    self.problem(argument, &directory, explain(&error))?;
                     continue;
                 }
             };
@@ -138,7 +158,7 @@ impl Walk {
                     // It was there a moment ago.
                     Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                     Err(error) => {
-                        self.problem(&directory, explain(&error))?;
+                        self.problem(argument, &directory, explain(&error))?;
                         break;
                     }
                 };
@@ -156,15 +176,15 @@ impl Walk {
 
     fn file(&self, argument: usize, path: PathBuf, size: u64) -> Result<(), Deaf> {
         if let Err(errno) = access(&path, AccessFlags::R_OK) {
-            return self.problem(&path, explain(&errno.into()));
+            return self.problem(argument, &path, explain(&errno.into()));
         }
         self.totals.files.fetch_add(1, Ordering::Relaxed);
         self.totals.bytes.fetch_add(size, Ordering::Relaxed);
         self.send(Found::File { argument, path })
     }
 
-    fn problem(&self, path: &Path, reason: String) -> Result<(), Deaf> {
-        self.send(Found::Problem { path: path.to_owned(), reason })
+    fn problem(&self, argument: usize, path: &Path, reason: String) -> Result<(), Deaf> {
+        self.send(Found::Problem { argument, path: path.to_owned(), reason })
     }
 
     fn send(&self, found: Found) -> Result<(), Deaf> {
@@ -179,12 +199,14 @@ mod tests {
     use super::*;
 
     fn found(paths: Vec<PathBuf>) -> (Vec<(usize, PathBuf)>, Vec<String>, Arc<Totals>) {
-        let (found, totals) = start(paths.into_iter().map(Argument::Path).collect()).unwrap();
+        let (found, totals) = start(paths.into_iter().map(Argument::Path).collect(), |_| Ok(())).unwrap();
         let (mut files, mut problems) = (Vec::new(), Vec::new());
         for found in found {
             match found {
                 Found::File { argument, path } => files.push((argument, path)),
-                Found::Problem { path, reason } => problems.push(format!("{}: {reason}", path.display())),
+                Found::Problem { path, reason, .. } => {
+                    problems.push(format!("{}: {reason}", path.display()));
+                }
             }
         }
         files.sort();

@@ -5,7 +5,7 @@ import * as format from "./format.js";
 import { showHeat } from "./heat.js";
 import { bar, cell, fill, number, swatch } from "./tables.js";
 
-const SOURCES = ["page_cache", "resident", "registered", "verbs", "local", "tcp", "http"];
+const SOURCES = ["page_cache", "resident", "registered", "verbs", "local", "tcp", "http", "lower"];
 const BY_DAEMON = SOURCES.slice(2);
 const LAYERS = ["page_cache", "resident", "registered", "overall"];
 const SPANS = { "5m": 300, "1h": 240, "1d": 288 };
@@ -228,7 +228,7 @@ function showMount() {
     ["mount point", now.mount_point],
     ["filer path", now.filer_path],
     ["process", `${now.pid}, up ${format.age(now.uptime_seconds)}`],
-    ["changes of the filer", cell(`${subscription.live ? "heard" : "NOT heard"}, ${subscription.changes} so far, lost ${subscription.losses} times`,
+    ["changes of the filer", now.filers.length === 0 ? "none: the mount below answers" : cell(`${subscription.live ? "heard" : "NOT heard"}, ${subscription.changes} so far, lost ${subscription.losses} times`,
       subscription.live ? "" : "bad")],
     ["last loss", subscription.last_loss ?? "–"],
     ["known to the kernel", `${format.count(now.nodes)} files and directories`],
