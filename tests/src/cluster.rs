@@ -17,13 +17,13 @@ use std::time::Duration;
 
 use anyhow::Context;
 use nix::sys::signal::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::ports::PortLease;
 use crate::process::Process;
 use crate::proxy::FaultProxy;
-use crate::{Engine, Filer, eventually, weed};
+use crate::{Engine, Filer, S3, eventually, weed};
 
 /// Longest wait for a server to become ready; two seconds are usual.
 const READY: Duration = Duration::from_secs(60);
@@ -138,7 +138,7 @@ impl ClusterBuilder {
         fs::write(directory.join("security.toml"), &self.settings)?;
 
         let grace = if temporary.is_some() { Duration::ZERO } else { Duration::from_secs(5) };
-        let launch = Launch { program, directory: directory.clone(), grace };
+        let launch = Launch { program, directory, grace };
         let master = self.master(&launch)?;
         let mut volumes = Vec::new();
         let mut proxies = Vec::new();
@@ -153,9 +153,9 @@ impl ClusterBuilder {
             volumes.push(self.volume(&launch, index, lease, &master, extra)?);
         }
         let filers = vec![self.filer(&launch, 0, &master)?];
-        let engines = OnceLock::new();
+        let (engines, s3) = (OnceLock::new(), OnceLock::new());
         let mut cluster =
-            Cluster { filers, volumes, master, proxies, directory, engines, _temporary: temporary };
+            Cluster { filers, volumes, master, proxies, launch, engines, s3, _temporary: temporary };
         cluster.master.await_answer("/cluster/healthz")?;
         for volume in &cluster.volumes {
             cluster.await_volume_server(volume)?;
@@ -163,7 +163,7 @@ impl ClusterBuilder {
         await_filer(&cluster.filers[0])?;
         // A new filer copies the tree of those that are there, and gives up if one does not answer yet.
         for index in 1..self.filers {
-            let filer = self.filer(&launch, index, &cluster.master)?;
+            let filer = self.filer(&cluster.launch, index, &cluster.master)?;
             await_filer(&filer)?;
             cluster.filers.push(filer);
         }
@@ -200,6 +200,8 @@ impl ClusterBuilder {
             format!("-master={}", master.address()),
             "-max=100".into(),
             "-preStopSeconds=0".into(),
+            // The remote storage of tests is on this host, too.
+            "-volume.allowUntrustedRemoteEndpoints".into(),
         ]);
         args.extend(extra);
         Server::start(launch, &name, lease, args)
@@ -217,6 +219,8 @@ impl ClusterBuilder {
             format!("-localSocket={name}/socket"),
             format!("-maxMB={}", self.max_mb),
             format!("-saveToFilerLimit={}", self.inline_below),
+            // The remote storage of tests is on this host, too.
+            "-allowUntrustedRemoteEndpoints".into(),
         ]);
         if self.encrypt {
             args.push("-encryptVolumeData".into());
@@ -232,8 +236,9 @@ pub struct Cluster {
     volumes: Vec<Server>,
     master: Server,
     proxies: Vec<FaultProxy>,
-    directory: PathBuf,
+    launch: Launch,
     engines: OnceLock<Vec<Engine>>,
+    s3: OnceLock<Server>,
     _temporary: Option<TempDir>,
 }
 
@@ -301,10 +306,20 @@ impl Cluster {
         self.engines.get_or_init(|| self.volumes.iter().map(start).collect())
     }
 
+    /// A client of an S3 gateway of the cluster, which is started by the first call.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[must_use]
+    pub fn s3(&self) -> S3 {
+        let start = || s3_gateway(&self.launch, &self.filers[0]).expect("an S3 gateway starts");
+        S3::new(&self.s3.get_or_init(start).address())
+    }
+
     /// Where data, logs and `security.toml` are.
     #[must_use]
     pub fn directory(&self) -> &Path {
-        &self.directory
+        &self.launch.directory
     }
 
     /// Starts a volume server again after [`Server::kill`] and waits until the master knows it.
@@ -333,8 +348,8 @@ impl Cluster {
         let mut child = Command::new(weed::find()?)
             .args(["shell", &format!("-master={}", self.master.address())])
             .arg(format!("-filer={}", self.filers[0].address()))
-            .current_dir(&self.directory)
-            .env("HOME", &self.directory)
+            .current_dir(self.directory())
+            .env("HOME", self.directory())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -503,6 +518,32 @@ impl Drop for Server {
         let role = self.name.trim_end_matches(|digit: char| digit.is_ascii_digit());
         let _ = fs::remove_file(format!("/tmp/seaweedfs-{role}-grpc-{}.sock", self.lease.grpc()));
     }
+}
+
+/// An S3 gateway before `filer`: anybody may do anything, and so may who signs with [`S3::ACCESS_KEY`].
+fn s3_gateway(launch: &Launch, filer: &Server) -> anyhow::Result<Server> {
+    let lease = PortLease::take()?;
+    let data = launch.make("s3")?;
+    let actions = ["Admin", "Read", "List", "Tagging", "Write"];
+    let credentials = json!([{ "accessKey": S3::ACCESS_KEY, "secretKey": S3::SECRET_KEY }]);
+    let identities = json!({ "identities": [
+        { "name": "anonymous", "actions": actions },
+        { "name": "origin", "actions": actions, "credentials": credentials },
+    ] });
+    let config = data.join("identities.json");
+    fs::write(&config, identities.to_string())?;
+    let mut args = addresses("s3", &lease);
+    args.extend([
+        format!("-filer={}", filer.address()),
+        format!("-config={}", config.display()),
+        "-localSocket=s3/socket".into(),
+        "-port.iceberg=0".into(),
+        "-port.lance=0".into(),
+    ]);
+    let server = Server::start(launch, "s3", lease, args)?;
+    // It answers before it knows who may do what.
+    server.await_that("a bucket", || S3::new(&server.address()).make_bucket("ready").ok())?;
+    Ok(server)
 }
 
 fn addresses(role: &str, lease: &PortLease) -> Vec<String> {

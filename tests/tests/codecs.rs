@@ -2,11 +2,15 @@
 //!
 //! Each test first proves on SeaweedFS that the content is stored the way the test is about.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 
 use serde_json::Value;
-use tests::{Cluster, Filer, Mount, Pattern, Shared, data, host, reading};
+use tests::mount::interceptor_program;
+use tests::{Cluster, Filer, Layer, Mount, Pattern, S3, Shared, data, host, reading};
 
 static PLAIN: Shared<Cluster> = Shared::new();
 static ENCRYPTED: Shared<Cluster> = Shared::new();
@@ -160,4 +164,88 @@ fn text_written_through_a_weed_mount() {
         let mount = Mount::builder(&cluster).start().unwrap();
         reading::verify(&mount.file("/by-mount.txt"), &content);
     }
+}
+
+/// How a file fails: when it is opened, or when it is read.
+fn failure(path: &Path) -> (&'static str, io::Error) {
+    match File::open(path) {
+        Err(error) => ("open", error),
+        Ok(mut file) => ("read", file.read(&mut [0; 16]).expect_err("these bytes can only be ciphertext")),
+    }
+}
+
+/// Whether this host can pass reads through, without which the kernel asks nobody when a file is opened.
+fn has_passthrough(mount: &Mount) -> bool {
+    let (_, status) = mount.status("/api/v1/status").unwrap();
+    let status: Value = serde_json::from_str(&status).unwrap();
+    !status["lost"].as_array().unwrap().iter().any(|lost| lost["ability"] == "FUSE passthrough")
+}
+
+/// What `interceptor warmup` says of a file, and whether it is content.
+fn warm(path: &Path) -> (bool, String) {
+    let mut command = Command::new(interceptor_program().unwrap());
+    let output = command.arg("warmup").arg(path).current_dir("/").output().unwrap();
+    (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[test]
+fn objects_that_the_s3_gateway_encrypts_are_shown_and_not_read() {
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = Cluster::builder().max_mb(1).settings("[s3.sse]\nkey = \"of a test\"\n").start().unwrap();
+    let (filer, s3) = (cluster.filer(), cluster.s3());
+    s3.make_bucket("sse").unwrap();
+    let content = Pattern::new(9).bytes(0, 9_000_000);
+    s3.put("sse/plain", &content, &[]).unwrap();
+    let mut encrypted = Vec::new();
+    for size in [100, 70_000, content.len()] {
+        for (name, headers) in [("c", &S3::SSE_C[..]), ("s3", &S3::SSE_S3[..])] {
+            let object = format!("sse/{name}-{size}");
+            s3.put(&object, &content[..size], headers).unwrap();
+            let path = format!("/buckets/{object}");
+            assert!(
+                all_chunks(&filer, &path, |chunk| chunk["sse_type"].is_number()),
+                "{path} is not encrypted"
+            );
+            encrypted.push((path, size));
+        }
+    }
+
+    for options in [&[][..], &["--no-passthrough"]] {
+        let mount = Mount::interceptor(&cluster.filer_addresses()).args(options).start().unwrap();
+        let fails_at = if options.is_empty() && has_passthrough(&mount) { "open" } else { "read" };
+        let names = fs::read_dir(mount.file("/buckets/sse")).unwrap().count();
+        assert_eq!(names, encrypted.len() + 1);
+        for (path, size) in &encrypted {
+            let at = mount.file(path);
+            assert_eq!(fs::metadata(&at).unwrap().len(), *size as u64);
+            // Twice, for one line in the log.
+            for _ in 0..2 {
+                let (call, error) = failure(&at);
+                // Of what fails while pages are filled, some kernels tell no more than that it failed.
+                let errno = error.raw_os_error().unwrap();
+                assert!(errno == libc::ENOKEY || (call == "read" && errno == libc::EIO), "{call}: {error}");
+                assert_eq!(call, fails_at, "{path}");
+            }
+            let log = mount.log().unwrap();
+            let told = log
+                .lines()
+                .filter(|line| line.contains("cannot be read") && line.contains(&format!("{path}:")));
+            let told: Vec<_> = told.collect();
+            assert_eq!(told.len(), 1, "{path}: {told:?}\n{log}");
+            assert!(told[0].contains("encrypted by the S3 gateway (SSE-"), "{told:?}");
+        }
+        reading::verify(&mount.file("/buckets/sse/plain"), &content);
+        let (is_good, said) = warm(&mount.file("/buckets/sse/c-70000"));
+        assert!(!is_good && said.contains("encrypted by the S3 gateway"), "{said}");
+    }
+
+    // A layer leaves them to the mount below, which knows no better.
+    let below = Mount::weed(&cluster).start().unwrap();
+    let stored = fs::read(below.file("/buckets/sse/c-70000")).unwrap();
+    assert!(stored != content[..70_000] && stored.len() == 70_000);
+    let layer = Layer::over(below.path(), ["--filer", &cluster.filer_addresses()]).unwrap();
+    data::assert_same("a layer", &fs::read(below.file("/buckets/sse/c-70000")).unwrap(), &stored);
+    assert_eq!(layer.read_bytes("http").unwrap(), 0.0);
 }

@@ -26,7 +26,7 @@ use super::files::OpenFile;
 use super::kept::Name;
 use crate::arrival::Arrival;
 use crate::fetch::{Fillable, Priority, Urgency};
-use crate::read::{Origin, OriginError};
+use crate::read::{Origin, OriginError, ReadError};
 use crate::seaweed::entry::{Chunk, Entry};
 use crate::telemetry::{Metrics, Source};
 
@@ -234,12 +234,8 @@ impl Origin for Opened {
         read.map(|read| read.map(|()| Source::Lower).map_err(|error| Arc::new(error) as OriginError)).boxed()
     }
 
-    fn read_manifest<'a>(
-        &'a self,
-        _: &'a Chunk,
-        _: Arrival,
-    ) -> BoxFuture<'a, Result<Vec<Chunk>, OriginError>> {
-        async { Err(Arc::new(NotRead::Foreign) as OriginError) }.boxed()
+    fn read_manifest<'a>(&'a self, _: &'a Chunk, _: Arrival) -> BoxFuture<'a, Result<Vec<Chunk>, ReadError>> {
+        async { Err(ReadError::Origin(Arc::new(NotRead::Foreign))) }.boxed()
     }
 
     fn cache_remote<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Entry, OriginError>> {

@@ -159,9 +159,18 @@ fn log_failed_lookup(namespace: &Namespace, parent: NodeId, name: &str, error: &
     }
 }
 
-fn log_failed_read(error: &ReadError, path: &str, offset: u64, len: usize) {
+fn log_failed_read(error: &ReadError, version: &FileVersion, offset: u64, len: usize) {
     static LIMIT: LogLimit = LogLimit::new();
-    if let Some(left_out) = LIMIT.admit() {
+    static REFUSAL_LIMIT: LogLimit = LogLimit::new();
+    let path = version.path();
+    // Nothing but another open changes a refusal, so it is told once for a file.
+    if let ReadError::Encrypted(_) = error {
+        if version.is_first_refusal()
+            && let Some(left_out) = REFUSAL_LIMIT.admit()
+        {
+            tracing::warn!(path, %error, left_out = left_out.field(), "cannot be read");
+        }
+    } else if let Some(left_out) = LIMIT.admit() {
         tracing::warn!(path, offset, len, %error, left_out = left_out.field(), "read failed");
     }
 }
@@ -269,6 +278,10 @@ impl Filesystem for MountedTree {
             Ok(version) => version,
             Err(error) => return reply.error(errno(&error)),
         };
+        if let Some(error) = version.refusal() {
+            log_failed_read(&error, &version, 0, 0);
+            return reply.error(Errno::from_i32(error.errno()));
+        }
         let backing = self.0.reader.opened(&version).and_then(|file| {
             let told = Backing::new(file, &reply);
             told.inspect_err(|error| {
@@ -348,7 +361,7 @@ impl Filesystem for MountedTree {
                         None => reply.error(Errno::EINTR),
                         Some(Ok(data)) => reply.data(&data),
                         Some(Err(error)) => {
-                            log_failed_read(&error, version.path(), offset, len);
+                            log_failed_read(&error, &version, offset, len);
                             reply.error(Errno::from_i32(error.errno()));
                         }
                     }

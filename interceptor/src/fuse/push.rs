@@ -122,7 +122,7 @@ mod tests {
     use crate::cache::{Cache, MIN_CAPACITY};
     use crate::fetch::{Fillable, Priority};
     use crate::namespace::{Answer, Filer, FilerFailure, Found, NamespaceOptions, ROOT, Space};
-    use crate::read::{Origin, OriginError};
+    use crate::read::{Origin, OriginError, ReadError};
     use crate::seaweed::entry::{Attributes, Chunk, Content, Entry, Kind};
     use crate::seaweed::filer::FoundEntry;
     use crate::telemetry::{Metrics, Source};
@@ -179,7 +179,7 @@ mod tests {
             &'a self,
             _: &'a Chunk,
             _: Arrival,
-        ) -> BoxFuture<'a, Result<Vec<Chunk>, OriginError>> {
+        ) -> BoxFuture<'a, Result<Vec<Chunk>, ReadError>> {
             unreachable!("there is no manifest")
         }
         fn cache_remote<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Entry, OriginError>> {

@@ -429,7 +429,7 @@ fn generation(entry: &Entry) -> u32 {
         }
         Content::Inline(bytes) => summary.extend(bytes),
         Content::Target(target) => summary.extend(target.bytes()),
-        Content::None | Content::Remote | Content::Damaged { .. } => {}
+        Content::None | Content::Remote | Content::Encrypted { .. } | Content::Damaged { .. } => {}
     }
     (fnv1a(summary.into_iter()) >> 32) as u32
 }

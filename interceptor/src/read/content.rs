@@ -37,7 +37,11 @@ pub(super) fn content_id(entry: &Entry) -> Option<ContentId> {
                 digest.update(chunk.cipher_key.as_deref().map_or(&[], |key| key));
             }
         }
-        Content::None | Content::Remote | Content::Target(_) | Content::Damaged { .. } => return None,
+        Content::None
+        | Content::Remote
+        | Content::Target(_)
+        | Content::Encrypted { .. }
+        | Content::Damaged { .. } => return None,
     }
     let mut id = [0; 32];
     id.copy_from_slice(digest.finish().as_ref());

@@ -77,6 +77,9 @@ pub enum ReadError {
     /// The list of chunks makes no sense.
     #[error("{0}")]
     Damaged(String),
+    /// The bytes are ciphertext of the S3 gateway, and the key is not to be had.
+    #[error("{0}; only the S3 gateway can decrypt it")]
+    Encrypted(String),
     /// The fetch panicked or the daemon is stopping.
     #[error("{0}")]
     Interrupted(#[from] Interrupted),
@@ -88,7 +91,11 @@ pub enum ReadError {
 impl ReadError {
     /// The error number that the application is given.
     pub fn errno(&self) -> i32 {
-        libc::EIO
+        match self {
+            // What file systems that encrypt by themselves say when a key is missing (see fscrypt).
+            Self::Encrypted(_) => libc::ENOKEY,
+            Self::Origin(_) | Self::Damaged(_) | Self::Interrupted(_) | Self::NoRoom => libc::EIO,
+        }
     }
 }
 

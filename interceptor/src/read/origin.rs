@@ -5,6 +5,7 @@ use std::sync::Arc;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
+use super::ReadError;
 use crate::arrival::Arrival;
 use crate::fetch::{Fetcher, Fillable, Priority};
 use crate::seaweed::decode;
@@ -32,7 +33,7 @@ pub trait Origin: Send + Sync + 'static {
         &'a self,
         chunk: &'a Chunk,
         arrival: Arrival,
-    ) -> BoxFuture<'a, Result<Vec<Chunk>, OriginError>>;
+    ) -> BoxFuture<'a, Result<Vec<Chunk>, ReadError>>;
 
     /// Has the cluster read the file at `path` from its remote storage, and returns its entry with chunks.
     fn cache_remote<'a>(&'a self, path: &'a str) -> BoxFuture<'a, Result<Entry, OriginError>>;
@@ -72,14 +73,14 @@ impl Origin for Cluster {
         &'a self,
         chunk: &'a Chunk,
         arrival: Arrival,
-    ) -> BoxFuture<'a, Result<Vec<Chunk>, OriginError>> {
+    ) -> BoxFuture<'a, Result<Vec<Chunk>, ReadError>> {
         async move {
-            let content = self
-                .fetcher
-                .read_needle(chunk, arrival)
-                .await
-                .map_err(|error| Arc::new(error) as OriginError)?;
-            decode::manifest(&content).map_err(|error| Arc::new(error) as OriginError)
+            let read = self.fetcher.read_needle(chunk, arrival).await;
+            let content = read.map_err(|error| ReadError::Origin(Arc::new(error)))?;
+            decode::manifest(&content).map_err(|error| {
+                let reason = format!("chunk manifest {}: {error}", chunk.fid);
+                if error.is_encrypted() { ReadError::Encrypted(reason) } else { ReadError::Damaged(reason) }
+            })
         }
         .boxed()
     }

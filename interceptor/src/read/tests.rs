@@ -3,7 +3,7 @@
 mod seen;
 mod warm;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::SystemTime;
 
@@ -26,6 +26,8 @@ use crate::seaweed::entry::{Attributes, Content, Entry, Kind};
 struct Needles {
     data: Mutex<HashMap<FileId, Vec<u8>>>,
     manifests: Mutex<HashMap<FileId, Vec<Chunk>>>,
+    /// Manifests that list ciphertext.
+    encrypted: Mutex<HashSet<FileId>>,
     failing: AtomicBool,
     /// While set, speculative fetches wait, as they would behind others at a full server.
     crowded: AtomicBool,
@@ -106,10 +108,13 @@ impl Origin for Needles {
         &'a self,
         chunk: &'a Chunk,
         _: Arrival,
-    ) -> BoxFuture<'a, Result<Vec<Chunk>, OriginError>> {
+    ) -> BoxFuture<'a, Result<Vec<Chunk>, ReadError>> {
         self.lists.fetch_add(1, Ordering::Relaxed);
+        if self.encrypted.lock().contains(&chunk.fid) {
+            return async { Err(ReadError::Encrypted("chunk manifest".into())) }.boxed();
+        }
         let found = self.manifests.lock().get(&chunk.fid).cloned();
-        async move { found.ok_or_else(|| Arc::new(Missing) as OriginError) }.boxed()
+        async move { found.ok_or_else(|| ReadError::Origin(Arc::new(Missing))) }.boxed()
     }
 
     fn cache_remote<'a>(&'a self, _path: &'a str) -> BoxFuture<'a, Result<Entry, OriginError>> {
@@ -272,6 +277,26 @@ fn a_failed_fetch_is_eio_and_the_next_read_tries_again() {
     assert_eq!(mounted.read(&file, 0, 10).unwrap_err().errno(), libc::EIO);
     mounted.needles.failing.store(false, Ordering::Relaxed);
     assert_eq!(mounted.read(&file, 0, 10).unwrap().len(), 10);
+}
+
+#[test]
+fn ciphertext_of_the_s3_gateway_is_never_the_answer() {
+    let reason = Box::<str>::from("chunk record 0: ...");
+    let file = version(Content::Encrypted { reason }, 1000);
+    let mounted = Mounted::new(Needles::default());
+    assert_eq!(file.refusal().unwrap().errno(), libc::ENOKEY);
+    assert_eq!(mounted.read(&file, 0, 10).unwrap_err().errno(), libc::ENOKEY);
+    assert!(file.is_first_refusal() && !file.is_first_refusal());
+
+    // One that only a manifest tells of.
+    let needles = Needles::default();
+    let plain = needles.chunk(1, 0, 1000, 1, 0);
+    let manifest = needles.fold(2, vec![needles.chunk(3, 1000, 1000, 1, 0)]);
+    needles.encrypted.lock().insert(manifest.fid);
+    let file = version(Content::Chunks(Arc::new([plain, manifest])), 2000);
+    let mounted = Mounted::new(needles);
+    assert!(file.refusal().is_none());
+    assert_eq!(mounted.read(&file, 0, 10).unwrap_err().errno(), libc::ENOKEY);
 }
 
 #[test]

@@ -43,6 +43,7 @@ pub struct FileVersion {
     /// Of what is fetched ahead; made with the first of it.
     holder: OnceLock<Holder>,
     was_read: AtomicBool,
+    was_refused: AtomicBool,
     content: OnceLock<Option<ContentId>>,
     /// Its resident file, as far as is known here.
     resident: Mutex<Weak<ResidentFile>>,
@@ -71,6 +72,7 @@ impl FileVersion {
             streams,
             holder: OnceLock::new(),
             was_read: AtomicBool::new(false),
+            was_refused: AtomicBool::new(false),
             content: OnceLock::new(),
             resident: Mutex::default(),
             read: AtomicU64::new(0),
@@ -162,6 +164,23 @@ impl FileVersion {
         self.seen_ahead.get_or_init(Arc::default)
     }
 
+    /// Why no byte of it can be read, if that is known without a fetch.
+    pub(crate) fn refusal(&self) -> Option<ReadError> {
+        match &self.entry.content {
+            Content::Encrypted { reason } => Some(self.encrypted(reason)),
+            _ => None,
+        }
+    }
+
+    /// Whether nobody was refused it before: programs that try again get one line in the log.
+    pub(crate) fn is_first_refusal(&self) -> bool {
+        !self.was_refused.swap(true, Ordering::Relaxed)
+    }
+
+    fn encrypted(&self, reason: &str) -> ReadError {
+        ReadError::Encrypted(format!("{}: {reason}", self.path))
+    }
+
     /// Whether no chunk of it is in the cluster, as far as is known.
     pub(super) fn is_remote(&self) -> bool {
         matches!(self.entry.content, Content::Remote) && self.layout.get().is_none()
@@ -187,7 +206,9 @@ impl FileVersion {
             Content::Chunks(chunks) if !chunks.iter().any(|chunk| chunk.is_manifest) => {
                 Layout::chunks(chunks.clone(), self.size()).ok()?
             }
-            Content::Chunks(_) | Content::Remote | Content::Damaged { .. } => return None,
+            Content::Chunks(_) | Content::Remote | Content::Encrypted { .. } | Content::Damaged { .. } => {
+                return None;
+            }
         };
         // Another thread may have been faster; both layouts are the same.
         let _ = self.layout.set(layout);
@@ -205,6 +226,7 @@ impl FileVersion {
                         match cached.content {
                             Content::Chunks(chunks) => chunks,
                             Content::Inline(bytes) => return Ok(Layout::inline(bytes, self.size())),
+                            Content::Encrypted { reason } => return Err(self.encrypted(&reason)),
                             _ => {
                                 return Err(ReadError::Damaged(format!(
                                     "{}: the cluster did not bring it from its remote storage",
@@ -213,6 +235,7 @@ impl FileVersion {
                             }
                         }
                     }
+                    Content::Encrypted { reason } => return Err(self.encrypted(reason)),
                     Content::Damaged { reason } => {
                         return Err(ReadError::Damaged(format!("{}: {reason}", self.path)));
                     }
@@ -245,7 +268,7 @@ async fn expand(origin: &dyn Origin, chunks: &[Chunk], arrival: Arrival) -> Resu
         let mut lists = stream::iter(manifests)
             .map(|manifest| async move { origin.read_manifest(&manifest, arrival).await })
             .buffered(MANIFESTS_AT_ONCE);
-        while let Some(list) = lists.try_next().await.map_err(ReadError::Origin)? {
+        while let Some(list) = lists.try_next().await? {
             count += list.len();
             if count > MAX_CHUNKS {
                 return Err(ReadError::Damaged(too_many));

@@ -84,6 +84,11 @@ pub enum Content {
     Remote,
     /// The target of a symbolic link.
     Target(String),
+    /// Encrypted by the S3 gateway, with a key that only the gateway or its user has: it is an error to read it.
+    Encrypted {
+        /// What says so, for the log.
+        reason: Box<str>,
+    },
     /// Unknown, because what the filer says about it makes no sense: reading it is an I/O error.
     Damaged {
         /// What is wrong, for the log.
@@ -116,7 +121,7 @@ impl Entry {
             Content::Inline(bytes) => bytes.len(),
             Content::Chunks(chunks) => size_of_val(&**chunks),
             Content::Target(target) => target.len(),
-            Content::Damaged { reason } => reason.len(),
+            Content::Encrypted { reason } | Content::Damaged { reason } => reason.len(),
         };
         let xattr =
             |(name, value): &(Box<str>, Bytes)| size_of::<(Box<str>, Bytes)>() + name.len() + value.len();

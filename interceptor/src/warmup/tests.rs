@@ -23,7 +23,7 @@ use super::{Mounted, api};
 use crate::arrival::Arrival;
 use crate::cache::{Cache, MIN_CAPACITY};
 use crate::fetch::{Fillable, Priority};
-use crate::read::{FileVersion, Origin, OriginError, Reader};
+use crate::read::{FileVersion, Origin, OriginError, ReadError, Reader};
 use crate::seaweed::entry::{Attributes, Chunk, Content, Entry, Kind};
 use crate::telemetry::peer::Peer;
 use crate::telemetry::{Metrics, Source};
@@ -61,11 +61,7 @@ impl Origin for Gate {
         .boxed()
     }
 
-    fn read_manifest<'a>(
-        &'a self,
-        _: &'a Chunk,
-        _: Arrival,
-    ) -> BoxFuture<'a, Result<Vec<Chunk>, OriginError>> {
+    fn read_manifest<'a>(&'a self, _: &'a Chunk, _: Arrival) -> BoxFuture<'a, Result<Vec<Chunk>, ReadError>> {
         unreachable!("no file has a manifest")
     }
 

@@ -102,6 +102,8 @@ pub enum Problem {
     TooLarge,
     /// It cannot be read. The daemon's log says why.
     Unreadable,
+    /// The S3 gateway has encrypted it, with a key that the daemon does not have.
+    Encrypted,
     /// Of an attached path: the mount below answers its reads.
     NotServed,
     /// Evict: the file is another user's.

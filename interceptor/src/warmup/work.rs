@@ -113,5 +113,8 @@ fn problem(file: &FileVersion, error: &WarmError) -> Problem {
 /// The path and the reason go to the log, not to whoever asked.
 fn unreadable(file: &FileVersion, error: &ReadError) -> Problem {
     tracing::info!(path = file.path(), %error, "a file cannot be warmed");
-    Problem::Unreadable
+    match error {
+        ReadError::Encrypted(_) => Problem::Encrypted,
+        _ => Problem::Unreadable,
+    }
 }

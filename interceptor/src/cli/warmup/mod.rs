@@ -322,6 +322,7 @@ impl Run {
                 Some(Problem::Gone) => Some("the daemon does not know it"),
                 Some(Problem::TooLarge) => Some("a block of it takes more than a quarter of the cache"),
                 Some(Problem::Unreadable) => Some("cannot be read; the daemon's log says why"),
+                Some(Problem::Encrypted) => Some("is encrypted by the S3 gateway and cannot be read here"),
                 Some(Problem::NotServed) => Some("has changed lately, or is left to the mount below"),
                 Some(Problem::NotPermitted) => {
                     Some("only its owner, root and the user of the daemon may have it given up")

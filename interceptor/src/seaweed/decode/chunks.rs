@@ -1,5 +1,7 @@
 //! Chunk records. A record that does not make sense is an error for its file: guessing would give wrong bytes.
 
+use std::fmt;
+
 use prost::Message;
 use rdma_engine::FileId;
 
@@ -9,6 +11,21 @@ use crate::seaweed::pb;
 
 /// Files end below 2^63 bytes: the kernel's offsets are signed.
 pub(super) const MAX_FILE_SIZE: u64 = i64::MAX as u64;
+
+/// The type of encryption with which the S3 gateway stores data (`SSEType` of the filer's protocol).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SseType(i32);
+
+impl fmt::Display for SseType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match pb::SseType::try_from(self.0) {
+            Ok(pb::SseType::SseC) => f.write_str("SSE-C"),
+            Ok(pb::SseType::SseKms) => f.write_str("SSE-KMS"),
+            Ok(pb::SseType::SseS3) => f.write_str("SSE-S3"),
+            Ok(pb::SseType::None) | Err(_) => write!(f, "SSE type {}", self.0),
+        }
+    }
+}
 
 /// Why a list of chunks cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -41,6 +58,9 @@ pub enum ChunkFault {
     /// The key of an encrypted needle is not one of AES-256.
     #[error("its cipher key has {0} bytes instead of 32")]
     CipherKey(usize),
+    /// Its data is encrypted with a key that no filer knows.
+    #[error("its data is encrypted by the S3 gateway ({0})")]
+    Encrypted(SseType),
     /// It would lie before the file's beginning or beyond the largest file.
     #[error("{size} bytes at offset {offset} are outside of any file")]
     Place {
@@ -49,6 +69,13 @@ pub enum ChunkFault {
         /// Its length in bytes.
         size: u64,
     },
+}
+
+impl ChunkError {
+    /// Whether the list makes sense, but stands for ciphertext.
+    pub fn is_encrypted(&self) -> bool {
+        matches!(self, Self::Record { fault: ChunkFault::Encrypted(_), .. })
+    }
 }
 
 /// The chunks that a manifest needle lists. `content` is the needle's data, decrypted and decompressed. The list may
@@ -64,6 +91,13 @@ pub(super) fn list(chunks: Vec<pb::FileChunk>) -> Result<Vec<Chunk>, ChunkError>
     chunks.into_iter().enumerate().map(decode).collect()
 }
 
+/// With what the S3 gateway encrypted the data of a record, if it did. Gateways of other versions may know other types,
+/// so anything but "none" counts, and so does what only encryption leaves behind.
+pub(super) fn encryption(record: &pb::FileChunk) -> Option<SseType> {
+    let is_plain = record.sse_type == pb::SseType::None as i32 && record.sse_metadata.is_empty();
+    (!is_plain).then_some(SseType(record.sse_type))
+}
+
 /// How far into the file the records reach, in bytes. Malformed ones count as far as they can.
 pub(super) fn end(chunks: &[pb::FileChunk]) -> u64 {
     let end =
@@ -72,6 +106,9 @@ pub(super) fn end(chunks: &[pb::FileChunk]) -> u64 {
 }
 
 fn chunk(record: pb::FileChunk) -> Result<Chunk, ChunkFault> {
+    if let Some(sse_type) = encryption(&record) {
+        return Err(ChunkFault::Encrypted(sse_type));
+    }
     let fid = file_id(&record)?;
     let place = ChunkFault::Place { offset: record.offset, size: record.size };
     let offset = match u64::try_from(record.offset) {
@@ -150,6 +187,31 @@ mod tests {
             list(vec![record(), pb::FileChunk { offset: -1, ..record() }]),
             Err(ChunkError::Record { index: 1, fault: negative })
         );
+    }
+
+    #[test]
+    fn encrypted_data_is_refused_whatever_the_type() {
+        let fault = |sse_type, sse_metadata: &[u8]| {
+            let record = pb::FileChunk { sse_type, sse_metadata: sse_metadata.into(), ..record() };
+            chunk(record).err().map(|fault| fault.to_string())
+        };
+        assert_eq!(fault(0, b""), None);
+        for (sse_type, name) in
+            [(1, "SSE-C"), (2, "SSE-KMS"), (3, "SSE-S3"), (4, "SSE type 4"), (-1, "SSE type -1")]
+        {
+            let expected = format!("its data is encrypted by the S3 gateway ({name})");
+            assert_eq!(fault(sse_type, b""), Some(expected));
+        }
+        assert!(fault(0, b"{}").is_some(), "its key is told, but no type");
+    }
+
+    #[test]
+    fn a_manifest_that_lists_encrypted_chunks_is_told_from_a_broken_one() {
+        let encrypted = pb::FileChunk { sse_type: 1, ..record() };
+        let list = pb::FileChunkManifest { chunks: vec![record(), encrypted] };
+        assert!(manifest(&list.encode_to_vec()).unwrap_err().is_encrypted());
+        let broken = pb::FileChunkManifest { chunks: vec![pb::FileChunk { offset: -1, ..record() }] };
+        assert!(!manifest(&broken.encode_to_vec()).unwrap_err().is_encrypted());
     }
 
     #[test]

@@ -28,6 +28,9 @@ const XATTR_NAME_MAX: usize = 255;
 const EXPIRES_S3: &str = "X-Seaweedfs-Expires-S3";
 /// The S3 gateway's versions of an object carry it; the filer does not expire those by their last change.
 const S3_VERSION_ID: &str = "Seaweed-X-Amz-Version-Id";
+/// With these, in any case of letters, begin the keys in which the S3 gateway keeps how it encrypted an object, and that
+/// it did. Gateways of some versions said it nowhere else.
+const SSE_PREFIXES: [&str; 2] = ["x-amz-server-side-encryption", "x-seaweedfs-sse-"];
 /// Go's zero time, in s since the epoch.
 const GO_ZERO_TIME: i64 = -62_135_596_800;
 
@@ -45,9 +48,22 @@ pub enum ContentError {
         /// Where the last chunk ends, in bytes.
         end: u64,
     },
+    /// Its data is encrypted with a key that no filer knows.
+    #[error("its attribute `{0}` says that the S3 gateway has encrypted it")]
+    Encrypted(String),
     /// The size is larger than a file can be.
     #[error("its size of {0} bytes is larger than a file can be")]
     Size(u64),
+}
+
+impl ContentError {
+    fn is_encrypted(&self) -> bool {
+        match self {
+            Self::Chunk(error) => error.is_encrypted(),
+            Self::Encrypted(_) => true,
+            Self::TwoContents { .. } | Self::Size(_) => false,
+        }
+    }
 }
 
 /// The entry that a message describes, its owners mapped to this host's ids.
@@ -64,6 +80,7 @@ pub(super) fn entry(raw: pb::Entry, owners: &Owners) -> Entry {
         file_size: attributes.file_size,
         remote_size: u64::try_from(remote.remote_size).unwrap_or(0),
         remote_is_newer: remote.remote_mtime > attributes.mtime,
+        sse_key: raw.extended.keys().filter(|key| is_sse_key(key)).min().cloned(),
     };
     let (size, content) = match kind {
         Kind::File => content_source.resolve(),
@@ -113,6 +130,8 @@ struct Source {
     file_size: u64,
     remote_size: u64,
     remote_is_newer: bool,
+    /// The key of an attribute that says that the S3 gateway has encrypted the content.
+    sse_key: Option<String>,
 }
 
 impl Source {
@@ -120,8 +139,21 @@ impl Source {
     fn resolve(self) -> (u64, Content) {
         let size = self.size();
         let content = if size > MAX_FILE_SIZE { Err(ContentError::Size(size)) } else { self.content(size) };
-        let damaged = |error: ContentError| Content::Damaged { reason: error.to_string().into() };
-        (size.min(MAX_FILE_SIZE), content.unwrap_or_else(damaged))
+        let without = |error: ContentError| match error.is_encrypted() {
+            true => Content::Encrypted { reason: error.to_string().into() },
+            false => Content::Damaged { reason: error.to_string().into() },
+        };
+        (size.min(MAX_FILE_SIZE), content.unwrap_or_else(without))
+    }
+
+    /// What says that the content is encrypted by the S3 gateway, if anything does.
+    fn encryption(&self) -> Option<ContentError> {
+        let of_chunk = |(index, record)| {
+            let fault = ChunkFault::Encrypted(chunks::encryption(record)?);
+            Some(ChunkError::Record { index, fault }.into())
+        };
+        let of_chunks = self.chunks.iter().enumerate().find_map(of_chunk);
+        of_chunks.or_else(|| self.sse_key.clone().map(ContentError::Encrypted))
     }
 
     fn is_remote_only(&self) -> bool {
@@ -140,6 +172,12 @@ impl Source {
     }
 
     fn content(self, size: u64) -> Result<Content, ContentError> {
+        // Whichever of these places the bytes are taken from, they would be ciphertext.
+        if size > 0
+            && let Some(error) = self.encryption()
+        {
+            return Err(error);
+        }
         if self.is_remote_only() {
             return Ok(Content::Remote);
         }
@@ -153,6 +191,11 @@ impl Source {
         let chunks = chunks::list(self.chunks)?;
         Ok(if size == 0 { Content::None } else { Content::Chunks(chunks.into()) })
     }
+}
+
+fn is_sse_key(key: &str) -> bool {
+    let start = |length: usize| key.get(..length).unwrap_or_default();
+    SSE_PREFIXES.iter().any(|prefix| start(prefix.len()).eq_ignore_ascii_case(prefix))
 }
 
 /// Whether a time, in s since the epoch, stands for none: 0, or the year 1 that Go makes of it.

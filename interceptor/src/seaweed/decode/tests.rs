@@ -76,6 +76,39 @@ fn a_malformed_chunk_leaves_a_visible_file_that_says_why_it_cannot_be_read() {
 }
 
 #[test]
+fn what_the_s3_gateway_encrypted_is_told_from_what_is_broken() {
+    let content = |raw| decode(raw).content;
+    let reason = |raw| match content(raw) {
+        Content::Encrypted { reason } => reason.to_string(),
+        other => panic!("{other:?}"),
+    };
+    let marked =
+        |key: &str, raw| pb::Entry { extended: [(key.to_owned(), b"AES256".to_vec())].into(), ..raw };
+    let encrypted = pb::FileChunk { sse_type: 1, ..chunk(8, 8) };
+    assert_eq!(
+        reason(pb::Entry { chunks: vec![chunk(0, 8), encrypted.clone()], ..sized(16) }),
+        "chunk record 1: its data is encrypted by the S3 gateway (SSE-C)"
+    );
+    let inline = |chunks| pb::Entry { content: b"abc".to_vec(), chunks, ..sized(0) };
+    assert!(reason(inline(vec![pb::FileChunk { sse_type: 9, ..chunk(0, 3) }])).contains("SSE type 9"));
+    for key in [
+        "X-Amz-Server-Side-Encryption",
+        "X-Amz-Server-Side-Encryption-Customer-Algorithm",
+        "x-seaweedfs-sse-c-iv",
+        "x-seaweedfs-sse-kms-key",
+        "X-SeaweedFS-SSE-S3-Key",
+    ] {
+        let expected = format!("its attribute `{key}` says that the S3 gateway has encrypted it");
+        assert_eq!(reason(marked(key, inline(vec![]))), expected);
+        assert_eq!(reason(marked(key, pb::Entry { chunks: vec![chunk(0, 8)], ..sized(8) })), expected);
+        assert_eq!(content(marked(key, sized(0))), Content::None, "nothing is nothing, encrypted or not");
+    }
+    assert!(matches!(content(marked("x-amz-storage-class", inline(vec![]))), Content::Inline(_)));
+    let directory = pb::Entry { is_directory: true, ..sized(0) };
+    assert_eq!(content(marked("x-seaweedfs-sse-s3-encryption", directory)), Content::None);
+}
+
+#[test]
 fn links() {
     let target =
         pb::FuseAttributes {
