@@ -1,20 +1,19 @@
-//! Files that are replaced over and over while four readers read them at random.
-//!
-//! Every block of 4 KiB says which version it is of. Whoever opens the file gets one version and no byte of another.
+//! Files that are replaced while they are open: each open reads one version and no byte of another.
 
-use std::fs::File;
+use std::fs::{self, File};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use tests::{Cluster, Mount, Pattern, data, eventually, host, reading};
+use tests::{Cluster, Mount, Pattern, S3, data, eventually, host, reading};
 
 const BLOCK: usize = 4096;
 const VERSIONS: u64 = 80;
 
-/// A version's content; sizes differ, so that ends do too.
+/// A version's content, which says of every block of 4 KiB which version it is of; sizes differ, so that ends do too.
 fn content(version: u64) -> Vec<u8> {
     let size = 400_000 + usize::try_from(version * 37_777 % 2_000_000).unwrap();
     let mut bytes = Pattern::new(version).bytes(0, size);
@@ -82,4 +81,93 @@ fn every_open_reads_one_version() {
     println!("{opens:?} opens, {changes:?} of them of a newer version than the one before");
     assert!(changes.into_inner() > 20, "the readers hardly ever met a new version");
     assert!(mount.is_running());
+}
+
+/// The whole content as an open file gives it, or why it gives none.
+fn read(file: &File) -> Result<Vec<u8>, i32> {
+    let mut content = vec![0; 4 << 20];
+    let length = reading::read_full(file, &mut content, 0).map_err(|error| error.raw_os_error().unwrap())?;
+    content.truncate(length);
+    Ok(content)
+}
+
+fn await_content(path: &Path, expected: &[u8]) {
+    let found = || (fs::read(path).ok()? == expected).then_some(());
+    eventually(&format!("the content of {}", path.display()), Duration::from_secs(20), found).unwrap();
+}
+
+/// A directory of the cluster that shows a bucket, of which only what is read comes into the cluster.
+fn mount_bucket(cluster: &Cluster, bucket: &str) {
+    let s3 = cluster.s3();
+    s3.make_bucket(bucket).unwrap();
+    let (access, secret, address) = (S3::ACCESS_KEY, S3::SECRET_KEY, s3.address());
+    let storage = format!(
+        "remote.configure -name=origin -type=s3 -s3.access_key={access} -s3.secret_key={secret} \
+         -s3.region=us-east-1 -s3.endpoint=http://{address} -s3.force_path_style=true"
+    );
+    cluster.shell(&[&storage, &format!("remote.mount -dir=/remote -remote=origin/{bucket}")]).unwrap();
+}
+
+#[test]
+fn a_remote_object_that_is_replaced_before_it_is_read_is_not_mixed_with_the_new_one() {
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = Cluster::builder().start().unwrap();
+    mount_bucket(&cluster, "objects");
+    let (s3, filer) = (cluster.s3(), cluster.filer());
+    let put = |name: &str, content: &[u8]| s3.put(&format!("objects/{name}"), content, &[]).unwrap();
+    let sync = || drop(cluster.shell(&["remote.meta.sync -dir=/remote"]).unwrap());
+    let old = |size| Pattern::new(1).bytes(0, size);
+    let sizes = [("same", 1 << 20), ("shorter", 300_000), ("longer", 3 << 20)];
+    let gone = ["renamed", "deleted", "renamed-and-made-again"];
+    for name in sizes.map(|(name, _)| name).into_iter().chain(gone).chain(["kept"]) {
+        put(name, &old(1 << 20));
+    }
+    sync();
+
+    let mount = Mount::builder(&cluster).start().unwrap();
+    let path = |name: &str| mount.file(&format!("/remote/{name}"));
+    let open = |name: &str| {
+        let file = File::open(path(name)).unwrap();
+        assert_eq!(file.metadata().unwrap().len(), 1 << 20, "{name}");
+        assert!(
+            filer.chunks(&format!("/remote/{name}")).unwrap().is_empty(),
+            "{name} is in the cluster already"
+        );
+        file
+    };
+    let handles = sizes.map(|(name, _)| open(name));
+    let handles_of_gone = gone.map(open);
+    let kept = open("kept");
+    for (name, size) in sizes {
+        put(name, &Pattern::new(2).bytes(0, size));
+    }
+    filer.rename("/remote/renamed", "/remote/moved").unwrap();
+    filer.rename("/remote/renamed-and-made-again", "/remote/moved-too").unwrap();
+    put("renamed-and-made-again", &Pattern::new(2).bytes(0, 1 << 20));
+    filer.delete("/remote/deleted").unwrap();
+    sync();
+
+    // Some kernels tell of what fails while pages are filled no more than that it failed.
+    let is_error = |result: Result<Vec<u8>, i32>| matches!(result, Err(libc::ESTALE | libc::EIO));
+    for ((name, size), handle) in sizes.iter().zip(&handles) {
+        assert!(is_error(read(handle)), "{name}: it reads as something");
+        // The new one is in the cluster by now.
+        assert!(is_error(read(handle)), "{name}: it reads as something");
+        await_content(&path(name), &Pattern::new(2).bytes(0, *size));
+    }
+    for (name, handle) in gone.iter().zip(&handles_of_gone) {
+        // The storage still has what was only renamed, so that it is found again under its old name.
+        let found_again = |result: &Result<Vec<u8>, i32>| *name == "renamed" && *result == Ok(old(1 << 20));
+        let result = read(handle);
+        assert!(found_again(&result) || is_error(result), "{name}: it reads as something else");
+    }
+    await_content(&path("renamed-and-made-again"), &Pattern::new(2).bytes(0, 1 << 20));
+    data::assert_same("kept", &read(&kept).unwrap(), &old(1 << 20));
+    let log = mount.log().unwrap();
+    for name in ["same", "shorter", "longer", "deleted", "renamed-and-made-again"] {
+        let told = |line: &&str| line.contains(&format!("/remote/{name}: the object on remote storage"));
+        assert_eq!(log.lines().filter(told).count(), 1, "{name}:\n{log}");
+    }
 }

@@ -27,7 +27,7 @@ use super::kept::Name;
 use crate::arrival::Arrival;
 use crate::fetch::{Fillable, Priority, Urgency};
 use crate::read::{Origin, OriginError, ReadError};
-use crate::seaweed::entry::{Chunk, Entry};
+use crate::seaweed::entry::{Chunk, Entry, RemoteObject};
 use crate::telemetry::{Metrics, Source};
 
 /// How many reads may wait for the mount below.
@@ -238,7 +238,11 @@ impl Origin for Opened {
         async { Err(ReadError::Origin(Arc::new(NotRead::Foreign))) }.boxed()
     }
 
-    fn cache_remote<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Entry, OriginError>> {
+    fn cache_remote<'a>(
+        &'a self,
+        _: &'a str,
+        _: &'a RemoteObject,
+    ) -> BoxFuture<'a, Result<Option<Entry>, OriginError>> {
         async { Err(Arc::new(NotRead::Foreign) as OriginError) }.boxed()
     }
 }

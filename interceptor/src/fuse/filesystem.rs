@@ -164,7 +164,7 @@ fn log_failed_read(error: &ReadError, version: &FileVersion, offset: u64, len: u
     static REFUSAL_LIMIT: LogLimit = LogLimit::new();
     let path = version.path();
     // Nothing but another open changes a refusal, so it is told once for a file.
-    if let ReadError::Encrypted(_) = error {
+    if let ReadError::Encrypted(_) | ReadError::Replaced(_) = error {
         if version.is_first_refusal()
             && let Some(left_out) = REFUSAL_LIMIT.admit()
         {

@@ -123,7 +123,7 @@ mod tests {
     use crate::fetch::{Fillable, Priority};
     use crate::namespace::{Answer, Filer, FilerFailure, Found, NamespaceOptions, ROOT, Space};
     use crate::read::{Origin, OriginError, ReadError};
-    use crate::seaweed::entry::{Attributes, Chunk, Content, Entry, Kind};
+    use crate::seaweed::entry::{Attributes, Chunk, Content, Entry, Kind, RemoteObject};
     use crate::seaweed::filer::FoundEntry;
     use crate::telemetry::{Metrics, Source};
 
@@ -182,7 +182,11 @@ mod tests {
         ) -> BoxFuture<'a, Result<Vec<Chunk>, ReadError>> {
             unreachable!("there is no manifest")
         }
-        fn cache_remote<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Entry, OriginError>> {
+        fn cache_remote<'a>(
+            &'a self,
+            _: &'a str,
+            _: &'a RemoteObject,
+        ) -> BoxFuture<'a, Result<Option<Entry>, OriginError>> {
             unreachable!("there is no remote storage")
         }
     }

@@ -429,7 +429,11 @@ fn generation(entry: &Entry) -> u32 {
         }
         Content::Inline(bytes) => summary.extend(bytes),
         Content::Target(target) => summary.extend(target.bytes()),
-        Content::None | Content::Remote | Content::Encrypted { .. } | Content::Damaged { .. } => {}
+        Content::Remote(object) => {
+            summary.extend(object.etag.bytes());
+            summary.extend(object.mtime.to_le_bytes());
+        }
+        Content::None | Content::Encrypted { .. } | Content::Damaged { .. } => {}
     }
     (fnv1a(summary.into_iter()) >> 32) as u32
 }

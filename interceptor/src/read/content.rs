@@ -38,7 +38,7 @@ pub(super) fn content_id(entry: &Entry) -> Option<ContentId> {
             }
         }
         Content::None
-        | Content::Remote
+        | Content::Remote(_)
         | Content::Target(_)
         | Content::Encrypted { .. }
         | Content::Damaged { .. } => return None,

@@ -77,6 +77,9 @@ pub enum ReadError {
     /// The list of chunks makes no sense.
     #[error("{0}")]
     Damaged(String),
+    /// The object on remote storage that was opened is not there any more, and the cluster has no copy of it.
+    #[error("{0}: the object on remote storage has been replaced, renamed or deleted since it was opened")]
+    Replaced(String),
     /// The bytes are ciphertext of the S3 gateway, and the key is not to be had.
     #[error("{0}; only the S3 gateway can decrypt it")]
     Encrypted(String),
@@ -94,6 +97,7 @@ impl ReadError {
         match self {
             // What file systems that encrypt by themselves say when a key is missing (see fscrypt).
             Self::Encrypted(_) => libc::ENOKEY,
+            Self::Replaced(_) => libc::ESTALE,
             Self::Origin(_) | Self::Damaged(_) | Self::Interrupted(_) | Self::NoRoom => libc::EIO,
         }
     }

@@ -9,7 +9,7 @@ use super::ReadError;
 use crate::arrival::Arrival;
 use crate::fetch::{Fetcher, Fillable, Priority};
 use crate::seaweed::decode;
-use crate::seaweed::entry::{Chunk, Entry};
+use crate::seaweed::entry::{Chunk, Entry, RemoteObject};
 use crate::seaweed::filer::FilerClient;
 use crate::telemetry::Source;
 
@@ -35,8 +35,13 @@ pub trait Origin: Send + Sync + 'static {
         arrival: Arrival,
     ) -> BoxFuture<'a, Result<Vec<Chunk>, ReadError>>;
 
-    /// Has the cluster read the file at `path` from its remote storage, and returns its entry with chunks.
-    fn cache_remote<'a>(&'a self, path: &'a str) -> BoxFuture<'a, Result<Entry, OriginError>>;
+    /// Has the cluster read the file at `path` from its remote storage, and returns its entry with chunks. `None` if that
+    /// is not `object` any more.
+    fn cache_remote<'a>(
+        &'a self,
+        path: &'a str,
+        object: &'a RemoteObject,
+    ) -> BoxFuture<'a, Result<Option<Entry>, OriginError>>;
 }
 
 /// A SeaweedFS cluster as an origin: chunks by way of the source ladder, remote-only files by way of the filer.
@@ -85,11 +90,16 @@ impl Origin for Cluster {
         .boxed()
     }
 
-    fn cache_remote<'a>(&'a self, path: &'a str) -> BoxFuture<'a, Result<Entry, OriginError>> {
+    fn cache_remote<'a>(
+        &'a self,
+        path: &'a str,
+        object: &'a RemoteObject,
+    ) -> BoxFuture<'a, Result<Option<Entry>, OriginError>> {
         async move {
             let (directory, name) = path.rsplit_once('/').unwrap_or(("", path));
             let directory = if directory.is_empty() { "/" } else { directory };
-            self.filer.cache_remote(directory, name).await.map_err(|error| Arc::new(error) as OriginError)
+            let cached = self.filer.cache_remote(directory, name, object).await;
+            cached.map_err(|error| Arc::new(error) as OriginError)
         }
         .boxed()
     }

@@ -19,13 +19,15 @@ mod residency;
 
 use crate::arrival::Arrival;
 use crate::fetch::Fillable;
-use crate::seaweed::entry::{Attributes, Content, Entry, Kind};
+use crate::seaweed::entry::{Attributes, Content, Entry, Kind, RemoteObject};
 
 /// Holds needles in memory and counts what is asked of it.
 #[derive(Default)]
 struct Needles {
     data: Mutex<HashMap<FileId, Vec<u8>>>,
     manifests: Mutex<HashMap<FileId, Vec<Chunk>>>,
+    /// The remote object that there is, and the entry once the cluster has a copy of it.
+    remote: Mutex<Option<(RemoteObject, Entry)>>,
     /// Manifests that list ciphertext.
     encrypted: Mutex<HashSet<FileId>>,
     failing: AtomicBool,
@@ -117,8 +119,16 @@ impl Origin for Needles {
         async move { found.ok_or_else(|| ReadError::Origin(Arc::new(Missing))) }.boxed()
     }
 
-    fn cache_remote<'a>(&'a self, _path: &'a str) -> BoxFuture<'a, Result<Entry, OriginError>> {
-        async { Err(Arc::new(Missing) as OriginError) }.boxed()
+    fn cache_remote<'a>(
+        &'a self,
+        _path: &'a str,
+        object: &'a RemoteObject,
+    ) -> BoxFuture<'a, Result<Option<Entry>, OriginError>> {
+        let answer = match &*self.remote.lock() {
+            None => Err(Arc::new(Missing) as OriginError),
+            Some((state, copy)) => Ok((state == object).then(|| copy.clone())),
+        };
+        async { answer }.boxed()
     }
 }
 
@@ -157,7 +167,22 @@ impl Needles {
     }
 }
 
+fn object() -> Arc<RemoteObject> {
+    Arc::new(RemoteObject {
+        storage: "s".into(),
+        etag: "a".into(),
+        mtime: 7,
+        size: 1000,
+        encoding: None,
+        changed: SystemTime::UNIX_EPOCH,
+    })
+}
+
 fn version(content: Content, size: u64) -> Arc<FileVersion> {
+    FileVersion::new("/f", Arc::new(entry(content, size)))
+}
+
+fn entry(content: Content, size: u64) -> Entry {
     let attr = Attributes {
         kind: Kind::File,
         perm: 0o644,
@@ -171,9 +196,7 @@ fn version(content: Content, size: u64) -> Arc<FileVersion> {
         rdev: 0,
         inode: 0,
     };
-    let entry =
-        Entry { name: "f".into(), attr, content, xattrs: Arc::new([]), hard_link: None, expires: None };
-    FileVersion::new("/f", Arc::new(entry))
+    Entry { name: "f".into(), attr, content, xattrs: Arc::new([]), hard_link: None, expires: None }
 }
 
 struct Mounted {
@@ -277,6 +300,25 @@ fn a_failed_fetch_is_eio_and_the_next_read_tries_again() {
     assert_eq!(mounted.read(&file, 0, 10).unwrap_err().errno(), libc::EIO);
     mounted.needles.failing.store(false, Ordering::Relaxed);
     assert_eq!(mounted.read(&file, 0, 10).unwrap().len(), 10);
+}
+
+#[test]
+fn a_remote_object_is_read_as_it_was_opened_or_not_at_all() {
+    let needles = Needles::default();
+    let copy = |size| Content::Chunks(Arc::new([needles.chunk(size, 0, size, 1, 0)]));
+    let (same, shorter) = (entry(copy(1000), 1000), entry(copy(500), 500));
+    let other = RemoteObject { etag: "b".into(), ..(*object()).clone() };
+    let mounted = Mounted::new(needles);
+    let file = version(Content::Remote(object()), 1000);
+    let read = |remote: (RemoteObject, &Entry)| {
+        *mounted.needles.remote.lock() = Some((remote.0, remote.1.clone()));
+        mounted.read(&file, 0, 1000).map(|data| data.len()).map_err(|error| error.errno())
+    };
+    assert_eq!(mounted.read(&file, 0, 1000).unwrap_err().errno(), libc::EIO, "there is none to be had");
+    assert_eq!(read((other.clone(), &same)), Err(libc::ESTALE), "another state of the same size");
+    assert_eq!(read(((*object()).clone(), &shorter)), Err(libc::ESTALE), "truncated in the cluster");
+    assert_eq!(read(((*object()).clone(), &same)), Ok(1000));
+    assert_eq!(read((other, &shorter)), Ok(1000), "what was read once is kept in mind");
 }
 
 #[test]

@@ -183,7 +183,7 @@ impl FileVersion {
 
     /// Whether no chunk of it is in the cluster, as far as is known.
     pub(super) fn is_remote(&self) -> bool {
-        matches!(self.entry.content, Content::Remote) && self.layout.get().is_none()
+        matches!(self.entry.content, Content::Remote(_)) && self.layout.get().is_none()
     }
 
     pub(super) fn streams(&self) -> Option<&Mutex<Streams>> {
@@ -206,7 +206,7 @@ impl FileVersion {
             Content::Chunks(chunks) if !chunks.iter().any(|chunk| chunk.is_manifest) => {
                 Layout::chunks(chunks.clone(), self.size()).ok()?
             }
-            Content::Chunks(_) | Content::Remote | Content::Encrypted { .. } | Content::Damaged { .. } => {
+            Content::Chunks(_) | Content::Remote(_) | Content::Encrypted { .. } | Content::Damaged { .. } => {
                 return None;
             }
         };
@@ -221,8 +221,12 @@ impl FileVersion {
             .get_or_try_init(async || {
                 let chunks = match &self.entry.content {
                     Content::Chunks(chunks) => chunks.clone(),
-                    Content::Remote => {
-                        let cached = origin.cache_remote(&self.path).await.map_err(ReadError::Origin)?;
+                    Content::Remote(object) => {
+                        let cached = origin.cache_remote(&self.path, object).await;
+                        let cached = cached.map_err(ReadError::Origin)?;
+                        let Some(cached) = cached.filter(|cached| cached.attr.size == self.size()) else {
+                            return Err(ReadError::Replaced(self.path.to_string()));
+                        };
                         match cached.content {
                             Content::Chunks(chunks) => chunks,
                             Content::Inline(bytes) => return Ok(Layout::inline(bytes, self.size())),

@@ -71,6 +71,24 @@ pub struct Chunk {
     pub is_manifest: bool,
 }
 
+/// Which state of an object on remote storage an entry stands for. Objects are replaced under their names, and states of
+/// equal size need not have the same bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RemoteObject {
+    /// The cluster's name of the storage.
+    pub storage: String,
+    /// The storage's name of the state; empty if it gives none.
+    pub etag: String,
+    /// When the object was last changed at the storage, in s since the epoch.
+    pub mtime: i64,
+    /// Its size there, in bytes.
+    pub size: i64,
+    /// How the storage says that it is encoded; unknown to some storages.
+    pub encoding: Option<String>,
+    /// When the content of the entry last changed in the cluster: a write through a mount leaves all of the above.
+    pub changed: SystemTime,
+}
+
 /// Where the content of an entry is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
@@ -81,7 +99,7 @@ pub enum Content {
     /// In chunks, in the filer's order, manifests not expanded; what they leave out up to the size are zeros.
     Chunks(Arc<[Chunk]>),
     /// On a remote storage that the cluster has not read it from yet.
-    Remote,
+    Remote(Arc<RemoteObject>),
     /// The target of a symbolic link.
     Target(String),
     /// Encrypted by the S3 gateway, with a key that only the gateway or its user has: it is an error to read it.
@@ -117,7 +135,13 @@ impl Entry {
     /// About how many bytes of memory it takes.
     pub fn memory(&self) -> usize {
         let content = match &self.content {
-            Content::None | Content::Remote => 0,
+            Content::None => 0,
+            Content::Remote(object) => {
+                size_of::<RemoteObject>()
+                    + object.storage.len()
+                    + object.etag.len()
+                    + object.encoding.as_ref().map_or(0, String::len)
+            }
             Content::Inline(bytes) => bytes.len(),
             Content::Chunks(chunks) => size_of_val(&**chunks),
             Content::Target(target) => target.len(),

@@ -15,7 +15,8 @@ use futures::future::BoxFuture;
 use tonic::{Code, Status};
 
 use super::address::ServerAddress;
-use super::entry::{Attributes, Content, Entry, Kind};
+use super::decode;
+use super::entry::{Attributes, Content, Entry, Kind, RemoteObject};
 use super::failover::{Answered, CallOptions, Filers, Stub};
 pub use super::failover::{FilerError, PATIENCE};
 use super::intake::Intake;
@@ -188,12 +189,22 @@ impl FilerClient {
     }
 
     /// Has the cluster copy a remote-only file from its remote storage, which may take minutes, and gives the entry
-    /// with its chunks.
-    pub async fn cache_remote(&self, directory: &str, name: &str) -> Result<Entry, FilerError> {
+    /// with its chunks. `None` if the name does not stand for `object` any more: the filer copies whatever it does.
+    pub async fn cache_remote(
+        &self,
+        directory: &str,
+        name: &str,
+        object: &RemoteObject,
+    ) -> Result<Option<Entry>, FilerError> {
         let ask = |mut stub: Stub| {
             let request =
                 pb::CacheRemoteObjectToLocalClusterRequest { directory: directory.into(), name: name.into() };
-            async move { stub.cache_remote_object_to_local_cluster(request).await }
+            async move {
+                match stub.cache_remote_object_to_local_cluster(request).await {
+                    Err(status) if is_not_found(&status) => Ok(None),
+                    answer => answer.map(|answer| Some(answer.into_inner())),
+                }
+            }
         };
         let rpc = "CacheRemoteObjectToLocalCluster";
         let arrival = Arrival::now();
@@ -204,8 +215,11 @@ impl FilerClient {
             ..CallOptions::new(rpc, arrival)
         };
         let Answered { value, index, .. } = self.filers().call(options, ask).await?;
-        let entry = self.living(directory, value.into_inner().entry);
-        entry.ok_or_else(|| self.filers().refused(rpc, index, "the answer has no entry".into()))
+        let Some(answer) = value else { return Ok(None) };
+        let raw = answer.entry;
+        let raw = raw.ok_or_else(|| self.filers().refused(rpc, index, "the answer has no entry".into()))?;
+        let is_same = decode::remote_object(&raw).as_ref() == Some(object);
+        Ok(self.living(directory, Some(raw)).filter(|_| is_same))
     }
 
     /// How much the cluster stores.

@@ -24,7 +24,7 @@ use crate::arrival::Arrival;
 use crate::cache::{Cache, MIN_CAPACITY};
 use crate::fetch::{Fillable, Priority};
 use crate::read::{FileVersion, Origin, OriginError, ReadError, Reader};
-use crate::seaweed::entry::{Attributes, Chunk, Content, Entry, Kind};
+use crate::seaweed::entry::{Attributes, Chunk, Content, Entry, Kind, RemoteObject};
 use crate::telemetry::peer::Peer;
 use crate::telemetry::{Metrics, Source};
 
@@ -65,7 +65,11 @@ impl Origin for Gate {
         unreachable!("no file has a manifest")
     }
 
-    fn cache_remote<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Entry, OriginError>> {
+    fn cache_remote<'a>(
+        &'a self,
+        _: &'a str,
+        _: &'a RemoteObject,
+    ) -> BoxFuture<'a, Result<Option<Entry>, OriginError>> {
         unreachable!("no file is remote")
     }
 }

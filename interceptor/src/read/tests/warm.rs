@@ -113,7 +113,7 @@ fn a_file_that_cannot_be_fetched_is_an_error_and_leaves_nothing() {
 
 #[test]
 fn a_remote_file_is_not_brought_to_be_counted() {
-    let file = version(Content::Remote, 100);
+    let file = version(Content::Remote(object()), 100);
     let mounted = Mounted::new(Needles::default());
     assert_eq!(mounted.cached(&file), 0);
     assert_eq!(mounted.runtime.block_on(mounted.reader.give_up(&file)).unwrap(), 0);

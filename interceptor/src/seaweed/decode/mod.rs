@@ -15,7 +15,7 @@ use bytes::Bytes;
 
 pub use chunks::{ChunkError, ChunkFault, manifest};
 
-use super::entry::{Attributes, Content, Entry, Kind};
+use super::entry::{Attributes, Content, Entry, Kind, RemoteObject};
 use super::owners::Owners;
 use super::pb;
 use chunks::MAX_FILE_SIZE;
@@ -72,14 +72,14 @@ pub(super) fn entry(raw: pb::Entry, owners: &Owners) -> Entry {
     let kind = if raw.is_directory { Kind::Directory } else { mode::kind(attributes.file_mode) };
     let mtime = time(attributes.mtime, attributes.mtime_ns);
     let crtime = time(attributes.crtime, attributes.crtime_ns);
-    let remote = raw.remote_entry.unwrap_or_default();
+    let remote = raw.remote_entry.map(|remote| remote_state(remote, mtime));
 
     let content_source = Source {
         inline: raw.content,
         chunks: raw.chunks,
         file_size: attributes.file_size,
-        remote_size: u64::try_from(remote.remote_size).unwrap_or(0),
-        remote_is_newer: remote.remote_mtime > attributes.mtime,
+        remote_is_newer: remote.as_ref().is_some_and(|remote| remote.mtime > attributes.mtime),
+        remote,
         sse_key: raw.extended.keys().filter(|key| is_sse_key(key)).min().cloned(),
     };
     let (size, content) = match kind {
@@ -123,12 +123,29 @@ pub(super) fn entry(raw: pb::Entry, owners: &Owners) -> Entry {
     }
 }
 
+/// The state of a remote object that an entry stands for, if it stands for one, be there a copy in the cluster or not.
+pub(super) fn remote_object(raw: &pb::Entry) -> Option<RemoteObject> {
+    let attributes = raw.attributes.clone().unwrap_or_default();
+    Some(remote_state(raw.remote_entry.clone()?, time(attributes.mtime, attributes.mtime_ns)))
+}
+
+fn remote_state(remote: pb::RemoteEntry, changed: SystemTime) -> RemoteObject {
+    RemoteObject {
+        storage: remote.storage_name,
+        etag: remote.remote_e_tag,
+        mtime: remote.remote_mtime,
+        size: remote.remote_size,
+        encoding: remote.remote_content_encoding,
+        changed,
+    }
+}
+
 /// All that decides on the content of a regular file, and on its size.
 struct Source {
     inline: Vec<u8>,
     chunks: Vec<pb::FileChunk>,
     file_size: u64,
-    remote_size: u64,
+    remote: Option<RemoteObject>,
     remote_is_newer: bool,
     /// The key of an attribute that says that the S3 gateway has encrypted the content.
     sse_key: Option<String>,
@@ -156,8 +173,12 @@ impl Source {
         of_chunks.or_else(|| self.sse_key.clone().map(ContentError::Encrypted))
     }
 
+    fn remote_size(&self) -> u64 {
+        self.remote.as_ref().and_then(|remote| u64::try_from(remote.size).ok()).unwrap_or(0)
+    }
+
     fn is_remote_only(&self) -> bool {
-        self.chunks.is_empty() && self.inline.is_empty() && self.remote_size > 0
+        self.chunks.is_empty() && self.inline.is_empty() && self.remote_size() > 0
     }
 
     /// The largest of all that is said about the size. The remote storage has a say when its copy is newer, or when
@@ -165,7 +186,7 @@ impl Source {
     fn size(&self) -> u64 {
         let local = chunks::end(&self.chunks).max(self.file_size).max(self.inline.len() as u64);
         if self.remote_is_newer || (local == 0 && self.is_remote_only()) {
-            local.max(self.remote_size)
+            local.max(self.remote_size())
         } else {
             local
         }
@@ -178,8 +199,10 @@ impl Source {
         {
             return Err(error);
         }
-        if self.is_remote_only() {
-            return Ok(Content::Remote);
+        if self.is_remote_only()
+            && let Some(remote) = self.remote
+        {
+            return Ok(Content::Remote(remote.into()));
         }
         if !self.inline.is_empty() {
             let (inline, end) = (self.inline.len(), chunks::end(&self.chunks));

@@ -51,9 +51,11 @@ fn inline_content_counts_before_chunks_unless_they_reach_beyond() {
 
 #[test]
 fn remote_objects() {
-    let remote = |size, mtime| Some(pb::RemoteEntry { remote_size: size, remote_mtime: mtime });
+    let remote =
+        |remote_size, remote_mtime| Some(pb::RemoteEntry { remote_size, remote_mtime, ..Default::default() });
     let only = decode(pb::Entry { remote_entry: remote(100, 0), ..sized(0) });
-    assert_eq!((only.attr.size, only.content), (100, Content::Remote));
+    assert_eq!(only.attr.size, 100);
+    assert!(matches!(only.content, Content::Remote(_)), "{:?}", only.content);
     let cached = decode(pb::Entry { remote_entry: remote(100, 0), chunks: vec![chunk(0, 40)], ..sized(40) });
     assert_eq!(cached.attr.size, 40);
     let newer = decode(pb::Entry { remote_entry: remote(100, 9), chunks: vec![chunk(0, 40)], ..sized(40) });
@@ -61,6 +63,38 @@ fn remote_objects() {
     let inline = decode(pb::Entry { remote_entry: remote(100, 0), content: b"a".to_vec(), ..sized(1) });
     assert!(matches!(inline.content, Content::Inline(_)));
     assert_eq!(decode(pb::Entry { remote_entry: remote(-1, 0), ..sized(0) }).content, Content::None);
+}
+
+#[test]
+fn states_of_a_remote_object_differ_in_anything_that_is_said_of_them() {
+    let remote = |change: &dyn Fn(&mut pb::RemoteEntry)| {
+        let mut remote = pb::RemoteEntry {
+            storage_name: "s".into(),
+            remote_e_tag: "a".into(),
+            remote_size: 100,
+            remote_mtime: 7,
+            remote_content_encoding: None,
+        };
+        change(&mut remote);
+        pb::Entry { remote_entry: Some(remote), ..file(times_of(7)) }
+    };
+    let before = remote(&|_| {});
+    assert!(decode(before.clone()).same_content(&decode(before.clone())));
+    let cached = pb::Entry { chunks: vec![chunk(0, 100)], ..before.clone() };
+    assert_eq!(remote_object(&cached), remote_object(&before), "a copy of it");
+    let changes: [&dyn Fn(&mut pb::RemoteEntry); 5] = [
+        &|remote| remote.storage_name = "t".into(),
+        &|remote| remote.remote_e_tag = "b".into(),
+        &|remote| remote.remote_size = 101,
+        &|remote| remote.remote_mtime = 6,
+        &|remote| remote.remote_content_encoding = Some("gzip".into()),
+    ];
+    let written = pb::Entry { attributes: Some(times_of(8)), ..before.clone() };
+    for after in changes.map(remote).into_iter().chain([written]) {
+        assert!(!decode(after.clone()).same_content(&decode(before.clone())), "{after:?}");
+        assert_ne!(remote_object(&after), remote_object(&before));
+    }
+    assert_eq!(remote_object(&sized(100)), None);
 }
 
 #[test]
@@ -217,7 +251,11 @@ proptest! {
         };
         let raw = pb::Entry {
             chunks: vec![chunk(sizes.2, sizes.1)],
-            remote_entry: Some(pb::RemoteEntry { remote_size: sizes.3, remote_mtime: times.2 }),
+            remote_entry: Some(pb::RemoteEntry {
+                remote_size: sizes.3,
+                remote_mtime: times.2,
+                ..Default::default()
+            }),
             content: inline,
             hard_link_id: vec![1],
             hard_link_counter: links,
