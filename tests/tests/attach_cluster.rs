@@ -373,3 +373,30 @@ fn two_hosts_see_each_others_files_as_the_mount_below_does() {
     let served = |source: &str| layer.read_bytes(source).unwrap();
     assert!(served("http") + served("registered") > 0.0, "nothing came from the cluster");
 }
+
+#[test]
+fn a_directory_of_the_filer_that_is_deleted_and_made_again_is_served_again() {
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = Cluster::builder().start().unwrap();
+    let filer = cluster.filer();
+    let put = |content: &[u8]| filer.put("/root/file", content, "").unwrap();
+    put(b"first");
+    let below = Mount::weed(&cluster).filer_path("/root").start().unwrap();
+    let layer =
+        Layer::over(below.path(), ["--filer", &cluster.filer_addresses(), "--filer-path", "/root"]).unwrap();
+    let stage = Stage { layer, below, cluster };
+    let file = stage.file("file");
+    await_acceleration(&stage, &file, b"first");
+    filer.delete("/root").unwrap();
+    let is_empty = || {
+        assert!(fs::metadata(stage.below.path()).unwrap().is_dir());
+        fs::read(&file).is_err().then_some(())
+    };
+    eventually("the deletion", Duration::from_secs(20), is_empty).unwrap();
+    put(b"the second");
+    let is_back = || fs::read(&file).is_ok_and(|read| read == b"the second").then_some(());
+    eventually("the new directory", Duration::from_secs(20), is_back).unwrap();
+    await_acceleration(&stage, &file, b"the second");
+}

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -262,4 +263,38 @@ fn a_thousand_changes_are_all_seen() {
             assert_eq!(&filer.get(&format!("/thousand/{name}")).unwrap(), content, "{name} in the filer");
         }
     }
+}
+
+#[test]
+fn a_mounted_directory_that_is_deleted_is_empty_until_it_is_made_again() {
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = cluster();
+    let filer = cluster.filer();
+    let put = |content: &[u8]| filer.put("/root/inner/file", content, "").unwrap();
+    put(b"first");
+    let mount = Mount::builder(&cluster).filer_path("/root").start().unwrap();
+    let file = mount.path().join("inner/file");
+    // Whatever is there, the mount point is a directory at every moment.
+    let holds = |expected: &[&str]| {
+        assert!(fs::metadata(mount.path()).unwrap().is_dir());
+        names(mount.path()) == expected
+    };
+    let reads = |content: &[u8]| holds(&["inner"]) && fs::read(&file).is_ok_and(|read| read == content);
+    let is_empty = || {
+        let found = |path: &Path| fs::metadata(path).err().map(|error| error.kind());
+        holds(&[]) && found(&file) == Some(ErrorKind::NotFound)
+    };
+    assert!(reads(b"first"));
+    let open = File::open(&file).unwrap();
+
+    within_a_second("the deletion of the root", || filer.delete("/root").unwrap(), is_empty);
+    assert_eq!(io::read_to_string(&open).unwrap(), "first", "what is open stays");
+    within_a_second("a file in its place", || filer.put("/root", b"no directory", "").unwrap(), is_empty);
+    filer.delete("/root").unwrap();
+    within_a_second("a new root", || put(b"second"), || reads(b"second"));
+    within_a_second("its rename", || filer.rename("/root", "/elsewhere").unwrap(), is_empty);
+    within_a_second("its return", || filer.rename("/elsewhere", "/root").unwrap(), || reads(b"second"));
+    within_a_second("a change in it", || put(b"third"), || reads(b"third"));
 }

@@ -47,6 +47,16 @@ impl Namespace {
         for entry in [old, new].into_iter().flatten().map(|side| side.entry) {
             state.hard_link_changed(entry);
         }
+        let of_root = |side: Option<Changed<'_>>| side.is_some_and(|side| self.is_root(side));
+        match (of_root(old), of_root(new)) {
+            (false, false) => {}
+            (true, true) => return state.root_changed(),
+            // It came or went, by whatever name. What was learned below stands for what is not there now.
+            (true, false) | (false, true) => {
+                state.root_changed();
+                return state.take_back_below(ROOT);
+            }
+        }
         match (old, new) {
             (Some(old), Some(new)) if !same_name(old, new) => self.renamed(&mut state, old, new),
             (_, Some(new)) => self.updated(&mut state, new),
@@ -56,10 +66,6 @@ impl Namespace {
     }
 
     fn updated(&self, state: &mut State, new: Changed<'_>) {
-        if self.is_root(new) {
-            state.root_changed();
-            return;
-        }
         let Some(parent) = state.nodes.resolve(new.directory) else { return };
         let name = new.entry.name.as_str();
         state.touch(parent, name);
@@ -75,10 +81,6 @@ impl Namespace {
     }
 
     fn deleted(&self, state: &mut State, old: Changed<'_>) {
-        if self.is_root(old) {
-            state.root_changed();
-            return;
-        }
         let Some(parent) = state.nodes.resolve(old.directory) else { return };
         let name = old.entry.name.as_str();
         state.touch(parent, name);

@@ -14,7 +14,7 @@ use super::nodes::{Place, same_node};
 use super::state::State;
 use super::{Answer, Found, Namespace, NamespaceError, NodeId, ROOT, Stat};
 use crate::arrival::Arrival;
-use crate::seaweed::entry::Entry;
+use crate::seaweed::entry::{Entry, Kind};
 
 /// A lookup that waits for the filer.
 pub(super) struct Flight {
@@ -273,10 +273,15 @@ impl Namespace {
         let (directory, name) = path.rsplit_once('/').unwrap_or(("", path));
         let directory = if directory.is_empty() { "/" } else { directory };
         let found = self.filer.lookup(directory, name, arrival).await.map_err(NamespaceError::Filer)?;
-        let entry = found.entry.ok_or(NamespaceError::Stale)?;
+        // While there is no such directory the mount is an empty one, with the attributes that were known last. They are
+        // not remembered as such: of a directory that is moved to this path filers do not tell who follows the path alone.
+        let entry = found.entry.filter(|entry| entry.attr.kind == Kind::Directory);
         let mut state = self.state.lock();
-        let current = found.is_followed && (state.epoch, state.root_changes) == (epoch, changes);
-        state.nodes.update(ROOT, &Arc::new(entry));
+        let current =
+            entry.is_some() && found.is_followed && (state.epoch, state.root_changes) == (epoch, changes);
+        if let Some(entry) = entry {
+            state.nodes.update(ROOT, &Arc::new(entry));
+        }
         if let Some(node) = state.nodes.get_mut(ROOT) {
             node.stale = !current;
             node.checked = (epoch, Instant::now());

@@ -708,3 +708,38 @@ async fn under_stress_the_last_change_wins() {
     f.told();
     assert_eq!(f.namespace.size().0, 1, "only the root is left");
 }
+
+#[tokio::test]
+async fn a_root_that_is_gone_is_an_empty_directory_until_there_is_one_again() {
+    let options =
+        NamespaceOptions { root_path: "/data".into(), prefetch_after: u32::MAX, ..Default::default() };
+    let f = fixture_with(options);
+    f.write("/", directory("data", 7));
+    f.write("/data", file("a", 2, b"1"));
+    f.find(ROOT, "a").await;
+    f.absent(ROOT, "b").await;
+    assert!(!f.stat(ROOT).await.attr_timeout.is_zero());
+    f.told();
+
+    // Of what was in it nothing is told.
+    f.model.remove("/data", "a");
+    f.delete("/", "data");
+    let told = f.told();
+    assert!(told.contains(&entry_dropped(ROOT, "a")) && told.contains(&entry_dropped(ROOT, "b")), "{told:?}");
+    let root = f.stat(ROOT).await;
+    assert_eq!((root.entry.attr.kind, root.attr_timeout), (Kind::Directory, Duration::ZERO));
+    f.absent(ROOT, "a").await;
+    assert!(f.list(ROOT).await.1.is_empty());
+
+    f.write("/", file("data", 9, b"in its place"));
+    assert_eq!(f.stat(ROOT).await.entry.attr.kind, Kind::Directory);
+    f.delete("/", "data");
+
+    // Moved there: what it holds is all that is told.
+    f.model.put("/", directory("data", 8));
+    f.write("/data", file("a", 3, b"2"));
+    let root = f.stat(ROOT).await;
+    assert_eq!((root.entry.attr.inode, root.attr_timeout.is_zero()), (8, false));
+    assert_eq!(f.find(ROOT, "a").await.entry.attr.inode, 3);
+    assert_eq!(f.list(ROOT).await.1, ["a"]);
+}
