@@ -2,7 +2,8 @@
 //! of connections at a time, and closes those on which nothing moves.
 //!
 //! Each connection takes a descriptor and some memory of a process that has better uses for both.
-//! Without a bound, any user could take all descriptors of a daemon by connecting and saying nothing.
+//! Without a bound, any user could take all descriptors of a daemon by connecting and saying
+//! nothing.
 
 use std::future::Future;
 use std::io;

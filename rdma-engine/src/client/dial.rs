@@ -1,9 +1,9 @@
 //! Connects to an engine, has it prove itself, and takes the best transport on offer.
 
-use std::os::linux::net::SocketAddrExt;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
@@ -121,11 +121,7 @@ async fn local(socket: &[u8], options: &Options) -> Result<Arc<Connection>, Read
     if !socket.starts_with(SOCKET_PREFIX) {
         return Err(ProtocolError::Value.into());
     }
-    let address = std::os::unix::net::SocketAddr::from_abstract_name(socket)?;
-    // A Unix socket connects at once or not at all.
-    let stream = std::os::unix::net::UnixStream::connect_addr(&address)?;
-    stream.set_nonblocking(true)?;
-    let stream = UnixStream::from_std(stream)?;
+    let stream = connect_unix(socket)?;
     let user = trusted_user(&stream, options).await;
     if let (Err(reason), None) = (&user, &options.trust.key) {
         return Err(ReadError::Unproved(reason.clone()));
@@ -141,6 +137,15 @@ async fn local(socket: &[u8], options: &Options) -> Result<Arc<Connection>, Read
         return Err(ReadError::Refused(Refusal::NoTransport));
     }
     choose(incoming, &welcome, Choose::Local { proof: own_proof }).await
+}
+
+/// Connects at once or not at all: where many wait to be accepted already, a socket that blocks would
+/// wait for as long as the other side likes, and this thread with it.
+fn connect_unix(name: &[u8]) -> std::io::Result<UnixStream> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new_abstract_name(name)?)?;
+    UnixStream::from_std(socket.into())
 }
 
 /// Whether the process at the other end may serve the volumes for its user: root, the user of this

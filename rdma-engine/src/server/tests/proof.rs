@@ -120,6 +120,33 @@ async fn no_client_connects_to_whatever_socket_an_engine_names() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_socket_where_nobody_is_accepted_holds_up_nobody() {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
+    let name = format!("rdma-engine-{:032x}", rand::random::<u128>()).into_bytes();
+    let address = SocketAddrUnix::new_abstract_name(&name).unwrap();
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = || socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
+    let listener = socket();
+    rustix::net::bind(&listener, &address).unwrap();
+    rustix::net::listen(&listener, 0).unwrap();
+    let mut waiting = Vec::new();
+    let full = loop {
+        let one = socket();
+        match rustix::net::connect(&one, &address) {
+            Ok(()) => waiting.push(one),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(full, rustix::io::Errno::AGAIN);
+    let (address, _) = anybodys(vec![Offer::Local { socket: name }]).await;
+    let trust = Trust { named: true, ..Trust::default() };
+    let client = client(address, &[Transport::Local], trust);
+    let error = tokio::task::spawn(async move { read(&client, fid(1), 0, 3).await.unwrap_err() });
+    let error = tokio::time::timeout(Duration::from_secs(20), error).await.expect("it goes on");
+    assert!(matches!(error.unwrap(), ReadError::Lost(_)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_secret_of_the_cluster_is_a_proof_at_the_engines_own_address() {
     let options = Options { proof: Some(KEY.clone()), ..Options::default() };
     let mut fixture = start(options, None).await;
