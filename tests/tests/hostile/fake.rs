@@ -124,8 +124,8 @@ pub(crate) enum Way {
 }
 
 impl FakeEngine {
-    /// Over TCP it is of the user `uid` and answers with `lie`, on its Unix socket it is of `unix_uid`
-    /// and hands over what `handed` makes.
+    /// Over TCP it is of the user `uid` and answers with `lie`, on its Unix socket it is of
+    /// `unix_uid` and hands over what `handed` makes.
     pub(crate) fn start(uid: u32, lie: Lie, unix_uid: u32, handed: Handed) -> Self {
         let socket = format!("rdma-engine-{:032x}", rand::random::<u128>()).into_bytes();
         let heard = Arc::<Mutex<Vec<(Way, Kind)>>>::default();

@@ -58,12 +58,12 @@ fn endless_pieces(mut stream: TcpStream) {
     pour(&mut stream, &piece);
 }
 
-/// Text that unpacks to far more than the chunk has: blocks of 64 KiB of zeros in 80 bytes or so.
+/// Packed bytes that unpack to more than the chunk has.
 fn bomb(mut stream: TcpStream) {
     request(&mut stream);
     answer(&mut stream, "200 OK\r\nContent-Encoding: gzip\r\nTransfer-Encoding: chunked", b"");
-    // A gzip header, then stored blocks for ever: what comes out is as long as what goes in, which is
-    // endless; a decoder that trusts the length of nothing stops at the chunk's.
+    // A gzip header, then stored blocks for ever: what is unpacked has no end, so a decoder must
+    // stop where the chunk does.
     let head = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
     let _ = stream.write_all(b"a\r\n");
     let _ = stream.write_all(&head);
