@@ -220,7 +220,8 @@ fn a_filer_that_hangs_is_noticed_and_holds_nobody_for_long() {
     }
     let mut mount = Mount::builder(&cluster).start().unwrap();
     reading::verify(&mount.file("/hung/known"), &content);
-    let open = File::open(mount.file("/hung/other")).unwrap();
+    let open = File::open(mount.file("/hung/known")).unwrap();
+    let not_read = File::open(mount.file("/hung/other")).unwrap();
     eventually("readiness", PATIENCE, || is_ready(&mount).ok()).unwrap();
 
     let frozen = Instant::now();
@@ -237,10 +238,16 @@ fn a_filer_that_hangs_is_noticed_and_holds_nobody_for_long() {
     .unwrap();
     ends_at_once(hanging("stat", &mount.file("/hung/unknown")));
     ends_at_once(hanging("ls", &mount.file("/hung/directory")));
-    // An open file whose volume is known needs no filer.
+    // An open file is read as far as it is known where its chunks are.
     let mut read = vec![0; content.len()];
     assert_eq!(reading::read_full(&open, &mut read, 0).unwrap(), content.len());
     data::assert_same("without a filer", &read, &content);
+    let started = Instant::now();
+    if let Err(error) = not_read.read_exact_at(&mut [0; 4096], 0) {
+        println!("{error} after {:?}", started.elapsed());
+        assert_eq!(error.raw_os_error(), Some(libc::EIO));
+    }
+    assert!(started.elapsed() < Duration::from_secs(12), "{:?}", started.elapsed());
 
     let error = fs::metadata(mount.file("/hung/unknown")).unwrap_err();
     println!("{error} {:?} after the filer hung", frozen.elapsed());

@@ -119,13 +119,15 @@ impl Attempts {
     pub(super) fn limit(&self, demanded: Option<Arrival>) -> Option<Instant> {
         let failed = self.first_failure;
         match demanded {
-            // A reader whose bytes came in for long before the connection broke has a second try.
             Some(arrival) => {
-                let least = arrival.deadline(LEAST_TIME.min(self.retry_time));
+                let least = LEAST_TIME.min(self.retry_time);
                 let limit = arrival.deadline(self.retry_time);
+                let soonest = arrival.deadline(least);
                 let limit =
-                    self.silent_since.map_or(limit, |since| limit.min(least.max(since + self.retry_time)));
-                Some(failed.map_or(limit, |first| limit.max(first + LEAST_TIME.min(self.retry_time))))
+                    self.silent_since.map_or(limit, |since| limit.min(soonest.max(since + self.retry_time)));
+                // Bytes that came in for long before the connection broke deserve another try; silence does not.
+                let broke_late = failed.filter(|&first| first > limit + LEAST_TIME);
+                Some(broke_late.map_or(limit, |first| first + least))
             }
             None => failed.map(|first| first + self.retry_time),
         }

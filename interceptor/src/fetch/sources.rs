@@ -88,6 +88,7 @@ impl Sources {
         let mut servers;
         let mut reason = String::new();
         loop {
+            attempts.servers_silent(self.locations.lookup_silent_since());
             let found = self.locate_in_time(fid.volume, stale.as_ref(), priority, &attempts).await;
             let located = found.is_ok();
             let candidates = found.unwrap_or_else(|error| {
@@ -99,7 +100,9 @@ impl Sources {
             if located && candidates.servers.is_empty() {
                 reason = "no server holds the volume".to_owned();
             }
-            attempts.servers_silent(candidates.silent_since());
+            if !candidates.servers.is_empty() {
+                attempts.servers_silent(candidates.silent_since());
+            }
             let mut answers = Vec::with_capacity(candidates.servers.len());
             let errand = Errand { chunk, priority, attempts: &attempts };
             let mut next = candidates.servers.iter();

@@ -153,7 +153,7 @@ fn reply_entry(reply: ReplyEntry, found: Result<Found, NamespaceError>) {
 
 fn log_failed_lookup(namespace: &Namespace, parent: NodeId, name: &str, error: &FilerFailure) {
     static LIMIT: LogLimit = LogLimit::new();
-    if let Some(left_out) = LIMIT.admit() {
+    if let Some(left_out) = LIMIT.admit(name) {
         let directory = namespace.path(parent);
         tracing::warn!(directory, name, %error, left_out = left_out.field(), "lookup failed");
     }
@@ -166,11 +166,11 @@ fn log_failed_read(error: &ReadError, version: &FileVersion, offset: u64, len: u
     // Nothing but another open changes a refusal, so it is told once for a file.
     if let ReadError::Encrypted(_) | ReadError::Replaced(_) = error {
         if version.is_first_refusal()
-            && let Some(left_out) = REFUSAL_LIMIT.admit()
+            && let Some(left_out) = REFUSAL_LIMIT.admit(path)
         {
             tracing::warn!(path, %error, left_out = left_out.field(), "cannot be read");
         }
-    } else if let Some(left_out) = LIMIT.admit() {
+    } else if let Some(left_out) = LIMIT.admit(path) {
         tracing::warn!(path, offset, len, %error, left_out = left_out.field(), "read failed");
     }
 }

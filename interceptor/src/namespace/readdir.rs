@@ -105,7 +105,7 @@ impl Namespace {
         }
         if let End::Failed(failure) = &end {
             static LIMIT: LogLimit = LogLimit::new();
-            if let Some(left_out) = LIMIT.admit() {
+            if let Some(left_out) = LIMIT.admit(&path) {
                 tracing::warn!(directory = path, error = %failure, left_out = left_out.field(), "cannot list directory");
             }
         }

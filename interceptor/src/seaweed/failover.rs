@@ -377,10 +377,15 @@ impl Filers {
         (0..count).map(move |i| (first + i) % count)
     }
 
+    /// Since when none of them answers, if that is so.
+    pub(super) fn silent_since(&self) -> Option<Instant> {
+        let since = self.all.iter().map(|filer| Some(filer.pulse.silence()?.since));
+        since.collect::<Option<Vec<_>>>()?.into_iter().max()
+    }
+
     /// When a call must be over that was begun at `start` and may take until `deadline`.
     fn limit(&self, start: Instant, deadline: Instant) -> Instant {
-        let silent = self.all.iter().map(|filer| filer.pulse.silence().map(|silence| silence.since));
-        match silent.collect::<Option<Vec<_>>>().and_then(|since| since.into_iter().max()) {
+        match self.silent_since() {
             Some(since) => deadline.min((since + PATIENCE).max(start + LEAST_PATIENCE)),
             None => deadline,
         }

@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use futures::Stream;
 use futures::future::BoxFuture;
+use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use super::address::ServerAddress;
@@ -293,5 +294,9 @@ impl VolumeLookup for FilerClient {
             let found = self.lookup_volume(volume).await;
             found.map_err(|error| LookupError { volume, reason: error.to_string() })
         })
+    }
+
+    fn silent_since(&self) -> Option<Instant> {
+        self.filers().silent_since()
     }
 }

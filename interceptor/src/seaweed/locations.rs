@@ -47,6 +47,11 @@ pub struct LookupError {
 pub trait VolumeLookup: Send + Sync {
     /// The servers that hold `volume` now; none if the cluster has lost it. Must end in bounded time.
     fn lookup(&self, volume: u32) -> BoxFuture<'_, Result<Vec<Location>, LookupError>>;
+
+    /// Since when those that are asked have not answered, if none does.
+    fn silent_since(&self) -> Option<tokio::time::Instant> {
+        None
+    }
 }
 
 type PendingLookup = BoxFuture<'static, Result<Arc<[Location]>, LookupError>>;
@@ -85,6 +90,11 @@ impl Locations {
             }
         };
         self.finish(volume, pending).await.map(|found| (found, true))
+    }
+
+    /// Since when nobody can say where a volume is that is not known yet, if that is so.
+    pub fn lookup_silent_since(&self) -> Option<tokio::time::Instant> {
+        self.lookup.silent_since()
     }
 
     /// The locations of `volume` after those in `stale` turned out not to work: looked up again, unless another reader has

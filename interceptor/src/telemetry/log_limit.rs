@@ -1,12 +1,14 @@
 //! Log lines that an outage makes many of.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
 /// How many lines may come at once, and how many a second then.
 const BURST: f64 = 10.0;
 const PER_SECOND: f64 = 1.0;
+/// After what time the same thing is worth another line.
+const REPEAT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Lets a few lines of one kind through, and counts the others.
 #[derive(Debug)]
@@ -17,6 +19,8 @@ struct Bucket {
     tokens: f64,
     filled: Instant,
     left_out: u64,
+    /// What the last line was about.
+    subject: Option<(Box<str>, Instant)>,
 }
 
 impl LogLimit {
@@ -25,14 +29,21 @@ impl LogLimit {
         Self(Mutex::new(None))
     }
 
-    /// Whether a line may be written now, and how many were left out since the last one.
-    pub fn admit(&self) -> Option<LeftOut> {
-        self.admit_at(Instant::now())
+    /// Whether a line about `subject` may be written now, and how many were left out since the last one. The second of two
+    /// in a row about the same thing is not missed: the kernel asks twice for what it was refused.
+    pub fn admit(&self, subject: &str) -> Option<LeftOut> {
+        self.admit_at(subject, Instant::now())
     }
 
-    fn admit_at(&self, now: Instant) -> Option<LeftOut> {
+    fn admit_at(&self, subject: &str, now: Instant) -> Option<LeftOut> {
         let mut bucket = self.0.lock();
-        let bucket = bucket.get_or_insert(Bucket { tokens: BURST, filled: now, left_out: 0 });
+        let bucket = bucket.get_or_insert(Bucket { tokens: BURST, filled: now, left_out: 0, subject: None });
+        if let Some((last, at)) = &bucket.subject
+            && **last == *subject
+            && now.saturating_duration_since(*at) < REPEAT_INTERVAL
+        {
+            return None;
+        }
         let earned = now.saturating_duration_since(bucket.filled).as_secs_f64() * PER_SECOND;
         bucket.tokens = (bucket.tokens + earned).min(BURST);
         bucket.filled = now;
@@ -41,6 +52,7 @@ impl LogLimit {
             return None;
         }
         bucket.tokens -= 1.0;
+        bucket.subject = Some((subject.into(), now));
         Some(LeftOut(std::mem::take(&mut bucket.left_out)))
     }
 }
@@ -65,16 +77,26 @@ impl LeftOut {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn a_burst_is_cut_and_counted() {
         let limit = LogLimit::new();
         let start = Instant::now();
-        let admitted = (0..1000).filter(|_| limit.admit_at(start).is_some()).count();
+        let admitted = (0..1000).filter(|nth| limit.admit_at(&nth.to_string(), start).is_some()).count();
         assert_eq!(admitted, BURST as usize);
-        let next = limit.admit_at(start + Duration::from_secs(1)).unwrap();
+        let next = limit.admit_at("next", start + Duration::from_secs(1)).unwrap();
         assert_eq!(next.field(), Some(1000 - BURST as u64));
-        assert_eq!(limit.admit_at(start + Duration::from_secs(60)).unwrap().field(), None);
+        assert_eq!(limit.admit_at("later", start + Duration::from_secs(60)).unwrap().field(), None);
+    }
+
+    #[test]
+    fn what_fails_twice_in_a_row_is_told_once() {
+        let limit = LogLimit::new();
+        let start = Instant::now();
+        assert!(limit.admit_at("a", start).is_some());
+        assert!(limit.admit_at("a", start).is_none());
+        assert_eq!(limit.admit_at("b", start).unwrap().field(), None);
+        assert!(limit.admit_at("a", start).is_some());
+        assert!(limit.admit_at("a", start + REPEAT_INTERVAL).is_some());
     }
 }
