@@ -2,7 +2,7 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::time::SystemTime;
-use std::{env, panic, thread};
+use std::{env, panic};
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
@@ -10,7 +10,7 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime as Timestamp};
 
 use crate::lines::LineWriter;
-use crate::output;
+use crate::{output, panics};
 
 /// The crates whose level a plain `--log-level` sets.
 const OWN_CRATES: [&str; 3] = ["interceptor", "rdma_engine", "daemon"];
@@ -88,18 +88,7 @@ pub fn start(format: LogFormat, filter: EnvFilter) {
         LogFormat::Human => builder.with_target(false).init(),
         LogFormat::Json => builder.json().flatten_event(true).init(),
     }
-    panic::set_hook(Box::new(|info| {
-        let payload = info.payload();
-        let message = payload
-            .downcast_ref::<&str>()
-            .copied()
-            .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
-            .unwrap_or("unknown");
-        let location = info.location().map(ToString::to_string).unwrap_or_default();
-        let thread = thread::current().name().unwrap_or("unnamed").to_owned();
-        let backtrace = std::backtrace::Backtrace::capture();
-        tracing::error!(thread, location, %backtrace, "panic: {message}");
-    }));
+    panic::set_hook(Box::new(panics::hook));
 }
 
 /// The line that tells of lines lost, whatever the filter leaves out.

@@ -131,6 +131,23 @@ fn has_rdma_link() -> bool {
         .any(|port| fs::read_to_string(port.path().join("state")).is_ok_and(|state| state.contains("ACTIVE")))
 }
 
+/// Ends the connection of the FUSE mount at `path`, as an administrator does with one that hangs. Takes root.
+///
+/// # Panics
+/// When the kernel does not do it.
+pub fn abort_connection(path: &Path) {
+    use std::os::unix::fs::MetadataExt;
+    let device = fs::metadata(path).expect("a mount that answers").dev();
+    // At their usual place the kernel's control files may be missing, as in containers.
+    let place = tempfile::tempdir().expect("a scratch directory");
+    let (kind, none) = (Some("fusectl"), None::<&str>);
+    nix::mount::mount(kind, place.path(), kind, nix::mount::MsFlags::empty(), none).expect("fusectl");
+    let control = place.path().join(nix::sys::stat::minor(device).to_string()).join("abort");
+    let aborted = fs::write(control, "1");
+    nix::mount::umount(place.path()).expect("fusectl is unmounted");
+    aborted.expect("the connection can be aborted");
+}
+
 /// Writes the line that counts the running test as skipped.
 pub fn skipped(reason: &str) {
     let thread = std::thread::current();

@@ -370,6 +370,90 @@ fn more_directories_are_known_than_there_are_descriptors() {
     }
 }
 
+#[test]
+fn a_large_copy_is_made_in_parts() {
+    let Some(disk) = host::disk() else { return };
+    let path = disk.path();
+    const SIZE: u64 = 70 << 20;
+    File::create(path.join("from")).unwrap().set_len(SIZE).unwrap();
+    let layer = Layer::over(&path, NONE).unwrap();
+    let (from, to) = (File::open(path.join("from")).unwrap(), File::create(path.join("to")).unwrap());
+    let mut copied = Vec::new();
+    while copied.iter().sum::<usize>() < SIZE as usize {
+        let (from, to, here) = (from.as_raw_fd(), to.as_raw_fd(), std::ptr::null_mut());
+        // SAFETY: both descriptors are open, and without offsets no memory is involved.
+        let part = unsafe { libc::copy_file_range(from, here, to, here, SIZE as usize, 0) };
+        copied.push(nix::errno::Errno::result(part).unwrap() as usize);
+    }
+    assert!(copied.len() > 2 && copied.iter().all(|part| *part <= 32 << 20), "{copied:?}");
+    assert_eq!(to.metadata().unwrap().len(), SIZE);
+    drop((from, to));
+    assert_eq!(layer.detach().unwrap().code(), Some(0));
+}
+
+/// Sets both times of a file, as programs may: with any number of seconds.
+fn set_times(path: &Path, seconds: i64, nanoseconds: i64) -> nix::Result<()> {
+    let path = std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).unwrap();
+    let times = [libc::timespec { tv_sec: seconds, tv_nsec: nanoseconds }; 2];
+    // SAFETY: the path ends with a zero, and there are two times.
+    let set = unsafe { libc::utimensat(libc::AT_FDCWD, path.as_ptr(), times.as_ptr(), 0) };
+    nix::errno::Errno::result(set).map(drop)
+}
+
+#[test]
+fn times_are_kept_and_those_that_cannot_be_cost_only_their_request() {
+    let Some(disk) = host::disk() else { return };
+    let path = disk.path();
+    let (bare, file) = (path.join("bare"), path.join("file"));
+    fs::write(&bare, "bare").unwrap();
+    fs::write(&file, "content").unwrap();
+    const TIMES: [(i64, i64); 6] =
+        [(-2, 500_000_000), (-1, 999_999_999), (-1, 0), (-1 << 31, 1), (0, 1), (1 << 33, 5)];
+    let times = |path: &Path| {
+        let found = fs::metadata(path).unwrap();
+        (found.mtime(), found.mtime_nsec(), found.atime(), found.atime_nsec())
+    };
+    let below: Vec<_> = TIMES
+        .iter()
+        .map(|(seconds, nanoseconds)| {
+            set_times(&bare, *seconds, *nanoseconds).unwrap();
+            times(&bare)
+        })
+        .collect();
+
+    let layer = Layer::over(&path, NONE).unwrap();
+    for ((seconds, nanoseconds), below) in TIMES.iter().zip(&below) {
+        set_times(&file, *seconds, *nanoseconds).unwrap();
+        assert_eq!(times(&file), *below, "{seconds} s and {nanoseconds} ns");
+    }
+    // More often than there are threads, of which none may be lost.
+    let panics = || layer.status_page().metric("interceptor_panics_total", &[]).unwrap();
+    let mut refused = 0.0;
+    for _ in 0..100 {
+        refused += if set_times(&file, i64::MIN, 1).is_err() { 1.0 } else { 0.0 };
+        assert_eq!(fs::read(&file).unwrap(), b"content");
+    }
+    assert_eq!(panics(), refused, "all are counted");
+    let log = layer.log().unwrap();
+    assert!(log.matches("panic:").count() <= 1, "a user floods the log: {log}");
+    assert_eq!(layer.detach().unwrap().code(), Some(0));
+}
+
+#[test]
+fn an_aborted_connection_is_a_failure_and_leaves_no_layer() {
+    let Some(disk) = host::disk() else { return };
+    let path = disk.path();
+    fs::write(path.join("file"), "below").unwrap();
+    let mut layer = Layer::over(&path, NONE).unwrap();
+    let open = File::open(path.join("file")).unwrap();
+    host::abort_connection(&path);
+    assert_eq!(layer.wait().unwrap().code(), Some(1));
+    assert!(!Layer::is_at(&path), "a dead layer is left");
+    assert!(layer.log().unwrap().contains("aborted"));
+    drop(open);
+    assert_eq!(fs::read(path.join("file")).unwrap(), b"below");
+}
+
 /// Makes files and directories in `place` as another user, and tells whose and of what mode they are.
 fn made_by_another(place: &Path) -> String {
     use std::os::unix::process::CommandExt;

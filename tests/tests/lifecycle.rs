@@ -446,6 +446,85 @@ fn a_killed_daemon_leaves_a_dead_mount_that_the_next_start_explains() {
 }
 
 #[test]
+fn an_aborted_connection_is_a_failure_and_leaves_no_mount() {
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = cluster();
+    let mut mount = Mount::interceptor(&cluster.filer_addresses()).start().unwrap();
+    let path = mount.path().to_owned();
+    let open = File::open(mount.file("/dir/file")).unwrap();
+    host::abort_connection(&path);
+    assert_eq!(mount.wait().unwrap().code(), Some(1));
+    assert!(!is_mounted(&path), "a dead mount is left");
+    assert!(mount.log().unwrap().contains("aborted"));
+    drop(open);
+}
+
+/// A mount namespace in which every user may open `/dev/fuse`, as on most hosts.
+struct OpenFuse(Process);
+
+impl OpenFuse {
+    fn new(bench: &Bench) -> Self {
+        let script = "mknod fuse c 10 229 && chmod 666 fuse && mount --bind fuse /dev/fuse && echo open && exec sleep 600";
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "sh", "-ec", script]);
+        command.current_dir(bench.directory.path());
+        let log = bench.directory.path().join("namespace");
+        let holder = Process::start(command, &log, Duration::from_secs(5), Signal::SIGKILL).unwrap();
+        let open = || fs::read_to_string(&log).ok()?.contains("open").then_some(());
+        eventually("a namespace", Duration::from_secs(20), open).unwrap();
+        Self(holder)
+    }
+
+    /// Runs `interceptor mount` as an ordinary user, and gives it back when it answers.
+    fn mount(&self, bench: &Bench, filer: &str, log: &str) -> Process {
+        let mut command = Command::new("nsenter");
+        command.args(["--mount", "--setuid=1", "--setgid=1", "--target", &self.0.pid().to_string()]);
+        command.arg(interceptor_program().unwrap());
+        command.args(["mount", "--status-addr", "none", "--filer", filer]).arg(bench.mount_point());
+        let settings = bench.directory.path().join("security.toml");
+        command.arg("--security").arg(settings).env("HOME", "/");
+        let log = bench.directory.path().join(log);
+        let mut process = Process::start(command, &log, Duration::from_secs(10), Signal::SIGTERM).unwrap();
+        let mounted = || {
+            process.ensure_running().unwrap();
+            fs::read_to_string(&log).ok()?.contains("mounted /").then_some(())
+        };
+        eventually("the mount", Duration::from_secs(30), mounted).unwrap();
+        process
+    }
+
+    /// How many mounts of ours are at a place, seen from there.
+    fn mounts_at(&self, path: &Path) -> usize {
+        let table = fs::read_to_string(format!("/proc/{}/mountinfo", self.0.pid())).unwrap();
+        let here = table.lines().filter(|line| line.split(' ').nth(4) == path.to_str());
+        here.filter(|line| line.contains(" fuse.interceptor ")).count()
+    }
+}
+
+#[test]
+fn a_user_who_mounts_again_has_a_dead_mount_removed() {
+    if !host::can_mount() || !host::has_program("fusermount3", &["--version"]) {
+        return;
+    }
+    let (cluster, bench) = (cluster(), Bench::new());
+    let filer = cluster.filer_addresses();
+    std::os::unix::fs::chown(bench.mount_point(), Some(1), Some(1)).unwrap();
+    fs::set_permissions(bench.directory.path(), Permissions::from_mode(0o755)).unwrap();
+    let namespace = OpenFuse::new(&bench);
+    let mut first = namespace.mount(&bench, &filer, "first");
+    first.kill();
+    let mounts = || namespace.mounts_at(&bench.mount_point());
+    assert_eq!(mounts(), 1, "a dead mount is left");
+    let mut second = namespace.mount(&bench, &filer, "second");
+    assert_eq!(mounts(), 1);
+    second.signal(Signal::SIGTERM);
+    assert!(second.wait(Duration::from_secs(10)).unwrap().success());
+    assert_eq!(mounts(), 0);
+}
+
+#[test]
 fn nothing_can_be_written() {
     if !host::can_mount() {
         return;

@@ -172,6 +172,7 @@ impl Entries {
             Changed { directory: &side.directory, entry: &side.entry }
         }
         let root = root.trim_end_matches('/');
+        let _distrust = DistrustAtEnd(self.clone());
         while let Some(notice) = notices.recv().await {
             match notice {
                 Notice::Live => {
@@ -180,8 +181,7 @@ impl Entries {
                 }
                 Notice::Lost { .. } => {
                     tracing::info!("the mount below answers all reads until the filer's events arrive again");
-                    self.namespace.disconnected();
-                    self.leave(|_| true);
+                    self.distrust();
                 }
                 Notice::Change(change) => {
                     let (old, new) = (change.old.as_ref(), change.new.as_ref());
@@ -192,6 +192,10 @@ impl Entries {
                 }
             }
         }
+    }
+
+    /// Leaves all to the mount below until the filer's events arrive.
+    fn distrust(&self) {
         self.namespace.disconnected();
         self.leave(|_| true);
     }
@@ -220,5 +224,14 @@ impl Entries {
         for node in left.into_iter().filter_map(|(_, node)| node.upgrade()) {
             node.content.changes();
         }
+    }
+}
+
+/// However nobody comes to hear the filer's events any more, be it by a panic.
+struct DistrustAtEnd(Arc<Entries>);
+
+impl Drop for DistrustAtEnd {
+    fn drop(&mut self) {
+        self.0.distrust();
     }
 }

@@ -36,6 +36,7 @@ use crate::fuse::STATUS_XATTR;
 use crate::fuse::arrivals::{Arrivals, Turn};
 use crate::fuse::handles::Handles;
 use crate::fuse::killed::unless_killed;
+use crate::fuse::session;
 use crate::read::Answer;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Source;
@@ -48,14 +49,16 @@ const VALID: Duration = Duration::from_secs(1);
 /// How many requests the kernel may have under way in the background (readahead, writing back).
 const MAX_BACKGROUND: u16 = 256;
 
-/// The most that the kernel copies or writes with one call (`MAX_RW_COUNT` of Linux).
-const MAX_COPY: u64 = 0x7fff_f000;
+/// The most that one request copies. A program is told how much was copied and asks for the rest, and
+/// meanwhile others have the thread.
+const MAX_COPY: u64 = 32 << 20;
 
-/// The layer's side of the protocol.
+/// The layer's side of the protocol. All copies of it are one layer.
+#[derive(Clone)]
 pub(super) struct Layer {
     pub(super) tree: Arc<Tree>,
-    pub(super) files: Handles<OpenFile>,
-    pub(super) directories: Handles<OpenDirectory>,
+    pub(super) files: Arc<Handles<OpenFile>>,
+    pub(super) directories: Arc<Handles<OpenDirectory>>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) has_acls: bool,
     /// Whether what changes a file below shows in its attributes.
@@ -66,7 +69,7 @@ pub(super) struct Layer {
     pub(super) status_api: Arc<std::sync::OnceLock<SocketAddr>>,
     /// Issues the values of [`READ_TICKET_XATTR`].
     pub(super) tickets: Arc<TicketIssuer>,
-    pub(super) arrivals: Arrivals,
+    pub(super) arrivals: Arc<Arrivals>,
     /// There before the first request.
     pub(super) notifier: Arc<std::sync::OnceLock<Notifier>>,
 }
@@ -288,11 +291,7 @@ impl Filesystem for Layer {
         if self.tree.kernel_checks() {
             wanted.extend([InitFlags::FUSE_DO_READDIRPLUS, InitFlags::FUSE_READDIRPLUS_AUTO]);
         }
-        for wanted in wanted {
-            if config.add_capabilities(wanted).is_err() {
-                tracing::info!(capability = ?wanted, "this kernel lacks a FUSE capability; going on without it");
-            }
-        }
+        session::ask_for(config, &wanted);
         // Neither call fails for a number above zero.
         let _ = config.set_max_background(MAX_BACKGROUND);
         let _ = config.set_congestion_threshold(MAX_BACKGROUND / 4 * 3);
@@ -463,6 +462,9 @@ impl Filesystem for Layer {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        if size > session::MAX_READ {
+            return reply.error(Errno::EINVAL);
+        }
         let (begun, turn) = (Instant::now(), self.arrivals.begin(request.pid(), size));
         let file = match self.file(handle) {
             Ok(file) => file,

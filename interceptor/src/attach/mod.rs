@@ -50,7 +50,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use fuser::{Config, Session, SessionACL};
+use fuser::SessionACL;
 use nix::sys::stat::{Mode, umask};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::{mpsc, watch};
@@ -75,7 +75,8 @@ use crate::fuse::device::{self, Detached, Manner};
 use crate::fuse::handles::Handles;
 use crate::fuse::mountinfo::MountedAt;
 use crate::fuse::placement::Placement;
-use crate::fuse::{find_root, unmount};
+use crate::fuse::session::{self, Connection};
+use crate::fuse::{SessionEnd, find_root, unmount};
 use crate::namespace::{Filer, NodeId};
 use crate::read::{FileVersion, Reader};
 use crate::seaweed::filer::FilerClient;
@@ -147,7 +148,7 @@ pub struct Attached {
 struct Serving {
     tree: Arc<Tree>,
     decider: Option<Decider>,
-    ended: watch::Receiver<bool>,
+    ended: watch::Receiver<Option<SessionEnd>>,
     /// Where the status API is, once that is known.
     status_api: Arc<OnceLock<SocketAddr>>,
     tickets: Arc<TicketIssuer>,
@@ -264,10 +265,9 @@ impl Attached {
         self.serving.decider.as_ref().is_some_and(Decider::is_live)
     }
 
-    /// Resolves when the layer does not exist any more, whoever unmounted it.
-    pub async fn wait(&self) {
-        // An error means that the session's thread is gone, which is the same.
-        let _ = self.serving.ended.clone().wait_for(|ended| *ended).await;
+    /// Resolves when nothing serves the layer any more, whoever brought that about.
+    pub async fn wait(&self) -> SessionEnd {
+        session::ended(&self.serving.ended).await
     }
 
     /// Resolves when somebody else has taken the layer away from its path. What is open is served all the same.
@@ -294,7 +294,7 @@ impl Attached {
 
 impl Drop for Attached {
     fn drop(&mut self) {
-        if !*self.serving.ended.borrow() {
+        if *self.serving.ended.borrow() != Some(SessionEnd::Unmounted) {
             unmount::detach(&self.at);
         }
     }
@@ -371,35 +371,24 @@ fn start(
     let (notifier, status_api) = (Arc::new(OnceLock::new()), Arc::new(OnceLock::new()));
     let layer = Layer {
         tree: tree.clone(),
-        files: Handles::new(),
-        directories: Handles::new(),
+        files: Arc::new(Handles::new()),
+        directories: Arc::new(Handles::new()),
         metrics,
         has_acls: lower.has_acls,
         shows_changes: lower.keeping != Keeping::Wrong,
         decider: decider.clone(),
         // A thread that waits for the mount below had better run where that does.
-        arrivals: Arrivals::new(Placement::new(false), awake),
+        arrivals: Arc::new(Arrivals::new(Placement::new(false), awake)),
         notifier: notifier.clone(),
         status_api: status_api.clone(),
         tickets: tickets.clone(),
     };
     let Detached { device, mount } = device::mount_detached(&lower.path, &manner)?;
-    let mut config = Config::default();
     // The kernel has turned away whom it does not let in.
-    config.acl = SessionACL::All;
-    config.n_threads = Some(threads.max(1));
-    config.clone_fd = true;
-    let session = Session::from_fd(layer, device, config.acl, config).map_err(MountError::Session)?;
-    let _ = notifier.set(session.notifier());
-    remembered::spawn(&tree, alarm, session.notifier()).map_err(AttachError::Start)?;
-    let (ending, ended) = watch::channel(false);
-    let run = move || {
-        if let Err(error) = session.run() {
-            tracing::error!(%error, "the session with the kernel failed");
-        }
-        ending.send_replace(true);
-    };
-    std::thread::Builder::new().name("fuse".into()).spawn(run).map_err(AttachError::Start)?;
+    let connection = Connection::new(layer, device, SessionACL::All).map_err(MountError::Session)?;
+    let _ = notifier.set(connection.notifier());
+    remembered::spawn(&tree, alarm, connection.notifier()).map_err(AttachError::Start)?;
+    let ended = connection.serve(threads).map_err(AttachError::Start)?;
     Ok((Serving { tree, decider, ended, status_api, tickets }, mount))
 }
 

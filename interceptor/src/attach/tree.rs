@@ -7,6 +7,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
+use std::time::{Duration, UNIX_EPOCH};
 
 use fuser::TimeOrNow;
 use rustix::fs::{
@@ -24,6 +25,9 @@ use super::lower::Lower;
 use super::node_file::{NodeFile, proc_path};
 use super::nodes::{Node, Nodes};
 use crate::warmup::ticket::NodeInstance;
+
+/// The most bytes of an extended attribute's value (`XATTR_SIZE_MAX` of Linux).
+const MAX_XATTR: u32 = 64 << 10;
 
 /// The names and attributes of the mount below.
 pub(super) struct Tree {
@@ -94,8 +98,11 @@ impl Tree {
         self.is_local
     }
 
-    /// Opens the file of `node`.
+    /// Opens the file of `node`. Of other kinds the kernel opens files by itself.
     pub(super) fn open(&self, node: &Arc<Node>, flags: i32) -> io::Result<OpenFile> {
+        if node.file_type != FileType::RegularFile {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
         self.nodes.with_descriptor(|| OpenFile::open(node.clone(), flags, self.large_writes))
     }
 
@@ -119,6 +126,7 @@ impl Tree {
     }
 
     pub(super) fn lookup(&self, parent: u64, name: &OsStr, caller: Caller) -> io::Result<Found> {
+        is_name(name)?;
         let directory = self.node(parent)?;
         let _acting = self.asking(caller);
         self.find(&directory, name)
@@ -225,6 +233,7 @@ impl Tree {
         modes: Modes,
         make: impl FnOnce(&NodeFile, Mode) -> io::Result<()>,
     ) -> io::Result<Found> {
+        is_name(new.name)?;
         let directory = self.node(new.parent)?;
         {
             let _acting = new.caller.act();
@@ -269,6 +278,7 @@ impl Tree {
         modes: Modes,
         flags: i32,
     ) -> io::Result<(OpenFile, Attributes)> {
+        is_name(new.name)?;
         let directory = self.node(new.parent)?;
         let created = {
             let _acting = new.caller.act();
@@ -293,6 +303,7 @@ impl Tree {
     }
 
     pub(super) fn hard_link(&self, id: u64, new: New<'_>) -> io::Result<Found> {
+        is_name(new.name)?;
         let (node, directory) = (self.node(id)?, self.node(new.parent)?);
         let _acting = self.asking(new.caller);
         let (file, parent) = (self.file(&node)?, self.file(&directory)?);
@@ -307,6 +318,7 @@ impl Tree {
         is_directory: bool,
         caller: Caller,
     ) -> io::Result<()> {
+        is_name(name)?;
         let directory = self.node(parent)?;
         let _acting = self.asking(caller);
         let flags = if is_directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
@@ -320,6 +332,8 @@ impl Tree {
         flags: u32,
         caller: Caller,
     ) -> io::Result<()> {
+        is_name(name)?;
+        is_name(new_name)?;
         let (from, to) = (self.node(parent)?, self.node(new_parent)?);
         let _acting = self.asking(caller);
         let (from_file, to_file) = (self.file(&from)?, self.file(&to)?);
@@ -349,7 +363,7 @@ impl Tree {
         if size == 0 {
             return Ok(Xattr::Size(rustix::fs::getxattr_query(path, name)?));
         }
-        let mut value = Vec::with_capacity(size as usize);
+        let mut value = Vec::with_capacity(size.min(MAX_XATTR) as usize);
         rustix::fs::getxattr(path, name, rustix::buffer::spare_capacity(&mut value))?;
         Ok(Xattr::Data(value))
     }
@@ -430,6 +444,12 @@ impl Tree {
 /// The names of extended attributes of a file are no longer than this altogether (`XATTR_LIST_MAX` of Linux).
 const MAX_NAMES_BYTES: usize = 64 << 10;
 
+/// The kernel asks for single names only. Anything else would lead out of the mount below.
+fn is_name(name: &OsStr) -> io::Result<()> {
+    let is_path = name.is_empty() || name == "." || name == ".." || name.as_encoded_bytes().contains(&b'/');
+    if is_path { Err(io::Error::from_raw_os_error(libc::EINVAL)) } else { Ok(()) }
+}
+
 fn truncate(file: &NodeFile, size: u64, open: Option<&OpenFile>) -> io::Result<()> {
     if let Some(open) = open {
         return open.truncate(size);
@@ -444,20 +464,20 @@ pub(super) enum Xattr {
     Data(Vec<u8>),
 }
 
+/// A time as programs gave it. fuser takes seconds and nanoseconds apart for times before 1970 and
+/// gives them back as a distance from it, although nanoseconds count forward: -2 s and 0.5 s, which is
+/// 1.5 s before, arrive as 2.5 s before. The parts are still to be told from each other.
 fn timespec(time: Option<TimeOrNow>) -> Timespec {
     let special = |tv_nsec| Timespec { tv_sec: 0, tv_nsec };
+    let seconds = |distance: Duration| i64::try_from(distance.as_secs()).unwrap_or(i64::MAX);
     match time {
         None => special(UTIME_OMIT),
         Some(TimeOrNow::Now) => special(UTIME_NOW),
-        Some(TimeOrNow::SpecificTime(time)) => match time.duration_since(std::time::UNIX_EPOCH) {
-            Ok(since) => Timespec { tv_sec: since.as_secs() as i64, tv_nsec: since.subsec_nanos().into() },
+        Some(TimeOrNow::SpecificTime(time)) => match time.duration_since(UNIX_EPOCH) {
+            Ok(after) => Timespec { tv_sec: seconds(after), tv_nsec: after.subsec_nanos().into() },
             Err(before) => {
                 let before = before.duration();
-                let (seconds, nanoseconds) = (before.as_secs() as i64, i64::from(before.subsec_nanos()));
-                match nanoseconds {
-                    0 => Timespec { tv_sec: -seconds, tv_nsec: 0 },
-                    _ => Timespec { tv_sec: -seconds - 1, tv_nsec: 1_000_000_000 - nanoseconds },
-                }
+                Timespec { tv_sec: -seconds(before), tv_nsec: before.subsec_nanos().into() }
             }
         },
     }
@@ -465,18 +485,29 @@ fn timespec(time: Option<TimeOrNow>) -> Timespec {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, UNIX_EPOCH};
-
     use super::*;
 
     #[test]
-    fn times_before_1970_count_back_from_it() {
+    fn only_names_are_looked_for() {
+        for name in ["a", "...", "a b", "\u{1}"] {
+            assert!(is_name(name.as_ref()).is_ok(), "{name:?}");
+        }
+        for path in ["", ".", "..", "/", "a/b", "../a", "/etc"] {
+            assert!(is_name(path.as_ref()).is_err(), "{path:?}");
+        }
+    }
+
+    #[test]
+    fn times_are_those_that_programs_gave() {
         let spec = |time| {
             let spec = timespec(Some(TimeOrNow::SpecificTime(time)));
             (spec.tv_sec, spec.tv_nsec)
         };
-        assert_eq!(spec(UNIX_EPOCH + Duration::from_millis(1500)), (1, 500_000_000));
-        assert_eq!(spec(UNIX_EPOCH - Duration::from_millis(1500)), (-2, 500_000_000));
+        assert_eq!(spec(UNIX_EPOCH + Duration::new(1, 500_000_000)), (1, 500_000_000));
+        // As fuser gives -2 s and 0.5 s.
+        assert_eq!(spec(UNIX_EPOCH - Duration::new(2, 500_000_000)), (-2, 500_000_000));
         assert_eq!(spec(UNIX_EPOCH - Duration::from_secs(3)), (-3, 0));
+        let first = UNIX_EPOCH - Duration::new(i64::MAX as u64, 999_999_999);
+        assert_eq!(spec(first), (-i64::MAX, 999_999_999));
     }
 }

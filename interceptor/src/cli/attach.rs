@@ -226,18 +226,27 @@ async fn attach(
         attached.status_api_at(peer::reachable(address));
         output::announce(format_args!("status http://{address}/"));
     }
-    tokio::select! {
+    let end = tokio::select! {
         biased;
-        signal = signals.next() => tracing::info!(signal, "detaching"),
+        signal = signals.next() => {
+            tracing::info!(signal, "detaching");
+            None
+        }
         () = attached.removed() => {
             tracing::info!("the layer was taken away; what is open is still served");
             api.stop();
+            None
         }
-        () = attached.wait() => tracing::info!("unmounted by somebody else"),
-    }
+        end = attached.wait() => Some(end),
+    };
     tokio::select! {
+        // After an abort the layer is still there, and dead.
         () = attached.detach(options.grace) => {}
         signal = signals.next() => tracing::warn!(signal, "not waiting for open files"),
+    }
+    if let Some(end) = end {
+        end.outcome()?;
+        tracing::info!("unmounted by somebody else");
     }
     Ok(())
 }

@@ -133,7 +133,12 @@ async fn serve(plan: Plan) -> anyhow::Result<()> {
     announce(&plan, &filer, status_at);
 
     tokio::select! {
-        () = mount.wait() => tracing::info!("unmounted by somebody else"),
+        end = mount.wait() => {
+            // After an abort the mount is still there, and dead.
+            mount.unmount(GRACE).await?;
+            end.outcome()?;
+            tracing::info!("unmounted by somebody else");
+        }
         signal = signals.next() => {
             tracing::info!(signal, "unmounting");
             tokio::select! {

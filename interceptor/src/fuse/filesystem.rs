@@ -5,7 +5,7 @@
 
 use std::ffi::OsStr;
 use std::future::Future;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -28,6 +28,7 @@ use super::next_files::NextFiles;
 use super::opens::Opens;
 use super::passthrough::{self, Backing, NoPassthrough};
 use super::push::Pusher;
+use super::session;
 use super::statfs::{self, MAX_NAME, SpaceCache};
 use super::xattr;
 use crate::namespace::{Answer, FilerFailure, Found, Namespace, NamespaceError, NodeId, Stat};
@@ -56,6 +57,8 @@ pub(super) struct Shared {
     pub(super) offered: AtomicBool,
     /// Set before the first request if opens are answered.
     pub(super) opens: OnceLock<Opens<FileVersion, Backing>>,
+    /// The connection, by which the kernel is shown files. Set before the first request.
+    pub(super) device: OnceLock<Arc<OwnedFd>>,
     /// Set before the first request.
     pub(super) pusher: OnceLock<Pusher>,
     /// The value of [`xattr::STATUS_XATTR`].
@@ -65,6 +68,7 @@ pub(super) struct Shared {
 }
 
 /// A mount's side of the protocol.
+#[derive(Clone)]
 pub(super) struct MountedTree(pub(super) Arc<Shared>);
 
 impl Shared {
@@ -195,18 +199,15 @@ macro_rules! left_to_kernel {
 
 impl Filesystem for MountedTree {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        for wanted in [
+        let wanted = [
             InitFlags::FUSE_ASYNC_READ,
             InitFlags::FUSE_ASYNC_DIO,
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_EXPORT_SUPPORT,
-        ] {
-            if config.add_capabilities(wanted).is_err() {
-                tracing::info!(capability = ?wanted, "this kernel lacks a FUSE capability; going on without it");
-            }
-        }
+        ];
+        session::ask_for(config, &wanted);
         // Neither call fails for a number above zero.
         let _ = config.set_max_background(MAX_BACKGROUND);
         let _ = config.set_congestion_threshold(MAX_BACKGROUND / 4 * 3);
@@ -283,7 +284,7 @@ impl Filesystem for MountedTree {
             return reply.error(Errno::from_i32(error.errno()));
         }
         let backing = self.0.reader.opened(&version).and_then(|file| {
-            let told = Backing::new(file, &reply);
+            let told = Backing::new(file, self.0.device.get()?);
             told.inspect_err(|error| {
                 tracing::warn!(path = version.path(), %error, "the kernel does not take a resident file");
             })
@@ -292,7 +293,7 @@ impl Filesystem for MountedTree {
         if let Some(backing) = opens.enter(node.0, &version, backing) {
             self.0.metrics.opened(Way::Passthrough);
             drop(turn);
-            return reply.opened_passthrough(FileHandle(0), FopenFlags::FOPEN_NOFLUSH, backing.id());
+            return backing.reply(reply);
         }
         let first_time = version.is_small_and_unread();
         if first_time {
@@ -335,6 +336,9 @@ impl Filesystem for MountedTree {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        if size > session::MAX_READ {
+            return reply.error(Errno::EINVAL);
+        }
         let turn = self.0.arrivals.begin(request.pid(), size);
         let version = match self.0.namespace.version(node.0) {
             Ok(version) => version,

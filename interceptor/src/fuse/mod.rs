@@ -9,7 +9,7 @@
 //! threads run where it waits for them ([`placement`]), and the CPUs not sleep meanwhile ([`awake`]). [`push`] gives hot ranges to the page
 //! cache whole.
 //!
-//! Request threads, each with a descriptor of its own, answer what is known by themselves. What needs the network moves to
+//! Request threads, each with a descriptor of its own ([`session`]), answer what is known by themselves. What needs the network moves to
 //! the tokio runtime together with its reply, and has the deadline of the call below.
 //!
 //! When the filer is away, what is open can still be read, and names that are not known give EIO. When the mount is
@@ -32,22 +32,25 @@ mod opens;
 mod passthrough;
 pub(crate) mod placement;
 mod push;
+pub(crate) mod session;
 mod statfs;
 pub(crate) mod unmount;
 mod xattr;
 
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use fuser::{Config, Session, SessionACL};
+use fuser::SessionACL;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 pub use mountpoint::MountError;
 pub use passthrough::NoPassthrough;
+pub use session::SessionEnd;
 pub use xattr::STATUS_XATTR;
 
 use self::arrivals::Arrivals;
@@ -60,6 +63,7 @@ use self::next_files::NextFiles;
 use self::opens::Opens;
 use self::placement::Placement;
 use self::push::Pusher;
+use self::session::Connection;
 use self::statfs::SpaceCache;
 use crate::arrival::Arrival;
 use crate::namespace::{Changed, Filer, Namespace, NamespaceOptions, NodeId, invalidate};
@@ -118,13 +122,9 @@ impl MountOptions {
         self.allow_other.unwrap_or_else(|| nix::unistd::geteuid().is_root())
     }
 
-    fn session(&self) -> Config {
-        let cpus = std::thread::available_parallelism().map_or(2, usize::from);
-        let mut config = Config::default();
-        config.acl = if self.allow_other() { SessionACL::All } else { SessionACL::Owner };
-        config.n_threads = Some(self.threads.unwrap_or(cpus.clamp(2, 16)).max(1));
-        config.clone_fd = true;
-        config
+    fn threads(&self) -> usize {
+        let cpus = || std::thread::available_parallelism().map_or(2, usize::from);
+        self.threads.unwrap_or_else(|| cpus().clamp(2, 16))
     }
 }
 
@@ -143,7 +143,7 @@ pub struct MountStatus {
 pub struct Mount {
     at: MountedAt,
     namespace: Arc<Namespace>,
-    ended: watch::Receiver<bool>,
+    ended: watch::Receiver<Option<SessionEnd>>,
     events: JoinHandle<()>,
     passthrough: Result<(), NoPassthrough>,
     tickets: Arc<TicketIssuer>,
@@ -192,6 +192,7 @@ impl Mount {
             wants_passthrough: options.passthrough,
             offered: AtomicBool::new(false),
             opens: OnceLock::new(),
+            device: OnceLock::new(),
             pusher: OnceLock::new(),
             status_api: options.status_api.map_or_else(|| "none".into(), |address| address.to_string()),
             tickets: tickets.clone(),
@@ -263,10 +264,9 @@ impl Mount {
         self.namespace.version(node).ok()
     }
 
-    /// Resolves when the mount does not exist any more, whoever unmounted it.
-    pub async fn wait(&self) {
-        // An error means that the session's thread is gone, which is the same.
-        let _ = self.ended.clone().wait_for(|ended| *ended).await;
+    /// Resolves when nothing serves the mount any more, whoever brought that about.
+    pub async fn wait(&self) -> SessionEnd {
+        session::ended(&self.ended).await
     }
 
     /// Unmounts. If files are open it is only detached: new opens fail, what is open can be read on for `grace`, and
@@ -289,7 +289,7 @@ impl Mount {
 impl Drop for Mount {
     fn drop(&mut self) {
         self.events.abort();
-        if !*self.ended.borrow() {
+        if *self.ended.borrow() != Some(SessionEnd::Unmounted) {
             unmount::detach(&self.at);
         }
     }
@@ -297,38 +297,33 @@ impl Drop for Mount {
 
 /// A session with the kernel.
 struct Begun {
-    /// Turns true when it has ended.
-    ended: watch::Receiver<bool>,
+    /// Why it has ended, once it has.
+    ended: watch::Receiver<Option<SessionEnd>>,
     passthrough: Result<(), NoPassthrough>,
 }
 
 /// Shakes hands with the kernel and starts the threads.
 fn begin(
     options: &MountOptions,
-    device: std::os::fd::OwnedFd,
+    device: OwnedFd,
     shared: Arc<Shared>,
     queue: invalidate::InvalidationQueue,
 ) -> Result<Begun, MountError> {
-    let config = options.session();
-    let session = Session::from_fd(MountedTree(shared.clone()), device, config.acl, config)
-        .map_err(MountError::Session)?;
-    let passthrough = shared.passthrough(&session);
+    let acl = if options.allow_other() { SessionACL::All } else { SessionACL::Owner };
+    let connection =
+        Connection::new(MountedTree(shared.clone()), device, acl).map_err(MountError::Session)?;
+    let passthrough = shared.passthrough(&connection);
     if passthrough.is_ok() {
         let _ = shared.opens.set(Opens::new());
     }
-    let pusher = Pusher::start(shared.namespace.clone(), session.notifier(), shared.reader.clone())
+    let device = connection.as_fd().try_clone_to_owned().map_err(MountError::Session)?;
+    let _ = shared.device.set(Arc::new(device));
+    let pusher = Pusher::start(shared.namespace.clone(), connection.notifier(), shared.reader.clone())
         .map_err(MountError::Session)?;
     let _ = shared.pusher.set(pusher);
-    let notifier = Arc::new(KernelNotifier(session.notifier()));
+    let notifier = Arc::new(KernelNotifier(connection.notifier()));
     invalidate::spawn(queue, notifier).map_err(MountError::Session)?;
-    let (ending, ended) = watch::channel(false);
-    let run = move || {
-        if let Err(error) = session.run() {
-            tracing::error!(%error, "the session with the kernel failed");
-        }
-        ending.send_replace(true);
-    };
-    std::thread::Builder::new().name("fuse".into()).spawn(run).map_err(MountError::Session)?;
+    let ended = connection.serve(options.threads()).map_err(MountError::Session)?;
     Ok(Begun { ended, passthrough })
 }
 
@@ -337,6 +332,7 @@ async fn follow(namespace: Arc<Namespace>, reader: Arc<Reader>, mut notices: mps
     fn changed(side: &EntryRef) -> Changed<'_> {
         Changed { directory: &side.directory, entry: &side.entry }
     }
+    let _distrust = DistrustAtEnd(namespace.clone());
     while let Some(notice) = notices.recv().await {
         match notice {
             Notice::Live => {
@@ -358,7 +354,15 @@ async fn follow(namespace: Arc<Namespace>, reader: Arc<Reader>, mut notices: mps
             }
         }
     }
-    namespace.disconnected();
+}
+
+/// However nobody comes to hear the filer's events any more, be it by a panic: names are not trusted then.
+struct DistrustAtEnd(Arc<Namespace>);
+
+impl Drop for DistrustAtEnd {
+    fn drop(&mut self) {
+        self.0.disconnected();
+    }
 }
 
 /// The path with one slash before each name and none at the end; `/` for the root.

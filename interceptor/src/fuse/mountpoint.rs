@@ -4,11 +4,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::mount::{MntFlags, umount2};
 use nix::sys::statvfs::statvfs;
 
 use super::MountOptions;
 use super::mountinfo::MountedAt;
+use super::unmount;
 use crate::namespace::FilerFailure;
 
 /// The file system type of our mounts in the kernel's table.
@@ -46,7 +46,7 @@ pub enum MountError {
         source_name: String,
     },
     /// The process that served the mount is gone, the mount is not.
-    #[error("a dead FUSE mount is left on {}; remove it: umount -l {}", path.display(), path.display())]
+    #[error("a dead FUSE mount is left on {0}; remove it: umount -l {0} (fusermount3 -uz {0} if it is yours)", path.display())]
     Dead {
         /// The mount point.
         path: PathBuf,
@@ -171,12 +171,11 @@ fn is_dead(path: &Path) -> bool {
 }
 
 fn remove_dead(path: &Path) -> Result<(), MountError> {
-    let ours = MountedAt::topmost(path).is_some_and(|mount| mount.fs_type == FS_TYPE);
-    if ours && umount2(path, MntFlags::MNT_DETACH).is_ok() {
-        tracing::warn!(path = %path.display(), "removed a mount that a process of ours left when it died");
-        return Ok(());
-    }
-    Err(MountError::Dead { path: path.into() })
+    let ours = MountedAt::topmost(path).filter(|mount| mount.fs_type == FS_TYPE);
+    let Some(dead) = ours else { return Err(MountError::Dead { path: path.into() }) };
+    unmount::remove_dead(&dead).map_err(|source| MountError::Unmount { path: path.into(), source })?;
+    tracing::warn!(path = %path.display(), "removed a mount that a process of ours left when it died");
+    Ok(())
 }
 
 #[cfg(test)]

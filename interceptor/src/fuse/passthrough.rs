@@ -5,10 +5,10 @@
 //! would happen, and the mount does with opens what fits the answer.
 
 use std::io;
-use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::{Arc, Weak};
 
-use fuser::{BackingId, InitFlags, KernelConfig, ReplyOpen};
+use fuser::{BackingId, FileHandle, FopenFlags, InitFlags, KernelConfig, ReplyOpen};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::cache::resident::{ResidentError, ResidentFile};
@@ -50,28 +50,61 @@ pub(super) fn probe(session: impl AsFd) -> Result<(), NoPassthrough> {
     }
 }
 
+nix::ioctl_write_ptr!(
+    /// Gives back the number of a backing file.
+    ioctl_backing_close, 229, 2, u32
+);
+
+/// The kernel's number for a file that it reads by itself. It belongs to the connection, whichever
+/// descriptor of that the file was shown through.
+#[derive(Debug)]
+struct BackingNumber {
+    number: u32,
+    /// Does not keep a connection that has ended.
+    device: Weak<OwnedFd>,
+}
+
+impl Drop for BackingNumber {
+    fn drop(&mut self) {
+        let Some(device) = self.device.upgrade() else { return };
+        // SAFETY: the descriptor is open as long as `device`, and the kernel reads one number.
+        let closed = unsafe { ioctl_backing_close(device.as_raw_fd(), &self.number) };
+        if let Err(error) = closed {
+            tracing::debug!(%error, "the kernel does not give a backing file back");
+        }
+    }
+}
+
 /// A resident file and the kernel's number for it.
 #[derive(Debug, Clone)]
 pub(super) struct Backing {
-    id: Arc<BackingId>,
+    number: Arc<BackingNumber>,
     /// Keeps the file, and with it the number, for whoever opens it next.
     _file: Arc<ResidentFile>,
 }
 
 impl Backing {
-    /// The kernel is told of a file when it is opened first; its number is then kept with the file as long as that lives.
-    pub(super) fn new(file: Arc<ResidentFile>, reply: &ReplyOpen) -> io::Result<Self> {
+    /// The kernel is told of a file when it is opened first; its number is then kept with the file as
+    /// long as that lives. `device` is the connection.
+    pub(super) fn new(file: Arc<ResidentFile>, device: &Arc<OwnedFd>) -> io::Result<Self> {
         let attached = match file.attachment() {
             Some(attached) => attached,
-            None => file.attach(Box::new(Arc::new(reply.open_backing(&*file)?))),
+            None => {
+                let number = BackingId::create_raw(device, &*file)?;
+                let number = BackingNumber { number, device: Arc::downgrade(device) };
+                file.attach(Box::new(Arc::new(number)))
+            }
         };
-        let id = attached.downcast_ref::<Arc<BackingId>>().cloned();
-        let id = id.ok_or_else(|| io::Error::other("the resident file is known to another mount"))?;
-        Ok(Self { id, _file: file })
+        let number = attached.downcast_ref::<Arc<BackingNumber>>().cloned();
+        let number = number.ok_or_else(|| io::Error::other("the resident file is known to another mount"))?;
+        Ok(Self { number, _file: file })
     }
 
-    /// What to give [`ReplyOpen::opened_passthrough`].
-    pub(super) fn id(&self) -> &BackingId {
-        &self.id
+    /// Answers an open: the kernel is to read the file by itself.
+    pub(super) fn reply(&self, reply: ReplyOpen) {
+        // SAFETY: the number is open as long as `self`, and goes back without being closed.
+        let id = unsafe { reply.wrap_backing(self.number.number) };
+        reply.opened_passthrough(FileHandle(0), FopenFlags::FOPEN_NOFLUSH, &id);
+        let _ = id.into_raw();
     }
 }

@@ -44,6 +44,14 @@ pub(crate) fn detach(at: &MountedAt) {
     }
 }
 
+/// Takes a mount away that nothing serves any more.
+pub(super) fn remove_dead(at: &MountedAt) -> io::Result<()> {
+    match umount2(&at.path, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH) {
+        Err(Errno::EPERM) => fusermount(at),
+        done => Ok(done?),
+    }
+}
+
 /// Takes the very mount of which `root` is a hold out of sight, with what is mounted on it. `EINVAL` if it is mounted nowhere.
 pub(crate) fn detach_held(root: &OwnedFd) -> nix::Result<()> {
     umount2(&PathBuf::from(format!("/proc/self/fd/{}", root.as_raw_fd())), MntFlags::MNT_DETACH)

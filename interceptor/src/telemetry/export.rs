@@ -173,6 +173,12 @@ fn fetches(out: &mut Exposition, totals: &Totals) {
     )
     .sample(&[], totals.awake.as_secs_f64());
     out.family(
+        "interceptor_panics_total",
+        "counter",
+        "Faults of the program itself; each cost the request or task that met it.",
+    )
+    .sample(&[], daemon::panics::total());
+    out.family(
         "interceptor_integrity_failures_total",
         "counter",
         "Fetched bytes that were refused: wrong length, checksum or authentication.",

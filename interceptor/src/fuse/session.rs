@@ -1,0 +1,260 @@
+//! The session with the kernel: request threads, each over a descriptor of the connection of its own.
+//!
+//! ```text
+//!  /dev/fuse ── INIT ──► handshake, by way of a socket pair ──► reply
+//!      │ clone (FUSE_DEV_IOC_CLONE)
+//!      ├─► thread fuse-0: a fuser session ── a request panics ──► the clone is closed: the kernel
+//!      │                                                     answers the request; a new clone
+//!      ├─► thread fuse-1: a fuser session
+//!      └─ the descriptor that was mounted: notifications, backing files, the source of clones
+//! ```
+//!
+//! **A panic costs the request that caused it.** Code of ours that panics drops its reply, which
+//! answers EIO. fuser may panic before there is a reply, because it computes with numbers that come
+//! from programs unchecked (`utimensat` takes any number of seconds). The kernel keeps a request at
+//! the clone that it was read from until it is answered, and answers ECONNABORTED when that clone is
+//! closed. So each thread has a fuser session with one clone, and a session that ends by a panic is
+//! dropped with its clone and replaced. Requests that wait in tasks keep a clone open until they are
+//! answered, which their deadlines bound.
+//!
+//! fuser insists on a handshake for each session, and the kernel makes one for a connection. The INIT
+//! request is read here and given to each session through a socket pair; the reply of the first goes
+//! to the kernel. Then the descriptor of a clone takes the place of the socket.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Once};
+use std::thread;
+
+use fuser::{Config, Filesystem, InitFlags, KernelConfig, Notifier, Session, SessionACL};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, recv, send, shutdown, socketpair,
+};
+use parking_lot::Mutex;
+use rustix::fs::{Mode, OFlags};
+use tokio::sync::watch;
+
+/// The least that the kernel wants to have room for in a read of a request, with room to spare.
+const INIT_CAPACITY: usize = 64 << 10;
+
+/// How long a thread that cannot have another descriptor waits before it tries again.
+const REPLACE_BACKOFF_MS: u16 = 100;
+
+/// The most bytes that a read may ask for. fuser lets the kernel ask for 16 MiB and a page; a request
+/// for more is no kernel's, and is refused before memory is taken for it.
+pub(crate) const MAX_READ: u32 = 32 << 20;
+
+/// How a session ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SessionEnd {
+    /// The file system was unmounted everywhere.
+    Unmounted,
+    /// The connection was aborted (`/sys/fs/fuse/connections/N/abort`). The mount may still be there,
+    /// and all that it is asked fails.
+    Aborted,
+}
+
+/// The connection to the kernel was aborted.
+#[derive(Debug, thiserror::Error)]
+#[error("the connection to the kernel was aborted; the mount was removed, and what was open gives errors")]
+pub struct Aborted;
+
+impl SessionEnd {
+    /// An unmount is how a mount ends; anything else is a failure.
+    pub fn outcome(self) -> Result<(), Aborted> {
+        match self {
+            Self::Unmounted => Ok(()),
+            Self::Aborted => Err(Aborted),
+        }
+    }
+}
+
+/// A connection to the kernel on which the handshake was made, and that nothing serves yet.
+pub(crate) struct Connection<F: Filesystem> {
+    /// Owns the descriptor that was mounted. It never runs.
+    main: Session<F>,
+    filesystem: F,
+    config: Config,
+    /// The INIT request of the kernel.
+    init: Vec<u8>,
+    another: fn(BorrowedFd<'_>) -> io::Result<OwnedFd>,
+}
+
+/// Asks the kernel for what a file system can go without, and to tell an abort from an unmount.
+pub(crate) fn ask_for(config: &mut KernelConfig, wanted: &[InitFlags]) {
+    let mut missing = InitFlags::empty();
+    for wanted in wanted.iter().chain([&InitFlags::FUSE_ABORT_ERROR]) {
+        if config.add_capabilities(*wanted).is_err() {
+            missing |= *wanted;
+        }
+    }
+    // Each request thread comes by here.
+    static SAID: Once = Once::new();
+    if !missing.is_empty() {
+        SAID.call_once(|| {
+            tracing::info!(?missing, "this kernel lacks FUSE capabilities; going on without them");
+        });
+    }
+}
+
+impl<F: Filesystem + Clone> Connection<F> {
+    /// Makes the handshake on `device`, which has been mounted, for `filesystem`. Copies of that are
+    /// what the threads serve; each copy is asked for its [`init`](Filesystem::init) with the same
+    /// offer of the kernel.
+    pub(crate) fn new(filesystem: F, device: OwnedFd, acl: SessionACL) -> io::Result<Self> {
+        Self::over(filesystem, device, acl, clone_device)
+    }
+
+    pub(super) fn over(
+        filesystem: F,
+        device: OwnedFd,
+        acl: SessionACL,
+        another: fn(BorrowedFd<'_>) -> io::Result<OwnedFd>,
+    ) -> io::Result<Self> {
+        let mut config = Config::default();
+        config.acl = acl;
+        config.n_threads = Some(1);
+        let init = read_init(&device)?;
+        let (main, reply) = session(filesystem.clone(), config.clone(), &init, &device)?;
+        nix::unistd::write(&device, &reply)?;
+        Ok(Self { main, filesystem, config, init, another })
+    }
+
+    pub(crate) fn notifier(&self) -> Notifier {
+        self.main.notifier()
+    }
+
+    /// Starts the threads. They end with the connection, and then the receiver has the reason.
+    pub(crate) fn serve(self, threads: usize) -> io::Result<watch::Receiver<Option<SessionEnd>>> {
+        let (told, ended) = watch::channel(None);
+        let ending = Arc::new(Ending { told, end: Mutex::new(SessionEnd::Unmounted) });
+        let connection = Arc::new(self);
+        for number in 0..threads.max(1) {
+            let (connection, ending) = (connection.clone(), ending.clone());
+            let session = connection.session()?;
+            thread::Builder::new().name(format!("fuse-{number}")).spawn(move || {
+                let end = connection.run(session);
+                let mut worst = ending.end.lock();
+                *worst = end.max(*worst);
+            })?;
+        }
+        Ok(ended)
+    }
+
+    /// A session over a descriptor of its own.
+    fn session(&self) -> io::Result<Session<F>> {
+        let device = (self.another)(self.main.as_fd())?;
+        let config = self.config.clone();
+        session(self.filesystem.clone(), config, &self.init, &device).map(|(session, _)| session)
+    }
+
+    /// Answers requests until the connection ends.
+    fn run(&self, mut session: Session<F>) -> SessionEnd {
+        loop {
+            match session.run() {
+                Ok(()) => return SessionEnd::Unmounted,
+                Err(error) if error.raw_os_error() == Some(libc::ECONNABORTED) => {
+                    return SessionEnd::Aborted;
+                }
+                // A panic has been logged and counted where it came about.
+                Err(error) => tracing::debug!(%error, "a request ended its session; it is replaced"),
+            }
+            session = match self.replacement() {
+                Some(session) => session,
+                None => return SessionEnd::Unmounted,
+            };
+        }
+    }
+
+    /// Another session for a thread that lost its own. `None` if the connection has ended.
+    fn replacement(&self) -> Option<Session<F>> {
+        let mut said = false;
+        loop {
+            match self.session() {
+                Ok(session) => return Some(session),
+                Err(error) if !said => {
+                    tracing::warn!(%error, "a request thread waits for another descriptor of the connection");
+                    said = true;
+                }
+                Err(_) => {}
+            }
+            // Without an event to wait for, this tells of nothing but the end.
+            let mut main = [PollFd::new(self.main.as_fd(), PollFlags::empty())];
+            if poll(&mut main, PollTimeout::from(REPLACE_BACKOFF_MS)) == Ok(1) {
+                return None;
+            }
+        }
+    }
+}
+
+impl<F: Filesystem> AsFd for Connection<F> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.main.as_fd()
+    }
+}
+
+/// Resolves when the threads have ended.
+pub(crate) async fn ended(ended: &watch::Receiver<Option<SessionEnd>>) -> SessionEnd {
+    let end = ended.clone().wait_for(Option::is_some).await.ok().and_then(|end| *end);
+    // The threads tell before they go.
+    end.unwrap_or(SessionEnd::Aborted)
+}
+
+/// What the threads share to tell of their end. The last of them drops it, even by a panic.
+struct Ending {
+    told: watch::Sender<Option<SessionEnd>>,
+    end: Mutex<SessionEnd>,
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.told.send_replace(Some(*self.end.get_mut()));
+    }
+}
+
+fn read_init(device: &OwnedFd) -> io::Result<Vec<u8>> {
+    let mut init = vec![0; INIT_CAPACITY];
+    let len = loop {
+        match nix::unistd::read(device, &mut init) {
+            Err(nix::errno::Errno::EINTR | nix::errno::Errno::EAGAIN) => {}
+            read => break read?,
+        }
+    };
+    init.truncate(len);
+    Ok(init)
+}
+
+/// A fuser session that has seen `init` and reads from what `device` is open on, and its reply.
+fn session<F: Filesystem>(
+    filesystem: F,
+    config: Config,
+    init: &[u8],
+    device: &OwnedFd,
+) -> io::Result<(Session<F>, Vec<u8>)> {
+    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+    send(ours.as_raw_fd(), init, MsgFlags::empty())?;
+    // A session that asks for more than one request finds the end, and does not wait for ever.
+    shutdown(ours.as_raw_fd(), Shutdown::Write)?;
+    let session = Session::from_fd(filesystem, theirs, config.acl, config)?;
+    let mut reply = vec![0; INIT_CAPACITY];
+    let len = recv(ours.as_raw_fd(), &mut reply, MsgFlags::MSG_DONTWAIT)?;
+    reply.truncate(len);
+    // SAFETY: the session owns the descriptor whose file is replaced, and goes on owning it.
+    let replaced = unsafe { libc::dup3(device.as_raw_fd(), session.as_fd().as_raw_fd(), libc::O_CLOEXEC) };
+    nix::errno::Errno::result(replaced)?;
+    Ok((session, reply))
+}
+
+nix::ioctl_read!(
+    /// Makes a descriptor of `/dev/fuse` one of the connection of another.
+    ioctl_clone, 229, 0, u32
+);
+
+fn clone_device(device: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let clone = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    let mut source = device.as_raw_fd() as u32;
+    // SAFETY: the kernel reads one number from `source`, and both descriptors are open.
+    unsafe { ioctl_clone(clone.as_raw_fd(), &mut source) }?;
+    Ok(clone)
+}
