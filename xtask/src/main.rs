@@ -1,6 +1,6 @@
 //! `cargo xtask`: prepare a machine, build, run, test and measure.
 //!
-//! A file per verb: [`setup`], [`build`], [`run`] (with [`smoke`]), [`test`], [`screenshots`], [`bench`], [`vm`]. Beneath them: [`workplace`] owns whatever a verb starts and
+//! A file per verb: [`setup`], [`build`], [`run`] (with [`smoke`]), [`test`], [`fuzz`], [`screenshots`], [`bench`], [`vm`]. Beneath them: [`workplace`] owns whatever a verb starts and
 //! cleans up after it, also after a crash; [`stage`] is a cluster in a workplace, from the fixtures of the end-to-end tests; [`dataset`] and
 //! [`upload`] write data that can be checked; [`programs`] builds what runs in the kernel; [`interrupt`] turns Ctrl-C into an ordinary error, so that every verb unwinds.
 
@@ -8,6 +8,7 @@ mod bench;
 mod build;
 mod cargo;
 mod dataset;
+mod fuzz;
 mod interrupt;
 mod process;
 mod programs;
@@ -44,6 +45,7 @@ Examples:
   cargo xtask run -- mount --filer HOST:8888 /mnt/data  mount your own cluster
   cargo xtask test                                      all tests
   cargo xtask test --no-e2e volume                      fast tests named so
+  cargo xtask fuzz --minutes 120                        raw FUSE requests, for two hours
   cargo xtask bench seq-cold small-cold --reps 3        some rows, next to `weed mount`
   cargo xtask bench --json bench.json                   all rows, all repetitions
   cargo xtask bench ebpf                                the programs' cost, and the same load with and without
@@ -64,6 +66,8 @@ enum Verb {
     Run(run::Options),
     /// Run every tier of tests and sum up
     Test(test::Options),
+    /// Try both file systems with made-up requests of the kernel, for as long as is wanted
+    Fuzz(fuzz::Options),
     /// Make the pictures of the dashboard and of `interceptor top` in doc/screenshots
     Screenshots,
     /// Measure reads side by side with `weed mount`
@@ -79,6 +83,7 @@ fn main() -> ExitCode {
         Verb::Build => build::command().map(|()| ExitCode::SUCCESS),
         Verb::Run(options) => run::command(options).map(|()| ExitCode::SUCCESS),
         Verb::Test(options) => test::command(options).map(|()| ExitCode::SUCCESS),
+        Verb::Fuzz(options) => fuzz::command(options).map(|()| ExitCode::SUCCESS),
         Verb::Screenshots => screenshots::command().map(|()| ExitCode::SUCCESS),
         Verb::Bench(options) => bench::command(options).map(|()| ExitCode::SUCCESS),
         Verb::Vm(options) => vm::command(options).map(ExitCode::from),

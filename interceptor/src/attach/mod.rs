@@ -30,6 +30,8 @@ mod entries;
 mod file_key;
 mod files;
 mod filesystem;
+#[cfg(test)]
+mod fuzz;
 mod kept;
 mod listing;
 mod lower;

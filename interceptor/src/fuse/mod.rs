@@ -22,6 +22,8 @@ pub(crate) mod awake;
 pub(crate) mod device;
 mod directory;
 mod filesystem;
+#[cfg(test)]
+pub(crate) mod fuzz;
 pub(crate) mod handles;
 mod kernel;
 pub(crate) mod killed;

@@ -1,6 +1,7 @@
 //! `cargo xtask test`: every tier of tests there is, one summary.
 //!
-//! All test programs are built in one go, then run one after the other: first those of the crates, then the documentation's examples and
+//! All test programs are built in one go, then run one after the other: first those of the crates, then raw FUSE requests for
+//! five minutes, the documentation's examples and
 //! the model checker's interleavings, then the end-to-end suites, whose servers and mounts would disturb each other if two suites ran at once, and last
 //! what needs an RDMA device, in the virtual machine: verbs themselves, and mounts that read by them. Temporary files of the
 //! tests lie in a workplace, and orphaned processes come to us, so nothing stays behind even when a test is killed.
@@ -20,6 +21,7 @@ use anyhow::{Context, Result, ensure};
 
 use self::tally::Tally;
 use crate::cargo::{self, Built};
+use crate::fuzz;
 use crate::interrupt::{self, TICK};
 use crate::process::{self, Identity};
 use crate::setup;
@@ -28,6 +30,9 @@ use crate::workplace::Workplace;
 
 /// How long one test program may run.
 const DEADLINE: Duration = Duration::from_secs(25 * 60);
+
+/// How long both file systems are tried with raw FUSE requests.
+const FUZZ_SECONDS: u64 = 300;
 
 /// How long a guest may run.
 const VM_DEADLINE: Duration = Duration::from_secs(10 * 60);
@@ -112,6 +117,13 @@ pub(crate) fn command(options: &Options) -> Result<()> {
     let mut total = Tally::default();
     for program in &fast {
         run(&mut place, &mut total, &name(program), prepare(test_command(program, options)))?;
+    }
+    let has_fuzzer = |built: &&Built| (built.package.as_str(), built.kind.as_str()) == ("interceptor", "lib");
+    for program in fast.iter().filter(|_| options.filter.is_empty()).filter(has_fuzzer) {
+        let mut command = prepare(test_command(program, options));
+        command.arg(fuzz::TESTS);
+        fuzz::for_seconds(&mut command, FUZZ_SECONDS);
+        run(&mut place, &mut total, "raw FUSE requests", command)?;
     }
     let mut examples = cargo::cargo();
     examples.args(["test", "--doc", "--workspace", "--release", "--quiet", "--", "--show-output"]);

@@ -1,0 +1,108 @@
+//! The layer under raw requests, over a tmpfs that no path leads to.
+//!
+//! Nothing outside of that may ever be touched, whatever a request names: it has no parent, no device
+//! files work on it, its size is bounded, and no name that is made up begins with a slash.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, OnceLock};
+
+use rustix::fs::{Mode, OFlags, openat};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, fsconfig_create, fsconfig_reconfigure,
+    fsconfig_set_string, fsmount, fsopen, fspick,
+};
+
+use super::decider::Decider;
+use super::filesystem::Layer;
+use super::kept::Kept;
+use super::lower::{Keeping, Lower};
+use super::remembered;
+use super::tree::Tree;
+use crate::cache::Cache;
+use crate::fuse::arrivals::Arrivals;
+use crate::fuse::awake::Awake;
+use crate::fuse::fuzz::{IO_THREAD, Run};
+use crate::fuse::handles::Handles;
+use crate::fuse::placement::Placement;
+use crate::telemetry::Metrics;
+
+/// What is read at the end.
+const PLAIN: &[u8] = b"no request has named this";
+
+/// A file system for the layer to lie over; `None` without the right to mount.
+fn small_tmpfs() -> Option<OwnedFd> {
+    let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).ok()?;
+    for (key, value) in [("size", "64m"), ("nr_inodes", "5000"), ("mode", "0755")] {
+        fsconfig_set_string(&context, key, value).ok()?;
+    }
+    fsconfig_create(&context).ok()?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).ok()
+}
+
+fn enlarge(root: &OwnedFd) {
+    let context = fspick(root, "", FsPickFlags::FSPICK_EMPTY_PATH | FsPickFlags::FSPICK_CLOEXEC).unwrap();
+    fsconfig_set_string(&context, "size", "80m").unwrap();
+    fsconfig_set_string(&context, "nr_inodes", "6000").unwrap();
+    fsconfig_reconfigure(&context).unwrap();
+}
+
+#[test]
+fn a_layer_survives_any_request() {
+    let Some(root) = small_tmpfs() else {
+        println!("skipped: a tmpfs to try a layer on takes CAP_SYS_ADMIN");
+        return;
+    };
+    let run = Run::begin();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name(IO_THREAD)
+        .enable_all()
+        .build()
+        .unwrap();
+    let metrics = Metrics::new();
+    let lower = Lower {
+        root: root.try_clone().unwrap(),
+        path: "/nowhere".into(),
+        source: "tmpfs".into(),
+        fs_type: "tmpfs".into(),
+        mount_id: 0,
+        attributes: MountAttrFlags::empty(),
+        allow_other: true,
+        kernel_checks: true,
+        is_local: run.seed.is_multiple_of(2),
+        has_acls: true,
+        keeping: Keeping::Worthwhile,
+        has_change_times: true,
+    };
+    let cache = Arc::new(Cache::new(16 << 20).unwrap());
+    let kept = Kept::new(cache, true, metrics.clone(), runtime.handle().clone());
+    let (crowded, _alarm) = remembered::alarm();
+    let tree = Arc::new(Tree::new(&lower, remembered::most(1000), crowded).unwrap());
+    let layer = Layer {
+        tree,
+        files: Arc::new(Handles::new()),
+        directories: Arc::new(Handles::new()),
+        metrics: metrics.clone(),
+        has_acls: true,
+        shows_changes: true,
+        decider: Some(Decider::Kept(kept)),
+        status_api: Arc::new(OnceLock::new()),
+        tickets: Arc::default(),
+        arrivals: Arc::new(Arrivals::new(Placement::new(false), Awake::new(false, &metrics))),
+        notifier: Arc::new(OnceLock::new()),
+    };
+    run.fuzz(layer, &["plain"], || {
+        // Requests may have filled it.
+        enlarge(&root);
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+        let file = openat(&root, "fresh", flags, Mode::from_raw_mode(0o644)).unwrap();
+        File::from(file).write_all(PLAIN).unwrap();
+        ("fresh".into(), PLAIN.to_vec())
+    });
+    drop(runtime);
+}

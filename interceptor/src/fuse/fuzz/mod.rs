@@ -1,0 +1,401 @@
+//! A fuzzer of raw FUSE requests: plays the kernel to a whole file system.
+//!
+//! ```text
+//!  Generator ── requests ──► SOCK_SEQPACKET ──► fuser sessions ──► the file system under test
+//!      ▲                          │
+//!      └── nodes, handles ◄── replies, each checked
+//! ```
+//!
+//! Requests are those that a kernel could send, with the numbers, names and lengths that it never
+//! would ([`requests`]). They come in bursts, so that several threads answer at once. What must hold:
+//! each request is answered once, in time, by a message that the kernel would take; nothing panics
+//! but what [`Request::may_panic`] allows; memory does not grow without bound; and at the end a file
+//! that nothing has touched is read right.
+//!
+//! `FUZZ_SECONDS` is how long each file system is tried, `FUZZ_SEED` repeats a run. `cargo xtask fuzz`
+//! sets the first.
+
+mod mount;
+pub(crate) mod requests;
+
+use std::collections::{HashMap, HashSet};
+use std::env;
+use std::io::IoSlice;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::panic;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Once};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use fuser::{Filesystem, SessionACL};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockType, recv, sendmsg, setsockopt, socketpair, sockopt,
+};
+use parking_lot::{Mutex, MutexGuard};
+
+use self::requests::{Generator, Request, opcode};
+use super::session::{Connection, ended};
+
+/// How long each file system is tried if nothing else is said.
+const DEFAULT_SECONDS: u64 = 3;
+
+/// An answer that takes longer counts as none. Far more than any takes, for hosts that are busy.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How much the process may grow.
+const MAX_GROWTH: u64 = 1 << 30;
+
+/// For so many numbers of requests a late answer is waited for.
+const UNAWAITED_MEMORY: u64 = 1000;
+
+/// How long a request that wants no answer, and is wrong, is given to end its session.
+const SETTLING: Duration = Duration::from_millis(20);
+
+/// Threads that answer.
+const THREADS: usize = 4;
+
+/// The most requests that are sent before their answers are awaited.
+const MAX_BURST: usize = 8;
+
+/// Panics of threads that answer requests: where, and what was said.
+static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// One run at a time, since panics are noted for the whole process.
+static RUNNING: Mutex<()> = Mutex::new(());
+
+/// What the kernel offers: everything that fuser knows a name for.
+const OFFERED: u64 = u64::MAX;
+
+fn note_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let before = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            let thread = thread::current().name().unwrap_or_default().to_owned();
+            if thread.starts_with("fuser-") || thread.starts_with("fuse-") || thread == IO_THREAD {
+                let place = info.location().map(ToString::to_string).unwrap_or_default();
+                let text = info.payload_as_str().unwrap_or_default().to_owned();
+                PANICS.lock().push(format!("{place}: {text} [{thread}]"));
+            } else {
+                before(info);
+            }
+        }));
+    });
+}
+
+/// The name of the threads of the runtime that a file system under test has.
+pub(crate) const IO_THREAD: &str = "fuzz-io";
+
+/// What a run needs to be started.
+pub(crate) struct Run {
+    _alone: MutexGuard<'static, ()>,
+    pub(crate) seed: u64,
+    duration: Duration,
+}
+
+impl Run {
+    /// Waits for other runs to end.
+    pub(crate) fn begin() -> Self {
+        let alone = RUNNING.lock();
+        note_panics();
+        PANICS.lock().clear();
+        let number = |name: &str| env::var(name).ok().and_then(|text| text.parse().ok());
+        Self {
+            _alone: alone,
+            seed: number("FUZZ_SEED").unwrap_or_else(rand::random),
+            duration: Duration::from_secs(number("FUZZ_SECONDS").unwrap_or(DEFAULT_SECONDS)),
+        }
+    }
+
+    /// Sends requests to `filesystem` until the time is over. `plain` is then the name of a file in the
+    /// root, and its content; it is made only at the end.
+    pub(crate) fn fuzz<F: Filesystem + Clone>(
+        &self,
+        filesystem: F,
+        vocabulary: &[&str],
+        plain: impl FnOnce() -> (String, Vec<u8>),
+    ) {
+        println!("FUZZ_SEED={} for {} s", self.seed, self.duration.as_secs());
+        let mut kernel = Kernel::new(filesystem, Generator::new(self.seed, vocabulary));
+        let (begun, before) = (Instant::now(), resident());
+        while begun.elapsed() < self.duration {
+            kernel.burst();
+        }
+        let (name, content) = plain();
+        assert_eq!(kernel.read_whole(&name), content, "a plain file is not read right any more");
+        let grown = resident().saturating_sub(before);
+        println!("{} requests, {} MiB more memory; {}", kernel.sent, grown >> 20, kernel.summary());
+        assert!(grown < MAX_GROWTH, "{grown} bytes more memory");
+        kernel.end();
+    }
+}
+
+/// The kernel's side of a connection.
+struct Kernel {
+    socket: Arc<OwnedFd>,
+    replies: Receiver<Vec<u8>>,
+    session: tokio::sync::watch::Receiver<Option<super::SessionEnd>>,
+    generator: Generator,
+    unique: u64,
+    sent: u64,
+    /// By opcode: how many were answered well, and how many by an error.
+    answered: HashMap<u32, (u64, u64)>,
+    /// Requests that want no answer and may get one all the same, if they are wrong.
+    unawaited: HashSet<u64>,
+    /// Panics that were allowed.
+    contained: u64,
+}
+
+/// A reply, as far as all are alike.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) error: i32,
+    pub(crate) body: Vec<u8>,
+}
+
+/// How many sessions there were.
+static SESSIONS: AtomicU64 = AtomicU64::new(0);
+
+/// Another descriptor of the connection. To a socket any will do.
+fn duplicate(socket: BorrowedFd<'_>) -> std::io::Result<OwnedFd> {
+    SESSIONS.fetch_add(1, Ordering::SeqCst);
+    socket.try_clone_to_owned()
+}
+
+impl Kernel {
+    fn new<F: Filesystem + Clone>(filesystem: F, generator: Generator) -> Self {
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap();
+        for end in [&ours, &theirs] {
+            // Without the right to it, large messages fail, which shows.
+            let _ = setsockopt(end, sockopt::SndBufForce, &(8 << 20));
+        }
+        let socket = Arc::new(ours);
+        send(&socket, &requests::init(OFFERED));
+        let (sender, replies) = channel();
+        let reading = socket.clone();
+        thread::spawn(move || {
+            let mut buffer = vec![0; 2 << 20];
+            while let Ok(len @ 1..) = recv(reading.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+                if sender.send(buffer[..len].to_vec()).is_err() {
+                    return;
+                }
+            }
+        });
+        let connection = Connection::over(filesystem, theirs, SessionACL::All, duplicate).unwrap();
+        let session = connection.serve(THREADS).unwrap();
+        let kernel = Self {
+            socket,
+            replies,
+            session,
+            generator,
+            unique: 1,
+            sent: 0,
+            answered: HashMap::new(),
+            unawaited: HashSet::new(),
+            contained: 0,
+        };
+        let init = kernel.receive(Duration::from_secs(60)).expect("an answer to INIT");
+        assert_eq!(init.1.error, 0, "INIT is refused");
+        kernel
+    }
+
+    /// Sends some requests and checks the answers.
+    fn burst(&mut self) {
+        let mut waiting = HashMap::new();
+        for _ in 0..self.generator.burst(MAX_BURST) {
+            let request = self.generator.request();
+            if request.contradicts || request.may_panic {
+                // What it brings about must be told from the others.
+                self.collect(&mut waiting);
+                let sessions = SESSIONS.load(Ordering::SeqCst);
+                self.send(request, &mut waiting);
+                self.settle(sessions, &mut waiting);
+            } else {
+                self.send(request, &mut waiting);
+            }
+        }
+        self.collect(&mut waiting);
+    }
+
+    fn send(&mut self, request: Request, waiting: &mut HashMap<u64, Request>) {
+        self.unique += 2;
+        let message = request.message(self.unique);
+        send(&self.socket, &message);
+        self.sent += 1;
+        waiting.insert(self.unique, request);
+    }
+
+    /// Waits for what becomes of a request that may cost its session: an answer, or another session
+    /// than the first `sessions`.
+    fn settle(&mut self, sessions: u64, waiting: &mut HashMap<u64, Request>) {
+        let begun = Instant::now();
+        let timeout = match waiting.values().any(|request| request.wants_reply) {
+            true => ANSWER_TIMEOUT,
+            false => SETTLING,
+        };
+        while !waiting.is_empty() && SESSIONS.load(Ordering::SeqCst) == sessions {
+            self.take_reply(Duration::from_millis(1), waiting);
+            self.check_panics(waiting);
+            if begun.elapsed() > timeout {
+                break;
+            }
+        }
+        self.check_panics(waiting);
+        if begun.elapsed() > ANSWER_TIMEOUT {
+            self.fail("neither an answer nor another session", waiting.values());
+        }
+        self.unawaited.extend(waiting.drain().map(|(unique, _)| unique));
+    }
+
+    /// Takes in answers until none is missing.
+    fn collect(&mut self, waiting: &mut HashMap<u64, Request>) {
+        let begun = Instant::now();
+        loop {
+            self.check_panics(waiting);
+            if !waiting.values().any(|request| request.wants_reply) {
+                // Without an answer, nothing tells when these were dealt with.
+                self.unawaited.extend(waiting.drain().map(|(unique, _)| unique));
+                let recent = self.unique.saturating_sub(UNAWAITED_MEMORY);
+                self.unawaited.retain(|unique| *unique > recent);
+                return;
+            }
+            let is_late = begun.elapsed() > ANSWER_TIMEOUT;
+            if !self.take_reply(Duration::from_millis(50), waiting) && is_late {
+                self.fail("no answer", waiting.values());
+            }
+        }
+    }
+
+    /// Takes in the next answer, if one comes in time.
+    fn take_reply(&mut self, timeout: Duration, waiting: &mut HashMap<u64, Request>) -> bool {
+        let Some((unique, reply)) = self.receive(timeout) else { return false };
+        let Some(request) = waiting.remove(&unique) else {
+            assert!(self.unawaited.remove(&unique), "a second answer, or one to nothing: {unique}");
+            return true;
+        };
+        let count = self.answered.entry(request.opcode).or_default();
+        if reply.error == 0 {
+            count.0 += 1
+        } else {
+            count.1 += 1
+        }
+        if let Err(fault) = request.check(&reply) {
+            self.fail(&format!("{fault}: {reply:?}"), [&request]);
+        }
+        self.generator.learn(&request, &reply);
+        true
+    }
+
+    /// The next reply and what it is one to. Notifications are taken and forgotten.
+    fn receive(&self, timeout: Duration) -> Option<(u64, Reply)> {
+        loop {
+            let message = match self.replies.recv_timeout(timeout) {
+                Ok(message) => message,
+                Err(RecvTimeoutError::Timeout) => return None,
+                Err(RecvTimeoutError::Disconnected) => panic!("the connection is gone"),
+            };
+            assert!(message.len() >= 16, "no reply has {} bytes", message.len());
+            let number = |at: usize| u32::from_ne_bytes(message[at..at + 4].try_into().unwrap());
+            let unique = u64::from_ne_bytes(message[8..16].try_into().unwrap());
+            let (len, error) = (number(0) as usize, number(4) as i32);
+            assert_eq!(len, message.len(), "a reply of another length than it says");
+            if unique == 0 {
+                continue;
+            }
+            assert!((-511..=0).contains(&error), "{error} is no error of a reply");
+            assert!(error == 0 || len == 16, "an error with data");
+            return Some((unique, Reply { error, body: message[16..].to_vec() }));
+        }
+    }
+
+    /// A request that may panic had better do so in fuser, and then waits for no answer: the kernel
+    /// ends it when the descriptor is closed.
+    fn check_panics(&mut self, waiting: &mut HashMap<u64, Request>) {
+        let panics = std::mem::take(&mut *PANICS.lock());
+        for place in panics {
+            // The one request whose numbers fuser computes with, and the one whose length it believes.
+            let is_time = place.contains("/fuser-") && place.contains("/src/time.rs:")
+                || place.contains("/std/src/time.rs:");
+            let is_length = place.contains("/fuser-") && place.contains("/src/ll/request.rs:");
+            let is_allowed = waiting.len() == 1
+                && waiting
+                    .values()
+                    .all(|request| is_time && request.may_panic || is_length && request.contradicts);
+            if !is_allowed {
+                self.fail(&place, waiting.values());
+            }
+            waiting.clear();
+            self.contained += 1;
+        }
+    }
+
+    fn fail<'a>(&self, fault: &str, requests: impl IntoIterator<Item = &'a Request>) -> ! {
+        let requests: Vec<_> = requests.into_iter().map(|request| format!("\n{request:?}")).collect();
+        panic!("{fault}{}\nafter {} requests; {}", requests.concat(), self.sent, self.summary());
+    }
+
+    fn summary(&self) -> String {
+        let mut answered: Vec<_> = self.answered.iter().collect();
+        answered.sort_unstable();
+        let shown: Vec<_> =
+            answered.iter().map(|(opcode, (good, bad))| format!("{opcode}:{good}+{bad}")).collect();
+        format!("{} contained, answered {}", self.contained, shown.join(" "))
+    }
+
+    /// One request, and its reply.
+    fn ask(&mut self, request: Request) -> Reply {
+        let mut waiting = HashMap::new();
+        self.send(request, &mut waiting);
+        let begun = Instant::now();
+        while begun.elapsed() < ANSWER_TIMEOUT {
+            if let Some((unique, reply)) = self.receive(Duration::from_millis(50))
+                && unique == self.unique
+            {
+                return reply;
+            }
+        }
+        self.fail("no answer", waiting.values())
+    }
+
+    fn read_whole(&mut self, name: &str) -> Vec<u8> {
+        let number = |reply: &Reply| u64::from_ne_bytes(reply.body[..8].try_into().unwrap());
+        let found = self.ask(Request::lookup(requests::ROOT, name));
+        assert_eq!(found.error, 0, "the plain file is not found");
+        let node = number(&found);
+        assert_ne!(node, 0, "the plain file is absent");
+        let opened = self.ask(Request::open(node, libc::O_RDONLY));
+        assert_eq!(opened.error, 0, "the plain file cannot be opened");
+        let read = self.ask(Request::read(node, number(&opened), 0, 64 << 10));
+        assert_eq!(read.error, 0, "the plain file cannot be read");
+        read.body
+    }
+
+    /// Tells each thread that the file system is unmounted, and sees them end.
+    fn end(mut self) {
+        for _ in 0..THREADS {
+            let reply = self.ask(Request::new(opcode::DESTROY, requests::ROOT, Vec::new()));
+            assert_eq!(reply.error, 0);
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let end =
+            runtime.block_on(async { tokio::time::timeout(ANSWER_TIMEOUT, ended(&self.session)).await });
+        assert_eq!(end.expect("the threads end"), super::SessionEnd::Unmounted);
+        let _ = nix::sys::socket::shutdown(self.socket.as_raw_fd(), nix::sys::socket::Shutdown::Both);
+    }
+}
+
+fn send(socket: &impl AsFd, message: &[u8]) {
+    let data = [IoSlice::new(message)];
+    sendmsg::<()>(socket.as_fd().as_raw_fd(), &data, &[], MsgFlags::empty(), None)
+        .expect("a request is sent");
+}
+
+/// Bytes of memory that the process has.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+}

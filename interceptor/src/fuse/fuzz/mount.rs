@@ -1,0 +1,291 @@
+//! The file system of `interceptor mount` under raw requests, over a filer in memory.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt};
+use parking_lot::Mutex;
+use rdma_engine::FileId;
+
+use super::{IO_THREAD, Run};
+use crate::arrival::Arrival;
+use crate::cache::Cache;
+use crate::fetch::{Fillable, Priority};
+use crate::fuse::arrivals::Arrivals;
+use crate::fuse::awake::Awake;
+use crate::fuse::filesystem::{MountedTree, Shared};
+use crate::fuse::handles::Handles;
+use crate::fuse::next_files::NextFiles;
+use crate::fuse::opens::Opens;
+use crate::fuse::placement::Placement;
+use crate::fuse::statfs::SpaceCache;
+use crate::namespace::{Changed, Filer, FilerFailure, Namespace, NamespaceOptions, Space};
+use crate::read::{Origin, OriginError, ReadError, Reader};
+use crate::seaweed::entry::{Attributes, Chunk, Content, Entry, Kind, RemoteObject};
+use crate::seaweed::filer::FoundEntry;
+use crate::telemetry::{Metrics, Source};
+
+/// Bytes of the files that have chunks, and the pieces that they are cut into.
+const FILE: u64 = 200_000;
+const PIECE: u64 = 64_000;
+
+/// Names that the filer knows, in each of its directories.
+const NAMES: [&str; 12] = [
+    "plain", "inline", "empty", "sparse", "huge", "damaged", "remote", "link", "pipe", "old", "expiring",
+    "dir",
+];
+
+fn byte(at: u64) -> u8 {
+    (at % 251) as u8
+}
+
+fn entry(name: &str, kind: Kind, size: u64, content: Content) -> Entry {
+    let attr = Attributes {
+        kind,
+        perm: 0o644,
+        uid: 0,
+        gid: 0,
+        size,
+        mtime: UNIX_EPOCH,
+        ctime: UNIX_EPOCH,
+        crtime: UNIX_EPOCH,
+        nlink: 1,
+        rdev: 0,
+        inode: 0,
+    };
+    Entry { name: name.into(), attr, content, xattrs: Arc::from([]), hard_link: None, expires: None }
+}
+
+fn chunk(offset: u64, size: u64) -> Chunk {
+    Chunk {
+        fid: FileId { volume: 1, key: offset / PIECE + 1, cookie: size as u32 },
+        offset,
+        size,
+        modified_ts_ns: 1,
+        cipher_key: None,
+        is_compressed: false,
+        is_manifest: false,
+    }
+}
+
+fn pieces(size: u64) -> Content {
+    let chunks = (0..size.div_ceil(PIECE)).map(|at| chunk(at * PIECE, PIECE.min(size - at * PIECE)));
+    Content::Chunks(chunks.collect())
+}
+
+/// What each directory holds: all kinds of files, and numbers at which arithmetic ends.
+fn entries() -> Vec<Entry> {
+    let largest = i64::MAX as u64;
+    let inline = Content::Inline(Bytes::from_static(b"inline content"));
+    let mut inline = entry("inline", Kind::File, 1 << 20, inline);
+    inline.xattrs = Arc::from([(Box::from("user.a"), Bytes::from_static(b"value"))]);
+    inline.attr.nlink = u32::MAX;
+    let far = Content::Chunks([chunk(largest - PIECE, PIECE)].into());
+    let mut old = entry("old", Kind::File, FILE, pieces(FILE));
+    let whole = |seconds| UNIX_EPOCH.checked_sub(Duration::from_secs(seconds)).unwrap();
+    (old.attr.mtime, old.attr.ctime) = (whole(i64::MAX as u64), whole(1 << 40));
+    old.attr.crtime = UNIX_EPOCH.checked_add(Duration::from_secs(i64::MAX as u64)).unwrap();
+    let mut expiring = entry("expiring", Kind::File, 10, Content::Inline(Bytes::from_static(b"0123456789")));
+    expiring.expires = Some(SystemTime::now() + Duration::from_secs(2));
+    let object = Arc::new(RemoteObject {
+        storage: "storage".into(),
+        etag: String::new(),
+        mtime: i64::MIN,
+        size: FILE as i64,
+        encoding: None,
+        changed: UNIX_EPOCH,
+    });
+    let mut directory = entry("dir", Kind::Directory, 0, Content::None);
+    directory.attr.nlink = 2;
+    vec![
+        entry("plain", Kind::File, FILE, pieces(FILE)),
+        inline,
+        entry("empty", Kind::File, 0, Content::None),
+        entry("sparse", Kind::File, largest, Content::Chunks([chunk(0, 10)].into())),
+        entry("huge", Kind::File, largest, far),
+        entry("damaged", Kind::File, largest, Content::Damaged { reason: "test".into() }),
+        entry("remote", Kind::File, FILE, Content::Remote(object)),
+        entry("link", Kind::Symlink, 5, Content::Target("plain".into())),
+        entry("pipe", Kind::NamedPipe, 0, Content::None),
+        old,
+        expiring,
+        directory,
+    ]
+}
+
+/// A filer whose directories all hold the same, some levels deep, with other entries from time to time.
+struct Memory {
+    entries: Mutex<BTreeMap<String, Entry>>,
+    /// Whether requests fail.
+    is_away: AtomicBool,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("away")]
+struct Away;
+
+struct MemoryFiler(Arc<Memory>);
+
+impl MemoryFiler {
+    fn failure(&self) -> Option<FilerFailure> {
+        self.0.is_away.load(Ordering::Relaxed).then(|| Arc::new(Away) as FilerFailure)
+    }
+}
+
+impl Filer for MemoryFiler {
+    fn lookup(
+        &self,
+        directory: &str,
+        name: &str,
+        _: Arrival,
+    ) -> BoxFuture<'static, Result<FoundEntry, FilerFailure>> {
+        let failure = self.failure();
+        let is_deep = directory.matches('/').count() > 4 && name == "dir";
+        let entry = self.0.entries.lock().get(name).filter(|_| !is_deep).cloned();
+        async move {
+            tokio::task::yield_now().await;
+            failure.map_or(Ok(FoundEntry { entry, is_followed: true }), Err)
+        }
+        .boxed()
+    }
+
+    fn list(&self, _: &str, after: &str, limit: usize) -> BoxStream<'static, Result<Entry, FilerFailure>> {
+        let entries = self.0.entries.lock();
+        let rest = entries.values().filter(|entry| entry.name.as_str() > after);
+        let rest: Vec<_> = rest.take(limit).cloned().map(Ok).collect();
+        let failure = self.failure().map(Err);
+        futures::stream::iter(rest).chain(futures::stream::iter(failure)).boxed()
+    }
+
+    fn space(&self) -> BoxFuture<'static, Result<Space, FilerFailure>> {
+        async { Ok(Space { total: u64::MAX, used: u64::MAX, files: u64::MAX }) }.boxed()
+    }
+}
+
+/// The bytes of the files; one request in many fails.
+#[derive(Default)]
+struct MemoryOrigin(AtomicU64);
+
+impl Origin for MemoryOrigin {
+    fn read_chunk<'a>(
+        &'a self,
+        chunk: &'a Chunk,
+        offset: u64,
+        dst: &'a mut dyn Fillable,
+        _: &'a Priority,
+    ) -> BoxFuture<'a, Result<Source, OriginError>> {
+        async move {
+            tokio::task::yield_now().await;
+            if self.0.fetch_add(1, Ordering::Relaxed) % 16 == 15 {
+                return Err(Arc::new(Away) as OriginError);
+            }
+            let begin = chunk.offset + offset;
+            for (at, slot) in (begin..).zip(dst.bytes()) {
+                *slot = byte(at);
+            }
+            Ok(Source::Http)
+        }
+        .boxed()
+    }
+
+    fn read_manifest<'a>(&'a self, _: &'a Chunk, _: Arrival) -> BoxFuture<'a, Result<Vec<Chunk>, ReadError>> {
+        async { Err(ReadError::Origin(Arc::new(Away))) }.boxed()
+    }
+
+    fn cache_remote<'a>(
+        &'a self,
+        _: &'a str,
+        _: &'a RemoteObject,
+    ) -> BoxFuture<'a, Result<Option<Entry>, OriginError>> {
+        async { Ok(Some(entry("remote", Kind::File, FILE, pieces(FILE)))) }.boxed()
+    }
+}
+
+/// Replaces and deletes entries, and has the filer go away and come back, until `ended`.
+async fn change(memory: Arc<Memory>, namespace: Arc<Namespace>, ended: Arc<AtomicBool>) {
+    let (all, mut step) = (entries(), 0usize);
+    while !ended.load(Ordering::Relaxed) {
+        step += 1;
+        tokio::time::sleep(Duration::from_millis(3)).await;
+        let mut new = all[step % all.len()].clone();
+        new.attr.mtime += Duration::from_nanos(step as u64 % 3);
+        let old = memory.entries.lock().insert(new.name.clone(), new.clone());
+        let side = |entry| Changed { directory: "/", entry };
+        if step.is_multiple_of(5) {
+            memory.entries.lock().remove(&new.name);
+            namespace.changed(old.as_ref().map(side), None);
+        } else {
+            namespace.changed(old.as_ref().map(side), Some(side(&new)));
+        }
+        match step % 200 {
+            150 => {
+                memory.is_away.store(true, Ordering::Relaxed);
+                namespace.disconnected();
+            }
+            180 => {
+                memory.is_away.store(false, Ordering::Relaxed);
+                namespace.connected();
+            }
+            _ => {}
+        }
+    }
+    memory.is_away.store(false, Ordering::Relaxed);
+}
+
+#[test]
+fn a_mount_survives_any_request() {
+    let run = Run::begin();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name(IO_THREAD)
+        .enable_all()
+        .build()
+        .unwrap();
+    let metrics = Metrics::new();
+    let known = entries().into_iter().map(|entry| (entry.name.clone(), entry)).collect();
+    let memory = Arc::new(Memory { entries: Mutex::new(known), is_away: AtomicBool::new(false) });
+    let filer: Arc<dyn Filer> = Arc::new(MemoryFiler(memory.clone()));
+    let mut root = entry("", Kind::Directory, 0, Content::None);
+    root.attr.nlink = 2;
+    let (namespace, _queue) =
+        Namespace::new(filer.clone(), root, NamespaceOptions::default(), runtime.handle().clone());
+    namespace.connected();
+    let cache = Arc::new(Cache::new(16 << 20).unwrap());
+    let origin = Arc::new(MemoryOrigin::default());
+    let reader = Reader::new(cache, origin, metrics.clone(), runtime.handle().clone());
+    let shared = Arc::new(Shared {
+        namespace: namespace.clone(),
+        next_files: NextFiles::new(&reader),
+        reader: reader.clone(),
+        metrics: metrics.clone(),
+        space: SpaceCache::new(filer, runtime.handle().clone()),
+        runtime: runtime.handle().clone(),
+        directories: Handles::new(),
+        arrivals: Arrivals::new(Placement::new(true), Awake::new(false, &metrics)),
+        wants_passthrough: false,
+        offered: AtomicBool::new(false),
+        opens: std::sync::OnceLock::from(Opens::new()),
+        device: std::sync::OnceLock::new(),
+        pusher: std::sync::OnceLock::new(),
+        status_api: "none".into(),
+        tickets: Arc::default(),
+    });
+    let ended = Arc::new(AtomicBool::new(false));
+    let changing = runtime.spawn(change(memory.clone(), namespace.clone(), ended.clone()));
+    run.fuzz(MountedTree(shared), &NAMES, || {
+        ended.store(true, Ordering::Relaxed);
+        runtime.block_on(changing).unwrap();
+        let content: Vec<u8> = (0..60_000).map(byte).collect();
+        let fresh = entry("fresh", Kind::File, 60_000, pieces(60_000));
+        memory.entries.lock().insert("fresh".into(), fresh.clone());
+        namespace.connected();
+        namespace.changed(None, Some(Changed { directory: "/", entry: &fresh }));
+        ("fresh".into(), content)
+    });
+    drop(runtime);
+}

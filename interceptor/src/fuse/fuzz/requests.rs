@@ -1,0 +1,672 @@
+//! Made-up requests: mostly such as a kernel sends, so that they get far, with some part gone wrong.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+
+use super::Reply;
+use crate::fuse::STATUS_XATTR;
+use crate::fuse::session::MAX_READ;
+use crate::warmup::ticket::READ_TICKET_XATTR;
+
+pub(crate) const ROOT: u64 = 1;
+
+/// Numbers of the protocol.
+pub(crate) mod opcode {
+    pub(crate) const LOOKUP: u32 = 1;
+    pub(crate) const FORGET: u32 = 2;
+    pub(crate) const GETATTR: u32 = 3;
+    pub(crate) const SETATTR: u32 = 4;
+    pub(crate) const READLINK: u32 = 5;
+    pub(crate) const SYMLINK: u32 = 6;
+    pub(crate) const MKNOD: u32 = 8;
+    pub(crate) const MKDIR: u32 = 9;
+    pub(crate) const UNLINK: u32 = 10;
+    pub(crate) const RMDIR: u32 = 11;
+    pub(crate) const RENAME: u32 = 12;
+    pub(crate) const LINK: u32 = 13;
+    pub(crate) const OPEN: u32 = 14;
+    pub(crate) const READ: u32 = 15;
+    pub(crate) const WRITE: u32 = 16;
+    pub(crate) const STATFS: u32 = 17;
+    pub(crate) const RELEASE: u32 = 18;
+    pub(crate) const FSYNC: u32 = 20;
+    pub(crate) const SETXATTR: u32 = 21;
+    pub(crate) const GETXATTR: u32 = 22;
+    pub(crate) const LISTXATTR: u32 = 23;
+    pub(crate) const REMOVEXATTR: u32 = 24;
+    pub(crate) const FLUSH: u32 = 25;
+    pub(crate) const INIT: u32 = 26;
+    pub(crate) const OPENDIR: u32 = 27;
+    pub(crate) const READDIR: u32 = 28;
+    pub(crate) const RELEASEDIR: u32 = 29;
+    pub(crate) const FSYNCDIR: u32 = 30;
+    pub(crate) const GETLK: u32 = 31;
+    pub(crate) const SETLK: u32 = 32;
+    pub(crate) const SETLKW: u32 = 33;
+    pub(crate) const ACCESS: u32 = 34;
+    pub(crate) const CREATE: u32 = 35;
+    pub(crate) const INTERRUPT: u32 = 36;
+    pub(crate) const BMAP: u32 = 37;
+    pub(crate) const DESTROY: u32 = 38;
+    pub(crate) const IOCTL: u32 = 39;
+    pub(crate) const POLL: u32 = 40;
+    pub(crate) const NOTIFY_REPLY: u32 = 41;
+    pub(crate) const BATCH_FORGET: u32 = 42;
+    pub(crate) const FALLOCATE: u32 = 43;
+    pub(crate) const READDIRPLUS: u32 = 44;
+    pub(crate) const RENAME2: u32 = 45;
+    pub(crate) const LSEEK: u32 = 46;
+    pub(crate) const COPY_FILE_RANGE: u32 = 47;
+    pub(crate) const SYNCFS: u32 = 50;
+    pub(crate) const TMPFILE: u32 = 51;
+    pub(crate) const STATX: u32 = 52;
+    pub(crate) const CUSE_INIT: u32 = 4096;
+    /// Unknown ones come after these.
+    pub(crate) const LAST: u32 = 60;
+}
+
+/// Replies of this size fit into one message of the socket. The kernel asks for no more at once than
+/// its limit of pages, and fuser takes memory for as much as a listing may have before we are asked.
+const MAX_REPLY: u32 = 256 << 10;
+
+/// Open handles from which on it is time to release some.
+const MANY_HANDLES: usize = 150;
+
+/// Nodes that are remembered, of all that there were.
+const MANY_NODES: usize = 300;
+
+/// A request without its number.
+#[derive(Clone)]
+pub(crate) struct Request {
+    pub(crate) opcode: u32,
+    pub(crate) node: u64,
+    pub(crate) body: Vec<u8>,
+    user: u32,
+    group: u32,
+    process: u32,
+    /// What the header says of the length, if not the truth.
+    length: Option<u32>,
+    /// The kernel waits for an answer.
+    pub(crate) wants_reply: bool,
+    /// fuser cannot compute with its numbers, which users can bring about.
+    pub(crate) may_panic: bool,
+    /// It is not as long as it says somewhere. The kernel sends none such; fuser may answer it, drop it
+    /// or end the session of the thread, which is replaced.
+    pub(crate) contradicts: bool,
+}
+
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hex: String = self.body.iter().take(200).map(|byte| format!("{byte:02x}")).collect();
+        let Self { opcode, node, user, process, .. } = self;
+        write!(f, "opcode {opcode} node {node} user {user} process {process} ")?;
+        write!(f, "body of {} bytes {hex}", self.body.len())
+    }
+}
+
+/// A body in the making.
+#[derive(Default)]
+struct Body(Vec<u8>);
+
+impl Body {
+    fn u32(mut self, number: u32) -> Self {
+        self.0.extend_from_slice(&number.to_ne_bytes());
+        self
+    }
+    fn u64(mut self, number: u64) -> Self {
+        self.0.extend_from_slice(&number.to_ne_bytes());
+        self
+    }
+    fn name(mut self, name: &[u8]) -> Self {
+        self.0.extend_from_slice(name);
+        self.0.push(0);
+        self
+    }
+    fn data(mut self, data: &[u8]) -> Self {
+        self.0.extend_from_slice(data);
+        self
+    }
+}
+
+impl Request {
+    pub(crate) fn new(opcode: u32, node: u64, body: Vec<u8>) -> Self {
+        let wants_reply = !matches!(
+            opcode,
+            opcode::FORGET | opcode::BATCH_FORGET | opcode::INTERRUPT | opcode::NOTIFY_REPLY
+        );
+        Self {
+            opcode,
+            node,
+            body,
+            user: 0,
+            group: 0,
+            process: 0,
+            length: None,
+            wants_reply,
+            may_panic: false,
+            contradicts: false,
+        }
+    }
+
+    pub(crate) fn lookup(parent: u64, name: &str) -> Self {
+        Self::new(opcode::LOOKUP, parent, Body::default().name(name.as_bytes()).0)
+    }
+
+    pub(crate) fn open(node: u64, flags: i32) -> Self {
+        Self::new(opcode::OPEN, node, Body::default().u32(flags as u32).u32(0).0)
+    }
+
+    pub(crate) fn read(node: u64, handle: u64, offset: u64, size: u32) -> Self {
+        let body = Body::default().u64(handle).u64(offset).u32(size).u32(0).u64(0).u32(0).u32(0);
+        Self::new(opcode::READ, node, body.0)
+    }
+
+    /// The bytes that a read of the device gives.
+    pub(crate) fn message(&self, unique: u64) -> Vec<u8> {
+        let len = 40 + self.body.len() as u32;
+        let header = Body::default().u32(self.length.unwrap_or(len)).u32(self.opcode).u64(unique);
+        let header = header.u64(self.node).u32(self.user).u32(self.group).u32(self.process).u32(0);
+        header.data(&self.body).0
+    }
+
+    /// A number of the body.
+    fn number(&self, at: usize) -> Option<u32> {
+        Some(u32::from_ne_bytes(self.body.get(at..at + 4)?.try_into().ok()?))
+    }
+
+    /// Takes back what was made of the room for an answer, if an answer could have that size and not be
+    /// sent here, or fuser would take as much memory.
+    fn bound_reply(&mut self) {
+        let size = self.number(16).unwrap_or(0);
+        let is_sent = match self.opcode {
+            opcode::READ => size <= MAX_REPLY || size > MAX_READ,
+            opcode::READDIR | opcode::READDIRPLUS => size <= MAX_REPLY,
+            _ => true,
+        };
+        if !is_sent {
+            self.body[16..20].copy_from_slice(&MAX_REPLY.to_ne_bytes());
+        }
+    }
+
+    /// Whether the kernel would take this for an answer to it.
+    pub(crate) fn check(&self, reply: &Reply) -> Result<(), &'static str> {
+        if reply.error != 0 {
+            return Ok(());
+        }
+        let len = reply.body.len();
+        let most = |at: usize| self.number(at).unwrap_or(0) as usize;
+        let fits = match self.opcode {
+            opcode::LOOKUP | opcode::SYMLINK | opcode::MKNOD | opcode::MKDIR | opcode::LINK => len == 128,
+            opcode::GETATTR | opcode::SETATTR => len == 104,
+            opcode::OPEN | opcode::OPENDIR => len == 16,
+            opcode::CREATE => len == 144,
+            opcode::WRITE | opcode::COPY_FILE_RANGE | opcode::LSEEK => len == 8,
+            opcode::STATFS => len == 80,
+            opcode::READ => len <= most(16),
+            opcode::READDIR | opcode::READDIRPLUS => len <= most(16) && self.entries(reply).is_some(),
+            // A size, or as much as there is room for.
+            opcode::GETXATTR | opcode::LISTXATTR if most(0) == 0 => len == 8,
+            opcode::GETXATTR | opcode::LISTXATTR => len <= most(0),
+            opcode::READLINK => (1..=4096).contains(&len),
+            opcode::UNLINK | opcode::RMDIR | opcode::RENAME | opcode::RENAME2 | opcode::RELEASE => len == 0,
+            opcode::RELEASEDIR | opcode::FSYNC | opcode::FSYNCDIR | opcode::FLUSH => len == 0,
+            opcode::SETXATTR | opcode::REMOVEXATTR | opcode::ACCESS | opcode::FALLOCATE => len == 0,
+            // No other is answered well.
+            _ => false,
+        };
+        if fits { Ok(()) } else { Err("not an answer to this request") }
+    }
+
+    /// The places after the entries of a listing; `None` if it is not one.
+    fn entries(&self, reply: &Reply) -> Option<Vec<(u64, u64)>> {
+        let attributes = if self.opcode == opcode::READDIRPLUS { 128 } else { 0 };
+        let (mut rest, mut found) = (&reply.body[..], Vec::new());
+        while !rest.is_empty() {
+            let number = |at: usize| Some(u64::from_ne_bytes(rest.get(at..at + 8)?.try_into().ok()?));
+            let node = number(0)?;
+            let (next, name_len) = (number(attributes + 8)?, number(attributes + 16)? as u32 as usize);
+            let name = rest.get(attributes + 24..attributes + 24 + name_len)?;
+            if name.is_empty() || name.contains(&0) || name.contains(&b'/') {
+                return None;
+            }
+            found.push((node, next));
+            rest = rest.get((attributes + 24 + name_len).next_multiple_of(8)..)?;
+        }
+        Some(found)
+    }
+}
+
+/// The first message on a connection.
+pub(crate) fn init(flags: u64) -> Vec<u8> {
+    let body = Body::default().u32(7).u32(45).u32(128 << 10).u32(flags as u32).u32((flags >> 32) as u32);
+    Request::new(opcode::INIT, 0, body.data(&[0; 44]).0).message(1)
+}
+
+/// Makes requests, and learns from the answers what there is.
+pub(crate) struct Generator {
+    random: StdRng,
+    names: Vec<Vec<u8>>,
+    nodes: Vec<u64>,
+    files: Vec<(u64, u64)>,
+    directories: Vec<(u64, u64)>,
+    /// Places in listings.
+    places: Vec<u64>,
+    /// Whether a length in the request that is made is not the true one.
+    contradicts: bool,
+}
+
+impl Generator {
+    pub(crate) fn new(seed: u64, vocabulary: &[&str]) -> Self {
+        let mut names: Vec<Vec<u8>> = vocabulary.iter().map(|name| name.as_bytes().to_vec()).collect();
+        names.extend((0..12).map(|number| format!("name-{number}").into_bytes()));
+        Self {
+            random: StdRng::seed_from_u64(seed),
+            names,
+            nodes: vec![ROOT],
+            files: Vec::new(),
+            directories: Vec::new(),
+            places: vec![0],
+            contradicts: false,
+        }
+    }
+
+    /// How many requests to send at once.
+    pub(crate) fn burst(&mut self, most: usize) -> usize {
+        self.random.random_range(1..=most)
+    }
+
+    fn chance(&mut self, one_in: u32) -> bool {
+        self.random.random_ratio(1, one_in)
+    }
+
+    /// A number that is plausible, or one at which arithmetic ends.
+    fn number(&mut self) -> u64 {
+        const EDGES: [u64; 14] = [
+            0,
+            1,
+            511,
+            4095,
+            4096,
+            i32::MAX as u64,
+            u32::MAX as u64,
+            u32::MAX as u64 + 1,
+            i64::MAX as u64 - 1,
+            i64::MAX as u64,
+            i64::MAX as u64 + 1,
+            u64::MAX - 4095,
+            u64::MAX - 1,
+            u64::MAX,
+        ];
+        match self.random.random_range(0..10) {
+            0..4 => self.random.random_range(0..1 << 16),
+            4..6 => self.random.random_range(0..1 << 22),
+            6 => self.random.random(),
+            _ => *EDGES.choose(&mut self.random).unwrap(),
+        }
+    }
+
+    fn number32(&mut self) -> u32 {
+        match self.chance(2) {
+            true => self.number() as u32,
+            false => self.random.random_range(0..1 << 12),
+        }
+    }
+
+    /// How much there is of something, or what is not true.
+    fn length(&mut self, truth: usize) -> u32 {
+        if self.chance(20) {
+            self.contradicts = true;
+            return self.number32();
+        }
+        truth as u32
+    }
+
+    fn reply_size(&mut self) -> u32 {
+        self.random.random_range(0..MAX_REPLY)
+    }
+
+    /// How much to read: what a reply can have, or what no reply can.
+    fn read_size(&mut self) -> u32 {
+        if self.chance(20) { self.random.random_range(MAX_READ + 1..=u32::MAX) } else { self.reply_size() }
+    }
+
+    fn node(&mut self) -> u64 {
+        match self.random.random_range(0..20) {
+            0 => self.number(),
+            1..4 => ROOT,
+            _ => *self.nodes.choose(&mut self.random).unwrap(),
+        }
+    }
+
+    /// The node and the number of a handle, mostly of one that is open.
+    fn handle(&mut self, of_directory: bool) -> (u64, u64) {
+        let handles = if of_directory { &self.directories } else { &self.files };
+        match handles.choose(&mut self.random).copied() {
+            Some((node, handle)) if !self.chance(20) => (node, handle),
+            _ => (self.node(), self.number()),
+        }
+    }
+
+    fn name(&mut self) -> Vec<u8> {
+        let usual = self.names.choose(&mut self.random).unwrap().clone();
+        match self.random.random_range(0..30) {
+            0 => Vec::new(),
+            1 => b".".to_vec(),
+            2 => b"..".to_vec(),
+            3 => [&usual[..], b"/", &usual].concat(),
+            4 => b"a".repeat(self.random.random_range(250..5000)),
+            5 => {
+                let len = self.random.random_range(1..40);
+                let bytes = (0..len).map(|_| self.random.random_range(1..=u8::MAX));
+                // Nothing outside of the file system under test may ever be named.
+                OsString::from_vec(bytes.map(|byte| if byte == b'/' { 0xff } else { byte }).collect())
+                    .as_bytes()
+                    .to_vec()
+            }
+            6 => {
+                // What follows begins earlier than it should.
+                self.contradicts = true;
+                [&usual[..], b"\0", &usual].concat()
+            }
+            _ => usual,
+        }
+    }
+
+    fn attribute_name(&mut self) -> Vec<u8> {
+        let own = [READ_TICKET_XATTR, STATUS_XATTR];
+        if self.chance(10) {
+            return own.choose(&mut self.random).unwrap().as_bytes().to_vec();
+        }
+        let prefixes: [&[u8]; 5] = [b"user.", b"security.", b"system.posix_acl_access", b"trusted.", b""];
+        [prefixes.choose(&mut self.random).unwrap(), &self.name()[..]].concat()
+    }
+
+    fn data(&mut self) -> Vec<u8> {
+        let len = match self.chance(8) {
+            true => self.random.random_range(0..128 << 10),
+            false => self.random.random_range(0..5000),
+        };
+        vec![self.random.random(); len]
+    }
+
+    fn open_flags(&mut self) -> u32 {
+        let access = [libc::O_RDONLY, libc::O_RDONLY, libc::O_WRONLY, libc::O_RDWR, libc::O_ACCMODE];
+        let others = [libc::O_APPEND, libc::O_DIRECT, libc::O_SYNC, libc::O_TRUNC, libc::O_NOATIME];
+        let mut flags = *access.choose(&mut self.random).unwrap();
+        if self.chance(3) {
+            flags |= others.choose(&mut self.random).unwrap();
+        }
+        if self.chance(30) { self.random.random() } else { flags as u32 }
+    }
+
+    /// The next request.
+    pub(crate) fn request(&mut self) -> Request {
+        let opcode = self.opcode();
+        let mut request = self.plausible(opcode);
+        (request.user, request.group) = match self.random.random_range(0..10) {
+            0..6 => (0, 0),
+            6..9 => (1000, 1000),
+            _ => (self.random.random(), self.random.random()),
+        };
+        request.process = if self.chance(2) { std::process::id() } else { self.number() as u32 };
+        request.contradicts = std::mem::take(&mut self.contradicts);
+        if self.chance(40) {
+            self.spoil(&mut request);
+            request.contradicts = true;
+            request.bound_reply();
+        }
+        if self.chance(200) {
+            request.length = Some(self.number() as u32);
+            request.contradicts = true;
+        }
+        request.may_panic = request.opcode == opcode::SETATTR && has_extreme_time(&request);
+        request
+    }
+
+    fn opcode(&mut self) -> u32 {
+        use opcode::*;
+        if self.files.len() + self.directories.len() > MANY_HANDLES && self.chance(2) {
+            return if self.files.len() > self.directories.len() { RELEASE } else { RELEASEDIR };
+        }
+        const USUAL: [u32; 22] = [
+            LOOKUP,
+            LOOKUP,
+            LOOKUP,
+            LOOKUP,
+            CREATE,
+            CREATE,
+            OPEN,
+            OPEN,
+            READ,
+            READ,
+            READ,
+            WRITE,
+            WRITE,
+            MKDIR,
+            OPENDIR,
+            READDIR,
+            READDIRPLUS,
+            SETATTR,
+            GETATTR,
+            RENAME2,
+            RELEASE,
+            GETXATTR,
+        ];
+        match self.random.random_range(0..100) {
+            0..60 => *USUAL.choose(&mut self.random).unwrap(),
+            // The kernel says it once and last, which this does at the end.
+            _ => match self.random.random_range(0..=LAST) {
+                DESTROY => CUSE_INIT,
+                opcode => opcode,
+            },
+        }
+    }
+
+    /// Takes away, adds or changes something.
+    fn spoil(&mut self, request: &mut Request) {
+        let len = request.body.len();
+        match self.random.random_range(0..3) {
+            0 if len > 0 => request.body.truncate(self.random.random_range(0..len)),
+            1 => request.body.extend((0..self.random.random_range(1..64)).map(|_| b'x')),
+            _ if len > 0 => {
+                let byte = self.random.random();
+                let at = self.random.random_range(0..len);
+                // See `name`.
+                request.body[at] = if byte == b'/' { 0 } else { byte };
+            }
+            _ => {}
+        }
+    }
+
+    fn plausible(&mut self, opcode: u32) -> Request {
+        use opcode::*;
+        let body = Body::default();
+        let (mut node, body) = match opcode {
+            LOOKUP | UNLINK | RMDIR => (self.node(), body.name(&self.name())),
+            REMOVEXATTR => (self.node(), body.name(&self.attribute_name())),
+            FORGET => (self.node(), body.u64(self.random.random_range(0..3))),
+            GETATTR => (self.node(), body.u32(self.number32() & 1).u32(0).u64(self.handle(false).1)),
+            STATX => (self.node(), body.u64(1).u64(self.handle(false).1).u64(self.number())),
+            SETATTR => self.set_attributes(),
+            SYMLINK => (self.node(), body.name(&self.name()).name(&self.name())),
+            MKNOD => {
+                let kinds = [libc::S_IFREG, libc::S_IFIFO, libc::S_IFSOCK, libc::S_IFCHR, libc::S_IFBLK, 0];
+                let mode = kinds.choose(&mut self.random).unwrap() | 0o644;
+                let body = body.u32(mode).u32(self.number32()).u32(self.number32()).u32(0);
+                (self.node(), body.name(&self.name()))
+            }
+            MKDIR => (self.node(), body.u32(0o755).u32(self.number32()).name(&self.name())),
+            RENAME => (self.node(), body.u64(self.node()).name(&self.name()).name(&self.name())),
+            RENAME2 => {
+                let flags = if self.chance(4) { self.number32() } else { self.random.random_range(0..3) };
+                let body = body.u64(self.node()).u32(flags).u32(0);
+                (self.node(), body.name(&self.name()).name(&self.name()))
+            }
+            LINK => (self.node(), body.u64(self.node()).name(&self.name())),
+            OPEN | OPENDIR => (self.node(), body.u32(self.open_flags()).u32(0)),
+            READ => {
+                let (node, handle) = self.handle(false);
+                let body = body.u64(handle).u64(self.number()).u32(self.read_size()).u32(0).u64(0);
+                (node, body.u32(self.open_flags()).u32(0))
+            }
+            READDIR | READDIRPLUS => {
+                let (node, handle) = self.handle(true);
+                let known = *self.places.choose(&mut self.random).unwrap();
+                let place = if self.chance(10) { self.number() } else { known };
+                (node, body.u64(handle).u64(place).u32(self.reply_size()).u32(0).u64(0).u64(0))
+            }
+            WRITE => {
+                let (node, handle) = self.handle(false);
+                let data = self.data();
+                let size = self.length(data.len());
+                let body = body.u64(handle).u64(self.number()).u32(size).u32(self.number32() & 7).u64(0);
+                (node, body.u32(self.open_flags()).u32(0).data(&data))
+            }
+            RELEASE | RELEASEDIR => {
+                let (node, handle) = self.handle(opcode == RELEASEDIR);
+                (node, body.u64(handle).u32(0).u32(self.number32() & 3).u64(self.number()))
+            }
+            FSYNC | FSYNCDIR | FLUSH => {
+                let (node, handle) = self.handle(opcode == FSYNCDIR);
+                (node, body.u64(handle).u32(self.number32() & 1).u32(0).u64(0))
+            }
+            SETXATTR => {
+                let value = self.data();
+                let size = self.length(value.len());
+                let body = body.u32(size).u32(self.number32() & 3).name(&self.attribute_name());
+                (self.node(), body.data(&value))
+            }
+            GETXATTR => (self.node(), body.u32(self.number32()).u32(0).name(&self.attribute_name())),
+            LISTXATTR => (self.node(), body.u32(self.number32()).u32(0)),
+            INIT | CUSE_INIT => (0, body.u32(7).u32(45).u64(self.number()).data(&[0; 48])),
+            GETLK | SETLK | SETLKW => {
+                let (node, handle) = self.handle(false);
+                let body = body.u64(handle).u64(self.number()).u64(self.number()).u64(self.number());
+                (node, body.u32(self.number32() & 3).u32(1).u32(self.number32() & 1).u32(0))
+            }
+            ACCESS => (self.node(), body.u32(self.number32()).u32(0)),
+            CREATE | TMPFILE => {
+                let body = body.u32(self.open_flags()).u32(0o100_644).u32(self.number32()).u32(0);
+                (self.node(), body.name(&self.name()))
+            }
+            INTERRUPT => (0, body.u64(self.number())),
+            BMAP => (self.node(), body.u64(self.number()).u32(self.number32()).u32(0)),
+            IOCTL => {
+                let (node, handle) = self.handle(false);
+                let data = self.data();
+                let body = body.u64(handle).u32(self.number32() & 31).u32(self.number32()).u64(self.number());
+                (node, body.u32(self.length(data.len())).u32(self.number32()).data(&data))
+            }
+            POLL => (self.handle(false).0, body.u64(self.handle(false).1).u64(self.number()).u64(1)),
+            NOTIFY_REPLY => (self.node(), body.data(&[0; 40]).data(&self.data())),
+            BATCH_FORGET => {
+                let count = self.random.random_range(0..5);
+                let said = self.length(count as usize);
+                let nodes = (0..count).map(|_| (self.node(), self.random.random_range(0..3)));
+                let nodes: Vec<(u64, u64)> = nodes.collect();
+                let body = body.u32(said).u32(0);
+                (0, nodes.iter().fold(body, |body, (node, lookups)| body.u64(*node).u64(*lookups)))
+            }
+            FALLOCATE => {
+                let (node, handle) = self.handle(false);
+                let body = body.u64(handle).u64(self.number()).u64(self.number());
+                (node, body.u32(self.number32() & 0x7f).u32(0))
+            }
+            LSEEK => {
+                let (node, handle) = self.handle(false);
+                (node, body.u64(handle).u64(self.number()).u32(self.number32() & 7).u32(0))
+            }
+            COPY_FILE_RANGE => {
+                let ((from, from_handle), (to, to_handle)) = (self.handle(false), self.handle(false));
+                let body = body.u64(from_handle).u64(self.number()).u64(to).u64(to_handle);
+                (from, body.u64(self.number()).u64(self.number()).u64(self.number() & 1))
+            }
+            SYNCFS => (ROOT, body.u64(0)),
+            _ => (self.node(), body.data(&self.data())),
+        };
+        if self.chance(100) {
+            node = self.number();
+        }
+        Request::new(opcode, node, body.0)
+    }
+
+    fn set_attributes(&mut self) -> (u64, Body) {
+        let (node, handle) = if self.chance(2) { self.handle(false) } else { (self.node(), 0) };
+        let valid = if self.chance(4) { self.random.random() } else { 1 << self.random.random_range(0..9) };
+        let body = Body::default().u32(valid).u32(0).u64(handle).u64(self.number()).u64(0);
+        let body = body.u64(self.seconds()).u64(self.seconds()).u64(self.seconds());
+        let nanoseconds = |random: &mut StdRng| random.random_range(0..1_000_000_000);
+        let body = body.u32(nanoseconds(&mut self.random)).u32(nanoseconds(&mut self.random)).u32(0);
+        let ids = (self.random.random_range(0..3), self.number32());
+        (node, body.u32(self.number32()).u32(0).u32(ids.0).u32(ids.1).u32(0))
+    }
+
+    fn seconds(&mut self) -> u64 {
+        match self.random.random_range(0..50) {
+            0 => i64::MIN as u64,
+            1..10 => -(self.random.random_range(0..1i64 << 34)) as u64,
+            10..13 => i64::MIN as u64 + 1,
+            13..16 => i64::MAX as u64,
+            _ => self.random.random_range(0..1 << 34),
+        }
+    }
+
+    /// Remembers what an answer tells of.
+    pub(crate) fn learn(&mut self, request: &Request, reply: &Reply) {
+        use opcode::*;
+        let number = |at: usize| Some(u64::from_ne_bytes(reply.body.get(at..at + 8)?.try_into().ok()?));
+        let asked = |at: usize| Some(u64::from_ne_bytes(request.body.get(at..at + 8)?.try_into().ok()?));
+        match request.opcode {
+            RELEASE => self.files.retain(|(_, handle)| Some(*handle) != asked(0)),
+            RELEASEDIR => self.directories.retain(|(_, handle)| Some(*handle) != asked(0)),
+            _ => {}
+        }
+        match -reply.error {
+            0 => {}
+            libc::ESTALE => return self.nodes.retain(|node| *node == ROOT || *node != request.node),
+            _ => return,
+        }
+        match request.opcode {
+            LOOKUP | SYMLINK | MKNOD | MKDIR | LINK => self.know(number(0)),
+            CREATE => {
+                self.know(number(0));
+                self.files.extend(number(0).zip(number(128)));
+            }
+            OPEN => self.files.extend(number(0).map(|handle| (request.node, handle))),
+            OPENDIR => self.directories.extend(number(0).map(|handle| (request.node, handle))),
+            READDIR | READDIRPLUS => {
+                for (node, place) in request.entries(reply).unwrap_or_default() {
+                    self.places.push(place);
+                    if request.opcode == READDIRPLUS {
+                        self.know(Some(node));
+                    }
+                }
+                let surplus = self.places.len().saturating_sub(200);
+                self.places.drain(..surplus);
+            }
+            _ => {}
+        }
+    }
+
+    fn know(&mut self, node: Option<u64>) {
+        self.nodes.extend(node.filter(|node| *node != 0));
+        if self.nodes.len() > MANY_NODES {
+            let at = self.random.random_range(1..self.nodes.len());
+            self.nodes.swap_remove(at);
+        }
+    }
+}
+
+/// Whether fuser cannot compute with a time of a SETATTR: its seconds have no positive counterpart, or
+/// nanoseconds that make up more than a second take it beyond what there is.
+fn has_extreme_time(request: &Request) -> bool {
+    let seconds = |at: usize| Some(i64::from_ne_bytes(request.body.get(at..at + 8)?.try_into().ok()?));
+    let near_an_end =
+        |at: usize| seconds(at).is_some_and(|seconds| !(i64::MIN + 8..=i64::MAX - 8).contains(&seconds));
+    near_an_end(32) || near_an_end(40) || near_an_end(48)
+}
