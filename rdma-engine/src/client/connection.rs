@@ -21,13 +21,13 @@ use super::{Delivered, Destination, ReadError, Target, destination};
 use crate::checksum;
 use crate::needle::{HEADER, Header};
 use crate::protocol::{Limits, Needle, Read, Request, Transport};
-use crate::transport::{Incoming, Socket};
+use crate::transport::{Incoming, Socket, aside};
 
 /// Data is taken and added to the checksum in pieces of so many bytes, which the processor's cache still has.
 const PIECE: usize = 256 << 10;
 
 /// Work on so many bytes or more is done with the other tasks of the thread moved elsewhere.
-pub(super) const LARGE: usize = 128 << 10;
+const LARGE: usize = 128 << 10;
 
 /// An engine from which nothing came for so long, while it was asked for something, hangs.
 const SILENCE: Duration = Duration::from_millis(100);
@@ -528,17 +528,46 @@ async fn take(region: &Region, needle: &Needle, destination: &mut [u8]) -> Resul
         io::ErrorKind::UnexpectedEof => ReadError::Damaged("the file was truncated"),
         _ => ReadError::Lost(error.to_string()),
     };
-    let mut crc = 0;
-    let mut position = region.position;
-    for piece in destination.chunks_mut(PIECE) {
-        region.file.read_exact_at(piece, position).await.map_err(failed)?;
-        crc = checksum::crc32c_append(crc, piece);
-        position = position.saturating_add(piece.len() as u64);
+    let (mut crc, mut done) = (0, 0);
+    while done < destination.len() {
+        // What is in the page cache, all in one go.
+        let mut read_cached = || -> io::Result<()> {
+            while done < destination.len() {
+                let piece = next_piece(destination, done);
+                match region.file.read_cached(piece, region.position.saturating_add(done as u64)) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    outcome => outcome?,
+                }
+                crc = checksum::crc32c_append(crc, piece);
+                done += piece.len();
+            }
+            Ok(())
+        };
+        let outcome = if needle.length as usize >= LARGE { aside(read_cached) } else { read_cached() };
+        outcome.map_err(failed)?;
+        if done < destination.len() {
+            let piece = next_piece(destination, done);
+            let position = region.position.saturating_add(done as u64);
+            region.file.read_waiting(piece, position).await.map_err(failed)?;
+            crc = checksum::crc32c_append(crc, piece);
+            done += piece.len();
+        }
     }
     let mut header = [0; HEADER];
-    region.file.read_exact_at(&mut header, region.record).await.map_err(failed)?;
+    match region.file.read_cached(&mut header, region.record) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            region.file.read_waiting(&mut header, region.record).await.map_err(failed)?;
+        }
+        outcome => outcome.map_err(failed)?,
+    }
     match Header::parse(&header) == needle.header {
         true => Ok(crc),
         false => Err(ReadError::Damaged("the record is not there any more")),
     }
+}
+
+/// The next part of `destination` to be read, of which so much is done.
+fn next_piece(destination: &mut [u8], done: usize) -> &mut [u8] {
+    let end = destination.len().min(done + PIECE);
+    &mut destination[done..end]
 }

@@ -16,9 +16,7 @@ use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use super::connection::LARGE;
 use crate::store::{Patience, read_exact_at};
-use crate::transport::aside;
 
 /// How long it may take to find out what a descriptor is.
 const EXAMINE: Duration = Duration::from_secs(1);
@@ -60,23 +58,24 @@ impl VolumeFile {
         Ok(Arc::new(Self { file: descriptor.into(), waiting: waiting.clone() }))
     }
 
-    /// Fills `destination` with the bytes from `position` on: what is in the page cache at once, the rest on a thread that
-    /// may wait. If the future is dropped, that thread goes on without anybody's memory.
-    pub(super) async fn read_exact_at(
+    /// Fills `destination` with the bytes from `position` on if they are in the page cache.
+    ///
+    /// # Errors
+    /// Of kind `WouldBlock` if they are not.
+    pub(super) fn read_cached(&self, destination: &mut [u8], position: u64) -> io::Result<()> {
+        read_exact_at(&self.file, destination, position, Patience::PageCache)
+    }
+
+    /// Fills `destination` with the bytes from `position` on, on a thread that may wait. If the future is dropped, that
+    /// thread goes on without anybody's memory.
+    pub(super) async fn read_waiting(
         self: &Arc<Self>,
         destination: &mut [u8],
         position: u64,
     ) -> io::Result<()> {
-        let length = destination.len();
-        let mut cached = || read_exact_at(&self.file, destination, position, Patience::PageCache);
-        let outcome = if length >= LARGE { aside(cached) } else { cached() };
-        match outcome {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            outcome => return outcome,
-        }
         // The semaphore is never closed.
         let permit = self.waiting.clone().acquire_owned().await.map_err(io::Error::other)?;
-        let this = self.clone();
+        let (this, length) = (self.clone(), destination.len());
         let read = spawn_blocking(move || {
             let _permit = permit;
             let mut bytes = vec![0; length];
