@@ -151,6 +151,6 @@ mod tests {
     #[test]
     fn a_named_file_that_is_missing_is_an_error() {
         let error = Security::load_from(Path::new("/nonexistent/security.toml")).unwrap_err();
-        assert!(matches!(error, SecurityError::Settings(SettingsError::Read { .. })));
+        assert!(matches!(error, SecurityError::Settings(SettingsError::Missing(_))), "{error}");
     }
 }
