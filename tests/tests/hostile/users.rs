@@ -1,10 +1,14 @@
 //! A user of the host who may do nothing special.
 
-use std::io::{Read, Write};
+use std::ffi::CString;
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::net::TcpStream;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::time::Duration;
 
-use tests::{Cluster, Mount, Pattern, host};
+use tests::{Cluster, Mount, Needles, Pattern, host};
 
 use super::fake::{NOBODY, as_user, local_session};
 use super::{assert_bounded, resident_mib};
@@ -22,13 +26,10 @@ fn a_user_gets_no_descriptor_of_a_volume() {
     }
 }
 
-/// Connections that a user holds open and says little on.
-const HELD: usize = 2000;
-
-/// Opens connections for as long as they are taken.
-fn hold(address: &str, greeting: &[u8]) -> Vec<TcpStream> {
+/// Opens so many connections, or as many as are taken, and says on each of them what is to be said.
+fn hold(address: &str, count: usize, greeting: &[u8]) -> Vec<TcpStream> {
     let mut held = Vec::new();
-    while held.len() < HELD {
+    while held.len() < count {
         let Ok(mut stream) = TcpStream::connect_timeout(&address.parse().unwrap(), Duration::from_secs(5))
         else {
             break;
@@ -56,12 +57,112 @@ fn connections_that_say_nothing_take_neither_files_nor_memory_from_readers() {
         .unwrap();
     let address = mount.status_url().unwrap().trim_start_matches("http://").to_owned();
     let before = resident_mib(mount.pid());
-    let held = as_user(NOBODY, || hold(&address, b"GET /api/v1/status HTTP/1.1\r\nX-Slow: "));
+    let held = as_user(NOBODY, || hold(&address, 2000, b"GET /api/v1/status HTTP/1.1\r\nX-Slow: "));
     println!("{} connections are held", held.len());
     let mut bytes = Vec::new();
-    std::fs::File::open(mount.file("/file")).unwrap().read_to_end(&mut bytes).unwrap();
+    File::open(mount.file("/file")).unwrap().read_to_end(&mut bytes).unwrap();
     assert!(bytes == content);
     assert_bounded("silent connections", mount.pid(), before);
     drop(held);
     assert_eq!(mount.status("/healthz").unwrap().0, 200);
+}
+
+/// What a client sends that asks for as much as it may, again and again, and takes no answer.
+fn greedy(fid: rdma_engine::FileId) -> Vec<u8> {
+    use rdma_engine::protocol::{Capabilities, Choose, Hello, Kind, Read, Request, VERSION};
+    let (capabilities, name) = (Capabilities::default(), "hostile".to_owned());
+    let mut bytes = bytes::BytesMut::new();
+    Hello { oldest: VERSION, newest: VERSION, capabilities, name, nonce: None }.encode(&mut bytes);
+    Choose::Tcp.encode(Kind::Choose, &mut bytes);
+    for number in 1..=256 {
+        let read = Read { fid, offset: 0, length: 32 << 10, token: Vec::new() };
+        Request::Read(read).encode(number, &mut bytes);
+    }
+    bytes.to_vec()
+}
+
+#[test]
+fn sessions_that_take_no_answers_do_not_fill_an_engine() {
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = Cluster::builder().max_mb(1).start().unwrap();
+    let content = Pattern::new(1).bytes(0, 1 << 20);
+    cluster.filer().put("/file", &content, "").unwrap();
+    let needles = Needles::new(&cluster);
+    let at = needles.assign("").unwrap();
+    needles.put(&at, &content, "", &[]).unwrap();
+    let engine = &cluster.engines()[0];
+    let before = resident_mib(engine.pid());
+    let greeting = greedy(at.fid.parse().unwrap());
+    let held = as_user(NOBODY, || hold(engine.address(), 100, &greeting));
+    println!("{} sessions are held", held.len());
+    // All that they ask for has been looked at when the engine answers another.
+    let mount = Mount::builder(&cluster).engines(&cluster, "tcp").start().unwrap();
+    assert!(std::fs::read(mount.file("/file")).unwrap() == content);
+    assert_bounded("greedy sessions", engine.pid(), before);
+    drop(held);
+    assert_eq!(engine.get("/healthz").unwrap(), "ok\n");
+}
+
+/// The value of an extended attribute.
+fn attribute(path: &Path, name: &str) -> io::Result<Vec<u8>> {
+    let (path, name) = (CString::new(path.as_os_str().as_bytes())?, CString::new(name)?);
+    let mut value = vec![0; 4096];
+    // SAFETY: both names end with a zero byte, and `value` has as many bytes as are said.
+    let length =
+        unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
+    value.truncate(usize::try_from(length).map_err(|_| io::Error::last_os_error())?);
+    Ok(value)
+}
+
+/// A request to the status API of a mount, as a program without the command sends it.
+fn post(address: &str, path: &str, body: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    let length = body.len();
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nX-Interceptor: warmup\r\n\
+         Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+    );
+    stream.write_all((head + body).as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn a_user_has_nothing_done_about_files_of_others() {
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = Cluster::builder().start().unwrap();
+    let filer = cluster.filer();
+    filer.put("/secret", &Pattern::new(1).bytes(0, 100_000), "mode=0600").unwrap();
+    let mount = Mount::builder(&cluster).start().unwrap();
+    let path = mount.file("/secret");
+    let ticket = attribute(&path, "user.interceptor.read_ticket").unwrap();
+    let device = {
+        use std::os::unix::fs::MetadataExt;
+        let device = std::fs::metadata(&path).unwrap().dev();
+        format!("{}:{}", libc::major(device), libc::minor(device))
+    };
+    let address = mount.status_url().unwrap().trim_start_matches("http://").to_owned();
+    let request = |action: &str, ticket: &str| {
+        let body =
+            format!(r#"{{"action":"{action}","device":"{device}","tickets":["{ticket}"],"force":false}}"#);
+        post(&address, "/api/v1/warmup", &body)
+    };
+    let allowed = request("fetch", std::str::from_utf8(&ticket).unwrap());
+    assert!(allowed.starts_with("HTTP/1.1 201"), "root may: {allowed}");
+    as_user(NOBODY, || {
+        let denied = |error: io::Error| assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+        denied(File::open(&path).unwrap_err());
+        denied(attribute(&path, "user.interceptor.read_ticket").unwrap_err());
+        // Of the right form, and made up.
+        let made_up: String = ticket.iter().rev().map(|&byte| char::from(byte)).collect();
+        for action in ["fetch", "check", "evict"] {
+            let answer = request(action, &made_up);
+            assert!(answer.starts_with("HTTP/1.1 403"), "{action}: {answer}");
+        }
+    });
 }
