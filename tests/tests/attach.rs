@@ -332,6 +332,41 @@ fn what_is_deleted_another_way_gives_its_space_back() {
 }
 
 #[test]
+fn what_is_removed_stays_what_it_is_for_who_is_in_it() {
+    let Some(disk) = host::disk() else { return };
+    let path = disk.path();
+    let layer = Layer::over(&path, NONE).unwrap();
+    let names = ["removed", "replaced"];
+    let within = names.map(|name| {
+        fs::create_dir(path.join(name)).unwrap();
+        Command::new("sh")
+            .args(["-c", "read line && ls -a . && stat -c %h ."])
+            .current_dir(path.join(name))
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap()
+    });
+    let descriptors = format!("/proc/{}/fd", layer.daemon().unwrap());
+    eventually("the end of what is held of idle directories", Duration::from_secs(20), || {
+        let held =
+            fs::read_dir(&descriptors).unwrap().flatten().filter_map(|held| fs::read_link(held.path()).ok());
+        let is_held = held.into_iter().any(|held| names.iter().any(|name| held.ends_with(name)));
+        (!is_held).then_some(())
+    })
+    .unwrap();
+    fs::remove_dir(path.join("removed")).unwrap();
+    fs::create_dir(path.join("other")).unwrap();
+    fs::rename(path.join("other"), path.join("replaced")).unwrap();
+    for mut within in within {
+        within.stdin.take().unwrap().write_all(b"go\n").unwrap();
+        let output = within.wait_with_output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(output.stdout, b"0\n");
+    }
+}
+
+#[test]
 fn more_directories_are_known_than_there_are_descriptors() {
     const DESCRIPTORS: u64 = 400;
     if !host::can_mount() || !host::has_bindfs() {

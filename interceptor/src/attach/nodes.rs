@@ -48,6 +48,8 @@ pub(super) struct Node {
     home: Mutex<(Weak<Node>, OsString)>,
     /// Whether an open was sent back because the name leads elsewhere.
     doubted: AtomicBool,
+    /// Whether a name of it was taken away by way of the layer.
+    removed_here: AtomicBool,
     /// What is known of its bytes, if it has some.
     pub(super) content: Content,
 }
@@ -85,6 +87,7 @@ impl Node {
             descriptors: descriptors.clone(),
             home: Mutex::new(home),
             doubted: AtomicBool::new(false),
+            removed_here: AtomicBool::new(false),
             content: Content::default(),
         })
     }
@@ -183,8 +186,9 @@ impl Node {
             held.file.clone().filter(|_| is_idle)
         };
         let Some(file) = unused(self) else { return false };
-        // What has become of a directory that was removed is asked of it alone: somebody's working directory.
-        let stays = self.file_type == FileType::Directory
+        // No handle leads to what has no name any more. A directory takes no space to speak of; what was removed by way
+        // of the layer the kernel forgets as soon as nobody uses it.
+        let stays = (self.file_type == FileType::Directory || self.is_removed_here())
             && Attributes::of(&*file).is_ok_and(|attributes| attributes.links() == 0);
         drop(file);
         if stays || unused(self).is_none() {
@@ -192,6 +196,15 @@ impl Node {
         }
         let closed = self.held.lock().file.take();
         closed.is_some()
+    }
+
+    /// A name of it was taken away by way of the layer.
+    pub(super) fn removed(&self) {
+        self.removed_here.store(true, Ordering::Relaxed);
+    }
+
+    fn is_removed_here(&self) -> bool {
+        self.removed_here.load(Ordering::Relaxed)
     }
 
     /// Where it was found last: the directory, unless the kernel has forgotten it, and the name in it.
@@ -280,6 +293,12 @@ impl Nodes {
         self.table.lock().by_id.get(&id).map(|known| known.node.clone())
     }
 
+    /// The node of the file with this key.
+    pub(super) fn known(&self, key: &FileKey) -> Option<Arc<Node>> {
+        let table = self.table.lock();
+        Some(table.by_key.get(key).and_then(|id| table.by_id.get(id))?.node.clone())
+    }
+
     /// How many there are.
     pub(super) fn len(&self) -> usize {
         self.table.lock().by_id.len()
@@ -305,10 +324,9 @@ impl Nodes {
 
     /// The kernel knows the file by another name now, `name` in the directory `parent`, without having looked for it there. Returns its node.
     pub(super) fn moved(&self, key: &FileKey, (parent, name): (&Arc<Node>, &OsStr)) -> Option<Arc<Node>> {
-        let table = self.table.lock();
-        let node = &table.by_key.get(key).and_then(|id| table.by_id.get(id))?.node;
+        let node = self.known(key)?;
         node.is_at(parent, name);
-        Some(node.clone())
+        Some(node)
     }
 
     /// Whether there are more descriptors than there should be.
@@ -339,8 +357,9 @@ impl Nodes {
         let (mut closed, mut names) = (Vec::new(), Vec::new());
         {
             let mut table = self.table.lock();
-            let is_idle =
-                |node: &Arc<Node>| node.id != ROOT && Arc::strong_count(node) == 1 && node.has_file();
+            let is_idle = |node: &Arc<Node>| {
+                node.id != ROOT && Arc::strong_count(node) == 1 && node.has_file() && !node.is_removed_here()
+            };
             let idle = table.by_id.values().map(|known| &known.node).filter(|node| is_idle(node));
             let mut idle: Vec<_> =
                 idle.map(|node| (node.held.lock().used, node.generation, node.id)).collect();

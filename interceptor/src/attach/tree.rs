@@ -322,7 +322,21 @@ impl Tree {
         let directory = self.node(parent)?;
         let _acting = self.asking(caller);
         let flags = if is_directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
-        Ok(rustix::fs::unlinkat(&*self.file(&directory)?, name, flags)?)
+        let parent = self.file(&directory)?;
+        let removed = self.hold_removed(&parent, name);
+        rustix::fs::unlinkat(&*parent, name, flags)?;
+        if let Some(node) = removed {
+            node.removed();
+        }
+        Ok(())
+    }
+
+    /// The file that is about to lose this name, by a descriptor that it keeps from then on: without being open it may be
+    /// in use, as a working directory is, and no handle would lead to it. Elsewhere than over local file systems none has to.
+    fn hold_removed(&self, parent: &NodeFile, name: &OsStr) -> Option<Arc<Node>> {
+        let key = self.is_local.then(|| FileKey::at(parent, name).ok())??;
+        let node = self.nodes.known(&key)?;
+        self.file(&node).is_ok().then_some(node)
     }
 
     pub(super) fn rename(
@@ -344,7 +358,14 @@ impl Tree {
             true => Some(FileKey::at(&*to_file, new_name)?),
             false => None,
         };
+        let replaced = match exchanged {
+            None => self.hold_removed(&to_file, new_name),
+            Some(_) => None,
+        };
         rustix::fs::renameat_with(&*from_file, name, &*to_file, new_name, flags)?;
+        if let Some(node) = replaced {
+            node.removed();
+        }
         let moved = self.nodes.moved(&moved, (&to, new_name));
         let exchanged = exchanged.and_then(|exchanged| self.nodes.moved(&exchanged, (&from, name)));
         for node in moved.into_iter().chain(exchanged) {
