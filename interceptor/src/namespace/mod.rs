@@ -81,6 +81,8 @@ pub struct NamespaceOptions {
     pub prefetch_limit: usize,
     /// The memory for remembered entries of all directories together, bytes.
     pub cached_bytes: usize,
+    /// The memory for files that the kernel knows, bytes. When it is used up the kernel is told to forget some.
+    pub node_bytes: usize,
     /// The memory for listings that are being read, or kept for others to read, bytes.
     pub listing_bytes: usize,
     /// The number of names to remember as absent in all directories together.
@@ -98,6 +100,7 @@ impl Default for NamespaceOptions {
             prefetch_window: Duration::from_secs(2),
             prefetch_limit: 100_000,
             cached_bytes: 64 << 20,
+            node_bytes: 256 << 20,
             listing_bytes: 64 << 20,
             absent_names: 200_000,
         }
@@ -105,10 +108,13 @@ impl Default for NamespaceOptions {
 }
 
 impl NamespaceOptions {
-    /// The usual options beside a cache of this size: an eighth of that for names, within bounds.
+    /// The usual options beside a cache of this size: an eighth of that for names, and a quarter for files that the kernel knows,
+    /// within bounds.
     pub fn beside_cache(bytes: u64) -> Self {
-        let half = usize::try_from(bytes / 16).unwrap_or(usize::MAX).clamp(4 << 20, 128 << 20);
-        Self { cached_bytes: half, listing_bytes: half, ..Self::default() }
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        let half = (bytes / 16).clamp(4 << 20, 128 << 20);
+        let node_bytes = (bytes / 4).clamp(16 << 20, 2 << 30);
+        Self { cached_bytes: half, listing_bytes: half, node_bytes, ..Self::default() }
     }
 }
 

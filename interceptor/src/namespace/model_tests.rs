@@ -129,6 +129,7 @@ proptest! {
     #[test]
     fn nodes_live_exactly_as_long_as_they_are_held(steps in proptest::collection::vec(step(), 1..120)) {
         let mut nodes = Nodes::new("/", Arc::new(directory("", 0)));
+        let only_root = nodes.bytes;
         let mut kernel = Kernel::default();
         for step in &steps {
             run(&mut nodes, &mut kernel, step);
@@ -141,5 +142,6 @@ proptest! {
         }
         prop_assert_eq!(nodes.len(), 1, "only the root is left");
         prop_assert_eq!((nodes.cached, nodes.cached_bytes, nodes.absent, nodes.snapshots), (0, 0, 0, 0));
+        prop_assert_eq!(nodes.bytes, only_root);
     }
 }

@@ -38,6 +38,8 @@ pub(super) struct Node {
     pub(super) opens: u64,
     /// How many live nodes have their home here.
     homes: usize,
+    /// Whether the kernel was told to forget it, and has not asked for it since.
+    is_leaving: bool,
     /// Whether an event said that the attributes are not what we have.
     pub(super) stale: bool,
     /// The epoch of the subscription and the time at which the attributes were the filer's.
@@ -47,11 +49,18 @@ pub(super) struct Node {
     pub(super) directory: Option<Box<Directory>>,
 }
 
+/// What a node takes beside its entry: itself, its names, and its places in tables.
+const NODE_OVERHEAD: usize = 400;
+
 /// Numbers for nodes whose own number is taken begin here.
 const SPARE: NodeId = 1 << 63;
 
 pub(super) struct Nodes {
     nodes: HashMap<NodeId, Node>,
+    /// About how much memory they take.
+    pub(super) bytes: usize,
+    /// How many of them the kernel was told to forget.
+    leaving: usize,
     links: HashMap<Bytes, NodeId>,
     /// Nodes without a name, by SeaweedFS's inode number.
     detached: HashMap<u64, NodeId>,
@@ -73,6 +82,8 @@ impl Nodes {
     pub(super) fn new(root_path: &str, root: Arc<Entry>) -> Self {
         let mut nodes = Self {
             nodes: HashMap::new(),
+            bytes: 0,
+            leaving: 0,
             links: HashMap::new(),
             detached: HashMap::new(),
             cached: 0,
@@ -106,6 +117,26 @@ impl Nodes {
 
     pub(super) fn len(&self) -> usize {
         self.nodes.len()
+    }
+
+    /// The names of files that the kernel should forget, so that `count` are leaving: first those that nobody has read, and of
+    /// these, as of the others, those that it has known longest. Directories stay, as programs may be in them.
+    pub(super) fn leave(&mut self, count: usize) -> Vec<Place> {
+        let may_go = |node: &&mut Node| {
+            node.directory.is_none() && node.opens == 0 && !node.names.is_empty() && !node.is_leaving
+        };
+        let mut files: Vec<_> = self.nodes.values_mut().filter(may_go).collect();
+        let count = count.saturating_sub(self.leaving).min(files.len());
+        if count < files.len() {
+            files.select_nth_unstable_by_key(count, |node| (node.version.get().is_some(), node.serial));
+        }
+        self.leaving += count;
+        let mut names = Vec::with_capacity(count);
+        for node in &mut files[..count] {
+            node.is_leaving = true;
+            names.extend(node.names.iter().cloned());
+        }
+        names
     }
 
     /// The node that `parent` has under `name`, if the kernel knows one.
@@ -179,6 +210,7 @@ impl Nodes {
         self.link(parent, name, id);
         if let Some(node) = self.nodes.get_mut(&id) {
             node.lookups += 1;
+            self.leaving -= usize::from(std::mem::take(&mut node.is_leaving));
         }
         Some((id, returns))
     }
@@ -187,6 +219,7 @@ impl Nodes {
     pub(super) fn update(&mut self, id: NodeId, entry: &Arc<Entry>) {
         let Some(node) = self.nodes.get_mut(&id) else { return };
         let old = std::mem::replace(&mut node.entry, entry.clone());
+        self.bytes = self.bytes + entry.memory() - old.memory();
         if old.attr.inode != entry.attr.inode && self.detached.get(&old.attr.inode) == Some(&id) {
             self.detached.remove(&old.attr.inode);
         }
@@ -254,6 +287,7 @@ impl Nodes {
         {
             parent.homes += 1;
         }
+        self.bytes += NODE_OVERHEAD + entry.memory();
         let node = Node {
             serial,
             generation: generation(&entry),
@@ -263,6 +297,7 @@ impl Nodes {
             lookups: 0,
             opens: 0,
             homes: 0,
+            is_leaving: false,
             stale: false,
             checked: (0, Instant::now()),
             version: OnceLock::new(),
@@ -367,6 +402,8 @@ impl Nodes {
                 continue;
             }
             let Some(node) = self.nodes.remove(&id) else { continue };
+            self.bytes -= NODE_OVERHEAD + node.entry.memory();
+            self.leaving -= usize::from(node.is_leaving);
             if let Some(directory) = &node.directory {
                 self.cached -= directory.present.len();
                 self.cached_bytes -= directory.present.bytes();

@@ -11,7 +11,7 @@ use super::hold::NodeHold;
 use super::invalidate::{Invalidation, Queued};
 use super::listing::ListingBudget;
 use super::lookup::Flight;
-use super::nodes::Nodes;
+use super::nodes::{Nodes, Place};
 use super::{Namespace, NamespaceOptions, NodeId, Stat};
 use crate::read::FileVersion;
 use crate::seaweed::entry::Entry;
@@ -33,6 +33,9 @@ pub(super) struct State {
     long_timeout: Duration,
     short_timeout: Duration,
     cached_limit: usize,
+    node_limit: usize,
+    /// The memory of nodes at which the kernel is told to forget some.
+    shrink_at: usize,
     pub(super) listings: Arc<ListingBudget>,
     absent_limit: usize,
     kernel: Sender<Queued>,
@@ -59,6 +62,8 @@ impl State {
             long_timeout: options.long_timeout,
             short_timeout: options.short_timeout,
             cached_limit: options.cached_bytes,
+            node_limit: options.node_bytes,
+            shrink_at: options.node_bytes,
             listings: ListingBudget::new(options.listing_bytes),
             absent_limit: options.absent_names,
             kernel,
@@ -178,6 +183,22 @@ impl State {
         })
     }
 
+    /// Has the kernel forget files when all that it knows take too much memory. It does so in its own time.
+    fn bound_nodes(&mut self) {
+        let (bytes, limit) = (self.nodes.bytes, self.node_limit);
+        let step = limit / 8;
+        if bytes > limit && bytes > self.shrink_at {
+            // Down to three quarters of the limit, if all take about as much.
+            let stay = (self.nodes.len() as u128 * limit as u128 * 3 / (bytes as u128 * 4)) as usize;
+            for Place { parent, name } in self.nodes.leave(self.nodes.len() - stay) {
+                self.tell(Invalidation::Entry { parent, name });
+            }
+            // Unless that helps, the next time is after some more.
+            self.shrink_at = bytes + step;
+        }
+        self.shrink_at = self.shrink_at.min(bytes + step).max(limit);
+    }
+
     /// Tells the kernel of `entry` as `name` of `parent`. `current`: it is what the filer would say now. `None` if the
     /// directory is not live.
     pub(super) fn attach(
@@ -188,6 +209,7 @@ impl State {
         current: bool,
     ) -> Option<Stat> {
         let (id, returns) = self.nodes.attach(parent, name, entry)?;
+        self.bound_nodes();
         if returns {
             self.take_back_below(id);
         }

@@ -15,9 +15,9 @@ use super::{Namespace, NamespaceError, NodeId};
 use crate::seaweed::entry::Entry;
 
 /// The most entries of a page.
-const PAGE_ENTRIES: usize = 1024;
+const PAGE_ENTRIES: usize = 512;
 /// The memory at which a page is full.
-const PAGE_BYTES: usize = 1 << 20;
+const PAGE_BYTES: usize = 512 << 10;
 /// How many pages are kept.
 const PAGES: usize = 2;
 

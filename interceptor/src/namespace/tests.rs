@@ -584,6 +584,34 @@ async fn a_directory_that_is_too_large_for_memory_is_read_page_by_page() {
 }
 
 #[tokio::test]
+async fn when_the_kernel_knows_too_many_files_it_is_told_to_forget_some() {
+    const FILES: u64 = 2000;
+    let (prefetch_after, node_bytes) = (u32::MAX, 1 << 20);
+    let f = fixture_with(NamespaceOptions { prefetch_after, node_bytes, ..NamespaceOptions::default() });
+    f.model.put("/", directory("d", 5));
+    let d = f.find(ROOT, "d").await.id;
+    let mut most = 0;
+    for number in 0..FILES {
+        let name = format!("f{number:04}");
+        f.model.put("/d", file(&name, 100 + number, b"x"));
+        let node = f.find(d, &name).await.id;
+        if number == 0 {
+            f.namespace.version(node).expect("is known");
+        }
+        most = most.max(f.namespace.state.lock().nodes.bytes);
+        // The kernel does as it is told.
+        for told in f.told() {
+            let Invalidation::Entry { parent, name } = told else { panic!("{told:?}") };
+            assert!(parent == d && *name != *"f0000", "a directory, or a file that is read: {name}");
+            let child = f.namespace.state.lock().nodes.child(d, &name);
+            f.namespace.forget(child.expect("is known"), 1);
+        }
+    }
+    assert!(most <= (1 << 20) + 2000, "{most}");
+    assert!(f.namespace.size().0 > 500, "no more are forgotten than need be");
+}
+
+#[tokio::test]
 async fn entries_behind_the_cut_are_current_until_something_changes() {
     let f = fixture_with(NamespaceOptions { listing_bytes: 0, ..NamespaceOptions::default() });
     f.model.put("/", file("a", 7, b"x"));
