@@ -40,6 +40,25 @@ fn read(mount: &Mount, path: &str) -> Vec<u8> {
     bytes
 }
 
+/// More files, for engines that were not found by the time that the first one was read.
+const MORE: u64 = 30;
+
+fn put_more(cluster: &Cluster) {
+    for index in 0..MORE {
+        cluster.filer().put(&format!("/more{index}"), &Pattern::new(index).bytes(0, 50_000), "").unwrap();
+    }
+}
+
+/// Reads one file after another until `is_done`, which follows from an engine being found.
+fn read_on(mount: &Mount, what: &str, is_done: impl Fn() -> bool) {
+    let found = (0..MORE).any(|index| {
+        let right = Pattern::new(index).bytes(0, 50_000);
+        assert!(read(mount, &format!("/more{index}")) == right, "{what}");
+        eventually(what, Duration::from_secs(1), || is_done().then_some(())).is_ok()
+    });
+    assert!(found, "{what}: not within {MORE} files");
+}
+
 #[test]
 fn an_engine_of_any_user_is_told_nothing_and_not_believed() {
     if !host::can_mount() {
@@ -49,18 +68,17 @@ fn an_engine_of_any_user_is_told_nothing_and_not_believed() {
     for builder in [Cluster::builder(), Cluster::builder().read_key("a secret of the cluster's servers")] {
         let cluster = builder.max_mb(1).start().unwrap();
         cluster.filer().put("/file", &content, "").unwrap();
+        put_more(&cluster);
         for user in [NOBODY, STRANGER] {
             let engine = FakeEngine::start(user, forged, user, dev_zero);
             let port = engine.port().to_string();
             let mount = Mount::builder(&cluster).args(["--rdma-port", &port]).start().unwrap();
             assert!(read(&mount, "/file") == content, "forged bytes of user {user}");
-            eventually("a word about it", LIMIT, || {
+            read_on(&mount, "a word about it", || {
                 let heard = engine.heard();
                 assert!(heard.iter().all(|(_, kind)| *kind == Kind::Hello), "{heard:?}");
-                let log = mount.log().unwrap();
-                (!heard.is_empty() && log.contains("an engine is not asked")).then_some(())
-            })
-            .unwrap();
+                !heard.is_empty() && mount.log().unwrap().contains("an engine is not asked")
+            });
             let address = mount.status_url().unwrap().trim_start_matches("http://");
             let status = Command::new(mount::interceptor_program().unwrap())
                 .args(["status", "--status-addr", address])
@@ -85,12 +103,13 @@ fn a_socket_name_that_somebody_has_taken_is_left_alone() {
     let content = Pattern::new(2).bytes(0, SIZE);
     let cluster = Cluster::builder().max_mb(1).start().unwrap();
     cluster.filer().put("/file", &content, "").unwrap();
+    put_more(&cluster);
     // The engine is trusted, and the name of its socket is one that another user has.
     let engine = FakeEngine::start(0, hung_up, STRANGER, dev_zero);
     let mount = with(&cluster, &engine);
     assert!(read(&mount, "/file") == content);
+    read_on(&mount, "a read", || engine.heard().contains(&(Way::Tcp, Kind::Read)));
     let heard = engine.heard();
-    assert!(heard.contains(&(Way::Tcp, Kind::Read)), "{heard:?}");
     assert!(heard.iter().all(|(way, _)| *way == Way::Tcp), "{heard:?}");
 }
 
@@ -161,6 +180,7 @@ fn what_a_named_engine_cannot_prove_is_fetched_elsewhere() {
     let content = Pattern::new(3).bytes(0, SIZE);
     let cluster = Cluster::builder().max_mb(1).start().unwrap();
     cluster.filer().put("/file", &content, "").unwrap();
+    put_more(&cluster);
     let lies: [(&str, Lie); 7] = [
         ("silence", silence),
         ("half an answer", hung_up),
@@ -175,8 +195,8 @@ fn what_a_named_engine_cannot_prove_is_fetched_elsewhere() {
         let mount = with(&cluster, &engine);
         let (before, began) = (resident_mib(mount.pid()), Instant::now());
         assert!(read(&mount, "/file") == content, "{what}");
-        assert!(began.elapsed() < LIMIT, "{what} took {:?}", began.elapsed());
-        assert!(engine.heard().contains(&(Way::Tcp, Kind::Read)), "{what}: it was not asked");
+        assert!(began.elapsed() < 4 * LIMIT, "{what} took {:?}", began.elapsed());
+        read_on(&mount, what, || engine.heard().contains(&(Way::Tcp, Kind::Read)));
         assert_bounded(what, mount.pid(), before);
     }
 }
@@ -206,6 +226,7 @@ fn a_descriptor_that_is_no_volume_is_not_read() {
     let content = Pattern::new(4).bytes(0, SIZE);
     let cluster = Cluster::builder().max_mb(1).start().unwrap();
     cluster.filer().put("/file", &content, "").unwrap();
+    put_more(&cluster);
     for (what, handed) in [
         ("a pipe", pipe as fn() -> OwnedFd),
         ("a device", dev_zero),
@@ -216,8 +237,8 @@ fn a_descriptor_that_is_no_volume_is_not_read() {
         let mount = with(&cluster, &engine);
         let (before, began) = (resident_mib(mount.pid()), Instant::now());
         assert!(read(&mount, "/file") == content, "{what}");
-        assert!(began.elapsed() < LIMIT, "{what} took {:?}", began.elapsed());
-        assert!(engine.heard().contains(&(Way::Unix, Kind::Read)), "{what}: it was not asked");
+        assert!(began.elapsed() < 4 * LIMIT, "{what} took {:?}", began.elapsed());
+        read_on(&mount, what, || engine.heard().contains(&(Way::Unix, Kind::Read)));
         assert_bounded(what, mount.pid(), before);
         // Nothing of it holds up the daemon's end.
         let began = Instant::now();

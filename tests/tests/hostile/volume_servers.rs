@@ -141,7 +141,7 @@ fn nothing_that_a_false_volume_server_says_is_read_and_it_costs_no_memory() {
             file.read_to_end(&mut bytes).map(|_| bytes)
         });
         assert!(outcome.is_err(), "{what}: {} bytes were read", outcome.unwrap().len());
-        assert!(began.elapsed() < LIMIT, "{what} took {:?}", began.elapsed());
+        assert!(began.elapsed() < 4 * LIMIT, "{what} took {:?}", began.elapsed());
         assert_bounded(what, mount.pid(), before);
         drop(liar);
     }
