@@ -127,9 +127,9 @@ mod tests {
         std::fs::write(&path, b"0123456789").unwrap();
         let file = taken(File::open(&path).unwrap()).await.unwrap();
         let mut bytes = [0; 4];
-        file.read_exact_at(&mut bytes, 3).await.unwrap();
+        file.read_waiting(&mut bytes, 3).await.unwrap();
         assert_eq!(&bytes, b"3456");
-        assert_eq!(file.read_exact_at(&mut bytes, 8).await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(file.read_waiting(&mut bytes, 8).await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
 
         for writes in [OpenOptions::new().read(true).write(true), OpenOptions::new().append(true)] {
             let reason = taken(writes.open(&path).unwrap()).await.unwrap_err();
