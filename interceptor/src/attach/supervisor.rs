@@ -23,6 +23,10 @@ use crate::fuse::unmount;
 /// Signals that are passed on to the daemon.
 const PASSED_ON: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
 
+/// What the daemon gets when its supervisor has ended: a signal of its own, as the kernel may send
+/// several, of which the second SIGTERM would cut short what the first began.
+pub const ORPHANED: Signal = Signal::SIGUSR1;
+
 /// Runs `serve`, which returns an exit code, in a child process and waits for its end. If it is not an orderly one, the
 /// layer that was reported is removed. Returns the child's exit code in the parent, and does not return in the child.
 /// Each of the two calls `begin_logs` first, which may start a thread: there must be none before there are two processes.
@@ -47,7 +51,7 @@ pub unsafe fn supervise(begin_logs: impl FnOnce(), serve: impl FnOnce(Report) ->
         ForkResult::Child => {
             // What a terminal sends to all of a group comes to the parent alone, which passes it on once.
             let _ = setpgid(Pid::from_raw(0), Pid::from_raw(0));
-            let orphaned = prctl::set_pdeathsig(Signal::SIGTERM).is_err() || getppid() != parent;
+            let orphaned = prctl::set_pdeathsig(ORPHANED).is_err() || getppid() != parent;
             sigprocmask(SigmaskHow::SIG_SETMASK, Some(&usual), None)?;
             begin_logs();
             let code = if orphaned { 1 } else { serve(report) };

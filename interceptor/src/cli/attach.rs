@@ -175,7 +175,7 @@ async fn attach(
     in_effect: BTreeMap<String, String>,
     report: Report,
 ) -> anyhow::Result<()> {
-    let mut signals = Signals::of_daemon().context("cannot catch signals")?;
+    let mut signals = Signals::of_watched_daemon().context("cannot catch signals")?;
     let metrics = Metrics::new();
     let identity = Identity {
         mount_point: super::shown_path(&options.path).display().to_string(),

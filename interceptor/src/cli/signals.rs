@@ -1,8 +1,11 @@
 //! The signals that end a program.
 
+use std::future::pending;
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::attach::supervisor::ORPHANED;
 
 /// SIGINT, SIGTERM and SIGHUP, which from now on do not end the process by themselves.
 pub(super) struct Signals {
@@ -10,6 +13,8 @@ pub(super) struct Signals {
     terminate: Signal,
     hangup: Signal,
     survives_hangup: bool,
+    /// Until the supervisor has ended, if there is one.
+    orphaned: Option<Signal>,
 }
 
 impl Signals {
@@ -20,12 +25,19 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             hangup: signal(SignalKind::hangup())?,
             survives_hangup: false,
+            orphaned: None,
         })
     }
 
     /// The same for a daemon, which outlives its terminal, and has nothing to reload: SIGHUP is only logged.
     pub(super) fn of_daemon() -> io::Result<Self> {
         Ok(Self { survives_hangup: true, ..Self::new()? })
+    }
+
+    /// The same for a daemon that a supervisor watches, whose end ends the program as well.
+    pub(super) fn of_watched_daemon() -> io::Result<Self> {
+        let orphaned = signal(SignalKind::from_raw(ORPHANED as i32))?;
+        Ok(Self { orphaned: Some(orphaned), ..Self::of_daemon()? })
     }
 
     /// The name of the next one that ends the program. Those that came since the last call are not lost, but several of
@@ -35,6 +47,7 @@ impl Signals {
             tokio::select! {
                 _ = self.interrupt.recv() => return "SIGINT",
                 _ = self.terminate.recv() => return "SIGTERM",
+                () = once(&mut self.orphaned) => return "the end of the supervisor",
                 _ = self.hangup.recv() => {
                     if !self.survives_hangup {
                         return "SIGHUP";
@@ -44,4 +57,14 @@ impl Signals {
             }
         }
     }
+}
+
+/// Resolves when the signal comes for the first time. The kernel sends one for each thread of the
+/// supervisor that ends.
+async fn once(awaited: &mut Option<Signal>) {
+    match awaited {
+        Some(signal) => _ = signal.recv().await,
+        None => pending().await,
+    }
+    *awaited = None;
 }

@@ -55,6 +55,20 @@ impl Mounted {
         });
     }
 
+    /// What is counted while memory moves from the arena to a file may have a piece of it twice, so
+    /// only an excess that stays is one.
+    fn assert_within_budget(&self) {
+        let is_within = || {
+            let (usage, resident) = (self.cache.usage(), self.resident());
+            usage.used + usage.resident <= usage.capacity && resident.bytes <= resident.limit
+        };
+        let is_settled = is_within() || {
+            self.settle();
+            is_within()
+        };
+        assert!(is_settled, "{:?} {:?}", self.cache.usage(), self.resident());
+    }
+
     fn assert_resident(&self, file: &Arc<FileVersion>, expected: &[u8]) {
         let resident = self.reader.opened(file).expect("it is resident");
         let mut bytes = vec![0; expected.len()];
@@ -233,11 +247,7 @@ fn many_files_read_once_leave_the_hot_ones_resident() {
     for (number, file) in scan.iter().enumerate() {
         mounted.use_file(file);
         hits += usize::from(mounted.use_file(&hot[number % hot.len()]));
-        let (usage, resident) = (mounted.cache.usage(), mounted.resident());
-        assert!(
-            usage.used + usage.resident <= usage.capacity && resident.bytes <= resident.limit,
-            "{usage:?} {resident:?}"
-        );
+        mounted.assert_within_budget();
     }
     assert_eq!(hits, scan.len());
 }
