@@ -263,6 +263,15 @@ impl Mount {
         Ok(String::from_utf8_lossy(&fs::read(self.process.log())?).into_owned())
     }
 
+    /// The log, once `text` is in it: a daemon writes it behind what it tells of.
+    ///
+    /// # Errors
+    /// When that takes longer than ten seconds.
+    pub fn log_with(&self, text: &str) -> anyhow::Result<String> {
+        let found = || self.log().ok().filter(|log| log.contains(text));
+        eventually(&format!("{text:?} in the log"), Duration::from_secs(10), found)
+    }
+
     /// The status page.
     ///
     /// # Errors

@@ -165,9 +165,10 @@ fn a_remote_object_that_is_replaced_before_it_is_read_is_not_mixed_with_the_new_
     }
     await_content(&path("renamed-and-made-again"), &Pattern::new(2).bytes(0, 1 << 20));
     data::assert_same("kept", &read(&kept).unwrap(), &old(1 << 20));
-    let log = mount.log().unwrap();
     for name in ["same", "shorter", "longer", "deleted", "renamed-and-made-again"] {
-        let told = |line: &&str| line.contains(&format!("/remote/{name}: the object on remote storage"));
+        let text = format!("/remote/{name}: the object on remote storage");
+        let log = mount.log_with(&text).unwrap();
+        let told = |line: &&str| line.contains(&text);
         assert_eq!(log.lines().filter(told).count(), 1, "{name}:\n{log}");
     }
 }
