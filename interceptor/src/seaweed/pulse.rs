@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
-use super::failover::{Failure, Filer, within};
+use super::failover::{Failure, Filer, PATIENCE, within};
 use super::pb;
 
 /// From the answer to one `Ping` to the next.
@@ -124,13 +124,27 @@ pub(super) async fn watch(filer: Weak<Filer>) {
     let mut was_silent = false;
     loop {
         let Some(filer) = filer.upgrade() else { return };
-        let ping = async || within(MAX_SILENCE, filer.events().ping(pb::PingRequest {})).await;
+        let ping = async || {
+            let mut stub = filer.events();
+            let mut asking = std::pin::pin!(stub.ping(pb::PingRequest {}));
+            let answer = within(MAX_SILENCE, asking.as_mut()).await;
+            if matches!(answer, Err(Failure::Silent(_))) {
+                filer.pulse().learn(&filer, Err(Failure::Silent(MAX_SILENCE)));
+                // A slow filer is not a dead one. What it says of the time is too old to judge events by.
+                if within(PATIENCE, asking).await.is_ok() {
+                    filer.pulse().heard();
+                }
+            }
+            answer
+        };
         let mut answer = ping().await;
         // A connection that broke, as idle ones may, is replaced by the next call.
         if matches!(&answer, Err(failure @ Failure::Status(_)) if !failure.is_answer()) {
             answer = ping().await;
         }
-        filer.pulse().learn(&filer, answer.map(tonic::Response::into_inner));
+        if !matches!(answer, Err(Failure::Silent(_))) {
+            filer.pulse().learn(&filer, answer.map(tonic::Response::into_inner));
+        }
         let silence = filer.pulse().silence();
         match &silence {
             Some(Silence { reason, .. }) if !was_silent => {

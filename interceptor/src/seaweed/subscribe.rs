@@ -29,7 +29,7 @@ use rand::Rng;
 use tokio::sync::mpsc::Sender;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
-use tonic::Streaming;
+use tonic::{Code, Streaming};
 
 pub use super::event::{Change, EntryRef};
 use super::event::{Event, interpret};
@@ -84,6 +84,7 @@ pub fn subscribe(filer: FilerClient, path_prefix: String, notices: Sender<Notice
         client_epoch: 0,
         position: None,
         told: None,
+        takes_batches: true,
         pause: FIRST_PAUSE,
     };
     tokio::spawn(subscription.run())
@@ -100,6 +101,8 @@ struct Subscription {
     position: Option<i64>,
     /// Whether the consumer was told last that the stream is alive; nothing before it was told anything.
     told: Option<bool>,
+    /// Whether a filer may send several old events as one message.
+    takes_batches: bool,
     pause: Duration,
 }
 
@@ -186,11 +189,24 @@ impl Subscription {
             since_ns: position.saturating_sub(MARGIN.as_nanos() as i64),
             client_id: self.client_id,
             client_epoch: self.client_epoch,
-            client_supports_batching: true,
+            client_supports_batching: self.takes_batches,
             client_supports_idle_heartbeat: true,
         };
         // The answer begins with the first message, which a filer with peers may hold back.
-        Ok(within(RENEW_AFTER, stub.subscribe_metadata(request)).await?.into_inner())
+        match within(RENEW_AFTER, stub.subscribe_metadata(request)).await {
+            Ok(answer) => Ok(answer.into_inner()),
+            Err(failure) => Err(self.heed_bounds(failure)),
+        }
+    }
+
+    /// After a message above the bounds: events that are within them may be too large together, so
+    /// that each has to come alone.
+    fn heed_bounds(&mut self, failure: Failure) -> Failure {
+        if let Failure::Status(status) = &failure {
+            let is_too_large = matches!(status.code(), Code::OutOfRange | Code::ResourceExhausted);
+            self.takes_batches &= !is_too_large;
+        }
+        failure
     }
 
     async fn drain(
@@ -205,9 +221,10 @@ impl Subscription {
         loop {
             let message = tokio::select! {
                 biased;
-                message = stream.message() => match message.map_err(Failure::Status)? {
-                    Some(message) => message,
-                    None => return Ok(()),
+                message = stream.message() => match message {
+                    Ok(Some(message)) => message,
+                    Ok(None) => return Ok(()),
+                    Err(status) => return Err(self.heed_bounds(Failure::Status(status)).into()),
                 },
                 () = sleep(LOOK_INTERVAL) => {
                     self.judge(filer, proof).await?;
@@ -246,9 +263,10 @@ impl Subscription {
         };
         match doubt {
             None if self.told != Some(true) => {
-                self.told = Some(true);
                 self.pause = FIRST_PAUSE;
-                self.send(Notice::Live).await
+                self.send(Notice::Live).await?;
+                self.told = Some(true);
+                Ok(())
             }
             Some(doubt) if self.told == Some(true) => {
                 self.lose(format!("filer {}: {doubt}", filer.address)).await
@@ -263,8 +281,10 @@ impl Subscription {
             return Ok(());
         }
         tracing::warn!(%reason, "metadata subscription lost");
+        self.send(Notice::Lost { reason }).await?;
+        // Not before: the stream may end while the consumer is busy, and nothing has been told then.
         self.told = Some(false);
-        self.send(Notice::Lost { reason }).await
+        Ok(())
     }
 
     async fn send(&self, notice: Notice) -> Result<(), End> {
