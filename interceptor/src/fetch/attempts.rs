@@ -27,7 +27,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const SECOND_LOOK: Duration = Duration::from_millis(300);
 
 /// What any request to a server has, however late it is.
-const LEAST_TIME: Duration = Duration::from_secs(1);
+pub(super) const LEAST_TIME: Duration = Duration::from_secs(1);
 
 /// `pause`, half as long again.
 pub(super) fn longer(pause: Duration) -> Duration {

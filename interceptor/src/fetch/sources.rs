@@ -7,7 +7,7 @@ use std::time::Duration;
 use rdma_engine::FileId;
 use tokio::time::{Instant, sleep_until};
 
-use super::attempts::{Attempts, Next, Verdict, longer};
+use super::attempts::{Attempts, LEAST_TIME, Next, Verdict, longer};
 use super::error::FetchError;
 use super::gate::Load;
 use super::hedge::Hedges;
@@ -130,7 +130,11 @@ impl Sources {
                 Next::GiveUp => {
                     if verdict == Verdict::Open && priority.demanded().is_some() {
                         let now = Instant::now();
-                        candidates.servers.iter().for_each(|candidate| self.unanswering(candidate, now));
+                        // One that answers with errors does not keep silent.
+                        let is_silent =
+                            |candidate: &&Candidate| !candidate.server.was_heard_within(LEAST_TIME);
+                        let silent = candidates.servers.iter().filter(is_silent);
+                        silent.for_each(|candidate| self.unanswering(candidate, now));
                     }
                     let passes = attempts.passes();
                     // Whoever reads the file that the chunk is of says so where people read it.

@@ -264,7 +264,10 @@ impl Reader {
             let (reader, file) = (self.clone(), file.clone());
             return Answer::Pending(
                 async move {
+                    let was_remote = file.is_remote();
                     let layout = file.layout(&*reader.origin, begun).await?;
+                    // Bringing an object into the cluster may take longer than a read may.
+                    let begun = if was_remote { Arrival::now() } else { begun };
                     match reader.read_laid_out(&file, layout, offset, len, begun) {
                         Answer::Ready(data) => Ok(data),
                         Answer::Pending(rest) => rest.await,
