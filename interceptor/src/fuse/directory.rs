@@ -125,6 +125,24 @@ impl Waiter {
     }
 }
 
+/// The tail of a handle while a request reads on, which may be dropped at any time.
+struct TailInUse<'a> {
+    handle: &'a DirectoryHandle,
+    tail: Option<Tail>,
+}
+
+impl TailInUse<'_> {
+    fn get(&mut self) -> &mut Tail {
+        self.tail.as_mut().expect("is there until this is dropped")
+    }
+}
+
+impl Drop for TailInUse<'_> {
+    fn drop(&mut self) {
+        *self.handle.tail.lock() = self.tail.take();
+    }
+}
+
 impl DirectoryHandle {
     pub(super) fn open(shared: &Shared, node: NodeId) -> Result<(Self, FopenFlags), NamespaceError> {
         let opened = shared.namespace.open_directory(node)?;
@@ -196,10 +214,10 @@ impl DirectoryHandle {
             return Ok(batch);
         }
         let tail = self.tail.lock().take();
-        let mut tail = tail.unwrap_or_else(|| Tail::new(self.node.id(), listing));
-        let batch = tail.batch(&shared.namespace, place - DOTS).await;
-        *self.tail.lock() = Some(tail);
-        batch
+        let tail = tail.unwrap_or_else(|| Tail::new(self.node.id(), listing));
+        // Put back also if nobody waits any longer: the next request goes on from there.
+        let mut tail = TailInUse { handle: self, tail: Some(tail) };
+        tail.get().batch(&shared.namespace, place - DOTS).await
     }
 
     fn wait(self: &Arc<Self>, waiter: Waiter, listing: Arc<Listing>, place: usize, reply: impl EntryReply) {
