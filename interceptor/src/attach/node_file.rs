@@ -80,6 +80,12 @@ impl Descriptors {
         self.open.load(Ordering::Relaxed)
     }
 
+    /// Whether files are found again by their handles. Where they are not, as in a container without
+    /// that right, descriptors are kept: names may lead elsewhere by then.
+    pub(super) fn finds_by_handle(&self) -> bool {
+        self.by_handle.is_some()
+    }
+
     /// Opens a file by its handle; `None` where that is not possible.
     pub(super) fn open_by_handle(&self, key: &FileKey) -> Option<io::Result<OwnedFd>> {
         Some(key.open(self.by_handle.as_ref()?))
@@ -87,7 +93,7 @@ impl Descriptors {
 
     /// `node` has one from now on.
     pub(super) fn add(&self, node: &Arc<Node>) {
-        if self.is_local {
+        if self.finds_by_handle() {
             self.used.lock().push_back(Arc::downgrade(node));
         }
     }

@@ -167,34 +167,37 @@ impl Node {
 
     /// Whether `file` is this one. A FUSE mount below may have forgotten a directory, and given it another handle since.
     fn is(&self, file: &OwnedFd) -> io::Result<bool> {
-        if FileKey::of(file)? == self.key {
-            return Ok(true);
-        }
+        let has_key = FileKey::of(file)? == self.key;
         if self.descriptors.is_local || self.file_type != FileType::Directory {
-            return Ok(false);
+            return Ok(has_key);
         }
+        // What has closed its descriptor may have lost its key to another, too.
         let found = Attributes::of(file)?;
         Ok(found.file_type() == self.file_type && found.number() == self.number)
     }
 
     /// Closes the descriptor if it has not been used lately. Returns whether it did.
     pub(super) fn close_unused(self: &Arc<Self>) -> bool {
-        let unused = |node: &Arc<Self>| {
-            let held = node.held.lock();
-            // The table, and who asks.
-            let is_idle = Arc::strong_count(node) <= 2 && held.used.elapsed() >= IDLE_TIMEOUT;
-            held.file.clone().filter(|_| is_idle)
+        // The table has it, and the caller.
+        let is_idle = |held: &Held| Arc::strong_count(self) <= 2 && held.used.elapsed() >= IDLE_TIMEOUT;
+        let Some(file) =
+            Some(self.held.lock()).filter(|held| is_idle(held)).and_then(|held| held.file.clone())
+        else {
+            return false;
         };
-        let Some(file) = unused(self) else { return false };
         // No handle leads to what has no name any more. A directory takes no space to speak of; what was removed by way
         // of the layer the kernel forgets as soon as nobody uses it.
         let stays = (self.file_type == FileType::Directory || self.is_removed_here())
             && Attributes::of(&*file).is_ok_and(|attributes| attributes.links() == 0);
         drop(file);
-        if stays || unused(self).is_none() {
+        if stays {
             return false;
         }
-        let closed = self.held.lock().file.take();
+        let closed = {
+            let mut held = self.held.lock();
+            // In one step: whoever asks for it meanwhile must find it, or find it gone.
+            if is_idle(&held) { held.file.take() } else { None }
+        };
         closed.is_some()
     }
 
@@ -248,7 +251,12 @@ pub(super) struct Nodes {
     /// The number of descriptors at which `crowded` is told.
     most: usize,
     crowded: SyncSender<()>,
+    /// Held by the thread that closes descriptors to have one itself.
+    relieving: Mutex<()>,
 }
+
+/// How many descriptors are closed when one is needed and there is none.
+const RELIEF: usize = 1024;
 
 /// A name that the kernel should forget. While this lives its directory keeps the number that it has.
 pub(super) struct Forgettable<'a> {
@@ -286,7 +294,7 @@ impl Nodes {
             next_own: OWN,
             next_generation: 1,
         });
-        Ok(Self { table, descriptors, most, crowded })
+        Ok(Self { table, descriptors, most, crowded, relieving: Mutex::new(()) })
     }
 
     pub(super) fn get(&self, id: u64) -> Option<Arc<Node>> {
@@ -339,7 +347,10 @@ impl Nodes {
         match open() {
             Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
                 let _ = self.crowded.try_send(());
-                self.close_idle(usize::MAX);
+                // One thread at a time, and no more than it takes: each looks through the table.
+                if let Some(_relieving) = self.relieving.try_lock() {
+                    self.close_idle(RELIEF);
+                }
                 open()
             }
             opened => opened,
@@ -369,7 +380,7 @@ impl Nodes {
             }
             for (_, _, id) in idle {
                 let Some(Known { node, .. }) = table.by_id.get(&id) else { continue };
-                if self.descriptors.is_local || node.file_type == FileType::Directory {
+                if self.descriptors.finds_by_handle() || node.file_type == FileType::Directory {
                     closed.push(node.held.lock().file.take());
                     continue;
                 }
@@ -396,7 +407,7 @@ impl Nodes {
 
     /// Whether that has to be done.
     pub(super) fn closes_unused(&self) -> bool {
-        self.descriptors.is_local
+        self.descriptors.finds_by_handle()
     }
 
     /// The kernel forgot `count` of the lookups it was told of.
@@ -460,6 +471,8 @@ impl Table {
     ) -> Arc<Node> {
         if let Some(known) = self.by_key.get(&key).and_then(|id| self.by_id.get_mut(id))
             && known.node.file_type == attributes.file_type()
+            // Without a descriptor nothing has kept the key from becoming another file's.
+            && (known.node.has_file() || known.node.number == attributes.number())
         {
             known.lookups += 1;
             return known.node.clone();

@@ -9,6 +9,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::Instant;
 
 use fuser::{INodeNo, Notifier};
 
@@ -37,6 +38,7 @@ pub(super) fn spawn(tree: &Arc<Tree>, alarm: Receiver<()>, notifier: Notifier) -
     // The tree has the other end of the alarm: without it this ends.
     let tree = Arc::downgrade(tree);
     let work = move || {
+        let mut last_look = Instant::now();
         loop {
             let heard = match closes_unused {
                 true => alarm.recv_timeout(IDLE_TIMEOUT),
@@ -45,8 +47,13 @@ pub(super) fn spawn(tree: &Arc<Tree>, alarm: Receiver<()>, notifier: Notifier) -
             let Some(tree) = tree.upgrade() else { return };
             match heard {
                 Ok(()) => relieve(tree.nodes(), &notifier),
-                Err(RecvTimeoutError::Timeout) => tree.nodes().close_unused(),
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
+            }
+            // Also while one alarm follows the other.
+            if closes_unused && last_look.elapsed() >= IDLE_TIMEOUT {
+                tree.nodes().close_unused();
+                last_look = Instant::now();
             }
         }
     };
