@@ -78,9 +78,9 @@ pub(super) struct ServeOptions {
     max_peer_sessions: u32,
 
     /// Memory for answers that wait for their clients, of all sessions; one peer has a quarter of it, and further answers are read
-    /// when their clients take them
-    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = held_memory)]
-    max_waiting: ByteSize,
+    /// when their clients take them [default: 64MiB, or a quarter of the memory if that is less]
+    #[arg(long, value_name = "SIZE", value_parser = held_memory)]
+    max_waiting: Option<ByteSize>,
 
     /// Requests of one session that may be unanswered at a time
     #[arg(long, value_name = "COUNT", default_value = "256", value_parser = clap::value_parser!(u32).range(1..=65_536))]
@@ -100,6 +100,9 @@ const IDLE_TIMES: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::
 /// What `--max-staging` is unless told otherwise, if that is not more than half of the memory.
 const USUAL_MAX_STAGING: u64 = 1 << 30;
 
+/// What `--max-waiting` is unless told otherwise, if that is not more than a quarter of the memory.
+const USUAL_MAX_WAITING: u64 = 64 << 20;
+
 /// Memory that is held for clients, so it must be there.
 fn held_memory(text: &str) -> Result<ByteSize, String> {
     let size: ByteSize = text.parse().map_err(|error: SizeError| error.to_string())?;
@@ -117,6 +120,11 @@ impl ServeOptions {
     fn all_staging(&self) -> u64 {
         let half = || memory::limit().map_or(u64::MAX, |memory| memory / 2);
         self.max_staging.map_or_else(|| USUAL_MAX_STAGING.min(half()), |ByteSize(bytes)| bytes)
+    }
+
+    fn all_waiting(&self) -> u64 {
+        let quarter = || memory::limit().map_or(u64::MAX, |memory| memory / 4);
+        self.max_waiting.map_or_else(|| USUAL_MAX_WAITING.min(quarter()), |ByteSize(bytes)| bytes)
     }
 }
 
@@ -139,7 +147,7 @@ pub(super) async fn run(options: ServeOptions) -> anyhow::Result<()> {
     if tls.is_some() {
         tracing::info!(origin = settings.origin(), "clients over the network need certificates");
     }
-    let all_staging = options.all_staging();
+    let (all_staging, all_waiting) = (options.all_staging(), options.all_waiting());
     let directories =
         options.volume_dir.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
     let store = Store::new(options.volume_dir, options.index_dir)
@@ -149,7 +157,7 @@ pub(super) async fn run(options: ServeOptions) -> anyhow::Result<()> {
     let limits = Options {
         sessions: options.max_sessions as usize,
         sessions_of_peer: options.max_peer_sessions as usize,
-        waiting: options.max_waiting.0,
+        waiting: all_waiting,
         in_flight: options.max_in_flight,
         idle: options.idle_timeout,
         local: !options.no_local,
