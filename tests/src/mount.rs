@@ -152,7 +152,7 @@ impl MountBuilder {
                 command.args(&program[1..]);
                 command.args(["mount", "--filer", &self.filers, "--filer-path", &self.filer_path]);
                 command.args(["--status-addr", "127.0.0.1:0"]);
-                command.args(std::env::var("MOUNT_OPTIONS").unwrap_or_default().split_whitespace());
+                command.args(options_under_test(&self.args));
                 command.args(self.args).arg(&mount_point);
                 command
             }
@@ -394,6 +394,19 @@ pub(crate) fn built(name: &str) -> anyhow::Result<PathBuf> {
     let path = directory.join(name);
     anyhow::ensure!(path.is_file(), "there is no {}; run `cargo build --release`", path.display());
     Ok(path)
+}
+
+/// The options of `MOUNT_OPTIONS`, with their values, but for those that a test gives itself.
+fn options_under_test(own: &[OsString]) -> Vec<String> {
+    let options = std::env::var("MOUNT_OPTIONS").unwrap_or_default();
+    let mut is_own = false;
+    let is_left = |word: &&str| {
+        if word.starts_with("--") {
+            is_own = own.iter().any(|given| given == *word);
+        }
+        !is_own
+    };
+    options.split_whitespace().filter(is_left).map(str::to_owned).collect()
 }
 
 fn kind_under_test() -> Kind {

@@ -176,6 +176,9 @@ fn failure(path: &Path) -> (&'static str, io::Error) {
 
 /// Whether this host can pass reads through, without which the kernel asks nobody when a file is opened.
 fn has_passthrough(mount: &Mount) -> bool {
+    if std::env::var("MOUNT_OPTIONS").is_ok_and(|options| options.contains("--no-passthrough")) {
+        return false;
+    }
     let (_, status) = mount.status("/api/v1/status").unwrap();
     let status: Value = serde_json::from_str(&status).unwrap();
     !status["lost"].as_array().unwrap().iter().any(|lost| lost["ability"] == "FUSE passthrough")
