@@ -470,7 +470,7 @@ fn times_are_kept_and_those_that_cannot_be_cost_only_their_request() {
     }
     assert_eq!(panics(), refused, "all are counted");
     let log = layer.log().unwrap();
-    assert!(log.matches("panic:").count() <= 1, "a user floods the log: {log}");
+    assert!(log.matches("ERROR panic: ").count() <= 1, "a user floods the log: {log}");
     assert_eq!(layer.detach().unwrap().code(), Some(0));
 }
 

@@ -29,12 +29,13 @@ fn containers(root: &Path) -> Vec<Container> {
         .filter(|name| Path::new("/").join(name).exists())
         .map(|name| format!("mkdir -p $0/{name}; mount --rbind /{name} $0/{name}; "))
         .collect();
-    let work = std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().to_owned();
-    let work = work.display();
-    let script = format!(
-        "mount -t tmpfs container $0 && {binds} mkdir -p $0{work}; mount --bind {work} $0{work}; \
-         exec chroot $0 \"$@\""
-    );
+    // The programs, and the files that the test makes.
+    let programs = std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().to_owned();
+    let binds: String = [programs, std::env::temp_dir()]
+        .iter()
+        .map(|path| path.display())
+        .fold(binds, |binds, path| binds + &format!("mkdir -p $0{path}; mount --bind {path} $0{path}; "));
+    let script = format!("mount -t tmpfs container $0 && {binds} exec chroot $0 \"$@\"");
     let mut command = words("unshare --mount sh -c");
     command.extend([script, root.display().to_string()]);
     all.push(Container { what: "a root directory", command });
