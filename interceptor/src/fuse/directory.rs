@@ -2,7 +2,8 @@
 //!
 //! Places 1 and 2 of every listing are `.` and `..`. A reply takes as many entries as fit; with READDIRPLUS each of them
 //! counts as a lookup of its node (those of `.` and `..` do not, by the protocol), so an entry that did not fit any more
-//! is given back.
+//! is given back. While nodes take too much memory a new one is not made, and the kernel takes the
+//! name alone ([`name_alone`]).
 //!
 //! A directory whose listing was cut off for lack of memory is read on page by page, by each handle for itself.
 
@@ -12,18 +13,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
-use fuser::{Errno, FopenFlags, Generation, INodeNo, ReplyDirectory, ReplyDirectoryPlus, Request};
+use fuser::{Errno, FileAttr, FopenFlags, Generation, INodeNo, ReplyDirectory, ReplyDirectoryPlus, Request};
 use parking_lot::Mutex;
 use tokio::time::timeout_at;
 
-use super::attr::{errno, file_attr, file_type};
+use super::attr::{errno, file_attr, file_type, name_alone, no_attr};
 use super::filesystem::Shared;
 use super::killed::unless_killed;
 use crate::arrival::Arrival;
 use crate::namespace::listing::{Batch, Listed, Listing};
 use crate::namespace::readdir::is_alive;
 use crate::namespace::tail::Tail;
-use crate::namespace::{Moment, NamespaceError, NodeHold, NodeId};
+use crate::namespace::{self, Moment, NamespaceError, NodeHold, NodeId};
 use crate::seaweed::entry::{Entry, Kind};
 use crate::seaweed::filer::PATIENCE;
 
@@ -83,24 +84,27 @@ impl EntryReply for ReplyDirectory {
 impl EntryReply for ReplyDirectoryPlus {
     fn add_entry(&mut self, shared: &Shared, found: &FoundEntry<'_>, offset: u64) -> bool {
         let &FoundEntry { directory, entry, moment } = found;
-        let Some(stat) = shared.namespace.attach(directory, entry, moment) else { return true };
-        let full = self.add(
-            INodeNo(stat.id),
-            offset,
-            OsStr::new(&entry.name),
-            &stat.entry_timeout,
-            &file_attr(stat.id, &stat.entry),
-            Generation(stat.generation.into()),
-        );
+        let name = OsStr::new(&entry.name);
+        let (number, full) = match shared.namespace.attach(directory, entry, moment) {
+            Some(namespace::Listed::Node(stat)) => {
+                let (attr, generation) =
+                    (file_attr(stat.id, &stat.entry), Generation(stat.generation.into()));
+                let number = INodeNo(stat.id);
+                (stat.id, self.add(number, offset, name, &stat.entry_timeout, &attr, generation))
+            }
+            Some(namespace::Listed::Name(number)) => {
+                let attr = name_alone(number, entry.attr.kind);
+                (number, self.add(INodeNo(number), offset, name, &Duration::ZERO, &attr, Generation(0)))
+            }
+            None => return true,
+        };
         if full {
-            shared.namespace.forget(stat.id, 1);
+            shared.namespace.forget(number, 1);
         }
         full
     }
     fn add_dots(&mut self, node: NodeId, name: &str, offset: u64) -> bool {
-        let mut attr = super::attr::no_attr();
-        attr.ino = INodeNo(node);
-        attr.kind = file_type(Kind::Directory);
+        let attr = FileAttr { ino: INodeNo(node), kind: file_type(Kind::Directory), ..no_attr() };
         self.add(INodeNo(node), offset, name, &Duration::ZERO, &attr, Generation(0))
     }
     fn ok(self) {

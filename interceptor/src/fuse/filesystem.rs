@@ -16,11 +16,11 @@ use fuser::{
     KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr,
     ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
     ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
-    WriteFlags,
+    Version, WriteFlags,
 };
 
 use super::arrivals::Arrivals;
-use super::attr::{errno, file_attr, no_attr};
+use super::attr::{CHECKS_ATTRIBUTES, errno, file_attr, no_attr};
 use super::directory::{DirectoryHandle, Waiter};
 use super::handles::Handles;
 use super::killed::unless_killed;
@@ -55,6 +55,8 @@ pub(super) struct Shared {
     pub(super) wants_passthrough: bool,
     /// Whether the kernel said in the handshake that it knows passthrough.
     pub(super) offered: AtomicBool,
+    /// Whether the kernel leaves entries alone whose attributes are none that a file could have.
+    pub(super) checks_attributes: AtomicBool,
     /// Set before the first request if opens are answered.
     pub(super) opens: OnceLock<Opens<FileVersion, Backing>>,
     /// The connection, by which the kernel is shown files. Set before the first request.
@@ -208,6 +210,8 @@ impl Filesystem for MountedTree {
             InitFlags::FUSE_EXPORT_SUPPORT,
         ];
         session::ask_for(config, &wanted);
+        let checks_attributes = config.kernel_abi() >= Version(7, CHECKS_ATTRIBUTES);
+        self.0.checks_attributes.store(checks_attributes, Ordering::Relaxed);
         // Neither call fails for a number above zero.
         let _ = config.set_max_background(MAX_BACKGROUND);
         let _ = config.set_congestion_threshold(MAX_BACKGROUND / 4 * 3);

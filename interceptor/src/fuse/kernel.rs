@@ -2,12 +2,53 @@
 
 use std::ffi::OsStr;
 use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use fuser::{INodeNo, Notifier};
 
 use crate::namespace::{KernelCache, NodeId};
 
-pub(super) struct KernelNotifier(pub(super) Notifier);
+/// The code of `FUSE_NOTIFY_PRUNE`, of which fuser does not know. Linux has it since 6.18.
+const NOTIFY_PRUNE: i32 = 9;
+
+pub(super) struct KernelNotifier {
+    notifier: Notifier,
+    /// The connection.
+    device: Arc<OwnedFd>,
+}
+
+impl KernelNotifier {
+    pub(super) fn new(notifier: Notifier, device: Arc<OwnedFd>) -> Self {
+        Self { notifier, device }
+    }
+
+    /// Whether the kernel knows how to [`prune`](KernelCache::prune).
+    pub(super) fn can_prune(&self) -> bool {
+        self.send_prune(&[]).is_ok()
+    }
+
+    fn send_prune(&self, nodes: &[NodeId]) -> io::Result<()> {
+        let message = prune_message(nodes);
+        nix::unistd::write(&self.device, &message)?;
+        Ok(())
+    }
+}
+
+/// A header (length, code, no request that it answers), the count, and the numbers.
+fn prune_message(nodes: &[NodeId]) -> Vec<u8> {
+    const HEADER: usize = 16;
+    const COUNT: usize = 16;
+    let len = HEADER + COUNT + size_of_val(nodes);
+    let mut message = Vec::with_capacity(len);
+    message.extend((len as u32).to_ne_bytes());
+    message.extend(NOTIFY_PRUNE.to_ne_bytes());
+    message.extend(0u64.to_ne_bytes());
+    message.extend((nodes.len() as u32).to_ne_bytes());
+    message.resize(HEADER + COUNT, 0);
+    message.extend(nodes.iter().flat_map(|node| node.to_ne_bytes()));
+    message
+}
 
 /// That the kernel does not know what it should drop is the usual case, and fuser hides it; anything else happens only
 /// while the mount goes away.
@@ -19,23 +60,27 @@ fn note(what: &'static str, result: io::Result<()>) {
 
 impl KernelCache for KernelNotifier {
     fn inval_entry(&self, parent: NodeId, name: &str) {
-        note("entry", self.0.inval_entry(INodeNo(parent), OsStr::new(name)));
+        note("entry", self.notifier.inval_entry(INodeNo(parent), OsStr::new(name)));
     }
 
     fn inval_inode_attr(&self, node: NodeId) {
         // A negative offset leaves the pages alone.
-        note("attributes", self.0.inval_inode(INodeNo(node), -1, 0));
+        note("attributes", self.notifier.inval_inode(INodeNo(node), -1, 0));
     }
 
     fn inval_dir(&self, node: NodeId) {
-        note("listing", self.0.inval_inode(INodeNo(node), 0, 0));
+        note("listing", self.notifier.inval_inode(INodeNo(node), 0, 0));
     }
 
     fn delete(&self, parent: NodeId, child: NodeId, name: &str) {
         // A name on which something is mounted cannot be deleted, and one that the kernel found under another node
         // meanwhile is another file; in both cases what it knows of the name must go.
-        if self.0.delete(INodeNo(parent), INodeNo(child), OsStr::new(name)).is_err() {
+        if self.notifier.delete(INodeNo(parent), INodeNo(child), OsStr::new(name)).is_err() {
             self.inval_entry(parent, name);
         }
+    }
+
+    fn prune(&self, nodes: &[NodeId]) {
+        note("unused nodes", self.send_prune(nodes));
     }
 }

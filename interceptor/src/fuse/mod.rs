@@ -19,6 +19,8 @@
 pub(crate) mod arrivals;
 mod attr;
 pub(crate) mod awake;
+#[cfg(test)]
+mod bounds_tests;
 pub(crate) mod device;
 mod directory;
 mod filesystem;
@@ -42,7 +44,7 @@ mod xattr;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -68,7 +70,7 @@ use self::push::Pusher;
 use self::session::Connection;
 use self::statfs::SpaceCache;
 use crate::arrival::Arrival;
-use crate::namespace::{Changed, Filer, Namespace, NamespaceOptions, NodeId, invalidate};
+use crate::namespace::{Changed, Filer, KernelAbilities, Namespace, NamespaceOptions, NodeId, invalidate};
 use crate::read::{FileVersion, Reader};
 use crate::seaweed::entry::{Entry, Kind};
 use crate::seaweed::filer::FilerClient;
@@ -193,6 +195,7 @@ impl Mount {
             ),
             wants_passthrough: options.passthrough,
             offered: AtomicBool::new(false),
+            checks_attributes: AtomicBool::new(false),
             opens: OnceLock::new(),
             device: OnceLock::new(),
             pusher: OnceLock::new(),
@@ -318,13 +321,17 @@ fn begin(
     if passthrough.is_ok() {
         let _ = shared.opens.set(Opens::new());
     }
-    let device = connection.as_fd().try_clone_to_owned().map_err(MountError::Session)?;
-    let _ = shared.device.set(Arc::new(device));
+    let device = Arc::new(connection.as_fd().try_clone_to_owned().map_err(MountError::Session)?);
+    let _ = shared.device.set(device.clone());
+    let notifier = KernelNotifier::new(connection.notifier(), device);
+    shared.namespace.set_abilities(KernelAbilities {
+        prunes: notifier.can_prune(),
+        takes_names_alone: shared.checks_attributes.load(Relaxed),
+    });
     let pusher = Pusher::start(shared.namespace.clone(), connection.notifier(), shared.reader.clone())
         .map_err(MountError::Session)?;
     let _ = shared.pusher.set(pusher);
-    let notifier = Arc::new(KernelNotifier(connection.notifier()));
-    invalidate::spawn(queue, notifier).map_err(MountError::Session)?;
+    invalidate::spawn(queue, Arc::new(notifier)).map_err(MountError::Session)?;
     let ended = connection.serve(options.threads()).map_err(MountError::Session)?;
     Ok(Begun { ended, passthrough })
 }

@@ -26,15 +26,27 @@ pub trait KernelCache: Send + Sync + 'static {
     fn inval_dir(&self, node: NodeId);
     /// A name was deleted that stood for `child`.
     fn delete(&self, parent: NodeId, child: NodeId, name: &str);
+    /// Forget nodes that nothing uses. Only for a kernel that
+    /// [can](super::KernelAbilities::prunes).
+    fn prune(&self, nodes: &[NodeId]);
 }
 
 /// One thing for the kernel to drop.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Invalidation {
-    Entry { parent: NodeId, name: Arc<str> },
+    Entry {
+        parent: NodeId,
+        name: Arc<str>,
+    },
     Attributes(NodeId),
     Listing(NodeId),
-    Deleted { parent: NodeId, child: NodeId, name: Arc<str> },
+    Deleted {
+        parent: NodeId,
+        child: NodeId,
+        name: Arc<str>,
+    },
+    /// A node that is to be forgotten if nothing uses it.
+    Unused(NodeId),
 }
 
 /// An invalidation on its way.
@@ -66,18 +78,27 @@ pub(crate) fn spawn(
     })
 }
 
+/// How many nodes the kernel is asked to forget at a time.
+const MAX_PRUNED: usize = 1024;
+
 /// Delivers `first` and all that wait behind it, each once: what is queued says that something changed, not what it
 /// became, so a repetition within one batch adds nothing.
 pub(super) fn deliver(first: Queued, queue: &InvalidationQueue, kernel: &dyn KernelCache) {
     let mut seen = HashSet::new();
     let is_new = |queued: &Queued| seen.insert(queued.invalidation.clone());
     let batch: Vec<_> = std::iter::once(first).chain(queue.try_iter()).filter(is_new).collect();
+    let mut unused = Vec::new();
     for Queued { invalidation, hold: _hold } in batch {
         match invalidation {
             Invalidation::Entry { parent, name } => kernel.inval_entry(parent, &name),
             Invalidation::Attributes(node) => kernel.inval_inode_attr(node),
             Invalidation::Listing(node) => kernel.inval_dir(node),
             Invalidation::Deleted { parent, child, name } => kernel.delete(parent, child, &name),
+            Invalidation::Unused(node) => unused.push(node),
         }
+    }
+    // Last, as names in a directory keep it in use.
+    for nodes in unused.chunks(MAX_PRUNED) {
+        kernel.prune(nodes);
     }
 }

@@ -81,7 +81,8 @@ pub struct NamespaceOptions {
     pub prefetch_limit: usize,
     /// The memory for remembered entries of all directories together, bytes.
     pub cached_bytes: usize,
-    /// The memory for files that the kernel knows, bytes. When it is used up the kernel is told to forget some.
+    /// The memory for nodes that the kernel knows, bytes. When it is used up the kernel is told to
+    /// forget some, and is shown names without nodes.
     pub node_bytes: usize,
     /// The memory for listings that are being read, or kept for others to read, bytes.
     pub listing_bytes: usize,
@@ -108,14 +109,33 @@ impl Default for NamespaceOptions {
 }
 
 impl NamespaceOptions {
-    /// The usual options beside a cache of this size: an eighth of that for names, and a quarter for files that the kernel knows,
-    /// within bounds.
+    /// The usual options beside a cache of this size: an eighth of that for names, and a quarter
+    /// for nodes that the kernel knows, within bounds.
     pub fn beside_cache(bytes: u64) -> Self {
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
         let half = (bytes / 16).clamp(4 << 20, 128 << 20);
         let node_bytes = (bytes / 4).clamp(16 << 20, 2 << 30);
         Self { cached_bytes: half, listing_bytes: half, node_bytes, ..Self::default() }
     }
+}
+
+/// What a kernel can do beyond what all can.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct KernelAbilities {
+    /// Forgets nodes that nothing uses when it is asked to.
+    pub(crate) prunes: bool,
+    /// Takes the name of a directory's entry and leaves the rest, if the attributes are none that
+    /// a file could have.
+    pub(crate) takes_names_alone: bool,
+}
+
+/// An entry of a directory as the kernel is told of it.
+#[derive(Debug, Clone)]
+pub(crate) enum Listed {
+    /// With its node, of which one lookup was counted.
+    Node(Stat),
+    /// With its name and this number only.
+    Name(NodeId),
 }
 
 /// A node as a reply describes it.
@@ -172,6 +192,11 @@ impl Namespace {
             Self { options, filer, runtime, state }
         });
         (namespace, queue)
+    }
+
+    /// What the kernel of the mount can do. To be called before the first request.
+    pub(crate) fn set_abilities(&self, abilities: KernelAbilities) {
+        self.state.lock().abilities = abilities;
     }
 
     /// The kernel dropped `count` of the lookups it was told of.

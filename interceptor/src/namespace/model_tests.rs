@@ -13,6 +13,8 @@ use super::{NodeId, ROOT};
 enum Step {
     Attach { parent: usize, name: usize, inode: u64, directory: bool, content: u8 },
     Forget { node: usize, all: bool },
+    ShowName { parent: usize, name: usize, inode: u64 },
+    ForgetName,
     Open { node: usize },
     Close { node: usize },
     Unlink { parent: usize, name: usize },
@@ -27,6 +29,10 @@ fn step() -> impl Strategy<Value = Step> {
             |(parent, name, inode, directory, content)| Step::Attach { parent, name, inode, directory, content }
         ),
         3 => (pick.clone(), any::<bool>()).prop_map(|(node, all)| Step::Forget { node, all }),
+        2 => (pick.clone(), name.clone(), 2..6u64).prop_map(
+            |(parent, name, inode)| Step::ShowName { parent, name, inode }
+        ),
+        2 => Just(Step::ForgetName),
         1 => pick.clone().prop_map(|node| Step::Open { node }),
         1 => pick.clone().prop_map(|node| Step::Close { node }),
         1 => (pick.clone(), name.clone()).prop_map(|(parent, name)| Step::Unlink { parent, name }),
@@ -39,6 +45,8 @@ fn step() -> impl Strategy<Value = Step> {
 #[derive(Default)]
 struct Kernel {
     held: HashMap<NodeId, (u64, u64)>,
+    /// Numbers that it was shown with a name alone and will forget.
+    alone: Vec<NodeId>,
 }
 
 impl Kernel {
@@ -79,6 +87,16 @@ fn run(nodes: &mut Nodes, kernel: &mut Kernel, step: &Step) {
                 kernel.release(id);
             }
         }
+        Step::ShowName { parent, name, inode } => {
+            let number = nodes.shown_number(kernel.pick(parent), &file(NAMES[name], inode, b""));
+            nodes.show_name_alone(number);
+            kernel.alone.push(number);
+        }
+        Step::ForgetName => {
+            if let Some(number) = kernel.alone.pop() {
+                nodes.forget(number, 1);
+            }
+        }
         Step::Open { node } => {
             let id = kernel.pick(node);
             if let Some(held) = kernel.held.get_mut(&id).filter(|held| held.0 > 0) {
@@ -110,8 +128,12 @@ fn run(nodes: &mut Nodes, kernel: &mut Kernel, step: &Step) {
 fn check(nodes: &mut Nodes, kernel: &Kernel) {
     for (id, (lookups, opens)) in &kernel.held {
         let node = nodes.get(*id).unwrap_or_else(|| panic!("node {id} is held by the kernel and gone"));
-        assert_eq!((node.lookups, node.opens), (*lookups, *opens));
+        let alone = kernel.alone.iter().filter(|number| *number == id).count() as u64;
+        // What was forgotten of either is taken for the name first.
+        assert!((*lookups..=*lookups + alone).contains(&node.lookups));
+        assert_eq!(node.opens, *opens);
     }
+    assert!(nodes.names_alone() <= kernel.alone.len() as u64);
     let named: Vec<_> =
         nodes.iter_mut().map(|(id, node)| (id, node.names.clone(), node.home.clone())).collect();
     for (id, names, home) in named {
@@ -140,6 +162,8 @@ proptest! {
             (0..opens).for_each(|_| nodes.close(id));
             nodes.forget(id, lookups);
         }
+        kernel.alone.iter().for_each(|number| nodes.forget(*number, 1));
+        prop_assert_eq!(nodes.names_alone(), 0);
         prop_assert_eq!(nodes.len(), 1, "only the root is left");
         prop_assert_eq!((nodes.cached, nodes.cached_bytes, nodes.absent, nodes.snapshots), (0, 0, 0, 0));
         prop_assert_eq!(nodes.bytes, only_root);

@@ -49,6 +49,14 @@ pub(super) struct Node {
     pub(super) directory: Option<Box<Directory>>,
 }
 
+impl Node {
+    /// About how much memory it takes. What a directory remembers of its names counts elsewhere.
+    fn memory(&self) -> usize {
+        let directory = if self.directory.is_some() { size_of::<Directory>() } else { 0 };
+        NODE_OVERHEAD + directory + self.entry.memory()
+    }
+}
+
 /// What a node takes beside its entry: itself, its names, and its places in tables.
 const NODE_OVERHEAD: usize = 400;
 
@@ -61,6 +69,9 @@ pub(super) struct Nodes {
     pub(super) bytes: usize,
     /// How many of them the kernel was told to forget.
     leaving: usize,
+    /// Lookups that the kernel will forget at once, as it was shown a name alone, by the number
+    /// shown.
+    names_alone: HashMap<NodeId, u64>,
     links: HashMap<Bytes, NodeId>,
     /// Nodes without a name, by SeaweedFS's inode number.
     detached: HashMap<u64, NodeId>,
@@ -84,6 +95,7 @@ impl Nodes {
             nodes: HashMap::new(),
             bytes: 0,
             leaving: 0,
+            names_alone: HashMap::new(),
             links: HashMap::new(),
             detached: HashMap::new(),
             cached: 0,
@@ -119,24 +131,45 @@ impl Nodes {
         self.nodes.len()
     }
 
-    /// The names of files that the kernel should forget, so that `count` are leaving: first those that nobody has read, and of
-    /// these, as of the others, those that it has known longest. Directories stay, as programs may be in them.
-    pub(super) fn leave(&mut self, count: usize) -> Vec<Place> {
-        let may_go = |node: &&mut Node| {
-            node.directory.is_none() && node.opens == 0 && !node.names.is_empty() && !node.is_leaving
+    /// The nodes that the kernel should forget, so that `count` are leaving: first files that
+    /// nobody has read, then other files, then, if they may go, directories of which it knows no
+    /// entry; of each those that it has known longest.
+    pub(super) fn leave(&mut self, count: usize, directories_may_go: bool) -> Vec<NodeId> {
+        let may_go = |node: &Node| {
+            let is_empty = node.directory.as_ref().is_none_or(|directory| directory.children.is_empty());
+            let may_go = node.directory.is_none() || directories_may_go && is_empty && node.homes == 0;
+            may_go && node.opens == 0 && !node.names.is_empty() && !node.is_leaving
         };
-        let mut files: Vec<_> = self.nodes.values_mut().filter(may_go).collect();
-        let count = count.saturating_sub(self.leaving).min(files.len());
-        if count < files.len() {
-            files.select_nth_unstable_by_key(count, |node| (node.version.get().is_some(), node.serial));
+        let rank = |node: &Node| (node.directory.is_some(), node.version.get().is_some(), node.serial);
+        let mut all: Vec<_> = self.nodes.iter_mut().filter(|(_, node)| may_go(node)).collect();
+        let count = count.saturating_sub(self.leaving).min(all.len());
+        if count < all.len() {
+            all.select_nth_unstable_by_key(count, |(_, node)| rank(node));
         }
         self.leaving += count;
-        let mut names = Vec::with_capacity(count);
-        for node in &mut files[..count] {
+        all.truncate(count);
+        let leaves = |(id, node): (&NodeId, &mut Node)| {
             node.is_leaving = true;
-            names.extend(node.names.iter().cloned());
+            *id
+        };
+        all.into_iter().map(leaves).collect()
+    }
+
+    /// The kernel is shown `number` with a name alone: it will forget a lookup that was not
+    /// counted.
+    pub(super) fn show_name_alone(&mut self, number: NodeId) {
+        *self.names_alone.entry(number).or_default() += 1;
+    }
+
+    /// How many of `count` lookups of a number, which the kernel forgets, were counted.
+    fn counted(&mut self, number: NodeId, count: u64) -> u64 {
+        let Some(alone) = self.names_alone.get_mut(&number) else { return count };
+        let of_name = count.min(*alone);
+        *alone -= of_name;
+        if *alone == 0 {
+            self.names_alone.remove(&number);
         }
-        names
+        count - of_name
     }
 
     /// The node that `parent` has under `name`, if the kernel knows one.
@@ -218,8 +251,9 @@ impl Nodes {
     /// The node has other attributes now; its content is the same.
     pub(super) fn update(&mut self, id: NodeId, entry: &Arc<Entry>) {
         let Some(node) = self.nodes.get_mut(&id) else { return };
+        let before = node.memory();
         let old = std::mem::replace(&mut node.entry, entry.clone());
-        self.bytes = self.bytes + entry.memory() - old.memory();
+        self.bytes = self.bytes + node.memory() - before;
         if old.attr.inode != entry.attr.inode && self.detached.get(&old.attr.inode) == Some(&id) {
             self.detached.remove(&old.attr.inode);
         }
@@ -231,7 +265,8 @@ impl Nodes {
         }
     }
 
-    fn find(&self, parent: NodeId, name: &str, entry: &Entry) -> Option<NodeId> {
+    /// The node that would stand for `entry` as `name` of `parent`, if there is one.
+    pub(super) fn find(&self, parent: NodeId, name: &str, entry: &Entry) -> Option<NodeId> {
         let same = |id: &NodeId| self.nodes.get(id).is_some_and(|node| same_node(&node.entry, entry));
         if let Some(id) = self.child(parent, name).filter(same) {
             return Some(id);
@@ -269,8 +304,14 @@ impl Nodes {
         id
     }
 
+    /// The number under which a name is shown alone: that of its node if the kernel knows it, else
+    /// the one it would most likely get.
+    pub(super) fn shown_number(&self, parent: NodeId, entry: &Entry) -> NodeId {
+        self.child(parent, &entry.name).unwrap_or_else(|| self.own_number(parent, &entry.name, entry))
+    }
+
     /// The number that belongs to an entry, whether or not it is free.
-    pub(super) fn own_number(&self, parent: NodeId, name: &str, entry: &Entry) -> NodeId {
+    fn own_number(&self, parent: NodeId, name: &str, entry: &Entry) -> NodeId {
         if entry.attr.inode != 0 {
             return entry.attr.inode;
         }
@@ -287,7 +328,6 @@ impl Nodes {
         {
             parent.homes += 1;
         }
-        self.bytes += NODE_OVERHEAD + entry.memory();
         let node = Node {
             serial,
             generation: generation(&entry),
@@ -303,6 +343,7 @@ impl Nodes {
             version: OnceLock::new(),
             directory,
         };
+        self.bytes += node.memory();
         self.nodes.insert(id, node);
     }
 
@@ -373,6 +414,7 @@ impl Nodes {
 
     /// The kernel dropped `count` of its lookups.
     pub(super) fn forget(&mut self, id: NodeId, count: u64) {
+        let count = self.counted(id, count);
         let Some(node) = self.nodes.get_mut(&id) else { return };
         debug_assert!(id == ROOT || node.lookups >= count, "more lookups forgotten than made");
         node.lookups = node.lookups.saturating_sub(count);
@@ -402,7 +444,7 @@ impl Nodes {
                 continue;
             }
             let Some(node) = self.nodes.remove(&id) else { continue };
-            self.bytes -= NODE_OVERHEAD + node.entry.memory();
+            self.bytes -= node.memory();
             self.leaving -= usize::from(node.is_leaving);
             if let Some(directory) = &node.directory {
                 self.cached -= directory.present.len();
@@ -437,6 +479,14 @@ impl Nodes {
     /// The node that the names of a hard-linked file share.
     pub(super) fn linked(&self, key: &Bytes) -> Option<NodeId> {
         self.links.get(key).copied()
+    }
+}
+
+#[cfg(test)]
+impl Nodes {
+    /// How many lookups the kernel will forget that were not counted.
+    pub(super) fn names_alone(&self) -> u64 {
+        self.names_alone.values().sum()
     }
 }
 

@@ -10,7 +10,7 @@ use super::invalidate::Invalidation;
 use super::listing::{End, Listing};
 use super::lookup::Moment;
 use super::state::State;
-use super::{Namespace, NamespaceError, NodeHold, NodeId, Stat};
+use super::{Listed, Namespace, NamespaceError, NodeHold, NodeId, ROOT};
 use crate::seaweed::entry::Entry;
 use crate::telemetry::log_limit::LogLimit;
 
@@ -187,36 +187,45 @@ impl Namespace {
     }
 
     /// The kernel is told of an entry of a listing with all that belongs to it: finds its node, counting a lookup. `moment` is
-    /// when the filer told of the entry, if it is not remembered.
+    /// when the filer told of the entry, if it is not remembered. While nodes take too much memory
+    /// none is made for it, and the kernel has to ask for the name if that is of interest. `None`
+    /// if the directory is not live.
     pub(crate) fn attach(
         &self,
         directory: NodeId,
         entry: &Arc<Entry>,
         moment: Option<Moment>,
-    ) -> Option<Stat> {
+    ) -> Option<Listed> {
         let mut state = self.state.lock();
         let is_remembered = state.nodes.directory(directory)?.is_current(entry);
+        if state.abilities.takes_names_alone
+            && state.has_too_many_nodes()
+            && state.nodes.find(directory, &entry.name, entry).is_none()
+        {
+            let number = state.nodes.shown_number(directory, entry);
+            // The kernel leaves these two alone by themselves.
+            if number > ROOT {
+                state.bound_nodes();
+                state.nodes.show_name_alone(number);
+                return Some(Listed::Name(number));
+            }
+        }
         let is_new = moment.is_some() && moment == Moment::of(&mut state, directory);
         // A change through another of its names would not be seen here.
         let current = is_remembered || is_new && entry.hard_link.is_none();
         // Without events nothing is remembered, and a listing is as good as a lookup for as long as either is trusted.
         let current = current || !state.live;
-        state.attach(directory, &entry.name, entry, current)
+        state.attach(directory, &entry.name, entry, current).map(Listed::Node)
     }
 
-    /// The number under which an entry of a listing is shown when nothing else of it is asked for: that of its node if
-    /// the kernel knows it, else the one it would most likely get.
+    /// The number under which an entry of a listing is shown when nothing else of it is asked for.
     pub(crate) fn shown_number(&self, directory: NodeId, entry: &Entry) -> NodeId {
-        let state = self.state.lock();
-        state
-            .nodes
-            .child(directory, &entry.name)
-            .unwrap_or_else(|| state.nodes.own_number(directory, &entry.name, entry))
+        self.state.lock().nodes.shown_number(directory, entry)
     }
 
     /// The directory that holds a directory.
     pub(crate) fn parent(&self, directory: NodeId) -> NodeId {
-        self.state.lock().nodes.get(directory).map_or(super::ROOT, |node| node.home.parent)
+        self.state.lock().nodes.get(directory).map_or(ROOT, |node| node.home.parent)
     }
 
     /// A handle read a listing to its end, of which the kernel now has a copy: it may keep that until something changes

@@ -11,8 +11,8 @@ use super::hold::NodeHold;
 use super::invalidate::{Invalidation, Queued};
 use super::listing::ListingBudget;
 use super::lookup::Flight;
-use super::nodes::{Nodes, Place};
-use super::{Namespace, NamespaceOptions, NodeId, Stat};
+use super::nodes::Nodes;
+use super::{KernelAbilities, Namespace, NamespaceOptions, NodeId, Stat};
 use crate::read::FileVersion;
 use crate::seaweed::entry::Entry;
 
@@ -39,6 +39,7 @@ pub(super) struct State {
     pub(super) listings: Arc<ListingBudget>,
     absent_limit: usize,
     kernel: Sender<Queued>,
+    pub(super) abilities: KernelAbilities,
     /// What this is the state of.
     namespace: Weak<Namespace>,
 }
@@ -67,6 +68,7 @@ impl State {
             listings: ListingBudget::new(options.listing_bytes),
             absent_limit: options.absent_names,
             kernel,
+            abilities: KernelAbilities::default(),
             namespace,
         }
     }
@@ -183,20 +185,43 @@ impl State {
         })
     }
 
-    /// Has the kernel forget files when all that it knows take too much memory. It does so in its own time.
-    fn bound_nodes(&mut self) {
+    /// Whether no node should be made that the kernel can do without.
+    pub(super) fn has_too_many_nodes(&self) -> bool {
+        self.nodes.bytes > self.node_limit
+    }
+
+    /// Has the kernel forget nodes when all that it knows take too much memory. It does so in its
+    /// own time.
+    pub(super) fn bound_nodes(&mut self) {
         let (bytes, limit) = (self.nodes.bytes, self.node_limit);
         let step = limit / 8;
         if bytes > limit && bytes > self.shrink_at {
             // Down to three quarters of the limit, if all take about as much.
             let stay = (self.nodes.len() as u128 * limit as u128 * 3 / (bytes as u128 * 4)) as usize;
-            for Place { parent, name } in self.nodes.leave(self.nodes.len() - stay) {
-                self.tell(Invalidation::Entry { parent, name });
+            for id in self.nodes.leave(self.nodes.len() - stay, self.abilities.prunes) {
+                self.let_go(id);
             }
             // Unless that helps, the next time is after some more.
             self.shrink_at = bytes + step;
         }
         self.shrink_at = self.shrink_at.min(bytes + step).max(limit);
+    }
+
+    /// Asks the kernel to forget a node. Without a request of its own for that it drops the names,
+    /// also of a file that is in use.
+    fn let_go(&self, id: NodeId) {
+        let Some(node) = self.nodes.get(id) else { return };
+        if !self.abilities.prunes {
+            for place in &node.names {
+                self.tell(Invalidation::Entry { parent: place.parent, name: place.name.clone() });
+            }
+            return;
+        }
+        // A directory is in use as long as the kernel remembers of a name that it is not there.
+        for name in node.directory.iter().flat_map(|directory| &directory.absent) {
+            self.tell(Invalidation::Entry { parent: id, name: name.as_ref().into() });
+        }
+        self.tell(Invalidation::Unused(id));
     }
 
     /// Tells the kernel of `entry` as `name` of `parent`. `current`: it is what the filer would say now. `None` if the

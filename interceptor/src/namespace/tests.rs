@@ -139,6 +139,22 @@ fn fixture() -> Fixture {
     fixture_with(NamespaceOptions { prefetch_after: u32::MAX, ..NamespaceOptions::default() })
 }
 
+impl Namespace {
+    /// The memory of all nodes.
+    pub(crate) fn node_bytes(&self) -> usize {
+        self.state.lock().nodes.bytes
+    }
+
+    pub(crate) fn abilities(&self) -> KernelAbilities {
+        self.state.lock().abilities
+    }
+
+    /// How many names the kernel was shown alone and has not forgotten.
+    pub(crate) fn names_alone(&self) -> u64 {
+        self.state.lock().nodes.names_alone()
+    }
+}
+
 async fn wait<T>(answer: Answer<T>) -> T {
     match answer {
         Answer::Now(result) => result,
@@ -158,6 +174,14 @@ impl Fixture {
         match wait(self.namespace.lookup(parent, name)).await {
             Ok(Found::Absent(timeout)) => timeout,
             other => panic!("{name}: {other:?}"),
+        }
+    }
+
+    /// Shows an entry of a listing.
+    fn show(&self, directory: NodeId, entry: &Arc<Entry>, moment: Option<Moment>) -> Stat {
+        match self.namespace.attach(directory, entry, moment) {
+            Some(Listed::Node(stat)) => stat,
+            other => panic!("{}: {other:?}", entry.name),
         }
     }
 
@@ -612,6 +636,84 @@ async fn when_the_kernel_knows_too_many_files_it_is_told_to_forget_some() {
 }
 
 #[tokio::test]
+async fn while_nodes_take_too_much_memory_names_are_listed_without_any() {
+    const FILES: u64 = 3000;
+    const LIMIT: usize = 1 << 20;
+    let (prefetch_after, node_bytes) = (u32::MAX, LIMIT);
+    let f = fixture_with(NamespaceOptions { prefetch_after, node_bytes, ..NamespaceOptions::default() });
+    f.namespace.set_abilities(KernelAbilities { takes_names_alone: true, ..KernelAbilities::default() });
+    for number in 0..FILES {
+        f.model.put("/", file(&format!("f{number:04}"), 100 + number, b"x"));
+    }
+    let (listing, names) = f.list(ROOT).await;
+    assert_eq!(names.len() as u64, FILES);
+    let mut alone = Vec::new();
+    for entry in listing.at(0..names.len()) {
+        match f.namespace.attach(ROOT, &entry, None).expect("the root is live") {
+            Listed::Node(stat) => assert_eq!(stat.id, entry.attr.inode),
+            Listed::Name(number) => {
+                assert_eq!(number, entry.attr.inode);
+                alone.push(entry);
+            }
+        }
+        assert!(f.namespace.node_bytes() <= LIMIT + 2000, "{}", f.namespace.node_bytes());
+    }
+    let known = f.namespace.size().0;
+    assert!(known > 500 && alone.len() as u64 + known as u64 == FILES + 1, "{known} and {}", alone.len());
+    assert!(!f.told().is_empty(), "room is made for others");
+    // One of them is asked for before the kernel has forgotten what it was not told of.
+    let asked = alone.pop().expect("there are some");
+    assert_eq!(f.find(ROOT, &asked.name).await.id, asked.attr.inode);
+    f.namespace.forget(asked.attr.inode, 1);
+    assert!(f.namespace.version(asked.attr.inode).is_ok(), "the kernel knows it from the lookup");
+    f.namespace.forget(asked.attr.inode, 1);
+    assert!(f.namespace.version(asked.attr.inode).is_err());
+    alone.iter().for_each(|entry| f.namespace.forget(entry.attr.inode, 1));
+    assert_eq!((f.namespace.size().0, f.namespace.names_alone()), (known, 0));
+}
+
+#[tokio::test]
+async fn directories_that_nothing_uses_are_forgotten_after_files() {
+    const DIRECTORIES: u64 = 2000;
+    const LIMIT: usize = 1 << 20;
+    let (prefetch_after, node_bytes) = (u32::MAX, LIMIT);
+    let f = fixture_with(NamespaceOptions { prefetch_after, node_bytes, ..NamespaceOptions::default() });
+    f.namespace.set_abilities(KernelAbilities { prunes: true, ..KernelAbilities::default() });
+    for (name, inode) in [("parent", 5), ("open", 6), ("probed", 7)] {
+        f.model.put("/", directory(name, inode));
+        f.find(ROOT, name).await;
+    }
+    f.model.put("/parent", file("child", 8, b"x"));
+    f.find(5, "child").await;
+    f.namespace.version(8).expect("is known");
+    let opened = f.namespace.open_directory(6).expect("is a directory");
+    f.absent(7, "no").await;
+    let (mut most, mut gone) = (0, Vec::new());
+    for number in 0..DIRECTORIES {
+        let name = format!("d{number:04}");
+        f.model.put("/", directory(&name, 100 + number));
+        f.find(ROOT, &name).await;
+        most = most.max(f.namespace.node_bytes());
+        for told in f.told() {
+            match told {
+                Invalidation::Unused(node) => {
+                    f.namespace.forget(node, 1);
+                    gone.push(node);
+                }
+                // What keeps it in use, before it is to go.
+                told => assert!(told == entry_dropped(7, "no") && !gone.contains(&7), "{told:?}"),
+            }
+        }
+    }
+    assert!(most <= LIMIT + 2000, "{most}");
+    assert!(f.namespace.size().0 > 300, "no more are forgotten than need be");
+    let turn = |node| gone.iter().position(|gone| *gone == node);
+    assert!(turn(8) < turn(5) && turn(8).is_some(), "a directory goes once it holds nothing");
+    assert!(turn(7).is_some() && turn(6).is_none(), "what is open stays");
+    drop(opened);
+}
+
+#[tokio::test]
 async fn entries_behind_the_cut_are_current_until_something_changes() {
     let f = fixture_with(NamespaceOptions { listing_bytes: 0, ..NamespaceOptions::default() });
     f.model.put("/", file("a", 7, b"x"));
@@ -619,10 +721,10 @@ async fn entries_behind_the_cut_are_current_until_something_changes() {
     assert!(matches!(listing.batch(1).await, Ok(listing::Listed::Cut)));
     let mut tail = Tail::new(ROOT, &listing::Listing::new(1, ListingBudget::new(0)));
     let batch = tail.batch(&f.namespace, 0).await.expect("the model can list");
-    let attach = || f.namespace.attach(ROOT, &batch.entries[0], batch.moment).expect("the root is live");
-    assert_eq!(attach().entry_timeout, LONG);
+    let show = || f.show(ROOT, &batch.entries[0], batch.moment);
+    assert_eq!(show().entry_timeout, LONG);
     f.write("/", file("b", 8, b"x"));
-    assert_eq!(attach().entry_timeout, Duration::ZERO);
+    assert_eq!(show().entry_timeout, Duration::ZERO);
 }
 
 #[tokio::test]
@@ -646,10 +748,10 @@ async fn entries_of_a_listing_count_as_lookups() {
     f.model.put("/", file("a", 7, b"x"));
     let (listing, _) = f.list(ROOT).await;
     let entry = batch(listing.batch(0).await).entries[0].clone();
-    let stat = f.namespace.attach(ROOT, &entry, None);
-    assert_eq!(stat.map(|stat| (stat.id, stat.entry_timeout)), Some((7, LONG)));
+    let stat = f.show(ROOT, &entry, None);
+    assert_eq!((stat.id, stat.entry_timeout), (7, LONG));
     f.write("/", file("a", 7, b"changed"));
-    let stale = f.namespace.attach(ROOT, &entry, None).expect("the root is live");
+    let stale = f.show(ROOT, &entry, None);
     assert_eq!(stale.entry_timeout, Duration::ZERO);
     f.namespace.forget(7, 2);
     assert_eq!(f.namespace.size().0, 1);

@@ -237,6 +237,36 @@ async fn change(memory: Arc<Memory>, namespace: Arc<Namespace>, ended: Arc<Atomi
     memory.is_away.store(false, Ordering::Relaxed);
 }
 
+/// What the request threads of a mount have, without passthrough.
+pub(in crate::fuse) fn shared(
+    namespace: Arc<Namespace>,
+    filer: Arc<dyn Filer>,
+    runtime: tokio::runtime::Handle,
+) -> Arc<Shared> {
+    let metrics = Metrics::new();
+    let cache = Arc::new(Cache::new(16 << 20).unwrap());
+    let origin = Arc::new(MemoryOrigin::default());
+    let reader = Reader::new(cache, origin, metrics.clone(), runtime.clone());
+    Arc::new(Shared {
+        namespace,
+        next_files: NextFiles::new(&reader),
+        reader,
+        space: SpaceCache::new(filer, runtime.clone()),
+        runtime,
+        directories: Handles::new(),
+        arrivals: Arrivals::new(Placement::new(true), Awake::new(false, &metrics)),
+        metrics,
+        wants_passthrough: false,
+        offered: AtomicBool::new(false),
+        checks_attributes: AtomicBool::new(false),
+        opens: std::sync::OnceLock::from(Opens::new()),
+        device: std::sync::OnceLock::new(),
+        pusher: std::sync::OnceLock::new(),
+        status_api: "none".into(),
+        tickets: Arc::default(),
+    })
+}
+
 #[test]
 fn a_mount_survives_any_request() {
     let run = Run::begin();
@@ -246,7 +276,6 @@ fn a_mount_survives_any_request() {
         .enable_all()
         .build()
         .unwrap();
-    let metrics = Metrics::new();
     let known = entries().into_iter().map(|entry| (entry.name.clone(), entry)).collect();
     let memory = Arc::new(Memory { entries: Mutex::new(known), is_away: AtomicBool::new(false) });
     let filer: Arc<dyn Filer> = Arc::new(MemoryFiler(memory.clone()));
@@ -255,26 +284,7 @@ fn a_mount_survives_any_request() {
     let (namespace, _queue) =
         Namespace::new(filer.clone(), root, NamespaceOptions::default(), runtime.handle().clone());
     namespace.connected();
-    let cache = Arc::new(Cache::new(16 << 20).unwrap());
-    let origin = Arc::new(MemoryOrigin::default());
-    let reader = Reader::new(cache, origin, metrics.clone(), runtime.handle().clone());
-    let shared = Arc::new(Shared {
-        namespace: namespace.clone(),
-        next_files: NextFiles::new(&reader),
-        reader: reader.clone(),
-        metrics: metrics.clone(),
-        space: SpaceCache::new(filer, runtime.handle().clone()),
-        runtime: runtime.handle().clone(),
-        directories: Handles::new(),
-        arrivals: Arrivals::new(Placement::new(true), Awake::new(false, &metrics)),
-        wants_passthrough: false,
-        offered: AtomicBool::new(false),
-        opens: std::sync::OnceLock::from(Opens::new()),
-        device: std::sync::OnceLock::new(),
-        pusher: std::sync::OnceLock::new(),
-        status_api: "none".into(),
-        tickets: Arc::default(),
-    });
+    let shared = shared(namespace.clone(), filer, runtime.handle().clone());
     let ended = Arc::new(AtomicBool::new(false));
     let changing = runtime.spawn(change(memory.clone(), namespace.clone(), ended.clone()));
     run.fuzz(MountedTree(shared), &NAMES, || {
