@@ -18,6 +18,8 @@ pub mod owners;
 mod pulse;
 #[cfg(test)]
 pub(crate) mod scripted;
+#[cfg(test)]
+pub(crate) mod scripted_filer;
 pub mod security;
 pub mod subscribe;
 pub mod volume;

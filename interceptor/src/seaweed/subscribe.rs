@@ -11,6 +11,10 @@
 //!    [`MAX_LAG`], or by a heartbeat, which a filer sends every 5 s if it has passed on all that it has, the first at once.
 //!    Whoever reads an entry after that misses nothing: a change of it is logged after it was read, so it lies behind the
 //!    position and comes, or [`Notice::Lost`] comes.
+//!    **Filers without heartbeats** are older than these, and do not hold events back (4). Such a
+//!    one gives itself away by an event that comes at once after [`PROOF_LASTS`] of silence, as
+//!    does the one before: in between a filer that has heartbeats would have sent one, or held
+//!    back the event. From then on its stream counts as up to date as long as it answers pings.
 //! 3. **[`Notice::Lost`]** is sent when the stream fails or ends, when its filer [falls silent](super::pulse), when calls
 //!    have moved to another filer, and when the stream has not shown for [`PROOF_LASTS`] that it is up to date. From then on
 //!    nothing that was cached may be trusted unseen, also after the next `Live`: a filer that is killed forgets what it had
@@ -23,12 +27,13 @@
 //! 5. **Going on.** The next stream begins at the last event that was handed over, for the same reason less
 //!    [`MARGIN`]. Heartbeats do not move the position.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use rand::Rng;
 use tokio::sync::mpsc::Sender;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tonic::{Code, Streaming};
 
 pub use super::event::{Change, EntryRef};
@@ -76,17 +81,7 @@ pub enum Notice {
 
 /// Follows what changes at `path_prefix` and below, until the receiver of `notices` is dropped.
 pub fn subscribe(filer: FilerClient, path_prefix: String, notices: Sender<Notice>) -> JoinHandle<()> {
-    let subscription = Subscription {
-        filer,
-        path_prefix,
-        notices,
-        client_id: rand::rng().random_range(1..=i32::MAX),
-        client_epoch: 0,
-        position: None,
-        told: None,
-        takes_batches: true,
-        pause: FIRST_PAUSE,
-    };
+    let subscription = Subscription::new(filer, path_prefix, notices);
     tokio::spawn(subscription.run())
 }
 
@@ -103,7 +98,70 @@ struct Subscription {
     told: Option<bool>,
     /// Whether a filer may send several old events as one message.
     takes_batches: bool,
+    /// What is known of each filer, by its index.
+    heartbeats: HashMap<usize, Heartbeats>,
     pause: Duration,
+}
+
+/// Whether a filer sends heartbeats.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Heartbeats {
+    #[default]
+    Unknown,
+    Sent,
+    NotSent,
+}
+
+/// Whether a stream is up to date, by what has come of it.
+#[derive(Debug)]
+struct Freshness {
+    heartbeats: Heartbeats,
+    begun: Instant,
+    /// When the last message came.
+    heard: Instant,
+    /// When the stream showed last that it is up to date.
+    proof: Option<Instant>,
+}
+
+impl Freshness {
+    /// That of a stream which is asked for now.
+    fn new(heartbeats: Heartbeats, now: Instant) -> Self {
+        Self { heartbeats, begun: now, heard: now, proof: None }
+    }
+
+    /// A message has come. `young` says of each of its events whether that came without delay.
+    fn heard<'a>(&mut self, events: impl Iterator<Item = (&'a Event, bool)>, now: Instant) {
+        let was_quiet = self.proof == Some(self.heard) && now - self.heard > PROOF_LASTS;
+        self.heard = now;
+        for (index, (event, young)) in events.enumerate() {
+            match event {
+                Event::Heartbeat { .. } => self.heartbeats = Heartbeats::Sent,
+                // What comes behind others in a message may have waited with them.
+                Event::Logged { .. } if young && was_quiet && index == 0 => {
+                    if self.heartbeats == Heartbeats::Unknown {
+                        self.heartbeats = Heartbeats::NotSent;
+                    }
+                }
+                Event::Logged { .. } => {}
+            }
+            if young {
+                self.proof = Some(now);
+            }
+        }
+    }
+
+    fn is_up_to_date(&self, now: Instant) -> bool {
+        match self.heartbeats {
+            // What it had to say when it was asked has come by then.
+            Heartbeats::NotSent => self.proof.is_some() || now - self.begun > PROOF_LASTS,
+            Heartbeats::Unknown | Heartbeats::Sent => self.proof.is_some_and(|at| now - at <= PROOF_LASTS),
+        }
+    }
+
+    /// Whether so long nothing came that another stream may be better.
+    fn is_overdue(&self, now: Instant) -> bool {
+        self.heartbeats != Heartbeats::NotSent && now - self.heard > RENEW_AFTER
+    }
 }
 
 /// Why a stream is not followed any longer.
@@ -120,6 +178,21 @@ impl From<Failure> for End {
 }
 
 impl Subscription {
+    fn new(filer: FilerClient, path_prefix: String, notices: Sender<Notice>) -> Self {
+        Self {
+            filer,
+            path_prefix,
+            notices,
+            client_id: rand::rng().random_range(1..=i32::MAX),
+            client_epoch: 0,
+            position: None,
+            told: None,
+            takes_batches: true,
+            heartbeats: HashMap::new(),
+            pause: FIRST_PAUSE,
+        }
+    }
+
     async fn run(mut self) {
         let notices = self.notices.clone();
         let client = self.filer.clone();
@@ -152,7 +225,7 @@ impl Subscription {
         let mut moves = client.filers().watch();
         let (index, filer) = client.filers().current();
         let end = tokio::select! {
-            end = self.stream(filer) => end,
+            end = self.stream(index, filer) => end,
             silence = filer.pulse().lost() => Failure::from(silence).into(),
             _ = moves.wait_for(|&current| current != index) => {
                 return End::Lost(format!("calls have moved away from filer {}", filer.address));
@@ -163,15 +236,22 @@ impl Subscription {
         End::Lost(format!("filer {}: {reason}", filer.address))
     }
 
-    async fn stream(&mut self, filer: &Filer) -> End {
-        let stream = match self.open(filer).await {
+    async fn stream(&mut self, index: usize, filer: &Filer) -> End {
+        let heartbeats = self.heartbeats.get(&index).copied().unwrap_or_default();
+        let mut freshness = Freshness::new(heartbeats, Instant::now());
+        let stream = match self.open(filer, &mut freshness).await {
             Ok(stream) => stream,
-            Err(failure) => return failure.into(),
+            Err(end) => return end,
         };
-        self.drain(filer, stream).await.err().unwrap_or_else(|| End::Lost("it has ended the stream".into()))
+        let end = self.drain(index, filer, stream, freshness).await;
+        end.err().unwrap_or_else(|| End::Lost("it has ended the stream".into()))
     }
 
-    async fn open(&mut self, filer: &Filer) -> Result<Streaming<pb::SubscribeMetadataResponse>, Failure> {
+    async fn open(
+        &mut self,
+        filer: &Filer,
+        freshness: &mut Freshness,
+    ) -> Result<Streaming<pb::SubscribeMetadataResponse>, End> {
         let mut stub = filer.events();
         let position = match self.position {
             Some(position) => position,
@@ -192,11 +272,26 @@ impl Subscription {
             client_supports_batching: self.takes_batches,
             client_supports_idle_heartbeat: true,
         };
-        // The answer begins with the first message, which a filer with peers may hold back.
-        match within(RENEW_AFTER, stub.subscribe_metadata(request)).await {
-            Ok(answer) => Ok(answer.into_inner()),
-            Err(failure) => Err(self.heed_bounds(failure)),
+        *freshness = Freshness::new(freshness.heartbeats, Instant::now());
+        let mut answer = std::pin::pin!(stub.subscribe_metadata(request));
+        loop {
+            // The answer begins with the first message, which a filer with peers may hold back,
+            // and another not have.
+            match timeout(LOOK_INTERVAL, answer.as_mut()).await {
+                Ok(Ok(answer)) => return Ok(answer.into_inner()),
+                Ok(Err(status)) => return Err(self.heed_bounds(Failure::Status(status)).into()),
+                Err(_) => self.look(filer, freshness).await?,
+            }
         }
+    }
+
+    /// Draws conclusions from the time that has passed.
+    async fn look(&mut self, filer: &Filer, freshness: &Freshness) -> Result<(), End> {
+        self.judge(filer, freshness).await?;
+        if freshness.is_overdue(Instant::now()) {
+            return Err(Failure::Silent(RENEW_AFTER).into());
+        }
+        Ok(())
     }
 
     /// After a message above the bounds: events that are within them may be too large together, so
@@ -211,13 +306,12 @@ impl Subscription {
 
     async fn drain(
         &mut self,
+        index: usize,
         filer: &Filer,
         mut stream: Streaming<pb::SubscribeMetadataResponse>,
+        mut freshness: Freshness,
     ) -> Result<(), End> {
         let client = self.filer.clone();
-        // When the stream showed last that it is up to date.
-        let mut proof: Option<Instant> = None;
-        let mut heard = Instant::now();
         loop {
             let message = tokio::select! {
                 biased;
@@ -227,36 +321,37 @@ impl Subscription {
                     Err(status) => return Err(self.heed_bounds(Failure::Status(status)).into()),
                 },
                 () = sleep(LOOK_INTERVAL) => {
-                    self.judge(filer, proof).await?;
-                    if heard.elapsed() > RENEW_AFTER {
-                        return Err(Failure::Silent(RENEW_AFTER).into());
-                    }
+                    self.look(filer, &freshness).await?;
                     continue;
                 }
             };
-            heard = Instant::now();
             filer.pulse().heard();
             let events =
                 interpret(message, &self.path_prefix, |directory, raw| client.decode(directory, raw));
+            let filer_time = filer.pulse().filer_time();
+            let young = |event: &Event| is_young(event.ts_ns(), filer_time);
+            freshness.heard(events.iter().map(|event| (event, young(event))), Instant::now());
+            if self.heartbeats.insert(index, freshness.heartbeats) != Some(freshness.heartbeats)
+                && freshness.heartbeats == Heartbeats::NotSent
+            {
+                tracing::info!(filer = %filer.address, "this filer sends no heartbeats; its events count as long as it answers");
+            }
             for event in events {
-                if is_young(event.ts_ns(), filer.pulse().filer_time()) {
-                    proof = Some(Instant::now());
-                }
                 let Event::Logged { ts_ns, change } = event else { continue };
                 if let Some(change) = change {
                     self.send(Notice::Change(*change)).await?;
                 }
                 self.position = self.position.max(Some(ts_ns));
             }
-            self.judge(filer, proof).await?;
+            self.judge(filer, &freshness).await?;
         }
     }
 
     /// Tells the consumer whether the stream of `filer` can be relied on, if that has changed.
-    async fn judge(&mut self, filer: &Filer, proof: Option<Instant>) -> Result<(), End> {
+    async fn judge(&mut self, filer: &Filer, freshness: &Freshness) -> Result<(), End> {
         let doubt = if self.filer.filers().has_lost_one_within(PEER_HOLD) {
             Some("another filer does not answer, which may hold back the events of all")
-        } else if proof.is_none_or(|at| at.elapsed() > PROOF_LASTS) {
+        } else if !freshness.is_up_to_date(Instant::now()) {
             Some("it holds back what it knows, or has nothing to say")
         } else {
             None
@@ -299,6 +394,14 @@ fn is_young(ts_ns: i64, now_ns: Option<i64>) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+    use parking_lot::Mutex;
+    use prost::Message;
+    use tokio::sync::mpsc;
+
+    use super::super::scripted_filer::{self, Reply, now_ns};
     use super::*;
 
     #[test]
@@ -308,5 +411,111 @@ mod tests {
         assert!(is_young(10 * second, Some(9 * second)), "clocks of peers may be ahead");
         assert!(!is_young(10 * second, Some(13 * second)));
         assert!(!is_young(10 * second, None));
+    }
+
+    /// A message that says that a file was made now.
+    fn created() -> Vec<u8> {
+        let entry = pb::Entry { name: "f".into(), ..Default::default() };
+        let notification = pb::EventNotification {
+            new_entry: Some(entry),
+            new_parent_path: "/".into(),
+            ..Default::default()
+        };
+        let message = pb::SubscribeMetadataResponse {
+            directory: "/".into(),
+            event_notification: Some(notification),
+            ts_ns: now_ns(),
+            ..Default::default()
+        };
+        message.encode_to_vec()
+    }
+
+    /// What a filer says to everything but to a subscription.
+    fn other_calls(call: &str) -> Reply {
+        match call {
+            "Ping" => Reply::pong(),
+            "GetFilerConfiguration" => Reply::message(&pb::GetFilerConfigurationResponse::default()),
+            _ => Reply::Status(12),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_filer_without_heartbeats_is_not_lost_again_and_again() {
+        let (events, stream) = mpsc::channel(1);
+        let (stream, hangs) = (Mutex::new(Some(stream)), Arc::new(AtomicBool::new(false)));
+        let is_hung = hangs.clone();
+        let filer = scripted_filer::start(move |call, _| match call {
+            "SubscribeMetadata" => stream.lock().take().map_or(Reply::Silence, Reply::Stream),
+            "Ping" if is_hung.load(Relaxed) => Reply::Silence,
+            call => other_calls(call),
+        });
+        let client = scripted_filer::client(vec![filer.await]).await;
+        let (sender, mut notices) = mpsc::channel(1);
+        subscribe(client, "/".into(), sender);
+        for is_known in [false, true] {
+            events.send(created()).await.unwrap();
+            assert!(matches!(notices.recv().await, Some(Notice::Change(_))));
+            assert_eq!(notices.recv().await, Some(Notice::Live));
+            if !is_known {
+                let lost = notices.recv().await;
+                assert!(
+                    matches!(lost, Some(Notice::Lost { .. })),
+                    "so far it may have some, and hold them back"
+                );
+            }
+        }
+        assert_eq!(timeout(QUIET, notices.recv()).await.ok(), None, "nothing happens");
+        hangs.store(true, Relaxed);
+        assert!(matches!(notices.recv().await, Some(Notice::Lost { .. })), "it answers no ping");
+    }
+
+    const SOON: Duration = Duration::from_secs(1);
+    const QUIET: Duration = Duration::from_secs(8);
+    const CHANGE: Event = Event::Logged { ts_ns: 1, change: None };
+    const HEARTBEAT: Event = Event::Heartbeat { ts_ns: 1 };
+
+    /// A stream after the given messages, each a time after the one before, with whether it came
+    /// without delay.
+    fn after(messages: &[(Duration, &Event, bool)]) -> (Freshness, Instant) {
+        let mut now = Instant::now();
+        let mut freshness = Freshness::new(Heartbeats::Unknown, now);
+        for (pause, event, young) in messages {
+            now += *pause;
+            freshness.heard([(*event, *young)].into_iter(), now);
+        }
+        (freshness, now)
+    }
+
+    #[test]
+    fn silence_counts_for_filers_that_have_heartbeats() {
+        let streams: [&[_]; 4] = [
+            &[(SOON, &HEARTBEAT, true)],
+            &[(SOON, &CHANGE, true)],
+            &[(SOON, &CHANGE, true), (QUIET, &CHANGE, false), (SOON, &CHANGE, true)],
+            // It was known not to have any, and has been exchanged.
+            &[(SOON, &CHANGE, true), (QUIET, &CHANGE, true), (SOON, &HEARTBEAT, true)],
+        ];
+        for messages in streams {
+            let (freshness, now) = after(messages);
+            assert_ne!(freshness.heartbeats, Heartbeats::NotSent);
+            assert!(
+                freshness.is_up_to_date(now + SOON) && !freshness.is_up_to_date(now + QUIET),
+                "{messages:?}"
+            );
+            assert!(freshness.is_overdue(now + RENEW_AFTER + SOON));
+        }
+        let (freshness, now) =
+            after(&[(SOON, &CHANGE, false), (SOON, &Event::Heartbeat { ts_ns: 0 }, false)]);
+        assert!(!freshness.is_up_to_date(now), "it shows that there are heartbeats, and is none");
+    }
+
+    #[test]
+    fn silence_does_not_count_for_filers_that_have_no_heartbeats() {
+        let (freshness, now) = after(&[(SOON, &CHANGE, true), (QUIET, &CHANGE, true)]);
+        assert_eq!(freshness.heartbeats, Heartbeats::NotSent);
+        assert!(freshness.is_up_to_date(now + RENEW_AFTER) && !freshness.is_overdue(now + 2 * RENEW_AFTER));
+        // The next stream says what it has to say first.
+        let next = Freshness::new(Heartbeats::NotSent, now);
+        assert!(!next.is_up_to_date(now + SOON) && next.is_up_to_date(now + QUIET));
     }
 }
