@@ -23,4 +23,5 @@ pub mod prefetch;
 pub mod read;
 pub mod seaweed;
 pub mod telemetry;
+mod vital;
 pub mod warmup;

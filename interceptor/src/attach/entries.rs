@@ -172,7 +172,6 @@ impl Entries {
             Changed { directory: &side.directory, entry: &side.entry }
         }
         let root = root.trim_end_matches('/');
-        let _distrust = DistrustAtEnd(self.clone());
         while let Some(notice) = notices.recv().await {
             match notice {
                 Notice::Live => {
@@ -192,6 +191,8 @@ impl Entries {
                 }
             }
         }
+        // Nobody comes to hear of changes any more.
+        self.distrust();
     }
 
     /// Leaves all to the mount below until the filer's events arrive.
@@ -224,14 +225,5 @@ impl Entries {
         for node in left.into_iter().filter_map(|(_, node)| node.upgrade()) {
             node.content.changes();
         }
-    }
-}
-
-/// However nobody comes to hear the filer's events any more, be it by a panic.
-struct DistrustAtEnd(Arc<Entries>);
-
-impl Drop for DistrustAtEnd {
-    fn drop(&mut self) {
-        self.0.distrust();
     }
 }

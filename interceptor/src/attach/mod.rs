@@ -84,6 +84,7 @@ use crate::read::{FileVersion, Reader};
 use crate::seaweed::filer::FilerClient;
 use crate::seaweed::subscribe::{Notice, subscribe};
 use crate::telemetry::Metrics;
+use crate::vital;
 use crate::warmup::Wanted;
 use crate::warmup::ticket::{NodeInstance, TicketIssuer};
 
@@ -318,7 +319,7 @@ async fn accelerate(lower: &Lower, cluster: Cluster) -> Result<Arc<Entries>, Att
     let filer: Arc<dyn Filer> = Arc::new(filer);
     let entry = find_root(filer.as_ref(), &root).await?;
     let entries = Entries::new(filer, root.clone(), entry, reader, tokio::runtime::Handle::current());
-    tokio::spawn(entries.clone().follow(root, note(notices)));
+    tokio::spawn(vital::task("changes", entries.clone().follow(root, note(notices))));
     Ok(entries)
 }
 

@@ -16,6 +16,7 @@ use fuser::{INodeNo, Notifier};
 use super::node_file::IDLE_TIMEOUT;
 use super::nodes::Nodes;
 use super::tree::Tree;
+use crate::vital::contained;
 
 /// How many of so many descriptors nodes may have: what is left over is for open files, and for what comes while the kernel forgets.
 pub(super) fn most(descriptors: u64) -> usize {
@@ -46,13 +47,13 @@ pub(super) fn spawn(tree: &Arc<Tree>, alarm: Receiver<()>, notifier: Notifier) -
             };
             let Some(tree) = tree.upgrade() else { return };
             match heard {
-                Ok(()) => relieve(tree.nodes(), &notifier),
+                Ok(()) => _ = contained(|| relieve(tree.nodes(), &notifier)),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             // Also while one alarm follows the other.
             if closes_unused && last_look.elapsed() >= IDLE_TIMEOUT {
-                tree.nodes().close_unused();
+                contained(|| tree.nodes().close_unused());
                 last_look = Instant::now();
             }
         }

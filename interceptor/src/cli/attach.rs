@@ -30,6 +30,7 @@ use crate::seaweed::owners::Owners;
 use crate::telemetry::access::Token;
 use crate::telemetry::status::Identity;
 use crate::telemetry::{Metrics, Status, peer};
+use crate::vital::{self, VitalPartFailed};
 use crate::warmup::{Desk, Mounted};
 
 /// Puts a layer over a mount that exists and takes it away again when told to.
@@ -184,7 +185,7 @@ async fn attach(
         options: in_effect,
     };
     let status = Status::new(identity, metrics.clone());
-    tokio::spawn(mount::keep_windows(metrics.clone()));
+    tokio::spawn(vital::task("windows of the hit ratio", mount::keep_windows(metrics.clone())));
     if !options.no_keep_awake {
         host::go_without(&host::waking_up(), &status);
     }
@@ -236,6 +237,10 @@ async fn attach(
             tracing::info!("the layer was taken away; what is open is still served");
             api.stop();
             None
+        }
+        name = vital::failed() => {
+            attached.detach(options.grace).await;
+            return Err(VitalPartFailed(name).into());
         }
         end = attached.wait() => Some(end),
     };

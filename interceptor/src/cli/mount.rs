@@ -3,7 +3,8 @@
 //! In order: whatever can be wrong with the options, the status API's address, keys, filers and the directory to mount
 //! is found out before anything is mounted. Then the mount answers, `mounted MOUNTPOINT` is printed, and the process
 //! waits for a signal or for somebody else's `umount`. A first signal unmounts, giving open files [`GRACE`]; a second
-//! one does not wait for them. A panic of this thread unwinds through the mount, which takes it away too.
+//! one does not wait for them. A panic of this thread unwinds through the mount, which takes it
+//! away too, as does one of a thread or task that the mount [cannot do without](crate::vital).
 
 pub(super) mod health;
 
@@ -39,6 +40,7 @@ use crate::telemetry::access::Token;
 use crate::telemetry::server::Server;
 use crate::telemetry::status::Identity;
 use crate::telemetry::{Metrics, Status, peer, window};
+use crate::vital::{self, VitalPartFailed};
 use crate::warmup::{self, Desk};
 
 /// How long files that are open when the mount is taken away can still be read.
@@ -94,7 +96,7 @@ async fn serve(plan: Plan) -> anyhow::Result<()> {
     let mut signals = Signals::of_daemon().context("cannot catch signals")?;
     let metrics = Metrics::new();
     let status = Status::new(plan.identity.clone(), metrics.clone());
-    tokio::spawn(keep_windows(metrics.clone()));
+    tokio::spawn(vital::task("windows of the hit ratio", keep_windows(metrics.clone())));
     // Of these two the mount itself will tell.
     let mut left_out = vec![host::PASSTHROUGH, host::EBPF];
     if plan.options.mount.no_keep_awake {
@@ -112,7 +114,8 @@ async fn serve(plan: Plan) -> anyhow::Result<()> {
             let token = plan.options.status_token_file.as_deref().map(Token::read).transpose()?;
             let server = Server::bind(address, token).await?;
             let at = server.address();
-            tokio::spawn(server.serve(status.clone(), warmup::api::router(desk.clone())));
+            let serving = server.serve(status.clone(), warmup::api::router(desk.clone()));
+            tokio::spawn(vital::task("status API", serving));
             Some(at)
         }
     };
@@ -138,6 +141,10 @@ async fn serve(plan: Plan) -> anyhow::Result<()> {
             mount.unmount(GRACE).await?;
             end.outcome()?;
             tracing::info!("unmounted by somebody else");
+        }
+        name = vital::failed() => {
+            mount.unmount(GRACE).await?;
+            return Err(VitalPartFailed(name).into());
         }
         signal = signals.next() => {
             tracing::info!(signal, "unmounting");
@@ -288,7 +295,7 @@ fn access(access: VolumeServerAccess, filer: &FilerClient) -> Access {
 /// Passes on what the filer tells, and keeps account of it for the status API.
 pub(super) fn noted(mut heard: mpsc::Receiver<Notice>, status: Arc<Status>) -> mpsc::Receiver<Notice> {
     let (sender, passed_on) = mpsc::channel(1);
-    tokio::spawn(async move {
+    let passing_on = async move {
         while let Some(notice) = heard.recv().await {
             match &notice {
                 Notice::Live => status.subscription_live(),
@@ -299,7 +306,8 @@ pub(super) fn noted(mut heard: mpsc::Receiver<Notice>, status: Arc<Status>) -> m
                 return;
             }
         }
-    });
+    };
+    tokio::spawn(vital::task("changes passed on", passing_on));
     passed_on
 }
 

@@ -25,6 +25,7 @@ use crate::fuse::Mount;
 use crate::namespace::NodeId;
 use crate::read::{FileVersion, Reader};
 use crate::telemetry::{FlowTotal, KernelCounts, KernelReads, Metrics, SeenKind, Sight, Status};
+use crate::vital::contained;
 
 /// `FUSE_READ` of `linux/fuse.h`.
 const READ: u32 = 15;
@@ -143,7 +144,7 @@ async fn follow<W: Watched>(mut events: Receiver<Event>, mount: Weak<W>, reader:
         // The kernel may have forgotten the node meanwhile. If the number is another version's by now, that is ranked too high, or
         // fetched in vain; what is fetched, and given to the page cache, are its own bytes.
         let Some(version) = mount.upgrade().and_then(|mount| mount.version(event.node)) else { continue };
-        let kind = match event.kind {
+        let kind = contained(|| match event.kind {
             Kind::Hot { .. } => {
                 reader.hot(&version, event.range);
                 SeenKind::Hot
@@ -153,7 +154,8 @@ async fn follow<W: Watched>(mut events: Receiver<Event>, mount: Weak<W>, reader:
                 reader.ahead(&version, head, event.range);
                 SeenKind::Stream
             }
-        };
+        });
+        let Some(kind) = kind else { continue };
         let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
         reader.metrics().seen(kind, now.saturating_sub(event.at));
     }

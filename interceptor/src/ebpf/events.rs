@@ -23,6 +23,7 @@ use tokio::sync::mpsc::{self, Receiver, Sender};
 use super::curve::Curve;
 use super::device::Device;
 use super::maps::Maps;
+use crate::vital::contained;
 
 /// How long a sample may lie in the ring before somebody looks.
 const LOOK: Duration = Duration::from_millis(50);
@@ -118,10 +119,11 @@ impl Taker {
         let timeout = PollTimeout::try_from(LOOK).expect("a few milliseconds");
         let mut counted = Instant::now();
         loop {
-            self.take_all();
+            // The ring has let go of an event that caused a panic.
+            contained(|| self.take_all());
             if counted.elapsed() >= COUNT {
                 counted = Instant::now();
-                self.count();
+                contained(|| self.count());
             }
             let ring = self.ring.as_fd();
             let mut ready =

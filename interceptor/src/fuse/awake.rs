@@ -21,6 +21,7 @@ use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use crate::telemetry::Metrics;
+use crate::vital::contained;
 
 const DEVICE: &str = "/dev/cpu_dma_latency";
 
@@ -146,7 +147,14 @@ impl Keeper {
         });
         let kept = row.clone();
         let keeper = thread::Builder::new().name("awake".into());
-        let keeper = keeper.spawn(move || keep(&kept, device, longest, &metrics))?;
+        let keeper = keeper.spawn(move || {
+            let mut device = device;
+            while contained(|| keep(&kept, &mut device, longest, &metrics)).is_none() {
+                // What was said last may still hold.
+                let _ = device.write_all(&ANY.to_ne_bytes());
+                kept.end();
+            }
+        })?;
         Ok(Self { row, thread: keeper.thread().clone() })
     }
 }

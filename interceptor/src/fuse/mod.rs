@@ -75,6 +75,7 @@ use crate::read::{FileVersion, Reader};
 use crate::seaweed::entry::{Entry, Kind};
 use crate::seaweed::filer::FilerClient;
 use crate::seaweed::subscribe::{EntryRef, Notice};
+use crate::vital;
 use crate::warmup::ticket::{NodeInstance, TicketIssuer};
 
 /// What to mount where, and how.
@@ -220,7 +221,7 @@ impl Mount {
         });
         let (at, Begun { ended, passthrough }) =
             started.await.map_err(|panic| MountError::Session(std::io::Error::other(panic)))??;
-        let events = tokio::spawn(follow(namespace.clone(), reader, notices));
+        let events = tokio::spawn(vital::task("changes", follow(namespace.clone(), reader, notices)));
         let mount = Self { at, namespace, ended, events, passthrough, tickets };
         mount.first_answer().await?;
         mount.at.set_read_ahead(read_ahead);
@@ -341,7 +342,6 @@ async fn follow(namespace: Arc<Namespace>, reader: Arc<Reader>, mut notices: mps
     fn changed(side: &EntryRef) -> Changed<'_> {
         Changed { directory: &side.directory, entry: &side.entry }
     }
-    let _distrust = DistrustAtEnd(namespace.clone());
     while let Some(notice) = notices.recv().await {
         match notice {
             Notice::Live => {
@@ -363,15 +363,8 @@ async fn follow(namespace: Arc<Namespace>, reader: Arc<Reader>, mut notices: mps
             }
         }
     }
-}
-
-/// However nobody comes to hear the filer's events any more, be it by a panic: names are not trusted then.
-struct DistrustAtEnd(Arc<Namespace>);
-
-impl Drop for DistrustAtEnd {
-    fn drop(&mut self) {
-        self.0.disconnected();
-    }
+    // Nobody comes to hear of changes any more.
+    namespace.disconnected();
 }
 
 /// The path with one slash before each name and none at the end; `/` for the root.

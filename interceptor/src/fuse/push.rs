@@ -24,6 +24,7 @@ use fuser::{INodeNo, Notifier, OpenFlags};
 
 use crate::namespace::{Namespace, NodeHold, NodeId};
 use crate::read::{FileVersion, Reader};
+use crate::vital::contained;
 
 /// Ranges that may wait; more are dropped, as the kernel is busy enough with what it asks for.
 const QUEUE_CAPACITY: usize = 64;
@@ -88,21 +89,24 @@ impl Pusher {
 }
 
 fn run(pushes: &Receiver<Push>, pages: &impl PageCache, reader: &Reader) {
-    while let Ok(Push { node, version, range }) = pushes.recv() {
-        if !node.stands_for(&version) {
-            continue;
-        }
-        let Some(data) = reader.held(&version, &range) else {
-            // It is being fetched, or found no room. The next read of the range asks again.
-            version.note_hot_range(range);
-            continue;
-        };
-        match pages.store(node.id(), range.start, &data) {
-            Ok(()) => reader.metrics().pushed(data.len() as u64),
-            // The kernel has no memory for it or does not know the file any more.
-            Err(error) => {
-                tracing::debug!(%error, path = version.path(), "the page cache did not take a hot range")
-            }
+    while let Ok(push) = pushes.recv() {
+        contained(|| store(push, pages, reader));
+    }
+}
+
+fn store(Push { node, version, range }: Push, pages: &impl PageCache, reader: &Reader) {
+    if !node.stands_for(&version) {
+        return;
+    }
+    let Some(data) = reader.held(&version, &range) else {
+        // It is being fetched, or found no room. The next read of the range asks again.
+        return version.note_hot_range(range);
+    };
+    match pages.store(node.id(), range.start, &data) {
+        Ok(()) => reader.metrics().pushed(data.len() as u64),
+        // The kernel has no memory for it or does not know the file any more.
+        Err(error) => {
+            tracing::debug!(%error, path = version.path(), "the page cache did not take a hot range")
         }
     }
 }
@@ -273,5 +277,31 @@ mod tests {
         let pages = Arc::new(Pages::default());
         run(&pushes, &pages, &fixture.reader);
         assert_eq!(*pages.0.lock(), [(node, vec![1; 4096])]);
+    }
+
+    /// Panics at the first it is given.
+    struct Faulty(Mutex<bool>, Arc<Pages>);
+
+    impl PageCache for Faulty {
+        fn store(&self, node: NodeId, offset: u64, data: &[u8]) -> io::Result<()> {
+            assert!(std::mem::replace(&mut *self.0.lock(), true), "test");
+            self.1.store(node, offset, data)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_costs_one_range() {
+        let fixture = fixture();
+        let (pusher, pushes) = Pusher::new(fixture.namespace.clone());
+        let node = fixture.lookup().await;
+        let version = fixture.namespace.version(node).unwrap();
+        for _ in 0..2 {
+            version.note_hot_range(0..4096);
+            pusher.asked(node, &version, 0, OpenFlags(libc::O_RDONLY));
+        }
+        drop(pusher);
+        let pages = Arc::new(Pages::default());
+        run(&pushes, &Faulty(Mutex::new(false), pages.clone()), &fixture.reader);
+        assert_eq!(pages.0.lock().len(), 1);
     }
 }

@@ -15,6 +15,7 @@ use std::thread::JoinHandle;
 
 use super::NodeId;
 use super::hold::NodeHold;
+use crate::vital;
 
 /// The kernel's caches of names, attributes and directory pages.
 pub trait KernelCache: Send + Sync + 'static {
@@ -64,6 +65,8 @@ pub(super) fn queue() -> (Sender<Queued>, InvalidationQueue) {
 }
 
 /// Starts the thread that hands invalidations to the kernel; it ends when the namespace is gone.
+/// One that is lost would leave the kernel with what is not so any more, so the mount does not go
+/// on without it.
 ///
 /// # Errors
 /// When the thread cannot be started.
@@ -71,7 +74,7 @@ pub(crate) fn spawn(
     queue: InvalidationQueue,
     kernel: Arc<dyn KernelCache>,
 ) -> std::io::Result<JoinHandle<()>> {
-    std::thread::Builder::new().name("invalidate".into()).spawn(move || {
+    vital::thread("invalidate", move || {
         while let Ok(first) = queue.recv() {
             deliver(first, &queue, kernel.as_ref());
         }

@@ -14,6 +14,7 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep};
 
 use crate::cache::{BlockKey, Readable};
+use crate::vital;
 
 /// How long a block is held that nobody reads.
 const HELD_FOR: Duration = Duration::from_secs(5);
@@ -56,7 +57,7 @@ impl Outside {
     pub(super) fn hold(self: &Arc<Self>, key: BlockKey, block: Readable) {
         let mut held = self.held.lock();
         if held.is_empty() {
-            self.runtime.spawn(let_go(Arc::downgrade(self)));
+            self.runtime.spawn(vital::task("blocks outside of the cache", let_go(Arc::downgrade(self))));
         }
         held.retain(|held| held.key != key);
         held.push(Held { key, block, used: Instant::now() });

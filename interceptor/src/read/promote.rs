@@ -29,6 +29,7 @@ use crate::cache::resident::{Candidate, Promotion, Residents, Worth};
 use crate::cache::{BlockKey, Joined, PrefetchOutcome, Readable};
 use crate::fetch::{Priority, Urgency};
 use crate::seaweed::entry::Chunk;
+use crate::vital::contained_task;
 
 /// How many files may wait in each lane. Others are considered again when they are read again.
 const WAITING: usize = 4096;
@@ -95,7 +96,7 @@ async fn work(reader: Weak<Reader>, wanted: mpsc::Receiver<Wanted>, at_once: usi
         let reader = reader.upgrade();
         async move {
             if let Some(reader) = reader {
-                reader.make_resident(wanted).await;
+                contained_task(reader.make_resident(wanted)).await;
             }
         }
     };

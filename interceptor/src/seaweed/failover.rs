@@ -33,6 +33,7 @@ use super::pb::seaweed_filer_client::SeaweedFilerClient;
 use super::pulse::{self, Pulse, Silence};
 use crate::arrival::Arrival;
 use crate::telemetry::health::{FilerHealth, LastError};
+use crate::vital;
 
 /// How long filers that do not answer are asked again and again, counted from when one was last heard.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -266,7 +267,7 @@ impl Filers {
     /// Finds out, from now on and as long as this value exists, which of the filers answer.
     pub(super) fn watch_pulses(&self) {
         for filer in &self.all {
-            tokio::spawn(pulse::watch(Arc::downgrade(filer)));
+            tokio::spawn(vital::task("pulse of a filer", pulse::watch(Arc::downgrade(filer))));
         }
     }
 

@@ -41,6 +41,7 @@ use super::event::{Event, interpret};
 use super::failover::{Failure, Filer, PATIENCE, within};
 use super::filer::FilerClient;
 use super::pb;
+use crate::vital;
 
 /// How filers call this subscriber in their logs.
 const CLIENT_NAME: &str = "interceptor";
@@ -82,7 +83,7 @@ pub enum Notice {
 /// Follows what changes at `path_prefix` and below, until the receiver of `notices` is dropped.
 pub fn subscribe(filer: FilerClient, path_prefix: String, notices: Sender<Notice>) -> JoinHandle<()> {
     let subscription = Subscription::new(filer, path_prefix, notices);
-    tokio::spawn(subscription.run())
+    tokio::spawn(vital::task("subscription", subscription.run()))
 }
 
 struct Subscription {

@@ -24,6 +24,7 @@ use super::page::{self, SECURITY_POLICY};
 use super::peer::Peer;
 use super::report::{self, Access, Report};
 use super::status::Status;
+use crate::vital;
 
 /// The status API could not be offered.
 #[derive(Debug, thiserror::Error)]
@@ -81,7 +82,7 @@ impl Server {
             );
         }
         let live = Live::new(status.clone());
-        tokio::spawn(live.clone().run());
+        tokio::spawn(vital::task("live view", live.clone().run()));
         let service = router(status, live, self.guard, more).into_make_service_with_connect_info::<Peer>();
         if let Err(error) = axum::serve(BoundedListener::new(self.listener), service).await {
             tracing::error!(%error, "the status API has stopped");

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::BorrowedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread;
@@ -95,7 +96,9 @@ impl<W: Write> Writer<W> {
         let _ = SigSet::from(Signal::SIGTTOU).thread_block();
         loop {
             let line = self.next();
-            if self.tell_losses().and_then(|()| self.put(&line)).is_err() {
+            // The panic itself is told in a line of its own.
+            let write = AssertUnwindSafe(|| self.tell_losses().and_then(|()| self.put(&line)));
+            if !matches!(catch_unwind(write), Ok(Ok(()))) {
                 self.shared.lost.fetch_add(1, Relaxed);
             }
             self.shared.queue.lock().is_writing = false;

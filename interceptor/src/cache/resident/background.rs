@@ -9,6 +9,8 @@ use std::sync::mpsc::{Sender, channel};
 
 use tokio::sync::oneshot;
 
+use crate::vital::contained;
+
 type Job = Box<dyn FnOnce() + Send>;
 
 /// How nice the thread is: as nice as can be.
@@ -29,13 +31,15 @@ impl Background {
             {
                 tracing::debug!(%errno, "resident files are filled at normal priority");
             }
-            queue.into_iter().for_each(|job| job());
+            for job in queue {
+                contained(job);
+            }
         };
         std::thread::Builder::new().name("resident".into()).spawn(run)?;
         Ok(Self { jobs })
     }
 
-    /// Does `work` there, after what was asked before. None if the thread is gone.
+    /// Does `work` there, after what was asked before. None if it panics.
     pub(super) async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
@@ -45,5 +49,17 @@ impl Background {
         let job = Box::new(move || drop(sender.send(work())));
         self.jobs.send(job).ok()?;
         done.await.ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Background;
+
+    #[tokio::test]
+    async fn a_panic_costs_one_file() {
+        let background = Background::start().unwrap();
+        assert_eq!(background.run(|| -> u32 { panic!("test") }).await, None);
+        assert_eq!(background.run(|| 7).await, Some(7));
     }
 }

@@ -10,6 +10,7 @@ use tokio::task::JoinHandle;
 use crate::telemetry::Status;
 use crate::telemetry::access::Token;
 use crate::telemetry::server::{BindError, Server};
+use crate::vital;
 use crate::warmup::{self, Desk};
 
 /// How long the layer that was replaced is given to let go of the address. It does so as soon as it notices.
@@ -70,7 +71,8 @@ impl StatusApi {
 
     fn serve(server: Server, status: &Arc<Status>, desk: &Arc<Desk>) -> Self {
         let address = server.address();
-        let task = tokio::spawn(server.serve(status.clone(), warmup::api::router(desk.clone())));
+        let serving = server.serve(status.clone(), warmup::api::router(desk.clone()));
+        let task = tokio::spawn(vital::task("status API", serving));
         Self::Serving { address, task }
     }
 

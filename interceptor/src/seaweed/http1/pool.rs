@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::connection::Connection;
 use super::{Deadlines, Head, HttpError, Limits, Request, Where};
+use crate::vital;
 
 /// How many idle connections are kept for one server.
 const MAX_IDLE: usize = 64;
@@ -103,7 +104,7 @@ impl Server {
         idle.connections.push((connection, Instant::now()));
         if !idle.watched {
             idle.watched = true;
-            tokio::spawn(close_idle(Arc::downgrade(self)));
+            tokio::spawn(vital::task("idle connections", close_idle(Arc::downgrade(self))));
         }
     }
 }
