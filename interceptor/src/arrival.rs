@@ -15,6 +15,12 @@ impl Arrival {
         Self(Instant::now())
     }
 
+    /// That of a request that arrived then.
+    #[cfg(test)]
+    pub(crate) fn at(time: Instant) -> Self {
+        Self(time)
+    }
+
     /// The end of a limit that began with the arrival.
     pub fn deadline(self, limit: Duration) -> Instant {
         self.0 + limit

@@ -1,6 +1,7 @@
 //! Files that are replaced while they are open: each open reads one version and no byte of another.
 
 use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -96,16 +97,51 @@ fn await_content(path: &Path, expected: &[u8]) {
     eventually(&format!("the content of {}", path.display()), Duration::from_secs(20), found).unwrap();
 }
 
+/// That the remote storage `origin` is found at `address`.
+fn origin_at(address: &str) -> String {
+    let (access, secret) = (S3::ACCESS_KEY, S3::SECRET_KEY);
+    format!(
+        "remote.configure -name=origin -type=s3 -s3.access_key={access} -s3.secret_key={secret} \
+         -s3.region=us-east-1 -s3.endpoint=http://{address} -s3.force_path_style=true"
+    )
+}
+
 /// A directory of the cluster that shows a bucket, of which only what is read comes into the cluster.
 fn mount_bucket(cluster: &Cluster, bucket: &str) {
     let s3 = cluster.s3();
     s3.make_bucket(bucket).unwrap();
-    let (access, secret, address) = (S3::ACCESS_KEY, S3::SECRET_KEY, s3.address());
-    let storage = format!(
-        "remote.configure -name=origin -type=s3 -s3.access_key={access} -s3.secret_key={secret} \
-         -s3.region=us-east-1 -s3.endpoint=http://{address} -s3.force_path_style=true"
-    );
+    let storage = origin_at(s3.address());
     cluster.shell(&[&storage, &format!("remote.mount -dir=/remote -remote=origin/{bucket}")]).unwrap();
+}
+
+/// A file that is only in remote storage, which cannot be reached, is an error with a line in the
+/// log, and read as soon as it can be brought in.
+#[test]
+fn a_remote_object_that_cannot_be_brought_in_is_an_error_that_is_logged() {
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = Cluster::builder().start().unwrap();
+    mount_bucket(&cluster, "far");
+    let content = Pattern::new(3).bytes(0, 100_000);
+    cluster.s3().put("far/away", &content, &[]).unwrap();
+    cluster.shell(&["remote.meta.sync -dir=/remote"]).unwrap();
+    let mount = Mount::builder(&cluster).start().unwrap();
+    let path = mount.file("/remote/away");
+    // One request to the mount, which the kernel does not repeat.
+    let file = File::options().read(true).custom_flags(libc::O_DIRECT).open(&path).unwrap();
+    // Nobody listens there.
+    cluster.shell(&[&origin_at("127.0.0.1:1")]).unwrap();
+    let error = file.read_at(&mut [0; 4096], 0).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EIO));
+    let log = mount.log_with("/remote/away").unwrap();
+    let told: Vec<_> = log.lines().filter(|line| line.contains("/remote/away")).collect();
+    println!("{told:?}");
+    assert_eq!(told.len(), 1, "{log}");
+    assert!(told[0].contains("read failed") && told[0].contains("CacheRemoteObjectToLocalCluster"), "{log}");
+
+    cluster.shell(&[&origin_at(cluster.s3().address())]).unwrap();
+    await_content(&path, &content);
 }
 
 #[test]

@@ -5,7 +5,7 @@ mod warm;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -115,8 +115,12 @@ impl Origin for Needles {
         if self.encrypted.lock().contains(&chunk.fid) {
             return async { Err(ReadError::Encrypted("chunk manifest".into())) }.boxed();
         }
-        let found = self.manifests.lock().get(&chunk.fid).cloned();
-        async move { found.ok_or_else(|| ReadError::Origin(Arc::new(Missing))) }.boxed()
+        async move {
+            tokio::task::yield_now().await;
+            let found = self.manifests.lock().get(&chunk.fid).cloned();
+            found.ok_or_else(|| ReadError::Origin(Arc::new(Missing)))
+        }
+        .boxed()
     }
 
     fn cache_remote<'a>(
@@ -395,6 +399,46 @@ fn a_chunk_larger_than_any_needle_is_refused() {
     let file = version(Content::Chunks(Arc::new([chunk])), u64::MAX / 2);
     let error = Mounted::new(needles).read(&file, 0, 10).unwrap_err();
     assert!(error.to_string().contains("more than a needle can hold"), "{error}");
+}
+
+#[test]
+fn readers_that_wait_for_one_list_of_chunks_share_its_failure() {
+    const READERS: usize = 50;
+    let needles = Needles::default();
+    let children = vec![needles.chunk(1, 0, 1000, 1, 0)];
+    let manifest = needles.fold(2, children.clone());
+    needles.manifests.lock().clear();
+    let mounted = Mounted::new(needles);
+    let file = version(Content::Chunks(Arc::new([manifest.clone()])), 1000);
+    let reads: Vec<_> = (0..READERS)
+        .map(|_| match mounted.reader.read(&file, 0, 1000) {
+            Answer::Pending(read) => read,
+            Answer::Ready(_) => panic!("nothing is known of the file"),
+        })
+        .collect();
+    // The first of them asks, the others wait for it.
+    let outcomes = mounted.runtime.block_on(futures::future::join_all(reads));
+    assert!(outcomes.iter().all(|outcome| matches!(outcome, Err(ReadError::Origin(_)))));
+    assert_eq!(mounted.needles.lists.load(Ordering::Relaxed), 1, "as many times as long");
+
+    // The next is not told of what was then.
+    mounted.needles.manifests.lock().insert(manifest.fid, children);
+    assert_eq!(mounted.read(&file, 0, 1000).unwrap().len(), 1000);
+}
+
+#[test]
+fn a_reader_that_has_time_left_tries_by_itself() {
+    let needles = Needles::default();
+    let file = version(Content::Chunks(Arc::new([needles.fold(2, vec![])])), 1000);
+    let now = tokio::time::Instant::now();
+    let arrived = |ago: u64| Arrival::at(now - Duration::from_secs(ago));
+    file.layout_failed(now, arrived(10), ReadError::Origin(Arc::new(Missing)));
+    assert!(file.failure_for(arrived(10)).is_some() && file.failure_for(arrived(9)).is_some());
+    assert!(file.failure_for(arrived(2)).is_none(), "it may wait as long");
+    assert!(file.failure_for(Arrival::at(now + Duration::from_millis(1))).is_none(), "it came later");
+    let remote = version(Content::Remote(object()), 1000);
+    remote.layout_failed(now, arrived(10), ReadError::Origin(Arc::new(Missing)));
+    assert!(remote.failure_for(arrived(2)).is_some(), "another attempt would take as long again");
 }
 
 #[test]

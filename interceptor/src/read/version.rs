@@ -4,11 +4,13 @@ use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
+use tokio::time::Instant;
 
 use super::content::content_id;
 use super::hot_ranges::HotRanges;
@@ -29,6 +31,9 @@ const MAX_DEPTH: u32 = 8;
 const MAX_CHUNKS: usize = 4_000_000;
 /// A read of less than this has cost about as much as one of so many bytes.
 const LEAST_READ: u64 = 64 << 10;
+/// A request that has waited for so much less than another shares its failure: it would have about
+/// a second at most.
+const SHARED_TIME: Duration = Duration::from_secs(1);
 /// Manifests of one file that are fetched at the same time.
 const MANIFESTS_AT_ONCE: usize = 8;
 
@@ -39,6 +44,7 @@ pub struct FileVersion {
     path: Box<str>,
     entry: Arc<Entry>,
     layout: OnceCell<Layout>,
+    layout_failure: Mutex<Option<LayoutFailure>>,
     streams: Option<Mutex<Streams>>,
     /// Of what is fetched ahead; made with the first of it.
     holder: OnceLock<Holder>,
@@ -59,6 +65,15 @@ pub struct FileVersion {
     seen_ahead: OnceLock<Arc<Ledger>>,
 }
 
+/// Why a layout could not be had.
+#[derive(Debug)]
+struct LayoutFailure {
+    at: Instant,
+    /// How long the request had waited by then.
+    waited: Duration,
+    error: ReadError,
+}
+
 impl FileVersion {
     /// The version that `entry` describes, found at the filer's `path` (for remote-only files and log lines). Does no
     /// I/O: what must be fetched to know where the content is, is fetched at the first read.
@@ -69,6 +84,7 @@ impl FileVersion {
             path: path.into(),
             entry,
             layout: OnceCell::new(),
+            layout_failure: Mutex::new(None),
             streams,
             holder: OnceLock::new(),
             was_read: AtomicBool::new(false),
@@ -219,38 +235,65 @@ impl FileVersion {
     pub(super) async fn layout(&self, origin: &dyn Origin, arrival: Arrival) -> Result<&Layout, ReadError> {
         self.layout
             .get_or_try_init(async || {
-                let chunks = match &self.entry.content {
-                    Content::Chunks(chunks) => chunks.clone(),
-                    Content::Remote(object) => {
-                        let cached = origin.cache_remote(&self.path, object).await;
-                        let cached = cached.map_err(ReadError::Origin)?;
-                        let Some(cached) = cached.filter(|cached| cached.attr.size == self.size()) else {
-                            return Err(ReadError::Replaced(self.path.to_string()));
-                        };
-                        match cached.content {
-                            Content::Chunks(chunks) => chunks,
-                            Content::Inline(bytes) => return Ok(Layout::inline(bytes, self.size())),
-                            Content::Encrypted { reason } => return Err(self.encrypted(&reason)),
-                            _ => {
-                                return Err(ReadError::Damaged(format!(
-                                    "{}: the cluster did not bring it from its remote storage",
-                                    self.path
-                                )));
-                            }
-                        }
-                    }
-                    Content::Encrypted { reason } => return Err(self.encrypted(reason)),
-                    Content::Damaged { reason } => {
-                        return Err(ReadError::Damaged(format!("{}: {reason}", self.path)));
-                    }
-                    Content::Inline(bytes) => return Ok(Layout::inline(bytes.clone(), self.size())),
-                    Content::None | Content::Target(_) => {
-                        return Ok(Layout::inline(Bytes::new(), self.size()));
-                    }
-                };
-                Layout::chunks(expand(origin, &chunks, arrival).await?.into(), self.size())
+                if let Some(error) = self.failure_for(arrival) {
+                    return Err(error);
+                }
+                let found = self.fetch_layout(origin, arrival).await;
+                if let Err(error) = &found {
+                    self.layout_failed(Instant::now(), arrival, error.clone());
+                }
+                found
             })
             .await
+    }
+
+    /// What another request has failed with, if this one was waiting for the same then, and about
+    /// as long; else it has time left to try by itself. How long an object takes to come into the
+    /// cluster does not depend on who waits.
+    pub(super) fn failure_for(&self, arrival: Arrival) -> Option<ReadError> {
+        let failure = self.layout_failure.lock();
+        let failure = failure.as_ref().filter(|failure| failure.at >= arrival.deadline(Duration::ZERO))?;
+        let has_waited = self.is_remote() || arrival.elapsed() + SHARED_TIME >= failure.waited;
+        has_waited.then(|| failure.error.clone())
+    }
+
+    /// A request that arrived at `arrival` has failed.
+    pub(super) fn layout_failed(&self, at: Instant, arrival: Arrival, error: ReadError) {
+        let waited = at - arrival.deadline(Duration::ZERO);
+        *self.layout_failure.lock() = Some(LayoutFailure { at, waited, error });
+    }
+
+    async fn fetch_layout(&self, origin: &dyn Origin, arrival: Arrival) -> Result<Layout, ReadError> {
+        let chunks = match &self.entry.content {
+            Content::Chunks(chunks) => chunks.clone(),
+            Content::Remote(object) => {
+                let cached = origin.cache_remote(&self.path, object).await;
+                let cached = cached.map_err(ReadError::Origin)?;
+                let Some(cached) = cached.filter(|cached| cached.attr.size == self.size()) else {
+                    return Err(ReadError::Replaced(self.path.to_string()));
+                };
+                match cached.content {
+                    Content::Chunks(chunks) => chunks,
+                    Content::Inline(bytes) => return Ok(Layout::inline(bytes, self.size())),
+                    Content::Encrypted { reason } => return Err(self.encrypted(&reason)),
+                    _ => {
+                        return Err(ReadError::Damaged(format!(
+                            "{}: the cluster did not bring it from its remote storage",
+                            self.path
+                        )));
+                    }
+                }
+            }
+            Content::Encrypted { reason } => return Err(self.encrypted(reason)),
+            Content::Damaged { reason } => {
+                return Err(ReadError::Damaged(format!("{}: {reason}", self.path)));
+            }
+            Content::Inline(bytes) => return Ok(Layout::inline(bytes.clone(), self.size())),
+            Content::None | Content::Target(_) => {
+                return Ok(Layout::inline(Bytes::new(), self.size()));
+            }
+        };
+        Layout::chunks(expand(origin, &chunks, arrival).await?.into(), self.size())
     }
 }
 

@@ -9,8 +9,10 @@
 //! [`Filers::call`] makes one call. If the current filer leaves it unanswered for a moment, the next one is asked as well, and the
 //! first answer is taken. One that does not come from the current filer is marked, because no events will tell when it
 //! ceases to be right. A call that no filer answers is repeated, so that a filer may be restarted under a mount, until the
-//! call's time is over or the filers have not answered for [`PATIENCE`], whichever is first; after that a call is given
-//! [`LEAST_PATIENCE`], so that what depends on many calls fails soon as well.
+//! call's time is over or the filers have not answered for [`PATIENCE`], whichever is first. After
+//! that a call is given [`LEAST_PATIENCE`], and those that come within as much time after it has
+//! failed are refused at once, so that what depends on many calls fails soon as well. As soon as a
+//! filer is heard, by a call or by its [pulse](super::pulse), none is refused.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,6 +22,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use parking_lot::Mutex;
 use rustls::ClientConfig;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
@@ -235,6 +238,8 @@ pub(super) struct Answered<T> {
 pub(super) struct Filers {
     all: Vec<Arc<Filer>>,
     current: watch::Sender<usize>,
+    /// When a call failed last because none of them answered.
+    gave_up: Mutex<Option<Instant>>,
 }
 
 impl Filers {
@@ -261,7 +266,7 @@ impl Filers {
             }))
         };
         let all = addresses.into_iter().map(filer).collect::<Result<_, _>>()?;
-        Ok(Self { all, current: watch::Sender::new(0) })
+        Ok(Self { all, current: watch::Sender::new(0), gave_up: Mutex::new(None) })
     }
 
     /// Finds out, from now on and as long as this value exists, which of the filers answer.
@@ -392,6 +397,19 @@ impl Filers {
         }
     }
 
+    /// Why a call that begins at `start` is not tried: no filer has answered for long, and the
+    /// last call has just found that out.
+    fn refusal(&self, rpc: &'static str, start: Instant) -> Option<FilerError> {
+        let since = self.silent_since()?;
+        let gave_up = (*self.gave_up.lock())?;
+        if start < since + PATIENCE || start >= gave_up + LEAST_PATIENCE {
+            return None;
+        }
+        let reason =
+            |filer: &Arc<Filer>| Some((filer.address.clone(), filer.pulse.silence()?.reason.to_string()));
+        Some(FilerError::Unreachable { rpc, tried: self.all.iter().filter_map(reason).collect() })
+    }
+
     /// Makes a call; see the module. `ask` makes it at one filer.
     pub(super) async fn call<T, F>(
         &self,
@@ -407,6 +425,9 @@ impl Filers {
         };
         self.leave_silent();
         let start = Instant::now();
+        if let Some(error) = self.refusal(options.rpc, start) {
+            return Err(error);
+        }
         let first = self.current().0;
         let mut running = FuturesUnordered::from_iter([attempt(first)]);
         let mut asked = vec![first];
@@ -499,6 +520,7 @@ impl Filers {
         asked: &[usize],
         mut failures: BTreeMap<usize, Failure>,
     ) -> FilerError {
+        *self.gave_up.lock() = Some(Instant::now());
         for &index in asked {
             failures.entry(index).or_insert_with(|| Failure::Silent(start.elapsed()));
         }
@@ -517,7 +539,6 @@ impl Filers {
 mod tests {
     use super::*;
     use std::future::pending;
-    use std::sync::Mutex;
 
     fn filers(count: u16) -> Filers {
         let address = |i| ServerAddress { host: "127.0.0.1".into(), http_port: i, grpc_port: i };
@@ -537,7 +558,7 @@ mod tests {
         let outcomes = Mutex::new(outcomes.iter().cloned());
         filers
             .call(options, |_| {
-                let outcome = outcomes.lock().unwrap().next().flatten();
+                let outcome = outcomes.lock().next().flatten();
                 async { if let Some(outcome) = outcome { outcome } else { pending().await } }
             })
             .await
@@ -618,6 +639,39 @@ mod tests {
         assert_eq!(filers.limit(later, later + PATIENCE), later + LEAST_PATIENCE);
         filers.all[1].pulse.heard();
         assert_eq!(filers.limit(later, later + PATIENCE), later + PATIENCE);
+    }
+
+    #[tokio::test]
+    async fn once_none_has_answered_for_long_one_call_a_second_finds_out() {
+        const CALLS: u32 = 20;
+        let filers = filers(2);
+        let long_ago = Instant::now() - 2 * PATIENCE;
+        for filer in &filers.all {
+            filer.pulse.silent_since(long_ago);
+        }
+        let start = Instant::now();
+        for _ in 0..CALLS {
+            let FilerError::Unreachable { tried, .. } = call(&filers, options(), &[]).await.unwrap_err()
+            else {
+                panic!("not unreachable");
+            };
+            assert!(!tried.is_empty());
+        }
+        let took = start.elapsed();
+        assert!(took >= LEAST_PATIENCE, "the first is tried");
+        assert!(took < CALLS * LEAST_PATIENCE / 2, "{took:?}, as if each had its own time");
+        assert!(filers.refusal("Test", Instant::now() + LEAST_PATIENCE).is_none(), "the next is tried again");
+        filers.all[1].pulse.heard();
+        assert_eq!(call(&filers, options(), &[Some(Ok(7))]).await.unwrap().value, 7);
+    }
+
+    #[tokio::test]
+    async fn a_call_is_tried_as_long_as_filers_may_restart() {
+        let filers = filers(1);
+        filers.all[0].pulse.silent("test".into());
+        *filers.gave_up.lock() = Some(Instant::now());
+        assert!(filers.refusal("Test", Instant::now()).is_none());
+        assert_eq!(call(&filers, options(), &[Some(Ok(7))]).await.unwrap().value, 7);
     }
 
     #[tokio::test]

@@ -119,6 +119,15 @@ impl Pulse {
     }
 }
 
+#[cfg(test)]
+impl Pulse {
+    /// It has not answered since then.
+    pub(super) fn silent_since(&self, since: Instant) {
+        *self.heard.lock() = (since, true);
+        self.silent("test".into());
+    }
+}
+
 /// Asks a filer for a sign of life again and again, until it is dropped.
 pub(super) async fn watch(filer: Weak<Filer>) {
     let mut was_silent = false;
