@@ -506,6 +506,7 @@ impl Nodes {
 #[cfg(test)]
 mod tests {
     use std::fs::{self, File};
+    use std::os::unix::fs::PermissionsExt;
 
     use super::*;
 
@@ -684,5 +685,43 @@ mod tests {
         names.sort();
         assert_eq!(names, ["01", "03", "04", "05"], "and the directory");
         assert_eq!(nodes.descriptors.count(), 20);
+    }
+
+    #[test]
+    fn where_files_are_not_found_by_handle_descriptors_stay() {
+        // Another user for the file system, on this thread alone: it takes the right to open by
+        // handles away.
+        let nobody = nix::unistd::Uid::from_raw(65534);
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(dir.path().join("file"), "").unwrap();
+        let mine = nix::unistd::setfsuid(nobody);
+        let (nodes, node) = nodes_of(dir.path(), true, "file");
+        nix::unistd::setfsuid(mine);
+        assert!(!nodes.descriptors.finds_by_handle());
+        node.held.lock().used = Instant::now() - 2 * IDLE_TIMEOUT;
+        let id = { node }.id;
+        nodes.close_unused();
+        let names = nodes.close_idle(usize::MAX);
+        assert_eq!(names.len(), 1, "the kernel can forget it");
+        assert!(nodes.get(id).unwrap().has_file(), "its name may lead elsewhere by now");
+    }
+
+    #[test]
+    fn a_directory_without_a_descriptor_may_have_lost_its_key_to_another() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["old", "new"] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        let (nodes, old) = nodes_of(dir.path(), false, "old");
+        let old = { old }.id;
+        let key = FileKey::of(File::open(dir.path().join("new")).unwrap()).unwrap();
+        // As if the daemon below had given it to the other one.
+        nodes.table.lock().by_key.insert(key, old);
+        nodes.close_idle(usize::MAX);
+        assert!(!nodes.get(old).unwrap().has_file());
+        let new = find(&nodes, &nodes.get(ROOT).unwrap(), dir.path(), "new");
+        assert_ne!(new.id, old);
+        assert_eq!(new.number, open_at(dir.path(), "new"));
     }
 }

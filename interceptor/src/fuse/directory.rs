@@ -281,3 +281,88 @@ impl DirectoryHandle {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+    use std::time::UNIX_EPOCH;
+
+    use futures::future::BoxFuture;
+    use futures::stream::BoxStream;
+    use futures::{FutureExt, StreamExt};
+
+    use super::super::fuzz::mount::shared;
+    use super::*;
+    use crate::namespace::{Filer, FilerFailure, Namespace, NamespaceOptions, ROOT, Space};
+    use crate::seaweed::entry::{Attributes, Content};
+    use crate::seaweed::filer::FoundEntry;
+
+    const FILES: usize = 10_000;
+
+    fn entry(name: String, kind: Kind) -> Entry {
+        let [mtime, ctime, crtime] = [UNIX_EPOCH; 3];
+        let (perm, uid, gid, size, nlink, rdev, inode) = (0o755, 0, 0, 0, 1, 0, 0);
+        let attr = Attributes { kind, perm, uid, gid, size, mtime, ctime, crtime, nlink, rdev, inode };
+        Entry { name, attr, content: Content::None, xattrs: Arc::from([]), hard_link: None, expires: None }
+    }
+
+    /// A filer with one large directory.
+    #[derive(Default)]
+    struct Large {
+        lists: AtomicUsize,
+        /// Whether entries are not sent.
+        hangs: AtomicBool,
+    }
+
+    impl Filer for Arc<Large> {
+        fn lookup(
+            &self,
+            _: &str,
+            _: &str,
+            _: Arrival,
+        ) -> BoxFuture<'static, Result<FoundEntry, FilerFailure>> {
+            std::future::ready(Ok(FoundEntry { entry: None, is_followed: true })).boxed()
+        }
+        fn list(
+            &self,
+            _: &str,
+            after: &str,
+            limit: usize,
+        ) -> BoxStream<'static, Result<Entry, FilerFailure>> {
+            self.lists.fetch_add(1, Ordering::Relaxed);
+            if self.hangs.load(Ordering::Relaxed) {
+                return futures::stream::pending().boxed();
+            }
+            let first = after.parse().map_or(0, |last: usize| last + 1);
+            let entries = (first..FILES).map(|n| Ok(entry(format!("{n:06}"), Kind::File)));
+            futures::stream::iter(entries.take(limit)).boxed()
+        }
+        fn space(&self) -> BoxFuture<'static, Result<Space, FilerFailure>> {
+            std::future::ready(Ok(Space::default())).boxed()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_gives_up_in_a_long_listing_keeps_its_place() {
+        let runtime = tokio::runtime::Handle::current();
+        let large = Arc::<Large>::default();
+        let filer: Arc<dyn Filer> = Arc::new(large.clone());
+        let options = NamespaceOptions { listing_bytes: 0, ..NamespaceOptions::default() };
+        let root = entry(String::new(), Kind::Directory);
+        let (namespace, _) = Namespace::new(filer.clone(), root, options, runtime.clone());
+        let shared = shared(namespace, filer, runtime);
+        let (handle, _) = DirectoryHandle::open(&shared, ROOT).unwrap();
+        let listing = handle.listing(&shared, 0).unwrap();
+        let batch = async |index: usize| handle.batch(&shared, &listing, DOTS + index).await;
+        let names = |batch: Batch| batch.entries.iter().map(|entry| entry.name.clone()).collect::<Vec<_>>();
+        let far = names(batch(FILES / 2).await.unwrap());
+        assert_eq!(far[0], format!("{:06}", FILES / 2));
+        let (next, lists) = (FILES / 2 + far.len(), large.lists.load(Ordering::Relaxed));
+
+        large.hangs.store(true, Ordering::Relaxed);
+        assert!(batch(next).now_or_never().is_none(), "the filer sends nothing, and its caller dies");
+        large.hangs.store(false, Ordering::Relaxed);
+        assert_eq!(names(batch(next).await.unwrap())[0], format!("{next:06}"));
+        assert_eq!(large.lists.load(Ordering::Relaxed), lists + 2, "the page, and the page again");
+    }
+}

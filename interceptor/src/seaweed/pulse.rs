@@ -167,3 +167,35 @@ pub(super) async fn watch(filer: Weak<Filer>) {
         sleep(PING_INTERVAL).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::{Instant, sleep};
+
+    use super::super::filer::FilerClient;
+    use super::super::pb;
+    use super::super::scripted_filer::{self, Reply};
+
+    async fn answers(client: &FilerClient, expected: bool) {
+        let begun = Instant::now();
+        while client.answering().is_ok() != expected {
+            assert!(begun.elapsed() < Duration::from_secs(60), "it is never seen to answer: {expected}");
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_filer_that_answers_late_is_slow_and_not_dead() {
+        let filer = scripted_filer::start(|call, _| match call {
+            "Ping" => Reply::Late(super::MAX_SILENCE * 3 / 2, Box::new(Reply::pong())),
+            _ => Reply::message(&pb::GetFilerConfigurationResponse::default()),
+        });
+        let client = scripted_filer::client(vec![filer.await]).await;
+        for _ in 0..2 {
+            answers(&client, false).await;
+            answers(&client, true).await;
+        }
+    }
+}

@@ -1,7 +1,7 @@
 //! A filer for tests whose answers no real one can be brought to give.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use h2::SendStream;
@@ -10,6 +10,7 @@ use http::{HeaderMap, Response};
 use prost::Message;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::Receiver;
+use tokio::time::sleep;
 
 use super::address::ServerAddress;
 use super::filer::FilerClient;
@@ -24,6 +25,8 @@ pub(crate) enum Reply {
     Stream(Receiver<Vec<u8>>),
     /// Fails with this status of gRPC.
     Status(u16),
+    /// Does this so much later.
+    Late(Duration, Box<Reply>),
     /// Says nothing.
     Silence,
 }
@@ -83,13 +86,17 @@ async fn serve(stream: TcpStream, script: Arc<Script>) {
     }
 }
 
-async fn answer(mut respond: SendResponse<Bytes>, reply: Reply) -> Result<(), h2::Error> {
+async fn answer(mut respond: SendResponse<Bytes>, mut reply: Reply) -> Result<(), h2::Error> {
+    while let Reply::Late(pause, then) = reply {
+        sleep(pause).await;
+        reply = *then;
+    }
     let begin = |respond: &mut SendResponse<Bytes>| {
         let head = Response::builder().header("content-type", "application/grpc").body(()).unwrap();
         respond.send_response(head, false)
     };
     let status = match reply {
-        Reply::Silence => {
+        Reply::Silence | Reply::Late(..) => {
             std::future::poll_fn(|context| respond.poll_reset(context)).await?;
             return Ok(());
         }

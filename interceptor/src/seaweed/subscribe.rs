@@ -398,6 +398,7 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
+    use futures::FutureExt;
     use parking_lot::Mutex;
     use prost::Message;
     use tokio::sync::mpsc;
@@ -438,6 +439,44 @@ mod tests {
             "GetFilerConfiguration" => Reply::message(&pb::GetFilerConfigurationResponse::default()),
             _ => Reply::Status(12),
         }
+    }
+
+    #[tokio::test]
+    async fn after_a_message_above_the_bounds_events_come_alone() {
+        let (asked, mut requests) = mpsc::channel(10);
+        let filer = scripted_filer::start(move |call, message| match call {
+            "SubscribeMetadata" => {
+                let request = pb::SubscribeMetadataRequest::decode(message).unwrap();
+                let _ = asked.try_send(request.client_supports_batching);
+                // As the client's own codec says of such a message.
+                Reply::Status(Code::OutOfRange as u16)
+            }
+            call => other_calls(call),
+        });
+        let client = scripted_filer::client(vec![filer.await]).await;
+        let (sender, _notices) = mpsc::channel(10);
+        subscribe(client, "/".into(), sender);
+        for takes_batches in [true, false, false] {
+            assert_eq!(requests.recv().await, Some(takes_batches));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_loss_counts_as_told_once_the_consumer_was_told() {
+        let filer = scripted_filer::start(|call, _| other_calls(call)).await;
+        let client = scripted_filer::client(vec![filer]).await;
+        let (sender, mut notices) = mpsc::channel(1);
+        let mut subscription = Subscription::new(client, "/".into(), sender);
+        subscription.send(Notice::Live).await.ok().unwrap();
+        subscription.told = Some(true);
+        // The consumer is busy, and the stream ends meanwhile.
+        assert!(subscription.lose("one".into()).now_or_never().is_none());
+        assert_eq!(notices.recv().await, Some(Notice::Live));
+        subscription.lose("two".into()).await.ok().unwrap();
+        let told = notices.recv().now_or_never().flatten();
+        assert_eq!(told, Some(Notice::Lost { reason: "two".into() }));
+        subscription.lose("three".into()).await.ok().unwrap();
+        assert!(notices.recv().now_or_never().is_none(), "it knows");
     }
 
     #[tokio::test]
