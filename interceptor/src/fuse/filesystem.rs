@@ -199,6 +199,38 @@ macro_rules! left_to_kernel {
     };
 }
 
+impl MountedTree {
+    /// A handle of a node is opened. Returns what it is a handle of, and what has to be passed through.
+    fn enter(
+        &self,
+        opens: &Opens<FileVersion, Backing>,
+        node: INodeNo,
+    ) -> Result<(Arc<FileVersion>, Option<Backing>), Errno> {
+        let version = self.0.namespace.version(node.0).map_err(|error| errno(&error))?;
+        if let Some(error) = version.refusal() {
+            log_failed_read(&error, &version, 0, 0);
+            return Err(Errno::from_i32(error.errno()));
+        }
+        let resident = self.0.reader.opened(&version).and_then(|file| {
+            let told = Backing::new(file, self.0.device.get()?);
+            told.inspect_err(|error| {
+                tracing::warn!(path = version.path(), %error, "the kernel does not take a resident file");
+            })
+            .ok()
+        });
+        let is_current = || self.0.namespace.version(node.0).is_ok_and(|now| Arc::ptr_eq(&now, &version));
+        let backing = opens.enter(node.0, &version, resident, is_current);
+        Ok((version, backing))
+    }
+
+    /// A handle of a node is gone.
+    fn leave(&self, node: INodeNo) {
+        if let Some(version) = self.0.opens.get().and_then(|opens| opens.leave(node.0)) {
+            self.0.reader.closed(&version);
+        }
+    }
+}
+
 impl Filesystem for MountedTree {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
         let wanted = [
@@ -279,22 +311,11 @@ impl Filesystem for MountedTree {
         // say which bytes it means. The kernel asks once, gets this, and never sends an OPEN or RELEASE again.
         let Some(opens) = self.0.opens.get() else { return reply.error(Errno::ENOSYS) };
         let turn = self.0.arrivals.begin(request.pid(), 0);
-        let version = match self.0.namespace.version(node.0) {
-            Ok(version) => version,
-            Err(error) => return reply.error(errno(&error)),
+        let (version, backing) = match self.enter(opens, node) {
+            Ok(entered) => entered,
+            Err(errno) => return reply.error(errno),
         };
-        if let Some(error) = version.refusal() {
-            log_failed_read(&error, &version, 0, 0);
-            return reply.error(Errno::from_i32(error.errno()));
-        }
-        let backing = self.0.reader.opened(&version).and_then(|file| {
-            let told = Backing::new(file, self.0.device.get()?);
-            told.inspect_err(|error| {
-                tracing::warn!(path = version.path(), %error, "the kernel does not take a resident file");
-            })
-            .ok()
-        });
-        if let Some(backing) = opens.enter(node.0, &version, backing) {
+        if let Some(backing) = backing {
             self.0.metrics.opened(Way::Passthrough);
             drop(turn);
             return backing.reply(reply);
@@ -323,9 +344,7 @@ impl Filesystem for MountedTree {
         reply: ReplyEmpty,
     ) {
         // Before the answer, after which the kernel may give the node's number back.
-        if let Some(version) = self.0.opens.get().and_then(|opens| opens.leave(node.0)) {
-            self.0.reader.closed(&version);
-        }
+        self.leave(node);
         reply.ok();
     }
 

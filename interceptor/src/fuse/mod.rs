@@ -26,6 +26,7 @@ mod directory;
 mod filesystem;
 #[cfg(test)]
 pub(crate) mod fuzz;
+mod growth;
 pub(crate) mod handles;
 mod kernel;
 pub(crate) mod killed;
@@ -205,7 +206,7 @@ impl Mount {
         });
 
         // The kernel is asked to mount, and may ask back, on a thread that may block.
-        let read_ahead = options.read_ahead_kib;
+        let (read_ahead, served) = (options.read_ahead_kib, shared.clone());
         let started = tokio::task::spawn_blocking(move || {
             let mountpoint = mountpoint::prepare(&options)?;
             let device = device::mount(&mountpoint, &source, options.allow_other())?;
@@ -213,7 +214,7 @@ impl Mount {
                 Some(at) => at,
                 None => return Err(MountError::Vanished { path: mountpoint }),
             };
-            let begun = begin(&options, device, shared, queue);
+            let begun = begin(&options, device, served, queue);
             if begun.is_err() {
                 unmount::detach(&at);
             }
@@ -221,7 +222,7 @@ impl Mount {
         });
         let (at, Begun { ended, passthrough }) =
             started.await.map_err(|panic| MountError::Session(std::io::Error::other(panic)))??;
-        let events = tokio::spawn(vital::task("changes", follow(namespace.clone(), reader, notices)));
+        let events = tokio::spawn(vital::task("changes", follow(shared.clone(), notices)));
         let mount = Self { at, namespace, ended, events, passthrough, tickets };
         mount.first_answer().await?;
         mount.at.set_read_ahead(read_ahead);
@@ -333,15 +334,19 @@ fn begin(
         .map_err(MountError::Session)?;
     let _ = shared.pusher.set(pusher);
     invalidate::spawn(queue, Arc::new(notifier)).map_err(MountError::Session)?;
+    let growths = shared.namespace.let_files_grow();
+    let growing = growth::follow(growths, Arc::downgrade(&shared), connection.notifier());
+    shared.runtime.spawn(vital::task("growing files", growing));
     let ended = connection.serve(options.threads()).map_err(MountError::Session)?;
     Ok(Begun { ended, passthrough })
 }
 
 /// Hands the filer's events to the namespace, and what they say of content to the reader.
-async fn follow(namespace: Arc<Namespace>, reader: Arc<Reader>, mut notices: mpsc::Receiver<Notice>) {
+async fn follow(shared: Arc<Shared>, mut notices: mpsc::Receiver<Notice>) {
     fn changed(side: &EntryRef) -> Changed<'_> {
         Changed { directory: &side.directory, entry: &side.entry }
     }
+    let namespace = &shared.namespace;
     while let Some(notice) = notices.recv().await {
         match notice {
             Notice::Live => {
@@ -357,9 +362,13 @@ async fn follow(namespace: Arc<Namespace>, reader: Arc<Reader>, mut notices: mps
             }
             Notice::Change(change) => {
                 if let Some(old) = &change.old {
-                    reader.replaced(&old.entry, change.new.as_ref().map(|new| &new.entry));
+                    shared.reader.replaced(&old.entry, change.new.as_ref().map(|new| &new.entry));
                 }
-                namespace.changed(change.old.as_ref().map(changed), change.new.as_ref().map(changed));
+                let new = change.new.as_ref().map(changed);
+                namespace.changed(change.old.as_ref().map(changed), new);
+                if let Some(node) = new.and_then(|new| namespace.grown_by(new)) {
+                    growth::look(&shared, node);
+                }
             }
         }
     }

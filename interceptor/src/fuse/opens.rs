@@ -27,10 +27,10 @@ pub(super) struct Opens<V, F> {
 }
 
 struct OpenNode<V, F> {
-    version: Arc<V>,
+    /// What it was opened as, oldest first, and how often. A node that grows comes to stand for other versions.
+    versions: Vec<(Arc<V>, u32)>,
     /// What the kernel reads by itself. `None`: it asks us.
     through: Option<F>,
-    handles: u64,
 }
 
 impl<V, F: Clone> Opens<V, F> {
@@ -42,33 +42,66 @@ impl<V, F: Clone> Opens<V, F> {
         &self.shards[node as usize % SHARDS]
     }
 
-    /// A handle is opened. `resident` is what could be passed through now; returns what has to be.
-    pub(super) fn enter(&self, node: NodeId, version: &Arc<V>, resident: Option<F>) -> Option<F> {
+    /// A handle is opened. `resident` is what could be passed through now, if the node still stands for `version`, which
+    /// `is_current` tells; returns what has to be.
+    pub(super) fn enter(
+        &self,
+        node: NodeId,
+        version: &Arc<V>,
+        resident: Option<F>,
+        is_current: impl FnOnce() -> bool,
+    ) -> Option<F> {
         match self.shard(node).lock().entry(node) {
             Entry::Occupied(mut open) => {
                 let open = open.get_mut();
-                open.handles += 1;
+                match open.versions.iter_mut().find(|(known, _)| Arc::ptr_eq(known, version)) {
+                    Some((_, handles)) => *handles += 1,
+                    None => open.versions.push((version.clone(), 1)),
+                }
                 open.through.clone()
             }
             Entry::Vacant(place) => {
-                place.insert(OpenNode { version: version.clone(), through: resident.clone(), handles: 1 });
-                resident
+                // Who lets a node grow looks here once it stands for the longer version.
+                let through = resident.filter(|_| is_current());
+                place.insert(OpenNode { versions: vec![(version.clone(), 1)], through: through.clone() });
+                through
             }
         }
     }
 
-    /// A handle was released. Returns what it was a handle of, which is nothing only if the kernel counts wrongly.
+    /// A handle was released. Returns what it was a handle of, or another that is open: it does not matter which of them goes
+    /// first. That is nothing only if the kernel counts wrongly.
     pub(super) fn leave(&self, node: NodeId) -> Option<Arc<V>> {
         let mut shard = self.shard(node).lock();
         let Entry::Occupied(mut open) = shard.entry(node) else { return None };
-        open.get_mut().handles -= 1;
-        if open.get().handles > 0 {
-            return Some(open.get().version.clone());
+        let (version, handles) = open.get_mut().versions.first_mut()?;
+        let version = version.clone();
+        *handles -= 1;
+        if *handles == 0 {
+            open.get_mut().versions.remove(0);
         }
-        let last = open.remove();
+        let last = open.get().versions.is_empty().then(|| open.remove());
         drop(shard);
         // What the last handle held of a resident file is given up here, without the lock.
-        Some(last.version)
+        drop(last);
+        Some(version)
+    }
+
+    /// Whether a node is open.
+    pub(super) fn is_open(&self, node: NodeId) -> bool {
+        self.shard(node).lock().contains_key(&node)
+    }
+
+    /// What is passed through for the handles of a node.
+    pub(super) fn passed_through(&self, node: NodeId) -> Option<F> {
+        self.shard(node).lock().get(&node)?.through.clone()
+    }
+
+    /// How many handles of a node were opened as `version`.
+    pub(super) fn handles(&self, node: NodeId, version: &Arc<V>) -> u32 {
+        let shard = self.shard(node).lock();
+        let versions = shard.get(&node).into_iter().flat_map(|open| &open.versions);
+        versions.filter(|(known, _)| Arc::ptr_eq(known, version)).map(|(_, handles)| handles).sum()
     }
 }
 
@@ -83,23 +116,42 @@ mod tests {
         let opens = Opens::new();
         let version = Arc::new("version");
         let (old, new) = (Arc::new("old"), Arc::new("new"));
-        assert_eq!(opens.enter(1, &version, None), None);
-        assert_eq!(opens.enter(1, &version, Some(old.clone())), None, "there is a cached handle");
+        assert_eq!(opens.enter(1, &version, None, || true), None);
+        assert_eq!(opens.enter(1, &version, Some(old.clone()), || true), None, "there is a cached handle");
         assert_eq!(
-            opens.enter(17, &version, Some(old.clone())),
+            opens.enter(17, &version, Some(old.clone()), || true),
             Some(old.clone()),
             "another node of the shard"
         );
         assert!(opens.leave(1).is_some());
-        assert_eq!(opens.enter(1, &version, Some(old.clone())), None, "there still is one");
+        assert_eq!(opens.enter(1, &version, Some(old.clone()), || true), None, "there still is one");
         assert!(opens.leave(1).is_some() && opens.leave(1).is_some());
-        assert_eq!(opens.enter(1, &version, Some(old.clone())), Some(old.clone()));
-        assert_eq!(opens.enter(1, &version, Some(new.clone())), Some(old.clone()));
-        assert_eq!(opens.enter(1, &version, None), Some(old.clone()), "evicted, but open");
+        assert_eq!(opens.enter(1, &version, Some(old.clone()), || true), Some(old.clone()));
+        assert_eq!(opens.enter(1, &version, Some(new.clone()), || true), Some(old.clone()));
+        assert_eq!(opens.enter(1, &version, None, || true), Some(old.clone()), "evicted, but open");
         (0..3).for_each(|_| assert!(opens.leave(1).is_some()));
         assert!(opens.leave(1).is_none());
         assert!(opens.leave(17).is_some());
         assert_eq!((Arc::strong_count(&old), Arc::strong_count(&version)), (1, 1), "nothing is kept");
+    }
+
+    #[test]
+    fn handles_of_every_version_are_given_back() {
+        let opens = Opens::new();
+        let (short, long) = (Arc::new("short"), Arc::new("long"));
+        opens.enter(1, &short, Some("file"), || true);
+        opens.enter(1, &long, None, || true);
+        opens.enter(1, &short, None, || true);
+        assert_eq!(opens.passed_through(1), Some("file"));
+        assert_eq!((opens.handles(1, &short), opens.handles(1, &long)), (2, 1));
+        assert!(opens.is_open(1) && !opens.is_open(17));
+        let mut left: Vec<_> = (0..3).filter_map(|_| opens.leave(1)).map(|version| *version).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["long", "short", "short"]);
+        assert!(opens.leave(1).is_none() && !opens.is_open(1));
+        assert_eq!((opens.passed_through(1), opens.handles(1, &short)), (None, 0));
+        assert_eq!(opens.enter(1, &short, Some("file"), || false), None, "that is not all of it any more");
+        assert_eq!(opens.enter(1, &long, Some("longer file"), || true), None, "it is open in the other way");
     }
 
     /// What the kernel keeps of a node, and refuses.
@@ -122,7 +174,7 @@ mod tests {
                     open.pop();
                     prop_assert!(opens.leave(node).is_some());
                 } else {
-                    open.push(opens.enter(node, &version, resident.map(Arc::new)).map(|file| *file));
+                    open.push(opens.enter(node, &version, resident.map(Arc::new), || true).map(|file| *file));
                     prop_assert!(open.iter().all(|way| *way == open[0]), "{open:?}");
                 }
             }

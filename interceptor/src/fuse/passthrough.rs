@@ -80,7 +80,7 @@ impl Drop for BackingNumber {
 pub(super) struct Backing {
     number: Arc<BackingNumber>,
     /// Keeps the file, and with it the number, for whoever opens it next.
-    _file: Arc<ResidentFile>,
+    file: Arc<ResidentFile>,
 }
 
 impl Backing {
@@ -97,7 +97,12 @@ impl Backing {
         };
         let number = attached.downcast_ref::<Arc<BackingNumber>>().cloned();
         let number = number.ok_or_else(|| io::Error::other("the resident file is known to another mount"))?;
-        Ok(Self { number, _file: file })
+        Ok(Self { number, file })
+    }
+
+    /// The file that the kernel reads.
+    pub(super) fn file(&self) -> &Arc<ResidentFile> {
+        &self.file
     }
 
     /// Answers an open: the kernel is to read the file by itself.

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use fuser::{INodeNo, Notifier, OpenFlags};
+use parking_lot::Mutex;
 
 use crate::namespace::{Namespace, NodeHold, NodeId};
 use crate::read::{FileVersion, Reader};
@@ -45,6 +46,7 @@ impl PageCache for Notifier {
 pub(super) struct Pusher {
     namespace: Arc<Namespace>,
     queue: SyncSender<Push>,
+    under_way: UnderWay,
 }
 
 struct Push {
@@ -52,6 +54,9 @@ struct Push {
     version: Arc<FileVersion>,
     range: Range<u64>,
 }
+
+/// Held while a range is given to the kernel, from when its version was compared on.
+type UnderWay = Arc<Mutex<()>>;
 
 impl Pusher {
     /// Starts the thread, which has the bytes from `reader`.
@@ -61,15 +66,21 @@ impl Pusher {
         reader: Arc<Reader>,
     ) -> io::Result<Self> {
         let (pusher, pushes) = Self::new(namespace);
+        let under_way = pusher.under_way.clone();
         std::thread::Builder::new()
             .name("fuse-push".into())
-            .spawn(move || run(&pushes, &notifier, &reader))?;
+            .spawn(move || run(&pushes, &under_way, &notifier, &reader))?;
         Ok(pusher)
     }
 
     fn new(namespace: Arc<Namespace>) -> (Self, Receiver<Push>) {
         let (queue, pushes) = sync_channel(QUEUE_CAPACITY);
-        (Self { namespace, queue }, pushes)
+        (Self { namespace, queue, under_way: UnderWay::default() }, pushes)
+    }
+
+    /// Waits until the kernel is given no range of what was a node's version before this call. Blocks as long as the kernel does.
+    pub(super) fn settle(&self) {
+        drop(self.under_way.lock());
     }
 
     /// The kernel has asked for bytes of `version` from `offset` on, for a file that was opened with `flags`. Does not block.
@@ -88,8 +99,9 @@ impl Pusher {
     }
 }
 
-fn run(pushes: &Receiver<Push>, pages: &impl PageCache, reader: &Reader) {
+fn run(pushes: &Receiver<Push>, under_way: &UnderWay, pages: &impl PageCache, reader: &Reader) {
     while let Ok(push) = pushes.recv() {
+        let _under_way = under_way.lock();
         contained(|| store(push, pages, reader));
     }
 }
@@ -119,7 +131,6 @@ mod tests {
     use futures::future::BoxFuture;
     use futures::stream::BoxStream;
     use futures::{FutureExt, StreamExt};
-    use parking_lot::Mutex;
 
     use super::*;
     use crate::arrival::Arrival;
@@ -255,7 +266,7 @@ mod tests {
         let other = fixture.replace(node).await;
         drop(pusher);
         let pages = Arc::new(Pages::default());
-        run(&pushes, &pages, &fixture.reader);
+        run(&pushes, &UnderWay::default(), &pages, &fixture.reader);
         let stored = std::mem::take(&mut *pages.0.lock());
         assert!(stored.iter().all(|(node, _)| *node != other), "bytes of the old version for the new");
         // With nothing left to do, the number is free.
@@ -275,7 +286,7 @@ mod tests {
         pusher.asked(node, &version, 200, OpenFlags(libc::O_RDONLY));
         drop(pusher);
         let pages = Arc::new(Pages::default());
-        run(&pushes, &pages, &fixture.reader);
+        run(&pushes, &UnderWay::default(), &pages, &fixture.reader);
         assert_eq!(*pages.0.lock(), [(node, vec![1; 4096])]);
     }
 
@@ -301,7 +312,7 @@ mod tests {
         }
         drop(pusher);
         let pages = Arc::new(Pages::default());
-        run(&pushes, &Faulty(Mutex::new(false), pages.clone()), &fixture.reader);
+        run(&pushes, &UnderWay::default(), &Faulty(Mutex::new(false), pages.clone()), &fixture.reader);
         assert_eq!(pages.0.lock().len(), 1);
     }
 }

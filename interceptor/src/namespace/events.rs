@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::directory::Directory;
 use super::invalidate::Invalidation;
-use super::nodes::{Place, same_node};
+use super::nodes::Place;
 use super::state::State;
 use super::{Namespace, NodeId, ROOT};
 use crate::seaweed::entry::{Entry, Kind};
@@ -71,7 +71,7 @@ impl Namespace {
         state.touch(parent, name);
         match state.nodes.child(parent, name) {
             // A directory that is in use would lose its path if its name were dropped.
-            Some(child) if state.is_same(child, new.entry) => state.attributes_changed(child),
+            Some(child) if state.stands_for(child, new.entry) => state.attributes_changed(child),
             Some(child) => {
                 state.attributes_changed(child);
                 state.drop_name(parent, name);
@@ -189,8 +189,8 @@ impl State {
         self.attributes_changed(id);
     }
 
-    fn is_same(&self, id: NodeId, entry: &Entry) -> bool {
-        self.nodes.get(id).is_some_and(|node| same_node(&node.entry, entry))
+    fn stands_for(&self, id: NodeId, entry: &Entry) -> bool {
+        self.nodes.get(id).is_some_and(|node| node.stands_for(entry))
     }
 
     fn is_directory(&self, id: NodeId) -> bool {

@@ -32,11 +32,18 @@ impl NodeHold {
         self.node
     }
 
-    /// Whether the node still stands for `version`.
+    /// The tree that the node is of, unless that is gone.
+    pub(super) fn namespace(&self) -> Option<Arc<Namespace>> {
+        self.namespace.upgrade()
+    }
+
+    /// Whether the node still stands for `version`, and is not about to stand for more.
     pub(crate) fn stands_for(&self, version: &Arc<FileVersion>) -> bool {
-        let namespace = self.namespace.upgrade();
-        namespace
-            .is_some_and(|namespace| namespace.version(self.node).is_ok_and(|now| Arc::ptr_eq(&now, version)))
+        self.namespace.upgrade().is_some_and(|namespace| {
+            let state = namespace.state.lock();
+            state.growth_end(self.node).is_none()
+                && state.version(self.node).is_some_and(|now| Arc::ptr_eq(&now, version))
+        })
     }
 }
 
@@ -51,7 +58,6 @@ impl Drop for NodeHold {
 impl Namespace {
     /// Keeps a node, if there is such a node.
     pub(crate) fn hold(self: &Arc<Self>, node: NodeId) -> Option<NodeHold> {
-        self.state.lock().nodes.open(node)?;
-        Some(NodeHold::of(Arc::downgrade(self), node))
+        self.state.lock().hold(node)
     }
 }

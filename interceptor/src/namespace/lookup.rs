@@ -9,6 +9,7 @@ use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
 
 use super::directory::Known;
+use super::growth::GROWTH_PATIENCE;
 use super::invalidate::Invalidation;
 use super::nodes::{Place, same_node};
 use super::state::State;
@@ -215,7 +216,19 @@ impl Namespace {
             return Answer::Now(Err(NamespaceError::Stale));
         };
         drop(state);
-        Answer::Later(async move { namespace.refreshed(id, parent, serial, &name, reply.await) }.boxed())
+        Answer::Later(
+            async move {
+                let reply = reply.await;
+                let deadline = Instant::now() + GROWTH_PATIENCE;
+                loop {
+                    let stat = namespace.refreshed(id, parent, serial, &name, reply.clone())?;
+                    if !namespace.growth_is_over(id, deadline).await {
+                        return Ok(stat);
+                    }
+                }
+            }
+            .boxed(),
+        )
     }
 
     /// What the filer says of a node's name says what the node's attributes are, if it is still about this node.
@@ -248,6 +261,8 @@ impl Namespace {
                 node.checked = (epoch, Instant::now());
                 state.nodes.update(id, &entry);
             }
+            Some(entry) if is_named && node.grows_to(&entry) => state.grow(id, &entry),
+            Some(entry) if is_named && !current && node.has_outgrown(&entry) => node.stale = true,
             _ if !is_named => node.stale = !node.names.is_empty(),
             _ => {
                 // The name stands for something else now, or for nothing: what was opened under it stays as it is.

@@ -24,6 +24,7 @@
 mod directory;
 mod events;
 mod filer;
+pub(crate) mod growth;
 mod hold;
 pub(crate) mod invalidate;
 pub(crate) mod listing;

@@ -12,6 +12,7 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::directory::Directory;
+use super::growth::Growth;
 use super::{NodeId, ROOT};
 use crate::read::FileVersion;
 use crate::seaweed::entry::{Content, Entry, Kind};
@@ -46,6 +47,10 @@ pub(super) struct Node {
     pub(super) checked: (u64, Instant),
     /// Made when the file is read first.
     pub(super) version: OnceLock<Arc<FileVersion>>,
+    /// The growth that it is in: `version` is then the longer one already.
+    pub(super) growth: Option<Growth>,
+    /// Whether it does not grow: another version of the file is another node.
+    pub(super) is_fixed: bool,
     pub(super) directory: Option<Box<Directory>>,
 }
 
@@ -86,6 +91,8 @@ pub(super) struct Nodes {
     next_spare: NodeId,
     next_serial: u64,
     root_path: Box<str>,
+    /// Whether files that are appended to keep their node.
+    pub(super) may_grow: bool,
 }
 
 impl Nodes {
@@ -105,6 +112,7 @@ impl Nodes {
             next_spare: SPARE,
             next_serial: 0,
             root_path: root_path.into(),
+            may_grow: false,
         };
         let place = Place { parent: ROOT, name: "".into() };
         nodes.insert(ROOT, place, root);
@@ -215,8 +223,9 @@ impl Nodes {
         found
     }
 
-    /// The kernel is told of `entry` as `name` of `parent`: finds its node or makes one, and counts the lookup. Returns
-    /// also whether that is a directory which had lost its name. `None` if `parent` is no live directory.
+    /// The kernel is told of `entry` as `name` of `parent`: finds its node or makes one, and counts the lookup. A node that
+    /// [grows](super::growth) to `entry` is found, too, and left as it is. Returns also whether that is a directory which had
+    /// lost its name. `None` if `parent` is no live directory.
     pub(super) fn attach(
         &mut self,
         parent: NodeId,
@@ -228,7 +237,9 @@ impl Nodes {
         let id = match self.find(parent, name, entry) {
             Some(id) => {
                 returns = self.get(id).is_some_and(|node| node.directory.is_some() && node.names.is_empty());
-                self.update(id, entry);
+                if self.get(id).is_some_and(|node| same_node(&node.entry, entry)) {
+                    self.update(id, entry);
+                }
                 id
             }
             None => {
@@ -267,15 +278,15 @@ impl Nodes {
 
     /// The node that would stand for `entry` as `name` of `parent`, if there is one.
     pub(super) fn find(&self, parent: NodeId, name: &str, entry: &Entry) -> Option<NodeId> {
-        let same = |id: &NodeId| self.nodes.get(id).is_some_and(|node| same_node(&node.entry, entry));
-        if let Some(id) = self.child(parent, name).filter(same) {
-            return Some(id);
-        }
-        if let Some(id) = entry.hard_link.as_ref().and_then(|key| self.links.get(key)).copied().filter(same) {
-            return Some(id);
-        }
+        let named = self.child(parent, name);
+        let linked = entry.hard_link.as_ref().and_then(|key| self.links.get(key)).copied();
+        let detached = self.detached.get(&entry.attr.inode).copied();
         // A directory must not come to be inside itself, whatever the filer says.
-        self.detached.get(&entry.attr.inode).copied().filter(same).filter(|id| !self.is_within(parent, *id))
+        let detached = detached.filter(|id| !self.is_within(parent, *id));
+        let which = |fits: &dyn Fn(&Node) -> bool| {
+            [named, linked, detached].into_iter().flatten().find(|id| self.nodes.get(id).is_some_and(fits))
+        };
+        which(&|node| same_node(&node.entry, entry)).or_else(|| which(&|node| node.grows_to(entry)))
     }
 
     fn is_within(&self, mut at: NodeId, ancestor: NodeId) -> bool {
@@ -341,6 +352,8 @@ impl Nodes {
             stale: false,
             checked: (0, Instant::now()),
             version: OnceLock::new(),
+            growth: None,
+            is_fixed: !self.may_grow,
             directory,
         };
         self.bytes += node.memory();

@@ -6,6 +6,8 @@ use std::sync::Weak;
 use std::sync::mpsc::{SendError, Sender};
 use std::time::{Duration, Instant, SystemTime};
 
+use tokio::sync::mpsc;
+
 use super::directory::Directory;
 use super::hold::NodeHold;
 use super::invalidate::{Invalidation, Queued};
@@ -40,6 +42,8 @@ pub(super) struct State {
     absent_limit: usize,
     kernel: Sender<Queued>,
     pub(super) abilities: KernelAbilities,
+    /// Where nodes that grow are seen to.
+    pub(super) growths: Option<mpsc::UnboundedSender<NodeHold>>,
     /// What this is the state of.
     namespace: Weak<Namespace>,
 }
@@ -69,6 +73,7 @@ impl State {
             absent_limit: options.absent_names,
             kernel,
             abilities: KernelAbilities::default(),
+            growths: None,
             namespace,
         }
     }
@@ -82,10 +87,16 @@ impl State {
         let _ = self.kernel.send(Queued { invalidation, hold: None });
     }
 
+    /// Keeps a node, if there is such a node.
+    pub(super) fn hold(&mut self, id: NodeId) -> Option<NodeHold> {
+        self.nodes.open(id)?;
+        Some(NodeHold::of(self.namespace.clone(), id))
+    }
+
     /// Queues that `name` of `parent` was deleted, which stood for `child`.
     pub(super) fn tell_deleted(&mut self, parent: NodeId, child: NodeId, name: &str) {
         let invalidation = Invalidation::Deleted { parent, child, name: name.into() };
-        let hold = self.nodes.open(child).map(|_| NodeHold::of(self.namespace.clone(), child));
+        let hold = self.hold(child);
         if let Err(SendError(lost)) = self.kernel.send(Queued { invalidation, hold })
             && let Some(hold) = lost.hold
         {
@@ -181,7 +192,7 @@ impl State {
             let (epoch, at) = node.checked;
             let checked = epoch == self.epoch && (self.live || at.elapsed() < self.short_timeout);
             // A version that has no name any more is as it was left.
-            !node.stale && (checked || (node.names.is_empty() && id != super::ROOT))
+            !node.stale && node.growth.is_none() && (checked || (node.names.is_empty() && id != super::ROOT))
         })
     }
 
@@ -233,6 +244,7 @@ impl State {
         entry: &Arc<Entry>,
         current: bool,
     ) -> Option<Stat> {
+        let entry = &self.not_outgrown(parent, name, entry, current);
         let (id, returns) = self.nodes.attach(parent, name, entry)?;
         self.bound_nodes();
         if returns {
@@ -240,11 +252,21 @@ impl State {
         }
         let epoch = self.epoch;
         let node = self.nodes.get_mut(id)?;
+        if !Arc::ptr_eq(&node.entry, entry) {
+            self.grow(id, entry);
+            return self.stat(id);
+        }
         node.stale = !current;
         node.checked = (epoch, Instant::now());
         let generation = node.generation;
         let timeout = if current { self.timeout(entry) } else { Duration::ZERO };
         Some(Stat { id, generation, entry: entry.clone(), entry_timeout: timeout, attr_timeout: timeout })
+    }
+
+    /// What is known of a name since a reply to an earlier question told that it stood for `entry`.
+    fn not_outgrown(&self, parent: NodeId, name: &str, entry: &Arc<Entry>, current: bool) -> Arc<Entry> {
+        let known = self.nodes.child(parent, name).filter(|_| !current).and_then(|id| self.nodes.get(id));
+        known.filter(|node| node.has_outgrown(entry)).map_or(entry, |node| &node.entry).clone()
     }
 
     /// The bytes that a node stands for.

@@ -10,14 +10,16 @@ use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
 use parking_lot::Mutex;
+use rdma_engine::FileId;
 use tokio::sync::Semaphore;
 
+use super::growth::{Growing, GrowthQueue};
 use super::invalidate::{Invalidation, InvalidationQueue};
 use super::listing::ListingBudget;
 use super::tail::Tail;
 use super::*;
 use crate::arrival::Arrival;
-use crate::seaweed::entry::{Attributes, Content, Kind};
+use crate::seaweed::entry::{Attributes, Chunk, Content, Kind};
 use crate::seaweed::filer::FoundEntry;
 
 pub(super) fn file(name: &str, inode: u64, content: &[u8]) -> Entry {
@@ -116,6 +118,7 @@ struct Fixture {
     model: Arc<Model>,
     namespace: Arc<Namespace>,
     queue: InvalidationQueue,
+    growths: Mutex<GrowthQueue>,
 }
 
 fn fixture_with(options: NamespaceOptions) -> Fixture {
@@ -129,8 +132,9 @@ fn fixture_with(options: NamespaceOptions) -> Fixture {
     let runtime = tokio::runtime::Handle::current();
     let filer = Arc::new(Handle(model.clone()));
     let (namespace, queue) = Namespace::new(filer, directory("", 0), options, runtime);
+    let growths = Mutex::new(namespace.let_files_grow());
     namespace.connected();
-    let fixture = Fixture { model, namespace, queue };
+    let fixture = Fixture { model, namespace, queue, growths };
     fixture.told();
     fixture
 }
@@ -486,7 +490,7 @@ async fn without_events_nothing_is_trusted_for_long() {
         assert!(told.contains(&taken_back), "{taken_back:?}");
     }
     // A change that nobody tells of.
-    f.model.put("/", file("a", 7, b"xyz"));
+    f.model.put("/", file("a", 7, b"abc"));
     f.model.put("/", file("b", 8, b"x"));
     let a = f.find(ROOT, "a").await;
     assert_eq!((a.entry.attr.size, a.entry_timeout), (3, Duration::from_secs(1)));
@@ -872,4 +876,217 @@ async fn a_root_that_is_gone_is_an_empty_directory_until_there_is_one_again() {
     assert_eq!((root.entry.attr.inode, root.attr_timeout.is_zero()), (8, false));
     assert_eq!(f.find(ROOT, "a").await.entry.attr.inode, 3);
     assert_eq!(f.list(ROOT).await.1, ["a"]);
+}
+
+impl Fixture {
+    /// The node that grows next.
+    fn growing(&self) -> Option<Growing> {
+        self.growths.lock().try_recv().ok().and_then(Namespace::growing)
+    }
+
+    /// Looks at a file, which grows, and has `finish` see to that.
+    async fn stat_grown(&self, id: NodeId, finish: impl FnOnce(Growing)) -> Stat {
+        let (stat, ()) = tokio::join!(self.stat(id), async {
+            let growing = loop {
+                match self.growing() {
+                    Some(growing) => break growing,
+                    None => tokio::task::yield_now().await,
+                }
+            };
+            finish(growing);
+        });
+        stat
+    }
+}
+
+fn grow(mut growing: Growing) {
+    growing.tell();
+}
+
+#[tokio::test]
+async fn a_file_that_is_appended_to_keeps_its_node() {
+    let fixture = fixture();
+    fixture.write("/", file("f", 7, b"first"));
+    let found = fixture.find(ROOT, "f").await;
+    let first = fixture.namespace.version(found.id).unwrap();
+    for content in [b"first and".as_slice(), b"first and last"] {
+        fixture.told();
+        fixture.write("/", file("f", 7, content));
+        let names = fixture.told();
+        assert!(!names.contains(&Invalidation::Entry { parent: ROOT, name: "f".into() }), "{names:?}");
+        let before = fixture.namespace.version(found.id).unwrap();
+        let grown = fixture
+            .stat_grown(found.id, |mut growing| {
+                assert_eq!(growing.node(), found.id);
+                assert_eq!(growing.before().size(), before.size());
+                let version = fixture.namespace.version(found.id).unwrap();
+                assert!(Arc::ptr_eq(&version, growing.version()), "reads are answered first");
+                assert_eq!(version.size(), content.len() as u64);
+                let shown = |namespace: &Namespace| namespace.state.lock().stat(found.id).unwrap();
+                let as_it_was = shown(&fixture.namespace);
+                assert_eq!(
+                    (as_it_was.entry.attr.size, as_it_was.attr_timeout),
+                    (before.size(), Duration::ZERO)
+                );
+                growing.tell();
+                assert_eq!(shown(&fixture.namespace).entry.attr.size, content.len() as u64);
+            })
+            .await;
+        assert_eq!((grown.id, grown.entry.attr.size), (found.id, content.len() as u64));
+        assert_eq!(fixture.stat(found.id).await.attr_timeout, NamespaceOptions::default().long_timeout);
+    }
+    assert_eq!(first.size(), 5, "a version does not change");
+}
+
+#[tokio::test]
+async fn a_lookup_does_not_wait_for_growth() {
+    let fixture = fixture();
+    fixture.write("/", file("f", 7, b""));
+    let found = fixture.find(ROOT, "f").await;
+    fixture.write("/", file("f", 7, b"more"));
+    let as_it_was = fixture.find(ROOT, "f").await;
+    assert_eq!((as_it_was.id, as_it_was.entry.attr.size), (found.id, 0));
+    assert_eq!((as_it_was.entry_timeout, as_it_was.attr_timeout), (Duration::ZERO, Duration::ZERO));
+    let hold = fixture.namespace.hold(found.id).unwrap();
+    let version = fixture.namespace.version(found.id).unwrap();
+    assert!(!hold.stands_for(&version), "it is not settled");
+    // What comes meanwhile and is no continuation is another file at once.
+    fixture.write("/", file("f", 7, b"other"));
+    assert!(fixture.told().contains(&Invalidation::Entry { parent: ROOT, name: "f".into() }));
+    assert_ne!(fixture.find(ROOT, "f").await.id, found.id);
+    grow(fixture.growing().unwrap());
+    assert!(hold.stands_for(&version));
+    assert_eq!(fixture.namespace.state.lock().stat(found.id).unwrap().entry.attr.size, 4);
+}
+
+#[tokio::test]
+async fn what_is_appended_during_growth_comes_after_it() {
+    let fixture = fixture();
+    fixture.write("/", file("f", 7, b"a"));
+    let found = fixture.find(ROOT, "f").await;
+    fixture.write("/", file("f", 7, b"ab"));
+    fixture.find(ROOT, "f").await;
+    fixture.write("/", file("f", 7, b"abc"));
+    let (stat, ()) = tokio::join!(fixture.stat(found.id), async {
+        for _ in 0..2 {
+            let growing = loop {
+                match fixture.growing() {
+                    Some(growing) => break growing,
+                    None => tokio::task::yield_now().await,
+                }
+            };
+            grow(growing);
+        }
+    });
+    assert_eq!((stat.id, stat.entry.attr.size), (found.id, 3));
+}
+
+#[tokio::test]
+async fn without_who_sees_to_it_nothing_grows() {
+    let mut fixture = fixture();
+    fixture.write("/", file("f", 7, b"a"));
+    let found = fixture.find(ROOT, "f").await;
+    fixture.growths.get_mut().close();
+    fixture.write("/", file("f", 7, b"ab"));
+    assert_eq!(fixture.stat(found.id).await.entry.attr.size, 1);
+    let other = fixture.find(ROOT, "f").await;
+    assert_ne!(other.id, found.id);
+    fixture.namespace.forget(found.id, found_lookups(&fixture, found.id));
+    assert!(fixture.namespace.version(found.id).is_err(), "nothing holds it");
+}
+
+fn found_lookups(fixture: &Fixture, id: NodeId) -> u64 {
+    fixture.namespace.state.lock().nodes.get(id).unwrap().lookups
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_grow_is_another_node_next_time() {
+    let fixture = fixture();
+    fixture.write("/", file("f", 7, b"first"));
+    let found = fixture.find(ROOT, "f").await;
+    fixture.write("/", file("f", 7, b"first and last"));
+    let refused = fixture.stat_grown(found.id, drop).await;
+    assert_eq!((refused.id, refused.entry.attr.size), (found.id, 5));
+    assert!(fixture.told().contains(&Invalidation::Entry { parent: ROOT, name: "f".into() }));
+    let other = fixture.find(ROOT, "f").await;
+    assert_ne!(other.id, found.id);
+    assert_eq!(other.entry.attr.size, 14);
+    assert_eq!(fixture.namespace.version(found.id).unwrap().size(), 5);
+}
+
+#[tokio::test]
+async fn a_file_that_is_cut_off_or_changed_is_another_node() {
+    for (inode, content) in
+        [(7, b"firs".as_slice()), (7, b"First and last"), (8, b"first and last"), (7, b"fisrt")]
+    {
+        let fixture = fixture();
+        fixture.write("/", file("f", 7, b"first"));
+        let found = fixture.find(ROOT, "f").await;
+        fixture.write("/", file("f", inode, content));
+        assert_ne!(fixture.find(ROOT, "f").await.id, found.id, "{inode} {content:?}");
+        assert!(fixture.growing().is_none());
+    }
+}
+
+#[tokio::test]
+async fn a_reply_that_is_late_does_not_take_back_what_was_appended() {
+    let fixture = fixture();
+    fixture.write("/", file("f", 7, b"first"));
+    let found = fixture.find(ROOT, "f").await;
+    // An event takes the answer of the first lookup for outdated, and the second comes in before it.
+    fixture.event(None, Some(("/", &file("f", 7, b"first"))));
+    fixture.model.hold_replies();
+    let late = wait(fixture.namespace.lookup(ROOT, "f"));
+    fixture.write("/", file("f", 7, b"first and last"));
+    let newer = fixture.stat_grown(found.id, grow);
+    fixture.model.let_reply();
+    assert_eq!(newer.await.entry.attr.size, 14);
+    match late.await {
+        Ok(Found::Node(stat)) => assert_eq!((stat.id, stat.entry.attr.size), (found.id, 14)),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn only_what_comes_behind_is_growth() {
+    let chunk = |key, offset, size| Chunk {
+        fid: FileId { volume: 1, key, cookie: 1 },
+        offset,
+        size,
+        modified_ts_ns: key as i64,
+        cipher_key: None,
+        is_compressed: false,
+        is_manifest: false,
+    };
+    let with = |size, chunks: &[Chunk]| {
+        let mut entry = file("f", 7, b"");
+        (entry.attr.size, entry.content) = (size, Content::Chunks(chunks.into()));
+        entry
+    };
+    let (first, second, behind) = (chunk(1, 0, 10), chunk(2, 5, 10), chunk(3, 15, 5));
+    let old = with(15, &[first.clone(), second.clone()]);
+    let is = |size, chunks: &[Chunk]| growth::grows(&old, &with(size, chunks));
+    assert!(is(20, &[first.clone(), second.clone(), behind.clone()]));
+    assert!(
+        is(20, &[first.clone(), behind.clone(), second.clone()]),
+        "the order of those that do not meet is nothing"
+    );
+    assert!(is(16, &[first.clone(), second.clone()]), "zeros");
+    assert!(!is(15, &[first.clone(), second.clone()]), "it is the same");
+    assert!(
+        !is(20, &[second.clone(), first.clone(), behind.clone()]),
+        "another order may be another content"
+    );
+    assert!(!is(20, &[first.clone(), behind.clone()]), "one is gone");
+    assert!(!is(20, &[first.clone(), second.clone(), chunk(4, 14, 6)]), "one reaches back");
+    let manifest = Chunk { is_manifest: true, ..behind };
+    assert!(!is(20, &[first, second, manifest]), "what a manifest lists is not known");
+    let empty = with(0, &[]);
+    assert!(
+        growth::grows(&file("f", 7, b""), &file("f", 7, b"x")) && growth::grows(&empty, &file("f", 7, b"x"))
+    );
+    let mut remote = file("f", 7, b"x");
+    remote.content = Content::Damaged { reason: "unknown".into() };
+    assert!(!growth::grows(&empty, &remote));
+    assert!(!growth::grows(&file("f", 7, b"ab"), &with(20, &[])));
 }

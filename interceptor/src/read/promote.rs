@@ -14,7 +14,8 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::stream::{self, StreamExt};
+use futures::FutureExt;
+use futures::stream::{self, Stream, StreamExt};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
@@ -25,7 +26,7 @@ use super::grain::{self, Located};
 use super::layout::Layout;
 use super::{FileVersion, ReadError, Reader, SMALL_FILE};
 use crate::arrival::Arrival;
-use crate::cache::resident::{Candidate, Promotion, Residents, Worth};
+use crate::cache::resident::{Candidate, Extension, Promotion, ResidentFile, Residents, Worth};
 use crate::cache::{BlockKey, Joined, PrefetchOutcome, Readable};
 use crate::fetch::{Priority, Urgency};
 use crate::seaweed::entry::Chunk;
@@ -109,16 +110,18 @@ struct Piece {
     origin: PieceOrigin,
 }
 
+/// The bytes of a part, and the key of its block if that was fetched for this alone.
+type FetchedPiece = Result<(Data, Option<BlockKey>), ReadError>;
+
 enum PieceOrigin {
     Bytes(Bytes),
     Block(Chunk, Located),
 }
 
-/// The parts of a file, but for those that are zeros.
-fn pieces(layout: &Layout) -> Vec<Piece> {
+/// The parts of a file from `offset` on, but for those that are zeros.
+fn pieces(layout: &Layout, mut offset: u64) -> Vec<Piece> {
     let mut pieces = Vec::new();
-    let mut offset = 0;
-    for segment in layout.segments(0, layout.size()) {
+    for segment in layout.segments(offset, layout.size()) {
         match segment {
             Segment::Zeros(len) => offset += len as u64,
             Segment::Bytes(bytes) => {
@@ -153,7 +156,7 @@ impl Reader {
     async fn make_resident(self: &Arc<Self>, wanted: Wanted) {
         let Wanted { version, candidate } = wanted;
         let pieces = match version.layout(&*self.origin, Arrival::now()).await {
-            Ok(layout) => pieces(layout),
+            Ok(layout) => pieces(layout, 0),
             Err(error) => {
                 tracing::debug!(path = version.path(), %error, "a file cannot be kept in memory");
                 return;
@@ -163,11 +166,7 @@ impl Reader {
         let made = tokio::task::spawn_blocking(|| candidate.make_room()).await;
         let Ok(Some(mut promotion)) = made else { return };
         let keys: Vec<_> = pieces.iter().filter_map(Piece::key).collect();
-        let fetch = |piece: Piece| {
-            let reader = self.clone();
-            async move { (piece.offset, reader.piece(piece.origin).await) }
-        };
-        let mut fetched = stream::iter(pieces).map(fetch).buffered(BLOCKS_AT_ONCE);
+        let mut fetched = self.fetch_pieces(pieces);
         while let Some((offset, data)) = fetched.next().await {
             promotion = match self.land(promotion, offset, data).await {
                 Some(promotion) => promotion,
@@ -180,13 +179,57 @@ impl Reader {
         }
     }
 
+    /// Writes behind the resident file of `before` what `version`, which begins with the same bytes, has more. The file is passed
+    /// through for as many handles of the first as `handles` tells. None if it cannot be done; the file is then as it was.
+    pub(crate) async fn extend(
+        self: &Arc<Self>,
+        file: Arc<ResidentFile>,
+        handles: impl Fn() -> u32 + Send + 'static,
+        before: &FileVersion,
+        version: &FileVersion,
+    ) -> Option<Extension> {
+        let (content, len) = (before.content()?, version.size());
+        let pieces = match version.layout(&*self.origin, Arrival::now()).await {
+            Ok(layout) => pieces(layout, file.grown_len().min(len)),
+            Err(_) => return None,
+        };
+        let residents = self.promoter.get()?.residents.clone();
+        let extend = move || residents.extend(file, &content, handles, len);
+        let mut extension = tokio::task::spawn_blocking(extend).await.ok()??;
+        let mut fetched = self.fetch_pieces(pieces);
+        while let Some((offset, part)) = fetched.next().await {
+            let (data, fetched) = part.ok()?;
+            (extension, _) = extension.write(data, offset).await?;
+            fetched.iter().for_each(|key| _ = self.cache.remove(key));
+        }
+        Some(extension)
+    }
+
+    /// The last byte of `version`, which must not be empty.
+    pub(crate) async fn last_byte(self: &Arc<Self>, version: &FileVersion) -> Result<u8, ReadError> {
+        let layout = version.layout(&*self.origin, Arrival::now()).await?;
+        let pieces = pieces(layout, version.size().saturating_sub(1));
+        match self.fetch_pieces(pieces).next().await {
+            Some((_, part)) => Ok(part?.0.first().copied().unwrap_or_default()),
+            None => Ok(0),
+        }
+    }
+
+    /// Fetches parts of a file, which come in their order.
+    fn fetch_pieces(
+        self: &Arc<Self>,
+        pieces: Vec<Piece>,
+    ) -> impl Stream<Item = (u64, FetchedPiece)> + Unpin + use<> {
+        let reader = self.clone();
+        let fetch = move |piece: Piece| {
+            let reader = reader.clone();
+            async move { (piece.offset, reader.piece(piece.origin).await) }.boxed()
+        };
+        stream::iter(pieces).map(fetch).buffered(BLOCKS_AT_ONCE)
+    }
+
     /// Writes a part of a file, and gives up its block if that was fetched for this.
-    async fn land(
-        &self,
-        promotion: Promotion,
-        offset: u64,
-        part: Result<(Data, Option<BlockKey>), ReadError>,
-    ) -> Option<Promotion> {
+    async fn land(&self, promotion: Promotion, offset: u64, part: FetchedPiece) -> Option<Promotion> {
         match part {
             Ok((data, fetched)) => {
                 let (promotion, _) = promotion.write(data, offset).await?;
@@ -203,7 +246,7 @@ impl Reader {
     }
 
     /// The bytes of a part, and the key of its block if that had to be fetched.
-    async fn piece(self: Arc<Self>, origin: PieceOrigin) -> Result<(Data, Option<BlockKey>), ReadError> {
+    async fn piece(self: Arc<Self>, origin: PieceOrigin) -> FetchedPiece {
         let (chunk, located) = match origin {
             PieceOrigin::Bytes(bytes) => return Ok((Data::shared(bytes), None)),
             PieceOrigin::Block(chunk, located) => (chunk, located),

@@ -157,6 +157,13 @@ pub(super) struct Reserved {
     bytes: u64,
 }
 
+impl Reserved {
+    /// Takes over what `other` has, of the same budget.
+    pub(super) fn join(&mut self, mut other: Self) {
+        self.bytes += std::mem::take(&mut other.bytes);
+    }
+}
+
 impl Drop for Reserved {
     fn drop(&mut self) {
         self.budget.held.fetch_sub(self.bytes, Ordering::SeqCst);

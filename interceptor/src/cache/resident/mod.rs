@@ -37,12 +37,13 @@ use std::fmt;
 use std::io;
 use std::ops::Deref;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use self::background::Background;
 use self::budget::{Budget, Effort};
-use self::file::Draft;
+use self::file::{Addition, Draft};
 use self::shelf::Shelf;
 use self::tmpfs::PrivateTmpfs;
 use super::arena::Backing;
@@ -118,6 +119,13 @@ struct Counts {
     retired: AtomicU64,
 }
 
+impl Counts {
+    fn failed(&self, len: u64, error: &io::Error) {
+        tracing::debug!(bytes = len, %error, "a file cannot be kept in memory");
+        self.failed.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 /// See the module's documentation.
 pub struct Residents {
     tmpfs: PrivateTmpfs,
@@ -175,6 +183,37 @@ impl Residents {
         if file.is_some() {
             self.counts.retired.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Makes room for a file to become `len` bytes long. It was opened as `id`, `handles` times by those who know that it does. None
+    /// if others have it open, too, or there is too little memory. May take milliseconds, and blocks.
+    pub fn extend(
+        self: &Arc<Self>,
+        file: Arc<ResidentFile>,
+        id: &ContentId,
+        handles: impl Fn() -> u32,
+        len: u64,
+    ) -> Option<Extension> {
+        let from = file.grown_len();
+        if from >= len {
+            return Some(Extension { addition: None, residents: self.clone() });
+        }
+        self.retire(id);
+        // Handles come and go; one that is on its way is on the shelf's side only.
+        let is_alone = |attempt| {
+            std::thread::sleep(Duration::from_millis(attempt));
+            let before = handles();
+            self.shelf.lock().opens(id) == before && handles() == before
+        };
+        // Who has it since it was extended is one of them.
+        if from == file.len() && !(0..5).any(is_alone) {
+            return None;
+        }
+        let bytes = size_in_memory(len).checked_sub(size_in_memory(from))?;
+        let reserved = self.budget.reserve(bytes, Effort::Evict, ())?;
+        let addition = Addition::new(file, len, reserved);
+        let addition = addition.inspect_err(|error| self.counts.failed(len, error)).ok()?;
+        Some(Extension { addition: Some(addition), residents: self.clone() })
     }
 
     /// A file of `len` bytes is worth being resident. Returns what it takes to make it so; none if it is resident or wanted
@@ -254,8 +293,7 @@ impl Candidate {
     }
 
     fn failed(&self, error: &io::Error) {
-        tracing::debug!(bytes = self.len, %error, "a file cannot be kept in memory");
-        self.residents.counts.failed.fetch_add(1, Ordering::Relaxed);
+        self.residents.counts.failed(self.len, error);
     }
 }
 
@@ -317,6 +355,39 @@ impl Promotion {
         counts.promoted.fetch_add(1, Ordering::Relaxed);
         counts.promoted_bytes.fetch_add(candidate.len, Ordering::Relaxed);
         Some(file)
+    }
+}
+
+/// What is being appended to a file that is open. Dropped before it is [complete](Self::complete), all is as it was before. Both
+/// may block.
+pub struct Extension {
+    /// None if the file has it all.
+    addition: Option<Addition>,
+    residents: Arc<Residents>,
+}
+
+impl Extension {
+    /// Writes `bytes` from `offset` on, behind what was written before, and hands them back. None if that fails.
+    pub async fn write<B>(self, bytes: B, offset: u64) -> Option<(Self, B)>
+    where
+        B: Deref<Target = [u8]> + Send + 'static,
+    {
+        let Self { addition, residents } = self;
+        let work = move || {
+            let written = addition.as_ref().map_or(Ok(()), |addition| addition.write_at(&bytes, offset));
+            (addition, bytes, written)
+        };
+        let (addition, bytes, written) = residents.background.run(work).await?;
+        written.inspect_err(|error| residents.counts.failed(bytes.len() as u64, error)).ok()?;
+        Some((Self { addition, residents }, bytes))
+    }
+
+    /// Makes what was written a part of the file, and what was not zeros.
+    ///
+    /// # Errors
+    /// When there is no memory for that.
+    pub fn complete(self) -> io::Result<()> {
+        self.addition.map_or(Ok(()), Addition::finish)
     }
 }
 

@@ -238,6 +238,11 @@ impl<F: Clone> Shelf<F> {
         file
     }
 
+    /// How many handles of it are open.
+    pub(super) fn opens(&self, id: &ContentId) -> u32 {
+        self.records.get(id).map_or(0, |record| record.opens)
+    }
+
     /// Takes a file off the shelf.
     fn take(&mut self, id: &ContentId) -> Option<F> {
         let file = self.get(id)?;

@@ -1,0 +1,109 @@
+//! Growing files, towards the kernel.
+//!
+//! 1. Of a file that is passed through, the resident file is appended to.
+//! 2. The kernel drops the pages from the shorter version's end on, and waits for those that are being filled from it.
+//! 3. The longer version's attributes are told to who asks.
+//! 4. The kernel is given the last byte, by which it learns the size. From then on it takes answers to what it asked before,
+//!    which may tell of the shorter version, for outdated. Did it learn the size from an answer, another could take it back.
+//!
+//! If that takes long or fails, the node stays as it was, and the file gets another.
+
+use std::io;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use fuser::{INodeNo, Notifier};
+
+use super::filesystem::Shared;
+use crate::cache::resident::Extension;
+use crate::namespace::growth::{Growing, GrowthQueue};
+use crate::namespace::{Answer, Namespace, NodeId};
+use crate::read::FileVersion;
+
+/// How long it may take until the kernel has dropped the old end.
+const LIMIT: Duration = Duration::from_secs(3);
+
+/// How long the new size is kept back while a reader may hold a page that was dropped. Between finding a page and looking at the
+/// size the kernel executes some ten instructions.
+const GRACE: Duration = Duration::from_millis(50);
+
+/// Pages that are larger lie on more of the file than need be dropped.
+const PAGE: u64 = 4096;
+
+/// Has nodes grow as they come. Ends with the mount, which it does not keep.
+pub(super) async fn follow(mut growths: GrowthQueue, shared: Weak<Shared>, notifier: Notifier) {
+    while let Some(hold) = growths.recv().await {
+        let (Some(growing), Some(shared)) = (Namespace::growing(hold), shared.upgrade()) else { continue };
+        // A panic drops the growth, which gives it up.
+        tokio::spawn(grow(shared, notifier.clone(), growing));
+    }
+}
+
+/// Looks at a file that is said to have been appended to if it is passed through: the kernel does not ask about such a file
+/// because somebody reads to its end.
+pub(super) fn look(shared: &Shared, node: NodeId) {
+    let is_passed_through = shared.opens.get().is_some_and(|opens| opens.passed_through(node).is_some());
+    if is_passed_through && let Answer::Later(stat) = shared.namespace.attributes(node) {
+        shared.runtime.spawn(stat);
+    }
+}
+
+async fn grow(shared: Arc<Shared>, notifier: Notifier, mut growing: Growing) {
+    let (node, before, version) = (growing.node(), growing.before().clone(), growing.version().clone());
+    let prepared = prepare(&shared, &notifier, node, &before, &version);
+    let last = match tokio::time::timeout(LIMIT, prepared).await {
+        Ok(Ok(last)) => last,
+        Ok(Err(error)) => return tracing::debug!(path = version.path(), %error, "a file does not grow"),
+        Err(_) => return tracing::debug!(path = version.path(), "a file takes too long to grow"),
+    };
+    // Who was interrupted while copying from a page that is dropped looks at the size when he goes on.
+    if shared.opens.get().is_none_or(|opens| opens.is_open(node)) {
+        tokio::time::sleep(GRACE).await;
+    }
+    growing.tell();
+    let end = version.size() - 1;
+    let told = blocking(move || notifier.store(INodeNo(node), end, &[last])).await;
+    if let Err(error) = told {
+        tracing::debug!(%error, "the kernel learns of the new end of a file when it asks");
+    }
+}
+
+/// Brings about that nothing is read any more at the end of the shorter version. Returns the last byte of the longer one.
+async fn prepare(
+    shared: &Arc<Shared>,
+    notifier: &Notifier,
+    node: NodeId,
+    before: &Arc<FileVersion>,
+    version: &FileVersion,
+) -> io::Result<u8> {
+    let last = shared.reader.last_byte(version).await.map_err(io::Error::other)?;
+    let passed_through = shared.opens.get().and_then(|opens| opens.passed_through(node));
+    let extension = match &passed_through {
+        Some(backing) => {
+            let handles = {
+                let (shared, before) = (shared.clone(), before.clone());
+                move || shared.opens.get().map_or(0, |opens| opens.handles(node, &before))
+            };
+            let extension = shared.reader.extend(backing.file().clone(), handles, before, version).await;
+            Some(extension.ok_or_else(|| io::Error::other("what was appended cannot be passed through"))?)
+        }
+        None => None,
+    };
+    let (shared, notifier, size) = (shared.clone(), notifier.clone(), before.size());
+    blocking(move || {
+        // May be the last to hold the file.
+        let _passed_through = passed_through;
+        if let Some(pusher) = shared.pusher.get() {
+            pusher.settle();
+        }
+        let page = (size / PAGE * PAGE).try_into().map_err(io::Error::other)?;
+        notifier.inval_inode(INodeNo(node), page, 0)?;
+        extension.map_or(Ok(()), Extension::complete)
+    })
+    .await?;
+    Ok(last)
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other).flatten()
+}

@@ -1,0 +1,234 @@
+//! Files that were only appended to keep their node.
+//!
+//! Another version of a file is another node, unless it is the known one with more bytes behind it: who follows the end
+//! of a file has it open all the time (`tail -f`), or takes another inode number for another file (`tail -F`).
+//!
+//! The kernel completes the page that holds the end of a file with zeros, and its readers must never take these for
+//! bytes. So a node grows in this order:
+//!
+//! ```text
+//!  the filer tells of a longer file (State::grow)
+//!   1. reads are answered from the longer version               Node::version
+//!   2. who stands between us and the kernel brings about that   Growing
+//!      nothing is left that was read from the shorter one at its end
+//!   3. the longer file's attributes are told                    Node::entry
+//! ```
+//!
+//! Meanwhile a lookup shows the node as it was, which nobody may remember: it must not wait, because the kernel locks the
+//! directory for it. Who asks for attributes waits a while, and with him who reads beyond the end that the kernel knows. One
+//! growth is under way at a time; what was appended since comes after it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, watch};
+
+use super::hold::NodeHold;
+use super::invalidate::Invalidation;
+use super::nodes::{Node, Place, same_node};
+use super::state::State;
+use super::{Changed, Namespace, NodeId};
+use crate::read::FileVersion;
+use crate::seaweed::entry::{Chunk, Content, Entry, Kind};
+
+/// How long who asks for attributes waits for a growth; after that he is shown what was.
+pub(super) const GROWTH_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Nodes that grow, for who sees to that.
+pub(crate) type GrowthQueue = mpsc::UnboundedReceiver<NodeHold>;
+
+/// What a node is about to become.
+pub(super) struct Growth {
+    entry: Arc<Entry>,
+    before: Arc<FileVersion>,
+    version: Arc<FileVersion>,
+    /// Dropped when it is over.
+    over: watch::Sender<()>,
+}
+
+impl Node {
+    /// Whether the node can come to be what `entry` describes by growing only.
+    pub(super) fn grows_to(&self, entry: &Entry) -> bool {
+        match &self.growth {
+            Some(growth) => same_node(&growth.entry, entry) || grows(&growth.entry, entry),
+            None => !self.is_fixed && grows(&self.entry, entry),
+        }
+    }
+
+    /// Whether a name that stood for the node and now for `entry` still stands for it, as it is or grown.
+    pub(super) fn stands_for(&self, entry: &Entry) -> bool {
+        same_node(&self.entry, entry) || self.grows_to(entry)
+    }
+
+    /// Whether `entry`, which may be out of date, can be what the node was before it grew, or will have been. A file that was cut
+    /// off has a later time.
+    pub(super) fn has_outgrown(&self, entry: &Entry) -> bool {
+        let latest = self.growth.as_ref().map_or(&self.entry, |growth| &growth.entry);
+        entry.attr.mtime <= latest.attr.mtime && grows(entry, latest)
+    }
+}
+
+/// A node that grows. Who asks for it waits until this is dropped. If its growth was not [told](Self::tell) by then, it stays as
+/// it was, and its name gets another node.
+pub(crate) struct Growing {
+    hold: NodeHold,
+    before: Arc<FileVersion>,
+    version: Arc<FileVersion>,
+    is_told: bool,
+}
+
+impl Growing {
+    /// The number of the node.
+    pub(crate) fn node(&self) -> NodeId {
+        self.hold.id()
+    }
+
+    /// What the node stood for.
+    pub(crate) fn before(&self) -> &Arc<FileVersion> {
+        &self.before
+    }
+
+    /// What it stands for now: the same bytes, and others behind them.
+    pub(crate) fn version(&self) -> &Arc<FileVersion> {
+        &self.version
+    }
+
+    /// The kernel keeps nothing of the shorter version from the page with its end on: from now on the attributes of the longer
+    /// one are what is told.
+    pub(crate) fn tell(&mut self) {
+        if let Some(namespace) = self.hold.namespace() {
+            self.is_told = true;
+            namespace.tell_growth(self.hold.id(), &self.version);
+        }
+    }
+}
+
+impl Drop for Growing {
+    fn drop(&mut self) {
+        if let Some(namespace) = self.hold.namespace() {
+            namespace.state.lock().end_growth(self.hold.id(), &self.version, self.is_told);
+        }
+    }
+}
+
+impl State {
+    /// Has a node grow to `entry`, of which it is the beginning, unless that is under way.
+    pub(super) fn grow(&mut self, id: NodeId, entry: &Arc<Entry>) {
+        let (before, path) = (self.version(id), self.nodes.path(id));
+        let (Some(before), Some(node)) = (before, self.nodes.get_mut(id)) else { return };
+        node.stale = true;
+        if node.growth.is_some() {
+            return;
+        }
+        let version = FileVersion::new(&path, entry.clone());
+        node.version = version.clone().into();
+        let over = watch::Sender::new(());
+        node.growth = Some(Growth { entry: entry.clone(), before, version: version.clone(), over });
+        let (Some(growths), Some(hold)) = (self.growths.clone(), self.hold(id)) else { return };
+        if let Err(mpsc::error::SendError(hold)) = growths.send(hold) {
+            // The mount is going away.
+            self.end_growth(id, &version, false);
+            self.nodes.close(hold.into_id());
+        }
+    }
+
+    fn end_growth(&mut self, id: NodeId, version: &Arc<FileVersion>, is_told: bool) {
+        let Some(node) = self.nodes.get_mut(id) else { return };
+        let Some(growth) = node.growth.take_if(|growth| Arc::ptr_eq(&growth.version, version)) else {
+            return;
+        };
+        // Something may have been appended since.
+        node.stale = true;
+        if !is_told {
+            node.version = growth.before.into();
+            node.is_fixed = true;
+            for Place { parent, name } in node.names.clone() {
+                self.tell(Invalidation::Entry { parent, name });
+            }
+        }
+    }
+
+    /// Tells when the growth that a node is in is over.
+    pub(super) fn growth_end(&self, id: NodeId) -> Option<watch::Receiver<()>> {
+        Some(self.nodes.get(id)?.growth.as_ref()?.over.subscribe())
+    }
+}
+
+impl Namespace {
+    /// From now on, files that are appended to keep their node. To be called before there are any nodes, by who sees to that
+    /// with [`growing`](Self::growing).
+    pub(crate) fn let_files_grow(&self) -> GrowthQueue {
+        let (growths, queue) = mpsc::unbounded_channel();
+        let mut state = self.state.lock();
+        state.nodes.may_grow = true;
+        state.growths = Some(growths);
+        queue
+    }
+
+    /// The growth that a held node is in.
+    pub(crate) fn growing(hold: NodeHold) -> Option<Growing> {
+        let namespace = hold.namespace()?;
+        let (before, version) = {
+            let state = namespace.state.lock();
+            let growth = state.nodes.get(hold.id())?.growth.as_ref()?;
+            (growth.before.clone(), growth.version.clone())
+        };
+        Some(Growing { hold, before, version, is_told: false })
+    }
+
+    /// The node that `changed` is appended to, if the kernel knows it.
+    pub(crate) fn grown_by(&self, changed: Changed<'_>) -> Option<NodeId> {
+        let state = self.state.lock();
+        let id = state.nodes.child(state.nodes.resolve(changed.directory)?, &changed.entry.name)?;
+        state.nodes.get(id)?.grows_to(changed.entry).then_some(id)
+    }
+
+    fn tell_growth(&self, id: NodeId, version: &Arc<FileVersion>) {
+        let mut state = self.state.lock();
+        let growth = state.nodes.get(id).and_then(|node| node.growth.as_ref());
+        if let Some(growth) = growth.filter(|growth| Arc::ptr_eq(&growth.version, version)) {
+            let entry = growth.entry.clone();
+            state.nodes.update(id, &entry);
+        }
+    }
+
+    /// Waits for the end of the growth that a node is in. Returns whether there was one, and it ended in time.
+    pub(super) async fn growth_is_over(&self, id: NodeId, deadline: Instant) -> bool {
+        let growth = self.state.lock().growth_end(id);
+        let Some(mut growth) = growth else { return false };
+        // That the sender is gone is how it ends.
+        tokio::time::timeout_at(deadline.into(), growth.changed()).await.is_ok()
+    }
+}
+
+/// Whether `new` is the file `old` with bytes behind it, and nothing else.
+pub(super) fn grows(old: &Entry, new: &Entry) -> bool {
+    let (was, is) = (&old.attr, &new.attr);
+    was.kind == Kind::File
+        && is.kind == Kind::File
+        && was.inode == is.inode
+        && was.size < is.size
+        && begins_with(&new.content, &old.content, was.size)
+}
+
+/// Whether the first `size` bytes of `content` are all those of `beginning`.
+fn begins_with(content: &Content, beginning: &Content, size: u64) -> bool {
+    match (beginning, content) {
+        (_, Content::Inline(_) | Content::Chunks(_)) if size == 0 => true,
+        (Content::Inline(beginning), Content::Inline(content)) => {
+            beginning.len() as u64 == size && content.starts_with(beginning)
+        }
+        (Content::Chunks(beginning), Content::Chunks(content)) => lists_behind(content, beginning, size),
+        _ => false,
+    }
+}
+
+/// Whether `chunks` has all of `first`, in their order, and other chunks only from `size` on. What a manifest lists is not
+/// known here.
+fn lists_behind(chunks: &[Chunk], first: &[Chunk], size: u64) -> bool {
+    let mut first = first.iter().peekable();
+    let fits = |chunk: &Chunk| {
+        first.next_if(|known| *known == chunk).is_some() || chunk.offset >= size && !chunk.is_manifest
+    };
+    chunks.iter().all(fits) && first.peek().is_none()
+}
