@@ -7,6 +7,7 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::thread;
 
 use serde_json::Value;
 use tests::mount::interceptor_program;
@@ -164,6 +165,41 @@ fn text_written_through_a_weed_mount() {
         let mount = Mount::builder(&cluster).start().unwrap();
         reading::verify(&mount.file("/by-mount.txt"), &content);
     }
+}
+
+#[test]
+fn a_chunk_that_is_too_large_for_the_cache_is_fetched_once_for_its_readers() {
+    const SIZE: usize = 90 << 20;
+    const READERS: u64 = 4;
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = Cluster::builder().max_mb(100).encrypt().start().unwrap();
+    let filer = cluster.filer();
+    let content = Pattern::new(10).bytes(0, SIZE);
+    filer.put("/large", &content, "").unwrap();
+    assert_eq!(filer.chunks("/large").unwrap().len(), 1);
+    assert!(all_chunks(&filer, "/large", |chunk| chunk["cipher_key"].is_string()));
+    let args = ["--cache-size", "256MiB", "--no-ebpf"];
+    let mount = Mount::interceptor(&cluster.filer_addresses()).args(args).start().unwrap();
+    let path = mount.file("/large");
+    let whole = || data::assert_same("the whole", &fs::read(&path).unwrap(), &content);
+    // All of them at a time, then one after the other, without the pages that the kernel has of it.
+    thread::scope(|scope| {
+        scope.spawn(whole);
+        for seed in 1..READERS {
+            let (path, content) = (&path, &content);
+            scope.spawn(move || reading::random(path, content, seed, 40));
+        }
+    });
+    for _ in 0..2 {
+        reading::forget(&path).unwrap();
+        whole();
+    }
+    let fetched = mount.metric("interceptor_fetch_bytes_total", &["source=\"http\""]).unwrap();
+    // Once; a second time if all readers were held up for longer than it is held for them.
+    let times = fetched / SIZE as f64;
+    assert!((1.0..=2.0).contains(&times), "{times} times");
 }
 
 /// How a file fails: when it is opened, or when it is read.
