@@ -21,7 +21,10 @@ use crate::read::{FileVersion, Reader};
 pub const LEASE: Duration = Duration::from_secs(30);
 /// The most jobs at the same time, of all clients together. A client has two.
 const MAX_JOBS: usize = 32;
-/// Of these, the most of one user who does not operate the mount, so that none shuts out the others.
+/// Of these, the most of all users who do not operate the mount: one person may have many user ids (`/etc/subuid`), and
+/// shall not keep operators from their own jobs.
+const MAX_JOBS_OF_USERS: usize = 24;
+/// And the most of one of them, so that none shuts out the others.
 const MAX_JOBS_OF_USER: usize = 8;
 
 /// A file as a job knows it from its beginning on, whatever comes to its name meanwhile.
@@ -155,9 +158,14 @@ impl Desk {
             if jobs.len() >= MAX_JOBS {
                 return Err(Refusal::TooManyJobs(MAX_JOBS));
             }
-            let of_user = jobs.values().filter(|job| job.user == user).count();
-            if of_user >= MAX_JOBS_OF_USER && !is_operator(user) {
-                return Err(Refusal::TooManyJobs(MAX_JOBS_OF_USER));
+            if !is_operator(user) {
+                let of_users = || jobs.values().map(|job| job.user).filter(|user| !is_operator(*user));
+                if of_users().filter(|other| *other == user).count() >= MAX_JOBS_OF_USER {
+                    return Err(Refusal::TooManyJobs(MAX_JOBS_OF_USER));
+                }
+                if of_users().count() >= MAX_JOBS_OF_USERS {
+                    return Err(Refusal::TooManyJobs(MAX_JOBS_OF_USERS));
+                }
             }
             jobs.insert(id.clone(), job.clone());
         }

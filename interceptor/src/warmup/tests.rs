@@ -209,9 +209,12 @@ async fn a_user_gives_up_his_own_files_and_displaces_nothing() {
 async fn no_user_takes_all_jobs() {
     let (desk, _gate) = desk(0);
     let job_of = |user| Request { tickets: vec![ticket_of(user, 1)], ..request(Action::Fetch, []) };
-    let jobs = (0..100).take_while(|_| desk.begin(&job_of(USER)).is_ok()).count();
-    assert_eq!(jobs, 8);
-    assert!(desk.begin(&job_of(USER - 1)).is_ok() && desk.begin(&job_of(0)).is_ok());
+    let jobs_of = |user| (0..100).take_while(|_| desk.begin(&job_of(user)).is_ok()).count();
+    assert_eq!((jobs_of(USER), jobs_of(USER - 1)), (8, 8));
+    // Such as the subordinate ids of one person.
+    let others: usize = (100_000..100_020).map(jobs_of).sum();
+    assert_eq!(others, 8);
+    assert_eq!(jobs_of(0), 8, "what is left is for operators");
 }
 
 #[tokio::test]
