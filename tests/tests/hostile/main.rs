@@ -6,6 +6,7 @@ mod containers;
 mod engines;
 mod fake;
 mod filers;
+mod layers;
 mod users;
 mod volume_servers;
 
