@@ -15,7 +15,7 @@ use serde_json::Value;
 use tests::memory::MemoryGroup;
 use tests::mount::interceptor_program;
 use tests::process::{Process, undrained_pipe, with_stderr};
-use tests::{Cluster, Mount, Pattern, Shared, eventually, host, reading};
+use tests::{Cluster, Engine, Mount, Pattern, Shared, eventually, host, reading};
 
 static CLUSTER: Shared<Cluster> = Shared::new();
 
@@ -145,6 +145,50 @@ fn check_tells_of_rdma_and_of_each_volume_server() {
     let server = format!("{} answers", cluster.volume_servers()[0].address());
     for word in ["RDMA ", "locked memory ", "volume server ", &server, "engine ", ":18515"] {
         assert!(said.contains(word), "no {word:?} in {said}");
+    }
+}
+
+#[test]
+fn check_looks_for_engines_where_a_mount_with_these_options_does() {
+    if !host::can_mount() || !host::can_serve() {
+        return;
+    }
+    let cluster = cluster();
+    let server = &cluster.volume_servers()[0];
+    let engine = Engine::start(&cluster, server).unwrap();
+    let bench = Bench::new();
+    let filer = cluster.filer_addresses();
+    let port = engine.address().rsplit_once(':').unwrap().1;
+    let named = format!("{}={}", server.address(), engine.address());
+    let unknown = format!("127.0.0.1:1={}", engine.address());
+    let with_filer: &[&str] = &["--filer", &filer];
+    type Case<'a> = (&'a [&'a str], &'a [&'a str], &'a [&'a str]);
+    let cases: [Case; 7] = [
+        (with_filer, &["--rdma-port", port], &["is reached over local and has proved itself"]),
+        (
+            with_filer,
+            &["--rdma-port", port, "--transport", "tcp"],
+            &["is reached and has not proved itself: security.toml has nothing", "jwt.signing.key"],
+        ),
+        (
+            with_filer,
+            &["--engine", &named, "--transport", "tcp"],
+            &["is reached over tcp and is named by --engine"],
+        ),
+        (with_filer, &["--engine", &unknown], &["127.0.0.1:1 is no volume server of this cluster"]),
+        (with_filer, &["--rdma-port", "1"], &[" is not reached: "]),
+        (&[], &["--engine", &named, "--transport", "tcp"], &["is reached over tcp and is named by --engine"]),
+        (with_filer, &["--volume-server-access", "filerProxy"], &["all is fetched through the filer"]),
+    ];
+    for (filer, options, expected) in cases {
+        let (_, said) = bench.run(&[&["check"], filer, options].concat());
+        for words in expected {
+            assert!(said.contains(words), "{options:?}: no {words:?} in {said}");
+        }
+    }
+    for options in [["--volume-server-access", "filerProxy"], ["--transport", "http"]] {
+        let (_, said) = bench.run(&[&["check"], with_filer, &options].concat());
+        assert!(!said.lines().any(|line| line.starts_with("engine ")), "no engine is asked: {said}");
     }
 }
 

@@ -13,7 +13,7 @@ use futures::future::join_all;
 
 use super::host::{self, Finding, State};
 use super::mount;
-use super::options::Filers;
+use super::options::{Filers, ServerOptions};
 use crate::seaweed::address::ServerAddress;
 use crate::seaweed::filer::FilerClient;
 use crate::seaweed::owners::Owners;
@@ -33,6 +33,10 @@ pub(super) struct CheckOptions {
     /// Print the findings as JSON
     #[arg(long)]
     pub(super) json: bool,
+
+    /// Which volume servers and engines are tried to be reached: those that a mount with the same options asks.
+    #[command(flatten)]
+    servers: ServerOptions,
 }
 
 /// Prints what was found; fails if no mount is possible.
@@ -47,9 +51,9 @@ pub(super) fn run(options: &CheckOptions) -> anyhow::Result<ExitCode> {
     let file = options.security.clone().or_else(Security::file);
     findings.push(security_finding(file, security.as_ref().err()));
     findings.extend(security.as_ref().ok().and_then(host::engine_proofs));
-    if let (Some(Filers(filers)), Ok(security)) = (&options.filer, &security) {
+    if let Ok(security) = &security {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        findings.extend(runtime.block_on(filer_findings(filers, security)));
+        findings.extend(runtime.block_on(network_findings(options, security)));
     }
     let possible = findings.iter().all(|finding| finding.state != State::Missing);
     if options.json {
@@ -75,8 +79,9 @@ fn security_finding(file: Option<PathBuf>, error: Option<&SecurityError>) -> Fin
     }
 }
 
-/// Each filer's answer. A mount needs one of them.
-async fn filer_findings(filers: &[ServerAddress], security: &Security) -> Vec<Finding> {
+/// Each filer's answer, of which a mount needs one, and those of the servers behind it.
+async fn network_findings(options: &CheckOptions, security: &Security) -> Vec<Finding> {
+    let filers = options.filer.as_ref().map_or(&[][..], |Filers(filers)| filers);
     let asked = filers.iter().map(|filer| mount::connect(vec![filer.clone()], security, Owners::default()));
     let answers = join_all(asked).await;
     let unanswered = if answers.iter().any(Result::is_ok) { State::Lost } else { State::Missing };
@@ -91,9 +96,8 @@ async fn filer_findings(filers: &[ServerAddress], security: &Security) -> Vec<Fi
         remedy: "start it, and open its HTTP port and its gRPC port to this host",
     };
     let mut findings: Vec<_> = filers.iter().zip(&answers).map(finding).collect();
-    if let Some(Ok(filer)) = answers.iter().find(|answer| answer.is_ok()) {
-        findings.extend(cluster::findings(filer, security).await);
-    }
+    let filer = answers.iter().flatten().next();
+    findings.extend(cluster::findings(filer, &options.servers, security).await);
     findings
 }
 

@@ -79,6 +79,10 @@ const CHECK_EXAMPLES: &str = "\
 Examples:
   interceptor check
   interceptor check --filer filer:8888
+  interceptor check --filer filer:8888 --engine volume:8080=engine:18515
+
+With a filer, also says whether its volume servers and the engines beside them answer. Options that
+tell where those are mean what they mean for `interceptor mount`.
 
 Exits with 0 if a mount is possible, else with 1.";
 

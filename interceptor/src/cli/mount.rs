@@ -210,12 +210,12 @@ pub(super) fn reader(
     metrics: &Arc<Metrics>,
 ) -> anyhow::Result<Arc<Reader>> {
     let cache = cache(cache_size, metrics)?;
-    let engines = options.engines(&security);
+    let engines = options.servers.engines(&security);
     if let Some(finding) = host::engine_proofs(&security).filter(|_| engines.are_looked_for()) {
         tracing::info!(remedy = finding.remedy, "{}: {}", finding.found, finding.lost);
     }
     let fetching = fetch::Options {
-        access: access(options.volume_server_access, filer),
+        access: access(options.servers.volume_server_access, filer),
         data_center: options.data_center.clone(),
         retry_time: options.read_retry_time,
         requests_per_server: options.concurrent_readers.into(),

@@ -138,21 +138,9 @@ pub(super) struct FetchOptions {
     #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, default_value = "false", hide_default_value = true)]
     pub(super) force: bool,
 
-    /// How chunks are brought, the best first; may be repeated. Whatever is said, http is what remains in the end. auto: local, verbs, tcp, http
-    #[arg(long, value_name = "TRANSPORT[,…]", value_delimiter = ',', default_value = "auto")]
-    pub(super) transport: Vec<Transport>,
-
-    /// The port at which an rdma-engine is looked for on the host of each volume server
-    #[arg(long, value_name = "PORT", default_value_t = ENGINE_PORT, value_parser = clap::value_parser!(u16).range(1..))]
-    pub(super) rdma_port: u16,
-
-    /// An rdma-engine that is elsewhere: the volume server as the cluster calls it, and its engine; may be repeated
-    #[arg(long, value_name = "HOST:PORT=HOST:PORT", value_delimiter = ',', value_parser = EngineAt::from_str)]
-    pub(super) engine: Vec<EngineAt>,
-
-    /// How volume servers are reached: under the address they have in the cluster, under their public one, or through the filer
-    #[arg(long, value_name = "ACCESS", default_value = "direct")]
-    pub(super) volume_server_access: VolumeServerAccess,
+    /// Where volume servers and engines are, and how they are reached.
+    #[command(flatten)]
+    pub(super) servers: ServerOptions,
 
     /// Prefer replicas in this data center
     #[arg(long, value_name = "NAME")]
@@ -169,6 +157,26 @@ pub(super) struct FetchOptions {
     /// Take keys and certificates from this security.toml, not from the first one in ., ~/.seaweedfs, /usr/local/etc/seaweedfs and /etc/seaweedfs
     #[arg(long, value_name = "FILE")]
     pub(super) security: Option<PathBuf>,
+}
+
+/// How volume servers are reached, and the engines beside them.
+#[derive(Debug, Clone, Args)]
+pub(super) struct ServerOptions {
+    /// How chunks are brought, the best first; may be repeated. Whatever is said, http is what remains in the end. auto: local, verbs, tcp, http
+    #[arg(long, value_name = "TRANSPORT[,…]", value_delimiter = ',', default_value = "auto")]
+    pub(super) transport: Vec<Transport>,
+
+    /// The port at which an rdma-engine is looked for on the host of each volume server
+    #[arg(long, value_name = "PORT", default_value_t = ENGINE_PORT, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(super) rdma_port: u16,
+
+    /// An rdma-engine that is elsewhere: the volume server as the cluster calls it, and its engine; may be repeated
+    #[arg(long, value_name = "HOST:PORT=HOST:PORT", value_delimiter = ',', value_parser = EngineAt::from_str)]
+    pub(super) engine: Vec<EngineAt>,
+
+    /// How volume servers are reached: under the address they have in the cluster, under their public one, or through the filer
+    #[arg(long, value_name = "ACCESS", default_value = "direct")]
+    pub(super) volume_server_access: VolumeServerAccess,
 }
 
 /// Ways of bringing chunks.
@@ -281,7 +289,9 @@ impl FetchOptions {
     pub(super) fn cache_size(&self) -> Result<ByteSize, OptionError> {
         cache_size(self.cache_size, self.force, memory::limit().map(ByteSize))
     }
+}
 
+impl ServerOptions {
     /// The engines that may be asked. On the engine's host nothing beats reading its file, elsewhere that fails at once; so `auto` begins
     /// with it. Where the cluster's HTTP is encrypted, `auto` means nothing that leaves the host in plain text: not RDMA, and TCP
     /// only under TLS.

@@ -76,8 +76,8 @@ impl Engines {
         self.transports.iter().any(|&transport| transport != Transport::Local)
     }
 
-    /// The engine beside the volume server at `authority`, if it may have one.
-    pub(super) fn beside(&self, authority: &str) -> Option<Arc<Engine>> {
+    /// A client of the engine beside the volume server at `authority`, if it may have one.
+    pub fn client(&self, authority: &str, connect: Duration) -> Option<Client> {
         if self.transports.is_empty() {
             return None;
         }
@@ -93,12 +93,17 @@ impl Engines {
         };
         let options = Options {
             transports: self.transports.clone(),
-            connect: CONNECT,
+            connect,
             name: format!("interceptor {}", env!("CARGO_PKG_VERSION")),
             tls: self.tls.clone(),
             trust,
         };
-        let client = Client::new(address, options);
+        Some(Client::new(address, options))
+    }
+
+    /// The engine beside the volume server at `authority`, if it may have one.
+    pub(super) fn beside(&self, authority: &str) -> Option<Arc<Engine>> {
+        let client = self.client(authority, CONNECT)?;
         if let Some(memory) = &self.memory {
             client.register(memory.clone());
         }

@@ -5,13 +5,15 @@ use std::time::Duration;
 
 use anyhow::Context;
 use futures::future::join_all;
-use rdma_engine::client::{Client, Options, Trust};
-use rdma_engine::protocol::DEFAULT_PORT;
+use rdma_engine::client::ReadError;
+use rdma_engine::protocol::Transport;
 use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::cli::host::{Finding, State};
 use crate::cli::http;
+use crate::cli::options::{ServerOptions, VolumeServerAccess};
+use crate::fetch::Engines;
 use crate::seaweed::filer::FilerClient;
 use crate::seaweed::security::Security;
 
@@ -21,48 +23,81 @@ const MAX_SERVERS: usize = 64;
 /// How long an engine may take to answer.
 const ENGINE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// One finding for each volume server, and one for the engine beside it.
-pub(super) async fn findings(filer: &FilerClient, security: &Security) -> Vec<Finding> {
-    let masters = filer.configuration().masters.clone();
-    let listed = match tokio::task::spawn_blocking(move || volume_servers(&masters)).await {
-        Ok(listed) => listed,
-        Err(error) => Err(error.into()),
-    };
-    match listed {
-        Ok(servers) => {
-            let each = servers.iter().take(MAX_SERVERS).map(|server| async move {
-                let (server_finding, engine_finding) =
-                    tokio::join!(reached(server), engine(server, security));
-                [server_finding, engine_finding]
-            });
-            join_all(each).await.into_iter().flatten().collect()
-        }
-        Err(error) => vec![server_finding(State::Lost, format!("cannot be listed: {error:#}"))],
+/// One finding for each volume server of the cluster of `filer`, and one for each engine that a mount would ask.
+pub(super) async fn findings(
+    filer: Option<&FilerClient>,
+    options: &ServerOptions,
+    security: &Security,
+) -> Vec<Finding> {
+    if options.volume_server_access == VolumeServerAccess::FilerProxy {
+        let found = "not asked: all is fetched through the filer, no engine is asked either";
+        return vec![server_finding(State::Ok, found.to_owned())];
     }
+    let (known, mut findings) = match listed(filer, options.volume_server_access).await {
+        None => (None, Vec::new()),
+        Some(Ok(servers)) => (Some(servers), Vec::new()),
+        Some(Err(error)) => {
+            let found = format!("cannot be listed: {error:#}");
+            (None, vec![server_finding(State::Lost, found)])
+        }
+    };
+    let (engines, known) = (&options.engines(security), &known);
+    let of_cluster = known.iter().flatten().take(MAX_SERVERS).map(|server| async move {
+        let (server, engine) = tokio::join!(reached(server), engine(server, engines));
+        [Some(server), engine]
+    });
+    findings.extend(join_all(of_cluster).await.into_iter().flatten().flatten());
+    let is_unknown = |server: &&String| known.as_ref().is_none_or(|known| !known.contains(*server));
+    let named = options.engine.iter().map(|at| &at.server).filter(is_unknown).map(|server| async move {
+        let mut finding = engine(server, engines).await?;
+        if known.is_some() {
+            finding.state = State::Lost;
+            finding.found += &format!("; {server} is no volume server of this cluster");
+            finding.lost = "the engine is never asked";
+            finding.remedy = "in --engine, name the volume server as it is listed here";
+        }
+        Some(finding)
+    });
+    findings.extend(join_all(named).await.into_iter().flatten());
+    findings
+}
+
+/// The addresses of the volume servers, if there is a filer to know them by.
+async fn listed(
+    filer: Option<&FilerClient>,
+    access: VolumeServerAccess,
+) -> Option<anyhow::Result<BTreeSet<String>>> {
+    let masters = filer?.configuration().masters.clone();
+    let field = match access {
+        VolumeServerAccess::PublicUrl => "PublicUrl",
+        VolumeServerAccess::Direct | VolumeServerAccess::FilerProxy => "Url",
+    };
+    let listed = tokio::task::spawn_blocking(move || volume_servers(&masters, field)).await;
+    Some(listed.unwrap_or_else(|error| Err(error.into())))
 }
 
 /// Where the volume servers are, as a master that answers knows them.
-fn volume_servers(masters: &[String]) -> anyhow::Result<BTreeSet<String>> {
+fn volume_servers(masters: &[String], field: &str) -> anyhow::Result<BTreeSet<String>> {
     let mut failure = anyhow::anyhow!("the filer names no master");
     for master in masters {
         let listed = http::ask(master, "GET", "/dir/status", &[], "", Duration::ZERO)
             .and_then(|answer| Ok(serde_json::from_str::<Value>(&answer.body)?))
             .with_context(|| format!("master {master}"));
         match listed {
-            Ok(topology) => return Ok(urls(&topology["Topology"])),
+            Ok(topology) => return Ok(urls(&topology["Topology"], field)),
             Err(error) => failure = error,
         }
     }
     Err(failure)
 }
 
-/// The addresses of all data nodes.
-fn urls(topology: &Value) -> BTreeSet<String> {
+/// The addresses of all data nodes that are in `field`.
+fn urls(topology: &Value, field: &str) -> BTreeSet<String> {
     let children = |value: &Value, key: &str| value[key].as_array().cloned().unwrap_or_default();
     let centers = children(topology, "DataCenters");
     let racks = centers.iter().flat_map(|center| children(center, "Racks"));
     let nodes = racks.flat_map(|rack| children(&rack, "DataNodes"));
-    nodes.filter_map(|node| Some(node["Url"].as_str()?.to_owned())).collect()
+    nodes.filter_map(|node| Some(node[field].as_str()?.to_owned())).collect()
 }
 
 async fn reached(server: &str) -> Finding {
@@ -87,24 +122,40 @@ fn server_finding(state: State, found: String) -> Finding {
     }
 }
 
-async fn engine(server: &str, security: &Security) -> Finding {
-    let host = server.rsplit_once(':').map_or(server, |(host, _)| host);
-    let address = format!("{host}:{DEFAULT_PORT}");
-    let trust = Trust { named: false, key: security.proof_key(), volume_server: Some(server.to_owned()) };
-    let options = Options { connect: ENGINE_TIMEOUT, tls: security.grpc_tls(), trust, ..Options::default() };
-    let client = Client::new(address.clone(), options);
+/// The engine of a volume server, if a mount would ask any.
+async fn engine(server: &str, engines: &Engines) -> Option<Finding> {
+    let client = engines.client(server, ENGINE_TIMEOUT)?;
     let answer = client.ping(Instant::now() + ENGINE_TIMEOUT).await;
-    let transport = client.transport().map_or("no transport", |transport| transport.name());
-    Finding {
+    let engine = format!("{} of {server}", client.address());
+    let found = match &answer {
+        Ok(_) => {
+            let transport = client.transport();
+            let trust = match (engines.elsewhere.contains_key(server), transport) {
+                // Who hands over files has to prove itself, named or not.
+                (true, transport) if transport != Some(Transport::Local) => "is named by --engine",
+                _ => "has proved itself",
+            };
+            let transport = transport.map_or("no transport", |transport| transport.name());
+            format!("{engine} is reached over {transport} and {trust}")
+        }
+        Err(ReadError::Unproved(reason)) => {
+            format!("{engine} is reached and has not proved itself: {reason}")
+        }
+        Err(error) => format!("{engine} is not reached: {error}"),
+    };
+    Some(Finding {
         ability: "engine",
         state: if answer.is_ok() { State::Ok } else { State::Lost },
-        found: match answer {
-            Ok(_) => format!("{address} answers over {transport}"),
-            Err(error) => format!("{address}: {error}"),
-        },
+        found,
         lost: "the volume server is asked over HTTP, which is slower",
-        remedy: "start `rdma-engine serve` beside the volume server; see --rdma-port and --engine",
-    }
+        remedy: match answer {
+            Err(ReadError::Unproved(_)) => {
+                "give it and this host one security.toml with jwt.signing.key or [grpc] certificates, or name it \
+                 with --engine"
+            }
+            _ => "start `rdma-engine serve` beside the volume server; see --rdma-port and --engine",
+        },
+    })
 }
 
 #[cfg(test)]
@@ -113,12 +164,13 @@ mod tests {
 
     #[test]
     fn every_rack_is_looked_through() {
-        let node = |url: &str| serde_json::json!({ "Url": url, "Volumes": 3 });
+        let node = |url: &str| serde_json::json!({ "Url": url, "PublicUrl": format!("of-{url}") });
         let topology = serde_json::json!({ "DataCenters": [
             { "Racks": [{ "DataNodes": [node("a:1"), node("b:1")] }, { "DataNodes": null }] },
             { "Racks": [{ "DataNodes": [node("c:1")] }] },
         ] });
-        assert_eq!(urls(&topology), ["a:1", "b:1", "c:1"].map(str::to_owned).into());
-        assert_eq!(urls(&Value::Null), BTreeSet::new());
+        assert_eq!(urls(&topology, "Url"), ["a:1", "b:1", "c:1"].map(str::to_owned).into());
+        assert_eq!(urls(&topology, "PublicUrl"), ["of-a:1", "of-b:1", "of-c:1"].map(str::to_owned).into());
+        assert_eq!(urls(&Value::Null, "Url"), BTreeSet::new());
     }
 }
