@@ -23,7 +23,7 @@ use super::tree::Tree;
 use crate::cache::Cache;
 use crate::fuse::arrivals::Arrivals;
 use crate::fuse::awake::Awake;
-use crate::fuse::fuzz::{IO_THREAD, Run};
+use crate::fuse::fuzz::Run;
 use crate::fuse::handles::Handles;
 use crate::fuse::placement::Placement;
 use crate::telemetry::Metrics;
@@ -58,12 +58,6 @@ fn a_layer_survives_any_request() {
         return;
     };
     let run = Run::begin();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .thread_name(IO_THREAD)
-        .enable_all()
-        .build()
-        .unwrap();
     let metrics = Metrics::new();
     let lower = Lower {
         root: root.try_clone().unwrap(),
@@ -80,7 +74,7 @@ fn a_layer_survives_any_request() {
         has_change_times: true,
     };
     let cache = Arc::new(Cache::new(16 << 20).unwrap());
-    let kept = Kept::new(cache, true, metrics.clone(), runtime.handle().clone());
+    let kept = Kept::new(cache, true, metrics.clone(), run.runtime.handle().clone());
     let (crowded, _alarm) = remembered::alarm();
     let tree = Arc::new(Tree::new(&lower, remembered::most(1000), crowded).unwrap());
     let layer = Layer {
@@ -104,5 +98,4 @@ fn a_layer_survives_any_request() {
         File::from(file).write_all(PLAIN).unwrap();
         ("fresh".into(), PLAIN.to_vec())
     });
-    drop(runtime);
 }

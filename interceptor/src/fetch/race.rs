@@ -165,7 +165,7 @@ impl Sources {
         }
     }
 
-    /// Sends a request, and notes whether the server answers.
+    /// Sends a request, and notes whether the server answers and how long it took.
     async fn request(
         &self,
         candidate: &Candidate,
@@ -174,9 +174,11 @@ impl Sources {
         progress: &Progress,
         deadlines: Deadlines,
     ) -> Result<Source, VolumeError> {
-        let sent = Instant::now();
+        let Errand { chunk, priority, .. } = errand;
+        let (bytes, sent) = (job.bytes(chunk), Instant::now());
+        let again = progress.sent.set(sent).is_err();
         let stopped = async {
-            errand.priority.raised().await;
+            priority.raised().await;
             let raised = Instant::now();
             loop {
                 let heard = progress.begun.last().map_or(raised, |last| last.max(raised));
@@ -186,7 +188,13 @@ impl Sources {
                 sleep_until(heard + UNANSWERED_AFTER).await;
             }
         };
-        let mut asking = pin!(self.request_once(candidate, errand, job, progress, deadlines));
+        let asking = async {
+            match self.ask_engine(candidate, chunk, job, progress, deadlines.silence).await {
+                Some(source) => Ok(source),
+                None => self.ask_server(candidate, chunk, job, progress, deadlines).await,
+            }
+        };
+        let mut asking = pin!(asking);
         let outcome = tokio::select! {
             biased;
             outcome = &mut asking => outcome,
@@ -196,6 +204,9 @@ impl Sources {
                 asking.await
             }
         };
+        if let (Some(begun), false) = (progress.begun.at(), again) {
+            candidate.server.answered(bytes, begun - sent);
+        }
         if progress.begun.last().is_some_and(|last| last >= sent && last.elapsed() < UNANSWERED_AFTER) {
             candidate.server.answers();
         }
@@ -223,27 +234,6 @@ impl Sources {
                 "a volume server answers again, or nobody waits for it"
             );
         });
-    }
-
-    /// Sends a request, and notes how long the server took to answer.
-    async fn request_once(
-        &self,
-        candidate: &Candidate,
-        errand: &Errand<'_>,
-        job: &mut Job<'_>,
-        progress: &Progress,
-        deadlines: Deadlines,
-    ) -> Result<Source, VolumeError> {
-        let bytes = job.bytes(errand.chunk);
-        let again = progress.sent.set(Instant::now()).is_err();
-        let outcome = match self.ask_engine(candidate, errand.chunk, job, progress, deadlines.silence).await {
-            Some(source) => Ok(source),
-            None => self.ask_server(candidate, errand.chunk, job, progress, deadlines).await,
-        };
-        if let (Some(sent), Some(begun), false) = (progress.sent.get(), progress.begun.at(), again) {
-            candidate.server.answered(bytes, begun - *sent);
-        }
-        outcome
     }
 
     /// Asks the engine beside a server. Where there is none, or it does not deliver, the server itself is next.

@@ -34,6 +34,7 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, recv, sendmsg, setsockopt, socketpair, sockopt,
 };
 use parking_lot::{Mutex, MutexGuard};
+use tokio::runtime::Runtime;
 
 use self::requests::{Generator, Request, opcode};
 use super::session::{Connection, ended};
@@ -88,14 +89,17 @@ fn note_panics() {
     });
 }
 
-/// The name of the threads of the runtime that a file system under test has.
-pub(crate) const IO_THREAD: &str = "fuzz-io";
+/// The name of the threads of a run's runtime.
+const IO_THREAD: &str = "fuzz-io";
 
 /// What a run needs to be started.
 pub(crate) struct Run {
-    _alone: MutexGuard<'static, ()>,
+    /// What the file system under test works on.
+    pub(crate) runtime: Runtime,
     pub(crate) seed: u64,
     duration: Duration,
+    // Dropped last: panics on the runtime are those of this run.
+    _alone: MutexGuard<'static, ()>,
 }
 
 impl Run {
@@ -105,8 +109,11 @@ impl Run {
         note_panics();
         PANICS.lock().clear();
         let number = |name: &str| env::var(name).ok().and_then(|text| text.parse().ok());
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = runtime.worker_threads(2).thread_name(IO_THREAD).enable_all().build().unwrap();
         Self {
             _alone: alone,
+            runtime,
             seed: number("FUZZ_SEED").unwrap_or_else(rand::random),
             duration: Duration::from_secs(number("FUZZ_SECONDS").unwrap_or(DEFAULT_SECONDS)),
         }

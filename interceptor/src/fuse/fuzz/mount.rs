@@ -12,7 +12,7 @@ use futures::{FutureExt, StreamExt};
 use parking_lot::Mutex;
 use rdma_engine::FileId;
 
-use super::{IO_THREAD, Run};
+use super::Run;
 use crate::arrival::Arrival;
 use crate::cache::Cache;
 use crate::fetch::{Fillable, Priority};
@@ -270,12 +270,7 @@ pub(in crate::fuse) fn shared(
 #[test]
 fn a_mount_survives_any_request() {
     let run = Run::begin();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .thread_name(IO_THREAD)
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = &run.runtime;
     let known = entries().into_iter().map(|entry| (entry.name.clone(), entry)).collect();
     let memory = Arc::new(Memory { entries: Mutex::new(known), is_away: AtomicBool::new(false) });
     let filer: Arc<dyn Filer> = Arc::new(MemoryFiler(memory.clone()));
@@ -297,5 +292,4 @@ fn a_mount_survives_any_request() {
         namespace.changed(None, Some(Changed { directory: "/", entry: &fresh }));
         ("fresh".into(), content)
     });
-    drop(runtime);
 }
