@@ -192,6 +192,16 @@ async fn waiting_for_servers_has_an_end() {
 }
 
 #[tokio::test]
+async fn a_server_that_answers_with_errors_is_not_one_that_says_nothing() {
+    for (server, is_silent) in [(send(500, &[], b""), false), (vec![Step::Hold], true)] {
+        let server = Scripted::always(server);
+        let (fetcher, _) = fetcher_with(&[&[&server]], false, Duration::from_millis(200));
+        read(&fetcher).await.unwrap_err();
+        assert_eq!(fetcher.health()()[0].keeps_readers_waiting, is_silent);
+    }
+}
+
+#[tokio::test]
 async fn part_of_a_chunk_is_asked_for_as_a_range_unless_it_must_be_whole() {
     let server = Scripted::start(|_, request| match request.contains("\r\nRange: bytes=4-8\r\n") {
         true => send(206, &[("Content-Range", "bytes 4-8/19")], &DATA[4..9]),

@@ -36,6 +36,10 @@ struct Needles {
     /// Speculative fetches that wait.
     waiting: AtomicUsize,
     fetches: AtomicUsize,
+    /// When the reader came for whom a chunk was fetched last.
+    demanded: Mutex<Option<Arrival>>,
+    /// When the remote object was in the cluster.
+    brought: Mutex<Option<Arrival>>,
     /// Manifests that were asked for.
     lists: AtomicUsize,
 }
@@ -88,6 +92,7 @@ impl Origin for Needles {
     ) -> BoxFuture<'a, Result<Source, OriginError>> {
         async move {
             self.fetches.fetch_add(1, Ordering::Relaxed);
+            *self.demanded.lock() = priority.demanded();
             tokio::task::yield_now().await;
             if self.crowded.load(Ordering::Relaxed) {
                 let _waits = Waits::new(&self.waiting);
@@ -132,7 +137,11 @@ impl Origin for Needles {
             None => Err(Arc::new(Missing) as OriginError),
             Some((state, copy)) => Ok((state == object).then(|| copy.clone())),
         };
-        async { answer }.boxed()
+        async {
+            *self.brought.lock() = Some(Arrival::now());
+            answer
+        }
+        .boxed()
     }
 }
 
@@ -322,6 +331,9 @@ fn a_remote_object_is_read_as_it_was_opened_or_not_at_all() {
     assert_eq!(read((other.clone(), &same)), Err(libc::ESTALE), "another state of the same size");
     assert_eq!(read(((*object()).clone(), &shorter)), Err(libc::ESTALE), "truncated in the cluster");
     assert_eq!(read(((*object()).clone(), &same)), Ok(1000));
+    // Or the time that it took to be brought would be missing for its chunks.
+    let (demanded, brought) = (*mounted.needles.demanded.lock(), *mounted.needles.brought.lock());
+    assert!(demanded.is_some() && demanded >= brought, "its chunks count from then on");
     assert_eq!(read((other, &shorter)), Ok(1000), "what was read once is kept in mind");
 }
 
