@@ -295,10 +295,6 @@ impl Reader {
         if pattern != Pattern::Random {
             file.put_off.streamed(Instant::now());
         }
-        if file.note_read(end - offset) {
-            let worth = if file.size() <= SMALL_FILE { Worth::IfRoom } else { Worth::IfReused };
-            self.consider(file, worth);
-        }
         let mut parts = Vec::with_capacity(1);
         let mut missing = Vec::new();
         for segment in layout.segments(offset, end) {
@@ -325,6 +321,12 @@ impl Reader {
                     }
                 }
             }
+        }
+        // Its blocks are found, or on their way by now: a promotion that was over before would have given them up, and this
+        // read would fetch them again.
+        if file.note_read(end - offset) {
+            let worth = if file.size() <= SMALL_FILE { Worth::IfRoom } else { Worth::IfReused };
+            self.consider(file, worth);
         }
         if missing.is_empty() {
             let data = Data::join(parts.into_iter().flatten().collect());
