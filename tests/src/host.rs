@@ -122,6 +122,16 @@ pub fn transports() -> Vec<String> {
     all[..if has_rdma_link() { 3 } else { 2 }].iter().map(|&name| name.to_owned()).collect()
 }
 
+/// Whether this machine can do RDMA. If not, says so as [`can_mount`] does.
+#[must_use]
+pub fn has_rdma() -> bool {
+    let there = has_rdma_link();
+    if !there {
+        skipped("there is no RDMA device");
+    }
+    there
+}
+
 /// Whether a port of an RDMA device is up. Asked of the kernel's own files, because this crate is built before the headers of libibverbs
 /// are installed.
 fn has_rdma_link() -> bool {

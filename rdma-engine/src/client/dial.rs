@@ -237,6 +237,8 @@ async fn ready(incoming: &mut Incoming, choice: &Choose) -> Result<Ready, ReadEr
 /// Queue pairs, if this program knows them.
 #[cfg(feature = "verbs")]
 mod verbs {
+    use tokio::task::spawn_blocking;
+
     use super::super::rdma::{self, Prepared};
     use super::*;
 
@@ -254,10 +256,8 @@ mod verbs {
         let memory = client.memory.lock().clone();
         let messages = welcome.capabilities.has(Capabilities::MESSAGES);
         // Registering memory may take a while.
-        let prepared =
-            tokio::task::spawn_blocking(move || rdma::prepare(near, &offers, memory, messages)).await;
-        let lost = |error: String| ReadError::Lost(error);
-        prepared.map_err(|error| lost(error.to_string()))?.map_err(|error| lost(error.to_string()))
+        let prepared = spawn_blocking(move || rdma::prepare(near, &offers, memory, messages)).await;
+        prepared.map_err(lost)?.map_err(lost)
     }
 
     pub(super) async fn choose(
@@ -268,8 +268,12 @@ mod verbs {
         let Choose::Verbs(peer) = ready(&mut incoming, &Choose::Verbs(prepared.end())).await? else {
             return Err(ProtocolError::Value.into());
         };
-        let rdma = prepared.connect(&peer)?;
+        let rdma = spawn_blocking(move || prepared.connect(&peer)).await.map_err(lost)??;
         Ok(Connection::start(incoming, Transport::Verbs, Some(rdma), welcome.limits))
+    }
+
+    fn lost(error: impl ToString) -> ReadError {
+        ReadError::Lost(error.to_string())
     }
 }
 

@@ -1,10 +1,11 @@
 //! A client of the engine made by hand, which does what no honest one would.
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Instant;
 
 use bytes::BytesMut;
+use rdma_engine::Refusal;
 use rdma_engine::protocol::frame::HEADER;
 use rdma_engine::protocol::{
     Answer, Capabilities, Choose, FrameHeader, Grant, Hello, Kind, LONGEST_ANSWER, Limits, Needle, Offer,
@@ -31,11 +32,16 @@ pub(crate) struct ByHand {
 pub(crate) enum Brought {
     Grant(Needle, Grant),
     Data(Vec<u8>),
-    Refused(rdma_engine::Refusal),
+    Refused(Refusal),
 }
 
 impl ByHand {
     pub(crate) fn connect(engine: SocketAddr) -> Self {
+        Self::try_connect(engine).expect("the engine takes it over verbs")
+    }
+
+    /// Connects, unless the engine refuses it verbs.
+    pub(crate) fn try_connect(engine: SocketAddr) -> Result<Self, Refusal> {
         let mut stream = TcpStream::connect(engine).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         let side = Side::open(Some(stream.local_addr().unwrap().ip())).unwrap();
@@ -67,6 +73,12 @@ impl ByHand {
         Choose::Verbs(end).encode(Kind::Choose, &mut bytes);
         stream.write_all(&bytes).unwrap();
         let (header, body) = frame(&mut stream);
+        if header.kind == Kind::Refused {
+            let Answer::Refused(refusal) = Answer::decode(header, &body).unwrap() else {
+                panic!("{header:?}")
+            };
+            return Err(refusal);
+        }
         assert_eq!(header.kind, Kind::Ready);
         let Choose::Verbs(peer) = Choose::decode(&body).unwrap() else { panic!("another transport") };
         let peer = Endpoint {
@@ -78,12 +90,21 @@ impl ByHand {
             served_reads: peer.reads,
         };
         let pair = prepared.handshake(&peer, Timeouts::default()).unwrap();
-        Self { stream, side, pair, limits: welcome.limits }
+        Ok(Self { stream, side, pair, limits: welcome.limits })
+    }
+
+    /// Ends the session, and keeps its own end of the queue pair.
+    pub(crate) fn hang_up(&self) {
+        self.stream.shutdown(Shutdown::Both).unwrap();
     }
 
     /// Asks for the beginning of a needle.
     pub(crate) fn ask(&mut self, number: u64, key: u64, length: u32) -> Brought {
-        let read = Read { fid: fid(key), offset: 0, length, token: Vec::new() };
+        self.ask_for(number, Read { fid: fid(key), offset: 0, length, token: Vec::new() })
+    }
+
+    /// Asks for anything.
+    pub(crate) fn ask_for(&mut self, number: u64, read: Read) -> Brought {
         self.send(number, &Request::Read(read));
         let (header, body) = frame(&mut self.stream);
         assert_eq!(header.request, number);
@@ -111,9 +132,14 @@ impl ByHand {
     }
 
     pub(crate) fn send(&mut self, number: u64, request: &Request) {
+        assert!(self.try_send(number, request), "the engine has hung up");
+    }
+
+    /// Sends a request, unless the engine has hung up.
+    pub(crate) fn try_send(&mut self, number: u64, request: &Request) -> bool {
         let mut bytes = BytesMut::new();
         request.encode(number, &mut bytes);
-        self.stream.write_all(&bytes).unwrap();
+        self.stream.write_all(&bytes).is_ok()
     }
 
     /// Sends any bytes as a message.

@@ -359,14 +359,20 @@ fn what_is_never_given_back_is_taken_back_when_its_lease_is_over() {
 
 /// The engine's own program, killed (`kill -9`) when dropped.
 pub(crate) struct Program {
-    child: Child,
-    address: SocketAddr,
+    pub(crate) child: Child,
+    pub(crate) address: SocketAddr,
 }
 
 impl Program {
     pub(crate) fn start(directory: &std::path::Path, listen: SocketAddr) -> Self {
+        Self::with(&[], directory, listen)
+    }
+
+    /// With further options.
+    pub(crate) fn with(options: &[&str], directory: &std::path::Path, listen: SocketAddr) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_rdma-engine"));
-        command.args(["serve", "--status-addr", "none", "--listen", &listen.to_string(), "--volume-dir"]);
+        command.args(["serve", "--status-addr", "none", "--listen", &listen.to_string()]);
+        command.args(options).arg("--volume-dir");
         let mut child = command.arg(directory).stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();

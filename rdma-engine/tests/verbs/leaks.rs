@@ -15,9 +15,9 @@ pub(crate) fn files(process: &str) -> usize {
     fs::read_dir(format!("/proc/{process}/fd")).unwrap().count()
 }
 
-/// Resident memory of this process, KiB.
-pub(crate) fn resident() -> usize {
-    let status = fs::read_to_string("/proc/self/status").unwrap();
+/// Resident memory of a process, KiB.
+pub(crate) fn resident(process: &str) -> usize {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
     line.split_ascii_whitespace().nth(1).unwrap().parse().unwrap()
 }
@@ -70,9 +70,9 @@ fn a_thousand_connections_leave_nothing() {
     hundred();
     let before = (files("self"), resources());
     let grown = || {
-        let memory = resident();
+        let memory = resident("self");
         hundred();
-        resident().saturating_sub(memory)
+        resident("self").saturating_sub(memory)
     };
     let grown: Vec<usize> = (0..10).map(|_| grown()).collect();
     assert_eq!((files("self"), resources()), before);

@@ -5,6 +5,7 @@ mod access;
 mod client;
 mod engine;
 mod faults;
+mod hostile;
 mod leaks;
 mod messages;
 mod peer;

@@ -4,13 +4,14 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use rdma_engine::protocol::{Answer, Kind, Read as ReadRequest};
 use tests::{Cluster, Mount, Pattern, eventually, host, mount};
 
-use super::fake::{FakeEngine, Lie, NOBODY, Way, needle};
+use super::fake::{FakeEngine, Handed, Lie, NOBODY, Way, needle};
 use super::{LIMIT, assert_bounded, resident_mib};
 
 const SIZE: usize = 3_000_000;
@@ -27,6 +28,11 @@ fn forged(number: u64, read: &ReadRequest) -> Vec<u8> {
     Answer::Data(needle).encode(number, &mut bytes);
     bytes.extend_from_slice(&data);
     bytes.to_vec()
+}
+
+/// What makes a descriptor, for an engine.
+fn handing(make: impl Fn() -> OwnedFd + Send + Sync + 'static) -> Handed {
+    Arc::new(make)
 }
 
 fn dev_zero() -> OwnedFd {
@@ -70,7 +76,7 @@ fn an_engine_of_any_user_is_told_nothing_and_not_believed() {
         cluster.filer().put("/file", &content, "").unwrap();
         put_more(&cluster);
         for user in [NOBODY, STRANGER] {
-            let engine = FakeEngine::start(user, forged, user, dev_zero);
+            let engine = FakeEngine::start(user, forged, user, handing(dev_zero));
             let port = engine.port().to_string();
             let mount = Mount::builder(&cluster).args(["--rdma-port", &port]).start().unwrap();
             assert!(read(&mount, "/file") == content, "forged bytes of user {user}");
@@ -105,7 +111,7 @@ fn a_socket_name_that_somebody_has_taken_is_left_alone() {
     cluster.filer().put("/file", &content, "").unwrap();
     put_more(&cluster);
     // The engine is trusted, and the name of its socket is one that another user has.
-    let engine = FakeEngine::start(0, hung_up, STRANGER, dev_zero);
+    let engine = FakeEngine::start(0, hung_up, STRANGER, handing(dev_zero));
     let mount = with(&cluster, &engine);
     assert!(read(&mount, "/file") == content);
     read_on(&mount, "a read", || engine.heard().contains(&(Way::Tcp, Kind::Read)));
@@ -191,7 +197,7 @@ fn what_a_named_engine_cannot_prove_is_fetched_elsewhere() {
         ("a flood", flood),
     ];
     for (what, lie) in lies {
-        let engine = FakeEngine::start(0, lie, STRANGER, dev_zero);
+        let engine = FakeEngine::start(0, lie, STRANGER, handing(dev_zero));
         let mount = with(&cluster, &engine);
         let (before, began) = (resident_mib(mount.pid()), Instant::now());
         assert!(read(&mount, "/file") == content, "{what}");
@@ -227,22 +233,30 @@ fn a_descriptor_that_is_no_volume_is_not_read() {
     let cluster = Cluster::builder().max_mb(1).start().unwrap();
     cluster.filer().put("/file", &content, "").unwrap();
     put_more(&cluster);
-    for (what, handed) in [
-        ("a pipe", pipe as fn() -> OwnedFd),
-        ("a device", dev_zero),
-        ("a directory", directory),
-        ("a short file", short_file),
-    ] {
-        let engine = FakeEngine::start(0, silence, 0, handed);
-        let mount = with(&cluster, &engine);
-        let (before, began) = (resident_mib(mount.pid()), Instant::now());
-        assert!(read(&mount, "/file") == content, "{what}");
-        assert!(began.elapsed() < 4 * LIMIT, "{what} took {:?}", began.elapsed());
-        read_on(&mount, what, || engine.heard().contains(&(Way::Unix, Kind::Read)));
-        assert_bounded(what, mount.pid(), before);
-        // Nothing of it holds up the daemon's end.
-        let began = Instant::now();
-        assert!(mount.stop().unwrap().success(), "{what}");
-        assert!(began.elapsed() < Duration::from_secs(10), "{what}");
+    for (what, handed) in
+        [("a pipe", pipe as fn() -> OwnedFd), ("a device", dev_zero), ("a directory", directory)]
+    {
+        assert_unread(&cluster, &content, what, handing(handed), UNFIT);
     }
+    assert_unread(&cluster, &content, "a short file", handing(short_file), "");
+}
+
+/// What the log says of a descriptor that cannot be a volume's file.
+const UNFIT: &str = "an engine hands over what is no volume's file";
+
+/// Mounts with an engine that hands over this, and checks that nothing of it is read or waited for,
+/// and what the log says.
+fn assert_unread(cluster: &Cluster, content: &[u8], what: &str, handed: Handed, said: &str) {
+    let engine = FakeEngine::start(0, silence, 0, handed);
+    let mount = with(cluster, &engine);
+    let (before, began) = (resident_mib(mount.pid()), Instant::now());
+    assert!(read(&mount, "/file") == content, "{what}");
+    assert!(began.elapsed() < 4 * LIMIT, "{what} took {:?}", began.elapsed());
+    read_on(&mount, what, || engine.heard().contains(&(Way::Unix, Kind::Read)));
+    assert_bounded(what, mount.pid(), before);
+    mount.log_with(said).unwrap();
+    // Nothing of it holds up the daemon's end.
+    let began = Instant::now();
+    assert!(mount.stop().unwrap().success(), "{what}");
+    assert!(began.elapsed() < Duration::from_secs(10), "{what}");
 }

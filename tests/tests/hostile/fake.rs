@@ -105,15 +105,18 @@ pub(crate) fn pour(stream: &mut TcpStream, bytes: &[u8]) {
 /// What an engine answers to a read; the answer goes to the client as it is, on TCP.
 pub(crate) type Lie = fn(u64, &ReadRequest) -> Vec<u8>;
 
-/// What kind of descriptor an engine hands over in the place of a volume's file.
-pub(crate) type Handed = fn() -> OwnedFd;
+/// Makes the descriptor that an engine hands over in the place of a volume's file.
+pub(crate) type Handed = Arc<dyn Fn() -> OwnedFd + Send + Sync>;
+
+/// What came to an engine so far, and how.
+pub(crate) type Heard = Arc<Mutex<Vec<(Way, Kind)>>>;
 
 /// An engine that serves what it likes.
 pub(crate) struct FakeEngine {
     tcp: Liar,
     unix: Arc<AtomicBool>,
     socket: Vec<u8>,
-    heard: Arc<Mutex<Vec<(Way, Kind)>>>,
+    heard: Heard,
 }
 
 /// How a message came.
@@ -121,6 +124,7 @@ pub(crate) struct FakeEngine {
 pub(crate) enum Way {
     Tcp,
     Unix,
+    QueuePair,
 }
 
 impl FakeEngine {
@@ -128,14 +132,15 @@ impl FakeEngine {
     /// `unix_uid` and hands over what `handed` makes.
     pub(crate) fn start(uid: u32, lie: Lie, unix_uid: u32, handed: Handed) -> Self {
         let socket = format!("rdma-engine-{:032x}", rand::random::<u128>()).into_bytes();
-        let heard = Arc::<Mutex<Vec<(Way, Kind)>>>::default();
+        let heard = Heard::default();
         let (offer, log) = (socket.clone(), heard.clone());
         let tcp = Liar::start(uid, 0, move |mut stream| {
             let offers = vec![Offer::Tcp, Offer::Local { socket: offer.clone() }];
+            let greeting = (Capabilities::default(), offers);
             let mut sink = stream.try_clone().unwrap();
             let answer = |number, read: &ReadRequest| sink.write_all(&lie(number, read));
             // Until the client goes.
-            let _ = converse(&mut stream, Way::Tcp, &offers, &log, answer);
+            let _ = converse(&mut stream, Way::Tcp, greeting, &log, |_| Ok(Choose::Tcp), answer);
         })
         .unwrap();
         let unix = Arc::<AtomicBool>::default();
@@ -150,13 +155,14 @@ impl FakeEngine {
                 if stopped.load(Ordering::Relaxed) {
                     return;
                 }
-                let (mut stream, log) = (stream.unwrap(), log.clone());
+                let (mut stream, log, handed) = (stream.unwrap(), log.clone(), handed.clone());
                 thread::spawn(move || {
-                    let offers = [Offer::Local { socket: Vec::new() }];
+                    let greeting = (Capabilities::default(), vec![Offer::Local { socket: Vec::new() }]);
                     let mut sink = stream.try_clone().unwrap();
                     let answer =
                         |number, read: &ReadRequest| hand_over(&mut sink, &located(number, read), handed());
-                    let _ = converse(&mut stream, Way::Unix, &offers, &log, answer);
+                    let ready = |_| Ok(Choose::Local { proof: None });
+                    let _ = converse(&mut stream, Way::Unix, greeting, &log, ready, answer);
                 });
             }
         });
@@ -187,11 +193,12 @@ impl Drop for FakeEngine {
 }
 
 /// Speaks the protocol up to the reads, whatever the client asks for.
-fn converse<S: Read + Write>(
+pub(crate) fn converse<S: Read + Write>(
     stream: &mut S,
     way: Way,
-    offers: &[Offer],
+    (capabilities, offers): (Capabilities, Vec<Offer>),
     heard: &Mutex<Vec<(Way, Kind)>>,
+    mut ready: impl FnMut(Choose) -> io::Result<Choose>,
     mut answer: impl FnMut(u64, &ReadRequest) -> io::Result<()>,
 ) -> io::Result<()> {
     loop {
@@ -208,17 +215,13 @@ fn converse<S: Read + Write>(
                 // A proof by nothing that anybody knows.
                 let proof = hello.nonce.map(|nonce| EngineProof { nonce, proof: nonce });
                 let limits = Limits { in_flight: 256, read: MAX_READ, idle_ms: 300_000, lease_ms: 0 };
-                let (instance, offers) = (rand::random(), offers.to_vec());
-                let capabilities = Capabilities::default();
+                let (instance, offers) = (rand::random(), offers.clone());
                 Welcome { version: VERSION, capabilities, instance, limits, offers, proof }
                     .encode(&mut reply);
             }
             Kind::Choose => {
-                let choice = match way {
-                    Way::Tcp => Choose::Tcp,
-                    Way::Unix => Choose::Local { proof: None },
-                };
-                choice.encode(Kind::Ready, &mut reply);
+                let choice = Choose::decode(&body).map_err(io::Error::other)?;
+                ready(choice)?.encode(Kind::Ready, &mut reply);
             }
             Kind::Ping => Answer::Pong.encode(header.request, &mut reply),
             Kind::Read => match Request::decode(header, &body).map_err(io::Error::other)? {

@@ -5,9 +5,11 @@
 mod containers;
 mod engines;
 mod fake;
+mod fake_verbs;
 mod filers;
 mod layers;
 mod users;
+mod verbs;
 mod volume_servers;
 
 use std::fs;

@@ -40,7 +40,7 @@ pub use self::registration::RegistrationCache;
 use super::connection::Connection;
 use super::{Destination, ReadError};
 use crate::checksum;
-use crate::protocol::{Grant, QueuePair as End, VerbsOffer, WINDOW};
+use crate::protocol::{Grant, ProtocolError, QueuePair as End, VerbsOffer, WINDOW};
 use crate::transport::{end, messages};
 use crate::verbs::{
     Looking, Options, PreparedQueuePair, QueuePair, Read, RemoteMemory, Timeouts, VerbsError, Wanted,
@@ -105,11 +105,15 @@ impl Prepared {
         end::describe(&self.pair.endpoint(), self.offer)
     }
 
-    /// Connects to the engine's end.
+    /// Connects to the engine's end. Waits for the device, which may have to find out where that
+    /// is.
     ///
     /// # Errors
-    /// When it cannot be reached.
+    /// When it cannot be reached, or serves no READ: the first would wait for ever.
     pub(super) fn connect(self, peer: &End) -> Result<Rdma, ReadError> {
+        if peer.reads == 0 {
+            return Err(ProtocolError::Value.into());
+        }
         let endpoint = end::endpoint(peer)?;
         let pair = self.pair.handshake(&endpoint, Timeouts::default());
         let pair = pair.map_err(|error| ReadError::Lost(error.to_string()))?;
