@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
+use nix::sys::signal::Signal;
 use rdma_engine::protocol::{Answer, Kind, Read as ReadRequest};
-use tests::{Cluster, Mount, Pattern, eventually, host, mount};
+use tests::{Bindfs, Cluster, Mount, Pattern, eventually, host, mount};
 
 use super::fake::{FakeEngine, Handed, Lie, NOBODY, Way, needle};
 use super::{LIMIT, assert_bounded, resident_mib};
@@ -239,6 +240,25 @@ fn a_descriptor_that_is_no_volume_is_not_read() {
         assert_unread(&cluster, &content, what, handing(handed), UNFIT);
     }
     assert_unread(&cluster, &content, "a short file", handing(short_file), "");
+}
+
+#[test]
+fn a_descriptor_over_fuse_is_not_read_and_not_waited_for() {
+    if !(host::can_mount() && host::has_bindfs()) {
+        return;
+    }
+    let content = Pattern::new(4).bytes(0, SIZE);
+    let cluster = Cluster::builder().max_mb(1).start().unwrap();
+    cluster.filer().put("/file", &content, "").unwrap();
+    put_more(&cluster);
+    let mut bindfs = Bindfs::start().unwrap();
+    let file = File::open(bindfs.put("1.dat", &vec![b'!'; SIZE]).unwrap()).unwrap();
+    let handed = handing(move || file.try_clone().unwrap().into());
+    assert_unread(&cluster, &content, "a file over FUSE", handed.clone(), UNFIT);
+    // What it is can only be asked of a process that does not answer.
+    bindfs.signal(Signal::SIGSTOP);
+    assert_unread(&cluster, &content, "a file over FUSE whose server hangs", handed, UNFIT);
+    bindfs.signal(Signal::SIGCONT);
 }
 
 /// What the log says of a descriptor that cannot be a volume's file.

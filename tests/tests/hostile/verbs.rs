@@ -1,6 +1,7 @@
 //! An engine over verbs that lies. It takes an RDMA device, as there is in the virtual machine.
 
 use std::fs;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rdma_engine::client::{Client, Options, ReadError, Target, Trust};
@@ -250,8 +251,19 @@ fn an_engine_over_verbs_of_any_user_is_told_nothing_and_not_believed() {
     });
 }
 
+/// How long the engine of the tests of leases lets the client read.
+const LEASE: Duration = Duration::from_millis(200);
+
 /// Bytes of a range of a needle that is longer: no checksum tells whether they are right.
 const RANGE: usize = 70_000;
+
+/// Grants right bytes of a range for as long as the lease says.
+fn lease(session: &mut Session, number: u64, read: &ReadRequest, lease: Duration) {
+    let grant = session.stage(&vec![b'?'; read.length as usize]);
+    let grant = Grant { lease_ms: lease.as_millis() as u32, ..grant };
+    let needle = Needle { data_size: 1 << 20, ..needle(read, read.length) };
+    session.say(number, &Answer::Grant(needle, grant), &[]);
+}
 
 /// Reads a range twice from this engine, which the client has been told of, over verbs alone.
 fn read_twice(engine: &VerbsEngine) -> [Result<Vec<u8>, ReadError>; 2] {
@@ -285,4 +297,46 @@ fn an_engine_that_serves_no_read_is_asked_for_nothing() {
     let [first, _] = read_twice(&engine);
     assert!(matches!(first, Err(ReadError::Lost(_))), "{first:?}");
     assert!(!engine.heard().contains(&(Way::Tcp, Kind::Read)), "{:?}", engine.heard());
+}
+
+const OVER: ReadError = ReadError::Damaged("the lease was over before the bytes had come");
+
+#[test]
+fn a_grant_that_comes_after_its_lease_is_not_taken() {
+    if !host::has_rdma() {
+        return;
+    }
+    let answer = |session: &mut Session, number, read: &ReadRequest| {
+        let is_first = session.staged.is_empty();
+        if is_first {
+            // When the engine began to count the client cannot know, but it knows when it asked.
+            thread::sleep(LEASE + LEASE / 2);
+        }
+        lease(session, number, read, if is_first { LEASE } else { LIMIT });
+    };
+    let script = Script { messages: false, ready: honestly, answer };
+    let engine = VerbsEngine::start(0, script);
+    assert_eq!(read_twice(&engine), [Err(OVER), Ok(vec![b'?'; RANGE])]);
+}
+
+#[test]
+fn bytes_that_come_from_memory_that_was_used_again_are_not_taken() {
+    if !host::has_rdma() {
+        return;
+    }
+    let answer = |session: &mut Session, number, read: &ReadRequest| {
+        if session.pair.is_none() {
+            lease(session, number, read, LEASE);
+            // The client's device asks again and again, as it does where packets are lost; it is
+            // heard when the memory has become another needle's.
+            thread::sleep(LEASE + LEASE / 2);
+            session.staged[0].fill(b'!');
+            session.connect();
+        } else {
+            lease(session, number, read, LIMIT);
+        }
+    };
+    let script = Script { messages: false, ready: |_, own| Choose::Verbs(own), answer };
+    let engine = VerbsEngine::start(0, script);
+    assert_eq!(read_twice(&engine), [Err(OVER), Ok(vec![b'?'; RANGE])]);
 }
