@@ -1,14 +1,18 @@
 //! The `rdma-engine` program beside the real volume server, with the faults that clients must survive.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use rdma_engine::client::{Client, Options, ReadError, Target, Trust};
-use rdma_engine::protocol::Transport;
+use rdma_engine::protocol::{
+    self, Capabilities, Choose, FrameHeader, Hello, Kind, Request, Transport, VERSION, frame,
+};
 use rdma_engine::settings::Settings;
 use rdma_engine::{FileId, Refusal};
 use tests::needles::Assigned;
@@ -205,7 +209,7 @@ fn ten_thousand_random_ranges_are_those_of_http() {
         assert_eq!(bytes.len(), size);
         held.push((fid(&at), bytes));
     }
-    let held = std::sync::Arc::new(held);
+    let held = Arc::new(held);
     let engine = Engine::start(&cluster, &cluster.volume_servers()[0]).unwrap();
     let runtime = runtime();
     for name in host::transports() {
@@ -248,6 +252,96 @@ fn ten_thousand_random_ranges_are_those_of_http() {
         });
         let counted = engine.metric(&format!("rdma_engine_reads_total{{transport=\"{name}\"}}")).unwrap();
         assert_eq!(counted, READS, "all of them by {name}");
+    }
+}
+
+/// Asks for the beginning of a needle again and again, many times at once, until `has_ended`. Gives
+/// how many answers came, which all bring `expected`.
+fn ask_on(engine: &str, fid: FileId, expected: &[u8], has_ended: &AtomicBool) -> u64 {
+    const AT_ONCE: u64 = 64;
+    let stream = TcpStream::connect(engine).unwrap();
+    stream.set_read_timeout(Some(LIMIT)).unwrap();
+    let mut bytes = bytes::BytesMut::new();
+    let (capabilities, name) = (Capabilities::default(), "many".to_owned());
+    Hello { oldest: VERSION, newest: VERSION, capabilities, name, nonce: None }.encode(&mut bytes);
+    Choose::Tcp.encode(Kind::Choose, &mut bytes);
+    (&stream).write_all(&bytes).unwrap();
+    let mut answers = BufReader::new(&stream);
+    let mut next = || {
+        let mut header = [0; frame::HEADER];
+        answers.read_exact(&mut header).unwrap();
+        let header = FrameHeader::parse(&header).unwrap();
+        let mut body = vec![0; header.length as usize];
+        answers.read_exact(&mut body).unwrap();
+        let mut data = vec![0; if header.kind == Kind::Data { expected.len() } else { 0 }];
+        answers.read_exact(&mut data).unwrap();
+        (header.kind, data)
+    };
+    assert_eq!((next().0, next().0), (Kind::Welcome, Kind::Ready));
+    bytes.clear();
+    for number in 1..=AT_ONCE {
+        let read = protocol::Read { fid, offset: 0, length: expected.len() as u32, token: Vec::new() };
+        Request::Read(read).encode(number, &mut bytes);
+    }
+    let mut answered = 0;
+    while !has_ended.load(Ordering::Relaxed) {
+        (&stream).write_all(&bytes).unwrap();
+        for _ in 0..AT_ONCE {
+            let (kind, data) = next();
+            assert!(kind == Kind::Data && data == expected, "{kind:?}");
+            answered += 1;
+        }
+    }
+    answered
+}
+
+#[test]
+fn an_index_that_grows_under_many_readers_is_read_as_a_whole_once() {
+    const WRITERS: u64 = 2;
+    const NEEDLES: u64 = 2000;
+    const READERS: usize = 12;
+    if !host::can_serve() {
+        return;
+    }
+    let cluster = Cluster::builder().start().unwrap();
+    let needles = Needles::new(&cluster);
+    let first = some_needles(&needles, 1, 1000).remove(0);
+    let engine = Engine::start(&cluster, &cluster.volume_servers()[0]).unwrap();
+    // The keys are in no order, so that many of them come late.
+    let at = |writer: u64, number: u64| {
+        let key = (writer * NEEDLES + number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 16 | 1 << 47;
+        Assigned { fid: format!("{},{key:x}00000001", fid(&first).volume), server: first.server.clone() }
+    };
+    let expected = Pattern::new(0).bytes(0, 16);
+    let has_ended = AtomicBool::new(false);
+    let answers: u64 = std::thread::scope(|scope| {
+        let ask = || ask_on(engine.address(), fid(&first), &expected, &has_ended);
+        let readers: Vec<_> = (0..READERS).map(|_| scope.spawn(ask)).collect();
+        let write = |writer| {
+            let (needles, at) = (&needles, &at);
+            scope.spawn(move || {
+                for number in 0..NEEDLES {
+                    needles.put(&at(writer, number), &number.to_be_bytes(), "", &[]).unwrap();
+                }
+            })
+        };
+        let writers: Vec<_> = (0..WRITERS).map(write).collect();
+        let written: Vec<_> = writers.into_iter().map(|writer| writer.join()).collect();
+        has_ended.store(true, Ordering::Relaxed);
+        written.into_iter().for_each(|outcome| outcome.unwrap());
+        readers.into_iter().map(|reader| reader.join().unwrap()).sum()
+    });
+    println!("{answers} answers while {} needles were written", WRITERS * NEEDLES);
+    let runtime = runtime();
+    let reader = Reader { runtime: &runtime, client: client(&engine, Transport::Tcp) };
+    for (writer, number) in (0..WRITERS).flat_map(|writer| (0..NEEDLES).map(move |number| (writer, number))) {
+        let read = reader.read(fid(&at(writer, number)), 100, None).unwrap();
+        assert!(read == number.to_be_bytes(), "{writer} {number}");
+    }
+    assert_eq!(engine.metric("rdma_engine_index_reads_total").unwrap(), 1);
+    for reason in ["stale", "loading"] {
+        let refused = engine.metric(&format!("rdma_engine_refusals_total{{reason=\"{reason}\"}}")).unwrap();
+        assert_eq!(refused, 0, "{reason}");
     }
 }
 

@@ -45,8 +45,19 @@ async fn exposition(State(status): State<Status>) -> impl IntoResponse {
     ] {
         text.push_str(&format!("# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}\n"));
     }
-    let (name, lost) = ("rdma_engine_log_lines_lost_total", output::lost_lines());
-    let help = "Log lines that standard error did not take, or not fast enough.";
-    text.push_str(&format!("# HELP {name} {help}\n# TYPE {name} counter\n{name} {lost}\n"));
+    for (name, help, value) in [
+        (
+            "rdma_engine_index_reads_total",
+            "Indexes of volumes that were read as a whole.",
+            status.store.index_reads(),
+        ),
+        (
+            "rdma_engine_log_lines_lost_total",
+            "Log lines that standard error did not take, or not fast enough.",
+            output::lost_lines(),
+        ),
+    ] {
+        text.push_str(&format!("# HELP {name} {help}\n# TYPE {name} counter\n{name} {value}\n"));
+    }
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], text)
 }

@@ -38,14 +38,15 @@ use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::RwLock;
 
 use crate::FileId;
 use crate::refusal::Refusal;
-pub(crate) use data::read_exact_at;
 pub use data::{DataFile, Patience};
+pub(crate) use data::read_exact_at;
 use directory::{Directories, Listing};
 pub use entry::{Change, OffsetWidth, Position, parse_entry};
 pub use index::{Builder, Found, Index};
@@ -73,6 +74,8 @@ pub enum Fault {
 pub struct Store {
     directories: Directories,
     state: RwLock<State>,
+    /// Counts indexes that were read as a whole.
+    index_reads: Arc<AtomicU64>,
 }
 
 #[derive(Debug)]
@@ -89,7 +92,8 @@ impl Store {
     pub fn new(data: Vec<PathBuf>, index: Option<PathBuf>) -> io::Result<Self> {
         let directories = Directories::new(data, index);
         let listing = directories.list()?;
-        Ok(Self { directories, state: RwLock::new(State { listing, volumes: HashMap::new() }) })
+        let state = RwLock::new(State { listing, volumes: HashMap::new() });
+        Ok(Self { directories, state, index_reads: Arc::default() })
     }
 
     /// Finds a needle as of now: whatever the server has finished writing before the call is seen. Deleted needles are found
@@ -118,6 +122,12 @@ impl Store {
         let volumes: Vec<_> = self.state.read().volumes.values().cloned().collect();
         let needles: Vec<_> = volumes.iter().filter_map(|volume| volume.needles()).collect();
         (needles.len(), needles.iter().sum())
+    }
+
+    /// How often the whole index of a volume was read: when it was opened, and whenever its files
+    /// were replaced or did not fit each other.
+    pub fn index_reads(&self) -> u64 {
+        self.index_reads.load(Ordering::Relaxed)
     }
 
     /// Gives up what is not needed: files that were replaced or removed, volumes that nobody reads. To be called about once a
@@ -154,7 +164,8 @@ impl Store {
         let mut state = self.state.write();
         let State { listing, volumes } = &mut *state;
         let files = listing.volumes.get(&id).ok_or(Refusal::NoVolume)?;
-        Ok(volumes.entry(id).or_insert_with(|| Arc::new(Volume::new(id, files.clone()))).clone())
+        let new = || Arc::new(Volume::new(id, files.clone(), self.index_reads.clone()));
+        Ok(volumes.entry(id).or_insert_with(new).clone())
     }
 
     fn list_again(&self) -> Result<(), Refusal> {

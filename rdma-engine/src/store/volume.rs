@@ -1,6 +1,7 @@
 //! One volume over time: opened when it is first read, opened again when its files were replaced.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
@@ -26,6 +27,8 @@ pub(super) struct Volume {
     current: RwLock<Current>,
     /// Held by the one that opens the files.
     opening: Mutex<()>,
+    /// Counts indexes that were read as a whole.
+    index_reads: Arc<AtomicU64>,
 }
 
 #[derive(Debug)]
@@ -37,9 +40,9 @@ struct Current {
 }
 
 impl Volume {
-    pub(super) fn new(id: u32, files: VolumeFiles) -> Self {
+    pub(super) fn new(id: u32, files: VolumeFiles, index_reads: Arc<AtomicU64>) -> Self {
         let current = Current { opened: None, used: Instant::now(), refused: None };
-        Self { id, files, current: RwLock::new(current), opening: Mutex::new(()) }
+        Self { id, files, current: RwLock::new(current), opening: Mutex::new(()), index_reads }
     }
 
     pub(super) fn files(&self) -> &VolumeFiles {
@@ -117,6 +120,7 @@ impl Volume {
         let reason = outcome.as_ref().err().copied();
         match &outcome {
             Ok(opened) => {
+                self.index_reads.fetch_add(1, Ordering::Relaxed);
                 let (needles, took) = (opened.needles(), began.elapsed());
                 tracing::debug!(volume = self.id, needles, ?took, "opened a volume");
             }
