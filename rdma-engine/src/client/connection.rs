@@ -529,36 +529,39 @@ async fn take(region: &Region, needle: &Needle, destination: &mut [u8]) -> Resul
         _ => ReadError::Lost(error.to_string()),
     };
     let (mut crc, mut done) = (0, 0);
-    while done < destination.len() {
+    let mut header = [0; HEADER];
+    loop {
         // What is in the page cache, all in one go.
         let mut read_cached = || -> io::Result<()> {
             while done < destination.len() {
                 let piece = next_piece(destination, done);
-                match region.file.read_cached(piece, region.position.saturating_add(done as u64)) {
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                    outcome => outcome?,
-                }
+                region.file.read_cached(piece, region.position.saturating_add(done as u64))?;
                 crc = checksum::crc32c_append(crc, piece);
                 done += piece.len();
             }
-            Ok(())
+            region.file.read_cached(&mut header, region.record)
         };
-        let outcome = if needle.length as usize >= LARGE { aside(read_cached) } else { read_cached() };
-        outcome.map_err(failed)?;
-        if done < destination.len() {
-            let piece = next_piece(destination, done);
-            let position = region.position.saturating_add(done as u64);
-            region.file.read_waiting(piece, position).await.map_err(failed)?;
-            crc = checksum::crc32c_append(crc, piece);
-            done += piece.len();
+        let outcome = match needle.length as usize >= LARGE && region.file.tells_what_is_cached() {
+            true => aside(read_cached),
+            false => read_cached(),
+        };
+        match outcome {
+            Ok(()) => break,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(failed(error)),
         }
-    }
-    let mut header = [0; HEADER];
-    match region.file.read_cached(&mut header, region.record) {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            region.file.read_waiting(&mut header, region.record).await.map_err(failed)?;
+        // The header comes with the last piece.
+        let is_last = done + PIECE >= destination.len();
+        let position = region.position.saturating_add(done as u64);
+        let piece = next_piece(destination, done);
+        let mut parts = [(&mut *piece, position), (&mut header[..], region.record)];
+        let count = if is_last { 2 } else { 1 };
+        region.file.read_waiting(&mut parts[..count]).await.map_err(failed)?;
+        crc = checksum::crc32c_append(crc, piece);
+        done += piece.len();
+        if is_last {
+            break;
         }
-        outcome => outcome.map_err(failed)?,
     }
     match Header::parse(&header) == needle.header {
         true => Ok(crc),
@@ -570,4 +573,52 @@ async fn take(region: &Region, needle: &Needle, destination: &mut [u8]) -> Resul
 fn next_piece(destination: &mut [u8], done: usize) -> &mut [u8] {
     let end = destination.len().min(done + PIECE);
     &mut destination[done..end]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::io::Write;
+
+    use super::*;
+    use crate::needle::Flags;
+
+    /// Where the range begins in a file, and where the header that is looked at afterwards.
+    const POSITION: usize = 20;
+    const RECORD: usize = 3;
+
+    async fn take_from(file: File, whole: &[u8], length: usize) -> Result<Vec<u8>, ReadError> {
+        let file = VolumeFile::take(file.into(), &Arc::new(Semaphore::new(1))).await.unwrap();
+        let region = Region { file, record: RECORD as u64, position: POSITION as u64 };
+        let header = Header::parse(whole[RECORD..RECORD + HEADER].try_into().unwrap());
+        let (data_size, length) = (length as u32, length as u32);
+        let needle = Needle { header, data_size, checksum: 0, flags: Flags(0), deleted: false, length };
+        let mut bytes = vec![0; length as usize];
+        let crc = take(&region, &needle, &mut bytes).await?;
+        assert_eq!(crc, checksum::crc32c(&bytes));
+        Ok(bytes)
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn a_range_is_read_whether_or_not_its_file_tells_what_is_cached() {
+        let directory = tempfile::tempdir().unwrap();
+        let written = directory.path().join("1.dat");
+        let content: Vec<u8> = (0..3 * PIECE + 7).map(|at| ((at as u32 * 31) >> 3) as u8).collect();
+        File::create(&written).unwrap().write_all(&content).unwrap();
+        // Of these the file systems do not tell. The second, of several pieces, is not everywhere.
+        for path in [written, "/proc/version".into(), "/sys/kernel/btf/vmlinux".into()] {
+            let Ok(whole) = fs::read(&path) else { continue };
+            for length in [0, 1, PIECE, PIECE + 1, 3 * PIECE - POSITION] {
+                let Some(expected) = whole.get(POSITION..POSITION + length) else { continue };
+                let bytes = take_from(File::open(&path).unwrap(), &whole, length).await.unwrap();
+                assert!(bytes == expected, "{} bytes of {}", length, path.display());
+            }
+            let mut other = whole.clone();
+            other[RECORD] ^= 1;
+            for (whole, length) in [(&other, 1), (&whole, whole.len())] {
+                let outcome = take_from(File::open(&path).unwrap(), whole, length).await;
+                assert!(matches!(outcome, Err(ReadError::Damaged(_))), "{outcome:?}");
+            }
+        }
+    }
 }

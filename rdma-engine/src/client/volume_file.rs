@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use crate::store::{Patience, read_exact_at};
+use crate::store::{Patience, Residency, read_exact_at};
 
 /// How long it may take to find out what a descriptor is.
 const EXAMINE: Duration = Duration::from_secs(1);
@@ -41,6 +41,7 @@ const REMOTE: [(u32, &str); 9] = [
 #[derive(Debug)]
 pub(super) struct VolumeFile {
     file: File,
+    residency: Residency,
     /// The right to wait for the disk.
     waiting: Arc<Semaphore>,
 }
@@ -51,11 +52,19 @@ impl VolumeFile {
     /// # Errors
     /// Of kind `InvalidInput` if it is something else, or does not say within a second what it is.
     pub(super) async fn take(descriptor: OwnedFd, waiting: &Arc<Semaphore>) -> io::Result<Arc<Self>> {
-        let examined = spawn_blocking(move || examine(descriptor.as_fd()).map(|()| descriptor));
+        let examined = spawn_blocking(move || {
+            let residency = examine(descriptor.as_fd())?;
+            Ok((File::from(descriptor), residency))
+        });
         let unfit = |reason: String| io::Error::new(io::ErrorKind::InvalidInput, reason);
         let late = |_| unfit("a descriptor that does not say what it is".to_owned());
-        let descriptor = timeout(EXAMINE, examined).await.map_err(late)??.map_err(unfit)?;
-        Ok(Arc::new(Self { file: descriptor.into(), waiting: waiting.clone() }))
+        let (file, residency) = timeout(EXAMINE, examined).await.map_err(late)??.map_err(unfit)?;
+        Ok(Arc::new(Self { file, residency, waiting: waiting.clone() }))
+    }
+
+    /// Whether [`read_cached`](Self::read_cached) ever brings anything.
+    pub(super) fn tells_what_is_cached(&self) -> bool {
+        self.residency != Residency::Unknown
     }
 
     /// Fills `destination` with the bytes from `position` on if they are in the page cache.
@@ -63,31 +72,34 @@ impl VolumeFile {
     /// # Errors
     /// Of kind `WouldBlock` if they are not.
     pub(super) fn read_cached(&self, destination: &mut [u8], position: u64) -> io::Result<()> {
-        read_exact_at(&self.file, destination, position, Patience::PageCache)
+        read_exact_at(&self.file, self.residency, destination, position, Patience::PageCache)
     }
 
-    /// Fills `destination` with the bytes from `position` on, on a thread that may wait. If the future is dropped, that
-    /// thread goes on without anybody's memory.
-    pub(super) async fn read_waiting(
-        self: &Arc<Self>,
-        destination: &mut [u8],
-        position: u64,
-    ) -> io::Result<()> {
+    /// Fills each part with the bytes from its position on, one after the other, on a thread that
+    /// may wait. If the future is dropped, that thread goes on without anybody's memory.
+    pub(super) async fn read_waiting(self: &Arc<Self>, parts: &mut [(&mut [u8], u64)]) -> io::Result<()> {
         // The semaphore is never closed.
         let permit = self.waiting.clone().acquire_owned().await.map_err(io::Error::other)?;
-        let (this, length) = (self.clone(), destination.len());
+        let this = self.clone();
+        let wanted: Vec<_> = parts.iter().map(|(part, position)| (part.len(), *position)).collect();
         let read = spawn_blocking(move || {
             let _permit = permit;
-            let mut bytes = vec![0; length];
-            read_exact_at(&this.file, &mut bytes, position, Patience::Blocking).map(|()| bytes)
+            let read = |(length, position)| {
+                let mut bytes = vec![0; length];
+                read_exact_at(&this.file, this.residency, &mut bytes, position, Patience::Blocking)?;
+                Ok(bytes)
+            };
+            wanted.into_iter().map(read).collect::<io::Result<Vec<_>>>()
         });
-        destination.copy_from_slice(&read.await??);
+        for ((part, _), bytes) in parts.iter_mut().zip(read.await??) {
+            part.copy_from_slice(&bytes);
+        }
         Ok(())
     }
 }
 
-/// Whether a descriptor can be a volume's file, or what it is instead.
-fn examine(descriptor: BorrowedFd<'_>) -> Result<(), String> {
+/// What is said of the reads of a descriptor that can be a volume's file, or what it is instead.
+fn examine(descriptor: BorrowedFd<'_>) -> Result<Residency, String> {
     let told = |error: rustix::io::Errno| format!("a descriptor that says {error} of itself");
     let flags = fcntl_getfl(descriptor).map_err(told)?;
     if flags & OFlags::ACCMODE != OFlags::RDONLY || flags.contains(OFlags::PATH) {
@@ -101,7 +113,7 @@ fn examine(descriptor: BorrowedFd<'_>) -> Result<(), String> {
     let magic = fstatfs(descriptor).map_err(told)?.f_type as u32;
     match REMOTE.iter().find(|(remote, _)| *remote == magic) {
         Some((_, name)) => Err(format!("a file of a file system that is not local: {name}")),
-        None => Ok(()),
+        None => Ok(Residency::of(descriptor)),
     }
 }
 
@@ -127,9 +139,11 @@ mod tests {
         std::fs::write(&path, b"0123456789").unwrap();
         let file = taken(File::open(&path).unwrap()).await.unwrap();
         let mut bytes = [0; 4];
-        file.read_waiting(&mut bytes, 3).await.unwrap();
-        assert_eq!(&bytes, b"3456");
-        assert_eq!(file.read_waiting(&mut bytes, 8).await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        let mut more = [0; 2];
+        file.read_waiting(&mut [(&mut bytes, 3), (&mut more, 0)]).await.unwrap();
+        assert_eq!((&bytes, &more), (b"3456", b"01"));
+        let behind = file.read_waiting(&mut [(&mut more, 0), (&mut bytes, 8)]).await;
+        assert_eq!(behind.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
 
         for writes in [OpenOptions::new().read(true).write(true), OpenOptions::new().append(true)] {
             let reason = taken(writes.open(&path).unwrap()).await.unwrap_err();

@@ -21,6 +21,33 @@ pub enum Patience {
     Blocking,
 }
 
+/// What a file system says of whether a read would wait for a disk. It says the same for all of a
+/// file, so it is found out once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Residency {
+    /// There is no disk to wait for.
+    InMemory,
+    /// It refuses a read that would wait, if it is asked to (`RWF_NOWAIT`).
+    Told,
+    /// Nothing, as ZFS: any read may wait.
+    Unknown,
+}
+
+impl Residency {
+    /// Tries a read of one byte, which does not wait.
+    pub(crate) fn of(file: impl AsFd) -> Self {
+        // It has no disk, though it does not say so (up to Linux 6.17 at least).
+        const TMPFS: i64 = 0x0102_1994;
+        if fstatfs(&file).is_ok_and(|of| of.f_type == TMPFS) {
+            return Self::InMemory;
+        }
+        match preadv2(file, &mut [IoSliceMut::new(&mut [0])], 0, ReadWriteFlags::NOWAIT) {
+            Err(Errno::OPNOTSUPP) => Self::Unknown,
+            _ => Self::Told,
+        }
+    }
+}
+
 /// An open `.dat` file. What was read of it stays right as long as it is open, even after the volume was compacted or
 /// removed: nothing in it is ever overwritten.
 #[derive(Debug)]
@@ -28,14 +55,13 @@ pub struct DataFile {
     file: File,
     volume: u32,
     revision: u16,
-    /// There is no disk to wait for.
-    in_memory: bool,
+    residency: Residency,
 }
 
 impl DataFile {
     pub(super) fn new(file: File, volume: u32, revision: u16) -> Self {
-        let in_memory = is_in_memory(&file);
-        Self { file, volume, revision, in_memory }
+        let residency = Residency::of(&file);
+        Self { file, volume, revision, residency }
     }
 
     /// The number of the volume.
@@ -59,8 +85,8 @@ impl DataFile {
     /// # Errors
     /// [`Refusal::Stale`] if the file ends before.
     pub fn read_exact_at(&self, buffer: &mut [u8], offset: u64, patience: Patience) -> Result<(), Fault> {
-        let patience = if self.in_memory { Patience::Blocking } else { patience };
-        read_exact_at(&self.file, buffer, offset, patience).map_err(|error| match error.kind() {
+        let read = read_exact_at(&self.file, self.residency, buffer, offset, patience);
+        read.map_err(|error| match error.kind() {
             io::ErrorKind::WouldBlock => Fault::WouldBlock,
             io::ErrorKind::UnexpectedEof => Refusal::Stale.into(),
             _ => {
@@ -81,13 +107,15 @@ impl AsFd for DataFile {
 /// file system that cannot tell, are an error of kind `WouldBlock`; nothing is then said about the content of `buffer`.
 pub(crate) fn read_exact_at(
     file: impl AsFd,
+    residency: Residency,
     buffer: &mut [u8],
     offset: u64,
     patience: Patience,
 ) -> io::Result<()> {
-    let mut flags = match patience {
-        Patience::PageCache => ReadWriteFlags::NOWAIT,
-        Patience::Blocking => ReadWriteFlags::empty(),
+    let flags = match (patience, residency) {
+        (Patience::Blocking, _) | (_, Residency::InMemory) => ReadWriteFlags::empty(),
+        (_, Residency::Told) => ReadWriteFlags::NOWAIT,
+        (_, Residency::Unknown) => return Err(io::ErrorKind::WouldBlock.into()),
     };
     let mut done = 0;
     while done < buffer.len() {
@@ -96,18 +124,10 @@ pub(crate) fn read_exact_at(
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(count) => done += count,
             Err(Errno::INTR) => {}
-            Err(Errno::OPNOTSUPP) if is_in_memory(&file) => flags = ReadWriteFlags::empty(),
-            Err(Errno::OPNOTSUPP) => return Err(io::ErrorKind::WouldBlock.into()),
             Err(error) => return Err(error.into()),
         }
     }
     Ok(())
-}
-
-/// Whether the file is on a tmpfs, which has no disk to wait for, though it does not say so (up to Linux 6.17 at least).
-fn is_in_memory(file: impl AsFd) -> bool {
-    const TMPFS: i64 = 0x0102_1994;
-    fstatfs(file).is_ok_and(|of| of.f_type == TMPFS)
 }
 
 /// Opens a file for reading, if it is there.
@@ -126,5 +146,58 @@ pub(super) fn is_same(path: &Path, file: &File) -> io::Result<bool> {
         Ok(named) => Ok((named.dev(), named.ino()) == (opened.dev(), opened.ino())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    /// A file of a file system that refuses reads that must not wait.
+    const REFUSING: &str = "/proc/version";
+
+    /// How many calls of this thread were reads, those that failed included.
+    fn reads() -> Option<u64> {
+        let text = std::fs::read_to_string("/proc/thread-self/io").ok()?;
+        text.lines().find_map(|line| line.strip_prefix("syscr: "))?.parse().ok()
+    }
+
+    /// How many calls `work` makes.
+    fn calls(work: impl FnOnce()) -> Option<u64> {
+        let (first, second) = (reads()?, reads()?);
+        work();
+        Some(reads()? - second - (second - first))
+    }
+
+    #[test]
+    fn what_cannot_be_told_is_found_out_once_and_not_asked_again() {
+        let refusing = File::open(REFUSING).unwrap();
+        let kept = tempfile::tempfile().unwrap();
+        (&kept).write_all(&[7; 64]).unwrap();
+        let mut shared = None;
+        if let Ok(file) = tempfile::tempfile_in("/dev/shm") {
+            (&file).write_all(&[7; 64]).unwrap();
+            shared = Some(file);
+        }
+        assert_eq!(Residency::of(&refusing), Residency::Unknown);
+        for file in [Some(refusing), Some(kept), shared].into_iter().flatten() {
+            let residency = Residency::of(&file);
+            let mut bytes = [0; 16];
+            let mut cached = || read_exact_at(&file, residency, &mut bytes, 3, Patience::PageCache);
+            let outcome = cached();
+            match residency {
+                Residency::Unknown => assert_eq!(outcome.unwrap_err().kind(), io::ErrorKind::WouldBlock),
+                Residency::InMemory | Residency::Told => outcome.unwrap(),
+            }
+            let expected = if residency == Residency::Unknown { 0 } else { 100 };
+            match calls(|| (0..100).for_each(|_| drop(cached()))) {
+                Some(calls) => assert_eq!(calls, expected, "{residency:?}"),
+                None => println!("skipped: the kernel does not count the calls of a thread"),
+            }
+            read_exact_at(&file, residency, &mut bytes, 3, Patience::Blocking).unwrap();
+            assert_ne!(bytes, [0; 16]);
+        }
     }
 }

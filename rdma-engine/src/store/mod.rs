@@ -46,7 +46,7 @@ use parking_lot::RwLock;
 use crate::FileId;
 use crate::refusal::Refusal;
 pub use data::{DataFile, Patience};
-pub(crate) use data::read_exact_at;
+pub(crate) use data::{Residency, read_exact_at};
 use directory::{Directories, Listing};
 pub use entry::{Change, OffsetWidth, Position, parse_entry};
 pub use index::{Builder, Found, Index};
