@@ -15,6 +15,7 @@ use rdma_engine::protocol::{
 };
 use rdma_engine::settings::Settings;
 use rdma_engine::{FileId, Refusal};
+use tests::memory::MemoryGroup;
 use tests::needles::Assigned;
 use tests::process::{Process, undrained_pipe, with_stderr};
 use tests::{Cluster, Engine, Needles, Pattern, StatusPage, eventually, host};
@@ -118,6 +119,29 @@ fn an_engine_goes_on_without_a_terminal_and_a_log() {
         engine.signal(Signal::SIGTERM);
         assert!(engine.wait(LIMIT).unwrap().success(), "{redirection}");
     }
+}
+
+#[test]
+fn an_engine_starts_with_its_defaults_where_memory_is_small() {
+    if !host::can_serve() {
+        return;
+    }
+    // Less than what the engine takes for answers elsewhere.
+    let small = match MemoryGroup::new("small-engine", 48 << 20) {
+        Ok(small) => small,
+        Err(error) => return host::skipped(&format!("no control group with a limit: {error:#}")),
+    };
+    let (_inner, door) = small.nested().unwrap();
+    let enter = format!("echo 0 > {} && exec \"$0\" \"$@\"", door.display());
+    let wrapper = ["sh".to_owned(), "-c".to_owned(), enter];
+    let cluster = Cluster::builder().start().unwrap();
+    let written = some_needles(&Needles::new(&cluster), 1, 100_000).remove(0);
+    let mut engine = Engine::wrapped_in(&wrapper, &cluster, &cluster.volume_servers()[0]).unwrap();
+    let output = engine.run(&["read", engine.address(), &written.fid, "--transport", "tcp"]).unwrap();
+    assert!(output.stdout == Pattern::new(0).bytes(0, 100_000), "{output:?}");
+    // The group goes after the last process in it.
+    engine.signal(Signal::SIGTERM);
+    assert!(engine.wait().unwrap());
 }
 
 #[test]
