@@ -6,6 +6,7 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -14,9 +15,7 @@ use rdma_engine::protocol::{
     Answer, Capabilities, Choose, EngineProof, FrameHeader, Hello, Kind, Limits, MAX_READ, Offer,
     Read as ReadRequest, Request, VERSION, Welcome, frame,
 };
-
-/// The user whom the kernel calls nobody.
-pub(crate) const NOBODY: u32 = 65534;
+pub(crate) use tests::user::NOBODY;
 
 /// Runs `work` on a thread of the user `uid`, who may do nothing special.
 pub(crate) fn as_user<T: Send>(uid: u32, work: impl FnOnce() -> T + Send) -> T {
@@ -48,6 +47,8 @@ fn become_user(uid: u32) {
 pub(crate) struct Liar {
     address: SocketAddr,
     stopped: Arc<AtomicBool>,
+    /// Whether it has panicked, which to a client is no more than a connection that ends.
+    panicked: Arc<AtomicBool>,
     open: Arc<Mutex<Vec<TcpStream>>>,
 }
 
@@ -67,6 +68,8 @@ impl Liar {
         let stopped = Arc::<AtomicBool>::default();
         let open = Arc::<Mutex<Vec<TcpStream>>>::default();
         let (is_stopped, connections, serve) = (stopped.clone(), open.clone(), Arc::new(serve));
+        let panicked = Arc::<AtomicBool>::default();
+        let has_panicked = panicked.clone();
         thread::spawn(move || {
             for stream in listener.incoming() {
                 if is_stopped.load(Ordering::Relaxed) {
@@ -74,11 +77,14 @@ impl Liar {
                 }
                 let Ok(stream) = stream else { continue };
                 connections.lock().unwrap().extend(stream.try_clone());
-                let serve = serve.clone();
-                thread::spawn(move || serve(stream));
+                let (serve, has_panicked) = (serve.clone(), has_panicked.clone());
+                thread::spawn(move || {
+                    let served = panic::catch_unwind(AssertUnwindSafe(|| serve(stream)));
+                    has_panicked.fetch_or(served.is_err(), Ordering::Relaxed);
+                });
             }
         });
-        Ok(Self { address, stopped, open })
+        Ok(Self { address, stopped, panicked, open })
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -94,6 +100,7 @@ impl Drop for Liar {
         for stream in self.open.lock().unwrap().drain(..) {
             let _ = stream.shutdown(Shutdown::Both);
         }
+        assert!(thread::panicking() || !self.panicked.load(Ordering::Relaxed), "a lie was not told");
     }
 }
 
@@ -129,7 +136,7 @@ pub(crate) enum Way {
 
 impl FakeEngine {
     /// Over TCP it is of the user `uid` and answers with `lie`, on its Unix socket it is of
-    /// `unix_uid` and hands over what `handed` makes.
+    /// `unix_uid` and hands over what `handed` makes in the place of a volume's file.
     pub(crate) fn start(uid: u32, lie: Lie, unix_uid: u32, handed: Handed) -> Self {
         let socket = format!("rdma-engine-{:032x}", rand::random::<u128>()).into_bytes();
         let heard = Heard::default();

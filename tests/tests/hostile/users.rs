@@ -1,13 +1,12 @@
 //! A user of the host who may do nothing special.
 
-use std::ffi::CString;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 use std::time::Duration;
 
+use interceptor::warmup::ticket::READ_TICKET_XATTR;
+use tests::user::xattr;
 use tests::{Cluster, Mount, Needles, Pattern, host};
 
 use super::fake::{NOBODY, as_user, local_session};
@@ -105,17 +104,6 @@ fn sessions_that_take_no_answers_do_not_fill_an_engine() {
     assert_eq!(engine.get("/healthz").unwrap(), "ok\n");
 }
 
-/// The value of an extended attribute.
-fn attribute(path: &Path, name: &str) -> io::Result<Vec<u8>> {
-    let (path, name) = (CString::new(path.as_os_str().as_bytes())?, CString::new(name)?);
-    let mut value = vec![0; 4096];
-    // SAFETY: both names end with a zero byte, and `value` has as many bytes as are said.
-    let length =
-        unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
-    value.truncate(usize::try_from(length).map_err(|_| io::Error::last_os_error())?);
-    Ok(value)
-}
-
 /// A request to the status API of a mount, as a program without the command sends it.
 fn post(address: &str, path: &str, body: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
@@ -140,7 +128,7 @@ fn a_user_has_nothing_done_about_files_of_others() {
     filer.put("/secret", &Pattern::new(1).bytes(0, 100_000), "mode=0600").unwrap();
     let mount = Mount::builder(&cluster).start().unwrap();
     let path = mount.file("/secret");
-    let ticket = attribute(&path, "user.interceptor.read_ticket").unwrap();
+    let ticket = xattr(&path, READ_TICKET_XATTR).unwrap();
     let device = {
         use std::os::unix::fs::MetadataExt;
         let device = std::fs::metadata(&path).unwrap().dev();
@@ -155,9 +143,8 @@ fn a_user_has_nothing_done_about_files_of_others() {
     let allowed = request("fetch", std::str::from_utf8(&ticket).unwrap());
     assert!(allowed.starts_with("HTTP/1.1 201"), "root may: {allowed}");
     as_user(NOBODY, || {
-        let denied = |error: io::Error| assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
-        denied(File::open(&path).unwrap_err());
-        denied(attribute(&path, "user.interceptor.read_ticket").unwrap_err());
+        assert_eq!(File::open(&path).unwrap_err().raw_os_error(), Some(libc::EACCES));
+        assert_eq!(xattr(&path, READ_TICKET_XATTR), Err(libc::EACCES));
         // Of the right form, and made up.
         let made_up: String = ticket.iter().rev().map(|&byte| char::from(byte)).collect();
         for action in ["fetch", "check", "evict"] {
