@@ -30,6 +30,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use fuser::{Filesystem, SessionACL};
+use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, recv, sendmsg, setsockopt, socketpair, sockopt,
 };
@@ -413,9 +414,17 @@ impl Kernel {
 }
 
 fn send(socket: &impl AsFd, message: &[u8]) {
-    let data = [IoSlice::new(message)];
-    sendmsg::<()>(socket.as_fd().as_raw_fd(), &data, &[], MsgFlags::empty(), None)
-        .expect("a request is sent");
+    let (data, begun) = ([IoSlice::new(message)], Instant::now());
+    loop {
+        match sendmsg::<()>(socket.as_fd().as_raw_fd(), &data, &[], MsgFlags::empty(), None) {
+            // A message lies in one piece of the kernel's memory, of which there may be none for a while.
+            Err(Errno::ENOBUFS) if begun.elapsed() < ANSWER_TIMEOUT => thread::yield_now(),
+            sent => {
+                sent.expect("a request is sent");
+                return;
+            }
+        }
+    }
 }
 
 /// Bytes of memory that the process has.
