@@ -14,6 +14,7 @@ mod seen;
 mod signals;
 mod status;
 mod top;
+mod untrusted;
 mod warmup;
 
 use std::collections::BTreeMap;

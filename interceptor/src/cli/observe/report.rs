@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::mounts::FuseMount;
 use super::names::{self, DaemonNames};
+use crate::cli::untrusted::plain;
 use crate::ebpf::{Device, Observer, ReadBy};
 use crate::telemetry::MissRatioCurve;
 
@@ -200,7 +201,7 @@ impl fmt::Display for MountReport {
                 f,
                 "  hot   {:>12}  {}",
                 ByteSize(file.bytes).to_string(),
-                file.path.as_ref().unwrap_or(&node)
+                file.path.as_deref().map_or(node, plain)
             )?;
         }
         for reader in &self.readers {

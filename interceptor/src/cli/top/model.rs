@@ -4,6 +4,7 @@ use std::cmp::Ordering;
 
 use daemon::size::ByteSize;
 
+use crate::cli::untrusted::plain;
 use crate::telemetry::health::Trouble;
 use crate::telemetry::report::{Flow, Report};
 
@@ -278,15 +279,6 @@ impl Model {
         });
         errors.chain(fallbacks).chain(damaged).chain(losses).collect()
     }
-}
-
-/// Text of somebody else's without what a terminal would act on, or what would turn the direction of reading.
-fn plain(text: &str) -> String {
-    let is_safe = |letter: char| {
-        !letter.is_control()
-            && !matches!(letter, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
-    text.chars().map(|letter| if is_safe(letter) { letter } else { '\u{fffd}' }).collect()
 }
 
 fn size(bytes: u64) -> String {

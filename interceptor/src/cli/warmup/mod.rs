@@ -30,6 +30,7 @@ use summary::Summary;
 use walk::{Argument, Found};
 
 use super::signals::Signals;
+use crate::cli::untrusted::plain;
 use crate::telemetry::access;
 use crate::warmup::wire::{Action, FileResult, Problem, Report, Request, State};
 
@@ -337,7 +338,7 @@ impl Run {
     }
 
     fn problem(&mut self, argument: usize, path: &str, reason: &str) {
-        if let Some(line) = self.summary.problem(argument, path, reason) {
+        if let Some(line) = self.summary.problem(argument, &plain(path), &plain(reason)) {
             self.progress.say(&line);
         }
     }

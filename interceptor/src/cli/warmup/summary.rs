@@ -8,6 +8,7 @@ use daemon::size::ByteSize;
 use serde::Serialize;
 
 use super::walk::Totals;
+use crate::cli::untrusted::plain;
 use crate::warmup::wire::{Action, FileResult, Problem};
 
 /// So many problems are told one by one.
@@ -81,8 +82,11 @@ impl Tally {
 impl Summary {
     /// Nothing has been done for these arguments.
     pub(super) fn new(action: Action, force: bool, arguments: &[PathBuf]) -> Self {
-        let named =
-            |path: &PathBuf| Named { path: path.display().to_string(), tally: Tally::default(), problems: 0 };
+        let named = |path: &PathBuf| Named {
+            path: plain(&path.display().to_string()),
+            tally: Tally::default(),
+            problems: 0,
+        };
         Self {
             action,
             force,
