@@ -78,7 +78,7 @@ impl<'a> Settings<'a> {
         let (origin, table) = match file {
             None => ("environment".to_owned(), toml::Table::new()),
             Some(path) => {
-                let text = std::fs::read_to_string(path).map_err(|source| match source.kind() {
+                let text = daemon::settings_file::read(path).map_err(|source| match source.kind() {
                     ErrorKind::NotFound => SettingsError::Missing(path.into()),
                     _ => SettingsError::Read { path: path.into(), source },
                 })?;

@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::parser::ValueSource;
@@ -69,7 +68,8 @@ impl FromFile {
 ///
 /// `command` is the subcommand whose options may be in the file.
 pub(super) fn arguments(path: &Path, command: &Command, given: &ArgMatches) -> Result<FromFile, ConfigError> {
-    let text = fs::read_to_string(path).map_err(|error| ConfigError::Read { path: path.into(), error })?;
+    let text =
+        daemon::settings_file::read(path).map_err(|error| ConfigError::Read { path: path.into(), error })?;
     let table = DeTable::parse(&text).map_err(|error| ConfigError::Syntax { path: path.into(), error })?;
     let mut file = FromFile { path: path.into(), ..FromFile::default() };
     for (key, value) in table.get_ref() {

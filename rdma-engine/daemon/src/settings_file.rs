@@ -1,0 +1,34 @@
+//! Reading files that an operator wrote, whatever their path leads to.
+
+use std::fs::File;
+use std::io::{self, ErrorKind, Read};
+use std::path::Path;
+
+/// The most bytes that such a file may have.
+const MAX_SIZE: u64 = 1 << 20;
+
+/// The text of a file; a pipe is read to its end.
+///
+/// # Errors
+/// When it cannot be read, is not text, or has more than 1 MiB, of which no more is read.
+pub fn read(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(MAX_SIZE + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MAX_SIZE {
+        return Err(io::Error::new(ErrorKind::FileTooLarge, "it has more than 1 MiB"));
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_no_end_is_refused() {
+        assert_eq!(read(Path::new("/dev/zero")).unwrap_err().kind(), ErrorKind::FileTooLarge);
+        assert_eq!(read(Path::new("/dev/null")).unwrap(), "");
+        assert!(read(Path::new("/")).is_err());
+        assert!(read(Path::new(file!()).file_name().unwrap().as_ref()).is_err(), "there is none here");
+    }
+}
