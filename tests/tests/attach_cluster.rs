@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -103,6 +103,22 @@ fn what_the_mount_below_shows_is_read_from_the_cluster() {
     // The kernel reads ahead, but reads nothing twice here.
     assert!(stage.read_from_cluster() >= total, "{} of {total}", stage.read_from_cluster());
     assert_eq!(stage.read("lower"), 0.0);
+}
+
+#[test]
+fn files_have_the_numbers_that_they_have_below() {
+    const FILES: u64 = 40;
+    let mut below = Vec::new();
+    let number = |path: PathBuf| fs::metadata(path).unwrap().ino();
+    let name = |file: u64| format!("many/{file:03}");
+    let stage = Stage::set(|cluster, mount| {
+        put_many(cluster, FILES, |file| vec![file as u8; 10]);
+        below = (0..FILES).map(|file| number(mount.path().join(name(file)))).collect();
+    });
+    let Some(stage) = stage else { return };
+    // SeaweedFS has hashes for numbers.
+    assert!(below.iter().any(|number| *number >= 1 << 63), "{below:?}");
+    assert!((0..FILES).map(|file| number(stage.file(&name(file)))).eq(below));
 }
 
 #[test]

@@ -30,7 +30,7 @@ use crate::warmup::ticket::NodeInstance;
 /// The number of the root.
 pub(super) const ROOT: u64 = 1;
 
-/// From here on numbers are our own.
+/// Numbers of our own are the free ones from here on.
 const OWN: u64 = 1 << 63;
 
 /// One file.
@@ -487,11 +487,16 @@ impl Table {
     }
 
     fn free_id(&mut self, (device, inode): (u64, u64)) -> u64 {
-        if device == self.device && inode > ROOT && inode < OWN && !self.by_id.contains_key(&inode) {
+        if device == self.device && inode > ROOT && !self.by_id.contains_key(&inode) {
             return inode;
         }
-        self.next_own += 1;
-        self.next_own
+        // Files below may have such numbers, too.
+        loop {
+            self.next_own = self.next_own.checked_add(1).unwrap_or(OWN);
+            if !self.by_id.contains_key(&self.next_own) {
+                return self.next_own;
+            }
+        }
     }
 }
 
