@@ -139,6 +139,29 @@ fn tail_prints_what_a_mount_appends() {
     data::assert_same(path, &fs::read(&file).unwrap(), &expected);
 }
 
+#[test]
+fn who_has_a_log_open_sees_what_comes_after_its_rotation() {
+    if !host::can_mount() {
+        return;
+    }
+    for (way, args) in WAYS {
+        let (filer, directory) = (cluster().filer(), format!("/rotated-{way}"));
+        let (path, rotated) = (format!("{directory}/log"), format!("{directory}/log.1"));
+        filer.put(&path, b"first", "").unwrap();
+        let mount = mount(args);
+        let file = File::open(mount.file(&path)).unwrap();
+        assert_eq!(fs::read(mount.file(&path)).unwrap(), b"first");
+        filer.rename(&path, &rotated).unwrap();
+        filer.append(&rotated, b" and last", "").unwrap();
+        // Nobody looks at the new name.
+        let grown = || (file.metadata().unwrap().len() == 14).then_some(());
+        eventually("the end of the old log", SEEN, grown).unwrap();
+        let mut bytes = [0; 20];
+        let read = file.read_at(&mut bytes, 0).unwrap();
+        assert_eq!(&bytes[..read], b"first and last", "{way}");
+    }
+}
+
 /// Reads near the end of an open file, as much as its size says that there is, until `over`.
 fn read_ends(path: &Path, flags: i32, pattern: &Pattern, seed: u64, over: &AtomicBool) -> u64 {
     let file = File::options().read(true).custom_flags(flags).open(path).unwrap();

@@ -3,7 +3,7 @@
 //! 1. Of a file that is passed through, the resident file is appended to.
 //! 2. The kernel drops the pages from the shorter version's end on, and waits for those that are being filled from it.
 //! 3. The longer version's attributes are told to who asks.
-//! 4. The kernel is given the last byte, by which it learns the size. From then on it takes answers to what it asked before,
+//! 4. If anybody may be reading, the kernel is given the last byte, by which it learns the size. From then on it takes answers to what it asked before,
 //!    which may tell of the shorter version, for outdated. Did it learn the size from an answer, another could take it back.
 //!
 //! If that takes long or fails, the node stays as it was, and the file gets another.
@@ -15,10 +15,9 @@ use std::time::Duration;
 use fuser::{INodeNo, Notifier};
 
 use super::filesystem::Shared;
-use crate::cache::resident::Extension;
+use super::opens::Opens;
 use crate::namespace::growth::{Growing, GrowthQueue};
 use crate::namespace::{Answer, Namespace, NodeId};
-use crate::read::FileVersion;
 
 /// How long it may take until the kernel has dropped the old end.
 const LIMIT: Duration = Duration::from_secs(3);
@@ -48,10 +47,16 @@ pub(super) fn look(shared: &Shared, node: NodeId) {
     }
 }
 
+/// The same for all of them, as nobody has told what was appended to them.
+pub(super) fn look_at_all(shared: &Shared) {
+    for node in shared.opens.get().map(Opens::all_passed_through).unwrap_or_default() {
+        look(shared, node);
+    }
+}
+
 async fn grow(shared: Arc<Shared>, notifier: Notifier, mut growing: Growing) {
-    let (node, before, version) = (growing.node(), growing.before().clone(), growing.version().clone());
-    let prepared = prepare(&shared, &notifier, node, &before, &version);
-    let last = match tokio::time::timeout(LIMIT, prepared).await {
+    let (node, version) = (growing.node(), growing.version().clone());
+    let last = match tokio::time::timeout(LIMIT, prepare(&shared, &notifier, &growing)).await {
         Ok(Ok(last)) => last,
         Ok(Err(error)) => return tracing::debug!(path = version.path(), %error, "a file does not grow"),
         Err(_) => return tracing::debug!(path = version.path(), "a file takes too long to grow"),
@@ -61,23 +66,27 @@ async fn grow(shared: Arc<Shared>, notifier: Notifier, mut growing: Growing) {
         tokio::time::sleep(GRACE).await;
     }
     growing.tell();
-    let end = version.size() - 1;
-    let told = blocking(move || notifier.store(INodeNo(node), end, &[last])).await;
-    if let Err(error) = told {
-        tracing::debug!(%error, "the kernel learns of the new end of a file when it asks");
+    if let Some(last) = last {
+        let end = version.size() - 1;
+        if let Err(error) = blocking(move || notifier.store(INodeNo(node), end, &[last])).await {
+            tracing::debug!(%error, "the kernel learns of the new end of a file when it asks");
+        }
     }
+    drop(growing);
+    // What was appended meanwhile was not looked at.
+    look(&shared, node);
 }
 
-/// Brings about that nothing is read any more at the end of the shorter version. Returns the last byte of the longer one.
-async fn prepare(
-    shared: &Arc<Shared>,
-    notifier: &Notifier,
-    node: NodeId,
-    before: &Arc<FileVersion>,
-    version: &FileVersion,
-) -> io::Result<u8> {
-    let last = shared.reader.last_byte(version).await.map_err(io::Error::other)?;
+/// Brings about that nothing is read any more at the end of the shorter version. Returns the last byte of the longer one if
+/// anybody may be reading.
+async fn prepare(shared: &Arc<Shared>, notifier: &Notifier, growing: &Growing) -> io::Result<Option<u8>> {
+    let (node, before, version) = (growing.node(), growing.before(), growing.version());
     let passed_through = shared.opens.get().and_then(|opens| opens.passed_through(node));
+    let is_open = shared.opens.get().is_none_or(|opens| opens.is_open(node));
+    let last = match passed_through.is_some() || is_open && before.was_read() {
+        true => Some(shared.reader.last_byte(version).await.map_err(io::Error::other)?),
+        false => None,
+    };
     let extension = match &passed_through {
         Some(backing) => {
             let handles = {
@@ -90,15 +99,21 @@ async fn prepare(
         None => None,
     };
     let (shared, notifier, size) = (shared.clone(), notifier.clone(), before.size());
+    // Gone if this takes too long.
+    let waiting = Arc::new(());
+    let is_waited_for = Arc::downgrade(&waiting);
     blocking(move || {
         // May be the last to hold the file.
         let _passed_through = passed_through;
         if let Some(pusher) = shared.pusher.get() {
-            pusher.settle();
+            pusher.settle(node);
         }
         let page = (size / PAGE * PAGE).try_into().map_err(io::Error::other)?;
         notifier.inval_inode(INodeNo(node), page, 0)?;
-        extension.map_or(Ok(()), Extension::complete)
+        match extension.filter(|_| is_waited_for.strong_count() > 0) {
+            Some(extension) => extension.complete(),
+            None => Ok(()),
+        }
     })
     .await?;
     Ok(last)

@@ -352,6 +352,7 @@ async fn follow(shared: Arc<Shared>, mut notices: mpsc::Receiver<Notice>) {
             Notice::Live => {
                 tracing::info!("the filer's events arrive; names and attributes are cached");
                 namespace.connected();
+                growth::look_at_all(&shared);
             }
             // Who follows the events has said why they stopped.
             Notice::Lost { .. } => {

@@ -97,6 +97,14 @@ impl<V, F: Clone> Opens<V, F> {
         self.shard(node).lock().get(&node)?.through.clone()
     }
 
+    /// The nodes for whose handles something is passed through.
+    pub(super) fn all_passed_through(&self) -> Vec<NodeId> {
+        let in_shard = |shard: &Mutex<HashMap<NodeId, OpenNode<V, F>>>| -> Vec<NodeId> {
+            shard.lock().iter().filter(|(_, open)| open.through.is_some()).map(|(node, _)| *node).collect()
+        };
+        self.shards.iter().flat_map(in_shard).collect()
+    }
+
     /// How many handles of a node were opened as `version`.
     pub(super) fn handles(&self, node: NodeId, version: &Arc<V>) -> u32 {
         let shard = self.shard(node).lock();

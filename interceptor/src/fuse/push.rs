@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use fuser::{INodeNo, Notifier, OpenFlags};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use crate::namespace::{Namespace, NodeHold, NodeId};
 use crate::read::{FileVersion, Reader};
@@ -46,7 +46,7 @@ impl PageCache for Notifier {
 pub(super) struct Pusher {
     namespace: Arc<Namespace>,
     queue: SyncSender<Push>,
-    under_way: UnderWay,
+    under_way: Arc<UnderWay>,
 }
 
 struct Push {
@@ -55,8 +55,19 @@ struct Push {
     range: Range<u64>,
 }
 
-/// Held while a range is given to the kernel, from when its version was compared on.
-type UnderWay = Arc<Mutex<()>>;
+/// The node of which a range is given to the kernel, from before its version is compared on.
+#[derive(Default)]
+struct UnderWay {
+    node: Mutex<Option<NodeId>>,
+    changed: Condvar,
+}
+
+impl UnderWay {
+    fn set(&self, node: Option<NodeId>) {
+        *self.node.lock() = node;
+        self.changed.notify_all();
+    }
+}
 
 impl Pusher {
     /// Starts the thread, which has the bytes from `reader`.
@@ -75,12 +86,14 @@ impl Pusher {
 
     fn new(namespace: Arc<Namespace>) -> (Self, Receiver<Push>) {
         let (queue, pushes) = sync_channel(QUEUE_CAPACITY);
-        (Self { namespace, queue, under_way: UnderWay::default() }, pushes)
+        (Self { namespace, queue, under_way: Arc::default() }, pushes)
     }
 
-    /// Waits until the kernel is given no range of what was a node's version before this call. Blocks as long as the kernel does.
-    pub(super) fn settle(&self) {
-        drop(self.under_way.lock());
+    /// Waits until the kernel is given no range of what was the version of `node` before this call. Blocks as long as the kernel
+    /// does.
+    pub(super) fn settle(&self, node: NodeId) {
+        let mut pushed = self.under_way.node.lock();
+        self.under_way.changed.wait_while(&mut pushed, |pushed| *pushed == Some(node));
     }
 
     /// The kernel has asked for bytes of `version` from `offset` on, for a file that was opened with `flags`. Does not block.
@@ -101,8 +114,9 @@ impl Pusher {
 
 fn run(pushes: &Receiver<Push>, under_way: &UnderWay, pages: &impl PageCache, reader: &Reader) {
     while let Ok(push) = pushes.recv() {
-        let _under_way = under_way.lock();
+        under_way.set(Some(push.node.id()));
         contained(|| store(push, pages, reader));
+        under_way.set(None);
     }
 }
 

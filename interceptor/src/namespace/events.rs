@@ -106,9 +106,14 @@ impl Namespace {
         }
         if let Some(from) = from {
             let name = old.entry.name.as_str();
-            let child = state.nodes.child(from, name).filter(|child| state.is_directory(*child));
+            let is_directory = new.entry.attr.kind == Kind::Directory;
+            let is_moved = |child: &NodeId| match state.is_directory(*child) {
+                true => is_directory,
+                false => state.stands_for(*child, new.entry),
+            };
+            let child = state.nodes.child(from, name).filter(is_moved);
             let moved = match (child, to) {
-                (Some(_), Some(to)) if new.entry.attr.kind == Kind::Directory => {
+                (Some(_), Some(to)) => {
                     let from = Place { parent: from, name: name.into() };
                     let to = Place { parent: to, name: new.entry.name.as_str().into() };
                     state.nodes.rename(&from, &to)
@@ -117,7 +122,7 @@ impl Namespace {
             };
             match moved {
                 Some(child) => state.attributes_changed(child),
-                // A file that the filer shows under the new name is found again by its number and its content.
+                // A file that is shown under the new name is found again by its number and its content.
                 None => {
                     state.nodes.unlink(from, name);
                 }

@@ -137,14 +137,15 @@ impl State {
         let Some(growth) = node.growth.take_if(|growth| Arc::ptr_eq(&growth.version, version)) else {
             return;
         };
-        // Something may have been appended since.
+        // Something may have been appended since, or what had been was taken back.
         node.stale = true;
+        let names = node.names.clone();
         if !is_told {
             node.version = growth.before.into();
             node.is_fixed = true;
-            for Place { parent, name } in node.names.clone() {
-                self.tell(Invalidation::Entry { parent, name });
-            }
+        }
+        for Place { parent, name } in names {
+            self.tell(Invalidation::Entry { parent, name });
         }
     }
 

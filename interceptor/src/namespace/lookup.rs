@@ -218,13 +218,14 @@ impl Namespace {
         drop(state);
         Answer::Later(
             async move {
-                let reply = reply.await;
-                let deadline = Instant::now() + GROWTH_PATIENCE;
+                let (mut reply, deadline) = (reply.await, Instant::now() + GROWTH_PATIENCE);
                 loop {
                     let stat = namespace.refreshed(id, parent, serial, &name, reply.clone())?;
                     if !namespace.growth_is_over(id, deadline).await {
                         return Ok(stat);
                     }
+                    // Others may have been told of more meanwhile.
+                    reply.moment = None;
                 }
             }
             .boxed(),
@@ -262,8 +263,11 @@ impl Namespace {
                 state.nodes.update(id, &entry);
             }
             Some(entry) if is_named && node.grows_to(&entry) => state.grow(id, &entry),
-            Some(entry) if is_named && !current && node.has_outgrown(&entry) => node.stale = true,
             _ if !is_named => node.stale = !node.names.is_empty(),
+            _ if !current => {
+                node.stale = true;
+                state.tell(Invalidation::Entry { parent, name: name.into() });
+            }
             _ => {
                 // The name stands for something else now, or for nothing: what was opened under it stays as it is.
                 state.nodes.unlink(parent, name);

@@ -256,6 +256,7 @@ impl State {
             self.grow(id, entry);
             return self.stat(id);
         }
+        let current = current && node.growth.is_none();
         node.stale = !current;
         node.checked = (epoch, Instant::now());
         let generation = node.generation;
@@ -263,9 +264,11 @@ impl State {
         Some(Stat { id, generation, entry: entry.clone(), entry_timeout: timeout, attr_timeout: timeout })
     }
 
-    /// What is known of a name since a reply to an earlier question told that it stood for `entry`.
+    /// What is known of a name since a reply to an earlier question told that it stood for `entry`. Without events any may be
+    /// that.
     fn not_outgrown(&self, parent: NodeId, name: &str, entry: &Arc<Entry>, current: bool) -> Arc<Entry> {
-        let known = self.nodes.child(parent, name).filter(|_| !current).and_then(|id| self.nodes.get(id));
+        let is_certain = current && self.live;
+        let known = self.nodes.child(parent, name).filter(|_| !is_certain).and_then(|id| self.nodes.get(id));
         known.filter(|node| node.has_outgrown(entry)).map_or(entry, |node| &node.entry).clone()
     }
 

@@ -1000,6 +1000,20 @@ fn found_lookups(fixture: &Fixture, id: NodeId) -> u64 {
 }
 
 #[tokio::test]
+async fn a_file_that_is_open_grows_under_its_new_name() {
+    let fixture = fixture();
+    fixture.write("/", file("f", 7, b"first"));
+    let found = fixture.find(ROOT, "f").await;
+    fixture.rename(("/", "f"), ("/", "g"));
+    fixture.write("/", file("g", 7, b"first and last"));
+    // Nobody has looked the new name up.
+    let grown = fixture.stat_grown(found.id, grow).await;
+    assert_eq!((grown.id, grown.entry.attr.size), (found.id, 14));
+    assert_eq!(fixture.find(ROOT, "g").await.id, found.id);
+    fixture.absent(ROOT, "f").await;
+}
+
+#[tokio::test]
 async fn a_file_that_cannot_grow_is_another_node_next_time() {
     let fixture = fixture();
     fixture.write("/", file("f", 7, b"first"));

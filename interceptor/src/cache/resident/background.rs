@@ -39,6 +39,12 @@ impl Background {
         Ok(Self { jobs })
     }
 
+    /// Does `work` there, after what was asked before, whether or not that is waited for.
+    pub(super) fn later(&self, work: impl FnOnce() + Send + 'static) {
+        // Without the thread it is done here, by dropping it.
+        let _ = self.jobs.send(Box::new(work));
+    }
+
     /// Does `work` there, after what was asked before. None if it panics.
     pub(super) async fn run<T: Send + 'static>(
         &self,

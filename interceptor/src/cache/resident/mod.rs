@@ -198,10 +198,11 @@ impl Residents {
         if from >= len {
             return Some(Extension { addition: None, residents: self.clone() });
         }
-        self.retire(id);
         // Handles come and go; one that is on its way is on the shelf's side only.
         let is_alone = |attempt| {
             std::thread::sleep(Duration::from_millis(attempt));
+            // Nobody else is handed it from now on.
+            self.retire(id);
             let before = handles();
             self.shelf.lock().opens(id) == before && handles() == before
         };
@@ -210,7 +211,10 @@ impl Residents {
             return None;
         }
         let bytes = size_in_memory(len).checked_sub(size_in_memory(from))?;
-        let reserved = self.budget.reserve(bytes, Effort::Evict, ())?;
+        let free = self.budget.limit().saturating_sub(self.budget.held());
+        let leaving = self.shelf.lock().displace(bytes.saturating_sub(free));
+        self.counts.displaced.fetch_add(leaving.len() as u64, Ordering::Relaxed);
+        let reserved = self.budget.reserve(bytes, Effort::Evict, leaving)?;
         let addition = Addition::new(file, len, reserved);
         let addition = addition.inspect_err(|error| self.counts.failed(len, error)).ok()?;
         Some(Extension { addition: Some(addition), residents: self.clone() })
@@ -358,8 +362,7 @@ impl Promotion {
     }
 }
 
-/// What is being appended to a file that is open. Dropped before it is [complete](Self::complete), all is as it was before. Both
-/// may block.
+/// What is being appended to a file that is open. Dropped before it is [complete](Self::complete), all is soon as it was before.
 pub struct Extension {
     /// None if the file has it all.
     addition: Option<Addition>,
@@ -372,22 +375,30 @@ impl Extension {
     where
         B: Deref<Target = [u8]> + Send + 'static,
     {
-        let Self { addition, residents } = self;
+        let residents = self.residents.clone();
         let work = move || {
-            let written = addition.as_ref().map_or(Ok(()), |addition| addition.write_at(&bytes, offset));
-            (addition, bytes, written)
+            let written = self.addition.as_ref().map_or(Ok(()), |addition| addition.write_at(&bytes, offset));
+            (self, bytes, written)
         };
-        let (addition, bytes, written) = residents.background.run(work).await?;
+        let (extension, bytes, written) = residents.background.run(work).await?;
         written.inspect_err(|error| residents.counts.failed(bytes.len() as u64, error)).ok()?;
-        Some((Self { addition, residents }, bytes))
+        Some((extension, bytes))
     }
 
-    /// Makes what was written a part of the file, and what was not zeros.
+    /// Makes what was written a part of the file, and what was not zeros. May block.
     ///
     /// # Errors
     /// When there is no memory for that.
-    pub fn complete(self) -> io::Result<()> {
-        self.addition.map_or(Ok(()), Addition::finish)
+    pub fn complete(mut self) -> io::Result<()> {
+        self.addition.take().map_or(Ok(()), Addition::finish)
+    }
+}
+
+impl Drop for Extension {
+    fn drop(&mut self) {
+        if let Some(addition) = self.addition.take() {
+            self.residents.background.later(|| drop(addition));
+        }
     }
 }
 

@@ -238,6 +238,21 @@ impl<F: Clone> Shelf<F> {
         file
     }
 
+    /// Takes files of `missing` bytes off the shelf that nobody has open, those first that were used last longest ago.
+    pub(super) fn displace(&mut self, mut missing: u64) -> Vec<F> {
+        let mut leaving = Vec::new();
+        while missing > 0
+            && let Some(oldest) = self.idle.first_key_value().map(|(_, id)| *id)
+        {
+            let State::Resident { bytes, .. } = self.records[&oldest].state else {
+                unreachable!("what is idle is resident")
+            };
+            missing = missing.saturating_sub(bytes);
+            leaving.extend(self.take(&oldest));
+        }
+        leaving
+    }
+
     /// How many handles of it are open.
     pub(super) fn opens(&self, id: &ContentId) -> u32 {
         self.records.get(id).map_or(0, |record| record.opens)
