@@ -1,7 +1,8 @@
 //! `interceptor mount` as a program: what it refuses and how it says so, every way in which it ends, what it tells of itself.
 
 use std::fs::{self, File, Permissions};
-use std::io::{ErrorKind, Read};
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -503,6 +504,64 @@ fn an_aborted_connection_is_a_failure_and_leaves_no_mount() {
     assert!(!is_mounted(&path), "a dead mount is left");
     assert!(mount.log().unwrap().contains("aborted"));
     drop(open);
+}
+
+#[test]
+fn without_a_descriptor_left_a_mount_is_removed() {
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = cluster();
+    let limited = ["sh", "-c", "ulimit -n 64; exec \"$@\"", "sh"];
+    let mut mount = Mount::interceptor(&cluster.filer_addresses()).wrapped_in(limited).start().unwrap();
+    let path = mount.path().to_owned();
+    let open = File::open(mount.file("/dir/file")).unwrap();
+    let address = mount.status_url().unwrap().trim_start_matches("http://").trim_end_matches('/').to_owned();
+    // Where there are no more descriptors, what is connected waits to be accepted.
+    let ask = |_| {
+        let mut connection = TcpStream::connect(&address).unwrap();
+        connection.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+        connection
+    };
+    let connections: Vec<_> = (0..128).map(ask).collect();
+    let descriptors = || fs::read_dir(format!("/proc/{}/fd", mount.pid())).unwrap().count();
+    eventually("all descriptors", Duration::from_secs(20), || (descriptors() >= 64).then_some(())).unwrap();
+    mount.signal(Signal::SIGTERM);
+    assert!(mount.wait().unwrap().success());
+    mount.log_with("files are open; detaching the mount").unwrap();
+    assert!(!is_mounted(&path), "a dead mount is left");
+    drop((open, connections));
+}
+
+#[test]
+fn a_mount_is_removed_from_where_it_is_by_then() {
+    if !host::can_mount() {
+        return;
+    }
+    let (cluster, home) = (cluster(), tempfile::tempdir().unwrap());
+    let (old, new) = (home.path().join("old"), home.path().join("new"));
+    fs::create_dir_all(old.join("mnt")).unwrap();
+    let on = |path: &Path| Mount::interceptor(&cluster.filer_addresses()).mount_point(path).start().unwrap();
+    let mount = on(&old.join("mnt"));
+    fs::rename(&old, &new).unwrap();
+    assert!(mount.stop().unwrap().success());
+    assert!(!is_mounted(&new.join("mnt")), "a dead mount is left");
+
+    let mut covered = on(&new.join("mnt"));
+    nix::mount::mount(
+        Some("none"),
+        &new.join("mnt"),
+        Some("tmpfs"),
+        nix::mount::MsFlags::empty(),
+        None::<&str>,
+    )
+    .unwrap();
+    covered.signal(Signal::SIGTERM);
+    assert_eq!(covered.wait().unwrap().code(), Some(1));
+    covered.log_with("something else is mounted over").unwrap();
+    for _ in 0..2 {
+        nix::mount::umount2(&new.join("mnt"), nix::mount::MntFlags::MNT_DETACH).unwrap();
+    }
 }
 
 /// A mount namespace in which every user may open `/dev/fuse`, as on most hosts.

@@ -63,7 +63,7 @@ use self::awake::Awake;
 use self::filesystem::{MountedTree, Shared};
 use self::handles::Handles;
 use self::kernel::KernelNotifier;
-use self::mountinfo::MountedAt;
+use self::mountinfo::{MountTable, MountedAt};
 use self::next_files::NextFiles;
 use self::opens::Opens;
 use self::placement::Placement;
@@ -148,6 +148,8 @@ pub struct MountStatus {
 /// A mount that answers. Dropping it detaches it.
 pub struct Mount {
     at: MountedAt,
+    /// Unmounting must not fail for want of a descriptor.
+    table: Arc<MountTable>,
     namespace: Arc<Namespace>,
     ended: watch::Receiver<Option<SessionEnd>>,
     events: JoinHandle<()>,
@@ -171,6 +173,7 @@ impl Mount {
         notices: mpsc::Receiver<Notice>,
     ) -> Result<Self, MountError> {
         let runtime = tokio::runtime::Handle::current();
+        let table = Arc::new(MountTable::open().map_err(MountError::Session)?);
         let filer_path = normal_path(&options.filer_path);
         let source = format!("interceptor:{}{filer_path}", filer.current());
         let filer: Arc<dyn Filer> = Arc::new(filer);
@@ -223,7 +226,7 @@ impl Mount {
         let (at, Begun { ended, passthrough }) =
             started.await.map_err(|panic| MountError::Session(std::io::Error::other(panic)))??;
         let events = tokio::spawn(vital::task("changes", follow(shared.clone(), notices)));
-        let mount = Self { at, namespace, ended, events, passthrough, tickets };
+        let mount = Self { at, table, namespace, ended, events, passthrough, tickets };
         mount.first_answer().await?;
         mount.at.set_read_ahead(read_ahead);
         Ok(mount)
@@ -282,8 +285,8 @@ impl Mount {
     /// # Errors
     /// When the kernel or `fusermount3` refuses.
     pub async fn unmount(&self, grace: Duration) -> Result<(), MountError> {
-        let at = self.at.clone();
-        let unmounted = tokio::task::spawn_blocking(move || unmount::unmount(&at));
+        let (at, table) = (self.at.clone(), self.table.clone());
+        let unmounted = tokio::task::spawn_blocking(move || unmount::unmount(&at, &table));
         unmounted.await.map_err(|panic| MountError::Session(std::io::Error::other(panic)))??;
         if tokio::time::timeout(grace, self.wait()).await.is_err() {
             tracing::warn!(path = %self.at.path.display(), "files are still open; reads of them fail from now on");
@@ -296,8 +299,10 @@ impl Mount {
 impl Drop for Mount {
     fn drop(&mut self) {
         self.events.abort();
-        if *self.ended.borrow() != Some(SessionEnd::Unmounted) {
-            unmount::detach(&self.at);
+        if *self.ended.borrow() != Some(SessionEnd::Unmounted)
+            && let Ok(Some((at, true))) = self.table.find(&self.at)
+        {
+            unmount::detach_seen(&at);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read, Seek};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
@@ -13,6 +13,35 @@ use tokio::io::unix::AsyncFd;
 
 /// The mounts that the calling thread sees.
 const TABLE: &str = "/proc/thread-self/mountinfo";
+
+/// The table of mounts, open: it can be read where there is no other descriptor any more.
+#[derive(Debug)]
+pub(crate) struct MountTable(File);
+
+impl MountTable {
+    /// Of the mounts that the calling thread sees.
+    pub(crate) fn open() -> io::Result<Self> {
+        File::open(TABLE).map(Self)
+    }
+
+    /// What is mounted under this number, and whether it is what is seen at its place, which may be another than before.
+    pub(super) fn find(&self, mount: &MountedAt) -> io::Result<Option<(MountedAt, bool)>> {
+        let table = self.read()?;
+        let found = mounts(&table).find(|other| other.id == mount.id && other.device == mount.device);
+        Ok(found.map(|found| {
+            let is_seen = topmost_in(&table, &found.path).is_some_and(|top| top.id == found.id);
+            (found, is_seen)
+        }))
+    }
+
+    fn read(&self) -> io::Result<Vec<u8>> {
+        let mut file = &self.0;
+        file.rewind()?;
+        let mut table = Vec::new();
+        file.read_to_end(&mut table)?;
+        Ok(table)
+    }
+}
 
 /// A mount, by its place and its numbers.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -110,6 +110,15 @@ pub enum MountError {
         /// Why.
         source: io::Error,
     },
+    /// Something is mounted over it, which is not ours to remove.
+    #[error(
+        "something else is mounted over {0}, so that this mount cannot be removed; it is dead now: umount {0}, twice",
+        path.display()
+    )]
+    Covered {
+        /// The mount point.
+        path: PathBuf,
+    },
     /// The filer has no such directory.
     #[error("the filer has no directory {path}; create it or choose another with --filer-path")]
     FilerPathMissing {

@@ -8,13 +8,19 @@ use std::process::Command;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 
-use super::mountinfo::MountedAt;
+use super::mountinfo::{MountTable, MountedAt};
 use super::mountpoint::MountError;
 
-/// Unmounts; detaches if files are open.
-pub(super) fn unmount(at: &MountedAt) -> Result<(), MountError> {
-    if !at.is_there() {
-        return Ok(());
+/// Unmounts, wherever the mount is by now; detaches if files are open. Takes no descriptor where the process may unmount by itself.
+pub(super) fn unmount(at: &MountedAt, table: &MountTable) -> Result<(), MountError> {
+    let failed = |source: io::Error| MountError::Unmount { path: at.path.clone(), source };
+    let (at, is_seen) = match table.find(at).map_err(failed)? {
+        Some(found) => found,
+        // Someone else was faster.
+        None => return Ok(()),
+    };
+    if !is_seen {
+        return Err(MountError::Covered { path: at.path });
     }
     let failed = |source: io::Error| MountError::Unmount { path: at.path.clone(), source };
     match umount2(&at.path, MntFlags::UMOUNT_NOFOLLOW) {
@@ -25,7 +31,7 @@ pub(super) fn unmount(at: &MountedAt) -> Result<(), MountError> {
             umount2(&at.path, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH)
                 .map_err(|errno| failed(errno.into()))
         }
-        Err(Errno::EPERM) => fusermount(at).map_err(failed),
+        Err(Errno::EPERM) => fusermount(&at).map_err(failed),
         Err(errno) => Err(failed(errno.into())),
     }
 }
@@ -40,6 +46,13 @@ pub(crate) fn detach(at: &MountedAt) {
         Err(_) => return,
     };
     if detached == Err(Errno::EPERM) && at.is_there() {
+        let _ = fusermount(at);
+    }
+}
+
+/// The same for one that was just found at its place. Takes no descriptor where the process may unmount by itself.
+pub(super) fn detach_seen(at: &MountedAt) {
+    if umount2(&at.path, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH) == Err(Errno::EPERM) {
         let _ = fusermount(at);
     }
 }
