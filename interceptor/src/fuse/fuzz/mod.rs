@@ -285,7 +285,11 @@ impl Kernel {
             }
             let is_late = begun.elapsed() > ANSWER_TIMEOUT;
             if !self.take_reply(Duration::from_millis(50), waiting) && is_late {
-                self.fail("no answer", waiting.values());
+                let lost = waiting.extract_if(|_, request| request.may_lose_its_reply());
+                self.unawaited.extend(lost.map(|(unique, _)| unique));
+                if !waiting.is_empty() {
+                    self.fail("no answer", waiting.values());
+                }
             }
         }
     }

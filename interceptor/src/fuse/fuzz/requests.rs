@@ -100,6 +100,16 @@ pub(crate) struct Request {
     pub(crate) contradicts: bool,
 }
 
+impl Request {
+    /// Whether its reply may be so large that the socket finds no memory for it, which lies in one piece. A
+    /// device has no such limit.
+    pub(crate) fn may_lose_its_reply(&self) -> bool {
+        const SURE: u32 = 32 << 10;
+        let size = self.body.get(16..20).and_then(|bytes| bytes.try_into().ok()).map(u32::from_ne_bytes);
+        self.opcode == opcode::READ && size.is_some_and(|size| size > SURE)
+    }
+}
+
 impl fmt::Debug for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let hex: String = self.body.iter().take(200).map(|byte| format!("{byte:02x}")).collect();
