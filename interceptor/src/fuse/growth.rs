@@ -78,12 +78,12 @@ async fn grow(shared: Arc<Shared>, notifier: Notifier, mut growing: Growing) {
 }
 
 /// Brings about that nothing is read any more at the end of the shorter version. Returns the last byte of the longer one if
-/// anybody may be reading.
+/// anybody may have the file open.
 async fn prepare(shared: &Arc<Shared>, notifier: &Notifier, growing: &Growing) -> io::Result<Option<u8>> {
     let (node, before, version) = (growing.node(), growing.before(), growing.version());
     let passed_through = shared.opens.get().and_then(|opens| opens.passed_through(node));
     let is_open = shared.opens.get().is_none_or(|opens| opens.is_open(node));
-    let last = match passed_through.is_some() || is_open && before.was_read() {
+    let last = match is_open {
         true => Some(shared.reader.last_byte(version).await.map_err(io::Error::other)?),
         false => None,
     };
