@@ -302,7 +302,7 @@ impl Drop for Mount {
         if *self.ended.borrow() != Some(SessionEnd::Unmounted)
             && let Ok(Some((at, true))) = self.table.find(&self.at)
         {
-            unmount::detach_seen(&at);
+            let _ = unmount::remove_dead(&at);
         }
     }
 }

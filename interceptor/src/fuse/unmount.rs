@@ -50,14 +50,8 @@ pub(crate) fn detach(at: &MountedAt) {
     }
 }
 
-/// The same for one that was just found at its place. Takes no descriptor where the process may unmount by itself.
-pub(super) fn detach_seen(at: &MountedAt) {
-    if umount2(&at.path, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH) == Err(Errno::EPERM) {
-        let _ = fusermount(at);
-    }
-}
-
-/// Takes a mount away that nothing serves any more.
+/// Takes a mount away that was just found at its place, and that nothing serves any more. Takes no descriptor where the
+/// process may unmount by itself.
 pub(super) fn remove_dead(at: &MountedAt) -> io::Result<()> {
     match umount2(&at.path, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH) {
         Err(Errno::EPERM) => fusermount(at),

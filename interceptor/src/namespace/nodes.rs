@@ -234,19 +234,16 @@ impl Nodes {
     ) -> Option<(NodeId, bool)> {
         self.nodes.get(&parent)?.directory.as_ref()?;
         let mut returns = false;
-        let id = match self.find(parent, name, entry) {
-            Some(id) => {
-                returns = self.get(id).is_some_and(|node| node.directory.is_some() && node.names.is_empty());
-                if self.get(id).is_some_and(|node| same_node(&node.entry, entry)) {
-                    self.update(id, entry);
-                }
-                id
-            }
-            None => {
-                let id = self.number(parent, name, entry);
-                self.insert(id, Place { parent, name: name.into() }, entry.clone());
-                id
-            }
+        let id = if let Some(id) = self.find_same(parent, name, entry) {
+            returns = self.get(id).is_some_and(|node| node.directory.is_some() && node.names.is_empty());
+            self.update(id, entry);
+            id
+        } else if let Some(id) = self.find_growing(parent, name, entry) {
+            id
+        } else {
+            let id = self.number(parent, name, entry);
+            self.insert(id, Place { parent, name: name.into() }, entry.clone());
+            id
         };
         if let Some(key) = &entry.hard_link {
             self.links.insert(key.clone(), id);
@@ -276,17 +273,35 @@ impl Nodes {
         }
     }
 
-    /// The node that would stand for `entry` as `name` of `parent`, if there is one.
+    /// The node that would stand for `entry` as `name` of `parent`, as it is or grown, if there is one.
     pub(super) fn find(&self, parent: NodeId, name: &str, entry: &Entry) -> Option<NodeId> {
-        let named = self.child(parent, name);
-        let linked = entry.hard_link.as_ref().and_then(|key| self.links.get(key)).copied();
-        let detached = self.detached.get(&entry.attr.inode).copied();
+        self.find_same(parent, name, entry).or_else(|| self.find_growing(parent, name, entry))
+    }
+
+    fn find_same(&self, parent: NodeId, name: &str, entry: &Entry) -> Option<NodeId> {
+        self.find_where(parent, name, entry, |node| same_node(&node.entry, entry))
+    }
+
+    fn find_growing(&self, parent: NodeId, name: &str, entry: &Entry) -> Option<NodeId> {
+        self.find_where(parent, name, entry, |node| node.grows_to(entry))
+    }
+
+    fn find_where(
+        &self,
+        parent: NodeId,
+        name: &str,
+        entry: &Entry,
+        fits: impl Fn(&Node) -> bool,
+    ) -> Option<NodeId> {
+        let fits = |id: &NodeId| self.nodes.get(id).is_some_and(&fits);
+        if let Some(id) = self.child(parent, name).filter(fits) {
+            return Some(id);
+        }
+        if let Some(id) = entry.hard_link.as_ref().and_then(|key| self.links.get(key)).copied().filter(fits) {
+            return Some(id);
+        }
         // A directory must not come to be inside itself, whatever the filer says.
-        let detached = detached.filter(|id| !self.is_within(parent, *id));
-        let which = |fits: &dyn Fn(&Node) -> bool| {
-            [named, linked, detached].into_iter().flatten().find(|id| self.nodes.get(id).is_some_and(fits))
-        };
-        which(&|node| same_node(&node.entry, entry)).or_else(|| which(&|node| node.grows_to(entry)))
+        self.detached.get(&entry.attr.inode).copied().filter(fits).filter(|id| !self.is_within(parent, *id))
     }
 
     fn is_within(&self, mut at: NodeId, ancestor: NodeId) -> bool {

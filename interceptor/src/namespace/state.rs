@@ -267,8 +267,10 @@ impl State {
     /// What is known of a name since a reply to an earlier question told that it stood for `entry`. Without events any may be
     /// that.
     fn not_outgrown(&self, parent: NodeId, name: &str, entry: &Arc<Entry>, current: bool) -> Arc<Entry> {
-        let is_certain = current && self.live;
-        let known = self.nodes.child(parent, name).filter(|_| !is_certain).and_then(|id| self.nodes.get(id));
+        if current && self.live {
+            return entry.clone();
+        }
+        let known = self.nodes.child(parent, name).and_then(|id| self.nodes.get(id));
         known.filter(|node| node.has_outgrown(entry)).map_or(entry, |node| &node.entry).clone()
     }
 
