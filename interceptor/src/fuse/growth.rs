@@ -3,8 +3,9 @@
 //! 1. Of a file that is passed through, the resident file is appended to.
 //! 2. The kernel drops the pages from the shorter version's end on, and waits for those that are being filled from it.
 //! 3. The longer version's attributes are told to who asks.
-//! 4. If anybody may be reading, the kernel is given the last byte, by which it learns the size. From then on it takes answers to what it asked before,
-//!    which may tell of the shorter version, for outdated. Did it learn the size from an answer, another could take it back.
+//! 4. If the file is open, the kernel is given the last byte, by which it learns the size. From then on
+//!    it takes answers to what it asked before, which may tell of the shorter version, for outdated.
+//!    Did it learn the size from an answer, another could take it back.
 //!
 //! If that takes long or fails, the node stays as it was, and the file gets another.
 
