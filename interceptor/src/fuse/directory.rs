@@ -24,7 +24,7 @@ use crate::arrival::Arrival;
 use crate::namespace::listing::{Batch, Listed, Listing};
 use crate::namespace::readdir::is_alive;
 use crate::namespace::tail::Tail;
-use crate::namespace::{self, Moment, NamespaceError, NodeHold, NodeId};
+use crate::namespace::{ListedEntry, Moment, NamespaceError, NodeHold, NodeId};
 use crate::seaweed::entry::{Entry, Kind};
 use crate::seaweed::filer::PATIENCE;
 
@@ -86,13 +86,13 @@ impl EntryReply for ReplyDirectoryPlus {
         let &FoundEntry { directory, entry, moment } = found;
         let name = OsStr::new(&entry.name);
         let (number, full) = match shared.namespace.attach(directory, entry, moment) {
-            Some(namespace::Listed::Node(stat)) => {
+            Some(ListedEntry::Node(stat)) => {
                 let (attr, generation) =
                     (file_attr(stat.id, &stat.entry), Generation(stat.generation.into()));
                 let number = INodeNo(stat.id);
                 (stat.id, self.add(number, offset, name, &stat.entry_timeout, &attr, generation))
             }
-            Some(namespace::Listed::Name(number)) => {
+            Some(ListedEntry::Name(number)) => {
                 let attr = name_alone(number, entry.attr.kind);
                 (number, self.add(INodeNo(number), offset, name, &Duration::ZERO, &attr, Generation(0)))
             }

@@ -13,12 +13,9 @@ use super::mountpoint::MountError;
 
 /// Unmounts, wherever the mount is by now; detaches if files are open. Takes no descriptor where the process may unmount by itself.
 pub(super) fn unmount(at: &MountedAt, table: &MountTable) -> Result<(), MountError> {
-    let failed = |source: io::Error| MountError::Unmount { path: at.path.clone(), source };
-    let (at, is_seen) = match table.find(at).map_err(failed)? {
-        Some(found) => found,
-        // Someone else was faster.
-        None => return Ok(()),
-    };
+    let found = table.find(at).map_err(|source| MountError::Unmount { path: at.path.clone(), source })?;
+    // Someone else was faster.
+    let Some((at, is_seen)) = found else { return Ok(()) };
     if !is_seen {
         return Err(MountError::Covered { path: at.path });
     }

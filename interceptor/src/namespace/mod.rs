@@ -132,7 +132,7 @@ pub(crate) struct KernelAbilities {
 
 /// An entry of a directory as the kernel is told of it.
 #[derive(Debug, Clone)]
-pub(crate) enum Listed {
+pub(crate) enum ListedEntry {
     /// With its node, of which one lookup was counted.
     Node(Stat),
     /// With its name and this number only.

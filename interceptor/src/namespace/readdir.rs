@@ -10,7 +10,7 @@ use super::invalidate::Invalidation;
 use super::listing::{End, Listing};
 use super::lookup::Moment;
 use super::state::State;
-use super::{Listed, Namespace, NamespaceError, NodeHold, NodeId, ROOT};
+use super::{ListedEntry, Namespace, NamespaceError, NodeHold, NodeId, ROOT};
 use crate::seaweed::entry::Entry;
 use crate::telemetry::log_limit::LogLimit;
 
@@ -195,7 +195,7 @@ impl Namespace {
         directory: NodeId,
         entry: &Arc<Entry>,
         moment: Option<Moment>,
-    ) -> Option<Listed> {
+    ) -> Option<ListedEntry> {
         let mut state = self.state.lock();
         let is_remembered = state.nodes.directory(directory)?.is_current(entry);
         if state.abilities.takes_names_alone
@@ -207,7 +207,7 @@ impl Namespace {
             if number > ROOT {
                 state.bound_nodes();
                 state.nodes.show_name_alone(number);
-                return Some(Listed::Name(number));
+                return Some(ListedEntry::Name(number));
             }
         }
         let is_new = moment.is_some() && moment == Moment::of(&mut state, directory);
@@ -215,7 +215,7 @@ impl Namespace {
         let current = is_remembered || is_new && entry.hard_link.is_none();
         // Without events nothing is remembered, and a listing is as good as a lookup for as long as either is trusted.
         let current = current || !state.live;
-        state.attach(directory, &entry.name, entry, current).map(Listed::Node)
+        state.attach(directory, &entry.name, entry, current).map(ListedEntry::Node)
     }
 
     /// The number under which an entry of a listing is shown when nothing else of it is asked for.

@@ -184,7 +184,7 @@ impl Fixture {
     /// Shows an entry of a listing.
     fn show(&self, directory: NodeId, entry: &Arc<Entry>, moment: Option<Moment>) -> Stat {
         match self.namespace.attach(directory, entry, moment) {
-            Some(Listed::Node(stat)) => stat,
+            Some(ListedEntry::Node(stat)) => stat,
             other => panic!("{}: {other:?}", entry.name),
         }
     }
@@ -654,8 +654,8 @@ async fn while_nodes_take_too_much_memory_names_are_listed_without_any() {
     let mut alone = Vec::new();
     for entry in listing.at(0..names.len()) {
         match f.namespace.attach(ROOT, &entry, None).expect("the root is live") {
-            Listed::Node(stat) => assert_eq!(stat.id, entry.attr.inode),
-            Listed::Name(number) => {
+            ListedEntry::Node(stat) => assert_eq!(stat.id, entry.attr.inode),
+            ListedEntry::Name(number) => {
                 assert_eq!(number, entry.attr.inode);
                 alone.push(entry);
             }
