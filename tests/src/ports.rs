@@ -13,7 +13,8 @@ use std::os::unix::net::{SocketAddr, UnixListener};
 pub const GRPC_OFFSET: u16 = 10_000;
 
 const FIRST: u16 = 11_000;
-const COUNT: u16 = 11_000;
+/// No pair's HTTP port is another's gRPC port.
+const COUNT: u16 = GRPC_OFFSET;
 
 /// A pair of ports held for a server's lifetime: `http()` and `grpc()`.
 #[derive(Debug)]
