@@ -3,20 +3,22 @@
 //!
 //! Each connection takes a descriptor and some memory of a process that has better uses for both.
 //! Without a bound, any user could take all descriptors of a daemon by connecting and saying
-//! nothing.
+//! nothing. One too many takes the place of the oldest: whoever holds connections, and whatever
+//! moves on them, keeps nobody else from asking whether the daemon is healthy. An answer takes a
+//! millisecond, and a client that is closed in between, like a dashboard, connects again.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::serve::Listener;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep, sleep};
 
 /// Connections at a time. A browser has six for each page, a collector one.
@@ -29,8 +31,10 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct BoundedListener {
     listener: TcpListener,
-    permits: Arc<Semaphore>,
+    connections: usize,
     idle: Duration,
+    /// What ends each connection by being dropped, the oldest first.
+    open: VecDeque<oneshot::Sender<()>>,
 }
 
 impl BoundedListener {
@@ -40,7 +44,7 @@ impl BoundedListener {
     }
 
     fn with_limits(listener: TcpListener, connections: usize, idle: Duration) -> Self {
-        Self { listener, permits: Arc::new(Semaphore::new(connections)), idle }
+        Self { listener, connections, idle, open: VecDeque::new() }
     }
 }
 
@@ -49,15 +53,16 @@ impl Listener for BoundedListener {
     type Addr = SocketAddr;
 
     async fn accept(&mut self) -> (BoundedStream, SocketAddr) {
-        loop {
-            // That of the TCP listener waits out what is temporary, and cannot fail.
-            let (stream, address) = Listener::accept(&mut self.listener).await;
-            // One too many is closed: left in the queue, it would keep those behind it waiting.
-            if let Ok(permit) = self.permits.clone().try_acquire_owned() {
-                let deadline = Box::pin(sleep(self.idle));
-                return (BoundedStream { stream, deadline, idle: self.idle, _permit: permit }, address);
-            }
+        // That of the TCP listener waits out what is temporary, and cannot fail.
+        let (stream, address) = Listener::accept(&mut self.listener).await;
+        self.open.retain(|connection| !connection.is_closed());
+        if self.open.len() >= self.connections {
+            self.open.pop_front();
         }
+        let (open, replaced) = oneshot::channel();
+        self.open.push_back(open);
+        let deadline = Box::pin(sleep(self.idle));
+        (BoundedStream { stream, deadline, idle: self.idle, replaced }, address)
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -71,7 +76,8 @@ pub struct BoundedStream {
     stream: TcpStream,
     deadline: Pin<Box<Sleep>>,
     idle: Duration,
-    _permit: OwnedSemaphorePermit,
+    /// Ready once a newer connection has its place.
+    replaced: oneshot::Receiver<()>,
 }
 
 impl BoundedStream {
@@ -83,8 +89,14 @@ impl BoundedStream {
         self.stream.local_addr()
     }
 
-    /// Takes note of progress, or ends the connection if there was none for too long.
+    /// Takes note of progress, or ends the connection if there was none for too long, or if it had
+    /// to make room.
     fn moved<T>(&mut self, outcome: Poll<io::Result<T>>, context: &mut Context<'_>) -> Poll<io::Result<T>> {
+        if Pin::new(&mut self.replaced).poll(context).is_ready() {
+            let error =
+                io::Error::new(io::ErrorKind::ConnectionAborted, "it made room for a newer connection");
+            return Poll::Ready(Err(error));
+        }
         if outcome.is_ready() {
             self.deadline.as_mut().reset(Instant::now() + self.idle);
             return outcome;
@@ -154,24 +166,40 @@ mod tests {
         answer
     }
 
-    #[tokio::test]
-    async fn connections_are_bounded_and_silent_ones_make_room() {
+    async fn served(connections: usize, idle: Duration) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let bounded = BoundedListener::with_limits(listener, 2, Duration::from_millis(300));
         let router = Router::new().route("/", get(|| async { "here" }));
-        let server = tokio::spawn(async move { axum::serve(bounded, router).await });
+        let bounded = BoundedListener::with_limits(listener, connections, idle);
+        tokio::spawn(async move { axum::serve(bounded, router).await });
+        address
+    }
 
+    #[tokio::test]
+    async fn whoever_holds_all_connections_keeps_nobody_out() {
+        let address = served(2, Duration::from_secs(600)).await;
         let connect = || async { TcpStream::connect(address).await.unwrap() };
-        let (one, mut silent) = (connect().await, connect().await);
+        let mut held = Vec::new();
+        for _ in 0..5 {
+            let mut stream = connect().await;
+            stream.write_all(b"GET / HTTP/1.1\r\nX-Slow: ").await.unwrap();
+            held.push(stream);
+            assert!(ask(connect().await).await.ends_with("here"));
+        }
+        // All but the latest have made room, which is what bounds them.
+        for mut stream in held.drain(..4) {
+            let mut rest = Vec::new();
+            let _ = stream.read_to_end(&mut rest).await;
+            assert!(rest.is_empty());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_silent_connection_is_closed_in_time_whatever_it_has_begun() {
+        let address = served(2, Duration::from_millis(300)).await;
+        let mut silent = TcpStream::connect(address).await.unwrap();
         silent.write_all(b"GET / HTTP/1.1\r\nX-Slow: ").await.unwrap();
-        assert_eq!(ask(connect().await).await, "", "the third is closed");
-        assert!(ask(one).await.ends_with("here"));
-        // The silent one is closed in time, whatever it has begun.
         let mut rest = Vec::new();
         let _ = silent.read_to_end(&mut rest).await;
-        let (one, two) = (connect().await, connect().await);
-        assert!(ask(one).await.ends_with("here") && ask(two).await.ends_with("here"));
-        server.abort();
     }
 }
