@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
+use daemon::address;
 
 use crate::telemetry::access;
 use crate::telemetry::report::{API_VERSION, Report};
@@ -30,7 +31,7 @@ pub(super) struct Answer {
 #[derive(Debug, Clone, Args)]
 pub(super) struct Daemon {
     /// Where the daemon's status API listens
-    #[arg(long = "status-addr", value_name = "HOST:PORT", default_value = "127.0.0.1:9650")]
+    #[arg(long = "status-addr", value_name = "HOST:PORT", default_value = "127.0.0.1:9650", value_parser = address::host_port)]
     pub(super) address: String,
 
     /// The file with the token that the daemon was given with the same option

@@ -342,9 +342,22 @@ mod tests {
             ("--status-addr=9650", "127.0.0.1:9650"),
             ("--transport=pigeon", "auto"),
             ("--concurrent-readers=0", "1..=4096"),
+            ("--read-retry-time=0s", "100ms"),
+            ("--map-gid=1:5,2:5", "id 5"),
         ] {
             let error = typed(&[option, "/mnt"]).unwrap_err();
             assert!(error.contains(word), "{option}: {error}");
+        }
+        for (line, word) in [
+            (&["status", "--status-addr=nonsense"][..], "127.0.0.1:9650"),
+            (&["top", "--status-addr=:9650"], "127.0.0.1:9650"),
+            (&["top", "--interval=0s"], "100ms"),
+            (&["observe", "--interval=0s"], "100ms"),
+            (&["warmup", "--status-addr=9650", "/mnt/x"], "127.0.0.1:9650"),
+        ] {
+            let typed: Vec<OsString> = ["interceptor"].iter().chain(line).map(OsString::from).collect();
+            let error = parse(&typed).unwrap_err();
+            assert!(error.exit_code() == 2 && error.to_string().contains(word), "{line:?}: {error}");
         }
     }
 }

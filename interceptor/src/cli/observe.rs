@@ -10,10 +10,11 @@ mod report;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use clap::Args;
 use daemon::{duration, output};
 
+use super::options::INTERVALS;
 use super::signals::Signals;
 use crate::ebpf::{Observer, Settings};
 use mounts::FuseMount;
@@ -36,7 +37,7 @@ pub(super) struct ObserveOptions {
     time: Option<Duration>,
 
     /// Print this often
-    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = duration::parse)]
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = |text: &str| duration::within(text, INTERVALS))]
     interval: Duration,
 }
 
@@ -50,7 +51,6 @@ pub(super) fn run(options: &ObserveOptions) -> anyhow::Result<()> {
 }
 
 async fn observe(options: &ObserveOptions) -> anyhow::Result<()> {
-    ensure!(!options.interval.is_zero(), "an interval of no time");
     let mut signals = Signals::new().context("cannot catch signals")?;
     let mounts = mounts::find(&options.mountpoints)?;
     // What the kernel counts and remembers is enough; nobody waits for events.

@@ -3,6 +3,7 @@
 //! Names and meanings that users of `weed mount` know are kept, in the dashed spelling.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -21,6 +22,13 @@ use crate::seaweed::security::Security;
 
 /// Below this a few readers would evict each other's chunks before they are read.
 const SMALLEST_CACHE: ByteSize = ByteSize(16 << 20);
+
+/// For how long reads may be tried again: with less, one packet that is sent again would fail a
+/// read; with more, programs would hang for as long as an operator looks for the cause.
+const RETRY_TIMES: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
+
+/// How often a command that watches may look.
+pub(super) const INTERVALS: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
 
 /// What the cache takes unless told otherwise, if that is not more than half of the memory.
 const USUAL_CACHE: ByteSize = ByteSize(1 << 30);
@@ -151,7 +159,7 @@ pub(super) struct FetchOptions {
     pub(super) concurrent_readers: u16,
 
     /// How long a read is tried again before it fails
-    #[arg(long, value_name = "TIME", default_value = "6s", value_parser = duration::parse)]
+    #[arg(long, value_name = "TIME", default_value = "6s", value_parser = |text: &str| duration::within(text, RETRY_TIMES))]
     pub(super) read_retry_time: Duration,
 
     /// Take keys and certificates from this security.toml, not from the first one in ., ~/.seaweedfs, /usr/local/etc/seaweedfs and /etc/seaweedfs

@@ -16,6 +16,7 @@ use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, Ke
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::http::Daemon;
+use super::options::INTERVALS;
 use super::signals::Signals;
 use crate::telemetry::report::Report;
 use model::{Model, View};
@@ -31,13 +32,12 @@ pub(super) struct TopOptions {
     daemon: Daemon,
 
     /// Ask this often
-    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration::parse)]
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = |text: &str| duration::within(text, INTERVALS))]
     interval: Duration,
 }
 
 /// Shows it until the user quits.
 pub(super) fn run(options: &TopOptions) -> anyhow::Result<()> {
-    ensure!(!options.interval.is_zero(), "an interval of no time");
     ensure!(io::stdout().is_terminal(), "standard output is no terminal; `interceptor status` prints once");
     // Whoever mistyped the address wants to read so, not to see an empty screen.
     let first = options.daemon.report()?;

@@ -9,10 +9,16 @@ pub struct IdMap {
     local: HashMap<u32, u32>,
 }
 
-/// A part of an id map is not `LOCAL:FILER`.
+/// A text is no id map.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` does not map an id: expected LOCAL:FILER, two numbers")]
-pub struct ParseIdMapError(String);
+pub enum ParseIdMapError {
+    /// A part of it is not `LOCAL:FILER`.
+    #[error("`{0}` does not map an id: expected LOCAL:FILER, two numbers")]
+    NoPair(String),
+    /// An id of the filer would have two ids here.
+    #[error("it maps the filer's id {0} to more than one id")]
+    Ambiguous(u32),
+}
 
 impl IdMap {
     /// The id on this host of a filer's id.
@@ -29,8 +35,10 @@ impl FromStr for IdMap {
         let mut local = HashMap::new();
         for pair in text.split(',').map(str::trim).filter(|pair| !pair.is_empty()) {
             let ids = pair.split_once(':').and_then(|(l, f)| Some((l.parse().ok()?, f.parse().ok()?)));
-            let (here, filer) = ids.ok_or_else(|| ParseIdMapError(pair.to_owned()))?;
-            local.insert(filer, here);
+            let (here, filer) = ids.ok_or_else(|| ParseIdMapError::NoPair(pair.to_owned()))?;
+            if local.insert(filer, here).is_some_and(|other| other != here) {
+                return Err(ParseIdMapError::Ambiguous(filer));
+            }
         }
         Ok(Self { local })
     }
@@ -59,7 +67,9 @@ mod tests {
     #[test]
     fn malformed_pairs_are_named() {
         for text in ["1", "1:", ":1", "a:1", "1:-1", "1:2:3", "4294967296:1"] {
-            assert_eq!(format!("0:0,{text}").parse::<IdMap>(), Err(ParseIdMapError(text.into())));
+            assert_eq!(format!("0:0,{text}").parse::<IdMap>(), Err(ParseIdMapError::NoPair(text.into())));
         }
+        assert_eq!("1:5,2:5".parse::<IdMap>(), Err(ParseIdMapError::Ambiguous(5)));
+        assert!("1:5,1:5,1:6".parse::<IdMap>().is_ok());
     }
 }

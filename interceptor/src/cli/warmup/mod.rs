@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-use ::daemon::output;
+use ::daemon::{address, output};
 use anyhow::Context;
 use clap::Args;
 
@@ -67,7 +67,7 @@ pub(super) struct WarmupOptions {
     null: bool,
 
     /// Where the daemon's status API listens [default: the mount says it]
-    #[arg(long, value_name = "HOST:PORT")]
+    #[arg(long, value_name = "HOST:PORT", value_parser = address::host_port)]
     status_addr: Option<String>,
 
     /// The file with the token that the daemon was given with the same option
