@@ -24,7 +24,7 @@ use super::decider::Whom;
 use super::nodes::Node;
 use super::readdir_ahead::ReaddirAhead;
 use super::tree::Tree;
-use crate::fuse::next_files::NextFiles;
+use crate::namespace::next_files::NextFiles;
 use crate::namespace::{Answer, Changed, Filer, Found, Namespace, NamespaceError, NamespaceOptions, ROOT};
 use crate::read::{FileVersion, Reader};
 use crate::seaweed::entry::{Content, Entry, Kind};

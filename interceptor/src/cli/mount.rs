@@ -29,7 +29,7 @@ use super::signals::Signals;
 use crate::cache::Cache;
 use crate::cache::arena::ArenaError;
 use crate::fetch::{self, Access, Fetcher};
-use crate::fuse::{self, Mount, NoPassthrough};
+use crate::mount::{self, Mount, NoPassthrough};
 use crate::read::{Cluster, Reader};
 use crate::seaweed::address::ServerAddress;
 use crate::seaweed::filer::FilerClient;
@@ -241,7 +241,7 @@ async fn mount(
 
     let (sender, heard) = mpsc::channel(NOTICES);
     subscribe(filer.clone(), options.filer_path.clone(), sender);
-    let mount_options = fuse::MountOptions {
+    let mount_options = mount::MountOptions {
         mountpoint: options.mountpoint.clone(),
         filer_path: options.filer_path.clone(),
         allow_other: Some(options.allow_other()),

@@ -21,7 +21,7 @@ use tokio::task::JoinHandle;
 use super::host;
 use crate::attach::Attached;
 use crate::ebpf::{Device, EbpfError, Event, Kind, Observer, Rung, Settings, sight};
-use crate::fuse::Mount;
+use crate::mount::Mount;
 use crate::namespace::NodeId;
 use crate::read::{FileVersion, Reader};
 use crate::telemetry::{FlowTotal, KernelCounts, KernelReads, Metrics, SeenKind, Sight, Status};

@@ -36,7 +36,7 @@ pub(crate) struct Manner<'a> {
 }
 
 /// Mounts a read-only tree on `path` and returns the connection.
-pub(super) fn mount(path: &Path, source: &str, allow_other: bool) -> Result<OwnedFd, MountError> {
+pub(crate) fn mount(path: &Path, source: &str, allow_other: bool) -> Result<OwnedFd, MountError> {
     match mount_by_kernel(path, source, allow_other) {
         Err(MountError::NotPermitted) => mount_by_helper(path, source, allow_other),
         done => done,

@@ -25,7 +25,7 @@ impl MountTable {
     }
 
     /// What is mounted under this number, and whether it is what is seen at its place, which may be another than before.
-    pub(super) fn find(&self, mount: &MountedAt) -> io::Result<Option<(MountedAt, bool)>> {
+    pub(crate) fn find(&self, mount: &MountedAt) -> io::Result<Option<(MountedAt, bool)>> {
         let table = self.read()?;
         let found = mounts(&table).find(|other| other.id == mount.id && other.device == mount.device);
         Ok(found.map(|found| {

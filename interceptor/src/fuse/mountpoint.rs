@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::sys::statvfs::statvfs;
 
-use super::MountOptions;
 use super::mountinfo::MountedAt;
 use super::unmount;
 use crate::namespace::FilerFailure;
@@ -137,13 +136,12 @@ pub enum MountError {
 }
 
 /// Checks the mount point, and clears away what a process of ours that died left there. Returns its full path.
-pub(super) fn prepare(options: &MountOptions) -> Result<PathBuf, MountError> {
-    let given = &options.mountpoint;
-    let unusable = |source| MountError::Unusable { path: given.clone(), source };
+pub(crate) fn prepare(given: &Path, nonempty: bool) -> Result<PathBuf, MountError> {
+    let unusable = |source| MountError::Unusable { path: given.into(), source };
     let path = match std::fs::canonicalize(given) {
         Ok(path) => path,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(MountError::Missing { path: given.clone() });
+            return Err(MountError::Missing { path: given.into() });
         }
         Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {
             let path = std::path::absolute(given).map_err(unusable)?;
@@ -158,7 +156,7 @@ pub(super) fn prepare(options: &MountOptions) -> Result<PathBuf, MountError> {
     if !std::fs::metadata(&path).map_err(unusable)?.is_dir() {
         return Err(MountError::NotDirectory { path });
     }
-    if options.nonempty {
+    if nonempty {
         return Ok(path);
     }
     if let Some(mount) = MountedAt::topmost(&path) {
@@ -194,7 +192,7 @@ mod tests {
     #[test]
     fn unfit_mount_points_are_named() {
         let dir = tempfile::tempdir().expect("a scratch directory");
-        let check = |path: &Path| prepare(&MountOptions::new(path));
+        let check = |path: &Path| prepare(path, false);
         assert!(check(dir.path()).is_ok());
         assert!(matches!(check(&dir.path().join("none")), Err(MountError::Missing { .. })));
         let file = dir.path().join("file");
@@ -202,8 +200,7 @@ mod tests {
         assert!(matches!(check(&file), Err(MountError::NotDirectory { .. })));
         assert!(matches!(check(&file.join("below")), Err(MountError::Unusable { .. })));
         assert!(matches!(check(dir.path()), Err(MountError::NotEmpty { .. })));
-        let allowed = MountOptions { nonempty: true, ..MountOptions::new(dir.path()) };
-        assert!(prepare(&allowed).is_ok());
+        assert!(prepare(dir.path(), true).is_ok());
         assert!(matches!(check(Path::new("/proc")), Err(MountError::AlreadyMounted { .. })));
     }
 }

@@ -12,7 +12,7 @@ use super::mountinfo::{MountTable, MountedAt};
 use super::mountpoint::MountError;
 
 /// Unmounts, wherever the mount is by now; detaches if files are open. Takes no descriptor where the process may unmount by itself.
-pub(super) fn unmount(at: &MountedAt, table: &MountTable) -> Result<(), MountError> {
+pub(crate) fn unmount(at: &MountedAt, table: &MountTable) -> Result<(), MountError> {
     let found = table.find(at).map_err(|source| MountError::Unmount { path: at.path.clone(), source })?;
     // Someone else was faster.
     let Some((at, is_seen)) = found else { return Ok(()) };
@@ -49,7 +49,7 @@ pub(crate) fn detach(at: &MountedAt) {
 
 /// Takes a mount away that was just found at its place, and that nothing serves any more. Takes no descriptor where the
 /// process may unmount by itself.
-pub(super) fn remove_dead(at: &MountedAt) -> io::Result<()> {
+pub(crate) fn remove_dead(at: &MountedAt) -> io::Result<()> {
     match umount2(&at.path, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH) {
         Err(Errno::EPERM) => fusermount(at),
         done => Ok(done?),

@@ -9,13 +9,13 @@ use fuser::{Errno, ReplyXattr};
 pub const STATUS_XATTR: &str = "system.interceptor.status";
 
 /// The value of an attribute. `xattrs` is sorted by name.
-pub(super) fn get<'a>(xattrs: &'a [(Box<str>, Bytes)], name: &str) -> Option<&'a [u8]> {
+pub(crate) fn get<'a>(xattrs: &'a [(Box<str>, Bytes)], name: &str) -> Option<&'a [u8]> {
     let at = xattrs.binary_search_by(|(other, _)| (**other).cmp(name)).ok()?;
     Some(&xattrs[at].1)
 }
 
 /// All names, each ended by a zero.
-pub(super) fn list(xattrs: &[(Box<str>, Bytes)]) -> Vec<u8> {
+pub(crate) fn list(xattrs: &[(Box<str>, Bytes)]) -> Vec<u8> {
     xattrs.iter().flat_map(|(name, _)| name.bytes().chain([0])).collect()
 }
 
@@ -39,7 +39,7 @@ fn judge(size: u32, value: Option<&[u8]>) -> Verdict<'_> {
     }
 }
 
-pub(super) fn reply(reply: ReplyXattr, size: u32, value: Option<&[u8]>) {
+pub(crate) fn reply(reply: ReplyXattr, size: u32, value: Option<&[u8]>) {
     match judge(size, value) {
         Verdict::Size(len) => reply.size(len),
         Verdict::Data(value) => reply.data(value),

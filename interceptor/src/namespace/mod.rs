@@ -31,6 +31,7 @@ pub(crate) mod listing;
 mod lookup;
 #[cfg(test)]
 mod model_tests;
+pub(crate) mod next_files;
 mod nodes;
 pub(crate) mod readdir;
 mod state;

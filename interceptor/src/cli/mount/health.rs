@@ -11,7 +11,7 @@ use tokio::sync::Mutex;
 
 use crate::cache::Cache;
 use crate::cache::arena::ClassUsage;
-use crate::fuse::{Mount, MountStatus};
+use crate::mount::{Mount, MountStatus};
 use crate::seaweed::filer::FilerClient;
 use crate::telemetry::status::Check;
 use crate::telemetry::{CacheClass, CacheUsage, Metrics, ResidentFiles, Status};

@@ -15,7 +15,6 @@
 //! `FUZZ_SECONDS` is how long each file system is tried, `FUZZ_SEED` repeats a run. `cargo xtask fuzz`
 //! sets the first.
 
-pub(super) mod mount;
 pub(crate) mod requests;
 
 use std::collections::{HashMap, HashSet};

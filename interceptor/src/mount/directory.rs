@@ -19,8 +19,8 @@ use tokio::time::timeout_at;
 
 use super::attr::{errno, file_attr, file_type, name_alone, no_attr};
 use super::filesystem::Shared;
-use super::killed::unless_killed;
 use crate::arrival::Arrival;
+use crate::fuse::killed::unless_killed;
 use crate::namespace::listing::{Batch, Listed, Listing};
 use crate::namespace::readdir::is_alive;
 use crate::namespace::tail::Tail;
@@ -291,7 +291,7 @@ mod tests {
     use futures::stream::BoxStream;
     use futures::{FutureExt, StreamExt};
 
-    use super::super::fuzz::mount::shared;
+    use super::super::fuzz::shared;
     use super::*;
     use crate::namespace::{Filer, FilerFailure, Namespace, NamespaceOptions, ROOT, Space};
     use crate::seaweed::entry::{Attributes, Content};

@@ -12,18 +12,18 @@ use futures::{FutureExt, StreamExt};
 use parking_lot::Mutex;
 use rdma_engine::FileId;
 
-use super::Run;
+use super::filesystem::{MountedTree, Shared};
+use super::opens::Opens;
+use super::statfs::SpaceCache;
 use crate::arrival::Arrival;
 use crate::cache::Cache;
 use crate::fetch::{Fillable, Priority};
 use crate::fuse::arrivals::Arrivals;
 use crate::fuse::awake::Awake;
-use crate::fuse::filesystem::{MountedTree, Shared};
+use crate::fuse::fuzz::Run;
 use crate::fuse::handles::Handles;
-use crate::fuse::next_files::NextFiles;
-use crate::fuse::opens::Opens;
 use crate::fuse::placement::Placement;
-use crate::fuse::statfs::SpaceCache;
+use crate::namespace::next_files::NextFiles;
 use crate::namespace::{Changed, Filer, FilerFailure, Namespace, NamespaceOptions, Space};
 use crate::read::{Origin, OriginError, ReadError, Reader};
 use crate::seaweed::entry::{Attributes, Chunk, Content, Entry, Kind, RemoteObject};
@@ -238,7 +238,7 @@ async fn change(memory: Arc<Memory>, namespace: Arc<Namespace>, ended: Arc<Atomi
 }
 
 /// What the request threads of a mount have, without passthrough.
-pub(in crate::fuse) fn shared(
+pub(super) fn shared(
     namespace: Arc<Namespace>,
     filer: Arc<dyn Filer>,
     runtime: tokio::runtime::Handle,

@@ -10,10 +10,11 @@ use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
 
-use super::fuzz::mount::shared;
-use super::mountinfo::MountedAt;
-use super::{MountOptions, begin, device, unmount};
+use super::fuzz::shared;
+use super::{MountOptions, begin};
 use crate::arrival::Arrival;
+use crate::fuse::mountinfo::MountedAt;
+use crate::fuse::{device, unmount};
 use crate::namespace::{Filer, FilerFailure, Namespace, NamespaceOptions, Space};
 use crate::seaweed::entry::{Attributes, Content, Entry, Kind};
 use crate::seaweed::filer::FoundEntry;

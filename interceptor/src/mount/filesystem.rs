@@ -19,18 +19,17 @@ use fuser::{
     Version, WriteFlags,
 };
 
-use super::arrivals::Arrivals;
 use super::attr::{CHECKS_ATTRIBUTES, errno, file_attr, no_attr};
 use super::directory::{DirectoryHandle, Waiter};
-use super::handles::Handles;
-use super::killed::unless_killed;
-use super::next_files::NextFiles;
 use super::opens::Opens;
 use super::passthrough::{self, Backing, NoPassthrough};
 use super::push::Pusher;
-use super::session;
 use super::statfs::{self, MAX_NAME, SpaceCache};
-use super::xattr;
+use crate::fuse::arrivals::Arrivals;
+use crate::fuse::handles::Handles;
+use crate::fuse::killed::unless_killed;
+use crate::fuse::{session, xattr};
+use crate::namespace::next_files::NextFiles;
 use crate::namespace::{Answer, FilerFailure, Found, Namespace, NamespaceError, NodeId, Stat};
 use crate::read::{self, FileVersion, ReadError, Reader, SMALL_FILE};
 use crate::seaweed::entry::Content;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::namespace::{Namespace, NodeId};
+use super::{Namespace, NodeId};
 use crate::prefetch::{Epochs, Walks};
 use crate::read::{Expected, Reader};
 
@@ -39,7 +39,7 @@ impl NextFiles {
 
     /// Takes note that a small file is read from its beginning, and whether it was in memory, and starts to fetch those whose turn
     /// comes. Who opens a file and does not read it says nothing about epochs.
-    pub(super) fn follow_epoch(
+    pub(crate) fn follow_epoch(
         &self,
         namespace: &Namespace,
         reader: &Arc<Reader>,

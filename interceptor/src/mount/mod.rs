@@ -1,0 +1,385 @@
+//! The mount: a read-only file system of SeaweedFS over [`fuse`](crate::fuse).
+//!
+//! Thin on purpose: [`filesystem`] translates requests into calls of [`namespace`](crate::namespace) (names, attributes,
+//! which version of a file a node is) and [`read`](crate::read) (bytes), [`directory`] fills replies with entries,
+//! [`kernel`] sends invalidations to the kernel.
+//!
+//! Where the kernel can read files of ours by itself ([`passthrough`]), it asks at each open, and [`opens`] keeps the answers
+//! consistent. Elsewhere it is told once that opens do not interest us and never asks again. [`push`] gives hot ranges to the page
+//! cache whole.
+//!
+//! Request threads, each with a descriptor of its own ([`session`]), answer what is known by themselves. What needs the network moves to
+//! the tokio runtime together with its reply, and has the deadline of the call below.
+//!
+//! When the filer is away, what is open can still be read, and names that are not known give EIO. When the mount is
+//! unmounted, by us or by others, the session ends and [`Mount::wait`] returns. When the process dies, the kernel answers
+//! ENOTCONN for the mount point until it is unmounted; the next start at the same place does that.
+
+mod attr;
+#[cfg(test)]
+mod bounds_tests;
+mod directory;
+mod filesystem;
+#[cfg(test)]
+mod fuzz;
+mod growth;
+mod kernel;
+mod opens;
+mod passthrough;
+mod push;
+mod statfs;
+
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use fuser::SessionACL;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+pub use passthrough::NoPassthrough;
+
+use self::filesystem::{MountedTree, Shared};
+use self::kernel::KernelNotifier;
+use self::opens::Opens;
+use self::push::Pusher;
+use self::statfs::SpaceCache;
+use crate::fuse::arrivals::Arrivals;
+use crate::fuse::awake::Awake;
+use crate::fuse::handles::Handles;
+use crate::fuse::mountinfo::{MountTable, MountedAt};
+use crate::fuse::placement::Placement;
+use crate::fuse::session::{self, Connection};
+use crate::fuse::{MountError, SessionEnd, device, find_root, mountpoint, unmount};
+use crate::namespace::next_files::NextFiles;
+use crate::namespace::{Changed, Filer, KernelAbilities, Namespace, NamespaceOptions, NodeId, invalidate};
+use crate::read::{FileVersion, Reader};
+use crate::seaweed::filer::FilerClient;
+use crate::seaweed::subscribe::{EntryRef, Notice};
+use crate::vital;
+use crate::warmup::ticket::{NodeInstance, TicketIssuer};
+
+/// What to mount where, and how.
+#[derive(Debug, Clone)]
+pub struct MountOptions {
+    /// The directory to mount on.
+    pub mountpoint: PathBuf,
+    /// The directory of the filer to show.
+    pub filer_path: String,
+    /// Let users other than the one who mounts in. Without a choice: if that one is root.
+    pub allow_other: Option<bool>,
+    /// Mount over a directory that is not empty, or on which something is mounted already.
+    pub nonempty: bool,
+    /// Show the filer's own directories `/topics` and `/etc`.
+    pub include_system_entries: bool,
+    /// Threads that read requests. Without a choice: one for each CPU, 2 at least and 16 at most.
+    pub threads: Option<usize>,
+    /// How far the kernel reads ahead of a sequential reader, in KiB. Its own choice is 128.
+    pub read_ahead_kib: u32,
+    /// Have the kernel read resident files by itself, if it can.
+    pub passthrough: bool,
+    /// Have the request threads run on the CPU that a lone reader is bound to.
+    pub placement: bool,
+    /// Have the CPUs not sleep while a program makes small requests one after another, if that is possible.
+    pub keep_awake: bool,
+    /// Where the status API is found, for who asks the mount itself (see [`STATUS_XATTR`](crate::fuse::STATUS_XATTR)).
+    pub status_api: Option<SocketAddr>,
+}
+
+impl MountOptions {
+    /// The usual options for a mount of the whole filer at `mountpoint`.
+    pub fn new(mountpoint: impl Into<PathBuf>) -> Self {
+        Self {
+            mountpoint: mountpoint.into(),
+            filer_path: "/".into(),
+            allow_other: None,
+            nonempty: false,
+            include_system_entries: false,
+            threads: None,
+            read_ahead_kib: 1024,
+            passthrough: true,
+            placement: true,
+            keep_awake: true,
+            status_api: None,
+        }
+    }
+
+    fn allow_other(&self) -> bool {
+        self.allow_other.unwrap_or_else(|| nix::unistd::geteuid().is_root())
+    }
+
+    fn threads(&self) -> usize {
+        let cpus = || std::thread::available_parallelism().map_or(2, usize::from);
+        self.threads.unwrap_or_else(|| cpus().clamp(2, 16))
+    }
+}
+
+/// What a mount knows, for status pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MountStatus {
+    /// Nodes that the kernel knows.
+    pub nodes: usize,
+    /// Entries that are remembered.
+    pub entries: usize,
+    /// Whether the filer's events arrive, so that long time-outs are given.
+    pub live: bool,
+}
+
+/// A mount that answers. Dropping it detaches it.
+pub struct Mount {
+    at: MountedAt,
+    /// Unmounting must not fail for want of a descriptor.
+    table: Arc<MountTable>,
+    namespace: Arc<Namespace>,
+    ended: watch::Receiver<Option<SessionEnd>>,
+    events: JoinHandle<()>,
+    passthrough: Result<(), NoPassthrough>,
+    tickets: Arc<TicketIssuer>,
+}
+
+/// How long the mount is given to answer for its root before it counts as failed.
+const FIRST_ANSWER: Duration = Duration::from_secs(30);
+
+impl Mount {
+    /// Mounts, and returns when the mount answers. `notices` are the filer's events about `options.filer_path`; the
+    /// runtime in which this is called is where requests are waited for.
+    ///
+    /// # Errors
+    /// Says what is in the way and what to do about it. Nothing is left mounted then.
+    pub async fn start(
+        options: MountOptions,
+        filer: FilerClient,
+        reader: Arc<Reader>,
+        notices: mpsc::Receiver<Notice>,
+    ) -> Result<Self, MountError> {
+        let runtime = tokio::runtime::Handle::current();
+        let table = Arc::new(MountTable::open().map_err(MountError::Session)?);
+        let filer_path = normal_path(&options.filer_path);
+        let source = format!("interceptor:{}{filer_path}", filer.current());
+        let filer: Arc<dyn Filer> = Arc::new(filer);
+        let root = find_root(filer.as_ref(), &filer_path).await?;
+
+        let namespace_options = NamespaceOptions {
+            root_path: filer_path,
+            include_system_entries: options.include_system_entries,
+            ..NamespaceOptions::beside_cache(reader.cache_capacity())
+        };
+        let (namespace, queue) = Namespace::new(filer.clone(), root, namespace_options, runtime.clone());
+        let tickets = Arc::<TicketIssuer>::default();
+        let shared = Arc::new(Shared {
+            namespace: namespace.clone(),
+            next_files: NextFiles::new(&reader),
+            reader: reader.clone(),
+            metrics: reader.metrics().clone(),
+            space: SpaceCache::new(filer, runtime.clone()),
+            runtime,
+            directories: Handles::new(),
+            arrivals: Arrivals::new(
+                Placement::new(options.placement),
+                Awake::new(options.keep_awake, reader.metrics()),
+            ),
+            wants_passthrough: options.passthrough,
+            offered: AtomicBool::new(false),
+            checks_attributes: AtomicBool::new(false),
+            opens: OnceLock::new(),
+            device: OnceLock::new(),
+            pusher: OnceLock::new(),
+            status_api: options.status_api.map_or_else(|| "none".into(), |address| address.to_string()),
+            tickets: tickets.clone(),
+        });
+
+        // The kernel is asked to mount, and may ask back, on a thread that may block.
+        let (read_ahead, served) = (options.read_ahead_kib, shared.clone());
+        let started = tokio::task::spawn_blocking(move || {
+            let mountpoint = mountpoint::prepare(&options.mountpoint, options.nonempty)?;
+            let device = device::mount(&mountpoint, &source, options.allow_other())?;
+            let at = match MountedAt::topmost(&mountpoint) {
+                Some(at) => at,
+                None => return Err(MountError::Vanished { path: mountpoint }),
+            };
+            let begun = begin(&options, device, served, queue);
+            if begun.is_err() {
+                unmount::detach(&at);
+            }
+            begun.map(|begun| (at, begun))
+        });
+        let (at, Begun { ended, passthrough }) =
+            started.await.map_err(|panic| MountError::Session(std::io::Error::other(panic)))??;
+        let events = tokio::spawn(vital::task("changes", follow(shared.clone(), notices)));
+        let mount = Self { at, table, namespace, ended, events, passthrough, tickets };
+        mount.first_answer().await?;
+        mount.at.set_read_ahead(read_ahead);
+        Ok(mount)
+    }
+
+    async fn first_answer(&self) -> Result<(), MountError> {
+        let path = self.at.path.clone();
+        let answer = tokio::task::spawn_blocking(move || std::fs::metadata(path));
+        match tokio::time::timeout(FIRST_ANSWER, answer).await {
+            Ok(Ok(Ok(_))) => Ok(()),
+            Ok(Ok(Err(error))) => Err(MountError::Session(error)),
+            Ok(Err(panic)) => Err(MountError::Session(std::io::Error::other(panic))),
+            Err(_) => Err(MountError::Session(std::io::ErrorKind::TimedOut.into())),
+        }
+    }
+
+    /// What the mount knows now.
+    pub fn status(&self) -> MountStatus {
+        let (nodes, entries) = self.namespace.size();
+        MountStatus { nodes, entries, live: self.namespace.is_live() }
+    }
+
+    /// Whether the kernel reads resident files by itself. Otherwise it is not asked about opens either.
+    pub fn passthrough(&self) -> Result<(), &NoPassthrough> {
+        self.passthrough.as_ref().copied()
+    }
+
+    /// The device number of the mount, `MAJOR:MINOR`.
+    pub fn device(&self) -> &str {
+        &self.at.device
+    }
+
+    /// Recognizes the tickets that the mount gives.
+    pub fn tickets(&self) -> &Arc<TicketIssuer> {
+        &self.tickets
+    }
+
+    /// Which version of a file a ticket is about; `None` if the kernel has forgotten it.
+    pub fn version_of(&self, file: NodeInstance) -> Option<Arc<FileVersion>> {
+        self.namespace.version_of(file.node, file.serial)
+    }
+
+    /// Which version of a file a node is; `None` if there is no such node.
+    pub fn version(&self, node: NodeId) -> Option<Arc<FileVersion>> {
+        self.namespace.version(node).ok()
+    }
+
+    /// Resolves when nothing serves the mount any more, whoever brought that about.
+    pub async fn wait(&self) -> SessionEnd {
+        session::ended(&self.ended).await
+    }
+
+    /// Unmounts. If files are open it is only detached: new opens fail, what is open can be read on for `grace`, and
+    /// after that gives errors.
+    ///
+    /// # Errors
+    /// When the kernel or `fusermount3` refuses.
+    pub async fn unmount(&self, grace: Duration) -> Result<(), MountError> {
+        let (at, table) = (self.at.clone(), self.table.clone());
+        let unmounted = tokio::task::spawn_blocking(move || unmount::unmount(&at, &table));
+        unmounted.await.map_err(|panic| MountError::Session(std::io::Error::other(panic)))??;
+        if tokio::time::timeout(grace, self.wait()).await.is_err() {
+            tracing::warn!(path = %self.at.path.display(), "files are still open; reads of them fail from now on");
+            unmount::abort(&self.at);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        self.events.abort();
+        if *self.ended.borrow() != Some(SessionEnd::Unmounted)
+            && let Ok(Some((at, true))) = self.table.find(&self.at)
+        {
+            let _ = unmount::remove_dead(&at);
+        }
+    }
+}
+
+/// A session with the kernel.
+struct Begun {
+    /// Why it has ended, once it has.
+    ended: watch::Receiver<Option<SessionEnd>>,
+    passthrough: Result<(), NoPassthrough>,
+}
+
+/// Shakes hands with the kernel and starts the threads.
+fn begin(
+    options: &MountOptions,
+    device: OwnedFd,
+    shared: Arc<Shared>,
+    queue: invalidate::InvalidationQueue,
+) -> Result<Begun, MountError> {
+    let acl = if options.allow_other() { SessionACL::All } else { SessionACL::Owner };
+    let connection =
+        Connection::new(MountedTree(shared.clone()), device, acl).map_err(MountError::Session)?;
+    let passthrough = shared.passthrough(&connection);
+    if passthrough.is_ok() {
+        let _ = shared.opens.set(Opens::new());
+    }
+    let device = Arc::new(connection.as_fd().try_clone_to_owned().map_err(MountError::Session)?);
+    let _ = shared.device.set(device.clone());
+    let notifier = KernelNotifier::new(connection.notifier(), device);
+    shared.namespace.set_abilities(KernelAbilities {
+        prunes: notifier.can_prune(),
+        takes_names_alone: shared.checks_attributes.load(Relaxed),
+    });
+    let pusher = Pusher::start(shared.namespace.clone(), connection.notifier(), shared.reader.clone())
+        .map_err(MountError::Session)?;
+    let _ = shared.pusher.set(pusher);
+    invalidate::spawn(queue, Arc::new(notifier)).map_err(MountError::Session)?;
+    let growths = shared.namespace.let_files_grow();
+    let growing = growth::follow(growths, Arc::downgrade(&shared), connection.notifier());
+    shared.runtime.spawn(vital::task("growing files", growing));
+    let ended = connection.serve(options.threads()).map_err(MountError::Session)?;
+    Ok(Begun { ended, passthrough })
+}
+
+/// Hands the filer's events to the namespace, and what they say of content to the reader.
+async fn follow(shared: Arc<Shared>, mut notices: mpsc::Receiver<Notice>) {
+    fn changed(side: &EntryRef) -> Changed<'_> {
+        Changed { directory: &side.directory, entry: &side.entry }
+    }
+    let namespace = &shared.namespace;
+    while let Some(notice) = notices.recv().await {
+        match notice {
+            Notice::Live => {
+                tracing::info!("the filer's events arrive; names and attributes are cached");
+                namespace.connected();
+                growth::look_at_all(&shared);
+            }
+            // Who follows the events has said why they stopped.
+            Notice::Lost { .. } => {
+                tracing::info!(
+                    "names and attributes are checked every second until the filer's events arrive again"
+                );
+                namespace.disconnected();
+            }
+            Notice::Change(change) => {
+                if let Some(old) = &change.old {
+                    shared.reader.replaced(&old.entry, change.new.as_ref().map(|new| &new.entry));
+                }
+                let new = change.new.as_ref().map(changed);
+                namespace.changed(change.old.as_ref().map(changed), new);
+                if let Some(node) = new.and_then(|new| namespace.grown_by(new)) {
+                    growth::look(&shared, node);
+                }
+            }
+        }
+    }
+    // Nobody comes to hear of changes any more.
+    namespace.disconnected();
+}
+
+/// The path with one slash before each name and none at the end; `/` for the root.
+fn normal_path(path: &str) -> String {
+    let names: Vec<_> = path.split('/').filter(|name| !name.is_empty()).collect();
+    format!("/{}", names.join("/"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::normal_path;
+
+    #[test]
+    fn paths_have_one_form() {
+        for (given, normal) in [("/", "/"), ("", "/"), ("a", "/a"), ("//a//b/", "/a/b"), ("/a b/ü", "/a b/ü")]
+        {
+            assert_eq!(normal_path(given), normal);
+        }
+    }
+}
