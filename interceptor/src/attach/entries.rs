@@ -25,7 +25,9 @@ use super::nodes::Node;
 use super::readdir_ahead::ReaddirAhead;
 use super::tree::Tree;
 use crate::namespace::next_files::NextFiles;
-use crate::namespace::{Answer, Changed, Filer, Found, Namespace, NamespaceError, NamespaceOptions, ROOT};
+use crate::namespace::{
+    Changed, Filer, LookupResult, Namespace, NamespaceError, NamespaceOptions, NowOrLater, ROOT,
+};
 use crate::read::{FileVersion, Reader};
 use crate::seaweed::entry::{Content, Entry, Kind};
 use crate::seaweed::subscribe::{EntryRef, Notice};
@@ -132,12 +134,12 @@ impl Entries {
         let mut id = ROOT;
         for (at, name) in names.iter().enumerate() {
             let found = match self.namespace.lookup(id, name) {
-                Answer::Now(found) => found,
-                Answer::Later(found) => found.await,
+                NowOrLater::Now(found) => found,
+                NowOrLater::Later(found) => found.await,
             };
             let stat = match found? {
-                Found::Node(stat) => stat,
-                Found::Absent(_) => return Ok(None),
+                LookupResult::Node(stat) => stat,
+                LookupResult::Absent(_) => return Ok(None),
             };
             if at + 1 == names.len() {
                 let version = self.namespace.version(stat.id);

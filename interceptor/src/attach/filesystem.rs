@@ -33,9 +33,9 @@ use super::lower::errno;
 use super::nodes::ROOT;
 use super::tree::{Change, Found, Modes, New, Tree, Xattr};
 use crate::fuse::STATUS_XATTR;
-use crate::fuse::arrivals::{Arrivals, Turn};
 use crate::fuse::handles::Handles;
 use crate::fuse::killed::unless_killed;
+use crate::fuse::request_tracker::{InFlightGuard, RequestTracker};
 use crate::fuse::session;
 use crate::read::Answer;
 use crate::telemetry::Metrics;
@@ -69,7 +69,7 @@ pub(super) struct Layer {
     pub(super) status_api: Arc<std::sync::OnceLock<SocketAddr>>,
     /// Issues the values of [`READ_TICKET_XATTR`].
     pub(super) tickets: Arc<TicketIssuer>,
-    pub(super) arrivals: Arc<Arrivals>,
+    pub(super) arrivals: Arc<RequestTracker>,
     /// There before the first request.
     pub(super) notifier: Arc<std::sync::OnceLock<Notifier>>,
 }
@@ -141,7 +141,7 @@ fn reply_written(reply: ReplyWrite, written: io::Result<usize>) {
 struct Asked {
     caller: u32,
     begun: Instant,
-    turn: Turn,
+    turn: InFlightGuard,
     reply: ReplyData,
 }
 

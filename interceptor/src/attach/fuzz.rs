@@ -21,11 +21,11 @@ use super::lower::{Keeping, Lower};
 use super::remembered;
 use super::tree::Tree;
 use crate::cache::Cache;
-use crate::fuse::arrivals::Arrivals;
-use crate::fuse::awake::Awake;
-use crate::fuse::fuzz::Run;
+use crate::fuse::affinity::ThreadAffinity;
+use crate::fuse::cpu_latency::CpuLatencyQos;
+use crate::fuse::fuzz::FuzzRun;
 use crate::fuse::handles::Handles;
-use crate::fuse::placement::Placement;
+use crate::fuse::request_tracker::RequestTracker;
 use crate::telemetry::Metrics;
 
 /// What is read at the end.
@@ -57,7 +57,7 @@ fn a_layer_survives_any_request() {
         println!("skipped: a tmpfs to try a layer on takes CAP_SYS_ADMIN");
         return;
     };
-    let run = Run::begin();
+    let run = FuzzRun::begin();
     let metrics = Metrics::new();
     let lower = Lower {
         root: root.try_clone().unwrap(),
@@ -87,7 +87,10 @@ fn a_layer_survives_any_request() {
         decider: Some(Decider::Kept(kept)),
         status_api: Arc::new(OnceLock::new()),
         tickets: Arc::default(),
-        arrivals: Arc::new(Arrivals::new(Placement::new(false), Awake::new(false, &metrics))),
+        arrivals: Arc::new(RequestTracker::new(
+            ThreadAffinity::new(false),
+            CpuLatencyQos::new(false, &metrics),
+        )),
         notifier: Arc::new(OnceLock::new()),
     };
     run.fuzz(layer, &["plain"], || {

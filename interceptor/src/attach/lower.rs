@@ -12,7 +12,7 @@ use rustix::mount::{MountAttrFlags, OpenTreeFlags, open_tree};
 
 use super::node_file::proc_path;
 use super::refusal::AttachError;
-use crate::fuse::mountinfo::MountedAt;
+use crate::fuse::mountinfo::MountInfo;
 use crate::fuse::mountpoint;
 
 /// What our layer is called in the kernel's table of mounts.
@@ -69,7 +69,7 @@ impl Lower {
     /// Looks at what is mounted on `path` and takes hold of it. Changes nothing.
     pub(super) fn take(given: &Path) -> Result<Self, AttachError> {
         let path = full_path(given)?;
-        let Some(mount) = MountedAt::topmost(&path) else { return Err(AttachError::NotMounted { path }) };
+        let Some(mount) = MountInfo::topmost(&path) else { return Err(AttachError::NotMounted { path }) };
         let is_fuse = is_fuse(&mount.fs_type);
         match mount.fs_type.as_str() {
             FS_TYPE => return Err(AttachError::AlreadyAttached { path }),
@@ -77,7 +77,7 @@ impl Lower {
             fs_type if is_fuse || LOCAL.contains(&fs_type) => {}
             _ => return Err(AttachError::UnknownKind { path, fs_type: mount.fs_type }),
         }
-        if let Some(below) = MountedAt::below(&path).into_iter().next() {
+        if let Some(below) = MountInfo::submounts(&path).into_iter().next() {
             return Err(AttachError::MountsBelow { path, below: below.path });
         }
         let root = open_tree(CWD, &path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)

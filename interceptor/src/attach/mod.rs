@@ -71,12 +71,12 @@ use self::warm::ToWarm;
 use crate::cache::Cache;
 use crate::cache::arena::ArenaError;
 use crate::fuse::MountError;
-use crate::fuse::arrivals::Arrivals;
-use crate::fuse::awake::Awake;
-use crate::fuse::device::{self, Detached, Manner};
+use crate::fuse::affinity::ThreadAffinity;
+use crate::fuse::cpu_latency::CpuLatencyQos;
+use crate::fuse::device::{self, DetachedMount, MountParams};
 use crate::fuse::handles::Handles;
-use crate::fuse::mountinfo::MountedAt;
-use crate::fuse::placement::Placement;
+use crate::fuse::mountinfo::MountInfo;
+use crate::fuse::request_tracker::RequestTracker;
 use crate::fuse::session::{self, Connection};
 use crate::fuse::{SessionEnd, find_root, unmount};
 use crate::namespace::{Filer, NodeId};
@@ -141,7 +141,7 @@ pub struct Below {
 
 /// A layer that answers. Dropping it detaches it.
 pub struct Attached {
-    at: MountedAt,
+    at: MountInfo,
     below: Below,
     serving: Serving,
     report: Report,
@@ -189,7 +189,7 @@ impl Attached {
             Reads::Kept { always, cache } => keep(&lower, always, cache, &metrics)?,
         };
         let started = tokio::task::spawn_blocking(move || {
-            let awake = Awake::new(keep_awake, &metrics);
+            let awake = CpuLatencyQos::new(keep_awake, &metrics);
             start(&lower, decider, metrics, awake, threads).map(|(serving, mount)| (serving, mount, lower))
         });
         let (serving, mount, lower) = started.await.map_err(thread_failed)??;
@@ -275,7 +275,7 @@ impl Attached {
 
     /// Resolves when somebody else has taken the layer away from its path. What is open is served all the same.
     pub async fn removed(&self) {
-        if let Err(error) = self.at.removed().await {
+        if let Err(error) = self.at.wait_removed().await {
             tracing::warn!(%error, "cannot watch what is mounted; not noticing when another takes over");
             self.wait().await;
         }
@@ -353,7 +353,7 @@ fn start(
     lower: &Lower,
     decider: Option<Decider>,
     metrics: Arc<Metrics>,
-    awake: Awake,
+    awake: CpuLatencyQos,
     threads: usize,
 ) -> Result<(Serving, OwnedFd), AttachError> {
     let descriptors = raise_limit_of_files();
@@ -363,7 +363,7 @@ fn start(
     let (crowded, alarm) = remembered::alarm();
     let tree = Tree::new(lower, remembered::most(descriptors), crowded).map_err(unusable)?;
     let tree = Arc::new(tree);
-    let manner = Manner {
+    let params = MountParams {
         source: &lower.source,
         subtype: lower::SUBTYPE,
         attributes: lower.attributes,
@@ -381,12 +381,12 @@ fn start(
         shows_changes: lower.keeping != Keeping::Wrong,
         decider: decider.clone(),
         // A thread that waits for the mount below had better run where that does.
-        arrivals: Arc::new(Arrivals::new(Placement::new(false), awake)),
+        arrivals: Arc::new(RequestTracker::new(ThreadAffinity::new(false), awake)),
         notifier: notifier.clone(),
         status_api: status_api.clone(),
         tickets: tickets.clone(),
     };
-    let Detached { device, mount } = device::mount_detached(&lower.path, &manner)?;
+    let DetachedMount { device, mount } = device::mount_detached(&lower.path, &params)?;
     // The kernel has turned away whom it does not let in.
     let connection = Connection::new(layer, device, SessionACL::All).map_err(MountError::Session)?;
     let _ = notifier.set(connection.notifier());

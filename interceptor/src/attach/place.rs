@@ -8,7 +8,7 @@
 //! ```
 //!
 //! A layer answers before it gets its place, and each step is one for who opens files: every open meets the old layer or the new one. The old one sees that it was
-//! taken away ([`MountedAt::removed`]) and serves what is open.
+//! taken away ([`MountInfo::wait_removed`]) and serves what is open.
 //!
 //! To find the mount below under an old layer takes no word from its daemon, which may be of another version, or dead: a thread with a mount namespace of its own takes the
 //! layer away there, where nobody else sees it, and looks.
@@ -27,13 +27,13 @@ use super::lower::{FS_TYPE, Lower, full_path};
 use super::refusal::AttachError;
 use super::supervisor::Report;
 use crate::fuse::MountError;
-use crate::fuse::mountinfo::{MountedAt, mount_id};
+use crate::fuse::mountinfo::{MountInfo, mount_id};
 use crate::fuse::unmount;
 
 /// Takes hold of the mount below the layer at `given`, and tells which layer that is. Changes nothing that anybody else sees.
-pub(super) fn take_below(given: &Path) -> Result<(Lower, MountedAt), AttachError> {
+pub(super) fn take_below(given: &Path) -> Result<(Lower, MountInfo), AttachError> {
     let path = full_path(given)?;
-    let Some(old) = MountedAt::topmost(&path).filter(|mount| mount.fs_type == FS_TYPE) else {
+    let Some(old) = MountInfo::topmost(&path).filter(|mount| mount.fs_type == FS_TYPE) else {
         return Err(AttachError::NothingAttached { path });
     };
     nothing_below(&path)?;
@@ -53,7 +53,7 @@ pub(super) fn take_below(given: &Path) -> Result<(Lower, MountedAt), AttachError
 
 /// What is mounted on a layer would go with it.
 fn nothing_below(path: &Path) -> Result<(), AttachError> {
-    match MountedAt::below(path).into_iter().next() {
+    match MountInfo::submounts(path).into_iter().next() {
         Some(inner) => Err(AttachError::MountsBelow { path: path.into(), below: inner.path }),
         None => Ok(()),
     }
@@ -63,7 +63,7 @@ fn uncover_for_this_thread(path: &Path) -> io::Result<()> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     // Without this the mount would go in other namespaces, too.
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
-    if let Some(layer) = MountedAt::topmost(path).filter(|mount| mount.fs_type == FS_TYPE) {
+    if let Some(layer) = MountInfo::topmost(path).filter(|mount| mount.fs_type == FS_TYPE) {
         unmount::detach(&layer);
     }
     Ok(())
@@ -75,9 +75,9 @@ fn uncover_for_this_thread(path: &Path) -> io::Result<()> {
 pub(super) fn place(
     layer: OwnedFd,
     lower: &Lower,
-    old: Option<&MountedAt>,
+    old: Option<&MountInfo>,
     report: &Report,
-) -> Result<MountedAt, AttachError> {
+) -> Result<MountInfo, AttachError> {
     let path = &lower.path;
     let unplaced = |source| MountError::Refused { path: path.clone(), source };
     let (id, device) = (mount_id(&layer).map_err(unplaced)?, device(&layer).map_err(unplaced)?);
@@ -89,7 +89,7 @@ pub(super) fn place(
     }
     // Held, it would be busy for who wants to unmount it.
     drop(layer);
-    let placed = MountedAt::with_id(id).ok_or_else(|| MountError::Vanished { path: path.clone() })?;
+    let placed = MountInfo::with_id(id).ok_or_else(|| MountError::Vanished { path: path.clone() })?;
     if placed.parent != lower.mount_id {
         unmount::detach(&placed);
         return Err(AttachError::Changed { path: path.clone() });
@@ -97,18 +97,18 @@ pub(super) fn place(
     Ok(placed)
 }
 
-fn replace(layer: &OwnedFd, old: &MountedAt) -> Result<(), AttachError> {
+fn replace(layer: &OwnedFd, old: &MountInfo) -> Result<(), AttachError> {
     // Something may have come since the first look.
     nothing_below(&old.path)?;
     let failed = |source| AttachError::NoBeneath { path: old.path.clone(), source };
-    let Some(held) = old.hold().map_err(failed)? else {
+    let Some(held) = old.open_root().map_err(failed)? else {
         return Err(AttachError::Changed { path: old.path.clone() });
     };
     let beneath = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH
         | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH
         | MoveMountFlags::MOVE_MOUNT_BENEATH;
     move_mount(layer, "", &held, "", beneath).map_err(|errno| failed(errno.into()))?;
-    match unmount::detach_held(&held) {
+    match unmount::detach_by_root(&held) {
         // Somebody else was faster.
         Ok(()) | Err(Errno::EINVAL) => Ok(()),
         Err(errno) => Err(failed(errno.into())),

@@ -17,7 +17,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, getppid, pipe2, setpgid};
 
 use super::lower::FS_TYPE;
-use crate::fuse::mountinfo::MountedAt;
+use crate::fuse::mountinfo::MountInfo;
 use crate::fuse::unmount;
 
 /// Signals that are passed on to the daemon.
@@ -111,16 +111,16 @@ impl Report {
 }
 
 /// The layer of the child that has ended, if it is still there by what was told last.
-fn reported(mut reports: File) -> Option<MountedAt> {
+fn reported(mut reports: File) -> Option<MountInfo> {
     let mut told = String::new();
     // That more could come is no news.
     let _ = reports.read_to_string(&mut told);
     let (id, device) = told.lines().last()?.split_once(' ')?;
-    MountedAt::with_id(id.parse().ok()?).filter(|mount| mount.device == device && mount.fs_type == FS_TYPE)
+    MountInfo::with_id(id.parse().ok()?).filter(|mount| mount.device == device && mount.fs_type == FS_TYPE)
 }
 
 /// Takes the layer away, without asking it anything.
-fn remove(layer: &MountedAt) {
+fn remove(layer: &MountInfo) {
     // What waits for an answer gets an error now, even if something still holds the connection.
     unmount::abort(layer);
     // It died between the two steps of taking over from another: that would be in the way, and uncover a dead layer at its own end.

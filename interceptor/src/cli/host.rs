@@ -10,7 +10,7 @@ use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
 
 use crate::ebpf::{self, EbpfError, Rung};
-use crate::fuse::awake;
+use crate::fuse::cpu_latency;
 use crate::seaweed::security::Security;
 use crate::telemetry::Status;
 use crate::telemetry::report::LostAbility;
@@ -222,7 +222,7 @@ fn huge_pages() -> Finding {
 
 /// Whether the CPUs can be kept from sleeping.
 pub(super) fn waking_up() -> Finding {
-    let can = awake::can_keep_awake();
+    let can = cpu_latency::probe();
     Finding {
         ability: AWAKE,
         state: if can.is_ok() { State::Ok } else { State::Lost },

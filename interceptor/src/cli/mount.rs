@@ -29,7 +29,7 @@ use super::signals::Signals;
 use crate::cache::Cache;
 use crate::cache::arena::ArenaError;
 use crate::fetch::{self, Access, Fetcher};
-use crate::mount::{self, Mount, NoPassthrough};
+use crate::mount::{self, Mount, PassthroughUnavailable};
 use crate::read::{Cluster, Reader};
 use crate::seaweed::address::ServerAddress;
 use crate::seaweed::filer::FilerClient;
@@ -258,10 +258,10 @@ async fn mount(
     let mount = Mount::start(mount_options, filer.clone(), reader.clone(), notices).await?;
     match mount.passthrough() {
         Ok(()) => tracing::info!("hot files are read by the kernel itself (passthrough)"),
-        Err(reason @ NoPassthrough::SwitchedOff) => {
+        Err(reason @ PassthroughUnavailable::SwitchedOff) => {
             tracing::info!("hot files are served from the page cache of the mount: passthrough is {reason}");
         }
-        Err(reason @ NoPassthrough::NoFiles(_)) => {
+        Err(reason @ PassthroughUnavailable::NoFiles(_)) => {
             let remedy = "what the reason asks for: a larger --cache-size, more open files (ulimit -n), no pool of huge pages";
             go_without(&host::Finding { remedy, ..host::no_passthrough(reason.to_string()) }, status);
         }

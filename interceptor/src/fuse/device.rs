@@ -23,7 +23,7 @@ use rustix::mount::{
 use super::mountpoint::{FS_TYPE, MountError};
 
 /// How a file system of ours is mounted that gets its place later.
-pub(crate) struct Manner<'a> {
+pub(crate) struct MountParams<'a> {
     /// What shows as the source in the kernel's table.
     pub(crate) source: &'a str,
     /// What tells our kinds of mounts apart; shows in the type, after `fuse.`.
@@ -63,7 +63,7 @@ fn mount_by_kernel(path: &Path, source: &str, allow_other: bool) -> Result<Owned
 }
 
 /// A mount that has no place yet.
-pub(crate) struct Detached {
+pub(crate) struct DetachedMount {
     /// The connection.
     pub(crate) device: OwnedFd,
     /// Its root. It goes when this is closed, unless it has got a place by then.
@@ -74,35 +74,35 @@ pub(crate) struct Detached {
 ///
 /// # Errors
 /// [`MountError::NotPermitted`] if this takes rights that the process does not have.
-pub(crate) fn mount_detached(path: &Path, manner: &Manner<'_>) -> Result<Detached, MountError> {
+pub(crate) fn mount_detached(path: &Path, params: &MountParams<'_>) -> Result<DetachedMount, MountError> {
     let device = open_device()?;
-    let mount = configured(&device, manner).map_err(|errno| match errno {
+    let mount = configured(&device, params).map_err(|errno| match errno {
         rustix::io::Errno::PERM => MountError::NotPermitted,
         rustix::io::Errno::NODEV => MountError::NoDevice,
         errno => MountError::Refused { path: path.into(), source: errno.into() },
     })?;
-    Ok(Detached { device: device.into(), mount })
+    Ok(DetachedMount { device: device.into(), mount })
 }
 
-fn configured(device: &File, manner: &Manner<'_>) -> rustix::io::Result<OwnedFd> {
+fn configured(device: &File, params: &MountParams<'_>) -> rustix::io::Result<OwnedFd> {
     let context = fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC)?;
     let set = |key: &str, value: &str| fsconfig_set_string(&context, key, value);
-    set("source", manner.source)?;
-    set("subtype", manner.subtype)?;
+    set("source", params.source)?;
+    set("subtype", params.subtype)?;
     set("fd", &device.as_raw_fd().to_string())?;
     set("rootmode", "40000")?;
     set("user_id", &getuid().to_string())?;
     set("group_id", &getgid().to_string())?;
     let flags = [
-        ("default_permissions", manner.default_permissions),
-        ("allow_other", manner.allow_other),
-        ("ro", manner.attributes.contains(MountAttrFlags::MOUNT_ATTR_RDONLY)),
+        ("default_permissions", params.default_permissions),
+        ("allow_other", params.allow_other),
+        ("ro", params.attributes.contains(MountAttrFlags::MOUNT_ATTR_RDONLY)),
     ];
     for (flag, _) in flags.into_iter().filter(|(_, is_set)| *is_set) {
         fsconfig_set_flag(&context, flag)?;
     }
     fsconfig_create(&context)?;
-    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, manner.attributes)
+    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, params.attributes)
 }
 
 fn open_device() -> Result<File, MountError> {

@@ -25,7 +25,7 @@ impl MountTable {
     }
 
     /// What is mounted under this number, and whether it is what is seen at its place, which may be another than before.
-    pub(crate) fn find(&self, mount: &MountedAt) -> io::Result<Option<(MountedAt, bool)>> {
+    pub(crate) fn find(&self, mount: &MountInfo) -> io::Result<Option<(MountInfo, bool)>> {
         let table = self.read()?;
         let found = mounts(&table).find(|other| other.id == mount.id && other.device == mount.device);
         Ok(found.map(|found| {
@@ -45,7 +45,7 @@ impl MountTable {
 
 /// A mount, by its place and its numbers.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct MountedAt {
+pub(crate) struct MountInfo {
     /// The kernel's number for it; none that exists at the same time has the same.
     pub(crate) id: u64,
     /// The number of the mount that this one is mounted on.
@@ -61,7 +61,7 @@ pub(crate) struct MountedAt {
     pub(crate) super_options: Vec<String>,
 }
 
-impl MountedAt {
+impl MountInfo {
     /// The mount that is seen at `path`, if that is a mount point. Asks the kernel's table and not the path, which
     /// might not answer.
     pub(crate) fn topmost(path: &Path) -> Option<Self> {
@@ -89,13 +89,13 @@ impl MountedAt {
     }
 
     /// The mounts below `path`, whether they can be seen or not.
-    pub(crate) fn below(path: &Path) -> Vec<Self> {
+    pub(crate) fn submounts(path: &Path) -> Vec<Self> {
         let Ok(table) = std::fs::read(TABLE) else { return Vec::new() };
         mounts(&table).filter(|mount| mount.path != path && mount.path.starts_with(path)).collect()
     }
 
     /// Whether it is still what is seen at its place.
-    pub(crate) fn is_there(&self) -> bool {
+    pub(crate) fn is_topmost(&self) -> bool {
         Self::topmost(&self.path).is_some_and(|other| other.id == self.id && other.device == self.device)
     }
 
@@ -103,7 +103,7 @@ impl MountedAt {
     ///
     /// # Errors
     /// When there can be no other descriptor.
-    pub(crate) fn hold(&self) -> io::Result<Option<OwnedFd>> {
+    pub(crate) fn open_root(&self) -> io::Result<Option<OwnedFd>> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let root = openat(CWD, &self.path, flags, Mode::empty())?;
         Ok((mount_id(&root)? == self.id).then_some(root))
@@ -113,7 +113,7 @@ impl MountedAt {
     ///
     /// # Errors
     /// When the kernel's table cannot be watched.
-    pub(crate) async fn removed(&self) -> io::Result<()> {
+    pub(crate) async fn wait_removed(&self) -> io::Result<()> {
         let table = File::open(TABLE)?;
         // SAFETY: a `File` has the same open descriptor for as long as it lives.
         let changes = unsafe { AsyncFd::register_with_interest(table, Interest::PRIORITY) }?;
@@ -145,25 +145,25 @@ pub(crate) fn mount_id(file: impl AsFd) -> io::Result<u64> {
     id.ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-fn mounts(table: &[u8]) -> impl DoubleEndedIterator<Item = MountedAt> {
+fn mounts(table: &[u8]) -> impl DoubleEndedIterator<Item = MountInfo> {
     table.split(|byte| *byte == b'\n').filter_map(parse_line)
 }
 
 /// The one on which no other is mounted. Their order in the table says nothing: a mount can be put beneath an older one.
-fn topmost_in(table: &[u8], path: &Path) -> Option<MountedAt> {
+fn topmost_in(table: &[u8], path: &Path) -> Option<MountInfo> {
     let here: Vec<_> = mounts(table).filter(|mount| mount.path == path).collect();
-    let is_covered = |mount: &MountedAt| here.iter().any(|other| other.parent == mount.id);
+    let is_covered = |mount: &MountInfo| here.iter().any(|other| other.parent == mount.id);
     here.iter().rfind(|mount| !is_covered(mount)).cloned()
 }
 
 /// One line: `36 35 98:0 /root /place options [fields] - type source superoptions`.
-fn parse_line(line: &[u8]) -> Option<MountedAt> {
+fn parse_line(line: &[u8]) -> Option<MountInfo> {
     let fields: Vec<&[u8]> = line.split(|byte| *byte == b' ').collect();
     let separator = fields.iter().position(|field| *field == b"-")?;
     let text = |field: &[u8]| String::from_utf8_lossy(&unescape(field)).into_owned();
     let options = |field: &[u8]| text(field).split(',').map(str::to_owned).collect();
     let number = |field: &[u8]| std::str::from_utf8(field).ok()?.parse().ok();
-    Some(MountedAt {
+    Some(MountInfo {
         id: number(fields.first()?)?,
         parent: number(fields.get(1)?)?,
         path: OsString::from_vec(unescape(fields.get(4)?)).into(),

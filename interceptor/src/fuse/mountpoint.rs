@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::sys::statvfs::statvfs;
 
-use super::mountinfo::MountedAt;
+use super::mountinfo::MountInfo;
 use super::unmount;
 use crate::namespace::FilerFailure;
 
@@ -159,8 +159,8 @@ pub(crate) fn prepare(given: &Path, nonempty: bool) -> Result<PathBuf, MountErro
     if nonempty {
         return Ok(path);
     }
-    if let Some(mount) = MountedAt::topmost(&path) {
-        let MountedAt { fs_type, source, .. } = mount;
+    if let Some(mount) = MountInfo::topmost(&path) {
+        let MountInfo { fs_type, source, .. } = mount;
         return Err(MountError::AlreadyMounted { path, fs_type, source_name: source });
     }
     match std::fs::read_dir(&path).map_err(unusable)?.next() {
@@ -173,12 +173,12 @@ pub(crate) fn prepare(given: &Path, nonempty: bool) -> Result<PathBuf, MountErro
 /// `stat` from what it remembers. Without a mount of FUSE there it is not asked, so that another file system that hangs
 /// does not matter here.
 fn is_dead(path: &Path) -> bool {
-    MountedAt::topmost(path).is_some_and(|mount| mount.fs_type.starts_with("fuse"))
+    MountInfo::topmost(path).is_some_and(|mount| mount.fs_type.starts_with("fuse"))
         && statvfs(path).is_err_and(|error| error == Errno::ENOTCONN)
 }
 
 fn remove_dead(path: &Path) -> Result<(), MountError> {
-    let ours = MountedAt::topmost(path).filter(|mount| mount.fs_type == FS_TYPE);
+    let ours = MountInfo::topmost(path).filter(|mount| mount.fs_type == FS_TYPE);
     let Some(dead) = ours else { return Err(MountError::Dead { path: path.into() }) };
     unmount::remove_dead(&dead).map_err(|source| MountError::Unmount { path: path.into(), source })?;
     tracing::warn!(path = %path.display(), "removed a mount that a process of ours left when it died");

@@ -58,14 +58,14 @@ pub enum SessionEnd {
 /// The connection to the kernel was aborted.
 #[derive(Debug, thiserror::Error)]
 #[error("the connection to the kernel was aborted; the mount was removed, and what was open gives errors")]
-pub struct Aborted;
+pub struct ConnectionAborted;
 
 impl SessionEnd {
     /// An unmount is how a mount ends; anything else is a failure.
-    pub fn outcome(self) -> Result<(), Aborted> {
+    pub fn outcome(self) -> Result<(), ConnectionAborted> {
         match self {
             Self::Unmounted => Ok(()),
-            Self::Aborted => Err(Aborted),
+            Self::Aborted => Err(ConnectionAborted),
         }
     }
 }

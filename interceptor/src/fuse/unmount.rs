@@ -8,11 +8,11 @@ use std::process::Command;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 
-use super::mountinfo::{MountTable, MountedAt};
+use super::mountinfo::{MountInfo, MountTable};
 use super::mountpoint::MountError;
 
 /// Unmounts, wherever the mount is by now; detaches if files are open. Takes no descriptor where the process may unmount by itself.
-pub(crate) fn unmount(at: &MountedAt, table: &MountTable) -> Result<(), MountError> {
+pub(crate) fn unmount(at: &MountInfo, table: &MountTable) -> Result<(), MountError> {
     let found = table.find(at).map_err(|source| MountError::Unmount { path: at.path.clone(), source })?;
     // Someone else was faster.
     let Some((at, is_seen)) = found else { return Ok(()) };
@@ -34,22 +34,22 @@ pub(crate) fn unmount(at: &MountedAt, table: &MountTable) -> Result<(), MountErr
 }
 
 /// Takes the mount out of sight, as far as that is possible, and says nothing. Another that comes to its place meanwhile is left alone.
-pub(crate) fn detach(at: &MountedAt) {
-    let detached = match at.hold() {
-        Ok(Some(root)) => detach_held(&root),
+pub(crate) fn detach(at: &MountInfo) {
+    let detached = match at.open_root() {
+        Ok(Some(root)) => detach_by_root(&root),
         Ok(None) => return,
         // There may be no descriptor left; then it goes by the path.
-        Err(_) if at.is_there() => umount2(&at.path, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH),
+        Err(_) if at.is_topmost() => umount2(&at.path, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH),
         Err(_) => return,
     };
-    if detached == Err(Errno::EPERM) && at.is_there() {
+    if detached == Err(Errno::EPERM) && at.is_topmost() {
         let _ = fusermount(at);
     }
 }
 
 /// Takes a mount away that was just found at its place, and that nothing serves any more. Takes no descriptor where the
 /// process may unmount by itself.
-pub(crate) fn remove_dead(at: &MountedAt) -> io::Result<()> {
+pub(crate) fn remove_dead(at: &MountInfo) -> io::Result<()> {
     match umount2(&at.path, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH) {
         Err(Errno::EPERM) => fusermount(at),
         done => Ok(done?),
@@ -57,12 +57,12 @@ pub(crate) fn remove_dead(at: &MountedAt) -> io::Result<()> {
 }
 
 /// Takes the very mount of which `root` is a hold out of sight, with what is mounted on it. `EINVAL` if it is mounted nowhere.
-pub(crate) fn detach_held(root: &OwnedFd) -> nix::Result<()> {
+pub(crate) fn detach_by_root(root: &OwnedFd) -> nix::Result<()> {
     umount2(&PathBuf::from(format!("/proc/self/fd/{}", root.as_raw_fd())), MntFlags::MNT_DETACH)
 }
 
 /// Who is not root has to ask the helper that also mounted.
-fn fusermount(at: &MountedAt) -> io::Result<()> {
+fn fusermount(at: &MountInfo) -> io::Result<()> {
     let output = Command::new("fusermount3").args(["-u", "-z", "--"]).arg(&at.path).output()?;
     if output.status.success() {
         return Ok(());
@@ -71,7 +71,7 @@ fn fusermount(at: &MountedAt) -> io::Result<()> {
 }
 
 /// Ends the connection: every request that is or will be made gives ENOTCONN.
-pub(crate) fn abort(at: &MountedAt) {
+pub(crate) fn abort(at: &MountInfo) {
     let Some((_, minor)) = at.device.split_once(':') else { return };
     let control = format!("/sys/fs/fuse/connections/{minor}/abort");
     if let Err(error) = std::fs::write(&control, "1") {

@@ -13,9 +13,9 @@ use futures::{FutureExt, StreamExt};
 use super::fuzz::shared;
 use super::{MountOptions, begin};
 use crate::arrival::Arrival;
-use crate::fuse::mountinfo::MountedAt;
+use crate::fuse::mountinfo::MountInfo;
 use crate::fuse::{device, unmount};
-use crate::namespace::{Filer, FilerFailure, Namespace, NamespaceOptions, Space};
+use crate::namespace::{ClusterUsage, Filer, FilerFailure, Namespace, NamespaceOptions};
 use crate::seaweed::entry::{Attributes, Content, Entry, Kind};
 use crate::seaweed::filer::FoundEntry;
 
@@ -69,14 +69,14 @@ impl Filer for Wide {
         futures::stream::iter(rest.take(limit).map(Ok)).boxed()
     }
 
-    fn space(&self) -> BoxFuture<'static, Result<Space, FilerFailure>> {
-        std::future::ready(Ok(Space::default())).boxed()
+    fn space(&self) -> BoxFuture<'static, Result<ClusterUsage, FilerFailure>> {
+        std::future::ready(Ok(ClusterUsage::default())).boxed()
     }
 }
 
 /// A mount for the time of a test.
 struct Mounted {
-    at: MountedAt,
+    at: MountInfo,
     namespace: Arc<Namespace>,
     prunes: bool,
     _place: tempfile::TempDir,
@@ -99,7 +99,7 @@ fn mount(filer: Wide) -> Option<Mounted> {
             return None;
         }
     };
-    let at = MountedAt::topmost(place.path()).unwrap();
+    let at = MountInfo::topmost(place.path()).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let filer: Arc<dyn Filer> = Arc::new(filer);
     let options = NamespaceOptions {
@@ -114,7 +114,7 @@ fn mount(filer: Wide) -> Option<Mounted> {
     let shared = shared(namespace.clone(), filer, runtime.handle().clone());
     let options = MountOptions { threads: Some(2), ..MountOptions::new(place.path()) };
     begin(&options, device, shared, queue).unwrap();
-    let prunes = namespace.abilities().prunes;
+    let prunes = namespace.kernel_features().prunes;
     Some(Mounted { at, namespace, prunes, _place: place, _runtime: runtime })
 }
 

@@ -24,7 +24,7 @@ use crate::fuse::killed::unless_killed;
 use crate::namespace::listing::{Batch, Listed, Listing};
 use crate::namespace::readdir::is_alive;
 use crate::namespace::tail::Tail;
-use crate::namespace::{ListedEntry, Moment, NamespaceError, NodeHold, NodeId};
+use crate::namespace::{ChangeStamp, ListedEntry, NamespaceError, NodeId, NodePin};
 use crate::seaweed::entry::{Entry, Kind};
 use crate::seaweed::filer::PATIENCE;
 
@@ -36,7 +36,7 @@ const DOTS: usize = 2;
 
 /// An open directory.
 pub(super) struct DirectoryHandle {
-    node: NodeHold,
+    node: NodePin,
     /// Taken when the directory is opened if it is there, else at the first request.
     listing: Mutex<Option<Arc<Listing>>>,
     /// What comes after a listing that was cut off, once that is read. The kernel makes one request at a time.
@@ -51,7 +51,7 @@ pub(super) struct DirectoryHandle {
 pub(super) struct FoundEntry<'a> {
     directory: NodeId,
     entry: &'a Arc<Entry>,
-    moment: Option<Moment>,
+    stamp: Option<ChangeStamp>,
 }
 
 /// A reply that takes directory entries.
@@ -83,9 +83,9 @@ impl EntryReply for ReplyDirectory {
 
 impl EntryReply for ReplyDirectoryPlus {
     fn add_entry(&mut self, shared: &Shared, found: &FoundEntry<'_>, offset: u64) -> bool {
-        let &FoundEntry { directory, entry, moment } = found;
+        let &FoundEntry { directory, entry, stamp } = found;
         let name = OsStr::new(&entry.name);
-        let (number, full) = match shared.namespace.attach(directory, entry, moment) {
+        let (number, full) = match shared.namespace.attach(directory, entry, stamp) {
             Some(ListedEntry::Node(stat)) => {
                 let (attr, generation) =
                     (file_attr(stat.id, &stat.entry), Generation(stat.generation.into()));
@@ -249,7 +249,7 @@ impl DirectoryHandle {
     ) {
         let (now, shared) = (SystemTime::now(), waiter.shared.clone());
         loop {
-            let Batch { entries, moment } = match batch {
+            let Batch { entries, stamp } = match batch {
                 Ok(batch) => batch,
                 // What was there before the failure is replied first; an empty reply would say that it was all.
                 Err(_) if added => return reply.ok(),
@@ -264,7 +264,7 @@ impl DirectoryHandle {
             }
             for entry in &entries {
                 if is_alive(entry, now) {
-                    let found = FoundEntry { directory: self.node.id(), entry, moment };
+                    let found = FoundEntry { directory: self.node.id(), entry, stamp };
                     if reply.add_entry(&shared, &found, listing.offset_after(place + 1)) {
                         return reply.ok();
                     }
@@ -293,7 +293,7 @@ mod tests {
 
     use super::super::fuzz::shared;
     use super::*;
-    use crate::namespace::{Filer, FilerFailure, Namespace, NamespaceOptions, ROOT, Space};
+    use crate::namespace::{ClusterUsage, Filer, FilerFailure, Namespace, NamespaceOptions, ROOT};
     use crate::seaweed::entry::{Attributes, Content};
     use crate::seaweed::filer::FoundEntry;
 
@@ -337,8 +337,8 @@ mod tests {
             let entries = (first..FILES).map(|n| Ok(entry(format!("{n:06}"), Kind::File)));
             futures::stream::iter(entries.take(limit)).boxed()
         }
-        fn space(&self) -> BoxFuture<'static, Result<Space, FilerFailure>> {
-            std::future::ready(Ok(Space::default())).boxed()
+        fn space(&self) -> BoxFuture<'static, Result<ClusterUsage, FilerFailure>> {
+            std::future::ready(Ok(ClusterUsage::default())).boxed()
         }
     }
 

@@ -22,15 +22,15 @@ use fuser::{
 use super::attr::{CHECKS_ATTRIBUTES, errno, file_attr, no_attr};
 use super::directory::{DirectoryHandle, Waiter};
 use super::opens::Opens;
-use super::passthrough::{self, Backing, NoPassthrough};
+use super::passthrough::{self, Backing, PassthroughUnavailable};
 use super::push::Pusher;
 use super::statfs::{self, MAX_NAME, SpaceCache};
-use crate::fuse::arrivals::Arrivals;
 use crate::fuse::handles::Handles;
 use crate::fuse::killed::unless_killed;
+use crate::fuse::request_tracker::RequestTracker;
 use crate::fuse::{session, xattr};
 use crate::namespace::next_files::NextFiles;
-use crate::namespace::{Answer, FilerFailure, Found, Namespace, NamespaceError, NodeId, Stat};
+use crate::namespace::{FilerFailure, LookupResult, Namespace, NamespaceError, NodeId, NodeStat, NowOrLater};
 use crate::read::{self, FileVersion, ReadError, Reader, SMALL_FILE};
 use crate::seaweed::entry::Content;
 use crate::telemetry::Metrics;
@@ -50,7 +50,7 @@ pub(super) struct Shared {
     pub(super) runtime: tokio::runtime::Handle,
     pub(super) directories: Handles<DirectoryHandle>,
     pub(super) next_files: NextFiles,
-    pub(super) arrivals: Arrivals,
+    pub(super) arrivals: RequestTracker,
     pub(super) wants_passthrough: bool,
     /// Whether the kernel said in the handshake that it knows passthrough.
     pub(super) offered: AtomicBool,
@@ -78,13 +78,13 @@ impl Shared {
     fn answer<T: Send + 'static>(
         &self,
         request: &Request,
-        answer: Answer<Result<T, NamespaceError>>,
+        answer: NowOrLater<Result<T, NamespaceError>>,
         reply: impl FnOnce(Result<T, NamespaceError>) + Send + 'static,
         late: impl FnOnce(T) + Send + 'static,
     ) {
         let mut result = match answer {
-            Answer::Now(result) => return reply(result),
-            Answer::Later(result) => result,
+            NowOrLater::Now(result) => return reply(result),
+            NowOrLater::Later(result) => result,
         };
         let caller = request.pid();
         self.spawn(async move {
@@ -106,12 +106,12 @@ impl Shared {
     }
 
     /// Whether the kernel can be handed files to read by itself. For the time between the handshake and the first request.
-    pub(super) fn passthrough(&self, session: impl AsFd) -> Result<(), NoPassthrough> {
+    pub(super) fn passthrough(&self, session: impl AsFd) -> Result<(), PassthroughUnavailable> {
         if !self.wants_passthrough {
-            return Err(NoPassthrough::SwitchedOff);
+            return Err(PassthroughUnavailable::SwitchedOff);
         }
         if !self.offered.load(Ordering::Relaxed) {
-            return Err(NoPassthrough::NotOffered);
+            return Err(PassthroughUnavailable::NotOffered);
         }
         passthrough::probe(session)?;
         Ok(self.reader.keep_resident_files()?)
@@ -134,22 +134,22 @@ impl Shared {
         &self,
         request: &Request,
         node: NodeId,
-        reply: impl FnOnce(Result<Stat, NamespaceError>) + Send + 'static,
+        reply: impl FnOnce(Result<NodeStat, NamespaceError>) + Send + 'static,
     ) {
         self.answer(request, self.namespace.attributes(node), reply, drop);
     }
 }
 
-fn reply_entry(reply: ReplyEntry, found: Result<Found, NamespaceError>) {
+fn reply_entry(reply: ReplyEntry, found: Result<LookupResult, NamespaceError>) {
     match found {
-        Ok(Found::Node(stat)) => reply.entry_with_ttls(
+        Ok(LookupResult::Node(stat)) => reply.entry_with_ttls(
             &stat.attr_timeout,
             &stat.entry_timeout,
             &file_attr(stat.id, &stat.entry),
             Generation(stat.generation.into()),
         ),
-        Ok(Found::Absent(Duration::ZERO)) => reply.error(Errno::ENOENT),
-        Ok(Found::Absent(timeout)) => {
+        Ok(LookupResult::Absent(Duration::ZERO)) => reply.error(Errno::ENOENT),
+        Ok(LookupResult::Absent(timeout)) => {
             reply.entry_with_ttls(&Duration::ZERO, &timeout, &no_attr(), Generation(0));
         }
         Err(error) => reply.error(errno(&error)),
@@ -265,7 +265,7 @@ impl Filesystem for MountedTree {
             let namespace = namespace.clone();
             move |found| {
                 // The kernel was not told of the node.
-                if let Found::Node(stat) = found {
+                if let LookupResult::Node(stat) = found {
                     namespace.forget(stat.id, 1);
                 }
             }
@@ -440,8 +440,8 @@ impl Filesystem for MountedTree {
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
         let space = self.0.space.clone();
         match space.now() {
-            Answer::Now(space) => statfs::reply(space, reply),
-            Answer::Later(space) => self.0.spawn(async move { statfs::reply(space.await, reply) }),
+            NowOrLater::Now(space) => statfs::reply(space, reply),
+            NowOrLater::Later(space) => self.0.spawn(async move { statfs::reply(space.await, reply) }),
         }
     }
 

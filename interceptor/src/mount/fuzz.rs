@@ -18,13 +18,13 @@ use super::statfs::SpaceCache;
 use crate::arrival::Arrival;
 use crate::cache::Cache;
 use crate::fetch::{Fillable, Priority};
-use crate::fuse::arrivals::Arrivals;
-use crate::fuse::awake::Awake;
-use crate::fuse::fuzz::Run;
+use crate::fuse::affinity::ThreadAffinity;
+use crate::fuse::cpu_latency::CpuLatencyQos;
+use crate::fuse::fuzz::FuzzRun;
 use crate::fuse::handles::Handles;
-use crate::fuse::placement::Placement;
+use crate::fuse::request_tracker::RequestTracker;
 use crate::namespace::next_files::NextFiles;
-use crate::namespace::{Changed, Filer, FilerFailure, Namespace, NamespaceOptions, Space};
+use crate::namespace::{Changed, ClusterUsage, Filer, FilerFailure, Namespace, NamespaceOptions};
 use crate::read::{Origin, OriginError, ReadError, Reader};
 use crate::seaweed::entry::{Attributes, Chunk, Content, Entry, Kind, RemoteObject};
 use crate::seaweed::filer::FoundEntry;
@@ -162,8 +162,8 @@ impl Filer for MemoryFiler {
         futures::stream::iter(rest).chain(futures::stream::iter(failure)).boxed()
     }
 
-    fn space(&self) -> BoxFuture<'static, Result<Space, FilerFailure>> {
-        async { Ok(Space { total: u64::MAX, used: u64::MAX, files: u64::MAX }) }.boxed()
+    fn space(&self) -> BoxFuture<'static, Result<ClusterUsage, FilerFailure>> {
+        async { Ok(ClusterUsage { total: u64::MAX, used: u64::MAX, files: u64::MAX }) }.boxed()
     }
 }
 
@@ -254,7 +254,7 @@ pub(super) fn shared(
         space: SpaceCache::new(filer, runtime.clone()),
         runtime,
         directories: Handles::new(),
-        arrivals: Arrivals::new(Placement::new(true), Awake::new(false, &metrics)),
+        arrivals: RequestTracker::new(ThreadAffinity::new(true), CpuLatencyQos::new(false, &metrics)),
         metrics,
         wants_passthrough: false,
         offered: AtomicBool::new(false),
@@ -269,7 +269,7 @@ pub(super) fn shared(
 
 #[test]
 fn a_mount_survives_any_request() {
-    let run = Run::begin();
+    let run = FuzzRun::begin();
     let runtime = &run.runtime;
     let known = entries().into_iter().map(|entry| (entry.name.clone(), entry)).collect();
     let memory = Arc::new(Memory { entries: Mutex::new(known), is_away: AtomicBool::new(false) });

@@ -18,7 +18,7 @@ use fuser::{INodeNo, Notifier};
 use super::filesystem::Shared;
 use super::opens::Opens;
 use crate::namespace::growth::{Growing, GrowthQueue};
-use crate::namespace::{Answer, Namespace, NodeId};
+use crate::namespace::{Namespace, NodeId, NowOrLater};
 
 /// How long it may take until the kernel has dropped the old end.
 const LIMIT: Duration = Duration::from_secs(3);
@@ -32,8 +32,8 @@ const PAGE: u64 = 4096;
 
 /// Has nodes grow as they come. Ends with the mount, which it does not keep.
 pub(super) async fn follow(mut growths: GrowthQueue, shared: Weak<Shared>, notifier: Notifier) {
-    while let Some(hold) = growths.recv().await {
-        let (Some(growing), Some(shared)) = (Namespace::growing(hold), shared.upgrade()) else { continue };
+    while let Some(pin) = growths.recv().await {
+        let (Some(growing), Some(shared)) = (Namespace::growing(pin), shared.upgrade()) else { continue };
         // A panic drops the growth, which gives it up.
         tokio::spawn(grow(shared, notifier.clone(), growing));
     }
@@ -43,7 +43,7 @@ pub(super) async fn follow(mut growths: GrowthQueue, shared: Weak<Shared>, notif
 /// because somebody reads to its end.
 pub(super) fn look(shared: &Shared, node: NodeId) {
     let is_passed_through = shared.opens.get().is_some_and(|opens| opens.passed_through(node).is_some());
-    if is_passed_through && let Answer::Later(stat) = shared.namespace.attributes(node) {
+    if is_passed_through && let NowOrLater::Later(stat) = shared.namespace.attributes(node) {
         shared.runtime.spawn(stat);
     }
 }

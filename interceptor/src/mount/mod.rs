@@ -40,22 +40,22 @@ use fuser::SessionACL;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-pub use passthrough::NoPassthrough;
+pub use passthrough::PassthroughUnavailable;
 
 use self::filesystem::{MountedTree, Shared};
 use self::kernel::KernelNotifier;
 use self::opens::Opens;
 use self::push::Pusher;
 use self::statfs::SpaceCache;
-use crate::fuse::arrivals::Arrivals;
-use crate::fuse::awake::Awake;
+use crate::fuse::affinity::ThreadAffinity;
+use crate::fuse::cpu_latency::CpuLatencyQos;
 use crate::fuse::handles::Handles;
-use crate::fuse::mountinfo::{MountTable, MountedAt};
-use crate::fuse::placement::Placement;
+use crate::fuse::mountinfo::{MountInfo, MountTable};
+use crate::fuse::request_tracker::RequestTracker;
 use crate::fuse::session::{self, Connection};
 use crate::fuse::{MountError, SessionEnd, device, find_root, mountpoint, unmount};
 use crate::namespace::next_files::NextFiles;
-use crate::namespace::{Changed, Filer, KernelAbilities, Namespace, NamespaceOptions, NodeId, invalidate};
+use crate::namespace::{Changed, Filer, KernelFeatures, Namespace, NamespaceOptions, NodeId, invalidate};
 use crate::read::{FileVersion, Reader};
 use crate::seaweed::filer::FilerClient;
 use crate::seaweed::subscribe::{EntryRef, Notice};
@@ -130,13 +130,13 @@ pub struct MountStatus {
 
 /// A mount that answers. Dropping it detaches it.
 pub struct Mount {
-    at: MountedAt,
+    at: MountInfo,
     /// Unmounting must not fail for want of a descriptor.
     table: Arc<MountTable>,
     namespace: Arc<Namespace>,
     ended: watch::Receiver<Option<SessionEnd>>,
     events: JoinHandle<()>,
-    passthrough: Result<(), NoPassthrough>,
+    passthrough: Result<(), PassthroughUnavailable>,
     tickets: Arc<TicketIssuer>,
 }
 
@@ -177,9 +177,9 @@ impl Mount {
             space: SpaceCache::new(filer, runtime.clone()),
             runtime,
             directories: Handles::new(),
-            arrivals: Arrivals::new(
-                Placement::new(options.placement),
-                Awake::new(options.keep_awake, reader.metrics()),
+            arrivals: RequestTracker::new(
+                ThreadAffinity::new(options.placement),
+                CpuLatencyQos::new(options.keep_awake, reader.metrics()),
             ),
             wants_passthrough: options.passthrough,
             offered: AtomicBool::new(false),
@@ -196,7 +196,7 @@ impl Mount {
         let started = tokio::task::spawn_blocking(move || {
             let mountpoint = mountpoint::prepare(&options.mountpoint, options.nonempty)?;
             let device = device::mount(&mountpoint, &source, options.allow_other())?;
-            let at = match MountedAt::topmost(&mountpoint) {
+            let at = match MountInfo::topmost(&mountpoint) {
                 Some(at) => at,
                 None => return Err(MountError::Vanished { path: mountpoint }),
             };
@@ -233,7 +233,7 @@ impl Mount {
     }
 
     /// Whether the kernel reads resident files by itself. Otherwise it is not asked about opens either.
-    pub fn passthrough(&self) -> Result<(), &NoPassthrough> {
+    pub fn passthrough(&self) -> Result<(), &PassthroughUnavailable> {
         self.passthrough.as_ref().copied()
     }
 
@@ -294,7 +294,7 @@ impl Drop for Mount {
 struct Begun {
     /// Why it has ended, once it has.
     ended: watch::Receiver<Option<SessionEnd>>,
-    passthrough: Result<(), NoPassthrough>,
+    passthrough: Result<(), PassthroughUnavailable>,
 }
 
 /// Shakes hands with the kernel and starts the threads.
@@ -314,7 +314,7 @@ fn begin(
     let device = Arc::new(connection.as_fd().try_clone_to_owned().map_err(MountError::Session)?);
     let _ = shared.device.set(device.clone());
     let notifier = KernelNotifier::new(connection.notifier(), device);
-    shared.namespace.set_abilities(KernelAbilities {
+    shared.namespace.set_kernel_features(KernelFeatures {
         prunes: notifier.can_prune(),
         takes_names_alone: shared.checks_attributes.load(Relaxed),
     });

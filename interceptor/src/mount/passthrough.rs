@@ -15,7 +15,7 @@ use crate::cache::resident::{ResidentError, ResidentFile};
 
 /// Why the kernel does not read resident files by itself.
 #[derive(Debug, thiserror::Error)]
-pub enum NoPassthrough {
+pub enum PassthroughUnavailable {
     /// The user does not want it.
     #[error("switched off by --no-passthrough")]
     SwitchedOff,
@@ -40,13 +40,13 @@ pub(super) fn ask(config: &mut KernelConfig) -> bool {
 
 /// Shows the kernel an empty file of the kind that resident files are. The number it gives for that file stays taken as
 /// long as the mount lives.
-pub(super) fn probe(session: impl AsFd) -> Result<(), NoPassthrough> {
+pub(super) fn probe(session: impl AsFd) -> Result<(), PassthroughUnavailable> {
     let file = memfd_create(c"interceptor-probe", MFdFlags::MFD_CLOEXEC)
-        .map_err(|errno| NoPassthrough::Refused(errno.into()))?;
+        .map_err(|errno| PassthroughUnavailable::Refused(errno.into()))?;
     match BackingId::create_raw(session, file) {
         Ok(_) => Ok(()),
-        Err(error) if error.raw_os_error() == Some(libc::EPERM) => Err(NoPassthrough::NotPermitted),
-        Err(error) => Err(NoPassthrough::Refused(error)),
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => Err(PassthroughUnavailable::NotPermitted),
+        Err(error) => Err(PassthroughUnavailable::Refused(error)),
     }
 }
 

@@ -23,7 +23,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use fuser::{INodeNo, Notifier, OpenFlags};
 use parking_lot::{Condvar, Mutex};
 
-use crate::namespace::{Namespace, NodeHold, NodeId};
+use crate::namespace::{Namespace, NodeId, NodePin};
 use crate::read::{FileVersion, Reader};
 use crate::vital::contained;
 
@@ -50,7 +50,7 @@ pub(super) struct Pusher {
 }
 
 struct Push {
-    node: NodeHold,
+    node: NodePin,
     version: Arc<FileVersion>,
     range: Range<u64>,
 }
@@ -102,7 +102,7 @@ impl Pusher {
             return;
         }
         if let Some(range) = version.take_hot(offset)
-            && let Some(node) = self.namespace.hold(node)
+            && let Some(node) = self.namespace.pin(node)
         {
             let push = Push { node, version: version.clone(), range };
             if self.queue.try_send(push).is_err() {
@@ -150,7 +150,9 @@ mod tests {
     use crate::arrival::Arrival;
     use crate::cache::{Cache, MIN_CAPACITY};
     use crate::fetch::{Fillable, Priority};
-    use crate::namespace::{Answer, Filer, FilerFailure, Found, NamespaceOptions, ROOT, Space};
+    use crate::namespace::{
+        ClusterUsage, Filer, FilerFailure, LookupResult, NamespaceOptions, NowOrLater, ROOT,
+    };
     use crate::read::{Origin, OriginError, ReadError};
     use crate::seaweed::entry::{Attributes, Chunk, Content, Entry, Kind, RemoteObject};
     use crate::seaweed::filer::FoundEntry;
@@ -186,8 +188,8 @@ mod tests {
         fn list(&self, _: &str, _: &str, _: usize) -> BoxStream<'static, Result<Entry, FilerFailure>> {
             futures::stream::empty().boxed()
         }
-        fn space(&self) -> BoxFuture<'static, Result<Space, FilerFailure>> {
-            std::future::ready(Ok(Space::default())).boxed()
+        fn space(&self) -> BoxFuture<'static, Result<ClusterUsage, FilerFailure>> {
+            std::future::ready(Ok(ClusterUsage::default())).boxed()
         }
     }
 
@@ -251,11 +253,11 @@ mod tests {
     impl Fixture {
         async fn lookup(&self) -> NodeId {
             let found = match self.namespace.lookup(ROOT, "f") {
-                Answer::Now(found) => found,
-                Answer::Later(found) => found.await,
+                NowOrLater::Now(found) => found,
+                NowOrLater::Later(found) => found.await,
             };
             match found {
-                Ok(Found::Node(stat)) => stat.id,
+                Ok(LookupResult::Node(stat)) => stat.id,
                 other => panic!("{other:?}"),
             }
         }

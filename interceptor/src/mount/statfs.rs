@@ -7,7 +7,7 @@ use fuser::ReplyStatfs;
 use futures::FutureExt;
 use parking_lot::Mutex;
 
-use crate::namespace::{Answer, Filer, Space};
+use crate::namespace::{ClusterUsage, Filer, NowOrLater};
 
 /// How long figures are good enough; `weed mount` takes the same.
 const MAX_AGE: Duration = Duration::from_secs(20);
@@ -24,7 +24,7 @@ pub(super) struct SpaceCache {
 
 #[derive(Default)]
 struct Latest {
-    space: Option<Space>,
+    space: Option<ClusterUsage>,
     asked: Option<Instant>,
 }
 
@@ -34,7 +34,7 @@ impl SpaceCache {
     }
 
     /// The latest figures; those of an empty cluster if there are none.
-    pub(super) fn now(self: &Arc<Self>) -> Answer<Space> {
+    pub(super) fn now(self: &Arc<Self>) -> NowOrLater<ClusterUsage> {
         let mut latest = self.latest.lock();
         let due = latest.asked.is_none_or(|at| at.elapsed() > MAX_AGE);
         if let (false, known) | (true, known @ Some(_)) = (due, latest.space) {
@@ -42,16 +42,16 @@ impl SpaceCache {
                 latest.asked = Some(Instant::now());
                 self.runtime.spawn(self.clone().refresh());
             }
-            return Answer::Now(known.unwrap_or_default());
+            return NowOrLater::Now(known.unwrap_or_default());
         }
         latest.asked = Some(Instant::now());
         let refreshed = self.clone().refresh();
-        Answer::Later(
+        NowOrLater::Later(
             async move { tokio::time::timeout(PATIENCE, refreshed).await.unwrap_or_default() }.boxed(),
         )
     }
 
-    async fn refresh(self: Arc<Self>) -> Space {
+    async fn refresh(self: Arc<Self>) -> ClusterUsage {
         match self.filer.space().await {
             Ok(space) => {
                 self.latest.lock().space = Some(space);
@@ -65,7 +65,7 @@ impl SpaceCache {
     }
 }
 
-pub(super) fn reply(space: Space, reply: ReplyStatfs) {
+pub(super) fn reply(space: ClusterUsage, reply: ReplyStatfs) {
     let blocks = |bytes: u64| bytes / u64::from(BLOCK);
     let free = blocks(space.total.saturating_sub(space.used));
     // A cluster has no limit on files: as many as fit into the type that `df` computes with.

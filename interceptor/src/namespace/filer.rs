@@ -33,12 +33,12 @@ pub trait Filer: Send + Sync + 'static {
     ) -> BoxStream<'static, Result<Entry, FilerFailure>>;
 
     /// How full the cluster is.
-    fn space(&self) -> BoxFuture<'static, Result<Space, FilerFailure>>;
+    fn space(&self) -> BoxFuture<'static, Result<ClusterUsage, FilerFailure>>;
 }
 
 /// How full a cluster is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Space {
+pub struct ClusterUsage {
     /// Bytes that it can hold.
     pub total: u64,
     /// Bytes that it holds.
@@ -88,11 +88,15 @@ impl Filer for FilerClient {
         FilerClient::list(self, directory, after, limit).map(|entry| entry.map_err(shared)).boxed()
     }
 
-    fn space(&self) -> BoxFuture<'static, Result<Space, FilerFailure>> {
+    fn space(&self) -> BoxFuture<'static, Result<ClusterUsage, FilerFailure>> {
         let filer = self.clone();
         async move {
             let statistics = filer.statistics().await.map_err(shared)?;
-            Ok(Space { total: statistics.total_bytes, used: statistics.used_bytes, files: statistics.files })
+            Ok(ClusterUsage {
+                total: statistics.total_bytes,
+                used: statistics.used_bytes,
+                files: statistics.files,
+            })
         }
         .boxed()
     }

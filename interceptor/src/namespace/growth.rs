@@ -23,9 +23,9 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 
-use super::hold::NodeHold;
 use super::invalidate::Invalidation;
 use super::nodes::{Node, Place, same_node};
+use super::pin::NodePin;
 use super::state::State;
 use super::{Changed, Namespace, NodeId};
 use crate::read::FileVersion;
@@ -35,7 +35,7 @@ use crate::seaweed::entry::{Chunk, Content, Entry, Kind};
 pub(super) const GROWTH_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Nodes that grow, for who sees to that.
-pub(crate) type GrowthQueue = mpsc::UnboundedReceiver<NodeHold>;
+pub(crate) type GrowthQueue = mpsc::UnboundedReceiver<NodePin>;
 
 /// What a node is about to become.
 pub(super) struct Growth {
@@ -71,7 +71,7 @@ impl Node {
 /// A node that grows. Who asks for it waits until this is dropped. If its growth was not [told](Self::tell) by then, it stays as
 /// it was, and its name gets another node.
 pub(crate) struct Growing {
-    hold: NodeHold,
+    pin: NodePin,
     before: Arc<FileVersion>,
     version: Arc<FileVersion>,
     is_told: bool,
@@ -80,7 +80,7 @@ pub(crate) struct Growing {
 impl Growing {
     /// The number of the node.
     pub(crate) fn node(&self) -> NodeId {
-        self.hold.id()
+        self.pin.id()
     }
 
     /// What the node stood for.
@@ -96,17 +96,17 @@ impl Growing {
     /// The kernel keeps nothing of the shorter version from the page with its end on: from now on the attributes of the longer
     /// one are what is told.
     pub(crate) fn tell(&mut self) {
-        if let Some(namespace) = self.hold.namespace() {
+        if let Some(namespace) = self.pin.namespace() {
             self.is_told = true;
-            namespace.tell_growth(self.hold.id(), &self.version);
+            namespace.tell_growth(self.pin.id(), &self.version);
         }
     }
 }
 
 impl Drop for Growing {
     fn drop(&mut self) {
-        if let Some(namespace) = self.hold.namespace() {
-            namespace.state.lock().end_growth(self.hold.id(), &self.version, self.is_told);
+        if let Some(namespace) = self.pin.namespace() {
+            namespace.state.lock().end_growth(self.pin.id(), &self.version, self.is_told);
         }
     }
 }
@@ -124,11 +124,11 @@ impl State {
         node.version = version.clone().into();
         let over = watch::Sender::new(());
         node.growth = Some(Growth { entry: entry.clone(), before, version: version.clone(), over });
-        let (Some(growths), Some(hold)) = (self.growths.clone(), self.hold(id)) else { return };
-        if let Err(mpsc::error::SendError(hold)) = growths.send(hold) {
+        let (Some(growths), Some(pin)) = (self.growths.clone(), self.pin(id)) else { return };
+        if let Err(mpsc::error::SendError(pin)) = growths.send(pin) {
             // The mount is going away.
             self.end_growth(id, &version, false);
-            self.nodes.close(hold.into_id());
+            self.nodes.close(pin.into_id());
         }
     }
 
@@ -167,14 +167,14 @@ impl Namespace {
     }
 
     /// The growth that a held node is in.
-    pub(crate) fn growing(hold: NodeHold) -> Option<Growing> {
-        let namespace = hold.namespace()?;
+    pub(crate) fn growing(pin: NodePin) -> Option<Growing> {
+        let namespace = pin.namespace()?;
         let (before, version) = {
             let state = namespace.state.lock();
-            let growth = state.nodes.get(hold.id())?.growth.as_ref()?;
+            let growth = state.nodes.get(pin.id())?.growth.as_ref()?;
             (growth.before.clone(), growth.version.clone())
         };
-        Some(Growing { hold, before, version, is_told: false })
+        Some(Growing { pin, before, version, is_told: false })
     }
 
     /// The node that `changed` is appended to, if the kernel knows it.

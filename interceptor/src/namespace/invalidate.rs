@@ -14,7 +14,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
 use super::NodeId;
-use super::hold::NodeHold;
+use super::pin::NodePin;
 use crate::vital;
 
 /// The kernel's caches of names, attributes and directory pages.
@@ -28,7 +28,7 @@ pub trait KernelCache: Send + Sync + 'static {
     /// A name was deleted that stood for `child`.
     fn delete(&self, parent: NodeId, child: NodeId, name: &str);
     /// Forget nodes that nothing uses. Only for a kernel that
-    /// [can](super::KernelAbilities::prunes).
+    /// [can](super::KernelFeatures::prunes).
     fn prune(&self, nodes: &[NodeId]);
 }
 
@@ -54,7 +54,7 @@ pub(crate) enum Invalidation {
 pub(crate) struct Queued {
     pub(super) invalidation: Invalidation,
     /// The node whose number must still be its own when the kernel is told.
-    pub(super) hold: Option<NodeHold>,
+    pub(super) pin: Option<NodePin>,
 }
 
 /// Where invalidations wait for their thread.
@@ -91,7 +91,7 @@ pub(super) fn deliver(first: Queued, queue: &InvalidationQueue, kernel: &dyn Ker
     let is_new = |queued: &Queued| seen.insert(queued.invalidation.clone());
     let batch: Vec<_> = std::iter::once(first).chain(queue.try_iter()).filter(is_new).collect();
     let mut unused = Vec::new();
-    for Queued { invalidation, hold: _hold } in batch {
+    for Queued { invalidation, pin: _pin } in batch {
         match invalidation {
             Invalidation::Entry { parent, name } => kernel.inval_entry(parent, &name),
             Invalidation::Attributes(node) => kernel.inval_inode_attr(node),

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::filer::{FilerFailure, NamespaceError};
-use super::lookup::Moment;
+use super::lookup::ChangeStamp;
 use crate::seaweed::entry::Entry;
 
 /// The memory of all listings of a mount: those that handles read, and those that are kept for others.
@@ -69,7 +69,7 @@ pub(super) enum End {
 pub(crate) struct Batch {
     pub(crate) entries: Vec<Arc<Entry>>,
     /// When the filer told of them, if they are not remembered.
-    pub(crate) moment: Option<Moment>,
+    pub(crate) stamp: Option<ChangeStamp>,
 }
 
 /// What a listing has at a place.
@@ -176,10 +176,10 @@ impl Listing {
         let rest = entries.list.get(index..).unwrap_or_default();
         if !rest.is_empty() {
             let entries = rest[..rest.len().min(BATCH)].to_vec();
-            return Some(Ok(Listed::Batch(Batch { entries, moment: None })));
+            return Some(Ok(Listed::Batch(Batch { entries, stamp: None })));
         }
         Some(match entries.end.as_ref()? {
-            End::Complete => Ok(Listed::Batch(Batch { entries: Vec::new(), moment: None })),
+            End::Complete => Ok(Listed::Batch(Batch { entries: Vec::new(), stamp: None })),
             End::Cut => Ok(Listed::Cut),
             End::Failed(failure) => Err(NamespaceError::Filer(failure.clone())),
         })

@@ -13,7 +13,7 @@ use super::growth::GROWTH_PATIENCE;
 use super::invalidate::Invalidation;
 use super::nodes::{Place, same_node};
 use super::state::State;
-use super::{Answer, Found, Namespace, NamespaceError, NodeId, ROOT, Stat};
+use super::{LookupResult, Namespace, NamespaceError, NodeId, NodeStat, NowOrLater, ROOT};
 use crate::arrival::Arrival;
 use crate::seaweed::entry::{Entry, Kind};
 
@@ -36,18 +36,18 @@ impl Flight {
 struct Reply {
     entry: Result<Option<Arc<Entry>>, NamespaceError>,
     /// The state of things the reply is right for; `None` if an event overtook it, or none will tell when it changes.
-    moment: Option<Moment>,
+    stamp: Option<ChangeStamp>,
 }
 
 /// Any event that could concern the reply changes one of these.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Moment {
+pub(crate) struct ChangeStamp {
     epoch: u64,
     changes: u64,
     link_changes: u64,
 }
 
-impl Moment {
+impl ChangeStamp {
     /// For a reply about what a directory holds.
     pub(super) fn of(state: &mut State, directory: NodeId) -> Option<Self> {
         let serial = state.nodes.directory(directory)?.serial;
@@ -63,18 +63,22 @@ impl Moment {
 
 impl Namespace {
     /// The node for a name, counting one lookup of it.
-    pub fn lookup(self: &Arc<Self>, parent: NodeId, name: &str) -> Answer<Result<Found, NamespaceError>> {
+    pub fn lookup(
+        self: &Arc<Self>,
+        parent: NodeId,
+        name: &str,
+    ) -> NowOrLater<Result<LookupResult, NamespaceError>> {
         let mut state = self.state.lock();
         if let Some(answer) = self.lookup_known(&mut state, parent, name) {
-            return Answer::Now(answer);
+            return NowOrLater::Now(answer);
         }
         let Some((serial, reply)) = self.ask(&mut state, parent, name) else {
-            return Answer::Now(Err(NamespaceError::NotDirectory));
+            return NowOrLater::Now(Err(NamespaceError::NotDirectory));
         };
         self.read_ahead(&mut state, parent);
         drop(state);
         let (namespace, name) = (self.clone(), Arc::<str>::from(name));
-        Answer::Later(async move { namespace.lookup_replied(parent, serial, &name, reply.await) }.boxed())
+        NowOrLater::Later(async move { namespace.lookup_replied(parent, serial, &name, reply.await) }.boxed())
     }
 
     fn lookup_known(
@@ -82,20 +86,20 @@ impl Namespace {
         state: &mut State,
         parent: NodeId,
         name: &str,
-    ) -> Option<Result<Found, NamespaceError>> {
+    ) -> Option<Result<LookupResult, NamespaceError>> {
         if state.nodes.get(parent).is_none() {
             return Some(Err(NamespaceError::Stale));
         }
         if self.hidden(parent, name) {
-            return Some(Ok(Found::Absent(self.options.short_timeout)));
+            return Some(Ok(LookupResult::Absent(self.options.short_timeout)));
         }
         if name == "." || name == ".." {
             return Some(self.lookup_dots(state, parent, name));
         }
         match state.with_directory(parent, |directory| directory.known(name, SystemTime::now())) {
-            Some(Known::Present(entry)) => {
-                Some(state.attach(parent, name, &entry, true).map(Found::Node).ok_or(NamespaceError::Stale))
-            }
+            Some(Known::Present(entry)) => Some(
+                state.attach(parent, name, &entry, true).map(LookupResult::Node).ok_or(NamespaceError::Stale),
+            ),
             Some(Known::Absent) => Some(Ok(self.absent(state, parent, name, true))),
             Some(Known::Nothing) => None,
             None => Some(Err(NamespaceError::NotDirectory)),
@@ -103,26 +107,26 @@ impl Namespace {
     }
 
     /// An NFS server asks this way for a node that it has a handle of.
-    fn lookup_dots(&self, state: &mut State, id: NodeId, name: &str) -> Result<Found, NamespaceError> {
+    fn lookup_dots(&self, state: &mut State, id: NodeId, name: &str) -> Result<LookupResult, NamespaceError> {
         let node = state.nodes.get(id).ok_or(NamespaceError::Stale)?;
         let id = if name == ".." { node.home.parent } else { id };
         let stat = state.stat(id).ok_or(NamespaceError::Stale)?;
         state.nodes.get_mut(id).ok_or(NamespaceError::Stale)?.lookups += 1;
-        Ok(Found::Node(stat))
+        Ok(LookupResult::Node(stat))
     }
 
     /// A name does not exist. The kernel may remember that for as long as we do, so that it can be told otherwise.
-    fn absent(&self, state: &mut State, parent: NodeId, name: &str, current: bool) -> Found {
+    fn absent(&self, state: &mut State, parent: NodeId, name: &str, current: bool) -> LookupResult {
         if !current {
-            return Found::Absent(Duration::ZERO);
+            return LookupResult::Absent(Duration::ZERO);
         }
         if state.live {
             if !state.has_room_for_absent() {
-                return Found::Absent(Duration::ZERO);
+                return LookupResult::Absent(Duration::ZERO);
             }
             state.with_directory(parent, |directory| directory.learn_absent(name));
         }
-        Found::Absent(state.absent_timeout())
+        LookupResult::Absent(state.absent_timeout())
     }
 
     fn lookup_replied(
@@ -131,15 +135,16 @@ impl Namespace {
         serial: u64,
         name: &str,
         reply: Reply,
-    ) -> Result<Found, NamespaceError> {
+    ) -> Result<LookupResult, NamespaceError> {
         let entry = reply.entry?;
         let mut state = self.state.lock();
-        let now = Moment::now(&mut state, parent, serial).ok_or(NamespaceError::Stale)?;
-        let current = reply.moment == Some(now);
+        let now = ChangeStamp::now(&mut state, parent, serial).ok_or(NamespaceError::Stale)?;
+        let current = reply.stamp == Some(now);
         match entry {
-            Some(entry) => {
-                state.attach(parent, name, &entry, current).map(Found::Node).ok_or(NamespaceError::Stale)
-            }
+            Some(entry) => state
+                .attach(parent, name, &entry, current)
+                .map(LookupResult::Node)
+                .ok_or(NamespaceError::Stale),
             None => Ok(self.absent(&mut state, parent, name, current)),
         }
     }
@@ -174,11 +179,11 @@ impl Namespace {
                     && !overtaken.load(Ordering::Relaxed)
                     && state.epoch == epoch
                     && (state.link_changes == link_changes || !is_hard_link(&entry));
-                let moment = if valid { Moment::now(&mut state, parent, serial) } else { None };
-                if moment.is_some() && state.live {
+                let stamp = if valid { ChangeStamp::now(&mut state, parent, serial) } else { None };
+                if stamp.is_some() && state.live {
                     remember(&mut state, parent, &key.1, &entry);
                 }
-                Reply { entry, moment }
+                Reply { entry, stamp }
             }
             .boxed()
             .shared()
@@ -188,10 +193,10 @@ impl Namespace {
     }
 
     /// The attributes of a node, asked for again if they may have changed.
-    pub fn attributes(self: &Arc<Self>, id: NodeId) -> Answer<Result<Stat, NamespaceError>> {
+    pub fn attributes(self: &Arc<Self>, id: NodeId) -> NowOrLater<Result<NodeStat, NamespaceError>> {
         let mut state = self.state.lock();
         if state.nodes.get(id).is_none() {
-            return Answer::Now(Err(NamespaceError::Stale));
+            return NowOrLater::Now(Err(NamespaceError::Stale));
         }
         if id == ROOT && self.options.root_path == "/" {
             // The filer keeps no entry of its root that could change.
@@ -202,21 +207,21 @@ impl Namespace {
         }
         if state.is_fresh(id) {
             let stat = state.stat(id).ok_or(NamespaceError::Stale);
-            return Answer::Now(stat);
+            return NowOrLater::Now(stat);
         }
         let namespace = self.clone();
         if id == ROOT {
             drop(state);
-            return Answer::Later(namespace.refresh_root(Arrival::now()).boxed());
+            return NowOrLater::Later(namespace.refresh_root(Arrival::now()).boxed());
         }
         let Some(Place { parent, name }) = state.nodes.get(id).map(|node| node.home.clone()) else {
-            return Answer::Now(Err(NamespaceError::Stale));
+            return NowOrLater::Now(Err(NamespaceError::Stale));
         };
         let Some((serial, reply)) = self.ask(&mut state, parent, &name) else {
-            return Answer::Now(Err(NamespaceError::Stale));
+            return NowOrLater::Now(Err(NamespaceError::Stale));
         };
         drop(state);
-        Answer::Later(
+        NowOrLater::Later(
             async move {
                 let (mut reply, deadline) = (reply.await, Instant::now() + GROWTH_PATIENCE);
                 loop {
@@ -225,7 +230,7 @@ impl Namespace {
                         return Ok(stat);
                     }
                     // Others may have been told of more meanwhile.
-                    reply.moment = None;
+                    reply.stamp = None;
                 }
             }
             .boxed(),
@@ -240,7 +245,7 @@ impl Namespace {
         serial: u64,
         name: &str,
         reply: Reply,
-    ) -> Result<Stat, NamespaceError> {
+    ) -> Result<NodeStat, NamespaceError> {
         let mut state = self.state.lock();
         let entry = match reply.entry {
             Ok(entry) => entry,
@@ -250,8 +255,8 @@ impl Namespace {
                 return state.stat(id).ok_or(NamespaceError::Stale);
             }
         };
-        let now = Moment::now(&mut state, parent, serial);
-        let current = now.is_some() && reply.moment == now;
+        let now = ChangeStamp::now(&mut state, parent, serial);
+        let current = now.is_some() && reply.stamp == now;
         let is_named = state.nodes.child(parent, name) == Some(id);
         let epoch = state.epoch;
         let Some(node) = state.nodes.get_mut(id) else { return Err(NamespaceError::Stale) };
@@ -283,7 +288,7 @@ impl Namespace {
         state.stat(id).ok_or(NamespaceError::Stale)
     }
 
-    async fn refresh_root(self: Arc<Self>, arrival: Arrival) -> Result<Stat, NamespaceError> {
+    async fn refresh_root(self: Arc<Self>, arrival: Arrival) -> Result<NodeStat, NamespaceError> {
         let (epoch, changes) = {
             let state = self.state.lock();
             (state.epoch, state.root_changes)

@@ -25,7 +25,6 @@ mod directory;
 mod events;
 mod filer;
 pub(crate) mod growth;
-mod hold;
 pub(crate) mod invalidate;
 pub(crate) mod listing;
 mod lookup;
@@ -33,6 +32,7 @@ mod lookup;
 mod model_tests;
 pub(crate) mod next_files;
 mod nodes;
+mod pin;
 pub(crate) mod readdir;
 mod state;
 pub(crate) mod tail;
@@ -46,10 +46,10 @@ use futures::future::BoxFuture;
 use parking_lot::Mutex;
 
 pub use events::Changed;
-pub use filer::{Filer, FilerFailure, NamespaceError, Space};
-pub(crate) use hold::NodeHold;
+pub use filer::{ClusterUsage, Filer, FilerFailure, NamespaceError};
 pub use invalidate::KernelCache;
-pub(crate) use lookup::Moment;
+pub(crate) use lookup::ChangeStamp;
+pub(crate) use pin::NodePin;
 
 use invalidate::InvalidationQueue;
 use listing::Listing;
@@ -123,7 +123,7 @@ impl NamespaceOptions {
 
 /// What a kernel can do beyond what all can.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct KernelAbilities {
+pub(crate) struct KernelFeatures {
     /// Forgets nodes that nothing uses when it is asked to.
     pub(crate) prunes: bool,
     /// Takes the name of a directory's entry and leaves the rest, if the attributes are none that
@@ -135,14 +135,14 @@ pub(crate) struct KernelAbilities {
 #[derive(Debug, Clone)]
 pub(crate) enum ListedEntry {
     /// With its node, of which one lookup was counted.
-    Node(Stat),
+    Node(NodeStat),
     /// With its name and this number only.
     Name(NodeId),
 }
 
 /// A node as a reply describes it.
 #[derive(Debug, Clone)]
-pub struct Stat {
+pub struct NodeStat {
     /// Its number.
     pub id: NodeId,
     /// Tells it from others that had the number before.
@@ -157,15 +157,15 @@ pub struct Stat {
 
 /// What became of a lookup.
 #[derive(Debug, Clone)]
-pub enum Found {
+pub enum LookupResult {
     /// There is such a name. One lookup of the node was counted.
-    Node(Stat),
+    Node(NodeStat),
     /// There is none, and for so long that may be trusted.
     Absent(Duration),
 }
 
 /// An answer that is known, or has to be waited for.
-pub enum Answer<T> {
+pub enum NowOrLater<T> {
     /// It is known.
     Now(T),
     /// It needs the filer.
@@ -197,8 +197,8 @@ impl Namespace {
     }
 
     /// What the kernel of the mount can do. To be called before the first request.
-    pub(crate) fn set_abilities(&self, abilities: KernelAbilities) {
-        self.state.lock().abilities = abilities;
+    pub(crate) fn set_kernel_features(&self, kernel_features: KernelFeatures) {
+        self.state.lock().kernel_features = kernel_features;
     }
 
     /// The kernel dropped `count` of the lookups it was told of.

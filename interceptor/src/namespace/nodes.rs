@@ -34,7 +34,7 @@ pub(super) struct Node {
     /// Every name that the kernel knows it by; none once all of them are gone.
     pub(super) names: Vec<Place>,
     pub(super) lookups: u64,
-    /// Handles of a directory, and [holds](super::NodeHold). Of a file's handles the kernel does not tell: while there are any
+    /// Handles of a directory, and [holds](super::NodePin). Of a file's handles the kernel does not tell: while there are any
     /// it keeps its lookups.
     pub(super) opens: u64,
     /// How many live nodes have their home here.

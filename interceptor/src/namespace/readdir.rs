@@ -8,15 +8,15 @@ use futures::StreamExt;
 use super::directory::Stream;
 use super::invalidate::Invalidation;
 use super::listing::{End, Listing};
-use super::lookup::Moment;
+use super::lookup::ChangeStamp;
 use super::state::State;
-use super::{ListedEntry, Namespace, NamespaceError, NodeHold, NodeId, ROOT};
+use super::{ListedEntry, Namespace, NamespaceError, NodeId, NodePin, ROOT};
 use crate::seaweed::entry::Entry;
 use crate::telemetry::log_limit::LogLimit;
 
 /// A directory that was opened.
 pub(crate) struct OpenedDirectory {
-    pub(crate) node: NodeHold,
+    pub(crate) node: NodePin,
     /// What it holds, if that is known or being read.
     pub(crate) listing: Option<Arc<Listing>>,
     /// Whether the kernel may keep a copy of the listing until it is told to drop it.
@@ -29,7 +29,7 @@ const PORTION: usize = 256;
 impl Namespace {
     /// A directory is opened. Reads nothing yet: the kernel may have a copy.
     pub(crate) fn open_directory(self: &Arc<Self>, id: NodeId) -> Result<OpenedDirectory, NamespaceError> {
-        let node = self.hold(id).ok_or(NamespaceError::Stale)?;
+        let node = self.pin(id).ok_or(NamespaceError::Stale)?;
         let mut state = self.state.lock();
         let listing = state.nodes.directory(id).ok_or(NamespaceError::NotDirectory)?.shared_listing();
         Ok(OpenedDirectory { node, listing, cacheable: state.live })
@@ -186,7 +186,7 @@ impl Namespace {
         listing.finish(end);
     }
 
-    /// The kernel is told of an entry of a listing with all that belongs to it: finds its node, counting a lookup. `moment` is
+    /// The kernel is told of an entry of a listing with all that belongs to it: finds its node, counting a lookup. `stamp` is
     /// when the filer told of the entry, if it is not remembered. While nodes take too much memory
     /// none is made for it, and the kernel has to ask for the name if that is of interest. `None`
     /// if the directory is not live.
@@ -194,11 +194,11 @@ impl Namespace {
         &self,
         directory: NodeId,
         entry: &Arc<Entry>,
-        moment: Option<Moment>,
+        stamp: Option<ChangeStamp>,
     ) -> Option<ListedEntry> {
         let mut state = self.state.lock();
         let is_remembered = state.nodes.directory(directory)?.is_current(entry);
-        if state.abilities.takes_names_alone
+        if state.kernel_features.takes_names_alone
             && state.has_too_many_nodes()
             && state.nodes.find(directory, &entry.name, entry).is_none()
         {
@@ -210,7 +210,7 @@ impl Namespace {
                 return Some(ListedEntry::Name(number));
             }
         }
-        let is_new = moment.is_some() && moment == Moment::of(&mut state, directory);
+        let is_new = stamp.is_some() && stamp == ChangeStamp::of(&mut state, directory);
         // A change through another of its names would not be seen here.
         let current = is_remembered || is_new && entry.hard_link.is_none();
         // Without events nothing is remembered, and a listing is as good as a lookup for as long as either is trusted.

@@ -9,12 +9,12 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::mpsc;
 
 use super::directory::Directory;
-use super::hold::NodeHold;
 use super::invalidate::{Invalidation, Queued};
 use super::listing::ListingBudget;
 use super::lookup::Flight;
 use super::nodes::Nodes;
-use super::{KernelAbilities, Namespace, NamespaceOptions, NodeId, Stat};
+use super::pin::NodePin;
+use super::{KernelFeatures, Namespace, NamespaceOptions, NodeId, NodeStat};
 use crate::read::FileVersion;
 use crate::seaweed::entry::Entry;
 
@@ -41,9 +41,9 @@ pub(super) struct State {
     pub(super) listings: Arc<ListingBudget>,
     absent_limit: usize,
     kernel: Sender<Queued>,
-    pub(super) abilities: KernelAbilities,
+    pub(super) kernel_features: KernelFeatures,
     /// Where nodes that grow are seen to.
-    pub(super) growths: Option<mpsc::UnboundedSender<NodeHold>>,
+    pub(super) growths: Option<mpsc::UnboundedSender<NodePin>>,
     /// What this is the state of.
     namespace: Weak<Namespace>,
 }
@@ -72,7 +72,7 @@ impl State {
             listings: ListingBudget::new(options.listing_bytes),
             absent_limit: options.absent_names,
             kernel,
-            abilities: KernelAbilities::default(),
+            kernel_features: KernelFeatures::default(),
             growths: None,
             namespace,
         }
@@ -84,23 +84,23 @@ impl State {
 
     /// Queues an invalidation. It is lost only when the mount is going away.
     pub(super) fn tell(&self, invalidation: Invalidation) {
-        let _ = self.kernel.send(Queued { invalidation, hold: None });
+        let _ = self.kernel.send(Queued { invalidation, pin: None });
     }
 
     /// Keeps a node, if there is such a node.
-    pub(super) fn hold(&mut self, id: NodeId) -> Option<NodeHold> {
+    pub(super) fn pin(&mut self, id: NodeId) -> Option<NodePin> {
         self.nodes.open(id)?;
-        Some(NodeHold::of(self.namespace.clone(), id))
+        Some(NodePin::of(self.namespace.clone(), id))
     }
 
     /// Queues that `name` of `parent` was deleted, which stood for `child`.
     pub(super) fn tell_deleted(&mut self, parent: NodeId, child: NodeId, name: &str) {
         let invalidation = Invalidation::Deleted { parent, child, name: name.into() };
-        let hold = self.hold(child);
-        if let Err(SendError(lost)) = self.kernel.send(Queued { invalidation, hold })
-            && let Some(hold) = lost.hold
+        let pin = self.pin(child);
+        if let Err(SendError(lost)) = self.kernel.send(Queued { invalidation, pin })
+            && let Some(pin) = lost.pin
         {
-            self.nodes.close(hold.into_id());
+            self.nodes.close(pin.into_id());
         }
     }
 
@@ -209,7 +209,7 @@ impl State {
         if bytes > limit && bytes > self.shrink_at {
             // Down to three quarters of the limit, if all take about as much.
             let stay = (self.nodes.len() as u128 * limit as u128 * 3 / (bytes as u128 * 4)) as usize;
-            for id in self.nodes.leave(self.nodes.len() - stay, self.abilities.prunes) {
+            for id in self.nodes.leave(self.nodes.len() - stay, self.kernel_features.prunes) {
                 self.let_go(id);
             }
             // Unless that helps, the next time is after some more.
@@ -222,7 +222,7 @@ impl State {
     /// also of a file that is in use.
     fn let_go(&self, id: NodeId) {
         let Some(node) = self.nodes.get(id) else { return };
-        if !self.abilities.prunes {
+        if !self.kernel_features.prunes {
             for place in &node.names {
                 self.tell(Invalidation::Entry { parent: place.parent, name: place.name.clone() });
             }
@@ -243,7 +243,7 @@ impl State {
         name: &str,
         entry: &Arc<Entry>,
         current: bool,
-    ) -> Option<Stat> {
+    ) -> Option<NodeStat> {
         let entry = &self.not_outgrown(parent, name, entry, current);
         let (id, returns) = self.nodes.attach(parent, name, entry)?;
         self.bound_nodes();
@@ -261,7 +261,7 @@ impl State {
         node.checked = (epoch, Instant::now());
         let generation = node.generation;
         let timeout = if current { self.timeout(entry) } else { Duration::ZERO };
-        Some(Stat { id, generation, entry: entry.clone(), entry_timeout: timeout, attr_timeout: timeout })
+        Some(NodeStat { id, generation, entry: entry.clone(), entry_timeout: timeout, attr_timeout: timeout })
     }
 
     /// What is known of a name since a reply to an earlier question told that it stood for `entry`. Without events any may be
@@ -282,10 +282,10 @@ impl State {
     }
 
     /// The node as it is known, with time-outs of zero if that is not what the filer would say.
-    pub(super) fn stat(&self, id: NodeId) -> Option<Stat> {
+    pub(super) fn stat(&self, id: NodeId) -> Option<NodeStat> {
         let node = self.nodes.get(id)?;
         let timeout = if self.is_fresh(id) { self.timeout(&node.entry) } else { Duration::ZERO };
-        Some(Stat {
+        Some(NodeStat {
             id,
             generation: node.generation,
             entry: node.entry.clone(),

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use futures::StreamExt;
 
 use super::listing::{Batch, Listing};
-use super::lookup::Moment;
+use super::lookup::ChangeStamp;
 use super::{Namespace, NamespaceError, NodeId};
 use crate::seaweed::entry::Entry;
 
@@ -41,7 +41,7 @@ struct Page {
     entries: Vec<Arc<Entry>>,
     /// Where the next page begins, if there is one.
     next: Option<Position>,
-    moment: Option<Moment>,
+    stamp: Option<ChangeStamp>,
 }
 
 impl Tail {
@@ -55,14 +55,13 @@ impl Tail {
     pub(crate) fn try_batch(&self, index: usize) -> Option<Batch> {
         let found = self.pages.iter().find_map(|page| {
             let rest = page.entries.get(index.checked_sub(page.start.index)?..)?;
-            (!rest.is_empty()).then(|| Batch { entries: rest.to_vec(), moment: page.moment })
+            (!rest.is_empty()).then(|| Batch { entries: rest.to_vec(), stamp: page.stamp })
         });
         if found.is_some() {
             return found;
         }
         let last = self.pages.back().filter(|page| page.next.is_none())?;
-        (index >= last.start.index + last.entries.len())
-            .then_some(Batch { entries: Vec::new(), moment: None })
+        (index >= last.start.index + last.entries.len()).then_some(Batch { entries: Vec::new(), stamp: None })
     }
 
     /// The same, having the filer asked.
@@ -90,12 +89,12 @@ impl Tail {
 
 impl Namespace {
     async fn page(&self, directory: NodeId, start: Position) -> Result<Page, NamespaceError> {
-        let (path, moment) = {
+        let (path, stamp) = {
             let mut state = self.state.lock();
-            (state.nodes.path(directory), Moment::of(&mut state, directory))
+            (state.nodes.path(directory), ChangeStamp::of(&mut state, directory))
         };
         let mut found = self.filer.list(&path, &start.after, PAGE_ENTRIES);
-        let mut page = Page { entries: Vec::new(), next: None, moment, start };
+        let mut page = Page { entries: Vec::new(), next: None, stamp, start };
         let (mut count, mut bytes, mut after) = (0, 0, None);
         while let Some(entry) = found.next().await {
             let entry = entry.map_err(NamespaceError::Filer)?;

@@ -109,8 +109,8 @@ impl Filer for Handle {
         futures::stream::once(start).flat_map(move |()| futures::stream::iter(list.clone())).boxed()
     }
 
-    fn space(&self) -> BoxFuture<'static, Result<Space, FilerFailure>> {
-        async { Ok(Space::default()) }.boxed()
+    fn space(&self) -> BoxFuture<'static, Result<ClusterUsage, FilerFailure>> {
+        async { Ok(ClusterUsage::default()) }.boxed()
     }
 }
 
@@ -149,8 +149,8 @@ impl Namespace {
         self.state.lock().nodes.bytes
     }
 
-    pub(crate) fn abilities(&self) -> KernelAbilities {
-        self.state.lock().abilities
+    pub(crate) fn kernel_features(&self) -> KernelFeatures {
+        self.state.lock().kernel_features
     }
 
     /// How many names the kernel was shown alone and has not forgotten.
@@ -159,37 +159,37 @@ impl Namespace {
     }
 }
 
-async fn wait<T>(answer: Answer<T>) -> T {
+async fn wait<T>(answer: NowOrLater<T>) -> T {
     match answer {
-        Answer::Now(result) => result,
-        Answer::Later(result) => result.await,
+        NowOrLater::Now(result) => result,
+        NowOrLater::Later(result) => result.await,
     }
 }
 
 impl Fixture {
-    async fn find(&self, parent: NodeId, name: &str) -> Stat {
+    async fn find(&self, parent: NodeId, name: &str) -> NodeStat {
         match wait(self.namespace.lookup(parent, name)).await {
-            Ok(Found::Node(stat)) => stat,
+            Ok(LookupResult::Node(stat)) => stat,
             other => panic!("{name}: {other:?}"),
         }
     }
 
     async fn absent(&self, parent: NodeId, name: &str) -> Duration {
         match wait(self.namespace.lookup(parent, name)).await {
-            Ok(Found::Absent(timeout)) => timeout,
+            Ok(LookupResult::Absent(timeout)) => timeout,
             other => panic!("{name}: {other:?}"),
         }
     }
 
     /// Shows an entry of a listing.
-    fn show(&self, directory: NodeId, entry: &Arc<Entry>, moment: Option<Moment>) -> Stat {
-        match self.namespace.attach(directory, entry, moment) {
+    fn show(&self, directory: NodeId, entry: &Arc<Entry>, stamp: Option<ChangeStamp>) -> NodeStat {
+        match self.namespace.attach(directory, entry, stamp) {
             Some(ListedEntry::Node(stat)) => stat,
             other => panic!("{}: {other:?}", entry.name),
         }
     }
 
-    async fn stat(&self, node: NodeId) -> Stat {
+    async fn stat(&self, node: NodeId) -> NodeStat {
         wait(self.namespace.attributes(node)).await.expect("is known")
     }
 
@@ -276,7 +276,7 @@ async fn a_number_is_not_given_away_while_something_waits_that_names_it() {
     let f = fixture();
     f.model.put("/", file("a", 7, b"old"));
     f.find(ROOT, "a").await;
-    let held = f.namespace.hold(7).expect("there is such a node");
+    let held = f.namespace.pin(7).expect("there is such a node");
     f.delete("/", "a");
     // The kernel forgets the file by itself, and finds another, before it is told of the deletion.
     f.namespace.forget(7, 1);
@@ -311,14 +311,14 @@ async fn a_reply_that_an_event_overtook_is_not_remembered() {
     let f = fixture();
     f.model.put("/", file("a", 7, b"old"));
     f.model.hold_replies();
-    let Answer::Later(slow) = f.namespace.lookup(ROOT, "a") else { panic!("nothing is known yet") };
+    let NowOrLater::Later(slow) = f.namespace.lookup(ROOT, "a") else { panic!("nothing is known yet") };
     let slow = tokio::spawn(slow);
     while f.model.lookups() == 0 {
         tokio::task::yield_now().await;
     }
     f.write("/", file("a", 7, b"newer"));
     f.model.let_reply();
-    let Ok(Ok(Found::Node(stale))) = slow.await else { panic!("there is such a file") };
+    let Ok(Ok(LookupResult::Node(stale))) = slow.await else { panic!("there is such a file") };
     assert_eq!(stale.entry.attr.size, 3);
     assert_eq!((stale.entry_timeout, stale.attr_timeout), (Duration::ZERO, Duration::ZERO));
     let fresh = f.find(ROOT, "a").await;
@@ -332,7 +332,7 @@ async fn what_a_filer_says_that_is_not_followed_is_not_remembered() {
     f.model.is_followed.store(false, SeqCst);
     let stat = f.find(ROOT, "a").await;
     assert_eq!((stat.entry_timeout, stat.attr_timeout), (Duration::ZERO, Duration::ZERO));
-    let Ok(Found::Absent(Duration::ZERO)) = wait(f.namespace.lookup(ROOT, "b")).await else {
+    let Ok(LookupResult::Absent(Duration::ZERO)) = wait(f.namespace.lookup(ROOT, "b")).await else {
         panic!("nobody will say when it comes into being");
     };
     f.model.is_followed.store(true, SeqCst);
@@ -389,7 +389,7 @@ async fn a_directory_that_comes_back_has_what_is_in_it_now() {
     f.absent(below.id, "b").await;
     f.delete("/", "d");
     f.model.hold_replies();
-    let Answer::Later(slow) = f.namespace.lookup(below.id, "c") else { panic!("nothing is known of it") };
+    let NowOrLater::Later(slow) = f.namespace.lookup(below.id, "c") else { panic!("nothing is known of it") };
     let slow = tokio::spawn(slow);
     while f.model.lookups() < 6 {
         tokio::task::yield_now().await;
@@ -402,14 +402,14 @@ async fn a_directory_that_comes_back_has_what_is_in_it_now() {
     f.write("/d/below", directory("c", 10));
     f.told();
     let again = tokio::spawn({
-        let Answer::Later(again) = f.namespace.lookup(ROOT, "d") else { panic!("it has changed") };
+        let NowOrLater::Later(again) = f.namespace.lookup(ROOT, "d") else { panic!("it has changed") };
         again
     });
     while f.model.lookups() < 7 {
         tokio::task::yield_now().await;
     }
     f.model.let_reply();
-    assert!(matches!(again.await, Ok(Ok(Found::Node(stat))) if stat.id == d.id));
+    assert!(matches!(again.await, Ok(Ok(LookupResult::Node(stat))) if stat.id == d.id));
     let _ = slow.await;
     let told = f.told();
     let names = [(d.id, "a"), (d.id, "file"), (below.id, "b")];
@@ -645,7 +645,7 @@ async fn while_nodes_take_too_much_memory_names_are_listed_without_any() {
     const LIMIT: usize = 1 << 20;
     let (prefetch_after, node_bytes) = (u32::MAX, LIMIT);
     let f = fixture_with(NamespaceOptions { prefetch_after, node_bytes, ..NamespaceOptions::default() });
-    f.namespace.set_abilities(KernelAbilities { takes_names_alone: true, ..KernelAbilities::default() });
+    f.namespace.set_kernel_features(KernelFeatures { takes_names_alone: true, ..KernelFeatures::default() });
     for number in 0..FILES {
         f.model.put("/", file(&format!("f{number:04}"), 100 + number, b"x"));
     }
@@ -682,7 +682,7 @@ async fn directories_that_nothing_uses_are_forgotten_after_files() {
     const LIMIT: usize = 1 << 20;
     let (prefetch_after, node_bytes) = (u32::MAX, LIMIT);
     let f = fixture_with(NamespaceOptions { prefetch_after, node_bytes, ..NamespaceOptions::default() });
-    f.namespace.set_abilities(KernelAbilities { prunes: true, ..KernelAbilities::default() });
+    f.namespace.set_kernel_features(KernelFeatures { prunes: true, ..KernelFeatures::default() });
     for (name, inode) in [("parent", 5), ("open", 6), ("probed", 7)] {
         f.model.put("/", directory(name, inode));
         f.find(ROOT, name).await;
@@ -725,7 +725,7 @@ async fn entries_behind_the_cut_are_current_until_something_changes() {
     assert!(matches!(listing.batch(1).await, Ok(listing::Listed::Cut)));
     let mut tail = Tail::new(ROOT, &listing::Listing::new(1, ListingBudget::new(0)));
     let batch = tail.batch(&f.namespace, 0).await.expect("the model can list");
-    let show = || f.show(ROOT, &batch.entries[0], batch.moment);
+    let show = || f.show(ROOT, &batch.entries[0], batch.stamp);
     assert_eq!(show().entry_timeout, LONG);
     f.write("/", file("b", 8, b"x"));
     assert_eq!(show().entry_timeout, Duration::ZERO);
@@ -802,7 +802,7 @@ async fn under_stress_the_last_change_wins() {
             tokio::spawn(async move {
                 for turn in 0..500u64 {
                     let name = format!("f{}", (turn * 7 + reader) % 30);
-                    if let Ok(Found::Node(stat)) = wait(f.lookup(d, &name)).await {
+                    if let Ok(LookupResult::Node(stat)) = wait(f.lookup(d, &name)).await {
                         let _ = wait(f.attributes(stat.id)).await;
                         if turn % 3 == 0 { held.lock().push(stat.id) } else { f.forget(stat.id, 1) }
                     }
@@ -885,7 +885,7 @@ impl Fixture {
     }
 
     /// Looks at a file, which grows, and has `finish` see to that.
-    async fn stat_grown(&self, id: NodeId, finish: impl FnOnce(Growing)) -> Stat {
+    async fn stat_grown(&self, id: NodeId, finish: impl FnOnce(Growing)) -> NodeStat {
         let (stat, ()) = tokio::join!(self.stat(id), async {
             let growing = loop {
                 match self.growing() {
@@ -947,7 +947,7 @@ async fn a_lookup_does_not_wait_for_growth() {
     let as_it_was = fixture.find(ROOT, "f").await;
     assert_eq!((as_it_was.id, as_it_was.entry.attr.size), (found.id, 0));
     assert_eq!((as_it_was.entry_timeout, as_it_was.attr_timeout), (Duration::ZERO, Duration::ZERO));
-    let hold = fixture.namespace.hold(found.id).unwrap();
+    let hold = fixture.namespace.pin(found.id).unwrap();
     let version = fixture.namespace.version(found.id).unwrap();
     assert!(!hold.stands_for(&version), "it is not settled");
     // What comes meanwhile and is no continuation is another file at once.
@@ -1056,7 +1056,7 @@ async fn a_reply_that_is_late_does_not_take_back_what_was_appended() {
     fixture.model.let_reply();
     assert_eq!(newer.await.entry.attr.size, 14);
     match late.await {
-        Ok(Found::Node(stat)) => assert_eq!((stat.id, stat.entry.attr.size), (found.id, 14)),
+        Ok(LookupResult::Node(stat)) => assert_eq!((stat.id, stat.entry.attr.size), (found.id, 14)),
         other => panic!("{other:?}"),
     }
 }

@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 
 use crate::attach;
 use crate::ebpf::Device;
-use crate::fuse::mountinfo::MountedAt;
+use crate::fuse::mountinfo::MountInfo;
 use crate::fuse::mountpoint;
 
 /// A FUSE mount.
@@ -23,7 +23,7 @@ pub(super) struct FuseMount {
 /// Those mounted at `paths`; all of them without any.
 pub(super) fn find(paths: &[PathBuf]) -> anyhow::Result<Vec<FuseMount>> {
     if paths.is_empty() {
-        let table = MountedAt::all().context("cannot see what is mounted")?;
+        let table = MountInfo::all().context("cannot see what is mounted")?;
         let all: Vec<FuseMount> = table.into_iter().filter_map(fuse_mount).collect();
         if all.is_empty() {
             bail!("there is no FUSE mount on this host");
@@ -35,12 +35,12 @@ pub(super) fn find(paths: &[PathBuf]) -> anyhow::Result<Vec<FuseMount>> {
 }
 
 fn at(path: &Path) -> Option<FuseMount> {
-    let topmost = |path: &Path| MountedAt::topmost(path).and_then(fuse_mount);
+    let topmost = |path: &Path| MountInfo::topmost(path).and_then(fuse_mount);
     // Only what is no mount point itself is looked at: it may be a link to one.
     topmost(&std::path::absolute(path).ok()?).or_else(|| topmost(&path.canonicalize().ok()?))
 }
 
-fn fuse_mount(mount: MountedAt) -> Option<FuseMount> {
+fn fuse_mount(mount: MountInfo) -> Option<FuseMount> {
     let kind = mount.fs_type.as_str();
     let is_fuse = kind == "fuse" || kind == "fuseblk" || kind.starts_with("fuse.");
     let is_ours = kind == mountpoint::FS_TYPE || kind == attach::FS_TYPE;
@@ -54,7 +54,7 @@ mod tests {
 
     #[test]
     fn fuse_mounts_are_told_from_others() {
-        let mounted = |fs_type: &str| MountedAt {
+        let mounted = |fs_type: &str| MountInfo {
             id: 123,
             parent: 30,
             path: "/mnt/data".into(),

@@ -93,7 +93,7 @@ fn note_panics() {
 const IO_THREAD: &str = "fuzz-io";
 
 /// What a run needs to be started.
-pub(crate) struct Run {
+pub(crate) struct FuzzRun {
     /// What the file system under test works on.
     pub(crate) runtime: Runtime,
     pub(crate) seed: u64,
@@ -102,7 +102,7 @@ pub(crate) struct Run {
     _alone: MutexGuard<'static, ()>,
 }
 
-impl Run {
+impl FuzzRun {
     /// Waits for other runs to end.
     pub(crate) fn begin() -> Self {
         let alone = RUNNING.lock();

@@ -9,13 +9,13 @@ use super::{Namespace, NodeId};
 use crate::read::FileVersion;
 
 /// Keeps a node, and so its number from being given to another. Must not be dropped under the namespace's lock.
-pub(crate) struct NodeHold {
+pub(crate) struct NodePin {
     /// A mount that is gone has nothing to keep.
     namespace: Weak<Namespace>,
     node: NodeId,
 }
 
-impl NodeHold {
+impl NodePin {
     /// For a node that was opened.
     pub(super) fn of(namespace: Weak<Namespace>, node: NodeId) -> Self {
         Self { namespace, node }
@@ -47,7 +47,7 @@ impl NodeHold {
     }
 }
 
-impl Drop for NodeHold {
+impl Drop for NodePin {
     fn drop(&mut self) {
         if let Some(namespace) = self.namespace.upgrade() {
             namespace.state.lock().nodes.close(self.node);
@@ -57,7 +57,7 @@ impl Drop for NodeHold {
 
 impl Namespace {
     /// Keeps a node, if there is such a node.
-    pub(crate) fn hold(self: &Arc<Self>, node: NodeId) -> Option<NodeHold> {
-        self.state.lock().hold(node)
+    pub(crate) fn pin(self: &Arc<Self>, node: NodeId) -> Option<NodePin> {
+        self.state.lock().pin(node)
     }
 }

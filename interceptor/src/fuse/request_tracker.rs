@@ -1,46 +1,46 @@
-//! Requests as they come and are answered: who waits for one thing at a time is served where it runs ([`placement`](super::placement)), by CPUs that
-//! are awake ([`awake`](super::awake)).
+//! Requests as they come and are answered: who waits for one thing at a time is served where it runs ([`affinity`](super::affinity)), by CPUs that
+//! are awake ([`cpu_latency`](super::cpu_latency)).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::awake::Awake;
-use super::placement::{Placement, Seen};
+use super::affinity::{Seen, ThreadAffinity};
+use super::cpu_latency::CpuLatencyQos;
 
 /// Bytes up to which the time of a request is that of its wake-ups and not of copying.
 const SMALL: u32 = 128 << 10;
 
 /// The requests of a mount.
-pub(crate) struct Arrivals {
+pub(crate) struct RequestTracker {
     under_way: Arc<AtomicU32>,
-    placement: Arc<Placement>,
-    awake: Awake,
+    placement: Arc<ThreadAffinity>,
+    awake: CpuLatencyQos,
 }
 
 /// A request that is being answered. To be dropped right before the answer is sent, since a reader that has its answer
 /// may ask the next thing at once.
-pub(crate) struct Turn(Arc<AtomicU32>);
+pub(crate) struct InFlightGuard(Arc<AtomicU32>);
 
-impl Drop for Turn {
+impl Drop for InFlightGuard {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-impl Arrivals {
-    pub(crate) fn new(placement: Arc<Placement>, awake: Awake) -> Self {
+impl RequestTracker {
+    pub(crate) fn new(placement: Arc<ThreadAffinity>, awake: CpuLatencyQos) -> Self {
         Self { under_way: Arc::default(), placement, awake }
     }
 
     /// A request of `len` bytes by the thread `reader` has come, on the calling thread.
-    pub(crate) fn begin(&self, reader: u32, len: u32) -> Turn {
+    pub(crate) fn begin(&self, reader: u32, len: u32) -> InFlightGuard {
         let alone = self.under_way.fetch_add(1, Ordering::Relaxed) == 0;
         let small = len <= SMALL;
         if alone && small {
             self.awake.asked();
         }
         self.placement.observe(Seen { reader, alone, small });
-        Turn(self.under_way.clone())
+        InFlightGuard(self.under_way.clone())
     }
 }
 
@@ -51,7 +51,8 @@ mod tests {
 
     #[test]
     fn what_is_under_way_is_counted_until_it_is_answered() {
-        let arrivals = Arrivals::new(Placement::new(false), Awake::new(false, &Metrics::new()));
+        let arrivals =
+            RequestTracker::new(ThreadAffinity::new(false), CpuLatencyQos::new(false, &Metrics::new()));
         let turns: Vec<_> = (1..4).map(|reader| arrivals.begin(reader, 4096)).collect();
         assert_eq!(arrivals.under_way.load(Ordering::Relaxed), 3);
         drop(turns);

@@ -11,7 +11,7 @@
 //! crosses CPUs. On two CPUs a read of 4 KiB took 53 us so, 20 us if the scheduler was left to itself, and 11 us with a
 //! reader that was bound.
 //!
-//! [`Habit`] decides; [`Placement`] counts, looks and moves. Only CPUs on which the process was allowed to run when it
+//! [`Habit`] decides; [`ThreadAffinity`] counts, looks and moves. Only CPUs on which the process was allowed to run when it
 //! started are used, and only the threads that read requests are moved. Nothing here can fail a request: where the kernel does
 //! not tell or refuses, the threads stay where they are.
 
@@ -79,7 +79,7 @@ impl Habit {
 }
 
 /// The request threads of a mount.
-pub(crate) struct Placement {
+pub(crate) struct ThreadAffinity {
     /// Where the process was allowed to run when it started. `None`: the threads are not to be moved.
     allowed: Option<CpuSet>,
     habit: Mutex<Habit>,
@@ -95,7 +95,7 @@ struct Threads {
 
 /// Keeps a thread in the list of those that are moved, until it ends.
 struct Enrolled {
-    placement: Arc<Placement>,
+    placement: Arc<ThreadAffinity>,
     id: Pid,
 }
 
@@ -110,7 +110,7 @@ thread_local! {
     static ENROLLED: OnceCell<Enrolled> = const { OnceCell::new() };
 }
 
-impl Placement {
+impl ThreadAffinity {
     /// Threads that follow a lone reader if `wanted`, and if there is more than one CPU to run on.
     pub(crate) fn new(wanted: bool) -> Arc<Self> {
         let several = |allowed: &CpuSet| cpus(allowed).nth(1).is_some();
@@ -241,7 +241,7 @@ mod tests {
     #[test]
     fn threads_come_to_a_reader_that_is_bound_and_are_given_back() {
         let before = sched_getaffinity(Pid::from_raw(0)).unwrap();
-        let placement = Placement::new(true);
+        let placement = ThreadAffinity::new(true);
         if placement.allowed.is_none() {
             return;
         }
@@ -277,7 +277,7 @@ mod tests {
 
     #[test]
     fn a_thread_that_ended_is_not_moved() {
-        let placement = Placement::new(true);
+        let placement = ThreadAffinity::new(true);
         if placement.allowed.is_none() {
             return;
         }

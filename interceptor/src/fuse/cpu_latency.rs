@@ -49,7 +49,7 @@ const ANY: i32 = i32::MAX;
 
 /// Why the CPUs are not kept awake.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum NotAwake {
+pub(crate) enum CpuLatencyError {
     /// The kernel does not take what is said to it.
     #[error("{DEVICE}: {0}")]
     Device(io::Error),
@@ -58,7 +58,7 @@ pub(crate) enum NotAwake {
     NoChoice,
 }
 
-impl NotAwake {
+impl CpuLatencyError {
     /// How to have them kept awake.
     pub(crate) fn remedy(&self) -> &'static str {
         match self {
@@ -77,24 +77,24 @@ impl NotAwake {
 ///
 /// # Errors
 /// Why not.
-pub(crate) fn can_keep_awake() -> Result<(), NotAwake> {
+pub(crate) fn probe() -> Result<(), CpuLatencyError> {
     open().map(drop)
 }
 
 /// Opens the device, and finds what to say to it, in microseconds.
-fn open() -> Result<(File, i32), NotAwake> {
+fn open() -> Result<(File, i32), CpuLatencyError> {
     let driver = fs::read_to_string(DRIVER).unwrap_or_default();
     let longest = match driver.trim() {
-        "" | "none" => return Err(NotAwake::NoChoice),
+        "" | "none" => return Err(CpuLatencyError::NoChoice),
         HALT_OR_POLL => Duration::ZERO,
         _ => LIGHT,
     };
-    let device = OpenOptions::new().write(true).open(DEVICE).map_err(NotAwake::Device)?;
+    let device = OpenOptions::new().write(true).open(DEVICE).map_err(CpuLatencyError::Device)?;
     Ok((device, longest.as_micros() as i32))
 }
 
 /// Keeps the CPUs awake as long as requests follow each other. Dropping it lets them sleep.
-pub(crate) struct Awake(Option<Keeper>);
+pub(crate) struct CpuLatencyQos(Option<Keeper>);
 
 /// A thread that says when the CPUs are to stay awake, and until when.
 struct Keeper {
@@ -112,7 +112,7 @@ struct Row {
     over: AtomicBool,
 }
 
-impl Awake {
+impl CpuLatencyQos {
     /// Keeps the CPUs of this host awake if that is `wanted` and possible.
     pub(crate) fn new(wanted: bool, metrics: &Arc<Metrics>) -> Self {
         // Who starts a mount has looked whether it is possible, and said so.
@@ -236,13 +236,13 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(20);
 
-    fn awake() -> (Awake, Receiver<i32>, Arc<Metrics>) {
+    fn awake() -> (CpuLatencyQos, Receiver<i32>, Arc<Metrics>) {
         let ((device, said), metrics) = (channel(), Metrics::new());
-        (Awake(Some(Keeper::start(Told(device), 7, metrics.clone()).unwrap())), said, metrics)
+        (CpuLatencyQos(Some(Keeper::start(Told(device), 7, metrics.clone()).unwrap())), said, metrics)
     }
 
     /// Makes requests, one after another, until something is said to the device.
-    fn ask(awake: &Awake, said: &Receiver<i32>) -> i32 {
+    fn ask(awake: &CpuLatencyQos, said: &Receiver<i32>) -> i32 {
         let begun = Instant::now();
         loop {
             awake.asked();
