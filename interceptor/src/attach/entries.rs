@@ -16,7 +16,6 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
 
 use super::attributes::Attributes;
 use super::coherence::{Basis, Served, agree};
@@ -24,19 +23,20 @@ use super::decider::Whom;
 use super::nodes::Node;
 use super::readdir_ahead::ReaddirAhead;
 use super::tree::Tree;
+use crate::fuse::notices::NoticeHandler;
 use crate::namespace::next_files::NextFiles;
-use crate::namespace::{
-    Changed, Filer, LookupResult, Namespace, NamespaceError, NamespaceOptions, NowOrLater, ROOT,
-};
+use crate::namespace::{Filer, LookupResult, Namespace, NamespaceError, NamespaceOptions, NowOrLater, ROOT};
 use crate::read::{FileVersion, Reader};
 use crate::seaweed::entry::{Content, Entry, Kind};
-use crate::seaweed::subscribe::{EntryRef, Notice};
+use crate::seaweed::subscribe::{Change, EntryRef};
 
 /// How long an open waits for the filer before the file is left to the mount below.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The filer's view of the mount below, and what is served by it.
 pub(super) struct Entries {
+    /// The directory of the filer that the mount below shows.
+    root: String,
     namespace: Arc<Namespace>,
     pub(super) reader: Arc<Reader>,
     pub(super) runtime: Handle,
@@ -71,7 +71,7 @@ impl Entries {
         runtime: Handle,
     ) -> Arc<Self> {
         let options = NamespaceOptions {
-            root_path: root,
+            root_path: root.clone(),
             include_system_entries: true,
             ..NamespaceOptions::beside_cache(reader.cache_capacity())
         };
@@ -79,6 +79,7 @@ impl Entries {
         let (namespace, _) = Namespace::new(filer, entry, options, runtime.clone());
         let next_files = NextFiles::new(&reader);
         Arc::new(Self {
+            root,
             namespace,
             reader,
             runtime,
@@ -168,46 +169,12 @@ impl Entries {
         }
     }
 
-    /// Hands the filer's events, of paths that begin with `root`, to whom they concern.
-    pub(super) async fn follow(self: Arc<Self>, root: String, mut notices: mpsc::Receiver<Notice>) {
-        fn changed(side: &EntryRef) -> Changed<'_> {
-            Changed { directory: &side.directory, entry: &side.entry }
-        }
-        let root = root.trim_end_matches('/');
-        while let Some(notice) = notices.recv().await {
-            match notice {
-                Notice::Live => {
-                    tracing::info!("the filer's events arrive; reads are accelerated");
-                    self.namespace.connected();
-                }
-                Notice::Lost { .. } => {
-                    tracing::info!("the mount below answers all reads until the filer's events arrive again");
-                    self.distrust();
-                }
-                Notice::Change(change) => {
-                    let (old, new) = (change.old.as_ref(), change.new.as_ref());
-                    self.namespace.changed(old.map(changed), new.map(changed));
-                    for side in old.into_iter().chain(new) {
-                        self.changed(root, side);
-                    }
-                }
-            }
-        }
-        // Nobody comes to hear of changes any more.
-        self.distrust();
-    }
-
-    /// Leaves all to the mount below until the filer's events arrive.
-    fn distrust(&self) {
-        self.namespace.disconnected();
-        self.leave(|_| true);
-    }
-
     /// Leaves to the mount below what an event is about: a file, or whatever is in a directory.
-    fn changed(&self, root: &str, side: &EntryRef) {
+    fn changed(&self, side: &EntryRef) {
         let directory = side.directory.trim_end_matches('/');
-        let Some(below) =
-            directory.strip_prefix(root).filter(|rest| rest.is_empty() || rest.starts_with('/'))
+        let Some(below) = directory
+            .strip_prefix(self.root.trim_end_matches('/'))
+            .filter(|rest| rest.is_empty() || rest.starts_with('/'))
         else {
             return;
         };
@@ -226,6 +193,26 @@ impl Entries {
         let left: Vec<_> = self.watched.lock().files.extract_if(|path, _| which(path)).collect();
         for node in left.into_iter().filter_map(|(_, node)| node.upgrade()) {
             node.content.changes();
+        }
+    }
+}
+
+impl NoticeHandler for Entries {
+    const LIVE_MESSAGE: &str = "the filer's events arrive; reads are accelerated";
+    const LOST_MESSAGE: &str = "the mount below answers all reads until the filer's events arrive again";
+
+    fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    fn on_lost(&self) {
+        self.leave(|_| true);
+    }
+
+    fn on_change(&self, change: &Change) {
+        self.namespace.apply(change);
+        for side in change.old.iter().chain(&change.new) {
+            self.changed(side);
         }
     }
 }

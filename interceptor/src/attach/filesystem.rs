@@ -36,7 +36,7 @@ use crate::fuse::STATUS_XATTR;
 use crate::fuse::handles::Handles;
 use crate::fuse::killed::unless_killed;
 use crate::fuse::request_tracker::{InFlightGuard, RequestTracker};
-use crate::fuse::session;
+use crate::fuse::{capabilities, session, xattr};
 use crate::read::Answer;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Source;
@@ -45,9 +45,6 @@ use crate::warmup::ticket::{READ_TICKET_XATTR, ReadTicket, TicketIssuer};
 /// How long the kernel may keep names and attributes, as most mounts below do, too. What goes through this layer shows at once; this is for what others
 /// change.
 const VALID: Duration = Duration::from_secs(1);
-
-/// How many requests the kernel may have under way in the background (readahead, writing back).
-const MAX_BACKGROUND: u16 = 256;
 
 /// The most that one request copies. A program is told how much was copied and asks for the rest, and
 /// meanwhile others have the thread.
@@ -117,15 +114,6 @@ fn reply_xattr(reply: ReplyXattr, value: io::Result<Xattr>) {
         Ok(Xattr::Size(size)) => reply.size(size.try_into().unwrap_or(u32::MAX)),
         Ok(Xattr::Data(data)) => reply.data(&data),
         Err(error) => reply.error(errno(&error)),
-    }
-}
-
-/// A value for who has room for `size` bytes; none is a question for how many it takes.
-fn sized(value: Vec<u8>, size: u32) -> io::Result<Xattr> {
-    match size as usize {
-        0 => Ok(Xattr::Size(value.len())),
-        room if room < value.len() => Err(io::Error::from_raw_os_error(libc::ERANGE)),
-        _ => Ok(Xattr::Data(value)),
     }
 }
 
@@ -291,10 +279,7 @@ impl Filesystem for Layer {
         if self.tree.kernel_checks() {
             wanted.extend([InitFlags::FUSE_DO_READDIRPLUS, InitFlags::FUSE_READDIRPLUS_AUTO]);
         }
-        session::ask_for(config, &wanted);
-        // Neither call fails for a number above zero.
-        let _ = config.set_max_background(MAX_BACKGROUND);
-        let _ = config.set_congestion_threshold(MAX_BACKGROUND / 4 * 3);
+        capabilities::negotiate(config, &wanted);
         // Stamps of a node's content are compared to the nanosecond.
         let _ = config.set_time_granularity(Duration::from_nanos(1));
         Ok(())
@@ -624,19 +609,23 @@ impl Filesystem for Layer {
 
     fn getxattr(&self, request: &Request, node: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         if name == STATUS_XATTR && self.decider.is_some() {
-            let address = self.status_api.get().map_or_else(|| "none".into(), ToString::to_string);
-            return reply_xattr(reply, sized(address.into_bytes(), size));
+            let value = xattr::status_value(self.status_api.get().copied());
+            return xattr::reply(reply, size, Some(value.as_bytes()));
         }
         if name == READ_TICKET_XATTR && self.decider.is_some() {
-            let ticket = self.read_ticket(node.0, caller(request));
-            return reply_xattr(reply, ticket.and_then(|ticket| sized(ticket.into_bytes(), size)));
+            return match self.read_ticket(node.0, caller(request)) {
+                Ok(ticket) => xattr::reply(reply, size, Some(ticket.as_bytes())),
+                Err(error) => reply.error(errno(&error)),
+            };
         }
         reply_xattr(reply, self.tree.attribute(node.0, name, size, caller(request)));
     }
 
     fn listxattr(&self, request: &Request, node: INodeNo, size: u32, reply: ReplyXattr) {
-        let names = self.tree.attribute_names(node.0, caller(request));
-        reply_xattr(reply, names.and_then(|names| sized(names, size)));
+        match self.tree.attribute_names(node.0, caller(request)) {
+            Ok(names) => xattr::reply(reply, size, Some(&names)),
+            Err(error) => reply.error(errno(&error)),
+        }
     }
 
     fn removexattr(&self, request: &Request, node: INodeNo, name: &OsStr, reply: ReplyEmpty) {

@@ -55,7 +55,7 @@ use std::time::Duration;
 use fuser::SessionACL;
 use nix::sys::stat::{Mode, umask};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 pub use refusal::AttachError;
 
@@ -77,9 +77,9 @@ use crate::fuse::device::{self, DetachedMount, MountParams};
 use crate::fuse::handles::Handles;
 use crate::fuse::mountinfo::MountInfo;
 use crate::fuse::request_tracker::RequestTracker;
-use crate::fuse::session::{self, Connection};
-use crate::fuse::{SessionEnd, find_root, unmount};
-use crate::namespace::{Filer, NodeId};
+use crate::fuse::session::{Connection, RunningSession, first_answer};
+use crate::fuse::{SessionEnd, notices, unmount};
+use crate::namespace::{Filer, NodeId, find_root};
 use crate::read::{FileVersion, Reader};
 use crate::seaweed::filer::FilerClient;
 use crate::seaweed::subscribe::{Notice, subscribe};
@@ -151,7 +151,7 @@ pub struct Attached {
 struct Serving {
     tree: Arc<Tree>,
     decider: Option<Decider>,
-    ended: watch::Receiver<Option<SessionEnd>>,
+    session: RunningSession,
     /// Where the status API is, once that is known.
     status_api: Arc<OnceLock<SocketAddr>>,
     tickets: Arc<TicketIssuer>,
@@ -159,9 +159,6 @@ struct Serving {
 
 /// Changes of the filer that may wait to be handled before its stream is slowed down.
 const NOTICES: usize = 1024;
-
-/// How long the layer is given to answer for its root before it counts as failed.
-const FIRST_ANSWER: Duration = Duration::from_secs(30);
 
 impl Attached {
     /// Covers the mount at `options.path` with a layer that answers, and says in `report` which mount that is.
@@ -193,11 +190,7 @@ impl Attached {
             start(&lower, decider, metrics, awake, threads).map(|(serving, mount)| (serving, mount, lower))
         });
         let (serving, mount, lower) = started.await.map_err(thread_failed)??;
-        let answer = tokio::task::spawn_blocking(move || place::await_answer(&mount).map(|()| mount));
-        let answered = match tokio::time::timeout(FIRST_ANSWER, answer).await {
-            Ok(answer) => answer.map_err(thread_failed)?,
-            Err(_) => Err(std::io::ErrorKind::TimedOut.into()),
-        };
+        let answered = first_answer(move || place::await_answer(&mount).map(|()| mount)).await;
         let mount = answered.map_err(|source| AttachError::Unusable { path: lower.path.clone(), source })?;
         let placed = tokio::task::spawn_blocking(move || {
             let at = place::place(mount, &lower, old.as_ref(), &report)?;
@@ -270,7 +263,7 @@ impl Attached {
 
     /// Resolves when nothing serves the layer any more, whoever brought that about.
     pub async fn wait(&self) -> SessionEnd {
-        session::ended(&self.serving.ended).await
+        self.serving.session.wait().await
     }
 
     /// Resolves when somebody else has taken the layer away from its path. What is open is served all the same.
@@ -288,16 +281,13 @@ impl Attached {
         let at = self.at.clone();
         let _ = tokio::task::spawn_blocking(move || unmount::detach(&at)).await;
         self.report.removed();
-        if tokio::time::timeout(grace, self.wait()).await.is_err() {
-            tracing::warn!(path = %self.at.path.display(), "files are still open; what is asked of them fails from now on");
-            unmount::abort(&self.at);
-        }
+        self.serving.session.drain(&self.at, grace).await;
     }
 }
 
 impl Drop for Attached {
     fn drop(&mut self) {
-        if *self.serving.ended.borrow() != Some(SessionEnd::Unmounted) {
+        if !self.serving.session.is_unmounted() {
             unmount::detach(&self.at);
         }
     }
@@ -317,9 +307,10 @@ async fn accelerate(lower: &Lower, cluster: Cluster) -> Result<Arc<Entries>, Att
     let (sender, notices) = mpsc::channel(NOTICES);
     subscribe(filer.clone(), root.clone(), sender);
     let filer: Arc<dyn Filer> = Arc::new(filer);
-    let entry = find_root(filer.as_ref(), &root).await?;
-    let entries = Entries::new(filer, root.clone(), entry, reader, tokio::runtime::Handle::current());
-    tokio::spawn(vital::task("changes", entries.clone().follow(root, note(notices))));
+    let entry = find_root(filer.as_ref(), &root).await.map_err(MountError::from)?;
+    let entries = Entries::new(filer, root, entry, reader, tokio::runtime::Handle::current());
+    let (followed, notices) = (entries.clone(), note(notices));
+    tokio::spawn(vital::task("changes", async move { notices::follow(&*followed, notices).await }));
     Ok(entries)
 }
 
@@ -391,8 +382,8 @@ fn start(
     let connection = Connection::new(layer, device, SessionACL::All).map_err(MountError::Session)?;
     let _ = notifier.set(connection.notifier());
     remembered::spawn(&tree, alarm, connection.notifier()).map_err(AttachError::Start)?;
-    let ended = connection.serve(threads).map_err(AttachError::Start)?;
-    Ok((Serving { tree, decider, ended, status_api, tickets }, mount))
+    let session = connection.serve(threads).map_err(AttachError::Start)?;
+    Ok((Serving { tree, decider, session, status_api, tickets }, mount))
 }
 
 /// Lets the process have as many descriptors as the kernel lets any, or, without the right to that, as it may have. Returns how many.

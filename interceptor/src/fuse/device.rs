@@ -20,7 +20,8 @@ use rustix::mount::{
     fsmount, fsopen,
 };
 
-use super::mountpoint::{FS_TYPE, MountError};
+use super::error::MountError;
+use super::mountpoint::FS_TYPE;
 
 /// How a file system of ours is mounted that gets its place later.
 pub(crate) struct MountParams<'a> {

@@ -5,34 +5,22 @@
 //! ([`affinity`]), and the CPUs not sleep meanwhile ([`cpu_latency`]). Nothing here knows which files there are.
 
 pub(crate) mod affinity;
+pub(crate) mod capabilities;
 pub(crate) mod cpu_latency;
 pub(crate) mod device;
+mod error;
 #[cfg(test)]
 pub(crate) mod fuzz;
 pub(crate) mod handles;
 pub(crate) mod killed;
 pub(crate) mod mountinfo;
 pub(crate) mod mountpoint;
+pub(crate) mod notices;
 pub(crate) mod request_tracker;
 pub(crate) mod session;
 pub(crate) mod unmount;
 pub(crate) mod xattr;
 
-pub use mountpoint::MountError;
+pub use error::MountError;
 pub use session::SessionEnd;
 pub use xattr::STATUS_XATTR;
-
-use crate::arrival::Arrival;
-use crate::namespace::Filer;
-use crate::seaweed::entry::{Entry, Kind};
-
-/// The entry of a directory that is to be shown.
-pub(crate) async fn find_root(filer: &dyn Filer, path: &str) -> Result<Entry, MountError> {
-    let (directory, name) = path.rsplit_once('/').unwrap_or(("", path));
-    let directory = if directory.is_empty() { "/" } else { directory };
-    match filer.lookup(directory, name, Arrival::now()).await.map_err(MountError::Filer)?.entry {
-        Some(entry) if entry.attr.kind == Kind::Directory => Ok(entry),
-        Some(_) => Err(MountError::FilerPathNotDirectory { path: path.into() }),
-        None => Err(MountError::FilerPathMissing { path: path.into() }),
-    }
-}

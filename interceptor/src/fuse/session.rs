@@ -23,10 +23,11 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Once};
+use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
-use fuser::{Config, Filesystem, InitFlags, KernelConfig, Notifier, Session, SessionACL};
+use fuser::{Config, Filesystem, Notifier, Session, SessionACL};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, recv, send, shutdown, socketpair,
@@ -34,6 +35,9 @@ use nix::sys::socket::{
 use parking_lot::Mutex;
 use rustix::fs::{Mode, OFlags};
 use tokio::sync::watch;
+
+use super::mountinfo::MountInfo;
+use super::unmount;
 
 /// The least that the kernel wants to have room for in a read of a request, with room to spare.
 const INIT_CAPACITY: usize = 64 << 10;
@@ -81,23 +85,6 @@ pub(crate) struct Connection<F: Filesystem> {
     another: fn(BorrowedFd<'_>) -> io::Result<OwnedFd>,
 }
 
-/// Asks the kernel for what a file system can go without, and to tell an abort from an unmount.
-pub(crate) fn ask_for(config: &mut KernelConfig, wanted: &[InitFlags]) {
-    let mut missing = InitFlags::empty();
-    for wanted in wanted.iter().chain([&InitFlags::FUSE_ABORT_ERROR]) {
-        if config.add_capabilities(*wanted).is_err() {
-            missing |= *wanted;
-        }
-    }
-    // Each request thread comes by here.
-    static SAID: Once = Once::new();
-    if !missing.is_empty() {
-        SAID.call_once(|| {
-            tracing::info!(?missing, "this kernel lacks FUSE capabilities; going on without them");
-        });
-    }
-}
-
 impl<F: Filesystem + Clone> Connection<F> {
     /// Makes the handshake on `device`, which has been mounted, for `filesystem`. Copies of that are
     /// what the threads serve; each copy is asked for its [`init`](Filesystem::init) with the same
@@ -125,8 +112,8 @@ impl<F: Filesystem + Clone> Connection<F> {
         self.main.notifier()
     }
 
-    /// Starts the threads. They end with the connection, and then the receiver has the reason.
-    pub(crate) fn serve(self, threads: usize) -> io::Result<watch::Receiver<Option<SessionEnd>>> {
+    /// Starts the request threads, which end with the connection.
+    pub(crate) fn serve(self, threads: usize) -> io::Result<RunningSession> {
         let (told, ended) = watch::channel(None);
         let ending = Arc::new(Ending { told, end: Mutex::new(SessionEnd::Unmounted) });
         let connection = Arc::new(self);
@@ -139,7 +126,7 @@ impl<F: Filesystem + Clone> Connection<F> {
                 *worst = end.max(*worst);
             })?;
         }
-        Ok(ended)
+        Ok(RunningSession(ended))
     }
 
     /// A session over a descriptor of its own.
@@ -194,11 +181,46 @@ impl<F: Filesystem> AsFd for Connection<F> {
     }
 }
 
-/// Resolves when the threads have ended.
-pub(crate) async fn ended(ended: &watch::Receiver<Option<SessionEnd>>) -> SessionEnd {
-    let end = ended.clone().wait_for(Option::is_some).await.ok().and_then(|end| *end);
-    // The threads tell before they go.
-    end.unwrap_or(SessionEnd::Aborted)
+/// A connection that request threads serve.
+#[derive(Clone)]
+pub(crate) struct RunningSession(watch::Receiver<Option<SessionEnd>>);
+
+impl RunningSession {
+    /// Resolves when the request threads have ended.
+    pub(crate) async fn wait(&self) -> SessionEnd {
+        let end = self.0.clone().wait_for(Option::is_some).await.ok().and_then(|end| *end);
+        // The threads report their end before they drop the sender.
+        end.unwrap_or(SessionEnd::Aborted)
+    }
+
+    /// Whether the request threads have ended because the file system was unmounted everywhere.
+    pub(crate) fn is_unmounted(&self) -> bool {
+        *self.0.borrow() == Some(SessionEnd::Unmounted)
+    }
+
+    /// Serves files that are still open after `mount` was detached, for `grace` at most. Then the
+    /// connection is aborted, and all requests fail with `ENOTCONN`.
+    pub(crate) async fn drain(&self, mount: &MountInfo, grace: Duration) {
+        if tokio::time::timeout(grace, self.wait()).await.is_err() {
+            let path = mount.path.display();
+            tracing::warn!(%path, "files are still open; requests for them fail from now on");
+            unmount::abort(mount);
+        }
+    }
+}
+
+/// How long a new mount may take to answer its first request.
+const FIRST_ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Makes the first request of a mount, `ask`, on a thread that may block.
+///
+/// # Errors
+/// That of `ask`; [`io::ErrorKind::TimedOut`] if there is no answer in 30 s.
+pub(crate) async fn first_answer<T: Send + 'static>(
+    ask: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let answer = tokio::task::spawn_blocking(ask);
+    tokio::time::timeout(FIRST_ANSWER_TIMEOUT, answer).await?.map_err(io::Error::other)?
 }
 
 /// What the threads share to tell of their end. The last of them drops it, even by a panic.

@@ -8,8 +8,8 @@ use std::process::Command;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 
+use super::error::MountError;
 use super::mountinfo::{MountInfo, MountTable};
-use super::mountpoint::MountError;
 
 /// Unmounts, wherever the mount is by now; detaches if files are open. Takes no descriptor where the process may unmount by itself.
 pub(crate) fn unmount(at: &MountInfo, table: &MountTable) -> Result<(), MountError> {

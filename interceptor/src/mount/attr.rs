@@ -1,5 +1,6 @@
 //! Entries in the terms of the FUSE protocol.
 
+use bytes::Bytes;
 use fuser::{Errno, FileAttr, FileType, INodeNo};
 
 use crate::namespace::{NamespaceError, NodeId};
@@ -81,5 +82,30 @@ pub(super) fn errno(error: &NamespaceError) -> Errno {
         NamespaceError::NotDirectory => Errno::ENOTDIR,
         NamespaceError::Killed => Errno::EINTR,
         NamespaceError::Filer(_) => Errno::EIO,
+    }
+}
+
+/// The value of an extended attribute. `xattrs` is sorted by name.
+pub(super) fn xattr<'a>(xattrs: &'a [(Box<str>, Bytes)], name: &str) -> Option<&'a [u8]> {
+    let at = xattrs.binary_search_by(|(other, _)| (**other).cmp(name)).ok()?;
+    Some(&xattrs[at].1)
+}
+
+/// The names of extended attributes as `listxattr(2)` has them, each ended by a zero.
+pub(super) fn xattr_names(xattrs: &[(Box<str>, Bytes)]) -> Vec<u8> {
+    xattrs.iter().flat_map(|(name, _)| name.bytes().chain([0])).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extended_attributes_are_found_and_listed_by_name() {
+        let xattrs: Vec<(Box<str>, Bytes)> =
+            vec![("user.a".into(), Bytes::from_static(b"1")), ("user.b".into(), Bytes::from_static(b"four"))];
+        assert_eq!(xattr(&xattrs, "user.b"), Some(&b"four"[..]));
+        assert_eq!(xattr(&xattrs, "user.c"), None);
+        assert_eq!(xattr_names(&xattrs), b"user.a\0user.b\0");
     }
 }

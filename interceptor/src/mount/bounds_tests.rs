@@ -10,8 +10,8 @@ use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
 
-use super::fuzz::shared;
-use super::{MountOptions, begin};
+use super::fuzz::context;
+use super::{MountOptions, start_session};
 use crate::arrival::Arrival;
 use crate::fuse::mountinfo::MountInfo;
 use crate::fuse::{device, unmount};
@@ -111,9 +111,9 @@ fn mount(filer: Wide) -> Option<Mounted> {
     let root = entry(String::new(), Kind::Directory, 1);
     let (namespace, queue) = Namespace::new(filer.clone(), root, options, runtime.handle().clone());
     namespace.connected();
-    let shared = shared(namespace.clone(), filer, runtime.handle().clone());
+    let context = context(namespace.clone(), filer, runtime.handle().clone());
     let options = MountOptions { threads: Some(2), ..MountOptions::new(place.path()) };
-    begin(&options, device, shared, queue).unwrap();
+    start_session(&options, device, context, queue).unwrap();
     let prunes = namespace.kernel_features().prunes;
     Some(Mounted { at, namespace, prunes, _place: place, _runtime: runtime })
 }

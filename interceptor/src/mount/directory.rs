@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use tokio::time::timeout_at;
 
 use super::attr::{errno, file_attr, file_type, name_alone, no_attr};
-use super::filesystem::Shared;
+use super::context::MountContext;
 use crate::arrival::Arrival;
 use crate::fuse::killed::unless_killed;
 use crate::namespace::listing::{Batch, Listed, Listing};
@@ -57,7 +57,7 @@ pub(super) struct FoundEntry<'a> {
 /// A reply that takes directory entries.
 pub(super) trait EntryReply: Send + 'static {
     /// Adds an entry; returns whether the reply is full, in which case it was not added.
-    fn add_entry(&mut self, shared: &Shared, found: &FoundEntry<'_>, offset: u64) -> bool;
+    fn add_entry(&mut self, context: &MountContext, found: &FoundEntry<'_>, offset: u64) -> bool;
     /// Adds `.` or `..`.
     fn add_dots(&mut self, node: NodeId, name: &str, offset: u64) -> bool;
     fn ok(self);
@@ -65,9 +65,9 @@ pub(super) trait EntryReply: Send + 'static {
 }
 
 impl EntryReply for ReplyDirectory {
-    fn add_entry(&mut self, shared: &Shared, found: &FoundEntry<'_>, offset: u64) -> bool {
+    fn add_entry(&mut self, context: &MountContext, found: &FoundEntry<'_>, offset: u64) -> bool {
         let &FoundEntry { directory, entry, .. } = found;
-        let number = shared.namespace.shown_number(directory, entry);
+        let number = context.namespace.shown_number(directory, entry);
         self.add(INodeNo(number), offset, file_type(entry.attr.kind), OsStr::new(&entry.name))
     }
     fn add_dots(&mut self, node: NodeId, name: &str, offset: u64) -> bool {
@@ -82,10 +82,10 @@ impl EntryReply for ReplyDirectory {
 }
 
 impl EntryReply for ReplyDirectoryPlus {
-    fn add_entry(&mut self, shared: &Shared, found: &FoundEntry<'_>, offset: u64) -> bool {
+    fn add_entry(&mut self, context: &MountContext, found: &FoundEntry<'_>, offset: u64) -> bool {
         let &FoundEntry { directory, entry, stamp } = found;
         let name = OsStr::new(&entry.name);
-        let (number, full) = match shared.namespace.attach(directory, entry, stamp) {
+        let (number, full) = match context.namespace.attach(directory, entry, stamp) {
             Some(ListedEntry::Node(stat)) => {
                 let (attr, generation) =
                     (file_attr(stat.id, &stat.entry), Generation(stat.generation.into()));
@@ -99,7 +99,7 @@ impl EntryReply for ReplyDirectoryPlus {
             None => return true,
         };
         if full {
-            shared.namespace.forget(number, 1);
+            context.namespace.forget(number, 1);
         }
         full
     }
@@ -117,15 +117,15 @@ impl EntryReply for ReplyDirectoryPlus {
 
 /// Who waits for entries, and since when.
 pub(super) struct Waiter {
-    shared: Arc<Shared>,
+    context: Arc<MountContext>,
     caller: u32,
     arrival: Arrival,
 }
 
 impl Waiter {
     /// The caller of a request that has come now.
-    pub(super) fn of(request: &Request, shared: &Arc<Shared>) -> Self {
-        Self { shared: shared.clone(), caller: request.pid(), arrival: Arrival::now() }
+    pub(super) fn of(request: &Request, context: &Arc<MountContext>) -> Self {
+        Self { context: context.clone(), caller: request.pid(), arrival: Arrival::now() }
     }
 }
 
@@ -148,8 +148,8 @@ impl Drop for TailInUse<'_> {
 }
 
 impl DirectoryHandle {
-    pub(super) fn open(shared: &Shared, node: NodeId) -> Result<(Self, FopenFlags), NamespaceError> {
-        let opened = shared.namespace.open_directory(node)?;
+    pub(super) fn open(context: &MountContext, node: NodeId) -> Result<(Self, FopenFlags), NamespaceError> {
+        let opened = context.namespace.open_directory(node)?;
         let flags = if opened.cacheable {
             FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE
         } else {
@@ -167,15 +167,15 @@ impl DirectoryHandle {
 
     /// Answers one request for the entries after `offset`.
     pub(super) fn read(self: &Arc<Self>, waiter: Waiter, offset: u64, mut reply: impl EntryReply) {
-        let shared = &waiter.shared;
-        let listing = match self.listing(shared, offset) {
+        let context = &waiter.context;
+        let listing = match self.listing(context, offset) {
             Ok(listing) => listing,
             Err(error) => return reply.error(errno(&error)),
         };
         let node = self.node.id();
         let mut place = Listing::places(offset);
         while place < DOTS {
-            let (node, name) = if place == 0 { (node, ".") } else { (shared.namespace.parent(node), "..") };
+            let (node, name) = if place == 0 { (node, ".") } else { (context.namespace.parent(node), "..") };
             place += 1;
             if reply.add_dots(node, name, listing.offset_after(place)) {
                 return reply.ok();
@@ -191,14 +191,14 @@ impl DirectoryHandle {
     }
 
     /// What the directory holds, the same for all requests of the handle until it goes back to the beginning.
-    fn listing(&self, shared: &Shared, offset: u64) -> Result<Arc<Listing>, NamespaceError> {
+    fn listing(&self, context: &MountContext, offset: u64) -> Result<Arc<Listing>, NamespaceError> {
         let mut listing = self.listing.lock();
         let again = self.begun.swap(true, Ordering::Relaxed) && offset == 0;
         match &*listing {
             Some(listing) if !again => Ok(listing.clone()),
             _ => {
                 *self.tail.lock() = None;
-                Ok(listing.insert(shared.namespace.listing(self.node.id())?).clone())
+                Ok(listing.insert(context.namespace.listing(self.node.id())?).clone())
             }
         }
     }
@@ -213,7 +213,12 @@ impl DirectoryHandle {
     }
 
     /// The same, waiting for the filer.
-    async fn batch(&self, shared: &Shared, listing: &Listing, place: usize) -> Result<Batch, NamespaceError> {
+    async fn batch(
+        &self,
+        context: &MountContext,
+        listing: &Listing,
+        place: usize,
+    ) -> Result<Batch, NamespaceError> {
         if let Listed::Batch(batch) = listing.batch(place - DOTS).await? {
             return Ok(batch);
         }
@@ -221,15 +226,15 @@ impl DirectoryHandle {
         let tail = tail.unwrap_or_else(|| Tail::new(self.node.id(), listing));
         // Put back also if nobody waits any longer: the next request goes on from there.
         let mut tail = TailInUse { handle: self, tail: Some(tail) };
-        tail.get().batch(&shared.namespace, place - DOTS).await
+        tail.get().batch(&context.namespace, place - DOTS).await
     }
 
     fn wait(self: &Arc<Self>, waiter: Waiter, listing: Arc<Listing>, place: usize, reply: impl EntryReply) {
-        let (handle, shared) = (self.clone(), waiter.shared.clone());
-        shared.spawn(async move {
+        let (handle, context) = (self.clone(), waiter.context.clone());
+        context.spawn(async move {
             let late = |_| Err(NamespaceError::Filer(Arc::from(Box::<dyn Error + Send + Sync>::from(LATE))));
             let batch = async {
-                let batch = handle.batch(&waiter.shared, &listing, place);
+                let batch = handle.batch(&waiter.context, &listing, place);
                 timeout_at(waiter.arrival.deadline(PATIENCE), batch).await.unwrap_or_else(late)
             };
             let batch = unless_killed(waiter.caller, batch).await.unwrap_or(Err(NamespaceError::Killed));
@@ -247,7 +252,7 @@ impl DirectoryHandle {
         mut added: bool,
         mut reply: impl EntryReply,
     ) {
-        let (now, shared) = (SystemTime::now(), waiter.shared.clone());
+        let (now, context) = (SystemTime::now(), waiter.context.clone());
         loop {
             let Batch { entries, stamp } = match batch {
                 Ok(batch) => batch,
@@ -258,14 +263,14 @@ impl DirectoryHandle {
             if entries.is_empty() {
                 reply.ok();
                 if !added && self.cached {
-                    shared.namespace.listing_read(self.node.id(), &listing);
+                    context.namespace.listing_read(self.node.id(), &listing);
                 }
                 return;
             }
             for entry in &entries {
                 if is_alive(entry, now) {
                     let found = FoundEntry { directory: self.node.id(), entry, stamp };
-                    if reply.add_entry(&shared, &found, listing.offset_after(place + 1)) {
+                    if reply.add_entry(&context, &found, listing.offset_after(place + 1)) {
                         return reply.ok();
                     }
                     added = true;
@@ -291,7 +296,7 @@ mod tests {
     use futures::stream::BoxStream;
     use futures::{FutureExt, StreamExt};
 
-    use super::super::fuzz::shared;
+    use super::super::fuzz::context;
     use super::*;
     use crate::namespace::{ClusterUsage, Filer, FilerFailure, Namespace, NamespaceOptions, ROOT};
     use crate::seaweed::entry::{Attributes, Content};
@@ -350,10 +355,10 @@ mod tests {
         let options = NamespaceOptions { listing_bytes: 0, ..NamespaceOptions::default() };
         let root = entry(String::new(), Kind::Directory);
         let (namespace, _) = Namespace::new(filer.clone(), root, options, runtime.clone());
-        let shared = shared(namespace, filer, runtime);
-        let (handle, _) = DirectoryHandle::open(&shared, ROOT).unwrap();
-        let listing = handle.listing(&shared, 0).unwrap();
-        let batch = async |index: usize| handle.batch(&shared, &listing, DOTS + index).await;
+        let context = context(namespace, filer, runtime);
+        let (handle, _) = DirectoryHandle::open(&context, ROOT).unwrap();
+        let listing = handle.listing(&context, 0).unwrap();
+        let batch = async |index: usize| handle.batch(&context, &listing, DOTS + index).await;
         let names = |batch: Batch| batch.entries.iter().map(|entry| entry.name.clone()).collect::<Vec<_>>();
         let far = names(batch(FILES / 2).await.unwrap());
         assert_eq!(far[0], format!("{:06}", FILES / 2));

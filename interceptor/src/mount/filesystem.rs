@@ -4,11 +4,9 @@
 //! a task. A reply that is dropped without having been sent answers EIO, so no request stays open.
 
 use std::ffi::OsStr;
-use std::future::Future;
-use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -19,125 +17,27 @@ use fuser::{
     Version, WriteFlags,
 };
 
-use super::attr::{CHECKS_ATTRIBUTES, errno, file_attr, no_attr};
+use super::attr::{self, CHECKS_ATTRIBUTES, errno, file_attr, no_attr};
+use super::context::MountContext;
 use super::directory::{DirectoryHandle, Waiter};
 use super::opens::Opens;
-use super::passthrough::{self, Backing, PassthroughUnavailable};
-use super::push::Pusher;
-use super::statfs::{self, MAX_NAME, SpaceCache};
+use super::passthrough::{self, Backing};
+use super::statfs::{self, MAX_NAME};
 use crate::fuse::handles::Handles;
 use crate::fuse::killed::unless_killed;
-use crate::fuse::request_tracker::RequestTracker;
-use crate::fuse::{session, xattr};
-use crate::namespace::next_files::NextFiles;
+use crate::fuse::{capabilities, session, xattr};
 use crate::namespace::{FilerFailure, LookupResult, Namespace, NamespaceError, NodeId, NodeStat, NowOrLater};
-use crate::read::{self, FileVersion, ReadError, Reader, SMALL_FILE};
+use crate::read::{self, FileVersion, ReadError, SMALL_FILE};
 use crate::seaweed::entry::Content;
-use crate::telemetry::Metrics;
 use crate::telemetry::log_limit::LogLimit;
 use crate::telemetry::metrics::Way;
-use crate::warmup::ticket::{NodeInstance, READ_TICKET_XATTR, ReadTicket, TicketIssuer};
+use crate::warmup::ticket::READ_TICKET_XATTR;
 
-/// How many requests the kernel may have under way in the background (readahead); its default of 12 starves it.
-const MAX_BACKGROUND: u16 = 256;
-
-/// What the request threads share with the tasks they start.
-pub(super) struct Shared {
-    pub(super) namespace: Arc<Namespace>,
-    pub(super) reader: Arc<Reader>,
-    pub(super) metrics: Arc<Metrics>,
-    pub(super) space: Arc<SpaceCache>,
-    pub(super) runtime: tokio::runtime::Handle,
-    pub(super) directories: Handles<DirectoryHandle>,
-    pub(super) next_files: NextFiles,
-    pub(super) arrivals: RequestTracker,
-    pub(super) wants_passthrough: bool,
-    /// Whether the kernel said in the handshake that it knows passthrough.
-    pub(super) offered: AtomicBool,
-    /// Whether the kernel leaves entries alone whose attributes are none that a file could have.
-    pub(super) checks_attributes: AtomicBool,
-    /// Set before the first request if opens are answered.
-    pub(super) opens: OnceLock<Opens<FileVersion, Backing>>,
-    /// The connection, by which the kernel is shown files. Set before the first request.
-    pub(super) device: OnceLock<Arc<OwnedFd>>,
-    /// Set before the first request.
-    pub(super) pusher: OnceLock<Pusher>,
-    /// The value of [`xattr::STATUS_XATTR`].
-    pub(super) status_api: String,
-    /// Issues the values of [`READ_TICKET_XATTR`].
-    pub(super) tickets: Arc<TicketIssuer>,
-}
-
-/// A mount's side of the protocol.
+/// A mount's side of the protocol. All copies are the same mount.
 #[derive(Clone)]
-pub(super) struct MountedTree(pub(super) Arc<Shared>);
-
-impl Shared {
-    /// Has a known answer replied to at once, and another when it is there or the caller is killed. `late` is given
-    /// what comes after that.
-    fn answer<T: Send + 'static>(
-        &self,
-        request: &Request,
-        answer: NowOrLater<Result<T, NamespaceError>>,
-        reply: impl FnOnce(Result<T, NamespaceError>) + Send + 'static,
-        late: impl FnOnce(T) + Send + 'static,
-    ) {
-        let mut result = match answer {
-            NowOrLater::Now(result) => return reply(result),
-            NowOrLater::Later(result) => result,
-        };
-        let caller = request.pid();
-        self.spawn(async move {
-            match unless_killed(caller, &mut result).await {
-                Some(result) => reply(result),
-                None => {
-                    reply(Err(NamespaceError::Killed));
-                    // Others may wait for the same, and its outcome has to be taken note of.
-                    if let Ok(result) = result.await {
-                        late(result);
-                    }
-                }
-            }
-        });
-    }
-
-    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        self.runtime.spawn(task);
-    }
-
-    /// Whether the kernel can be handed files to read by itself. For the time between the handshake and the first request.
-    pub(super) fn passthrough(&self, session: impl AsFd) -> Result<(), PassthroughUnavailable> {
-        if !self.wants_passthrough {
-            return Err(PassthroughUnavailable::SwitchedOff);
-        }
-        if !self.offered.load(Ordering::Relaxed) {
-            return Err(PassthroughUnavailable::NotOffered);
-        }
-        passthrough::probe(session)?;
-        Ok(self.reader.keep_resident_files()?)
-    }
-
-    /// Fetches the next files for whoever reads many small ones. `hit`: this one was in memory.
-    fn read_next_files(&self, node: NodeId, size: u64, hit: bool) {
-        self.next_files.follow_walk(&self.namespace, &self.reader, node);
-        self.next_files.follow_epoch(&self.namespace, &self.reader, node, size, hit);
-    }
-
-    /// A ticket for a user who may read the file: the kernel has checked that (`default_permissions`).
-    fn read_ticket(&self, node: NodeId, user: u32) -> Option<String> {
-        let (serial, owner) = self.namespace.file_identity(node)?;
-        let file = NodeInstance { node, serial };
-        Some(self.tickets.issue(&ReadTicket { file, user, is_owner: user == owner }))
-    }
-
-    fn with_attributes(
-        &self,
-        request: &Request,
-        node: NodeId,
-        reply: impl FnOnce(Result<NodeStat, NamespaceError>) + Send + 'static,
-    ) {
-        self.answer(request, self.namespace.attributes(node), reply, drop);
-    }
+pub(super) struct SeaweedFilesystem {
+    context: Arc<MountContext>,
+    directories: Arc<Handles<DirectoryHandle>>,
 }
 
 fn reply_entry(reply: ReplyEntry, found: Result<LookupResult, NamespaceError>) {
@@ -198,39 +98,81 @@ macro_rules! left_to_kernel {
     };
 }
 
-impl MountedTree {
+impl SeaweedFilesystem {
+    pub(super) fn new(context: Arc<MountContext>) -> Self {
+        Self { context, directories: Arc::new(Handles::new()) }
+    }
+
+    /// Sends a reply as soon as the answer is known, or when the caller is being killed. An answer that
+    /// comes after that is passed to `late`.
+    fn answer<T: Send + 'static>(
+        &self,
+        request: &Request,
+        answer: NowOrLater<Result<T, NamespaceError>>,
+        reply: impl FnOnce(Result<T, NamespaceError>) + Send + 'static,
+        late: impl FnOnce(T) + Send + 'static,
+    ) {
+        let mut result = match answer {
+            NowOrLater::Now(result) => return reply(result),
+            NowOrLater::Later(result) => result,
+        };
+        let caller = request.pid();
+        self.context.spawn(async move {
+            match unless_killed(caller, &mut result).await {
+                Some(result) => reply(result),
+                None => {
+                    reply(Err(NamespaceError::Killed));
+                    // Other requests may wait for the same answer, and it changes the namespace.
+                    if let Ok(result) = result.await {
+                        late(result);
+                    }
+                }
+            }
+        });
+    }
+
+    fn with_attributes(
+        &self,
+        request: &Request,
+        node: NodeId,
+        reply: impl FnOnce(Result<NodeStat, NamespaceError>) + Send + 'static,
+    ) {
+        self.answer(request, self.context.namespace.attributes(node), reply, drop);
+    }
+
     /// A handle of a node is opened. Returns what it is a handle of, and what has to be passed through.
     fn enter(
         &self,
         opens: &Opens<FileVersion, Backing>,
         node: INodeNo,
     ) -> Result<(Arc<FileVersion>, Option<Backing>), Errno> {
-        let version = self.0.namespace.version(node.0).map_err(|error| errno(&error))?;
+        let version = self.context.namespace.version(node.0).map_err(|error| errno(&error))?;
         if let Some(error) = version.refusal() {
             log_failed_read(&error, &version, 0, 0);
             return Err(Errno::from_i32(error.errno()));
         }
-        let resident = self.0.reader.opened(&version).and_then(|file| {
-            let told = Backing::new(file, self.0.device.get()?);
+        let resident = self.context.reader.opened(&version).and_then(|file| {
+            let told = Backing::new(file, self.context.device.get()?);
             told.inspect_err(|error| {
                 tracing::warn!(path = version.path(), %error, "the kernel does not take a resident file");
             })
             .ok()
         });
-        let is_current = || self.0.namespace.version(node.0).is_ok_and(|now| Arc::ptr_eq(&now, &version));
+        let is_current =
+            || self.context.namespace.version(node.0).is_ok_and(|now| Arc::ptr_eq(&now, &version));
         let backing = opens.enter(node.0, &version, resident, is_current);
         Ok((version, backing))
     }
 
     /// A handle of a node is gone.
     fn leave(&self, node: INodeNo) {
-        if let Some(version) = self.0.opens.get().and_then(|opens| opens.leave(node.0)) {
-            self.0.reader.closed(&version);
+        if let Some(version) = self.context.opens.get().and_then(|opens| opens.leave(node.0)) {
+            self.context.reader.closed(&version);
         }
     }
 }
 
-impl Filesystem for MountedTree {
+impl Filesystem for SeaweedFilesystem {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
         let wanted = [
             InitFlags::FUSE_ASYNC_READ,
@@ -240,14 +182,11 @@ impl Filesystem for MountedTree {
             InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_EXPORT_SUPPORT,
         ];
-        session::ask_for(config, &wanted);
+        capabilities::negotiate(config, &wanted);
         let checks_attributes = config.kernel_abi() >= Version(7, CHECKS_ATTRIBUTES);
-        self.0.checks_attributes.store(checks_attributes, Ordering::Relaxed);
-        // Neither call fails for a number above zero.
-        let _ = config.set_max_background(MAX_BACKGROUND);
-        let _ = config.set_congestion_threshold(MAX_BACKGROUND / 4 * 3);
-        if self.0.wants_passthrough {
-            self.0.offered.store(passthrough::ask(config), Ordering::Relaxed);
+        self.context.checks_attributes.store(checks_attributes, Ordering::Relaxed);
+        if self.context.wants_passthrough {
+            self.context.passthrough_offered.store(passthrough::ask(config), Ordering::Relaxed);
         }
         Ok(())
     }
@@ -258,8 +197,8 @@ impl Filesystem for MountedTree {
         }
         // The filer's names are text: no other name can exist there.
         let Some(name) = name.to_str() else { return reply.error(Errno::ENOENT) };
-        let turn = self.0.arrivals.begin(request.pid(), 0);
-        let (namespace, name) = (self.0.namespace.clone(), name.to_owned());
+        let guard = self.context.requests.begin(request.pid(), 0);
+        let (namespace, name) = (self.context.namespace.clone(), name.to_owned());
         let answer = namespace.lookup(parent.0, &name);
         let late = {
             let namespace = namespace.clone();
@@ -271,23 +210,23 @@ impl Filesystem for MountedTree {
             }
         };
         let reply = move |found| {
-            drop(turn);
+            drop(guard);
             if let Err(NamespaceError::Filer(failure)) = &found {
                 log_failed_lookup(&namespace, parent.0, &name, failure);
             }
             reply_entry(reply, found);
         };
-        self.0.answer(request, answer, reply, late);
+        self.answer(request, answer, reply, late);
     }
 
     fn forget(&self, _: &Request, node: INodeNo, lookups: u64) {
-        self.0.namespace.forget(node.0, lookups);
+        self.context.namespace.forget(node.0, lookups);
     }
 
     fn getattr(&self, request: &Request, node: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        let turn = self.0.arrivals.begin(request.pid(), 0);
-        self.0.with_attributes(request, node.0, move |stat| {
-            drop(turn);
+        let guard = self.context.requests.begin(request.pid(), 0);
+        self.with_attributes(request, node.0, move |stat| {
+            drop(guard);
             match stat {
                 Ok(stat) => reply.attr(&stat.attr_timeout, &file_attr(stat.id, &stat.entry)),
                 Err(error) => reply.error(errno(&error)),
@@ -296,7 +235,7 @@ impl Filesystem for MountedTree {
     }
 
     fn readlink(&self, request: &Request, node: INodeNo, reply: ReplyData) {
-        self.0.with_attributes(request, node.0, move |stat| {
+        self.with_attributes(request, node.0, move |stat| {
             match stat.map(|stat| stat.entry.content.clone()) {
                 Ok(Content::Target(target)) => reply.data(target.as_bytes()),
                 Ok(_) => reply.error(Errno::EINVAL),
@@ -308,27 +247,27 @@ impl Filesystem for MountedTree {
     fn open(&self, request: &Request, node: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         // Without passthrough there is nothing to choose: a node is one version of a file, so a read needs no handle to
         // say which bytes it means. The kernel asks once, gets this, and never sends an OPEN or RELEASE again.
-        let Some(opens) = self.0.opens.get() else { return reply.error(Errno::ENOSYS) };
-        let turn = self.0.arrivals.begin(request.pid(), 0);
+        let Some(opens) = self.context.opens.get() else { return reply.error(Errno::ENOSYS) };
+        let guard = self.context.requests.begin(request.pid(), 0);
         let (version, backing) = match self.enter(opens, node) {
             Ok(entered) => entered,
             Err(errno) => return reply.error(errno),
         };
         if let Some(backing) = backing {
-            self.0.metrics.opened(Way::Passthrough);
-            drop(turn);
+            self.context.metrics.opened(Way::Passthrough);
+            drop(guard);
             return backing.reply(reply);
         }
         let first_time = version.is_small_and_unread();
         if first_time {
-            let _runtime = self.0.runtime.enter();
-            self.0.reader.fetch_opened(&version);
+            let _runtime = self.context.runtime.enter();
+            self.context.reader.fetch_opened(&version);
         }
-        self.0.metrics.opened(Way::Cached);
-        drop(turn);
+        self.context.metrics.opened(Way::Cached);
+        drop(guard);
         reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
         if first_time {
-            self.0.next_files.follow_walk(&self.0.namespace, &self.0.reader, node.0);
+            self.context.next_files.follow_walk(&self.context.namespace, &self.context.reader, node.0);
         }
     }
 
@@ -361,28 +300,28 @@ impl Filesystem for MountedTree {
         if size > session::MAX_READ {
             return reply.error(Errno::EINVAL);
         }
-        let turn = self.0.arrivals.begin(request.pid(), size);
-        let version = match self.0.namespace.version(node.0) {
+        let guard = self.context.requests.begin(request.pid(), size);
+        let version = match self.context.namespace.version(node.0) {
             Ok(version) => version,
             Err(error) => return reply.error(errno(&error)),
         };
         let len = size as usize;
         let begins_small_file = offset == 0 && version.size() <= SMALL_FILE;
         // Reading ahead starts tasks.
-        let _runtime = self.0.runtime.enter();
-        let answer = self.0.reader.read(&version, offset, len);
+        let _runtime = self.context.runtime.enter();
+        let answer = self.context.reader.read(&version, offset, len);
         let (size, hit) = (version.size(), matches!(answer, read::Answer::Ready(_)));
         match answer {
             read::Answer::Ready(data) => {
-                drop(turn);
+                drop(guard);
                 reply.data(&data);
             }
             read::Answer::Pending(data) => {
                 let version = version.clone();
                 let caller = request.pid();
-                self.0.spawn(async move {
+                self.context.spawn(async move {
                     let data = unless_killed(caller, data).await;
-                    drop(turn);
+                    drop(guard);
                     match data {
                         None => reply.error(Errno::EINTR),
                         Some(Ok(data)) => reply.data(&data),
@@ -394,26 +333,24 @@ impl Filesystem for MountedTree {
                 });
             }
         }
-        if let Some(pusher) = self.0.pusher.get() {
+        if let Some(pusher) = self.context.pusher.get() {
             pusher.asked(node.0, &version, offset, flags);
         }
         if begins_small_file {
-            self.0.read_next_files(node.0, size, hit);
+            self.context.prefetch_next_files(node.0, size, hit);
         }
     }
 
     fn opendir(&self, _: &Request, node: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        match DirectoryHandle::open(&self.0, node.0) {
-            Ok((handle, flags)) => {
-                reply.opened(FileHandle(self.0.directories.insert(std::sync::Arc::new(handle))), flags)
-            }
+        match DirectoryHandle::open(&self.context, node.0) {
+            Ok((handle, flags)) => reply.opened(FileHandle(self.directories.insert(Arc::new(handle))), flags),
             Err(error) => reply.error(errno(&error)),
         }
     }
 
     fn readdir(&self, request: &Request, _: INodeNo, handle: FileHandle, offset: u64, reply: ReplyDirectory) {
-        match self.0.directories.get(handle.0) {
-            Some(handle) => handle.read(Waiter::of(request, &self.0), offset, reply),
+        match self.directories.get(handle.0) {
+            Some(handle) => handle.read(Waiter::of(request, &self.context), offset, reply),
             None => reply.error(Errno::EBADF),
         }
     }
@@ -426,43 +363,43 @@ impl Filesystem for MountedTree {
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
-        match self.0.directories.get(handle.0) {
-            Some(handle) => handle.read(Waiter::of(request, &self.0), offset, reply),
+        match self.directories.get(handle.0) {
+            Some(handle) => handle.read(Waiter::of(request, &self.context), offset, reply),
             None => reply.error(Errno::EBADF),
         }
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
-        drop(self.0.directories.remove(handle.0));
+        drop(self.directories.remove(handle.0));
         reply.ok();
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        let space = self.0.space.clone();
+        let space = self.context.space.clone();
         match space.now() {
             NowOrLater::Now(space) => statfs::reply(space, reply),
-            NowOrLater::Later(space) => self.0.spawn(async move { statfs::reply(space.await, reply) }),
+            NowOrLater::Later(space) => self.context.spawn(async move { statfs::reply(space.await, reply) }),
         }
     }
 
     fn getxattr(&self, request: &Request, node: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let Some(name) = name.to_str().map(str::to_owned) else { return reply.error(Errno::ENODATA) };
         if name == xattr::STATUS_XATTR {
-            return xattr::reply(reply, size, Some(self.0.status_api.as_bytes()));
+            return xattr::reply(reply, size, Some(self.context.status_api.as_bytes()));
         }
         if name == READ_TICKET_XATTR {
-            let ticket = self.0.read_ticket(node.0, request.uid());
+            let ticket = self.context.read_ticket(node.0, request.uid());
             return xattr::reply(reply, size, ticket.as_deref().map(str::as_bytes));
         }
-        self.0.with_attributes(request, node.0, move |stat| match stat {
-            Ok(stat) => xattr::reply(reply, size, xattr::get(&stat.entry.xattrs, &name)),
+        self.with_attributes(request, node.0, move |stat| match stat {
+            Ok(stat) => xattr::reply(reply, size, attr::xattr(&stat.entry.xattrs, &name)),
             Err(error) => reply.error(errno(&error)),
         });
     }
 
     fn listxattr(&self, request: &Request, node: INodeNo, size: u32, reply: ReplyXattr) {
-        self.0.with_attributes(request, node.0, move |stat| match stat {
-            Ok(stat) => xattr::reply(reply, size, Some(&xattr::list(&stat.entry.xattrs))),
+        self.with_attributes(request, node.0, move |stat| match stat {
+            Ok(stat) => xattr::reply(reply, size, Some(&attr::xattr_names(&stat.entry.xattrs))),
             Err(error) => reply.error(errno(&error)),
         });
     }

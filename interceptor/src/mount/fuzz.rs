@@ -12,7 +12,8 @@ use futures::{FutureExt, StreamExt};
 use parking_lot::Mutex;
 use rdma_engine::FileId;
 
-use super::filesystem::{MountedTree, Shared};
+use super::context::MountContext;
+use super::filesystem::SeaweedFilesystem;
 use super::opens::Opens;
 use super::statfs::SpaceCache;
 use crate::arrival::Arrival;
@@ -21,13 +22,13 @@ use crate::fetch::{Fillable, Priority};
 use crate::fuse::affinity::ThreadAffinity;
 use crate::fuse::cpu_latency::CpuLatencyQos;
 use crate::fuse::fuzz::FuzzRun;
-use crate::fuse::handles::Handles;
 use crate::fuse::request_tracker::RequestTracker;
 use crate::namespace::next_files::NextFiles;
-use crate::namespace::{Changed, ClusterUsage, Filer, FilerFailure, Namespace, NamespaceOptions};
+use crate::namespace::{ClusterUsage, Filer, FilerFailure, Namespace, NamespaceOptions};
 use crate::read::{Origin, OriginError, ReadError, Reader};
 use crate::seaweed::entry::{Attributes, Chunk, Content, Entry, Kind, RemoteObject};
 use crate::seaweed::filer::FoundEntry;
+use crate::seaweed::subscribe::{Change, EntryRef};
 use crate::telemetry::{Metrics, Source};
 
 /// Bytes of the files that have chunks, and the pieces that they are cut into.
@@ -206,6 +207,12 @@ impl Origin for MemoryOrigin {
     }
 }
 
+/// A change of an entry of the root.
+fn changed(old: Option<Entry>, new: Option<Entry>) -> Change {
+    let side = |entry| EntryRef { directory: "/".into(), entry };
+    Change { ts_ns: 0, old: old.map(side), new: new.map(side) }
+}
+
 /// Replaces and deletes entries, and has the filer go away and come back, until `ended`.
 async fn change(memory: Arc<Memory>, namespace: Arc<Namespace>, ended: Arc<AtomicBool>) {
     let (all, mut step) = (entries(), 0usize);
@@ -215,12 +222,11 @@ async fn change(memory: Arc<Memory>, namespace: Arc<Namespace>, ended: Arc<Atomi
         let mut new = all[step % all.len()].clone();
         new.attr.mtime += Duration::from_nanos(step as u64 % 3);
         let old = memory.entries.lock().insert(new.name.clone(), new.clone());
-        let side = |entry| Changed { directory: "/", entry };
         if step.is_multiple_of(5) {
             memory.entries.lock().remove(&new.name);
-            namespace.changed(old.as_ref().map(side), None);
+            namespace.apply(&changed(old, None));
         } else {
-            namespace.changed(old.as_ref().map(side), Some(side(&new)));
+            namespace.apply(&changed(old, Some(new)));
         }
         match step % 200 {
             150 => {
@@ -237,27 +243,26 @@ async fn change(memory: Arc<Memory>, namespace: Arc<Namespace>, ended: Arc<Atomi
     memory.is_away.store(false, Ordering::Relaxed);
 }
 
-/// What the request threads of a mount have, without passthrough.
-pub(super) fn shared(
+/// The parts of a mount without passthrough.
+pub(super) fn context(
     namespace: Arc<Namespace>,
     filer: Arc<dyn Filer>,
     runtime: tokio::runtime::Handle,
-) -> Arc<Shared> {
+) -> Arc<MountContext> {
     let metrics = Metrics::new();
     let cache = Arc::new(Cache::new(16 << 20).unwrap());
     let origin = Arc::new(MemoryOrigin::default());
     let reader = Reader::new(cache, origin, metrics.clone(), runtime.clone());
-    Arc::new(Shared {
+    Arc::new(MountContext {
         namespace,
         next_files: NextFiles::new(&reader),
         reader,
         space: SpaceCache::new(filer, runtime.clone()),
         runtime,
-        directories: Handles::new(),
-        arrivals: RequestTracker::new(ThreadAffinity::new(true), CpuLatencyQos::new(false, &metrics)),
+        requests: RequestTracker::new(ThreadAffinity::new(true), CpuLatencyQos::new(false, &metrics)),
         metrics,
         wants_passthrough: false,
-        offered: AtomicBool::new(false),
+        passthrough_offered: AtomicBool::new(false),
         checks_attributes: AtomicBool::new(false),
         opens: std::sync::OnceLock::from(Opens::new()),
         device: std::sync::OnceLock::new(),
@@ -279,17 +284,17 @@ fn a_mount_survives_any_request() {
     let (namespace, _queue) =
         Namespace::new(filer.clone(), root, NamespaceOptions::default(), runtime.handle().clone());
     namespace.connected();
-    let shared = shared(namespace.clone(), filer, runtime.handle().clone());
+    let context = context(namespace.clone(), filer, runtime.handle().clone());
     let ended = Arc::new(AtomicBool::new(false));
     let changing = runtime.spawn(change(memory.clone(), namespace.clone(), ended.clone()));
-    run.fuzz(MountedTree(shared), &NAMES, || {
+    run.fuzz(SeaweedFilesystem::new(context), &NAMES, || {
         ended.store(true, Ordering::Relaxed);
         runtime.block_on(changing).unwrap();
         let content: Vec<u8> = (0..60_000).map(byte).collect();
         let fresh = entry("fresh", Kind::File, 60_000, pieces(60_000));
         memory.entries.lock().insert("fresh".into(), fresh.clone());
         namespace.connected();
-        namespace.changed(None, Some(Changed { directory: "/", entry: &fresh }));
+        namespace.apply(&changed(None, Some(fresh)));
         ("fresh".into(), content)
     });
 }

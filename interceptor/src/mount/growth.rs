@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use fuser::{INodeNo, Notifier};
 
-use super::filesystem::Shared;
+use super::context::MountContext;
 use super::opens::Opens;
 use crate::namespace::growth::{Growing, GrowthQueue};
 use crate::namespace::{Namespace, NodeId, NowOrLater};
@@ -31,39 +31,39 @@ const GRACE: Duration = Duration::from_millis(50);
 const PAGE: u64 = 4096;
 
 /// Has nodes grow as they come. Ends with the mount, which it does not keep.
-pub(super) async fn follow(mut growths: GrowthQueue, shared: Weak<Shared>, notifier: Notifier) {
+pub(super) async fn follow(mut growths: GrowthQueue, context: Weak<MountContext>, notifier: Notifier) {
     while let Some(pin) = growths.recv().await {
-        let (Some(growing), Some(shared)) = (Namespace::growing(pin), shared.upgrade()) else { continue };
+        let (Some(growing), Some(context)) = (Namespace::growing(pin), context.upgrade()) else { continue };
         // A panic drops the growth, which gives it up.
-        tokio::spawn(grow(shared, notifier.clone(), growing));
+        tokio::spawn(grow(context, notifier.clone(), growing));
     }
 }
 
 /// Looks at a file that is said to have been appended to if it is passed through: the kernel does not ask about such a file
 /// because somebody reads to its end.
-pub(super) fn look(shared: &Shared, node: NodeId) {
-    let is_passed_through = shared.opens.get().is_some_and(|opens| opens.passed_through(node).is_some());
-    if is_passed_through && let NowOrLater::Later(stat) = shared.namespace.attributes(node) {
-        shared.runtime.spawn(stat);
+pub(super) fn look(context: &MountContext, node: NodeId) {
+    let is_passed_through = context.opens.get().is_some_and(|opens| opens.passed_through(node).is_some());
+    if is_passed_through && let NowOrLater::Later(stat) = context.namespace.attributes(node) {
+        context.runtime.spawn(stat);
     }
 }
 
 /// The same for all of them, as nobody has told what was appended to them.
-pub(super) fn look_at_all(shared: &Shared) {
-    for node in shared.opens.get().map(Opens::all_passed_through).unwrap_or_default() {
-        look(shared, node);
+pub(super) fn look_at_all(context: &MountContext) {
+    for node in context.opens.get().map(Opens::all_passed_through).unwrap_or_default() {
+        look(context, node);
     }
 }
 
-async fn grow(shared: Arc<Shared>, notifier: Notifier, mut growing: Growing) {
+async fn grow(context: Arc<MountContext>, notifier: Notifier, mut growing: Growing) {
     let (node, version) = (growing.node(), growing.version().clone());
-    let last = match tokio::time::timeout(LIMIT, prepare(&shared, &notifier, &growing)).await {
+    let last = match tokio::time::timeout(LIMIT, prepare(&context, &notifier, &growing)).await {
         Ok(Ok(last)) => last,
         Ok(Err(error)) => return tracing::debug!(path = version.path(), %error, "a file does not grow"),
         Err(_) => return tracing::debug!(path = version.path(), "a file takes too long to grow"),
     };
     // Who was interrupted while copying from a page that is dropped looks at the size when he goes on.
-    if shared.opens.get().is_none_or(|opens| opens.is_open(node)) {
+    if context.opens.get().is_none_or(|opens| opens.is_open(node)) {
         tokio::time::sleep(GRACE).await;
     }
     growing.tell();
@@ -75,38 +75,42 @@ async fn grow(shared: Arc<Shared>, notifier: Notifier, mut growing: Growing) {
     }
     drop(growing);
     // What was appended meanwhile was not looked at.
-    look(&shared, node);
+    look(&context, node);
 }
 
 /// Brings about that nothing is read any more at the end of the shorter version. Returns the last byte of the longer one if
 /// anybody may have the file open.
-async fn prepare(shared: &Arc<Shared>, notifier: &Notifier, growing: &Growing) -> io::Result<Option<u8>> {
+async fn prepare(
+    context: &Arc<MountContext>,
+    notifier: &Notifier,
+    growing: &Growing,
+) -> io::Result<Option<u8>> {
     let (node, before, version) = (growing.node(), growing.before(), growing.version());
-    let passed_through = shared.opens.get().and_then(|opens| opens.passed_through(node));
-    let is_open = shared.opens.get().is_none_or(|opens| opens.is_open(node));
+    let passed_through = context.opens.get().and_then(|opens| opens.passed_through(node));
+    let is_open = context.opens.get().is_none_or(|opens| opens.is_open(node));
     let last = match is_open {
-        true => Some(shared.reader.last_byte(version).await.map_err(io::Error::other)?),
+        true => Some(context.reader.last_byte(version).await.map_err(io::Error::other)?),
         false => None,
     };
     let extension = match &passed_through {
         Some(backing) => {
             let handles = {
-                let (shared, before) = (shared.clone(), before.clone());
-                move || shared.opens.get().map_or(0, |opens| opens.handles(node, &before))
+                let (context, before) = (context.clone(), before.clone());
+                move || context.opens.get().map_or(0, |opens| opens.handles(node, &before))
             };
-            let extension = shared.reader.extend(backing.file().clone(), handles, before, version).await;
+            let extension = context.reader.extend(backing.file().clone(), handles, before, version).await;
             Some(extension.ok_or_else(|| io::Error::other("what was appended cannot be passed through"))?)
         }
         None => None,
     };
-    let (shared, notifier, size) = (shared.clone(), notifier.clone(), before.size());
+    let (context, notifier, size) = (context.clone(), notifier.clone(), before.size());
     // Gone if this takes too long.
     let waiting = Arc::new(());
     let is_waited_for = Arc::downgrade(&waiting);
     blocking(move || {
         // May be the last to hold the file.
         let _passed_through = passed_through;
-        if let Some(pusher) = shared.pusher.get() {
+        if let Some(pusher) = context.pusher.get() {
             pusher.settle(node);
         }
         let page = (size / PAGE * PAGE).try_into().map_err(io::Error::other)?;

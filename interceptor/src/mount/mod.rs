@@ -8,7 +8,7 @@
 //! consistent. Elsewhere it is told once that opens do not interest us and never asks again. [`push`] gives hot ranges to the page
 //! cache whole.
 //!
-//! Request threads, each with a descriptor of its own ([`session`]), answer what is known by themselves. What needs the network moves to
+//! Request threads, each with a descriptor of its own ([`session`](crate::fuse::session)), answer what is known by themselves. What needs the network moves to
 //! the tokio runtime together with its reply, and has the deadline of the call below.
 //!
 //! When the filer is away, what is open can still be read, and names that are not known give EIO. When the mount is
@@ -18,6 +18,7 @@
 mod attr;
 #[cfg(test)]
 mod bounds_tests;
+mod context;
 mod directory;
 mod filesystem;
 #[cfg(test)]
@@ -37,28 +38,31 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use fuser::SessionACL;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 pub use passthrough::PassthroughUnavailable;
 
-use self::filesystem::{MountedTree, Shared};
+use self::context::MountContext;
+use self::filesystem::SeaweedFilesystem;
 use self::kernel::KernelNotifier;
 use self::opens::Opens;
 use self::push::Pusher;
 use self::statfs::SpaceCache;
 use crate::fuse::affinity::ThreadAffinity;
 use crate::fuse::cpu_latency::CpuLatencyQos;
-use crate::fuse::handles::Handles;
 use crate::fuse::mountinfo::{MountInfo, MountTable};
+use crate::fuse::notices::{self, NoticeHandler};
 use crate::fuse::request_tracker::RequestTracker;
-use crate::fuse::session::{self, Connection};
-use crate::fuse::{MountError, SessionEnd, device, find_root, mountpoint, unmount};
+use crate::fuse::session::{Connection, RunningSession, first_answer};
+use crate::fuse::xattr::status_value;
+use crate::fuse::{MountError, SessionEnd, device, mountpoint, unmount};
+use crate::namespace::invalidate::{self, InvalidationQueue};
 use crate::namespace::next_files::NextFiles;
-use crate::namespace::{Changed, Filer, KernelFeatures, Namespace, NamespaceOptions, NodeId, invalidate};
+use crate::namespace::{Filer, KernelFeatures, Namespace, NamespaceOptions, NodeId, find_root};
 use crate::read::{FileVersion, Reader};
 use crate::seaweed::filer::FilerClient;
-use crate::seaweed::subscribe::{EntryRef, Notice};
+use crate::seaweed::subscribe::{Change, Notice};
 use crate::vital;
 use crate::warmup::ticket::{NodeInstance, TicketIssuer};
 
@@ -131,24 +135,21 @@ pub struct MountStatus {
 /// A mount that answers. Dropping it detaches it.
 pub struct Mount {
     at: MountInfo,
-    /// Unmounting must not fail for want of a descriptor.
+    /// Opened in advance, because unmounting must not fail for lack of a descriptor.
     table: Arc<MountTable>,
     namespace: Arc<Namespace>,
-    ended: watch::Receiver<Option<SessionEnd>>,
+    session: RunningSession,
     events: JoinHandle<()>,
     passthrough: Result<(), PassthroughUnavailable>,
     tickets: Arc<TicketIssuer>,
 }
 
-/// How long the mount is given to answer for its root before it counts as failed.
-const FIRST_ANSWER: Duration = Duration::from_secs(30);
-
 impl Mount {
-    /// Mounts, and returns when the mount answers. `notices` are the filer's events about `options.filer_path`; the
-    /// runtime in which this is called is where requests are waited for.
+    /// Mounts, and returns when the mount answers. `notices` are the filer's events about
+    /// `options.filer_path`. Requests that wait for servers do so on the runtime of the caller.
     ///
     /// # Errors
-    /// Says what is in the way and what to do about it. Nothing is left mounted then.
+    /// Names the obstacle and its remedy. Nothing is left mounted then.
     pub async fn start(
         options: MountOptions,
         filer: FilerClient,
@@ -169,30 +170,29 @@ impl Mount {
         };
         let (namespace, queue) = Namespace::new(filer.clone(), root, namespace_options, runtime.clone());
         let tickets = Arc::<TicketIssuer>::default();
-        let shared = Arc::new(Shared {
+        let context = Arc::new(MountContext {
             namespace: namespace.clone(),
             next_files: NextFiles::new(&reader),
             reader: reader.clone(),
             metrics: reader.metrics().clone(),
             space: SpaceCache::new(filer, runtime.clone()),
             runtime,
-            directories: Handles::new(),
-            arrivals: RequestTracker::new(
+            requests: RequestTracker::new(
                 ThreadAffinity::new(options.placement),
                 CpuLatencyQos::new(options.keep_awake, reader.metrics()),
             ),
             wants_passthrough: options.passthrough,
-            offered: AtomicBool::new(false),
+            passthrough_offered: AtomicBool::new(false),
             checks_attributes: AtomicBool::new(false),
             opens: OnceLock::new(),
             device: OnceLock::new(),
             pusher: OnceLock::new(),
-            status_api: options.status_api.map_or_else(|| "none".into(), |address| address.to_string()),
+            status_api: status_value(options.status_api),
             tickets: tickets.clone(),
         });
 
         // The kernel is asked to mount, and may ask back, on a thread that may block.
-        let (read_ahead, served) = (options.read_ahead_kib, shared.clone());
+        let (read_ahead, served) = (options.read_ahead_kib, context.clone());
         let started = tokio::task::spawn_blocking(move || {
             let mountpoint = mountpoint::prepare(&options.mountpoint, options.nonempty)?;
             let device = device::mount(&mountpoint, &source, options.allow_other())?;
@@ -200,30 +200,22 @@ impl Mount {
                 Some(at) => at,
                 None => return Err(MountError::Vanished { path: mountpoint }),
             };
-            let begun = begin(&options, device, served, queue);
-            if begun.is_err() {
+            let started = start_session(&options, device, served, queue);
+            if started.is_err() {
                 unmount::detach(&at);
             }
-            begun.map(|begun| (at, begun))
+            started.map(|(session, passthrough)| (at, session, passthrough))
         });
-        let (at, Begun { ended, passthrough }) =
+        let (at, session, passthrough) =
             started.await.map_err(|panic| MountError::Session(std::io::Error::other(panic)))??;
-        let events = tokio::spawn(vital::task("changes", follow(shared.clone(), notices)));
-        let mount = Self { at, table, namespace, ended, events, passthrough, tickets };
-        mount.first_answer().await?;
+        let events = tokio::spawn(vital::task("changes", async move {
+            notices::follow(&*context, notices).await;
+        }));
+        let path = at.path.clone();
+        let mount = Self { at, table, namespace, session, events, passthrough, tickets };
+        first_answer(move || std::fs::metadata(path)).await.map_err(MountError::Session)?;
         mount.at.set_read_ahead(read_ahead);
         Ok(mount)
-    }
-
-    async fn first_answer(&self) -> Result<(), MountError> {
-        let path = self.at.path.clone();
-        let answer = tokio::task::spawn_blocking(move || std::fs::metadata(path));
-        match tokio::time::timeout(FIRST_ANSWER, answer).await {
-            Ok(Ok(Ok(_))) => Ok(()),
-            Ok(Ok(Err(error))) => Err(MountError::Session(error)),
-            Ok(Err(panic)) => Err(MountError::Session(std::io::Error::other(panic))),
-            Err(_) => Err(MountError::Session(std::io::ErrorKind::TimedOut.into())),
-        }
     }
 
     /// What the mount knows now.
@@ -232,7 +224,7 @@ impl Mount {
         MountStatus { nodes, entries, live: self.namespace.is_live() }
     }
 
-    /// Whether the kernel reads resident files by itself. Otherwise it is not asked about opens either.
+    /// Whether the kernel reads resident files by itself. Otherwise it sends no OPEN requests either.
     pub fn passthrough(&self) -> Result<(), &PassthroughUnavailable> {
         self.passthrough.as_ref().copied()
     }
@@ -257,13 +249,13 @@ impl Mount {
         self.namespace.version(node).ok()
     }
 
-    /// Resolves when nothing serves the mount any more, whoever brought that about.
+    /// Resolves when nothing serves the mount any more, for whatever reason.
     pub async fn wait(&self) -> SessionEnd {
-        session::ended(&self.ended).await
+        self.session.wait().await
     }
 
-    /// Unmounts. If files are open it is only detached: new opens fail, what is open can be read on for `grace`, and
-    /// after that gives errors.
+    /// Unmounts. A mount with open files is only detached: new opens fail, open files can be read for
+    /// `grace`, and after that give errors.
     ///
     /// # Errors
     /// When the kernel or `fusermount3` refuses.
@@ -271,10 +263,7 @@ impl Mount {
         let (at, table) = (self.at.clone(), self.table.clone());
         let unmounted = tokio::task::spawn_blocking(move || unmount::unmount(&at, &table));
         unmounted.await.map_err(|panic| MountError::Session(std::io::Error::other(panic)))??;
-        if tokio::time::timeout(grace, self.wait()).await.is_err() {
-            tracing::warn!(path = %self.at.path.display(), "files are still open; reads of them fail from now on");
-            unmount::abort(&self.at);
-        }
+        self.session.drain(&self.at, grace).await;
         Ok(())
     }
 }
@@ -282,7 +271,7 @@ impl Mount {
 impl Drop for Mount {
     fn drop(&mut self) {
         self.events.abort();
-        if *self.ended.borrow() != Some(SessionEnd::Unmounted)
+        if !self.session.is_unmounted()
             && let Ok(Some((at, true))) = self.table.find(&self.at)
         {
             let _ = unmount::remove_dead(&at);
@@ -290,79 +279,60 @@ impl Drop for Mount {
     }
 }
 
-/// A session with the kernel.
-struct Begun {
-    /// Why it has ended, once it has.
-    ended: watch::Receiver<Option<SessionEnd>>,
-    passthrough: Result<(), PassthroughUnavailable>,
-}
-
-/// Shakes hands with the kernel and starts the threads.
-fn begin(
+/// Shakes hands with the kernel and starts the threads of a mount.
+fn start_session(
     options: &MountOptions,
     device: OwnedFd,
-    shared: Arc<Shared>,
-    queue: invalidate::InvalidationQueue,
-) -> Result<Begun, MountError> {
+    context: Arc<MountContext>,
+    queue: InvalidationQueue,
+) -> Result<(RunningSession, Result<(), PassthroughUnavailable>), MountError> {
     let acl = if options.allow_other() { SessionACL::All } else { SessionACL::Owner };
-    let connection =
-        Connection::new(MountedTree(shared.clone()), device, acl).map_err(MountError::Session)?;
-    let passthrough = shared.passthrough(&connection);
+    let filesystem = SeaweedFilesystem::new(context.clone());
+    let connection = Connection::new(filesystem, device, acl).map_err(MountError::Session)?;
+    let passthrough = context.passthrough(&connection);
     if passthrough.is_ok() {
-        let _ = shared.opens.set(Opens::new());
+        let _ = context.opens.set(Opens::new());
     }
     let device = Arc::new(connection.as_fd().try_clone_to_owned().map_err(MountError::Session)?);
-    let _ = shared.device.set(device.clone());
+    let _ = context.device.set(device.clone());
     let notifier = KernelNotifier::new(connection.notifier(), device);
-    shared.namespace.set_kernel_features(KernelFeatures {
+    context.namespace.set_kernel_features(KernelFeatures {
         prunes: notifier.can_prune(),
-        takes_names_alone: shared.checks_attributes.load(Relaxed),
+        takes_names_alone: context.checks_attributes.load(Relaxed),
     });
-    let pusher = Pusher::start(shared.namespace.clone(), connection.notifier(), shared.reader.clone())
+    let pusher = Pusher::start(context.namespace.clone(), connection.notifier(), context.reader.clone())
         .map_err(MountError::Session)?;
-    let _ = shared.pusher.set(pusher);
+    let _ = context.pusher.set(pusher);
     invalidate::spawn(queue, Arc::new(notifier)).map_err(MountError::Session)?;
-    let growths = shared.namespace.let_files_grow();
-    let growing = growth::follow(growths, Arc::downgrade(&shared), connection.notifier());
-    shared.runtime.spawn(vital::task("growing files", growing));
-    let ended = connection.serve(options.threads()).map_err(MountError::Session)?;
-    Ok(Begun { ended, passthrough })
+    let growths = context.namespace.let_files_grow();
+    let growing = growth::follow(growths, Arc::downgrade(&context), connection.notifier());
+    context.runtime.spawn(vital::task("growing files", growing));
+    let session = connection.serve(options.threads()).map_err(MountError::Session)?;
+    Ok((session, passthrough))
 }
 
-/// Hands the filer's events to the namespace, and what they say of content to the reader.
-async fn follow(shared: Arc<Shared>, mut notices: mpsc::Receiver<Notice>) {
-    fn changed(side: &EntryRef) -> Changed<'_> {
-        Changed { directory: &side.directory, entry: &side.entry }
+impl NoticeHandler for MountContext {
+    const LIVE_MESSAGE: &str = "the filer's events arrive; names and attributes are cached";
+    const LOST_MESSAGE: &str =
+        "names and attributes are checked every second until the filer's events arrive again";
+
+    fn namespace(&self) -> &Namespace {
+        &self.namespace
     }
-    let namespace = &shared.namespace;
-    while let Some(notice) = notices.recv().await {
-        match notice {
-            Notice::Live => {
-                tracing::info!("the filer's events arrive; names and attributes are cached");
-                namespace.connected();
-                growth::look_at_all(&shared);
-            }
-            // Who follows the events has said why they stopped.
-            Notice::Lost { .. } => {
-                tracing::info!(
-                    "names and attributes are checked every second until the filer's events arrive again"
-                );
-                namespace.disconnected();
-            }
-            Notice::Change(change) => {
-                if let Some(old) = &change.old {
-                    shared.reader.replaced(&old.entry, change.new.as_ref().map(|new| &new.entry));
-                }
-                let new = change.new.as_ref().map(changed);
-                namespace.changed(change.old.as_ref().map(changed), new);
-                if let Some(node) = new.and_then(|new| namespace.grown_by(new)) {
-                    growth::look(&shared, node);
-                }
-            }
+
+    fn on_live(&self) {
+        growth::look_at_all(self);
+    }
+
+    fn on_change(&self, change: &Change) {
+        if let Some(old) = &change.old {
+            self.reader.replaced(&old.entry, change.new.as_ref().map(|new| &new.entry));
+        }
+        self.namespace.apply(change);
+        if let Some(node) = change.new.as_ref().and_then(|new| self.namespace.grown_by(new)) {
+            growth::look(self, node);
         }
     }
-    // Nobody comes to hear of changes any more.
-    namespace.disconnected();
 }
 
 /// The path with one slash before each name and none at the end; `/` for the root.

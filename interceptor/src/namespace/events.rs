@@ -15,15 +15,7 @@ use super::nodes::Place;
 use super::state::State;
 use super::{Namespace, NodeId, ROOT};
 use crate::seaweed::entry::{Entry, Kind};
-
-/// One end of a change: the entry, and the directory that holds it.
-#[derive(Debug, Clone, Copy)]
-pub struct Changed<'a> {
-    /// The filer's path of the directory.
-    pub directory: &'a str,
-    /// The entry as it was or as it is now.
-    pub entry: &'a Entry,
-}
+use crate::seaweed::subscribe::{Change, EntryRef};
 
 impl Namespace {
     /// Events arrive from now on, and none were missed since what is known was learned: nothing is known.
@@ -40,14 +32,14 @@ impl Namespace {
         state.take_back();
     }
 
-    /// Something changed on the filer: created without `old`, deleted without `new`, renamed if both are given with
-    /// different names.
-    pub fn changed(&self, old: Option<Changed<'_>>, new: Option<Changed<'_>>) {
+    /// Something changed on the filer: drops what is known of the names that it concerns.
+    pub fn apply(&self, change: &Change) {
+        let (old, new) = (change.old.as_ref(), change.new.as_ref());
         let mut state = self.state.lock();
-        for entry in [old, new].into_iter().flatten().map(|side| side.entry) {
-            state.hard_link_changed(entry);
+        for side in [old, new].into_iter().flatten() {
+            state.hard_link_changed(&side.entry);
         }
-        let of_root = |side: Option<Changed<'_>>| side.is_some_and(|side| self.is_root(side));
+        let of_root = |side: Option<&EntryRef>| side.is_some_and(|side| self.is_root(side));
         match (of_root(old), of_root(new)) {
             (false, false) => {}
             (true, true) => return state.root_changed(),
@@ -65,13 +57,13 @@ impl Namespace {
         }
     }
 
-    fn updated(&self, state: &mut State, new: Changed<'_>) {
-        let Some(parent) = state.nodes.resolve(new.directory) else { return };
+    fn updated(&self, state: &mut State, new: &EntryRef) {
+        let Some(parent) = state.nodes.resolve(&new.directory) else { return };
         let name = new.entry.name.as_str();
         state.touch(parent, name);
         match state.nodes.child(parent, name) {
             // A directory that is in use would lose its path if its name were dropped.
-            Some(child) if state.stands_for(child, new.entry) => state.attributes_changed(child),
+            Some(child) if state.stands_for(child, &new.entry) => state.attributes_changed(child),
             Some(child) => {
                 state.attributes_changed(child);
                 state.drop_name(parent, name);
@@ -80,8 +72,8 @@ impl Namespace {
         }
     }
 
-    fn deleted(&self, state: &mut State, old: Changed<'_>) {
-        let Some(parent) = state.nodes.resolve(old.directory) else { return };
+    fn deleted(&self, state: &mut State, old: &EntryRef) {
+        let Some(parent) = state.nodes.resolve(&old.directory) else { return };
         let name = old.entry.name.as_str();
         state.touch(parent, name);
         match state.nodes.unlink(parent, name) {
@@ -96,9 +88,9 @@ impl Namespace {
         }
     }
 
-    fn renamed(&self, state: &mut State, old: Changed<'_>, new: Changed<'_>) {
-        let from = state.nodes.resolve(old.directory);
-        let to = state.nodes.resolve(new.directory);
+    fn renamed(&self, state: &mut State, old: &EntryRef, new: &EntryRef) {
+        let from = state.nodes.resolve(&old.directory);
+        let to = state.nodes.resolve(&new.directory);
         for (directory, side) in [(from, old), (to, new)] {
             if let Some(directory) = directory {
                 state.touch(directory, &side.entry.name);
@@ -109,7 +101,7 @@ impl Namespace {
             let is_directory = new.entry.attr.kind == Kind::Directory;
             let is_moved = |child: &NodeId| match state.is_directory(*child) {
                 true => is_directory,
-                false => state.stands_for(*child, new.entry),
+                false => state.stands_for(*child, &new.entry),
             };
             let child = state.nodes.child(from, name).filter(is_moved);
             let moved = match (child, to) {
@@ -133,16 +125,9 @@ impl Namespace {
             state.drop_name(to, &new.entry.name);
         }
     }
-
-    fn is_root(&self, side: Changed<'_>) -> bool {
-        let root = self.options.root_path.trim_end_matches('/');
-        root.strip_suffix(side.entry.name.as_str())
-            .and_then(|rest| rest.strip_suffix('/'))
-            .is_some_and(|rest| rest == side.directory.trim_end_matches('/'))
-    }
 }
 
-fn same_name(old: Changed<'_>, new: Changed<'_>) -> bool {
+fn same_name(old: &EntryRef, new: &EntryRef) -> bool {
     old.directory == new.directory && old.entry.name == new.entry.name
 }
 

@@ -27,9 +27,10 @@ use super::invalidate::Invalidation;
 use super::nodes::{Node, Place, same_node};
 use super::pin::NodePin;
 use super::state::State;
-use super::{Changed, Namespace, NodeId};
+use super::{Namespace, NodeId};
 use crate::read::FileVersion;
 use crate::seaweed::entry::{Chunk, Content, Entry, Kind};
+use crate::seaweed::subscribe::EntryRef;
 
 /// How long who asks for attributes waits for a growth; after that he is shown what was.
 pub(super) const GROWTH_PATIENCE: Duration = Duration::from_secs(1);
@@ -177,11 +178,11 @@ impl Namespace {
         Some(Growing { pin, before, version, is_told: false })
     }
 
-    /// The node that `changed` is appended to, if the kernel knows it.
-    pub(crate) fn grown_by(&self, changed: Changed<'_>) -> Option<NodeId> {
+    /// The node that becomes `new` by growing only, if the kernel knows it.
+    pub(crate) fn grown_by(&self, new: &EntryRef) -> Option<NodeId> {
         let state = self.state.lock();
-        let id = state.nodes.child(state.nodes.resolve(changed.directory)?, &changed.entry.name)?;
-        state.nodes.get(id)?.grows_to(changed.entry).then_some(id)
+        let id = state.nodes.child(state.nodes.resolve(&new.directory)?, &new.entry.name)?;
+        state.nodes.get(id)?.grows_to(&new.entry).then_some(id)
     }
 
     fn tell_growth(&self, id: NodeId, version: &Arc<FileVersion>) {

@@ -15,7 +15,7 @@ use super::nodes::{Place, same_node};
 use super::state::State;
 use super::{LookupResult, Namespace, NamespaceError, NodeId, NodeStat, NowOrLater, ROOT};
 use crate::arrival::Arrival;
-use crate::seaweed::entry::{Entry, Kind};
+use crate::seaweed::entry::Entry;
 
 /// A lookup that waits for the filer.
 pub(super) struct Flight {
@@ -286,31 +286,6 @@ impl Namespace {
             }
         }
         state.stat(id).ok_or(NamespaceError::Stale)
-    }
-
-    async fn refresh_root(self: Arc<Self>, arrival: Arrival) -> Result<NodeStat, NamespaceError> {
-        let (epoch, changes) = {
-            let state = self.state.lock();
-            (state.epoch, state.root_changes)
-        };
-        let path = self.options.root_path.trim_end_matches('/');
-        let (directory, name) = path.rsplit_once('/').unwrap_or(("", path));
-        let directory = if directory.is_empty() { "/" } else { directory };
-        let found = self.filer.lookup(directory, name, arrival).await.map_err(NamespaceError::Filer)?;
-        // While there is no such directory the mount is an empty one, with the attributes that were known last. They are
-        // not remembered as such: of a directory that is moved to this path filers do not tell who follows the path alone.
-        let entry = found.entry.filter(|entry| entry.attr.kind == Kind::Directory);
-        let mut state = self.state.lock();
-        let current =
-            entry.is_some() && found.is_followed && (state.epoch, state.root_changes) == (epoch, changes);
-        if let Some(entry) = entry {
-            state.nodes.update(ROOT, &Arc::new(entry));
-        }
-        if let Some(node) = state.nodes.get_mut(ROOT) {
-            node.stale = !current;
-            node.checked = (epoch, Instant::now());
-        }
-        state.stat(ROOT).ok_or(NamespaceError::Stale)
     }
 }
 

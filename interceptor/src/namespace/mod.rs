@@ -34,6 +34,7 @@ pub(crate) mod next_files;
 mod nodes;
 mod pin;
 pub(crate) mod readdir;
+mod root;
 mod state;
 pub(crate) mod tail;
 #[cfg(test)]
@@ -45,11 +46,12 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 
-pub use events::Changed;
 pub use filer::{ClusterUsage, Filer, FilerFailure, NamespaceError};
 pub use invalidate::KernelCache;
 pub(crate) use lookup::ChangeStamp;
 pub(crate) use pin::NodePin;
+pub use root::RootError;
+pub(crate) use root::find_root;
 
 use invalidate::InvalidationQueue;
 use listing::Listing;

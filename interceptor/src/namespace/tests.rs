@@ -21,6 +21,7 @@ use super::*;
 use crate::arrival::Arrival;
 use crate::seaweed::entry::{Attributes, Chunk, Content, Kind};
 use crate::seaweed::filer::FoundEntry;
+use crate::seaweed::subscribe::{Change, EntryRef};
 
 pub(super) fn file(name: &str, inode: u64, content: &[u8]) -> Entry {
     let attr = Attributes {
@@ -194,10 +195,11 @@ impl Fixture {
     }
 
     fn event(&self, old: Option<(&str, &Entry)>, new: Option<(&str, &Entry)>) {
-        fn side<'a>(side: Option<(&'a str, &'a Entry)>) -> Option<Changed<'a>> {
-            side.map(|(directory, entry)| Changed { directory, entry })
-        }
-        self.namespace.changed(side(old), side(new));
+        let side = |(directory, entry): (&str, &Entry)| EntryRef {
+            directory: directory.into(),
+            entry: entry.clone(),
+        };
+        self.namespace.apply(&Change { ts_ns: 0, old: old.map(side), new: new.map(side) });
     }
 
     /// Changes the filer and sends the event.

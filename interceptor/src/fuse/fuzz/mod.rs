@@ -37,7 +37,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::runtime::Runtime;
 
 use self::requests::{Generator, Request, opcode};
-use super::session::{Connection, ended};
+use super::session::{Connection, RunningSession};
 
 /// How long each file system is tried if nothing else is said.
 const DEFAULT_SECONDS: u64 = 3;
@@ -146,7 +146,7 @@ impl FuzzRun {
 struct Kernel {
     socket: Arc<OwnedFd>,
     replies: Receiver<Vec<u8>>,
-    session: tokio::sync::watch::Receiver<Option<super::SessionEnd>>,
+    session: RunningSession,
     generator: Generator,
     unique: u64,
     sent: u64,
@@ -409,8 +409,7 @@ impl Kernel {
             assert_eq!(reply.error, 0);
         }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        let end =
-            runtime.block_on(async { tokio::time::timeout(ANSWER_TIMEOUT, ended(&self.session)).await });
+        let end = runtime.block_on(async { tokio::time::timeout(ANSWER_TIMEOUT, self.session.wait()).await });
         assert_eq!(end.expect("the threads end"), super::SessionEnd::Unmounted);
         let _ = nix::sys::socket::shutdown(self.socket.as_raw_fd(), nix::sys::socket::Shutdown::Both);
     }
