@@ -135,8 +135,8 @@ impl State {
     /// Forgets what is known of a name.
     fn touch(&mut self, parent: NodeId, name: &str) {
         let Some(serial) = self.nodes.directory(parent).map(|directory| directory.serial) else { return };
-        if let Some(flight) = self.flights.remove(&(serial, Arc::from(name))) {
-            flight.overtake();
+        if let Some(pending) = self.pending_lookups.remove(&(serial, Arc::from(name))) {
+            pending.overtake();
         }
         let listed = self.with_directory(parent, |directory| {
             directory.touch(name);
@@ -195,8 +195,8 @@ impl State {
     /// Takes back from the kernel all that it was told, and forgets all that was learned.
     fn take_back(&mut self) {
         self.epoch += 1;
-        for (_, flight) in self.flights.drain() {
-            flight.overtake();
+        for (_, pending) in self.pending_lookups.drain() {
+            pending.overtake();
         }
         let all: Vec<_> = self.nodes.iter_mut().map(|(id, _)| id).collect();
         for id in all {
@@ -209,8 +209,8 @@ impl State {
         let below = self.nodes.below(top);
         let serials: HashSet<_> =
             below.iter().filter_map(|id| Some(self.nodes.directory(*id)?.serial)).collect();
-        for (_, flight) in self.flights.extract_if(|(serial, _), _| serials.contains(serial)) {
-            flight.overtake();
+        for (_, pending) in self.pending_lookups.extract_if(|(serial, _), _| serials.contains(serial)) {
+            pending.overtake();
         }
         for id in below {
             if let Some(node) = self.nodes.get_mut(id) {

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 
 use super::invalidate::Invalidation;
-use super::nodes::{Node, Place, same_node};
+use super::nodes::{Growth, Node, Place, same_node};
 use super::pin::NodePin;
 use super::state::State;
 use super::{Namespace, NodeId};
@@ -37,15 +37,6 @@ pub(super) const GROWTH_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Nodes that grow, for who sees to that.
 pub(crate) type GrowthQueue = mpsc::UnboundedReceiver<NodePin>;
-
-/// What a node is about to become.
-pub(super) struct Growth {
-    entry: Arc<Entry>,
-    before: Arc<FileVersion>,
-    version: Arc<FileVersion>,
-    /// Dropped when it is over.
-    over: watch::Sender<()>,
-}
 
 impl Node {
     /// Whether the node can come to be what `entry` describes by growing only.

@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::ChangeStamp;
 use super::filer::{FilerFailure, NamespaceError};
-use super::lookup::ChangeStamp;
 use crate::seaweed::entry::Entry;
 
 /// The memory of all listings of a mount: those that handles read, and those that are kept for others.

@@ -12,54 +12,11 @@ use super::directory::Known;
 use super::growth::GROWTH_PATIENCE;
 use super::invalidate::Invalidation;
 use super::nodes::{Place, same_node};
+use super::pending_lookup::{FilerReply, PendingLookup};
 use super::state::State;
 use super::{LookupResult, Namespace, NamespaceError, NodeId, NodeStat, NowOrLater, ROOT};
 use crate::arrival::Arrival;
 use crate::seaweed::entry::Entry;
-
-/// A lookup that waits for the filer.
-pub(super) struct Flight {
-    reply: Shared<BoxFuture<'static, Reply>>,
-    /// Set when an event for the name came after the request was sent.
-    overtaken: Arc<AtomicBool>,
-}
-
-impl Flight {
-    /// The reply may be older than what is known now.
-    pub(super) fn overtake(&self) {
-        self.overtaken.store(true, Ordering::Relaxed);
-    }
-}
-
-/// What the filer said of a name.
-#[derive(Clone)]
-struct Reply {
-    entry: Result<Option<Arc<Entry>>, NamespaceError>,
-    /// The state of things the reply is right for; `None` if an event overtook it, or none will tell when it changes.
-    stamp: Option<ChangeStamp>,
-}
-
-/// Any event that could concern the reply changes one of these.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct ChangeStamp {
-    epoch: u64,
-    changes: u64,
-    link_changes: u64,
-}
-
-impl ChangeStamp {
-    /// For a reply about what a directory holds.
-    pub(super) fn of(state: &mut State, directory: NodeId) -> Option<Self> {
-        let serial = state.nodes.directory(directory)?.serial;
-        Self::now(state, directory, serial)
-    }
-
-    fn now(state: &mut State, directory: NodeId, serial: u64) -> Option<Self> {
-        let (epoch, link_changes) = (state.epoch, state.link_changes);
-        let directory = state.nodes.directory(directory).filter(|d| d.serial == serial)?;
-        Some(Self { epoch, changes: directory.changes, link_changes })
-    }
-}
 
 impl Namespace {
     /// The node for a name, counting one lookup of it.
@@ -134,11 +91,11 @@ impl Namespace {
         parent: NodeId,
         serial: u64,
         name: &str,
-        reply: Reply,
+        reply: FilerReply,
     ) -> Result<LookupResult, NamespaceError> {
         let entry = reply.entry?;
         let mut state = self.state.lock();
-        let now = ChangeStamp::now(&mut state, parent, serial).ok_or(NamespaceError::Stale)?;
+        let now = state.change_stamp(parent, serial).ok_or(NamespaceError::Stale)?;
         let current = reply.stamp == Some(now);
         match entry {
             Some(entry) => state
@@ -155,11 +112,11 @@ impl Namespace {
         state: &mut State,
         parent: NodeId,
         name: &str,
-    ) -> Option<(u64, Shared<BoxFuture<'static, Reply>>)> {
+    ) -> Option<(u64, Shared<BoxFuture<'static, FilerReply>>)> {
         let serial = state.nodes.directory(parent)?.serial;
         let key = (serial, Arc::<str>::from(name));
-        if let Some(flight) = state.flights.get(&key) {
-            return Some((serial, flight.reply.clone()));
+        if let Some(pending) = state.pending_lookups.get(&key) {
+            return Some((serial, pending.reply.clone()));
         }
         let path = state.nodes.path(parent);
         let (epoch, link_changes) = (state.epoch, state.link_changes);
@@ -173,22 +130,22 @@ impl Namespace {
                 let entry = found.map(|found| found.entry.map(Arc::new)).map_err(NamespaceError::Filer);
                 let mut state = namespace.state.lock();
                 if !overtaken.load(Ordering::Relaxed) {
-                    state.flights.remove(&key);
+                    state.pending_lookups.remove(&key);
                 }
                 let valid = is_followed
                     && !overtaken.load(Ordering::Relaxed)
                     && state.epoch == epoch
                     && (state.link_changes == link_changes || !is_hard_link(&entry));
-                let stamp = if valid { ChangeStamp::now(&mut state, parent, serial) } else { None };
+                let stamp = if valid { state.change_stamp(parent, serial) } else { None };
                 if stamp.is_some() && state.live {
                     remember(&mut state, parent, &key.1, &entry);
                 }
-                Reply { entry, stamp }
+                FilerReply { entry, stamp }
             }
             .boxed()
             .shared()
         };
-        state.flights.insert(key, Flight { reply: reply.clone(), overtaken });
+        state.pending_lookups.insert(key, PendingLookup::new(reply.clone(), overtaken));
         Some((serial, reply))
     }
 
@@ -244,7 +201,7 @@ impl Namespace {
         parent: NodeId,
         serial: u64,
         name: &str,
-        reply: Reply,
+        reply: FilerReply,
     ) -> Result<NodeStat, NamespaceError> {
         let mut state = self.state.lock();
         let entry = match reply.entry {
@@ -255,7 +212,7 @@ impl Namespace {
                 return state.stat(id).ok_or(NamespaceError::Stale);
             }
         };
-        let now = ChangeStamp::now(&mut state, parent, serial);
+        let now = state.change_stamp(parent, serial);
         let current = now.is_some() && reply.stamp == now;
         let is_named = state.nodes.child(parent, name) == Some(id);
         let epoch = state.epoch;

@@ -32,6 +32,7 @@ mod lookup;
 mod model_tests;
 pub(crate) mod next_files;
 mod nodes;
+mod pending_lookup;
 mod pin;
 pub(crate) mod readdir;
 mod root;
@@ -48,7 +49,6 @@ use parking_lot::Mutex;
 
 pub use filer::{ClusterUsage, Filer, FilerFailure, NamespaceError};
 pub use invalidate::KernelCache;
-pub(crate) use lookup::ChangeStamp;
 pub(crate) use pin::NodePin;
 pub use root::RootError;
 pub(crate) use root::find_root;
@@ -131,6 +131,15 @@ pub(crate) struct KernelFeatures {
     /// Takes the name of a directory's entry and leaves the rest, if the attributes are none that
     /// a file could have.
     pub(crate) takes_names_alone: bool,
+}
+
+/// The state of a directory that a reply of the filer is current for: every event that could concern
+/// the reply changes one of these counters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ChangeStamp {
+    epoch: u64,
+    changes: u64,
+    link_changes: u64,
 }
 
 /// An entry of a directory as the kernel is told of it.

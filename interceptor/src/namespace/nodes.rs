@@ -10,9 +10,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use bytes::Bytes;
+use tokio::sync::watch;
 
 use super::directory::Directory;
-use super::growth::Growth;
 use super::{NodeId, ROOT};
 use crate::read::FileVersion;
 use crate::seaweed::entry::{Content, Entry, Kind};
@@ -52,6 +52,15 @@ pub(super) struct Node {
     /// Whether it does not grow: another version of the file is another node.
     pub(super) is_fixed: bool,
     pub(super) directory: Option<Box<Directory>>,
+}
+
+/// What a node is about to become.
+pub(super) struct Growth {
+    pub(super) entry: Arc<Entry>,
+    pub(super) before: Arc<FileVersion>,
+    pub(super) version: Arc<FileVersion>,
+    /// Dropped when it is over.
+    pub(super) over: watch::Sender<()>,
 }
 
 impl Node {

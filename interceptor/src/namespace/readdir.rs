@@ -8,9 +8,8 @@ use futures::StreamExt;
 use super::directory::Stream;
 use super::invalidate::Invalidation;
 use super::listing::{End, Listing};
-use super::lookup::ChangeStamp;
 use super::state::State;
-use super::{ListedEntry, Namespace, NamespaceError, NodeId, NodePin, ROOT};
+use super::{ChangeStamp, ListedEntry, Namespace, NamespaceError, NodeId, NodePin, ROOT};
 use crate::seaweed::entry::Entry;
 use crate::telemetry::log_limit::LogLimit;
 
@@ -210,7 +209,7 @@ impl Namespace {
                 return Some(ListedEntry::Name(number));
             }
         }
-        let is_new = stamp.is_some() && stamp == ChangeStamp::of(&mut state, directory);
+        let is_new = stamp.is_some() && stamp == state.directory_stamp(directory);
         // A change through another of its names would not be seen here.
         let current = is_remembered || is_new && entry.hard_link.is_none();
         // Without events nothing is remembered, and a listing is as good as a lookup for as long as either is trusted.

@@ -11,17 +11,17 @@ use tokio::sync::mpsc;
 use super::directory::Directory;
 use super::invalidate::{Invalidation, Queued};
 use super::listing::ListingBudget;
-use super::lookup::Flight;
 use super::nodes::Nodes;
+use super::pending_lookup::PendingLookup;
 use super::pin::NodePin;
-use super::{KernelFeatures, Namespace, NamespaceOptions, NodeId, NodeStat};
+use super::{ChangeStamp, KernelFeatures, Namespace, NamespaceOptions, NodeId, NodeStat};
 use crate::read::FileVersion;
 use crate::seaweed::entry::Entry;
 
 pub(super) struct State {
     pub(super) nodes: Nodes,
     /// Lookups that wait for the filer, by the directory's serial and the name.
-    pub(super) flights: HashMap<(u64, Arc<str>), Flight>,
+    pub(super) pending_lookups: HashMap<(u64, Arc<str>), PendingLookup>,
     /// Whether events arrive.
     pub(super) live: bool,
     /// Grows when events cease or arrive again: what was learned in another epoch is not trusted.
@@ -57,7 +57,7 @@ impl State {
     ) -> Self {
         Self {
             nodes: Nodes::new(&options.root_path, root),
-            flights: HashMap::new(),
+            pending_lookups: HashMap::new(),
             live: false,
             epoch: 1,
             link_changes: 0,
@@ -80,6 +80,19 @@ impl State {
 
     pub(super) fn size(&self) -> (usize, usize) {
         (self.nodes.len(), self.nodes.cached)
+    }
+
+    /// The stamp of a reply about what a directory holds; `None` if the directory is not live.
+    pub(super) fn directory_stamp(&mut self, id: NodeId) -> Option<ChangeStamp> {
+        let serial = self.nodes.directory(id)?.serial;
+        self.change_stamp(id, serial)
+    }
+
+    /// The same, if the directory is still the one with this serial number.
+    pub(super) fn change_stamp(&mut self, id: NodeId, serial: u64) -> Option<ChangeStamp> {
+        let directory = self.nodes.directory(id).filter(|directory| directory.serial == serial)?;
+        let changes = directory.changes;
+        Some(ChangeStamp { epoch: self.epoch, changes, link_changes: self.link_changes })
     }
 
     /// Queues an invalidation. It is lost only when the mount is going away.

@@ -10,8 +10,7 @@ use std::sync::Arc;
 use futures::StreamExt;
 
 use super::listing::{Batch, Listing};
-use super::lookup::ChangeStamp;
-use super::{Namespace, NamespaceError, NodeId};
+use super::{ChangeStamp, Namespace, NamespaceError, NodeId};
 use crate::seaweed::entry::Entry;
 
 /// The most entries of a page.
@@ -91,7 +90,7 @@ impl Namespace {
     async fn page(&self, directory: NodeId, start: Position) -> Result<Page, NamespaceError> {
         let (path, stamp) = {
             let mut state = self.state.lock();
-            (state.nodes.path(directory), ChangeStamp::of(&mut state, directory))
+            (state.nodes.path(directory), state.directory_stamp(directory))
         };
         let mut found = self.filer.list(&path, &start.after, PAGE_ENTRIES);
         let mut page = Page { entries: Vec::new(), next: None, stamp, start };
