@@ -113,7 +113,7 @@ fn mount(filer: Wide) -> Option<Mounted> {
     namespace.connected();
     let context = context(namespace.clone(), filer, runtime.handle().clone());
     let options = MountOptions { threads: Some(2), ..MountOptions::new(place.path()) };
-    start_session(&options, device, context, queue).unwrap();
+    let (_session, _) = start_session(&options, device, context, queue).unwrap();
     let prunes = namespace.kernel_features().prunes;
     Some(Mounted { at, namespace, prunes, _place: place, _runtime: runtime })
 }
