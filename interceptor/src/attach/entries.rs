@@ -24,7 +24,7 @@ use super::nodes::Node;
 use super::readdir_ahead::ReaddirAhead;
 use super::tree::Tree;
 use crate::fuse::notices::NoticeHandler;
-use crate::namespace::next_files::NextFiles;
+use crate::namespace::next_files::NextFilePrefetcher;
 use crate::namespace::{Filer, LookupResult, Namespace, NamespaceError, NamespaceOptions, NowOrLater, ROOT};
 use crate::read::{FileVersion, Reader};
 use crate::seaweed::entry::{Content, Entry, Kind};
@@ -40,7 +40,7 @@ pub(super) struct Entries {
     namespace: Arc<Namespace>,
     pub(super) reader: Arc<Reader>,
     pub(super) runtime: Handle,
-    next_files: NextFiles,
+    next_files: NextFilePrefetcher,
     readdir_ahead: ReaddirAhead,
     watched: Mutex<Watched>,
 }
@@ -77,7 +77,7 @@ impl Entries {
         };
         // The kernel knows other nodes than these, so there is nothing it must be told.
         let (namespace, _) = Namespace::new(filer, entry, options, runtime.clone());
-        let next_files = NextFiles::new(&reader);
+        let next_files = NextFilePrefetcher::new(&reader);
         Arc::new(Self {
             root,
             namespace,

@@ -11,7 +11,7 @@
 //! crosses CPUs. On two CPUs a read of 4 KiB took 53 us so, 20 us if the scheduler was left to itself, and 11 us with a
 //! reader that was bound.
 //!
-//! [`Habit`] decides; [`ThreadAffinity`] counts, looks and moves. Only CPUs on which the process was allowed to run when it
+//! [`AffinityHeuristic`] decides; [`ThreadAffinity`] counts, looks and moves. Only CPUs on which the process was allowed to run when it
 //! started are used, and only the threads that read requests are moved. Nothing here can fail a request: where the kernel does
 //! not tell or refuses, the threads stay where they are.
 
@@ -25,56 +25,60 @@ use parking_lot::Mutex;
 
 /// Small requests in a row from which a reader counts as alone. A program that opens and reads one small file and ends
 /// makes fewer, so that a shell loop over files does not have the threads moved back and forth.
-const ALONE_AFTER: u32 = 16;
+const MIN_SEQUENTIAL_REQUESTS: u32 = 16;
 /// How often, at most, to look where a reader may run. That changes seldom, and a look is a system call.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
+const PROBE_INTERVAL: Duration = Duration::from_millis(10);
 
 /// One request, as far as it matters here.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Seen {
+pub(super) struct RequestSample {
     /// The thread that asks.
     pub(super) reader: u32,
     /// No other request was under way when it came.
-    pub(super) alone: bool,
+    pub(super) is_only_one: bool,
     /// Its time is that of its wake-ups.
-    pub(super) small: bool,
+    pub(super) is_small: bool,
 }
 
 /// What to do about the threads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verdict {
-    Leave,
-    LetLoose,
+enum AffinityAction {
+    Keep,
+    Unbind,
     /// Find out whether the reader is bound to a CPU, and go there.
-    Look,
+    Probe,
 }
 
 /// How the mount is being read.
 #[derive(Debug, Default)]
-struct Habit {
+struct AffinityHeuristic {
     reader: u32,
-    in_a_row: u32,
+    sequential: u32,
     /// Whether the threads may be bound to a CPU.
-    followed: bool,
-    looked: Option<Instant>,
+    may_be_bound: bool,
+    probed_at: Option<Instant>,
 }
 
-impl Habit {
-    fn observe(&mut self, seen: Seen, now: Instant) -> Verdict {
+impl AffinityHeuristic {
+    fn observe(&mut self, sample: RequestSample, now: Instant) -> AffinityAction {
         // Requests of other process namespaces come without a number.
-        if seen.reader != self.reader || seen.reader == 0 || !seen.alone || !seen.small {
-            self.reader = seen.reader;
-            self.in_a_row = 0;
-            return if std::mem::take(&mut self.followed) { Verdict::LetLoose } else { Verdict::Leave };
+        if sample.reader != self.reader || sample.reader == 0 || !sample.is_only_one || !sample.is_small {
+            self.reader = sample.reader;
+            self.sequential = 0;
+            return if std::mem::take(&mut self.may_be_bound) {
+                AffinityAction::Unbind
+            } else {
+                AffinityAction::Keep
+            };
         }
-        self.in_a_row = self.in_a_row.saturating_add(1);
-        let due = self.looked.is_none_or(|looked| now.duration_since(looked) >= LOOK_EVERY);
-        if self.in_a_row < ALONE_AFTER || !due {
-            return Verdict::Leave;
+        self.sequential = self.sequential.saturating_add(1);
+        let due = self.probed_at.is_none_or(|probed_at| now.duration_since(probed_at) >= PROBE_INTERVAL);
+        if self.sequential < MIN_SEQUENTIAL_REQUESTS || !due {
+            return AffinityAction::Keep;
         }
-        self.looked = Some(now);
-        self.followed = true;
-        Verdict::Look
+        self.probed_at = Some(now);
+        self.may_be_bound = true;
+        AffinityAction::Probe
     }
 }
 
@@ -82,24 +86,24 @@ impl Habit {
 pub(crate) struct ThreadAffinity {
     /// Where the process was allowed to run when it started. `None`: the threads are not to be moved.
     allowed: Option<CpuSet>,
-    habit: Mutex<Habit>,
-    threads: Mutex<Threads>,
+    heuristic: Mutex<AffinityHeuristic>,
+    threads: Mutex<ThreadSet>,
 }
 
 /// Threads that live, and the CPU that they are bound to.
 #[derive(Default)]
-struct Threads {
+struct ThreadSet {
     ids: Vec<Pid>,
-    at: Option<usize>,
+    bound_to: Option<usize>,
 }
 
 /// Keeps a thread in the list of those that are moved, until it ends.
-struct Enrolled {
+struct EnrolledThread {
     placement: Arc<ThreadAffinity>,
     id: Pid,
 }
 
-impl Drop for Enrolled {
+impl Drop for EnrolledThread {
     fn drop(&mut self) {
         // After this nobody moves the thread, so its number may be another's.
         self.placement.threads.lock().ids.retain(|id| *id != self.id);
@@ -107,7 +111,7 @@ impl Drop for Enrolled {
 }
 
 thread_local! {
-    static ENROLLED: OnceCell<Enrolled> = const { OnceCell::new() };
+    static ENROLLED: OnceCell<EnrolledThread> = const { OnceCell::new() };
 }
 
 impl ThreadAffinity {
@@ -115,21 +119,21 @@ impl ThreadAffinity {
     pub(crate) fn new(wanted: bool) -> Arc<Self> {
         let several = |allowed: &CpuSet| cpus(allowed).nth(1).is_some();
         let allowed = sched_getaffinity(Pid::from_raw(0)).ok().filter(|allowed| wanted && several(allowed));
-        Arc::new(Self { allowed, habit: Mutex::default(), threads: Mutex::default() })
+        Arc::new(Self { allowed, heuristic: Mutex::default(), threads: Mutex::default() })
     }
 
     /// A request has come, on the calling thread.
-    pub(super) fn observe(self: &Arc<Self>, seen: Seen) {
+    pub(super) fn observe(self: &Arc<Self>, sample: RequestSample) {
         let Some(allowed) = &self.allowed else { return };
         self.enrol();
         // Where threads meet at this lock the reader is not alone, which the next request will show.
-        let Some(mut habit) = self.habit.try_lock() else { return };
-        match habit.observe(seen, Instant::now()) {
-            Verdict::Leave => {}
-            Verdict::LetLoose => self.threads.lock().go(None, allowed),
-            Verdict::Look => {
-                let cpu = only_cpu(seen.reader).filter(|cpu| allowed.is_set(*cpu) == Ok(true));
-                self.threads.lock().go(cpu, allowed);
+        let Some(mut heuristic) = self.heuristic.try_lock() else { return };
+        match heuristic.observe(sample, Instant::now()) {
+            AffinityAction::Keep => {}
+            AffinityAction::Unbind => self.threads.lock().bind(None, allowed),
+            AffinityAction::Probe => {
+                let cpu = only_cpu(sample.reader).filter(|cpu| allowed.is_set(*cpu) == Ok(true));
+                self.threads.lock().bind(cpu, allowed);
             }
         }
     }
@@ -141,20 +145,20 @@ impl ThreadAffinity {
                 let id = gettid();
                 let mut threads = self.threads.lock();
                 threads.ids.push(id);
-                threads.at = None;
-                Enrolled { placement: self.clone(), id }
+                threads.bound_to = None;
+                EnrolledThread { placement: self.clone(), id }
             });
         });
     }
 }
 
-impl Threads {
+impl ThreadSet {
     /// Binds the threads to `cpu`, or lets them run on all that are `allowed`.
-    fn go(&mut self, cpu: Option<usize>, allowed: &CpuSet) {
-        if cpu == self.at {
+    fn bind(&mut self, cpu: Option<usize>, allowed: &CpuSet) {
+        if cpu == self.bound_to {
             return;
         }
-        self.at = cpu;
+        self.bound_to = cpu;
         let mut mask = CpuSet::new();
         let one = cpu.and_then(|cpu| mask.set(cpu).ok());
         for id in &self.ids {
@@ -183,49 +187,54 @@ mod tests {
     use super::*;
 
     struct Script {
-        habit: Habit,
+        heuristic: AffinityHeuristic,
         now: Instant,
     }
 
     impl Script {
         fn new() -> Self {
-            Self { habit: Habit::default(), now: Instant::now() }
+            Self { heuristic: AffinityHeuristic::default(), now: Instant::now() }
         }
 
-        /// The verdicts on requests that come a millisecond apart.
-        fn observe(&mut self, count: usize, seen: Seen) -> Vec<Verdict> {
-            let mut verdicts = Vec::new();
+        /// The actions on requests that come a millisecond apart.
+        fn observe(&mut self, count: usize, sample: RequestSample) -> Vec<AffinityAction> {
+            let mut actions = Vec::new();
             for _ in 0..count {
                 self.now += Duration::from_millis(1);
-                verdicts.push(self.habit.observe(seen, self.now));
+                actions.push(self.heuristic.observe(sample, self.now));
             }
-            verdicts
+            actions
         }
     }
 
-    const LONE: Seen = Seen { reader: 7, alone: true, small: true };
+    const LONE: RequestSample = RequestSample { reader: 7, is_only_one: true, is_small: true };
 
     #[test]
     fn a_lone_reader_is_looked_at_once_in_a_while() {
         let mut script = Script::new();
-        let verdicts = script.observe(116, LONE);
-        let looks: Vec<_> = (0..116).filter(|i| verdicts[*i] == Verdict::Look).collect();
+        let actions = script.observe(116, LONE);
+        let looks: Vec<_> = (0..116).filter(|i| actions[*i] == AffinityAction::Probe).collect();
         assert_eq!(looks, (16..116).step_by(10).collect::<Vec<_>>());
-        assert!(!verdicts.contains(&Verdict::LetLoose));
+        assert!(!actions.contains(&AffinityAction::Unbind));
     }
 
     #[test]
     fn company_a_large_request_and_overlap_let_loose_once() {
         for other in [
-            Seen { reader: 8, ..LONE },
-            Seen { reader: 0, ..LONE },
-            Seen { alone: false, ..LONE },
-            Seen { small: false, ..LONE },
+            RequestSample { reader: 8, ..LONE },
+            RequestSample { reader: 0, ..LONE },
+            RequestSample { is_only_one: false, ..LONE },
+            RequestSample { is_small: false, ..LONE },
         ] {
             let mut script = Script::new();
             script.observe(100, LONE);
-            assert_eq!(script.observe(2, other), [Verdict::LetLoose, Verdict::Leave], "{other:?}");
-            assert!(script.observe(ALONE_AFTER as usize - 1, LONE).iter().all(|v| *v == Verdict::Leave));
+            assert_eq!(script.observe(2, other), [AffinityAction::Unbind, AffinityAction::Keep], "{other:?}");
+            assert!(
+                script
+                    .observe(MIN_SEQUENTIAL_REQUESTS as usize - 1, LONE)
+                    .iter()
+                    .all(|v| *v == AffinityAction::Keep)
+            );
         }
     }
 
@@ -233,8 +242,8 @@ mod tests {
     fn readers_that_take_turns_are_not_followed() {
         let mut script = Script::new();
         for reader in [7, 8].into_iter().cycle().take(200) {
-            let verdicts = script.observe(ALONE_AFTER as usize, Seen { reader, ..LONE });
-            assert!(verdicts.iter().all(|verdict| *verdict == Verdict::Leave));
+            let actions = script.observe(MIN_SEQUENTIAL_REQUESTS as usize, RequestSample { reader, ..LONE });
+            assert!(actions.iter().all(|action| *action == AffinityAction::Keep));
         }
     }
 
@@ -260,15 +269,18 @@ mod tests {
         let free_reader = gettid().as_raw() as u32;
         let server = std::thread::spawn(move || {
             let mask = || sched_getaffinity(Pid::from_raw(0)).unwrap();
-            let ask = |reader| (0..=ALONE_AFTER).for_each(|_| placement.observe(Seen { reader, ..LONE }));
+            let ask = |reader| {
+                (0..=MIN_SEQUENTIAL_REQUESTS)
+                    .for_each(|_| placement.observe(RequestSample { reader, ..LONE }))
+            };
             ask(bound_reader);
             assert_eq!(cpus(&mask()).collect::<Vec<_>>(), [one]);
-            placement.observe(Seen { reader: bound_reader, small: false, ..LONE });
+            placement.observe(RequestSample { reader: bound_reader, is_small: false, ..LONE });
             assert_eq!(mask(), before);
-            placement.habit.lock().looked = None;
+            placement.heuristic.lock().probed_at = None;
             ask(free_reader);
-            assert_eq!(mask(), before, "who may run anywhere is not followed");
-            assert_eq!(placement.threads.lock().at, None);
+            assert_eq!(mask(), before, "a reader that may run anywhere is not followed");
+            assert_eq!(placement.threads.lock().bound_to, None);
         });
         server.join().unwrap();
         end.send(()).unwrap();

@@ -7,11 +7,11 @@
 //! and gives what was said up when the process ends, however that comes about.
 //!
 //! CPUs that stay awake cost power, and what shares their cores a little of its speed. So this is said only from the moment in which
-//! [`IN_A_ROW`] requests have come, each within [`SOON`] of the one before, until there was none for [`QUIET`]. A program
+//! [`MIN_BURST_REQUESTS`] requests have come, each within [`MAX_REQUEST_GAP`] of the one before, until there was none for [`IDLE_TIMEOUT`]. A program
 //! that takes longer than that over its own work would not notice the difference, and one that streams makes large requests, several at a time.
 //!
 //! In a virtual machine CPUs do not sleep at all meanwhile: the only sleep there is, is to halt. Elsewhere they may sleep
-//! as lightly as takes [`LIGHT`] to end.
+//! as lightly as takes [`MAX_WAKEUP_LATENCY`] to end.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -23,39 +23,39 @@ use std::time::{Duration, Instant};
 use crate::telemetry::Metrics;
 use crate::vital::contained;
 
-const DEVICE: &str = "/dev/cpu_dma_latency";
+const QOS_DEVICE: &str = "/dev/cpu_dma_latency";
 
 /// The kernel's driver that puts idle CPUs to sleep.
-const DRIVER: &str = "/sys/devices/system/cpu/cpuidle/current_driver";
+const IDLE_DRIVER_PATH: &str = "/sys/devices/system/cpu/cpuidle/current_driver";
 
 /// The driver of virtual machines: it halts, or goes on looking for something to do.
-const HALT_OR_POLL: &str = "haltpoll";
+const HALTPOLL_DRIVER: &str = "haltpoll";
 
-/// Small requests in a row from which the CPUs are kept awake.
-const IN_A_ROW: u32 = 16;
+/// Small requests in a burst from which the CPUs are kept awake.
+const MIN_BURST_REQUESTS: u32 = 16;
 
-/// Requests that come further apart are not in a row: to wake up is a small part of that time, even if other processes
+/// Requests that come further apart are not in a burst: to wake up is a small part of that time, even if other processes
 /// have to be woken, one after another, for the answer.
-const SOON: Duration = Duration::from_millis(8);
+const MAX_REQUEST_GAP: Duration = Duration::from_millis(8);
 
 /// After so long without another request the CPUs may sleep again.
-const QUIET: Duration = Duration::from_millis(15);
+const IDLE_TIMEOUT: Duration = Duration::from_millis(15);
 
 /// What may be waited for a real CPU: no more than the lightest sleep of common ones takes to end.
-const LIGHT: Duration = Duration::from_micros(2);
+const MAX_WAKEUP_LATENCY: Duration = Duration::from_micros(2);
 
 /// What is said when nothing is asked for.
-const ANY: i32 = i32::MAX;
+const NO_LIMIT: i32 = i32::MAX;
 
 /// Why the CPUs are not kept awake.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CpuLatencyError {
     /// The kernel does not take what is said to it.
-    #[error("{DEVICE}: {0}")]
+    #[error("{QOS_DEVICE}: {0}")]
     Device(io::Error),
     /// It would take it, to no effect.
     #[error("this kernel has one way only to put a CPU to sleep (no cpuidle driver)")]
-    NoChoice,
+    NoIdleDriver,
 }
 
 impl CpuLatencyError {
@@ -68,7 +68,7 @@ impl CpuLatencyError {
             Self::Device(_) => {
                 "run as root; in a container pass the device in (--device /dev/cpu_dma_latency)"
             }
-            Self::NoChoice => "in a virtual machine: modprobe cpuidle-haltpoll force=1",
+            Self::NoIdleDriver => "in a virtual machine: modprobe cpuidle-haltpoll force=1",
         }
     }
 }
@@ -83,33 +83,33 @@ pub(crate) fn probe() -> Result<(), CpuLatencyError> {
 
 /// Opens the device, and finds what to say to it, in microseconds.
 fn open() -> Result<(File, i32), CpuLatencyError> {
-    let driver = fs::read_to_string(DRIVER).unwrap_or_default();
-    let longest = match driver.trim() {
-        "" | "none" => return Err(CpuLatencyError::NoChoice),
-        HALT_OR_POLL => Duration::ZERO,
-        _ => LIGHT,
+    let driver = fs::read_to_string(IDLE_DRIVER_PATH).unwrap_or_default();
+    let max_latency = match driver.trim() {
+        "" | "none" => return Err(CpuLatencyError::NoIdleDriver),
+        HALTPOLL_DRIVER => Duration::ZERO,
+        _ => MAX_WAKEUP_LATENCY,
     };
-    let device = OpenOptions::new().write(true).open(DEVICE).map_err(CpuLatencyError::Device)?;
-    Ok((device, longest.as_micros() as i32))
+    let device = OpenOptions::new().write(true).open(QOS_DEVICE).map_err(CpuLatencyError::Device)?;
+    Ok((device, max_latency.as_micros() as i32))
 }
 
 /// Keeps the CPUs awake as long as requests follow each other. Dropping it lets them sleep.
-pub(crate) struct CpuLatencyQos(Option<Keeper>);
+pub(crate) struct CpuLatencyQos(Option<Worker>);
 
 /// A thread that says when the CPUs are to stay awake, and until when.
-struct Keeper {
-    row: Arc<Row>,
+struct Worker {
+    burst: Arc<Burst>,
     thread: Thread,
 }
 
 /// The latest requests.
-struct Row {
+struct Burst {
     begun: Instant,
     /// When the latest came, in nanoseconds since `begun`.
     latest: AtomicU64,
     length: AtomicU32,
     /// Nobody will ask any more.
-    over: AtomicBool,
+    is_stopped: AtomicBool,
 }
 
 impl CpuLatencyQos {
@@ -117,88 +117,94 @@ impl CpuLatencyQos {
     pub(crate) fn new(wanted: bool, metrics: &Arc<Metrics>) -> Self {
         // Who starts a mount has looked whether it is possible, and said so.
         let device = wanted.then(open).and_then(Result::ok);
-        Self(device.and_then(|(device, longest)| Keeper::start(device, longest, metrics.clone()).ok()))
+        Self(
+            device.and_then(|(device, max_latency)| Worker::start(device, max_latency, metrics.clone()).ok()),
+        )
     }
 
     /// A small request has come, while no other was under way.
-    pub(crate) fn asked(&self) {
-        if let Some(keeper) = &self.0
-            && keeper.row.another()
+    pub(crate) fn on_request(&self) {
+        if let Some(worker) = &self.0
+            && worker.burst.add()
         {
-            keeper.thread.unpark();
+            worker.thread.unpark();
         }
     }
 }
 
-impl Drop for Keeper {
+impl Drop for Worker {
     fn drop(&mut self) {
-        self.row.over.store(true, Ordering::Relaxed);
+        self.burst.is_stopped.store(true, Ordering::Relaxed);
         self.thread.unpark();
     }
 }
 
-impl Keeper {
-    fn start(device: impl Write + Send + 'static, longest: i32, metrics: Arc<Metrics>) -> io::Result<Self> {
-        let row = Arc::new(Row {
+impl Worker {
+    fn start(
+        device: impl Write + Send + 'static,
+        max_latency: i32,
+        metrics: Arc<Metrics>,
+    ) -> io::Result<Self> {
+        let burst = Arc::new(Burst {
             begun: Instant::now(),
             latest: AtomicU64::new(0),
             length: AtomicU32::new(0),
-            over: AtomicBool::new(false),
+            is_stopped: AtomicBool::new(false),
         });
-        let kept = row.clone();
-        let keeper = thread::Builder::new().name("awake".into());
-        let keeper = keeper.spawn(move || {
+        let kept = burst.clone();
+        let worker = thread::Builder::new().name("awake".into());
+        let worker = worker.spawn(move || {
             let mut device = device;
-            while contained(|| keep(&kept, &mut device, longest, &metrics)).is_none() {
+            while contained(|| run(&kept, &mut device, max_latency, &metrics)).is_none() {
                 // What was said last may still hold.
-                let _ = device.write_all(&ANY.to_ne_bytes());
+                let _ = device.write_all(&NO_LIMIT.to_ne_bytes());
                 kept.end();
             }
         })?;
-        Ok(Self { row, thread: keeper.thread().clone() })
+        Ok(Self { burst, thread: worker.thread().clone() })
     }
 }
 
-/// Says when there is a row, until it is over.
-fn keep(row: &Row, mut device: impl Write, longest: i32, metrics: &Metrics) {
+/// Says when there is a burst, until it is over.
+fn run(burst: &Burst, mut device: impl Write, max_latency: i32, metrics: &Metrics) {
     // Of what the kernel refuses there is nothing better to say.
-    let mut say = |longest: i32| drop(device.write_all(&longest.to_ne_bytes()));
-    while !row.is_over() {
-        if !row.is_long() {
+    let mut say = |max_latency: i32| drop(device.write_all(&max_latency.to_ne_bytes()));
+    while !burst.has_stopped() {
+        if !burst.is_long() {
             thread::park();
             continue;
         }
-        say(longest);
+        say(max_latency);
         let mut since = Instant::now();
-        while !row.is_over() && row.since_latest() < QUIET {
-            thread::sleep(QUIET);
+        while !burst.has_stopped() && burst.since_latest() < IDLE_TIMEOUT {
+            thread::sleep(IDLE_TIMEOUT);
             let now = Instant::now();
             metrics.kept_awake(now.duration_since(since));
             since = now;
         }
-        say(ANY);
-        row.end();
+        say(NO_LIMIT);
+        burst.end();
     }
 }
 
-impl Row {
+impl Burst {
     fn now(&self) -> u64 {
         self.begun.elapsed().as_nanos() as u64
     }
 
-    /// Another request has come. Returns whether the row is long enough since then.
-    fn another(&self) -> bool {
+    /// Another request has come. Returns whether the burst is long enough since then.
+    fn add(&self) -> bool {
         let now = self.now();
         let before = self.latest.swap(now, Ordering::Relaxed);
-        if now.saturating_sub(before) > SOON.as_nanos() as u64 {
+        if now.saturating_sub(before) > MAX_REQUEST_GAP.as_nanos() as u64 {
             self.length.store(0, Ordering::Relaxed);
             return false;
         }
-        self.length.fetch_add(1, Ordering::Relaxed) + 1 == IN_A_ROW
+        self.length.fetch_add(1, Ordering::Relaxed) + 1 == MIN_BURST_REQUESTS
     }
 
     fn is_long(&self) -> bool {
-        self.length.load(Ordering::Relaxed) >= IN_A_ROW
+        self.length.load(Ordering::Relaxed) >= MIN_BURST_REQUESTS
     }
 
     fn since_latest(&self) -> Duration {
@@ -209,8 +215,8 @@ impl Row {
         self.length.store(0, Ordering::Relaxed);
     }
 
-    fn is_over(&self) -> bool {
-        self.over.load(Ordering::Relaxed)
+    fn has_stopped(&self) -> bool {
+        self.is_stopped.load(Ordering::Relaxed)
     }
 }
 
@@ -221,9 +227,9 @@ mod tests {
     use super::*;
 
     /// A device that tells what is said to it.
-    struct Told(Sender<i32>);
+    struct RecordingDevice(Sender<i32>);
 
-    impl Write for Told {
+    impl Write for RecordingDevice {
         fn write(&mut self, said: &[u8]) -> io::Result<usize> {
             let said = said.try_into().expect("the kernel takes four bytes");
             let _ = self.0.send(i32::from_ne_bytes(said));
@@ -234,22 +240,26 @@ mod tests {
         }
     }
 
-    const PATIENCE: Duration = Duration::from_secs(20);
+    const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
     fn awake() -> (CpuLatencyQos, Receiver<i32>, Arc<Metrics>) {
         let ((device, said), metrics) = (channel(), Metrics::new());
-        (CpuLatencyQos(Some(Keeper::start(Told(device), 7, metrics.clone()).unwrap())), said, metrics)
+        (
+            CpuLatencyQos(Some(Worker::start(RecordingDevice(device), 7, metrics.clone()).unwrap())),
+            said,
+            metrics,
+        )
     }
 
     /// Makes requests, one after another, until something is said to the device.
     fn ask(awake: &CpuLatencyQos, said: &Receiver<i32>) -> i32 {
         let begun = Instant::now();
         loop {
-            awake.asked();
+            awake.on_request();
             match said.recv_timeout(Duration::from_micros(10)) {
                 Ok(said) => return said,
-                Err(RecvTimeoutError::Timeout) => assert!(begun.elapsed() < PATIENCE),
-                Err(RecvTimeoutError::Disconnected) => panic!("the keeper has ended"),
+                Err(RecvTimeoutError::Timeout) => assert!(begun.elapsed() < TEST_TIMEOUT),
+                Err(RecvTimeoutError::Disconnected) => panic!("the worker has ended"),
             }
         }
     }
@@ -259,39 +269,43 @@ mod tests {
         let (awake, said, metrics) = awake();
         for _ in 0..3 {
             assert_eq!(ask(&awake, &said), 7);
-            assert_eq!(said.recv_timeout(PATIENCE), Ok(ANY), "there are no requests any more");
+            assert_eq!(said.recv_timeout(TEST_TIMEOUT), Ok(NO_LIMIT), "there are no requests any more");
         }
-        assert!(metrics.totals().awake >= 3 * QUIET);
+        assert!(metrics.totals().awake >= 3 * IDLE_TIMEOUT);
         assert_eq!(ask(&awake, &said), 7);
         drop(awake);
-        assert_eq!(said.recv_timeout(PATIENCE), Ok(ANY));
-        assert_eq!(said.recv_timeout(PATIENCE), Err(RecvTimeoutError::Disconnected), "the thread has ended");
+        assert_eq!(said.recv_timeout(TEST_TIMEOUT), Ok(NO_LIMIT));
+        assert_eq!(
+            said.recv_timeout(TEST_TIMEOUT),
+            Err(RecvTimeoutError::Disconnected),
+            "the thread has ended"
+        );
     }
 
     #[test]
     fn requests_that_come_apart_are_no_row() {
-        let row = Row {
+        let burst = Burst {
             begun: Instant::now() - Duration::from_secs(1),
             latest: AtomicU64::new(0),
             length: AtomicU32::new(0),
-            over: AtomicBool::new(false),
+            is_stopped: AtomicBool::new(false),
         };
-        for _ in 0..2 * IN_A_ROW {
-            row.latest.store(row.now() - 2 * SOON.as_nanos() as u64, Ordering::Relaxed);
-            assert!(!row.another());
-            assert!(!row.is_long());
+        for _ in 0..2 * MIN_BURST_REQUESTS {
+            burst.latest.store(burst.now() - 2 * MAX_REQUEST_GAP.as_nanos() as u64, Ordering::Relaxed);
+            assert!(!burst.add());
+            assert!(!burst.is_long());
         }
-        row.latest.store(row.now(), Ordering::Relaxed);
-        let long: Vec<_> = (0..2 * IN_A_ROW)
+        burst.latest.store(burst.now(), Ordering::Relaxed);
+        let long: Vec<_> = (0..2 * MIN_BURST_REQUESTS)
             .map(|_| {
-                row.latest.store(row.now(), Ordering::Relaxed);
-                row.another()
+                burst.latest.store(burst.now(), Ordering::Relaxed);
+                burst.add()
             })
             .collect();
-        assert_eq!(long.iter().position(|long| *long), Some(IN_A_ROW as usize - 1));
+        assert_eq!(long.iter().position(|long| *long), Some(MIN_BURST_REQUESTS as usize - 1));
         assert_eq!(long.iter().filter(|long| **long).count(), 1, "who has been told need not be told again");
-        assert!(row.is_long());
-        row.end();
-        assert!(!row.is_long());
+        assert!(burst.is_long());
+        burst.end();
+        assert!(!burst.is_long());
     }
 }

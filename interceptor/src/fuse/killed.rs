@@ -5,7 +5,7 @@
 //! that an application handles, and EINTR from reading a file is more than most of them expect. So what waits for servers is
 //! answered with EINTR only if its caller is going to die: [`killed`] looks for a fatal signal among those that are pending for the
 //! thread that waits, as network file systems in the kernel do (`TASK_KILLABLE`). The first look is after
-//! [`LOOK_INTERVAL`], so that requests which are answered soon pay for a timer at most.
+//! [`POLL_INTERVAL`], so that requests which are answered soon pay for a timer at most.
 //!
 //! Not found out is the death of a caller in a process namespace that this one cannot see, and of a thread that waits in the
 //! kernel for another one's request.
@@ -22,11 +22,11 @@ use nix::unistd::Pid;
 use tokio::time::sleep;
 
 /// From one look at a caller to the next.
-const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Signals that do nothing or stop the process unless they are handled: SIGCHLD, SIGCONT, SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU,
 /// SIGURG and SIGWINCH.
-const HARMLESS: u64 = mask(&[
+const NON_FATAL_SIGNALS: u64 = mask(&[
     libc::SIGCHLD,
     libc::SIGCONT,
     libc::SIGSTOP,
@@ -36,7 +36,7 @@ const HARMLESS: u64 = mask(&[
     libc::SIGURG,
     libc::SIGWINCH,
 ]);
-const KILL: u64 = mask(&[libc::SIGKILL]);
+const SIGKILL_MASK: u64 = mask(&[libc::SIGKILL]);
 
 const fn mask(signals: &[i32]) -> u64 {
     let mut mask = 0;
@@ -68,7 +68,7 @@ async fn killed(caller: u32) {
         std::future::pending::<()>().await;
     }
     loop {
-        sleep(LOOK_INTERVAL).await;
+        sleep(POLL_INTERVAL).await;
         match fs::read_to_string(format!("/proc/{caller}/status")) {
             Ok(status) if *PROC_IS_OURS && is_dying(&status) => return,
             Ok(_) => {}
@@ -87,8 +87,8 @@ fn is_dying(status: &str) -> bool {
     };
     let read = || {
         let pending = signals("SigPnd")? | signals("ShdPnd")?;
-        let spared = signals("SigBlk")? | signals("SigIgn")? | signals("SigCgt")? | HARMLESS;
-        Some(pending & (KILL | !spared) != 0)
+        let spared = signals("SigBlk")? | signals("SigIgn")? | signals("SigCgt")? | NON_FATAL_SIGNALS;
+        Some(pending & (SIGKILL_MASK | !spared) != 0)
     };
     read().unwrap_or(false)
 }
@@ -108,7 +108,10 @@ mod tests {
         };
         let [int, quit, chld] = [libc::SIGINT, libc::SIGQUIT, libc::SIGCHLD].map(|signal| mask(&[signal]));
         assert!(!is_dying(&status(0, 0, 0, 0, 0)));
-        assert!(is_dying(&status(KILL, 0, 0, 0, 0)) && is_dying(&status(0, KILL, KILL, 0, KILL)));
+        assert!(
+            is_dying(&status(SIGKILL_MASK, 0, 0, 0, 0))
+                && is_dying(&status(0, SIGKILL_MASK, SIGKILL_MASK, 0, SIGKILL_MASK))
+        );
         assert!(is_dying(&status(0, quit, 0, 0, 0)));
         assert!(!is_dying(&status(0, int, int, 0, 0)), "blocked");
         assert!(!is_dying(&status(0, int, 0, int, 0)), "ignored");
@@ -123,7 +126,7 @@ mod tests {
         gone.wait().unwrap();
         assert_eq!(unless_killed(gone.id(), pending::<()>()).await, None);
         let work = async {
-            sleep(3 * LOOK_INTERVAL).await;
+            sleep(3 * POLL_INTERVAL).await;
             7
         };
         assert_eq!(unless_killed(process::id(), work).await, Some(7));

@@ -42,7 +42,7 @@ use super::unmount;
 /// The least that the kernel wants to have room for in a read of a request, with room to spare.
 const INIT_CAPACITY: usize = 64 << 10;
 
-/// How long a thread that cannot have another descriptor waits before it tries again.
+/// How long a thread that cannot have duplicate descriptor waits before it tries again.
 const REPLACE_BACKOFF_MS: u16 = 100;
 
 /// The most bytes that a read may ask for. fuser lets the kernel ask for 16 MiB and a page; a request
@@ -82,7 +82,7 @@ pub(crate) struct Connection<F: Filesystem> {
     config: Config,
     /// The INIT request of the kernel.
     init: Vec<u8>,
-    another: fn(BorrowedFd<'_>) -> io::Result<OwnedFd>,
+    duplicate: fn(BorrowedFd<'_>) -> io::Result<OwnedFd>,
 }
 
 impl<F: Filesystem + Clone> Connection<F> {
@@ -97,7 +97,7 @@ impl<F: Filesystem + Clone> Connection<F> {
         filesystem: F,
         device: OwnedFd,
         acl: SessionACL,
-        another: fn(BorrowedFd<'_>) -> io::Result<OwnedFd>,
+        duplicate: fn(BorrowedFd<'_>) -> io::Result<OwnedFd>,
     ) -> io::Result<Self> {
         let mut config = Config::default();
         config.acl = acl;
@@ -105,7 +105,7 @@ impl<F: Filesystem + Clone> Connection<F> {
         let init = read_init(&device)?;
         let (main, reply) = session(filesystem.clone(), config.clone(), &init, &device)?;
         nix::unistd::write(&device, &reply)?;
-        Ok(Self { main, filesystem, config, init, another })
+        Ok(Self { main, filesystem, config, init, duplicate })
     }
 
     pub(crate) fn notifier(&self) -> Notifier {
@@ -114,8 +114,8 @@ impl<F: Filesystem + Clone> Connection<F> {
 
     /// Starts the request threads, which end with the connection.
     pub(crate) fn serve(self, threads: usize) -> io::Result<RunningSession> {
-        let (told, ended) = watch::channel(None);
-        let ending = Arc::new(Ending { told, end: Mutex::new(SessionEnd::Unmounted) });
+        let (sender, ended) = watch::channel(None);
+        let ending = Arc::new(EndReporter { sender, end: Mutex::new(SessionEnd::Unmounted) });
         let connection = Arc::new(self);
         for number in 0..threads.max(1) {
             let (connection, ending) = (connection.clone(), ending.clone());
@@ -131,7 +131,7 @@ impl<F: Filesystem + Clone> Connection<F> {
 
     /// A session over a descriptor of its own.
     fn session(&self) -> io::Result<Session<F>> {
-        let device = (self.another)(self.main.as_fd())?;
+        let device = (self.duplicate)(self.main.as_fd())?;
         let config = self.config.clone();
         session(self.filesystem.clone(), config, &self.init, &device).map(|(session, _)| session)
     }
@@ -156,13 +156,13 @@ impl<F: Filesystem + Clone> Connection<F> {
 
     /// Another session for a thread that lost its own. `None` if the connection has ended.
     fn replacement(&self) -> Option<Session<F>> {
-        let mut said = false;
+        let mut logged = false;
         loop {
             match self.session() {
                 Ok(session) => return Some(session),
-                Err(error) if !said => {
+                Err(error) if !logged => {
                     tracing::warn!(%error, "a request thread waits for another descriptor of the connection");
-                    said = true;
+                    logged = true;
                 }
                 Err(_) => {}
             }
@@ -224,14 +224,14 @@ pub(crate) async fn first_answer<T: Send + 'static>(
 }
 
 /// What the threads share to tell of their end. The last of them drops it, even by a panic.
-struct Ending {
-    told: watch::Sender<Option<SessionEnd>>,
+struct EndReporter {
+    sender: watch::Sender<Option<SessionEnd>>,
     end: Mutex<SessionEnd>,
 }
 
-impl Drop for Ending {
+impl Drop for EndReporter {
     fn drop(&mut self) {
-        self.told.send_replace(Some(*self.end.get_mut()));
+        self.sender.send_replace(Some(*self.end.get_mut()));
     }
 }
 
@@ -269,7 +269,7 @@ fn session<F: Filesystem>(
 }
 
 nix::ioctl_read!(
-    /// Makes a descriptor of `/dev/fuse` one of the connection of another.
+    /// Makes a descriptor of `/dev/fuse` one of the connection of duplicate.
     ioctl_clone, 229, 0, u32
 );
 

@@ -16,7 +16,7 @@ pub(crate) fn status_value(address: Option<SocketAddr>) -> String {
 
 /// What to answer a caller whose buffer has `size` bytes; with 0 it asks for the size only.
 #[derive(Debug, PartialEq, Eq)]
-enum Verdict<'a> {
+enum XattrAnswer<'a> {
     Size(u32),
     Data(&'a [u8]),
     TooSmall,
@@ -24,23 +24,23 @@ enum Verdict<'a> {
     TooBig,
 }
 
-fn judge(size: u32, value: Option<&[u8]>) -> Verdict<'_> {
-    let Some(value) = value else { return Verdict::None };
+fn answer_for(size: u32, value: Option<&[u8]>) -> XattrAnswer<'_> {
+    let Some(value) = value else { return XattrAnswer::None };
     match u32::try_from(value.len()) {
-        Err(_) => Verdict::TooBig,
-        Ok(len) if size == 0 => Verdict::Size(len),
-        Ok(len) if len > size => Verdict::TooSmall,
-        Ok(_) => Verdict::Data(value),
+        Err(_) => XattrAnswer::TooBig,
+        Ok(len) if size == 0 => XattrAnswer::Size(len),
+        Ok(len) if len > size => XattrAnswer::TooSmall,
+        Ok(_) => XattrAnswer::Data(value),
     }
 }
 
 pub(crate) fn reply(reply: ReplyXattr, size: u32, value: Option<&[u8]>) {
-    match judge(size, value) {
-        Verdict::Size(len) => reply.size(len),
-        Verdict::Data(value) => reply.data(value),
-        Verdict::TooSmall => reply.error(Errno::ERANGE),
-        Verdict::None => reply.error(Errno::ENODATA),
-        Verdict::TooBig => reply.error(Errno::E2BIG),
+    match answer_for(size, value) {
+        XattrAnswer::Size(len) => reply.size(len),
+        XattrAnswer::Data(value) => reply.data(value),
+        XattrAnswer::TooSmall => reply.error(Errno::ERANGE),
+        XattrAnswer::None => reply.error(Errno::ENODATA),
+        XattrAnswer::TooBig => reply.error(Errno::E2BIG),
     }
 }
 
@@ -50,11 +50,11 @@ mod tests {
 
     #[test]
     fn an_answer_depends_on_the_callers_buffer() {
-        assert_eq!(judge(0, Some(b"four")), Verdict::Size(4));
-        assert_eq!(judge(3, Some(b"four")), Verdict::TooSmall);
-        assert_eq!(judge(4, Some(b"four")), Verdict::Data(b"four"));
-        assert_eq!(judge(9, None), Verdict::None);
-        assert_eq!(judge(0, Some(b"")), Verdict::Size(0));
-        assert_eq!(judge(8, Some(b"")), Verdict::Data(b""));
+        assert_eq!(answer_for(0, Some(b"four")), XattrAnswer::Size(4));
+        assert_eq!(answer_for(3, Some(b"four")), XattrAnswer::TooSmall);
+        assert_eq!(answer_for(4, Some(b"four")), XattrAnswer::Data(b"four"));
+        assert_eq!(answer_for(9, None), XattrAnswer::None);
+        assert_eq!(answer_for(0, Some(b"")), XattrAnswer::Size(0));
+        assert_eq!(answer_for(8, Some(b"")), XattrAnswer::Data(b""));
     }
 }

@@ -68,13 +68,13 @@ pub(super) fn no_attr() -> FileAttr {
 /// Attributes with which READDIRPLUS shows a name alone. No file has this size, so the kernel
 /// makes no node: it passes the name on, with the number and the type, and sends a FORGET for the
 /// node. (That number 0 means the same is of no use: fuser would show programs the 0, too.)
-pub(super) fn name_alone(number: NodeId, kind: Kind) -> FileAttr {
+pub(super) fn attr_without_node(number: NodeId, kind: Kind) -> FileAttr {
     FileAttr { ino: INodeNo(number), kind: file_type(kind), size: u64::MAX, ..no_attr() }
 }
 
 /// The first minor version of the protocol whose kernels all treat attributes in that way, Linux
 /// 5.10.
-pub(super) const CHECKS_ATTRIBUTES: u32 = 32;
+pub(super) const MIN_CHECKING_MINOR: u32 = 32;
 
 pub(super) fn errno(error: &NamespaceError) -> Errno {
     match error {

@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use super::opens::Opens;
-use super::passthrough::{self, Backing, PassthroughUnavailable};
-use super::push::Pusher;
-use super::statfs::SpaceCache;
+use super::page_cache_store::PageCacheStore;
+use super::passthrough::{self, BackingFile, PassthroughUnavailable};
+use super::statfs::UsageCache;
 use crate::fuse::request_tracker::RequestTracker;
-use crate::namespace::next_files::NextFiles;
+use crate::namespace::next_files::NextFilePrefetcher;
 use crate::namespace::{Namespace, NodeId};
 use crate::read::{FileVersion, Reader};
 use crate::telemetry::Metrics;
@@ -20,9 +20,9 @@ pub(super) struct MountContext {
     pub(super) namespace: Arc<Namespace>,
     pub(super) reader: Arc<Reader>,
     pub(super) metrics: Arc<Metrics>,
-    pub(super) space: Arc<SpaceCache>,
+    pub(super) usage: Arc<UsageCache>,
     pub(super) runtime: tokio::runtime::Handle,
-    pub(super) next_files: NextFiles,
+    pub(super) next_files: NextFilePrefetcher,
     pub(super) requests: RequestTracker,
     pub(super) wants_passthrough: bool,
     /// Whether the kernel offered passthrough in the handshake.
@@ -30,11 +30,11 @@ pub(super) struct MountContext {
     /// Whether the kernel skips listed entries whose attributes no file could have.
     pub(super) checks_attributes: AtomicBool,
     /// Set before the first request if OPEN requests are answered.
-    pub(super) opens: OnceLock<Opens<FileVersion, Backing>>,
+    pub(super) opens: OnceLock<Opens<FileVersion, BackingFile>>,
     /// The connection, through which backing files are registered. Set before the first request.
     pub(super) device: OnceLock<Arc<OwnedFd>>,
     /// Set before the first request.
-    pub(super) pusher: OnceLock<Pusher>,
+    pub(super) page_cache: OnceLock<PageCacheStore>,
     /// The value of [`STATUS_XATTR`](crate::fuse::STATUS_XATTR).
     pub(super) status_api: String,
     /// Issues the values of [`READ_TICKET_XATTR`](crate::warmup::ticket::READ_TICKET_XATTR).

@@ -3,7 +3,7 @@
 //! Places 1 and 2 of every listing are `.` and `..`. A reply takes as many entries as fit; with READDIRPLUS each of them
 //! counts as a lookup of its node (those of `.` and `..` do not, by the protocol), so an entry that did not fit any more
 //! is given back. While nodes take too much memory a new one is not made, and the kernel takes the
-//! name alone ([`name_alone`]).
+//! name alone ([`attr_without_node`]).
 //!
 //! A directory whose listing was cut off for lack of memory is read on page by page, by each handle for itself.
 
@@ -17,22 +17,22 @@ use fuser::{Errno, FileAttr, FopenFlags, Generation, INodeNo, ReplyDirectory, Re
 use parking_lot::Mutex;
 use tokio::time::timeout_at;
 
-use super::attr::{errno, file_attr, file_type, name_alone, no_attr};
+use super::attr::{attr_without_node, errno, file_attr, file_type, no_attr};
 use super::context::MountContext;
 use crate::arrival::Arrival;
 use crate::fuse::killed::unless_killed;
-use crate::namespace::listing::{Batch, Listed, Listing};
-use crate::namespace::readdir::is_alive;
-use crate::namespace::tail::Tail;
+use crate::namespace::listing::{EntryBatch, Listing, ListingRead};
+use crate::namespace::readdir::is_unexpired;
+use crate::namespace::tail::ListingTail;
 use crate::namespace::{ChangeStamp, ListedEntry, NamespaceError, NodeId, NodePin};
 use crate::seaweed::entry::{Entry, Kind};
 use crate::seaweed::filer::PATIENCE;
 
 /// Why a reader of entries is not waited for any longer.
-const LATE: &str = "no filer has sent the next entries in time";
+const TIMEOUT_MESSAGE: &str = "no filer has sent the next entries in time";
 
 /// Places taken by `.` and `..`.
-const DOTS: usize = 2;
+const DOT_ENTRIES: usize = 2;
 
 /// An open directory.
 pub(super) struct DirectoryHandle {
@@ -40,11 +40,11 @@ pub(super) struct DirectoryHandle {
     /// Taken when the directory is opened if it is there, else at the first request.
     listing: Mutex<Option<Arc<Listing>>>,
     /// What comes after a listing that was cut off, once that is read. The kernel makes one request at a time.
-    tail: Mutex<Option<Tail>>,
+    tail: Mutex<Option<ListingTail>>,
     /// Whether the kernel builds a copy of the listing.
-    cached: bool,
+    is_cacheable: bool,
     /// Whether anything was read: going back to the beginning then means reading anew.
-    begun: AtomicBool,
+    was_read: AtomicBool,
 }
 
 /// An entry of a directory, and when the filer told of it if that is not remembered.
@@ -67,7 +67,7 @@ pub(super) trait EntryReply: Send + 'static {
 impl EntryReply for ReplyDirectory {
     fn add_entry(&mut self, context: &MountContext, found: &FoundEntry<'_>, offset: u64) -> bool {
         let &FoundEntry { directory, entry, .. } = found;
-        let number = context.namespace.shown_number(directory, entry);
+        let number = context.namespace.shown_id(directory, entry);
         self.add(INodeNo(number), offset, file_type(entry.attr.kind), OsStr::new(&entry.name))
     }
     fn add_dots(&mut self, node: NodeId, name: &str, offset: u64) -> bool {
@@ -93,7 +93,7 @@ impl EntryReply for ReplyDirectoryPlus {
                 (stat.id, self.add(number, offset, name, &stat.entry_timeout, &attr, generation))
             }
             Some(ListedEntry::Name(number)) => {
-                let attr = name_alone(number, entry.attr.kind);
+                let attr = attr_without_node(number, entry.attr.kind);
                 (number, self.add(INodeNo(number), offset, name, &Duration::ZERO, &attr, Generation(0)))
             }
             None => return true,
@@ -116,13 +116,13 @@ impl EntryReply for ReplyDirectoryPlus {
 }
 
 /// Who waits for entries, and since when.
-pub(super) struct Waiter {
+pub(super) struct ReaddirRequest {
     context: Arc<MountContext>,
     caller: u32,
     arrival: Arrival,
 }
 
-impl Waiter {
+impl ReaddirRequest {
     /// The caller of a request that has come now.
     pub(super) fn of(request: &Request, context: &Arc<MountContext>) -> Self {
         Self { context: context.clone(), caller: request.pid(), arrival: Arrival::now() }
@@ -130,18 +130,18 @@ impl Waiter {
 }
 
 /// The tail of a handle while a request reads on, which may be dropped at any time.
-struct TailInUse<'a> {
+struct BorrowedTail<'a> {
     handle: &'a DirectoryHandle,
-    tail: Option<Tail>,
+    tail: Option<ListingTail>,
 }
 
-impl TailInUse<'_> {
-    fn get(&mut self) -> &mut Tail {
+impl BorrowedTail<'_> {
+    fn get(&mut self) -> &mut ListingTail {
         self.tail.as_mut().expect("is there until this is dropped")
     }
 }
 
-impl Drop for TailInUse<'_> {
+impl Drop for BorrowedTail<'_> {
     fn drop(&mut self) {
         *self.handle.tail.lock() = self.tail.take();
     }
@@ -159,41 +159,41 @@ impl DirectoryHandle {
             node: opened.node,
             listing: Mutex::new(opened.listing),
             tail: Mutex::new(None),
-            cached: opened.cacheable,
-            begun: AtomicBool::new(false),
+            is_cacheable: opened.cacheable,
+            was_read: AtomicBool::new(false),
         };
         Ok((handle, flags))
     }
 
     /// Answers one request for the entries after `offset`.
-    pub(super) fn read(self: &Arc<Self>, waiter: Waiter, offset: u64, mut reply: impl EntryReply) {
-        let context = &waiter.context;
+    pub(super) fn read(self: &Arc<Self>, request: ReaddirRequest, offset: u64, mut reply: impl EntryReply) {
+        let context = &request.context;
         let listing = match self.listing(context, offset) {
             Ok(listing) => listing,
             Err(error) => return reply.error(errno(&error)),
         };
         let node = self.node.id();
-        let mut place = Listing::places(offset);
-        while place < DOTS {
-            let (node, name) = if place == 0 { (node, ".") } else { (context.namespace.parent(node), "..") };
-            place += 1;
-            if reply.add_dots(node, name, listing.offset_after(place)) {
+        let mut index = Listing::index_at(offset);
+        while index < DOT_ENTRIES {
+            let (node, name) = if index == 0 { (node, ".") } else { (context.namespace.parent(node), "..") };
+            index += 1;
+            if reply.add_dots(node, name, listing.offset_after(index)) {
                 return reply.ok();
             }
         }
-        let has_dots = place > Listing::places(offset);
-        match self.try_batch(&listing, place) {
-            Some(batch) => self.fill(waiter, listing, place, batch, has_dots, reply),
+        let has_dots = index > Listing::index_at(offset);
+        match self.try_batch(&listing, index) {
+            Some(batch) => self.fill(request, listing, index, batch, has_dots, reply),
             // The kernel comes again for the rest, and then waits.
             None if has_dots => reply.ok(),
-            None => self.wait(waiter, listing, place, reply),
+            None => self.wait(request, listing, index, reply),
         }
     }
 
     /// What the directory holds, the same for all requests of the handle until it goes back to the beginning.
     fn listing(&self, context: &MountContext, offset: u64) -> Result<Arc<Listing>, NamespaceError> {
         let mut listing = self.listing.lock();
-        let again = self.begun.swap(true, Ordering::Relaxed) && offset == 0;
+        let again = self.was_read.swap(true, Ordering::Relaxed) && offset == 0;
         match &*listing {
             Some(listing) if !again => Ok(listing.clone()),
             _ => {
@@ -203,11 +203,11 @@ impl DirectoryHandle {
         }
     }
 
-    /// The entries from `place` on, if they are there.
-    fn try_batch(&self, listing: &Listing, place: usize) -> Option<Result<Batch, NamespaceError>> {
-        match listing.try_batch(place - DOTS)? {
-            Ok(Listed::Batch(batch)) => Some(Ok(batch)),
-            Ok(Listed::Cut) => self.tail.lock().as_ref()?.try_batch(place - DOTS).map(Ok),
+    /// The entries from `index` on, if they are there.
+    fn try_batch(&self, listing: &Listing, index: usize) -> Option<Result<EntryBatch, NamespaceError>> {
+        match listing.try_batch(index - DOT_ENTRIES)? {
+            Ok(ListingRead::Batch(batch)) => Some(Ok(batch)),
+            Ok(ListingRead::Truncated) => self.tail.lock().as_ref()?.try_batch(index - DOT_ENTRIES).map(Ok),
             Err(error) => Some(Err(error)),
         }
     }
@@ -217,44 +217,52 @@ impl DirectoryHandle {
         &self,
         context: &MountContext,
         listing: &Listing,
-        place: usize,
-    ) -> Result<Batch, NamespaceError> {
-        if let Listed::Batch(batch) = listing.batch(place - DOTS).await? {
+        index: usize,
+    ) -> Result<EntryBatch, NamespaceError> {
+        if let ListingRead::Batch(batch) = listing.batch(index - DOT_ENTRIES).await? {
             return Ok(batch);
         }
         let tail = self.tail.lock().take();
-        let tail = tail.unwrap_or_else(|| Tail::new(self.node.id(), listing));
+        let tail = tail.unwrap_or_else(|| ListingTail::new(self.node.id(), listing));
         // Put back also if nobody waits any longer: the next request goes on from there.
-        let mut tail = TailInUse { handle: self, tail: Some(tail) };
-        tail.get().batch(&context.namespace, place - DOTS).await
+        let mut tail = BorrowedTail { handle: self, tail: Some(tail) };
+        tail.get().batch(&context.namespace, index - DOT_ENTRIES).await
     }
 
-    fn wait(self: &Arc<Self>, waiter: Waiter, listing: Arc<Listing>, place: usize, reply: impl EntryReply) {
-        let (handle, context) = (self.clone(), waiter.context.clone());
+    fn wait(
+        self: &Arc<Self>,
+        request: ReaddirRequest,
+        listing: Arc<Listing>,
+        index: usize,
+        reply: impl EntryReply,
+    ) {
+        let (handle, context) = (self.clone(), request.context.clone());
         context.spawn(async move {
-            let late = |_| Err(NamespaceError::Filer(Arc::from(Box::<dyn Error + Send + Sync>::from(LATE))));
-            let batch = async {
-                let batch = handle.batch(&waiter.context, &listing, place);
-                timeout_at(waiter.arrival.deadline(PATIENCE), batch).await.unwrap_or_else(late)
+            let late = |_| {
+                Err(NamespaceError::Filer(Arc::from(Box::<dyn Error + Send + Sync>::from(TIMEOUT_MESSAGE))))
             };
-            let batch = unless_killed(waiter.caller, batch).await.unwrap_or(Err(NamespaceError::Killed));
-            handle.fill(waiter, listing, place, batch, false, reply);
+            let batch = async {
+                let batch = handle.batch(&request.context, &listing, index);
+                timeout_at(request.arrival.deadline(PATIENCE), batch).await.unwrap_or_else(late)
+            };
+            let batch = unless_killed(request.caller, batch).await.unwrap_or(Err(NamespaceError::Killed));
+            handle.fill(request, listing, index, batch, false, reply);
         });
     }
 
-    /// Fills a reply with the entries from `place` on. `added`: it has some already.
+    /// Fills a reply with the entries from `index` on. `added`: it has some already.
     fn fill(
         self: &Arc<Self>,
-        waiter: Waiter,
+        request: ReaddirRequest,
         listing: Arc<Listing>,
-        mut place: usize,
-        mut batch: Result<Batch, NamespaceError>,
+        mut index: usize,
+        mut batch: Result<EntryBatch, NamespaceError>,
         mut added: bool,
         mut reply: impl EntryReply,
     ) {
-        let (now, context) = (SystemTime::now(), waiter.context.clone());
+        let (now, context) = (SystemTime::now(), request.context.clone());
         loop {
-            let Batch { entries, stamp } = match batch {
+            let EntryBatch { entries, stamp } = match batch {
                 Ok(batch) => batch,
                 // What was there before the failure is replied first; an empty reply would say that it was all.
                 Err(_) if added => return reply.ok(),
@@ -262,26 +270,26 @@ impl DirectoryHandle {
             };
             if entries.is_empty() {
                 reply.ok();
-                if !added && self.cached {
-                    context.namespace.listing_read(self.node.id(), &listing);
+                if !added && self.is_cacheable {
+                    context.namespace.listing_read_to_end(self.node.id(), &listing);
                 }
                 return;
             }
             for entry in &entries {
-                if is_alive(entry, now) {
+                if is_unexpired(entry, now) {
                     let found = FoundEntry { directory: self.node.id(), entry, stamp };
-                    if reply.add_entry(&context, &found, listing.offset_after(place + 1)) {
+                    if reply.add_entry(&context, &found, listing.offset_after(index + 1)) {
                         return reply.ok();
                     }
                     added = true;
                 }
-                place += 1;
+                index += 1;
             }
-            batch = match self.try_batch(&listing, place) {
+            batch = match self.try_batch(&listing, index) {
                 Some(batch) => batch,
                 None if added => return reply.ok(),
                 // Nothing that came so far exists any more, which must not look like the end.
-                None => return self.wait(waiter, listing, place, reply),
+                None => return self.wait(request, listing, index, reply),
             };
         }
     }
@@ -358,8 +366,9 @@ mod tests {
         let context = context(namespace, filer, runtime);
         let (handle, _) = DirectoryHandle::open(&context, ROOT).unwrap();
         let listing = handle.listing(&context, 0).unwrap();
-        let batch = async |index: usize| handle.batch(&context, &listing, DOTS + index).await;
-        let names = |batch: Batch| batch.entries.iter().map(|entry| entry.name.clone()).collect::<Vec<_>>();
+        let batch = async |index: usize| handle.batch(&context, &listing, DOT_ENTRIES + index).await;
+        let names =
+            |batch: EntryBatch| batch.entries.iter().map(|entry| entry.name.clone()).collect::<Vec<_>>();
         let far = names(batch(FILES / 2).await.unwrap());
         assert_eq!(far[0], format!("{:06}", FILES / 2));
         let (next, lists) = (FILES / 2 + far.len(), large.lists.load(Ordering::Relaxed));

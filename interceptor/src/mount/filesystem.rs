@@ -17,12 +17,12 @@ use fuser::{
     Version, WriteFlags,
 };
 
-use super::attr::{self, CHECKS_ATTRIBUTES, errno, file_attr, no_attr};
+use super::attr::{self, MIN_CHECKING_MINOR, errno, file_attr, no_attr};
 use super::context::MountContext;
-use super::directory::{DirectoryHandle, Waiter};
+use super::directory::{DirectoryHandle, ReaddirRequest};
 use super::opens::Opens;
-use super::passthrough::{self, Backing};
-use super::statfs::{self, MAX_NAME};
+use super::passthrough::{self, BackingFile};
+use super::statfs::{self, MAX_NAME_LEN};
 use crate::fuse::handles::Handles;
 use crate::fuse::killed::unless_killed;
 use crate::fuse::{capabilities, session, xattr};
@@ -141,18 +141,18 @@ impl SeaweedFilesystem {
     }
 
     /// A handle of a node is opened. Returns what it is a handle of, and what has to be passed through.
-    fn enter(
+    fn open_handle(
         &self,
-        opens: &Opens<FileVersion, Backing>,
+        opens: &Opens<FileVersion, BackingFile>,
         node: INodeNo,
-    ) -> Result<(Arc<FileVersion>, Option<Backing>), Errno> {
+    ) -> Result<(Arc<FileVersion>, Option<BackingFile>), Errno> {
         let version = self.context.namespace.version(node.0).map_err(|error| errno(&error))?;
         if let Some(error) = version.refusal() {
             log_failed_read(&error, &version, 0, 0);
             return Err(Errno::from_i32(error.errno()));
         }
         let resident = self.context.reader.opened(&version).and_then(|file| {
-            let told = Backing::new(file, self.context.device.get()?);
+            let told = BackingFile::register(file, self.context.device.get()?);
             told.inspect_err(|error| {
                 tracing::warn!(path = version.path(), %error, "the kernel does not take a resident file");
             })
@@ -160,13 +160,13 @@ impl SeaweedFilesystem {
         });
         let is_current =
             || self.context.namespace.version(node.0).is_ok_and(|now| Arc::ptr_eq(&now, &version));
-        let backing = opens.enter(node.0, &version, resident, is_current);
+        let backing = opens.open(node.0, &version, resident, is_current);
         Ok((version, backing))
     }
 
     /// A handle of a node is gone.
-    fn leave(&self, node: INodeNo) {
-        if let Some(version) = self.context.opens.get().and_then(|opens| opens.leave(node.0)) {
+    fn release_handle(&self, node: INodeNo) {
+        if let Some(version) = self.context.opens.get().and_then(|opens| opens.release(node.0)) {
             self.context.reader.closed(&version);
         }
     }
@@ -183,16 +183,16 @@ impl Filesystem for SeaweedFilesystem {
             InitFlags::FUSE_EXPORT_SUPPORT,
         ];
         capabilities::negotiate(config, &wanted);
-        let checks_attributes = config.kernel_abi() >= Version(7, CHECKS_ATTRIBUTES);
+        let checks_attributes = config.kernel_abi() >= Version(7, MIN_CHECKING_MINOR);
         self.context.checks_attributes.store(checks_attributes, Ordering::Relaxed);
         if self.context.wants_passthrough {
-            self.context.passthrough_offered.store(passthrough::ask(config), Ordering::Relaxed);
+            self.context.passthrough_offered.store(passthrough::negotiate(config), Ordering::Relaxed);
         }
         Ok(())
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        if name.len() > MAX_NAME as usize {
+        if name.len() > MAX_NAME_LEN as usize {
             return reply.error(Errno::ENAMETOOLONG);
         }
         // The filer's names are text: no other name can exist there.
@@ -249,7 +249,7 @@ impl Filesystem for SeaweedFilesystem {
         // say which bytes it means. The kernel asks once, gets this, and never sends an OPEN or RELEASE again.
         let Some(opens) = self.context.opens.get() else { return reply.error(Errno::ENOSYS) };
         let guard = self.context.requests.begin(request.pid(), 0);
-        let (version, backing) = match self.enter(opens, node) {
+        let (version, backing) = match self.open_handle(opens, node) {
             Ok(entered) => entered,
             Err(errno) => return reply.error(errno),
         };
@@ -282,7 +282,7 @@ impl Filesystem for SeaweedFilesystem {
         reply: ReplyEmpty,
     ) {
         // Before the answer, after which the kernel may give the node's number back.
-        self.leave(node);
+        self.release_handle(node);
         reply.ok();
     }
 
@@ -333,8 +333,8 @@ impl Filesystem for SeaweedFilesystem {
                 });
             }
         }
-        if let Some(pusher) = self.context.pusher.get() {
-            pusher.asked(node.0, &version, offset, flags);
+        if let Some(page_cache) = self.context.page_cache.get() {
+            page_cache.on_read(node.0, &version, offset, flags);
         }
         if begins_small_file {
             self.context.prefetch_next_files(node.0, size, hit);
@@ -350,7 +350,7 @@ impl Filesystem for SeaweedFilesystem {
 
     fn readdir(&self, request: &Request, _: INodeNo, handle: FileHandle, offset: u64, reply: ReplyDirectory) {
         match self.directories.get(handle.0) {
-            Some(handle) => handle.read(Waiter::of(request, &self.context), offset, reply),
+            Some(handle) => handle.read(ReaddirRequest::of(request, &self.context), offset, reply),
             None => reply.error(Errno::EBADF),
         }
     }
@@ -364,7 +364,7 @@ impl Filesystem for SeaweedFilesystem {
         reply: ReplyDirectoryPlus,
     ) {
         match self.directories.get(handle.0) {
-            Some(handle) => handle.read(Waiter::of(request, &self.context), offset, reply),
+            Some(handle) => handle.read(ReaddirRequest::of(request, &self.context), offset, reply),
             None => reply.error(Errno::EBADF),
         }
     }
@@ -375,10 +375,10 @@ impl Filesystem for SeaweedFilesystem {
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        let space = self.context.space.clone();
-        match space.now() {
-            NowOrLater::Now(space) => statfs::reply(space, reply),
-            NowOrLater::Later(space) => self.context.spawn(async move { statfs::reply(space.await, reply) }),
+        let usage = self.context.usage.clone();
+        match usage.latest() {
+            NowOrLater::Now(usage) => statfs::reply(usage, reply),
+            NowOrLater::Later(usage) => self.context.spawn(async move { statfs::reply(usage.await, reply) }),
         }
     }
 

@@ -15,7 +15,7 @@ use rdma_engine::FileId;
 use super::context::MountContext;
 use super::filesystem::SeaweedFilesystem;
 use super::opens::Opens;
-use super::statfs::SpaceCache;
+use super::statfs::UsageCache;
 use crate::arrival::Arrival;
 use crate::cache::Cache;
 use crate::fetch::{Fillable, Priority};
@@ -23,7 +23,7 @@ use crate::fuse::affinity::ThreadAffinity;
 use crate::fuse::cpu_latency::CpuLatencyQos;
 use crate::fuse::fuzz::FuzzRun;
 use crate::fuse::request_tracker::RequestTracker;
-use crate::namespace::next_files::NextFiles;
+use crate::namespace::next_files::NextFilePrefetcher;
 use crate::namespace::{ClusterUsage, Filer, FilerFailure, Namespace, NamespaceOptions};
 use crate::read::{Origin, OriginError, ReadError, Reader};
 use crate::seaweed::entry::{Attributes, Chunk, Content, Entry, Kind, RemoteObject};
@@ -255,9 +255,9 @@ pub(super) fn context(
     let reader = Reader::new(cache, origin, metrics.clone(), runtime.clone());
     Arc::new(MountContext {
         namespace,
-        next_files: NextFiles::new(&reader),
+        next_files: NextFilePrefetcher::new(&reader),
         reader,
-        space: SpaceCache::new(filer, runtime.clone()),
+        usage: UsageCache::new(filer, runtime.clone()),
         runtime,
         requests: RequestTracker::new(ThreadAffinity::new(true), CpuLatencyQos::new(false, &metrics)),
         metrics,
@@ -266,7 +266,7 @@ pub(super) fn context(
         checks_attributes: AtomicBool::new(false),
         opens: std::sync::OnceLock::from(Opens::new()),
         device: std::sync::OnceLock::new(),
-        pusher: std::sync::OnceLock::new(),
+        page_cache: std::sync::OnceLock::new(),
         status_api: "none".into(),
         tickets: Arc::default(),
     })

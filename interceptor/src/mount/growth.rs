@@ -17,23 +17,23 @@ use fuser::{INodeNo, Notifier};
 
 use super::context::MountContext;
 use super::opens::Opens;
-use crate::namespace::growth::{Growing, GrowthQueue};
-use crate::namespace::{Namespace, NodeId, NowOrLater};
+use crate::namespace::growth::{GrowthHandle, GrowthQueue};
+use crate::namespace::{NodeId, NowOrLater};
 
 /// How long it may take until the kernel has dropped the old end.
-const LIMIT: Duration = Duration::from_secs(3);
+const GROWTH_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long the new size is kept back while a reader may hold a page that was dropped. Between finding a page and looking at the
 /// size the kernel executes some ten instructions.
-const GRACE: Duration = Duration::from_millis(50);
+const SIZE_DELAY: Duration = Duration::from_millis(50);
 
 /// Pages that are larger lie on more of the file than need be dropped.
-const PAGE: u64 = 4096;
+const MIN_PAGE_SIZE: u64 = 4096;
 
 /// Has nodes grow as they come. Ends with the mount, which it does not keep.
 pub(super) async fn follow(mut growths: GrowthQueue, context: Weak<MountContext>, notifier: Notifier) {
     while let Some(pin) = growths.recv().await {
-        let (Some(growing), Some(context)) = (Namespace::growing(pin), context.upgrade()) else { continue };
+        let (Some(growing), Some(context)) = (GrowthHandle::new(pin), context.upgrade()) else { continue };
         // A panic drops the growth, which gives it up.
         tokio::spawn(grow(context, notifier.clone(), growing));
     }
@@ -41,7 +41,7 @@ pub(super) async fn follow(mut growths: GrowthQueue, context: Weak<MountContext>
 
 /// Looks at a file that is said to have been appended to if it is passed through: the kernel does not ask about such a file
 /// because somebody reads to its end.
-pub(super) fn look(context: &MountContext, node: NodeId) {
+pub(super) fn refresh(context: &MountContext, node: NodeId) {
     let is_passed_through = context.opens.get().is_some_and(|opens| opens.passed_through(node).is_some());
     if is_passed_through && let NowOrLater::Later(stat) = context.namespace.attributes(node) {
         context.runtime.spawn(stat);
@@ -49,24 +49,24 @@ pub(super) fn look(context: &MountContext, node: NodeId) {
 }
 
 /// The same for all of them, as nobody has told what was appended to them.
-pub(super) fn look_at_all(context: &MountContext) {
+pub(super) fn refresh_all(context: &MountContext) {
     for node in context.opens.get().map(Opens::all_passed_through).unwrap_or_default() {
-        look(context, node);
+        refresh(context, node);
     }
 }
 
-async fn grow(context: Arc<MountContext>, notifier: Notifier, mut growing: Growing) {
+async fn grow(context: Arc<MountContext>, notifier: Notifier, mut growing: GrowthHandle) {
     let (node, version) = (growing.node(), growing.version().clone());
-    let last = match tokio::time::timeout(LIMIT, prepare(&context, &notifier, &growing)).await {
+    let last = match tokio::time::timeout(GROWTH_TIMEOUT, prepare(&context, &notifier, &growing)).await {
         Ok(Ok(last)) => last,
         Ok(Err(error)) => return tracing::debug!(path = version.path(), %error, "a file does not grow"),
         Err(_) => return tracing::debug!(path = version.path(), "a file takes too long to grow"),
     };
     // Who was interrupted while copying from a page that is dropped looks at the size when he goes on.
     if context.opens.get().is_none_or(|opens| opens.is_open(node)) {
-        tokio::time::sleep(GRACE).await;
+        tokio::time::sleep(SIZE_DELAY).await;
     }
-    growing.tell();
+    growing.publish();
     if let Some(last) = last {
         let end = version.size() - 1;
         if let Err(error) = blocking(move || notifier.store(INodeNo(node), end, &[last])).await {
@@ -75,7 +75,7 @@ async fn grow(context: Arc<MountContext>, notifier: Notifier, mut growing: Growi
     }
     drop(growing);
     // What was appended meanwhile was not looked at.
-    look(&context, node);
+    refresh(&context, node);
 }
 
 /// Brings about that nothing is read any more at the end of the shorter version. Returns the last byte of the longer one if
@@ -83,7 +83,7 @@ async fn grow(context: Arc<MountContext>, notifier: Notifier, mut growing: Growi
 async fn prepare(
     context: &Arc<MountContext>,
     notifier: &Notifier,
-    growing: &Growing,
+    growing: &GrowthHandle,
 ) -> io::Result<Option<u8>> {
     let (node, before, version) = (growing.node(), growing.before(), growing.version());
     let passed_through = context.opens.get().and_then(|opens| opens.passed_through(node));
@@ -110,10 +110,10 @@ async fn prepare(
     blocking(move || {
         // May be the last to hold the file.
         let _passed_through = passed_through;
-        if let Some(pusher) = context.pusher.get() {
-            pusher.settle(node);
+        if let Some(page_cache) = context.page_cache.get() {
+            page_cache.wait_until_idle(node);
         }
-        let page = (size / PAGE * PAGE).try_into().map_err(io::Error::other)?;
+        let page = (size / MIN_PAGE_SIZE * MIN_PAGE_SIZE).try_into().map_err(io::Error::other)?;
         notifier.inval_inode(INodeNo(node), page, 0)?;
         match extension.filter(|_| is_waited_for.strong_count() > 0) {
             Some(extension) => extension.complete(),

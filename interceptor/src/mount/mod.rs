@@ -24,10 +24,10 @@ mod filesystem;
 #[cfg(test)]
 mod fuzz;
 mod growth;
-mod kernel;
+mod notifier;
 mod opens;
+mod page_cache_store;
 mod passthrough;
-mod push;
 mod statfs;
 
 use std::net::SocketAddr;
@@ -45,10 +45,10 @@ pub use passthrough::PassthroughUnavailable;
 
 use self::context::MountContext;
 use self::filesystem::SeaweedFilesystem;
-use self::kernel::KernelNotifier;
+use self::notifier::KernelNotifier;
 use self::opens::Opens;
-use self::push::Pusher;
-use self::statfs::SpaceCache;
+use self::page_cache_store::PageCacheStore;
+use self::statfs::UsageCache;
 use crate::fuse::affinity::ThreadAffinity;
 use crate::fuse::cpu_latency::CpuLatencyQos;
 use crate::fuse::mountinfo::{MountInfo, MountTable};
@@ -58,7 +58,7 @@ use crate::fuse::session::{Connection, RunningSession, first_answer};
 use crate::fuse::xattr::status_value;
 use crate::fuse::{MountError, SessionEnd, device, mountpoint, unmount};
 use crate::namespace::invalidate::{self, InvalidationQueue};
-use crate::namespace::next_files::NextFiles;
+use crate::namespace::next_files::NextFilePrefetcher;
 use crate::namespace::{Filer, KernelFeatures, Namespace, NamespaceOptions, NodeId, find_root};
 use crate::read::{FileVersion, Reader};
 use crate::seaweed::filer::FilerClient;
@@ -172,10 +172,10 @@ impl Mount {
         let tickets = Arc::<TicketIssuer>::default();
         let context = Arc::new(MountContext {
             namespace: namespace.clone(),
-            next_files: NextFiles::new(&reader),
+            next_files: NextFilePrefetcher::new(&reader),
             reader: reader.clone(),
             metrics: reader.metrics().clone(),
-            space: SpaceCache::new(filer, runtime.clone()),
+            usage: UsageCache::new(filer, runtime.clone()),
             runtime,
             requests: RequestTracker::new(
                 ThreadAffinity::new(options.placement),
@@ -186,7 +186,7 @@ impl Mount {
             checks_attributes: AtomicBool::new(false),
             opens: OnceLock::new(),
             device: OnceLock::new(),
-            pusher: OnceLock::new(),
+            page_cache: OnceLock::new(),
             status_api: status_value(options.status_api),
             tickets: tickets.clone(),
         });
@@ -298,13 +298,14 @@ fn start_session(
     let notifier = KernelNotifier::new(connection.notifier(), device);
     context.namespace.set_kernel_features(KernelFeatures {
         prunes: notifier.can_prune(),
-        takes_names_alone: context.checks_attributes.load(Relaxed),
+        accepts_entries_without_node: context.checks_attributes.load(Relaxed),
     });
-    let pusher = Pusher::start(context.namespace.clone(), connection.notifier(), context.reader.clone())
-        .map_err(MountError::Session)?;
-    let _ = context.pusher.set(pusher);
+    let page_cache =
+        PageCacheStore::start(context.namespace.clone(), connection.notifier(), context.reader.clone())
+            .map_err(MountError::Session)?;
+    let _ = context.page_cache.set(page_cache);
     invalidate::spawn(queue, Arc::new(notifier)).map_err(MountError::Session)?;
-    let growths = context.namespace.let_files_grow();
+    let growths = context.namespace.enable_growth();
     let growing = growth::follow(growths, Arc::downgrade(&context), connection.notifier());
     context.runtime.spawn(vital::task("growing files", growing));
     let session = connection.serve(options.threads()).map_err(MountError::Session)?;
@@ -321,7 +322,7 @@ impl NoticeHandler for MountContext {
     }
 
     fn on_live(&self) {
-        growth::look_at_all(self);
+        growth::refresh_all(self);
     }
 
     fn on_change(&self, change: &Change) {
@@ -329,8 +330,8 @@ impl NoticeHandler for MountContext {
             self.reader.replaced(&old.entry, change.new.as_ref().map(|new| &new.entry));
         }
         self.namespace.apply(change);
-        if let Some(node) = change.new.as_ref().and_then(|new| self.namespace.grown_by(new)) {
-            growth::look(self, node);
+        if let Some(node) = change.new.as_ref().and_then(|new| self.namespace.node_growing_to(new)) {
+            growth::refresh(self, node);
         }
     }
 }

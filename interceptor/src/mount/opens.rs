@@ -30,7 +30,7 @@ struct OpenNode<V, F> {
     /// What it was opened as, oldest first, and how often. A node that grows comes to stand for other versions.
     versions: Vec<(Arc<V>, u32)>,
     /// What the kernel reads by itself. `None`: it asks us.
-    through: Option<F>,
+    backing: Option<F>,
 }
 
 impl<V, F: Clone> Opens<V, F> {
@@ -44,7 +44,7 @@ impl<V, F: Clone> Opens<V, F> {
 
     /// A handle is opened. `resident` is what could be passed through now, if the node still stands for `version`, which
     /// `is_current` tells; returns what has to be.
-    pub(super) fn enter(
+    pub(super) fn open(
         &self,
         node: NodeId,
         version: &Arc<V>,
@@ -58,20 +58,20 @@ impl<V, F: Clone> Opens<V, F> {
                     Some((_, handles)) => *handles += 1,
                     None => open.versions.push((version.clone(), 1)),
                 }
-                open.through.clone()
+                open.backing.clone()
             }
             Entry::Vacant(place) => {
                 // Who lets a node grow looks here once it stands for the longer version.
-                let through = resident.filter(|_| is_current());
-                place.insert(OpenNode { versions: vec![(version.clone(), 1)], through: through.clone() });
-                through
+                let backing = resident.filter(|_| is_current());
+                place.insert(OpenNode { versions: vec![(version.clone(), 1)], backing: backing.clone() });
+                backing
             }
         }
     }
 
     /// A handle was released. Returns what it was a handle of, or another that is open: it does not matter which of them goes
     /// first. That is nothing only if the kernel counts wrongly.
-    pub(super) fn leave(&self, node: NodeId) -> Option<Arc<V>> {
+    pub(super) fn release(&self, node: NodeId) -> Option<Arc<V>> {
         let mut shard = self.shard(node).lock();
         let Entry::Occupied(mut open) = shard.entry(node) else { return None };
         let (version, handles) = open.get_mut().versions.first_mut()?;
@@ -94,13 +94,13 @@ impl<V, F: Clone> Opens<V, F> {
 
     /// What is passed through for the handles of a node.
     pub(super) fn passed_through(&self, node: NodeId) -> Option<F> {
-        self.shard(node).lock().get(&node)?.through.clone()
+        self.shard(node).lock().get(&node)?.backing.clone()
     }
 
     /// The nodes for whose handles something is passed through.
     pub(super) fn all_passed_through(&self) -> Vec<NodeId> {
         let in_shard = |shard: &Mutex<HashMap<NodeId, OpenNode<V, F>>>| -> Vec<NodeId> {
-            shard.lock().iter().filter(|(_, open)| open.through.is_some()).map(|(node, _)| *node).collect()
+            shard.lock().iter().filter(|(_, open)| open.backing.is_some()).map(|(node, _)| *node).collect()
         };
         self.shards.iter().flat_map(in_shard).collect()
     }
@@ -124,22 +124,22 @@ mod tests {
         let opens = Opens::new();
         let version = Arc::new("version");
         let (old, new) = (Arc::new("old"), Arc::new("new"));
-        assert_eq!(opens.enter(1, &version, None, || true), None);
-        assert_eq!(opens.enter(1, &version, Some(old.clone()), || true), None, "there is a cached handle");
+        assert_eq!(opens.open(1, &version, None, || true), None);
+        assert_eq!(opens.open(1, &version, Some(old.clone()), || true), None, "there is a cached handle");
         assert_eq!(
-            opens.enter(17, &version, Some(old.clone()), || true),
+            opens.open(17, &version, Some(old.clone()), || true),
             Some(old.clone()),
             "another node of the shard"
         );
-        assert!(opens.leave(1).is_some());
-        assert_eq!(opens.enter(1, &version, Some(old.clone()), || true), None, "there still is one");
-        assert!(opens.leave(1).is_some() && opens.leave(1).is_some());
-        assert_eq!(opens.enter(1, &version, Some(old.clone()), || true), Some(old.clone()));
-        assert_eq!(opens.enter(1, &version, Some(new.clone()), || true), Some(old.clone()));
-        assert_eq!(opens.enter(1, &version, None, || true), Some(old.clone()), "evicted, but open");
-        (0..3).for_each(|_| assert!(opens.leave(1).is_some()));
-        assert!(opens.leave(1).is_none());
-        assert!(opens.leave(17).is_some());
+        assert!(opens.release(1).is_some());
+        assert_eq!(opens.open(1, &version, Some(old.clone()), || true), None, "there still is one");
+        assert!(opens.release(1).is_some() && opens.release(1).is_some());
+        assert_eq!(opens.open(1, &version, Some(old.clone()), || true), Some(old.clone()));
+        assert_eq!(opens.open(1, &version, Some(new.clone()), || true), Some(old.clone()));
+        assert_eq!(opens.open(1, &version, None, || true), Some(old.clone()), "evicted, but open");
+        (0..3).for_each(|_| assert!(opens.release(1).is_some()));
+        assert!(opens.release(1).is_none());
+        assert!(opens.release(17).is_some());
         assert_eq!((Arc::strong_count(&old), Arc::strong_count(&version)), (1, 1), "nothing is kept");
     }
 
@@ -147,25 +147,25 @@ mod tests {
     fn handles_of_every_version_are_given_back() {
         let opens = Opens::new();
         let (short, long) = (Arc::new("short"), Arc::new("long"));
-        opens.enter(1, &short, Some("file"), || true);
-        opens.enter(1, &long, None, || true);
-        opens.enter(1, &short, None, || true);
+        opens.open(1, &short, Some("file"), || true);
+        opens.open(1, &long, None, || true);
+        opens.open(1, &short, None, || true);
         assert_eq!(opens.passed_through(1), Some("file"));
         assert_eq!((opens.handles(1, &short), opens.handles(1, &long)), (2, 1));
         assert!(opens.is_open(1) && !opens.is_open(17));
-        let mut left: Vec<_> = (0..3).filter_map(|_| opens.leave(1)).map(|version| *version).collect();
+        let mut left: Vec<_> = (0..3).filter_map(|_| opens.release(1)).map(|version| *version).collect();
         left.sort_unstable();
         assert_eq!(left, ["long", "short", "short"]);
-        assert!(opens.leave(1).is_none() && !opens.is_open(1));
+        assert!(opens.release(1).is_none() && !opens.is_open(1));
         assert_eq!((opens.passed_through(1), opens.handles(1, &short)), (None, 0));
-        assert_eq!(opens.enter(1, &short, Some("file"), || false), None, "that is not all of it any more");
-        assert_eq!(opens.enter(1, &long, Some("longer file"), || true), None, "it is open in the other way");
+        assert_eq!(opens.open(1, &short, Some("file"), || false), None, "that is not all of it any more");
+        assert_eq!(opens.open(1, &long, Some("longer file"), || true), None, "it is open in the other way");
     }
 
     /// What the kernel keeps of a node, and refuses.
     #[derive(Default)]
     struct Kernel {
-        through: Vec<Option<u8>>,
+        backing: Vec<Option<u8>>,
     }
 
     proptest! {
@@ -177,12 +177,12 @@ mod tests {
             let version = Arc::new(());
             let mut kernel = [Kernel::default(), Kernel::default()];
             for (node, close, resident) in steps {
-                let open = &mut kernel[node as usize].through;
+                let open = &mut kernel[node as usize].backing;
                 if close && !open.is_empty() {
                     open.pop();
-                    prop_assert!(opens.leave(node).is_some());
+                    prop_assert!(opens.release(node).is_some());
                 } else {
-                    open.push(opens.enter(node, &version, resident.map(Arc::new), || true).map(|file| *file));
+                    open.push(opens.open(node, &version, resident.map(Arc::new), || true).map(|file| *file));
                     prop_assert!(open.iter().all(|way| *way == open[0]), "{open:?}");
                 }
             }

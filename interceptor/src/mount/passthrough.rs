@@ -34,7 +34,7 @@ pub enum PassthroughUnavailable {
 }
 
 /// Asks for passthrough in the handshake, and says whether the kernel knows it. The backing files lie on a tmpfs, which is one file system below this one.
-pub(super) fn ask(config: &mut KernelConfig) -> bool {
+pub(super) fn negotiate(config: &mut KernelConfig) -> bool {
     config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok() && config.set_max_stack_depth(1).is_ok()
 }
 
@@ -58,13 +58,13 @@ nix::ioctl_write_ptr!(
 /// The kernel's number for a file that it reads by itself. It belongs to the connection, whichever
 /// descriptor of that the file was shown through.
 #[derive(Debug)]
-struct BackingNumber {
+struct BackingRegistration {
     number: u32,
     /// Does not keep a connection that has ended.
     device: Weak<OwnedFd>,
 }
 
-impl Drop for BackingNumber {
+impl Drop for BackingRegistration {
     fn drop(&mut self) {
         let Some(device) = self.device.upgrade() else { return };
         // SAFETY: the descriptor is open as long as `device`, and the kernel reads one number.
@@ -77,25 +77,25 @@ impl Drop for BackingNumber {
 
 /// A resident file and the kernel's number for it.
 #[derive(Debug, Clone)]
-pub(super) struct Backing {
-    number: Arc<BackingNumber>,
+pub(super) struct BackingFile {
+    number: Arc<BackingRegistration>,
     /// Keeps the file, and with it the number, for whoever opens it next.
     file: Arc<ResidentFile>,
 }
 
-impl Backing {
+impl BackingFile {
     /// The kernel is told of a file when it is opened first; its number is then kept with the file as
     /// long as that lives. `device` is the connection.
-    pub(super) fn new(file: Arc<ResidentFile>, device: &Arc<OwnedFd>) -> io::Result<Self> {
+    pub(super) fn register(file: Arc<ResidentFile>, device: &Arc<OwnedFd>) -> io::Result<Self> {
         let attached = match file.attachment() {
             Some(attached) => attached,
             None => {
                 let number = BackingId::create_raw(device, &*file)?;
-                let number = BackingNumber { number, device: Arc::downgrade(device) };
+                let number = BackingRegistration { number, device: Arc::downgrade(device) };
                 file.attach(Box::new(Arc::new(number)))
             }
         };
-        let number = attached.downcast_ref::<Arc<BackingNumber>>().cloned();
+        let number = attached.downcast_ref::<Arc<BackingRegistration>>().cloned();
         let number = number.ok_or_else(|| io::Error::other("the resident file is known to another mount"))?;
         Ok(Self { number, file })
     }

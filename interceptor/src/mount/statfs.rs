@@ -12,75 +12,76 @@ use crate::namespace::{ClusterUsage, Filer, NowOrLater};
 /// How long figures are good enough; `weed mount` takes the same.
 const MAX_AGE: Duration = Duration::from_secs(20);
 /// How long the first caller waits for figures.
-const PATIENCE: Duration = Duration::from_secs(2);
+const FIRST_QUERY_TIMEOUT: Duration = Duration::from_secs(2);
 /// The unit of the figures in bytes.
-const BLOCK: u32 = 4096;
+const BLOCK_SIZE: u32 = 4096;
 
-pub(super) struct SpaceCache {
+pub(super) struct UsageCache {
     filer: Arc<dyn Filer>,
     runtime: tokio::runtime::Handle,
-    latest: Mutex<Latest>,
+    latest: Mutex<CachedUsage>,
 }
 
 #[derive(Default)]
-struct Latest {
-    space: Option<ClusterUsage>,
-    asked: Option<Instant>,
+struct CachedUsage {
+    usage: Option<ClusterUsage>,
+    requested_at: Option<Instant>,
 }
 
-impl SpaceCache {
+impl UsageCache {
     pub(super) fn new(filer: Arc<dyn Filer>, runtime: tokio::runtime::Handle) -> Arc<Self> {
         Arc::new(Self { filer, runtime, latest: Mutex::default() })
     }
 
     /// The latest figures; those of an empty cluster if there are none.
-    pub(super) fn now(self: &Arc<Self>) -> NowOrLater<ClusterUsage> {
+    pub(super) fn latest(self: &Arc<Self>) -> NowOrLater<ClusterUsage> {
         let mut latest = self.latest.lock();
-        let due = latest.asked.is_none_or(|at| at.elapsed() > MAX_AGE);
-        if let (false, known) | (true, known @ Some(_)) = (due, latest.space) {
+        let due = latest.requested_at.is_none_or(|at| at.elapsed() > MAX_AGE);
+        if let (false, known) | (true, known @ Some(_)) = (due, latest.usage) {
             if due {
-                latest.asked = Some(Instant::now());
+                latest.requested_at = Some(Instant::now());
                 self.runtime.spawn(self.clone().refresh());
             }
             return NowOrLater::Now(known.unwrap_or_default());
         }
-        latest.asked = Some(Instant::now());
+        latest.requested_at = Some(Instant::now());
         let refreshed = self.clone().refresh();
         NowOrLater::Later(
-            async move { tokio::time::timeout(PATIENCE, refreshed).await.unwrap_or_default() }.boxed(),
+            async move { tokio::time::timeout(FIRST_QUERY_TIMEOUT, refreshed).await.unwrap_or_default() }
+                .boxed(),
         )
     }
 
     async fn refresh(self: Arc<Self>) -> ClusterUsage {
         match self.filer.space().await {
-            Ok(space) => {
-                self.latest.lock().space = Some(space);
-                space
+            Ok(usage) => {
+                self.latest.lock().usage = Some(usage);
+                usage
             }
             Err(error) => {
                 tracing::debug!(%error, "cannot learn how full the cluster is");
-                self.latest.lock().space.unwrap_or_default()
+                self.latest.lock().usage.unwrap_or_default()
             }
         }
     }
 }
 
-pub(super) fn reply(space: ClusterUsage, reply: ReplyStatfs) {
-    let blocks = |bytes: u64| bytes / u64::from(BLOCK);
-    let free = blocks(space.total.saturating_sub(space.used));
+pub(super) fn reply(usage: ClusterUsage, reply: ReplyStatfs) {
+    let blocks = |bytes: u64| bytes / u64::from(BLOCK_SIZE);
+    let free = blocks(usage.total.saturating_sub(usage.used));
     // A cluster has no limit on files: as many as fit into the type that `df` computes with.
     let files = i64::MAX as u64;
     reply.statfs(
-        blocks(space.total),
+        blocks(usage.total),
         free,
         free,
         files,
-        files - space.files.min(files),
-        BLOCK,
-        MAX_NAME,
-        BLOCK,
+        files - usage.files.min(files),
+        BLOCK_SIZE,
+        MAX_NAME_LEN,
+        BLOCK_SIZE,
     );
 }
 
 /// The longest name in bytes that the kernel takes.
-pub(super) const MAX_NAME: u32 = 255;
+pub(super) const MAX_NAME_LEN: u32 = 255;

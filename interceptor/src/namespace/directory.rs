@@ -34,17 +34,17 @@ impl PartialEq for ByName {
 impl Eq for ByName {}
 
 /// What a remembered entry takes beside itself: its place in a table, and the counts of its holders.
-const REMEMBERED_OVERHEAD: usize = 32;
+const CACHED_OVERHEAD: usize = 32;
 
 /// Remembered entries by their names.
 #[derive(Default)]
-pub(super) struct Present {
+pub(super) struct CachedEntries {
     entries: HashSet<ByName>,
     /// About how much memory they take.
     bytes: usize,
 }
 
-impl Present {
+impl CachedEntries {
     pub(super) fn get(&self, name: &str) -> Option<&Arc<Entry>> {
         self.entries.get(name).map(|ByName(entry)| entry)
     }
@@ -75,24 +75,24 @@ impl Present {
     }
 
     fn cost(entry: &Entry) -> usize {
-        entry.memory() + REMEMBERED_OVERHEAD
+        entry.memory() + CACHED_OVERHEAD
     }
 }
 
 /// A listing that is being read from the filer, and what changed meanwhile.
-pub(super) struct Stream {
+pub(super) struct OngoingListing {
     pub(super) listing: Arc<Listing>,
     /// Names that changed since the listing began: what it says of them may be old.
-    pub(super) touched: HashSet<Box<str>>,
+    pub(super) changed_names: HashSet<Box<str>>,
     /// Whether entries were left out of the cache, so that the directory is not completely known at the end.
-    pub(super) partial: bool,
+    pub(super) is_partial: bool,
 }
 
 /// What is known of a name.
-pub(super) enum Known {
+pub(super) enum NameStatus {
     Present(Arc<Entry>),
     Absent,
-    Nothing,
+    Unknown,
 }
 
 /// Beyond this many changed names a directory is not worth remembering as complete: one listing costs less than asking
@@ -100,7 +100,7 @@ pub(super) enum Known {
 const MAX_UNKNOWN: usize = 10_000;
 
 /// What a directory takes of what all of them share.
-pub(super) struct Sizes {
+pub(super) struct DirectoryUsage {
     pub(super) present: usize,
     pub(super) present_bytes: usize,
     pub(super) absent: usize,
@@ -112,16 +112,16 @@ pub(super) struct Directory {
     pub(super) serial: u64,
     /// Nodes that the kernel knows, by the names it knows them by.
     pub(super) children: HashMap<Arc<str>, NodeId>,
-    pub(super) present: Present,
+    pub(super) present: CachedEntries,
     /// Also the record of which absent names the kernel was told of.
     pub(super) absent: HashSet<Box<str>>,
     pub(super) complete: bool,
     unknown: HashSet<Box<str>>,
-    pub(super) stream: Option<Stream>,
+    pub(super) ongoing: Option<OngoingListing>,
     /// A complete listing that nothing changed since.
     pub(super) snapshot: Option<Arc<Listing>>,
     /// Whether the kernel may hold a copy of a listing.
-    pub(super) kernel_listing: bool,
+    pub(super) kernel_has_listing: bool,
     /// Grows with every change of a name in it.
     pub(super) changes: u64,
     /// When names that had to be asked for were first counted, and how many there were since.
@@ -129,7 +129,7 @@ pub(super) struct Directory {
     /// Whether listing it in advance has been found to be too much.
     pub(super) too_large: bool,
     /// When it was last used, in ticks of the namespace.
-    pub(super) used: u64,
+    pub(super) last_used: u64,
 }
 
 impl Directory {
@@ -137,23 +137,23 @@ impl Directory {
         Self {
             serial,
             children: HashMap::new(),
-            present: Present::default(),
+            present: CachedEntries::default(),
             absent: HashSet::new(),
             complete: false,
             unknown: HashSet::new(),
-            stream: None,
+            ongoing: None,
             snapshot: None,
-            kernel_listing: false,
+            kernel_has_listing: false,
             changes: 0,
             misses: (Instant::now(), 0),
             too_large: false,
-            used: 0,
+            last_used: 0,
         }
     }
 
     /// What it takes of what all directories share.
-    pub(super) fn sizes(&self) -> Sizes {
-        Sizes {
+    pub(super) fn usage(&self) -> DirectoryUsage {
+        DirectoryUsage {
             present: self.present.len(),
             present_bytes: self.present.bytes(),
             absent: self.absent.len(),
@@ -162,32 +162,32 @@ impl Directory {
     }
 
     /// What is known of `name`.
-    pub(super) fn known(&mut self, name: &str, now: SystemTime) -> Known {
+    pub(super) fn known(&mut self, name: &str, now: SystemTime) -> NameStatus {
         if let Some(entry) = self.present.get(name) {
             if entry.expires.is_none_or(|at| at > now) {
-                return Known::Present(entry.clone());
+                return NameStatus::Present(entry.clone());
             }
             self.present.remove(name);
-            self.doubt(name);
-            return Known::Nothing;
+            self.mark_unknown(name);
+            return NameStatus::Unknown;
         }
         if self.absent.contains(name) || (self.complete && !self.unknown.contains(name)) {
-            return Known::Absent;
+            return NameStatus::Absent;
         }
-        Known::Nothing
+        NameStatus::Unknown
     }
 
     /// A listing that another reader may share: nothing changed since it was begun.
     pub(super) fn shared_listing(&self) -> Option<Arc<Listing>> {
-        let growing = || self.stream.as_ref().filter(|stream| stream.touched.is_empty());
-        let listing = self.snapshot.clone().or_else(|| growing().map(|stream| stream.listing.clone()))?;
-        listing.want();
+        let growing = || self.ongoing.as_ref().filter(|ongoing| ongoing.changed_names.is_empty());
+        let listing = self.snapshot.clone().or_else(|| growing().map(|ongoing| ongoing.listing.clone()))?;
+        listing.set_has_reader();
         Some(listing)
     }
 
     /// The newest listing, complete or not, even if something changed since.
-    pub(super) fn any_listing(&self) -> Option<&Arc<Listing>> {
-        self.snapshot.as_ref().or_else(|| self.stream.as_ref().map(|stream| &stream.listing))
+    pub(super) fn newest_listing(&self) -> Option<&Arc<Listing>> {
+        self.snapshot.as_ref().or_else(|| self.ongoing.as_ref().map(|ongoing| &ongoing.listing))
     }
 
     /// Whether `entry` is what a lookup of its name would give now.
@@ -198,7 +198,7 @@ impl Directory {
     pub(super) fn learn_present(&mut self, entry: Arc<Entry>) {
         if entry.hard_link.is_some() {
             // A change through another of its names would not be seen here, so it is asked for every time.
-            self.doubt(&entry.name);
+            self.mark_unknown(&entry.name);
             return;
         }
         self.unknown.remove(entry.name.as_str());
@@ -213,7 +213,7 @@ impl Directory {
         }
     }
 
-    fn doubt(&mut self, name: &str) {
+    fn mark_unknown(&mut self, name: &str) {
         if self.complete && !self.unknown.contains(name) {
             self.unknown.insert(name.into());
             if self.unknown.len() > MAX_UNKNOWN {
@@ -224,57 +224,59 @@ impl Directory {
     }
 
     /// Something changed at `name`: nothing is known of it any more, nor is any listing right.
-    pub(super) fn touch(&mut self, name: &str) {
+    pub(super) fn invalidate(&mut self, name: &str) {
         self.changes += 1;
         self.present.remove(name);
         self.absent.remove(name);
-        self.doubt(name);
+        self.mark_unknown(name);
         self.snapshot = None;
-        if let Some(stream) = &mut self.stream {
-            stream.touched.insert(name.into());
-            if stream.touched.len() > MAX_UNKNOWN {
-                self.stream = None;
+        if let Some(ongoing) = &mut self.ongoing {
+            ongoing.changed_names.insert(name.into());
+            if ongoing.changed_names.len() > MAX_UNKNOWN {
+                self.ongoing = None;
             }
         }
     }
 
     /// The listing in progress has come to its end: take note of what it means.
-    pub(super) fn finish(&mut self, stream: Stream) {
-        if !stream.partial {
+    pub(super) fn finish_listing(&mut self, ongoing: OngoingListing) {
+        if !ongoing.is_partial {
             self.complete = true;
             self.unknown = HashSet::new();
-            let linked: Vec<_> = stream.listing.linked_names();
-            for name in stream.touched.iter().map(|name| &**name).chain(linked.iter().map(|name| &**name)) {
+            let linked: Vec<_> = ongoing.listing.linked_names();
+            for name in
+                ongoing.changed_names.iter().map(|name| &**name).chain(linked.iter().map(|name| &**name))
+            {
                 if !self.present.contains(name) {
                     self.unknown.insert(name.into());
                 }
             }
-            if stream.touched.is_empty() {
-                self.snapshot = Some(stream.listing);
+            if ongoing.changed_names.is_empty() {
+                self.snapshot = Some(ongoing.listing);
             }
         }
     }
 
     /// Forgets all, since events were missed. Returns whether the kernel may hold a listing, and the names that it may
     /// know something of.
-    pub(super) fn forget(&mut self) -> (bool, Vec<Arc<str>>) {
+    pub(super) fn forget_all(&mut self) -> (bool, Vec<Arc<str>>) {
         self.changes += 1;
-        self.stream = None;
+        self.ongoing = None;
         self.too_large = false;
-        self.shed();
+        self.drop_cache();
         let absent = self.absent.drain().map(Arc::from);
         let names = absent.chain(self.children.keys().cloned()).collect();
-        (std::mem::take(&mut self.kernel_listing), names)
+        (std::mem::take(&mut self.kernel_has_listing), names)
     }
 
     /// Forgets what is known of names to save memory. What the kernel was told stays on record.
-    pub(super) fn shed(&mut self) {
-        self.present = Present::default();
+    pub(super) fn drop_cache(&mut self) {
+        self.present = CachedEntries::default();
         self.complete = false;
         self.unknown = HashSet::new();
         self.snapshot = None;
-        if let Some(stream) = &mut self.stream {
-            stream.partial = true;
+        if let Some(ongoing) = &mut self.ongoing {
+            ongoing.is_partial = true;
         }
     }
 }

@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 use super::directory::Directory;
 use super::invalidate::Invalidation;
-use super::nodes::Place;
-use super::state::State;
+use super::nodes::Dentry;
+use super::state::NamespaceState;
 use super::{Namespace, NodeId, ROOT};
 use crate::seaweed::entry::{Entry, Kind};
 use crate::seaweed::subscribe::{Change, EntryRef};
@@ -21,7 +21,7 @@ impl Namespace {
     /// Events arrive from now on, and none were missed since what is known was learned: nothing is known.
     pub fn connected(&self) {
         let mut state = self.state.lock();
-        state.take_back();
+        state.invalidate_all();
         state.live = true;
     }
 
@@ -29,7 +29,7 @@ impl Namespace {
     pub fn disconnected(&self) {
         let mut state = self.state.lock();
         state.live = false;
-        state.take_back();
+        state.invalidate_all();
     }
 
     /// Something changed on the filer: drops what is known of the names that it concerns.
@@ -46,7 +46,7 @@ impl Namespace {
             // It came or went, by whatever name. What was learned below stands for what is not there now.
             (true, false) | (false, true) => {
                 state.root_changed();
-                return state.take_back_below(ROOT);
+                return state.invalidate_subtree(ROOT);
             }
         }
         match (old, new) {
@@ -57,43 +57,45 @@ impl Namespace {
         }
     }
 
-    fn updated(&self, state: &mut State, new: &EntryRef) {
+    fn updated(&self, state: &mut NamespaceState, new: &EntryRef) {
         let Some(parent) = state.nodes.resolve(&new.directory) else { return };
         let name = new.entry.name.as_str();
-        state.touch(parent, name);
+        state.forget_name(parent, name);
         match state.nodes.child(parent, name) {
             // A directory that is in use would lose its path if its name were dropped.
             Some(child) if state.stands_for(child, &new.entry) => state.attributes_changed(child),
             Some(child) => {
                 state.attributes_changed(child);
-                state.drop_name(parent, name);
+                state.invalidate_name(parent, name);
             }
-            None => state.drop_name(parent, name),
+            None => state.invalidate_name(parent, name),
         }
     }
 
-    fn deleted(&self, state: &mut State, old: &EntryRef) {
+    fn deleted(&self, state: &mut NamespaceState, old: &EntryRef) {
         let Some(parent) = state.nodes.resolve(&old.directory) else { return };
         let name = old.entry.name.as_str();
-        state.touch(parent, name);
+        state.forget_name(parent, name);
         match state.nodes.unlink(parent, name) {
             // A directory may come back under another name (some renames arrive as creation and deletion), and the
             // kernel never uses one again that it was told was deleted.
             Some(child)
-                if old.entry.hard_link.is_none() && !state.is_directory(child) && state.is_known(parent) =>
+                if old.entry.hard_link.is_none()
+                    && !state.is_directory(child)
+                    && state.kernel_knows(parent) =>
             {
-                state.tell_deleted(parent, child, name);
+                state.notify_deleted(parent, child, name);
             }
-            _ => state.drop_name(parent, name),
+            _ => state.invalidate_name(parent, name),
         }
     }
 
-    fn renamed(&self, state: &mut State, old: &EntryRef, new: &EntryRef) {
+    fn renamed(&self, state: &mut NamespaceState, old: &EntryRef, new: &EntryRef) {
         let from = state.nodes.resolve(&old.directory);
         let to = state.nodes.resolve(&new.directory);
         for (directory, side) in [(from, old), (to, new)] {
             if let Some(directory) = directory {
-                state.touch(directory, &side.entry.name);
+                state.forget_name(directory, &side.entry.name);
             }
         }
         if let Some(from) = from {
@@ -106,8 +108,8 @@ impl Namespace {
             let child = state.nodes.child(from, name).filter(is_moved);
             let moved = match (child, to) {
                 (Some(_), Some(to)) => {
-                    let from = Place { parent: from, name: name.into() };
-                    let to = Place { parent: to, name: new.entry.name.as_str().into() };
+                    let from = Dentry { parent: from, name: name.into() };
+                    let to = Dentry { parent: to, name: new.entry.name.as_str().into() };
                     state.nodes.rename(&from, &to)
                 }
                 _ => None,
@@ -119,10 +121,10 @@ impl Namespace {
                     state.nodes.unlink(from, name);
                 }
             }
-            state.drop_name(from, name);
+            state.invalidate_name(from, name);
         }
         if let Some(to) = to {
-            state.drop_name(to, &new.entry.name);
+            state.invalidate_name(to, &new.entry.name);
         }
     }
 }
@@ -131,33 +133,33 @@ fn same_name(old: &EntryRef, new: &EntryRef) -> bool {
     old.directory == new.directory && old.entry.name == new.entry.name
 }
 
-impl State {
+impl NamespaceState {
     /// Forgets what is known of a name.
-    fn touch(&mut self, parent: NodeId, name: &str) {
+    fn forget_name(&mut self, parent: NodeId, name: &str) {
         let Some(serial) = self.nodes.directory(parent).map(|directory| directory.serial) else { return };
         if let Some(pending) = self.pending_lookups.remove(&(serial, Arc::from(name))) {
             pending.overtake();
         }
         let listed = self.with_directory(parent, |directory| {
-            directory.touch(name);
-            std::mem::take(&mut directory.kernel_listing)
+            directory.invalidate(name);
+            std::mem::take(&mut directory.kernel_has_listing)
         });
         if listed == Some(true) {
-            self.tell(Invalidation::Listing(parent));
+            self.notify(Invalidation::Listing(parent));
         }
     }
 
-    fn drop_name(&self, parent: NodeId, name: &str) {
-        if self.is_known(parent) {
-            self.tell(Invalidation::Entry { parent, name: name.into() });
+    fn invalidate_name(&self, parent: NodeId, name: &str) {
+        if self.kernel_knows(parent) {
+            self.notify(Invalidation::Entry { parent, name: name.into() });
         }
     }
 
     fn attributes_changed(&mut self, id: NodeId) {
         let Some(node) = self.nodes.get_mut(id) else { return };
         node.stale = true;
-        if self.is_known(id) {
-            self.tell(Invalidation::Attributes(id));
+        if self.kernel_knows(id) {
+            self.notify(Invalidation::Attributes(id));
         }
     }
 
@@ -170,11 +172,11 @@ impl State {
     fn hard_link_changed(&mut self, entry: &Entry) {
         let Some(key) = &entry.hard_link else { return };
         self.link_changes += 1;
-        let Some(id) = self.nodes.linked(key) else { return };
+        let Some(id) = self.nodes.by_hard_link(key) else { return };
         let names = self.nodes.get(id).map(|node| node.names.clone()).unwrap_or_default();
-        for Place { parent, name } in names {
-            self.touch(parent, &name);
-            self.drop_name(parent, &name);
+        for Dentry { parent, name } in names {
+            self.forget_name(parent, &name);
+            self.invalidate_name(parent, &name);
         }
         self.attributes_changed(id);
     }
@@ -188,25 +190,25 @@ impl State {
     }
 
     /// Whether the kernel knows a node.
-    fn is_known(&self, id: NodeId) -> bool {
+    fn kernel_knows(&self, id: NodeId) -> bool {
         id == ROOT || self.nodes.get(id).is_some_and(|node| node.lookups > 0)
     }
 
     /// Takes back from the kernel all that it was told, and forgets all that was learned.
-    fn take_back(&mut self) {
+    fn invalidate_all(&mut self) {
         self.epoch += 1;
         for (_, pending) in self.pending_lookups.drain() {
             pending.overtake();
         }
         let all: Vec<_> = self.nodes.iter_mut().map(|(id, _)| id).collect();
         for id in all {
-            self.take_back_one(id);
+            self.invalidate_node(id);
         }
     }
 
     /// The same for a directory and all below it. While it had no name, events about what it holds led nowhere.
-    pub(super) fn take_back_below(&mut self, top: NodeId) {
-        let below = self.nodes.below(top);
+    pub(super) fn invalidate_subtree(&mut self, top: NodeId) {
+        let below = self.nodes.subtree(top);
         let serials: HashSet<_> =
             below.iter().filter_map(|id| Some(self.nodes.directory(*id)?.serial)).collect();
         for (_, pending) in self.pending_lookups.extract_if(|(serial, _), _| serials.contains(serial)) {
@@ -216,20 +218,20 @@ impl State {
             if let Some(node) = self.nodes.get_mut(id) {
                 node.stale = true;
             }
-            self.take_back_one(id);
+            self.invalidate_node(id);
         }
     }
 
-    fn take_back_one(&mut self, id: NodeId) {
-        self.tell(Invalidation::Attributes(id));
-        let Some((listed, mut names)) = self.with_directory(id, Directory::forget) else { return };
+    fn invalidate_node(&mut self, id: NodeId) {
+        self.notify(Invalidation::Attributes(id));
+        let Some((listed, mut names)) = self.with_directory(id, Directory::forget_all) else { return };
         if listed {
-            self.tell(Invalidation::Listing(id));
+            self.notify(Invalidation::Listing(id));
         }
         // The name of a directory stays: if it is gone, its attributes cannot be had, and that shows it.
         names.retain(|name| !self.nodes.child(id, name).is_some_and(|child| self.is_directory(child)));
         for name in names {
-            self.tell(Invalidation::Entry { parent: id, name });
+            self.notify(Invalidation::Entry { parent: id, name });
         }
     }
 }

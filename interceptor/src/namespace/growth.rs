@@ -7,9 +7,9 @@
 //! bytes. So a node grows in this order:
 //!
 //! ```text
-//!  the filer tells of a longer file (State::grow)
+//!  the filer tells of a longer file (NamespaceState::grow)
 //!   1. reads are answered from the longer version               Node::version
-//!   2. who stands between us and the kernel brings about that   Growing
+//!   2. who stands between us and the kernel brings about that   GrowthHandle
 //!      nothing is left that was read from the shorter one at its end
 //!   3. the longer file's attributes are told                    Node::entry
 //! ```
@@ -24,16 +24,16 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 
 use super::invalidate::Invalidation;
-use super::nodes::{Growth, Node, Place, same_node};
+use super::nodes::{Dentry, Node, PendingGrowth, same_node};
 use super::pin::NodePin;
-use super::state::State;
+use super::state::NamespaceState;
 use super::{Namespace, NodeId};
 use crate::read::FileVersion;
 use crate::seaweed::entry::{Chunk, Content, Entry, Kind};
 use crate::seaweed::subscribe::EntryRef;
 
 /// How long who asks for attributes waits for a growth; after that he is shown what was.
-pub(super) const GROWTH_PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const GROWTH_WAIT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Nodes that grow, for who sees to that.
 pub(crate) type GrowthQueue = mpsc::UnboundedReceiver<NodePin>;
@@ -43,7 +43,7 @@ impl Node {
     pub(super) fn grows_to(&self, entry: &Entry) -> bool {
         match &self.growth {
             Some(growth) => same_node(&growth.entry, entry) || grows(&growth.entry, entry),
-            None => !self.is_fixed && grows(&self.entry, entry),
+            None => !self.cannot_grow && grows(&self.entry, entry),
         }
     }
 
@@ -60,16 +60,27 @@ impl Node {
     }
 }
 
-/// A node that grows. Who asks for it waits until this is dropped. If its growth was not [told](Self::tell) by then, it stays as
+/// A node that grows. Who asks for it waits until this is dropped. If its growth was not [told](Self::publish) by then, it stays as
 /// it was, and its name gets another node.
-pub(crate) struct Growing {
+pub(crate) struct GrowthHandle {
     pin: NodePin,
     before: Arc<FileVersion>,
     version: Arc<FileVersion>,
-    is_told: bool,
+    is_published: bool,
 }
 
-impl Growing {
+impl GrowthHandle {
+    /// For the growth that a pinned node is in.
+    pub(crate) fn new(pin: NodePin) -> Option<Self> {
+        let namespace = pin.namespace()?;
+        let (before, version) = {
+            let state = namespace.state.lock();
+            let growth = state.nodes.get(pin.id())?.growth.as_ref()?;
+            (growth.before.clone(), growth.version.clone())
+        };
+        Some(Self { pin, before, version, is_published: false })
+    }
+
     /// The number of the node.
     pub(crate) fn node(&self) -> NodeId {
         self.pin.id()
@@ -87,23 +98,23 @@ impl Growing {
 
     /// The kernel keeps nothing of the shorter version from the page with its end on: from now on the attributes of the longer
     /// one are what is told.
-    pub(crate) fn tell(&mut self) {
+    pub(crate) fn publish(&mut self) {
         if let Some(namespace) = self.pin.namespace() {
-            self.is_told = true;
-            namespace.tell_growth(self.pin.id(), &self.version);
+            self.is_published = true;
+            namespace.publish_growth(self.pin.id(), &self.version);
         }
     }
 }
 
-impl Drop for Growing {
+impl Drop for GrowthHandle {
     fn drop(&mut self) {
         if let Some(namespace) = self.pin.namespace() {
-            namespace.state.lock().end_growth(self.pin.id(), &self.version, self.is_told);
+            namespace.state.lock().end_growth(self.pin.id(), &self.version, self.is_published);
         }
     }
 }
 
-impl State {
+impl NamespaceState {
     /// Has a node grow to `entry`, of which it is the beginning, unless that is under way.
     pub(super) fn grow(&mut self, id: NodeId, entry: &Arc<Entry>) {
         let (before, path) = (self.version(id), self.nodes.path(id));
@@ -115,7 +126,7 @@ impl State {
         let version = FileVersion::new(&path, entry.clone());
         node.version = version.clone().into();
         let over = watch::Sender::new(());
-        node.growth = Some(Growth { entry: entry.clone(), before, version: version.clone(), over });
+        node.growth = Some(PendingGrowth { entry: entry.clone(), before, version: version.clone(), over });
         let (Some(growths), Some(pin)) = (self.growths.clone(), self.pin(id)) else { return };
         if let Err(mpsc::error::SendError(pin)) = growths.send(pin) {
             // The mount is going away.
@@ -124,7 +135,7 @@ impl State {
         }
     }
 
-    fn end_growth(&mut self, id: NodeId, version: &Arc<FileVersion>, is_told: bool) {
+    fn end_growth(&mut self, id: NodeId, version: &Arc<FileVersion>, is_published: bool) {
         let Some(node) = self.nodes.get_mut(id) else { return };
         let Some(growth) = node.growth.take_if(|growth| Arc::ptr_eq(&growth.version, version)) else {
             return;
@@ -132,12 +143,12 @@ impl State {
         // Something may have been appended since, or what had been was taken back.
         node.stale = true;
         let names = node.names.clone();
-        if !is_told {
+        if !is_published {
             node.version = growth.before.into();
-            node.is_fixed = true;
+            node.cannot_grow = true;
         }
-        for Place { parent, name } in names {
-            self.tell(Invalidation::Entry { parent, name });
+        for Dentry { parent, name } in names {
+            self.notify(Invalidation::Entry { parent, name });
         }
     }
 
@@ -150,33 +161,22 @@ impl State {
 impl Namespace {
     /// From now on, files that are appended to keep their node. To be called before there are any nodes, by who sees to that
     /// with [`growing`](Self::growing).
-    pub(crate) fn let_files_grow(&self) -> GrowthQueue {
+    pub(crate) fn enable_growth(&self) -> GrowthQueue {
         let (growths, queue) = mpsc::unbounded_channel();
         let mut state = self.state.lock();
-        state.nodes.may_grow = true;
+        state.nodes.growth_enabled = true;
         state.growths = Some(growths);
         queue
     }
 
-    /// The growth that a held node is in.
-    pub(crate) fn growing(pin: NodePin) -> Option<Growing> {
-        let namespace = pin.namespace()?;
-        let (before, version) = {
-            let state = namespace.state.lock();
-            let growth = state.nodes.get(pin.id())?.growth.as_ref()?;
-            (growth.before.clone(), growth.version.clone())
-        };
-        Some(Growing { pin, before, version, is_told: false })
-    }
-
     /// The node that becomes `new` by growing only, if the kernel knows it.
-    pub(crate) fn grown_by(&self, new: &EntryRef) -> Option<NodeId> {
+    pub(crate) fn node_growing_to(&self, new: &EntryRef) -> Option<NodeId> {
         let state = self.state.lock();
         let id = state.nodes.child(state.nodes.resolve(&new.directory)?, &new.entry.name)?;
         state.nodes.get(id)?.grows_to(&new.entry).then_some(id)
     }
 
-    fn tell_growth(&self, id: NodeId, version: &Arc<FileVersion>) {
+    fn publish_growth(&self, id: NodeId, version: &Arc<FileVersion>) {
         let mut state = self.state.lock();
         let growth = state.nodes.get(id).and_then(|node| node.growth.as_ref());
         if let Some(growth) = growth.filter(|growth| Arc::ptr_eq(&growth.version, version)) {
@@ -186,7 +186,7 @@ impl Namespace {
     }
 
     /// Waits for the end of the growth that a node is in. Returns whether there was one, and it ended in time.
-    pub(super) async fn growth_is_over(&self, id: NodeId, deadline: Instant) -> bool {
+    pub(super) async fn wait_for_growth(&self, id: NodeId, deadline: Instant) -> bool {
         let growth = self.state.lock().growth_end(id);
         let Some(mut growth) = growth else { return false };
         // That the sender is gone is how it ends.
@@ -201,24 +201,24 @@ pub(super) fn grows(old: &Entry, new: &Entry) -> bool {
         && is.kind == Kind::File
         && was.inode == is.inode
         && was.size < is.size
-        && begins_with(&new.content, &old.content, was.size)
+        && starts_with_content(&new.content, &old.content, was.size)
 }
 
 /// Whether the first `size` bytes of `content` are all those of `beginning`.
-fn begins_with(content: &Content, beginning: &Content, size: u64) -> bool {
+fn starts_with_content(content: &Content, beginning: &Content, size: u64) -> bool {
     match (beginning, content) {
         (_, Content::Inline(_) | Content::Chunks(_)) if size == 0 => true,
         (Content::Inline(beginning), Content::Inline(content)) => {
             beginning.len() as u64 == size && content.starts_with(beginning)
         }
-        (Content::Chunks(beginning), Content::Chunks(content)) => lists_behind(content, beginning, size),
+        (Content::Chunks(beginning), Content::Chunks(content)) => appends_to(content, beginning, size),
         _ => false,
     }
 }
 
 /// Whether `chunks` has all of `first`, in their order, and other chunks only from `size` on. What a manifest lists is not
 /// known here.
-fn lists_behind(chunks: &[Chunk], first: &[Chunk], size: u64) -> bool {
+fn appends_to(chunks: &[Chunk], first: &[Chunk], size: u64) -> bool {
     let mut first = first.iter().peekable();
     let fits = |chunk: &Chunk| {
         first.next_if(|known| *known == chunk).is_some() || chunk.offset >= size && !chunk.is_manifest

@@ -51,16 +51,16 @@ pub(crate) enum Invalidation {
 }
 
 /// An invalidation on its way.
-pub(crate) struct Queued {
+pub(crate) struct QueuedInvalidation {
     pub(super) invalidation: Invalidation,
     /// The node whose number must still be its own when the kernel is told.
     pub(super) pin: Option<NodePin>,
 }
 
 /// Where invalidations wait for their thread.
-pub(crate) type InvalidationQueue = Receiver<Queued>;
+pub(crate) type InvalidationQueue = Receiver<QueuedInvalidation>;
 
-pub(super) fn queue() -> (Sender<Queued>, InvalidationQueue) {
+pub(super) fn queue() -> (Sender<QueuedInvalidation>, InvalidationQueue) {
     channel()
 }
 
@@ -86,12 +86,12 @@ const MAX_PRUNED: usize = 1024;
 
 /// Delivers `first` and all that wait behind it, each once: what is queued says that something changed, not what it
 /// became, so a repetition within one batch adds nothing.
-pub(super) fn deliver(first: Queued, queue: &InvalidationQueue, kernel: &dyn KernelCache) {
+pub(super) fn deliver(first: QueuedInvalidation, queue: &InvalidationQueue, kernel: &dyn KernelCache) {
     let mut seen = HashSet::new();
-    let is_new = |queued: &Queued| seen.insert(queued.invalidation.clone());
+    let is_new = |queued: &QueuedInvalidation| seen.insert(queued.invalidation.clone());
     let batch: Vec<_> = std::iter::once(first).chain(queue.try_iter()).filter(is_new).collect();
     let mut unused = Vec::new();
-    for Queued { invalidation, pin: _pin } in batch {
+    for QueuedInvalidation { invalidation, pin: _pin } in batch {
         match invalidation {
             Invalidation::Entry { parent, name } => kernel.inval_entry(parent, &name),
             Invalidation::Attributes(node) => kernel.inval_inode_attr(node),

@@ -29,7 +29,7 @@ impl ListingBudget {
     }
 
     /// Whether so much is free that it will do for a while.
-    pub(super) fn has_plenty(&self) -> bool {
+    pub(super) fn is_below_watermark(&self) -> bool {
         self.used() <= self.limit / 4 * 3
     }
 
@@ -42,45 +42,45 @@ impl ListingBudget {
 pub(crate) struct Listing {
     id: u32,
     budget: Arc<ListingBudget>,
-    entries: Mutex<Entries>,
+    entries: Mutex<ListingEntries>,
     grown: Notify,
     /// Whether a handle reads it; one that only warms the cache may be given up.
-    wanted: AtomicBool,
+    has_reader: AtomicBool,
 }
 
 #[derive(Default)]
-struct Entries {
+struct ListingEntries {
     list: Vec<Arc<Entry>>,
     /// About how much memory they take.
     bytes: usize,
-    end: Option<End>,
+    end: Option<ListingEnd>,
 }
 
 /// How a listing ended.
-pub(super) enum End {
+pub(super) enum ListingEnd {
     /// There is no more in the directory.
     Complete,
-    /// There is more, which [`Tail`](super::tail::Tail) reads.
-    Cut,
+    /// There is more, which [`ListingTail`](super::tail::ListingTail) reads.
+    Truncated,
     Failed(FilerFailure),
 }
 
 /// Some entries of a directory, in order; none only at its end.
-pub(crate) struct Batch {
+pub(crate) struct EntryBatch {
     pub(crate) entries: Vec<Arc<Entry>>,
     /// When the filer told of them, if they are not remembered.
     pub(crate) stamp: Option<ChangeStamp>,
 }
 
 /// What a listing has at a place.
-pub(crate) enum Listed {
-    Batch(Batch),
+pub(crate) enum ListingRead {
+    Batch(EntryBatch),
     /// It was cut off before.
-    Cut,
+    Truncated,
 }
 
 /// How many entries one look at a listing copies: enough for a reply of the largest size the kernel asks for today.
-const BATCH: usize = 1024;
+const MAX_BATCH_ENTRIES: usize = 1024;
 
 impl Listing {
     /// An empty snapshot; `id` is unique among those of the mount and below 2^31, since offsets are signed.
@@ -90,16 +90,16 @@ impl Listing {
             budget,
             entries: Mutex::default(),
             grown: Notify::new(),
-            wanted: AtomicBool::new(false),
+            has_reader: AtomicBool::new(false),
         })
     }
 
-    pub(super) fn want(&self) {
-        self.wanted.store(true, Ordering::Relaxed);
+    pub(super) fn set_has_reader(&self) {
+        self.has_reader.store(true, Ordering::Relaxed);
     }
 
-    pub(super) fn is_wanted(&self) -> bool {
-        self.wanted.load(Ordering::Relaxed)
+    pub(super) fn has_reader(&self) -> bool {
+        self.has_reader.load(Ordering::Relaxed)
     }
 
     pub(super) fn push(&self, more: &[Arc<Entry>]) {
@@ -114,11 +114,11 @@ impl Listing {
     }
 
     /// Whether it may grow: there is memory, of which it leaves others a quarter.
-    pub(super) fn may_grow(&self) -> bool {
+    pub(super) fn has_room(&self) -> bool {
         self.budget.used() < self.budget.limit && self.entries.lock().bytes < self.budget.limit / 4 * 3
     }
 
-    pub(super) fn finish(&self, end: End) {
+    pub(super) fn finish(&self, end: ListingEnd) {
         self.entries.lock().end = Some(end);
         self.grown.notify_waiters();
     }
@@ -149,15 +149,15 @@ impl Listing {
     }
 
     /// The place of the entry `name`, if it has been sent. Filers list in the order of the names' bytes.
-    pub(crate) fn place_of(&self, name: &str) -> Option<usize> {
+    pub(crate) fn index_of(&self, name: &str) -> Option<usize> {
         self.entries.lock().list.binary_search_by(|entry| entry.name.as_str().cmp(name)).ok()
     }
 
-    /// The entries at `places`, as far as they exist and have been sent.
-    pub(crate) fn at(&self, places: Range<usize>) -> Vec<Arc<Entry>> {
+    /// The entries at `range`, as far as they exist and have been sent.
+    pub(crate) fn range(&self, range: Range<usize>) -> Vec<Arc<Entry>> {
         let entries = self.entries.lock();
-        let end = places.end.min(entries.list.len());
-        entries.list.get(places.start..end).unwrap_or_default().to_vec()
+        let end = range.end.min(entries.list.len());
+        entries.list.get(range.start..end).unwrap_or_default().to_vec()
     }
 
     /// The offset that continues after the first `count` places.
@@ -166,27 +166,27 @@ impl Listing {
     }
 
     /// How many places an offset is past the beginning.
-    pub(crate) fn places(offset: u64) -> usize {
+    pub(crate) fn index_at(offset: u64) -> usize {
         (offset & 0xffff_ffff) as usize
     }
 
     /// The entries from `index` on that are there; `None` if the filer has yet to send them.
-    pub(crate) fn try_batch(&self, index: usize) -> Option<Result<Listed, NamespaceError>> {
+    pub(crate) fn try_batch(&self, index: usize) -> Option<Result<ListingRead, NamespaceError>> {
         let entries = self.entries.lock();
         let rest = entries.list.get(index..).unwrap_or_default();
         if !rest.is_empty() {
-            let entries = rest[..rest.len().min(BATCH)].to_vec();
-            return Some(Ok(Listed::Batch(Batch { entries, stamp: None })));
+            let entries = rest[..rest.len().min(MAX_BATCH_ENTRIES)].to_vec();
+            return Some(Ok(ListingRead::Batch(EntryBatch { entries, stamp: None })));
         }
         Some(match entries.end.as_ref()? {
-            End::Complete => Ok(Listed::Batch(Batch { entries: Vec::new(), stamp: None })),
-            End::Cut => Ok(Listed::Cut),
-            End::Failed(failure) => Err(NamespaceError::Filer(failure.clone())),
+            ListingEnd::Complete => Ok(ListingRead::Batch(EntryBatch { entries: Vec::new(), stamp: None })),
+            ListingEnd::Truncated => Ok(ListingRead::Truncated),
+            ListingEnd::Failed(failure) => Err(NamespaceError::Filer(failure.clone())),
         })
     }
 
     /// Like [`try_batch`](Self::try_batch), waiting for the filer.
-    pub(crate) async fn batch(&self, index: usize) -> Result<Listed, NamespaceError> {
+    pub(crate) async fn batch(&self, index: usize) -> Result<ListingRead, NamespaceError> {
         loop {
             let grown = self.grown.notified();
             tokio::pin!(grown);

@@ -8,12 +8,12 @@ use std::time::{Duration, Instant, SystemTime};
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
 
-use super::directory::Known;
-use super::growth::GROWTH_PATIENCE;
+use super::directory::NameStatus;
+use super::growth::GROWTH_WAIT_TIMEOUT;
 use super::invalidate::Invalidation;
-use super::nodes::{Place, same_node};
+use super::nodes::{Dentry, same_node};
 use super::pending_lookup::{FilerReply, PendingLookup};
-use super::state::State;
+use super::state::NamespaceState;
 use super::{LookupResult, Namespace, NamespaceError, NodeId, NodeStat, NowOrLater, ROOT};
 use crate::arrival::Arrival;
 use crate::seaweed::entry::Entry;
@@ -26,45 +26,50 @@ impl Namespace {
         name: &str,
     ) -> NowOrLater<Result<LookupResult, NamespaceError>> {
         let mut state = self.state.lock();
-        if let Some(answer) = self.lookup_known(&mut state, parent, name) {
+        if let Some(answer) = self.lookup_cached(&mut state, parent, name) {
             return NowOrLater::Now(answer);
         }
-        let Some((serial, reply)) = self.ask(&mut state, parent, name) else {
+        let Some((serial, reply)) = self.join_or_start_lookup(&mut state, parent, name) else {
             return NowOrLater::Now(Err(NamespaceError::NotDirectory));
         };
-        self.read_ahead(&mut state, parent);
+        self.count_miss(&mut state, parent);
         drop(state);
         let (namespace, name) = (self.clone(), Arc::<str>::from(name));
         NowOrLater::Later(async move { namespace.lookup_replied(parent, serial, &name, reply.await) }.boxed())
     }
 
-    fn lookup_known(
+    fn lookup_cached(
         &self,
-        state: &mut State,
+        state: &mut NamespaceState,
         parent: NodeId,
         name: &str,
     ) -> Option<Result<LookupResult, NamespaceError>> {
         if state.nodes.get(parent).is_none() {
             return Some(Err(NamespaceError::Stale));
         }
-        if self.hidden(parent, name) {
+        if self.is_hidden(parent, name) {
             return Some(Ok(LookupResult::Absent(self.options.short_timeout)));
         }
         if name == "." || name == ".." {
             return Some(self.lookup_dots(state, parent, name));
         }
         match state.with_directory(parent, |directory| directory.known(name, SystemTime::now())) {
-            Some(Known::Present(entry)) => Some(
+            Some(NameStatus::Present(entry)) => Some(
                 state.attach(parent, name, &entry, true).map(LookupResult::Node).ok_or(NamespaceError::Stale),
             ),
-            Some(Known::Absent) => Some(Ok(self.absent(state, parent, name, true))),
-            Some(Known::Nothing) => None,
+            Some(NameStatus::Absent) => Some(Ok(self.absent(state, parent, name, true))),
+            Some(NameStatus::Unknown) => None,
             None => Some(Err(NamespaceError::NotDirectory)),
         }
     }
 
     /// An NFS server asks this way for a node that it has a handle of.
-    fn lookup_dots(&self, state: &mut State, id: NodeId, name: &str) -> Result<LookupResult, NamespaceError> {
+    fn lookup_dots(
+        &self,
+        state: &mut NamespaceState,
+        id: NodeId,
+        name: &str,
+    ) -> Result<LookupResult, NamespaceError> {
         let node = state.nodes.get(id).ok_or(NamespaceError::Stale)?;
         let id = if name == ".." { node.home.parent } else { id };
         let stat = state.stat(id).ok_or(NamespaceError::Stale)?;
@@ -73,7 +78,7 @@ impl Namespace {
     }
 
     /// A name does not exist. The kernel may remember that for as long as we do, so that it can be told otherwise.
-    fn absent(&self, state: &mut State, parent: NodeId, name: &str, current: bool) -> LookupResult {
+    fn absent(&self, state: &mut NamespaceState, parent: NodeId, name: &str, current: bool) -> LookupResult {
         if !current {
             return LookupResult::Absent(Duration::ZERO);
         }
@@ -107,9 +112,9 @@ impl Namespace {
     }
 
     /// Joins the lookup of `name` that is under way, or begins one. `None` if `parent` is no live directory.
-    fn ask(
+    fn join_or_start_lookup(
         self: &Arc<Self>,
-        state: &mut State,
+        state: &mut NamespaceState,
         parent: NodeId,
         name: &str,
     ) -> Option<(u64, Shared<BoxFuture<'static, FilerReply>>)> {
@@ -138,7 +143,7 @@ impl Namespace {
                     && (state.link_changes == link_changes || !is_hard_link(&entry));
                 let stamp = if valid { state.change_stamp(parent, serial) } else { None };
                 if stamp.is_some() && state.live {
-                    remember(&mut state, parent, &key.1, &entry);
+                    cache_reply(&mut state, parent, &key.1, &entry);
                 }
                 FilerReply { entry, stamp }
             }
@@ -159,7 +164,7 @@ impl Namespace {
             // The filer keeps no entry of its root that could change.
             let epoch = state.epoch;
             if let Some(root) = state.nodes.get_mut(ROOT) {
-                root.checked = (epoch, Instant::now());
+                root.verified = (epoch, Instant::now());
             }
         }
         if state.is_fresh(id) {
@@ -171,19 +176,19 @@ impl Namespace {
             drop(state);
             return NowOrLater::Later(namespace.refresh_root(Arrival::now()).boxed());
         }
-        let Some(Place { parent, name }) = state.nodes.get(id).map(|node| node.home.clone()) else {
+        let Some(Dentry { parent, name }) = state.nodes.get(id).map(|node| node.home.clone()) else {
             return NowOrLater::Now(Err(NamespaceError::Stale));
         };
-        let Some((serial, reply)) = self.ask(&mut state, parent, &name) else {
+        let Some((serial, reply)) = self.join_or_start_lookup(&mut state, parent, &name) else {
             return NowOrLater::Now(Err(NamespaceError::Stale));
         };
         drop(state);
         NowOrLater::Later(
             async move {
-                let (mut reply, deadline) = (reply.await, Instant::now() + GROWTH_PATIENCE);
+                let (mut reply, deadline) = (reply.await, Instant::now() + GROWTH_WAIT_TIMEOUT);
                 loop {
-                    let stat = namespace.refreshed(id, parent, serial, &name, reply.clone())?;
-                    if !namespace.growth_is_over(id, deadline).await {
+                    let stat = namespace.apply_attributes(id, parent, serial, &name, reply.clone())?;
+                    if !namespace.wait_for_growth(id, deadline).await {
                         return Ok(stat);
                     }
                     // Others may have been told of more meanwhile.
@@ -195,7 +200,7 @@ impl Namespace {
     }
 
     /// What the filer says of a node's name says what the node's attributes are, if it is still about this node.
-    fn refreshed(
+    fn apply_attributes(
         &self,
         id: NodeId,
         parent: NodeId,
@@ -221,19 +226,19 @@ impl Namespace {
         match entry {
             Some(entry) if is_named && same_node(&node.entry, &entry) => {
                 node.stale = !current;
-                node.checked = (epoch, Instant::now());
+                node.verified = (epoch, Instant::now());
                 state.nodes.update(id, &entry);
             }
             Some(entry) if is_named && node.grows_to(&entry) => state.grow(id, &entry),
             _ if !is_named => node.stale = !node.names.is_empty(),
             _ if !current => {
                 node.stale = true;
-                state.tell(Invalidation::Entry { parent, name: name.into() });
+                state.notify(Invalidation::Entry { parent, name: name.into() });
             }
             _ => {
                 // The name stands for something else now, or for nothing: what was opened under it stays as it is.
                 state.nodes.unlink(parent, name);
-                state.tell(Invalidation::Entry { parent, name: name.into() });
+                state.notify(Invalidation::Entry { parent, name: name.into() });
                 if let Some(node) = state.nodes.get_mut(id) {
                     node.stale = false;
                 }
@@ -250,8 +255,8 @@ fn is_hard_link(entry: &Result<Option<Arc<Entry>>, NamespaceError>) -> bool {
     matches!(entry, Ok(Some(entry)) if entry.hard_link.is_some())
 }
 
-fn remember(
-    state: &mut State,
+fn cache_reply(
+    state: &mut NamespaceState,
     parent: NodeId,
     name: &str,
     entry: &Result<Option<Arc<Entry>>, NamespaceError>,
@@ -259,7 +264,7 @@ fn remember(
     match entry {
         Ok(Some(entry)) if *entry.name == *name => {
             state.with_directory(parent, |directory| directory.learn_present(entry.clone()));
-            state.make_room();
+            state.evict_entries();
         }
         Ok(None) if state.has_room_for_absent() => {
             state.with_directory(parent, |directory| directory.learn_absent(name));

@@ -55,7 +55,7 @@ pub(crate) use root::find_root;
 
 use invalidate::InvalidationQueue;
 use listing::Listing;
-use state::State;
+use state::NamespaceState;
 
 use crate::read::FileVersion;
 use crate::seaweed::entry::{Entry, Kind};
@@ -130,7 +130,7 @@ pub(crate) struct KernelFeatures {
     pub(crate) prunes: bool,
     /// Takes the name of a directory's entry and leaves the rest, if the attributes are none that
     /// a file could have.
-    pub(crate) takes_names_alone: bool,
+    pub(crate) accepts_entries_without_node: bool,
 }
 
 /// The state of a directory that a reply of the filer is current for: every event that could concern
@@ -188,7 +188,7 @@ pub struct Namespace {
     options: NamespaceOptions,
     filer: Arc<dyn Filer>,
     runtime: tokio::runtime::Handle,
-    state: Mutex<State>,
+    state: Mutex<NamespaceState>,
 }
 
 impl Namespace {
@@ -201,7 +201,7 @@ impl Namespace {
     ) -> (Arc<Self>, InvalidationQueue) {
         let (sender, queue) = invalidate::queue();
         let namespace = Arc::new_cyclic(|own| {
-            let state = Mutex::new(State::new(&options, Arc::new(root), sender, own.clone()));
+            let state = Mutex::new(NamespaceState::new(&options, Arc::new(root), sender, own.clone()));
             Self { options, filer, runtime, state }
         });
         (namespace, queue)
@@ -241,14 +241,14 @@ impl Namespace {
     }
 
     /// Where a node stands in a listing of its directory, if there is one.
-    pub(crate) fn place(&self, node: NodeId) -> Option<(Arc<Listing>, usize)> {
+    pub(crate) fn listing_index(&self, node: NodeId) -> Option<(Arc<Listing>, usize)> {
         let (listing, name) = {
             let mut state = self.state.lock();
             let home = state.nodes.get(node)?.home.clone();
-            (state.nodes.directory(home.parent)?.any_listing()?.clone(), home.name)
+            (state.nodes.directory(home.parent)?.newest_listing()?.clone(), home.name)
         };
-        let place = listing.place_of(&name)?;
-        Some((listing, place))
+        let index = listing.index_of(&name)?;
+        Some((listing, index))
     }
 
     /// The filer's path of a node; that of its last name if it has none any more.
@@ -273,7 +273,7 @@ impl Namespace {
         self.state.lock().live
     }
 
-    fn hidden(&self, parent: NodeId, name: &str) -> bool {
+    fn is_hidden(&self, parent: NodeId, name: &str) -> bool {
         parent == ROOT
             && !self.options.include_system_entries
             && self.options.root_path == "/"

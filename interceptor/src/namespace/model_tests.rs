@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::nodes::{Nodes, Place};
+use super::nodes::{Dentry, Nodes};
 use super::tests::{directory, file};
 use super::{NodeId, ROOT};
 
@@ -88,8 +88,8 @@ fn run(nodes: &mut Nodes, kernel: &mut Kernel, step: &Step) {
             }
         }
         Step::ShowName { parent, name, inode } => {
-            let number = nodes.shown_number(kernel.pick(parent), &file(NAMES[name], inode, b""));
-            nodes.show_name_alone(number);
+            let number = nodes.shown_id(kernel.pick(parent), &file(NAMES[name], inode, b""));
+            nodes.show_without_node(number);
             kernel.alone.push(number);
         }
         Step::ForgetName => {
@@ -116,8 +116,8 @@ fn run(nodes: &mut Nodes, kernel: &mut Kernel, step: &Step) {
             nodes.unlink(kernel.pick(parent), NAMES[name]);
         }
         Step::Rename { from, name, to, new_name } => {
-            let from = Place { parent: kernel.pick(from), name: NAMES[name].into() };
-            let to = Place { parent: kernel.pick(to), name: NAMES[new_name].into() };
+            let from = Dentry { parent: kernel.pick(from), name: NAMES[name].into() };
+            let to = Dentry { parent: kernel.pick(to), name: NAMES[new_name].into() };
             if nodes.get(to.parent).is_some_and(|node| node.directory.is_some()) && from != to {
                 nodes.rename(&from, &to);
             }
@@ -133,7 +133,7 @@ fn check(nodes: &mut Nodes, kernel: &Kernel) {
         assert!((*lookups..=*lookups + alone).contains(&node.lookups));
         assert_eq!(node.opens, *opens);
     }
-    assert!(nodes.names_alone() <= kernel.alone.len() as u64);
+    assert!(nodes.uncounted_lookups() <= kernel.alone.len() as u64);
     let named: Vec<_> =
         nodes.iter_mut().map(|(id, node)| (id, node.names.clone(), node.home.clone())).collect();
     for (id, names, home) in named {
@@ -163,9 +163,9 @@ proptest! {
             nodes.forget(id, lookups);
         }
         kernel.alone.iter().for_each(|number| nodes.forget(*number, 1));
-        prop_assert_eq!(nodes.names_alone(), 0);
+        prop_assert_eq!(nodes.uncounted_lookups(), 0);
         prop_assert_eq!(nodes.len(), 1, "only the root is left");
-        prop_assert_eq!((nodes.cached, nodes.cached_bytes, nodes.absent, nodes.snapshots), (0, 0, 0, 0));
+        prop_assert_eq!((nodes.cached_entries, nodes.cached_bytes, nodes.absent, nodes.snapshots), (0, 0, 0, 0));
         prop_assert_eq!(nodes.bytes, only_root);
     }
 }

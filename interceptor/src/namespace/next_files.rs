@@ -9,12 +9,12 @@ use crate::prefetch::{Epochs, Walks};
 use crate::read::{Expected, Reader};
 
 /// What is known of the order in which small files are read. Its methods are to be called from within the runtime.
-pub(crate) struct NextFiles {
+pub(crate) struct NextFilePrefetcher {
     walks: Mutex<Walks>,
     epochs: Mutex<Epochs>,
 }
 
-impl NextFiles {
+impl NextFilePrefetcher {
     /// Nothing yet, for files that go through `reader`.
     pub(crate) fn new(reader: &Reader) -> Self {
         let (capacity, budget) = reader.room_for_epochs();
@@ -23,12 +23,12 @@ impl NextFiles {
 
     /// Takes note that a small file is used, and starts to fetch those that are next in its directory. Returns whether some were next.
     pub(crate) fn follow_walk(&self, namespace: &Namespace, reader: &Arc<Reader>, node: NodeId) -> bool {
-        let Some((listing, place)) = namespace.place(node) else { return false };
+        let Some((listing, index)) = namespace.listing_index(node) else { return false };
         let (ahead, ledger) = {
             let mut walks = self.walks.lock();
-            (walks.observe(listing.id().into(), place), walks.ledger().clone())
+            (walks.observe(listing.id().into(), index), walks.ledger().clone())
         };
-        let (expected, next) = (Expected::NextFile(ledger), listing.at(ahead));
+        let (expected, next) = (Expected::NextFile(ledger), listing.range(ahead));
         for entry in &next {
             if reader.fetch_small_file(entry, &expected).is_none() {
                 break;

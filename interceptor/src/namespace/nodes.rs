@@ -17,9 +17,9 @@ use super::{NodeId, ROOT};
 use crate::read::FileVersion;
 use crate::seaweed::entry::{Content, Entry, Kind};
 
-/// A place in the tree.
+/// A name in a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct Dentry {
     pub(super) parent: NodeId,
     pub(super) name: Arc<str>,
 }
@@ -30,32 +30,32 @@ pub(super) struct Node {
     pub(super) generation: u32,
     pub(super) entry: Arc<Entry>,
     /// Where it was seen last; kept when the name is gone.
-    pub(super) home: Place,
+    pub(super) home: Dentry,
     /// Every name that the kernel knows it by; none once all of them are gone.
-    pub(super) names: Vec<Place>,
+    pub(super) names: Vec<Dentry>,
     pub(super) lookups: u64,
     /// Handles of a directory, and [holds](super::NodePin). Of a file's handles the kernel does not tell: while there are any
     /// it keeps its lookups.
     pub(super) opens: u64,
     /// How many live nodes have their home here.
-    homes: usize,
+    home_count: usize,
     /// Whether the kernel was told to forget it, and has not asked for it since.
-    is_leaving: bool,
+    forget_requested: bool,
     /// Whether an event said that the attributes are not what we have.
     pub(super) stale: bool,
     /// The epoch of the subscription and the time at which the attributes were the filer's.
-    pub(super) checked: (u64, Instant),
+    pub(super) verified: (u64, Instant),
     /// Made when the file is read first.
     pub(super) version: OnceLock<Arc<FileVersion>>,
     /// The growth that it is in: `version` is then the longer one already.
-    pub(super) growth: Option<Growth>,
+    pub(super) growth: Option<PendingGrowth>,
     /// Whether it does not grow: another version of the file is another node.
-    pub(super) is_fixed: bool,
+    pub(super) cannot_grow: bool,
     pub(super) directory: Option<Box<Directory>>,
 }
 
 /// What a node is about to become.
-pub(super) struct Growth {
+pub(super) struct PendingGrowth {
     pub(super) entry: Arc<Entry>,
     pub(super) before: Arc<FileVersion>,
     pub(super) version: Arc<FileVersion>,
@@ -75,33 +75,33 @@ impl Node {
 const NODE_OVERHEAD: usize = 400;
 
 /// Numbers for nodes whose own number is taken begin here.
-const SPARE: NodeId = 1 << 63;
+const FIRST_SPARE_ID: NodeId = 1 << 63;
 
 pub(super) struct Nodes {
     nodes: HashMap<NodeId, Node>,
     /// About how much memory they take.
     pub(super) bytes: usize,
     /// How many of them the kernel was told to forget.
-    leaving: usize,
+    forgets_requested: usize,
     /// Lookups that the kernel will forget at once, as it was shown a name alone, by the number
     /// shown.
-    names_alone: HashMap<NodeId, u64>,
+    uncounted_lookups: HashMap<NodeId, u64>,
     links: HashMap<Bytes, NodeId>,
     /// Nodes without a name, by SeaweedFS's inode number.
-    detached: HashMap<u64, NodeId>,
+    unnamed: HashMap<u64, NodeId>,
     /// How many entries all directories remember.
-    pub(super) cached: usize,
+    pub(super) cached_entries: usize,
     /// About how much memory these take.
     pub(super) cached_bytes: usize,
     /// How many directories keep a listing that nothing changed since.
     pub(super) snapshots: usize,
     /// How many names all directories remember as absent.
     pub(super) absent: usize,
-    next_spare: NodeId,
+    next_spare_id: NodeId,
     next_serial: u64,
     root_path: Box<str>,
     /// Whether files that are appended to keep their node.
-    pub(super) may_grow: bool,
+    pub(super) growth_enabled: bool,
 }
 
 impl Nodes {
@@ -110,21 +110,21 @@ impl Nodes {
         let mut nodes = Self {
             nodes: HashMap::new(),
             bytes: 0,
-            leaving: 0,
-            names_alone: HashMap::new(),
+            forgets_requested: 0,
+            uncounted_lookups: HashMap::new(),
             links: HashMap::new(),
-            detached: HashMap::new(),
-            cached: 0,
+            unnamed: HashMap::new(),
+            cached_entries: 0,
             cached_bytes: 0,
             snapshots: 0,
             absent: 0,
-            next_spare: SPARE,
+            next_spare_id: FIRST_SPARE_ID,
             next_serial: 0,
             root_path: root_path.into(),
-            may_grow: false,
+            growth_enabled: false,
         };
-        let place = Place { parent: ROOT, name: "".into() };
-        nodes.insert(ROOT, place, root);
+        let dentry = Dentry { parent: ROOT, name: "".into() };
+        nodes.insert(ROOT, dentry, root);
         nodes
     }
 
@@ -151,22 +151,22 @@ impl Nodes {
     /// The nodes that the kernel should forget, so that `count` are leaving: first files that
     /// nobody has read, then other files, then, if they may go, directories of which it knows no
     /// entry; of each those that it has known longest.
-    pub(super) fn leave(&mut self, count: usize, directories_may_go: bool) -> Vec<NodeId> {
+    pub(super) fn request_forgets(&mut self, count: usize, directories_may_go: bool) -> Vec<NodeId> {
         let may_go = |node: &Node| {
             let is_empty = node.directory.as_ref().is_none_or(|directory| directory.children.is_empty());
-            let may_go = node.directory.is_none() || directories_may_go && is_empty && node.homes == 0;
-            may_go && node.opens == 0 && !node.names.is_empty() && !node.is_leaving
+            let may_go = node.directory.is_none() || directories_may_go && is_empty && node.home_count == 0;
+            may_go && node.opens == 0 && !node.names.is_empty() && !node.forget_requested
         };
         let rank = |node: &Node| (node.directory.is_some(), node.version.get().is_some(), node.serial);
         let mut all: Vec<_> = self.nodes.iter_mut().filter(|(_, node)| may_go(node)).collect();
-        let count = count.saturating_sub(self.leaving).min(all.len());
+        let count = count.saturating_sub(self.forgets_requested).min(all.len());
         if count < all.len() {
             all.select_nth_unstable_by_key(count, |(_, node)| rank(node));
         }
-        self.leaving += count;
+        self.forgets_requested += count;
         all.truncate(count);
         let leaves = |(id, node): (&NodeId, &mut Node)| {
-            node.is_leaving = true;
+            node.forget_requested = true;
             *id
         };
         all.into_iter().map(leaves).collect()
@@ -174,17 +174,17 @@ impl Nodes {
 
     /// The kernel is shown `number` with a name alone: it will forget a lookup that was not
     /// counted.
-    pub(super) fn show_name_alone(&mut self, number: NodeId) {
-        *self.names_alone.entry(number).or_default() += 1;
+    pub(super) fn show_without_node(&mut self, number: NodeId) {
+        *self.uncounted_lookups.entry(number).or_default() += 1;
     }
 
     /// How many of `count` lookups of a number, which the kernel forgets, were counted.
-    fn counted(&mut self, number: NodeId, count: u64) -> u64 {
-        let Some(alone) = self.names_alone.get_mut(&number) else { return count };
+    fn deduct_uncounted(&mut self, number: NodeId, count: u64) -> u64 {
+        let Some(alone) = self.uncounted_lookups.get_mut(&number) else { return count };
         let of_name = count.min(*alone);
         *alone -= of_name;
         if *alone == 0 {
-            self.names_alone.remove(&number);
+            self.uncounted_lookups.remove(&number);
         }
         count - of_name
     }
@@ -221,7 +221,7 @@ impl Nodes {
     }
 
     /// A directory and all nodes below it, as far as the kernel knows them.
-    pub(super) fn below(&self, top: NodeId) -> Vec<NodeId> {
+    pub(super) fn subtree(&self, top: NodeId) -> Vec<NodeId> {
         let mut found = vec![top];
         let mut next = 0;
         while let Some(id) = found.get(next) {
@@ -250,8 +250,8 @@ impl Nodes {
         } else if let Some(id) = self.find_growing(parent, name, entry) {
             id
         } else {
-            let id = self.number(parent, name, entry);
-            self.insert(id, Place { parent, name: name.into() }, entry.clone());
+            let id = self.free_id(parent, name, entry);
+            self.insert(id, Dentry { parent, name: name.into() }, entry.clone());
             id
         };
         if let Some(key) = &entry.hard_link {
@@ -260,7 +260,7 @@ impl Nodes {
         self.link(parent, name, id);
         if let Some(node) = self.nodes.get_mut(&id) {
             node.lookups += 1;
-            self.leaving -= usize::from(std::mem::take(&mut node.is_leaving));
+            self.forgets_requested -= usize::from(std::mem::take(&mut node.forget_requested));
         }
         Some((id, returns))
     }
@@ -271,8 +271,8 @@ impl Nodes {
         let before = node.memory();
         let old = std::mem::replace(&mut node.entry, entry.clone());
         self.bytes = self.bytes + node.memory() - before;
-        if old.attr.inode != entry.attr.inode && self.detached.get(&old.attr.inode) == Some(&id) {
-            self.detached.remove(&old.attr.inode);
+        if old.attr.inode != entry.attr.inode && self.unnamed.get(&old.attr.inode) == Some(&id) {
+            self.unnamed.remove(&old.attr.inode);
         }
         if let Some(key) = &old.hard_link
             && old.hard_link != entry.hard_link
@@ -310,7 +310,7 @@ impl Nodes {
             return Some(id);
         }
         // A directory must not come to be inside itself, whatever the filer says.
-        self.detached.get(&entry.attr.inode).copied().filter(fits).filter(|id| !self.is_within(parent, *id))
+        self.unnamed.get(&entry.attr.inode).copied().filter(fits).filter(|id| !self.is_within(parent, *id))
     }
 
     fn is_within(&self, mut at: NodeId, ancestor: NodeId) -> bool {
@@ -326,42 +326,42 @@ impl Nodes {
 
     /// SeaweedFS's inode number if it has one and no version of the file holds it, so that `st_ino` is the same in
     /// every mount.
-    fn number(&mut self, parent: NodeId, name: &str, entry: &Entry) -> NodeId {
-        let own = self.own_number(parent, name, entry);
+    fn free_id(&mut self, parent: NodeId, name: &str, entry: &Entry) -> NodeId {
+        let own = self.preferred_id(parent, name, entry);
         if own > ROOT && !self.nodes.contains_key(&own) {
             return own;
         }
-        while self.nodes.contains_key(&self.next_spare) {
-            self.next_spare = self.next_spare.checked_add(1).unwrap_or(SPARE);
+        while self.nodes.contains_key(&self.next_spare_id) {
+            self.next_spare_id = self.next_spare_id.checked_add(1).unwrap_or(FIRST_SPARE_ID);
         }
-        let id = self.next_spare;
-        self.next_spare = id.checked_add(1).unwrap_or(SPARE);
+        let id = self.next_spare_id;
+        self.next_spare_id = id.checked_add(1).unwrap_or(FIRST_SPARE_ID);
         id
     }
 
     /// The number under which a name is shown alone: that of its node if the kernel knows it, else
     /// the one it would most likely get.
-    pub(super) fn shown_number(&self, parent: NodeId, entry: &Entry) -> NodeId {
-        self.child(parent, &entry.name).unwrap_or_else(|| self.own_number(parent, &entry.name, entry))
+    pub(super) fn shown_id(&self, parent: NodeId, entry: &Entry) -> NodeId {
+        self.child(parent, &entry.name).unwrap_or_else(|| self.preferred_id(parent, &entry.name, entry))
     }
 
     /// The number that belongs to an entry, whether or not it is free.
-    fn own_number(&self, parent: NodeId, name: &str, entry: &Entry) -> NodeId {
+    fn preferred_id(&self, parent: NodeId, name: &str, entry: &Entry) -> NodeId {
         if entry.attr.inode != 0 {
             return entry.attr.inode;
         }
         let path = self.path(parent) + "/" + name;
-        fnv1a(path.as_bytes().iter().copied()) & (SPARE - 1)
+        fnv1a(path.as_bytes().iter().copied()) & (FIRST_SPARE_ID - 1)
     }
 
-    fn insert(&mut self, id: NodeId, home: Place, entry: Arc<Entry>) {
+    fn insert(&mut self, id: NodeId, home: Dentry, entry: Arc<Entry>) {
         self.next_serial += 1;
         let serial = self.next_serial;
         let directory = (entry.attr.kind == Kind::Directory).then(|| Box::new(Directory::new(serial)));
         if id != ROOT
             && let Some(parent) = self.nodes.get_mut(&home.parent)
         {
-            parent.homes += 1;
+            parent.home_count += 1;
         }
         let node = Node {
             serial,
@@ -371,13 +371,13 @@ impl Nodes {
             names: Vec::new(),
             lookups: 0,
             opens: 0,
-            homes: 0,
-            is_leaving: false,
+            home_count: 0,
+            forget_requested: false,
             stale: false,
-            checked: (0, Instant::now()),
+            verified: (0, Instant::now()),
             version: OnceLock::new(),
             growth: None,
-            is_fixed: !self.may_grow,
+            cannot_grow: !self.growth_enabled,
             directory,
         };
         self.bytes += node.memory();
@@ -389,57 +389,57 @@ impl Nodes {
         if self.child(parent, name) == Some(id) {
             return;
         }
-        let place = Place { parent, name: name.into() };
+        let dentry = Dentry { parent, name: name.into() };
         // The directory may have nothing that keeps it but this name, so the old one goes last.
-        let replaced = self.directory(parent).and_then(|d| d.children.insert(place.name.clone(), id));
+        let replaced = self.directory(parent).and_then(|d| d.children.insert(dentry.name.clone(), id));
         let Some(node) = self.nodes.get_mut(&id) else { return };
-        if node.names.is_empty() && self.detached.get(&node.entry.attr.inode) == Some(&id) {
-            self.detached.remove(&node.entry.attr.inode);
+        if node.names.is_empty() && self.unnamed.get(&node.entry.attr.inode) == Some(&id) {
+            self.unnamed.remove(&node.entry.attr.inode);
         }
-        node.names.push(place.clone());
-        self.rehome(id, place.clone());
+        node.names.push(dentry.clone());
+        self.rehome(id, dentry.clone());
         if let Some(old) = replaced {
-            self.lose_name(old, &place);
+            self.lose_name(old, &dentry);
         }
     }
 
     /// Takes a name away. The node stays as long as the kernel or an open handle holds it, and may be given a name again.
     pub(super) fn unlink(&mut self, parent: NodeId, name: &str) -> Option<NodeId> {
         let id = self.directory(parent)?.children.remove(name)?;
-        self.lose_name(id, &Place { parent, name: name.into() });
+        self.lose_name(id, &Dentry { parent, name: name.into() });
         self.reap(parent);
         Some(id)
     }
 
-    fn lose_name(&mut self, id: NodeId, place: &Place) {
+    fn lose_name(&mut self, id: NodeId, dentry: &Dentry) {
         let Some(node) = self.nodes.get_mut(&id) else { return };
-        node.names.retain(|other| other != place);
+        node.names.retain(|other| other != dentry);
         match node.names.last().cloned() {
             Some(other) => self.rehome(id, other),
             None if node.entry.attr.inode != 0 => {
-                self.detached.insert(node.entry.attr.inode, id);
+                self.unnamed.insert(node.entry.attr.inode, id);
             }
             None => {}
         }
     }
 
-    fn rehome(&mut self, id: NodeId, place: Place) {
+    fn rehome(&mut self, id: NodeId, dentry: Dentry) {
         let Some(node) = self.nodes.get_mut(&id) else { return };
-        let old = std::mem::replace(&mut node.home, place.clone()).parent;
-        if old == place.parent {
+        let old = std::mem::replace(&mut node.home, dentry.clone()).parent;
+        if old == dentry.parent {
             return;
         }
-        if let Some(parent) = self.nodes.get_mut(&place.parent) {
-            parent.homes += 1;
+        if let Some(parent) = self.nodes.get_mut(&dentry.parent) {
+            parent.home_count += 1;
         }
         if let Some(parent) = self.nodes.get_mut(&old) {
-            parent.homes -= 1;
+            parent.home_count -= 1;
         }
         self.reap(old);
     }
 
     /// Moves a directory, and with it all that is known of what it holds. `None` if that would put it inside itself.
-    pub(super) fn rename(&mut self, from: &Place, to: &Place) -> Option<NodeId> {
+    pub(super) fn rename(&mut self, from: &Dentry, to: &Dentry) -> Option<NodeId> {
         let id = self.child(from.parent, &from.name)?;
         if self.is_within(to.parent, id) {
             return None;
@@ -451,7 +451,7 @@ impl Nodes {
 
     /// The kernel dropped `count` of its lookups.
     pub(super) fn forget(&mut self, id: NodeId, count: u64) {
-        let count = self.counted(id, count);
+        let count = self.deduct_uncounted(id, count);
         let Some(node) = self.nodes.get_mut(&id) else { return };
         debug_assert!(id == ROOT || node.lookups >= count, "more lookups forgotten than made");
         node.lookups = node.lookups.saturating_sub(count);
@@ -473,48 +473,48 @@ impl Nodes {
 
     /// Removes the node if nothing holds it, then whatever it held.
     fn reap(&mut self, id: NodeId) {
-        let mut doubtful = vec![id];
-        while let Some(id) = doubtful.pop() {
+        let mut candidates = vec![id];
+        while let Some(id) = candidates.pop() {
             let Some(node) = self.nodes.get(&id) else { continue };
             let has_children = node.directory.as_ref().is_some_and(|d| !d.children.is_empty());
-            if id == ROOT || node.lookups > 0 || node.opens > 0 || node.homes > 0 || has_children {
+            if id == ROOT || node.lookups > 0 || node.opens > 0 || node.home_count > 0 || has_children {
                 continue;
             }
             let Some(node) = self.nodes.remove(&id) else { continue };
             self.bytes -= node.memory();
-            self.leaving -= usize::from(node.is_leaving);
+            self.forgets_requested -= usize::from(node.forget_requested);
             if let Some(directory) = &node.directory {
-                self.cached -= directory.present.len();
+                self.cached_entries -= directory.present.len();
                 self.cached_bytes -= directory.present.bytes();
                 self.snapshots -= usize::from(directory.snapshot.is_some());
                 self.absent -= directory.absent.len();
             }
-            for place in node.names {
+            for dentry in node.names {
                 // While a name changes hands the node that has it now is there already (see `link`).
-                if self.child(place.parent, &place.name) == Some(id)
-                    && let Some(directory) = self.directory(place.parent)
+                if self.child(dentry.parent, &dentry.name) == Some(id)
+                    && let Some(directory) = self.directory(dentry.parent)
                 {
-                    directory.children.remove(&place.name);
+                    directory.children.remove(&dentry.name);
                 }
-                doubtful.push(place.parent);
+                candidates.push(dentry.parent);
             }
             if let Some(parent) = self.nodes.get_mut(&node.home.parent) {
-                parent.homes -= 1;
+                parent.home_count -= 1;
             }
-            doubtful.push(node.home.parent);
+            candidates.push(node.home.parent);
             if let Some(key) = &node.entry.hard_link
                 && self.links.get(key) == Some(&id)
             {
                 self.links.remove(key);
             }
-            if self.detached.get(&node.entry.attr.inode) == Some(&id) {
-                self.detached.remove(&node.entry.attr.inode);
+            if self.unnamed.get(&node.entry.attr.inode) == Some(&id) {
+                self.unnamed.remove(&node.entry.attr.inode);
             }
         }
     }
 
     /// The node that the names of a hard-linked file share.
-    pub(super) fn linked(&self, key: &Bytes) -> Option<NodeId> {
+    pub(super) fn by_hard_link(&self, key: &Bytes) -> Option<NodeId> {
         self.links.get(key).copied()
     }
 }
@@ -522,8 +522,8 @@ impl Nodes {
 #[cfg(test)]
 impl Nodes {
     /// How many lookups the kernel will forget that were not counted.
-    pub(super) fn names_alone(&self) -> u64 {
-        self.names_alone.values().sum()
+    pub(super) fn uncounted_lookups(&self) -> u64 {
+        self.uncounted_lookups.values().sum()
     }
 }
 

@@ -5,10 +5,10 @@ use std::time::{Instant, SystemTime};
 
 use futures::StreamExt;
 
-use super::directory::Stream;
+use super::directory::OngoingListing;
 use super::invalidate::Invalidation;
-use super::listing::{End, Listing};
-use super::state::State;
+use super::listing::{Listing, ListingEnd};
+use super::state::NamespaceState;
 use super::{ChangeStamp, ListedEntry, Namespace, NamespaceError, NodeId, NodePin, ROOT};
 use crate::seaweed::entry::Entry;
 use crate::telemetry::log_limit::LogLimit;
@@ -22,8 +22,8 @@ pub(crate) struct OpenedDirectory {
     pub(crate) cacheable: bool,
 }
 
-/// How many entries are taken from the filer's stream before the lock is taken to note them.
-const PORTION: usize = 256;
+/// How many entries are taken from the filer's ongoing before the lock is taken to note them.
+const MAX_PORTION_ENTRIES: usize = 256;
 
 impl Namespace {
     /// A directory is opened. Reads nothing yet: the kernel may have a copy.
@@ -40,15 +40,15 @@ impl Namespace {
         let known = state.with_directory(id, |directory| directory.shared_listing());
         let listing = match known {
             Some(Some(listing)) => listing,
-            Some(None) => self.read_directory(&mut state, id).ok_or(NamespaceError::Stale)?,
+            Some(None) => self.start_listing(&mut state, id).ok_or(NamespaceError::Stale)?,
             None => return Err(NamespaceError::Stale),
         };
-        listing.want();
+        listing.set_has_reader();
         Ok(listing)
     }
 
     /// Counts a name that had to be asked for, and after a few of them reads the whole directory.
-    pub(super) fn read_ahead(self: &Arc<Self>, state: &mut State, id: NodeId) {
+    pub(super) fn count_miss(self: &Arc<Self>, state: &mut NamespaceState, id: NodeId) {
         let (after, window) = (self.options.prefetch_after, self.options.prefetch_window);
         let live = state.live;
         let due = state.with_directory(id, |directory| {
@@ -59,126 +59,132 @@ impl Namespace {
             live && directory.misses.1 >= after
                 && !directory.complete
                 && !directory.too_large
-                && directory.stream.is_none()
+                && directory.ongoing.is_none()
         });
         if due == Some(true) {
-            self.read_directory(state, id);
+            self.start_listing(state, id);
         }
     }
 
     /// Starts reading a directory from the filer in the background.
-    fn read_directory(self: &Arc<Self>, state: &mut State, id: NodeId) -> Option<Arc<Listing>> {
+    fn start_listing(self: &Arc<Self>, state: &mut NamespaceState, id: NodeId) -> Option<Arc<Listing>> {
         let listing = Listing::new(state.next_listing(), state.listings.clone());
-        let stream = Stream { listing: listing.clone(), touched: Default::default(), partial: !state.live };
+        let ongoing = OngoingListing {
+            listing: listing.clone(),
+            changed_names: Default::default(),
+            is_partial: !state.live,
+        };
         let directory = state.nodes.directory(id)?;
-        directory.stream = Some(stream);
+        directory.ongoing = Some(ongoing);
         let serial = directory.serial;
         let path = state.nodes.path(id);
-        let reading = self.clone().fill(id, serial, path, listing.clone());
+        let reading = self.clone().run_listing(id, serial, path, listing.clone());
         self.runtime.spawn(reading);
         Some(listing)
     }
 
-    async fn fill(self: Arc<Self>, id: NodeId, serial: u64, path: String, listing: Arc<Listing>) {
-        let unfinished = Unfinished(&listing);
-        let mut portions = self.filer.list(&path, "", usize::MAX).ready_chunks(PORTION);
-        let mut end = End::Complete;
+    async fn run_listing(self: Arc<Self>, id: NodeId, serial: u64, path: String, listing: Arc<Listing>) {
+        let unfinished = ListingGuard(&listing);
+        let mut portions = self.filer.list(&path, "", usize::MAX).ready_chunks(MAX_PORTION_ENTRIES);
+        let mut end = ListingEnd::Complete;
         while let Some(portion) = portions.next().await {
             let mut entries = Vec::with_capacity(portion.len());
             for entry in portion {
                 match entry {
-                    Ok(entry) if self.hidden(id, &entry.name) => {}
+                    Ok(entry) if self.is_hidden(id, &entry.name) => {}
                     Ok(entry) => entries.push(Arc::new(entry)),
-                    Err(failure) => end = End::Failed(failure),
+                    Err(failure) => end = ListingEnd::Failed(failure),
                 }
             }
-            self.note_portion(id, serial, &listing, &entries);
+            self.cache_portion(id, serial, &listing, &entries);
             listing.push(&entries);
-            if !matches!(end, End::Complete) || self.give_up(id, serial, &listing) {
+            if !matches!(end, ListingEnd::Complete) || self.should_give_up(id, serial, &listing) {
                 break;
             }
-            if self.cut(id, serial, &listing) {
-                end = End::Cut;
+            if self.should_truncate(id, serial, &listing) {
+                end = ListingEnd::Truncated;
                 break;
             }
         }
-        if let End::Failed(failure) = &end {
+        if let ListingEnd::Failed(failure) = &end {
             static LIMIT: LogLimit = LogLimit::new();
             if let Some(left_out) = LIMIT.admit(&path) {
                 tracing::warn!(directory = path, error = %failure, left_out = left_out.field(), "cannot list directory");
             }
         }
         std::mem::forget(unfinished);
-        self.note_end(id, serial, &listing, end);
+        self.end_listing(id, serial, &listing, end);
     }
 
-    fn note_portion(&self, id: NodeId, serial: u64, listing: &Arc<Listing>, entries: &[Arc<Entry>]) {
+    fn cache_portion(&self, id: NodeId, serial: u64, listing: &Arc<Listing>, entries: &[Arc<Entry>]) {
         let mut state = self.state.lock();
-        if !state.live || !is_of(&mut state, id, serial, listing) {
+        if !state.live || !is_ongoing(&mut state, id, serial, listing) {
             return;
         }
-        state.make_room();
+        state.evict_entries();
         let share = self.options.cached_bytes / 2;
         state.with_directory(id, |directory| {
-            let Some(mut stream) = directory.stream.take() else { return };
+            let Some(mut ongoing) = directory.ongoing.take() else { return };
             if directory.present.bytes() >= share {
-                stream.partial = true;
+                ongoing.is_partial = true;
             } else {
-                for entry in entries.iter().filter(|entry| !stream.touched.contains(entry.name.as_str())) {
+                for entry in
+                    entries.iter().filter(|entry| !ongoing.changed_names.contains(entry.name.as_str()))
+                {
                     // What was asked for by name may be newer than the listing.
                     if !directory.present.contains(entry.name.as_str()) {
                         directory.learn_present(entry.clone());
                     }
                 }
             }
-            directory.stream = Some(stream);
+            directory.ongoing = Some(ongoing);
         });
     }
 
     /// Whether to stop: nobody waits for the listing, and it is too long to be worth it.
-    fn give_up(&self, id: NodeId, serial: u64, listing: &Arc<Listing>) -> bool {
+    fn should_give_up(&self, id: NodeId, serial: u64, listing: &Arc<Listing>) -> bool {
         let mut state = self.state.lock();
-        if listing.is_wanted() || listing.len() < self.options.prefetch_limit {
+        if listing.has_reader() || listing.len() < self.options.prefetch_limit {
             return false;
         }
-        if is_of(&mut state, id, serial, listing)
+        if is_ongoing(&mut state, id, serial, listing)
             && let Some(directory) = state.nodes.directory(id)
         {
-            directory.stream = None;
+            directory.ongoing = None;
             directory.too_large = true;
         }
         true
     }
 
     /// Whether to stop because listings have no more memory. Its handles read on by themselves.
-    fn cut(&self, id: NodeId, serial: u64, listing: &Arc<Listing>) -> bool {
-        if listing.may_grow() {
+    fn should_truncate(&self, id: NodeId, serial: u64, listing: &Arc<Listing>) -> bool {
+        if listing.has_room() {
             return false;
         }
         let mut state = self.state.lock();
-        state.make_room_for_listing();
-        if listing.may_grow() {
+        state.evict_listings();
+        if listing.has_room() {
             return false;
         }
-        if is_of(&mut state, id, serial, listing)
+        if is_ongoing(&mut state, id, serial, listing)
             && let Some(directory) = state.nodes.directory(id)
         {
-            directory.stream = None;
+            directory.ongoing = None;
             directory.too_large = true;
         }
         true
     }
 
-    fn note_end(&self, id: NodeId, serial: u64, listing: &Arc<Listing>, end: End) {
+    fn end_listing(&self, id: NodeId, serial: u64, listing: &Arc<Listing>, end: ListingEnd) {
         let mut state = self.state.lock();
-        if is_of(&mut state, id, serial, listing) {
+        if is_ongoing(&mut state, id, serial, listing) {
             let live = state.live;
             state.with_directory(id, |directory| {
-                if let Some(stream) = directory.stream.take()
+                if let Some(ongoing) = directory.ongoing.take()
                     && live
-                    && matches!(end, End::Complete)
+                    && matches!(end, ListingEnd::Complete)
                 {
-                    directory.finish(stream);
+                    directory.finish_listing(ongoing);
                 }
             });
         }
@@ -197,15 +203,15 @@ impl Namespace {
     ) -> Option<ListedEntry> {
         let mut state = self.state.lock();
         let is_remembered = state.nodes.directory(directory)?.is_current(entry);
-        if state.kernel_features.takes_names_alone
-            && state.has_too_many_nodes()
+        if state.kernel_features.accepts_entries_without_node
+            && state.is_over_node_limit()
             && state.nodes.find(directory, &entry.name, entry).is_none()
         {
-            let number = state.nodes.shown_number(directory, entry);
+            let number = state.nodes.shown_id(directory, entry);
             // The kernel leaves these two alone by themselves.
             if number > ROOT {
-                state.bound_nodes();
-                state.nodes.show_name_alone(number);
+                state.limit_nodes();
+                state.nodes.show_without_node(number);
                 return Some(ListedEntry::Name(number));
             }
         }
@@ -218,8 +224,8 @@ impl Namespace {
     }
 
     /// The number under which an entry of a listing is shown when nothing else of it is asked for.
-    pub(crate) fn shown_number(&self, directory: NodeId, entry: &Entry) -> NodeId {
-        self.state.lock().nodes.shown_number(directory, entry)
+    pub(crate) fn shown_id(&self, directory: NodeId, entry: &Entry) -> NodeId {
+        self.state.lock().nodes.shown_id(directory, entry)
     }
 
     /// The directory that holds a directory.
@@ -229,39 +235,39 @@ impl Namespace {
 
     /// A handle read a listing to its end, of which the kernel now has a copy: it may keep that until something changes
     /// in the directory, but not if something did already, or will by itself.
-    pub(crate) fn listing_read(&self, id: NodeId, listing: &Arc<Listing>) {
+    pub(crate) fn listing_read_to_end(&self, id: NodeId, listing: &Arc<Listing>) {
         let mut state = self.state.lock();
         let Some(directory) = state.nodes.directory(id) else { return };
         let current = directory.snapshot.as_ref().is_some_and(|snapshot| Arc::ptr_eq(snapshot, listing));
         if current && !listing.expires() {
-            directory.kernel_listing = true;
+            directory.kernel_has_listing = true;
         } else {
-            state.tell(Invalidation::Listing(id));
+            state.notify(Invalidation::Listing(id));
         }
     }
 }
 
 /// Ends a listing whose reading was cut short, so that nobody waits for it for ever.
-struct Unfinished<'a>(&'a Listing);
+struct ListingGuard<'a>(&'a Listing);
 
-impl Drop for Unfinished<'_> {
+impl Drop for ListingGuard<'_> {
     fn drop(&mut self) {
         let error = Box::<dyn std::error::Error + Send + Sync>::from("reading was cut short");
-        self.0.finish(End::Failed(Arc::from(error)));
+        self.0.finish(ListingEnd::Failed(Arc::from(error)));
     }
 }
 
 /// Whether the entry still exists by its time to live.
-pub(crate) fn is_alive(entry: &Entry, now: SystemTime) -> bool {
+pub(crate) fn is_unexpired(entry: &Entry, now: SystemTime) -> bool {
     entry.expires.is_none_or(|at| at > now)
 }
 
 /// Whether `listing` is what the directory is being read into.
-fn is_of(state: &mut State, id: NodeId, serial: u64, listing: &Arc<Listing>) -> bool {
+fn is_ongoing(state: &mut NamespaceState, id: NodeId, serial: u64, listing: &Arc<Listing>) -> bool {
     state
         .nodes
         .directory(id)
         .filter(|directory| directory.serial == serial)
-        .and_then(|directory| directory.stream.as_ref())
-        .is_some_and(|stream| Arc::ptr_eq(&stream.listing, listing))
+        .and_then(|directory| directory.ongoing.as_ref())
+        .is_some_and(|ongoing| Arc::ptr_eq(&ongoing.listing, listing))
 }

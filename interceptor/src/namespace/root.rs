@@ -75,7 +75,7 @@ impl Namespace {
         }
         if let Some(node) = state.nodes.get_mut(ROOT) {
             node.stale = !current;
-            node.checked = (epoch, Instant::now());
+            node.verified = (epoch, Instant::now());
         }
         state.stat(ROOT).ok_or(NamespaceError::Stale)
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::mpsc;
 
 use super::directory::Directory;
-use super::invalidate::{Invalidation, Queued};
+use super::invalidate::{Invalidation, QueuedInvalidation};
 use super::listing::ListingBudget;
 use super::nodes::Nodes;
 use super::pending_lookup::PendingLookup;
@@ -18,7 +18,7 @@ use super::{ChangeStamp, KernelFeatures, Namespace, NamespaceOptions, NodeId, No
 use crate::read::FileVersion;
 use crate::seaweed::entry::Entry;
 
-pub(super) struct State {
+pub(super) struct NamespaceState {
     pub(super) nodes: Nodes,
     /// Lookups that wait for the filer, by the directory's serial and the name.
     pub(super) pending_lookups: HashMap<(u64, Arc<str>), PendingLookup>,
@@ -37,10 +37,10 @@ pub(super) struct State {
     cached_limit: usize,
     node_limit: usize,
     /// The memory of nodes at which the kernel is told to forget some.
-    shrink_at: usize,
+    next_shrink_bytes: usize,
     pub(super) listings: Arc<ListingBudget>,
     absent_limit: usize,
-    kernel: Sender<Queued>,
+    kernel: Sender<QueuedInvalidation>,
     pub(super) kernel_features: KernelFeatures,
     /// Where nodes that grow are seen to.
     pub(super) growths: Option<mpsc::UnboundedSender<NodePin>>,
@@ -48,11 +48,11 @@ pub(super) struct State {
     namespace: Weak<Namespace>,
 }
 
-impl State {
+impl NamespaceState {
     pub(super) fn new(
         options: &NamespaceOptions,
         root: Arc<Entry>,
-        kernel: Sender<Queued>,
+        kernel: Sender<QueuedInvalidation>,
         namespace: Weak<Namespace>,
     ) -> Self {
         Self {
@@ -68,7 +68,7 @@ impl State {
             short_timeout: options.short_timeout,
             cached_limit: options.cached_bytes,
             node_limit: options.node_bytes,
-            shrink_at: options.node_bytes,
+            next_shrink_bytes: options.node_bytes,
             listings: ListingBudget::new(options.listing_bytes),
             absent_limit: options.absent_names,
             kernel,
@@ -79,7 +79,7 @@ impl State {
     }
 
     pub(super) fn size(&self) -> (usize, usize) {
-        (self.nodes.len(), self.nodes.cached)
+        (self.nodes.len(), self.nodes.cached_entries)
     }
 
     /// The stamp of a reply about what a directory holds; `None` if the directory is not live.
@@ -96,8 +96,8 @@ impl State {
     }
 
     /// Queues an invalidation. It is lost only when the mount is going away.
-    pub(super) fn tell(&self, invalidation: Invalidation) {
-        let _ = self.kernel.send(Queued { invalidation, pin: None });
+    pub(super) fn notify(&self, invalidation: Invalidation) {
+        let _ = self.kernel.send(QueuedInvalidation { invalidation, pin: None });
     }
 
     /// Keeps a node, if there is such a node.
@@ -107,10 +107,10 @@ impl State {
     }
 
     /// Queues that `name` of `parent` was deleted, which stood for `child`.
-    pub(super) fn tell_deleted(&mut self, parent: NodeId, child: NodeId, name: &str) {
+    pub(super) fn notify_deleted(&mut self, parent: NodeId, child: NodeId, name: &str) {
         let invalidation = Invalidation::Deleted { parent, child, name: name.into() };
         let pin = self.pin(child);
-        if let Err(SendError(lost)) = self.kernel.send(Queued { invalidation, pin })
+        if let Err(SendError(lost)) = self.kernel.send(QueuedInvalidation { invalidation, pin })
             && let Some(pin) = lost.pin
         {
             self.nodes.close(pin.into_id());
@@ -130,12 +130,12 @@ impl State {
     ) -> Option<T> {
         self.clock += 1;
         let directory = self.nodes.directory(id)?;
-        directory.used = self.clock;
-        let before = directory.sizes();
+        directory.last_used = self.clock;
+        let before = directory.usage();
         let result = work(directory);
-        let now = directory.sizes();
+        let now = directory.usage();
         let nodes = &mut self.nodes;
-        nodes.cached = nodes.cached + now.present - before.present;
+        nodes.cached_entries = nodes.cached_entries + now.present - before.present;
         nodes.cached_bytes = nodes.cached_bytes + now.present_bytes - before.present_bytes;
         nodes.absent = nodes.absent + now.absent - before.absent;
         nodes.snapshots = nodes.snapshots + now.snapshots - before.snapshots;
@@ -148,30 +148,30 @@ impl State {
     }
 
     /// Makes room when too many entries are remembered: the directories unused for longest forget theirs.
-    pub(super) fn make_room(&mut self) {
+    pub(super) fn evict_entries(&mut self) {
         if self.nodes.cached_bytes <= self.cached_limit {
             return;
         }
         let enough = self.cached_limit / 4 * 3;
-        self.shed(|directory| directory.present.len() > 0, |state| state.nodes.cached_bytes <= enough);
+        self.evict(|directory| directory.present.len() > 0, |state| state.nodes.cached_bytes <= enough);
     }
 
     /// Makes room when listings take too much memory: the directories unused for longest forget theirs, unless handles are still
     /// reading them.
-    pub(super) fn make_room_for_listing(&mut self) {
+    pub(super) fn evict_listings(&mut self) {
         if self.nodes.snapshots > 0 {
-            self.shed(|directory| directory.snapshot.is_some(), |state| state.listings.has_plenty());
+            self.evict(|directory| directory.snapshot.is_some(), |state| state.listings.is_below_watermark());
         }
     }
 
     /// Has directories forget what they know, `which` of them, those unused for longest first, until it `is_enough`.
-    fn shed(&mut self, which: impl Fn(&Directory) -> bool, is_enough: impl Fn(&Self) -> bool) {
+    fn evict(&mut self, which: impl Fn(&Directory) -> bool, is_enough: impl Fn(&Self) -> bool) {
         let mut by_age: Vec<(u64, NodeId)> = self
             .nodes
             .iter_mut()
             .filter_map(|(id, node)| {
                 let directory = node.directory.as_ref()?;
-                which(directory).then_some((directory.used, id))
+                which(directory).then_some((directory.last_used, id))
             })
             .collect();
         by_age.sort_unstable();
@@ -180,7 +180,7 @@ impl State {
                 break;
             }
             let clock = self.clock;
-            self.with_directory(id, Directory::shed);
+            self.with_directory(id, Directory::drop_cache);
             self.clock = clock;
         }
     }
@@ -202,7 +202,7 @@ impl State {
     /// Whether the attributes of a node are what the filer would say.
     pub(super) fn is_fresh(&self, id: NodeId) -> bool {
         self.nodes.get(id).is_some_and(|node| {
-            let (epoch, at) = node.checked;
+            let (epoch, at) = node.verified;
             let checked = epoch == self.epoch && (self.live || at.elapsed() < self.short_timeout);
             // A version that has no name any more is as it was left.
             !node.stale && node.growth.is_none() && (checked || (node.names.is_empty() && id != super::ROOT))
@@ -210,42 +210,42 @@ impl State {
     }
 
     /// Whether no node should be made that the kernel can do without.
-    pub(super) fn has_too_many_nodes(&self) -> bool {
+    pub(super) fn is_over_node_limit(&self) -> bool {
         self.nodes.bytes > self.node_limit
     }
 
     /// Has the kernel forget nodes when all that it knows take too much memory. It does so in its
     /// own time.
-    pub(super) fn bound_nodes(&mut self) {
+    pub(super) fn limit_nodes(&mut self) {
         let (bytes, limit) = (self.nodes.bytes, self.node_limit);
         let step = limit / 8;
-        if bytes > limit && bytes > self.shrink_at {
+        if bytes > limit && bytes > self.next_shrink_bytes {
             // Down to three quarters of the limit, if all take about as much.
             let stay = (self.nodes.len() as u128 * limit as u128 * 3 / (bytes as u128 * 4)) as usize;
-            for id in self.nodes.leave(self.nodes.len() - stay, self.kernel_features.prunes) {
-                self.let_go(id);
+            for id in self.nodes.request_forgets(self.nodes.len() - stay, self.kernel_features.prunes) {
+                self.request_forget(id);
             }
             // Unless that helps, the next time is after some more.
-            self.shrink_at = bytes + step;
+            self.next_shrink_bytes = bytes + step;
         }
-        self.shrink_at = self.shrink_at.min(bytes + step).max(limit);
+        self.next_shrink_bytes = self.next_shrink_bytes.min(bytes + step).max(limit);
     }
 
     /// Asks the kernel to forget a node. Without a request of its own for that it drops the names,
     /// also of a file that is in use.
-    fn let_go(&self, id: NodeId) {
+    fn request_forget(&self, id: NodeId) {
         let Some(node) = self.nodes.get(id) else { return };
         if !self.kernel_features.prunes {
-            for place in &node.names {
-                self.tell(Invalidation::Entry { parent: place.parent, name: place.name.clone() });
+            for dentry in &node.names {
+                self.notify(Invalidation::Entry { parent: dentry.parent, name: dentry.name.clone() });
             }
             return;
         }
         // A directory is in use as long as the kernel remembers of a name that it is not there.
         for name in node.directory.iter().flat_map(|directory| &directory.absent) {
-            self.tell(Invalidation::Entry { parent: id, name: name.as_ref().into() });
+            self.notify(Invalidation::Entry { parent: id, name: name.as_ref().into() });
         }
-        self.tell(Invalidation::Unused(id));
+        self.notify(Invalidation::Unused(id));
     }
 
     /// Tells the kernel of `entry` as `name` of `parent`. `current`: it is what the filer would say now. `None` if the
@@ -257,11 +257,11 @@ impl State {
         entry: &Arc<Entry>,
         current: bool,
     ) -> Option<NodeStat> {
-        let entry = &self.not_outgrown(parent, name, entry, current);
+        let entry = &self.newest_known(parent, name, entry, current);
         let (id, returns) = self.nodes.attach(parent, name, entry)?;
-        self.bound_nodes();
+        self.limit_nodes();
         if returns {
-            self.take_back_below(id);
+            self.invalidate_subtree(id);
         }
         let epoch = self.epoch;
         let node = self.nodes.get_mut(id)?;
@@ -271,7 +271,7 @@ impl State {
         }
         let current = current && node.growth.is_none();
         node.stale = !current;
-        node.checked = (epoch, Instant::now());
+        node.verified = (epoch, Instant::now());
         let generation = node.generation;
         let timeout = if current { self.timeout(entry) } else { Duration::ZERO };
         Some(NodeStat { id, generation, entry: entry.clone(), entry_timeout: timeout, attr_timeout: timeout })
@@ -279,7 +279,7 @@ impl State {
 
     /// What is known of a name since a reply to an earlier question told that it stood for `entry`. Without events any may be
     /// that.
-    fn not_outgrown(&self, parent: NodeId, name: &str, entry: &Arc<Entry>, current: bool) -> Arc<Entry> {
+    fn newest_known(&self, parent: NodeId, name: &str, entry: &Arc<Entry>, current: bool) -> Arc<Entry> {
         if current && self.live {
             return entry.clone();
         }

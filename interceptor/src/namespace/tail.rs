@@ -9,58 +9,59 @@ use std::sync::Arc;
 
 use futures::StreamExt;
 
-use super::listing::{Batch, Listing};
+use super::listing::{EntryBatch, Listing};
 use super::{ChangeStamp, Namespace, NamespaceError, NodeId};
 use crate::seaweed::entry::Entry;
 
 /// The most entries of a page.
-const PAGE_ENTRIES: usize = 512;
+const MAX_PAGE_ENTRIES: usize = 512;
 /// The memory at which a page is full.
-const PAGE_BYTES: usize = 512 << 10;
+const MAX_PAGE_BYTES: usize = 512 << 10;
 /// How many pages are kept.
-const PAGES: usize = 2;
+const MAX_PAGES: usize = 2;
 
 /// The rest of a directory for one handle.
-pub(crate) struct Tail {
+pub(crate) struct ListingTail {
     directory: NodeId,
-    start: Position,
+    start: PageStart,
     pages: VecDeque<Page>,
 }
 
 /// Where a page begins.
 #[derive(Clone)]
-struct Position {
+struct PageStart {
     index: usize,
     /// The name of the entry before.
     after: String,
 }
 
 struct Page {
-    start: Position,
+    start: PageStart,
     entries: Vec<Arc<Entry>>,
     /// Where the next page begins, if there is one.
-    next: Option<Position>,
+    next: Option<PageStart>,
     stamp: Option<ChangeStamp>,
 }
 
-impl Tail {
+impl ListingTail {
     /// What comes after `listing` of `directory`.
     pub(crate) fn new(directory: NodeId, listing: &Listing) -> Self {
-        let start = Position { index: listing.len(), after: listing.last_name().unwrap_or_default() };
+        let start = PageStart { index: listing.len(), after: listing.last_name().unwrap_or_default() };
         Self { directory, start, pages: VecDeque::new() }
     }
 
     /// The entries from `index` on, if they are there.
-    pub(crate) fn try_batch(&self, index: usize) -> Option<Batch> {
+    pub(crate) fn try_batch(&self, index: usize) -> Option<EntryBatch> {
         let found = self.pages.iter().find_map(|page| {
             let rest = page.entries.get(index.checked_sub(page.start.index)?..)?;
-            (!rest.is_empty()).then(|| Batch { entries: rest.to_vec(), stamp: page.stamp })
+            (!rest.is_empty()).then(|| EntryBatch { entries: rest.to_vec(), stamp: page.stamp })
         });
         if found.is_some() {
             return found;
         }
         let last = self.pages.back().filter(|page| page.next.is_none())?;
-        (index >= last.start.index + last.entries.len()).then_some(Batch { entries: Vec::new(), stamp: None })
+        (index >= last.start.index + last.entries.len())
+            .then_some(EntryBatch { entries: Vec::new(), stamp: None })
     }
 
     /// The same, having the filer asked.
@@ -68,7 +69,7 @@ impl Tail {
         &mut self,
         namespace: &Namespace,
         index: usize,
-    ) -> Result<Batch, NamespaceError> {
+    ) -> Result<EntryBatch, NamespaceError> {
         loop {
             if let Some(batch) = self.try_batch(index) {
                 return Ok(batch);
@@ -78,7 +79,7 @@ impl Tail {
             }
             let start = self.pages.back().and_then(|page| page.next.clone());
             let page = namespace.page(self.directory, start.unwrap_or_else(|| self.start.clone())).await?;
-            if self.pages.len() == PAGES {
+            if self.pages.len() == MAX_PAGES {
                 self.pages.pop_front();
             }
             self.pages.push_back(page);
@@ -87,12 +88,12 @@ impl Tail {
 }
 
 impl Namespace {
-    async fn page(&self, directory: NodeId, start: Position) -> Result<Page, NamespaceError> {
+    async fn page(&self, directory: NodeId, start: PageStart) -> Result<Page, NamespaceError> {
         let (path, stamp) = {
             let mut state = self.state.lock();
             (state.nodes.path(directory), state.directory_stamp(directory))
         };
-        let mut found = self.filer.list(&path, &start.after, PAGE_ENTRIES);
+        let mut found = self.filer.list(&path, &start.after, MAX_PAGE_ENTRIES);
         let mut page = Page { entries: Vec::new(), next: None, stamp, start };
         let (mut count, mut bytes, mut after) = (0, 0, None);
         while let Some(entry) = found.next().await {
@@ -100,23 +101,23 @@ impl Namespace {
             count += 1;
             bytes += entry.memory();
             after = Some(entry.name.clone());
-            if !self.hidden(directory, &entry.name) {
+            if !self.is_hidden(directory, &entry.name) {
                 page.entries.push(Arc::new(entry));
             }
-            if bytes >= PAGE_BYTES {
+            if bytes >= MAX_PAGE_BYTES {
                 break;
             }
         }
-        if count == PAGE_ENTRIES || bytes >= PAGE_BYTES {
+        if count == MAX_PAGE_ENTRIES || bytes >= MAX_PAGE_BYTES {
             let index = page.start.index + page.entries.len();
-            page.next = after.map(|after| Position { index, after });
+            page.next = after.map(|after| PageStart { index, after });
         }
         Ok(page)
     }
 }
 
 #[cfg(test)]
-impl Tail {
+impl ListingTail {
     /// How many entries it keeps.
     pub(super) fn entries(&self) -> usize {
         self.pages.iter().map(|page| page.entries.len()).sum()

@@ -13,10 +13,10 @@ use parking_lot::Mutex;
 use rdma_engine::FileId;
 use tokio::sync::Semaphore;
 
-use super::growth::{Growing, GrowthQueue};
+use super::growth::{GrowthHandle, GrowthQueue};
 use super::invalidate::{Invalidation, InvalidationQueue};
 use super::listing::ListingBudget;
-use super::tail::Tail;
+use super::tail::ListingTail;
 use super::*;
 use crate::arrival::Arrival;
 use crate::seaweed::entry::{Attributes, Chunk, Content, Kind};
@@ -133,7 +133,7 @@ fn fixture_with(options: NamespaceOptions) -> Fixture {
     let runtime = tokio::runtime::Handle::current();
     let filer = Arc::new(Handle(model.clone()));
     let (namespace, queue) = Namespace::new(filer, directory("", 0), options, runtime);
-    let growths = Mutex::new(namespace.let_files_grow());
+    let growths = Mutex::new(namespace.enable_growth());
     namespace.connected();
     let fixture = Fixture { model, namespace, queue, growths };
     fixture.told();
@@ -155,8 +155,8 @@ impl Namespace {
     }
 
     /// How many names the kernel was shown alone and has not forgotten.
-    pub(crate) fn names_alone(&self) -> u64 {
-        self.state.lock().nodes.names_alone()
+    pub(crate) fn uncounted_lookups(&self) -> u64 {
+        self.state.lock().nodes.uncounted_lookups()
     }
 }
 
@@ -237,10 +237,10 @@ impl Fixture {
     }
 }
 
-fn batch(listed: Result<listing::Listed, NamespaceError>) -> listing::Batch {
+fn batch(listed: Result<listing::ListingRead, NamespaceError>) -> listing::EntryBatch {
     match listed.expect("the model can list") {
-        listing::Listed::Batch(batch) => batch,
-        listing::Listed::Cut => panic!("there is memory for the listing"),
+        listing::ListingRead::Batch(batch) => batch,
+        listing::ListingRead::Truncated => panic!("there is memory for the listing"),
     }
 }
 
@@ -550,9 +550,9 @@ async fn a_listing_that_an_event_overtook_is_not_remembered() {
     let (second, names) = f.list(ROOT).await;
     assert_eq!(names, ["a", "b"]);
     f.told();
-    f.namespace.listing_read(ROOT, &listing);
+    f.namespace.listing_read_to_end(ROOT, &listing);
     assert_eq!(f.told(), [Invalidation::Listing(ROOT)], "the kernel's copy of the first is wrong");
-    f.namespace.listing_read(ROOT, &second);
+    f.namespace.listing_read_to_end(ROOT, &second);
     assert_eq!(f.told(), []);
     f.write("/", file("c", 9, b"x"));
     assert!(f.told().contains(&Invalidation::Listing(ROOT)));
@@ -560,13 +560,20 @@ async fn a_listing_that_an_event_overtook_is_not_remembered() {
 }
 
 /// All names of a directory from `index` on, as a handle reads them.
-async fn names_from(f: &Fixture, listing: &listing::Listing, tail: &mut Tail, index: usize) -> Vec<String> {
+async fn names_from(
+    f: &Fixture,
+    listing: &listing::Listing,
+    tail: &mut ListingTail,
+    index: usize,
+) -> Vec<String> {
     let mut names = Vec::new();
     loop {
         let at = index + names.len();
         let batch = match listing.batch(at).await.expect("the model can list") {
-            listing::Listed::Batch(batch) => batch,
-            listing::Listed::Cut => tail.batch(&f.namespace, at).await.expect("the model can list"),
+            listing::ListingRead::Batch(batch) => batch,
+            listing::ListingRead::Truncated => {
+                tail.batch(&f.namespace, at).await.expect("the model can list")
+            }
         };
         if batch.entries.is_empty() {
             return names;
@@ -592,10 +599,10 @@ async fn a_directory_that_is_too_large_for_memory_is_read_page_by_page() {
     for _ in 0..4 {
         let listing = f.namespace.listing(ROOT).expect("is a directory");
         // What it has when it is cut off is the whole of it.
-        while !matches!(listing.try_batch(FILES), Some(Ok(listing::Listed::Cut))) {
+        while !matches!(listing.try_batch(FILES), Some(Ok(listing::ListingRead::Truncated))) {
             tokio::task::yield_now().await;
         }
-        let mut tail = Tail::new(ROOT, &listing);
+        let mut tail = ListingTail::new(ROOT, &listing);
         assert_eq!(names_from(&f, &listing, &mut tail, 0).await, all);
         // Going back, a little and far.
         for index in [FILES - 1, FILES - 1000, FILES / 2, 1, FILES] {
@@ -647,14 +654,17 @@ async fn while_nodes_take_too_much_memory_names_are_listed_without_any() {
     const LIMIT: usize = 1 << 20;
     let (prefetch_after, node_bytes) = (u32::MAX, LIMIT);
     let f = fixture_with(NamespaceOptions { prefetch_after, node_bytes, ..NamespaceOptions::default() });
-    f.namespace.set_kernel_features(KernelFeatures { takes_names_alone: true, ..KernelFeatures::default() });
+    f.namespace.set_kernel_features(KernelFeatures {
+        accepts_entries_without_node: true,
+        ..KernelFeatures::default()
+    });
     for number in 0..FILES {
         f.model.put("/", file(&format!("f{number:04}"), 100 + number, b"x"));
     }
     let (listing, names) = f.list(ROOT).await;
     assert_eq!(names.len() as u64, FILES);
     let mut alone = Vec::new();
-    for entry in listing.at(0..names.len()) {
+    for entry in listing.range(0..names.len()) {
         match f.namespace.attach(ROOT, &entry, None).expect("the root is live") {
             ListedEntry::Node(stat) => assert_eq!(stat.id, entry.attr.inode),
             ListedEntry::Name(number) => {
@@ -675,7 +685,7 @@ async fn while_nodes_take_too_much_memory_names_are_listed_without_any() {
     f.namespace.forget(asked.attr.inode, 1);
     assert!(f.namespace.version(asked.attr.inode).is_err());
     alone.iter().for_each(|entry| f.namespace.forget(entry.attr.inode, 1));
-    assert_eq!((f.namespace.size().0, f.namespace.names_alone()), (known, 0));
+    assert_eq!((f.namespace.size().0, f.namespace.uncounted_lookups()), (known, 0));
 }
 
 #[tokio::test]
@@ -724,8 +734,8 @@ async fn entries_behind_the_cut_are_current_until_something_changes() {
     let f = fixture_with(NamespaceOptions { listing_bytes: 0, ..NamespaceOptions::default() });
     f.model.put("/", file("a", 7, b"x"));
     let listing = f.namespace.listing(ROOT).expect("is a directory");
-    assert!(matches!(listing.batch(1).await, Ok(listing::Listed::Cut)));
-    let mut tail = Tail::new(ROOT, &listing::Listing::new(1, ListingBudget::new(0)));
+    assert!(matches!(listing.batch(1).await, Ok(listing::ListingRead::Truncated)));
+    let mut tail = ListingTail::new(ROOT, &listing::Listing::new(1, ListingBudget::new(0)));
     let batch = tail.batch(&f.namespace, 0).await.expect("the model can list");
     let show = || f.show(ROOT, &batch.entries[0], batch.stamp);
     assert_eq!(show().entry_timeout, LONG);
@@ -882,12 +892,12 @@ async fn a_root_that_is_gone_is_an_empty_directory_until_there_is_one_again() {
 
 impl Fixture {
     /// The node that grows next.
-    fn growing(&self) -> Option<Growing> {
-        self.growths.lock().try_recv().ok().and_then(Namespace::growing)
+    fn growing(&self) -> Option<GrowthHandle> {
+        self.growths.lock().try_recv().ok().and_then(GrowthHandle::new)
     }
 
     /// Looks at a file, which grows, and has `finish` see to that.
-    async fn stat_grown(&self, id: NodeId, finish: impl FnOnce(Growing)) -> NodeStat {
+    async fn stat_grown(&self, id: NodeId, finish: impl FnOnce(GrowthHandle)) -> NodeStat {
         let (stat, ()) = tokio::join!(self.stat(id), async {
             let growing = loop {
                 match self.growing() {
@@ -901,8 +911,8 @@ impl Fixture {
     }
 }
 
-fn grow(mut growing: Growing) {
-    growing.tell();
+fn grow(mut growing: GrowthHandle) {
+    growing.publish();
 }
 
 #[tokio::test]
@@ -930,7 +940,7 @@ async fn a_file_that_is_appended_to_keeps_its_node() {
                     (as_it_was.entry.attr.size, as_it_was.attr_timeout),
                     (before.size(), Duration::ZERO)
                 );
-                growing.tell();
+                growing.publish();
                 assert_eq!(shown(&fixture.namespace).entry.attr.size, content.len() as u64);
             })
             .await;

@@ -1,7 +1,7 @@
 //! A fuzzer of raw FUSE requests: plays the kernel to a whole file system.
 //!
 //! ```text
-//!  Generator ── requests ──► SOCK_SEQPACKET ──► fuser sessions ──► the file system under test
+//!  RequestGenerator ── requests ──► SOCK_SEQPACKET ──► fuser sessions ──► the file system under test
 //!      ▲                          │
 //!      └── nodes, handles ◄── replies, each checked
 //! ```
@@ -9,7 +9,7 @@
 //! Requests are those that a kernel could send, with the numbers, names and lengths that it never
 //! would ([`requests`]). They come in bursts, so that several threads answer at once. What must hold:
 //! each request is answered once, in time, by a message that the kernel would take; nothing panics
-//! but what [`Request::may_panic`] allows; memory does not grow without bound; and at the end a file
+//! but what [`FuzzRequest::may_panic`] allows; memory does not grow without bound; and at the end a file
 //! that nothing has touched is read right.
 //!
 //! `FUZZ_SECONDS` is how long each file system is tried, `FUZZ_SEED` repeats a run. `cargo xtask fuzz`
@@ -36,7 +36,7 @@ use nix::sys::socket::{
 use parking_lot::{Mutex, MutexGuard};
 use tokio::runtime::Runtime;
 
-use self::requests::{Generator, Request, opcode};
+use self::requests::{FuzzRequest, RequestGenerator, opcode};
 use super::session::{Connection, RunningSession};
 
 /// How long each file system is tried if nothing else is said.
@@ -46,16 +46,16 @@ const DEFAULT_SECONDS: u64 = 3;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How much the process may grow.
-const MAX_GROWTH: u64 = 1 << 30;
+const MAX_MEMORY_GROWTH: u64 = 1 << 30;
 
 /// For so many numbers of requests a late answer is waited for.
-const UNAWAITED_MEMORY: u64 = 1000;
+const MAX_UNAWAITED_AGE: u64 = 1000;
 
 /// How long a request that wants no answer, and is wrong, is given to end its session.
-const SETTLING: Duration = Duration::from_millis(20);
+const SETTLE_TIMEOUT: Duration = Duration::from_millis(20);
 
 /// How much later than that one may panic, on a host that is busy.
-const LATENESS: Duration = Duration::from_secs(5);
+const MAX_PANIC_DELAY: Duration = Duration::from_secs(5);
 
 /// Threads that answer.
 const THREADS: usize = 4;
@@ -67,10 +67,10 @@ const MAX_BURST: usize = 8;
 static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 /// One run at a time, since panics are noted for the whole process.
-static RUNNING: Mutex<()> = Mutex::new(());
+static RUN_LOCK: Mutex<()> = Mutex::new(());
 
 /// What the kernel offers: everything that fuser knows a name for.
-const OFFERED: u64 = u64::MAX;
+const ALL_FLAGS: u64 = u64::MAX;
 
 fn note_panics() {
     static ONCE: Once = Once::new();
@@ -105,7 +105,7 @@ pub(crate) struct FuzzRun {
 impl FuzzRun {
     /// Waits for other runs to end.
     pub(crate) fn begin() -> Self {
-        let alone = RUNNING.lock();
+        let alone = RUN_LOCK.lock();
         note_panics();
         PANICS.lock().clear();
         let number = |name: &str| env::var(name).ok().and_then(|text| text.parse().ok());
@@ -128,7 +128,7 @@ impl FuzzRun {
         plain: impl FnOnce() -> (String, Vec<u8>),
     ) {
         println!("FUZZ_SEED={} for {} s", self.seed, self.duration.as_secs());
-        let mut kernel = Kernel::new(filesystem, Generator::new(self.seed, vocabulary));
+        let mut kernel = SimulatedKernel::new(filesystem, RequestGenerator::new(self.seed, vocabulary));
         let (begun, before) = (Instant::now(), resident());
         while begun.elapsed() < self.duration {
             kernel.burst();
@@ -137,17 +137,17 @@ impl FuzzRun {
         assert_eq!(kernel.read_whole(&name), content, "a plain file is not read right any more");
         let grown = resident().saturating_sub(before);
         println!("{} requests, {} MiB more memory; {}", kernel.sent, grown >> 20, kernel.summary());
-        assert!(grown < MAX_GROWTH, "{grown} bytes more memory");
+        assert!(grown < MAX_MEMORY_GROWTH, "{grown} bytes more memory");
         kernel.end();
     }
 }
 
 /// The kernel's side of a connection.
-struct Kernel {
+struct SimulatedKernel {
     socket: Arc<OwnedFd>,
     replies: Receiver<Vec<u8>>,
     session: RunningSession,
-    generator: Generator,
+    generator: RequestGenerator,
     unique: u64,
     sent: u64,
     /// By opcode: how many were answered well, and how many by an error.
@@ -162,7 +162,7 @@ struct Kernel {
 
 /// A reply, as far as all are alike.
 #[derive(Debug)]
-pub(crate) struct Reply {
+pub(crate) struct FuzzReply {
     pub(crate) error: i32,
     pub(crate) body: Vec<u8>,
 }
@@ -176,8 +176,8 @@ fn duplicate(socket: BorrowedFd<'_>) -> std::io::Result<OwnedFd> {
     socket.try_clone_to_owned()
 }
 
-impl Kernel {
-    fn new<F: Filesystem + Clone>(filesystem: F, generator: Generator) -> Self {
+impl SimulatedKernel {
+    fn new<F: Filesystem + Clone>(filesystem: F, generator: RequestGenerator) -> Self {
         let flags = SockFlag::SOCK_CLOEXEC;
         let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap();
         for end in [&ours, &theirs] {
@@ -185,7 +185,7 @@ impl Kernel {
             let _ = setsockopt(end, sockopt::SndBufForce, &(8 << 20));
         }
         let socket = Arc::new(ours);
-        send(&socket, &requests::init(OFFERED));
+        send(&socket, &requests::init(ALL_FLAGS));
         let (sender, replies) = channel();
         let reading = socket.clone();
         thread::spawn(move || {
@@ -233,7 +233,7 @@ impl Kernel {
         self.collect(&mut waiting);
     }
 
-    fn send(&mut self, request: Request, waiting: &mut HashMap<u64, Request>) {
+    fn send(&mut self, request: FuzzRequest, waiting: &mut HashMap<u64, FuzzRequest>) {
         self.unique += 2;
         let message = request.message(self.unique);
         send(&self.socket, &message);
@@ -244,11 +244,11 @@ impl Kernel {
     /// Waits for what becomes of a request that may cost its session: an answer, or another session
     /// than the first `sessions`, for which a panic is waited, too. Otherwise the next request of this
     /// kind would take that session for its own.
-    fn settle(&mut self, sessions: u64, waiting: &mut HashMap<u64, Request>) {
+    fn settle(&mut self, sessions: u64, waiting: &mut HashMap<u64, FuzzRequest>) {
         let begun = Instant::now();
         let timeout = match waiting.values().any(|request| request.wants_reply) {
             true => ANSWER_TIMEOUT,
-            false => SETTLING,
+            false => SETTLE_TIMEOUT,
         };
         let contained = self.contained;
         while SESSIONS.load(Ordering::SeqCst) == sessions {
@@ -265,20 +265,20 @@ impl Kernel {
             self.fail("neither an answer nor another session", waiting.values());
         }
         if self.contained == contained && !waiting.is_empty() {
-            self.late_until = Some(Instant::now() + LATENESS);
+            self.late_until = Some(Instant::now() + MAX_PANIC_DELAY);
         }
         self.unawaited.extend(waiting.drain().map(|(unique, _)| unique));
     }
 
     /// Takes in answers until none is missing.
-    fn collect(&mut self, waiting: &mut HashMap<u64, Request>) {
+    fn collect(&mut self, waiting: &mut HashMap<u64, FuzzRequest>) {
         let begun = Instant::now();
         loop {
             self.check_panics(waiting);
             if !waiting.values().any(|request| request.wants_reply) {
                 // Without an answer, nothing tells when these were dealt with.
                 self.unawaited.extend(waiting.drain().map(|(unique, _)| unique));
-                let recent = self.unique.saturating_sub(UNAWAITED_MEMORY);
+                let recent = self.unique.saturating_sub(MAX_UNAWAITED_AGE);
                 self.unawaited.retain(|unique| *unique > recent);
                 return;
             }
@@ -294,7 +294,7 @@ impl Kernel {
     }
 
     /// Takes in the next answer, if one comes in time.
-    fn take_reply(&mut self, timeout: Duration, waiting: &mut HashMap<u64, Request>) -> bool {
+    fn take_reply(&mut self, timeout: Duration, waiting: &mut HashMap<u64, FuzzRequest>) -> bool {
         let Some((unique, reply)) = self.receive(timeout) else { return false };
         let Some(request) = waiting.remove(&unique) else {
             assert!(self.unawaited.remove(&unique), "a second answer, or one to nothing: {unique}");
@@ -314,7 +314,7 @@ impl Kernel {
     }
 
     /// The next reply and what it is one to. Notifications are taken and forgotten.
-    fn receive(&self, timeout: Duration) -> Option<(u64, Reply)> {
+    fn receive(&self, timeout: Duration) -> Option<(u64, FuzzReply)> {
         loop {
             let message = match self.replies.recv_timeout(timeout) {
                 Ok(message) => message,
@@ -331,13 +331,13 @@ impl Kernel {
             }
             assert!((-511..=0).contains(&error), "{error} is no error of a reply");
             assert!(error == 0 || len == 16, "an error with data");
-            return Some((unique, Reply { error, body: message[16..].to_vec() }));
+            return Some((unique, FuzzReply { error, body: message[16..].to_vec() }));
         }
     }
 
     /// A request that may panic had better do so in fuser, and then waits for no answer: the kernel
     /// ends it when the descriptor is closed.
-    fn check_panics(&mut self, waiting: &mut HashMap<u64, Request>) {
+    fn check_panics(&mut self, waiting: &mut HashMap<u64, FuzzRequest>) {
         let panics = std::mem::take(&mut *PANICS.lock());
         for place in panics {
             // The one request whose numbers fuser computes with, and the one whose length it believes.
@@ -361,7 +361,7 @@ impl Kernel {
         }
     }
 
-    fn fail<'a>(&self, fault: &str, requests: impl IntoIterator<Item = &'a Request>) -> ! {
+    fn fail<'a>(&self, fault: &str, requests: impl IntoIterator<Item = &'a FuzzRequest>) -> ! {
         let requests: Vec<_> = requests.into_iter().map(|request| format!("\n{request:?}")).collect();
         panic!("{fault}{}\nafter {} requests; {}", requests.concat(), self.sent, self.summary());
     }
@@ -375,7 +375,7 @@ impl Kernel {
     }
 
     /// One request, and its reply.
-    fn ask(&mut self, request: Request) -> Reply {
+    fn ask(&mut self, request: FuzzRequest) -> FuzzReply {
         let mut waiting = HashMap::new();
         self.send(request, &mut waiting);
         let begun = Instant::now();
@@ -390,14 +390,14 @@ impl Kernel {
     }
 
     fn read_whole(&mut self, name: &str) -> Vec<u8> {
-        let number = |reply: &Reply| u64::from_ne_bytes(reply.body[..8].try_into().unwrap());
-        let found = self.ask(Request::lookup(requests::ROOT, name));
+        let number = |reply: &FuzzReply| u64::from_ne_bytes(reply.body[..8].try_into().unwrap());
+        let found = self.ask(FuzzRequest::lookup(requests::ROOT, name));
         assert_eq!(found.error, 0, "the plain file is not found");
         let node = number(&found);
         assert_ne!(node, 0, "the plain file is absent");
-        let opened = self.ask(Request::open(node, libc::O_RDONLY));
+        let opened = self.ask(FuzzRequest::open(node, libc::O_RDONLY));
         assert_eq!(opened.error, 0, "the plain file cannot be opened");
-        let read = self.ask(Request::read(node, number(&opened), 0, 64 << 10));
+        let read = self.ask(FuzzRequest::read(node, number(&opened), 0, 64 << 10));
         assert_eq!(read.error, 0, "the plain file cannot be read");
         read.body
     }
@@ -405,7 +405,7 @@ impl Kernel {
     /// Tells each thread that the file system is unmounted, and sees them end.
     fn end(mut self) {
         for _ in 0..THREADS {
-            let reply = self.ask(Request::new(opcode::DESTROY, requests::ROOT, Vec::new()));
+            let reply = self.ask(FuzzRequest::new(opcode::DESTROY, requests::ROOT, Vec::new()));
             assert_eq!(reply.error, 0);
         }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();

@@ -8,7 +8,7 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
-use super::Reply;
+use super::FuzzReply;
 use crate::fuse::STATUS_XATTR;
 use crate::fuse::session::MAX_READ;
 use crate::warmup::ticket::READ_TICKET_XATTR;
@@ -75,14 +75,14 @@ pub(crate) mod opcode {
 const MAX_REPLY: u32 = 256 << 10;
 
 /// Open handles from which on it is time to release some.
-const MANY_HANDLES: usize = 150;
+const MAX_HANDLES: usize = 150;
 
 /// Nodes that are remembered, of all that there were.
-const MANY_NODES: usize = 300;
+const MAX_NODES: usize = 300;
 
 /// A request without its number.
 #[derive(Clone)]
-pub(crate) struct Request {
+pub(crate) struct FuzzRequest {
     pub(crate) opcode: u32,
     pub(crate) node: u64,
     pub(crate) body: Vec<u8>,
@@ -100,7 +100,7 @@ pub(crate) struct Request {
     pub(crate) contradicts: bool,
 }
 
-impl Request {
+impl FuzzRequest {
     /// Whether its reply may be so large that the socket finds no memory for it, which lies in one piece. A
     /// device has no such limit.
     pub(crate) fn may_lose_its_reply(&self) -> bool {
@@ -110,7 +110,7 @@ impl Request {
     }
 }
 
-impl fmt::Debug for Request {
+impl fmt::Debug for FuzzRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let hex: String = self.body.iter().take(200).map(|byte| format!("{byte:02x}")).collect();
         let Self { opcode, node, user, process, .. } = self;
@@ -121,9 +121,9 @@ impl fmt::Debug for Request {
 
 /// A body in the making.
 #[derive(Default)]
-struct Body(Vec<u8>);
+struct RequestBody(Vec<u8>);
 
-impl Body {
+impl RequestBody {
     fn u32(mut self, number: u32) -> Self {
         self.0.extend_from_slice(&number.to_ne_bytes());
         self
@@ -143,7 +143,7 @@ impl Body {
     }
 }
 
-impl Request {
+impl FuzzRequest {
     pub(crate) fn new(opcode: u32, node: u64, body: Vec<u8>) -> Self {
         let wants_reply = !matches!(
             opcode,
@@ -164,22 +164,22 @@ impl Request {
     }
 
     pub(crate) fn lookup(parent: u64, name: &str) -> Self {
-        Self::new(opcode::LOOKUP, parent, Body::default().name(name.as_bytes()).0)
+        Self::new(opcode::LOOKUP, parent, RequestBody::default().name(name.as_bytes()).0)
     }
 
     pub(crate) fn open(node: u64, flags: i32) -> Self {
-        Self::new(opcode::OPEN, node, Body::default().u32(flags as u32).u32(0).0)
+        Self::new(opcode::OPEN, node, RequestBody::default().u32(flags as u32).u32(0).0)
     }
 
     pub(crate) fn read(node: u64, handle: u64, offset: u64, size: u32) -> Self {
-        let body = Body::default().u64(handle).u64(offset).u32(size).u32(0).u64(0).u32(0).u32(0);
+        let body = RequestBody::default().u64(handle).u64(offset).u32(size).u32(0).u64(0).u32(0).u32(0);
         Self::new(opcode::READ, node, body.0)
     }
 
     /// The bytes that a read of the device gives.
     pub(crate) fn message(&self, unique: u64) -> Vec<u8> {
         let len = 40 + self.body.len() as u32;
-        let header = Body::default().u32(self.length.unwrap_or(len)).u32(self.opcode).u64(unique);
+        let header = RequestBody::default().u32(self.length.unwrap_or(len)).u32(self.opcode).u64(unique);
         let header = header.u64(self.node).u32(self.user).u32(self.group).u32(self.process).u32(0);
         header.data(&self.body).0
     }
@@ -204,7 +204,7 @@ impl Request {
     }
 
     /// Whether the kernel would take this for an answer to it.
-    pub(crate) fn check(&self, reply: &Reply) -> Result<(), &'static str> {
+    pub(crate) fn check(&self, reply: &FuzzReply) -> Result<(), &'static str> {
         if reply.error != 0 {
             return Ok(());
         }
@@ -233,7 +233,7 @@ impl Request {
     }
 
     /// The places after the entries of a listing; `None` if it is not one.
-    fn entries(&self, reply: &Reply) -> Option<Vec<(u64, u64)>> {
+    fn entries(&self, reply: &FuzzReply) -> Option<Vec<(u64, u64)>> {
         let attributes = if self.opcode == opcode::READDIRPLUS { 128 } else { 0 };
         let (mut rest, mut found) = (&reply.body[..], Vec::new());
         while !rest.is_empty() {
@@ -253,12 +253,13 @@ impl Request {
 
 /// The first message on a connection.
 pub(crate) fn init(flags: u64) -> Vec<u8> {
-    let body = Body::default().u32(7).u32(45).u32(128 << 10).u32(flags as u32).u32((flags >> 32) as u32);
-    Request::new(opcode::INIT, 0, body.data(&[0; 44]).0).message(1)
+    let body =
+        RequestBody::default().u32(7).u32(45).u32(128 << 10).u32(flags as u32).u32((flags >> 32) as u32);
+    FuzzRequest::new(opcode::INIT, 0, body.data(&[0; 44]).0).message(1)
 }
 
 /// Makes requests, and learns from the answers what there is.
-pub(crate) struct Generator {
+pub(crate) struct RequestGenerator {
     random: StdRng,
     names: Vec<Vec<u8>>,
     nodes: Vec<u64>,
@@ -270,7 +271,7 @@ pub(crate) struct Generator {
     contradicts: bool,
 }
 
-impl Generator {
+impl RequestGenerator {
     pub(crate) fn new(seed: u64, vocabulary: &[&str]) -> Self {
         let mut names: Vec<Vec<u8>> = vocabulary.iter().map(|name| name.as_bytes().to_vec()).collect();
         names.extend((0..12).map(|number| format!("name-{number}").into_bytes()));
@@ -415,7 +416,7 @@ impl Generator {
     }
 
     /// The next request.
-    pub(crate) fn request(&mut self) -> Request {
+    pub(crate) fn request(&mut self) -> FuzzRequest {
         let opcode = self.opcode();
         let mut request = self.plausible(opcode);
         (request.user, request.group) = match self.random.random_range(0..10) {
@@ -440,7 +441,7 @@ impl Generator {
 
     fn opcode(&mut self) -> u32 {
         use opcode::*;
-        if self.files.len() + self.directories.len() > MANY_HANDLES && self.chance(2) {
+        if self.files.len() + self.directories.len() > MAX_HANDLES && self.chance(2) {
             return if self.files.len() > self.directories.len() { RELEASE } else { RELEASEDIR };
         }
         const USUAL: [u32; 22] = [
@@ -478,7 +479,7 @@ impl Generator {
     }
 
     /// Takes away, adds or changes something.
-    fn spoil(&mut self, request: &mut Request) {
+    fn spoil(&mut self, request: &mut FuzzRequest) {
         let len = request.body.len();
         match self.random.random_range(0..3) {
             0 if len > 0 => request.body.truncate(self.random.random_range(0..len)),
@@ -493,9 +494,9 @@ impl Generator {
         }
     }
 
-    fn plausible(&mut self, opcode: u32) -> Request {
+    fn plausible(&mut self, opcode: u32) -> FuzzRequest {
         use opcode::*;
-        let body = Body::default();
+        let body = RequestBody::default();
         let (mut node, body) = match opcode {
             LOOKUP | UNLINK | RMDIR => (self.node(), body.name(&self.name())),
             REMOVEXATTR => (self.node(), body.name(&self.attribute_name())),
@@ -602,13 +603,13 @@ impl Generator {
         if self.chance(100) {
             node = self.number();
         }
-        Request::new(opcode, node, body.0)
+        FuzzRequest::new(opcode, node, body.0)
     }
 
-    fn set_attributes(&mut self) -> (u64, Body) {
+    fn set_attributes(&mut self) -> (u64, RequestBody) {
         let (node, handle) = if self.chance(2) { self.handle(false) } else { (self.node(), 0) };
         let valid = if self.chance(4) { self.random.random() } else { 1 << self.random.random_range(0..9) };
-        let body = Body::default().u32(valid).u32(0).u64(handle).u64(self.number()).u64(0);
+        let body = RequestBody::default().u32(valid).u32(0).u64(handle).u64(self.number()).u64(0);
         let body = body.u64(self.seconds()).u64(self.seconds()).u64(self.seconds());
         let nanoseconds = |random: &mut StdRng| random.random_range(0..1_000_000_000);
         let body = body.u32(nanoseconds(&mut self.random)).u32(nanoseconds(&mut self.random)).u32(0);
@@ -627,7 +628,7 @@ impl Generator {
     }
 
     /// Remembers what an answer tells of.
-    pub(crate) fn learn(&mut self, request: &Request, reply: &Reply) {
+    pub(crate) fn learn(&mut self, request: &FuzzRequest, reply: &FuzzReply) {
         use opcode::*;
         let number = |at: usize| Some(u64::from_ne_bytes(reply.body.get(at..at + 8)?.try_into().ok()?));
         let asked = |at: usize| Some(u64::from_ne_bytes(request.body.get(at..at + 8)?.try_into().ok()?));
@@ -665,7 +666,7 @@ impl Generator {
 
     fn know(&mut self, node: Option<u64>) {
         self.nodes.extend(node.filter(|node| *node != 0));
-        if self.nodes.len() > MANY_NODES {
+        if self.nodes.len() > MAX_NODES {
             let at = self.random.random_range(1..self.nodes.len());
             self.nodes.swap_remove(at);
         }
@@ -674,7 +675,7 @@ impl Generator {
 
 /// Whether fuser cannot compute with a time of a SETATTR: its seconds have no positive counterpart, or
 /// nanoseconds that make up more than a second take it beyond what there is.
-fn has_extreme_time(request: &Request) -> bool {
+fn has_extreme_time(request: &FuzzRequest) -> bool {
     let seconds = |at: usize| Some(i64::from_ne_bytes(request.body.get(at..at + 8)?.try_into().ok()?));
     let near_an_end =
         |at: usize| seconds(at).is_some_and(|seconds| !(i64::MIN + 8..=i64::MAX - 8).contains(&seconds));

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! The notification names a node by its number, and comes when the queue has been worked off: by then the kernel may have
-//! forgotten the node, and its number would stand for another version. So a push holds its node from the request on, which keeps
+//! forgotten the node, and its number would stand for another version. So a request holds its node from the read on, which keeps
 //! the number from being given away, and is dropped if the node stands for other bytes when its turn comes.
 //!
 //! The thread is one of its own because the kernel lets it wait for pages that are being read, which other threads have to answer.
@@ -43,13 +43,13 @@ impl PageCache for Notifier {
 }
 
 /// Takes what is to be pushed. Dropping it ends its thread.
-pub(super) struct Pusher {
+pub(super) struct PageCacheStore {
     namespace: Arc<Namespace>,
-    queue: SyncSender<Push>,
-    under_way: Arc<UnderWay>,
+    queue: SyncSender<StoreRequest>,
+    ongoing: Arc<OngoingStore>,
 }
 
-struct Push {
+struct StoreRequest {
     node: NodePin,
     version: Arc<FileVersion>,
     range: Range<u64>,
@@ -57,70 +57,70 @@ struct Push {
 
 /// The node of which a range is given to the kernel, from before its version is compared on.
 #[derive(Default)]
-struct UnderWay {
+struct OngoingStore {
     node: Mutex<Option<NodeId>>,
     changed: Condvar,
 }
 
-impl UnderWay {
+impl OngoingStore {
     fn set(&self, node: Option<NodeId>) {
         *self.node.lock() = node;
         self.changed.notify_all();
     }
 }
 
-impl Pusher {
+impl PageCacheStore {
     /// Starts the thread, which has the bytes from `reader`.
     pub(super) fn start(
         namespace: Arc<Namespace>,
         notifier: Notifier,
         reader: Arc<Reader>,
     ) -> io::Result<Self> {
-        let (pusher, pushes) = Self::new(namespace);
-        let under_way = pusher.under_way.clone();
+        let (page_cache, requests) = Self::new(namespace);
+        let ongoing = page_cache.ongoing.clone();
         std::thread::Builder::new()
             .name("fuse-push".into())
-            .spawn(move || run(&pushes, &under_way, &notifier, &reader))?;
-        Ok(pusher)
+            .spawn(move || run(&requests, &ongoing, &notifier, &reader))?;
+        Ok(page_cache)
     }
 
-    fn new(namespace: Arc<Namespace>) -> (Self, Receiver<Push>) {
-        let (queue, pushes) = sync_channel(QUEUE_CAPACITY);
-        (Self { namespace, queue, under_way: Arc::default() }, pushes)
+    fn new(namespace: Arc<Namespace>) -> (Self, Receiver<StoreRequest>) {
+        let (queue, requests) = sync_channel(QUEUE_CAPACITY);
+        (Self { namespace, queue, ongoing: Arc::default() }, requests)
     }
 
     /// Waits until the kernel is given no range of what was the version of `node` before this call. Blocks as long as the kernel
     /// does.
-    pub(super) fn settle(&self, node: NodeId) {
-        let mut pushed = self.under_way.node.lock();
-        self.under_way.changed.wait_while(&mut pushed, |pushed| *pushed == Some(node));
+    pub(super) fn wait_until_idle(&self, node: NodeId) {
+        let mut pushed = self.ongoing.node.lock();
+        self.ongoing.changed.wait_while(&mut pushed, |pushed| *pushed == Some(node));
     }
 
     /// The kernel has asked for bytes of `version` from `offset` on, for a file that was opened with `flags`. Does not block.
-    pub(super) fn asked(&self, node: NodeId, version: &Arc<FileVersion>, offset: u64, flags: OpenFlags) {
+    pub(super) fn on_read(&self, node: NodeId, version: &Arc<FileVersion>, offset: u64, flags: OpenFlags) {
         if flags.0 & libc::O_DIRECT != 0 {
             return;
         }
         if let Some(range) = version.take_hot(offset)
             && let Some(node) = self.namespace.pin(node)
         {
-            let push = Push { node, version: version.clone(), range };
-            if self.queue.try_send(push).is_err() {
+            let request = StoreRequest { node, version: version.clone(), range };
+            if self.queue.try_send(request).is_err() {
                 tracing::debug!(path = version.path(), "a hot range is not given to the page cache");
             }
         }
     }
 }
 
-fn run(pushes: &Receiver<Push>, under_way: &UnderWay, pages: &impl PageCache, reader: &Reader) {
-    while let Ok(push) = pushes.recv() {
-        under_way.set(Some(push.node.id()));
-        contained(|| store(push, pages, reader));
-        under_way.set(None);
+fn run(requests: &Receiver<StoreRequest>, ongoing: &OngoingStore, pages: &impl PageCache, reader: &Reader) {
+    while let Ok(request) = requests.recv() {
+        ongoing.set(Some(request.node.id()));
+        contained(|| store(request, pages, reader));
+        ongoing.set(None);
     }
 }
 
-fn store(Push { node, version, range }: Push, pages: &impl PageCache, reader: &Reader) {
+fn store(StoreRequest { node, version, range }: StoreRequest, pages: &impl PageCache, reader: &Reader) {
     if !node.stands_for(&version) {
         return;
     }
@@ -273,16 +273,16 @@ mod tests {
     #[tokio::test]
     async fn a_late_push_never_gives_a_version_the_bytes_of_another() {
         let fixture = fixture();
-        let (pusher, pushes) = Pusher::new(fixture.namespace.clone());
+        let (page_cache, requests) = PageCacheStore::new(fixture.namespace.clone());
         let node = fixture.lookup().await;
         let version = fixture.namespace.version(node).unwrap();
         version.note_hot_range(0..4096);
-        pusher.asked(node, &version, 0, OpenFlags(libc::O_RDONLY));
+        page_cache.on_read(node, &version, 0, OpenFlags(libc::O_RDONLY));
         // The thread is held up meanwhile.
         let other = fixture.replace(node).await;
-        drop(pusher);
+        drop(page_cache);
         let pages = Arc::new(Pages::default());
-        run(&pushes, &UnderWay::default(), &pages, &fixture.reader);
+        run(&requests, &OngoingStore::default(), &pages, &fixture.reader);
         let stored = std::mem::take(&mut *pages.0.lock());
         assert!(stored.iter().all(|(node, _)| *node != other), "bytes of the old version for the new");
         // With nothing left to do, the number is free.
@@ -293,16 +293,16 @@ mod tests {
     #[tokio::test]
     async fn a_hot_range_is_given_to_the_node_that_was_asked_for() {
         let fixture = fixture();
-        let (pusher, pushes) = Pusher::new(fixture.namespace.clone());
+        let (page_cache, requests) = PageCacheStore::new(fixture.namespace.clone());
         let node = fixture.lookup().await;
         let version = fixture.namespace.version(node).unwrap();
         version.note_hot_range(0..4096);
-        pusher.asked(node, &version, 100, OpenFlags(libc::O_RDONLY | libc::O_DIRECT));
-        pusher.asked(node, &version, 100, OpenFlags(libc::O_RDONLY));
-        pusher.asked(node, &version, 200, OpenFlags(libc::O_RDONLY));
-        drop(pusher);
+        page_cache.on_read(node, &version, 100, OpenFlags(libc::O_RDONLY | libc::O_DIRECT));
+        page_cache.on_read(node, &version, 100, OpenFlags(libc::O_RDONLY));
+        page_cache.on_read(node, &version, 200, OpenFlags(libc::O_RDONLY));
+        drop(page_cache);
         let pages = Arc::new(Pages::default());
-        run(&pushes, &UnderWay::default(), &pages, &fixture.reader);
+        run(&requests, &OngoingStore::default(), &pages, &fixture.reader);
         assert_eq!(*pages.0.lock(), [(node, vec![1; 4096])]);
     }
 
@@ -319,16 +319,16 @@ mod tests {
     #[tokio::test]
     async fn a_panic_costs_one_range() {
         let fixture = fixture();
-        let (pusher, pushes) = Pusher::new(fixture.namespace.clone());
+        let (page_cache, requests) = PageCacheStore::new(fixture.namespace.clone());
         let node = fixture.lookup().await;
         let version = fixture.namespace.version(node).unwrap();
         for _ in 0..2 {
             version.note_hot_range(0..4096);
-            pusher.asked(node, &version, 0, OpenFlags(libc::O_RDONLY));
+            page_cache.on_read(node, &version, 0, OpenFlags(libc::O_RDONLY));
         }
-        drop(pusher);
+        drop(page_cache);
         let pages = Arc::new(Pages::default());
-        run(&pushes, &UnderWay::default(), &Faulty(Mutex::new(false), pages.clone()), &fixture.reader);
+        run(&requests, &OngoingStore::default(), &Faulty(Mutex::new(false), pages.clone()), &fixture.reader);
         assert_eq!(pages.0.lock().len(), 1);
     }
 }

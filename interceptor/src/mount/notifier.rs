@@ -52,7 +52,7 @@ fn prune_message(nodes: &[NodeId]) -> Vec<u8> {
 
 /// That the kernel does not know what it should drop is the usual case, and fuser hides it; anything else happens only
 /// while the mount goes away.
-fn note(what: &'static str, result: io::Result<()>) {
+fn log_failure(what: &'static str, result: io::Result<()>) {
     if let Err(error) = result {
         tracing::debug!(what, %error, "the kernel did not take an invalidation");
     }
@@ -60,16 +60,16 @@ fn note(what: &'static str, result: io::Result<()>) {
 
 impl KernelCache for KernelNotifier {
     fn inval_entry(&self, parent: NodeId, name: &str) {
-        note("entry", self.notifier.inval_entry(INodeNo(parent), OsStr::new(name)));
+        log_failure("entry", self.notifier.inval_entry(INodeNo(parent), OsStr::new(name)));
     }
 
     fn inval_inode_attr(&self, node: NodeId) {
         // A negative offset leaves the pages alone.
-        note("attributes", self.notifier.inval_inode(INodeNo(node), -1, 0));
+        log_failure("attributes", self.notifier.inval_inode(INodeNo(node), -1, 0));
     }
 
     fn inval_dir(&self, node: NodeId) {
-        note("listing", self.notifier.inval_inode(INodeNo(node), 0, 0));
+        log_failure("listing", self.notifier.inval_inode(INodeNo(node), 0, 0));
     }
 
     fn delete(&self, parent: NodeId, child: NodeId, name: &str) {
@@ -81,6 +81,6 @@ impl KernelCache for KernelNotifier {
     }
 
     fn prune(&self, nodes: &[NodeId]) {
-        note("unused nodes", self.send_prune(nodes));
+        log_failure("unused nodes", self.send_prune(nodes));
     }
 }
