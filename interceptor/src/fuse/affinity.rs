@@ -1,19 +1,21 @@
-//! Where the request threads run: on the CPU that a lone reader is bound to, anywhere otherwise.
+//! CPU affinity of the request threads: they run on the CPU that a lone reader is bound to, and
+//! anywhere otherwise.
 //!
-//! A request across CPUs costs two wake-ups of another CPU, which is most of the time that a small one takes. A reader that
-//! asks one thing at a time waits while it is answered, so its own CPU is free to answer. If such a reader may run on
-//! one CPU only (`taskset`, a job scheduler that hands out CPUs), the request threads are moved there. As soon as another
-//! process asks, or something is asked while an answer is under way (readahead, several threads of one program), or much is
-//! asked at once, they may run anywhere again, because then the CPUs can work at the same time.
+//! A request that crosses CPUs costs two wake-ups of another CPU, which is most of the time of a
+//! small request. A reader with one request in flight sleeps until the answer comes, so its own
+//! CPU is free to answer. If such a reader is bound to one CPU (`taskset`, a job scheduler that
+//! assigns CPUs), the request threads are bound to the same CPU. They are unbound as soon as
+//! another process sends a request, a request comes while another is in flight (readahead, several
+//! threads of one program), or a large request comes: then several CPUs can work at the same time.
 //!
-//! A reader that may run elsewhere is not followed. When it is woken its CPU is still busy with the thread that answered,
-//! so the scheduler moves the reader to another one if that is idle: each step after it drives it away, and every request
-//! crosses CPUs. On two CPUs a read of 4 KiB took 53 us so, 20 us if the scheduler was left to itself, and 11 us with a
-//! reader that was bound.
+//! A reader that may run on several CPUs is not followed. When it wakes up, its CPU is still busy
+//! with the thread that answered, so the scheduler moves the reader to an idle CPU: each step
+//! towards the reader drives it away, and every request crosses CPUs. On two CPUs a read of 4 KiB
+//! took 53 us that way, 20 us with the scheduler left to itself, and 11 us with a bound reader.
 //!
-//! [`AffinityHeuristic`] decides; [`ThreadAffinity`] counts, looks and moves. Only CPUs on which the process was allowed to run when it
-//! started are used, and only the threads that read requests are moved. Nothing here can fail a request: where the kernel does
-//! not tell or refuses, the threads stay where they are.
+//! [`AffinityHeuristic`] decides; [`ThreadAffinity`] counts requests and binds threads. It uses
+//! only CPUs that the process was allowed to use when it started, and binds only request threads.
+//! It cannot fail a request: if a system call fails, the threads stay where they are.
 
 use std::cell::OnceCell;
 use std::sync::Arc;
@@ -23,45 +25,48 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::{Pid, gettid};
 use parking_lot::Mutex;
 
-/// Small requests in a row from which a reader counts as alone. A program that opens and reads one small file and ends
-/// makes fewer, so that a shell loop over files does not have the threads moved back and forth.
+/// Consecutive small requests after which a reader counts as alone. A program that opens and reads
+/// one small file makes fewer, so a shell loop over files does not move the threads back and
+/// forth.
 const MIN_SEQUENTIAL_REQUESTS: u32 = 16;
-/// How often, at most, to look where a reader may run. That changes seldom, and a look is a system call.
+/// The shortest time between two probes at the reader's affinity, which changes seldom and takes a
+/// system call to read.
 const PROBE_INTERVAL: Duration = Duration::from_millis(10);
 
-/// One request, as far as it matters here.
+/// What the heuristic considers of a request.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RequestSample {
-    /// The thread that asks.
+    /// The thread that sent the request; 0 for one of a process namespace that this process cannot
+    /// see.
     pub(super) reader: u32,
-    /// No other request was under way when it came.
+    /// Whether no other request was in flight when it came.
     pub(super) is_only_one: bool,
-    /// Its time is that of its wake-ups.
+    /// Whether wake-ups are most of its time.
     pub(super) is_small: bool,
 }
 
-/// What to do about the threads.
+/// What to do with the request threads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum AffinityAction {
     Keep,
     Unbind,
-    /// Find out whether the reader is bound to a CPU, and go there.
+    /// Read the reader's affinity, and bind the threads to its CPU if it has only one.
     Probe,
 }
 
-/// How the mount is being read.
+/// Decides from the sequence of requests whether the mount has a lone reader.
 #[derive(Debug, Default)]
 struct AffinityHeuristic {
     reader: u32,
     sequential: u32,
-    /// Whether the threads may be bound to a CPU.
+    /// Whether the threads may be bound to a CPU now.
     may_be_bound: bool,
     probed_at: Option<Instant>,
 }
 
 impl AffinityHeuristic {
     fn observe(&mut self, sample: RequestSample, now: Instant) -> AffinityAction {
-        // Requests of other process namespaces come without a number.
+        // Requests from other process namespaces come with thread number 0.
         if sample.reader != self.reader || sample.reader == 0 || !sample.is_only_one || !sample.is_small {
             self.reader = sample.reader;
             self.sequential = 0;
@@ -82,31 +87,33 @@ impl AffinityHeuristic {
     }
 }
 
-/// The request threads of a mount.
+/// The CPU affinity of a mount's request threads.
 pub(crate) struct ThreadAffinity {
-    /// Where the process was allowed to run when it started. `None`: the threads are not to be moved.
+    /// The CPUs that the process was allowed to use when it started; `None` if the threads stay
+    /// unbound.
     allowed: Option<CpuSet>,
     heuristic: Mutex<AffinityHeuristic>,
     threads: Mutex<ThreadSet>,
 }
 
-/// Threads that live, and the CPU that they are bound to.
+/// The live request threads, and the CPU that they are bound to.
 #[derive(Default)]
 struct ThreadSet {
     ids: Vec<Pid>,
     bound_to: Option<usize>,
 }
 
-/// Keeps a thread in the list of those that are moved, until it ends.
+/// Keeps a thread in the set until the thread ends.
 struct EnrolledThread {
-    placement: Arc<ThreadAffinity>,
+    affinity: Arc<ThreadAffinity>,
     id: Pid,
 }
 
 impl Drop for EnrolledThread {
     fn drop(&mut self) {
-        // After this nobody moves the thread, so its number may be another's.
-        self.placement.threads.lock().ids.retain(|id| *id != self.id);
+        // The kernel may reuse the number of a thread that has ended, so it must not be bound any
+        // more.
+        self.affinity.threads.lock().ids.retain(|id| *id != self.id);
     }
 }
 
@@ -115,18 +122,18 @@ thread_local! {
 }
 
 impl ThreadAffinity {
-    /// Threads that follow a lone reader if `wanted`, and if there is more than one CPU to run on.
+    /// Follows a lone reader if `wanted` and if the process may run on more than one CPU.
     pub(crate) fn new(wanted: bool) -> Arc<Self> {
         let several = |allowed: &CpuSet| cpus(allowed).nth(1).is_some();
         let allowed = sched_getaffinity(Pid::from_raw(0)).ok().filter(|allowed| wanted && several(allowed));
         Arc::new(Self { allowed, heuristic: Mutex::default(), threads: Mutex::default() })
     }
 
-    /// A request has come, on the calling thread.
+    /// Notes a request that the calling thread has received.
     pub(super) fn observe(self: &Arc<Self>, sample: RequestSample) {
         let Some(allowed) = &self.allowed else { return };
         self.enrol();
-        // Where threads meet at this lock the reader is not alone, which the next request will show.
+        // If the lock is held, two requests are in flight, which the next request will show.
         let Some(mut heuristic) = self.heuristic.try_lock() else { return };
         match heuristic.observe(sample, Instant::now()) {
             AffinityAction::Keep => {}
@@ -138,7 +145,7 @@ impl ThreadAffinity {
         }
     }
 
-    /// Takes the calling thread in among those that are moved.
+    /// Adds the calling thread to the set.
     fn enrol(self: &Arc<Self>) {
         ENROLLED.with(|enrolled| {
             enrolled.get_or_init(|| {
@@ -146,14 +153,14 @@ impl ThreadAffinity {
                 let mut threads = self.threads.lock();
                 threads.ids.push(id);
                 threads.bound_to = None;
-                EnrolledThread { placement: self.clone(), id }
+                EnrolledThread { affinity: self.clone(), id }
             });
         });
     }
 }
 
 impl ThreadSet {
-    /// Binds the threads to `cpu`, or lets them run on all that are `allowed`.
+    /// Binds the threads to `cpu`, or lets them run on all CPUs that are `allowed`.
     fn bind(&mut self, cpu: Option<usize>, allowed: &CpuSet) {
         if cpu == self.bound_to {
             return;
@@ -162,13 +169,13 @@ impl ThreadSet {
         let mut mask = CpuSet::new();
         let one = cpu.and_then(|cpu| mask.set(cpu).ok());
         for id in &self.ids {
-            // Refused if the CPU has been taken from the process meanwhile; then the thread stays where it may be.
+            // Fails if the process may no longer use the CPU; then the thread keeps its affinity.
             let _ = sched_setaffinity(*id, one.map_or(allowed, |()| &mask));
         }
     }
 }
 
-/// The CPU that a thread is bound to.
+/// The CPU that a thread is bound to, if it is bound to exactly one.
 fn only_cpu(thread: u32) -> Option<usize> {
     let mask = sched_getaffinity(Pid::from_raw(thread.try_into().ok()?)).ok()?;
     let mut cpus = cpus(&mask);
@@ -186,17 +193,17 @@ mod tests {
 
     use super::*;
 
-    struct Script {
+    struct Simulation {
         heuristic: AffinityHeuristic,
         now: Instant,
     }
 
-    impl Script {
+    impl Simulation {
         fn new() -> Self {
             Self { heuristic: AffinityHeuristic::default(), now: Instant::now() }
         }
 
-        /// The actions on requests that come a millisecond apart.
+        /// The actions for requests that come a millisecond apart.
         fn observe(&mut self, count: usize, sample: RequestSample) -> Vec<AffinityAction> {
             let mut actions = Vec::new();
             for _ in 0..count {
@@ -210,27 +217,31 @@ mod tests {
     const LONE: RequestSample = RequestSample { reader: 7, is_only_one: true, is_small: true };
 
     #[test]
-    fn a_lone_reader_is_looked_at_once_in_a_while() {
-        let mut script = Script::new();
-        let actions = script.observe(116, LONE);
-        let looks: Vec<_> = (0..116).filter(|i| actions[*i] == AffinityAction::Probe).collect();
-        assert_eq!(looks, (16..116).step_by(10).collect::<Vec<_>>());
+    fn the_affinity_of_a_lone_reader_is_read_once_per_interval() {
+        let mut simulation = Simulation::new();
+        let actions = simulation.observe(116, LONE);
+        let probes: Vec<_> = (0..116).filter(|i| actions[*i] == AffinityAction::Probe).collect();
+        assert_eq!(probes, (16..116).step_by(10).collect::<Vec<_>>());
         assert!(!actions.contains(&AffinityAction::Unbind));
     }
 
     #[test]
-    fn company_a_large_request_and_overlap_let_loose_once() {
+    fn another_reader_a_large_request_or_an_overlap_unbinds_once() {
         for other in [
             RequestSample { reader: 8, ..LONE },
             RequestSample { reader: 0, ..LONE },
             RequestSample { is_only_one: false, ..LONE },
             RequestSample { is_small: false, ..LONE },
         ] {
-            let mut script = Script::new();
-            script.observe(100, LONE);
-            assert_eq!(script.observe(2, other), [AffinityAction::Unbind, AffinityAction::Keep], "{other:?}");
+            let mut simulation = Simulation::new();
+            simulation.observe(100, LONE);
+            assert_eq!(
+                simulation.observe(2, other),
+                [AffinityAction::Unbind, AffinityAction::Keep],
+                "{other:?}"
+            );
             assert!(
-                script
+                simulation
                     .observe(MIN_SEQUENTIAL_REQUESTS as usize - 1, LONE)
                     .iter()
                     .all(|v| *v == AffinityAction::Keep)
@@ -239,23 +250,24 @@ mod tests {
     }
 
     #[test]
-    fn readers_that_take_turns_are_not_followed() {
-        let mut script = Script::new();
+    fn alternating_readers_are_not_followed() {
+        let mut simulation = Simulation::new();
         for reader in [7, 8].into_iter().cycle().take(200) {
-            let actions = script.observe(MIN_SEQUENTIAL_REQUESTS as usize, RequestSample { reader, ..LONE });
+            let actions =
+                simulation.observe(MIN_SEQUENTIAL_REQUESTS as usize, RequestSample { reader, ..LONE });
             assert!(actions.iter().all(|action| *action == AffinityAction::Keep));
         }
     }
 
     #[test]
-    fn threads_come_to_a_reader_that_is_bound_and_are_given_back() {
+    fn threads_follow_a_bound_reader_and_are_unbound_again() {
         let before = sched_getaffinity(Pid::from_raw(0)).unwrap();
-        let placement = ThreadAffinity::new(true);
-        if placement.allowed.is_none() {
+        let affinity = ThreadAffinity::new(true);
+        if affinity.allowed.is_none() {
             return;
         }
         let one = cpus(&before).last().unwrap();
-        // A reader that is bound, as long as nobody ends it.
+        // A reader that stays bound until the test ends it.
         let (id, reader) = mpsc::channel();
         let (end, ended) = mpsc::channel::<()>();
         let bound = std::thread::spawn(move || {
@@ -270,17 +282,16 @@ mod tests {
         let server = std::thread::spawn(move || {
             let mask = || sched_getaffinity(Pid::from_raw(0)).unwrap();
             let ask = |reader| {
-                (0..=MIN_SEQUENTIAL_REQUESTS)
-                    .for_each(|_| placement.observe(RequestSample { reader, ..LONE }))
+                (0..=MIN_SEQUENTIAL_REQUESTS).for_each(|_| affinity.observe(RequestSample { reader, ..LONE }))
             };
             ask(bound_reader);
             assert_eq!(cpus(&mask()).collect::<Vec<_>>(), [one]);
-            placement.observe(RequestSample { reader: bound_reader, is_small: false, ..LONE });
+            affinity.observe(RequestSample { reader: bound_reader, is_small: false, ..LONE });
             assert_eq!(mask(), before);
-            placement.heuristic.lock().probed_at = None;
+            affinity.heuristic.lock().probed_at = None;
             ask(free_reader);
             assert_eq!(mask(), before, "a reader that may run anywhere is not followed");
-            assert_eq!(placement.threads.lock().bound_to, None);
+            assert_eq!(affinity.threads.lock().bound_to, None);
         });
         server.join().unwrap();
         end.send(()).unwrap();
@@ -288,13 +299,13 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_ended_is_not_moved() {
-        let placement = ThreadAffinity::new(true);
-        if placement.allowed.is_none() {
+    fn a_thread_that_ended_is_no_longer_bound() {
+        let affinity = ThreadAffinity::new(true);
+        if affinity.allowed.is_none() {
             return;
         }
-        let served = placement.clone();
+        let served = affinity.clone();
         std::thread::spawn(move || served.observe(LONE)).join().unwrap();
-        assert!(placement.threads.lock().ids.is_empty());
+        assert!(affinity.threads.lock().ids.is_empty());
     }
 }

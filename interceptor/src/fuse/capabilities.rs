@@ -4,12 +4,12 @@ use std::sync::Once;
 
 use fuser::{InitFlags, KernelConfig};
 
-/// How many background requests (readahead, writeback) the kernel may have in flight. Its default of
-/// 12 starves readahead.
+/// How many background requests (readahead, writeback) the kernel may have in flight. Its default
+/// of 12 starves readahead.
 const MAX_BACKGROUND: u16 = 256;
 
-/// Requests the capabilities that a file system can do without, logs those that the kernel lacks, and
-/// sets the limits of background requests.
+/// Requests the capabilities that a file system can do without, logs those that the kernel lacks,
+/// and sets the limits of background requests.
 ///
 /// `FUSE_ABORT_ERROR` is always requested: it tells an abort of the connection from an unmount.
 pub(crate) fn negotiate(config: &mut KernelConfig, wanted: &[InitFlags]) {

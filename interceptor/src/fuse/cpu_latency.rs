@@ -1,17 +1,22 @@
-//! Keeps the CPUs awake while a program makes small requests one after another.
+//! Keeps the CPUs awake during bursts of small requests.
 //!
-//! Such a program waits for each answer, and the thread that answers waits for the next question, so with each step a CPU goes
-//! to sleep and is woken. From a virtual CPU that has halted, or from the deeper sleep of a real one, that takes longer than everything else about a small
-//! request. Linux lets a process say how long it can wait for CPUs to
-//! wake up, for as long as it holds `/dev/cpu_dma_latency` open (*PM Quality of Service*, `Documentation/power/pm_qos_interface.rst`),
-//! and gives what was said up when the process ends, however that comes about.
+//! A program that makes small requests one after another waits for each answer, and the request
+//! thread waits for each question: with every step a CPU goes to sleep and is woken. Waking a
+//! virtual CPU that has halted, or a real one from a deep idle state, takes longer than the rest
+//! of a small request. Linux lets a process limit the wake-up latency of CPUs for as long as it
+//! keeps `/dev/cpu_dma_latency` open (*PM Quality of Service*,
+//! `Documentation/power/pm_qos_interface.rst`); the limit goes when the process ends, even if it
+//! is killed.
 //!
-//! CPUs that stay awake cost power, and what shares their cores a little of its speed. So this is said only from the moment in which
-//! [`MIN_BURST_REQUESTS`] requests have come, each within [`MAX_REQUEST_GAP`] of the one before, until there was none for [`IDLE_TIMEOUT`]. A program
-//! that takes longer than that over its own work would not notice the difference, and one that streams makes large requests, several at a time.
+//! CPUs that stay awake take power, and slow down hyperthreads of the same core a little. So the
+//! limit holds from the moment in which [`MIN_BURST_REQUESTS`] requests have come, each within
+//! [`MAX_REQUEST_GAP`] of the one before, until none has come for [`IDLE_TIMEOUT`]. A program that
+//! computes for longer than that between requests would not notice the difference, and one that
+//! streams makes large requests, several at a time.
 //!
-//! In a virtual machine CPUs do not sleep at all meanwhile: the only sleep there is, is to halt. Elsewhere they may sleep
-//! as lightly as takes [`MAX_WAKEUP_LATENCY`] to end.
+//! In a virtual machine the limit is zero, so that CPUs poll instead of sleeping: halting is their
+//! only idle state. Elsewhere CPUs may use idle states that take at most [`MAX_WAKEUP_LATENCY`] to
+//! leave.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -25,41 +30,41 @@ use crate::vital::contained;
 
 const QOS_DEVICE: &str = "/dev/cpu_dma_latency";
 
-/// The kernel's driver that puts idle CPUs to sleep.
+/// Names the kernel's driver for idle CPUs.
 const IDLE_DRIVER_PATH: &str = "/sys/devices/system/cpu/cpuidle/current_driver";
 
-/// The driver of virtual machines: it halts, or goes on looking for something to do.
+/// The idle driver of virtual machines, which halts or polls.
 const HALTPOLL_DRIVER: &str = "haltpoll";
 
-/// Small requests in a burst from which the CPUs are kept awake.
+/// Consecutive small requests from which the CPUs are kept awake.
 const MIN_BURST_REQUESTS: u32 = 16;
 
-/// Requests that come further apart are not in a burst: to wake up is a small part of that time, even if other processes
-/// have to be woken, one after another, for the answer.
+/// The longest time between two requests of a burst. Waking up is a small part of a longer time,
+/// even if the answer takes wake-ups of several processes.
 const MAX_REQUEST_GAP: Duration = Duration::from_millis(8);
 
-/// After so long without another request the CPUs may sleep again.
+/// The CPUs may sleep again after this time without a request.
 const IDLE_TIMEOUT: Duration = Duration::from_millis(15);
 
-/// What may be waited for a real CPU: no more than the lightest sleep of common ones takes to end.
+/// The limit on real CPUs: enough to leave the lightest idle state of common ones.
 const MAX_WAKEUP_LATENCY: Duration = Duration::from_micros(2);
 
-/// What is said when nothing is asked for.
+/// The value that limits nothing.
 const NO_LIMIT: i32 = i32::MAX;
 
-/// Why the CPUs are not kept awake.
+/// Why the CPUs cannot be kept awake.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CpuLatencyError {
-    /// The kernel does not take what is said to it.
+    /// The kernel does not take a limit.
     #[error("{QOS_DEVICE}: {0}")]
     Device(io::Error),
-    /// It would take it, to no effect.
+    /// A limit would have no effect.
     #[error("this kernel has one way only to put a CPU to sleep (no cpuidle driver)")]
     NoIdleDriver,
 }
 
 impl CpuLatencyError {
-    /// How to have them kept awake.
+    /// What makes it possible.
     pub(crate) fn remedy(&self) -> &'static str {
         match self {
             Self::Device(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -73,15 +78,15 @@ impl CpuLatencyError {
     }
 }
 
-/// Whether this host would let its CPUs be kept awake.
+/// Whether this host lets a process keep its CPUs awake.
 ///
 /// # Errors
-/// Why not.
+/// Why it does not.
 pub(crate) fn probe() -> Result<(), CpuLatencyError> {
     open().map(drop)
 }
 
-/// Opens the device, and finds what to say to it, in microseconds.
+/// Opens the device, and finds the limit to set in microseconds.
 fn open() -> Result<(File, i32), CpuLatencyError> {
     let driver = fs::read_to_string(IDLE_DRIVER_PATH).unwrap_or_default();
     let max_latency = match driver.trim() {
@@ -93,10 +98,10 @@ fn open() -> Result<(File, i32), CpuLatencyError> {
     Ok((device, max_latency.as_micros() as i32))
 }
 
-/// Keeps the CPUs awake as long as requests follow each other. Dropping it lets them sleep.
+/// Keeps the CPUs awake during bursts of requests. Dropping it removes the limit.
 pub(crate) struct CpuLatencyQos(Option<Worker>);
 
-/// A thread that says when the CPUs are to stay awake, and until when.
+/// The thread that sets and removes the limit.
 struct Worker {
     burst: Arc<Burst>,
     thread: Thread,
@@ -105,24 +110,24 @@ struct Worker {
 /// The latest requests.
 struct Burst {
     begun: Instant,
-    /// When the latest came, in nanoseconds since `begun`.
+    /// When the latest request came, in nanoseconds since `begun`.
     latest: AtomicU64,
     length: AtomicU32,
-    /// Nobody will ask any more.
+    /// No more requests will come.
     is_stopped: AtomicBool,
 }
 
 impl CpuLatencyQos {
-    /// Keeps the CPUs of this host awake if that is `wanted` and possible.
+    /// Keeps the CPUs of this host awake during bursts if that is `wanted` and possible.
     pub(crate) fn new(wanted: bool, metrics: &Arc<Metrics>) -> Self {
-        // Who starts a mount has looked whether it is possible, and said so.
+        // The start of the mount has reported whether it is possible.
         let device = wanted.then(open).and_then(Result::ok);
         Self(
             device.and_then(|(device, max_latency)| Worker::start(device, max_latency, metrics.clone()).ok()),
         )
     }
 
-    /// A small request has come, while no other was under way.
+    /// Notes a small request that came while no other was in flight.
     pub(crate) fn on_request(&self) {
         if let Some(worker) = &self.0
             && worker.burst.add()
@@ -151,30 +156,30 @@ impl Worker {
             length: AtomicU32::new(0),
             is_stopped: AtomicBool::new(false),
         });
-        let kept = burst.clone();
+        let shared = burst.clone();
         let worker = thread::Builder::new().name("awake".into());
         let worker = worker.spawn(move || {
             let mut device = device;
-            while contained(|| run(&kept, &mut device, max_latency, &metrics)).is_none() {
-                // What was said last may still hold.
+            while contained(|| run(&shared, &mut device, max_latency, &metrics)).is_none() {
+                // The limit may still be set.
                 let _ = device.write_all(&NO_LIMIT.to_ne_bytes());
-                kept.end();
+                shared.end();
             }
         })?;
         Ok(Self { burst, thread: worker.thread().clone() })
     }
 }
 
-/// Says when there is a burst, until it is over.
+/// Sets the limit during bursts, until the burst counter is stopped.
 fn run(burst: &Burst, mut device: impl Write, max_latency: i32, metrics: &Metrics) {
-    // Of what the kernel refuses there is nothing better to say.
-    let mut say = |max_latency: i32| drop(device.write_all(&max_latency.to_ne_bytes()));
+    // A refusal by the kernel has no remedy at this point.
+    let mut set_limit = |max_latency: i32| drop(device.write_all(&max_latency.to_ne_bytes()));
     while !burst.has_stopped() {
         if !burst.is_long() {
             thread::park();
             continue;
         }
-        say(max_latency);
+        set_limit(max_latency);
         let mut since = Instant::now();
         while !burst.has_stopped() && burst.since_latest() < IDLE_TIMEOUT {
             thread::sleep(IDLE_TIMEOUT);
@@ -182,7 +187,7 @@ fn run(burst: &Burst, mut device: impl Write, max_latency: i32, metrics: &Metric
             metrics.kept_awake(now.duration_since(since));
             since = now;
         }
-        say(NO_LIMIT);
+        set_limit(NO_LIMIT);
         burst.end();
     }
 }
@@ -192,7 +197,7 @@ impl Burst {
         self.begun.elapsed().as_nanos() as u64
     }
 
-    /// Another request has come. Returns whether the burst is long enough since then.
+    /// Counts a request. Returns whether the burst has become long enough with it.
     fn add(&self) -> bool {
         let now = self.now();
         let before = self.latest.swap(now, Ordering::Relaxed);
@@ -226,13 +231,13 @@ mod tests {
 
     use super::*;
 
-    /// A device that tells what is said to it.
+    /// A device that records what is written to it.
     struct RecordingDevice(Sender<i32>);
 
     impl Write for RecordingDevice {
-        fn write(&mut self, said: &[u8]) -> io::Result<usize> {
-            let said = said.try_into().expect("the kernel takes four bytes");
-            let _ = self.0.send(i32::from_ne_bytes(said));
+        fn write(&mut self, value: &[u8]) -> io::Result<usize> {
+            let value = value.try_into().expect("the kernel takes four bytes");
+            let _ = self.0.send(i32::from_ne_bytes(value));
             Ok(4)
         }
         fn flush(&mut self) -> io::Result<()> {
@@ -242,22 +247,22 @@ mod tests {
 
     const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
-    fn awake() -> (CpuLatencyQos, Receiver<i32>, Arc<Metrics>) {
-        let ((device, said), metrics) = (channel(), Metrics::new());
+    fn recorded_qos() -> (CpuLatencyQos, Receiver<i32>, Arc<Metrics>) {
+        let ((device, writes), metrics) = (channel(), Metrics::new());
         (
             CpuLatencyQos(Some(Worker::start(RecordingDevice(device), 7, metrics.clone()).unwrap())),
-            said,
+            writes,
             metrics,
         )
     }
 
-    /// Makes requests, one after another, until something is said to the device.
-    fn ask(awake: &CpuLatencyQos, said: &Receiver<i32>) -> i32 {
+    /// Makes requests, one after another, until something is written to the device.
+    fn send_requests(qos: &CpuLatencyQos, writes: &Receiver<i32>) -> i32 {
         let begun = Instant::now();
         loop {
-            awake.on_request();
-            match said.recv_timeout(Duration::from_micros(10)) {
-                Ok(said) => return said,
+            qos.on_request();
+            match writes.recv_timeout(Duration::from_micros(10)) {
+                Ok(value) => return value,
                 Err(RecvTimeoutError::Timeout) => assert!(begun.elapsed() < TEST_TIMEOUT),
                 Err(RecvTimeoutError::Disconnected) => panic!("the worker has ended"),
             }
@@ -265,25 +270,25 @@ mod tests {
     }
 
     #[test]
-    fn cpus_stay_awake_while_requests_follow_each_other() {
-        let (awake, said, metrics) = awake();
+    fn cpus_stay_awake_during_bursts() {
+        let (qos, writes, metrics) = recorded_qos();
         for _ in 0..3 {
-            assert_eq!(ask(&awake, &said), 7);
-            assert_eq!(said.recv_timeout(TEST_TIMEOUT), Ok(NO_LIMIT), "there are no requests any more");
+            assert_eq!(send_requests(&qos, &writes), 7);
+            assert_eq!(writes.recv_timeout(TEST_TIMEOUT), Ok(NO_LIMIT), "there are no requests any more");
         }
         assert!(metrics.totals().awake >= 3 * IDLE_TIMEOUT);
-        assert_eq!(ask(&awake, &said), 7);
-        drop(awake);
-        assert_eq!(said.recv_timeout(TEST_TIMEOUT), Ok(NO_LIMIT));
+        assert_eq!(send_requests(&qos, &writes), 7);
+        drop(qos);
+        assert_eq!(writes.recv_timeout(TEST_TIMEOUT), Ok(NO_LIMIT));
         assert_eq!(
-            said.recv_timeout(TEST_TIMEOUT),
+            writes.recv_timeout(TEST_TIMEOUT),
             Err(RecvTimeoutError::Disconnected),
             "the thread has ended"
         );
     }
 
     #[test]
-    fn requests_that_come_apart_are_no_row() {
+    fn requests_with_long_gaps_are_no_burst() {
         let burst = Burst {
             begun: Instant::now() - Duration::from_secs(1),
             latest: AtomicU64::new(0),
@@ -303,7 +308,7 @@ mod tests {
             })
             .collect();
         assert_eq!(long.iter().position(|long| *long), Some(MIN_BURST_REQUESTS as usize - 1));
-        assert_eq!(long.iter().filter(|long| **long).count(), 1, "who has been told need not be told again");
+        assert_eq!(long.iter().filter(|long| **long).count(), 1, "the worker is woken once per burst");
         assert!(burst.is_long());
         burst.end();
         assert!(!burst.is_long());

@@ -1,7 +1,8 @@
-//! Getting a connection to the kernel's FUSE, by `mount(2)` for root and by `fusermount3` for others; or by `fsmount(2)`, for a mount that gets its place later.
+//! Connecting to the kernel's FUSE: by `mount(2)` for root, by `fusermount3` for other users, and
+//! by `fsmount(2)` for a mount that is moved to its path later.
 //!
-//! fuser can do that too, but when its session ends it unmounts the path again, which by then may be someone else's
-//! mount; and it says less about what went wrong.
+//! fuser can mount as well, but when its session ends it unmounts the path, where another mount
+//! may be by then; and its errors say less.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSliceMut};
@@ -23,16 +24,16 @@ use rustix::mount::{
 use super::error::MountError;
 use super::mountpoint::FS_TYPE;
 
-/// How a file system of ours is mounted that gets its place later.
+/// Parameters of a detached mount.
 pub(crate) struct MountParams<'a> {
-    /// What shows as the source in the kernel's table.
+    /// The source that the kernel's mount table shows.
     pub(crate) source: &'a str,
-    /// What tells our kinds of mounts apart; shows in the type, after `fuse.`.
+    /// What the mount table shows after `fuse.` in the type; tells our kinds of mounts apart.
     pub(crate) subtype: &'a str,
     pub(crate) attributes: MountAttrFlags,
-    /// Whether users other than the one who mounts may use it.
+    /// Whether other users than the mounting one may use the mount.
     pub(crate) allow_other: bool,
-    /// Whether the kernel takes permissions from the attributes it is given, so that no request is needed to check them.
+    /// Whether the kernel checks permissions by the attributes it has, without a request.
     pub(crate) default_permissions: bool,
 }
 
@@ -63,18 +64,18 @@ fn mount_by_kernel(path: &Path, source: &str, allow_other: bool) -> Result<Owned
     }
 }
 
-/// A mount that has no place yet.
+/// A mount that is not attached to any path yet.
 pub(crate) struct DetachedMount {
-    /// The connection.
+    /// The connection, `/dev/fuse`.
     pub(crate) device: OwnedFd,
-    /// Its root. It goes when this is closed, unless it has got a place by then.
+    /// The root of the mount. Closing it destroys the mount unless it has been attached by then.
     pub(crate) mount: OwnedFd,
 }
 
-/// Mounts at no place, for what will be at `path`. That needs Linux 5.4.
+/// Makes a mount that is to be attached to `path` later. Needs Linux 5.4.
 ///
 /// # Errors
-/// [`MountError::NotPermitted`] if this takes rights that the process does not have.
+/// [`MountError::NotPermitted`] if the process lacks `CAP_SYS_ADMIN`.
 pub(crate) fn mount_detached(path: &Path, params: &MountParams<'_>) -> Result<DetachedMount, MountError> {
     let device = open_device()?;
     let mount = configured(&device, params).map_err(|errno| match errno {
@@ -113,7 +114,8 @@ fn open_device() -> Result<File, MountError> {
     })
 }
 
-/// The helper sends the connection through a socket whose number it finds in its environment.
+/// Mounts by `fusermount3`, which sends the connection through the socket that `_FUSE_COMMFD`
+/// names.
 fn mount_by_helper(path: &Path, source: &str, allow_other: bool) -> Result<OwnedFd, MountError> {
     let refused = |source: io::Error| MountError::Refused { path: path.into(), source };
     let (ours, helpers) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::empty())
@@ -136,7 +138,8 @@ fn mount_by_helper(path: &Path, source: &str, allow_other: bool) -> Result<Owned
             io::ErrorKind::NotFound => MountError::NoPermission,
             _ => refused(error),
         })?;
-    // With our copy of its end closed, a helper that fails ends the wait below.
+    // With the parent's copy of the helper's end closed, the wait below ends when the helper
+    // fails.
     drop(helpers);
     let device = receive_descriptor(&ours);
     let output = helper.wait_with_output().map_err(refused)?;
@@ -165,7 +168,8 @@ fn receive_descriptor(socket: &OwnedFd) -> nix::Result<Option<OwnedFd>> {
         if let ControlMessageOwned::ScmRights(descriptors) = part
             && let Some(descriptor) = descriptors.first()
         {
-            // SAFETY: the kernel has just made this descriptor for us, and nothing else has seen its number.
+            // SAFETY: the kernel has just made this descriptor for this process, and nothing else
+            // has its number.
             return Ok(Some(unsafe { OwnedFd::from_raw_fd(*descriptor) }));
         }
     }

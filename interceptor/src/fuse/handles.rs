@@ -1,4 +1,4 @@
-//! Open handles by the number that the kernel gives back with every request.
+//! Open handles, by the number that the kernel sends with every request.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::RwLock;
 
-/// Handles are spread over this many locks, so that readers of different files seldom meet.
+/// Locks that the handles are spread over, so that readers of different files seldom contend.
 const SHARDS: usize = 16;
 
 pub(crate) struct Handles<T> {

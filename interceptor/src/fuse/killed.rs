@@ -1,14 +1,16 @@
-//! Requests whose caller was killed.
+//! Requests whose caller is being killed are answered at once.
 //!
-//! A process that waits for a FUSE request cannot die before the request is answered, unless the file system listens to
-//! FUSE_INTERRUPT; fuser answers that with ENOSYS, after which the kernel sends none. FUSE_INTERRUPT also comes for signals
-//! that an application handles, and EINTR from reading a file is more than most of them expect. So what waits for servers is
-//! answered with EINTR only if its caller is going to die: [`killed`] looks for a fatal signal among those that are pending for the
-//! thread that waits, as network file systems in the kernel do (`TASK_KILLABLE`). The first look is after
-//! [`POLL_INTERVAL`], so that requests which are answered soon pay for a timer at most.
+//! A process that waits for a FUSE request cannot die before the request is answered, unless the
+//! file system handles FUSE_INTERRUPT; fuser answers that with ENOSYS, after which the kernel
+//! sends none. FUSE_INTERRUPT also comes for signals that an application handles, and few
+//! applications expect EINTR from reading a file. So a request that waits for servers is answered
+//! with EINTR only if its caller is going to die: [`killed`] looks for a fatal signal among the
+//! pending signals of the waiting thread, as network file systems in the kernel do
+//! (`TASK_KILLABLE`). It first looks after [`POLL_INTERVAL`], so a request that is answered soon
+//! costs a timer at most.
 //!
-//! Not found out is the death of a caller in a process namespace that this one cannot see, and of a thread that waits in the
-//! kernel for another one's request.
+//! Not detected is the death of a caller in a process namespace that this process cannot see, and
+//! of a thread that waits in the kernel for the request of another thread.
 
 use std::fs;
 use std::pin::pin;
@@ -21,11 +23,11 @@ use nix::sys::signal::kill;
 use nix::unistd::Pid;
 use tokio::time::sleep;
 
-/// From one look at a caller to the next.
+/// The time between two looks at the pending signals of a caller.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Signals that do nothing or stop the process unless they are handled: SIGCHLD, SIGCONT, SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU,
-/// SIGURG and SIGWINCH.
+/// Signals that by default are ignored or stop the process: SIGCHLD, SIGCONT, SIGSTOP, SIGTSTP,
+/// SIGTTIN, SIGTTOU, SIGURG and SIGWINCH.
 const NON_FATAL_SIGNALS: u64 = mask(&[
     libc::SIGCHLD,
     libc::SIGCONT,
@@ -48,7 +50,8 @@ const fn mask(signals: &[i32]) -> u64 {
     mask
 }
 
-/// Waits for `work`, but no longer than the thread `caller` lives: `None` if that is killed first.
+/// Waits for `work`, but no longer than the thread `caller` lives; `None` if `caller` is killed
+/// first.
 pub(crate) async fn unless_killed<T>(caller: u32, work: impl Future<Output = T>) -> Option<T> {
     let mut work = pin!(work);
     tokio::select! {
@@ -58,9 +61,9 @@ pub(crate) async fn unless_killed<T>(caller: u32, work: impl Future<Output = T>)
     }
 }
 
-/// Waits until the thread `caller` is going to die, or has died; for ever, if that cannot be seen.
+/// Resolves when the thread `caller` is going to die or has died; never, if that cannot be seen.
 async fn killed(caller: u32) {
-    /// Whether `/proc` shows the processes by the numbers that the kernel gives this one.
+    /// Whether the process numbers in `/proc` are those of this process's namespace.
     static PROC_IS_OURS: LazyLock<bool> = LazyLock::new(|| {
         fs::read_link("/proc/self").is_ok_and(|link| link.as_os_str() == process::id().to_string().as_str())
     });
@@ -72,14 +75,14 @@ async fn killed(caller: u32) {
         match fs::read_to_string(format!("/proc/{caller}/status")) {
             Ok(status) if *PROC_IS_OURS && is_dying(&status) => return,
             Ok(_) => {}
-            // It may only be hidden from this process.
+            // Without ESRCH the thread exists and is only hidden from this process.
             Err(_) if kill(Pid::from_raw(caller as i32), None) == Err(Errno::ESRCH) => return,
             Err(_) => {}
         }
     }
 }
 
-/// Whether a thread with this `status` has a signal pending that will kill it.
+/// Whether a thread with this `status` has a fatal signal pending.
 fn is_dying(status: &str) -> bool {
     let signals = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name))?;
@@ -99,7 +102,7 @@ mod tests {
     use std::future::pending;
 
     #[test]
-    fn only_signals_that_kill_count() {
+    fn only_fatal_signals_count() {
         let status = |pending: u64, shared: u64, blocked: u64, ignored: u64, caught: u64| {
             format!(
                 "Name:\tcat\nSigQ:\t0/9\nSigPnd:\t{pending:016x}\nShdPnd:\t{shared:016x}\nSigBlk:\t{blocked:016x}\n\
@@ -121,7 +124,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_is_gone_is_not_waited_for_and_who_lives_is() {
+    async fn a_dead_caller_ends_the_wait_and_a_live_one_does_not() {
         let mut gone = process::Command::new("true").spawn().unwrap();
         gone.wait().unwrap();
         assert_eq!(unless_killed(gone.id(), pending::<()>()).await, None);

@@ -1,8 +1,21 @@
-//! The host side of FUSE that both file systems share: [`mount`](crate::mount) and [`attach`](crate::attach).
+//! The host side of FUSE, which both file systems share: [`mount`](crate::mount) and
+//! [`attach`](crate::attach).
 //!
-//! [`mountpoint`] and [`device`] get the kernel to send requests, [`session`] runs the threads that answer them, [`unmount`] and
-//! [`mountinfo`] take a mount away again. [`request_tracker`] knows what is under way, has the threads run where a lone reader waits
-//! ([`affinity`]), and the CPUs not sleep meanwhile ([`cpu_latency`]). Nothing here knows which files there are.
+//! ```text
+//!  mountpoint ── checks the path ──► device ── mount(2), fsmount(2), fusermount3 ──► /dev/fuse
+//!                                                                                      │
+//!  capabilities ── FUSE_INIT ──► session: request threads, each with a clone of it ◄───┘
+//!                                   │ request_tracker: requests in flight
+//!                                   │   ├─ affinity     binds the threads to a lone reader's CPU
+//!                                   │   └─ cpu_latency  keeps CPUs awake during bursts
+//!                                   ▼
+//!                                the file system: mount or attach
+//!  mountinfo, unmount: finds the mount again, and removes it
+//! ```
+//!
+//! Nothing here knows which files there are. [`notices`] follows the filer's events on behalf of a
+//! file system, [`killed`] answers requests whose caller was killed, and `fuzz` sends raw requests
+//! to a whole file system.
 
 pub(crate) mod affinity;
 pub(crate) mod capabilities;

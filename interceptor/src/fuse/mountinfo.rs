@@ -1,4 +1,4 @@
-//! What the kernel says is mounted.
+//! The kernel's mount table, `/proc/thread-self/mountinfo`.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -14,23 +14,24 @@ use tokio::io::unix::AsyncFd;
 /// The mounts that the calling thread sees.
 const TABLE: &str = "/proc/thread-self/mountinfo";
 
-/// The table of mounts, open: it can be read where there is no other descriptor any more.
+/// The mount table, opened in advance: it can be read when no descriptor is left.
 #[derive(Debug)]
 pub(crate) struct MountTable(File);
 
 impl MountTable {
-    /// Of the mounts that the calling thread sees.
+    /// Opens the table of the mounts that the calling thread sees.
     pub(crate) fn open() -> io::Result<Self> {
         File::open(TABLE).map(Self)
     }
 
-    /// What is mounted under this number, and whether it is what is seen at its place, which may be another than before.
+    /// Finds a mount by its ids; it may have been moved since. Also returns whether it is the
+    /// topmost mount at its path.
     pub(crate) fn find(&self, mount: &MountInfo) -> io::Result<Option<(MountInfo, bool)>> {
         let table = self.read()?;
         let found = mounts(&table).find(|other| other.id == mount.id && other.device == mount.device);
         Ok(found.map(|found| {
-            let is_seen = topmost_in(&table, &found.path).is_some_and(|top| top.id == found.id);
-            (found, is_seen)
+            let is_topmost = topmost_in(&table, &found.path).is_some_and(|top| top.id == found.id);
+            (found, is_topmost)
         }))
     }
 
@@ -43,76 +44,78 @@ impl MountTable {
     }
 }
 
-/// A mount, by its place and its numbers.
+/// A mount, as the mount table has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct MountInfo {
-    /// The kernel's number for it; none that exists at the same time has the same.
+    /// The mount id, unique among the mounts that exist.
     pub(crate) id: u64,
-    /// The number of the mount that this one is mounted on.
+    /// The id of the mount that this one is mounted on.
     pub(crate) parent: u64,
     pub(crate) path: PathBuf,
-    /// `MAJOR:MINOR`, by which the kernel's settings for it are found.
+    /// `MAJOR:MINOR`, which names the kernel's settings for the mount.
     pub(crate) device: String,
     pub(crate) fs_type: String,
     pub(crate) source: String,
-    /// How this place is mounted, such as `rw`, `nosuid`, `relatime`.
+    /// The options of the mount, such as `rw`, `nosuid`, `relatime`.
     pub(crate) options: Vec<String>,
-    /// What the file system itself was told, such as `allow_other`.
+    /// The options of the file system, such as `allow_other`.
     pub(crate) super_options: Vec<String>,
 }
 
 impl MountInfo {
-    /// The mount that is seen at `path`, if that is a mount point. Asks the kernel's table and not the path, which
-    /// might not answer.
+    /// The topmost mount at `path`, if that is a mount point. Reads the mount table and not the
+    /// path, whose file system might not answer.
     pub(crate) fn topmost(path: &Path) -> Option<Self> {
         topmost_in(&std::fs::read(TABLE).ok()?, path)
     }
 
-    /// Every mount, seen or not.
+    /// Every mount, covered or not.
     ///
     /// # Errors
-    /// When the kernel's table cannot be read.
+    /// When the mount table cannot be read.
     pub(crate) fn all() -> io::Result<Vec<Self>> {
         Ok(mounts(&std::fs::read(TABLE)?).collect())
     }
 
-    /// The mount with this number, seen or not.
+    /// The mount with this id, covered or not.
     pub(crate) fn with_id(id: u64) -> Option<Self> {
         let table = std::fs::read(TABLE).ok()?;
         mounts(&table).find(|mount| mount.id == id)
     }
 
-    /// What is mounted on top of this one, at the same place.
+    /// The mount that covers this one at the same path.
     pub(crate) fn covered_by(&self) -> Option<Self> {
         let table = std::fs::read(TABLE).ok()?;
         mounts(&table).find(|mount| mount.parent == self.id && mount.path == self.path)
     }
 
-    /// The mounts below `path`, whether they can be seen or not.
+    /// The mounts below `path`, covered or not.
     pub(crate) fn submounts(path: &Path) -> Vec<Self> {
         let Ok(table) = std::fs::read(TABLE) else { return Vec::new() };
         mounts(&table).filter(|mount| mount.path != path && mount.path.starts_with(path)).collect()
     }
 
-    /// Whether it is still what is seen at its place.
+    /// Whether this is still the topmost mount at its path.
     pub(crate) fn is_topmost(&self) -> bool {
         Self::topmost(&self.path).is_some_and(|other| other.id == self.id && other.device == self.device)
     }
 
-    /// A hold of its root (`O_PATH`), if it is what is seen at its place. Asks nothing of the file system. While it is kept, the mount is busy.
+    /// Opens its root (`O_PATH`), if it is the topmost mount at its path. Sends no request to the
+    /// file system. The mount is busy until the descriptor is closed.
     ///
     /// # Errors
-    /// When there can be no other descriptor.
+    /// When the process has no descriptor left.
     pub(crate) fn open_root(&self) -> io::Result<Option<OwnedFd>> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let root = openat(CWD, &self.path, flags, Mode::empty())?;
         Ok((mount_id(&root)? == self.id).then_some(root))
     }
 
-    /// Resolves when the file system is mounted nowhere any more, as far as this process sees. What is open there is served nevertheless.
+    /// Resolves when the file system is mounted nowhere any more, as far as this process sees.
+    /// Files that are open are still served then.
     ///
     /// # Errors
-    /// When the kernel's table cannot be watched.
+    /// When the mount table cannot be watched.
     pub(crate) async fn wait_removed(&self) -> io::Result<()> {
         let table = File::open(TABLE)?;
         // SAFETY: a `File` has the same open descriptor for as long as it lives.
@@ -126,7 +129,7 @@ impl MountInfo {
         }
     }
 
-    /// Has the kernel read ahead further than it does by itself.
+    /// Sets how far the kernel reads ahead.
     pub(crate) fn set_read_ahead(&self, kib: u32) {
         let setting = format!("/sys/class/bdi/{}/read_ahead_kb", self.device);
         if let Err(error) = std::fs::write(&setting, kib.to_string()) {
@@ -138,10 +141,10 @@ impl MountInfo {
     }
 }
 
-/// The number of the mount that a descriptor is in.
+/// The id of the mount that a descriptor is in.
 pub(crate) fn mount_id(file: impl AsFd) -> io::Result<u64> {
-    let facts = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_fd().as_raw_fd()))?;
-    let id = facts.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok());
+    let fdinfo = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_fd().as_raw_fd()))?;
+    let id = fdinfo.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok());
     id.ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
@@ -149,14 +152,15 @@ fn mounts(table: &[u8]) -> impl DoubleEndedIterator<Item = MountInfo> {
     table.split(|byte| *byte == b'\n').filter_map(parse_line)
 }
 
-/// The one on which no other is mounted. Their order in the table says nothing: a mount can be put beneath an older one.
+/// The mount at `path` that no other covers. The order of the table does not tell: a mount can be
+/// put beneath an older one.
 fn topmost_in(table: &[u8], path: &Path) -> Option<MountInfo> {
     let here: Vec<_> = mounts(table).filter(|mount| mount.path == path).collect();
     let is_covered = |mount: &MountInfo| here.iter().any(|other| other.parent == mount.id);
     here.iter().rfind(|mount| !is_covered(mount)).cloned()
 }
 
-/// One line: `36 35 98:0 /root /place options [fields] - type source superoptions`.
+/// Parses a line: `36 35 98:0 /root /path options [fields] - type source superoptions`.
 fn parse_line(line: &[u8]) -> Option<MountInfo> {
     let fields: Vec<&[u8]> = line.split(|byte| *byte == b' ').collect();
     let separator = fields.iter().position(|field| *field == b"-")?;
@@ -175,7 +179,8 @@ fn parse_line(line: &[u8]) -> Option<MountInfo> {
     })
 }
 
-/// The kernel writes blanks, tabs, newlines and backslashes as a backslash and three octal digits.
+/// Decodes blanks, tabs, newlines and backslashes, which the kernel writes as a backslash and
+/// three octal digits.
 fn unescape(field: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
@@ -208,7 +213,7 @@ mod tests {
         broken line\n";
 
     #[test]
-    fn the_last_mount_at_a_place_is_the_one_seen() {
+    fn the_topmost_mount_at_a_path_is_found() {
         let mount = topmost_in(EXAMPLE, Path::new("/mnt/a b")).expect("is in the table");
         assert_eq!((mount.device.as_str(), mount.fs_type.as_str()), ("0:51", "fuse.interceptor"));
         assert_eq!(mount.source, "interceptor:h:1/");
@@ -220,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mount_put_beneath_an_older_one_is_not_seen() {
+    fn a_mount_put_beneath_an_older_one_is_not_topmost() {
         let table = b"22 1 254:0 / / rw - ext4 /dev/vda rw\n\
             90 92 0:50 / /mnt/a rw - fuse.old x rw\n\
             92 22 0:51 / /mnt/a rw - fuse.new x rw\n";
@@ -230,7 +235,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn any_table_is_read(table: Vec<u8>) {
+        fn any_table_is_parsed(table: Vec<u8>) {
             let _ = topmost_in(&table, Path::new("/"));
         }
     }

@@ -1,4 +1,4 @@
-//! Whether a place can be mounted on, and what to tell the user if not.
+//! Checks of the mount point before mounting.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,10 +10,11 @@ use super::error::MountError;
 use super::mountinfo::MountInfo;
 use super::unmount;
 
-/// The file system type of our mounts in the kernel's table.
+/// The file system type of our mounts in the mount table.
 pub(crate) const FS_TYPE: &str = "fuse.interceptor";
 
-/// Checks the mount point, and clears away what a process of ours that died left there. Returns its full path.
+/// Checks the mount point, and removes a dead mount that a process of ours left there. Returns its
+/// full path.
 pub(crate) fn prepare(given: &Path, nonempty: bool) -> Result<PathBuf, MountError> {
     let unusable = |source| MountError::Unusable { path: given.into(), source };
     let path = match std::fs::canonicalize(given) {
@@ -47,9 +48,9 @@ pub(crate) fn prepare(given: &Path, nonempty: bool) -> Result<PathBuf, MountErro
     }
 }
 
-/// Whether a mount is there whose daemon is gone. `statvfs` always has to ask the daemon, while the kernel may answer
-/// `stat` from what it remembers. Without a mount of FUSE there it is not asked, so that another file system that hangs
-/// does not matter here.
+/// Whether a mount is there whose daemon is gone. `statvfs` always asks the daemon, while the
+/// kernel may answer `stat` from its caches. Other file systems than FUSE are not asked, since one
+/// that hangs does not matter here.
 fn is_dead(path: &Path) -> bool {
     MountInfo::topmost(path).is_some_and(|mount| mount.fs_type.starts_with("fuse"))
         && statvfs(path).is_err_and(|error| error == Errno::ENOTCONN)
@@ -68,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn unfit_mount_points_are_named() {
+    fn unsuitable_mount_points_are_refused_with_the_reason() {
         let dir = tempfile::tempdir().expect("a scratch directory");
         let check = |path: &Path| prepare(path, false);
         assert!(check(dir.path()).is_ok());

@@ -21,8 +21,8 @@ pub(crate) trait NoticeHandler {
     /// Events may be missed from now on; the namespace already knows.
     fn on_lost(&self) {}
 
-    /// Something changed on the filer. [Applying](Namespace::apply) the change to the namespace is up
-    /// to the handler.
+    /// Something changed on the filer. The handler [applies](Namespace::apply) the change to the
+    /// namespace.
     fn on_change(&self, change: &Change);
 }
 

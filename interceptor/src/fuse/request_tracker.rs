@@ -1,5 +1,7 @@
-//! Requests as they come and are answered: who waits for one thing at a time is served where it runs ([`affinity`](super::affinity)), by CPUs that
-//! are cpu_latency ([`cpu_latency`](super::cpu_latency)).
+//! Tracks the requests in flight, to find readers that have one request in flight at a time.
+//!
+//! For such a reader the request threads run on its CPU ([`affinity`](super::affinity)), and the
+//! CPUs stay awake ([`cpu_latency`](super::cpu_latency)).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -7,18 +9,18 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use super::affinity::{RequestSample, ThreadAffinity};
 use super::cpu_latency::CpuLatencyQos;
 
-/// Bytes up to which the time of a request is that of its wake-ups and not of copying.
+/// The largest request, in bytes, whose time is that of wake-ups rather than of copying.
 const MAX_SMALL_REQUEST: u32 = 128 << 10;
 
-/// The requests of a mount.
+/// The requests in flight of a mount.
 pub(crate) struct RequestTracker {
     in_flight: Arc<AtomicU32>,
     affinity: Arc<ThreadAffinity>,
     cpu_latency: CpuLatencyQos,
 }
 
-/// A request that is being answered. To be dropped right before the answer is sent, since a reader that has its answer
-/// may ask the next thing at once.
+/// A request in flight. To be dropped right before the answer is sent, since the reader may send
+/// its next request as soon as it has the answer.
 pub(crate) struct InFlightGuard(Arc<AtomicU32>);
 
 impl Drop for InFlightGuard {
@@ -32,7 +34,8 @@ impl RequestTracker {
         Self { in_flight: Arc::default(), affinity, cpu_latency }
     }
 
-    /// A request of `len` bytes by the thread `reader` has come, on the calling thread.
+    /// Notes a request of `len` bytes from the thread `reader`, which the calling thread has
+    /// received.
     pub(crate) fn begin(&self, reader: u32, len: u32) -> InFlightGuard {
         let is_only_one = self.in_flight.fetch_add(1, Ordering::Relaxed) == 0;
         let is_small = len <= MAX_SMALL_REQUEST;
@@ -50,12 +53,12 @@ mod tests {
     use crate::telemetry::Metrics;
 
     #[test]
-    fn what_is_under_way_is_counted_until_it_is_answered() {
-        let arrivals =
+    fn requests_in_flight_are_counted_until_they_are_answered() {
+        let tracker =
             RequestTracker::new(ThreadAffinity::new(false), CpuLatencyQos::new(false, &Metrics::new()));
-        let turns: Vec<_> = (1..4).map(|reader| arrivals.begin(reader, 4096)).collect();
-        assert_eq!(arrivals.in_flight.load(Ordering::Relaxed), 3);
-        drop(turns);
-        assert_eq!(arrivals.in_flight.load(Ordering::Relaxed), 0);
+        let guards: Vec<_> = (1..4).map(|reader| tracker.begin(reader, 4096)).collect();
+        assert_eq!(tracker.in_flight.load(Ordering::Relaxed), 3);
+        drop(guards);
+        assert_eq!(tracker.in_flight.load(Ordering::Relaxed), 0);
     }
 }

@@ -1,25 +1,25 @@
-//! The session with the kernel: request threads, each over a descriptor of the connection of its own.
+//! The session with the kernel: request threads, each with its own descriptor of the connection.
 //!
 //! ```text
-//!  /dev/fuse ── INIT ──► handshake, by way of a socket pair ──► reply
+//!  /dev/fuse ── INIT ──► handshake, through a socket pair ──► reply
 //!      │ clone (FUSE_DEV_IOC_CLONE)
 //!      ├─► thread fuse-0: a fuser session ── a request panics ──► the clone is closed: the kernel
 //!      │                                                     answers the request; a new clone
 //!      ├─► thread fuse-1: a fuser session
-//!      └─ the descriptor that was mounted: notifications, backing files, the source of clones
+//!      └─ the mounted descriptor: notifications, backing files, the source of clones
 //! ```
 //!
-//! **A panic costs the request that caused it.** Code of ours that panics drops its reply, which
-//! answers EIO. fuser may panic before there is a reply, because it computes with numbers that come
-//! from programs unchecked (`utimensat` takes any number of seconds). The kernel keeps a request at
-//! the clone that it was read from until it is answered, and answers ECONNABORTED when that clone is
-//! closed. So each thread has a fuser session with one clone, and a session that ends by a panic is
-//! dropped with its clone and replaced. Requests that wait in tasks keep a clone open until they are
-//! answered, which their deadlines bound.
+//! **A panic costs the request that caused it.** If our code panics, it drops its reply, which
+//! answers EIO. fuser may panic before there is a reply, because it does unchecked arithmetic with
+//! numbers that come from programs (`utimensat` takes any number of seconds). The kernel keeps a
+//! request at the clone that it was read from until it is answered, and answers ECONNABORTED when
+//! that clone is closed. So each thread has a fuser session with a clone of its own, and a session
+//! that ends by a panic is dropped with its clone and replaced. Requests that wait in tasks keep a
+//! clone open until they are answered; their deadlines bound that time.
 //!
-//! fuser insists on a handshake for each session, and the kernel makes one for a connection. The INIT
-//! request is read here and given to each session through a socket pair; the reply of the first goes
-//! to the kernel. Then the descriptor of a clone takes the place of the socket.
+//! fuser makes a handshake for each session, but the kernel makes one for a connection. The
+//! kernel's INIT request is read here and given to each session through a socket pair; the reply
+//! of the first session goes to the kernel. Then the descriptor of a clone replaces the socket.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -39,14 +39,14 @@ use tokio::sync::watch;
 use super::mountinfo::MountInfo;
 use super::unmount;
 
-/// The least that the kernel wants to have room for in a read of a request, with room to spare.
+/// The size of the buffer for INIT, in bytes; the kernel refuses reads into less than 8 KiB.
 const INIT_CAPACITY: usize = 64 << 10;
 
-/// How long a thread that cannot have duplicate descriptor waits before it tries again.
+/// How long a thread that got no new clone waits before it tries again.
 const REPLACE_BACKOFF_MS: u16 = 100;
 
-/// The most bytes that a read may ask for. fuser lets the kernel ask for 16 MiB and a page; a request
-/// for more is no kernel's, and is refused before memory is taken for it.
+/// The largest read, in bytes. fuser lets the kernel read up to 16 MiB and a page; a larger
+/// request does not come from a kernel and is refused before memory is allocated for it.
 pub(crate) const MAX_READ: u32 = 32 << 20;
 
 /// How a session ended.
@@ -54,8 +54,8 @@ pub(crate) const MAX_READ: u32 = 32 << 20;
 pub enum SessionEnd {
     /// The file system was unmounted everywhere.
     Unmounted,
-    /// The connection was aborted (`/sys/fs/fuse/connections/N/abort`). The mount may still be there,
-    /// and all that it is asked fails.
+    /// The connection was aborted (`/sys/fs/fuse/connections/N/abort`). The mount may still be
+    /// there, and all requests to it fail.
     Aborted,
 }
 
@@ -65,7 +65,7 @@ pub enum SessionEnd {
 pub struct ConnectionAborted;
 
 impl SessionEnd {
-    /// An unmount is how a mount ends; anything else is a failure.
+    /// Ok for an unmount, which is how a mount ends; anything else is a failure.
     pub fn outcome(self) -> Result<(), ConnectionAborted> {
         match self {
             Self::Unmounted => Ok(()),
@@ -74,21 +74,21 @@ impl SessionEnd {
     }
 }
 
-/// A connection to the kernel on which the handshake was made, and that nothing serves yet.
+/// A connection to the kernel on which the handshake was made, and that no thread serves yet.
 pub(crate) struct Connection<F: Filesystem> {
     /// Owns the descriptor that was mounted. It never runs.
     main: Session<F>,
     filesystem: F,
     config: Config,
-    /// The INIT request of the kernel.
+    /// The kernel's INIT request.
     init: Vec<u8>,
     duplicate: fn(BorrowedFd<'_>) -> io::Result<OwnedFd>,
 }
 
 impl<F: Filesystem + Clone> Connection<F> {
-    /// Makes the handshake on `device`, which has been mounted, for `filesystem`. Copies of that are
-    /// what the threads serve; each copy is asked for its [`init`](Filesystem::init) with the same
-    /// offer of the kernel.
+    /// Makes the handshake on `device`, which has been mounted, for `filesystem`. Each thread
+    /// serves a copy of `filesystem`, whose [`init`](Filesystem::init) gets the same offer of the
+    /// kernel.
     pub(crate) fn new(filesystem: F, device: OwnedFd, acl: SessionACL) -> io::Result<Self> {
         Self::over(filesystem, device, acl, clone_device)
     }
@@ -129,7 +129,7 @@ impl<F: Filesystem + Clone> Connection<F> {
         Ok(RunningSession(ended))
     }
 
-    /// A session over a descriptor of its own.
+    /// A session over a new clone.
     fn session(&self) -> io::Result<Session<F>> {
         let device = (self.duplicate)(self.main.as_fd())?;
         let config = self.config.clone();
@@ -144,7 +144,7 @@ impl<F: Filesystem + Clone> Connection<F> {
                 Err(error) if error.raw_os_error() == Some(libc::ECONNABORTED) => {
                     return SessionEnd::Aborted;
                 }
-                // A panic has been logged and counted where it came about.
+                // The panic has been logged and counted where it happened.
                 Err(error) => tracing::debug!(%error, "a request ended its session; it is replaced"),
             }
             session = match self.replacement() {
@@ -154,7 +154,8 @@ impl<F: Filesystem + Clone> Connection<F> {
         }
     }
 
-    /// Another session for a thread that lost its own. `None` if the connection has ended.
+    /// A new session for a thread whose session has ended by a panic. `None` if the connection has
+    /// ended.
     fn replacement(&self) -> Option<Session<F>> {
         let mut logged = false;
         loop {
@@ -166,7 +167,7 @@ impl<F: Filesystem + Clone> Connection<F> {
                 }
                 Err(_) => {}
             }
-            // Without an event to wait for, this tells of nothing but the end.
+            // Polling for no event reports only the end of the connection.
             let mut main = [PollFd::new(self.main.as_fd(), PollFlags::empty())];
             if poll(&mut main, PollTimeout::from(REPLACE_BACKOFF_MS)) == Ok(1) {
                 return None;
@@ -223,7 +224,7 @@ pub(crate) async fn first_answer<T: Send + 'static>(
     tokio::time::timeout(FIRST_ANSWER_TIMEOUT, answer).await?.map_err(io::Error::other)?
 }
 
-/// What the threads share to tell of their end. The last of them drops it, even by a panic.
+/// What the threads share to report their end. The last thread drops it, even by a panic.
 struct EndReporter {
     sender: watch::Sender<Option<SessionEnd>>,
     end: Mutex<SessionEnd>,
@@ -247,7 +248,7 @@ fn read_init(device: &OwnedFd) -> io::Result<Vec<u8>> {
     Ok(init)
 }
 
-/// A fuser session that has seen `init` and reads from what `device` is open on, and its reply.
+/// A fuser session that has processed `init` and reads from the file of `device`, and its reply.
 fn session<F: Filesystem>(
     filesystem: F,
     config: Config,
@@ -256,7 +257,8 @@ fn session<F: Filesystem>(
 ) -> io::Result<(Session<F>, Vec<u8>)> {
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
     send(ours.as_raw_fd(), init, MsgFlags::empty())?;
-    // A session that asks for more than one request finds the end, and does not wait for ever.
+    // A session that reads a second request finds the end of the stream instead of waiting for
+    // ever.
     shutdown(ours.as_raw_fd(), Shutdown::Write)?;
     let session = Session::from_fd(filesystem, theirs, config.acl, config)?;
     let mut reply = vec![0; INIT_CAPACITY];
@@ -269,7 +271,7 @@ fn session<F: Filesystem>(
 }
 
 nix::ioctl_read!(
-    /// Makes a descriptor of `/dev/fuse` one of the connection of duplicate.
+    /// Attaches a new descriptor of `/dev/fuse` to the connection of another.
     ioctl_clone, 229, 0, u32
 );
 

@@ -1,4 +1,4 @@
-//! Taking a mount away.
+//! Unmounting.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -11,17 +11,18 @@ use nix::mount::{MntFlags, umount2};
 use super::error::MountError;
 use super::mountinfo::{MountInfo, MountTable};
 
-/// Unmounts, wherever the mount is by now; detaches if files are open. Takes no descriptor where the process may unmount by itself.
+/// Unmounts, even if the mount was moved; detaches it if files are open. Opens no descriptor if
+/// the process itself may unmount.
 pub(crate) fn unmount(at: &MountInfo, table: &MountTable) -> Result<(), MountError> {
     let found = table.find(at).map_err(|source| MountError::Unmount { path: at.path.clone(), source })?;
-    // Someone else was faster.
-    let Some((at, is_seen)) = found else { return Ok(()) };
-    if !is_seen {
+    // It has been unmounted by another process.
+    let Some((at, is_topmost)) = found else { return Ok(()) };
+    if !is_topmost {
         return Err(MountError::Covered { path: at.path });
     }
     let failed = |source: io::Error| MountError::Unmount { path: at.path.clone(), source };
     match umount2(&at.path, MntFlags::UMOUNT_NOFOLLOW) {
-        // Someone else was faster.
+        // EINVAL: another process has unmounted it since.
         Ok(()) | Err(Errno::EINVAL) => Ok(()),
         Err(Errno::EBUSY) => {
             tracing::info!(path = %at.path.display(), "files are open; detaching the mount");
@@ -33,12 +34,13 @@ pub(crate) fn unmount(at: &MountInfo, table: &MountTable) -> Result<(), MountErr
     }
 }
 
-/// Takes the mount out of sight, as far as that is possible, and says nothing. Another that comes to its place meanwhile is left alone.
+/// Detaches the mount if it is the topmost at its path, and ignores failures. A mount that comes
+/// to the path meanwhile is left alone.
 pub(crate) fn detach(at: &MountInfo) {
     let detached = match at.open_root() {
         Ok(Some(root)) => detach_by_root(&root),
         Ok(None) => return,
-        // There may be no descriptor left; then it goes by the path.
+        // Without a descriptor only the path names the mount.
         Err(_) if at.is_topmost() => umount2(&at.path, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH),
         Err(_) => return,
     };
@@ -47,8 +49,8 @@ pub(crate) fn detach(at: &MountInfo) {
     }
 }
 
-/// Takes a mount away that was just found at its place, and that nothing serves any more. Takes no descriptor where the
-/// process may unmount by itself.
+/// Removes a mount that was just found at its path and that nothing serves. Opens no descriptor if
+/// the process itself may unmount.
 pub(crate) fn remove_dead(at: &MountInfo) -> io::Result<()> {
     match umount2(&at.path, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH) {
         Err(Errno::EPERM) => fusermount(at),
@@ -56,12 +58,13 @@ pub(crate) fn remove_dead(at: &MountInfo) -> io::Result<()> {
     }
 }
 
-/// Takes the very mount of which `root` is a hold out of sight, with what is mounted on it. `EINVAL` if it is mounted nowhere.
+/// Detaches the mount with this root (`O_PATH`), and what is mounted on it. `EINVAL` if it is not
+/// mounted.
 pub(crate) fn detach_by_root(root: &OwnedFd) -> nix::Result<()> {
     umount2(&PathBuf::from(format!("/proc/self/fd/{}", root.as_raw_fd())), MntFlags::MNT_DETACH)
 }
 
-/// Who is not root has to ask the helper that also mounted.
+/// Unmounts by `fusermount3`, as users other than root have to.
 fn fusermount(at: &MountInfo) -> io::Result<()> {
     let output = Command::new("fusermount3").args(["-u", "-z", "--"]).arg(&at.path).output()?;
     if output.status.success() {
@@ -70,7 +73,7 @@ fn fusermount(at: &MountInfo) -> io::Result<()> {
     Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
 }
 
-/// Ends the connection: every request that is or will be made gives ENOTCONN.
+/// Aborts the connection: all requests, present and future, fail with ENOTCONN.
 pub(crate) fn abort(at: &MountInfo) {
     let Some((_, minor)) = at.device.split_once(':') else { return };
     let control = format!("/sys/fs/fuse/connections/{minor}/abort");

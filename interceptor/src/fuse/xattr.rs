@@ -1,12 +1,12 @@
-//! Extended attributes, by the rules of `getxattr(2)`.
+//! Replies to `getxattr(2)` and `listxattr(2)`, and the attribute that names the status API.
 
 use std::net::SocketAddr;
 
 use fuser::{Errno, ReplyXattr};
 
-/// An attribute that every file and directory of a mount has, although no list shows it: where the status API of the mount's
-/// daemon is, as `HOST:PORT`, or `none`. So the daemon of any path can be found, whatever is mounted where. The kernel lets
-/// everybody read attributes of this name space.
+/// An unlisted attribute of every file and directory of a mount: the address of the status API of
+/// its daemon, `HOST:PORT`, or `none`. It leads from any path to the daemon, whatever is mounted
+/// where. The kernel lets every user read attributes of the `system` name space.
 pub const STATUS_XATTR: &str = "system.interceptor.status";
 
 /// The value of [`STATUS_XATTR`].
@@ -14,7 +14,7 @@ pub(crate) fn status_value(address: Option<SocketAddr>) -> String {
     address.map_or_else(|| "none".into(), |address| address.to_string())
 }
 
-/// What to answer a caller whose buffer has `size` bytes; with 0 it asks for the size only.
+/// The answer to a caller whose buffer has `size` bytes; 0 asks for the size only.
 #[derive(Debug, PartialEq, Eq)]
 enum XattrAnswer<'a> {
     Size(u32),

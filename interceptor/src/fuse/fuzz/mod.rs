@@ -1,19 +1,19 @@
 //! A fuzzer of raw FUSE requests: plays the kernel to a whole file system.
 //!
 //! ```text
-//!  RequestGenerator ── requests ──► SOCK_SEQPACKET ──► fuser sessions ──► the file system under test
-//!      ▲                          │
-//!      └── nodes, handles ◄── replies, each checked
+//!  RequestGenerator ── requests ──► SOCK_SEQPACKET ──► fuser sessions ──► file system under test
+//!      ▲                                 │
+//!      └──── nodes, handles ◄── replies, each checked
 //! ```
 //!
-//! Requests are those that a kernel could send, with the numbers, names and lengths that it never
-//! would ([`requests`]). They come in bursts, so that several threads answer at once. What must hold:
-//! each request is answered once, in time, by a message that the kernel would take; nothing panics
-//! but what [`FuzzRequest::may_panic`] allows; memory does not grow without bound; and at the end a file
-//! that nothing has touched is read right.
+//! Requests look like a kernel's, with numbers, names and lengths that a kernel never sends
+//! ([`requests`]). They come in bursts, so that several threads answer at once. It checks that
+//! each request is answered once, in time, by a message that the kernel would accept; that nothing
+//! panics except where [`FuzzRequest::may_panic`] allows it; that memory stays bounded; and that
+//! at the end an untouched file is read right.
 //!
-//! `FUZZ_SECONDS` is how long each file system is tried, `FUZZ_SEED` repeats a run. `cargo xtask fuzz`
-//! sets the first.
+//! `FUZZ_SECONDS` sets how long each file system is tried, `FUZZ_SEED` repeats a run. `cargo xtask
+//! fuzz` sets the first.
 
 pub(crate) mod requests;
 
@@ -39,37 +39,37 @@ use tokio::runtime::Runtime;
 use self::requests::{FuzzRequest, RequestGenerator, opcode};
 use super::session::{Connection, RunningSession};
 
-/// How long each file system is tried if nothing else is said.
+/// How long each file system is tried by default.
 const DEFAULT_SECONDS: u64 = 3;
 
-/// An answer that takes longer counts as none. Far more than any takes, for hosts that are busy.
+/// How long a request may take. Far longer than any takes, for busy hosts.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How much the process may grow.
+/// How much the process may grow, in bytes.
 const MAX_MEMORY_GROWTH: u64 = 1 << 30;
 
-/// For so many numbers of requests a late answer is waited for.
+/// How many request numbers back a late answer is still accepted.
 const MAX_UNAWAITED_AGE: u64 = 1000;
 
-/// How long a request that wants no answer, and is wrong, is given to end its session.
+/// How long a malformed request that has no reply is given to end its session.
 const SETTLE_TIMEOUT: Duration = Duration::from_millis(20);
 
-/// How much later than that one may panic, on a host that is busy.
+/// How much later such a request may panic, on a busy host.
 const MAX_PANIC_DELAY: Duration = Duration::from_secs(5);
 
-/// Threads that answer.
+/// Request threads.
 const THREADS: usize = 4;
 
-/// The most requests that are sent before their answers are awaited.
+/// The largest number of requests that are sent before their answers are awaited.
 const MAX_BURST: usize = 8;
 
-/// Panics of threads that answer requests: where, and what was said.
+/// Panics of threads that answer requests: location and message.
 static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-/// One run at a time, since panics are noted for the whole process.
+/// Serializes runs, since panics are recorded for the whole process.
 static RUN_LOCK: Mutex<()> = Mutex::new(());
 
-/// What the kernel offers: everything that fuser knows a name for.
+/// The flags that the simulated kernel offers: every one that fuser knows.
 const ALL_FLAGS: u64 = u64::MAX;
 
 fn note_panics() {
@@ -79,9 +79,9 @@ fn note_panics() {
         panic::set_hook(Box::new(move |info| {
             let thread = thread::current().name().unwrap_or_default().to_owned();
             if thread.starts_with("fuser-") || thread.starts_with("fuse-") || thread == IO_THREAD {
-                let place = info.location().map(ToString::to_string).unwrap_or_default();
+                let location = info.location().map(ToString::to_string).unwrap_or_default();
                 let text = info.payload_as_str().unwrap_or_default().to_owned();
-                PANICS.lock().push(format!("{place}: {text} [{thread}]"));
+                PANICS.lock().push(format!("{location}: {text} [{thread}]"));
             } else {
                 before(info);
             }
@@ -92,13 +92,13 @@ fn note_panics() {
 /// The name of the threads of a run's runtime.
 const IO_THREAD: &str = "fuzz-io";
 
-/// What a run needs to be started.
+/// One run of the fuzzer.
 pub(crate) struct FuzzRun {
-    /// What the file system under test works on.
+    /// The runtime of the file system under test.
     pub(crate) runtime: Runtime,
     pub(crate) seed: u64,
     duration: Duration,
-    // Dropped last: panics on the runtime are those of this run.
+    // Dropped last, so that panics on the runtime are recorded for this run.
     _alone: MutexGuard<'static, ()>,
 }
 
@@ -119,8 +119,8 @@ impl FuzzRun {
         }
     }
 
-    /// Sends requests to `filesystem` until the time is over. `plain` is then the name of a file in the
-    /// root, and its content; it is made only at the end.
+    /// Sends requests to `filesystem` until the time is over. `plain` is called at the end; it
+    /// makes a file in the root, and returns its name and content.
     pub(crate) fn fuzz<F: Filesystem + Clone>(
         &self,
         filesystem: F,
@@ -150,27 +150,27 @@ struct SimulatedKernel {
     generator: RequestGenerator,
     unique: u64,
     sent: u64,
-    /// By opcode: how many were answered well, and how many by an error.
+    /// By opcode: how many requests succeeded, and how many failed.
     answered: HashMap<u32, (u64, u64)>,
-    /// Requests that want no answer and may get one all the same, if they are wrong.
+    /// Requests without a reply that may get an error reply if they are malformed.
     unawaited: HashSet<u64>,
     /// Panics that were allowed.
     contained: u64,
-    /// Until when a request that wants no answer, and was not seen to panic, may still do so.
+    /// Until when a request without a reply may still panic.
     late_until: Option<Instant>,
 }
 
-/// A reply, as far as all are alike.
+/// The part of a reply that all replies share.
 #[derive(Debug)]
 pub(crate) struct FuzzReply {
     pub(crate) error: i32,
     pub(crate) body: Vec<u8>,
 }
 
-/// How many sessions there were.
+/// How many sessions were started.
 static SESSIONS: AtomicU64 = AtomicU64::new(0);
 
-/// Another descriptor of the connection. To a socket any will do.
+/// Another descriptor of the connection. For a socket, any duplicate will do.
 fn duplicate(socket: BorrowedFd<'_>) -> std::io::Result<OwnedFd> {
     SESSIONS.fetch_add(1, Ordering::SeqCst);
     socket.try_clone_to_owned()
@@ -181,7 +181,7 @@ impl SimulatedKernel {
         let flags = SockFlag::SOCK_CLOEXEC;
         let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap();
         for end in [&ours, &theirs] {
-            // Without the right to it, large messages fail, which shows.
+            // Without the privilege for it, large messages fail visibly.
             let _ = setsockopt(end, sockopt::SndBufForce, &(8 << 20));
         }
         let socket = Arc::new(ours);
@@ -220,8 +220,8 @@ impl SimulatedKernel {
         let mut waiting = HashMap::new();
         for _ in 0..self.generator.burst(MAX_BURST) {
             let request = self.generator.request();
-            if request.contradicts || request.may_panic {
-                // What it brings about must be told from the others.
+            if request.has_wrong_length || request.may_panic {
+                // The effects of this request must be told from those of others.
                 self.collect(&mut waiting);
                 let sessions = SESSIONS.load(Ordering::SeqCst);
                 self.send(request, &mut waiting);
@@ -241,9 +241,9 @@ impl SimulatedKernel {
         waiting.insert(self.unique, request);
     }
 
-    /// Waits for what becomes of a request that may cost its session: an answer, or another session
-    /// than the first `sessions`, for which a panic is waited, too. Otherwise the next request of this
-    /// kind would take that session for its own.
+    /// Waits for the outcome of a request that may end its session: an answer, or a session beyond
+    /// the first `sessions`, and the panic that caused it. Otherwise the next such request would
+    /// take that session for its own.
     fn settle(&mut self, sessions: u64, waiting: &mut HashMap<u64, FuzzRequest>) {
         let begun = Instant::now();
         let timeout = match waiting.values().any(|request| request.wants_reply) {
@@ -270,13 +270,13 @@ impl SimulatedKernel {
         self.unawaited.extend(waiting.drain().map(|(unique, _)| unique));
     }
 
-    /// Takes in answers until none is missing.
+    /// Receives answers until none is missing.
     fn collect(&mut self, waiting: &mut HashMap<u64, FuzzRequest>) {
         let begun = Instant::now();
         loop {
             self.check_panics(waiting);
             if !waiting.values().any(|request| request.wants_reply) {
-                // Without an answer, nothing tells when these were dealt with.
+                // Without an answer, nothing tells when these requests were handled.
                 self.unawaited.extend(waiting.drain().map(|(unique, _)| unique));
                 let recent = self.unique.saturating_sub(MAX_UNAWAITED_AGE);
                 self.unawaited.retain(|unique| *unique > recent);
@@ -293,7 +293,7 @@ impl SimulatedKernel {
         }
     }
 
-    /// Takes in the next answer, if one comes in time.
+    /// Receives the next answer, if one comes in time.
     fn take_reply(&mut self, timeout: Duration, waiting: &mut HashMap<u64, FuzzRequest>) -> bool {
         let Some((unique, reply)) = self.receive(timeout) else { return false };
         let Some(request) = waiting.remove(&unique) else {
@@ -313,7 +313,7 @@ impl SimulatedKernel {
         true
     }
 
-    /// The next reply and what it is one to. Notifications are taken and forgotten.
+    /// The next reply and the number of its request. Skips notifications.
     fn receive(&self, timeout: Duration) -> Option<(u64, FuzzReply)> {
         loop {
             let message = match self.replies.recv_timeout(timeout) {
@@ -335,26 +335,27 @@ impl SimulatedKernel {
         }
     }
 
-    /// A request that may panic had better do so in fuser, and then waits for no answer: the kernel
-    /// ends it when the descriptor is closed.
+    /// Checks the panics since the last call. A request that may panic must do so in fuser. It
+    /// then gets no answer: the kernel ends it when the descriptor is closed.
     fn check_panics(&mut self, waiting: &mut HashMap<u64, FuzzRequest>) {
         let panics = std::mem::take(&mut *PANICS.lock());
-        for place in panics {
-            // The one request whose numbers fuser computes with, and the one whose length it believes.
-            let is_time = place.contains("/fuser-") && place.contains("/src/time.rs:")
-                || place.contains("/std/src/time.rs:");
-            let is_length = place.contains("/fuser-") && place.contains("/src/ll/request.rs:");
+        for panic in panics {
+            // The one request with whose numbers fuser does arithmetic, and the one whose length
+            // it trusts.
+            let is_time = panic.contains("/fuser-") && panic.contains("/src/time.rs:")
+                || panic.contains("/std/src/time.rs:");
+            let is_length = panic.contains("/fuser-") && panic.contains("/src/ll/request.rs:");
             let is_expected = waiting.len() == 1
                 && waiting
                     .values()
-                    .all(|request| is_time && request.may_panic || is_length && request.contradicts);
+                    .all(|request| is_time && request.may_panic || is_length && request.has_wrong_length);
             let is_late = is_length && self.late_until.is_some_and(|until| Instant::now() < until);
             if is_late && !is_expected {
                 self.contained += 1;
                 continue;
             }
             if !is_expected {
-                self.fail(&place, waiting.values());
+                self.fail(&panic, waiting.values());
             }
             waiting.clear();
             self.contained += 1;
@@ -374,7 +375,7 @@ impl SimulatedKernel {
         format!("{} contained, answered {}", self.contained, shown.join(" "))
     }
 
-    /// One request, and its reply.
+    /// Sends one request and waits for its reply.
     fn ask(&mut self, request: FuzzRequest) -> FuzzReply {
         let mut waiting = HashMap::new();
         self.send(request, &mut waiting);
@@ -402,7 +403,7 @@ impl SimulatedKernel {
         read.body
     }
 
-    /// Tells each thread that the file system is unmounted, and sees them end.
+    /// Tells each thread that the file system is unmounted, and waits for the threads to end.
     fn end(mut self) {
         for _ in 0..THREADS {
             let reply = self.ask(FuzzRequest::new(opcode::DESTROY, requests::ROOT, Vec::new()));
@@ -419,7 +420,7 @@ fn send(socket: &impl AsFd, message: &[u8]) {
     let (data, begun) = ([IoSlice::new(message)], Instant::now());
     loop {
         match sendmsg::<()>(socket.as_fd().as_raw_fd(), &data, &[], MsgFlags::empty(), None) {
-            // A message lies in one piece of the kernel's memory, of which there may be none for a while.
+            // A message takes contiguous kernel memory, of which there may be none for a while.
             Err(Errno::ENOBUFS) if begun.elapsed() < ANSWER_TIMEOUT => thread::yield_now(),
             sent => {
                 sent.expect("a request is sent");
@@ -429,7 +430,7 @@ fn send(socket: &impl AsFd, message: &[u8]) {
     }
 }
 
-/// Bytes of memory that the process has.
+/// The resident memory of the process in bytes.
 fn resident() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();

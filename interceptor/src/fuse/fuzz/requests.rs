@@ -1,4 +1,5 @@
-//! Made-up requests: mostly such as a kernel sends, so that they get far, with some part gone wrong.
+//! Generated requests: mostly such as a kernel sends, so that they get far, with one part made
+//! wrong.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -15,7 +16,7 @@ use crate::warmup::ticket::READ_TICKET_XATTR;
 
 pub(crate) const ROOT: u64 = 1;
 
-/// Numbers of the protocol.
+/// Opcodes of the protocol.
 pub(crate) mod opcode {
     pub(crate) const LOOKUP: u32 = 1;
     pub(crate) const FORGET: u32 = 2;
@@ -66,18 +67,19 @@ pub(crate) mod opcode {
     pub(crate) const TMPFILE: u32 = 51;
     pub(crate) const STATX: u32 = 52;
     pub(crate) const CUSE_INIT: u32 = 4096;
-    /// Unknown ones come after these.
+    /// Opcodes up to this one are generated; some are unknown.
     pub(crate) const LAST: u32 = 60;
 }
 
-/// Replies of this size fit into one message of the socket. The kernel asks for no more at once than
-/// its limit of pages, and fuser takes memory for as much as a listing may have before we are asked.
+/// The largest reply in bytes that fits into one message of the socket. The kernel asks for no
+/// more than its page limit at once, and fuser allocates the size of a listing before it calls the
+/// file system.
 const MAX_REPLY: u32 = 256 << 10;
 
-/// Open handles from which on it is time to release some.
+/// Open handles from which on handles are released more often.
 const MAX_HANDLES: usize = 150;
 
-/// Nodes that are remembered, of all that there were.
+/// The largest number of nodes that are remembered.
 const MAX_NODES: usize = 300;
 
 /// A request without its number.
@@ -89,20 +91,20 @@ pub(crate) struct FuzzRequest {
     user: u32,
     group: u32,
     process: u32,
-    /// What the header says of the length, if not the truth.
+    /// The length in the header, if it is a wrong one.
     length: Option<u32>,
-    /// The kernel waits for an answer.
+    /// Whether the kernel waits for an answer.
     pub(crate) wants_reply: bool,
-    /// fuser cannot compute with its numbers, which users can bring about.
+    /// Whether fuser fails at arithmetic with its numbers, which programs can choose.
     pub(crate) may_panic: bool,
-    /// It is not as long as it says somewhere. The kernel sends none such; fuser may answer it, drop it
-    /// or end the session of the thread, which is replaced.
-    pub(crate) contradicts: bool,
+    /// Whether a length in it is wrong. The kernel sends no such request; fuser may answer it,
+    /// drop it, or end the session of the thread, which is replaced.
+    pub(crate) has_wrong_length: bool,
 }
 
 impl FuzzRequest {
-    /// Whether its reply may be so large that the socket finds no memory for it, which lies in one piece. A
-    /// device has no such limit.
+    /// Whether its reply may be too large for the contiguous memory that a socket's message takes.
+    /// A device has no such limit.
     pub(crate) fn may_lose_its_reply(&self) -> bool {
         const SURE: u32 = 32 << 10;
         let size = self.body.get(16..20).and_then(|bytes| bytes.try_into().ok()).map(u32::from_ne_bytes);
@@ -119,7 +121,7 @@ impl fmt::Debug for FuzzRequest {
     }
 }
 
-/// A body in the making.
+/// A request body under construction.
 #[derive(Default)]
 struct RequestBody(Vec<u8>);
 
@@ -159,7 +161,7 @@ impl FuzzRequest {
             length: None,
             wants_reply,
             may_panic: false,
-            contradicts: false,
+            has_wrong_length: false,
         }
     }
 
@@ -176,7 +178,7 @@ impl FuzzRequest {
         Self::new(opcode::READ, node, body.0)
     }
 
-    /// The bytes that a read of the device gives.
+    /// The bytes that a read of the device returns.
     pub(crate) fn message(&self, unique: u64) -> Vec<u8> {
         let len = 40 + self.body.len() as u32;
         let header = RequestBody::default().u32(self.length.unwrap_or(len)).u32(self.opcode).u64(unique);
@@ -184,13 +186,13 @@ impl FuzzRequest {
         header.data(&self.body).0
     }
 
-    /// A number of the body.
+    /// A number in the body.
     fn number(&self, at: usize) -> Option<u32> {
         Some(u32::from_ne_bytes(self.body.get(at..at + 4)?.try_into().ok()?))
     }
 
-    /// Takes back what was made of the room for an answer, if an answer could have that size and not be
-    /// sent here, or fuser would take as much memory.
+    /// Limits the size of the reply that is asked for, if a reply of that size could be made but
+    /// not be sent here, or if fuser would allocate that much memory.
     fn bound_reply(&mut self) {
         let size = self.number(16).unwrap_or(0);
         let is_sent = match self.opcode {
@@ -203,13 +205,13 @@ impl FuzzRequest {
         }
     }
 
-    /// Whether the kernel would take this for an answer to it.
+    /// Whether the kernel would accept `reply` for this request.
     pub(crate) fn check(&self, reply: &FuzzReply) -> Result<(), &'static str> {
         if reply.error != 0 {
             return Ok(());
         }
         let len = reply.body.len();
-        let most = |at: usize| self.number(at).unwrap_or(0) as usize;
+        let limit = |at: usize| self.number(at).unwrap_or(0) as usize;
         let fits = match self.opcode {
             opcode::LOOKUP | opcode::SYMLINK | opcode::MKNOD | opcode::MKDIR | opcode::LINK => len == 128,
             opcode::GETATTR | opcode::SETATTR => len == 104,
@@ -217,22 +219,23 @@ impl FuzzRequest {
             opcode::CREATE => len == 144,
             opcode::WRITE | opcode::COPY_FILE_RANGE | opcode::LSEEK => len == 8,
             opcode::STATFS => len == 80,
-            opcode::READ => len <= most(16),
-            opcode::READDIR | opcode::READDIRPLUS => len <= most(16) && self.entries(reply).is_some(),
-            // A size, or as much as there is room for.
-            opcode::GETXATTR | opcode::LISTXATTR if most(0) == 0 => len == 8,
-            opcode::GETXATTR | opcode::LISTXATTR => len <= most(0),
+            opcode::READ => len <= limit(16),
+            opcode::READDIR | opcode::READDIRPLUS => len <= limit(16) && self.entries(reply).is_some(),
+            // The size of the value, or at most as many bytes as the buffer has.
+            opcode::GETXATTR | opcode::LISTXATTR if limit(0) == 0 => len == 8,
+            opcode::GETXATTR | opcode::LISTXATTR => len <= limit(0),
             opcode::READLINK => (1..=4096).contains(&len),
             opcode::UNLINK | opcode::RMDIR | opcode::RENAME | opcode::RENAME2 | opcode::RELEASE => len == 0,
             opcode::RELEASEDIR | opcode::FSYNC | opcode::FSYNCDIR | opcode::FLUSH => len == 0,
             opcode::SETXATTR | opcode::REMOVEXATTR | opcode::ACCESS | opcode::FALLOCATE => len == 0,
-            // No other is answered well.
+            // No other request succeeds.
             _ => false,
         };
         if fits { Ok(()) } else { Err("not an answer to this request") }
     }
 
-    /// The places after the entries of a listing; `None` if it is not one.
+    /// The node and the next offset of each entry of a listing; `None` if the reply is not a
+    /// listing.
     fn entries(&self, reply: &FuzzReply) -> Option<Vec<(u64, u64)>> {
         let attributes = if self.opcode == opcode::READDIRPLUS { 128 } else { 0 };
         let (mut rest, mut found) = (&reply.body[..], Vec::new());
@@ -258,17 +261,17 @@ pub(crate) fn init(flags: u64) -> Vec<u8> {
     FuzzRequest::new(opcode::INIT, 0, body.data(&[0; 44]).0).message(1)
 }
 
-/// Makes requests, and learns from the answers what there is.
+/// Generates requests, and learns nodes and handles from the answers.
 pub(crate) struct RequestGenerator {
     random: StdRng,
     names: Vec<Vec<u8>>,
     nodes: Vec<u64>,
     files: Vec<(u64, u64)>,
     directories: Vec<(u64, u64)>,
-    /// Places in listings.
-    places: Vec<u64>,
-    /// Whether a length in the request that is made is not the true one.
-    contradicts: bool,
+    /// Offsets in listings.
+    offsets: Vec<u64>,
+    /// Whether the request that is being generated has a wrong length.
+    has_wrong_length: bool,
 }
 
 impl RequestGenerator {
@@ -281,21 +284,21 @@ impl RequestGenerator {
             nodes: vec![ROOT],
             files: Vec::new(),
             directories: Vec::new(),
-            places: vec![0],
-            contradicts: false,
+            offsets: vec![0],
+            has_wrong_length: false,
         }
     }
 
     /// How many requests to send at once.
-    pub(crate) fn burst(&mut self, most: usize) -> usize {
-        self.random.random_range(1..=most)
+    pub(crate) fn burst(&mut self, max: usize) -> usize {
+        self.random.random_range(1..=max)
     }
 
     fn chance(&mut self, one_in: u32) -> bool {
         self.random.random_ratio(1, one_in)
     }
 
-    /// A number that is plausible, or one at which arithmetic ends.
+    /// A plausible number, or one at the edge of an integer type.
     fn number(&mut self) -> u64 {
         const EDGES: [u64; 14] = [
             0,
@@ -328,10 +331,10 @@ impl RequestGenerator {
         }
     }
 
-    /// How much there is of something, or what is not true.
+    /// The length `truth`, or seldom a wrong one.
     fn length(&mut self, truth: usize) -> u32 {
         if self.chance(20) {
-            self.contradicts = true;
+            self.has_wrong_length = true;
             return self.number32();
         }
         truth as u32
@@ -341,7 +344,7 @@ impl RequestGenerator {
         self.random.random_range(0..MAX_REPLY)
     }
 
-    /// How much to read: what a reply can have, or what no reply can.
+    /// How much to read: a size that a reply can have, or seldom one that none can.
     fn read_size(&mut self) -> u32 {
         if self.chance(20) { self.random.random_range(MAX_READ + 1..=u32::MAX) } else { self.reply_size() }
     }
@@ -354,7 +357,7 @@ impl RequestGenerator {
         }
     }
 
-    /// The node and the number of a handle, mostly of one that is open.
+    /// The node and the number of a handle, mostly of an open one.
     fn handle(&mut self, of_directory: bool) -> (u64, u64) {
         let handles = if of_directory { &self.directories } else { &self.files };
         match handles.choose(&mut self.random).copied() {
@@ -374,14 +377,14 @@ impl RequestGenerator {
             5 => {
                 let len = self.random.random_range(1..40);
                 let bytes = (0..len).map(|_| self.random.random_range(1..=u8::MAX));
-                // Nothing outside of the file system under test may ever be named.
+                // No name may lead out of the file system under test.
                 OsString::from_vec(bytes.map(|byte| if byte == b'/' { 0xff } else { byte }).collect())
                     .as_bytes()
                     .to_vec()
             }
             6 => {
-                // What follows begins earlier than it should.
-                self.contradicts = true;
+                // The next part of the body begins earlier than it should.
+                self.has_wrong_length = true;
                 [&usual[..], b"\0", &usual].concat()
             }
             _ => usual,
@@ -415,7 +418,7 @@ impl RequestGenerator {
         if self.chance(30) { self.random.random() } else { flags as u32 }
     }
 
-    /// The next request.
+    /// Generates a request.
     pub(crate) fn request(&mut self) -> FuzzRequest {
         let opcode = self.opcode();
         let mut request = self.plausible(opcode);
@@ -425,15 +428,15 @@ impl RequestGenerator {
             _ => (self.random.random(), self.random.random()),
         };
         request.process = if self.chance(2) { std::process::id() } else { self.number() as u32 };
-        request.contradicts = std::mem::take(&mut self.contradicts);
+        request.has_wrong_length = std::mem::take(&mut self.has_wrong_length);
         if self.chance(40) {
-            self.spoil(&mut request);
-            request.contradicts = true;
+            self.corrupt(&mut request);
+            request.has_wrong_length = true;
             request.bound_reply();
         }
         if self.chance(200) {
             request.length = Some(self.number() as u32);
-            request.contradicts = true;
+            request.has_wrong_length = true;
         }
         request.may_panic = request.opcode == opcode::SETATTR && has_extreme_time(&request);
         request
@@ -470,7 +473,7 @@ impl RequestGenerator {
         ];
         match self.random.random_range(0..100) {
             0..60 => *USUAL.choose(&mut self.random).unwrap(),
-            // The kernel says it once and last, which this does at the end.
+            // The kernel sends DESTROY once and last, as the end of a run does.
             _ => match self.random.random_range(0..=LAST) {
                 DESTROY => CUSE_INIT,
                 opcode => opcode,
@@ -478,8 +481,8 @@ impl RequestGenerator {
         }
     }
 
-    /// Takes away, adds or changes something.
-    fn spoil(&mut self, request: &mut FuzzRequest) {
+    /// Truncates, extends or changes the body.
+    fn corrupt(&mut self, request: &mut FuzzRequest) {
         let len = request.body.len();
         match self.random.random_range(0..3) {
             0 if len > 0 => request.body.truncate(self.random.random_range(0..len)),
@@ -527,9 +530,9 @@ impl RequestGenerator {
             }
             READDIR | READDIRPLUS => {
                 let (node, handle) = self.handle(true);
-                let known = *self.places.choose(&mut self.random).unwrap();
-                let place = if self.chance(10) { self.number() } else { known };
-                (node, body.u64(handle).u64(place).u32(self.reply_size()).u32(0).u64(0).u64(0))
+                let known = *self.offsets.choose(&mut self.random).unwrap();
+                let offset = if self.chance(10) { self.number() } else { known };
+                (node, body.u64(handle).u64(offset).u32(self.reply_size()).u32(0).u64(0).u64(0))
             }
             WRITE => {
                 let (node, handle) = self.handle(false);
@@ -577,10 +580,10 @@ impl RequestGenerator {
             NOTIFY_REPLY => (self.node(), body.data(&[0; 40]).data(&self.data())),
             BATCH_FORGET => {
                 let count = self.random.random_range(0..5);
-                let said = self.length(count as usize);
+                let claimed = self.length(count as usize);
                 let nodes = (0..count).map(|_| (self.node(), self.random.random_range(0..3)));
                 let nodes: Vec<(u64, u64)> = nodes.collect();
-                let body = body.u32(said).u32(0);
+                let body = body.u32(claimed).u32(0);
                 (0, nodes.iter().fold(body, |body, (node, lookups)| body.u64(*node).u64(*lookups)))
             }
             FALLOCATE => {
@@ -627,14 +630,14 @@ impl RequestGenerator {
         }
     }
 
-    /// Remembers what an answer tells of.
+    /// Remembers the nodes, handles and offsets in a reply.
     pub(crate) fn learn(&mut self, request: &FuzzRequest, reply: &FuzzReply) {
         use opcode::*;
         let number = |at: usize| Some(u64::from_ne_bytes(reply.body.get(at..at + 8)?.try_into().ok()?));
-        let asked = |at: usize| Some(u64::from_ne_bytes(request.body.get(at..at + 8)?.try_into().ok()?));
+        let sent = |at: usize| Some(u64::from_ne_bytes(request.body.get(at..at + 8)?.try_into().ok()?));
         match request.opcode {
-            RELEASE => self.files.retain(|(_, handle)| Some(*handle) != asked(0)),
-            RELEASEDIR => self.directories.retain(|(_, handle)| Some(*handle) != asked(0)),
+            RELEASE => self.files.retain(|(_, handle)| Some(*handle) != sent(0)),
+            RELEASEDIR => self.directories.retain(|(_, handle)| Some(*handle) != sent(0)),
             _ => {}
         }
         match -reply.error {
@@ -643,28 +646,28 @@ impl RequestGenerator {
             _ => return,
         }
         match request.opcode {
-            LOOKUP | SYMLINK | MKNOD | MKDIR | LINK => self.know(number(0)),
+            LOOKUP | SYMLINK | MKNOD | MKDIR | LINK => self.add_node(number(0)),
             CREATE => {
-                self.know(number(0));
+                self.add_node(number(0));
                 self.files.extend(number(0).zip(number(128)));
             }
             OPEN => self.files.extend(number(0).map(|handle| (request.node, handle))),
             OPENDIR => self.directories.extend(number(0).map(|handle| (request.node, handle))),
             READDIR | READDIRPLUS => {
-                for (node, place) in request.entries(reply).unwrap_or_default() {
-                    self.places.push(place);
+                for (node, offset) in request.entries(reply).unwrap_or_default() {
+                    self.offsets.push(offset);
                     if request.opcode == READDIRPLUS {
-                        self.know(Some(node));
+                        self.add_node(Some(node));
                     }
                 }
-                let surplus = self.places.len().saturating_sub(200);
-                self.places.drain(..surplus);
+                let surplus = self.offsets.len().saturating_sub(200);
+                self.offsets.drain(..surplus);
             }
             _ => {}
         }
     }
 
-    fn know(&mut self, node: Option<u64>) {
+    fn add_node(&mut self, node: Option<u64>) {
         self.nodes.extend(node.filter(|node| *node != 0));
         if self.nodes.len() > MAX_NODES {
             let at = self.random.random_range(1..self.nodes.len());
@@ -673,8 +676,8 @@ impl RequestGenerator {
     }
 }
 
-/// Whether fuser cannot compute with a time of a SETATTR: its seconds have no positive counterpart, or
-/// nanoseconds that make up more than a second take it beyond what there is.
+/// Whether fuser fails at arithmetic with a time of a SETATTR: the seconds have no positive
+/// counterpart, or the nanoseconds overflow them.
 fn has_extreme_time(request: &FuzzRequest) -> bool {
     let seconds = |at: usize| Some(i64::from_ne_bytes(request.body.get(at..at + 8)?.try_into().ok()?));
     let near_an_end =
