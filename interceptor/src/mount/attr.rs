@@ -1,4 +1,4 @@
-//! Entries in the terms of the FUSE protocol.
+//! Entries of the filer as FUSE attributes.
 
 use bytes::Bytes;
 use fuser::{Errno, FileAttr, FileType, INodeNo};
@@ -6,8 +6,8 @@ use fuser::{Errno, FileAttr, FileType, INodeNo};
 use crate::namespace::{NamespaceError, NodeId};
 use crate::seaweed::entry::{Entry, Kind};
 
-/// What `st_blksize` tells programs to read at a time. Copying tools and stdio buffers follow it; 256 KiB makes few
-/// requests of a large file and wastes little on a small one.
+/// `st_blksize`, which copying tools and stdio buffers follow: 256 KiB makes few requests of a
+/// large file and wastes little on a small one.
 const BLOCK_SIZE: u32 = 256 << 10;
 
 pub(super) fn file_type(kind: Kind) -> FileType {
@@ -43,7 +43,7 @@ pub(super) fn file_attr(id: NodeId, entry: &Entry) -> FileAttr {
     }
 }
 
-/// The attributes of a name that does not exist: node 0 is what makes the kernel remember that.
+/// The attributes of a name that does not exist: node 0 makes the kernel cache a negative dentry.
 pub(super) fn no_attr() -> FileAttr {
     let epoch = std::time::UNIX_EPOCH;
     FileAttr {
@@ -65,15 +65,14 @@ pub(super) fn no_attr() -> FileAttr {
     }
 }
 
-/// Attributes with which READDIRPLUS shows a name alone. No file has this size, so the kernel
-/// makes no node: it passes the name on, with the number and the type, and sends a FORGET for the
-/// node. (That number 0 means the same is of no use: fuser would show programs the 0, too.)
+/// Attributes that make READDIRPLUS return a name without a node. No file has this size, so the
+/// kernel makes no node: it passes on the name, the number and the type, and sends a FORGET for
+/// the node. (The number 0 has the same effect, but fuser would show programs the 0, too.)
 pub(super) fn attr_without_node(number: NodeId, kind: Kind) -> FileAttr {
     FileAttr { ino: INodeNo(number), kind: file_type(kind), size: u64::MAX, ..no_attr() }
 }
 
-/// The first minor version of the protocol whose kernels all treat attributes in that way, Linux
-/// 5.10.
+/// The first minor version of the protocol, that of Linux 5.10, whose kernels all do so.
 pub(super) const MIN_CHECKING_MINOR: u32 = 32;
 
 pub(super) fn errno(error: &NamespaceError) -> Errno {
@@ -91,7 +90,7 @@ pub(super) fn xattr<'a>(xattrs: &'a [(Box<str>, Bytes)], name: &str) -> Option<&
     Some(&xattrs[at].1)
 }
 
-/// The names of extended attributes as `listxattr(2)` has them, each ended by a zero.
+/// The names of extended attributes as `listxattr(2)` returns them, each ended by a zero.
 pub(super) fn xattr_names(xattrs: &[(Box<str>, Bytes)]) -> Vec<u8> {
     xattrs.iter().flat_map(|(name, _)| name.bytes().chain([0])).collect()
 }

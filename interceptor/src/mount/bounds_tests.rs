@@ -1,4 +1,4 @@
-//! Walks through large trees on a real kernel, beside little memory for nodes.
+//! Walks through large trees on a real kernel, with little memory for nodes.
 
 use std::fs;
 use std::os::unix::fs::{DirEntryExt, MetadataExt};
@@ -19,7 +19,7 @@ use crate::namespace::{ClusterUsage, Filer, FilerFailure, Namespace, NamespaceOp
 use crate::seaweed::entry::{Attributes, Content, Entry, Kind};
 use crate::seaweed::filer::FoundEntry;
 
-/// The memory for nodes, and for listings.
+/// The memory for nodes, and for listings, in bytes.
 const LIMIT: usize = 1 << 20;
 
 fn entry(name: String, kind: Kind, inode: u64) -> Entry {
@@ -29,16 +29,15 @@ fn entry(name: String, kind: Kind, inode: u64) -> Entry {
     Entry { name, attr, content: Content::None, xattrs: Arc::from([]), hard_link: None, expires: None }
 }
 
-/// A filer whose root has so many files, and as many directories as are asked for, with nothing in
-/// them.
-struct Wide {
+/// A filer whose root has this many files and empty directories.
+struct WideFiler {
     files: u64,
     directories: u64,
 }
 
-impl Wide {
+impl WideFiler {
     fn entries(&self) -> impl Iterator<Item = Entry> + Send + use<> {
-        // In the order of the names.
+        // Sorted by name.
         let directories =
             (0..self.directories).map(|n| entry(format!("d{n:06}"), Kind::Directory, 500_000 + n));
         let files = (0..self.files).map(|n| entry(format!("f{n:06}"), Kind::File, 100_000 + n));
@@ -46,7 +45,7 @@ impl Wide {
     }
 }
 
-impl Filer for Wide {
+impl Filer for WideFiler {
     fn lookup(
         &self,
         at: &str,
@@ -69,37 +68,37 @@ impl Filer for Wide {
         futures::stream::iter(rest.take(limit).map(Ok)).boxed()
     }
 
-    fn space(&self) -> BoxFuture<'static, Result<ClusterUsage, FilerFailure>> {
+    fn cluster_usage(&self) -> BoxFuture<'static, Result<ClusterUsage, FilerFailure>> {
         std::future::ready(Ok(ClusterUsage::default())).boxed()
     }
 }
 
-/// A mount for the time of a test.
-struct Mounted {
+/// A mount for the duration of a test.
+struct TestMount {
     at: MountInfo,
     namespace: Arc<Namespace>,
     prunes: bool,
-    _place: tempfile::TempDir,
+    _mountpoint: tempfile::TempDir,
     _runtime: tokio::runtime::Runtime,
 }
 
-impl Drop for Mounted {
+impl Drop for TestMount {
     fn drop(&mut self) {
         unmount::detach(&self.at);
     }
 }
 
-/// `None`, and a line that says why, if nothing can be mounted here.
-fn mount(filer: Wide) -> Option<Mounted> {
-    let place = tempfile::tempdir().unwrap();
-    let device = match device::mount(place.path(), "interceptor:test", false) {
+/// `None` if nothing can be mounted here; prints the reason.
+fn mount(filer: WideFiler) -> Option<TestMount> {
+    let mountpoint = tempfile::tempdir().unwrap();
+    let device = match device::mount(mountpoint.path(), "interceptor:test", false) {
         Ok(device) => device,
         Err(error) => {
             println!("skipped: {error}");
             return None;
         }
     };
-    let at = MountInfo::topmost(place.path()).unwrap();
+    let at = MountInfo::topmost(mountpoint.path()).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let filer: Arc<dyn Filer> = Arc::new(filer);
     let options = NamespaceOptions {
@@ -112,16 +111,16 @@ fn mount(filer: Wide) -> Option<Mounted> {
     let (namespace, queue) = Namespace::new(filer.clone(), root, options, runtime.handle().clone());
     namespace.connected();
     let context = context(namespace.clone(), filer, runtime.handle().clone());
-    let options = MountOptions { threads: Some(2), ..MountOptions::new(place.path()) };
+    let options = MountOptions { threads: Some(2), ..MountOptions::new(mountpoint.path()) };
     let (_session, _) = start_session(&options, device, context, queue).unwrap();
     let prunes = namespace.kernel_features().prunes;
-    Some(Mounted { at, namespace, prunes, _place: place, _runtime: runtime })
+    Some(TestMount { at, namespace, prunes, _mountpoint: mountpoint, _runtime: runtime })
 }
 
 fn is_soon(mut what: impl FnMut() -> bool) -> bool {
-    let begun = Instant::now();
+    let start = Instant::now();
     while !what() {
-        if begun.elapsed() > Duration::from_secs(60) {
+        if start.elapsed() > Duration::from_secs(60) {
             return false;
         }
         std::thread::yield_now();
@@ -129,7 +128,7 @@ fn is_soon(mut what: impl FnMut() -> bool) -> bool {
     true
 }
 
-/// The numbers and names of a directory. `each` is called after each of them.
+/// The numbers and names in a directory. Calls `each` after each of them.
 fn list(path: &Path, mut each: impl FnMut()) -> Vec<(u64, String)> {
     let entries = fs::read_dir(path).unwrap().map(|entry| {
         each();
@@ -140,21 +139,21 @@ fn list(path: &Path, mut each: impl FnMut()) -> Vec<(u64, String)> {
 }
 
 #[test]
-fn listing_a_directory_keeps_within_the_memory_for_nodes() {
+fn listing_a_large_directory_stays_within_the_node_memory() {
     const FILES: u64 = 60_000;
-    let Some(mount) = mount(Wide { files: FILES, directories: 0 }) else { return };
+    let Some(mount) = mount(WideFiler { files: FILES, directories: 0 }) else { return };
     for _ in 0..2 {
-        let mut most = 0;
-        let listed = list(&mount.at.path, || most = most.max(mount.namespace.node_bytes()));
+        let mut peak = 0;
+        let listed = list(&mount.at.path, || peak = peak.max(mount.namespace.node_bytes()));
         assert_eq!(listed.len() as u64, FILES);
         for (n, (number, name)) in (0..).zip(listed) {
             assert_eq!((number, name), (100_000 + n, format!("f{n:06}")));
         }
-        println!("at most {most} bytes of nodes");
-        assert!(most <= LIMIT + 2000, "{most}");
+        println!("at most {peak} bytes of nodes");
+        assert!(peak <= LIMIT + 2000, "{peak}");
         assert!(
             is_soon(|| mount.namespace.uncounted_lookups() == 0),
-            "the kernel forgets what it was not told of"
+            "the kernel forgets names that it got without a node"
         );
     }
     for n in (0..FILES).step_by(500) {
@@ -163,31 +162,32 @@ fn listing_a_directory_keeps_within_the_memory_for_nodes() {
 }
 
 #[test]
-fn a_walk_through_many_directories_keeps_within_the_memory_for_nodes() {
+fn walking_many_directories_stays_within_the_node_memory() {
     const DIRECTORIES: u64 = 20_000;
-    let Some(mount) = mount(Wide { files: 0, directories: DIRECTORIES }) else { return };
+    let Some(mount) = mount(WideFiler { files: 0, directories: DIRECTORIES }) else { return };
     if !mount.prunes {
         println!("skipped: this kernel does not forget directories when it is asked to");
         return;
     }
     let inside = mount.at.path.join("d000007");
-    let held = fs::File::open(&inside).unwrap();
+    let open_directory = fs::File::open(&inside).unwrap();
     let listed = list(&mount.at.path, || ());
     assert_eq!(listed.len() as u64, DIRECTORIES);
-    let mut most = 0;
+    let mut peak = 0;
     for (number, name) in &listed {
         let path = mount.at.path.join(name);
         assert!(list(&path, || ()).is_empty());
         assert_eq!(fs::metadata(&path).unwrap().ino(), *number);
-        // Names that the kernel remembers not to be there keep a directory in use.
+        // Negative dentries keep a directory in use.
         assert!(!path.join("none").exists());
-        most = most.max(mount.namespace.node_bytes());
+        peak = peak.max(mount.namespace.node_bytes());
     }
-    println!("at most {most} bytes of nodes");
-    assert!(most <= 2 * LIMIT, "{most}");
-    // How much there may be before the kernel is asked again.
+    println!("at most {peak} bytes of nodes");
+    assert!(peak <= 2 * LIMIT, "{peak}");
+    // Nodes may grow by an eighth before the kernel is asked again.
     let bound = LIMIT + LIMIT / 8 + 2000;
     assert!(is_soon(|| mount.namespace.node_bytes() <= bound), "{}", mount.namespace.node_bytes());
-    let shown = fs::read_link(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&held))).unwrap();
-    assert_eq!(shown, inside, "what is in use keeps its name");
+    let shown =
+        fs::read_link(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&open_directory))).unwrap();
+    assert_eq!(shown, inside, "a directory in use keeps its name");
 }

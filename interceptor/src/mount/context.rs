@@ -46,8 +46,8 @@ impl MountContext {
         self.runtime.spawn(task);
     }
 
-    /// Whether the kernel can read backing files by itself. To be called between the handshake and the
-    /// first request.
+    /// Whether the kernel can read backing files by itself. To be called between the handshake and
+    /// the first request.
     pub(super) fn passthrough(&self, session: impl AsFd) -> Result<(), PassthroughUnavailable> {
         if !self.wants_passthrough {
             return Err(PassthroughUnavailable::SwitchedOff);
@@ -59,14 +59,15 @@ impl MountContext {
         Ok(self.reader.keep_resident_files()?)
     }
 
-    /// Fetches the files that a reader of many small files reads next. `hit`: the file that it reads now
-    /// was in memory.
+    /// Fetches the files that a reader of many small files reads next. `hit`: the file that it
+    /// reads now was in memory.
     pub(super) fn prefetch_next_files(&self, node: NodeId, size: u64, hit: bool) {
         self.next_files.follow_walk(&self.namespace, &self.reader, node);
         self.next_files.follow_epoch(&self.namespace, &self.reader, node, size, hit);
     }
 
-    /// A ticket for a user who may read the file, which the kernel has checked (`default_permissions`).
+    /// A ticket for a user who may read the file, which the kernel has checked
+    /// (`default_permissions`).
     pub(super) fn read_ticket(&self, node: NodeId, user: u32) -> Option<String> {
         let (serial, owner) = self.namespace.file_identity(node)?;
         let file = NodeInstance { node, serial };

@@ -1,11 +1,12 @@
-//! Reading directories: the filling of replies from a listing that may still be growing.
+//! READDIR and READDIRPLUS replies, filled from a listing that may still be growing.
 //!
-//! Places 1 and 2 of every listing are `.` and `..`. A reply takes as many entries as fit; with READDIRPLUS each of them
-//! counts as a lookup of its node (those of `.` and `..` do not, by the protocol), so an entry that did not fit any more
-//! is given back. While nodes take too much memory a new one is not made, and the kernel takes the
-//! name alone ([`attr_without_node`]).
+//! Entries 0 and 1 of every listing are `.` and `..`. A reply takes as many entries as fit. Each
+//! entry of a READDIRPLUS reply counts as a lookup of its node (those of `.` and `..` do not, by
+//! the protocol), so the lookup of an entry that did not fit is undone. While nodes take too much
+//! memory, no new node is made, and the kernel gets the name alone ([`attr_without_node`]).
 //!
-//! A directory whose listing was cut off for lack of memory is read on page by page, by each handle for itself.
+//! A directory whose listing was truncated for lack of memory is read on page by page, by each
+//! handle for itself.
 
 use std::error::Error;
 use std::ffi::OsStr;
@@ -28,27 +29,28 @@ use crate::namespace::{ChangeStamp, ListedEntry, NamespaceError, NodeId, NodePin
 use crate::seaweed::entry::{Entry, Kind};
 use crate::seaweed::filer::PATIENCE;
 
-/// Why a reader of entries is not waited for any longer.
+/// The error of a reader that has waited too long for entries.
 const TIMEOUT_MESSAGE: &str = "no filer has sent the next entries in time";
 
-/// Places taken by `.` and `..`.
+/// Entries taken by `.` and `..`.
 const DOT_ENTRIES: usize = 2;
 
 /// An open directory.
 pub(super) struct DirectoryHandle {
     node: NodePin,
-    /// Taken when the directory is opened if it is there, else at the first request.
+    /// Set when the directory is opened if the listing is known, else at the first request.
     listing: Mutex<Option<Arc<Listing>>>,
-    /// What comes after a listing that was cut off, once that is read. The kernel makes one request at a time.
+    /// Reads on behind a truncated listing. The kernel sends one request of a handle at a time.
     tail: Mutex<Option<ListingTail>>,
-    /// Whether the kernel builds a copy of the listing.
+    /// Whether the kernel may cache the listing.
     is_cacheable: bool,
-    /// Whether anything was read: going back to the beginning then means reading anew.
+    /// Whether anything was read: going back to offset 0 then means listing anew.
     was_read: AtomicBool,
 }
 
-/// An entry of a directory, and when the filer told of it if that is not remembered.
-pub(super) struct FoundEntry<'a> {
+/// An entry of a directory, and the state of the directory that it is current for if it is not
+/// cached.
+pub(super) struct ReaddirEntry<'a> {
     directory: NodeId,
     entry: &'a Arc<Entry>,
     stamp: Option<ChangeStamp>,
@@ -56,8 +58,8 @@ pub(super) struct FoundEntry<'a> {
 
 /// A reply that takes directory entries.
 pub(super) trait EntryReply: Send + 'static {
-    /// Adds an entry; returns whether the reply is full, in which case it was not added.
-    fn add_entry(&mut self, context: &MountContext, found: &FoundEntry<'_>, offset: u64) -> bool;
+    /// Adds an entry; returns whether the reply is full, in which case the entry was not added.
+    fn add_entry(&mut self, context: &MountContext, found: &ReaddirEntry<'_>, offset: u64) -> bool;
     /// Adds `.` or `..`.
     fn add_dots(&mut self, node: NodeId, name: &str, offset: u64) -> bool;
     fn ok(self);
@@ -65,8 +67,8 @@ pub(super) trait EntryReply: Send + 'static {
 }
 
 impl EntryReply for ReplyDirectory {
-    fn add_entry(&mut self, context: &MountContext, found: &FoundEntry<'_>, offset: u64) -> bool {
-        let &FoundEntry { directory, entry, .. } = found;
+    fn add_entry(&mut self, context: &MountContext, found: &ReaddirEntry<'_>, offset: u64) -> bool {
+        let &ReaddirEntry { directory, entry, .. } = found;
         let number = context.namespace.shown_id(directory, entry);
         self.add(INodeNo(number), offset, file_type(entry.attr.kind), OsStr::new(&entry.name))
     }
@@ -82,8 +84,8 @@ impl EntryReply for ReplyDirectory {
 }
 
 impl EntryReply for ReplyDirectoryPlus {
-    fn add_entry(&mut self, context: &MountContext, found: &FoundEntry<'_>, offset: u64) -> bool {
-        let &FoundEntry { directory, entry, stamp } = found;
+    fn add_entry(&mut self, context: &MountContext, found: &ReaddirEntry<'_>, offset: u64) -> bool {
+        let &ReaddirEntry { directory, entry, stamp } = found;
         let name = OsStr::new(&entry.name);
         let (number, full) = match context.namespace.attach(directory, entry, stamp) {
             Some(ListedEntry::Node(stat)) => {
@@ -115,7 +117,7 @@ impl EntryReply for ReplyDirectoryPlus {
     }
 }
 
-/// Who waits for entries, and since when.
+/// A request for entries: its caller, and when it came.
 pub(super) struct ReaddirRequest {
     context: Arc<MountContext>,
     caller: u32,
@@ -123,13 +125,14 @@ pub(super) struct ReaddirRequest {
 }
 
 impl ReaddirRequest {
-    /// The caller of a request that has come now.
+    /// A request that has just come.
     pub(super) fn of(request: &Request, context: &Arc<MountContext>) -> Self {
         Self { context: context.clone(), caller: request.pid(), arrival: Arrival::now() }
     }
 }
 
-/// The tail of a handle while a request reads on, which may be dropped at any time.
+/// The tail of a handle while a request reads on. Puts the tail back when the request ends or is
+/// dropped.
 struct BorrowedTail<'a> {
     handle: &'a DirectoryHandle,
     tail: Option<ListingTail>,
@@ -165,7 +168,7 @@ impl DirectoryHandle {
         Ok((handle, flags))
     }
 
-    /// Answers one request for the entries after `offset`.
+    /// Answers one request for the entries behind `offset`.
     pub(super) fn read(self: &Arc<Self>, request: ReaddirRequest, offset: u64, mut reply: impl EntryReply) {
         let context = &request.context;
         let listing = match self.listing(context, offset) {
@@ -184,13 +187,13 @@ impl DirectoryHandle {
         let has_dots = index > Listing::index_at(offset);
         match self.try_batch(&listing, index) {
             Some(batch) => self.fill(request, listing, index, batch, has_dots, reply),
-            // The kernel comes again for the rest, and then waits.
+            // The kernel sends another request for the rest, which waits.
             None if has_dots => reply.ok(),
             None => self.wait(request, listing, index, reply),
         }
     }
 
-    /// What the directory holds, the same for all requests of the handle until it goes back to the beginning.
+    /// The listing of the handle, the same for all its requests until one goes back to offset 0.
     fn listing(&self, context: &MountContext, offset: u64) -> Result<Arc<Listing>, NamespaceError> {
         let mut listing = self.listing.lock();
         let again = self.was_read.swap(true, Ordering::Relaxed) && offset == 0;
@@ -203,7 +206,7 @@ impl DirectoryHandle {
         }
     }
 
-    /// The entries from `index` on, if they are there.
+    /// The entries from `index` on, if they are known.
     fn try_batch(&self, listing: &Listing, index: usize) -> Option<Result<EntryBatch, NamespaceError>> {
         match listing.try_batch(index - DOT_ENTRIES)? {
             Ok(ListingRead::Batch(batch)) => Some(Ok(batch)),
@@ -212,7 +215,7 @@ impl DirectoryHandle {
         }
     }
 
-    /// The same, waiting for the filer.
+    /// The same, but waits for the filer.
     async fn batch(
         &self,
         context: &MountContext,
@@ -224,7 +227,7 @@ impl DirectoryHandle {
         }
         let tail = self.tail.lock().take();
         let tail = tail.unwrap_or_else(|| ListingTail::new(self.node.id(), listing));
-        // Put back also if nobody waits any longer: the next request goes on from there.
+        // If the request is dropped, the next one continues with the same tail.
         let mut tail = BorrowedTail { handle: self, tail: Some(tail) };
         tail.get().batch(&context.namespace, index - DOT_ENTRIES).await
     }
@@ -250,7 +253,7 @@ impl DirectoryHandle {
         });
     }
 
-    /// Fills a reply with the entries from `index` on. `added`: it has some already.
+    /// Fills a reply with the entries from `index` on. `added`: the reply has entries already.
     fn fill(
         self: &Arc<Self>,
         request: ReaddirRequest,
@@ -264,7 +267,8 @@ impl DirectoryHandle {
         loop {
             let EntryBatch { entries, stamp } = match batch {
                 Ok(batch) => batch,
-                // What was there before the failure is replied first; an empty reply would say that it was all.
+                // Entries before the failure are returned first: an empty reply would mean the
+                // end.
                 Err(_) if added => return reply.ok(),
                 Err(error) => return reply.error(errno(&error)),
             };
@@ -277,7 +281,7 @@ impl DirectoryHandle {
             }
             for entry in &entries {
                 if is_unexpired(entry, now) {
-                    let found = FoundEntry { directory: self.node.id(), entry, stamp };
+                    let found = ReaddirEntry { directory: self.node.id(), entry, stamp };
                     if reply.add_entry(&context, &found, listing.offset_after(index + 1)) {
                         return reply.ok();
                     }
@@ -288,7 +292,7 @@ impl DirectoryHandle {
             batch = match self.try_batch(&listing, index) {
                 Some(batch) => batch,
                 None if added => return reply.ok(),
-                // Nothing that came so far exists any more, which must not look like the end.
+                // All entries so far have expired, which must not look like the end.
                 None => return self.wait(request, listing, index, reply),
             };
         }
@@ -321,13 +325,13 @@ mod tests {
 
     /// A filer with one large directory.
     #[derive(Default)]
-    struct Large {
+    struct LargeFiler {
         lists: AtomicUsize,
-        /// Whether entries are not sent.
+        /// Whether the filer sends no entries.
         hangs: AtomicBool,
     }
 
-    impl Filer for Arc<Large> {
+    impl Filer for Arc<LargeFiler> {
         fn lookup(
             &self,
             _: &str,
@@ -350,15 +354,15 @@ mod tests {
             let entries = (first..FILES).map(|n| Ok(entry(format!("{n:06}"), Kind::File)));
             futures::stream::iter(entries.take(limit)).boxed()
         }
-        fn space(&self) -> BoxFuture<'static, Result<ClusterUsage, FilerFailure>> {
+        fn cluster_usage(&self) -> BoxFuture<'static, Result<ClusterUsage, FilerFailure>> {
             std::future::ready(Ok(ClusterUsage::default())).boxed()
         }
     }
 
     #[tokio::test]
-    async fn a_reader_that_gives_up_in_a_long_listing_keeps_its_place() {
+    async fn a_dropped_request_in_a_long_listing_keeps_the_tail() {
         let runtime = tokio::runtime::Handle::current();
-        let large = Arc::<Large>::default();
+        let large = Arc::<LargeFiler>::default();
         let filer: Arc<dyn Filer> = Arc::new(large.clone());
         let options = NamespaceOptions { listing_bytes: 0, ..NamespaceOptions::default() };
         let root = entry(String::new(), Kind::Directory);
@@ -377,6 +381,6 @@ mod tests {
         assert!(batch(next).now_or_never().is_none(), "the filer sends nothing, and its caller dies");
         large.hangs.store(false, Ordering::Relaxed);
         assert_eq!(names(batch(next).await.unwrap())[0], format!("{next:06}"));
-        assert_eq!(large.lists.load(Ordering::Relaxed), lists + 2, "the page, and the page again");
+        assert_eq!(large.lists.load(Ordering::Relaxed), lists + 2, "the page is requested again");
     }
 }

@@ -1,7 +1,7 @@
-//! The requests of the kernel, translated.
+//! Translates FUSE requests into calls of the namespace and the reader.
 //!
-//! What is known is answered by the thread that read the request; what has to be waited for moves, with its reply, into
-//! a task. A reply that is dropped without having been sent answers EIO, so no request stays open.
+//! The request thread answers what is in memory. A request that has to wait moves, with its reply,
+//! into a task. A reply that is dropped without an answer answers EIO, so no request stays open.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -33,7 +33,7 @@ use crate::telemetry::log_limit::LogLimit;
 use crate::telemetry::metrics::Way;
 use crate::warmup::ticket::READ_TICKET_XATTR;
 
-/// A mount's side of the protocol. All copies are the same mount.
+/// The FUSE side of a mount. All copies are the same mount.
 #[derive(Clone)]
 pub(super) struct SeaweedFilesystem {
     context: Arc<MountContext>,
@@ -68,7 +68,7 @@ fn log_failed_read(error: &ReadError, version: &FileVersion, offset: u64, len: u
     static LIMIT: LogLimit = LogLimit::new();
     static REFUSAL_LIMIT: LogLimit = LogLimit::new();
     let path = version.path();
-    // Nothing but another open changes a refusal, so it is told once for a file.
+    // A refusal holds until the file is opened again, so it is logged once for a file.
     if let ReadError::Encrypted(_) | ReadError::Replaced(_) = error {
         if version.is_first_refusal()
             && let Some(left_out) = REFUSAL_LIMIT.admit(path)
@@ -80,7 +80,8 @@ fn log_failed_read(error: &ReadError, version: &FileVersion, offset: u64, len: u
     }
 }
 
-/// Answers requests that would change something. The kernel stops most of them by itself on a read-only mount.
+/// Answers requests that would change something. On a read-only mount the kernel itself stops most
+/// of them.
 macro_rules! read_only {
     ($($name:ident($($argument:ty),*) -> $reply:ty;)*) => {
         $(fn $name(&self, _: &Request, $(_: $argument,)* reply: $reply) {
@@ -89,7 +90,8 @@ macro_rules! read_only {
     };
 }
 
-/// Answers requests that the kernel does better by itself. It asks once and then never again.
+/// Answers requests that the kernel handles better by itself: after ENOSYS it sends no more of a
+/// kind.
 macro_rules! left_to_kernel {
     ($($name:ident($($argument:ty),*) -> $reply:ty;)*) => {
         $(fn $name(&self, _: &Request, $(_: $argument,)* reply: $reply) {
@@ -103,8 +105,8 @@ impl SeaweedFilesystem {
         Self { context, directories: Arc::new(Handles::new()) }
     }
 
-    /// Sends a reply as soon as the answer is known, or when the caller is being killed. An answer that
-    /// comes after that is passed to `late`.
+    /// Sends a reply as soon as the answer is known, or when the caller is being killed. An answer
+    /// that comes after that is passed to `late`.
     fn answer<T: Send + 'static>(
         &self,
         request: &Request,
@@ -122,7 +124,7 @@ impl SeaweedFilesystem {
                 Some(result) => reply(result),
                 None => {
                     reply(Err(NamespaceError::Killed));
-                    // Other requests may wait for the same answer, and it changes the namespace.
+                    // Other requests may wait for the same answer, and it updates the namespace.
                     if let Ok(result) = result.await {
                         late(result);
                     }
@@ -140,7 +142,8 @@ impl SeaweedFilesystem {
         self.answer(request, self.context.namespace.attributes(node), reply, drop);
     }
 
-    /// A handle of a node is opened. Returns what it is a handle of, and what has to be passed through.
+    /// Opens a handle of a node. Returns the version that it is a handle of, and the file to pass
+    /// through.
     fn open_handle(
         &self,
         opens: &Opens<FileVersion, BackingFile>,
@@ -152,11 +155,12 @@ impl SeaweedFilesystem {
             return Err(Errno::from_i32(error.errno()));
         }
         let resident = self.context.reader.opened(&version).and_then(|file| {
-            let told = BackingFile::register(file, self.context.device.get()?);
-            told.inspect_err(|error| {
-                tracing::warn!(path = version.path(), %error, "the kernel does not take a resident file");
-            })
-            .ok()
+            let registered = BackingFile::register(file, self.context.device.get()?);
+            registered
+                .inspect_err(|error| {
+                    tracing::warn!(path = version.path(), %error, "the kernel does not take a resident file");
+                })
+                .ok()
         });
         let is_current =
             || self.context.namespace.version(node.0).is_ok_and(|now| Arc::ptr_eq(&now, &version));
@@ -164,7 +168,7 @@ impl SeaweedFilesystem {
         Ok((version, backing))
     }
 
-    /// A handle of a node is gone.
+    /// Releases a handle of a node.
     fn release_handle(&self, node: INodeNo) {
         if let Some(version) = self.context.opens.get().and_then(|opens| opens.release(node.0)) {
             self.context.reader.closed(&version);
@@ -195,7 +199,7 @@ impl Filesystem for SeaweedFilesystem {
         if name.len() > MAX_NAME_LEN as usize {
             return reply.error(Errno::ENAMETOOLONG);
         }
-        // The filer's names are text: no other name can exist there.
+        // The filer's names are UTF-8: no other name exists.
         let Some(name) = name.to_str() else { return reply.error(Errno::ENOENT) };
         let guard = self.context.requests.begin(request.pid(), 0);
         let (namespace, name) = (self.context.namespace.clone(), name.to_owned());
@@ -203,7 +207,7 @@ impl Filesystem for SeaweedFilesystem {
         let late = {
             let namespace = namespace.clone();
             move |found| {
-                // The kernel was not told of the node.
+                // The kernel was not told of the node, so its lookup is undone.
                 if let LookupResult::Node(stat) = found {
                     namespace.forget(stat.id, 1);
                 }
@@ -245,8 +249,8 @@ impl Filesystem for SeaweedFilesystem {
     }
 
     fn open(&self, request: &Request, node: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        // Without passthrough there is nothing to choose: a node is one version of a file, so a read needs no handle to
-        // say which bytes it means. The kernel asks once, gets this, and never sends an OPEN or RELEASE again.
+        // Without passthrough an open has nothing to choose: a node is one version of a file, so a
+        // read needs no handle. After ENOSYS the kernel sends no OPEN or RELEASE again.
         let Some(opens) = self.context.opens.get() else { return reply.error(Errno::ENOSYS) };
         let guard = self.context.requests.begin(request.pid(), 0);
         let (version, backing) = match self.open_handle(opens, node) {
@@ -281,7 +285,8 @@ impl Filesystem for SeaweedFilesystem {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        // Before the answer, after which the kernel may give the node's number back.
+        // Before the answer, after which the kernel may forget the node and its number may be
+        // reused.
         self.release_handle(node);
         reply.ok();
     }
@@ -307,7 +312,7 @@ impl Filesystem for SeaweedFilesystem {
         };
         let len = size as usize;
         let begins_small_file = offset == 0 && version.size() <= SMALL_FILE;
-        // Reading ahead starts tasks.
+        // Readahead starts tasks.
         let _runtime = self.context.runtime.enter();
         let answer = self.context.reader.read(&version, offset, len);
         let (size, hit) = (version.size(), matches!(answer, read::Answer::Ready(_)));
@@ -405,7 +410,7 @@ impl Filesystem for SeaweedFilesystem {
     }
 
     fn access(&self, _: &Request, _: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
-        // Permissions are the kernel's to check (`default_permissions`).
+        // The kernel checks permissions (`default_permissions`).
         if mask.contains(AccessFlags::W_OK) { reply.error(Errno::EROFS) } else { reply.ok() }
     }
 

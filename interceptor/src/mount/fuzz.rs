@@ -31,11 +31,11 @@ use crate::seaweed::filer::FoundEntry;
 use crate::seaweed::subscribe::{Change, EntryRef};
 use crate::telemetry::{Metrics, Source};
 
-/// Bytes of the files that have chunks, and the pieces that they are cut into.
-const FILE: u64 = 200_000;
-const PIECE: u64 = 64_000;
+/// The size of files that have chunks, and of a chunk, in bytes.
+const FILE_SIZE: u64 = 200_000;
+const CHUNK_SIZE: u64 = 64_000;
 
-/// Names that the filer knows, in each of its directories.
+/// Names in each directory of the filer.
 const NAMES: [&str; 12] = [
     "plain", "inline", "empty", "sparse", "huge", "damaged", "remote", "link", "pipe", "old", "expiring",
     "dir",
@@ -64,7 +64,7 @@ fn entry(name: &str, kind: Kind, size: u64, content: Content) -> Entry {
 
 fn chunk(offset: u64, size: u64) -> Chunk {
     Chunk {
-        fid: FileId { volume: 1, key: offset / PIECE + 1, cookie: size as u32 },
+        fid: FileId { volume: 1, key: offset / CHUNK_SIZE + 1, cookie: size as u32 },
         offset,
         size,
         modified_ts_ns: 1,
@@ -74,20 +74,21 @@ fn chunk(offset: u64, size: u64) -> Chunk {
     }
 }
 
-fn pieces(size: u64) -> Content {
-    let chunks = (0..size.div_ceil(PIECE)).map(|at| chunk(at * PIECE, PIECE.min(size - at * PIECE)));
-    Content::Chunks(chunks.collect())
+fn chunks(size: u64) -> Content {
+    let all = (0..size.div_ceil(CHUNK_SIZE))
+        .map(|at| chunk(at * CHUNK_SIZE, CHUNK_SIZE.min(size - at * CHUNK_SIZE)));
+    Content::Chunks(all.collect())
 }
 
-/// What each directory holds: all kinds of files, and numbers at which arithmetic ends.
+/// The content of each directory: all kinds of files, and sizes at the edge of integer types.
 fn entries() -> Vec<Entry> {
     let largest = i64::MAX as u64;
     let inline = Content::Inline(Bytes::from_static(b"inline content"));
     let mut inline = entry("inline", Kind::File, 1 << 20, inline);
     inline.xattrs = Arc::from([(Box::from("user.a"), Bytes::from_static(b"value"))]);
     inline.attr.nlink = u32::MAX;
-    let far = Content::Chunks([chunk(largest - PIECE, PIECE)].into());
-    let mut old = entry("old", Kind::File, FILE, pieces(FILE));
+    let far = Content::Chunks([chunk(largest - CHUNK_SIZE, CHUNK_SIZE)].into());
+    let mut old = entry("old", Kind::File, FILE_SIZE, chunks(FILE_SIZE));
     let whole = |seconds| UNIX_EPOCH.checked_sub(Duration::from_secs(seconds)).unwrap();
     (old.attr.mtime, old.attr.ctime) = (whole(i64::MAX as u64), whole(1 << 40));
     old.attr.crtime = UNIX_EPOCH.checked_add(Duration::from_secs(i64::MAX as u64)).unwrap();
@@ -97,20 +98,20 @@ fn entries() -> Vec<Entry> {
         storage: "storage".into(),
         etag: String::new(),
         mtime: i64::MIN,
-        size: FILE as i64,
+        size: FILE_SIZE as i64,
         encoding: None,
         changed: UNIX_EPOCH,
     });
     let mut directory = entry("dir", Kind::Directory, 0, Content::None);
     directory.attr.nlink = 2;
     vec![
-        entry("plain", Kind::File, FILE, pieces(FILE)),
+        entry("plain", Kind::File, FILE_SIZE, chunks(FILE_SIZE)),
         inline,
         entry("empty", Kind::File, 0, Content::None),
         entry("sparse", Kind::File, largest, Content::Chunks([chunk(0, 10)].into())),
         entry("huge", Kind::File, largest, far),
         entry("damaged", Kind::File, largest, Content::Damaged { reason: "test".into() }),
-        entry("remote", Kind::File, FILE, Content::Remote(object)),
+        entry("remote", Kind::File, FILE_SIZE, Content::Remote(object)),
         entry("link", Kind::Symlink, 5, Content::Target("plain".into())),
         entry("pipe", Kind::NamedPipe, 0, Content::None),
         old,
@@ -119,8 +120,9 @@ fn entries() -> Vec<Entry> {
     ]
 }
 
-/// A filer whose directories all hold the same, some levels deep, with other entries from time to time.
-struct Memory {
+/// A filer whose directories all have the same content, some levels deep. Entries change from time
+/// to time.
+struct FilerContent {
     entries: Mutex<BTreeMap<String, Entry>>,
     /// Whether requests fail.
     is_away: AtomicBool,
@@ -130,7 +132,7 @@ struct Memory {
 #[error("away")]
 struct Away;
 
-struct MemoryFiler(Arc<Memory>);
+struct MemoryFiler(Arc<FilerContent>);
 
 impl MemoryFiler {
     fn failure(&self) -> Option<FilerFailure> {
@@ -163,12 +165,12 @@ impl Filer for MemoryFiler {
         futures::stream::iter(rest).chain(futures::stream::iter(failure)).boxed()
     }
 
-    fn space(&self) -> BoxFuture<'static, Result<ClusterUsage, FilerFailure>> {
+    fn cluster_usage(&self) -> BoxFuture<'static, Result<ClusterUsage, FilerFailure>> {
         async { Ok(ClusterUsage { total: u64::MAX, used: u64::MAX, files: u64::MAX }) }.boxed()
     }
 }
 
-/// The bytes of the files; one request in many fails.
+/// The bytes of the files; one request in 16 fails.
 #[derive(Default)]
 struct MemoryOrigin(AtomicU64);
 
@@ -203,7 +205,7 @@ impl Origin for MemoryOrigin {
         _: &'a str,
         _: &'a RemoteObject,
     ) -> BoxFuture<'a, Result<Option<Entry>, OriginError>> {
-        async { Ok(Some(entry("remote", Kind::File, FILE, pieces(FILE)))) }.boxed()
+        async { Ok(Some(entry("remote", Kind::File, FILE_SIZE, chunks(FILE_SIZE)))) }.boxed()
     }
 }
 
@@ -213,8 +215,8 @@ fn changed(old: Option<Entry>, new: Option<Entry>) -> Change {
     Change { ts_ns: 0, old: old.map(side), new: new.map(side) }
 }
 
-/// Replaces and deletes entries, and has the filer go away and come back, until `ended`.
-async fn change(memory: Arc<Memory>, namespace: Arc<Namespace>, ended: Arc<AtomicBool>) {
+/// Replaces and deletes entries, and makes the filer go away and come back, until `ended`.
+async fn change(memory: Arc<FilerContent>, namespace: Arc<Namespace>, ended: Arc<AtomicBool>) {
     let (all, mut step) = (entries(), 0usize);
     while !ended.load(Ordering::Relaxed) {
         step += 1;
@@ -277,7 +279,7 @@ fn a_mount_survives_any_request() {
     let run = FuzzRun::begin();
     let runtime = &run.runtime;
     let known = entries().into_iter().map(|entry| (entry.name.clone(), entry)).collect();
-    let memory = Arc::new(Memory { entries: Mutex::new(known), is_away: AtomicBool::new(false) });
+    let memory = Arc::new(FilerContent { entries: Mutex::new(known), is_away: AtomicBool::new(false) });
     let filer: Arc<dyn Filer> = Arc::new(MemoryFiler(memory.clone()));
     let mut root = entry("", Kind::Directory, 0, Content::None);
     root.attr.nlink = 2;
@@ -291,7 +293,7 @@ fn a_mount_survives_any_request() {
         ended.store(true, Ordering::Relaxed);
         runtime.block_on(changing).unwrap();
         let content: Vec<u8> = (0..60_000).map(byte).collect();
-        let fresh = entry("fresh", Kind::File, 60_000, pieces(60_000));
+        let fresh = entry("fresh", Kind::File, 60_000, chunks(60_000));
         memory.entries.lock().insert("fresh".into(), fresh.clone());
         namespace.connected();
         namespace.apply(&changed(None, Some(fresh)));

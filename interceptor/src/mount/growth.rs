@@ -1,13 +1,15 @@
-//! Growing files, towards the kernel.
+//! Brings the growth of a file to the kernel, step by step:
 //!
-//! 1. Of a file that is passed through, the resident file is appended to.
-//! 2. The kernel drops the pages from the shorter version's end on, and waits for those that are being filled from it.
-//! 3. The longer version's attributes are told to who asks.
-//! 4. If the file is open, the kernel is given the last byte, by which it learns the size. From then on
-//!    it takes answers to what it asked before, which may tell of the shorter version, for outdated.
-//!    Did it learn the size from an answer, another could take it back.
+//! 1. If the file is passed through, what was appended is written to the resident file.
+//! 2. The kernel drops its pages from the end of the shorter version on, and waits for pages that
+//!    are being read from it.
+//! 3. Attributes are answered from the longer version.
+//! 4. If the file is open, the last byte is stored into the kernel's page cache, which sets the
+//!    size. From then on the kernel ignores answers to earlier requests, which may carry the size
+//!    of the shorter version. A size that it had learned from an answer could be taken back by
+//!    such an answer.
 //!
-//! If that takes long or fails, the node stays as it was, and the file gets another.
+//! If that takes too long or fails, the node stays as it was, and the name gets another node.
 
 use std::io;
 use std::sync::{Arc, Weak};
@@ -20,27 +22,27 @@ use super::opens::Opens;
 use crate::namespace::growth::{GrowthHandle, GrowthQueue};
 use crate::namespace::{NodeId, NowOrLater};
 
-/// How long it may take until the kernel has dropped the old end.
+/// How long the kernel may take to drop the end of the shorter version.
 const GROWTH_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long the new size is kept back while a reader may hold a page that was dropped. Between finding a page and looking at the
-/// size the kernel executes some ten instructions.
+/// How long the new size is held back while a reader may hold a dropped page. Between finding a
+/// page and checking the size the kernel executes about ten instructions.
 const SIZE_DELAY: Duration = Duration::from_millis(50);
 
-/// Pages that are larger lie on more of the file than need be dropped.
+/// The smallest page size in bytes. With larger pages, more than the page with the end is dropped.
 const MIN_PAGE_SIZE: u64 = 4096;
 
-/// Has nodes grow as they come. Ends with the mount, which it does not keep.
+/// Grows nodes as the namespace queues them. Ends with the mount, which it does not keep alive.
 pub(super) async fn follow(mut growths: GrowthQueue, context: Weak<MountContext>, notifier: Notifier) {
     while let Some(pin) = growths.recv().await {
         let (Some(growing), Some(context)) = (GrowthHandle::new(pin), context.upgrade()) else { continue };
-        // A panic drops the growth, which gives it up.
+        // A panic drops the handle, which cancels the growth.
         tokio::spawn(grow(context, notifier.clone(), growing));
     }
 }
 
-/// Looks at a file that is said to have been appended to if it is passed through: the kernel does not ask about such a file
-/// because somebody reads to its end.
+/// Asks the filer for the attributes of a file that may have been appended to, if it is passed
+/// through: the kernel does not ask when a reader reaches the end of such a file.
 pub(super) fn refresh(context: &MountContext, node: NodeId) {
     let is_passed_through = context.opens.get().is_some_and(|opens| opens.passed_through(node).is_some());
     if is_passed_through && let NowOrLater::Later(stat) = context.namespace.attributes(node) {
@@ -48,7 +50,7 @@ pub(super) fn refresh(context: &MountContext, node: NodeId) {
     }
 }
 
-/// The same for all of them, as nobody has told what was appended to them.
+/// The same for all files that are passed through, after events may have been missed.
 pub(super) fn refresh_all(context: &MountContext) {
     for node in context.opens.get().map(Opens::all_passed_through).unwrap_or_default() {
         refresh(context, node);
@@ -62,7 +64,8 @@ async fn grow(context: Arc<MountContext>, notifier: Notifier, mut growing: Growt
         Ok(Err(error)) => return tracing::debug!(path = version.path(), %error, "a file does not grow"),
         Err(_) => return tracing::debug!(path = version.path(), "a file takes too long to grow"),
     };
-    // Who was interrupted while copying from a page that is dropped looks at the size when he goes on.
+    // A reader that was interrupted while copying from a dropped page checks the size when it
+    // resumes.
     if context.opens.get().is_none_or(|opens| opens.is_open(node)) {
         tokio::time::sleep(SIZE_DELAY).await;
     }
@@ -74,12 +77,12 @@ async fn grow(context: Arc<MountContext>, notifier: Notifier, mut growing: Growt
         }
     }
     drop(growing);
-    // What was appended meanwhile was not looked at.
+    // What was appended during the growth has not been checked.
     refresh(&context, node);
 }
 
-/// Brings about that nothing is read any more at the end of the shorter version. Returns the last byte of the longer one if
-/// anybody may have the file open.
+/// Ensures that nothing at the end of the shorter version is read any more. Returns the last byte
+/// of the longer version if the file may be open.
 async fn prepare(
     context: &Arc<MountContext>,
     notifier: &Notifier,
@@ -104,11 +107,11 @@ async fn prepare(
         None => None,
     };
     let (context, notifier, size) = (context.clone(), notifier.clone(), before.size());
-    // Gone if this takes too long.
+    // Dropped when the time is over.
     let waiting = Arc::new(());
     let is_waited_for = Arc::downgrade(&waiting);
     blocking(move || {
-        // May be the last to hold the file.
+        // This may be the last reference to the file.
         let _passed_through = passed_through;
         if let Some(page_cache) = context.page_cache.get() {
             page_cache.wait_until_idle(node);

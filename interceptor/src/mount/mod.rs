@@ -1,19 +1,24 @@
-//! The mount: a read-only file system of SeaweedFS over [`fuse`](crate::fuse).
+//! The mount: a read-only file system of SeaweedFS, on the host side of FUSE
+//! ([`fuse`](crate::fuse)).
 //!
-//! Thin on purpose: [`filesystem`] translates requests into calls of [`namespace`](crate::namespace) (names, attributes,
-//! which version of a file a node is) and [`read`](crate::read) (bytes), [`directory`] fills replies with entries,
-//! [`kernel`] sends invalidations to the kernel.
+//! Thin on purpose: [`filesystem`] translates requests into calls of
+//! [`namespace`](crate::namespace) (names, attributes, which version of a file a node is) and
+//! [`read`](crate::read) (bytes), and [`directory`] fills READDIR replies. [`notifier`] sends
+//! invalidations to the kernel, and [`growth`] has it see files that were appended to.
 //!
-//! Where the kernel can read files of ours by itself ([`passthrough`]), it asks at each open, and [`opens`] keeps the answers
-//! consistent. Elsewhere it is told once that opens do not interest us and never asks again. [`push`] gives hot ranges to the page
-//! cache whole.
+//! If the kernel can read files of ours by itself ([`passthrough`]), it sends an OPEN request for
+//! each open, and [`opens`] keeps the answers consistent. Otherwise the first OPEN is answered
+//! with ENOSYS, after which the kernel sends none. [`page_cache_store`] puts hot ranges into the
+//! page cache as a whole.
 //!
-//! Request threads, each with a descriptor of its own ([`session`](crate::fuse::session)), answer what is known by themselves. What needs the network moves to
-//! the tokio runtime together with its reply, and has the deadline of the call below.
+//! Request threads ([`session`](crate::fuse::session)) answer what is in memory. A request that
+//! needs the network moves to the tokio runtime together with its reply, where the calls below
+//! bound its time.
 //!
-//! When the filer is away, what is open can still be read, and names that are not known give EIO. When the mount is
-//! unmounted, by us or by others, the session ends and [`Mount::wait`] returns. When the process dies, the kernel answers
-//! ENOTCONN for the mount point until it is unmounted; the next start at the same place does that.
+//! If the filer is away, open files can still be read, and unknown names give EIO. If the mount is
+//! unmounted, by this process or another, the session ends and [`Mount::wait`] returns. If this
+//! process dies, the kernel answers ENOTCONN for the mount point until it is unmounted, which the
+//! next start on the same mount point does.
 
 mod attr;
 #[cfg(test)]
@@ -66,35 +71,36 @@ use crate::seaweed::subscribe::{Change, Notice};
 use crate::vital;
 use crate::warmup::ticket::{NodeInstance, TicketIssuer};
 
-/// What to mount where, and how.
+/// Parameters of a mount.
 #[derive(Debug, Clone)]
 pub struct MountOptions {
     /// The directory to mount on.
     pub mountpoint: PathBuf,
     /// The directory of the filer to show.
     pub filer_path: String,
-    /// Let users other than the one who mounts in. Without a choice: if that one is root.
+    /// Whether other users than the mounting one may use the mount. `None`: if the mounting one is
+    /// root.
     pub allow_other: Option<bool>,
-    /// Mount over a directory that is not empty, or on which something is mounted already.
+    /// Mount over a directory that is not empty, or over another mount.
     pub nonempty: bool,
     /// Show the filer's own directories `/topics` and `/etc`.
     pub include_system_entries: bool,
-    /// Threads that read requests. Without a choice: one for each CPU, 2 at least and 16 at most.
+    /// Request threads. `None`: one for each CPU, but from 2 to 16.
     pub threads: Option<usize>,
-    /// How far the kernel reads ahead of a sequential reader, in KiB. Its own choice is 128.
+    /// How far the kernel reads ahead of a sequential reader, in KiB. The kernel's default is 128.
     pub read_ahead_kib: u32,
-    /// Have the kernel read resident files by itself, if it can.
+    /// Let the kernel read resident files by itself, if it can.
     pub passthrough: bool,
-    /// Have the request threads run on the CPU that a lone reader is bound to.
+    /// Bind the request threads to the CPU that a lone reader is bound to.
     pub placement: bool,
-    /// Have the CPUs not sleep while a program makes small requests one after another, if that is possible.
+    /// Keep the CPUs awake during bursts of small requests, if that is possible.
     pub keep_awake: bool,
-    /// Where the status API is found, for who asks the mount itself (see [`STATUS_XATTR`](crate::fuse::STATUS_XATTR)).
+    /// The address of the status API, which [`STATUS_XATTR`](crate::fuse::STATUS_XATTR) shows.
     pub status_api: Option<SocketAddr>,
 }
 
 impl MountOptions {
-    /// The usual options for a mount of the whole filer at `mountpoint`.
+    /// The default options for a mount of the whole filer on `mountpoint`.
     pub fn new(mountpoint: impl Into<PathBuf>) -> Self {
         Self {
             mountpoint: mountpoint.into(),
@@ -121,14 +127,14 @@ impl MountOptions {
     }
 }
 
-/// What a mount knows, for status pages.
+/// The state of a mount, for status pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MountStatus {
     /// Nodes that the kernel knows.
     pub nodes: usize,
-    /// Entries that are remembered.
+    /// Entries in the cache of names.
     pub entries: usize,
-    /// Whether the filer's events arrive, so that long time-outs are given.
+    /// Whether the filer's events arrive, so that the kernel gets long timeouts.
     pub live: bool,
 }
 
@@ -191,7 +197,7 @@ impl Mount {
             tickets: tickets.clone(),
         });
 
-        // The kernel is asked to mount, and may ask back, on a thread that may block.
+        // Mounting blocks, and the kernel may send requests meanwhile.
         let (read_ahead, served) = (options.read_ahead_kib, context.clone());
         let started = tokio::task::spawn_blocking(move || {
             let mountpoint = mountpoint::prepare(&options.mountpoint, options.nonempty)?;
@@ -218,13 +224,14 @@ impl Mount {
         Ok(mount)
     }
 
-    /// What the mount knows now.
+    /// The current state of the mount.
     pub fn status(&self) -> MountStatus {
         let (nodes, entries) = self.namespace.size();
         MountStatus { nodes, entries, live: self.namespace.is_live() }
     }
 
-    /// Whether the kernel reads resident files by itself. Otherwise it sends no OPEN requests either.
+    /// Whether the kernel reads resident files by itself. Otherwise it sends no OPEN requests
+    /// either.
     pub fn passthrough(&self) -> Result<(), &PassthroughUnavailable> {
         self.passthrough.as_ref().copied()
     }
@@ -234,7 +241,7 @@ impl Mount {
         &self.at.device
     }
 
-    /// Recognizes the tickets that the mount gives.
+    /// Verifies the tickets of this mount.
     pub fn tickets(&self) -> &Arc<TicketIssuer> {
         &self.tickets
     }
@@ -254,8 +261,8 @@ impl Mount {
         self.session.wait().await
     }
 
-    /// Unmounts. A mount with open files is only detached: new opens fail, open files can be read for
-    /// `grace`, and after that give errors.
+    /// Unmounts. A mount with open files is only detached: new opens fail, open files can be read
+    /// for `grace`, and after that give errors.
     ///
     /// # Errors
     /// When the kernel or `fusermount3` refuses.
@@ -279,7 +286,7 @@ impl Drop for Mount {
     }
 }
 
-/// Shakes hands with the kernel and starts the threads of a mount.
+/// Makes the handshake with the kernel and starts the threads of a mount.
 fn start_session(
     options: &MountOptions,
     device: OwnedFd,

@@ -1,4 +1,4 @@
-//! Invalidations as FUSE notifications.
+//! Sends the namespace's invalidations to the kernel, as FUSE notifications.
 
 use std::ffi::OsStr;
 use std::io;
@@ -9,7 +9,7 @@ use fuser::{INodeNo, Notifier};
 
 use crate::namespace::{KernelCache, NodeId};
 
-/// The code of `FUSE_NOTIFY_PRUNE`, of which fuser does not know. Linux has it since 6.18.
+/// The code of `FUSE_NOTIFY_PRUNE` (Linux 6.18), which fuser does not have.
 const NOTIFY_PRUNE: i32 = 9;
 
 pub(super) struct KernelNotifier {
@@ -23,7 +23,7 @@ impl KernelNotifier {
         Self { notifier, device }
     }
 
-    /// Whether the kernel knows how to [`prune`](KernelCache::prune).
+    /// Whether the kernel supports [`prune`](KernelCache::prune).
     pub(super) fn can_prune(&self) -> bool {
         self.send_prune(&[]).is_ok()
     }
@@ -35,7 +35,7 @@ impl KernelNotifier {
     }
 }
 
-/// A header (length, code, no request that it answers), the count, and the numbers.
+/// A message: header (length, code, no request number), the count, and the numbers of the nodes.
 fn prune_message(nodes: &[NodeId]) -> Vec<u8> {
     const HEADER: usize = 16;
     const COUNT: usize = 16;
@@ -50,8 +50,8 @@ fn prune_message(nodes: &[NodeId]) -> Vec<u8> {
     message
 }
 
-/// That the kernel does not know what it should drop is the usual case, and fuser hides it; anything else happens only
-/// while the mount goes away.
+/// Logs a failed notification. fuser hides the common failure, that the kernel does not know what
+/// it should drop; others happen only while the mount goes away.
 fn log_failure(what: &'static str, result: io::Result<()>) {
     if let Err(error) = result {
         tracing::debug!(what, %error, "the kernel did not take an invalidation");
@@ -73,8 +73,8 @@ impl KernelCache for KernelNotifier {
     }
 
     fn delete(&self, parent: NodeId, child: NodeId, name: &str) {
-        // A name on which something is mounted cannot be deleted, and one that the kernel found under another node
-        // meanwhile is another file; in both cases what it knows of the name must go.
+        // A mount point cannot be deleted, and a name that the kernel has found under another node
+        // meanwhile is another file. In both cases the kernel must drop what it knows of the name.
         if self.notifier.delete(INodeNo(parent), INodeNo(child), OsStr::new(name)).is_err() {
             self.inval_entry(parent, name);
         }

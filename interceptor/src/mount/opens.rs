@@ -1,13 +1,14 @@
-//! The files that are open, and the way in which each is read.
+//! Open files, and how the kernel reads each of them.
 //!
-//! A file is open in one of two ways: *cached*, where the kernel fills its page cache by asking us, or *passed through*,
-//! where it reads a resident file by itself. The kernel takes one way at a time, and one resident file, for all handles of a
-//! node: another would be our mistake and the application's EIO. So the first open of a node chooses, the others get the
-//! same, and only when the last handle is gone is the next open free to choose again. The kernel forgets a handle's way before
-//! it tells of its release, so what this table thinks open is always at least what the kernel thinks open.
+//! A file is open *cached*, if the kernel fills its page cache by READ requests, or *passed
+//! through*, if the kernel reads a resident file by itself. For all handles of a node the kernel
+//! accepts one of the two, and one resident file; otherwise the application gets EIO. So the first
+//! open of a node chooses, later opens get the same, and when the last handle is released the next
+//! open chooses anew. The kernel forgets the choice before it sends the RELEASE of the last
+//! handle, so a node that the kernel thinks open is always open in this table.
 //!
-//! A handle lives until its release, which comes when the last descriptor of it is closed, and, if it is cached, the last
-//! mapping gone; a mapping of a file that is passed through has a hold of its own on the resident file.
+//! The RELEASE of a handle comes when its last descriptor is closed and, if it is cached, its last
+//! mapping is gone; a mapping of a file that is passed through keeps the resident file itself.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -17,19 +18,20 @@ use parking_lot::Mutex;
 
 use crate::namespace::NodeId;
 
-/// Nodes are spread over this many locks, so that opens of different files seldom meet.
+/// Locks that the nodes are spread over, so that opens of different files seldom contend.
 const SHARDS: usize = 16;
 
-/// The open nodes of a mount. `V` is the version that a node stands for, `F` a resident file that the
-/// kernel can read.
+/// The open nodes of a mount. `V` is the version that a node stands for, `F` a resident file that
+/// the kernel can read.
 pub(super) struct Opens<V, F> {
     shards: [Mutex<HashMap<NodeId, OpenNode<V, F>>>; SHARDS],
 }
 
 struct OpenNode<V, F> {
-    /// What it was opened as, oldest first, and how often. A node that grows comes to stand for other versions.
+    /// The versions it was opened as, oldest first, each with its number of handles. A node that
+    /// grows stands for several versions in turn.
     versions: Vec<(Arc<V>, u32)>,
-    /// What the kernel reads by itself. `None`: it asks us.
+    /// The resident file that the kernel reads. `None`: the kernel sends READ requests.
     backing: Option<F>,
 }
 
@@ -42,8 +44,9 @@ impl<V, F: Clone> Opens<V, F> {
         &self.shards[node as usize % SHARDS]
     }
 
-    /// A handle is opened. `resident` is what could be passed through now, if the node still stands for `version`, which
-    /// `is_current` tells; returns what has to be.
+    /// Notes that a handle was opened, and returns the file to pass through. `resident` is the
+    /// resident file of `version`, if there is one; it is used only if `is_current` says that the
+    /// node still stands for `version`.
     pub(super) fn open(
         &self,
         node: NodeId,
@@ -60,17 +63,19 @@ impl<V, F: Clone> Opens<V, F> {
                 }
                 open.backing.clone()
             }
-            Entry::Vacant(place) => {
-                // Who lets a node grow looks here once it stands for the longer version.
+            Entry::Vacant(vacant) => {
+                // A node that grows looks here for the file only after it stands for the longer
+                // version.
                 let backing = resident.filter(|_| is_current());
-                place.insert(OpenNode { versions: vec![(version.clone(), 1)], backing: backing.clone() });
+                vacant.insert(OpenNode { versions: vec![(version.clone(), 1)], backing: backing.clone() });
                 backing
             }
         }
     }
 
-    /// A handle was released. Returns what it was a handle of, or another that is open: it does not matter which of them goes
-    /// first. That is nothing only if the kernel counts wrongly.
+    /// Notes that a handle was released. Returns the version that it was a handle of, or that of
+    /// another open handle of the node: their order does not matter. `None` only if the kernel
+    /// counts wrongly.
     pub(super) fn release(&self, node: NodeId) -> Option<Arc<V>> {
         let mut shard = self.shard(node).lock();
         let Entry::Occupied(mut open) = shard.entry(node) else { return None };
@@ -82,7 +87,7 @@ impl<V, F: Clone> Opens<V, F> {
         }
         let last = open.get().versions.is_empty().then(|| open.remove());
         drop(shard);
-        // What the last handle held of a resident file is given up here, without the lock.
+        // Dropped without the lock: this may be the last reference to a resident file.
         drop(last);
         Some(version)
     }
@@ -92,12 +97,12 @@ impl<V, F: Clone> Opens<V, F> {
         self.shard(node).lock().contains_key(&node)
     }
 
-    /// What is passed through for the handles of a node.
+    /// The file that is passed through for the handles of a node.
     pub(super) fn passed_through(&self, node: NodeId) -> Option<F> {
         self.shard(node).lock().get(&node)?.backing.clone()
     }
 
-    /// The nodes for whose handles something is passed through.
+    /// The nodes with a file that is passed through.
     pub(super) fn all_passed_through(&self) -> Vec<NodeId> {
         let in_shard = |shard: &Mutex<HashMap<NodeId, OpenNode<V, F>>>| -> Vec<NodeId> {
             shard.lock().iter().filter(|(_, open)| open.backing.is_some()).map(|(node, _)| *node).collect()
@@ -120,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_open_chooses_for_all_until_the_last_is_closed() {
+    fn the_first_open_chooses_for_all_until_the_last_release() {
         let opens = Opens::new();
         let version = Arc::new("version");
         let (old, new) = (Arc::new("old"), Arc::new("new"));
@@ -144,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn handles_of_every_version_are_given_back() {
+    fn handles_of_every_version_are_released() {
         let opens = Opens::new();
         let (short, long) = (Arc::new("short"), Arc::new("long"));
         opens.open(1, &short, Some("file"), || true);
@@ -158,24 +163,28 @@ mod tests {
         assert_eq!(left, ["long", "short", "short"]);
         assert!(opens.release(1).is_none() && !opens.is_open(1));
         assert_eq!((opens.passed_through(1), opens.handles(1, &short)), (None, 0));
-        assert_eq!(opens.open(1, &short, Some("file"), || false), None, "that is not all of it any more");
-        assert_eq!(opens.open(1, &long, Some("longer file"), || true), None, "it is open in the other way");
+        assert_eq!(
+            opens.open(1, &short, Some("file"), || false),
+            None,
+            "the resident file is shorter by now"
+        );
+        assert_eq!(opens.open(1, &long, Some("longer file"), || true), None, "it is open cached");
     }
 
-    /// What the kernel keeps of a node, and refuses.
+    /// How the kernel has a node open.
     #[derive(Default)]
-    struct Kernel {
+    struct SimulatedKernel {
         backing: Vec<Option<u8>>,
     }
 
     proptest! {
         #[test]
-        fn the_kernel_never_sees_two_ways_at_once(
+        fn the_kernel_never_sees_two_choices_at_once(
             steps in proptest::collection::vec((0..2u64, any::<bool>(), proptest::option::of(0..3u8)), 0..200)
         ) {
             let opens = Opens::new();
             let version = Arc::new(());
-            let mut kernel = [Kernel::default(), Kernel::default()];
+            let mut kernel = [SimulatedKernel::default(), SimulatedKernel::default()];
             for (node, close, resident) in steps {
                 let open = &mut kernel[node as usize].backing;
                 if close && !open.is_empty() {
@@ -183,7 +192,7 @@ mod tests {
                     prop_assert!(opens.release(node).is_some());
                 } else {
                     open.push(opens.open(node, &version, resident.map(Arc::new), || true).map(|file| *file));
-                    prop_assert!(open.iter().all(|way| *way == open[0]), "{open:?}");
+                    prop_assert!(open.iter().all(|choice| *choice == open[0]), "{open:?}");
                 }
             }
         }

@@ -1,19 +1,22 @@
-//! Hot ranges are given to the mount's page cache whole.
+//! Stores hot ranges into the mount's page cache as a whole.
 //!
-//! What is read again and again through the page cache is mostly there, and the daemon hears nothing of it. If it is asked for
-//! such a range all the same, pages of it are missing: they were never read, or the kernel took them for something else. Then the
-//! kernel is handed the whole range out of the cache, by one `FUSE_NOTIFY_STORE`, instead of being answered page after page.
+//! Reads of a hot range mostly hit the page cache, and the daemon does not see them. A READ
+//! request for a hot range shows that pages of it are missing: they were never read, or the kernel
+//! evicted them. Then one `FUSE_NOTIFY_STORE` puts the whole range into the page cache, instead of
+//! one answer for each missing page.
 //!
 //! ```text
 //!  eBPF: range is hot ──► FileVersion ──┐
 //!  FUSE_READ in that range ────────────►┴─► queue ──► thread `fuse-push` ──► FUSE_NOTIFY_STORE
 //! ```
 //!
-//! The notification names a node by its number, and comes when the queue has been worked off: by then the kernel may have
-//! forgotten the node, and its number would stand for another version. So a request holds its node from the read on, which keeps
-//! the number from being given away, and is dropped if the node stands for other bytes when its turn comes.
+//! The notification names a node by its number, and is sent when the queue has been worked off: by
+//! then the kernel may have forgotten the node, and the number may stand for another version. So a
+//! queued request pins its node, which keeps the number from being reused, and is dropped if the
+//! node stands for another version by then.
 //!
-//! The thread is one of its own because the kernel lets it wait for pages that are being read, which other threads have to answer.
+//! Storing has a thread of its own, because the kernel lets it wait for pages that are being read,
+//! which request threads have to answer.
 
 use std::io;
 use std::ops::Range;
@@ -27,12 +30,13 @@ use crate::namespace::{Namespace, NodeId, NodePin};
 use crate::read::{FileVersion, Reader};
 use crate::vital::contained;
 
-/// Ranges that may wait; more are dropped, as the kernel is busy enough with what it asks for.
+/// Ranges that may be queued; more are dropped, as the kernel is busy enough with its own
+/// requests.
 const QUEUE_CAPACITY: usize = 64;
 
 /// The kernel's pages of files.
 trait PageCache: Send + 'static {
-    /// Gives it bytes of a node.
+    /// Stores bytes of a node.
     fn store(&self, node: NodeId, offset: u64, data: &[u8]) -> io::Result<()>;
 }
 
@@ -42,7 +46,7 @@ impl PageCache for Notifier {
     }
 }
 
-/// Takes what is to be pushed. Dropping it ends its thread.
+/// Queues ranges to store. Dropping it ends the thread.
 pub(super) struct PageCacheStore {
     namespace: Arc<Namespace>,
     queue: SyncSender<StoreRequest>,
@@ -55,7 +59,7 @@ struct StoreRequest {
     range: Range<u64>,
 }
 
-/// The node of which a range is given to the kernel, from before its version is compared on.
+/// The node of which a range is being stored, from before its version is compared.
 #[derive(Default)]
 struct OngoingStore {
     node: Mutex<Option<NodeId>>,
@@ -70,7 +74,7 @@ impl OngoingStore {
 }
 
 impl PageCacheStore {
-    /// Starts the thread, which has the bytes from `reader`.
+    /// Starts the thread, which takes the bytes from `reader`.
     pub(super) fn start(
         namespace: Arc<Namespace>,
         notifier: Notifier,
@@ -89,14 +93,15 @@ impl PageCacheStore {
         (Self { namespace, queue, ongoing: Arc::default() }, requests)
     }
 
-    /// Waits until the kernel is given no range of what was the version of `node` before this call. Blocks as long as the kernel
-    /// does.
+    /// Waits until no range is being stored of a version that `node` stood for before this call.
+    /// Blocks as long as the kernel does.
     pub(super) fn wait_until_idle(&self, node: NodeId) {
-        let mut pushed = self.ongoing.node.lock();
-        self.ongoing.changed.wait_while(&mut pushed, |pushed| *pushed == Some(node));
+        let mut current = self.ongoing.node.lock();
+        self.ongoing.changed.wait_while(&mut current, |current| *current == Some(node));
     }
 
-    /// The kernel has asked for bytes of `version` from `offset` on, for a file that was opened with `flags`. Does not block.
+    /// Notes a READ request for `version` from `offset` on, of a file that was opened with
+    /// `flags`. Does not block.
     pub(super) fn on_read(&self, node: NodeId, version: &Arc<FileVersion>, offset: u64, flags: OpenFlags) {
         if flags.0 & libc::O_DIRECT != 0 {
             return;
@@ -125,12 +130,12 @@ fn store(StoreRequest { node, version, range }: StoreRequest, pages: &impl PageC
         return;
     }
     let Some(data) = reader.held(&version, &range) else {
-        // It is being fetched, or found no room. The next read of the range asks again.
+        // The range is being fetched, or found no room in the cache. Its next read tries again.
         return version.note_hot_range(range);
     };
     match pages.store(node.id(), range.start, &data) {
         Ok(()) => reader.metrics().pushed(data.len() as u64),
-        // The kernel has no memory for it or does not know the file any more.
+        // The kernel has no memory for the range, or has forgotten the file.
         Err(error) => {
             tracing::debug!(%error, path = version.path(), "the page cache did not take a hot range")
         }
@@ -188,15 +193,15 @@ mod tests {
         fn list(&self, _: &str, _: &str, _: usize) -> BoxStream<'static, Result<Entry, FilerFailure>> {
             futures::stream::empty().boxed()
         }
-        fn space(&self) -> BoxFuture<'static, Result<ClusterUsage, FilerFailure>> {
+        fn cluster_usage(&self) -> BoxFuture<'static, Result<ClusterUsage, FilerFailure>> {
             std::future::ready(Ok(ClusterUsage::default())).boxed()
         }
     }
 
-    /// Content that lies in the entry comes from nowhere else.
-    struct Nowhere;
+    /// Inline content needs no origin.
+    struct NoOrigin;
 
-    impl Origin for Nowhere {
+    impl Origin for NoOrigin {
         fn read_chunk<'a>(
             &'a self,
             _: &'a Chunk,
@@ -222,11 +227,11 @@ mod tests {
         }
     }
 
-    /// Notes what it is given, by node.
+    /// Records what is stored, by node.
     #[derive(Default)]
-    struct Pages(Mutex<Vec<(NodeId, Vec<u8>)>>);
+    struct RecordedPages(Mutex<Vec<(NodeId, Vec<u8>)>>);
 
-    impl PageCache for Arc<Pages> {
+    impl PageCache for Arc<RecordedPages> {
         fn store(&self, node: NodeId, _: u64, data: &[u8]) -> io::Result<()> {
             self.0.lock().push((node, data.to_vec()));
             Ok(())
@@ -246,7 +251,7 @@ mod tests {
         let options = NamespaceOptions::default();
         let (namespace, _) = Namespace::new(Arc::new(filer.clone()), root, options, runtime.clone());
         let cache = Arc::new(Cache::new(MIN_CAPACITY).unwrap());
-        let reader = Reader::new(cache, Arc::new(Nowhere), Metrics::new(), runtime);
+        let reader = Reader::new(cache, Arc::new(NoOrigin), Metrics::new(), runtime);
         Fixture { filer, namespace, reader }
     }
 
@@ -262,7 +267,7 @@ mod tests {
             }
         }
 
-        /// The kernel forgets the file, which is replaced, and looks it up again.
+        /// The file is replaced; the kernel forgets it and looks it up again.
         async fn replace(&self, node: NodeId) -> NodeId {
             *self.filer.0.lock() = file(2);
             self.namespace.forget(node, 1);
@@ -271,27 +276,27 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_late_push_never_gives_a_version_the_bytes_of_another() {
+    async fn a_late_store_never_gives_a_node_the_bytes_of_another_version() {
         let fixture = fixture();
         let (page_cache, requests) = PageCacheStore::new(fixture.namespace.clone());
         let node = fixture.lookup().await;
         let version = fixture.namespace.version(node).unwrap();
         version.note_hot_range(0..4096);
         page_cache.on_read(node, &version, 0, OpenFlags(libc::O_RDONLY));
-        // The thread is held up meanwhile.
+        // The file is replaced while the request is queued.
         let other = fixture.replace(node).await;
         drop(page_cache);
-        let pages = Arc::new(Pages::default());
+        let pages = Arc::new(RecordedPages::default());
         run(&requests, &OngoingStore::default(), &pages, &fixture.reader);
         let stored = std::mem::take(&mut *pages.0.lock());
-        assert!(stored.iter().all(|(node, _)| *node != other), "bytes of the old version for the new");
-        // With nothing left to do, the number is free.
+        assert!(stored.iter().all(|(node, _)| *node != other), "the new node has bytes of the old version");
+        // Without queued requests the number is free.
         fixture.namespace.forget(other, 1);
         assert_eq!(fixture.lookup().await, node);
     }
 
     #[tokio::test]
-    async fn a_hot_range_is_given_to_the_node_that_was_asked_for() {
+    async fn a_hot_range_is_stored_into_the_node_that_was_read() {
         let fixture = fixture();
         let (page_cache, requests) = PageCacheStore::new(fixture.namespace.clone());
         let node = fixture.lookup().await;
@@ -301,15 +306,15 @@ mod tests {
         page_cache.on_read(node, &version, 100, OpenFlags(libc::O_RDONLY));
         page_cache.on_read(node, &version, 200, OpenFlags(libc::O_RDONLY));
         drop(page_cache);
-        let pages = Arc::new(Pages::default());
+        let pages = Arc::new(RecordedPages::default());
         run(&requests, &OngoingStore::default(), &pages, &fixture.reader);
         assert_eq!(*pages.0.lock(), [(node, vec![1; 4096])]);
     }
 
-    /// Panics at the first it is given.
-    struct Faulty(Mutex<bool>, Arc<Pages>);
+    /// Panics at the first store.
+    struct PanickingPages(Mutex<bool>, Arc<RecordedPages>);
 
-    impl PageCache for Faulty {
+    impl PageCache for PanickingPages {
         fn store(&self, node: NodeId, offset: u64, data: &[u8]) -> io::Result<()> {
             assert!(std::mem::replace(&mut *self.0.lock(), true), "test");
             self.1.store(node, offset, data)
@@ -317,7 +322,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_costs_one_range() {
+    async fn a_panic_loses_one_range() {
         let fixture = fixture();
         let (page_cache, requests) = PageCacheStore::new(fixture.namespace.clone());
         let node = fixture.lookup().await;
@@ -327,8 +332,13 @@ mod tests {
             page_cache.on_read(node, &version, 0, OpenFlags(libc::O_RDONLY));
         }
         drop(page_cache);
-        let pages = Arc::new(Pages::default());
-        run(&requests, &OngoingStore::default(), &Faulty(Mutex::new(false), pages.clone()), &fixture.reader);
+        let pages = Arc::new(RecordedPages::default());
+        run(
+            &requests,
+            &OngoingStore::default(),
+            &PanickingPages(Mutex::new(false), pages.clone()),
+            &fixture.reader,
+        );
         assert_eq!(pages.0.lock().len(), 1);
     }
 }

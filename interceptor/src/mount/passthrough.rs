@@ -1,8 +1,8 @@
-//! Files that the kernel reads without asking: whether this mount may have them, and the numbers that it knows them by.
+//! FUSE passthrough: files that the kernel reads without the daemon.
 //!
-//! The kernel offers passthrough in the handshake whoever we are, and then asks for CAP_SYS_ADMIN in the initial user
-//! namespace when it is shown a file to read. So a file is shown to it before the first request: [`probe`] finds out what
-//! would happen, and the mount does with opens what fits the answer.
+//! The kernel offers passthrough in the handshake to everyone, but requires CAP_SYS_ADMIN in the
+//! initial user namespace when a backing file is registered. So [`probe`] registers a file before
+//! the first request, and the mount answers opens accordingly.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -16,30 +16,31 @@ use crate::cache::resident::{ResidentError, ResidentFile};
 /// Why the kernel does not read resident files by itself.
 #[derive(Debug, thiserror::Error)]
 pub enum PassthroughUnavailable {
-    /// The user does not want it.
+    /// The user has switched it off.
     #[error("switched off by --no-passthrough")]
     SwitchedOff,
     /// The kernel did not offer it.
     #[error("this kernel does not offer it; it takes Linux 6.9 with CONFIG_FUSE_PASSTHROUGH")]
     NotOffered,
-    /// There is no place for files that the kernel could read.
+    /// There are no resident files.
     #[error("{0}")]
     NoFiles(#[from] ResidentError),
-    /// The process lacks the right.
+    /// The process lacks CAP_SYS_ADMIN in the initial user namespace.
     #[error("it takes the capability CAP_SYS_ADMIN, not only within a user namespace")]
     NotPermitted,
-    /// Another refusal.
+    /// The kernel refuses for another reason.
     #[error("the kernel refuses: {0}")]
     Refused(#[source] io::Error),
 }
 
-/// Asks for passthrough in the handshake, and says whether the kernel knows it. The backing files lie on a tmpfs, which is one file system below this one.
+/// Requests passthrough in the handshake, and returns whether the kernel supports it. The backing
+/// files lie on a tmpfs, which adds one to the stack of file systems.
 pub(super) fn negotiate(config: &mut KernelConfig) -> bool {
     config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok() && config.set_max_stack_depth(1).is_ok()
 }
 
-/// Shows the kernel an empty file of the kind that resident files are. The number it gives for that file stays taken as
-/// long as the mount lives.
+/// Registers an empty file of the same kind as resident files. Its registration stays as long as
+/// the mount.
 pub(super) fn probe(session: impl AsFd) -> Result<(), PassthroughUnavailable> {
     let file = memfd_create(c"interceptor-probe", MFdFlags::MFD_CLOEXEC)
         .map_err(|errno| PassthroughUnavailable::Refused(errno.into()))?;
@@ -51,12 +52,12 @@ pub(super) fn probe(session: impl AsFd) -> Result<(), PassthroughUnavailable> {
 }
 
 nix::ioctl_write_ptr!(
-    /// Gives back the number of a backing file.
+    /// Removes the registration of a backing file.
     ioctl_backing_close, 229, 2, u32
 );
 
-/// The kernel's number for a file that it reads by itself. It belongs to the connection, whichever
-/// descriptor of that the file was shown through.
+/// The registration of a backing file, valid for the whole connection, whichever descriptor it was
+/// made through.
 #[derive(Debug)]
 struct BackingRegistration {
     number: u32,
@@ -75,17 +76,17 @@ impl Drop for BackingRegistration {
     }
 }
 
-/// A resident file and the kernel's number for it.
+/// A resident file that is registered as a backing file.
 #[derive(Debug, Clone)]
 pub(super) struct BackingFile {
     number: Arc<BackingRegistration>,
-    /// Keeps the file, and with it the number, for whoever opens it next.
+    /// Keeps the file, and with it the registration, for the next open.
     file: Arc<ResidentFile>,
 }
 
 impl BackingFile {
-    /// The kernel is told of a file when it is opened first; its number is then kept with the file as
-    /// long as that lives. `device` is the connection.
+    /// Registers a file when it is opened for the first time; the registration lives as long as
+    /// the file. `device` is the connection.
     pub(super) fn register(file: Arc<ResidentFile>, device: &Arc<OwnedFd>) -> io::Result<Self> {
         let attached = match file.attachment() {
             Some(attached) => attached,
@@ -105,9 +106,10 @@ impl BackingFile {
         &self.file
     }
 
-    /// Answers an open: the kernel is to read the file by itself.
+    /// Answers an OPEN request: the kernel reads the file by itself.
     pub(super) fn reply(&self, reply: ReplyOpen) {
-        // SAFETY: the number is open as long as `self`, and goes back without being closed.
+        // SAFETY: the registration lives as long as `self`, and `into_raw` gives it back without
+        // closing it.
         let id = unsafe { reply.wrap_backing(self.number.number) };
         reply.opened_passthrough(FileHandle(0), FopenFlags::FOPEN_NOFLUSH, &id);
         let _ = id.into_raw();

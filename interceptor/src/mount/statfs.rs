@@ -1,4 +1,5 @@
-//! How full the cluster is, as `statfs` shows it: asked for in the background, so that `df` never waits long.
+//! The usage of the cluster for `statfs`, refreshed in the background so that `df` never waits
+//! long.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use parking_lot::Mutex;
 
 use crate::namespace::{ClusterUsage, Filer, NowOrLater};
 
-/// How long figures are good enough; `weed mount` takes the same.
+/// How long figures are used; `weed mount` uses them as long.
 const MAX_AGE: Duration = Duration::from_secs(20);
 /// How long the first caller waits for figures.
 const FIRST_QUERY_TIMEOUT: Duration = Duration::from_secs(2);
@@ -33,7 +34,7 @@ impl UsageCache {
         Arc::new(Self { filer, runtime, latest: Mutex::default() })
     }
 
-    /// The latest figures; those of an empty cluster if there are none.
+    /// The latest figures; zeros if there are none. Starts a refresh if they are old.
     pub(super) fn latest(self: &Arc<Self>) -> NowOrLater<ClusterUsage> {
         let mut latest = self.latest.lock();
         let due = latest.requested_at.is_none_or(|at| at.elapsed() > MAX_AGE);
@@ -53,7 +54,7 @@ impl UsageCache {
     }
 
     async fn refresh(self: Arc<Self>) -> ClusterUsage {
-        match self.filer.space().await {
+        match self.filer.cluster_usage().await {
             Ok(usage) => {
                 self.latest.lock().usage = Some(usage);
                 usage
@@ -69,7 +70,7 @@ impl UsageCache {
 pub(super) fn reply(usage: ClusterUsage, reply: ReplyStatfs) {
     let blocks = |bytes: u64| bytes / u64::from(BLOCK_SIZE);
     let free = blocks(usage.total.saturating_sub(usage.used));
-    // A cluster has no limit on files: as many as fit into the type that `df` computes with.
+    // A cluster has no limit on files; this is the largest number that `df` computes with.
     let files = i64::MAX as u64;
     reply.statfs(
         blocks(usage.total),
@@ -83,5 +84,5 @@ pub(super) fn reply(usage: ClusterUsage, reply: ReplyStatfs) {
     );
 }
 
-/// The longest name in bytes that the kernel takes.
+/// The longest name in bytes that the kernel accepts.
 pub(super) const MAX_NAME_LEN: u32 = 255;

@@ -33,7 +33,7 @@ pub trait Filer: Send + Sync + 'static {
     ) -> BoxStream<'static, Result<Entry, FilerFailure>>;
 
     /// How full the cluster is.
-    fn space(&self) -> BoxFuture<'static, Result<ClusterUsage, FilerFailure>>;
+    fn cluster_usage(&self) -> BoxFuture<'static, Result<ClusterUsage, FilerFailure>>;
 }
 
 /// How full a cluster is.
@@ -88,7 +88,7 @@ impl Filer for FilerClient {
         FilerClient::list(self, directory, after, limit).map(|entry| entry.map_err(shared)).boxed()
     }
 
-    fn space(&self) -> BoxFuture<'static, Result<ClusterUsage, FilerFailure>> {
+    fn cluster_usage(&self) -> BoxFuture<'static, Result<ClusterUsage, FilerFailure>> {
         let filer = self.clone();
         async move {
             let statistics = filer.statistics().await.map_err(shared)?;

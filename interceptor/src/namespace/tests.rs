@@ -110,7 +110,7 @@ impl Filer for Handle {
         futures::stream::once(start).flat_map(move |()| futures::stream::iter(list.clone())).boxed()
     }
 
-    fn space(&self) -> BoxFuture<'static, Result<ClusterUsage, FilerFailure>> {
+    fn cluster_usage(&self) -> BoxFuture<'static, Result<ClusterUsage, FilerFailure>> {
         async { Ok(ClusterUsage::default()) }.boxed()
     }
 }
