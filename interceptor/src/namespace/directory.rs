@@ -1,7 +1,8 @@
-//! What is known of the names of one directory.
+//! What is known of the names in one directory.
 //!
-//! Of a name we know that it exists (`present`), that it does not (`absent`), or nothing. When a listing has been read to
-//! its end, every name is known (`complete`) but those that changed since (`unknown`).
+//! A name is known to exist (`present`), known not to exist (`absent`), or unknown. After a
+//! listing has been read to its end, every name is known (`complete`) except those that changed
+//! since (`unknown`).
 
 use std::borrow::Borrow;
 use std::collections::{HashMap, HashSet};
@@ -13,7 +14,7 @@ use super::NodeId;
 use super::listing::Listing;
 use crate::seaweed::entry::Entry;
 
-/// An entry found by its name, so that the name is stored once.
+/// An entry in a set by its name, so that the name is stored once.
 struct ByName(Arc<Entry>);
 
 impl Borrow<str> for ByName {
@@ -33,14 +34,15 @@ impl PartialEq for ByName {
 }
 impl Eq for ByName {}
 
-/// What a remembered entry takes beside itself: its place in a table, and the counts of its holders.
+/// Approximate memory of a cached entry beside the entry: its slot in the table and reference
+/// counts.
 const CACHED_OVERHEAD: usize = 32;
 
-/// Remembered entries by their names.
+/// Cached entries by their names.
 #[derive(Default)]
 pub(super) struct CachedEntries {
     entries: HashSet<ByName>,
-    /// About how much memory they take.
+    /// Their approximate memory in bytes.
     bytes: usize,
 }
 
@@ -79,12 +81,12 @@ impl CachedEntries {
     }
 }
 
-/// A listing that is being read from the filer, and what changed meanwhile.
+/// A listing that is being read from the filer, and what has changed meanwhile.
 pub(super) struct OngoingListing {
     pub(super) listing: Arc<Listing>,
-    /// Names that changed since the listing began: what it says of them may be old.
+    /// Names that changed since the listing began: its entries of them may be old.
     pub(super) changed_names: HashSet<Box<str>>,
-    /// Whether entries were left out of the cache, so that the directory is not completely known at the end.
+    /// Whether entries were not cached, so that the directory is not completely known at the end.
     pub(super) is_partial: bool,
 }
 
@@ -95,11 +97,11 @@ pub(super) enum NameStatus {
     Unknown,
 }
 
-/// Beyond this many changed names a directory is not worth remembering as complete: one listing costs less than asking
-/// for each.
+/// The largest number of changed names of a complete directory. Beyond it, one listing costs less
+/// than a lookup of each.
 const MAX_UNKNOWN: usize = 10_000;
 
-/// What a directory takes of what all of them share.
+/// What a directory adds to the totals of all directories.
 pub(super) struct DirectoryUsage {
     pub(super) present: usize,
     pub(super) present_bytes: usize,
@@ -108,25 +110,25 @@ pub(super) struct DirectoryUsage {
 }
 
 pub(super) struct Directory {
-    /// That of its node.
+    /// The serial number of its node.
     pub(super) serial: u64,
-    /// Nodes that the kernel knows, by the names it knows them by.
+    /// Nodes that the kernel knows, by name.
     pub(super) children: HashMap<Arc<str>, NodeId>,
     pub(super) present: CachedEntries,
-    /// Also the record of which absent names the kernel was told of.
+    /// Also the record of absent names that the kernel may have cached.
     pub(super) absent: HashSet<Box<str>>,
     pub(super) complete: bool,
     unknown: HashSet<Box<str>>,
     pub(super) ongoing: Option<OngoingListing>,
-    /// A complete listing that nothing changed since.
+    /// A complete listing that is still current.
     pub(super) snapshot: Option<Arc<Listing>>,
-    /// Whether the kernel may hold a copy of a listing.
+    /// Whether the kernel may have cached a listing.
     pub(super) kernel_has_listing: bool,
     /// Grows with every change of a name in it.
     pub(super) changes: u64,
-    /// When names that had to be asked for were first counted, and how many there were since.
+    /// Lookups that had to ask the filer: the start of the current window, and their number since.
     pub(super) misses: (Instant, u32),
-    /// Whether listing it in advance has been found to be too much.
+    /// Whether its listing turned out too long to be read in advance.
     pub(super) too_large: bool,
     /// When it was last used, in ticks of the namespace.
     pub(super) last_used: u64,
@@ -151,7 +153,7 @@ impl Directory {
         }
     }
 
-    /// What it takes of what all directories share.
+    /// What it adds to the totals of all directories.
     pub(super) fn usage(&self) -> DirectoryUsage {
         DirectoryUsage {
             present: self.present.len(),
@@ -177,7 +179,7 @@ impl Directory {
         NameStatus::Unknown
     }
 
-    /// A listing that another reader may share: nothing changed since it was begun.
+    /// A current listing that another reader may share: nothing has changed since it began.
     pub(super) fn shared_listing(&self) -> Option<Arc<Listing>> {
         let growing = || self.ongoing.as_ref().filter(|ongoing| ongoing.changed_names.is_empty());
         let listing = self.snapshot.clone().or_else(|| growing().map(|ongoing| ongoing.listing.clone()))?;
@@ -185,19 +187,19 @@ impl Directory {
         Some(listing)
     }
 
-    /// The newest listing, complete or not, even if something changed since.
+    /// The newest listing, complete or not, even if something has changed since.
     pub(super) fn newest_listing(&self) -> Option<&Arc<Listing>> {
         self.snapshot.as_ref().or_else(|| self.ongoing.as_ref().map(|ongoing| &ongoing.listing))
     }
 
-    /// Whether `entry` is what a lookup of its name would give now.
+    /// Whether a lookup of its name would return `entry` now.
     pub(super) fn is_current(&self, entry: &Arc<Entry>) -> bool {
         self.present.get(entry.name.as_str()).is_some_and(|known| Arc::ptr_eq(known, entry))
     }
 
     pub(super) fn learn_present(&mut self, entry: Arc<Entry>) {
         if entry.hard_link.is_some() {
-            // A change through another of its names would not be seen here, so it is asked for every time.
+            // A change through another of its names would not show here, so it is never cached.
             self.mark_unknown(&entry.name);
             return;
         }
@@ -223,7 +225,7 @@ impl Directory {
         }
     }
 
-    /// Something changed at `name`: nothing is known of it any more, nor is any listing right.
+    /// The name has changed: nothing is known of it, and no listing is current.
     pub(super) fn invalidate(&mut self, name: &str) {
         self.changes += 1;
         self.present.remove(name);
@@ -238,7 +240,7 @@ impl Directory {
         }
     }
 
-    /// The listing in progress has come to its end: take note of what it means.
+    /// Ends a listing that was read completely.
     pub(super) fn finish_listing(&mut self, ongoing: OngoingListing) {
         if !ongoing.is_partial {
             self.complete = true;
@@ -257,8 +259,8 @@ impl Directory {
         }
     }
 
-    /// Forgets all, since events were missed. Returns whether the kernel may hold a listing, and the names that it may
-    /// know something of.
+    /// Drops all that is known, after events were missed. Returns whether the kernel may have
+    /// cached a listing, and the names that it may have cached.
     pub(super) fn forget_all(&mut self) -> (bool, Vec<Arc<str>>) {
         self.changes += 1;
         self.ongoing = None;
@@ -269,7 +271,7 @@ impl Directory {
         (std::mem::take(&mut self.kernel_has_listing), names)
     }
 
-    /// Forgets what is known of names to save memory. What the kernel was told stays on record.
+    /// Drops cached entries to save memory. The record of what the kernel may have cached stays.
     pub(super) fn drop_cache(&mut self) {
         self.present = CachedEntries::default();
         self.complete = false;

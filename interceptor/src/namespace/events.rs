@@ -1,10 +1,11 @@
-//! What changes on the filer do to what is known.
+//! The effects of the filer's events.
 //!
-//! An event says which names changed. What is known of them is dropped, lookups of them that are under way are marked as
-//! overtaken, and the kernel is told. An event's own entry is used for one thing only: to see whether the node that the
-//! kernel has is still right and only its attributes changed, in which case the name may stay in the kernel. That is
-//! safe in any order of events, because the entry is compared with the node as it is: if a later change was handled
-//! before, the comparison fails and the name is dropped once more than needed.
+//! An event tells which names have changed. What is known of them is dropped, pending lookups of
+//! them are marked as overtaken, and the kernel gets invalidations. The entry in an event is used
+//! only to see whether the kernel's node is still right and just its attributes have changed; then
+//! the kernel may keep the name. That is safe in any order of events, because the entry is
+//! compared with the current node: if a later change was handled before, the comparison fails, and
+//! the name is dropped once more than needed.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -18,21 +19,22 @@ use crate::seaweed::entry::{Entry, Kind};
 use crate::seaweed::subscribe::{Change, EntryRef};
 
 impl Namespace {
-    /// Events arrive from now on, and none were missed since what is known was learned: nothing is known.
+    /// Events arrive from now on. Changes before that may have been missed, so nothing that is
+    /// known stays.
     pub fn connected(&self) {
         let mut state = self.state.lock();
         state.invalidate_all();
         state.live = true;
     }
 
-    /// Events may have been missed from now on.
+    /// Events may be missed from now on.
     pub fn disconnected(&self) {
         let mut state = self.state.lock();
         state.live = false;
         state.invalidate_all();
     }
 
-    /// Something changed on the filer: drops what is known of the names that it concerns.
+    /// Applies a change on the filer: drops what is known of the names that it concerns.
     pub fn apply(&self, change: &Change) {
         let (old, new) = (change.old.as_ref(), change.new.as_ref());
         let mut state = self.state.lock();
@@ -43,7 +45,7 @@ impl Namespace {
         match (of_root(old), of_root(new)) {
             (false, false) => {}
             (true, true) => return state.root_changed(),
-            // It came or went, by whatever name. What was learned below stands for what is not there now.
+            // The root came or went, under whatever name: what is known below it is not there now.
             (true, false) | (false, true) => {
                 state.root_changed();
                 return state.invalidate_subtree(ROOT);
@@ -62,7 +64,7 @@ impl Namespace {
         let name = new.entry.name.as_str();
         state.forget_name(parent, name);
         match state.nodes.child(parent, name) {
-            // A directory that is in use would lose its path if its name were dropped.
+            // Its name stays: a directory in use would lose its path without it.
             Some(child) if state.stands_for(child, &new.entry) => state.attributes_changed(child),
             Some(child) => {
                 state.attributes_changed(child);
@@ -77,8 +79,8 @@ impl Namespace {
         let name = old.entry.name.as_str();
         state.forget_name(parent, name);
         match state.nodes.unlink(parent, name) {
-            // A directory may come back under another name (some renames arrive as creation and deletion), and the
-            // kernel never uses one again that it was told was deleted.
+            // A directory may reappear under another name (some renames arrive as creation and
+            // deletion), but the kernel never reuses one that it was told was deleted.
             Some(child)
                 if old.entry.hard_link.is_none()
                     && !state.is_directory(child)
@@ -116,7 +118,7 @@ impl Namespace {
             };
             match moved {
                 Some(child) => state.attributes_changed(child),
-                // A file that is shown under the new name is found again by its number and its content.
+                // A lookup of the new name finds the file again by its number and its content.
                 None => {
                     state.nodes.unlink(from, name);
                 }
@@ -134,7 +136,7 @@ fn same_name(old: &EntryRef, new: &EntryRef) -> bool {
 }
 
 impl NamespaceState {
-    /// Forgets what is known of a name.
+    /// Drops what is known of a name.
     fn forget_name(&mut self, parent: NodeId, name: &str) {
         let Some(serial) = self.nodes.directory(parent).map(|directory| directory.serial) else { return };
         if let Some(pending) = self.pending_lookups.remove(&(serial, Arc::from(name))) {
@@ -168,7 +170,7 @@ impl NamespaceState {
         self.attributes_changed(ROOT);
     }
 
-    /// A change through one name of a file is a change of all of them.
+    /// A change through one name of a file changes all of its names.
     fn hard_link_changed(&mut self, entry: &Entry) {
         let Some(key) = &entry.hard_link else { return };
         self.link_changes += 1;
@@ -194,7 +196,7 @@ impl NamespaceState {
         id == ROOT || self.nodes.get(id).is_some_and(|node| node.lookups > 0)
     }
 
-    /// Takes back from the kernel all that it was told, and forgets all that was learned.
+    /// Invalidates everything in the kernel, and drops all that is known.
     fn invalidate_all(&mut self) {
         self.epoch += 1;
         for (_, pending) in self.pending_lookups.drain() {
@@ -206,7 +208,8 @@ impl NamespaceState {
         }
     }
 
-    /// The same for a directory and all below it. While it had no name, events about what it holds led nowhere.
+    /// The same for a directory and all below it. While the directory had no name, events about
+    /// its content found nothing.
     pub(super) fn invalidate_subtree(&mut self, top: NodeId) {
         let below = self.nodes.subtree(top);
         let serials: HashSet<_> =
@@ -228,7 +231,7 @@ impl NamespaceState {
         if listed {
             self.notify(Invalidation::Listing(id));
         }
-        // The name of a directory stays: if it is gone, its attributes cannot be had, and that shows it.
+        // Names of directories stay: if one is gone, its attributes cannot be had, which shows it.
         names.retain(|name| !self.nodes.child(id, name).is_some_and(|child| self.is_directory(child)));
         for name in names {
             self.notify(Invalidation::Entry { parent: id, name });

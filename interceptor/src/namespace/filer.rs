@@ -1,4 +1,4 @@
-//! What the namespace asks of a filer.
+//! The filer, as the namespace uses it.
 
 use std::sync::Arc;
 
@@ -10,12 +10,13 @@ use crate::arrival::Arrival;
 use crate::seaweed::entry::Entry;
 use crate::seaweed::filer::{FilerClient, FilerError, FoundEntry};
 
-/// Why a filer gave no answer. Shared, because several waiters may learn of one failure.
+/// Why a filer gave no answer. Shared by all requests that wait for the same answer.
 pub type FilerFailure = Arc<dyn std::error::Error + Send + Sync>;
 
-/// The source of names: a filer, or a model of one in tests. Every call ends by a deadline of its own.
+/// The source of names: a filer, or a model of one in tests. Each call has a deadline of its own.
 pub trait Filer: Send + Sync + 'static {
-    /// The entry `name` of the directory with this full path, if there is one, for a request that arrived at `arrival`.
+    /// The entry `name` of the directory with this full path, if it exists, for a request that
+    /// came at `arrival`.
     fn lookup(
         &self,
         directory: &str,
@@ -23,8 +24,9 @@ pub trait Filer: Send + Sync + 'static {
         arrival: Arrival,
     ) -> BoxFuture<'static, Result<FoundEntry, FilerFailure>>;
 
-    /// The first `limit` entries of a directory after the name `after`, in the order of their names' bytes, with their chunks;
-    /// fewer are all. A directory that does not exist has none.
+    /// The first `limit` entries of a directory behind the name `after`, sorted by the bytes of
+    /// names, with their chunks. Fewer entries are all that are left; a directory that does not
+    /// exist has none.
     fn list(
         &self,
         directory: &str,
@@ -32,31 +34,31 @@ pub trait Filer: Send + Sync + 'static {
         limit: usize,
     ) -> BoxStream<'static, Result<Entry, FilerFailure>>;
 
-    /// How full the cluster is.
+    /// The usage of the cluster.
     fn cluster_usage(&self) -> BoxFuture<'static, Result<ClusterUsage, FilerFailure>>;
 }
 
-/// How full a cluster is.
+/// The usage of a cluster.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ClusterUsage {
-    /// Bytes that it can hold.
+    /// Its capacity in bytes.
     pub total: u64,
-    /// Bytes that it holds.
+    /// Used bytes.
     pub used: u64,
     /// The number of files.
     pub files: u64,
 }
 
-/// Why a request about a name or a node cannot be answered.
+/// Why a request about a name or a node fails.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum NamespaceError {
     /// The node does not exist any more, or its name is gone.
     #[error("stale node")]
     Stale,
-    /// The node is no directory.
+    /// The node is not a directory.
     #[error("not a directory")]
     NotDirectory,
-    /// Who asked is being killed.
+    /// The caller is being killed.
     #[error("the caller is being killed")]
     Killed,
     /// The filer did not answer.

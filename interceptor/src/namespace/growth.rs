@@ -1,22 +1,24 @@
 //! Files that were only appended to keep their node.
 //!
-//! Another version of a file is another node, unless it is the known one with more bytes behind it: who follows the end
-//! of a file has it open all the time (`tail -f`), or takes another inode number for another file (`tail -F`).
+//! Another version of a file is another node, except a version that begins with all bytes of the
+//! known one: programs that follow the end of a file keep it open (`tail -f`), or take another
+//! inode number for another file (`tail -F`).
 //!
-//! The kernel completes the page that holds the end of a file with zeros, and its readers must never take these for
-//! bytes. So a node grows in this order:
+//! The kernel fills the page that holds the end of a file with zeros, which readers must never
+//! take for bytes. So a node grows in this order:
 //!
 //! ```text
 //!  the filer tells of a longer file (NamespaceState::grow)
 //!   1. reads are answered from the longer version               Node::version
-//!   2. who stands between us and the kernel brings about that   GrowthHandle
-//!      nothing is left that was read from the shorter one at its end
-//!   3. the longer file's attributes are told                    Node::entry
+//!   2. the file system ensures that the kernel keeps nothing    GrowthHandle
+//!      that was read at the end of the shorter version
+//!   3. attributes are answered from the longer version          Node::entry
 //! ```
 //!
-//! Meanwhile a lookup shows the node as it was, which nobody may remember: it must not wait, because the kernel locks the
-//! directory for it. Who asks for attributes waits a while, and with him who reads beyond the end that the kernel knows. One
-//! growth is under way at a time; what was appended since comes after it.
+//! Meanwhile a lookup returns the node as it was, with a timeout of zero: it must not wait,
+//! because the kernel locks the directory for it. A request for attributes waits for the growth,
+//! and so does a reader beyond the end that the kernel knows. A node has one growth at a time;
+//! what is appended meanwhile makes another one.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -32,14 +34,14 @@ use crate::read::FileVersion;
 use crate::seaweed::entry::{Chunk, Content, Entry, Kind};
 use crate::seaweed::subscribe::EntryRef;
 
-/// How long who asks for attributes waits for a growth; after that he is shown what was.
+/// How long a request for attributes waits for a growth; then it gets the old attributes.
 pub(super) const GROWTH_WAIT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Nodes that grow, for who sees to that.
+/// Nodes that are to grow.
 pub(crate) type GrowthQueue = mpsc::UnboundedReceiver<NodePin>;
 
 impl Node {
-    /// Whether the node can come to be what `entry` describes by growing only.
+    /// Whether the node can become `entry` by growing only.
     pub(super) fn grows_to(&self, entry: &Entry) -> bool {
         match &self.growth {
             Some(growth) => same_node(&growth.entry, entry) || grows(&growth.entry, entry),
@@ -47,21 +49,23 @@ impl Node {
         }
     }
 
-    /// Whether a name that stood for the node and now for `entry` still stands for it, as it is or grown.
+    /// Whether a name that stood for the node still does if it stands for `entry`, as it is or
+    /// grown.
     pub(super) fn stands_for(&self, entry: &Entry) -> bool {
         same_node(&self.entry, entry) || self.grows_to(entry)
     }
 
-    /// Whether `entry`, which may be out of date, can be what the node was before it grew, or will have been. A file that was cut
-    /// off has a later time.
+    /// Whether `entry`, which may be outdated, can be an earlier state of the node. A file that
+    /// was truncated has a later modification time.
     pub(super) fn has_outgrown(&self, entry: &Entry) -> bool {
         let latest = self.growth.as_ref().map_or(&self.entry, |growth| &growth.entry);
         entry.attr.mtime <= latest.attr.mtime && grows(entry, latest)
     }
 }
 
-/// A node that grows. Who asks for it waits until this is dropped. If its growth was not [told](Self::publish) by then, it stays as
-/// it was, and its name gets another node.
+/// The growth of a node. Requests for its attributes wait until this is dropped. If the growth was
+/// not [published](Self::publish) by then, the node stays as it was, and its name gets another
+/// node.
 pub(crate) struct GrowthHandle {
     pin: NodePin,
     before: Arc<FileVersion>,
@@ -70,7 +74,7 @@ pub(crate) struct GrowthHandle {
 }
 
 impl GrowthHandle {
-    /// For the growth that a pinned node is in.
+    /// The growth that a pinned node is in.
     pub(crate) fn new(pin: NodePin) -> Option<Self> {
         let namespace = pin.namespace()?;
         let (before, version) = {
@@ -86,18 +90,18 @@ impl GrowthHandle {
         self.pin.id()
     }
 
-    /// What the node stood for.
+    /// The shorter version.
     pub(crate) fn before(&self) -> &Arc<FileVersion> {
         &self.before
     }
 
-    /// What it stands for now: the same bytes, and others behind them.
+    /// The longer version: the same bytes, and more behind them.
     pub(crate) fn version(&self) -> &Arc<FileVersion> {
         &self.version
     }
 
-    /// The kernel keeps nothing of the shorter version from the page with its end on: from now on the attributes of the longer
-    /// one are what is told.
+    /// The kernel keeps nothing of the shorter version from the page with its end on: from now on
+    /// the attributes of the longer version are returned.
     pub(crate) fn publish(&mut self) {
         if let Some(namespace) = self.pin.namespace() {
             self.is_published = true;
@@ -115,7 +119,7 @@ impl Drop for GrowthHandle {
 }
 
 impl NamespaceState {
-    /// Has a node grow to `entry`, of which it is the beginning, unless that is under way.
+    /// Starts the growth of a node to `entry`, unless the node is growing already.
     pub(super) fn grow(&mut self, id: NodeId, entry: &Arc<Entry>) {
         let (before, path) = (self.version(id), self.nodes.path(id));
         let (Some(before), Some(node)) = (before, self.nodes.get_mut(id)) else { return };
@@ -140,7 +144,7 @@ impl NamespaceState {
         let Some(growth) = node.growth.take_if(|growth| Arc::ptr_eq(&growth.version, version)) else {
             return;
         };
-        // Something may have been appended since, or what had been was taken back.
+        // More may have been appended since, or what was appended may have been taken back.
         node.stale = true;
         let names = node.names.clone();
         if !is_published {
@@ -152,15 +156,15 @@ impl NamespaceState {
         }
     }
 
-    /// Tells when the growth that a node is in is over.
+    /// Reports the end of a growth: the sender is dropped then.
     pub(super) fn growth_end(&self, id: NodeId) -> Option<watch::Receiver<()>> {
         Some(self.nodes.get(id)?.growth.as_ref()?.over.subscribe())
     }
 }
 
 impl Namespace {
-    /// From now on, files that are appended to keep their node. To be called before there are any nodes, by who sees to that
-    /// with [`growing`](Self::growing).
+    /// Lets files that are appended to keep their node. To be called before there are nodes, by
+    /// the owner of the queue, which makes a [`GrowthHandle`] for each.
     pub(crate) fn enable_growth(&self) -> GrowthQueue {
         let (growths, queue) = mpsc::unbounded_channel();
         let mut state = self.state.lock();
@@ -185,16 +189,16 @@ impl Namespace {
         }
     }
 
-    /// Waits for the end of the growth that a node is in. Returns whether there was one, and it ended in time.
+    /// Waits for the end of a node's growth. Returns whether there was one that ended in time.
     pub(super) async fn wait_for_growth(&self, id: NodeId, deadline: Instant) -> bool {
         let growth = self.state.lock().growth_end(id);
         let Some(mut growth) = growth else { return false };
-        // That the sender is gone is how it ends.
+        // The end of a growth drops the sender, which resolves this with an error.
         tokio::time::timeout_at(deadline.into(), growth.changed()).await.is_ok()
     }
 }
 
-/// Whether `new` is the file `old` with bytes behind it, and nothing else.
+/// Whether `new` is the file `old` with bytes behind it, and otherwise the same.
 pub(super) fn grows(old: &Entry, new: &Entry) -> bool {
     let (was, is) = (&old.attr, &new.attr);
     was.kind == Kind::File
@@ -204,7 +208,7 @@ pub(super) fn grows(old: &Entry, new: &Entry) -> bool {
         && starts_with_content(&new.content, &old.content, was.size)
 }
 
-/// Whether the first `size` bytes of `content` are all those of `beginning`.
+/// Whether the first `size` bytes of `content` are those of `beginning`.
 fn starts_with_content(content: &Content, beginning: &Content, size: u64) -> bool {
     match (beginning, content) {
         (_, Content::Inline(_) | Content::Chunks(_)) if size == 0 => true,
@@ -216,8 +220,8 @@ fn starts_with_content(content: &Content, beginning: &Content, size: u64) -> boo
     }
 }
 
-/// Whether `chunks` has all of `first`, in their order, and other chunks only from `size` on. What a manifest lists is not
-/// known here.
+/// Whether `chunks` has all of `first`, in their order, and other chunks only from `size` on. The
+/// chunks that a manifest lists are not known here.
 fn appends_to(chunks: &[Chunk], first: &[Chunk], size: u64) -> bool {
     let mut first = first.iter().peekable();
     let fits = |chunk: &Chunk| {

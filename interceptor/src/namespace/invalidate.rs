@@ -1,12 +1,14 @@
-//! Telling the kernel what to drop from its caches.
+//! Invalidations of the kernel's caches.
 //!
-//! To drop a name the kernel takes the lock of its directory, which it also holds while it waits for a LOOKUP in that
-//! directory to be answered. So a notification must never wait for, or be waited for by, anything that answers
-//! requests: all of them go through an unbounded queue to one thread of its own that holds no lock of ours.
+//! To drop a name, the kernel takes the lock of its directory, which it also holds while it waits
+//! for a LOOKUP in that directory. So a notification must not wait for a thread that answers
+//! requests, nor such a thread for it: all notifications go through an unbounded queue to a thread
+//! of their own, which holds no lock of ours.
 //!
-//! They name nodes by numbers, which may stand for others when they come. To drop a name, attributes or a listing of another
-//! node costs a request more and is never wrong. To delete is: the kernel would tell of the other node that it has no name left.
-//! So a deletion holds the node that it is about.
+//! Notifications name nodes by number, and the number may stand for another node when they arrive.
+//! To drop a name, attributes or a listing of another node costs one request and is never wrong. A
+//! deletion would be: the kernel would consider the other node nameless. So a deletion pins its
+//! node.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -17,15 +19,15 @@ use super::NodeId;
 use super::pin::NodePin;
 use crate::vital;
 
-/// The kernel's caches of names, attributes and directory pages.
+/// The kernel's caches of names, attributes and directory listings.
 pub trait KernelCache: Send + Sync + 'static {
-    /// Drop a name, known to exist or known not to.
+    /// Drop a name, also one that is cached as absent.
     fn inval_entry(&self, parent: NodeId, name: &str);
     /// Drop the attributes of a node, not its pages.
     fn inval_inode_attr(&self, node: NodeId);
     /// Drop the cached listing of a directory.
     fn inval_dir(&self, node: NodeId);
-    /// A name was deleted that stood for `child`.
+    /// The name, which stood for `child`, was deleted.
     fn delete(&self, parent: NodeId, child: NodeId, name: &str);
     /// Forget nodes that nothing uses. Only for a kernel that
     /// [can](super::KernelFeatures::prunes).
@@ -46,27 +48,27 @@ pub(crate) enum Invalidation {
         child: NodeId,
         name: Arc<str>,
     },
-    /// A node that is to be forgotten if nothing uses it.
+    /// A node to forget if nothing uses it.
     Unused(NodeId),
 }
 
-/// An invalidation on its way.
+/// An invalidation in the queue.
 pub(crate) struct QueuedInvalidation {
     pub(super) invalidation: Invalidation,
-    /// The node whose number must still be its own when the kernel is told.
+    /// Keeps the node's number from being reused before the kernel is told.
     pub(super) pin: Option<NodePin>,
 }
 
-/// Where invalidations wait for their thread.
+/// Invalidations that wait for their thread.
 pub(crate) type InvalidationQueue = Receiver<QueuedInvalidation>;
 
 pub(super) fn queue() -> (Sender<QueuedInvalidation>, InvalidationQueue) {
     channel()
 }
 
-/// Starts the thread that hands invalidations to the kernel; it ends when the namespace is gone.
-/// One that is lost would leave the kernel with what is not so any more, so the mount does not go
-/// on without it.
+/// Starts the thread that sends invalidations to the kernel; it ends with the namespace. A lost
+/// invalidation would leave the kernel with outdated names, so the mount ends if the thread
+/// panics.
 ///
 /// # Errors
 /// When the thread cannot be started.
@@ -81,11 +83,11 @@ pub(crate) fn spawn(
     })
 }
 
-/// How many nodes the kernel is asked to forget at a time.
+/// How many nodes one notification names.
 const MAX_PRUNED: usize = 1024;
 
-/// Delivers `first` and all that wait behind it, each once: what is queued says that something changed, not what it
-/// became, so a repetition within one batch adds nothing.
+/// Sends `first` and all queued invalidations, each once: an invalidation says that something
+/// changed, not what it became, so a repetition within one batch adds nothing.
 pub(super) fn deliver(first: QueuedInvalidation, queue: &InvalidationQueue, kernel: &dyn KernelCache) {
     let mut seen = HashSet::new();
     let is_new = |queued: &QueuedInvalidation| seen.insert(queued.invalidation.clone());
@@ -100,7 +102,7 @@ pub(super) fn deliver(first: QueuedInvalidation, queue: &InvalidationQueue, kern
             Invalidation::Unused(node) => unused.push(node),
         }
     }
-    // Last, as names in a directory keep it in use.
+    // Last, since cached names keep a directory in use.
     for nodes in unused.chunks(MAX_PRUNED) {
         kernel.prune(nodes);
     }

@@ -1,10 +1,12 @@
-//! The entries of a directory as one reader of it sees them: a snapshot that grows while the filer streams it.
+//! A snapshot of a directory, which grows while the filer streams it.
 //!
-//! An entry's place in the snapshot never changes, so it can be the offset of `readdir`, and all handles that share a
-//! snapshot agree on offsets. The upper half of an offset is the snapshot's id: the kernel builds its cached copy of a
-//! directory by appending what continues the offset it has, and so cannot mix two snapshots.
+//! The index of an entry in the snapshot never changes, so it serves as the offset of `readdir`,
+//! and all handles that share a snapshot agree on offsets. The upper half of an offset is the
+//! snapshot's id: the kernel builds its cached copy of a directory by appending what continues its
+//! current offset, so it cannot mix two snapshots.
 //!
-//! Listings have a budget of memory. One that would need more is cut off: its handles read on [page by page](super::tail).
+//! Listings have a memory budget. One that would exceed it is truncated, and its handles read on
+//! [page by page](super::tail).
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -17,7 +19,7 @@ use super::ChangeStamp;
 use super::filer::{FilerFailure, NamespaceError};
 use crate::seaweed::entry::Entry;
 
-/// The memory of all listings of a mount: those that handles read, and those that are kept for others.
+/// The memory budget of all listings of a mount, in progress or kept for other readers.
 pub(super) struct ListingBudget {
     used: AtomicUsize,
     limit: usize,
@@ -28,7 +30,7 @@ impl ListingBudget {
         Arc::new(Self { used: AtomicUsize::new(0), limit })
     }
 
-    /// Whether so much is free that it will do for a while.
+    /// Whether at least a quarter of the budget is free.
     pub(super) fn is_below_watermark(&self) -> bool {
         self.used() <= self.limit / 4 * 3
     }
@@ -38,52 +40,54 @@ impl ListingBudget {
     }
 }
 
-/// A snapshot of a directory: complete, still growing, or cut off where memory was used up.
+/// A snapshot of a directory: complete, still growing, or truncated for lack of memory.
 pub(crate) struct Listing {
     id: u32,
     budget: Arc<ListingBudget>,
     entries: Mutex<ListingEntries>,
     grown: Notify,
-    /// Whether a handle reads it; one that only warms the cache may be given up.
+    /// Whether a handle reads it; a listing that only warms the cache may be given up.
     has_reader: AtomicBool,
 }
 
 #[derive(Default)]
 struct ListingEntries {
     list: Vec<Arc<Entry>>,
-    /// About how much memory they take.
+    /// Their approximate memory in bytes.
     bytes: usize,
     end: Option<ListingEnd>,
 }
 
 /// How a listing ended.
 pub(super) enum ListingEnd {
-    /// There is no more in the directory.
+    /// It has all entries.
     Complete,
-    /// There is more, which [`ListingTail`](super::tail::ListingTail) reads.
+    /// [`ListingTail`](super::tail::ListingTail) reads the rest.
     Truncated,
     Failed(FilerFailure),
 }
 
-/// Some entries of a directory, in order; none only at its end.
+/// Consecutive entries of a directory; empty only at the end.
 pub(crate) struct EntryBatch {
     pub(crate) entries: Vec<Arc<Entry>>,
-    /// When the filer told of them, if they are not remembered.
+    /// The state of the directory that they are current for, if they are not cached.
     pub(crate) stamp: Option<ChangeStamp>,
 }
 
-/// What a listing has at a place.
+/// What a listing has at an index.
 pub(crate) enum ListingRead {
     Batch(EntryBatch),
-    /// It was cut off before.
+    /// The listing was truncated before this index.
     Truncated,
 }
 
-/// How many entries one look at a listing copies: enough for a reply of the largest size the kernel asks for today.
+/// The largest number of entries in a batch: enough for the largest reply that kernels ask for
+/// today.
 const MAX_BATCH_ENTRIES: usize = 1024;
 
 impl Listing {
-    /// An empty snapshot; `id` is unique among those of the mount and below 2^31, since offsets are signed.
+    /// An empty snapshot; `id` is unique in the mount. Its upper bit is dropped, since offsets are
+    /// signed.
     pub(super) fn new(id: u32, budget: Arc<ListingBudget>) -> Arc<Self> {
         Arc::new(Self {
             id: id & 0x7fff_ffff,
@@ -113,7 +117,8 @@ impl Listing {
         self.grown.notify_waiters();
     }
 
-    /// Whether it may grow: there is memory, of which it leaves others a quarter.
+    /// Whether it may grow: the budget has room, of which one listing takes at most three
+    /// quarters.
     pub(super) fn has_room(&self) -> bool {
         self.budget.used() < self.budget.limit && self.entries.lock().bytes < self.budget.limit / 4 * 3
     }
@@ -123,7 +128,7 @@ impl Listing {
         self.grown.notify_waiters();
     }
 
-    /// The name that its last entry has, or none.
+    /// The name of its last entry.
     pub(super) fn last_name(&self) -> Option<String> {
         self.entries.lock().list.last().map(|entry| entry.name.clone())
     }
@@ -132,45 +137,46 @@ impl Listing {
         self.entries.lock().list.len()
     }
 
-    /// Whether an entry will cease to exist by itself, so that a copy of the listing would be wrong by then.
+    /// Whether an entry has a time to live, so that a cached copy of the listing would become
+    /// wrong.
     pub(super) fn expires(&self) -> bool {
         self.entries.lock().list.iter().any(|entry| entry.expires.is_some())
     }
 
-    /// The names of entries that share their content with others.
+    /// The names of hard-linked entries.
     pub(super) fn linked_names(&self) -> Vec<String> {
         let linked = |entry: &&Arc<Entry>| entry.hard_link.is_some();
         self.entries.lock().list.iter().filter(linked).map(|entry| entry.name.clone()).collect()
     }
 
-    /// A number that no other snapshot of the mount has.
+    /// The id, which no other snapshot of the mount has.
     pub(crate) fn id(&self) -> u32 {
         self.id
     }
 
-    /// The place of the entry `name`, if it has been sent. Filers list in the order of the names' bytes.
+    /// The index of the entry `name`, if the filer has sent it. Filers sort by the bytes of names.
     pub(crate) fn index_of(&self, name: &str) -> Option<usize> {
         self.entries.lock().list.binary_search_by(|entry| entry.name.as_str().cmp(name)).ok()
     }
 
-    /// The entries at `range`, as far as they exist and have been sent.
+    /// The entries in `range` that exist and have been sent.
     pub(crate) fn range(&self, range: Range<usize>) -> Vec<Arc<Entry>> {
         let entries = self.entries.lock();
         let end = range.end.min(entries.list.len());
         entries.list.get(range.start..end).unwrap_or_default().to_vec()
     }
 
-    /// The offset that continues after the first `count` places.
+    /// The offset of what follows the first `count` entries.
     pub(crate) fn offset_after(&self, count: usize) -> u64 {
         u64::from(self.id) << 32 | count as u64
     }
 
-    /// How many places an offset is past the beginning.
+    /// The index that an offset stands for.
     pub(crate) fn index_at(offset: u64) -> usize {
         (offset & 0xffff_ffff) as usize
     }
 
-    /// The entries from `index` on that are there; `None` if the filer has yet to send them.
+    /// The entries from `index` on that are in memory; `None` if the filer has yet to send them.
     pub(crate) fn try_batch(&self, index: usize) -> Option<Result<ListingRead, NamespaceError>> {
         let entries = self.entries.lock();
         let rest = entries.list.get(index..).unwrap_or_default();
@@ -185,7 +191,7 @@ impl Listing {
         })
     }
 
-    /// Like [`try_batch`](Self::try_batch), waiting for the filer.
+    /// Like [`try_batch`](Self::try_batch), but waits for the filer.
     pub(crate) async fn batch(&self, index: usize) -> Result<ListingRead, NamespaceError> {
         loop {
             let grown = self.grown.notified();

@@ -1,5 +1,5 @@
-//! Asking the filer for names and attributes: once for all who ask at the same time, and remembering the answer only if
-//! no event overtook it.
+//! Lookups and attributes: one call of the filer for all requests at the same time, whose reply is
+//! cached only if no event overtook it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,7 +19,7 @@ use crate::arrival::Arrival;
 use crate::seaweed::entry::Entry;
 
 impl Namespace {
-    /// The node for a name, counting one lookup of it.
+    /// Finds the node of a name, and counts one lookup of it.
     pub fn lookup(
         self: &Arc<Self>,
         parent: NodeId,
@@ -63,7 +63,7 @@ impl Namespace {
         }
     }
 
-    /// An NFS server asks this way for a node that it has a handle of.
+    /// An NFS server looks up a node this way that it has a handle of.
     fn lookup_dots(
         &self,
         state: &mut NamespaceState,
@@ -77,7 +77,8 @@ impl Namespace {
         Ok(LookupResult::Node(stat))
     }
 
-    /// A name does not exist. The kernel may remember that for as long as we do, so that it can be told otherwise.
+    /// The result for a name that does not exist. The kernel may cache that only as long as it is
+    /// recorded here, so that an event can invalidate it.
     fn absent(&self, state: &mut NamespaceState, parent: NodeId, name: &str, current: bool) -> LookupResult {
         if !current {
             return LookupResult::Absent(Duration::ZERO);
@@ -111,7 +112,7 @@ impl Namespace {
         }
     }
 
-    /// Joins the lookup of `name` that is under way, or begins one. `None` if `parent` is no live directory.
+    /// Joins the pending lookup of `name`, or starts one. `None` if `parent` is no live directory.
     fn join_or_start_lookup(
         self: &Arc<Self>,
         state: &mut NamespaceState,
@@ -154,14 +155,14 @@ impl Namespace {
         Some((serial, reply))
     }
 
-    /// The attributes of a node, asked for again if they may have changed.
+    /// The attributes of a node; asks the filer if they may have changed.
     pub fn attributes(self: &Arc<Self>, id: NodeId) -> NowOrLater<Result<NodeStat, NamespaceError>> {
         let mut state = self.state.lock();
         if state.nodes.get(id).is_none() {
             return NowOrLater::Now(Err(NamespaceError::Stale));
         }
         if id == ROOT && self.options.root_path == "/" {
-            // The filer keeps no entry of its root that could change.
+            // The filer has no entry of its root that could change.
             let epoch = state.epoch;
             if let Some(root) = state.nodes.get_mut(ROOT) {
                 root.verified = (epoch, Instant::now());
@@ -191,7 +192,7 @@ impl Namespace {
                     if !namespace.wait_for_growth(id, deadline).await {
                         return Ok(stat);
                     }
-                    // Others may have been told of more meanwhile.
+                    // More may have been appended during the growth.
                     reply.stamp = None;
                 }
             }
@@ -199,7 +200,8 @@ impl Namespace {
         )
     }
 
-    /// What the filer says of a node's name says what the node's attributes are, if it is still about this node.
+    /// Applies a reply about a node's name to the node's attributes, if the name still stands for
+    /// the node.
     fn apply_attributes(
         &self,
         id: NodeId,
@@ -212,7 +214,7 @@ impl Namespace {
         let entry = match reply.entry {
             Ok(entry) => entry,
             Err(error) => {
-                // The bytes of the node and what goes with them are as they were; only what is new is not known.
+                // What is known of the node stays true of it; only changes are not known.
                 tracing::debug!(name, %error, "attributes could not be checked");
                 return state.stat(id).ok_or(NamespaceError::Stale);
             }
@@ -236,7 +238,7 @@ impl Namespace {
                 state.notify(Invalidation::Entry { parent, name: name.into() });
             }
             _ => {
-                // The name stands for something else now, or for nothing: what was opened under it stays as it is.
+                // The name stands for another file now, or for none; open handles keep the node.
                 state.nodes.unlink(parent, name);
                 state.notify(Invalidation::Entry { parent, name: name.into() });
                 if let Some(node) = state.nodes.get_mut(id) {

@@ -1,25 +1,31 @@
 //! Names, attributes, and which version of a file a name stands for.
 //!
-//! **A node is one version of a file.** The number that the kernel knows a file by stands for bytes that never change.
-//! When a file changes, its name is invalidated in the kernel and the next LOOKUP gives the name another node; handles
-//! that are open keep the old node, its chunks, and the kernel's pages of it. So cached pages are never wrong and never
-//! need to be dropped, and an open file keeps its view. If only attributes changed the node stays. Directories keep their
-//! node through renames, and the names of a hard-linked file share one ([`nodes`]).
+//! **A node is one version of a file.** The number by which the kernel knows a file stands for
+//! bytes that never change. If a file changes, its name is invalidated in the kernel, and the next
+//! LOOKUP gives the name another node; open handles keep the old node, its chunks, and the
+//! kernel's pages of it. So cached pages are never wrong and never need to be dropped, and an open
+//! file keeps its view. If only attributes change, the node stays. A file that was only appended
+//! to keeps its node as well ([`growth`]). Directories keep their node through renames, and the
+//! names of a hard-linked file share one ([`nodes`]).
 //!
-//! **Events only invalidate.** The filer's events never bring an entry in: they drop what is known of a name, tell the
-//! kernel, and the next LOOKUP asks the filer. So it does not matter in which order they come, or how often. A reply of
-//! the filer that was under way when an event for the same name came may be older than the event: it is given to whom
-//! waits for it, for immediate use, and not remembered ([`events`], [`lookup`]).
+//! **Events only invalidate.** An event of the filer never adds an entry: it drops what is known
+//! of a name, and invalidates it in the kernel; the next LOOKUP asks the filer. So the order of
+//! events does not matter, nor do repetitions. A reply of the filer that was under way when an
+//! event for the same name came may be older than the event: it is given to the waiting requests
+//! for immediate use, and not cached ([`events`], [`lookup`]).
 //!
-//! **Time-outs.** While events arrive the kernel may keep names and attributes for an hour; otherwise for a second. When
-//! the stream of events breaks, everything that was given out for longer is taken back ([`invalidate`]).
+//! **Timeouts.** While events arrive, the kernel may cache names and attributes for an hour;
+//! otherwise for a second. If the stream of events breaks, everything with a longer timeout is
+//! invalidated ([`invalidate`]).
 //!
-//! **Directories.** Names are asked for one by one until there were a few in one directory; then the whole directory is
-//! read in the background, with chunk lists, so that a job which opens thousands of small files pays for one listing
-//! instead of thousands of round trips ([`directory`], [`listing`], [`lookup`]).
+//! **Directories.** Names are looked up one by one until there were a few in one directory. Then
+//! the whole directory is listed in the background, with chunk lists: a job that opens thousands
+//! of small files takes one listing instead of thousands of round trips ([`directory`],
+//! [`listing`], [`lookup`]).
 //!
-//! One lock guards it all, held for a few map operations and never across a reply, a notification or an await. Nothing
-//! here knows FUSE: the filer and the kernel are traits, and tests drive both.
+//! One lock guards all of it, held for a few map operations and never across a reply, a
+//! notification or an await. Nothing here knows FUSE: the filer and the kernel are traits, and
+//! tests drive both.
 
 mod directory;
 mod events;
@@ -63,34 +69,35 @@ use crate::seaweed::entry::{Entry, Kind};
 /// The number of a node, which is also its `st_ino`.
 pub type NodeId = u64;
 
-/// The mount's root.
+/// The root of the mount.
 pub const ROOT: NodeId = 1;
 
-/// Bounds and behaviour of a namespace.
+/// Limits and behaviour of a namespace.
 #[derive(Debug, Clone)]
 pub struct NamespaceOptions {
-    /// The directory of the filer that is the root.
+    /// The filer's path of the root.
     pub root_path: String,
     /// Show the filer's own directories `/topics` and `/etc`.
     pub include_system_entries: bool,
-    /// How long the kernel may keep what events keep right.
+    /// How long the kernel may cache what events invalidate.
     pub long_timeout: Duration,
-    /// How long it may keep anything while there are no events.
+    /// How long the kernel may cache anything while no events arrive.
     pub short_timeout: Duration,
-    /// The number of names asked for in one directory, within `prefetch_window`, at which the whole directory is read.
+    /// Lookups in one directory within `prefetch_window` after which the whole directory is
+    /// listed.
     pub prefetch_after: u32,
     /// See `prefetch_after`.
     pub prefetch_window: Duration,
-    /// The number of entries at which reading a directory in advance is given up.
+    /// The largest number of entries in a listing that no reader waits for.
     pub prefetch_limit: usize,
-    /// The memory for remembered entries of all directories together, bytes.
+    /// The limit on memory for cached entries of all directories, in bytes.
     pub cached_bytes: usize,
-    /// The memory for nodes that the kernel knows, bytes. When it is used up the kernel is told to
-    /// forget some, and is shown names without nodes.
+    /// The limit on memory for nodes that the kernel knows, in bytes. Beyond it the kernel is
+    /// asked to forget some, and gets listed names without nodes.
     pub node_bytes: usize,
-    /// The memory for listings that are being read, or kept for others to read, bytes.
+    /// The limit on memory for listings, in progress or kept for other readers, in bytes.
     pub listing_bytes: usize,
-    /// The number of names to remember as absent in all directories together.
+    /// The limit on absent names that are cached, in all directories together.
     pub absent_names: usize,
 }
 
@@ -113,8 +120,8 @@ impl Default for NamespaceOptions {
 }
 
 impl NamespaceOptions {
-    /// The usual options beside a cache of this size: an eighth of that for names, and a quarter
-    /// for nodes that the kernel knows, within bounds.
+    /// The default options beside a block cache of this size: an eighth of it for names, and a
+    /// quarter for nodes that the kernel knows, within bounds.
     pub fn beside_cache(bytes: u64) -> Self {
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
         let half = (bytes / 16).clamp(4 << 20, 128 << 20);
@@ -123,18 +130,17 @@ impl NamespaceOptions {
     }
 }
 
-/// What a kernel can do beyond what all can.
+/// Features that not every kernel has.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct KernelFeatures {
-    /// Forgets nodes that nothing uses when it is asked to.
+    /// Forgets unused nodes on request (`FUSE_NOTIFY_PRUNE`).
     pub(crate) prunes: bool,
-    /// Takes the name of a directory's entry and leaves the rest, if the attributes are none that
-    /// a file could have.
+    /// Takes only the name of a listed entry if no file could have its attributes.
     pub(crate) accepts_entries_without_node: bool,
 }
 
-/// The state of a directory that a reply of the filer is current for: every event that could concern
-/// the reply changes one of these counters.
+/// The state of a directory that a reply of the filer is current for: every event that could
+/// concern the reply changes one of these counters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ChangeStamp {
     epoch: u64,
@@ -142,48 +148,48 @@ pub(crate) struct ChangeStamp {
     link_changes: u64,
 }
 
-/// An entry of a directory as the kernel is told of it.
+/// An entry of a directory in a READDIRPLUS reply.
 #[derive(Debug, Clone)]
 pub(crate) enum ListedEntry {
     /// With its node, of which one lookup was counted.
     Node(NodeStat),
-    /// With its name and this number only.
+    /// Without a node: its name and this number only.
     Name(NodeId),
 }
 
-/// A node as a reply describes it.
+/// A node in a reply.
 #[derive(Debug, Clone)]
 pub struct NodeStat {
     /// Its number.
     pub id: NodeId,
-    /// Tells it from others that had the number before.
+    /// Tells it from earlier nodes with the same number.
     pub generation: u32,
     /// Its attributes and content.
     pub entry: Arc<Entry>,
-    /// How long the name may be trusted to stand for the node.
+    /// How long the kernel may cache the name.
     pub entry_timeout: Duration,
-    /// How long the attributes may be trusted.
+    /// How long the kernel may cache the attributes.
     pub attr_timeout: Duration,
 }
 
-/// What became of a lookup.
+/// The result of a lookup.
 #[derive(Debug, Clone)]
 pub enum LookupResult {
-    /// There is such a name. One lookup of the node was counted.
+    /// The name exists. One lookup of the node was counted.
     Node(NodeStat),
-    /// There is none, and for so long that may be trusted.
+    /// The name does not exist, which the kernel may cache for this long.
     Absent(Duration),
 }
 
 /// An answer that is known, or has to be waited for.
 pub enum NowOrLater<T> {
-    /// It is known.
+    /// The answer.
     Now(T),
-    /// It needs the filer.
+    /// Resolves when the filer has answered.
     Later(BoxFuture<'static, T>),
 }
 
-/// The tree of a mount.
+/// The tree of names of a mount.
 pub struct Namespace {
     options: NamespaceOptions,
     filer: Arc<dyn Filer>,
@@ -192,7 +198,7 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// A tree with only its root known, and the queue of what the kernel must be told.
+    /// A tree that knows only its root, and the queue of invalidations for the kernel.
     pub(crate) fn new(
         filer: Arc<dyn Filer>,
         root: Entry,
@@ -207,18 +213,18 @@ impl Namespace {
         (namespace, queue)
     }
 
-    /// What the kernel of the mount can do. To be called before the first request.
+    /// Sets the features of the kernel. To be called before the first request.
     pub(crate) fn set_kernel_features(&self, kernel_features: KernelFeatures) {
         self.state.lock().kernel_features = kernel_features;
     }
 
-    /// The kernel dropped `count` of the lookups it was told of.
+    /// The kernel forgets `count` lookups of a node.
     pub fn forget(&self, node: NodeId, count: u64) {
         let mut state = self.state.lock();
         state.nodes.forget(node, count);
     }
 
-    /// The bytes that a node stands for. Needs nothing from the filer.
+    /// The version that a node stands for. Does not ask the filer.
     ///
     /// # Errors
     /// [`NamespaceError::Stale`] for a node that does not exist.
@@ -226,21 +232,22 @@ impl Namespace {
         self.state.lock().version(node).ok_or(NamespaceError::Stale)
     }
 
-    /// The serial number and the owner of a regular file, which is another file when it has another serial number.
+    /// The serial number and the owner of a regular file. Another file never has the same serial
+    /// number.
     pub(crate) fn file_identity(&self, node: NodeId) -> Option<(u64, u32)> {
         let state = self.state.lock();
         let node = state.nodes.get(node).filter(|node| node.entry.attr.kind == Kind::File)?;
         Some((node.serial, node.entry.attr.uid))
     }
 
-    /// The bytes that a node stands for, if it still is the one with this serial number.
+    /// The version that a node stands for, if the node still has this serial number.
     pub(crate) fn version_of(&self, node: NodeId, serial: u64) -> Option<Arc<FileVersion>> {
         let state = self.state.lock();
         state.nodes.get(node).filter(|node| node.serial == serial)?;
         state.version(node)
     }
 
-    /// Where a node stands in a listing of its directory, if there is one.
+    /// The newest listing of a node's directory, if there is one, and the node's index in it.
     pub(crate) fn listing_index(&self, node: NodeId) -> Option<(Arc<Listing>, usize)> {
         let (listing, name) = {
             let mut state = self.state.lock();
@@ -251,19 +258,19 @@ impl Namespace {
         Some((listing, index))
     }
 
-    /// The filer's path of a node; that of its last name if it has none any more.
+    /// The filer's path of a node, or its last path if it has no name any more.
     pub(crate) fn path(&self, node: NodeId) -> String {
         self.state.lock().nodes.path(node)
     }
 
-    /// What a node stands for, if it still has a name and nothing is known to have changed.
+    /// The entry of a node that has a name and is not known to have changed.
     pub(crate) fn named_entry(&self, node: NodeId) -> Option<Arc<Entry>> {
         let state = self.state.lock();
         let node = state.nodes.get(node).filter(|node| !node.stale && !node.names.is_empty())?;
         Some(node.entry.clone())
     }
 
-    /// How many nodes the kernel knows, and how many entries are remembered.
+    /// The number of nodes that the kernel knows, and of cached entries.
     pub fn size(&self) -> (usize, usize) {
         self.state.lock().size()
     }

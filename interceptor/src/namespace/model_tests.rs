@@ -1,4 +1,4 @@
-//! The node table against a kernel that counts what it was told, under generated operations.
+//! The node table against a model of the kernel's reference counts, under generated operations.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -41,48 +41,48 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What the kernel believes: lookups and opens of each node.
+/// The kernel's counts: lookups and opens of each node.
 #[derive(Default)]
-struct Kernel {
-    held: HashMap<NodeId, (u64, u64)>,
-    /// Numbers that it was shown with a name alone and will forget.
-    alone: Vec<NodeId>,
+struct KernelModel {
+    counts: HashMap<NodeId, (u64, u64)>,
+    /// Numbers that it got with a name uncounted, and will forget.
+    uncounted: Vec<NodeId>,
 }
 
-impl Kernel {
+impl KernelModel {
     fn pick(&self, index: usize) -> NodeId {
-        let mut ids: Vec<_> = self.held.keys().copied().collect();
+        let mut ids: Vec<_> = self.counts.keys().copied().collect();
         ids.sort_unstable();
         ids.insert(0, ROOT);
         ids[index % ids.len()]
     }
 
     fn release(&mut self, id: NodeId) {
-        if self.held.get(&id) == Some(&(0, 0)) {
-            self.held.remove(&id);
+        if self.counts.get(&id) == Some(&(0, 0)) {
+            self.counts.remove(&id);
         }
     }
 }
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
 
-fn run(nodes: &mut Nodes, kernel: &mut Kernel, step: &Step) {
+fn run(nodes: &mut Nodes, kernel: &mut KernelModel, step: &Step) {
     match *step {
         Step::Attach { parent, name, inode, directory: is_directory, content } => {
             let name = NAMES[name];
             let entry = if is_directory { directory(name, inode) } else { file(name, inode, &[content]) };
             let parent = kernel.pick(parent);
             if let Some((id, _)) = nodes.attach(parent, name, &Arc::new(entry.clone())) {
-                kernel.held.entry(id).or_default().0 += 1;
+                kernel.counts.entry(id).or_default().0 += 1;
                 let known = nodes.get(id).expect("was just attached");
                 assert_eq!(known.entry.content, entry.content, "a node has the content of the name");
             }
         }
         Step::Forget { node, all } => {
             let id = kernel.pick(node);
-            if let Some(held) = kernel.held.get_mut(&id) {
-                let count = if all { held.0 } else { held.0.min(1) };
-                held.0 -= count;
+            if let Some(counts) = kernel.counts.get_mut(&id) {
+                let count = if all { counts.0 } else { counts.0.min(1) };
+                counts.0 -= count;
                 nodes.forget(id, count);
                 kernel.release(id);
             }
@@ -90,24 +90,24 @@ fn run(nodes: &mut Nodes, kernel: &mut Kernel, step: &Step) {
         Step::ShowName { parent, name, inode } => {
             let number = nodes.shown_id(kernel.pick(parent), &file(NAMES[name], inode, b""));
             nodes.show_without_node(number);
-            kernel.alone.push(number);
+            kernel.uncounted.push(number);
         }
         Step::ForgetName => {
-            if let Some(number) = kernel.alone.pop() {
+            if let Some(number) = kernel.uncounted.pop() {
                 nodes.forget(number, 1);
             }
         }
         Step::Open { node } => {
             let id = kernel.pick(node);
-            if let Some(held) = kernel.held.get_mut(&id).filter(|held| held.0 > 0) {
-                held.1 += 1;
+            if let Some(counts) = kernel.counts.get_mut(&id).filter(|counts| counts.0 > 0) {
+                counts.1 += 1;
                 assert!(nodes.open(id).is_some(), "a node that is known can be opened");
             }
         }
         Step::Close { node } => {
             let id = kernel.pick(node);
-            if let Some(held) = kernel.held.get_mut(&id).filter(|held| held.1 > 0) {
-                held.1 -= 1;
+            if let Some(counts) = kernel.counts.get_mut(&id).filter(|counts| counts.1 > 0) {
+                counts.1 -= 1;
                 nodes.close(id);
                 kernel.release(id);
             }
@@ -125,24 +125,24 @@ fn run(nodes: &mut Nodes, kernel: &mut Kernel, step: &Step) {
     }
 }
 
-fn check(nodes: &mut Nodes, kernel: &Kernel) {
-    for (id, (lookups, opens)) in &kernel.held {
+fn check(nodes: &mut Nodes, kernel: &KernelModel) {
+    for (id, (lookups, opens)) in &kernel.counts {
         let node = nodes.get(*id).unwrap_or_else(|| panic!("node {id} is held by the kernel and gone"));
-        let alone = kernel.alone.iter().filter(|number| *number == id).count() as u64;
-        // What was forgotten of either is taken for the name first.
-        assert!((*lookups..=*lookups + alone).contains(&node.lookups));
+        let uncounted = kernel.uncounted.iter().filter(|number| *number == id).count() as u64;
+        // Forgotten lookups are taken for those of names without nodes first.
+        assert!((*lookups..=*lookups + uncounted).contains(&node.lookups));
         assert_eq!(node.opens, *opens);
     }
-    assert!(nodes.uncounted_lookups() <= kernel.alone.len() as u64);
+    assert!(nodes.uncounted_lookups() <= kernel.uncounted.len() as u64);
     let named: Vec<_> =
         nodes.iter_mut().map(|(id, node)| (id, node.names.clone(), node.home.clone())).collect();
     for (id, names, home) in named {
-        for place in &names {
-            assert_eq!(nodes.child(place.parent, &place.name), Some(id));
+        for dentry in &names {
+            assert_eq!(nodes.child(dentry.parent, &dentry.name), Some(id));
         }
         assert!(names.is_empty() || names.contains(&home), "a node is at home where it has a name");
         assert!(nodes.get(home.parent).is_some(), "the home of a live node is live");
-        // Ends only if no directory is inside itself.
+        // Terminates only if no directory is inside itself.
         assert!(nodes.path(id).starts_with('/'));
     }
 }
@@ -152,17 +152,17 @@ proptest! {
     fn nodes_live_exactly_as_long_as_they_are_held(steps in proptest::collection::vec(step(), 1..120)) {
         let mut nodes = Nodes::new("/", Arc::new(directory("", 0)));
         let only_root = nodes.bytes;
-        let mut kernel = Kernel::default();
+        let mut kernel = KernelModel::default();
         for step in &steps {
             run(&mut nodes, &mut kernel, step);
             check(&mut nodes, &kernel);
         }
-        let held: Vec<_> = kernel.held.drain().collect();
-        for (id, (lookups, opens)) in held {
+        let counts: Vec<_> = kernel.counts.drain().collect();
+        for (id, (lookups, opens)) in counts {
             (0..opens).for_each(|_| nodes.close(id));
             nodes.forget(id, lookups);
         }
-        kernel.alone.iter().for_each(|number| nodes.forget(*number, 1));
+        kernel.uncounted.iter().for_each(|number| nodes.forget(*number, 1));
         prop_assert_eq!(nodes.uncounted_lookups(), 0);
         prop_assert_eq!(nodes.len(), 1, "only the root is left");
         prop_assert_eq!((nodes.cached_entries, nodes.cached_bytes, nodes.absent, nodes.snapshots), (0, 0, 0, 0));

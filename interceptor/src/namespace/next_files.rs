@@ -1,4 +1,4 @@
-//! Fetches small files before they are opened, for readers that go through many of them.
+//! Prefetches small files for readers that go through many of them.
 
 use std::sync::Arc;
 
@@ -8,20 +8,21 @@ use super::{Namespace, NodeId};
 use crate::prefetch::{Epochs, Walks};
 use crate::read::{Expected, Reader};
 
-/// What is known of the order in which small files are read. Its methods are to be called from within the runtime.
+/// The order in which small files are read. Its methods are to be called from within the runtime.
 pub(crate) struct NextFilePrefetcher {
     walks: Mutex<Walks>,
     epochs: Mutex<Epochs>,
 }
 
 impl NextFilePrefetcher {
-    /// Nothing yet, for files that go through `reader`.
+    /// Knows no order yet. The files are fetched by `reader`.
     pub(crate) fn new(reader: &Reader) -> Self {
         let (capacity, budget) = reader.room_for_epochs();
         Self { walks: Mutex::default(), epochs: Mutex::new(Epochs::new(capacity, budget)) }
     }
 
-    /// Takes note that a small file is used, and starts to fetch those that are next in its directory. Returns whether some were next.
+    /// Notes that a small file is used, and starts to fetch the next files of its directory.
+    /// Returns whether there were any.
     pub(crate) fn follow_walk(&self, namespace: &Namespace, reader: &Arc<Reader>, node: NodeId) -> bool {
         let Some((listing, index)) = namespace.listing_index(node) else { return false };
         let (ahead, ledger) = {
@@ -37,8 +38,9 @@ impl NextFilePrefetcher {
         !next.is_empty()
     }
 
-    /// Takes note that a small file is read from its beginning, and whether it was in memory, and starts to fetch those whose turn
-    /// comes. Who opens a file and does not read it says nothing about epochs.
+    /// Notes that a small file is read from its beginning, and whether it was in memory, and
+    /// starts to fetch the files that the epoch reads next. Opening a file without reading it says
+    /// nothing about epochs.
     pub(crate) fn follow_epoch(
         &self,
         namespace: &Namespace,
@@ -50,15 +52,15 @@ impl NextFilePrefetcher {
         let (capacity, budget) = reader.room_for_epochs();
         let (files, ledger) = {
             let mut epochs = self.epochs.lock();
-            // Resident files come and go.
+            // Resident files take room from the cache, and give it back.
             epochs.resize(capacity, budget);
             epochs.answered(hit);
             (epochs.observe(node, size), epochs.ledger().clone())
         };
         let expected = Expected::Epoch(ledger);
         for file in files {
-            // A file that the kernel has forgotten or that has changed is not what it was. Another that has its number by now
-            // is fetched in vain.
+            // A file that the kernel has forgotten, or that has changed, is skipped. If its number
+            // was reused, another file is fetched in vain.
             let fetched = match namespace.named_entry(file) {
                 Some(entry) => reader.fetch_small_file(&entry, &expected),
                 None => Some(0),

@@ -1,9 +1,9 @@
-//! The nodes that the kernel knows, and the names it knows them by.
+//! The nodes that the kernel knows, and their names.
 //!
-//! A node is one version of a file. It is found again by its name, by the key that hard links share, or, when it lost
-//! its name to a rename, by SeaweedFS's inode number: in each case only if the content is the same. A node lives while
-//! the kernel counts lookups of it, while it is open, or while another live node has its home in it, so that the path
-//! of every node can be told.
+//! A node is one version of a file. A lookup finds it again by its name, by the key that hard
+//! links share, or, if a rename took its name away, by SeaweedFS's inode number; in each case only
+//! if the content is the same. A node lives while the kernel counts lookups of it, while it is
+//! open, or while another live node has its home in it, so that every node has a path.
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
@@ -25,77 +25,77 @@ pub(super) struct Dentry {
 }
 
 pub(super) struct Node {
-    /// Unique among all nodes ever made: numbers are used again, this is not.
+    /// Unique among all nodes ever made, while numbers are reused.
     pub(super) serial: u64,
     pub(super) generation: u32,
     pub(super) entry: Arc<Entry>,
     /// Where it was seen last; kept when the name is gone.
     pub(super) home: Dentry,
-    /// Every name that the kernel knows it by; none once all of them are gone.
+    /// Every name by which the kernel knows it; empty once all are gone.
     pub(super) names: Vec<Dentry>,
     pub(super) lookups: u64,
-    /// Handles of a directory, and [holds](super::NodePin). Of a file's handles the kernel does not tell: while there are any
-    /// it keeps its lookups.
+    /// Handles of a directory, and [pins](super::NodePin). The kernel does not announce the
+    /// handles of files: while there are any it keeps its lookups.
     pub(super) opens: u64,
     /// How many live nodes have their home here.
     home_count: usize,
-    /// Whether the kernel was told to forget it, and has not asked for it since.
+    /// Whether the kernel was asked to forget it, and has not looked it up since.
     forget_requested: bool,
-    /// Whether an event said that the attributes are not what we have.
+    /// Whether an event said that the attributes have changed.
     pub(super) stale: bool,
-    /// The epoch of the subscription and the time at which the attributes were the filer's.
+    /// When the attributes were the filer's: the epoch of the subscription, and the time.
     pub(super) verified: (u64, Instant),
-    /// Made when the file is read first.
+    /// Made when the file is first read.
     pub(super) version: OnceLock<Arc<FileVersion>>,
-    /// The growth that it is in: `version` is then the longer one already.
+    /// The growth in progress; `version` is then the longer one already.
     pub(super) growth: Option<PendingGrowth>,
-    /// Whether it does not grow: another version of the file is another node.
+    /// Whether a longer version of the file is always another node.
     pub(super) cannot_grow: bool,
     pub(super) directory: Option<Box<Directory>>,
 }
 
-/// What a node is about to become.
+/// The growth of a node in progress.
 pub(super) struct PendingGrowth {
     pub(super) entry: Arc<Entry>,
     pub(super) before: Arc<FileVersion>,
     pub(super) version: Arc<FileVersion>,
-    /// Dropped when it is over.
+    /// Dropped when the growth is over.
     pub(super) over: watch::Sender<()>,
 }
 
 impl Node {
-    /// About how much memory it takes. What a directory remembers of its names counts elsewhere.
+    /// Its approximate memory in bytes. What a directory caches of its names is counted elsewhere.
     fn memory(&self) -> usize {
         let directory = if self.directory.is_some() { size_of::<Directory>() } else { 0 };
         NODE_OVERHEAD + directory + self.entry.memory()
     }
 }
 
-/// What a node takes beside its entry: itself, its names, and its places in tables.
+/// Approximate memory of a node without its entry: the node, its names, and its slots in tables.
 const NODE_OVERHEAD: usize = 400;
 
-/// Numbers for nodes whose own number is taken begin here.
+/// The first number for nodes whose preferred number is taken.
 const FIRST_SPARE_ID: NodeId = 1 << 63;
 
 pub(super) struct Nodes {
     nodes: HashMap<NodeId, Node>,
-    /// About how much memory they take.
+    /// Their approximate memory in bytes.
     pub(super) bytes: usize,
-    /// How many of them the kernel was told to forget.
+    /// How many of them the kernel was asked to forget.
     forgets_requested: usize,
-    /// Lookups that the kernel will forget at once, as it was shown a name alone, by the number
-    /// shown.
+    /// Lookups that were not counted, by number: the kernel got a name without a node, and will
+    /// forget a lookup of it at once.
     uncounted_lookups: HashMap<NodeId, u64>,
     links: HashMap<Bytes, NodeId>,
     /// Nodes without a name, by SeaweedFS's inode number.
     unnamed: HashMap<u64, NodeId>,
-    /// How many entries all directories remember.
+    /// The cached entries of all directories.
     pub(super) cached_entries: usize,
-    /// About how much memory these take.
+    /// Their approximate memory in bytes.
     pub(super) cached_bytes: usize,
-    /// How many directories keep a listing that nothing changed since.
+    /// The directories that keep a listing which is still current.
     pub(super) snapshots: usize,
-    /// How many names all directories remember as absent.
+    /// The cached absent names of all directories.
     pub(super) absent: usize,
     next_spare_id: NodeId,
     next_serial: u64,
@@ -105,7 +105,7 @@ pub(super) struct Nodes {
 }
 
 impl Nodes {
-    /// A table with nothing but the root, which stands for `root_path` of the filer.
+    /// A table with only the root, which stands for `root_path` of the filer.
     pub(super) fn new(root_path: &str, root: Arc<Entry>) -> Self {
         let mut nodes = Self {
             nodes: HashMap::new(),
@@ -148,9 +148,9 @@ impl Nodes {
         self.nodes.len()
     }
 
-    /// The nodes that the kernel should forget, so that `count` are leaving: first files that
-    /// nobody has read, then other files, then, if they may go, directories of which it knows no
-    /// entry; of each those that it has known longest.
+    /// Picks nodes that the kernel should forget, so that requests for `count` are under way:
+    /// first files that nothing has read, then other files, then, if `directories_may_go`,
+    /// directories without known entries; among each the ones that the kernel has known longest.
     pub(super) fn request_forgets(&mut self, count: usize, directories_may_go: bool) -> Vec<NodeId> {
         let may_go = |node: &Node| {
             let is_empty = node.directory.as_ref().is_none_or(|directory| directory.children.is_empty());
@@ -172,18 +172,17 @@ impl Nodes {
         all.into_iter().map(leaves).collect()
     }
 
-    /// The kernel is shown `number` with a name alone: it will forget a lookup that was not
-    /// counted.
+    /// The kernel gets `number` with a name alone: it will forget a lookup that was not counted.
     pub(super) fn show_without_node(&mut self, number: NodeId) {
         *self.uncounted_lookups.entry(number).or_default() += 1;
     }
 
-    /// How many of `count` lookups of a number, which the kernel forgets, were counted.
+    /// How many of `count` lookups that the kernel forgets were counted.
     fn deduct_uncounted(&mut self, number: NodeId, count: u64) -> u64 {
-        let Some(alone) = self.uncounted_lookups.get_mut(&number) else { return count };
-        let of_name = count.min(*alone);
-        *alone -= of_name;
-        if *alone == 0 {
+        let Some(uncounted) = self.uncounted_lookups.get_mut(&number) else { return count };
+        let of_name = count.min(*uncounted);
+        *uncounted -= of_name;
+        if *uncounted == 0 {
             self.uncounted_lookups.remove(&number);
         }
         count - of_name
@@ -194,7 +193,7 @@ impl Nodes {
         self.nodes.get(&parent)?.directory.as_ref()?.children.get(name).copied()
     }
 
-    /// The filer's path of a node, as far as it is known where the node is.
+    /// The filer's path of a node, as far as its position is known.
     pub(super) fn path(&self, id: NodeId) -> String {
         let mut names = Vec::new();
         let mut at = id;
@@ -211,7 +210,8 @@ impl Nodes {
         if path.is_empty() { "/".into() } else { path }
     }
 
-    /// The node of a directory by its filer path; `None` if it is outside the mount or not known to the kernel.
+    /// The node of a directory by its filer path; `None` if the path is outside the mount or the
+    /// kernel does not know it.
     pub(super) fn resolve(&self, path: &str) -> Option<NodeId> {
         let inside = path.strip_prefix(self.root_path.trim_end_matches('/'))?;
         if !inside.is_empty() && !inside.starts_with('/') {
@@ -220,7 +220,7 @@ impl Nodes {
         inside.split('/').filter(|name| !name.is_empty()).try_fold(ROOT, |at, name| self.child(at, name))
     }
 
-    /// A directory and all nodes below it, as far as the kernel knows them.
+    /// A directory and all nodes below it that the kernel knows.
     pub(super) fn subtree(&self, top: NodeId) -> Vec<NodeId> {
         let mut found = vec![top];
         let mut next = 0;
@@ -232,9 +232,10 @@ impl Nodes {
         found
     }
 
-    /// The kernel is told of `entry` as `name` of `parent`: finds its node or makes one, and counts the lookup. A node that
-    /// [grows](super::growth) to `entry` is found, too, and left as it is. Returns also whether that is a directory which had
-    /// lost its name. `None` if `parent` is no live directory.
+    /// Finds or makes the node of `entry`, which the kernel gets as `name` of `parent`, and counts
+    /// a lookup. A node that [grows](super::growth) to `entry` is found as well, and left as it
+    /// is. Also returns whether the node is a directory that had lost its name. `None` if `parent`
+    /// is no live directory.
     pub(super) fn attach(
         &mut self,
         parent: NodeId,
@@ -265,7 +266,7 @@ impl Nodes {
         Some((id, returns))
     }
 
-    /// The node has other attributes now; its content is the same.
+    /// Updates the attributes of a node whose content is the same.
     pub(super) fn update(&mut self, id: NodeId, entry: &Arc<Entry>) {
         let Some(node) = self.nodes.get_mut(&id) else { return };
         let before = node.memory();
@@ -282,7 +283,8 @@ impl Nodes {
         }
     }
 
-    /// The node that would stand for `entry` as `name` of `parent`, as it is or grown, if there is one.
+    /// The node that would stand for `entry` as `name` of `parent`, as it is or grown, if there is
+    /// one.
     pub(super) fn find(&self, parent: NodeId, name: &str, entry: &Entry) -> Option<NodeId> {
         self.find_same(parent, name, entry).or_else(|| self.find_growing(parent, name, entry))
     }
@@ -309,7 +311,7 @@ impl Nodes {
         if let Some(id) = entry.hard_link.as_ref().and_then(|key| self.links.get(key)).copied().filter(fits) {
             return Some(id);
         }
-        // A directory must not come to be inside itself, whatever the filer says.
+        // A directory must not become its own ancestor, whatever the filer says.
         self.unnamed.get(&entry.attr.inode).copied().filter(fits).filter(|id| !self.is_within(parent, *id))
     }
 
@@ -324,8 +326,8 @@ impl Nodes {
         ancestor == ROOT
     }
 
-    /// SeaweedFS's inode number if it has one and no version of the file holds it, so that `st_ino` is the same in
-    /// every mount.
+    /// SeaweedFS's inode number if it has one and no other version of the file has it, so that
+    /// `st_ino` is the same in every mount; else a spare number.
     fn free_id(&mut self, parent: NodeId, name: &str, entry: &Entry) -> NodeId {
         let own = self.preferred_id(parent, name, entry);
         if own > ROOT && !self.nodes.contains_key(&own) {
@@ -339,13 +341,13 @@ impl Nodes {
         id
     }
 
-    /// The number under which a name is shown alone: that of its node if the kernel knows it, else
-    /// the one it would most likely get.
+    /// The number of a listed name that gets no node: that of its node if the kernel knows it,
+    /// else the one it would most likely get.
     pub(super) fn shown_id(&self, parent: NodeId, entry: &Entry) -> NodeId {
         self.child(parent, &entry.name).unwrap_or_else(|| self.preferred_id(parent, &entry.name, entry))
     }
 
-    /// The number that belongs to an entry, whether or not it is free.
+    /// The number that belongs to an entry, free or not.
     fn preferred_id(&self, parent: NodeId, name: &str, entry: &Entry) -> NodeId {
         if entry.attr.inode != 0 {
             return entry.attr.inode;
@@ -384,13 +386,13 @@ impl Nodes {
         self.nodes.insert(id, node);
     }
 
-    /// Gives a node a name; whatever had that name loses it. The node must be live, and so must the directory.
+    /// Gives a node a name, which any other node loses. The node and the directory must be live.
     pub(super) fn link(&mut self, parent: NodeId, name: &str, id: NodeId) {
         if self.child(parent, name) == Some(id) {
             return;
         }
         let dentry = Dentry { parent, name: name.into() };
-        // The directory may have nothing that keeps it but this name, so the old one goes last.
+        // This name may be the only thing that keeps the directory, so the old node loses it last.
         let replaced = self.directory(parent).and_then(|d| d.children.insert(dentry.name.clone(), id));
         let Some(node) = self.nodes.get_mut(&id) else { return };
         if node.names.is_empty() && self.unnamed.get(&node.entry.attr.inode) == Some(&id) {
@@ -403,7 +405,8 @@ impl Nodes {
         }
     }
 
-    /// Takes a name away. The node stays as long as the kernel or an open handle holds it, and may be given a name again.
+    /// Removes a name. The node stays as long as the kernel or an open handle holds it, and may
+    /// get a name again.
     pub(super) fn unlink(&mut self, parent: NodeId, name: &str) -> Option<NodeId> {
         let id = self.directory(parent)?.children.remove(name)?;
         self.lose_name(id, &Dentry { parent, name: name.into() });
@@ -438,7 +441,8 @@ impl Nodes {
         self.reap(old);
     }
 
-    /// Moves a directory, and with it all that is known of what it holds. `None` if that would put it inside itself.
+    /// Moves a directory, with all that is known below it. `None` if that would put it inside
+    /// itself.
     pub(super) fn rename(&mut self, from: &Dentry, to: &Dentry) -> Option<NodeId> {
         let id = self.child(from.parent, &from.name)?;
         if self.is_within(to.parent, id) {
@@ -449,7 +453,7 @@ impl Nodes {
         Some(id)
     }
 
-    /// The kernel dropped `count` of its lookups.
+    /// The kernel forgets `count` lookups.
     pub(super) fn forget(&mut self, id: NodeId, count: u64) {
         let count = self.deduct_uncounted(id, count);
         let Some(node) = self.nodes.get_mut(&id) else { return };
@@ -471,7 +475,7 @@ impl Nodes {
         self.reap(id);
     }
 
-    /// Removes the node if nothing holds it, then whatever it held.
+    /// Removes a node that nothing holds, then what it held.
     fn reap(&mut self, id: NodeId) {
         let mut candidates = vec![id];
         while let Some(id) = candidates.pop() {
@@ -490,7 +494,7 @@ impl Nodes {
                 self.absent -= directory.absent.len();
             }
             for dentry in node.names {
-                // While a name changes hands the node that has it now is there already (see `link`).
+                // While a name changes hands, it leads to its new node already (see `link`).
                 if self.child(dentry.parent, &dentry.name) == Some(id)
                     && let Some(directory) = self.directory(dentry.parent)
                 {
@@ -521,14 +525,13 @@ impl Nodes {
 
 #[cfg(test)]
 impl Nodes {
-    /// How many lookups the kernel will forget that were not counted.
+    /// How many lookups that were not counted the kernel will forget.
     pub(super) fn uncounted_lookups(&self) -> u64 {
         self.uncounted_lookups.values().sum()
     }
 }
 
-/// Whether a name that stood for `node` and now for `entry` stands for the same thing: a file with the same bytes, or
-/// the same directory.
+/// Whether two entries are the same node: a file with the same bytes, or the same directory.
 pub(super) fn same_node(node: &Entry, entry: &Entry) -> bool {
     let (a, b) = (node.attr.inode, entry.attr.inode);
     let same_inode = a == b || a == 0 || b == 0;
@@ -539,8 +542,9 @@ fn both_directories(a: &Entry, b: &Entry) -> bool {
     a.attr.kind == Kind::Directory && b.attr.kind == Kind::Directory
 }
 
-/// Tells versions apart that have the same number at different times (exported over NFS, a handle holds both). 32 bits
-/// wide, because the kernel keeps no more and takes a node with another generation for a stale one.
+/// Tells versions apart that have the same number at different times (an NFS handle contains
+/// both). 32 bits wide: the kernel keeps no more, and takes a node with another generation for a
+/// stale one.
 fn generation(entry: &Entry) -> u32 {
     let mut summary = entry.attr.size.to_le_bytes().to_vec();
     match &entry.content {
@@ -562,7 +566,7 @@ fn generation(entry: &Entry) -> u32 {
     (fnv1a(summary.into_iter()) >> 32) as u32
 }
 
-/// FNV-1a, because the number of a node must be the same in every build.
+/// FNV-1a: the number of a node must be the same in every build.
 fn fnv1a(bytes: impl Iterator<Item = u8>) -> u64 {
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }

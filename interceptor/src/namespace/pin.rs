@@ -1,27 +1,28 @@
-//! Holding nodes for what is to be done with them later.
+//! Pins of nodes, for actions that come later than the request.
 //!
-//! The number of a node is given to another as soon as the kernel has forgotten the node and nothing holds it. Whatever acts
-//! on a number later than the request that named it, and would harm another node, takes a hold first.
+//! When the kernel has forgotten a node and nothing holds it, its number is reused. An action that
+//! refers to a node by number after the request is over, and that would harm another node, pins
+//! the node first.
 
 use std::sync::{Arc, Weak};
 
 use super::{Namespace, NodeId};
 use crate::read::FileVersion;
 
-/// Keeps a node, and so its number from being given to another. Must not be dropped under the namespace's lock.
+/// Keeps a node, so that its number is not reused. Must not be dropped under the namespace's lock.
 pub(crate) struct NodePin {
-    /// A mount that is gone has nothing to keep.
+    /// Weak: a pin does not keep the mount.
     namespace: Weak<Namespace>,
     node: NodeId,
 }
 
 impl NodePin {
-    /// For a node that was opened.
+    /// A pin of a node that the caller has opened.
     pub(super) fn of(namespace: Weak<Namespace>, node: NodeId) -> Self {
         Self { namespace, node }
     }
 
-    /// Leaves it to the caller to close the node.
+    /// Dissolves the pin; the caller closes the node.
     pub(super) fn into_id(mut self) -> NodeId {
         self.namespace = Weak::new();
         self.node
@@ -32,12 +33,12 @@ impl NodePin {
         self.node
     }
 
-    /// The tree that the node is of, unless that is gone.
+    /// The namespace of the node, unless the mount is gone.
     pub(super) fn namespace(&self) -> Option<Arc<Namespace>> {
         self.namespace.upgrade()
     }
 
-    /// Whether the node still stands for `version`, and is not about to stand for more.
+    /// Whether the node still stands for `version`, and is not growing.
     pub(crate) fn stands_for(&self, version: &Arc<FileVersion>) -> bool {
         self.namespace.upgrade().is_some_and(|namespace| {
             let state = namespace.state.lock();
@@ -56,7 +57,7 @@ impl Drop for NodePin {
 }
 
 impl Namespace {
-    /// Keeps a node, if there is such a node.
+    /// Pins a node, if it exists.
     pub(crate) fn pin(self: &Arc<Self>, node: NodeId) -> Option<NodePin> {
         self.state.lock().pin(node)
     }

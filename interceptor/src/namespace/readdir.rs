@@ -1,4 +1,5 @@
-//! Reading whole directories: for those who list them, and in advance for those who open one file after another.
+//! Listing whole directories, for readers of a directory, and in advance for programs that open
+//! one file after another.
 
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
@@ -13,20 +14,20 @@ use super::{ChangeStamp, ListedEntry, Namespace, NamespaceError, NodeId, NodePin
 use crate::seaweed::entry::Entry;
 use crate::telemetry::log_limit::LogLimit;
 
-/// A directory that was opened.
+/// An opened directory.
 pub(crate) struct OpenedDirectory {
     pub(crate) node: NodePin,
-    /// What it holds, if that is known or being read.
+    /// Its content, if that is known or being read.
     pub(crate) listing: Option<Arc<Listing>>,
-    /// Whether the kernel may keep a copy of the listing until it is told to drop it.
+    /// Whether the kernel may cache the listing until it is invalidated.
     pub(crate) cacheable: bool,
 }
 
-/// How many entries are taken from the filer's ongoing before the lock is taken to note them.
+/// How many entries of the filer's stream are cached at a time, under one lock.
 const MAX_PORTION_ENTRIES: usize = 256;
 
 impl Namespace {
-    /// A directory is opened. Reads nothing yet: the kernel may have a copy.
+    /// Opens a directory. Reads nothing yet: the kernel may have cached the listing.
     pub(crate) fn open_directory(self: &Arc<Self>, id: NodeId) -> Result<OpenedDirectory, NamespaceError> {
         let node = self.pin(id).ok_or(NamespaceError::Stale)?;
         let mut state = self.state.lock();
@@ -34,7 +35,7 @@ impl Namespace {
         Ok(OpenedDirectory { node, listing, cacheable: state.live })
     }
 
-    /// What the directory holds now, for a handle that begins to read it.
+    /// The content of a directory, for a handle that starts to read it.
     pub(crate) fn listing(self: &Arc<Self>, id: NodeId) -> Result<Arc<Listing>, NamespaceError> {
         let mut state = self.state.lock();
         let known = state.with_directory(id, |directory| directory.shared_listing());
@@ -47,7 +48,7 @@ impl Namespace {
         Ok(listing)
     }
 
-    /// Counts a name that had to be asked for, and after a few of them reads the whole directory.
+    /// Counts a lookup that asks the filer; after a few of them the whole directory is listed.
     pub(super) fn count_miss(self: &Arc<Self>, state: &mut NamespaceState, id: NodeId) {
         let (after, window) = (self.options.prefetch_after, self.options.prefetch_window);
         let live = state.live;
@@ -66,7 +67,7 @@ impl Namespace {
         }
     }
 
-    /// Starts reading a directory from the filer in the background.
+    /// Starts to list a directory in the background.
     fn start_listing(self: &Arc<Self>, state: &mut NamespaceState, id: NodeId) -> Option<Arc<Listing>> {
         let listing = Listing::new(state.next_listing(), state.listings.clone());
         let ongoing = OngoingListing {
@@ -131,7 +132,7 @@ impl Namespace {
                 for entry in
                     entries.iter().filter(|entry| !ongoing.changed_names.contains(entry.name.as_str()))
                 {
-                    // What was asked for by name may be newer than the listing.
+                    // The reply of a lookup may be newer than the listing.
                     if !directory.present.contains(entry.name.as_str()) {
                         directory.learn_present(entry.clone());
                     }
@@ -141,7 +142,7 @@ impl Namespace {
         });
     }
 
-    /// Whether to stop: nobody waits for the listing, and it is too long to be worth it.
+    /// Whether to stop because no reader waits for the listing and it is too long to be worth it.
     fn should_give_up(&self, id: NodeId, serial: u64, listing: &Arc<Listing>) -> bool {
         let mut state = self.state.lock();
         if listing.has_reader() || listing.len() < self.options.prefetch_limit {
@@ -156,7 +157,8 @@ impl Namespace {
         true
     }
 
-    /// Whether to stop because listings have no more memory. Its handles read on by themselves.
+    /// Whether to stop because listings have no more memory. Handles of the listing read on by
+    /// themselves.
     fn should_truncate(&self, id: NodeId, serial: u64, listing: &Arc<Listing>) -> bool {
         if listing.has_room() {
             return false;
@@ -191,10 +193,10 @@ impl Namespace {
         listing.finish(end);
     }
 
-    /// The kernel is told of an entry of a listing with all that belongs to it: finds its node, counting a lookup. `stamp` is
-    /// when the filer told of the entry, if it is not remembered. While nodes take too much memory
-    /// none is made for it, and the kernel has to ask for the name if that is of interest. `None`
-    /// if the directory is not live.
+    /// The node of a listed entry for a READDIRPLUS reply, counting a lookup. `stamp` is the state
+    /// of the directory that the entry is current for, if it is not cached. While nodes take too
+    /// much memory none is made, and the kernel looks the name up if it needs to. `None` if the
+    /// directory is not live.
     pub(crate) fn attach(
         &self,
         directory: NodeId,
@@ -202,13 +204,13 @@ impl Namespace {
         stamp: Option<ChangeStamp>,
     ) -> Option<ListedEntry> {
         let mut state = self.state.lock();
-        let is_remembered = state.nodes.directory(directory)?.is_current(entry);
+        let is_cached = state.nodes.directory(directory)?.is_current(entry);
         if state.kernel_features.accepts_entries_without_node
             && state.is_over_node_limit()
             && state.nodes.find(directory, &entry.name, entry).is_none()
         {
             let number = state.nodes.shown_id(directory, entry);
-            // The kernel leaves these two alone by themselves.
+            // 0 and 1 have a meaning of their own, so such an entry gets a node with another number.
             if number > ROOT {
                 state.limit_nodes();
                 state.nodes.show_without_node(number);
@@ -216,25 +218,27 @@ impl Namespace {
             }
         }
         let is_new = stamp.is_some() && stamp == state.directory_stamp(directory);
-        // A change through another of its names would not be seen here.
-        let current = is_remembered || is_new && entry.hard_link.is_none();
-        // Without events nothing is remembered, and a listing is as good as a lookup for as long as either is trusted.
+        // A change through another name of a hard-linked file would not change the stamp.
+        let current = is_cached || is_new && entry.hard_link.is_none();
+        // Without events nothing is cached, and a listing is as good as a lookup for the short
+        // timeout.
         let current = current || !state.live;
         state.attach(directory, &entry.name, entry, current).map(ListedEntry::Node)
     }
 
-    /// The number under which an entry of a listing is shown when nothing else of it is asked for.
+    /// The number of a listed entry in a READDIR reply.
     pub(crate) fn shown_id(&self, directory: NodeId, entry: &Entry) -> NodeId {
         self.state.lock().nodes.shown_id(directory, entry)
     }
 
-    /// The directory that holds a directory.
+    /// The parent of a directory.
     pub(crate) fn parent(&self, directory: NodeId) -> NodeId {
         self.state.lock().nodes.get(directory).map_or(ROOT, |node| node.home.parent)
     }
 
-    /// A handle read a listing to its end, of which the kernel now has a copy: it may keep that until something changes
-    /// in the directory, but not if something did already, or will by itself.
+    /// A handle has read a listing to its end, of which the kernel has a cached copy now. The
+    /// kernel may keep it until the directory changes, unless it has changed already or an entry
+    /// will expire.
     pub(crate) fn listing_read_to_end(&self, id: NodeId, listing: &Arc<Listing>) {
         let mut state = self.state.lock();
         let Some(directory) = state.nodes.directory(id) else { return };
@@ -247,7 +251,7 @@ impl Namespace {
     }
 }
 
-/// Ends a listing whose reading was cut short, so that nobody waits for it for ever.
+/// Ends a listing that is dropped or panics, so that no reader waits for it for ever.
 struct ListingGuard<'a>(&'a Listing);
 
 impl Drop for ListingGuard<'_> {
@@ -257,12 +261,12 @@ impl Drop for ListingGuard<'_> {
     }
 }
 
-/// Whether the entry still exists by its time to live.
+/// Whether the time to live of an entry has not passed.
 pub(crate) fn is_unexpired(entry: &Entry, now: SystemTime) -> bool {
     entry.expires.is_none_or(|at| at > now)
 }
 
-/// Whether `listing` is what the directory is being read into.
+/// Whether `listing` is the one that the directory is being read into.
 fn is_ongoing(state: &mut NamespaceState, id: NodeId, serial: u64, listing: &Arc<Listing>) -> bool {
     state
         .nodes

@@ -1,4 +1,4 @@
-//! What the namespace's lock guards, and how long its parts may be trusted.
+//! The state behind the namespace's lock: nodes, pending lookups, limits and timeouts.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,13 +20,13 @@ use crate::seaweed::entry::Entry;
 
 pub(super) struct NamespaceState {
     pub(super) nodes: Nodes,
-    /// Lookups that wait for the filer, by the directory's serial and the name.
+    /// Lookups that wait for the filer, by the directory's serial number and the name.
     pub(super) pending_lookups: HashMap<(u64, Arc<str>), PendingLookup>,
-    /// Whether events arrive.
+    /// Whether the filer's events arrive.
     pub(super) live: bool,
     /// Grows when events cease or arrive again: what was learned in another epoch is not trusted.
     pub(super) epoch: u64,
-    /// Grows with every event about a file with several names.
+    /// Grows with every event about a hard-linked file.
     pub(super) link_changes: u64,
     /// Grows with every event about the root itself.
     pub(super) root_changes: u64,
@@ -36,15 +36,15 @@ pub(super) struct NamespaceState {
     short_timeout: Duration,
     cached_limit: usize,
     node_limit: usize,
-    /// The memory of nodes at which the kernel is told to forget some.
+    /// The memory of nodes, in bytes, at which the kernel is next asked to forget some.
     next_shrink_bytes: usize,
     pub(super) listings: Arc<ListingBudget>,
     absent_limit: usize,
     kernel: Sender<QueuedInvalidation>,
     pub(super) kernel_features: KernelFeatures,
-    /// Where nodes that grow are seen to.
+    /// The queue of nodes that grow.
     pub(super) growths: Option<mpsc::UnboundedSender<NodePin>>,
-    /// What this is the state of.
+    /// The namespace that this is the state of.
     namespace: Weak<Namespace>,
 }
 
@@ -82,7 +82,7 @@ impl NamespaceState {
         (self.nodes.len(), self.nodes.cached_entries)
     }
 
-    /// The stamp of a reply about what a directory holds; `None` if the directory is not live.
+    /// The stamp of a reply about the content of a directory; `None` if the directory is not live.
     pub(super) fn directory_stamp(&mut self, id: NodeId) -> Option<ChangeStamp> {
         let serial = self.nodes.directory(id)?.serial;
         self.change_stamp(id, serial)
@@ -95,18 +95,18 @@ impl NamespaceState {
         Some(ChangeStamp { epoch: self.epoch, changes, link_changes: self.link_changes })
     }
 
-    /// Queues an invalidation. It is lost only when the mount is going away.
+    /// Queues an invalidation. It is lost only when the mount goes away.
     pub(super) fn notify(&self, invalidation: Invalidation) {
         let _ = self.kernel.send(QueuedInvalidation { invalidation, pin: None });
     }
 
-    /// Keeps a node, if there is such a node.
+    /// Pins a node, if it exists.
     pub(super) fn pin(&mut self, id: NodeId) -> Option<NodePin> {
         self.nodes.open(id)?;
         Some(NodePin::of(self.namespace.clone(), id))
     }
 
-    /// Queues that `name` of `parent` was deleted, which stood for `child`.
+    /// Queues that `name` of `parent`, which stood for `child`, was deleted.
     pub(super) fn notify_deleted(&mut self, parent: NodeId, child: NodeId, name: &str) {
         let invalidation = Invalidation::Deleted { parent, child, name: name.into() };
         let pin = self.pin(child);
@@ -122,7 +122,8 @@ impl NamespaceState {
         self.next_listing
     }
 
-    /// Works on a live directory, keeping count of what all of them remember, and marks it as used.
+    /// Runs `work` on a live directory, marks it as used, and updates the totals of all
+    /// directories.
     pub(super) fn with_directory<T>(
         &mut self,
         id: NodeId,
@@ -142,12 +143,13 @@ impl NamespaceState {
         Some(result)
     }
 
-    /// Whether another absent name can be kept on record.
+    /// Whether another absent name may be cached.
     pub(super) fn has_room_for_absent(&self) -> bool {
         self.nodes.absent < self.absent_limit
     }
 
-    /// Makes room when too many entries are remembered: the directories unused for longest forget theirs.
+    /// If cached entries take too much memory, evicts those of the least recently used
+    /// directories.
     pub(super) fn evict_entries(&mut self) {
         if self.nodes.cached_bytes <= self.cached_limit {
             return;
@@ -156,15 +158,16 @@ impl NamespaceState {
         self.evict(|directory| directory.present.len() > 0, |state| state.nodes.cached_bytes <= enough);
     }
 
-    /// Makes room when listings take too much memory: the directories unused for longest forget theirs, unless handles are still
-    /// reading them.
+    /// If listings take too much memory, the least recently used directories drop theirs, which
+    /// are freed unless handles still read them.
     pub(super) fn evict_listings(&mut self) {
         if self.nodes.snapshots > 0 {
             self.evict(|directory| directory.snapshot.is_some(), |state| state.listings.is_below_watermark());
         }
     }
 
-    /// Has directories forget what they know, `which` of them, those unused for longest first, until it `is_enough`.
+    /// Drops the cache of directories that `which` selects, the least recently used first, until
+    /// it `is_enough`.
     fn evict(&mut self, which: impl Fn(&Directory) -> bool, is_enough: impl Fn(&Self) -> bool) {
         let mut by_age: Vec<(u64, NodeId)> = self
             .nodes
@@ -185,7 +188,7 @@ impl NamespaceState {
         }
     }
 
-    /// How long the kernel may trust something about `entry` that is right now.
+    /// How long the kernel may cache what is known of `entry`.
     pub(super) fn timeout(&self, entry: &Entry) -> Duration {
         let timeout = if self.live { self.long_timeout } else { self.short_timeout };
         match entry.expires {
@@ -194,45 +197,45 @@ impl NamespaceState {
         }
     }
 
-    /// How long the kernel may trust that a name is absent, if that is on record.
+    /// How long the kernel may cache that a name is absent, if that is recorded.
     pub(super) fn absent_timeout(&self) -> Duration {
         if self.live { self.long_timeout } else { self.short_timeout }
     }
 
-    /// Whether the attributes of a node are what the filer would say.
+    /// Whether the attributes of a node are current.
     pub(super) fn is_fresh(&self, id: NodeId) -> bool {
         self.nodes.get(id).is_some_and(|node| {
             let (epoch, at) = node.verified;
             let checked = epoch == self.epoch && (self.live || at.elapsed() < self.short_timeout);
-            // A version that has no name any more is as it was left.
+            // A version without a name keeps its last attributes.
             !node.stale && node.growth.is_none() && (checked || (node.names.is_empty() && id != super::ROOT))
         })
     }
 
-    /// Whether no node should be made that the kernel can do without.
+    /// Whether no optional nodes should be made.
     pub(super) fn is_over_node_limit(&self) -> bool {
         self.nodes.bytes > self.node_limit
     }
 
-    /// Has the kernel forget nodes when all that it knows take too much memory. It does so in its
-    /// own time.
+    /// If nodes take too much memory, asks the kernel to forget some, which it does in its own
+    /// time.
     pub(super) fn limit_nodes(&mut self) {
         let (bytes, limit) = (self.nodes.bytes, self.node_limit);
         let step = limit / 8;
         if bytes > limit && bytes > self.next_shrink_bytes {
-            // Down to three quarters of the limit, if all take about as much.
+            // Down to three quarters of the limit, if all nodes take about as much.
             let stay = (self.nodes.len() as u128 * limit as u128 * 3 / (bytes as u128 * 4)) as usize;
             for id in self.nodes.request_forgets(self.nodes.len() - stay, self.kernel_features.prunes) {
                 self.request_forget(id);
             }
-            // Unless that helps, the next time is after some more.
+            // If that does not help, the next attempt comes an eighth of the limit later.
             self.next_shrink_bytes = bytes + step;
         }
         self.next_shrink_bytes = self.next_shrink_bytes.min(bytes + step).max(limit);
     }
 
-    /// Asks the kernel to forget a node. Without a request of its own for that it drops the names,
-    /// also of a file that is in use.
+    /// Asks the kernel to forget a node. A kernel without `FUSE_NOTIFY_PRUNE` gets its names
+    /// invalidated, even if the file is in use.
     fn request_forget(&self, id: NodeId) {
         let Some(node) = self.nodes.get(id) else { return };
         if !self.kernel_features.prunes {
@@ -241,15 +244,15 @@ impl NamespaceState {
             }
             return;
         }
-        // A directory is in use as long as the kernel remembers of a name that it is not there.
+        // Negative dentries keep a directory in use.
         for name in node.directory.iter().flat_map(|directory| &directory.absent) {
             self.notify(Invalidation::Entry { parent: id, name: name.as_ref().into() });
         }
         self.notify(Invalidation::Unused(id));
     }
 
-    /// Tells the kernel of `entry` as `name` of `parent`. `current`: it is what the filer would say now. `None` if the
-    /// directory is not live.
+    /// The node for a reply that has `entry` as `name` of `parent`. `current`: the entry is what
+    /// the filer would say now. `None` if the directory is not live.
     pub(super) fn attach(
         &mut self,
         parent: NodeId,
@@ -277,8 +280,8 @@ impl NamespaceState {
         Some(NodeStat { id, generation, entry: entry.clone(), entry_timeout: timeout, attr_timeout: timeout })
     }
 
-    /// What is known of a name since a reply to an earlier question told that it stood for `entry`. Without events any may be
-    /// that.
+    /// The newest known entry of a name, for a reply that may have been overtaken by a longer
+    /// version. Without events any reply may be that.
     fn newest_known(&self, parent: NodeId, name: &str, entry: &Arc<Entry>, current: bool) -> Arc<Entry> {
         if current && self.live {
             return entry.clone();
@@ -287,14 +290,14 @@ impl NamespaceState {
         known.filter(|node| node.has_outgrown(entry)).map_or(entry, |node| &node.entry).clone()
     }
 
-    /// The bytes that a node stands for.
+    /// The version that a node stands for.
     pub(super) fn version(&self, id: NodeId) -> Option<Arc<FileVersion>> {
         let node = self.nodes.get(id)?;
         let make = || FileVersion::new(&self.nodes.path(id), node.entry.clone());
         Some(node.version.get_or_init(make).clone())
     }
 
-    /// The node as it is known, with time-outs of zero if that is not what the filer would say.
+    /// A node as it is known, with timeouts of zero if that is not current.
     pub(super) fn stat(&self, id: NodeId) -> Option<NodeStat> {
         let node = self.nodes.get(id)?;
         let timeout = if self.is_fresh(id) { self.timeout(&node.entry) } else { Duration::ZERO };

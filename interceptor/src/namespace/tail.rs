@@ -1,8 +1,9 @@
-//! What a directory holds behind the place where its listing was cut off.
+//! The rest of a directory behind a truncated listing.
 //!
-//! It is read from the filer in pages, each of which goes on after the last name of the one before, so that every name that is
-//! there all the time comes exactly once. A handle keeps two pages: the kernel goes on at any entry of the last reply. A
-//! program that goes further back has the pages read again, and counted.
+//! It is read from the filer in pages, each from the last name of the one before on, so that every
+//! name which is there all the time comes exactly once. A handle keeps two pages, since the kernel
+//! continues at any entry of its last reply. If a program seeks further back, the pages are read
+//! and counted again.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -13,21 +14,21 @@ use super::listing::{EntryBatch, Listing};
 use super::{ChangeStamp, Namespace, NamespaceError, NodeId};
 use crate::seaweed::entry::Entry;
 
-/// The most entries of a page.
+/// The largest number of entries in a page.
 const MAX_PAGE_ENTRIES: usize = 512;
-/// The memory at which a page is full.
+/// The memory of entries, in bytes, at which a page is full.
 const MAX_PAGE_BYTES: usize = 512 << 10;
-/// How many pages are kept.
+/// How many pages a handle keeps.
 const MAX_PAGES: usize = 2;
 
-/// The rest of a directory for one handle.
+/// The rest of a directory, for one handle.
 pub(crate) struct ListingTail {
     directory: NodeId,
     start: PageStart,
     pages: VecDeque<Page>,
 }
 
-/// Where a page begins.
+/// Where a page starts.
 #[derive(Clone)]
 struct PageStart {
     index: usize,
@@ -38,19 +39,19 @@ struct PageStart {
 struct Page {
     start: PageStart,
     entries: Vec<Arc<Entry>>,
-    /// Where the next page begins, if there is one.
+    /// Where the next page starts, if there is one.
     next: Option<PageStart>,
     stamp: Option<ChangeStamp>,
 }
 
 impl ListingTail {
-    /// What comes after `listing` of `directory`.
+    /// The entries behind `listing` of `directory`.
     pub(crate) fn new(directory: NodeId, listing: &Listing) -> Self {
         let start = PageStart { index: listing.len(), after: listing.last_name().unwrap_or_default() };
         Self { directory, start, pages: VecDeque::new() }
     }
 
-    /// The entries from `index` on, if they are there.
+    /// The entries from `index` on, if they are in memory.
     pub(crate) fn try_batch(&self, index: usize) -> Option<EntryBatch> {
         let found = self.pages.iter().find_map(|page| {
             let rest = page.entries.get(index.checked_sub(page.start.index)?..)?;
@@ -64,7 +65,7 @@ impl ListingTail {
             .then_some(EntryBatch { entries: Vec::new(), stamp: None })
     }
 
-    /// The same, having the filer asked.
+    /// The same, but asks the filer if necessary.
     pub(crate) async fn batch(
         &mut self,
         namespace: &Namespace,
@@ -118,7 +119,7 @@ impl Namespace {
 
 #[cfg(test)]
 impl ListingTail {
-    /// How many entries it keeps.
+    /// The number of entries in memory.
     pub(super) fn entries(&self) -> usize {
         self.pages.iter().map(|page| page.entries.len()).sum()
     }

@@ -1,4 +1,4 @@
-//! The namespace between a filer and a kernel that do what the tests say.
+//! The namespace between a model of a filer and a kernel that the tests play.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -54,8 +54,8 @@ pub(super) fn directory(name: &str, inode: u64) -> Entry {
     entry
 }
 
-/// A filer that holds what it is told, and its replies as long as it is told to.
-struct Model {
+/// A filer that has what the tests put, and can hold its replies back.
+struct FilerModel {
     entries: Mutex<BTreeMap<(String, String), Entry>>,
     replies: Semaphore,
     is_followed: AtomicBool,
@@ -63,7 +63,7 @@ struct Model {
     lists: AtomicUsize,
 }
 
-impl Model {
+impl FilerModel {
     fn put(&self, dir: &str, entry: Entry) -> Option<Entry> {
         self.entries.lock().insert((dir.into(), entry.name.clone()), entry)
     }
@@ -81,9 +81,9 @@ impl Model {
     }
 }
 
-struct Handle(Arc<Model>);
+struct ModelFiler(Arc<FilerModel>);
 
-impl Filer for Handle {
+impl Filer for ModelFiler {
     fn lookup(
         &self,
         dir: &str,
@@ -116,14 +116,14 @@ impl Filer for Handle {
 }
 
 struct Fixture {
-    model: Arc<Model>,
+    model: Arc<FilerModel>,
     namespace: Arc<Namespace>,
     queue: InvalidationQueue,
     growths: Mutex<GrowthQueue>,
 }
 
 fn fixture_with(options: NamespaceOptions) -> Fixture {
-    let model = Arc::new(Model {
+    let model = Arc::new(FilerModel {
         entries: Mutex::default(),
         replies: Semaphore::new(1 << 20),
         is_followed: AtomicBool::new(true),
@@ -131,12 +131,12 @@ fn fixture_with(options: NamespaceOptions) -> Fixture {
         lists: AtomicUsize::new(0),
     });
     let runtime = tokio::runtime::Handle::current();
-    let filer = Arc::new(Handle(model.clone()));
+    let filer = Arc::new(ModelFiler(model.clone()));
     let (namespace, queue) = Namespace::new(filer, directory("", 0), options, runtime);
     let growths = Mutex::new(namespace.enable_growth());
     namespace.connected();
     let fixture = Fixture { model, namespace, queue, growths };
-    fixture.told();
+    fixture.invalidations();
     fixture
 }
 
@@ -145,7 +145,7 @@ fn fixture() -> Fixture {
 }
 
 impl Namespace {
-    /// The memory of all nodes.
+    /// The approximate memory of all nodes in bytes.
     pub(crate) fn node_bytes(&self) -> usize {
         self.state.lock().nodes.bytes
     }
@@ -154,7 +154,7 @@ impl Namespace {
         self.state.lock().kernel_features
     }
 
-    /// How many names the kernel was shown alone and has not forgotten.
+    /// How many names the kernel got without a node and has not forgotten.
     pub(crate) fn uncounted_lookups(&self) -> u64 {
         self.state.lock().nodes.uncounted_lookups()
     }
@@ -182,7 +182,7 @@ impl Fixture {
         }
     }
 
-    /// Shows an entry of a listing.
+    /// Attaches an entry of a listing.
     fn show(&self, directory: NodeId, entry: &Arc<Entry>, stamp: Option<ChangeStamp>) -> NodeStat {
         match self.namespace.attach(directory, entry, stamp) {
             Some(ListedEntry::Node(stat)) => stat,
@@ -220,7 +220,7 @@ impl Fixture {
         self.event(Some((from.0, &old)), Some((to.0, &new)));
     }
 
-    fn told(&self) -> Vec<Invalidation> {
+    fn invalidations(&self) -> Vec<Invalidation> {
         self.queue.try_iter().map(|queued| queued.invalidation).collect()
     }
 
@@ -259,7 +259,7 @@ async fn a_changed_file_is_another_node_and_an_open_one_stays_what_it_was() {
     let opened = f.namespace.version(old.id).expect("is known");
 
     f.write("/", file("a", 7, b"new bytes"));
-    assert!(f.told().contains(&entry_dropped(ROOT, "a")));
+    assert!(f.invalidations().contains(&entry_dropped(ROOT, "a")));
     let new = f.find(ROOT, "a").await;
     assert_ne!(new.id, old.id);
     assert_eq!(new.entry.attr.size, 9);
@@ -267,30 +267,31 @@ async fn a_changed_file_is_another_node_and_an_open_one_stays_what_it_was() {
     let still = f.stat(old.id).await;
     assert_eq!((still.id, still.entry.attr.size), (old.id, 3));
 
-    // Once nobody holds the old version, the number is free for the next one.
+    // Once nothing holds the old version, its number is free for the next one.
     f.namespace.forget(old.id, 1);
     f.namespace.forget(new.id, 1);
     assert_eq!(f.find(ROOT, "a").await.id, 7);
 }
 
 #[tokio::test]
-async fn a_number_is_not_given_away_while_something_waits_that_names_it() {
+async fn a_number_is_not_reused_while_its_node_is_pinned() {
     let f = fixture();
     f.model.put("/", file("a", 7, b"old"));
     f.find(ROOT, "a").await;
-    let held = f.namespace.pin(7).expect("there is such a node");
+    let pin = f.namespace.pin(7).expect("there is such a node");
     f.delete("/", "a");
-    // The kernel forgets the file by itself, and finds another, before it is told of the deletion.
+    // The kernel forgets the file by itself, and looks up another, before it is told of the
+    // deletion.
     f.namespace.forget(7, 1);
     f.write("/", file("a", 7, b"other"));
     let other = f.find(ROOT, "a").await;
     assert_ne!(other.id, 7);
-    drop(held);
+    drop(pin);
     f.namespace.forget(other.id, 1);
     let other = f.find(ROOT, "a").await;
     assert_ne!(other.id, 7, "the kernel has not been told of the deletion");
     f.namespace.forget(other.id, 1);
-    assert!(f.told().contains(&Invalidation::Deleted { parent: ROOT, child: 7, name: "a".into() }));
+    assert!(f.invalidations().contains(&Invalidation::Deleted { parent: ROOT, child: 7, name: "a".into() }));
     assert_eq!(f.find(ROOT, "a").await.id, 7);
 }
 
@@ -302,14 +303,14 @@ async fn changed_attributes_keep_the_node_and_its_name() {
     let mut changed = file("a", 7, b"same");
     changed.attr.perm = 0o600;
     f.write("/", changed);
-    assert_eq!(f.told(), [Invalidation::Attributes(7)]);
+    assert_eq!(f.invalidations(), [Invalidation::Attributes(7)]);
     let after = f.stat(before.id).await;
     assert_eq!((after.entry.attr.perm, after.attr_timeout), (0o600, LONG));
     assert_eq!(f.find(ROOT, "a").await.id, before.id);
 }
 
 #[tokio::test]
-async fn a_reply_that_an_event_overtook_is_not_remembered() {
+async fn a_reply_that_an_event_overtook_is_not_cached() {
     let f = fixture();
     f.model.put("/", file("a", 7, b"old"));
     f.model.hold_replies();
@@ -328,14 +329,14 @@ async fn a_reply_that_an_event_overtook_is_not_remembered() {
 }
 
 #[tokio::test]
-async fn what_a_filer_says_that_is_not_followed_is_not_remembered() {
+async fn replies_of_an_unfollowed_filer_are_not_cached() {
     let f = fixture();
     f.model.put("/", file("a", 7, b"x"));
     f.model.is_followed.store(false, SeqCst);
     let stat = f.find(ROOT, "a").await;
     assert_eq!((stat.entry_timeout, stat.attr_timeout), (Duration::ZERO, Duration::ZERO));
     let Ok(LookupResult::Absent(Duration::ZERO)) = wait(f.namespace.lookup(ROOT, "b")).await else {
-        panic!("nobody will say when it comes into being");
+        panic!("no event will tell of its creation");
     };
     f.model.is_followed.store(true, SeqCst);
     assert_eq!(f.find(ROOT, "a").await.entry_timeout, LONG);
@@ -369,8 +370,8 @@ async fn a_renamed_directory_keeps_its_node_and_what_is_in_it() {
     f.model.put("/e", new.clone());
     f.model.put("/e/moved", child.clone());
     f.event(Some(("/", &old)), Some(("/e", &new)));
-    let told = f.told();
-    assert!(told.contains(&entry_dropped(ROOT, "d")) && told.contains(&entry_dropped(e.id, "moved")));
+    let sent = f.invalidations();
+    assert!(sent.contains(&entry_dropped(ROOT, "d")) && sent.contains(&entry_dropped(e.id, "moved")));
     f.event(Some(("/d", &child)), Some(("/e/moved", &child)));
     assert_eq!(f.find(e.id, "moved").await.id, d.id);
     assert_eq!(f.find(d.id, "a").await.id, 7);
@@ -396,13 +397,13 @@ async fn a_directory_that_comes_back_has_what_is_in_it_now() {
     while f.model.lookups() < 6 {
         tokio::task::yield_now().await;
     }
-    // A filer gives the same number to what is made again in the same second.
+    // A filer gives the same inode number to a directory that is made again in the same second.
     f.write("/", directory("d", 5));
     f.write("/d", directory("a", 8));
     f.write("/d", file("file", 7, b"newer"));
     f.write("/d/below", directory("b", 9));
     f.write("/d/below", directory("c", 10));
-    f.told();
+    f.invalidations();
     let again = tokio::spawn({
         let NowOrLater::Later(again) = f.namespace.lookup(ROOT, "d") else { panic!("it has changed") };
         again
@@ -413,11 +414,11 @@ async fn a_directory_that_comes_back_has_what_is_in_it_now() {
     f.model.let_reply();
     assert!(matches!(again.await, Ok(Ok(LookupResult::Node(stat))) if stat.id == d.id));
     let _ = slow.await;
-    let told = f.told();
+    let sent = f.invalidations();
     let names = [(d.id, "a"), (d.id, "file"), (below.id, "b")];
-    assert!(names.iter().all(|(parent, name)| told.contains(&entry_dropped(*parent, name))), "{told:?}");
+    assert!(names.iter().all(|(parent, name)| sent.contains(&entry_dropped(*parent, name))), "{sent:?}");
     assert!(
-        told.contains(&Invalidation::Attributes(below.id)) && !told.contains(&entry_dropped(d.id, "below"))
+        sent.contains(&Invalidation::Attributes(below.id)) && !sent.contains(&entry_dropped(d.id, "below"))
     );
     assert_eq!(f.find(d.id, "a").await.id, 8);
     assert_eq!(f.find(d.id, "file").await.entry.attr.size, 5);
@@ -460,23 +461,23 @@ async fn hard_links_share_a_node_and_change_together() {
     assert_eq!(f.find(ROOT, "a").await.id, f.find(ROOT, "b").await.id);
     f.model.put("/", linked("b", b"yy"));
     f.write("/", linked("a", b"yy"));
-    let told = f.told();
-    assert!(told.contains(&entry_dropped(ROOT, "a")) && told.contains(&entry_dropped(ROOT, "b")));
+    let sent = f.invalidations();
+    assert!(sent.contains(&entry_dropped(ROOT, "a")) && sent.contains(&entry_dropped(ROOT, "b")));
     let (a, b) = (f.find(ROOT, "a").await, f.find(ROOT, "b").await);
     assert_eq!((a.id, a.entry.attr.size), (b.id, 2));
 }
 
 #[tokio::test]
-async fn absent_names_are_remembered_until_they_are_created() {
+async fn absent_names_are_cached_until_they_are_created() {
     let f = fixture();
     assert_eq!(f.absent(ROOT, "a").await, LONG);
     assert_eq!(f.absent(ROOT, "a").await, LONG);
     assert_eq!(f.model.lookups(), 1);
     f.write("/", file("a", 7, b"x"));
-    assert!(f.told().contains(&entry_dropped(ROOT, "a")));
+    assert!(f.invalidations().contains(&entry_dropped(ROOT, "a")));
     f.find(ROOT, "a").await;
     f.delete("/", "a");
-    assert_eq!(f.told(), [Invalidation::Deleted { parent: ROOT, child: 7, name: "a".into() }]);
+    assert_eq!(f.invalidations(), [Invalidation::Deleted { parent: ROOT, child: 7, name: "a".into() }]);
     f.absent(ROOT, "a").await;
 }
 
@@ -487,11 +488,11 @@ async fn without_events_nothing_is_trusted_for_long() {
     f.find(ROOT, "a").await;
     f.absent(ROOT, "b").await;
     f.namespace.disconnected();
-    let told = f.told();
+    let sent = f.invalidations();
     for taken_back in [entry_dropped(ROOT, "a"), entry_dropped(ROOT, "b"), Invalidation::Attributes(7)] {
-        assert!(told.contains(&taken_back), "{taken_back:?}");
+        assert!(sent.contains(&taken_back), "{taken_back:?}");
     }
-    // A change that nobody tells of.
+    // A change without an event.
     f.model.put("/", file("a", 7, b"abc"));
     f.model.put("/", file("b", 8, b"x"));
     let a = f.find(ROOT, "a").await;
@@ -516,7 +517,7 @@ async fn a_directory_in_which_files_are_opened_one_by_one_is_read_at_once() {
     for i in 0..4 {
         f.find(d, &format!("f{i:02}")).await;
     }
-    // Lets the reading that was started begin.
+    // Lets the listing start.
     tokio::task::yield_now().await;
     assert_eq!(f.model.lists.load(SeqCst), 1);
     f.list(d).await;
@@ -526,7 +527,7 @@ async fn a_directory_in_which_files_are_opened_one_by_one_is_read_at_once() {
     }
     assert_eq!(f.absent(d, "none").await, LONG);
     assert_eq!((f.model.lookups(), f.model.lists.load(SeqCst)), (asked, 1));
-    // One changed name is asked for again, the others are still known.
+    // A changed name is looked up again, the others are still known.
     f.write("/d", file("f03", 103, b"changed"));
     f.write("/d", file("none", 200, b"x"));
     assert_eq!(f.find(d, "f03").await.entry.attr.size, 7);
@@ -536,7 +537,7 @@ async fn a_directory_in_which_files_are_opened_one_by_one_is_read_at_once() {
 }
 
 #[tokio::test]
-async fn a_listing_that_an_event_overtook_is_not_remembered() {
+async fn a_listing_that_an_event_overtook_is_not_cached() {
     let f = fixture();
     f.model.put("/", file("a", 7, b"x"));
     f.model.hold_replies();
@@ -549,13 +550,17 @@ async fn a_listing_that_an_event_overtook_is_not_remembered() {
     listing.batch(0).await.expect("the model can list");
     let (second, names) = f.list(ROOT).await;
     assert_eq!(names, ["a", "b"]);
-    f.told();
+    f.invalidations();
     f.namespace.listing_read_to_end(ROOT, &listing);
-    assert_eq!(f.told(), [Invalidation::Listing(ROOT)], "the kernel's copy of the first is wrong");
+    assert_eq!(
+        f.invalidations(),
+        [Invalidation::Listing(ROOT)],
+        "the kernel's copy of the first is outdated"
+    );
     f.namespace.listing_read_to_end(ROOT, &second);
-    assert_eq!(f.told(), []);
+    assert_eq!(f.invalidations(), []);
     f.write("/", file("c", 9, b"x"));
-    assert!(f.told().contains(&Invalidation::Listing(ROOT)));
+    assert!(f.invalidations().contains(&Invalidation::Listing(ROOT)));
     assert_eq!(f.list(ROOT).await.1, ["a", "b", "c"]);
 }
 
@@ -598,20 +603,20 @@ async fn a_directory_that_is_too_large_for_memory_is_read_page_by_page() {
     let mut handles = Vec::new();
     for _ in 0..4 {
         let listing = f.namespace.listing(ROOT).expect("is a directory");
-        // What it has when it is cut off is the whole of it.
+        // A truncated listing does not grow any more.
         while !matches!(listing.try_batch(FILES), Some(Ok(listing::ListingRead::Truncated))) {
             tokio::task::yield_now().await;
         }
         let mut tail = ListingTail::new(ROOT, &listing);
         assert_eq!(names_from(&f, &listing, &mut tail, 0).await, all);
-        // Going back, a little and far.
+        // Seeking back, a little and far.
         for index in [FILES - 1, FILES - 1000, FILES / 2, 1, FILES] {
             assert_eq!(names_from(&f, &listing, &mut tail, index).await, all[index..]);
         }
         handles.push((listing, tail));
         let state = f.namespace.state.lock();
         assert!(state.nodes.cached_bytes <= LIMIT, "{}", state.nodes.cached_bytes);
-        // A portion more than there is room for.
+        // At most one portion more than the limit.
         assert!(state.listings.used() <= LIMIT + LIMIT / 4, "{}", state.listings.used());
     }
     let held: usize = handles.iter().map(|(_, tail)| tail.entries()).sum();
@@ -621,13 +626,13 @@ async fn a_directory_that_is_too_large_for_memory_is_read_page_by_page() {
 }
 
 #[tokio::test]
-async fn when_the_kernel_knows_too_many_files_it_is_told_to_forget_some() {
+async fn when_the_kernel_knows_too_many_files_it_is_asked_to_forget_some() {
     const FILES: u64 = 2000;
     let (prefetch_after, node_bytes) = (u32::MAX, 1 << 20);
     let f = fixture_with(NamespaceOptions { prefetch_after, node_bytes, ..NamespaceOptions::default() });
     f.model.put("/", directory("d", 5));
     let d = f.find(ROOT, "d").await.id;
-    let mut most = 0;
+    let mut peak = 0;
     for number in 0..FILES {
         let name = format!("f{number:04}");
         f.model.put("/d", file(&name, 100 + number, b"x"));
@@ -635,21 +640,21 @@ async fn when_the_kernel_knows_too_many_files_it_is_told_to_forget_some() {
         if number == 0 {
             f.namespace.version(node).expect("is known");
         }
-        most = most.max(f.namespace.state.lock().nodes.bytes);
-        // The kernel does as it is told.
-        for told in f.told() {
-            let Invalidation::Entry { parent, name } = told else { panic!("{told:?}") };
+        peak = peak.max(f.namespace.state.lock().nodes.bytes);
+        // The kernel forgets what it is asked to.
+        for sent in f.invalidations() {
+            let Invalidation::Entry { parent, name } = sent else { panic!("{sent:?}") };
             assert!(parent == d && *name != *"f0000", "a directory, or a file that is read: {name}");
             let child = f.namespace.state.lock().nodes.child(d, &name);
             f.namespace.forget(child.expect("is known"), 1);
         }
     }
-    assert!(most <= (1 << 20) + 2000, "{most}");
+    assert!(peak <= (1 << 20) + 2000, "{peak}");
     assert!(f.namespace.size().0 > 500, "no more are forgotten than need be");
 }
 
 #[tokio::test]
-async fn while_nodes_take_too_much_memory_names_are_listed_without_any() {
+async fn while_nodes_take_too_much_memory_names_are_listed_without_nodes() {
     const FILES: u64 = 3000;
     const LIMIT: usize = 1 << 20;
     let (prefetch_after, node_bytes) = (u32::MAX, LIMIT);
@@ -676,8 +681,8 @@ async fn while_nodes_take_too_much_memory_names_are_listed_without_any() {
     }
     let known = f.namespace.size().0;
     assert!(known > 500 && alone.len() as u64 + known as u64 == FILES + 1, "{known} and {}", alone.len());
-    assert!(!f.told().is_empty(), "room is made for others");
-    // One of them is asked for before the kernel has forgotten what it was not told of.
+    assert!(!f.invalidations().is_empty(), "room is made for others");
+    // One of them is looked up before the kernel has forgotten the uncounted lookup.
     let asked = alone.pop().expect("there are some");
     assert_eq!(f.find(ROOT, &asked.name).await.id, asked.attr.inode);
     f.namespace.forget(asked.attr.inode, 1);
@@ -704,33 +709,33 @@ async fn directories_that_nothing_uses_are_forgotten_after_files() {
     f.namespace.version(8).expect("is known");
     let opened = f.namespace.open_directory(6).expect("is a directory");
     f.absent(7, "no").await;
-    let (mut most, mut gone) = (0, Vec::new());
+    let (mut peak, mut forgotten) = (0, Vec::new());
     for number in 0..DIRECTORIES {
         let name = format!("d{number:04}");
         f.model.put("/", directory(&name, 100 + number));
         f.find(ROOT, &name).await;
-        most = most.max(f.namespace.node_bytes());
-        for told in f.told() {
-            match told {
+        peak = peak.max(f.namespace.node_bytes());
+        for sent in f.invalidations() {
+            match sent {
                 Invalidation::Unused(node) => {
                     f.namespace.forget(node, 1);
-                    gone.push(node);
+                    forgotten.push(node);
                 }
-                // What keeps it in use, before it is to go.
-                told => assert!(told == entry_dropped(7, "no") && !gone.contains(&7), "{told:?}"),
+                // Negative dentries are invalidated before the directory is to go.
+                sent => assert!(sent == entry_dropped(7, "no") && !forgotten.contains(&7), "{sent:?}"),
             }
         }
     }
-    assert!(most <= LIMIT + 2000, "{most}");
+    assert!(peak <= LIMIT + 2000, "{peak}");
     assert!(f.namespace.size().0 > 300, "no more are forgotten than need be");
-    let turn = |node| gone.iter().position(|gone| *gone == node);
-    assert!(turn(8) < turn(5) && turn(8).is_some(), "a directory goes once it holds nothing");
-    assert!(turn(7).is_some() && turn(6).is_none(), "what is open stays");
+    let position = |node| forgotten.iter().position(|other| *other == node);
+    assert!(position(8) < position(5) && position(8).is_some(), "a directory goes once it holds nothing");
+    assert!(position(7).is_some() && position(6).is_none(), "what is open stays");
     drop(opened);
 }
 
 #[tokio::test]
-async fn entries_behind_the_cut_are_current_until_something_changes() {
+async fn entries_behind_a_truncated_listing_are_current_until_something_changes() {
     let f = fixture_with(NamespaceOptions { listing_bytes: 0, ..NamespaceOptions::default() });
     f.model.put("/", file("a", 7, b"x"));
     let listing = f.namespace.listing(ROOT).expect("is a directory");
@@ -744,7 +749,7 @@ async fn entries_behind_the_cut_are_current_until_something_changes() {
 }
 
 #[tokio::test]
-async fn what_nobody_reads_any_more_makes_room_for_what_is_read() {
+async fn unread_listings_make_room_for_new_ones() {
     let (prefetch_after, listing_bytes) = (u32::MAX, 64 << 10);
     let options = NamespaceOptions { prefetch_after, listing_bytes, ..NamespaceOptions::default() };
     let f = fixture_with(options);
@@ -774,7 +779,7 @@ async fn entries_of_a_listing_count_as_lookups() {
 }
 
 #[tokio::test]
-async fn what_expires_is_not_trusted_beyond_that() {
+async fn timeouts_end_when_an_entry_expires() {
     let f = fixture();
     let at = SystemTime::now() + Duration::from_secs(60);
     f.model.put("/", Entry { expires: Some(at), ..file("a", 7, b"x") });
@@ -796,8 +801,8 @@ async fn the_filers_own_directories_are_hidden() {
     assert_eq!(f.list(ROOT).await.1, ["topic"]);
 }
 
-/// Readers and a writer on several threads: whatever they do, once the last event is handled every name shows the last
-/// content, and nothing is left when all is forgotten.
+/// Readers and a writer on several threads: after the last event every name shows the last
+/// content, and no node is left when all lookups are forgotten.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn under_stress_the_last_change_wins() {
     let f = fixture_with(NamespaceOptions {
@@ -850,8 +855,8 @@ async fn under_stress_the_last_change_wins() {
     }
     let held = std::mem::take(&mut *held.lock());
     held.iter().rev().for_each(|id| f.namespace.forget(*id, 1));
-    // What the kernel has not been told of is held.
-    f.told();
+    // Queued deletions pin nodes.
+    f.invalidations();
     assert_eq!(f.namespace.size().0, 1, "only the root is left");
 }
 
@@ -865,13 +870,13 @@ async fn a_root_that_is_gone_is_an_empty_directory_until_there_is_one_again() {
     f.find(ROOT, "a").await;
     f.absent(ROOT, "b").await;
     assert!(!f.stat(ROOT).await.attr_timeout.is_zero());
-    f.told();
+    f.invalidations();
 
-    // Of what was in it nothing is told.
+    // No event tells of its content.
     f.model.remove("/data", "a");
     f.delete("/", "data");
-    let told = f.told();
-    assert!(told.contains(&entry_dropped(ROOT, "a")) && told.contains(&entry_dropped(ROOT, "b")), "{told:?}");
+    let sent = f.invalidations();
+    assert!(sent.contains(&entry_dropped(ROOT, "a")) && sent.contains(&entry_dropped(ROOT, "b")), "{sent:?}");
     let root = f.stat(ROOT).await;
     assert_eq!((root.entry.attr.kind, root.attr_timeout), (Kind::Directory, Duration::ZERO));
     f.absent(ROOT, "a").await;
@@ -881,7 +886,7 @@ async fn a_root_that_is_gone_is_an_empty_directory_until_there_is_one_again() {
     assert_eq!(f.stat(ROOT).await.entry.attr.kind, Kind::Directory);
     f.delete("/", "data");
 
-    // Moved there: what it holds is all that is told.
+    // A directory is moved to the path: there are events only for its content.
     f.model.put("/", directory("data", 8));
     f.write("/data", file("a", 3, b"2"));
     let root = f.stat(ROOT).await;
@@ -891,12 +896,12 @@ async fn a_root_that_is_gone_is_an_empty_directory_until_there_is_one_again() {
 }
 
 impl Fixture {
-    /// The node that grows next.
+    /// The next node in the growth queue.
     fn growing(&self) -> Option<GrowthHandle> {
         self.growths.lock().try_recv().ok().and_then(GrowthHandle::new)
     }
 
-    /// Looks at a file, which grows, and has `finish` see to that.
+    /// Gets the attributes of a file that grows, and passes the growth to `finish`.
     async fn stat_grown(&self, id: NodeId, finish: impl FnOnce(GrowthHandle)) -> NodeStat {
         let (stat, ()) = tokio::join!(self.stat(id), async {
             let growing = loop {
@@ -922,9 +927,9 @@ async fn a_file_that_is_appended_to_keeps_its_node() {
     let found = fixture.find(ROOT, "f").await;
     let first = fixture.namespace.version(found.id).unwrap();
     for content in [b"first and".as_slice(), b"first and last"] {
-        fixture.told();
+        fixture.invalidations();
         fixture.write("/", file("f", 7, content));
-        let names = fixture.told();
+        let names = fixture.invalidations();
         assert!(!names.contains(&Invalidation::Entry { parent: ROOT, name: "f".into() }), "{names:?}");
         let before = fixture.namespace.version(found.id).unwrap();
         let grown = fixture
@@ -959,20 +964,20 @@ async fn a_lookup_does_not_wait_for_growth() {
     let as_it_was = fixture.find(ROOT, "f").await;
     assert_eq!((as_it_was.id, as_it_was.entry.attr.size), (found.id, 0));
     assert_eq!((as_it_was.entry_timeout, as_it_was.attr_timeout), (Duration::ZERO, Duration::ZERO));
-    let hold = fixture.namespace.pin(found.id).unwrap();
+    let pin = fixture.namespace.pin(found.id).unwrap();
     let version = fixture.namespace.version(found.id).unwrap();
-    assert!(!hold.stands_for(&version), "it is not settled");
-    // What comes meanwhile and is no continuation is another file at once.
+    assert!(!pin.stands_for(&version), "it is not settled");
+    // A change that is no continuation is another file at once.
     fixture.write("/", file("f", 7, b"other"));
-    assert!(fixture.told().contains(&Invalidation::Entry { parent: ROOT, name: "f".into() }));
+    assert!(fixture.invalidations().contains(&Invalidation::Entry { parent: ROOT, name: "f".into() }));
     assert_ne!(fixture.find(ROOT, "f").await.id, found.id);
     grow(fixture.growing().unwrap());
-    assert!(hold.stands_for(&version));
+    assert!(pin.stands_for(&version));
     assert_eq!(fixture.namespace.state.lock().stat(found.id).unwrap().entry.attr.size, 4);
 }
 
 #[tokio::test]
-async fn what_is_appended_during_growth_comes_after_it() {
+async fn bytes_appended_during_growth_are_another_growth() {
     let fixture = fixture();
     fixture.write("/", file("f", 7, b"a"));
     let found = fixture.find(ROOT, "f").await;
@@ -994,7 +999,7 @@ async fn what_is_appended_during_growth_comes_after_it() {
 }
 
 #[tokio::test]
-async fn without_who_sees_to_it_nothing_grows() {
+async fn without_a_growth_queue_nothing_grows() {
     let mut fixture = fixture();
     fixture.write("/", file("f", 7, b"a"));
     let found = fixture.find(ROOT, "f").await;
@@ -1018,7 +1023,7 @@ async fn a_file_that_is_open_grows_under_its_new_name() {
     let found = fixture.find(ROOT, "f").await;
     fixture.rename(("/", "f"), ("/", "g"));
     fixture.write("/", file("g", 7, b"first and last"));
-    // Nobody has looked the new name up.
+    // The new name has not been looked up yet.
     let grown = fixture.stat_grown(found.id, grow).await;
     assert_eq!((grown.id, grown.entry.attr.size), (found.id, 14));
     assert_eq!(fixture.find(ROOT, "g").await.id, found.id);
@@ -1033,7 +1038,7 @@ async fn a_file_that_cannot_grow_is_another_node_next_time() {
     fixture.write("/", file("f", 7, b"first and last"));
     let refused = fixture.stat_grown(found.id, drop).await;
     assert_eq!((refused.id, refused.entry.attr.size), (found.id, 5));
-    assert!(fixture.told().contains(&Invalidation::Entry { parent: ROOT, name: "f".into() }));
+    assert!(fixture.invalidations().contains(&Invalidation::Entry { parent: ROOT, name: "f".into() }));
     let other = fixture.find(ROOT, "f").await;
     assert_ne!(other.id, found.id);
     assert_eq!(other.entry.attr.size, 14);
@@ -1041,7 +1046,7 @@ async fn a_file_that_cannot_grow_is_another_node_next_time() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_cut_off_or_changed_is_another_node() {
+async fn a_truncated_or_changed_file_is_another_node() {
     for (inode, content) in
         [(7, b"firs".as_slice()), (7, b"First and last"), (8, b"first and last"), (7, b"fisrt")]
     {
@@ -1059,7 +1064,8 @@ async fn a_reply_that_is_late_does_not_take_back_what_was_appended() {
     let fixture = fixture();
     fixture.write("/", file("f", 7, b"first"));
     let found = fixture.find(ROOT, "f").await;
-    // An event takes the answer of the first lookup for outdated, and the second comes in before it.
+    // An event marks the reply of the first lookup as outdated, and the second reply comes in
+    // before it.
     fixture.event(None, Some(("/", &file("f", 7, b"first"))));
     fixture.model.hold_replies();
     let late = wait(fixture.namespace.lookup(ROOT, "f"));
@@ -1074,7 +1080,7 @@ async fn a_reply_that_is_late_does_not_take_back_what_was_appended() {
 }
 
 #[test]
-fn only_what_comes_behind_is_growth() {
+fn only_appended_bytes_are_growth() {
     let chunk = |key, offset, size| Chunk {
         fid: FileId { volume: 1, key, cookie: 1 },
         offset,
