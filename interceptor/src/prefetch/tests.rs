@@ -12,6 +12,8 @@ const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 const MAX: u64 = 32 * MIB;
+/// What the kernel asks for at least, and at multiples of.
+const PAGE: u64 = 4 * KIB;
 /// What the cache fetches at a time.
 const PIECE: u64 = 16 * KIB;
 
@@ -188,19 +190,29 @@ proptest! {
     fn readers_in_equal_steps(
         len in 1u64..=64,
         gap in 0u64..(20 * MIB),
+        is_whole_pages: bool,
         forward: bool,
         count in 200u64..400,
     ) {
-        let len = len * 4 * KIB;
-        let stride = len + gap;
+        let len = len * PAGE;
+        let stride = if is_whole_pages { (len + gap) / PAGE * PAGE } else { len + gap };
         // As the kernel asks for it: whole pages.
-        let page = |i: u64| ((i * stride) & !4095, len + if stride.is_multiple_of(4096) { 0 } else { 4096 });
+        let page = |i: u64| (i * stride / PAGE * PAGE, len + if is_whole_pages { 0 } else { PAGE });
         let size = (count + 1) * stride + 2 * len;
         let reads = (0..count).map(|i| page(if forward { i } else { count - i }));
         let run = Simulation::new(256 * MIB).run(size, reads);
-        prop_assert!(run.hit_ratio() > 0.85, "{} hit", run.hit_ratio());
-        // Where most of the file is read, all of it is fetched; and small steps may look like that for one window.
-        prop_assert!(gap < len || run.wasted < run.fetched / 4 + 8 * MIB, "{} wasted", run.waste());
+        // Other strides are known to a page only, divided by the steps so far, so that a place
+        // predicted as many steps ahead is off by up to a page, and the read may touch one piece
+        // beside those that were fetched. Short reads touch no more than two. (Fetching a page more
+        // on both sides raises the least of 40,000 cases from 0.68 to 0.68 only, because a drift of
+        // less than a page over all steps so far shows later, and wastes 16 % instead of 10 %.)
+        let pieces = (len / PIECE).max(2);
+        let is_missed = if is_whole_pages { 0.0 } else { 1.0 / pieces as f64 };
+        prop_assert!(run.hit_ratio() > 0.95 - is_missed, "{} hit", run.hit_ratio());
+        // Where about half of the file is read, all of it may be fetched; and small steps may look
+        // like that for one window.
+        let is_sparse = stride > 2 * len + 4 * PAGE;
+        prop_assert!(!is_sparse || run.wasted < run.fetched / 4 + 8 * MIB, "{} wasted", run.waste());
     }
 
     #[test]
