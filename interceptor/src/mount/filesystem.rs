@@ -70,7 +70,7 @@ fn log_failed_read(error: &ReadError, version: &FileVersion, offset: u64, len: u
     let path = version.path();
     // A refusal holds until the file is opened again, so it is logged once for a file.
     if let ReadError::Encrypted(_) | ReadError::Replaced(_) = error {
-        if version.is_first_refusal()
+        if version.activity().is_first_refusal()
             && let Some(left_out) = REFUSAL_LIMIT.admit(path)
         {
             tracing::warn!(path, %error, left_out = left_out.field(), "cannot be read");

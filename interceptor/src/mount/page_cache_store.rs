@@ -106,7 +106,7 @@ impl PageCacheStore {
         if flags.0 & libc::O_DIRECT != 0 {
             return;
         }
-        if let Some(range) = version.take_hot(offset)
+        if let Some(range) = version.activity().kernel_hints().take_hot_range(offset)
             && let Some(node) = self.namespace.pin(node)
         {
             let request = StoreRequest { node, version: version.clone(), range };
@@ -131,7 +131,7 @@ fn store(StoreRequest { node, version, range }: StoreRequest, pages: &impl PageC
     }
     let Some(data) = reader.held(&version, &range) else {
         // The range is being fetched, or found no room in the cache. Its next read tries again.
-        return version.note_hot_range(range);
+        return version.activity().kernel_hints().note_hot_range(range);
     };
     match pages.store(node.id(), range.start, &data) {
         Ok(()) => reader.metrics().pushed(data.len() as u64),
@@ -281,7 +281,7 @@ mod tests {
         let (page_cache, requests) = PageCacheStore::new(fixture.namespace.clone());
         let node = fixture.lookup().await;
         let version = fixture.namespace.version(node).unwrap();
-        version.note_hot_range(0..4096);
+        version.activity().kernel_hints().note_hot_range(0..4096);
         page_cache.on_read(node, &version, 0, OpenFlags(libc::O_RDONLY));
         // The file is replaced while the request is queued.
         let other = fixture.replace(node).await;
@@ -301,7 +301,7 @@ mod tests {
         let (page_cache, requests) = PageCacheStore::new(fixture.namespace.clone());
         let node = fixture.lookup().await;
         let version = fixture.namespace.version(node).unwrap();
-        version.note_hot_range(0..4096);
+        version.activity().kernel_hints().note_hot_range(0..4096);
         page_cache.on_read(node, &version, 100, OpenFlags(libc::O_RDONLY | libc::O_DIRECT));
         page_cache.on_read(node, &version, 100, OpenFlags(libc::O_RDONLY));
         page_cache.on_read(node, &version, 200, OpenFlags(libc::O_RDONLY));
@@ -328,7 +328,7 @@ mod tests {
         let node = fixture.lookup().await;
         let version = fixture.namespace.version(node).unwrap();
         for _ in 0..2 {
-            version.note_hot_range(0..4096);
+            version.activity().kernel_hints().note_hot_range(0..4096);
             page_cache.on_read(node, &version, 0, OpenFlags(libc::O_RDONLY));
         }
         drop(page_cache);

@@ -1,16 +1,14 @@
 //! Where the bytes of one version of a file are: in its entry or in which chunk.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 
 use bytes::Bytes;
 
 use super::ReadError;
 use super::data::Segment;
-use super::grain::{Access, HOT, MAX_WHOLE};
+use super::grain::MAX_WHOLE;
 use super::intervals::{Extent, visible_extents};
 use crate::fetch::must_fetch_whole;
-use crate::prefetch::Pattern;
 use crate::seaweed::entry::Chunk;
 
 /// A needle's size is a signed 32-bit number on disk, so no chunk of data can be larger.
@@ -23,14 +21,12 @@ pub(super) struct Layout {
     inline: Bytes,
     chunks: Arc<[Chunk]>,
     extents: Box<[Extent]>,
-    /// For each chunk the number of random reads, up to [`HOT`].
-    touches: Box<[AtomicU8]>,
 }
 
 impl Layout {
     /// Content of an entry itself, followed by zeros up to `size`.
     pub(super) fn inline(bytes: Bytes, size: u64) -> Self {
-        Self { size, inline: bytes, chunks: Arc::new([]), extents: Box::new([]), touches: Box::new([]) }
+        Self { size, inline: bytes, chunks: Arc::new([]), extents: Box::new([]) }
     }
 
     /// Content in chunks, none of which is a manifest.
@@ -44,8 +40,7 @@ impl Layout {
             }
         }
         let extents = visible_extents(&chunks, size);
-        let touches = chunks.iter().map(|_| AtomicU8::new(0)).collect();
-        Ok(Self { size, inline: Bytes::new(), chunks, extents, touches })
+        Ok(Self { size, inline: Bytes::new(), chunks, extents })
     }
 
     /// Size of the file in bytes.
@@ -58,18 +53,9 @@ impl Layout {
         &self.chunks[index]
     }
 
-    /// Notes a read of a chunk and says how the chunk is being read.
-    pub(super) fn access(&self, index: usize, pattern: Pattern) -> Access {
-        if let Some(access) = Access::of(pattern) {
-            return access;
-        }
-        let touches = &self.touches[index];
-        // Two threads may both count the same step; being off by one read is harmless.
-        let before = touches.load(Ordering::Relaxed);
-        if before < HOT {
-            touches.store(before + 1, Ordering::Relaxed);
-        }
-        Access::Random { hot: before >= HOT }
+    /// How many chunks there are.
+    pub(super) fn chunk_count(&self) -> usize {
+        self.chunks.len()
     }
 
     /// The parts of the bytes from `start` to `end`, in order and without gaps. `end` must not exceed the size.

@@ -16,22 +16,21 @@
 //! Files that are worth it are made resident ([`promote`]): complete in memory, for the kernel to read without the daemon. A
 //! handle that still reads by way of the daemon is answered from the resident file.
 //!
-//! Of reads that the kernel answers by itself the daemon hears by eBPF, if it can ([`seen`]).
+//! Of reads that the kernel answers by itself the daemon hears by eBPF, if it can ([`kernel_hints`]).
 //!
 //! When a fetch fails every read that waits for it fails with EIO, the block stays absent, and the next read tries
 //! again. A block is never visible before it is complete and checked.
 
+mod activity;
 mod content;
 mod data;
 mod grain;
-mod hot_ranges;
 pub mod intervals;
+mod kernel_hints;
 mod layout;
 mod origin;
 mod outside;
 mod promote;
-mod put_off;
-mod seen;
 mod speculation;
 mod version;
 mod warm;
@@ -56,7 +55,9 @@ use crate::prefetch::{Ahead, Ledger, Pattern};
 use crate::seaweed::entry::{Chunk, Content, Entry};
 use crate::telemetry::metrics::{Metrics, Outcome, Source, Trigger};
 
+pub use activity::FileActivity;
 pub use data::Data;
+pub use kernel_hints::KernelHints;
 pub use origin::{Cluster, Origin, OriginError};
 pub use version::FileVersion;
 pub use warm::{WarmError, Warmup};
@@ -204,7 +205,7 @@ impl Reader {
     /// not displaced by others before as many handles were [closed](Self::closed) as were opened. Never blocks.
     pub fn opened(&self, version: &Arc<FileVersion>) -> Option<Arc<ResidentFile>> {
         let file = self.residents()?.opened(version.content()?)?;
-        version.note_resident(&file);
+        version.activity().note_resident(&file);
         Some(file)
     }
 
@@ -255,8 +256,10 @@ impl Reader {
     /// Up to `len` bytes of `file` from `offset` on. Never blocks.
     pub fn read(self: &Arc<Self>, file: &Arc<FileVersion>, offset: u64, len: usize) -> Answer {
         let begun = Arrival::now();
-        file.mark_read();
-        if let Some(data) = file.resident().and_then(|resident| Data::resident(&resident, offset, len)) {
+        file.activity().mark_read();
+        if let Some(data) =
+            file.activity().resident().and_then(|resident| Data::resident(&resident, offset, len))
+        {
             self.metrics.read(Source::Registered, data.len() as u64, begun.elapsed());
             return Answer::Ready(data);
         }
@@ -293,7 +296,7 @@ impl Reader {
         }
         let pattern = self.follow_streams(file, layout, offset, end);
         if pattern != Pattern::Random {
-            file.put_off.streamed(Instant::now());
+            file.activity().kernel_hints().deferred.note_streamed(Instant::now());
         }
         let mut parts = Vec::with_capacity(1);
         let mut missing = Vec::new();
@@ -303,7 +306,7 @@ impl Reader {
                 Segment::Zeros(len) => parts.push(Some(Data::zeros(len))),
                 Segment::Chunk { index, range } => {
                     let chunk = layout.chunk(index);
-                    let access = layout.access(index, pattern);
+                    let access = file.activity().access(index, layout.chunk_count(), pattern);
                     for located in grain::locate(&self.cache, chunk, range, access) {
                         match self.join(chunk, located.key, begun) {
                             Joined::Landed(fetched) => {
@@ -324,7 +327,7 @@ impl Reader {
         }
         // Its blocks are found, or on their way by now: a promotion that was over before would have given them up, and this
         // read would fetch them again.
-        if file.note_read(end - offset) {
+        if file.activity().note_read(end - offset) {
             let worth = if file.size() <= SMALL_FILE { Worth::IfRoom } else { Worth::IfReused };
             self.consider(file, worth);
         }
@@ -415,7 +418,7 @@ impl Reader {
         offset: u64,
         end: u64,
     ) -> Pattern {
-        let Some(streams) = file.streams() else { return Pattern::Random };
+        let Some(streams) = file.activity().streams() else { return Pattern::Random };
         let advice = streams.lock().observe(offset, end - offset, self.max_window);
         if let Some(ahead) = &advice.ahead
             && let Err(declined) = self.run_ahead(file, layout, ahead, advice.pattern)
@@ -439,7 +442,7 @@ impl Reader {
             Access::Sequential | Access::Random { .. } => Trigger::Sequential,
         };
         let outcome = self.outcome(trigger, &ahead.ledger);
-        let interest = file.interest();
+        let interest = file.activity().interest();
         for wanted in &ahead.ranges {
             for segment in layout.segments(wanted.start, wanted.end) {
                 if let Segment::Chunk { index, range } = segment
@@ -464,7 +467,7 @@ impl Reader {
                 continue;
             }
             let Ok(turn) = self.hot_chunk.clone().try_acquire_owned() else { return };
-            if !self.start(chunk, key, &self.hot, Some(file.interest()), turn) {
+            if !self.start(chunk, key, &self.hot, Some(file.activity().interest()), turn) {
                 return;
             }
         }

@@ -75,7 +75,7 @@ impl Promoter {
     pub(super) fn consider(&self, version: &Arc<FileVersion>, worth: Worth) -> bool {
         let Some(id) = version.content() else { return false };
         if let Some(file) = self.residents.find(&id) {
-            version.note_resident(&file);
+            version.activity().note_resident(&file);
             return true;
         }
         let Some(candidate) = self.residents.want(id, version.size(), worth) else { return false };
@@ -174,7 +174,7 @@ impl Reader {
             };
         }
         if let Some(file) = promotion.complete().await {
-            version.note_resident(&file);
+            version.activity().note_resident(&file);
             keys.iter().for_each(|key| _ = self.cache.remove(key));
         }
     }

@@ -344,7 +344,7 @@ fn ciphertext_of_the_s3_gateway_is_never_the_answer() {
     let mounted = Mounted::new(Needles::default());
     assert_eq!(file.refusal().unwrap().errno(), libc::ENOKEY);
     assert_eq!(mounted.read(&file, 0, 10).unwrap_err().errno(), libc::ENOKEY);
-    assert!(file.is_first_refusal() && !file.is_first_refusal());
+    assert!(file.activity().is_first_refusal() && !file.activity().is_first_refusal());
 
     // One that only a manifest tells of.
     let needles = Needles::default();

@@ -1,9 +1,7 @@
 //! One immutable state of a file.
 
 use std::collections::{HashSet, VecDeque};
-use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,25 +10,18 @@ use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
+use super::activity::FileActivity;
 use super::content::content_id;
-use super::hot_ranges::HotRanges;
 use super::layout::Layout;
-use super::put_off::PutOff;
-use super::speculation::{Holder, Interest};
 use super::{Origin, ReadError, SMALL_FILE};
 use crate::arrival::Arrival;
-use crate::cache::resident::{ContentId, ResidentFile};
-use crate::prefetch::{Ledger, Streams};
+use crate::cache::resident::ContentId;
 use crate::seaweed::entry::{Chunk, Content, Entry};
 
-/// Files up to this size are one or two fetches; following streams in them brings nothing.
-const STREAMED_FROM: u64 = 1 << 20;
 /// Manifests may list manifests; SeaweedFS makes one level for each factor of 10,000 chunks, so this many never occur.
 const MAX_DEPTH: u32 = 8;
 /// Chunks of one file: 8 TB in chunks of 2 MiB, which take 300 MB of memory.
 const MAX_CHUNKS: usize = 4_000_000;
-/// A read of less than this has cost about as much as one of so many bytes.
-const LEAST_READ: u64 = 64 << 10;
 /// A request that has waited for so much less than another shares its failure: it would have about
 /// a second at most.
 const SHARED_TIME: Duration = Duration::from_secs(1);
@@ -45,24 +36,8 @@ pub struct FileVersion {
     entry: Arc<Entry>,
     layout: OnceCell<Layout>,
     layout_failure: Mutex<Option<LayoutFailure>>,
-    streams: Option<Mutex<Streams>>,
-    /// Of what is fetched ahead; made with the first of it.
-    holder: OnceLock<Holder>,
-    was_read: AtomicBool,
-    was_refused: AtomicBool,
     content: OnceLock<Option<ContentId>>,
-    /// Its resident file, as far as is known here.
-    resident: Mutex<Weak<ResidentFile>>,
-    /// Bytes that were read since it was last considered whether the file should be resident.
-    read: AtomicU64,
-    /// Bytes that turned hot since that was last considered for it.
-    hot: AtomicU64,
-    /// Those of them that the daemon has not been asked for since.
-    hot_ranges: HotRanges,
-    /// What turned hot while it was read front to back.
-    pub(super) put_off: PutOff,
-    /// What became of what was fetched for readers that the page cache had served so far.
-    seen_ahead: OnceLock<Arc<Ledger>>,
+    activity: FileActivity,
 }
 
 /// Why a layout could not be had.
@@ -79,23 +54,13 @@ impl FileVersion {
     /// I/O: what must be fetched to know where the content is, is fetched at the first read.
     pub fn new(path: &str, entry: Arc<Entry>) -> Arc<Self> {
         let size = entry.attr.size;
-        let streams = (size > STREAMED_FROM).then(|| Mutex::new(Streams::new(size)));
         Arc::new(Self {
             path: path.into(),
             entry,
             layout: OnceCell::new(),
             layout_failure: Mutex::new(None),
-            streams,
-            holder: OnceLock::new(),
-            was_read: AtomicBool::new(false),
-            was_refused: AtomicBool::new(false),
             content: OnceLock::new(),
-            resident: Mutex::default(),
-            read: AtomicU64::new(0),
-            hot: AtomicU64::new(0),
-            hot_ranges: HotRanges::default(),
-            put_off: PutOff::default(),
-            seen_ahead: OnceLock::new(),
+            activity: FileActivity::new(size),
         })
     }
 
@@ -109,21 +74,14 @@ impl FileVersion {
         &self.path
     }
 
-    /// Whether anything was read from it.
-    pub fn was_read(&self) -> bool {
-        self.was_read.load(Ordering::Relaxed)
+    /// What its readers have done.
+    pub fn activity(&self) -> &FileActivity {
+        &self.activity
     }
 
     /// Whether it is a small file that is about to be read for the first time: none of it is in the page cache, and reads will come.
     pub(crate) fn is_small_and_unread(&self) -> bool {
-        !self.was_read() && self.size() <= SMALL_FILE
-    }
-
-    pub(super) fn mark_read(&self) {
-        // Most reads are not the first; they leave the line of memory shared.
-        if !self.was_read() {
-            self.was_read.store(true, Ordering::Relaxed);
-        }
+        !self.activity.was_read() && self.size() <= SMALL_FILE
     }
 
     pub(super) fn entry(&self) -> &Entry {
@@ -135,62 +93,12 @@ impl FileVersion {
         *self.content.get_or_init(|| content_id(&self.entry))
     }
 
-    /// The resident file with these bytes, unless there is none, or it is not known here.
-    pub(super) fn resident(&self) -> Option<Arc<ResidentFile>> {
-        self.resident.lock().upgrade()
-    }
-
-    /// Remembers that the file with these bytes is resident.
-    pub(super) fn note_resident(&self, file: &Arc<ResidentFile>) {
-        *self.resident.lock() = Arc::downgrade(file);
-    }
-
-    /// Notes that `bytes` were read, and says whether that makes about half of the file since it last did.
-    pub(super) fn note_read(&self, bytes: u64) -> bool {
-        let bytes = bytes.max(LEAST_READ);
-        let is_due = self.read.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes) >= self.size() / 2;
-        if is_due {
-            self.read.store(0, Ordering::Relaxed);
-        }
-        is_due
-    }
-
-    /// Notes that `bytes` turned hot, and says whether that makes about half of the file since it last did.
-    pub(super) fn note_hot(&self, bytes: u64) -> bool {
-        let is_due = self.hot.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes) >= self.size() / 2;
-        if is_due {
-            self.hot.store(0, Ordering::Relaxed);
-        }
-        is_due
-    }
-
-    /// Notes a range that is read again and again through the page cache.
-    pub fn note_hot_range(&self, range: Range<u64>) {
-        self.hot_ranges.note(range);
-    }
-
-    /// The range that was [noted](Self::note_hot_range) and holds the byte at `offset`, if there is one. It is forgotten, so that it is told
-    /// once for each time that it turns hot.
-    pub fn take_hot(&self, offset: u64) -> Option<Range<u64>> {
-        self.hot_ranges.take(offset)
-    }
-
-    /// The account of what is fetched for readers that the page cache has served so far.
-    pub(super) fn seen_ahead(&self) -> &Arc<Ledger> {
-        self.seen_ahead.get_or_init(Arc::default)
-    }
-
     /// Why no byte of it can be read, if that is known without a fetch.
     pub(crate) fn refusal(&self) -> Option<ReadError> {
         match &self.entry.content {
             Content::Encrypted { reason } => Some(self.encrypted(reason)),
             _ => None,
         }
-    }
-
-    /// Whether nobody was refused it before: programs that try again get one line in the log.
-    pub(crate) fn is_first_refusal(&self) -> bool {
-        !self.was_refused.swap(true, Ordering::Relaxed)
     }
 
     fn encrypted(&self, reason: &str) -> ReadError {
@@ -200,15 +108,6 @@ impl FileVersion {
     /// Whether no chunk of it is in the cluster, as far as is known.
     pub(super) fn is_remote(&self) -> bool {
         matches!(self.entry.content, Content::Remote(_)) && self.layout.get().is_none()
-    }
-
-    pub(super) fn streams(&self) -> Option<&Mutex<Streams>> {
-        self.streams.as_ref()
-    }
-
-    /// That of this version in what is fetched ahead of its readers; lost when the version is forgotten.
-    pub(super) fn interest(&self) -> Interest {
-        self.holder.get_or_init(Holder::new).interest()
     }
 
     /// The layout, if it is known or follows from the entry alone.

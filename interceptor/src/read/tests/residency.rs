@@ -135,7 +135,7 @@ fn a_large_file_of_which_half_is_hot_in_the_page_cache_is_resident() {
     let hot = |granules: std::ops::Range<u64>| {
         granules.for_each(|granule| mounted.reader.hot(&file, granule * MIB..(granule + 1) * MIB));
         // The pass through it counts as going on for a moment, which puts it off.
-        while !file.put_off.is_empty() {
+        while !file.activity().kernel_hints().deferred.is_empty() {
             std::thread::yield_now();
         }
         mounted.settle();

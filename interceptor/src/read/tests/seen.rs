@@ -47,14 +47,14 @@ fn what_turns_hot_behind_a_reader_is_not_fetched_beside_what_it_waits_for() {
         mounted.read(&file, offset, MIB as usize).unwrap();
         mounted.reader.hot(&file, offset..offset + MIB);
         if offset > MIB {
-            assert!(!file.put_off.is_empty());
+            assert!(!file.activity().kernel_hints().deferred.is_empty());
         }
     }
     let fetches = || mounted.needles.fetches.load(Ordering::Relaxed);
     let before = fetches();
     assert!(before <= 36, "{before}: what was read, and ahead of it");
     // When the reader is gone, the last chunks that it has not left behind are kept, the others come again.
-    while !file.put_off.is_empty() {
+    while !file.activity().kernel_hints().deferred.is_empty() {
         std::thread::yield_now();
     }
     let there = mounted.chunks_there(&file, 60);

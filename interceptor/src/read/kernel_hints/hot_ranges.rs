@@ -1,4 +1,4 @@
-//! Ranges of a file that are read again and again, until the daemon is asked for one of them all the same.
+//! Hot ranges of a file, each until the daemon is asked for a byte of it all the same.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -6,40 +6,39 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 
-/// So many are remembered; beyond that the oldest is forgotten.
-const MOST: usize = 256;
+/// Ranges of one file that are kept; beyond that the oldest is dropped.
+const MAX_RANGES: usize = 256;
 
-/// Ranges that have turned hot. Each is told once.
+/// Ranges that have turned hot and have not been taken out.
 #[derive(Debug, Default)]
 pub(super) struct HotRanges {
     /// Spares reads of files that are not hot, which are nearly all, the lock.
-    any: AtomicBool,
+    is_any_hot: AtomicBool,
     ranges: Mutex<VecDeque<Range<u64>>>,
 }
 
 impl HotRanges {
-    /// `range` has turned hot.
     pub(super) fn note(&self, range: Range<u64>) {
         let mut ranges = self.ranges.lock();
         if ranges.contains(&range) {
             return;
         }
-        if ranges.len() == MOST {
+        if ranges.len() == MAX_RANGES {
             ranges.pop_front();
         }
         ranges.push_back(range);
-        self.any.store(true, Relaxed);
+        self.is_any_hot.store(true, Relaxed);
     }
 
-    /// The range that holds the byte at `offset`, which is forgotten.
+    /// Takes out the range that holds the byte at `offset`.
     pub(super) fn take(&self, offset: u64) -> Option<Range<u64>> {
-        if !self.any.load(Relaxed) {
+        if !self.is_any_hot.load(Relaxed) {
             return None;
         }
         let mut ranges = self.ranges.lock();
         let index = ranges.iter().position(|range| range.contains(&offset))?;
         let range = ranges.remove(index);
-        self.any.store(!ranges.is_empty(), Relaxed);
+        self.is_any_hot.store(!ranges.is_empty(), Relaxed);
         range
     }
 }
@@ -49,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_is_told_once() {
+    fn each_hot_range_is_taken_once() {
         let hot = HotRanges::default();
         assert_eq!(hot.take(0), None);
         hot.note(0..10);
@@ -60,9 +59,10 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_is_forgotten_first() {
+    fn the_oldest_hot_range_is_dropped_first() {
         let hot = HotRanges::default();
-        (0..=MOST as u64).for_each(|number| hot.note(number..number + 1));
-        assert_eq!((hot.take(0), hot.take(1), hot.take(MOST as u64)), (None, Some(1..2), Some(256..257)));
+        let max = MAX_RANGES as u64;
+        (0..=max).for_each(|number| hot.note(number..number + 1));
+        assert_eq!((hot.take(0), hot.take(1), hot.take(max)), (None, Some(1..2), Some(256..257)));
     }
 }

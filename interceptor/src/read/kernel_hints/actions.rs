@@ -1,24 +1,15 @@
-//! What to make of reads that the daemon did not hear of, because the kernel answered them: eBPF tells of them.
-//!
-//! **Hot**: bytes that applications read again and again out of the page cache will be asked for again once it has to let go of them. If they
-//! make about half of their file, the file is worth being resident; otherwise the chunks that hold them are brought to the cache and
-//! ranked there as if they had just been read again, once for each time that they turn hot. If the kernel asks for one of them
-//! all the same, it is given all of it at once ([`FileVersion::take_hot`]). To bring anything is [put off](super::put_off) while the file is read front to back by way of the daemon.
-//!
-//! **Ahead**: somebody reads a file front to back, and the page cache has had it all so far. What comes next and has never been
-//! asked for is fetched before the kernel asks; from then on the file's own streams follow. As the page cache may have it
-//! after all, from reads in no order, this stops for a file where it was in vain.
+//! What the reader does about hot ranges and read-ahead hints.
 
 use std::ops::Range;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use super::data::{Data, Segment};
-use super::grain::{self, Access};
-use super::put_off::QUIET;
-use super::{FileVersion, Reader};
+use super::deferred::STREAM_IDLE_TIMEOUT;
 use crate::cache::BlockKey;
 use crate::cache::resident::Worth;
+use crate::read::data::{Data, Segment};
+use crate::read::grain::{self, Access};
+use crate::read::{FileVersion, Reader};
 use crate::seaweed::entry::Chunk;
 use crate::telemetry::Trigger;
 
@@ -30,18 +21,19 @@ impl Reader {
         if range.is_empty() || self.resident(file).is_some() {
             return;
         }
-        file.note_hot_range(range.clone());
-        if !file.put_off.is_streamed(Instant::now()) {
-            return self.hot_now(file, range);
+        let hints = file.activity().kernel_hints();
+        hints.note_hot_range(range.clone());
+        if !hints.deferred.is_streamed(Instant::now()) {
+            return self.use_hot_range(file, range);
         }
-        if file.put_off.add(range) {
-            self.runtime.spawn(when_read(Arc::downgrade(self), Arc::downgrade(file)));
+        if hints.deferred.add(range) {
+            self.runtime.spawn(use_deferred(Arc::downgrade(self), Arc::downgrade(file)));
         }
     }
 
-    fn hot_now(self: &Arc<Self>, file: &Arc<FileVersion>, range: Range<u64>) {
+    fn use_hot_range(self: &Arc<Self>, file: &Arc<FileVersion>, range: Range<u64>) {
         let end = range.end;
-        if file.note_hot(end - range.start) && self.consider(file, Worth::ReadAgain) {
+        if file.activity().note_hot(end - range.start) && self.consider(file, Worth::ReadAgain) {
             return;
         }
         // Who has read it has had the layout resolved, unless it was another version's reader.
@@ -60,7 +52,7 @@ impl Reader {
             self.cache.promote(&key);
             return;
         }
-        if self.is_wanted(&key) && !self.start(chunk, key, &self.hot, Some(file.interest()), ()) {
+        if self.is_wanted(&key) && !self.start(chunk, key, &self.hot, Some(file.activity().interest()), ()) {
             return;
         }
         let Some(outcome) = self.flights.outcome(&key) else {
@@ -101,16 +93,16 @@ impl Reader {
     pub fn ahead(self: &Arc<Self>, file: &Arc<FileVersion>, head: u64, window: Range<u64>) {
         let window =
             window.start..window.end.min(file.size()).min(window.start.saturating_add(self.max_window));
-        let (Some(layout), Some(streams)) = (file.layout_now(), file.streams()) else { return };
+        let (Some(layout), Some(streams)) = (file.layout_now(), file.activity().streams()) else { return };
         if self.resident(file).is_some() {
             return;
         }
         let window = streams.lock().unseen(head, window);
-        let ledger = file.seen_ahead();
+        let ledger = file.activity().kernel_hints().ledger();
         if window.is_empty() || ledger.disappoints(self.max_window) {
             return;
         }
-        let (outcome, interest) = (self.outcome(Trigger::Seen, ledger), file.interest());
+        let (outcome, interest) = (self.outcome(Trigger::Seen, ledger), file.activity().interest());
         for segment in layout.segments(window.start, window.end) {
             if let Segment::Chunk { index, range } = segment
                 && !self.fetch_ahead(
@@ -127,15 +119,16 @@ impl Reader {
     }
 }
 
-/// Does what was put off about a file when nobody reads it front to back any more.
-async fn when_read(reader: Weak<Reader>, file: Weak<FileVersion>) {
+/// Uses the deferred hot ranges of a file as soon as no sequential reader is active.
+async fn use_deferred(reader: Weak<Reader>, file: Weak<FileVersion>) {
     loop {
-        tokio::time::sleep(QUIET).await;
+        tokio::time::sleep(STREAM_IDLE_TIMEOUT).await;
         let (Some(reader), Some(file)) = (reader.upgrade(), file.upgrade()) else { return };
-        if !file.put_off.is_streamed(Instant::now()) {
-            let put_off = file.put_off.take();
+        let deferred = &file.activity().kernel_hints().deferred;
+        if !deferred.is_streamed(Instant::now()) {
+            let ranges = deferred.take();
             if reader.resident(&file).is_none() {
-                put_off.into_iter().for_each(|range| reader.hot_now(&file, range));
+                ranges.into_iter().for_each(|range| reader.use_hot_range(&file, range));
             }
             return;
         }
