@@ -11,14 +11,12 @@
 
 use std::io;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::stream::{self, Stream, StreamExt};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep};
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::data::{Data, Segment};
@@ -26,9 +24,8 @@ use super::grain::{self, Located};
 use super::layout::Layout;
 use super::{FileVersion, ReadError, Reader, SMALL_FILE};
 use crate::arrival::Arrival;
+use crate::cache::BlockKey;
 use crate::cache::resident::{Candidate, Extension, Promotion, ResidentFile, Residents, Worth};
-use crate::cache::{BlockKey, Joined, PrefetchOutcome, Readable};
-use crate::fetch::{Priority, Urgency};
 use crate::seaweed::entry::Chunk;
 use crate::vital::contained_task;
 
@@ -38,10 +35,6 @@ const WAITING: usize = 4096;
 const SMALL_AT_ONCE: usize = 8;
 /// Blocks of one file that are fetched at the same time: enough to keep the writer busy, and 16 MiB with usual chunks.
 const BLOCKS_AT_ONCE: usize = 4;
-/// How long a promotion waits for room to fetch a block to.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// How often it looks. It must not stand in line, or readers would have to wait behind it.
-const LOOKS: Duration = Duration::from_millis(5);
 
 /// Has files made resident, one after the other. Its tasks end when it is dropped.
 pub(super) struct Promoter {
@@ -142,20 +135,10 @@ fn pieces(layout: &Layout, mut offset: u64) -> Vec<Piece> {
     pieces
 }
 
-/// Blocks that were fetched to become a part of a file: what becomes of them is counted with the files.
-#[derive(Debug)]
-struct Landing;
-
-impl PrefetchOutcome for Landing {
-    fn fetched(&self, _: usize) {}
-    fn used(&self, _: usize) {}
-    fn wasted(&self, _: usize) {}
-}
-
 impl Reader {
     async fn make_resident(self: &Arc<Self>, wanted: Wanted) {
         let Wanted { version, candidate } = wanted;
-        let pieces = match version.layout(&*self.origin, Arrival::now()).await {
+        let pieces = match version.layout(self.loader.origin(), Arrival::now()).await {
             Ok(layout) => pieces(layout, 0),
             Err(error) => {
                 tracing::debug!(path = version.path(), %error, "a file cannot be kept in memory");
@@ -189,7 +172,7 @@ impl Reader {
         version: &FileVersion,
     ) -> Option<Extension> {
         let (content, len) = (before.content()?, version.size());
-        let pieces = match version.layout(&*self.origin, Arrival::now()).await {
+        let pieces = match version.layout(self.loader.origin(), Arrival::now()).await {
             Ok(layout) => pieces(layout, file.grown_len().min(len)),
             Err(_) => return None,
         };
@@ -207,7 +190,7 @@ impl Reader {
 
     /// The last byte of `version`, which must not be empty.
     pub(crate) async fn last_byte(self: &Arc<Self>, version: &FileVersion) -> Result<u8, ReadError> {
-        let layout = version.layout(&*self.origin, Arrival::now()).await?;
+        let layout = version.layout(self.loader.origin(), Arrival::now()).await?;
         let pieces = pieces(layout, version.size().saturating_sub(1));
         match self.fetch_pieces(pieces).next().await {
             Some((_, part)) => Ok(part?.0.first().copied().unwrap_or_default()),
@@ -251,41 +234,8 @@ impl Reader {
             PieceOrigin::Bytes(bytes) => return Ok((Data::shared(bytes), None)),
             PieceOrigin::Block(chunk, located) => (chunk, located),
         };
-        let (block, was_fetched) = self.block_below_readers(&chunk, located.key).await?;
+        let (block, was_fetched) = self.loader.load_below_readers(&chunk, located.key).await?;
         Ok((Data::block(block, located.range), was_fetched.then_some(located.key)))
-    }
-
-    /// The block under `key`, and whether it had to be fetched for this alone.
-    async fn block_below_readers(
-        self: &Arc<Self>,
-        chunk: &Chunk,
-        key: BlockKey,
-    ) -> Result<(Readable, bool), ReadError> {
-        let len = grain::span(chunk, key.part).1;
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Some(block) = self.cache.get(&key) {
-                return Ok((block, false));
-            }
-            if let Some(outcome) = self.flights.outcome(&key) {
-                return Ok((outcome.await?.block, false));
-            }
-            if let Some(filling) = self.cache.try_fill(key, len, Arc::new(Landing)) {
-                let (reader, chunk) = (self.clone(), chunk.clone());
-                let landed = || self.cache.get(&key).map(super::from_cache);
-                let fetch =
-                    |priority: Priority| async move { reader.fill(chunk, key, filling, &priority).await };
-                let joined = self.flights.join(key, Urgency::Speculative, landed, fetch);
-                return match joined {
-                    Joined::Landed(fetched) => Ok((fetched.block, false)),
-                    Joined::Waiting(outcome) => Ok((outcome.await?.block, true)),
-                };
-            }
-            if !self.cache.admits(len) || Instant::now() >= deadline {
-                return Err(ReadError::NoRoom);
-            }
-            sleep(LOOKS).await;
-        }
     }
 }
 

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::{Fetched, ReadError};
+use super::ReadError;
+use super::loader::LoadedBlock;
 use crate::cache::Interrupted;
 use crate::fetch::Priority;
 
@@ -43,10 +44,10 @@ impl Interest {
 
 /// Fetches until `interest` is lost or patience is over; after that only if a reader waits.
 pub(super) async fn run(
-    fetch: impl Future<Output = Result<Fetched, ReadError>>,
+    fetch: impl Future<Output = Result<LoadedBlock, ReadError>>,
     priority: &Priority,
     interest: Option<Interest>,
-) -> Result<Fetched, ReadError> {
+) -> Result<LoadedBlock, ReadError> {
     let mut fetch = pin!(fetch);
     let lost = async {
         match interest {

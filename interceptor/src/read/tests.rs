@@ -18,8 +18,10 @@ use super::*;
 mod residency;
 
 use crate::arrival::Arrival;
-use crate::fetch::Fillable;
-use crate::seaweed::entry::{Attributes, Content, Entry, Kind, RemoteObject};
+use crate::cache::BlockKey;
+use crate::cache::resident::ResidentError;
+use crate::fetch::{Fillable, Priority};
+use crate::seaweed::entry::{Attributes, Chunk, Content, Entry, Kind, RemoteObject};
 
 /// Holds needles in memory and counts what is asked of it.
 #[derive(Default)]
@@ -288,17 +290,12 @@ fn a_chunk_read_at_random_again_and_again_is_fetched_whole() {
     // No four of these places are equally far from each other, and none comes shortly after another.
     for place in [40, 39, 37, 36, 31, 30, 28, 27, 13, 12, 10, 9, 4, 3, 1, 0u64] {
         mounted.read(&file, place * 65536, 4096).unwrap();
-        assert!(!mounted.cache.contains(&whole) && !mounted.reader.flights.contains(&whole));
+        assert!(!mounted.cache.contains(&whole) && !mounted.reader.loader.inflight(&whole).is_some());
     }
     mounted.read(&file, 60 * 65536, 4096).unwrap();
-    match mounted.reader.flights.join(
-        whole,
-        Urgency::Demand,
-        || mounted.cache.get(&whole).map(from_cache),
-        |_| async { panic!("the chunk should be on its way or there") },
-    ) {
-        Joined::Landed(_) => {}
-        Joined::Waiting(outcome) => drop(mounted.runtime.block_on(outcome).unwrap()),
+    match mounted.reader.loader.inflight(&whole) {
+        Some(outcome) => drop(mounted.runtime.block_on(outcome).unwrap()),
+        None => assert!(mounted.cache.contains(&whole), "the chunk should be on its way or there"),
     }
     assert!(matches!(mounted.reader.read(&file, 1 << 20, 1 << 20), Answer::Ready(_)));
 }

@@ -12,10 +12,9 @@ use futures::stream::{FuturesUnordered, StreamExt};
 
 use super::data::Segment;
 use super::grain::{self, Located};
-use super::{FileVersion, ReadError, Reader, from_cache};
+use super::{FileVersion, ReadError, Reader};
 use crate::arrival::Arrival;
 use crate::cache::{Displace, Joined, NoRoom};
-use crate::fetch::Urgency;
 use crate::seaweed::entry::Chunk;
 
 /// How many blocks of one file may be on their way. What all of them together may hold is bounded by bytes.
@@ -77,7 +76,7 @@ impl Reader {
             warmup.settle(file.size());
             return Ok(());
         }
-        let layout = file.layout(&*self.origin, Arrival::now()).await?;
+        let layout = file.layout(self.loader.origin(), Arrival::now()).await?;
         let mut blocks = FuturesUnordered::new();
         let mut outcome = Ok(());
         'file: for segment in layout.segments(0, layout.size()) {
@@ -131,24 +130,11 @@ impl Reader {
         }
         let turn = self.turn_to_warm(len).await;
         let filling = self.cache.fill_kept(key, len, warmup.displace, self.warmup.clone()).await?;
-        let mut ours = false;
-        let joined = self.flights.join(
-            key,
-            Urgency::Speculative,
-            || self.cache.get(&key).map(from_cache),
-            |priority| {
-                ours = true;
-                let (reader, chunk) = (self.clone(), chunk.clone());
-                async move {
-                    let _turn = turn;
-                    reader.fill(chunk, key, filling, &priority).await
-                }
-            },
-        );
+        let (joined, is_own) = self.loader.join_or_fetch(chunk, key, filling, turn);
         if let Joined::Waiting(outcome) = joined {
             outcome.await?;
         }
-        if ours {
+        if is_own {
             warmup.fetched.fetch_add(len as u64, Ordering::Relaxed);
         } else if !self.cache.keep(&key) {
             // A reader's fetch brought it, in memory outside of the cache or only for a moment.
@@ -177,7 +163,7 @@ impl Reader {
         if file.is_remote() {
             return Ok(0);
         }
-        let layout = file.layout(&*self.origin, Arrival::now()).await?;
+        let layout = file.layout(self.loader.origin(), Arrival::now()).await?;
         let mut sum = 0;
         for (number, segment) in layout.segments(0, layout.size()).enumerate() {
             sum += match segment {
@@ -203,7 +189,7 @@ impl Reader {
         if file.is_remote() {
             return Ok(0);
         }
-        let layout = file.layout(&*self.origin, Arrival::now()).await?;
+        let layout = file.layout(self.loader.origin(), Arrival::now()).await?;
         let mut sum = self.retire(file);
         for (number, segment) in layout.segments(0, layout.size()).enumerate() {
             if let Segment::Chunk { index, range } = segment {

@@ -52,11 +52,11 @@ impl Reader {
             self.cache.promote(&key);
             return;
         }
-        if self.is_wanted(&key) && !self.start(chunk, key, &self.hot, Some(file.activity().interest()), ()) {
+        if self.loader.is_absent(&key) && !self.prefetcher.fetch_hot_block(file, chunk, key) {
             return;
         }
-        let Some(outcome) = self.flights.outcome(&key) else {
-            // It was faster than we.
+        let Some(outcome) = self.loader.inflight(&key) else {
+            // The fetch is over by now.
             self.cache.promote(&key);
             return;
         };
@@ -91,31 +91,21 @@ impl Reader {
     /// Somebody reads `file` front to back, has come to byte `head`, and is expected to want `window` next, which may reach beyond the end.
     /// Starts to fetch what of it the kernel has never asked for.
     pub fn ahead(self: &Arc<Self>, file: &Arc<FileVersion>, head: u64, window: Range<u64>) {
-        let window =
-            window.start..window.end.min(file.size()).min(window.start.saturating_add(self.max_window));
-        let (Some(layout), Some(streams)) = (file.layout_now(), file.activity().streams()) else { return };
+        let max_window = self.prefetcher.max_window;
+        let end = window.end.min(file.size()).min(window.start.saturating_add(max_window));
+        let activity = file.activity();
+        let (Some(layout), Some(streams)) = (file.layout_now(), activity.streams()) else { return };
         if self.resident(file).is_some() {
             return;
         }
-        let window = streams.lock().unseen(head, window);
-        let ledger = file.activity().kernel_hints().ledger();
-        if window.is_empty() || ledger.disappoints(self.max_window) {
+        let window = streams.lock().unseen(head, window.start..end);
+        let ledger = activity.kernel_hints().ledger();
+        if window.is_empty() || ledger.disappoints(max_window) {
             return;
         }
-        let (outcome, interest) = (self.outcome(Trigger::Seen, ledger), file.activity().interest());
-        for segment in layout.segments(window.start, window.end) {
-            if let Segment::Chunk { index, range } = segment
-                && !self.fetch_ahead(
-                    layout.chunk(index),
-                    &range,
-                    Access::Sequential,
-                    &outcome,
-                    Some(&interest),
-                )
-            {
-                return;
-            }
-        }
+        let outcome = self.prefetcher.reporter(Trigger::Seen, ledger);
+        // Without room, the streams of the file make up for it as soon as the kernel asks.
+        let _ = self.prefetcher.fetch_range(file, layout, &window, Access::Sequential, &outcome);
     }
 }
 

@@ -22,7 +22,7 @@ const HELD_FOR: Duration = Duration::from_secs(5);
 const LEAST_BLOCKS: usize = 2;
 
 /// Blocks outside of the cache.
-pub(super) struct Outside {
+pub(super) struct UncachedBlocks {
     max_bytes: usize,
     runtime: Handle,
     /// The one read last is at the end.
@@ -35,7 +35,7 @@ struct Held {
     used: Instant,
 }
 
-impl Outside {
+impl UncachedBlocks {
     /// None yet; `max_bytes` at most, apart from the last two.
     pub(super) fn new(max_bytes: u64, runtime: Handle) -> Arc<Self> {
         let max_bytes = usize::try_from(max_bytes).unwrap_or(usize::MAX);
@@ -72,11 +72,11 @@ impl Outside {
 }
 
 /// Lets go of what nobody reads any more, until nothing is held.
-async fn let_go(outside: Weak<Outside>) {
+async fn let_go(blocks: Weak<UncachedBlocks>) {
     loop {
         sleep(HELD_FOR).await;
-        let Some(outside) = outside.upgrade() else { return };
-        let mut held = outside.held.lock();
+        let Some(blocks) = blocks.upgrade() else { return };
+        let mut held = blocks.held.lock();
         held.retain(|held| held.used.elapsed() < HELD_FOR);
         if held.is_empty() {
             return;

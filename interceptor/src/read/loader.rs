@@ -1,0 +1,227 @@
+//! Loads blocks: from memory, by joining a fetch under way, or by starting one.
+//!
+//! Readers, prefetch, promotion and warm-up load their blocks here, so each block is fetched once,
+//! whichever of them needs it. They differ in how they take memory, and in who waits:
+//!
+//! * A **reader** ([`BlockLoader::load`]) waits for memory of the cache. If there is none for long,
+//!   the block is fetched into memory outside of the cache ([`UncachedBlocks`]).
+//! * **Prefetch** ([`BlockLoader::prefetch`]) takes memory only if speculation may have it now.
+//!   Nothing waits for the block, so the fetch is given up when its version is forgotten, or after
+//!   [`PREFETCH_TIMEOUT`]: it waits behind every read at its server, and holds memory meanwhile.
+//! * **Promotion** ([`BlockLoader::load_below_readers`]) tries for such memory again and again.
+//! * **Warm-up** ([`BlockLoader::join_or_fetch`]) brings memory of its own.
+//!
+//! A reader that joins a speculative fetch makes a demand of it: it is seen through from then on. A
+//! fetch that a reader has started goes on when the reader is interrupted: what comes is kept.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::time::{Instant, sleep};
+
+use super::grain;
+use super::speculation::{self, Interest};
+use super::uncached::UncachedBlocks;
+use super::{Origin, ReadError};
+use crate::arrival::Arrival;
+use crate::cache::{BlockKey, Cache, Filling, Flights, Joined, Outcome, PrefetchOutcome, Readable};
+use crate::fetch::{Priority, Urgency};
+use crate::seaweed::entry::Chunk;
+use crate::telemetry::metrics::Source;
+
+/// How long a promotion waits for memory to fetch a block to.
+const MEMORY_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often a promotion tries for memory. It must not queue for it, or readers would wait behind it.
+const MEMORY_POLL_INTERVAL: Duration = Duration::from_millis(5);
+
+/// Loads the blocks of all files of a mount.
+pub(super) struct BlockLoader {
+    cache: Arc<Cache>,
+    origin: Arc<dyn Origin>,
+    fetches: Flights<BlockKey, LoadedBlock, ReadError>,
+    uncached: Arc<UncachedBlocks>,
+}
+
+/// A block and where it came from.
+#[derive(Clone)]
+pub(super) struct LoadedBlock {
+    pub(super) block: Readable,
+    pub(super) source: Source,
+}
+
+impl LoadedBlock {
+    /// A block that was in memory.
+    fn cached(block: Readable) -> Self {
+        Self { block, source: Source::Registered }
+    }
+}
+
+/// Prefetched blocks of which the outcome is counted elsewhere: with the resident file.
+#[derive(Debug)]
+struct Unreported;
+
+impl PrefetchOutcome for Unreported {
+    fn fetched(&self, _: usize) {}
+    fn used(&self, _: usize) {}
+    fn wasted(&self, _: usize) {}
+}
+
+impl BlockLoader {
+    /// A loader that keeps what it fetches from `origin` in `cache`; fetches run on `runtime`.
+    pub(super) fn new(cache: Arc<Cache>, origin: Arc<dyn Origin>, runtime: &Handle) -> Arc<Self> {
+        Arc::new(Self {
+            fetches: Flights::new(runtime.clone()),
+            uncached: UncachedBlocks::new(cache.usage().capacity / 4, runtime.clone()),
+            cache,
+            origin,
+        })
+    }
+
+    /// Where the bytes come from.
+    pub(super) fn origin(&self) -> &dyn Origin {
+        &*self.origin
+    }
+
+    /// The block under `key`, if it is in memory.
+    fn get(&self, key: &BlockKey) -> Option<LoadedBlock> {
+        self.cache.get(key).or_else(|| self.uncached.get(key)).map(LoadedBlock::cached)
+    }
+
+    /// Whether the block under `key` is neither in the cache nor being fetched.
+    pub(super) fn is_absent(&self, key: &BlockKey) -> bool {
+        !self.cache.contains(key) && !self.fetches.contains(key)
+    }
+
+    /// The fetch of the block under `key` that is under way, if there is one.
+    pub(super) fn inflight(&self, key: &BlockKey) -> Option<Outcome<LoadedBlock, ReadError>> {
+        self.fetches.outcome(key)
+    }
+
+    /// Loads a block for a reader that came at `arrival`. Never blocks.
+    pub(super) fn load(
+        self: &Arc<Self>,
+        chunk: &Chunk,
+        key: BlockKey,
+        arrival: Arrival,
+    ) -> Joined<LoadedBlock, ReadError> {
+        if let Some(loaded) = self.get(&key) {
+            return Joined::Landed(loaded);
+        }
+        self.fetches.join_for(
+            key,
+            Some(arrival),
+            || self.get(&key),
+            |priority| {
+                let (loader, chunk) = (self.clone(), chunk.clone());
+                async move {
+                    let len = grain::span(&chunk, key.part).1;
+                    let filling = loader.cache.fill(key, len).await;
+                    loader.fetch(&chunk, key, filling, &priority).await
+                }
+            },
+        )
+    }
+
+    /// Starts to fetch a block that no reader has asked for. The fetch holds `permit` until it ends,
+    /// or is given up because there is no `interest` any more. `outcome` is told what became of the
+    /// block. Returns whether there was memory for it.
+    pub(super) fn prefetch(
+        self: &Arc<Self>,
+        chunk: &Chunk,
+        key: BlockKey,
+        outcome: &Arc<dyn PrefetchOutcome>,
+        interest: Option<Interest>,
+        permit: impl Send + 'static,
+    ) -> bool {
+        let len = grain::span(chunk, key.part).1;
+        let Some(filling) = self.cache.try_fill(key, len, outcome.clone()) else { return false };
+        let (loader, chunk) = (self.clone(), chunk.clone());
+        let fetch = |priority: Priority| async move {
+            let _permit = permit;
+            let fetch = loader.fetch(&chunk, key, filling, &priority);
+            speculation::run(fetch, &priority, interest).await
+        };
+        // If another thread was faster, its fetch brings the block and this one is dropped.
+        let _ = self.fetches.join(key, Urgency::Speculative, || None, fetch);
+        true
+    }
+
+    /// Loads a block in memory that readers leave. Returns it, and whether it was fetched for this
+    /// call alone.
+    pub(super) async fn load_below_readers(
+        self: &Arc<Self>,
+        chunk: &Chunk,
+        key: BlockKey,
+    ) -> Result<(Readable, bool), ReadError> {
+        let len = grain::span(chunk, key.part).1;
+        let deadline = Instant::now() + MEMORY_TIMEOUT;
+        loop {
+            if let Some(block) = self.cache.get(&key) {
+                return Ok((block, false));
+            }
+            if let Some(outcome) = self.inflight(&key) {
+                return Ok((outcome.await?.block, false));
+            }
+            if let Some(filling) = self.cache.try_fill(key, len, Arc::new(Unreported)) {
+                let (joined, is_own) = self.join_or_fetch(chunk, key, filling, ());
+                let loaded = match joined {
+                    Joined::Landed(loaded) => loaded,
+                    Joined::Waiting(outcome) => outcome.await?,
+                };
+                return Ok((loaded.block, is_own));
+            }
+            if !self.cache.admits(len) || Instant::now() >= deadline {
+                return Err(ReadError::NoRoom);
+            }
+            sleep(MEMORY_POLL_INTERVAL).await;
+        }
+    }
+
+    /// Fetches a block into `filling`, with the priority of speculation, unless it has arrived or is
+    /// being fetched by now. The fetch holds `permit` until it ends. Returns also whether this call
+    /// started it.
+    pub(super) fn join_or_fetch(
+        self: &Arc<Self>,
+        chunk: &Chunk,
+        key: BlockKey,
+        filling: Filling,
+        permit: impl Send + 'static,
+    ) -> (Joined<LoadedBlock, ReadError>, bool) {
+        let mut is_own = false;
+        let joined = self.fetches.join(
+            key,
+            Urgency::Speculative,
+            || self.cache.get(&key).map(LoadedBlock::cached),
+            |priority| {
+                is_own = true;
+                let (loader, chunk) = (self.clone(), chunk.clone());
+                async move {
+                    let _permit = permit;
+                    loader.fetch(&chunk, key, filling, &priority).await
+                }
+            },
+        );
+        (joined, is_own)
+    }
+
+    /// Fetches a block into `filling` and publishes it.
+    async fn fetch(
+        &self,
+        chunk: &Chunk,
+        key: BlockKey,
+        mut filling: Filling,
+        priority: &Priority,
+    ) -> Result<LoadedBlock, ReadError> {
+        let offset = grain::span(chunk, key.part).0;
+        let read = self.origin.read_chunk(chunk, offset, &mut filling, priority);
+        let source = read.await.map_err(ReadError::Origin)?;
+        let is_uncached = !filling.in_arena();
+        let block = filling.publish();
+        if is_uncached {
+            self.uncached.hold(key, block.clone());
+        }
+        Ok(LoadedBlock { block, source })
+    }
+}

@@ -1,0 +1,250 @@
+//! Fetches what [`prefetch`](crate::prefetch) advises, and what is sure to be read soon.
+//!
+//! * **Read-ahead**: each read is shown to the streams of its file, and what they advise is fetched.
+//! * **Whole chunks**: a chunk that is read at random again and again is fetched whole.
+//! * **Small files** are fetched whole when they are opened, or when their turn seems to come.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::Semaphore;
+
+use super::data::Segment;
+use super::grain::{self, Access};
+use super::layout::Layout;
+use super::loader::BlockLoader;
+use super::{FileVersion, Reader};
+use crate::cache::{BlockKey, Cache, PrefetchOutcome};
+use crate::prefetch::{Ahead, Ledger, Pattern};
+use crate::seaweed::entry::{Chunk, Content, Entry};
+use crate::telemetry::metrics::{Metrics, Outcome, Trigger};
+
+/// Files up to this size, in bytes, are fetched whole when their turn seems to come.
+pub const SMALL_FILE: u64 = 1 << 20;
+/// No stream is run further ahead of its reader, in bytes: as much keeps more than 100 Gbit/s busy
+/// at 1 ms to a volume server, and more would only displace other blocks.
+const MAX_WINDOW: u64 = 32 << 20;
+
+/// Why a small file is expected to be read next, with the account of that guess.
+#[derive(Debug)]
+pub enum Expected {
+    /// It comes next in its directory.
+    NextFile(Arc<Ledger>),
+    /// It was read in the epoch before.
+    Epoch(Arc<Ledger>),
+}
+
+/// Starts fetches that no reader has asked for.
+pub(super) struct Prefetcher {
+    loader: Arc<BlockLoader>,
+    cache: Arc<Cache>,
+    metrics: Arc<Metrics>,
+    /// Bytes that a stream may be run ahead of its reader.
+    pub(super) max_window: u64,
+    hot: Arc<dyn PrefetchOutcome>,
+    open: Arc<dyn PrefetchOutcome>,
+    /// Held by the fetch of a whole chunk that is read at random. One at a time, so that random
+    /// readers, who wait for small pieces meanwhile, do not wait behind a crowd of large ones.
+    whole_chunk: Arc<Semaphore>,
+}
+
+impl Prefetcher {
+    pub(super) fn new(loader: Arc<BlockLoader>, cache: Arc<Cache>, metrics: Arc<Metrics>) -> Self {
+        Self {
+            max_window: cache.speculation_limit().min(MAX_WINDOW),
+            hot: PrefetchReporter::new(Trigger::Hot, &metrics, None),
+            open: PrefetchReporter::new(Trigger::Open, &metrics, None),
+            whole_chunk: Arc::new(Semaphore::new(1)),
+            loader,
+            cache,
+            metrics,
+        }
+    }
+
+    /// Shows a read to the streams of its file, fetches ahead what they advise, and returns how the
+    /// read fits in.
+    pub(super) fn observe(&self, file: &FileVersion, layout: &Layout, read: Range<u64>) -> Pattern {
+        let Some(streams) = file.activity().streams() else { return Pattern::Random };
+        let advice = streams.lock().observe(read.start, read.end - read.start, self.max_window);
+        if advice.pattern != Pattern::Random {
+            file.activity().kernel_hints().deferred.note_streamed(Instant::now());
+        }
+        if let Some(ahead) = &advice.ahead
+            && let Err(declined) = self.run_ahead(file, layout, ahead, advice.pattern)
+        {
+            streams.lock().decline(ahead, declined);
+        }
+        advice.pattern
+    }
+
+    /// Starts to fetch what a stream advises. The error is the byte of the file from which on there
+    /// was no room.
+    fn run_ahead(
+        &self,
+        file: &FileVersion,
+        layout: &Layout,
+        ahead: &Ahead,
+        pattern: Pattern,
+    ) -> Result<(), u64> {
+        let Some(access) = Access::of(pattern) else { return Ok(()) };
+        let trigger = match access {
+            Access::Strided { .. } => Trigger::Strided,
+            Access::Sequential | Access::Random { .. } => Trigger::Sequential,
+        };
+        let outcome = self.reporter(trigger, &ahead.ledger);
+        ahead.ranges.iter().try_for_each(|range| self.fetch_range(file, layout, range, access, &outcome))
+    }
+
+    /// Starts to fetch the blocks that reads of `range` will want, unless they are there or on their
+    /// way. The error is the byte of the file from which on there was no room.
+    pub(super) fn fetch_range(
+        &self,
+        file: &FileVersion,
+        layout: &Layout,
+        range: &Range<u64>,
+        access: Access,
+        outcome: &Arc<dyn PrefetchOutcome>,
+    ) -> Result<(), u64> {
+        for segment in layout.segments(range.start, range.end) {
+            let Segment::Chunk { index, range } = segment else { continue };
+            let chunk = layout.chunk(index);
+            let blocks = grain::locate(&self.cache, chunk, range.clone(), access).into_iter();
+            let mut absent = blocks.map(|located| located.key).filter(|key| self.loader.is_absent(key));
+            let interest = || Some(file.activity().interest());
+            if !absent.all(|key| self.loader.prefetch(chunk, key, outcome, interest(), ())) {
+                return Err(chunk.offset + range.start);
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts to fetch all of a chunk that is read at random again and again, unless another one is
+    /// being fetched so.
+    pub(super) fn fetch_whole_chunk(&self, file: &FileVersion, chunk: &Chunk) {
+        for key in grain::large_blocks(chunk, &(0..chunk.size)) {
+            if !self.loader.is_absent(&key) {
+                continue;
+            }
+            let Ok(permit) = self.whole_chunk.clone().try_acquire_owned() else { return };
+            let interest = Some(file.activity().interest());
+            if !self.loader.prefetch(chunk, key, &self.hot, interest, permit) {
+                return;
+            }
+        }
+    }
+
+    /// Starts to fetch a block that is hot in the page cache. Returns whether there was room for it.
+    pub(super) fn fetch_hot_block(&self, file: &FileVersion, chunk: &Chunk, key: BlockKey) -> bool {
+        self.loader.prefetch(chunk, key, &self.hot, Some(file.activity().interest()), ())
+    }
+
+    /// Starts to fetch what is missing of a small file. Returns how many bytes that is, or `None` if
+    /// there is no room.
+    fn fetch_chunks(&self, chunks: &[Chunk], outcome: &Arc<dyn PrefetchOutcome>) -> Option<u64> {
+        let mut bytes = 0;
+        for chunk in chunks.iter().filter(|chunk| (1..=SMALL_FILE).contains(&chunk.size)) {
+            for key in grain::large_blocks(chunk, &(0..chunk.size)).filter(|key| self.loader.is_absent(key)) {
+                if !self.loader.prefetch(chunk, key, outcome, None, ()) {
+                    return None;
+                }
+                bytes += grain::span(chunk, key.part).1 as u64;
+            }
+        }
+        Some(bytes)
+    }
+
+    /// Reports prefetched blocks to the metrics, and to the `ledger` of the predictor that advised them.
+    pub(super) fn reporter(&self, trigger: Trigger, ledger: &Arc<Ledger>) -> Arc<dyn PrefetchOutcome> {
+        PrefetchReporter::new(trigger, &self.metrics, Some(ledger.clone()))
+    }
+}
+
+impl Reader {
+    /// Starts to fetch a file that was opened for the first time, if it is small: its first read is
+    /// sure to come, and joins the fetch.
+    pub fn fetch_opened(&self, file: &FileVersion) {
+        if self.resident(file).is_none() {
+            self.prefetcher.fetch_chunks(chunks_of_small_file(file.entry()), &self.prefetcher.open);
+        }
+    }
+
+    /// Starts to fetch what is missing of a file of at most [`SMALL_FILE`] bytes that is expected to
+    /// be read next; larger files are left alone. Returns how many bytes that is, or `None` if there
+    /// is no room.
+    pub fn fetch_small_file(&self, entry: &Entry, expected: &Expected) -> Option<u64> {
+        let chunks = chunks_of_small_file(entry);
+        if chunks.is_empty() || self.is_resident(entry) {
+            return Some(0);
+        }
+        let outcome = match expected {
+            Expected::NextFile(ledger) => self.prefetcher.reporter(Trigger::NextFile, ledger),
+            Expected::Epoch(ledger) => self.prefetcher.reporter(Trigger::Epoch, ledger),
+        };
+        self.prefetcher.fetch_chunks(chunks, &outcome)
+    }
+
+    /// What epochs may count on now, in bytes: the memory for blocks, and how much of it may hold
+    /// prefetched blocks.
+    pub fn room_for_epochs(&self) -> (u64, u64) {
+        (self.cache.room_for_blocks(), self.cache.speculation_limit())
+    }
+}
+
+/// The chunks of a file of at most [`SMALL_FILE`] bytes that are known without a fetch; none of
+/// larger files.
+fn chunks_of_small_file(entry: &Entry) -> &[Chunk] {
+    match &entry.content {
+        Content::Chunks(chunks)
+            if entry.attr.size <= SMALL_FILE && !chunks.iter().any(|chunk| chunk.is_manifest) =>
+        {
+            chunks
+        }
+        _ => &[],
+    }
+}
+
+/// Reports what became of blocks that were prefetched for one reason.
+pub(super) struct PrefetchReporter {
+    trigger: Trigger,
+    metrics: Arc<Metrics>,
+    /// Of the predictor that advised them, if it learns from the outcome.
+    ledger: Option<Arc<Ledger>>,
+}
+
+impl PrefetchReporter {
+    pub(super) fn new(
+        trigger: Trigger,
+        metrics: &Arc<Metrics>,
+        ledger: Option<Arc<Ledger>>,
+    ) -> Arc<dyn PrefetchOutcome> {
+        Arc::new(Self { trigger, metrics: metrics.clone(), ledger })
+    }
+}
+
+impl fmt::Debug for PrefetchReporter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.trigger.fmt(f)
+    }
+}
+
+impl PrefetchOutcome for PrefetchReporter {
+    fn fetched(&self, bytes: usize) {
+        self.metrics.fetched_ahead(self.trigger, bytes as u64);
+    }
+
+    fn used(&self, bytes: usize) {
+        self.metrics.prefetch(self.trigger, Outcome::Used, bytes as u64);
+        if let Some(ledger) = &self.ledger {
+            ledger.used(bytes as u64);
+        }
+    }
+
+    fn wasted(&self, bytes: usize) {
+        self.metrics.prefetch(self.trigger, Outcome::Wasted, bytes as u64);
+        if let Some(ledger) = &self.ledger {
+            ledger.wasted(bytes as u64);
+        }
+    }
+}

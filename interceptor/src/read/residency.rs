@@ -1,0 +1,82 @@
+//! Which files are resident: complete in memory, for the kernel to read without the daemon.
+
+use std::sync::Arc;
+
+use super::content::content_id;
+use super::promote::Promoter;
+use super::{FileVersion, Reader};
+use crate::cache::resident::{ResidentError, ResidentFile, Residents, Worth};
+use crate::seaweed::entry::Entry;
+
+impl Reader {
+    /// From now on, makes hot files resident. To be called by a file system that hands them to the
+    /// kernel; before that, [`opened`](Self::opened) finds none.
+    ///
+    /// # Errors
+    /// When this host or this cache has no room for such files. Everything else works without.
+    pub fn keep_resident_files(self: &Arc<Self>) -> Result<(), ResidentError> {
+        let residents = self.cache.residents()?;
+        self.promoter.get_or_init(|| Promoter::start(residents.clone(), self, &self.runtime));
+        Ok(())
+    }
+
+    /// Notes that a handle of `version` is opened, which counts as a use. Returns the resident file,
+    /// complete, if there is one. It is not displaced by others before as many handles were
+    /// [closed](Self::closed) as were opened. Never blocks.
+    pub fn opened(&self, version: &FileVersion) -> Option<Arc<ResidentFile>> {
+        let file = self.residents()?.opened(version.content()?)?;
+        version.activity().note_resident(&file);
+        Some(file)
+    }
+
+    /// Notes that a handle of `version` that was [opened](Self::opened) is closed.
+    pub fn closed(&self, version: &FileVersion) {
+        if let (Some(residents), Some(content)) = (self.residents(), version.content()) {
+            residents.closed(&content);
+        }
+    }
+
+    /// Notes that the filer has removed `old`, or put `new` in its place. If the bytes are others,
+    /// later opens do not get the resident file of the old ones; handles that have it keep it.
+    pub fn replaced(&self, old: &Entry, new: Option<&Entry>) {
+        let Some(residents) = self.residents() else { return };
+        if new.is_some_and(|new| new.same_content(old)) {
+            return;
+        }
+        if let Some(content) = content_id(old) {
+            residents.retire(&content);
+        }
+    }
+
+    /// Has the file made resident if it is worth it. Returns whether it is resident or waits for
+    /// that.
+    pub(super) fn consider(&self, file: &Arc<FileVersion>, worth: Worth) -> bool {
+        self.promoter.get().is_some_and(|promoter| promoter.consider(file, worth))
+    }
+
+    /// The resident file of `version`. Does not count as a use.
+    pub(super) fn resident(&self, version: &FileVersion) -> Option<Arc<ResidentFile>> {
+        self.residents()?.find(&version.content()?)
+    }
+
+    pub(super) fn is_resident(&self, entry: &Entry) -> bool {
+        let find = |residents: &Residents| residents.find(&content_id(entry)?);
+        self.residents().and_then(find).is_some()
+    }
+
+    /// Lets no later open get the resident file of `version`. Returns its size in bytes, 0 if there
+    /// is none.
+    pub(super) fn retire(&self, version: &FileVersion) -> u64 {
+        let retire = || {
+            let (residents, content) = (self.residents()?, version.content()?);
+            let file = residents.find(&content)?;
+            residents.retire(&content);
+            Some(file.len())
+        };
+        retire().unwrap_or(0)
+    }
+
+    fn residents(&self) -> Option<&Residents> {
+        self.promoter.get().map(Promoter::residents)
+    }
+}
