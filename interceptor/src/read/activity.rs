@@ -4,10 +4,10 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
 
 use super::grain::{Access, HOT};
 use super::kernel_hints::KernelHints;
-use super::speculation::{Holder, Interest};
 use crate::cache::resident::ResidentFile;
 use crate::prefetch::{Pattern, Streams};
 
@@ -33,8 +33,8 @@ pub struct FileActivity {
     /// The resident file with the version's bytes, as far as this process knows.
     resident: Mutex<Weak<ResidentFile>>,
     kernel_hints: KernelHints,
-    /// Of what is fetched ahead; made with the first of it.
-    holder: OnceLock<Holder>,
+    /// Cancels the prefetches for this version; made with the first of them.
+    forgotten: OnceLock<CancellationToken>,
 }
 
 impl FileActivity {
@@ -49,7 +49,7 @@ impl FileActivity {
             read_bytes: AtomicU64::new(0),
             resident: Mutex::default(),
             kernel_hints: KernelHints::default(),
-            holder: OnceLock::new(),
+            forgotten: OnceLock::new(),
         }
     }
 
@@ -113,9 +113,17 @@ impl FileActivity {
         &self.kernel_hints
     }
 
-    /// That of this version in what is fetched ahead of its readers; lost when the version is forgotten.
-    pub(super) fn interest(&self) -> Interest {
-        self.holder.get_or_init(Holder::new).interest()
+    /// Is cancelled when the version is forgotten: nothing will read what is prefetched for it.
+    pub(super) fn forgotten(&self) -> &CancellationToken {
+        self.forgotten.get_or_init(CancellationToken::new)
+    }
+}
+
+impl Drop for FileActivity {
+    fn drop(&mut self) {
+        if let Some(forgotten) = self.forgotten.get() {
+            forgotten.cancel();
+        }
     }
 }
 

@@ -20,17 +20,21 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
 
 use super::grain;
-use super::speculation::{self, Interest};
 use super::uncached::UncachedBlocks;
 use super::{Origin, ReadError};
 use crate::arrival::Arrival;
-use crate::cache::{BlockKey, Cache, Filling, Flights, Joined, Outcome, PrefetchOutcome, Readable};
+use crate::cache::{
+    BlockKey, Cache, Filling, Flights, Interrupted, Joined, Outcome, PrefetchOutcome, Readable,
+};
 use crate::fetch::{Priority, Urgency};
 use crate::seaweed::entry::Chunk;
 use crate::telemetry::metrics::Source;
 
+/// How long a prefetched block is worth waiting for. By then the stream that it was for is elsewhere.
+const PREFETCH_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a promotion waits for memory to fetch a block to.
 const MEMORY_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often a promotion tries for memory. It must not queue for it, or readers would wait behind it.
@@ -124,15 +128,15 @@ impl BlockLoader {
         )
     }
 
-    /// Starts to fetch a block that no reader has asked for. The fetch holds `permit` until it ends,
-    /// or is given up because there is no `interest` any more. `outcome` is told what became of the
-    /// block. Returns whether there was memory for it.
+    /// Starts to fetch a block that no reader has asked for. The fetch is given up when `cancel` is
+    /// cancelled, and holds `permit` until it ends. `outcome` is told what became of the block.
+    /// Returns whether there was memory for it.
     pub(super) fn prefetch(
         self: &Arc<Self>,
         chunk: &Chunk,
         key: BlockKey,
         outcome: &Arc<dyn PrefetchOutcome>,
-        interest: Option<Interest>,
+        cancel: CancellationToken,
         permit: impl Send + 'static,
     ) -> bool {
         let len = grain::span(chunk, key.part).1;
@@ -141,7 +145,7 @@ impl BlockLoader {
         let fetch = |priority: Priority| async move {
             let _permit = permit;
             let fetch = loader.fetch(&chunk, key, filling, &priority);
-            speculation::run(fetch, &priority, interest).await
+            unless_given_up(fetch, &priority, &cancel).await
         };
         // If another thread was faster, its fetch brings the block and this one is dropped.
         let _ = self.fetches.join(key, Urgency::Speculative, || None, fetch);
@@ -224,4 +228,21 @@ impl BlockLoader {
         }
         Ok(LoadedBlock { block, source })
     }
+}
+
+/// Runs `fetch` until `cancel` is cancelled or [`PREFETCH_TIMEOUT`] is over; after that only if a
+/// reader waits for it.
+async fn unless_given_up(
+    fetch: impl Future<Output = Result<LoadedBlock, ReadError>>,
+    priority: &Priority,
+    cancel: &CancellationToken,
+) -> Result<LoadedBlock, ReadError> {
+    let mut fetch = pin!(fetch);
+    tokio::select! {
+        biased;
+        outcome = &mut fetch => return outcome,
+        () = cancel.cancelled() => {}
+        () = sleep(PREFETCH_TIMEOUT) => {}
+    }
+    if priority.give_up() { Err(Interrupted.into()) } else { fetch.await }
 }

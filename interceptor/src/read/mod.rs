@@ -11,7 +11,7 @@
 //! are noticed on the way and fetched ahead, as far as the fill budget of the cache allows.
 //!
 //! A fetch that was started for a reader goes on when the reader is interrupted: what comes is kept. One that was started on
-//! speculation is given up when whoever it was for is gone ([`speculation`]), unless a reader has joined it.
+//! speculation is given up when whoever it was for is gone ([`loader`]), unless a reader has joined it.
 //!
 //! Files that are worth it are made resident ([`promote`]): complete in memory, for the kernel to read without the daemon. A
 //! handle that still reads by way of the daemon is answered from the resident file.
@@ -34,7 +34,6 @@ mod origin;
 mod prefetcher;
 mod promote;
 mod residency;
-mod speculation;
 mod uncached;
 mod version;
 mod warm;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use super::data::Segment;
 use super::grain::{self, Access};
@@ -48,6 +49,8 @@ pub(super) struct Prefetcher {
     /// Held by the fetch of a whole chunk that is read at random. One at a time, so that random
     /// readers, who wait for small pieces meanwhile, do not wait behind a crowd of large ones.
     whole_chunk: Arc<Semaphore>,
+    /// Never cancelled: small files are fetched before they have a version.
+    never: CancellationToken,
 }
 
 impl Prefetcher {
@@ -57,6 +60,7 @@ impl Prefetcher {
             hot: PrefetchReporter::new(Trigger::Hot, &metrics, None),
             open: PrefetchReporter::new(Trigger::Open, &metrics, None),
             whole_chunk: Arc::new(Semaphore::new(1)),
+            never: CancellationToken::new(),
             loader,
             cache,
             metrics,
@@ -112,8 +116,8 @@ impl Prefetcher {
             let chunk = layout.chunk(index);
             let blocks = grain::locate(&self.cache, chunk, range.clone(), access).into_iter();
             let mut absent = blocks.map(|located| located.key).filter(|key| self.loader.is_absent(key));
-            let interest = || Some(file.activity().interest());
-            if !absent.all(|key| self.loader.prefetch(chunk, key, outcome, interest(), ())) {
+            let forgotten = file.activity().forgotten();
+            if !absent.all(|key| self.loader.prefetch(chunk, key, outcome, forgotten.clone(), ())) {
                 return Err(chunk.offset + range.start);
             }
         }
@@ -128,8 +132,8 @@ impl Prefetcher {
                 continue;
             }
             let Ok(permit) = self.whole_chunk.clone().try_acquire_owned() else { return };
-            let interest = Some(file.activity().interest());
-            if !self.loader.prefetch(chunk, key, &self.hot, interest, permit) {
+            let forgotten = file.activity().forgotten().clone();
+            if !self.loader.prefetch(chunk, key, &self.hot, forgotten, permit) {
                 return;
             }
         }
@@ -137,7 +141,7 @@ impl Prefetcher {
 
     /// Starts to fetch a block that is hot in the page cache. Returns whether there was room for it.
     pub(super) fn fetch_hot_block(&self, file: &FileVersion, chunk: &Chunk, key: BlockKey) -> bool {
-        self.loader.prefetch(chunk, key, &self.hot, Some(file.activity().interest()), ())
+        self.loader.prefetch(chunk, key, &self.hot, file.activity().forgotten().clone(), ())
     }
 
     /// Starts to fetch what is missing of a small file. Returns how many bytes that is, or `None` if
@@ -146,7 +150,7 @@ impl Prefetcher {
         let mut bytes = 0;
         for chunk in chunks.iter().filter(|chunk| (1..=SMALL_FILE).contains(&chunk.size)) {
             for key in grain::large_blocks(chunk, &(0..chunk.size)).filter(|key| self.loader.is_absent(key)) {
-                if !self.loader.prefetch(chunk, key, outcome, None, ()) {
+                if !self.loader.prefetch(chunk, key, outcome, self.never.clone(), ()) {
                     return None;
                 }
                 bytes += grain::span(chunk, key.part).1 as u64;
