@@ -5,16 +5,14 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use interceptor::cache::{BlockKey, Cache, Part};
-use rdma_engine::FileId;
+use interceptor::cache::{BlockKey, BlockPart, Cache, ObjectId};
 
 const BLOCKS: u64 = 8192;
 const LEN: usize = 4096;
 const HITS: u64 = 4_000_000;
 
 fn key(number: u64) -> BlockKey {
-    let fid = FileId { volume: 1, key: number + 1, cookie: 7 };
-    BlockKey { fid, chunk_size: LEN as u64, part: Part::Whole }
+    BlockKey { object: ObjectId(number.into()), object_size: LEN as u64, part: BlockPart::Whole }
 }
 
 /// Reads blocks in a scattered order, and returns how long that took.

@@ -25,7 +25,7 @@ use super::files::OpenFile;
 use super::nodes::Node;
 use super::opened::{Opened, State};
 use super::tree::Tree;
-use crate::cache::Cache;
+use crate::cache::{Cache, ObjectId};
 use crate::read::{FileVersion, Reader};
 use crate::seaweed::entry::{self, Chunk, Content, Entry, Kind};
 use crate::telemetry::Metrics;
@@ -145,13 +145,15 @@ impl Name {
         Self { high: word(), low: word() }
     }
 
-    /// The id of the piece at `offset`.
+    /// The object that holds the bytes from `offset` on: one for each piece.
+    fn object(self, offset: u64) -> ObjectId {
+        ObjectId(u128::from(self.high) << 64 | u128::from(self.low.wrapping_add(offset)))
+    }
+
+    /// The id of the piece at `offset`, in the form in which a layout has the ids of its chunks.
     fn piece(self, offset: u64) -> FileId {
-        FileId {
-            volume: (self.high >> 32) as u32,
-            cookie: self.high as u32,
-            key: self.low.wrapping_add(offset),
-        }
+        let ObjectId(id) = self.object(offset);
+        FileId { volume: (id >> 96) as u32, cookie: (id >> 64) as u32, key: id as u64 }
     }
 
     /// The name of the file that `piece` is of.

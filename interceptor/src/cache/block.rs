@@ -4,40 +4,11 @@ use std::fmt;
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;
 
-use rdma_engine::FileId;
-
 use super::arena::Slot;
 use super::index::Core;
+use super::key::BlockKey;
 use super::pass::Pass;
 use super::sync::{AtomicBool, AtomicUsize, Ordering};
-
-/// Which part of a chunk a block holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Part {
-    /// All of it, verified against the needle's checksum where there is one.
-    Whole,
-    /// The `index`-th piece of `1 << shift` bytes; the last one may be shorter.
-    Piece {
-        /// Binary logarithm of the size of a piece.
-        shift: u8,
-        /// Number of the piece, from 0.
-        index: u32,
-    },
-}
-
-/// What a block holds, and so the name under which it is found.
-///
-/// The chunk's size is a part of the name because two versions of a file can hold the same needle to different
-/// lengths (truncation shortens the chunk record, not the needle).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct BlockKey {
-    /// The needle.
-    pub fid: FileId,
-    /// How many bytes of the needle the chunk record covers.
-    pub chunk_size: u64,
-    /// Which of these bytes the block holds.
-    pub part: Part,
-}
 
 /// Is told, once for each block that was fetched before it was asked for, that it is there, and later whether that paid.
 pub trait PrefetchOutcome: fmt::Debug + Send + Sync {

@@ -4,7 +4,7 @@ use std::collections::{HashSet, VecDeque};
 
 use foldhash::fast::RandomState;
 
-use super::BlockKey;
+use super::key::BlockKey;
 use super::sync::Mutex;
 
 /// How many are remembered: 64 GiB of blocks of 4 MiB, for about 2 MiB of memory.

@@ -10,8 +10,9 @@ use rdma_engine::client::Destination;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::arena::Slot;
-use super::block::{BlockKey, Entry, Memory, PrefetchOutcome, Readable};
+use super::block::{Entry, Memory, PrefetchOutcome, Readable};
 use super::index::Index;
+use super::key::BlockKey;
 use crate::fetch::Fillable;
 
 /// Memory for one block, exclusively, until it is [published](Filling::publish). Dropping it instead, because the fetch

@@ -15,7 +15,8 @@ use std::sync::Arc;
 use foldhash::fast::{FixedState, RandomState};
 
 use super::arena::{Arena, Class, Slot};
-use super::block::{BlockKey, Entry, Memory, Readable};
+use super::block::{Entry, Memory, Readable};
+use super::key::BlockKey;
 use super::policy::{Arrival, Look, Policy, Warmth};
 use super::sync::{AtomicU64, Mutex, Ordering, RwLock};
 use super::uses::Uses;

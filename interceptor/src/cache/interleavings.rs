@@ -10,7 +10,6 @@ use std::sync::Arc;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use rdma_engine::FileId;
 use shuttle::{future, thread};
 
 use super::arena::Arena;
@@ -30,7 +29,7 @@ fn check(test: impl Fn() + Send + Sync + 'static) {
 }
 
 fn key(number: u64) -> BlockKey {
-    BlockKey { fid: FileId { volume: 1, key: number, cookie: 7 }, chunk_size: LEN as u64, part: Part::Whole }
+    BlockKey { object: ObjectId(number.into()), object_size: LEN as u64, part: BlockPart::Whole }
 }
 
 /// An index whose arena has room for so many blocks.

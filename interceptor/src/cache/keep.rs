@@ -75,9 +75,7 @@ impl Cache {
 
 #[cfg(all(test, not(feature = "shuttle")))]
 mod tests {
-    use rdma_engine::FileId;
-
-    use super::super::{MIN_CAPACITY, Part, Readable};
+    use super::super::{BlockPart, MIN_CAPACITY, ObjectId, Readable};
     use super::*;
 
     const MIB: usize = 1 << 20;
@@ -92,8 +90,7 @@ mod tests {
     }
 
     fn key(number: u64) -> BlockKey {
-        let fid = FileId { volume: 1, key: number, cookie: 7 };
-        BlockKey { fid, chunk_size: MIB as u64, part: Part::Whole }
+        BlockKey { object: ObjectId(number.into()), object_size: MIB as u64, part: BlockPart::Whole }
     }
 
     async fn kept(cache: &Cache, number: u64, displace: Displace) -> Result<Readable, NoRoom> {

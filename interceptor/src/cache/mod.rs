@@ -36,6 +36,7 @@ mod fill;
 mod flight;
 mod index;
 mod keep;
+mod key;
 mod pass;
 pub mod policy;
 pub mod replay;
@@ -64,10 +65,11 @@ use policy::Dueling;
 use resident::{ResidentError, ResidentUsage, Residents};
 
 pub use arena::MIN_CAPACITY;
-pub use block::{BlockKey, Part, PrefetchOutcome, Readable};
+pub use block::{PrefetchOutcome, Readable};
 pub use fill::Filling;
 pub use flight::{Flights, Interrupted, Joined, Outcome, Spawn};
 pub use keep::{Displace, NoRoom};
+pub use key::{BlockKey, BlockPart, ObjectId};
 
 /// How long a reader's fetch waits for memory of the cache.
 pub const PATIENCE: Duration = Duration::from_secs(2);

@@ -10,12 +10,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use flate2::read::MultiGzDecoder;
-use rdma_engine::FileId;
 
 use super::arena::{Arena, ArenaError};
-use super::block::{BlockKey, Memory, Part};
+use super::block::Memory;
 use super::fill::Filling;
 use super::index::Index;
+use super::key::{BlockKey, BlockPart, ObjectId};
 use super::policy::Dueling;
 
 /// What is longer is no id, and not read to its end to say so.
@@ -127,8 +127,8 @@ impl Trace {
         let index = Arc::new(Index::new(arena, Box::new(Dueling::new(capacity))));
         let mut misses = 0;
         for &id in &self.requests {
-            let fid = FileId { volume: 1, key: id, cookie: 0 };
-            let key = BlockKey { fid, chunk_size: SLOT, part: Part::Whole };
+            let object = ObjectId(id.into());
+            let key = BlockKey { object, object_size: SLOT, part: BlockPart::Whole };
             let block = index.get(&key).unwrap_or_else(|| {
                 misses += 1;
                 let slot = index.allocate(SLOT as usize).expect("nothing is pinned, so something can leave");

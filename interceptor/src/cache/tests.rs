@@ -5,14 +5,13 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use futures::FutureExt;
 use proptest::prelude::*;
-use rdma_engine::FileId;
 
 use super::*;
 
 const MIB: usize = 1 << 20;
 
 fn key(number: u64, len: usize) -> BlockKey {
-    BlockKey { fid: FileId { volume: 1, key: number, cookie: 7 }, chunk_size: len as u64, part: Part::Whole }
+    BlockKey { object: ObjectId(number.into()), object_size: len as u64, part: BlockPart::Whole }
 }
 
 /// The byte that a block of that number is full of.

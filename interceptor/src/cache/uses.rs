@@ -7,7 +7,7 @@
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::BlockKey;
+use super::key::BlockKey;
 use super::policy::Policy;
 use super::sync::Mutex;
 

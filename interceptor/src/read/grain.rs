@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use crate::cache::{BlockKey, Cache, Part};
+use crate::cache::{BlockKey, BlockPart, Cache};
 use crate::fetch::must_fetch_whole;
 use crate::prefetch::Pattern;
 use crate::seaweed::entry::Chunk;
@@ -99,7 +99,7 @@ pub(super) fn large_blocks(chunk: &Chunk, range: &Range<u64>) -> impl Iterator<I
 
 /// How many bytes of `range` are in blocks that `is_cached`, of whatever size.
 pub(super) fn cached(chunk: &Chunk, range: &Range<u64>, is_cached: &impl Fn(&BlockKey) -> bool) -> u64 {
-    let whole = BlockKey { fid: chunk.fid, chunk_size: chunk.size, part: Part::Whole };
+    let whole = BlockKey { object: chunk.fid.into(), object_size: chunk.size, part: BlockPart::Whole };
     if is_cached(&whole) {
         range.end - range.start
     } else if is_never_cut(chunk) {
@@ -147,10 +147,10 @@ fn is_never_cut(chunk: &Chunk) -> bool {
 }
 
 /// Where in its chunk a block begins and how long it is, in bytes.
-pub(super) fn span(chunk: &Chunk, part: Part) -> (u64, usize) {
+pub(super) fn span(chunk: &Chunk, part: BlockPart) -> (u64, usize) {
     match part {
-        Part::Whole => (0, chunk.size as usize),
-        Part::Piece { shift, index } => {
+        BlockPart::Whole => (0, chunk.size as usize),
+        BlockPart::Piece { shift, index } => {
             let start = u64::from(index) << shift;
             (start, (chunk.size - start).min(1 << shift) as usize)
         }
@@ -172,20 +172,20 @@ fn cut<'a>(
     range: &Range<u64>,
     shift: Option<u8>,
 ) -> impl Iterator<Item = Located> + use<'a> {
-    let key = |part| BlockKey { fid: chunk.fid, chunk_size: chunk.size, part };
+    let key = |part| BlockKey { object: chunk.fid.into(), object_size: chunk.size, part };
     let range = range.clone();
     let pieces = match shift {
         None => 0..1,
         Some(shift) => range.start >> shift..((range.end - 1) >> shift) + 1,
     };
     pieces.map(move |index| match shift {
-        None => Located { key: key(Part::Whole), range: range.start as usize..range.end as usize },
+        None => Located { key: key(BlockPart::Whole), range: range.start as usize..range.end as usize },
         Some(shift) => {
             let base = index << shift;
             let from = range.start.max(base) - base;
             let to = range.end.min(base + (1 << shift)) - base;
             Located {
-                key: key(Part::Piece { shift, index: index as u32 }),
+                key: key(BlockPart::Piece { shift, index: index as u32 }),
                 range: from as usize..to as usize,
             }
         }
@@ -223,14 +223,15 @@ mod tests {
         let cache = Cache::new(MIN_CAPACITY).unwrap();
         let located = locate(&cache, &chunk(4 << 20), 20_000..24_096, RANDOM);
         assert_eq!(located.len(), 1);
-        assert_eq!(located[0].key.part, Part::Piece { shift: 14, index: 1 });
+        assert_eq!(located[0].key.part, BlockPart::Piece { shift: 14, index: 1 });
         assert_eq!(located[0].range, 3616..7712);
     }
 
     #[test]
     fn whole_chunks_for_streams_small_files_and_what_cannot_be_cut() {
         let cache = Cache::new(MIN_CAPACITY).unwrap();
-        let whole = |chunk: &Chunk, access| locate(&cache, chunk, 0..4096, access)[0].key.part == Part::Whole;
+        let whole =
+            |chunk: &Chunk, access| locate(&cache, chunk, 0..4096, access)[0].key.part == BlockPart::Whole;
         assert!(whole(&chunk(4 << 20), Access::Sequential));
         assert!(whole(&chunk(100_000), RANDOM));
         assert!(whole(&Chunk { is_compressed: true, ..chunk(64 << 20) }, RANDOM));
@@ -243,15 +244,15 @@ mod tests {
     fn equal_steps_take_whole_chunks_if_they_are_small() {
         let cache = Cache::new(MIN_CAPACITY).unwrap();
         let part = |stride| locate(&cache, &chunk(4 << 20), 0..4096, Access::Strided { stride })[0].key.part;
-        assert_eq!(part(256 << 10), Part::Whole);
-        assert_eq!(part(1 << 20), Part::Piece { shift: SMALL_SHIFT, index: 0 });
+        assert_eq!(part(256 << 10), BlockPart::Whole);
+        assert_eq!(part(1 << 20), BlockPart::Piece { shift: SMALL_SHIFT, index: 0 });
     }
 
     #[test]
     fn a_chunk_in_the_cache_serves_random_reads() {
         let cache = Cache::new(MIN_CAPACITY).unwrap();
         let chunk = chunk(4 << 20);
-        let key = BlockKey { fid: chunk.fid, chunk_size: chunk.size, part: Part::Whole };
+        let key = BlockKey { object: chunk.fid.into(), object_size: chunk.size, part: BlockPart::Whole };
         fill(&cache, key, 4 << 20);
         assert_eq!(locate(&cache, &chunk, 5..10, RANDOM), [Located { key, range: 5..10 }]);
     }
@@ -269,13 +270,13 @@ mod tests {
             let chunk = chunk(size);
             let at = |part: f64| ((size - 1) as f64 * part) as u64;
             let range = at(from.min(to))..at(from.max(to)) + 1;
-            let key = |part| BlockKey { fid: chunk.fid, chunk_size: size, part };
+            let key = |part| BlockKey { object: chunk.fid.into(), object_size: size, part };
             let mut blocks: Vec<BlockKey> = Vec::new();
             if size > TINY {
-                let piece = |(shift, place): (u8, f64)| Part::Piece { shift, index: (at(place) >> shift) as u32 };
+                let piece = |(shift, place): (u8, f64)| BlockPart::Piece { shift, index: (at(place) >> shift) as u32 };
                 blocks.extend(present.into_iter().map(piece).map(key));
             }
-            blocks.extend(whole.then(|| key(Part::Whole)));
+            blocks.extend(whole.then(|| key(BlockPart::Whole)));
             let held = |byte: u64| blocks.iter().any(|block| {
                 let (start, len) = span(&chunk, block.part);
                 (start..start + len as u64).contains(&byte)

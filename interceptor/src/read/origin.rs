@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use rdma_engine::FileId;
 
 use super::ReadError;
 use crate::arrival::Arrival;
+use crate::cache::ObjectId;
 use crate::fetch::{Fetcher, Fillable, Priority};
 use crate::seaweed::decode;
 use crate::seaweed::entry::{Chunk, Entry, RemoteObject};
@@ -42,6 +44,14 @@ pub trait Origin: Send + Sync + 'static {
         path: &'a str,
         object: &'a RemoteObject,
     ) -> BoxFuture<'a, Result<Option<Entry>, OriginError>>;
+}
+
+/// Volume, cookie and key are 128 bits, so no two needles have the same id. A needle never changes
+/// under its file id.
+impl From<FileId> for ObjectId {
+    fn from(fid: FileId) -> Self {
+        Self(u128::from(fid.volume) << 96 | u128::from(fid.cookie) << 64 | u128::from(fid.key))
+    }
 }
 
 /// A SeaweedFS cluster as an origin: chunks by way of the source ladder, remote-only files by way of the filer.

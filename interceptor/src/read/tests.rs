@@ -283,7 +283,8 @@ fn a_chunk_that_the_cache_does_not_take_is_fetched_once_for_its_readers() {
 fn a_chunk_read_at_random_again_and_again_is_fetched_whole() {
     let needles = Needles::default();
     let chunk = needles.chunk(1, 0, 4 << 20, 1, 0);
-    let whole = BlockKey { fid: chunk.fid, chunk_size: chunk.size, part: crate::cache::Part::Whole };
+    let whole =
+        BlockKey { object: chunk.fid.into(), object_size: chunk.size, part: crate::cache::BlockPart::Whole };
     let file = version(Content::Chunks(Arc::new([chunk])), 4 << 20);
     // Speculation may fill a sixteenth of the cache, and the whole chunk has to fit in beside the read that asks for it.
     let mounted = Mounted::with_cache(needles, 128 << 20);

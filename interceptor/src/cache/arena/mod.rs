@@ -23,7 +23,7 @@ use rdma_engine::memory::Memory;
 use region::Region;
 pub(super) use room::Room;
 
-use super::BlockKey;
+use super::key::BlockKey;
 use super::sync::Mutex;
 
 pub use layout::{Class, ClassUsage};

@@ -8,9 +8,10 @@ use super::ContentId;
 use super::budget::{Budget, Effort};
 use super::shelf::{Shelf, Worth};
 use crate::cache::arena::Arena;
-use crate::cache::block::{BlockKey, Memory, Part};
+use crate::cache::block::Memory;
 use crate::cache::fill::Filling;
 use crate::cache::index::Index;
+use crate::cache::key::{BlockKey, BlockPart, ObjectId};
 use crate::cache::policy::{Lirs, Traits};
 use crate::cache::sync::Mutex;
 
@@ -114,8 +115,7 @@ fn an_open_file_is_not_displaced() {
 }
 
 fn key(number: u64) -> BlockKey {
-    let fid = rdma_engine::FileId { volume: 1, key: number, cookie: 7 };
-    BlockKey { fid, chunk_size: PIECE, part: Part::Whole }
+    BlockKey { object: ObjectId(number.into()), object_size: PIECE, part: BlockPart::Whole }
 }
 
 #[test]

@@ -3,11 +3,10 @@
 use std::io::Write;
 
 use futures::FutureExt;
-use rdma_engine::FileId;
 use tokio::runtime::Runtime;
 
 use super::*;
-use crate::cache::{BlockKey, Cache, Part};
+use crate::cache::{BlockKey, BlockPart, Cache, ObjectId};
 
 const MIB: u64 = 1 << 20;
 
@@ -64,8 +63,8 @@ impl Kept {
 
     /// Fills a block of the arena, if there is room.
     fn fill(&self, number: u64, len: usize) -> Option<crate::cache::Readable> {
-        let fid = FileId { volume: 1, key: number, cookie: 7 };
-        let key = BlockKey { fid, chunk_size: len as u64, part: Part::Whole };
+        let object = ObjectId(number.into());
+        let key = BlockKey { object, object_size: len as u64, part: BlockPart::Whole };
         let _runtime = self.runtime.enter();
         let mut filling = self.cache.fill(key, len).now_or_never()?;
         filling.fill(number as u8);
