@@ -12,9 +12,7 @@
 //! [`LARGEST`]; and for as long as they keep their attributes those of which less could be read than these promise.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
-use rdma_engine::FileId;
 use ring::digest::{Context, SHA256};
 use rustix::fs::FileType;
 use tokio::runtime::Handle;
@@ -26,8 +24,7 @@ use super::nodes::Node;
 use super::opened::{Opened, State};
 use super::tree::Tree;
 use crate::cache::{Cache, ObjectId};
-use crate::read::{FileVersion, Reader};
-use crate::seaweed::entry::{self, Chunk, Content, Entry, Kind};
+use crate::read::{Encoding, FileVersion, Layout, Object, Reader};
 use crate::telemetry::Metrics;
 
 /// Files are cut into pieces of this size, which are fetched whole for who reads front to back.
@@ -79,9 +76,9 @@ impl Kept {
         let version = match node.content.served() {
             // What is known of it, such as how it is read, is worth keeping.
             Some(Served { version, basis: Basis::Stamp(before) }) if before == stamp => version,
-            _ => FileVersion::new(
+            _ => FileVersion::with_layout(
                 &tree.nodes().shown_path(node).unwrap_or_default(),
-                Arc::new(entry(name, attributes)),
+                layout(name, stamp.size),
             ),
         };
         self.opened.add(name, file, State { number: attributes.number(), stamp, quiet });
@@ -150,73 +147,34 @@ impl Name {
         ObjectId(u128::from(self.high) << 64 | u128::from(self.low.wrapping_add(offset)))
     }
 
-    /// The id of the piece at `offset`, in the form in which a layout has the ids of its chunks.
-    fn piece(self, offset: u64) -> FileId {
-        let ObjectId(id) = self.object(offset);
-        FileId { volume: (id >> 96) as u32, cookie: (id >> 64) as u32, key: id as u64 }
-    }
-
     /// The name of the file that `piece` is of.
-    pub(super) fn of(piece: &Chunk) -> Self {
-        let FileId { volume, key, cookie } = piece.fid;
-        Self { high: u64::from(volume) << 32 | u64::from(cookie), low: key.wrapping_sub(piece.offset) }
-    }
-}
-
-/// An entry as a filer would have it for this file.
-fn entry(name: Name, attributes: &Attributes) -> Entry {
-    let size = attributes.stamp().size;
-    let attr = entry::Attributes {
-        kind: Kind::File,
-        perm: 0,
-        uid: 0,
-        gid: 0,
-        size,
-        mtime: attributes.modified(),
-        ctime: attributes.modified(),
-        crtime: SystemTime::UNIX_EPOCH,
-        nlink: 1,
-        rdev: 0,
-        inode: attributes.number().1,
-    };
-    Entry {
-        name: String::new(),
-        attr,
-        content: Content::Chunks(pieces(name, size)),
-        xattrs: Arc::new([]),
-        hard_link: None,
-        expires: None,
+    pub(super) fn of(piece: &Object) -> Self {
+        let ObjectId(id) = piece.id;
+        Self { high: (id >> 64) as u64, low: (id as u64).wrapping_sub(piece.offset) }
     }
 }
 
 /// A version without bytes.
 pub(super) fn empty(attributes: &Attributes) -> Arc<FileVersion> {
-    FileVersion::new("", Arc::new(entry(Name { high: 0, low: 0 }, attributes)))
+    FileVersion::with_layout("", layout(Name { high: 0, low: 0 }, attributes.stamp().size))
 }
 
-/// The pieces of a file of `size` bytes.
-fn pieces(name: Name, size: u64) -> Arc<[Chunk]> {
+/// A file of `size` bytes, in pieces.
+fn layout(name: Name, size: u64) -> Layout {
     let piece = size.div_ceil(MOST_PIECES).next_power_of_two().max(PIECE);
     let piece_at = |index: u64| {
         let offset = index * piece;
-        Chunk {
-            fid: name.piece(offset),
-            offset,
-            size: (size - offset).min(piece),
-            modified_ts_ns: 0,
-            cipher_key: None,
-            is_compressed: false,
-            is_manifest: false,
-        }
+        let size = (size - offset).min(piece);
+        Object { id: name.object(offset), offset, size, encoding: Encoding::default() }
     };
-    (0..size.div_ceil(piece)).map(piece_at).collect()
+    Layout::objects_in_order((0..size.div_ceil(piece)).map(piece_at).collect(), size)
 }
 
 /// A small file with these attributes, as the only piece of itself.
 #[cfg(test)]
-pub(super) fn one_piece(attributes: &Attributes) -> Chunk {
+pub(super) fn one_piece(attributes: &Attributes) -> Object {
     let name = Name::new(Identity::Node(1), attributes.number(), attributes.stamp(), 0);
-    pieces(name, attributes.stamp().size)[0].clone()
+    layout(name, attributes.stamp().size).objects()[0].clone()
 }
 
 #[cfg(test)]
@@ -268,7 +226,8 @@ mod tests {
         #[test]
         fn pieces_are_all_of_a_file(name in any::<(u64, u64)>(), size in 1..=LARGEST) {
             let name = Name { high: name.0, low: name.1 };
-            let pieces = pieces(name, size);
+            let layout = layout(name, size);
+            let pieces = layout.objects();
             prop_assert!(pieces.len() as u64 <= MOST_PIECES);
             let mut end = 0;
             for piece in pieces.iter() {
@@ -278,7 +237,7 @@ mod tests {
                 end += piece.size;
             }
             prop_assert_eq!(end, size);
-            let ids: HashSet<_> = pieces.iter().map(|piece| piece.fid).collect();
+            let ids: HashSet<_> = pieces.iter().map(|piece| piece.id).collect();
             prop_assert_eq!(ids.len(), pieces.len());
         }
     }

@@ -26,8 +26,7 @@ use super::files::OpenFile;
 use super::kept::Name;
 use crate::arrival::Arrival;
 use crate::fetch::{Fillable, Priority, Urgency};
-use crate::read::{Origin, OriginError, ReadError};
-use crate::seaweed::entry::{Chunk, Entry, RemoteObject};
+use crate::read::{FileVersion, Layout, Object, Origin, OriginError, ReadError};
 use crate::telemetry::{Metrics, Source};
 
 /// How many reads may wait for the mount below.
@@ -143,14 +142,14 @@ impl Opened {
 
     async fn read(
         &self,
-        chunk: &Chunk,
+        piece: &Object,
         offset: u64,
         dst: &mut dyn Fillable,
         priority: &Priority,
     ) -> Result<(), NotRead> {
         let turn = self.turn(priority).await?;
-        let (file, state) = self.find(Name::of(chunk))?;
-        let from = chunk.offset + offset;
+        let (file, state) = self.find(Name::of(piece))?;
+        let from = piece.offset + offset;
         let begun = Instant::now();
         let memory = Lent::of(dst);
         let reading = tokio::task::spawn_blocking(move || {
@@ -223,27 +222,19 @@ impl Lent {
 }
 
 impl Origin for Opened {
-    fn read_chunk<'a>(
+    fn resolve<'a>(&'a self, _: &'a FileVersion, _: Arrival) -> BoxFuture<'a, Result<Layout, ReadError>> {
+        async { Err(ReadError::Origin(Arc::new(NotRead::Foreign))) }.boxed()
+    }
+
+    fn read<'a>(
         &'a self,
-        chunk: &'a Chunk,
+        object: &'a Object,
         offset: u64,
         dst: &'a mut dyn Fillable,
         priority: &'a Priority,
     ) -> BoxFuture<'a, Result<Source, OriginError>> {
-        let read = self.read(chunk, offset, dst, priority);
+        let read = self.read(object, offset, dst, priority);
         read.map(|read| read.map(|()| Source::Lower).map_err(|error| Arc::new(error) as OriginError)).boxed()
-    }
-
-    fn read_manifest<'a>(&'a self, _: &'a Chunk, _: Arrival) -> BoxFuture<'a, Result<Vec<Chunk>, ReadError>> {
-        async { Err(ReadError::Origin(Arc::new(NotRead::Foreign))) }.boxed()
-    }
-
-    fn cache_remote<'a>(
-        &'a self,
-        _: &'a str,
-        _: &'a RemoteObject,
-    ) -> BoxFuture<'a, Result<Option<Entry>, OriginError>> {
-        async { Err(Arc::new(NotRead::Foreign) as OriginError) }.boxed()
     }
 }
 
@@ -262,7 +253,7 @@ mod tests {
     }
 
     /// A file that is open, as the only piece of itself.
-    fn add(opened: &Opened, path: &Path) -> (Arc<OpenFile>, Chunk) {
+    fn add(opened: &Opened, path: &Path) -> (Arc<OpenFile>, Object) {
         let file = Arc::new(OpenFile::at(path, libc::O_RDONLY));
         let attributes = Attributes::of(&*file).unwrap();
         let (stamp, quiet) = (attributes.stamp(), file.node.content.quiet().unwrap());
@@ -271,7 +262,7 @@ mod tests {
         (file, piece)
     }
 
-    fn read(opened: &Opened, piece: &Chunk, len: usize) -> Result<Vec<u8>, NotRead> {
+    fn read(opened: &Opened, piece: &Object, len: usize) -> Result<Vec<u8>, NotRead> {
         let (mut bytes, priority) = (vec![0; len], Priority::new(Urgency::Demand));
         runtime().block_on(opened.read(piece, 1, &mut bytes, &priority))?;
         Ok(bytes)

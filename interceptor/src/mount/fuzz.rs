@@ -25,7 +25,7 @@ use crate::fuse::fuzz::FuzzRun;
 use crate::fuse::request_tracker::RequestTracker;
 use crate::namespace::next_files::NextFilePrefetcher;
 use crate::namespace::{ClusterUsage, Filer, FilerFailure, Namespace, NamespaceOptions};
-use crate::read::{Origin, OriginError, ReadError, Reader};
+use crate::read::{Encoding, FileVersion, Layout, Object, Origin, OriginError, ReadError, Reader};
 use crate::seaweed::entry::{Attributes, Chunk, Content, Entry, Kind, RemoteObject};
 use crate::seaweed::filer::FoundEntry;
 use crate::seaweed::subscribe::{Change, EntryRef};
@@ -74,10 +74,14 @@ fn chunk(offset: u64, size: u64) -> Chunk {
     }
 }
 
+fn chunk_list(size: u64) -> Arc<[Chunk]> {
+    (0..size.div_ceil(CHUNK_SIZE))
+        .map(|at| chunk(at * CHUNK_SIZE, CHUNK_SIZE.min(size - at * CHUNK_SIZE)))
+        .collect()
+}
+
 fn chunks(size: u64) -> Content {
-    let all = (0..size.div_ceil(CHUNK_SIZE))
-        .map(|at| chunk(at * CHUNK_SIZE, CHUNK_SIZE.min(size - at * CHUNK_SIZE)));
-    Content::Chunks(all.collect())
+    Content::Chunks(chunk_list(size))
 }
 
 /// The content of each directory: all kinds of files, and sizes at the edge of integer types.
@@ -175,9 +179,29 @@ impl Filer for MemoryFiler {
 struct MemoryOrigin(AtomicU64);
 
 impl Origin for MemoryOrigin {
-    fn read_chunk<'a>(
+    fn resolve<'a>(
         &'a self,
-        chunk: &'a Chunk,
+        file: &'a FileVersion,
+        _: Arrival,
+    ) -> BoxFuture<'a, Result<Layout, ReadError>> {
+        async {
+            if !file.path().ends_with("remote") {
+                return Err(ReadError::Damaged("test".into()));
+            }
+            let object = |Chunk { fid, offset, size, .. }: &Chunk| Object {
+                id: (*fid).into(),
+                offset: *offset,
+                size: *size,
+                encoding: Encoding::default(),
+            };
+            Ok(Layout::objects_in_order(chunk_list(FILE_SIZE).iter().map(object).collect(), FILE_SIZE))
+        }
+        .boxed()
+    }
+
+    fn read<'a>(
+        &'a self,
+        object: &'a Object,
         offset: u64,
         dst: &'a mut dyn Fillable,
         _: &'a Priority,
@@ -187,25 +211,13 @@ impl Origin for MemoryOrigin {
             if self.0.fetch_add(1, Ordering::Relaxed) % 16 == 15 {
                 return Err(Arc::new(Away) as OriginError);
             }
-            let begin = chunk.offset + offset;
+            let begin = object.offset + offset;
             for (at, slot) in (begin..).zip(dst.bytes()) {
                 *slot = byte(at);
             }
             Ok(Source::Http)
         }
         .boxed()
-    }
-
-    fn read_manifest<'a>(&'a self, _: &'a Chunk, _: Arrival) -> BoxFuture<'a, Result<Vec<Chunk>, ReadError>> {
-        async { Err(ReadError::Origin(Arc::new(Away))) }.boxed()
-    }
-
-    fn cache_remote<'a>(
-        &'a self,
-        _: &'a str,
-        _: &'a RemoteObject,
-    ) -> BoxFuture<'a, Result<Option<Entry>, OriginError>> {
-        async { Ok(Some(entry("remote", Kind::File, FILE_SIZE, chunks(FILE_SIZE)))) }.boxed()
     }
 }
 

@@ -158,8 +158,8 @@ mod tests {
     use crate::namespace::{
         ClusterUsage, Filer, FilerFailure, LookupResult, NamespaceOptions, NowOrLater, ROOT,
     };
-    use crate::read::{Origin, OriginError, ReadError};
-    use crate::seaweed::entry::{Attributes, Chunk, Content, Entry, Kind, RemoteObject};
+    use crate::read::{Layout, Object, Origin, OriginError, ReadError};
+    use crate::seaweed::entry::{Attributes, Content, Entry, Kind};
     use crate::seaweed::filer::FoundEntry;
     use crate::telemetry::{Metrics, Source};
 
@@ -202,28 +202,21 @@ mod tests {
     struct NoOrigin;
 
     impl Origin for NoOrigin {
-        fn read_chunk<'a>(
+        fn resolve<'a>(
             &'a self,
-            _: &'a Chunk,
+            _: &'a FileVersion,
+            _: Arrival,
+        ) -> BoxFuture<'a, Result<Layout, ReadError>> {
+            unreachable!("all layouts are known")
+        }
+        fn read<'a>(
+            &'a self,
+            _: &'a Object,
             _: u64,
             _: &'a mut dyn Fillable,
             _: &'a Priority,
         ) -> BoxFuture<'a, Result<Source, OriginError>> {
-            unreachable!("there is no chunk")
-        }
-        fn read_manifest<'a>(
-            &'a self,
-            _: &'a Chunk,
-            _: Arrival,
-        ) -> BoxFuture<'a, Result<Vec<Chunk>, ReadError>> {
-            unreachable!("there is no manifest")
-        }
-        fn cache_remote<'a>(
-            &'a self,
-            _: &'a str,
-            _: &'a RemoteObject,
-        ) -> BoxFuture<'a, Result<Option<Entry>, OriginError>> {
-            unreachable!("there is no remote storage")
+            unreachable!("there is no object")
         }
     }
 

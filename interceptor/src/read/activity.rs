@@ -26,7 +26,7 @@ pub struct FileActivity {
     was_refused: AtomicBool,
     /// Sequential and strided readers; `None` for small files.
     streams: Option<Mutex<Streams>>,
-    /// For each chunk of the layout the number of random reads, up to [`HOT`].
+    /// For each object of the layout the number of random reads, up to [`HOT`].
     random_reads: OnceLock<Box<[AtomicU8]>>,
     /// Bytes read since the file was last considered for promotion.
     read_bytes: AtomicU64,
@@ -74,12 +74,12 @@ impl FileActivity {
         self.streams.as_ref()
     }
 
-    /// Counts a read of chunk `index` out of `chunks`, and says how the chunk is being read.
-    pub(super) fn access(&self, index: usize, chunks: usize, pattern: Pattern) -> Access {
+    /// Counts a read of one of the layout's `objects`, and says how the object is being read.
+    pub(super) fn access(&self, index: usize, objects: usize, pattern: Pattern) -> Access {
         if let Some(access) = Access::of(pattern) {
             return access;
         }
-        let counts = self.random_reads.get_or_init(|| (0..chunks).map(|_| AtomicU8::new(0)).collect());
+        let counts = self.random_reads.get_or_init(|| (0..objects).map(|_| AtomicU8::new(0)).collect());
         let before = counts[index].load(Relaxed);
         // Two threads may both count the same step; being off by one read is harmless.
         if before < HOT {

@@ -7,22 +7,6 @@ use bytes::Bytes;
 use crate::cache::Readable;
 use crate::cache::resident::ResidentFile;
 
-/// A part of a read before it is known where its bytes are.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Segment {
-    /// Bytes of the entry itself.
-    Bytes(Bytes),
-    /// A hole.
-    Zeros(usize),
-    /// Bytes of a chunk.
-    Chunk {
-        /// Index of the chunk in its layout.
-        index: usize,
-        /// Which of the chunk's bytes.
-        range: Range<u64>,
-    },
-}
-
 /// Holes up to this size need no memory of their own; the kernel's requests are seldom larger.
 static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
 

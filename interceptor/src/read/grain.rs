@@ -6,10 +6,9 @@
 
 use std::ops::Range;
 
+use super::layout::Object;
 use crate::cache::{BlockKey, BlockPart, Cache};
-use crate::fetch::must_fetch_whole;
 use crate::prefetch::Pattern;
-use crate::seaweed::entry::Chunk;
 
 /// Chunks up to this size are fetched whole: it is more than SeaweedFS makes by default (2 MiB through a mount, 4 MiB
 /// through a filer, 8 MiB through S3). What is larger is fetched in pieces of [`LARGE_SHIFT`].
@@ -20,9 +19,6 @@ const LARGE_SHIFT: u8 = 22;
 const SMALL_SHIFT: u8 = 14;
 /// Chunks up to this size are not worth cutting up.
 const TINY: u64 = 256 << 10;
-/// The largest chunk that may have to be held whole in memory, because it is encrypted or compressed.
-pub(super) const MAX_WHOLE: u64 = 1 << 30;
-
 /// Random reads of one chunk after which it is fetched whole: by then about as much work has gone into pieces of it as all
 /// of it would have taken (a range of 16 KiB costs about a tenth of the CPU time of a chunk of 4 MiB), so at worst the
 /// work is little more than doubled, and at best all further reads are free.
@@ -76,89 +72,89 @@ pub(super) struct Located {
 
 /// The blocks from which `range` of `chunk` is to be read, in order: the ones that are in the cache, else the ones that
 /// are worth fetching.
-pub(super) fn locate(cache: &Cache, chunk: &Chunk, range: Range<u64>, access: Access) -> Vec<Located> {
+pub(super) fn locate(cache: &Cache, object: &Object, range: Range<u64>, access: Access) -> Vec<Located> {
     let len = range.end - range.start;
-    let large = large_shift(chunk);
-    let take_large = access.wants_whole(chunk.size)
-        || is_never_cut(chunk)
-        || len * 2 >= chunk.size
-        || cut(chunk, &range, large).all(|located| cache.contains(&located.key));
+    let large = large_shift(object);
+    let take_large = access.wants_whole(object.size)
+        || is_never_cut(object)
+        || len * 2 >= object.size
+        || cut(object, &range, large).all(|located| cache.contains(&located.key));
     let shift = if take_large { large } else { Some(small_shift(len)) };
-    cut(chunk, &range, shift).collect()
+    cut(object, &range, shift).collect()
 }
 
 /// The large blocks of `chunk` from which `range` is to be read, in order, whether or not they are in the cache.
-pub(super) fn locate_large(chunk: &Chunk, range: &Range<u64>) -> impl Iterator<Item = Located> {
-    cut(chunk, range, large_shift(chunk))
+pub(super) fn locate_large(object: &Object, range: &Range<u64>) -> impl Iterator<Item = Located> {
+    cut(object, range, large_shift(object))
 }
 
 /// The large blocks of `chunk` that hold `range`.
-pub(super) fn large_blocks(chunk: &Chunk, range: &Range<u64>) -> impl Iterator<Item = BlockKey> {
-    locate_large(chunk, range).map(|located| located.key)
+pub(super) fn large_blocks(object: &Object, range: &Range<u64>) -> impl Iterator<Item = BlockKey> {
+    locate_large(object, range).map(|located| located.key)
 }
 
 /// How many bytes of `range` are in blocks that `is_cached`, of whatever size.
-pub(super) fn cached(chunk: &Chunk, range: &Range<u64>, is_cached: &impl Fn(&BlockKey) -> bool) -> u64 {
-    let whole = BlockKey { object: chunk.fid.into(), object_size: chunk.size, part: BlockPart::Whole };
+pub(super) fn cached(object: &Object, range: &Range<u64>, is_cached: &impl Fn(&BlockKey) -> bool) -> u64 {
+    let whole = BlockKey { object: object.id, object_size: object.size, part: BlockPart::Whole };
     if is_cached(&whole) {
         range.end - range.start
-    } else if is_never_cut(chunk) {
+    } else if is_never_cut(object) {
         0
     } else {
-        cached_pieces(chunk, range, LARGE_SHIFT, is_cached)
+        cached_pieces(object, range, LARGE_SHIFT, is_cached)
     }
 }
 
 /// The same for pieces of `1 << shift` bytes, and of smaller ones where such a piece is absent.
 fn cached_pieces(
-    chunk: &Chunk,
+    object: &Object,
     range: &Range<u64>,
     shift: u8,
     is_cached: &impl Fn(&BlockKey) -> bool,
 ) -> u64 {
     let bytes = |piece: Located| {
-        let part = chunk_range(chunk, &piece);
+        let part = chunk_range(object, &piece);
         if is_cached(&piece.key) {
             part.end - part.start
         } else if shift > SMALL_SHIFT {
-            cached_pieces(chunk, &part, shift - 1, is_cached)
+            cached_pieces(object, &part, shift - 1, is_cached)
         } else {
             0
         }
     };
-    cut(chunk, range, Some(shift)).map(bytes).sum()
+    cut(object, range, Some(shift)).map(bytes).sum()
 }
 
 /// Every name under which a byte of `range` of `chunk` can be in the cache.
-pub(super) fn every_block(chunk: &Chunk, range: &Range<u64>) -> impl Iterator<Item = BlockKey> {
-    let shifts = if is_never_cut(chunk) { 0..0 } else { SMALL_SHIFT..LARGE_SHIFT + 1 };
-    let pieces = shifts.flat_map(|shift| cut(chunk, range, Some(shift)));
-    cut(chunk, range, None).chain(pieces).map(|located| located.key)
+pub(super) fn every_block(object: &Object, range: &Range<u64>) -> impl Iterator<Item = BlockKey> {
+    let shifts = if is_never_cut(object) { 0..0 } else { SMALL_SHIFT..LARGE_SHIFT + 1 };
+    let pieces = shifts.flat_map(|shift| cut(object, range, Some(shift)));
+    cut(object, range, None).chain(pieces).map(|located| located.key)
 }
 
 /// Where the bytes of a part of a read are in their chunk.
-fn chunk_range(chunk: &Chunk, located: &Located) -> Range<u64> {
-    let start = span(chunk, located.key.part).0;
+fn chunk_range(object: &Object, located: &Located) -> Range<u64> {
+    let start = span(object, located.key.part).0;
     start + located.range.start as u64..start + located.range.end as u64
 }
 
-fn is_never_cut(chunk: &Chunk) -> bool {
-    must_fetch_whole(chunk) || chunk.size <= TINY
+fn is_never_cut(object: &Object) -> bool {
+    !object.is_divisible() || object.size <= TINY
 }
 
 /// Where in its chunk a block begins and how long it is, in bytes.
-pub(super) fn span(chunk: &Chunk, part: BlockPart) -> (u64, usize) {
+pub(super) fn span(object: &Object, part: BlockPart) -> (u64, usize) {
     match part {
-        BlockPart::Whole => (0, chunk.size as usize),
+        BlockPart::Whole => (0, object.size as usize),
         BlockPart::Piece { shift, index } => {
             let start = u64::from(index) << shift;
-            (start, (chunk.size - start).min(1 << shift) as usize)
+            (start, (object.size - start).min(1 << shift) as usize)
         }
     }
 }
 
-fn large_shift(chunk: &Chunk) -> Option<u8> {
-    (chunk.size > WHOLE_LIMIT && !must_fetch_whole(chunk)).then_some(LARGE_SHIFT)
+fn large_shift(object: &Object) -> Option<u8> {
+    (object.size > WHOLE_LIMIT && object.is_divisible()).then_some(LARGE_SHIFT)
 }
 
 /// The smallest piece that a read of `len` bytes fits into, if it is aligned.
@@ -168,11 +164,11 @@ fn small_shift(len: u64) -> u8 {
 
 /// Cuts `range` at the borders of pieces of `1 << shift` bytes, or not at all.
 fn cut<'a>(
-    chunk: &'a Chunk,
+    object: &'a Object,
     range: &Range<u64>,
     shift: Option<u8>,
 ) -> impl Iterator<Item = Located> + use<'a> {
-    let key = |part| BlockKey { object: chunk.fid.into(), object_size: chunk.size, part };
+    let key = |part| BlockKey { object: object.id, object_size: object.size, part };
     let range = range.clone();
     let pieces = match shift {
         None => 0..1,
@@ -196,20 +192,13 @@ fn cut<'a>(
 mod tests {
     use super::*;
     use crate::cache::MIN_CAPACITY;
+    use crate::cache::ObjectId;
+    use crate::read::layout::Encoding;
     use futures::FutureExt;
     use proptest::prelude::*;
-    use rdma_engine::FileId;
 
-    fn chunk(size: u64) -> Chunk {
-        Chunk {
-            fid: FileId { volume: 1, key: 2, cookie: 3 },
-            offset: 0,
-            size,
-            modified_ts_ns: 0,
-            cipher_key: None,
-            is_compressed: false,
-            is_manifest: false,
-        }
+    fn object(size: u64) -> Object {
+        Object { id: ObjectId(1), offset: 0, size, encoding: Encoding::default() }
     }
 
     fn fill(cache: &Cache, key: BlockKey, len: usize) {
@@ -221,7 +210,7 @@ mod tests {
     #[test]
     fn a_random_read_of_an_absent_chunk_takes_a_small_piece() {
         let cache = Cache::new(MIN_CAPACITY).unwrap();
-        let located = locate(&cache, &chunk(4 << 20), 20_000..24_096, RANDOM);
+        let located = locate(&cache, &object(4 << 20), 20_000..24_096, RANDOM);
         assert_eq!(located.len(), 1);
         assert_eq!(located[0].key.part, BlockPart::Piece { shift: 14, index: 1 });
         assert_eq!(located[0].range, 3616..7712);
@@ -231,19 +220,21 @@ mod tests {
     fn whole_chunks_for_streams_small_files_and_what_cannot_be_cut() {
         let cache = Cache::new(MIN_CAPACITY).unwrap();
         let whole =
-            |chunk: &Chunk, access| locate(&cache, chunk, 0..4096, access)[0].key.part == BlockPart::Whole;
-        assert!(whole(&chunk(4 << 20), Access::Sequential));
-        assert!(whole(&chunk(100_000), RANDOM));
-        assert!(whole(&Chunk { is_compressed: true, ..chunk(64 << 20) }, RANDOM));
-        assert!(whole(&Chunk { cipher_key: Some(Box::new([0; 32])), ..chunk(64 << 20) }, RANDOM));
-        assert!(!whole(&chunk(4 << 20), RANDOM));
-        assert!(!whole(&chunk(64 << 20), Access::Sequential));
+            |object: &Object, access| locate(&cache, object, 0..4096, access)[0].key.part == BlockPart::Whole;
+        assert!(whole(&object(4 << 20), Access::Sequential));
+        assert!(whole(&object(100_000), RANDOM));
+        let stored = |encoding| Object { encoding, ..object(64 << 20) };
+        assert!(whole(&stored(Encoding { is_compressed: true, ..Encoding::default() }), RANDOM));
+        let cipher_key = Some(Box::new([0; 32]));
+        assert!(whole(&stored(Encoding { cipher_key, ..Encoding::default() }), RANDOM));
+        assert!(!whole(&object(4 << 20), RANDOM));
+        assert!(!whole(&object(64 << 20), Access::Sequential));
     }
 
     #[test]
     fn equal_steps_take_whole_chunks_if_they_are_small() {
         let cache = Cache::new(MIN_CAPACITY).unwrap();
-        let part = |stride| locate(&cache, &chunk(4 << 20), 0..4096, Access::Strided { stride })[0].key.part;
+        let part = |stride| locate(&cache, &object(4 << 20), 0..4096, Access::Strided { stride })[0].key.part;
         assert_eq!(part(256 << 10), BlockPart::Whole);
         assert_eq!(part(1 << 20), BlockPart::Piece { shift: SMALL_SHIFT, index: 0 });
     }
@@ -251,10 +242,10 @@ mod tests {
     #[test]
     fn a_chunk_in_the_cache_serves_random_reads() {
         let cache = Cache::new(MIN_CAPACITY).unwrap();
-        let chunk = chunk(4 << 20);
-        let key = BlockKey { object: chunk.fid.into(), object_size: chunk.size, part: BlockPart::Whole };
+        let object = object(4 << 20);
+        let key = BlockKey { object: object.id, object_size: object.size, part: BlockPart::Whole };
         fill(&cache, key, 4 << 20);
-        assert_eq!(locate(&cache, &chunk, 5..10, RANDOM), [Located { key, range: 5..10 }]);
+        assert_eq!(locate(&cache, &object, 5..10, RANDOM), [Located { key, range: 5..10 }]);
     }
 
     proptest! {
@@ -267,10 +258,10 @@ mod tests {
             present in prop::collection::vec((14u8..23, 0.0f64..1.0), 0..12),
             whole in prop::bool::weighted(0.1),
         ) {
-            let chunk = chunk(size);
+            let object = object(size);
             let at = |part: f64| ((size - 1) as f64 * part) as u64;
             let range = at(from.min(to))..at(from.max(to)) + 1;
-            let key = |part| BlockKey { object: chunk.fid.into(), object_size: size, part };
+            let key = |part| BlockKey { object: object.id, object_size: size, part };
             let mut blocks: Vec<BlockKey> = Vec::new();
             if size > TINY {
                 let piece = |(shift, place): (u8, f64)| BlockPart::Piece { shift, index: (at(place) >> shift) as u32 };
@@ -278,7 +269,7 @@ mod tests {
             }
             blocks.extend(whole.then(|| key(BlockPart::Whole)));
             let held = |byte: u64| blocks.iter().any(|block| {
-                let (start, len) = span(&chunk, block.part);
+                let (start, len) = span(&object, block.part);
                 (start..start + len as u64).contains(&byte)
             });
             // Borders lie at multiples of the smallest piece, so one byte of each speaks for the rest of it.
@@ -290,10 +281,10 @@ mod tests {
                 bytes += if held(byte) { next - byte } else { 0 };
                 byte = next;
             }
-            prop_assert_eq!(cached(&chunk, &range, &|key| blocks.contains(key)), bytes);
-            let names: Vec<_> = every_block(&chunk, &range).collect();
+            prop_assert_eq!(cached(&object, &range, &|key| blocks.contains(key)), bytes);
+            let names: Vec<_> = every_block(&object, &range).collect();
             for block in &blocks {
-                let (start, len) = span(&chunk, block.part);
+                let (start, len) = span(&object, block.part);
                 let overlaps = start < range.end && range.start < start + len as u64;
                 prop_assert_eq!(names.contains(block), overlaps, "{:?}", block);
             }
@@ -306,13 +297,13 @@ mod tests {
             len in 1u64..(3 << 20),
             sequential: bool,
         ) {
-            let chunk = chunk(size);
+            let object = object(size);
             let start = ((size - 1) as f64 * at) as u64;
             let range = start..(start + len).min(size);
             let access = if sequential { Access::Sequential } else { RANDOM };
             let mut next = range.start;
-            for located in locate(&Cache::new(MIN_CAPACITY).unwrap(), &chunk, range.clone(), access) {
-                let (offset, block_len) = span(&chunk, located.key.part);
+            for located in locate(&Cache::new(MIN_CAPACITY).unwrap(), &object, range.clone(), access) {
+                let (offset, block_len) = span(&object, located.key.part);
                 prop_assert!(located.range.end <= block_len && offset + block_len as u64 <= size);
                 prop_assert_eq!(offset + located.range.start as u64, next);
                 next = offset + located.range.end as u64;

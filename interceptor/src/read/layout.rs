@@ -1,46 +1,103 @@
-//! Where the bytes of one version of a file are: in its entry or in which chunk.
+//! Where the bytes of one version of a file are: in the version itself, or in which object.
 
-use std::sync::Arc;
+use std::ops::Range;
 
 use bytes::Bytes;
 
-use super::ReadError;
-use super::data::Segment;
-use super::grain::MAX_WHOLE;
-use super::intervals::{Extent, visible_extents};
-use crate::fetch::must_fetch_whole;
-use crate::seaweed::entry::Chunk;
+use crate::cache::ObjectId;
 
-/// A needle's size is a signed 32-bit number on disk, so no chunk of data can be larger.
-const MAX_NEEDLE: u64 = i32::MAX as u64;
+/// The largest object that may have to be held whole in memory, in bytes, because a part of it cannot
+/// be read without the rest.
+pub(super) const MAX_INDIVISIBLE_SIZE: u64 = 1 << 30;
 
-/// The resolved content of a file.
+/// An object of an origin that a file's bytes are stored in. Its bytes never change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Object {
+    /// Names the bytes: no other object of any origin of the cache has the same id.
+    pub id: ObjectId,
+    /// Where in the file the object begins, in bytes.
+    pub offset: u64,
+    /// How many bytes of the file it covers; what is stored beyond them is no part of the file.
+    pub size: u64,
+    /// How it is stored.
+    pub encoding: Encoding,
+}
+
+/// How the bytes of an object are stored.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Encoding {
+    /// The AES-256-GCM key, if the object is encrypted.
+    pub cipher_key: Option<Box<[u8; 32]>>,
+    /// Whether the object was compressed.
+    pub is_compressed: bool,
+}
+
+impl Object {
+    /// Whether a part of the object can be read without the rest.
+    pub(super) fn is_divisible(&self) -> bool {
+        self.encoding == Encoding::default()
+    }
+}
+
+/// A run of a file's bytes that one object holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Extent {
+    /// First byte in the file.
+    pub(super) start: u64,
+    /// Byte after the last.
+    pub(super) end: u64,
+    /// Index of the object in the layout.
+    pub(super) object: u32,
+}
+
+/// A part of a read before it is known where its bytes are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Segment {
+    /// Bytes of the version itself.
+    Inline(Bytes),
+    /// A hole of so many bytes.
+    Zeros(usize),
+    /// Bytes of an object.
+    Object {
+        /// Index of the object in its layout.
+        index: usize,
+        /// Which of the object's bytes.
+        range: Range<u64>,
+    },
+}
+
+/// The resolved content of a version.
 #[derive(Debug)]
-pub(super) struct Layout {
+pub struct Layout {
     size: u64,
     inline: Bytes,
-    chunks: Arc<[Chunk]>,
+    objects: Box<[Object]>,
+    /// In the order of the file, without overlap.
     extents: Box<[Extent]>,
 }
 
 impl Layout {
-    /// Content of an entry itself, followed by zeros up to `size`.
+    /// Bytes that are known, followed by zeros up to `size`.
     pub(super) fn inline(bytes: Bytes, size: u64) -> Self {
-        Self { size, inline: bytes, chunks: Arc::new([]), extents: Box::new([]) }
+        Self { size, inline: bytes, objects: Box::new([]), extents: Box::new([]) }
     }
 
-    /// Content in chunks, none of which is a manifest.
-    pub(super) fn chunks(chunks: Arc<[Chunk]>, size: u64) -> Result<Self, ReadError> {
-        for chunk in chunks.iter() {
-            if chunk.size > if must_fetch_whole(chunk) { MAX_WHOLE } else { MAX_NEEDLE } {
-                return Err(ReadError::Damaged(format!(
-                    "chunk {} claims {} bytes, more than a needle can hold",
-                    chunk.fid, chunk.size
-                )));
-            }
-        }
-        let extents = visible_extents(&chunks, size);
-        Ok(Self { size, inline: Bytes::new(), chunks, extents })
+    /// Objects of which each holds the bytes that its `offset` and `size` tell, in the order of the
+    /// file and without overlap. Holes between them are zeros.
+    pub fn objects_in_order(objects: Box<[Object]>, size: u64) -> Self {
+        let extent = |(index, object): (usize, &Object)| Extent {
+            start: object.offset,
+            end: object.offset + object.size,
+            object: index as u32,
+        };
+        let extents = objects.iter().enumerate().map(extent).collect();
+        Self::new(objects, extents, size)
+    }
+
+    /// Objects, and which of their bytes show.
+    pub(super) fn new(objects: Box<[Object]>, extents: Box<[Extent]>, size: u64) -> Self {
+        debug_assert!(extents.is_sorted_by(|one, next| one.end <= next.start));
+        Self { size, inline: Bytes::new(), objects, extents }
     }
 
     /// Size of the file in bytes.
@@ -48,17 +105,13 @@ impl Layout {
         self.size
     }
 
-    /// The chunks that segments refer to.
-    pub(super) fn chunk(&self, index: usize) -> &Chunk {
-        &self.chunks[index]
+    /// The objects that segments refer to.
+    pub fn objects(&self) -> &[Object] {
+        &self.objects
     }
 
-    /// How many chunks there are.
-    pub(super) fn chunk_count(&self) -> usize {
-        self.chunks.len()
-    }
-
-    /// The parts of the bytes from `start` to `end`, in order and without gaps. `end` must not exceed the size.
+    /// The parts of the bytes from `start` to `end`, in order and without gaps. `end` must not exceed
+    /// the size.
     pub(super) fn segments(&self, start: u64, end: u64) -> impl Iterator<Item = Segment> {
         let mut at = start;
         let mut extents = {
@@ -73,7 +126,7 @@ impl Layout {
                 let until = end.min(self.inline.len() as u64);
                 let bytes = self.inline.slice(at as usize..until as usize);
                 at = until;
-                return Some(Segment::Bytes(bytes));
+                return Some(Segment::Inline(bytes));
             }
             let Some(extent) = extents.as_slice().first().filter(|extent| extent.start < end) else {
                 let zeros = Segment::Zeros((end - at) as usize);
@@ -85,13 +138,13 @@ impl Layout {
                 at = extent.start;
                 return Some(zeros);
             }
-            let index = extent.chunk as usize;
-            let origin = self.chunks[index].offset;
+            let index = extent.object as usize;
+            let origin = self.objects[index].offset;
             let until = end.min(extent.end);
             let range = at - origin..until - origin;
             at = until;
             extents.next();
-            Some(Segment::Chunk { index, range })
+            Some(Segment::Object { index, range })
         })
     }
 }

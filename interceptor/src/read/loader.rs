@@ -23,6 +23,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::grain;
+use super::layout::Object;
 use super::uncached::UncachedBlocks;
 use super::{Origin, ReadError};
 use crate::arrival::Arrival;
@@ -30,7 +31,6 @@ use crate::cache::{
     BlockKey, Cache, Filling, Flights, Interrupted, Joined, Outcome, PrefetchOutcome, Readable,
 };
 use crate::fetch::{Priority, Urgency};
-use crate::seaweed::entry::Chunk;
 use crate::telemetry::metrics::Source;
 
 /// How long a prefetched block is worth waiting for. By then the stream that it was for is elsewhere.
@@ -106,7 +106,7 @@ impl BlockLoader {
     /// Loads a block for a reader that came at `arrival`. Never blocks.
     pub(super) fn load(
         self: &Arc<Self>,
-        chunk: &Chunk,
+        object: &Object,
         key: BlockKey,
         arrival: Arrival,
     ) -> Joined<LoadedBlock, ReadError> {
@@ -118,11 +118,11 @@ impl BlockLoader {
             Some(arrival),
             || self.get(&key),
             |priority| {
-                let (loader, chunk) = (self.clone(), chunk.clone());
+                let (loader, object) = (self.clone(), object.clone());
                 async move {
-                    let len = grain::span(&chunk, key.part).1;
+                    let len = grain::span(&object, key.part).1;
                     let filling = loader.cache.fill(key, len).await;
-                    loader.fetch(&chunk, key, filling, &priority).await
+                    loader.fetch(&object, key, filling, &priority).await
                 }
             },
         )
@@ -133,18 +133,18 @@ impl BlockLoader {
     /// Returns whether there was memory for it.
     pub(super) fn prefetch(
         self: &Arc<Self>,
-        chunk: &Chunk,
+        object: &Object,
         key: BlockKey,
         outcome: &Arc<dyn PrefetchOutcome>,
         cancel: CancellationToken,
         permit: impl Send + 'static,
     ) -> bool {
-        let len = grain::span(chunk, key.part).1;
+        let len = grain::span(object, key.part).1;
         let Some(filling) = self.cache.try_fill(key, len, outcome.clone()) else { return false };
-        let (loader, chunk) = (self.clone(), chunk.clone());
+        let (loader, object) = (self.clone(), object.clone());
         let fetch = |priority: Priority| async move {
             let _permit = permit;
-            let fetch = loader.fetch(&chunk, key, filling, &priority);
+            let fetch = loader.fetch(&object, key, filling, &priority);
             unless_given_up(fetch, &priority, &cancel).await
         };
         // If another thread was faster, its fetch brings the block and this one is dropped.
@@ -156,10 +156,10 @@ impl BlockLoader {
     /// call alone.
     pub(super) async fn load_below_readers(
         self: &Arc<Self>,
-        chunk: &Chunk,
+        object: &Object,
         key: BlockKey,
     ) -> Result<(Readable, bool), ReadError> {
-        let len = grain::span(chunk, key.part).1;
+        let len = grain::span(object, key.part).1;
         let deadline = Instant::now() + MEMORY_TIMEOUT;
         loop {
             if let Some(block) = self.cache.get(&key) {
@@ -169,7 +169,7 @@ impl BlockLoader {
                 return Ok((outcome.await?.block, false));
             }
             if let Some(filling) = self.cache.try_fill(key, len, Arc::new(Unreported)) {
-                let (joined, is_own) = self.join_or_fetch(chunk, key, filling, ());
+                let (joined, is_own) = self.join_or_fetch(object, key, filling, ());
                 let loaded = match joined {
                     Joined::Landed(loaded) => loaded,
                     Joined::Waiting(outcome) => outcome.await?,
@@ -188,7 +188,7 @@ impl BlockLoader {
     /// started it.
     pub(super) fn join_or_fetch(
         self: &Arc<Self>,
-        chunk: &Chunk,
+        object: &Object,
         key: BlockKey,
         filling: Filling,
         permit: impl Send + 'static,
@@ -200,10 +200,10 @@ impl BlockLoader {
             || self.cache.get(&key).map(LoadedBlock::cached),
             |priority| {
                 is_own = true;
-                let (loader, chunk) = (self.clone(), chunk.clone());
+                let (loader, object) = (self.clone(), object.clone());
                 async move {
                     let _permit = permit;
-                    loader.fetch(&chunk, key, filling, &priority).await
+                    loader.fetch(&object, key, filling, &priority).await
                 }
             },
         );
@@ -213,13 +213,13 @@ impl BlockLoader {
     /// Fetches a block into `filling` and publishes it.
     async fn fetch(
         &self,
-        chunk: &Chunk,
+        object: &Object,
         key: BlockKey,
         mut filling: Filling,
         priority: &Priority,
     ) -> Result<LoadedBlock, ReadError> {
-        let offset = grain::span(chunk, key.part).0;
-        let read = self.origin.read_chunk(chunk, offset, &mut filling, priority);
+        let offset = grain::span(object, key.part).0;
+        let read = self.origin.read(object, offset, &mut filling, priority);
         let source = read.await.map_err(ReadError::Origin)?;
         let is_uncached = !filling.in_arena();
         let block = filling.publish();

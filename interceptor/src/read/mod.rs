@@ -1,7 +1,7 @@
 //! The one place where a read is answered.
 //!
 //! A [`FileVersion`] is one immutable state of a file: its size and, once resolved, which chunk holds which byte
-//! ([`intervals`]; chunk manifests are expanded first, which takes fetches). A read is cut at the borders of extents
+//! ([`layout`]). A read is cut at the borders of extents
 //! into segments, each either zeros or a range of one chunk, and each range is looked for in the cache, as
 //! the whole chunk or as pieces of it ([`grain`] decides which is worth fetching).
 //!
@@ -22,18 +22,18 @@
 //! again. A block is never visible before it is complete and checked.
 
 mod activity;
-mod content;
 mod data;
 mod error;
 mod grain;
-pub mod intervals;
 mod kernel_hints;
 mod layout;
+mod layout_cell;
 mod loader;
 mod origin;
 mod prefetcher;
 mod promote;
 mod residency;
+mod seaweedfs;
 mod uncached;
 mod version;
 mod warm;
@@ -59,14 +59,15 @@ pub use activity::FileActivity;
 pub use data::Data;
 pub use error::ReadError;
 pub use kernel_hints::KernelHints;
-pub use origin::{Cluster, Origin, OriginError};
+pub use layout::{Encoding, Layout, Object};
+pub use origin::{Origin, OriginError};
 pub use prefetcher::{Expected, SMALL_FILE};
+pub use seaweedfs::Cluster;
 pub use version::FileVersion;
 pub use warm::{WarmError, Warmup};
 
-use data::Segment;
 use grain::{Access, Located};
-use layout::Layout;
+use layout::Segment;
 use loader::BlockLoader;
 use prefetcher::{PrefetchReporter, Prefetcher};
 use promote::Promoter;
@@ -145,7 +146,7 @@ impl Reader {
             return Answer::Pending(
                 async move {
                     let was_remote = file.is_remote();
-                    let layout = file.layout(reader.loader.origin(), begun).await?;
+                    let layout = reader.layout(&file, begun).await?;
                     // Bringing an object into the cluster may take longer than a read may.
                     let begun = if was_remote { Arrival::now() } else { begun };
                     match reader.read_laid_out(&file, layout, offset, len, begun) {
@@ -157,6 +158,17 @@ impl Reader {
             );
         };
         self.read_laid_out(file, layout, offset, len, begun)
+    }
+
+    /// The layout of `file`, for a request that arrived at `arrival`.
+    async fn layout<'a>(&self, file: &'a FileVersion, arrival: Arrival) -> Result<&'a Layout, ReadError> {
+        if let Some(layout) = file.layout_now() {
+            return Ok(layout);
+        }
+        // How long an object takes to come into the cluster does not depend on who waits.
+        let shares_failure = file.is_remote();
+        let resolve = async || self.loader.origin().resolve(file, arrival).await;
+        file.layout().get_or_resolve(arrival, shares_failure, resolve).await
     }
 
     fn read_laid_out(
@@ -176,13 +188,13 @@ impl Reader {
         let mut missing = Vec::new();
         for segment in layout.segments(offset, end) {
             match segment {
-                Segment::Bytes(bytes) => parts.push(Some(Data::shared(bytes))),
+                Segment::Inline(bytes) => parts.push(Some(Data::shared(bytes))),
                 Segment::Zeros(len) => parts.push(Some(Data::zeros(len))),
-                Segment::Chunk { index, range } => {
-                    let chunk = layout.chunk(index);
-                    let access = file.activity().access(index, layout.chunk_count(), pattern);
-                    for located in grain::locate(&self.cache, chunk, range, access) {
-                        match self.loader.load(chunk, located.key, begun) {
+                Segment::Object { index, range } => {
+                    let object = &layout.objects()[index];
+                    let access = file.activity().access(index, layout.objects().len(), pattern);
+                    for located in grain::locate(&self.cache, object, range, access) {
+                        match self.loader.load(object, located.key, begun) {
                             Joined::Landed(loaded) => {
                                 self.note_use(file, &located, &loaded.block, pattern);
                                 parts.push(Some(Data::block(loaded.block, located.range)));
@@ -194,7 +206,7 @@ impl Reader {
                         }
                     }
                     if access == (Access::Random { hot: true }) {
-                        self.prefetcher.fetch_whole_chunk(file, chunk);
+                        self.prefetcher.fetch_whole_object(file, object);
                     }
                 }
             }

@@ -1,7 +1,7 @@
 //! Fetches what [`prefetch`](crate::prefetch) advises, and what is sure to be read soon.
 //!
 //! * **Read-ahead**: each read is shown to the streams of its file, and what they advise is fetched.
-//! * **Whole chunks**: a chunk that is read at random again and again is fetched whole.
+//! * **Whole objects**: an object that is read at random again and again is fetched whole.
 //! * **Small files** are fetched whole when they are opened, or when their turn seems to come.
 
 use std::fmt;
@@ -12,14 +12,14 @@ use std::time::Instant;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::data::Segment;
 use super::grain::{self, Access};
-use super::layout::Layout;
+use super::layout::{Layout, Object, Segment};
 use super::loader::BlockLoader;
+use super::seaweedfs::chunks::known_layout;
 use super::{FileVersion, Reader};
 use crate::cache::{BlockKey, Cache, PrefetchOutcome};
 use crate::prefetch::{Ahead, Ledger, Pattern};
-use crate::seaweed::entry::{Chunk, Content, Entry};
+use crate::seaweed::entry::{Content, Entry};
 use crate::telemetry::metrics::{Metrics, Outcome, Trigger};
 
 /// Files up to this size, in bytes, are fetched whole when their turn seems to come.
@@ -46,9 +46,9 @@ pub(super) struct Prefetcher {
     pub(super) max_window: u64,
     hot: Arc<dyn PrefetchOutcome>,
     open: Arc<dyn PrefetchOutcome>,
-    /// Held by the fetch of a whole chunk that is read at random. One at a time, so that random
+    /// Held by the fetch of a whole object that is read at random. One at a time, so that random
     /// readers, who wait for small pieces meanwhile, do not wait behind a crowd of large ones.
-    whole_chunk: Arc<Semaphore>,
+    whole_object: Arc<Semaphore>,
     /// Never cancelled: small files are fetched before they have a version.
     never: CancellationToken,
 }
@@ -59,7 +59,7 @@ impl Prefetcher {
             max_window: cache.speculation_limit().min(MAX_WINDOW),
             hot: PrefetchReporter::new(Trigger::Hot, &metrics, None),
             open: PrefetchReporter::new(Trigger::Open, &metrics, None),
-            whole_chunk: Arc::new(Semaphore::new(1)),
+            whole_object: Arc::new(Semaphore::new(1)),
             never: CancellationToken::new(),
             loader,
             cache,
@@ -112,48 +112,49 @@ impl Prefetcher {
         outcome: &Arc<dyn PrefetchOutcome>,
     ) -> Result<(), u64> {
         for segment in layout.segments(range.start, range.end) {
-            let Segment::Chunk { index, range } = segment else { continue };
-            let chunk = layout.chunk(index);
-            let blocks = grain::locate(&self.cache, chunk, range.clone(), access).into_iter();
+            let Segment::Object { index, range } = segment else { continue };
+            let object = &layout.objects()[index];
+            let blocks = grain::locate(&self.cache, object, range.clone(), access).into_iter();
             let mut absent = blocks.map(|located| located.key).filter(|key| self.loader.is_absent(key));
             let forgotten = file.activity().forgotten();
-            if !absent.all(|key| self.loader.prefetch(chunk, key, outcome, forgotten.clone(), ())) {
-                return Err(chunk.offset + range.start);
+            if !absent.all(|key| self.loader.prefetch(object, key, outcome, forgotten.clone(), ())) {
+                return Err(object.offset + range.start);
             }
         }
         Ok(())
     }
 
-    /// Starts to fetch all of a chunk that is read at random again and again, unless another one is
+    /// Starts to fetch all of an object that is read at random again and again, unless another one is
     /// being fetched so.
-    pub(super) fn fetch_whole_chunk(&self, file: &FileVersion, chunk: &Chunk) {
-        for key in grain::large_blocks(chunk, &(0..chunk.size)) {
+    pub(super) fn fetch_whole_object(&self, file: &FileVersion, object: &Object) {
+        for key in grain::large_blocks(object, &(0..object.size)) {
             if !self.loader.is_absent(&key) {
                 continue;
             }
-            let Ok(permit) = self.whole_chunk.clone().try_acquire_owned() else { return };
+            let Ok(permit) = self.whole_object.clone().try_acquire_owned() else { return };
             let forgotten = file.activity().forgotten().clone();
-            if !self.loader.prefetch(chunk, key, &self.hot, forgotten, permit) {
+            if !self.loader.prefetch(object, key, &self.hot, forgotten, permit) {
                 return;
             }
         }
     }
 
     /// Starts to fetch a block that is hot in the page cache. Returns whether there was room for it.
-    pub(super) fn fetch_hot_block(&self, file: &FileVersion, chunk: &Chunk, key: BlockKey) -> bool {
-        self.loader.prefetch(chunk, key, &self.hot, file.activity().forgotten().clone(), ())
+    pub(super) fn fetch_hot_block(&self, file: &FileVersion, object: &Object, key: BlockKey) -> bool {
+        self.loader.prefetch(object, key, &self.hot, file.activity().forgotten().clone(), ())
     }
 
     /// Starts to fetch what is missing of a small file. Returns how many bytes that is, or `None` if
     /// there is no room.
-    fn fetch_chunks(&self, chunks: &[Chunk], outcome: &Arc<dyn PrefetchOutcome>) -> Option<u64> {
+    fn fetch_small(&self, layout: &Layout, outcome: &Arc<dyn PrefetchOutcome>) -> Option<u64> {
         let mut bytes = 0;
-        for chunk in chunks.iter().filter(|chunk| (1..=SMALL_FILE).contains(&chunk.size)) {
-            for key in grain::large_blocks(chunk, &(0..chunk.size)).filter(|key| self.loader.is_absent(key)) {
-                if !self.loader.prefetch(chunk, key, outcome, self.never.clone(), ()) {
+        for object in layout.objects().iter().filter(|object| (1..=SMALL_FILE).contains(&object.size)) {
+            let all = 0..object.size;
+            for key in grain::large_blocks(object, &all).filter(|key| self.loader.is_absent(key)) {
+                if !self.loader.prefetch(object, key, outcome, self.never.clone(), ()) {
                     return None;
                 }
-                bytes += grain::span(chunk, key.part).1 as u64;
+                bytes += grain::span(object, key.part).1 as u64;
             }
         }
         Some(bytes)
@@ -169,8 +170,11 @@ impl Reader {
     /// Starts to fetch a file that was opened for the first time, if it is small: its first read is
     /// sure to come, and joins the fetch.
     pub fn fetch_opened(&self, file: &FileVersion) {
-        if self.resident(file).is_none() {
-            self.prefetcher.fetch_chunks(chunks_of_small_file(file.entry()), &self.prefetcher.open);
+        if file.size() <= SMALL_FILE
+            && self.resident(file).is_none()
+            && let Some(layout) = file.layout_now()
+        {
+            self.prefetcher.fetch_small(layout, &self.prefetcher.open);
         }
     }
 
@@ -178,34 +182,22 @@ impl Reader {
     /// be read next; larger files are left alone. Returns how many bytes that is, or `None` if there
     /// is no room.
     pub fn fetch_small_file(&self, entry: &Entry, expected: &Expected) -> Option<u64> {
-        let chunks = chunks_of_small_file(entry);
-        if chunks.is_empty() || self.is_resident(entry) {
+        let is_small = entry.attr.size <= SMALL_FILE && matches!(entry.content, Content::Chunks(_));
+        if !is_small || self.is_resident(entry) {
             return Some(0);
         }
+        let Some(layout) = known_layout(entry) else { return Some(0) };
         let outcome = match expected {
             Expected::NextFile(ledger) => self.prefetcher.reporter(Trigger::NextFile, ledger),
             Expected::Epoch(ledger) => self.prefetcher.reporter(Trigger::Epoch, ledger),
         };
-        self.prefetcher.fetch_chunks(chunks, &outcome)
+        self.prefetcher.fetch_small(&layout, &outcome)
     }
 
     /// What epochs may count on now, in bytes: the memory for blocks, and how much of it may hold
     /// prefetched blocks.
     pub fn room_for_epochs(&self) -> (u64, u64) {
         (self.cache.room_for_blocks(), self.cache.speculation_limit())
-    }
-}
-
-/// The chunks of a file of at most [`SMALL_FILE`] bytes that are known without a fetch; none of
-/// larger files.
-fn chunks_of_small_file(entry: &Entry) -> &[Chunk] {
-    match &entry.content {
-        Content::Chunks(chunks)
-            if entry.attr.size <= SMALL_FILE && !chunks.iter().any(|chunk| chunk.is_manifest) =>
-        {
-            chunks
-        }
-        _ => &[],
     }
 }
 

@@ -19,14 +19,13 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::data::{Data, Segment};
+use super::data::Data;
 use super::grain::{self, Located};
-use super::layout::Layout;
+use super::layout::{Layout, Object, Segment};
 use super::{FileVersion, ReadError, Reader, SMALL_FILE};
 use crate::arrival::Arrival;
 use crate::cache::BlockKey;
 use crate::cache::resident::{Candidate, Extension, Promotion, ResidentFile, Residents, Worth};
-use crate::seaweed::entry::Chunk;
 use crate::vital::contained_task;
 
 /// How many files may wait in each lane. Others are considered again when they are read again.
@@ -66,7 +65,7 @@ impl Promoter {
 
     /// Has `version` made resident if it is worth it. Returns whether it is resident or will be, as far as is known now.
     pub(super) fn consider(&self, version: &Arc<FileVersion>, worth: Worth) -> bool {
-        let Some(id) = version.content() else { return false };
+        let Some(id) = version.content_id() else { return false };
         if let Some(file) = self.residents.find(&id) {
             version.activity().note_resident(&file);
             return true;
@@ -108,7 +107,7 @@ type FetchedPiece = Result<(Data, Option<BlockKey>), ReadError>;
 
 enum PieceOrigin {
     Bytes(Bytes),
-    Block(Chunk, Located),
+    Block(Object, Located),
 }
 
 /// The parts of a file from `offset` on, but for those that are zeros.
@@ -117,16 +116,16 @@ fn pieces(layout: &Layout, mut offset: u64) -> Vec<Piece> {
     for segment in layout.segments(offset, layout.size()) {
         match segment {
             Segment::Zeros(len) => offset += len as u64,
-            Segment::Bytes(bytes) => {
+            Segment::Inline(bytes) => {
                 let len = bytes.len() as u64;
                 pieces.push(Piece { offset, origin: PieceOrigin::Bytes(bytes) });
                 offset += len;
             }
-            Segment::Chunk { index, range } => {
-                let chunk = layout.chunk(index);
-                for located in grain::locate_large(chunk, &range) {
+            Segment::Object { index, range } => {
+                let object = &layout.objects()[index];
+                for located in grain::locate_large(object, &range) {
                     let len = located.range.len() as u64;
-                    pieces.push(Piece { offset, origin: PieceOrigin::Block(chunk.clone(), located) });
+                    pieces.push(Piece { offset, origin: PieceOrigin::Block(object.clone(), located) });
                     offset += len;
                 }
             }
@@ -138,7 +137,7 @@ fn pieces(layout: &Layout, mut offset: u64) -> Vec<Piece> {
 impl Reader {
     async fn make_resident(self: &Arc<Self>, wanted: Wanted) {
         let Wanted { version, candidate } = wanted;
-        let pieces = match version.layout(self.loader.origin(), Arrival::now()).await {
+        let pieces = match self.layout(&version, Arrival::now()).await {
             Ok(layout) => pieces(layout, 0),
             Err(error) => {
                 tracing::debug!(path = version.path(), %error, "a file cannot be kept in memory");
@@ -171,8 +170,8 @@ impl Reader {
         before: &FileVersion,
         version: &FileVersion,
     ) -> Option<Extension> {
-        let (content, len) = (before.content()?, version.size());
-        let pieces = match version.layout(self.loader.origin(), Arrival::now()).await {
+        let (content, len) = (before.content_id()?, version.size());
+        let pieces = match self.layout(version, Arrival::now()).await {
             Ok(layout) => pieces(layout, file.grown_len().min(len)),
             Err(_) => return None,
         };
@@ -190,7 +189,7 @@ impl Reader {
 
     /// The last byte of `version`, which must not be empty.
     pub(crate) async fn last_byte(self: &Arc<Self>, version: &FileVersion) -> Result<u8, ReadError> {
-        let layout = version.layout(self.loader.origin(), Arrival::now()).await?;
+        let layout = self.layout(version, Arrival::now()).await?;
         let pieces = pieces(layout, version.size().saturating_sub(1));
         match self.fetch_pieces(pieces).next().await {
             Some((_, part)) => Ok(part?.0.first().copied().unwrap_or_default()),
@@ -230,11 +229,11 @@ impl Reader {
 
     /// The bytes of a part, and the key of its block if that had to be fetched.
     async fn piece(self: Arc<Self>, origin: PieceOrigin) -> FetchedPiece {
-        let (chunk, located) = match origin {
+        let (object, located) = match origin {
             PieceOrigin::Bytes(bytes) => return Ok((Data::shared(bytes), None)),
-            PieceOrigin::Block(chunk, located) => (chunk, located),
+            PieceOrigin::Block(object, located) => (object, located),
         };
-        let (block, was_fetched) = self.loader.load_below_readers(&chunk, located.key).await?;
+        let (block, was_fetched) = self.loader.load_below_readers(&object, located.key).await?;
         Ok((Data::block(block, located.range), was_fetched.then_some(located.key)))
     }
 }

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::content::content_id;
 use super::promote::Promoter;
+use super::seaweedfs::content_id::content_id;
 use super::{FileVersion, Reader};
 use crate::cache::resident::{ResidentError, ResidentFile, Residents, Worth};
 use crate::seaweed::entry::Entry;
@@ -24,14 +24,14 @@ impl Reader {
     /// complete, if there is one. It is not displaced by others before as many handles were
     /// [closed](Self::closed) as were opened. Never blocks.
     pub fn opened(&self, version: &FileVersion) -> Option<Arc<ResidentFile>> {
-        let file = self.residents()?.opened(version.content()?)?;
+        let file = self.residents()?.opened(version.content_id()?)?;
         version.activity().note_resident(&file);
         Some(file)
     }
 
     /// Notes that a handle of `version` that was [opened](Self::opened) is closed.
     pub fn closed(&self, version: &FileVersion) {
-        if let (Some(residents), Some(content)) = (self.residents(), version.content()) {
+        if let (Some(residents), Some(content)) = (self.residents(), version.content_id()) {
             residents.closed(&content);
         }
     }
@@ -56,7 +56,7 @@ impl Reader {
 
     /// The resident file of `version`. Does not count as a use.
     pub(super) fn resident(&self, version: &FileVersion) -> Option<Arc<ResidentFile>> {
-        self.residents()?.find(&version.content()?)
+        self.residents()?.find(&version.content_id()?)
     }
 
     pub(super) fn is_resident(&self, entry: &Entry) -> bool {
@@ -68,7 +68,7 @@ impl Reader {
     /// is none.
     pub(super) fn retire(&self, version: &FileVersion) -> u64 {
         let retire = || {
-            let (residents, content) = (self.residents()?, version.content()?);
+            let (residents, content) = (self.residents()?, version.content_id()?);
             let file = residents.find(&content)?;
             residents.retire(&content);
             Some(file.len())

@@ -5,7 +5,7 @@ mod warm;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -13,6 +13,8 @@ use proptest::prelude::*;
 use rdma_engine::FileId;
 use tokio::runtime::Runtime;
 
+use super::seaweedfs::chunks;
+use super::seaweedfs::resolve::{self, ChunkLists};
 use super::*;
 
 mod residency;
@@ -85,9 +87,17 @@ impl Needles {
 }
 
 impl Origin for Needles {
-    fn read_chunk<'a>(
+    fn resolve<'a>(
         &'a self,
-        chunk: &'a Chunk,
+        file: &'a FileVersion,
+        arrival: Arrival,
+    ) -> BoxFuture<'a, Result<Layout, ReadError>> {
+        resolve::resolve(self, file, arrival).boxed()
+    }
+
+    fn read<'a>(
+        &'a self,
+        object: &'a Object,
         offset: u64,
         dst: &'a mut dyn Fillable,
         priority: &'a Priority,
@@ -104,15 +114,18 @@ impl Origin for Needles {
                 return Err(Arc::new(Missing) as OriginError);
             }
             let dst = dst.bytes();
-            assert!(offset + dst.len() as u64 <= chunk.size, "asked beyond the chunk");
+            assert!(offset + dst.len() as u64 <= object.size, "asked beyond the object");
             let data = self.data.lock();
-            let needle = data.get(&chunk.fid).ok_or_else(|| Arc::new(Missing) as OriginError)?;
+            let needle =
+                data.get(&chunks::file_id(object.id)).ok_or_else(|| Arc::new(Missing) as OriginError)?;
             dst.copy_from_slice(&needle[offset as usize..][..dst.len()]);
             Ok(Source::Http)
         }
         .boxed()
     }
+}
 
+impl ChunkLists for Needles {
     fn read_manifest<'a>(
         &'a self,
         chunk: &'a Chunk,
@@ -434,21 +447,6 @@ fn readers_that_wait_for_one_list_of_chunks_share_its_failure() {
     // The next is not told of what was then.
     mounted.needles.manifests.lock().insert(manifest.fid, children);
     assert_eq!(mounted.read(&file, 0, 1000).unwrap().len(), 1000);
-}
-
-#[test]
-fn a_reader_that_has_time_left_tries_by_itself() {
-    let needles = Needles::default();
-    let file = version(Content::Chunks(Arc::new([needles.fold(2, vec![])])), 1000);
-    let now = tokio::time::Instant::now();
-    let arrived = |ago: u64| Arrival::at(now - Duration::from_secs(ago));
-    file.layout_failed(now, arrived(10), ReadError::Origin(Arc::new(Missing)));
-    assert!(file.failure_for(arrived(10)).is_some() && file.failure_for(arrived(9)).is_some());
-    assert!(file.failure_for(arrived(2)).is_none(), "it may wait as long");
-    assert!(file.failure_for(Arrival::at(now + Duration::from_millis(1))).is_none(), "it came later");
-    let remote = version(Content::Remote(object()), 1000);
-    remote.layout_failed(now, arrived(10), ReadError::Origin(Arc::new(Missing)));
-    assert!(remote.failure_for(arrived(2)).is_some(), "another attempt would take as long again");
 }
 
 #[test]

@@ -10,12 +10,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::stream::{FuturesUnordered, StreamExt};
 
-use super::data::Segment;
 use super::grain::{self, Located};
+use super::layout::{Object, Segment};
 use super::{FileVersion, ReadError, Reader};
 use crate::arrival::Arrival;
 use crate::cache::{Displace, Joined, NoRoom};
-use crate::seaweed::entry::Chunk;
 
 /// How many blocks of one file may be on their way. What all of them together may hold is bounded by bytes.
 const BLOCKS_AT_ONCE: usize = 16;
@@ -76,13 +75,13 @@ impl Reader {
             warmup.settle(file.size());
             return Ok(());
         }
-        let layout = file.layout(self.loader.origin(), Arrival::now()).await?;
+        let layout = self.layout(file, Arrival::now()).await?;
         let mut blocks = FuturesUnordered::new();
         let mut outcome = Ok(());
         'file: for segment in layout.segments(0, layout.size()) {
-            let (chunk, range) = match segment {
-                Segment::Chunk { index, range } => (layout.chunk(index), range),
-                Segment::Bytes(bytes) => {
+            let (object, range) = match segment {
+                Segment::Object { index, range } => (&layout.objects()[index], range),
+                Segment::Inline(bytes) => {
                     warmup.settle(bytes.len() as u64);
                     continue;
                 }
@@ -91,7 +90,7 @@ impl Reader {
                     continue;
                 }
             };
-            for located in grain::locate_large(chunk, &range) {
+            for located in grain::locate_large(object, &range) {
                 if blocks.len() >= BLOCKS_AT_ONCE
                     && let Some(block) = blocks.next().await
                 {
@@ -100,7 +99,7 @@ impl Reader {
                 if outcome.is_err() {
                     break 'file;
                 }
-                blocks.push(self.warm_block(chunk, located, warmup));
+                blocks.push(self.warm_block(object, located, warmup));
             }
         }
         // After an error nothing more is begun; what is on its way comes in, and counts.
@@ -113,12 +112,12 @@ impl Reader {
     /// Brings one block in.
     async fn warm_block(
         self: &Arc<Self>,
-        chunk: &Chunk,
+        object: &Object,
         located: Located,
         warmup: &Warmup,
     ) -> Result<(), WarmError> {
         let key = located.key;
-        let len = grain::span(chunk, key.part).1;
+        let len = grain::span(object, key.part).1;
         let held = warmup.held.fetch_add(len as u64, Ordering::Relaxed) + len as u64;
         // By force anything can be made to leave, even what this request has found or brought itself.
         if warmup.displace == Displace::LeastValued && held > self.cache.keep_limit() {
@@ -130,7 +129,7 @@ impl Reader {
         }
         let turn = self.turn_to_warm(len).await;
         let filling = self.cache.fill_kept(key, len, warmup.displace, self.warmup.clone()).await?;
-        let (joined, is_own) = self.loader.join_or_fetch(chunk, key, filling, turn);
+        let (joined, is_own) = self.loader.join_or_fetch(object, key, filling, turn);
         if let Joined::Waiting(outcome) = joined {
             outcome.await?;
         }
@@ -163,14 +162,14 @@ impl Reader {
         if file.is_remote() {
             return Ok(0);
         }
-        let layout = file.layout(self.loader.origin(), Arrival::now()).await?;
+        let layout = self.layout(file, Arrival::now()).await?;
         let mut sum = 0;
         for (number, segment) in layout.segments(0, layout.size()).enumerate() {
             sum += match segment {
-                Segment::Bytes(bytes) => bytes.len() as u64,
+                Segment::Inline(bytes) => bytes.len() as u64,
                 Segment::Zeros(len) => len as u64,
-                Segment::Chunk { index, range } => {
-                    grain::cached(layout.chunk(index), &range, &|key| self.cache.contains(key))
+                Segment::Object { index, range } => {
+                    grain::cached(&layout.objects()[index], &range, &|key| self.cache.contains(key))
                 }
             };
             if number % SEGMENTS_AT_ONCE == SEGMENTS_AT_ONCE - 1 {
@@ -189,13 +188,13 @@ impl Reader {
         if file.is_remote() {
             return Ok(0);
         }
-        let layout = file.layout(self.loader.origin(), Arrival::now()).await?;
+        let layout = self.layout(file, Arrival::now()).await?;
         let mut sum = self.retire(file);
         for (number, segment) in layout.segments(0, layout.size()).enumerate() {
-            if let Segment::Chunk { index, range } = segment {
-                let chunk = layout.chunk(index);
-                let gone = grain::every_block(chunk, &range).filter(|key| self.cache.remove(key));
-                sum += gone.map(|key| grain::span(chunk, key.part).1 as u64).sum::<u64>();
+            if let Segment::Object { index, range } = segment {
+                let object = &layout.objects()[index];
+                let gone = grain::every_block(object, &range).filter(|key| self.cache.remove(key));
+                sum += gone.map(|key| grain::span(object, key.part).1 as u64).sum::<u64>();
             }
             if number % SEGMENTS_AT_ONCE == SEGMENTS_AT_ONCE - 1 {
                 tokio::task::yield_now().await;

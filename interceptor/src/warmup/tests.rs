@@ -1,6 +1,6 @@
 //! Jobs and requests about them, those of strangers too. The content comes from an origin that can be held up.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
@@ -9,7 +9,6 @@ use axum::http::{Method, Request as HttpRequest, StatusCode, header};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use proptest::prelude::*;
-use rdma_engine::FileId;
 use serde_json::{Value, json};
 use std::sync::{Arc, LazyLock};
 use tokio::runtime::Handle;
@@ -21,10 +20,9 @@ use super::ticket::{NodeInstance, ReadTicket, TICKET_LEN, TicketIssuer};
 use super::wire::{Action, FileResult, LARGEST_BODY, MAX_FILES, PATH, Problem, Report, Request, State};
 use super::{Mounted, api};
 use crate::arrival::Arrival;
-use crate::cache::{Cache, MIN_CAPACITY};
+use crate::cache::{Cache, MIN_CAPACITY, ObjectId};
 use crate::fetch::{Fillable, Priority};
-use crate::read::{FileVersion, Origin, OriginError, ReadError, Reader};
-use crate::seaweed::entry::{Attributes, Chunk, Content, Entry, Kind, RemoteObject};
+use crate::read::{Encoding, FileVersion, Layout, Object, Origin, OriginError, ReadError, Reader};
 use crate::telemetry::peer::Peer;
 use crate::telemetry::{Metrics, Source};
 
@@ -44,65 +42,34 @@ const BROKEN: u64 = 13;
 struct Gate(Semaphore);
 
 impl Origin for Gate {
-    fn read_chunk<'a>(
+    fn resolve<'a>(&'a self, _: &'a FileVersion, _: Arrival) -> BoxFuture<'a, Result<Layout, ReadError>> {
+        unreachable!("all layouts are known")
+    }
+
+    fn read<'a>(
         &'a self,
-        chunk: &'a Chunk,
+        object: &'a Object,
         _: u64,
         _: &'a mut dyn Fillable,
         _: &'a Priority,
     ) -> BoxFuture<'a, Result<Source, OriginError>> {
         async move {
             self.0.acquire().await.expect("is not closed").forget();
-            if chunk.fid.key == BROKEN {
+            if object.id == ObjectId(BROKEN.into()) {
                 return Err(Arc::from(Box::<dyn std::error::Error + Send + Sync>::from("no such needle")));
             }
             Ok(Source::Http)
         }
         .boxed()
     }
-
-    fn read_manifest<'a>(&'a self, _: &'a Chunk, _: Arrival) -> BoxFuture<'a, Result<Vec<Chunk>, ReadError>> {
-        unreachable!("no file has a manifest")
-    }
-
-    fn cache_remote<'a>(
-        &'a self,
-        _: &'a str,
-        _: &'a RemoteObject,
-    ) -> BoxFuture<'a, Result<Option<Entry>, OriginError>> {
-        unreachable!("no file is remote")
-    }
 }
 
-/// File `number` is one chunk with that key.
+/// File `number` is one object with that id.
 fn file(number: u64) -> Option<Arc<dyn Wanted>> {
-    let fid = FileId { volume: 1, key: number, cookie: 1 };
-    let chunk = Chunk {
-        fid,
-        offset: 0,
-        size: SIZE,
-        modified_ts_ns: 0,
-        cipher_key: None,
-        is_compressed: false,
-        is_manifest: false,
-    };
-    let attr = Attributes {
-        kind: Kind::File,
-        perm: 0o644,
-        uid: 0,
-        gid: 0,
-        size: SIZE,
-        mtime: SystemTime::UNIX_EPOCH,
-        ctime: SystemTime::UNIX_EPOCH,
-        crtime: SystemTime::UNIX_EPOCH,
-        nlink: 1,
-        rdev: 0,
-        inode: number,
-    };
-    let content = Content::Chunks(Arc::new([chunk]));
-    let entry =
-        Entry { name: "f".into(), attr, content, xattrs: Arc::new([]), hard_link: None, expires: None };
-    (1..=FILES).contains(&number).then(|| Arc::new(FileVersion::new("/secret/f", Arc::new(entry))) as _)
+    let id = ObjectId(number.into());
+    let object = Object { id, offset: 0, size: SIZE, encoding: Encoding::default() };
+    let version = FileVersion::with_layout("/secret/f", Layout::objects_in_order([object].into(), SIZE));
+    (1..=FILES).contains(&number).then(|| Arc::new(version) as _)
 }
 
 /// A desk with a mount, and the gate of its origin with so many permits.

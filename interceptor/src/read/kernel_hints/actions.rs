@@ -7,10 +7,10 @@ use std::time::Instant;
 use super::deferred::STREAM_IDLE_TIMEOUT;
 use crate::cache::BlockKey;
 use crate::cache::resident::Worth;
-use crate::read::data::{Data, Segment};
+use crate::read::data::Data;
 use crate::read::grain::{self, Access};
+use crate::read::layout::{Object, Segment};
 use crate::read::{FileVersion, Reader};
-use crate::seaweed::entry::Chunk;
 use crate::telemetry::Trigger;
 
 impl Reader {
@@ -39,20 +39,20 @@ impl Reader {
         // Who has read it has had the layout resolved, unless it was another version's reader.
         let Some(layout) = file.layout_now() else { return };
         for segment in layout.segments(range.start, end) {
-            if let Segment::Chunk { index, range } = segment {
-                let chunk = layout.chunk(index);
-                grain::large_blocks(chunk, &range).for_each(|key| self.keep_hot(file, chunk, key));
+            if let Segment::Object { index, range } = segment {
+                let object = &layout.objects()[index];
+                grain::large_blocks(object, &range).for_each(|key| self.keep_hot(file, object, key));
             }
         }
     }
 
     /// Keeps a block as one that is hot; fetches it if it is not there and there is room.
-    fn keep_hot(self: &Arc<Self>, file: &FileVersion, chunk: &Chunk, key: BlockKey) {
+    fn keep_hot(self: &Arc<Self>, file: &FileVersion, object: &Object, key: BlockKey) {
         if self.cache.contains(&key) {
             self.cache.promote(&key);
             return;
         }
-        if self.loader.is_absent(&key) && !self.prefetcher.fetch_hot_block(file, chunk, key) {
+        if self.loader.is_absent(&key) && !self.prefetcher.fetch_hot_block(file, object, key) {
             return;
         }
         let Some(outcome) = self.loader.inflight(&key) else {
@@ -74,10 +74,10 @@ impl Reader {
         let mut parts = Vec::with_capacity(1);
         for segment in layout.segments(range.start, range.end) {
             match segment {
-                Segment::Bytes(bytes) => parts.push(Data::shared(bytes)),
+                Segment::Inline(bytes) => parts.push(Data::shared(bytes)),
                 Segment::Zeros(len) => parts.push(Data::zeros(len)),
-                Segment::Chunk { index, range } => {
-                    for located in grain::locate_large(layout.chunk(index), &range) {
+                Segment::Object { index, range } => {
+                    for located in grain::locate_large(&layout.objects()[index], &range) {
                         let block = self.cache.get(&located.key)?;
                         block.mark_read(&located.range);
                         parts.push(Data::block(block, located.range));

@@ -174,10 +174,10 @@ fn the_same_bytes_under_another_node_are_resident_too() {
     mounted.use_file(&file);
     mounted.settle();
     // The kernel forgot the node and looked the name up again.
-    let again = version(file.entry().content.clone(), 50_000);
+    let again = version(file.content().clone(), 50_000);
     drop(file);
     mounted.assert_resident(&again, &bytes);
-    let shorter = version(again.entry().content.clone(), 40_000);
+    let shorter = version(again.content().clone(), 40_000);
     assert!(mounted.reader.opened(&shorter).is_none(), "the same chunks make another file");
     mounted.reader.closed(&shorter);
 }
@@ -190,9 +190,10 @@ fn what_was_replaced_is_not_handed_out_and_who_has_it_keeps_it() {
     let Some(mounted) = keeping(needles, 64 * MIB) else { return };
     mounted.use_file(&file);
     mounted.settle();
-    mounted.reader.replaced(file.entry(), Some(file.entry()));
+    let (old, other) = (entry(file.content().clone(), 50_000), entry(new.content().clone(), 50_000));
+    mounted.reader.replaced(&old, Some(&old));
     let open = mounted.reader.opened(&file).expect("only its attributes changed");
-    mounted.reader.replaced(file.entry(), Some(new.entry()));
+    mounted.reader.replaced(&old, Some(&other));
     assert!(mounted.reader.opened(&file).is_none() && mounted.reader.opened(&new).is_none());
     let mut read = vec![0; 50_000];
     open.read_at(&mut read, 0).unwrap();

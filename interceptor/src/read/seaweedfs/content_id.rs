@@ -9,7 +9,7 @@ use crate::seaweed::entry::{Content, Entry, Kind};
 ///
 /// Chunks never change under their file ids, so the list of them is as good as the bytes. All of a chunk record goes into
 /// the digest, and numbers in full length, so that no two lists look the same.
-pub(super) fn content_id(entry: &Entry) -> Option<ContentId> {
+pub(in crate::read) fn content_id(entry: &Entry) -> Option<ContentId> {
     if entry.attr.kind != Kind::File || entry.attr.size == 0 {
         return None;
     }

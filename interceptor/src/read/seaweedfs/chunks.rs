@@ -1,27 +1,87 @@
-//! Which chunk holds which byte of a file.
+//! Chunk lists as layouts.
 //!
-//! Chunks of a file may overlap: at every byte the newest chunk that covers it wins, and of two equally old ones the
-//! later in the filer's list. What no chunk covers is a hole and reads as zeros. Where SeaweedFS itself is well defined
-//! this is its rule too (`weed/filer/filechunks_read.go`).
+//! Chunks of a file may overlap: at every byte the newest chunk that covers it wins, and of two
+//! equally old ones the later in the filer's list. What no chunk covers is a hole and reads as
+//! zeros. Where SeaweedFS itself is well defined this is its rule too
+//! (`weed/filer/filechunks_read.go`).
 
 use std::collections::BinaryHeap;
 
-use crate::seaweed::entry::Chunk;
+use bytes::Bytes;
+use rdma_engine::FileId;
 
-/// A run of a file's bytes that one chunk holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Extent {
-    /// First byte in the file.
-    pub start: u64,
-    /// Byte after the last.
-    pub end: u64,
-    /// Index of the chunk in the list that was resolved.
-    pub chunk: u32,
+use crate::cache::ObjectId;
+use crate::fetch::must_fetch_whole;
+use crate::read::ReadError;
+use crate::read::layout::{Encoding, Extent, Layout, MAX_INDIVISIBLE_SIZE, Object};
+use crate::seaweed::entry::{Chunk, Content, Entry};
+
+/// A needle's size is a signed 32-bit number on disk, so no chunk of data can be larger.
+const MAX_NEEDLE_SIZE: u64 = i32::MAX as u64;
+
+/// The layout of a file of SeaweedFS that follows from its entry alone; `None` if it takes a fetch,
+/// or cannot be had.
+pub(in crate::read) fn known_layout(entry: &Entry) -> Option<Layout> {
+    let size = entry.attr.size;
+    match &entry.content {
+        Content::None | Content::Target(_) => Some(Layout::inline(Bytes::new(), size)),
+        Content::Inline(bytes) => Some(Layout::inline(bytes.clone(), size)),
+        Content::Chunks(chunks) if !chunks.iter().any(|chunk| chunk.is_manifest) => layout(chunks, size).ok(),
+        Content::Chunks(_) | Content::Remote(_) | Content::Encrypted { .. } | Content::Damaged { .. } => None,
+    }
+}
+
+/// The layout of a file of `size` bytes in `chunks`, none of which is a manifest.
+pub(super) fn layout(chunks: &[Chunk], size: u64) -> Result<Layout, ReadError> {
+    for chunk in chunks {
+        if chunk.size > if must_fetch_whole(chunk) { MAX_INDIVISIBLE_SIZE } else { MAX_NEEDLE_SIZE } {
+            return Err(ReadError::Damaged(format!(
+                "chunk {} claims {} bytes, more than a needle can hold",
+                chunk.fid, chunk.size
+            )));
+        }
+    }
+    Ok(Layout::new(chunks.iter().map(object).collect(), visible_extents(chunks, size), size))
+}
+
+fn object(chunk: &Chunk) -> Object {
+    Object {
+        id: chunk.fid.into(),
+        offset: chunk.offset,
+        size: chunk.size,
+        encoding: Encoding { cipher_key: chunk.cipher_key.clone(), is_compressed: chunk.is_compressed },
+    }
+}
+
+/// The chunk that `object` was made of, as far as a fetch needs it.
+pub(super) fn chunk(object: &Object) -> Chunk {
+    Chunk {
+        fid: file_id(object.id),
+        offset: object.offset,
+        size: object.size,
+        modified_ts_ns: 0,
+        cipher_key: object.encoding.cipher_key.clone(),
+        is_compressed: object.encoding.is_compressed,
+        is_manifest: false,
+    }
+}
+
+/// Volume, cookie and key are 128 bits, so no two needles have the same id. A needle never changes
+/// under its file id.
+impl From<FileId> for ObjectId {
+    fn from(fid: FileId) -> Self {
+        Self(u128::from(fid.volume) << 96 | u128::from(fid.cookie) << 64 | u128::from(fid.key))
+    }
+}
+
+/// The file id that `id` was made of.
+pub(in crate::read) fn file_id(ObjectId(id): ObjectId) -> FileId {
+    FileId { volume: (id >> 96) as u32, cookie: (id >> 64) as u32, key: id as u64 }
 }
 
 /// Resolves `chunks` (manifests already expanded) to the extents that are visible in a file of `size` bytes, in file
 /// order, without overlap.
-pub fn visible_extents(chunks: &[Chunk], size: u64) -> Box<[Extent]> {
+fn visible_extents(chunks: &[Chunk], size: u64) -> Box<[Extent]> {
     let mut spans: Vec<Extent> = chunks
         .iter()
         .enumerate()
@@ -29,7 +89,7 @@ pub fn visible_extents(chunks: &[Chunk], size: u64) -> Box<[Extent]> {
         .map(|(index, chunk)| Extent {
             start: chunk.offset,
             end: chunk.offset.saturating_add(chunk.size).min(size),
-            chunk: index as u32,
+            object: index as u32,
         })
         .collect();
     spans.sort_by_key(|span| span.start);
@@ -58,14 +118,14 @@ fn sweep(chunks: &[Chunk], spans: &[Extent]) -> Vec<Extent> {
             (false, _) => {}
         }
         while let Some(span) = upcoming.next_if(|span| span.start <= at) {
-            covering.push((chunks[span.chunk as usize].modified_ts_ns, span.chunk, span.end));
+            covering.push((chunks[span.object as usize].modified_ts_ns, span.object, span.end));
         }
         let Some(&(_, chunk, end)) = covering.peek() else { continue };
         let until = upcoming.peek().map_or(end, |next| end.min(next.start));
         if until > at {
             match visible.last_mut() {
-                Some(last) if last.chunk == chunk && last.end == at => last.end = until,
-                _ => visible.push(Extent { start: at, end: until, chunk }),
+                Some(last) if last.object == chunk && last.end == at => last.end = until,
+                _ => visible.push(Extent { start: at, end: until, object: chunk }),
             }
             at = until;
         }
@@ -91,7 +151,7 @@ mod tests {
     }
 
     fn extents(chunks: &[Chunk], size: u64) -> Vec<(u64, u64, u32)> {
-        visible_extents(chunks, size).iter().map(|e| (e.start, e.end, e.chunk)).collect()
+        visible_extents(chunks, size).iter().map(|e| (e.start, e.end, e.object)).collect()
     }
 
     #[test]
@@ -146,7 +206,7 @@ mod tests {
                 prop_assert!(extent.start >= last && extent.start < extent.end && extent.end <= size);
                 last = extent.end;
                 for at in extent.start..extent.end {
-                    shown[at as usize] = Some(extent.chunk);
+                    shown[at as usize] = Some(extent.object);
                 }
             }
             prop_assert_eq!(shown, painted);
