@@ -67,7 +67,7 @@ impl Decider {
             && version.is_small_and_unread()
         {
             let _runtime = self.runtime().enter();
-            self.reader().fetch_opened(&version);
+            self.reader().prefetch_opened(&version);
         }
         Ok(attributes)
     }

@@ -37,7 +37,7 @@ use crate::fuse::handles::Handles;
 use crate::fuse::killed::unless_killed;
 use crate::fuse::request_tracker::{InFlightGuard, RequestTracker};
 use crate::fuse::{capabilities, session, xattr};
-use crate::read::Answer;
+use crate::read::ReadReply;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Source;
 use crate::warmup::ticket::{READ_TICKET_XATTR, ReadTicket, TicketIssuer};
@@ -166,11 +166,11 @@ impl Layer {
         // Reading ahead starts tasks.
         let _runtime = decider.runtime().enter();
         match decider.reader().read(&served.version, offset, len) {
-            Answer::Ready(data) => {
+            ReadReply::Ready(data) => {
                 drop(asked.turn);
                 asked.reply.data(&data);
             }
-            Answer::Pending(data) => {
+            ReadReply::Pending(data) => {
                 let (metrics, runtime) = (self.metrics.clone(), decider.runtime().clone());
                 decider.runtime().spawn(async move {
                     match unless_killed(asked.caller, data).await {

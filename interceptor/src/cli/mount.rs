@@ -30,7 +30,7 @@ use crate::cache::Cache;
 use crate::cache::arena::ArenaError;
 use crate::fetch::{self, Access, Fetcher};
 use crate::mount::{self, Mount, PassthroughUnavailable};
-use crate::read::{Cluster, Reader};
+use crate::read::{ClusterOrigin, Reader};
 use crate::seaweed::address::ServerAddress;
 use crate::seaweed::filer::FilerClient;
 use crate::seaweed::owners::Owners;
@@ -224,7 +224,7 @@ pub(super) fn reader(
     };
     let fetcher = Fetcher::new(Arc::new(filer.clone()), security, metrics.clone(), fetching);
     metrics.set_volume_servers(Box::new(fetcher.health()));
-    let cluster = Arc::new(Cluster::new(fetcher, filer.clone()));
+    let cluster = Arc::new(ClusterOrigin::new(fetcher, filer.clone()));
     Ok(Reader::new(cache, cluster, metrics.clone(), Handle::current()))
 }
 

@@ -1,7 +1,7 @@
 //! What eBPF sees of a mount of this process, put to use: events go to the reader, counters to the metrics, and what is not seen to the status API.
 //!
 //! ```text
-//!  ring ──► thread `ebpf-events` ──► channel ──► `follow` ──► Watched::version(node) ──► Reader::hot, Reader::ahead
+//!  ring ──► thread `ebpf-events` ──► channel ──► `follow` ──► Watched::version(node) ──► Reader::hint_hot_range, Reader::hint_stream
 //! ```
 //!
 //! None of it is on the way of a read: whatever fails here is told, and the mount goes on without.
@@ -146,12 +146,12 @@ async fn follow<W: Watched>(mut events: Receiver<Event>, mount: Weak<W>, reader:
         let Some(version) = mount.upgrade().and_then(|mount| mount.version(event.node)) else { continue };
         let kind = contained(|| match event.kind {
             Kind::Hot { .. } => {
-                reader.hot(&version, event.range);
+                reader.hint_hot_range(&version, event.range);
                 SeenKind::Hot
             }
             Kind::Stream => {
                 let head = event.range.end.saturating_sub(window);
-                reader.ahead(&version, head, event.range);
+                reader.hint_stream(&version, head, event.range);
                 SeenKind::Stream
             }
         });

@@ -27,7 +27,7 @@ use crate::fuse::handles::Handles;
 use crate::fuse::killed::unless_killed;
 use crate::fuse::{capabilities, session, xattr};
 use crate::namespace::{FilerFailure, LookupResult, Namespace, NamespaceError, NodeId, NodeStat, NowOrLater};
-use crate::read::{self, FileVersion, ReadError, SMALL_FILE};
+use crate::read::{self, FileVersion, MAX_SMALL_FILE_SIZE, ReadError};
 use crate::seaweed::entry::Content;
 use crate::telemetry::log_limit::LogLimit;
 use crate::telemetry::metrics::Way;
@@ -265,7 +265,7 @@ impl Filesystem for SeaweedFilesystem {
         let first_time = version.is_small_and_unread();
         if first_time {
             let _runtime = self.context.runtime.enter();
-            self.context.reader.fetch_opened(&version);
+            self.context.reader.prefetch_opened(&version);
         }
         self.context.metrics.opened(Way::Cached);
         drop(guard);
@@ -311,17 +311,17 @@ impl Filesystem for SeaweedFilesystem {
             Err(error) => return reply.error(errno(&error)),
         };
         let len = size as usize;
-        let begins_small_file = offset == 0 && version.size() <= SMALL_FILE;
+        let begins_small_file = offset == 0 && version.size() <= MAX_SMALL_FILE_SIZE;
         // Readahead starts tasks.
         let _runtime = self.context.runtime.enter();
         let answer = self.context.reader.read(&version, offset, len);
-        let (size, hit) = (version.size(), matches!(answer, read::Answer::Ready(_)));
+        let (size, hit) = (version.size(), matches!(answer, read::ReadReply::Ready(_)));
         match answer {
-            read::Answer::Ready(data) => {
+            read::ReadReply::Ready(data) => {
                 drop(guard);
                 reply.data(&data);
             }
-            read::Answer::Pending(data) => {
+            read::ReadReply::Pending(data) => {
                 let version = version.clone();
                 let caller = request.pid();
                 self.context.spawn(async move {

@@ -179,11 +179,7 @@ impl Filer for MemoryFiler {
 struct MemoryOrigin(AtomicU64);
 
 impl Origin for MemoryOrigin {
-    fn resolve<'a>(
-        &'a self,
-        file: &'a FileVersion,
-        _: Arrival,
-    ) -> BoxFuture<'a, Result<Layout, ReadError>> {
+    fn resolve<'a>(&'a self, file: &'a FileVersion, _: Arrival) -> BoxFuture<'a, Result<Layout, ReadError>> {
         async {
             if !file.path().ends_with("remote") {
                 return Err(ReadError::Damaged("test".into()));

@@ -101,7 +101,8 @@ async fn prepare(
                 let (context, before) = (context.clone(), before.clone());
                 move || context.opens.get().map_or(0, |opens| opens.handles(node, &before))
             };
-            let extension = context.reader.extend(backing.file().clone(), handles, before, version).await;
+            let extension =
+                context.reader.extend_resident(backing.file().clone(), handles, before, version).await;
             Some(extension.ok_or_else(|| io::Error::other("what was appended cannot be passed through"))?)
         }
         None => None,

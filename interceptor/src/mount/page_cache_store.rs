@@ -129,7 +129,7 @@ fn store(StoreRequest { node, version, range }: StoreRequest, pages: &impl PageC
     if !node.stands_for(&version) {
         return;
     }
-    let Some(data) = reader.held(&version, &range) else {
+    let Some(data) = reader.cached_range(&version, &range) else {
         // The range is being fetched, or found no room in the cache. Its next read tries again.
         return version.activity().kernel_hints().note_hot_range(range);
     };
@@ -202,11 +202,7 @@ mod tests {
     struct NoOrigin;
 
     impl Origin for NoOrigin {
-        fn resolve<'a>(
-            &'a self,
-            _: &'a FileVersion,
-            _: Arrival,
-        ) -> BoxFuture<'a, Result<Layout, ReadError>> {
+        fn resolve<'a>(&'a self, _: &'a FileVersion, _: Arrival) -> BoxFuture<'a, Result<Layout, ReadError>> {
             unreachable!("all layouts are known")
         }
         fn read<'a>(

@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 
 use super::{Namespace, NodeId};
 use crate::prefetch::{Epochs, Walks};
-use crate::read::{Expected, Reader};
+use crate::read::{PrefetchReason, Reader};
 
 /// The order in which small files are read. Its methods are to be called from within the runtime.
 pub(crate) struct NextFilePrefetcher {
@@ -25,13 +25,13 @@ impl NextFilePrefetcher {
     /// Returns whether there were any.
     pub(crate) fn follow_walk(&self, namespace: &Namespace, reader: &Arc<Reader>, node: NodeId) -> bool {
         let Some((listing, index)) = namespace.listing_index(node) else { return false };
-        let (ahead, ledger) = {
+        let (ahead, stats) = {
             let mut walks = self.walks.lock();
-            (walks.observe(listing.id().into(), index), walks.ledger().clone())
+            (walks.observe(listing.id().into(), index), walks.stats().clone())
         };
-        let (expected, next) = (Expected::NextFile(ledger), listing.range(ahead));
+        let (expected, next) = (PrefetchReason::NextFile(stats), listing.range(ahead));
         for entry in &next {
-            if reader.fetch_small_file(entry, &expected).is_none() {
+            if reader.prefetch_small_file(entry, &expected).is_none() {
                 break;
             }
         }
@@ -50,19 +50,19 @@ impl NextFilePrefetcher {
         hit: bool,
     ) {
         let (capacity, budget) = reader.room_for_epochs();
-        let (files, ledger) = {
+        let (files, stats) = {
             let mut epochs = self.epochs.lock();
             // Resident files take room from the cache, and give it back.
             epochs.resize(capacity, budget);
             epochs.answered(hit);
-            (epochs.observe(node, size), epochs.ledger().clone())
+            (epochs.observe(node, size), epochs.stats().clone())
         };
-        let expected = Expected::Epoch(ledger);
+        let expected = PrefetchReason::Epoch(stats);
         for file in files {
             // A file that the kernel has forgotten, or that has changed, is skipped. If its number
             // was reused, another file is fetched in vain.
             let fetched = match namespace.named_entry(file) {
-                Some(entry) => reader.fetch_small_file(&entry, &expected),
+                Some(entry) => reader.prefetch_small_file(&entry, &expected),
                 None => Some(0),
             };
             match fetched {

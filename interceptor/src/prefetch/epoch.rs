@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 
-use super::ledger::Ledger;
+use super::stats::PrefetchStats;
 
 /// Most files that are remembered.
 const MOST_FILES: usize = 1 << 20;
@@ -103,7 +103,7 @@ struct Guesses {
     files: HashSet<u64, RandomState>,
     /// Bytes fetched.
     bytes: u64,
-    ledger: Arc<Ledger>,
+    stats: Arc<PrefetchStats>,
     /// When only the set is known: files of the epoch before up to this place have been looked at.
     looked_at: usize,
     failed: bool,
@@ -112,7 +112,7 @@ struct Guesses {
 impl Guesses {
     /// Bytes that were fetched and of which it is not known what will become of them.
     fn outstanding(&self) -> u64 {
-        let account = self.ledger.account();
+        let account = self.stats.account();
         self.bytes.saturating_sub(account.used + account.wasted)
     }
 }
@@ -171,7 +171,7 @@ impl Epochs {
     }
 
     /// A file that was advised is there, on its way, or gone for good; `bytes` had to be fetched, and are to be accounted for
-    /// in the [`ledger`](Self::ledger).
+    /// in the [`stats`](Self::stats).
     pub fn fetching(&mut self, file: u64, bytes: u64) {
         self.ahead.files.insert(file);
         self.ahead.bytes += bytes;
@@ -187,8 +187,8 @@ impl Epochs {
     }
 
     /// To be told of all bytes that are fetched for the present epoch.
-    pub fn ledger(&self) -> &Arc<Ledger> {
-        &self.ahead.ledger
+    pub fn stats(&self) -> &Arc<PrefetchStats> {
+        &self.ahead.stats
     }
 
     /// A file had its turn already.
@@ -286,7 +286,7 @@ impl Epochs {
     /// Whether predictions have gone wrong, now or before.
     fn is_at_fault(&mut self) -> bool {
         if self.pause == 0 && !self.ahead.failed {
-            let account = self.ahead.ledger.account();
+            let account = self.ahead.stats.account();
             // A few files wasted at the very beginning prove nothing.
             let much = account.wasted > self.budget / 4;
             self.ahead.failed = much && account.wasted * WASTE > account.used + account.wasted;

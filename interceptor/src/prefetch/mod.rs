@@ -9,11 +9,11 @@
 //!   names' bytes, so that who sorts the names is seen too.
 //! * [`Epochs`], among the small files of a mount: jobs that read the same files again and again, in the same order or not.
 //!
-//! A guess is paid back in a [`Ledger`]: the cache tells it, for each block, whether a reader came for it, and
+//! A guess is paid back in a [`PrefetchStats`]: the cache tells it, for each block, whether a reader came for it, and
 //! who guessed wrong guesses less.
 
 mod epoch;
-mod ledger;
+mod stats;
 mod stream;
 mod stride;
 #[cfg(test)]
@@ -22,6 +22,6 @@ mod walk;
 mod window;
 
 pub use epoch::Epochs;
-pub use ledger::Ledger;
-pub use stream::{Advice, Ahead, Pattern, Streams};
+pub use stats::PrefetchStats;
+pub use stream::{AccessPattern, ReadAhead, StreamAdvice, Streams};
 pub use walk::Walks;

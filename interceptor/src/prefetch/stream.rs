@@ -16,7 +16,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::ledger::Ledger;
+use super::stats::PrefetchStats;
 use super::stride::Strides;
 use super::window::Window;
 
@@ -68,7 +68,7 @@ struct Stream {
 
 /// How a read relates to those before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pattern {
+pub enum AccessPattern {
     /// Not at all.
     Random,
     /// It continues a stream, so that all bytes around it will be wanted.
@@ -82,22 +82,22 @@ pub enum Pattern {
 
 /// What follows from one read.
 #[derive(Debug)]
-pub struct Advice {
+pub struct StreamAdvice {
     /// What kind of read it was.
-    pub pattern: Pattern,
+    pub pattern: AccessPattern,
     /// What to fetch ahead, if anything is due.
-    pub ahead: Option<Ahead>,
+    pub ahead: Option<ReadAhead>,
 }
 
 /// Ranges to fetch before they are asked for.
 #[derive(Debug)]
-pub struct Ahead {
+pub struct ReadAhead {
     /// Who advises it.
     pub(super) stream: u64,
     /// What to fetch, in bytes of the file, the first to be read first; never empty, nor beyond the end of the file.
     pub ranges: Vec<Range<u64>>,
     /// To be told of every byte that is fetched for this.
-    pub ledger: Arc<Ledger>,
+    pub stats: Arc<PrefetchStats>,
 }
 
 impl Streams {
@@ -107,7 +107,7 @@ impl Streams {
     }
 
     /// Takes note of a read of `len` bytes at `offset`. Windows do not grow beyond `max_window` bytes.
-    pub fn observe(&mut self, offset: u64, len: u64, max_window: u64) -> Advice {
+    pub fn observe(&mut self, offset: u64, len: u64, max_window: u64) -> StreamAdvice {
         self.clock += 1;
         if let Some(advice) = self.strides.follow(offset, len, max_window, self.size) {
             return advice;
@@ -115,7 +115,7 @@ impl Streams {
         let size = self.size;
         let stream = self.belongs_to(offset, len, max_window);
         if stream.is_recognised() && !stream.skips() {
-            return Advice { pattern: Pattern::Sequential, ahead: stream.advise(size) };
+            return StreamAdvice { pattern: AccessPattern::Sequential, ahead: stream.advise(size) };
         }
         let number = self.clock;
         if let Some(advice) = self.strides.find(number, offset, len, max_window, size) {
@@ -124,9 +124,9 @@ impl Streams {
             return advice;
         }
         let Some(stream) = self.streams.iter_mut().find(|s| s.used == number && s.is_recognised()) else {
-            return Advice { pattern: Pattern::Random, ahead: None };
+            return StreamAdvice { pattern: AccessPattern::Random, ahead: None };
         };
-        Advice { pattern: Pattern::Sequential, ahead: stream.advise(size) }
+        StreamAdvice { pattern: AccessPattern::Sequential, ahead: stream.advise(size) }
     }
 
     /// What of `range` nobody has asked for, of whom this file's streams know, if it is for a reader at byte `head` whom none of them
@@ -143,7 +143,7 @@ impl Streams {
     }
 
     /// Takes back advice from byte `from` of one of its ranges on: it was not followed, because there was no room.
-    pub fn decline(&mut self, ahead: &Ahead, from: u64) {
+    pub fn decline(&mut self, ahead: &ReadAhead, from: u64) {
         match self.streams.iter_mut().find(|stream| stream.id == ahead.stream) {
             Some(stream) => stream.advised = from.clamp(stream.end.min(stream.advised), stream.advised),
             None => self.strides.decline(ahead, from),
@@ -223,7 +223,7 @@ impl Stream {
         self.read < (self.end - self.start) / 2
     }
 
-    fn advise(&mut self, size: u64) -> Option<Ahead> {
+    fn advise(&mut self, size: u64) -> Option<ReadAhead> {
         self.advised = self.advised.max(self.end);
         // Half a window at a time: asking for a sliver at every read would cost more than it brings.
         if self.advised - self.end > self.window.size() / 2 {
@@ -235,6 +235,6 @@ impl Stream {
         }
         self.advised = range.end;
         self.is_ahead = true;
-        Some(Ahead { stream: self.id, ranges: vec![range], ledger: self.window.ledger().clone() })
+        Some(ReadAhead { stream: self.id, ranges: vec![range], stats: self.window.stats().clone() })
     }
 }

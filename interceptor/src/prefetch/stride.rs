@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use super::stream::{Advice, Ahead, Pattern};
+use super::stream::{AccessPattern, ReadAhead, StreamAdvice};
 use super::window::Window;
 
 /// Series followed in one file.
@@ -61,8 +61,14 @@ struct Series {
 }
 
 impl Strides {
-    /// Advice for a read that continues a series.
-    pub(super) fn follow(&mut self, offset: u64, len: u64, max_window: u64, size: u64) -> Option<Advice> {
+    /// StreamAdvice for a read that continues a series.
+    pub(super) fn follow(
+        &mut self,
+        offset: u64,
+        len: u64,
+        max_window: u64,
+        size: u64,
+    ) -> Option<StreamAdvice> {
         self.clock += 1;
         let (series, step) = self.series.iter_mut().find_map(|series| {
             let step = series.step_at(offset, len)?;
@@ -83,7 +89,7 @@ impl Strides {
         Some(series.advise(max_window, size))
     }
 
-    /// Advice for a read that, with others before it, makes a new series; `number` will be its name.
+    /// StreamAdvice for a read that, with others before it, makes a new series; `number` will be its name.
     pub(super) fn find(
         &mut self,
         number: u64,
@@ -91,7 +97,7 @@ impl Strides {
         len: u64,
         max_window: u64,
         size: u64,
-    ) -> Option<Advice> {
+    ) -> Option<StreamAdvice> {
         let Some(first) = self.first_of(offset, len) else {
             if self.latest.len() == LATEST {
                 self.latest.pop_front();
@@ -128,7 +134,7 @@ impl Strides {
     }
 
     /// Takes advice back; see [`super::Streams::decline`].
-    pub(super) fn decline(&mut self, ahead: &Ahead, from: u64) {
+    pub(super) fn decline(&mut self, ahead: &ReadAhead, from: u64) {
         let Some(series) = self.series.iter_mut().find(|series| series.id == ahead.stream) else { return };
         let Some(place) = ahead.ranges.iter().position(|range| range.contains(&from)) else { return };
         series.advised = series.advised.saturating_sub((ahead.ranges.len() - place) as u64);
@@ -184,15 +190,15 @@ impl Series {
         [step, step + 1].into_iter().find(|step| near.contains(step) && expected(step))
     }
 
-    fn advise(&mut self, max_window: u64, size: u64) -> Advice {
-        let pattern = Pattern::Strided { stride: self.stride() };
+    fn advise(&mut self, max_window: u64, size: u64) -> StreamAdvice {
+        let pattern = AccessPattern::Strided { stride: self.stride() };
         if self.steps < self.believed {
-            return Advice { pattern: Pattern::Random, ahead: None };
+            return StreamAdvice { pattern: AccessPattern::Random, ahead: None };
         }
         let count = (self.window.size().min(max_window) / self.len.max(1)).min(MOST_AHEAD);
         self.advised = self.advised.max(self.steps);
         if self.advised - self.steps > count / 2 {
-            return Advice { pattern, ahead: None };
+            return StreamAdvice { pattern, ahead: None };
         }
         let range = |step: u64| -> Option<Range<u64>> {
             let start = u64::try_from(self.place(step)).ok().filter(|start| *start < size)?;
@@ -200,11 +206,11 @@ impl Series {
         };
         let ranges: Vec<_> = (self.advised + 1..=self.steps + count).map_while(range).collect();
         self.advised += ranges.len() as u64;
-        let ahead = (!ranges.is_empty()).then(|| Ahead {
+        let ahead = (!ranges.is_empty()).then(|| ReadAhead {
             stream: self.id,
             ranges,
-            ledger: self.window.ledger().clone(),
+            stats: self.window.stats().clone(),
         });
-        Advice { pattern, ahead }
+        StreamAdvice { pattern, ahead }
     }
 }

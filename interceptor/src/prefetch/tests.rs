@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::{Ledger, Pattern, Streams};
+use super::{AccessPattern, PrefetchStats, Streams};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -21,7 +21,7 @@ const PIECE: u64 = 16 * KIB;
 #[derive(Default)]
 struct Simulation {
     /// For each piece that is there whether somebody read it, and who is to be told.
-    pieces: HashMap<u64, (bool, Arc<Ledger>)>,
+    pieces: HashMap<u64, (bool, Arc<PrefetchStats>)>,
     order: VecDeque<u64>,
     capacity: usize,
     read: u64,
@@ -42,10 +42,10 @@ impl Simulation {
         for (offset, len) in reads {
             for piece in pieces(&(offset..offset + len)) {
                 self.read += PIECE;
-                if let Some((is_read, ledger)) = self.pieces.get_mut(&piece) {
+                if let Some((is_read, stats)) = self.pieces.get_mut(&piece) {
                     self.hit += PIECE;
                     if !std::mem::replace(is_read, true) {
-                        ledger.used(PIECE);
+                        stats.used(PIECE);
                     }
                 }
             }
@@ -53,7 +53,7 @@ impl Simulation {
             for range in &ahead.ranges {
                 assert!(!range.is_empty() && range.end <= size, "{range:?}");
                 self.widest = self.widest.max(range.end - range.start);
-                pieces(range).for_each(|piece| self.fetch(piece, &ahead.ledger));
+                pieces(range).for_each(|piece| self.fetch(piece, &ahead.stats));
             }
         }
         let left: Vec<u64> = self.order.drain(..).collect();
@@ -61,12 +61,12 @@ impl Simulation {
         self
     }
 
-    fn fetch(&mut self, piece: u64, ledger: &Arc<Ledger>) {
+    fn fetch(&mut self, piece: u64, stats: &Arc<PrefetchStats>) {
         if self.pieces.contains_key(&piece) {
             return;
         }
         self.fetched += PIECE;
-        self.pieces.insert(piece, (false, ledger.clone()));
+        self.pieces.insert(piece, (false, stats.clone()));
         self.order.push_back(piece);
         if self.order.len() > self.capacity
             && let Some(oldest) = self.order.pop_front()
@@ -76,8 +76,8 @@ impl Simulation {
     }
 
     fn evict(&mut self, piece: u64) {
-        if let Some((false, ledger)) = self.pieces.remove(&piece) {
-            ledger.wasted(PIECE);
+        if let Some((false, stats)) = self.pieces.remove(&piece) {
+            stats.wasted(PIECE);
             self.wasted += PIECE;
         }
     }
@@ -117,7 +117,7 @@ fn a_sequential_reader_finds_all_but_its_first_read_fetched() {
 #[test]
 fn a_header_read_fetches_nothing_ahead() {
     let advice = Streams::new(GIB).observe(0, 4096, MAX);
-    assert_eq!(advice.pattern, Pattern::Random);
+    assert_eq!(advice.pattern, AccessPattern::Random);
     assert!(advice.ahead.is_none());
 }
 

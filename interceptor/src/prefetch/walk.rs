@@ -9,7 +9,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::ledger::Ledger;
+use super::stats::PrefetchStats;
 
 /// Walks followed at the same time.
 const WALKS: usize = 16;
@@ -28,7 +28,7 @@ const WINDOW: Range<usize> = 8..64;
 #[derive(Debug, Default)]
 pub struct Walks {
     walks: Vec<Walk>,
-    ledger: Arc<Ledger>,
+    stats: Arc<PrefetchStats>,
     clock: u64,
 }
 
@@ -48,7 +48,7 @@ impl Walks {
     pub fn observe(&mut self, listing: u64, index: usize) -> Range<usize> {
         self.clock += 1;
         let used = self.clock;
-        let account = self.ledger.account();
+        let account = self.stats.account();
         let is_wary = account.wasted * WASTE > account.used + account.wasted;
         let Some(walk) = self.walks.iter_mut().find(|walk| walk.listing == listing) else {
             let walk = Walk { listing, at: index, steps: 0, window: 0, advised: 0, used };
@@ -72,8 +72,8 @@ impl Walks {
     }
 
     /// To be told of all bytes that are fetched for walks.
-    pub fn ledger(&self) -> &Arc<Ledger> {
-        &self.ledger
+    pub fn stats(&self) -> &Arc<PrefetchStats> {
+        &self.stats
     }
 }
 
@@ -135,9 +135,9 @@ mod tests {
             (0..100).position(|index| !walks.observe(listing, index).is_empty()).unwrap()
         };
         assert_eq!(steps(&mut walks, 1), 2);
-        walks.ledger().wasted(10);
+        walks.stats().wasted(10);
         assert_eq!(steps(&mut walks, 2), 8);
-        walks.ledger().used(70);
+        walks.stats().used(70);
         assert_eq!(steps(&mut walks, 3), 2);
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::ledger::{Account, Ledger};
+use super::stats::{Account, PrefetchStats};
 
 /// Of what a window brought, more than one part in this many wasted makes it shrink.
 const WASTE: u64 = 8;
@@ -20,15 +20,15 @@ pub(super) struct Window {
     consumed: u64,
     /// How many windows it must take before the next is twice as large.
     patience: u64,
-    ledger: Arc<Ledger>,
-    /// The ledger when the size last changed.
+    stats: Arc<PrefetchStats>,
+    /// The stats when the size last changed.
     seen: Account,
 }
 
 impl Window {
     /// A window of `size` bytes that will not shrink below `least`.
     pub(super) fn new(size: u64, least: u64) -> Self {
-        Self { size, least, consumed: 0, patience: 1, ledger: Arc::default(), seen: Account::default() }
+        Self { size, least, consumed: 0, patience: 1, stats: Arc::default(), seen: Account::default() }
     }
 
     /// Bytes to be ahead of the reader.
@@ -37,14 +37,14 @@ impl Window {
     }
 
     /// Where the outcome of the fetches is to be written.
-    pub(super) fn ledger(&self) -> &Arc<Ledger> {
-        &self.ledger
+    pub(super) fn stats(&self) -> &Arc<PrefetchStats> {
+        &self.stats
     }
 
     /// The reader took `bytes`; the window may be `limit` bytes at most now.
     pub(super) fn consume(&mut self, bytes: u64, limit: u64) {
         self.consumed += bytes;
-        let account = self.ledger.account();
+        let account = self.stats.account();
         let new = account.since(self.seen);
         if new.wasted * WASTE > new.used {
             self.size = (self.size / 2).max(self.least);
@@ -72,14 +72,14 @@ mod tests {
         assert_eq!(window.size(), 8);
         window.consume(1, 100);
         assert_eq!(window.size(), 16);
-        window.ledger().used(80);
-        window.ledger().wasted(11);
+        window.stats().used(80);
+        window.stats().wasted(11);
         window.consume(1, 100);
         assert_eq!(window.size(), 8);
         window.consume(1, 100);
         assert_eq!(window.size(), 8, "waste counts once");
         (0..5).for_each(|_| {
-            window.ledger().wasted(1);
+            window.stats().wasted(1);
             window.consume(1, 100);
         });
         assert_eq!(window.size(), 2);

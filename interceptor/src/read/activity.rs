@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::grain::{Access, HOT};
 use super::kernel_hints::KernelHints;
 use crate::cache::resident::ResidentFile;
-use crate::prefetch::{Pattern, Streams};
+use crate::prefetch::{AccessPattern, Streams};
 
 /// Files up to this size, in bytes, are one or two fetches: readahead would gain nothing.
 const MIN_STREAMED_SIZE: u64 = 1 << 20;
@@ -75,7 +75,7 @@ impl FileActivity {
     }
 
     /// Counts a read of one of the layout's `objects`, and says how the object is being read.
-    pub(super) fn access(&self, index: usize, objects: usize, pattern: Pattern) -> Access {
+    pub(super) fn access(&self, index: usize, objects: usize, pattern: AccessPattern) -> Access {
         if let Some(access) = Access::of(pattern) {
             return access;
         }

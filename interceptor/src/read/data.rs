@@ -13,7 +13,7 @@ static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
 /// The bytes of a read. They stay in the cache's memory (pinned there until this is dropped) unless they had to be
 /// gathered from several places.
 #[derive(Debug)]
-pub struct Data(Repr);
+pub struct ReadData(Repr);
 
 #[derive(Debug)]
 enum Repr {
@@ -23,7 +23,7 @@ enum Repr {
     Gathered(Vec<u8>),
 }
 
-impl Data {
+impl ReadData {
     pub(super) fn empty() -> Self {
         Self(Repr::Static(&[]))
     }
@@ -54,7 +54,7 @@ impl Data {
     }
 
     /// The parts one after the other; copied only if there are several.
-    pub(super) fn join(mut parts: Vec<Data>) -> Self {
+    pub(super) fn join(mut parts: Vec<ReadData>) -> Self {
         if parts.len() == 1 {
             return parts.swap_remove(0);
         }
@@ -66,7 +66,7 @@ impl Data {
     }
 }
 
-impl Deref for Data {
+impl Deref for ReadData {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {

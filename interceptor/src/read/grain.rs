@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::layout::Object;
 use crate::cache::{BlockKey, BlockPart, Cache};
-use crate::prefetch::Pattern;
+use crate::prefetch::AccessPattern;
 
 /// Chunks up to this size are fetched whole: it is more than SeaweedFS makes by default (2 MiB through a mount, 4 MiB
 /// through a filer, 8 MiB through S3). What is larger is fetched in pieces of [`LARGE_SHIFT`].
@@ -43,11 +43,11 @@ pub(super) enum Access {
 
 impl Access {
     /// What follows from the pattern of a file's reads alone; nothing for random ones.
-    pub(super) fn of(pattern: Pattern) -> Option<Self> {
+    pub(super) fn of(pattern: AccessPattern) -> Option<Self> {
         match pattern {
-            Pattern::Random => None,
-            Pattern::Sequential => Some(Self::Sequential),
-            Pattern::Strided { stride } => Some(Self::Strided { stride }),
+            AccessPattern::Random => None,
+            AccessPattern::Sequential => Some(Self::Sequential),
+            AccessPattern::Strided { stride } => Some(Self::Strided { stride }),
         }
     }
 

@@ -52,19 +52,19 @@ use tokio::sync::Semaphore;
 use crate::arrival::Arrival;
 use crate::cache::resident::Worth;
 use crate::cache::{Cache, Joined, PrefetchOutcome, Readable};
-use crate::prefetch::Pattern;
+use crate::prefetch::AccessPattern;
 use crate::telemetry::metrics::{Metrics, Source, Trigger};
 
 pub use activity::FileActivity;
-pub use data::Data;
+pub use data::ReadData;
 pub use error::ReadError;
 pub use kernel_hints::KernelHints;
 pub use layout::{Encoding, Layout, Object};
 pub use origin::{Origin, OriginError};
-pub use prefetcher::{Expected, SMALL_FILE};
-pub use seaweedfs::Cluster;
+pub use prefetcher::{MAX_SMALL_FILE_SIZE, PrefetchReason};
+pub use seaweedfs::ClusterOrigin;
 pub use version::FileVersion;
-pub use warm::{WarmError, Warmup};
+pub use warm::{WarmupError, WarmupRequest};
 
 use grain::{Access, Located};
 use layout::Segment;
@@ -73,11 +73,11 @@ use prefetcher::{PrefetchReporter, Prefetcher};
 use promote::Promoter;
 
 /// A read that was answered at once, or will be.
-pub enum Answer {
+pub enum ReadReply {
     /// The bytes; fewer than were asked for only at the end of the file.
-    Ready(Data),
+    Ready(ReadData),
     /// Resolves when what is missing has been fetched.
-    Pending(BoxFuture<'static, Result<Data, ReadError>>),
+    Pending(BoxFuture<'static, Result<ReadData, ReadError>>),
 }
 
 /// Answers reads of all files of a mount.
@@ -132,26 +132,26 @@ impl Reader {
     }
 
     /// Up to `len` bytes of `file` from `offset` on. Never blocks.
-    pub fn read(self: &Arc<Self>, file: &Arc<FileVersion>, offset: u64, len: usize) -> Answer {
+    pub fn read(self: &Arc<Self>, file: &Arc<FileVersion>, offset: u64, len: usize) -> ReadReply {
         let begun = Arrival::now();
         file.activity().mark_read();
         if let Some(data) =
-            file.activity().resident().and_then(|resident| Data::resident(&resident, offset, len))
+            file.activity().resident().and_then(|resident| ReadData::resident(&resident, offset, len))
         {
             self.metrics.read(Source::Registered, data.len() as u64, begun.elapsed());
-            return Answer::Ready(data);
+            return ReadReply::Ready(data);
         }
         let Some(layout) = file.layout_now() else {
             let (reader, file) = (self.clone(), file.clone());
-            return Answer::Pending(
+            return ReadReply::Pending(
                 async move {
                     let was_remote = file.is_remote();
                     let layout = reader.layout(&file, begun).await?;
                     // Bringing an object into the cluster may take longer than a read may.
                     let begun = if was_remote { Arrival::now() } else { begun };
                     match reader.read_laid_out(&file, layout, offset, len, begun) {
-                        Answer::Ready(data) => Ok(data),
-                        Answer::Pending(rest) => rest.await,
+                        ReadReply::Ready(data) => Ok(data),
+                        ReadReply::Pending(rest) => rest.await,
                     }
                 }
                 .boxed(),
@@ -178,18 +178,18 @@ impl Reader {
         offset: u64,
         len: usize,
         begun: Arrival,
-    ) -> Answer {
+    ) -> ReadReply {
         let end = offset.saturating_add(len as u64).min(layout.size());
         if offset >= end {
-            return Answer::Ready(Data::empty());
+            return ReadReply::Ready(ReadData::empty());
         }
         let pattern = self.prefetcher.observe(file, layout, offset..end);
         let mut parts = Vec::with_capacity(1);
         let mut missing = Vec::new();
         for segment in layout.segments(offset, end) {
             match segment {
-                Segment::Inline(bytes) => parts.push(Some(Data::shared(bytes))),
-                Segment::Zeros(len) => parts.push(Some(Data::zeros(len))),
+                Segment::Inline(bytes) => parts.push(Some(ReadData::shared(bytes))),
+                Segment::Zeros(len) => parts.push(Some(ReadData::zeros(len))),
                 Segment::Object { index, range } => {
                     let object = &layout.objects()[index];
                     let access = file.activity().access(index, layout.objects().len(), pattern);
@@ -197,7 +197,7 @@ impl Reader {
                         match self.loader.load(object, located.key, begun) {
                             Joined::Landed(loaded) => {
                                 self.note_use(file, &located, &loaded.block, pattern);
-                                parts.push(Some(Data::block(loaded.block, located.range)));
+                                parts.push(Some(ReadData::block(loaded.block, located.range)));
                             }
                             Joined::Waiting(outcome) => {
                                 missing.push((parts.len(), outcome, located));
@@ -214,25 +214,25 @@ impl Reader {
         // Its blocks are found, or on their way by now: a promotion that was over before would have given them up, and this
         // read would fetch them again.
         if file.activity().note_read(end - offset) {
-            let worth = if file.size() <= SMALL_FILE { Worth::IfRoom } else { Worth::IfReused };
+            let worth = if file.size() <= MAX_SMALL_FILE_SIZE { Worth::IfRoom } else { Worth::IfReused };
             self.consider(file, worth);
         }
         if missing.is_empty() {
-            let data = Data::join(parts.into_iter().flatten().collect());
+            let data = ReadData::join(parts.into_iter().flatten().collect());
             self.metrics.read(Source::Registered, data.len() as u64, begun.elapsed());
-            return Answer::Ready(data);
+            return ReadReply::Ready(data);
         }
         let (reader, file) = (self.clone(), file.clone());
-        Answer::Pending(
+        ReadReply::Pending(
             async move {
                 let mut source = Source::Registered;
                 for (index, outcome, located) in missing {
                     let loaded = outcome.await?;
                     reader.note_use(&file, &located, &loaded.block, pattern);
                     source = loaded.source;
-                    parts[index] = Some(Data::block(loaded.block, located.range));
+                    parts[index] = Some(ReadData::block(loaded.block, located.range));
                 }
-                let data = Data::join(parts.into_iter().flatten().collect());
+                let data = ReadData::join(parts.into_iter().flatten().collect());
                 reader.metrics.read(source, data.len() as u64, begun.elapsed());
                 Ok(data)
             }
@@ -240,9 +240,9 @@ impl Reader {
         )
     }
 
-    fn note_use(&self, file: &Arc<FileVersion>, located: &Located, block: &Readable, pattern: Pattern) {
+    fn note_use(&self, file: &Arc<FileVersion>, located: &Located, block: &Readable, pattern: AccessPattern) {
         block.mark_read(&located.range);
-        if pattern != Pattern::Random && self.cache.consumed(&located.key, block, located.range.len()) {
+        if pattern != AccessPattern::Random && self.cache.consumed(&located.key, block, located.range.len()) {
             self.consider(file, Worth::ReadAgain);
         }
     }

@@ -18,23 +18,23 @@ use super::loader::BlockLoader;
 use super::seaweedfs::chunks::known_layout;
 use super::{FileVersion, Reader};
 use crate::cache::{BlockKey, Cache, PrefetchOutcome};
-use crate::prefetch::{Ahead, Ledger, Pattern};
+use crate::prefetch::{AccessPattern, PrefetchStats, ReadAhead};
 use crate::seaweed::entry::{Content, Entry};
 use crate::telemetry::metrics::{Metrics, Outcome, Trigger};
 
 /// Files up to this size, in bytes, are fetched whole when their turn seems to come.
-pub const SMALL_FILE: u64 = 1 << 20;
+pub const MAX_SMALL_FILE_SIZE: u64 = 1 << 20;
 /// No stream is run further ahead of its reader, in bytes: as much keeps more than 100 Gbit/s busy
 /// at 1 ms to a volume server, and more would only displace other blocks.
 const MAX_WINDOW: u64 = 32 << 20;
 
 /// Why a small file is expected to be read next, with the account of that guess.
 #[derive(Debug)]
-pub enum Expected {
+pub enum PrefetchReason {
     /// It comes next in its directory.
-    NextFile(Arc<Ledger>),
+    NextFile(Arc<PrefetchStats>),
     /// It was read in the epoch before.
-    Epoch(Arc<Ledger>),
+    Epoch(Arc<PrefetchStats>),
 }
 
 /// Starts fetches that no reader has asked for.
@@ -69,10 +69,10 @@ impl Prefetcher {
 
     /// Shows a read to the streams of its file, fetches ahead what they advise, and returns how the
     /// read fits in.
-    pub(super) fn observe(&self, file: &FileVersion, layout: &Layout, read: Range<u64>) -> Pattern {
-        let Some(streams) = file.activity().streams() else { return Pattern::Random };
+    pub(super) fn observe(&self, file: &FileVersion, layout: &Layout, read: Range<u64>) -> AccessPattern {
+        let Some(streams) = file.activity().streams() else { return AccessPattern::Random };
         let advice = streams.lock().observe(read.start, read.end - read.start, self.max_window);
-        if advice.pattern != Pattern::Random {
+        if advice.pattern != AccessPattern::Random {
             file.activity().kernel_hints().deferred.note_streamed(Instant::now());
         }
         if let Some(ahead) = &advice.ahead
@@ -89,15 +89,15 @@ impl Prefetcher {
         &self,
         file: &FileVersion,
         layout: &Layout,
-        ahead: &Ahead,
-        pattern: Pattern,
+        ahead: &ReadAhead,
+        pattern: AccessPattern,
     ) -> Result<(), u64> {
         let Some(access) = Access::of(pattern) else { return Ok(()) };
         let trigger = match access {
             Access::Strided { .. } => Trigger::Strided,
             Access::Sequential | Access::Random { .. } => Trigger::Sequential,
         };
-        let outcome = self.reporter(trigger, &ahead.ledger);
+        let outcome = self.reporter(trigger, &ahead.stats);
         ahead.ranges.iter().try_for_each(|range| self.fetch_range(file, layout, range, access, &outcome))
     }
 
@@ -148,7 +148,9 @@ impl Prefetcher {
     /// there is no room.
     fn fetch_small(&self, layout: &Layout, outcome: &Arc<dyn PrefetchOutcome>) -> Option<u64> {
         let mut bytes = 0;
-        for object in layout.objects().iter().filter(|object| (1..=SMALL_FILE).contains(&object.size)) {
+        for object in
+            layout.objects().iter().filter(|object| (1..=MAX_SMALL_FILE_SIZE).contains(&object.size))
+        {
             let all = 0..object.size;
             for key in grain::large_blocks(object, &all).filter(|key| self.loader.is_absent(key)) {
                 if !self.loader.prefetch(object, key, outcome, self.never.clone(), ()) {
@@ -160,17 +162,17 @@ impl Prefetcher {
         Some(bytes)
     }
 
-    /// Reports prefetched blocks to the metrics, and to the `ledger` of the predictor that advised them.
-    pub(super) fn reporter(&self, trigger: Trigger, ledger: &Arc<Ledger>) -> Arc<dyn PrefetchOutcome> {
-        PrefetchReporter::new(trigger, &self.metrics, Some(ledger.clone()))
+    /// Reports prefetched blocks to the metrics, and to the `stats` of the predictor that advised them.
+    pub(super) fn reporter(&self, trigger: Trigger, stats: &Arc<PrefetchStats>) -> Arc<dyn PrefetchOutcome> {
+        PrefetchReporter::new(trigger, &self.metrics, Some(stats.clone()))
     }
 }
 
 impl Reader {
     /// Starts to fetch a file that was opened for the first time, if it is small: its first read is
     /// sure to come, and joins the fetch.
-    pub fn fetch_opened(&self, file: &FileVersion) {
-        if file.size() <= SMALL_FILE
+    pub fn prefetch_opened(&self, file: &FileVersion) {
+        if file.size() <= MAX_SMALL_FILE_SIZE
             && self.resident(file).is_none()
             && let Some(layout) = file.layout_now()
         {
@@ -178,18 +180,18 @@ impl Reader {
         }
     }
 
-    /// Starts to fetch what is missing of a file of at most [`SMALL_FILE`] bytes that is expected to
+    /// Starts to fetch what is missing of a file of at most [`MAX_SMALL_FILE_SIZE`] bytes that is expected to
     /// be read next; larger files are left alone. Returns how many bytes that is, or `None` if there
     /// is no room.
-    pub fn fetch_small_file(&self, entry: &Entry, expected: &Expected) -> Option<u64> {
-        let is_small = entry.attr.size <= SMALL_FILE && matches!(entry.content, Content::Chunks(_));
+    pub fn prefetch_small_file(&self, entry: &Entry, expected: &PrefetchReason) -> Option<u64> {
+        let is_small = entry.attr.size <= MAX_SMALL_FILE_SIZE && matches!(entry.content, Content::Chunks(_));
         if !is_small || self.is_resident(entry) {
             return Some(0);
         }
         let Some(layout) = known_layout(entry) else { return Some(0) };
         let outcome = match expected {
-            Expected::NextFile(ledger) => self.prefetcher.reporter(Trigger::NextFile, ledger),
-            Expected::Epoch(ledger) => self.prefetcher.reporter(Trigger::Epoch, ledger),
+            PrefetchReason::NextFile(stats) => self.prefetcher.reporter(Trigger::NextFile, stats),
+            PrefetchReason::Epoch(stats) => self.prefetcher.reporter(Trigger::Epoch, stats),
         };
         self.prefetcher.fetch_small(&layout, &outcome)
     }
@@ -206,16 +208,16 @@ pub(super) struct PrefetchReporter {
     trigger: Trigger,
     metrics: Arc<Metrics>,
     /// Of the predictor that advised them, if it learns from the outcome.
-    ledger: Option<Arc<Ledger>>,
+    stats: Option<Arc<PrefetchStats>>,
 }
 
 impl PrefetchReporter {
     pub(super) fn new(
         trigger: Trigger,
         metrics: &Arc<Metrics>,
-        ledger: Option<Arc<Ledger>>,
+        stats: Option<Arc<PrefetchStats>>,
     ) -> Arc<dyn PrefetchOutcome> {
-        Arc::new(Self { trigger, metrics: metrics.clone(), ledger })
+        Arc::new(Self { trigger, metrics: metrics.clone(), stats })
     }
 }
 
@@ -232,15 +234,15 @@ impl PrefetchOutcome for PrefetchReporter {
 
     fn used(&self, bytes: usize) {
         self.metrics.prefetch(self.trigger, Outcome::Used, bytes as u64);
-        if let Some(ledger) = &self.ledger {
-            ledger.used(bytes as u64);
+        if let Some(stats) = &self.stats {
+            stats.used(bytes as u64);
         }
     }
 
     fn wasted(&self, bytes: usize) {
         self.metrics.prefetch(self.trigger, Outcome::Wasted, bytes as u64);
-        if let Some(ledger) = &self.ledger {
-            ledger.wasted(bytes as u64);
+        if let Some(stats) = &self.stats {
+            stats.wasted(bytes as u64);
         }
     }
 }

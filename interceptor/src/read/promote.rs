@@ -19,10 +19,10 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::data::Data;
+use super::data::ReadData;
 use super::grain::{self, Located};
 use super::layout::{Layout, Object, Segment};
-use super::{FileVersion, ReadError, Reader, SMALL_FILE};
+use super::{FileVersion, MAX_SMALL_FILE_SIZE, ReadError, Reader};
 use crate::arrival::Arrival;
 use crate::cache::BlockKey;
 use crate::cache::resident::{Candidate, Extension, Promotion, ResidentFile, Residents, Worth};
@@ -71,7 +71,7 @@ impl Promoter {
             return true;
         }
         let Some(candidate) = self.residents.want(id, version.size(), worth) else { return false };
-        let lane = if version.size() <= SMALL_FILE { &self.small } else { &self.large };
+        let lane = if version.size() <= MAX_SMALL_FILE_SIZE { &self.small } else { &self.large };
         lane.try_send(Wanted { version: version.clone(), candidate }).is_ok()
     }
 }
@@ -103,7 +103,7 @@ struct Piece {
 }
 
 /// The bytes of a part, and the key of its block if that was fetched for this alone.
-type FetchedPiece = Result<(Data, Option<BlockKey>), ReadError>;
+type FetchedPiece = Result<(ReadData, Option<BlockKey>), ReadError>;
 
 enum PieceOrigin {
     Bytes(Bytes),
@@ -163,7 +163,7 @@ impl Reader {
 
     /// Writes behind the resident file of `before` what `version`, which begins with the same bytes, has more. The file is passed
     /// through for as many handles of the first as `handles` tells. None if it cannot be done; the file is then as it was.
-    pub(crate) async fn extend(
+    pub(crate) async fn extend_resident(
         self: &Arc<Self>,
         file: Arc<ResidentFile>,
         handles: impl Fn() -> u32 + Send + 'static,
@@ -230,11 +230,11 @@ impl Reader {
     /// The bytes of a part, and the key of its block if that had to be fetched.
     async fn piece(self: Arc<Self>, origin: PieceOrigin) -> FetchedPiece {
         let (object, located) = match origin {
-            PieceOrigin::Bytes(bytes) => return Ok((Data::shared(bytes), None)),
+            PieceOrigin::Bytes(bytes) => return Ok((ReadData::shared(bytes), None)),
             PieceOrigin::Block(object, located) => (object, located),
         };
         let (block, was_fetched) = self.loader.load_below_readers(&object, located.key).await?;
-        Ok((Data::block(block, located.range), was_fetched.then_some(located.key)))
+        Ok((ReadData::block(block, located.range), was_fetched.then_some(located.key)))
     }
 }
 

@@ -251,10 +251,10 @@ impl Mounted {
         Self { runtime, needles, cache, metrics, reader }
     }
 
-    fn read(&self, file: &Arc<FileVersion>, offset: u64, len: usize) -> Result<Data, ReadError> {
+    fn read(&self, file: &Arc<FileVersion>, offset: u64, len: usize) -> Result<ReadData, ReadError> {
         match self.reader.read(file, offset, len) {
-            Answer::Ready(data) => Ok(data),
-            Answer::Pending(rest) => self.runtime.block_on(rest),
+            ReadReply::Ready(data) => Ok(data),
+            ReadReply::Pending(rest) => self.runtime.block_on(rest),
         }
     }
 }
@@ -266,7 +266,7 @@ fn a_second_read_is_answered_at_once() {
     let file = version(Content::Chunks(Arc::new([chunk])), 100_000);
     let mounted = Mounted::new(needles);
     let first = mounted.read(&file, 0, 4096).unwrap();
-    assert!(matches!(mounted.reader.read(&file, 4096, 4096), Answer::Ready(_)));
+    assert!(matches!(mounted.reader.read(&file, 4096, 4096), ReadReply::Ready(_)));
     assert_eq!(mounted.needles.fetches.load(Ordering::Relaxed), 1);
     assert_eq!(first.len(), 4096);
     let totals = mounted.metrics.totals();
@@ -311,7 +311,7 @@ fn a_chunk_read_at_random_again_and_again_is_fetched_whole() {
         Some(outcome) => drop(mounted.runtime.block_on(outcome).unwrap()),
         None => assert!(mounted.cache.contains(&whole), "the chunk should be on its way or there"),
     }
-    assert!(matches!(mounted.reader.read(&file, 1 << 20, 1 << 20), Answer::Ready(_)));
+    assert!(matches!(mounted.reader.read(&file, 1 << 20, 1 << 20), ReadReply::Ready(_)));
 }
 
 #[test]
@@ -435,8 +435,8 @@ fn readers_that_wait_for_one_list_of_chunks_share_its_failure() {
     let file = version(Content::Chunks(Arc::new([manifest.clone()])), 1000);
     let reads: Vec<_> = (0..READERS)
         .map(|_| match mounted.reader.read(&file, 0, 1000) {
-            Answer::Pending(read) => read,
-            Answer::Ready(_) => panic!("nothing is known of the file"),
+            ReadReply::Pending(read) => read,
+            ReadReply::Ready(_) => panic!("nothing is known of the file"),
         })
         .collect();
     // The first of them asks, the others wait for it.

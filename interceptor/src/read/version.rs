@@ -6,7 +6,7 @@ use super::ReadError;
 use super::activity::FileActivity;
 use super::layout::Layout;
 use super::layout_cell::LayoutCell;
-use super::prefetcher::SMALL_FILE;
+use super::prefetcher::MAX_SMALL_FILE_SIZE;
 use super::seaweedfs::chunks::known_layout;
 use super::seaweedfs::content_id::content_id;
 use crate::cache::resident::ContentId;
@@ -69,7 +69,7 @@ impl FileVersion {
     /// Whether it is a small file that is about to be read for the first time: none of it is in the
     /// page cache, and reads will come.
     pub(crate) fn is_small_and_unread(&self) -> bool {
-        !self.activity.was_read() && self.size <= SMALL_FILE
+        !self.activity.was_read() && self.size <= MAX_SMALL_FILE_SIZE
     }
 
     /// Why no byte of it can be read, if that is known without a fetch.

@@ -23,7 +23,7 @@ const SEGMENTS_AT_ONCE: usize = 64;
 
 /// Why a file was not brought in, or not all of it.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum WarmError {
+pub enum WarmupError {
     /// The cache has no room for it.
     #[error(transparent)]
     NoRoom(#[from] NoRoom),
@@ -34,24 +34,29 @@ pub enum WarmError {
 
 /// A request for files to be brought in: what it may take, and how far it has come. All in bytes.
 #[derive(Debug)]
-pub struct Warmup {
+pub struct WarmupRequest {
     displace: Displace,
     /// Blocks that it has asked for so far, which are not to push out each other.
     held: AtomicU64,
-    settled: AtomicU64,
+    completed: AtomicU64,
     fetched: AtomicU64,
 }
 
-impl Warmup {
+impl WarmupRequest {
     /// A request that may displace this. `held` bytes are in the cache by earlier requests of the same caller, which
     /// this one shall not push out.
     pub fn new(displace: Displace, held: u64) -> Self {
-        Self { displace, held: AtomicU64::new(held), settled: AtomicU64::new(0), fetched: AtomicU64::new(0) }
+        Self {
+            displace,
+            held: AtomicU64::new(held),
+            completed: AtomicU64::new(0),
+            fetched: AtomicU64::new(0),
+        }
     }
 
     /// Bytes of files that are in the cache by now, or need not be: holes, and content that came with the names.
-    pub fn settled(&self) -> u64 {
-        self.settled.load(Ordering::Relaxed)
+    pub fn completed(&self) -> u64 {
+        self.completed.load(Ordering::Relaxed)
     }
 
     /// Bytes that had to be fetched for that.
@@ -59,8 +64,8 @@ impl Warmup {
         self.fetched.load(Ordering::Relaxed)
     }
 
-    fn settle(&self, bytes: u64) {
-        self.settled.fetch_add(bytes, Ordering::Relaxed);
+    fn complete(&self, bytes: u64) {
+        self.completed.fetch_add(bytes, Ordering::Relaxed);
     }
 }
 
@@ -70,9 +75,13 @@ impl Reader {
     ///
     /// # Errors
     /// When the cache has no room, or the file cannot be read.
-    pub async fn warm(self: &Arc<Self>, file: &Arc<FileVersion>, warmup: &Warmup) -> Result<(), WarmError> {
+    pub async fn warm(
+        self: &Arc<Self>,
+        file: &Arc<FileVersion>,
+        warmup: &WarmupRequest,
+    ) -> Result<(), WarmupError> {
         if self.resident(file).is_some() {
-            warmup.settle(file.size());
+            warmup.complete(file.size());
             return Ok(());
         }
         let layout = self.layout(file, Arrival::now()).await?;
@@ -82,11 +91,11 @@ impl Reader {
             let (object, range) = match segment {
                 Segment::Object { index, range } => (&layout.objects()[index], range),
                 Segment::Inline(bytes) => {
-                    warmup.settle(bytes.len() as u64);
+                    warmup.complete(bytes.len() as u64);
                     continue;
                 }
                 Segment::Zeros(len) => {
-                    warmup.settle(len as u64);
+                    warmup.complete(len as u64);
                     continue;
                 }
             };
@@ -114,8 +123,8 @@ impl Reader {
         self: &Arc<Self>,
         object: &Object,
         located: Located,
-        warmup: &Warmup,
-    ) -> Result<(), WarmError> {
+        warmup: &WarmupRequest,
+    ) -> Result<(), WarmupError> {
         let key = located.key;
         let len = grain::span(object, key.part).1;
         let held = warmup.held.fetch_add(len as u64, Ordering::Relaxed) + len as u64;
@@ -124,7 +133,7 @@ impl Reader {
             return Err(NoRoom::Full.into());
         }
         if self.cache.keep(&key) {
-            warmup.settle(located.range.len() as u64);
+            warmup.complete(located.range.len() as u64);
             return Ok(());
         }
         let turn = self.turn_to_warm(len).await;
@@ -139,7 +148,7 @@ impl Reader {
             // A reader's fetch brought it, in memory outside of the cache or only for a moment.
             return Err(NoRoom::Full.into());
         }
-        warmup.settle(located.range.len() as u64);
+        warmup.complete(located.range.len() as u64);
         Ok(())
     }
 
@@ -155,7 +164,7 @@ impl Reader {
     ///
     /// # Errors
     /// When the list of its chunks cannot be had.
-    pub async fn cached(&self, file: &FileVersion) -> Result<u64, ReadError> {
+    pub async fn cached_bytes(&self, file: &FileVersion) -> Result<u64, ReadError> {
         if self.resident(file).is_some() {
             return Ok(file.size());
         }
@@ -184,7 +193,7 @@ impl Reader {
     ///
     /// # Errors
     /// When the list of its chunks cannot be had.
-    pub async fn give_up(&self, file: &FileVersion) -> Result<u64, ReadError> {
+    pub async fn evict(&self, file: &FileVersion) -> Result<u64, ReadError> {
         if file.is_remote() {
             return Ok(0);
         }

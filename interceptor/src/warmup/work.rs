@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use super::desk::{Held, Wanted};
 use super::wire::{Action, FileResult, Problem};
 use crate::cache::{Displace, NoRoom};
-use crate::read::{FileVersion, ReadError, Reader, WarmError, Warmup};
+use crate::read::{FileVersion, ReadError, Reader, WarmupError, WarmupRequest};
 
 /// How many files of one job are seen to at the same time: enough that small ones do not wait for each other's round
 /// trips. How many bytes may be on their way is the reader's business.
@@ -20,7 +20,7 @@ pub(super) struct Work {
     action: Action,
     reader: Arc<Reader>,
     files: Vec<Result<Arc<dyn Wanted>, Problem>>,
-    warmup: Warmup,
+    warmup: WarmupRequest,
     given_up: AtomicU64,
     full: AtomicBool,
     results: Mutex<Vec<FileResult>>,
@@ -39,7 +39,7 @@ impl Work {
             action,
             reader,
             files,
-            warmup: Warmup::new(displace, held),
+            warmup: WarmupRequest::new(displace, held),
             given_up: AtomicU64::new(0),
             full: AtomicBool::new(false),
             results: Mutex::default(),
@@ -63,7 +63,7 @@ impl Work {
     /// How many have been seen to, how many of their bytes are in the cache, and how many were fetched or given up.
     pub(super) fn progress(&self) -> (u64, u64, u64) {
         let files = self.results.lock().len() as u64;
-        (files, self.warmup.settled(), self.warmup.fetched() + self.given_up.load(Ordering::Relaxed))
+        (files, self.warmup.completed(), self.warmup.fetched() + self.given_up.load(Ordering::Relaxed))
     }
 
     async fn one(&self, file: &Result<Arc<dyn Wanted>, Problem>) -> FileResult {
@@ -90,23 +90,23 @@ impl Work {
         if outcome == Err(Problem::Full) {
             self.full.store(true, Ordering::Relaxed);
         }
-        let cached = self.reader.cached(file).await;
+        let cached = self.reader.cached_bytes(file).await;
         let problem = outcome.err().or_else(|| cached.as_ref().err().map(|error| unreadable(file, error)));
         FileResult { size, cached: cached.unwrap_or(0), problem }
     }
 
     async fn give_up(&self, file: &FileVersion) -> Result<(), Problem> {
-        let bytes = self.reader.give_up(file).await.map_err(|error| unreadable(file, &error))?;
+        let bytes = self.reader.evict(file).await.map_err(|error| unreadable(file, &error))?;
         self.given_up.fetch_add(bytes, Ordering::Relaxed);
         Ok(())
     }
 }
 
-fn problem(file: &FileVersion, error: &WarmError) -> Problem {
+fn problem(file: &FileVersion, error: &WarmupError) -> Problem {
     match error {
-        WarmError::NoRoom(NoRoom::Full) => Problem::Full,
-        WarmError::NoRoom(NoRoom::TooLarge) => Problem::TooLarge,
-        WarmError::Read(error) => unreadable(file, error),
+        WarmupError::NoRoom(NoRoom::Full) => Problem::Full,
+        WarmupError::NoRoom(NoRoom::TooLarge) => Problem::TooLarge,
+        WarmupError::Read(error) => unreadable(file, error),
     }
 }
 

@@ -61,7 +61,7 @@ impl Simulation {
                     self.hits += 1;
                     if !was_read {
                         self.unread -= size(file);
-                        self.epochs.ledger().used(size(file));
+                        self.epochs.stats().used(size(file));
                     }
                     self.files.push_back((file, true, self.admitted));
                 }
@@ -95,7 +95,7 @@ impl Simulation {
             if !was_read {
                 self.unread -= size(gone);
                 self.wasted += size(gone);
-                self.epochs.ledger().wasted(size(gone));
+                self.epochs.stats().wasted(size(gone));
             }
         }
         self.admitted += size(file);

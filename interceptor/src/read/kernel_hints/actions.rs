@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::deferred::STREAM_IDLE_TIMEOUT;
 use crate::cache::BlockKey;
 use crate::cache::resident::Worth;
-use crate::read::data::Data;
+use crate::read::data::ReadData;
 use crate::read::grain::{self, Access};
 use crate::read::layout::{Object, Segment};
 use crate::read::{FileVersion, Reader};
@@ -16,7 +16,7 @@ use crate::telemetry::Trigger;
 impl Reader {
     /// Applications read `range` of `file` again and again, wherever the bytes came from. Ranges beyond the end are cut off. Starts what
     /// follows from that, and does not wait for it.
-    pub fn hot(self: &Arc<Self>, file: &Arc<FileVersion>, range: Range<u64>) {
+    pub fn hint_hot_range(self: &Arc<Self>, file: &Arc<FileVersion>, range: Range<u64>) {
         let range = range.start..range.end.min(file.size());
         if range.is_empty() || self.resident(file).is_some() {
             return;
@@ -69,28 +69,28 @@ impl Reader {
     }
 
     /// All bytes of `range` of `file`, which must not reach beyond its end, if the cache has them. They count as read, but not as a read.
-    pub fn held(&self, file: &FileVersion, range: &Range<u64>) -> Option<Data> {
+    pub fn cached_range(&self, file: &FileVersion, range: &Range<u64>) -> Option<ReadData> {
         let layout = file.layout_now()?;
         let mut parts = Vec::with_capacity(1);
         for segment in layout.segments(range.start, range.end) {
             match segment {
-                Segment::Inline(bytes) => parts.push(Data::shared(bytes)),
-                Segment::Zeros(len) => parts.push(Data::zeros(len)),
+                Segment::Inline(bytes) => parts.push(ReadData::shared(bytes)),
+                Segment::Zeros(len) => parts.push(ReadData::zeros(len)),
                 Segment::Object { index, range } => {
                     for located in grain::locate_large(&layout.objects()[index], &range) {
                         let block = self.cache.get(&located.key)?;
                         block.mark_read(&located.range);
-                        parts.push(Data::block(block, located.range));
+                        parts.push(ReadData::block(block, located.range));
                     }
                 }
             }
         }
-        Some(Data::join(parts))
+        Some(ReadData::join(parts))
     }
 
     /// Somebody reads `file` front to back, has come to byte `head`, and is expected to want `window` next, which may reach beyond the end.
     /// Starts to fetch what of it the kernel has never asked for.
-    pub fn ahead(self: &Arc<Self>, file: &Arc<FileVersion>, head: u64, window: Range<u64>) {
+    pub fn hint_stream(self: &Arc<Self>, file: &Arc<FileVersion>, head: u64, window: Range<u64>) {
         let max_window = self.prefetcher.max_window;
         let end = window.end.min(file.size()).min(window.start.saturating_add(max_window));
         let activity = file.activity();
@@ -99,11 +99,11 @@ impl Reader {
             return;
         }
         let window = streams.lock().unseen(head, window.start..end);
-        let ledger = activity.kernel_hints().ledger();
-        if window.is_empty() || ledger.disappoints(max_window) {
+        let stats = activity.kernel_hints().stats();
+        if window.is_empty() || stats.wastes_more_than(max_window) {
             return;
         }
-        let outcome = self.prefetcher.reporter(Trigger::Seen, ledger);
+        let outcome = self.prefetcher.reporter(Trigger::Seen, stats);
         // Without room, the streams of the file make up for it as soon as the kernel asks.
         let _ = self.prefetcher.fetch_range(file, layout, &window, Access::Sequential, &outcome);
     }

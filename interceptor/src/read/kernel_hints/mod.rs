@@ -4,17 +4,17 @@
 //! be asked for again once the page cache has to evict them. If they make about half of their file,
 //! the file is considered for promotion. Otherwise the chunks that hold them are brought into the
 //! cache, and ranked as if they had just been read again, once for each time that they turn hot
-//! ([`Reader::hot`]). If the kernel asks for a byte of such a range all the same, it is given the
+//! ([`Reader::hint_hot_range`]). If the kernel asks for a byte of such a range all the same, it is given the
 //! whole range at once ([`KernelHints::take_hot_range`]). While the file is read front to back by
 //! way of the daemon, all of this is [deferred].
 //!
 //! **Read-ahead hints** come from a sequential reader that the page cache has served so far. What
-//! comes next and was never asked for is fetched before the kernel asks ([`Reader::ahead`]); from
+//! comes next and was never asked for is fetched before the kernel asks ([`Reader::hint_stream`]); from
 //! then on the file's own streams follow the reader. The page cache may have the bytes all the same,
 //! from reads in no order, so this stops for a file for which it was in vain.
 //!
-//! [`Reader::hot`]: super::Reader::hot
-//! [`Reader::ahead`]: super::Reader::ahead
+//! [`Reader::hint_hot_range`]: super::Reader::hint_hot_range
+//! [`Reader::hint_stream`]: super::Reader::hint_stream
 
 mod actions;
 mod deferred;
@@ -24,7 +24,7 @@ use std::ops::Range;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 
-use crate::prefetch::Ledger;
+use crate::prefetch::PrefetchStats;
 use deferred::DeferredHotRanges;
 use hot_ranges::HotRanges;
 
@@ -38,7 +38,7 @@ pub struct KernelHints {
     /// Hot ranges that wait until the file is not read front to back any more.
     pub(super) deferred: DeferredHotRanges,
     /// What became of the bytes that were fetched for readers that the page cache had served.
-    ledger: OnceLock<Arc<Ledger>>,
+    stats: OnceLock<Arc<PrefetchStats>>,
 }
 
 impl KernelHints {
@@ -53,7 +53,7 @@ impl KernelHints {
         self.hot_ranges.take(offset)
     }
 
-    fn ledger(&self) -> &Arc<Ledger> {
-        self.ledger.get_or_init(Arc::default)
+    fn stats(&self) -> &Arc<PrefetchStats> {
+        self.stats.get_or_init(Arc::default)
     }
 }

@@ -27,19 +27,19 @@ use crate::telemetry::Source;
 use resolve::ChunkLists;
 
 /// A SeaweedFS cluster: chunks by way of the source ladder, remote-only files by way of the filer.
-pub struct Cluster {
+pub struct ClusterOrigin {
     fetcher: Fetcher,
     filer: FilerClient,
 }
 
-impl Cluster {
+impl ClusterOrigin {
     /// The cluster that `filer` belongs to, read through `fetcher`.
     pub fn new(fetcher: Fetcher, filer: FilerClient) -> Self {
         Self { fetcher, filer }
     }
 }
 
-impl Origin for Cluster {
+impl Origin for ClusterOrigin {
     fn resolve<'a>(
         &'a self,
         file: &'a FileVersion,
@@ -65,7 +65,7 @@ impl Origin for Cluster {
     }
 }
 
-impl ChunkLists for Cluster {
+impl ChunkLists for ClusterOrigin {
     fn read_manifest<'a>(
         &'a self,
         chunk: &'a Chunk,

@@ -46,7 +46,7 @@ impl Mounted {
     }
 
     /// Waits until nobody makes files resident any more.
-    fn settle(&self) {
+    fn wait_for_promotions(&self) {
         let promoter = self.reader.promoter.get().unwrap();
         self.runtime.block_on(async {
             while !promoter.is_idle() {
@@ -63,7 +63,7 @@ impl Mounted {
             usage.used + usage.resident <= usage.capacity && resident.bytes <= resident.limit
         };
         let is_settled = is_within() || {
-            self.settle();
+            self.wait_for_promotions();
             is_within()
         };
         assert!(is_settled, "{:?} {:?}", self.cache.usage(), self.resident());
@@ -99,7 +99,7 @@ fn small_files_are_resident_after_their_first_read_and_leave_the_arena() {
     let files: Vec<_> = (1..=40).map(|key| one_chunk(&needles, key, key * 20_000)).collect();
     let Some(mounted) = keeping(needles, 64 * MIB) else { return };
     assert!(files.iter().all(|(file, _)| !mounted.use_file(file)));
-    mounted.settle();
+    mounted.wait_for_promotions();
     files.iter().for_each(|(file, bytes)| mounted.assert_resident(file, bytes));
     let usage = mounted.resident();
     assert_eq!((usage.files, usage.promoted, usage.failed), (40, 40, 0), "{usage:?}");
@@ -118,10 +118,10 @@ fn a_large_file_is_resident_when_it_is_read_again_not_before() {
     let (file, bytes) = many_chunks(&needles, 1, 20);
     let Some(mounted) = keeping(needles, 64 * MIB) else { return };
     mounted.use_file(&file);
-    mounted.settle();
+    mounted.wait_for_promotions();
     assert_eq!(mounted.resident().promoted, 0);
     mounted.use_file(&file);
-    mounted.settle();
+    mounted.wait_for_promotions();
     mounted.assert_resident(&file, &bytes);
 }
 
@@ -133,12 +133,12 @@ fn a_large_file_of_which_half_is_hot_in_the_page_cache_is_resident() {
     assert!(mounted.reader.opened(&file).is_none());
     mounted.read_through(&file);
     let hot = |granules: std::ops::Range<u64>| {
-        granules.for_each(|granule| mounted.reader.hot(&file, granule * MIB..(granule + 1) * MIB));
+        granules.for_each(|granule| mounted.reader.hint_hot_range(&file, granule * MIB..(granule + 1) * MIB));
         // The pass through it counts as going on for a moment, which puts it off.
         while !file.activity().kernel_hints().deferred.is_empty() {
             std::thread::yield_now();
         }
-        mounted.settle();
+        mounted.wait_for_promotions();
         mounted.resident().promoted
     };
     assert_eq!((hot(0..9), hot(9..20)), (0, 1));
@@ -155,7 +155,7 @@ fn a_file_that_is_streamed_twice_in_one_open_is_resident_at_the_next() {
     assert!(mounted.reader.opened(&file).is_none());
     mounted.read_through(&file);
     mounted.read_through(&file);
-    mounted.settle();
+    mounted.wait_for_promotions();
     // The handle that is open still reads by way of the daemon, and does so from the file.
     mounted.needles.failing.store(true, Ordering::Relaxed);
     let read = mounted.read(&file, 3 * MIB + 17, 100_000).unwrap();
@@ -172,7 +172,7 @@ fn the_same_bytes_under_another_node_are_resident_too() {
     let (file, bytes) = one_chunk(&needles, 1, 50_000);
     let Some(mounted) = keeping(needles, 64 * MIB) else { return };
     mounted.use_file(&file);
-    mounted.settle();
+    mounted.wait_for_promotions();
     // The kernel forgot the node and looked the name up again.
     let again = version(file.content().clone(), 50_000);
     drop(file);
@@ -189,7 +189,7 @@ fn what_was_replaced_is_not_handed_out_and_who_has_it_keeps_it() {
     let (new, _) = one_chunk(&needles, 2, 50_000);
     let Some(mounted) = keeping(needles, 64 * MIB) else { return };
     mounted.use_file(&file);
-    mounted.settle();
+    mounted.wait_for_promotions();
     let (old, other) = (entry(file.content().clone(), 50_000), entry(new.content().clone(), 50_000));
     mounted.reader.replaced(&old, Some(&old));
     let open = mounted.reader.opened(&file).expect("only its attributes changed");
@@ -212,12 +212,12 @@ fn a_failed_promotion_gives_everything_back_and_may_be_tried_again() {
     let missing = needles.data.lock().remove(&FileId { volume: 1, key: 6, cookie: 1 });
     let Some(mounted) = keeping(needles, 64 * MIB) else { return };
     assert!(mounted.reader.consider(&file, Worth::IfRoom));
-    mounted.settle();
+    mounted.wait_for_promotions();
     let usage = mounted.resident();
     assert_eq!((usage.files, usage.bytes, usage.failed), (0, 0, 1), "{usage:?}");
     mounted.needles.data.lock().insert(FileId { volume: 1, key: 6, cookie: 1 }, missing.unwrap());
     assert!(mounted.reader.consider(&file, Worth::IfRoom));
-    mounted.settle();
+    mounted.wait_for_promotions();
     mounted.assert_resident(&file, &bytes);
     assert!(mounted.reader.consider(&file, Worth::IfRoom), "it is resident");
 }
@@ -242,7 +242,7 @@ fn many_files_read_once_leave_the_hot_ones_resident() {
     // What did not find room the first time is worth making some the second time.
     for _ in 0..2 {
         hot.iter().for_each(|file| _ = mounted.use_file(file));
-        mounted.settle();
+        mounted.wait_for_promotions();
     }
     let mut hits = 0;
     for (number, file) in scan.iter().enumerate() {
@@ -269,7 +269,7 @@ proptest! {
         let file = version(Content::Chunks(chunks.into()), size);
         let Some(mounted) = keeping(needles, 64 * MIB) else { return Ok(()) };
         prop_assert!(mounted.reader.consider(&file, Worth::IfRoom));
-        mounted.settle();
+        mounted.wait_for_promotions();
         mounted.assert_resident(&file, &painted);
         let usage = mounted.resident();
         prop_assert_eq!(usage.bytes, size.div_ceil(4096) * 4096);

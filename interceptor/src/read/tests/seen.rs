@@ -28,13 +28,13 @@ fn what_is_hot_is_fetched_and_nothing_else() {
     let needles = Needles::default();
     let file = file(&needles, 16);
     let mounted = Mounted::with_cache(needles, 256 * MIB);
-    mounted.reader.hot(&file, 2 * MIB..3 * MIB);
-    mounted.reader.hot(&file, 5 * MIB + 10..6 * MIB + 10);
+    mounted.reader.hint_hot_range(&file, 2 * MIB..3 * MIB);
+    mounted.reader.hint_hot_range(&file, 5 * MIB + 10..6 * MIB + 10);
     assert_eq!(mounted.chunks_there(&file, 16), [2, 5, 6]);
     // The last granule of a file may reach beyond its end.
-    mounted.reader.hot(&file, 15 * MIB..u64::MAX);
-    mounted.reader.hot(&file, 16 * MIB..17 * MIB);
-    mounted.reader.hot(&file, 2 * MIB..3 * MIB);
+    mounted.reader.hint_hot_range(&file, 15 * MIB..u64::MAX);
+    mounted.reader.hint_hot_range(&file, 16 * MIB..17 * MIB);
+    mounted.reader.hint_hot_range(&file, 2 * MIB..3 * MIB);
     assert_eq!(mounted.chunks_there(&file, 16), [2, 5, 6, 15]);
     assert_eq!(mounted.needles.fetches.load(Ordering::Relaxed), 4);
 }
@@ -46,7 +46,7 @@ fn what_turns_hot_behind_a_reader_is_not_fetched_beside_what_it_waits_for() {
     let mounted = Mounted::with_cache(needles, 512 * MIB);
     for offset in (0..20 * MIB).step_by(MIB as usize) {
         mounted.read(&file, offset, MIB as usize).unwrap();
-        mounted.reader.hot(&file, offset..offset + MIB);
+        mounted.reader.hint_hot_range(&file, offset..offset + MIB);
         if offset > MIB {
             assert!(!file.activity().kernel_hints().deferred.is_empty());
         }
@@ -73,9 +73,9 @@ fn what_follows_a_reader_whom_the_page_cache_serves_is_fetched() {
         mounted.read(&file, offset, MIB as usize).unwrap();
     }
     mounted.chunks_there(&file, 60);
-    mounted.runtime.block_on(mounted.reader.give_up(&file)).unwrap();
+    mounted.runtime.block_on(mounted.reader.evict(&file)).unwrap();
 
-    let ahead = |head: u64| mounted.reader.ahead(&file, head * MIB, head * MIB..(head + 16) * MIB);
+    let ahead = |head: u64| mounted.reader.hint_stream(&file, head * MIB, head * MIB..(head + 16) * MIB);
     ahead(2);
     assert_eq!(mounted.chunks_there(&file, 60), [0u64; 0], "the page cache has it all");
     ahead(10);
@@ -83,7 +83,7 @@ fn what_follows_a_reader_whom_the_page_cache_serves_is_fetched() {
     // Now the file's own streams follow.
     ahead(19);
     assert_eq!(mounted.chunks_there(&file, 60), [20, 21, 22, 23, 24, 25]);
-    mounted.reader.ahead(&file, 70 * MIB, 70 * MIB..86 * MIB);
+    mounted.reader.hint_stream(&file, 70 * MIB, 70 * MIB..86 * MIB);
 }
 
 #[test]
@@ -93,9 +93,9 @@ fn it_stops_where_it_is_in_vain() {
     let mounted = Mounted::with_cache(needles, 256 * MIB);
     let mut fetched = Vec::new();
     for head in (0..180).step_by(8) {
-        mounted.reader.ahead(&file, head * MIB, head * MIB..(head + 8) * MIB);
+        mounted.reader.hint_stream(&file, head * MIB, head * MIB..(head + 8) * MIB);
         fetched.extend(mounted.chunks_there(&file, 200));
-        mounted.runtime.block_on(mounted.reader.give_up(&file)).unwrap();
+        mounted.runtime.block_on(mounted.reader.evict(&file)).unwrap();
     }
     assert!(!fetched.is_empty() && fetched.len() <= 24, "{fetched:?}");
 }

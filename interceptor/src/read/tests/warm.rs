@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::cache::{Displace, NoRoom};
-use crate::read::warm::{WarmError, Warmup};
+use crate::read::warm::{WarmupError, WarmupRequest};
 
 const MIB: u64 = 1 << 20;
 
@@ -14,14 +14,14 @@ fn file(needles: &Needles, first: u64, mib: u64) -> Arc<FileVersion> {
 
 impl Mounted {
     /// Returns how many bytes were fetched.
-    fn warm(&self, file: &Arc<FileVersion>, warmup: &Warmup) -> Result<u64, WarmError> {
+    fn warm(&self, file: &Arc<FileVersion>, warmup: &WarmupRequest) -> Result<u64, WarmupError> {
         let before = warmup.fetched();
         self.runtime.block_on(self.reader.warm(file, warmup))?;
         Ok(warmup.fetched() - before)
     }
 
     fn cached(&self, file: &FileVersion) -> u64 {
-        self.runtime.block_on(self.reader.cached(file)).unwrap()
+        self.runtime.block_on(self.reader.cached_bytes(file)).unwrap()
     }
 
     fn fetches(&self) -> usize {
@@ -29,8 +29,8 @@ impl Mounted {
     }
 }
 
-fn gently() -> Warmup {
-    Warmup::new(Displace::Nothing, 0)
+fn gently() -> WarmupRequest {
+    WarmupRequest::new(Displace::Nothing, 0)
 }
 
 #[test]
@@ -41,10 +41,10 @@ fn a_warm_file_is_read_without_a_fetch_and_again() {
     let warmup = gently();
     assert_eq!(mounted.cached(&file), 0);
     assert_eq!(mounted.warm(&file, &warmup).unwrap(), 4 * MIB);
-    assert_eq!((warmup.settled(), mounted.cached(&file), mounted.fetches()), (4 * MIB, 4 * MIB, 4));
+    assert_eq!((warmup.completed(), mounted.cached(&file), mounted.fetches()), (4 * MIB, 4 * MIB, 4));
     for _ in 0..2 {
         for offset in (0..4 * MIB).step_by(128 << 10) {
-            assert!(matches!(mounted.reader.read(&file, offset, 128 << 10), Answer::Ready(_)), "{offset}");
+            assert!(matches!(mounted.reader.read(&file, offset, 128 << 10), ReadReply::Ready(_)), "{offset}");
         }
     }
     assert_eq!(mounted.fetches(), 4);
@@ -63,7 +63,7 @@ fn what_needs_no_chunk_counts_as_there() {
     assert_eq!((mounted.cached(&sparse), mounted.cached(&inline)), (3 * MIB - 1000, 8));
     let warmup = gently();
     assert_eq!(mounted.warm(&sparse, &warmup).unwrap() + mounted.warm(&inline, &warmup).unwrap(), 1000);
-    assert_eq!(warmup.settled(), 3 * MIB + 8);
+    assert_eq!(warmup.completed(), 3 * MIB + 8);
 }
 
 #[test]
@@ -76,7 +76,7 @@ fn pieces_of_a_random_reader_are_counted_and_given_up() {
     mounted.read(&file, 3 * MIB, 60_000).unwrap();
     assert_eq!(mounted.cached(&file), (16 << 10) + (64 << 10));
     assert_eq!(mounted.warm(&file, &gently()).unwrap(), 4 * MIB);
-    let given_up = mounted.runtime.block_on(mounted.reader.give_up(&file)).unwrap();
+    let given_up = mounted.runtime.block_on(mounted.reader.evict(&file)).unwrap();
     assert_eq!(given_up, 4 * MIB + (16 << 10) + (64 << 10));
     assert_eq!((mounted.cached(&file), mounted.cache.usage().used), (0, 0));
 }
@@ -90,14 +90,14 @@ fn nothing_leaves_without_force_and_with_it_not_what_was_just_brought() {
     mounted.warm(&first, &gently()).unwrap();
     let warmup = gently();
     let error = mounted.warm(&second, &warmup).unwrap_err();
-    assert!(matches!(error, WarmError::NoRoom(NoRoom::Full)), "{error}");
-    assert_eq!((mounted.cached(&first), warmup.settled()), (12 * MIB, 2 * MIB));
+    assert!(matches!(error, WarmupError::NoRoom(NoRoom::Full)), "{error}");
+    assert_eq!((mounted.cached(&first), warmup.completed()), (12 * MIB, 2 * MIB));
 
-    let warmup = Warmup::new(Displace::LeastValued, 0);
+    let warmup = WarmupRequest::new(Displace::LeastValued, 0);
     let error = mounted.warm(&second, &warmup).unwrap_err();
-    assert!(matches!(error, WarmError::NoRoom(NoRoom::Full)), "{error}");
-    assert!(warmup.settled() >= 8 * MIB, "{warmup:?}");
-    assert_eq!(mounted.cached(&second), warmup.settled(), "none of it was pushed out by the rest");
+    assert!(matches!(error, WarmupError::NoRoom(NoRoom::Full)), "{error}");
+    assert!(warmup.completed() >= 8 * MIB, "{warmup:?}");
+    assert_eq!(mounted.cached(&second), warmup.completed(), "none of it was pushed out by the rest");
 }
 
 #[test]
@@ -106,7 +106,7 @@ fn a_file_that_cannot_be_fetched_is_an_error_and_leaves_nothing() {
     let file = file(&needles, 1, 2);
     let mounted = Mounted::new(needles);
     mounted.needles.failing.store(true, Ordering::Relaxed);
-    assert!(matches!(mounted.warm(&file, &gently()), Err(WarmError::Read(_))));
+    assert!(matches!(mounted.warm(&file, &gently()), Err(WarmupError::Read(_))));
     mounted.needles.failing.store(false, Ordering::Relaxed);
     assert_eq!(mounted.warm(&file, &gently()).unwrap(), 2 * MIB);
 }
@@ -116,5 +116,5 @@ fn a_remote_file_is_not_brought_to_be_counted() {
     let file = version(Content::Remote(object()), 100);
     let mounted = Mounted::new(Needles::default());
     assert_eq!(mounted.cached(&file), 0);
-    assert_eq!(mounted.runtime.block_on(mounted.reader.give_up(&file)).unwrap(), 0);
+    assert_eq!(mounted.runtime.block_on(mounted.reader.evict(&file)).unwrap(), 0);
 }

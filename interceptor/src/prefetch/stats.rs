@@ -4,19 +4,19 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// The account of one guesser, which keeps it with him and with every fetch that he caused.
 #[derive(Debug, Default)]
-pub struct Ledger {
+pub struct PrefetchStats {
     used: AtomicU64,
     wasted: AtomicU64,
 }
 
-/// A ledger at one moment, in bytes.
+/// A stats at one moment, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Account {
     pub(super) used: u64,
     pub(super) wasted: u64,
 }
 
-impl Ledger {
+impl PrefetchStats {
     /// A reader came for `bytes`.
     pub fn used(&self, bytes: u64) {
         self.used.fetch_add(bytes, Relaxed);
@@ -28,7 +28,7 @@ impl Ledger {
     }
 
     /// Whether more than `allowance` bytes went to waste beyond those that were used.
-    pub fn disappoints(&self, allowance: u64) -> bool {
+    pub fn wastes_more_than(&self, allowance: u64) -> bool {
         let Account { used, wasted } = self.account();
         wasted > used.saturating_add(allowance)
     }
