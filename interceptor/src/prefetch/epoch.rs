@@ -27,29 +27,29 @@ use foldhash::fast::RandomState;
 use super::stats::PrefetchStats;
 
 /// Most files that are remembered.
-const MOST_FILES: usize = 1 << 20;
+const MAX_FILES: usize = 1 << 20;
 /// An epoch of fewer files is not worth predicting.
-const LEAST_FILES: usize = 64;
+const MIN_EPOCH_FILES: usize = 64;
 /// Two reads of a file within as many reads of other files are one use of it; and files within as many follow each other.
-const SOON: usize = 64;
+const MAX_REORDERING: usize = 64;
 /// Of this many reads, the latest...
-const LATEST: u32 = 16;
+const RECENT_READS: u32 = 16;
 /// ...this many of one kind make it the rule.
-const RULE: u32 = 12;
+const MIN_RECENT_MATCHES: u32 = 12;
 /// Of an epoch's reads, at most one in this many is of a file that had its turn already.
-const IRREGULAR: usize = 20;
+const REPEAT_DIVISOR: usize = 20;
 /// How many files before a file in the order of last time count as its predecessors.
 const PREDECESSORS: usize = 3;
 /// Bounds of how many files to be ahead in an order that repeats.
-const WINDOW: RangeInclusive<usize> = 8..=128;
+const WINDOW_LIMITS: RangeInclusive<usize> = 8..=128;
 /// Files advised at one read when only the set is known.
-const AT_ONCE: usize = 4;
+const FILES_PER_READ: usize = 4;
 /// Reads of an epoch after which the share of hits is believed.
-const ENOUGH: u64 = 64;
+const MIN_SAMPLES: u64 = 64;
 /// Of what was fetched, more than one part in this many wasted is too much.
-const WASTE: u64 = 5;
+const WASTE_DIVISOR: u64 = 5;
 /// Most epochs to pass without predictions.
-const LONGEST_PAUSE: u32 = 16;
+const MAX_PAUSED_EPOCHS: u32 = 16;
 
 /// The epochs of a mount.
 #[derive(Debug)]
@@ -57,10 +57,10 @@ pub struct Epochs {
     /// How many bytes may be fetched and not yet read.
     budget: u64,
     /// How many bytes may be left to fetch when only the set is known.
-    horizon: u64,
+    max_missing: u64,
     /// The present epoch, from 1.
     number: u32,
-    seen: HashMap<u64, Seen, RandomState>,
+    seen: HashMap<u64, LastRead, RandomState>,
     /// The files of the epoch before in the order of their first reads; empty if nothing follows from it.
     before: Vec<u64>,
     /// Those of the present epoch.
@@ -82,7 +82,7 @@ pub struct Epochs {
     /// Reads in the present epoch, and how many of them were answered from memory.
     answered: u64,
     hits: u64,
-    ahead: Guesses,
+    ahead: EpochPrefetch,
     /// Epochs to pass without predictions, and how many to pass the next time that a prediction fails.
     pause: u32,
     next_pause: u32,
@@ -90,7 +90,7 @@ pub struct Epochs {
 
 /// When a file was last read.
 #[derive(Debug, Clone, Copy)]
-struct Seen {
+struct LastRead {
     epoch: u32,
     /// Its place in the order of that epoch.
     place: u32,
@@ -98,7 +98,7 @@ struct Seen {
 
 /// What was predicted in the present epoch.
 #[derive(Debug, Default)]
-struct Guesses {
+struct EpochPrefetch {
     /// Files that were fetched and not read yet.
     files: HashSet<u64, RandomState>,
     /// Bytes fetched.
@@ -109,11 +109,11 @@ struct Guesses {
     failed: bool,
 }
 
-impl Guesses {
+impl EpochPrefetch {
     /// Bytes that were fetched and of which it is not known what will become of them.
     fn outstanding(&self) -> u64 {
-        let account = self.stats.account();
-        self.bytes.saturating_sub(account.used + account.wasted)
+        let totals = self.stats.totals();
+        self.bytes.saturating_sub(totals.used + totals.wasted)
     }
 }
 
@@ -122,7 +122,7 @@ impl Epochs {
     pub fn new(capacity: u64, budget: u64) -> Self {
         Self {
             budget,
-            horizon: capacity / 2,
+            max_missing: capacity / 2,
             number: 1,
             seen: HashMap::default(),
             before: Vec::new(),
@@ -133,11 +133,11 @@ impl Epochs {
             again: VecDeque::new(),
             was_again: 0,
             followed: 0,
-            window: *WINDOW.start(),
+            window: *WINDOW_LIMITS.start(),
             consumed: 0,
             answered: 0,
             hits: 0,
-            ahead: Guesses::default(),
+            ahead: EpochPrefetch::default(),
             pause: 0,
             next_pause: 1,
         }
@@ -145,7 +145,7 @@ impl Epochs {
 
     /// The cache has `capacity` bytes now, of which `budget` may wait for their readers.
     pub fn resize(&mut self, capacity: u64, budget: u64) {
-        self.horizon = capacity / 2;
+        self.max_missing = capacity / 2;
         self.budget = budget;
     }
 
@@ -155,7 +155,7 @@ impl Epochs {
         let seen = self.seen.get(&file).copied();
         match seen {
             Some(seen) if seen.epoch == self.number => {
-                if self.present.len() - seen.place as usize > SOON {
+                if self.present.len() - seen.place as usize > MAX_REORDERING {
                     self.read_again(file, size);
                 }
                 Vec::new()
@@ -195,26 +195,26 @@ impl Epochs {
     fn read_again(&mut self, file: u64, size: u64) {
         self.repeats += 1;
         self.was_again = self.was_again << 1 | 1;
-        if self.again.len() == LATEST as usize {
+        if self.again.len() == RECENT_READS as usize {
             self.again.pop_front();
         }
         self.again.push_back((file, size));
-        if self.was_again.count_ones() >= RULE {
+        if self.was_again.count_ones() >= MIN_RECENT_MATCHES {
             self.begin_anew();
         }
     }
 
-    fn read_first(&mut self, file: u64, size: u64, seen: Option<Seen>) -> Vec<u64> {
-        if seen.is_none() && self.seen.len() >= MOST_FILES {
+    fn read_first(&mut self, file: u64, size: u64, seen: Option<LastRead>) -> Vec<u64> {
+        if seen.is_none() && self.seen.len() >= MAX_FILES {
             self.forget_old();
         }
-        let seen_now = Seen { epoch: self.number, place: self.present.len() as u32 };
+        let seen_now = LastRead { epoch: self.number, place: self.present.len() as u32 };
         self.seen.insert(file, seen_now);
         self.present.push(file);
         self.present_bytes += size;
         self.was_again <<= 1;
-        let is_expected = |seen: &Seen| seen.epoch + 1 == self.number && !self.before.is_empty();
-        let Some(Seen { place, .. }) = seen.filter(is_expected) else { return Vec::new() };
+        let is_expected = |seen: &LastRead| seen.epoch + 1 == self.number && !self.before.is_empty();
+        let Some(LastRead { place, .. }) = seen.filter(is_expected) else { return Vec::new() };
         self.left = self.left.saturating_sub(size);
         self.ahead.files.remove(&file);
         self.advise(place as usize)
@@ -225,19 +225,19 @@ impl Epochs {
         let predecessors = &self.before[place.saturating_sub(PREDECESSORS)..place];
         let follows = place == 0 || predecessors.iter().any(|file| self.was_just_read(*file));
         self.followed = self.followed << 1 | u16::from(follows);
-        if self.is_at_fault() || self.ahead.outstanding() >= self.budget {
+        if self.has_failed() || self.ahead.outstanding() >= self.budget {
             return Vec::new();
         }
-        if self.followed.count_ones() >= RULE {
+        if self.followed.count_ones() >= MIN_RECENT_MATCHES {
             self.consumed += 1;
             if self.consumed >= self.window {
                 self.consumed = 0;
-                self.window = (self.window * 2).min(*WINDOW.end());
+                self.window = (self.window * 2).min(*WINDOW_LIMITS.end());
             }
             return if follows { self.successors(place) } else { Vec::new() };
         }
-        self.window = *WINDOW.start();
-        if self.missing() <= self.horizon { self.members() } else { Vec::new() }
+        self.window = *WINDOW_LIMITS.start();
+        if self.missing() <= self.max_missing { self.members() } else { Vec::new() }
     }
 
     /// The files that followed last time, as far as the window goes, without those that were advised before.
@@ -251,9 +251,9 @@ impl Epochs {
 
     /// A few of the files that are still to be read some time.
     fn members(&mut self) -> Vec<u64> {
-        let mut files = Vec::with_capacity(AT_ONCE);
+        let mut files = Vec::with_capacity(FILES_PER_READ);
         while let Some(&file) = self.before.get(self.ahead.looked_at)
-            && files.len() < AT_ONCE
+            && files.len() < FILES_PER_READ
         {
             self.ahead.looked_at += 1;
             if !self.was_read(file) && !self.ahead.files.contains(&file) {
@@ -268,7 +268,7 @@ impl Epochs {
     }
 
     fn was_just_read(&self, file: u64) -> bool {
-        let soon = |seen: &Seen| self.present.len() - seen.place as usize <= SOON;
+        let soon = |seen: &LastRead| self.present.len() - seen.place as usize <= MAX_REORDERING;
         self.seen.get(&file).filter(|seen| seen.epoch == self.number).is_some_and(soon)
     }
 
@@ -276,7 +276,7 @@ impl Epochs {
     /// if the files so far tell.
     fn missing(&self) -> u64 {
         match self.answered {
-            0..ENOUGH => self.left,
+            0..MIN_SAMPLES => self.left,
             answered => {
                 (u128::from(self.left) * u128::from(answered - self.hits) / u128::from(answered)) as u64
             }
@@ -284,30 +284,30 @@ impl Epochs {
     }
 
     /// Whether predictions have gone wrong, now or before.
-    fn is_at_fault(&mut self) -> bool {
+    fn has_failed(&mut self) -> bool {
         if self.pause == 0 && !self.ahead.failed {
-            let account = self.ahead.stats.account();
+            let totals = self.ahead.stats.totals();
             // A few files wasted at the very beginning prove nothing.
-            let much = account.wasted > self.budget / 4;
-            self.ahead.failed = much && account.wasted * WASTE > account.used + account.wasted;
+            let much = totals.wasted > self.budget / 4;
+            self.ahead.failed = much && totals.wasted * WASTE_DIVISOR > totals.used + totals.wasted;
         }
         self.pause > 0 || self.ahead.failed
     }
 
     /// An epoch is over; the files that showed it were the first of the next.
     fn begin_anew(&mut self) {
-        let regular = (self.repeats - self.again.len()) * IRREGULAR <= self.present.len();
+        let regular = (self.repeats - self.again.len()) * REPEAT_DIVISOR <= self.present.len();
         self.pause = self.pause.saturating_sub(1);
         if self.ahead.failed {
             self.pause = self.next_pause;
-            self.next_pause = (self.next_pause * 2).min(LONGEST_PAUSE);
+            self.next_pause = (self.next_pause * 2).min(MAX_PAUSED_EPOCHS);
         } else if self.ahead.bytes > 0 {
             self.next_pause = 1;
         }
         self.number += 1;
         self.before = std::mem::take(&mut self.present);
         self.left = std::mem::take(&mut self.present_bytes);
-        if !regular || self.before.len() < LEAST_FILES {
+        if !regular || self.before.len() < MIN_EPOCH_FILES {
             self.before = Vec::new();
         }
         self.repeats = 0;
@@ -315,7 +315,7 @@ impl Epochs {
         self.followed = 0;
         self.answered = 0;
         self.hits = 0;
-        self.ahead = Guesses::default();
+        self.ahead = EpochPrefetch::default();
         if self.seen.len() > self.before.len() * 2 {
             self.forget_old();
         }
@@ -331,8 +331,8 @@ impl Epochs {
     fn forget_old(&mut self) {
         let number = self.number;
         self.seen.retain(|_, seen| seen.epoch + 1 >= number);
-        if self.seen.len() >= MOST_FILES {
-            *self = Self { number: self.number, ..Self::new(self.horizon * 2, self.budget) };
+        if self.seen.len() >= MAX_FILES {
+            *self = Self { number: self.number, ..Self::new(self.max_missing * 2, self.budget) };
         }
         self.seen.shrink_to_fit();
     }

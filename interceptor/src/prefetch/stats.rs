@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// The account of one guesser, which keeps it with him and with every fetch that he caused.
+/// The totals of one guesser, which keeps it with him and with every fetch that he caused.
 #[derive(Debug, Default)]
 pub struct PrefetchStats {
     used: AtomicU64,
@@ -11,7 +11,7 @@ pub struct PrefetchStats {
 
 /// A stats at one moment, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Account {
+pub(super) struct PrefetchTotals {
     pub(super) used: u64,
     pub(super) wasted: u64,
 }
@@ -29,19 +29,19 @@ impl PrefetchStats {
 
     /// Whether more than `allowance` bytes went to waste beyond those that were used.
     pub fn wastes_more_than(&self, allowance: u64) -> bool {
-        let Account { used, wasted } = self.account();
+        let PrefetchTotals { used, wasted } = self.totals();
         wasted > used.saturating_add(allowance)
     }
 
-    pub(super) fn account(&self) -> Account {
-        Account { used: self.used.load(Relaxed), wasted: self.wasted.load(Relaxed) }
+    pub(super) fn totals(&self) -> PrefetchTotals {
+        PrefetchTotals { used: self.used.load(Relaxed), wasted: self.wasted.load(Relaxed) }
     }
 }
 
-impl Account {
+impl PrefetchTotals {
     /// What was added since `earlier`.
-    pub(super) fn since(self, earlier: Account) -> Account {
-        Account {
+    pub(super) fn since(self, earlier: PrefetchTotals) -> PrefetchTotals {
+        PrefetchTotals {
             used: self.used.saturating_sub(earlier.used),
             wasted: self.wasted.saturating_sub(earlier.wasted),
         }

@@ -3,9 +3,9 @@
 //! The kernel's readahead sends large requests that several threads handle at once, so a sequential reader arrives
 //! slightly out of order, and several readers of one file arrive interleaved. Therefore a read belongs to a stream if it
 //! starts *near* the furthest byte that the stream has reached, on either side, where near grows with the size of the
-//! request; and a file has several streams, the least recently used of which gives way to a new one.
+//! request; and a file has several streams, the min_size recently used of which gives way to a new one.
 //!
-//! A stream earns its window ([`Window`]): it starts small once the stream is recognised, doubles each time the reader has
+//! A stream earns its window ([`ReadAheadWindow`]): it starts small once the stream is recognised, doubles each time the reader has
 //! consumed as much as the window holds, up to the limit that memory allows, and is halved when what it brought is
 //! wasted. A stream that is left before it has used what was fetched for it makes the file's next ones begin
 //! with half of its window and be believed a step later; one that went well takes that back.
@@ -18,34 +18,34 @@ use std::sync::Arc;
 
 use super::stats::PrefetchStats;
 use super::stride::Strides;
-use super::window::Window;
+use super::window::ReadAheadWindow;
 
 /// Streams followed in one file. More readers than this on one file steal each other's place and lose readahead.
-const STREAMS: usize = 8;
+const MAX_STREAMS: usize = 8;
 /// A first read of this size at the start of a file is taken for the beginning of a stream.
-const LARGE_START: u64 = 128 << 10;
+const MIN_STREAMING_READ: u64 = 128 << 10;
 /// The window of a stream that was just recognised, in a file that has disappointed nobody.
-const FIRST_WINDOW: u64 = 8 << 20;
+const INITIAL_WINDOW: u64 = 8 << 20;
 /// No window is smaller.
-const LEAST_WINDOW: u64 = 512 << 10;
+const MIN_WINDOW: u64 = 512 << 10;
 /// Bounds of how far a read may be from the furthest byte of its stream.
-const SLACK: Range<u64> = (64 << 10)..(8 << 20);
+const MAX_DISTANCE_LIMITS: Range<u64> = (64 << 10)..(8 << 20);
 
 /// The streams of one file.
 #[derive(Debug)]
 pub struct Streams {
     /// Size of the file in bytes.
     size: u64,
-    streams: Vec<Stream>,
+    streams: Vec<SequentialStream>,
     strides: Strides,
     /// The window of the next stream.
-    first_window: u64,
+    initial_window: u64,
     /// Reads so far; numbers the streams too.
     clock: u64,
 }
 
 #[derive(Debug)]
-struct Stream {
+struct SequentialStream {
     id: u64,
     /// The first byte read.
     start: u64,
@@ -57,7 +57,7 @@ struct Stream {
     steps: u32,
     /// How many steps make it a stream.
     needed: u32,
-    window: Window,
+    window: ReadAheadWindow,
     /// Everything below this has been advised.
     advised: u64,
     /// Whether anything was ever advised.
@@ -103,7 +103,13 @@ pub struct ReadAhead {
 impl Streams {
     /// No stream yet, in a file of `size` bytes.
     pub fn new(size: u64) -> Self {
-        Self { size, streams: Vec::new(), strides: Strides::default(), first_window: FIRST_WINDOW, clock: 0 }
+        Self {
+            size,
+            streams: Vec::new(),
+            strides: Strides::default(),
+            initial_window: INITIAL_WINDOW,
+            clock: 0,
+        }
     }
 
     /// Takes note of a read of `len` bytes at `offset`. Windows do not grow beyond `max_window` bytes.
@@ -113,12 +119,12 @@ impl Streams {
             return advice;
         }
         let size = self.size;
-        let stream = self.belongs_to(offset, len, max_window);
+        let stream = self.assign(offset, len, max_window);
         if stream.is_recognised() && !stream.skips() {
             return StreamAdvice { pattern: AccessPattern::Sequential, ahead: stream.advise(size) };
         }
         let number = self.clock;
-        if let Some(advice) = self.strides.find(number, offset, len, max_window, size) {
+        if let Some(advice) = self.strides.detect(number, offset, len, max_window, size) {
             // What it was taken for meanwhile has come to nothing.
             self.streams.retain(|stream| stream.used != number);
             return advice;
@@ -134,7 +140,7 @@ impl Streams {
     pub fn unseen(&self, head: u64, range: Range<u64>) -> Range<u64> {
         let recognised = || self.streams.iter().filter(|stream| stream.is_recognised());
         // The kernel asks a little ahead of its readers.
-        if recognised().any(|stream| stream.end.abs_diff(head) <= SLACK.end) {
+        if recognised().any(|stream| stream.end.abs_diff(head) <= MAX_DISTANCE_LIMITS.end) {
             return range.end..range.end;
         }
         let passed = recognised().filter(|stream| (stream.start..=stream.end).contains(&range.start));
@@ -151,9 +157,9 @@ impl Streams {
     }
 
     /// The stream that a read belongs to, which takes note of it: the nearest, or a new one.
-    fn belongs_to(&mut self, offset: u64, len: u64, max_window: u64) -> &mut Stream {
-        let slack = len.saturating_mul(8).clamp(SLACK.start, SLACK.end);
-        let near = |s: &(usize, &Stream)| s.1.end.abs_diff(offset) <= slack;
+    fn assign(&mut self, offset: u64, len: u64, max_window: u64) -> &mut SequentialStream {
+        let max_distance = len.saturating_mul(8).clamp(MAX_DISTANCE_LIMITS.start, MAX_DISTANCE_LIMITS.end);
+        let near = |s: &(usize, &SequentialStream)| s.1.end.abs_diff(offset) <= max_distance;
         let nearest =
             self.streams.iter().enumerate().filter(near).min_by_key(|(_, s)| s.end.abs_diff(offset));
         let place = match nearest {
@@ -170,19 +176,19 @@ impl Streams {
 
     fn start(&mut self, offset: u64, len: u64, max_window: u64) -> usize {
         let end = offset.saturating_add(len);
-        let stream = Stream {
+        let stream = SequentialStream {
             id: self.clock,
             start: offset,
             end,
             read: len,
-            steps: u32::from(offset == 0 && len >= LARGE_START),
-            needed: 1 + (FIRST_WINDOW / self.first_window).ilog2(),
-            window: Window::new(self.first_window.min(max_window), LEAST_WINDOW.min(max_window)),
+            steps: u32::from(offset == 0 && len >= MIN_STREAMING_READ),
+            needed: 1 + (INITIAL_WINDOW / self.initial_window).ilog2(),
+            window: ReadAheadWindow::new(self.initial_window.min(max_window), MIN_WINDOW.min(max_window)),
             advised: end,
             is_ahead: false,
             used: self.clock,
         };
-        if self.streams.len() < STREAMS {
+        if self.streams.len() < MAX_STREAMS {
             self.streams.push(stream);
             return self.streams.len() - 1;
         }
@@ -190,16 +196,16 @@ impl Streams {
         let oldest = places.min_by_key(|place| self.streams[*place].used).unwrap_or_default();
         let left = std::mem::replace(&mut self.streams[oldest], stream);
         if left.is_ahead {
-            self.first_window = match left.advised - left.end > left.end - left.start {
-                true => (self.first_window / 2).max(LEAST_WINDOW),
-                false => (self.first_window * 2).min(FIRST_WINDOW),
+            self.initial_window = match left.advised - left.end > left.end - left.start {
+                true => (self.initial_window / 2).max(MIN_WINDOW),
+                false => (self.initial_window * 2).min(INITIAL_WINDOW),
             };
         }
         oldest
     }
 }
 
-impl Stream {
+impl SequentialStream {
     fn take(&mut self, offset: u64, len: u64, max_window: u64) {
         let end = offset.saturating_add(len);
         self.start = self.start.min(offset);

@@ -4,7 +4,7 @@
 //! A file is known by its place in a listing. A step to one of the next few places continues a walk (several readers may
 //! share the work, and some files may be skipped); a step elsewhere ends it. Like a stream of bytes, a walk earns its
 //! window. In a small directory a shuffled order has such steps too, so when what walks brought is wasted it
-//! takes more of them to be believed.
+//! takes more of them to be min_steps.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,28 +12,28 @@ use std::sync::Arc;
 use super::stats::PrefetchStats;
 
 /// Walks followed at the same time.
-const WALKS: usize = 16;
+const MAX_WALKS: usize = 16;
 /// How far apart two steps of one walk may be, in files.
-const STRIDE: usize = 8;
-/// Steps after which a walk is believed.
-const BELIEVED: u32 = 2;
-/// The same while more than one part in [`WASTE`] of what walks brought is wasted.
-const BELIEVED_WARILY: u32 = 8;
-/// See [`BELIEVED_WARILY`].
-const WASTE: u64 = 8;
+const MAX_STEP: usize = 8;
+/// Steps after which a walk is min_steps.
+const MIN_STEPS: u32 = 2;
+/// The same while more than one part in [`WASTE_DIVISOR`] of what walks brought is wasted.
+const MIN_STEPS_AFTER_WASTE: u32 = 8;
+/// See [`MIN_STEPS_AFTER_WASTE`].
+const WASTE_DIVISOR: u64 = 8;
 /// Bounds of the window, in files.
-const WINDOW: Range<usize> = 8..64;
+const WINDOW_LIMITS: Range<usize> = 8..64;
 
 /// The walks of a mount, each in a listing of its own.
 #[derive(Debug, Default)]
 pub struct Walks {
-    walks: Vec<Walk>,
+    walks: Vec<DirectoryWalk>,
     stats: Arc<PrefetchStats>,
     clock: u64,
 }
 
 #[derive(Debug)]
-struct Walk {
+struct DirectoryWalk {
     listing: u64,
     at: usize,
     steps: u32,
@@ -48,11 +48,11 @@ impl Walks {
     pub fn observe(&mut self, listing: u64, index: usize) -> Range<usize> {
         self.clock += 1;
         let used = self.clock;
-        let account = self.stats.account();
-        let is_wary = account.wasted * WASTE > account.used + account.wasted;
+        let totals = self.stats.totals();
+        let is_wasteful = totals.wasted * WASTE_DIVISOR > totals.used + totals.wasted;
         let Some(walk) = self.walks.iter_mut().find(|walk| walk.listing == listing) else {
-            let walk = Walk { listing, at: index, steps: 0, window: 0, advised: 0, used };
-            if self.walks.len() < WALKS {
+            let walk = DirectoryWalk { listing, at: index, steps: 0, window: 0, advised: 0, used };
+            if self.walks.len() < MAX_WALKS {
                 self.walks.push(walk);
             } else if let Some(oldest) = self.walks.iter_mut().min_by_key(|walk| walk.used) {
                 *oldest = walk;
@@ -60,15 +60,15 @@ impl Walks {
             return 0..0;
         };
         walk.used = used;
-        if index.abs_diff(walk.at) > STRIDE {
-            *walk = Walk { listing, at: index, steps: 0, window: 0, advised: 0, used };
+        if index.abs_diff(walk.at) > MAX_STEP {
+            *walk = DirectoryWalk { listing, at: index, steps: 0, window: 0, advised: 0, used };
             return 0..0;
         }
         if index > walk.at {
             walk.at = index;
             walk.steps += 1;
         }
-        walk.advise(if is_wary { BELIEVED_WARILY } else { BELIEVED })
+        walk.advise(if is_wasteful { MIN_STEPS_AFTER_WASTE } else { MIN_STEPS })
     }
 
     /// To be told of all bytes that are fetched for walks.
@@ -77,9 +77,9 @@ impl Walks {
     }
 }
 
-impl Walk {
-    fn advise(&mut self, believed: u32) -> Range<usize> {
-        if self.steps < believed {
+impl DirectoryWalk {
+    fn advise(&mut self, min_steps: u32) -> Range<usize> {
+        if self.steps < min_steps {
             return 0..0;
         }
         let next = self.at + 1;
@@ -87,7 +87,7 @@ impl Walk {
         if from - next > self.window / 2 {
             return 0..0;
         }
-        self.window = (self.window * 2).clamp(WINDOW.start, WINDOW.end);
+        self.window = (self.window * 2).clamp(WINDOW_LIMITS.start, WINDOW_LIMITS.end);
         self.advised = next + self.window;
         from..self.advised
     }
@@ -110,7 +110,7 @@ mod tests {
             }
         }
         assert_eq!(missed, 3);
-        assert!(fetched[1000 + WINDOW.end..].iter().all(|fetched| !fetched));
+        assert!(fetched[1000 + WINDOW_LIMITS.end..].iter().all(|fetched| !fetched));
     }
 
     #[test]
@@ -147,6 +147,6 @@ mod tests {
         for listing in 0..1000 {
             walks.observe(listing, 0);
         }
-        assert_eq!(walks.walks.len(), WALKS);
+        assert_eq!(walks.walks.len(), MAX_WALKS);
     }
 }

@@ -2,33 +2,40 @@
 
 use std::sync::Arc;
 
-use super::stats::{Account, PrefetchStats};
+use super::stats::{PrefetchStats, PrefetchTotals};
 
 /// Of what a window brought, more than one part in this many wasted makes it shrink.
-const WASTE: u64 = 8;
+const WASTE_DIVISOR: u64 = 8;
 
 /// After much waste, the reader must consume this many windows before it doubles.
-const MOST_PATIENCE: u64 = 64;
+const MAX_GROWTH_DELAY: u64 = 64;
 
 /// A number of bytes that doubles each time the reader has consumed as many, up to a limit, and is halved when what it brought
 /// is wasted. Each time that happens it doubles half as often, so that it settles at what there is room for.
 #[derive(Debug)]
-pub(super) struct Window {
+pub(super) struct ReadAheadWindow {
     size: u64,
-    least: u64,
+    min_size: u64,
     /// Bytes that the reader took since the size last changed.
     consumed: u64,
     /// How many windows it must take before the next is twice as large.
-    patience: u64,
+    growth_delay: u64,
     stats: Arc<PrefetchStats>,
     /// The stats when the size last changed.
-    seen: Account,
+    seen: PrefetchTotals,
 }
 
-impl Window {
-    /// A window of `size` bytes that will not shrink below `least`.
-    pub(super) fn new(size: u64, least: u64) -> Self {
-        Self { size, least, consumed: 0, patience: 1, stats: Arc::default(), seen: Account::default() }
+impl ReadAheadWindow {
+    /// A window of `size` bytes that will not shrink below `min_size`.
+    pub(super) fn new(size: u64, min_size: u64) -> Self {
+        Self {
+            size,
+            min_size,
+            consumed: 0,
+            growth_delay: 1,
+            stats: Arc::default(),
+            seen: PrefetchTotals::default(),
+        }
     }
 
     /// Bytes to be ahead of the reader.
@@ -44,12 +51,12 @@ impl Window {
     /// The reader took `bytes`; the window may be `limit` bytes at most now.
     pub(super) fn consume(&mut self, bytes: u64, limit: u64) {
         self.consumed += bytes;
-        let account = self.stats.account();
-        let new = account.since(self.seen);
-        if new.wasted * WASTE > new.used {
-            self.size = (self.size / 2).max(self.least);
-            self.patience = (self.patience * 2).min(MOST_PATIENCE);
-        } else if self.consumed >= self.size.saturating_mul(self.patience) {
+        let totals = self.stats.totals();
+        let new = totals.since(self.seen);
+        if new.wasted * WASTE_DIVISOR > new.used {
+            self.size = (self.size / 2).max(self.min_size);
+            self.growth_delay = (self.growth_delay * 2).min(MAX_GROWTH_DELAY);
+        } else if self.consumed >= self.size.saturating_mul(self.growth_delay) {
             self.size *= 2;
         } else {
             self.size = self.size.min(limit);
@@ -57,7 +64,7 @@ impl Window {
         }
         self.size = self.size.min(limit);
         self.consumed = 0;
-        self.seen = account;
+        self.seen = totals;
     }
 }
 
@@ -67,7 +74,7 @@ mod tests {
 
     #[test]
     fn it_doubles_when_used_up_and_is_halved_when_wasted() {
-        let mut window = Window::new(8, 2);
+        let mut window = ReadAheadWindow::new(8, 2);
         window.consume(7, 100);
         assert_eq!(window.size(), 8);
         window.consume(1, 100);

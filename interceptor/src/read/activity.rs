@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use super::grain::{Access, HOT};
+use super::block_plan::{ObjectAccess, WHOLE_FETCH_READS};
 use super::kernel_hints::KernelHints;
 use crate::cache::resident::ResidentFile;
 use crate::prefetch::{AccessPattern, Streams};
@@ -26,7 +26,7 @@ pub struct FileActivity {
     was_refused: AtomicBool,
     /// Sequential and strided readers; `None` for small files.
     streams: Option<Mutex<Streams>>,
-    /// For each object of the layout the number of random reads, up to [`HOT`].
+    /// For each object of the layout the number of random reads, up to [`WHOLE_FETCH_READS`].
     random_reads: OnceLock<Box<[AtomicU8]>>,
     /// Bytes read since the file was last considered for promotion.
     read_bytes: AtomicU64,
@@ -75,17 +75,17 @@ impl FileActivity {
     }
 
     /// Counts a read of one of the layout's `objects`, and says how the object is being read.
-    pub(super) fn access(&self, index: usize, objects: usize, pattern: AccessPattern) -> Access {
-        if let Some(access) = Access::of(pattern) {
+    pub(super) fn access(&self, index: usize, objects: usize, pattern: AccessPattern) -> ObjectAccess {
+        if let Some(access) = ObjectAccess::of(pattern) {
             return access;
         }
         let counts = self.random_reads.get_or_init(|| (0..objects).map(|_| AtomicU8::new(0)).collect());
         let before = counts[index].load(Relaxed);
         // Two threads may both count the same step; being off by one read is harmless.
-        if before < HOT {
+        if before < WHOLE_FETCH_READS {
             counts[index].store(before + 1, Relaxed);
         }
-        Access::Random { hot: before >= HOT }
+        ObjectAccess::Random { is_hot: before >= WHOLE_FETCH_READS }
     }
 
     /// Counts `bytes` that were read, and says whether about half of the file has been read since

@@ -22,7 +22,7 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::grain;
+use super::block_plan;
 use super::layout::Object;
 use super::uncached::UncachedBlocks;
 use super::{Origin, ReadError};
@@ -120,7 +120,7 @@ impl BlockLoader {
             |priority| {
                 let (loader, object) = (self.clone(), object.clone());
                 async move {
-                    let len = grain::span(&object, key.part).1;
+                    let len = block_plan::span(&object, key.part).1;
                     let filling = loader.cache.fill(key, len).await;
                     loader.fetch(&object, key, filling, &priority).await
                 }
@@ -139,7 +139,7 @@ impl BlockLoader {
         cancel: CancellationToken,
         permit: impl Send + 'static,
     ) -> bool {
-        let len = grain::span(object, key.part).1;
+        let len = block_plan::span(object, key.part).1;
         let Some(filling) = self.cache.try_fill(key, len, outcome.clone()) else { return false };
         let (loader, object) = (self.clone(), object.clone());
         let fetch = |priority: Priority| async move {
@@ -159,7 +159,7 @@ impl BlockLoader {
         object: &Object,
         key: BlockKey,
     ) -> Result<(Readable, bool), ReadError> {
-        let len = grain::span(object, key.part).1;
+        let len = block_plan::span(object, key.part).1;
         let deadline = Instant::now() + MEMORY_TIMEOUT;
         loop {
             if let Some(block) = self.cache.get(&key) {
@@ -218,13 +218,13 @@ impl BlockLoader {
         mut filling: Filling,
         priority: &Priority,
     ) -> Result<LoadedBlock, ReadError> {
-        let offset = grain::span(object, key.part).0;
+        let offset = block_plan::span(object, key.part).0;
         let read = self.origin.read(object, offset, &mut filling, priority);
         let source = read.await.map_err(ReadError::Origin)?;
         let is_uncached = !filling.in_arena();
         let block = filling.publish();
         if is_uncached {
-            self.uncached.hold(key, block.clone());
+            self.uncached.insert(key, block.clone());
         }
         Ok(LoadedBlock { block, source })
     }

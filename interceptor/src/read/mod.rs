@@ -3,7 +3,7 @@
 //! A [`FileVersion`] is one immutable state of a file: its size and, once resolved, which chunk holds which byte
 //! ([`layout`]). A read is cut at the borders of extents
 //! into segments, each either zeros or a range of one chunk, and each range is looked for in the cache, as
-//! the whole chunk or as pieces of it ([`grain`] decides which is worth fetching).
+//! the whole chunk or as pieces of it ([`block_plan`] decides which is worth fetching).
 //!
 //! [`Reader::read`] runs on the thread that took the request from the kernel. If everything is in memory it answers at
 //! once, without a copy when one block has all of it. Otherwise it starts the missing fetches (each block once, whoever
@@ -22,9 +22,9 @@
 //! again. A block is never visible before it is complete and checked.
 
 mod activity;
+mod block_plan;
 mod data;
 mod error;
-mod grain;
 mod kernel_hints;
 mod layout;
 mod layout_cell;
@@ -66,7 +66,7 @@ pub use seaweedfs::ClusterOrigin;
 pub use version::FileVersion;
 pub use warm::{WarmupError, WarmupRequest};
 
-use grain::{Access, Located};
+use block_plan::{BlockRange, ObjectAccess};
 use layout::Segment;
 use loader::BlockLoader;
 use prefetcher::{PrefetchReporter, Prefetcher};
@@ -86,9 +86,9 @@ pub struct Reader {
     loader: Arc<BlockLoader>,
     prefetcher: Prefetcher,
     metrics: Arc<Metrics>,
-    warmup: Arc<dyn PrefetchOutcome>,
+    warmup_reporter: Arc<dyn PrefetchOutcome>,
     /// Held, by the KiB, by fetches of files that somebody has asked for in advance.
-    warming: Arc<Semaphore>,
+    warmup_permits: Arc<Semaphore>,
     /// There once files are kept resident.
     promoter: OnceLock<Promoter>,
     runtime: Handle,
@@ -111,8 +111,8 @@ impl Reader {
         let loader = BlockLoader::new(cache.clone(), origin, &runtime);
         Arc::new(Self {
             prefetcher: Prefetcher::new(loader.clone(), cache.clone(), metrics.clone()),
-            warmup: PrefetchReporter::new(Trigger::Warmup, &metrics, None),
-            warming: Arc::new(Semaphore::new((cache.speculation_limit() >> 10) as usize)),
+            warmup_reporter: PrefetchReporter::new(Trigger::Warmup, &metrics, None),
+            warmup_permits: Arc::new(Semaphore::new((cache.speculation_limit() >> 10) as usize)),
             promoter: OnceLock::new(),
             runtime,
             cache,
@@ -133,12 +133,12 @@ impl Reader {
 
     /// Up to `len` bytes of `file` from `offset` on. Never blocks.
     pub fn read(self: &Arc<Self>, file: &Arc<FileVersion>, offset: u64, len: usize) -> ReadReply {
-        let begun = Arrival::now();
+        let arrival = Arrival::now();
         file.activity().mark_read();
         if let Some(data) =
             file.activity().resident().and_then(|resident| ReadData::resident(&resident, offset, len))
         {
-            self.metrics.read(Source::Registered, data.len() as u64, begun.elapsed());
+            self.metrics.read(Source::Registered, data.len() as u64, arrival.elapsed());
             return ReadReply::Ready(data);
         }
         let Some(layout) = file.layout_now() else {
@@ -146,10 +146,10 @@ impl Reader {
             return ReadReply::Pending(
                 async move {
                     let was_remote = file.is_remote();
-                    let layout = reader.layout(&file, begun).await?;
+                    let layout = reader.layout(&file, arrival).await?;
                     // Bringing an object into the cluster may take longer than a read may.
-                    let begun = if was_remote { Arrival::now() } else { begun };
-                    match reader.read_laid_out(&file, layout, offset, len, begun) {
+                    let arrival = if was_remote { Arrival::now() } else { arrival };
+                    match reader.read_laid_out(&file, layout, offset, len, arrival) {
                         ReadReply::Ready(data) => Ok(data),
                         ReadReply::Pending(rest) => rest.await,
                     }
@@ -157,7 +157,7 @@ impl Reader {
                 .boxed(),
             );
         };
-        self.read_laid_out(file, layout, offset, len, begun)
+        self.read_laid_out(file, layout, offset, len, arrival)
     }
 
     /// The layout of `file`, for a request that arrived at `arrival`.
@@ -177,7 +177,7 @@ impl Reader {
         layout: &Layout,
         offset: u64,
         len: usize,
-        begun: Arrival,
+        arrival: Arrival,
     ) -> ReadReply {
         let end = offset.saturating_add(len as u64).min(layout.size());
         if offset >= end {
@@ -193,19 +193,19 @@ impl Reader {
                 Segment::Object { index, range } => {
                     let object = &layout.objects()[index];
                     let access = file.activity().access(index, layout.objects().len(), pattern);
-                    for located in grain::locate(&self.cache, object, range, access) {
-                        match self.loader.load(object, located.key, begun) {
+                    for part in block_plan::plan(&self.cache, object, range, access) {
+                        match self.loader.load(object, part.key, arrival) {
                             Joined::Landed(loaded) => {
-                                self.note_use(file, &located, &loaded.block, pattern);
-                                parts.push(Some(ReadData::block(loaded.block, located.range)));
+                                self.note_use(file, &part, &loaded.block, pattern);
+                                parts.push(Some(ReadData::block(loaded.block, part.range)));
                             }
                             Joined::Waiting(outcome) => {
-                                missing.push((parts.len(), outcome, located));
+                                missing.push((parts.len(), outcome, part));
                                 parts.push(None);
                             }
                         }
                     }
-                    if access == (Access::Random { hot: true }) {
+                    if access == (ObjectAccess::Random { is_hot: true }) {
                         self.prefetcher.fetch_whole_object(file, object);
                     }
                 }
@@ -219,30 +219,30 @@ impl Reader {
         }
         if missing.is_empty() {
             let data = ReadData::join(parts.into_iter().flatten().collect());
-            self.metrics.read(Source::Registered, data.len() as u64, begun.elapsed());
+            self.metrics.read(Source::Registered, data.len() as u64, arrival.elapsed());
             return ReadReply::Ready(data);
         }
         let (reader, file) = (self.clone(), file.clone());
         ReadReply::Pending(
             async move {
                 let mut source = Source::Registered;
-                for (index, outcome, located) in missing {
+                for (index, outcome, part) in missing {
                     let loaded = outcome.await?;
-                    reader.note_use(&file, &located, &loaded.block, pattern);
+                    reader.note_use(&file, &part, &loaded.block, pattern);
                     source = loaded.source;
-                    parts[index] = Some(ReadData::block(loaded.block, located.range));
+                    parts[index] = Some(ReadData::block(loaded.block, part.range));
                 }
                 let data = ReadData::join(parts.into_iter().flatten().collect());
-                reader.metrics.read(source, data.len() as u64, begun.elapsed());
+                reader.metrics.read(source, data.len() as u64, arrival.elapsed());
                 Ok(data)
             }
             .boxed(),
         )
     }
 
-    fn note_use(&self, file: &Arc<FileVersion>, located: &Located, block: &Readable, pattern: AccessPattern) {
-        block.mark_read(&located.range);
-        if pattern != AccessPattern::Random && self.cache.consumed(&located.key, block, located.range.len()) {
+    fn note_use(&self, file: &Arc<FileVersion>, part: &BlockRange, block: &Readable, pattern: AccessPattern) {
+        block.mark_read(&part.range);
+        if pattern != AccessPattern::Random && self.cache.consumed(&part.key, block, part.range.len()) {
             self.consider(file, Worth::ReadAgain);
         }
     }

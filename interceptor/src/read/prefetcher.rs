@@ -12,7 +12,7 @@ use std::time::Instant;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::grain::{self, Access};
+use super::block_plan::{self, ObjectAccess};
 use super::layout::{Layout, Object, Segment};
 use super::loader::BlockLoader;
 use super::seaweedfs::chunks::known_layout;
@@ -92,10 +92,10 @@ impl Prefetcher {
         ahead: &ReadAhead,
         pattern: AccessPattern,
     ) -> Result<(), u64> {
-        let Some(access) = Access::of(pattern) else { return Ok(()) };
+        let Some(access) = ObjectAccess::of(pattern) else { return Ok(()) };
         let trigger = match access {
-            Access::Strided { .. } => Trigger::Strided,
-            Access::Sequential | Access::Random { .. } => Trigger::Sequential,
+            ObjectAccess::Strided { .. } => Trigger::Strided,
+            ObjectAccess::Sequential | ObjectAccess::Random { .. } => Trigger::Sequential,
         };
         let outcome = self.reporter(trigger, &ahead.stats);
         ahead.ranges.iter().try_for_each(|range| self.fetch_range(file, layout, range, access, &outcome))
@@ -108,14 +108,14 @@ impl Prefetcher {
         file: &FileVersion,
         layout: &Layout,
         range: &Range<u64>,
-        access: Access,
+        access: ObjectAccess,
         outcome: &Arc<dyn PrefetchOutcome>,
     ) -> Result<(), u64> {
         for segment in layout.segments(range.start, range.end) {
             let Segment::Object { index, range } = segment else { continue };
             let object = &layout.objects()[index];
-            let blocks = grain::locate(&self.cache, object, range.clone(), access).into_iter();
-            let mut absent = blocks.map(|located| located.key).filter(|key| self.loader.is_absent(key));
+            let blocks = block_plan::plan(&self.cache, object, range.clone(), access).into_iter();
+            let mut absent = blocks.map(|part| part.key).filter(|key| self.loader.is_absent(key));
             let forgotten = file.activity().forgotten();
             if !absent.all(|key| self.loader.prefetch(object, key, outcome, forgotten.clone(), ())) {
                 return Err(object.offset + range.start);
@@ -127,7 +127,7 @@ impl Prefetcher {
     /// Starts to fetch all of an object that is read at random again and again, unless another one is
     /// being fetched so.
     pub(super) fn fetch_whole_object(&self, file: &FileVersion, object: &Object) {
-        for key in grain::large_blocks(object, &(0..object.size)) {
+        for key in block_plan::large_blocks(object, &(0..object.size)) {
             if !self.loader.is_absent(&key) {
                 continue;
             }
@@ -152,11 +152,11 @@ impl Prefetcher {
             layout.objects().iter().filter(|object| (1..=MAX_SMALL_FILE_SIZE).contains(&object.size))
         {
             let all = 0..object.size;
-            for key in grain::large_blocks(object, &all).filter(|key| self.loader.is_absent(key)) {
+            for key in block_plan::large_blocks(object, &all).filter(|key| self.loader.is_absent(key)) {
                 if !self.loader.prefetch(object, key, outcome, self.never.clone(), ()) {
                     return None;
                 }
-                bytes += grain::span(object, key.part).1 as u64;
+                bytes += block_plan::span(object, key.part).1 as u64;
             }
         }
         Some(bytes)

@@ -19,8 +19,8 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
+use super::block_plan::{self, BlockRange};
 use super::data::ReadData;
-use super::grain::{self, Located};
 use super::layout::{Layout, Object, Segment};
 use super::{FileVersion, MAX_SMALL_FILE_SIZE, ReadError, Reader};
 use crate::arrival::Arrival;
@@ -29,20 +29,20 @@ use crate::cache::resident::{Candidate, Extension, Promotion, ResidentFile, Resi
 use crate::vital::contained_task;
 
 /// How many files may wait in each lane. Others are considered again when they are read again.
-const WAITING: usize = 4096;
+const QUEUE_CAPACITY: usize = 4096;
 /// Small files that are made resident at the same time.
-const SMALL_AT_ONCE: usize = 8;
+const MAX_CONCURRENT_SMALL_FILES: usize = 8;
 /// Blocks of one file that are fetched at the same time: enough to keep the writer busy, and 16 MiB with usual chunks.
-const BLOCKS_AT_ONCE: usize = 4;
+const MAX_CONCURRENT_BLOCKS: usize = 4;
 
 /// Has files made resident, one after the other. Its tasks end when it is dropped.
 pub(super) struct Promoter {
     residents: Arc<Residents>,
-    small: mpsc::Sender<Wanted>,
-    large: mpsc::Sender<Wanted>,
+    small: mpsc::Sender<PromotionRequest>,
+    large: mpsc::Sender<PromotionRequest>,
 }
 
-struct Wanted {
+struct PromotionRequest {
     version: Arc<FileVersion>,
     candidate: Candidate,
 }
@@ -51,11 +51,11 @@ impl Promoter {
     /// Starts tasks that fetch by way of `reader`.
     pub(super) fn start(residents: Arc<Residents>, reader: &Arc<Reader>, runtime: &Handle) -> Self {
         let lane = |at_once| {
-            let (sender, wanted) = mpsc::channel(WAITING);
-            runtime.spawn(work(Arc::downgrade(reader), wanted, at_once));
+            let (sender, request) = mpsc::channel(QUEUE_CAPACITY);
+            runtime.spawn(promote_all(Arc::downgrade(reader), request, at_once));
             sender
         };
-        Self { residents, small: lane(SMALL_AT_ONCE), large: lane(1) }
+        Self { residents, small: lane(MAX_CONCURRENT_SMALL_FILES), large: lane(1) }
     }
 
     /// The files that are resident.
@@ -72,7 +72,7 @@ impl Promoter {
         }
         let Some(candidate) = self.residents.want(id, version.size(), worth) else { return false };
         let lane = if version.size() <= MAX_SMALL_FILE_SIZE { &self.small } else { &self.large };
-        lane.try_send(Wanted { version: version.clone(), candidate }).is_ok()
+        lane.try_send(PromotionRequest { version: version.clone(), candidate }).is_ok()
     }
 }
 
@@ -84,61 +84,61 @@ impl Promoter {
     }
 }
 
-async fn work(reader: Weak<Reader>, wanted: mpsc::Receiver<Wanted>, at_once: usize) {
-    let promote = |wanted| {
+async fn promote_all(reader: Weak<Reader>, request: mpsc::Receiver<PromotionRequest>, at_once: usize) {
+    let promote = |request| {
         let reader = reader.upgrade();
         async move {
             if let Some(reader) = reader {
-                contained_task(reader.make_resident(wanted)).await;
+                contained_task(reader.make_resident(request)).await;
             }
         }
     };
-    ReceiverStream::new(wanted).for_each_concurrent(at_once, promote).await;
+    ReceiverStream::new(request).for_each_concurrent(at_once, promote).await;
 }
 
 /// A part of a file that has bytes, and from where on.
-struct Piece {
+struct FilePart {
     offset: u64,
-    origin: PieceOrigin,
+    origin: PartSource,
 }
 
 /// The bytes of a part, and the key of its block if that was fetched for this alone.
-type FetchedPiece = Result<(ReadData, Option<BlockKey>), ReadError>;
+type FetchedPart = Result<(ReadData, Option<BlockKey>), ReadError>;
 
-enum PieceOrigin {
+enum PartSource {
     Bytes(Bytes),
-    Block(Object, Located),
+    Block(Object, BlockRange),
 }
 
 /// The parts of a file from `offset` on, but for those that are zeros.
-fn pieces(layout: &Layout, mut offset: u64) -> Vec<Piece> {
-    let mut pieces = Vec::new();
+fn parts(layout: &Layout, mut offset: u64) -> Vec<FilePart> {
+    let mut parts = Vec::new();
     for segment in layout.segments(offset, layout.size()) {
         match segment {
             Segment::Zeros(len) => offset += len as u64,
             Segment::Inline(bytes) => {
                 let len = bytes.len() as u64;
-                pieces.push(Piece { offset, origin: PieceOrigin::Bytes(bytes) });
+                parts.push(FilePart { offset, origin: PartSource::Bytes(bytes) });
                 offset += len;
             }
             Segment::Object { index, range } => {
                 let object = &layout.objects()[index];
-                for located in grain::locate_large(object, &range) {
-                    let len = located.range.len() as u64;
-                    pieces.push(Piece { offset, origin: PieceOrigin::Block(object.clone(), located) });
+                for part in block_plan::plan_large(object, &range) {
+                    let len = part.range.len() as u64;
+                    parts.push(FilePart { offset, origin: PartSource::Block(object.clone(), part) });
                     offset += len;
                 }
             }
         }
     }
-    pieces
+    parts
 }
 
 impl Reader {
-    async fn make_resident(self: &Arc<Self>, wanted: Wanted) {
-        let Wanted { version, candidate } = wanted;
-        let pieces = match self.layout(&version, Arrival::now()).await {
-            Ok(layout) => pieces(layout, 0),
+    async fn make_resident(self: &Arc<Self>, request: PromotionRequest) {
+        let PromotionRequest { version, candidate } = request;
+        let parts = match self.layout(&version, Arrival::now()).await {
+            Ok(layout) => parts(layout, 0),
             Err(error) => {
                 tracing::debug!(path = version.path(), %error, "a file cannot be kept in memory");
                 return;
@@ -147,10 +147,10 @@ impl Reader {
         // Closing and unmapping what leaves takes a while.
         let made = tokio::task::spawn_blocking(|| candidate.make_room()).await;
         let Ok(Some(mut promotion)) = made else { return };
-        let keys: Vec<_> = pieces.iter().filter_map(Piece::key).collect();
-        let mut fetched = self.fetch_pieces(pieces);
+        let keys: Vec<_> = parts.iter().filter_map(FilePart::key).collect();
+        let mut fetched = self.fetch_parts(parts);
         while let Some((offset, data)) = fetched.next().await {
-            promotion = match self.land(promotion, offset, data).await {
+            promotion = match self.write_part(promotion, offset, data).await {
                 Some(promotion) => promotion,
                 None => return,
             };
@@ -171,14 +171,14 @@ impl Reader {
         version: &FileVersion,
     ) -> Option<Extension> {
         let (content, len) = (before.content_id()?, version.size());
-        let pieces = match self.layout(version, Arrival::now()).await {
-            Ok(layout) => pieces(layout, file.grown_len().min(len)),
+        let parts = match self.layout(version, Arrival::now()).await {
+            Ok(layout) => parts(layout, file.grown_len().min(len)),
             Err(_) => return None,
         };
         let residents = self.promoter.get()?.residents.clone();
         let extend = move || residents.extend(file, &content, handles, len);
         let mut extension = tokio::task::spawn_blocking(extend).await.ok()??;
-        let mut fetched = self.fetch_pieces(pieces);
+        let mut fetched = self.fetch_parts(parts);
         while let Some((offset, part)) = fetched.next().await {
             let (data, fetched) = part.ok()?;
             (extension, _) = extension.write(data, offset).await?;
@@ -190,28 +190,28 @@ impl Reader {
     /// The last byte of `version`, which must not be empty.
     pub(crate) async fn last_byte(self: &Arc<Self>, version: &FileVersion) -> Result<u8, ReadError> {
         let layout = self.layout(version, Arrival::now()).await?;
-        let pieces = pieces(layout, version.size().saturating_sub(1));
-        match self.fetch_pieces(pieces).next().await {
+        let parts = parts(layout, version.size().saturating_sub(1));
+        match self.fetch_parts(parts).next().await {
             Some((_, part)) => Ok(part?.0.first().copied().unwrap_or_default()),
             None => Ok(0),
         }
     }
 
     /// Fetches parts of a file, which come in their order.
-    fn fetch_pieces(
+    fn fetch_parts(
         self: &Arc<Self>,
-        pieces: Vec<Piece>,
-    ) -> impl Stream<Item = (u64, FetchedPiece)> + Unpin + use<> {
+        parts: Vec<FilePart>,
+    ) -> impl Stream<Item = (u64, FetchedPart)> + Unpin + use<> {
         let reader = self.clone();
-        let fetch = move |piece: Piece| {
+        let fetch = move |part: FilePart| {
             let reader = reader.clone();
-            async move { (piece.offset, reader.piece(piece.origin).await) }.boxed()
+            async move { (part.offset, reader.fetch_part(part.origin).await) }.boxed()
         };
-        stream::iter(pieces).map(fetch).buffered(BLOCKS_AT_ONCE)
+        stream::iter(parts).map(fetch).buffered(MAX_CONCURRENT_BLOCKS)
     }
 
     /// Writes a part of a file, and gives up its block if that was fetched for this.
-    async fn land(&self, promotion: Promotion, offset: u64, part: FetchedPiece) -> Option<Promotion> {
+    async fn write_part(&self, promotion: Promotion, offset: u64, part: FetchedPart) -> Option<Promotion> {
         match part {
             Ok((data, fetched)) => {
                 let (promotion, _) = promotion.write(data, offset).await?;
@@ -228,21 +228,21 @@ impl Reader {
     }
 
     /// The bytes of a part, and the key of its block if that had to be fetched.
-    async fn piece(self: Arc<Self>, origin: PieceOrigin) -> FetchedPiece {
-        let (object, located) = match origin {
-            PieceOrigin::Bytes(bytes) => return Ok((ReadData::shared(bytes), None)),
-            PieceOrigin::Block(object, located) => (object, located),
+    async fn fetch_part(self: Arc<Self>, origin: PartSource) -> FetchedPart {
+        let (object, part) = match origin {
+            PartSource::Bytes(bytes) => return Ok((ReadData::shared(bytes), None)),
+            PartSource::Block(object, part) => (object, part),
         };
-        let (block, was_fetched) = self.loader.load_below_readers(&object, located.key).await?;
-        Ok((ReadData::block(block, located.range), was_fetched.then_some(located.key)))
+        let (block, was_fetched) = self.loader.load_below_readers(&object, part.key).await?;
+        Ok((ReadData::block(block, part.range), was_fetched.then_some(part.key)))
     }
 }
 
-impl Piece {
+impl FilePart {
     fn key(&self) -> Option<BlockKey> {
         match &self.origin {
-            PieceOrigin::Bytes(_) => None,
-            PieceOrigin::Block(_, located) => Some(located.key),
+            PartSource::Bytes(_) => None,
+            PartSource::Block(_, part) => Some(part.key),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Reads of made-up files against the same bytes painted into an array.
 
-mod seen;
+mod kernel_hints;
 mod warm;
 
 use std::collections::{HashMap, HashSet};

@@ -10,16 +10,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::stream::{FuturesUnordered, StreamExt};
 
-use super::grain::{self, Located};
+use super::block_plan::{self, BlockRange};
 use super::layout::{Object, Segment};
 use super::{FileVersion, ReadError, Reader};
 use crate::arrival::Arrival;
 use crate::cache::{Displace, Joined, NoRoom};
 
 /// How many blocks of one file may be on their way. What all of them together may hold is bounded by bytes.
-const BLOCKS_AT_ONCE: usize = 16;
+const MAX_CONCURRENT_BLOCKS: usize = 16;
 /// After how many segments of a file others get their turn on the thread that counts them.
-const SEGMENTS_AT_ONCE: usize = 64;
+const SEGMENTS_PER_YIELD: usize = 64;
 
 /// Why a file was not brought in, or not all of it.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -99,8 +99,8 @@ impl Reader {
                     continue;
                 }
             };
-            for located in grain::locate_large(object, &range) {
-                if blocks.len() >= BLOCKS_AT_ONCE
+            for part in block_plan::plan_large(object, &range) {
+                if blocks.len() >= MAX_CONCURRENT_BLOCKS
                     && let Some(block) = blocks.next().await
                 {
                     outcome = outcome.and(block);
@@ -108,7 +108,7 @@ impl Reader {
                 if outcome.is_err() {
                     break 'file;
                 }
-                blocks.push(self.warm_block(object, located, warmup));
+                blocks.push(self.warm_block(object, part, warmup));
             }
         }
         // After an error nothing more is begun; what is on its way comes in, and counts.
@@ -122,23 +122,23 @@ impl Reader {
     async fn warm_block(
         self: &Arc<Self>,
         object: &Object,
-        located: Located,
+        part: BlockRange,
         warmup: &WarmupRequest,
     ) -> Result<(), WarmupError> {
-        let key = located.key;
-        let len = grain::span(object, key.part).1;
+        let key = part.key;
+        let len = block_plan::span(object, key.part).1;
         let held = warmup.held.fetch_add(len as u64, Ordering::Relaxed) + len as u64;
         // By force anything can be made to leave, even what this request has found or brought itself.
         if warmup.displace == Displace::LeastValued && held > self.cache.keep_limit() {
             return Err(NoRoom::Full.into());
         }
         if self.cache.keep(&key) {
-            warmup.complete(located.range.len() as u64);
+            warmup.complete(part.range.len() as u64);
             return Ok(());
         }
-        let turn = self.turn_to_warm(len).await;
-        let filling = self.cache.fill_kept(key, len, warmup.displace, self.warmup.clone()).await?;
-        let (joined, is_own) = self.loader.join_or_fetch(object, key, filling, turn);
+        let permit = self.acquire_warmup_permit(len).await;
+        let filling = self.cache.fill_kept(key, len, warmup.displace, self.warmup_reporter.clone()).await?;
+        let (joined, is_own) = self.loader.join_or_fetch(object, key, filling, permit);
         if let Joined::Waiting(outcome) = joined {
             outcome.await?;
         }
@@ -148,15 +148,15 @@ impl Reader {
             // A reader's fetch brought it, in memory outside of the cache or only for a moment.
             return Err(NoRoom::Full.into());
         }
-        warmup.complete(located.range.len() as u64);
+        warmup.complete(part.range.len() as u64);
         Ok(())
     }
 
     /// Waits until `len` more bytes may be fetched that nobody waits for. Whatever holds such fetches back belongs here.
-    async fn turn_to_warm(&self, len: usize) -> impl Send + 'static + use<> {
+    async fn acquire_warmup_permit(&self, len: usize) -> impl Send + 'static + use<> {
         let most = self.cache.speculation_limit() >> 10;
         let units = (len as u64).div_ceil(1024).min(most) as u32;
-        self.warming.clone().acquire_many_owned(units).await.expect("the semaphore is never closed")
+        self.warmup_permits.clone().acquire_many_owned(units).await.expect("the semaphore is never closed")
     }
 
     /// How many bytes of `file` can be read without a fetch. A file whose content is not in the cluster is not brought
@@ -178,10 +178,12 @@ impl Reader {
                 Segment::Inline(bytes) => bytes.len() as u64,
                 Segment::Zeros(len) => len as u64,
                 Segment::Object { index, range } => {
-                    grain::cached(&layout.objects()[index], &range, &|key| self.cache.contains(key))
+                    block_plan::cached_bytes(&layout.objects()[index], &range, &|key| {
+                        self.cache.contains(key)
+                    })
                 }
             };
-            if number % SEGMENTS_AT_ONCE == SEGMENTS_AT_ONCE - 1 {
+            if number % SEGMENTS_PER_YIELD == SEGMENTS_PER_YIELD - 1 {
                 tokio::task::yield_now().await;
             }
         }
@@ -202,10 +204,10 @@ impl Reader {
         for (number, segment) in layout.segments(0, layout.size()).enumerate() {
             if let Segment::Object { index, range } = segment {
                 let object = &layout.objects()[index];
-                let gone = grain::every_block(object, &range).filter(|key| self.cache.remove(key));
-                sum += gone.map(|key| grain::span(object, key.part).1 as u64).sum::<u64>();
+                let gone = block_plan::all_blocks(object, &range).filter(|key| self.cache.remove(key));
+                sum += gone.map(|key| block_plan::span(object, key.part).1 as u64).sum::<u64>();
             }
-            if number % SEGMENTS_AT_ONCE == SEGMENTS_AT_ONCE - 1 {
+            if number % SEGMENTS_PER_YIELD == SEGMENTS_PER_YIELD - 1 {
                 tokio::task::yield_now().await;
             }
         }

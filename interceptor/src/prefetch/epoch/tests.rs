@@ -186,12 +186,12 @@ fn a_prediction_that_fails_is_not_repeated_for_a_while() {
 #[test]
 fn memory_is_bounded() {
     let mut epochs = Epochs::new(1 << 30, 1 << 26);
-    for file in 0..MOST_FILES as u64 + 1000 {
+    for file in 0..MAX_FILES as u64 + 1000 {
         assert!(epochs.observe(file, 1000).is_empty());
     }
-    assert!(epochs.seen.len() <= MOST_FILES && epochs.present.len() <= MOST_FILES);
-    let files = MOST_FILES as f64;
-    let table = (MOST_FILES * 8 / 7).next_power_of_two() * (size_of::<(u64, Seen)>() + 1);
+    assert!(epochs.seen.len() <= MAX_FILES && epochs.present.len() <= MAX_FILES);
+    let files = MAX_FILES as f64;
+    let table = (MAX_FILES * 8 / 7).next_power_of_two() * (size_of::<(u64, LastRead)>() + 1);
     assert!(table as f64 / files + 2.0 * 8.0 <= 60.0);
 }
 

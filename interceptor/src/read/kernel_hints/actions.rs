@@ -7,8 +7,8 @@ use std::time::Instant;
 use super::deferred::STREAM_IDLE_TIMEOUT;
 use crate::cache::BlockKey;
 use crate::cache::resident::Worth;
+use crate::read::block_plan::{self, ObjectAccess};
 use crate::read::data::ReadData;
-use crate::read::grain::{self, Access};
 use crate::read::layout::{Object, Segment};
 use crate::read::{FileVersion, Reader};
 use crate::telemetry::Trigger;
@@ -41,7 +41,7 @@ impl Reader {
         for segment in layout.segments(range.start, end) {
             if let Segment::Object { index, range } = segment {
                 let object = &layout.objects()[index];
-                grain::large_blocks(object, &range).for_each(|key| self.keep_hot(file, object, key));
+                block_plan::large_blocks(object, &range).for_each(|key| self.keep_hot(file, object, key));
             }
         }
     }
@@ -77,10 +77,10 @@ impl Reader {
                 Segment::Inline(bytes) => parts.push(ReadData::shared(bytes)),
                 Segment::Zeros(len) => parts.push(ReadData::zeros(len)),
                 Segment::Object { index, range } => {
-                    for located in grain::locate_large(&layout.objects()[index], &range) {
-                        let block = self.cache.get(&located.key)?;
-                        block.mark_read(&located.range);
-                        parts.push(ReadData::block(block, located.range));
+                    for part in block_plan::plan_large(&layout.objects()[index], &range) {
+                        let block = self.cache.get(&part.key)?;
+                        block.mark_read(&part.range);
+                        parts.push(ReadData::block(block, part.range));
                     }
                 }
             }
@@ -105,7 +105,7 @@ impl Reader {
         }
         let outcome = self.prefetcher.reporter(Trigger::Seen, stats);
         // Without room, the streams of the file make up for it as soon as the kernel asks.
-        let _ = self.prefetcher.fetch_range(file, layout, &window, Access::Sequential, &outcome);
+        let _ = self.prefetcher.fetch_range(file, layout, &window, ObjectAccess::Sequential, &outcome);
     }
 }
 

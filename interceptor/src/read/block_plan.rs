@@ -11,22 +11,22 @@ use crate::cache::{BlockKey, BlockPart, Cache};
 use crate::prefetch::AccessPattern;
 
 /// Chunks up to this size are fetched whole: it is more than SeaweedFS makes by default (2 MiB through a mount, 4 MiB
-/// through a filer, 8 MiB through S3). What is larger is fetched in pieces of [`LARGE_SHIFT`].
-const WHOLE_LIMIT: u64 = 16 << 20;
-/// 4 MiB, the large piece of chunks beyond [`WHOLE_LIMIT`].
-const LARGE_SHIFT: u8 = 22;
+/// through a filer, 8 MiB through S3). What is larger is fetched in pieces of [`MAX_PIECE_SHIFT`].
+const MAX_WHOLE_SIZE: u64 = 16 << 20;
+/// 4 MiB, the large piece of chunks beyond [`MAX_WHOLE_SIZE`].
+const MAX_PIECE_SHIFT: u8 = 22;
 /// 16 KiB, the smallest piece: it takes hardly longer than 4 KiB.
-const SMALL_SHIFT: u8 = 14;
+const MIN_PIECE_SHIFT: u8 = 14;
 /// Chunks up to this size are not worth cutting up.
-const TINY: u64 = 256 << 10;
+const MAX_UNDIVIDED_SIZE: u64 = 256 << 10;
 /// Random reads of one chunk after which it is fetched whole: by then about as much work has gone into pieces of it as all
 /// of it would have taken (a range of 16 KiB costs about a tenth of the CPU time of a chunk of 4 MiB), so at worst the
 /// work is little more than doubled, and at best all further reads are free.
-pub(super) const HOT: u8 = 16;
+pub(super) const WHOLE_FETCH_READS: u8 = 16;
 
 /// How a chunk is being read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Access {
+pub(super) enum ObjectAccess {
     /// By a sequential stream.
     Sequential,
     /// In equal steps of this many bytes.
@@ -37,11 +37,11 @@ pub(super) enum Access {
     /// Here and there.
     Random {
         /// Often enough that the whole chunk is worth fetching.
-        hot: bool,
+        is_hot: bool,
     },
 }
 
-impl Access {
+impl ObjectAccess {
     /// What follows from the pattern of a file's reads alone; nothing for random ones.
     pub(super) fn of(pattern: AccessPattern) -> Option<Self> {
         match pattern {
@@ -52,10 +52,10 @@ impl Access {
     }
 
     /// Whether all of a chunk of `size` bytes is going to be worth fetching.
-    fn wants_whole(self, size: u64) -> bool {
+    fn takes_whole(self, size: u64) -> bool {
         match self {
             Self::Sequential => true,
-            Self::Strided { stride } => stride.saturating_mul(HOT.into()) <= size,
+            Self::Strided { stride } => stride.saturating_mul(WHOLE_FETCH_READS.into()) <= size,
             Self::Random { .. } => false,
         }
     }
@@ -63,7 +63,7 @@ impl Access {
 
 /// A part of a read that one block has.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Located {
+pub(super) struct BlockRange {
     /// The block.
     pub key: BlockKey,
     /// Which of the block's bytes.
@@ -72,36 +72,45 @@ pub(super) struct Located {
 
 /// The blocks from which `range` of `chunk` is to be read, in order: the ones that are in the cache, else the ones that
 /// are worth fetching.
-pub(super) fn locate(cache: &Cache, object: &Object, range: Range<u64>, access: Access) -> Vec<Located> {
+pub(super) fn plan(
+    cache: &Cache,
+    object: &Object,
+    range: Range<u64>,
+    access: ObjectAccess,
+) -> Vec<BlockRange> {
     let len = range.end - range.start;
     let large = large_shift(object);
-    let take_large = access.wants_whole(object.size)
-        || is_never_cut(object)
+    let takes_large = access.takes_whole(object.size)
+        || is_undivided(object)
         || len * 2 >= object.size
-        || cut(object, &range, large).all(|located| cache.contains(&located.key));
-    let shift = if take_large { large } else { Some(small_shift(len)) };
-    cut(object, &range, shift).collect()
+        || divide(object, &range, large).all(|part| cache.contains(&part.key));
+    let shift = if takes_large { large } else { Some(piece_shift(len)) };
+    divide(object, &range, shift).collect()
 }
 
 /// The large blocks of `chunk` from which `range` is to be read, in order, whether or not they are in the cache.
-pub(super) fn locate_large(object: &Object, range: &Range<u64>) -> impl Iterator<Item = Located> {
-    cut(object, range, large_shift(object))
+pub(super) fn plan_large(object: &Object, range: &Range<u64>) -> impl Iterator<Item = BlockRange> {
+    divide(object, range, large_shift(object))
 }
 
 /// The large blocks of `chunk` that hold `range`.
 pub(super) fn large_blocks(object: &Object, range: &Range<u64>) -> impl Iterator<Item = BlockKey> {
-    locate_large(object, range).map(|located| located.key)
+    plan_large(object, range).map(|part| part.key)
 }
 
 /// How many bytes of `range` are in blocks that `is_cached`, of whatever size.
-pub(super) fn cached(object: &Object, range: &Range<u64>, is_cached: &impl Fn(&BlockKey) -> bool) -> u64 {
+pub(super) fn cached_bytes(
+    object: &Object,
+    range: &Range<u64>,
+    is_cached: &impl Fn(&BlockKey) -> bool,
+) -> u64 {
     let whole = BlockKey { object: object.id, object_size: object.size, part: BlockPart::Whole };
     if is_cached(&whole) {
         range.end - range.start
-    } else if is_never_cut(object) {
+    } else if is_undivided(object) {
         0
     } else {
-        cached_pieces(object, range, LARGE_SHIFT, is_cached)
+        cached_pieces(object, range, MAX_PIECE_SHIFT, is_cached)
     }
 }
 
@@ -112,34 +121,34 @@ fn cached_pieces(
     shift: u8,
     is_cached: &impl Fn(&BlockKey) -> bool,
 ) -> u64 {
-    let bytes = |piece: Located| {
-        let part = chunk_range(object, &piece);
+    let bytes = |piece: BlockRange| {
+        let part = range_in_object(object, &piece);
         if is_cached(&piece.key) {
             part.end - part.start
-        } else if shift > SMALL_SHIFT {
+        } else if shift > MIN_PIECE_SHIFT {
             cached_pieces(object, &part, shift - 1, is_cached)
         } else {
             0
         }
     };
-    cut(object, range, Some(shift)).map(bytes).sum()
+    divide(object, range, Some(shift)).map(bytes).sum()
 }
 
 /// Every name under which a byte of `range` of `chunk` can be in the cache.
-pub(super) fn every_block(object: &Object, range: &Range<u64>) -> impl Iterator<Item = BlockKey> {
-    let shifts = if is_never_cut(object) { 0..0 } else { SMALL_SHIFT..LARGE_SHIFT + 1 };
-    let pieces = shifts.flat_map(|shift| cut(object, range, Some(shift)));
-    cut(object, range, None).chain(pieces).map(|located| located.key)
+pub(super) fn all_blocks(object: &Object, range: &Range<u64>) -> impl Iterator<Item = BlockKey> {
+    let shifts = if is_undivided(object) { 0..0 } else { MIN_PIECE_SHIFT..MAX_PIECE_SHIFT + 1 };
+    let pieces = shifts.flat_map(|shift| divide(object, range, Some(shift)));
+    divide(object, range, None).chain(pieces).map(|part| part.key)
 }
 
 /// Where the bytes of a part of a read are in their chunk.
-fn chunk_range(object: &Object, located: &Located) -> Range<u64> {
-    let start = span(object, located.key.part).0;
-    start + located.range.start as u64..start + located.range.end as u64
+fn range_in_object(object: &Object, part: &BlockRange) -> Range<u64> {
+    let start = span(object, part.key.part).0;
+    start + part.range.start as u64..start + part.range.end as u64
 }
 
-fn is_never_cut(object: &Object) -> bool {
-    !object.is_divisible() || object.size <= TINY
+fn is_undivided(object: &Object) -> bool {
+    !object.is_divisible() || object.size <= MAX_UNDIVIDED_SIZE
 }
 
 /// Where in its chunk a block begins and how long it is, in bytes.
@@ -154,20 +163,20 @@ pub(super) fn span(object: &Object, part: BlockPart) -> (u64, usize) {
 }
 
 fn large_shift(object: &Object) -> Option<u8> {
-    (object.size > WHOLE_LIMIT && object.is_divisible()).then_some(LARGE_SHIFT)
+    (object.size > MAX_WHOLE_SIZE && object.is_divisible()).then_some(MAX_PIECE_SHIFT)
 }
 
 /// The smallest piece that a read of `len` bytes fits into, if it is aligned.
-fn small_shift(len: u64) -> u8 {
-    (len.max(1).next_power_of_two().trailing_zeros() as u8).clamp(SMALL_SHIFT, LARGE_SHIFT)
+fn piece_shift(len: u64) -> u8 {
+    (len.max(1).next_power_of_two().trailing_zeros() as u8).clamp(MIN_PIECE_SHIFT, MAX_PIECE_SHIFT)
 }
 
 /// Cuts `range` at the borders of pieces of `1 << shift` bytes, or not at all.
-fn cut<'a>(
+fn divide<'a>(
     object: &'a Object,
     range: &Range<u64>,
     shift: Option<u8>,
-) -> impl Iterator<Item = Located> + use<'a> {
+) -> impl Iterator<Item = BlockRange> + use<'a> {
     let key = |part| BlockKey { object: object.id, object_size: object.size, part };
     let range = range.clone();
     let pieces = match shift {
@@ -175,12 +184,12 @@ fn cut<'a>(
         Some(shift) => range.start >> shift..((range.end - 1) >> shift) + 1,
     };
     pieces.map(move |index| match shift {
-        None => Located { key: key(BlockPart::Whole), range: range.start as usize..range.end as usize },
+        None => BlockRange { key: key(BlockPart::Whole), range: range.start as usize..range.end as usize },
         Some(shift) => {
             let base = index << shift;
             let from = range.start.max(base) - base;
             let to = range.end.min(base + (1 << shift)) - base;
-            Located {
+            BlockRange {
                 key: key(BlockPart::Piece { shift, index: index as u32 }),
                 range: from as usize..to as usize,
             }
@@ -205,38 +214,39 @@ mod tests {
         drop(cache.fill(key, len).now_or_never().expect("an empty cache has room").publish());
     }
 
-    const RANDOM: Access = Access::Random { hot: false };
+    const RANDOM: ObjectAccess = ObjectAccess::Random { is_hot: false };
 
     #[test]
     fn a_random_read_of_an_absent_chunk_takes_a_small_piece() {
         let cache = Cache::new(MIN_CAPACITY).unwrap();
-        let located = locate(&cache, &object(4 << 20), 20_000..24_096, RANDOM);
-        assert_eq!(located.len(), 1);
-        assert_eq!(located[0].key.part, BlockPart::Piece { shift: 14, index: 1 });
-        assert_eq!(located[0].range, 3616..7712);
+        let part = plan(&cache, &object(4 << 20), 20_000..24_096, RANDOM);
+        assert_eq!(part.len(), 1);
+        assert_eq!(part[0].key.part, BlockPart::Piece { shift: 14, index: 1 });
+        assert_eq!(part[0].range, 3616..7712);
     }
 
     #[test]
     fn whole_chunks_for_streams_small_files_and_what_cannot_be_cut() {
         let cache = Cache::new(MIN_CAPACITY).unwrap();
         let whole =
-            |object: &Object, access| locate(&cache, object, 0..4096, access)[0].key.part == BlockPart::Whole;
-        assert!(whole(&object(4 << 20), Access::Sequential));
+            |object: &Object, access| plan(&cache, object, 0..4096, access)[0].key.part == BlockPart::Whole;
+        assert!(whole(&object(4 << 20), ObjectAccess::Sequential));
         assert!(whole(&object(100_000), RANDOM));
         let stored = |encoding| Object { encoding, ..object(64 << 20) };
         assert!(whole(&stored(Encoding { is_compressed: true, ..Encoding::default() }), RANDOM));
         let cipher_key = Some(Box::new([0; 32]));
         assert!(whole(&stored(Encoding { cipher_key, ..Encoding::default() }), RANDOM));
         assert!(!whole(&object(4 << 20), RANDOM));
-        assert!(!whole(&object(64 << 20), Access::Sequential));
+        assert!(!whole(&object(64 << 20), ObjectAccess::Sequential));
     }
 
     #[test]
     fn equal_steps_take_whole_chunks_if_they_are_small() {
         let cache = Cache::new(MIN_CAPACITY).unwrap();
-        let part = |stride| locate(&cache, &object(4 << 20), 0..4096, Access::Strided { stride })[0].key.part;
+        let part =
+            |stride| plan(&cache, &object(4 << 20), 0..4096, ObjectAccess::Strided { stride })[0].key.part;
         assert_eq!(part(256 << 10), BlockPart::Whole);
-        assert_eq!(part(1 << 20), BlockPart::Piece { shift: SMALL_SHIFT, index: 0 });
+        assert_eq!(part(1 << 20), BlockPart::Piece { shift: MIN_PIECE_SHIFT, index: 0 });
     }
 
     #[test]
@@ -245,7 +255,7 @@ mod tests {
         let object = object(4 << 20);
         let key = BlockKey { object: object.id, object_size: object.size, part: BlockPart::Whole };
         fill(&cache, key, 4 << 20);
-        assert_eq!(locate(&cache, &object, 5..10, RANDOM), [Located { key, range: 5..10 }]);
+        assert_eq!(plan(&cache, &object, 5..10, RANDOM), [BlockRange { key, range: 5..10 }]);
     }
 
     proptest! {
@@ -263,7 +273,7 @@ mod tests {
             let range = at(from.min(to))..at(from.max(to)) + 1;
             let key = |part| BlockKey { object: object.id, object_size: size, part };
             let mut blocks: Vec<BlockKey> = Vec::new();
-            if size > TINY {
+            if size > MAX_UNDIVIDED_SIZE {
                 let piece = |(shift, place): (u8, f64)| BlockPart::Piece { shift, index: (at(place) >> shift) as u32 };
                 blocks.extend(present.into_iter().map(piece).map(key));
             }
@@ -273,7 +283,7 @@ mod tests {
                 (start..start + len as u64).contains(&byte)
             });
             // Borders lie at multiples of the smallest piece, so one byte of each speaks for the rest of it.
-            let step = 1 << SMALL_SHIFT;
+            let step = 1 << MIN_PIECE_SHIFT;
             let mut bytes = 0;
             let mut byte = range.start;
             while byte < range.end {
@@ -281,8 +291,8 @@ mod tests {
                 bytes += if held(byte) { next - byte } else { 0 };
                 byte = next;
             }
-            prop_assert_eq!(cached(&object, &range, &|key| blocks.contains(key)), bytes);
-            let names: Vec<_> = every_block(&object, &range).collect();
+            prop_assert_eq!(cached_bytes(&object, &range, &|key| blocks.contains(key)), bytes);
+            let names: Vec<_> = all_blocks(&object, &range).collect();
             for block in &blocks {
                 let (start, len) = span(&object, block.part);
                 let overlaps = start < range.end && range.start < start + len as u64;
@@ -300,13 +310,13 @@ mod tests {
             let object = object(size);
             let start = ((size - 1) as f64 * at) as u64;
             let range = start..(start + len).min(size);
-            let access = if sequential { Access::Sequential } else { RANDOM };
+            let access = if sequential { ObjectAccess::Sequential } else { RANDOM };
             let mut next = range.start;
-            for located in locate(&Cache::new(MIN_CAPACITY).unwrap(), &object, range.clone(), access) {
-                let (offset, block_len) = span(&object, located.key.part);
-                prop_assert!(located.range.end <= block_len && offset + block_len as u64 <= size);
-                prop_assert_eq!(offset + located.range.start as u64, next);
-                next = offset + located.range.end as u64;
+            for part in plan(&Cache::new(MIN_CAPACITY).unwrap(), &object, range.clone(), access) {
+                let (offset, block_len) = span(&object, part.key.part);
+                prop_assert!(part.range.end <= block_len && offset + block_len as u64 <= size);
+                prop_assert_eq!(offset + part.range.start as u64, next);
+                next = offset + part.range.end as u64;
             }
             prop_assert_eq!(next, range.end);
         }

@@ -14,8 +14,9 @@ impl Mounted {
     /// Waits until nothing is under way any more, and says which of `mib` chunks are in the cache.
     fn chunks_there(&self, file: &FileVersion, mib: u64) -> Vec<u64> {
         let layout = file.layout_now().unwrap();
-        let key =
-            |index: u64| grain::large_blocks(&layout.objects()[index as usize], &(0..MIB)).next().unwrap();
+        let key = |index: u64| {
+            block_plan::large_blocks(&layout.objects()[index as usize], &(0..MIB)).next().unwrap()
+        };
         while self.runtime.metrics().num_alive_tasks() > 0 {
             std::thread::yield_now();
         }
