@@ -1,8 +1,9 @@
-//! How much of a chunk to fetch for a read.
+//! Which blocks of an object a read takes: the whole object, or pieces of it.
 //!
-//! Fetching a whole chunk is the cheapest way per byte and the only one whose bytes can be checked against the needle's
-//! checksum. A reader that jumps about would wait for megabytes it never looks at, so its first reads in a chunk bring
-//! small aligned pieces; a chunk that keeps being read is then fetched whole in the background.
+//! To fetch an object whole costs least per byte, and only then the bytes can be checked against
+//! the needle's checksum. A random reader would wait for megabytes that it never reads, so its
+//! first reads in an object fetch small aligned pieces. An object that keeps being read at random
+//! is fetched whole in the background ([`WHOLE_FETCH_READS`]).
 
 use std::ops::Range;
 
@@ -10,39 +11,41 @@ use super::layout::Object;
 use crate::cache::{BlockKey, BlockPart, Cache};
 use crate::prefetch::AccessPattern;
 
-/// Chunks up to this size are fetched whole: it is more than SeaweedFS makes by default (2 MiB through a mount, 4 MiB
-/// through a filer, 8 MiB through S3). What is larger is fetched in pieces of [`MAX_PIECE_SHIFT`].
+/// Objects up to this size, in bytes, are fetched whole. SeaweedFS makes smaller chunks by default
+/// (2 MiB through a mount, 4 MiB through a filer, 8 MiB through S3). Larger objects are fetched in
+/// pieces of [`MAX_PIECE_SHIFT`].
 const MAX_WHOLE_SIZE: u64 = 16 << 20;
-/// 4 MiB, the large piece of chunks beyond [`MAX_WHOLE_SIZE`].
+/// 4 MiB: the large pieces of objects beyond [`MAX_WHOLE_SIZE`].
 const MAX_PIECE_SHIFT: u8 = 22;
-/// 16 KiB, the smallest piece: it takes hardly longer than 4 KiB.
+/// 16 KiB: the smallest piece takes hardly longer to fetch than 4 KiB.
 const MIN_PIECE_SHIFT: u8 = 14;
-/// Chunks up to this size are not worth cutting up.
+/// Objects up to this size, in bytes, are not worth dividing.
 const MAX_UNDIVIDED_SIZE: u64 = 256 << 10;
-/// Random reads of one chunk after which it is fetched whole: by then about as much work has gone into pieces of it as all
-/// of it would have taken (a range of 16 KiB costs about a tenth of the CPU time of a chunk of 4 MiB), so at worst the
-/// work is little more than doubled, and at best all further reads are free.
+/// Random reads of one object after which it is fetched whole. By then its pieces have taken about
+/// as much work as the whole object would have (16 KiB cost about a tenth of the CPU time of 4
+/// MiB): at worst the work is little more than doubled, and at best all further reads are free.
 pub(super) const WHOLE_FETCH_READS: u8 = 16;
 
-/// How a chunk is being read.
+/// How an object is being read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ObjectAccess {
     /// By a sequential stream.
     Sequential,
-    /// In equal steps of this many bytes.
+    /// In equal steps.
     Strided {
-        /// From the start of one read to the start of the next.
+        /// Bytes from the start of one read to the start of the next.
         stride: u64,
     },
-    /// Here and there.
+    /// In no order.
     Random {
-        /// Often enough that the whole chunk is worth fetching.
+        /// Whether there were [`WHOLE_FETCH_READS`] such reads.
         is_hot: bool,
     },
 }
 
 impl ObjectAccess {
-    /// What follows from the pattern of a file's reads alone; nothing for random ones.
+    /// What follows from the pattern of the file's reads; `None` for random reads, which are
+    /// counted for each object.
     pub(super) fn of(pattern: AccessPattern) -> Option<Self> {
         match pattern {
             AccessPattern::Random => None,
@@ -51,7 +54,7 @@ impl ObjectAccess {
         }
     }
 
-    /// Whether all of a chunk of `size` bytes is going to be worth fetching.
+    /// Whether the reads will take most of an object of `size` bytes.
     fn takes_whole(self, size: u64) -> bool {
         match self {
             Self::Sequential => true,
@@ -70,8 +73,8 @@ pub(super) struct BlockRange {
     pub range: Range<usize>,
 }
 
-/// The blocks from which `range` of `chunk` is to be read, in order: the ones that are in the cache, else the ones that
-/// are worth fetching.
+/// The blocks from which to read `range` of `object`, in order: those that are in the cache, else
+/// those that are worth fetching.
 pub(super) fn plan(
     cache: &Cache,
     object: &Object,
@@ -88,17 +91,17 @@ pub(super) fn plan(
     divide(object, &range, shift).collect()
 }
 
-/// The large blocks of `chunk` from which `range` is to be read, in order, whether or not they are in the cache.
+/// The large blocks from which to read `range` of `object`, in order, cached or not.
 pub(super) fn plan_large(object: &Object, range: &Range<u64>) -> impl Iterator<Item = BlockRange> {
     divide(object, range, large_shift(object))
 }
 
-/// The large blocks of `chunk` that hold `range`.
+/// The keys of the large blocks that hold `range` of `object`.
 pub(super) fn large_blocks(object: &Object, range: &Range<u64>) -> impl Iterator<Item = BlockKey> {
     plan_large(object, range).map(|part| part.key)
 }
 
-/// How many bytes of `range` are in blocks that `is_cached`, of whatever size.
+/// How many bytes of `range` are in blocks, of any size, for which `is_cached` holds.
 pub(super) fn cached_bytes(
     object: &Object,
     range: &Range<u64>,
@@ -114,7 +117,7 @@ pub(super) fn cached_bytes(
     }
 }
 
-/// The same for pieces of `1 << shift` bytes, and of smaller ones where such a piece is absent.
+/// The same for pieces of `1 << shift` bytes, and for smaller ones where such a piece is absent.
 fn cached_pieces(
     object: &Object,
     range: &Range<u64>,
@@ -134,14 +137,14 @@ fn cached_pieces(
     divide(object, range, Some(shift)).map(bytes).sum()
 }
 
-/// Every name under which a byte of `range` of `chunk` can be in the cache.
+/// Every key under which a byte of `range` of `object` can be in the cache.
 pub(super) fn all_blocks(object: &Object, range: &Range<u64>) -> impl Iterator<Item = BlockKey> {
     let shifts = if is_undivided(object) { 0..0 } else { MIN_PIECE_SHIFT..MAX_PIECE_SHIFT + 1 };
     let pieces = shifts.flat_map(|shift| divide(object, range, Some(shift)));
     divide(object, range, None).chain(pieces).map(|part| part.key)
 }
 
-/// Where the bytes of a part of a read are in their chunk.
+/// Where in the object the bytes of `part` are.
 fn range_in_object(object: &Object, part: &BlockRange) -> Range<u64> {
     let start = span(object, part.key.part).0;
     start + part.range.start as u64..start + part.range.end as u64
@@ -151,7 +154,7 @@ fn is_undivided(object: &Object) -> bool {
     !object.is_divisible() || object.size <= MAX_UNDIVIDED_SIZE
 }
 
-/// Where in its chunk a block begins and how long it is, in bytes.
+/// Where in `object` a block begins, and how long it is, in bytes.
 pub(super) fn span(object: &Object, part: BlockPart) -> (u64, usize) {
     match part {
         BlockPart::Whole => (0, object.size as usize),
@@ -166,12 +169,12 @@ fn large_shift(object: &Object) -> Option<u8> {
     (object.size > MAX_WHOLE_SIZE && object.is_divisible()).then_some(MAX_PIECE_SHIFT)
 }
 
-/// The smallest piece that a read of `len` bytes fits into, if it is aligned.
+/// The smallest piece that holds an aligned read of `len` bytes.
 fn piece_shift(len: u64) -> u8 {
     (len.max(1).next_power_of_two().trailing_zeros() as u8).clamp(MIN_PIECE_SHIFT, MAX_PIECE_SHIFT)
 }
 
-/// Cuts `range` at the borders of pieces of `1 << shift` bytes, or not at all.
+/// Divides `range` at the borders of pieces of `1 << shift` bytes; without `shift`, not at all.
 fn divide<'a>(
     object: &'a Object,
     range: &Range<u64>,
@@ -217,7 +220,7 @@ mod tests {
     const RANDOM: ObjectAccess = ObjectAccess::Random { is_hot: false };
 
     #[test]
-    fn a_random_read_of_an_absent_chunk_takes_a_small_piece() {
+    fn a_random_read_of_an_absent_object_takes_a_small_piece() {
         let cache = Cache::new(MIN_CAPACITY).unwrap();
         let part = plan(&cache, &object(4 << 20), 20_000..24_096, RANDOM);
         assert_eq!(part.len(), 1);
@@ -226,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn whole_chunks_for_streams_small_files_and_what_cannot_be_cut() {
+    fn streams_and_small_or_indivisible_objects_take_whole_objects() {
         let cache = Cache::new(MIN_CAPACITY).unwrap();
         let whole =
             |object: &Object, access| plan(&cache, object, 0..4096, access)[0].key.part == BlockPart::Whole;
@@ -241,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_steps_take_whole_chunks_if_they_are_small() {
+    fn small_strides_take_whole_objects() {
         let cache = Cache::new(MIN_CAPACITY).unwrap();
         let part =
             |stride| plan(&cache, &object(4 << 20), 0..4096, ObjectAccess::Strided { stride })[0].key.part;
@@ -250,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chunk_in_the_cache_serves_random_reads() {
+    fn a_whole_object_in_the_cache_serves_random_reads() {
         let cache = Cache::new(MIN_CAPACITY).unwrap();
         let object = object(4 << 20);
         let key = BlockKey { object: object.id, object_size: object.size, part: BlockPart::Whole };
@@ -259,7 +262,8 @@ mod tests {
     }
 
     proptest! {
-        /// Some blocks are there, of all sizes: what is counted as cached is what they hold, and every one is named.
+        /// With blocks of all sizes in the cache: the bytes counted as cached are those that the
+        /// blocks hold, and every block is listed.
         #[test]
         fn the_cached_part_is_what_the_blocks_hold(
             size in 1u64..(20 << 20),
@@ -282,7 +286,7 @@ mod tests {
                 let (start, len) = span(&object, block.part);
                 (start..start + len as u64).contains(&byte)
             });
-            // Borders lie at multiples of the smallest piece, so one byte of each speaks for the rest of it.
+            // Borders lie at multiples of the smallest piece, so one byte tells of all of a piece.
             let step = 1 << MIN_PIECE_SHIFT;
             let mut bytes = 0;
             let mut byte = range.start;

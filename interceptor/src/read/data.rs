@@ -1,4 +1,4 @@
-//! The bytes of an answer.
+//! The bytes of a reply.
 
 use std::ops::{Deref, Range};
 
@@ -7,11 +7,11 @@ use bytes::Bytes;
 use crate::cache::Readable;
 use crate::cache::resident::ResidentFile;
 
-/// Holes up to this size need no memory of their own; the kernel's requests are seldom larger.
+/// Holes up to this size need no memory of their own; the kernel's requests are rarely larger.
 static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
 
-/// The bytes of a read. They stay in the cache's memory (pinned there until this is dropped) unless they had to be
-/// gathered from several places.
+/// The bytes of a read. They stay in the cache's memory, pinned until this is dropped, unless they
+/// come from several places: then they are copied.
 #[derive(Debug)]
 pub struct ReadData(Repr);
 
@@ -34,7 +34,7 @@ impl ReadData {
         Self(Repr::Block(block, range))
     }
 
-    /// Up to `len` bytes of a file in memory from `offset` on. None if they cannot be had.
+    /// Up to `len` bytes of a resident file from `offset` on; `None` if they cannot be read.
     pub(super) fn resident(file: &ResidentFile, offset: u64, len: usize) -> Option<Self> {
         let len = file.len().saturating_sub(offset).min(len as u64) as usize;
         let mut bytes = vec![0; len];
@@ -53,7 +53,7 @@ impl ReadData {
         }
     }
 
-    /// The parts one after the other; copied only if there are several.
+    /// The parts one after the other, copied only if there are several.
     pub(super) fn join(mut parts: Vec<ReadData>) -> Self {
         if parts.len() == 1 {
             return parts.swap_remove(0);

@@ -6,8 +6,8 @@ use bytes::Bytes;
 
 use crate::cache::ObjectId;
 
-/// The largest object that may have to be held whole in memory, in bytes, because a part of it cannot
-/// be read without the rest.
+/// The largest object that may have to be held whole in memory, in bytes, because a part of it
+/// cannot be read without the rest.
 pub(super) const MAX_INDIVISIBLE_SIZE: u64 = 1 << 30;
 
 /// An object of an origin that a file's bytes are stored in. Its bytes never change.
@@ -82,8 +82,8 @@ impl Layout {
         Self { size, inline: bytes, objects: Box::new([]), extents: Box::new([]) }
     }
 
-    /// Objects of which each holds the bytes that its `offset` and `size` tell, in the order of the
-    /// file and without overlap. Holes between them are zeros.
+    /// Objects of which each holds the bytes that its `offset` and `size` tell, in the order of
+    /// the file and without overlap. Holes between them are zeros.
     pub fn objects_in_order(objects: Box<[Object]>, size: u64) -> Self {
         let extent = |(index, object): (usize, &Object)| Extent {
             start: object.offset,
@@ -110,8 +110,8 @@ impl Layout {
         &self.objects
     }
 
-    /// The parts of the bytes from `start` to `end`, in order and without gaps. `end` must not exceed
-    /// the size.
+    /// The parts of the bytes from `start` to `end`, in order and without gaps. `end` must not
+    /// exceed the size.
     pub(super) fn segments(&self, start: u64, end: u64) -> impl Iterator<Item = Segment> {
         let mut at = start;
         let mut extents = {

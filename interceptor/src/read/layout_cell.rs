@@ -10,8 +10,8 @@ use super::ReadError;
 use super::layout::Layout;
 use crate::arrival::Arrival;
 
-/// A request that has waited for at most so much less than another shares its failure: it would have
-/// about a second left.
+/// A request that has waited for at most so much less than another shares its failure: it would
+/// have about a second left.
 const MAX_REMAINING_TIME: Duration = Duration::from_secs(1);
 
 /// A layout that is resolved at most once, and how the last attempt has failed.
@@ -35,15 +35,15 @@ impl LayoutCell {
         self.layout.get()
     }
 
-    /// The layout, which is `layout` from now on. If another thread was faster, its layout, which is
-    /// the same.
+    /// The layout, which is `layout` from now on. If another thread was faster, its layout, which
+    /// is the same.
     pub(super) fn set(&self, layout: Layout) {
         let _ = self.layout.set(layout);
     }
 
     /// The layout, for a request that arrived at `arrival`. Is resolved by one request; the others
-    /// wait for it. `shares_failure` tells that all of them share its failure however long they have
-    /// waited.
+    /// wait for it. `shares_failure` tells that all of them share its failure however long they
+    /// have waited.
     pub(super) async fn get_or_resolve(
         &self,
         arrival: Arrival,
@@ -64,8 +64,8 @@ impl LayoutCell {
             .await
     }
 
-    /// The failure of another request, if this one was waiting for the same layout then, and about as
-    /// long; else it has time left to try by itself.
+    /// The failure of another request, if this one was waiting for the same layout then, and about
+    /// as long; else it has time left to try by itself.
     fn failure_for(&self, arrival: Arrival, shares_failure: bool) -> Option<ReadError> {
         let failure = self.failure.lock();
         let failure = failure.as_ref().filter(|failure| failure.at >= arrival.deadline(Duration::ZERO))?;

@@ -1,18 +1,18 @@
 //! Loads blocks: from memory, by joining a fetch under way, or by starting one.
 //!
 //! Readers, prefetch, promotion and warm-up load their blocks here, so each block is fetched once,
-//! whichever of them needs it. They differ in how they take memory, and in who waits:
+//! whichever of them needs it. They differ in how they take memory:
 //!
-//! * A **reader** ([`BlockLoader::load`]) waits for memory of the cache. If there is none for long,
-//!   the block is fetched into memory outside of the cache ([`UncachedBlocks`]).
+//! * A **reader** ([`BlockLoader::load`]) waits for memory of the cache. If there is none for
+//!   long, the block is fetched into memory outside of the cache ([`UncachedBlocks`]).
 //! * **Prefetch** ([`BlockLoader::prefetch`]) takes memory only if speculation may have it now.
 //!   Nothing waits for the block, so the fetch is given up when its version is forgotten, or after
 //!   [`PREFETCH_TIMEOUT`]: it waits behind every read at its server, and holds memory meanwhile.
 //! * **Promotion** ([`BlockLoader::load_below_readers`]) tries for such memory again and again.
 //! * **Warm-up** ([`BlockLoader::join_or_fetch`]) brings memory of its own.
 //!
-//! A reader that joins a speculative fetch makes a demand of it: it is seen through from then on. A
-//! fetch that a reader has started goes on when the reader is interrupted: what comes is kept.
+//! A reader that joins a speculative fetch makes a demand of it: it is seen through from then on.
+//! A fetch that a reader has started goes on when the reader is interrupted: what comes is kept.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -33,11 +33,13 @@ use crate::cache::{
 use crate::fetch::{Priority, Urgency};
 use crate::telemetry::metrics::Source;
 
-/// How long a prefetched block is worth waiting for. By then the stream that it was for is elsewhere.
+/// How long a prefetched block is worth waiting for. By then the stream that it was for is
+/// elsewhere.
 const PREFETCH_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a promotion waits for memory to fetch a block to.
 const MEMORY_TIMEOUT: Duration = Duration::from_secs(30);
-/// How often a promotion tries for memory. It must not queue for it, or readers would wait behind it.
+/// How often a promotion tries for memory. It must not queue for it, or readers would wait behind
+/// it.
 const MEMORY_POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Loads the blocks of all files of a mount.
@@ -128,8 +130,8 @@ impl BlockLoader {
         )
     }
 
-    /// Starts to fetch a block that no reader has asked for. The fetch is given up when `cancel` is
-    /// cancelled, and holds `permit` until it ends. `outcome` is told what became of the block.
+    /// Starts to fetch a block that no reader has asked for. The fetch is given up when `cancel`
+    /// is cancelled, and holds `permit` until it ends. `outcome` is told what became of the block.
     /// Returns whether there was memory for it.
     pub(super) fn prefetch(
         self: &Arc<Self>,
@@ -183,9 +185,9 @@ impl BlockLoader {
         }
     }
 
-    /// Fetches a block into `filling`, with the priority of speculation, unless it has arrived or is
-    /// being fetched by now. The fetch holds `permit` until it ends. Returns also whether this call
-    /// started it.
+    /// Fetches a block into `filling`, with the priority of speculation, unless it has arrived or
+    /// is being fetched by now. The fetch holds `permit` until it ends. Returns also whether this
+    /// call started it.
     pub(super) fn join_or_fetch(
         self: &Arc<Self>,
         object: &Object,

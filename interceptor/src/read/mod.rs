@@ -1,25 +1,30 @@
 //! The one place where a read is answered.
 //!
-//! A [`FileVersion`] is one immutable state of a file: its size and, once resolved, which chunk holds which byte
-//! ([`layout`]). A read is cut at the borders of extents
-//! into segments, each either zeros or a range of one chunk, and each range is looked for in the cache, as
-//! the whole chunk or as pieces of it ([`block_plan`] decides which is worth fetching).
+//! A [`FileVersion`] is what a name stood for at one moment: it never changes. Its [`Layout`]
+//! tells which object of the [`Origin`] holds which of its bytes. A read is divided at the borders
+//! of objects, and then into blocks ([`block_plan`]), which are taken from the cache or fetched.
 //!
-//! [`Reader::read`] runs on the thread that took the request from the kernel. If everything is in memory it answers at
-//! once, without a copy when one block has all of it. Otherwise it starts the missing fetches (each block once, whoever
-//! asks) and returns a future that waits for them; the answer is then put together from the blocks. Sequential streams
-//! are noticed on the way and fetched ahead, as far as the fill budget of the cache allows.
+//! [`Reader::read`] runs on the thread that took the request from the kernel. If all blocks are in
+//! memory it answers at once, without a copy if one block has all bytes. Otherwise it starts the
+//! missing fetches, each block once for all of its readers ([`loader`]), and returns a future that
+//! waits for them.
 //!
-//! A fetch that was started for a reader goes on when the reader is interrupted: what comes is kept. One that was started on
-//! speculation is given up when whoever it was for is gone ([`loader`]), unless a reader has joined it.
+//! ```text
+//!  Reader::read ─► FileActivity: resident? ─► Prefetcher ─► block_plan ─► BlockLoader
+//!                                             read-ahead                  get, join, fetch
+//! ```
 //!
-//! Files that are worth it are made resident ([`promote`]): complete in memory, for the kernel to read without the daemon. A
-//! handle that still reads by way of the daemon is answered from the resident file.
+//! * [`prefetcher`] fetches ahead of streams, and small files before they are read.
+//! * [`promote`] makes files resident that are worth it: complete in memory, for the kernel to
+//!   read without the daemon. A handle that still reads by way of the daemon is answered from
+//!   there.
+//! * [`warm`] fills, counts and evicts whole files by request.
+//! * [`kernel_hints`] acts on reads that the kernel answers by itself, as far as eBPF reports
+//!   them.
+//! * [`seaweedfs`] is the origin of `interceptor mount`.
 //!
-//! Of reads that the kernel answers by itself the daemon hears by eBPF, if it can ([`kernel_hints`]).
-//!
-//! When a fetch fails every read that waits for it fails with EIO, the block stays absent, and the next read tries
-//! again. A block is never visible before it is complete and checked.
+//! If a fetch fails, every read that waits for it fails with EIO, the block stays absent, and the
+//! next read tries again. A block is never visible before it is complete and checked.
 
 mod activity;
 mod block_plan;
@@ -72,11 +77,11 @@ use loader::BlockLoader;
 use prefetcher::{PrefetchReporter, Prefetcher};
 use promote::Promoter;
 
-/// A read that was answered at once, or will be.
+/// The reply to a read: now or later.
 pub enum ReadReply {
-    /// The bytes; fewer than were asked for only at the end of the file.
+    /// The bytes; fewer than requested only at the end of the file.
     Ready(ReadData),
-    /// Resolves when what is missing has been fetched.
+    /// Resolves when the missing blocks have been fetched.
     Pending(BoxFuture<'static, Result<ReadData, ReadError>>),
 }
 
@@ -87,9 +92,9 @@ pub struct Reader {
     prefetcher: Prefetcher,
     metrics: Arc<Metrics>,
     warmup_reporter: Arc<dyn PrefetchOutcome>,
-    /// Held, by the KiB, by fetches of files that somebody has asked for in advance.
+    /// Permits for warm-up fetches under way, one for each KiB.
     warmup_permits: Arc<Semaphore>,
-    /// There once files are kept resident.
+    /// Set by [`keep_resident_files`](Self::keep_resident_files).
     promoter: OnceLock<Promoter>,
     runtime: Handle,
 }
@@ -121,17 +126,17 @@ impl Reader {
         })
     }
 
-    /// The counters that reads go to.
+    /// The counters of reads and prefetches.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
     }
 
-    /// The size of the cache.
+    /// The size of the cache in bytes.
     pub fn cache_capacity(&self) -> u64 {
         self.cache.usage().capacity
     }
 
-    /// Up to `len` bytes of `file` from `offset` on. Never blocks.
+    /// Reads up to `len` bytes of `file` from `offset` on. Never blocks.
     pub fn read(self: &Arc<Self>, file: &Arc<FileVersion>, offset: u64, len: usize) -> ReadReply {
         let arrival = Arrival::now();
         file.activity().mark_read();
@@ -147,7 +152,7 @@ impl Reader {
                 async move {
                     let was_remote = file.is_remote();
                     let layout = reader.layout(&file, arrival).await?;
-                    // Bringing an object into the cluster may take longer than a read may.
+                    // The cluster may take longer to cache a remote object than a read may take.
                     let arrival = if was_remote { Arrival::now() } else { arrival };
                     match reader.read_laid_out(&file, layout, offset, len, arrival) {
                         ReadReply::Ready(data) => Ok(data),
@@ -165,7 +170,7 @@ impl Reader {
         if let Some(layout) = file.layout_now() {
             return Ok(layout);
         }
-        // How long an object takes to come into the cluster does not depend on who waits.
+        // How long the cluster takes to cache a remote object does not depend on the reader.
         let shares_failure = file.is_remote();
         let resolve = async || self.loader.origin().resolve(file, arrival).await;
         file.layout().get_or_resolve(arrival, shares_failure, resolve).await
@@ -211,8 +216,8 @@ impl Reader {
                 }
             }
         }
-        // Its blocks are found, or on their way by now: a promotion that was over before would have given them up, and this
-        // read would fetch them again.
+        // Only now, with all blocks found or being fetched: a promotion that ended before would
+        // have removed them from the cache, and this read would fetch them again.
         if file.activity().note_read(end - offset) {
             let worth = if file.size() <= MAX_SMALL_FILE_SIZE { Worth::IfRoom } else { Worth::IfReused };
             self.consider(file, worth);

@@ -1,6 +1,7 @@
 //! Fetches what [`prefetch`](crate::prefetch) advises, and what is sure to be read soon.
 //!
-//! * **Read-ahead**: each read is shown to the streams of its file, and what they advise is fetched.
+//! * **Read-ahead**: each read is shown to the streams of its file, and what they advise is
+//!   fetched.
 //! * **Whole objects**: an object that is read at random again and again is fetched whole.
 //! * **Small files** are fetched whole when they are opened, or when their turn seems to come.
 
@@ -67,8 +68,8 @@ impl Prefetcher {
         }
     }
 
-    /// Shows a read to the streams of its file, fetches ahead what they advise, and returns how the
-    /// read fits in.
+    /// Shows a read to the streams of its file, fetches ahead what they advise, and returns how
+    /// the read fits in.
     pub(super) fn observe(&self, file: &FileVersion, layout: &Layout, read: Range<u64>) -> AccessPattern {
         let Some(streams) = file.activity().streams() else { return AccessPattern::Random };
         let advice = streams.lock().observe(read.start, read.end - read.start, self.max_window);
@@ -83,8 +84,8 @@ impl Prefetcher {
         advice.pattern
     }
 
-    /// Starts to fetch what a stream advises. The error is the byte of the file from which on there
-    /// was no room.
+    /// Starts to fetch what a stream advises. The error is the byte of the file from which on
+    /// there was no room.
     fn run_ahead(
         &self,
         file: &FileVersion,
@@ -101,8 +102,8 @@ impl Prefetcher {
         ahead.ranges.iter().try_for_each(|range| self.fetch_range(file, layout, range, access, &outcome))
     }
 
-    /// Starts to fetch the blocks that reads of `range` will want, unless they are there or on their
-    /// way. The error is the byte of the file from which on there was no room.
+    /// Starts to fetch the blocks that reads of `range` will want, unless they are there or on
+    /// their way. The error is the byte of the file from which on there was no room.
     pub(super) fn fetch_range(
         &self,
         file: &FileVersion,
@@ -124,8 +125,8 @@ impl Prefetcher {
         Ok(())
     }
 
-    /// Starts to fetch all of an object that is read at random again and again, unless another one is
-    /// being fetched so.
+    /// Starts to fetch all of an object that is read at random again and again, unless another one
+    /// is being fetched so.
     pub(super) fn fetch_whole_object(&self, file: &FileVersion, object: &Object) {
         for key in block_plan::large_blocks(object, &(0..object.size)) {
             if !self.loader.is_absent(&key) {
@@ -139,13 +140,14 @@ impl Prefetcher {
         }
     }
 
-    /// Starts to fetch a block that is hot in the page cache. Returns whether there was room for it.
+    /// Starts to fetch a block that is hot in the page cache. Returns whether there was room for
+    /// it.
     pub(super) fn fetch_hot_block(&self, file: &FileVersion, object: &Object, key: BlockKey) -> bool {
         self.loader.prefetch(object, key, &self.hot, file.activity().forgotten().clone(), ())
     }
 
-    /// Starts to fetch what is missing of a small file. Returns how many bytes that is, or `None` if
-    /// there is no room.
+    /// Starts to fetch what is missing of a small file. Returns how many bytes that is, or `None`
+    /// if there is no room.
     fn fetch_small(&self, layout: &Layout, outcome: &Arc<dyn PrefetchOutcome>) -> Option<u64> {
         let mut bytes = 0;
         for object in
@@ -162,15 +164,16 @@ impl Prefetcher {
         Some(bytes)
     }
 
-    /// Reports prefetched blocks to the metrics, and to the `stats` of the predictor that advised them.
+    /// Reports prefetched blocks to the metrics, and to the `stats` of the predictor that advised
+    /// them.
     pub(super) fn reporter(&self, trigger: Trigger, stats: &Arc<PrefetchStats>) -> Arc<dyn PrefetchOutcome> {
         PrefetchReporter::new(trigger, &self.metrics, Some(stats.clone()))
     }
 }
 
 impl Reader {
-    /// Starts to fetch a file that was opened for the first time, if it is small: its first read is
-    /// sure to come, and joins the fetch.
+    /// Starts to fetch a file that was opened for the first time, if it is small: its first read
+    /// is sure to come, and joins the fetch.
     pub fn prefetch_opened(&self, file: &FileVersion) {
         if file.size() <= MAX_SMALL_FILE_SIZE
             && self.resident(file).is_none()
@@ -180,9 +183,9 @@ impl Reader {
         }
     }
 
-    /// Starts to fetch what is missing of a file of at most [`MAX_SMALL_FILE_SIZE`] bytes that is expected to
-    /// be read next; larger files are left alone. Returns how many bytes that is, or `None` if there
-    /// is no room.
+    /// Starts to fetch what is missing of a file of at most [`MAX_SMALL_FILE_SIZE`] bytes that is
+    /// expected to be read next; larger files are left alone. Returns how many bytes that is, or
+    /// `None` if there is no room.
     pub fn prefetch_small_file(&self, entry: &Entry, expected: &PrefetchReason) -> Option<u64> {
         let is_small = entry.attr.size <= MAX_SMALL_FILE_SIZE && matches!(entry.content, Content::Chunks(_));
         if !is_small || self.is_resident(entry) {

@@ -1,13 +1,15 @@
-//! Making files resident.
+//! Promotion: makes files resident.
 //!
-//! A file is considered when it has been read by way of the daemon for about half its size: a small one at its first
-//! read, a larger one if it was used before. If it is worth it ([`Worth`]) it waits in one of two lanes: large files one at a
-//! time, small ones several side by side, so that these do not wait behind gigabytes.
+//! A file is considered when about half of its bytes have been read by way of the daemon: a small
+//! one at its first read, a larger one if it was used before. If it is worth it ([`Worth`]), it
+//! waits in one of two queues: large files are promoted one at a time, small ones several side by
+//! side, so that these do not wait behind gigabytes.
 //!
-//! The bytes come block by block from where reads get theirs, so each fetch is made once whoever wants the block, and is
-//! checked as ever. Blocks that are missing are fetched on speculation, which leaves half of the fill budget to readers; if
-//! there is no room for long the file is given up. When the file is complete its blocks leave the arena; handles that
-//! read by way of the daemon are answered from the file from then on.
+//! The bytes come block by block through the [`BlockLoader`](super::loader::BlockLoader), so each
+//! block is fetched once, and checked, whether a reader needs it too or not. Absent blocks are
+//! fetched with the priority of speculation, which leaves half of the fill budget to readers. If
+//! there is no room for long, the promotion fails. When the file is complete its blocks leave the
+//! arena, and handles that read by way of the daemon are answered from the file.
 
 use std::io;
 use std::sync::{Arc, Weak};
@@ -28,14 +30,15 @@ use crate::cache::BlockKey;
 use crate::cache::resident::{Candidate, Extension, Promotion, ResidentFile, Residents, Worth};
 use crate::vital::contained_task;
 
-/// How many files may wait in each lane. Others are considered again when they are read again.
+/// How many files may wait in each queue. Others are considered again when they are read again.
 const QUEUE_CAPACITY: usize = 4096;
-/// Small files that are made resident at the same time.
+/// Small files that are promoted at the same time.
 const MAX_CONCURRENT_SMALL_FILES: usize = 8;
-/// Blocks of one file that are fetched at the same time: enough to keep the writer busy, and 16 MiB with usual chunks.
+/// Blocks of one file that are fetched at the same time: enough to keep the writer busy, and 16
+/// MiB with usual chunks.
 const MAX_CONCURRENT_BLOCKS: usize = 4;
 
-/// Has files made resident, one after the other. Its tasks end when it is dropped.
+/// The queues of files to promote. Their tasks end when this is dropped.
 pub(super) struct Promoter {
     residents: Arc<Residents>,
     small: mpsc::Sender<PromotionRequest>,
@@ -48,14 +51,14 @@ struct PromotionRequest {
 }
 
 impl Promoter {
-    /// Starts tasks that fetch by way of `reader`.
+    /// Starts the tasks, which fetch by way of `reader`.
     pub(super) fn start(residents: Arc<Residents>, reader: &Arc<Reader>, runtime: &Handle) -> Self {
-        let lane = |at_once| {
-            let (sender, request) = mpsc::channel(QUEUE_CAPACITY);
-            runtime.spawn(promote_all(Arc::downgrade(reader), request, at_once));
+        let queue = |max_concurrent| {
+            let (sender, requests) = mpsc::channel(QUEUE_CAPACITY);
+            runtime.spawn(promote_all(Arc::downgrade(reader), requests, max_concurrent));
             sender
         };
-        Self { residents, small: lane(MAX_CONCURRENT_SMALL_FILES), large: lane(1) }
+        Self { residents, small: queue(MAX_CONCURRENT_SMALL_FILES), large: queue(1) }
     }
 
     /// The files that are resident.
@@ -63,7 +66,8 @@ impl Promoter {
         &self.residents
     }
 
-    /// Has `version` made resident if it is worth it. Returns whether it is resident or will be, as far as is known now.
+    /// Queues `version` for promotion if it is worth it. Returns whether it is resident, or
+    /// queued.
     pub(super) fn consider(&self, version: &Arc<FileVersion>, worth: Worth) -> bool {
         let Some(id) = version.content_id() else { return false };
         if let Some(file) = self.residents.find(&id) {
@@ -71,38 +75,39 @@ impl Promoter {
             return true;
         }
         let Some(candidate) = self.residents.want(id, version.size(), worth) else { return false };
-        let lane = if version.size() <= MAX_SMALL_FILE_SIZE { &self.small } else { &self.large };
-        lane.try_send(PromotionRequest { version: version.clone(), candidate }).is_ok()
+        let queue = if version.size() <= MAX_SMALL_FILE_SIZE { &self.small } else { &self.large };
+        queue.try_send(PromotionRequest { version: version.clone(), candidate }).is_ok()
     }
 }
 
 #[cfg(test)]
 impl Promoter {
-    /// Whether no file waits or is being made resident.
+    /// Whether no file waits or is being promoted.
     pub(super) fn is_idle(&self) -> bool {
         self.residents.usage().waiting == 0
     }
 }
 
-async fn promote_all(reader: Weak<Reader>, request: mpsc::Receiver<PromotionRequest>, at_once: usize) {
+async fn promote_all(reader: Weak<Reader>, requests: mpsc::Receiver<PromotionRequest>, max_concurrent: usize) {
     let promote = |request| {
         let reader = reader.upgrade();
         async move {
             if let Some(reader) = reader {
-                contained_task(reader.make_resident(request)).await;
+                contained_task(reader.promote(request)).await;
             }
         }
     };
-    ReceiverStream::new(request).for_each_concurrent(at_once, promote).await;
+    ReceiverStream::new(requests).for_each_concurrent(max_concurrent, promote).await;
 }
 
-/// A part of a file that has bytes, and from where on.
+/// A part of a file that is not a hole.
 struct FilePart {
+    /// Where in the file it begins, in bytes.
     offset: u64,
-    origin: PartSource,
+    source: PartSource,
 }
 
-/// The bytes of a part, and the key of its block if that was fetched for this alone.
+/// The bytes of a part, and the key of its block if that was fetched for the promotion alone.
 type FetchedPart = Result<(ReadData, Option<BlockKey>), ReadError>;
 
 enum PartSource {
@@ -110,7 +115,7 @@ enum PartSource {
     Block(Object, BlockRange),
 }
 
-/// The parts of a file from `offset` on, but for those that are zeros.
+/// The parts of a file from `offset` on, without holes.
 fn parts(layout: &Layout, mut offset: u64) -> Vec<FilePart> {
     let mut parts = Vec::new();
     for segment in layout.segments(offset, layout.size()) {
@@ -118,14 +123,14 @@ fn parts(layout: &Layout, mut offset: u64) -> Vec<FilePart> {
             Segment::Zeros(len) => offset += len as u64,
             Segment::Inline(bytes) => {
                 let len = bytes.len() as u64;
-                parts.push(FilePart { offset, origin: PartSource::Bytes(bytes) });
+                parts.push(FilePart { offset, source: PartSource::Bytes(bytes) });
                 offset += len;
             }
             Segment::Object { index, range } => {
                 let object = &layout.objects()[index];
                 for part in block_plan::plan_large(object, &range) {
                     let len = part.range.len() as u64;
-                    parts.push(FilePart { offset, origin: PartSource::Block(object.clone(), part) });
+                    parts.push(FilePart { offset, source: PartSource::Block(object.clone(), part) });
                     offset += len;
                 }
             }
@@ -135,7 +140,7 @@ fn parts(layout: &Layout, mut offset: u64) -> Vec<FilePart> {
 }
 
 impl Reader {
-    async fn make_resident(self: &Arc<Self>, request: PromotionRequest) {
+    async fn promote(self: &Arc<Self>, request: PromotionRequest) {
         let PromotionRequest { version, candidate } = request;
         let parts = match self.layout(&version, Arrival::now()).await {
             Ok(layout) => parts(layout, 0),
@@ -144,7 +149,7 @@ impl Reader {
                 return;
             }
         };
-        // Closing and unmapping what leaves takes a while.
+        // Blocks: closing and unmapping the displaced files takes a while.
         let made = tokio::task::spawn_blocking(|| candidate.make_room()).await;
         let Ok(Some(mut promotion)) = made else { return };
         let keys: Vec<_> = parts.iter().filter_map(FilePart::key).collect();
@@ -161,8 +166,9 @@ impl Reader {
         }
     }
 
-    /// Writes behind the resident file of `before` what `version`, which begins with the same bytes, has more. The file is passed
-    /// through for as many handles of the first as `handles` tells. None if it cannot be done; the file is then as it was.
+    /// Appends to the resident `file` of `before` what `version`, which begins with the same
+    /// bytes, has more. `handles` tells for how many handles of `before` the file is passed
+    /// through. `None` if it cannot be done; the file is then as it was.
     pub(crate) async fn extend_resident(
         self: &Arc<Self>,
         file: Arc<ResidentFile>,
@@ -197,7 +203,7 @@ impl Reader {
         }
     }
 
-    /// Fetches parts of a file, which come in their order.
+    /// Fetches parts of a file. They come in their order.
     fn fetch_parts(
         self: &Arc<Self>,
         parts: Vec<FilePart>,
@@ -205,12 +211,12 @@ impl Reader {
         let reader = self.clone();
         let fetch = move |part: FilePart| {
             let reader = reader.clone();
-            async move { (part.offset, reader.fetch_part(part.origin).await) }.boxed()
+            async move { (part.offset, reader.fetch_part(part.source).await) }.boxed()
         };
         stream::iter(parts).map(fetch).buffered(MAX_CONCURRENT_BLOCKS)
     }
 
-    /// Writes a part of a file, and gives up its block if that was fetched for this.
+    /// Writes a part of a file, and evicts its block if that was fetched for the promotion.
     async fn write_part(&self, promotion: Promotion, offset: u64, part: FetchedPart) -> Option<Promotion> {
         match part {
             Ok((data, fetched)) => {
@@ -227,9 +233,8 @@ impl Reader {
         }
     }
 
-    /// The bytes of a part, and the key of its block if that had to be fetched.
-    async fn fetch_part(self: Arc<Self>, origin: PartSource) -> FetchedPart {
-        let (object, part) = match origin {
+    async fn fetch_part(self: Arc<Self>, source: PartSource) -> FetchedPart {
+        let (object, part) = match source {
             PartSource::Bytes(bytes) => return Ok((ReadData::shared(bytes), None)),
             PartSource::Block(object, part) => (object, part),
         };
@@ -240,7 +245,7 @@ impl Reader {
 
 impl FilePart {
     fn key(&self) -> Option<BlockKey> {
-        match &self.origin {
+        match &self.source {
             PartSource::Bytes(_) => None,
             PartSource::Block(_, part) => Some(part.key),
         }

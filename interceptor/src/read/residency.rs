@@ -20,8 +20,8 @@ impl Reader {
         Ok(())
     }
 
-    /// Notes that a handle of `version` is opened, which counts as a use. Returns the resident file,
-    /// complete, if there is one. It is not displaced by others before as many handles were
+    /// Notes that a handle of `version` is opened, which counts as a use. Returns the resident
+    /// file, complete, if there is one. It is not displaced by others before as many handles were
     /// [closed](Self::closed) as were opened. Never blocks.
     pub fn opened(&self, version: &FileVersion) -> Option<Arc<ResidentFile>> {
         let file = self.residents()?.opened(version.content_id()?)?;
@@ -64,8 +64,8 @@ impl Reader {
         self.residents().and_then(find).is_some()
     }
 
-    /// Lets no later open get the resident file of `version`. Returns its size in bytes, 0 if there
-    /// is none.
+    /// Lets no later open get the resident file of `version`. Returns its size in bytes, 0 if
+    /// there is none.
     pub(super) fn retire(&self, version: &FileVersion) -> u64 {
         let retire = || {
             let (residents, content) = (self.residents()?, version.content_id()?);

@@ -1,4 +1,4 @@
-//! Reads of made-up files against the same bytes painted into an array.
+//! Reads of made-up files, compared with the same bytes painted into an array.
 
 mod kernel_hints;
 mod warm;
@@ -25,12 +25,12 @@ use crate::cache::resident::ResidentError;
 use crate::fetch::{Fillable, Priority};
 use crate::seaweed::entry::{Attributes, Chunk, Content, Entry, Kind, RemoteObject};
 
-/// Holds needles in memory and counts what is asked of it.
+/// Holds needles in memory, and counts the requests for them.
 #[derive(Default)]
 struct Needles {
     data: Mutex<HashMap<FileId, Vec<u8>>>,
     manifests: Mutex<HashMap<FileId, Vec<Chunk>>>,
-    /// The remote object that there is, and the entry once the cluster has a copy of it.
+    /// The remote object, and its entry once the cluster has a copy.
     remote: Mutex<Option<(RemoteObject, Entry)>>,
     /// Manifests that list ciphertext.
     encrypted: Mutex<HashSet<FileId>>,
@@ -40,11 +40,11 @@ struct Needles {
     /// Speculative fetches that wait.
     waiting: AtomicUsize,
     fetches: AtomicUsize,
-    /// When the reader came for whom a chunk was fetched last.
+    /// When the reader arrived that the last chunk was fetched for.
     demanded: Mutex<Option<Arrival>>,
-    /// When the remote object was in the cluster.
+    /// When the cluster had its copy of the remote object.
     brought: Mutex<Option<Arrival>>,
-    /// Manifests that were asked for.
+    /// Requests for manifests.
     lists: AtomicUsize,
 }
 
@@ -52,7 +52,7 @@ struct Needles {
 #[error("no such needle")]
 struct Missing;
 
-/// Counts itself for as long as it lives.
+/// Is counted for as long as it lives.
 struct Waits<'a>(&'a AtomicUsize);
 
 impl<'a> Waits<'a> {
@@ -69,8 +69,8 @@ impl Drop for Waits<'_> {
 }
 
 impl Needles {
-    /// Chunks at these offsets, of these lengths and with so much more in their needles, each newer than the one before; and
-    /// the `size` bytes of the file that has them.
+    /// Chunks with these offsets, lengths, and bytes in their needles beyond that, each newer than
+    /// the one before; and the `size` bytes of the file that has them.
     fn paint(&self, list: Vec<(u64, u64, u64)>, size: u64) -> (Vec<Chunk>, Vec<u8>) {
         let mut painted = vec![0u8; size as usize];
         let mut chunks = Vec::new();
@@ -240,7 +240,7 @@ impl Mounted {
         Self::with_cache(needles, crate::cache::MIN_CAPACITY)
     }
 
-    /// With a cache of so many bytes.
+    /// With a cache of `capacity` bytes.
     fn with_cache(needles: Needles, capacity: u64) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
@@ -275,13 +275,13 @@ fn a_second_read_is_answered_at_once() {
 }
 
 #[test]
-fn a_chunk_that_the_cache_does_not_take_is_fetched_once_for_its_readers() {
+fn a_chunk_too_large_for_the_cache_is_fetched_once_for_its_readers() {
     let needles = Needles::default();
     let size = crate::cache::MIN_CAPACITY / 2;
     let chunk = |key, offset| Chunk { is_compressed: true, ..needles.chunk(key, offset, size, 1, 0) };
     let file = version(Content::Chunks(Arc::new([chunk(1, 0), chunk(2, size)])), 2 * size);
     let mounted = Mounted::new(needles);
-    // Two readers, of which one is ahead and comes to the next chunk first.
+    // Two readers. One is ahead, and comes to the next chunk first.
     for step in 0..(2 * size) >> 17 {
         for at in [step << 17, (step << 17) + (1 << 20)].into_iter().filter(|at| at + (1 << 17) <= 2 * size) {
             let data = mounted.read(&file, at, 1 << 17).unwrap();
@@ -299,9 +299,10 @@ fn a_chunk_read_at_random_again_and_again_is_fetched_whole() {
     let whole =
         BlockKey { object: chunk.fid.into(), object_size: chunk.size, part: crate::cache::BlockPart::Whole };
     let file = version(Content::Chunks(Arc::new([chunk])), 4 << 20);
-    // Speculation may fill a sixteenth of the cache, and the whole chunk has to fit in beside the read that asks for it.
+    // Speculation may fill a sixteenth of the cache, and the whole chunk has to fit beside the
+    // read that asks for it.
     let mounted = Mounted::with_cache(needles, 128 << 20);
-    // No four of these places are equally far from each other, and none comes shortly after another.
+    // No four of these places make equal steps, and none comes shortly after another.
     for place in [40, 39, 37, 36, 31, 30, 28, 27, 13, 12, 10, 9, 4, 3, 1, 0u64] {
         mounted.read(&file, place * 65536, 4096).unwrap();
         assert!(!mounted.cache.contains(&whole) && !mounted.reader.loader.inflight(&whole).is_some());
@@ -338,11 +339,11 @@ fn a_remote_object_is_read_as_it_was_opened_or_not_at_all() {
         *mounted.needles.remote.lock() = Some((remote.0, remote.1.clone()));
         mounted.read(&file, 0, 1000).map(|data| data.len()).map_err(|error| error.errno())
     };
-    assert_eq!(mounted.read(&file, 0, 1000).unwrap_err().errno(), libc::EIO, "there is none to be had");
+    assert_eq!(mounted.read(&file, 0, 1000).unwrap_err().errno(), libc::EIO, "there is none");
     assert_eq!(read((other.clone(), &same)), Err(libc::ESTALE), "another state of the same size");
     assert_eq!(read(((*object()).clone(), &shorter)), Err(libc::ESTALE), "truncated in the cluster");
     assert_eq!(read(((*object()).clone(), &same)), Ok(1000));
-    // Or the time that it took to be brought would be missing for its chunks.
+    // Otherwise the time that the cluster took would be missing for the chunks.
     let (demanded, brought) = (*mounted.needles.demanded.lock(), *mounted.needles.brought.lock());
     assert!(demanded.is_some() && demanded >= brought, "its chunks count from then on");
     assert_eq!(read((other, &shorter)), Ok(1000), "what was read once is kept in mind");
@@ -357,7 +358,7 @@ fn ciphertext_of_the_s3_gateway_is_never_the_answer() {
     assert_eq!(mounted.read(&file, 0, 10).unwrap_err().errno(), libc::ENOKEY);
     assert!(file.activity().is_first_refusal() && !file.activity().is_first_refusal());
 
-    // One that only a manifest tells of.
+    // Ciphertext that only a manifest tells of.
     let needles = Needles::default();
     let plain = needles.chunk(1, 0, 1000, 1, 0);
     let manifest = needles.fold(2, vec![needles.chunk(3, 1000, 1000, 1, 0)]);
@@ -387,8 +388,9 @@ fn sequential_reading_is_fetched_ahead_within_the_fill_budget() {
     drop(mounted);
 }
 
-/// A stream's blocks are stuck as speculation; the reader that comes to them gets them all the same, and when the version is
-/// forgotten the rest is given up and its memory free.
+/// The blocks ahead of a stream are stuck as speculation. A reader that comes to them gets them
+/// all the same. When the version is forgotten, the other fetches are cancelled and their memory
+/// is free.
 #[test]
 fn speculation_is_joined_or_given_up() {
     let needles = Needles::default();
@@ -439,12 +441,12 @@ fn readers_that_wait_for_one_list_of_chunks_share_its_failure() {
             ReadReply::Ready(_) => panic!("nothing is known of the file"),
         })
         .collect();
-    // The first of them asks, the others wait for it.
+    // The first of them resolves the layout, the others wait for it.
     let outcomes = mounted.runtime.block_on(futures::future::join_all(reads));
     assert!(outcomes.iter().all(|outcome| matches!(outcome, Err(ReadError::Origin(_)))));
     assert_eq!(mounted.needles.lists.load(Ordering::Relaxed), 1, "as many times as long");
 
-    // The next is not told of what was then.
+    // A later read does not share that failure.
     mounted.needles.manifests.lock().insert(manifest.fid, children);
     assert_eq!(mounted.read(&file, 0, 1000).unwrap().len(), 1000);
 }
@@ -469,7 +471,7 @@ fn manifests_that_nest_too_deeply_or_list_too_much_are_refused() {
     let error = mounted.read(&file, 0, 10).unwrap_err();
     assert!(error.to_string().contains("nest too deeply"), "{error}");
 
-    // Each of ten thousand lists ten thousand: a hundred million chunks.
+    // Ten thousand manifests list ten thousand chunks each: a hundred million.
     let needles = Needles::default();
     let leaves = vec![needles.chunk(1, 0, 10, 0, 0); 10_000];
     let wide = vec![needles.fold(1, leaves); 10_000];

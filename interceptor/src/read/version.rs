@@ -26,9 +26,9 @@ pub struct FileVersion {
 }
 
 impl FileVersion {
-    /// The version that a filer's `entry` describes, found at its `path` (for remote-only files and
-    /// log lines). Does no I/O: what must be fetched to know where the content is, is fetched at the
-    /// first read.
+    /// The version that a filer's `entry` describes, found at its `path` (for remote-only files
+    /// and log lines). Does no I/O: what must be fetched to know where the content is, is fetched
+    /// at the first read.
     pub fn new(path: &str, entry: Arc<Entry>) -> Arc<Self> {
         Self::make(path, entry.attr.size, Some(entry))
     }
@@ -66,8 +66,8 @@ impl FileVersion {
         &self.activity
     }
 
-    /// Whether it is a small file that is about to be read for the first time: none of it is in the
-    /// page cache, and reads will come.
+    /// Whether it is a small file that is about to be read for the first time: none of it is in
+    /// the page cache, and reads will come.
     pub(crate) fn is_small_and_unread(&self) -> bool {
         !self.activity.was_read() && self.size <= MAX_SMALL_FILE_SIZE
     }
@@ -103,7 +103,7 @@ impl FileVersion {
         self.layout.get()
     }
 
-    /// The layout, for those who can resolve it.
+    /// The cell of the layout, for the [`Reader`](super::Reader) to resolve.
     pub(super) fn layout(&self) -> &LayoutCell {
         &self.layout
     }

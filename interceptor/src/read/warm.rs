@@ -1,9 +1,10 @@
-//! Whole files in and out of the cache because somebody asks for it, ahead of the job that will read them.
+//! Warm-up: fills, counts and evicts whole files by request, ahead of the job that will read them.
 //!
-//! A file is brought in the largest blocks it can be cut into, like the file of a sequential reader, and each block
-//! through the same single flight as a reader's: what a reader is fetching is waited for, and a reader who comes while
-//! a block is on its way waits for that. Memory is taken and the turn is waited for *before* the flight begins, so
-//! that a reader never waits in our queue ([`Reader::warm_block`]).
+//! A file is fetched in the largest blocks it can be divided into, like the file of a sequential
+//! reader, and each block by the [`BlockLoader`](super::loader::BlockLoader): a fetch that a
+//! reader has started is waited for, and a reader that comes later joins the fetch of the warm-up.
+//! Memory and the warm-up's permit are acquired *before* the fetch begins, so a reader never waits
+//! in the queue of warm-ups ([`Reader::warm_block`]).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,12 +17,13 @@ use super::{FileVersion, ReadError, Reader};
 use crate::arrival::Arrival;
 use crate::cache::{Displace, Joined, NoRoom};
 
-/// How many blocks of one file may be on their way. What all of them together may hold is bounded by bytes.
+/// Blocks of one file that are fetched at the same time. The bytes of all warm-ups together are
+/// limited too, by [`Reader::acquire_warmup_permit`].
 const MAX_CONCURRENT_BLOCKS: usize = 16;
-/// After how many segments of a file others get their turn on the thread that counts them.
+/// After as many segments of a file, a task that goes through them yields its thread.
 const SEGMENTS_PER_YIELD: usize = 64;
 
-/// Why a file was not brought in, or not all of it.
+/// Why a file was not, or not completely, brought into the cache.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum WarmupError {
     /// The cache has no room for it.
@@ -32,34 +34,35 @@ pub enum WarmupError {
     Read(#[from] ReadError),
 }
 
-/// A request for files to be brought in: what it may take, and how far it has come. All in bytes.
+/// A request to bring files into the cache: what it may displace, and its progress in bytes.
 #[derive(Debug)]
 pub struct WarmupRequest {
     displace: Displace,
-    /// Blocks that it has asked for so far, which are not to push out each other.
-    held: AtomicU64,
+    /// Bytes of the blocks requested so far, which must not displace each other.
+    requested: AtomicU64,
     completed: AtomicU64,
     fetched: AtomicU64,
 }
 
 impl WarmupRequest {
-    /// A request that may displace this. `held` bytes are in the cache by earlier requests of the same caller, which
-    /// this one shall not push out.
-    pub fn new(displace: Displace, held: u64) -> Self {
+    /// A request that may displace what `displace` tells. `requested` bytes are in the cache by
+    /// earlier requests of the same caller, which this one shall not displace.
+    pub fn new(displace: Displace, requested: u64) -> Self {
         Self {
             displace,
-            held: AtomicU64::new(held),
+            requested: AtomicU64::new(requested),
             completed: AtomicU64::new(0),
             fetched: AtomicU64::new(0),
         }
     }
 
-    /// Bytes of files that are in the cache by now, or need not be: holes, and content that came with the names.
+    /// Bytes of files that are in the cache by now, or need not be: holes, and content that came
+    /// with the entry.
     pub fn completed(&self) -> u64 {
         self.completed.load(Ordering::Relaxed)
     }
 
-    /// Bytes that had to be fetched for that.
+    /// Bytes that were fetched for that.
     pub fn fetched(&self) -> u64 {
         self.fetched.load(Ordering::Relaxed)
     }
@@ -70,8 +73,8 @@ impl WarmupRequest {
 }
 
 impl Reader {
-    /// Brings all of `file` into the cache. What has come in before an error stays. Whether it becomes resident is for its readers to
-    /// show.
+    /// Brings all of `file` into the cache. Blocks that came before an error stay. Whether the
+    /// file is promoted depends on its readers.
     ///
     /// # Errors
     /// When the cache has no room, or the file cannot be read.
@@ -111,14 +114,14 @@ impl Reader {
                 blocks.push(self.warm_block(object, part, warmup));
             }
         }
-        // After an error nothing more is begun; what is on its way comes in, and counts.
+        // After an error no further fetch begins; those under way complete, and count.
         while let Some(block) = blocks.next().await {
             outcome = outcome.and(block);
         }
         outcome
     }
 
-    /// Brings one block in.
+    /// Brings one block into the cache.
     async fn warm_block(
         self: &Arc<Self>,
         object: &Object,
@@ -127,9 +130,9 @@ impl Reader {
     ) -> Result<(), WarmupError> {
         let key = part.key;
         let len = block_plan::span(object, key.part).1;
-        let held = warmup.held.fetch_add(len as u64, Ordering::Relaxed) + len as u64;
-        // By force anything can be made to leave, even what this request has found or brought itself.
-        if warmup.displace == Displace::LeastValued && held > self.cache.keep_limit() {
+        let requested = warmup.requested.fetch_add(len as u64, Ordering::Relaxed) + len as u64;
+        // `LeastValued` displaces anything, even blocks that this request has found or fetched.
+        if warmup.displace == Displace::LeastValued && requested > self.cache.keep_limit() {
             return Err(NoRoom::Full.into());
         }
         if self.cache.keep(&key) {
@@ -145,25 +148,27 @@ impl Reader {
         if is_own {
             warmup.fetched.fetch_add(len as u64, Ordering::Relaxed);
         } else if !self.cache.keep(&key) {
-            // A reader's fetch brought it, in memory outside of the cache or only for a moment.
+            // A reader's fetch brought it, to memory outside of the cache, or it left again at
+            // once.
             return Err(NoRoom::Full.into());
         }
         warmup.complete(part.range.len() as u64);
         Ok(())
     }
 
-    /// Waits until `len` more bytes may be fetched that nobody waits for. Whatever holds such fetches back belongs here.
+    /// Waits until `len` more bytes may be fetched for warm-ups. Limits of such fetches belong
+    /// here.
     async fn acquire_warmup_permit(&self, len: usize) -> impl Send + 'static + use<> {
         let most = self.cache.speculation_limit() >> 10;
         let units = (len as u64).div_ceil(1024).min(most) as u32;
         self.warmup_permits.clone().acquire_many_owned(units).await.expect("the semaphore is never closed")
     }
 
-    /// How many bytes of `file` can be read without a fetch. A file whose content is not in the cluster is not brought
-    /// there to find out.
+    /// How many bytes of `file` can be read without a fetch. Does not have the cluster cache the
+    /// content of a remote file to find out.
     ///
     /// # Errors
-    /// When the list of its chunks cannot be had.
+    /// When the layout cannot be resolved.
     pub async fn cached_bytes(&self, file: &FileVersion) -> Result<u64, ReadError> {
         if self.resident(file).is_some() {
             return Ok(file.size());
@@ -190,11 +195,12 @@ impl Reader {
         Ok(sum)
     }
 
-    /// Gives up all blocks of `file`, and its resident file. Reads that are under way keep theirs until they are answered, and open
-    /// handles the file. Returns how many bytes left the cache.
+    /// Evicts all blocks of `file`, and retires its resident file. Reads under way keep their
+    /// blocks until they are answered, and open handles keep the file. Returns how many bytes left
+    /// the cache.
     ///
     /// # Errors
-    /// When the list of its chunks cannot be had.
+    /// When the layout cannot be resolved.
     pub async fn evict(&self, file: &FileVersion) -> Result<u64, ReadError> {
         if file.is_remote() {
             return Ok(0);

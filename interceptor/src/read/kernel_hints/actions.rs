@@ -14,8 +14,9 @@ use crate::read::{FileVersion, Reader};
 use crate::telemetry::Trigger;
 
 impl Reader {
-    /// Applications read `range` of `file` again and again, wherever the bytes came from. Ranges beyond the end are cut off. Starts what
-    /// follows from that, and does not wait for it.
+    /// Reports that applications read `range` of `file` again and again, wherever the bytes came
+    /// from. Ranges beyond the end are cut off. Starts what follows from that, and does not wait
+    /// for it.
     pub fn hint_hot_range(self: &Arc<Self>, file: &Arc<FileVersion>, range: Range<u64>) {
         let range = range.start..range.end.min(file.size());
         if range.is_empty() || self.resident(file).is_some() {
@@ -36,7 +37,7 @@ impl Reader {
         if file.activity().note_hot(end - range.start) && self.consider(file, Worth::ReadAgain) {
             return;
         }
-        // Who has read it has had the layout resolved, unless it was another version's reader.
+        // Whatever read the file has had its layout resolved, unless it read another version.
         let Some(layout) = file.layout_now() else { return };
         for segment in layout.segments(range.start, end) {
             if let Segment::Object { index, range } = segment {
@@ -46,7 +47,8 @@ impl Reader {
         }
     }
 
-    /// Keeps a block as one that is hot; fetches it if it is not there and there is room.
+    /// Promotes a block in the cache's ranking; fetches it before if it is absent and there is
+    /// room.
     fn keep_hot(self: &Arc<Self>, file: &FileVersion, object: &Object, key: BlockKey) {
         if self.cache.contains(&key) {
             self.cache.promote(&key);
@@ -68,7 +70,8 @@ impl Reader {
         });
     }
 
-    /// All bytes of `range` of `file`, which must not reach beyond its end, if the cache has them. They count as read, but not as a read.
+    /// All bytes of `range` of `file`, which must not reach beyond its end, if the cache has them.
+    /// The blocks count as read; the metrics count no read.
     pub fn cached_range(&self, file: &FileVersion, range: &Range<u64>) -> Option<ReadData> {
         let layout = file.layout_now()?;
         let mut parts = Vec::with_capacity(1);
@@ -88,8 +91,9 @@ impl Reader {
         Some(ReadData::join(parts))
     }
 
-    /// Somebody reads `file` front to back, has come to byte `head`, and is expected to want `window` next, which may reach beyond the end.
-    /// Starts to fetch what of it the kernel has never asked for.
+    /// Reports a sequential reader of `file` that has come to byte `head` and is expected to read
+    /// `window` next, which may reach beyond the end. Starts to fetch the part of it that the
+    /// kernel has never asked for.
     pub fn hint_stream(self: &Arc<Self>, file: &Arc<FileVersion>, head: u64, window: Range<u64>) {
         let max_window = self.prefetcher.max_window;
         let end = window.end.min(file.size()).min(window.start.saturating_add(max_window));

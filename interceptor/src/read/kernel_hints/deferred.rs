@@ -1,10 +1,10 @@
 //! Hot ranges of a file that is being read front to back, until that is over.
 //!
 //! Several readers that follow each other through a file make each part of it hot right behind the
-//! first of them. That is one pass, not yet bytes that are read again and again, and the page cache
-//! has them. To fetch them for keeping would be to fetch the whole file twice, beside the readers
-//! that wait for the first time. So hot ranges are deferred until no sequential reader has asked the
-//! daemon for [`STREAM_IDLE_TIMEOUT`].
+//! first of them. That is one pass, not yet bytes that are read again and again, and the page
+//! cache has them. To fetch them for keeping would be to fetch the whole file twice, beside the
+//! readers that wait for the first time. So hot ranges are deferred until no sequential reader has
+//! asked the daemon for [`STREAM_IDLE_TIMEOUT`].
 
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -17,8 +17,8 @@ use parking_lot::Mutex;
 /// has read ahead. A reader that takes longer leaves time to fetch other things.
 pub(super) const STREAM_IDLE_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Ranges of one file that are kept. Later ones are dropped; they are reported again when they have
-/// cooled and turn hot once more.
+/// Ranges of one file that are kept. Later ones are dropped; they are reported again when they
+/// have cooled and turn hot once more.
 const MAX_RANGES: usize = 4096;
 
 /// The sequential reading of one file, and the hot ranges that wait for its end.
@@ -33,7 +33,8 @@ impl DeferredHotRanges {
     /// Notes that a sequential reader asks at `now`.
     pub(in crate::read) fn note_streamed(&self, now: Instant) {
         let now = millis(now);
-        // Most calls fall into the same millisecond as others; a load leaves the cache line shared.
+        // Most calls fall into the same millisecond as others; a load leaves the cache line
+        // shared.
         if self.last_streamed.load(Relaxed) != now {
             self.last_streamed.store(now, Relaxed);
         }

@@ -1,17 +1,17 @@
 //! Reads that the kernel answers by itself, as eBPF reports them, and what follows from them.
 //!
-//! **Hot ranges** are bytes that applications read again and again out of the page cache. They will
-//! be asked for again once the page cache has to evict them. If they make about half of their file,
-//! the file is considered for promotion. Otherwise the chunks that hold them are brought into the
-//! cache, and ranked as if they had just been read again, once for each time that they turn hot
-//! ([`Reader::hint_hot_range`]). If the kernel asks for a byte of such a range all the same, it is given the
-//! whole range at once ([`KernelHints::take_hot_range`]). While the file is read front to back by
-//! way of the daemon, all of this is [deferred].
+//! **Hot ranges** are bytes that applications read again and again out of the page cache. They
+//! will be asked for again once the page cache has to evict them. If they make about half of their
+//! file, the file is considered for promotion. Otherwise the chunks that hold them are brought
+//! into the cache, and ranked as if they had just been read again, once for each time that they
+//! turn hot ([`Reader::hint_hot_range`]). If the kernel asks for a byte of such a range all the
+//! same, it is given the whole range at once ([`KernelHints::take_hot_range`]). While the file is
+//! read front to back by way of the daemon, all of this is [deferred].
 //!
 //! **Read-ahead hints** come from a sequential reader that the page cache has served so far. What
-//! comes next and was never asked for is fetched before the kernel asks ([`Reader::hint_stream`]); from
-//! then on the file's own streams follow the reader. The page cache may have the bytes all the same,
-//! from reads in no order, so this stops for a file for which it was in vain.
+//! comes next and was never asked for is fetched before the kernel asks ([`Reader::hint_stream`]);
+//! from then on the file's own streams follow the reader. The page cache may have the bytes all
+//! the same, from reads in no order, so this stops for a file for which it was in vain.
 //!
 //! [`Reader::hint_hot_range`]: super::Reader::hint_hot_range
 //! [`Reader::hint_stream`]: super::Reader::hint_stream
@@ -47,8 +47,8 @@ impl KernelHints {
         self.hot_ranges.note(range);
     }
 
-    /// Takes out the hot range that holds the byte at `offset`, so that it is returned once for each
-    /// time that it turns hot.
+    /// Takes out the hot range that holds the byte at `offset`, so that it is returned once for
+    /// each time that it turns hot.
     pub fn take_hot_range(&self, offset: u64) -> Option<Range<u64>> {
         self.hot_ranges.take(offset)
     }

@@ -19,8 +19,8 @@ use crate::seaweed::entry::{Chunk, Content, Entry};
 /// A needle's size is a signed 32-bit number on disk, so no chunk of data can be larger.
 const MAX_NEEDLE_SIZE: u64 = i32::MAX as u64;
 
-/// The layout of a file of SeaweedFS that follows from its entry alone; `None` if it takes a fetch,
-/// or cannot be had.
+/// The layout of a file of SeaweedFS that follows from its entry alone; `None` if it takes a
+/// fetch, or cannot be had.
 pub(in crate::read) fn known_layout(entry: &Entry) -> Option<Layout> {
     let size = entry.attr.size;
     match &entry.content {
@@ -79,8 +79,8 @@ pub(in crate::read) fn file_id(ObjectId(id): ObjectId) -> FileId {
     FileId { volume: (id >> 96) as u32, cookie: (id >> 64) as u32, key: id as u64 }
 }
 
-/// Resolves `chunks` (manifests already expanded) to the extents that are visible in a file of `size` bytes, in file
-/// order, without overlap.
+/// The extents of `chunks`, which have no manifest among them, that show in a file of `size`
+/// bytes, in the order of the file and without overlap.
 fn visible_extents(chunks: &[Chunk], size: u64) -> Box<[Extent]> {
     let mut spans: Vec<Extent> = chunks
         .iter()
@@ -99,8 +99,8 @@ fn visible_extents(chunks: &[Chunk], size: u64) -> Box<[Extent]> {
     sweep(chunks, &spans).into_boxed_slice()
 }
 
-/// Goes through the file from chunk border to chunk border, with the chunks that cover the current byte in a heap
-/// whose top is the one to be seen.
+/// Goes through the file from chunk border to chunk border, with the chunks that cover the current
+/// byte in a heap; the top of the heap is the chunk that shows.
 fn sweep(chunks: &[Chunk], spans: &[Extent]) -> Vec<Extent> {
     let mut visible: Vec<Extent> = Vec::with_capacity(spans.len());
     let mut covering: BinaryHeap<(i64, u32, u64)> = BinaryHeap::new();

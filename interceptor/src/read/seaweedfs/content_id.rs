@@ -1,14 +1,15 @@
-//! What names the bytes of a file whatever its name.
+//! Identifies the bytes of a file, whatever its name.
 
 use ring::digest::{Context, SHA256};
 
 use crate::cache::resident::ContentId;
 use crate::seaweed::entry::{Content, Entry, Kind};
 
-/// The name of the bytes of `entry`. None if there are none, or the entry alone does not say which they are.
+/// The id of the bytes of `entry`; `None` if it has none, or does not tell which they are.
 ///
-/// Chunks never change under their file ids, so the list of them is as good as the bytes. All of a chunk record goes into
-/// the digest, and numbers in full length, so that no two lists look the same.
+/// Chunks never change under their file ids, so the list of them identifies the bytes. The digest
+/// is of whole chunk records, with numbers in full length, so that no two lists have the same
+/// input.
 pub(in crate::read) fn content_id(entry: &Entry) -> Option<ContentId> {
     if entry.attr.kind != Kind::File || entry.attr.size == 0 {
         return None;

@@ -1,4 +1,4 @@
-//! What the kernel has seen of reads.
+//! Reads that the kernel reports.
 
 use super::*;
 
@@ -11,8 +11,8 @@ fn file(needles: &Needles, mib: u64) -> Arc<FileVersion> {
 }
 
 impl Mounted {
-    /// Waits until nothing is under way any more, and says which of `mib` chunks are in the cache.
-    fn chunks_there(&self, file: &FileVersion, mib: u64) -> Vec<u64> {
+    /// Waits until no task is left, and returns which of `mib` chunks are in the cache.
+    fn cached_chunks(&self, file: &FileVersion, mib: u64) -> Vec<u64> {
         let layout = file.layout_now().unwrap();
         let key = |index: u64| {
             block_plan::large_blocks(&layout.objects()[index as usize], &(0..MIB)).next().unwrap()
@@ -25,23 +25,23 @@ impl Mounted {
 }
 
 #[test]
-fn what_is_hot_is_fetched_and_nothing_else() {
+fn only_the_chunks_of_hot_ranges_are_fetched() {
     let needles = Needles::default();
     let file = file(&needles, 16);
     let mounted = Mounted::with_cache(needles, 256 * MIB);
     mounted.reader.hint_hot_range(&file, 2 * MIB..3 * MIB);
     mounted.reader.hint_hot_range(&file, 5 * MIB + 10..6 * MIB + 10);
-    assert_eq!(mounted.chunks_there(&file, 16), [2, 5, 6]);
+    assert_eq!(mounted.cached_chunks(&file, 16), [2, 5, 6]);
     // The last granule of a file may reach beyond its end.
     mounted.reader.hint_hot_range(&file, 15 * MIB..u64::MAX);
     mounted.reader.hint_hot_range(&file, 16 * MIB..17 * MIB);
     mounted.reader.hint_hot_range(&file, 2 * MIB..3 * MIB);
-    assert_eq!(mounted.chunks_there(&file, 16), [2, 5, 6, 15]);
+    assert_eq!(mounted.cached_chunks(&file, 16), [2, 5, 6, 15]);
     assert_eq!(mounted.needles.fetches.load(Ordering::Relaxed), 4);
 }
 
 #[test]
-fn what_turns_hot_behind_a_reader_is_not_fetched_beside_what_it_waits_for() {
+fn ranges_that_turn_hot_behind_a_sequential_reader_are_deferred() {
     let needles = Needles::default();
     let file = file(&needles, 60);
     let mounted = Mounted::with_cache(needles, 512 * MIB);
@@ -55,47 +55,47 @@ fn what_turns_hot_behind_a_reader_is_not_fetched_beside_what_it_waits_for() {
     let fetches = || mounted.needles.fetches.load(Ordering::Relaxed);
     let before = fetches();
     assert!(before <= 36, "{before}: what was read, and ahead of it");
-    // When the reader is gone, the last chunks that it has not left behind are kept, the others come again.
+    // When the reader is idle, the hot chunks that have left the cache are fetched again.
     while !file.activity().kernel_hints().deferred.is_empty() {
         std::thread::yield_now();
     }
-    let there = mounted.chunks_there(&file, 60);
+    let there = mounted.cached_chunks(&file, 60);
     assert!((0..20).all(|chunk| there.contains(&chunk)), "{there:?}");
     assert!(fetches() > before);
 }
 
 #[test]
-fn what_follows_a_reader_whom_the_page_cache_serves_is_fetched() {
+fn a_stream_that_the_page_cache_serves_is_fetched_ahead() {
     let needles = Needles::default();
     let file = file(&needles, 60);
     let mounted = Mounted::with_cache(needles, 512 * MIB);
-    // The first 20 MiB come by way of the daemon, and leave it again.
+    // The first 20 MiB are read by way of the daemon, and evicted.
     for offset in (0..20 * MIB).step_by(MIB as usize) {
         mounted.read(&file, offset, MIB as usize).unwrap();
     }
-    mounted.chunks_there(&file, 60);
+    mounted.cached_chunks(&file, 60);
     mounted.runtime.block_on(mounted.reader.evict(&file)).unwrap();
 
     let ahead = |head: u64| mounted.reader.hint_stream(&file, head * MIB, head * MIB..(head + 16) * MIB);
     ahead(2);
-    assert_eq!(mounted.chunks_there(&file, 60), [0u64; 0], "the page cache has it all");
+    assert_eq!(mounted.cached_chunks(&file, 60), [0u64; 0], "the page cache has it all");
     ahead(10);
-    assert_eq!(mounted.chunks_there(&file, 60), [20, 21, 22, 23, 24, 25]);
-    // Now the file's own streams follow.
+    assert_eq!(mounted.cached_chunks(&file, 60), [20, 21, 22, 23, 24, 25]);
+    // Now the file's own streams follow the reader.
     ahead(19);
-    assert_eq!(mounted.chunks_there(&file, 60), [20, 21, 22, 23, 24, 25]);
+    assert_eq!(mounted.cached_chunks(&file, 60), [20, 21, 22, 23, 24, 25]);
     mounted.reader.hint_stream(&file, 70 * MIB, 70 * MIB..86 * MIB);
 }
 
 #[test]
-fn it_stops_where_it_is_in_vain() {
+fn fetching_ahead_of_the_page_cache_stops_if_it_is_wasted() {
     let needles = Needles::default();
     let file = file(&needles, 200);
     let mounted = Mounted::with_cache(needles, 256 * MIB);
     let mut fetched = Vec::new();
     for head in (0..180).step_by(8) {
         mounted.reader.hint_stream(&file, head * MIB, head * MIB..(head + 8) * MIB);
-        fetched.extend(mounted.chunks_there(&file, 200));
+        fetched.extend(mounted.cached_chunks(&file, 200));
         mounted.runtime.block_on(mounted.reader.evict(&file)).unwrap();
     }
     assert!(!fetched.is_empty() && fetched.len() <= 24, "{fetched:?}");

@@ -1,4 +1,4 @@
-//! Files on their way to be read by the kernel itself.
+//! Promotion of files, and which opens get the resident file.
 
 use std::io::Write;
 
@@ -7,15 +7,15 @@ use crate::cache::resident::ResidentUsage;
 
 const MIB: u64 = 1 << 20;
 
-/// A reader that keeps resident files in a cache of `capacity` bytes; none, and the test is counted as skipped, where the
-/// right to make a tmpfs is missing.
+/// A reader that keeps resident files in a cache of `capacity` bytes. `None`, and the test counts
+/// as skipped, if this process may not make a tmpfs.
 fn keeping(needles: Needles, capacity: u64) -> Option<Mounted> {
     let mounted = Mounted::with_cache(needles, capacity);
     match mounted.reader.keep_resident_files() {
         Ok(()) => Some(mounted),
         Err(ResidentError::Tmpfs(error)) => {
             let thread = std::thread::current();
-            // Not by `eprintln!`, which the test harness keeps to itself.
+            // Not by `eprintln!`, which the test harness captures.
             let name = thread.name().unwrap_or("main");
             writeln!(std::io::stderr(), "skipped: {name}: {error}").expect("standard error is open");
             None
@@ -29,7 +29,7 @@ impl Mounted {
         self.cache.resident_usage()
     }
 
-    /// Opens, reads all of it, closes. Returns whether the kernel could have read it by itself.
+    /// Opens, reads all of it, closes. Returns whether the kernel could have read it alone.
     fn use_file(&self, file: &Arc<FileVersion>) -> bool {
         let found = self.reader.opened(file);
         if found.is_none() {
@@ -45,7 +45,7 @@ impl Mounted {
         }
     }
 
-    /// Waits until nobody makes files resident any more.
+    /// Waits until no file waits or is being promoted.
     fn wait_for_promotions(&self) {
         let promoter = self.reader.promoter.get().unwrap();
         self.runtime.block_on(async {
@@ -55,8 +55,8 @@ impl Mounted {
         });
     }
 
-    /// What is counted while memory moves from the arena to a file may have a piece of it twice, so
-    /// only an excess that stays is one.
+    /// While memory moves from the arena to a file it may be counted twice, so only an excess that
+    /// stays is an error.
     fn assert_within_budget(&self) {
         let is_within = || {
             let (usage, resident) = (self.cache.usage(), self.resident());
@@ -104,7 +104,7 @@ fn small_files_are_resident_after_their_first_read_and_leave_the_arena() {
     let usage = mounted.resident();
     assert_eq!((usage.files, usage.promoted, usage.failed), (40, 40, 0), "{usage:?}");
     assert_eq!(usage.promoted_bytes, (1..=40).map(|key| key * 20_000).sum::<u64>());
-    // Who makes a file resident has it until its blocks are given up.
+    // The promotion holds the file until its blocks have left the arena.
     while files.iter().any(|(file, _)| Arc::strong_count(file) > 1) {
         std::thread::yield_now();
     }
@@ -134,7 +134,7 @@ fn a_large_file_of_which_half_is_hot_in_the_page_cache_is_resident() {
     mounted.read_through(&file);
     let hot = |granules: std::ops::Range<u64>| {
         granules.for_each(|granule| mounted.reader.hint_hot_range(&file, granule * MIB..(granule + 1) * MIB));
-        // The pass through it counts as going on for a moment, which puts it off.
+        // The sequential reader counts as active for a moment, which defers the hot ranges.
         while !file.activity().kernel_hints().deferred.is_empty() {
             std::thread::yield_now();
         }
@@ -183,7 +183,7 @@ fn the_same_bytes_under_another_node_are_resident_too() {
 }
 
 #[test]
-fn what_was_replaced_is_not_handed_out_and_who_has_it_keeps_it() {
+fn a_replaced_file_is_not_handed_out_and_open_handles_keep_it() {
     let needles = Needles::default();
     let (file, bytes) = one_chunk(&needles, 1, 50_000);
     let (new, _) = one_chunk(&needles, 2, 50_000);
@@ -239,7 +239,7 @@ fn many_files_read_once_leave_the_hot_ones_resident() {
     let hot: Vec<_> = (1..=32).map(|key| one_chunk(&needles, key, MIB).0).collect();
     let scan: Vec<_> = (100..250).map(|key| one_chunk(&needles, key, MIB).0).collect();
     let Some(mounted) = keeping(needles, 64 * MIB) else { return };
-    // What did not find room the first time is worth making some the second time.
+    // Files that found no room the first time displace others the second time.
     for _ in 0..2 {
         hot.iter().for_each(|file| _ = mounted.use_file(file));
         mounted.wait_for_promotions();
@@ -253,7 +253,7 @@ fn many_files_read_once_leave_the_hot_ones_resident() {
     assert_eq!(hits, scan.len());
 }
 
-/// What is in a file: for each chunk offset, length and what the needle has beyond it.
+/// The content of a file: offset, length and bytes in the needle beyond that, for each chunk.
 fn layouts() -> impl Strategy<Value = (Vec<(u64, u64, u64)>, u64)> {
     (prop::collection::vec((0u64..3_000_000, 1u64..2_000_000, 0u64..5000), 1..8), 1u64..4_000_000)
 }
@@ -261,7 +261,8 @@ fn layouts() -> impl Strategy<Value = (Vec<(u64, u64, u64)>, u64)> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// Chunks with overlaps, holes and truncation: the resident file has the bytes that reads give.
+    /// Chunks with overlaps, holes and truncation: the resident file has the bytes that reads
+    /// give.
     #[test]
     fn a_resident_file_has_what_was_painted((list, size) in layouts()) {
         let needles = Needles::default();

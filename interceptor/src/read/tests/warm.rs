@@ -1,4 +1,4 @@
-//! Files that are brought in, counted and given up by request.
+//! Files that are filled, counted and evicted by request.
 
 use super::*;
 use crate::cache::{Displace, NoRoom};
@@ -13,7 +13,7 @@ fn file(needles: &Needles, first: u64, mib: u64) -> Arc<FileVersion> {
 }
 
 impl Mounted {
-    /// Returns how many bytes were fetched.
+    /// Brings `file` into the cache, and returns how many bytes were fetched.
     fn warm(&self, file: &Arc<FileVersion>, warmup: &WarmupRequest) -> Result<u64, WarmupError> {
         let before = warmup.fetched();
         self.runtime.block_on(self.reader.warm(file, warmup))?;
@@ -54,7 +54,7 @@ fn a_warm_file_is_read_without_a_fetch_and_again() {
 }
 
 #[test]
-fn what_needs_no_chunk_counts_as_there() {
+fn holes_and_inline_content_count_as_cached() {
     let needles = Needles::default();
     let chunk = needles.chunk(1, MIB, 1000, 1, 0);
     let sparse = version(Content::Chunks(Arc::new([chunk])), 3 * MIB);
@@ -67,7 +67,7 @@ fn what_needs_no_chunk_counts_as_there() {
 }
 
 #[test]
-fn pieces_of_a_random_reader_are_counted_and_given_up() {
+fn pieces_of_a_random_reader_are_counted_and_evicted() {
     let needles = Needles::default();
     let chunk = needles.chunk(1, 0, 4 * MIB, 1, 0);
     let file = version(Content::Chunks(Arc::new([chunk])), 4 * MIB);
@@ -82,7 +82,7 @@ fn pieces_of_a_random_reader_are_counted_and_given_up() {
 }
 
 #[test]
-fn nothing_leaves_without_force_and_with_it_not_what_was_just_brought() {
+fn a_warm_up_displaces_nothing_without_force_and_never_its_own_blocks() {
     let needles = Needles::default();
     let first = file(&needles, 1, 12);
     let second = file(&needles, 100, 20);
@@ -112,7 +112,7 @@ fn a_file_that_cannot_be_fetched_is_an_error_and_leaves_nothing() {
 }
 
 #[test]
-fn a_remote_file_is_not_brought_to_be_counted() {
+fn the_cluster_does_not_cache_a_remote_file_to_count_it() {
     let file = version(Content::Remote(object()), 100);
     let mounted = Mounted::new(Needles::default());
     assert_eq!(mounted.cached(&file), 0);
