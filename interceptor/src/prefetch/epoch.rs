@@ -1,19 +1,23 @@
-//! Finds jobs that read the same small files again and again, as training does once per epoch, and says which files to
-//! fetch before their turn.
+//! Finds jobs that read the same small files again and again, as training does once per epoch, and
+//! tells which files to fetch before they are read.
 //!
-//! The order in which files are first read is the *epoch*. When nearly every file that is read has been read in it before, after
-//! a time in which that hardly ever happened, it is over and another begins; what happens gradually instead (some files are
-//! liked more than others) is no epoch, and nothing is predicted from it. In the next epoch there are two cases:
+//! The order in which files are first read is the *epoch*. It ends when nearly every file that is
+//! read has been read in it before, after a time in which that hardly ever happened. If that
+//! happens gradually instead, because some files are popular, there is no epoch, and nothing is
+//! predicted. In the next epoch there are two cases:
 //!
-//! * **The order is the same.** Where a file is read soon after the one that it followed last time, its successors of
-//!   last time are next. Several workers that share the order are several such places at once.
-//! * **The order is new.** Then only the set is known. Every file that has not been read yet will be, but nobody knows when, so
-//!   fetching it pays only if it stays in the cache until the end of the epoch. That is so once what is left to be fetched
-//!   is small compared to the cache. From then on a part of the cache is kept full of such files.
+//! * **The order is the same.** If a file is read soon after the file that it followed last time,
+//!   its successors of last time are next. Several workers that share the order are several such
+//!   places at once.
+//! * **The order is new.** Then only the set is known. Every file that has not been read yet will
+//!   be, but not when, so to fetch it pays only if it stays in the cache until the end of the
+//!   epoch. It does once the bytes left to fetch are few compared to the cache. From then on a
+//!   part of the cache is kept full of such files.
 //!
-//! Files are known by the numbers of their nodes, which stay the same while a file does, and 2^20 of them at most are remembered,
-//! for 60 bytes each or less. More are not followed. What was fetched for nothing is held against the prediction: after too
-//! much of it nothing is predicted for the rest of the epoch and, each time it happens again, for more epochs after it.
+//! Files are known by the numbers of their nodes, which do not change while a file exists. At most
+//! 2^20 of them are remembered, for 60 bytes each or less; larger epochs are not followed. Wasted
+//! bytes count against the predictions: after too many of them nothing is predicted for the rest
+//! of the epoch and, each time this happens again, for more epochs after it.
 
 #[cfg(test)]
 mod tests;
@@ -26,64 +30,67 @@ use foldhash::fast::RandomState;
 
 use super::stats::PrefetchStats;
 
-/// Most files that are remembered.
+/// Files that are remembered, at most.
 const MAX_FILES: usize = 1 << 20;
 /// An epoch of fewer files is not worth predicting.
 const MIN_EPOCH_FILES: usize = 64;
-/// Two reads of a file within as many reads of other files are one use of it; and files within as many follow each other.
+/// Two reads of a file with at most so many other files between them are one use of it. Files that
+/// are at most so far apart follow each other.
 const MAX_REORDERING: usize = 64;
-/// Of this many reads, the latest...
+/// Of the latest reads, so many...
 const RECENT_READS: u32 = 16;
-/// ...this many of one kind make it the rule.
+/// ...are the rule if so many are of one kind.
 const MIN_RECENT_MATCHES: u32 = 12;
-/// Of an epoch's reads, at most one in this many is of a file that had its turn already.
+/// At most one in so many reads of an epoch is of a file that was read before in it.
 const REPEAT_DIVISOR: usize = 20;
-/// How many files before a file in the order of last time count as its predecessors.
+/// So many files before a file in the order of last time count as its predecessors.
 const PREDECESSORS: usize = 3;
-/// Bounds of how many files to be ahead in an order that repeats.
+/// Limits of the number of files to be ahead in an order that repeats.
 const WINDOW_LIMITS: RangeInclusive<usize> = 8..=128;
-/// Files advised at one read when only the set is known.
+/// Files advised at one read if only the set is known.
 const FILES_PER_READ: usize = 4;
-/// Reads of an epoch after which the share of hits is believed.
+/// Reads of an epoch after which the hit ratio is used.
 const MIN_SAMPLES: u64 = 64;
-/// Of what was fetched, more than one part in this many wasted is too much.
+/// Predictions have failed if more than one in so many of the fetched bytes was wasted.
 const WASTE_DIVISOR: u64 = 5;
-/// Most epochs to pass without predictions.
+/// Epochs that pass without predictions after a failure, at most.
 const MAX_PAUSED_EPOCHS: u32 = 16;
 
 /// The epochs of a mount.
 #[derive(Debug)]
 pub struct Epochs {
-    /// How many bytes may be fetched and not yet read.
+    /// Bytes that may be fetched and not yet read.
     budget: u64,
-    /// How many bytes may be left to fetch when only the set is known.
+    /// Bytes that may be left to fetch if only the set is known.
     max_missing: u64,
     /// The present epoch, from 1.
     number: u32,
     seen: HashMap<u64, LastRead, RandomState>,
-    /// The files of the epoch before in the order of their first reads; empty if nothing follows from it.
+    /// The files of the epoch before, in the order of their first reads; empty if that was no
+    /// epoch.
     before: Vec<u64>,
-    /// Those of the present epoch.
+    /// The files of the present epoch.
     present: Vec<u64>,
     present_bytes: u64,
     /// Bytes of files of `before` that have not been read in the present epoch.
     left: u64,
-    /// Reads in the present epoch of files that had their turn in it already.
+    /// Reads of files that were read before in the present epoch.
     repeats: usize,
-    /// The latest of them, with their sizes.
+    /// The latest of these files, with their sizes.
     again: VecDeque<(u64, u64)>,
-    /// Of each of the latest reads whether it was one of them, as a bit.
+    /// For each of the latest reads a bit: whether it was such a read.
     was_again: u16,
-    /// Of each of the latest reads whether it followed a file that it followed in the epoch before.
+    /// For each of the latest reads a bit: whether it followed a file that it followed in the
+    /// epoch before.
     followed: u16,
-    /// How many files to be ahead in an order that repeats, and how many were read since that changed.
+    /// Files to be ahead in an order that repeats, and files read since that changed.
     window: usize,
     consumed: usize,
-    /// Reads in the present epoch, and how many of them were answered from memory.
+    /// Reads in the present epoch, and how many of them were hits.
     answered: u64,
     hits: u64,
     ahead: EpochPrefetch,
-    /// Epochs to pass without predictions, and how many to pass the next time that a prediction fails.
+    /// Epochs to pass without predictions, and how many to pass after the next failure.
     pause: u32,
     next_pause: u32,
 }
@@ -104,13 +111,13 @@ struct EpochPrefetch {
     /// Bytes fetched.
     bytes: u64,
     stats: Arc<PrefetchStats>,
-    /// When only the set is known: files of the epoch before up to this place have been looked at.
+    /// If only the set is known: files of the epoch before up to this place have been considered.
     looked_at: usize,
     failed: bool,
 }
 
 impl EpochPrefetch {
-    /// Bytes that were fetched and of which it is not known what will become of them.
+    /// Fetched bytes that are neither used nor wasted yet.
     fn outstanding(&self) -> u64 {
         let totals = self.stats.totals();
         self.bytes.saturating_sub(totals.used + totals.wasted)
@@ -118,7 +125,8 @@ impl EpochPrefetch {
 }
 
 impl Epochs {
-    /// Nothing known yet, for a cache of `capacity` bytes in which `budget` bytes may wait for their readers.
+    /// Nothing known yet, for a cache of `capacity` bytes in which `budget` bytes may wait for
+    /// readers.
     pub fn new(capacity: u64, budget: u64) -> Self {
         Self {
             budget,
@@ -143,14 +151,15 @@ impl Epochs {
         }
     }
 
-    /// The cache has `capacity` bytes now, of which `budget` may wait for their readers.
+    /// Notes that the cache has `capacity` bytes now, of which `budget` may wait for readers.
     pub fn resize(&mut self, capacity: u64, budget: u64) {
         self.max_missing = capacity / 2;
         self.budget = budget;
     }
 
-    /// Takes note that `file`, of `size` bytes, is read from its beginning, and gives the files to fetch now, the most urgent
-    /// first. What becomes of each is to be told by [`fetching`](Self::fetching) or [`declined`](Self::declined).
+    /// Notes that `file`, of `size` bytes, is read from its beginning, and returns the files to
+    /// fetch now, the most urgent first. For each of them, [`fetching`](Self::fetching) or
+    /// [`declined`](Self::declined) must be called.
     pub fn observe(&mut self, file: u64, size: u64) -> Vec<u64> {
         let seen = self.seen.get(&file).copied();
         match seen {
@@ -164,20 +173,20 @@ impl Epochs {
         }
     }
 
-    /// Takes note of whether a small file's read was answered from memory.
+    /// Notes whether a small file's read was a hit.
     pub fn answered(&mut self, hit: bool) {
         self.answered += 1;
         self.hits += u64::from(hit);
     }
 
-    /// A file that was advised is there, on its way, or gone for good; `bytes` had to be fetched, and are to be accounted for
-    /// in the [`stats`](Self::stats).
+    /// Notes that an advised file is cached, being fetched, or gone for good. `bytes` are being
+    /// fetched, which must be counted in the [`stats`](Self::stats).
     pub fn fetching(&mut self, file: u64, bytes: u64) {
         self.ahead.files.insert(file);
         self.ahead.bytes += bytes;
     }
 
-    /// There was no room for a file that was advised.
+    /// Notes that there was no room for an advised file.
     pub fn declined(&mut self, file: u64) {
         if let Some(seen) = self.seen.get(&file)
             && seen.epoch + 1 == self.number
@@ -186,12 +195,12 @@ impl Epochs {
         }
     }
 
-    /// To be told of all bytes that are fetched for the present epoch.
+    /// Must be told what becomes of all bytes that are fetched for the present epoch.
     pub fn stats(&self) -> &Arc<PrefetchStats> {
         &self.ahead.stats
     }
 
-    /// A file had its turn already.
+    /// Notes a read of a file that was read before in the epoch.
     fn read_again(&mut self, file: u64, size: u64) {
         self.repeats += 1;
         self.was_again = self.was_again << 1 | 1;
@@ -220,7 +229,7 @@ impl Epochs {
         self.advise(place as usize)
     }
 
-    /// What to fetch when the file at a place of the order of the epoch before was read.
+    /// What to fetch after a read of the file at `place` in the order of the epoch before.
     fn advise(&mut self, place: usize) -> Vec<u64> {
         let predecessors = &self.before[place.saturating_sub(PREDECESSORS)..place];
         let follows = place == 0 || predecessors.iter().any(|file| self.was_just_read(*file));
@@ -240,7 +249,8 @@ impl Epochs {
         if self.missing() <= self.max_missing { self.members() } else { Vec::new() }
     }
 
-    /// The files that followed last time, as far as the window goes, without those that were advised before.
+    /// The files that followed last time, within the window, without those that were advised
+    /// before.
     fn successors(&self, place: usize) -> Vec<u64> {
         let next = place + 1..(place + 1 + self.window).min(self.before.len());
         let new = self.before[next].iter().rev().take_while(|file| !self.ahead.files.contains(*file));
@@ -249,7 +259,7 @@ impl Epochs {
         files
     }
 
-    /// A few of the files that are still to be read some time.
+    /// A few of the files that are still to be read in the epoch.
     fn members(&mut self) -> Vec<u64> {
         let mut files = Vec::with_capacity(FILES_PER_READ);
         while let Some(&file) = self.before.get(self.ahead.looked_at)
@@ -272,8 +282,8 @@ impl Epochs {
         self.seen.get(&file).filter(|seen| seen.epoch == self.number).is_some_and(soon)
     }
 
-    /// How many bytes will have to be fetched until the end of the epoch: of what is left, the part that is not in memory,
-    /// if the files so far tell.
+    /// Bytes to fetch until the end of the epoch: those left to read, less the share of hits among
+    /// the reads so far.
     fn missing(&self) -> u64 {
         match self.answered {
             0..MIN_SAMPLES => self.left,
@@ -283,7 +293,7 @@ impl Epochs {
         }
     }
 
-    /// Whether predictions have gone wrong, now or before.
+    /// Whether predictions have failed, in this epoch or one not long before.
     fn has_failed(&mut self) -> bool {
         if self.pause == 0 && !self.ahead.failed {
             let totals = self.ahead.stats.totals();
@@ -294,7 +304,7 @@ impl Epochs {
         self.pause > 0 || self.ahead.failed
     }
 
-    /// An epoch is over; the files that showed it were the first of the next.
+    /// Begins the next epoch. The files that showed the end of the last one are its first.
     fn begin_anew(&mut self) {
         let regular = (self.repeats - self.again.len()) * REPEAT_DIVISOR <= self.present.len();
         self.pause = self.pause.saturating_sub(1);
@@ -322,12 +332,12 @@ impl Epochs {
         for (file, size) in std::mem::take(&mut self.again) {
             self.observe(file, size);
         }
-        // What was advised just now is lost.
+        // What these reads advised was not fetched.
         self.ahead.looked_at = 0;
     }
 
-    /// Forgets the files that nothing is predicted from. If that does not help, the epoch is too long, and everything is
-    /// forgotten.
+    /// Forgets the files of older epochs. If that does not help, the epoch is too long, and
+    /// everything is forgotten.
     fn forget_old(&mut self) {
         let number = self.number;
         self.seen.retain(|_, seen| seen.epoch + 1 >= number);

@@ -1,16 +1,17 @@
-//! What to fetch before it is asked for.
+//! Predicts what will be read next.
 //!
-//! Pure policy: it is told of reads and answers with ranges or files; fetching them is the reader's work. Each looks for one kind
-//! of order:
+//! Pure policy: predictors are told of reads, and return ranges or files to fetch. The reader
+//! fetches them. Each predictor looks for one kind of order:
 //!
-//! * [`Streams`], within a file: readers that go forward ([`stream`]), and readers that take equal steps, forward or
+//! * [`Streams`], within a file: sequential readers ([`stream`]), and strided readers, forward or
 //!   backward ([`stride`]).
-//! * [`Walks`], among the small files of a directory: readers that follow the order of its listing, which is that of the
-//!   names' bytes, so that who sorts the names is seen too.
-//! * [`Epochs`], among the small files of a mount: jobs that read the same files again and again, in the same order or not.
+//! * [`Walks`], among the small files of a directory: readers that follow the order of its
+//!   listing. That is the order of the names' bytes, so readers that sort the names are found too.
+//! * [`Epochs`], among the small files of a mount: jobs that read the same files again and again,
+//!   in the same order or not.
 //!
-//! A guess is paid back in a [`PrefetchStats`]: the cache tells it, for each block, whether a reader came for it, and
-//! who guessed wrong guesses less.
+//! The cache counts in the [`PrefetchStats`] of a predictor, for each block, whether a reader used
+//! it. A predictor that was wrong predicts less.
 
 mod epoch;
 mod stats;

@@ -1,15 +1,15 @@
-//! What became of bytes that were fetched ahead.
+//! What became of prefetched bytes.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// The totals of one guesser, which keeps it with him and with every fetch that he caused.
+/// Outcomes of the prefetches that one predictor advised, shared by the predictor and its fetches.
 #[derive(Debug, Default)]
 pub struct PrefetchStats {
     used: AtomicU64,
     wasted: AtomicU64,
 }
 
-/// A stats at one moment, in bytes.
+/// [`PrefetchStats`] at one moment, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct PrefetchTotals {
     pub(super) used: u64,
@@ -17,17 +17,17 @@ pub(super) struct PrefetchTotals {
 }
 
 impl PrefetchStats {
-    /// A reader came for `bytes`.
+    /// Counts `bytes` that a reader used.
     pub fn used(&self, bytes: u64) {
         self.used.fetch_add(bytes, Relaxed);
     }
 
-    /// `bytes` left the cache, and no reader had come for them.
+    /// Counts `bytes` that left the cache unread.
     pub fn wasted(&self, bytes: u64) {
         self.wasted.fetch_add(bytes, Relaxed);
     }
 
-    /// Whether more than `allowance` bytes went to waste beyond those that were used.
+    /// Whether more than `allowance` bytes were wasted beyond as many as were used.
     pub fn wastes_more_than(&self, allowance: u64) -> bool {
         let PrefetchTotals { used, wasted } = self.totals();
         wasted > used.saturating_add(allowance)

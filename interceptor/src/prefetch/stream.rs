@@ -1,17 +1,19 @@
-//! Finds sequential streams among the reads of one file and says how far to run ahead of them.
+//! Finds sequential streams among the reads of one file, and tells how far to read ahead of them.
 //!
-//! The kernel's readahead sends large requests that several threads handle at once, so a sequential reader arrives
-//! slightly out of order, and several readers of one file arrive interleaved. Therefore a read belongs to a stream if it
-//! starts *near* the furthest byte that the stream has reached, on either side, where near grows with the size of the
-//! request; and a file has several streams, the min_size recently used of which gives way to a new one.
+//! The kernel's readahead sends large requests that several threads handle at once. So the reads
+//! of one sequential reader arrive slightly out of order, and those of several readers arrive
+//! interleaved. Therefore a read belongs to a stream if it starts near the furthest byte that the
+//! stream has reached, on either side: the distance allowed grows with the size of the request. A
+//! file has several streams; a new one replaces the least recently used.
 //!
-//! A stream earns its window ([`ReadAheadWindow`]): it starts small once the stream is recognised, doubles each time the reader has
-//! consumed as much as the window holds, up to the limit that memory allows, and is halved when what it brought is
-//! wasted. A stream that is left before it has used what was fetched for it makes the file's next ones begin
-//! with half of its window and be believed a step later; one that went well takes that back.
+//! A stream earns its window ([`ReadAheadWindow`]). The window starts small once the stream is
+//! recognised. It doubles each time the reader has consumed as many bytes as the window holds, up
+//! to the limit that memory allows, and is halved if prefetched bytes are wasted. If a stream is
+//! left before it has used what was fetched for it, the next streams of the file begin with half
+//! of its window, and are recognised a step later. A stream that went well takes that back.
 //!
-//! A reader that leaves more out than it reads may be taking equal steps. Such reads are shown to [`Strides`] as well, which has
-//! the last word on them.
+//! A reader that skips more than it reads may be strided. Its reads are shown to [`Strides`] as
+//! well, whose advice takes precedence.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -20,15 +22,16 @@ use super::stats::PrefetchStats;
 use super::stride::Strides;
 use super::window::ReadAheadWindow;
 
-/// Streams followed in one file. More readers than this on one file steal each other's place and lose readahead.
+/// Streams followed in one file. If a file has more readers, they replace each other's streams and
+/// lose read-ahead.
 const MAX_STREAMS: usize = 8;
-/// A first read of this size at the start of a file is taken for the beginning of a stream.
+/// A first read of at least so many bytes at the start of a file begins a stream.
 const MIN_STREAMING_READ: u64 = 128 << 10;
-/// The window of a stream that was just recognised, in a file that has disappointed nobody.
+/// The window, in bytes, of a stream that was just recognised, unless streams before it were left.
 const INITIAL_WINDOW: u64 = 8 << 20;
-/// No window is smaller.
+/// No window shrinks below this, in bytes.
 const MIN_WINDOW: u64 = 512 << 10;
-/// Bounds of how far a read may be from the furthest byte of its stream.
+/// Limits of the distance, in bytes, of a read from the furthest byte of its stream.
 const MAX_DISTANCE_LIMITS: Range<u64> = (64 << 10)..(8 << 20);
 
 /// The streams of one file.
@@ -38,9 +41,9 @@ pub struct Streams {
     size: u64,
     streams: Vec<SequentialStream>,
     strides: Strides,
-    /// The window of the next stream.
+    /// The window of the next stream, in bytes.
     initial_window: u64,
-    /// Reads so far; numbers the streams too.
+    /// Number of reads so far. Identifies streams too.
     clock: u64,
 }
 
@@ -55,48 +58,49 @@ struct SequentialStream {
     read: u64,
     /// Reads that took `end` further.
     steps: u32,
-    /// How many steps make it a stream.
+    /// Steps after which it is recognised.
     needed: u32,
     window: ReadAheadWindow,
-    /// Everything below this has been advised.
+    /// All bytes below this have been advised.
     advised: u64,
     /// Whether anything was ever advised.
     is_ahead: bool,
-    /// When it was last used, in reads of the file.
+    /// The clock of its last read.
     used: u64,
 }
 
 /// How a read relates to those before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AccessPattern {
-    /// Not at all.
+    /// In no order.
     Random,
-    /// It continues a stream, so that all bytes around it will be wanted.
+    /// It continues a stream, so all bytes around it will be read.
     Sequential,
-    /// It is one of many that are equally far from each other.
+    /// It is one of many in equal steps.
     Strided {
-        /// From the start of one to the start of the next, in bytes, whatever the direction.
+        /// Bytes from the start of one read to the start of the next, whatever the direction.
         stride: u64,
     },
 }
 
-/// What follows from one read.
+/// What one read tells.
 #[derive(Debug)]
 pub struct StreamAdvice {
-    /// What kind of read it was.
+    /// How it relates to the reads before it.
     pub pattern: AccessPattern,
-    /// What to fetch ahead, if anything is due.
+    /// What to fetch ahead, if that is due.
     pub ahead: Option<ReadAhead>,
 }
 
-/// Ranges to fetch before they are asked for.
+/// Ranges to fetch before the reader asks for them.
 #[derive(Debug)]
 pub struct ReadAhead {
-    /// Who advises it.
+    /// The stream or series that advises it.
     pub(super) stream: u64,
-    /// What to fetch, in bytes of the file, the first to be read first; never empty, nor beyond the end of the file.
+    /// Bytes of the file, in the order in which they will be read. Neither empty nor beyond the
+    /// end of the file.
     pub ranges: Vec<Range<u64>>,
-    /// To be told of every byte that is fetched for this.
+    /// Must be told what becomes of every byte that is fetched for this.
     pub stats: Arc<PrefetchStats>,
 }
 
@@ -112,7 +116,7 @@ impl Streams {
         }
     }
 
-    /// Takes note of a read of `len` bytes at `offset`. Windows do not grow beyond `max_window` bytes.
+    /// Notes a read of `len` bytes at `offset`. Windows do not grow beyond `max_window` bytes.
     pub fn observe(&mut self, offset: u64, len: u64, max_window: u64) -> StreamAdvice {
         self.clock += 1;
         if let Some(advice) = self.strides.follow(offset, len, max_window, self.size) {
@@ -125,7 +129,7 @@ impl Streams {
         }
         let number = self.clock;
         if let Some(advice) = self.strides.detect(number, offset, len, max_window, size) {
-            // What it was taken for meanwhile has come to nothing.
+            // The stream that this read was assigned to was not one.
             self.streams.retain(|stream| stream.used != number);
             return advice;
         }
@@ -135,8 +139,8 @@ impl Streams {
         StreamAdvice { pattern: AccessPattern::Sequential, ahead: stream.advise(size) }
     }
 
-    /// What of `range` nobody has asked for, of whom this file's streams know, if it is for a reader at byte `head` whom none of them
-    /// follows; else nothing.
+    /// The part of `range` that no stream has read, for a reader at byte `head`. Empty if a stream
+    /// follows that reader already.
     pub fn unseen(&self, head: u64, range: Range<u64>) -> Range<u64> {
         let recognised = || self.streams.iter().filter(|stream| stream.is_recognised());
         // The kernel asks a little ahead of its readers.
@@ -148,7 +152,7 @@ impl Streams {
         start.clamp(range.start, range.end.max(range.start))..range.end
     }
 
-    /// Takes back advice from byte `from` of one of its ranges on: it was not followed, because there was no room.
+    /// Takes back advice from byte `from` of one of its ranges on: there was no room to fetch it.
     pub fn decline(&mut self, ahead: &ReadAhead, from: u64) {
         match self.streams.iter_mut().find(|stream| stream.id == ahead.stream) {
             Some(stream) => stream.advised = from.clamp(stream.end.min(stream.advised), stream.advised),
@@ -156,7 +160,7 @@ impl Streams {
         }
     }
 
-    /// The stream that a read belongs to, which takes note of it: the nearest, or a new one.
+    /// Assigns a read to the nearest stream, or to a new one.
     fn assign(&mut self, offset: u64, len: u64, max_window: u64) -> &mut SequentialStream {
         let max_distance = len.saturating_mul(8).clamp(MAX_DISTANCE_LIMITS.start, MAX_DISTANCE_LIMITS.end);
         let near = |s: &(usize, &SequentialStream)| s.1.end.abs_diff(offset) <= max_distance;
@@ -224,14 +228,14 @@ impl SequentialStream {
         self.steps >= self.needed
     }
 
-    /// Whether it leaves out more than it reads.
+    /// Whether it skips more than it reads.
     fn skips(&self) -> bool {
         self.read < (self.end - self.start) / 2
     }
 
     fn advise(&mut self, size: u64) -> Option<ReadAhead> {
         self.advised = self.advised.max(self.end);
-        // Half a window at a time: asking for a sliver at every read would cost more than it brings.
+        // Half a window at a time: a sliver at every read would cost more than it gains.
         if self.advised - self.end > self.window.size() / 2 {
             return None;
         }

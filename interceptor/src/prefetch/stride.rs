@@ -1,9 +1,10 @@
-//! Finds readers of equal pieces that are equally far from each other, as of one column of a table, of the records' headers,
-//! or of a file read backward.
+//! Finds strided readers: equal pieces at equal distances, as of one column of a table, of the
+//! headers of records, or of a file read backward.
 //!
-//! Four reads of about the same length, each as far from the last, are such a series, whatever else was read in between: the
-//! latest reads that belong to no stream are kept to look for them. The kernel reads whole pages, so places and lengths are
-//! known to a page only; the stride is therefore taken from the whole length of the series, and gets more exact with every step.
+//! Four reads of about the same length, each as far from the last, are a series, whatever else was
+//! read in between: the latest reads that belong to no stream are kept to look for them. The
+//! kernel reads whole pages, so offsets and lengths are known to a page only. The stride is
+//! therefore computed from the whole length of the series, and gets more exact with every step.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -11,31 +12,32 @@ use std::ops::Range;
 use super::stream::{AccessPattern, ReadAhead, StreamAdvice};
 use super::window::ReadAheadWindow;
 
-/// StridedSeries followed in one file.
+/// Series followed in one file.
 const MAX_SERIES: usize = 8;
-/// Reads among which a new series is looked for: enough for several readers at once, and few enough that each read that belongs
-/// nowhere can be compared with all of them.
+/// Latest unmatched reads, in which a new series is looked for: enough for several readers at
+/// once, and few enough to compare each unmatched read with all of them.
 const MAX_UNMATCHED_READS: usize = 24;
 /// Steps between the reads that make a series.
 const MIN_STEPS: u64 = 3;
-/// The kernel rounds to pages: a length may be off by one, a place by as many as there are steps to count.
+/// The kernel rounds to pages of so many bytes: a length may be off by one.
 const PAGE_SIZE: u64 = 4096;
-/// By how much a read may be off the place where it is expected, in bytes.
+/// How far a read may be from the predicted offset, in bytes.
 const MAX_OFFSET_ERROR: u128 = 2 * PAGE_SIZE as u128;
 /// How many steps a read may be out of order.
 const MAX_REORDERED_STEPS: u64 = 4;
-/// Most reads to run ahead.
+/// Reads that may be advised ahead.
 const MAX_READS_AHEAD: u64 = 256;
-/// Most steps that a new series must make before it is trusted_at, in a file where many have come to nothing.
+/// Extra steps that a new series must make before it is trusted, at most, in a file where many
+/// series ended early.
 const MAX_EXTRA_STEPS: u64 = 16;
 
 /// The series of one file.
 #[derive(Debug, Default)]
 pub(super) struct Strides {
     series: Vec<StridedSeries>,
-    /// Offset and length of reads that belong nowhere, the latest last.
+    /// Offset and length of unmatched reads, the latest last.
     unmatched: VecDeque<(u64, u64)>,
-    /// Steps that a series must make before it is trusted_at, beyond those by which it was found.
+    /// Steps that a series must make before it is trusted, beyond [`MIN_STEPS`].
     extra_steps: u64,
     clock: u64,
 }
@@ -44,15 +46,15 @@ pub(super) struct Strides {
 struct StridedSeries {
     id: u64,
     first: u64,
-    /// Offset of the read that is furthest in the direction of the series.
+    /// Offset of the furthest read in the direction of the series.
     last: u64,
     /// Length of the first read in bytes.
     len: u64,
-    /// Length of the max_len.
+    /// Length of the longest read in bytes.
     max_len: u64,
     /// Steps from `first` to `last`.
     steps: u64,
-    /// At which number of steps it is trusted_at.
+    /// Number of steps at which it is trusted.
     trusted_at: u64,
     window: ReadAheadWindow,
     /// Reads up to this many steps from `first` have been advised.
@@ -61,7 +63,7 @@ struct StridedSeries {
 }
 
 impl Strides {
-    /// StreamAdvice for a read that continues a series.
+    /// Advice for a read that continues a series.
     pub(super) fn follow(
         &mut self,
         offset: u64,
@@ -89,7 +91,8 @@ impl Strides {
         Some(series.advise(max_window, size))
     }
 
-    /// StreamAdvice for a read that, with others before it, makes a new series; `number` will be its name.
+    /// Advice for a read that makes a new series with others before it; `number` identifies the
+    /// series.
     pub(super) fn detect(
         &mut self,
         number: u64,
@@ -140,7 +143,7 @@ impl Strides {
         series.advised = series.advised.saturating_sub((ahead.ranges.len() - place) as u64);
     }
 
-    /// Where a series began whose latest read this is.
+    /// Offset of the first read of a series of which this is the latest.
     fn first_of(&self, offset: u64, len: u64) -> Option<u64> {
         let is_there = |at: i128| {
             let near = |(other, its): &(u64, u64)| {
@@ -150,7 +153,7 @@ impl Strides {
         };
         self.unmatched.iter().rev().find_map(|&(before, its)| {
             let stride = i128::from(offset) - i128::from(before);
-            // Contiguous pieces in ascending order are a stream's.
+            // Contiguous pieces in ascending order make a sequential stream.
             let contiguous = stride > 0 && stride < i128::from(len + PAGE_SIZE);
             let overlapping = stride.unsigned_abs() < u128::from(len.max(PAGE_SIZE));
             if its.abs_diff(len) > PAGE_SIZE || contiguous || overlapping {
@@ -168,7 +171,7 @@ impl StridedSeries {
         i128::from(self.last) - i128::from(self.first)
     }
 
-    /// Where the read `step` steps from the first one is expected.
+    /// The predicted offset of the read `step` steps after the first.
     fn place(&self, step: u64) -> i128 {
         i128::from(self.first) + self.span() * i128::from(step) / i128::from(self.steps)
     }
@@ -177,7 +180,7 @@ impl StridedSeries {
         (self.span().unsigned_abs() / u128::from(self.steps)) as u64
     }
 
-    /// How many steps from the first one a read is, if it belongs here.
+    /// How many steps a read is from the first one, if it belongs to the series.
     fn step_at(&self, offset: u64, len: u64) -> Option<u64> {
         if len.abs_diff(self.len) > PAGE_SIZE {
             return None;
@@ -187,7 +190,7 @@ impl StridedSeries {
         let near = self.steps.saturating_sub(MAX_REORDERED_STEPS)..=self.steps + MAX_REORDERED_STEPS;
         let expected =
             |step: &u64| (self.place(*step) - i128::from(offset)).unsigned_abs() <= MAX_OFFSET_ERROR;
-        // The division may have come out one step short.
+        // The division may round to one step less.
         [step, step + 1].into_iter().find(|step| near.contains(step) && expected(step))
     }
 

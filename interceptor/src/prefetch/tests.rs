@@ -1,4 +1,5 @@
-//! The streams of a file against a simulated cache: how much of what is read was there, how much of what was fetched was read.
+//! The streams of a file with a simulated cache: how many of the read bytes were hits, and how
+//! many of the prefetched bytes were wasted.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
@@ -12,15 +13,15 @@ const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 const MAX: u64 = 32 * MIB;
-/// What the kernel asks for at least, and at multiples of.
+/// The kernel asks for whole pages.
 const PAGE: u64 = 4 * KIB;
 /// What the cache fetches at a time.
 const PIECE: u64 = 16 * KIB;
 
-/// A cache of pieces, first in, first out; only what is fetched ahead goes through it.
+/// A cache of pieces, first in, first out, for prefetched pieces only.
 #[derive(Default)]
 struct Simulation {
-    /// For each piece that is there whether somebody read it, and who is to be told.
+    /// For each cached piece whether it was read, and where to count that.
     pieces: HashMap<u64, (bool, Arc<PrefetchStats>)>,
     order: VecDeque<u64>,
     capacity: usize,
@@ -108,7 +109,7 @@ fn dice(seed: u64) -> impl FnMut(u64) -> u64 {
 }
 
 #[test]
-fn a_sequential_reader_finds_all_but_its_first_read_fetched() {
+fn a_sequential_reader_misses_only_its_first_read() {
     let run = Simulation::new(GIB).run(256 * MIB, sequential(0, MIB, 256));
     assert_eq!((run.read - run.hit, run.wasted), (MIB, 0));
     assert!(run.widest <= MAX);
@@ -139,7 +140,7 @@ fn declined_advice_is_given_again() {
 }
 
 #[test]
-fn a_reader_of_short_runs_is_run_ahead_of_less_and_less() {
+fn short_runs_are_read_ahead_of_less_and_less() {
     let mut random = dice(7);
     let runs = (0..400).flat_map(move |_| sequential(random(16 << 10) * MIB, 256 * KIB, 4));
     let run = Simulation::new(256 * MIB).run(32 * GIB, runs);
@@ -147,8 +148,8 @@ fn a_reader_of_short_runs_is_run_ahead_of_less_and_less() {
 }
 
 #[test]
-fn what_is_evicted_before_it_is_read_makes_the_window_shrink() {
-    // The cache holds less than the eight readers' windows want.
+fn prefetched_pieces_evicted_unread_shrink_the_window() {
+    // The cache is smaller than the windows of the eight readers.
     let reads = (0..1000u64).flat_map(|i| (0..8u64).map(move |r| (r * 2 * GIB + i * 256 * KIB, 256 * KIB)));
     let run = Simulation::new(16 * MIB).run(16 * GIB, reads);
     assert!(run.hit_ratio() > 0.8 && run.waste() < 0.2, "{} hit, {} wasted", run.hit_ratio(), run.waste());
@@ -182,7 +183,7 @@ proptest! {
         }
         let run = Simulation::new(256 * MIB).run(start * 4096 + 1024 * MIB, reads);
         prop_assert!(run.hit_ratio() > 0.85, "{} hit", run.hit_ratio());
-        // The reader stops in the middle of the file, so what was fetched last is of no use.
+        // The reader stops in the middle of the file, so the last window is wasted.
         prop_assert!(run.wasted <= 2 * MAX, "{} MiB wasted", run.wasted / MIB);
     }
 
@@ -201,15 +202,15 @@ proptest! {
         let size = (count + 1) * stride + 2 * len;
         let reads = (0..count).map(|i| page(if forward { i } else { count - i }));
         let run = Simulation::new(256 * MIB).run(size, reads);
-        // Other strides are known to a page only, divided by the steps so far, so that a place
-        // predicted as many steps ahead is off by up to a page, and the read may touch one piece
-        // beside those that were fetched. Short reads touch no more than two. (Fetching a page more
-        // on both sides raises the least of 40,000 cases from 0.68 to 0.68 only, because a drift of
-        // less than a page over all steps so far shows later, and wastes 16 % instead of 10 %.)
+        // Other strides are known to a page, divided by the steps so far. So the read that is
+        // predicted as many steps ahead is off by up to a page, and may touch one piece more than
+        // was fetched. The shortest reads touch one or two. To fetch a page more on both sides
+        // would not raise the bound (a drift of less than a page over all steps so far shows only
+        // later), and waste 16 % of these bytes instead of 10 %.
         let pieces = (len / PIECE).max(2);
         let is_missed = if is_whole_pages { 0.0 } else { 1.0 / pieces as f64 };
         prop_assert!(run.hit_ratio() > 0.95 - is_missed, "{} hit", run.hit_ratio());
-        // Where about half of the file is read, all of it may be fetched; and small steps may look
+        // If about half of the file is read, all of it may be fetched; and small steps may look
         // like that for one window.
         let is_sparse = stride > 2 * len + 4 * PAGE;
         prop_assert!(!is_sparse || run.wasted < run.fetched / 4 + 8 * MIB, "{} wasted", run.waste());

@@ -1,10 +1,10 @@
-//! Finds readers that go through the small files of a directory in the order of its listing, as copies, archivers and
-//! many loaders do, and says how many files to run ahead of them.
+//! Finds readers that walk through the small files of a directory in the order of its listing, as
+//! copies, archivers and many loaders do, and tells how many files to read ahead of them.
 //!
-//! A file is known by its place in a listing. A step to one of the next few places continues a walk (several readers may
-//! share the work, and some files may be skipped); a step elsewhere ends it. Like a stream of bytes, a walk earns its
-//! window. In a small directory a shuffled order has such steps too, so when what walks brought is wasted it
-//! takes more of them to be min_steps.
+//! A file is known by its index in a listing. A step to one of the next few files continues a
+//! walk, as several readers may share the work and some files may be skipped. A step elsewhere
+//! ends it. Like a stream of bytes, a walk earns its window. In a small directory a shuffled order
+//! has such steps too, so after waste it takes more steps to trust a walk.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -13,11 +13,11 @@ use super::stats::PrefetchStats;
 
 /// Walks followed at the same time.
 const MAX_WALKS: usize = 16;
-/// How far apart two steps of one walk may be, in files.
+/// Files from one step of a walk to the next, at most.
 const MAX_STEP: usize = 8;
-/// Steps after which a walk is min_steps.
+/// Steps after which a walk is trusted.
 const MIN_STEPS: u32 = 2;
-/// The same while more than one part in [`WASTE_DIVISOR`] of what walks brought is wasted.
+/// The same while more than one in [`WASTE_DIVISOR`] of the bytes fetched for walks was wasted.
 const MIN_STEPS_AFTER_WASTE: u32 = 8;
 /// See [`MIN_STEPS_AFTER_WASTE`].
 const WASTE_DIVISOR: u64 = 8;
@@ -43,8 +43,8 @@ struct DirectoryWalk {
 }
 
 impl Walks {
-    /// Takes note that the file at place `index` of a listing is read, and gives the places of the files to fetch now.
-    /// They may be beyond the end of the listing.
+    /// Notes that the file at `index` of a listing is read, and returns the indices of the files
+    /// to fetch now. They may be beyond the end of the listing.
     pub fn observe(&mut self, listing: u64, index: usize) -> Range<usize> {
         self.clock += 1;
         let used = self.clock;
@@ -71,7 +71,7 @@ impl Walks {
         walk.advise(if is_wasteful { MIN_STEPS_AFTER_WASTE } else { MIN_STEPS })
     }
 
-    /// To be told of all bytes that are fetched for walks.
+    /// Must be told what becomes of all bytes that are fetched for walks.
     pub fn stats(&self) -> &Arc<PrefetchStats> {
         &self.stats
     }

@@ -1,24 +1,25 @@
-//! How far to run ahead of one reader.
+//! How far to read ahead of one reader.
 
 use std::sync::Arc;
 
 use super::stats::{PrefetchStats, PrefetchTotals};
 
-/// Of what a window brought, more than one part in this many wasted makes it shrink.
+/// The window shrinks if more than one in so many of the used bytes was wasted.
 const WASTE_DIVISOR: u64 = 8;
 
-/// After much waste, the reader must consume this many windows before it doubles.
+/// Windows that the reader must consume before the window doubles, at most, after much waste.
 const MAX_GROWTH_DELAY: u64 = 64;
 
-/// A number of bytes that doubles each time the reader has consumed as many, up to a limit, and is halved when what it brought
-/// is wasted. Each time that happens it doubles half as often, so that it settles at what there is room for.
+/// A number of bytes that doubles each time the reader has consumed as many, up to a limit, and is
+/// halved when prefetched bytes are wasted. Each time it is halved, it doubles half as often from
+/// then on, so that it settles at what there is room for.
 #[derive(Debug)]
 pub(super) struct ReadAheadWindow {
     size: u64,
     min_size: u64,
-    /// Bytes that the reader took since the size last changed.
+    /// Bytes that the reader has consumed since the size last changed.
     consumed: u64,
-    /// How many windows it must take before the next is twice as large.
+    /// Windows that the reader must consume before the size doubles.
     growth_delay: u64,
     stats: Arc<PrefetchStats>,
     /// The stats when the size last changed.
@@ -38,17 +39,17 @@ impl ReadAheadWindow {
         }
     }
 
-    /// Bytes to be ahead of the reader.
+    /// Bytes to read ahead.
     pub(super) fn size(&self) -> u64 {
         self.size
     }
 
-    /// Where the outcome of the fetches is to be written.
+    /// Must be told what becomes of the bytes that are fetched.
     pub(super) fn stats(&self) -> &Arc<PrefetchStats> {
         &self.stats
     }
 
-    /// The reader took `bytes`; the window may be `limit` bytes at most now.
+    /// Notes that the reader consumed `bytes`. The window may be `limit` bytes at most now.
     pub(super) fn consume(&mut self, bytes: u64, limit: u64) {
         self.consumed += bytes;
         let totals = self.stats.totals();
@@ -73,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_doubles_when_used_up_and_is_halved_when_wasted() {
+    fn a_window_doubles_when_consumed_and_is_halved_when_wasted() {
         let mut window = ReadAheadWindow::new(8, 2);
         window.consume(7, 100);
         assert_eq!(window.size(), 8);
@@ -91,7 +92,7 @@ mod tests {
         });
         assert_eq!(window.size(), 2);
         window.consume(64, 100);
-        assert_eq!(window.size(), 2, "it has become careful");
+        assert_eq!(window.size(), 2, "it grows half as often");
         (0..1000).for_each(|_| window.consume(64, 100));
         assert_eq!(window.size(), 100);
         window.consume(1, 10);

@@ -88,7 +88,11 @@ impl Promoter {
     }
 }
 
-async fn promote_all(reader: Weak<Reader>, requests: mpsc::Receiver<PromotionRequest>, max_concurrent: usize) {
+async fn promote_all(
+    reader: Weak<Reader>,
+    requests: mpsc::Receiver<PromotionRequest>,
+    max_concurrent: usize,
+) {
     let promote = |request| {
         let reader = reader.upgrade();
         async move {

@@ -1,4 +1,4 @@
-//! Epochs of made-up files against a simulated cache.
+//! Epochs of made-up files with a simulated cache.
 
 use super::*;
 use proptest::prelude::*;
@@ -7,7 +7,8 @@ use proptest::prelude::*;
 struct Simulation {
     epochs: Epochs,
     capacity: u64,
-    /// The files there, least recently used first, each with whether it was read and what had been admitted by then.
+    /// The cached files, least recently used first, each with whether it was read, and the bytes
+    /// that had been admitted by then.
     files: VecDeque<(u64, bool, u64)>,
     bytes: u64,
     unread: u64,
@@ -104,12 +105,12 @@ impl Simulation {
         self.files.push_back((file, is_read, self.admitted));
     }
 
-    /// The share of what was fetched ahead that nobody has come for.
+    /// The share of the prefetched bytes that was not read.
     fn waste(&self) -> f64 {
         (self.wasted + self.unread) as f64 / self.fetched.max(1) as f64
     }
 
-    /// Hits of these reads alone.
+    /// The hit ratio of these reads alone.
     fn hits_of(&mut self, order: impl IntoIterator<Item = u64>) -> f64 {
         let (reads, hits) = (self.reads, self.hits);
         self.run(order);
@@ -159,7 +160,7 @@ fn the_end_of_a_newly_shuffled_epoch_is_fetched_ahead() {
 }
 
 #[test]
-fn files_liked_more_than_others_are_no_epochs() {
+fn popular_files_make_no_epochs() {
     let mut simulation = Simulation::new(total(2000) / 4);
     let mut state = 1u64;
     simulation.run((0..20_000).map(|_| {
@@ -176,7 +177,7 @@ fn a_prediction_that_fails_is_not_repeated_for_a_while() {
     let order = shuffled(2000, 1);
     simulation.run(order.iter().copied());
     for _ in 0..20 {
-        // The order repeats, but its first part only; a file of the second follows each time.
+        // Only the first part of the order repeats; another file follows each time.
         simulation.run((0..1000).flat_map(|i| [order[i], 10_000 + i as u64]));
         simulation.run(shuffled(2000, 9));
     }
@@ -209,7 +210,7 @@ proptest! {
         for seed in seeds {
             simulation.run(shuffled(files, seed));
         }
-        // What a few wrong guesses at the beginning may cost.
+        // What a few wrong predictions at the beginning may cost.
         let allowed = simulation.fetched / 4 + capacity / 16;
         let lost = simulation.wasted + simulation.unread;
         prop_assert!(lost <= allowed, "{lost} of {} wasted", simulation.fetched);
