@@ -1,7 +1,8 @@
-//! A real browser without a window: Chromium, spoken to over the pipe of its DevTools protocol.
+//! A real browser without a window: Chromium, controlled over the pipe of its DevTools protocol.
 //!
-//! The browser shows one page. Whatever it complains of (errors of scripts, refused loads, violations of the page's security policy) is
-//! collected from the start, so that a test can ask for [`Browser::problems`] in the end.
+//! The browser shows one page. Its complaints (errors of scripts, refused loads, violations of the
+//! page's security policy) are collected from the start, so that a test can ask for
+//! [`Browser::problems`] in the end.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -78,7 +79,8 @@ impl Browser {
         let mut command = Command::new(program);
         command.args([
             "--headless=new",
-            // Its own needs name spaces that root does not get everywhere; it loads nothing but our page.
+            // Chromium's sandbox needs namespaces that root cannot make everywhere; it loads only
+            // our page.
             "--no-sandbox",
             "--disable-gpu",
             "--disable-dev-shm-usage",
@@ -90,8 +92,9 @@ impl Browser {
         ]);
         command.arg(format!("--user-data-dir={}", profile.path().display())).env("HOME", profile.path());
         let (takes_number, gives_number) = (takes_high.as_raw_fd(), gives_high.as_raw_fd());
-        // SAFETY: between fork and exec the closure makes two system calls on descriptors that are open and above those they go to, and
-        // allocates nothing. What is at 3 and 4 is ours or the parent's: all of the pipes are still open here.
+        // SAFETY: between fork and exec the closure makes two system calls and allocates nothing.
+        // Both descriptors are open and above their targets. Those at 3 and 4 are ours or the
+        // parent's: all of the pipes are still open here.
         unsafe {
             command.pre_exec(move || {
                 for (from, to) in [(takes_number, 3), (gives_number, 4)] {
@@ -241,7 +244,7 @@ fn problem(event: &Value) -> Option<String> {
 fn above(end: &OwnedFd) -> anyhow::Result<OwnedFd> {
     use std::os::fd::FromRawFd;
     let number = fcntl(end, FcntlArg::F_DUPFD_CLOEXEC(10))?;
-    // SAFETY: the call above made it, and nobody else knows of it.
+    // SAFETY: the call above opened it, and this is its only owner.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 

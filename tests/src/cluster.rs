@@ -1,11 +1,13 @@
 //! A real SeaweedFS: `weed master`, `weed volume` and `weed filer` as processes of their own.
 //!
-//! Separate processes, even for the smallest cluster, so that any of them can be killed and restarted. All bind 127.0.0.1,
-//! run in a directory of the cluster (a temporary one unless given), log to files there and report to nobody.
-//! [`ClusterBuilder::start`] returns when every volume server is known to the master and every filer has accepted a
-//! file; a [`Server`] that was restarted is awaited the same way.
+//! They are separate processes, even for the smallest cluster, so that any of them can be killed
+//! and restarted. All bind 127.0.0.1, run in a directory of the cluster (a temporary one unless
+//! given), log to files there and send no telemetry. [`ClusterBuilder::start`] returns when every
+//! volume server is known to the master and every filer has accepted a file; a restarted
+//! [`Server`] is awaited the same way.
 //!
-//! A `security.toml` always lies in the directory, empty if need be: it keeps the host's own settings out.
+//! A `security.toml` always lies in the directory, empty if need be: it keeps the host's own
+//! settings out.
 
 use std::fs;
 use std::io::Write;
@@ -44,7 +46,8 @@ pub struct ClusterBuilder {
 }
 
 impl ClusterBuilder {
-    /// Keeps data and logs in `directory`, which may hold those of an earlier run, instead of a temporary one.
+    /// Keeps data and logs in `directory`, which may hold those of an earlier run, instead of a
+    /// temporary one.
     #[must_use]
     pub fn directory(mut self, directory: &Path) -> Self {
         self.directory = Some(directory.to_owned());
@@ -65,7 +68,8 @@ impl ClusterBuilder {
         self
     }
 
-    /// The placement of copies, in SeaweedFS's three digits (`001`: one more copy in the same rack).
+    /// The placement of copies, in SeaweedFS's three digits (`001`: one more copy in the same
+    /// rack).
     #[must_use]
     pub fn replication(mut self, placement: &str) -> Self {
         placement.clone_into(&mut self.replication);
@@ -93,7 +97,8 @@ impl ClusterBuilder {
         self
     }
 
-    /// Adds to the cluster's `security.toml`, which servers, `weed mount` and mounts of this cluster obey.
+    /// Adds to the cluster's `security.toml`, which servers, `weed mount` and mounts of this
+    /// cluster obey.
     #[must_use]
     pub fn settings(mut self, toml: &str) -> Self {
         self.settings.push_str(toml);
@@ -106,7 +111,8 @@ impl ClusterBuilder {
         self.settings(&format!("[jwt.signing.read]\nkey = \"{key}\"\nexpires_after_seconds = 60\n"))
     }
 
-    /// Puts a [`FaultProxy`] before each volume server and announces it as the server's public URL.
+    /// Puts a [`FaultProxy`] before each volume server and announces it as the server's public
+    /// URL.
     #[must_use]
     pub fn proxied(mut self) -> Self {
         self.proxied = true;
@@ -123,7 +129,8 @@ impl ClusterBuilder {
     /// Starts the servers and waits until they are ready.
     ///
     /// # Errors
-    /// When `weed` is missing or a server does not become ready; the text has the tail of its log. What was started is ended.
+    /// When `weed` is missing or a server does not become ready; the text has the tail of its log.
+    /// Servers that did start are ended.
     pub fn start(self) -> anyhow::Result<Cluster> {
         let program = weed::find()?;
         let (temporary, directory) = match &self.directory {
@@ -161,7 +168,8 @@ impl ClusterBuilder {
             cluster.await_volume_server(volume)?;
         }
         await_filer(&cluster.filers[0])?;
-        // A new filer copies the tree of those that are there, and gives up if one does not answer yet.
+        // A new filer copies the tree of the existing ones, and gives up if one does not answer
+        // yet.
         for index in 1..self.filers {
             let filer = self.filer(&cluster.launch, index, &cluster.master)?;
             await_filer(&filer)?;
@@ -290,10 +298,29 @@ impl Cluster {
         &self.master
     }
 
-    /// The proxies before the volume servers, in the same order; none unless [`ClusterBuilder::proxied`].
+    /// The proxies before the volume servers, in the same order; none unless
+    /// [`ClusterBuilder::proxied`].
     #[must_use]
     pub fn proxies(&self) -> &[FaultProxy] {
         &self.proxies
+    }
+
+    /// Starts an engine for the directory of `server`, with the cluster's `security.toml`, on free
+    /// ports.
+    ///
+    /// # Errors
+    /// When it does not listen in time; the text has the tail of its log.
+    pub fn start_engine(&self, server: &Server) -> anyhow::Result<Engine> {
+        self.start_engine_through(&[], server)
+    }
+
+    /// As [`Cluster::start_engine`], through a command line that execs the engine or ends with it,
+    /// as `unshare --kill-child` does.
+    ///
+    /// # Errors
+    /// See [`Cluster::start_engine`].
+    pub fn start_engine_through(&self, wrapper: &[String], server: &Server) -> anyhow::Result<Engine> {
+        Engine::start(wrapper, server.directory(), self.directory().join("security.toml"))
     }
 
     /// An engine beside each volume server, in the same order; they are started by the first call.
@@ -302,7 +329,7 @@ impl Cluster {
     /// When one does not start.
     #[must_use]
     pub fn engines(&self) -> &[Engine] {
-        let start = |server| Engine::start(self, server).expect("an engine starts");
+        let start = |server| self.start_engine(server).expect("an engine starts");
         self.engines.get_or_init(|| self.volumes.iter().map(start).collect())
     }
 
@@ -514,13 +541,15 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         drop(self.process().take());
-        // weed serves gRPC to its neighbours on this host through a socket named after the port, and leaves it there.
+        // weed serves gRPC to its neighbours on this host through a socket named after the port,
+        // and leaves the socket there.
         let role = self.name.trim_end_matches(|digit: char| digit.is_ascii_digit());
         let _ = fs::remove_file(format!("/tmp/seaweedfs-{role}-grpc-{}.sock", self.lease.grpc()));
     }
 }
 
-/// An S3 gateway before `filer`: anybody may do anything, and so may who signs with [`S3::ACCESS_KEY`].
+/// An S3 gateway before `filer`: anonymous requests may do anything, and so may those signed with
+/// [`S3::ACCESS_KEY`].
 fn s3_gateway(launch: &Launch, filer: &Server) -> anyhow::Result<Server> {
     let lease = PortLease::take()?;
     let data = launch.make("s3")?;

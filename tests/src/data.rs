@@ -1,7 +1,8 @@
-//! Test data: reproducible, checkable at any offset, and sums of it.
+//! Test data: reproducible, checkable at any offset, and checksums of it.
 //!
-//! A [`Pattern`] is an endless stream of random bytes of which every part can be computed by itself, so that a read at any
-//! offset is checked without keeping the file. It does not compress; [`text`] does, very well.
+//! A [`Pattern`] is an endless stream of random bytes of which every part can be computed by
+//! itself, so that a read at any offset is checked without keeping the file. It does not compress;
+//! [`text`] does, very well.
 
 use std::fs::File;
 use std::io::{self, Read};

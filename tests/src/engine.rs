@@ -10,9 +10,8 @@ use anyhow::Context;
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-use crate::cluster::Server;
-use crate::process::Process;
-use crate::{Cluster, eventually, mount};
+use crate::eventually;
+use crate::process::{self, Process};
 
 /// Longest wait for an engine to listen, and for it to end by itself.
 const READY: Duration = Duration::from_secs(30);
@@ -34,27 +33,15 @@ pub struct Engine {
 /// # Errors
 /// When it was not built.
 pub fn program() -> anyhow::Result<PathBuf> {
-    mount::built("rdma-engine")
+    process::built("rdma-engine")
 }
 
 impl Engine {
-    /// Starts an engine for the directory of `server`, with the cluster's `security.toml`, on free ports.
-    ///
-    /// # Errors
-    /// When it does not listen in time; the text has the tail of its log.
-    pub fn start(cluster: &Cluster, server: &Server) -> anyhow::Result<Engine> {
-        Self::wrapped_in(&[], cluster, server)
-    }
-
-    /// As [`Engine::start`], executed by this program, which must become it or end with it, as
-    /// `unshare --kill-child` does.
-    ///
-    /// # Errors
-    /// See [`Engine::start`].
-    pub fn wrapped_in(wrapper: &[String], cluster: &Cluster, server: &Server) -> anyhow::Result<Engine> {
+    /// Starts an engine for the volumes in the directory `volumes`, with the settings in the file
+    /// `security`, on free ports. `wrapper` is a command line that execs the engine or ends with
+    /// it, or nothing.
+    pub(crate) fn start(wrapper: &[String], volumes: PathBuf, security: PathBuf) -> anyhow::Result<Engine> {
         let directory = tempfile::Builder::new().prefix("rdma-engine-").tempdir()?;
-        let security = cluster.directory().join("security.toml");
-        let volumes = server.directory();
         let (process, address, status) =
             launch(wrapper, directory.path(), &volumes, &security, "127.0.0.1:0")?;
         Ok(Engine { process, volumes, security, address, status, directory })
@@ -99,7 +86,7 @@ impl Engine {
     /// Starts it again on the same address after [`Engine::kill`].
     ///
     /// # Errors
-    /// See [`Engine::start`].
+    /// See [`Cluster::start_engine`](crate::Cluster::start_engine).
     pub fn restart(&mut self) -> anyhow::Result<()> {
         let (process, _, status) =
             launch(&[], self.directory.path(), &self.volumes, &self.security, &self.address)?;
@@ -126,7 +113,8 @@ impl Engine {
         Ok(line.with_context(|| format!("no {sample} in\n{text}"))?.parse()?)
     }
 
-    /// Runs `rdma-engine` with these arguments, the cluster's `security.toml` at hand, and gives how it ended.
+    /// Runs `rdma-engine` with these arguments and the cluster's `security.toml`, and returns its
+    /// output.
     ///
     /// # Errors
     /// When it cannot be started.

@@ -11,7 +11,8 @@ use ureq::{Agent, Body, SendBody};
 /// Longest wait for one request; the largest upload of a suite is 1 GiB.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// A client of one filer. Paths are absolute and not escaped; queries are given as in a URL (`maxMB=1&op=append`), or empty.
+/// A client of one filer. Paths are absolute and not escaped; queries are given as in a URL
+/// (`maxMB=1&op=append`), or empty.
 #[derive(Clone, Debug)]
 pub struct Filer {
     address: String,
@@ -125,7 +126,8 @@ impl Filer {
         accepted(&url, self.agent.delete(&url).call())
     }
 
-    /// The entry of a file or directory as the filer's JSON (`FullPath`, `Mtime`, `FileSize`, `chunks`, …); `None` if there is none.
+    /// The entry of a file or directory as the filer's JSON (`FullPath`, `Mtime`, `FileSize`,
+    /// `chunks`, …); `None` if there is none.
     ///
     /// # Errors
     /// See [`Filer::put`].

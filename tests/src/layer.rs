@@ -1,6 +1,7 @@
-//! `interceptor attach` over a mount that exists, and an ext4 of its own to attach to.
+//! `interceptor attach` over an existing mount, and an ext4 of its own to attach to.
 //!
-//! Both values clean up when dropped, whatever happened to the processes: a test that panics leaves no mount behind.
+//! Both values clean up when dropped, also if their processes have died: a test that panics leaves
+//! no mount behind.
 
 use std::ffi::OsString;
 use std::fs;
@@ -24,7 +25,8 @@ const GRACE: Duration = Duration::from_secs(10);
 /// The layer's type in the kernel's table.
 const FS_TYPE: &str = "fuse.interceptor-attach";
 
-/// A layer over a mount, and its two processes: the one that was started, which watches, and its child, which serves.
+/// A layer over a mount, and its two processes: the supervisor, which was started, and its child,
+/// the worker that serves.
 #[derive(Debug)]
 pub struct Layer {
     process: Process,
@@ -42,7 +44,8 @@ impl Layer {
         Self::started_by(&[], path, args)
     }
 
-    /// The same for a daemon that may have no more than `descriptors` open, and has not the right to change that.
+    /// The same for a daemon that may have no more than `descriptors` open and may not raise that
+    /// limit.
     ///
     /// # Errors
     /// As for [`over`](Self::over).
@@ -73,10 +76,13 @@ impl Layer {
         Ok(layer)
     }
 
-    /// Has another take over, with these options, waits until that is announced, and is that one from then on. Gives the one before, which serves what is open.
+    /// Starts a successor with these options and waits until it announces that it has taken over;
+    /// this value then stands for the successor. Returns the predecessor, which goes on serving
+    /// open files.
     ///
     /// # Errors
-    /// When the program ends early or is not ready in time; then this is the one that it was.
+    /// When the program ends early or is not ready in time; this value then still stands for the
+    /// predecessor.
     pub fn restart<A: Into<OsString>>(
         &mut self,
         args: impl IntoIterator<Item = A>,
@@ -223,7 +229,8 @@ fn start<A: Into<OsString>>(
     Process::start(command, &home.join(log), GRACE, Signal::SIGTERM)
 }
 
-/// What is mounted at a path, seen in a second place as well, past the layers that come over the first.
+/// A bind mount of what is mounted at a path: the same files, past layers that are mounted over
+/// the path later.
 #[derive(Debug)]
 pub struct Beside {
     home: TempDir,

@@ -1,8 +1,9 @@
 //! Fixtures of the end-to-end suites: a real SeaweedFS, real mounts, broken networks.
 //!
-//! A suite (`tests/tests/*.rs`) is about one theme. It starts a [`Cluster`] of real `weed` processes on loopback ports,
-//! writes through the [`Filer`] (or through a [`Mount`] of `weed` itself), mounts the same tree with `interceptor mount`
-//! and compares what is read there with what was written.
+//! A suite (`tests/tests/*.rs`) is about one theme. It starts a [`Cluster`] of real `weed`
+//! processes on loopback ports, writes through the [`Filer`] (or through a [`Mount`] of `weed`
+//! itself), mounts the same tree with `interceptor mount` and compares what is read there with
+//! what was written.
 //!
 //! ```text
 //!  Pattern ──put──► Filer ──HTTP──► weed filer ──► weed volume ◄── FaultProxy ◄─┐
@@ -11,10 +12,12 @@
 //! ```
 //!
 //! Rules that every fixture keeps:
-//! * **Nothing is left behind.** A process ends when its owner is dropped, a mount is taken down even if its daemon is
-//!   dead, and all of them end with the test program, however that ends ([`process`]).
+//! * **Nothing is left behind.** A process ends when its owner is dropped, a mount is taken down
+//!   even if its daemon is dead, and all of them end with the test program, however that ends
+//!   ([`process`]).
 //! * **Nothing waits blindly.** Readiness is a condition polled until a deadline ([`eventually`]).
-//! * **Nothing leaves this host.** Every server binds 127.0.0.1 on ports leased for its lifetime ([`ports`]).
+//! * **Nothing leaves this host.** Every server binds 127.0.0.1 on ports leased for its lifetime
+//!   ([`ports`]).
 //! * **A machine that lacks something skips loudly.** See [`host`].
 
 pub mod browser;

@@ -17,7 +17,8 @@ pub struct Load {
 }
 
 impl Load {
-    /// Has a shell do each of `lines` again and again, with a pause of a tenth of a second; `$1` is the file.
+    /// Starts a shell for each of `lines`, which runs it again and again with pauses of a tenth of
+    /// a second; `$1` is the file.
     ///
     /// # Errors
     /// When no shell can be started.

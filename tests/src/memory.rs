@@ -1,4 +1,5 @@
-//! A control group that limits the memory of a process, and with it the page cache that its reads may fill.
+//! A control group that limits the memory of a process, and with it the page cache that its reads
+//! may fill.
 
 use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
@@ -32,7 +33,8 @@ impl MemoryGroup {
         Ok(group)
     }
 
-    /// A group within this one, without a limit of its own, that whatever process writes `0` to the given file enters.
+    /// A group within this one, without a limit of its own. A process enters it by writing `0` to
+    /// the returned file.
     ///
     /// # Errors
     /// When it cannot be made.
@@ -51,7 +53,8 @@ impl MemoryGroup {
         Ok(OpenOptions::new().write(true).open(self.path.join("cgroup.procs"))?)
     }
 
-    /// How many bytes of files are in its memory, those that its processes left included. The rest of what it may use went to other things, such as the kernel's own of it.
+    /// Bytes of the page cache that are charged to the group, also for processes that have ended.
+    /// The rest of the limit goes to other memory, such as the kernel's own for the group.
     ///
     /// # Errors
     /// When the kernel does not tell.

@@ -1,12 +1,17 @@
-//! A mount on a fresh directory: `interceptor mount`, or `weed mount` to write through and to compare with.
+//! A mount on a fresh directory: `interceptor mount`, or `weed mount` to write through and to
+//! compare with.
 //!
-//! The value owns the daemon and the mount point. Dropping it asks the daemon to end, insists if it must, and takes
-//! the mount point down even when the daemon is dead: a test that panics leaves no mount behind.
+//! The value owns the daemon and the mount point. Dropping it asks the daemon to end, kills it
+//! after a while, and takes the mount point down even when the daemon is dead: a test that panics
+//! leaves no mount behind.
 //!
-//! `MOUNT_UNDER_TEST=weed` makes [`Mount::builder`] start `weed mount`, which shows what the real SeaweedFS holds where a
-//! suite and `interceptor` disagree. `MOUNT_OPTIONS`, words parted by spaces, are given to each `interceptor mount` before its
-//! own, to run a suite under other conditions. `MOUNT_ENGINES`, the name of a transport, starts engines beside the volume servers and has
-//! each `interceptor mount` ask them.
+//! Three environment variables change the mounts of a suite:
+//! * `MOUNT_UNDER_TEST=weed` makes [`Mount::builder`] start `weed mount`, which shows what the
+//!   real SeaweedFS holds where a suite and `interceptor` disagree;
+//! * `MOUNT_OPTIONS`, words parted by spaces, go to each `interceptor mount` before its own
+//!   options;
+//! * `MOUNT_ENGINES`, the name of a transport, starts engines beside the volume servers, and each
+//!   `interceptor mount` asks them.
 
 use std::ffi::OsString;
 use std::fs;
@@ -20,7 +25,7 @@ use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-use crate::process::Process;
+use crate::process::{self, Process};
 use crate::{Cluster, StatusPage, eventually, weed};
 
 /// Longest wait for a mount to answer.
@@ -57,7 +62,8 @@ impl MountBuilder {
         self.kind
     }
 
-    /// Has the mount ask an engine beside each volume server, over `transport`; the engines are started if need be.
+    /// Makes the mount ask an engine beside each volume server, over `transport`; starts the
+    /// engines if need be.
     #[must_use]
     pub fn engines(self, cluster: &Cluster, transport: &str) -> Self {
         let beside = cluster.volume_servers().iter().zip(cluster.engines());
@@ -87,7 +93,8 @@ impl MountBuilder {
         self
     }
 
-    /// Has `interceptor` executed by this program, which must become it in the same process, as `setpriv` and `unshare` do.
+    /// Starts `interceptor` through this program, which must exec it in the same process, as
+    /// `setpriv` and `unshare` do.
     #[must_use]
     pub fn wrapped_in<A: Into<OsString>>(mut self, command: impl IntoIterator<Item = A>) -> Self {
         self.wrapper = command.into_iter().map(Into::into).collect();
@@ -125,7 +132,8 @@ impl MountBuilder {
     /// Starts the daemon and waits until the mount answers.
     ///
     /// # Errors
-    /// When the program is missing, ends early or is not ready in time; the text has the tail of its log.
+    /// When the program is missing, ends early or is not ready in time; the text has the tail of
+    /// its log.
     pub fn start(self) -> anyhow::Result<Mount> {
         let home = tempfile::Builder::new().prefix("interceptor-mount-").tempdir()?;
         let mount_point = match self.mount_point {
@@ -189,7 +197,8 @@ pub struct Mount {
 }
 
 impl Mount {
-    /// The mount that the suites examine: `interceptor mount`, unless `MOUNT_UNDER_TEST` is `weed`.
+    /// The mount that the suites examine: `interceptor mount`, unless `MOUNT_UNDER_TEST` is
+    /// `weed`.
     #[must_use]
     pub fn builder(cluster: &Cluster) -> MountBuilder {
         Mount::of(cluster, kind_under_test())
@@ -288,7 +297,8 @@ impl Mount {
         self.status_page()?.get(path)
     }
 
-    /// The sum of a metric's samples whose labels contain all of `labels` (each as `name="value"`).
+    /// The sum of a metric's samples whose labels contain all of `labels` (each as
+    /// `name="value"`).
     ///
     /// # Errors
     /// When there is no status page or it does not answer.
@@ -368,7 +378,8 @@ impl Drop for Mount {
     }
 }
 
-/// The `interceptor` program: `INTERCEPTOR_BIN`, else beside the running program in cargo's target directory.
+/// The `interceptor` program: `INTERCEPTOR_BIN`, else the one beside the running program in
+/// cargo's target directory.
 ///
 /// # Errors
 /// When there is none; the text names `cargo build --release`.
@@ -378,22 +389,7 @@ pub fn interceptor_program() -> anyhow::Result<PathBuf> {
         anyhow::ensure!(path.is_file(), "INTERCEPTOR_BIN names {}, which is no file", path.display());
         return Ok(path);
     }
-    built("interceptor")
-}
-
-/// A program of this workspace, beside the running test program.
-///
-/// # Errors
-/// When it was not built.
-pub(crate) fn built(name: &str) -> anyhow::Result<PathBuf> {
-    let running = std::env::current_exe()?;
-    let mut directory = running.parent().context("the running program has no directory")?;
-    if directory.ends_with("deps") {
-        directory = directory.parent().context("deps has no parent")?;
-    }
-    let path = directory.join(name);
-    anyhow::ensure!(path.is_file(), "there is no {}; run `cargo build --release`", path.display());
-    Ok(path)
+    process::built("interceptor")
 }
 
 /// The options of `MOUNT_OPTIONS`, with their values, but for those that a test gives itself.

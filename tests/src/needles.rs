@@ -82,7 +82,8 @@ impl Needles {
         Ok(())
     }
 
-    /// The needle as it is stored (compressed if it is), even if it was deleted; `None` if the server does not have it.
+    /// The needle as it is stored (compressed if it is), even if it was deleted; `None` if the
+    /// server does not have it.
     ///
     /// # Errors
     /// When the server answers otherwise.

@@ -1,7 +1,8 @@
-//! Suites of others for file systems: `pjdfstest`, which checks what POSIX says of calls, and `fsx`, which reads back what it has written.
+//! Public test suites for file systems: `pjdfstest`, which checks what POSIX says of calls, and
+//! `fsx`, which reads back what it has written.
 //!
-//! `cargo xtask test` brings both. What matters here is not that all passes but that a layer changes nothing: the same is run on the
-//! bare mount.
+//! `cargo xtask test` installs both. A layer need not pass all of their cases but must not change
+//! any result: the same cases run on the bare mount.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -33,10 +34,11 @@ expected_failures = []
 entries = [["nobody", "nogroup"], ["daemon", "daemon"]]
 "#;
 
-/// What became of each case of `pjdfstest` in a new directory below `path`, which all users must be able to enter.
+/// The outcome of each case of `pjdfstest` in a new directory below `path`, which all users must
+/// be able to enter.
 ///
 /// # Errors
-/// When the program is missing, or what it prints is not understood.
+/// When the program is missing, or its output is not understood.
 pub fn pjdfstest(path: &Path) -> anyhow::Result<BTreeMap<String, String>> {
     let home = tempfile::tempdir()?;
     let settings = home.path().join("settings.toml");
@@ -70,8 +72,8 @@ pub const FSX_WITH: [&str; 7] =
 /// More of that, which not all file systems have.
 pub const FSX_WITH_HOLES: [&str; 2] = ["posix_fallocate", "punch_hole"];
 
-/// Runs `steps` random steps on a file in the directory `path`, with what [`FSX_WITH`] and `more` name. Returns where and how it went
-/// wrong, if it did.
+/// Runs `steps` random steps on a file in the directory `path`, with the operations that
+/// [`FSX_WITH`] and `more` name. Returns the text of the failure, if there is one.
 ///
 /// # Errors
 /// When the program is missing.

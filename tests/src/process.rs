@@ -1,9 +1,9 @@
 //! Child processes that cannot outlive the test program.
 //!
-//! Every child asks the kernel to be signalled when its parent dies (`PR_SET_PDEATHSIG`), so that even a killed test
-//! program leaves no server behind. The kernel means the parent *thread*: a child started by a test's own thread would die
-//! with that test, although the cluster may be shared by the suite. One thread, which never ends, therefore starts
-//! them all.
+//! Every child asks the kernel to be signalled when its parent dies (`PR_SET_PDEATHSIG`), so that
+//! even a killed test program leaves no server behind. The kernel means the parent *thread*: a
+//! child started by a test's own thread would die with that test, although the cluster may be
+//! shared by the suite. One thread, which never ends, therefore starts them all.
 //!
 //! Standard output and error go to a log file; its tail is part of every error.
 
@@ -36,8 +36,8 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `command` with its output appended to `log`. When the value is dropped the program gets SIGTERM and, `grace`
-    /// later, SIGKILL; when this program dies it gets `orphan_signal`.
+    /// Starts `command` with its output appended to `log`. When the value is dropped the program
+    /// gets SIGTERM and, `grace` later, SIGKILL; when this program dies it gets `orphan_signal`.
     ///
     /// # Errors
     /// When the log cannot be opened or the program cannot be started.
@@ -50,7 +50,8 @@ impl Process {
         let name = command.get_program().to_string_lossy().into_owned();
         let out = File::options().create(true).append(true).open(log).context("opening a log file")?;
         let err = out.try_clone()?;
-        // A group of its own: a Ctrl-C is for the program that started it, which ends its children in their order.
+        // A process group of its own: a Ctrl-C reaches only the program that started it, which
+        // ends its children in order.
         command.stdin(Stdio::null()).stdout(out).stderr(err).process_group(0);
         // SAFETY: between fork and exec the closure makes one system call and allocates nothing.
         unsafe {
@@ -91,8 +92,8 @@ impl Process {
         }
     }
 
-    /// Sends `signal`; a program that has ended already is fine. After SIGSTOP it stands still when this returns, which on a busy host may take
-    /// a while.
+    /// Sends `signal`; does nothing if the program has ended. After SIGSTOP it is stopped when
+    /// this returns, which on a busy host may take a while.
     pub fn signal(&mut self, signal: Signal) {
         if self.exited().is_none() {
             let _ = kill(Pid::from_raw(self.child.id().cast_signed()), signal);
@@ -152,12 +153,29 @@ impl Drop for Process {
     }
 }
 
-/// The beginning of a command that becomes another, with its standard error redirected as a shell understands it: `>/dev/full`.
+/// A program of this workspace, beside the running test program.
+///
+/// # Errors
+/// When it was not built.
+pub(crate) fn built(name: &str) -> anyhow::Result<PathBuf> {
+    let running = std::env::current_exe()?;
+    let mut directory = running.parent().context("the running program has no directory")?;
+    if directory.ends_with("deps") {
+        directory = directory.parent().context("deps has no parent")?;
+    }
+    let path = directory.join(name);
+    anyhow::ensure!(path.is_file(), "there is no {}; run `cargo build --release`", path.display());
+    Ok(path)
+}
+
+/// The beginning of a command that execs another, with standard error redirected in the syntax of
+/// the shell: `>/dev/full`.
 pub fn with_stderr(redirection: &str) -> [String; 4] {
     ["sh".into(), "-c".into(), format!("exec \"$@\" 2{redirection}"), "sh".into()]
 }
 
-/// A pipe with a name, `fifo` in `directory`, of which the file is both ends: nobody drains it until the file is read.
+/// A named pipe, `fifo` in `directory`. The returned file is both ends of it, so the pipe stays
+/// full until the file is read.
 ///
 /// # Errors
 /// When it cannot be made.

@@ -1,8 +1,8 @@
 //! A TCP proxy that breaks connections on order.
 //!
-//! It stands before a volume server and relays bytes both ways. A [`Fault`] is applied to what the server answers on each
-//! connection accepted while it is set; connections that are open already are cut when the fault changes, so that a
-//! pooled connection cannot outlive it.
+//! It stands before a volume server and relays bytes both ways. A [`Fault`] is applied to the
+//! server's answers on each connection accepted while it is set. Connections that are already open
+//! are cut when the fault changes, so that a pooled connection cannot outlive it.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};

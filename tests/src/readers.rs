@@ -1,4 +1,5 @@
-//! Programs that read files of known content all the time, while something happens to where these are.
+//! Threads that read files of known content all the time, while a test changes the mount under
+//! them.
 
 use std::fs;
 use std::path::Path;
@@ -27,7 +28,8 @@ pub fn put_files(path: &Path) {
     }
 }
 
-/// Has four readers, each a thread, open, read, compare and close the files in `path` before, while and after `during` runs. Gives how many files were read.
+/// Four threads open, read, compare and close the files in `path` before, while and after `during`
+/// runs. Returns how many files were read.
 ///
 /// # Panics
 /// When an open or a read fails, or gives other bytes.

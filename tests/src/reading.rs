@@ -1,7 +1,8 @@
-//! The ways in which applications read a file, each of which takes another path through the kernel.
+//! The ways in which applications read a file, each of which takes another path through the
+//! kernel.
 //!
-//! [`verify`] reads a file in all of them. Between two ways the kernel is told to forget the file's pages, so that the
-//! daemon, and not the page cache, answers each time.
+//! [`verify`] reads a file in all of them. Between two ways the file's pages are dropped, so that
+//! the daemon, and not the page cache, answers each time.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -38,7 +39,8 @@ pub fn verify(path: &Path, expected: &[u8]) {
     random(path, expected, expected.len() as u64, 60);
 }
 
-/// Reads `count` ranges of random place and length, a few beyond the end, and compares them with `expected`.
+/// Reads `count` ranges of random offset and length, a few beyond the end, and compares them with
+/// `expected`.
 ///
 /// # Panics
 /// When a read fails or gives other bytes.
@@ -107,8 +109,8 @@ fn mapped(path: &Path) -> io::Result<Vec<u8>> {
     else {
         return Ok(Vec::new());
     };
-    // SAFETY: a new private mapping of `length` bytes; the suites do not truncate a file while it is mapped, and the
-    // slice is copied before the mapping goes.
+    // SAFETY: a new private mapping of `length` bytes; the suites do not truncate a file while it
+    // is mapped, and the slice is copied before the mapping goes.
     unsafe {
         let start = mmap(None, length, ProtFlags::PROT_READ, MapFlags::MAP_PRIVATE, file.as_fd(), 0)?;
         let bytes = std::slice::from_raw_parts(start.as_ptr().cast::<u8>(), length.get()).to_vec();

@@ -1,7 +1,7 @@
 //! One fixture for all tests of a suite.
 //!
-//! Statics are never dropped, but a fixture has processes and mounts to end. [`Shared`] builds its value for the first test
-//! that asks and drops it when the test program exits.
+//! Statics are never dropped, but a fixture has processes and mounts to end. [`Shared`] builds its
+//! value for the first test that asks and drops it when the test program exits.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
@@ -20,7 +20,8 @@ impl<T: Send + Sync + 'static> Shared<T> {
         Shared { value: Mutex::new(None) }
     }
 
-    /// The value; `make` builds it if no test has yet. A test that finds another building it waits.
+    /// The value; `make` builds it if no test has yet. A test that finds another building it
+    /// waits.
     pub fn get(&'static self, make: impl FnOnce() -> T) -> Arc<T> {
         let mut value = lock(&self.value);
         if let Some(value) = &*value {

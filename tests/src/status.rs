@@ -32,8 +32,8 @@ impl StatusPage {
         Ok((answer.status().as_u16(), text))
     }
 
-    /// GETs a path whose answer has no end, like the events of a dashboard. Closed when it is dropped; a read waits for as long as
-    /// nothing comes.
+    /// GETs a path whose answer has no end, like the events of a dashboard. Dropping it closes the
+    /// connection; a read waits for the next bytes without a timeout.
     ///
     /// # Errors
     /// When the page does not answer.
@@ -41,7 +41,8 @@ impl StatusPage {
         Ok(ureq::get(format!("{}{path}", self.url)).call()?.into_body().into_reader())
     }
 
-    /// The sum of a metric's samples whose labels contain all of `labels` (each as `name="value"`).
+    /// The sum of a metric's samples whose labels contain all of `labels` (each as
+    /// `name="value"`).
     ///
     /// # Errors
     /// When the page does not answer.

@@ -9,7 +9,8 @@ use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 /// A user who owns nothing.
 pub const NOBODY: u32 = 65_534;
 
-/// Does `work` on a thread that has the rights to files of [`NOBODY`], and of the group with the same number.
+/// Does `work` on a thread that has the rights to files of [`NOBODY`], and of the group with the
+/// same number.
 ///
 /// # Panics
 /// When `work` does.

@@ -3,7 +3,8 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
-/// The `weed` program: `WEED_BIN`, else the first on `PATH`, else what `cargo xtask setup` keeps in the target directory.
+/// The `weed` program: `WEED_BIN`, else the first on `PATH`, else what `cargo xtask setup` keeps
+/// in the target directory.
 ///
 /// # Errors
 /// When there is none; the text names `cargo xtask setup`.

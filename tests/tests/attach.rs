@@ -1,4 +1,5 @@
-//! A layer over a mount: programs find through it what they found without it, and never notice it come or go.
+//! A layer over a mount: programs find through it what they found without it, and do not notice
+//! when it comes or goes.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, Permissions};
@@ -141,7 +142,8 @@ fn what_is_done_through_the_layer_is_done_to_the_mount_below() {
 fn names_that_are_listed_without_a_type_are_what_they_are() {
     let Some(disk) = host::disk_without_types() else { return };
     let path = disk.path();
-    // Of a long directory the kernel asks for the beginning with attributes, and for the rest without.
+    // Of a long directory the kernel asks for the beginning with attributes, and for the rest
+    // without.
     for number in 0..1500 {
         fs::create_dir(path.join(format!("directory-{number}"))).unwrap();
     }
@@ -489,7 +491,7 @@ fn an_aborted_connection_is_a_failure_and_leaves_no_layer() {
     assert_eq!(fs::read(path.join("file")).unwrap(), b"below");
 }
 
-/// Makes files and directories in `place` as another user, and tells whose and of what mode they are.
+/// Makes files and directories in `place` as another user, and returns their owners and modes.
 fn made_by_another(place: &Path) -> String {
     use std::os::unix::process::CommandExt;
     let script = "umask 027 && touch file && mkdir -m 2777 group && touch group/file && mkdir group/inner \
@@ -502,7 +504,8 @@ fn made_by_another(place: &Path) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// A directory that everybody may write to, of a group that is not the maker's, with one in it that has a default access control list.
+/// A directory that all users may write to, with another group than its maker's, and a directory
+/// in it that has a default access control list.
 fn place_for_another(path: &Path) {
     fs::create_dir(path).unwrap();
     fs::create_dir(path.join("acl")).unwrap();
@@ -543,7 +546,8 @@ fn a_mapping_and_plain_calls_see_each_others_bytes() {
     let layer = Layer::over(&disk.path(), NONE).unwrap();
     let file = File::options().read(true).write(true).open(&path).unwrap();
     let reader = File::open(&path).unwrap();
-    // SAFETY: the mapping is of a file that keeps its size, and is used below by plain reads and writes within it.
+    // SAFETY: the mapping is of a file that keeps its size, and is used below by plain reads and
+    // writes within it.
     let map = unsafe {
         let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
         libc::mmap(std::ptr::null_mut(), 10_000, prot, flags, file.as_raw_fd(), 0)
@@ -693,7 +697,8 @@ fn differences(bare: &BTreeMap<String, String>, layered: &BTreeMap<String, Strin
     let differs = |case: &&String| bare.get(*case) != layered.get(*case);
     let mut cases: Vec<_> = cases.filter(differs).cloned().collect();
     cases.dedup();
-    // The C library knows the largest number of links by the kind of file system, and does not know FUSE's.
+    // The C library knows the largest number of links by the kind of file system, and does not
+    // know FUSE's.
     cases.retain(|case| case != "link::link_count_max");
     cases
 }

@@ -1,4 +1,4 @@
-//! A layer that reads from the cluster what its mount below shows: the same bytes, at every moment.
+//! A layer that reads files of the mount below from the cluster: the same bytes, at every moment.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -68,7 +68,8 @@ fn put_many(cluster: &Cluster, files: u64, content: impl Fn(u64) -> Vec<u8>) {
     }
 }
 
-/// Opens a file again and again until reads of it come from the cluster; what is read is `bytes` every time.
+/// Opens a file again and again until reads of it are served from the cluster; each read must give
+/// `bytes`.
 fn await_acceleration(stage: &Stage, path: &Path, bytes: &[u8]) {
     let accelerated = || {
         let before = stage.read_from_cluster();
@@ -143,7 +144,8 @@ fn a_directory_whose_files_are_opened_in_turn_is_known_below() {
     for number in 0..FILES / 2 {
         assert!(fs::read(stage.file(&format!("many/{number:03}"))).unwrap() == content(number), "{number}");
     }
-    // Without its filer the mount below tells only of what it knows by itself: a name that nobody has asked it for, too.
+    // Without its filer the mount below knows only what it has cached, also of a name that was
+    // never looked up.
     let mut names = FILES / 2..FILES;
     let known = || {
         stage.cluster.filers()[0].kill();
@@ -200,7 +202,8 @@ fn what_is_written_here_is_read_here_at_once() {
     writer.set_len(2_000_000).unwrap();
     expected.truncate(2_000_000);
     check(&expected, "a truncation");
-    // SAFETY: the page lies within the file, which keeps its size while it is mapped; nobody else uses the memory.
+    // SAFETY: the page lies within the file, which keeps its size while it is mapped; nothing else
+    // uses the memory.
     unsafe {
         let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
         let page = libc::mmap(std::ptr::null_mut(), 4096, protection, flags, writer.as_raw_fd(), 8192);
@@ -235,7 +238,8 @@ fn large_writes_pass_the_pages_of_the_mount_below_by() {
     let (Some(stage), Some(before)) = (stage, before) else { return };
     // The pages of the mount below, which only a handle shows that was there before the layer.
     let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
-    // SAFETY: nothing is at the address that the kernel chooses, and the mapping is used within the size that the file keeps.
+    // SAFETY: nothing is at the address that the kernel chooses, and the mapping is used within
+    // the size that the file keeps.
     let pages = unsafe {
         let pages = libc::mmap(std::ptr::null_mut(), SIZE, protection, flags, before.as_raw_fd(), 0);
         assert_ne!(pages, libc::MAP_FAILED);
@@ -255,7 +259,8 @@ fn large_writes_pass_the_pages_of_the_mount_below_by() {
     assert_eq!(in_memory(), 0, "what was written is in the pages of the layer alone");
     std::mem::swap(&mut expected, &mut written);
 
-    // Large and small, whole pages and parts of them, with reads and with what others do to the pages below in between.
+    // Large and small writes, whole pages and parts of them; in between, reads and changes of the
+    // pages below.
     let mut random = StdRng::seed_from_u64(3);
     for round in 0..200_u64 {
         let len = if random.random_bool(0.5) {

@@ -1,4 +1,5 @@
-//! One layer takes over from another: programs never notice, and what goes wrong leaves the one that was there.
+//! One layer takes over from another: programs do not notice, and if the takeover fails, the old
+//! layer stays.
 
 use std::fs::{self, File};
 use std::io::Write;

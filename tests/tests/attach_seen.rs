@@ -1,4 +1,5 @@
-//! What eBPF sees of an attached path: reads that only the kernel knows of, of the layer and of nothing else.
+//! What eBPF reports of an attached path: reads that the kernel answers alone, of the layer and of
+//! nothing else.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -31,7 +32,8 @@ fn is_watched(layer: &Layer) -> bool {
     why.is_none()
 }
 
-/// Reads a file again and again until the layer's daemon has been told by eBPF that it is hot, and of reads that came from the kernel's pages.
+/// Reads a file again and again until eBPF has told the layer's daemon that it is hot, and of
+/// reads from the page cache.
 fn await_heat(layer: &Layer, file: &File, content: &[u8]) {
     let mut found = vec![0; content.len()];
     let hot = || {

@@ -37,7 +37,7 @@ fn seconds(page: &StatusPage) -> f64 {
     page.metric("interceptor_awake_seconds_total", &[]).unwrap()
 }
 
-/// What the kernel was asked for by everybody on this host, in microseconds.
+/// The strictest latency, in microseconds, that all processes of this host ask of the kernel.
 fn longest_sleep() -> i32 {
     let mut longest = [0; 4];
     File::open("/dev/cpu_dma_latency").unwrap().read_exact(&mut longest).unwrap();
@@ -52,7 +52,7 @@ fn stay_awake(page: &StatusPage, path: &Path, content: &[u8]) {
         (longest_sleep() <= 2 && seconds(page) > 0.0).then_some(())
     };
     eventually("CPUs that stay awake", PATIENCE, awake).unwrap();
-    // Nobody reads any more.
+    // All readers have stopped.
     let ended = || {
         let before = seconds(page);
         std::thread::sleep(Duration::from_millis(100));

@@ -29,7 +29,8 @@ fn all_chunks(filer: &Filer, path: &str, condition: impl Fn(&Value) -> bool) -> 
     !chunks.is_empty() && chunks.iter().all(condition)
 }
 
-/// Whether the volume server holds this file's first needle gzip'ed: it says so only when asked for gzip.
+/// Whether the volume server stores this file's first needle as gzip: it says so only when asked
+/// for gzip.
 fn needle_is_gzipped(cluster: &Cluster, path: &str) -> bool {
     let chunk = &cluster.filer().chunks(path).unwrap()[0];
     let fid = chunk["file_id"].as_str().unwrap();
@@ -71,7 +72,8 @@ fn text_of_unknown_type() {
     reading::verify(&mount.file("/unknown/log"), &content);
 }
 
-/// Stores a file's only needle anew, as an uploader would who leaves compression to the volume server.
+/// Stores a file's only needle anew, like an uploader that leaves compression to the volume
+/// server.
 fn upload_needle_again(cluster: &Cluster, path: &str, content: &[u8]) {
     let fid = cluster.filer().chunks(path).unwrap()[0]["file_id"].as_str().unwrap().to_owned();
     let url = format!("http://{}/{fid}", cluster.volume_servers()[0].address());
@@ -115,7 +117,8 @@ fn content_that_is_gzip_itself_stays_gzip() {
         return;
     }
     let cluster = plain();
-    // A gzip member of stored blocks would do as well: what counts is the magic at the start of plain content.
+    // A gzip member of stored blocks would do as well: only the magic at the start of plain
+    // content matters.
     let mut content = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3];
     content.extend(Pattern::new(4).bytes(0, 700_000));
     cluster.filer().put("/archive.gz", &content, "").unwrap();
@@ -184,7 +187,7 @@ fn a_chunk_that_is_too_large_for_the_cache_is_fetched_once_for_its_readers() {
     let mount = Mount::interceptor(&cluster.filer_addresses()).args(args).start().unwrap();
     let path = mount.file("/large");
     let whole = || data::assert_same("the whole", &fs::read(&path).unwrap(), &content);
-    // All of them at a time, then one after the other, without the pages that the kernel has of it.
+    // All readers at a time, then one after the other, with the pages dropped.
     thread::scope(|scope| {
         scope.spawn(whole);
         for seed in 1..READERS {
@@ -210,7 +213,8 @@ fn failure(path: &Path) -> (&'static str, io::Error) {
     }
 }
 
-/// Whether this host can pass reads through, without which the kernel asks nobody when a file is opened.
+/// Whether this host has passthrough, without which the kernel sends no request when a file is
+/// opened.
 fn has_passthrough(mount: &Mount) -> bool {
     if std::env::var("MOUNT_OPTIONS").is_ok_and(|options| options.contains("--no-passthrough")) {
         return false;
@@ -262,7 +266,7 @@ fn objects_that_the_s3_gateway_encrypts_are_shown_and_not_read() {
             // Twice, for one line in the log.
             for _ in 0..2 {
                 let (call, error) = failure(&at);
-                // Of what fails while pages are filled, some kernels tell no more than that it failed.
+                // Some kernels report only EIO for an error while pages are filled.
                 let errno = error.raw_os_error().unwrap();
                 assert!(errno == libc::ENOKEY || (call == "read" && errno == libc::EIO), "{call}: {error}");
                 assert_eq!(call, fails_at, "{path}");

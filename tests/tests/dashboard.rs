@@ -1,5 +1,7 @@
-//! The dashboard in a real browser, served by a real daemon under load: its panels agree with `/metrics`, names of files stay text, it
-//! fits a phone, and the hit ratios are those that the kernel's own counts give.
+//! The dashboard in a real browser, served by a real daemon under load.
+//!
+//! Its panels agree with `/metrics`, names of files stay text, it fits a phone, and the hit ratios
+//! are those that the kernel's own counts give.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -39,7 +41,8 @@ const PANELS: [(&str, &str); 16] = [
     ("options", "rows('options') >= 10"),
 ];
 
-/// What the expressions above use. Pixels are read from a copy: the browser warns of who reads those of a canvas again and again.
+/// Helpers of the expressions above. Pixels are read from a copy of the canvas: the browser warns
+/// of repeated reads of a canvas itself.
 const HELPERS: &str = "\
     window.rows = (panel) => document.querySelectorAll(`#${panel}-table tbody tr`).length; \
     window.drawn = (panel) => { \
@@ -210,7 +213,8 @@ fn every_panel_shows_what_the_metrics_say() {
     assert!(mount.is_running());
 }
 
-/// Reads of a script that is known: misses, hits of the page cache, of resident files and of the daemon's cache, in known numbers.
+/// A fixed sequence of reads: misses, and hits of the page cache, of resident files and of the
+/// daemon's cache, in known numbers.
 #[test]
 fn the_hit_ratios_are_those_of_the_kernels_counts() {
     if !host::can_mount() {
@@ -304,7 +308,7 @@ fn the_status_is_what_its_schema_says() {
     }
 }
 
-/// `/healthz` excepted, nothing is told to whoever does not have the token.
+/// Without the token, only `/healthz` answers.
 #[test]
 fn a_token_keeps_others_out() {
     if !host::can_mount() {

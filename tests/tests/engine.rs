@@ -1,4 +1,5 @@
-//! The `rdma-engine` program beside the real volume server, with the faults that clients must survive.
+//! The `rdma-engine` program beside the real volume server, with the faults that clients must
+//! survive.
 
 use std::fs;
 use std::io::{BufReader, Read, Write};
@@ -136,7 +137,7 @@ fn an_engine_starts_with_its_defaults_where_memory_is_small() {
     let wrapper = ["sh".to_owned(), "-c".to_owned(), enter];
     let cluster = Cluster::builder().start().unwrap();
     let written = some_needles(&Needles::new(&cluster), 1, 100_000).remove(0);
-    let mut engine = Engine::wrapped_in(&wrapper, &cluster, &cluster.volume_servers()[0]).unwrap();
+    let mut engine = cluster.start_engine_through(&wrapper, &cluster.volume_servers()[0]).unwrap();
     let output = engine.run(&["read", engine.address(), &written.fid, "--transport", "tcp"]).unwrap();
     assert!(output.stdout == Pattern::new(0).bytes(0, 100_000), "{output:?}");
     // The group goes after the last process in it.
@@ -151,7 +152,7 @@ fn the_program_serves_pings_reads_measures_and_ends() {
     }
     let cluster = Cluster::builder().start().unwrap();
     let needles = Needles::new(&cluster);
-    let mut engine = Engine::start(&cluster, &cluster.volume_servers()[0]).unwrap();
+    let mut engine = cluster.start_engine(&cluster.volume_servers()[0]).unwrap();
     let written = some_needles(&needles, 4, 5_000_000);
     let address = engine.address().to_owned();
 
@@ -217,7 +218,8 @@ fn ten_thousand_random_ranges_are_those_of_http() {
     }
     let cluster = Cluster::builder().start().unwrap();
     let needles = Needles::new(&cluster);
-    // Numbers that look random and are the same at every run (a linear congruential generator, Knuth's MMIX).
+    // Numbers that look random and are the same at every run (a linear congruential generator,
+    // Knuth's MMIX).
     let mut state = 7u64;
     let mut below = |limit: usize| {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -234,7 +236,7 @@ fn ten_thousand_random_ranges_are_those_of_http() {
         held.push((fid(&at), bytes));
     }
     let held = Arc::new(held);
-    let engine = Engine::start(&cluster, &cluster.volume_servers()[0]).unwrap();
+    let engine = cluster.start_engine(&cluster.volume_servers()[0]).unwrap();
     let runtime = runtime();
     for name in host::transports() {
         let transport = match name.as_str() {
@@ -279,8 +281,8 @@ fn ten_thousand_random_ranges_are_those_of_http() {
     }
 }
 
-/// Asks for the beginning of a needle again and again, many times at once, until `has_ended`. Gives
-/// how many answers came, which all bring `expected`.
+/// Many threads read the beginning of a needle again and again until `has_ended`; each answer must
+/// be `expected`. Returns how many answers came.
 fn ask_on(engine: &str, fid: FileId, expected: &[u8], has_ended: &AtomicBool) -> u64 {
     const AT_ONCE: u64 = 64;
     let stream = TcpStream::connect(engine).unwrap();
@@ -330,7 +332,7 @@ fn an_index_that_grows_under_many_readers_is_read_as_a_whole_once() {
     let cluster = Cluster::builder().start().unwrap();
     let needles = Needles::new(&cluster);
     let first = some_needles(&needles, 1, 1000).remove(0);
-    let engine = Engine::start(&cluster, &cluster.volume_servers()[0]).unwrap();
+    let engine = cluster.start_engine(&cluster.volume_servers()[0]).unwrap();
     // The keys are in no order, so that many of them come late.
     let at = |writer: u64, number: u64| {
         let key = (writer * NEEDLES + number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 16 | 1 << 47;
@@ -376,7 +378,7 @@ fn an_engine_that_is_killed_or_hangs_costs_a_typed_error() {
     }
     let cluster = Cluster::builder().start().unwrap();
     let needles = Needles::new(&cluster);
-    let mut engine = Engine::start(&cluster, &cluster.volume_servers()[0]).unwrap();
+    let mut engine = cluster.start_engine(&cluster.volume_servers()[0]).unwrap();
     let size = 8_000_000;
     let written = some_needles(&needles, 6, size);
     let runtime = runtime();
@@ -430,7 +432,7 @@ fn cookies_and_tokens_guard_needles() {
     let key = "a secret between servers";
     let cluster = Cluster::builder().read_key(key).start().unwrap();
     let needles = Needles::new(&cluster);
-    let engine = Engine::start(&cluster, &cluster.volume_servers()[0]).unwrap();
+    let engine = cluster.start_engine(&cluster.volume_servers()[0]).unwrap();
     let written = some_needles(&needles, 2, 1000);
     let signer = |key: &'static str| {
         let find = move |name: &str| (name == "WEED_JWT_SIGNING_READ_KEY").then(|| key.to_owned());
@@ -465,7 +467,7 @@ fn garbage_on_the_port_and_in_the_volume() {
     }
     let cluster = Cluster::builder().start().unwrap();
     let needles = Needles::new(&cluster);
-    let engine = Engine::start(&cluster, &cluster.volume_servers()[0]).unwrap();
+    let engine = cluster.start_engine(&cluster.volume_servers()[0]).unwrap();
     let written = some_needles(&needles, 3, 100_000);
     for garbage in
         [&b"GET /metrics HTTP/1.1\r\n\r\n"[..], &[0; 1000], &[0xff; 100_000], b"\x16\x03\x01\x02\x00\x01\x00"]

@@ -13,8 +13,9 @@ fn path(file: usize) -> String {
     format!("/set/class{:02}/{file:04}", file % 20)
 }
 
-/// From 52 to 64 KiB, which go into slots of one size. A cache as small as this has too few units of 2 MiB for ten sizes of
-/// slots: emptying one for a size that has none takes with it what waits there for its readers, however good the guess was.
+/// From 52 to 64 KiB, which go into slots of one size. A cache as small as this has too few units
+/// of 2 MiB for ten sizes of slots: emptying one for a size that has none evicts prefetched files
+/// in it, however good the guess was.
 fn size(file: usize) -> usize {
     (52 << 10) + file * 7919 % (12 << 10)
 }
@@ -39,7 +40,7 @@ fn epoch(mount: &Mount, order: &[usize]) {
     }
 }
 
-/// Bytes fetched for epochs, those that were used, and all that were fetched ahead and all that were used.
+/// Prefetched bytes of epochs: fetched and used; then those of all triggers: fetched and used.
 fn fetched_ahead(mount: &Mount) -> [f64; 4] {
     let metric = |name, labels: &[&str]| mount.metric(name, labels).unwrap();
     let (epoch, used) = ("trigger=\"epoch\"", "outcome=\"used\"");

@@ -1,6 +1,8 @@
-//! Volume servers that answer badly: short, wrong, late, not at all. A proxy before a real one makes it so.
+//! Volume servers that answer badly: short, wrong, late, not at all. A proxy before a real one
+//! injects the faults.
 //!
-//! Whatever arrives, a read gives the right bytes or EIO, in time, and the mount serves everything else.
+//! Whatever arrives, a read gives the right bytes or EIO, in time, and the mount serves everything
+//! else.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -75,7 +77,8 @@ fn the_only_server_breaks_its_answers_and_then_does_well() {
 
 #[test]
 fn the_only_server_stalls_and_then_does_well() {
-    // A stall in the head takes the same way, and takes its time too: it is tried where there is a second server.
+    // A stall in the head is handled like one in the body and takes its time too: it is tried only
+    // where there is a second server.
     answers_badly_and_then_well(&STALLED[1..]);
 }
 
@@ -186,7 +189,8 @@ fn a_chunk_that_no_server_has() {
     assert_eq!(chunk["offset"], 1 << 20);
     let address = cluster.volume_servers()[0].address();
     ureq::delete(format!("http://{address}/{fid}")).call().unwrap();
-    // A server remembers deleted needles, and gives them to readers that ask, until their volume is compacted.
+    // A server remembers deleted needles, and gives them to readers that ask, until their volume
+    // is compacted.
     let gone = || {
         cluster.master().get("/vol/vacuum?garbageThreshold=0.0001").ok()?;
         let answer = cluster.volume_servers()[0].get(&format!("/{fid}?readDeleted=true"));

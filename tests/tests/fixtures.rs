@@ -1,5 +1,5 @@
-//! The fixtures themselves, proved on SeaweedFS alone: what is written through the filer is what `weed mount` shows, servers
-//! come back, and nothing is left behind.
+//! The fixtures themselves, tested on SeaweedFS alone: `weed mount` shows what is written through
+//! the filer, servers come back, and nothing is left behind.
 
 use std::fs;
 

@@ -1,5 +1,5 @@
-//! What changes in the filer while it is mounted: seen within a second by whoever looks anew, not at all by whoever has the
-//! old file open, and never missed.
+//! Changes in the filer while it is mounted: a new open or stat shows them within a second, an
+//! open file never does, and none is missed.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -24,7 +24,8 @@ fn cluster() -> Arc<Cluster> {
     CLUSTER.get(|| Cluster::builder().max_mb(1).start().unwrap())
 }
 
-/// Does `change`, then looks until `seen`. The time from the end of the change must keep the promise.
+/// Does `change`, then polls `seen` until it is true. The time from the end of the change must
+/// keep the promise.
 fn within_a_second(what: &str, change: impl FnOnce(), mut seen: impl FnMut() -> bool) {
     change();
     let started = Instant::now();
@@ -201,7 +202,8 @@ fn a_thousand_changes_are_all_seen() {
     let root = mount.file("/thousand");
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
-        // Looks at everything all the time, so that the kernel and the daemon remember what is about to change.
+        // Looks everything up all the time, so that the kernel and the daemon have cached what is
+        // about to change.
         let looker = scope.spawn(|| {
             let mut rounds = 0;
             while !done.load(Ordering::Relaxed) {

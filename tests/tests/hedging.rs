@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use tests::mount::Kind;
 use tests::{Cluster, Fault, Mount, Pattern, data, host, reading};
 
-/// How long the mount lets a server be silent before it asks another for want of an answer. Who waits less was hedged.
+/// Time that a server may be silent before the mount asks another one. A read that takes less was
+/// hedged.
 const STALL: Duration = Duration::from_secs(5);
 /// Accepts connections and requests, and says nothing.
 const SILENT: Fault = Fault::StallAfter(0);
@@ -15,7 +16,8 @@ fn replicated() -> Cluster {
     Cluster::builder().volume_servers(2).replication("001").max_mb(1).proxied().start().unwrap()
 }
 
-/// A mount that reaches volume servers through their proxies; none if it is not one of ours, for `weed mount` does not hedge.
+/// A mount that reaches volume servers through their proxies; none for `weed mount`, which does
+/// not hedge.
 fn mount(cluster: &Cluster) -> Option<Mount> {
     let builder = Mount::builder(cluster);
     let ours = builder.kind() == Kind::Interceptor;

@@ -1,11 +1,12 @@
-//! The sources above HTTP: engines beside the volume servers, over each transport that this host has, and what becomes of reads when they fail.
+//! The sources above HTTP: engines beside the volume servers, over each transport that this host
+//! has, and reads while they fail.
 
 use std::fs::{self, File};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use tests::mount::Kind;
-use tests::{Cluster, Engine, Mount, Pattern, data, eventually, host, reading};
+use tests::{Cluster, Mount, Pattern, data, eventually, host, reading};
 
 const LIMIT: Duration = Duration::from_secs(60);
 const LARGE: u64 = 24 << 20;
@@ -45,11 +46,12 @@ fn bytes_come_from_engines_and_are_those_of_the_filer() {
     let mut first = 0..;
     for transport in &host::transports() {
         let mount = Mount::builder(&cluster).engines(&cluster, transport).start().unwrap();
-        // No read waits for an engine that takes long to connect, as RDMA does where it is emulated. Each server has one.
+        // A read does not wait for an engine that takes long to connect, as emulated RDMA does.
+        // Each server has one.
         for server in 1..=2 {
             let asked_first = "an engine is asked first";
             eventually("every engine to be connected", LIMIT, || {
-                // In a directory of its own, so that nobody has fetched it ahead.
+                // In a directory of its own, so that no prefetch has brought it.
                 let file = format!("/first/{}/x", first.next().unwrap());
                 filer.put(&file, b"hello", "").unwrap();
                 let read = eventually("a new file", LIMIT, || fs::read(mount.file(&file)).ok()).unwrap();
@@ -101,7 +103,7 @@ fn reads_survive_engines_that_end_and_use_them_again() {
     }
     let server = &cluster.volume_servers()[0];
     for transport in &host::transports() {
-        let mut engine = Engine::start(&cluster, server).unwrap();
+        let mut engine = cluster.start_engine(server).unwrap();
         let pair = format!("--engine={}={}", server.address(), engine.address());
         let mount = Mount::builder(&cluster).args(["--transport", transport]).arg(pair).start().unwrap();
         let mut files = 0..FILES;
@@ -147,7 +149,7 @@ fn what_is_no_engine_does_no_harm() {
     }
     cluster.filer().put("/file", &Pattern::new(7).bytes(0, 300_000), "").unwrap();
     let server = cluster.volume_servers()[0].address();
-    // Something that speaks HTTP, and nobody at all.
+    // A program that speaks HTTP, and a port without a listener.
     for engine in [cluster.master().address(), "127.0.0.1:1".to_owned()] {
         let pair = format!("--engine={server}={engine}");
         let mount = Mount::builder(&cluster).args(["--transport", "tcp,http"]).arg(pair).start().unwrap();

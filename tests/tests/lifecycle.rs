@@ -1,4 +1,5 @@
-//! `interceptor mount` as a program: what it refuses and how it says so, every way in which it ends, what it tells of itself.
+//! `interceptor mount` as a program: refusals and their texts, every way in which it ends, and
+//! what it reports of itself.
 
 use std::fs::{self, File, Permissions};
 use std::io::{ErrorKind, Read, Write};
@@ -16,7 +17,7 @@ use serde_json::Value;
 use tests::memory::MemoryGroup;
 use tests::mount::interceptor_program;
 use tests::process::{Process, undrained_pipe, with_stderr};
-use tests::{Cluster, Engine, Mount, Pattern, Shared, eventually, host, reading};
+use tests::{Cluster, Mount, Pattern, Shared, eventually, host, reading};
 
 static CLUSTER: Shared<Cluster> = Shared::new();
 
@@ -50,7 +51,8 @@ impl Bench {
         self.directory.path().join("mnt")
     }
 
-    /// Runs `interceptor` with arguments; gives the exit code and everything it said. It must end by itself.
+    /// Runs `interceptor` with these arguments; returns the exit code and all output. It must end
+    /// by itself.
     fn run(&self, args: &[&str]) -> (Option<i32>, String) {
         let mut command = Command::new(interceptor_program().unwrap());
         command.args(args).current_dir(self.directory.path()).env("HOME", self.directory.path());
@@ -156,7 +158,7 @@ fn check_looks_for_engines_where_a_mount_with_these_options_does() {
     }
     let cluster = cluster();
     let server = &cluster.volume_servers()[0];
-    let engine = Engine::start(&cluster, server).unwrap();
+    let engine = cluster.start_engine(server).unwrap();
     let bench = Bench::new();
     let filer = cluster.filer_addresses();
     let port = engine.address().rsplit_once(':').unwrap().1;
@@ -401,7 +403,7 @@ fn a_log_that_nobody_drains_holds_nothing_up() {
         }
     };
     eventually("a line that tells of the losses", Duration::from_secs(60), told).unwrap();
-    // Full again, and nobody reads any more.
+    // The pipe is full again, and is not drained any more.
     mount.signal(Signal::SIGTERM);
     assert_eq!(mount.wait().unwrap().code(), Some(0));
     assert!(!is_mounted(&path));

@@ -1,7 +1,8 @@
 //! A file of so many chunks that SeaweedFS folds them into chunk manifests.
 //!
-//! `weed mount` makes a chunk of every run of bytes that was written between two flushes, and folds 10,000 chunks at a time. Short
-//! writes with gaps between them therefore make the smallest such file.
+//! `weed mount` makes a chunk of every run of bytes that was written between two flushes, and
+//! folds 10,000 chunks at a time. Short writes with gaps between them therefore make the smallest
+//! such file.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;

@@ -1,5 +1,5 @@
-//! What is exported, as those who use it see it: `promtool` accepts it, alert rules and the Grafana dashboard ask for what there is, and
-//! the documentation knows every metric.
+//! Exported metrics: `promtool` accepts them, alert rules and the Grafana dashboard use only
+//! existing ones, and the documentation lists every metric.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -91,7 +91,7 @@ fn named(text: &str) -> BTreeSet<String> {
     ours.map(str::to_owned).collect()
 }
 
-/// Whether a name that somebody asks for is that of a family or of the parts of a histogram.
+/// Whether `name` is that of a family or of a part of a histogram.
 fn exists(name: &str, families: &BTreeSet<String>) -> bool {
     let whole = ["_bucket", "_sum", "_count"].iter().find_map(|part| name.strip_suffix(part));
     let sometimes = ONLY_SOMETIMES.iter().any(|prefix| name.starts_with(prefix));

@@ -62,7 +62,8 @@ fn ten_thousand_files_in_one_directory() {
     assert!(!mount.file("/many/file 10000").exists());
 }
 
-/// A directory that takes more memory than there is for names beside a small cache: each name is listed once all the same.
+/// A directory whose names take more memory than there is beside a small cache: each name is
+/// listed once all the same.
 #[test]
 fn a_directory_that_is_too_large_for_memory_is_listed_whole() {
     const FILES: usize = 9_000;

@@ -1,5 +1,5 @@
-//! What `interceptor observe` expects of a cache, against what a cache of that size then does: the page cache, of a reader that may use only so
-//! much memory, on a real `weed mount`.
+//! The hit ratio that `interceptor observe` predicts for a cache, against that of a real cache of
+//! the size: the page cache of a reader with limited memory, on a real `weed mount`.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -32,7 +32,8 @@ fn skewed(exponent: f64) -> Vec<u64> {
         .collect();
     let read = |_| {
         let point = dice.random::<f64>() * sums[sums.len() - 1];
-        // The number of pages is a power of two, the factor is odd: ranks are scattered over the file.
+        // The number of pages is a power of two, the factor is odd: ranks are scattered over the
+        // file.
         sums.partition_point(|sum| *sum <= point) as u64 * 7919 % PAGES * PAGE
     };
     (0..READS).map(read).collect()
@@ -41,7 +42,8 @@ fn skewed(exponent: f64) -> Vec<u64> {
 /// Reads them in a process of its own, which enters the group first. Nothing is allocated there.
 fn read_in(group: &MemoryGroup, file: &File, offsets: &[u64]) {
     let mut door = group.door().unwrap();
-    // SAFETY: the child calls the kernel only: it writes to and reads from open files, and ends without unwinding or cleaning up.
+    // SAFETY: the child makes only system calls: it writes to and reads from open files, and exits
+    // without unwinding or cleaning up.
     match unsafe { fork() }.unwrap() {
         ForkResult::Child => {
             let mut page = [0; PAGE as usize];
@@ -152,7 +154,8 @@ fn a_cache_hits_as_often_as_observe_expects() {
         );
         errors.push(measured - expected);
     }
-    // Which granules are looked at is chance, and the fewer of them a cache has room for, the more that is worth. A curve that is wrong by a factor of two is off by ten points everywhere.
+    // The sampled granules are chosen by chance, and the fewer of them fit into a cache, the
+    // larger the error. A curve that is wrong by a factor of two is off by ten points everywhere.
     assert!(errors.iter().all(|error| error.abs() < 0.1), "{errors:?}");
     assert!((errors.iter().sum::<f64>() / errors.len() as f64).abs() < 0.06, "{errors:?}");
 }

@@ -1,7 +1,8 @@
-//! Hot files that the kernel reads by itself: right bytes, no request, and never an EIO, whatever happens to the file.
+//! Hot files that the kernel reads by itself: right bytes, no request, and never an EIO, even if
+//! the file changes.
 //!
-//! Whether a file is read by the kernel alone is seen from outside: its pages are dropped, it is read, and the daemon's
-//! counters of reads stay where they were.
+//! The tests recognise a passthrough file from outside: its pages are dropped, it is read, and the
+//! daemon's counters of reads stay as they were.
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;
@@ -54,7 +55,7 @@ fn reads(mount: &Mount) -> f64 {
     mount.metric("interceptor_reads_total", &[]).unwrap()
 }
 
-/// Reads a file that is not in the page cache, and says whether the daemon was asked for any of it.
+/// Reads a file that is not in the page cache; returns whether the daemon served any of it.
 fn asks(mount: &Mount, path: &Path, expected: &[u8]) -> bool {
     reading::forget(path).unwrap();
     let before = reads(mount);
@@ -88,7 +89,8 @@ impl Mapping {
     }
 
     fn bytes(&self) -> &[u8] {
-        // SAFETY: `len` bytes are mapped for reading as long as `self` lives; the file's bytes never change.
+        // SAFETY: `len` bytes are mapped for reading as long as `self` lives; the file's bytes
+        // never change.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr().cast(), self.len) }
     }
 }
@@ -100,7 +102,7 @@ impl Drop for Mapping {
     }
 }
 
-/// Puts files of these sizes under `directory`, before anybody mounts.
+/// Puts files of these sizes under `directory`, before the tree is mounted.
 fn put(directory: &str, sizes: &[usize]) -> Vec<(String, Vec<u8>)> {
     let filer = cluster().filer();
     let file = |size: &usize| {
@@ -216,13 +218,14 @@ fn a_handle_from_before_stays_good_and_decides_for_the_others() {
     make_resident(&mount, &path, &content);
 }
 
-/// Four readers, each of which opens, maps, reads and closes files that are more than the cache may take,
-/// while some of them are replaced. Handles overlap, files come and go.
+/// Four readers open, map, read and close files that take more than the cache, while some of them
+/// are replaced. Handles overlap, files come and go.
 #[test]
 fn no_open_and_no_read_fails_while_files_come_and_go() {
     const FILES: u64 = 32;
     const ROUNDS: usize = 400;
-    /// Opens of each way that make it worth while. What becomes resident does so at the lowest priority, so a busy machine takes more rounds.
+    /// Opens of each kind that make the test worth while. Files become resident at the lowest
+    /// priority, so a busy machine takes more rounds.
     const OPENS: f64 = 50.0;
     const PATIENCE: Duration = Duration::from_secs(120);
     let Some(mut mount) = mount(&["--cache-size", "32MiB"]) else { return };

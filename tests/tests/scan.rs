@@ -1,7 +1,9 @@
-//! A long scan beside files that are read again and again: the cache keeps what will be read again.
+//! A long scan beside files that are read again and again: the cache keeps what will be read
+//! again.
 //!
-//! The scan reads with `O_DIRECT`. It goes through the daemon as any sequential reader does, but no readahead of the kernel
-//! is under way when it stops, so what the daemon counts until it goes on is the other reader's alone.
+//! The scan reads with `O_DIRECT`. The daemon serves it as any sequential reader, but no readahead
+//! of the kernel is under way when it stops, so that what the daemon counts until it goes on comes
+//! from the other reader alone.
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};

@@ -12,11 +12,12 @@ use std::time::{Duration, Instant};
 use tests::{Cluster, Mount, Pattern, data, eventually, host, reading};
 
 const PIECE: usize = 256 << 10;
-/// No read may take longer, whatever dies; the mount retries for six seconds, twice if it looked up locations in between.
+/// Longest time for a read, whichever servers die; the mount retries for six seconds, twice if it
+/// looked up locations in between.
 const PATIENCE: Duration = Duration::from_secs(40);
 
-/// Reads the file in pieces and calls `in_between` with each one's number; an EIO is read again until patience is over. Gives
-/// how many there were.
+/// Reads the file in pieces and calls `in_between` with each one's number; retries an EIO until
+/// the timeout. Returns how many EIOs there were.
 fn read_slowly(file: &File, size: u64, pattern: Pattern, mut in_between: impl FnMut(u64)) -> usize {
     let (mut read, mut expected) = (vec![0; PIECE], vec![0; PIECE]);
     let mut errors = 0;
@@ -86,7 +87,7 @@ fn the_only_volume_server_is_killed_and_comes_back_in_mid_read() {
     assert!(mount.is_running());
     drop(mount);
 
-    // While nobody serves the volume a read fails, in time, and only until the server is back.
+    // While no server has the volume a read fails, in time, and only until the server is back.
     let mut mount = Mount::builder(&cluster).start().unwrap();
     let path = mount.file("/only");
     assert_eq!(fs::metadata(&path).unwrap().len(), SIZE);
@@ -126,7 +127,8 @@ fn the_filer_is_killed_and_comes_back() {
     let started = Instant::now();
     let lookup = fs::metadata(mount.file("/here/unknown"));
     assert!(started.elapsed() < PATIENCE, "a lookup without a filer took {:?}", started.elapsed());
-    // It may have been listed along with its neighbours; unknown names must not be told to be absent.
+    // The name may have been listed along with its neighbours; unknown names must not be reported
+    // as absent.
     if let Err(error) = lookup {
         assert_ne!(error.kind(), ErrorKind::NotFound, "{error}");
     }

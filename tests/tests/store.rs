@@ -1,4 +1,5 @@
-//! The volume store reader beside the real volume server: what lies on disk, and what the server does to it.
+//! The volume store reader beside the real volume server: the files on disk, and the server's
+//! changes to them.
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -79,7 +80,8 @@ fn the_layout_that_weed_writes() {
     assert!(!info.is_remote);
     assert_eq!(idx.len() % width.entry_length(), 0);
 
-    // Records follow each other up to the very end, live ones and tombstones, and each has its entry in the index.
+    // Records follow each other up to the very end, live ones and tombstones, and each has its
+    // entry in the index.
     let mut at = 8;
     let mut last = 0;
     for entry in idx.chunks(width.entry_length()) {
@@ -253,8 +255,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 20..80)
 }
 
-/// Every read of random operations, with compaction running all the time, over each transport and from the store itself, equals what
-/// was written last and what the volume server sends.
+/// With compaction running all the time, every read of random operations, over each transport and
+/// from the store itself, equals what was written last and what the volume server sends.
 #[test]
 fn random_operations_under_compaction() {
     if !host::can_serve() {
@@ -353,7 +355,8 @@ fn random_operations_under_compaction() {
                             let content =
                                 if text { data::text(seed, size) } else { Pattern::new(seed).bytes(0, size) };
                             needles.put(&slots[slot], &content, "", &[]).unwrap();
-                            // The server may have compressed it: what it stores is what counts, and that must unpack to it.
+                            // The server may have compressed it: the stored form counts, and must
+                            // unpack to the content.
                             let stored = needles.get(&slots[slot]).unwrap().unwrap();
                             if stored.len() == content.len() {
                                 assert!(stored == content);

@@ -1,6 +1,8 @@
-//! Everything at once: eight readers at random places, files that are replaced all the time, and a cache that is far too small.
+//! Everything at once: eight readers at random offsets, files that are replaced all the time, and
+//! a cache that is far too small.
 //!
-//! What is read must be of one version of the file, and of one that was current between the open and the end of the read.
+//! A read must give bytes of one version of the file, which was current between the open and the
+//! end of the read.
 
 use std::fs::File;
 use std::sync::Mutex;
@@ -43,7 +45,7 @@ impl Content {
     }
 }
 
-/// What a file has been, as far as a version counts for somebody who reads now.
+/// The versions of a file that a current read may still give.
 #[derive(Default)]
 struct History {
     /// When the writing of each version began.
@@ -123,7 +125,7 @@ fn stress(options: &[&str]) {
                 let file = dice.random_range(0..FILES);
                 let before = opens.load(Ordering::Relaxed);
                 History::replace(&histories[file as usize], &filer, file);
-                // The pace is the readers': a version that nobody meets tests nothing.
+                // Readers set the pace: a version that is never opened tests nothing.
                 while opens.load(Ordering::Relaxed) < before + READERS as usize && !over() {
                     thread::yield_now();
                 }

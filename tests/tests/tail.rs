@@ -1,4 +1,5 @@
-//! Files that grow while they are followed: who reads on, whichever way the kernel reads, gets each byte once and right.
+//! Files that grow while they are followed: a follower gets each byte once and right, whichever
+//! way the kernel reads.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -130,7 +131,7 @@ fn tail_prints_what_a_mount_appends() {
     for size in [10, 5000, 1, 300_000, 77, 2_500_000] {
         let more = Pattern::new(size as u64).bytes(0, size);
         log.write_all(&more).unwrap();
-        // Nobody else sees it before.
+        // Other clients do not see it before.
         log.sync_all().unwrap();
         expected.extend(more);
         tails.iter().for_each(|tail| tail.prints(&expected));
@@ -153,7 +154,7 @@ fn who_has_a_log_open_sees_what_comes_after_its_rotation() {
         assert_eq!(fs::read(mount.file(&path)).unwrap(), b"first");
         filer.rename(&path, &rotated).unwrap();
         filer.append(&rotated, b" and last", "").unwrap();
-        // Nobody looks at the new name.
+        // The new name is not looked up.
         let grown = || (file.metadata().unwrap().len() == 14).then_some(());
         eventually("the end of the old log", SEEN, grown).unwrap();
         let mut bytes = [0; 20];

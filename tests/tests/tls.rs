@@ -80,7 +80,8 @@ fn everything_over_tls() {
     let refused = runtime.block_on(async { plain.ping(soon()).await.unwrap_err() });
     assert_eq!(refused, ReadError::Refused(Refusal::TlsNeeded));
 
-    // Somebody without a key of the cluster, or with one of another authority, gets no mount and is told why.
+    // A client without a key of the cluster, or with one of another authority, gets no mount but
+    // the reason.
     let error = Mount::interceptor(&cluster.filer_addresses()).start().unwrap_err();
     assert!(format!("{error:#}").contains(&cluster.filer_addresses()), "{error:#}");
     let settings = keys.path().join("stranger.toml");

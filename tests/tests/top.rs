@@ -1,4 +1,5 @@
-//! `interceptor top` in a real terminal: live figures, keys, other sizes, and a clean terminal afterwards.
+//! `interceptor top` in a real terminal: live figures, keys, other sizes, and a clean terminal
+//! afterwards.
 
 use std::time::Duration;
 

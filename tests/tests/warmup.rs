@@ -1,4 +1,5 @@
-//! `interceptor warmup`: files and trees into the cache of a running mount, counted there, and out of it again.
+//! `interceptor warmup`: files and trees are loaded into the cache of a running mount, counted
+//! there, and evicted again.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -404,7 +405,7 @@ fn a_daemon_that_is_gone_is_called_that() {
     assert!(said.contains("does not answer") || said.contains("is gone"), "{said}");
 }
 
-/// A mount whose path everybody may walk.
+/// A mount whose path all users may walk.
 fn open_mount(cluster: &Cluster, args: &[&str]) -> Mount {
     let builder = Mount::interceptor(&cluster.filer_addresses());
     let mount = builder.args(["--cache-size", "64MiB", "--no-ebpf"]).args(args).start().unwrap();
@@ -413,9 +414,9 @@ fn open_mount(cluster: &Cluster, args: &[&str]) -> Mount {
     mount
 }
 
-/// A run of `interceptor warmup` by [`NOBODY`].
+/// Runs `interceptor warmup` as the user [`NOBODY`].
 fn warmup_by_nobody(args: &[&str], path: &Path) -> (i32, String) {
-    // A copy where everybody can run it.
+    // A copy where all users can run it.
     let home = tempfile::tempdir().unwrap();
     let program = home.path().join("interceptor");
     fs::copy(interceptor_program().unwrap(), &program).unwrap();
@@ -467,7 +468,8 @@ fn everybody_may_ask_for_what_he_may_read() {
     assert_eq!(cached(&own, "/users/open"), 0);
 }
 
-/// What a local user can try who knows the API, the numbers of all files and the tickets of those that he may read.
+/// Attempts of a local user that knows the API, the numbers of all files and the tickets of the
+/// files that it may read.
 #[test]
 fn nothing_is_done_or_told_about_files_that_a_user_may_not_read() {
     if !host::can_mount() {
@@ -486,7 +488,7 @@ fn nothing_is_done_or_told_about_files_that_a_user_may_not_read() {
     assert!(hostile("/secrets/group").is_ok(), "the kernel knows the group");
     assert_eq!(hostile("/secrets/closed"), Err(libc::EACCES));
     assert_eq!(hostile("/secrets"), Err(libc::ENODATA), "a directory is not read");
-    // A mode that lets everybody read is of no use behind a closed directory.
+    // A mode that lets all users read is of no use behind a closed directory.
     fs::set_permissions(parent, Permissions::from_mode(0o700)).unwrap();
     assert_eq!(hostile("/secrets/open"), Err(libc::EACCES));
     fs::set_permissions(parent, Permissions::from_mode(0o755)).unwrap();
@@ -502,7 +504,7 @@ fn nothing_is_done_or_told_about_files_that_a_user_may_not_read() {
         (answer.status().as_u16(), answer.body_mut().read_to_string().unwrap())
     };
     assert_eq!(ask("nodes", closed.ino().into()).0, 400);
-    // The ticket begins with the number of the file, which anybody can exchange.
+    // The ticket begins with the number of the file, which a client can exchange.
     let engine = base64::engine::general_purpose::URL_SAFE_NO_PAD;
     let mut forged = engine.decode(&open).unwrap();
     assert_eq!(forged[..8], fs::metadata(mount.file("/secrets/open")).unwrap().ino().to_le_bytes());

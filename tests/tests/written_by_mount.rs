@@ -1,7 +1,8 @@
 //! Files that `weed mount` wrote piece by piece: many chunks, overlapping, with holes, cut short.
 //!
-//! A generated sequence of operations is applied to a file in a `weed mount` and to a plain local file. What `interceptor
-//! mount` then reads must be the local file. The sequences are functions of their seed, which every failure names.
+//! A generated sequence of operations is applied to a file in a `weed mount` and to a plain local
+//! file. What `interceptor mount` then reads must be the local file. The sequences are functions
+//! of their seed, which every failure names.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt, symlink};

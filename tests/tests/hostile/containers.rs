@@ -102,7 +102,7 @@ fn root_of_a_container_gets_no_descriptor_unless_it_knows_the_secret() {
         let at = needles.assign("").unwrap();
         let content = Pattern::new(1).bytes(0, 100_000);
         needles.put(&at, &content, "", &[]).unwrap();
-        let engine = Engine::start(&cluster, &cluster.volume_servers()[0]).unwrap();
+        let engine = cluster.start_engine(&cluster.volume_servers()[0]).unwrap();
         let right = cluster.directory().join("security.toml");
         let none = cluster.directory().join("none.toml");
         fs::write(&none, "").unwrap();
@@ -120,7 +120,7 @@ fn root_of_a_container_gets_no_descriptor_unless_it_knows_the_secret() {
             let refused = read(&inside, "local", &none);
             let told = String::from_utf8_lossy(&refused.stderr).into_owned();
             assert!(refused.stdout.is_empty() && !refused.status.success(), "{}: {told}", container.what);
-            // A client of its own, which does not mind whom it talks to.
+            // A client of its own, which does not authenticate the engine.
             let client = container.run_here(engine.address());
             assert!(client.contains("refused: NotAllowed"), "{}: {client}", container.what);
             if is_keyed {
@@ -151,9 +151,9 @@ fn an_engine_of_a_containers_root_is_not_the_hosts() {
         runtime.block_on(async { client.read(target, &mut bytes, deadline).await }).map(|_| bytes)
     };
     let server = &cluster.volume_servers()[0];
-    assert_eq!(ask(&Engine::start(&cluster, server).unwrap()).unwrap(), [7; 1000]);
+    assert_eq!(ask(&cluster.start_engine(server).unwrap()).unwrap(), [7; 1000]);
     for container in containers(root.path()) {
-        let engine = Engine::wrapped_in(&container.command, &cluster, server).unwrap();
+        let engine = cluster.start_engine_through(&container.command, server).unwrap();
         let error = ask(&engine).unwrap_err();
         assert!(matches!(error, ReadError::Unproved(_)), "{}: {error}", container.what);
     }

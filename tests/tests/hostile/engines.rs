@@ -170,7 +170,7 @@ fn too_much(number: u64, read: &ReadRequest) -> Vec<u8> {
     forged(number, &ReadRequest { length: read.length * 2, ..read.clone() })
 }
 
-/// Many messages that nobody has asked for.
+/// Many unsolicited messages.
 fn flood(number: u64, _: &ReadRequest) -> Vec<u8> {
     let mut bytes = BytesMut::new();
     for other in 0..200_000 {
@@ -208,7 +208,7 @@ fn what_a_named_engine_cannot_prove_is_fetched_elsewhere() {
     }
 }
 
-/// The reading end of a pipe to which nobody writes.
+/// The reading end of a pipe that is never written to.
 fn pipe() -> OwnedFd {
     let (reader, writer) = std::io::pipe().unwrap();
     // Stays open for as long as the test program runs, so that a read would wait.
@@ -264,8 +264,8 @@ fn a_descriptor_over_fuse_is_not_read_and_not_waited_for() {
 /// What the log says of a descriptor that cannot be a volume's file.
 const UNFIT: &str = "an engine hands over what is no volume's file";
 
-/// Mounts with an engine that hands over this, and checks that nothing of it is read or waited for,
-/// and what the log says.
+/// Mounts with an engine that hands over this descriptor; checks that nothing of it is read or
+/// waited for, and what the log says.
 fn assert_unread(cluster: &Cluster, content: &[u8], what: &str, handed: Handed, said: &str) {
     let engine = FakeEngine::start(0, silence, 0, handed);
     let mount = with(cluster, &engine);

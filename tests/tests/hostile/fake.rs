@@ -219,7 +219,7 @@ pub(crate) fn converse<S: Read + Write>(
         match header.kind {
             Kind::Hello => {
                 let hello = Hello::decode(&body).map_err(io::Error::other)?;
-                // A proof by nothing that anybody knows.
+                // A proof made with no key.
                 let proof = hello.nonce.map(|nonce| EngineProof { nonce, proof: nonce });
                 let limits = Limits { in_flight: 256, read: MAX_READ, idle_ms: 300_000, lease_ms: 0 };
                 let (instance, offers) = (rand::random(), offers.clone());

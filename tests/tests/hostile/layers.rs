@@ -135,7 +135,7 @@ fn a_daemon_below_that_checks_rights_itself_decides_who_gets_a_ticket() {
     assert_eq!(readable(), [true, false, true]);
     let ticket = |name| xattr(&path.join(name), READ_TICKET_XATTR);
     for (name, _, refusal) in FILES {
-        // Whoever else has been let in: the kernel may know the name by then.
+        // Other users may read it too: the kernel may have cached the name by then.
         assert!(ticket(name).is_ok(), "root may read {name}");
         let of_nobody = as_nobody(|| ticket(name));
         match refusal {

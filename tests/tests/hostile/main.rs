@@ -1,6 +1,8 @@
-//! Programs and users that mean harm: an engine, a volume server and a filer that are not what they
-//! say, an unprivileged user of the host, and root of a container. Each tries to read what it was
-//! not granted, to have forged bytes taken, to make others wait, and to fill memory.
+//! Hostile programs and users: an engine, a volume server and a filer that are not what they say,
+//! an unprivileged user of the host, and root of a container.
+//!
+//! Each tries to read data without permission, to have forged bytes accepted, to delay others, and
+//! to fill memory.
 
 mod containers;
 mod engines;

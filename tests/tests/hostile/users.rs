@@ -25,7 +25,7 @@ fn a_user_gets_no_descriptor_of_a_volume() {
     }
 }
 
-/// Opens so many connections, or as many as are taken, and says on each of them what is to be said.
+/// Opens `count` connections, or as many as are accepted, and sends `greeting` on each of them.
 fn hold(address: &str, count: usize, greeting: &[u8]) -> Vec<TcpStream> {
     let mut held = Vec::new();
     while held.len() < count {
