@@ -1,7 +1,7 @@
 //! Building with Cargo, and what was built.
 //!
-//! Everything is built in the release profile and for the whole workspace at once, so that every dependency is compiled with one set of
-//! features and therefore once.
+//! Everything is built in the release profile and for the whole workspace at once, so that each
+//! dependency is compiled with one set of features, and therefore once.
 
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ use crate::{process, programs};
 
 /// A program that Cargo built.
 #[derive(Debug, Clone)]
-pub(crate) struct Built {
+pub(crate) struct BuiltProgram {
     /// The crate it belongs to.
     pub(crate) package: String,
     /// The directory of that crate, where its tests expect to be run.
@@ -29,7 +29,7 @@ pub(crate) struct Built {
     pub(crate) is_test: bool,
 }
 
-/// Builds the programs that operators run, and before them those that run in the kernel; returns `interceptor`.
+/// Builds the eBPF programs and then the programs that operators run; returns `interceptor`.
 pub(crate) fn build_interceptor() -> Result<PathBuf> {
     programs::build()?;
     let built = build(&["build", "--workspace", "--exclude", "xtask", "--bins"])?;
@@ -45,12 +45,12 @@ pub(crate) fn build_example(name: &str) -> Result<PathBuf> {
 }
 
 /// Builds the test programs of the whole workspace.
-pub(crate) fn build_tests() -> Result<Vec<Built>> {
+pub(crate) fn build_tests() -> Result<Vec<BuiltProgram>> {
     build(&["test", "--workspace", "--no-run"])
 }
 
 /// Builds the test programs and the examples of one package, for verbs that need nothing else.
-pub(crate) fn build_tests_of(package: &str) -> Result<Vec<Built>> {
+pub(crate) fn build_tests_of(package: &str) -> Result<Vec<BuiltProgram>> {
     build(&["test", "--package", package, "--no-run"])
 }
 
@@ -58,10 +58,13 @@ pub(crate) fn build_tests_of(package: &str) -> Result<Vec<Built>> {
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
-    // What Cargo tells us of our own package is news to build scripts: they would run again, and all that hangs on them, whenever
-    // a build through us follows one without us.
+    // Cargo sets these variables for the package it runs, xtask. Build scripts that inherited them
+    // would run again, with all that depends on them, after each build without xtask.
     for (name, _) in std::env::vars_os() {
-        if name.to_str().is_some_and(|name| OWN_PACKAGE.iter().any(|prefix| name.starts_with(prefix))) {
+        if name
+            .to_str()
+            .is_some_and(|name| PACKAGE_VARIABLE_PREFIXES.iter().any(|prefix| name.starts_with(prefix)))
+        {
             command.env_remove(name);
         }
     }
@@ -69,30 +72,30 @@ pub(crate) fn cargo() -> Command {
 }
 
 /// How the variables begin that Cargo sets for the package it runs.
-const OWN_PACKAGE: [&str; 3] = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_NAME"];
+const PACKAGE_VARIABLE_PREFIXES: [&str; 3] = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_NAME"];
 
 #[derive(Deserialize)]
-struct Message {
+struct CargoMessage {
     reason: String,
     manifest_path: Option<PathBuf>,
-    target: Option<Target>,
+    target: Option<MessageTarget>,
     executable: Option<PathBuf>,
-    profile: Option<Profile>,
+    profile: Option<MessageProfile>,
 }
 
 #[derive(Deserialize)]
-struct Profile {
+struct MessageProfile {
     test: bool,
 }
 
 #[derive(Deserialize)]
-struct Target {
+struct MessageTarget {
     name: String,
     kind: Vec<String>,
 }
 
 /// Runs Cargo with its own progress on our terminal, and collects what it reports of programs.
-fn build(arguments: &[&str]) -> Result<Vec<Built>> {
+fn build(arguments: &[&str]) -> Result<Vec<BuiltProgram>> {
     let mut command = cargo();
     command
         .args(arguments)
@@ -103,19 +106,19 @@ fn build(arguments: &[&str]) -> Result<Vec<Built>> {
     let reports = thread::spawn(|| {
         let lines = BufReader::new(output).lines().map_while(Result::ok);
         // Other lines are output of build programs that Cargo passes on.
-        lines.filter_map(|line| serde_json::from_str::<Message>(&line).ok()?.into_built()).collect()
+        lines.filter_map(|line| serde_json::from_str::<CargoMessage>(&line).ok()?.into_built()).collect()
     });
     let status = process::wait(&mut child)?;
     ensure!(status.success(), "`cargo {}` failed", arguments[0]);
     reports.join().map_err(|_| anyhow!("the thread that listens to cargo panicked"))
 }
 
-impl Message {
-    fn into_built(self) -> Option<Built> {
+impl CargoMessage {
+    fn into_built(self) -> Option<BuiltProgram> {
         let target = self.target?;
         let directory = self.manifest_path?.parent()?.to_owned();
         (self.reason == "compiler-artifact").then_some(())?;
-        Some(Built {
+        Some(BuiltProgram {
             package: directory.file_name()?.to_str()?.to_owned(),
             directory,
             target: target.name,
@@ -135,15 +138,15 @@ mod tests {
         let line = r#"{"reason":"compiler-artifact","package_id":"path+file:///w/a#0.1.0","manifest_path":"/w/a/Cargo.toml",
             "target":{"kind":["test"],"crate_types":["bin"],"name":"suite","src_path":"/w/a/tests/suite.rs"},
             "profile":{"test":true},"features":[],"filenames":["/t/suite-1"],"executable":"/t/suite-1","fresh":true}"#;
-        let built = serde_json::from_str::<Message>(line).unwrap().into_built().unwrap();
+        let built = serde_json::from_str::<CargoMessage>(line).unwrap().into_built().unwrap();
         assert_eq!(
             (built.package.as_str(), built.target.as_str(), built.kind.as_str()),
             ("a", "suite", "test")
         );
         assert_eq!((built.program, built.is_test), (PathBuf::from("/t/suite-1"), true));
         let library = line.replace("\"/t/suite-1\",\"fresh\"", "null,\"fresh\"");
-        assert!(serde_json::from_str::<Message>(&library).unwrap().into_built().is_none());
+        assert!(serde_json::from_str::<CargoMessage>(&library).unwrap().into_built().is_none());
         let end = r#"{"reason":"build-finished","success":true}"#;
-        assert!(serde_json::from_str::<Message>(end).unwrap().into_built().is_none());
+        assert!(serde_json::from_str::<CargoMessage>(end).unwrap().into_built().is_none());
     }
 }

@@ -1,7 +1,8 @@
-//! The sample data that `cargo xtask run` shows and reads: what people keep in a SeaweedFS, in small.
+//! The sample data of `cargo xtask run`: a small picture of what people keep in SeaweedFS.
 //!
-//! One large random file, thousands of small ones, text that `weed` compresses by itself, deep directories, and the odd cases: an
-//! empty file, names that need care, a symbolic link. The SHA-256 of every file is taken as it is written.
+//! One large random file, thousands of small ones, text that `weed` compresses by itself, deep
+//! directories, and edge cases: an empty file, names that need escapes, a symbolic link. The
+//! SHA-256 of every file is computed as it is written.
 
 use std::io::Read;
 use std::sync::{Mutex, PoisonError};
@@ -13,7 +14,7 @@ use sha2::{Digest, Sha256};
 
 use crate::progress::Progress;
 use crate::stage::{CACHE_MIB, Stage};
-use crate::upload::{self, Watched};
+use crate::upload::{self, TappedReader};
 
 /// The directory of the filer that holds the sample.
 pub(crate) const ROOT: &str = "/sample";
@@ -23,7 +24,7 @@ pub(crate) const LINK: (&str, &str) = ("odd/link-to-large", "../large.bin");
 
 /// A file that was written.
 #[derive(Debug, Clone)]
-pub(crate) struct Written {
+pub(crate) struct SampleFile {
     /// Relative to [`ROOT`].
     pub(crate) path: String,
     /// Bytes.
@@ -38,14 +39,14 @@ enum Content {
     Text,
 }
 
-struct Planned {
+struct PlannedFile {
     path: String,
     size: u64,
     content: Content,
 }
 
 /// How much to write.
-pub(crate) struct Sizes {
+pub(crate) struct SampleSizes {
     /// Bytes of the large file.
     pub(crate) large: u64,
     /// Number of small files.
@@ -53,8 +54,8 @@ pub(crate) struct Sizes {
 }
 
 /// Writes the sample; returns its files in the order of their names.
-pub(crate) fn write(stage: &mut Stage, sizes: &Sizes) -> Result<Vec<Written>> {
-    let plan: Vec<(u64, Planned)> = (0..).zip(plan(sizes)).collect();
+pub(crate) fn write(stage: &mut Stage, sizes: &SampleSizes) -> Result<Vec<SampleFile>> {
+    let plan: Vec<(u64, PlannedFile)> = (0..).zip(plan(sizes)).collect();
     let filer = stage.cluster.filer();
     let progress = Progress::bytes("writing the sample data", plan.iter().map(|(_, file)| file.size).sum());
     let written = Mutex::new(Vec::with_capacity(plan.len()));
@@ -68,9 +69,9 @@ pub(crate) fn write(stage: &mut Stage, sizes: &Sizes) -> Result<Vec<Written>> {
             hash.update(part);
             progress.add(part.len() as u64);
         };
-        filer.put_reader(&format!("{ROOT}/{}", file.path), Watched { inner, seen }, "")?;
+        filer.put_reader(&format!("{ROOT}/{}", file.path), TappedReader { inner, seen }, "")?;
         let done =
-            Written { path: file.path.clone(), size: file.size, sha256: format!("{:x}", hash.finalize()) };
+            SampleFile { path: file.path.clone(), size: file.size, sha256: format!("{:x}", hash.finalize()) };
         written.lock().unwrap_or_else(PoisonError::into_inner).push(done);
         Ok(())
     })?;
@@ -89,9 +90,9 @@ fn link(stage: &mut Stage) -> Result<()> {
     mount.stop().map(drop)
 }
 
-fn plan(sizes: &Sizes) -> Vec<Planned> {
-    let random = |path: String, size| Planned { path, size, content: Content::Random };
-    let text = |path: String, size| Planned { path, size, content: Content::Text };
+fn plan(sizes: &SampleSizes) -> Vec<PlannedFile> {
+    let random = |path: String, size| PlannedFile { path, size, content: Content::Random };
+    let text = |path: String, size| PlannedFile { path, size, content: Content::Text };
     let mut plan = vec![random("large.bin".to_owned(), sizes.large)];
     for number in 0..sizes.small as u64 {
         let path = format!("small/d{:03}/f{number:05}.bin", number / 100);
@@ -124,7 +125,7 @@ mod tests {
     #[test]
     fn the_plan_names_every_file_once() {
         let mut paths: Vec<String> =
-            plan(&Sizes { large: 1 << 20, small: 250 }).into_iter().map(|file| file.path).collect();
+            plan(&SampleSizes { large: 1 << 20, small: 250 }).into_iter().map(|file| file.path).collect();
         let count = paths.len();
         paths.sort();
         paths.dedup();

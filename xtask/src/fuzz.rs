@@ -1,7 +1,8 @@
-//! `cargo xtask fuzz`: raw FUSE requests over the file systems of `interceptor mount` and `interceptor attach`.
+//! `cargo xtask fuzz`: raw FUSE requests over the file systems of `interceptor mount` and
+//! `interceptor attach`.
 //!
-//! The fuzzer itself is a test of the crate (`interceptor/src/fuse/fuzz`), which `cargo xtask test` runs for
-//! five minutes; this runs the same for longer.
+//! The fuzzer itself is a test of the crate (`interceptor/src/fuse/fuzz`), which `cargo xtask
+//! test` runs for five minutes; this verb runs it for longer.
 
 use std::process::Command;
 
@@ -18,7 +19,7 @@ const FILE_SYSTEMS: u64 = 2;
 
 /// What the verb takes.
 #[derive(clap::Args)]
-pub(crate) struct Options {
+pub(crate) struct FuzzOptions {
     /// How long, both file systems together
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
     minutes: u64,
@@ -33,7 +34,7 @@ pub(crate) fn for_seconds(command: &mut Command, seconds: u64) {
 }
 
 /// The verb.
-pub(crate) fn command(options: &Options) -> Result<()> {
+pub(crate) fn command(options: &FuzzOptions) -> Result<()> {
     setup::ensure()?;
     let mut tests = cargo::cargo();
     tests.args(["test", "--release", "--package", "interceptor", "--lib", "--"]);

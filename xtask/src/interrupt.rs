@@ -1,7 +1,9 @@
-//! Ctrl-C, SIGTERM and SIGHUP: one flag that the long loops look at, so that every command unwinds through its own clean-up.
+//! Ctrl-C, SIGTERM and SIGHUP: one flag that the long loops poll, so that every command unwinds
+//! through its own clean-up.
 //!
-//! A signal never ends the process by itself. Code that waits calls [`check`] (or waits in [`guard`]) and returns
-//! [`Interrupted`] like any other error; what it started is stopped by the destructors on the way out.
+//! A signal never ends the process by itself. Code that waits calls [`check`] (or waits in
+//! [`guard`]) and returns [`Interrupted`] like any other error; destructors on the way out stop
+//! what it started.
 
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, OnceLock, atomic::AtomicBool, atomic::Ordering};
@@ -12,9 +14,9 @@ use anyhow::{Context, Result, anyhow};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 /// How often a waiting loop looks at the flag.
-pub(crate) const TICK: Duration = Duration::from_millis(50);
+pub(crate) const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-static FLAG: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+static STOP_REQUESTED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 
 /// The user asked to stop. Not a failure: nothing is printed for it but a word.
 #[derive(Debug)]
@@ -30,7 +32,7 @@ impl std::error::Error for Interrupted {}
 
 /// Starts to catch the signals.
 pub(crate) fn install() -> Result<()> {
-    let flag = FLAG.get_or_init(Arc::default);
+    let flag = STOP_REQUESTED.get_or_init(Arc::default);
     for signal in [SIGINT, SIGTERM, SIGHUP] {
         signal_hook::flag::register(signal, Arc::clone(flag)).context("cannot catch signals")?;
     }
@@ -39,7 +41,7 @@ pub(crate) fn install() -> Result<()> {
 
 /// Whether the user asked to stop.
 pub(crate) fn requested() -> bool {
-    FLAG.get().is_some_and(|flag| flag.load(Ordering::Relaxed))
+    STOP_REQUESTED.get().is_some_and(|flag| flag.load(Ordering::Relaxed))
 }
 
 /// Fails with [`Interrupted`] once the user asked to stop.
@@ -47,8 +49,9 @@ pub(crate) fn check() -> Result<()> {
     if requested() { Err(Interrupted.into()) } else { Ok(()) }
 }
 
-/// Runs `work` on a thread of its own, so that a read that hangs in the kernel cannot keep this process from cleaning up:
-/// on an interrupt, or after `deadline`, the thread is left behind and the caller goes on to unmount, which fails its read.
+/// Runs `work` on a thread of its own, so that a read that hangs in the kernel cannot keep this
+/// process from cleaning up. On an interrupt, or after `deadline`, the thread is left behind; the
+/// caller goes on to unmount, which fails the read.
 pub(crate) fn guard<T: Send + 'static>(
     what: &str,
     deadline: Duration,
@@ -58,14 +61,14 @@ pub(crate) fn guard<T: Send + 'static>(
     thread::spawn(move || done.send(work()));
     let mut waited = Duration::ZERO;
     loop {
-        match result.recv_timeout(TICK) {
+        match result.recv_timeout(POLL_INTERVAL) {
             Ok(outcome) => return outcome,
             Err(RecvTimeoutError::Disconnected) => {
                 return Err(anyhow!("{what}: the thread that did it panicked"));
             }
             Err(RecvTimeoutError::Timeout) => check()?,
         }
-        waited += TICK;
+        waited += POLL_INTERVAL;
         if waited >= deadline {
             return Err(anyhow!("{what}: no end after {} s", deadline.as_secs()));
         }

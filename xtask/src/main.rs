@@ -1,8 +1,13 @@
 //! `cargo xtask`: prepare a machine, build, run, test and measure.
 //!
-//! A file per verb: [`setup`], [`build`], [`run`] (with [`smoke`]), [`test`], [`fuzz`], [`screenshots`], [`bench`], [`vm`]. Beneath them: [`workplace`] owns whatever a verb starts and
-//! cleans up after it, also after a crash; [`stage`] is a cluster in a workplace, from the fixtures of the end-to-end tests; [`dataset`] and
-//! [`upload`] write data that can be checked; [`programs`] builds what runs in the kernel; [`interrupt`] turns Ctrl-C into an ordinary error, so that every verb unwinds.
+//! A file per verb: [`setup`], [`build`], [`run`] (with [`smoke`]), [`test`], [`fuzz`], [`rooms`],
+//! [`screenshots`], [`bench`], [`vm`]. Beneath them:
+//!
+//! * [`workplace`] owns what a verb starts, and cleans up after it, also after a crash;
+//! * [`stage`] is a cluster in a workplace, made of the fixtures of the end-to-end tests;
+//! * [`dataset`] and [`upload`] write data that can be checked;
+//! * [`programs`] builds the eBPF programs;
+//! * [`interrupt`] turns Ctrl-C into an ordinary error, so that every verb unwinds.
 
 mod bench;
 mod build;
@@ -13,6 +18,7 @@ mod interrupt;
 mod process;
 mod programs;
 mod progress;
+mod rooms;
 mod run;
 mod screenshots;
 mod setup;
@@ -29,8 +35,9 @@ use clap::{Parser, Subcommand};
 
 /// Prepare this machine, build, run, test and measure interceptor.
 ///
-/// Every verb first prepares what it needs, so on a fresh machine any of them may be the first. All of them end cleanly on Ctrl-C: no
-/// process, no mount and no data stays behind, and what a crash left is removed by the next run. Everything is kept below target/.
+/// Every verb first prepares what it needs, so on a fresh machine any of them may be the first.
+/// All of them end cleanly on Ctrl-C: no process, no mount and no data stays behind, and what a
+/// crash left is removed by the next run. Everything is kept below target/.
 #[derive(Parser)]
 #[command(bin_name = "cargo xtask", disable_help_subcommand = true, after_help = EXAMPLES)]
 struct Arguments {
@@ -63,17 +70,19 @@ enum Verb {
     /// Build the programs that operators run, eBPF included
     Build,
     /// Start a local SeaweedFS with sample data and mount it; or run the built program
-    Run(run::Options),
+    Run(run::RunOptions),
     /// Run every tier of tests and sum up
-    Test(test::Options),
+    Test(test::TestOptions),
     /// Try both file systems with made-up requests of the kernel, for as long as is wanted
-    Fuzz(fuzz::Options),
+    Fuzz(fuzz::FuzzOptions),
+    /// Check that no files import from each other in a circle, and that rooms use only those below
+    Rooms,
     /// Make the pictures of the dashboard and of `interceptor top` in doc/screenshots
     Screenshots,
     /// Measure reads side by side with `weed mount`
-    Bench(bench::Options),
+    Bench(bench::BenchOptions),
     /// Run a program of this host in a virtual machine with soft-RoCE
-    Vm(vm::Options),
+    Vm(vm::VmOptions),
 }
 
 fn main() -> ExitCode {
@@ -84,9 +93,10 @@ fn main() -> ExitCode {
         Verb::Run(options) => run::command(options).map(|()| ExitCode::SUCCESS),
         Verb::Test(options) => test::command(options).map(|()| ExitCode::SUCCESS),
         Verb::Fuzz(options) => fuzz::command(options).map(|()| ExitCode::SUCCESS),
+        Verb::Rooms => rooms::command().map(|()| ExitCode::SUCCESS),
         Verb::Screenshots => screenshots::command().map(|()| ExitCode::SUCCESS),
         Verb::Bench(options) => bench::command(options).map(|()| ExitCode::SUCCESS),
-        Verb::Vm(options) => vm::command(options).map(ExitCode::from),
+        Verb::Vm(options) => vm::command(options, test::in_guests).map(ExitCode::from),
     });
     match outcome {
         Ok(code) => code,

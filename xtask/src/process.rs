@@ -11,20 +11,20 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-use crate::interrupt::{self, TICK};
+use crate::interrupt::{self, POLL_INTERVAL};
 
 /// What tells one process from every other of the same boot: its id together with its start time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Identity {
+pub(crate) struct ProcessIdentity {
     pub(crate) pid: i32,
     /// Clock ticks after boot, field 22 of `/proc/PID/stat`.
     pub(crate) start_ticks: u64,
 }
 
-impl Identity {
-    /// The process that has `pid` now; `None` if there is none, or only the remains of one that nobody waited for.
+impl ProcessIdentity {
+    /// The process that has `pid` now; `None` if there is none, or only a zombie.
     pub(crate) fn of(pid: i32) -> Option<Self> {
-        let stat = Stat::read(pid)?;
+        let stat = ProcessStat::read(pid)?;
         (stat.state != 'Z').then_some(Self { pid, start_ticks: stat.start_ticks })
     }
 
@@ -33,9 +33,10 @@ impl Identity {
         Self::of(self.pid) == Some(*self)
     }
 
-    /// Ends the process: asks with SIGTERM, insists with SIGKILL after `patience`. Nothing happens if it is gone.
-    pub(crate) fn end(&self, patience: Duration) -> Result<()> {
-        for (signal, patience) in [(Signal::SIGTERM, patience), (Signal::SIGKILL, Duration::from_secs(5))] {
+    /// Ends the process: sends SIGTERM, and SIGKILL after `timeout`. Does nothing if it has
+    /// ended.
+    pub(crate) fn end(&self, timeout: Duration) -> Result<()> {
+        for (signal, timeout) in [(Signal::SIGTERM, timeout), (Signal::SIGKILL, Duration::from_secs(5))] {
             let asked = Instant::now();
             if !self.runs() {
                 return Ok(());
@@ -46,7 +47,7 @@ impl Identity {
                     return Err(error).with_context(|| format!("cannot end process {}", self.pid));
                 }
             }
-            while self.runs() && asked.elapsed() < patience {
+            while self.runs() && asked.elapsed() < timeout {
                 thread::sleep(Duration::from_millis(10));
             }
         }
@@ -56,7 +57,7 @@ impl Identity {
 }
 
 /// The fields of `/proc/PID/stat` that are used here.
-struct Stat {
+struct ProcessStat {
     state: char,
     parent: i32,
     /// User and system time of all threads, the ended ones too, in clock ticks.
@@ -64,12 +65,13 @@ struct Stat {
     start_ticks: u64,
 }
 
-impl Stat {
+impl ProcessStat {
     fn read(pid: i32) -> Option<Self> {
         Self::parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
     }
 
-    /// The command name may hold spaces and parentheses, so the fields are counted from the last `)`.
+    /// The command name may contain spaces and parentheses, so fields are counted from the last
+    /// `)`.
     fn parse(text: &str) -> Option<Self> {
         let fields: Vec<&str> = text[text.rfind(')')? + 1..].split_ascii_whitespace().collect();
         let number = |index: usize| fields.get(index)?.parse::<u64>().ok();
@@ -84,28 +86,30 @@ impl Stat {
 
 /// Processor time that a process and its threads have used, in seconds.
 pub(crate) fn cpu_seconds(pid: i32) -> Result<f64> {
-    let stat = Stat::read(pid).with_context(|| format!("process {pid} is gone"))?;
+    let stat = ProcessStat::read(pid).with_context(|| format!("process {pid} is gone"))?;
     let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)?.unwrap_or(100);
     Ok(stat.cpu_ticks as f64 / per_second as f64)
 }
 
-/// Makes this process the parent of every descendant whose own parent ends, so that [`end_orphans`] can find them.
+/// Makes this process the parent of every descendant whose own parent ends, so that
+/// [`end_orphans`] finds them.
 pub(crate) fn adopt_orphans() -> Result<()> {
     nix::sys::prctl::set_child_subreaper(true).context("cannot become the reaper of orphans")
 }
 
-/// Ends all children of this process that are not in `own`: what a program that was run left behind. Returns how many.
+/// Ends all children of this process that are not in `own`: those that a program under test left
+/// behind. Returns how many.
 pub(crate) fn end_orphans(own: &[i32]) -> usize {
     let me = nix::unistd::getpid().as_raw();
     let mut ended = 0;
     let Ok(processes) = fs::read_dir("/proc") else { return 0 };
     for pid in processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()) {
-        let ours = Stat::read(pid).is_some_and(|stat| stat.parent == me) && !own.contains(&pid);
+        let ours = ProcessStat::read(pid).is_some_and(|stat| stat.parent == me) && !own.contains(&pid);
         if ours {
-            if let Some(identity) = Identity::of(pid) {
+            if let Some(identity) = ProcessIdentity::of(pid) {
                 ended += usize::from(identity.end(Duration::from_secs(5)).is_ok());
             }
-            // Collects the remains; a failure only means that somebody else did.
+            // Reaps the zombie; an error only means that it was reaped already.
             let _ = nix::sys::wait::waitpid(Pid::from_raw(pid), Some(nix::sys::wait::WaitPidFlag::WNOHANG));
         }
     }
@@ -120,13 +124,13 @@ pub(crate) fn wait(child: &mut Child) -> Result<ExitStatus> {
             return Ok(status);
         }
         if interrupt::requested() {
-            if let Some(identity) = Identity::of(child.id() as i32) {
+            if let Some(identity) = ProcessIdentity::of(child.id() as i32) {
                 identity.end(Duration::from_secs(10))?;
             }
             child.wait()?;
             interrupt::check()?;
         }
-        thread::sleep(TICK);
+        thread::sleep(POLL_INTERVAL);
     }
 }
 
@@ -164,17 +168,17 @@ mod tests {
     #[test]
     fn a_command_name_may_look_like_fields() {
         let line = "7 (a) R (b c) S 3 7 7 0 -1 4194304 1 2 3 4 50 25 0 0 20 0 5 0 987654 1000 2 3";
-        let stat = Stat::parse(line).unwrap();
+        let stat = ProcessStat::parse(line).unwrap();
         assert_eq!((stat.state, stat.parent, stat.cpu_ticks, stat.start_ticks), ('S', 3, 75, 987654));
-        assert!(Stat::parse("7 (short) S 3").is_none());
-        assert!(Stat::parse("nonsense").is_none());
+        assert!(ProcessStat::parse("7 (short) S 3").is_none());
+        assert!(ProcessStat::parse("nonsense").is_none());
     }
 
     #[test]
     fn a_process_is_known_by_its_start_time_too() {
-        let me = Identity::of(std::process::id() as i32).unwrap();
+        let me = ProcessIdentity::of(std::process::id() as i32).unwrap();
         assert!(me.runs());
-        assert!(!Identity { start_ticks: me.start_ticks + 1, ..me }.runs());
+        assert!(!ProcessIdentity { start_ticks: me.start_ticks + 1, ..me }.runs());
     }
 
     #[test]
@@ -187,8 +191,8 @@ mod tests {
             .unwrap();
         let mut heard = [0; 5];
         child.stdout.take().unwrap().read_exact(&mut heard).unwrap();
-        let identity = Identity::of(child.id() as i32).unwrap();
-        Identity { start_ticks: identity.start_ticks + 1, ..identity }.end(Duration::ZERO).unwrap();
+        let identity = ProcessIdentity::of(child.id() as i32).unwrap();
+        ProcessIdentity { start_ticks: identity.start_ticks + 1, ..identity }.end(Duration::ZERO).unwrap();
         assert!(identity.runs());
         identity.end(Duration::from_millis(20)).unwrap();
         assert_eq!(child.wait().unwrap().signal(), Some(9));

@@ -1,7 +1,8 @@
 //! Building the programs that run in the kernel.
 //!
-//! They are a binary of `interceptor-ebpf` for a target of its own, so they are built apart from everything else and
-//! before `interceptor`, whose build script takes them from `target/ebpf/embedded`.
+//! They are a binary of `interceptor-ebpf` for the BPF target, so they are built apart from
+//! everything else, and before `interceptor`, whose build script takes them from
+//! `target/ebpf/embedded`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,7 +19,8 @@ const TARGET: &str = "bpfel-unknown-none";
 const PROFILE: &str = "bpf";
 const PROGRAMS: &str = "interceptor-ebpf";
 
-/// Builds them and puts them where they are embedded from; without a compiler for them, removes what may be there.
+/// Builds the programs and puts them where they are embedded from. Without a compiler for them,
+/// removes older ones from there.
 pub(crate) fn build() -> Result<()> {
     let directory = target_directory().join("ebpf");
     let embedded = directory.join("embedded/programs.o");
@@ -40,7 +42,8 @@ pub(crate) fn build() -> Result<()> {
     embed(&directory.join(TARGET).join(PROFILE).join(PROGRAMS), &embedded)
 }
 
-/// Copies what is newer than what is there: what has not changed keeps its time, so that nothing else is built again.
+/// Copies a file only if it is newer than the copy: an unchanged copy keeps its time, and Cargo
+/// rebuilds nothing.
 fn embed(built: &Path, embedded: &PathBuf) -> Result<()> {
     let time = |path: &Path| fs::metadata(path).and_then(|found| found.modified());
     let built_at = time(built).with_context(|| format!("there is no {}", built.display()))?;

@@ -1,4 +1,5 @@
-//! `cargo xtask run`: a SeaweedFS with sample data and an engine beside it, mounted; or the built program against one's own cluster.
+//! `cargo xtask run`: a SeaweedFS with sample data and an engine beside it, mounted; or the built
+//! program against another cluster.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -7,24 +8,25 @@ use std::thread;
 
 use anyhow::{Context, Result, bail};
 
-use crate::dataset::{self, Sizes};
-use crate::interrupt::{self, Interrupted, TICK};
+use crate::dataset::{self, SampleSizes};
+use crate::interrupt::{self, Interrupted, POLL_INTERVAL};
 use crate::stage::{CACHE_MIB, Stage};
 use crate::{cargo, setup, smoke};
 
 /// What the verb takes.
 #[derive(clap::Args)]
-pub(crate) struct Options {
+pub(crate) struct RunOptions {
     /// Read everything twice with checksums, print where the bytes came from, and end
     #[arg(long, conflicts_with = "command")]
     smoke: bool,
-    /// Run the built `interceptor` with these arguments instead: `-- mount --filer HOST:8888 /mnt/data`
+    /// Run the built `interceptor` with these arguments instead: `-- mount --filer HOST:8888
+    /// /mnt/data`
     #[arg(last = true)]
     command: Vec<OsString>,
 }
 
 /// The verb.
-pub(crate) fn command(options: &Options) -> Result<()> {
+pub(crate) fn command(options: &RunOptions) -> Result<()> {
     setup::ensure()?;
     let program = cargo::build_interceptor()?;
     interrupt::check()?;
@@ -42,8 +44,11 @@ pub(crate) fn command(options: &Options) -> Result<()> {
 }
 
 fn show(stage: &mut Stage, smoke: bool) -> Result<()> {
-    let sizes =
-        if smoke { Sizes { large: 256 << 20, small: 2000 } } else { Sizes { large: 1 << 30, small: 3000 } };
+    let sizes = if smoke {
+        SampleSizes { large: 256 << 20, small: 2000 }
+    } else {
+        SampleSizes { large: 1 << 30, small: 3000 }
+    };
     let written = dataset::write(stage, &sizes)?;
     let mut mount = stage.interceptor(dataset::ROOT, CACHE_MIB, "auto", &[])?;
     if smoke {
@@ -61,7 +66,7 @@ fn show(stage: &mut Stage, smoke: bool) -> Result<()> {
     println!("Ctrl-C unmounts, stops SeaweedFS and removes its data.");
     while mount.is_running() {
         interrupt::check()?;
-        thread::sleep(TICK);
+        thread::sleep(POLL_INTERVAL);
     }
     bail!("interceptor has ended:\n{}", mount.log()?)
 }

@@ -1,5 +1,8 @@
-//! `cargo xtask screenshots`: pictures of the dashboard, light, dark and on a phone, and what `interceptor top` shows, of a mount that is read in
-//! many ways: first over an engine, then, when that was stopped, over HTTP.
+//! `cargo xtask screenshots`: pictures of the dashboard (light, dark and on a phone) and the text
+//! of `interceptor top`.
+//!
+//! They show a mount under a mixed read load: first through an engine and, once that is stopped,
+//! over HTTP.
 
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -10,14 +13,15 @@ use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::interrupt::{self, TICK};
+use crate::interrupt::{self, POLL_INTERVAL};
 use crate::stage::Stage;
 use crate::{cargo, setup};
 
-/// For how long the mount is read with an engine, and then without it, before it is looked at: enough to fill a good part of the charts.
-const READ_FOR: Duration = Duration::from_secs(50);
+/// Time for which the mount is read with an engine, and then without it, before the pictures are
+/// taken: enough to fill a good part of the charts.
+const LOAD_DURATION: Duration = Duration::from_secs(50);
 /// How long the page may take to show what it is told.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PAGE_TIMEOUT: Duration = Duration::from_secs(30);
 /// What the mount may cache: less than what is read.
 const CACHE_SIZE: &str = "256MiB";
 const MIB: usize = 1 << 20;
@@ -52,7 +56,7 @@ fn show(stage: &mut Stage, directory: &Path) -> Result<()> {
     }
     let text = "timestamp,host,metric,value\n".repeat(400_000);
     filer.put_as("/data/logs/today.csv", text.as_bytes(), "", &[("Content-Type", "text/csv")])?;
-    // A short path that is nobody's.
+    // A short path that no other program uses.
     let point = tempfile::Builder::new().prefix("mnt-").rand_bytes(3).tempdir_in("/tmp")?;
     let mount = Mount::interceptor(&stage.cluster.filer_addresses()).filer_path("/data");
     // What passthrough reads is not seen by every kernel, and would be missing in the pictures.
@@ -69,12 +73,12 @@ fn show(stage: &mut Stage, directory: &Path) -> Result<()> {
         (load::FORGETFUL, &log),
         ("sha256sum \"$1\" >/dev/null", &middle),
     ])?;
-    wait(READ_FOR)?;
+    wait(LOAD_DURATION)?;
     // From here on HTTP has to do, as the pictures show.
     for engine in stage.cluster.engines() {
         kill(Pid::from_raw(engine.pid().cast_signed()), Signal::SIGTERM).context("ending the engine")?;
     }
-    wait(READ_FOR)?;
+    wait(LOAD_DURATION)?;
     picture(&mount, directory)?;
     let path = directory.join("top.txt");
     std::fs::write(&path, top(&mount)?)?;
@@ -87,7 +91,7 @@ fn wait(time: Duration) -> Result<()> {
     let begun = Instant::now();
     while begun.elapsed() < time {
         interrupt::check()?;
-        thread::sleep(TICK);
+        thread::sleep(POLL_INTERVAL);
     }
     Ok(())
 }
@@ -97,9 +101,11 @@ fn picture(mount: &Mount, directory: &Path) -> Result<()> {
     for (name, viewport) in PICTURES {
         browser.look(viewport)?;
         browser.open(mount.status_url().context("the mount has no status page")?)?;
-        browser.wait_until("document.body?.dataset.shown !== undefined", PATIENCE)?;
-        browser
-            .wait_until("Number(document.getElementById('sources-chart').dataset.points) > 9", PATIENCE)?;
+        browser.wait_until("document.body?.dataset.shown !== undefined", PAGE_TIMEOUT)?;
+        browser.wait_until(
+            "Number(document.getElementById('sources-chart').dataset.points) > 9",
+            PAGE_TIMEOUT,
+        )?;
         let path: PathBuf = directory.join(name);
         browser.screenshot(&path)?;
         println!("{}", path.display());
@@ -115,5 +121,5 @@ fn top(mount: &Mount) -> Result<String> {
     terminal.type_text(&format!("{program} top --status-addr {address}"))?;
     terminal.press("Enter")?;
     let has_rates = |screen: &str| screen.matches("/s").count() >= 7;
-    terminal.wait_until("rates", PATIENCE, has_rates)
+    terminal.wait_until("rates", PAGE_TIMEOUT, has_rates)
 }

@@ -1,8 +1,8 @@
-//! `cargo xtask run --smoke`: everything is read twice through the mount and compared, and the daemon's own counters say where the bytes came
-//! from.
+//! `cargo xtask run --smoke`: reads everything twice through the mount, compares it, and prints
+//! which sources the bytes came from.
 //!
-//! The daemon counts the bytes it answered, by source. What applications read beyond that never reached it: the kernel gave it from its
-//! page cache.
+//! The daemon counts the bytes that it answered with, by source. BytesBySource that applications read
+//! beyond these never reached the daemon: the kernel had them in its page cache.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -13,32 +13,32 @@ use ::tests::Mount;
 use ::tests::data::sum_reader;
 use anyhow::{Context, Result, ensure};
 
-use crate::dataset::{LINK, Written};
+use crate::dataset::{LINK, SampleFile};
 use crate::interrupt;
 use crate::progress::{digits, size};
-use crate::upload::Watched;
+use crate::upload::TappedReader;
 
 /// How long one pass may take.
-const DEADLINE: Duration = Duration::from_secs(600);
+const PASS_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Sources whose bytes were at hand when they were asked for.
-const HITS: [&str; 3] = [PAGE_CACHE, "resident", "registered"];
+const HIT_SOURCES: [&str; 3] = [PAGE_CACHE, "resident", "registered"];
 const PAGE_CACHE: &str = "page_cache";
 
-/// Bytes by source.
-type Bytes = BTreeMap<String, u64>;
+/// BytesBySource by source.
+type BytesBySource = BTreeMap<String, u64>;
 
 /// What one pass over the files gave.
-struct Pass {
-    /// Bytes that were read.
+struct ReadPass {
+    /// BytesBySource that were read.
     bytes: u64,
     elapsed: Duration,
     wrong: Vec<String>,
-    sources: Bytes,
+    sources: BytesBySource,
 }
 
 /// Reads everything twice; fails if anything differs from what was written.
-pub(crate) fn read_twice(mount: &Mount, written: Vec<Written>) -> Result<()> {
+pub(crate) fn read_twice(mount: &Mount, written: Vec<SampleFile>) -> Result<()> {
     let passes = [pass(mount, &written)?, pass(mount, &written)?];
     print!("{}", table(&passes));
     let wrong: Vec<&String> = passes.iter().flat_map(|pass| &pass.wrong).collect();
@@ -55,11 +55,11 @@ pub(crate) fn read_twice(mount: &Mount, written: Vec<Written>) -> Result<()> {
     Ok(())
 }
 
-fn pass(mount: &Mount, written: &[Written]) -> Result<Pass> {
+fn pass(mount: &Mount, written: &[SampleFile]) -> Result<ReadPass> {
     let before = counters(mount)?;
     let (root, files) = (mount.path().to_owned(), written.to_vec());
     let started = Instant::now();
-    let wrong = interrupt::guard("reading the sample", DEADLINE, move || {
+    let wrong = interrupt::guard("reading the sample", PASS_TIMEOUT, move || {
         let mut wrong: Vec<String> =
             files.iter().filter_map(|file| check(&root, file).err()).map(text).collect();
         wrong.extend(check_link(&root).err().map(text));
@@ -67,18 +67,19 @@ fn pass(mount: &Mount, written: &[Written]) -> Result<Pass> {
     })?;
     let elapsed = started.elapsed();
     let bytes = written.iter().map(|file| file.size).sum();
-    Ok(Pass { bytes, elapsed, wrong, sources: difference(&before, &counters(mount)?, bytes) })
+    Ok(ReadPass { bytes, elapsed, wrong, sources: difference(&before, &counters(mount)?, bytes) })
 }
 
 fn text(error: anyhow::Error) -> String {
     format!("{error:#}")
 }
 
-fn check(root: &Path, file: &Written) -> Result<()> {
+fn check(root: &Path, file: &SampleFile) -> Result<()> {
     let handle = File::open(root.join(&file.path)).with_context(|| format!("{}: open", file.path))?;
     let mut size = 0;
     let seen = |part: &[u8]| size += part.len() as u64;
-    let sum = sum_reader(Watched { inner: handle, seen }).with_context(|| format!("{}: read", file.path))?;
+    let sum =
+        sum_reader(TappedReader { inner: handle, seen }).with_context(|| format!("{}: read", file.path))?;
     ensure!(size == file.size, "{}: {size} bytes, not {}", file.path, file.size);
     ensure!(sum == file.sha256, "{}: other bytes than were written", file.path);
     Ok(())
@@ -92,14 +93,14 @@ fn check_link(root: &Path) -> Result<()> {
 }
 
 /// The daemon's counters of bytes read, now.
-fn counters(mount: &Mount) -> Result<Bytes> {
+fn counters(mount: &Mount) -> Result<BytesBySource> {
     let (status, page) = mount.status("/metrics").context("the daemon's counters cannot be read")?;
     ensure!(status == 200, "the daemon's counters cannot be read: /metrics answers {status}");
     Ok(parse(&page))
 }
 
 /// Takes `interceptor_read_bytes_total{source="…"} N` from the text of a metrics page.
-fn parse(metrics: &str) -> Bytes {
+fn parse(metrics: &str) -> BytesBySource {
     metrics
         .lines()
         .filter_map(|line| {
@@ -113,8 +114,8 @@ fn parse(metrics: &str) -> Bytes {
 }
 
 /// What was added between two readings of the counters while an application read `bytes`.
-fn difference(before: &Bytes, after: &Bytes, bytes: u64) -> Bytes {
-    let mut sources: Bytes = after
+fn difference(before: &BytesBySource, after: &BytesBySource, bytes: u64) -> BytesBySource {
+    let mut sources: BytesBySource = after
         .iter()
         .filter(|(source, _)| *source != PAGE_CACHE)
         .map(|(source, count)| {
@@ -126,13 +127,13 @@ fn difference(before: &Bytes, after: &Bytes, bytes: u64) -> Bytes {
     sources
 }
 
-fn hit_ratio(pass: &Pass) -> f64 {
-    let hits: u64 = HITS.iter().filter_map(|source| pass.sources.get(*source)).sum();
+fn hit_ratio(pass: &ReadPass) -> f64 {
+    let hits: u64 = HIT_SOURCES.iter().filter_map(|source| pass.sources.get(*source)).sum();
     let all: u64 = pass.sources.values().sum();
     if all == 0 { 0.0 } else { hits as f64 / all as f64 }
 }
 
-fn table(passes: &[Pass; 2]) -> String {
+fn table(passes: &[ReadPass; 2]) -> String {
     let mut text = format!("\n{:<24}{:>14}{:>14}\n", "bytes by source", "first pass", "second pass");
     let mut row = |name: &str, values: [String; 2]| {
         text.push_str(&format!("{name:<24}{:>14}{:>14}\n", values[0], values[1]));
@@ -170,13 +171,13 @@ mod tests {
                     interceptor_reads_total{source=\"http\"} 3\n\
                     interceptor_read_bytes_total{source=\"broken\n";
         let expected = [("http".to_owned(), 1 << 20), ("registered".to_owned(), 2_000_000)];
-        assert_eq!(parse(page), Bytes::from(expected));
+        assert_eq!(parse(page), BytesBySource::from(expected));
     }
 
     #[test]
     fn what_the_daemon_was_not_asked_for_is_the_page_cache() {
-        let before = Bytes::from([("http".to_owned(), 100)]);
-        let after = Bytes::from([
+        let before = BytesBySource::from([("http".to_owned(), 100)]);
+        let after = BytesBySource::from([
             ("http".to_owned(), 130),
             ("registered".to_owned(), 20),
             (PAGE_CACHE.to_owned(), 7),
@@ -184,7 +185,7 @@ mod tests {
         let sources = difference(&before, &after, 200);
         assert_eq!(sources[PAGE_CACHE], 150);
         assert_eq!((sources["http"], sources["registered"]), (30, 20));
-        let pass = Pass { bytes: 200, elapsed: Duration::from_secs(1), wrong: vec![], sources };
+        let pass = ReadPass { bytes: 200, elapsed: Duration::from_secs(1), wrong: vec![], sources };
         assert!((hit_ratio(&pass) - 0.85).abs() < 1e-9);
         assert_eq!(difference(&after, &after, 0)[PAGE_CACHE], 0);
     }

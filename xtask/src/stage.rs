@@ -1,4 +1,5 @@
-//! A real SeaweedFS in a workplace, an engine beside its volume server, and mounts of it: what `run` shows and `bench` measures.
+//! A real SeaweedFS in a workplace, an engine beside its volume server, and mounts of it: what
+//! `run` shows and `bench` measures.
 
 use std::fs;
 use std::path::Path;
@@ -16,37 +17,38 @@ pub(crate) const CACHE_MIB: u64 = 2048;
 pub(crate) struct Stage {
     // Before the workplace, so that it is dropped before the directory goes.
     pub(crate) cluster: Cluster,
-    place: Workplace,
+    workplace: Workplace,
 }
 
 impl Stage {
     /// Starts a cluster in `target/NAME` and waits until it is ready.
     pub(crate) fn open(name: &str) -> Result<Self> {
-        let mut place = Workplace::open(name)?;
-        // Mounts keep their logs and caches in temporary directories: in the workplace, they are found after a crash.
-        tempfile::env::override_temp_dir(&place.make("tmp")?).ok();
-        let directory = place.make("cluster")?;
+        let mut workplace = Workplace::open(name)?;
+        // Mounts keep logs and caches in temporary directories; in the workplace the next run
+        // finds them after a crash.
+        tempfile::env::override_temp_dir(&workplace.make("tmp")?).ok();
+        let directory = workplace.make("cluster")?;
         isolate(&directory)?;
         eprintln!("starting SeaweedFS");
         let builder = Cluster::builder().directory(&directory).volume_size_limit_mb(4096);
         let cluster = builder.start().context("cannot start SeaweedFS")?;
         for server in cluster.volume_servers().iter().chain(cluster.filers()).chain([cluster.master()]) {
-            server.pid().map_or(Ok(()), |pid| place.owns(pid))?;
+            server.pid().map_or(Ok(()), |pid| workplace.owns(pid))?;
         }
         for engine in cluster.engines() {
-            place.owns(engine.pid())?;
+            workplace.owns(engine.pid())?;
         }
         interrupt::check()?;
-        Ok(Self { cluster, place })
+        Ok(Self { cluster, workplace })
     }
 
     /// Where everything of the stage is kept.
     pub(crate) fn directory(&self) -> &Path {
-        self.place.directory()
+        self.workplace.directory()
     }
 
-    /// Mounts a directory of the filer with `interceptor mount`, which may cache so many MiB and brings chunks by `transport`, and with
-    /// `options`.
+    /// Mounts a directory of the filer with `interceptor mount`, with a cache of `cache_mib` MiB,
+    /// the transport `transport` and further `options`.
     pub(crate) fn interceptor(
         &mut self,
         path: &str,
@@ -67,21 +69,22 @@ impl Stage {
     }
 
     fn mount(&mut self, mount: MountBuilder) -> Result<Mount> {
-        let mount = mount.mount_point(&self.place.make("mount")?).start()?;
-        self.place.owns(mount.pid())?;
+        let mount = mount.mount_point(&self.workplace.make("mount")?).start()?;
+        self.workplace.owns(mount.pid())?;
         interrupt::check()?;
         Ok(mount)
     }
 
     /// Ends and removes everything. Mounts must be gone.
     pub(crate) fn close(self) -> Result<()> {
-        let Self { cluster, place } = self;
+        let Self { cluster, workplace } = self;
         drop(cluster);
-        place.close()
+        workplace.close()
     }
 }
 
-/// Puts a filer configuration where `weed` looks first, so that one of the host, which may name a real metadata store, is not used.
+/// Puts a filer configuration where `weed` looks first: one of the host might name a real metadata
+/// store.
 fn isolate(directory: &Path) -> Result<()> {
     let store = "[leveldb2]\nenabled = true\ndir = \"./filer0/store\"\n";
     fs::write(directory.join("filer.toml"), store).context("cannot configure the filer")

@@ -32,12 +32,12 @@ pub(crate) fn each<T: Sync>(items: &[T], write: impl Fn(&T) -> Result<()> + Sync
 }
 
 /// A stream whose bytes are shown to `seen` on their way. An interrupt ends it with an error.
-pub(crate) struct Watched<R, F> {
+pub(crate) struct TappedReader<R, F> {
     pub(crate) inner: R,
     pub(crate) seen: F,
 }
 
-impl<R: Read, F: FnMut(&[u8])> Read for Watched<R, F> {
+impl<R: Read, F: FnMut(&[u8])> Read for TappedReader<R, F> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if interrupt::requested() {
             return Err(io::Error::other(interrupt::Interrupted));
@@ -77,7 +77,7 @@ mod tests {
     fn a_watcher_sees_what_passes() {
         let mut seen = Vec::new();
         let mut passed = Vec::new();
-        Watched { inner: &b"content"[..], seen: |part: &[u8]| seen.extend_from_slice(part) }
+        TappedReader { inner: &b"content"[..], seen: |part: &[u8]| seen.extend_from_slice(part) }
             .read_to_end(&mut passed)
             .unwrap();
         assert_eq!((seen, passed), (b"content".to_vec(), b"content".to_vec()));

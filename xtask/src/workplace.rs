@@ -1,10 +1,14 @@
-//! A directory below `target/` that owns processes and mounts, and outlives a crash of the program that made it.
+//! A directory below `target/` that owns processes and mounts, and outlives a crash of the program
+//! that made it.
 //!
-//! Every process that a verb starts is written down in the workplace's state file; mounts below the directory are found in the mount
-//! table. Closing the workplace (also by dropping it, so on every error and interrupt) ends the processes, takes down the
-//! mounts and removes the directory. If the program is killed instead, the next one to open the same workplace finds the state file and does that first. A lock
-//! tells a crashed predecessor from one that still runs; the start times and the boot id in the state tell a
-//! recorded process from a stranger that was given its number since.
+//! Every process that a verb starts is written to the workplace's state file; mounts below the
+//! directory are found in the mount table. Closing the workplace (also by dropping it, so on every
+//! error and interrupt) ends the processes, unmounts and removes the directory. If the program is
+//! killed instead, the next one to open the same workplace finds the state file and does that
+//! first.
+//!
+//! A lock distinguishes a crashed predecessor from one that still runs. Start times and the boot
+//! id in the state distinguish a recorded process from a later one with the same number.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -20,26 +24,26 @@ use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-use crate::process::Identity;
+use crate::process::ProcessIdentity;
 
 /// How long a daemon may take to end by itself.
-const PATIENCE: Duration = Duration::from_secs(10);
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
-struct State {
+struct RunRecord {
     boot_id: String,
-    processes: Vec<Identity>,
+    processes: Vec<ProcessIdentity>,
 }
 
 /// The right to use one directory below `target/`, with everything that was started in it.
 pub(crate) struct Workplace {
     directory: PathBuf,
-    state: State,
+    record: RunRecord,
     _lock: Flock<File>,
 }
 
 impl Workplace {
-    /// Opens `target/NAME`, empty. What a crashed predecessor left there is ended and removed first.
+    /// Opens `target/NAME`, empty. First ends and removes what a crashed predecessor left there.
     pub(crate) fn open(name: &str) -> Result<Self> {
         Self::open_at(&target_directory().join(name))
     }
@@ -58,12 +62,13 @@ impl Workplace {
                 return Err(error).with_context(|| format!("cannot lock {}", lock_path.display()));
             }
         };
-        let mut place = Self { directory: directory.to_owned(), state: State::default(), _lock: lock };
-        place.take_over()?;
-        place.state.boot_id = boot_id()?;
+        let mut workplace =
+            Self { directory: directory.to_owned(), record: RunRecord::default(), _lock: lock };
+        workplace.take_over()?;
+        workplace.record.boot_id = boot_id()?;
         fs::create_dir_all(directory)?;
-        place.save()?;
-        Ok(place)
+        workplace.save()?;
+        Ok(workplace)
     }
 
     /// The directory, absolute.
@@ -80,7 +85,7 @@ impl Workplace {
 
     /// Writes down a process that was just started.
     pub(crate) fn owns(&mut self, pid: u32) -> Result<()> {
-        self.state.processes.extend(Identity::of(pid as i32));
+        self.record.processes.extend(ProcessIdentity::of(pid as i32));
         self.save()
     }
 
@@ -89,24 +94,24 @@ impl Workplace {
         self.clear()
     }
 
-    fn state_file(&self) -> PathBuf {
+    fn record_file(&self) -> PathBuf {
         self.directory.join("state.json")
     }
 
     /// Replaces the state file in one step, so that a crash leaves either the old or the new one.
     fn save(&self) -> Result<()> {
         let new = self.directory.join("state.json.new");
-        fs::write(&new, serde_json::to_vec(&self.state)?)?;
-        fs::rename(&new, self.state_file()).context("cannot write the state of the run")
+        fs::write(&new, serde_json::to_vec(&self.record)?)?;
+        fs::rename(&new, self.record_file()).context("cannot write the state of the run")
     }
 
     fn take_over(&mut self) -> Result<()> {
-        if let Ok(text) = fs::read(self.state_file()) {
-            let left: State = serde_json::from_slice(&text).unwrap_or_default();
+        if let Ok(text) = fs::read(self.record_file()) {
+            let left: RunRecord = serde_json::from_slice(&text).unwrap_or_default();
             // Numbers and start times of another boot mean nothing now.
             let same_boot = left.boot_id == boot_id()?;
             let running = left.processes.into_iter().filter(|process| same_boot && process.runs());
-            self.state = State { processes: running.collect(), ..State::default() };
+            self.record = RunRecord { processes: running.collect(), ..RunRecord::default() };
             eprintln!("cleaning up after a run that crashed");
         }
         self.clear()
@@ -114,8 +119,8 @@ impl Workplace {
 
     fn clear(&mut self) -> Result<()> {
         // Mounts are started after the servers that they read from, so they end first.
-        for process in std::mem::take(&mut self.state.processes).into_iter().rev() {
-            process.end(PATIENCE)?;
+        for process in std::mem::take(&mut self.record.processes).into_iter().rev() {
+            process.end(STOP_TIMEOUT)?;
             reap(process.pid);
         }
         for mount in mount_points()?.iter().rev().filter(|mount| mount.starts_with(&self.directory)) {
@@ -138,12 +143,14 @@ impl Drop for Workplace {
     }
 }
 
-/// Collects the remains of a child of ours; a process of a crashed predecessor is not ours to wait for.
+/// Reaps a child of this process. A process of a crashed predecessor is not our child, which is no
+/// error.
 fn reap(pid: i32) {
     let _ = waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG));
 }
 
-/// Takes down whatever is mounted at `path`, also if its daemon is dead or a program still has a file open there.
+/// Unmounts everything at `path`, also if its daemon is dead or a program still has a file open
+/// there.
 pub(crate) fn unmount(path: &Path) -> Result<()> {
     while is_mounted(path)? {
         match umount2(path, MntFlags::MNT_DETACH) {
@@ -158,7 +165,8 @@ pub(crate) fn unmount(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether something is mounted exactly at `path`. Asks the mount table, never the mount, which may be dead.
+/// Whether something is mounted exactly at `path`. Reads the mount table and never the mount,
+/// which may be dead.
 pub(crate) fn is_mounted(path: &Path) -> Result<bool> {
     Ok(mount_points()?.iter().any(|point| point == path))
 }
@@ -198,14 +206,14 @@ mod tests {
         assert!(Workplace::open_at(&directory).err().unwrap().to_string().contains("in use"));
 
         // A crash: the lock goes with the process, nothing else does.
-        let state = fs::read(first.state_file()).unwrap();
-        first.state = State::default();
+        let record = fs::read(first.record_file()).unwrap();
+        first.record = RunRecord::default();
         drop(first);
         fs::create_dir_all(&directory).unwrap();
-        fs::write(directory.join("state.json"), state).unwrap();
+        fs::write(directory.join("state.json"), record).unwrap();
 
         let second = Workplace::open_at(&directory).unwrap();
-        assert!(Identity::of(child.id() as i32).is_none());
+        assert!(ProcessIdentity::of(child.id() as i32).is_none());
         // Collected by the clean-up already, since it happens to be a child of this very process.
         let _ = child.wait();
         second.close().unwrap();
@@ -214,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_state_file_is_no_obstacle() {
+    fn a_damaged_record_file_is_no_obstacle() {
         let directory = scratch("damaged");
         fs::create_dir_all(&directory).unwrap();
         fs::write(directory.join("state.json"), b"{\"processes\":[{").unwrap();

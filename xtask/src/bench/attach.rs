@@ -1,7 +1,9 @@
-//! `cargo xtask bench attach`: `interceptor attach` over a `weed mount`, beside that mount bare, and for reads beside `interceptor mount`.
+//! `cargo xtask bench attach`: `interceptor attach` over a `weed mount`, beside that mount bare
+//! and, for reads, beside `interceptor mount`.
 //!
-//! Every repetition of a workload has fresh mounts with empty caches, and the sides take turns. Where two layers of FUSE lie over each other, each operation that
-//! is passed on costs a second trip to a daemon; what that is worth is the point of the rows that write.
+//! Every repetition of a workload has fresh mounts with empty caches, and the sides take turns.
+//! With two layers of FUSE, each operation that is passed on costs a second trip to a daemon. The
+//! rows that write show what that costs.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -14,9 +16,9 @@ use anyhow::{Context, Result, ensure};
 
 use super::data::{self, DataSet};
 use super::report::table;
+use super::sample::{Sample, Unit, throughput};
 use super::statistics::{Summary, quantile};
-use super::workloads::{Sample, Unit, throughput};
-use super::{Options, reader, status_line, verify};
+use super::{BenchOptions, reader, status_line, verify};
 use crate::progress::{Progress, digits};
 use crate::stage::{CACHE_MIB, Stage};
 use crate::{cargo, interrupt, setup};
@@ -28,27 +30,27 @@ pub(super) const ABOUT: &str =
     "reads, writes and metadata through a layer over weed mount, against that mount bare";
 
 /// Bytes of the file that is written, and of one write to it.
-const WRITTEN: u64 = 256 << 20;
-const WRITE: usize = 1 << 20;
+const WRITTEN_FILE_SIZE: u64 = 256 << 20;
+const WRITE_SIZE: usize = 1 << 20;
 /// Small files that are written, and their bytes.
 const SMALL_FILES: u64 = 300;
-const SMALL_FILE: usize = 16 << 10;
+const SMALL_FILE_SIZE: usize = 16 << 10;
 /// Files that names are made of, changed and removed.
-const NAMES: usize = 500;
+const NAME_COUNT: usize = 500;
 /// Longest wait for a layer to hear of changes.
-const PATIENCE: Duration = Duration::from_secs(30);
+const SUBSCRIPTION_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long one repetition may take.
-const DEADLINE: Duration = Duration::from_secs(600);
+const REPETITION_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// What applications see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Side {
+enum MountStack {
     Bare,
     Attached,
     Native,
 }
 
-impl Side {
+impl MountStack {
     const ALL: [Self; 3] = [Self::Bare, Self::Attached, Self::Native];
 
     fn label(self) -> &'static str {
@@ -58,31 +60,31 @@ impl Side {
 
 /// What is measured on a mount.
 #[derive(Clone)]
-struct Site {
+struct MountUnderTest {
     root: PathBuf,
     data: Arc<DataSet>,
     reads: usize,
     seed: u64,
 }
 
-struct Workload {
+struct AttachWorkload {
     name: &'static str,
     /// Whether it only reads, which `interceptor mount` can as well.
     reads: bool,
-    run: fn(&Site) -> Result<Vec<Sample>>,
+    run: fn(&MountUnderTest) -> Result<Vec<Sample>>,
 }
 
-const WORKLOADS: [Workload; 6] = [
-    Workload { name: "seq-cold", reads: true, run: sequential },
-    Workload { name: "rand-4k-fresh", reads: true, run: random },
-    Workload { name: "small-cold", reads: true, run: small },
-    Workload { name: "write", reads: false, run: write },
-    Workload { name: "write-small", reads: false, run: write_small },
-    Workload { name: "names", reads: false, run: names },
+const WORKLOADS: [AttachWorkload; 6] = [
+    AttachWorkload { name: "seq-cold", reads: true, run: sequential },
+    AttachWorkload { name: "rand-4k-fresh", reads: true, run: random },
+    AttachWorkload { name: "small-cold", reads: true, run: small },
+    AttachWorkload { name: "write", reads: false, run: write },
+    AttachWorkload { name: "write-small", reads: false, run: write_small },
+    AttachWorkload { name: "names", reads: false, run: names },
 ];
 
 /// Measures and prints.
-pub(super) fn run(options: &Options) -> Result<()> {
+pub(super) fn run(options: &BenchOptions) -> Result<()> {
     let (reps, size, files, reads) =
         if options.quick { (1, 64 << 20, 100, 100) } else { (5, 1 << 30, 1000, 2000) };
     let data = Arc::new(DataSet::new(options.size.unwrap_or(size), options.files.unwrap_or(files)));
@@ -103,11 +105,11 @@ fn measure(stage: &mut Stage, data: &Arc<DataSet>, reps: usize, reads: usize) ->
     stage.cluster.volume_servers().iter().try_for_each(|server| data::warm(&server.directory()))?;
     let mut lines = Vec::new();
     for workload in &WORKLOADS {
-        let mut found: [Vec<Vec<Sample>>; Side::ALL.len()] = Default::default();
+        let mut found: [Vec<Vec<Sample>>; MountStack::ALL.len()] = Default::default();
         for repetition in 0..reps {
-            let mut order = Side::ALL;
-            order.rotate_left(repetition % Side::ALL.len());
-            for side in order.into_iter().filter(|side| workload.reads || *side != Side::Native) {
+            let mut order = MountStack::ALL;
+            order.rotate_left(repetition % MountStack::ALL.len());
+            for side in order.into_iter().filter(|side| workload.reads || *side != MountStack::Native) {
                 let samples = once(stage, workload, side, data, reads, repetition)
                     .with_context(|| format!("{} on {}", workload.name, side.label()))?;
                 let shown: Vec<String> =
@@ -124,7 +126,7 @@ fn measure(stage: &mut Stage, data: &Arc<DataSet>, reps: usize, reads: usize) ->
         }
         lines.extend(rows(workload.name, &found));
     }
-    let [bare, attached, native] = Side::ALL.map(|side| side.label().to_owned());
+    let [bare, attached, native] = MountStack::ALL.map(|side| side.label().to_owned());
     let head = [String::new(), String::new(), bare, attached, "of bare".into(), native, "of native".into()];
     print!("\n{}", table(2, head, lines.into_iter()));
     println!(
@@ -136,21 +138,26 @@ fn measure(stage: &mut Stage, data: &Arc<DataSet>, reps: usize, reads: usize) ->
 /// One repetition on fresh mounts.
 fn once(
     stage: &mut Stage,
-    workload: &Workload,
-    side: Side,
+    workload: &AttachWorkload,
+    side: MountStack,
     data: &Arc<DataSet>,
     reads: usize,
     repetition: usize,
 ) -> Result<Vec<Sample>> {
     interrupt::check()?;
     let mount = match side {
-        Side::Native => stage.interceptor(DataSet::ROOT, CACHE_MIB, "http", &[])?,
-        Side::Bare | Side::Attached => stage.weed(DataSet::ROOT, CACHE_MIB)?,
+        MountStack::Native => stage.interceptor(DataSet::ROOT, CACHE_MIB, "http", &[])?,
+        MountStack::Bare | MountStack::Attached => stage.weed(DataSet::ROOT, CACHE_MIB)?,
     };
-    let layer = (side == Side::Attached).then(|| attach(stage, &mount)).transpose()?;
-    let site = Site { root: mount.path().to_owned(), data: Arc::clone(data), reads, seed: repetition as u64 };
+    let layer = (side == MountStack::Attached).then(|| attach(stage, &mount)).transpose()?;
+    let site = MountUnderTest {
+        root: mount.path().to_owned(),
+        data: Arc::clone(data),
+        reads,
+        seed: repetition as u64,
+    };
     let run = workload.run;
-    let measured = interrupt::guard(workload.name, DEADLINE, move || run(&site));
+    let measured = interrupt::guard(workload.name, REPETITION_TIMEOUT, move || run(&site));
     if let Some(layer) = layer {
         let status = layer.detach()?;
         ensure!(status.success(), "the layer ended with {status}");
@@ -168,21 +175,22 @@ fn attach(stage: &Stage, mount: &Mount) -> Result<Layer> {
     let layer = Layer::over(mount.path(), args)?;
     let page: StatusPage = layer.status_page();
     let live = || (page.metric("interceptor_subscription_live", &[]).ok()? == 1.0).then_some(());
-    eventually("the filer's events", PATIENCE, live)?;
+    eventually("the filer's events", SUBSCRIPTION_TIMEOUT, live)?;
     Ok(layer)
 }
 
 /// A line for each figure of a workload.
-fn rows(name: &str, found: &[Vec<Vec<Sample>>; Side::ALL.len()]) -> Vec<[String; 7]> {
+fn rows(name: &str, found: &[Vec<Vec<Sample>>; MountStack::ALL.len()]) -> Vec<[String; 7]> {
     let Some(figures) = found[0].first() else { return Vec::new() };
     let row = |(index, first): (usize, &Sample)| {
-        let values = |side: Side| -> Vec<f64> {
+        let values = |side: MountStack| -> Vec<f64> {
             found[side as usize].iter().filter_map(|samples| samples.get(index)).map(|s| s.value).collect()
         };
-        let median =
-            |side: Side| Summary::of(&values(side)).map_or("-".into(), |summary| digits(summary.median));
-        let against = |other: Side| {
-            let pairs = values(Side::Attached).into_iter().zip(values(other));
+        let median = |side: MountStack| {
+            Summary::of(&values(side)).map_or("-".into(), |summary| digits(summary.median))
+        };
+        let against = |other: MountStack| {
+            let pairs = values(MountStack::Attached).into_iter().zip(values(other));
             let better = |(ours, theirs): (f64, f64)| {
                 if first.unit.more_is_better() { ours / theirs } else { theirs / ours }
             };
@@ -192,28 +200,28 @@ fn rows(name: &str, found: &[Vec<Vec<Sample>>; Side::ALL.len()]) -> Vec<[String;
         [
             format!("{name} {}", first.figure).trim_end().to_owned(),
             first.unit.label().to_owned(),
-            median(Side::Bare),
-            median(Side::Attached),
-            against(Side::Bare),
-            median(Side::Native),
-            against(Side::Native),
+            median(MountStack::Bare),
+            median(MountStack::Attached),
+            against(MountStack::Bare),
+            median(MountStack::Native),
+            against(MountStack::Native),
         ]
     };
     figures.iter().enumerate().map(row).collect()
 }
 
-fn sequential(site: &Site) -> Result<Vec<Sample>> {
+fn sequential(site: &MountUnderTest) -> Result<Vec<Sample>> {
     let seconds = reader::sequential(&site.root, &site.data.large)?;
     Ok(vec![throughput(site.data.large.size as f64, seconds)])
 }
 
-fn random(site: &Site) -> Result<Vec<Sample>> {
+fn random(site: &MountUnderTest) -> Result<Vec<Sample>> {
     let seconds = reader::random(&site.root, &site.data.large, 4096, site.reads, site.seed)?;
     let p50 = quantile(&seconds, 0.5).context("nothing was read")? * 1e6;
     Ok(vec![Sample { figure: "p50", unit: Unit::Microseconds, value: p50 }])
 }
 
-fn small(site: &Site) -> Result<Vec<Sample>> {
+fn small(site: &MountUnderTest) -> Result<Vec<Sample>> {
     let pass = reader::small(&site.root, site.data.small.iter())?;
     Ok(vec![rate("", site.data.small.len(), pass.elapsed)])
 }
@@ -223,47 +231,47 @@ fn rate(figure: &'static str, files: usize, seconds: f64) -> Sample {
 }
 
 /// A large file from front to back, until it is on the servers.
-fn write(site: &Site) -> Result<Vec<Sample>> {
+fn write(site: &MountUnderTest) -> Result<Vec<Sample>> {
     let (path, pattern) = (site.root.join("written"), Pattern::new(site.seed));
-    let content = pattern.bytes(0, WRITTEN as usize);
+    let content = pattern.bytes(0, WRITTEN_FILE_SIZE as usize);
     let begun = Instant::now();
     let mut file = File::create(&path)?;
-    content.chunks(WRITE).try_for_each(|part| file.write_all(part))?;
+    content.chunks(WRITE_SIZE).try_for_each(|part| file.write_all(part))?;
     file.sync_all()?;
     drop(file);
     let seconds = begun.elapsed().as_secs_f64();
-    verify::compare(&site.root, "written", WRITTEN, pattern)?;
+    verify::compare(&site.root, "written", WRITTEN_FILE_SIZE, pattern)?;
     fs::remove_file(&path)?;
-    Ok(vec![throughput(WRITTEN as f64, seconds)])
+    Ok(vec![throughput(WRITTEN_FILE_SIZE as f64, seconds)])
 }
 
-fn write_small(site: &Site) -> Result<Vec<Sample>> {
+fn write_small(site: &MountUnderTest) -> Result<Vec<Sample>> {
     let directory = site.root.join("few");
     fs::create_dir(&directory)?;
     let contents: Vec<Vec<u8>> =
-        (0..SMALL_FILES).map(|number| Pattern::new(number).bytes(0, SMALL_FILE)).collect();
+        (0..SMALL_FILES).map(|number| Pattern::new(number).bytes(0, SMALL_FILE_SIZE)).collect();
     let begun = Instant::now();
     for (number, content) in contents.iter().enumerate() {
         File::create(directory.join(number.to_string()))?.write_all(content)?;
     }
     let seconds = begun.elapsed().as_secs_f64();
     for number in 0..SMALL_FILES {
-        verify::compare(&directory, &number.to_string(), SMALL_FILE as u64, Pattern::new(number))?;
+        verify::compare(&directory, &number.to_string(), SMALL_FILE_SIZE as u64, Pattern::new(number))?;
     }
     fs::remove_dir_all(&directory)?;
     Ok(vec![rate("", contents.len(), seconds)])
 }
 
 /// Names come, are looked at, changed, and go.
-fn names(site: &Site) -> Result<Vec<Sample>> {
+fn names(site: &MountUnderTest) -> Result<Vec<Sample>> {
     let directory = site.root.join("names");
     fs::create_dir(&directory)?;
     let timed = |figure, each: &dyn Fn(PathBuf, PathBuf) -> Result<()>| -> Result<Sample> {
         let begun = Instant::now();
-        for number in 0..NAMES {
+        for number in 0..NAME_COUNT {
             each(directory.join(format!("old{number}")), directory.join(format!("new{number}")))?;
         }
-        Ok(rate(figure, NAMES, begun.elapsed().as_secs_f64()))
+        Ok(rate(figure, NAME_COUNT, begun.elapsed().as_secs_f64()))
     };
     let samples = vec![
         timed("create", &|old, _| Ok(File::create_new(old).map(drop)?))?,

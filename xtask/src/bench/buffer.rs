@@ -5,10 +5,11 @@ use std::ops::{Deref, DerefMut};
 /// Bytes of a page.
 const PAGE: usize = 4096;
 
-/// Memory that begins at a page, as that of `dd`, `cat` and `fio` does.
+/// Memory that begins at a page boundary, as that of `dd`, `cat` and `fio` does.
 ///
-/// It matters: on some CPUs (AMD EPYC with FSRM) the kernel's copy is six times slower if the destination lies 16 bytes behind the
-/// source modulo a page, which is just where glibc puts large pieces of memory. Figures would tell of the allocator.
+/// On some CPUs (AMD EPYC with FSRM) the kernel's copy is six times slower if the destination lies
+/// 16 bytes behind the source modulo a page. glibc aligns large allocations in just that way, so
+/// figures would depend on the allocator.
 pub(super) struct Buffer {
     bytes: Vec<u8>,
     start: usize,

@@ -8,7 +8,7 @@ use ::tests::{Filer, Pattern};
 use anyhow::{Context, Result};
 
 use crate::interrupt;
-use crate::upload::{self, Watched};
+use crate::upload::{self, TappedReader};
 
 /// Small files in one directory.
 const FILES_PER_DIRECTORY: usize = 100;
@@ -17,7 +17,7 @@ const SMALL_SIZES: (u64, u64) = (4 << 10, 128 << 10);
 
 /// The large file.
 #[derive(Debug, Clone)]
-pub(super) struct Large {
+pub(super) struct LargeFile {
     /// Relative to the mount point.
     pub(super) path: String,
     pub(super) size: u64,
@@ -26,7 +26,7 @@ pub(super) struct Large {
 
 /// One of the small files.
 #[derive(Debug, Clone)]
-pub(super) struct Small {
+pub(super) struct SmallFile {
     /// Relative to the mount point.
     pub(super) path: String,
     pub(super) size: u64,
@@ -36,9 +36,9 @@ pub(super) struct Small {
 /// Everything that is read.
 #[derive(Debug)]
 pub(super) struct DataSet {
-    pub(super) large: Large,
+    pub(super) large: LargeFile,
     /// In the order of their names.
-    pub(super) small: Vec<Small>,
+    pub(super) small: Vec<SmallFile>,
 }
 
 impl DataSet {
@@ -56,10 +56,13 @@ impl DataSet {
                 let mut spread = [0; 8];
                 pattern.fill(0, &mut spread);
                 let size = SMALL_SIZES.0 + u64::from_le_bytes(spread) % (SMALL_SIZES.1 - SMALL_SIZES.0 + 1);
-                Small { path, size, pattern }
+                SmallFile { path, size, pattern }
             })
             .collect();
-        Self { large: Large { path: "large.bin".to_owned(), size: large, pattern: Pattern::new(0) }, small }
+        Self {
+            large: LargeFile { path: "large.bin".to_owned(), size: large, pattern: Pattern::new(0) },
+            small,
+        }
     }
 
     /// Bytes of all files.
@@ -78,7 +81,7 @@ impl DataSet {
             let seen = |part: &[u8]| progress(part.len() as u64);
             filer.put_reader(
                 &format!("{}/{path}", Self::ROOT),
-                Watched { inner: pattern.reader(size), seen },
+                TappedReader { inner: pattern.reader(size), seen },
                 "",
             )
         };
@@ -87,7 +90,8 @@ impl DataSet {
     }
 }
 
-/// Reads every file below `directory` once, so that the page cache beneath the volume server holds them.
+/// Reads every file below `directory` once, so that they are in the page cache of the volume
+/// server.
 pub(super) fn warm(directory: &Path) -> Result<()> {
     for entry in fs::read_dir(directory).with_context(|| directory.display().to_string())? {
         let entry = entry?;

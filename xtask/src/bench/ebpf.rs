@@ -1,7 +1,10 @@
-//! `cargo xtask bench ebpf`: what it costs to see every read, how soon something follows from one, and what it is good for.
+//! `cargo xtask bench ebpf`: what eBPF costs each read, how soon the daemon reacts to a read, and
+//! what that brings.
 //!
-//! Parts of one run: an example of the crate `interceptor` measures the programs on a `bindfs` mount ([`cost`]); then a cold sequential pass ([`cold`]) and a load
-//! with a hot set ([`ablation`]) go through `interceptor mount` with and without them. The daemon also tells how long it took from a read to what followed from it.
+//! One run has three parts. An example of the crate `interceptor` measures the programs on a
+//! `bindfs` mount ([`cost`]). Then a cold sequential pass ([`cold`]) and a load with a hot set
+//! ([`ablation`]) go through `interceptor mount` with and without the programs. The daemon's own
+//! histogram gives the time from a read to the reaction.
 
 mod ablation;
 mod cold;
@@ -11,7 +14,7 @@ use std::process::Command;
 use ::tests::{Bindfs, Pattern};
 use anyhow::{Context, Result, ensure};
 
-use super::Options;
+use super::BenchOptions;
 use crate::stage::Stage;
 use crate::{cargo, interrupt, process, setup};
 
@@ -31,7 +34,7 @@ const COLD_FILE_QUICK: u64 = 128 << 20;
 const COLD_PAIRS: usize = 3;
 
 /// Runs all parts.
-pub(super) fn run(options: &Options) -> Result<()> {
+pub(super) fn run(options: &BenchOptions) -> Result<()> {
     setup::ensure()?;
     cargo::build_interceptor()?;
     let example = cargo::build_example("ebpf_cost")?;

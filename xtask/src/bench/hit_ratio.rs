@@ -1,14 +1,16 @@
-//! `cargo xtask bench hit-ratio --trace FILE`: what share of a recorded load the cache would miss, beside LRU.
+//! `cargo xtask bench hit-ratio --trace FILE`: the share of a recorded load that the cache would
+//! miss, beside LRU.
 //!
-//! Needs no cluster and no mount: an example of the crate `interceptor` plays the trace through the real index and policy.
-//! It is a program of its own, so that this one need not be compiled with the cache.
+//! Needs no cluster and no mount: an example of the crate `interceptor` replays the trace through
+//! the real index and policy. It is a program of its own, so that xtask does not depend on the
+//! cache.
 
 use std::ffi::OsString;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::Options;
+use super::BenchOptions;
 use crate::{cargo, process};
 
 /// Its name among the workloads.
@@ -17,7 +19,7 @@ pub(super) const NAME: &str = "hit-ratio";
 pub(super) const ABOUT: &str = "miss ratios of the cache on a trace of block ids (--trace FILE), beside LRU";
 
 /// Whether that is to be run, which is then all.
-pub(super) fn is_meant(options: &Options) -> Result<bool> {
+pub(super) fn is_meant(options: &BenchOptions) -> Result<bool> {
     match (options.name.iter().any(|name| name == NAME), &options.trace) {
         (true, None) => bail!("{NAME} needs --trace FILE, with one block id a line, as text or gzip"),
         (false, Some(_)) => bail!("--trace is for the workload {NAME}"),
@@ -30,7 +32,7 @@ pub(super) fn is_meant(options: &Options) -> Result<bool> {
 }
 
 /// Builds the program and runs it.
-pub(super) fn run(options: &Options) -> Result<()> {
+pub(super) fn run(options: &BenchOptions) -> Result<()> {
     let trace = options.trace.as_ref().context("there is a trace")?;
     let mut arguments: Vec<OsString> = vec!["--trace".into(), trace.into()];
     if let Some(sizes) = &options.sizes {

@@ -1,8 +1,10 @@
-//! `cargo xtask bench`: the same reads through `interceptor mount` and `weed mount`, in one run, in turn.
+//! `cargo xtask bench`: the same reads through `interceptor mount` and `weed mount`, in turn, in
+//! one run.
 //!
-//! One cluster holds the data set. For each workload the two mounts alternate (A B B A …), so that a machine that slows down or
-//! speeds up in between does it to both; each repetition has a fresh mount with empty caches. The volume server's own page cache is warm in
-//! every row. Medians, extremes and ratios go to a table, every repetition to the JSON file.
+//! One cluster holds the data set. For each workload the two mounts alternate (A B B A …), so that
+//! a change in the machine's speed affects both alike; each repetition has a fresh mount with
+//! empty caches. The volume server's own page cache is warm in every row. Medians, extremes and
+//! ratios go to a table, every repetition to the JSON file.
 
 mod attach;
 mod buffer;
@@ -13,6 +15,7 @@ mod prefetch;
 mod reader;
 mod report;
 mod resident;
+mod sample;
 mod statistics;
 mod verify;
 mod watched;
@@ -31,14 +34,15 @@ use clap::ValueEnum;
 
 use self::data::DataSet;
 use self::prefetch::{PrefetchRow, Prefetched};
-use self::report::{Host, Report, Setting};
-use self::workloads::{ALL, Sample, Site, Workload};
+use self::report::{HostInfo, Report, RunSettings};
+use self::sample::Sample;
+use self::workloads::{ALL, MountUnderTest, Workload};
 use crate::progress::Progress;
 use crate::stage::Stage;
 use crate::{cargo, interrupt, setup};
 
 /// How long one repetition may take.
-const DEADLINE: Duration = Duration::from_secs(600);
+const REPETITION_TIMEOUT: Duration = Duration::from_secs(600);
 
 const NOTES: &[&str] = &[
     "Values are the median (min-max) of the repetitions, each on a fresh mount. \"better\" is the ratio of the medians, \"paired\" the median",
@@ -51,7 +55,7 @@ const NOTES: &[&str] = &[
 
 /// What the verb takes.
 #[derive(clap::Args)]
-pub(crate) struct Options {
+pub(crate) struct BenchOptions {
     /// Run only these workloads
     name: Vec<String>,
     /// List the workloads and end
@@ -78,23 +82,24 @@ pub(crate) struct Options {
     /// For hit-ratio: a recorded load, one block id a line, as text or gzip
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
-    /// For hit-ratio: sizes of the cache, in per cent of the distinct blocks [default: 1%,5%,10%,20%,40%]
+    /// For hit-ratio: sizes of the cache, in per cent of the distinct blocks [default:
+    /// 1%,5%,10%,20%,40%]
     #[arg(long, value_name = "PERCENT[,…]", requires = "trace")]
     sizes: Option<String>,
     /// Measure only one of the mounts, for profiling
     #[arg(long)]
-    only: Option<Side>,
+    only: Option<MeasuredMount>,
 }
 
 /// Which mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Side {
+enum MeasuredMount {
     Ours,
     Weed,
 }
 
 /// The verb.
-pub(crate) fn command(options: &Options) -> Result<()> {
+pub(crate) fn command(options: &BenchOptions) -> Result<()> {
     if options.list {
         for workload in ALL {
             println!("{:<20}{}", workload.name, workload.about);
@@ -132,7 +137,7 @@ pub(crate) fn command(options: &Options) -> Result<()> {
 
     let mut report = Report {
         host: host(&program, &prepared.weed)?,
-        setting: Setting {
+        setting: RunSettings {
             repetitions: reps,
             large_file_bytes: data.large.size,
             small_files: data.small.len(),
@@ -180,17 +185,22 @@ impl Bench {
         Ok(Self { stage, data, reads })
     }
 
-    /// Repetitions of a workload on both mounts: ours, and those of `weed mount`. What ours fetched ahead goes to `prefetched`.
+    /// Repeats a workload on both mounts; returns the samples of ours and those of `weed mount`.
+    /// What ours prefetched goes to `prefetched`.
     fn alternate(
         &mut self,
         workload: &Workload,
         reps: usize,
-        only: Option<Side>,
+        only: Option<MeasuredMount>,
         prefetched: &mut Vec<Prefetched>,
     ) -> Result<[Vec<Vec<Sample>>; 2]> {
         let mut results = [Vec::new(), Vec::new()];
         for repetition in 0..reps {
-            let order = if repetition % 2 == 0 { [Side::Ours, Side::Weed] } else { [Side::Weed, Side::Ours] };
+            let order = if repetition % 2 == 0 {
+                [MeasuredMount::Ours, MeasuredMount::Weed]
+            } else {
+                [MeasuredMount::Weed, MeasuredMount::Ours]
+            };
             for side in order.into_iter().filter(|side| only.is_none_or(|only| only == *side)) {
                 let (samples, ahead) = self
                     .measure(workload, side, repetition)
@@ -214,17 +224,17 @@ impl Bench {
     fn measure(
         &mut self,
         workload: &Workload,
-        side: Side,
+        side: MeasuredMount,
         repetition: usize,
     ) -> Result<(Vec<Sample>, Option<Prefetched>)> {
         let cache_mib = workload.memory.mib(&self.data);
         let mut mount = match side {
-            Side::Ours => {
+            MeasuredMount::Ours => {
                 self.stage.interceptor(DataSet::ROOT, cache_mib, workload.transport, workload.options)?
             }
-            Side::Weed => self.stage.weed(DataSet::ROOT, cache_mib)?,
+            MeasuredMount::Weed => self.stage.weed(DataSet::ROOT, cache_mib)?,
         };
-        let site = Site {
+        let site = MountUnderTest {
             root: mount.path().to_owned(),
             daemon: mount.pid().cast_signed(),
             status: mount.status_page().ok(),
@@ -234,13 +244,14 @@ impl Bench {
         };
         let (run, check) = (workload.run, workload.check);
         let checked = site.clone();
-        let measured = interrupt::guard(workload.name, DEADLINE, move || run(&site)).and_then(|samples| {
-            let ahead = (side == Side::Ours).then(|| Prefetched::by(&mount)).transpose()?;
-            if repetition == 0 {
-                interrupt::guard(workload.name, DEADLINE, move || check(&checked))?;
-            }
-            Ok((samples, ahead))
-        });
+        let measured =
+            interrupt::guard(workload.name, REPETITION_TIMEOUT, move || run(&site)).and_then(|samples| {
+                let ahead = (side == MeasuredMount::Ours).then(|| Prefetched::by(&mount)).transpose()?;
+                if repetition == 0 {
+                    interrupt::guard(workload.name, REPETITION_TIMEOUT, move || check(&checked))?;
+                }
+                Ok((samples, ahead))
+            });
         // A daemon that ended explains more than the read that failed with it.
         ensure!(mount.is_running(), "the daemon has ended:\n{}", mount.log()?);
         let measured = measured?;
@@ -249,7 +260,7 @@ impl Bench {
     }
 }
 
-impl Side {
+impl MeasuredMount {
     fn program(self) -> &'static str {
         match self {
             Self::Ours => "interceptor",
@@ -258,8 +269,9 @@ impl Side {
     }
 }
 
-/// Whether what is called `name`, which has mounts of its own, is to be run. It is then all that is.
-fn is_alone(options: &Options, name: &str) -> Result<bool> {
+/// Whether the benchmark called `name`, which has mounts of its own and so must be the only one,
+/// is asked for.
+fn is_alone(options: &BenchOptions, name: &str) -> Result<bool> {
     let meant = options.name.iter().any(|wanted| wanted == name);
     ensure!(
         !meant || options.name.len() == 1,
@@ -292,7 +304,7 @@ fn parse_size(text: &str) -> Result<u64> {
     number.checked_mul(unit).with_context(|| format!("{text} is too large"))
 }
 
-fn host(program: &Path, weed: &Path) -> Result<Host> {
+fn host(program: &Path, weed: &Path) -> Result<HostInfo> {
     let first_line = |program: &Path, argument: &str| -> Result<String> {
         let output =
             Command::new(program).arg(argument).output().with_context(|| program.display().to_string())?;
@@ -302,7 +314,7 @@ fn host(program: &Path, weed: &Path) -> Result<Host> {
     let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model =
         cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ").map(|(_, name)| name));
-    Ok(Host {
+    Ok(HostInfo {
         kernel: fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
         cpu: model.unwrap_or("CPU of unknown model").to_owned(),
         cpus: available_parallelism().map_or(1, usize::from),

@@ -22,7 +22,7 @@ pub(super) struct PrefetchRow {
     pub(super) name: &'static str,
     #[serde(flatten)]
     pub(super) bytes: Prefetched,
-    /// The share of what was fetched that nobody has come for until the end of the repetition.
+    /// The share of the fetched bytes that were not read by the end of the repetition.
     pub(super) waste: Option<f64>,
 }
 

@@ -1,7 +1,8 @@
 //! The application of the benchmark: plain loops of `pread` into a buffer that is used again.
 //!
-//! Every read is probed against the data set (a word in each page) while the clock runs, which costs both mounts the same 1 to 3
-//! percent at most and makes sure that no speed of wrong bytes is ever reported; [`verify::compare`](super::verify::compare) looks at every byte, with no clock.
+//! While the clock runs, one word in each page is compared with the data set, so that no speed of
+//! wrong bytes is reported. That costs both mounts the same 1 to 3 percent at most.
+//! [`verify::compare`](super::verify::compare) compares every byte, with no clock.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -15,24 +16,25 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::buffer::Buffer;
-use super::data::{Large, Small};
+use super::data::{LargeFile, SmallFile};
 use super::verify::probe;
 
 /// Size of the reads of a sequential reader.
 const BLOCK: usize = 1 << 20;
 
 /// Seconds that one pass over the whole file takes.
-pub(super) fn sequential(root: &Path, file: &Large) -> Result<f64> {
+pub(super) fn sequential(root: &Path, file: &LargeFile) -> Result<f64> {
     part(&root.join(&file.path), file, 0, file.size)
 }
 
-/// Seconds until all of `readers` that start together have read the whole file at `path`, which has the content of `file`.
-pub(super) fn together(path: &Path, file: &Large, readers: u64) -> Result<f64> {
+/// Seconds that `readers` threads, started together, take to read the whole file at `path`, which
+/// has the content of `file`.
+pub(super) fn together(path: &Path, file: &LargeFile, readers: u64) -> Result<f64> {
     concurrent((0..readers).map(|_| (0, file.size)), path, file)
 }
 
 /// Seconds until `readers` that start together have read the file between them, each its own part.
-pub(super) fn divided(root: &Path, file: &Large, readers: u64) -> Result<f64> {
+pub(super) fn divided(root: &Path, file: &LargeFile, readers: u64) -> Result<f64> {
     let share = file.size.div_ceil(readers).next_multiple_of(BLOCK as u64);
     concurrent(
         (0..readers).map(|i| ((i * share).min(file.size), ((i + 1) * share).min(file.size))),
@@ -41,7 +43,7 @@ pub(super) fn divided(root: &Path, file: &Large, readers: u64) -> Result<f64> {
     )
 }
 
-fn concurrent(ranges: impl Iterator<Item = (u64, u64)>, path: &Path, file: &Large) -> Result<f64> {
+fn concurrent(ranges: impl Iterator<Item = (u64, u64)>, path: &Path, file: &LargeFile) -> Result<f64> {
     let started = Instant::now();
     thread::scope(|scope| {
         let readers: Vec<_> =
@@ -53,7 +55,7 @@ fn concurrent(ranges: impl Iterator<Item = (u64, u64)>, path: &Path, file: &Larg
     })
 }
 
-fn part(path: &Path, file: &Large, begin: u64, end: u64) -> Result<f64> {
+fn part(path: &Path, file: &LargeFile, begin: u64, end: u64) -> Result<f64> {
     let mut buffer = Buffer::new(BLOCK);
     let started = Instant::now();
     let handle = open(path)?;
@@ -68,8 +70,9 @@ fn part(path: &Path, file: &Large, begin: u64, end: u64) -> Result<f64> {
     Ok(started.elapsed().as_secs_f64())
 }
 
-/// Seconds of each of `count` reads of `len` bytes at random multiples of `len`. The same `seed` gives the same places.
-pub(super) fn random(root: &Path, file: &Large, len: usize, count: usize, seed: u64) -> Result<Vec<f64>> {
+/// Seconds of each of `count` reads of `len` bytes at random multiples of `len`. The same `seed`
+/// gives the same offsets.
+pub(super) fn random(root: &Path, file: &LargeFile, len: usize, count: usize, seed: u64) -> Result<Vec<f64>> {
     let places = file.size / len as u64;
     ensure!(places > 0, "the file is smaller than one read");
     let mut dice = StdRng::seed_from_u64(seed);
@@ -87,7 +90,7 @@ pub(super) fn random(root: &Path, file: &Large, len: usize, count: usize, seed: 
 }
 
 /// One pass over small files.
-pub(super) struct Pass {
+pub(super) struct SmallFilePass {
     /// Of the whole pass, seconds.
     pub(super) elapsed: f64,
     /// Of each file: open, read to the end, close.
@@ -95,7 +98,7 @@ pub(super) struct Pass {
 }
 
 /// Opens, reads and closes each file.
-pub(super) fn small<'a>(root: &Path, files: impl Iterator<Item = &'a Small>) -> Result<Pass> {
+pub(super) fn small<'a>(root: &Path, files: impl Iterator<Item = &'a SmallFile>) -> Result<SmallFilePass> {
     let mut buffer = Buffer::new(256 << 10);
     let mut each = Vec::new();
     let begun = Instant::now();
@@ -116,10 +119,10 @@ pub(super) fn small<'a>(root: &Path, files: impl Iterator<Item = &'a Small>) -> 
         ensure!(filled as u64 == file.size, "{} has {filled} bytes, not {}", file.path, file.size);
         probe(file.pattern, &file.path, 0, &buffer[..filled])?;
     }
-    Ok(Pass { elapsed: begun.elapsed().as_secs_f64(), each })
+    Ok(SmallFilePass { elapsed: begun.elapsed().as_secs_f64(), each })
 }
 
-/// Seconds that it takes to list a tree and ask for the attributes of all its files, and how many there are.
+/// Seconds to list a tree and stat all its files, and the number of files.
 pub(super) fn walk(root: &Path) -> Result<(f64, u64)> {
     fn descend(directory: &Path) -> Result<u64> {
         let mut files = 0;
@@ -135,8 +138,8 @@ pub(super) fn walk(root: &Path) -> Result<(f64, u64)> {
     Ok((started.elapsed().as_secs_f64(), files))
 }
 
-/// Drops the pages that the kernel keeps for these files of the mount, and no other page: what the daemon keeps, and the page cache that
-/// the volume server reads from, stay as they are.
+/// Drops the pages that the kernel caches of these files of the mount, and no others: the daemon's
+/// cache and the page cache of the volume server stay as they are.
 pub(super) fn drop_pages<'a>(root: &Path, paths: impl Iterator<Item = &'a str>) -> Result<()> {
     for path in paths {
         let handle = open(&root.join(path))?;

@@ -5,22 +5,22 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::prefetch::PrefetchRow;
+use super::sample::{Sample, Unit};
 use super::statistics::Summary;
-use super::workloads::{Sample, Unit};
 use crate::progress::digits;
 
 /// Everything that one run of the benchmark found.
 #[derive(Serialize)]
 pub(super) struct Report {
-    pub(super) host: Host,
-    pub(super) setting: Setting,
+    pub(super) host: HostInfo,
+    pub(super) setting: RunSettings,
     pub(super) rows: Vec<Row>,
     pub(super) prefetch: Vec<PrefetchRow>,
 }
 
 /// Where it ran.
 #[derive(Serialize)]
-pub(super) struct Host {
+pub(super) struct HostInfo {
     pub(super) kernel: String,
     pub(super) cpu: String,
     pub(super) cpus: usize,
@@ -30,7 +30,7 @@ pub(super) struct Host {
 
 /// What was run.
 #[derive(Serialize)]
-pub(super) struct Setting {
+pub(super) struct RunSettings {
     pub(super) repetitions: usize,
     pub(super) large_file_bytes: u64,
     pub(super) small_files: usize,

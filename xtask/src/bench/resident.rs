@@ -1,4 +1,5 @@
-//! The files that `interceptor` keeps resident, seen from outside: when they have settled, and how fast they can be read at most.
+//! The resident files of `interceptor`, seen from outside: when promotion has settled, and how
+//! fast their memory can be read.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -9,33 +10,35 @@ use std::time::{Duration, Instant};
 use ::tests::StatusPage;
 use anyhow::{Result, ensure};
 
-use super::data::Large;
+use super::data::LargeFile;
 use super::reader;
-use super::workloads::{Sample, throughput};
+use super::sample::{Sample, throughput};
 use crate::interrupt;
 
 /// How often to look.
-const LOOKS: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Longest wait.
-const PATIENCE: Duration = Duration::from_secs(120);
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Waits until the daemon has made resident what it wants to. There is nothing to wait for without a status page.
+/// Waits until the daemon has no promotion under way. Returns at once without a status page.
 pub(super) fn settle(status: Option<&StatusPage>) -> Result<()> {
     let Some(status) = status else { return Ok(()) };
     let started = Instant::now();
     while status.metric("interceptor_resident_files", &["state=\"waiting\""])? > 0.0 {
-        ensure!(started.elapsed() < PATIENCE, "resident files do not settle");
+        ensure!(started.elapsed() < SETTLE_TIMEOUT, "resident files do not settle");
         interrupt::check()?;
-        thread::sleep(LOOKS);
+        thread::sleep(POLL_INTERVAL);
     }
     Ok(())
 }
 
-/// What `pass` gives, and how fast `readers` at once read the resident file with the content of `large` as any process may read a file on a
-/// tmpfs, by way of the daemon's descriptor: before and after the pass, because the machine changes in between. Only the pass if the daemon has no such file.
+/// The samples of `pass`, and the rate at which `readers` threads read the resident file with the
+/// content of `large` straight from its tmpfs, through the daemon's descriptor. The rate is taken
+/// before and after the pass, because the speed of the machine changes in between. Without such a
+/// file, only the samples of `pass`.
 pub(super) fn beside_direct(
     daemon: i32,
-    large: &Large,
+    large: &LargeFile,
     readers: u64,
     pass: impl FnOnce() -> Result<Vec<Sample>>,
 ) -> Result<Vec<Sample>> {

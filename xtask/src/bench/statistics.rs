@@ -23,8 +23,8 @@ pub(super) fn quantile(values: &[f64], fraction: f64) -> Option<f64> {
     sorted.get(rank.saturating_sub(1)).copied()
 }
 
-/// Between what the median of all there could be lies with 95 % confidence: the sign test, by the normal approximation of the binomial distribution. `None`
-/// for fewer than six values, which cannot tell.
+/// The 95 % confidence interval of the median: the sign test, by the normal approximation of the
+/// binomial distribution. `None` for fewer than six values, which give no interval.
 pub(super) fn median_interval(values: &[f64]) -> Option<(f64, f64)> {
     let sorted = sorted(values);
     let count = sorted.len() as f64;

@@ -8,15 +8,16 @@ use ::tests::Pattern;
 use anyhow::{Context, Result, bail, ensure};
 
 /// How far apart [`probe`] looks: a word in every page.
-const STRIDE: usize = 4096;
+const PROBE_STRIDE: usize = 4096;
 
-/// Looks at one word in each page of `data`, which was read at `offset`, a multiple of 8: cheap enough to be done while a clock runs. Where in
-/// the page changes from read to read. A block from elsewhere and a page of zeros are always seen.
+/// Compares one word in each page of `data`, which was read at `offset`, a multiple of 8: cheap
+/// enough to be done while a clock runs. The position in the page changes from read to read. A
+/// misplaced block and a page of zeros are always detected.
 pub(super) fn probe(pattern: Pattern, path: &str, offset: u64, data: &[u8]) -> Result<()> {
     let whole = data.len() & !7;
     let turn = (offset >> 12) as usize + data.len();
     let mut word = [0; 8];
-    for at in (turn * 8 % STRIDE.min(whole.max(8))..whole).step_by(STRIDE) {
+    for at in (turn * 8 % PROBE_STRIDE.min(whole.max(8))..whole).step_by(PROBE_STRIDE) {
         pattern.fill(offset + at as u64, &mut word);
         ensure!(data[at..at + 8] == word, "WRONG BYTES in {path} at offset {}", offset + at as u64);
     }

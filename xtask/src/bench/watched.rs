@@ -1,8 +1,10 @@
-//! `cargo xtask bench watched`: what it costs the reads of a mount that somebody looks at it.
+//! `cargo xtask bench watched`: what an open dashboard and a scraper cost the reads of a mount.
 //!
-//! One reader goes round a file without a pause. In every other slice of time a dashboard is open (its stream of events is read) and the metrics are
-//! scraped once a second. Slices with and without watchers alternate in both orders, and each is compared with its neighbour, because the machine changes more
-//! from minute to minute than watchers could change it. The interval says how well the median is known.
+//! One reader goes round a file without a pause. In every other slice of time a dashboard is open
+//! (its stream of events is read) and the metrics are scraped once a second. Slices with and
+//! without watchers alternate in both orders. Each is compared with its neighbour, because the
+//! machine's speed changes more from minute to minute than watchers could change it. The interval
+//! says how well the median is known.
 
 use std::fs::File;
 use std::io::Read;
@@ -17,7 +19,7 @@ use ::tests::{Mount, Pattern, StatusPage};
 use anyhow::{Context, Result, ensure};
 use nix::fcntl::OFlag;
 
-use super::Options;
+use super::BenchOptions;
 use super::buffer::Buffer;
 use super::statistics::{Summary, median_interval};
 use super::verify::{compare, probe};
@@ -37,23 +39,25 @@ const SIZE: u64 = 256 << 20;
 const BLOCK: usize = 1 << 20;
 /// Memory of the daemon, MiB: more than the file takes.
 const CACHE_MIB: u64 = 1024;
-/// How long is read before watchers come or go: one of their seconds. Short, so that neighbours have the same weather.
-const SLICE: Duration = Duration::from_millis(1000);
+/// Reading time between two changes of watchers. Short, so that neighbouring slices meet the same
+/// machine load.
+const SLICE_DURATION: Duration = Duration::from_millis(1000);
 /// Pairs of slices in one repetition.
-const PAIRS: usize = 20;
+const PAIRS_PER_REPETITION: usize = 20;
 /// Between two scrapes.
-const SCRAPE: Duration = Duration::from_secs(1);
+const SCRAPE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Where the reads are answered, and the flags of `open` that bring them there.
-const WAYS: [(&str, OFlag); 2] =
+const READ_PATHS: [(&str, OFlag); 2] =
     [("from the page cache", OFlag::empty()), ("from the arena", OFlag::O_DIRECT)];
 
 /// Mounts, measures and prints.
-pub(super) fn run(options: &Options) -> Result<()> {
+pub(super) fn run(options: &BenchOptions) -> Result<()> {
     setup::ensure()?;
     cargo::build_interceptor()?;
     interrupt::check()?;
-    let (reps, pairs) = if options.quick { (1, 1) } else { (options.reps.unwrap_or(5).max(1), PAIRS) };
+    let (reps, pairs) =
+        if options.quick { (1, 1) } else { (options.reps.unwrap_or(5).max(1), PAIRS_PER_REPETITION) };
     let mut stage = Stage::open("bench")?;
     let measured = measure(&mut stage, reps, pairs);
     let closed = stage.close();
@@ -63,17 +67,17 @@ pub(super) fn run(options: &Options) -> Result<()> {
 fn measure(stage: &mut Stage, reps: usize, pairs: usize) -> Result<()> {
     let pattern = Pattern::new(1);
     stage.cluster.filer().put_reader(&format!("{ROOT}/file"), pattern.reader(SIZE), "")?;
-    let mut found: [Vec<Pair>; WAYS.len()] = [Vec::new(), Vec::new()];
+    let mut found: [Vec<SlicePair>; READ_PATHS.len()] = [Vec::new(), Vec::new()];
     for repetition in 0..reps {
         let mount = stage.interceptor(ROOT, CACHE_MIB, "http", &["--no-passthrough"])?;
         // Fills both the page cache and the arena, and is the comparison of all bytes.
         compare(mount.path(), "file", SIZE, pattern)?;
-        for ((way, flags), found) in WAYS.iter().zip(&mut found) {
+        for ((way, flags), found) in READ_PATHS.iter().zip(&mut found) {
             let reader = RoundReader::open(&mount.path().join("file"), *flags, pattern)?;
-            reader.rounds(SLICE)?;
+            reader.rounds(SLICE_DURATION)?;
             for number in 0..pairs {
                 interrupt::check()?;
-                let pair = Pair::measure(&mount, &reader, number % 2 == 0)?;
+                let pair = SlicePair::measure(&mount, &reader, number % 2 == 0)?;
                 eprintln!("{way}, repetition {}: {:.4}", repetition + 1, pair.ratio());
                 found.push(pair);
             }
@@ -83,14 +87,14 @@ fn measure(stage: &mut Stage, reps: usize, pairs: usize) -> Result<()> {
     println!(
         "\nReads of 1 MiB by one reader, with a dashboard open and metrics scraped every second, against none of that:"
     );
-    for ((way, _), pairs) in WAYS.iter().zip(&found) {
+    for ((way, _), pairs) in READ_PATHS.iter().zip(&found) {
         print_pairs(way, pairs);
     }
     Ok(())
 }
 
 /// What a slice of time gave.
-struct Slice {
+struct SliceRates {
     /// Bytes a second.
     rate: f64,
     /// CPU seconds of the daemon per second.
@@ -98,21 +102,21 @@ struct Slice {
 }
 
 /// Two neighbouring slices.
-struct Pair {
-    watched: Slice,
-    alone: Slice,
+struct SlicePair {
+    watched: SliceRates,
+    alone: SliceRates,
 }
 
-impl Pair {
+impl SlicePair {
     fn measure(mount: &Mount, reader: &RoundReader, watched_first: bool) -> Result<Self> {
-        let slice = || -> Result<Slice> {
+        let slice = || -> Result<SliceRates> {
             let daemon = mount.pid().cast_signed();
             let (cpu, begun) = (cpu_seconds(daemon)?, Instant::now());
-            let bytes = reader.rounds(SLICE)?;
+            let bytes = reader.rounds(SLICE_DURATION)?;
             let elapsed = begun.elapsed().as_secs_f64();
-            Ok(Slice { rate: bytes as f64 / elapsed, cpu: (cpu_seconds(daemon)? - cpu) / elapsed })
+            Ok(SliceRates { rate: bytes as f64 / elapsed, cpu: (cpu_seconds(daemon)? - cpu) / elapsed })
         };
-        let watched = || -> Result<Slice> {
+        let watched = || -> Result<SliceRates> {
             let watchers = Watchers::start(&mount.status_page()?)?;
             let slice = slice()?;
             watchers.stop()?;
@@ -131,10 +135,10 @@ impl Pair {
     }
 }
 
-fn print_pairs(way: &str, pairs: &[Pair]) {
-    let of = |value: fn(&Pair) -> f64| -> Vec<f64> { pairs.iter().map(value).collect() };
+fn print_pairs(way: &str, pairs: &[SlicePair]) {
+    let of = |value: fn(&SlicePair) -> f64| -> Vec<f64> { pairs.iter().map(value).collect() };
     let median = |values: &[f64]| Summary::of(values).map_or(f64::NAN, |summary| summary.median);
-    let ratios = of(Pair::ratio);
+    let ratios = of(SlicePair::ratio);
     let (low, high) = median_interval(&ratios).unwrap_or((f64::NAN, f64::NAN));
     println!(
         "  {way:<20} {:.0} MB/s watched, {:.0} MB/s alone; paired ratio {:.4}, with 95 % confidence {low:.4} to {high:.4}; the daemon's \
@@ -200,7 +204,7 @@ impl Watchers {
             while !ended.load(Relaxed) {
                 let (status, _) = page.get("/metrics")?;
                 ensure!(status == 200, "/metrics: {status}");
-                thread::park_timeout(SCRAPE);
+                thread::park_timeout(SCRAPE_INTERVAL);
             }
             Ok(())
         });

@@ -1,5 +1,6 @@
-//! The workloads. Each is a function on a freshly mounted path that returns named figures; how mounts are made, taken in turn and summed
-//! up is none of its business.
+//! The workloads: each is a function on a freshly mounted path that returns named figures.
+//!
+//! Workloads know nothing of how mounts are made, alternated and summed up.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,18 +11,19 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 
-use super::data::{DataSet, Small};
+use super::data::{DataSet, SmallFile};
+use super::sample::{Sample, Unit, throughput};
 use super::statistics::quantile;
 use super::{reader, resident, verify};
 use crate::process::cpu_seconds;
 use crate::stage::CACHE_MIB;
 
 /// Readers at once in the rows named so.
-const FOUR: u64 = 4;
+const READERS: u64 = 4;
 
 /// A fresh mount to measure.
 #[derive(Clone)]
-pub(super) struct Site {
+pub(super) struct MountUnderTest {
     /// The mount point.
     pub(super) root: PathBuf,
     /// The daemon that serves it.
@@ -35,49 +37,16 @@ pub(super) struct Site {
     pub(super) seed: u64,
 }
 
-/// What a figure counts, and so how it is printed and which way is better.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Unit {
-    MegabytesPerSecond,
-    FilesPerSecond,
-    Microseconds,
-    CpuSecondsPerGigabyte,
-}
-
-impl Unit {
-    pub(super) fn label(self) -> &'static str {
-        match self {
-            Self::MegabytesPerSecond => "MB/s",
-            Self::FilesPerSecond => "files/s",
-            Self::Microseconds => "us",
-            Self::CpuSecondsPerGigabyte => "s CPU/GB",
-        }
-    }
-
-    pub(super) fn more_is_better(self) -> bool {
-        matches!(self, Self::MegabytesPerSecond | Self::FilesPerSecond)
-    }
-}
-
-/// One figure of one repetition.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Sample {
-    /// Which figure of the workload, empty for its only or main one.
-    pub(super) figure: &'static str,
-    pub(super) unit: Unit,
-    pub(super) value: f64,
-}
-
 /// How much a mount may cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Memory {
+pub(super) enum CacheSize {
     /// More than the data set takes.
     Plenty,
     /// A third of what the small files take, but at least the least that a mount accepts.
     Scarce,
 }
 
-impl Memory {
+impl CacheSize {
     pub(super) fn mib(self, data: &DataSet) -> u64 {
         match self {
             Self::Plenty => CACHE_MIB,
@@ -90,14 +59,14 @@ impl Memory {
 pub(super) struct Workload {
     pub(super) name: &'static str,
     pub(super) about: &'static str,
-    pub(super) memory: Memory,
+    pub(super) memory: CacheSize,
     /// Options of `interceptor mount`, beside the size of its cache.
     pub(super) options: &'static [&'static str],
     /// How it brings chunks.
     pub(super) transport: &'static str,
-    pub(super) run: fn(&Site) -> Result<Vec<Sample>>,
+    pub(super) run: fn(&MountUnderTest) -> Result<Vec<Sample>>,
     /// Compares every byte of what the workload reads with the data set.
-    pub(super) check: fn(&Site) -> Result<()>,
+    pub(super) check: fn(&MountUnderTest) -> Result<()>,
 }
 
 /// All workloads, in the order they are run in.
@@ -105,7 +74,7 @@ pub(super) const ALL: &[Workload] = &[
     Workload {
         name: "seq-cold",
         about: "one reader, 1 MiB reads, fresh mount; with the daemon's CPU time",
-        memory: Memory::Plenty,
+        memory: CacheSize::Plenty,
         options: &[],
         transport: "http",
         run: sequential_pass_and_cpu,
@@ -114,7 +83,7 @@ pub(super) const ALL: &[Workload] = &[
     Workload {
         name: "seq-cold-tcp",
         about: "the same from an engine over TCP",
-        memory: Memory::Plenty,
+        memory: CacheSize::Plenty,
         options: &[],
         transport: "tcp",
         run: sequential_pass_and_cpu,
@@ -123,7 +92,7 @@ pub(super) const ALL: &[Workload] = &[
     Workload {
         name: "seq-cold-local",
         about: "the same from the volume server's files on this host",
-        memory: Memory::Plenty,
+        memory: CacheSize::Plenty,
         options: &[],
         transport: "local",
         run: sequential_pass_and_cpu,
@@ -132,7 +101,7 @@ pub(super) const ALL: &[Workload] = &[
     Workload {
         name: "seq-again",
         about: "one reader after a first pass, page cache of the mount dropped",
-        memory: Memory::Plenty,
+        memory: CacheSize::Plenty,
         options: &[],
         transport: "http",
         run: |site| {
@@ -145,7 +114,7 @@ pub(super) const ALL: &[Workload] = &[
     Workload {
         name: "seq-warm",
         about: "the same after a first pass, page cache of the mount kept",
-        memory: Memory::Plenty,
+        memory: CacheSize::Plenty,
         options: &[],
         transport: "http",
         run: |site| {
@@ -157,7 +126,7 @@ pub(super) const ALL: &[Workload] = &[
     Workload {
         name: "seq-resident",
         about: "a third pass, page cache of the mount dropped before the second and third, hot files settled; with the daemon's CPU time, and the resident file read directly",
-        memory: Memory::Plenty,
+        memory: CacheSize::Plenty,
         options: &[],
         transport: "http",
         run: |site| {
@@ -169,7 +138,7 @@ pub(super) const ALL: &[Workload] = &[
     Workload {
         name: "four-readers",
         about: "four readers of the whole file at once, fresh mount; bytes of all four",
-        memory: Memory::Plenty,
+        memory: CacheSize::Plenty,
         options: &[],
         transport: "http",
         run: four_readers,
@@ -178,7 +147,7 @@ pub(super) const ALL: &[Workload] = &[
     Workload {
         name: "four-readers-again",
         about: "the same after a first pass, page cache of the mount dropped",
-        memory: Memory::Plenty,
+        memory: CacheSize::Plenty,
         options: &[],
         transport: "http",
         run: |site| {
@@ -191,19 +160,19 @@ pub(super) const ALL: &[Workload] = &[
     Workload {
         name: "four-readers-resident",
         about: "the same as a third pass like that of seq-resident, and four readers of the resident file directly",
-        memory: Memory::Plenty,
+        memory: CacheSize::Plenty,
         options: &[],
         transport: "http",
         run: |site| {
             make_hot(site)?;
-            resident::beside_direct(site.daemon, &site.data.large, FOUR, || four_readers(site))
+            resident::beside_direct(site.daemon, &site.data.large, READERS, || four_readers(site))
         },
         check: compare_large,
     },
     Workload {
         name: "four-parts",
         about: "four readers at once, each a quarter of the file, fresh mount",
-        memory: Memory::Plenty,
+        memory: CacheSize::Plenty,
         options: &[],
         transport: "http",
         run: four_parts,
@@ -212,7 +181,7 @@ pub(super) const ALL: &[Workload] = &[
     Workload {
         name: "four-parts-again",
         about: "the same after a first pass, page cache of the mount dropped",
-        memory: Memory::Plenty,
+        memory: CacheSize::Plenty,
         options: &[],
         transport: "http",
         run: |site| {
@@ -225,7 +194,7 @@ pub(super) const ALL: &[Workload] = &[
     Workload {
         name: "rand-4k-fresh",
         about: "random 4 KiB reads, fresh mount",
-        memory: Memory::Plenty,
+        memory: CacheSize::Plenty,
         options: &[],
         transport: "http",
         run: |site| random(site, 4 << 10),
@@ -234,7 +203,7 @@ pub(super) const ALL: &[Workload] = &[
     Workload {
         name: "rand-4k-tcp",
         about: "the same from an engine over TCP",
-        memory: Memory::Plenty,
+        memory: CacheSize::Plenty,
         options: &[],
         transport: "tcp",
         run: |site| random(site, 4 << 10),
@@ -243,7 +212,7 @@ pub(super) const ALL: &[Workload] = &[
     Workload {
         name: "rand-4k-local",
         about: "the same from the volume server's files on this host",
-        memory: Memory::Plenty,
+        memory: CacheSize::Plenty,
         options: &[],
         transport: "local",
         run: |site| random(site, 4 << 10),
@@ -252,7 +221,7 @@ pub(super) const ALL: &[Workload] = &[
     Workload {
         name: "rand-4k-warm",
         about: "random 4 KiB reads after a first pass over the file, page cache of the mount dropped",
-        memory: Memory::Plenty,
+        memory: CacheSize::Plenty,
         options: &[],
         transport: "http",
         run: |site| {
@@ -265,7 +234,7 @@ pub(super) const ALL: &[Workload] = &[
     Workload {
         name: "rand-4k-resident",
         about: "the same after two passes, page cache of the mount dropped after each, hot files settled",
-        memory: Memory::Plenty,
+        memory: CacheSize::Plenty,
         options: &[],
         transport: "http",
         run: |site| {
@@ -277,7 +246,7 @@ pub(super) const ALL: &[Workload] = &[
     Workload {
         name: "rand-4k-arena",
         about: "the same without passthrough: each read is answered by the daemon, from memory",
-        memory: Memory::Plenty,
+        memory: CacheSize::Plenty,
         options: &["--no-passthrough"],
         transport: "http",
         run: |site| {
@@ -289,7 +258,7 @@ pub(super) const ALL: &[Workload] = &[
     Workload {
         name: "rand-128k-fresh",
         about: "random 128 KiB reads, fresh mount",
-        memory: Memory::Plenty,
+        memory: CacheSize::Plenty,
         options: &[],
         transport: "http",
         run: |site| random(site, 128 << 10),
@@ -298,7 +267,7 @@ pub(super) const ALL: &[Workload] = &[
     Workload {
         name: "small-cold",
         about: "open, read and close every small file, in order, fresh mount",
-        memory: Memory::Plenty,
+        memory: CacheSize::Plenty,
         options: &[],
         transport: "http",
         run: |site| small(site, Order::Names),
@@ -307,7 +276,7 @@ pub(super) const ALL: &[Workload] = &[
     Workload {
         name: "small-again",
         about: "a second pass, shuffled, page cache of the mount dropped, hot files settled",
-        memory: Memory::Plenty,
+        memory: CacheSize::Plenty,
         options: &[],
         transport: "http",
         run: |site| {
@@ -321,7 +290,7 @@ pub(super) const ALL: &[Workload] = &[
     Workload {
         name: "small-warm",
         about: "a second pass, shuffled, page cache of the mount kept",
-        memory: Memory::Plenty,
+        memory: CacheSize::Plenty,
         options: &[],
         transport: "http",
         run: |site| {
@@ -333,7 +302,7 @@ pub(super) const ALL: &[Workload] = &[
     Workload {
         name: "epoch-shuffled",
         about: "two passes, each shuffled anew, page cache dropped between, cache of a third of the files; the second pass",
-        memory: Memory::Scarce,
+        memory: CacheSize::Scarce,
         options: &[],
         transport: "http",
         run: |site| epochs(site, Order::Shuffled),
@@ -342,7 +311,7 @@ pub(super) const ALL: &[Workload] = &[
     Workload {
         name: "epoch-repeated",
         about: "the same with both passes in the same shuffled order",
-        memory: Memory::Scarce,
+        memory: CacheSize::Scarce,
         options: &[],
         transport: "http",
         run: |site| epochs(site, Order::ShuffledBefore),
@@ -351,7 +320,7 @@ pub(super) const ALL: &[Workload] = &[
     Workload {
         name: "walk",
         about: "list the small files' directories and stat every file, fresh mount",
-        memory: Memory::Plenty,
+        memory: CacheSize::Plenty,
         options: &[],
         transport: "http",
         run: walk,
@@ -360,7 +329,7 @@ pub(super) const ALL: &[Workload] = &[
     Workload {
         name: "walk-again",
         about: "the same a second time",
-        memory: Memory::Plenty,
+        memory: CacheSize::Plenty,
         options: &[],
         transport: "http",
         run: |site| {
@@ -371,12 +340,12 @@ pub(super) const ALL: &[Workload] = &[
     },
 ];
 
-fn compare_large(site: &Site) -> Result<()> {
+fn compare_large(site: &MountUnderTest) -> Result<()> {
     let large = &site.data.large;
     verify::compare(&site.root, &large.path, large.size, large.pattern)
 }
 
-fn compare_small(site: &Site) -> Result<()> {
+fn compare_small(site: &MountUnderTest) -> Result<()> {
     site.data
         .small
         .iter()
@@ -391,8 +360,9 @@ enum Order {
     ShuffledBefore,
 }
 
-/// Reads the large file twice and drops its pages each time; then gives the mount time to see to what is hot.
-fn make_hot(site: &Site) -> Result<()> {
+/// Reads the large file twice and drops its pages each time; then gives the mount time to promote
+/// it.
+fn make_hot(site: &MountUnderTest) -> Result<()> {
     for _ in 0..2 {
         reader::sequential(&site.root, &site.data.large)?;
         drop_large(site)?;
@@ -401,7 +371,7 @@ fn make_hot(site: &Site) -> Result<()> {
 }
 
 /// The same as [`sequential_pass`], with the CPU time that the daemon took for it.
-fn sequential_pass_and_cpu(site: &Site) -> Result<Vec<Sample>> {
+fn sequential_pass_and_cpu(site: &MountUnderTest) -> Result<Vec<Sample>> {
     let before = cpu_seconds(site.daemon)?;
     let mut samples = sequential_pass(site)?;
     let cpu = cpu_seconds(site.daemon)? - before;
@@ -411,13 +381,9 @@ fn sequential_pass_and_cpu(site: &Site) -> Result<Vec<Sample>> {
 }
 
 /// Reads the large file once in sequence.
-fn sequential_pass(site: &Site) -> Result<Vec<Sample>> {
+fn sequential_pass(site: &MountUnderTest) -> Result<Vec<Sample>> {
     let seconds = reader::sequential(&site.root, &site.data.large)?;
     Ok(vec![throughput(site.data.large.size as f64, seconds)])
-}
-
-pub(super) fn throughput(bytes: f64, seconds: f64) -> Sample {
-    Sample { figure: "", unit: Unit::MegabytesPerSecond, value: bytes / seconds / 1e6 }
 }
 
 fn latencies(seconds: &[f64]) -> Result<Vec<Sample>> {
@@ -430,22 +396,22 @@ fn latencies(seconds: &[f64]) -> Result<Vec<Sample>> {
         .collect()
 }
 
-fn four_readers(site: &Site) -> Result<Vec<Sample>> {
+fn four_readers(site: &MountUnderTest) -> Result<Vec<Sample>> {
     let large = &site.data.large;
-    let seconds = reader::together(&site.root.join(&large.path), large, FOUR)?;
-    Ok(vec![throughput((FOUR * large.size) as f64, seconds)])
+    let seconds = reader::together(&site.root.join(&large.path), large, READERS)?;
+    Ok(vec![throughput((READERS * large.size) as f64, seconds)])
 }
 
-fn four_parts(site: &Site) -> Result<Vec<Sample>> {
-    Ok(vec![throughput(site.data.large.size as f64, reader::divided(&site.root, &site.data.large, FOUR)?)])
+fn four_parts(site: &MountUnderTest) -> Result<Vec<Sample>> {
+    Ok(vec![throughput(site.data.large.size as f64, reader::divided(&site.root, &site.data.large, READERS)?)])
 }
 
-fn random(site: &Site, len: usize) -> Result<Vec<Sample>> {
+fn random(site: &MountUnderTest, len: usize) -> Result<Vec<Sample>> {
     latencies(&reader::random(&site.root, &site.data.large, len, site.reads, site.seed)?)
 }
 
-fn small(site: &Site, order: Order) -> Result<Vec<Sample>> {
-    let mut files: Vec<&Small> = site.data.small.iter().collect();
+fn small(site: &MountUnderTest, order: Order) -> Result<Vec<Sample>> {
+    let mut files: Vec<&SmallFile> = site.data.small.iter().collect();
     match order {
         Order::Names => {}
         Order::Shuffled => files.shuffle(&mut StdRng::seed_from_u64(site.seed)),
@@ -458,24 +424,24 @@ fn small(site: &Site, order: Order) -> Result<Vec<Sample>> {
 }
 
 /// A first epoch in one order and a second one in `order`, which is measured.
-fn epochs(site: &Site, order: Order) -> Result<Vec<Sample>> {
+fn epochs(site: &MountUnderTest, order: Order) -> Result<Vec<Sample>> {
     small(site, Order::ShuffledBefore)?;
     drop_small(site)?;
     small(site, order)
 }
 
-fn walk(site: &Site) -> Result<Vec<Sample>> {
+fn walk(site: &MountUnderTest) -> Result<Vec<Sample>> {
     let (seconds, files) = reader::walk(&site.root.join(DataSet::SMALL))?;
     let expected = site.data.small.len() as u64;
     anyhow::ensure!(files == expected, "the walk found {files} files, not {expected}");
     Ok(vec![Sample { figure: "", unit: Unit::FilesPerSecond, value: files as f64 / seconds }])
 }
 
-fn drop_large(site: &Site) -> Result<()> {
+fn drop_large(site: &MountUnderTest) -> Result<()> {
     reader::drop_pages(&site.root, [site.data.large.path.as_str()].into_iter())
 }
 
-fn drop_small(site: &Site) -> Result<()> {
+fn drop_small(site: &MountUnderTest) -> Result<()> {
     reader::drop_pages(&site.root, site.data.small.iter().map(|file| file.path.as_str()))
 }
 
@@ -496,8 +462,14 @@ mod tests {
         write(&data.large.path, data.large.size, data.large.pattern);
         data.small.iter().for_each(|file| write(&file.path, file.size, file.pattern));
         let daemon = std::process::id() as i32;
-        let site =
-            Site { root: root.clone(), daemon, status: None, data: Arc::new(data), reads: 20, seed: 1 };
+        let site = MountUnderTest {
+            root: root.clone(),
+            daemon,
+            status: None,
+            data: Arc::new(data),
+            reads: 20,
+            seed: 1,
+        };
         for workload in ALL {
             let samples = (workload.run)(&site).unwrap();
             assert!(!samples.is_empty() && samples.iter().all(|s| s.value.is_finite()), "{}", workload.name);

@@ -1,7 +1,9 @@
-//! The compiler of the programs that run in the kernel: a Rust that knows the BPF target, and `bpf-linker`.
+//! The compiler of the programs that run in the kernel: a Rust that knows the BPF target, and
+//! `bpf-linker`.
 //!
-//! Debian packages such a Rust (`rustc-web` with `libstd-rust-web-dev-bpf`), which is installed where that is possible. Elsewhere a nightly
-//! toolchain of rustup with `rust-src` is used if there is one. Without either, everything is built but the programs: `interceptor` then works
+//! Debian packages such a Rust (`rustc-web` with `libstd-rust-web-dev-bpf`), which is installed
+//! where that is possible. Elsewhere a nightly toolchain of rustup with `rust-src` is used if
+//! there is one. Without either, everything is built but the programs: `interceptor` then works
 //! without eBPF and says so.
 
 use std::path::{Path, PathBuf};
@@ -87,7 +89,8 @@ impl Toolchain {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let directories =
             self.linker.parent().map(Path::to_owned).into_iter().chain(std::env::split_paths(&path));
-        // Only a path with a colon in it cannot be joined; the linker is then found in PATH or not.
+        // Joining fails only for a path with a colon in it; then PATH alone decides which linker
+        // is found.
         command.env("PATH", std::env::join_paths(directories).unwrap_or(path.clone()));
         command
     }

@@ -1,7 +1,8 @@
-//! What the operating system has to give.
+//! What the operating system must provide.
 //!
-//! Each need is a check, the Debian package that satisfies it and the reason it is there. As root on a Debian-like system the
-//! lacking packages are installed in one go; anywhere else the exact command is printed and setup fails.
+//! Each need is a check, the Debian package that satisfies it and the reason for it. As root on a
+//! Debian-like system the lacking packages are installed in one go; elsewhere the exact command is
+//! printed and setup fails.
 
 use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
@@ -144,7 +145,8 @@ pub(super) fn ensure(needs_pip: bool) -> Result<()> {
     ensure_fuse_device()
 }
 
-/// Installs what only tests and pictures need. Where that cannot be done it is left out, and the tests that need it say so.
+/// Installs what only tests and pictures need. A package that cannot be installed is left out, and
+/// the tests that need it are skipped.
 pub(super) fn ensure_for_tests() {
     let needs = [BROWSER, TERMINAL, PROMTOOL, NTFS];
     let lacking: Vec<Need> = needs.into_iter().filter(|need| !(need.present)()).collect();
@@ -221,7 +223,7 @@ fn ensure_fuse_device() -> Result<()> {
 }
 
 /// What is said of something that only tests need and that is not there.
-const NONE: &str = "none: its tests are skipped";
+const MISSING: &str = "none: its tests are skipped";
 
 /// One line for each thing that was found.
 pub(super) fn report() -> Vec<String> {
@@ -238,9 +240,12 @@ pub(super) fn report() -> Vec<String> {
         ("libibverbs", first_line("pkg-config", &["--modversion", "libibverbs"])),
         ("fuse", first_line("fusermount3", &["--version"])),
         ("/dev/fuse", Some("usable".to_owned())),
-        ("chromium", Some(::tests::browser::find().map_or(NONE.into(), |path| path.display().to_string()))),
-        ("tmux", Some(first_line("tmux", &["-V"]).unwrap_or_else(|| NONE.into()))),
-        ("promtool", Some(first_line("promtool", &["--version"]).unwrap_or_else(|| NONE.into()))),
+        (
+            "chromium",
+            Some(::tests::browser::find().map_or(MISSING.into(), |path| path.display().to_string())),
+        ),
+        ("tmux", Some(first_line("tmux", &["-V"]).unwrap_or_else(|| MISSING.into()))),
+        ("promtool", Some(first_line("promtool", &["--version"]).unwrap_or_else(|| MISSING.into()))),
     ]
     .into_iter()
     .map(|(name, found)| format!("{name:<14}{}", found.unwrap_or_else(|| "found".to_owned())))

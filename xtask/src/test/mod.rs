@@ -1,10 +1,17 @@
-//! `cargo xtask test`: every tier of tests there is, one summary.
+//! `cargo xtask test`: every tier of tests, one summary.
 //!
-//! All test programs are built in one go, then run one after the other: first those of the crates, then raw FUSE requests for
-//! five minutes, the documentation's examples and
-//! the model checker's interleavings, then the end-to-end suites, whose servers and mounts would disturb each other if two suites ran at once, and last
-//! what needs an RDMA device, in the virtual machine: verbs themselves, and mounts that read by them. Temporary files of the
-//! tests lie in a workplace, and orphaned processes come to us, so nothing stays behind even when a test is killed.
+//! All test programs are built in one go, then run one after the other:
+//!
+//! 1. the unit tests of the crates;
+//! 2. raw FUSE requests for five minutes, the examples of the documentation, and the interleavings
+//!   of the model checker;
+//! 3. the end-to-end suites, one at a time, because their servers and mounts would disturb each
+//!   other;
+//! 4. in the virtual machine, the tests that need an RDMA device: verbs themselves, and mounts
+//!   that read by them.
+//!
+//! Temporary files of the tests lie in a workplace, and orphaned processes become children of this
+//! one, so nothing stays behind even when a test is killed.
 
 mod tally;
 
@@ -20,22 +27,22 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use self::tally::Tally;
-use crate::cargo::{self, Built};
+use crate::cargo::{self, BuiltProgram};
 use crate::fuzz;
-use crate::interrupt::{self, TICK};
-use crate::process::{self, Identity};
+use crate::interrupt::{self, POLL_INTERVAL};
+use crate::process::{self, ProcessIdentity};
 use crate::setup;
 use crate::vm::{self, Kernel};
 use crate::workplace::Workplace;
 
 /// How long one test program may run.
-const DEADLINE: Duration = Duration::from_secs(25 * 60);
+const PROGRAM_TIMEOUT: Duration = Duration::from_secs(25 * 60);
 
 /// How long both file systems are tried with raw FUSE requests.
 const FUZZ_SECONDS: u64 = 300;
 
 /// How long a guest may run.
-const VM_DEADLINE: Duration = Duration::from_secs(10 * 60);
+const GUEST_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 
 /// The tests that need two guests.
 const TWO_GUESTS: &str = "two_guests::";
@@ -46,9 +53,10 @@ const COMPARISONS: [&str; 7] =
 /// ... and, of them, those where it matters who hands the bytes over.
 const BY_ENGINES: [&str; 5] = ["codecs", "manifests", "replaced", "sizes", "written_by_mount"];
 
-/// The conditions under which those are run again, as variables of the environment that the mounts of tests heed. The smallest cache there
-/// may be holds a fraction of what they read; one of 48 MiB hardly more, but some of it as resident files.
-const CONDITIONS: [(&[Variable], &[&str]); 4] = [
+/// The conditions under which those are run again, as environment variables that the mounts of
+/// tests heed. The smallest cache possible holds a fraction of what the suites read; one of 48 MiB
+/// hardly more, but some of it as resident files.
+const CONDITIONS: [(&[EnvironmentVariable], &[&str]); 4] = [
     (&[("MOUNT_OPTIONS", "--cache-size 16MiB --no-passthrough")], &COMPARISONS),
     (&[("MOUNT_OPTIONS", "--cache-size 48MiB")], &COMPARISONS),
     (&[("MOUNT_ENGINES", "local")], &BY_ENGINES),
@@ -56,7 +64,7 @@ const CONDITIONS: [(&[Variable], &[&str]); 4] = [
 ];
 
 /// A variable of the environment, and its value.
-type Variable = (&'static str, &'static str);
+type EnvironmentVariable = (&'static str, &'static str);
 
 /// The suites that mount in a guest, where engines are asked over RDMA, each with what of it: a
 /// guest is slow and has little memory.
@@ -67,11 +75,11 @@ const BY_RDMA: [(&str, &[&str]); 3] = [
 ];
 
 /// Longest line that is passed on whole, characters.
-const LINE: usize = 1000;
+const MAX_LINE_CHARS: usize = 1000;
 
 /// What the verb takes.
 #[derive(clap::Args)]
-pub(crate) struct Options {
+pub(crate) struct TestOptions {
     /// Leave out the suites that start servers and mount file systems
     #[arg(long)]
     no_e2e: bool,
@@ -83,7 +91,7 @@ pub(crate) struct Options {
 }
 
 /// The verb.
-pub(crate) fn command(options: &Options) -> Result<()> {
+pub(crate) fn command(options: &TestOptions) -> Result<()> {
     let prepared = setup::ensure()?;
     setup::ensure_for_tests();
     if !options.no_e2e {
@@ -96,8 +104,8 @@ pub(crate) fn command(options: &Options) -> Result<()> {
     interrupt::check()?;
     process::adopt_orphans()?;
 
-    let mut place = Workplace::open("test")?;
-    let temporary = place.make("tmp")?;
+    let mut workplace = Workplace::open("test")?;
+    let temporary = workplace.make("tmp")?;
     let prepare = |mut command: Command| {
         command
             .env("WEED_BIN", &prepared.weed)
@@ -110,26 +118,27 @@ pub(crate) fn command(options: &Options) -> Result<()> {
         // There it says that it is skipped, or runs if this host has a device.
         programs.extend(verbs.iter().cloned());
     }
-    let is_suite = |built: &Built| built.package == "tests" && built.kind == "test";
+    let is_suite = |built: &BuiltProgram| built.package == "tests" && built.kind == "test";
     // The fast tiers first: what they find explains what the suites would show.
     programs.sort_by_key(|built| (is_suite(built), built.package.clone(), built.target.clone()));
     let (suites, fast): (Vec<_>, Vec<_>) = programs.into_iter().partition(is_suite);
 
     let mut total = Tally::default();
     for program in &fast {
-        run(&mut place, &mut total, &name(program), prepare(test_command(program, options)))?;
+        run(&mut workplace, &mut total, &name(program), prepare(test_command(program, options)))?;
     }
-    let has_fuzzer = |built: &&Built| (built.package.as_str(), built.kind.as_str()) == ("interceptor", "lib");
+    let has_fuzzer =
+        |built: &&BuiltProgram| (built.package.as_str(), built.kind.as_str()) == ("interceptor", "lib");
     for program in fast.iter().filter(|_| options.filter.is_empty()).filter(has_fuzzer) {
         let mut command = prepare(test_command(program, options));
         command.arg(fuzz::TESTS);
         fuzz::for_seconds(&mut command, FUZZ_SECONDS);
-        run(&mut place, &mut total, "raw FUSE requests", command)?;
+        run(&mut workplace, &mut total, "raw FUSE requests", command)?;
     }
     let mut examples = cargo::cargo();
     examples.args(["test", "--doc", "--workspace", "--release", "--quiet", "--", "--show-output"]);
     examples.args(&options.filter);
-    run(&mut place, &mut total, "examples in the documentation", prepare(examples))?;
+    run(&mut workplace, &mut total, "examples in the documentation", prepare(examples))?;
     // The model checker takes the place of the locks, so these tests are a build of their own.
     if options.filter.is_empty() {
         let mut interleavings = cargo::cargo();
@@ -143,30 +152,30 @@ pub(crate) fn command(options: &Options) -> Result<()> {
             "shuttle",
         ]);
         interleavings.args(["--lib", "--", "--show-output", "cache::interleavings"]);
-        run(&mut place, &mut total, "interleavings of the cache", prepare(interleavings))?;
+        run(&mut workplace, &mut total, "interleavings of the cache", prepare(interleavings))?;
     }
     for program in suites.iter().filter(|_| !options.no_e2e) {
-        run(&mut place, &mut total, &name(program), prepare(test_command(program, options)))?;
+        run(&mut workplace, &mut total, &name(program), prepare(test_command(program, options)))?;
     }
     for (variables, compared) in CONDITIONS {
         let condition: Vec<String> =
             variables.iter().map(|(name, value)| format!("{name}={value}")).collect();
         let condition = condition.join(", ");
-        let is_compared = |suite: &&Built| compared.contains(&suite.target.as_str());
+        let is_compared = |suite: &&BuiltProgram| compared.contains(&suite.target.as_str());
         let wanted = options.filter.is_empty() && !options.no_e2e;
         for suite in suites.iter().filter(|_| wanted).filter(is_compared) {
             let mut command = prepare(test_command(suite, options));
             command.envs(variables.iter().copied());
-            run(&mut place, &mut total, &format!("{} with {condition}", name(suite)), command)?;
+            run(&mut workplace, &mut total, &format!("{} with {condition}", name(suite)), command)?;
         }
     }
     if !options.no_vm {
         let mut programs = verbs;
         programs.extend(suites.into_iter().filter(|_| !options.no_e2e));
         let weed = &prepared.weed;
-        run_in_guests(&mut place, &mut total, &programs, weed, Kernel::default(), &options.filter)?;
+        run_in_guests(&mut workplace, &mut total, &programs, weed, Kernel::default(), &options.filter)?;
     }
-    place.close()?;
+    workplace.close()?;
 
     if options.no_e2e {
         println!("The end-to-end suites were left out (--no-e2e).");
@@ -178,22 +187,23 @@ pub(crate) fn command(options: &Options) -> Result<()> {
 pub(crate) fn in_guests(kernel: Kernel) -> Result<()> {
     let prepared = setup::ensure()?;
     cargo::build_interceptor()?;
-    let programs: Vec<Built> = cargo::build_tests()?.into_iter().filter(|built| built.is_test).collect();
+    let programs: Vec<BuiltProgram> =
+        cargo::build_tests()?.into_iter().filter(|built| built.is_test).collect();
     interrupt::check()?;
     process::adopt_orphans()?;
-    let mut place = Workplace::open("test")?;
+    let mut workplace = Workplace::open("test")?;
     let mut total = Tally::default();
-    run_in_guests(&mut place, &mut total, &programs, &prepared.weed, kernel, &[])?;
-    place.close()?;
+    run_in_guests(&mut workplace, &mut total, &programs, &prepared.weed, kernel, &[])?;
+    workplace.close()?;
     conclude(&total)
 }
 
-/// What needs an RDMA device: the suite of verbs in one guest, what of it is about the network between two hosts in two, and mounts that
-/// read from engines.
+/// Runs the tests that need an RDMA device: the suite of verbs in one guest, its tests of a
+/// network between hosts in two, and mounts that read from engines.
 fn run_in_guests(
-    place: &mut Workplace,
+    workplace: &mut Workplace,
     total: &mut Tally,
-    programs: &[Built],
+    programs: &[BuiltProgram],
     weed: &Path,
     kernel: Kernel,
     filter: &[String],
@@ -205,8 +215,8 @@ fn run_in_guests(
         total.line(&skip);
         return Ok(());
     }
-    let mut run_one = |program: &Built, pair: bool, engines: bool, choice: &[&str]| {
-        let mut command = vm::command_line(kernel, pair, VM_DEADLINE)?;
+    let mut run_one = |program: &BuiltProgram, pair: bool, engines: bool, choice: &[&str]| {
+        let mut command = vm::command_line(kernel, pair, GUEST_TIMEOUT)?;
         if engines {
             // A guest has no environment but what its command line gives it.
             command.args(["env", "MOUNT_ENGINES=verbs"]);
@@ -215,7 +225,7 @@ fn run_in_guests(
         command.arg(&program.program).args(["--show-output", "--test-threads=2"]).args(choice).args(filter);
         command.current_dir(&program.directory);
         let guests = if pair { "two guests" } else { "a guest" };
-        run(place, total, &format!("{} in {guests} with kernel {kernel}", name(program)), command)
+        run(workplace, total, &format!("{} in {guests} with kernel {kernel}", name(program)), command)
     };
     for program in programs.iter().filter(|built| is_verbs_suite(built)) {
         run_one(program, false, false, &["--skip", TWO_GUESTS])?;
@@ -225,7 +235,8 @@ fn run_in_guests(
         }
     }
     for (suite, choice) in BY_RDMA {
-        let is_it = |built: &&Built| (built.package.as_str(), built.target.as_str()) == ("tests", suite);
+        let is_it =
+            |built: &&BuiltProgram| (built.package.as_str(), built.target.as_str()) == ("tests", suite);
         for program in programs.iter().filter(is_it).filter(|_| filter.is_empty()) {
             run_one(program, false, true, choice)?;
         }
@@ -233,7 +244,7 @@ fn run_in_guests(
     Ok(())
 }
 
-fn is_verbs_suite(built: &Built) -> bool {
+fn is_verbs_suite(built: &BuiltProgram) -> bool {
     (built.package.as_str(), built.kind.as_str(), built.target.as_str()) == ("rdma-engine", "test", "verbs")
 }
 
@@ -245,11 +256,11 @@ fn conclude(total: &Tally) -> Result<()> {
     Ok(())
 }
 
-fn name(program: &Built) -> String {
+fn name(program: &BuiltProgram) -> String {
     format!("{} {} {}", program.package, program.kind, program.target)
 }
 
-fn test_command(program: &Built, options: &Options) -> Command {
+fn test_command(program: &BuiltProgram, options: &TestOptions) -> Command {
     let mut command = Command::new(&program.program);
     command.current_dir(&program.directory).env("CARGO_MANIFEST_DIR", &program.directory);
     command.args(["--show-output", "--test-threads=2"]).args(&options.filter);
@@ -257,7 +268,7 @@ fn test_command(program: &Built, options: &Options) -> Command {
 }
 
 /// Runs one test program to its end and adds its results to `total`.
-fn run(place: &mut Workplace, total: &mut Tally, name: &str, mut command: Command) -> Result<()> {
+fn run(workplace: &mut Workplace, total: &mut Tally, name: &str, mut command: Command) -> Result<()> {
     println!("\n== {name}");
     let started = Instant::now();
     let (output, input) = std::io::pipe()?;
@@ -265,7 +276,7 @@ fn run(place: &mut Workplace, total: &mut Tally, name: &str, mut command: Comman
     let mut child = command.spawn().with_context(|| format!("cannot start {name}"))?;
     // Holds the writing ends, without which the reader would never see the end.
     drop(command);
-    place.owns(child.id())?;
+    workplace.owns(child.id())?;
 
     let (sender, lines) = channel();
     thread::spawn(move || {
@@ -278,7 +289,7 @@ fn run(place: &mut Workplace, total: &mut Tally, name: &str, mut command: Comman
     let mut tally = Tally::default();
     let mut ended = None;
     loop {
-        match lines.recv_timeout(TICK) {
+        match lines.recv_timeout(POLL_INTERVAL) {
             Ok(line) => {
                 if tally.line(&line) {
                     println!("{}", shortened(&line));
@@ -286,28 +297,29 @@ fn run(place: &mut Workplace, total: &mut Tally, name: &str, mut command: Comman
                 continue;
             }
             Err(RecvTimeoutError::Disconnected) => {}
-            // A daemon that a test left behind may hold the pipe open; the end of the program is what counts.
+            // A daemon that a test left behind may hold the pipe open; the end of the program
+            // counts.
             Err(RecvTimeoutError::Timeout) if ended.is_none() => {}
             Err(RecvTimeoutError::Timeout) => break,
         }
         if ended.is_some() {
             break;
         }
-        if interrupt::requested() || started.elapsed() > DEADLINE {
+        if interrupt::requested() || started.elapsed() > PROGRAM_TIMEOUT {
             end(&mut child)?;
             process::end_orphans(&[]);
             interrupt::check()?;
         }
         ended = child.try_wait()?;
-        thread::sleep(if ended.is_some() { Duration::ZERO } else { TICK });
+        thread::sleep(if ended.is_some() { Duration::ZERO } else { POLL_INTERVAL });
     }
     let left = process::end_orphans(&[]);
     if left > 0 {
         println!("{left} processes were left behind by {name} and ended");
     }
     let status = ended.context("the test program was not waited for")?;
-    if started.elapsed() > DEADLINE {
-        println!("{name} was ended after {} s", DEADLINE.as_secs());
+    if started.elapsed() > PROGRAM_TIMEOUT {
+        println!("{name} was ended after {} s", PROGRAM_TIMEOUT.as_secs());
     }
     total.add(name, tally, status.success());
     Ok(())
@@ -315,14 +327,14 @@ fn run(place: &mut Workplace, total: &mut Tally, name: &str, mut command: Comman
 
 /// The line, or its beginning if it is one of those that print a whole buffer.
 fn shortened(line: &str) -> Cow<'_, str> {
-    match line.char_indices().nth(LINE) {
+    match line.char_indices().nth(MAX_LINE_CHARS) {
         Some((cut, _)) => format!("{} ... ({} bytes more)", &line[..cut], line.len() - cut).into(),
         None => line.into(),
     }
 }
 
 fn end(child: &mut Child) -> Result<()> {
-    match Identity::of(child.id() as i32) {
+    match ProcessIdentity::of(child.id() as i32) {
         Some(identity) => identity.end(Duration::from_secs(5)),
         None => Ok(()),
     }
@@ -335,9 +347,9 @@ mod tests {
     #[test]
     fn a_printed_buffer_is_cut() {
         assert_eq!(shortened("short"), "short");
-        let long = "ü".repeat(LINE + 3);
+        let long = "ü".repeat(MAX_LINE_CHARS + 3);
         let cut = shortened(&long);
         assert!(cut.starts_with("üü") && cut.ends_with("ü ... (6 bytes more)"));
-        assert_eq!(shortened(&long[..2 * LINE]), &long[..2 * LINE]);
+        assert_eq!(shortened(&long[..2 * MAX_LINE_CHARS]), &long[..2 * MAX_LINE_CHARS]);
     }
 }

@@ -1,7 +1,8 @@
 //! Counting results in the output of test programs.
 //!
-//! The harness reports a test that found something missing on the host as passed; such a test says so with a line
-//! `skipped: NAME: reason`, and is counted as skipped here. A program that ends without its closing line counts as one failure.
+//! The harness reports a test that lacked something on the host as passed. Such a test prints a
+//! line `skipped: NAME: reason`, and is counted as skipped here. A program that ends without its
+//! closing line counts as one failure.
 
 /// Results of one test program, or of several.
 #[derive(Debug, Default)]
@@ -17,11 +18,11 @@ pub(super) struct Tally {
     failures: Vec<String>,
     /// The harness said how it ended.
     closed: bool,
-    section: Section,
+    section: OutputSection,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq)]
-enum Section {
+enum OutputSection {
     #[default]
     Results,
     /// The output of tests that passed: only looked through.
@@ -39,12 +40,12 @@ impl Tally {
             return new;
         }
         match line {
-            "successes:" => self.section = Section::Successes,
-            "failures:" => self.section = Section::Results,
+            "successes:" => self.section = OutputSection::Successes,
+            "failures:" => self.section = OutputSection::Results,
             _ => {}
         }
         if let Some(result) = line.strip_prefix("test result: ") {
-            self.section = Section::Results;
+            self.section = OutputSection::Results;
             self.closed = true;
             self.passed += count(result, "passed");
             self.failed += count(result, "failed");
@@ -58,7 +59,7 @@ impl Tally {
                 _ => {}
             }
         }
-        self.section != Section::Successes && !line.is_empty()
+        self.section != OutputSection::Successes && !line.is_empty()
     }
 
     /// Adds the results of a program called `program`, which exited with 0 or not.

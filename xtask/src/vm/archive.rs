@@ -1,8 +1,9 @@
 //! Debian's packages, downloaded and unpacked below `target/` without installing anything.
 //!
-//! The ordinary apt client does the work, with the machine's own configuration (proxies, keys, the mirror it uses), but with lists, state and
-//! cache of its own, so that the machine's stay as they are. Its suites are not the machine's either: the
-//! virtual machine is always made from the same ones ([`SUITES`]), on the mirror that the machine's own sources name.
+//! The ordinary apt client does the work, with the machine's own configuration (proxies, keys,
+//! mirror) but with lists, state and cache of its own, so that the machine's stay as they are. The
+//! suites are pinned too: the virtual machine is always made from the same ones ([`SUITES`]), on
+//! the mirror that the machine's own sources name.
 
 use std::ffi::OsString;
 use std::fs;
@@ -14,14 +15,16 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::{process, progress};
 
-/// Where the parts of the virtual machine come from: QEMU and the tools from the first, kernels from all of them. Backports have the lower priority, as
-/// everywhere in Debian, so a package without a version comes from the first.
+/// Sources of the virtual machine: QEMU and the tools come from the first suite, kernels from all
+/// of them. Backports have the lower priority, as everywhere in Debian, so a package without a
+/// version comes from the first.
 const SUITES: [&str; 3] = ["bookworm", "bookworm-backports", "trixie-backports"];
 
 /// The keys that all of these suites are signed with.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// What every Debian-like system has: taken as installed, so that it is not downloaded as a dependency.
+/// Packages of every Debian-like system: taken as installed, so that they are not downloaded as
+/// dependencies.
 const BASE: [&str; 19] = [
     "adduser",
     "debconf",
@@ -86,7 +89,8 @@ impl Archive {
         Ok(text.lines().map(str::to_owned).collect())
     }
 
-    /// Downloads exactly these packages and unpacks them over one another into the new directory `tree`.
+    /// Downloads exactly these packages and unpacks them over one another into the new directory
+    /// `tree`.
     pub(super) fn unpack_only(&self, label: &str, packages: &[String], tree: &Path) -> Result<()> {
         let files = self.files(&["download"], packages)?;
         self.unpack(label, &files, tree)
@@ -197,7 +201,8 @@ fn mirror() -> Result<String> {
     }
 }
 
-/// From lines `URI SUITE COMPONENT …`: the first that is a plain suite of Debian, since its mirror has the backports too.
+/// From lines `URI SUITE COMPONENT …`: the mirror of the first plain suite of Debian, since it has
+/// the backports too.
 fn mirror_among(targets: &str) -> Option<&str> {
     targets.lines().find_map(|line| {
         let mut words = line.split(' ');
@@ -207,8 +212,8 @@ fn mirror_among(targets: &str) -> Option<&str> {
     })
 }
 
-/// Makes `/usr` the only place for programs and libraries, as on every system that the tree will be laid over: a directory `lib` there would hide
-/// the link `lib` of the host.
+/// Makes `/usr` the only place for programs and libraries, as on every system that the tree will
+/// be laid over: a directory `lib` there would hide the link `lib` of the host.
 fn merge_usr(tree: &Path) -> Result<()> {
     for name in ["bin", "sbin", "lib", "lib64"] {
         let from = tree.join(name);

@@ -1,8 +1,9 @@
 //! `cargo xtask vm bench`: our reads beside perftest's, in one boot.
 //!
-//! A guest is slow and never the same twice, so only ratios mean something, and only between programs that ran in turn in the same guest. A script
-//! there runs `ib_read_bw` or `ib_read_lat`, our own program for single reads (`one_sided`, an example of rdma-engine), and `rdma-engine bench` against an engine, in
-//! turn, and prints a line for each.
+//! A guest is slow and its speed changes from boot to boot, so only ratios mean something, and
+//! only between programs that ran in turn in the same guest. A script there runs in turn
+//! `ib_read_bw` or `ib_read_lat`, our own program for single reads (`one_sided`, an example of
+//! rdma-engine), and `rdma-engine bench` against an engine. It prints a line for each.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -10,32 +11,34 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::Run;
+use super::GuestRun;
 use super::equipment::Kernel;
-use crate::cargo::{self, Built};
+use crate::cargo::{self, BuiltProgram};
 use crate::{interrupt, setup};
 
-/// Runs in the guest, with our programs and the number of repetitions; prints lines `ROW PROGRAM VALUE`.
+/// Runs in the guest, with our programs and the number of repetitions; prints lines `ROW PROGRAM
+/// VALUE`.
 const SCRIPT: &str = include_str!("bench.sh");
 
 /// What is wanted of ours, as a multiple of perftest's.
 #[derive(Clone, Copy)]
-enum Target {
+enum RatioTarget {
     AtLeast(f64),
     AtMost(f64),
     Nothing,
 }
 
-/// What is measured: name as the script has it, title, unit, target. Single reads have no bar for their latency: what counts of it is how long a whole needle takes.
-const ROWS: [(&str, &str, &str, Target); 8] = [
-    ("1m", "read 1 MiB, depth 16", "MiB/s", Target::AtLeast(0.9)),
-    ("64k", "read 64 KiB, depth 16", "MiB/s", Target::AtLeast(0.85)),
-    ("latency", "read 4 KiB, one by one", "us", Target::Nothing),
-    ("events", "the same, perftest -e", "us", Target::Nothing),
-    ("engine-1m", "engine, 1 MiB, depth 16", "MiB/s", Target::AtLeast(0.9)),
-    ("engine-64k", "engine, 64 KiB, depth 16", "MiB/s", Target::AtLeast(0.85)),
-    ("engine-4k", "engine, 4 KiB, one by one", "us", Target::AtMost(2.5)),
-    ("trip-4k", "the same, two messages", "us", Target::Nothing),
+/// The rows: name as the script has it, title, unit, target. Single reads have no target for
+/// latency: the latency that counts is that of a whole needle.
+const ROWS: [(&str, &str, &str, RatioTarget); 8] = [
+    ("1m", "read 1 MiB, depth 16", "MiB/s", RatioTarget::AtLeast(0.9)),
+    ("64k", "read 64 KiB, depth 16", "MiB/s", RatioTarget::AtLeast(0.85)),
+    ("latency", "read 4 KiB, one by one", "us", RatioTarget::Nothing),
+    ("events", "the same, perftest -e", "us", RatioTarget::Nothing),
+    ("engine-1m", "engine, 1 MiB, depth 16", "MiB/s", RatioTarget::AtLeast(0.9)),
+    ("engine-64k", "engine, 64 KiB, depth 16", "MiB/s", RatioTarget::AtLeast(0.85)),
+    ("engine-4k", "engine, 4 KiB, one by one", "us", RatioTarget::AtMost(2.5)),
+    ("trip-4k", "the same, two messages", "us", RatioTarget::Nothing),
 ];
 
 /// The verb.
@@ -43,8 +46,9 @@ pub(super) fn command(kernel: Kernel, reps: usize) -> Result<()> {
     setup::ensure()?;
     let built = cargo::build_tests_of("rdma-engine")?;
     let program = |target: &str, kind: &str| {
-        let is_it =
-            |built: &&Built| !built.is_test && (built.target.as_str(), built.kind.as_str()) == (target, kind);
+        let is_it = |built: &&BuiltProgram| {
+            !built.is_test && (built.target.as_str(), built.kind.as_str()) == (target, kind)
+        };
         let found =
             built.iter().find(is_it).with_context(|| format!("cargo built no {kind} called {target}"))?;
         Ok::<_, anyhow::Error>(found.program.clone().into_os_string())
@@ -55,7 +59,7 @@ pub(super) fn command(kernel: Kernel, reps: usize) -> Result<()> {
     let command: Vec<OsString> =
         words.into_iter().chain(programs).chain([reps.max(1).to_string().into()]).collect();
     let mut text = Vec::new();
-    let run = Run { kernel, guests: 1, deadline: Duration::from_secs(900) };
+    let run = GuestRun { kernel, guests: 1, deadline: Duration::from_secs(900) };
     let status = run.start(&command, |_, stdout, stderr| {
         text.extend_from_slice(stdout);
         eprint!("{}", String::from_utf8_lossy(stdout));
@@ -74,9 +78,9 @@ pub(super) fn command(kernel: Kernel, reps: usize) -> Result<()> {
             value("perftest").zip(value("ours")).with_context(|| format!("{title}: no values"))?;
         let ratio = ours / theirs;
         let (wanted, reached) = match target {
-            Target::AtLeast(least) => (format!(", at least {least} wanted"), ratio >= least),
-            Target::AtMost(most) => (format!(", at most {most} wanted"), ratio <= most),
-            Target::Nothing => (String::new(), true),
+            RatioTarget::AtLeast(least) => (format!(", at least {least} wanted"), ratio >= least),
+            RatioTarget::AtMost(most) => (format!(", at most {most} wanted"), ratio <= most),
+            RatioTarget::Nothing => (String::new(), true),
         };
         println!("{title:<26}{theirs:>12.2}{ours:>12.2}{ratio:>8.2}  {unit}{wanted}");
         if !reached {

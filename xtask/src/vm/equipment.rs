@@ -1,7 +1,9 @@
-//! What a guest is made of, kept below `target/vm`: QEMU, the tools that run inside, and the kernels.
+//! What a guest is made of, kept below `target/vm`: QEMU, the tools that run inside, and the
+//! kernels.
 //!
-//! Each is a tree of unpacked packages that is made once and used until the list of its packages changes. A kernel is
-//! pinned; when its version has left the archive, the newest of the same line takes its place and that is said.
+//! Each is a tree of unpacked packages that is made once and used until the list of its packages
+//! changes. A kernel is pinned; when its version has left the archive, the newest of the same line
+//! replaces it, with a message.
 
 use std::fmt;
 use std::fs;
@@ -72,7 +74,8 @@ impl fmt::Display for Kernel {
 pub(super) struct Equipment {
     /// QEMU, its libraries and firmware; used on the host.
     pub(super) qemu: PathBuf,
-    /// libibverbs and its providers, perftest, `ip`, `rdma`, `modprobe`; laid over the host's root in the guest.
+    /// libibverbs and its providers, perftest, `ip`, `rdma`, `modprobe`; laid over the host's root
+    /// in the guest.
     pub(super) tools: PathBuf,
     /// One kernel and its modules; laid over the host's root in the guest.
     pub(super) kernel: PathBuf,
@@ -162,7 +165,8 @@ impl Line {
         candidates.max_by_key(|&&release| (release == self.pinned, self.number(release))).copied()
     }
 
-    /// The number that tells releases of one line apart; `None` for a release of another line or flavour.
+    /// The number that distinguishes releases of one line; `None` for a release of another line or
+    /// flavour.
     fn number(&self, release: &str) -> Option<u32> {
         release.strip_prefix(self.release.0)?.strip_suffix(self.release.1)?.parse().ok()
     }

@@ -1,7 +1,8 @@
 //! One guest: a QEMU process that boots, runs one command, and powers itself off.
 //!
-//! The guest and this process talk through a directory that both can write, the *share*: the command goes in as a script, its output and
-//! exit status come out as files. What the kernel says is in `console` there, for when something goes wrong.
+//! The guest and this process exchange files in a directory that both can write, the *share*: the
+//! command goes in as a script, its output and exit status come out. The kernel's messages are in
+//! `console` there, for when something goes wrong.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -17,14 +18,14 @@ use super::equipment::Equipment;
 use super::initramfs::libraries;
 use crate::workplace::Workplace;
 
-/// Memory of a guest, MiB.
-/// All that QEMU can imitate but SSE 4.2: it goes through the instruction for CRC32C bit by bit, so that programs that think they have it verify checksums at some 80 MB/s.
+/// Everything that QEMU can emulate but SSE 4.2: it emulates the CRC32C instruction bit by bit, so
+/// that programs that use it verify checksums at some 80 MB/s.
 const CPU: &str = "max,sse4.2=off";
 
-const MEMORY: u32 = 2048;
+const MEMORY_MIB: u32 = 2048;
 
 /// How long a guest may take to power off.
-const POWER_OFF: Duration = Duration::from_secs(5);
+const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Addresses on the fabric, in the order of the guests.
 const ADDRESSES: [&str; 2] = ["10.9.0.1", "10.9.0.2"];
@@ -33,54 +34,55 @@ const ADDRESSES: [&str; 2] = ["10.9.0.1", "10.9.0.2"];
 const GIDS: [&str; 2] = ["ffff:0a09:0001", "ffff:0a09:0002"];
 
 /// The script that the first stage of the boot hands over to.
-const GUEST: &str = include_str!("guest.sh");
+const GUEST_SCRIPT: &str = include_str!("guest.sh");
 
 /// A running guest.
 pub(super) struct Guest {
     qemu: Child,
     share: PathBuf,
     /// When the command's exit status was first seen.
-    told: Option<Instant>,
-    stdout: Tail,
-    stderr: Tail,
+    exit_seen: Option<Instant>,
+    stdout: OutputTail,
+    stderr: OutputTail,
 }
 
 /// Which guest of how many.
 #[derive(Clone, Copy)]
-pub(super) struct Seat {
+pub(super) struct GuestSlot {
     pub(super) number: usize,
-    pub(super) of: usize,
+    pub(super) count: usize,
 }
 
 impl Guest {
     /// Starts the guest; the workplace ends it if we do not.
     pub(super) fn start(
-        place: &mut Workplace,
+        workplace: &mut Workplace,
         equipment: &Equipment,
-        seat: Seat,
+        slot: GuestSlot,
         command: &[OsString],
     ) -> Result<Self> {
-        let share = place.make(&format!("guest-{}", seat.number))?;
-        write_share(&share, seat, command)?;
+        let share = workplace.make(&format!("guest-{}", slot.number))?;
+        write_share(&share, slot, command)?;
         let mut qemu = qemu(equipment, &share);
-        if seat.of == 1 {
+        if slot.count == 1 {
             qemu.args(["-nic", "none"]);
         } else {
-            // A pair of datagram sockets needs no order of starting, and a lost frame is what a fabric may do anyway.
-            let end = |number: usize| place.directory().join(format!("link-{number}"));
+            // A pair of datagram sockets needs no order of starting, and a network may lose frames
+            // anyway.
+            let end = |number: usize| workplace.directory().join(format!("link-{number}"));
             let mut link = OsString::from("dgram,id=link,local.type=unix,local.path=");
-            link.push(end(seat.number));
+            link.push(end(slot.number));
             link.push(",remote.type=unix,remote.path=");
-            link.push(end(1 - seat.number));
+            link.push(end(1 - slot.number));
             qemu.arg("-netdev").arg(link).arg("-device").arg(format!(
                 "virtio-net-pci,netdev=link,romfile=,host_mtu=4200,mac=02:00:00:00:09:{:02}",
-                seat.number + 1
+                slot.number + 1
             ));
         }
         let child = qemu.spawn().context("cannot start QEMU")?;
-        place.owns(child.id())?;
-        let (stdout, stderr) = (Tail::of(&share, "stdout"), Tail::of(&share, "stderr"));
-        Ok(Self { qemu: child, share, told: None, stdout, stderr })
+        workplace.owns(child.id())?;
+        let (stdout, stderr) = (OutputTail::of(&share, "stdout"), OutputTail::of(&share, "stderr"));
+        Ok(Self { qemu: child, share, exit_seen: None, stdout, stderr })
     }
 
     /// What the command wrote since the last call: its standard output and its standard error.
@@ -88,16 +90,16 @@ impl Guest {
         Ok((self.stdout.more()?, self.stderr.more()?))
     }
 
-    /// Whether the guest has ended. Output may still be waiting. A guest that has run its command and cannot power off, because a
-    /// driver waits for something, is ended.
+    /// Whether the guest has ended. Output may still be waiting. A guest that has run its command
+    /// and cannot power off, because a driver waits for something, is ended.
     pub(super) fn ended(&mut self) -> Result<bool> {
         if self.qemu.try_wait()?.is_some() {
             return Ok(true);
         }
-        if self.told.is_none() && self.share.join("status").exists() {
-            self.told = Some(Instant::now());
+        if self.exit_seen.is_none() && self.share.join("status").exists() {
+            self.exit_seen = Some(Instant::now());
         }
-        if self.told.is_some_and(|told| told.elapsed() > POWER_OFF) {
+        if self.exit_seen.is_some_and(|exit_seen| exit_seen.elapsed() > POWER_OFF_TIMEOUT) {
             self.kill()?;
             return Ok(true);
         }
@@ -107,7 +109,8 @@ impl Guest {
     /// The exit status of the command, once the guest has ended.
     ///
     /// # Errors
-    /// When the guest ended without running the command to its end; the text has the last lines of the console.
+    /// If the guest ended without running the command to its end; the text has the last
+    /// lines of the console.
     pub(super) fn status(&self) -> Result<u8> {
         match fs::read_to_string(self.share.join("status")) {
             Ok(status) => status.trim().parse().context("the guest's exit status is no number"),
@@ -131,17 +134,17 @@ impl Guest {
     }
 }
 
-fn write_share(share: &Path, seat: Seat, command: &[OsString]) -> Result<()> {
-    let number = seat.number.to_string();
-    let of = seat.of.to_string();
+fn write_share(share: &Path, slot: GuestSlot, command: &[OsString]) -> Result<()> {
+    let number = slot.number.to_string();
+    let of = slot.count.to_string();
     let directory = std::env::current_dir()?.into_os_string();
     let mut lines = Vec::new();
     let own = [
         ("VM_GUEST", number.as_str()),
         ("VM_GUESTS", of.as_str()),
-        ("VM_ADDRESS", ADDRESSES[seat.number]),
-        ("VM_PEER", ADDRESSES[if seat.of == 2 { 1 - seat.number } else { 0 }]),
-        ("VM_GID", GIDS[seat.number]),
+        ("VM_ADDRESS", ADDRESSES[slot.number]),
+        ("VM_PEER", ADDRESSES[if slot.count == 2 { 1 - slot.number } else { 0 }]),
+        ("VM_GID", GIDS[slot.number]),
     ];
     for (name, value) in own {
         lines.extend_from_slice(format!("export {name}=").as_bytes());
@@ -160,7 +163,7 @@ fn write_share(share: &Path, seat: Seat, command: &[OsString]) -> Result<()> {
     }
     script.push(b'\n');
     fs::write(share.join("command"), script)?;
-    fs::write(share.join("guest.sh"), GUEST).context("cannot write the share of the guest")
+    fs::write(share.join("guest.sh"), GUEST_SCRIPT).context("cannot write the share of the guest")
 }
 
 /// A word that the shell takes as it is.
@@ -176,17 +179,25 @@ fn quoted(word: &[u8]) -> Vec<u8> {
     quoted
 }
 
-/// QEMU with all but the network. Emulation only: the kernels do not boot under every KVM, and the runs are short.
+/// QEMU with all but the network. Emulation only: the kernels do not boot under every KVM, and the
+/// runs are short.
 fn qemu(equipment: &Equipment, share: &Path) -> Command {
     let mut command = Command::new(equipment.qemu.join("usr/bin/qemu-system-x86_64"));
     let data = equipment.qemu.join("usr/share");
     command.env("LD_LIBRARY_PATH", libraries(&equipment.qemu));
     command.arg("-L").arg(data.join("qemu")).arg("-L").arg(data.join("seabios"));
     command.args(["-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", CPU, "-smp", "2"]);
-    command.arg("-m").arg(MEMORY.to_string()).args(["-display", "none", "-monitor", "none", "-no-reboot"]);
+    command.arg("-m").arg(MEMORY_MIB.to_string()).args([
+        "-display",
+        "none",
+        "-monitor",
+        "none",
+        "-no-reboot",
+    ]);
     command.arg("-kernel").arg(&equipment.image).arg("-initrd").arg(&equipment.initramfs);
-    // `no_timer_check`: on a busy host the kernel would find its emulated timer broken, and stop. `rcu_expedited`: destroying a queue
-    // pair waits for readers on all processors, which takes long where nothing else happens.
+    // `no_timer_check`: on a busy host the kernel would find its emulated timer broken, and stop.
+    // `rcu_expedited`: destroying a queue pair waits for readers on all processors, which takes
+    // long on an idle guest.
     let kernel = "console=ttyS0 quiet panic=-1 mitigations=off no_timer_check rcupdate.rcu_expedited=1";
     command.args(["-append", kernel]);
     command.arg("-serial").arg(joined("file:", &share.join("console")));
@@ -221,12 +232,12 @@ fn doubled_commas(path: &Path) -> PathBuf {
 }
 
 /// A file that grows.
-struct Tail {
+struct OutputTail {
     path: PathBuf,
     read: u64,
 }
 
-impl Tail {
+impl OutputTail {
     fn of(share: &Path, name: &str) -> Self {
         Self { path: share.join(name), read: 0 }
     }
@@ -257,7 +268,7 @@ mod tests {
     #[test]
     fn a_tail_gives_every_byte_once() {
         let directory = tempfile::tempdir().unwrap();
-        let mut tail = Tail::of(directory.path(), "out");
+        let mut tail = OutputTail::of(directory.path(), "out");
         assert!(tail.more().unwrap().is_empty());
         fs::write(directory.path().join("out"), "one").unwrap();
         assert_eq!(tail.more().unwrap(), b"one");

@@ -1,4 +1,5 @@
-//! The first stage of a guest's boot: busybox, the few modules that reach the host's file systems, and a script that enters them.
+//! The first stage of a guest's boot: busybox, the few modules that reach the host's file systems,
+//! and a script that enters them.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -11,13 +12,15 @@ use anyhow::{Context, Result, ensure};
 
 use crate::process;
 
-/// What the script needs before it can see any file of the host. Modules they depend on come along.
+/// Modules that the script needs before it can see any file of the host. Those they depend on come
+/// along.
 const MODULES: [&str; 4] = ["virtio_pci", "9pnet_virtio", "9p", "overlay"];
 
 /// The script that the kernel starts.
 const INIT: &str = include_str!("init.sh");
 
-/// The image for one kernel, made anew (a tenth of a second) so that it never lags behind the script.
+/// The image for one kernel, made anew (a tenth of a second) so that it never lags behind the
+/// script.
 pub(super) fn ensure(qemu: &Path, tools: &Path, kernel: &Path, release: &str) -> Result<PathBuf> {
     let modules = kernel.join("usr/lib/modules").join(release);
     let dependencies = modules.join("modules.dep");
@@ -59,7 +62,8 @@ pub(super) fn libraries(tree: &Path) -> PathBuf {
     tree.join("usr/lib/x86_64-linux-gnu")
 }
 
-/// Files of the modules named `wanted` and of all they depend on, each after those it needs. `dependencies` is the text of `modules.dep`.
+/// Files of the modules named `wanted` and of all they depend on, each after those it needs.
+/// `dependencies` is the text of `modules.dep`.
 fn load_order(dependencies: &str, wanted: &[&str]) -> Result<Vec<String>> {
     let mut needs = BTreeMap::new();
     for line in dependencies.lines() {

@@ -1,10 +1,14 @@
-//! `cargo xtask vm`: a virtual machine with soft-RoCE, to run what was built on the host.
+//! `cargo xtask vm`: a virtual machine with soft-RoCE that runs programs of the host.
 //!
-//! Verbs need an RDMA device, and soft-RoCE needs a kernel that has it. The guest has a Debian kernel under QEMU; both come from Debian's packages, unpacked below
-//! `target/vm` ([`archive`], [`equipment`]). It boots from a small [`initramfs`], sees the whole root of the host (read-only, under an overlay in memory), so that
-//! every program of the host runs there as it is, brings up a soft-RoCE device, runs one command ([`guest`]) and powers off. Nothing is installed on
-//! the host and nothing but the share of the run can be written by the guest. QEMU emulates, so no KVM is needed, and nothing in the guest is fast: a boot takes
-//! four to twelve seconds, and what is measured there means something only beside what else is measured in the same boot.
+//! Verbs need an RDMA device, and soft-RoCE needs a kernel that has it. The guest has a Debian
+//! kernel under QEMU; both come from Debian's packages, unpacked below `target/vm` ([`archive`],
+//! [`equipment`]). The guest boots from a small [`initramfs`], sees the whole root of the host
+//! (read-only, under an overlay in memory) so that every program of the host runs as it is, brings
+//! up a soft-RoCE device, runs one command ([`guest`]) and powers off. Nothing is installed on the
+//! host, and the guest can write nothing but the share of the run.
+//!
+//! QEMU emulates, so no KVM is needed and the guest is slow: a boot takes four to twelve seconds.
+//! A figure measured there means something only beside others of the same boot.
 
 mod archive;
 mod bench;
@@ -22,23 +26,23 @@ use anyhow::{Context, Result, bail};
 
 use self::equipment::Equipment;
 pub(crate) use self::equipment::Kernel;
-use self::guest::{Guest, Seat};
-use crate::interrupt::{self, TICK};
+use self::guest::{Guest, GuestSlot};
+use crate::interrupt::{self, POLL_INTERVAL};
 use crate::setup;
 use crate::workplace::Workplace;
 
 /// What the verb takes.
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
-pub(crate) struct Options {
+pub(crate) struct VmOptions {
     #[command(subcommand)]
-    verb: Option<Verb>,
+    verb: Option<VmVerb>,
     #[command(flatten)]
-    run: RunOptions,
+    run: GuestRunOptions,
 }
 
 #[derive(clap::Subcommand)]
-enum Verb {
+enum VmVerb {
     /// Run the suites that need an RDMA device
     Test {
         /// Which kernel the guests boot
@@ -57,11 +61,12 @@ enum Verb {
 }
 
 #[derive(clap::Args)]
-struct RunOptions {
+struct GuestRunOptions {
     /// Which kernel the guest boots
     #[arg(long, value_enum, default_value_t)]
     kernel: Kernel,
-    /// Run the command in two guests on one network, told apart by VM_GUEST (0, 1), VM_ADDRESS and VM_PEER; lines of the second are marked
+    /// Run the command in two guests on one network, told apart by VM_GUEST (0, 1), VM_ADDRESS and
+    /// VM_PEER; lines of the second are marked
     #[arg(long)]
     pair: bool,
     /// Seconds after which the guest is ended
@@ -72,18 +77,19 @@ struct RunOptions {
     command: Vec<OsString>,
 }
 
-/// The verb. Gives the exit status of the command; of two guests, the first that is not 0.
-pub(crate) fn command(options: &Options) -> Result<u8> {
+/// The verb; `run_suites` runs the suites that need an RDMA device. Returns the exit status of the
+/// command; of two guests, the first that is not 0.
+pub(crate) fn command(options: &VmOptions, run_suites: fn(Kernel) -> Result<()>) -> Result<u8> {
     match options.verb {
-        Some(Verb::Test { kernel }) => crate::test::in_guests(kernel).map(|()| 0),
-        Some(Verb::Bench { kernel, reps }) => bench::command(kernel, reps).map(|()| 0),
+        Some(VmVerb::Test { kernel }) => run_suites(kernel).map(|()| 0),
+        Some(VmVerb::Bench { kernel, reps }) => bench::command(kernel, reps).map(|()| 0),
         None => run(&options.run),
     }
 }
 
-fn run(options: &RunOptions) -> Result<u8> {
+fn run(options: &GuestRunOptions) -> Result<u8> {
     setup::ensure()?;
-    let run = Run {
+    let run = GuestRun {
         kernel: options.kernel,
         guests: if options.pair { 2 } else { 1 },
         deadline: Duration::from_secs(options.deadline),
@@ -99,8 +105,8 @@ pub(crate) fn prepare(kernel: Kernel) -> Result<()> {
     Equipment::ensure(kernel).map(drop)
 }
 
-/// The beginning of a command line of ours that runs a command in a guest or two; the command is to be added. For whoever reads its output
-/// like that of any program.
+/// The beginning of an xtask command line that runs a command in one or two guests; the caller
+/// appends the command, and reads the output like that of any program.
 pub(crate) fn command_line(kernel: Kernel, pair: bool, deadline: Duration) -> Result<Command> {
     let mut command = Command::new(std::env::current_exe().context("cannot find this program")?);
     command.args(["vm", "--kernel", &kernel.to_string(), "--deadline", &deadline.as_secs().to_string()]);
@@ -112,27 +118,27 @@ pub(crate) fn command_line(kernel: Kernel, pair: bool, deadline: Duration) -> Re
 }
 
 /// One command in one guest or in two.
-pub(crate) struct Run {
+pub(crate) struct GuestRun {
     pub(crate) kernel: Kernel,
     pub(crate) guests: usize,
     pub(crate) deadline: Duration,
 }
 
-impl Run {
-    /// Boots, runs, and gives the exit status. `output` takes what was written, in whole lines save at the end: number of the
-    /// guest, standard output, standard error.
+impl GuestRun {
+    /// Boots, runs, and returns the exit status. `output` is called with the number of the guest,
+    /// standard output and standard error, in whole lines save at the end.
     pub(crate) fn start(
         &self,
         command: &[OsString],
         mut output: impl FnMut(usize, &[u8], &[u8]) -> Result<()>,
     ) -> Result<u8> {
         let equipment = Equipment::ensure(self.kernel)?;
-        let mut place = Workplace::open("vm-run")?;
+        let mut workplace = Workplace::open("vm-run")?;
         let mut guests = Vec::new();
         for number in 0..self.guests {
-            let seat = Seat { number, of: self.guests };
-            let guest = Guest::start(&mut place, &equipment, seat, command)?;
-            guests.push((guest, Lines::default(), Lines::default()));
+            let slot = GuestSlot { number, count: self.guests };
+            let guest = Guest::start(&mut workplace, &equipment, slot, command)?;
+            guests.push((guest, LineBuffer::default(), LineBuffer::default()));
         }
         let started = Instant::now();
         loop {
@@ -158,21 +164,21 @@ impl Run {
                 let consoles: Vec<String> = guests.iter().map(|(guest, _, _)| guest.console()).collect();
                 bail!("no end after {} s\n{}", self.deadline.as_secs(), consoles.join("\n"));
             }
-            thread::sleep(TICK);
+            thread::sleep(POLL_INTERVAL);
         }
         let statuses = guests.iter().map(|(guest, _, _)| guest.status()).collect::<Result<Vec<u8>>>()?;
-        place.close()?;
+        workplace.close()?;
         Ok(statuses.into_iter().find(|&status| status != 0).unwrap_or(0))
     }
 }
 
 /// Holds back the beginning of a line until its end is there.
 #[derive(Default)]
-struct Lines {
+struct LineBuffer {
     held: Vec<u8>,
 }
 
-impl Lines {
+impl LineBuffer {
     fn whole(&mut self, more: Vec<u8>, last: bool) -> Vec<u8> {
         self.held.extend(more);
         let end = match self.held.iter().rposition(|&byte| byte == b'\n') {
@@ -204,7 +210,7 @@ mod tests {
 
     #[test]
     fn lines_are_passed_on_whole() {
-        let mut lines = Lines::default();
+        let mut lines = LineBuffer::default();
         assert_eq!(lines.whole(b"a\nb".to_vec(), false), b"a\n");
         assert!(lines.whole(b"c".to_vec(), false).is_empty());
         assert_eq!(lines.whole(b"\nd".to_vec(), false), b"bc\n");

@@ -1,6 +1,9 @@
-//! The same load with eBPF and without: files that applications read again and again out of the page cache of the mount, while others scan more than the daemon
-//! can cache. The daemon hears of the scan only, so without eBPF it keeps what nobody reads again. Then the page cache loses the hot files, as under memory
-//! pressure, and their readers come to the daemon.
+//! The same load with eBPF and without it.
+//!
+//! Applications read some files again and again from the page cache of the mount, while others
+//! scan more than the daemon can cache. Without eBPF the daemon sees only the scan, and caches
+//! what is never read again. Then the page cache drops the hot files, as under memory pressure,
+//! and their readers come to the daemon.
 
 use std::fmt;
 use std::fs::File;
@@ -26,18 +29,18 @@ const CACHE_MIB: u64 = 128;
 const HOT_FILES: u64 = 8;
 const HOT_SIZE: u64 = 8 * MIB;
 /// A scan reads one of them from front to back.
-const SCANS: u64 = 8;
+const SCAN_FILES: u64 = 8;
 const SCAN_SIZE: u64 = 64 * MIB;
 /// Passes over the hot files between two scans.
-const PASSES: u64 = 2;
+const PASSES_PER_SCAN: u64 = 2;
 /// Reads after the page cache was dropped.
 const READS: usize = 2000;
-const READ: usize = 64 << 10;
+const READ_SIZE: usize = 64 << 10;
 /// `le` of the bucket that a reaction has to fall into is the last below this; seconds.
-const SOON: f64 = 0.010;
+const REACTION_GOAL_SECONDS: f64 = 0.010;
 
 /// What came of one run.
-struct Outcome {
+struct LoadOutcome {
     /// Bytes that had to be fetched for the reads at the end.
     fetched: f64,
     /// Of these reads, microseconds.
@@ -50,7 +53,7 @@ struct Outcome {
 
 /// Loads the data, runs both sides in turn and prints what came of it.
 pub(super) fn run(stage: &mut Stage, reps: usize) -> Result<()> {
-    for (kind, count, size) in [("hot", HOT_FILES, HOT_SIZE), ("scan", SCANS, SCAN_SIZE)] {
+    for (kind, count, size) in [("hot", HOT_FILES, HOT_SIZE), ("scan", SCAN_FILES, SCAN_SIZE)] {
         for number in 0..count {
             interrupt::check()?;
             let content = Pattern::new(number).reader(size);
@@ -74,11 +77,11 @@ pub(super) fn run(stage: &mut Stage, reps: usize) -> Result<()> {
         "\n{} MiB of hot files in the page cache, scans of {} MiB past them, a cache of {CACHE_MIB} MiB; then the page cache is dropped \
          and {READS} reads of {} KiB are made of the hot files; medians of {reps}:",
         HOT_FILES * HOT_SIZE / MIB,
-        SCANS * SCAN_SIZE / MIB,
-        READ >> 10
+        SCAN_FILES * SCAN_SIZE / MIB,
+        READ_SIZE >> 10
     );
     for (name, outcomes) in ["with eBPF", "without"].iter().zip(&outcomes) {
-        let of = |value: fn(&Outcome) -> f64| -> String {
+        let of = |value: fn(&LoadOutcome) -> f64| -> String {
             let values: Vec<f64> = outcomes.iter().map(value).collect();
             Summary::of(&values).map_or("-".into(), |summary| digits(summary.median))
         };
@@ -96,12 +99,12 @@ pub(super) fn run(stage: &mut Stage, reps: usize) -> Result<()> {
 }
 
 /// Runs the load through a fresh mount.
-fn measure(mount: &Mount, seed: u64) -> Result<Outcome> {
+fn measure(mount: &Mount, seed: u64) -> Result<LoadOutcome> {
     let hot: Vec<PathBuf> = (0..HOT_FILES).map(|number| mount.path().join(format!("hot{number}"))).collect();
     let files = open(&hot)?;
-    for scan in 0..SCANS {
+    for scan in 0..SCAN_FILES {
         interrupt::check()?;
-        for _ in 0..PASSES {
+        for _ in 0..PASSES_PER_SCAN {
             files.iter().try_for_each(|file| pass(file, HOT_SIZE))?;
         }
         let path = mount.path().join(format!("scan{scan}"));
@@ -116,7 +119,7 @@ fn measure(mount: &Mount, seed: u64) -> Result<Outcome> {
     let before = fetched()?;
     let times = random(&open(&hot)?, seed)?;
     let microseconds = |part| quantile(&times, part).unwrap_or(f64::NAN) * 1e6;
-    Ok(Outcome {
+    Ok(LoadOutcome {
         fetched: fetched()? - before,
         p50: microseconds(0.5),
         p99: microseconds(0.99),
@@ -141,21 +144,22 @@ fn pass(file: &File, size: u64) -> Result<()> {
 /// Seconds of each of many reads, of which all bytes are compared.
 fn random(files: &[File], seed: u64) -> Result<Vec<f64>> {
     let mut dice = StdRng::seed_from_u64(seed);
-    let mut buffer = vec![0; READ];
+    let mut buffer = vec![0; READ_SIZE];
     let mut times = Vec::with_capacity(READS);
     for _ in 0..READS {
         let number = dice.random_range(0..files.len());
-        let offset = dice.random_range(0..HOT_SIZE / READ as u64) * READ as u64;
+        let offset = dice.random_range(0..HOT_SIZE / READ_SIZE as u64) * READ_SIZE as u64;
         let begun = Instant::now();
         files[number].read_exact_at(&mut buffer, offset)?;
         times.push(begun.elapsed().as_secs_f64());
-        let expected = Pattern::new(number as u64).bytes(offset, READ);
+        let expected = Pattern::new(number as u64).bytes(offset, READ_SIZE);
         anyhow::ensure!(buffer == expected, "wrong bytes in hot{number} at {offset}");
     }
     Ok(times)
 }
 
-/// The daemon's histogram of the times from reads to what followed from them: bounds in seconds, and how many were below.
+/// The daemon's histogram of times from a read to the reaction: upper bounds in seconds, and
+/// counts.
 fn reactions(mount: &Mount) -> Result<Vec<(f64, f64)>> {
     let (_, text) = mount.status("/metrics")?;
     let bucket = |line: &str| {
@@ -168,7 +172,8 @@ fn reactions(mount: &Mount) -> Result<Vec<(f64, f64)>> {
     Ok(text.lines().filter_map(bucket).collect())
 }
 
-/// Prints the bounds below which half and 99 % of them lie. `buckets` may have a bound more than once.
+/// Prints the upper bounds of half and of 99 % of the times. A bound may occur in `buckets` more
+/// than once.
 fn print_reactions(buckets: &[(f64, f64)]) {
     let mut sums: Vec<(f64, f64)> = Vec::new();
     let mut sorted = buckets.to_vec();
@@ -182,18 +187,22 @@ fn print_reactions(buckets: &[(f64, f64)]) {
     let all = sums.last().map_or(0.0, |(_, count)| *count);
     let below =
         |part: f64| sums.iter().find(|(_, count)| *count >= all * part).map_or(f64::NAN, |(bound, _)| *bound);
-    let soon = sums.iter().filter(|(bound, _)| *bound <= SOON).map(|(_, count)| *count).fold(0.0, f64::max);
+    let soon = sums
+        .iter()
+        .filter(|(bound, _)| *bound <= REACTION_GOAL_SECONDS)
+        .map(|(_, count)| *count)
+        .fold(0.0, f64::max);
     println!(
         "from a read that turns something hot or moves a stream to the start of what follows: {all} times, half below {:.1} ms, 99 % below \
          {:.1} ms, {:.1} % in the buckets below {:.0} ms",
         below(0.5) * 1e3,
         below(0.99) * 1e3,
         100.0 * soon / all.max(1.0),
-        SOON * 1e3
+        REACTION_GOAL_SECONDS * 1e3
     );
 }
 
-impl fmt::Display for Outcome {
+impl fmt::Display for LoadOutcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { fetched, p50, p99, resident, .. } = self;
         write!(

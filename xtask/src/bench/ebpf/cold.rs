@@ -1,12 +1,13 @@
-//! A sequential pass over a large file that nothing has cached yet, with eBPF and without, in turn. What it costs to load the programs, once for
-//! each mount, is over by then.
+//! A sequential pass over a large uncached file, in turn with eBPF and without it.
+//!
+//! The programs are loaded before the pass begins, so that loading costs are not measured.
 
 use std::time::Duration;
 
 use ::tests::{Pattern, eventually};
 use anyhow::Result;
 
-use super::super::data::Large;
+use super::super::data::LargeFile;
 use super::super::reader;
 use super::super::statistics::{Summary, median_interval};
 use crate::interrupt;
@@ -16,11 +17,11 @@ use crate::stage::{CACHE_MIB, Stage};
 const ROOT: &str = "/cold";
 
 /// How long programs may take to load.
-const PATIENCE: Duration = Duration::from_secs(30);
+const ATTACH_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Loads the data, runs both sides in turn, each on fresh mounts, and prints what came of it.
 pub(super) fn run(stage: &mut Stage, reps: usize, size: u64) -> Result<()> {
-    let file = Large { path: "file".into(), size, pattern: Pattern::new(99) };
+    let file = LargeFile { path: "file".into(), size, pattern: Pattern::new(99) };
     stage.cluster.filer().put_reader(&format!("{ROOT}/{}", file.path), file.pattern.reader(size), "")?;
     let mut rates = [Vec::new(), Vec::new()];
     // The first pass warms the page cache below the volume server, and is not counted.
@@ -47,13 +48,13 @@ pub(super) fn run(stage: &mut Stage, reps: usize, size: u64) -> Result<()> {
 }
 
 /// Bytes a second through a fresh mount.
-fn pass(stage: &mut Stage, file: &Large, with: bool) -> Result<f64> {
+fn pass(stage: &mut Stage, file: &LargeFile, with: bool) -> Result<f64> {
     interrupt::check()?;
     let options: &[&str] = if with { &[] } else { &["--no-ebpf"] };
     let mount = stage.interceptor(ROOT, CACHE_MIB, "http", options)?;
     if with {
         let watched = || mount.metric("interceptor_kernel_reads_total", &["cached"]).ok();
-        eventually("reads being watched by eBPF", PATIENCE, watched)?;
+        eventually("reads being watched by eBPF", ATTACH_TIMEOUT, watched)?;
     }
     let seconds = reader::sequential(mount.path(), file)?;
     mount.stop()?;
