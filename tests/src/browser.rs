@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
@@ -29,9 +29,6 @@ use crate::process::Process;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Longest wait for its end.
 const GRACE: Duration = Duration::from_secs(5);
-
-/// The programs that are tried.
-const PROGRAMS: [&str; 3] = ["chromium", "chromium-browser", "google-chrome"];
 
 /// How a page is looked at.
 #[derive(Debug, Clone, Copy)]
@@ -56,21 +53,14 @@ pub struct Browser {
     _profile: TempDir,
 }
 
-/// The program, if there is one.
-#[must_use]
-pub fn find() -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    let directories: Vec<PathBuf> = std::env::split_paths(&path).collect();
-    PROGRAMS.iter().flat_map(|name| directories.iter().map(move |d| d.join(name))).find(|file| file.is_file())
-}
-
 impl Browser {
     /// Starts it with an empty page.
     ///
     /// # Errors
     /// When there is no such program, or it does not answer.
     pub fn start() -> anyhow::Result<Browser> {
-        let program = find().context("there is no Chromium; `cargo xtask setup` installs it")?;
+        let program =
+            crate::tools::browser().context("there is no Chromium; `cargo xtask setup` installs it")?;
         let profile = tempfile::Builder::new().prefix("interceptor-browser-").tempdir()?;
         // It takes orders on descriptor 3 and answers on 4.
         let (takes, orders) = pipe2(OFlag::O_CLOEXEC)?;

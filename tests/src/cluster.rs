@@ -25,7 +25,7 @@ use tempfile::TempDir;
 use crate::ports::PortLease;
 use crate::process::Process;
 use crate::proxy::FaultProxy;
-use crate::{Engine, Filer, S3, eventually, weed};
+use crate::{Engine, Filer, S3, eventually, tools};
 
 /// Longest wait for a server to become ready; two seconds are usual.
 const READY: Duration = Duration::from_secs(60);
@@ -132,7 +132,7 @@ impl ClusterBuilder {
     /// When `weed` is missing or a server does not become ready; the text has the tail of its log.
     /// Servers that did start are ended.
     pub fn start(self) -> anyhow::Result<Cluster> {
-        let program = weed::find()?;
+        let program = tools::weed()?;
         let (temporary, directory) = match &self.directory {
             Some(directory) => (None, directory.clone()),
             None => {
@@ -372,7 +372,7 @@ impl Cluster {
     /// # Errors
     /// When the shell cannot be run or fails.
     pub fn shell(&self, commands: &[&str]) -> anyhow::Result<String> {
-        let mut child = Command::new(weed::find()?)
+        let mut child = Command::new(tools::weed()?)
             .args(["shell", &format!("-master={}", self.master.address())])
             .arg(format!("-filer={}", self.filers[0].address()))
             .current_dir(self.directory())

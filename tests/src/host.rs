@@ -1,19 +1,23 @@
-//! What a test needs of the machine, and how one that lacks it says so.
+//! What a test needs of the machine, and how a test that lacks it is skipped.
 //!
-//! libtest has no "skipped" result and hides what a passing test prints. A test that cannot run here therefore writes
-//! `skipped: NAME: REASON` straight to standard error, where a runner can count the lines, and returns.
+//! A test that needs something carries `cfg_attr(not(CONDITION), ignore)`; the conditions are
+//! looked up when the suites are built (`build.rs`). They are a first guess: programs may be
+//! missing later, and a suite may run in a virtual machine. So each test checks again when it
+//! runs. libtest has no "skipped" result and hides what a passing test prints. A test that cannot
+//! run therefore writes `skipped: NAME: REASON` straight to standard error, where `cargo xtask
+//! test` counts the lines, and returns.
 
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use crate::{Disk, engine, mount, posix, weed};
+use crate::{Disk, engine, mount, tools};
 
-/// Whether this machine can run clusters and mounts: `weed`, `interceptor`, `/dev/fuse` and the right to mount. If not, says so in
-/// the name of the running test and gives `false`: the test then returns.
+/// Whether this machine can run clusters and mounts: it needs `weed`, `interceptor`, `/dev/fuse`
+/// and the right to mount. If not, the running test is reported as skipped and must return.
 #[must_use]
 pub fn can_mount() -> bool {
-    let lack = if let Err(error) = weed::find() {
+    let lack = if let Err(error) = tools::weed() {
         Some(format!("{error:#}"))
     } else if let Err(error) = mount::interceptor_program() {
         Some(format!("{error:#}"))
@@ -33,17 +37,18 @@ pub fn can_mount() -> bool {
     }
 }
 
-/// Whether this machine can run clusters and engines: `weed` and `rdma-engine`. If not, says so like [`can_mount`].
+/// Whether this machine can run clusters and engines: it needs `weed` and `rdma-engine`. Reports
+/// as [`can_mount`] does.
 #[must_use]
 pub fn can_serve() -> bool {
-    let lack = weed::find().and_then(|_| engine::program()).err();
+    let lack = tools::weed().and_then(|_| engine::program()).err();
     if let Some(error) = &lack {
         skipped(&format!("{error:#}"));
     }
     lack.is_none()
 }
 
-/// Whether this machine has `bindfs`, a FUSE file system of others. If not, says so as [`can_mount`] does.
+/// Whether this machine has `bindfs`, a foreign FUSE file system. Reports as [`can_mount`] does.
 #[must_use]
 pub fn has_bindfs() -> bool {
     let there = std::process::Command::new("bindfs").arg("--version").output().is_ok();
@@ -53,17 +58,18 @@ pub fn has_bindfs() -> bool {
     there
 }
 
-/// Whether this machine has Chromium. If not, says so as [`can_mount`] does.
+/// Whether this machine has Chromium. Reports as [`can_mount`] does.
 #[must_use]
 pub fn has_browser() -> bool {
-    let there = crate::browser::find().is_some();
+    let there = tools::browser().is_some();
     if !there {
         skipped("there is no Chromium; `cargo xtask setup` installs it");
     }
     there
 }
 
-/// Whether this machine has `program`, which answers to `arguments`. If not, says so as [`can_mount`] does.
+/// Whether this machine has `program`, which is run with `arguments`. Reports as [`can_mount`]
+/// does.
 #[must_use]
 pub fn has_program(program: &str, arguments: &[&str]) -> bool {
     let there = std::process::Command::new(program).args(arguments).output().is_ok();
@@ -73,7 +79,8 @@ pub fn has_program(program: &str, arguments: &[&str]) -> bool {
     there
 }
 
-/// A new ext4 of 512 MiB for the running test. If this machine cannot have one, says so as [`can_mount`] does.
+/// A new ext4 of 512 MiB for the running test, if this machine can mount one. Reports as
+/// [`can_mount`] does.
 #[must_use]
 pub fn disk() -> Option<Disk> {
     if !can_mount() {
@@ -82,7 +89,7 @@ pub fn disk() -> Option<Disk> {
     Disk::mount(512 << 20).inspect_err(|error| skipped(&format!("no ext4 in a file: {error:#}"))).ok()
 }
 
-/// The same, whose listings tell no types.
+/// The same, with listings that do not contain the types of entries.
 #[must_use]
 pub fn disk_without_types() -> Option<Disk> {
     if !can_mount() {
@@ -92,7 +99,8 @@ pub fn disk_without_types() -> Option<Disk> {
     disk.inspect_err(|error| skipped(&format!("no ext4 in a file: {error:#}"))).ok()
 }
 
-/// A new NTFS of 64 MiB for the running test, of which a FUSE daemon takes care. If this machine cannot have one, says so as [`can_mount`] does.
+/// A new NTFS of 64 MiB for the running test, served by a FUSE daemon, if this machine can mount
+/// one. Reports as [`can_mount`] does.
 #[must_use]
 pub fn ntfs_disk() -> Option<Disk> {
     if !can_mount() {
@@ -101,18 +109,18 @@ pub fn ntfs_disk() -> Option<Disk> {
     Disk::ntfs(64 << 20).inspect_err(|error| skipped(&format!("no NTFS in a file: {error:#}"))).ok()
 }
 
-/// Whether the suites of others are here. If not, says so as [`can_mount`] does.
+/// Whether the public suites for file systems are here. Reports as [`can_mount`] does.
 #[must_use]
 pub fn has_posix_suites() -> bool {
-    let lack = ["pjdfstest", "fsx"].into_iter().find(|name| posix::program(name).is_none());
+    let lack = ["pjdfstest", "fsx"].into_iter().find(|name| tools::posix_suite(name).is_none());
     if let Some(name) = lack {
         skipped(&format!("there is no {name}; `cargo xtask test` brings it"));
     }
     lack.is_none()
 }
 
-/// The transports that engines and mounts of this machine have between them, unless `MOUNT_ENGINES` names the only one to be tested.
-/// RDMA takes a device, as there is in the virtual machine.
+/// The transports that engines and mounts of this machine have in common, unless `MOUNT_ENGINES`
+/// names the only one to be tested. RDMA needs a device, which the virtual machine has.
 #[must_use]
 pub fn transports() -> Vec<String> {
     if let Ok(only) = std::env::var("MOUNT_ENGINES") {
@@ -122,7 +130,7 @@ pub fn transports() -> Vec<String> {
     all[..if has_rdma_link() { 3 } else { 2 }].iter().map(|&name| name.to_owned()).collect()
 }
 
-/// Whether this machine can do RDMA. If not, says so as [`can_mount`] does.
+/// Whether this machine can do RDMA. Reports as [`can_mount`] does.
 #[must_use]
 pub fn has_rdma() -> bool {
     let there = has_rdma_link();
@@ -132,8 +140,8 @@ pub fn has_rdma() -> bool {
     there
 }
 
-/// Whether a port of an RDMA device is up. Asked of the kernel's own files, because this crate is built before the headers of libibverbs
-/// are installed.
+/// Whether a port of an RDMA device is up, by the kernel's own files: this crate is built before the
+/// headers of libibverbs are installed.
 fn has_rdma_link() -> bool {
     let entries = |directory: PathBuf| fs::read_dir(directory).into_iter().flatten().flatten();
     entries("/sys/class/infiniband".into())
@@ -141,14 +149,15 @@ fn has_rdma_link() -> bool {
         .any(|port| fs::read_to_string(port.path().join("state")).is_ok_and(|state| state.contains("ACTIVE")))
 }
 
-/// Ends the connection of the FUSE mount at `path`, as an administrator does with one that hangs. Takes root.
+/// Aborts the connection of the FUSE mount at `path`, as an administrator does with one that hangs.
+/// Needs root.
 ///
 /// # Panics
 /// When the kernel does not do it.
 pub fn abort_connection(path: &Path) {
     use std::os::unix::fs::MetadataExt;
     let device = fs::metadata(path).expect("a mount that answers").dev();
-    // At their usual place the kernel's control files may be missing, as in containers.
+    // In containers the kernel's control files may be missing at their usual place.
     let place = tempfile::tempdir().expect("a scratch directory");
     let (kind, none) = (Some("fusectl"), None::<&str>);
     nix::mount::mount(kind, place.path(), kind, nix::mount::MsFlags::empty(), none).expect("fusectl");
@@ -158,7 +167,7 @@ pub fn abort_connection(path: &Path) {
     aborted.expect("the connection can be aborted");
 }
 
-/// Writes the line that counts the running test as skipped.
+/// Reports the running test as skipped.
 pub fn skipped(reason: &str) {
     let thread = std::thread::current();
     let _ = writeln!(std::io::stderr(), "skipped: {}: {reason}", thread.name().unwrap_or("main"));

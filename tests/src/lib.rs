@@ -42,8 +42,8 @@ pub mod s3;
 pub mod shared;
 pub mod status;
 pub mod terminal;
+pub mod tools;
 pub mod user;
-pub mod weed;
 
 pub use browser::{Browser, Viewport};
 pub use cluster::{Cluster, ClusterBuilder};

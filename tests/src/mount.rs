@@ -26,7 +26,7 @@ use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use crate::process::{self, Process};
-use crate::{Cluster, StatusPage, eventually, weed};
+use crate::{Cluster, StatusPage, eventually, tools};
 
 /// Longest wait for a mount to answer.
 const READY: Duration = Duration::from_secs(30);
@@ -165,7 +165,7 @@ impl MountBuilder {
                 command
             }
             Kind::Weed => {
-                let mut command = Command::new(weed::find()?);
+                let mut command = Command::new(tools::weed()?);
                 command.arg("mount");
                 command.arg(format!("-filer={}", self.filers));
                 command.arg(format!("-filer.path={}", self.filer_path));

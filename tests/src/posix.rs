@@ -6,18 +6,12 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, ensure};
 
-use crate::weed::target_directory;
-
-/// One of the programs, if it was brought.
-#[must_use]
-pub fn program(name: &str) -> Option<PathBuf> {
-    Some(target_directory().join("tools/suites/bin").join(name)).filter(|program| program.is_file())
-}
+use crate::tools::posix_suite;
 
 /// The settings for `pjdfstest`: what Linux has, and two users that every Debian has.
 const PJDFSTEST: &str = r#"
@@ -46,7 +40,7 @@ pub fn pjdfstest(path: &Path) -> anyhow::Result<BTreeMap<String, String>> {
     let place = tempfile::Builder::new().prefix("pjdfstest-").tempdir_in(path)?;
     use std::os::unix::fs::PermissionsExt;
     fs::set_permissions(place.path(), fs::Permissions::from_mode(0o777))?;
-    let mut command = Command::new(program("pjdfstest").context("there is no pjdfstest")?);
+    let mut command = Command::new(posix_suite("pjdfstest").context("there is no pjdfstest")?);
     command.arg("-c").arg(settings).arg("-p").arg(place.path()).current_dir(home.path());
     let output = command.output()?;
     let said = String::from_utf8_lossy(&output.stdout);
@@ -83,7 +77,7 @@ pub fn fsx(path: &Path, seed: u64, steps: u32, more: &[&str]) -> anyhow::Result<
     let weights: String = FSX_WITH.iter().chain(more).map(|what| format!("{what} = 1\n")).collect();
     fs::write(&settings, format!("[weights]\n{weights}"))?;
     let file = path.join(format!("fsx-{seed}"));
-    let mut command = Command::new(program("fsx").context("there is no fsx")?);
+    let mut command = Command::new(posix_suite("fsx").context("there is no fsx")?);
     command.args(["-q", "-N", &steps.to_string(), "-S", &seed.to_string(), "-f"]).arg(settings);
     let output = command.arg("-P").arg(home.path()).arg(&file).output()?;
     let _ = fs::remove_file(file);

@@ -34,6 +34,7 @@ fn attach(path: &Path) -> (Option<i32>, String) {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn what_cannot_work_is_refused_and_nothing_is_covered() {
     let Some(disk) = host::disk() else { return };
     let refused = |path: &Path, words: &[&str]| {
@@ -66,6 +67,7 @@ fn what_cannot_work_is_refused_and_nothing_is_covered() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn logs_that_cannot_be_written_leave_no_dead_layer() {
     let Some(disk) = host::disk() else { return };
     let path = disk.path();
@@ -95,6 +97,7 @@ fn logs_that_cannot_be_written_leave_no_dead_layer() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn what_is_done_through_the_layer_is_done_to_the_mount_below() {
     let Some(disk) = host::disk() else { return };
     let path = disk.path();
@@ -139,6 +142,7 @@ fn what_is_done_through_the_layer_is_done_to_the_mount_below() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn names_that_are_listed_without_a_type_are_what_they_are() {
     let Some(disk) = host::disk_without_types() else { return };
     let path = disk.path();
@@ -182,6 +186,7 @@ fn as_another<T: Send>(group: u32, work: impl FnOnce() -> T + Send) -> T {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn what_an_attribute_does_depends_on_who_sets_and_lists_it() {
     let Some(disk) = host::disk() else { return };
     let path = disk.path();
@@ -232,6 +237,7 @@ fn what_an_attribute_does_depends_on_who_sets_and_lists_it() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn appending_is_what_a_handle_does_now_and_what_a_file_allows() {
     let Some(disk) = host::disk() else { return };
     let (path, beside) = (disk.path(), Beside::of(&disk.path()).unwrap());
@@ -272,6 +278,7 @@ fn appending_is_what_a_handle_does_now_and_what_a_file_allows() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn links_are_not_followed_where_the_mount_below_forbids_it() {
     let Some(disk) = host::disk() else { return };
     let path = disk.path();
@@ -288,6 +295,7 @@ fn links_are_not_followed_where_the_mount_below_forbids_it() {
 }
 
 #[test]
+#[cfg_attr(not(all(can_mount, has_bindfs)), ignore = "needs mounts and bindfs")]
 fn a_link_that_is_replaced_below_leads_where_it_should() {
     if !host::can_mount() || !host::has_bindfs() {
         return;
@@ -306,6 +314,7 @@ fn a_link_that_is_replaced_below_leads_where_it_should() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn what_is_deleted_another_way_gives_its_space_back() {
     let Some(disk) = host::disk() else { return };
     let (path, beside) = (disk.path(), Beside::of(&disk.path()).unwrap());
@@ -334,6 +343,7 @@ fn what_is_deleted_another_way_gives_its_space_back() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn what_is_removed_stays_what_it_is_for_who_is_in_it() {
     let Some(disk) = host::disk() else { return };
     let path = disk.path();
@@ -369,6 +379,7 @@ fn what_is_removed_stays_what_it_is_for_who_is_in_it() {
 }
 
 #[test]
+#[cfg_attr(not(all(can_mount, has_bindfs)), ignore = "needs mounts and bindfs")]
 fn more_directories_are_known_than_there_are_descriptors() {
     const DESCRIPTORS: u64 = 400;
     if !host::can_mount() || !host::has_bindfs() {
@@ -408,6 +419,7 @@ fn more_directories_are_known_than_there_are_descriptors() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_large_copy_is_made_in_parts() {
     let Some(disk) = host::disk() else { return };
     let path = disk.path();
@@ -438,6 +450,7 @@ fn set_times(path: &Path, seconds: i64, nanoseconds: i64) -> nix::Result<()> {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn times_are_kept_and_those_that_cannot_be_cost_only_their_request() {
     let Some(disk) = host::disk() else { return };
     let path = disk.path();
@@ -477,6 +490,7 @@ fn times_are_kept_and_those_that_cannot_be_cost_only_their_request() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn an_aborted_connection_is_a_failure_and_leaves_no_layer() {
     let Some(disk) = host::disk() else { return };
     let path = disk.path();
@@ -527,6 +541,7 @@ fn place_for_another(path: &Path) {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn what_is_made_belongs_to_its_maker() {
     let Some(disk) = host::disk() else { return };
     let (bare, layered) = (disk.path().join("bare"), disk.path().join("layered"));
@@ -539,6 +554,7 @@ fn what_is_made_belongs_to_its_maker() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_mapping_and_plain_calls_see_each_others_bytes() {
     let Some(disk) = host::disk() else { return };
     let path = disk.path().join("file");
@@ -574,6 +590,7 @@ fn a_mapping_and_plain_calls_see_each_others_bytes() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn programs_read_on_while_a_layer_comes_and_goes() {
     let Some(disk) = host::disk() else { return };
     let path = disk.path();
@@ -596,6 +613,7 @@ fn programs_read_on_while_a_layer_comes_and_goes() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_killed_daemon_leaves_the_mount_below() {
     let Some(disk) = host::disk() else { return };
     let path = disk.path();
@@ -636,6 +654,7 @@ fn a_killed_daemon_leaves_the_mount_below() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn without_its_watcher_the_daemon_detaches_in_order() {
     let Some(disk) = host::disk() else { return };
     let path = disk.path();
@@ -651,6 +670,7 @@ fn without_its_watcher_the_daemon_detaches_in_order() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn an_umount_by_somebody_else_ends_the_layer() {
     let Some(disk) = host::disk() else { return };
     let mut layer = Layer::over(&disk.path(), NONE).unwrap();
@@ -661,6 +681,7 @@ fn an_umount_by_somebody_else_ends_the_layer() {
 }
 
 #[test]
+#[cfg_attr(not(all(can_mount, has_bindfs)), ignore = "needs mounts and bindfs")]
 fn a_mount_below_that_dies_gives_its_own_error() {
     if !host::can_mount() || !host::has_bindfs() {
         return;
@@ -678,6 +699,7 @@ fn a_mount_below_that_dies_gives_its_own_error() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn locks_hold_between_programs() {
     let Some(disk) = host::disk() else { return };
     let path = disk.path().join("file");
@@ -704,6 +726,7 @@ fn differences(bare: &BTreeMap<String, String>, layered: &BTreeMap<String, Strin
 }
 
 #[test]
+#[cfg_attr(not(all(can_mount, has_posix_suites)), ignore = "needs mounts, pjdfstest and fsx")]
 fn posix_over_ext4_is_what_ext4_makes_of_it() {
     let Some(disk) = host::disk().filter(|_| host::has_posix_suites()) else { return };
     let bare = posix::pjdfstest(&disk.path()).unwrap();
@@ -720,6 +743,7 @@ fn posix_over_ext4_is_what_ext4_makes_of_it() {
 }
 
 #[test]
+#[cfg_attr(not(all(can_mount, has_posix_suites)), ignore = "needs mounts, pjdfstest and fsx")]
 fn posix_over_weed_mount_is_what_weed_mount_makes_of_it() {
     if !host::can_mount() || !host::has_posix_suites() {
         return;
@@ -744,6 +768,7 @@ fn posix_over_weed_mount_is_what_weed_mount_makes_of_it() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_full_disk_is_told_to_who_writes() {
     let Some(disk) = host::disk() else { return };
     let _layer = Layer::over(&disk.path(), NONE).unwrap();

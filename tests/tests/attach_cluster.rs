@@ -85,6 +85,7 @@ fn await_acceleration(stage: &Stage, path: &Path, bytes: &[u8]) {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn what_the_mount_below_shows_is_read_from_the_cluster() {
     let sizes = [1, 4096, 100_000, 5_000_000, 9_000_001];
     let content = |size: usize| Pattern::new(size as u64).bytes(0, size);
@@ -107,6 +108,7 @@ fn what_the_mount_below_shows_is_read_from_the_cluster() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn files_have_the_numbers_that_they_have_below() {
     const FILES: u64 = 40;
     let mut below = Vec::new();
@@ -123,6 +125,7 @@ fn files_have_the_numbers_that_they_have_below() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn small_files_are_fetched_before_they_are_opened_in_turn() {
     const FILES: u64 = 200;
     let content = |number| Pattern::new(number).bytes(0, 10_000);
@@ -137,6 +140,7 @@ fn small_files_are_fetched_before_they_are_opened_in_turn() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_directory_whose_files_are_opened_in_turn_is_known_below() {
     const FILES: u64 = 200;
     let content = |number| Pattern::new(number).bytes(0, 1000);
@@ -158,6 +162,7 @@ fn a_directory_whose_files_are_opened_in_turn_is_known_below() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_tree_is_brought_to_memory_before_it_is_read() {
     let bytes = Pattern::new(1).bytes(0, 5_000_000);
     let before = |_: &Cluster, below: &Mount| {
@@ -177,6 +182,7 @@ fn a_tree_is_brought_to_memory_before_it_is_read() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn what_is_written_here_is_read_here_at_once() {
     let old = Pattern::new(1).bytes(0, 3_000_000);
     let Some(stage) = Stage::set(|_, below| write(&below.file("/file"), &old)) else { return };
@@ -227,6 +233,7 @@ fn what_is_written_here_is_read_here_at_once() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn large_writes_pass_the_pages_of_the_mount_below_by() {
     const SIZE: usize = 4 << 20;
     let mut expected = Pattern::new(1).bytes(0, SIZE);
@@ -300,6 +307,7 @@ fn large_writes_pass_the_pages_of_the_mount_below_by() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_handle_that_was_open_before_is_noticed() {
     let old = Pattern::new(1).bytes(0, 500_000);
     let mut before = None;
@@ -321,6 +329,7 @@ fn a_handle_that_was_open_before_is_noticed() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn without_a_filer_reads_are_what_the_mount_below_makes_of_them() {
     let content = Pattern::new(1).bytes(0, 500_000);
     let Some(stage) = Stage::set(|_, below| write(&below.file("/file"), &content)) else { return };
@@ -353,6 +362,7 @@ fn without_a_filer_reads_are_what_the_mount_below_makes_of_them() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn two_hosts_see_each_others_files_as_the_mount_below_does() {
     if !host::can_mount() {
         return;
@@ -396,6 +406,7 @@ fn two_hosts_see_each_others_files_as_the_mount_below_does() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_directory_of_the_filer_that_is_deleted_and_made_again_is_served_again() {
     if !host::can_mount() {
         return;

@@ -32,6 +32,7 @@ fn await_end(mut old: Process) {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn programs_read_on_while_one_takes_over_from_another() {
     let Some(disk) = host::disk() else { return };
     let path = disk.path();
@@ -60,6 +61,7 @@ fn programs_read_on_while_one_takes_over_from_another() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_cluster_is_read_from_while_one_takes_over_from_another() {
     if !host::can_mount() {
         return;
@@ -92,6 +94,7 @@ fn a_cluster_is_read_from_while_one_takes_over_from_another() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn what_is_open_with_the_old_one_is_served_for_its_grace() {
     let Some(disk) = host::disk() else { return };
     let path = disk.path();
@@ -108,6 +111,7 @@ fn what_is_open_with_the_old_one_is_served_for_its_grace() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn the_status_api_moves_along() {
     let Some(disk) = host::disk() else { return };
     let mut layer = Layer::over(&disk.path(), NONE).unwrap();
@@ -122,6 +126,7 @@ fn the_status_api_moves_along() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn one_that_cannot_start_leaves_the_other() {
     let Some(disk) = host::disk() else { return };
     let path = disk.path();
@@ -148,6 +153,7 @@ fn one_that_cannot_start_leaves_the_other() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn with_nothing_attached_there_is_nothing_to_take_over_from() {
     let Some(disk) = host::disk() else { return };
     let home = tempfile::tempdir().unwrap();
@@ -165,6 +171,7 @@ fn with_nothing_attached_there_is_nothing_to_take_over_from() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn each_watcher_takes_only_its_own_layer_away() {
     let Some(disk) = host::disk() else { return };
     let path = disk.path();
@@ -187,6 +194,7 @@ fn each_watcher_takes_only_its_own_layer_away() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_dead_layer_can_be_replaced() {
     let Some(disk) = host::disk() else { return };
     let path = disk.path();
@@ -206,6 +214,7 @@ fn a_dead_layer_can_be_replaced() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn other_namespaces_come_along() {
     let Some(disk) = host::disk() else { return };
     let path = disk.path();

@@ -59,6 +59,7 @@ fn open_kept(layer: &Layer, path: &std::path::Path) -> File {
 }
 
 #[test]
+#[cfg_attr(not(all(can_mount, has_bindfs)), ignore = "needs mounts and bindfs")]
 fn reads_that_the_kernel_answers_are_seen_also_after_another_has_taken_over() {
     if !host::can_mount() || !host::has_bindfs() {
         return;
@@ -89,6 +90,7 @@ fn reads_that_the_kernel_answers_are_seen_also_after_another_has_taken_over() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn what_the_mount_below_serves_is_seen_as_well() {
     let Some(disk) = host::disk() else { return };
     let content = Pattern::new(2).bytes(0, SIZE);
@@ -116,6 +118,7 @@ fn what_the_mount_below_serves_is_seen_as_well() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn nothing_is_watched_where_that_is_not_wanted() {
     let Some(disk) = host::disk() else { return };
     fs::write(disk.path().join("file"), "content").unwrap();

@@ -62,6 +62,7 @@ fn stay_awake(page: &StatusPage, path: &Path, content: &[u8]) {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn cpus_stay_awake_while_a_mount_is_asked_for_one_small_thing_after_another() {
     if !host::can_mount() {
         return;
@@ -82,6 +83,7 @@ fn cpus_stay_awake_while_a_mount_is_asked_for_one_small_thing_after_another() {
 }
 
 #[test]
+#[cfg_attr(not(all(can_mount, has_bindfs)), ignore = "needs mounts and bindfs")]
 fn cpus_stay_awake_while_an_attached_path_is_asked_for_one_small_thing_after_another() {
     if !host::can_mount() || !host::has_bindfs() {
         return;

@@ -40,6 +40,7 @@ fn needle_is_gzipped(cluster: &Cluster, path: &str) -> bool {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn text_that_the_filer_compresses() {
     if !host::can_mount() {
         return;
@@ -59,6 +60,7 @@ fn text_that_the_filer_compresses() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn text_of_unknown_type() {
     if !host::can_mount() {
         return;
@@ -88,6 +90,7 @@ fn upload_needle_again(cluster: &Cluster, path: &str, content: &[u8]) {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn text_that_the_volume_server_compresses_and_the_chunk_record_does_not_tell() {
     if !host::can_mount() {
         return;
@@ -112,6 +115,7 @@ fn text_that_the_volume_server_compresses_and_the_chunk_record_does_not_tell() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn content_that_is_gzip_itself_stays_gzip() {
     if !host::can_mount() {
         return;
@@ -130,6 +134,7 @@ fn content_that_is_gzip_itself_stays_gzip() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn encrypted_chunks() {
     if !host::can_mount() {
         return;
@@ -156,6 +161,7 @@ fn encrypted_chunks() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn text_written_through_a_weed_mount() {
     if !host::can_mount() {
         return;
@@ -171,6 +177,7 @@ fn text_written_through_a_weed_mount() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_chunk_that_is_too_large_for_the_cache_is_fetched_once_for_its_readers() {
     const SIZE: usize = 90 << 20;
     const READERS: u64 = 4;
@@ -232,6 +239,7 @@ fn warm(path: &Path) -> (bool, String) {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn objects_that_the_s3_gateway_encrypts_are_shown_and_not_read() {
     if !host::can_mount() {
         return;

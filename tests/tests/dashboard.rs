@@ -120,6 +120,7 @@ fn figures(browser: &mut Browser) -> BTreeMap<String, f64> {
 const FITS: &str = "document.documentElement.scrollWidth <= window.innerWidth";
 
 #[test]
+#[cfg_attr(not(all(can_mount, has_browser)), ignore = "needs mounts and Chromium")]
 fn every_panel_shows_what_the_metrics_say() {
     if !host::can_mount() || !host::has_browser() {
         return;
@@ -216,6 +217,7 @@ fn every_panel_shows_what_the_metrics_say() {
 /// A fixed sequence of reads: misses, and hits of the page cache, of resident files and of the
 /// daemon's cache, in known numbers.
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn the_hit_ratios_are_those_of_the_kernels_counts() {
     if !host::can_mount() {
         return;
@@ -288,6 +290,7 @@ fn read(path: &Path, size: usize) {
 
 /// The document is what its types say, and nothing more: written again by them, it is the same.
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn the_status_is_what_its_schema_says() {
     if !host::can_mount() {
         return;
@@ -310,6 +313,7 @@ fn the_status_is_what_its_schema_says() {
 
 /// Without the token, only `/healthz` answers.
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_token_keeps_others_out() {
     if !host::can_mount() {
         return;

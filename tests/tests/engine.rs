@@ -78,6 +78,7 @@ fn some_needles(needles: &Needles, count: u64, size: usize) -> Vec<Assigned> {
 }
 
 #[test]
+#[cfg_attr(not(can_serve), ignore = "needs weed")]
 fn an_engine_goes_on_without_a_terminal_and_a_log() {
     if !host::can_serve() {
         return;
@@ -123,6 +124,7 @@ fn an_engine_goes_on_without_a_terminal_and_a_log() {
 }
 
 #[test]
+#[cfg_attr(not(can_serve), ignore = "needs weed")]
 fn an_engine_starts_with_its_defaults_where_memory_is_small() {
     if !host::can_serve() {
         return;
@@ -146,6 +148,7 @@ fn an_engine_starts_with_its_defaults_where_memory_is_small() {
 }
 
 #[test]
+#[cfg_attr(not(can_serve), ignore = "needs weed")]
 fn the_program_serves_pings_reads_measures_and_ends() {
     if !host::can_serve() {
         return;
@@ -210,6 +213,7 @@ fn the_program_serves_pings_reads_measures_and_ends() {
 }
 
 #[test]
+#[cfg_attr(not(can_serve), ignore = "needs weed")]
 fn ten_thousand_random_ranges_are_those_of_http() {
     const NEEDLES: u64 = 600;
     const READS: u64 = 10_000;
@@ -322,6 +326,7 @@ fn ask_on(engine: &str, fid: FileId, expected: &[u8], has_ended: &AtomicBool) ->
 }
 
 #[test]
+#[cfg_attr(not(can_serve), ignore = "needs weed")]
 fn an_index_that_grows_under_many_readers_is_read_as_a_whole_once() {
     const WRITERS: u64 = 2;
     const NEEDLES: u64 = 2000;
@@ -372,6 +377,7 @@ fn an_index_that_grows_under_many_readers_is_read_as_a_whole_once() {
 }
 
 #[test]
+#[cfg_attr(not(can_serve), ignore = "needs weed")]
 fn an_engine_that_is_killed_or_hangs_costs_a_typed_error() {
     if !host::can_serve() {
         return;
@@ -425,6 +431,7 @@ fn an_engine_that_is_killed_or_hangs_costs_a_typed_error() {
 }
 
 #[test]
+#[cfg_attr(not(can_serve), ignore = "needs weed")]
 fn cookies_and_tokens_guard_needles() {
     if !host::can_serve() {
         return;
@@ -461,6 +468,7 @@ fn cookies_and_tokens_guard_needles() {
 }
 
 #[test]
+#[cfg_attr(not(can_serve), ignore = "needs weed")]
 fn garbage_on_the_port_and_in_the_volume() {
     if !host::can_serve() {
         return;

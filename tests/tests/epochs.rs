@@ -69,6 +69,7 @@ fn mounted(options: &[&str]) -> (Cluster, Mount) {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn an_order_that_repeats_is_fetched_ahead() {
     if !host::can_mount() {
         return;
@@ -91,6 +92,7 @@ fn an_order_that_repeats_is_fetched_ahead() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn epochs_shuffled_anew_waste_less_than_a_quarter() {
     if !host::can_mount() {
         return;

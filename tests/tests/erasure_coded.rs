@@ -9,6 +9,7 @@ const FILES: u64 = 24;
 const SIZE: usize = 1_300_000;
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn files_of_erasure_coded_volumes() {
     if !host::can_mount() {
         return;

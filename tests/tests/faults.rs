@@ -71,11 +71,13 @@ fn answers_badly_and_then_well(faults: &[(&str, Fault)]) {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn the_only_server_breaks_its_answers_and_then_does_well() {
     answers_badly_and_then_well(&BROKEN);
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn the_only_server_stalls_and_then_does_well() {
     // A stall in the head is handled like one in the body and takes its time too: it is tried only
     // where there is a second server.
@@ -83,6 +85,7 @@ fn the_only_server_stalls_and_then_does_well() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn one_wrong_byte_never_reaches_the_reader() {
     if !host::can_mount() {
         return;
@@ -122,6 +125,7 @@ fn one_wrong_byte_never_reaches_the_reader() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_fault_that_passes_is_ridden_out() {
     if !host::can_mount() {
         return;
@@ -150,6 +154,7 @@ fn a_fault_that_passes_is_ridden_out() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_good_copy_stands_in_for_a_bad_one() {
     if !host::can_mount() {
         return;
@@ -174,6 +179,7 @@ fn a_good_copy_stands_in_for_a_bad_one() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_chunk_that_no_server_has() {
     if !host::can_mount() {
         return;

@@ -6,6 +6,7 @@ use std::fs;
 use tests::{Cluster, Mount, Pattern, data, host};
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_cluster_stores_a_weed_mount_shows_and_nothing_stays() {
     if !host::can_mount() {
         return;

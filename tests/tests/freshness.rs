@@ -45,6 +45,7 @@ fn names(directory: &Path) -> Vec<String> {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn each_kind_of_change_is_seen_within_a_second() {
     if !host::can_mount() {
         return;
@@ -110,6 +111,7 @@ fn each_kind_of_change_is_seen_within_a_second() {
 
 /// The filer gives a directory that is made again within a second the number that it had.
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_directory_that_is_made_again_has_what_is_in_it_now() {
     if !host::can_mount() {
         return;
@@ -134,6 +136,7 @@ fn a_directory_that_is_made_again_has_what_is_in_it_now() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn an_open_file_keeps_its_content_also_where_it_was_not_read_yet() {
     const SIZE: usize = 12_000_000;
     if !host::can_mount() {
@@ -184,6 +187,7 @@ fn tree(root: &Path) -> std::io::Result<BTreeMap<String, Option<Vec<u8>>>> {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_thousand_changes_are_all_seen() {
     if !host::can_mount() {
         return;
@@ -268,6 +272,7 @@ fn a_thousand_changes_are_all_seen() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_mounted_directory_that_is_deleted_is_empty_until_it_is_made_again() {
     if !host::can_mount() {
         return;

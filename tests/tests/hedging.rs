@@ -41,6 +41,7 @@ fn assert_hedged(mount: &Mount) {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn small_files_are_read_past_a_silent_replica() {
     const FILES: u64 = 40;
     if !host::can_mount() {
@@ -68,6 +69,7 @@ fn small_files_are_read_past_a_silent_replica() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_stream_goes_on_when_its_replica_falls_silent() {
     const SIZE: u64 = 48 << 20;
     const PIECE: usize = 256 << 10;

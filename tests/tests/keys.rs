@@ -6,6 +6,7 @@ use tests::mount::Kind;
 use tests::{Cluster, Mount, Pattern, host, reading};
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn reads_need_the_right_key() {
     if !host::can_mount() {
         return;

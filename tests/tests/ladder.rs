@@ -25,6 +25,7 @@ fn is_ours(cluster: &Cluster) -> bool {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn bytes_come_from_engines_and_are_those_of_the_filer() {
     if !host::can_mount() {
         return;
@@ -88,6 +89,7 @@ fn bytes_come_from_engines_and_are_those_of_the_filer() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn reads_survive_engines_that_end_and_use_them_again() {
     const FILES: u64 = 2000;
     if !host::can_mount() {
@@ -139,6 +141,7 @@ fn reads_survive_engines_that_end_and_use_them_again() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn what_is_no_engine_does_no_harm() {
     if !host::can_mount() {
         return;

@@ -79,6 +79,7 @@ impl Bench {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn bad_options_are_refused_as_usage_errors() {
     if !host::can_mount() {
         return;
@@ -112,6 +113,7 @@ fn bad_options_are_refused_as_usage_errors() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn the_memory_of_an_outer_control_group_is_all_there_is() {
     if !host::can_mount() {
         return;
@@ -137,6 +139,7 @@ fn the_memory_of_an_outer_control_group_is_all_there_is() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn check_tells_of_rdma_and_of_each_volume_server() {
     if !host::can_mount() {
         return;
@@ -152,6 +155,7 @@ fn check_tells_of_rdma_and_of_each_volume_server() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn check_looks_for_engines_where_a_mount_with_these_options_does() {
     if !host::can_mount() || !host::can_serve() {
         return;
@@ -196,6 +200,7 @@ fn check_looks_for_engines_where_a_mount_with_these_options_does() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_mount_point_is_told_by_its_whole_path() {
     if !host::can_mount() {
         return;
@@ -215,6 +220,7 @@ fn a_mount_point_is_told_by_its_whole_path() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn an_unfit_mount_point_is_refused() {
     if !host::can_mount() {
         return;
@@ -241,6 +247,7 @@ fn an_unfit_mount_point_is_refused() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_cluster_that_cannot_be_mounted_is_refused() {
     if !host::can_mount() {
         return;
@@ -287,6 +294,7 @@ fn a_cluster_that_cannot_be_mounted_is_refused() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn refused_huge_pages_are_said_at_the_start() {
     if !host::can_mount() {
         return;
@@ -312,6 +320,7 @@ fn refused_huge_pages_are_said_at_the_start() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn signals_unmount_and_the_exit_is_clean() {
     if !host::can_mount() {
         return;
@@ -334,6 +343,7 @@ fn signals_unmount_and_the_exit_is_clean() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn logs_that_cannot_be_written_are_counted_and_nothing_else_happens() {
     if !host::can_mount() {
         return;
@@ -364,6 +374,7 @@ fn logs_that_cannot_be_written_are_counted_and_nothing_else_happens() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_log_that_nobody_drains_holds_nothing_up() {
     if !host::can_mount() {
         return;
@@ -410,6 +421,7 @@ fn a_log_that_nobody_drains_holds_nothing_up() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn output_that_cannot_be_written_is_a_failure_and_no_panic() {
     if !host::can_mount() {
         return;
@@ -448,6 +460,7 @@ fn output_that_cannot_be_written_is_a_failure_and_no_panic() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn an_umount_by_somebody_else_ends_the_daemon() {
     if !host::can_mount() {
         return;
@@ -459,6 +472,7 @@ fn an_umount_by_somebody_else_ends_the_daemon() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_killed_daemon_leaves_a_dead_mount_that_the_next_start_explains() {
     if !host::can_mount() {
         return;
@@ -493,6 +507,7 @@ fn a_killed_daemon_leaves_a_dead_mount_that_the_next_start_explains() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn an_aborted_connection_is_a_failure_and_leaves_no_mount() {
     if !host::can_mount() {
         return;
@@ -509,6 +524,7 @@ fn an_aborted_connection_is_a_failure_and_leaves_no_mount() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn without_a_descriptor_left_a_mount_is_removed() {
     if !host::can_mount() {
         return;
@@ -536,6 +552,7 @@ fn without_a_descriptor_left_a_mount_is_removed() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_mount_is_removed_from_where_it_is_by_then() {
     if !host::can_mount() {
         return;
@@ -609,6 +626,7 @@ impl OpenFuse {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_user_who_mounts_again_has_a_dead_mount_removed() {
     if !host::can_mount() || !host::has_program("fusermount3", &["--version"]) {
         return;
@@ -630,6 +648,7 @@ fn a_user_who_mounts_again_has_a_dead_mount_removed() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn nothing_can_be_written() {
     if !host::can_mount() {
         return;
@@ -658,6 +677,7 @@ fn nothing_can_be_written() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn the_status_page_tells_what_happens() {
     if !host::can_mount() {
         return;

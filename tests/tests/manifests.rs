@@ -14,6 +14,7 @@ const STRIDE: u64 = 512;
 const PIECES: u64 = 10_300;
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_file_of_more_than_ten_thousand_chunks_and_its_overwrite() {
     if !host::can_mount() {
         return;

@@ -110,6 +110,7 @@ fn expressions(dashboard: &Value) -> Vec<(String, String)> {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn what_is_exported_is_what_is_asked_for_and_documented() {
     if !host::can_mount() || !host::can_serve() || !host::has_program("promtool", &["--version"]) {
         return;

@@ -22,6 +22,7 @@ fn cluster() -> Arc<Cluster> {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn ten_thousand_files_in_one_directory() {
     const FILES: usize = 10_000;
     if !host::can_mount() {
@@ -65,6 +66,7 @@ fn ten_thousand_files_in_one_directory() {
 /// A directory whose names take more memory than there is beside a small cache: each name is
 /// listed once all the same.
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_directory_that_is_too_large_for_memory_is_listed_whole() {
     const FILES: usize = 9_000;
     if !host::can_mount() {
@@ -104,6 +106,7 @@ fn a_directory_that_is_too_large_for_memory_is_listed_whole() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn odd_names_and_deep_directories() {
     if !host::can_mount() {
         return;
@@ -164,6 +167,7 @@ fn odd_names_and_deep_directories() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_subtree_can_be_mounted() {
     if !host::can_mount() {
         return;
@@ -178,6 +182,7 @@ fn a_subtree_can_be_mounted() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn inline_and_empty_files() {
     if !host::can_mount() {
         return;
@@ -230,6 +235,7 @@ fn describe(root: &Path) -> BTreeMap<String, String> {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn every_kind_of_entry_with_its_attributes() {
     if !host::can_mount() {
         return;
@@ -293,6 +299,7 @@ fn xattr_names(path: &Path) -> Vec<String> {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn extended_attributes() {
     if !host::can_mount() {
         return;
@@ -325,6 +332,7 @@ fn extended_attributes() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn files_with_a_time_to_live_vanish() {
     if !host::can_mount() {
         return;
@@ -347,6 +355,7 @@ fn files_with_a_time_to_live_vanish() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn the_size_of_the_file_system_is_told() {
     if !host::can_mount() {
         return;

@@ -107,6 +107,7 @@ impl Drop for Observing {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_cache_hits_as_often_as_observe_expects() {
     if !host::can_mount() {
         return;
@@ -182,6 +183,7 @@ impl Drop for NamelessMount {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn files_of_our_own_mounts_have_names_also_when_they_are_closed() {
     if !host::can_mount() {
         return;

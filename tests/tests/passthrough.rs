@@ -114,6 +114,7 @@ fn put(directory: &str, sizes: &[usize]) -> Vec<(String, Vec<u8>)> {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_hot_file_is_read_without_the_daemon() {
     if !host::can_mount() {
         return;
@@ -133,6 +134,7 @@ fn a_hot_file_is_read_without_the_daemon() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn with_and_without_the_bytes_are_the_same() {
     if !host::can_mount() {
         return;
@@ -155,6 +157,7 @@ fn with_and_without_the_bytes_are_the_same() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_file_that_is_replaced_while_it_is_open_keeps_its_bytes() {
     let Some(mount) = mount(&[]) else { return };
     let filer = cluster().filer();
@@ -179,6 +182,7 @@ fn a_file_that_is_replaced_while_it_is_open_keeps_its_bytes() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_file_that_is_deleted_while_it_is_open_keeps_its_bytes() {
     let Some(mount) = mount(&[]) else { return };
     let filer = cluster().filer();
@@ -200,6 +204,7 @@ fn a_file_that_is_deleted_while_it_is_open_keeps_its_bytes() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_handle_from_before_stays_good_and_decides_for_the_others() {
     let Some(mount) = mount(&[]) else { return };
     let filer = cluster().filer();
@@ -221,6 +226,7 @@ fn a_handle_from_before_stays_good_and_decides_for_the_others() {
 /// Four readers open, map, read and close files that take more than the cache, while some of them
 /// are replaced. Handles overlap, files come and go.
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn no_open_and_no_read_fails_while_files_come_and_go() {
     const FILES: u64 = 32;
     const ROUNDS: usize = 400;
@@ -313,6 +319,7 @@ fn no_open_and_no_read_fails_while_files_come_and_go() {
 
 /// In a user namespace root has every capability and yet not this one.
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn without_the_capability_the_page_cache_serves_and_the_mount_says_so() {
     if !host::can_mount() {
         return;

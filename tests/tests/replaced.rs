@@ -26,6 +26,7 @@ fn content(version: u64) -> Vec<u8> {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn every_open_reads_one_version() {
     if !host::can_mount() {
         return;
@@ -117,6 +118,7 @@ fn mount_bucket(cluster: &Cluster, bucket: &str) {
 /// A file that is only in remote storage, which cannot be reached, is an error with a line in the
 /// log, and read as soon as it can be brought in.
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_remote_object_that_cannot_be_brought_in_is_an_error_that_is_logged() {
     if !host::can_mount() {
         return;
@@ -145,6 +147,7 @@ fn a_remote_object_that_cannot_be_brought_in_is_an_error_that_is_logged() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_remote_object_that_is_replaced_before_it_is_read_is_not_mixed_with_the_new_one() {
     if !host::can_mount() {
         return;

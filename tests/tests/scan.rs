@@ -44,6 +44,7 @@ fn read_hot(mount: &Mount, files: &[(String, Pattern, usize)]) -> (f64, f64) {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_scan_of_four_times_the_cache_leaves_a_hot_set_of_half_of_it_alone() {
     if !host::can_mount() {
         return;

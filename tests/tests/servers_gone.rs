@@ -40,6 +40,7 @@ fn read_slowly(file: &File, size: u64, pattern: Pattern, mut in_between: impl Fn
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn one_of_two_copies_dies_in_mid_read_then_the_other() {
     const SIZE: u64 = 96 << 20;
     if !host::can_mount() {
@@ -66,6 +67,7 @@ fn one_of_two_copies_dies_in_mid_read_then_the_other() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn the_only_volume_server_is_killed_and_comes_back_in_mid_read() {
     const SIZE: u64 = 96 << 20;
     if !host::can_mount() {
@@ -103,6 +105,7 @@ fn the_only_volume_server_is_killed_and_comes_back_in_mid_read() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn the_filer_is_killed_and_comes_back() {
     if !host::can_mount() {
         return;
@@ -149,6 +152,7 @@ fn the_filer_is_killed_and_comes_back() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn one_of_two_filers_dies() {
     if !host::can_mount() {
         return;
@@ -210,6 +214,7 @@ fn is_ready(mount: &Mount) -> Result<(), String> {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_filer_that_hangs_is_noticed_and_holds_nobody_for_long() {
     if !host::can_mount() {
         return;
@@ -270,6 +275,7 @@ fn a_filer_that_hangs_is_noticed_and_holds_nobody_for_long() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn changes_are_seen_while_one_of_two_filers_hangs() {
     if !host::can_mount() {
         return;
@@ -305,6 +311,7 @@ fn changes_are_seen_while_one_of_two_filers_hangs() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_volume_server_that_hangs_is_noticed_and_holds_nobody_for_long() {
     if !host::can_mount() {
         return;

@@ -17,6 +17,7 @@ fn cluster() -> std::sync::Arc<Cluster> {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn every_size_around_a_boundary_reads_right_in_every_way() {
     if !host::can_mount() {
         return;
@@ -50,6 +51,7 @@ fn every_size_around_a_boundary_reads_right_in_every_way() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_file_of_one_gibibyte_reads_right_in_order_and_by_four_readers() {
     const SIZE: u64 = 1 << 30;
     if !host::can_mount() {

@@ -51,6 +51,7 @@ fn one_volume(needles: &Needles, collection: &str, count: u64) -> Vec<Assigned> 
 }
 
 #[test]
+#[cfg_attr(not(can_serve), ignore = "needs weed")]
 fn the_layout_that_weed_writes() {
     if !host::can_serve() {
         return;
@@ -134,6 +135,7 @@ fn the_layout_that_weed_writes() {
 }
 
 #[test]
+#[cfg_attr(not(can_serve), ignore = "needs weed")]
 fn what_the_server_does_to_a_volume_is_followed() {
     if !host::can_serve() {
         return;
@@ -201,6 +203,7 @@ fn what_the_server_does_to_a_volume_is_followed() {
 }
 
 #[test]
+#[cfg_attr(not(can_serve), ignore = "needs weed")]
 fn an_index_that_was_cut_off_is_refused_or_right() {
     if !host::can_serve() {
         return;
@@ -258,6 +261,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 /// With compaction running all the time, every read of random operations, over each transport and
 /// from the store itself, equals what was written last and what the volume server sends.
 #[test]
+#[cfg_attr(not(can_serve), ignore = "needs weed")]
 fn random_operations_under_compaction() {
     if !host::can_serve() {
         return;

@@ -74,11 +74,13 @@ impl History {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn readers_get_current_versions_with_passthrough() {
     stress(&[]);
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn readers_get_current_versions_without_passthrough() {
     stress(&["--no-passthrough"]);
 }

@@ -79,6 +79,7 @@ fn make_resident(mount: &Mount, path: &Path) {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn tail_prints_each_append_once() {
     if !host::can_mount() {
         return;
@@ -112,6 +113,7 @@ fn tail_prints_each_append_once() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn tail_prints_what_a_mount_appends() {
     if !host::can_mount() {
         return;
@@ -141,6 +143,7 @@ fn tail_prints_what_a_mount_appends() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn who_has_a_log_open_sees_what_comes_after_its_rotation() {
     if !host::can_mount() {
         return;
@@ -184,6 +187,7 @@ fn read_ends(path: &Path, flags: i32, pattern: &Pattern, seed: u64, over: &Atomi
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn readers_of_the_end_never_see_what_is_not_there() {
     if !host::can_mount() {
         return;

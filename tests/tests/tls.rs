@@ -32,6 +32,7 @@ fn issue(authority: &CertifiedIssuer<'static, KeyPair>, directory: &Path, name: 
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn everything_over_tls() {
     if !host::can_mount() {
         return;

@@ -17,6 +17,7 @@ fn figures(screen: &str, source: &str) -> Option<(String, String)> {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_terminal_shows_the_mount_live_and_is_left_clean() {
     if !host::can_mount() || !host::has_program("tmux", &["-V"]) {
         return;
@@ -101,6 +102,7 @@ fn is_clean(terminal: &Terminal) {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn without_a_daemon_or_a_terminal_it_says_so() {
     if !host::can_mount() {
         return;

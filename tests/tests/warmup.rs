@@ -123,6 +123,7 @@ fn cached(mount: &Mount, path: &str) -> u64 {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_warm_tree_is_read_without_a_fetch() {
     if !host::can_mount() {
         return;
@@ -159,6 +160,7 @@ fn a_warm_tree_is_read_without_a_fetch() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn shares_are_told_for_each_argument_and_given_up_again() {
     if !host::can_mount() {
         return;
@@ -190,6 +192,7 @@ fn shares_are_told_for_each_argument_and_given_up_again() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_full_cache_takes_nothing_more_but_by_force() {
     if !host::can_mount() {
         return;
@@ -221,6 +224,7 @@ fn a_full_cache_takes_nothing_more_but_by_force() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn lists_are_taken_from_standard_input() {
     if !host::can_mount() {
         return;
@@ -244,6 +248,7 @@ fn lists_are_taken_from_standard_input() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_file_that_is_deleted_or_replaced_meanwhile_is_left_out() {
     if !host::can_mount() {
         return;
@@ -276,6 +281,7 @@ fn a_file_that_is_deleted_or_replaced_meanwhile_is_left_out() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn ctrl_c_stops_the_daemon_as_well() {
     if !host::can_mount() {
         return;
@@ -299,6 +305,7 @@ fn ctrl_c_stops_the_daemon_as_well() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn each_mount_is_found_by_its_paths_and_everything_else_is_refused() {
     if !host::can_mount() {
         return;
@@ -328,6 +335,7 @@ fn each_mount_is_found_by_its_paths_and_everything_else_is_refused() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn nothing_is_said_of_what_could_not_be_looked_at() {
     const NOBODY: u32 = 65534;
     if !host::can_mount() {
@@ -361,6 +369,7 @@ fn nothing_is_said_of_what_could_not_be_looked_at() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_mount_without_a_status_api_says_so() {
     if !host::can_mount() {
         return;
@@ -380,6 +389,7 @@ fn a_mount_without_a_status_api_says_so() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_daemon_that_is_gone_is_called_that() {
     if !host::can_mount() {
         return;
@@ -431,6 +441,7 @@ fn put_with_mode(filer: &Filer, path: &str, mode: &str) {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn everybody_may_ask_for_what_he_may_read() {
     if !host::can_mount() {
         return;
@@ -471,6 +482,7 @@ fn everybody_may_ask_for_what_he_may_read() {
 /// Attempts of a local user that knows the API, the numbers of all files and the tickets of the
 /// files that it may read.
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn nothing_is_done_or_told_about_files_that_a_user_may_not_read() {
     if !host::can_mount() {
         return;
@@ -519,6 +531,7 @@ fn nothing_is_done_or_told_about_files_that_a_user_may_not_read() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_daemon_with_a_token_asks_for_it() {
     if !host::can_mount() {
         return;

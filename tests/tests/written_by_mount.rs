@@ -80,6 +80,7 @@ fn apply(path: &Path, operations: &[Operation]) -> std::io::Result<()> {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn generated_sequences_of_writes() {
     if !host::can_mount() {
         return;
@@ -104,6 +105,7 @@ fn generated_sequences_of_writes() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_file_that_is_all_hole_and_one_with_a_late_byte() {
     if !host::can_mount() {
         return;
@@ -122,6 +124,7 @@ fn a_file_that_is_all_hole_and_one_with_a_late_byte() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn renames_hard_links_and_symlinks() {
     if !host::can_mount() {
         return;

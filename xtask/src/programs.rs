@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use ::tests::weed::target_directory;
+use ::tests::tools::target_directory;
 use anyhow::{Context, Result};
 
 use crate::process;

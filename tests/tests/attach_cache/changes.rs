@@ -19,6 +19,7 @@ fn exchange(one: &Path, other: &Path) {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn what_changes_below_shows_at_the_next_open() {
     const SIZE: usize = 3_000_000;
     for below in Below::all() {
@@ -48,6 +49,7 @@ fn what_changes_below_shows_at_the_next_open() {
 
 /// The kernel remembers for a second where a name leads, also one that it has moved itself.
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn what_was_moved_here_and_is_replaced_below_shows_at_the_next_open() {
     for below in Below::all() {
         let stage = below.attach();
@@ -80,6 +82,7 @@ fn what_was_moved_here_and_is_replaced_below_shows_at_the_next_open() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn what_changes_below_while_it_is_read_shows_before_long() {
     const SIZE: usize = 3_000_000;
     for below in Below::all() {
@@ -109,6 +112,7 @@ fn what_changes_below_while_it_is_read_shows_before_long() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn what_is_written_here_is_read_here_at_once() {
     const SIZE: usize = 3_000_000;
     for below in Below::all() {
@@ -219,6 +223,7 @@ impl Model {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn an_open_finds_the_bytes_of_the_last_change_wherever_it_was_made() {
     for below in Below::all() {
         let mut model = Model { stage: below.attach(), files: Vec::new(), random: StdRng::seed_from_u64(6) };

@@ -8,6 +8,7 @@ use nix::sys::signal::Signal;
 use crate::{Below, Stage, content};
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_mount_below_that_hangs_holds_up_who_asks_it() {
     let Some(Below::Fuse(below)) = Below::fuse() else { return };
     below.put("file", &content(1, 5_000_000)).unwrap();
@@ -39,6 +40,7 @@ fn a_mount_below_that_hangs_holds_up_who_asks_it() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_mount_below_that_dies_gives_its_own_error() {
     let Some(Below::Fuse(below)) = Below::fuse() else { return };
     below.put("file", &content(1, 100_000)).unwrap();

@@ -28,6 +28,7 @@ fn read_for_a_while(path: &Path, bytes: &[u8]) {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn nothing_is_kept_where_that_is_not_wanted() {
     for below in Below::all() {
         let path = below.path();
@@ -62,6 +63,7 @@ impl Drop for InMemory {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_mapping_of_a_file_in_memory_shows_at_the_next_open() {
     if !host::can_mount() {
         return;
@@ -99,6 +101,7 @@ fn a_mapping_of_a_file_in_memory_shows_at_the_next_open() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn what_cannot_be_right_is_refused() {
     if !host::can_mount() {
         return;

@@ -10,6 +10,7 @@ use tests::{eventually, host, posix};
 use crate::{Below, SETTLED, content, drop_pages, uncached};
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn what_is_read_again_comes_from_memory() {
     let sizes = [1, 4096, 100_000, 5_000_000, 9_000_001];
     for below in Below::all() {
@@ -52,6 +53,7 @@ fn what_is_read_again_comes_from_memory() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn random_reads_of_a_sparse_file_bring_what_they_ask_for() {
     let Some(below) = Below::disk() else { return };
     const SIZE: u64 = 1 << 40;
@@ -88,6 +90,7 @@ fn random_reads_of_a_sparse_file_bring_what_they_ask_for() {
 }
 
 #[test]
+#[cfg_attr(not(all(can_mount, has_posix_suites)), ignore = "needs mounts, pjdfstest and fsx")]
 fn random_runs_of_fsx_pass_over_what_is_kept() {
     let Some(below) = Below::disk().filter(|_| host::has_posix_suites()) else { return };
     let stage = below.attach();
@@ -101,6 +104,7 @@ fn random_runs_of_fsx_pass_over_what_is_kept() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn readers_see_each_write_whole_while_others_read() {
     for below in Below::all() {
         let path = below.path();
@@ -128,6 +132,7 @@ fn readers_see_each_write_whole_while_others_read() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn what_passes_the_pages_by_is_read_below() {
     let Some(below) = Below::disk() else { return };
     fs::write(below.beside().join("file"), content(1, 1 << 20)).unwrap();

@@ -27,6 +27,7 @@ fn warmup(words: &[&str], path: &Path) -> serde_json::Value {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_tree_is_brought_to_memory_before_it_is_read() {
     let sizes = [1, 4096, 100_000, 5_000_000, 9_000_001];
     for below in Below::all() {
@@ -66,6 +67,7 @@ fn a_tree_is_brought_to_memory_before_it_is_read() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_ticket_for_warming_a_file_takes_the_right_to_read_it() {
     for below in Below::all() {
         let beside = below.beside();

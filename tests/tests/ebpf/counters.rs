@@ -124,6 +124,7 @@ fn touch_every_page(file: &File, size: u64) {
 }
 
 #[test]
+#[cfg_attr(not(all(can_observe, has_bindfs)), ignore = "needs eBPF and bindfs")]
 fn reads_of_a_foreign_mount_are_seen_exactly() {
     if !can_observe() || !host::has_bindfs() {
         return;
@@ -141,6 +142,7 @@ fn reads_of_a_foreign_mount_are_seen_exactly() {
 }
 
 #[test]
+#[cfg_attr(not(all(can_mount, can_observe)), ignore = "needs mounts and eBPF")]
 fn reads_of_our_mount_are_seen_exactly() {
     if !can_observe() || !host::can_mount() {
         return;
@@ -159,6 +161,7 @@ fn reads_of_our_mount_are_seen_exactly() {
 }
 
 #[test]
+#[cfg_attr(not(all(can_observe, has_bindfs)), ignore = "needs eBPF and bindfs")]
 fn readahead_is_told_from_what_was_asked_for() {
     if !can_observe() || !host::has_bindfs() {
         return;
@@ -184,6 +187,7 @@ fn readahead_is_told_from_what_was_asked_for() {
 }
 
 #[test]
+#[cfg_attr(not(all(can_observe, has_bindfs)), ignore = "needs eBPF and bindfs")]
 fn a_call_that_the_page_cache_answers_in_batches_is_one_read() {
     if !can_observe() || !host::has_bindfs() {
         return;
@@ -201,6 +205,7 @@ fn a_call_that_the_page_cache_answers_in_batches_is_one_read() {
 }
 
 #[test]
+#[cfg_attr(not(all(can_observe, has_bindfs)), ignore = "needs eBPF and bindfs")]
 fn what_is_not_watched_is_not_seen() {
     if !can_observe() || !host::has_bindfs() {
         return;

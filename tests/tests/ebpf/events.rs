@@ -12,6 +12,7 @@ use tests::{Bindfs, eventually, host};
 use crate::{PAGE, PATIENCE, Watched, about, can_observe, every_page};
 
 #[test]
+#[cfg_attr(not(all(can_observe, has_bindfs)), ignore = "needs eBPF and bindfs")]
 fn the_next_window_of_a_stream_is_announced() {
     if !can_observe() || !host::has_bindfs() {
         return;
@@ -50,6 +51,7 @@ fn the_next_window_of_a_stream_is_announced() {
 }
 
 #[test]
+#[cfg_attr(not(all(can_observe, has_bindfs)), ignore = "needs eBPF and bindfs")]
 fn what_is_lost_is_counted() {
     if !can_observe() || !host::has_bindfs() {
         return;
@@ -80,6 +82,7 @@ fn what_is_lost_is_counted() {
 /// The replay of the library's own test of the arithmetic, here with the kernel's map and real
 /// reads.
 #[test]
+#[cfg_attr(not(all(can_observe, has_bindfs)), ignore = "needs eBPF and bindfs")]
 fn a_zipf_replay_flags_what_is_hot_and_loses_nothing() {
     const GRANULES: usize = 100_000;
     const READS: usize = 1_000_000;

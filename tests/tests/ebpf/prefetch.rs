@@ -83,6 +83,7 @@ impl Cached {
 }
 
 #[test]
+#[cfg_attr(not(all(can_mount, can_observe)), ignore = "needs mounts and eBPF")]
 fn a_file_that_is_hot_in_the_page_cache_alone_becomes_resident() {
     if !can_observe() || !host::can_mount() {
         return;
@@ -156,6 +157,7 @@ fn print_reaction(mount: &Mount) {
 }
 
 #[test]
+#[cfg_attr(not(all(can_mount, can_observe)), ignore = "needs mounts and eBPF")]
 fn what_follows_a_stream_in_the_page_cache_is_fetched_before_the_kernel_asks() {
     const BEGINNING: usize = 24 * MIB;
     if !can_observe() || !host::can_mount() {
@@ -207,6 +209,7 @@ fn what_follows_a_stream_in_the_page_cache_is_fetched_before_the_kernel_asks() {
 }
 
 #[test]
+#[cfg_attr(not(all(can_mount, can_observe)), ignore = "needs mounts and eBPF")]
 fn a_hot_range_that_the_page_cache_has_lost_is_given_back_to_it_whole() {
     const RANGE: usize = MIB;
     const SIZE: usize = 64 * MIB;

@@ -11,6 +11,7 @@ use tests::{Bindfs, Cluster, Mount, Pattern, data, host, mount};
 use crate::{CLUSTER, MIB, can_observe, programs_of};
 
 #[test]
+#[cfg_attr(not(can_observe), ignore = "needs eBPF")]
 fn check_names_every_rung_with_and_without_privileges() {
     if !can_observe() {
         return;
@@ -47,6 +48,7 @@ fn check_names_every_rung_with_and_without_privileges() {
 }
 
 #[test]
+#[cfg_attr(not(all(can_observe, has_bindfs)), ignore = "needs eBPF and bindfs")]
 fn observe_says_what_is_read_by_whom_and_leaves_nothing_behind() {
     if !can_observe() || !host::has_bindfs() {
         return;
@@ -81,6 +83,7 @@ fn observe_says_what_is_read_by_whom_and_leaves_nothing_behind() {
 }
 
 #[test]
+#[cfg_attr(not(all(can_mount, can_observe)), ignore = "needs mounts and eBPF")]
 fn a_mount_that_may_not_load_programs_says_so_and_works() {
     if !can_observe() || !host::can_mount() {
         return;

@@ -85,6 +85,7 @@ impl Container {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn root_of_a_container_gets_no_descriptor_unless_it_knows_the_secret() {
     if !host::can_mount() {
         return;
@@ -131,6 +132,7 @@ fn root_of_a_container_gets_no_descriptor_unless_it_knows_the_secret() {
 }
 
 #[test]
+#[cfg_attr(not(can_serve), ignore = "needs weed")]
 fn an_engine_of_a_containers_root_is_not_the_hosts() {
     if !host::can_serve() || !nix::unistd::geteuid().is_root() {
         return;

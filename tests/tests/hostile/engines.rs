@@ -67,6 +67,7 @@ fn read_on(mount: &Mount, what: &str, is_done: impl Fn() -> bool) {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn an_engine_of_any_user_is_told_nothing_and_not_believed() {
     if !host::can_mount() {
         return;
@@ -103,6 +104,7 @@ fn an_engine_of_any_user_is_told_nothing_and_not_believed() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_socket_name_that_somebody_has_taken_is_left_alone() {
     if !host::can_mount() {
         return;
@@ -180,6 +182,7 @@ fn flood(number: u64, _: &ReadRequest) -> Vec<u8> {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn what_a_named_engine_cannot_prove_is_fetched_elsewhere() {
     if !host::can_mount() {
         return;
@@ -226,6 +229,7 @@ fn short_file() -> OwnedFd {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_descriptor_that_is_no_volume_is_not_read() {
     if !host::can_mount() {
         return;
@@ -243,6 +247,7 @@ fn a_descriptor_that_is_no_volume_is_not_read() {
 }
 
 #[test]
+#[cfg_attr(not(all(can_mount, has_bindfs)), ignore = "needs mounts and bindfs")]
 fn a_descriptor_over_fuse_is_not_read_and_not_waited_for() {
     if !(host::can_mount() && host::has_bindfs()) {
         return;

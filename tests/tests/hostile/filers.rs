@@ -94,6 +94,7 @@ fn endless_head(stream: TcpStream) {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_false_filer_costs_neither_memory_nor_the_mount() {
     if !host::can_mount() {
         return;

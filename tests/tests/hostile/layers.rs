@@ -117,6 +117,7 @@ impl Filesystem for OwnRights {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_daemon_below_that_checks_rights_itself_decides_who_gets_a_ticket() {
     if !host::can_mount() {
         return;

@@ -13,6 +13,7 @@ use super::fake::{NOBODY, as_user, local_session};
 use super::{assert_bounded, resident_mib};
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_user_gets_no_descriptor_of_a_volume() {
     if !host::can_mount() {
         return;
@@ -41,6 +42,7 @@ fn hold(address: &str, count: usize, greeting: &[u8]) -> Vec<TcpStream> {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn connections_that_say_nothing_take_neither_files_nor_memory_from_readers() {
     if !host::can_mount() {
         return;
@@ -81,6 +83,7 @@ fn greedy(fid: rdma_engine::FileId) -> Vec<u8> {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn sessions_that_take_no_answers_do_not_fill_an_engine() {
     if !host::can_mount() {
         return;
@@ -119,6 +122,7 @@ fn post(address: &str, path: &str, body: &str) -> String {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_user_has_nothing_done_about_files_of_others() {
     if !host::can_mount() {
         return;

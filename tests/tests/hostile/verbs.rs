@@ -208,6 +208,7 @@ fn lies() -> Vec<Lie> {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn what_an_engine_over_verbs_cannot_prove_is_fetched_elsewhere() {
     let content = Pattern::new(1).bytes(0, SIZE);
     let Some(cluster) = cluster(&content) else { return };
@@ -236,6 +237,7 @@ fn what_an_engine_over_verbs_cannot_prove_is_fetched_elsewhere() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn an_engine_over_verbs_of_any_user_is_told_nothing_and_not_believed() {
     let content = Pattern::new(2).bytes(0, SIZE);
     let Some(cluster) = cluster(&content) else { return };
@@ -285,6 +287,7 @@ fn read_twice(engine: &VerbsEngine) -> [Result<Vec<u8>, ReadError>; 2] {
 }
 
 #[test]
+#[cfg_attr(not(has_rdma), ignore = "needs an RDMA device")]
 fn an_engine_that_serves_no_read_is_asked_for_nothing() {
     if !host::has_rdma() {
         return;
@@ -302,6 +305,7 @@ fn an_engine_that_serves_no_read_is_asked_for_nothing() {
 const OVER: ReadError = ReadError::Damaged("the lease was over before the bytes had come");
 
 #[test]
+#[cfg_attr(not(has_rdma), ignore = "needs an RDMA device")]
 fn a_grant_that_comes_after_its_lease_is_not_taken() {
     if !host::has_rdma() {
         return;
@@ -320,6 +324,7 @@ fn a_grant_that_comes_after_its_lease_is_not_taken() {
 }
 
 #[test]
+#[cfg_attr(not(has_rdma), ignore = "needs an RDMA device")]
 fn bytes_that_come_from_memory_that_was_used_again_are_not_taken() {
     if !host::has_rdma() {
         return;

@@ -107,6 +107,7 @@ fn hangs_up(mut stream: TcpStream) {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn nothing_that_a_false_volume_server_says_is_read_and_it_costs_no_memory() {
     if !host::can_mount() {
         return;

@@ -9,7 +9,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use ::tests::weed::target_directory;
+use ::tests::tools::target_directory;
 use anyhow::{Context, Result};
 
 use super::host;

@@ -105,7 +105,7 @@ const BROWSER: Need = Need {
     why: "the tests of the dashboard look at it",
     // Without a font there would be no text in pictures.
     packages: &["chromium", "fonts-dejavu-core"],
-    present: || ::tests::browser::find().is_some(),
+    present: || ::tests::tools::browser().is_some(),
 };
 
 const TERMINAL: Need = Need {
@@ -242,7 +242,7 @@ pub(super) fn report() -> Vec<String> {
         ("/dev/fuse", Some("usable".to_owned())),
         (
             "chromium",
-            Some(::tests::browser::find().map_or(MISSING.into(), |path| path.display().to_string())),
+            Some(::tests::tools::browser().map_or(MISSING.into(), |path| path.display().to_string())),
         ),
         ("tmux", Some(first_line("tmux", &["-V"]).unwrap_or_else(|| MISSING.into()))),
         ("promtool", Some(first_line("promtool", &["--version"]).unwrap_or_else(|| MISSING.into()))),

@@ -1,8 +1,7 @@
 //! Public test suites for file systems, which the end-to-end tests run over layers: `pjdfstest`
 //! and `fsx`.
 
-use ::tests::posix;
-use ::tests::weed::target_directory;
+use ::tests::tools::{posix_suite, target_directory};
 use anyhow::{Context, Result};
 
 use crate::process;
@@ -12,7 +11,7 @@ const SUITES: [(&str, &str); 2] = [("pjdfstest", "0.2.2"), ("fsx", "0.3.2")];
 
 /// Brings what is not here. Says what will be lacking if it cannot be brought.
 pub(crate) fn ensure() {
-    for (name, version) in SUITES.into_iter().filter(|(name, _)| posix::program(name).is_none()) {
+    for (name, version) in SUITES.into_iter().filter(|(name, _)| posix_suite(name).is_none()) {
         if let Err(error) = bring(name, version) {
             eprintln!("setup: {error:#}; its tests will be skipped");
         }

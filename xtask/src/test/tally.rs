@@ -1,8 +1,8 @@
 //! Counting results in the output of test programs.
 //!
-//! The harness reports a test that lacked something on the host as passed. Such a test prints a
-//! line `skipped: NAME: reason`, and is counted as skipped here. A program that ends without its
-//! closing line counts as one failure.
+//! Tests that were ignored when they were built run as well. The harness reports a test that
+//! lacked something on the host as passed. Such a test prints a line `skipped: NAME: reason`, and
+//! is counted as skipped here. A program that ends without its closing line counts as one failure.
 
 /// Results of one test program, or of several.
 #[derive(Debug, Default)]

@@ -9,7 +9,7 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use ::tests::weed::target_directory;
+use ::tests::tools::target_directory;
 use anyhow::{Context, Result, bail};
 
 use super::archive::Archive;
