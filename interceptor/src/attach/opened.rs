@@ -25,9 +25,10 @@ use super::coherence::Quiet;
 use super::files::OpenFile;
 use super::kept::Name;
 use crate::arrival::Arrival;
-use crate::fetch::{Fillable, Priority, Urgency};
+use crate::priority::{Priority, Urgency};
 use crate::read::{FileVersion, Layout, Object, Origin, OriginError, ReadError};
 use crate::telemetry::{Metrics, Source};
+use crate::write_target::Fillable;
 
 /// How many reads may wait for the mount below.
 const AT_ONCE: usize = 64;

@@ -13,7 +13,7 @@ use super::arena::Slot;
 use super::block::{Entry, Memory, PrefetchOutcome, Readable};
 use super::index::Index;
 use super::key::BlockKey;
-use crate::fetch::Fillable;
+use crate::write_target::Fillable;
 
 /// Memory for one block, exclusively, until it is [published](Filling::publish). Dropping it instead, because the fetch
 /// failed, makes the memory free again; nobody will have seen it.

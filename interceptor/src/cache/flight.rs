@@ -17,7 +17,7 @@ use tokio::runtime::Handle;
 
 use super::sync::Mutex;
 use crate::arrival::Arrival;
-use crate::fetch::{Priority, Urgency};
+use crate::priority::{Priority, Urgency};
 
 /// Runs fetches.
 pub trait Spawn: Clone + Send + Sync + 'static {

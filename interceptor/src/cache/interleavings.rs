@@ -17,7 +17,7 @@ use super::block::Memory;
 use super::flight::Spawn;
 use super::policy::{Lirs, Traits};
 use super::*;
-use crate::fetch::Urgency;
+use crate::priority::Urgency;
 
 const RUNS: usize = 3000;
 /// Number of ordering constraints of the bugs that are looked for.

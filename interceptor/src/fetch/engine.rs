@@ -24,11 +24,12 @@ use tokio::sync::OnceCell;
 use tokio::time::{Instant, timeout};
 
 use super::job::Job;
-use super::{Fillable, must_fetch_whole};
+use super::must_fetch_whole;
 use crate::seaweed::entry::Chunk;
 use crate::seaweed::volume::{OVERHEAD, VolumeError, unpack};
 use crate::telemetry::Source;
 use crate::telemetry::health::{EngineHealth, EngineState, LastError};
+use crate::write_target::Fillable;
 
 /// The port at which engines listen unless told otherwise.
 pub const ENGINE_PORT: u16 = 18515;

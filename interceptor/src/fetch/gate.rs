@@ -20,7 +20,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use super::priority::{Priority, Urgency};
+use crate::priority::{Priority, Urgency};
 
 /// An amount of requests.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

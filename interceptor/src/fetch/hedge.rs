@@ -20,8 +20,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep_until};
 
 use super::gate::Pass;
-use super::priority::Priority;
 use super::servers::Server;
+use crate::priority::Priority;
 use crate::seaweed::volume::Begun;
 
 /// How many of a thousand requests get a second one in the long run.

@@ -1,7 +1,7 @@
 //! What is asked of a server, and where the answer goes.
 
-use super::Fillable;
 use crate::seaweed::entry::Chunk;
+use crate::write_target::Fillable;
 
 /// A list of chunks that a needle holds does not say how long it is; most are shorter than this.
 const LIST: u64 = 256 << 10;

@@ -18,12 +18,10 @@
 mod attempts;
 mod engine;
 mod error;
-mod fillable;
 mod gate;
 mod hedge;
 mod job;
 mod pace;
-mod priority;
 mod race;
 mod servers;
 mod sources;
@@ -35,17 +33,17 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::arrival::Arrival;
+use crate::priority::Priority;
 use crate::seaweed::entry::Chunk;
 use crate::seaweed::http1::Limits;
 use crate::seaweed::locations::VolumeLookup;
 use crate::seaweed::security::Security;
 use crate::telemetry::health::VolumeServerHealth;
 use crate::telemetry::{Metrics, Source};
+use crate::write_target::Fillable;
 pub use engine::{ENGINE_PORT, Engines};
 pub use error::FetchError;
-pub use fillable::Fillable;
 use job::Job;
-pub use priority::{Priority, Urgency};
 use sources::Sources;
 
 /// The most that [`Fetcher::read_needle`] brings, in bytes. A manifest of 10,000 chunks has less than 2 MB.

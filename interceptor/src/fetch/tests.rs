@@ -19,6 +19,7 @@ use rdma_engine::protocol::{
 
 use super::*;
 use crate::arrival::Arrival;
+use crate::priority::Urgency;
 use crate::seaweed::locations::{Location, LookupError};
 use crate::seaweed::scripted::{Scripted, Step, answer, send};
 

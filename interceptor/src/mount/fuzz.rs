@@ -18,18 +18,19 @@ use super::opens::Opens;
 use super::statfs::UsageCache;
 use crate::arrival::Arrival;
 use crate::cache::Cache;
-use crate::fetch::{Fillable, Priority};
 use crate::fuse::affinity::ThreadAffinity;
 use crate::fuse::cpu_latency::CpuLatencyQos;
 use crate::fuse::fuzz::FuzzRun;
 use crate::fuse::request_tracker::RequestTracker;
 use crate::namespace::next_files::NextFilePrefetcher;
 use crate::namespace::{ClusterUsage, Filer, FilerFailure, Namespace, NamespaceOptions};
+use crate::priority::Priority;
 use crate::read::{Encoding, FileVersion, Layout, Object, Origin, OriginError, ReadError, Reader};
 use crate::seaweed::entry::{Attributes, Chunk, Content, Entry, Kind, RemoteObject};
 use crate::seaweed::filer::FoundEntry;
 use crate::seaweed::subscribe::{Change, EntryRef};
 use crate::telemetry::{Metrics, Source};
+use crate::write_target::Fillable;
 
 /// The size of files that have chunks, and of a chunk, in bytes.
 const FILE_SIZE: u64 = 200_000;

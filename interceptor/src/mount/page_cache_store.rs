@@ -154,14 +154,15 @@ mod tests {
     use super::*;
     use crate::arrival::Arrival;
     use crate::cache::{Cache, MIN_CAPACITY};
-    use crate::fetch::{Fillable, Priority};
     use crate::namespace::{
         ClusterUsage, Filer, FilerFailure, LookupResult, NamespaceOptions, NowOrLater, ROOT,
     };
+    use crate::priority::Priority;
     use crate::read::{Layout, Object, Origin, OriginError, ReadError};
     use crate::seaweed::entry::{Attributes, Content, Entry, Kind};
     use crate::seaweed::filer::FoundEntry;
     use crate::telemetry::{Metrics, Source};
+    use crate::write_target::Fillable;
 
     fn entry(name: &str, kind: Kind, content: Content, size: u64) -> Entry {
         let (mtime, ctime, crtime) = (UNIX_EPOCH, UNIX_EPOCH, UNIX_EPOCH);

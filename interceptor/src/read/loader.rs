@@ -30,7 +30,7 @@ use crate::arrival::Arrival;
 use crate::cache::{
     BlockKey, Cache, Filling, Flights, Interrupted, Joined, Outcome, PrefetchOutcome, Readable,
 };
-use crate::fetch::{Priority, Urgency};
+use crate::priority::{Priority, Urgency};
 use crate::telemetry::metrics::Source;
 
 /// How long a prefetched block is worth waiting for. By then the stream that it was for is

@@ -8,8 +8,9 @@ use super::ReadError;
 use super::layout::{Layout, Object};
 use super::version::FileVersion;
 use crate::arrival::Arrival;
-use crate::fetch::{Fillable, Priority};
+use crate::priority::Priority;
 use crate::telemetry::Source;
+use crate::write_target::Fillable;
 
 /// An error of an origin, shared by all reads that waited for it.
 pub type OriginError = Arc<dyn std::error::Error + Send + Sync>;

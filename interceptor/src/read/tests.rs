@@ -22,8 +22,9 @@ mod residency;
 use crate::arrival::Arrival;
 use crate::cache::BlockKey;
 use crate::cache::resident::ResidentError;
-use crate::fetch::{Fillable, Priority};
+use crate::priority::Priority;
 use crate::seaweed::entry::{Attributes, Chunk, Content, Entry, Kind, RemoteObject};
+use crate::write_target::Fillable;
 
 /// Holds needles in memory, and counts the requests for them.
 #[derive(Default)]

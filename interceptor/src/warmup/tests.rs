@@ -21,10 +21,11 @@ use super::wire::{Action, FileResult, LARGEST_BODY, MAX_FILES, PATH, Problem, Re
 use super::{Mounted, api};
 use crate::arrival::Arrival;
 use crate::cache::{Cache, MIN_CAPACITY, ObjectId};
-use crate::fetch::{Fillable, Priority};
+use crate::priority::Priority;
 use crate::read::{Encoding, FileVersion, Layout, Object, Origin, OriginError, ReadError, Reader};
 use crate::telemetry::peer::Peer;
 use crate::telemetry::{Metrics, Source};
+use crate::write_target::Fillable;
 
 /// A user who may read some files and operates nothing.
 const USER: u32 = 65_534;

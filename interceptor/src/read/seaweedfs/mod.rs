@@ -19,11 +19,13 @@ use super::layout::{Layout, Object};
 use super::origin::{Origin, OriginError};
 use super::version::FileVersion;
 use crate::arrival::Arrival;
-use crate::fetch::{Fetcher, Fillable, Priority};
+use crate::fetch::Fetcher;
+use crate::priority::Priority;
 use crate::seaweed::decode;
 use crate::seaweed::entry::{Chunk, Entry, RemoteObject};
 use crate::seaweed::filer::FilerClient;
 use crate::telemetry::Source;
+use crate::write_target::Fillable;
 use resolve::ChunkLists;
 
 /// A SeaweedFS cluster: chunks by way of the source ladder, remote-only files by way of the filer.
