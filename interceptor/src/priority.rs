@@ -1,9 +1,10 @@
-//! Whether anybody waits for a fetch, which may change while it is under way.
+//! Whether a reader waits for a fetch. This may change while the fetch is under way.
 //!
-//! A block that is fetched ahead begins as speculation. A reader who misses it joins that fetch rather than starting another,
-//! and from then on it is a demand wherever it stands: in a server's queue, or on its way. The other way out is to be given up,
-//! because whoever the block was meant for is gone. Both are final and only one of them happens, so a reader never waits for a
-//! fetch that has been given up: [`Priority::raise`] tells it to start anew.
+//! A block that is fetched ahead starts as speculation. A reader that misses the block joins the
+//! fetch instead of starting another. From then on the fetch is a demand, wherever it is: in a
+//! server's queue, or in flight. The alternative is that speculation is cancelled, because the reader
+//! that it was meant for is gone. Either is final, and they exclude each other, so a reader never
+//! waits for a cancelled fetch: [`Priority::raise`] tells it to start a new one.
 
 use std::sync::Arc;
 
@@ -11,84 +12,85 @@ use tokio::sync::watch;
 
 use crate::arrival::Arrival;
 
-/// Whether somebody waits for what is fetched.
+/// Whether a reader waits for what is fetched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Urgency {
     /// A reader waits.
     Demand,
-    /// Nobody has asked for it yet.
+    /// No reader has asked for it yet.
     Speculative,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    /// For the first of the readers that wait, which came then.
+enum PriorityState {
+    /// A reader waits; the first one arrived at this time.
     Demand(Arrival),
     Speculative,
-    GivenUp,
+    Cancelled,
 }
 
-/// The urgency of one fetch, shared by the fetch and those who may raise it. A clone is the same one.
+/// The urgency of one fetch, shared by the fetch and those that may raise or cancel it. Clones share
+/// one state.
 #[derive(Debug, Clone)]
-pub struct Priority(Arc<watch::Sender<State>>);
+pub struct Priority(Arc<watch::Sender<PriorityState>>);
 
 impl Priority {
-    /// That of a new fetch; a demand is one of now.
+    /// The priority of a new fetch. A demand counts from now.
     pub fn new(urgency: Urgency) -> Self {
         match urgency {
             Urgency::Demand => Self::demand(Arrival::now()),
-            Urgency::Speculative => Self(Arc::new(watch::Sender::new(State::Speculative))),
+            Urgency::Speculative => Self(Arc::new(watch::Sender::new(PriorityState::Speculative))),
         }
     }
 
-    /// That of a new fetch for a reader that came at `arrival`.
+    /// The priority of a new fetch for a reader whose request arrived at `arrival`.
     pub fn demand(arrival: Arrival) -> Self {
-        Self(Arc::new(watch::Sender::new(State::Demand(arrival))))
+        Self(Arc::new(watch::Sender::new(PriorityState::Demand(arrival))))
     }
 
-    /// What it is now.
+    /// The urgency now. A cancelled fetch counts as speculation.
     pub fn urgency(&self) -> Urgency {
-        match *self.0.borrow() {
-            State::Demand(_) => Urgency::Demand,
-            State::Speculative | State::GivenUp => Urgency::Speculative,
+        match self.demanded_at() {
+            Some(_) => Urgency::Demand,
+            None => Urgency::Speculative,
         }
     }
 
-    /// When the reader came that waits, or the first of them; `None` while none does.
-    pub fn demanded(&self) -> Option<Arrival> {
+    /// When the first reader that waits arrived; `None` while no reader waits.
+    pub fn demanded_at(&self) -> Option<Arrival> {
         match *self.0.borrow() {
-            State::Demand(arrival) => Some(arrival),
-            State::Speculative | State::GivenUp => None,
+            PriorityState::Demand(arrival) => Some(arrival),
+            PriorityState::Speculative | PriorityState::Cancelled => None,
         }
     }
 
-    /// Makes a demand of it, because a reader waits that came at `arrival`. False if it was given up before: it will not be
-    /// completed.
+    /// Makes the fetch a demand, for a reader that arrived at `arrival`. Returns false if the fetch
+    /// is cancelled, and will not complete.
     pub fn raise(&self, arrival: Arrival) -> bool {
-        self.leave_speculation(State::Demand(arrival));
-        self.demanded().is_some()
+        self.leave_speculation(PriorityState::Demand(arrival));
+        self.demanded_at().is_some()
     }
 
-    /// Gives it up, unless somebody waits for it. Returns whether it is given up.
-    pub fn give_up(&self) -> bool {
-        self.leave_speculation(State::GivenUp);
-        *self.0.borrow() == State::GivenUp
+    /// Cancels the fetch, unless a reader waits for it. Returns whether it is cancelled.
+    pub fn try_cancel(&self) -> bool {
+        self.leave_speculation(PriorityState::Cancelled);
+        *self.0.borrow() == PriorityState::Cancelled
     }
 
-    /// Waits until it is a demand; for ever, if it never becomes one.
+    /// Completes when the fetch is a demand; never, if it does not become one.
     pub async fn raised(&self) {
-        // Cannot fail: the sender is this value's own.
-        let _ = self.0.subscribe().wait_for(|state| matches!(state, State::Demand(_))).await;
+        // Cannot fail: this value holds the sender.
+        let _ = self.0.subscribe().wait_for(|state| matches!(state, PriorityState::Demand(_))).await;
     }
 
-    /// Whether both are the same one.
-    pub fn is(&self, other: &Self) -> bool {
+    /// Whether both are the priority of the same fetch.
+    pub fn ptr_eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    fn leave_speculation(&self, to: State) {
+    fn leave_speculation(&self, to: PriorityState) {
         self.0.send_if_modified(|state| {
-            let speculative = *state == State::Speculative;
+            let speculative = *state == PriorityState::Speculative;
             if speculative {
                 *state = to;
             }
@@ -103,22 +105,22 @@ mod tests {
     use futures::FutureExt;
 
     #[test]
-    fn what_is_raised_is_not_given_up_and_the_other_way_round() {
+    fn a_raised_fetch_cannot_be_cancelled_nor_a_cancelled_one_raised() {
         let raised = Priority::new(Urgency::Speculative);
         assert!(raised.raised().now_or_never().is_none());
         let arrival = Arrival::now();
         assert!(raised.raise(arrival) && raised.raise(Arrival::now()));
-        assert_eq!(raised.demanded(), Some(arrival), "the first reader's");
-        assert!(!raised.give_up());
+        assert_eq!(raised.demanded_at(), Some(arrival), "the first reader's");
+        assert!(!raised.try_cancel());
         assert_eq!(raised.urgency(), Urgency::Demand);
         assert!(raised.raised().now_or_never().is_some());
 
-        let given_up = Priority::new(Urgency::Speculative);
-        assert!(given_up.give_up());
-        assert!(!given_up.raise(arrival));
-        assert!(given_up.raised().now_or_never().is_none());
+        let cancelled = Priority::new(Urgency::Speculative);
+        assert!(cancelled.try_cancel());
+        assert!(!cancelled.raise(arrival));
+        assert!(cancelled.raised().now_or_never().is_none());
 
         let demand = Priority::new(Urgency::Demand);
-        assert!(demand.raise(arrival) && !demand.give_up());
+        assert!(demand.raise(arrival) && !demand.try_cancel());
     }
 }

@@ -1,30 +1,36 @@
-//! Memory that a fetch fills.
+//! The memory that a fetch writes to.
+//!
+//! A fetch is told where to write by its caller: into a buffer, or into the slot that the cache has
+//! set aside for a block. An RDMA device may write into such a slot by itself.
 
 use rdma_engine::client::Destination;
 
-/// Memory that a fetch fills: a buffer, or a block's place in the cache, which an RDMA device may write to by itself.
+/// Memory that a fetch fills.
 ///
-/// A device goes on writing after whoever waited for it has given up. So memory is not shown to it but given away, and comes back when the device is done. If it does
-/// not come back, other memory takes its place, and what the device still writes is nobody's.
-pub trait Fillable: Send {
+/// An RDMA device goes on writing after the fetch that waited for it has timed out or was dropped.
+/// Such memory is therefore not borrowed but moved: [`detach`](Self::detach) hands ownership to the
+/// transport, and [`reattach`](Self::reattach) returns it when the device is done. If it does not
+/// come back in time, the target goes on with other memory: the transport keeps the detached memory
+/// until the device is done, and no reader sees what was written there.
+pub trait WriteTarget: Send {
     /// The bytes to fill.
     fn bytes(&mut self) -> &mut [u8];
 
-    /// How many bytes.
+    /// How many bytes there are.
     fn length(&self) -> usize;
 
-    /// Gives the memory away; `None` if no device could know it.
-    fn lend(&mut self) -> Option<Box<dyn Destination>> {
+    /// Moves the memory out, for a device to write to. `None` if no device has it registered.
+    fn detach(&mut self) -> Option<Box<dyn Destination>> {
         None
     }
 
-    /// Takes back what was given away.
-    fn take_back(&mut self, memory: Box<dyn Destination>) {
+    /// Returns what [`detach`](Self::detach) has moved out.
+    fn reattach(&mut self, memory: Box<dyn Destination>) {
         drop(memory);
     }
 }
 
-impl Fillable for Vec<u8> {
+impl WriteTarget for Vec<u8> {
     fn bytes(&mut self) -> &mut [u8] {
         self
     }

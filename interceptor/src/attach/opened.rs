@@ -28,7 +28,7 @@ use crate::arrival::Arrival;
 use crate::priority::{Priority, Urgency};
 use crate::read::{FileVersion, Layout, Object, Origin, OriginError, ReadError};
 use crate::telemetry::{Metrics, Source};
-use crate::write_target::Fillable;
+use crate::write_target::WriteTarget;
 
 /// How many reads may wait for the mount below.
 const AT_ONCE: usize = 64;
@@ -145,7 +145,7 @@ impl Opened {
         &self,
         piece: &Object,
         offset: u64,
-        dst: &mut dyn Fillable,
+        dst: &mut dyn WriteTarget,
         priority: &Priority,
     ) -> Result<(), NotRead> {
         let turn = self.turn(priority).await?;
@@ -198,8 +198,8 @@ enum Lent {
 }
 
 impl Lent {
-    fn of(fillable: &mut dyn Fillable) -> Self {
-        match fillable.lend() {
+    fn of(fillable: &mut dyn WriteTarget) -> Self {
+        match fillable.detach() {
             Some(memory) => Self::Given(memory),
             None => Self::Own(vec![0; fillable.length()]),
         }
@@ -214,9 +214,9 @@ impl Lent {
     }
 
     /// Gives `fillable`, which it was lent by, what has been read.
-    fn give_back(self, fillable: &mut dyn Fillable) {
+    fn give_back(self, fillable: &mut dyn WriteTarget) {
         match self {
-            Self::Given(memory) => fillable.take_back(memory),
+            Self::Given(memory) => fillable.reattach(memory),
             Self::Own(bytes) => fillable.bytes().copy_from_slice(&bytes),
         }
     }
@@ -231,7 +231,7 @@ impl Origin for Opened {
         &'a self,
         object: &'a Object,
         offset: u64,
-        dst: &'a mut dyn Fillable,
+        dst: &'a mut dyn WriteTarget,
         priority: &'a Priority,
     ) -> BoxFuture<'a, Result<Source, OriginError>> {
         let read = self.read(object, offset, dst, priority);

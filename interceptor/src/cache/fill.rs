@@ -13,7 +13,7 @@ use super::arena::Slot;
 use super::block::{Entry, Memory, PrefetchOutcome, Readable};
 use super::index::Index;
 use super::key::BlockKey;
-use crate::write_target::Fillable;
+use crate::write_target::WriteTarget;
 
 /// Memory for one block, exclusively, until it is [published](Filling::publish). Dropping it instead, because the fetch
 /// failed, makes the memory free again; nobody will have seen it.
@@ -89,7 +89,7 @@ impl DerefMut for Filling {
     }
 }
 
-impl Fillable for Filling {
+impl WriteTarget for Filling {
     fn bytes(&mut self) -> &mut [u8] {
         self
     }
@@ -99,7 +99,7 @@ impl Fillable for Filling {
     }
 
     /// Memory outside of the arena stands in until the slot comes back. If it never does, that is what is published, and the slot is free when the device is done.
-    fn lend(&mut self) -> Option<Box<dyn Destination>> {
+    fn detach(&mut self) -> Option<Box<dyn Destination>> {
         if !self.in_arena() {
             return None;
         }
@@ -110,7 +110,7 @@ impl Fillable for Filling {
         }
     }
 
-    fn take_back(&mut self, memory: Box<dyn Destination>) {
+    fn reattach(&mut self, memory: Box<dyn Destination>) {
         let memory: Box<dyn Any> = memory;
         if let Ok(lent) = memory.downcast::<Lent>() {
             self.memory = Memory::Slot(lent.0);

@@ -145,7 +145,7 @@ impl<K: Eq + Hash, V, E> Drop for Departure<K, V, E> {
     fn drop(&mut self) {
         let mut flights = self.flights.lock();
         // After it was given up another may have taken its place.
-        if flights.get(&self.key).is_some_and(|flight| flight.priority.is(&self.priority)) {
+        if flights.get(&self.key).is_some_and(|flight| flight.priority.ptr_eq(&self.priority)) {
             flights.remove(&self.key);
         }
     }
@@ -258,7 +258,7 @@ mod tests {
         let board = Fetches::new(Handle::current());
         let (end, ended) = oneshot::channel::<()>();
         let fetch = |priority: Priority| {
-            assert!(priority.give_up());
+            assert!(priority.try_cancel());
             async move {
                 ended.await.ok();
                 Err(Failed::Interrupted)

@@ -29,7 +29,7 @@ use crate::seaweed::entry::Chunk;
 use crate::seaweed::volume::{OVERHEAD, VolumeError, unpack};
 use crate::telemetry::Source;
 use crate::telemetry::health::{EngineHealth, EngineState, LastError};
-use crate::write_target::Fillable;
+use crate::write_target::WriteTarget;
 
 /// The port at which engines listen unless told otherwise.
 pub const ENGINE_PORT: u16 = 18515;
@@ -276,16 +276,16 @@ impl Engine {
     async fn fill(
         &self,
         target: Target<'_>,
-        dst: &mut dyn Fillable,
+        dst: &mut dyn WriteTarget,
         deadline: Instant,
     ) -> Result<Delivered, ReadError> {
         let over_rdma = self.client.transport() == Some(Transport::Verbs);
-        let Some(memory) = over_rdma.then(|| dst.lend()).flatten() else {
+        let Some(memory) = over_rdma.then(|| dst.detach()).flatten() else {
             return self.client.read(target, dst.bytes(), deadline).await;
         };
         let (outcome, memory) = self.client.read_owned(target, memory, deadline).await;
         if let Some(memory) = memory {
-            dst.take_back(memory);
+            dst.reattach(memory);
         }
         outcome
     }
@@ -294,7 +294,7 @@ impl Engine {
         &self,
         chunk: &Chunk,
         offset: u64,
-        dst: &mut dyn Fillable,
+        dst: &mut dyn WriteTarget,
         token: Option<&str>,
         deadline: Instant,
     ) -> Result<Source, EngineError> {
@@ -312,7 +312,7 @@ impl Engine {
         &self,
         chunk: &Chunk,
         offset: u64,
-        dst: &mut dyn Fillable,
+        dst: &mut dyn WriteTarget,
         token: Option<&str>,
         deadline: Instant,
     ) -> Result<Source, EngineError> {

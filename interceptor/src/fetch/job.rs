@@ -1,7 +1,7 @@
 //! What is asked of a server, and where the answer goes.
 
 use crate::seaweed::entry::Chunk;
-use crate::write_target::Fillable;
+use crate::write_target::WriteTarget;
 
 /// A list of chunks that a needle holds does not say how long it is; most are shorter than this.
 const LIST: u64 = 256 << 10;
@@ -9,9 +9,9 @@ const LIST: u64 = 256 << 10;
 /// What is to be fetched of a chunk, and where it goes.
 pub(super) enum Job<'a> {
     /// A part of the logical bytes, by a request for that part.
-    Range { offset: u64, dst: &'a mut dyn Fillable },
+    Range { offset: u64, dst: &'a mut dyn WriteTarget },
     /// A part of the logical bytes, or all, by a request for the whole needle, which is verified.
-    Whole { offset: u64, dst: &'a mut dyn Fillable },
+    Whole { offset: u64, dst: &'a mut dyn WriteTarget },
     /// The whole decoded needle, `limit` bytes at most.
     Gather { limit: u64, bytes: &'a mut Vec<u8> },
 }

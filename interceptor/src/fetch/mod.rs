@@ -40,7 +40,7 @@ use crate::seaweed::locations::VolumeLookup;
 use crate::seaweed::security::Security;
 use crate::telemetry::health::VolumeServerHealth;
 use crate::telemetry::{Metrics, Source};
-use crate::write_target::Fillable;
+use crate::write_target::WriteTarget;
 pub use engine::{ENGINE_PORT, Engines};
 pub use error::FetchError;
 use job::Job;
@@ -140,7 +140,7 @@ impl Fetcher {
         &self,
         chunk: &Chunk,
         offset: u64,
-        dst: &mut dyn Fillable,
+        dst: &mut dyn WriteTarget,
         priority: &Priority,
     ) -> Result<Fetched, FetchError> {
         let length = dst.length() as u64;

@@ -122,13 +122,13 @@ impl Sources {
             servers = candidates.names();
             let fresh = candidates.fresh;
             let verdict = if located { Verdict::of(&answers) } else { Verdict::Open };
-            match attempts.failed(verdict, fresh, priority.demanded(), Instant::now()) {
+            match attempts.failed(verdict, fresh, priority.demanded_at(), Instant::now()) {
                 Next::Pass(pause) => {
                     stale = candidates.locations;
                     tokio::time::sleep(pause).await;
                 }
                 Next::GiveUp => {
-                    if verdict == Verdict::Open && priority.demanded().is_some() {
+                    if verdict == Verdict::Open && priority.demanded_at().is_some() {
                         let now = Instant::now();
                         // One that answers with errors does not keep silent.
                         let is_silent =
@@ -174,7 +174,7 @@ impl Sources {
 
     /// By when a request that is sent now must be over.
     pub(super) fn deadlines(&self, attempts: &Attempts, priority: &Priority) -> Deadlines {
-        attempts.deadlines(priority.demanded(), Instant::now(), self.options.request_deadline)
+        attempts.deadlines(priority.demanded_at(), Instant::now(), self.options.request_deadline)
     }
 
     /// [`locate`](Self::locate), for no longer than the reader waits if one does.

@@ -30,7 +30,7 @@ use crate::seaweed::entry::{Attributes, Chunk, Content, Entry, Kind, RemoteObjec
 use crate::seaweed::filer::FoundEntry;
 use crate::seaweed::subscribe::{Change, EntryRef};
 use crate::telemetry::{Metrics, Source};
-use crate::write_target::Fillable;
+use crate::write_target::WriteTarget;
 
 /// The size of files that have chunks, and of a chunk, in bytes.
 const FILE_SIZE: u64 = 200_000;
@@ -200,7 +200,7 @@ impl Origin for MemoryOrigin {
         &'a self,
         object: &'a Object,
         offset: u64,
-        dst: &'a mut dyn Fillable,
+        dst: &'a mut dyn WriteTarget,
         _: &'a Priority,
     ) -> BoxFuture<'a, Result<Source, OriginError>> {
         async move {

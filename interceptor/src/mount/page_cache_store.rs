@@ -162,7 +162,7 @@ mod tests {
     use crate::seaweed::entry::{Attributes, Content, Entry, Kind};
     use crate::seaweed::filer::FoundEntry;
     use crate::telemetry::{Metrics, Source};
-    use crate::write_target::Fillable;
+    use crate::write_target::WriteTarget;
 
     fn entry(name: &str, kind: Kind, content: Content, size: u64) -> Entry {
         let (mtime, ctime, crtime) = (UNIX_EPOCH, UNIX_EPOCH, UNIX_EPOCH);
@@ -210,7 +210,7 @@ mod tests {
             &'a self,
             _: &'a Object,
             _: u64,
-            _: &'a mut dyn Fillable,
+            _: &'a mut dyn WriteTarget,
             _: &'a Priority,
         ) -> BoxFuture<'a, Result<Source, OriginError>> {
             unreachable!("there is no object")

@@ -246,5 +246,5 @@ async fn unless_given_up(
         () = cancel.cancelled() => {}
         () = sleep(PREFETCH_TIMEOUT) => {}
     }
-    if priority.give_up() { Err(Interrupted.into()) } else { fetch.await }
+    if priority.try_cancel() { Err(Interrupted.into()) } else { fetch.await }
 }

@@ -10,7 +10,7 @@ use super::version::FileVersion;
 use crate::arrival::Arrival;
 use crate::priority::Priority;
 use crate::telemetry::Source;
-use crate::write_target::Fillable;
+use crate::write_target::WriteTarget;
 
 /// An error of an origin, shared by all reads that waited for it.
 pub type OriginError = Arc<dyn std::error::Error + Send + Sync>;
@@ -31,7 +31,7 @@ pub trait Origin: Send + Sync + 'static {
         &'a self,
         object: &'a Object,
         offset: u64,
-        dst: &'a mut dyn Fillable,
+        dst: &'a mut dyn WriteTarget,
         priority: &'a Priority,
     ) -> BoxFuture<'a, Result<Source, OriginError>>;
 }

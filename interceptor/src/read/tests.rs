@@ -24,7 +24,7 @@ use crate::cache::BlockKey;
 use crate::cache::resident::ResidentError;
 use crate::priority::Priority;
 use crate::seaweed::entry::{Attributes, Chunk, Content, Entry, Kind, RemoteObject};
-use crate::write_target::Fillable;
+use crate::write_target::WriteTarget;
 
 /// Holds needles in memory, and counts the requests for them.
 #[derive(Default)]
@@ -100,12 +100,12 @@ impl Origin for Needles {
         &'a self,
         object: &'a Object,
         offset: u64,
-        dst: &'a mut dyn Fillable,
+        dst: &'a mut dyn WriteTarget,
         priority: &'a Priority,
     ) -> BoxFuture<'a, Result<Source, OriginError>> {
         async move {
             self.fetches.fetch_add(1, Ordering::Relaxed);
-            *self.demanded.lock() = priority.demanded();
+            *self.demanded.lock() = priority.demanded_at();
             tokio::task::yield_now().await;
             if self.crowded.load(Ordering::Relaxed) {
                 let _waits = Waits::new(&self.waiting);

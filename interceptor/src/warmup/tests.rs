@@ -25,7 +25,7 @@ use crate::priority::Priority;
 use crate::read::{Encoding, FileVersion, Layout, Object, Origin, OriginError, ReadError, Reader};
 use crate::telemetry::peer::Peer;
 use crate::telemetry::{Metrics, Source};
-use crate::write_target::Fillable;
+use crate::write_target::WriteTarget;
 
 /// A user who may read some files and operates nothing.
 const USER: u32 = 65_534;
@@ -51,7 +51,7 @@ impl Origin for Gate {
         &'a self,
         object: &'a Object,
         _: u64,
-        _: &'a mut dyn Fillable,
+        _: &'a mut dyn WriteTarget,
         _: &'a Priority,
     ) -> BoxFuture<'a, Result<Source, OriginError>> {
         async move {

@@ -25,7 +25,7 @@ use crate::seaweed::decode;
 use crate::seaweed::entry::{Chunk, Entry, RemoteObject};
 use crate::seaweed::filer::FilerClient;
 use crate::telemetry::Source;
-use crate::write_target::Fillable;
+use crate::write_target::WriteTarget;
 use resolve::ChunkLists;
 
 /// A SeaweedFS cluster: chunks by way of the source ladder, remote-only files by way of the filer.
@@ -54,7 +54,7 @@ impl Origin for ClusterOrigin {
         &'a self,
         object: &'a Object,
         offset: u64,
-        dst: &'a mut dyn Fillable,
+        dst: &'a mut dyn WriteTarget,
         priority: &'a Priority,
     ) -> BoxFuture<'a, Result<Source, OriginError>> {
         async move {
