@@ -1,19 +1,30 @@
 //! Brings bytes of chunks from the best source that works.
 //!
-//! Sources form a ladder. For each server its engine comes first (`engine`: over RDMA, through files of the same host, or over TCP), if
-//! there is one, then the volume server itself over HTTP. Where a needle cannot be had at one server the next is asked: every location
-//! of the volume, fresh locations, and all again after a pause (`attempts`). Bytes are good only
-//! after the source's check of length, checksum and encoding; bytes that fail it are counted, dropped, and asked for elsewhere.
+//! A cold read, from the top down:
 //!
-//! Each server has a gate (`gate`), which bounds what is asked of it at a time and lets fetches that readers wait for go before
-//! speculation; a fetch's [`Priority`] can be raised while it is under way. When a reader's server is late another is asked too
-//! (`hedge` says when, `race` how).
+//! ```text
+//! Fetcher::fetch    passes over all replicas, with back-off, until one delivers     attempts
+//!   Replicas        where the volume is, and which replica to ask first            replicas
+//!   Hedges::race    asks a replica, and the next one too if the first is late      hedge
+//!     Replica::read waits at the server's gate, sends the request                  replica
+//!       Gate        bounds what a server is asked for; readers before speculation  gate
+//!       Engine      over RDMA, through files of the same host, or over TCP         engine
+//!       VolumeClient over HTTP                                                     seaweed::volume
+//!     Server        what is known of a server: latency, stalls, its engine         servers
+//! ```
 //!
-//! A fetch goes into memory of the caller's, whose content is undefined until the fetch has succeeded. A fetch may be dropped at any
-//! point. When it fails, after every server was given its chances, the error says what was asked of whom.
+//! Bytes are good only after the source's check of length, checksum and encoding. Bytes that fail it
+//! are counted, dropped, and asked for at another replica. If every replica fails, the replicas are
+//! looked up again and asked again after a pause; `attempts` says for how long. The error of a fetch
+//! that failed says which servers were asked and what they answered.
 //!
-//! Chunks that are encrypted or that their writer compressed can only be fetched as a whole ([`must_fetch_whole`]); a part of one
-//! costs as much as all of it, so callers should ask for all.
+//! A fetch writes to memory of the caller ([`WriteTarget`]), whose content is undefined until the
+//! fetch has succeeded. A fetch may be dropped at any point. Its [`Priority`] can be raised while it is
+//! under way, when a reader joins it.
+//!
+//! Chunks that are encrypted, or that their writer compressed, can only be fetched as a whole
+//! ([`must_fetch_whole`]). A part of such a chunk costs as much as all of it, so callers should ask for
+//! all.
 
 mod attempts;
 mod engine;
@@ -21,10 +32,11 @@ mod error;
 mod gate;
 mod hedge;
 mod job;
+mod options;
 mod pace;
-mod race;
+mod replica;
+mod replicas;
 mod servers;
-mod sources;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,81 +47,32 @@ use tokio::time::Instant;
 use crate::arrival::Arrival;
 use crate::priority::Priority;
 use crate::seaweed::entry::Chunk;
-use crate::seaweed::http1::Limits;
 use crate::seaweed::locations::VolumeLookup;
 use crate::seaweed::security::Security;
+use crate::seaweed::volume::{Class, VolumeClient, VolumeError};
 use crate::telemetry::health::VolumeServerHealth;
 use crate::telemetry::{Metrics, Source};
 use crate::write_target::WriteTarget;
+use attempts::{Attempts, LEAST_TIME, Next, Verdict};
 pub use engine::{ENGINE_PORT, Engines};
 pub use error::FetchError;
+use hedge::Hedges;
 use job::Job;
-use sources::Sources;
+pub use options::{Access, Options};
+use replica::{FetchContext, Replica};
+use replicas::{ReplicaList, Replicas};
 
-/// The most that [`Fetcher::read_needle`] brings, in bytes. A manifest of 10,000 chunks has less than 2 MB.
+/// The most that [`Fetcher::read_needle`] brings, in bytes. A manifest of 10,000 chunks has less than
+/// 2 MB.
 const MAX_GATHERED: u64 = 16 << 20;
 
-/// How many bytes one server is asked for at a time. The half of it that speculation may have, 32 MiB, is the widest window of
-/// a stream, so that one stream alone is never held up here: it keeps a link of 100 Gbit/s busy while the server takes
-/// 2.5 ms to answer. All of it takes 50 ms over 10 Gbit/s, which is as long as a reader shall have to wait for what
-/// others have asked for.
-const BYTES_PER_SERVER: u64 = 64 << 20;
-
-/// What came of a fetch that succeeded.
+/// The result of a fetch that succeeded.
 #[derive(Debug, Clone, Copy)]
 pub struct Fetched {
     /// Where the bytes came from.
     pub source: Source,
     /// How long it took from the request to the last byte, retries included.
     pub elapsed: Duration,
-}
-
-/// Which address of a volume server is used.
-#[derive(Clone, Default)]
-pub enum Access {
-    /// The one that the cluster uses itself.
-    #[default]
-    Direct,
-    /// The one for clients outside.
-    PublicUrl,
-    /// None: the filer passes requests on. The function says which filer to ask now, as `host:port`.
-    FilerProxy(Arc<dyn Fn() -> String + Send + Sync>),
-}
-
-/// How a [`Fetcher`] goes about it.
-#[derive(Clone)]
-pub struct Options {
-    /// Which address of a volume server is used.
-    pub access: Access,
-    /// The data centre whose servers are preferred.
-    pub data_center: Option<String>,
-    /// How long a reader waits for servers that say nothing, and fetches are tried again.
-    pub retry_time: Duration,
-    /// How long a reader waits for what comes in, and for its turn at a server that answers others.
-    pub request_deadline: Duration,
-    /// How many requests one server is given at a time; the others wait.
-    pub requests_per_server: usize,
-    /// How many bytes one server is asked for at a time; the others wait. Speculation has half of either.
-    pub bytes_per_server: u64,
-    /// Limits of the connections.
-    pub limits: Limits,
-    /// Which engines may be asked.
-    pub engines: Engines,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            access: Access::Direct,
-            data_center: None,
-            retry_time: Duration::from_secs(6),
-            request_deadline: Duration::from_secs(30),
-            requests_per_server: 64,
-            bytes_per_server: BYTES_PER_SERVER,
-            limits: Limits::default(),
-            engines: Engines::default(),
-        }
-    }
 }
 
 /// Whether any part of `chunk` costs as much as all of it.
@@ -119,8 +82,12 @@ pub fn must_fetch_whole(chunk: &Chunk) -> bool {
 
 /// Brings bytes of chunks.
 pub struct Fetcher {
-    sources: Sources,
+    replicas: Replicas,
+    volumes: VolumeClient,
+    hedges: Hedges,
     metrics: Arc<Metrics>,
+    retry_time: Duration,
+    request_deadline: Duration,
 }
 
 impl Fetcher {
@@ -131,11 +98,19 @@ impl Fetcher {
         metrics: Arc<Metrics>,
         options: Options,
     ) -> Self {
-        Self { sources: Sources::new(lookup, security, metrics.clone(), options), metrics }
+        Self {
+            replicas: Replicas::new(lookup, &options),
+            volumes: VolumeClient::new(security, options.limits),
+            hedges: Hedges::new(),
+            metrics,
+            retry_time: options.retry_time,
+            request_deadline: options.request_deadline,
+        }
     }
 
-    /// Fetches the logical bytes `[offset, offset + dst.length())` of `chunk` into `dst`; they must lie within the chunk. What `dst`
-    /// has after an error is undefined. As long as `priority` is speculative, this may wait at the server for any time.
+    /// Fetches the logical bytes `[offset, offset + dst.length())` of `chunk` into `dst`. They must lie
+    /// within the chunk. What `dst` has after an error is undefined. As long as `priority` is
+    /// speculative, this may wait in a server's queue for any time.
     pub async fn read_chunk(
         &self,
         chunk: &Chunk,
@@ -156,25 +131,26 @@ impl Fetcher {
             } else {
                 Job::Range { offset, dst }
             };
-            source = self.sources.fetch(chunk, &mut job, priority).await?;
+            source = self.fetch(chunk, &mut job, priority).await?;
         }
         Ok(self.fetched(source, length, start))
     }
 
-    /// Fetches the whole needle of `chunk`, verified and decoded, whatever the chunk's size says: for a manifest, that is the size
-    /// of what it lists. Needles of more than 16 MiB are refused. For a request that arrived at `arrival`.
+    /// Fetches the whole needle of `chunk`, verified and decoded, whatever the chunk's size says: for
+    /// a manifest, that is the size of the chunks that it lists. Needles of more than 16 MiB are
+    /// refused. `arrival` is that of the request that waits.
     pub async fn read_needle(&self, chunk: &Chunk, arrival: Arrival) -> Result<Bytes, FetchError> {
         let start = Instant::now();
         let mut bytes = Vec::new();
         let mut job = Job::Gather { limit: MAX_GATHERED, bytes: &mut bytes };
-        let source = self.sources.fetch(chunk, &mut job, &Priority::demand(arrival)).await?;
+        let source = self.fetch(chunk, &mut job, &Priority::demand(arrival)).await?;
         self.fetched(source, bytes.len() as u64, start);
         Ok(bytes.into())
     }
 
-    /// A function that tells how the servers that were ever asked are doing. Does not block.
+    /// A function that returns how all servers are doing that were ever asked. It does not block.
     pub fn health(&self) -> impl Fn() -> Vec<VolumeServerHealth> + Send + Sync + use<> {
-        let servers = self.sources.servers.clone();
+        let servers = self.replicas.servers().clone();
         move || servers.health()
     }
 
@@ -182,6 +158,137 @@ impl Fetcher {
         let fetched = Fetched { source, elapsed: start.elapsed() };
         self.metrics.fetch(fetched.source, bytes, fetched.elapsed);
         fetched
+    }
+
+    /// Does `job` and returns where the bytes came from, or why no replica delivered.
+    async fn fetch(
+        &self,
+        chunk: &Chunk,
+        job: &mut Job<'_>,
+        priority: &Priority,
+    ) -> Result<Source, FetchError> {
+        let mut attempts = Attempts::new(self.retry_time);
+        let mut stale = None;
+        let mut reason = String::new();
+        loop {
+            attempts.servers_silent(self.replicas.lookup_silent_since());
+            let located =
+                self.replicas.locate(stale.as_ref(), &self.context(chunk, priority, &attempts)).await;
+            let is_located = located.is_ok();
+            let found = located.unwrap_or_else(|error| {
+                self.metrics.fetch_error(Source::Http, "lookup");
+                reason = error.to_string();
+                // Without an answer from the filer, servers that were known before may still come back.
+                self.replicas.at(stale.take(), true)
+            });
+            if is_located && found.replicas.is_empty() {
+                reason = "no server holds the volume".to_owned();
+            }
+            if !found.replicas.is_empty() {
+                attempts.servers_silent(found.silent_since());
+            }
+            let cx = self.context(chunk, priority, &attempts);
+            let answers = match self.ask_all(&found, &cx, job, &mut reason).await {
+                Ok(source) => return Ok(source),
+                Err(answers) => answers,
+            };
+            let verdict = if is_located { Verdict::of(&answers) } else { Verdict::Open };
+            match attempts.failed(verdict, found.is_fresh, priority.demanded_at(), Instant::now()) {
+                Next::Pass(pause) => {
+                    stale = found.locations;
+                    tokio::time::sleep(pause).await;
+                }
+                Next::GiveUp => {
+                    if verdict == Verdict::Open && priority.demanded_at().is_some() {
+                        self.note_silent(&found);
+                    }
+                    return Err(failure(chunk, verdict, &attempts, &found, reason));
+                }
+            }
+        }
+    }
+
+    fn context<'a>(
+        &'a self,
+        chunk: &'a Chunk,
+        priority: &'a Priority,
+        attempts: &'a Attempts,
+    ) -> FetchContext<'a> {
+        let Self { volumes, metrics, request_deadline, .. } = self;
+        FetchContext { chunk, priority, attempts, volumes, metrics, request_deadline: *request_deadline }
+    }
+
+    /// One pass: asks the replicas in turn until one delivers. Otherwise returns how each has failed,
+    /// and says in `reason` how the last one did.
+    async fn ask_all(
+        &self,
+        found: &ReplicaList,
+        cx: &FetchContext<'_>,
+        job: &mut Job<'_>,
+        reason: &mut String,
+    ) -> Result<Source, Vec<Class>> {
+        let mut answers = Vec::with_capacity(found.replicas.len());
+        let mut next = found.replicas.iter();
+        while let Some(first) = next.next() {
+            let race = self.hedges.race(first, next.as_slice().first(), cx, job).await;
+            if let Some(stopped) = race.stopped {
+                self.replicas.failed(stopped);
+            }
+            for (replica, error) in race.failures {
+                *reason = format!("{}: {error}", replica.place.authority());
+                answers.push(self.note_failure(replica, cx.chunk, &error));
+            }
+            if let Some(source) = race.won {
+                return Ok(source);
+            }
+            if race.hedged {
+                next.next();
+            }
+        }
+        Err(answers)
+    }
+
+    /// Counts a failure, and has a server that is in trouble asked last for a while.
+    fn note_failure(&self, replica: &Replica, chunk: &Chunk, error: &VolumeError) -> Class {
+        replica.server.failed(error);
+        tracing::debug!(fid = %chunk.fid, server = replica.name, %error, "a server did not deliver");
+        self.metrics.fetch_error(Source::Http, error.reason());
+        let class = error.class();
+        match class {
+            Class::Damaged => self.metrics.integrity_failure(Source::Http),
+            Class::Failed | Class::Busy => self.replicas.failed(replica),
+            Class::Missing | Class::Refused => {}
+        }
+        class
+    }
+
+    /// Notes that the servers that sent nothing lately leave a reader waiting. A server that answers
+    /// with errors is not silent.
+    fn note_silent(&self, found: &ReplicaList) {
+        let now = Instant::now();
+        for replica in &found.replicas {
+            if !replica.server.was_heard_within(LEAST_TIME) {
+                replica.unanswering(&self.volumes, now);
+            }
+        }
+    }
+}
+
+fn failure(
+    chunk: &Chunk,
+    verdict: Verdict,
+    attempts: &Attempts,
+    found: &ReplicaList,
+    reason: String,
+) -> FetchError {
+    let (fid, servers, passes) = (chunk.fid, found.names(), attempts.passes());
+    // The reader of the file logs the failure for people.
+    tracing::debug!(%fid, %servers, passes, last = %reason, "cannot read a chunk from any server");
+    match verdict {
+        Verdict::Missing => FetchError::Gone { fid, servers },
+        Verdict::Refused => FetchError::Refused { fid, reason },
+        Verdict::Damaged => FetchError::Damaged { fid, servers, reason },
+        Verdict::Open => FetchError::Unreachable { fid, passes, servers, reason },
     }
 }
 

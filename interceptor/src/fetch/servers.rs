@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt::Display;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -10,7 +11,6 @@ use tokio::time::Instant;
 
 use super::engine::{Engine, Engines};
 use super::gate::{Gate, Load};
-use super::hedge::Silence;
 use super::pace::Pace;
 use crate::seaweed::volume::Place;
 use crate::telemetry::Source;
@@ -43,6 +43,9 @@ impl Drop for UnansweredRequest<'_> {
     }
 }
 
+/// Races that a server has lost in a row, without a byte in between, after which it counts as stopped.
+const SILENT: u32 = 3;
+
 /// How long a server that left a reader waiting counts as one that does, unless it says something or another reader waits.
 const UNANSWERING_FOR: Duration = Duration::from_secs(60);
 
@@ -51,7 +54,8 @@ pub(super) struct Server {
     gate: Arc<Gate>,
     engine: Option<Arc<Engine>>,
     pace: Mutex<Pace>,
-    silence: Silence,
+    /// Races that it has lost in a row without having sent a byte.
+    lost_races: AtomicU32,
     unanswering: Mutex<Option<Unanswering>>,
     /// When it said something last.
     heard: Mutex<Option<Instant>>,
@@ -72,13 +76,13 @@ impl Server {
     /// Notes that it began to answer a request for `bytes` after `time`.
     pub(super) fn answered(&self, bytes: u64, time: Duration) {
         self.pace.lock().note(bytes, time);
-        self.silence.is_broken();
+        self.lost_races.store(0, Relaxed);
     }
 
     /// Notes that for `time` it said nothing to a request for `bytes`, which another server has answered by now.
     pub(super) fn overtaken(&self, bytes: u64, time: Duration) {
         self.pace.lock().note(bytes, time);
-        self.silence.goes_on();
+        self.lost_races.fetch_add(1, Relaxed);
     }
 
     /// Notes that it did not deliver.
@@ -93,7 +97,7 @@ impl Server {
 
     /// Whether it seems to have stopped.
     pub(super) fn is_silent(&self) -> bool {
-        self.silence.is_long()
+        self.lost_races.load(Relaxed) >= SILENT
     }
 
     /// Notes that it has said nothing since `since` to a request that a reader waits for. Returns whether that is new.
@@ -195,7 +199,7 @@ impl Servers {
             gate,
             engine,
             pace: Mutex::default(),
-            silence: Silence::default(),
+            lost_races: AtomicU32::new(0),
             unanswering: Mutex::default(),
             heard: Mutex::default(),
             trouble: LastError::default(),
