@@ -2,9 +2,9 @@
 //!
 //! A block that is fetched ahead starts as speculation. A reader that misses the block joins the
 //! fetch instead of starting another. From then on the fetch is a demand, wherever it is: in a
-//! server's queue, or in flight. The alternative is that speculation is cancelled, because the reader
-//! that it was meant for is gone. Either is final, and they exclude each other, so a reader never
-//! waits for a cancelled fetch: [`Priority::raise`] tells it to start a new one.
+//! server's queue, or in flight. The alternative is that speculation is cancelled, because the
+//! reader that it was meant for is gone. Either is final, and they exclude each other, so a reader
+//! never waits for a cancelled fetch: [`Priority::raise`] tells it to start a new one.
 
 use std::sync::Arc;
 
@@ -29,8 +29,8 @@ enum PriorityState {
     Cancelled,
 }
 
-/// The urgency of one fetch, shared by the fetch and those that may raise or cancel it. Clones share
-/// one state.
+/// The urgency of one fetch, shared by the fetch and those that may raise or cancel it. Clones
+/// share one state.
 #[derive(Debug, Clone)]
 pub struct Priority(Arc<watch::Sender<PriorityState>>);
 
@@ -64,8 +64,8 @@ impl Priority {
         }
     }
 
-    /// Makes the fetch a demand, for a reader that arrived at `arrival`. Returns false if the fetch
-    /// is cancelled, and will not complete.
+    /// Makes the fetch a demand, for a reader that arrived at `arrival`. Returns false if the
+    /// fetch is cancelled, and will not complete.
     pub fn raise(&self, arrival: Arrival) -> bool {
         self.leave_speculation(PriorityState::Demand(arrival));
         self.demanded_at().is_some()

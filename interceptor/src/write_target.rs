@@ -1,17 +1,17 @@
 //! The memory that a fetch writes to.
 //!
-//! A fetch is told where to write by its caller: into a buffer, or into the slot that the cache has
-//! set aside for a block. An RDMA device may write into such a slot by itself.
+//! A fetch is told where to write by its caller: into a buffer, or into the slot that the cache
+//! has set aside for a block. An RDMA device may write into such a slot by itself.
 
 use rdma_engine::client::Destination;
 
 /// Memory that a fetch fills.
 ///
 /// An RDMA device goes on writing after the fetch that waited for it has timed out or was dropped.
-/// Such memory is therefore not borrowed but moved: [`detach`](Self::detach) hands ownership to the
-/// transport, and [`reattach`](Self::reattach) returns it when the device is done. If it does not
-/// come back in time, the target goes on with other memory: the transport keeps the detached memory
-/// until the device is done, and no reader sees what was written there.
+/// Such memory is therefore not borrowed but moved: [`detach`](Self::detach) hands ownership to
+/// the transport, and [`reattach`](Self::reattach) returns it when the device is done. If it does
+/// not come back in time, the target goes on with other memory: the transport keeps the detached
+/// memory until the device is done, and no reader sees what was written there.
 pub trait WriteTarget: Send {
     /// The bytes to fill.
     fn bytes(&mut self) -> &mut [u8];

@@ -28,7 +28,7 @@ use super::seen;
 use super::signals::Signals;
 use crate::cache::Cache;
 use crate::cache::arena::ArenaError;
-use crate::fetch::{self, Access, Fetcher};
+use crate::fetch::{self, Fetcher, VolumeServerRoute};
 use crate::mount::{self, Mount, PassthroughUnavailable};
 use crate::read::{ClusterOrigin, Reader};
 use crate::seaweed::address::ServerAddress;
@@ -211,16 +211,16 @@ pub(super) fn reader(
 ) -> anyhow::Result<Arc<Reader>> {
     let cache = cache(cache_size, metrics)?;
     let engines = options.servers.engines(&security);
-    if let Some(finding) = host::engine_proofs(&security).filter(|_| engines.are_looked_for()) {
+    if let Some(finding) = host::engine_proofs(&security).filter(|_| engines.discovers_remote()) {
         tracing::info!(remedy = finding.remedy, "{}: {}", finding.found, finding.lost);
     }
-    let fetching = fetch::Options {
-        access: access(options.servers.volume_server_access, filer),
+    let fetching = fetch::FetcherConfig {
+        route: route(options.servers.volume_server_access, filer),
         data_center: options.data_center.clone(),
         retry_time: options.read_retry_time,
         requests_per_server: options.concurrent_readers.into(),
-        engines: fetch::Engines { memory: Some(cache.registrations().clone()), ..engines },
-        ..fetch::Options::default()
+        engines: fetch::EngineConfig { memory: Some(cache.registrations().clone()), ..engines },
+        ..fetch::FetcherConfig::default()
     };
     let fetcher = Fetcher::new(Arc::new(filer.clone()), security, metrics.clone(), fetching);
     metrics.set_volume_servers(Box::new(fetcher.health()));
@@ -281,13 +281,13 @@ fn take_requests(desk: &Desk, mount: &Arc<Mount>, reader: Arc<Reader>) {
     });
 }
 
-fn access(access: VolumeServerAccess, filer: &FilerClient) -> Access {
+fn route(access: VolumeServerAccess, filer: &FilerClient) -> VolumeServerRoute {
     match access {
-        VolumeServerAccess::Direct => Access::Direct,
-        VolumeServerAccess::PublicUrl => Access::PublicUrl,
+        VolumeServerAccess::Direct => VolumeServerRoute::Direct,
+        VolumeServerAccess::PublicUrl => VolumeServerRoute::PublicUrl,
         VolumeServerAccess::FilerProxy => {
             let filer = filer.clone();
-            Access::FilerProxy(Arc::new(move || filer.current().to_string()))
+            VolumeServerRoute::FilerProxy(Arc::new(move || filer.current().to_string()))
         }
     }
 }

@@ -15,7 +15,7 @@ use daemon::size::ByteSize;
 use daemon::{duration, memory};
 
 use super::host;
-use crate::fetch::{ENGINE_PORT, Engines};
+use crate::fetch::{ENGINE_PORT, EngineConfig};
 use crate::seaweed::address::{ParseAddressError, ServerAddress};
 use crate::seaweed::owners::IdMap;
 use crate::seaweed::security::Security;
@@ -303,7 +303,7 @@ impl ServerOptions {
     /// The engines that may be asked. On the engine's host nothing beats reading its file, elsewhere that fails at once; so `auto` begins
     /// with it. Where the cluster's HTTP is encrypted, `auto` means nothing that leaves the host in plain text: not RDMA, and TCP
     /// only under TLS.
-    pub(super) fn engines(&self, security: &Security) -> Engines {
+    pub(super) fn engines(&self, security: &Security) -> EngineConfig {
         use rdma_engine::protocol::Transport as Carrier;
         let (is_encrypted, tls) = (security.https_tls().is_some(), security.grpc_tls());
         // What is named behind http would never be asked.
@@ -317,10 +317,10 @@ impl ServerOptions {
             Transport::Tcp => vec![Carrier::Tcp],
             Transport::Http => Vec::new(),
         });
-        let elsewhere = self.engine.iter().map(|at| (at.server.clone(), at.engine.clone())).collect();
+        let addresses = self.engine.iter().map(|at| (at.server.clone(), at.engine.clone())).collect();
         let transports = transports.collect();
-        let proof = security.proof_key();
-        Engines { transports, port: self.rdma_port, elsewhere, memory: None, tls, proof }
+        let proof_key = security.proof_key();
+        EngineConfig { transports, port: self.rdma_port, addresses, memory: None, tls, proof_key }
     }
 }
 

@@ -1,15 +1,18 @@
-//! The rungs above HTTP: the engine beside a volume server.
+//! The sources above HTTP: the engine beside a volume server.
 //!
-//! An [`Engine`] is asked only while there is a connection to it, so that a reader never waits for one that is not there. It is
-//! looked for when its server is first asked for something, which that reader waits a moment for, and from then on in the
-//! background. One that had a connection and did not answer in time is left alone for a while.
+//! An [`Engine`] is asked only while there is a connection to it, so a reader does not wait for an
+//! engine that is not there. The first reader of a server waits a moment for the first connection;
+//! later ones are made in the background. After an engine with a connection has missed a deadline,
+//! it is not asked for a while (back-off).
 //!
-//! Anybody may listen where an engine is looked for. One that does not prove that it is the volume
-//! server's ([`Trust`]) is told nothing and asked for nothing; the log and the status say so.
+//! Any program may listen on the port of an engine. An engine that does not prove that it belongs
+//! to the volume server ([`Trust`]) is sent nothing and asked for nothing; the log and the status
+//! say so.
 //!
-//! What an engine sends is what is stored. A whole needle is verified by its checksum, unpacked and decrypted here; a
-//! range is taken as it is, so ranges of compressed needles are left to the volume server, which unpacks. Lists of chunks, whose
-//! length nobody knows beforehand, are left to it too: they are few.
+//! An engine sends needles as they are stored. A whole needle is verified by its checksum,
+//! unpacked and decrypted here. A range is taken as it is, so ranges of compressed needles are
+//! left to the volume server, which unpacks. So are chunk manifests, whose length is not known
+//! beforehand: they are few.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -23,73 +26,77 @@ use rustls::ClientConfig;
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, timeout};
 
-use super::job::Job;
 use super::must_fetch_whole;
+use super::read_request::ReadRequest;
 use crate::seaweed::entry::Chunk;
 use crate::seaweed::volume::{OVERHEAD, VolumeError, unpack};
 use crate::telemetry::Source;
 use crate::telemetry::health::{EngineHealth, EngineState, LastError};
 use crate::write_target::WriteTarget;
 
-/// The port at which engines listen unless told otherwise.
+/// The port at which engines listen by default.
 pub const ENGINE_PORT: u16 = 18515;
 
-/// How long the first reader of a server waits for its engine.
-const FIRST_LOOK: Duration = Duration::from_millis(300);
-/// How often, at most, an engine that is not there is looked for.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How long connecting may take. No reader waits for it, and RDMA takes a while where it is emulated or memory is short.
-const CONNECT: Duration = Duration::from_secs(10);
-/// How long an engine may take for one needle: longer than its disk ever should, and short enough that the reader, who then turns
-/// to the volume server, is still there.
-const PATIENCE: Duration = Duration::from_secs(3);
-/// How long one that did not answer is left alone at first, and at most.
-const FIRST_REST: Duration = Duration::from_secs(1);
-const LONGEST_REST: Duration = Duration::from_secs(60);
-/// Which engines there are, and how they may be talked to.
+/// How long the first reader of a server waits for the connection to its engine.
+const FIRST_CONNECT_WAIT: Duration = Duration::from_millis(300);
+/// How often, at most, a connection is tried to an engine that has none.
+const RECONNECT_INTERVAL: Duration = Duration::from_secs(1);
+/// How long connecting may take. No reader waits for it, and RDMA takes a while if it is emulated
+/// or memory is short.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long an engine may take for one needle: longer than its disk should ever take, and short
+/// enough that the reader, which turns to the volume server next, is still there.
+const READ_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long an engine is not asked that has missed a deadline, at first and at most.
+const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+const MAX_BACKOFF: Duration = Duration::from_secs(60);
+
+/// Which engines there are, and how they are reached.
 #[derive(Debug, Clone)]
-pub struct Engines {
-    /// The transports that may be used, the best first. None: no engine is asked.
+pub struct EngineConfig {
+    /// The transports that may be used, the best first. If empty, no engine is asked.
     pub transports: Vec<Transport>,
     /// The port of engines on the hosts of their volume servers.
     pub port: u16,
-    /// Engines that are elsewhere: `host:port` by the `host:port` of the volume server.
-    pub elsewhere: HashMap<String, String>,
-    /// Where RDMA devices may write by themselves: the cache's memory.
+    /// Engines with another address: their `host:port` by the `host:port` of the volume server.
+    pub addresses: HashMap<String, String>,
+    /// The memory that RDMA devices may write to: the cache's.
     pub memory: Option<Arc<RegistrationCache>>,
-    /// TLS, which engines over the network have to speak then.
+    /// TLS for engines over the network. If set, an engine must speak it.
     pub tls: Option<Arc<ClientConfig>>,
-    /// The key by which engines prove that they have the cluster's `security.toml`, if it has one.
-    pub proof: Option<Arc<ProofKey>>,
+    /// The key by which engines prove that they have the cluster's `security.toml`, if that has
+    /// one.
+    pub proof_key: Option<Arc<ProofKey>>,
 }
 
-impl Default for Engines {
-    /// None.
+impl Default for EngineConfig {
+    /// No engines.
     fn default() -> Self {
-        let (transports, elsewhere) = (Vec::new(), HashMap::new());
-        Self { transports, port: ENGINE_PORT, elsewhere, memory: None, tls: None, proof: None }
+        let (transports, addresses) = (Vec::new(), HashMap::new());
+        Self { transports, port: ENGINE_PORT, addresses, memory: None, tls: None, proof_key: None }
     }
 }
 
-impl Engines {
-    /// Whether engines on other hosts are looked for that nobody has named.
-    pub fn are_looked_for(&self) -> bool {
+impl EngineConfig {
+    /// Whether engines on other hosts are discovered, besides those that have an address here.
+    pub fn discovers_remote(&self) -> bool {
         self.transports.iter().any(|&transport| transport != Transport::Local)
     }
 
-    /// A client of the engine beside the volume server at `authority`, if it may have one.
+    /// A client of the engine beside the volume server at `authority`; `None` if engines are not
+    /// used.
     pub fn client(&self, authority: &str, connect: Duration) -> Option<Client> {
         if self.transports.is_empty() {
             return None;
         }
-        let named = self.elsewhere.get(authority);
+        let named = self.addresses.get(authority);
         let address = match named {
             Some(address) => address.clone(),
             None => format!("{}:{}", authority.rsplit_once(':')?.0, self.port),
         };
         let trust = Trust {
             named: named.is_some(),
-            key: self.proof.clone(),
+            key: self.proof_key.clone(),
             volume_server: Some(authority.to_owned()),
         };
         let options = Options {
@@ -102,44 +109,44 @@ impl Engines {
         Some(Client::new(address, options))
     }
 
-    /// The engine beside the volume server at `authority`, if it may have one.
-    pub(super) fn beside(&self, authority: &str) -> Option<Arc<Engine>> {
-        let client = self.client(authority, CONNECT)?;
+    /// The engine beside the volume server at `authority`; `None` if engines are not used.
+    pub(super) fn engine(&self, authority: &str) -> Option<Arc<Engine>> {
+        let client = self.client(authority, CONNECT_TIMEOUT)?;
         if let Some(memory) = &self.memory {
             client.register(memory.clone());
         }
         Some(Arc::new(Engine {
             client,
-            first_look: OnceCell::new(),
-            health: Mutex::new(Health {
-                next_look: Instant::now(),
-                rests_until: None,
-                rest: FIRST_REST,
+            first_connect: OnceCell::new(),
+            availability: Mutex::new(Availability {
+                next_connect: Instant::now(),
+                backoff_until: None,
+                backoff: FIRST_BACKOFF,
                 announced: None,
                 was_connected: false,
                 distrusted: None,
             }),
-            trouble: Arc::default(),
+            last_error: Arc::default(),
         }))
     }
 }
 
-/// Why an engine did not do a job.
+/// Why an engine did not deliver.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum EngineError {
-    /// It did not deliver.
+    /// No bytes came.
     #[error(transparent)]
     Read(#[from] ReadError),
-    /// What it delivered does not give the bytes of the chunk.
+    /// The bytes that came are not those of the chunk.
     #[error(transparent)]
     Content(#[from] VolumeError),
-    /// What it delivered cannot be used, and nothing is wrong with it.
+    /// The bytes that came, or would come, cannot be used, although nothing is wrong with them.
     #[error("{0}")]
     Unsuited(&'static str),
 }
 
 impl EngineError {
-    /// One word for metrics.
+    /// The label of metrics.
     pub(super) fn reason(&self) -> &'static str {
         match self {
             Self::Read(error) => error.label(),
@@ -157,20 +164,22 @@ impl EngineError {
 /// One engine.
 pub(super) struct Engine {
     client: Client,
-    first_look: OnceCell<()>,
-    health: Mutex<Health>,
-    trouble: Arc<LastError>,
+    first_connect: OnceCell<()>,
+    availability: Mutex<Availability>,
+    last_error: Arc<LastError>,
 }
 
-struct Health {
-    next_look: Instant,
-    rests_until: Option<Instant>,
-    rest: Duration,
-    /// What the log says that its bytes come from.
+/// Whether an engine can be asked.
+struct Availability {
+    /// When a connection may be tried again.
+    next_connect: Instant,
+    backoff_until: Option<Instant>,
+    backoff: Duration,
+    /// The source of its bytes as the log has said it last.
     announced: Option<Source>,
     /// Whether there ever was a connection.
     was_connected: bool,
-    /// Why the log says that it is not trusted.
+    /// Why it is not trusted, as the log has said it last.
     distrusted: Option<String>,
 }
 
@@ -180,35 +189,37 @@ impl Engine {
         self.client.address()
     }
 
-    /// The source that its bytes would come from, if it can be asked now.
-    pub(super) async fn source(&self) -> Option<Source> {
-        let first_look = async || {
-            // Dropped when the time is over, connecting is taken up again by the next look.
-            if let Ok(Err(error)) = timeout(FIRST_LOOK, self.client.ping(Instant::now() + CONNECT)).await {
-                self.trouble.note(&error);
+    /// The source that its bytes would come from; `None` if it cannot be asked now.
+    pub(super) async fn source_if_connected(&self) -> Option<Source> {
+        let first_connect = async || {
+            // Dropped after the wait: the next attempt, in the background, goes on connecting.
+            let ping = self.client.ping(Instant::now() + CONNECT_TIMEOUT);
+            if let Ok(Err(error)) = timeout(FIRST_CONNECT_WAIT, ping).await {
+                self.last_error.note(&error);
             }
         };
-        self.first_look.get_or_init(first_look).await;
+        self.first_connect.get_or_init(first_connect).await;
         let connected = self.connected();
         if connected.is_some() {
             return connected;
         }
-        if self.health.lock().look_is_due() {
-            // It connects by itself, and whether that works is seen at the next request.
-            let (client, trouble) = (self.client.clone(), self.trouble.clone());
+        if self.availability.lock().connect_is_due() {
+            // In the background: the next request sees whether there is a connection.
+            let (client, last_error) = (self.client.clone(), self.last_error.clone());
             tokio::spawn(async move {
-                if let Err(error) = client.ping(Instant::now() + CONNECT).await {
-                    trouble.note(&error);
+                if let Err(error) = client.ping(Instant::now() + CONNECT_TIMEOUT).await {
+                    last_error.note(&error);
                 }
             });
         }
         None
     }
 
+    /// The source of its bytes if it can be asked now. Logs when that changes.
     fn connected(&self) -> Option<Source> {
-        let mut health = self.health.lock();
-        let source = self.client.transport().map(source).filter(|_| !health.rests());
-        if source != health.announced {
+        let mut availability = self.availability.lock();
+        let source = self.client.transport().map(source).filter(|_| !availability.is_backing_off());
+        if source != availability.announced {
             let engine = self.address();
             match source {
                 Some(source) => {
@@ -216,63 +227,67 @@ impl Engine {
                 }
                 None => tracing::info!(engine, "an engine does not answer; its volume server is asked"),
             }
-            health.announced = source;
+            availability.announced = source;
         }
         let distrust = self.client.distrust();
-        if distrust != health.distrusted {
+        if distrust != availability.distrusted {
             if let Some(reason) = &distrust {
                 tracing::warn!(engine = self.address(), reason, "an engine is not asked");
             }
-            health.distrusted = distrust;
+            availability.distrusted = distrust;
         }
-        health.was_connected |= source.is_some();
+        availability.was_connected |= source.is_some();
         source
     }
 
-    /// How it is doing, for people.
+    /// How it does, for the status API.
     pub(super) fn health(&self) -> EngineHealth {
         let source = self.connected();
         let state = match source {
             Some(_) => EngineState::Connected,
-            None => self.health.lock().without_connection(),
+            None => self.availability.lock().state_without_connection(),
         };
         EngineHealth {
             address: self.address().to_owned(),
             state,
             source: source.map(|source| source.label().to_owned()),
-            last_error: self.trouble.told(),
+            last_error: self.last_error.told(),
         }
     }
 
-    /// Whether this is a job for an engine at all.
-    pub(super) fn is_for(job: &Job<'_>) -> bool {
-        !matches!(job, Job::Gather { .. })
+    /// Whether an engine can be asked for this at all.
+    pub(super) fn can_read(request: &ReadRequest<'_>) -> bool {
+        !matches!(request, ReadRequest::Needle { .. })
     }
 
-    /// Does `job`. What its memory has after an error is undefined.
+    /// Does `request`. What its memory has after an error is undefined.
     pub(super) async fn read(
         &self,
         chunk: &Chunk,
-        job: &mut Job<'_>,
+        request: &mut ReadRequest<'_>,
         token: Option<&str>,
         deadline: Instant,
     ) -> Result<Source, EngineError> {
-        // What is left of the reader's time is shared with the volume server.
+        // Half of the reader's time is left for the volume server.
         let now = Instant::now();
-        let deadline = now + PATIENCE.min(deadline.saturating_duration_since(now) / 2);
-        let outcome = match job {
-            Job::Range { offset, dst } => self.range(chunk, *offset, &mut **dst, token, deadline).await,
-            Job::Whole { offset, dst } => self.whole(chunk, *offset, &mut **dst, token, deadline).await,
-            Job::Gather { .. } => Err(EngineError::Unsuited("lists are left to the volume server")),
+        let deadline = now + READ_TIMEOUT.min(deadline.saturating_duration_since(now) / 2);
+        let outcome = match request {
+            ReadRequest::Range { offset, dst } => {
+                self.read_range(chunk, *offset, &mut **dst, token, deadline).await
+            }
+            ReadRequest::Whole { offset, dst } => {
+                self.read_whole(chunk, *offset, &mut **dst, token, deadline).await
+            }
+            ReadRequest::Needle { .. } => Err(EngineError::Unsuited("lists are left to the volume server")),
         };
         if let Err(error) = &outcome {
-            self.trouble.note(error);
+            self.last_error.note(error);
         }
-        self.health.lock().learn(outcome.as_ref().err());
+        self.availability.lock().update(outcome.as_ref().err());
         outcome
     }
 
-    /// Reads into `dst`: over RDMA without a copy, if a device may write there.
+    /// Reads to `dst`; over RDMA without a copy, if a device may write there.
     async fn fill(
         &self,
         target: Target<'_>,
@@ -290,7 +305,7 @@ impl Engine {
         outcome
     }
 
-    async fn range(
+    async fn read_range(
         &self,
         chunk: &Chunk,
         offset: u64,
@@ -308,7 +323,7 @@ impl Engine {
         Ok(source(delivered.transport))
     }
 
-    async fn whole(
+    async fn read_whole(
         &self,
         chunk: &Chunk,
         offset: u64,
@@ -319,14 +334,16 @@ impl Engine {
         let target = Target { fid: chunk.fid, offset: 0, token };
         if !must_fetch_whole(chunk) && dst.length() as u64 == chunk.size {
             let delivered = self.fill(target, dst, deadline).await?;
-            // Of a needle that is longer than its chunk, or compressed, this was not what is wanted.
+            // Otherwise the needle is compressed or longer than its chunk: read it again, with
+            // room for all of it.
             if delivered.verified && !delivered.needle.flags.is_gzip() {
                 check_length(chunk.size, delivered.needle.length)?;
                 return Ok(source(delivered.transport));
             }
         }
-        // More than what was asked for is not given memory, whatever size the engine names: a needle that is longer than
-        // its chunk (a file was truncated) is read from the volume server, which needs no memory for what is skipped.
+        // Memory is allocated for what was asked for, whatever size the engine names. A needle
+        // that is longer than its chunk (of a truncated file) is read from the volume server,
+        // where the rest is skipped without memory for it.
         let room = chunk.size.saturating_add(OVERHEAD);
         if room > self.client.longest_read().unwrap_or(MAX_READ).into() {
             return Err(EngineError::Unsuited("longer than an engine brings at a time"));
@@ -346,7 +363,8 @@ impl Engine {
     }
 }
 
-/// A chunk whose writer compressed it is marked so at its needle as well; where it is not, only the volume server knows why.
+/// A needle whose writer compressed it has a flag that says so. If it does not, only the volume
+/// server knows how it is stored.
 fn check_flags(chunk: &Chunk, delivered: &Delivered) -> Result<(), EngineError> {
     let unmarked = chunk.is_compressed && chunk.cipher_key.is_none() && !delivered.needle.flags.is_gzip();
     if unmarked { Err(EngineError::Unsuited("compressed and not marked so")) } else { Ok(()) }
@@ -365,8 +383,8 @@ fn source(transport: Transport) -> Source {
     }
 }
 
-impl Health {
-    fn without_connection(&self) -> EngineState {
+impl Availability {
+    fn state_without_connection(&self) -> EngineState {
         match (&self.distrusted, self.was_connected) {
             (Some(_), _) => EngineState::Unproved,
             (None, true) => EngineState::Lost,
@@ -374,30 +392,30 @@ impl Health {
         }
     }
 
-    fn rests(&mut self) -> bool {
-        let rests = self.rests_until.is_some_and(|until| Instant::now() < until);
-        if !rests {
-            self.rests_until = None;
+    fn is_backing_off(&mut self) -> bool {
+        let is_backing_off = self.backoff_until.is_some_and(|until| Instant::now() < until);
+        if !is_backing_off {
+            self.backoff_until = None;
         }
-        rests
+        is_backing_off
     }
 
-    fn look_is_due(&mut self) -> bool {
+    fn connect_is_due(&mut self) -> bool {
         let now = Instant::now();
-        let is_due = now >= self.next_look;
+        let is_due = now >= self.next_connect;
         if is_due {
-            self.next_look = now + LOOK_EVERY;
+            self.next_connect = now + RECONNECT_INTERVAL;
         }
         is_due
     }
 
-    /// Draws conclusions from a request. A refusal is about a needle and not about the engine.
-    fn learn(&mut self, error: Option<&EngineError>) {
+    /// Updates the back-off after a request. A refusal is about a needle and not about the engine.
+    fn update(&mut self, error: Option<&EngineError>) {
         match error {
-            None => self.rest = FIRST_REST,
+            None => self.backoff = FIRST_BACKOFF,
             Some(EngineError::Read(ReadError::Deadline)) => {
-                self.rests_until = Some(Instant::now() + self.rest);
-                self.rest = (self.rest * 2).min(LONGEST_REST);
+                self.backoff_until = Some(Instant::now() + self.backoff);
+                self.backoff = (self.backoff * 2).min(MAX_BACKOFF);
             }
             Some(_) => {}
         }

@@ -1,8 +1,8 @@
-//! Why bytes could not be brought.
+//! Why a fetch failed.
 
 use rdma_engine::FileId;
 
-/// Why a fetch failed, after all that could be tried was tried.
+/// Why a fetch failed, after everything that could be tried was tried.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
     /// The caller asked for bytes that the chunk does not have.
@@ -10,11 +10,11 @@ pub enum FetchError {
     BeyondChunk {
         /// The chunk's needle.
         fid: FileId,
-        /// What was asked for, in bytes.
+        /// Where the range that was asked for begins in the chunk, in bytes.
         offset: u64,
-        /// How many bytes.
+        /// The length of the range, in bytes.
         length: u64,
-        /// The size of the chunk in bytes.
+        /// The size of the chunk, in bytes.
         size: u64,
     },
     /// No server that holds the volume has the needle.
@@ -22,15 +22,15 @@ pub enum FetchError {
     Gone {
         /// The needle.
         fid: FileId,
-        /// Who was asked.
+        /// The servers that were asked.
         servers: String,
     },
-    /// The servers do not let this client read it.
+    /// The servers do not let this client read the needle.
     #[error("reading {fid} was refused: {reason}")]
     Refused {
         /// The needle.
         fid: FileId,
-        /// Who refused last, and how.
+        /// The server that refused last, and its answer.
         reason: String,
     },
     /// No server has a copy that passes its checks.
@@ -38,9 +38,9 @@ pub enum FetchError {
     Damaged {
         /// The needle.
         fid: FileId,
-        /// Who was asked.
+        /// The servers that were asked.
         servers: String,
-        /// Who answered last, and what was wrong with it.
+        /// The server that answered last, and what was wrong with its copy.
         reason: String,
     },
     /// No server answered usefully in time.
@@ -48,9 +48,9 @@ pub enum FetchError {
     Unreachable {
         /// The needle.
         fid: FileId,
-        /// How often all locations were tried.
+        /// How often all replicas were asked.
         passes: u32,
-        /// Who was asked.
+        /// The servers that were asked.
         servers: String,
         /// What failed last, and how.
         reason: String,

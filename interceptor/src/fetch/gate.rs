@@ -1,16 +1,19 @@
-//! How much one server is asked for at a time, and who goes first.
+//! Bounds what one server is asked for at a time, and decides which request goes first.
 //!
-//! A request has a [`Pass`] from before it is sent until its answer has been read. So many requests for so many bytes may be
-//! inside at a time ([`Load`]); the others wait, in the order in which they came:
+//! A request holds a [`Permit`] from before it is sent until its response has been read. The
+//! number and the bytes of requests in flight are bounded ([`Load`]); further requests queue in
+//! the order of their arrival, in two lanes:
 //!
-//! * a **demand**, for which a reader waits, enters as soon as it fits, after the demands before it;
-//! * **speculation** enters only when no demand waits, and fills half of the room at most, so that a demand that comes finds some.
+//! * a **demand**, for which a reader waits, goes as soon as it fits, after the demands before it;
+//! * **speculation** goes only when no demand waits, and has half of the bound at most, so that a
+//!   demand that comes finds room.
 //!
-//! Speculation that a reader joins becomes a demand where it stands: in the queue it goes before the demands that came after it,
-//! and inside it counts as a demand from then on, which makes room for other speculation. Demands that never cease to wait keep
-//! speculation out: that is what is meant by yielding.
+//! Speculation that a reader joins changes lanes: in the queue it goes before the demands that
+//! came after it, and in flight it counts as a demand from then on, which makes room for other
+//! speculation. Sustained demand starves speculation, by design.
 //!
-//! A request for more than fits enters when it is alone, so nothing waits for what cannot be.
+//! A request that is larger than the bound goes when nothing else is in flight, so none waits for
+//! ever.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -32,13 +35,13 @@ pub(super) struct Load {
 }
 
 impl Load {
-    /// As a bound: whether a request for `bytes` may come to `inside`.
-    fn takes(self, inside: Load, bytes: u64) -> bool {
-        inside.requests == 0
-            || (inside.requests < self.requests && inside.bytes.saturating_add(bytes) <= self.bytes)
+    /// With `self` as the bound: whether a request for `bytes` fits beside those in flight.
+    fn fits(self, inflight: Load, bytes: u64) -> bool {
+        inflight.requests == 0
+            || (inflight.requests < self.requests && inflight.bytes.saturating_add(bytes) <= self.bytes)
     }
 
-    /// As a bound: the part of it that speculation may fill.
+    /// With `self` as the bound: the part of it that speculation may have.
     fn half(self) -> Self {
         Self { requests: (self.requests / 2).max(1), bytes: self.bytes / 2 }
     }
@@ -54,160 +57,167 @@ impl Load {
     }
 }
 
-/// The way to one server.
+/// The queue in front of one server.
 #[derive(Debug)]
 pub(super) struct Gate {
     bound: Load,
-    book: Mutex<Book>,
+    queue: Mutex<QueueState>,
 }
 
-/// Who is inside and who waits.
+/// The requests that are in flight, and those that wait.
 #[derive(Debug, Default)]
-struct Book {
-    demand: Side,
-    speculation: Side,
-    /// How many have come so far.
-    arrivals: u64,
+struct QueueState {
+    demand: Lane,
+    speculation: Lane,
+    /// How many requests have come so far.
+    tickets: u64,
 }
 
 #[derive(Debug, Default)]
-struct Side {
-    inside: Load,
-    /// By number of arrival.
-    waiting: BTreeMap<u64, Waiting>,
+struct Lane {
+    inflight: Load,
+    /// By ticket, that is in the order of arrival.
+    waiting: BTreeMap<u64, QueuedRequest>,
 }
 
 #[derive(Debug)]
-struct Waiting {
+struct QueuedRequest {
     bytes: u64,
-    turn: oneshot::Sender<()>,
+    admit: oneshot::Sender<()>,
 }
 
 impl Gate {
-    /// A gate that never lets in more than `bound`.
+    /// A gate that never has more than `bound` in flight, except for a single larger request.
     pub(super) fn new(bound: Load) -> Arc<Self> {
-        Arc::new(Self { bound, book: Mutex::default() })
+        Arc::new(Self { bound, queue: Mutex::default() })
     }
 
-    /// Waits for the turn of a request for `bytes`.
-    pub(super) async fn enter(self: &Arc<Self>, priority: &Priority, bytes: u64) -> Pass {
-        let (mut pass, turn) = self.arrive(priority.urgency(), bytes);
-        let Some(mut turn) = turn else { return pass };
-        if pass.urgency == Urgency::Speculative {
+    /// Waits until a request for `bytes` may be sent.
+    pub(super) async fn acquire(self: &Arc<Self>, priority: &Priority, bytes: u64) -> Permit {
+        let (mut permit, admitted) = self.admit_or_queue(priority.urgency(), bytes);
+        let Some(mut admitted) = admitted else { return permit };
+        if permit.urgency == Urgency::Speculative {
             tokio::select! {
                 biased;
-                // The other end is dropped only by this pass.
-                _ = &mut turn => return pass,
-                () = priority.raised() => pass.raise(),
+                // The sender is dropped only when this permit is.
+                _ = &mut admitted => return permit,
+                () = priority.raised() => permit.raise(),
             }
         }
-        let _ = turn.await;
-        pass
+        let _ = admitted.await;
+        permit
     }
 
-    /// Lets a demand for `bytes` in, if it need not wait.
-    pub(super) fn try_enter(self: &Arc<Self>, bytes: u64) -> Option<Pass> {
-        let mut book = self.book.lock();
-        book.admits(self.bound, Urgency::Demand, bytes).then(|| {
-            book.side(Urgency::Demand).inside.add(bytes);
-            let number = book.arrival();
-            Pass { gate: self.clone(), number, urgency: Urgency::Demand, bytes }
+    /// A permit for a demand for `bytes`, if it need not wait.
+    pub(super) fn try_acquire(self: &Arc<Self>, bytes: u64) -> Option<Permit> {
+        let mut queue = self.queue.lock();
+        queue.admits_now(self.bound, Urgency::Demand, bytes).then(|| {
+            queue.lane(Urgency::Demand).inflight.add(bytes);
+            let ticket = queue.next_ticket();
+            Permit { gate: self.clone(), ticket, urgency: Urgency::Demand, bytes }
         })
     }
 
-    /// How many requests are inside, and how many wait.
+    /// How many requests are in flight, and how many wait.
     pub(super) fn load(&self) -> (u64, u64) {
-        let book = self.book.lock();
-        let waiting = book.demand.waiting.len() + book.speculation.waiting.len();
-        (book.inside().requests as u64, waiting as u64)
+        let queue = self.queue.lock();
+        let waiting = queue.demand.waiting.len() + queue.speculation.waiting.len();
+        (queue.inflight().requests as u64, waiting as u64)
     }
 
-    /// A pass that is inside already, or that waits for its turn.
-    fn arrive(self: &Arc<Self>, urgency: Urgency, bytes: u64) -> (Pass, Option<oneshot::Receiver<()>>) {
-        let mut book = self.book.lock();
-        let number = book.arrival();
-        let pass = Pass { gate: self.clone(), number, urgency, bytes };
-        if book.admits(self.bound, urgency, bytes) {
-            book.side(urgency).inside.add(bytes);
-            return (pass, None);
+    /// A permit that is valid now, or one in the queue with the receiver that says when it is
+    /// valid.
+    fn admit_or_queue(
+        self: &Arc<Self>,
+        urgency: Urgency,
+        bytes: u64,
+    ) -> (Permit, Option<oneshot::Receiver<()>>) {
+        let mut queue = self.queue.lock();
+        let ticket = queue.next_ticket();
+        let permit = Permit { gate: self.clone(), ticket, urgency, bytes };
+        if queue.admits_now(self.bound, urgency, bytes) {
+            queue.lane(urgency).inflight.add(bytes);
+            return (permit, None);
         }
-        let (turn, called) = oneshot::channel();
-        book.side(urgency).waiting.insert(number, Waiting { bytes, turn });
-        (pass, Some(called))
+        let (admit, admitted) = oneshot::channel();
+        queue.lane(urgency).waiting.insert(ticket, QueuedRequest { bytes, admit });
+        (permit, Some(admitted))
     }
 }
 
-impl Book {
-    fn arrival(&mut self) -> u64 {
-        self.arrivals += 1;
-        self.arrivals
+impl QueueState {
+    fn next_ticket(&mut self) -> u64 {
+        self.tickets += 1;
+        self.tickets
     }
 
-    fn side(&mut self, urgency: Urgency) -> &mut Side {
+    fn lane(&mut self, urgency: Urgency) -> &mut Lane {
         match urgency {
             Urgency::Demand => &mut self.demand,
             Urgency::Speculative => &mut self.speculation,
         }
     }
 
-    fn inside(&self) -> Load {
-        let (demand, speculation) = (self.demand.inside, self.speculation.inside);
+    fn inflight(&self) -> Load {
+        let (demand, speculation) = (self.demand.inflight, self.speculation.inflight);
         Load { requests: demand.requests + speculation.requests, bytes: demand.bytes + speculation.bytes }
     }
 
-    /// Whether one that comes now may go in at once.
-    fn admits(&self, bound: Load, urgency: Urgency, bytes: u64) -> bool {
+    /// Whether a request that comes now may go at once.
+    fn admits_now(&self, bound: Load, urgency: Urgency, bytes: u64) -> bool {
         self.demand.waiting.is_empty()
             && match urgency {
-                Urgency::Demand => bound.takes(self.inside(), bytes),
+                Urgency::Demand => bound.fits(self.inflight(), bytes),
                 Urgency::Speculative => {
-                    self.speculation.waiting.is_empty() && self.takes_speculation(bound, bytes)
+                    self.speculation.waiting.is_empty() && self.fits_speculation(bound, bytes)
                 }
             }
     }
 
-    fn takes_speculation(&self, bound: Load, bytes: u64) -> bool {
-        bound.takes(self.inside(), bytes) && bound.half().takes(self.speculation.inside, bytes)
+    fn fits_speculation(&self, bound: Load, bytes: u64) -> bool {
+        bound.fits(self.inflight(), bytes) && bound.half().fits(self.speculation.inflight, bytes)
     }
 
-    /// Calls in those whose turn it is.
-    fn call(&mut self, bound: Load) {
+    /// Admits the waiting requests for which there is room now.
+    fn admit_waiting(&mut self, bound: Load) {
         while let Some((_, first)) = self.demand.waiting.first_key_value()
-            && bound.takes(self.inside(), first.bytes)
+            && bound.fits(self.inflight(), first.bytes)
         {
-            self.demand.call_first();
+            self.demand.admit_first();
         }
         while self.demand.waiting.is_empty()
             && let Some((_, first)) = self.speculation.waiting.first_key_value()
-            && self.takes_speculation(bound, first.bytes)
+            && self.fits_speculation(bound, first.bytes)
         {
-            self.speculation.call_first();
+            self.speculation.admit_first();
         }
     }
 }
 
-impl Side {
-    fn call_first(&mut self) {
+impl Lane {
+    fn admit_first(&mut self) {
         if let Some((_, first)) = self.waiting.pop_first() {
-            self.inside.add(first.bytes);
-            // Whoever waits has taken itself off the list before it stops listening.
-            let _ = first.turn.send(());
+            self.inflight.add(first.bytes);
+            // Fails only for a request that is being dropped, whose permit gives the room back.
+            let _ = first.admit.send(());
         }
     }
 }
 
-/// The right to ask a server for so many bytes, or a place in the queue for that; given back when it is dropped.
+/// The right to ask a server for so many bytes, or a place in the queue for that. Dropping it
+/// gives back either.
 #[derive(Debug)]
-pub(super) struct Pass {
+pub(super) struct Permit {
     gate: Arc<Gate>,
-    number: u64,
+    ticket: u64,
     urgency: Urgency,
     bytes: u64,
 }
 
-impl Pass {
-    /// Does what it takes the pass for, and gives it back. Becomes a demand as soon as `priority` is one.
-    pub(super) async fn during<T>(mut self, priority: &Priority, work: impl Future<Output = T>) -> T {
+impl Permit {
+    /// Does `work`, for which the permit was acquired, and drops the permit. The permit becomes
+    /// one of a demand as soon as `priority` is raised.
+    pub(super) async fn run<T>(mut self, priority: &Priority, work: impl Future<Output = T>) -> T {
         let mut work = pin!(work);
         if self.urgency == Urgency::Speculative {
             tokio::select! {
@@ -219,31 +229,31 @@ impl Pass {
         work.await
     }
 
-    /// Makes a demand of speculation, in the queue or inside.
+    /// Moves the permit from the speculative lane to that of demands, in the queue or in flight.
     fn raise(&mut self) {
         self.urgency = Urgency::Demand;
-        let mut book = self.gate.book.lock();
-        match book.speculation.waiting.remove(&self.number) {
-            Some(waiting) => {
-                book.demand.waiting.insert(self.number, waiting);
+        let mut queue = self.gate.queue.lock();
+        match queue.speculation.waiting.remove(&self.ticket) {
+            Some(request) => {
+                queue.demand.waiting.insert(self.ticket, request);
             }
             None => {
-                book.speculation.inside.remove(self.bytes);
-                book.demand.inside.add(self.bytes);
+                queue.speculation.inflight.remove(self.bytes);
+                queue.demand.inflight.add(self.bytes);
             }
         }
-        book.call(self.gate.bound);
+        queue.admit_waiting(self.gate.bound);
     }
 }
 
-impl Drop for Pass {
+impl Drop for Permit {
     fn drop(&mut self) {
-        let mut book = self.gate.book.lock();
-        let side = book.side(self.urgency);
-        if side.waiting.remove(&self.number).is_none() {
-            side.inside.remove(self.bytes);
+        let mut queue = self.gate.queue.lock();
+        let lane = queue.lane(self.urgency);
+        if lane.waiting.remove(&self.ticket).is_none() {
+            lane.inflight.remove(self.bytes);
         }
-        book.call(self.gate.bound);
+        queue.admit_waiting(self.gate.bound);
     }
 }
 

@@ -1,24 +1,24 @@
 //! Hedged requests: a second replica is asked for what the first one is slow to send.
 //!
 //! A request that a reader waits for is late when nothing of its response has come after the time
-//! that [`Pace`](super::pace) gives its server. The next replica is then asked as well, and the first
-//! complete and verified response is taken. Hedging must not become a load of its own when every
-//! server is slow:
+//! that its server has by its recent [latency](super::latency). The next replica is then asked as
+//! well, and the first complete and verified response is taken. Hedging must not become a load of
+//! its own when every server is slow:
 //!
-//! * of all requests that could be hedged, [`EARNED`] in a thousand are, and a burst after a quiet
-//!   time;
+//! * of all requests that could be hedged, [`TOKENS_PER_REQUEST`] in [`HEDGE_COST`] are, and a
+//!   burst after a quiet time (a token bucket);
 //! * a hedge does not queue: it is sent only if its server has room for it now;
-//! * all hedges together hold no more than [`MEMORY`] bytes.
+//! * all hedges together hold no more than [`MAX_HEDGE_BYTES`] bytes.
 //!
 //! A server that lost several races in a row without sending a byte has stopped rather than being
-//! slow. A hedge of a request to such a server costs nothing, because there is no second response to
-//! pay for.
+//! slow. A hedge of a request to such a server costs nothing, because there is no second response
+//! to pay for.
 //!
-//! The destination belongs to the first request for as long as that lives. The hedge fills memory of
-//! its own, which is copied to the destination only after the first request was dropped. Dropping a
-//! request closes its connection, so bytes that come late reach no memory. Closing costs a new
-//! connection later; reading the rest in order to keep the connection would cost the very transfer
-//! that the server is slow at.
+//! The destination belongs to the first request for as long as that lives. The hedge fills memory
+//! of its own, which is copied to the destination only after the first request was dropped.
+//! Dropping a request closes its connection, so bytes that come late reach no memory. Closing
+//! costs a new connection later; reading the rest in order to keep the connection would cost the
+//! very transfer that the server is slow at.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -27,38 +27,39 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep_until};
 
-use super::gate::Pass;
-use super::job::Job;
-use super::replica::{FetchContext, Progress, Replica};
+use super::gate::Permit;
+use super::read_request::ReadRequest;
+use super::replica::{FetchContext, Replica, RequestProgress};
 use crate::seaweed::volume::VolumeError;
 use crate::telemetry::Source;
 
-/// How many of a thousand requests are hedged in the long run.
-const EARNED: u32 = 30;
-/// A hedge, in the unit of [`EARNED`].
-const PRICE: u32 = 1000;
-/// How many hedges may come at once after a quiet time: one for each reader of a busy host.
-const SAVED: u32 = 16 * PRICE;
-/// What all hedges may hold in bytes, beyond the cache. Requests for more are not hedged.
-const MEMORY: u32 = 32 << 20;
+/// Tokens that each request earns which could be hedged.
+const TOKENS_PER_REQUEST: u32 = 30;
+/// Tokens that a hedge costs: 3 % of the requests are hedged in the long run.
+const HEDGE_COST: u32 = 1000;
+/// The most tokens that are kept: 16 hedges at once after a quiet time, one for each reader of a
+/// busy host.
+const BUCKET_CAPACITY: u32 = 16 * HEDGE_COST;
+/// What all hedges together may hold, beyond the cache. Larger requests are not hedged.
+const MAX_HEDGE_BYTES: u32 = 32 << 20;
 
-/// Sends hedges, within a budget.
+/// Sends hedges, as many as a token bucket and their memory allow.
 #[derive(Debug)]
-pub(super) struct Hedges {
-    savings: Mutex<u32>,
+pub(super) struct Hedger {
+    tokens: Mutex<u32>,
     memory: Arc<Semaphore>,
 }
 
 /// The permission for a hedge: room at its server, and memory for its response.
 #[derive(Debug)]
-struct Permit {
-    _pass: Pass,
+struct HedgePermit {
+    _permit: Permit,
     _memory: OwnedSemaphorePermit,
 }
 
 /// The outcome of asking one replica or two.
 #[derive(Default)]
-pub(super) struct Race<'r> {
+pub(super) struct RaceOutcome<'r> {
     /// Where the bytes came from, if the request is done.
     pub(super) won: Option<Source>,
     /// Whether the second replica was asked.
@@ -69,7 +70,7 @@ pub(super) struct Race<'r> {
     pub(super) stopped: Option<&'r Replica>,
 }
 
-impl<'r> Race<'r> {
+impl<'r> RaceOutcome<'r> {
     fn alone(replica: &'r Replica, outcome: Result<Source, VolumeError>) -> Self {
         let mut race = Self::default();
         race.finish(replica, outcome);
@@ -88,40 +89,43 @@ impl<'r> Race<'r> {
     }
 }
 
-impl Hedges {
+impl Hedger {
     pub(super) fn new() -> Self {
-        Self { savings: Mutex::new(SAVED), memory: Arc::new(Semaphore::new(MEMORY as usize)) }
+        Self {
+            tokens: Mutex::new(BUCKET_CAPACITY),
+            memory: Arc::new(Semaphore::new(MAX_HEDGE_BYTES as usize)),
+        }
     }
 
-    /// Asks `first`, and `second` too if there is one and `first` is late. When this returns, only the
-    /// caller writes to the memory of `job`.
+    /// Asks `first`, and `second` too if there is one and `first` is late. When this returns, only
+    /// the caller writes to the memory of `request`.
     pub(super) async fn race<'r>(
         &self,
         first: &'r Replica,
         second: Option<&'r Replica>,
         cx: &FetchContext<'_>,
-        job: &mut Job<'_>,
-    ) -> Race<'r> {
-        let progress = Progress::default();
+        request: &mut ReadRequest<'_>,
+    ) -> RaceOutcome<'r> {
+        let progress = RequestProgress::default();
         let Some(second) = second else {
-            return Race::alone(first, first.read(cx, job, &progress).await);
+            return RaceOutcome::alone(first, first.read(cx, request, &progress).await);
         };
-        let (bytes, outline) = (job.bytes(cx.chunk), job.outline());
+        let (bytes, shape) = (request.bytes(cx.chunk), request.shape());
         let mut memory = Vec::new();
-        let mut race = Race::default();
+        let mut race = RaceOutcome::default();
         let mut overtaken = false;
         {
-            let mut asking = pin!(first.read(cx, job, &progress));
+            let mut asking = pin!(first.read(cx, request, &progress));
             let _permit = tokio::select! {
                 biased;
-                outcome = &mut asking => return Race::alone(first, outcome),
+                outcome = &mut asking => return RaceOutcome::alone(first, outcome),
                 permit = self.permit_when_late(first, second, cx, &progress, bytes) => permit,
             };
             cx.metrics.hedge_sent();
             race.hedged = true;
-            let mut twin = outline.job(&mut memory);
-            let hedge = Progress::default();
-            let mut hedging = pin!(second.send(cx, &mut twin, &hedge, cx.deadlines()));
+            let mut twin = shape.request(&mut memory);
+            let hedge_progress = RequestProgress::default();
+            let mut hedging = pin!(second.send(cx, &mut twin, &hedge_progress, cx.deadlines()));
             let (mut first_over, mut second_over) = (false, false);
             while !race.is_over() {
                 tokio::select! {
@@ -137,60 +141,62 @@ impl Hedges {
                     }
                 }
             }
-            if overtaken && !first_over && first.overtaken(&progress, bytes) {
+            if overtaken && !first_over && first.record_lost_race(&progress, bytes) {
                 race.stopped = Some(first);
             }
         }
         if overtaken {
             cx.metrics.hedge_won();
-            job.accept(memory);
+            request.accept(memory);
         }
         race
     }
 
-    /// Completes when a request for `bytes`, which is under way to `first`, should be sent to `second`
-    /// as well. Never, if no reader waits, if the response begins to come, or if there is no room.
+    /// Completes when a request for `bytes`, which is under way to `first`, should be sent to
+    /// `second` as well. Never, if no reader waits, if the response begins to come, or if there is
+    /// no room.
     async fn permit_when_late(
         &self,
         first: &Replica,
         second: &Replica,
         cx: &FetchContext<'_>,
-        progress: &Progress,
+        progress: &RequestProgress,
         bytes: u64,
-    ) -> Permit {
+    ) -> HedgePermit {
         let start = Instant::now();
         cx.priority.raised().await;
         self.earn();
-        let patience = first.server.patience(bytes);
-        let mut late = start + patience;
+        let delay = first.server.hedge_delay(bytes);
+        let mut late = start + delay;
         loop {
             sleep_until(late).await;
-            if progress.begun.at().is_some() {
+            if progress.response.at().is_some() {
                 std::future::pending::<()>().await;
             }
             if let Some(permit) = self.permit(first, second, bytes) {
                 return permit;
             }
-            late = Instant::now() + patience;
+            late = Instant::now() + delay;
         }
     }
 
-    fn permit(&self, first: &Replica, second: &Replica, bytes: u64) -> Option<Permit> {
+    fn permit(&self, first: &Replica, second: &Replica, bytes: u64) -> Option<HedgePermit> {
         let memory = u32::try_from(bytes).ok()?;
         let memory = self.memory.clone().try_acquire_many_owned(memory).ok()?;
-        let pass = second.server.gate().try_enter(bytes)?;
-        (first.server.is_silent() || self.spend()).then_some(Permit { _pass: pass, _memory: memory })
+        let permit = second.server.gate().try_acquire(bytes)?;
+        (first.server.has_stopped() || self.try_spend())
+            .then_some(HedgePermit { _permit: permit, _memory: memory })
     }
 
     fn earn(&self) {
-        let mut savings = self.savings.lock();
-        *savings = (*savings + EARNED).min(SAVED);
+        let mut tokens = self.tokens.lock();
+        *tokens = (*tokens + TOKENS_PER_REQUEST).min(BUCKET_CAPACITY);
     }
 
-    fn spend(&self) -> bool {
-        let mut savings = self.savings.lock();
-        let left = savings.checked_sub(PRICE);
-        *savings = left.unwrap_or(*savings);
+    fn try_spend(&self) -> bool {
+        let mut tokens = self.tokens.lock();
+        let left = tokens.checked_sub(HEDGE_COST);
+        *tokens = left.unwrap_or(*tokens);
         left.is_some()
     }
 }
@@ -201,22 +207,22 @@ mod tests {
 
     #[test]
     fn hedges_stay_a_few_percent_of_all_requests() {
-        let hedges = Hedges::new();
+        let hedger = Hedger::new();
         let sent = (0..100_000)
             .filter(|_| {
-                hedges.earn();
-                hedges.spend()
+                hedger.earn();
+                hedger.try_spend()
             })
             .count();
-        let saved = (SAVED / PRICE) as usize;
-        let share = 100_000 * EARNED as usize / PRICE as usize;
-        assert!((share..=share + saved).contains(&sent), "{sent}");
+        let burst = (BUCKET_CAPACITY / HEDGE_COST) as usize;
+        let share = 100_000 * TOKENS_PER_REQUEST as usize / HEDGE_COST as usize;
+        assert!((share..=share + burst).contains(&sent), "{sent}");
     }
 
     #[test]
     fn a_burst_of_hedges_is_bounded() {
-        let hedges = Hedges::new();
-        (0..100_000).for_each(|_| hedges.earn());
-        assert_eq!((0..100).filter(|_| hedges.spend()).count(), (SAVED / PRICE) as usize);
+        let hedger = Hedger::new();
+        (0..100_000).for_each(|_| hedger.earn());
+        assert_eq!((0..100).filter(|_| hedger.try_spend()).count(), (BUCKET_CAPACITY / HEDGE_COST) as usize);
     }
 }

@@ -3,37 +3,37 @@
 //! A cold read, from the top down:
 //!
 //! ```text
-//! Fetcher::fetch    passes over all replicas, with back-off, until one delivers     attempts
-//!   Replicas        where the volume is, and which replica to ask first            replicas
-//!   Hedges::race    asks a replica, and the next one too if the first is late      hedge
-//!     Replica::read waits at the server's gate, sends the request                  replica
-//!       Gate        bounds what a server is asked for; readers before speculation  gate
-//!       Engine      over RDMA, through files of the same host, or over TCP         engine
-//!       VolumeClient over HTTP                                                     seaweed::volume
-//!     Server        what is known of a server: latency, stalls, its engine         servers
+//! Fetcher::fetch        passes over all replicas until one delivers; back-off   attempts
+//!   Replicas            where the volume is, and which replica to ask first     replicas
+//!   Hedger::race        asks a replica, and the next too if the first is late   hedge
+//!     Replica::read     waits at the server's gate, sends the request           replica
+//!       Gate            bounds what a server is asked for; readers go first     gate
+//!       Engine          RDMA, files of the same host, or TCP                    engine
+//!       VolumeClient    HTTP                                                    seaweed::volume
+//!     ServerState       a server's gate, latencies, errors, engine              servers
 //! ```
 //!
-//! Bytes are good only after the source's check of length, checksum and encoding. Bytes that fail it
-//! are counted, dropped, and asked for at another replica. If every replica fails, the replicas are
-//! looked up again and asked again after a pause; `attempts` says for how long. The error of a fetch
-//! that failed says which servers were asked and what they answered.
+//! Bytes are good only after the source's check of length, checksum and encoding. Bytes that fail
+//! it are counted, dropped, and asked for at another replica. If every replica fails, the replicas
+//! are looked up again and asked again after a pause; `attempts` says for how long. The error of a
+//! fetch that failed says which servers were asked and what they answered.
 //!
 //! A fetch writes to memory of the caller ([`WriteTarget`]), whose content is undefined until the
-//! fetch has succeeded. A fetch may be dropped at any point. Its [`Priority`] can be raised while it is
-//! under way, when a reader joins it.
+//! fetch has succeeded. A fetch may be dropped at any point. Its [`Priority`] can be raised while
+//! it is under way, when a reader joins it.
 //!
 //! Chunks that are encrypted, or that their writer compressed, can only be fetched as a whole
-//! ([`must_fetch_whole`]). A part of such a chunk costs as much as all of it, so callers should ask for
-//! all.
+//! ([`must_fetch_whole`]). A part of such a chunk costs as much as all of it, so callers should
+//! ask for all.
 
 mod attempts;
+mod config;
 mod engine;
 mod error;
 mod gate;
 mod hedge;
-mod job;
-mod options;
-mod pace;
+mod latency;
+mod read_request;
 mod replica;
 mod replicas;
 mod servers;
@@ -53,18 +53,18 @@ use crate::seaweed::volume::{Class, VolumeClient, VolumeError};
 use crate::telemetry::health::VolumeServerHealth;
 use crate::telemetry::{Metrics, Source};
 use crate::write_target::WriteTarget;
-use attempts::{Attempts, LEAST_TIME, Next, Verdict};
-pub use engine::{ENGINE_PORT, Engines};
+use attempts::{Attempts, MIN_REQUEST_TIMEOUT, NextStep, PassOutcome};
+pub use config::{FetcherConfig, VolumeServerRoute};
+pub use engine::{ENGINE_PORT, EngineConfig};
 pub use error::FetchError;
-use hedge::Hedges;
-use job::Job;
-pub use options::{Access, Options};
+use hedge::Hedger;
+use read_request::ReadRequest;
 use replica::{FetchContext, Replica};
 use replicas::{ReplicaList, Replicas};
 
-/// The most that [`Fetcher::read_needle`] brings, in bytes. A manifest of 10,000 chunks has less than
-/// 2 MB.
-const MAX_GATHERED: u64 = 16 << 20;
+/// The most that [`Fetcher::read_needle`] brings, in bytes. A manifest of 10,000 chunks has less
+/// than 2 MB.
+const MAX_NEEDLE_SIZE: u64 = 16 << 20;
 
 /// The result of a fetch that succeeded.
 #[derive(Debug, Clone, Copy)]
@@ -84,10 +84,10 @@ pub fn must_fetch_whole(chunk: &Chunk) -> bool {
 pub struct Fetcher {
     replicas: Replicas,
     volumes: VolumeClient,
-    hedges: Hedges,
+    hedger: Hedger,
     metrics: Arc<Metrics>,
     retry_time: Duration,
-    request_deadline: Duration,
+    request_timeout: Duration,
 }
 
 impl Fetcher {
@@ -96,21 +96,21 @@ impl Fetcher {
         lookup: Arc<dyn VolumeLookup>,
         security: Arc<Security>,
         metrics: Arc<Metrics>,
-        options: Options,
+        config: FetcherConfig,
     ) -> Self {
         Self {
-            replicas: Replicas::new(lookup, &options),
-            volumes: VolumeClient::new(security, options.limits),
-            hedges: Hedges::new(),
+            replicas: Replicas::new(lookup, &config),
+            volumes: VolumeClient::new(security, config.limits),
+            hedger: Hedger::new(),
             metrics,
-            retry_time: options.retry_time,
-            request_deadline: options.request_deadline,
+            retry_time: config.retry_time,
+            request_timeout: config.request_timeout,
         }
     }
 
-    /// Fetches the logical bytes `[offset, offset + dst.length())` of `chunk` into `dst`. They must lie
-    /// within the chunk. What `dst` has after an error is undefined. As long as `priority` is
-    /// speculative, this may wait in a server's queue for any time.
+    /// Fetches the logical bytes `[offset, offset + dst.length())` of `chunk` into `dst`. They
+    /// must lie within the chunk. What `dst` has after an error is undefined. As long as
+    /// `priority` is speculative, this may wait in a server's queue for any time.
     pub async fn read_chunk(
         &self,
         chunk: &Chunk,
@@ -126,24 +126,24 @@ impl Fetcher {
         // No bytes come from nowhere in particular.
         let mut source = Source::Http;
         if length > 0 {
-            let mut job = if length == chunk.size || must_fetch_whole(chunk) {
-                Job::Whole { offset, dst }
+            let mut request = if length == chunk.size || must_fetch_whole(chunk) {
+                ReadRequest::Whole { offset, dst }
             } else {
-                Job::Range { offset, dst }
+                ReadRequest::Range { offset, dst }
             };
-            source = self.fetch(chunk, &mut job, priority).await?;
+            source = self.fetch(chunk, &mut request, priority).await?;
         }
         Ok(self.fetched(source, length, start))
     }
 
-    /// Fetches the whole needle of `chunk`, verified and decoded, whatever the chunk's size says: for
-    /// a manifest, that is the size of the chunks that it lists. Needles of more than 16 MiB are
-    /// refused. `arrival` is that of the request that waits.
+    /// Fetches the whole needle of `chunk`, verified and decoded, whatever the chunk's size says:
+    /// for a manifest, that is the size of the chunks that it lists. Needles of more than 16 MiB
+    /// are refused. `arrival` is that of the request that waits.
     pub async fn read_needle(&self, chunk: &Chunk, arrival: Arrival) -> Result<Bytes, FetchError> {
         let start = Instant::now();
         let mut bytes = Vec::new();
-        let mut job = Job::Gather { limit: MAX_GATHERED, bytes: &mut bytes };
-        let source = self.fetch(chunk, &mut job, &Priority::demand(arrival)).await?;
+        let mut request = ReadRequest::Needle { limit: MAX_NEEDLE_SIZE, bytes: &mut bytes };
+        let source = self.fetch(chunk, &mut request, &Priority::demand(arrival)).await?;
         self.fetched(source, bytes.len() as u64, start);
         Ok(bytes.into())
     }
@@ -160,49 +160,50 @@ impl Fetcher {
         fetched
     }
 
-    /// Does `job` and returns where the bytes came from, or why no replica delivered.
+    /// Does `request` and returns where the bytes came from, or why no replica delivered.
     async fn fetch(
         &self,
         chunk: &Chunk,
-        job: &mut Job<'_>,
+        request: &mut ReadRequest<'_>,
         priority: &Priority,
     ) -> Result<Source, FetchError> {
         let mut attempts = Attempts::new(self.retry_time);
         let mut stale = None;
         let mut reason = String::new();
         loop {
-            attempts.servers_silent(self.replicas.lookup_silent_since());
+            attempts.set_unresponsive_since(self.replicas.lookup_silent_since());
             let located =
                 self.replicas.locate(stale.as_ref(), &self.context(chunk, priority, &attempts)).await;
             let is_located = located.is_ok();
             let found = located.unwrap_or_else(|error| {
                 self.metrics.fetch_error(Source::Http, "lookup");
                 reason = error.to_string();
-                // Without an answer from the filer, servers that were known before may still come back.
+                // Without an answer from the filer, servers that were known before may still come
+                // back.
                 self.replicas.at(stale.take(), true)
             });
             if is_located && found.replicas.is_empty() {
                 reason = "no server holds the volume".to_owned();
             }
             if !found.replicas.is_empty() {
-                attempts.servers_silent(found.silent_since());
+                attempts.set_unresponsive_since(found.unresponsive_since());
             }
             let cx = self.context(chunk, priority, &attempts);
-            let answers = match self.ask_all(&found, &cx, job, &mut reason).await {
+            let answers = match self.ask_all(&found, &cx, request, &mut reason).await {
                 Ok(source) => return Ok(source),
                 Err(answers) => answers,
             };
-            let verdict = if is_located { Verdict::of(&answers) } else { Verdict::Open };
-            match attempts.failed(verdict, found.is_fresh, priority.demanded_at(), Instant::now()) {
-                Next::Pass(pause) => {
+            let outcome = if is_located { PassOutcome::of(&answers) } else { PassOutcome::Unanswered };
+            match attempts.pass_failed(outcome, found.is_fresh, priority.demanded_at(), Instant::now()) {
+                NextStep::Retry(backoff) => {
                     stale = found.locations;
-                    tokio::time::sleep(pause).await;
+                    tokio::time::sleep(backoff).await;
                 }
-                Next::GiveUp => {
-                    if verdict == Verdict::Open && priority.demanded_at().is_some() {
-                        self.note_silent(&found);
+                NextStep::GiveUp => {
+                    if outcome == PassOutcome::Unanswered && priority.demanded_at().is_some() {
+                        self.note_unresponsive(&found);
                     }
-                    return Err(failure(chunk, verdict, &attempts, &found, reason));
+                    return Err(failure(chunk, outcome, &attempts, &found, reason));
                 }
             }
         }
@@ -214,23 +215,23 @@ impl Fetcher {
         priority: &'a Priority,
         attempts: &'a Attempts,
     ) -> FetchContext<'a> {
-        let Self { volumes, metrics, request_deadline, .. } = self;
-        FetchContext { chunk, priority, attempts, volumes, metrics, request_deadline: *request_deadline }
+        let Self { volumes, metrics, request_timeout, .. } = self;
+        FetchContext { chunk, priority, attempts, volumes, metrics, request_timeout: *request_timeout }
     }
 
-    /// One pass: asks the replicas in turn until one delivers. Otherwise returns how each has failed,
-    /// and says in `reason` how the last one did.
+    /// One pass: asks the replicas in turn until one delivers. Otherwise returns how each has
+    /// failed, and says in `reason` how the last one did.
     async fn ask_all(
         &self,
         found: &ReplicaList,
         cx: &FetchContext<'_>,
-        job: &mut Job<'_>,
+        request: &mut ReadRequest<'_>,
         reason: &mut String,
     ) -> Result<Source, Vec<Class>> {
         let mut answers = Vec::with_capacity(found.replicas.len());
         let mut next = found.replicas.iter();
         while let Some(first) = next.next() {
-            let race = self.hedges.race(first, next.as_slice().first(), cx, job).await;
+            let race = self.hedger.race(first, next.as_slice().first(), cx, request).await;
             if let Some(stopped) = race.stopped {
                 self.replicas.failed(stopped);
             }
@@ -250,7 +251,7 @@ impl Fetcher {
 
     /// Counts a failure, and has a server that is in trouble asked last for a while.
     fn note_failure(&self, replica: &Replica, chunk: &Chunk, error: &VolumeError) -> Class {
-        replica.server.failed(error);
+        replica.server.record_error(error);
         tracing::debug!(fid = %chunk.fid, server = replica.name, %error, "a server did not deliver");
         self.metrics.fetch_error(Source::Http, error.reason());
         let class = error.class();
@@ -262,13 +263,13 @@ impl Fetcher {
         class
     }
 
-    /// Notes that the servers that sent nothing lately leave a reader waiting. A server that answers
-    /// with errors is not silent.
-    fn note_silent(&self, found: &ReplicaList) {
+    /// Notes that the servers that sent nothing lately leave a reader waiting. A server that
+    /// answers with errors is not silent.
+    fn note_unresponsive(&self, found: &ReplicaList) {
         let now = Instant::now();
         for replica in &found.replicas {
-            if !replica.server.was_heard_within(LEAST_TIME) {
-                replica.unanswering(&self.volumes, now);
+            if !replica.server.responded_within(MIN_REQUEST_TIMEOUT) {
+                replica.watch_unresponsive(&self.volumes, now);
             }
         }
     }
@@ -276,7 +277,7 @@ impl Fetcher {
 
 fn failure(
     chunk: &Chunk,
-    verdict: Verdict,
+    outcome: PassOutcome,
     attempts: &Attempts,
     found: &ReplicaList,
     reason: String,
@@ -284,11 +285,11 @@ fn failure(
     let (fid, servers, passes) = (chunk.fid, found.names(), attempts.passes());
     // The reader of the file logs the failure for people.
     tracing::debug!(%fid, %servers, passes, last = %reason, "cannot read a chunk from any server");
-    match verdict {
-        Verdict::Missing => FetchError::Gone { fid, servers },
-        Verdict::Refused => FetchError::Refused { fid, reason },
-        Verdict::Damaged => FetchError::Damaged { fid, servers, reason },
-        Verdict::Open => FetchError::Unreachable { fid, passes, servers, reason },
+    match outcome {
+        PassOutcome::Missing => FetchError::Gone { fid, servers },
+        PassOutcome::Refused => FetchError::Refused { fid, reason },
+        PassOutcome::Damaged => FetchError::Damaged { fid, servers, reason },
+        PassOutcome::Unanswered => FetchError::Unreachable { fid, passes, servers, reason },
     }
 }
 

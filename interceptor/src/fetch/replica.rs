@@ -1,9 +1,9 @@
 //! One replica of a needle is asked for it: the engine beside its server first, then the server.
 //!
-//! [`Replica::read`] waits for its turn at the server's [gate](super::gate), sends the request to the
-//! engine if there is one that can be asked, and to the server over HTTP if there is none or it does
-//! not deliver. Meanwhile a server that sends nothing to a waiting reader is noted as one that does
-//! not answer, and probed until it answers again.
+//! [`Replica::read`] waits for its turn at the server's [gate](super::gate), sends the request to
+//! the engine if there is one that can be asked, and to the server over HTTP if there is none or
+//! it does not deliver. Meanwhile a server that sends nothing to a waiting reader is marked
+//! unresponsive, and probed until it answers again.
 
 use std::pin::pin;
 use std::sync::{Arc, OnceLock};
@@ -11,23 +11,23 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-use super::attempts::{Attempts, longer};
+use super::attempts::{Attempts, next_backoff};
 use super::engine::Engine;
-use super::gate::Pass;
-use super::job::Job;
-use super::servers::Server;
+use super::gate::Permit;
+use super::read_request::ReadRequest;
+use super::servers::ServerState;
 use crate::priority::Priority;
 use crate::seaweed::entry::Chunk;
 use crate::seaweed::http1::{Deadlines, HttpError};
 use crate::seaweed::volume::{Begun, Class, Place, VolumeClient, VolumeError};
 use crate::telemetry::{Metrics, Source};
 
-/// How often a busy server is asked again before the next replica is, and the first pause before.
-const BUSY_RETRIES: u32 = 3;
-const BUSY_PAUSE: Duration = Duration::from_millis(100);
+/// How often a busy server is asked again before the next replica is, and the first back-off.
+const MAX_BUSY_RETRIES: u32 = 3;
+const BUSY_BACKOFF: Duration = Duration::from_millis(100);
 
-/// After so long without a byte, while a reader waits, a server counts as one that does not answer.
-const UNANSWERED_AFTER: Duration = Duration::from_secs(1);
+/// After so long without a byte, while a reader waits, a server counts as unresponsive.
+const UNRESPONSIVE_AFTER: Duration = Duration::from_secs(1);
 
 /// What all requests of one fetch have in common.
 pub(super) struct FetchContext<'a> {
@@ -37,147 +37,151 @@ pub(super) struct FetchContext<'a> {
     pub(super) volumes: &'a VolumeClient,
     pub(super) metrics: &'a Metrics,
     /// How long a request may take while its response comes in.
-    pub(super) request_deadline: Duration,
+    pub(super) request_timeout: Duration,
 }
 
 impl FetchContext<'_> {
     /// When a request that is sent now must be over.
     pub(super) fn deadlines(&self) -> Deadlines {
-        self.attempts.deadlines(self.priority.demanded_at(), Instant::now(), self.request_deadline)
+        self.attempts.deadlines(self.priority.demanded_at(), Instant::now(), self.request_timeout)
     }
 }
 
 /// How far a request has come.
 #[derive(Default)]
-pub(super) struct Progress {
+pub(super) struct RequestProgress {
     sent: OnceLock<Instant>,
-    pub(super) begun: Begun,
+    pub(super) response: Begun,
 }
 
 /// A copy of a needle, at a server that can be asked for it.
 pub(super) struct Replica {
     pub(super) place: Place,
-    /// The server's name in [`Locations`](crate::seaweed::locations::Locations), where its failures
-    /// are noted.
+    /// The server's name in [`Locations`](crate::seaweed::locations::Locations), where its
+    /// failures are noted.
     pub(super) name: String,
-    pub(super) server: Arc<Server>,
+    pub(super) server: Arc<ServerState>,
 }
 
 impl Replica {
-    /// Reads from the server, again after a pause if that is busy. What the memory of `job` has after
-    /// an error is undefined.
+    /// Reads from the server, again after a pause if that is busy. What the memory of `request`
+    /// has after an error is undefined.
     pub(super) async fn read(
         &self,
         cx: &FetchContext<'_>,
-        job: &mut Job<'_>,
-        progress: &Progress,
+        request: &mut ReadRequest<'_>,
+        progress: &RequestProgress,
     ) -> Result<Source, VolumeError> {
-        let mut pause = BUSY_PAUSE;
-        for _ in 0..BUSY_RETRIES {
-            match self.read_once(cx, job, progress).await {
+        let mut backoff = BUSY_BACKOFF;
+        for _ in 0..MAX_BUSY_RETRIES {
+            match self.read_once(cx, request, progress).await {
                 Err(error) if error.class() == Class::Busy => {
                     cx.metrics.fetch_error(Source::Http, error.reason());
-                    tokio::time::sleep(pause).await;
-                    pause = longer(pause);
+                    tokio::time::sleep(backoff).await;
+                    backoff = next_backoff(backoff);
                 }
                 outcome => return outcome,
             }
         }
-        self.read_once(cx, job, progress).await
+        self.read_once(cx, request, progress).await
     }
 
     /// Waits for its turn at the server's gate and sends the request.
     async fn read_once(
         &self,
         cx: &FetchContext<'_>,
-        job: &mut Job<'_>,
-        progress: &Progress,
+        request: &mut ReadRequest<'_>,
+        progress: &RequestProgress,
     ) -> Result<Source, VolumeError> {
-        let (pass, deadlines) = self.enter(cx, job.bytes(cx.chunk)).await?;
-        pass.during(cx.priority, self.send(cx, job, progress, deadlines)).await
+        let (permit, deadlines) = self.acquire_permit(cx, request.bytes(cx.chunk)).await?;
+        permit.run(cx.priority, self.send(cx, request, progress, deadlines)).await
     }
 
-    /// Enters the server's gate, and says when the request must be over. Speculation may wait for any
-    /// time.
-    async fn enter(&self, cx: &FetchContext<'_>, bytes: u64) -> Result<(Pass, Deadlines), VolumeError> {
+    /// Waits at the server's gate. Returns the permit and when the request must be over.
+    /// Speculation may wait for any time.
+    async fn acquire_permit(
+        &self,
+        cx: &FetchContext<'_>,
+        bytes: u64,
+    ) -> Result<(Permit, Deadlines), VolumeError> {
         let too_late = async {
             cx.priority.raised().await;
             let Deadlines { silence, end } = cx.deadlines();
             sleep_until(silence).await;
             // A server that is only busy goes on answering others.
-            while self.server.was_heard_within(2 * UNANSWERED_AFTER) && Instant::now() < end {
-                sleep_until((Instant::now() + UNANSWERED_AFTER).min(end)).await;
+            while self.server.responded_within(2 * UNRESPONSIVE_AFTER) && Instant::now() < end {
+                sleep_until((Instant::now() + UNRESPONSIVE_AFTER).min(end)).await;
             }
         };
         tokio::select! {
             biased;
-            pass = self.server.gate().enter(cx.priority, bytes) => Ok((pass, cx.deadlines())),
+            permit = self.server.gate().acquire(cx.priority, bytes) => Ok((permit, cx.deadlines())),
             () = too_late => Err(HttpError::Deadline.into()),
         }
     }
 
-    /// Sends the request, whose turn it is at the gate. Notes whether the server answers, and how long
-    /// it takes to begin.
+    /// Sends the request, for which there is a permit. Records whether the server answers, and how
+    /// long it takes to begin.
     pub(super) async fn send(
         &self,
         cx: &FetchContext<'_>,
-        job: &mut Job<'_>,
-        progress: &Progress,
+        request: &mut ReadRequest<'_>,
+        progress: &RequestProgress,
         deadlines: Deadlines,
     ) -> Result<Source, VolumeError> {
-        let (bytes, sent) = (job.bytes(cx.chunk), Instant::now());
-        let again = progress.sent.set(sent).is_err();
-        let stopped = async {
+        let (bytes, sent) = (request.bytes(cx.chunk), Instant::now());
+        let is_retry = progress.sent.set(sent).is_err();
+        let unresponsive = async {
             cx.priority.raised().await;
             let raised = Instant::now();
             loop {
-                let heard = progress.begun.last().map_or(raised, |last| last.max(raised));
-                if heard.elapsed() >= UNANSWERED_AFTER {
-                    return heard;
+                let since = progress.response.last().map_or(raised, |last| last.max(raised));
+                if since.elapsed() >= UNRESPONSIVE_AFTER {
+                    return since;
                 }
-                sleep_until(heard + UNANSWERED_AFTER).await;
+                sleep_until(since + UNRESPONSIVE_AFTER).await;
             }
         };
-        let asking = async {
-            match self.ask_engine(cx, job, progress, deadlines.silence).await {
+        let reading = async {
+            match self.read_from_engine(cx, request, progress, deadlines.silence).await {
                 Some(source) => Ok(source),
-                None => self.ask_server(cx, job, progress, deadlines).await,
+                None => self.read_over_http(cx, request, progress, deadlines).await,
             }
         };
-        let mut asking = pin!(asking);
+        let mut reading = pin!(reading);
         let outcome = tokio::select! {
             biased;
-            outcome = &mut asking => outcome,
-            since = stopped => {
-                self.unanswering(cx.volumes, since);
-                let _unanswered = self.server.leaves_unanswered();
-                asking.await
+            outcome = &mut reading => outcome,
+            since = unresponsive => {
+                self.watch_unresponsive(cx.volumes, since);
+                let _unanswered = self.server.count_unanswered();
+                reading.await
             }
         };
-        if let (Some(begun), false) = (progress.begun.at(), again) {
-            self.server.answered(bytes, begun - sent);
+        if let (Some(begun), false) = (progress.response.at(), is_retry) {
+            self.server.record_first_byte(bytes, begun - sent);
         }
-        if progress.begun.last().is_some_and(|last| last >= sent && last.elapsed() < UNANSWERED_AFTER) {
-            self.server.answers();
+        if progress.response.last().is_some_and(|last| last >= sent && last.elapsed() < UNRESPONSIVE_AFTER) {
+            self.server.mark_responsive();
         }
         outcome
     }
 
     /// Asks the engine beside the server. `None` if there is no engine, or it does not deliver.
-    async fn ask_engine(
+    async fn read_from_engine(
         &self,
         cx: &FetchContext<'_>,
-        job: &mut Job<'_>,
-        progress: &Progress,
+        request: &mut ReadRequest<'_>,
+        progress: &RequestProgress,
         deadline: Instant,
     ) -> Option<Source> {
         let fid = cx.chunk.fid;
-        let engine = self.server.engine().filter(|_| Engine::is_for(job))?;
-        let source = engine.source().await?;
+        let engine = self.server.engine().filter(|_| Engine::can_read(request))?;
+        let source = engine.source_if_connected().await?;
         let token = cx.volumes.read_token(fid);
-        match engine.read(cx.chunk, job, token.as_deref(), deadline).await {
+        match engine.read(cx.chunk, request, token.as_deref(), deadline).await {
             Ok(source) => {
-                progress.begun.now();
+                progress.response.now();
                 Some(source)
             }
             Err(error) => {
@@ -193,41 +197,41 @@ impl Replica {
     }
 
     /// Asks the server over HTTP.
-    async fn ask_server(
+    async fn read_over_http(
         &self,
         cx: &FetchContext<'_>,
-        job: &mut Job<'_>,
-        progress: &Progress,
+        request: &mut ReadRequest<'_>,
+        progress: &RequestProgress,
         deadlines: Deadlines,
     ) -> Result<Source, VolumeError> {
-        let (chunk, place, begun) = (cx.chunk, &self.place, &progress.begun);
-        match job {
-            Job::Range { offset, dst } => {
+        let (chunk, place, begun) = (cx.chunk, &self.place, &progress.response);
+        match request {
+            ReadRequest::Range { offset, dst } => {
                 cx.volumes.read_range(place, chunk.fid, *offset, dst.bytes(), deadlines, begun).await?;
             }
-            Job::Whole { offset, dst } => {
+            ReadRequest::Whole { offset, dst } => {
                 cx.volumes.read_whole(place, chunk, *offset, dst.bytes(), deadlines, begun).await?;
             }
-            Job::Gather { limit, bytes } => {
+            ReadRequest::Needle { limit, bytes } => {
                 **bytes = cx.volumes.read_needle(place, chunk, *limit, deadlines, begun).await?;
             }
         }
         Ok(Source::Http)
     }
 
-    /// Notes that the server has left a reader waiting since `since`, and probes it in the background
-    /// until it sends something again.
-    pub(super) fn unanswering(&self, volumes: &VolumeClient, since: Instant) {
-        if !self.server.unanswering(since) {
+    /// Marks the server, which has left a reader waiting since `since`, as unresponsive, and
+    /// probes it in the background until it sends something again.
+    pub(super) fn watch_unresponsive(&self, volumes: &VolumeClient, since: Instant) {
+        if !self.server.mark_unresponsive(since) {
             return;
         }
         tracing::warn!(server = self.place.authority(), "a volume server does not answer");
         let (server, place, volumes) = (self.server.clone(), self.place.clone(), volumes.clone());
         tokio::spawn(async move {
-            while server.is_unanswering() {
-                let next = Instant::now() + UNANSWERED_AFTER;
+            while server.is_unresponsive() {
+                let next = Instant::now() + UNRESPONSIVE_AFTER;
                 if volumes.answers(&place, next).await {
-                    server.answers();
+                    server.mark_responsive();
                 }
                 sleep_until(next).await;
             }
@@ -238,12 +242,12 @@ impl Replica {
         });
     }
 
-    /// Notes that another replica has answered a request for `bytes` faster. Returns whether the
+    /// Records that another replica has answered a request for `bytes` faster. Returns whether the
     /// server of this one seems to have stopped.
-    pub(super) fn overtaken(&self, progress: &Progress, bytes: u64) -> bool {
+    pub(super) fn record_lost_race(&self, progress: &RequestProgress, bytes: u64) -> bool {
         // A server is not to blame for a request that still waits here, or whose response comes.
-        let (Some(sent), None) = (progress.sent.get(), progress.begun.at()) else { return false };
-        self.server.overtaken(bytes, sent.elapsed());
-        self.server.is_silent()
+        let (Some(sent), None) = (progress.sent.get(), progress.response.at()) else { return false };
+        self.server.record_lost_race(bytes, sent.elapsed());
+        self.server.has_stopped()
     }
 }

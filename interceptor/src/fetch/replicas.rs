@@ -4,18 +4,18 @@ use std::sync::Arc;
 
 use tokio::time::{Instant, sleep_until};
 
+use super::config::{FetcherConfig, VolumeServerRoute};
 use super::gate::Load;
-use super::options::{Access, Options};
 use super::replica::{FetchContext, Replica};
-use super::servers::Servers;
+use super::servers::ServerRegistry;
 use crate::seaweed::locations::{Location, Locations, LookupError, VolumeLookup};
 use crate::seaweed::volume::Place;
 
 /// The replicas of all volumes.
 pub(super) struct Replicas {
     locations: Locations,
-    servers: Arc<Servers>,
-    access: Access,
+    servers: Arc<ServerRegistry>,
+    route: VolumeServerRoute,
 }
 
 /// The replicas of one volume, in the order in which to ask them.
@@ -28,21 +28,22 @@ pub(super) struct ReplicaList {
 }
 
 impl Replicas {
-    pub(super) fn new(lookup: Arc<dyn VolumeLookup>, options: &Options) -> Self {
-        let bound = Load { requests: options.requests_per_server, bytes: options.bytes_per_server };
+    pub(super) fn new(lookup: Arc<dyn VolumeLookup>, config: &FetcherConfig) -> Self {
+        let bound = Load { requests: config.requests_per_server, bytes: config.bytes_per_server };
         Self {
-            locations: Locations::new(lookup, options.data_center.clone()),
-            servers: Arc::new(Servers::new(bound, options.engines.clone())),
-            access: options.access.clone(),
+            locations: Locations::new(lookup, config.data_center.clone()),
+            servers: Arc::new(ServerRegistry::new(bound, config.engines.clone())),
+            route: config.route.clone(),
         }
     }
 
-    pub(super) fn servers(&self) -> &Arc<Servers> {
+    pub(super) fn servers(&self) -> &Arc<ServerRegistry> {
         &self.servers
     }
 
     /// The replicas of the volume that the fetch reads from: others than those that were made from
-    /// `stale`, if there are any. If a reader waits, the lookup takes no longer than the reader does.
+    /// `stale`, if there are any. If a reader waits, the lookup takes no longer than the reader
+    /// does.
     pub(super) async fn locate(
         &self,
         stale: Option<&Arc<[Location]>>,
@@ -65,7 +66,7 @@ impl Replicas {
         volume: u32,
         stale: Option<&Arc<[Location]>>,
     ) -> Result<ReplicaList, LookupError> {
-        if let Access::FilerProxy(filer) = &self.access {
+        if let VolumeServerRoute::FilerProxy(filer) = &self.route {
             let filer = filer();
             let replicas = vec![self.replica(Place::Filer(filer.clone()), filer)];
             return Ok(ReplicaList { locations: None, replicas, is_fresh: true });
@@ -80,8 +81,8 @@ impl Replicas {
     /// The replicas at `locations`, in the order in which to ask them.
     pub(super) fn at(&self, locations: Option<Arc<[Location]>>, is_fresh: bool) -> ReplicaList {
         let replica = |location: Location| {
-            let address = match &self.access {
-                Access::PublicUrl if !location.public_url.is_empty() => location.public_url,
+            let address = match &self.route {
+                VolumeServerRoute::PublicUrl if !location.public_url.is_empty() => location.public_url,
                 _ => location.url.clone(),
             };
             self.replica(Place::Volume(address), location.url)
@@ -109,8 +110,8 @@ impl Replicas {
 
 impl ReplicaList {
     /// Since when all of them have left readers waiting; `None` if one answers.
-    pub(super) fn silent_since(&self) -> Option<Instant> {
-        let since = self.replicas.iter().map(|replica| replica.server.silent_since());
+    pub(super) fn unresponsive_since(&self) -> Option<Instant> {
+        let since = self.replicas.iter().map(|replica| replica.server.unresponsive_since());
         since.collect::<Option<Vec<_>>>()?.into_iter().max()
     }
 

@@ -1,4 +1,4 @@
-//! What is kept for each server that is asked for needles: its gate, and how it has been doing.
+//! What is known of each server that is asked for needles: its gate, its engine, and how it does.
 
 use std::collections::HashMap;
 use std::fmt::Display;
@@ -9,61 +9,63 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::engine::{Engine, Engines};
+use super::engine::{Engine, EngineConfig};
 use super::gate::{Gate, Load};
-use super::pace::Pace;
+use super::latency::LatencyTracker;
 use crate::seaweed::volume::Place;
 use crate::telemetry::Source;
 use crate::telemetry::health::{LastError, VolumeServerHealth};
 
+/// Races lost in a row, without a byte sent in between, after which a server counts as stopped.
+const MAX_LOST_RACES: u32 = 3;
+
+/// How long a server that left a reader waiting counts as unresponsive, unless it sends something
+/// or another reader waits.
+const UNRESPONSIVE_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// A server leaves readers waiting.
 #[derive(Debug, Clone, Copy)]
-struct Unanswering {
+struct Unresponsive {
     since: Instant,
-    /// Requests that it has not answered yet.
+    /// Requests of readers that it has not answered yet.
     requests: u32,
-    /// Until when it counts as one that does, if there are none.
+    /// Until when it counts as unresponsive if there are no such requests.
     until: Instant,
 }
 
-impl Unanswering {
-    fn is_so(&self) -> bool {
+impl Unresponsive {
+    fn is_current(&self) -> bool {
         self.requests > 0 || Instant::now() < self.until
     }
 }
 
-/// A request that a reader waits for and that its server does not answer.
-pub(super) struct UnansweredRequest<'a>(&'a Server);
+/// Counts a request that a reader waits for and that the server does not answer, until it is
+/// dropped.
+pub(super) struct UnansweredGuard<'a>(&'a ServerState);
 
-impl Drop for UnansweredRequest<'_> {
+impl Drop for UnansweredGuard<'_> {
     fn drop(&mut self) {
-        if let Some(unanswering) = &mut *self.0.unanswering.lock() {
-            unanswering.requests = unanswering.requests.saturating_sub(1);
+        if let Some(unresponsive) = &mut *self.0.unresponsive.lock() {
+            unresponsive.requests = unresponsive.requests.saturating_sub(1);
         }
     }
 }
 
-/// Races that a server has lost in a row, without a byte in between, after which it counts as stopped.
-const SILENT: u32 = 3;
-
-/// How long a server that left a reader waiting counts as one that does, unless it says something or another reader waits.
-const UNANSWERING_FOR: Duration = Duration::from_secs(60);
-
 /// One server.
-pub(super) struct Server {
+pub(super) struct ServerState {
     gate: Arc<Gate>,
     engine: Option<Arc<Engine>>,
-    pace: Mutex<Pace>,
+    latency: Mutex<LatencyTracker>,
     /// Races that it has lost in a row without having sent a byte.
     lost_races: AtomicU32,
-    unanswering: Mutex<Option<Unanswering>>,
-    /// When it said something last.
-    heard: Mutex<Option<Instant>>,
-    trouble: LastError,
+    unresponsive: Mutex<Option<Unresponsive>>,
+    /// When it last sent something.
+    last_response: Mutex<Option<Instant>>,
+    last_error: LastError,
 }
 
-impl Server {
-    /// The way to it.
+impl ServerState {
+    /// The queue in front of it.
     pub(super) fn gate(&self) -> &Arc<Gate> {
         &self.gate
     }
@@ -73,86 +75,88 @@ impl Server {
         self.engine.as_ref()
     }
 
-    /// Notes that it began to answer a request for `bytes` after `time`.
-    pub(super) fn answered(&self, bytes: u64, time: Duration) {
-        self.pace.lock().note(bytes, time);
+    /// Records that the response to a request for `bytes` began after `time`.
+    pub(super) fn record_first_byte(&self, bytes: u64, time: Duration) {
+        self.latency.lock().record(bytes, time);
         self.lost_races.store(0, Relaxed);
     }
 
-    /// Notes that for `time` it said nothing to a request for `bytes`, which another server has answered by now.
-    pub(super) fn overtaken(&self, bytes: u64, time: Duration) {
-        self.pace.lock().note(bytes, time);
+    /// Records that for `time` nothing came of the response to a request for `bytes`, which
+    /// another server has answered meanwhile.
+    pub(super) fn record_lost_race(&self, bytes: u64, time: Duration) {
+        self.latency.lock().record(bytes, time);
         self.lost_races.fetch_add(1, Relaxed);
     }
 
-    /// Notes that it did not deliver.
-    pub(super) fn failed(&self, error: &dyn Display) {
-        self.trouble.note(error);
+    /// Records that it did not deliver, for the status API.
+    pub(super) fn record_error(&self, error: &dyn Display) {
+        self.last_error.note(error);
     }
 
-    /// After what time without an answer a request for `bytes` is late.
-    pub(super) fn patience(&self, bytes: u64) -> Duration {
-        self.pace.lock().patience(bytes)
+    /// After how long without a byte of the response a request for `bytes` is late.
+    pub(super) fn hedge_delay(&self, bytes: u64) -> Duration {
+        self.latency.lock().hedge_delay(bytes)
     }
 
-    /// Whether it seems to have stopped.
-    pub(super) fn is_silent(&self) -> bool {
-        self.lost_races.load(Relaxed) >= SILENT
+    /// Whether it has lost so many races without having sent a byte that it seems to have stopped.
+    pub(super) fn has_stopped(&self) -> bool {
+        self.lost_races.load(Relaxed) >= MAX_LOST_RACES
     }
 
-    /// Notes that it has said nothing since `since` to a request that a reader waits for. Returns whether that is new.
-    pub(super) fn unanswering(&self, since: Instant) -> bool {
-        let until = Instant::now() + UNANSWERING_FOR;
-        let mut unanswering = self.unanswering.lock();
-        match unanswering.as_mut().filter(|it| it.is_so()) {
+    /// Records that since `since` it has sent nothing to a request that a reader waits for.
+    /// Returns whether this is new.
+    pub(super) fn mark_unresponsive(&self, since: Instant) -> bool {
+        let until = Instant::now() + UNRESPONSIVE_TIMEOUT;
+        let mut unresponsive = self.unresponsive.lock();
+        match unresponsive.as_mut().filter(|it| it.is_current()) {
             Some(before) => {
                 before.until = until;
                 false
             }
             None => {
-                *unanswering = Some(Unanswering { since, requests: 0, until });
+                *unresponsive = Some(Unresponsive { since, requests: 0, until });
                 true
             }
         }
     }
 
-    /// Notes that it leaves a request unanswered until the result is dropped; after [`unanswering`](Self::unanswering).
-    pub(super) fn leaves_unanswered(&self) -> UnansweredRequest<'_> {
-        if let Some(unanswering) = &mut *self.unanswering.lock() {
-            unanswering.requests += 1;
+    /// Counts an unanswered request, after [`mark_unresponsive`](Self::mark_unresponsive).
+    pub(super) fn count_unanswered(&self) -> UnansweredGuard<'_> {
+        if let Some(unresponsive) = &mut *self.unresponsive.lock() {
+            unresponsive.requests += 1;
         }
-        UnansweredRequest(self)
+        UnansweredGuard(self)
     }
 
-    /// Notes that it says something.
-    pub(super) fn answers(&self) {
+    /// Records that it sends something.
+    pub(super) fn mark_responsive(&self) {
         let now = Instant::now();
-        *self.heard.lock() = Some(now);
-        let mut unanswering = self.unanswering.lock();
-        match &mut *unanswering {
+        *self.last_response.lock() = Some(now);
+        let mut unresponsive = self.unresponsive.lock();
+        match &mut *unresponsive {
             Some(it) if it.requests > 0 => it.until = now,
             it => *it = None,
         }
     }
 
-    /// Whether it has said something within `time`.
-    pub(super) fn was_heard_within(&self, time: Duration) -> bool {
-        self.heard.lock().is_some_and(|at| at.elapsed() < time)
+    /// Whether it has sent something within `time`.
+    pub(super) fn responded_within(&self, time: Duration) -> bool {
+        self.last_response.lock().is_some_and(|at| at.elapsed() < time)
     }
 
-    /// Whether it leaves readers waiting, or did lately and has said nothing since.
-    pub(super) fn is_unanswering(&self) -> bool {
-        self.unanswering.lock().is_some_and(|it| it.is_so())
+    /// Whether it leaves readers waiting, or did lately and has sent nothing since.
+    pub(super) fn is_unresponsive(&self) -> bool {
+        self.unresponsive.lock().is_some_and(|it| it.is_current())
     }
 
-    /// Since when it leaves readers waiting and says nothing to anybody, if it does.
-    pub(super) fn silent_since(&self) -> Option<Instant> {
-        let since = self.unanswering.lock().filter(Unanswering::is_so)?.since;
-        let heard = *self.heard.lock();
-        heard.is_none_or(|heard| heard <= since).then_some(since)
+    /// Since when it leaves readers waiting; `None` if it does not, or has sent something since.
+    pub(super) fn unresponsive_since(&self) -> Option<Instant> {
+        let since = self.unresponsive.lock().filter(Unresponsive::is_current)?.since;
+        let last_response = *self.last_response.lock();
+        last_response.is_none_or(|at| at <= since).then_some(since)
     }
 
-    /// How it is doing, for people.
+    /// How it does, for the status API.
     fn health(&self, address: &str) -> VolumeServerHealth {
         let (requests, waiting) = self.gate.load();
         let engine = self.engine.as_ref().map(|engine| engine.health());
@@ -160,31 +164,31 @@ impl Server {
         VolumeServerHealth {
             address: address.to_owned(),
             source: from_engine.unwrap_or_else(|| Source::Http.label().to_owned()),
-            is_silent: self.is_silent() || self.is_unanswering(),
-            keeps_readers_waiting: self.is_unanswering(),
+            is_silent: self.has_stopped() || self.is_unresponsive(),
+            keeps_readers_waiting: self.is_unresponsive(),
             requests,
             waiting,
-            last_error: self.trouble.told(),
+            last_error: self.last_error.told(),
             engine,
         }
     }
 }
 
-/// All servers that were ever asked, by `host:port`. There are as many as the cluster has had.
-pub(super) struct Servers {
+/// All servers that were ever asked, by `host:port`: as many as the cluster has had.
+pub(super) struct ServerRegistry {
     bound: Load,
-    engines: Engines,
-    servers: Mutex<HashMap<Box<str>, Arc<Server>>>,
+    engines: EngineConfig,
+    servers: Mutex<HashMap<Box<str>, Arc<ServerState>>>,
 }
 
-impl Servers {
-    /// None yet; each will be given no more than `bound` at a time, and have an engine as `engines` says.
-    pub(super) fn new(bound: Load, engines: Engines) -> Self {
+impl ServerRegistry {
+    /// None yet. Each is asked for `bound` at a time, and has an engine if `engines` says so.
+    pub(super) fn new(bound: Load, engines: EngineConfig) -> Self {
         Self { bound, engines, servers: Mutex::default() }
     }
 
-    /// The one at `place`.
-    pub(super) fn at(&self, place: &Place) -> Arc<Server> {
+    /// The server at `place`.
+    pub(super) fn at(&self, place: &Place) -> Arc<ServerState> {
         let authority = place.authority();
         let mut servers = self.servers.lock();
         if let Some(server) = servers.get(authority) {
@@ -192,25 +196,25 @@ impl Servers {
         }
         let gate = Gate::new(self.bound);
         let engine = match place {
-            Place::Volume(authority) => self.engines.beside(authority),
+            Place::Volume(authority) => self.engines.engine(authority),
             Place::Filer(_) => None,
         };
-        let server = Arc::new(Server {
+        let server = Arc::new(ServerState {
             gate,
             engine,
-            pace: Mutex::default(),
+            latency: Mutex::default(),
             lost_races: AtomicU32::new(0),
-            unanswering: Mutex::default(),
-            heard: Mutex::default(),
-            trouble: LastError::default(),
+            unresponsive: Mutex::default(),
+            last_response: Mutex::default(),
+            last_error: LastError::default(),
         });
         servers.insert(authority.into(), server.clone());
         server
     }
 
-    /// How each of them is doing, in the order of their addresses.
+    /// How each of them does, in the order of their addresses.
     pub(super) fn health(&self) -> Vec<VolumeServerHealth> {
-        let mut servers: Vec<(Box<str>, Arc<Server>)> =
+        let mut servers: Vec<(Box<str>, Arc<ServerState>)> =
             self.servers.lock().iter().map(|(address, server)| (address.clone(), server.clone())).collect();
         servers.sort_by(|(a, _), (b, _)| a.cmp(b));
         servers.iter().map(|(address, server)| server.health(address)).collect()

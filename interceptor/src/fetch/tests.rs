@@ -38,7 +38,8 @@ fn chunk() -> Chunk {
     }
 }
 
-/// Each lookup gives the next list of servers. When there are no more, it gives the last again or fails.
+/// Each lookup gives the next list of servers. When there are no more, it gives the last again or
+/// fails.
 struct Lists {
     lists: Vec<Vec<String>>,
     then_fails: bool,
@@ -71,8 +72,8 @@ fn fetcher_with(lists: &[&[&Scripted]], then_fails: bool, retry_time: Duration) 
     let addresses = |list: &&[&Scripted]| list.iter().map(|s| s.address().to_owned()).collect();
     let lists = lists.iter().map(addresses).collect();
     let lists = Arc::new(Lists { lists, then_fails, lookups: AtomicUsize::new(0) });
-    let options = Options { retry_time, ..Options::default() };
-    (Fetcher::new(lists.clone(), Arc::default(), Metrics::new(), options), lists)
+    let config = FetcherConfig { retry_time, ..FetcherConfig::default() };
+    (Fetcher::new(lists.clone(), Arc::default(), Metrics::new(), config), lists)
 }
 
 fn demand() -> Priority {
@@ -237,9 +238,9 @@ async fn a_filer_passes_requests_on() {
     let filer = Scripted::always(good());
     let address = filer.address().to_owned();
     let lists = Arc::new(Lists { lists: Vec::new(), then_fails: true, lookups: AtomicUsize::new(0) });
-    let access = Access::FilerProxy(Arc::new(move || address.clone()));
-    let options = Options { access, ..Options::default() };
-    let fetcher = Fetcher::new(lists.clone(), Arc::default(), Metrics::new(), options);
+    let route = VolumeServerRoute::FilerProxy(Arc::new(move || address.clone()));
+    let config = FetcherConfig { route, ..FetcherConfig::default() };
+    let fetcher = Fetcher::new(lists.clone(), Arc::default(), Metrics::new(), config);
     assert_eq!(read(&fetcher).await.unwrap(), DATA);
     assert!(filer.requests()[0].starts_with("GET /?proxyChunkId=3,01637037d6&readDeleted=true "));
     assert_eq!(lists.lookups.load(SeqCst), 0);
@@ -251,8 +252,8 @@ fn near_and_far(near: &Scripted, far: &Scripted) -> Fetcher {
     let lists = Arc::new(Lists { lists, then_fails: false, lookups: AtomicUsize::new(0) });
     let near = near.address().to_owned();
     let lookup = Arc::new(Located { lists, near });
-    let options = Options { data_center: Some("near".to_owned()), ..Options::default() };
-    Fetcher::new(lookup, Arc::default(), Metrics::new(), options)
+    let config = FetcherConfig { data_center: Some("near".to_owned()), ..FetcherConfig::default() };
+    Fetcher::new(lookup, Arc::default(), Metrics::new(), config)
 }
 
 /// The same as `lists`, with the servers' data centres.
@@ -279,7 +280,8 @@ fn hedges(fetcher: &Fetcher) -> (u64, u64) {
     (totals.hedges_sent, totals.hedges_won)
 }
 
-/// A server that is silent costs the time until the other is asked, not the time until it is given up.
+/// A server that is silent costs the time until the other is asked, not the time until it is given
+/// up.
 #[tokio::test]
 async fn a_silent_server_is_overtaken_and_then_asked_last() {
     let (silent, good) = (Scripted::always(vec![Step::Hold]), Scripted::always(good()));
@@ -337,7 +339,7 @@ async fn nobody_is_asked_twice_when_both_fail_in_a_race() {
     let good = Scripted::always(good());
     let lists = [&late, &bad, &good].map(|server| server.address().to_owned()).to_vec();
     let lists = Arc::new(Lists { lists: vec![lists], then_fails: false, lookups: AtomicUsize::new(0) });
-    let fetcher = Fetcher::new(lists, Arc::default(), Metrics::new(), Options::default());
+    let fetcher = Fetcher::new(lists, Arc::default(), Metrics::new(), FetcherConfig::default());
     // Servers are asked in random order; all orders end well.
     for _ in 0..12 {
         assert_eq!(read(&fetcher).await.unwrap(), DATA);
@@ -377,8 +379,8 @@ async fn when_all_is_slow_few_are_asked_twice() {
     assert!(sent <= 16 + 400 * 3 / 100, "{sent} of 400");
 }
 
-/// The server is full of speculation that does not end. A demand gets the half that is left, and what is joined does not wait
-/// behind the rest.
+/// The server is full of speculation that does not end. A demand gets the half that is left, and
+/// what is joined does not wait behind the rest.
 #[tokio::test]
 async fn what_a_reader_joins_goes_before_other_speculation() {
     let server = Scripted::start(|nth, _| if nth == 0 { vec![Step::Hold] } else { good() });
@@ -387,8 +389,8 @@ async fn what_a_reader_joins_goes_before_other_speculation() {
         then_fails: false,
         lookups: AtomicUsize::new(0),
     };
-    let options = Options { requests_per_server: 2, ..Options::default() };
-    let fetcher = Fetcher::new(Arc::new(lists), Arc::default(), Metrics::new(), options);
+    let config = FetcherConfig { requests_per_server: 2, ..FetcherConfig::default() };
+    let fetcher = Fetcher::new(Arc::new(lists), Arc::default(), Metrics::new(), config);
     let speculate = async |priority: &Priority| {
         let mut dst = vec![0; DATA.len()];
         fetcher.read_chunk(&chunk(), 0, &mut dst, priority).await.map(|_| dst)
@@ -446,8 +448,8 @@ async fn silence_ends_with_the_retry_time_and_is_seen_meanwhile() {
     }
 }
 
-/// An engine over TCP that says of every needle that it has `data_size` bytes, and brings as many zeros as were asked
-/// for. Returns where it is, and the most bytes that a request asks for.
+/// An engine over TCP that says of every needle that it has `data_size` bytes, and brings as many
+/// zeros as were asked for. Returns where it is, and the most bytes that a request asks for.
 fn lying_engine(data_size: u32) -> (String, Arc<AtomicU32>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -502,18 +504,18 @@ async fn an_engine_does_not_name_the_memory_that_it_gets() {
     let server = Scripted::always(send(200, &[("ETag", &etag), ("Content-Encoding", "gzip")], &packed));
     for data_size in [32 << 20, u32::MAX] {
         let (address, most) = lying_engine(data_size);
-        let engines = Engines {
+        let engines = EngineConfig {
             transports: vec![Transport::Tcp],
-            elsewhere: HashMap::from([(server.address().to_owned(), address)]),
-            ..Engines::default()
+            addresses: HashMap::from([(server.address().to_owned(), address)]),
+            ..EngineConfig::default()
         };
         let lists = Lists {
             lists: vec![vec![server.address().to_owned()]],
             then_fails: false,
             lookups: AtomicUsize::new(0),
         };
-        let options = Options { engines, ..Options::default() };
-        let fetcher = Fetcher::new(Arc::new(lists), Arc::default(), Metrics::new(), options);
+        let config = FetcherConfig { engines, ..FetcherConfig::default() };
+        let fetcher = Fetcher::new(Arc::new(lists), Arc::default(), Metrics::new(), config);
         let chunk = Chunk { is_compressed: true, ..chunk() };
         let mut dst = vec![0; DATA.len()];
         fetcher.read_chunk(&chunk, 0, &mut dst, &demand()).await.unwrap();

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use crate::cli::host::{Finding, State};
 use crate::cli::http;
 use crate::cli::options::{ServerOptions, VolumeServerAccess};
-use crate::fetch::Engines;
+use crate::fetch::EngineConfig;
 use crate::seaweed::filer::FilerClient;
 use crate::seaweed::security::Security;
 
@@ -123,14 +123,14 @@ fn server_finding(state: State, found: String) -> Finding {
 }
 
 /// The engine of a volume server, if a mount would ask any.
-async fn engine(server: &str, engines: &Engines) -> Option<Finding> {
+async fn engine(server: &str, engines: &EngineConfig) -> Option<Finding> {
     let client = engines.client(server, ENGINE_TIMEOUT)?;
     let answer = client.ping(Instant::now() + ENGINE_TIMEOUT).await;
     let engine = format!("{} of {server}", client.address());
     let found = match &answer {
         Ok(_) => {
             let transport = client.transport();
-            let trust = match (engines.elsewhere.contains_key(server), transport) {
+            let trust = match (engines.addresses.contains_key(server), transport) {
                 // Who hands over files has to prove itself, named or not.
                 (true, transport) if transport != Some(Transport::Local) => "is named by --engine",
                 _ => "has proved itself",

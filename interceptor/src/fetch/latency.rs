@@ -1,0 +1,113 @@
+//! How long a server takes to begin a response, and when a request to it is late.
+//!
+//! A volume server reads all of what it is asked for before it sends a byte, so latencies are kept
+//! by size class. Each class keeps the last [`MAX_SAMPLES`]. A request is late when it has waited
+//! longer than 95 % of these did. Dean and Barroso (The Tail at Scale, CACM 2013) send their
+//! hedged requests at this point: it catches the slowest requests and costs little.
+
+use std::time::Duration;
+
+/// Latencies that are kept for each size class. Above the 95th percentile are six of them, enough
+/// that one slow moment does not decide.
+const MAX_SAMPLES: usize = 128;
+/// Latencies that must be known before the percentile counts.
+const MIN_SAMPLES: usize = 20;
+/// After how many new latencies the percentile is computed again.
+const RECOMPUTE_INTERVAL: usize = 16;
+/// The largest requests of each size class but the last, in bytes.
+const SIZE_CLASS_LIMITS: [u64; 2] = [64 << 10, 1 << 20];
+/// No request is late before this: a hedge would gain too little, and most such delays are this
+/// host's own.
+const MIN_HEDGE_DELAY: Duration = Duration::from_millis(10);
+/// Every request is late after this: a disk that seeks for 4 MiB under load takes less.
+const MAX_HEDGE_DELAY: Duration = Duration::from_secs(1);
+/// When a request is late while too few latencies are known.
+const DEFAULT_HEDGE_DELAY: Duration = Duration::from_millis(100);
+
+/// The latencies of one server, from a request to the first byte of its response.
+#[derive(Debug, Default)]
+pub(super) struct LatencyTracker {
+    classes: [LatencyWindow; SIZE_CLASS_LIMITS.len() + 1],
+}
+
+#[derive(Debug, Default)]
+struct LatencyWindow {
+    /// A ring buffer, not sorted.
+    samples: Vec<Duration>,
+    /// How many samples were ever recorded.
+    count: usize,
+    p95: Option<Duration>,
+}
+
+impl LatencyTracker {
+    /// Records that the response to a request for `bytes` began after `time`, or that it had not
+    /// begun by then.
+    pub(super) fn record(&mut self, bytes: u64, time: Duration) {
+        self.classes[size_class(bytes)].record(time);
+    }
+
+    /// After how long without a byte of the response a request for `bytes` is late.
+    pub(super) fn hedge_delay(&self, bytes: u64) -> Duration {
+        let p95 = self.classes[size_class(bytes)].p95;
+        p95.map_or(DEFAULT_HEDGE_DELAY, |p95| p95.clamp(MIN_HEDGE_DELAY, MAX_HEDGE_DELAY))
+    }
+}
+
+impl LatencyWindow {
+    fn record(&mut self, time: Duration) {
+        if self.samples.len() < MAX_SAMPLES {
+            self.samples.push(time);
+        } else {
+            self.samples[self.count % MAX_SAMPLES] = time;
+        }
+        self.count += 1;
+        let is_due = self.count > MIN_SAMPLES && self.count.is_multiple_of(RECOMPUTE_INTERVAL);
+        if self.count == MIN_SAMPLES || is_due {
+            let mut sorted = self.samples.clone();
+            let rank = sorted.len() * 95 / 100;
+            self.p95 = Some(*sorted.select_nth_unstable(rank).1);
+        }
+    }
+}
+
+fn size_class(bytes: u64) -> usize {
+    SIZE_CLASS_LIMITS.partition_point(|&limit| limit < bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    #[test]
+    fn a_request_is_late_when_it_is_slower_than_nearly_all_recent_ones() {
+        let mut latency = LatencyTracker::default();
+        assert_eq!(latency.hedge_delay(4096), DEFAULT_HEDGE_DELAY);
+        for i in 1..=100 {
+            latency.record(4096, ms(i));
+        }
+        let delay = latency.hedge_delay(16 << 10);
+        assert!((ms(90)..=ms(96)).contains(&delay), "{delay:?}");
+        assert_eq!(latency.hedge_delay(4 << 20), DEFAULT_HEDGE_DELAY, "another size class");
+        for _ in 0..MAX_SAMPLES + RECOMPUTE_INTERVAL {
+            latency.record(4096, ms(20));
+        }
+        assert_eq!(latency.hedge_delay(4096), ms(20), "old samples are forgotten");
+    }
+
+    #[test]
+    fn the_hedge_delay_has_bounds() {
+        let mut latency = LatencyTracker::default();
+        for _ in 0..MAX_SAMPLES {
+            latency.record(1, Duration::ZERO);
+            latency.record(1 << 30, ms(60_000));
+        }
+        assert_eq!(
+            (latency.hedge_delay(1), latency.hedge_delay(1 << 30)),
+            (MIN_HEDGE_DELAY, MAX_HEDGE_DELAY)
+        );
+    }
+}
