@@ -200,7 +200,7 @@ mod tests {
     use std::time::{Duration, SystemTime};
 
     use super::*;
-    use crate::seaweed::entry::{self, Kind};
+    use crate::seaweed::entry::{self, FileKind};
 
     #[test]
     fn pages_are_kept_while_nothing_changes() {
@@ -246,7 +246,7 @@ mod tests {
     fn served(attributes: &Attributes) -> Served {
         let epoch = SystemTime::UNIX_EPOCH;
         let attr = entry::Attributes {
-            kind: Kind::File,
+            kind: FileKind::File,
             perm: 0o644,
             uid: 0,
             gid: 0,

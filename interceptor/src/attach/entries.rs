@@ -27,8 +27,8 @@ use crate::fuse::notices::NoticeHandler;
 use crate::namespace::next_files::NextFilePrefetcher;
 use crate::namespace::{Filer, LookupResult, Namespace, NamespaceError, NamespaceOptions, NowOrLater, ROOT};
 use crate::read::{FileVersion, Reader};
-use crate::seaweed::entry::{Content, Entry, Kind};
-use crate::seaweed::subscribe::{Change, EntryRef};
+use crate::seaweed::entry::{Content, Entry, FileKind};
+use crate::seaweed::subscribe::{EntryChange, EntryRef};
 
 /// How long an open waits for the filer before the file is left to the mount below.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -119,7 +119,7 @@ impl Entries {
             self.readdir_ahead.expect(directory, &self.runtime);
         }
         let has_bytes = matches!(found.entry.content, Content::Chunks(_) | Content::Inline(_));
-        let can_be = found.entry.attr.kind == Kind::File && has_bytes && found.entry.hard_link.is_none();
+        let can_be = found.entry.attr.kind == FileKind::File && has_bytes && found.entry.hard_link.is_none();
         if !can_be || !agree(&found.entry, attributes) {
             return None;
         }
@@ -179,7 +179,7 @@ impl Entries {
             return;
         };
         let path = format!("{below}/{}", side.entry.name);
-        if side.entry.attr.kind == Kind::Directory {
+        if side.entry.attr.kind == FileKind::Directory {
             let within = format!("{path}/");
             return self.leave(|path| path.starts_with(&within));
         }
@@ -209,7 +209,7 @@ impl NoticeHandler for Entries {
         self.leave(|_| true);
     }
 
-    fn on_change(&self, change: &Change) {
+    fn on_change(&self, change: &EntryChange) {
         self.namespace.apply(change);
         for side in change.old.iter().chain(&change.new) {
             self.changed(side);

@@ -26,7 +26,7 @@ use super::{Failure, host, mount, seen};
 use crate::attach::supervisor::{self, Report};
 use crate::attach::{AttachOptions as Layer, Attached, Cluster, Reads};
 use crate::seaweed::address::ServerAddress;
-use crate::seaweed::owners::Owners;
+use crate::seaweed::owners::OwnerMaps;
 use crate::telemetry::access::Token;
 use crate::telemetry::status::Identity;
 use crate::telemetry::{Metrics, Status, peer};
@@ -263,7 +263,7 @@ async fn cluster(
     status: &Arc<Status>,
 ) -> anyhow::Result<Cluster> {
     let security = Arc::new(mount::security(&options.fetch)?);
-    let filer = mount::connect(filers.to_vec(), &security, Owners::default()).await?;
+    let filer = mount::connect(filers.to_vec(), &security, OwnerMaps::default()).await?;
     let reader = mount::reader(&options.fetch, cache_size, &filer, security, status.metrics())?;
     let filers = filer.clone();
     status.set_filers(Box::new(move || filers.health()));

@@ -16,7 +16,7 @@ use super::mount;
 use super::options::{Filers, ServerOptions};
 use crate::seaweed::address::ServerAddress;
 use crate::seaweed::filer::FilerClient;
-use crate::seaweed::owners::Owners;
+use crate::seaweed::owners::OwnerMaps;
 use crate::seaweed::security::{Security, SecurityError};
 
 /// Looks at this host, without changing anything, and says what a mount would go without.
@@ -82,7 +82,8 @@ fn security_finding(file: Option<PathBuf>, error: Option<&SecurityError>) -> Fin
 /// Each filer's answer, of which a mount needs one, and those of the servers behind it.
 async fn network_findings(options: &CheckOptions, security: &Security) -> Vec<Finding> {
     let filers = options.filer.as_ref().map_or(&[][..], |Filers(filers)| filers);
-    let asked = filers.iter().map(|filer| mount::connect(vec![filer.clone()], security, Owners::default()));
+    let asked =
+        filers.iter().map(|filer| mount::connect(vec![filer.clone()], security, OwnerMaps::default()));
     let answers = join_all(asked).await;
     let unanswered = if answers.iter().any(Result::is_ok) { State::Lost } else { State::Missing };
     let finding = |(filer, answer): (&ServerAddress, &anyhow::Result<FilerClient>)| Finding {

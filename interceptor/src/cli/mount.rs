@@ -33,7 +33,7 @@ use crate::mount::{self, Mount, PassthroughUnavailable};
 use crate::read::{ClusterOrigin, Reader};
 use crate::seaweed::address::ServerAddress;
 use crate::seaweed::filer::FilerClient;
-use crate::seaweed::owners::Owners;
+use crate::seaweed::owners::OwnerMaps;
 use crate::seaweed::security::Security;
 use crate::seaweed::subscribe::{Notice, subscribe};
 use crate::telemetry::access::Token;
@@ -161,7 +161,7 @@ async fn serve(plan: Plan) -> anyhow::Result<()> {
 pub(super) async fn connect(
     filers: Vec<ServerAddress>,
     security: &Security,
-    owners: Owners,
+    owners: OwnerMaps,
 ) -> anyhow::Result<FilerClient> {
     let addresses: Vec<_> = filers.iter().map(ToString::to_string).collect();
     let error = match FilerClient::connect_as(filers, security, owners).await {
@@ -188,9 +188,9 @@ pub(super) fn security(options: &FetchOptions) -> anyhow::Result<Security> {
     loaded.context("cannot use security.toml")
 }
 
-fn owners(options: &MountOptions) -> Owners {
+fn owners(options: &MountOptions) -> OwnerMaps {
     let (users, groups) = (&options.mount.map_uid, &options.mount.map_gid);
-    Owners { users: users.clone().unwrap_or_default(), groups: groups.clone().unwrap_or_default() }
+    OwnerMaps { users: users.clone().unwrap_or_default(), groups: groups.clone().unwrap_or_default() }
 }
 
 /// Makes the memory in which blocks are kept.

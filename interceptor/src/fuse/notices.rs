@@ -3,7 +3,7 @@
 use tokio::sync::mpsc;
 
 use crate::namespace::Namespace;
-use crate::seaweed::subscribe::{Change, Notice};
+use crate::seaweed::subscribe::{EntryChange, Notice};
 
 /// A file system that follows a filer's events.
 pub(crate) trait NoticeHandler {
@@ -23,7 +23,7 @@ pub(crate) trait NoticeHandler {
 
     /// Something changed on the filer. The handler [applies](Namespace::apply) the change to the
     /// namespace.
-    fn on_change(&self, change: &Change);
+    fn on_change(&self, change: &EntryChange);
 }
 
 /// Handles notices until their sender is gone; then events count as lost.

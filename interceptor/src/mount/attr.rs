@@ -4,21 +4,21 @@ use bytes::Bytes;
 use fuser::{Errno, FileAttr, FileType, INodeNo};
 
 use crate::namespace::{NamespaceError, NodeId};
-use crate::seaweed::entry::{Entry, Kind};
+use crate::seaweed::entry::{Entry, FileKind};
 
 /// `st_blksize`, which copying tools and stdio buffers follow: 256 KiB makes few requests of a
 /// large file and wastes little on a small one.
 const BLOCK_SIZE: u32 = 256 << 10;
 
-pub(super) fn file_type(kind: Kind) -> FileType {
+pub(super) fn file_type(kind: FileKind) -> FileType {
     match kind {
-        Kind::File => FileType::RegularFile,
-        Kind::Directory => FileType::Directory,
-        Kind::Symlink => FileType::Symlink,
-        Kind::NamedPipe => FileType::NamedPipe,
-        Kind::Socket => FileType::Socket,
-        Kind::BlockDevice => FileType::BlockDevice,
-        Kind::CharDevice => FileType::CharDevice,
+        FileKind::File => FileType::RegularFile,
+        FileKind::Directory => FileType::Directory,
+        FileKind::Symlink => FileType::Symlink,
+        FileKind::NamedPipe => FileType::NamedPipe,
+        FileKind::Socket => FileType::Socket,
+        FileKind::BlockDevice => FileType::BlockDevice,
+        FileKind::CharDevice => FileType::CharDevice,
     }
 }
 
@@ -68,7 +68,7 @@ pub(super) fn no_attr() -> FileAttr {
 /// Attributes that make READDIRPLUS return a name without a node. No file has this size, so the
 /// kernel makes no node: it passes on the name, the number and the type, and sends a FORGET for
 /// the node. (The number 0 has the same effect, but fuser would show programs the 0, too.)
-pub(super) fn attr_without_node(number: NodeId, kind: Kind) -> FileAttr {
+pub(super) fn attr_without_node(number: NodeId, kind: FileKind) -> FileAttr {
     FileAttr { ino: INodeNo(number), kind: file_type(kind), size: u64::MAX, ..no_attr() }
 }
 

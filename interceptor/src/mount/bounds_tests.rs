@@ -16,13 +16,13 @@ use crate::arrival::Arrival;
 use crate::fuse::mountinfo::MountInfo;
 use crate::fuse::{device, unmount};
 use crate::namespace::{ClusterUsage, Filer, FilerFailure, Namespace, NamespaceOptions};
-use crate::seaweed::entry::{Attributes, Content, Entry, Kind};
+use crate::seaweed::entry::{Attributes, Content, Entry, FileKind};
 use crate::seaweed::filer::FoundEntry;
 
 /// The memory for nodes, and for listings, in bytes.
 const LIMIT: usize = 1 << 20;
 
-fn entry(name: String, kind: Kind, inode: u64) -> Entry {
+fn entry(name: String, kind: FileKind, inode: u64) -> Entry {
     let [mtime, ctime, crtime]: [SystemTime; 3] = [UNIX_EPOCH; 3];
     let (perm, uid, gid, size, nlink, rdev) = (0o755, 0, 0, 0, 1, 0);
     let attr = Attributes { kind, perm, uid, gid, size, mtime, ctime, crtime, nlink, rdev, inode };
@@ -39,8 +39,8 @@ impl WideFiler {
     fn entries(&self) -> impl Iterator<Item = Entry> + Send + use<> {
         // Sorted by name.
         let directories =
-            (0..self.directories).map(|n| entry(format!("d{n:06}"), Kind::Directory, 500_000 + n));
-        let files = (0..self.files).map(|n| entry(format!("f{n:06}"), Kind::File, 100_000 + n));
+            (0..self.directories).map(|n| entry(format!("d{n:06}"), FileKind::Directory, 500_000 + n));
+        let files = (0..self.files).map(|n| entry(format!("f{n:06}"), FileKind::File, 100_000 + n));
         directories.chain(files)
     }
 }
@@ -54,8 +54,8 @@ impl Filer for WideFiler {
     ) -> BoxFuture<'static, Result<FoundEntry, FilerFailure>> {
         let number = || name.get(1..)?.parse::<u64>().ok();
         let found = number().filter(|_| at == "/").and_then(|n| match name.as_bytes()[0] {
-            b'd' if n < self.directories => Some(entry(name.to_owned(), Kind::Directory, 500_000 + n)),
-            b'f' if n < self.files => Some(entry(name.to_owned(), Kind::File, 100_000 + n)),
+            b'd' if n < self.directories => Some(entry(name.to_owned(), FileKind::Directory, 500_000 + n)),
+            b'f' if n < self.files => Some(entry(name.to_owned(), FileKind::File, 100_000 + n)),
             _ => None,
         });
         std::future::ready(Ok(FoundEntry { entry: found, is_followed: true })).boxed()
@@ -107,7 +107,7 @@ fn mount(filer: WideFiler) -> Option<TestMount> {
         cached_bytes: LIMIT,
         ..NamespaceOptions::default()
     };
-    let root = entry(String::new(), Kind::Directory, 1);
+    let root = entry(String::new(), FileKind::Directory, 1);
     let (namespace, queue) = Namespace::new(filer.clone(), root, options, runtime.handle().clone());
     namespace.connected();
     let context = context(namespace.clone(), filer, runtime.handle().clone());

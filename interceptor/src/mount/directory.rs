@@ -26,8 +26,8 @@ use crate::namespace::listing::{EntryBatch, Listing, ListingRead};
 use crate::namespace::readdir::is_unexpired;
 use crate::namespace::tail::ListingTail;
 use crate::namespace::{ChangeStamp, ListedEntry, NamespaceError, NodeId, NodePin};
-use crate::seaweed::entry::{Entry, Kind};
-use crate::seaweed::filer::PATIENCE;
+use crate::seaweed::entry::{Entry, FileKind};
+use crate::seaweed::filer::FILER_TIMEOUT;
 
 /// The error of a reader that has waited too long for entries.
 const TIMEOUT_MESSAGE: &str = "no filer has sent the next entries in time";
@@ -73,7 +73,7 @@ impl EntryReply for ReplyDirectory {
         self.add(INodeNo(number), offset, file_type(entry.attr.kind), OsStr::new(&entry.name))
     }
     fn add_dots(&mut self, node: NodeId, name: &str, offset: u64) -> bool {
-        self.add(INodeNo(node), offset, file_type(Kind::Directory), name)
+        self.add(INodeNo(node), offset, file_type(FileKind::Directory), name)
     }
     fn ok(self) {
         self.ok();
@@ -106,7 +106,7 @@ impl EntryReply for ReplyDirectoryPlus {
         full
     }
     fn add_dots(&mut self, node: NodeId, name: &str, offset: u64) -> bool {
-        let attr = FileAttr { ino: INodeNo(node), kind: file_type(Kind::Directory), ..no_attr() };
+        let attr = FileAttr { ino: INodeNo(node), kind: file_type(FileKind::Directory), ..no_attr() };
         self.add(INodeNo(node), offset, name, &Duration::ZERO, &attr, Generation(0))
     }
     fn ok(self) {
@@ -246,7 +246,7 @@ impl DirectoryHandle {
             };
             let batch = async {
                 let batch = handle.batch(&request.context, &listing, index);
-                timeout_at(request.arrival.deadline(PATIENCE), batch).await.unwrap_or_else(late)
+                timeout_at(request.arrival.deadline(FILER_TIMEOUT), batch).await.unwrap_or_else(late)
             };
             let batch = unless_killed(request.caller, batch).await.unwrap_or(Err(NamespaceError::Killed));
             handle.fill(request, listing, index, batch, false, reply);
@@ -316,7 +316,7 @@ mod tests {
 
     const FILES: usize = 10_000;
 
-    fn entry(name: String, kind: Kind) -> Entry {
+    fn entry(name: String, kind: FileKind) -> Entry {
         let [mtime, ctime, crtime] = [UNIX_EPOCH; 3];
         let (perm, uid, gid, size, nlink, rdev, inode) = (0o755, 0, 0, 0, 1, 0, 0);
         let attr = Attributes { kind, perm, uid, gid, size, mtime, ctime, crtime, nlink, rdev, inode };
@@ -351,7 +351,7 @@ mod tests {
                 return futures::stream::pending().boxed();
             }
             let first = after.parse().map_or(0, |last: usize| last + 1);
-            let entries = (first..FILES).map(|n| Ok(entry(format!("{n:06}"), Kind::File)));
+            let entries = (first..FILES).map(|n| Ok(entry(format!("{n:06}"), FileKind::File)));
             futures::stream::iter(entries.take(limit)).boxed()
         }
         fn cluster_usage(&self) -> BoxFuture<'static, Result<ClusterUsage, FilerFailure>> {
@@ -365,7 +365,7 @@ mod tests {
         let large = Arc::<LargeFiler>::default();
         let filer: Arc<dyn Filer> = Arc::new(large.clone());
         let options = NamespaceOptions { listing_bytes: 0, ..NamespaceOptions::default() };
-        let root = entry(String::new(), Kind::Directory);
+        let root = entry(String::new(), FileKind::Directory);
         let (namespace, _) = Namespace::new(filer.clone(), root, options, runtime.clone());
         let context = context(namespace, filer, runtime);
         let (handle, _) = DirectoryHandle::open(&context, ROOT).unwrap();

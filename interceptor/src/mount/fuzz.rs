@@ -26,9 +26,9 @@ use crate::namespace::next_files::NextFilePrefetcher;
 use crate::namespace::{ClusterUsage, Filer, FilerFailure, Namespace, NamespaceOptions};
 use crate::priority::Priority;
 use crate::read::{Encoding, FileVersion, Layout, Object, Origin, OriginError, ReadError, Reader};
-use crate::seaweed::entry::{Attributes, Chunk, Content, Entry, Kind, RemoteObject};
+use crate::seaweed::entry::{Attributes, Chunk, Content, Entry, FileKind, RemoteObject};
 use crate::seaweed::filer::FoundEntry;
-use crate::seaweed::subscribe::{Change, EntryRef};
+use crate::seaweed::subscribe::{EntryChange, EntryRef};
 use crate::telemetry::{Metrics, Source};
 use crate::write_target::WriteTarget;
 
@@ -46,7 +46,7 @@ fn byte(at: u64) -> u8 {
     (at % 251) as u8
 }
 
-fn entry(name: &str, kind: Kind, size: u64, content: Content) -> Entry {
+fn entry(name: &str, kind: FileKind, size: u64, content: Content) -> Entry {
     let attr = Attributes {
         kind,
         perm: 0o644,
@@ -89,15 +89,16 @@ fn chunks(size: u64) -> Content {
 fn entries() -> Vec<Entry> {
     let largest = i64::MAX as u64;
     let inline = Content::Inline(Bytes::from_static(b"inline content"));
-    let mut inline = entry("inline", Kind::File, 1 << 20, inline);
+    let mut inline = entry("inline", FileKind::File, 1 << 20, inline);
     inline.xattrs = Arc::from([(Box::from("user.a"), Bytes::from_static(b"value"))]);
     inline.attr.nlink = u32::MAX;
     let far = Content::Chunks([chunk(largest - CHUNK_SIZE, CHUNK_SIZE)].into());
-    let mut old = entry("old", Kind::File, FILE_SIZE, chunks(FILE_SIZE));
+    let mut old = entry("old", FileKind::File, FILE_SIZE, chunks(FILE_SIZE));
     let whole = |seconds| UNIX_EPOCH.checked_sub(Duration::from_secs(seconds)).unwrap();
     (old.attr.mtime, old.attr.ctime) = (whole(i64::MAX as u64), whole(1 << 40));
     old.attr.crtime = UNIX_EPOCH.checked_add(Duration::from_secs(i64::MAX as u64)).unwrap();
-    let mut expiring = entry("expiring", Kind::File, 10, Content::Inline(Bytes::from_static(b"0123456789")));
+    let mut expiring =
+        entry("expiring", FileKind::File, 10, Content::Inline(Bytes::from_static(b"0123456789")));
     expiring.expires = Some(SystemTime::now() + Duration::from_secs(2));
     let object = Arc::new(RemoteObject {
         storage: "storage".into(),
@@ -107,18 +108,18 @@ fn entries() -> Vec<Entry> {
         encoding: None,
         changed: UNIX_EPOCH,
     });
-    let mut directory = entry("dir", Kind::Directory, 0, Content::None);
+    let mut directory = entry("dir", FileKind::Directory, 0, Content::None);
     directory.attr.nlink = 2;
     vec![
-        entry("plain", Kind::File, FILE_SIZE, chunks(FILE_SIZE)),
+        entry("plain", FileKind::File, FILE_SIZE, chunks(FILE_SIZE)),
         inline,
-        entry("empty", Kind::File, 0, Content::None),
-        entry("sparse", Kind::File, largest, Content::Chunks([chunk(0, 10)].into())),
-        entry("huge", Kind::File, largest, far),
-        entry("damaged", Kind::File, largest, Content::Damaged { reason: "test".into() }),
-        entry("remote", Kind::File, FILE_SIZE, Content::Remote(object)),
-        entry("link", Kind::Symlink, 5, Content::Target("plain".into())),
-        entry("pipe", Kind::NamedPipe, 0, Content::None),
+        entry("empty", FileKind::File, 0, Content::None),
+        entry("sparse", FileKind::File, largest, Content::Chunks([chunk(0, 10)].into())),
+        entry("huge", FileKind::File, largest, far),
+        entry("damaged", FileKind::File, largest, Content::Damaged { reason: "test".into() }),
+        entry("remote", FileKind::File, FILE_SIZE, Content::Remote(object)),
+        entry("link", FileKind::Symlink, 5, Content::Target("plain".into())),
+        entry("pipe", FileKind::NamedPipe, 0, Content::None),
         old,
         expiring,
         directory,
@@ -219,9 +220,9 @@ impl Origin for MemoryOrigin {
 }
 
 /// A change of an entry of the root.
-fn changed(old: Option<Entry>, new: Option<Entry>) -> Change {
+fn changed(old: Option<Entry>, new: Option<Entry>) -> EntryChange {
     let side = |entry| EntryRef { directory: "/".into(), entry };
-    Change { ts_ns: 0, old: old.map(side), new: new.map(side) }
+    EntryChange { ts_ns: 0, old: old.map(side), new: new.map(side) }
 }
 
 /// Replaces and deletes entries, and makes the filer go away and come back, until `ended`.
@@ -290,7 +291,7 @@ fn a_mount_survives_any_request() {
     let known = entries().into_iter().map(|entry| (entry.name.clone(), entry)).collect();
     let memory = Arc::new(FilerContent { entries: Mutex::new(known), is_away: AtomicBool::new(false) });
     let filer: Arc<dyn Filer> = Arc::new(MemoryFiler(memory.clone()));
-    let mut root = entry("", Kind::Directory, 0, Content::None);
+    let mut root = entry("", FileKind::Directory, 0, Content::None);
     root.attr.nlink = 2;
     let (namespace, _queue) =
         Namespace::new(filer.clone(), root, NamespaceOptions::default(), runtime.handle().clone());
@@ -302,7 +303,7 @@ fn a_mount_survives_any_request() {
         ended.store(true, Ordering::Relaxed);
         runtime.block_on(changing).unwrap();
         let content: Vec<u8> = (0..60_000).map(byte).collect();
-        let fresh = entry("fresh", Kind::File, 60_000, chunks(60_000));
+        let fresh = entry("fresh", FileKind::File, 60_000, chunks(60_000));
         memory.entries.lock().insert("fresh".into(), fresh.clone());
         namespace.connected();
         namespace.apply(&changed(None, Some(fresh)));

@@ -67,7 +67,7 @@ use crate::namespace::next_files::NextFilePrefetcher;
 use crate::namespace::{Filer, KernelFeatures, Namespace, NamespaceOptions, NodeId, find_root};
 use crate::read::{FileVersion, Reader};
 use crate::seaweed::filer::FilerClient;
-use crate::seaweed::subscribe::{Change, Notice};
+use crate::seaweed::subscribe::{EntryChange, Notice};
 use crate::vital;
 use crate::warmup::ticket::{NodeInstance, TicketIssuer};
 
@@ -332,7 +332,7 @@ impl NoticeHandler for MountContext {
         growth::refresh_all(self);
     }
 
-    fn on_change(&self, change: &Change) {
+    fn on_change(&self, change: &EntryChange) {
         if let Some(old) = &change.old {
             self.reader.replaced(&old.entry, change.new.as_ref().map(|new| &new.entry));
         }

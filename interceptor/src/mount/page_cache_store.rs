@@ -159,12 +159,12 @@ mod tests {
     };
     use crate::priority::Priority;
     use crate::read::{Layout, Object, Origin, OriginError, ReadError};
-    use crate::seaweed::entry::{Attributes, Content, Entry, Kind};
+    use crate::seaweed::entry::{Attributes, Content, Entry, FileKind};
     use crate::seaweed::filer::FoundEntry;
     use crate::telemetry::{Metrics, Source};
     use crate::write_target::WriteTarget;
 
-    fn entry(name: &str, kind: Kind, content: Content, size: u64) -> Entry {
+    fn entry(name: &str, kind: FileKind, content: Content, size: u64) -> Entry {
         let (mtime, ctime, crtime) = (UNIX_EPOCH, UNIX_EPOCH, UNIX_EPOCH);
         // A file that is replaced keeps its inode number in the filer.
         let (perm, uid, gid, nlink, rdev, inode) = (0o644, 0, 0, 1, 0, 77);
@@ -175,7 +175,7 @@ mod tests {
 
     fn file(byte: u8) -> Entry {
         let content = Content::Inline(Bytes::from(vec![byte; 4096]));
-        entry("f", Kind::File, content, 4096)
+        entry("f", FileKind::File, content, 4096)
     }
 
     /// A filer with one file.
@@ -237,7 +237,7 @@ mod tests {
     fn fixture() -> Fixture {
         let runtime = tokio::runtime::Handle::current();
         let filer = Arc::new(OneFile(Mutex::new(file(1))));
-        let root = entry("", Kind::Directory, Content::None, 0);
+        let root = entry("", FileKind::Directory, Content::None, 0);
         let options = NamespaceOptions::default();
         let (namespace, _) = Namespace::new(Arc::new(filer.clone()), root, options, runtime.clone());
         let cache = Arc::new(Cache::new(MIN_CAPACITY).unwrap());

@@ -15,8 +15,8 @@ use super::invalidate::Invalidation;
 use super::nodes::Dentry;
 use super::state::NamespaceState;
 use super::{Namespace, NodeId, ROOT};
-use crate::seaweed::entry::{Entry, Kind};
-use crate::seaweed::subscribe::{Change, EntryRef};
+use crate::seaweed::entry::{Entry, FileKind};
+use crate::seaweed::subscribe::{EntryChange, EntryRef};
 
 impl Namespace {
     /// Events arrive from now on. Changes before that may have been missed, so nothing that is
@@ -35,7 +35,7 @@ impl Namespace {
     }
 
     /// Applies a change on the filer: drops what is known of the names that it concerns.
-    pub fn apply(&self, change: &Change) {
+    pub fn apply(&self, change: &EntryChange) {
         let (old, new) = (change.old.as_ref(), change.new.as_ref());
         let mut state = self.state.lock();
         for side in [old, new].into_iter().flatten() {
@@ -102,7 +102,7 @@ impl Namespace {
         }
         if let Some(from) = from {
             let name = old.entry.name.as_str();
-            let is_directory = new.entry.attr.kind == Kind::Directory;
+            let is_directory = new.entry.attr.kind == FileKind::Directory;
             let is_moved = |child: &NodeId| match state.is_directory(*child) {
                 true => is_directory,
                 false => state.stands_for(*child, &new.entry),

@@ -31,7 +31,7 @@ use super::pin::NodePin;
 use super::state::NamespaceState;
 use super::{Namespace, NodeId};
 use crate::read::FileVersion;
-use crate::seaweed::entry::{Chunk, Content, Entry, Kind};
+use crate::seaweed::entry::{Chunk, Content, Entry, FileKind};
 use crate::seaweed::subscribe::EntryRef;
 
 /// How long a request for attributes waits for a growth; then it gets the old attributes.
@@ -201,8 +201,8 @@ impl Namespace {
 /// Whether `new` is the file `old` with bytes behind it, and otherwise the same.
 pub(super) fn grows(old: &Entry, new: &Entry) -> bool {
     let (was, is) = (&old.attr, &new.attr);
-    was.kind == Kind::File
-        && is.kind == Kind::File
+    was.kind == FileKind::File
+        && is.kind == FileKind::File
         && was.inode == is.inode
         && was.size < is.size
         && starts_with_content(&new.content, &old.content, was.size)

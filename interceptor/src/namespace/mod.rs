@@ -64,7 +64,7 @@ use listing::Listing;
 use state::NamespaceState;
 
 use crate::read::FileVersion;
-use crate::seaweed::entry::{Entry, Kind};
+use crate::seaweed::entry::{Entry, FileKind};
 
 /// The number of a node, which is also its `st_ino`.
 pub type NodeId = u64;
@@ -236,7 +236,7 @@ impl Namespace {
     /// number.
     pub(crate) fn file_identity(&self, node: NodeId) -> Option<(u64, u32)> {
         let state = self.state.lock();
-        let node = state.nodes.get(node).filter(|node| node.entry.attr.kind == Kind::File)?;
+        let node = state.nodes.get(node).filter(|node| node.entry.attr.kind == FileKind::File)?;
         Some((node.serial, node.entry.attr.uid))
     }
 

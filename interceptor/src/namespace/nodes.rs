@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use super::directory::Directory;
 use super::{NodeId, ROOT};
 use crate::read::FileVersion;
-use crate::seaweed::entry::{Content, Entry, Kind};
+use crate::seaweed::entry::{Content, Entry, FileKind};
 
 /// A name in a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -359,7 +359,7 @@ impl Nodes {
     fn insert(&mut self, id: NodeId, home: Dentry, entry: Arc<Entry>) {
         self.next_serial += 1;
         let serial = self.next_serial;
-        let directory = (entry.attr.kind == Kind::Directory).then(|| Box::new(Directory::new(serial)));
+        let directory = (entry.attr.kind == FileKind::Directory).then(|| Box::new(Directory::new(serial)));
         if id != ROOT
             && let Some(parent) = self.nodes.get_mut(&home.parent)
         {
@@ -539,7 +539,7 @@ pub(super) fn same_node(node: &Entry, entry: &Entry) -> bool {
 }
 
 fn both_directories(a: &Entry, b: &Entry) -> bool {
-    a.attr.kind == Kind::Directory && b.attr.kind == Kind::Directory
+    a.attr.kind == FileKind::Directory && b.attr.kind == FileKind::Directory
 }
 
 /// Tells versions apart that have the same number at different times (an NFS handle contains

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::{Filer, FilerFailure, Namespace, NamespaceError, NodeStat, ROOT};
 use crate::arrival::Arrival;
-use crate::seaweed::entry::{Entry, Kind};
+use crate::seaweed::entry::{Entry, FileKind};
 use crate::seaweed::subscribe::EntryRef;
 
 /// Why a directory of the filer cannot be the root of a mount.
@@ -32,7 +32,7 @@ pub enum RootError {
 pub(crate) async fn find_root(filer: &dyn Filer, path: &str) -> Result<Entry, RootError> {
     let (parent, name) = parent_and_name(path);
     match filer.lookup(parent, name, Arrival::now()).await.map_err(RootError::Filer)?.entry {
-        Some(entry) if entry.attr.kind == Kind::Directory => Ok(entry),
+        Some(entry) if entry.attr.kind == FileKind::Directory => Ok(entry),
         Some(_) => Err(RootError::NotDirectory { path: path.into() }),
         None => Err(RootError::Missing { path: path.into() }),
     }
@@ -66,7 +66,7 @@ impl Namespace {
         // If the directory does not exist, the mount is empty and shows the last known attributes.
         // They are not cached: filers do not announce a directory that is moved to this path to
         // subscribers of the path alone.
-        let entry = found.entry.filter(|entry| entry.attr.kind == Kind::Directory);
+        let entry = found.entry.filter(|entry| entry.attr.kind == FileKind::Directory);
         let mut state = self.state.lock();
         let current =
             entry.is_some() && found.is_followed && (state.epoch, state.root_changes) == (epoch, changes);

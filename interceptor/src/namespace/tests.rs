@@ -19,13 +19,13 @@ use super::listing::ListingBudget;
 use super::tail::ListingTail;
 use super::*;
 use crate::arrival::Arrival;
-use crate::seaweed::entry::{Attributes, Chunk, Content, Kind};
+use crate::seaweed::entry::{Attributes, Chunk, Content, FileKind};
 use crate::seaweed::filer::FoundEntry;
-use crate::seaweed::subscribe::{Change, EntryRef};
+use crate::seaweed::subscribe::{EntryChange, EntryRef};
 
 pub(super) fn file(name: &str, inode: u64, content: &[u8]) -> Entry {
     let attr = Attributes {
-        kind: Kind::File,
+        kind: FileKind::File,
         perm: 0o644,
         uid: 0,
         gid: 0,
@@ -49,7 +49,7 @@ pub(super) fn file(name: &str, inode: u64, content: &[u8]) -> Entry {
 
 pub(super) fn directory(name: &str, inode: u64) -> Entry {
     let mut entry = file(name, inode, b"");
-    entry.attr.kind = Kind::Directory;
+    entry.attr.kind = FileKind::Directory;
     entry.content = Content::None;
     entry
 }
@@ -199,7 +199,7 @@ impl Fixture {
             directory: directory.into(),
             entry: entry.clone(),
         };
-        self.namespace.apply(&Change { ts_ns: 0, old: old.map(side), new: new.map(side) });
+        self.namespace.apply(&EntryChange { ts_ns: 0, old: old.map(side), new: new.map(side) });
     }
 
     /// Changes the filer and sends the event.
@@ -878,12 +878,12 @@ async fn a_root_that_is_gone_is_an_empty_directory_until_there_is_one_again() {
     let sent = f.invalidations();
     assert!(sent.contains(&entry_dropped(ROOT, "a")) && sent.contains(&entry_dropped(ROOT, "b")), "{sent:?}");
     let root = f.stat(ROOT).await;
-    assert_eq!((root.entry.attr.kind, root.attr_timeout), (Kind::Directory, Duration::ZERO));
+    assert_eq!((root.entry.attr.kind, root.attr_timeout), (FileKind::Directory, Duration::ZERO));
     f.absent(ROOT, "a").await;
     assert!(f.list(ROOT).await.1.is_empty());
 
     f.write("/", file("data", 9, b"in its place"));
-    assert_eq!(f.stat(ROOT).await.entry.attr.kind, Kind::Directory);
+    assert_eq!(f.stat(ROOT).await.entry.attr.kind, FileKind::Directory);
     f.delete("/", "data");
 
     // A directory is moved to the path: there are events only for its content.

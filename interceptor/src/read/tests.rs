@@ -23,7 +23,7 @@ use crate::arrival::Arrival;
 use crate::cache::BlockKey;
 use crate::cache::resident::ResidentError;
 use crate::priority::Priority;
-use crate::seaweed::entry::{Attributes, Chunk, Content, Entry, Kind, RemoteObject};
+use crate::seaweed::entry::{Attributes, Chunk, Content, Entry, FileKind, RemoteObject};
 use crate::write_target::WriteTarget;
 
 /// Holds needles in memory, and counts the requests for them.
@@ -213,7 +213,7 @@ fn version(content: Content, size: u64) -> Arc<FileVersion> {
 
 fn entry(content: Content, size: u64) -> Entry {
     let attr = Attributes {
-        kind: Kind::File,
+        kind: FileKind::File,
         perm: 0o644,
         uid: 0,
         gid: 0,

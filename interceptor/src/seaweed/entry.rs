@@ -8,7 +8,7 @@ use rdma_engine::FileId;
 
 /// What kind of file an entry is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum FileKind {
     /// A regular file.
     File,
     /// A directory.
@@ -28,8 +28,8 @@ pub enum Kind {
 /// What `stat` shows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attributes {
-    /// Kind of the file.
-    pub kind: Kind,
+    /// FileKind of the file.
+    pub kind: FileKind,
     /// Permission bits including set-uid, set-gid and sticky (`07777`).
     pub perm: u16,
     /// Owner, already mapped to this host's ids.

@@ -35,7 +35,7 @@ impl EntryRef {
 /// Changes come in the order in which the filer logged them, but a change may come again, and it may be older than
 /// what a lookup has shown meanwhile: it says that what is known of its names may be outdated, not what is true now.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Change {
+pub struct EntryChange {
     /// When the filer logged it, in ns since the epoch of the filer's clock.
     pub ts_ns: i64,
     /// The entry before.
@@ -48,7 +48,7 @@ pub struct Change {
 #[derive(Debug, PartialEq)]
 pub(super) enum Event {
     /// Something changed; `None` if it is of no interest here.
-    Logged { ts_ns: i64, change: Option<Box<Change>> },
+    Logged { ts_ns: i64, change: Option<Box<EntryChange>> },
     /// The stream is alive. Its time is that of sending: events of an earlier time may still come. Other messages than
     /// heartbeats that have no event in them have no time either.
     Heartbeat { ts_ns: i64 },
@@ -96,7 +96,7 @@ fn part(
     let old = place(&message.directory, notification.old_entry);
     let new = place(to, notification.new_entry);
     let relevant = old.iter().chain(&new).any(|place| place.is_within(prefix));
-    let change = relevant.then(|| Box::new(Change { ts_ns: message.ts_ns, old, new }));
+    let change = relevant.then(|| Box::new(EntryChange { ts_ns: message.ts_ns, old, new }));
     Event::Logged { ts_ns: message.ts_ns, change }
 }
 
@@ -104,7 +104,7 @@ fn part(
 mod tests {
     use super::*;
     use crate::seaweed::decode;
-    use crate::seaweed::owners::Owners;
+    use crate::seaweed::owners::OwnerMaps;
     use proptest::prelude::*;
     use prost::Message;
 
@@ -129,7 +129,7 @@ mod tests {
     }
 
     fn decoded(message: pb::SubscribeMetadataResponse, prefix: &str) -> Vec<Event> {
-        interpret(message, prefix, |_, raw| Some(decode::entry(raw, &Owners::default())))
+        interpret(message, prefix, |_, raw| Some(decode::entry(raw, &OwnerMaps::default())))
     }
 
     /// `old -> new` of the only change, as paths.

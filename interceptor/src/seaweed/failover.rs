@@ -9,7 +9,7 @@
 //! [`Filers::call`] makes one call. If the current filer leaves it unanswered for a moment, the next one is asked as well, and the
 //! first answer is taken. One that does not come from the current filer is marked, because no events will tell when it
 //! ceases to be right. A call that no filer answers is repeated, so that a filer may be restarted under a mount, until the
-//! call's time is over or the filers have not answered for [`PATIENCE`], whichever is first. After
+//! call's time is over or the filers have not answered for [`FILER_TIMEOUT`], whichever is first. After
 //! that a call is given [`LEAST_PATIENCE`], and those that come within as much time after it has
 //! failed are refused at once, so that what depends on many calls fails soon as well. As soon as a
 //! filer is heard, by a call or by its [pulse](super::pulse), none is refused.
@@ -39,7 +39,7 @@ use crate::telemetry::health::{FilerHealth, LastError};
 use crate::vital;
 
 /// How long filers that do not answer are asked again and again, counted from when one was last heard.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub const FILER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a call may take that is made later than that.
 const LEAST_PATIENCE: Duration = Duration::from_secs(1);
 /// First and longest pause after all filers failed in turn.
@@ -216,7 +216,7 @@ impl CallOptions {
     pub(super) fn new(rpc: &'static str, arrival: Arrival) -> Self {
         Self {
             rpc,
-            deadline: arrival.deadline(PATIENCE),
+            deadline: arrival.deadline(FILER_TIMEOUT),
             hedge_after: Some(Duration::from_millis(500)),
             follow_winner: false,
             repeat: true,
@@ -392,7 +392,7 @@ impl Filers {
     /// When a call must be over that was begun at `start` and may take until `deadline`.
     fn limit(&self, start: Instant, deadline: Instant) -> Instant {
         match self.silent_since() {
-            Some(since) => deadline.min((since + PATIENCE).max(start + LEAST_PATIENCE)),
+            Some(since) => deadline.min((since + FILER_TIMEOUT).max(start + LEAST_PATIENCE)),
             None => deadline,
         }
     }
@@ -402,7 +402,7 @@ impl Filers {
     fn refusal(&self, rpc: &'static str, start: Instant) -> Option<FilerError> {
         let since = self.silent_since()?;
         let gave_up = (*self.gave_up.lock())?;
-        if start < since + PATIENCE || start >= gave_up + LEAST_PATIENCE {
+        if start < since + FILER_TIMEOUT || start >= gave_up + LEAST_PATIENCE {
             return None;
         }
         let reason =
@@ -625,27 +625,27 @@ mod tests {
         assert!(matches!(error, FilerError::Unreachable { .. }), "{error}");
 
         let start = Instant::now();
-        assert_eq!(filers.limit(start, start + 2 * PATIENCE), start + 2 * PATIENCE);
+        assert_eq!(filers.limit(start, start + 2 * FILER_TIMEOUT), start + 2 * FILER_TIMEOUT);
         for filer in &filers.all {
             filer.pulse.silent("test".into());
         }
         let since = filers.all.iter().filter_map(|filer| Some(filer.pulse.silence()?.since)).max().unwrap();
         assert_eq!(
-            filers.limit(start, start + 2 * PATIENCE),
-            since + PATIENCE,
+            filers.limit(start, start + 2 * FILER_TIMEOUT),
+            since + FILER_TIMEOUT,
             "as long as they may restart"
         );
-        let later = since + 2 * PATIENCE;
-        assert_eq!(filers.limit(later, later + PATIENCE), later + LEAST_PATIENCE);
+        let later = since + 2 * FILER_TIMEOUT;
+        assert_eq!(filers.limit(later, later + FILER_TIMEOUT), later + LEAST_PATIENCE);
         filers.all[1].pulse.heard();
-        assert_eq!(filers.limit(later, later + PATIENCE), later + PATIENCE);
+        assert_eq!(filers.limit(later, later + FILER_TIMEOUT), later + FILER_TIMEOUT);
     }
 
     #[tokio::test]
     async fn once_none_has_answered_for_long_one_call_a_second_finds_out() {
         const CALLS: u32 = 20;
         let filers = filers(2);
-        let long_ago = Instant::now() - 2 * PATIENCE;
+        let long_ago = Instant::now() - 2 * FILER_TIMEOUT;
         for filer in &filers.all {
             filer.pulse.silent_since(long_ago);
         }

@@ -17,13 +17,13 @@ use tonic::{Code, Status};
 
 use super::address::ServerAddress;
 use super::decode;
-use super::entry::{Attributes, Content, Entry, Kind, RemoteObject};
+use super::entry::{Attributes, Content, Entry, FileKind, RemoteObject};
 use super::failover::{Answered, CallOptions, Filers, Stub};
-pub use super::failover::{FilerError, PATIENCE};
+pub use super::failover::{FILER_TIMEOUT, FilerError};
 use super::intake::Intake;
 use super::listing;
 use super::locations::{Location, LookupError, VolumeLookup};
-use super::owners::Owners;
+use super::owners::OwnerMaps;
 use super::pb;
 use super::security::Security;
 use crate::arrival::Arrival;
@@ -85,14 +85,14 @@ struct Shared {
 impl FilerClient {
     /// Asks the filers in turn for their configuration and uses the first that answers. Fails when none does.
     pub async fn connect(addresses: Vec<ServerAddress>, security: &Security) -> Result<Self, FilerError> {
-        Self::connect_as(addresses, security, Owners::default()).await
+        Self::connect_as(addresses, security, OwnerMaps::default()).await
     }
 
     /// Like [`connect`](Self::connect); entries show their owners as `owners` maps them.
     pub async fn connect_as(
         addresses: Vec<ServerAddress>,
         security: &Security,
-        owners: Owners,
+        owners: OwnerMaps,
     ) -> Result<Self, FilerError> {
         let filers = Filers::new(addresses, security.grpc_tls())?;
         filers.watch_pulses();
@@ -269,7 +269,7 @@ fn root() -> Entry {
     Entry {
         name: String::new(),
         attr: Attributes {
-            kind: Kind::Directory,
+            kind: FileKind::Directory,
             perm: 0o755,
             uid: 0,
             gid: 0,

@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 
 use super::decode;
 use super::entry::{Content, Entry};
-use super::owners::Owners;
+use super::owners::OwnerMaps;
 use super::pb;
 
 /// How many complaints are remembered before the oldest may be repeated.
@@ -21,12 +21,12 @@ const MAX_COMPLAINT: usize = 512;
 
 /// See the module.
 pub(super) struct Intake {
-    owners: Owners,
+    owners: OwnerMaps,
     told: Mutex<HashSet<String>>,
 }
 
 impl Intake {
-    pub(super) fn new(owners: Owners) -> Self {
+    pub(super) fn new(owners: OwnerMaps) -> Self {
         Self { owners, told: Mutex::default() }
     }
 
@@ -72,7 +72,7 @@ mod tests {
 
     #[test]
     fn illegal_names_are_left_out() {
-        let intake = Intake::new(Owners::default());
+        let intake = Intake::new(OwnerMaps::default());
         let long = "n".repeat(MAX_NAME + 1);
         for (name, legal) in [
             ("", false),
@@ -92,7 +92,7 @@ mod tests {
 
     #[test]
     fn a_complaint_is_made_once() {
-        let intake = Intake::new(Owners::default());
+        let intake = Intake::new(OwnerMaps::default());
         for _ in 0..2 {
             let chunks = vec![pb::FileChunk::default()];
             let raw = pb::Entry { name: "f".into(), chunks, ..Default::default() };

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::entry::Entry;
-use super::failover::{Answered, CallOptions, FilerError, PATIENCE, Stub, within};
+use super::failover::{Answered, CallOptions, FILER_TIMEOUT, FilerError, Stub, within};
 use super::filer::FilerClient;
 use super::pb;
 use crate::arrival::Arrival;
@@ -126,7 +126,7 @@ impl Listing {
             }
             let message = tokio::select! {
                 biased;
-                message = within(PATIENCE, entries.message()) => message,
+                message = within(FILER_TIMEOUT, entries.message()) => message,
                 silence = filers.replaceable(index) => Err(silence.into()),
             };
             next = match message {

@@ -46,7 +46,7 @@ impl FromStr for IdMap {
 
 /// How users and groups of the filer appear on this host.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Owners {
+pub struct OwnerMaps {
     /// Map of user ids.
     pub users: IdMap,
     /// Map of group ids.

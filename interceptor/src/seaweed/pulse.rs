@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
-use super::failover::{Failure, Filer, PATIENCE, within};
+use super::failover::{FILER_TIMEOUT, Failure, Filer, within};
 use super::pb;
 
 /// From the answer to one `Ping` to the next.
@@ -140,7 +140,7 @@ pub(super) async fn watch(filer: Weak<Filer>) {
             if matches!(answer, Err(Failure::Silent(_))) {
                 filer.pulse().learn(&filer, Err(Failure::Silent(MAX_SILENCE)));
                 // A slow filer is not a dead one. What it says of the time is too old to judge events by.
-                if within(PATIENCE, asking).await.is_ok() {
+                if within(FILER_TIMEOUT, asking).await.is_ok() {
                     filer.pulse().heard();
                 }
             }

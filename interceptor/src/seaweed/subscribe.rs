@@ -36,9 +36,9 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::{Code, Streaming};
 
-pub use super::event::{Change, EntryRef};
+pub use super::event::{EntryChange, EntryRef};
 use super::event::{Event, interpret};
-use super::failover::{Failure, Filer, PATIENCE, within};
+use super::failover::{FILER_TIMEOUT, Failure, Filer, within};
 use super::filer::FilerClient;
 use super::pb;
 use crate::vital;
@@ -77,7 +77,7 @@ pub enum Notice {
         reason: String,
     },
     /// Something changed.
-    Change(Change),
+    Change(EntryChange),
 }
 
 /// Follows what changes at `path_prefix` and below, until the receiver of `notices` is dropped.
@@ -257,7 +257,8 @@ impl Subscription {
         let position = match self.position {
             Some(position) => position,
             None => {
-                let now = within(PATIENCE, stub.ping(pb::PingRequest {})).await?.into_inner().start_time_ns;
+                let now =
+                    within(FILER_TIMEOUT, stub.ping(pb::PingRequest {})).await?.into_inner().start_time_ns;
                 filer.pulse().tells_time(now);
                 now
             }

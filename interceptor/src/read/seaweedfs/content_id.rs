@@ -3,7 +3,7 @@
 use ring::digest::{Context, SHA256};
 
 use crate::cache::resident::ContentId;
-use crate::seaweed::entry::{Content, Entry, Kind};
+use crate::seaweed::entry::{Content, Entry, FileKind};
 
 /// The id of the bytes of `entry`; `None` if it has none, or does not tell which they are.
 ///
@@ -11,7 +11,7 @@ use crate::seaweed::entry::{Content, Entry, Kind};
 /// is of whole chunk records, with numbers in full length, so that no two lists have the same
 /// input.
 pub(in crate::read) fn content_id(entry: &Entry) -> Option<ContentId> {
-    if entry.attr.kind != Kind::File || entry.attr.size == 0 {
+    if entry.attr.kind != FileKind::File || entry.attr.size == 0 {
         return None;
     }
     let mut digest = Context::new(&SHA256);

@@ -15,8 +15,8 @@ use bytes::Bytes;
 
 pub use chunks::{ChunkError, ChunkFault, manifest};
 
-use super::entry::{Attributes, Content, Entry, Kind, RemoteObject};
-use super::owners::Owners;
+use super::entry::{Attributes, Content, Entry, FileKind, RemoteObject};
+use super::owners::OwnerMaps;
 use super::pb;
 use chunks::MAX_FILE_SIZE;
 
@@ -67,9 +67,9 @@ impl ContentError {
 }
 
 /// The entry that a message describes, its owners mapped to this host's ids.
-pub(super) fn entry(raw: pb::Entry, owners: &Owners) -> Entry {
+pub(super) fn entry(raw: pb::Entry, owners: &OwnerMaps) -> Entry {
     let attributes = raw.attributes.unwrap_or_default();
-    let kind = if raw.is_directory { Kind::Directory } else { mode::kind(attributes.file_mode) };
+    let kind = if raw.is_directory { FileKind::Directory } else { mode::kind(attributes.file_mode) };
     let mtime = time(attributes.mtime, attributes.mtime_ns);
     let crtime = time(attributes.crtime, attributes.crtime_ns);
     let remote = raw.remote_entry.map(|remote| remote_state(remote, mtime));
@@ -83,12 +83,14 @@ pub(super) fn entry(raw: pb::Entry, owners: &Owners) -> Entry {
         sse_key: raw.extended.keys().filter(|key| is_sse_key(key)).min().cloned(),
     };
     let (size, content) = match kind {
-        Kind::File => content_source.resolve(),
-        Kind::Symlink => (attributes.symlink_target.len() as u64, Content::Target(attributes.symlink_target)),
+        FileKind::File => content_source.resolve(),
+        FileKind::Symlink => {
+            (attributes.symlink_target.len() as u64, Content::Target(attributes.symlink_target))
+        }
         _ => (0, Content::None),
     };
     let nlink = match kind {
-        Kind::Directory => 2,
+        FileKind::Directory => 2,
         _ if raw.hard_link_id.is_empty() => 1,
         _ => u32::try_from(raw.hard_link_counter).unwrap_or(1).max(1),
     };

@@ -1,6 +1,6 @@
 //! The filer's file modes, which are those of Go's `os.FileMode` and not those of `stat`.
 
-use crate::seaweed::entry::Kind;
+use crate::seaweed::entry::FileKind;
 
 const DIR: u32 = 1 << 31;
 const SYMLINK: u32 = 1 << 27;
@@ -16,15 +16,15 @@ const TYPE: u32 = DIR | SYMLINK | DEVICE | NAMED_PIPE | SOCKET | CHAR_DEVICE | I
 
 /// The kind of file. As in `weed mount` the type bits count as one value, and every combination that is none of these
 /// is a regular file.
-pub(super) fn kind(mode: u32) -> Kind {
+pub(super) fn kind(mode: u32) -> FileKind {
     match mode & TYPE {
-        DIR => Kind::Directory,
-        SYMLINK => Kind::Symlink,
-        NAMED_PIPE => Kind::NamedPipe,
-        SOCKET => Kind::Socket,
-        DEVICE => Kind::BlockDevice,
-        CHAR_DEVICE => Kind::CharDevice,
-        _ => Kind::File,
+        DIR => FileKind::Directory,
+        SYMLINK => FileKind::Symlink,
+        NAMED_PIPE => FileKind::NamedPipe,
+        SOCKET => FileKind::Socket,
+        DEVICE => FileKind::BlockDevice,
+        CHAR_DEVICE => FileKind::CharDevice,
+        _ => FileKind::File,
     }
 }
 
@@ -41,15 +41,15 @@ mod tests {
 
     #[test]
     fn kinds() {
-        assert_eq!(kind(DIR | 0o755), Kind::Directory);
-        assert_eq!(kind(SYMLINK | 0o777), Kind::Symlink);
-        assert_eq!(kind(NAMED_PIPE), Kind::NamedPipe);
-        assert_eq!(kind(SOCKET), Kind::Socket);
-        assert_eq!(kind(DEVICE), Kind::BlockDevice);
-        assert_eq!(kind(CHAR_DEVICE), Kind::CharDevice);
-        assert_eq!(kind(0o100644), Kind::File);
-        assert_eq!(kind(DEVICE | CHAR_DEVICE), Kind::File);
-        assert_eq!(kind(DIR | SETGID | STICKY), Kind::Directory);
+        assert_eq!(kind(DIR | 0o755), FileKind::Directory);
+        assert_eq!(kind(SYMLINK | 0o777), FileKind::Symlink);
+        assert_eq!(kind(NAMED_PIPE), FileKind::NamedPipe);
+        assert_eq!(kind(SOCKET), FileKind::Socket);
+        assert_eq!(kind(DEVICE), FileKind::BlockDevice);
+        assert_eq!(kind(CHAR_DEVICE), FileKind::CharDevice);
+        assert_eq!(kind(0o100644), FileKind::File);
+        assert_eq!(kind(DEVICE | CHAR_DEVICE), FileKind::File);
+        assert_eq!(kind(DIR | SETGID | STICKY), FileKind::Directory);
     }
 
     #[test]

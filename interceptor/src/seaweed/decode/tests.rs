@@ -15,7 +15,7 @@ fn chunk(offset: i64, size: u64) -> pb::FileChunk {
 }
 
 fn decode(raw: pb::Entry) -> Entry {
-    entry(raw, &Owners::default())
+    entry(raw, &OwnerMaps::default())
 }
 
 fn at(seconds: u64, nanoseconds: u32) -> SystemTime {
@@ -149,7 +149,7 @@ fn links() {
             file_mode: 1 << 27 | 0o777, symlink_target: "a/ü".into(), ..Default::default()
         };
     let link = decode(file(target));
-    assert_eq!((link.attr.kind, link.attr.size), (Kind::Symlink, 4));
+    assert_eq!((link.attr.kind, link.attr.size), (FileKind::Symlink, 4));
     assert_eq!(link.content, Content::Target("a/ü".into()));
     let hard = decode(pb::Entry { hard_link_id: vec![1, 2], hard_link_counter: 3, ..sized(0) });
     assert_eq!((hard.attr.nlink, hard.hard_link), (3, Some(Bytes::from_static(&[1, 2]))));
@@ -163,7 +163,7 @@ fn devices_keep_their_number() {
     let device = decode(device);
     assert_eq!(
         (device.attr.kind, device.attr.rdev, device.content),
-        (Kind::BlockDevice, 0x801, Content::None)
+        (FileKind::BlockDevice, 0x801, Content::None)
     );
 }
 
@@ -209,7 +209,7 @@ fn only_what_users_set_is_an_extended_attribute() {
 
 #[test]
 fn owners_are_mapped() {
-    let owners = Owners { users: "1000:7".parse().unwrap(), groups: "2000:8".parse().unwrap() };
+    let owners = OwnerMaps { users: "1000:7".parse().unwrap(), groups: "2000:8".parse().unwrap() };
     let raw = file(pb::FuseAttributes { uid: 7, gid: 8, ..Default::default() });
     let entry = entry(raw, &owners);
     assert_eq!((entry.attr.uid, entry.attr.gid), (1000, 2000));
@@ -218,7 +218,7 @@ fn owners_are_mapped() {
 #[test]
 fn an_entry_without_attributes_is_an_empty_file() {
     let entry = decode(pb::Entry { name: "f".into(), ..Default::default() });
-    assert_eq!((entry.attr.kind, entry.attr.size, entry.content), (Kind::File, 0, Content::None));
+    assert_eq!((entry.attr.kind, entry.attr.size, entry.content), (FileKind::File, 0, Content::None));
 }
 
 proptest! {
