@@ -171,7 +171,7 @@ impl Fetcher {
         let mut stale = None;
         let mut reason = String::new();
         loop {
-            attempts.set_unresponsive_since(self.replicas.lookup_silent_since());
+            attempts.set_unresponsive_since(self.replicas.lookup_down_since());
             let located =
                 self.replicas.locate(stale.as_ref(), &self.context(chunk, priority, &attempts)).await;
             let is_located = located.is_ok();

@@ -103,8 +103,8 @@ impl Replicas {
     }
 
     /// Since when no filer has answered lookups; `None` if one does.
-    pub(super) fn lookup_silent_since(&self) -> Option<Instant> {
-        self.locations.lookup_silent_since()
+    pub(super) fn lookup_down_since(&self) -> Option<Instant> {
+        self.locations.lookup_down_since()
     }
 }
 

@@ -29,11 +29,13 @@ impl EntryRef {
     }
 }
 
-/// One change of the name space. Only `new`: created; only `old`: deleted; both in the same place: modified; both in
-/// different places: renamed. A renamed directory is followed by a change for each entry below it.
+/// One change of the name space. Only `new`: created; only `old`: deleted; both in the same place:
+/// modified; both in different places: renamed. A renamed directory is followed by a change for
+/// each entry below it.
 ///
-/// Changes come in the order in which the filer logged them, but a change may come again, and it may be older than
-/// what a lookup has shown meanwhile: it says that what is known of its names may be outdated, not what is true now.
+/// Changes come in the order in which the filer logged them, but a change may come again, and it
+/// may be older than what a lookup has shown meanwhile: it says that what is known of its names
+/// may be outdated, not what is true now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EntryChange {
     /// When the filer logged it, in ns since the epoch of the filer's clock.
@@ -46,15 +48,15 @@ pub struct EntryChange {
 
 /// What one part of a message says.
 #[derive(Debug, PartialEq)]
-pub(super) enum Event {
+pub(super) enum StreamEvent {
     /// Something changed; `None` if it is of no interest here.
     Logged { ts_ns: i64, change: Option<Box<EntryChange>> },
-    /// The stream is alive. Its time is that of sending: events of an earlier time may still come. Other messages than
-    /// heartbeats that have no event in them have no time either.
+    /// The stream is alive. Its time is that of sending: events of an earlier time may still come.
+    /// Other messages than heartbeats that have no event in them have no time either.
     Heartbeat { ts_ns: i64 },
 }
 
-impl Event {
+impl StreamEvent {
     /// The time of the filer's clock that it has.
     pub(super) fn ts_ns(&self) -> i64 {
         match self {
@@ -63,13 +65,13 @@ impl Event {
     }
 }
 
-/// The parts of a message in their order. `decode` gives the entry of a directory, unless it has no legal name; what
-/// lies outside of `prefix` is of no interest.
+/// The parts of a message in their order. `decode` gives the entry of a directory, unless it has
+/// no legal name; what lies outside of `prefix` is of no interest.
 pub(super) fn interpret(
     message: pb::SubscribeMetadataResponse,
     prefix: &str,
     mut decode: impl FnMut(&str, pb::Entry) -> Option<Entry>,
-) -> Vec<Event> {
+) -> Vec<StreamEvent> {
     let mut rest = vec![message];
     let mut events = Vec::new();
     while let Some(mut message) = rest.pop() {
@@ -83,9 +85,9 @@ fn part(
     message: pb::SubscribeMetadataResponse,
     prefix: &str,
     decode: &mut impl FnMut(&str, pb::Entry) -> Option<Entry>,
-) -> Event {
+) -> StreamEvent {
     let Some(notification) = message.event_notification else {
-        return Event::Heartbeat { ts_ns: message.ts_ns };
+        return StreamEvent::Heartbeat { ts_ns: message.ts_ns };
     };
     let mut place = |directory: &str, raw: Option<pb::Entry>| {
         let entry = decode(directory, raw?)?;
@@ -97,7 +99,7 @@ fn part(
     let new = place(to, notification.new_entry);
     let relevant = old.iter().chain(&new).any(|place| place.is_within(prefix));
     let change = relevant.then(|| Box::new(EntryChange { ts_ns: message.ts_ns, old, new }));
-    Event::Logged { ts_ns: message.ts_ns, change }
+    StreamEvent::Logged { ts_ns: message.ts_ns, change }
 }
 
 #[cfg(test)]
@@ -128,7 +130,7 @@ mod tests {
         }
     }
 
-    fn decoded(message: pb::SubscribeMetadataResponse, prefix: &str) -> Vec<Event> {
+    fn decoded(message: pb::SubscribeMetadataResponse, prefix: &str) -> Vec<StreamEvent> {
         interpret(message, prefix, |_, raw| Some(decode::entry(raw, &OwnerMaps::default())))
     }
 
@@ -139,7 +141,9 @@ mod tests {
             None => String::new(),
         };
         match decoded(message, prefix).pop().unwrap() {
-            Event::Logged { ts_ns: 7, change } => change.map(|change| (path(&change.old), path(&change.new))),
+            StreamEvent::Logged { ts_ns: 7, change } => {
+                change.map(|change| (path(&change.old), path(&change.new)))
+            }
             other => panic!("{other:?}"),
         }
     }
@@ -161,9 +165,12 @@ mod tests {
 
     #[test]
     fn markers_move_the_position_and_heartbeats_do_not() {
-        assert_eq!(decoded(message("", None, None, ""), "/"), [Event::Logged { ts_ns: 7, change: None }]);
+        assert_eq!(
+            decoded(message("", None, None, ""), "/"),
+            [StreamEvent::Logged { ts_ns: 7, change: None }]
+        );
         let heartbeat = pb::SubscribeMetadataResponse { ts_ns: 9, ..Default::default() };
-        assert_eq!(decoded(heartbeat, "/"), [Event::Heartbeat { ts_ns: 9 }]);
+        assert_eq!(decoded(heartbeat, "/"), [StreamEvent::Heartbeat { ts_ns: 9 }]);
     }
 
     #[test]
@@ -173,7 +180,7 @@ mod tests {
         let names: Vec<_> = decoded(batch, "/")
             .into_iter()
             .map(|event| match event {
-                Event::Logged { change: Some(change), .. } => change.new.unwrap().entry.name,
+                StreamEvent::Logged { change: Some(change), .. } => change.new.unwrap().entry.name,
                 other => panic!("{other:?}"),
             })
             .collect();
@@ -206,7 +213,7 @@ mod tests {
     #[test]
     fn an_entry_without_a_legal_name_is_left_out() {
         let events = interpret(message("/a", named("x"), None, ""), "/", |_, _| None);
-        assert_eq!(events, [Event::Logged { ts_ns: 7, change: None }]);
+        assert_eq!(events, [StreamEvent::Logged { ts_ns: 7, change: None }]);
     }
 
     proptest! {

@@ -1,23 +1,25 @@
-//! Several filers of one cluster, of which one is in use.
+//! Several filers of one cluster, of which one is current.
 //!
-//! All calls and the metadata subscription use the same filer, the current one: filers with stores of their own copy
-//! changes from each other with a delay, so an answer of one filer must not be judged by the events of another. The next
-//! filer becomes current, for everyone, when a call to the current one fails, when it [falls silent](super::pulse) while
-//! another answers, or when others were faster [`MAX_LOST_RACES`] times in a row. Answers that are errors are answers: they
-//! change nothing.
+//! All calls and the metadata subscription use the current filer. Filers with stores of their own
+//! copy changes from each other with a delay, so an answer of one filer must not be judged by the
+//! events of another. The next filer becomes current, for all calls, when a call to the current
+//! one fails, when it is [down](super::liveness) while another is up, or when others were faster
+//! [`MAX_LOST_RACES`] times in a row. Answers that are errors are answers: they change nothing.
 //!
-//! [`Filers::call`] makes one call. If the current filer leaves it unanswered for a moment, the next one is asked as well, and the
-//! first answer is taken. One that does not come from the current filer is marked, because no events will tell when it
-//! ceases to be right. A call that no filer answers is repeated, so that a filer may be restarted under a mount, until the
-//! call's time is over or the filers have not answered for [`FILER_TIMEOUT`], whichever is first. After
-//! that a call is given [`LEAST_PATIENCE`], and those that come within as much time after it has
-//! failed are refused at once, so that what depends on many calls fails soon as well. As soon as a
-//! filer is heard, by a call or by its [pulse](super::pulse), none is refused.
+//! [`Filers::call`] makes one call. If the current filer leaves it unanswered for a moment, the
+//! next one is asked as well, and the first answer is taken. An answer that does not come from the
+//! current filer is marked, because no event will say when it becomes outdated.
+//!
+//! A call that no filer answers is repeated, so that a filer may be restarted under a mount. It
+//! fails when its deadline is over, or when no filer has answered for [`FILER_TIMEOUT`]. From then
+//! on a call may take [`MIN_CALL_TIMEOUT`], and calls that come within as much time after such a
+//! one has failed are refused at once, so that a request that needs many calls fails soon as well.
+//! As soon as a filer answers a call or a [ping](super::ping), no call is refused.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -26,34 +28,28 @@ use parking_lot::Mutex;
 use rustls::ClientConfig;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
-use tonic::transport::Channel;
-use tonic::{Code, Status};
+use tonic::Status;
 
 use super::address::ServerAddress;
-use super::channel;
-use super::message::MAX_MESSAGE;
-use super::pb::seaweed_filer_client::SeaweedFilerClient;
-use super::pulse::{self, Pulse, Silence};
+use super::endpoint::FilerEndpoint;
+use super::liveness::Outage;
+use super::ping;
+use super::rpc::{CallFailure, FILER_TIMEOUT, Stub};
 use crate::arrival::Arrival;
-use crate::telemetry::health::{FilerHealth, LastError};
+use crate::telemetry::health::FilerHealth;
 use crate::vital;
 
-/// How long filers that do not answer are asked again and again, counted from when one was last heard.
-pub const FILER_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a call may take that is made later than that.
-const LEAST_PATIENCE: Duration = Duration::from_secs(1);
-/// First and longest pause after all filers failed in turn.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// After how many calls in a row that another filer answered first the current one is left.
+/// How long a call may take that is made when no filer has answered for [`FILER_TIMEOUT`].
+const MIN_CALL_TIMEOUT: Duration = Duration::from_secs(1);
+/// First and longest back-off after all filers have failed in turn.
+const FIRST_BACKOFF: Duration = Duration::from_millis(50);
+const MAX_BACKOFF: Duration = Duration::from_secs(1);
+/// After so many calls in a row that another filer has answered first, the current one is left.
 const MAX_LOST_RACES: u32 = 3;
-/// How often a call that waits looks whether its filers still answer.
-const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// How often a call that waits checks whether its filers still answer.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// A stub of the filer's service.
-pub(super) type Stub = SeaweedFilerClient<Channel>;
-
-/// Why a filer did not do what it was asked for.
+/// Why a call failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum FilerError {
     /// No filer answered.
@@ -94,120 +90,18 @@ impl fmt::Display for Reasons<'_> {
     }
 }
 
-/// What can go wrong with one call of one filer.
-#[derive(Debug)]
-pub(super) enum Failure {
-    /// An error came back, from the filer or from the transport.
-    Status(Status),
-    /// Nothing came for this long.
-    Silent(Duration),
-    /// The filer does not answer calls.
-    Dead(Silence),
-}
-
-impl From<Silence> for Failure {
-    fn from(silence: Silence) -> Self {
-        Failure::Dead(silence)
-    }
-}
-
-impl Failure {
-    /// Whether the filer itself said so: another one would say the same.
-    pub(super) fn is_answer(&self) -> bool {
-        use std::error::Error;
-        match self {
-            Failure::Silent(_) | Failure::Dead(_) => false,
-            // The transport's errors have a source; `Unavailable` and `Cancelled` also come from a filer that stops.
-            // `Unknown` without a source is what Go makes of any error, but also a stream that was cut off.
-            Failure::Status(status) => {
-                let stopping =
-                    matches!(status.code(), Code::Unavailable | Code::Cancelled | Code::DeadlineExceeded);
-                let cut = status.code() == Code::Unknown && status.message().contains("missing grpc-status");
-                !stopping && !cut && status.source().is_none()
-            }
-        }
-    }
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        use std::error::Error;
-        let status = match self {
-            Failure::Silent(limit) => return write!(f, "no answer within {:.1} s", limit.as_secs_f32()),
-            Failure::Dead(silence) => return f.write_str(&silence.reason),
-            Failure::Status(status) => status,
-        };
-        // Each layer repeats the text of those below it.
-        let mut text = status.message().to_owned();
-        let mut source = status.source();
-        while let Some(cause) = source {
-            let cause_text = cause.to_string();
-            if !text.contains(&cause_text) && cause_text != "transport error" {
-                text = format!("{text}: {cause_text}");
-            }
-            source = cause.source();
-        }
-        f.write_str(&text)
-    }
-}
-
-/// Waits for a call or for the next message of a stream, no longer than `limit`.
-pub(super) async fn within<T>(
-    limit: Duration,
-    call: impl Future<Output = Result<T, Status>>,
-) -> Result<T, Failure> {
-    match tokio::time::timeout(limit, call).await {
-        Ok(result) => result.map_err(Failure::Status),
-        Err(_) => Err(Failure::Silent(limit)),
-    }
-}
-
-/// One filer. Calls and the subscription have a connection each: events that nobody takes fill the receive window of
-/// their connection, and calls would wait behind them.
-pub(super) struct Filer {
-    pub(super) address: ServerAddress,
-    calls: Stub,
-    events: Stub,
-    pulse: Pulse,
-    /// Calls in a row that another filer has answered first.
-    lost_races: AtomicU32,
-    trouble: LastError,
-}
-
-impl Filer {
-    /// A stub for calls and listings.
-    pub(super) fn calls(&self) -> Stub {
-        self.calls.clone()
-    }
-
-    /// A stub for the subscription.
-    pub(super) fn events(&self) -> Stub {
-        self.events.clone()
-    }
-
-    /// Whether it answers.
-    pub(super) fn pulse(&self) -> &Pulse {
-        &self.pulse
-    }
-
-    /// Remembers a failure for the status API.
-    pub(super) fn note(&self, failure: &dyn fmt::Display) {
-        self.trouble.note(failure);
-    }
-}
-
 /// How a call is made.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct CallOptions {
-    /// The call, for people.
+    /// The name of the call.
     pub(super) rpc: &'static str,
     /// When it must be over.
     pub(super) deadline: Instant,
-    /// How long a filer may leave it unanswered before the next one is asked as well; never, if it is `None`.
+    /// After how long without an answer the next filer is asked as well; `None`: never.
     pub(super) hedge_after: Option<Duration>,
     /// Whether the filer that answers becomes the current one.
     pub(super) follow_winner: bool,
-    /// Whether to go on after every filer has failed once.
+    /// Whether to repeat the call after every filer has failed once.
     pub(super) repeat: bool,
 }
 
@@ -224,11 +118,11 @@ impl CallOptions {
     }
 }
 
-/// An answer and whose it is.
+/// An answer, and the filer that gave it.
 #[derive(Debug)]
-pub(super) struct Answered<T> {
+pub(super) struct FilerAnswer<T> {
     pub(super) value: T,
-    /// The filer that gave it.
+    /// The index of the filer.
     pub(super) index: usize,
     /// Whether that is the filer whose events are followed.
     pub(super) is_followed: bool,
@@ -236,14 +130,14 @@ pub(super) struct Answered<T> {
 
 /// The filers of a cluster; see the module.
 pub(super) struct Filers {
-    all: Vec<Arc<Filer>>,
+    all: Vec<Arc<FilerEndpoint>>,
     current: watch::Sender<usize>,
-    /// When a call failed last because none of them answered.
-    gave_up: Mutex<Option<Instant>>,
+    /// When a call last failed because no filer answered.
+    last_failure: Mutex<Option<Instant>>,
 }
 
 impl Filers {
-    /// Prepares channels, connects none.
+    /// Prepares the channels without connecting them.
     pub(super) fn new(
         addresses: Vec<ServerAddress>,
         tls: Option<Arc<ClientConfig>>,
@@ -251,47 +145,38 @@ impl Filers {
         if addresses.is_empty() {
             return Err(FilerError::NoFiler);
         }
-        let stub = |address: &ServerAddress| match channel::open(address, tls.clone()) {
-            Ok(channel) => Ok(Stub::new(channel).max_decoding_message_size(MAX_MESSAGE)),
-            Err(_) => Err(FilerError::Address(address.clone())),
-        };
-        let filer = |address| {
-            Ok(Arc::new(Filer {
-                calls: stub(&address)?,
-                events: stub(&address)?,
-                pulse: Pulse::new(),
-                lost_races: AtomicU32::new(0),
-                trouble: LastError::default(),
-                address,
-            }))
+        let filer = |address: ServerAddress| match FilerEndpoint::new(address.clone(), tls.as_ref()) {
+            Ok(filer) => Ok(Arc::new(filer)),
+            Err(_) => Err(FilerError::Address(address)),
         };
         let all = addresses.into_iter().map(filer).collect::<Result<_, _>>()?;
-        Ok(Self { all, current: watch::Sender::new(0), gave_up: Mutex::new(None) })
+        Ok(Self { all, current: watch::Sender::new(0), last_failure: Mutex::new(None) })
     }
 
-    /// Finds out, from now on and as long as this value exists, which of the filers answer.
-    pub(super) fn watch_pulses(&self) {
+    /// Pings all filers as long as this value exists.
+    pub(super) fn ping_all(&self) {
         for filer in &self.all {
-            tokio::spawn(vital::task("pulse of a filer", pulse::watch(Arc::downgrade(filer))));
+            tokio::spawn(vital::task("ping of a filer", ping::ping(Arc::downgrade(filer))));
         }
     }
 
-    /// The filer in use and its index.
-    pub(super) fn current(&self) -> (usize, &Filer) {
+    /// The current filer and its index.
+    pub(super) fn current(&self) -> (usize, &FilerEndpoint) {
         let index = *self.current.borrow();
         (index, &self.all[index])
     }
 
-    /// Tells when another filer becomes current.
-    pub(super) fn watch(&self) -> watch::Receiver<usize> {
+    /// Receives the index of each filer that becomes current.
+    pub(super) fn watch_current(&self) -> watch::Receiver<usize> {
         self.current.subscribe()
     }
 
-    /// Makes the next filer that answers current, or the next one if none does, unless `index` is not current any more.
+    /// Makes the next filer that is up current, or the next one if none is, unless `index` is not
+    /// current any more.
     pub(super) fn leave(&self, index: usize, reason: &dyn fmt::Display) {
-        self.all[index].note(reason);
+        self.all[index].record_error(reason);
         let others = || self.after(index).skip(1);
-        let next = others().find(|&i| !self.all[i].pulse.is_silent()).or_else(|| others().next());
+        let next = others().find(|&i| !self.all[i].liveness.is_down()).or_else(|| others().next());
         if let Some(next) = next {
             self.move_on(index, next, reason);
         }
@@ -311,111 +196,112 @@ impl Filers {
         }
     }
 
-    /// If the current filer is silent and another one answers, makes that one current.
-    pub(super) fn leave_silent(&self) {
+    /// If the current filer is down and another one is up, makes that one current.
+    pub(super) fn leave_if_down(&self) {
         let index = self.current().0;
-        if let Some(silence) = self.all[index].pulse.silence()
-            && self.is_any_other_alive(index)
+        if let Some(outage) = self.all[index].liveness.outage()
+            && self.is_another_up(index)
         {
-            self.leave(index, &silence.reason);
+            self.leave(index, &outage.reason);
         }
     }
 
-    /// Waits until the current filer is not silent; another one becomes current if that answers.
-    pub(super) async fn any_answers(&self) {
+    /// Completes when the current filer is up. Another one that is up becomes current.
+    pub(super) async fn current_up(&self) {
         loop {
-            self.leave_silent();
-            if !self.current().1.pulse.is_silent() {
+            self.leave_if_down();
+            if !self.current().1.liveness.is_down() {
                 return;
             }
-            tokio::time::sleep(LOOK_INTERVAL).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
-    /// Waits until this filer is silent while another one answers.
-    pub(super) async fn replaceable(&self, index: usize) -> Silence {
+    /// Completes when the filer is down while another one is up.
+    pub(super) async fn replaceable(&self, index: usize) -> Outage {
         loop {
-            let silence = self.all[index].pulse.lost().await;
-            if self.is_any_other_alive(index) {
-                return silence;
+            let outage = self.all[index].liveness.down().await;
+            if self.is_another_up(index) {
+                return outage;
             }
-            tokio::time::sleep(LOOK_INTERVAL).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
-    /// Whether a filer other than this one answers.
-    fn is_any_other_alive(&self, index: usize) -> bool {
-        self.after(index).skip(1).any(|i| !self.all[i].pulse.is_silent())
+    /// Whether a filer other than this one is up.
+    fn is_another_up(&self, index: usize) -> bool {
+        self.after(index).skip(1).any(|i| !self.all[i].liveness.is_down())
     }
 
-    /// Whether a filer that was heard within `limit` does not answer now.
-    pub(super) fn has_lost_one_within(&self, limit: Duration) -> bool {
-        let silences = self.all.iter().filter_map(|filer| filer.pulse.silence());
-        silences.into_iter().any(|silence| silence.was_heard && silence.since.elapsed() < limit)
+    /// Whether a filer is down that was up within `limit`.
+    pub(super) fn lost_one_within(&self, limit: Duration) -> bool {
+        let outages = self.all.iter().filter_map(|filer| filer.liveness.outage());
+        outages.into_iter().any(|outage| outage.was_up && outage.since.elapsed() < limit)
     }
 
-    /// Whether a filer answers now; else why none does.
+    /// Ok if a filer is up; otherwise the error says why none is.
     pub(super) fn answering(&self) -> Result<(), String> {
-        let silent: Option<Vec<_>> = self.all.iter().map(|filer| filer.pulse.silence()).collect();
-        let Some(silent) = silent else { return Ok(()) };
-        let reasons = self.all.iter().zip(silent).map(|(filer, silence)| {
-            let seconds = silence.since.elapsed().as_secs_f32();
-            format!("{} has not answered for {seconds:.1} s: {}", filer.address, silence.reason)
+        let outages: Option<Vec<_>> = self.all.iter().map(|filer| filer.liveness.outage()).collect();
+        let Some(outages) = outages else { return Ok(()) };
+        let reasons = self.all.iter().zip(outages).map(|(filer, outage)| {
+            let seconds = outage.since.elapsed().as_secs_f32();
+            format!("{} has not answered for {seconds:.1} s: {}", filer.address, outage.reason)
         });
         Err(reasons.collect::<Vec<_>>().join("; "))
     }
 
-    /// How each of them is doing.
+    /// How each of them does, for the status API.
     pub(super) fn health(&self) -> Vec<FilerHealth> {
         let current = self.current().0;
-        let health = |(index, filer): (usize, &Arc<Filer>)| FilerHealth {
+        let health = |(index, filer): (usize, &Arc<FilerEndpoint>)| FilerHealth {
             address: filer.address.to_string(),
             is_current: index == current,
-            is_silent: filer.pulse.is_silent(),
-            last_error: filer.trouble.told(),
+            is_silent: filer.liveness.is_down(),
+            last_error: filer.last_error.told(),
         };
         self.all.iter().enumerate().map(health).collect()
     }
 
-    /// All indices, in the order in which they are asked if `first` is the first.
+    /// All indices, in the order in which filers are asked if `first` is the first.
     fn after(&self, first: usize) -> impl Iterator<Item = usize> + use<> {
         let count = self.all.len();
         (0..count).map(move |i| (first + i) % count)
     }
 
-    /// Since when none of them answers, if that is so.
-    pub(super) fn silent_since(&self) -> Option<Instant> {
-        let since = self.all.iter().map(|filer| Some(filer.pulse.silence()?.since));
+    /// Since when all of them are down; `None` if one is up.
+    pub(super) fn down_since(&self) -> Option<Instant> {
+        let since = self.all.iter().map(|filer| Some(filer.liveness.outage()?.since));
         since.collect::<Option<Vec<_>>>()?.into_iter().max()
     }
 
-    /// When a call must be over that was begun at `start` and may take until `deadline`.
-    fn limit(&self, start: Instant, deadline: Instant) -> Instant {
-        match self.silent_since() {
-            Some(since) => deadline.min((since + FILER_TIMEOUT).max(start + LEAST_PATIENCE)),
+    /// When a call must be over that began at `start` and may take until `deadline`.
+    fn call_deadline(&self, start: Instant, deadline: Instant) -> Instant {
+        match self.down_since() {
+            Some(since) => deadline.min((since + FILER_TIMEOUT).max(start + MIN_CALL_TIMEOUT)),
             None => deadline,
         }
     }
 
-    /// Why a call that begins at `start` is not tried: no filer has answered for long, and the
-    /// last call has just found that out.
-    fn refusal(&self, rpc: &'static str, start: Instant) -> Option<FilerError> {
-        let since = self.silent_since()?;
-        let gave_up = (*self.gave_up.lock())?;
-        if start < since + FILER_TIMEOUT || start >= gave_up + LEAST_PATIENCE {
+    /// The error of a call that begins at `start` and is not tried, because no filer has answered
+    /// for long and another call has just failed.
+    fn fail_fast(&self, rpc: &'static str, start: Instant) -> Option<FilerError> {
+        let since = self.down_since()?;
+        let last_failure = (*self.last_failure.lock())?;
+        if start < since + FILER_TIMEOUT || start >= last_failure + MIN_CALL_TIMEOUT {
             return None;
         }
-        let reason =
-            |filer: &Arc<Filer>| Some((filer.address.clone(), filer.pulse.silence()?.reason.to_string()));
+        let reason = |filer: &Arc<FilerEndpoint>| {
+            Some((filer.address.clone(), filer.liveness.outage()?.reason.to_string()))
+        };
         Some(FilerError::Unreachable { rpc, tried: self.all.iter().filter_map(reason).collect() })
     }
 
-    /// Makes a call; see the module. `ask` makes it at one filer.
+    /// Makes a call; see the module. `ask` makes it to one filer.
     pub(super) async fn call<T, F>(
         &self,
         options: CallOptions,
         ask: impl Fn(Stub) -> F,
-    ) -> Result<Answered<T>, FilerError>
+    ) -> Result<FilerAnswer<T>, FilerError>
     where
         F: Future<Output = Result<T, Status>>,
     {
@@ -423,30 +309,30 @@ impl Filers {
             let answer = ask(self.all[index].calls());
             async move { (index, answer.await) }
         };
-        self.leave_silent();
+        self.leave_if_down();
         let start = Instant::now();
-        if let Some(error) = self.refusal(options.rpc, start) {
+        if let Some(error) = self.fail_fast(options.rpc, start) {
             return Err(error);
         }
         let first = self.current().0;
         let mut running = FuturesUnordered::from_iter([attempt(first)]);
         let mut asked = vec![first];
         let mut last_asked = start;
-        let mut pause = FIRST_PAUSE;
-        // Why each filer failed that has.
-        let mut failures: BTreeMap<usize, Failure> = BTreeMap::new();
+        let mut backoff = FIRST_BACKOFF;
+        // How each filer has failed, by its index.
+        let mut failures: BTreeMap<usize, CallFailure> = BTreeMap::new();
         let mut asks_next_now = false;
         loop {
             let now = Instant::now();
-            let limit = self.limit(start, options.deadline);
+            let limit = self.call_deadline(start, options.deadline);
             if now >= limit {
                 return Err(self.unreachable(options.rpc, start, &asked, failures));
             }
-            let next = self.after(first).find(|i| !asked.contains(i) && !self.all[*i].pulse.is_silent());
+            let next = self.after(first).find(|i| !asked.contains(i) && !self.all[*i].liveness.is_down());
             let next = next.or_else(|| self.after(first).find(|i| !asked.contains(i) && running.is_empty()));
             let hedge_at = options.hedge_after.map(|after| last_asked + after);
-            let all_silent = asked.iter().all(|i| self.all[*i].pulse.is_silent());
-            let is_due = asks_next_now || all_silent || hedge_at.is_some_and(|at| now >= at);
+            let all_down = asked.iter().all(|i| self.all[*i].liveness.is_down());
+            let is_due = asks_next_now || all_down || hedge_at.is_some_and(|at| now >= at);
             asks_next_now = false;
             if let Some(index) = next.filter(|_| is_due) {
                 running.push(attempt(index));
@@ -458,33 +344,33 @@ impl Filers {
                     let message = message.to_string();
                     return Err(self.refused(options.rpc, asked[0], message));
                 }
-                if !options.repeat || now + pause > limit {
+                if !options.repeat || now + backoff > limit {
                     return Err(self.unreachable(options.rpc, start, &asked, failures));
                 }
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(LONGEST_PAUSE);
+                tokio::time::sleep(backoff).await;
+                backoff = (backoff * 2).min(MAX_BACKOFF);
                 asked.clear();
                 asks_next_now = true;
                 continue;
             }
-            let look_again = (now + LOOK_INTERVAL).max(hedge_at.unwrap_or(now).min(limit)).min(limit);
+            let next_poll = (now + POLL_INTERVAL).max(hedge_at.unwrap_or(now).min(limit)).min(limit);
             let done = tokio::select! {
                 biased;
                 done = running.next() => done,
-                () = sleep_until(look_again) => None,
+                () = sleep_until(next_poll) => None,
             };
             match done {
                 Some((index, Ok(value))) => {
-                    self.all[index].pulse.heard();
-                    self.won(index, &asked, options.follow_winner);
+                    self.all[index].liveness.mark_up();
+                    self.record_winner(index, &asked, options.follow_winner);
                     let is_followed = index == self.current().0;
-                    return Ok(Answered { value, index, is_followed });
+                    return Ok(FilerAnswer { value, index, is_followed });
                 }
                 Some((index, Err(status))) => {
-                    let failure = Failure::Status(status);
+                    let failure = CallFailure::Status(status);
                     if failure.is_answer() {
-                        self.all[index].pulse.heard();
-                        self.all[index].note(&failure);
+                        self.all[index].liveness.mark_up();
+                        self.all[index].record_error(&failure);
                         if running.is_empty() {
                             return Err(self.refused(options.rpc, index, failure.to_string()));
                         }
@@ -499,15 +385,15 @@ impl Filers {
         }
     }
 
-    /// Draws conclusions from which of the filers that were asked has answered first.
-    fn won(&self, winner: usize, asked: &[usize], is_followed: bool) {
+    /// Updates which filer is current after `winner` has answered first of those that were asked.
+    fn record_winner(&self, winner: usize, asked: &[usize], is_followed: bool) {
         self.all[winner].lost_races.store(0, Relaxed);
         let (current, filer) = self.current();
         if winner == current || !asked.contains(&current) {
             return;
         }
         let lost = filer.lost_races.fetch_add(1, Relaxed) + 1;
-        if is_followed || filer.pulse.is_silent() || lost >= MAX_LOST_RACES {
+        if is_followed || filer.liveness.is_down() || lost >= MAX_LOST_RACES {
             filer.lost_races.store(0, Relaxed);
             self.move_on(current, winner, &"another filer is faster");
         }
@@ -518,18 +404,18 @@ impl Filers {
         rpc: &'static str,
         start: Instant,
         asked: &[usize],
-        mut failures: BTreeMap<usize, Failure>,
+        mut failures: BTreeMap<usize, CallFailure>,
     ) -> FilerError {
-        *self.gave_up.lock() = Some(Instant::now());
+        *self.last_failure.lock() = Some(Instant::now());
         for &index in asked {
-            failures.entry(index).or_insert_with(|| Failure::Silent(start.elapsed()));
+            failures.entry(index).or_insert_with(|| CallFailure::Timeout(start.elapsed()));
         }
         let named =
             failures.into_iter().map(|(i, failure)| (self.all[i].address.clone(), failure.to_string()));
         FilerError::Unreachable { rpc, tried: named.collect() }
     }
 
-    /// The error for an answer that is of no use.
+    /// The error for an answer that cannot be used.
     pub(super) fn refused(&self, rpc: &'static str, index: usize, message: String) -> FilerError {
         FilerError::Refused { filer: self.all[index].address.clone(), rpc, message }
     }
@@ -549,12 +435,12 @@ mod tests {
         CallOptions::new("Test", Arrival::now())
     }
 
-    /// Makes a call in which the n-th attempt comes to the n-th of `outcomes`; `None`: no answer.
+    /// Makes a call whose n-th attempt has the n-th of `outcomes`; `None`: no answer.
     async fn call(
         filers: &Filers,
         options: CallOptions,
         outcomes: &[Option<Result<u32, Status>>],
-    ) -> Result<Answered<u32>, FilerError> {
+    ) -> Result<FilerAnswer<u32>, FilerError> {
         let outcomes = Mutex::new(outcomes.iter().cloned());
         filers
             .call(options, |_| {
@@ -586,7 +472,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_that_is_an_error_ends_the_call_and_moves_nobody() {
+    async fn an_answer_that_is_an_error_ends_the_call_and_changes_no_current_filer() {
         let filers = filers(2);
         let refusal = Some(Err(Status::unknown("store is down")));
         let error = call(&filers, options(), &[refusal]).await.unwrap_err();
@@ -595,7 +481,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn while_one_filer_says_nothing_the_next_is_asked_and_its_answer_is_not_trusted_for_long() {
+    async fn while_one_filer_does_not_answer_the_next_is_asked_and_its_answer_is_marked() {
         let filers = filers(2);
         let options = || CallOptions { hedge_after: Some(Duration::from_millis(10)), ..options() };
         let answer = call(&filers, options(), &[None, Some(Ok(7))]).await.unwrap();
@@ -608,46 +494,46 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_filer_that_is_known_to_be_silent_is_not_waited_for() {
+    async fn a_filer_that_is_known_to_be_down_is_not_asked() {
         let filers = filers(3);
-        for silent in [0, 1] {
-            filers.all[silent].pulse.silent("test".into());
+        for down in [0, 1] {
+            filers.all[down].liveness.mark_down("test".into());
         }
         let answer = call(&filers, options(), &[Some(Ok(7))]).await.unwrap();
         assert_eq!((answer.index, filers.current().0), (2, 2));
     }
 
     #[tokio::test]
-    async fn a_call_is_over_in_time_and_soon_once_nobody_has_answered_for_long() {
+    async fn a_call_ends_at_its_deadline_and_earlier_once_no_filer_has_answered_for_long() {
         let filers = filers(2);
         let soon = CallOptions { deadline: Instant::now() + Duration::from_millis(300), ..options() };
         let error = call(&filers, soon, &[]).await.unwrap_err();
         assert!(matches!(error, FilerError::Unreachable { .. }), "{error}");
 
         let start = Instant::now();
-        assert_eq!(filers.limit(start, start + 2 * FILER_TIMEOUT), start + 2 * FILER_TIMEOUT);
+        assert_eq!(filers.call_deadline(start, start + 2 * FILER_TIMEOUT), start + 2 * FILER_TIMEOUT);
         for filer in &filers.all {
-            filer.pulse.silent("test".into());
+            filer.liveness.mark_down("test".into());
         }
-        let since = filers.all.iter().filter_map(|filer| Some(filer.pulse.silence()?.since)).max().unwrap();
+        let since = filers.all.iter().filter_map(|filer| Some(filer.liveness.outage()?.since)).max().unwrap();
         assert_eq!(
-            filers.limit(start, start + 2 * FILER_TIMEOUT),
+            filers.call_deadline(start, start + 2 * FILER_TIMEOUT),
             since + FILER_TIMEOUT,
             "as long as they may restart"
         );
         let later = since + 2 * FILER_TIMEOUT;
-        assert_eq!(filers.limit(later, later + FILER_TIMEOUT), later + LEAST_PATIENCE);
-        filers.all[1].pulse.heard();
-        assert_eq!(filers.limit(later, later + FILER_TIMEOUT), later + FILER_TIMEOUT);
+        assert_eq!(filers.call_deadline(later, later + FILER_TIMEOUT), later + MIN_CALL_TIMEOUT);
+        filers.all[1].liveness.mark_up();
+        assert_eq!(filers.call_deadline(later, later + FILER_TIMEOUT), later + FILER_TIMEOUT);
     }
 
     #[tokio::test]
-    async fn once_none_has_answered_for_long_one_call_a_second_finds_out() {
+    async fn once_no_filer_has_answered_for_long_one_call_a_second_is_tried() {
         const CALLS: u32 = 20;
         let filers = filers(2);
         let long_ago = Instant::now() - 2 * FILER_TIMEOUT;
         for filer in &filers.all {
-            filer.pulse.silent_since(long_ago);
+            filer.liveness.mark_down_since(long_ago);
         }
         let start = Instant::now();
         for _ in 0..CALLS {
@@ -658,19 +544,22 @@ mod tests {
             assert!(!tried.is_empty());
         }
         let took = start.elapsed();
-        assert!(took >= LEAST_PATIENCE, "the first is tried");
-        assert!(took < CALLS * LEAST_PATIENCE / 2, "{took:?}, as if each had its own time");
-        assert!(filers.refusal("Test", Instant::now() + LEAST_PATIENCE).is_none(), "the next is tried again");
-        filers.all[1].pulse.heard();
+        assert!(took >= MIN_CALL_TIMEOUT, "the first is tried");
+        assert!(took < CALLS * MIN_CALL_TIMEOUT / 2, "{took:?}, as if each had its own time");
+        assert!(
+            filers.fail_fast("Test", Instant::now() + MIN_CALL_TIMEOUT).is_none(),
+            "the next is tried again"
+        );
+        filers.all[1].liveness.mark_up();
         assert_eq!(call(&filers, options(), &[Some(Ok(7))]).await.unwrap().value, 7);
     }
 
     #[tokio::test]
-    async fn a_call_is_tried_as_long_as_filers_may_restart() {
+    async fn calls_are_tried_as_long_as_filers_may_restart() {
         let filers = filers(1);
-        filers.all[0].pulse.silent("test".into());
-        *filers.gave_up.lock() = Some(Instant::now());
-        assert!(filers.refusal("Test", Instant::now()).is_none());
+        filers.all[0].liveness.mark_down("test".into());
+        *filers.last_failure.lock() = Some(Instant::now());
+        assert!(filers.fail_fast("Test", Instant::now()).is_none());
         assert_eq!(call(&filers, options(), &[Some(Ok(7))]).await.unwrap().value, 7);
     }
 

@@ -1,16 +1,14 @@
 //! The client of the filer's gRPC service.
 //!
-//! [`FilerClient`] is a handle to share: it knows all filers of the cluster ([`failover`](super::failover) chooses
-//! which one is asked, and for how long), and decodes what they send ([`intake`](super::intake)). A call that no filer
-//! answers fails with an error that names every filer and its reason.
-//!
-//! [`list`](FilerClient::list) reads ahead of its consumer by a bounded number of entries; see
+//! [`FilerClient`] is a handle to share. It knows all filers of the cluster
+//! ([`failover`](super::failover) chooses which one is asked, and for how long), and decodes what
+//! they send ([`entry_filter`](super::entry_filter)). A call that no filer answers fails with an
+//! error that names every filer and its reason. Directories are listed by
 //! [`listing`](super::listing).
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use futures::Stream;
 use futures::future::BoxFuture;
 use tokio::time::Instant;
 use tonic::{Code, Status};
@@ -18,23 +16,24 @@ use tonic::{Code, Status};
 use super::address::ServerAddress;
 use super::decode;
 use super::entry::{Attributes, Content, Entry, FileKind, RemoteObject};
-use super::failover::{Answered, CallOptions, Filers, Stub};
-pub use super::failover::{FILER_TIMEOUT, FilerError};
-use super::intake::Intake;
-use super::listing;
+use super::entry_filter::EntryFilter;
+pub use super::failover::FilerError;
+use super::failover::{CallOptions, FilerAnswer, Filers};
 use super::locations::{Location, LookupError, VolumeLookup};
 use super::owners::OwnerMaps;
 use super::pb;
+pub use super::rpc::FILER_TIMEOUT;
+use super::rpc::Stub;
 use super::security::Security;
 use crate::arrival::Arrival;
 use crate::telemetry::health::FilerHealth;
 
 /// How long the cluster may take to copy an object from its remote storage.
-const CACHE_REMOTE_DEADLINE: Duration = Duration::from_secs(600);
-/// What every filer says in one way or another when there is no such entry; the status code differs by version.
+const CACHE_REMOTE_TIMEOUT: Duration = Duration::from_secs(600);
+/// A part of every filer's message if there is no such entry. The status code differs by version.
 const NOT_FOUND: &str = "no entry is found in filer store";
 
-/// What a filer tells about itself and its cluster.
+/// The configuration of a filer and its cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FilerConfiguration {
     /// Addresses of the masters.
@@ -45,7 +44,7 @@ pub struct FilerConfiguration {
     pub version: String,
     /// Name of the cluster.
     pub cluster_id: String,
-    /// Number that marks the filer's own changes.
+    /// The number that marks changes made through this filer.
     pub signature: i32,
 }
 
@@ -60,42 +59,43 @@ pub struct Statistics {
     pub files: u64,
 }
 
-/// What a filer says of a name.
+/// The result of a lookup.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FoundEntry {
-    /// What has the name.
+    /// The entry with the name, if there is one.
     pub entry: Option<Entry>,
-    /// Whether the filer that said so is the one whose events are followed. What another one says may cease to be right
-    /// without a word.
+    /// Whether the filer that answered is the one whose events are followed. No event says when
+    /// the answer of another one becomes outdated.
     pub is_followed: bool,
 }
 
 /// A handle to the filers of a cluster; clones share everything.
 #[derive(Clone)]
 pub struct FilerClient {
-    shared: Arc<Shared>,
+    inner: Arc<FilerClientInner>,
 }
 
-struct Shared {
+struct FilerClientInner {
     filers: Filers,
-    intake: Intake,
+    entries: EntryFilter,
     configuration: FilerConfiguration,
 }
 
 impl FilerClient {
-    /// Asks the filers in turn for their configuration and uses the first that answers. Fails when none does.
+    /// Asks the filers in turn for their configuration, and uses the first that answers. Fails if
+    /// none does.
     pub async fn connect(addresses: Vec<ServerAddress>, security: &Security) -> Result<Self, FilerError> {
         Self::connect_as(addresses, security, OwnerMaps::default()).await
     }
 
-    /// Like [`connect`](Self::connect); entries show their owners as `owners` maps them.
+    /// Like [`connect`](Self::connect); the owners of entries are mapped by `owners`.
     pub async fn connect_as(
         addresses: Vec<ServerAddress>,
         security: &Security,
         owners: OwnerMaps,
     ) -> Result<Self, FilerError> {
         let filers = Filers::new(addresses, security.grpc_tls())?;
-        filers.watch_pulses();
+        filers.ping_all();
         let options = CallOptions {
             follow_winner: true,
             repeat: false,
@@ -112,32 +112,34 @@ impl FilerClient {
             cluster_id: answer.cluster_id,
             signature: answer.signature,
         };
-        Ok(Self { shared: Arc::new(Shared { filers, intake: Intake::new(owners), configuration }) })
+        Ok(Self {
+            inner: Arc::new(FilerClientInner { filers, entries: EntryFilter::new(owners), configuration }),
+        })
     }
 
-    /// What the first filer that answered told about itself.
+    /// The configuration of the first filer that answered.
     pub fn configuration(&self) -> &FilerConfiguration {
-        &self.shared.configuration
+        &self.inner.configuration
     }
 
-    /// The filer in use now.
+    /// The current filer.
     pub fn current(&self) -> ServerAddress {
         self.filers().current().1.address.clone()
     }
 
-    /// How each filer is doing, in the order in which they were named.
+    /// How each filer does, in the order in which they were named.
     pub fn health(&self) -> Vec<FilerHealth> {
         self.filers().health()
     }
 
-    /// Whether a filer answers now; else why none does.
+    /// Ok if a filer answers now; otherwise the error says why none does.
     pub fn answering(&self) -> Result<(), String> {
         self.filers().answering()
     }
 
-    /// The entry `name` of `directory` (an absolute path without a slash at its end, except for `/`), for a request that
-    /// arrived at `arrival`. The root is the entry without a name of `/`; the filer keeps no entry for it. Names that do not
-    /// exist, or not any more, are `None`.
+    /// The entry `name` of `directory` (an absolute path without a slash at its end, except for
+    /// `/`), for a request that arrived at `arrival`. The root is the entry without a name of `/`;
+    /// the filer keeps no entry for it. A name that does not exist, or has expired, has none.
     pub async fn lookup(
         &self,
         directory: &str,
@@ -157,22 +159,11 @@ impl FilerClient {
             }
         };
         let options = CallOptions::new("LookupDirectoryEntry", arrival);
-        let Answered { value, is_followed, .. } = self.filers().call(options, ask).await?;
-        Ok(FoundEntry { entry: self.living(directory, value), is_followed })
+        let FilerAnswer { value, is_followed, .. } = self.filers().call(options, ask).await?;
+        Ok(FoundEntry { entry: self.decode_living(directory, value), is_followed })
     }
 
-    /// The first `limit` entries of `directory` after the name `after`, in the order of their names' bytes, with their chunks.
-    /// A directory that does not exist has none. The first error is the last item.
-    pub fn list(
-        &self,
-        directory: &str,
-        after: &str,
-        limit: usize,
-    ) -> impl Stream<Item = Result<Entry, FilerError>> + Send + Unpin + use<> {
-        listing::list(self.clone(), directory.to_owned(), after.to_owned(), limit)
-    }
-
-    /// Where a volume is; empty if no volume server has it.
+    /// The locations of a volume; empty if no volume server has it.
     pub async fn lookup_volume(&self, volume: u32) -> Result<Vec<Location>, FilerError> {
         let ask = |mut stub: Stub| {
             let request = pb::LookupVolumeRequest { volume_ids: vec![volume.to_string()] };
@@ -189,8 +180,9 @@ impl FilerClient {
         Ok(found.locations.into_iter().map(location).collect())
     }
 
-    /// Has the cluster copy a remote-only file from its remote storage, which may take minutes, and gives the entry
-    /// with its chunks. `None` if the name does not stand for `object` any more: the filer copies whatever it does.
+    /// Has the cluster copy a remote-only file from its remote storage, which may take minutes.
+    /// Returns the entry with its chunks. The filer copies the object that the name stands for
+    /// now; if that is not `object` any more, there is no entry.
     pub async fn cache_remote(
         &self,
         directory: &str,
@@ -210,17 +202,17 @@ impl FilerClient {
         let rpc = "CacheRemoteObjectToLocalCluster";
         let arrival = Arrival::now();
         let options = CallOptions {
-            deadline: arrival.deadline(CACHE_REMOTE_DEADLINE),
+            deadline: arrival.deadline(CACHE_REMOTE_TIMEOUT),
             // A second filer would copy the object a second time.
             hedge_after: None,
             ..CallOptions::new(rpc, arrival)
         };
-        let Answered { value, index, .. } = self.filers().call(options, ask).await?;
+        let FilerAnswer { value, index, .. } = self.filers().call(options, ask).await?;
         let Some(answer) = value else { return Ok(None) };
         let raw = answer.entry;
         let raw = raw.ok_or_else(|| self.filers().refused(rpc, index, "the answer has no entry".into()))?;
         let is_same = decode::remote_object(&raw).as_ref() == Some(object);
-        Ok(self.living(directory, Some(raw)).filter(|_| is_same))
+        Ok(self.decode_living(directory, Some(raw)).filter(|_| is_same))
     }
 
     /// How much the cluster stores.
@@ -233,16 +225,16 @@ impl FilerClient {
     }
 
     pub(super) fn filers(&self) -> &Filers {
-        &self.shared.filers
+        &self.inner.filers
     }
 
-    /// The entry that a message describes, unless its name is illegal.
+    /// The entry of `directory` that a message describes; `None` if its name is illegal.
     pub(super) fn decode(&self, directory: &str, raw: pb::Entry) -> Option<Entry> {
-        self.shared.intake.entry(directory, raw)
+        self.inner.entries.entry(directory, raw)
     }
 
-    /// The same, unless there is none or its time to live is over.
-    pub(super) fn living(&self, directory: &str, raw: Option<pb::Entry>) -> Option<Entry> {
+    /// Like [`decode`](Self::decode), without entries whose time to live is over.
+    pub(super) fn decode_living(&self, directory: &str, raw: Option<pb::Entry>) -> Option<Entry> {
         let entry = raw.filter(|raw| !raw.name.is_empty()).and_then(|raw| self.decode(directory, raw))?;
         let living = entry.expires.is_none_or(|end| end > SystemTime::now());
         living.then_some(entry)
@@ -253,7 +245,8 @@ fn is_not_found(status: &Status) -> bool {
     status.code() == Code::NotFound || status.message().contains(NOT_FOUND)
 }
 
-/// Newer filers report a volume that nobody has as an error, older ones leave it out of the answer.
+/// Newer filers report a volume that no server has as an error; older ones leave it out of the
+/// answer.
 fn lacks_volume(status: &Status, volume: u32) -> bool {
     status.message().contains(&format!("volume id {volume} not found"))
 }
@@ -296,7 +289,7 @@ impl VolumeLookup for FilerClient {
         })
     }
 
-    fn silent_since(&self) -> Option<Instant> {
-        self.filers().silent_since()
+    fn down_since(&self) -> Option<Instant> {
+        self.filers().down_since()
     }
 }

@@ -49,7 +49,7 @@ pub trait VolumeLookup: Send + Sync {
     fn lookup(&self, volume: u32) -> BoxFuture<'_, Result<Vec<Location>, LookupError>>;
 
     /// Since when those that are asked have not answered, if none does.
-    fn silent_since(&self) -> Option<tokio::time::Instant> {
+    fn down_since(&self) -> Option<tokio::time::Instant> {
         None
     }
 }
@@ -93,8 +93,8 @@ impl Locations {
     }
 
     /// Since when nobody can say where a volume is that is not known yet, if that is so.
-    pub fn lookup_silent_since(&self) -> Option<tokio::time::Instant> {
-        self.lookup.silent_since()
+    pub fn lookup_down_since(&self) -> Option<tokio::time::Instant> {
+        self.lookup.down_since()
     }
 
     /// The locations of `volume` after those in `stale` turned out not to work: looked up again, unless another reader has

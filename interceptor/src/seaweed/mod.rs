@@ -5,17 +5,21 @@ pub mod address;
 mod channel;
 pub mod codec;
 pub mod decode;
+mod endpoint;
 pub mod entry;
+mod entry_filter;
 mod event;
 mod failover;
 pub mod filer;
+mod freshness;
 pub mod http1;
-mod intake;
 mod listing;
+mod liveness;
 pub mod locations;
 mod message;
 pub mod owners;
-mod pulse;
+mod ping;
+mod rpc;
 #[cfg(test)]
 pub(crate) mod scripted;
 #[cfg(test)]
