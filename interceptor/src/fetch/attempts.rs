@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use crate::arrival::Arrival;
 use crate::seaweed::http1::Deadlines;
-use crate::seaweed::volume::Class;
+use crate::seaweed::volume::ErrorClass;
 
 /// The back-off before the second pass over fresh locations. Each further one is half as long
 /// again.
@@ -52,13 +52,13 @@ pub(super) enum PassOutcome {
 
 impl PassOutcome {
     /// The outcome if servers answered so.
-    pub(super) fn of(answers: &[Class]) -> Self {
+    pub(super) fn of(answers: &[ErrorClass]) -> Self {
         let any = |class| answers.contains(&class);
-        if answers.is_empty() || any(Class::Failed) || any(Class::Busy) {
+        if answers.is_empty() || any(ErrorClass::Failed) || any(ErrorClass::Busy) {
             Self::Unanswered
-        } else if any(Class::Damaged) {
+        } else if any(ErrorClass::Damaged) {
             Self::Damaged
-        } else if any(Class::Refused) {
+        } else if any(ErrorClass::Refused) {
             Self::Refused
         } else {
             Self::Missing
@@ -280,7 +280,7 @@ mod tests {
 
     #[test]
     fn the_outcome_of_a_pass_depends_on_every_answer() {
-        use Class::*;
+        use ErrorClass::*;
         assert_eq!(PassOutcome::of(&[]), PassOutcome::Unanswered);
         assert_eq!(PassOutcome::of(&[Missing, Missing]), PassOutcome::Missing);
         assert_eq!(PassOutcome::of(&[Missing, Refused]), PassOutcome::Refused);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::engine::EngineConfig;
-use crate::seaweed::http1::Limits;
+use crate::seaweed::http1::HttpTimeouts;
 
 /// How many bytes one server is asked for at a time. Speculation may have half of it, 32 MiB,
 /// which is the widest window of a stream, so one stream alone never waits at the gate: 32 MiB
@@ -45,7 +45,7 @@ pub struct FetcherConfig {
     /// half of it.
     pub bytes_per_server: u64,
     /// Time limits of the connections.
-    pub limits: Limits,
+    pub timeouts: HttpTimeouts,
     /// Which engines may be asked.
     pub engines: EngineConfig,
 }
@@ -59,7 +59,7 @@ impl Default for FetcherConfig {
             request_timeout: Duration::from_secs(30),
             requests_per_server: 64,
             bytes_per_server: BYTES_PER_SERVER,
-            limits: Limits::default(),
+            timeouts: HttpTimeouts::default(),
             engines: EngineConfig::default(),
         }
     }

@@ -29,7 +29,7 @@ use tokio::time::{Instant, timeout};
 use super::must_fetch_whole;
 use super::read_request::ReadRequest;
 use crate::seaweed::entry::Chunk;
-use crate::seaweed::volume::{OVERHEAD, VolumeError, unpack};
+use crate::seaweed::volume::{MAX_NEEDLE_OVERHEAD, VolumeError, unpack};
 use crate::telemetry::Source;
 use crate::telemetry::health::{EngineHealth, EngineState, LastError};
 use crate::write_target::WriteTarget;
@@ -344,7 +344,7 @@ impl Engine {
         // Memory is allocated for what was asked for, whatever size the engine names. A needle
         // that is longer than its chunk (of a truncated file) is read from the volume server,
         // where the rest is skipped without memory for it.
-        let room = chunk.size.saturating_add(OVERHEAD);
+        let room = chunk.size.saturating_add(MAX_NEEDLE_OVERHEAD);
         if room > self.client.longest_read().unwrap_or(MAX_READ).into() {
             return Err(EngineError::Unsuited("longer than an engine brings at a time"));
         }

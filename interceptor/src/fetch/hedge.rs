@@ -170,7 +170,7 @@ impl Hedger {
         let mut late = start + delay;
         loop {
             sleep_until(late).await;
-            if progress.response.at().is_some() {
+            if progress.response.first_byte_at().is_some() {
                 std::future::pending::<()>().await;
             }
             if let Some(permit) = self.permit(first, second, bytes) {

@@ -49,7 +49,7 @@ use crate::priority::Priority;
 use crate::seaweed::entry::Chunk;
 use crate::seaweed::locations::VolumeLookup;
 use crate::seaweed::security::Security;
-use crate::seaweed::volume::{Class, VolumeClient, VolumeError};
+use crate::seaweed::volume::{ErrorClass, VolumeClient, VolumeError};
 use crate::telemetry::health::VolumeServerHealth;
 use crate::telemetry::{Metrics, Source};
 use crate::write_target::WriteTarget;
@@ -100,7 +100,7 @@ impl Fetcher {
     ) -> Self {
         Self {
             replicas: Replicas::new(lookup, &config),
-            volumes: VolumeClient::new(security, config.limits),
+            volumes: VolumeClient::new(security, config.timeouts),
             hedger: Hedger::new(),
             metrics,
             retry_time: config.retry_time,
@@ -227,7 +227,7 @@ impl Fetcher {
         cx: &FetchContext<'_>,
         request: &mut ReadRequest<'_>,
         reason: &mut String,
-    ) -> Result<Source, Vec<Class>> {
+    ) -> Result<Source, Vec<ErrorClass>> {
         let mut answers = Vec::with_capacity(found.replicas.len());
         let mut next = found.replicas.iter();
         while let Some(first) = next.next() {
@@ -236,7 +236,7 @@ impl Fetcher {
                 self.replicas.failed(stopped);
             }
             for (replica, error) in race.failures {
-                *reason = format!("{}: {error}", replica.place.authority());
+                *reason = format!("{}: {error}", replica.endpoint.authority());
                 answers.push(self.note_failure(replica, cx.chunk, &error));
             }
             if let Some(source) = race.won {
@@ -250,15 +250,15 @@ impl Fetcher {
     }
 
     /// Counts a failure, and has a server that is in trouble asked last for a while.
-    fn note_failure(&self, replica: &Replica, chunk: &Chunk, error: &VolumeError) -> Class {
+    fn note_failure(&self, replica: &Replica, chunk: &Chunk, error: &VolumeError) -> ErrorClass {
         replica.server.record_error(error);
         tracing::debug!(fid = %chunk.fid, server = replica.name, %error, "a server did not deliver");
         self.metrics.fetch_error(Source::Http, error.reason());
         let class = error.class();
         match class {
-            Class::Damaged => self.metrics.integrity_failure(Source::Http),
-            Class::Failed | Class::Busy => self.replicas.failed(replica),
-            Class::Missing | Class::Refused => {}
+            ErrorClass::Damaged => self.metrics.integrity_failure(Source::Http),
+            ErrorClass::Failed | ErrorClass::Busy => self.replicas.failed(replica),
+            ErrorClass::Missing | ErrorClass::Refused => {}
         }
         class
     }

@@ -19,7 +19,7 @@ use super::servers::ServerState;
 use crate::priority::Priority;
 use crate::seaweed::entry::Chunk;
 use crate::seaweed::http1::{Deadlines, HttpError};
-use crate::seaweed::volume::{Begun, Class, Place, VolumeClient, VolumeError};
+use crate::seaweed::volume::{ErrorClass, NeedleEndpoint, ResponseProgress, VolumeClient, VolumeError};
 use crate::telemetry::{Metrics, Source};
 
 /// How often a busy server is asked again before the next replica is, and the first back-off.
@@ -51,12 +51,12 @@ impl FetchContext<'_> {
 #[derive(Default)]
 pub(super) struct RequestProgress {
     sent: OnceLock<Instant>,
-    pub(super) response: Begun,
+    pub(super) response: ResponseProgress,
 }
 
 /// A copy of a needle, at a server that can be asked for it.
 pub(super) struct Replica {
-    pub(super) place: Place,
+    pub(super) endpoint: NeedleEndpoint,
     /// The server's name in [`Locations`](crate::seaweed::locations::Locations), where its
     /// failures are noted.
     pub(super) name: String,
@@ -75,7 +75,7 @@ impl Replica {
         let mut backoff = BUSY_BACKOFF;
         for _ in 0..MAX_BUSY_RETRIES {
             match self.read_once(cx, request, progress).await {
-                Err(error) if error.class() == Class::Busy => {
+                Err(error) if error.class() == ErrorClass::Busy => {
                     cx.metrics.fetch_error(Source::Http, error.reason());
                     tokio::time::sleep(backoff).await;
                     backoff = next_backoff(backoff);
@@ -135,7 +135,7 @@ impl Replica {
             cx.priority.raised().await;
             let raised = Instant::now();
             loop {
-                let since = progress.response.last().map_or(raised, |last| last.max(raised));
+                let since = progress.response.last_byte_at().map_or(raised, |last| last.max(raised));
                 if since.elapsed() >= UNRESPONSIVE_AFTER {
                     return since;
                 }
@@ -158,10 +158,14 @@ impl Replica {
                 reading.await
             }
         };
-        if let (Some(begun), false) = (progress.response.at(), is_retry) {
+        if let (Some(begun), false) = (progress.response.first_byte_at(), is_retry) {
             self.server.record_first_byte(bytes, begun - sent);
         }
-        if progress.response.last().is_some_and(|last| last >= sent && last.elapsed() < UNRESPONSIVE_AFTER) {
+        if progress
+            .response
+            .last_byte_at()
+            .is_some_and(|last| last >= sent && last.elapsed() < UNRESPONSIVE_AFTER)
+        {
             self.server.mark_responsive();
         }
         outcome
@@ -181,7 +185,7 @@ impl Replica {
         let token = cx.volumes.read_token(fid);
         match engine.read(cx.chunk, request, token.as_deref(), deadline).await {
             Ok(source) => {
-                progress.response.now();
+                progress.response.record();
                 Some(source)
             }
             Err(error) => {
@@ -204,16 +208,16 @@ impl Replica {
         progress: &RequestProgress,
         deadlines: Deadlines,
     ) -> Result<Source, VolumeError> {
-        let (chunk, place, begun) = (cx.chunk, &self.place, &progress.response);
+        let (chunk, endpoint, begun) = (cx.chunk, &self.endpoint, &progress.response);
         match request {
             ReadRequest::Range { offset, dst } => {
-                cx.volumes.read_range(place, chunk.fid, *offset, dst.bytes(), deadlines, begun).await?;
+                cx.volumes.read_range(endpoint, chunk.fid, *offset, dst.bytes(), deadlines, begun).await?;
             }
             ReadRequest::Whole { offset, dst } => {
-                cx.volumes.read_whole(place, chunk, *offset, dst.bytes(), deadlines, begun).await?;
+                cx.volumes.read_whole(endpoint, chunk, *offset, dst.bytes(), deadlines, begun).await?;
             }
             ReadRequest::Needle { limit, bytes } => {
-                **bytes = cx.volumes.read_needle(place, chunk, *limit, deadlines, begun).await?;
+                **bytes = cx.volumes.read_needle(endpoint, chunk, *limit, deadlines, begun).await?;
             }
         }
         Ok(Source::Http)
@@ -225,18 +229,18 @@ impl Replica {
         if !self.server.mark_unresponsive(since) {
             return;
         }
-        tracing::warn!(server = self.place.authority(), "a volume server does not answer");
-        let (server, place, volumes) = (self.server.clone(), self.place.clone(), volumes.clone());
+        tracing::warn!(server = self.endpoint.authority(), "a volume server does not answer");
+        let (server, endpoint, volumes) = (self.server.clone(), self.endpoint.clone(), volumes.clone());
         tokio::spawn(async move {
             while server.is_unresponsive() {
                 let next = Instant::now() + UNRESPONSIVE_AFTER;
-                if volumes.answers(&place, next).await {
+                if volumes.answers(&endpoint, next).await {
                     server.mark_responsive();
                 }
                 sleep_until(next).await;
             }
             tracing::info!(
-                server = place.authority(),
+                server = endpoint.authority(),
                 "a volume server answers again, or nobody waits for it"
             );
         });
@@ -246,7 +250,9 @@ impl Replica {
     /// server of this one seems to have stopped.
     pub(super) fn record_lost_race(&self, progress: &RequestProgress, bytes: u64) -> bool {
         // A server is not to blame for a request that still waits here, or whose response comes.
-        let (Some(sent), None) = (progress.sent.get(), progress.response.at()) else { return false };
+        let (Some(sent), None) = (progress.sent.get(), progress.response.first_byte_at()) else {
+            return false;
+        };
         self.server.record_lost_race(bytes, sent.elapsed());
         self.server.has_stopped()
     }

@@ -9,7 +9,7 @@ use super::gate::Load;
 use super::replica::{FetchContext, Replica};
 use super::servers::ServerRegistry;
 use crate::seaweed::locations::{Location, Locations, LookupError, VolumeLookup};
-use crate::seaweed::volume::Place;
+use crate::seaweed::volume::NeedleEndpoint;
 
 /// The replicas of all volumes.
 pub(super) struct Replicas {
@@ -68,7 +68,7 @@ impl Replicas {
     ) -> Result<ReplicaList, LookupError> {
         if let VolumeServerRoute::FilerProxy(filer) = &self.route {
             let filer = filer();
-            let replicas = vec![self.replica(Place::Filer(filer.clone()), filer)];
+            let replicas = vec![self.replica(NeedleEndpoint::FilerProxy(filer.clone()), filer)];
             return Ok(ReplicaList { locations: None, replicas, is_fresh: true });
         }
         let (locations, is_fresh) = match stale {
@@ -85,16 +85,16 @@ impl Replicas {
                 VolumeServerRoute::PublicUrl if !location.public_url.is_empty() => location.public_url,
                 _ => location.url.clone(),
             };
-            self.replica(Place::Volume(address), location.url)
+            self.replica(NeedleEndpoint::Volume(address), location.url)
         };
         let ordered = locations.as_ref().map(|locations| self.locations.order(locations));
         let replicas = ordered.into_iter().flatten().map(replica).collect();
         ReplicaList { locations, replicas, is_fresh }
     }
 
-    fn replica(&self, place: Place, name: String) -> Replica {
-        let server = self.servers.at(&place);
-        Replica { place, name, server }
+    fn replica(&self, endpoint: NeedleEndpoint, name: String) -> Replica {
+        let server = self.servers.at(&endpoint);
+        Replica { endpoint, name, server }
     }
 
     /// Notes that the server of `replica` failed: it is asked last for a while.
@@ -117,7 +117,7 @@ impl ReplicaList {
 
     /// Their addresses, for an error's text.
     pub(super) fn names(&self) -> String {
-        let names: Vec<_> = self.replicas.iter().map(|replica| replica.place.authority()).collect();
+        let names: Vec<_> = self.replicas.iter().map(|replica| replica.endpoint.authority()).collect();
         if names.is_empty() { "nobody".to_owned() } else { names.join(", ") }
     }
 }

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::engine::{Engine, EngineConfig};
 use super::gate::{Gate, Load};
 use super::latency::LatencyTracker;
-use crate::seaweed::volume::Place;
+use crate::seaweed::volume::NeedleEndpoint;
 use crate::telemetry::Source;
 use crate::telemetry::health::{LastError, VolumeServerHealth};
 
@@ -187,17 +187,17 @@ impl ServerRegistry {
         Self { bound, engines, servers: Mutex::default() }
     }
 
-    /// The server at `place`.
-    pub(super) fn at(&self, place: &Place) -> Arc<ServerState> {
-        let authority = place.authority();
+    /// The server at `endpoint`.
+    pub(super) fn at(&self, endpoint: &NeedleEndpoint) -> Arc<ServerState> {
+        let authority = endpoint.authority();
         let mut servers = self.servers.lock();
         if let Some(server) = servers.get(authority) {
             return server.clone();
         }
         let gate = Gate::new(self.bound);
-        let engine = match place {
-            Place::Volume(authority) => self.engines.engine(authority),
-            Place::Filer(_) => None,
+        let engine = match endpoint {
+            NeedleEndpoint::Volume(authority) => self.engines.engine(authority),
+            NeedleEndpoint::FilerProxy(_) => None,
         };
         let server = Arc::new(ServerState {
             gate,

@@ -21,7 +21,7 @@ use super::*;
 use crate::arrival::Arrival;
 use crate::priority::Urgency;
 use crate::seaweed::locations::{Location, LookupError};
-use crate::seaweed::scripted::{Scripted, Step, answer, send};
+use crate::seaweed::scripted::{ScriptedServer, Step, answer, send};
 
 const FID: FileId = FileId { volume: 3, key: 1, cookie: 0x6370_37d6 };
 const DATA: &[u8] = b"the quick brown fox";
@@ -64,12 +64,16 @@ impl VolumeLookup for Lists {
     }
 }
 
-fn fetcher(lists: &[&[&Scripted]]) -> (Fetcher, Arc<Lists>) {
+fn fetcher(lists: &[&[&ScriptedServer]]) -> (Fetcher, Arc<Lists>) {
     fetcher_with(lists, false, Duration::from_secs(60))
 }
 
-fn fetcher_with(lists: &[&[&Scripted]], then_fails: bool, retry_time: Duration) -> (Fetcher, Arc<Lists>) {
-    let addresses = |list: &&[&Scripted]| list.iter().map(|s| s.address().to_owned()).collect();
+fn fetcher_with(
+    lists: &[&[&ScriptedServer]],
+    then_fails: bool,
+    retry_time: Duration,
+) -> (Fetcher, Arc<Lists>) {
+    let addresses = |list: &&[&ScriptedServer]| list.iter().map(|s| s.address().to_owned()).collect();
     let lists = lists.iter().map(addresses).collect();
     let lists = Arc::new(Lists { lists, then_fails, lookups: AtomicUsize::new(0) });
     let config = FetcherConfig { retry_time, ..FetcherConfig::default() };
@@ -108,7 +112,7 @@ async fn any_one_good_copy_is_enough() {
         vec![Step::Send(begun), Step::Reset],
         vec![Step::Send(b"rubbish\r\n\r\n".to_vec())],
     ] {
-        let (bad, good) = (Scripted::always(bad), Scripted::always(good()));
+        let (bad, good) = (ScriptedServer::always(bad), ScriptedServer::always(good()));
         // Servers are asked in random order, so it may take a while until the bad one comes first.
         while bad.requests().is_empty() {
             let (fetcher, lists) = fetcher(&[&[&bad, &good]]);
@@ -121,8 +125,8 @@ async fn any_one_good_copy_is_enough() {
 #[tokio::test]
 async fn a_volume_that_moved_is_found_by_a_fresh_lookup() {
     let (old, new) = (
-        Scripted::start(|nth, _| if nth == 0 { good() } else { send(404, &[], b"") }),
-        Scripted::always(good()),
+        ScriptedServer::start(|nth, _| if nth == 0 { good() } else { send(404, &[], b"") }),
+        ScriptedServer::always(good()),
     );
     let (fetcher, lists) = fetcher(&[&[&old], &[&new]]);
     for _ in 0..3 {
@@ -134,7 +138,7 @@ async fn a_volume_that_moved_is_found_by_a_fresh_lookup() {
 
 #[tokio::test]
 async fn a_needle_that_nobody_has_is_gone_after_a_second_look() {
-    let server = Scripted::always(send(404, &[], b""));
+    let server = ScriptedServer::always(send(404, &[], b""));
     let (fetcher, lists) = fetcher(&[&[&server]]);
     let error = read(&fetcher).await.unwrap_err();
     assert!(matches!(error, FetchError::Gone { .. }), "{error}");
@@ -144,7 +148,7 @@ async fn a_needle_that_nobody_has_is_gone_after_a_second_look() {
 
 #[tokio::test]
 async fn damage_everywhere_is_reported_and_never_returned() {
-    let server = Scripted::always(damaged());
+    let server = ScriptedServer::always(damaged());
     let (fetcher, _) = fetcher(&[&[&server]]);
     assert!(matches!(read(&fetcher).await, Err(FetchError::Damaged { .. })));
     assert!(matches!(fetcher.read_needle(&chunk(), Arrival::now()).await, Err(FetchError::Damaged { .. })));
@@ -152,7 +156,7 @@ async fn damage_everywhere_is_reported_and_never_returned() {
 
 #[tokio::test]
 async fn a_refusal_is_not_repeated() {
-    let server = Scripted::always(send(401, &[], b"wrong jwt"));
+    let server = ScriptedServer::always(send(401, &[], b"wrong jwt"));
     let (fetcher, _) = fetcher(&[&[&server]]);
     let error = read(&fetcher).await.unwrap_err();
     assert!(matches!(error, FetchError::Refused { .. }));
@@ -162,7 +166,7 @@ async fn a_refusal_is_not_repeated() {
 
 #[tokio::test]
 async fn a_busy_server_is_asked_again() {
-    let server = Scripted::start(|nth, _| if nth < 2 { send(503, &[], b"") } else { good() });
+    let server = ScriptedServer::start(|nth, _| if nth < 2 { send(503, &[], b"") } else { good() });
     let (fetcher, lists) = fetcher(&[&[&server]]);
     assert_eq!(read(&fetcher).await.unwrap(), DATA);
     assert_eq!((lists.lookups.load(SeqCst), server.requests().len()), (1, 3));
@@ -170,14 +174,14 @@ async fn a_busy_server_is_asked_again() {
 
 #[tokio::test]
 async fn a_server_that_comes_back_is_waited_for() {
-    let server = Scripted::start(|nth, _| if nth < 3 { vec![Step::Close] } else { good() });
+    let server = ScriptedServer::start(|nth, _| if nth < 3 { vec![Step::Close] } else { good() });
     let (fetcher, _) = fetcher(&[&[&server]]);
     assert_eq!(read(&fetcher).await.unwrap(), DATA);
 }
 
 #[tokio::test]
 async fn servers_known_before_are_asked_again_while_the_filer_is_away() {
-    let server = Scripted::start(|nth, _| if nth < 3 { send(500, &[], b"") } else { good() });
+    let server = ScriptedServer::start(|nth, _| if nth < 3 { send(500, &[], b"") } else { good() });
     let (fetcher, lists) = fetcher_with(&[&[&server]], true, Duration::from_secs(60));
     assert_eq!(read(&fetcher).await.unwrap(), DATA);
     assert!(lists.lookups.load(SeqCst) > 1);
@@ -185,7 +189,7 @@ async fn servers_known_before_are_asked_again_while_the_filer_is_away() {
 
 #[tokio::test]
 async fn waiting_for_servers_has_an_end() {
-    let server = Scripted::always(send(500, &[], b""));
+    let server = ScriptedServer::always(send(500, &[], b""));
     for lists in [&[&[&server][..]][..], &[&[]], &[]] {
         let (fetcher, _) = fetcher_with(lists, false, Duration::from_millis(200));
         let error = read(&fetcher).await.unwrap_err();
@@ -196,7 +200,7 @@ async fn waiting_for_servers_has_an_end() {
 #[tokio::test]
 async fn a_server_that_answers_with_errors_is_not_one_that_says_nothing() {
     for (server, is_silent) in [(send(500, &[], b""), false), (vec![Step::Hold], true)] {
-        let server = Scripted::always(server);
+        let server = ScriptedServer::always(server);
         let (fetcher, _) = fetcher_with(&[&[&server]], false, Duration::from_millis(200));
         read(&fetcher).await.unwrap_err();
         assert_eq!(fetcher.health()()[0].keeps_readers_waiting, is_silent);
@@ -205,7 +209,7 @@ async fn a_server_that_answers_with_errors_is_not_one_that_says_nothing() {
 
 #[tokio::test]
 async fn part_of_a_chunk_is_asked_for_as_a_range_unless_it_must_be_whole() {
-    let server = Scripted::start(|_, request| match request.contains("\r\nRange: bytes=4-8\r\n") {
+    let server = ScriptedServer::start(|_, request| match request.contains("\r\nRange: bytes=4-8\r\n") {
         true => send(206, &[("Content-Range", "bytes 4-8/19")], &DATA[4..9]),
         false => good(),
     });
@@ -223,7 +227,7 @@ async fn part_of_a_chunk_is_asked_for_as_a_range_unless_it_must_be_whole() {
 
 #[tokio::test]
 async fn nothing_is_asked_for_beyond_a_chunk() {
-    let server = Scripted::always(good());
+    let server = ScriptedServer::always(good());
     let (fetcher, _) = fetcher(&[&[&server]]);
     for (offset, length) in [(0, DATA.len() + 1), (DATA.len() as u64, 1), (u64::MAX, 2)] {
         let outcome = fetcher.read_chunk(&chunk(), offset, &mut vec![0; length], &demand()).await;
@@ -235,7 +239,7 @@ async fn nothing_is_asked_for_beyond_a_chunk() {
 
 #[tokio::test]
 async fn a_filer_passes_requests_on() {
-    let filer = Scripted::always(good());
+    let filer = ScriptedServer::always(good());
     let address = filer.address().to_owned();
     let lists = Arc::new(Lists { lists: Vec::new(), then_fails: true, lookups: AtomicUsize::new(0) });
     let route = VolumeServerRoute::FilerProxy(Arc::new(move || address.clone()));
@@ -247,7 +251,7 @@ async fn a_filer_passes_requests_on() {
 }
 
 /// Two servers, of which `first` is asked first: the other is in another data centre.
-fn near_and_far(near: &Scripted, far: &Scripted) -> Fetcher {
+fn near_and_far(near: &ScriptedServer, far: &ScriptedServer) -> Fetcher {
     let lists = vec![vec![near.address().to_owned(), far.address().to_owned()]];
     let lists = Arc::new(Lists { lists, then_fails: false, lookups: AtomicUsize::new(0) });
     let near = near.address().to_owned();
@@ -284,9 +288,9 @@ fn hedges(fetcher: &Fetcher) -> (u64, u64) {
 /// up.
 #[tokio::test]
 async fn a_silent_server_is_overtaken_and_then_asked_last() {
-    let (silent, good) = (Scripted::always(vec![Step::Hold]), Scripted::always(good()));
+    let (silent, good) = (ScriptedServer::always(vec![Step::Hold]), ScriptedServer::always(good()));
     let fetcher = near_and_far(&silent, &good);
-    let stall = crate::seaweed::http1::Limits::default().stall;
+    let stall = crate::seaweed::http1::HttpTimeouts::default().stall;
     let start = Instant::now();
     for _ in 0..10 {
         assert_eq!(read(&fetcher).await.unwrap(), DATA);
@@ -299,12 +303,12 @@ async fn a_silent_server_is_overtaken_and_then_asked_last() {
 #[tokio::test]
 async fn what_the_loser_had_to_say_appears_nowhere() {
     let wrong = [b'x'; DATA.len()];
-    let late = Scripted::start(move |_, _| {
+    let late = ScriptedServer::start(move |_, _| {
         let answer = answer(200, &[("ETag", &format!("\"{:08x}\"", crc32c(&wrong)))], &wrong);
         let (head, body) = answer.split_at(answer.len() - 10);
         vec![Step::Pause(Duration::from_millis(300)), Step::Send(head.to_vec()), Step::Send(body.to_vec())]
     });
-    let good = Scripted::always(good());
+    let good = ScriptedServer::always(good());
     let fetcher = near_and_far(&late, &good);
     let mut dst = vec![0; DATA.len()];
     fetcher.read_chunk(&chunk(), 0, &mut dst, &demand()).await.unwrap();
@@ -318,13 +322,13 @@ async fn what_the_loser_had_to_say_appears_nowhere() {
 
 #[tokio::test]
 async fn a_second_server_that_fails_leaves_the_first_its_time() {
-    let late = Scripted::start(|_, _| {
+    let late = ScriptedServer::start(|_, _| {
         let mut steps = vec![Step::Pause(Duration::from_millis(400))];
         steps.extend(good());
         steps
     });
     for bad in [damaged(), send(404, &[], b""), vec![Step::Close]] {
-        let bad = Scripted::always(bad);
+        let bad = ScriptedServer::always(bad);
         let fetcher = near_and_far(&late, &bad);
         assert_eq!(read(&fetcher).await.unwrap(), DATA);
         assert_eq!(hedges(&fetcher), (1, 0));
@@ -334,9 +338,9 @@ async fn a_second_server_that_fails_leaves_the_first_its_time() {
 
 #[tokio::test]
 async fn nobody_is_asked_twice_when_both_fail_in_a_race() {
-    let late = Scripted::always(vec![Step::Pause(Duration::from_millis(300)), Step::Close]);
-    let bad = Scripted::always(send(404, &[], b""));
-    let good = Scripted::always(good());
+    let late = ScriptedServer::always(vec![Step::Pause(Duration::from_millis(300)), Step::Close]);
+    let bad = ScriptedServer::always(send(404, &[], b""));
+    let good = ScriptedServer::always(good());
     let lists = [&late, &bad, &good].map(|server| server.address().to_owned()).to_vec();
     let lists = Arc::new(Lists { lists: vec![lists], then_fails: false, lookups: AtomicUsize::new(0) });
     let fetcher = Fetcher::new(lists, Arc::default(), Metrics::new(), FetcherConfig::default());
@@ -351,9 +355,9 @@ async fn one_replica_and_speculation_are_never_hedged() {
     let late = || {
         let mut steps = vec![Step::Pause(Duration::from_millis(300))];
         steps.extend(good());
-        Scripted::always(steps)
+        ScriptedServer::always(steps)
     };
-    let (only, other) = (late(), Scripted::always(good()));
+    let (only, other) = (late(), ScriptedServer::always(good()));
     let (fetcher, _) = fetcher(&[&[&only]]);
     assert_eq!(read(&fetcher).await.unwrap(), DATA);
     assert_eq!(hedges(&fetcher), (0, 0));
@@ -368,7 +372,7 @@ async fn one_replica_and_speculation_are_never_hedged() {
 /// Of what is slow but not silent, only a few percent beyond the first few are asked for twice.
 #[tokio::test]
 async fn when_all_is_slow_few_are_asked_twice() {
-    let late = || Scripted::always([vec![Step::Pause(Duration::from_millis(150))], good()].concat());
+    let late = || ScriptedServer::always([vec![Step::Pause(Duration::from_millis(150))], good()].concat());
     let (one, other) = (late(), late());
     let (fetcher, _) = fetcher(&[&[&one, &other]]);
     let reads = (0..400).map(|_| read(&fetcher));
@@ -383,7 +387,7 @@ async fn when_all_is_slow_few_are_asked_twice() {
 /// what is joined does not wait behind the rest.
 #[tokio::test]
 async fn what_a_reader_joins_goes_before_other_speculation() {
-    let server = Scripted::start(|nth, _| if nth == 0 { vec![Step::Hold] } else { good() });
+    let server = ScriptedServer::start(|nth, _| if nth == 0 { vec![Step::Hold] } else { good() });
     let lists = Lists {
         lists: vec![vec![server.address().to_owned()]],
         then_fails: false,
@@ -424,12 +428,9 @@ fn a_fetch_can_be_sent() {
 
 #[tokio::test]
 async fn silence_ends_with_the_retry_time_and_is_seen_meanwhile() {
-    let server =
-        Scripted::start(
-            |_, request| {
-                if request.contains("/healthz") { send(200, &[], b"") } else { vec![Step::Hold] }
-            },
-        );
+    let server = ScriptedServer::start(|_, request| {
+        if request.contains("/healthz") { send(200, &[], b"") } else { vec![Step::Hold] }
+    });
     let (fetcher, _) = fetcher_with(&[&[&server]], false, Duration::from_secs(2));
     let start = Instant::now();
     let (outcome, seen) = tokio::join!(read(&fetcher), async {
@@ -440,7 +441,7 @@ async fn silence_ends_with_the_retry_time_and_is_seen_meanwhile() {
     });
     let error = outcome.unwrap_err();
     assert!(matches!(error, FetchError::Unreachable { .. }), "{error}");
-    let stall = crate::seaweed::http1::Limits::default().stall;
+    let stall = crate::seaweed::http1::HttpTimeouts::default().stall;
     assert!(start.elapsed() < stall, "{:?}", start.elapsed());
     assert!(seen < start.elapsed());
     while fetcher.health()().iter().any(|server| server.keeps_readers_waiting) {
@@ -501,7 +502,7 @@ async fn an_engine_does_not_name_the_memory_that_it_gets() {
     encoder.write_all(DATA).unwrap();
     let packed = encoder.finish().unwrap();
     let etag = format!("\"{:08x}\"", crc32c(&packed));
-    let server = Scripted::always(send(200, &[("ETag", &etag), ("Content-Encoding", "gzip")], &packed));
+    let server = ScriptedServer::always(send(200, &[("ETag", &etag), ("Content-Encoding", "gzip")], &packed));
     for data_size in [32 << 20, u32::MAX] {
         let (address, most) = lying_engine(data_size);
         let engines = EngineConfig {

@@ -1,13 +1,13 @@
-//! Addresses of SeaweedFS servers: `host:port`, or `host:port.grpcport` where the gRPC port is not the HTTP port plus
-//! 10000.
+//! Addresses of SeaweedFS servers: `host:port`, or `host:port.grpcport` if the gRPC port is not
+//! the HTTP port plus 10000.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// How far a server's gRPC port is above its HTTP port unless it is told otherwise.
+/// How far a server's gRPC port is above its HTTP port by default.
 const GRPC_PORT_OFFSET: u16 = 10_000;
 
-/// Where a server is.
+/// The address of a server.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ServerAddress {
     /// Host name or IP address; an IPv6 address without its brackets.
@@ -21,7 +21,7 @@ pub struct ServerAddress {
 /// Why a text is not a server's address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ParseAddressError {
-    /// There is no host, no port, or something else besides them.
+    /// Not of one of the forms of an address.
     #[error("`{0}` is not an address: expected HOST:PORT, HOST:PORT.GRPCPORT or [IPV6]:PORT")]
     Shape(String),
     /// A port is not a number from 1 to 65535.
@@ -30,14 +30,14 @@ pub enum ParseAddressError {
     /// The gRPC port would be above 65535.
     #[error("`{0}`: the gRPC port (HTTP port + 10000) would be above 65535; write HOST:PORT.GRPCPORT")]
     GrpcPort(String),
-    /// The address asks for a look-up of SRV records.
+    /// The address asks for a lookup of SRV records.
     #[error("`{0}`: DNS SRV records (dnssrv+…) are not supported; list the servers as HOST:PORT,HOST:PORT")]
     ServiceRecord(String),
 }
 
 impl ServerAddress {
-    /// The addresses of a list separated by commas, in its order; spaces around them and empty parts are skipped. A
-    /// list without any address is refused.
+    /// The addresses of a list separated by commas, in its order. Spaces around them and empty
+    /// parts are skipped. A list without any address is refused.
     pub fn parse_list(text: &str) -> Result<Vec<Self>, ParseAddressError> {
         let list = text.split(',').map(str::trim).filter(|part| !part.is_empty());
         let addresses = list.map(str::parse).collect::<Result<Vec<_>, _>>()?;
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn all_forms() {
+    fn all_forms_are_parsed() {
         assert_eq!("filer:8888".parse(), Ok(address("filer", 8888, 18888)));
         assert_eq!("10.0.0.1:8888.19000".parse(), Ok(address("10.0.0.1", 8888, 19000)));
         assert_eq!("[::1]:8888".parse(), Ok(address("::1", 8888, 18888)));
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn others_are_refused() {
+    fn other_texts_are_refused() {
         use ParseAddressError::*;
         for text in
             ["", "filer", ":8888", "::1:8888", "http://filer:8888", "[::1]", "[filer]:8888", "a b:8888"]
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn lists() {
+    fn lists_are_split_at_commas() {
         let both = vec![address("a", 1, 10001), address("b", 2, 10002)];
         assert_eq!(ServerAddress::parse_list("a:1, b:2,"), Ok(both));
         assert!(ServerAddress::parse_list(" , ").is_err());

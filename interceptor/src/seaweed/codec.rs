@@ -1,9 +1,9 @@
 //! From stored bytes to logical ones: decryption and decompression.
 //!
-//! A writer compresses first and encrypts then, so a reader decrypts and decompresses. Encrypted bytes are a nonce of 12
-//! bytes, AES-256-GCM ciphertext, and a tag of 16 bytes. Compressed ones are gzip; zstd is understood by its magic number.
-//! Decompression never yields more than it was told to expect at most, checks the checksum that the format carries,
-//! and takes bytes behind the compressed data for damage.
+//! A writer compresses before it encrypts, so a reader decrypts before it decompresses. Encrypted
+//! bytes are a nonce of 12 bytes, AES-256-GCM ciphertext, and a tag of 16 bytes. Compressed bytes
+//! are gzip; zstd is recognised by its magic number. Decompression never yields more than a limit,
+//! verifies the checksum of the format, and treats bytes after the compressed data as damage.
 
 use std::io::{self, Read};
 
@@ -14,13 +14,14 @@ use ruzstd::decoding::StreamingDecoder;
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
-/// The largest window of zstd, in bytes: a decoder keeps that much of the text, as the first bytes of the data say.
+/// The largest window of zstd, in bytes. A decoder keeps as much text as the header of the data
+/// says.
 const MAX_ZSTD_WINDOW: u64 = 32 << 20;
 
-/// Read into when bytes are checked but not wanted.
-const SCRATCH: usize = 32 << 10;
+/// The buffer for bytes that are verified but not copied, in bytes.
+const SCRATCH_SIZE: usize = 32 << 10;
 
-/// Why stored bytes do not give logical ones.
+/// Why stored bytes cannot be decoded.
 #[derive(Debug, thiserror::Error)]
 pub enum CodecError {
     /// The bytes do not decrypt: another key was used, or they are damaged.
@@ -29,7 +30,7 @@ pub enum CodecError {
     /// The compressed data is damaged, cut short, or followed by something else.
     #[error("decompression failed: {0}")]
     Decompress(#[source] io::Error),
-    /// There is more than the caller takes, in bytes.
+    /// There are more than this many bytes, which is the caller's limit.
     #[error("there are more than {0} bytes after decompression")]
     TooLong(u64),
 }
@@ -44,8 +45,8 @@ pub enum Compression {
 }
 
 impl Compression {
-    /// The compression that the first bytes of `data` announce. Any file may begin like that: ask only where it is known
-    /// that the writer compressed.
+    /// The compression whose magic number `data` begins with. Any file may begin like that: to be
+    /// used only if the writer is known to have compressed.
     pub fn by_magic(data: &[u8]) -> Option<Self> {
         if data.starts_with(&GZIP_MAGIC) {
             Some(Self::Gzip)
@@ -56,8 +57,9 @@ impl Compression {
         }
     }
 
-    /// Decompresses all of `data`. The bytes from `offset` on go to `dst`, as many as there are and it takes; the others are
-    /// only checked. Returns how many bytes there are in all, at most `limit`. What `dst` has after an error is undefined.
+    /// Decompresses all of `data`. The bytes from `offset` on go to `dst`, as many as there are
+    /// and fit; the others are only verified. Returns how many bytes there are in all, at most
+    /// `limit`. What `dst` has after an error is undefined.
     pub fn decompress_into(
         self,
         data: &[u8],
@@ -66,7 +68,7 @@ impl Compression {
         limit: u64,
     ) -> Result<u64, CodecError> {
         self.with_reader(data, |reader| {
-            let mut scratch = [0; SCRATCH];
+            let mut scratch = [0; SCRATCH_SIZE];
             let mut bounded = reader.take(limit.saturating_add(1));
             let mut total = io::copy(&mut (&mut bounded).take(offset), &mut io::sink())?;
             let mut filled = 0;
@@ -104,7 +106,7 @@ impl Compression {
     }
 }
 
-/// Reads one zstd frame, verifies its checksum, and refuses bytes behind it.
+/// Reads one zstd frame, verifies its checksum, and refuses bytes after it.
 struct ZstdReader<'a> {
     decoder: StreamingDecoder<&'a [u8], ruzstd::decoding::FrameDecoder>,
 }
@@ -136,7 +138,8 @@ impl Read for ZstdReader<'_> {
     }
 }
 
-/// The window that the header of a zstd frame names, in bytes (RFC 8878, 3.1.1.1); `None` if there is no such header.
+/// The window in the header of a zstd frame, in bytes (RFC 8878, 3.1.1.1); `None` if there is no
+/// such header.
 fn zstd_window(data: &[u8]) -> Option<u64> {
     let (&descriptor, rest) = data.strip_prefix(&ZSTD_MAGIC)?.split_first()?;
     if descriptor & 0x20 == 0 {
@@ -144,7 +147,7 @@ fn zstd_window(data: &[u8]) -> Option<u64> {
         let base = 1 << (10 + (exponent >> 3));
         return Some(base + base / 8 * (exponent & 7));
     }
-    // A single segment: the window is the content, whose size stands behind the number of the dictionary.
+    // A single segment: the window is the content. Its size follows the dictionary id.
     let dictionary = [0, 1, 2, 4][usize::from(descriptor & 3)];
     let length = 1 << (descriptor >> 6);
     let mut size = [0; 8];
@@ -175,19 +178,20 @@ pub fn decrypt<'a>(key: &[u8; 32], stored: &'a mut [u8]) -> Result<&'a [u8], Cod
     plain.map(|plain| &*plain).map_err(|_| CodecError::Decrypt)
 }
 
-/// The stored bytes of a needle, on their way to the logical ones.
+/// The stored bytes of a needle, decoded except for the last decompression.
 #[derive(Debug)]
-pub enum Stored<'a> {
+pub enum PartlyDecoded<'a> {
     /// These are the logical bytes.
     Plain(&'a [u8]),
     /// They are compressed.
     Compressed(Compression, &'a [u8]),
 }
 
-impl<'a> Stored<'a> {
-    /// Undoes what is known to have been done to `stored`, except for the last decompression. `gzip` says that the needle is
-    /// marked as compressed; `cipher_key` and `is_compressed` are what the chunk record says. Of an encrypted needle only
-    /// the record knows whether the plaintext is compressed. At most `limit` bytes are unpacked before decryption.
+impl<'a> PartlyDecoded<'a> {
+    /// Decodes `stored`, except for the last decompression. `gzip` is the needle's flag;
+    /// `cipher_key` and `is_compressed` are from the chunk record. Only the record says whether
+    /// the plaintext of an encrypted needle is compressed. At most `limit` bytes are unpacked
+    /// before decryption.
     pub fn open(
         stored: &'a mut Vec<u8>,
         gzip: bool,
@@ -208,7 +212,8 @@ impl<'a> Stored<'a> {
         })
     }
 
-    /// Copies the logical bytes from `offset` on to `dst`, as many as there are and it takes; returns how many there are in all.
+    /// Copies the logical bytes from `offset` on to `dst`, as many as there are and fit. Returns
+    /// how many there are in all.
     pub fn copy_into(self, offset: u64, dst: &mut [u8], limit: u64) -> Result<u64, CodecError> {
         match self {
             Self::Compressed(compression, data) => compression.decompress_into(data, offset, dst, limit),
@@ -261,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_may_follow_the_compressed_data() {
+    fn bytes_after_the_compressed_data_are_refused() {
         for (compression, mut data) in
             [(Compression::Gzip, gzip(b"some text")), (Compression::Zstd, zstd(b"some text"))]
         {
@@ -343,7 +348,7 @@ mod tests {
         let packed = gzip(b"some text");
         let open = |is_compressed| {
             let mut stored = encrypt(&[1; 32], &packed);
-            Stored::open(&mut stored, false, Some(&[1; 32]), is_compressed, LIMIT)
+            PartlyDecoded::open(&mut stored, false, Some(&[1; 32]), is_compressed, LIMIT)
                 .and_then(|stored| stored.into_vec(LIMIT))
                 .unwrap()
         };
@@ -355,7 +360,7 @@ mod tests {
     fn a_plain_text_is_cut() {
         let copy = |offset, length| {
             let (mut stored, mut dst) = (b"0123456789".to_vec(), vec![b'-'; length]);
-            let stored = Stored::open(&mut stored, false, None, false, LIMIT).unwrap();
+            let stored = PartlyDecoded::open(&mut stored, false, None, false, LIMIT).unwrap();
             assert_eq!(stored.copy_into(offset, &mut dst, LIMIT).unwrap(), 10);
             String::from_utf8(dst).unwrap()
         };

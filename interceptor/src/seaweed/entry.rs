@@ -1,4 +1,4 @@
-//! A filer entry in the terms of a file system: what `stat` shows and where the content is.
+//! A filer entry in the terms of a file system: its attributes, and where its content is.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -25,7 +25,7 @@ pub enum FileKind {
     CharDevice,
 }
 
-/// What `stat` shows.
+/// The attributes of an entry, as `stat` shows them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attributes {
     /// FileKind of the file.
@@ -36,7 +36,7 @@ pub struct Attributes {
     pub uid: u32,
     /// Group, already mapped to this host's ids.
     pub gid: u32,
-    /// Size in bytes; of a symbolic link the length of its target.
+    /// Size in bytes. For a symbolic link, the length of its target.
     pub size: u64,
     /// Last change of the content.
     pub mtime: SystemTime,
@@ -52,74 +52,79 @@ pub struct Attributes {
     pub inode: u64,
 }
 
-/// One chunk record of a file: which bytes of the file a needle holds.
+/// One chunk record of a file: which bytes of the file a needle has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chunk {
     /// The needle.
     pub fid: FileId,
     /// Where in the file the chunk begins, in bytes.
     pub offset: u64,
-    /// How many bytes of the file it covers; the needle may hold more, which are then no part of the file.
+    /// How many bytes of the file it covers. The needle may have more, which are no part of the
+    /// file.
     pub size: u64,
-    /// When it was written, in ns since the epoch: of two chunks that overlap the newer one wins.
+    /// When it was written, in ns since the epoch. Of overlapping chunks the newest counts.
     pub modified_ts_ns: i64,
-    /// The AES-256-GCM key of its needle, if that is encrypted.
+    /// The AES-256-GCM key of the needle, if that is encrypted.
     pub cipher_key: Option<Box<[u8; 32]>>,
-    /// Whether the writer compressed the data. The needle may be compressed even where this is false.
+    /// Whether the writer compressed the data. The needle may be compressed even where this is
+    /// false.
     pub is_compressed: bool,
-    /// Whether the needle holds a list of chunks instead of data.
+    /// Whether the needle has a list of chunks instead of data.
     pub is_manifest: bool,
 }
 
-/// Which state of an object on remote storage an entry stands for. Objects are replaced under their names, and states of
-/// equal size need not have the same bytes.
+/// The state of an object on remote storage that an entry stands for. Objects are replaced under
+/// their names, and two states of equal size need not have the same bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RemoteObject {
-    /// The cluster's name of the storage.
+    /// The name of the storage in the cluster.
     pub storage: String,
-    /// The storage's name of the state; empty if it gives none.
+    /// The ETag of the state; empty if the storage has none.
     pub etag: String,
-    /// When the object was last changed at the storage, in s since the epoch.
+    /// When the object last changed at the storage, in s since the epoch.
     pub mtime: i64,
     /// Its size there, in bytes.
     pub size: i64,
-    /// How the storage says that it is encoded; unknown to some storages.
+    /// Its content encoding, if the storage has one.
     pub encoding: Option<String>,
-    /// When the content of the entry last changed in the cluster: a write through a mount leaves all of the above.
+    /// When the content of the entry last changed in the cluster. A write through a mount changes
+    /// only this field.
     pub changed: SystemTime,
 }
 
 /// Where the content of an entry is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
-    /// There is none: a directory, a device, an empty file.
+    /// No content: a directory, a device, an empty file.
     None,
-    /// In the entry itself; what the size has beyond it are zeros.
+    /// In the entry itself. The file is zero beyond it, up to its size.
     Inline(Bytes),
-    /// In chunks, in the filer's order, manifests not expanded; what they leave out up to the size are zeros.
+    /// In chunks, in the filer's order, manifests not expanded. The file is zero where there is no
+    /// chunk, up to its size.
     Chunks(Arc<[Chunk]>),
-    /// On a remote storage that the cluster has not read it from yet.
+    /// On a remote storage; the cluster has not copied it yet.
     Remote(Arc<RemoteObject>),
     /// The target of a symbolic link.
     Target(String),
-    /// Encrypted by the S3 gateway, with a key that only the gateway or its user has: it is an error to read it.
+    /// Encrypted by the S3 gateway, with a key that only the gateway or its user has. Reading is
+    /// an error.
     Encrypted {
-        /// What says so, for the log.
+        /// Why it counts as encrypted, for the log.
         reason: Box<str>,
     },
-    /// Unknown, because what the filer says about it makes no sense: reading it is an I/O error.
+    /// Unknown, because the entry is malformed. Reading is an I/O error.
     Damaged {
         /// What is wrong, for the log.
         reason: Box<str>,
     },
 }
 
-/// An entry of the filer: a name in a directory with all that a reader may ask of it.
+/// An entry of the filer: a name in a directory, with its attributes and content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     /// The name within its directory.
     pub name: String,
-    /// What `stat` shows.
+    /// The attributes.
     pub attr: Attributes,
     /// Where the content is.
     pub content: Content,
@@ -127,12 +132,12 @@ pub struct Entry {
     pub xattrs: Arc<[(Box<str>, Bytes)]>,
     /// The key that all names of a hard-linked file share.
     pub hard_link: Option<Bytes>,
-    /// From when on the entry does not exist any more (TTL).
+    /// When the entry expires (TTL).
     pub expires: Option<SystemTime>,
 }
 
 impl Entry {
-    /// About how many bytes of memory it takes.
+    /// Its size in memory in bytes, approximately.
     pub fn memory(&self) -> usize {
         let content = match &self.content {
             Content::None => 0,
@@ -152,7 +157,7 @@ impl Entry {
         size_of::<Self>() + self.name.len() + content + self.xattrs.iter().map(xattr).sum::<usize>()
     }
 
-    /// Whether both entries have the same bytes: a reader of one may go on with the other.
+    /// Whether both entries have the same bytes, so that a reader of one may go on with the other.
     pub fn same_content(&self, other: &Entry) -> bool {
         self.attr.kind == other.attr.kind
             && self.attr.size == other.attr.size

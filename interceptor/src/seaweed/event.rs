@@ -1,4 +1,4 @@
-//! What a message of the metadata subscription means.
+//! Decodes the messages of the metadata subscription.
 
 use super::entry::Entry;
 use super::pb;
@@ -29,13 +29,13 @@ impl EntryRef {
     }
 }
 
-/// One change of the name space. Only `new`: created; only `old`: deleted; both in the same place:
-/// modified; both in different places: renamed. A renamed directory is followed by a change for
+/// One change of an entry. Only `new`: created. Only `old`: deleted. Both with the same path:
+/// modified. Both with different paths: renamed. A renamed directory is followed by a change for
 /// each entry below it.
 ///
-/// Changes come in the order in which the filer logged them, but a change may come again, and it
-/// may be older than what a lookup has shown meanwhile: it says that what is known of its names
-/// may be outdated, not what is true now.
+/// Changes come in the order in which the filer logged them. A change may come again, and may be
+/// older than the result of a later lookup. It says that cached entries of its names may be
+/// outdated, not what their current state is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EntryChange {
     /// When the filer logged it, in ns since the epoch of the filer's clock.
@@ -46,18 +46,18 @@ pub struct EntryChange {
     pub new: Option<EntryRef>,
 }
 
-/// What one part of a message says.
+/// One part of a message.
 #[derive(Debug, PartialEq)]
 pub(super) enum StreamEvent {
-    /// Something changed; `None` if it is of no interest here.
+    /// An entry of the filer's log. `change` is `None` if it is outside of the prefix.
     Logged { ts_ns: i64, change: Option<Box<EntryChange>> },
-    /// The stream is alive. Its time is that of sending: events of an earlier time may still come.
-    /// Other messages than heartbeats that have no event in them have no time either.
+    /// The stream is alive. The time is that of sending: events of an earlier time may still come.
+    /// A message that is no heartbeat and has no event has no time either.
     Heartbeat { ts_ns: i64 },
 }
 
 impl StreamEvent {
-    /// The time of the filer's clock that it has.
+    /// Its time by the filer's clock, in ns since the epoch.
     pub(super) fn ts_ns(&self) -> i64 {
         match self {
             Self::Logged { ts_ns, .. } | Self::Heartbeat { ts_ns } => *ts_ns,
@@ -65,8 +65,8 @@ impl StreamEvent {
     }
 }
 
-/// The parts of a message in their order. `decode` gives the entry of a directory, unless it has
-/// no legal name; what lies outside of `prefix` is of no interest.
+/// The parts of a message in their order. `decode` returns the entry of a directory, unless its
+/// name is illegal. Changes outside of `prefix` are left out.
 pub(super) fn interpret(
     message: pb::SubscribeMetadataResponse,
     prefix: &str,
@@ -89,15 +89,15 @@ fn part(
     let Some(notification) = message.event_notification else {
         return StreamEvent::Heartbeat { ts_ns: message.ts_ns };
     };
-    let mut place = |directory: &str, raw: Option<pb::Entry>| {
+    let mut entry_ref = |directory: &str, raw: Option<pb::Entry>| {
         let entry = decode(directory, raw?)?;
         Some(EntryRef { directory: directory.to_owned(), entry })
     };
     let parent = &notification.new_parent_path;
     let to = if parent.is_empty() { &message.directory } else { parent };
-    let old = place(&message.directory, notification.old_entry);
-    let new = place(to, notification.new_entry);
-    let relevant = old.iter().chain(&new).any(|place| place.is_within(prefix));
+    let old = entry_ref(&message.directory, notification.old_entry);
+    let new = entry_ref(to, notification.new_entry);
+    let relevant = old.iter().chain(&new).any(|entry| entry.is_within(prefix));
     let change = relevant.then(|| Box::new(EntryChange { ts_ns: message.ts_ns, old, new }));
     StreamEvent::Logged { ts_ns: message.ts_ns, change }
 }
@@ -134,7 +134,7 @@ mod tests {
         interpret(message, prefix, |_, raw| Some(decode::entry(raw, &OwnerMaps::default())))
     }
 
-    /// `old -> new` of the only change, as paths.
+    /// The old and the new path of the only change.
     fn paths(message: pb::SubscribeMetadataResponse, prefix: &str) -> Option<(String, String)> {
         let path = |place: &Option<EntryRef>| match place {
             Some(place) => format!("{}/{}", place.directory, place.entry.name),
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_parts_of_a_notification_mean() {
+    fn the_parts_of_a_notification_tell_creation_deletion_change_and_rename() {
         assert_eq!(paths(message("/a", None, named("f"), ""), "/"), change("", "/a/f"));
         assert_eq!(paths(message("/a", None, named("f"), "/a"), "/"), change("", "/a/f"));
         assert_eq!(paths(message("/a", named("f"), None, ""), "/"), change("/a/f", ""));
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_touches_the_prefix_is_reported() {
+    fn only_changes_within_the_prefix_are_reported() {
         for (directory, name, within) in [
             ("/data", "f", true),
             ("/data/sub", "f", true),
@@ -218,7 +218,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_events_or_refused(bytes: Vec<u8>) {
+        fn any_bytes_are_decoded_or_refused(bytes: Vec<u8>) {
             if let Ok(message) = pb::SubscribeMetadataResponse::decode(&bytes[..]) {
                 decoded(message, "/");
             }

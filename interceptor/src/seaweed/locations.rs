@@ -1,12 +1,13 @@
 //! Which servers hold a volume, and in what order to ask them.
 //!
-//! A volume's locations are looked up once and kept until a reader finds that none of them works and asks for a fresh look
-//! ([`Locations::refresh`]): there is no expiry, since a server that is still right answers, and one that is wrong says so.
-//! However many readers miss or complain at the same time, one lookup per volume is under way. If a fresh lookup fails, what
-//! was known before stays.
+//! The locations of a volume are looked up once and cached. They do not expire, because a server
+//! that does not have the volume any more says so. A fetch that finds that none of them works asks
+//! for a fresh lookup ([`Locations::refresh`]). One lookup per volume is under way at a time, for
+//! all fetches that need it. If a fresh lookup fails, the locations that were known stay.
 //!
-//! Servers of the own data centre come first, and within a group each reader gets another order, which spreads the
-//! load. A server that failed a moment ago goes to the end, whatever its data centre.
+//! Servers of the preferred data centre come first. Within a group the order is random for each
+//! fetch, which spreads the load. A server that failed lately comes last, whatever its data
+//! centre.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,37 +19,38 @@ use parking_lot::Mutex;
 use rand::seq::SliceRandom;
 
 /// How long a server that failed is asked last.
-const PENALTY: Duration = Duration::from_secs(10);
+const FAILURE_PENALTY: Duration = Duration::from_secs(10);
 
 /// A volume server that holds a volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Location {
     /// `host:port` of its HTTP interface, as the servers of the cluster reach it.
     pub url: String,
-    /// The same as clients outside reach it; may be empty.
+    /// `host:port` as clients outside of the cluster reach it; may be empty.
     pub public_url: String,
     /// Its data centre; may be empty.
     pub data_center: String,
-    /// The port of its gRPC interface; 0 is the HTTP port and 10000.
+    /// The port of its gRPC interface; 0 means the HTTP port plus 10000.
     pub grpc_port: u32,
 }
 
-/// Why the locations of a volume are not known.
+/// Why a lookup failed.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("cannot look up volume {volume}: {reason}")]
 pub struct LookupError {
     /// The volume.
     pub volume: u32,
-    /// What the server that was asked said, or why there was no answer.
+    /// The error of the server that was asked, or why there was no answer.
     pub reason: String,
 }
 
-/// Something that knows where volumes are: a filer, or a master.
+/// A service that knows where volumes are: a filer, or a master.
 pub trait VolumeLookup: Send + Sync {
-    /// The servers that hold `volume` now; none if the cluster has lost it. Must end in bounded time.
+    /// The servers that hold `volume` now; none if the cluster has lost it. Must return in bounded
+    /// time.
     fn lookup(&self, volume: u32) -> BoxFuture<'_, Result<Vec<Location>, LookupError>>;
 
-    /// Since when those that are asked have not answered, if none does.
+    /// Since when no server answers lookups; `None` if one does.
     fn down_since(&self) -> Option<tokio::time::Instant> {
         None
     }
@@ -58,17 +60,17 @@ type PendingLookup = BoxFuture<'static, Result<Arc<[Location]>, LookupError>>;
 type Lookup = Shared<PendingLookup>;
 
 #[derive(Default)]
-struct Volume {
+struct VolumeEntry {
     known: Option<Arc<[Location]>>,
-    /// Alive as long as somebody waits for it.
+    /// The lookup under way. It is dropped when no fetch waits for it any more.
     pending: Option<WeakShared<PendingLookup>>,
 }
 
-/// The locations of volumes as far as they are known.
+/// A cache of the locations of volumes.
 pub struct Locations {
     lookup: Arc<dyn VolumeLookup>,
     data_center: Option<String>,
-    volumes: Mutex<HashMap<u32, Volume>>,
+    volumes: Mutex<HashMap<u32, VolumeEntry>>,
     /// When servers failed, by `url`.
     failures: Mutex<HashMap<String, Instant>>,
 }
@@ -79,7 +81,7 @@ impl Locations {
         Self { lookup, data_center, volumes: Mutex::default(), failures: Mutex::default() }
     }
 
-    /// The locations of `volume`, looked up if they are not known, and whether that was necessary.
+    /// The locations of `volume`, and whether they were looked up for this call.
     pub async fn get(&self, volume: u32) -> Result<(Arc<[Location]>, bool), LookupError> {
         let pending = {
             let mut volumes = self.volumes.lock();
@@ -92,13 +94,13 @@ impl Locations {
         self.finish(volume, pending).await.map(|found| (found, true))
     }
 
-    /// Since when nobody can say where a volume is that is not known yet, if that is so.
+    /// Since when no server answers lookups; `None` if one does.
     pub fn lookup_down_since(&self) -> Option<tokio::time::Instant> {
         self.lookup.down_since()
     }
 
-    /// The locations of `volume` after those in `stale` turned out not to work: looked up again, unless another reader has
-    /// brought newer ones since.
+    /// The locations of `volume` after those in `stale` turned out not to work. They are looked up
+    /// again, unless another fetch has done so since.
     pub async fn refresh(
         &self,
         volume: u32,
@@ -115,26 +117,26 @@ impl Locations {
         self.finish(volume, pending).await
     }
 
-    /// `locations` in the order to be asked in.
+    /// `locations` in the order in which to ask them.
     pub fn order(&self, locations: &[Location]) -> Vec<Location> {
         let mut ordered = locations.to_vec();
         ordered.shuffle(&mut rand::rng());
         let failures = self.failures.lock();
-        let failed = |url: &str| failures.get(url).is_some_and(|at| at.elapsed() < PENALTY);
+        let failed = |url: &str| failures.get(url).is_some_and(|at| at.elapsed() < FAILURE_PENALTY);
         let remote = |l: &Location| self.data_center.as_ref().is_some_and(|own| *own != l.data_center);
         ordered.sort_by_cached_key(|location| (failed(&location.url), remote(location)));
         ordered
     }
 
-    /// Notes that the server at `url` failed.
+    /// Records that the server at `url` failed.
     pub fn failed(&self, url: &str) {
         let mut failures = self.failures.lock();
-        failures.retain(|_, at| at.elapsed() < PENALTY);
+        failures.retain(|_, at| at.elapsed() < FAILURE_PENALTY);
         failures.insert(url.to_owned(), Instant::now());
     }
 
     /// Joins the lookup under way, or starts one.
-    fn join(&self, volume: u32, entry: &mut Volume) -> Lookup {
+    fn join(&self, volume: u32, entry: &mut VolumeEntry) -> Lookup {
         if let Some(pending) = entry.pending.as_ref().and_then(WeakShared::upgrade) {
             return pending;
         }
@@ -144,8 +146,8 @@ impl Locations {
         pending
     }
 
-    /// Waits for a lookup; whoever is the first to see its end keeps what it found. An empty answer is not kept: the next
-    /// reader asks again.
+    /// Waits for a lookup. The first waiter that sees its result caches that. An empty result is
+    /// not cached: the next fetch looks up again.
     async fn finish(&self, volume: u32, pending: Lookup) -> Result<Arc<[Location]>, LookupError> {
         let found = pending.clone().await;
         let mut volumes = self.volumes.lock();
@@ -171,7 +173,7 @@ mod tests {
         Location { url: url.into(), public_url: String::new(), data_center: data_center.into(), grpc_port: 0 }
     }
 
-    /// Answers with the number of the call, one call for each permit of `gate`.
+    /// Returns the number of the call as a location; one call for each permit of `gate`.
     struct Counting {
         calls: AtomicU32,
         gate: Semaphore,
@@ -198,7 +200,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn readers_that_miss_together_share_one_lookup() {
+    async fn concurrent_misses_share_one_lookup() {
         let (lookup, locations) = counting(0, false);
         let release = async { lookup.gate.add_permits(10) };
         let (a, b, c, ()) = tokio::join!(locations.get(7), locations.get(7), locations.get(8), release);
@@ -210,7 +212,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn complaints_about_the_same_locations_share_one_lookup() {
+    async fn refreshes_of_the_same_locations_share_one_lookup() {
         let (lookup, locations) = counting(10, false);
         let (old, looked_up) = locations.get(7).await.unwrap();
         assert!(looked_up);
@@ -221,7 +223,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_failed_refresh_keeps_what_is_known() {
+    async fn a_failed_refresh_keeps_the_known_locations() {
         let (_, locations) = counting(10, true);
         let (old, _) = locations.get(7).await.unwrap();
         assert!(locations.refresh(7, &old).await.is_err());
@@ -229,7 +231,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_lookup_that_nobody_waits_for_is_started_anew() {
+    async fn a_lookup_without_waiters_is_dropped_and_started_again() {
         let (lookup, locations) = counting(0, false);
         assert!(locations.get(7).now_or_never().is_none());
         lookup.gate.add_permits(1);
@@ -237,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn near_servers_come_first_and_failed_ones_last() {
+    fn servers_of_the_own_data_centre_come_first_and_failed_ones_last() {
         let (lookup, _) = counting(0, false);
         let locations = Locations::new(lookup, Some("east".into()));
         let servers =

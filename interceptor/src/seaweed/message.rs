@@ -1,8 +1,9 @@
-//! Bounds what a protobuf message may unfold to before it is decoded.
+//! Bounds the memory that a protobuf message takes, before it is decoded.
 //!
-//! A record of no fields takes two bytes on the wire and some hundred in memory, so the length of a message says little.
-//! [`check`] walks over the wire form without allocating, and refuses a message with more length-delimited fields
-//! (records, strings, byte strings) than any filer sends. [`BoundedCodec`] does so for every answer of a filer.
+//! A record without fields takes two bytes on the wire and some hundred in memory, so the length
+//! of a message says little. [`check`] scans the wire form without allocating, and refuses a
+//! message with more length-delimited fields (records, strings, byte strings) than any filer
+//! sends. [`BoundedCodec`] checks every answer of a filer.
 
 use std::marker::PhantomData;
 
@@ -13,17 +14,18 @@ use tonic::Status;
 use tonic::codec::{Codec, DecodeBuf, Decoder};
 use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};
 
-/// The longest message, in bytes. The filer folds lists of 10,000 chunks into manifests, so that an entry has some
-/// megabytes at most.
+/// The longest message, in bytes. The filer folds lists of 10,000 chunks into manifests, so an
+/// entry has some megabytes at most.
 pub(super) const MAX_MESSAGE: usize = 16 << 20;
 
-/// Length-delimited fields of one message, nested ones included: several times those of an entry of 10,000 chunks.
+/// The most length-delimited fields of a message, nested ones included: several times those of an
+/// entry of 10,000 chunks.
 const MAX_FIELDS: usize = 250_000;
 
-/// How deeply records nest: a directory event has an entry, with chunks, with file ids.
+/// How deeply records nest: an event has an entry, with chunks, with file ids.
 const MAX_NESTING: u32 = 5;
 
-/// The message would take too much memory.
+/// A message that would take too much memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a message of {bytes} bytes with {fields} records or more")]
 pub struct TooLarge {
@@ -31,7 +33,7 @@ pub struct TooLarge {
     fields: usize,
 }
 
-/// Refuses a message that is too long or would unfold to too many values.
+/// Refuses a message that is too long or has too many fields.
 ///
 /// # Errors
 /// See [`TooLarge`].
@@ -44,8 +46,9 @@ pub(super) fn check(message: &[u8]) -> Result<(), TooLarge> {
     Ok(())
 }
 
-/// Counts length-delimited fields until there are too many. Whether such a field is a record or text the wire does not
-/// say: what can be read as a record counts as one. Malformed input ends the walk, as it ends decoding.
+/// Counts length-delimited fields until there are too many. The wire form does not distinguish
+/// records from text, so a field that can be parsed as a record counts as one. Malformed input
+/// ends the scan, as it ends decoding.
 fn count(mut message: &[u8], nesting: u32, fields: &mut usize) {
     while !message.is_empty() && *fields <= MAX_FIELDS {
         let Ok((tag, wire)) = decode_key(&mut message) else { return };
@@ -101,7 +104,7 @@ impl<U: Message + Default> Decoder for BoundedDecoder<U> {
     type Error = Status;
 
     fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
-        // A whole message lies in one piece.
+        // The buffer has the whole message in one piece.
         check(buffer.chunk()).map_err(|error| Status::resource_exhausted(error.to_string()))?;
         self.0.decode(buffer)
     }
@@ -128,13 +131,13 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_list_of_chunks_that_a_filer_keeps_passes() {
+    fn the_longest_list_of_chunks_of_a_filer_is_accepted() {
         let event = pb::ListEntriesResponse { entry: Some(entry(20_000)) };
         check(&event.encode_to_vec()).unwrap();
     }
 
     #[test]
-    fn a_few_bytes_do_not_unfold_to_a_heap() {
+    fn few_bytes_that_decode_to_much_memory_are_refused() {
         // Two bytes a chunk: 2 MiB that decode to more than 200.
         let nothing = pb::Entry { chunks: vec![pb::FileChunk::default(); 1 << 20], ..Default::default() };
         let message = pb::ListEntriesResponse { entry: Some(nothing) }.encode_to_vec();

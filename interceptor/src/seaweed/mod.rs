@@ -1,5 +1,5 @@
-//! The SeaweedFS client, read side: filers over gRPC ([`filer`], [`subscribe`]), volume servers over HTTP ([`volume`]),
-//! and what their answers mean ([`entry`], [`decode`], [`codec`]).
+//! The SeaweedFS client for reading: filers over gRPC ([`filer`], [`subscribe`]), volume servers
+//! over HTTP ([`volume`]), and the meaning of their answers ([`entry`], [`decode`], [`codec`]).
 
 pub mod address;
 mod channel;

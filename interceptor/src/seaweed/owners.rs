@@ -1,9 +1,10 @@
-//! Who owns a file, on this host: SeaweedFS keeps numeric ids, which need not mean the same user or group here.
+//! Maps owners of files. SeaweedFS keeps numeric ids, which need not mean the same user or group
+//! on this host.
 
 use std::collections::HashMap;
 use std::str::FromStr;
 
-/// Maps the ids that the filer keeps to this host's. Ids that are not named stay as they are.
+/// Maps ids of the filer to ids of this host. Ids without a mapping stay as they are.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct IdMap {
     local: HashMap<u32, u32>,
@@ -30,7 +31,8 @@ impl IdMap {
 impl FromStr for IdMap {
     type Err = ParseIdMapError;
 
-    /// Reads `LOCAL:FILER,LOCAL:FILER…`, as `weed mount -map.uid` does; an empty text maps nothing.
+    /// Reads `LOCAL:FILER,LOCAL:FILER…`, as `weed mount -map.uid` does; an empty text maps
+    /// nothing.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let mut local = HashMap::new();
         for pair in text.split(',').map(str::trim).filter(|pair| !pair.is_empty()) {
@@ -44,7 +46,7 @@ impl FromStr for IdMap {
     }
 }
 
-/// How users and groups of the filer appear on this host.
+/// Maps the users and groups of the filer to those of this host.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OwnerMaps {
     /// Map of user ids.

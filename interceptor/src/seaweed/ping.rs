@@ -90,7 +90,7 @@ mod tests {
 
     use super::super::filer::FilerClient;
     use super::super::pb;
-    use super::super::scripted_filer::{self, Reply};
+    use super::super::scripted_filer::{self, ScriptedReply};
 
     async fn answers(client: &FilerClient, expected: bool) {
         let begun = Instant::now();
@@ -103,8 +103,8 @@ mod tests {
     #[tokio::test]
     async fn a_filer_that_answers_late_is_slow_and_not_down() {
         let filer = scripted_filer::start(|call, _| match call {
-            "Ping" => Reply::Late(super::PING_TIMEOUT * 3 / 2, Box::new(Reply::pong())),
-            _ => Reply::message(&pb::GetFilerConfigurationResponse::default()),
+            "Ping" => ScriptedReply::Late(super::PING_TIMEOUT * 3 / 2, Box::new(ScriptedReply::pong())),
+            _ => ScriptedReply::message(&pb::GetFilerConfigurationResponse::default()),
         });
         let client = scripted_filer::client(vec![filer.await]).await;
         for _ in 0..2 {

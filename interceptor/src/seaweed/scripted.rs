@@ -1,4 +1,4 @@
-//! A server for tests that plays answers no real server can be brought to give.
+//! An HTTP server for tests that sends responses no real server can be made to send.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -8,20 +8,20 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-/// What the server does after it got a request.
+/// What the server does after a request.
 #[derive(Debug, Clone)]
 pub(crate) enum Step {
     /// Sends these bytes.
     Send(Vec<u8>),
-    /// Sends these bytes again and again until the client goes.
+    /// Sends these bytes again and again until the client closes the connection.
     Repeat(Vec<u8>),
-    /// Waits so long.
+    /// Waits for this time.
     Pause(Duration),
-    /// Closes the connection in good order.
+    /// Closes the connection in order.
     Close,
     /// Breaks the connection.
     Reset,
-    /// Sends nothing more and waits for the client to go.
+    /// Sends nothing more and waits until the client closes the connection.
     Hold,
 }
 
@@ -31,19 +31,20 @@ type Script = dyn Fn(usize, &str) -> Vec<Step> + Send + Sync;
 struct Log {
     requests: Mutex<Vec<String>>,
     connections: AtomicUsize,
-    /// Connections whose client is still there.
+    /// Connections that the client has not closed.
     open: AtomicUsize,
     stopped: AtomicBool,
 }
 
-/// A server on a loopback port; it goes with this value.
-pub(crate) struct Scripted {
+/// A server on a loopback port. It stops when it is dropped.
+pub(crate) struct ScriptedServer {
     address: String,
     log: Arc<Log>,
 }
 
-impl Scripted {
-    /// Starts a server whose `script` says what to do for each request, given the number of the request, from 0, and its text.
+impl ScriptedServer {
+    /// Starts a server. `script` returns what to do after each request, given its number, from 0,
+    /// and its text.
     pub(crate) fn start(script: impl Fn(usize, &str) -> Vec<Step> + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
@@ -66,7 +67,7 @@ impl Scripted {
         Self { address, log }
     }
 
-    /// Starts a server that gives the same answer to each request.
+    /// Starts a server that sends the same response to each request.
     pub(crate) fn always(steps: Vec<Step>) -> Self {
         Self::start(move |_, _| steps.clone())
     }
@@ -94,10 +95,10 @@ impl Scripted {
     }
 }
 
-impl Drop for Scripted {
+impl Drop for ScriptedServer {
     fn drop(&mut self) {
         self.log.stopped.store(true, SeqCst);
-        // The listener looks at the flag when somebody calls.
+        // The listener checks the flag after each connection.
         let _ = TcpStream::connect(&self.address);
     }
 }
@@ -109,7 +110,7 @@ fn serve(mut stream: TcpStream, log: &Log, script: &Script) {
             requests.push(request.clone());
             script(requests.len() - 1, &request)
         };
-        // A connection that is closed with something unread is reset.
+        // The kernel resets a connection that is closed with unread bytes.
         if !steps.iter().any(|step| matches!(step, Step::Reset)) {
             stream.read_exact(&mut vec![0; request.len()]).unwrap();
         }
@@ -140,7 +141,7 @@ fn serve(mut stream: TcpStream, log: &Log, script: &Script) {
     }
 }
 
-/// The next request, left in the socket; `None` when the client has gone.
+/// The next request, left in the socket; `None` if the client has closed the connection.
 fn peek_request(stream: &TcpStream) -> Option<String> {
     let mut buffer = vec![0; 64 << 10];
     loop {
@@ -152,7 +153,7 @@ fn peek_request(stream: &TcpStream) -> Option<String> {
     }
 }
 
-/// An answer with these fields and a body of known length.
+/// A response with these fields and a body of known length.
 pub(crate) fn answer(status: u16, fields: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
     let mut text = format!("HTTP/1.1 {status} Whatever\r\nContent-Length: {}\r\n", body.len());
     for (name, value) in fields {

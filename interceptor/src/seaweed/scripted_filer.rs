@@ -1,4 +1,4 @@
-//! A filer for tests whose answers no real one can be brought to give.
+//! A filer for tests that sends replies no real one can be made to send.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -17,41 +17,43 @@ use super::filer::FilerClient;
 use super::pb;
 use super::security::Security;
 
-/// What the filer does about a call.
-pub(crate) enum Reply {
-    /// Gives this message.
+/// How the filer replies to a call.
+pub(crate) enum ScriptedReply {
+    /// With this message.
     Message(Vec<u8>),
-    /// Gives these messages until there are no more.
+    /// With these messages until there are no more.
     Stream(Receiver<Vec<u8>>),
-    /// Fails with this status of gRPC.
+    /// With this gRPC status.
     Status(u16),
-    /// Does this so much later.
-    Late(Duration, Box<Reply>),
-    /// Says nothing.
+    /// With another reply, after this time.
+    Late(Duration, Box<ScriptedReply>),
+    /// Not at all.
     Silence,
 }
 
-impl Reply {
+impl ScriptedReply {
     pub(crate) fn message(message: &impl Message) -> Self {
         Self::Message(message.encode_to_vec())
     }
 
-    /// To a `Ping`.
+    /// The reply to a `Ping`.
     pub(crate) fn pong() -> Self {
         Self::message(&pb::PingResponse { start_time_ns: now_ns() })
     }
 }
 
-/// What the clock of the filer shows.
+/// What the filer's clock shows.
 pub(crate) fn now_ns() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as i64)
 }
 
-/// Says what is done about a call of this name, and of this message.
-type Script = dyn Fn(&str, &[u8]) -> Reply + Send + Sync;
+/// Returns the reply to a call, given its name and message.
+type Script = dyn Fn(&str, &[u8]) -> ScriptedReply + Send + Sync;
 
-/// Starts a filer on a loopback port; it goes with the runtime.
-pub(crate) async fn start(script: impl Fn(&str, &[u8]) -> Reply + Send + Sync + 'static) -> ServerAddress {
+/// Starts a filer on a loopback port. It stops with the runtime.
+pub(crate) async fn start(
+    script: impl Fn(&str, &[u8]) -> ScriptedReply + Send + Sync + 'static,
+) -> ServerAddress {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let grpc_port = listener.local_addr().unwrap().port();
     let script: Arc<Script> = Arc::new(script);
@@ -80,14 +82,14 @@ async fn serve(stream: TcpStream, script: Arc<Script>) {
                 message.put(part);
             }
             let call = head.uri.path().rsplit('/').next().unwrap_or_default().to_owned();
-            // The client may have gone.
+            // Fails if the client is gone.
             let _ = answer(respond, script(&call, message.get(5..).unwrap_or_default())).await;
         });
     }
 }
 
-async fn answer(mut respond: SendResponse<Bytes>, mut reply: Reply) -> Result<(), h2::Error> {
-    while let Reply::Late(pause, then) = reply {
+async fn answer(mut respond: SendResponse<Bytes>, mut reply: ScriptedReply) -> Result<(), h2::Error> {
+    while let ScriptedReply::Late(pause, then) = reply {
         sleep(pause).await;
         reply = *then;
     }
@@ -96,17 +98,17 @@ async fn answer(mut respond: SendResponse<Bytes>, mut reply: Reply) -> Result<()
         respond.send_response(head, false)
     };
     let status = match reply {
-        Reply::Silence | Reply::Late(..) => {
+        ScriptedReply::Silence | ScriptedReply::Late(..) => {
             std::future::poll_fn(|context| respond.poll_reset(context)).await?;
             return Ok(());
         }
-        Reply::Message(message) => {
+        ScriptedReply::Message(message) => {
             let mut stream = begin(&mut respond)?;
             send(&mut stream, &message)?;
             return end(&mut stream, 0);
         }
-        Reply::Stream(mut messages) => {
-            // As a filer does, not before there is a message.
+        ScriptedReply::Stream(mut messages) => {
+            // A filer sends the head with the first message.
             let Some(first) = messages.recv().await else { return end(&mut begin(&mut respond)?, 0) };
             let mut stream = begin(&mut respond)?;
             send(&mut stream, &first)?;
@@ -115,7 +117,7 @@ async fn answer(mut respond: SendResponse<Bytes>, mut reply: Reply) -> Result<()
             }
             return end(&mut stream, 0);
         }
-        Reply::Status(status) => status,
+        ScriptedReply::Status(status) => status,
     };
     end(&mut begin(&mut respond)?, status)
 }

@@ -349,7 +349,7 @@ mod tests {
     use prost::Message;
     use tokio::sync::mpsc;
 
-    use super::super::scripted_filer::{self, Reply, now_ns};
+    use super::super::scripted_filer::{self, ScriptedReply, now_ns};
     use super::*;
 
     #[test]
@@ -379,11 +379,11 @@ mod tests {
     }
 
     /// A filer's replies to all calls but the subscription.
-    fn other_calls(call: &str) -> Reply {
+    fn other_calls(call: &str) -> ScriptedReply {
         match call {
-            "Ping" => Reply::pong(),
-            "GetFilerConfiguration" => Reply::message(&pb::GetFilerConfigurationResponse::default()),
-            _ => Reply::Status(12),
+            "Ping" => ScriptedReply::pong(),
+            "GetFilerConfiguration" => ScriptedReply::message(&pb::GetFilerConfigurationResponse::default()),
+            _ => ScriptedReply::Status(12),
         }
     }
 
@@ -395,7 +395,7 @@ mod tests {
                 let request = pb::SubscribeMetadataRequest::decode(message).unwrap();
                 let _ = asked.try_send(request.client_supports_batching);
                 // The status that the client's own codec gives such a message.
-                Reply::Status(Code::OutOfRange as u16)
+                ScriptedReply::Status(Code::OutOfRange as u16)
             }
             call => other_calls(call),
         });
@@ -433,8 +433,8 @@ mod tests {
         let (stream, hangs) = (Mutex::new(Some(stream)), Arc::new(AtomicBool::new(false)));
         let is_hung = hangs.clone();
         let filer = scripted_filer::start(move |call, _| match call {
-            "SubscribeMetadata" => stream.lock().take().map_or(Reply::Silence, Reply::Stream),
-            "Ping" if is_hung.load(Relaxed) => Reply::Silence,
+            "SubscribeMetadata" => stream.lock().take().map_or(ScriptedReply::Silence, ScriptedReply::Stream),
+            "Ping" if is_hung.load(Relaxed) => ScriptedReply::Silence,
             call => other_calls(call),
         });
         let client = scripted_filer::client(vec![filer.await]).await;

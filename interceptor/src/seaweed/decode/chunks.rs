@@ -1,4 +1,5 @@
-//! Chunk records. A record that does not make sense is an error for its file: guessing would give wrong bytes.
+//! Decodes chunk records. A malformed record is an error for its file: guessing would return wrong
+//! bytes.
 
 use std::fmt;
 
@@ -12,7 +13,8 @@ use crate::seaweed::pb;
 /// Files end below 2^63 bytes: the kernel's offsets are signed.
 pub(super) const MAX_FILE_SIZE: u64 = i64::MAX as u64;
 
-/// The type of encryption with which the S3 gateway stores data (`SSEType` of the filer's protocol).
+/// The type of encryption with which the S3 gateway stores data (`SSEType` of the filer's
+/// protocol).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SseType(i32);
 
@@ -30,7 +32,7 @@ impl fmt::Display for SseType {
 /// Why a list of chunks cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ChunkError {
-    /// The chunk manifest is not one.
+    /// The needle is no chunk manifest.
     #[error("not a chunk manifest: {0}")]
     Manifest(#[from] prost::DecodeError),
     /// The chunk manifest lists far more than any writer puts into one.
@@ -39,7 +41,7 @@ pub enum ChunkError {
     /// One record is malformed.
     #[error("chunk record {index}: {fault}")]
     Record {
-        /// Its place in the list, from 0.
+        /// Its index in the list, from 0.
         index: usize,
         /// What is wrong with it.
         fault: ChunkFault,
@@ -49,7 +51,7 @@ pub enum ChunkError {
 /// What is wrong with a chunk record.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ChunkFault {
-    /// It names no needle.
+    /// The record names no needle.
     #[error("it has no file id")]
     NoFileId,
     /// The needle's name is malformed.
@@ -58,12 +60,12 @@ pub enum ChunkFault {
     /// The key of an encrypted needle is not one of AES-256.
     #[error("its cipher key has {0} bytes instead of 32")]
     CipherKey(usize),
-    /// Its data is encrypted with a key that no filer knows.
+    /// The data is encrypted with a key that no filer has.
     #[error("its data is encrypted by the S3 gateway ({0})")]
     Encrypted(SseType),
-    /// It would lie before the file's beginning or beyond the largest file.
+    /// The chunk would lie before the beginning of the file, or beyond the largest file.
     #[error("{size} bytes at offset {offset} are outside of any file")]
-    Place {
+    OutOfBounds {
         /// Its offset in the file, in bytes.
         offset: i64,
         /// Its length in bytes.
@@ -72,33 +74,35 @@ pub enum ChunkFault {
 }
 
 impl ChunkError {
-    /// Whether the list makes sense, but stands for ciphertext.
+    /// Whether the list is well-formed, but its data encrypted.
     pub fn is_encrypted(&self) -> bool {
         matches!(self, Self::Record { fault: ChunkFault::Encrypted(_), .. })
     }
 }
 
-/// The chunks that a manifest needle lists. `content` is the needle's data, decrypted and decompressed. The list may
-/// hold manifests again.
+/// The chunks that a manifest needle lists. `content` is the needle's data, decrypted and
+/// decompressed. The list may have manifests again.
 pub fn manifest(content: &[u8]) -> Result<Vec<Chunk>, ChunkError> {
     message::check(content)?;
     list(pb::FileChunkManifest::decode(content)?.chunks)
 }
 
-/// All chunks of a list, or what is wrong with the first that is malformed.
+/// All chunks of a list, or the fault of the first malformed one.
 pub(super) fn list(chunks: Vec<pb::FileChunk>) -> Result<Vec<Chunk>, ChunkError> {
     let decode = |(index, record)| chunk(record).map_err(|fault| ChunkError::Record { index, fault });
     chunks.into_iter().enumerate().map(decode).collect()
 }
 
-/// With what the S3 gateway encrypted the data of a record, if it did. Gateways of other versions may know other types,
-/// so anything but "none" counts, and so does what only encryption leaves behind.
+/// The type of encryption of a record's data by the S3 gateway, if it is encrypted. Gateways of
+/// other versions may have other types, so any type but "none" counts, and so do the metadata of
+/// encryption without a type.
 pub(super) fn encryption(record: &pb::FileChunk) -> Option<SseType> {
     let is_plain = record.sse_type == pb::SseType::None as i32 && record.sse_metadata.is_empty();
     (!is_plain).then_some(SseType(record.sse_type))
 }
 
-/// How far into the file the records reach, in bytes. Malformed ones count as far as they can.
+/// Where in the file the last record ends, in bytes. The offset of a malformed record counts as 0,
+/// and its end as at most the largest file.
 pub(super) fn end(chunks: &[pb::FileChunk]) -> u64 {
     let end =
         |c: &pb::FileChunk| u64::try_from(c.offset).unwrap_or(0).saturating_add(c.size).min(MAX_FILE_SIZE);
@@ -110,10 +114,10 @@ fn chunk(record: pb::FileChunk) -> Result<Chunk, ChunkFault> {
         return Err(ChunkFault::Encrypted(sse_type));
     }
     let fid = file_id(&record)?;
-    let place = ChunkFault::Place { offset: record.offset, size: record.size };
+    let out_of_bounds = ChunkFault::OutOfBounds { offset: record.offset, size: record.size };
     let offset = match u64::try_from(record.offset) {
         Ok(offset) if record.size <= MAX_FILE_SIZE - offset => offset,
-        _ => return Err(place),
+        _ => return Err(out_of_bounds),
     };
     let cipher_key = if record.cipher_key.is_empty() {
         None
@@ -133,7 +137,7 @@ fn chunk(record: pb::FileChunk) -> Result<Chunk, ChunkFault> {
     })
 }
 
-/// The text form counts where there is one; entries as stored, and manifests, have the message alone.
+/// The text form takes precedence. Stored entries and manifests have the message alone.
 fn file_id(record: &pb::FileChunk) -> Result<FileId, ChunkFault> {
     if !record.file_id.is_empty() {
         return record.file_id.parse().map_err(|_| ChunkFault::FileId(record.file_id.clone()));
@@ -164,14 +168,14 @@ mod tests {
     }
 
     #[test]
-    fn the_text_counts_before_the_message() {
+    fn the_text_form_takes_precedence_over_the_message() {
         let fid = pb::FileId { volume_id: 9, file_key: 9, cookie: 9 };
         let decoded = chunk(pb::FileChunk { fid: Some(fid), ..record() }).unwrap();
         assert_eq!(decoded.fid.to_string(), "3,01637037d6");
     }
 
     #[test]
-    fn malformed_records_are_named() {
+    fn malformed_records_are_refused_with_their_fault() {
         let fault = |record: pb::FileChunk| chunk(record).unwrap_err();
         assert_eq!(fault(pb::FileChunk { file_id: String::new(), ..record() }), ChunkFault::NoFileId);
         assert_eq!(fault(pb::FileChunk { file_id: "x".into(), ..record() }), ChunkFault::FileId("x".into()));
@@ -179,10 +183,10 @@ mod tests {
         let nameless = pb::FileChunk { file_id: String::new(), fid: Some(zero), ..record() };
         assert!(matches!(fault(nameless), ChunkFault::FileId(_)));
         assert_eq!(fault(pb::FileChunk { cipher_key: vec![0; 31], ..record() }), ChunkFault::CipherKey(31));
-        let negative = ChunkFault::Place { offset: -1, size: 4 };
+        let negative = ChunkFault::OutOfBounds { offset: -1, size: 4 };
         assert_eq!(fault(pb::FileChunk { offset: -1, ..record() }), negative);
         let size = i64::MAX as u64;
-        assert_eq!(fault(pb::FileChunk { size, ..record() }), ChunkFault::Place { offset: 8, size });
+        assert_eq!(fault(pb::FileChunk { size, ..record() }), ChunkFault::OutOfBounds { offset: 8, size });
         assert_eq!(
             list(vec![record(), pb::FileChunk { offset: -1, ..record() }]),
             Err(ChunkError::Record { index: 1, fault: negative })
@@ -202,11 +206,11 @@ mod tests {
             let expected = format!("its data is encrypted by the S3 gateway ({name})");
             assert_eq!(fault(sse_type, b""), Some(expected));
         }
-        assert!(fault(0, b"{}").is_some(), "its key is told, but no type");
+        assert!(fault(0, b"{}").is_some(), "it has a key, but no type");
     }
 
     #[test]
-    fn a_manifest_that_lists_encrypted_chunks_is_told_from_a_broken_one() {
+    fn a_manifest_of_encrypted_chunks_is_distinguished_from_a_malformed_one() {
         let encrypted = pb::FileChunk { sse_type: 1, ..record() };
         let list = pb::FileChunkManifest { chunks: vec![record(), encrypted] };
         assert!(manifest(&list.encode_to_vec()).unwrap_err().is_encrypted());
@@ -227,7 +231,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_accepted_lies_within_a_file(offset: i64, size: u64) {
+        fn accepted_records_lie_within_a_file(offset: i64, size: u64) {
             let raw = pb::FileChunk { offset, size, ..record() };
             prop_assert!(end(std::slice::from_ref(&raw)) <= MAX_FILE_SIZE);
             if let Ok(c) = chunk(raw) {

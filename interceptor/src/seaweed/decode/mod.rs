@@ -1,8 +1,9 @@
 //! From the filer's messages to the types of [`entry`](super::entry).
 //!
-//! Decoding an entry never fails as a whole: what cannot be understood of its content becomes [`Content::Damaged`], so
-//! that the name stays visible in its directory, `stat` works, and only reading it fails. Attributes have no illegal
-//! values. Three parts: [`chunks`] for chunk records and manifests, [`mode`] for Go's file modes, and the entry here.
+//! Decoding an entry never fails as a whole. If its content cannot be understood, that becomes
+//! [`Content::Damaged`]: the name stays visible in its directory, `stat` works, and only reading
+//! fails. Attributes have no illegal values. `chunks` decodes chunk records and manifests, `mode`
+//! Go's file modes, and this file the entry.
 
 mod chunks;
 mod mode;
@@ -20,16 +21,18 @@ use super::owners::OwnerMaps;
 use super::pb;
 use chunks::MAX_FILE_SIZE;
 
-/// Under this prefix the filer keeps what `setxattr` was given; other keys are its own and the S3 gateway's.
+/// The prefix of the keys of extended attributes. Other keys are the filer's own and the S3
+/// gateway's.
 const XATTR_PREFIX: &str = "xattr-";
 /// Linux's limit of an extended attribute's name, in bytes.
 const XATTR_NAME_MAX: usize = 255;
-/// Its presence makes the TTL count from the last change instead of the creation.
+/// If an entry has this key, its TTL counts from the last change instead of the creation.
 const EXPIRES_S3: &str = "X-Seaweedfs-Expires-S3";
-/// The S3 gateway's versions of an object carry it; the filer does not expire those by their last change.
+/// The key of the S3 gateway's versions of an object. The filer does not expire these by their
+/// last change.
 const S3_VERSION_ID: &str = "Seaweed-X-Amz-Version-Id";
-/// With these, in any case of letters, begin the keys in which the S3 gateway keeps how it encrypted an object, and that
-/// it did. Gateways of some versions said it nowhere else.
+/// Prefixes, in any case of letters, of the keys in which the S3 gateway records that it encrypted
+/// an object, and how. Gateways of some versions record it nowhere else.
 const SSE_PREFIXES: [&str; 2] = ["x-amz-server-side-encryption", "x-seaweedfs-sse-"];
 /// Go's zero time, in s since the epoch.
 const GO_ZERO_TIME: i64 = -62_135_596_800;
@@ -40,7 +43,8 @@ pub enum ContentError {
     /// A chunk record is malformed.
     #[error(transparent)]
     Chunk(#[from] ChunkError),
-    /// It has inline content and chunks that reach beyond it: which bytes count is not defined.
+    /// The entry has inline content, and chunks that reach beyond it. Which bytes count is not
+    /// defined.
     #[error("it has both {inline} bytes of inline content and chunks up to {end}")]
     TwoContents {
         /// Length of the inline content in bytes.
@@ -48,7 +52,7 @@ pub enum ContentError {
         /// Where the last chunk ends, in bytes.
         end: u64,
     },
-    /// Its data is encrypted with a key that no filer knows.
+    /// The content is encrypted with a key that no filer has.
     #[error("its attribute `{0}` says that the S3 gateway has encrypted it")]
     Encrypted(String),
     /// The size is larger than a file can be.
@@ -74,7 +78,7 @@ pub(super) fn entry(raw: pb::Entry, owners: &OwnerMaps) -> Entry {
     let crtime = time(attributes.crtime, attributes.crtime_ns);
     let remote = raw.remote_entry.map(|remote| remote_state(remote, mtime));
 
-    let content_source = Source {
+    let fields = ContentFields {
         inline: raw.content,
         chunks: raw.chunks,
         file_size: attributes.file_size,
@@ -83,7 +87,7 @@ pub(super) fn entry(raw: pb::Entry, owners: &OwnerMaps) -> Entry {
         sse_key: raw.extended.keys().filter(|key| is_sse_key(key)).min().cloned(),
     };
     let (size, content) = match kind {
-        FileKind::File => content_source.resolve(),
+        FileKind::File => fields.resolve(),
         FileKind::Symlink => {
             (attributes.symlink_target.len() as u64, Content::Target(attributes.symlink_target))
         }
@@ -125,7 +129,8 @@ pub(super) fn entry(raw: pb::Entry, owners: &OwnerMaps) -> Entry {
     }
 }
 
-/// The state of a remote object that an entry stands for, if it stands for one, be there a copy in the cluster or not.
+/// The state of the remote object that an entry stands for, if it stands for one, whether the
+/// cluster has a copy or not.
 pub(super) fn remote_object(raw: &pb::Entry) -> Option<RemoteObject> {
     let attributes = raw.attributes.clone().unwrap_or_default();
     Some(remote_state(raw.remote_entry.clone()?, time(attributes.mtime, attributes.mtime_ns)))
@@ -142,30 +147,30 @@ fn remote_state(remote: pb::RemoteEntry, changed: SystemTime) -> RemoteObject {
     }
 }
 
-/// All that decides on the content of a regular file, and on its size.
-struct Source {
+/// The fields that determine the content of a regular file, and its size.
+struct ContentFields {
     inline: Vec<u8>,
     chunks: Vec<pb::FileChunk>,
     file_size: u64,
     remote: Option<RemoteObject>,
     remote_is_newer: bool,
-    /// The key of an attribute that says that the S3 gateway has encrypted the content.
+    /// The key of an attribute by which the S3 gateway records that it has encrypted the content.
     sse_key: Option<String>,
 }
 
-impl Source {
-    /// The size in bytes, never above what the kernel can express, and the content.
+impl ContentFields {
+    /// The size in bytes, at most what the kernel can express, and the content.
     fn resolve(self) -> (u64, Content) {
         let size = self.size();
         let content = if size > MAX_FILE_SIZE { Err(ContentError::Size(size)) } else { self.content(size) };
-        let without = |error: ContentError| match error.is_encrypted() {
+        let unreadable = |error: ContentError| match error.is_encrypted() {
             true => Content::Encrypted { reason: error.to_string().into() },
             false => Content::Damaged { reason: error.to_string().into() },
         };
-        (size.min(MAX_FILE_SIZE), content.unwrap_or_else(without))
+        (size.min(MAX_FILE_SIZE), content.unwrap_or_else(unreadable))
     }
 
-    /// What says that the content is encrypted by the S3 gateway, if anything does.
+    /// Why the content counts as encrypted by the S3 gateway, if it does.
     fn encryption(&self) -> Option<ContentError> {
         let of_chunk = |(index, record)| {
             let fault = ChunkFault::Encrypted(chunks::encryption(record)?);
@@ -183,8 +188,8 @@ impl Source {
         self.chunks.is_empty() && self.inline.is_empty() && self.remote_size() > 0
     }
 
-    /// The largest of all that is said about the size. The remote storage has a say when its copy is newer, or when
-    /// nothing else is known.
+    /// The largest of all sizes in the entry. That of the remote object counts if the object is
+    /// newer, or if no other size is known.
     fn size(&self) -> u64 {
         let local = chunks::end(&self.chunks).max(self.file_size).max(self.inline.len() as u64);
         if self.remote_is_newer || (local == 0 && self.is_remote_only()) {
@@ -195,7 +200,7 @@ impl Source {
     }
 
     fn content(self, size: u64) -> Result<Content, ContentError> {
-        // Whichever of these places the bytes are taken from, they would be ciphertext.
+        // The bytes of each of these places would be ciphertext.
         if size > 0
             && let Some(error) = self.encryption()
         {
@@ -223,12 +228,12 @@ fn is_sse_key(key: &str) -> bool {
     SSE_PREFIXES.iter().any(|prefix| start(prefix.len()).eq_ignore_ascii_case(prefix))
 }
 
-/// Whether a time, in s since the epoch, stands for none: 0, or the year 1 that Go makes of it.
+/// Whether a time, in s since the epoch, is not set: 0, or Go's zero time in the year 1.
 fn is_unset(seconds: i64) -> bool {
     seconds == 0 || seconds == GO_ZERO_TIME
 }
 
-/// A time of the filer; nanoseconds that are none are left out.
+/// A time of the filer. Nanoseconds out of range count as 0.
 fn time(seconds: i64, nanoseconds: i32) -> SystemTime {
     let whole = Duration::from_secs(seconds.unsigned_abs());
     let time = if seconds < 0 {

@@ -1,4 +1,4 @@
-//! The filer's file modes, which are those of Go's `os.FileMode` and not those of `stat`.
+//! Decodes the filer's file modes, which are those of Go's `os.FileMode` and not those of `stat`.
 
 use crate::seaweed::entry::FileKind;
 
@@ -14,8 +14,8 @@ const STICKY: u32 = 1 << 20;
 const IRREGULAR: u32 = 1 << 19;
 const TYPE: u32 = DIR | SYMLINK | DEVICE | NAMED_PIPE | SOCKET | CHAR_DEVICE | IRREGULAR;
 
-/// The kind of file. As in `weed mount` the type bits count as one value, and every combination that is none of these
-/// is a regular file.
+/// The kind of file. As in `weed mount`, the type bits count as one value, and any other value is
+/// a regular file.
 pub(super) fn kind(mode: u32) -> FileKind {
     match mode & TYPE {
         DIR => FileKind::Directory,
@@ -28,7 +28,8 @@ pub(super) fn kind(mode: u32) -> FileKind {
     }
 }
 
-/// The permission bits of `stat` (`07777`): those of Go, and those that a mount's `chmod` leaves in the low twelve bits.
+/// The permission bits of `stat` (`07777`): those of Go, and those that `chmod` on a mount leaves
+/// in the low twelve bits.
 pub(super) fn permissions(mode: u32) -> u16 {
     let low = (mode & 0o7777) as u16;
     let go = [(SETUID, 0o4000), (SETGID, 0o2000), (STICKY, 0o1000)];
@@ -40,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kinds() {
+    fn type_bits_are_one_value() {
         assert_eq!(kind(DIR | 0o755), FileKind::Directory);
         assert_eq!(kind(SYMLINK | 0o777), FileKind::Symlink);
         assert_eq!(kind(NAMED_PIPE), FileKind::NamedPipe);
@@ -53,7 +54,7 @@ mod tests {
     }
 
     #[test]
-    fn special_bits_of_both_kinds() {
+    fn set_id_and_sticky_bits_of_go_and_of_stat_both_count() {
         assert_eq!(permissions(SETUID | 0o755), 0o4755);
         assert_eq!(permissions(SETGID | STICKY | 0o700), 0o3700);
         assert_eq!(permissions(DIR | 0o1777), 0o1777);

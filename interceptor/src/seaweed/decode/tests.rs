@@ -23,7 +23,7 @@ fn at(seconds: u64, nanoseconds: u32) -> SystemTime {
 }
 
 #[test]
-fn size_is_the_largest_of_what_is_said() {
+fn the_size_is_the_largest_of_all_sizes_in_the_entry() {
     let chunks = vec![chunk(10, 20), chunk(0, 5)];
     assert_eq!(decode(pb::Entry { chunks: chunks.clone(), ..sized(7) }).attr.size, 30);
     let entry = decode(pb::Entry { chunks, ..sized(50) });
@@ -50,7 +50,7 @@ fn inline_content_counts_before_chunks_unless_they_reach_beyond() {
 }
 
 #[test]
-fn remote_objects() {
+fn a_remote_object_gives_the_size_if_it_is_newer_or_alone() {
     let remote =
         |remote_size, remote_mtime| Some(pb::RemoteEntry { remote_size, remote_mtime, ..Default::default() });
     let only = decode(pb::Entry { remote_entry: remote(100, 0), ..sized(0) });
@@ -66,7 +66,7 @@ fn remote_objects() {
 }
 
 #[test]
-fn states_of_a_remote_object_differ_in_anything_that_is_said_of_them() {
+fn states_of_a_remote_object_differ_if_any_field_does() {
     let remote = |change: &dyn Fn(&mut pb::RemoteEntry)| {
         let mut remote = pb::RemoteEntry {
             storage_name: "s".into(),
@@ -98,7 +98,7 @@ fn states_of_a_remote_object_differ_in_anything_that_is_said_of_them() {
 }
 
 #[test]
-fn a_malformed_chunk_leaves_a_visible_file_that_says_why_it_cannot_be_read() {
+fn a_file_with_a_malformed_chunk_stays_visible_and_has_a_reason() {
     let bad = pb::FileChunk { file_id: "nonsense".into(), ..chunk(8, 8) };
     let entry = decode(pb::Entry { chunks: vec![chunk(0, 8), bad], ..sized(16) });
     assert_eq!((entry.name.as_str(), entry.attr.size), ("f", 16));
@@ -110,7 +110,7 @@ fn a_malformed_chunk_leaves_a_visible_file_that_says_why_it_cannot_be_read() {
 }
 
 #[test]
-fn what_the_s3_gateway_encrypted_is_told_from_what_is_broken() {
+fn content_that_the_s3_gateway_encrypted_is_distinguished_from_damaged_content() {
     let content = |raw| decode(raw).content;
     let reason = |raw| match content(raw) {
         Content::Encrypted { reason } => reason.to_string(),
@@ -143,7 +143,7 @@ fn what_the_s3_gateway_encrypted_is_told_from_what_is_broken() {
 }
 
 #[test]
-fn links() {
+fn symbolic_links_have_a_target_and_hard_links_a_count() {
     let target =
         pb::FuseAttributes {
             file_mode: 1 << 27 | 0o777, symlink_target: "a/ü".into(), ..Default::default()
@@ -168,7 +168,7 @@ fn devices_keep_their_number() {
 }
 
 #[test]
-fn times_and_their_fall_backs() {
+fn unset_times_fall_back_to_others() {
     let times = pb::FuseAttributes { mtime: 5, mtime_ns: 7, crtime: 3, crtime_ns: -1, ..Default::default() };
     let entry = decode(file(times));
     assert_eq!((entry.attr.mtime, entry.attr.ctime, entry.attr.crtime), (at(5, 7), at(5, 7), at(3, 0)));
@@ -184,7 +184,7 @@ fn times_of(mtime: i64) -> pb::FuseAttributes {
 }
 
 #[test]
-fn time_to_live() {
+fn a_ttl_counts_from_the_creation_or_the_last_change() {
     let living = |keys: &[&str]| {
         let attributes = pb::FuseAttributes { ttl_sec: 60, mtime: 200, crtime: 100, ..Default::default() };
         let extended = keys.iter().map(|&key| (key.to_owned(), b"true".to_vec())).collect();
@@ -198,7 +198,7 @@ fn time_to_live() {
 }
 
 #[test]
-fn only_what_users_set_is_an_extended_attribute() {
+fn only_keys_with_the_prefix_are_extended_attributes() {
     let keys = ["xattr-user.b", "xattr-user.a", "xattr-", "Seaweed-x", "X-Amz-Meta-y"];
     let extended = keys.iter().map(|&key| (key.to_owned(), key.as_bytes().to_vec())).collect();
     let entry = decode(pb::Entry { extended, ..sized(0) });
@@ -229,7 +229,7 @@ proptest! {
         }
     }
 
-    /// Random bytes rarely decode: these are well-formed messages with arbitrary numbers.
+    /// Well-formed messages with arbitrary numbers, because random bytes rarely decode.
     #[test]
     fn any_numbers_are_an_entry(
         sizes in any::<(u64, u64, i64, i64)>(),

@@ -1,4 +1,5 @@
-//! One connection to a server: writes a request, reads the head of the answer, and then its body into the caller's memory.
+//! One connection to a server: writes a request, reads the head of the response, and then its body
+//! into the caller's memory.
 
 use std::io;
 use std::sync::Arc;
@@ -12,26 +13,29 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::head::{Framing, Head};
-use super::timer::{self, Timer};
-use super::{Deadlines, HttpError, Limits, Where};
+use super::timer::{self, ExchangeTimer};
+use super::{Deadlines, HttpError, HttpTimeouts, ResponsePhase};
 
-/// The read buffer, which bounds the head of an answer. The answer to a small read fits with its body, so that it takes
-/// one system call; of a larger one at most this much is copied.
-const BUFFER: usize = 16 << 10;
+/// The size of the read buffer in bytes, which bounds the head of a response. The response to a
+/// small read fits in with its body, and so takes one system call. Of a larger one at most this
+/// much is copied.
+const BUFFER_SIZE: usize = 16 << 10;
 
-/// The most that is read at once: the caller sums up what was read while it is still in the processor's cache.
+/// The most that is read at once, in bytes: the caller computes the checksum of what was read
+/// while it is still in the CPU's cache.
 const MAX_READ: usize = 512 << 10;
 
-/// What a line of the chunked coding may have in bytes, and how many trailer lines may follow the last chunk.
+/// The longest line of the chunked coding in bytes, and the most trailer lines after the last
+/// chunk.
 const MAX_LINE: usize = 1 << 10;
 const MAX_TRAILERS: usize = 32;
 
-enum Stream {
+enum MaybeTlsStream {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-impl Stream {
+impl MaybeTlsStream {
     async fn connect(authority: &str, tls: Option<&Arc<ClientConfig>>) -> io::Result<Self> {
         let stream = TcpStream::connect(authority).await?;
         stream.set_nodelay(true)?;
@@ -70,54 +74,54 @@ impl Stream {
     }
 }
 
-/// Where the reader of a body stands.
+/// What comes next of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Body {
-    /// This many bytes are left, and then it is over.
+enum BodyState {
+    /// This many bytes, above 0, and then the end.
     Plain(u64),
-    /// A chunk's length line comes next.
+    /// The line with the length of a chunk.
     ChunkSize,
-    /// The end of line after a chunk comes next, and then a length line.
+    /// The end of line after a chunk, and then a line with a length.
     ChunkEnd,
-    /// This many bytes are left of the chunk, above 0.
+    /// This many bytes of a chunk, above 0.
     Chunk(u64),
-    /// All of it was read.
+    /// Nothing: all of it was read.
     Done,
 }
 
-pub(super) struct Connection {
-    stream: Stream,
-    timer: Timer,
+pub(super) struct HttpConnection {
+    stream: MaybeTlsStream,
+    timer: ExchangeTimer,
     buffer: Box<[u8]>,
-    /// What was read into `buffer` and not yet used.
+    /// The part of `buffer` that was read and not yet used.
     unread: std::ops::Range<usize>,
-    body: Body,
+    body: BodyState,
 }
 
-impl Connection {
+impl HttpConnection {
     pub(super) async fn open(
         authority: &str,
         tls: Option<&Arc<ClientConfig>>,
-        limits: &Limits,
+        timeouts: &HttpTimeouts,
         deadlines: Deadlines,
     ) -> Result<Self, HttpError> {
-        let by = timer::due(Instant::now(), limits.connect, deadlines);
+        let by = timer::due(Instant::now(), timeouts.connect, deadlines);
         let timed_out = || io::Error::new(io::ErrorKind::TimedOut, "timed out");
-        let stream = tokio::time::timeout_at(by, Stream::connect(authority, tls))
+        let stream = tokio::time::timeout_at(by, MaybeTlsStream::connect(authority, tls))
             .await
             .unwrap_or_else(|_| Err(timed_out()))
             .map_err(HttpError::Connect)?;
         Ok(Self {
             stream,
-            timer: Timer::new(limits.stall, deadlines),
-            buffer: vec![0; BUFFER].into(),
+            timer: ExchangeTimer::new(timeouts.stall, deadlines),
+            buffer: vec![0; BUFFER_SIZE].into(),
             unread: 0..0,
-            body: Body::Done,
+            body: BodyState::Done,
         })
     }
 
-    /// Whether an idle connection is still open, as far as this host knows. One that has something to say on its own is not
-    /// usable either.
+    /// Whether an idle connection is still open, as far as this host knows. A connection on which
+    /// bytes came without a request is not usable either.
     pub(super) fn is_usable(&self) -> bool {
         let mut byte = [0];
         let quiet = self.stream.tcp().try_read(&mut byte);
@@ -126,36 +130,36 @@ impl Connection {
 
     /// Whether the body was read to its end.
     pub(super) fn is_over(&self) -> bool {
-        self.body == Body::Done
+        self.body == BodyState::Done
     }
 
-    /// Whether the body was read to its end and nothing came after it.
+    /// Whether the body was read to its end and no bytes came after it.
     pub(super) fn is_finished(&self) -> bool {
         self.is_over() && self.unread.is_empty()
     }
 
-    /// Whether anything came of the answer that is being waited for.
+    /// Whether any byte came of the response that is being waited for.
     pub(super) fn has_answered(&self) -> bool {
         self.unread.end > 0
     }
 
-    /// Sends an encoded request and reads the head of the answer.
+    /// Sends an encoded request and reads the head of the response.
     pub(super) async fn exchange(&mut self, request: &[u8], deadlines: Deadlines) -> Result<Head, HttpError> {
         self.timer.begin(deadlines);
         self.unread = 0..0;
         self.timer.limit(self.stream.write_all(request)).await?;
         loop {
             let mut head = self.read_head().await?;
-            // Informational answers precede the real one.
+            // Informational responses precede the real one.
             if !(100..200).contains(&head.status) {
                 self.body = match head.framing {
-                    Framing::Length(0) => Body::Done,
-                    Framing::Length(length) => Body::Plain(length),
-                    Framing::Chunked => Body::ChunkSize,
-                    // What an error has to say is not worth the doubt whether it is all of it.
+                    Framing::Length(0) => BodyState::Done,
+                    Framing::Length(length) => BodyState::Plain(length),
+                    Framing::Chunked => BodyState::ChunkSize,
+                    // The text of an error is not read if its end cannot be told.
                     Framing::UntilClose if head.status >= 300 => {
                         head.keep_alive = false;
-                        Body::Done
+                        BodyState::Done
                     }
                     Framing::UntilClose => return Err(HttpError::UnknownLength),
                 };
@@ -164,23 +168,24 @@ impl Connection {
         }
     }
 
-    /// Reads the next bytes of the body into `dst`: how many, 0 only if the body is over or `dst` is empty.
+    /// Reads the next bytes of the body into `dst`. Returns how many: 0 only if the body is over
+    /// or `dst` is empty.
     pub(super) async fn read_body(&mut self, dst: &mut [u8]) -> Result<usize, HttpError> {
         loop {
             let left = match self.body {
-                Body::Done => return Ok(0),
-                Body::ChunkEnd => {
+                BodyState::Done => return Ok(0),
+                BodyState::ChunkEnd => {
                     if !self.read_line().await?.is_empty() {
                         return Err(HttpError::Chunked);
                     }
-                    self.body = Body::ChunkSize;
+                    self.body = BodyState::ChunkSize;
                     continue;
                 }
-                Body::ChunkSize => {
+                BodyState::ChunkSize => {
                     self.body = self.next_chunk().await?;
                     continue;
                 }
-                Body::Plain(left) | Body::Chunk(left) => left,
+                BodyState::Plain(left) | BodyState::Chunk(left) => left,
             };
             let most = dst.len().min(MAX_READ).min(usize::try_from(left).unwrap_or(usize::MAX));
             if most == 0 {
@@ -189,10 +194,10 @@ impl Connection {
             let count = self.read_some(&mut dst[..most]).await?;
             let left = left - count as u64;
             self.body = match self.body {
-                Body::Chunk(_) if left > 0 => Body::Chunk(left),
-                Body::Chunk(_) => Body::ChunkEnd,
-                _ if left > 0 => Body::Plain(left),
-                _ => Body::Done,
+                BodyState::Chunk(_) if left > 0 => BodyState::Chunk(left),
+                BodyState::Chunk(_) => BodyState::ChunkEnd,
+                _ if left > 0 => BodyState::Plain(left),
+                _ => BodyState::Done,
             };
             return Ok(count);
         }
@@ -206,13 +211,14 @@ impl Connection {
                 self.unread.start += length;
                 return Ok(head);
             }
-            let place = if self.unread.is_empty() { Where::BeforeAnswer } else { Where::Head };
-            self.fill(place).await?;
+            let phase =
+                if self.unread.is_empty() { ResponsePhase::BeforeResponse } else { ResponsePhase::Head };
+            self.fill(phase).await?;
         }
     }
 
-    /// Reads more into the buffer, behind what is unread.
-    async fn fill(&mut self, place: Where) -> Result<(), HttpError> {
+    /// Reads more into the buffer, after the unread part.
+    async fn fill(&mut self, phase: ResponsePhase) -> Result<(), HttpError> {
         if self.unread.is_empty() {
             self.unread = 0..0;
         } else if self.unread.end == self.buffer.len() {
@@ -224,13 +230,14 @@ impl Connection {
         }
         let count = self.timer.limit(self.stream.read(&mut self.buffer[self.unread.end..])).await?;
         if count == 0 {
-            return Err(HttpError::Closed(place));
+            return Err(HttpError::Closed(phase));
         }
         self.unread.end += count;
         Ok(())
     }
 
-    /// Reads at least a byte into `dst`, which is not empty: from the buffer if that has any, else from the socket.
+    /// Reads at least one byte into `dst`, which is not empty: from the buffer if that has any,
+    /// else from the socket.
     async fn read_some(&mut self, dst: &mut [u8]) -> Result<usize, HttpError> {
         if !self.unread.is_empty() {
             let count = self.unread.len().min(dst.len());
@@ -239,13 +246,13 @@ impl Connection {
             return Ok(count);
         }
         match self.timer.limit(self.stream.read(dst)).await? {
-            0 => Err(HttpError::Closed(Where::Body)),
+            0 => Err(HttpError::Closed(ResponsePhase::Body)),
             count => Ok(count),
         }
     }
 
-    /// Reads the line before a chunk, and after the last one the trailer.
-    async fn next_chunk(&mut self) -> Result<Body, HttpError> {
+    /// Reads the line before a chunk; after the last chunk also the trailer.
+    async fn next_chunk(&mut self) -> Result<BodyState, HttpError> {
         let line = self.read_line().await?;
         let digits = line.split(';').next().unwrap_or_default().trim();
         if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
@@ -255,12 +262,12 @@ impl Connection {
             0 => {
                 for _ in 0..=MAX_TRAILERS {
                     if self.read_line().await?.is_empty() {
-                        return Ok(Body::Done);
+                        return Ok(BodyState::Done);
                     }
                 }
                 Err(HttpError::Chunked)
             }
-            length => Ok(Body::Chunk(length)),
+            length => Ok(BodyState::Chunk(length)),
         }
     }
 
@@ -277,7 +284,7 @@ impl Connection {
             if unread.len() > MAX_LINE {
                 return Err(HttpError::Chunked);
             }
-            self.fill(Where::Body).await?;
+            self.fill(ResponsePhase::Body).await?;
         }
     }
 }

@@ -1,8 +1,8 @@
-//! The head of an answer: status, how long the body is, and the few fields that this client looks at.
+//! The head of a response: status, length of the body, and the few fields that this client uses.
 
 use super::HttpError;
 
-/// The fields that a head may have; volume servers send about ten.
+/// The most fields of a head. Volume servers send about ten.
 const MAX_FIELDS: usize = 96;
 
 /// How the end of a body is found.
@@ -10,13 +10,13 @@ const MAX_FIELDS: usize = 96;
 pub(super) enum Framing {
     /// It has this many bytes.
     Length(u64),
-    /// It comes in chunks that each say how long they are.
+    /// It comes in chunks, each with its length.
     Chunked,
-    /// It ends with the connection, so that a body cut short looks like a whole one.
+    /// It ends with the connection, so a body that is cut off looks like a whole one.
     UntilClose,
 }
 
-/// The head of an answer.
+/// The head of a response.
 #[derive(Debug)]
 pub struct Head {
     /// The status code.
@@ -35,7 +35,7 @@ pub struct Head {
 }
 
 impl Head {
-    /// The length of the body in bytes, where the head says it.
+    /// The length of the body in bytes, if the head says it.
     pub fn content_length(&self) -> Option<u64> {
         match self.framing {
             Framing::Length(length) => Some(length),
@@ -43,7 +43,8 @@ impl Head {
         }
     }
 
-    /// Parses the head at the start of `bytes`: the head and its length in bytes, or `None` if there is more to come.
+    /// Parses the head at the start of `bytes`. Returns it with its length in bytes, or `None` if
+    /// it is not complete yet.
     pub(super) fn parse(bytes: &[u8]) -> Result<Option<(Self, usize)>, HttpError> {
         let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
         let mut response = httparse::Response::new(&mut fields);
@@ -125,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn the_fields_that_matter_are_taken() {
+    fn the_fields_that_are_used_are_parsed() {
         let text = "HTTP/1.1 206 Partial Content\r\ncontent-length: 7\r\nETAG: \"1f00\"\r\n\
                     Content-Range: bytes 0-6/9\r\nContent-Encoding: gzip\r\nLocation: /x\r\n\r\nbody";
         let (head, length) = Head::parse(text.as_bytes()).unwrap().unwrap();
@@ -138,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn what_ends_a_body_and_a_connection() {
+    fn fields_decide_how_the_body_ends_and_whether_the_connection_is_kept() {
         let of = |fields: &str| {
             let head = head(&format!("HTTP/1.1 200 OK\r\n{fields}\r\n")).unwrap();
             (head.framing, head.keep_alive)

@@ -1,15 +1,16 @@
-//! A small HTTP/1.1 client for volume servers, made for one thing: a body goes from the socket straight into the memory
-//! that the caller has for it.
+//! A small HTTP/1.1 client for volume servers. It is made for one thing: a body goes from the
+//! socket straight into memory of the caller.
 //!
-//! [`Client::get`] takes an idle connection of the server, or opens one, writes the request in one piece and parses the
-//! head of the answer (`head`). The [`Response`] then hands out the body by [`Response::read`]: what came along with the
-//! head is copied, the rest is read by the kernel into the caller's buffer (`connection`). With the last byte of
-//! the body the connection goes back to the pool (`pool`); an answer that is not read to its end takes its connection
-//! with it, so that dropping any of these futures is safe at any point.
+//! [`HttpClient::get`] takes an idle connection of the server, or opens one, writes the request in
+//! one piece and parses the head of the response (`head`). [`Response::read`] then reads the body:
+//! bytes that came along with the head are copied, the rest goes from the kernel into the caller's
+//! buffer (`connection`). With the last byte of the body the connection returns to the pool
+//! (`pool`). A response that is dropped before closes its connection, so dropping any of these
+//! futures is safe at any point.
 //!
-//! Everything has a limit in time: connecting, the time without any progress, and a deadline per request (`timer`). A
-//! pooled connection that turns out to be closed before a byte of the answer came is replaced once by a new one; any
-//! other failure is the caller's to judge.
+//! All steps have time limits: connecting, the time without progress, and deadlines per request
+//! (`timer`). A pooled connection that turns out to be closed before a byte of the response came
+//! is replaced once by a new one. Any other failure is returned to the caller.
 
 mod connection;
 mod head;
@@ -23,29 +24,30 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 pub use head::Head;
-pub use pool::{Client, Response};
+pub use pool::{HttpClient, Response};
 
-/// Limits of a [`Client`].
+/// Time limits of an [`HttpClient`].
 #[derive(Debug, Clone)]
-pub struct Limits {
+pub struct HttpTimeouts {
     /// How long a connection may take to be established, TLS included.
     pub connect: Duration,
-    /// How long a server may send nothing while something is expected of it.
+    /// How long a server may send nothing while a response is due.
     pub stall: Duration,
 }
 
-impl Default for Limits {
+impl Default for HttpTimeouts {
     fn default() -> Self {
         Self { connect: Duration::from_secs(3), stall: Duration::from_secs(5) }
     }
 }
 
-/// By when one request must be over.
+/// When one request must be over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Deadlines {
-    /// From then on the server may be silent for a second at most; what comes in goes on coming in.
+    /// From then on the server may send nothing for a second at most. A response that comes in
+    /// goes on.
     pub silence: Instant,
-    /// When all of the answer must be there.
+    /// When all of the response must have come.
     pub end: Instant,
 }
 
@@ -57,7 +59,7 @@ impl From<Instant> for Deadlines {
 
 /// One GET request.
 #[derive(Debug, Clone, Copy)]
-pub struct Request<'a> {
+pub struct GetRequest<'a> {
     /// `host:port`.
     pub authority: &'a str,
     /// Path and query.
@@ -66,8 +68,9 @@ pub struct Request<'a> {
     pub fields: &'a [(&'a str, &'a str)],
 }
 
-impl Request<'_> {
-    /// The request as it goes over the wire; refused if a part has a character that would end it early.
+impl GetRequest<'_> {
+    /// The request as it is sent. Refused if a part has a character that would end that part
+    /// early.
     fn encode(&self) -> Result<Vec<u8>, HttpError> {
         let visible = |text: &str| text.bytes().all(|b| b.is_ascii_graphic());
         let printable = |text: &str| text.bytes().all(|b| b == b' ' || b.is_ascii_graphic());
@@ -91,7 +94,7 @@ impl Request<'_> {
     }
 }
 
-/// Why a request has no complete answer.
+/// Why a request has no complete response.
 #[derive(Debug, thiserror::Error)]
 pub enum HttpError {
     /// The server's address or the request has characters that HTTP does not allow there.
@@ -103,19 +106,19 @@ pub enum HttpError {
     /// The connection broke.
     #[error("{0}")]
     Io(#[from] io::Error),
-    /// The server closed the connection where more was due.
+    /// The server closed the connection before the end of the response.
     #[error("the server closed the connection {0}")]
-    Closed(Where),
-    /// Nothing came for longer than the limit.
+    Closed(ResponsePhase),
+    /// Nothing came for longer than the time limit.
     #[error("the server sent nothing for {0:?}")]
     Stalled(Duration),
     /// The request's deadline passed.
     #[error("the deadline passed")]
     Deadline,
-    /// The head of the answer is no HTTP.
+    /// The head of the response is no HTTP.
     #[error("the answer is no HTTP: {0}")]
     Head(&'static str),
-    /// The answer does not say how long it is.
+    /// The response does not say how long it is.
     #[error("the answer does not say how long it is")]
     UnknownLength,
     /// The chunked coding of the body is broken.
@@ -123,21 +126,21 @@ pub enum HttpError {
     Chunked,
 }
 
-/// Where in an exchange something happened.
+/// How far a response had come when the connection was closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Where {
-    /// Before the first byte of the answer.
-    BeforeAnswer,
-    /// Within the head of the answer.
+pub enum ResponsePhase {
+    /// Before its first byte.
+    BeforeResponse,
+    /// Within its head.
     Head,
-    /// Within the body.
+    /// Within its body.
     Body,
 }
 
-impl fmt::Display for Where {
+impl fmt::Display for ResponsePhase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::BeforeAnswer => "before it answered",
+            Self::BeforeResponse => "before it answered",
             Self::Head => "within the head of its answer",
             Self::Body => "within the body of its answer",
         })

@@ -1,7 +1,8 @@
-//! The limits in time of one connection: a deadline for the whole exchange, and how long nothing may happen.
+//! The time limits of one connection: the deadlines of an exchange, and the longest time without
+//! progress.
 //!
-//! A body of 4 MiB takes dozens of reads. So as not to set and clear a timer for each, one `Sleep` stays armed and is only
-//! moved when it fires too early, that is about once per stall time.
+//! A body of 4 MiB takes dozens of reads. Instead of setting and clearing a timer for each, one
+//! `Sleep` stays armed, and is moved only when it fires too early: about once per stall timeout.
 
 use std::future::{Future, poll_fn};
 use std::io;
@@ -13,17 +14,17 @@ use tokio::time::{Instant, Sleep};
 
 use super::{Deadlines, HttpError};
 
-/// How long nothing may happen however late it is.
-const LEAST_STALL: Duration = Duration::from_secs(1);
+/// The shortest time that nothing may happen, however late it is.
+const MIN_STALL_TIMEOUT: Duration = Duration::from_secs(1);
 
-pub(super) struct Timer {
+pub(super) struct ExchangeTimer {
     sleep: Pin<Box<Sleep>>,
     stall: Duration,
     deadlines: Deadlines,
     last_progress: Instant,
 }
 
-impl Timer {
+impl ExchangeTimer {
     pub(super) fn new(stall: Duration, deadlines: Deadlines) -> Self {
         Self { sleep: Box::pin(tokio::time::sleep(stall)), stall, deadlines, last_progress: Instant::now() }
     }
@@ -34,7 +35,7 @@ impl Timer {
         self.last_progress = Instant::now();
     }
 
-    /// Waits for `step` within the limits. That it is done counts as progress.
+    /// Waits for `step` within the time limits. Its completion counts as progress.
     pub(super) async fn limit<T>(
         &mut self,
         step: impl Future<Output = io::Result<T>>,
@@ -59,7 +60,7 @@ impl Timer {
         match outcome.await {
             Some(outcome) => {
                 self.last_progress = Instant::now();
-                // Without this a server that always has more to say would never be late.
+                // Without this a server that goes on sending for ever would never be late.
                 if self.last_progress > self.deadlines.end { Err(HttpError::Deadline) } else { Ok(outcome?) }
             }
             None if Instant::now() >= self.deadlines.end => Err(HttpError::Deadline),
@@ -68,9 +69,9 @@ impl Timer {
     }
 }
 
-/// When a step that began at `progress` is given up.
+/// When a step times out that began at `progress`.
 pub(super) fn due(progress: Instant, stall: Duration, deadlines: Deadlines) -> Instant {
-    let stalled = (progress + stall).min(deadlines.silence.max(progress + LEAST_STALL));
+    let stalled = (progress + stall).min(deadlines.silence.max(progress + MIN_STALL_TIMEOUT));
     stalled.min(deadlines.end)
 }
 
@@ -79,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn silence_ends_with_the_deadline_and_a_second_is_always_granted() {
+    fn silence_times_out_with_the_deadline_but_a_second_is_always_granted() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let deadlines = Deadlines { silence: at(6), end: at(30) };

@@ -1,10 +1,11 @@
 //! `security.toml`: the keys and certificates of a cluster, as `weed` itself finds and reads them.
 //!
-//! Where the file is and what overrides it is the part of [`rdma_engine::settings`]. From that come a signer of read tokens
-//! and two TLS configurations ([`rdma_engine::tls`]): one for gRPC and engines, one for HTTP.
+//! [`rdma_engine::settings`] finds the file, and the environment variables that override it. From
+//! these come a signer of read tokens and two TLS configurations ([`rdma_engine::tls`]): one for
+//! gRPC and engines, one for HTTP.
 //!
-//! No file and no variable means a cluster without security: everything is plaintext. A file that is there and cannot be
-//! used is an error, never a silent fall-back to plaintext.
+//! Without a file and variables the cluster has no security, and all connections are plaintext. A
+//! file that exists and cannot be used is an error, never a silent fall-back to plaintext.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -17,18 +18,18 @@ use rdma_engine::tls::{self, TlsError};
 use rdma_engine::token::ReadSigner;
 use rustls::ClientConfig;
 
-/// Why `security.toml`, or what it names, cannot be used.
+/// Why `security.toml`, or a file that it names, cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SecurityError {
     /// The file cannot be used.
     #[error(transparent)]
     Settings(#[from] SettingsError),
-    /// A certificate, or what goes with it, cannot be used.
+    /// A certificate or its key cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
 }
 
-/// What a client needs to know of a cluster's security.
+/// The security settings of a cluster, for a client.
 #[derive(Default)]
 pub struct Security {
     signer: Option<ReadSigner>,
@@ -38,8 +39,8 @@ pub struct Security {
 }
 
 impl Security {
-    /// Reads the first `security.toml` of the search path, and the environment. Without a file everything that the
-    /// environment does not set is off.
+    /// Reads the first `security.toml` of the search path, and the environment. Settings of
+    /// neither are off.
     pub fn load() -> Result<Self, SecurityError> {
         Self::from_settings(&Settings::load()?)
     }
@@ -49,7 +50,7 @@ impl Security {
         settings::file()
     }
 
-    /// Like [`load`](Self::load), from this file instead of one of the search path.
+    /// Like [`load`](Self::load), with this file instead of one of the search path.
     pub fn load_from(path: &Path) -> Result<Self, SecurityError> {
         Self::from_settings(&Settings::read(Some(path), |name| std::env::var(name).ok())?)
     }
@@ -59,30 +60,30 @@ impl Security {
         Ok(Self { signer, grpc_tls: tls::grpc(settings)?, https_tls: tls::https(settings)?, proof_key })
     }
 
-    /// TLS for gRPC, if `[grpc]` and `[grpc.client]` ask for it: mutual, the server's chain verified against the cluster's
-    /// authority and its host name not, as `weed` does.
+    /// TLS for gRPC, if `[grpc]` and `[grpc.client]` ask for it: mutual, with the server's chain
+    /// verified against the cluster's authority, and its host name not verified, as `weed` does.
     pub fn grpc_tls(&self) -> Option<Arc<ClientConfig>> {
         self.grpc_tls.clone()
     }
 
-    /// TLS for HTTP, if `[https.client]` is enabled; then no server is spoken to without it.
+    /// TLS for HTTP, if `[https.client]` is enabled. All servers must then be reached over it.
     pub fn https_tls(&self) -> Option<Arc<ClientConfig>> {
         self.https_tls.clone()
     }
 
-    /// The key by which engines and their clients prove themselves to each other, if there is one.
+    /// The key by which engines and their clients authenticate each other, if there is one.
     pub fn proof_key(&self) -> Option<Arc<ProofKey>> {
         self.proof_key.clone()
     }
 
-    /// A token that allows reading `fid` from a volume server, if the cluster asks for one.
+    /// A token that allows reading `fid` from a volume server, if the cluster has tokens.
     pub fn read_token(&self, fid: FileId) -> Option<String> {
         self.signer.as_ref().map(|signer| signer.token(fid))
     }
 }
 
 impl fmt::Debug for Security {
-    /// Says what is on, never a key.
+    /// Shows which settings are on, and never a key.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Security")
             .field("read_tokens", &self.signer.is_some())
@@ -108,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_set_is_all_plaintext() {
+    fn without_settings_all_is_plaintext() {
         let security = Security::from_settings(&Settings::read(None, |_| None).unwrap()).unwrap();
         assert!(security.read_token(FID).is_none());
         assert!(security.grpc_tls().is_none() && security.https_tls().is_none());
@@ -124,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn the_read_key_makes_tokens_and_the_environment_overrides_it() {
+    fn the_read_key_signs_tokens_and_the_environment_overrides_it() {
         assert!(security("[jwt.signing.read]\nkey = \"k\"", &[]).unwrap().read_token(FID).is_some());
         let environment = [("WEED_JWT_SIGNING_READ_KEY", "k")];
         assert!(security("", &environment).unwrap().read_token(FID).is_some());
@@ -137,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn faults_name_the_file_and_the_key() {
+    fn errors_name_the_file_and_the_key() {
         let fault = |text| security(text, &[]).expect_err("an error").to_string();
         assert!(fault("[jwt").contains("security.toml is no valid TOML"));
         assert!(fault("[jwt.signing.read]\nkey = 5").contains("`jwt.signing.read.key` must be text"));

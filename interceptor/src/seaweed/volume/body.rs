@@ -1,47 +1,49 @@
-//! A body on its way to its destination, counted and summed up as it passes.
+//! Reads the body of a response to its destination, counting it and computing its checksum.
 
 use rdma_engine::checksum;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout_at};
 
-use super::answer::etag_checksum;
-use super::{Begun, VolumeError};
+use super::response::etag_checksum;
+use super::{ResponseProgress, VolumeError};
 use crate::seaweed::http1::{Head, HttpError, Response};
 
-/// What is not wanted is read into this much memory.
-const SCRATCH: usize = 64 << 10;
+/// The buffer for bytes that are skipped, in bytes.
+const SCRATCH_SIZE: usize = 64 << 10;
 
-/// How much memory a body is given before any of it has come, whatever length it claims, in bytes.
-const MAX_TRUST: u64 = 16 << 20;
+/// The most memory that is allocated for a body before any of it has come, in bytes, whatever
+/// length the response claims.
+const MAX_PREALLOCATION: u64 = 16 << 20;
 
-/// Held by the one body of this process that is gathered though it is longer than its chunk lets expect. Servers are
-/// asked for a bounded number of expected bytes at a time; whatever lengths they claim, it is these and one body more.
-static UNEXPECTED: Semaphore = Semaphore::const_new(1);
+/// Held by the one body of this process that is gathered although it is longer than its chunk. The
+/// gates bound the bytes that servers are asked for. Whatever lengths they claim, the memory for
+/// bodies is bounded by those and one oversized body.
+static OVERSIZED: Semaphore = Semaphore::const_new(1);
 
 /// A body that was gathered.
 pub(super) struct Gathered {
     pub(super) bytes: Vec<u8>,
-    /// Held as long as the bytes are.
+    /// Held as long as the bytes.
     _unexpected: Option<SemaphorePermit<'static>>,
 }
 
-pub(super) struct Body<'a> {
+pub(super) struct BodyReader<'a> {
     response: Response,
-    begun: &'a Begun,
+    progress: &'a ResponseProgress,
     total: u64,
-    /// The checksum of what was read so far.
+    /// The checksum of what was read so far, if it can be verified.
     crc: Option<u32>,
 }
 
-impl<'a> Body<'a> {
-    /// A body whose checksum is wanted.
-    pub(super) fn summed(response: Response, begun: &'a Begun) -> Self {
-        Self { response, begun, total: 0, crc: Some(0) }
+impl<'a> BodyReader<'a> {
+    /// A body whose checksum will be verified.
+    pub(super) fn with_checksum(response: Response, progress: &'a ResponseProgress) -> Self {
+        Self { response, progress, total: 0, crc: Some(0) }
     }
 
-    /// A body whose checksum says nothing.
-    pub(super) fn unsummed(response: Response, begun: &'a Begun) -> Self {
-        Self { response, begun, total: 0, crc: None }
+    /// A body whose checksum cannot be verified.
+    pub(super) fn without_checksum(response: Response, progress: &'a ResponseProgress) -> Self {
+        Self { response, progress, total: 0, crc: None }
     }
 
     pub(super) fn head(&self) -> &Head {
@@ -53,7 +55,7 @@ impl<'a> Body<'a> {
         self.total
     }
 
-    /// Reads until `dst` is full or the body over; returns how many bytes.
+    /// Reads until `dst` is full or the body ends. Returns how many bytes.
     pub(super) async fn fill(&mut self, dst: &mut [u8]) -> Result<usize, VolumeError> {
         let mut filled = 0;
         while filled < dst.len() {
@@ -61,8 +63,8 @@ impl<'a> Body<'a> {
             if count == 0 {
                 break;
             }
-            self.begun.now();
-            // Right after the read the bytes are still in the processor's cache.
+            self.progress.record();
+            // Right after the read the bytes are still in the CPU's cache.
             self.crc = self.crc.map(|crc| checksum::crc32c_append(crc, &dst[filled..][..count]));
             self.total += count as u64;
             filled += count;
@@ -70,12 +72,12 @@ impl<'a> Body<'a> {
         Ok(filled)
     }
 
-    /// Reads over the next `count` bytes, or to the end of the body.
+    /// Skips the next `count` bytes, or all up to the end of the body.
     pub(super) async fn skip(&mut self, mut count: u64) -> Result<(), VolumeError> {
         let mut scratch = Vec::new();
         while count > 0 && !self.response.is_over() {
-            scratch.resize(SCRATCH, 0);
-            let most = usize::try_from(count).map_or(SCRATCH, |count| count.min(SCRATCH));
+            scratch.resize(SCRATCH_SIZE, 0);
+            let most = usize::try_from(count).map_or(SCRATCH_SIZE, |count| count.min(SCRATCH_SIZE));
             match self.fill(&mut scratch[..most]).await? {
                 0 => break,
                 skipped => count -= skipped as u64,
@@ -84,8 +86,8 @@ impl<'a> Body<'a> {
         Ok(())
     }
 
-    /// Reads all of the body, which may have `limit` bytes at most; with more than `expected` it waits until no other
-    /// such body is in memory.
+    /// Reads all of the body, which may have `limit` bytes at most. If it has more than
+    /// `expected`, waits until no other such body is in memory.
     pub(super) async fn gather(
         &mut self,
         expected: u64,
@@ -96,13 +98,13 @@ impl<'a> Body<'a> {
         if announced.is_some_and(|length| length > limit) {
             return Err(VolumeError::TooLarge(limit));
         }
-        let (mut bytes, mut unexpected) = (Vec::new(), None);
-        let mut room = announced.unwrap_or(SCRATCH as u64).min(MAX_TRUST) as usize;
+        let (mut bytes, mut oversized) = (Vec::new(), None);
+        let mut room = announced.unwrap_or(SCRATCH_SIZE as u64).min(MAX_PREALLOCATION) as usize;
         while !self.response.is_over() {
             let filled = bytes.len();
-            if unexpected.is_none() && filled as u64 > expected {
-                let permit = timeout_at(deadline, UNEXPECTED.acquire()).await;
-                unexpected = permit.map_err(|_| HttpError::Deadline)?.ok();
+            if oversized.is_none() && filled as u64 > expected {
+                let permit = timeout_at(deadline, OVERSIZED.acquire()).await;
+                oversized = permit.map_err(|_| HttpError::Deadline)?.ok();
             }
             bytes.resize(filled + room, 0);
             let count = self.fill(&mut bytes[filled..]).await?;
@@ -110,12 +112,12 @@ impl<'a> Body<'a> {
             if self.total > limit {
                 return Err(VolumeError::TooLarge(limit));
             }
-            room = bytes.len().clamp(SCRATCH, MAX_TRUST as usize);
+            room = bytes.len().clamp(SCRATCH_SIZE, MAX_PREALLOCATION as usize);
         }
-        Ok(Gathered { bytes, _unexpected: unexpected })
+        Ok(Gathered { bytes, _unexpected: oversized })
     }
 
-    /// Compares the checksum of all that was read with the one in the `ETag`, if there is one.
+    /// Compares the checksum of the body with the one in the `ETag`, if there is one.
     pub(super) fn verify(&self) -> Result<(), VolumeError> {
         let stored = self.head().etag.as_deref().and_then(etag_checksum);
         match (stored, self.crc) {

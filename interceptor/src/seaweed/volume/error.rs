@@ -1,4 +1,4 @@
-//! What may come of a request to a volume server instead of the bytes.
+//! Why a read from one volume server failed, and what a caller can do about it.
 
 use crate::seaweed::codec::CodecError;
 use crate::seaweed::http1::HttpError;
@@ -6,10 +6,10 @@ use crate::seaweed::http1::HttpError;
 /// Why a read from one volume server failed.
 #[derive(Debug, thiserror::Error)]
 pub enum VolumeError {
-    /// There is no complete answer.
+    /// There is no complete response.
     #[error(transparent)]
     Http(#[from] HttpError),
-    /// The server does not have the needle: not the volume, not the key, or not with that cookie.
+    /// The server does not have the volume, or not the key, or not with that cookie.
     #[error("the server does not have it")]
     NotFound,
     /// The server is overloaded or starting.
@@ -20,16 +20,16 @@ pub enum VolumeError {
     Refused {
         /// The status code.
         status: u16,
-        /// The beginning of the answer's text.
+        /// The beginning of the response's text.
         message: String,
     },
     /// The server failed at reading the needle.
     #[error("the server failed (status {0})")]
     Server(u16),
-    /// The answer is not one to this request.
+    /// The response does not fit the request.
     #[error("unexpected answer: {0}")]
     Protocol(String),
-    /// The needle has fewer bytes than its chunk, or the answer another number than was asked for.
+    /// The needle has fewer bytes than its chunk, or the response not as many as were asked for.
     #[error("wrong length: {found} bytes where {needed} are needed")]
     Length {
         /// How many are needed.
@@ -37,15 +37,15 @@ pub enum VolumeError {
         /// How many there are.
         found: u64,
     },
-    /// The needle has more bytes than the caller takes.
+    /// The needle has more bytes than the caller allows.
     #[error("the needle has more than {0} bytes")]
     TooLarge(u64),
     /// The bytes are not those that were stored.
     #[error("wrong checksum: {computed:08x} where {stored:08x} was stored")]
     Checksum {
-        /// What the server has on record.
+        /// The checksum that the server has stored.
         stored: u32,
-        /// What the bytes give.
+        /// The checksum of the bytes that came.
         computed: u32,
     },
     /// The stored bytes cannot be decoded.
@@ -55,36 +55,36 @@ pub enum VolumeError {
 
 /// What a caller can do about a [`VolumeError`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Class {
+pub enum ErrorClass {
     /// Another server may have it.
     Missing,
     /// The same server may have time later.
     Busy,
     /// It would be refused elsewhere too.
     Refused,
-    /// What came must not be used. Another server may have a good copy.
+    /// The bytes must not be used. Another server may have a good copy.
     Damaged,
     /// Another server may work, or this one later.
     Failed,
 }
 
 impl VolumeError {
-    /// What can be done about it.
-    pub fn class(&self) -> Class {
+    /// What a caller can do about it.
+    pub fn class(&self) -> ErrorClass {
         match self {
-            Self::NotFound => Class::Missing,
-            Self::Busy(_) => Class::Busy,
-            Self::Refused { .. } => Class::Refused,
-            Self::Http(_) | Self::Server(_) => Class::Failed,
+            Self::NotFound => ErrorClass::Missing,
+            Self::Busy(_) => ErrorClass::Busy,
+            Self::Refused { .. } => ErrorClass::Refused,
+            Self::Http(_) | Self::Server(_) => ErrorClass::Failed,
             Self::Protocol(_)
             | Self::Length { .. }
             | Self::TooLarge(_)
             | Self::Checksum { .. }
-            | Self::Codec(_) => Class::Damaged,
+            | Self::Codec(_) => ErrorClass::Damaged,
         }
     }
 
-    /// One of a handful of words for it, for the label of a metric.
+    /// The label of metrics: one of a handful of words.
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Http(HttpError::Connect(_)) => "connect",

@@ -1,4 +1,4 @@
-//! Reads from a server that gives right, odd and wrong answers.
+//! Reads from a server that sends right, odd and wrong responses.
 
 use std::io::Write;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 
 use super::*;
 use crate::seaweed::http1::HttpError;
-use crate::seaweed::scripted::{Scripted, Step, answer, send};
+use crate::seaweed::scripted::{ScriptedServer, Step, answer, send};
 
 const FID: FileId = FileId { volume: 3, key: 1, cookie: 0x6370_37d6 };
 
@@ -29,7 +29,7 @@ fn deadline() -> Deadlines {
 }
 
 fn volumes() -> VolumeClient {
-    VolumeClient::new(Arc::new(Security::default()), Limits::default())
+    VolumeClient::new(Arc::new(Security::default()), HttpTimeouts::default())
 }
 
 fn data(length: usize) -> Vec<u8> {
@@ -55,18 +55,20 @@ fn encrypt(key: &[u8; 32], plain: &[u8]) -> Vec<u8> {
 }
 
 async fn whole(steps: Vec<Step>, chunk: &Chunk, offset: u64, length: usize) -> Result<Vec<u8>, VolumeError> {
-    let server = Scripted::always(steps);
-    let place = Place::Volume(server.address().to_owned());
+    let server = ScriptedServer::always(steps);
+    let endpoint = NeedleEndpoint::Volume(server.address().to_owned());
     let mut dst = vec![0xEE; length];
-    volumes().read_whole(&place, chunk, offset, &mut dst, deadline(), &Begun::default()).await?;
+    volumes()
+        .read_whole(&endpoint, chunk, offset, &mut dst, deadline(), &ResponseProgress::default())
+        .await?;
     Ok(dst)
 }
 
 async fn range(steps: Vec<Step>, offset: u64, length: usize) -> Result<Vec<u8>, VolumeError> {
-    let server = Scripted::always(steps);
-    let place = Place::Volume(server.address().to_owned());
+    let server = ScriptedServer::always(steps);
+    let endpoint = NeedleEndpoint::Volume(server.address().to_owned());
     let mut dst = vec![0xEE; length];
-    volumes().read_range(&place, FID, offset, &mut dst, deadline(), &Begun::default()).await?;
+    volumes().read_range(&endpoint, FID, offset, &mut dst, deadline(), &ResponseProgress::default()).await?;
     Ok(dst)
 }
 
@@ -85,7 +87,7 @@ async fn a_needle_is_verified_by_its_etag() {
     assert_eq!(read("\"not a checksum\"".to_owned()).await.unwrap(), data);
     let wrong = read(format!("\"{:08x}\"", crc32c(&data) ^ 1)).await.unwrap_err();
     assert!(matches!(wrong, VolumeError::Checksum { .. }));
-    assert_eq!(wrong.class(), Class::Damaged);
+    assert_eq!(wrong.class(), ErrorClass::Damaged);
 }
 
 #[tokio::test]
@@ -103,7 +105,7 @@ async fn a_needle_may_hold_more_than_its_chunk_but_not_less() {
 }
 
 #[tokio::test]
-async fn damage_behind_the_part_that_is_wanted_is_noticed() {
+async fn damage_after_the_requested_part_is_noticed() {
     let mut data = data(200_000);
     let etag = etag(&data);
     *data.last_mut().unwrap() ^= 1;
@@ -127,7 +129,7 @@ async fn a_compressed_needle_is_unpacked_and_cut() {
 }
 
 #[tokio::test]
-async fn what_was_unpacked_on_the_way_has_another_checksum() {
+async fn a_needle_that_was_unpacked_on_the_way_is_not_verified() {
     let data = data(10_000);
     let steps = send(200, &[("ETag", &etag(&gzip(&data)))], &data);
     let compressed = Chunk { is_compressed: true, ..chunk(10_000) };
@@ -146,7 +148,7 @@ async fn corrupt_gzip_is_refused_with_or_without_a_good_checksum() {
         let steps = send(200, &[("ETag", tag), ("Content-Encoding", "gzip")], &stored);
         let error = whole(steps, &chunk(300_000), 0, 300_000).await.unwrap_err();
         assert_eq!(matches!(error, VolumeError::Codec(_)), codec, "{error}");
-        assert_eq!(error.class(), Class::Damaged);
+        assert_eq!(error.class(), ErrorClass::Damaged);
     }
 }
 
@@ -166,19 +168,21 @@ async fn encrypted_needles_need_the_right_key() {
 }
 
 #[tokio::test]
-async fn a_manifest_is_gathered_whatever_its_chunk_says() {
+async fn a_manifest_is_read_whole_whatever_the_size_of_its_chunk() {
     let data = data(5000);
     let stored = gzip(&data);
     let plain = send(200, &[("ETag", &etag(&data))], &data);
     let packed = send(200, &[("ETag", &etag(&stored)), ("Content-Encoding", "gzip")], &stored);
     for steps in [plain, packed] {
-        let server = Scripted::always(steps);
-        let place = Place::Volume(server.address().to_owned());
+        let server = ScriptedServer::always(steps);
+        let endpoint = NeedleEndpoint::Volume(server.address().to_owned());
         let read = async |limit| {
-            volumes().read_needle(&place, &chunk(1 << 40), limit, deadline(), &Begun::default()).await
+            volumes()
+                .read_needle(&endpoint, &chunk(1 << 40), limit, deadline(), &ResponseProgress::default())
+                .await
         };
         assert_eq!(read(5000).await.unwrap(), data);
-        assert_eq!(read(4999).await.unwrap_err().class(), Class::Damaged);
+        assert_eq!(read(4999).await.unwrap_err().class(), ErrorClass::Damaged);
     }
 }
 
@@ -199,7 +203,7 @@ async fn a_range_is_exactly_the_one_that_was_asked_for() {
     ] {
         let outcome = range(send(status, &[("Content-Range", content_range)], body), 10, 5).await;
         let error = outcome.unwrap_err();
-        assert_eq!(error.class(), Class::Damaged, "{status} {content_range:?} {body:?}: {error}");
+        assert_eq!(error.class(), ErrorClass::Damaged, "{status} {content_range:?} {body:?}: {error}");
     }
     let packed = send(206, &[("Content-Range", "bytes 10-14/100"), ("Content-Encoding", "gzip")], b"hello");
     assert!(matches!(range(packed, 10, 5).await, Err(VolumeError::Protocol(_))));
@@ -208,15 +212,15 @@ async fn a_range_is_exactly_the_one_that_was_asked_for() {
 #[tokio::test]
 async fn statuses_say_what_can_be_done() {
     for (status, class) in [
-        (404, Class::Missing),
-        (429, Class::Busy),
-        (503, Class::Busy),
-        (400, Class::Refused),
-        (401, Class::Refused),
-        (403, Class::Refused),
-        (499, Class::Failed),
-        (500, Class::Failed),
-        (204, Class::Damaged),
+        (404, ErrorClass::Missing),
+        (429, ErrorClass::Busy),
+        (503, ErrorClass::Busy),
+        (400, ErrorClass::Refused),
+        (401, ErrorClass::Refused),
+        (403, ErrorClass::Refused),
+        (499, ErrorClass::Failed),
+        (500, ErrorClass::Failed),
+        (204, ErrorClass::Damaged),
     ] {
         let error = whole(send(status, &[], b""), &chunk(5), 0, 5).await.unwrap_err();
         assert_eq!(error.class(), class, "{status}: {error}");
@@ -227,17 +231,18 @@ async fn statuses_say_what_can_be_done() {
 
 #[tokio::test]
 async fn a_connection_that_breaks_is_a_failure() {
-    let mut begun = answer(200, &[], &[1; 100_000]);
-    begun.truncate(50_000);
-    let error = whole(vec![Step::Send(begun), Step::Reset], &chunk(100_000), 0, 100_000).await.unwrap_err();
+    let mut progress = answer(200, &[], &[1; 100_000]);
+    progress.truncate(50_000);
+    let error =
+        whole(vec![Step::Send(progress), Step::Reset], &chunk(100_000), 0, 100_000).await.unwrap_err();
     assert!(matches!(error, VolumeError::Http(HttpError::Io(_))));
-    assert_eq!(error.class(), Class::Failed);
+    assert_eq!(error.class(), ErrorClass::Failed);
 }
 
 #[tokio::test]
-async fn redirections_are_followed_once_with_the_same_fields() {
+async fn one_redirect_is_followed_with_the_same_fields() {
     let data = data(100);
-    let target = Scripted::always(send(200, &[("ETag", &etag(&data))], &data));
+    let target = ScriptedServer::always(send(200, &[("ETag", &etag(&data))], &data));
     let location = format!("http://{}/3,01637037d6?collection=&proxied=true", target.address());
     let steps = send(301, &[("Location", &location)], b"");
     assert_eq!(whole(steps, &chunk(100), 0, 100).await.unwrap(), data);
@@ -257,16 +262,22 @@ async fn requests_carry_what_the_servers_need() {
     let path = directory.path().join("security.toml");
     std::fs::write(&path, "[jwt.signing.read]\nkey = \"k\"\nexpires_after_seconds = 0\n").unwrap();
     let security = Arc::new(Security::load_from(&path).unwrap());
-    let server = Scripted::start(|nth, _| match nth {
+    let server = ScriptedServer::start(|nth, _| match nth {
         0 => send(200, &[], b"hello"),
         _ => send(206, &[("Content-Range", "bytes 1-2/5")], b"el"),
     });
-    let volumes = VolumeClient::new(security.clone(), Limits::default());
+    let volumes = VolumeClient::new(security.clone(), HttpTimeouts::default());
     let mut dst = [0; 5];
-    let place = Place::Volume(server.address().to_owned());
-    volumes.read_whole(&place, &chunk(5), 0, &mut dst, deadline(), &Begun::default()).await.unwrap();
-    let place = Place::Filer(server.address().to_owned());
-    volumes.read_range(&place, FID, 1, &mut dst[..2], deadline(), &Begun::default()).await.unwrap();
+    let endpoint = NeedleEndpoint::Volume(server.address().to_owned());
+    volumes
+        .read_whole(&endpoint, &chunk(5), 0, &mut dst, deadline(), &ResponseProgress::default())
+        .await
+        .unwrap();
+    let endpoint = NeedleEndpoint::FilerProxy(server.address().to_owned());
+    volumes
+        .read_range(&endpoint, FID, 1, &mut dst[..2], deadline(), &ResponseProgress::default())
+        .await
+        .unwrap();
     let requests = server.requests();
     let token = format!("\r\nAuthorization: Bearer {}\r\n", security.read_token(FID).unwrap());
     assert!(requests[0].starts_with("GET /3,01637037d6?readDeleted=true HTTP/1.1\r\n"));
@@ -277,8 +288,9 @@ async fn requests_carry_what_the_servers_need() {
 }
 
 #[tokio::test]
-async fn no_server_names_the_memory_that_its_needles_get() {
-    // A needle of a truncated file, which is longer than its chunk, is read; one that claims a gigabyte is not.
+async fn memory_for_a_needle_is_bounded_whatever_its_server_claims() {
+    // A needle of a truncated file, which is longer than its chunk, is read; one that claims a
+    // gigabyte is not.
     let data = data(300_000);
     let stored = gzip(&data);
     let gzip_field = ("Content-Encoding", "gzip");
@@ -286,7 +298,7 @@ async fn no_server_names_the_memory_that_its_needles_get() {
     assert_eq!(whole(steps, &chunk(1000), 0, 1000).await.unwrap(), data[..1000]);
     let claim = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\nContent-Encoding: gzip\r\n\r\n";
     let refused = whole(vec![Step::Send(claim.to_vec())], &chunk(1000), 0, 1000).await.unwrap_err();
-    assert!(matches!(refused, VolumeError::TooLarge(MAX_UNEXPECTED)), "{refused}");
+    assert!(matches!(refused, VolumeError::TooLarge(MAX_OVERSIZED_NEEDLE)), "{refused}");
 
     // Few bytes that unpack to many: around what is encrypted, where they would have to be kept.
     let bomb = gzip(&vec![0; 4 << 20]);

@@ -1,12 +1,12 @@
-//! What the head of an answer says: success or not, where else to ask, which range, which encoding.
+//! The head of a response: success or not, redirect, range, encoding.
 
 use super::VolumeError;
 use crate::seaweed::http1::{Head, Response};
 
-/// How much of an error's text is kept, in bytes.
+/// The longest message of an error, in bytes.
 const MAX_MESSAGE: usize = 200;
 
-/// Lets answers of success through and makes errors of the others.
+/// Returns responses of success, and turns the others into errors.
 pub(super) async fn success(mut response: Response) -> Result<Response, VolumeError> {
     match response.head().status {
         200..=299 => Ok(response),
@@ -19,14 +19,14 @@ pub(super) async fn success(mut response: Response) -> Result<Response, VolumeEr
     }
 }
 
-/// The beginning of the text that explains an error, as far as it comes.
+/// The beginning of the text that explains an error, as far as that comes.
 async fn message(response: &mut Response) -> String {
     let mut text = [0; MAX_MESSAGE];
     let count = response.read(&mut text).await.unwrap_or(0);
     String::from_utf8_lossy(&text[..count]).trim().escape_debug().to_string()
 }
 
-/// Whether the body is gzip. Nothing else was offered to the server.
+/// Whether the body is gzip. The request offers no other encoding to the server.
 pub(super) fn is_gzip(head: &Head) -> Result<bool, VolumeError> {
     match head.content_encoding.as_deref() {
         None | Some("" | "identity") => Ok(false),
@@ -35,7 +35,7 @@ pub(super) fn is_gzip(head: &Head) -> Result<bool, VolumeError> {
     }
 }
 
-/// The checksum in an `ETag`, if that is one: eight hexadecimal digits in quotes.
+/// The checksum in an `ETag`, if that has one: eight hexadecimal digits in quotes.
 pub(super) fn etag_checksum(etag: &str) -> Option<u32> {
     let digits = etag.strip_prefix('"')?.strip_suffix('"')?;
     let hexadecimal = digits.len() == 8 && digits.bytes().all(|b| b.is_ascii_hexdigit());
@@ -71,7 +71,7 @@ impl ContentRange {
     }
 }
 
-/// Another place to ask.
+/// Another server to ask.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Redirect {
     pub(super) authority: String,
@@ -79,7 +79,7 @@ pub(super) struct Redirect {
 }
 
 impl Redirect {
-    /// Where the answer of server `authority` sends the client, if it does.
+    /// Where the response of server `authority` redirects the client, if it does.
     pub(super) fn of(head: &Head, authority: &str) -> Result<Option<Self>, VolumeError> {
         if !matches!(head.status, 301 | 302 | 307 | 308) {
             return Ok(None);
@@ -98,7 +98,7 @@ impl Redirect {
         if authority.is_empty() || !target.starts_with('/') {
             return None;
         }
-        // The server leaves it to the client to ask for deleted needles again.
+        // The server does not keep the parameter that asks for deleted needles.
         let target = match target {
             complete if complete.contains("readDeleted=") => complete.to_owned(),
             query if query.contains('?') => format!("{query}&readDeleted=true"),
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn redirections_keep_asking_for_deleted_needles() {
+    fn redirects_keep_asking_for_deleted_needles() {
         let parse = |location| Redirect::parse(location, "a:1").map(|r| (r.authority, r.target));
         let to = |authority: &str, target: &str| Some((authority.to_owned(), target.to_owned()));
         assert_eq!(
