@@ -77,7 +77,7 @@ use crate::fuse::device::{self, DetachedMount, MountParams};
 use crate::fuse::handles::Handles;
 use crate::fuse::mountinfo::MountInfo;
 use crate::fuse::request_tracker::RequestTracker;
-use crate::fuse::session::{Connection, RunningSession, first_answer};
+use crate::fuse::session::{FuseConnection, RunningSession, first_answer};
 use crate::fuse::{SessionEnd, notices, unmount};
 use crate::namespace::{Filer, NodeId, find_root};
 use crate::read::{FileVersion, Reader};
@@ -379,7 +379,7 @@ fn start(
     };
     let DetachedMount { device, mount } = device::mount_detached(&lower.path, &params)?;
     // The kernel has turned away whom it does not let in.
-    let connection = Connection::new(layer, device, SessionACL::All).map_err(MountError::Session)?;
+    let connection = FuseConnection::new(layer, device, SessionACL::All).map_err(MountError::Session)?;
     let _ = notifier.set(connection.notifier());
     remembered::spawn(&tree, alarm, connection.notifier()).map_err(AttachError::Start)?;
     let session = connection.serve(threads).map_err(AttachError::Start)?;

@@ -75,7 +75,7 @@ impl SessionEnd {
 }
 
 /// A connection to the kernel on which the handshake was made, and that no thread serves yet.
-pub(crate) struct Connection<F: Filesystem> {
+pub(crate) struct FuseConnection<F: Filesystem> {
     /// Owns the descriptor that was mounted. It never runs.
     main: Session<F>,
     filesystem: F,
@@ -85,7 +85,7 @@ pub(crate) struct Connection<F: Filesystem> {
     duplicate: fn(BorrowedFd<'_>) -> io::Result<OwnedFd>,
 }
 
-impl<F: Filesystem + Clone> Connection<F> {
+impl<F: Filesystem + Clone> FuseConnection<F> {
     /// Makes the handshake on `device`, which has been mounted, for `filesystem`. Each thread
     /// serves a copy of `filesystem`, whose [`init`](Filesystem::init) gets the same offer of the
     /// kernel.
@@ -176,7 +176,7 @@ impl<F: Filesystem + Clone> Connection<F> {
     }
 }
 
-impl<F: Filesystem> AsFd for Connection<F> {
+impl<F: Filesystem> AsFd for FuseConnection<F> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.main.as_fd()
     }

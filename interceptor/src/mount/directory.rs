@@ -22,7 +22,7 @@ use super::attr::{attr_without_node, errno, file_attr, file_type, no_attr};
 use super::context::MountContext;
 use crate::arrival::Arrival;
 use crate::fuse::killed::unless_killed;
-use crate::namespace::listing::{EntryBatch, Listing, ListingRead};
+use crate::namespace::listing::{DirectoryListing, EntryBatch, ListingRead};
 use crate::namespace::readdir::is_unexpired;
 use crate::namespace::tail::ListingTail;
 use crate::namespace::{ChangeStamp, ListedEntry, NamespaceError, NodeId, NodePin};
@@ -39,7 +39,7 @@ const DOT_ENTRIES: usize = 2;
 pub(super) struct DirectoryHandle {
     node: NodePin,
     /// Set when the directory is opened if the listing is known, else at the first request.
-    listing: Mutex<Option<Arc<Listing>>>,
+    listing: Mutex<Option<Arc<DirectoryListing>>>,
     /// Reads on behind a truncated listing. The kernel sends one request of a handle at a time.
     tail: Mutex<Option<ListingTail>>,
     /// Whether the kernel may cache the listing.
@@ -176,7 +176,7 @@ impl DirectoryHandle {
             Err(error) => return reply.error(errno(&error)),
         };
         let node = self.node.id();
-        let mut index = Listing::index_at(offset);
+        let mut index = DirectoryListing::index_at(offset);
         while index < DOT_ENTRIES {
             let (node, name) = if index == 0 { (node, ".") } else { (context.namespace.parent(node), "..") };
             index += 1;
@@ -184,7 +184,7 @@ impl DirectoryHandle {
                 return reply.ok();
             }
         }
-        let has_dots = index > Listing::index_at(offset);
+        let has_dots = index > DirectoryListing::index_at(offset);
         match self.try_batch(&listing, index) {
             Some(batch) => self.fill(request, listing, index, batch, has_dots, reply),
             // The kernel sends another request for the rest, which waits.
@@ -194,7 +194,7 @@ impl DirectoryHandle {
     }
 
     /// The listing of the handle, the same for all its requests until one goes back to offset 0.
-    fn listing(&self, context: &MountContext, offset: u64) -> Result<Arc<Listing>, NamespaceError> {
+    fn listing(&self, context: &MountContext, offset: u64) -> Result<Arc<DirectoryListing>, NamespaceError> {
         let mut listing = self.listing.lock();
         let again = self.was_read.swap(true, Ordering::Relaxed) && offset == 0;
         match &*listing {
@@ -207,7 +207,11 @@ impl DirectoryHandle {
     }
 
     /// The entries from `index` on, if they are known.
-    fn try_batch(&self, listing: &Listing, index: usize) -> Option<Result<EntryBatch, NamespaceError>> {
+    fn try_batch(
+        &self,
+        listing: &DirectoryListing,
+        index: usize,
+    ) -> Option<Result<EntryBatch, NamespaceError>> {
         match listing.try_batch(index - DOT_ENTRIES)? {
             Ok(ListingRead::Batch(batch)) => Some(Ok(batch)),
             Ok(ListingRead::Truncated) => self.tail.lock().as_ref()?.try_batch(index - DOT_ENTRIES).map(Ok),
@@ -219,7 +223,7 @@ impl DirectoryHandle {
     async fn batch(
         &self,
         context: &MountContext,
-        listing: &Listing,
+        listing: &DirectoryListing,
         index: usize,
     ) -> Result<EntryBatch, NamespaceError> {
         if let ListingRead::Batch(batch) = listing.batch(index - DOT_ENTRIES).await? {
@@ -235,7 +239,7 @@ impl DirectoryHandle {
     fn wait(
         self: &Arc<Self>,
         request: ReaddirRequest,
-        listing: Arc<Listing>,
+        listing: Arc<DirectoryListing>,
         index: usize,
         reply: impl EntryReply,
     ) {
@@ -257,7 +261,7 @@ impl DirectoryHandle {
     fn fill(
         self: &Arc<Self>,
         request: ReaddirRequest,
-        listing: Arc<Listing>,
+        listing: Arc<DirectoryListing>,
         mut index: usize,
         mut batch: Result<EntryBatch, NamespaceError>,
         mut added: bool,

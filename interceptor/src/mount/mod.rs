@@ -6,10 +6,10 @@
 //! [`read`](crate::read) (bytes), and [`directory`] fills READDIR replies. [`notifier`] sends
 //! invalidations to the kernel, and [`growth`] has it see files that were appended to.
 //!
-//! If the kernel can read files of ours by itself ([`passthrough`]), it sends an OPEN request for
-//! each open, and [`opens`] keeps the answers consistent. Otherwise the first OPEN is answered
-//! with ENOSYS, after which the kernel sends none. [`page_cache_store`] puts hot ranges into the
-//! page cache as a whole.
+//! If the kernel can read resident files by itself ([`passthrough`]), each OPEN request is
+//! answered, and [`opens`] keeps the answers consistent. Otherwise the first OPEN gets ENOSYS,
+//! after which the kernel sends none. [`page_cache_store`] puts hot ranges into the page cache as
+//! a whole.
 //!
 //! Request threads ([`session`](crate::fuse::session)) answer what is in memory. A request that
 //! needs the network moves to the tokio runtime together with its reply, where the calls below
@@ -59,7 +59,7 @@ use crate::fuse::cpu_latency::CpuLatencyQos;
 use crate::fuse::mountinfo::{MountInfo, MountTable};
 use crate::fuse::notices::{self, NoticeHandler};
 use crate::fuse::request_tracker::RequestTracker;
-use crate::fuse::session::{Connection, RunningSession, first_answer};
+use crate::fuse::session::{FuseConnection, RunningSession, first_answer};
 use crate::fuse::xattr::status_value;
 use crate::fuse::{MountError, SessionEnd, device, mountpoint, unmount};
 use crate::namespace::invalidate::{self, InvalidationQueue};
@@ -295,7 +295,7 @@ fn start_session(
 ) -> Result<(RunningSession, Result<(), PassthroughUnavailable>), MountError> {
     let acl = if options.allow_other() { SessionACL::All } else { SessionACL::Owner };
     let filesystem = SeaweedFilesystem::new(context.clone());
-    let connection = Connection::new(filesystem, device, acl).map_err(MountError::Session)?;
+    let connection = FuseConnection::new(filesystem, device, acl).map_err(MountError::Session)?;
     let passthrough = context.passthrough(&connection);
     if passthrough.is_ok() {
         let _ = context.opens.set(Opens::new());

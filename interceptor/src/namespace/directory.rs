@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use super::NodeId;
-use super::listing::Listing;
+use super::listing::DirectoryListing;
 use crate::seaweed::entry::Entry;
 
 /// An entry in a set by its name, so that the name is stored once.
@@ -83,7 +83,7 @@ impl CachedEntries {
 
 /// A listing that is being read from the filer, and what has changed meanwhile.
 pub(super) struct OngoingListing {
-    pub(super) listing: Arc<Listing>,
+    pub(super) listing: Arc<DirectoryListing>,
     /// Names that changed since the listing began: its entries of them may be old.
     pub(super) changed_names: HashSet<Box<str>>,
     /// Whether entries were not cached, so that the directory is not completely known at the end.
@@ -121,7 +121,7 @@ pub(super) struct Directory {
     unknown: HashSet<Box<str>>,
     pub(super) ongoing: Option<OngoingListing>,
     /// A complete listing that is still current.
-    pub(super) snapshot: Option<Arc<Listing>>,
+    pub(super) snapshot: Option<Arc<DirectoryListing>>,
     /// Whether the kernel may have cached a listing.
     pub(super) kernel_has_listing: bool,
     /// Grows with every change of a name in it.
@@ -180,7 +180,7 @@ impl Directory {
     }
 
     /// A current listing that another reader may share: nothing has changed since it began.
-    pub(super) fn shared_listing(&self) -> Option<Arc<Listing>> {
+    pub(super) fn shared_listing(&self) -> Option<Arc<DirectoryListing>> {
         let growing = || self.ongoing.as_ref().filter(|ongoing| ongoing.changed_names.is_empty());
         let listing = self.snapshot.clone().or_else(|| growing().map(|ongoing| ongoing.listing.clone()))?;
         listing.set_has_reader();
@@ -188,7 +188,7 @@ impl Directory {
     }
 
     /// The newest listing, complete or not, even if something has changed since.
-    pub(super) fn newest_listing(&self) -> Option<&Arc<Listing>> {
+    pub(super) fn newest_listing(&self) -> Option<&Arc<DirectoryListing>> {
         self.snapshot.as_ref().or_else(|| self.ongoing.as_ref().map(|ongoing| &ongoing.listing))
     }
 

@@ -9,10 +9,10 @@
 //!
 //! ```text
 //!  the filer tells of a longer file (NamespaceState::grow)
-//!   1. reads are answered from the longer version               Node::version
+//!   1. reads are answered from the longer version               NodeRecord::version
 //!   2. the file system ensures that the kernel keeps nothing    GrowthHandle
 //!      that was read at the end of the shorter version
-//!   3. attributes are answered from the longer version          Node::entry
+//!   3. attributes are answered from the longer version          NodeRecord::entry
 //! ```
 //!
 //! Meanwhile a lookup returns the node as it was, with a timeout of zero: it must not wait,
@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 
 use super::invalidate::Invalidation;
-use super::nodes::{Dentry, Node, PendingGrowth, same_node};
+use super::nodes::{Dentry, NodeRecord, PendingGrowth, same_node};
 use super::pin::NodePin;
 use super::state::NamespaceState;
 use super::{Namespace, NodeId};
@@ -40,7 +40,7 @@ pub(super) const GROWTH_WAIT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Nodes that are to grow.
 pub(crate) type GrowthQueue = mpsc::UnboundedReceiver<NodePin>;
 
-impl Node {
+impl NodeRecord {
     /// Whether the node can become `entry` by growing only.
     pub(super) fn grows_to(&self, entry: &Entry) -> bool {
         match &self.growth {

@@ -41,7 +41,7 @@ impl ListingBudget {
 }
 
 /// A snapshot of a directory: complete, still growing, or truncated for lack of memory.
-pub(crate) struct Listing {
+pub(crate) struct DirectoryListing {
     id: u32,
     budget: Arc<ListingBudget>,
     entries: Mutex<ListingEntries>,
@@ -85,7 +85,7 @@ pub(crate) enum ListingRead {
 /// today.
 const MAX_BATCH_ENTRIES: usize = 1024;
 
-impl Listing {
+impl DirectoryListing {
     /// An empty snapshot; `id` is unique in the mount. Its upper bit is dropped, since offsets are
     /// signed.
     pub(super) fn new(id: u32, budget: Arc<ListingBudget>) -> Arc<Self> {
@@ -205,7 +205,7 @@ impl Listing {
     }
 }
 
-impl Drop for Listing {
+impl Drop for DirectoryListing {
     fn drop(&mut self) {
         self.budget.used.fetch_sub(self.entries.get_mut().bytes, Ordering::Relaxed);
     }

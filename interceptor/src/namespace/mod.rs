@@ -60,7 +60,7 @@ pub use root::RootError;
 pub(crate) use root::find_root;
 
 use invalidate::InvalidationQueue;
-use listing::Listing;
+use listing::DirectoryListing;
 use state::NamespaceState;
 
 use crate::read::FileVersion;
@@ -248,7 +248,7 @@ impl Namespace {
     }
 
     /// The newest listing of a node's directory, if there is one, and the node's index in it.
-    pub(crate) fn listing_index(&self, node: NodeId) -> Option<(Arc<Listing>, usize)> {
+    pub(crate) fn listing_index(&self, node: NodeId) -> Option<(Arc<DirectoryListing>, usize)> {
         let (listing, name) = {
             let mut state = self.state.lock();
             let home = state.nodes.get(node)?.home.clone();

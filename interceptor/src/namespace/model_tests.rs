@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::nodes::{Dentry, Nodes};
+use super::nodes::{Dentry, NodeTable};
 use super::tests::{directory, file};
 use super::{NodeId, ROOT};
 
@@ -66,7 +66,7 @@ impl KernelModel {
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
 
-fn run(nodes: &mut Nodes, kernel: &mut KernelModel, step: &Step) {
+fn run(nodes: &mut NodeTable, kernel: &mut KernelModel, step: &Step) {
     match *step {
         Step::Attach { parent, name, inode, directory: is_directory, content } => {
             let name = NAMES[name];
@@ -125,7 +125,7 @@ fn run(nodes: &mut Nodes, kernel: &mut KernelModel, step: &Step) {
     }
 }
 
-fn check(nodes: &mut Nodes, kernel: &KernelModel) {
+fn check(nodes: &mut NodeTable, kernel: &KernelModel) {
     for (id, (lookups, opens)) in &kernel.counts {
         let node = nodes.get(*id).unwrap_or_else(|| panic!("node {id} is held by the kernel and gone"));
         let uncounted = kernel.uncounted.iter().filter(|number| *number == id).count() as u64;
@@ -150,7 +150,7 @@ fn check(nodes: &mut Nodes, kernel: &KernelModel) {
 proptest! {
     #[test]
     fn nodes_live_exactly_as_long_as_they_are_held(steps in proptest::collection::vec(step(), 1..120)) {
-        let mut nodes = Nodes::new("/", Arc::new(directory("", 0)));
+        let mut nodes = NodeTable::new("/", Arc::new(directory("", 0)));
         let only_root = nodes.bytes;
         let mut kernel = KernelModel::default();
         for step in &steps {

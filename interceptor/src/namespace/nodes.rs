@@ -24,7 +24,7 @@ pub(super) struct Dentry {
     pub(super) name: Arc<str>,
 }
 
-pub(super) struct Node {
+pub(super) struct NodeRecord {
     /// Unique among all nodes ever made, while numbers are reused.
     pub(super) serial: u64,
     pub(super) generation: u32,
@@ -63,7 +63,7 @@ pub(super) struct PendingGrowth {
     pub(super) over: watch::Sender<()>,
 }
 
-impl Node {
+impl NodeRecord {
     /// Its approximate memory in bytes. What a directory caches of its names is counted elsewhere.
     fn memory(&self) -> usize {
         let directory = if self.directory.is_some() { size_of::<Directory>() } else { 0 };
@@ -77,8 +77,8 @@ const NODE_OVERHEAD: usize = 400;
 /// The first number for nodes whose preferred number is taken.
 const FIRST_SPARE_ID: NodeId = 1 << 63;
 
-pub(super) struct Nodes {
-    nodes: HashMap<NodeId, Node>,
+pub(super) struct NodeTable {
+    nodes: HashMap<NodeId, NodeRecord>,
     /// Their approximate memory in bytes.
     pub(super) bytes: usize,
     /// How many of them the kernel was asked to forget.
@@ -104,7 +104,7 @@ pub(super) struct Nodes {
     pub(super) growth_enabled: bool,
 }
 
-impl Nodes {
+impl NodeTable {
     /// A table with only the root, which stands for `root_path` of the filer.
     pub(super) fn new(root_path: &str, root: Arc<Entry>) -> Self {
         let mut nodes = Self {
@@ -128,11 +128,11 @@ impl Nodes {
         nodes
     }
 
-    pub(super) fn get(&self, id: NodeId) -> Option<&Node> {
+    pub(super) fn get(&self, id: NodeId) -> Option<&NodeRecord> {
         self.nodes.get(&id)
     }
 
-    pub(super) fn get_mut(&mut self, id: NodeId) -> Option<&mut Node> {
+    pub(super) fn get_mut(&mut self, id: NodeId) -> Option<&mut NodeRecord> {
         self.nodes.get_mut(&id)
     }
 
@@ -140,7 +140,7 @@ impl Nodes {
         self.nodes.get_mut(&id)?.directory.as_deref_mut()
     }
 
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (NodeId, &mut Node)> {
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (NodeId, &mut NodeRecord)> {
         self.nodes.iter_mut().map(|(id, node)| (*id, node))
     }
 
@@ -152,12 +152,12 @@ impl Nodes {
     /// first files that nothing has read, then other files, then, if `directories_may_go`,
     /// directories without known entries; among each the ones that the kernel has known longest.
     pub(super) fn request_forgets(&mut self, count: usize, directories_may_go: bool) -> Vec<NodeId> {
-        let may_go = |node: &Node| {
+        let may_go = |node: &NodeRecord| {
             let is_empty = node.directory.as_ref().is_none_or(|directory| directory.children.is_empty());
             let may_go = node.directory.is_none() || directories_may_go && is_empty && node.home_count == 0;
             may_go && node.opens == 0 && !node.names.is_empty() && !node.forget_requested
         };
-        let rank = |node: &Node| (node.directory.is_some(), node.version.get().is_some(), node.serial);
+        let rank = |node: &NodeRecord| (node.directory.is_some(), node.version.get().is_some(), node.serial);
         let mut all: Vec<_> = self.nodes.iter_mut().filter(|(_, node)| may_go(node)).collect();
         let count = count.saturating_sub(self.forgets_requested).min(all.len());
         if count < all.len() {
@@ -165,7 +165,7 @@ impl Nodes {
         }
         self.forgets_requested += count;
         all.truncate(count);
-        let leaves = |(id, node): (&NodeId, &mut Node)| {
+        let leaves = |(id, node): (&NodeId, &mut NodeRecord)| {
             node.forget_requested = true;
             *id
         };
@@ -302,7 +302,7 @@ impl Nodes {
         parent: NodeId,
         name: &str,
         entry: &Entry,
-        fits: impl Fn(&Node) -> bool,
+        fits: impl Fn(&NodeRecord) -> bool,
     ) -> Option<NodeId> {
         let fits = |id: &NodeId| self.nodes.get(id).is_some_and(&fits);
         if let Some(id) = self.child(parent, name).filter(fits) {
@@ -365,7 +365,7 @@ impl Nodes {
         {
             parent.home_count += 1;
         }
-        let node = Node {
+        let node = NodeRecord {
             serial,
             generation: generation(&entry),
             entry,
@@ -462,7 +462,7 @@ impl Nodes {
         self.reap(id);
     }
 
-    pub(super) fn open(&mut self, id: NodeId) -> Option<&mut Node> {
+    pub(super) fn open(&mut self, id: NodeId) -> Option<&mut NodeRecord> {
         let node = self.nodes.get_mut(&id)?;
         node.opens += 1;
         Some(node)
@@ -524,7 +524,7 @@ impl Nodes {
 }
 
 #[cfg(test)]
-impl Nodes {
+impl NodeTable {
     /// How many lookups that were not counted the kernel will forget.
     pub(super) fn uncounted_lookups(&self) -> u64 {
         self.uncounted_lookups.values().sum()

@@ -8,7 +8,7 @@ use futures::StreamExt;
 
 use super::directory::OngoingListing;
 use super::invalidate::Invalidation;
-use super::listing::{Listing, ListingEnd};
+use super::listing::{DirectoryListing, ListingEnd};
 use super::state::NamespaceState;
 use super::{ChangeStamp, ListedEntry, Namespace, NamespaceError, NodeId, NodePin, ROOT};
 use crate::seaweed::entry::Entry;
@@ -18,7 +18,7 @@ use crate::telemetry::log_limit::LogLimit;
 pub(crate) struct OpenedDirectory {
     pub(crate) node: NodePin,
     /// Its content, if that is known or being read.
-    pub(crate) listing: Option<Arc<Listing>>,
+    pub(crate) listing: Option<Arc<DirectoryListing>>,
     /// Whether the kernel may cache the listing until it is invalidated.
     pub(crate) cacheable: bool,
 }
@@ -36,7 +36,7 @@ impl Namespace {
     }
 
     /// The content of a directory, for a handle that starts to read it.
-    pub(crate) fn listing(self: &Arc<Self>, id: NodeId) -> Result<Arc<Listing>, NamespaceError> {
+    pub(crate) fn listing(self: &Arc<Self>, id: NodeId) -> Result<Arc<DirectoryListing>, NamespaceError> {
         let mut state = self.state.lock();
         let known = state.with_directory(id, |directory| directory.shared_listing());
         let listing = match known {
@@ -68,8 +68,12 @@ impl Namespace {
     }
 
     /// Starts to list a directory in the background.
-    fn start_listing(self: &Arc<Self>, state: &mut NamespaceState, id: NodeId) -> Option<Arc<Listing>> {
-        let listing = Listing::new(state.next_listing(), state.listings.clone());
+    fn start_listing(
+        self: &Arc<Self>,
+        state: &mut NamespaceState,
+        id: NodeId,
+    ) -> Option<Arc<DirectoryListing>> {
+        let listing = DirectoryListing::new(state.next_listing(), state.listings.clone());
         let ongoing = OngoingListing {
             listing: listing.clone(),
             changed_names: Default::default(),
@@ -84,7 +88,13 @@ impl Namespace {
         Some(listing)
     }
 
-    async fn run_listing(self: Arc<Self>, id: NodeId, serial: u64, path: String, listing: Arc<Listing>) {
+    async fn run_listing(
+        self: Arc<Self>,
+        id: NodeId,
+        serial: u64,
+        path: String,
+        listing: Arc<DirectoryListing>,
+    ) {
         let unfinished = ListingGuard(&listing);
         let mut portions = self.filer.list(&path, "", usize::MAX).ready_chunks(MAX_PORTION_ENTRIES);
         let mut end = ListingEnd::Complete;
@@ -117,7 +127,13 @@ impl Namespace {
         self.end_listing(id, serial, &listing, end);
     }
 
-    fn cache_portion(&self, id: NodeId, serial: u64, listing: &Arc<Listing>, entries: &[Arc<Entry>]) {
+    fn cache_portion(
+        &self,
+        id: NodeId,
+        serial: u64,
+        listing: &Arc<DirectoryListing>,
+        entries: &[Arc<Entry>],
+    ) {
         let mut state = self.state.lock();
         if !state.live || !is_ongoing(&mut state, id, serial, listing) {
             return;
@@ -143,7 +159,7 @@ impl Namespace {
     }
 
     /// Whether to stop because no reader waits for the listing and it is too long to be worth it.
-    fn should_give_up(&self, id: NodeId, serial: u64, listing: &Arc<Listing>) -> bool {
+    fn should_give_up(&self, id: NodeId, serial: u64, listing: &Arc<DirectoryListing>) -> bool {
         let mut state = self.state.lock();
         if listing.has_reader() || listing.len() < self.options.prefetch_limit {
             return false;
@@ -159,7 +175,7 @@ impl Namespace {
 
     /// Whether to stop because listings have no more memory. Handles of the listing read on by
     /// themselves.
-    fn should_truncate(&self, id: NodeId, serial: u64, listing: &Arc<Listing>) -> bool {
+    fn should_truncate(&self, id: NodeId, serial: u64, listing: &Arc<DirectoryListing>) -> bool {
         if listing.has_room() {
             return false;
         }
@@ -177,7 +193,7 @@ impl Namespace {
         true
     }
 
-    fn end_listing(&self, id: NodeId, serial: u64, listing: &Arc<Listing>, end: ListingEnd) {
+    fn end_listing(&self, id: NodeId, serial: u64, listing: &Arc<DirectoryListing>, end: ListingEnd) {
         let mut state = self.state.lock();
         if is_ongoing(&mut state, id, serial, listing) {
             let live = state.live;
@@ -210,7 +226,8 @@ impl Namespace {
             && state.nodes.find(directory, &entry.name, entry).is_none()
         {
             let number = state.nodes.shown_id(directory, entry);
-            // 0 and 1 have a meaning of their own, so such an entry gets a node with another number.
+            // 0 and 1 have a meaning of their own, so such an entry gets a node with another
+            // number.
             if number > ROOT {
                 state.limit_nodes();
                 state.nodes.show_without_node(number);
@@ -239,7 +256,7 @@ impl Namespace {
     /// A handle has read a listing to its end, of which the kernel has a cached copy now. The
     /// kernel may keep it until the directory changes, unless it has changed already or an entry
     /// will expire.
-    pub(crate) fn listing_read_to_end(&self, id: NodeId, listing: &Arc<Listing>) {
+    pub(crate) fn listing_read_to_end(&self, id: NodeId, listing: &Arc<DirectoryListing>) {
         let mut state = self.state.lock();
         let Some(directory) = state.nodes.directory(id) else { return };
         let current = directory.snapshot.as_ref().is_some_and(|snapshot| Arc::ptr_eq(snapshot, listing));
@@ -252,7 +269,7 @@ impl Namespace {
 }
 
 /// Ends a listing that is dropped or panics, so that no reader waits for it for ever.
-struct ListingGuard<'a>(&'a Listing);
+struct ListingGuard<'a>(&'a DirectoryListing);
 
 impl Drop for ListingGuard<'_> {
     fn drop(&mut self) {
@@ -267,7 +284,7 @@ pub(crate) fn is_unexpired(entry: &Entry, now: SystemTime) -> bool {
 }
 
 /// Whether `listing` is the one that the directory is being read into.
-fn is_ongoing(state: &mut NamespaceState, id: NodeId, serial: u64, listing: &Arc<Listing>) -> bool {
+fn is_ongoing(state: &mut NamespaceState, id: NodeId, serial: u64, listing: &Arc<DirectoryListing>) -> bool {
     state
         .nodes
         .directory(id)

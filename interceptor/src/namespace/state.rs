@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use super::directory::Directory;
 use super::invalidate::{Invalidation, QueuedInvalidation};
 use super::listing::ListingBudget;
-use super::nodes::Nodes;
+use super::nodes::NodeTable;
 use super::pending_lookup::PendingLookup;
 use super::pin::NodePin;
 use super::{ChangeStamp, KernelFeatures, Namespace, NamespaceOptions, NodeId, NodeStat};
@@ -19,7 +19,7 @@ use crate::read::FileVersion;
 use crate::seaweed::entry::Entry;
 
 pub(super) struct NamespaceState {
-    pub(super) nodes: Nodes,
+    pub(super) nodes: NodeTable,
     /// Lookups that wait for the filer, by the directory's serial number and the name.
     pub(super) pending_lookups: HashMap<(u64, Arc<str>), PendingLookup>,
     /// Whether the filer's events arrive.
@@ -56,7 +56,7 @@ impl NamespaceState {
         namespace: Weak<Namespace>,
     ) -> Self {
         Self {
-            nodes: Nodes::new(&options.root_path, root),
+            nodes: NodeTable::new(&options.root_path, root),
             pending_lookups: HashMap::new(),
             live: false,
             epoch: 1,

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use futures::StreamExt;
 
-use super::listing::{EntryBatch, Listing};
+use super::listing::{DirectoryListing, EntryBatch};
 use super::{ChangeStamp, Namespace, NamespaceError, NodeId};
 use crate::seaweed::entry::Entry;
 
@@ -46,7 +46,7 @@ struct Page {
 
 impl ListingTail {
     /// The entries behind `listing` of `directory`.
-    pub(crate) fn new(directory: NodeId, listing: &Listing) -> Self {
+    pub(crate) fn new(directory: NodeId, listing: &DirectoryListing) -> Self {
         let start = PageStart { index: listing.len(), after: listing.last_name().unwrap_or_default() };
         Self { directory, start, pages: VecDeque::new() }
     }

@@ -224,7 +224,7 @@ impl Fixture {
         self.queue.try_iter().map(|queued| queued.invalidation).collect()
     }
 
-    async fn list(&self, node: NodeId) -> (Arc<listing::Listing>, Vec<String>) {
+    async fn list(&self, node: NodeId) -> (Arc<listing::DirectoryListing>, Vec<String>) {
         let listing = self.namespace.listing(node).expect("is a directory");
         let mut names = Vec::new();
         loop {
@@ -567,7 +567,7 @@ async fn a_listing_that_an_event_overtook_is_not_cached() {
 /// All names of a directory from `index` on, as a handle reads them.
 async fn names_from(
     f: &Fixture,
-    listing: &listing::Listing,
+    listing: &listing::DirectoryListing,
     tail: &mut ListingTail,
     index: usize,
 ) -> Vec<String> {
@@ -740,7 +740,7 @@ async fn entries_behind_a_truncated_listing_are_current_until_something_changes(
     f.model.put("/", file("a", 7, b"x"));
     let listing = f.namespace.listing(ROOT).expect("is a directory");
     assert!(matches!(listing.batch(1).await, Ok(listing::ListingRead::Truncated)));
-    let mut tail = ListingTail::new(ROOT, &listing::Listing::new(1, ListingBudget::new(0)));
+    let mut tail = ListingTail::new(ROOT, &listing::DirectoryListing::new(1, ListingBudget::new(0)));
     let batch = tail.batch(&f.namespace, 0).await.expect("the model can list");
     let show = || f.show(ROOT, &batch.entries[0], batch.stamp);
     assert_eq!(show().entry_timeout, LONG);

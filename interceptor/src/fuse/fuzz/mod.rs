@@ -37,7 +37,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::runtime::Runtime;
 
 use self::requests::{FuzzRequest, RequestGenerator, opcode};
-use super::session::{Connection, RunningSession};
+use super::session::{FuseConnection, RunningSession};
 
 /// How long each file system is tried by default.
 const DEFAULT_SECONDS: u64 = 3;
@@ -196,7 +196,7 @@ impl SimulatedKernel {
                 }
             }
         });
-        let connection = Connection::over(filesystem, theirs, SessionACL::All, duplicate).unwrap();
+        let connection = FuseConnection::over(filesystem, theirs, SessionACL::All, duplicate).unwrap();
         let session = connection.serve(THREADS).unwrap();
         let kernel = Self {
             socket,
