@@ -28,7 +28,10 @@ fn cluster() -> Arc<Cluster> {
 const WAYS: [(&str, &[&str]); 2] = [("passthrough", &[]), ("page-cache", &["--no-passthrough"])];
 
 fn mount(args: &[&str]) -> Mount {
-    Mount::interceptor(&cluster().filer_addresses()).args(args).start().unwrap()
+    let mount = Mount::interceptor(&cluster().filer_addresses()).args(args).start().unwrap();
+    // A rename of which the mount is not told looks like the end of the file.
+    mount.log_with("the filer's events arrive").unwrap();
+    mount
 }
 
 /// A `tail` that runs until it is dropped, and what it prints.
