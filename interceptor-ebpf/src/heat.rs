@@ -1,32 +1,33 @@
-//! How much of a granule was read lately: bytes, of which half are forgotten in every half-life.
+//! Heat: the bytes read of a granule lately, decaying by half in every half-life.
 //!
-//! The decay is lazy: a granule's heat is brought up to date only when it is read again, so granules that nobody reads cost nothing.
-//! Time is counted in ticks, 64 to a half-life; the part of a half-life that has passed is looked up in a table, whole
-//! half-lives are shifts.
+//! The decay is lazy: a granule's heat is updated only at its next read, so a granule without reads
+//! costs nothing. Time is counted in ticks, 64 to a half-life. Whole half-lives are shifts; the rest
+//! of a half-life is looked up in a table.
 //!
-//! A granule turns hot when its heat reaches one threshold and cools when it is next read with less than another, lower
-//! one left: in between, it neither turns hot again nor cools, so a granule that hovers around the threshold is told of once.
+//! Two thresholds form a hysteresis. A granule turns hot when its heat reaches the upper one, and is
+//! no longer hot if its next read finds less than the lower one left. A granule whose heat hovers
+//! around one threshold thus causes one event.
 
 /// Ticks of the clock in one half-life.
 pub const TICKS_PER_HALF_LIFE: u32 = 64;
 
-/// Bytes that one unit of heat stands for. A level saturates at 64 GiB.
+/// Bytes of one unit of heat. A level saturates at 64 GiB.
 pub const UNIT: u64 = 16;
 
-/// What is hot, and for how long.
+/// The thresholds and the half-life.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HeatSettings {
     /// Nanoseconds in a tick; not 0.
     pub tick_ns: u64,
-    /// Level, in [`UNIT`]s, at which a granule turns hot.
+    /// The level, in [`UNIT`]s, at which a granule turns hot.
     pub hot: u32,
-    /// Level below which it is not hot any more; less than `hot`.
+    /// The level below which a hot granule has cooled; less than `hot`.
     pub cool: u32,
 }
 
 impl HeatSettings {
-    /// Hot from `bytes` read within about a half-life, until half of that is left.
+    /// A granule is hot from `bytes` read within about a half-life until half of that is left.
     pub const fn new(bytes: u64, half_life_ns: u64) -> Self {
         let hot = units(bytes);
         let tick_ns = half_life_ns / TICKS_PER_HALF_LIFE as u64;
@@ -40,7 +41,7 @@ impl HeatSettings {
     /// The tick that a moment of the monotonic clock belongs to.
     #[inline(always)]
     pub const fn tick(&self, now_ns: u64) -> u32 {
-        // Dividing by what may be 0 would put a panic into the programs.
+        // A plain division would put a panic for a divisor of 0 into the programs.
         match now_ns.checked_div(self.tick_ns) {
             Some(tick) => tick as u32 & STAMP,
             None => 0,
@@ -48,8 +49,8 @@ impl HeatSettings {
     }
 }
 
-/// The heat of one granule, in one word, so that a program replaces it in one store: from the low end 32 bits of level, 31 bits of the
-/// tick it was last brought up to date in, and whether the granule is hot.
+/// The heat of one granule in one word, so that a program replaces it in one store: from the low end
+/// 32 bits of level, 31 bits of the tick of the last read, and whether the granule is hot.
 #[repr(transparent)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Heat(pub u64);
@@ -57,28 +58,29 @@ pub struct Heat(pub u64);
 const STAMP: u32 = u32::MAX >> 1;
 
 impl Heat {
-    /// The level when it was last read, in [`UNIT`]s.
+    /// The level at the last read, in [`UNIT`]s.
     #[inline(always)]
     pub const fn level(self) -> u32 {
         self.0 as u32
     }
 
-    /// Whether it has turned hot and not been found cool since.
+    /// Whether the granule has turned hot and no read has found it cool since.
     #[inline(always)]
     pub const fn is_hot(self) -> bool {
         self.0 >> 63 != 0
     }
 
-    /// The level as it is at `tick`. A tick before the last reading, as another CPU's clock may give, is that of the last reading.
+    /// The level at `tick`. A tick before that of the last read, which the clock of another CPU may
+    /// give, counts as the tick of the last read.
     #[inline(always)]
     pub fn level_at(self, tick: u32) -> u32 {
         let elapsed = tick.wrapping_sub((self.0 >> 32) as u32) & STAMP;
         if elapsed > STAMP / 2 { self.level() } else { decayed(self.level(), elapsed) }
     }
 
-    /// The heat after `bytes` more were read at `tick`, and whether the granule turned hot by that.
+    /// The heat after a read of `bytes` at `tick`, and whether that read turned the granule hot.
     #[inline(always)]
-    pub fn read(self, bytes: u64, tick: u32, settings: &HeatSettings) -> (Self, bool) {
+    pub fn after_read(self, bytes: u64, tick: u32, settings: &HeatSettings) -> (Self, bool) {
         let rest = self.level_at(tick);
         let level = rest.saturating_add(units(bytes));
         let stayed = self.is_hot() && rest >= settings.cool;

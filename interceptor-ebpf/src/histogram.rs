@@ -1,14 +1,14 @@
-//! The latency histogram that both sides of the kernel boundary record in: one bucket per power of two of
+//! The latency histogram that kernel and daemon record in: one bucket per power of two of
 //! nanoseconds.
 //!
-//! Finding the bucket is one count of leading zeros, which an eBPF program can afford on every request, and two
-//! histograms add up bucket by bucket, so per-CPU and per-thread copies merge without loss.
+//! Finding the bucket is one count of leading zeros, which a BPF program can afford on every request.
+//! Histograms add up bucket by bucket, so per-CPU and per-thread copies merge without loss.
 
-/// Number of buckets. Bucket `i` counts values below `2^(FIRST_SHIFT + i)` ns that no lower bucket took; the last
-/// also takes everything larger (8.6 s and more).
+/// Number of buckets. Bucket `i` counts values below `2^(FIRST_SHIFT + i)` ns that are in no lower
+/// bucket; the last also counts all larger ones (8.6 s and more).
 pub const BUCKETS: usize = 26;
 
-/// Values below `2^FIRST_SHIFT` ns (256 ns) share the first bucket: no request is faster.
+/// Values below `2^FIRST_SHIFT` ns (256 ns) share the first bucket; no request is faster.
 pub const FIRST_SHIFT: u32 = 8;
 
 /// The bucket that a duration of `ns` nanoseconds belongs to.
@@ -19,7 +19,7 @@ pub const fn bucket_of(ns: u64) -> usize {
     if bucket < BUCKETS { bucket } else { BUCKETS - 1 }
 }
 
-/// The exclusive upper bound of a bucket in nanoseconds; `None` for the last one, which has none.
+/// The exclusive upper bound of a bucket in nanoseconds; `None` for the last one, which is unbounded.
 #[inline]
 pub const fn upper_bound(bucket: usize) -> Option<u64> {
     if bucket + 1 < BUCKETS { Some(1 << (FIRST_SHIFT as usize + bucket)) } else { None }
@@ -30,7 +30,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_value_lies_below_its_bound_and_not_below_the_previous() {
+    fn every_value_lies_between_the_bounds_of_its_bucket() {
         for shift in 0..64 {
             for ns in [1u64 << shift, (1u64 << shift) - 1, (1u64 << shift) | 1] {
                 let bucket = bucket_of(ns);

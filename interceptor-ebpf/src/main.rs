@@ -1,50 +1,50 @@
-//! The programs that watch the kernel's FUSE read path. Built for the BPF target only (`cargo xtask build` does it) and
-//! embedded into `interceptor`, which loads those of them that the kernel accepts.
+//! The programs on the kernel's FUSE read path. Built for the BPF target only (`cargo xtask build`)
+//! and embedded into `interceptor`, which loads those that the kernel accepts.
 //!
-//! All of them answer the same questions and leave through the first that says no: *is this mount watched? which file is it?
-//! which bytes?* They live in a file per place of the kernel that they watch:
+//! Every program answers the same questions and returns at the first *no*: is this mount watched?
+//! which file is it? which bytes? There is a file for each group of hooks:
 //!
-//! | file | sees | by |
+//! | file | observes | hooks |
 //! |---|---|---|
-//! | [`cached`] | reads through the page cache, hits included; mapped files; what enters the page cache | BTF tracepoints of `filemap` |
-//! | [`requests`] | requests to the daemon and its answers, direct I/O | BTF tracepoints of `fuse`; raw ones where FUSE is a module |
-//! | [`passthrough`] | reads that the kernel passes to a backing file | `fentry` |
-//! | [`idle`] | nothing, to know what seeing costs | a BTF tracepoint of `filemap` |
+//! | [`page_cache`] | cached reads, mapped files, page-cache inserts | BTF tracepoints of `filemap` |
+//! | [`requests`] | requests to the daemon and its answers, direct I/O | tracepoints of `fuse` |
+//! | [`passthrough`] | reads from a backing file | `fentry` |
+//! | [`noop`] | nothing; the baseline of the benchmark | a BTF tracepoint of `filemap` |
 //!
-//! What they make of it is in [`told`] (heat, streams, samples, events), [`seats`] and [`readers`] (who) and [`maps`]; the arithmetic is in the library of this
-//! package. [`kernel`] reads fields of
-//! the kernel's structures at the offsets that the loader found ([`given`]).
+//! [`hotness`] turns reads into heat, streams, samples and events; [`thread_state`] and [`readers`]
+//! attribute them to threads; [`maps`] has the maps. The arithmetic is in the library of this package.
+//! [`kernel`] loads fields of kernel structures at the offsets that the loader resolved ([`rodata`]).
 #![no_std]
 #![no_main]
 
-#[path = "programs/cached.rs"]
-mod cached;
-#[path = "programs/given.rs"]
-mod given;
-#[path = "programs/idle.rs"]
-mod idle;
+#[path = "programs/hotness.rs"]
+mod hotness;
 #[path = "programs/kernel.rs"]
 mod kernel;
 #[path = "programs/maps.rs"]
 mod maps;
+#[path = "programs/noop.rs"]
+mod noop;
+#[path = "programs/page_cache.rs"]
+mod page_cache;
 #[path = "programs/passthrough.rs"]
 mod passthrough;
 #[path = "programs/readers.rs"]
 mod readers;
 #[path = "programs/requests.rs"]
 mod requests;
-#[path = "programs/seats.rs"]
-mod seats;
-#[path = "programs/told.rs"]
-mod told;
+#[path = "programs/rodata.rs"]
+mod rodata;
+#[path = "programs/thread_state.rs"]
+mod thread_state;
 
-/// Never reached: the verifier refuses a program that could get here.
+/// Unreachable: the verifier rejects a program that could get here.
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo) -> ! {
     loop {}
 }
 
-/// The kernel offers some of its helpers only to programs that may be used under the GPL, as these may.
+/// Some helpers of the kernel are for programs under a GPL-compatible licence, as these are.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 4] = *b"GPL\0";

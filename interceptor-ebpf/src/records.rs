@@ -1,220 +1,229 @@
 //! Keys and values of the maps.
 //!
-//! Keys have no padding, because the kernel compares all of their bytes. Counters wrap after 2^64 and are only ever added to.
+//! Keys have no padding, because the kernel compares all of their bytes. Counters only grow, and wrap
+//! at 2^64.
 
 use crate::histogram::BUCKETS;
-use crate::run::Run;
-use crate::span::Call;
+use crate::pages::ReadCall;
+use crate::run::SequentialRun;
 
-/// Longest name of a command, with its terminating zero.
-pub const COMMAND: usize = 16;
+/// The longest name of a command, with its terminating zero: the kernel's `TASK_COMM_LEN`.
+pub const TASK_COMM_LEN: usize = 16;
 
-/// A granule of a file, for its [`Heat`](crate::heat::Heat).
+/// Key of a granule's [`Heat`](crate::heat::Heat).
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct GranuleKey {
     /// The FUSE node.
     pub node: u64,
-    /// Which watch of which mount.
-    pub watch: u32,
-    /// Offset divided by the size of a granule. It wraps beyond 2^32 granules, so that granules so far apart share their heat.
+    /// [`WatchedMount::watch_id`].
+    pub watch_id: u32,
+    /// Offset divided by the size of a granule. It wraps at 2^32 granules, so that granules that far
+    /// apart share their heat.
     pub granule: u32,
 }
 
-/// A file, for its [`Streams`](crate::stream::Streams).
+/// Key of a file's [`Streams`](crate::stream::Streams).
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct NodeKey {
     /// The FUSE node.
     pub node: u64,
-    /// Which watch of which mount.
-    pub watch: u64,
+    /// [`WatchedMount::watch_id`].
+    pub watch_id: u64,
 }
 
-/// Places for device numbers. Those of FUSE mounts are given out from the smallest, so that two mounts of one place are hard to find.
-pub const DEVICES: u32 = 1 << 14;
+/// Entries of the device map. The kernel numbers FUSE mounts from the smallest free minor, so two
+/// mounts with the same [`device_index`] are rare.
+pub const DEVICE_SLOTS: u32 = 1 << 14;
 
-/// The place of a device number, in which is the number of its [`Watched`] plus 1, or 0 for those that nobody watches.
+/// The index of a device number in the device map. The entry is the index of its [`WatchedMount`]
+/// plus 1, or 0 if the device is not watched.
 #[inline(always)]
-pub const fn device_place(device: u32) -> u32 {
+pub const fn device_index(device: u32) -> u32 {
     const MINOR_BITS: u32 = 20;
-    (device ^ device >> MINOR_BITS) % DEVICES
+    (device ^ device >> MINOR_BITS) % DEVICE_SLOTS
 }
 
-/// A mount that is watched. Its place in the map is the one of its [`Traffic`], too.
+/// A watched mount. Its [`Traffic`] has the same index in its own map.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Watched {
-    /// The number of this watch, which no other has. It stands for the mount in all other keys, so that what is left of a mount that is
-    /// gone is not taken for that of another with the same device number.
-    pub watch: u64,
-    /// The device number, as the kernel has it.
+pub struct WatchedMount {
+    /// The number of this watch; each call of `watch` gives out a new one. All keys name the mount by
+    /// it, so that entries that remain of an unmounted file system are not taken for those of a later
+    /// mount with the same device number.
+    pub watch_id: u64,
+    /// The device number in the kernel's encoding.
     pub device: u32,
-    /// Which granules are [sampled](crate::sample).
-    pub sampled_below: u32,
-    /// The granule that was sampled last.
+    /// Groups of granules with a lower rank are [sampled](crate::sampling).
+    pub sample_rank_limit: u32,
+    /// A hash of node and granule of the last sample.
     pub last_sample: u64,
 }
 
-/// What went through a mount since it is watched, per CPU.
+/// Reads and requests of a mount since it is watched, per CPU.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Traffic {
     /// Calls that read through the page cache.
     pub cached_reads: u64,
-    /// Bytes of the pages that those calls touched, as far as the file goes.
+    /// Bytes of the pages that those calls touched, up to the end of the file.
     pub cached_bytes: u64,
-    /// Reads that went round the page cache: requests to the daemon on behalf of direct I/O.
+    /// Requests to the daemon for direct I/O, which bypasses the page cache.
     pub direct_reads: u64,
-    /// Bytes that those asked for.
+    /// Bytes that those requested.
     pub direct_bytes: u64,
     /// Calls that read through passthrough.
     pub passthrough_reads: u64,
-    /// Bytes that those asked for, as far as the file goes.
+    /// Bytes that those wanted, up to the end of the file.
     pub passthrough_bytes: u64,
-    /// Times that a window of cached pages was mapped into a process.
+    /// Windows of cached pages that were mapped into a process.
     pub map_windows: u64,
     /// Bytes of those windows.
     pub map_bytes: u64,
-    /// Page faults of memory-mapped files that found their page not mapped and had to look for it.
+    /// Page faults of mapped files on pages outside the mapped windows.
     pub faults: u64,
     /// Requests of any kind to the daemon.
     pub requests: u64,
-    /// Requests to read that fill the page cache.
+    /// Read requests that fill the page cache.
     pub fill_requests: u64,
-    /// Bytes that those asked for.
+    /// Bytes that those requested.
     pub fill_bytes: u64,
-    /// Folios that were put into the page cache.
+    /// Folios that were added to the page cache.
     pub inserted_folios: u64,
     /// Bytes of those.
     pub inserted_bytes: u64,
-    /// Events that found the ring buffer full.
+    /// Events that were lost because the ring buffer was full.
     pub lost_events: u64,
-    /// Granules that were read, of the size that is [sampled](crate::sample) in, each once for every call.
-    pub touched: u64,
-    /// Of the sampled ones, those that were sampled last as well, of which nothing is sent.
-    pub sampled_again: u64,
-    /// Samples that found the ring buffer full.
+    /// Granules of the [sampled](crate::sampling) size that were read, each once for every call.
+    pub granules_read: u64,
+    /// Reads of the granule that was sampled last, which are counted instead of sent.
+    pub repeated_samples: u64,
+    /// Samples that were lost because the ring buffer was full.
     pub lost_samples: u64,
 }
 
-/// A thread that reads a mount.
+/// Key of a thread that reads a mount.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ReaderKey {
-    /// The process's id in the high half, the thread's in the low one.
-    pub thread: u64,
-    /// Which watch of which mount.
-    pub watch: u64,
+    /// As `bpf_get_current_pid_tgid` returns it: the process id in the high half, the thread id in
+    /// the low one.
+    pub pid_tgid: u64,
+    /// [`WatchedMount::watch_id`].
+    pub watch_id: u64,
 }
 
-/// What a thread has read.
+/// The reads of a thread.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Reader {
-    /// Its control group when it was first seen, by number.
+pub struct ReaderStats {
+    /// The id of its cgroup at its first read.
     pub cgroup: u64,
-    /// The command it was running then, ended by zeros.
-    pub command: [u8; COMMAND],
-    /// Calls.
+    /// The command name at its first read, padded with zeros.
+    pub command: [u8; TASK_COMM_LEN],
+    /// Read calls.
     pub reads: u64,
-    /// Bytes read, as in [`Traffic`]; faults and mapped windows are not in it.
+    /// Bytes read as in [`Traffic`], without faults and mapped windows.
     pub bytes: u64,
-    /// Bytes that it made the kernel ask the daemon for.
+    /// Bytes that the kernel requested from the daemon on behalf of the thread.
     pub requested_bytes: u64,
 }
 
-/// Seats that threads take for the files that they read.
-pub const SEATS: u32 = 4096;
+/// Entries of the map of [`ReaderSlot`]s.
+pub const READER_SLOTS: u32 = 4096;
 
-/// A thread that reads a file, and where in it. Finding one's [`Reader`] costs more than all the rest of what is done about a read of a page
-/// from the page cache, so a thread keeps its books here as long as nobody else needs the seat.
+/// The state of a thread that reads a file. A hash lookup of the thread's [`ReaderStats`] costs more
+/// than all other work on a read of one cached page, so reads are counted here, and added to the
+/// stats when another thread or file takes the slot.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Seat {
-    /// As in its [`ReaderKey`].
-    pub thread: u64,
-    /// As there; 0 for a seat that nobody has taken.
-    pub watch: u64,
-    /// Where the kernel has the file, which with its inode number is the same file as before unless it was forgotten meanwhile.
-    pub inode: u64,
-    /// The inode number, which foreign daemons choose as they like.
-    pub number: u64,
+pub struct ReaderSlot {
+    /// As in [`ReaderKey`].
+    pub pid_tgid: u64,
+    /// As in [`ReaderKey`]; 0 for a slot that was never taken.
+    pub watch_id: u64,
+    /// The address of the kernel's `inode`. Address and inode number together identify the file,
+    /// unless the kernel evicted the inode in between.
+    pub inode_address: u64,
+    /// The inode number, which other daemons choose freely.
+    pub ino: u64,
     /// The FUSE node.
     pub node: u64,
-    /// The call that was seen last.
-    pub call: Call,
-    /// Where the thread reads on.
-    pub run: Run,
-    /// Calls since the seat was taken, which the [`Reader`] has not been credited with.
+    /// The last call that was reported.
+    pub call: ReadCall,
+    /// The sequential bytes that were not passed on to the streams.
+    pub run: SequentialRun,
+    /// Calls that are not in the [`ReaderStats`] yet.
     pub reads: u64,
-    /// Bytes of those.
+    /// Bytes that are not in the [`ReaderStats`] yet.
     pub bytes: u64,
 }
 
-/// The seat of a thread for the file with an inode number. Threads of a process have numbers in a row, and so different seats.
+/// The index of the slot of a thread that reads the file with an inode number. Threads of a process
+/// have consecutive ids, and so different slots.
 #[inline(always)]
-pub const fn seat_of(thread: u64, number: u64) -> u32 {
-    (thread ^ number.wrapping_mul(61)) as u32 % SEATS
+pub const fn reader_slot_index(pid_tgid: u64, ino: u64) -> u32 {
+    (pid_tgid ^ ino.wrapping_mul(61)) as u32 % READER_SLOTS
 }
 
-/// Bytes of granules that each CPU keeps before it adds them to the granules' heat.
-pub const WARMTHS: u32 = 1024;
+/// Entries of the map of [`PendingHeat`], on each CPU.
+pub const PENDING_HEAT_SLOTS: u32 = 1024;
 
-/// Bytes of a granule that a CPU has seen read since it last added them up.
+/// Bytes read of a granule on one CPU that are not in the granule's heat yet.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Warmth {
-    /// The granule.
+pub struct PendingHeat {
+    /// As in [`GranuleKey`].
     pub node: u64,
-    /// As in its [`GranuleKey`].
-    pub watch: u32,
-    /// As there.
+    /// As in [`GranuleKey`].
+    pub watch_id: u32,
+    /// As in [`GranuleKey`].
     pub granule: u32,
     /// The bytes.
     pub bytes: u64,
 }
 
-/// Where a CPU keeps them: granules of a file that follow each other do not drive each other out.
+/// The index of a granule's [`PendingHeat`]. Consecutive granules of a file have different ones.
 #[inline(always)]
-pub const fn warmth_of(node: u64, granule: u32) -> u32 {
-    (node as u32).wrapping_mul(0x9e37_79b1).wrapping_add(granule) % WARMTHS
+pub const fn pending_heat_index(node: u64, granule: u32) -> u32 {
+    (node as u32).wrapping_mul(0x9e37_79b1).wrapping_add(granule) % PENDING_HEAT_SLOTS
 }
 
-/// A request that the daemon has not answered yet.
+/// Key of a request in flight.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RequestKey {
-    /// Its number, unique in its connection.
+    /// The `unique` of the request, unique in its connection.
     pub unique: u64,
-    /// Which watch of which mount.
-    pub watch: u64,
+    /// [`WatchedMount::watch_id`].
+    pub watch_id: u64,
 }
 
-/// Requests of one kind.
+/// Key of the [`Latency`] of one kind of requests.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct LatencyKey {
-    /// Which watch of which mount.
-    pub watch: u32,
+    /// [`WatchedMount::watch_id`].
+    pub watch_id: u32,
     /// `FUSE_READ`, … of `linux/fuse.h`.
     pub opcode: u32,
 }
 
-/// How long the daemon took for them, from the moment that a request was queued for it. Per CPU.
+/// The time from the queueing of requests to the daemon's answers. Per CPU.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Latency {
-    /// Requests, by [`bucket_of`](crate::histogram::bucket_of) their duration.
+    /// Requests by [`bucket_of`](crate::histogram::bucket_of) their duration.
     pub buckets: [u64; BUCKETS],
     /// Sum of the durations, nanoseconds.
     pub nanos: u64,
-    /// Those of the requests that were answered with an error.
+    /// Requests that were answered with an error.
     pub errors: u64,
 }
 
 impl Latency {
-    /// Of no requests.
+    /// The latency of no requests.
     pub const NONE: Self = Self { buckets: [0; BUCKETS], nanos: 0, errors: 0 };
 }
 
@@ -222,7 +231,7 @@ impl Latency {
 const _: () = {
     assert!(size_of::<GranuleKey>() == 16 && size_of::<NodeKey>() == 16);
     assert!(size_of::<ReaderKey>() == 16 && size_of::<RequestKey>() == 16 && size_of::<LatencyKey>() == 8);
-    assert!(size_of::<Traffic>() == 18 * 8 && size_of::<Watched>() == 24);
-    assert!(size_of::<Reader>() == 48 && size_of::<Seat>() == 11 * 8 && size_of::<Warmth>() == 24);
-    assert!(size_of::<Latency>() == (BUCKETS + 2) * 8);
+    assert!(size_of::<Traffic>() == 18 * 8 && size_of::<WatchedMount>() == 24);
+    assert!(size_of::<ReaderStats>() == 48 && size_of::<ReaderSlot>() == 11 * 8);
+    assert!(size_of::<PendingHeat>() == 24 && size_of::<Latency>() == (BUCKETS + 2) * 8);
 };

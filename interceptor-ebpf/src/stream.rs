@@ -1,45 +1,49 @@
-//! Who reads a file from front to back, and when the next window of it should be brought.
+//! Detection of sequential streams within a file, and of the moment when a stream's next window is
+//! due.
 //!
-//! Reads of one file arrive mixed: several readers, the kernel's readahead in whatever order its CPUs send it, now and then a look at
-//! the header. So a file has a few [`Track`]s, each with a head that moves forward as bytes near it are read. A read near no head starts a
-//! track in the place of the one that has been without a read for longest. A track whose reads cover most of what its head passed
-//! over, and enough of it, is a stream; random reads move heads as well, but cover little.
+//! Reads of one file arrive interleaved: several readers, readahead requests in any order, single
+//! reads of a header. A file therefore has a few [`Track`]s, each with a head that advances with reads
+//! near it. A read near no head starts a new track in place of the least recently used one. A track is
+//! a stream if its reads cover at least half of the bytes that its head passed, and enough bytes;
+//! random reads advance heads as well, but cover little.
 
-/// Places of one file that are followed at a time.
+/// Tracks of one file.
 pub const TRACKS: usize = 4;
 
-/// How many reads elsewhere in the file a track outlives.
-const PATIENCE: u64 = 32;
+/// A track is dropped after this many reads elsewhere in the file.
+const MAX_READS_ELSEWHERE: u64 = 32;
 
-/// What is a stream, and how far ahead of it to bring.
+/// When reads form a stream, and how far ahead of it windows reach.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StreamSettings {
-    /// Bytes around the head that a read may lie within, in either direction: how far reads overtake each other.
+    /// The distance in bytes that a read may lie before or behind the head: how far reads of a stream
+    /// overtake each other.
     pub slack: u64,
-    /// Bytes to be read before a track is a stream.
-    pub least: u64,
-    /// Bytes ahead of the head that should have been announced. The next are due when half of them are left.
+    /// Bytes that must be read before a track is a stream.
+    pub min_bytes: u64,
+    /// Bytes ahead of the head that are announced. The next window is due when less than half of them
+    /// are left.
     pub window: u64,
 }
 
-/// One place that a file is read at.
+/// A position in a file that is followed.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Track {
-    /// Where it began.
+    /// The offset of its first read.
     pub start: u64,
     /// The end of the furthest read.
     pub head: u64,
     /// Bytes read, repetitions included.
     pub read: u64,
-    /// The end of what was announced; 0 if nothing was.
+    /// The end of the announced windows; 0 if there was none.
     pub announced: u64,
-    /// Reads elsewhere that it will still outlive; 0 for a track that is free.
-    pub patience: u64,
+    /// Reads elsewhere after which the track is dropped; 0 for a free track.
+    pub reads_left: u64,
 }
 
-/// A range of a file.
+/// A range of a file to be fetched ahead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Window {
     /// The first byte.
@@ -48,7 +52,8 @@ pub struct Window {
     pub length: u64,
 }
 
-/// The tracks of one file. CPUs that update them at the same moment may lose a step of each other's: that delays a window.
+/// The tracks of one file. CPUs that update them concurrently may lose a step of each other, which
+/// delays a window.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Streams {
@@ -57,42 +62,42 @@ pub struct Streams {
 }
 
 impl Streams {
-    /// Of a file of which one read has been seen.
+    /// The tracks after the first read of a file.
     #[inline(always)]
-    pub fn beginning(offset: u64, length: u64) -> Self {
+    pub fn starting_at(offset: u64, length: u64) -> Self {
         let mut streams = Self::default();
-        streams.tracks[0] = Track::beginning(offset, length);
+        streams.tracks[0] = Track::starting_at(offset, length);
         streams
     }
 
-    /// Takes note of a read; gives the window that is due after it.
+    /// Records a read. Returns the window that is due after it.
     #[inline(always)]
-    pub fn read(&mut self, offset: u64, length: u64, settings: &StreamSettings) -> Option<Window> {
+    pub fn record_read(&mut self, offset: u64, length: u64, settings: &StreamSettings) -> Option<Window> {
         let end = offset.saturating_add(length);
         let mut oldest = 0;
         for i in 0..TRACKS {
             let track = &mut self.tracks[i];
-            if track.patience != 0 && track.is_near(offset, end, settings) {
+            if track.reads_left != 0 && track.is_near(offset, end, settings) {
                 return track.advance(end, length, settings);
             }
-            if track.patience < self.tracks[oldest].patience {
+            if track.reads_left < self.tracks[oldest].reads_left {
                 oldest = i;
             }
         }
         for track in &mut self.tracks {
-            track.patience = track.patience.saturating_sub(1);
+            track.reads_left = track.reads_left.saturating_sub(1);
         }
-        // The only index that is not a constant: the bound is for the verifier, which has lost sight of it.
-        self.tracks[oldest % TRACKS] = Track::beginning(offset, length);
+        // The verifier does not track the bound of this index, the only one that is not a constant.
+        self.tracks[oldest % TRACKS] = Track::starting_at(offset, length);
         None
     }
 }
 
 impl Track {
     #[inline(always)]
-    const fn beginning(offset: u64, length: u64) -> Self {
+    const fn starting_at(offset: u64, length: u64) -> Self {
         let head = offset.saturating_add(length);
-        Self { start: offset, head, read: length, announced: 0, patience: PATIENCE }
+        Self { start: offset, head, read: length, announced: 0, reads_left: MAX_READS_ELSEWHERE }
     }
 
     #[inline(always)]
@@ -102,7 +107,7 @@ impl Track {
 
     #[inline(always)]
     fn advance(&mut self, end: u64, length: u64, settings: &StreamSettings) -> Option<Window> {
-        self.patience = PATIENCE;
+        self.reads_left = MAX_READS_ELSEWHERE;
         self.read = self.read.saturating_add(length);
         if end <= self.head {
             return None;
@@ -110,7 +115,7 @@ impl Track {
         self.head = end;
         let dense = self.read >= (end - self.start) / 2;
         let due = end.saturating_add(settings.window / 2) > self.announced;
-        if !dense || self.read < settings.least || !due {
+        if !dense || self.read < settings.min_bytes || !due {
             return None;
         }
         let offset = self.announced.max(end);

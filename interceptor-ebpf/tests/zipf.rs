@@ -1,5 +1,5 @@
-//! Whether what is flagged as hot is what is hot: a Zipf(0.99) replay of 1,000,000 reads over 100,000 granules, through the
-//! very functions that the programs run, with a bounded LRU map in the kernel's place.
+//! Precision and recall of hot granules: a Zipf(0.99) replay of 1,000,000 reads over 100,000 granules
+//! through the functions that the programs run, with a bounded LRU map in place of the kernel's.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -12,8 +12,8 @@ use rand::{Rng, SeedableRng};
 const GRANULES: usize = 100_000;
 const READS: usize = 1_000_000;
 const BYTES: u64 = 4096;
-/// Between two reads.
-const PAUSE_NS: u64 = 100_000;
+/// Time between two reads.
+const READ_INTERVAL_NS: u64 = 100_000;
 
 /// Draws ranks from 0 with probability proportional to `(rank + 1)^-0.99`.
 struct Zipf(Vec<f64>);
@@ -36,13 +36,13 @@ impl Zipf {
         self.0.partition_point(|&sum| sum <= point)
     }
 
-    /// The part of all reads that go to `rank`.
+    /// The share of reads that go to `rank`.
     fn share(&self, rank: usize) -> f64 {
         ((rank + 1) as f64).powf(-0.99) / self.0[GRANULES - 1]
     }
 }
 
-/// A map that forgets what was used least recently, as the kernel's LRU hash about does.
+/// An LRU map. The kernel's LRU hash approximates it.
 struct LruMap {
     capacity: usize,
     clock: u64,
@@ -70,54 +70,56 @@ impl LruMap {
     }
 }
 
-/// Of the true top 1 % the part that was flagged; of the flags the part outside the true top 3 %.
+/// The share of the true top 1 % that turned hot, and the share of hot granules outside the true top
+/// 3 %.
 fn replay(capacity: usize, settings: &HeatSettings, seed: u64) -> (f64, f64) {
     let zipf = Zipf::new();
     let mut random = StdRng::seed_from_u64(seed);
     let mut granule_of: Vec<usize> = (0..GRANULES).collect();
     granule_of.shuffle(&mut random);
-    let (mut map, mut counts, mut flagged) = (LruMap::new(capacity), vec![0u32; GRANULES], HashSet::new());
+    let (mut map, mut counts, mut hot) = (LruMap::new(capacity), vec![0u32; GRANULES], HashSet::new());
     for i in 0..READS as u64 {
         let granule = granule_of[zipf.draw(&mut random)];
         counts[granule] += 1;
         let heat = map.entry(granule);
-        let (after, turned) = heat.read(BYTES, settings.tick(i * PAUSE_NS), settings);
+        let (after, turned) = heat.after_read(BYTES, settings.tick(i * READ_INTERVAL_NS), settings);
         *heat = after;
         if turned {
-            flagged.insert(granule);
+            hot.insert(granule);
         }
     }
     let mut ranked: Vec<usize> = (0..GRANULES).collect();
     ranked.sort_by_key(|&granule| std::cmp::Reverse(counts[granule]));
-    let top = ranked[..GRANULES / 100].iter().filter(|granule| flagged.contains(granule)).count();
+    let top = ranked[..GRANULES / 100].iter().filter(|granule| hot.contains(granule)).count();
     let near: HashSet<usize> = ranked[..GRANULES * 3 / 100].iter().copied().collect();
-    let far = flagged.difference(&near).count();
-    let (recall, outside) = (top as f64 / (GRANULES / 100) as f64, far as f64 / flagged.len() as f64);
+    let far = hot.difference(&near).count();
+    let (recall, outside) = (top as f64 / (GRANULES / 100) as f64, far as f64 / hot.len() as f64);
     let memory = capacity * (size_of::<GranuleKey>() + size_of::<Heat>());
     println!(
-        "{capacity} entries ({} KiB of keys and values), half-life {} s: {} flagged, {:.1} % of the top 1 %, {:.1} % outside the top 3 %",
+        "{capacity} entries ({} KiB of keys and values), half-life {} s: {} hot, {:.1} % of the top 1 %, {:.1} % outside the top 3 %",
         memory / 1024,
         settings.tick_ns * 64 / 1_000_000_000,
-        flagged.len(),
+        hot.len(),
         recall * 100.0,
         outside * 100.0
     );
     (recall, outside)
 }
 
-/// The heat that a granule of this rank keeps when it is read at its rate for ever.
+/// The steady-state heat of a granule of this rank.
 fn steady(rank: usize, half_life_ns: u64) -> u64 {
-    let reads_per_half_life = Zipf::new().share(rank) * half_life_ns as f64 / PAUSE_NS as f64;
+    let reads_per_half_life = Zipf::new().share(rank) * half_life_ns as f64 / READ_INTERVAL_NS as f64;
     (reads_per_half_life / std::f64::consts::LN_2 * BYTES as f64) as u64
 }
 
 #[test]
-fn what_is_flagged_is_what_is_hot() {
-    // The replay lasts 100 s. Half-lives far longer than that, as long, and a quarter of it.
+fn hot_granules_are_the_most_read_ones() {
+    // The replay lasts 100 s. The half-lives are far longer than that, as long, and a quarter of it.
     for (half_life, seed) in [(10_000, 1), (100, 2), (25, 3)] {
         let half_life = half_life * 1_000_000_000;
         for capacity in [GRANULES, 32 << 10, 16 << 10] {
-            // Half-way, on a logarithmic scale, between what shall and what shall not be flagged, as much of it as accrues in the time.
+            // On a logarithmic scale half-way between the granules that must turn hot and those that
+            // must not, scaled to the heat that accrues in 100 s.
             let accrued = 1.0 - (-100e9 / half_life as f64).exp2();
             let threshold = (steady(1700, half_life) as f64 * accrued) as u64;
             let (recall, outside) = replay(capacity, &HeatSettings::new(threshold, half_life), seed);

@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use aya::sys::{Stats, enable_stats};
-use interceptor::ebpf::{Device, Idle, Observer, Settings};
+use interceptor::ebpf::{DeviceNumber, NoopProgram, Observer, ObserverSettings};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
@@ -43,18 +43,19 @@ const CASES: [(Case, &str); 5] = [
 /// Programs that are attached.
 enum Attached {
     None,
-    Idle { _idle: Idle },
+    Idle { _noop: NoopProgram },
     Observer { _observer: Box<Observer> },
 }
 
 impl Case {
-    fn attach(self, device: Device) -> anyhow::Result<Attached> {
+    fn attach(self, device: DeviceNumber) -> anyhow::Result<Attached> {
         let sampled = matches!(self, Self::Sampled).then_some(PAGE);
         match self {
             Self::Nothing => Ok(Attached::None),
-            Self::Idle => Ok(Attached::Idle { _idle: Idle::start()? }),
+            Self::Idle => Ok(Attached::Idle { _noop: NoopProgram::start()? }),
             Self::Unwatched | Self::Watched | Self::Sampled => {
-                let (observer, _events) = Observer::start(&Settings { sampled, ..Settings::default() })?;
+                let (observer, _events) =
+                    Observer::start(&ObserverSettings { sampled, ..ObserverSettings::default() })?;
                 if !matches!(self, Self::Unwatched) {
                     observer.watch(device)?;
                 }
@@ -114,7 +115,7 @@ fn main() -> anyhow::Result<()> {
     let file = File::open(&path)?;
     ensure!(file.metadata()?.len() >= PAGES * PAGE, "the file is too small");
     std::io::copy(&mut &file, &mut std::io::sink())?;
-    let device = Device::of(path.as_ref())?;
+    let device = DeviceNumber::of(path.as_ref())?;
     let mut cpu = CpuSet::new();
     cpu.set(0)?;
     sched_setaffinity(Pid::from_raw(0), &cpu)?;

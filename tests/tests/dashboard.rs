@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use interceptor::ebpf::{Device, Observer, Settings, sight};
+use interceptor::ebpf::{DeviceNumber, Observer, ObserverSettings, capability};
 use serde_json::Value;
 use tests::{Browser, Cluster, Load, Mount, Pattern, StatusPage, Viewport, eventually, host, load, reading};
 
@@ -222,8 +222,12 @@ fn the_hit_ratios_are_those_of_the_kernels_counts() {
     if !host::can_mount() {
         return;
     }
-    let observer = match Observer::start(&Settings::default()) {
-        Ok((observer, _)) if observer.sees(sight::CACHED_READS) && observer.sees(sight::REQUESTS) => observer,
+    let observer = match Observer::start(&ObserverSettings::default()) {
+        Ok((observer, _))
+            if observer.sees(capability::CACHED_READS) && observer.sees(capability::REQUESTS) =>
+        {
+            observer
+        }
         Ok(_) => return host::skipped("eBPF does not see reads through the page cache here"),
         Err(error) => return host::skipped(&error.to_string()),
     };
@@ -233,7 +237,7 @@ fn the_hit_ratios_are_those_of_the_kernels_counts() {
         cluster.filer().put(&format!("/{name}"), &Pattern::new(size as u64).bytes(0, size), "").unwrap();
     }
     let mount = Mount::builder(&cluster).arg("--no-passthrough").start().unwrap();
-    let device = Device::of(mount.path()).unwrap();
+    let device = DeviceNumber::of(mount.path()).unwrap();
     observer.watch(device).unwrap();
     let before = mount.metric("interceptor_reads_total", &[]).unwrap();
     assert_eq!(before, 0.0, "somebody has read already");
@@ -301,7 +305,7 @@ fn the_status_is_what_its_schema_says() {
     fs::read(mount.path().join("a")).unwrap();
     let (_, text) = mount.status("/api/v1/status").unwrap();
     let sent: Value = serde_json::from_str(&text).unwrap();
-    let understood: interceptor::telemetry::report::Report = serde_json::from_str(&text).unwrap();
+    let understood: interceptor::telemetry::report::StatusReport = serde_json::from_str(&text).unwrap();
     assert_eq!(serde_json::to_value(understood).unwrap(), sent);
     let (_, schema) = mount.status("/api/v1/schema").unwrap();
     let schema: Value = serde_json::from_str(&schema).unwrap();

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::process::{Child, Command, Stdio};
 
-use interceptor::ebpf::{Device, Observer, Settings};
+use interceptor::ebpf::{DeviceNumber, Observer, ObserverSettings};
 use interceptor::telemetry::MissRatioCurve;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -112,7 +112,7 @@ fn a_cache_hits_as_often_as_observe_expects() {
     if !host::can_mount() {
         return;
     }
-    let settings = Settings { sampled: None, ..Settings::default() };
+    let settings = ObserverSettings { sampled: None, ..ObserverSettings::default() };
     let observer = match Observer::start(&settings) {
         Ok((observer, _)) => observer,
         Err(error) => return host::skipped(&error.to_string()),
@@ -120,7 +120,7 @@ fn a_cache_hits_as_often_as_observe_expects() {
     let cluster = Cluster::builder().start().unwrap();
     cluster.filer().put_reader("/curve/file", Pattern::new(3).reader(PAGES * PAGE), "").unwrap();
     let mounted = Mount::weed(&cluster).start().unwrap();
-    let (path, device) = (mounted.file("/curve/file"), Device::of(mounted.path()).unwrap());
+    let (path, device) = (mounted.file("/curve/file"), DeviceNumber::of(mounted.path()).unwrap());
     let file = File::open(&path).unwrap();
     // What is asked for is what is read.
     posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_RANDOM).unwrap();
@@ -188,7 +188,7 @@ fn files_of_our_own_mounts_have_names_also_when_they_are_closed() {
     if !host::can_mount() {
         return;
     }
-    if let Err(error) = Observer::start(&Settings::default()) {
+    if let Err(error) = Observer::start(&ObserverSettings::default()) {
         return host::skipped(&error.to_string());
     }
     let cluster = Cluster::builder().start().unwrap();

@@ -1,74 +1,76 @@
-//! Reading the kernel's structures.
+//! Loads of fields of kernel structures.
 //!
-//! Where the verifier knows the type of a pointer ([`Typed`]: arguments of BTF tracepoints and what hangs on them) a field is an ordinary
-//! load, and a bad pointer reads as zeros. Elsewhere ([`Untyped`]) a helper copies it, which is slower and may fail.
+//! If the verifier knows the type of a pointer ([`DirectLoad`]: arguments of BTF tracepoints, and
+//! pointers loaded through them), a field is an ordinary load, and a bad pointer reads as zeros.
+//! Otherwise ([`ProbeRead`]) a helper copies the field, which is slower and may fail.
 
 use aya_ebpf::helpers::bpf_probe_read_kernel;
 
-use crate::given::{LAYOUT, given};
+use crate::rodata::{OFFSETS, rodata};
 
-/// The address of something of the kernel's.
+/// The address of an object of the kernel.
 pub(crate) type Address = *const u8;
 
-/// A way to read memory of the kernel.
-pub(crate) trait Memory {
+/// A way to load a field of kernel memory.
+pub(crate) trait LoadField {
     /// The field of type `T` at `offset` in the structure at `base`.
     ///
     /// # Safety
-    /// `T` may have any bits. For [`Typed`] the verifier checks the rest, for [`Untyped`] nothing else matters.
+    /// Any bits must be a valid `T`. The rest is checked: for [`DirectLoad`] by the verifier, for
+    /// [`ProbeRead`] by the helper.
     unsafe fn field<T: Copy>(base: Address, offset: u32) -> Option<T>;
 }
 
-/// Through pointers whose types the verifier knows.
-pub(crate) struct Typed;
+/// Loads through pointers whose types the verifier knows.
+pub(crate) struct DirectLoad;
 
-/// Through any pointer.
-pub(crate) struct Untyped;
+/// Copies with `bpf_probe_read_kernel`, through any pointer.
+pub(crate) struct ProbeRead;
 
-impl Memory for Typed {
+impl LoadField for DirectLoad {
     #[inline(always)]
     unsafe fn field<T: Copy>(base: Address, offset: u32) -> Option<T> {
-        // SAFETY: by the caller.
+        // SAFETY: required of the caller.
         Some(unsafe { base.add(offset as usize).cast::<T>().read_volatile() })
     }
 }
 
-impl Memory for Untyped {
+impl LoadField for ProbeRead {
     #[inline(always)]
     unsafe fn field<T: Copy>(base: Address, offset: u32) -> Option<T> {
-        // SAFETY: the helper checks the address; by the caller any bits are a `T`.
+        // SAFETY: the helper checks the address; any bits are a `T`, as required of the caller.
         unsafe { bpf_probe_read_kernel(base.wrapping_add(offset as usize).cast::<T>()).ok() }
     }
 }
 
-/// The device number of the file system that an inode belongs to.
+/// The device number of an inode's file system.
 #[inline(always)]
-pub(crate) fn device_of<M: Memory>(inode: Address) -> Option<u32> {
-    // SAFETY: pointers and numbers have any bits.
+pub(crate) fn device_of<L: LoadField>(inode: Address) -> Option<u32> {
+    // SAFETY: any bits are a valid pointer or integer.
     unsafe {
-        let superblock = M::field(inode, given!(LAYOUT.inode_super))?;
-        M::field(superblock, given!(LAYOUT.super_device))
+        let superblock = L::field(inode, rodata!(OFFSETS.inode_sb))?;
+        L::field(superblock, rodata!(OFFSETS.super_dev))
     }
 }
 
 /// The FUSE node of an inode of a FUSE file system.
 #[inline(always)]
 pub(crate) fn node_of(inode: Address) -> Option<u64> {
-    // The verifier knows the inode but not what it is embedded in.
-    // SAFETY: numbers have any bits.
-    unsafe { Untyped::field(inode, given!(LAYOUT.inode_node)) }
+    // The verifier knows the `inode`, but not the `fuse_inode` around it.
+    // SAFETY: any bits are a valid integer.
+    unsafe { ProbeRead::field(inode, rodata!(OFFSETS.fuse_nodeid)) }
 }
 
-/// The size of a file, as far as the kernel knows.
+/// The size of a file as the kernel knows it.
 #[inline(always)]
-pub(crate) fn size_of_file<M: Memory>(inode: Address) -> Option<u64> {
-    // SAFETY: numbers have any bits.
-    unsafe { M::field(inode, given!(LAYOUT.inode_size)) }
+pub(crate) fn file_size<L: LoadField>(inode: Address) -> Option<u64> {
+    // SAFETY: any bits are a valid integer.
+    unsafe { L::field(inode, rodata!(OFFSETS.inode_size)) }
 }
 
-/// The inode number of a file: the daemon's choice.
+/// The inode number of a file, which its daemon chooses.
 #[inline(always)]
-pub(crate) fn number_of<M: Memory>(inode: Address) -> Option<u64> {
-    // SAFETY: numbers have any bits.
-    unsafe { M::field(inode, given!(LAYOUT.inode_number)) }
+pub(crate) fn ino_of<L: LoadField>(inode: Address) -> Option<u64> {
+    // SAFETY: any bits are a valid integer.
+    unsafe { L::field(inode, rodata!(OFFSETS.inode_ino)) }
 }

@@ -1,98 +1,104 @@
-//! The maps. All of them are bounded; the loader sets their sizes by name, those here only have to be valid.
+//! The maps. All are bounded. The loader sets the sizes of those that depend on settings, by name.
 
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf};
 use interceptor_ebpf::event::{Event, kind};
 use interceptor_ebpf::heat::Heat;
 use interceptor_ebpf::records::{
-    DEVICES as DEVICE_PLACES, GranuleKey, Latency, LatencyKey, NodeKey, Reader, ReaderKey, RequestKey,
-    SEATS as SEATS_IN_ALL, Seat, Traffic, WARMTHS, Warmth, Watched, device_place,
+    DEVICE_SLOTS, GranuleKey, Latency, LatencyKey, NodeKey, PENDING_HEAT_SLOTS, PendingHeat,
+    READER_SLOTS as READER_SLOT_COUNT, ReaderKey, ReaderSlot, ReaderStats, RequestKey, Traffic, WatchedMount,
+    device_index,
 };
 use interceptor_ebpf::stream::Streams;
 
-use crate::given::{SETTINGS, given};
+use crate::rodata::{SETTINGS, rodata};
 
-/// Whether a device is watched, by its place: the first thing that every program asks. The kernel makes a few instructions of a look into an
-/// array, where a look into a hash map takes as long as all the rest together.
+/// By device index: whether a device is watched, the first question of every program. An array,
+/// because the kernel inlines a lookup in an array to a few instructions, while a lookup in a hash map
+/// takes as long as all the rest of a program.
 #[map]
-static DEVICES: Array<u32> = Array::with_max_entries(DEVICE_PLACES, 0);
+static DEVICES: Array<u32> = Array::with_max_entries(DEVICE_SLOTS, 0);
 
-/// The mounts that are watched. Entries come and go with `watch` and `unwatch` of the loader.
+/// The watched mounts. The loader adds and removes entries.
 #[map]
-static WATCHED: Array<Watched> = Array::with_max_entries(64, 0);
+static WATCHED: Array<WatchedMount> = Array::with_max_entries(64, 0);
 
-/// What went through them.
+/// Their traffic, at the same indices.
 #[map]
 static TRAFFIC: PerCpuArray<Traffic> = PerCpuArray::with_max_entries(64, 0);
 
-/// Who reads what at the moment.
+/// Threads that read, by [`reader_slot_index`](interceptor_ebpf::records::reader_slot_index).
 #[map]
-pub(crate) static SEATS: Array<Seat> = Array::with_max_entries(SEATS_IN_ALL, 0);
+pub(crate) static READER_SLOTS: Array<ReaderSlot> = Array::with_max_entries(READER_SLOT_COUNT, 0);
 
-/// What each CPU has not added to the heat of granules yet.
+/// Bytes that each CPU has not added to the heat of granules yet.
 #[map]
-pub(crate) static WARMTH: PerCpuArray<Warmth> = PerCpuArray::with_max_entries(WARMTHS, 0);
+pub(crate) static PENDING_HEAT: PerCpuArray<PendingHeat> =
+    PerCpuArray::with_max_entries(PENDING_HEAT_SLOTS, 0);
 
-/// How hot granules are.
+/// The heat of granules.
 #[map]
 pub(crate) static HEAT: LruHashMap<GranuleKey, Heat> = LruHashMap::with_max_entries(1024, 0);
 
-/// Where files are read front to back.
+/// The sequential streams of files.
 #[map]
 pub(crate) static STREAMS: LruHashMap<NodeKey, Streams> = LruHashMap::with_max_entries(1024, 0);
 
-/// Who reads.
+/// The reads of threads.
 #[map]
-pub(crate) static READERS: LruHashMap<ReaderKey, Reader> = LruHashMap::with_max_entries(1024, 0);
+pub(crate) static READERS: LruHashMap<ReaderKey, ReaderStats> = LruHashMap::with_max_entries(1024, 0);
 
-/// When requests were sent that have not been answered, by the monotonic clock.
+/// Requests in flight: the time of their queueing on the monotonic clock, nanoseconds.
 #[map]
 pub(crate) static REQUESTS: LruHashMap<RequestKey, u64> = LruHashMap::with_max_entries(1024, 0);
 
-/// How long the daemon takes.
+/// The latencies of daemons.
 #[map]
 pub(crate) static LATENCY: PerCpuHashMap<LatencyKey, Latency> = PerCpuHashMap::with_max_entries(64, 0);
 
-/// To the loader.
+/// Events to the daemon.
 #[map]
 static EVENTS: RingBuf = RingBuf::with_byte_size(4096, 0);
 
-/// A mount that is watched.
+/// A watched mount, as a program updates it.
 pub(crate) struct Mount {
-    /// Its entry, which the programs share, and write to without regard to each other.
-    pub(crate) watched: &'static mut Watched,
-    /// What went through it on this CPU.
+    /// The entry in [`WATCHED`], which all CPUs write to without synchronization.
+    pub(crate) watched: &'static mut WatchedMount,
+    /// The traffic on this CPU.
     pub(crate) traffic: &'static mut Traffic,
 }
 
-/// The mount of this device, if it is watched.
+/// The mount of a device, if it is watched.
 #[inline(always)]
-pub(crate) fn mount(device: u32) -> Option<Mount> {
-    let place = match DEVICES.get(device_place(device)) {
-        Some(&place) if place != 0 => place - 1,
+pub(crate) fn watched_mount(device: u32) -> Option<Mount> {
+    let index = match DEVICES.get(device_index(device)) {
+        Some(&index) if index != 0 => index - 1,
         _ => return None,
     };
-    let (watched, traffic) = (WATCHED.get_ptr_mut(place)?, TRAFFIC.get_ptr_mut(place)?);
-    // SAFETY: entries of arrays stay where they are. The traffic is this CPU's own, and the programs of one CPU interrupt each other at most for a
-    // few additions, one of which may then be lost. Of the other, every field may have any value.
+    let (watched, traffic) = (WATCHED.get_ptr_mut(index)?, TRAFFIC.get_ptr_mut(index)?);
+    // SAFETY: entries of arrays never move. The traffic is this CPU's own; a program that interrupts
+    // another one on the same CPU makes it lose an addition at most. Every field of a `WatchedMount`
+    // may have any value.
     let mount = unsafe { Mount { watched: &mut *watched, traffic: &mut *traffic } };
     (mount.watched.device == device).then_some(mount)
 }
 
-/// Sends an event; `false` if the buffer is full.
+/// Sends an event. Returns `false` if the ring buffer is full.
 ///
-/// To wake the daemon up costs two microseconds, more than all the rest: nothing for what is as rare as an event, too much for a sample. For those the daemon
-/// looks by itself now and then, unless the buffer fills faster than that.
+/// Waking the daemon up takes two microseconds, more than all other work on a read: acceptable for an
+/// event, which is rare, too much for a sample. The daemon polls for samples; they wake it up only if
+/// the ring buffer fills faster than that.
 #[inline(always)]
 pub(crate) fn send(event: Event) -> bool {
-    const NO_WAKEUP: u64 = 1;
-    const FORCE_WAKEUP: u64 = 2;
-    const AVAILABLE: u64 = 0;
+    const BPF_RB_NO_WAKEUP: u64 = 1;
+    const BPF_RB_FORCE_WAKEUP: u64 = 2;
+    const BPF_RB_AVAIL_DATA: u64 = 0;
     let Some(mut entry) = EVENTS.reserve::<Event>(0) else {
         return false;
     };
     entry.write(event);
-    let wakes = event.kind != kind::SAMPLE || EVENTS.query(AVAILABLE) >= given!(SETTINGS.wake_at);
-    entry.submit(if wakes { FORCE_WAKEUP } else { NO_WAKEUP });
+    let wake_up =
+        event.kind != kind::SAMPLE || EVENTS.query(BPF_RB_AVAIL_DATA) >= rodata!(SETTINGS.wakeup_bytes);
+    entry.submit(if wake_up { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP });
     true
 }

@@ -1,35 +1,37 @@
-//! Who reads, for as long as there is room to remember.
+//! The read statistics of threads, as long as the LRU map keeps them.
 
 use aya_ebpf::helpers::generated::bpf_get_current_cgroup_id;
 use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid};
-use interceptor_ebpf::records::{Reader, ReaderKey};
+use interceptor_ebpf::records::{ReaderKey, ReaderStats};
 
 use crate::maps::READERS;
 
-/// The running thread, as a reader of a mount. `None` if the map cannot take it.
+/// The statistics of the current thread as a reader of a mount. `None` if the map cannot take an
+/// entry.
 #[inline(always)]
-pub(crate) fn current(watch: u64) -> Option<&'static mut Reader> {
-    of(ReaderKey { thread: bpf_get_current_pid_tgid(), watch })
+pub(crate) fn current(watch_id: u64) -> Option<&'static mut ReaderStats> {
+    entry(ReaderKey { pid_tgid: bpf_get_current_pid_tgid(), watch_id })
 }
 
-/// The same, if it is known that this is the running thread's key.
+/// As [`current`], for a caller that has the current thread's key already.
 #[inline(always)]
-pub(crate) fn of(key: ReaderKey) -> Option<&'static mut Reader> {
+pub(crate) fn entry(key: ReaderKey) -> Option<&'static mut ReaderStats> {
     let entry = match READERS.get_ptr_mut(key) {
         Some(entry) => entry,
         None => {
-            first_seen(&key)?;
+            insert_current(&key)?;
             READERS.get_ptr_mut(key)?
         }
     };
-    // SAFETY: the entry is this thread's own, which runs on one CPU. If it is evicted meanwhile it stays valid memory.
+    // SAFETY: only this thread writes to the entry, and it runs on one CPU. The entry stays valid
+    // memory even if it is evicted meanwhile.
     Some(unsafe { &mut *entry })
 }
 
 #[inline(never)]
-fn first_seen(key: &ReaderKey) -> Option<()> {
-    let reader = Reader {
-        // SAFETY: the helper takes nothing.
+fn insert_current(key: &ReaderKey) -> Option<()> {
+    let reader = ReaderStats {
+        // SAFETY: the helper has no arguments.
         cgroup: unsafe { bpf_get_current_cgroup_id() },
         command: bpf_get_current_comm().unwrap_or_default(),
         reads: 0,

@@ -1,25 +1,26 @@
 //! Requests to the daemon, and its answers.
 //!
-//! Two programs for each of the two places: the BTF tracepoint, which loads fields directly, and the raw one for kernels whose FUSE is a
-//! module, where the loader cannot attach the first.
+//! There are two programs for each of the two hooks: one for the BTF tracepoint, which loads fields
+//! directly, and one for the raw tracepoint, for kernels with FUSE as a module, where aya cannot attach
+//! the first.
 
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint};
 use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
 use interceptor_ebpf::histogram::{BUCKETS, bucket_of};
+use interceptor_ebpf::pages::ByteRange;
 use interceptor_ebpf::records::{Latency, LatencyKey, RequestKey};
-use interceptor_ebpf::span::Span;
 
-use crate::given::{LAYOUT, SETTINGS, given};
-use crate::kernel::{Address, Memory, Typed, Untyped};
-use crate::maps::{LATENCY, Mount, REQUESTS, mount};
-use crate::{readers, told};
+use crate::kernel::{Address, DirectLoad, LoadField, ProbeRead};
+use crate::maps::{LATENCY, Mount, REQUESTS, watched_mount};
+use crate::rodata::{OFFSETS, SETTINGS, rodata};
+use crate::{hotness, readers};
 
 /// `FUSE_READ` of `linux/fuse.h`.
-const READ: u32 = 15;
+const FUSE_READ: u32 = 15;
 
-/// The beginning of `struct fuse_read_in` of `linux/fuse.h`.
+/// The first fields of `struct fuse_read_in` of `linux/fuse.h`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct ReadIn {
@@ -28,72 +29,74 @@ struct ReadIn {
     size: u32,
 }
 
-/// A request is on its way to the daemon.
+/// A request is queued for the daemon.
 #[btf_tracepoint(function = "fuse_request_send")]
 fn request_sent(context: BtfTracePointContext) -> i32 {
-    sent::<Typed>(context.arg(0)).unwrap_or(0)
+    sent::<DirectLoad>(context.arg(0)).unwrap_or(0)
 }
 
-/// The same.
+/// As [`request_sent`], on the raw tracepoint.
 #[raw_tracepoint(tracepoint = "fuse_request_send")]
 fn request_sent_raw(context: RawTracePointContext) -> i32 {
-    sent::<Untyped>(context.arg(0)).unwrap_or(0)
+    sent::<ProbeRead>(context.arg(0)).unwrap_or(0)
 }
 
-/// A request was answered, or given up.
+/// A request was answered or aborted.
 #[btf_tracepoint(function = "fuse_request_end")]
 fn request_ended(context: BtfTracePointContext) -> i32 {
-    ended::<Typed>(context.arg(0)).unwrap_or(0)
+    ended::<DirectLoad>(context.arg(0)).unwrap_or(0)
 }
 
-/// The same.
+/// As [`request_ended`], on the raw tracepoint.
 #[raw_tracepoint(tracepoint = "fuse_request_end")]
 fn request_ended_raw(context: RawTracePointContext) -> i32 {
-    ended::<Untyped>(context.arg(0)).unwrap_or(0)
+    ended::<ProbeRead>(context.arg(0)).unwrap_or(0)
 }
 
 #[inline(always)]
-fn sent<M: Memory>(request: Address) -> Option<i32> {
-    let mount = mount(device_of::<M>(request)?)?;
+fn sent<L: LoadField>(request: Address) -> Option<i32> {
+    let mount = watched_mount(device_of::<L>(request)?)?;
     mount.traffic.requests += 1;
-    // SAFETY: numbers have any bits.
+    // SAFETY: any bits are a valid integer.
     let (unique, opcode) = unsafe {
         (
-            M::field(request, given!(LAYOUT.request_unique))?,
-            M::field::<u32>(request, given!(LAYOUT.request_opcode))?,
+            L::field(request, rodata!(OFFSETS.request_unique))?,
+            L::field::<u32>(request, rodata!(OFFSETS.request_opcode))?,
         )
     };
-    let key = RequestKey { unique, watch: mount.watched.watch };
-    // SAFETY: the helper takes nothing.
+    let key = RequestKey { unique, watch_id: mount.watched.watch_id };
+    // SAFETY: the helper has no arguments.
     let now = unsafe { bpf_ktime_get_ns() };
-    // Without an entry the duration is not known, and nothing else is lost.
+    // If the map takes no entry, only the duration of this request is lost.
     let _ = REQUESTS.insert(key, now, 0);
-    if opcode == READ { sent_read::<M>(request, mount) } else { None }
+    if opcode == FUSE_READ { sent_read::<L>(request, mount) } else { None }
 }
 
 #[inline(always)]
-fn sent_read<M: Memory>(request: Address, mut mount: Mount) -> Option<i32> {
-    // SAFETY: pointers, numbers and structures of numbers have any bits. The argument is a `void *`, so it is copied.
+fn sent_read<L: LoadField>(request: Address, mut mount: Mount) -> Option<i32> {
+    // The value of an argument is a `void *` to the verifier, so it is copied.
+    // SAFETY: any bits are a valid pointer, integer or structure of integers.
     let (node, pid, zeroing, input) = unsafe {
-        let arguments: Address = M::field(request, given!(LAYOUT.request_args))?;
-        let value: Address = M::field(arguments, given!(LAYOUT.args_value))?;
+        let arguments: Address = L::field(request, rodata!(OFFSETS.request_args))?;
+        let value: Address = L::field(arguments, rodata!(OFFSETS.args_value))?;
         (
-            M::field::<u64>(request, given!(LAYOUT.request_node))?,
-            M::field::<u32>(request, given!(LAYOUT.request_pid))?,
-            M::field::<u8>(arguments, given!(LAYOUT.args_zeroing))?,
-            Untyped::field::<ReadIn>(value, 0)?,
+            L::field::<u64>(request, rodata!(OFFSETS.request_nodeid))?,
+            L::field::<u32>(request, rodata!(OFFSETS.request_pid))?,
+            L::field::<u8>(arguments, rodata!(OFFSETS.args_page_zeroing))?,
+            ProbeRead::field::<ReadIn>(value, 0)?,
         )
     };
     let length = u64::from(input.size);
-    // Only a range that makes sense; the sum is formed below.
+    // Bounds the offset, because offset and length are added below.
     if input.offset > u64::MAX / 4 || length == 0 {
         return None;
     }
-    let span = Span { offset: input.offset, length };
-    let fills = u32::from(zeroing) & given!(LAYOUT.args_zeroing_bit) != 0;
-    // What the kernel sends later is sent by whoever happens to be there: not to be blamed for it.
+    let range = ByteRange { offset: input.offset, length };
+    let fills = u32::from(zeroing) & rodata!(OFFSETS.args_page_zeroing_mask) != 0;
+    // The kernel sends a deferred background request in the context of the thread that completes
+    // another request. Such a request is attributed to no reader.
     let own = bpf_get_current_pid_tgid() as u32 == pid;
-    if let Some(reader) = own.then(|| readers::current(mount.watched.watch)).flatten() {
+    if let Some(reader) = own.then(|| readers::current(mount.watched.watch_id)).flatten() {
         reader.requested_bytes += length;
         if !fills {
             reader.reads += 1;
@@ -107,32 +110,32 @@ fn sent_read<M: Memory>(request: Address, mut mount: Mount) -> Option<i32> {
         mount.traffic.direct_reads += 1;
         mount.traffic.direct_bytes += length;
     }
-    if !fills || given!(SETTINGS.cached_reads_seen) == 0 {
-        told::read(&mut mount, node, span);
+    if !fills || rodata!(SETTINGS.cached_reads_seen) == 0 {
+        hotness::record_read(&mut mount, node, range);
     }
     None
 }
 
 #[inline(always)]
-fn ended<M: Memory>(request: Address) -> Option<i32> {
-    let watch = mount(device_of::<M>(request)?)?.watched.watch;
-    // SAFETY: numbers have any bits.
+fn ended<L: LoadField>(request: Address) -> Option<i32> {
+    let watch_id = watched_mount(device_of::<L>(request)?)?.watched.watch_id;
+    // SAFETY: any bits are a valid integer.
     let (unique, opcode, error) = unsafe {
         (
-            M::field(request, given!(LAYOUT.request_unique))?,
-            M::field(request, given!(LAYOUT.request_opcode))?,
-            M::field::<i32>(request, given!(LAYOUT.request_error))?,
+            L::field(request, rodata!(OFFSETS.request_unique))?,
+            L::field(request, rodata!(OFFSETS.request_opcode))?,
+            L::field::<i32>(request, rodata!(OFFSETS.request_error))?,
         )
     };
-    let key = RequestKey { unique, watch };
-    // SAFETY: a number that is overwritten meanwhile is still a number.
+    let key = RequestKey { unique, watch_id };
+    // SAFETY: any bits are a valid integer, even if the entry is overwritten meanwhile.
     let sent = unsafe { *REQUESTS.get(key)? };
-    // Nobody else removes it.
+    // Only this program removes the entry.
     let _ = REQUESTS.remove(key);
-    // SAFETY: the helper takes nothing.
+    // SAFETY: the helper has no arguments.
     let took = unsafe { bpf_ktime_get_ns() }.saturating_sub(sent);
-    let latency = latency(&LatencyKey { watch: watch as u32, opcode })?;
-    // The bound is for the verifier.
+    let latency = latency(&LatencyKey { watch_id: watch_id as u32, opcode })?;
+    // The verifier needs the bound.
     let bucket = bucket_of(took);
     if bucket < BUCKETS {
         latency.buckets[bucket] += 1;
@@ -142,14 +145,14 @@ fn ended<M: Memory>(request: Address) -> Option<i32> {
     None
 }
 
-/// The mount that a request is for.
+/// The device number of the mount that a request is for.
 #[inline(always)]
-fn device_of<M: Memory>(request: Address) -> Option<u32> {
-    // SAFETY: pointers and numbers have any bits.
+fn device_of<L: LoadField>(request: Address) -> Option<u32> {
+    // SAFETY: any bits are a valid pointer or integer.
     unsafe {
-        let mount: Address = M::field(request, given!(LAYOUT.request_mount))?;
-        let connection: Address = M::field(mount, given!(LAYOUT.mount_connection))?;
-        M::field(connection, given!(LAYOUT.connection_device))
+        let mount: Address = L::field(request, rodata!(OFFSETS.request_mount))?;
+        let connection: Address = L::field(mount, rodata!(OFFSETS.mount_connection))?;
+        L::field(connection, rodata!(OFFSETS.connection_dev))
     }
 }
 
@@ -158,16 +161,16 @@ fn latency(key: &LatencyKey) -> Option<&'static mut Latency> {
     let entry = match LATENCY.get_ptr_mut(key) {
         Some(entry) => entry,
         None => {
-            begin(key);
+            insert_empty(key);
             LATENCY.get_ptr_mut(key)?
         }
     };
-    // SAFETY: the entry is this CPU's own; see `maps::mount`.
+    // SAFETY: the entry is this CPU's own; see `maps::watched_mount`.
     Some(unsafe { &mut *entry })
 }
 
 #[inline(never)]
-fn begin(key: &LatencyKey) {
-    // A full map leaves further kinds of requests without a histogram.
+fn insert_empty(key: &LatencyKey) {
+    // If the map is full, further opcodes have no histogram.
     let _ = LATENCY.insert(key, &Latency::NONE, 0);
 }

@@ -5,12 +5,12 @@ use super::*;
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
-const SETTINGS: StreamSettings = StreamSettings { slack: MIB, least: MIB, window: 8 * MIB };
+const SETTINGS: StreamSettings = StreamSettings { slack: MIB, min_bytes: MIB, window: 8 * MIB };
 
-/// What is announced for these reads.
+/// The windows that are due in the course of these reads.
 fn announced(reads: impl IntoIterator<Item = (u64, u64)>) -> Vec<Window> {
     let mut streams = Streams::default();
-    reads.into_iter().filter_map(|(offset, length)| streams.read(offset, length, &SETTINGS)).collect()
+    reads.into_iter().filter_map(|(offset, length)| streams.record_read(offset, length, &SETTINGS)).collect()
 }
 
 fn sequential(start: u64, end: u64, step: u64) -> impl Iterator<Item = (u64, u64)> {
@@ -18,7 +18,7 @@ fn sequential(start: u64, end: u64, step: u64) -> impl Iterator<Item = (u64, u64
 }
 
 #[test]
-fn a_front_to_back_reader_is_announced_without_gaps_or_repetitions() {
+fn windows_of_a_sequential_reader_adjoin() {
     let windows = announced(sequential(0, 64 * MIB, 128 * KIB));
     assert_eq!(windows[0], Window { offset: MIB, length: 8 * MIB });
     for pair in windows.windows(2) {
@@ -46,7 +46,7 @@ fn neither_a_stride_nor_a_loop_is_a_stream() {
 }
 
 #[test]
-fn two_readers_of_one_file_are_both_followed_past_reads_of_the_header() {
+fn two_streams_and_reads_of_a_header_are_told_apart() {
     let (a, b) = (sequential(0, 32 * MIB, 128 * KIB), sequential(1024 * MIB, 1056 * MIB, 128 * KIB));
     let mixed = a.zip(b).flat_map(|(a, b)| [a, (512 * MIB, 4 * KIB), b]);
     let windows = announced(mixed);
@@ -60,9 +60,9 @@ fn two_readers_of_one_file_are_both_followed_past_reads_of_the_header() {
 }
 
 proptest! {
-    /// Readahead that overtakes itself by up to half the slack: the same bytes are announced, and never before the stream is one.
+    /// Readahead requests overtake each other by up to half the slack.
     #[test]
-    fn the_order_within_the_slack_does_not_matter(seed: u64, step in 1u64..5) {
+    fn the_order_of_reads_within_the_slack_does_not_matter(seed: u64, step in 1u64..5) {
         let step = step * 64 * KIB;
         let mut reads: Vec<_> = sequential(0, 64 * MIB, step).collect();
         let (group, mut state) = ((SETTINGS.slack / 2 / step) as usize, seed | 1);
@@ -74,7 +74,7 @@ proptest! {
         }
         let windows = announced(reads);
         let first = windows[0].offset;
-        prop_assert!((SETTINGS.least..=SETTINGS.least + SETTINGS.slack).contains(&first), "{first}");
+        prop_assert!((SETTINGS.min_bytes..=SETTINGS.min_bytes + SETTINGS.slack).contains(&first), "{first}");
         for pair in windows.windows(2) {
             prop_assert_eq!(pair[1].offset, pair[0].offset + pair[0].length);
         }
@@ -84,10 +84,10 @@ proptest! {
 
     #[test]
     fn nothing_overflows(reads in prop::collection::vec((any::<u64>(), any::<u64>()), 1..50), near in any::<u64>()) {
-        let settings = StreamSettings { slack: near, least: 0, window: u64::MAX - near };
+        let settings = StreamSettings { slack: near, min_bytes: 0, window: u64::MAX - near };
         let mut streams = Streams::default();
         for (offset, length) in reads {
-            streams.read(offset, length, &settings);
+            streams.record_read(offset, length, &settings);
         }
     }
 }

@@ -85,7 +85,7 @@ use crate::seaweed::filer::FilerClient;
 use crate::seaweed::subscribe::{Notice, subscribe};
 use crate::telemetry::Metrics;
 use crate::vital;
-use crate::warmup::Wanted;
+use crate::warmup::WarmupFile;
 use crate::warmup::ticket::{NodeInstance, TicketIssuer};
 
 /// What to attach to, and how.
@@ -232,7 +232,7 @@ impl Attached {
     }
 
     /// The file that a ticket is about; `None` if the kernel has forgotten it, or nothing can be served.
-    pub fn to_warm(&self, file: NodeInstance) -> Option<Arc<dyn Wanted>> {
+    pub fn to_warm(&self, file: NodeInstance) -> Option<Arc<dyn WarmupFile>> {
         let tree = self.serving.tree.clone();
         let node = tree.nodes().get(file.node).filter(|node| node.instance() == file)?;
         Some(Arc::new(ToWarm { node, tree, decider: self.serving.decider.clone()? }))

@@ -13,8 +13,8 @@ use super::decider::Decider;
 use super::kept;
 use super::nodes::Node;
 use super::tree::Tree;
-use crate::warmup::wire::Problem;
-use crate::warmup::{Held, Wanted};
+use crate::warmup::wire::FileProblem;
+use crate::warmup::{PinnedVersion, WarmupFile};
 
 /// A file of the mount below.
 pub(super) struct ToWarm {
@@ -24,28 +24,28 @@ pub(super) struct ToWarm {
 }
 
 impl ToWarm {
-    fn open(node: Arc<Node>, tree: &Tree, decider: &Decider) -> io::Result<Option<Held>> {
+    fn open(node: Arc<Node>, tree: &Tree, decider: &Decider) -> io::Result<Option<PinnedVersion>> {
         let file = Arc::new(tree.open(&node, libc::O_RDONLY)?);
         let attributes = decider.find_out(tree, &file)?;
         if attributes.stamp().size == 0 {
-            return Ok(Some(Held { version: kept::empty(&attributes), by: None }));
+            return Ok(Some(PinnedVersion { version: kept::empty(&attributes), pin: None }));
         }
         let served = file.node.content.served();
-        Ok(served.map(|served| Held { version: served.version, by: Some(file) }))
+        Ok(served.map(|served| PinnedVersion { version: served.version, pin: Some(file) }))
     }
 }
 
-impl Wanted for ToWarm {
-    fn version(&self) -> BoxFuture<'_, Result<Held, Problem>> {
+impl WarmupFile for ToWarm {
+    fn version(&self) -> BoxFuture<'_, Result<PinnedVersion, FileProblem>> {
         let (node, tree, decider) = (self.node.clone(), self.tree.clone(), self.decider.clone());
         // The mount below may take its time.
         let opened = tokio::task::spawn_blocking(move || Self::open(node, &tree, &decider));
         opened
             .map(|opened| match opened.map_err(io::Error::other).flatten() {
-                Ok(held) => held.ok_or(Problem::NotServed),
+                Ok(version) => version.ok_or(FileProblem::NotServed),
                 Err(error) => {
                     tracing::info!(%error, "a file cannot be warmed");
-                    Err(Problem::Unreadable)
+                    Err(FileProblem::Unreadable)
                 }
             })
             .boxed()

@@ -28,10 +28,10 @@ use crate::attach::{AttachOptions as Layer, Attached, Cluster, Reads};
 use crate::seaweed::address::ServerAddress;
 use crate::seaweed::owners::OwnerMaps;
 use crate::telemetry::access::Token;
-use crate::telemetry::status::Identity;
+use crate::telemetry::status::MountIdentity;
 use crate::telemetry::{Metrics, Status, peer};
 use crate::vital::{self, VitalPartFailed};
-use crate::warmup::{Desk, Mounted};
+use crate::warmup::{JobRegistry, WarmupMount};
 
 /// Puts a layer over a mount that exists and takes it away again when told to.
 #[derive(Debug, Clone, Args)]
@@ -178,7 +178,7 @@ async fn attach(
 ) -> anyhow::Result<()> {
     let mut signals = Signals::of_watched_daemon().context("cannot catch signals")?;
     let metrics = Metrics::new();
-    let identity = Identity {
+    let identity = MountIdentity {
         mount_point: super::shown_path(&options.path).display().to_string(),
         filers: options.filers().iter().map(ToString::to_string).collect(),
         filer_path: options.filer_path.clone().unwrap_or_default(),
@@ -191,7 +191,7 @@ async fn attach(
     }
     // Takes a while, which the layer need not wait for.
     let programs = (!options.no_ebpf).then(seen::load);
-    let desk = Desk::new();
+    let desk = JobRegistry::new();
     let token = options.status_token_file.as_deref().map(Token::read).transpose()?;
     let mut api = StatusApi::offer(&options.status_addr, token, options.restart, &status, &desk).await?;
     let reads = match options.filers() {
@@ -273,12 +273,12 @@ async fn cluster(
 }
 
 /// From now on `desk` takes requests about files of the layer, if any can be served. Does not keep the layer.
-fn take_requests(desk: &Desk, attached: &Arc<Attached>) {
+fn take_requests(desk: &JobRegistry, attached: &Arc<Attached>) {
     let Some(reader) = attached.reader().cloned() else { return };
     let known = Arc::downgrade(attached);
     let file = Box::new(move |file| known.upgrade()?.to_warm(file));
     let tickets = attached.tickets().clone();
-    desk.open(Mounted { device: attached.device().to_owned(), tickets, file, reader });
+    desk.open(WarmupMount { device: attached.device().to_owned(), tickets, file, reader });
 }
 
 /// Says that the layer answers, in the log and to whoever waits for that line on standard output.

@@ -42,7 +42,7 @@ pub(super) struct CheckOptions {
 /// Prints what was found; fails if no mount is possible.
 pub(super) fn run(options: &CheckOptions) -> anyhow::Result<ExitCode> {
     let mut findings = host::findings();
-    findings.extend(host::ebpf_rungs());
+    findings.extend(host::ebpf_probes());
     findings.extend(host::rdma());
     let security = match &options.security {
         Some(file) => Security::load_from(file),

@@ -9,7 +9,7 @@ use nix::unistd::{AccessFlags, Uid, access};
 use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
 
-use crate::ebpf::{self, EbpfError, Rung};
+use crate::ebpf::{self, EbpfError, ProbeStatus};
 use crate::fuse::cpu_latency;
 use crate::seaweed::security::Security;
 use crate::telemetry::Status;
@@ -267,7 +267,7 @@ pub(super) fn no_passthrough(reason: String) -> Finding {
     }
 }
 
-/// Only whether they are there: finding out what the kernel takes of them needs loading them, see [`ebpf_rungs`].
+/// Only whether they are there: finding out what the kernel takes of them needs loading them, see [`ebpf_probes`].
 fn ebpf_programs() -> Finding {
     let there = ebpf::built_in();
     Finding {
@@ -294,23 +294,23 @@ pub(super) fn no_ebpf(error: &EbpfError) -> Finding {
 }
 
 /// What eBPF sees here, by which program, and why not by a better one. Loads the programs, for a moment.
-pub(super) fn ebpf_rungs() -> Vec<Finding> {
-    ebpf::rungs().into_iter().map(ebpf_rung).collect()
+pub(super) fn ebpf_probes() -> Vec<Finding> {
+    ebpf::probe_host().into_iter().map(ebpf_probe).collect()
 }
 
-/// What one rung sees.
-pub(super) fn ebpf_rung(rung: Rung) -> Finding {
-    let better = rung.why.unwrap_or_default();
+/// The finding about one capability.
+pub(super) fn ebpf_probe(probe: ProbeStatus) -> Finding {
+    let better = probe.reason.unwrap_or_default();
     Finding {
-        ability: rung.sight,
-        state: if rung.by.is_some() { State::Ok } else { State::Lost },
-        found: match rung.by {
+        ability: probe.capability,
+        state: if probe.attached_to.is_some() { State::Ok } else { State::Lost },
+        found: match probe.attached_to {
             Some(by) if better.is_empty() => by,
             Some(by) => format!("{by}, for want of {better}"),
             None => better,
         },
-        lost: rung.lost,
-        remedy: rung.remedy.unwrap_or("nothing to be done"),
+        lost: probe.lost,
+        remedy: probe.remedy.unwrap_or("nothing to be done"),
     }
 }
 
@@ -341,7 +341,7 @@ mod tests {
 
     #[test]
     fn every_finding_says_what_to_do() {
-        for finding in findings().into_iter().chain(ebpf_rungs()).chain(rdma()) {
+        for finding in findings().into_iter().chain(ebpf_probes()).chain(rdma()) {
             for text in [&finding.found as &str, finding.lost, finding.remedy] {
                 assert!(!text.is_empty() && !text.ends_with('.'), "{finding:?}");
             }

@@ -10,7 +10,7 @@ use clap::Args;
 use daemon::address;
 
 use crate::telemetry::access;
-use crate::telemetry::report::{API_VERSION, Report};
+use crate::telemetry::report::{API_VERSION, StatusReport};
 
 /// The daemon answers from memory, or says within three seconds what hangs: if it takes longer than this, something is
 /// wrong with it.
@@ -64,7 +64,7 @@ impl Daemon {
     }
 
     /// The same, understood.
-    pub(super) fn report(&self) -> anyhow::Result<Report> {
+    pub(super) fn report(&self) -> anyhow::Result<StatusReport> {
         serde_json::from_str(&self.status()?).with_context(|| {
             format!("what answers at {} is no interceptor of API version {API_VERSION}", self.address)
         })

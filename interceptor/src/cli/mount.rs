@@ -37,11 +37,11 @@ use crate::seaweed::owners::OwnerMaps;
 use crate::seaweed::security::Security;
 use crate::seaweed::subscribe::{Notice, subscribe};
 use crate::telemetry::access::Token;
-use crate::telemetry::server::Server;
-use crate::telemetry::status::Identity;
+use crate::telemetry::server::StatusServer;
+use crate::telemetry::status::MountIdentity;
 use crate::telemetry::{Metrics, Status, peer, window};
 use crate::vital::{self, VitalPartFailed};
-use crate::warmup::{self, Desk};
+use crate::warmup::{self, JobRegistry};
 
 /// How long files that are open when the mount is taken away can still be read.
 const GRACE: Duration = Duration::from_secs(5);
@@ -54,7 +54,7 @@ pub(super) struct Plan {
     options: MountOptions,
     filers: Vec<ServerAddress>,
     cache_size: ByteSize,
-    identity: Identity,
+    identity: MountIdentity,
 }
 
 impl Plan {
@@ -65,7 +65,7 @@ impl Plan {
     ) -> Result<Self, OptionError> {
         let filers = options.filers()?;
         let cache_size = options.cache_size()?;
-        let identity = Identity {
+        let identity = MountIdentity {
             mount_point: super::shown_path(&options.mountpoint).display().to_string(),
             filers: filers.iter().map(ToString::to_string).collect(),
             filer_path: options.filer_path.clone(),
@@ -107,12 +107,12 @@ async fn serve(plan: Plan) -> anyhow::Result<()> {
     }
     // Takes a while, which the mount need not wait for.
     let programs = (!plan.options.mount.no_ebpf).then(seen::load);
-    let desk = Desk::new();
+    let desk = JobRegistry::new();
     let status_at = match &plan.options.status_addr {
         StatusAddress::Nowhere => None,
         StatusAddress::At(address) => {
             let token = plan.options.status_token_file.as_deref().map(Token::read).transpose()?;
-            let server = Server::bind(address, token).await?;
+            let server = StatusServer::bind(address, token).await?;
             let at = server.address();
             let serving = server.serve(status.clone(), warmup::api::router(desk.clone()));
             tokio::spawn(vital::task("status API", serving));
@@ -271,9 +271,9 @@ async fn mount(
 }
 
 /// From now on `desk` takes requests about the mount's files. Does not keep the mount.
-fn take_requests(desk: &Desk, mount: &Arc<Mount>, reader: Arc<Reader>) {
+fn take_requests(desk: &JobRegistry, mount: &Arc<Mount>, reader: Arc<Reader>) {
     let known = Arc::downgrade(mount);
-    desk.open(warmup::Mounted {
+    desk.open(warmup::WarmupMount {
         device: mount.device().to_owned(),
         tickets: mount.tickets().clone(),
         file: Box::new(move |file| Some(Arc::new(known.upgrade()?.version_of(file)?))),

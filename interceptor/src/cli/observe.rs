@@ -16,7 +16,7 @@ use daemon::{duration, output};
 
 use super::options::INTERVALS;
 use super::signals::Signals;
-use crate::ebpf::{Observer, Settings};
+use crate::ebpf::{Observer, ObserverSettings};
 use mounts::FuseMount;
 use names::DaemonNames;
 use report::{Look, MountReport};
@@ -54,10 +54,10 @@ async fn observe(options: &ObserveOptions) -> anyhow::Result<()> {
     let mut signals = Signals::new().context("cannot catch signals")?;
     let mounts = mounts::find(&options.mountpoints)?;
     // What the kernel counts and remembers is enough; nobody waits for events.
-    let (observer, _) = Observer::start(&Settings::default())?;
-    for rung in observer.rungs().iter().filter(|rung| rung.by.is_none()) {
-        let why = rung.why.as_deref().unwrap_or("no reason");
-        output::note(format_args!("not seen: {} ({why})", rung.sight));
+    let (observer, _) = Observer::start(&ObserverSettings::default())?;
+    for probe in observer.probes().iter().filter(|probe| probe.attached_to.is_none()) {
+        let reason = probe.reason.as_deref().unwrap_or("no reason");
+        output::note(format_args!("not seen: {} ({reason})", probe.capability));
     }
     for mount in &mounts {
         observer.watch(mount.device)?;

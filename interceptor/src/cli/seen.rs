@@ -20,18 +20,22 @@ use tokio::task::JoinHandle;
 
 use super::host;
 use crate::attach::Attached;
-use crate::ebpf::{Device, EbpfError, Event, Kind, Observer, Rung, Settings, sight};
+use crate::ebpf::{
+    DeviceNumber, EbpfError, EventKind, KernelEvent, Observer, ObserverSettings, ProbeStatus, capability,
+};
 use crate::mount::Mount;
 use crate::namespace::NodeId;
 use crate::read::{FileVersion, Reader};
-use crate::telemetry::{FlowTotal, KernelCounts, KernelReads, Metrics, SeenKind, Sight, Status};
+use crate::telemetry::{
+    CapabilityReport, FlowTotal, KernelCounts, KernelEventKind, KernelReads, Metrics, Status,
+};
 use crate::vital::contained;
 
 /// `FUSE_READ` of `linux/fuse.h`.
 const READ: u32 = 15;
 
 /// Programs that are being loaded, with what they will tell.
-pub(super) type Loading = JoinHandle<Result<(Observer, Receiver<Event>), EbpfError>>;
+pub(super) type Loading = JoinHandle<Result<(Observer, Receiver<KernelEvent>), EbpfError>>;
 
 /// A mount of this process, and what its files are.
 pub(super) trait Watched: Send + Sync + 'static {
@@ -87,8 +91,8 @@ impl Drop for Seen {
 }
 
 /// For one mount.
-fn settings() -> Settings {
-    Settings { mounts: 1, inserts: false, ..Settings::default() }
+fn settings() -> ObserverSettings {
+    ObserverSettings { mounts: 1, inserts: false, ..ObserverSettings::default() }
 }
 
 /// Begins to load the programs.
@@ -108,7 +112,7 @@ pub(super) async fn watch<W: Watched>(
         tracing::info!("what the kernel reads by itself is not watched: eBPF is switched off by --no-ebpf");
         return None;
     };
-    let device = Device::parse(mount.device())?;
+    let device = DeviceNumber::parse(mount.device())?;
     let loaded = loading.await.unwrap_or_else(|panic| Err(EbpfError::Thread(std::io::Error::other(panic))));
     let watched = loaded.and_then(|(observer, events)| observer.watch(device).map(|()| (observer, events)));
     let (observer, events) = match watched {
@@ -119,8 +123,8 @@ pub(super) async fn watch<W: Watched>(
         }
     };
     tracing::info!("reads that the kernel answers by itself are watched (eBPF)");
-    observer.rungs().iter().for_each(|rung| host::go_without(&host::ebpf_rung(rung.clone()), status));
-    status.sees(sights(&observer));
+    observer.probes().iter().for_each(|probe| host::go_without(&host::ebpf_probe(probe.clone()), status));
+    status.set_capabilities(capabilities(&observer));
     let observer = Arc::new(observer);
     count(status.metrics(), &observer, device);
     status.set_activity(activity::gauge(&observer, device, mount));
@@ -130,14 +134,17 @@ pub(super) async fn watch<W: Watched>(
     Some(Seen { follower, _observer: observer })
 }
 
-fn sights(observer: &Observer) -> Vec<Sight> {
-    let sight =
-        |rung: &Rung| Sight { sight: rung.sight.to_owned(), by: rung.by.clone(), why: rung.why.clone() };
-    observer.rungs().iter().map(sight).collect()
+fn capabilities(observer: &Observer) -> Vec<CapabilityReport> {
+    let report = |probe: &ProbeStatus| CapabilityReport {
+        capability: probe.capability.to_owned(),
+        attached_to: probe.attached_to.clone(),
+        reason: probe.reason.clone(),
+    };
+    observer.probes().iter().map(report).collect()
 }
 
 /// Acts on events as they come.
-async fn follow<W: Watched>(mut events: Receiver<Event>, mount: Weak<W>, reader: Option<Arc<Reader>>) {
+async fn follow<W: Watched>(mut events: Receiver<KernelEvent>, mount: Weak<W>, reader: Option<Arc<Reader>>) {
     let window = settings().stream_window;
     while let Some(event) = events.recv().await {
         let Some(reader) = &reader else { continue };
@@ -145,27 +152,27 @@ async fn follow<W: Watched>(mut events: Receiver<Event>, mount: Weak<W>, reader:
         // fetched in vain; what is fetched, and given to the page cache, are its own bytes.
         let Some(version) = mount.upgrade().and_then(|mount| mount.version(event.node)) else { continue };
         let kind = contained(|| match event.kind {
-            Kind::Hot { .. } => {
+            EventKind::Hot { .. } => {
                 reader.hint_hot_range(&version, event.range);
-                SeenKind::Hot
+                KernelEventKind::Hot
             }
-            Kind::Stream => {
+            EventKind::Stream => {
                 let head = event.range.end.saturating_sub(window);
                 reader.hint_stream(&version, head, event.range);
-                SeenKind::Stream
+                KernelEventKind::Stream
             }
         });
         let Some(kind) = kind else { continue };
         let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
-        reader.metrics().seen(kind, now.saturating_sub(event.at));
+        reader.metrics().kernel_event_handled(kind, now.saturating_sub(event.at));
     }
 }
 
 /// Has the metrics tell what the programs have counted, as long as they are there.
-fn count(metrics: &Metrics, observer: &Arc<Observer>, device: Device) {
+fn count(metrics: &Metrics, observer: &Arc<Observer>, device: DeviceNumber) {
     let [cached, mapped, requests, passthrough] =
-        [sight::CACHED_READS, sight::MAPPED_WINDOWS, sight::REQUESTS, sight::PASSTHROUGH]
-            .map(|sight| observer.sees(sight));
+        [capability::CACHED_READS, capability::MAPPED_WINDOWS, capability::REQUESTS, capability::PASSTHROUGH]
+            .map(|capability| observer.sees(capability));
     let observer = Arc::downgrade(observer);
     // Readahead asks for more than is read, so that the difference may become smaller for a while; a counter may not.
     let most_from_cache = AtomicU64::new(0);

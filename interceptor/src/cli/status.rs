@@ -10,8 +10,8 @@ use daemon::size::ByteSize;
 
 use super::http::Daemon;
 use crate::telemetry::MissRatioCurve;
-use crate::telemetry::health::{EngineState, FilerHealth, Trouble};
-use crate::telemetry::report::{self, Flow, Report};
+use crate::telemetry::health::{EngineState, ErrorRecord, FilerHealth};
+use crate::telemetry::report::{self, FlowReport, StatusReport};
 
 /// Prints what a running mount says of itself.
 #[derive(Debug, Clone, Args)]
@@ -48,7 +48,7 @@ pub(super) fn run(options: &StatusOptions) -> anyhow::Result<()> {
 
 /// A report as people read it.
 struct Text<'a> {
-    report: &'a Report,
+    report: &'a StatusReport,
     /// Why the mount is not ready.
     readiness: Option<&'a str>,
 }
@@ -142,12 +142,12 @@ impl fmt::Display for Text<'_> {
             };
             let (events, lost) = (counts(&kernel.events), counts(&kernel.lost));
             line("events", &format_args!("{events}; lost where full: {lost}"))?;
-            for sight in &kernel.sights {
-                let by = sight.by.as_deref().unwrap_or("NOT seen");
-                line("eBPF", &format_args!("{}: {by}", sight.sight))?;
+            for report in &kernel.capabilities {
+                let by = report.attached_to.as_deref().unwrap_or("NOT seen");
+                line("eBPF", &format_args!("{}: {by}", report.capability))?;
             }
         }
-        let last = |trouble: &Option<Trouble>| {
+        let last = |trouble: &Option<ErrorRecord>| {
             trouble.as_ref().map_or(String::new(), |last| {
                 format!(", last error {:.0} s ago: {}", last.seconds_ago, last.text)
             })
@@ -185,7 +185,7 @@ fn backing_text(backing: &str) -> &str {
     }
 }
 
-fn flow_text(flow: &Flow) -> String {
+fn flow_text(flow: &FlowReport) -> String {
     let mut text = format!("{}, {}", flow.count, ByteSize(flow.bytes));
     if let (Some(p50), Some(p99)) = (flow.p50_seconds, flow.p99_seconds) {
         let (p50, p99) = (Duration::from_secs_f64(p50), Duration::from_secs_f64(p99));
@@ -194,7 +194,7 @@ fn flow_text(flow: &Flow) -> String {
     text
 }
 
-fn age(report: &Report) -> String {
+fn age(report: &StatusReport) -> String {
     let seconds = report.uptime_seconds as u64;
     let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
     match seconds {
@@ -208,12 +208,12 @@ fn age(report: &Report) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::server::Server;
-    use crate::telemetry::status::Identity;
-    use crate::telemetry::{KernelCounts, KernelReads, Metrics, Sight, Source, Status};
+    use crate::telemetry::server::StatusServer;
+    use crate::telemetry::status::MountIdentity;
+    use crate::telemetry::{CapabilityReport, KernelCounts, KernelReads, Metrics, Source, Status};
 
-    fn identity() -> Identity {
-        Identity {
+    fn identity() -> MountIdentity {
+        MountIdentity {
             mount_point: "/mnt/data".into(),
             filers: vec!["a:8888".into(), "b:8888".into()],
             filer_path: "/x".into(),
@@ -223,7 +223,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_daemon_is_asked_and_understood() {
-        let server = Server::bind("127.0.0.1:0", None).await.unwrap();
+        let server = StatusServer::bind("127.0.0.1:0", None).await.unwrap();
         let address = server.address().to_string();
         let status = Status::new(identity(), Metrics::new());
         status.metrics().read(Source::Http, 3 << 20, Duration::from_millis(2));
@@ -235,8 +235,8 @@ mod tests {
             ..KernelCounts::default()
         };
         status.metrics().set_kernel(Box::new(move || Some(counts.clone())));
-        let (sight, why) = ("passthrough reads".to_owned(), Some("refused".to_owned()));
-        status.sees(vec![Sight { sight, by: None, why }]);
+        let (capability, reason) = ("passthrough reads".to_owned(), Some("refused".to_owned()));
+        status.set_capabilities(vec![CapabilityReport { capability, attached_to: None, reason }]);
         tokio::spawn(server.serve(status, axum::Router::new()));
         let asked = tokio::task::spawn_blocking(move || {
             let daemon = Daemon { address, token_file: None };
@@ -262,7 +262,7 @@ mod tests {
 
     #[test]
     fn without_a_filer_no_changes_are_missed() {
-        let status = Status::new(Identity { filers: Vec::new(), ..identity() }, Metrics::new());
+        let status = Status::new(MountIdentity { filers: Vec::new(), ..identity() }, Metrics::new());
         let text = Text { report: &status.report(), readiness: None }.to_string();
         assert!(!text.contains("NOT heard") && text.contains("the mount below answers"), "{text}");
     }

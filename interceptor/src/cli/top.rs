@@ -18,7 +18,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use super::http::Daemon;
 use super::options::INTERVALS;
 use super::signals::Signals;
-use crate::telemetry::report::Report;
+use crate::telemetry::report::StatusReport;
 use model::{Model, View};
 
 /// How often keys are looked for: below what a user notices.
@@ -59,7 +59,7 @@ async fn follow(
     let mut keys = interval(KEYS_EVERY);
     keys.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut asked = Instant::now();
-    let mut answer: Option<tokio::task::JoinHandle<anyhow::Result<Report>>> = None;
+    let mut answer: Option<tokio::task::JoinHandle<anyhow::Result<StatusReport>>> = None;
     let mut is_stale = true;
     loop {
         if is_stale {

@@ -1,4 +1,4 @@
-//! Device numbers, by which the kernel tells mounts apart.
+//! Device numbers, which identify mounts in the kernel.
 
 use std::fmt;
 use std::fs;
@@ -6,43 +6,44 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// The device number of a mounted file system, as the kernel keeps it: 12 bits of major number, 20 of minor. `stat` shows the same in
-/// another arrangement.
+/// The device number of a mounted file system in the kernel's encoding: 12 bits of major number, 20
+/// of minor. `stat` encodes the same two numbers differently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Device(u32);
+pub struct DeviceNumber(u32);
 
-impl Device {
-    /// That of the file system that `path` is on. Asks the file system's daemon if it is a FUSE mount, as long as that takes.
+impl DeviceNumber {
+    /// The device number of the file system of `path`. Blocks until the daemon answers if that is a
+    /// FUSE mount.
     ///
     /// # Errors
-    /// When the path cannot be looked at.
+    /// If `stat` of the path fails.
     pub fn of(path: &Path) -> io::Result<Self> {
         Ok(Self::from_stat(fs::metadata(path)?.dev()))
     }
 
-    /// From the `st_dev` of anything on it.
+    /// From the `st_dev` of a file of the mount.
     pub fn from_stat(dev: u64) -> Self {
         Self::new(libc::major(dev), libc::minor(dev))
     }
 
-    /// From its two numbers, as `/proc/self/mountinfo` has them.
+    /// From major and minor number, as in `/proc/self/mountinfo`.
     pub const fn new(major: u32, minor: u32) -> Self {
         Self(major << 20 | minor & 0xf_ffff)
     }
 
-    /// From `MAJOR:MINOR`, as [`Display`](fmt::Display) writes it.
+    /// From `MAJOR:MINOR`, which [`Display`](fmt::Display) writes.
     pub fn parse(text: &str) -> Option<Self> {
         let (major, minor) = text.split_once(':')?;
         Some(Self::new(major.parse().ok()?, minor.parse().ok()?))
     }
 
-    /// As the kernel keeps it.
+    /// In the kernel's encoding (`super_block.s_dev`).
     pub(super) const fn in_kernel(self) -> u32 {
         self.0
     }
 }
 
-impl fmt::Display for Device {
+impl fmt::Display for DeviceNumber {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.0 >> 20, self.0 & 0xf_ffff)
     }
@@ -53,12 +54,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_arrangements_are_the_same() {
+    fn stat_kernel_and_text_encodings_agree() {
         for (major, minor) in [(0, 0), (0, 57), (0, 300), (0, 70_000), (259, 3)] {
-            let device = Device::new(major, minor);
-            assert_eq!(Device::from_stat(libc::makedev(major, minor)), device);
+            let device = DeviceNumber::new(major, minor);
+            assert_eq!(DeviceNumber::from_stat(libc::makedev(major, minor)), device);
             assert_eq!(device.to_string(), format!("{major}:{minor}"));
-            assert_eq!(Device::parse(&device.to_string()), Some(device));
+            assert_eq!(DeviceNumber::parse(&device.to_string()), Some(device));
         }
     }
 }

@@ -1,9 +1,10 @@
-//! Events: a thread takes them out of the ring buffer, whoever wants them takes them from a channel.
+//! Events of the programs: a thread drains the ring buffer into a channel.
 //!
-//! Samples go no further than the thread, which makes curves of them.
+//! Samples stop at this thread, which builds miss-ratio curves from them.
 //!
-//! The programs wake the thread up for an event, which is rare, and not for a sample: for those it looks every [`LOOK`], or as soon as they do wake
-//! it because the ring fills.
+//! The programs wake the thread up for an event, which is rare, and not for a sample. Samples are
+//! drained every [`SAMPLE_INTERVAL`], or earlier if the ring buffer fills so far that the programs
+//! wake the thread up.
 
 use std::collections::HashMap;
 use std::io::{self, PipeReader, PipeWriter};
@@ -20,110 +21,111 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::mpsc::{self, Receiver, Sender};
 
-use super::curve::Curve;
-use super::device::Device;
+use super::device::DeviceNumber;
 use super::maps::Maps;
+use super::miss_ratio::CurveEstimator;
 use crate::vital::contained;
 
-/// How long a sample may lie in the ring before somebody looks.
-const LOOK: Duration = Duration::from_millis(50);
+/// How long a sample may stay in the ring buffer.
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(50);
 
-/// How often curves are brought up to date with the counters.
-const COUNT: Duration = Duration::from_secs(1);
+/// How often the programs' counters are added to the curves.
+const COUNTER_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Something that the kernel tells of.
+/// An event that the programs report.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Event {
-    /// What.
-    pub kind: Kind,
+pub struct KernelEvent {
+    /// What happened.
+    pub kind: EventKind,
     /// The mount.
-    pub device: Device,
+    pub device: DeviceNumber,
     /// The FUSE node of the file.
     pub node: u64,
-    /// The bytes it is about. They may reach beyond the end of the file.
+    /// The bytes that the event is about. They may reach beyond the end of the file.
     pub range: Range<u64>,
     /// The process that read.
     pub process: u32,
-    /// When it happened, by the monotonic clock.
+    /// The time of the read, on the monotonic clock.
     pub at: Duration,
 }
 
-/// What happened.
+/// The kinds of events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum EventKind {
     /// The granule turned hot, with this many bytes read lately.
     Hot {
-        /// Bytes, of which half are forgotten in a half-life.
+        /// Bytes, which decay by half in every half-life.
         bytes: u64,
     },
-    /// The file is read front to back, and this is what comes next.
+    /// The file is read front to back; the range is the next window of it.
     Stream,
 }
 
-/// The mounts that are watched, by the number of the watch.
-pub(super) type Watches = Arc<RwLock<HashMap<u32, Device>>>;
+/// The watched mounts, by watch id.
+pub(super) type Watches = Arc<RwLock<HashMap<u32, DeviceNumber>>>;
 
-/// The curves of mounts whose granules are sampled, by the number of the watch.
-pub(super) type Curves = Arc<Mutex<HashMap<u32, Curve>>>;
+/// The miss-ratio curves of mounts whose granules are sampled, by watch id.
+pub(super) type Curves = Arc<Mutex<HashMap<u32, CurveEstimator>>>;
 
-/// The thread that takes events out of the ring. Dropping it ends the thread.
-pub(super) struct Drain {
+/// The thread that drains the ring buffer. Dropping the value ends and joins the thread.
+pub(super) struct EventThread {
     /// Closed to end the thread.
     stop: Option<PipeWriter>,
     thread: Option<JoinHandle<()>>,
     dropped: Arc<AtomicU64>,
 }
 
-impl Drain {
-    /// Starts it.
+impl EventThread {
+    /// Starts the thread. The channel holds `capacity` events.
     pub(super) fn start(
         ring: RingBuf<MapData>,
         watches: Watches,
         curves: Curves,
         maps: Arc<Mutex<Maps>>,
         capacity: usize,
-    ) -> io::Result<(Self, Receiver<Event>)> {
+    ) -> io::Result<(Self, Receiver<KernelEvent>)> {
         let (sender, receiver) = mpsc::channel(capacity.max(1));
         let (stopped, stop) = io::pipe()?;
         let dropped = Arc::new(AtomicU64::new(0));
-        let taker = Taker { ring, watches, curves, maps, sender, dropped: dropped.clone() };
-        let thread = thread::Builder::new().name("ebpf-events".into()).spawn(move || taker.run(&stopped))?;
+        let reader = RingReader { ring, watches, curves, maps, sender, dropped: dropped.clone() };
+        let thread = thread::Builder::new().name("ebpf-events".into()).spawn(move || reader.run(&stopped))?;
         Ok((Self { stop: Some(stop), thread: Some(thread), dropped }, receiver))
     }
 
-    /// Events that found the channel full.
+    /// The number of events that were dropped because the channel was full.
     pub(super) fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
 }
 
-impl Drop for Drain {
+impl Drop for EventThread {
     fn drop(&mut self) {
         drop(self.stop.take());
-        // It has no reason to panic, and nobody would be helped by a second one.
+        // A panic of the thread has been logged; raising it again here would help no caller.
         let _ = self.thread.take().map(JoinHandle::join);
     }
 }
 
-struct Taker {
+/// The state of the thread.
+struct RingReader {
     ring: RingBuf<MapData>,
     watches: Watches,
     curves: Curves,
     maps: Arc<Mutex<Maps>>,
-    sender: Sender<Event>,
+    sender: Sender<KernelEvent>,
     dropped: Arc<AtomicU64>,
 }
 
-impl Taker {
+impl RingReader {
     fn run(mut self, stopped: &PipeReader) {
-        let timeout = PollTimeout::try_from(LOOK).expect("a few milliseconds");
+        let timeout = PollTimeout::try_from(SAMPLE_INTERVAL).expect("a few milliseconds");
         let mut counted = Instant::now();
         loop {
-            // The ring has let go of an event that caused a panic.
-            contained(|| self.take_all());
-            if counted.elapsed() >= COUNT {
+            // The ring buffer has released an event whose handling panics.
+            contained(|| self.drain());
+            if counted.elapsed() >= COUNTER_INTERVAL {
                 counted = Instant::now();
-                contained(|| self.count());
+                contained(|| self.update_curves());
             }
             let ring = self.ring.as_fd();
             let mut ready =
@@ -141,58 +143,61 @@ impl Taker {
         }
     }
 
-    fn take_all(&mut self) {
+    fn drain(&mut self) {
         while let Some(item) = self.ring.next() {
             let Some(event) = parse(&item) else {
                 tracing::error!("a program sent {} bytes that are no event", item.len());
                 continue;
             };
-            // Events of a mount that is not watched any more are of no use.
-            let Some(device) = self.watches.read().get(&event.watch).copied() else {
+            // Events of a mount that is no longer watched are discarded.
+            let Some(device) = self.watches.read().get(&event.watch_id).copied() else {
                 continue;
             };
             if event.kind == event::kind::SAMPLE {
-                if let Some(curve) = self.curves.lock().get_mut(&event.watch) {
-                    curve.read(event.node, event.offset / event.length.max(1));
+                if let Some(curve) = self.curves.lock().get_mut(&event.watch_id) {
+                    curve.add_sample(event.node, event.offset / event.length.max(1));
                 }
                 continue;
             }
-            if self.sender.try_send(Event::new(&event, device)).is_err() {
+            if self.sender.try_send(KernelEvent::new(&event, device)).is_err() {
                 self.dropped.fetch_add(1, Ordering::Relaxed);
             }
         }
     }
-}
 
-impl Taker {
-    /// Brings the curves up to date, and tells the programs what they should sample.
-    fn count(&self) {
+    /// Adds the programs' counters to the curves, and passes the curves' sampling rates to the
+    /// programs.
+    fn update_curves(&self) {
         let watches = self.watches.read().clone();
-        for (watch, device) in watches {
+        for (watch_id, device) in watches {
             let mut maps = self.maps.lock();
             let Ok(traffic) = maps.traffic(device.in_kernel()) else { continue };
-            let below = self.curves.lock().get_mut(&watch).map(|curve| {
-                curve.count(traffic.touched, traffic.sampled_again);
-                curve.second();
-                curve.below()
+            let rank_limit = self.curves.lock().get_mut(&watch_id).map(|curve| {
+                curve.add_counters(traffic.granules_read, traffic.repeated_samples);
+                curve.limit_rate();
+                curve.rank_limit()
             });
-            // What cannot be told is left out here.
-            let _ = below.map(|below| maps.sample(device.in_kernel(), below));
+            // If the map cannot be written, the programs send more samples than needed, and
+            // `add_sample` discards them.
+            let _ = rank_limit.map(|limit| maps.set_sampling(device.in_kernel(), limit));
         }
     }
 }
 
 fn parse(data: &[u8]) -> Option<event::Event> {
-    // SAFETY: the length is checked, an event is made of numbers, for which all bytes are right, and needs not be aligned to be copied.
+    // SAFETY: the length is checked, an event consists of integers, for which all bytes are valid,
+    // and `read_unaligned` needs no alignment.
     (data.len() == size_of::<event::Event>())
         .then(|| unsafe { data.as_ptr().cast::<event::Event>().read_unaligned() })
 }
 
-impl Event {
-    fn new(event: &event::Event, device: Device) -> Self {
+impl KernelEvent {
+    fn new(event: &event::Event, device: DeviceNumber) -> Self {
         let kind = match event.kind {
-            event::kind::HOT => Kind::Hot { bytes: u64::from(event.level) * interceptor_ebpf::heat::UNIT },
-            _ => Kind::Stream,
+            event::kind::HOT => {
+                EventKind::Hot { bytes: u64::from(event.level) * interceptor_ebpf::heat::UNIT }
+            }
+            _ => EventKind::Stream,
         };
         Self {
             kind,

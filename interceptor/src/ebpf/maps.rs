@@ -1,4 +1,4 @@
-//! The programs' maps, read from this side.
+//! The programs' maps, as user space reads and writes them.
 
 use std::collections::HashMap;
 
@@ -7,194 +7,208 @@ use aya::maps::{Array, HashMap as Hash, Map, MapData, MapError, PerCpuArray, Per
 use aya::util::nr_cpus;
 use interceptor_ebpf::heat::{Heat, UNIT};
 use interceptor_ebpf::records::{
-    GranuleKey, Latency, LatencyKey, Reader, ReaderKey, Seat, Traffic, Warmth, Watched, device_place,
+    GranuleKey, Latency, LatencyKey, PendingHeat, ReaderKey, ReaderSlot, ReaderStats, Traffic, WatchedMount,
+    device_index,
 };
-use interceptor_ebpf::settings::{Layout, Settings};
+use interceptor_ebpf::settings::{FieldOffsets, ProgramSettings};
 
 use super::EbpfError;
 
-/// Something that both sides know, as `aya` wants to see it.
+/// A type of the shared library, marked as plain data for aya.
 #[repr(transparent)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Record<T>(pub(super) T);
+pub(super) struct Pod<T>(pub(super) T);
 
 macro_rules! records {
     ($($record:ty),*) => {$(
-        // SAFETY: it is `repr(C)`, consists of numbers only and has no padding, as is asserted where it is defined.
-        unsafe impl aya::Pod for Record<$record> {}
+        // SAFETY: the type is `repr(C)`, consists of integers only and has no padding, which is
+        // asserted where it is defined.
+        unsafe impl aya::Pod for Pod<$record> {}
     )*};
 }
 
 records!(
-    Layout, Settings, Traffic, GranuleKey, LatencyKey, Latency, ReaderKey, Reader, Watched, Seat, Warmth
+    FieldOffsets,
+    ProgramSettings,
+    Traffic,
+    GranuleKey,
+    LatencyKey,
+    Latency,
+    ReaderKey,
+    ReaderStats,
+    WatchedMount,
+    ReaderSlot,
+    PendingHeat
 );
 
 /// A thread that has read from a mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ReadBy {
-    /// Its process.
+pub struct ReaderThread {
+    /// The id of its process.
     pub process: u32,
-    /// The thread.
+    /// The id of the thread.
     pub thread: u32,
-    /// The number of its control group when it was first seen: the inode of the group's directory in cgroup2.
+    /// The id of its cgroup at its first read: the inode number of the directory in cgroup2.
     pub cgroup: u64,
-    /// The command that it was running then, up to 15 bytes.
+    /// The command name at its first read, up to 15 bytes.
     pub command: String,
-    /// Calls.
+    /// Read calls.
     pub reads: u64,
-    /// Bytes read; those read through mappings are not in it.
+    /// Bytes read, without those read through memory mappings.
     pub bytes: u64,
-    /// Bytes that it made the kernel ask the daemon for.
+    /// Bytes that the kernel requested from the daemon on behalf of the thread.
     pub requested_bytes: u64,
 }
 
-/// The maps that are read and written on demand.
+/// All maps but the ring buffer. They are read when a caller asks.
 pub(super) struct Maps {
     devices: Array<MapData, u32>,
-    watched: Array<MapData, Record<Watched>>,
-    traffic: PerCpuArray<MapData, Record<Traffic>>,
-    seats: Array<MapData, Record<Seat>>,
-    warmth: PerCpuArray<MapData, Record<Warmth>>,
-    latency: PerCpuHashMap<MapData, Record<LatencyKey>, Record<Latency>>,
-    readers: Hash<MapData, Record<ReaderKey>, Record<Reader>>,
-    heat: Hash<MapData, Record<GranuleKey>, u64>,
-    /// Where the mounts are that are watched, by device.
-    places: HashMap<u32, u32>,
+    watched: Array<MapData, Pod<WatchedMount>>,
+    traffic: PerCpuArray<MapData, Pod<Traffic>>,
+    reader_slots: Array<MapData, Pod<ReaderSlot>>,
+    pending: PerCpuArray<MapData, Pod<PendingHeat>>,
+    latency: PerCpuHashMap<MapData, Pod<LatencyKey>, Pod<Latency>>,
+    readers: Hash<MapData, Pod<ReaderKey>, Pod<ReaderStats>>,
+    heat: Hash<MapData, Pod<GranuleKey>, u64>,
+    /// Device number in the kernel's encoding to the index in `watched` and `traffic`.
+    mount_indices: HashMap<u32, u32>,
     cpus: usize,
 }
 
 impl Maps {
-    /// Takes them over. The programs must have been loaded: they find the maps through the descriptors that are taken here.
+    /// Takes the maps out of `programs`. Programs must be loaded before: loading resolves maps through
+    /// the descriptors that are taken here.
     pub(super) fn take(programs: &mut Ebpf) -> Result<Self, MapError> {
         Ok(Self {
             devices: take(programs, "DEVICES")?.try_into()?,
             watched: take(programs, "WATCHED")?.try_into()?,
             traffic: take(programs, "TRAFFIC")?.try_into()?,
-            seats: take(programs, "SEATS")?.try_into()?,
-            warmth: take(programs, "WARMTH")?.try_into()?,
+            reader_slots: take(programs, "READER_SLOTS")?.try_into()?,
+            pending: take(programs, "PENDING_HEAT")?.try_into()?,
             latency: take(programs, "LATENCY")?.try_into()?,
             readers: take(programs, "READERS")?.try_into()?,
             heat: take(programs, "HEAT")?.try_into()?,
-            places: HashMap::new(),
+            mount_indices: HashMap::new(),
             cpus: nr_cpus().map_err(|(_, error)| MapError::IoError(error))?,
         })
     }
 
-    /// Makes the programs look at a mount, which is new to them.
-    pub(super) fn watch(&mut self, watched: Watched) -> Result<(), EbpfError> {
-        let taken = |place: &u32| self.places.values().any(|other| other == place);
-        let place = (0..self.watched.len()).find(|place| !taken(place));
-        let entry = device_place(watched.device);
-        // Two devices in one place are so rare that the second goes without.
-        let (Some(place), 0) = (place, self.devices.get(&entry, 0)?) else {
+    /// Makes the programs watch a mount that they do not watch yet, with counters at zero.
+    pub(super) fn watch(&mut self, watched: WatchedMount) -> Result<(), EbpfError> {
+        let taken = |index: &u32| self.mount_indices.values().any(|other| other == index);
+        let index = (0..self.watched.len()).find(|index| !taken(index));
+        let device_index = device_index(watched.device);
+        // Two devices with one device index are so rare that the second is not watched.
+        let (Some(index), 0) = (index, self.devices.get(&device_index, 0)?) else {
             return Err(EbpfError::Full);
         };
-        self.watched.set(place, Record(watched), 0)?;
-        let fresh = vec![Record(Traffic::default()); self.cpus];
-        self.traffic.set(place, PerCpuValues::try_from(fresh).map_err(MapError::from)?, 0)?;
-        self.devices.set(entry, place + 1, 0)?;
-        self.places.insert(watched.device, place);
+        self.watched.set(index, Pod(watched), 0)?;
+        let fresh = vec![Pod(Traffic::default()); self.cpus];
+        self.traffic.set(index, PerCpuValues::try_from(fresh).map_err(MapError::from)?, 0)?;
+        self.devices.set(device_index, index + 1, 0)?;
+        self.mount_indices.insert(watched.device, index);
         Ok(())
     }
 
-    /// Makes them look away, and frees what is not freed by itself.
-    pub(super) fn unwatch(&mut self, device: u32, watch: u32) -> Result<(), MapError> {
-        if self.places.remove(&device).is_some() {
-            self.devices.set(device_place(device), 0, 0)?;
+    /// Makes the programs ignore a mount, and frees its latencies, which no LRU evicts.
+    pub(super) fn unwatch(&mut self, device: u32, watch_id: u32) -> Result<(), MapError> {
+        if self.mount_indices.remove(&device).is_some() {
+            self.devices.set(device_index(device), 0, 0)?;
         }
-        let kinds: Vec<_> = self.latency.keys().flatten().filter(|key| key.0.watch == watch).collect();
-        for kind in kinds {
-            // Another end of the same watch may have been faster.
-            let _ = self.latency.remove(&kind);
+        let keys: Vec<_> = self.latency.keys().flatten().filter(|key| key.0.watch_id == watch_id).collect();
+        for key in keys {
+            // The key may be gone already: `unwatch` of the same mount may run twice.
+            let _ = self.latency.remove(&key);
         }
         Ok(())
     }
 
-    /// Has fewer or more granules of a mount sampled.
-    pub(super) fn sample(&mut self, device: u32, below: u32) -> Result<(), MapError> {
-        let place = self.place(device)?;
-        let Record(watched) = self.watched.get(&place, 0)?;
-        if watched.sampled_below == below {
+    /// Sets the rank below which the programs sample a group of granules.
+    pub(super) fn set_sampling(&mut self, device: u32, rank_limit: u32) -> Result<(), MapError> {
+        let index = self.mount_index(device)?;
+        let Pod(watched) = self.watched.get(&index, 0)?;
+        if watched.sample_rank_limit == rank_limit {
             return Ok(());
         }
-        self.watched.set(place, Record(Watched { sampled_below: below, ..watched }), 0)
+        self.watched.set(index, Pod(WatchedMount { sample_rank_limit: rank_limit, ..watched }), 0)
     }
 
-    /// What went through a mount, of all CPUs together.
+    /// The traffic of a mount, summed over all CPUs.
     pub(super) fn traffic(&self, device: u32) -> Result<Traffic, MapError> {
-        let values = self.traffic.get(&self.place(device)?, 0)?;
-        Ok(values.iter().fold(Traffic::default(), |sum, Record(part)| added(&sum, part)))
+        let values = self.traffic.get(&self.mount_index(device)?, 0)?;
+        Ok(values.iter().fold(Traffic::default(), |sum, Pod(part)| sum_traffic(&sum, part)))
     }
 
-    fn place(&self, device: u32) -> Result<u32, MapError> {
-        self.places.get(&device).copied().ok_or(MapError::KeyNotFound)
+    fn mount_index(&self, device: u32) -> Result<u32, MapError> {
+        self.mount_indices.get(&device).copied().ok_or(MapError::KeyNotFound)
     }
 
-    /// How long its daemon took, by opcode.
-    pub(super) fn latency(&self, watch: u32) -> Result<HashMap<u32, Latency>, MapError> {
+    /// The latencies of a mount's daemon by opcode, summed over all CPUs.
+    pub(super) fn latency(&self, watch_id: u32) -> Result<HashMap<u32, Latency>, MapError> {
         let mut found = HashMap::new();
         for entry in self.latency.iter() {
-            let (Record(key), values) = entry?;
-            if key.watch == watch {
+            let (Pod(key), values) = entry?;
+            if key.watch_id == watch_id {
                 let sum: &mut Latency = found.entry(key.opcode).or_insert(Latency::NONE);
-                values.iter().for_each(|Record(part)| add_latency(sum, part));
+                values.iter().for_each(|Pod(part)| add_latency(sum, part));
             }
         }
         Ok(found)
     }
 
-    /// The granules of each node of a mount of which bytes read are not forgotten at `tick`, and those bytes.
+    /// By node of a mount: the granules whose heat at `tick` is not zero, with that heat in bytes.
     pub(super) fn warm_granules(
         &self,
-        watch: u32,
+        watch_id: u32,
         tick: u32,
     ) -> Result<HashMap<u64, Vec<(u32, u64)>>, MapError> {
         let mut found: HashMap<u64, Vec<_>> = HashMap::new();
         for entry in self.heat.iter() {
-            let (Record(key), heat) = match entry {
+            let (Pod(key), heat) = match entry {
                 Ok(entry) => entry,
-                // It was evicted while we came to it.
+                // The kernel evicted the entry after its key was listed.
                 Err(MapError::KeyNotFound) => continue,
                 Err(error) => return Err(error),
             };
-            if key.watch == watch {
+            if key.watch_id == watch_id {
                 let bytes = u64::from(Heat(heat).level_at(tick)) * UNIT;
                 if bytes > 0 {
                     found.entry(key.node).or_default().push((key.granule, bytes));
                 }
             }
         }
-        for values in self.warmth.iter() {
-            for Record(warmth) in values?.iter().filter(|Record(warmth)| warmth.watch == watch) {
-                let granules = found.entry(warmth.node).or_default();
-                match granules.iter_mut().find(|(granule, _)| *granule == warmth.granule) {
-                    Some((_, bytes)) => *bytes = bytes.saturating_add(warmth.bytes),
-                    None => granules.push((warmth.granule, warmth.bytes)),
+        for values in self.pending.iter() {
+            for Pod(pending) in values?.iter().filter(|Pod(pending)| pending.watch_id == watch_id) {
+                let granules = found.entry(pending.node).or_default();
+                match granules.iter_mut().find(|(granule, _)| *granule == pending.granule) {
+                    Some((_, bytes)) => *bytes = bytes.saturating_add(pending.bytes),
+                    None => granules.push((pending.granule, pending.bytes)),
                 }
             }
         }
         Ok(found)
     }
 
-    /// Who read it.
-    pub(super) fn readers(&self, watch: u32) -> Result<Vec<ReadBy>, MapError> {
+    /// The threads that read a mount, as far as the LRU map still has them.
+    pub(super) fn readers(&self, watch_id: u32) -> Result<Vec<ReaderThread>, MapError> {
         let mut found = HashMap::new();
         for entry in self.readers.iter() {
-            let (Record(key), Record(reader)) = match entry {
+            let (Pod(key), Pod(reader)) = match entry {
                 Ok(entry) => entry,
-                // It was evicted while we came to it.
+                // The kernel evicted the entry after its key was listed.
                 Err(MapError::KeyNotFound) => continue,
                 Err(error) => return Err(error),
             };
-            if key.watch == u64::from(watch) {
-                found.insert(key.thread, read_by(&key, &reader));
+            if key.watch_id == u64::from(watch_id) {
+                found.insert(key.pid_tgid, reader_thread(&key, &reader));
             }
         }
-        for seat in self.seats.iter() {
-            let Record(seat) = seat?;
-            if let Some(reader) = found.get_mut(&seat.thread).filter(|_| seat.watch == u64::from(watch)) {
-                reader.reads += seat.reads;
-                reader.bytes += seat.bytes;
+        for slot in self.reader_slots.iter() {
+            let Pod(slot) = slot?;
+            let of_mount = slot.watch_id == u64::from(watch_id);
+            if let Some(reader) = found.get_mut(&slot.pid_tgid).filter(|_| of_mount) {
+                reader.reads += slot.reads;
+                reader.bytes += slot.bytes;
             }
         }
         Ok(found.into_values().filter(|reader| reader.reads > 0 || reader.requested_bytes > 0).collect())
@@ -205,7 +219,7 @@ fn take(programs: &mut Ebpf, name: &str) -> Result<Map, MapError> {
     programs.take_map(name).ok_or_else(|| MapError::InvalidName { name: name.to_owned() })
 }
 
-fn added(a: &Traffic, b: &Traffic) -> Traffic {
+fn sum_traffic(a: &Traffic, b: &Traffic) -> Traffic {
     Traffic {
         cached_reads: a.cached_reads.wrapping_add(b.cached_reads),
         cached_bytes: a.cached_bytes.wrapping_add(b.cached_bytes),
@@ -222,8 +236,8 @@ fn added(a: &Traffic, b: &Traffic) -> Traffic {
         inserted_folios: a.inserted_folios.wrapping_add(b.inserted_folios),
         inserted_bytes: a.inserted_bytes.wrapping_add(b.inserted_bytes),
         lost_events: a.lost_events.wrapping_add(b.lost_events),
-        touched: a.touched.wrapping_add(b.touched),
-        sampled_again: a.sampled_again.wrapping_add(b.sampled_again),
+        granules_read: a.granules_read.wrapping_add(b.granules_read),
+        repeated_samples: a.repeated_samples.wrapping_add(b.repeated_samples),
         lost_samples: a.lost_samples.wrapping_add(b.lost_samples),
     }
 }
@@ -236,11 +250,11 @@ fn add_latency(sum: &mut Latency, part: &Latency) {
     sum.errors = sum.errors.wrapping_add(part.errors);
 }
 
-fn read_by(key: &ReaderKey, reader: &Reader) -> ReadBy {
+fn reader_thread(key: &ReaderKey, reader: &ReaderStats) -> ReaderThread {
     let command = reader.command.split(|byte| *byte == 0).next().unwrap_or_default();
-    ReadBy {
-        process: (key.thread >> 32) as u32,
-        thread: key.thread as u32,
+    ReaderThread {
+        process: (key.pid_tgid >> 32) as u32,
+        thread: key.pid_tgid as u32,
         cgroup: reader.cgroup,
         command: String::from_utf8_lossy(command).into_owned(),
         reads: reader.reads,

@@ -1,25 +1,29 @@
-//! What the kernel sees of reads that no daemon can see: page-cache hits, mapped files, passthrough, whoever reads.
+//! Reads that no daemon sees, observed by eBPF: page-cache hits, mapped files, passthrough, and the
+//! processes that read.
 //!
-//! The programs are in the crate `interceptor-ebpf`; their object is embedded into this one. An [`Observer`] finds out where this
-//! kernel keeps the fields that they read ([`types`], [`layout`]), loads for each sight the best program that the kernel takes ([`ladder`]),
-//! and owns them: when it is dropped or its process ends in any way, the kernel detaches them. Nothing is pinned.
+//! The programs are in the crate `interceptor-ebpf`; their object is embedded into this one. An
+//! [`Observer`] resolves the offsets of the kernel fields that they read ([`btf`], [`offsets`]),
+//! attaches for each capability the best program that the kernel accepts ([`probes`]), and owns them:
+//! when it is dropped or its process ends, however that happens, the kernel detaches them. Nothing is
+//! pinned.
 //!
 //! ```text
-//!  Observer::watch(device) ──► maps ◄── programs ◄── the kernel, whenever somebody reads
+//!  Observer::watch(device) ──► maps ◄── programs ◄── every read, fault and request in the kernel
 //!  Observer::traffic, latency, readers ◄──┘ │
-//!                  Receiver<Event> ◄── ring ◄┘   a granule turned hot, a stream needs its next window
+//!           Receiver<KernelEvent> ◄── ring ◄┘   a granule turned hot, a stream's next window is due
 //! ```
 //!
-//! It works for any FUSE mount of the host, not only for ours. Nothing of it is on the way of a byte: whatever fails here, reads go on as before.
+//! It works for any FUSE mount of the host, not only for ours. No read depends on it: whatever fails
+//! here, reads go on as before.
 
-mod curve;
+mod btf;
 mod device;
 mod events;
-mod ladder;
-mod layout;
 mod maps;
+mod miss_ratio;
+mod offsets;
+mod probes;
 mod settings;
-mod types;
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -31,65 +35,65 @@ use std::time::Duration;
 use aya::maps::{MapError, RingBuf};
 use aya::{Btf, BtfError, Ebpf, EbpfLoader};
 use interceptor_ebpf::heat::HeatSettings;
-use interceptor_ebpf::records::{Latency, Traffic, Watched};
+use interceptor_ebpf::records::{Latency, Traffic, WatchedMount};
 use nix::time::{ClockId, clock_gettime};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::mpsc::Receiver;
 
 use crate::telemetry::MissRatioCurve;
 
-pub use device::Device;
-pub use events::{Event, Kind};
-pub use ladder::{Rung, sight};
-pub use maps::ReadBy;
-pub use settings::Settings;
+pub use device::DeviceNumber;
+pub use events::{EventKind, KernelEvent};
+pub use maps::ReaderThread;
+pub use probes::{ProbeStatus, capability};
+pub use settings::ObserverSettings;
 
-use curve::Curve;
-use events::{Curves, Drain, Watches};
-use layout::Found;
-use maps::{Maps, Record};
-use types::{Types, TypesError};
+use btf::{BtfReadError, KernelBtf};
+use events::{Curves, EventThread, Watches};
+use maps::{Maps, Pod};
+use miss_ratio::CurveEstimator;
+use offsets::ResolvedOffsets;
 
-/// The programs, as the build has found them; empty if it has not.
+/// The object with the programs; empty if the build did not find one.
 static PROGRAMS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/programs"));
 
-/// Why nothing can be seen.
+/// No program can be loaded, or a request to a running observer fails.
 #[derive(Debug, thiserror::Error)]
 pub enum EbpfError {
     /// The binary was built without the programs.
     #[error("the eBPF programs are not built in; `cargo xtask build` builds them")]
     NotBuiltIn,
-    /// The kernel does not say where its fields are.
+    /// The kernel's BTF is missing or malformed.
     #[error("the kernel's type information cannot be used: {0}")]
-    Types(String),
-    /// The kernel does not let this process load programs.
+    KernelBtf(String),
+    /// The process may not load programs.
     #[error("no permission to load eBPF programs: that takes CAP_BPF and CAP_PERFMON, or root")]
     NotPermitted,
-    /// The kernel refuses the maps, or the object is damaged.
+    /// The kernel rejects the maps, or the object is damaged.
     #[error("the eBPF programs cannot be loaded: {0}")]
     Load(#[source] Box<aya::EbpfError>),
-    /// A map cannot be used.
+    /// A map cannot be read or written.
     #[error("a map of the eBPF programs cannot be used: {0}")]
     Map(#[from] MapError),
-    /// There is no place for another mount.
+    /// The map of watched mounts is full.
     #[error("as many mounts are watched as can be")]
     Full,
     /// The mount is not watched.
     #[error("mount {0} is not watched")]
-    NotWatched(Device),
-    /// The thread that waits for events cannot be started.
+    NotWatched(DeviceNumber),
+    /// The thread that drains the ring buffer cannot be started.
     #[error("cannot wait for events of the kernel: {0}")]
     Thread(#[source] io::Error),
 }
 
 impl EbpfError {
-    /// What would help.
+    /// What the operator can do about it.
     pub fn remedy(&self) -> &'static str {
         match self {
             Self::NotBuiltIn => {
                 "build with `cargo xtask build`, which brings a compiler for BPF where it can"
             }
-            Self::Types(_) => "a kernel with CONFIG_DEBUG_INFO_BTF",
+            Self::KernelBtf(_) => "a kernel with CONFIG_DEBUG_INFO_BTF",
             Self::NotPermitted => "run as root, or give the program CAP_BPF and CAP_PERFMON",
             _ => "see the reason",
         }
@@ -101,48 +105,49 @@ pub fn built_in() -> bool {
     !PROGRAMS.is_empty()
 }
 
-/// A file that was read lately.
+/// The heat of a file that was read lately.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HotFile {
-    /// Its node.
+pub struct FileHeat {
+    /// The FUSE node.
     pub node: u64,
-    /// Bytes read of it that are not forgotten.
+    /// Bytes read of it, which decay by half in every half-life.
     pub bytes: u64,
-    /// The same by granule, in no order; the first granule has the number 0.
+    /// The same bytes by granule number, from 0, in no order.
     pub granules: Vec<(u32, u64)>,
 }
 
-/// The programs at work.
+/// The attached programs and their maps.
 pub struct Observer {
     maps: Arc<Mutex<Maps>>,
     watches: Watches,
     curves: Curves,
-    /// The size of the granules that are sampled.
-    sampled: Option<u64>,
-    next_watch: AtomicU32,
-    rungs: Vec<Rung>,
+    /// Bytes of a sampled granule; `None` if nothing is sampled.
+    sample_granule: Option<u64>,
+    next_watch_id: AtomicU32,
+    probes: Vec<ProbeStatus>,
     heat: HeatSettings,
     granule: u64,
-    drain: Drain,
-    /// Owns the programs and their attachments.
+    event_thread: EventThread,
+    /// Dropping it detaches the programs.
     _programs: Ebpf,
 }
 
 impl Observer {
-    /// Loads and attaches the programs. No mount is watched yet. Takes up to a second of the caller's time.
+    /// Loads and attaches the programs. No mount is watched yet. Blocks for up to a second.
     ///
-    /// Events go to the receiver until the observer is dropped; who does not want them may drop it.
+    /// Events go to the receiver until the observer is dropped. A caller that does not need them may
+    /// drop the receiver.
     ///
     /// # Errors
-    /// When nothing can be seen at all; the text is for people.
-    pub fn start(settings: &Settings) -> Result<(Self, Receiver<Event>), EbpfError> {
-        let (mut programs, rungs) = load(settings)?;
+    /// If no program can be loaded at all.
+    pub fn start(settings: &ObserverSettings) -> Result<(Self, Receiver<KernelEvent>), EbpfError> {
+        let (mut programs, probes) = load(settings)?;
         let maps = Maps::take(&mut programs)?;
         let ring = programs.take_map("EVENTS").ok_or(MapError::InvalidName { name: "EVENTS".to_owned() })?;
         let watches: Watches = Arc::new(RwLock::new(HashMap::new()));
         let shared = settings.for_programs(true);
         let (maps, curves) = (Arc::new(Mutex::new(maps)), Curves::default());
-        let (drain, events) = Drain::start(
+        let (event_thread, events) = EventThread::start(
             RingBuf::try_from(ring)?,
             watches.clone(),
             curves.clone(),
@@ -154,12 +159,12 @@ impl Observer {
             maps,
             watches,
             curves,
-            sampled: settings.sampled.map(|_| settings.sample_granule()),
-            next_watch: AtomicU32::new(1),
-            rungs,
+            sample_granule: settings.sampled.map(|_| settings.sample_granule()),
+            next_watch_id: AtomicU32::new(1),
+            probes,
             heat: shared.heat,
             granule: 1 << shared.granule_shift,
-            drain,
+            event_thread,
             _programs: programs,
         };
         Ok((observer, events))
@@ -168,215 +173,233 @@ impl Observer {
     /// Watches a mount from now on, with counters at zero. Watching it again changes nothing.
     ///
     /// # Errors
-    /// When too many mounts are watched.
-    pub fn watch(&self, device: Device) -> Result<(), EbpfError> {
+    /// If too many mounts are watched.
+    pub fn watch(&self, device: DeviceNumber) -> Result<(), EbpfError> {
         let mut maps = self.maps.lock();
-        if self.number(device).is_some() {
+        if self.watch_id(device).is_some() {
             return Ok(());
         }
-        let watch = self.next_watch.fetch_add(1, Ordering::Relaxed);
-        self.watches.write().insert(watch, device);
-        let curve = self.sampled.map(Curve::new);
-        let sampled_below = curve.as_ref().map_or(0, Curve::below);
-        self.curves.lock().extend(curve.map(|curve| (watch, curve)));
-        let device = device.in_kernel();
-        maps.watch(Watched { watch: watch.into(), device, sampled_below, last_sample: 0 }).inspect_err(|_| {
-            self.watches.write().remove(&watch);
-            self.curves.lock().remove(&watch);
+        let watch_id = self.next_watch_id.fetch_add(1, Ordering::Relaxed);
+        self.watches.write().insert(watch_id, device);
+        let curve = self.sample_granule.map(CurveEstimator::new);
+        let sample_rank_limit = curve.as_ref().map_or(0, CurveEstimator::rank_limit);
+        self.curves.lock().extend(curve.map(|curve| (watch_id, curve)));
+        let mount = WatchedMount {
+            watch_id: watch_id.into(),
+            device: device.in_kernel(),
+            sample_rank_limit,
+            last_sample: 0,
+        };
+        maps.watch(mount).inspect_err(|_| {
+            self.watches.write().remove(&watch_id);
+            self.curves.lock().remove(&watch_id);
         })
     }
 
-    /// Does not watch it any more. To be called when the mount is gone: its device number may come back for another.
+    /// Stops watching a mount. Must be called when the mount is gone, because the kernel reuses its
+    /// device number for another mount.
     ///
     /// # Errors
-    /// When the kernel does not let go of it.
-    pub fn unwatch(&self, device: Device) -> Result<(), EbpfError> {
+    /// If a map cannot be written.
+    pub fn unwatch(&self, device: DeviceNumber) -> Result<(), EbpfError> {
         let mut maps = self.maps.lock();
-        let Some(watch) = self.number(device) else {
+        let Some(watch_id) = self.watch_id(device) else {
             return Ok(());
         };
-        self.watches.write().remove(&watch);
-        self.curves.lock().remove(&watch);
-        Ok(maps.unwatch(device.in_kernel(), watch)?)
+        self.watches.write().remove(&watch_id);
+        self.curves.lock().remove(&watch_id);
+        Ok(maps.unwatch(device.in_kernel(), watch_id)?)
     }
 
-    /// What went through a mount since it is watched.
+    /// The reads and requests of a mount since it is watched.
     ///
     /// # Errors
-    /// When it is not watched.
-    pub fn traffic(&self, device: Device) -> Result<Traffic, EbpfError> {
+    /// If the mount is not watched.
+    pub fn traffic(&self, device: DeviceNumber) -> Result<Traffic, EbpfError> {
         let maps = self.maps.lock();
-        self.number(device).ok_or(EbpfError::NotWatched(device))?;
+        self.watch_id(device).ok_or(EbpfError::NotWatched(device))?;
         Ok(maps.traffic(device.in_kernel())?)
     }
 
-    /// How long the mount's daemon took for requests, by opcode (`FUSE_READ` is 15, see `linux/fuse.h`).
+    /// The latencies of the mount's daemon, by opcode of `linux/fuse.h` (`FUSE_READ` is 15).
     ///
     /// # Errors
-    /// When it is not watched.
-    pub fn latency(&self, device: Device) -> Result<HashMap<u32, Latency>, EbpfError> {
+    /// If the mount is not watched.
+    pub fn latency(&self, device: DeviceNumber) -> Result<HashMap<u32, Latency>, EbpfError> {
         let maps = self.maps.lock();
-        let watch = self.number(device).ok_or(EbpfError::NotWatched(device))?;
-        Ok(maps.latency(watch)?)
+        let watch_id = self.watch_id(device).ok_or(EbpfError::NotWatched(device))?;
+        Ok(maps.latency(watch_id)?)
     }
 
-    /// What share of the reads a cache would have missed, for every size that it might have; `None` if that is not among the settings.
+    /// The miss-ratio curve of the mount's reads; `None` if [`ObserverSettings::sampled`] is `None`.
     ///
     /// # Errors
-    /// When it is not watched.
-    pub fn curve(&self, device: Device) -> Result<Option<MissRatioCurve>, EbpfError> {
-        let watch = self.number(device).ok_or(EbpfError::NotWatched(device))?;
+    /// If the mount is not watched.
+    pub fn curve(&self, device: DeviceNumber) -> Result<Option<MissRatioCurve>, EbpfError> {
+        let watch_id = self.watch_id(device).ok_or(EbpfError::NotWatched(device))?;
         let traffic = self.traffic(device)?;
-        Ok(self.curves.lock().get_mut(&watch).map(|curve| {
-            curve.count(traffic.touched, traffic.sampled_again);
-            curve.told()
+        Ok(self.curves.lock().get_mut(&watch_id).map(|curve| {
+            curve.add_counters(traffic.granules_read, traffic.repeated_samples);
+            curve.curve()
         }))
     }
 
-    /// The threads that read the mount, those that have not read for long left out if there were many.
+    /// The threads that read the mount. If there were many, those that have not read for long may be
+    /// missing.
     ///
     /// # Errors
-    /// When it is not watched.
-    pub fn readers(&self, device: Device) -> Result<Vec<ReadBy>, EbpfError> {
+    /// If the mount is not watched.
+    pub fn readers(&self, device: DeviceNumber) -> Result<Vec<ReaderThread>, EbpfError> {
         let maps = self.maps.lock();
-        let watch = self.number(device).ok_or(EbpfError::NotWatched(device))?;
-        Ok(maps.readers(watch)?)
+        let watch_id = self.watch_id(device).ok_or(EbpfError::NotWatched(device))?;
+        Ok(maps.readers(watch_id)?)
     }
 
-    /// The files that were read most lately, hottest first: their nodes, and the bytes that are not forgotten. Looks through everything
-    /// that is warm, which takes some milliseconds for every ten thousand granules.
+    /// The `count` files with the most heat, hottest first, as node and bytes. Scans the whole heat
+    /// map, which takes some milliseconds for every ten thousand granules.
     ///
     /// # Errors
-    /// When it is not watched.
-    pub fn hottest(&self, device: Device, count: usize) -> Result<Vec<(u64, u64)>, EbpfError> {
+    /// If the mount is not watched.
+    pub fn hottest(&self, device: DeviceNumber, count: usize) -> Result<Vec<(u64, u64)>, EbpfError> {
         let hottest = self.hottest_ranges(device, count)?;
         Ok(hottest.into_iter().map(|file| (file.node, file.bytes)).collect())
     }
 
-    /// Like [`hottest`](Self::hottest), with what was read of which part of each file.
+    /// Like [`hottest`](Self::hottest), with the heat of each granule.
     ///
     /// # Errors
-    /// When it is not watched.
-    pub fn hottest_ranges(&self, device: Device, count: usize) -> Result<Vec<HotFile>, EbpfError> {
+    /// If the mount is not watched.
+    pub fn hottest_ranges(&self, device: DeviceNumber, count: usize) -> Result<Vec<FileHeat>, EbpfError> {
         let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
         let tick = self.heat.tick(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX));
         let maps = self.maps.lock();
-        let watch = self.number(device).ok_or(EbpfError::NotWatched(device))?;
+        let watch_id = self.watch_id(device).ok_or(EbpfError::NotWatched(device))?;
         let file = |(node, granules): (u64, Vec<(u32, u64)>)| {
             let bytes = granules.iter().fold(0, |sum: u64, (_, bytes)| sum.saturating_add(*bytes));
-            HotFile { node, bytes, granules }
+            FileHeat { node, bytes, granules }
         };
-        let mut files: Vec<_> = maps.warm_granules(watch, tick)?.into_iter().map(file).collect();
+        let mut files: Vec<_> = maps.warm_granules(watch_id, tick)?.into_iter().map(file).collect();
         files.sort_unstable_by_key(|file| (Reverse(file.bytes), file.node));
         files.truncate(count);
         Ok(files)
     }
 
-    /// Bytes of a granule, whose heat is kept as one.
+    /// Bytes of a granule, the unit of heat.
     pub fn granule(&self) -> u64 {
         self.granule
     }
 
-    /// What is seen, and what is not.
-    pub fn rungs(&self) -> &[Rung] {
-        &self.rungs
+    /// Every capability, and the program that provides it.
+    pub fn probes(&self) -> &[ProbeStatus] {
+        &self.probes
     }
 
-    /// Whether `sight`, one of [`sight`], is seen.
-    pub fn sees(&self, sight: &str) -> bool {
-        ladder::sees(&self.rungs, sight)
+    /// Whether a program provides `capability`, one of the module [`capability`].
+    pub fn sees(&self, capability: &str) -> bool {
+        probes::sees(&self.probes, capability)
     }
 
-    /// Events of the mounts that are watched that were lost, because the ring or the channel was full.
+    /// Events of watched mounts that were lost because the ring buffer or the channel was full.
     pub fn lost(&self) -> u64 {
-        let watched: Vec<Device> = self.watches.read().values().copied().collect();
+        let watched: Vec<DeviceNumber> = self.watches.read().values().copied().collect();
         let traffic = watched.iter().filter_map(|device| self.traffic(*device).ok());
         self.dropped() + traffic.map(|traffic| traffic.lost_events).sum::<u64>()
     }
 
-    /// Of these, those that found the channel full. Those that found the ring full are counted with the [`Traffic`] of their mount.
+    /// Events that were lost because the channel was full. Those that found the ring buffer full are in
+    /// the [`Traffic`] of their mount.
     pub fn dropped(&self) -> u64 {
-        self.drain.dropped()
+        self.event_thread.dropped()
     }
 
-    fn number(&self, device: Device) -> Option<u32> {
-        self.watches.read().iter().find(|(_, watched)| **watched == device).map(|(number, _)| *number)
-    }
-}
-
-/// What could be seen on this host by this process. Loads the programs and lets go of them again.
-pub fn rungs() -> Vec<Rung> {
-    match load(&Settings { granules: 1, files: 1, readers: 1, mounts: 1, ring: 1, ..Settings::default() }) {
-        Ok((_, rungs)) => rungs,
-        Err(error) => ladder::none(&error.to_string(), error.remedy()),
+    fn watch_id(&self, device: DeviceNumber) -> Option<u32> {
+        self.watches.read().iter().find(|(_, watched)| **watched == device).map(|(watch_id, _)| *watch_id)
     }
 }
 
-/// A program that does nothing, where reads through the page cache are seen: what any program costs there.
-pub struct Idle {
-    /// Owns the program and its attachment.
+/// The capabilities of this process on this host. Attaches the programs and detaches them again.
+pub fn probe_host() -> Vec<ProbeStatus> {
+    match load(&ObserverSettings {
+        granules: 1,
+        files: 1,
+        readers: 1,
+        mounts: 1,
+        ring: 1,
+        ..ObserverSettings::default()
+    }) {
+        Ok((_, probes)) => probes,
+        Err(error) => probes::all_missing(&error.to_string(), error.remedy()),
+    }
+}
+
+/// A program that does nothing, attached where page-cache reads are observed: the baseline of what
+/// any program costs there.
+pub struct NoopProgram {
+    /// Dropping it detaches the program.
     _program: Ebpf,
 }
 
-impl Idle {
-    /// Loads and attaches it.
+impl NoopProgram {
+    /// Loads and attaches the program.
     ///
     /// # Errors
-    /// When the kernel does not take it.
+    /// If the kernel rejects it.
     pub fn start() -> Result<Self, EbpfError> {
         let (mut program, kernel) = (Ebpf::load(PROGRAMS)?, Btf::from_sys_fs()?);
-        ladder::attach_idle(&mut program, &kernel)
+        probes::attach_noop(&mut program, &kernel)
             .map_err(|error| EbpfError::Load(Box::new(error.into())))?;
         Ok(Self { _program: program })
     }
 }
 
-/// Loads and attaches what the kernel takes.
-fn load(settings: &Settings) -> Result<(Ebpf, Vec<Rung>), EbpfError> {
+/// Loads the object, and attaches every program that the kernel accepts.
+fn load(settings: &ObserverSettings) -> Result<(Ebpf, Vec<ProbeStatus>), EbpfError> {
     if !built_in() {
         return Err(EbpfError::NotBuiltIn);
     }
-    let types = Types::of_kernel()?;
-    let found = Found::in_types(&types);
+    let offsets = ResolvedOffsets::resolve(&KernelBtf::of_running_kernel()?);
     let kernel = Btf::from_sys_fs()?;
-    let (programs, rungs) = load_with(settings, &found, &kernel, true)?;
-    if ladder::sees(&rungs, sight::CACHED_READS) {
-        return Ok((programs, rungs));
+    let (programs, probes) = load_with(settings, &offsets, &kernel, true)?;
+    if probes::sees(&probes, capability::CACHED_READS) {
+        return Ok((programs, probes));
     }
-    // The programs have to know before they are loaded, so they are loaded again.
+    // Read-only data is fixed when the object is loaded, so it is loaded again without the flag.
     drop(programs);
-    load_with(settings, &found, &kernel, false)
+    load_with(settings, &offsets, &kernel, false)
 }
 
 fn load_with(
-    settings: &Settings,
-    found: &Found,
+    settings: &ObserverSettings,
+    offsets: &ResolvedOffsets,
     kernel: &Btf,
     cached_reads_seen: bool,
-) -> Result<(Ebpf, Vec<Rung>), EbpfError> {
-    let layout = Record(found.layout);
-    let shared = Record(settings.for_programs(cached_reads_seen));
+) -> Result<(Ebpf, Vec<ProbeStatus>), EbpfError> {
+    let field_offsets = Pod(offsets.offsets);
+    let shared = Pod(settings.for_programs(cached_reads_seen));
     let mut loader = EbpfLoader::new();
-    // The offsets come from us; the object asks for no relocations.
-    loader.btf(None).override_global("LAYOUT", &layout, true).override_global("SETTINGS", &shared, true);
+    // The object has no CO-RE relocations: the offsets are written into its read-only data.
+    loader
+        .btf(None)
+        .override_global("OFFSETS", &field_offsets, true)
+        .override_global("SETTINGS", &shared, true);
     for (map, size) in settings.map_sizes() {
         loader.map_max_entries(map, size);
     }
     let mut programs = loader.load(PROGRAMS)?;
-    let wanted = |name: &str| settings.inserts || name != sight::INSERTS;
-    let rungs = ladder::climb(&mut programs, kernel, found, wanted);
-    Ok((programs, rungs))
+    let wanted = |name: &str| settings.inserts || name != capability::INSERTS;
+    let probes = probes::attach_all(&mut programs, kernel, offsets, wanted);
+    Ok((programs, probes))
 }
 
-impl From<TypesError> for EbpfError {
-    fn from(error: TypesError) -> Self {
-        Self::Types(error.to_string())
+impl From<BtfReadError> for EbpfError {
+    fn from(error: BtfReadError) -> Self {
+        Self::KernelBtf(error.to_string())
     }
 }
 
 impl From<BtfError> for EbpfError {
     fn from(error: BtfError) -> Self {
-        Self::Types(error.to_string())
+        Self::KernelBtf(error.to_string())
     }
 }
 

@@ -1,55 +1,56 @@
-//! What to tell of, and how much memory to spend on it.
+//! What the programs report, and the sizes of their maps.
 
 use std::time::Duration;
 
 use interceptor_ebpf::heat::{HeatSettings, UNIT};
-use interceptor_ebpf::settings as shared;
+use interceptor_ebpf::settings::ProgramSettings;
 use interceptor_ebpf::stream::StreamSettings;
 
-/// What the programs tell of, and the sizes of their maps. [`Default`] is right for mounts of a few million files.
+/// What the programs report, and the sizes of their maps. [`Default`] suits mounts of a few million
+/// files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Settings {
-    /// Bytes whose heat is kept as one. Rounded up to a power of two, at least a page.
+pub struct ObserverSettings {
+    /// Bytes of a granule, the unit of heat. Rounded up to a power of two, at least a page.
     pub granule: u64,
-    /// Bytes of a granule to be read within about a half-life for it to be hot.
+    /// Bytes that must be read of a granule within about a half-life for it to turn hot.
     pub hot_bytes: u64,
-    /// After how long half of what was read does not count any more.
+    /// The time in which heat decays by half.
     pub half_life: Duration,
-    /// Bytes that reads of a stream may overtake each other by.
+    /// Bytes by which reads of a stream may overtake each other.
     pub stream_slack: u64,
-    /// Bytes that must have been read front to back before that is a stream.
-    pub stream_least: u64,
-    /// Bytes ahead of a stream that are announced.
+    /// Bytes that must be read front to back before reads form a stream.
+    pub stream_min_bytes: u64,
+    /// Bytes ahead of a stream that are announced in a window.
     pub stream_window: u64,
-    /// Bytes of the granules whose reads are sampled for a miss-ratio curve, rounded up to a power of two, at least a page; `None` if
-    /// nobody wants one.
+    /// Bytes of the granules whose reads are sampled for a miss-ratio curve, rounded up to a power of
+    /// two, at least a page; `None` for no curve.
     pub sampled: Option<u64>,
-    /// Whether what enters the page cache is counted, which costs something for each page of the whole system. Requests tell as much of a mount, but for who
-    /// tells readahead from what was asked for.
+    /// Whether page-cache inserts are counted. That costs time for every page of the whole system.
+    /// Requests to the daemon tell the same of a mount, except which bytes readahead added.
     pub inserts: bool,
-    /// Granules whose heat is remembered. Each takes about 90 bytes of the kernel's memory.
+    /// Capacity of the heat map, granules. Each takes about 90 bytes of kernel memory.
     pub granules: u32,
-    /// Files whose streams are remembered. Each takes about 250 bytes of the kernel's memory.
+    /// Capacity of the stream map, files. Each takes about 250 bytes of kernel memory.
     pub files: u32,
-    /// Threads whose reads are counted.
+    /// Capacity of the reader map, threads.
     pub readers: u32,
-    /// Mounts that can be watched at a time.
+    /// Mounts that can be watched at the same time.
     pub mounts: u32,
-    /// Bytes of the ring buffer that events go through. Rounded up to a power of two, at least a page.
+    /// Bytes of the ring buffer. Rounded up to a power of two, at least a page.
     pub ring: u32,
-    /// Events that may wait for whoever takes them before further ones are dropped.
+    /// Capacity of the channel to the receiver, events. Further events are dropped.
     pub events: usize,
 }
 
-impl Default for Settings {
+impl Default for ObserverSettings {
     fn default() -> Self {
         Self {
             granule: 1 << 20,
-            // Once from front to back is no reason: twice is.
+            // Reading a granule once from front to back does not make it hot, reading it twice does.
             hot_bytes: 2 << 20,
             half_life: Duration::from_secs(60),
             stream_slack: 1 << 20,
-            stream_least: 1 << 20,
+            stream_min_bytes: 1 << 20,
             stream_window: 16 << 20,
             sampled: Some(Self::PAGE),
             inserts: true,
@@ -63,43 +64,43 @@ impl Default for Settings {
     }
 }
 
-impl Settings {
+impl ObserverSettings {
     const PAGE: u64 = 4096;
-    /// Kinds of requests that a mount sees; the rest goes without histograms.
-    const KINDS_OF_REQUESTS: u32 = 32;
-    /// Requests that may wait for their daemons at a time, all mounts together, before durations are lost.
-    const REQUESTS: u32 = 16 << 10;
+    /// Opcodes per mount that have a latency histogram.
+    const MAX_OPCODES: u32 = 32;
+    /// Requests in flight, of all mounts together, whose durations are measured.
+    const MAX_REQUESTS: u32 = 16 << 10;
 
-    /// The size of granules that are sampled, or would be.
+    /// Bytes of a sampled granule; a page if nothing is sampled.
     pub(super) fn sample_granule(&self) -> u64 {
         self.sampled.unwrap_or(Self::PAGE).clamp(Self::PAGE, 1 << 40).next_power_of_two()
     }
 
-    /// For the programs. `cached_reads_seen` says whether the kernel lets them see reads through the page cache.
-    pub(super) fn for_programs(&self, cached_reads_seen: bool) -> shared::Settings {
+    /// The settings that the programs take. `cached_reads_seen`: whether a program on the page-cache
+    /// read path is attached.
+    pub(super) fn for_programs(&self, cached_reads_seen: bool) -> ProgramSettings {
         let heat = self.heat();
-        shared::Settings {
+        ProgramSettings {
             heat,
             stream: StreamSettings {
                 slack: self.stream_slack,
-                least: self.stream_least,
+                min_bytes: self.stream_min_bytes,
                 window: self.stream_window.max(1),
             },
             granule_shift: self.granule.clamp(Self::PAGE, 1 << 40).next_power_of_two().ilog2(),
             cached_reads_seen: cached_reads_seen.into(),
             sample_shift: self.sample_granule().ilog2(),
-            kept_warmth: kept_warmth(u64::from(heat.hot) * UNIT, cpus()),
-            wake_at: u64::from(self.ring_bytes() / 4),
+            max_pending_bytes: max_pending_bytes(u64::from(heat.hot) * UNIT, cpus()),
+            wakeup_bytes: u64::from(self.ring_bytes() / 4),
         }
     }
 
-    /// What is hot.
     pub(super) fn heat(&self) -> HeatSettings {
         let half_life = u64::try_from(self.half_life.as_nanos()).unwrap_or(u64::MAX);
         HeatSettings::new(self.hot_bytes, half_life)
     }
 
-    /// The sizes of the maps by their names: entries, or bytes for the ring.
+    /// The sizes of the maps by name: entries, or bytes for the ring buffer.
     pub(super) fn map_sizes(&self) -> [(&'static str, u32); 8] {
         let entries = |wanted: u32| wanted.clamp(1, 1 << 24);
         [
@@ -108,8 +109,8 @@ impl Settings {
             ("HEAT", entries(self.granules)),
             ("STREAMS", entries(self.files)),
             ("READERS", entries(self.readers)),
-            ("REQUESTS", Self::REQUESTS),
-            ("LATENCY", entries(self.mounts).saturating_mul(Self::KINDS_OF_REQUESTS)),
+            ("REQUESTS", Self::MAX_REQUESTS),
+            ("LATENCY", entries(self.mounts).saturating_mul(Self::MAX_OPCODES)),
             ("EVENTS", self.ring_bytes()),
         ]
     }
@@ -119,14 +120,15 @@ impl Settings {
     }
 }
 
-/// Bytes of a granule that each of so many CPUs may keep to itself, so that all of them hide an eighth of what makes it hot at most.
-fn kept_warmth(hot_bytes: u64, cpus: u64) -> u32 {
+/// Pending bytes that each CPU may keep of a granule, so that all CPUs together hide at most an eighth
+/// of the bytes that make it hot.
+fn max_pending_bytes(hot_bytes: u64, cpus: u64) -> u32 {
     u32::try_from(hot_bytes / 8 / cpus.max(1)).unwrap_or(u32::MAX)
 }
 
-/// Those on which programs may run.
+/// The CPUs on which programs may run.
 fn cpus() -> u64 {
-    // Who does not know keeps nothing back.
+    // If the number is unknown, no CPU keeps bytes pending.
     aya::util::nr_cpus().map_or(u64::MAX, |cpus| cpus as u64)
 }
 
@@ -135,12 +137,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_cpus_keep_to_themselves_does_not_hide_what_is_hot() {
-        let hot = Settings::default().hot_bytes;
+    fn pending_bytes_hide_at_most_an_eighth_of_the_hot_threshold() {
+        let hot = ObserverSettings::default().hot_bytes;
         for cpus in [1, 2, 64, 4096] {
-            assert!(u64::from(kept_warmth(hot, cpus)) * cpus <= hot / 8);
+            assert!(u64::from(max_pending_bytes(hot, cpus)) * cpus <= hot / 8);
         }
-        assert_eq!(kept_warmth(1, 2), 0);
-        assert_eq!(kept_warmth(hot, u64::MAX), 0);
+        assert_eq!(max_pending_bytes(1, 2), 0);
+        assert_eq!(max_pending_bytes(hot, u64::MAX), 0);
     }
 }

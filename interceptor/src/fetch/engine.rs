@@ -251,7 +251,7 @@ impl Engine {
             address: self.address().to_owned(),
             state,
             source: source.map(|source| source.label().to_owned()),
-            last_error: self.last_error.told(),
+            last_error: self.last_error.latest(),
         }
     }
 

@@ -168,7 +168,7 @@ impl ServerState {
             keeps_readers_waiting: self.is_unresponsive(),
             requests,
             waiting,
-            last_error: self.last_error.told(),
+            last_error: self.last_error.latest(),
             engine,
         }
     }

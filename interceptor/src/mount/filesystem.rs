@@ -30,7 +30,7 @@ use crate::namespace::{FilerFailure, LookupResult, Namespace, NamespaceError, No
 use crate::read::{self, FileVersion, MAX_SMALL_FILE_SIZE, ReadError};
 use crate::seaweed::entry::Content;
 use crate::telemetry::log_limit::LogLimit;
-use crate::telemetry::metrics::Way;
+use crate::telemetry::metrics::OpenMode;
 use crate::warmup::ticket::READ_TICKET_XATTR;
 
 /// The FUSE side of a mount. All copies are the same mount.
@@ -258,7 +258,7 @@ impl Filesystem for SeaweedFilesystem {
             Err(errno) => return reply.error(errno),
         };
         if let Some(backing) = backing {
-            self.context.metrics.opened(Way::Passthrough);
+            self.context.metrics.opened(OpenMode::Passthrough);
             drop(guard);
             return backing.reply(reply);
         }
@@ -267,7 +267,7 @@ impl Filesystem for SeaweedFilesystem {
             let _runtime = self.context.runtime.enter();
             self.context.reader.prefetch_opened(&version);
         }
-        self.context.metrics.opened(Way::Cached);
+        self.context.metrics.opened(OpenMode::Cached);
         drop(guard);
         reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
         if first_time {

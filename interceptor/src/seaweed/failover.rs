@@ -257,7 +257,7 @@ impl Filers {
             address: filer.address.to_string(),
             is_current: index == current,
             is_silent: filer.liveness.is_down(),
-            last_error: filer.last_error.told(),
+            last_error: filer.last_error.latest(),
         };
         self.all.iter().enumerate().map(health).collect()
     }

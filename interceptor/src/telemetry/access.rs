@@ -22,10 +22,10 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use ring::digest::{SHA256, digest};
 
-use super::report::Access;
+use super::report::ApiAccess;
 
 /// The shortest token that is accepted, characters.
-const SHORTEST: usize = 16;
+const MIN_TOKEN_CHARS: usize = 16;
 
 /// A token cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +35,7 @@ pub enum TokenError {
     Read(String, #[source] io::Error),
     /// It is too easily guessed, or cannot be sent.
     #[error(
-        "the token of the status API in {0} must be one line of at least {SHORTEST} printable characters without blanks; \
+        "the token of the status API in {0} must be one line of at least {MIN_TOKEN_CHARS} printable characters without blanks; \
          `openssl rand -hex 32` makes one"
     )]
     Form(String),
@@ -74,40 +74,44 @@ pub fn text(path: &Path) -> Result<String, TokenError> {
     let name = path.display().to_string();
     let text = fs::read_to_string(path).map_err(|error| TokenError::Read(name.clone(), error))?;
     let text = text.trim();
-    let good = text.len() >= SHORTEST && text.bytes().all(|byte| byte.is_ascii_graphic());
+    let good = text.len() >= MIN_TOKEN_CHARS && text.bytes().all(|byte| byte.is_ascii_graphic());
     if good { Ok(text.to_owned()) } else { Err(TokenError::Form(name)) }
 }
 
 /// Decides about requests.
 #[derive(Clone)]
-pub(super) struct Guard {
+pub(super) struct AccessGuard {
     token: Option<Token>,
     loopback: bool,
 }
 
-impl Guard {
+impl AccessGuard {
     /// For a server that listens on `address`.
     pub(super) fn new(address: SocketAddr, token: Option<Token>) -> Arc<Self> {
         Arc::new(Self { token, loopback: address.ip().to_canonical().is_loopback() })
     }
 
     /// Who is let in.
-    pub(super) fn access(&self) -> Access {
+    pub(super) fn access(&self) -> ApiAccess {
         match self {
-            Self { token: Some(_), .. } => Access::Token,
-            Self { loopback: true, .. } => Access::Loopback,
-            Self { .. } => Access::Open,
+            Self { token: Some(_), .. } => ApiAccess::Token,
+            Self { loopback: true, .. } => ApiAccess::Loopback,
+            Self { .. } => ApiAccess::Open,
         }
     }
 
-    fn admits(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+    fn admits(&self, headers: &HeaderMap) -> Result<(), AccessDenied> {
         if let Some(token) = &self.token {
             let given = headers.get(header::AUTHORIZATION).and_then(|value| given(value.to_str().ok()?));
-            return if given.is_some_and(|given| token.is(&given)) { Ok(()) } else { Err(Refusal::Token) };
+            return if given.is_some_and(|given| token.is(&given)) {
+                Ok(())
+            } else {
+                Err(AccessDenied::Token)
+            };
         }
         let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
         if self.loopback && host.is_some_and(|host| !is_of_this_host(host)) {
-            return Err(Refusal::Name);
+            return Err(AccessDenied::Name);
         }
         Ok(())
     }
@@ -115,12 +119,12 @@ impl Guard {
 
 /// Why a request is not answered.
 #[derive(Debug, PartialEq, Eq)]
-enum Refusal {
+enum AccessDenied {
     Token,
     Name,
 }
 
-impl IntoResponse for Refusal {
+impl IntoResponse for AccessDenied {
     fn into_response(self) -> Response {
         match self {
             Self::Token => {
@@ -136,7 +140,7 @@ impl IntoResponse for Refusal {
 }
 
 /// Lets a request pass or answers it.
-pub(super) async fn guard(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
+pub(super) async fn guard(State(guard): State<Arc<AccessGuard>>, request: Request, next: Next) -> Response {
     match guard.admits(request.headers()) {
         Ok(()) => next.run(request).await,
         Err(refusal) => refusal.into_response(),
@@ -174,7 +178,7 @@ mod tests {
 
     const TOKEN: &str = "0123456789abcdef";
 
-    fn asked(guard: &Guard, name: header::HeaderName, value: &str) -> Result<(), Refusal> {
+    fn asked(guard: &AccessGuard, name: header::HeaderName, value: &str) -> Result<(), AccessDenied> {
         let mut headers = HeaderMap::new();
         headers.insert(name, value.parse().unwrap());
         guard.admits(&headers)
@@ -182,35 +186,35 @@ mod tests {
 
     #[test]
     fn a_token_is_taken_in_both_schemes() {
-        let guard = Guard::new("0.0.0.0:1".parse().unwrap(), Some(Token::of(TOKEN)));
-        assert_eq!(guard.access(), Access::Token);
+        let guard = AccessGuard::new("0.0.0.0:1".parse().unwrap(), Some(Token::of(TOKEN)));
+        assert_eq!(guard.access(), ApiAccess::Token);
         let basic = format!("Basic {}", STANDARD.encode(format!("anybody:{TOKEN}")));
         for good in [format!("Bearer {TOKEN}").as_str(), &basic] {
             assert_eq!(asked(&guard, header::AUTHORIZATION, good), Ok(()), "{good}");
         }
         for bad in ["Bearer 0123456789abcdeg", "Bearer", TOKEN, "Basic !", "Basic YQ=="] {
-            assert_eq!(asked(&guard, header::AUTHORIZATION, bad), Err(Refusal::Token), "{bad}");
+            assert_eq!(asked(&guard, header::AUTHORIZATION, bad), Err(AccessDenied::Token), "{bad}");
         }
-        assert_eq!(guard.admits(&HeaderMap::new()), Err(Refusal::Token));
+        assert_eq!(guard.admits(&HeaderMap::new()), Err(AccessDenied::Token));
     }
 
     #[test]
     fn on_loopback_no_other_name_is_answered_to() {
-        let guard = Guard::new("127.0.0.1:9650".parse().unwrap(), None);
-        assert_eq!(guard.access(), Access::Loopback);
+        let guard = AccessGuard::new("127.0.0.1:9650".parse().unwrap(), None);
+        assert_eq!(guard.access(), ApiAccess::Loopback);
         for good in ["127.0.0.1:9650", "localhost:9650", "LOCALHOST", "[::1]:9650", "[::1]"] {
             assert_eq!(asked(&guard, header::HOST, good), Ok(()), "{good}");
         }
         for bad in ["rebound.example:9650", "localhost.example", ""] {
-            assert_eq!(asked(&guard, header::HOST, bad), Err(Refusal::Name), "{bad}");
+            assert_eq!(asked(&guard, header::HOST, bad), Err(AccessDenied::Name), "{bad}");
         }
         assert_eq!(guard.admits(&HeaderMap::new()), Ok(()), "no browser leaves it out");
     }
 
     #[test]
     fn elsewhere_without_a_token_it_is_open() {
-        let guard = Guard::new("0.0.0.0:9650".parse().unwrap(), None);
-        assert_eq!(guard.access(), Access::Open);
+        let guard = AccessGuard::new("0.0.0.0:9650".parse().unwrap(), None);
+        assert_eq!(guard.access(), ApiAccess::Open);
         assert_eq!(asked(&guard, header::HOST, "storage-7:9650"), Ok(()));
     }
 

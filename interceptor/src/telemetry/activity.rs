@@ -9,7 +9,7 @@ pub struct Activity {
     /// The files that are read most, hottest first.
     pub hottest: Vec<HotFile>,
     /// Who reads most, the greatest first.
-    pub readers: Vec<Reading>,
+    pub readers: Vec<ReaderGroup>,
     /// Over how many seconds the rates of `readers` are means.
     pub seconds: f64,
 }
@@ -34,7 +34,7 @@ pub struct HotFile {
 
 /// Processes of one control group that run one command.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Reading {
+pub struct ReaderGroup {
     /// The command, up to 15 bytes. Whatever a process calls itself: whoever shows this must escape it.
     pub command: String,
     /// The control group's path; `id` and its number if that cannot be told any more.

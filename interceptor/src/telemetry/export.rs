@@ -8,7 +8,7 @@ use super::exposition::Exposition;
 use super::health::{EngineState, FilerHealth, VolumeServerHealth};
 use super::kernel::KernelCounts;
 use super::metrics::{
-    CacheUsage, Levels, Metrics, Outcome, ResidentFiles, SeenKind, Source, Totals, Trigger, Way,
+    CacheUsage, KernelEventKind, Levels, Metrics, OpenMode, Outcome, ResidentFiles, Source, Totals, Trigger,
 };
 use super::ratios::TimeSaved;
 use super::shard::FlowTotal;
@@ -214,7 +214,7 @@ fn prefetches(out: &mut Exposition, totals: &Totals) {
 
 fn opens(out: &mut Exposition, totals: &Totals) {
     // Where the kernel does not ask there is nothing to count.
-    if totals.opens == [0; Way::ALL.len()] {
+    if totals.opens == [0; OpenMode::ALL.len()] {
         return;
     }
     out.family(
@@ -222,7 +222,7 @@ fn opens(out: &mut Exposition, totals: &Totals) {
         "counter",
         "Files opened, by the way in which the kernel reads them.",
     );
-    for (way, count) in Way::ALL.iter().zip(totals.opens) {
+    for (way, count) in OpenMode::ALL.iter().zip(totals.opens) {
         out.sample(&[("way", way.label())], count);
     }
 }
@@ -248,7 +248,7 @@ fn kernel(out: &mut Exposition, counts: &KernelCounts, totals: &Totals) {
     for (request, flow) in &counts.requests {
         out.histogram(&[("request", request)], flow);
     }
-    let events = || SeenKind::ALL.iter().zip(&totals.seen);
+    let events = || KernelEventKind::ALL.iter().zip(&totals.kernel_events);
     out.family("interceptor_ebpf_events_total", "counter", "Events of eBPF that the daemon has acted on.");
     for (kind, flow) in events() {
         out.sample(&[("kind", kind.label())], flow.count());
@@ -363,7 +363,7 @@ mod tests {
         }));
         metrics.set_subscription_live(Box::new(|| true));
         metrics.set_nodes(Box::new(|| 3));
-        metrics.seen(SeenKind::Hot, Duration::from_millis(3));
+        metrics.kernel_event_handled(KernelEventKind::Hot, Duration::from_millis(3));
         metrics.pushed(4096);
         metrics.kept_awake(Duration::from_millis(1500));
         let mut answered = FlowTotal { nanos: 1_000_000_000, ..FlowTotal::default() };

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The longest text that is kept of an error, characters.
-const LONGEST: usize = 400;
+const MAX_ERROR_CHARS: usize = 400;
 
 /// Filers, volume servers and engines.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -30,7 +30,7 @@ pub struct FilerHealth {
     #[serde(default)]
     pub is_silent: bool,
     /// What failed last, if anything has.
-    pub last_error: Option<Trouble>,
+    pub last_error: Option<ErrorRecord>,
 }
 
 /// A volume server.
@@ -50,7 +50,7 @@ pub struct VolumeServerHealth {
     /// Requests that wait for their turn at it.
     pub waiting: u64,
     /// What failed last, if anything has.
-    pub last_error: Option<Trouble>,
+    pub last_error: Option<ErrorRecord>,
     /// The engine beside it; `null` if none may be asked.
     pub engine: Option<EngineHealth>,
 }
@@ -65,7 +65,7 @@ pub struct EngineHealth {
     /// What its bytes come by; `null` while it is not asked.
     pub source: Option<String>,
     /// What failed last, if anything has.
-    pub last_error: Option<Trouble>,
+    pub last_error: Option<ErrorRecord>,
 }
 
 /// Whether an engine is there.
@@ -100,7 +100,7 @@ impl EngineState {
 
 /// Something that failed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Trouble {
+pub struct ErrorRecord {
     /// What, for people.
     pub text: String,
     /// How long ago, seconds.
@@ -115,7 +115,7 @@ impl LastError {
     /// This has failed now.
     pub fn note(&self, error: &dyn Display) {
         let mut text = error.to_string();
-        if let Some((cut, _)) = text.char_indices().nth(LONGEST) {
+        if let Some((cut, _)) = text.char_indices().nth(MAX_ERROR_CHARS) {
             text.truncate(cut);
             text.push('…');
         }
@@ -123,10 +123,10 @@ impl LastError {
     }
 
     /// What failed last.
-    pub fn told(&self) -> Option<Trouble> {
+    pub fn latest(&self) -> Option<ErrorRecord> {
         let last = self.0.lock();
         let (at, text) = last.as_ref()?;
-        Some(Trouble { text: text.clone(), seconds_ago: at.elapsed().as_secs_f64() })
+        Some(ErrorRecord { text: text.clone(), seconds_ago: at.elapsed().as_secs_f64() })
     }
 }
 
@@ -137,11 +137,11 @@ mod tests {
     #[test]
     fn the_last_error_is_kept_in_short() {
         let last = LastError::default();
-        assert_eq!(last.told(), None);
+        assert_eq!(last.latest(), None);
         last.note(&"first");
-        last.note(&"ü".repeat(LONGEST + 1));
-        let text = last.told().unwrap().text;
-        assert_eq!(text.chars().count(), LONGEST + 1);
+        last.note(&"ü".repeat(MAX_ERROR_CHARS + 1));
+        let text = last.latest().unwrap().text;
+        assert_eq!(text.chars().count(), MAX_ERROR_CHARS + 1);
         assert!(text.ends_with("ü…"));
     }
 }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::kernel::KernelCounts;
 use super::metrics::{CacheUsage, Metrics, Source, Totals};
-use super::ratios::{Answered, HitRatios};
+use super::ratios::{AnsweredBytes, HitRatios};
 use super::report::{API_VERSION, percentile};
 
 /// How often [`History::tick`] is to be called.
@@ -21,7 +21,7 @@ pub const TICK: Duration = Duration::from_secs(1);
 
 /// A length of time that is kept, and how finely.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Span {
+pub struct HistorySpan {
     /// What it is called in requests.
     pub name: &'static str,
     /// The time that a point covers.
@@ -31,16 +31,16 @@ pub struct Span {
 }
 
 /// All that are kept, the shortest first.
-pub const SPANS: [Span; 3] = [
-    Span { name: "5m", step: TICK, points: 300 },
-    Span { name: "1h", step: Duration::from_secs(15), points: 240 },
-    Span { name: "1d", step: Duration::from_secs(300), points: 288 },
+pub const SPANS: [HistorySpan; 3] = [
+    HistorySpan { name: "5m", step: TICK, points: 300 },
+    HistorySpan { name: "1h", step: Duration::from_secs(15), points: 240 },
+    HistorySpan { name: "1d", step: Duration::from_secs(300), points: 288 },
 ];
 
 /// The points of one span, as they are sent.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct SpanReport {
-    /// Like that of [`Report`](super::report::Report).
+    /// Like that of [`StatusReport`](super::report::StatusReport).
     pub api_version: u32,
     /// `5m`, `1h` or `1d`.
     pub span: String,
@@ -101,50 +101,53 @@ pub struct CachePoint {
 
 /// The counters at one moment.
 #[derive(Clone)]
-struct Look {
+struct CounterSnapshot {
     at: Instant,
     totals: Totals,
     kernel: Option<KernelCounts>,
     cache: Option<CacheUsage>,
 }
 
-struct Track {
-    span: Span,
-    since: Look,
+struct SpanHistory {
+    span: HistorySpan,
+    since: CounterSnapshot,
     points: VecDeque<Point>,
 }
 
 /// All spans; see the module.
-pub struct History(Mutex<[Track; SPANS.len()]>);
+pub struct History(Mutex<[SpanHistory; SPANS.len()]>);
 
 impl History {
     /// Begins now.
     pub fn new(metrics: &Metrics) -> Self {
-        Self::since(&Look::at(metrics, Instant::now()))
+        Self::since(&CounterSnapshot::at(metrics, Instant::now()))
     }
 
-    fn since(begin: &Look) -> Self {
-        let track =
-            |span: Span| Track { span, since: begin.clone(), points: VecDeque::with_capacity(span.points) };
-        Self(Mutex::new(SPANS.map(track)))
+    fn since(begin: &CounterSnapshot) -> Self {
+        let span_history = |span: HistorySpan| SpanHistory {
+            span,
+            since: begin.clone(),
+            points: VecDeque::with_capacity(span.points),
+        };
+        Self(Mutex::new(SPANS.map(span_history)))
     }
 
     /// Looks at the counters; to be called every [`TICK`]. Returns the points that are complete, by the index of their span.
     pub fn tick(&self, metrics: &Metrics) -> [Option<Point>; SPANS.len()] {
-        self.take(&Look::at(metrics, Instant::now()), SystemTime::now())
+        self.take(&CounterSnapshot::at(metrics, Instant::now()), SystemTime::now())
     }
 
-    fn take(&self, now: &Look, clock: SystemTime) -> [Option<Point>; SPANS.len()] {
-        self.0.lock().each_mut().map(|track| {
+    fn take(&self, now: &CounterSnapshot, clock: SystemTime) -> [Option<Point>; SPANS.len()] {
+        self.0.lock().each_mut().map(|span_history| {
             // A tick that comes a moment early is the one that is due.
-            let is_due = now.at.duration_since(track.since.at) + TICK / 2 >= track.span.step;
+            let is_due = now.at.duration_since(span_history.since.at) + TICK / 2 >= span_history.span.step;
             is_due.then(|| {
-                let point = Point::between(&track.since, now, clock);
-                track.since = now.clone();
-                if track.points.len() == track.span.points {
-                    track.points.pop_front();
+                let point = Point::between(&span_history.since, now, clock);
+                span_history.since = now.clone();
+                if span_history.points.len() == span_history.span.points {
+                    span_history.points.pop_front();
                 }
-                track.points.push_back(point.clone());
+                span_history.points.push_back(point.clone());
                 point
             })
         })
@@ -152,18 +155,18 @@ impl History {
 
     /// The points of the span called `name`; `None` if there is no such span.
     pub fn report(&self, name: &str) -> Option<SpanReport> {
-        let tracks = self.0.lock();
-        let track = tracks.iter().find(|track| track.span.name == name)?;
+        let spans = self.0.lock();
+        let span_history = spans.iter().find(|span_history| span_history.span.name == name)?;
         Some(SpanReport {
             api_version: API_VERSION,
             span: name.to_owned(),
-            step_seconds: track.span.step.as_secs_f64(),
-            points: track.points.iter().cloned().collect(),
+            step_seconds: span_history.span.step.as_secs_f64(),
+            points: span_history.points.iter().cloned().collect(),
         })
     }
 }
 
-impl Look {
+impl CounterSnapshot {
     fn at(metrics: &Metrics, at: Instant) -> Self {
         Self { at, totals: metrics.totals(), kernel: metrics.kernel(), cache: metrics.levels().cache }
     }
@@ -199,7 +202,7 @@ pub(super) fn bytes_by_source(totals: &Totals, kernel: Option<&KernelCounts>) ->
 }
 
 impl Point {
-    fn between(before: &Look, now: &Look, clock: SystemTime) -> Self {
+    fn between(before: &CounterSnapshot, now: &CounterSnapshot, clock: SystemTime) -> Self {
         let flows = Source::ALL.map(|source| {
             let index = source as usize;
             (source.label(), now.totals.reads[index].since(&before.totals.reads[index]))
@@ -214,7 +217,8 @@ impl Point {
                 .filter_map(|(source, flow)| Some(((*source).to_owned(), percentile(flow, part)?)));
             each.collect()
         };
-        let answered = |look: &Look| Answered::new(&look.totals, look.kernel.as_ref());
+        let answered =
+            |snapshot: &CounterSnapshot| AnsweredBytes::new(&snapshot.totals, snapshot.kernel.as_ref());
         let (earlier, later) = (before.prefetch(), now.prefetch());
         let since_1970 = clock.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         Self {
@@ -245,11 +249,17 @@ impl Point {
 mod tests {
     use super::*;
 
-    fn ticks(history: &History, metrics: &Metrics, begin: &Look, count: u32, mut each: impl FnMut(u32)) {
+    fn ticks(
+        history: &History,
+        metrics: &Metrics,
+        begin: &CounterSnapshot,
+        count: u32,
+        mut each: impl FnMut(u32),
+    ) {
         for tick in 1..=count {
             each(tick);
-            let look = Look::at(metrics, begin.at + tick * TICK);
-            history.take(&look, SystemTime::UNIX_EPOCH + tick * TICK);
+            let snapshot = CounterSnapshot::at(metrics, begin.at + tick * TICK);
+            history.take(&snapshot, SystemTime::UNIX_EPOCH + tick * TICK);
         }
     }
 
@@ -257,7 +267,7 @@ mod tests {
     fn a_point_is_what_was_added_within_its_step() {
         let metrics = Metrics::new();
         metrics.read(Source::Http, 7, Duration::from_secs(1));
-        let begin = Look::at(&metrics, Instant::now());
+        let begin = CounterSnapshot::at(&metrics, Instant::now());
         let history = History::since(&begin);
         ticks(&history, &metrics, &begin, 30, |tick| {
             let source = if tick <= 15 { Source::Http } else { Source::Registered };
@@ -280,7 +290,7 @@ mod tests {
     #[test]
     fn no_span_keeps_more_than_its_points() {
         let metrics = Metrics::new();
-        let begin = Look::at(&metrics, Instant::now());
+        let begin = CounterSnapshot::at(&metrics, Instant::now());
         let history = History::since(&begin);
         ticks(&history, &metrics, &begin, 4000, |_| ());
         for span in SPANS {
@@ -293,9 +303,9 @@ mod tests {
     #[test]
     fn late_ticks_make_longer_points() {
         let metrics = Metrics::new();
-        let begin = Look::at(&metrics, Instant::now());
+        let begin = CounterSnapshot::at(&metrics, Instant::now());
         let history = History::since(&begin);
-        let late = Look::at(&metrics, begin.at + 20 * TICK);
+        let late = CounterSnapshot::at(&metrics, begin.at + 20 * TICK);
         let complete = history.take(&late, SystemTime::UNIX_EPOCH);
         assert_eq!(complete.map(|point| point.map(|point| point.seconds)), [Some(20.0), Some(20.0), None]);
     }

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::metrics::{SeenKind, Totals};
-use super::report::Flow;
+use super::metrics::{KernelEventKind, Totals};
+use super::report::FlowReport;
 use super::shard::FlowTotal;
 
 /// Counters since the mount is watched.
@@ -32,29 +32,33 @@ pub struct KernelReads {
     pub bytes: u64,
 }
 
-/// Something to be seen of reads, and whether it is.
+/// Something that eBPF can observe, and whether it does on this host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Sight {
-    /// What.
-    pub sight: String,
-    /// The program that sees it; `null` if none does.
-    pub by: Option<String>,
-    /// Why none, or no better one, does; `null` if there is none better.
-    pub why: Option<String>,
+pub struct CapabilityReport {
+    /// What is observed.
+    #[serde(rename = "sight")]
+    pub capability: String,
+    /// Where the program is attached; `null` if none is.
+    #[serde(rename = "by")]
+    pub attached_to: Option<String>,
+    /// Why no program, or no better one, is attached; `null` if the best one is.
+    #[serde(rename = "why")]
+    pub reason: Option<String>,
 }
 
 /// What eBPF sees and has seen, for the status API.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct KernelReport {
-    /// What is seen, and what is not.
-    pub sights: Vec<Sight>,
+    /// Every capability, present or missing.
+    #[serde(rename = "sights")]
+    pub capabilities: Vec<CapabilityReport>,
     /// Reads of applications, by the way in which they were served.
     pub reads: BTreeMap<String, KernelReads>,
     /// Of the bytes read through the page cache, those that the daemon was not asked for.
     pub page_cache_bytes: Option<u64>,
     /// Requests to the daemon, by what they ask for, with the time from being queued for it to its answer; their bytes are not counted.
     #[serde(default)]
-    pub requests: BTreeMap<String, Flow>,
+    pub requests: BTreeMap<String, FlowReport>,
     /// Events that the daemon has acted on, by kind.
     pub events: BTreeMap<String, u64>,
     /// Events that were lost, by what was full.
@@ -62,13 +66,13 @@ pub struct KernelReport {
 }
 
 impl KernelReport {
-    pub(super) fn new(sights: Vec<Sight>, counts: KernelCounts, totals: &Totals) -> Self {
+    pub(super) fn new(capabilities: Vec<CapabilityReport>, counts: KernelCounts, totals: &Totals) -> Self {
         fn named<T>(map: BTreeMap<&'static str, T>) -> BTreeMap<String, T> {
             map.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
         }
-        let events = SeenKind::ALL.iter().zip(&totals.seen);
+        let events = KernelEventKind::ALL.iter().zip(&totals.kernel_events);
         Self {
-            sights,
+            capabilities,
             reads: named(counts.reads),
             page_cache_bytes: counts.page_cache_bytes,
             requests: counts.requests.iter().map(|(name, flow)| ((*name).to_owned(), flow.into())).collect(),

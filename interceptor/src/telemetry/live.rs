@@ -22,9 +22,9 @@ use super::history::{History, SPANS, SpanReport, TICK};
 use super::status::Status;
 
 /// How many may listen at a time.
-const SEATS: usize = 64;
+const MAX_LISTENERS: usize = 64;
 /// How many ticks somebody may lag behind.
-const LAG: usize = 4;
+const MAX_LAG_TICKS: usize = 4;
 
 /// What is told at one tick, as JSON.
 struct Tick {
@@ -38,7 +38,7 @@ pub(super) struct Live {
     status: Arc<Status>,
     history: History,
     ticks: broadcast::Sender<Arc<Tick>>,
-    seats: Arc<Semaphore>,
+    listeners: Arc<Semaphore>,
 }
 
 impl Live {
@@ -47,8 +47,8 @@ impl Live {
         Arc::new(Self {
             status,
             history,
-            ticks: broadcast::Sender::new(LAG),
-            seats: Arc::new(Semaphore::new(SEATS)),
+            ticks: broadcast::Sender::new(MAX_LAG_TICKS),
+            listeners: Arc::new(Semaphore::new(MAX_LISTENERS)),
         })
     }
 
@@ -93,26 +93,26 @@ fn json(value: &impl Serialize) -> String {
 }
 
 #[derive(Deserialize)]
-struct Wanted {
+struct SpanQuery {
     span: Option<String>,
 }
 
-impl Wanted {
+impl SpanQuery {
     /// The index of the span that is meant.
-    fn span(&self) -> Result<usize, Refusal> {
+    fn span(&self) -> Result<usize, LiveError> {
         let Some(name) = &self.span else { return Ok(0) };
-        SPANS.iter().position(|span| span.name == *name).ok_or(Refusal::NoSuchSpan)
+        SPANS.iter().position(|span| span.name == *name).ok_or(LiveError::NoSuchSpan)
     }
 }
 
 /// Why nothing is told.
 #[derive(Debug, PartialEq, Eq)]
-enum Refusal {
+enum LiveError {
     NoSuchSpan,
     Full,
 }
 
-impl IntoResponse for Refusal {
+impl IntoResponse for LiveError {
     fn into_response(self) -> Response {
         match self {
             Self::NoSuchSpan => {
@@ -126,33 +126,33 @@ impl IntoResponse for Refusal {
 
 async fn history(
     State(live): State<Arc<Live>>,
-    Query(wanted): Query<Wanted>,
-) -> Result<Json<Option<SpanReport>>, Refusal> {
-    let span = wanted.span()?;
+    Query(query): Query<SpanQuery>,
+) -> Result<Json<Option<SpanReport>>, LiveError> {
+    let span = query.span()?;
     Ok(Json(live.history.report(SPANS[span].name)))
 }
 
 async fn live(
     State(live): State<Arc<Live>>,
-    Query(wanted): Query<Wanted>,
-) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Refusal> {
-    let span = wanted.span()?;
-    let seat = live.seats.clone().try_acquire_owned().map_err(|_| Refusal::Full)?;
-    Ok(Sse::new(listen(live, span, seat)).keep_alive(KeepAlive::default()))
+    Query(query): Query<SpanQuery>,
+) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, LiveError> {
+    let span = query.span()?;
+    let permit = live.listeners.clone().try_acquire_owned().map_err(|_| LiveError::Full)?;
+    Ok(Sse::new(listen(live, span, permit)).keep_alive(KeepAlive::default()))
 }
 
-/// The events for one listener, who holds a seat.
+/// The events for one listener, who holds a permit.
 fn listen(
     live: Arc<Live>,
     span: usize,
-    seat: OwnedSemaphorePermit,
+    permit: OwnedSemaphorePermit,
 ) -> impl Stream<Item = Result<Event, Infallible>> {
     let event = |name: &str, data: &str| Ok(Event::default().event(name).data(data));
     let whole = move |live: &Live| event("history", &json(&live.history.report(SPANS[span].name)));
     // From before the history, so that no point is missed.
     let ticks = live.ticks.subscribe();
     let first = stream::iter([whole(&live)]);
-    let rest = stream::unfold((live, ticks, seat), move |(live, mut ticks, seat)| async move {
+    let rest = stream::unfold((live, ticks, permit), move |(live, mut ticks, permit)| async move {
         let events = match ticks.recv().await {
             Ok(tick) => {
                 let point = tick.points[span].as_deref().map(|point| event("point", point));
@@ -161,7 +161,7 @@ fn listen(
             Err(RecvError::Lagged(_)) => vec![whole(&live)],
             Err(RecvError::Closed) => return None,
         };
-        Some((stream::iter(events), (live, ticks, seat)))
+        Some((stream::iter(events), (live, ticks, permit)))
     });
     first.chain(rest.flatten())
 }
@@ -185,8 +185,8 @@ mod tests {
     #[tokio::test]
     async fn a_listener_gets_history_then_points_and_status() {
         let live = Live::new(some_status());
-        let seat = live.seats.clone().try_acquire_owned().unwrap();
-        let mut events = pin!(listen(live.clone(), 0, seat));
+        let permit = live.listeners.clone().try_acquire_owned().unwrap();
+        let mut events = pin!(listen(live.clone(), 0, permit));
         assert!(
             next(&mut events).await.starts_with("event: history\ndata: {\"api_version\":1,\"span\":\"5m\"")
         );
@@ -199,10 +199,10 @@ mod tests {
     #[tokio::test]
     async fn who_lags_gets_the_history_again() {
         let live = Live::new(some_status());
-        let seat = live.seats.clone().try_acquire_owned().unwrap();
-        let mut events = pin!(listen(live.clone(), 1, seat));
+        let permit = live.listeners.clone().try_acquire_owned().unwrap();
+        let mut events = pin!(listen(live.clone(), 1, permit));
         next(&mut events).await;
-        for _ in 0..=LAG {
+        for _ in 0..=MAX_LAG_TICKS {
             let tick = Tick { status: "{}".into(), points: [None, None, None] };
             assert!(live.ticks.send(Arc::new(tick)).is_ok());
         }
@@ -214,6 +214,6 @@ mod tests {
         let live = Live::new(some_status());
         live.tick();
         assert_eq!(live.ticks.receiver_count(), 0);
-        assert_eq!(Wanted { span: Some("2d".into()) }.span(), Err(Refusal::NoSuchSpan));
+        assert_eq!(SpanQuery { span: Some("2d".into()) }.span(), Err(LiveError::NoSuchSpan));
     }
 }

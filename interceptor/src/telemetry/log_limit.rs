@@ -31,11 +31,11 @@ impl LogLimit {
 
     /// Whether a line about `subject` may be written now, and how many were left out since the last one. The second of two
     /// in a row about the same thing is not missed: the kernel asks twice for what it was refused.
-    pub fn admit(&self, subject: &str) -> Option<LeftOut> {
+    pub fn admit(&self, subject: &str) -> Option<SuppressedLines> {
         self.admit_at(subject, Instant::now())
     }
 
-    fn admit_at(&self, subject: &str, now: Instant) -> Option<LeftOut> {
+    fn admit_at(&self, subject: &str, now: Instant) -> Option<SuppressedLines> {
         let mut bucket = self.0.lock();
         let bucket = bucket.get_or_insert(Bucket { tokens: BURST, filled: now, left_out: 0, subject: None });
         if let Some((last, at)) = &bucket.subject
@@ -53,7 +53,7 @@ impl LogLimit {
         }
         bucket.tokens -= 1.0;
         bucket.subject = Some((subject.into(), now));
-        Some(LeftOut(std::mem::take(&mut bucket.left_out)))
+        Some(SuppressedLines(std::mem::take(&mut bucket.left_out)))
     }
 }
 
@@ -65,9 +65,9 @@ impl Default for LogLimit {
 
 /// The number of lines that were left out before the one that is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LeftOut(u64);
+pub struct SuppressedLines(u64);
 
-impl LeftOut {
+impl SuppressedLines {
     /// As a field of the line; none if nothing was left out.
     pub fn field(self) -> Option<u64> {
         (self.0 > 0).then_some(self.0)

@@ -19,9 +19,9 @@ use serde::{Deserialize, Serialize};
 
 use super::health::{FilerHealth, VolumeServerHealth};
 use super::kernel::KernelCounts;
-use super::ratios::{Answered, HitRatios};
-use super::shard::{Flow, FlowTotal, Sharded};
-use super::window::{Notes, WINDOWS};
+use super::ratios::{AnsweredBytes, HitRatios};
+use super::shard::{FlowCounter, FlowTotal, Sharded};
+use super::window::{WINDOWS, WindowSamples};
 
 /// Where the bytes of a read came from. The names are label values of the metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -87,7 +87,7 @@ pub enum Trigger {
     /// Somebody asked for the file with `interceptor warmup`.
     Warmup,
     /// A file is read in sequence out of the page cache, as eBPF has seen.
-    Seen,
+    KernelStream,
 }
 
 impl Trigger {
@@ -100,7 +100,7 @@ impl Trigger {
         Trigger::Epoch,
         Trigger::Open,
         Trigger::Warmup,
-        Trigger::Seen,
+        Trigger::KernelStream,
     ];
 
     /// The value of the label `trigger`.
@@ -113,51 +113,51 @@ impl Trigger {
             Trigger::Epoch => "epoch",
             Trigger::Open => "open",
             Trigger::Warmup => "warmup",
-            Trigger::Seen => "seen",
+            Trigger::KernelStream => "seen",
         }
     }
 }
 
 /// How the kernel reads a file that is open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
+pub enum OpenMode {
     /// Through its page cache, asking for what is missing.
     Cached,
     /// By itself, from a resident file.
     Passthrough,
 }
 
-impl Way {
+impl OpenMode {
     /// All ways; `way as usize` is the index.
-    pub const ALL: [Way; 2] = [Way::Cached, Way::Passthrough];
+    pub const ALL: [OpenMode; 2] = [OpenMode::Cached, OpenMode::Passthrough];
 
     /// The value of the label `way`.
     pub const fn label(self) -> &'static str {
         match self {
-            Way::Cached => "cached",
-            Way::Passthrough => "passthrough",
+            OpenMode::Cached => "cached",
+            OpenMode::Passthrough => "passthrough",
         }
     }
 }
 
 /// What eBPF tells of reads that the daemon may not see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SeenKind {
+pub enum KernelEventKind {
     /// A part of a file turned hot.
     Hot,
     /// Somebody reads a file front to back and is due to get more of it.
     Stream,
 }
 
-impl SeenKind {
+impl KernelEventKind {
     /// All kinds; `kind as usize` is the index.
-    pub const ALL: [SeenKind; 2] = [SeenKind::Hot, SeenKind::Stream];
+    pub const ALL: [KernelEventKind; 2] = [KernelEventKind::Hot, KernelEventKind::Stream];
 
     /// The value of the label `kind`.
     pub const fn label(self) -> &'static str {
         match self {
-            SeenKind::Hot => "hot",
-            SeenKind::Stream => "stream",
+            KernelEventKind::Hot => "hot",
+            KernelEventKind::Stream => "stream",
         }
     }
 }
@@ -269,16 +269,16 @@ pub struct Levels {
 /// What one thread counts.
 #[derive(Debug, Default)]
 struct Counters {
-    reads: [Flow; Source::ALL.len()],
-    fetches: [Flow; Source::ALL.len()],
+    reads: [FlowCounter; Source::ALL.len()],
+    fetches: [FlowCounter; Source::ALL.len()],
     fetched_ahead: [AtomicU64; Trigger::ALL.len()],
     prefetched: [[AtomicU64; Outcome::ALL.len()]; Trigger::ALL.len()],
     hedges_sent: AtomicU64,
     hedges_won: AtomicU64,
     pushed_bytes: AtomicU64,
     awake_nanoseconds: AtomicU64,
-    opens: [AtomicU64; Way::ALL.len()],
-    seen: [Flow; SeenKind::ALL.len()],
+    opens: [AtomicU64; OpenMode::ALL.len()],
+    kernel_events: [FlowCounter; KernelEventKind::ALL.len()],
 }
 
 /// What happens seldom.
@@ -304,10 +304,10 @@ pub struct Totals {
     pub hedges_sent: u64,
     /// Those of them whose answer was taken.
     pub hedges_won: u64,
-    /// Opens that the kernel asked about, by [`Way::ALL`].
-    pub opens: [u64; Way::ALL.len()],
-    /// Events of eBPF, with the time from the read that caused them until the daemon had acted on it, by [`SeenKind::ALL`].
-    pub seen: [FlowTotal; SeenKind::ALL.len()],
+    /// Opens that the kernel asked about, by [`OpenMode::ALL`].
+    pub opens: [u64; OpenMode::ALL.len()],
+    /// Events of eBPF, with the time from the read that caused them until the daemon had acted on it, by [`KernelEventKind::ALL`].
+    pub kernel_events: [FlowTotal; KernelEventKind::ALL.len()],
     /// Bytes that were given to the page cache of the mount because they are hot.
     pub pushed_bytes: u64,
     /// How long the CPUs of the host were kept awake.
@@ -325,7 +325,7 @@ pub struct Metrics {
     counters: Sharded<Counters>,
     incidents: Mutex<Incidents>,
     gauges: Mutex<Gauges>,
-    notes: Mutex<Notes>,
+    window_samples: Mutex<WindowSamples>,
 }
 
 impl Metrics {
@@ -335,7 +335,7 @@ impl Metrics {
             counters: Sharded::new(),
             incidents: Mutex::default(),
             gauges: Mutex::default(),
-            notes: Mutex::new(Notes::new(Instant::now())),
+            window_samples: Mutex::new(WindowSamples::new(Instant::now())),
         })
     }
 
@@ -393,13 +393,13 @@ impl Metrics {
 
     /// A file was opened, to be read in this way.
     #[inline]
-    pub fn opened(&self, way: Way) {
+    pub fn opened(&self, way: OpenMode) {
         self.counters.mine().opens[way as usize].fetch_add(1, Relaxed);
     }
 
     /// The daemon has acted on an event of eBPF, `elapsed` after the read that caused it.
-    pub fn seen(&self, kind: SeenKind, elapsed: Duration) {
-        self.counters.mine().seen[kind as usize].add(0, elapsed);
+    pub fn kernel_event_handled(&self, kind: KernelEventKind, elapsed: Duration) {
+        self.counters.mine().kernel_events[kind as usize].add(0, elapsed);
     }
 
     /// It is known what became of `bytes` that were fetched ahead because of `trigger`.
@@ -478,8 +478,8 @@ impl Metrics {
             for (sum, bytes) in totals.fetched_ahead.iter_mut().zip(&counters.fetched_ahead) {
                 *sum += bytes.load(Relaxed);
             }
-            for (sum, seen) in totals.seen.iter_mut().zip(&counters.seen) {
-                sum.add(seen);
+            for (sum, events) in totals.kernel_events.iter_mut().zip(&counters.kernel_events) {
+                sum.add(events);
             }
             for (sum, opens) in totals.opens.iter_mut().zip(&counters.opens) {
                 *sum += opens.load(Relaxed);
@@ -499,15 +499,15 @@ impl Metrics {
 
     /// To be called every [`super::window::TICK`], or the hit ratios cover more than their windows.
     pub fn tick(&self, now: Instant) {
-        let answered = Answered::new(&self.totals(), self.kernel().as_ref());
-        self.notes.lock().take(now, answered);
+        let answered = AnsweredBytes::new(&self.totals(), self.kernel().as_ref());
+        self.window_samples.lock().take(now, answered);
     }
 
     /// The hit ratios within each of [`WINDOWS`].
     pub fn hit_ratios(&self, now: Instant) -> [(&'static str, HitRatios); WINDOWS.len()] {
-        let answered = Answered::new(&self.totals(), self.kernel().as_ref());
-        let notes = self.notes.lock();
-        WINDOWS.map(|(name, window)| (name, notes.ratios(now, answered, window)))
+        let answered = AnsweredBytes::new(&self.totals(), self.kernel().as_ref());
+        let window_samples = self.window_samples.lock();
+        WINDOWS.map(|(name, window)| (name, window_samples.ratios(now, answered, window)))
     }
 }
 
@@ -530,8 +530,8 @@ mod tests {
         metrics.hedge_won();
         metrics.fetched_ahead(Trigger::Epoch, 9);
         metrics.prefetch(Trigger::Hot, Outcome::Wasted, 7);
-        metrics.opened(Way::Passthrough);
-        metrics.seen(SeenKind::Stream, Duration::from_millis(3));
+        metrics.opened(OpenMode::Passthrough);
+        metrics.kernel_event_handled(KernelEventKind::Stream, Duration::from_millis(3));
 
         let totals = metrics.totals();
         assert_eq!(
@@ -546,7 +546,10 @@ mod tests {
         assert_eq!((totals.hedges_sent, totals.hedges_won), (2, 1));
         assert_eq!(totals.fetched_ahead, [0, 0, 0, 0, 9, 0, 0, 0]);
         assert_eq!(totals.opens, [0, 1]);
-        assert_eq!(totals.seen.each_ref().map(|flow| (flow.count(), flow.nanos)), [(0, 0), (1, 3_000_000)]);
+        assert_eq!(
+            totals.kernel_events.each_ref().map(|flow| (flow.count(), flow.nanos)),
+            [(0, 0), (1, 3_000_000)]
+        );
         assert_eq!(totals.prefetched, [[0, 0], [0, 7], [0, 0], [0, 0], [0, 0], [0, 0], [0, 0], [0, 0]]);
         let ratios = metrics.hit_ratios(Instant::now()).map(|(window, ratios)| (window, ratios.registered));
         assert_eq!(ratios, [("1m", Some(0.75)), ("10m", Some(0.75))]);

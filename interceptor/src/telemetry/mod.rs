@@ -13,7 +13,6 @@
 
 pub mod access;
 pub mod activity;
-pub mod curve;
 pub mod export;
 mod exposition;
 pub mod health;
@@ -22,6 +21,7 @@ pub mod kernel;
 mod live;
 pub mod log_limit;
 pub mod metrics;
+pub mod miss_ratio;
 mod page;
 pub mod peer;
 pub mod ratios;
@@ -31,8 +31,10 @@ mod shard;
 pub mod status;
 pub mod window;
 
-pub use curve::{MissRatioCurve, MissRatioPoint};
-pub use kernel::{KernelCounts, KernelReads, Sight};
-pub use metrics::{CacheClass, CacheUsage, Metrics, Outcome, ResidentFiles, SeenKind, Source, Trigger};
+pub use kernel::{CapabilityReport, KernelCounts, KernelReads};
+pub use metrics::{
+    CacheClass, CacheUsage, KernelEventKind, Metrics, Outcome, ResidentFiles, Source, Trigger,
+};
+pub use miss_ratio::{MissRatioCurve, MissRatioPoint};
 pub use shard::FlowTotal;
 pub use status::Status;

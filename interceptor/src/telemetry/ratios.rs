@@ -17,10 +17,10 @@ use super::metrics::{Source, Totals};
 
 /// Bytes that were read so far, or within a while, by where they came from.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Answered {
-    /// Answered by the daemon from its memory.
+pub(super) struct AnsweredBytes {
+    /// AnsweredBytes by the daemon from its memory.
     pub(super) registered: u64,
-    /// Answered by the daemon.
+    /// AnsweredBytes by the daemon.
     pub(super) daemon: u64,
     /// What the kernel saw; `None` if it is not asked.
     pub(super) kernel: Option<AnsweredByKernel>,
@@ -37,7 +37,7 @@ pub(super) struct AnsweredByKernel {
     pub(super) resident: Option<u64>,
 }
 
-impl Answered {
+impl AnsweredBytes {
     pub(super) fn new(totals: &Totals, kernel: Option<&KernelCounts>) -> Self {
         let mut answered = Self::default();
         for (source, flow) in Source::ALL.iter().zip(&totals.reads) {
@@ -125,7 +125,7 @@ pub struct TimeSaved {
 
 impl TimeSaved {
     pub(super) fn new(totals: &Totals, kernel: Option<&KernelCounts>) -> Self {
-        let Answered { daemon, kernel, .. } = Answered::new(totals, kernel);
+        let AnsweredBytes { daemon, kernel, .. } = AnsweredBytes::new(totals, kernel);
         let by_kernel = kernel.map_or(0, |kernel| kernel.page_cache + kernel.resident.unwrap_or(0));
         let waited = totals.reads.iter().map(|flow| flow.nanos as f64 / 1e9).sum();
         let http = &totals.fetches[Source::Http as usize];
@@ -163,7 +163,7 @@ mod tests {
         let metrics = Metrics::new();
         metrics.read(Source::Registered, 150, Duration::ZERO);
         metrics.read(Source::Http, 50, Duration::ZERO);
-        let answered = Answered::new(&metrics.totals(), Some(&seen(600, 400, 400)));
+        let answered = AnsweredBytes::new(&metrics.totals(), Some(&seen(600, 400, 400)));
         let ratios = answered.hit_ratios();
         let expected = [Some(400.0 / 600.0), Some(0.4), Some(0.75), Some(0.95)];
         assert_eq!(ratios.by_layer().map(|(_, ratio)| ratio), expected);
@@ -175,7 +175,7 @@ mod tests {
     fn what_the_kernel_does_not_tell_is_not_made_up() {
         let metrics = Metrics::new();
         metrics.read(Source::Registered, 1, Duration::ZERO);
-        let ratios = Answered::new(&metrics.totals(), None).hit_ratios();
+        let ratios = AnsweredBytes::new(&metrics.totals(), None).hit_ratios();
         assert_eq!(ratios, HitRatios { registered: Some(1.0), ..HitRatios::default() });
     }
 

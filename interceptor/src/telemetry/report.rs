@@ -10,10 +10,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::activity::Activity;
-use super::curve::MissRatioCurve;
 use super::health::Health;
 use super::kernel::KernelReport;
 use super::metrics::CacheUsage;
+use super::miss_ratio::MissRatioCurve;
 use super::ratios::{HitRatios, TimeSaved};
 use super::shard::FlowTotal;
 
@@ -22,7 +22,7 @@ pub const API_VERSION: u32 = 1;
 
 /// The whole document.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-pub struct Report {
+pub struct StatusReport {
     /// [`API_VERSION`] of the daemon.
     pub api_version: u32,
     /// Version of the program.
@@ -46,9 +46,9 @@ pub struct Report {
     /// Files and directories that the kernel remembers.
     pub nodes: Option<u64>,
     /// Reads of applications that reached the daemon, by source.
-    pub reads: BTreeMap<String, Flow>,
+    pub reads: BTreeMap<String, FlowReport>,
     /// Fetches from an origin, by source.
-    pub fetches: BTreeMap<String, Flow>,
+    pub fetches: BTreeMap<String, FlowReport>,
     /// Bytes that applications read, by the source that they came from, those that never reached the daemon included; what cannot be seen is
     /// missing.
     #[serde(default)]
@@ -90,7 +90,7 @@ pub struct Report {
     pub miss_ratio_curve: Option<MissRatioCurve>,
     /// Who can read this.
     #[serde(default)]
-    pub access: Access,
+    pub access: ApiAccess,
     /// Options in effect, by long name.
     pub options: BTreeMap<String, String>,
     /// What this mount goes without, and why.
@@ -112,7 +112,7 @@ pub struct Subscription {
 
 /// Operations of one kind.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Flow {
+pub struct FlowReport {
     /// Their number.
     pub count: u64,
     /// Bytes moved.
@@ -159,7 +159,7 @@ pub struct Fallbacks {
 /// Who can read what the status API tells.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Access {
+pub enum ApiAccess {
     /// Processes on the host of the mount.
     #[default]
     Loopback,
@@ -191,12 +191,12 @@ pub struct LostAbility {
     pub remedy: String,
 }
 
-/// The JSON schema of [`Report`], as it is kept in `doc/status.schema.json`.
+/// The JSON schema of [`StatusReport`], as it is kept in `doc/status.schema.json`.
 pub fn schema() -> serde_json::Value {
-    schemars::schema_for!(Report).into()
+    schemars::schema_for!(StatusReport).into()
 }
 
-impl From<&FlowTotal> for Flow {
+impl From<&FlowTotal> for FlowReport {
     fn from(total: &FlowTotal) -> Self {
         let count = total.count();
         Self {
@@ -238,13 +238,13 @@ mod tests {
     #[test]
     fn percentiles_are_bounds_of_buckets() {
         let mut total = FlowTotal::default();
-        assert_eq!(Flow::from(&total).p50_seconds, None);
+        assert_eq!(FlowReport::from(&total).p50_seconds, None);
         total.buckets[0] = 98;
         total.buckets[4] = 2;
-        let flow = Flow::from(&total);
+        let flow = FlowReport::from(&total);
         assert_eq!(flow.p50_seconds, Some(256e-9));
         assert_eq!(flow.p99_seconds, Some(4096e-9));
         total.buckets[BUCKETS - 1] = 1000;
-        assert_eq!(Flow::from(&total).p99_seconds, Some((1u64 << 32) as f64 / 1e9));
+        assert_eq!(FlowReport::from(&total).p99_seconds, Some((1u64 << 32) as f64 / 1e9));
     }
 }

@@ -17,12 +17,12 @@ use axum::{Json, Router, middleware};
 use rdma_engine::bounded_listener::BoundedListener;
 use tokio::net::TcpListener;
 
-use super::access::{self, Guard, Token};
+use super::access::{self, AccessGuard, Token};
 use super::export;
 use super::live::Live;
 use super::page::{self, SECURITY_POLICY};
 use super::peer::Peer;
-use super::report::{self, Access, Report};
+use super::report::{self, ApiAccess, StatusReport};
 use super::status::Status;
 use crate::vital;
 
@@ -43,13 +43,13 @@ impl BindError {
 }
 
 /// A bound status API that does not answer yet.
-pub struct Server {
+pub struct StatusServer {
     listener: TcpListener,
     address: SocketAddr,
-    guard: Arc<Guard>,
+    guard: Arc<AccessGuard>,
 }
 
-impl Server {
+impl StatusServer {
     /// Takes `address` (`host:port`, port 0 for any free one). With a `token`, only who has it is answered.
     pub async fn bind(address: &str, token: Option<Token>) -> Result<Self, BindError> {
         let failed = |error: io::Error| {
@@ -63,7 +63,7 @@ impl Server {
         };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        Ok(Self { listener, address, guard: Guard::new(address, token) })
+        Ok(Self { listener, address, guard: AccessGuard::new(address, token) })
     }
 
     /// Where it listens.
@@ -74,7 +74,7 @@ impl Server {
     /// Answers until the runtime ends, also what `more` has.
     pub async fn serve(self, status: Arc<Status>, more: Router) {
         status.set_access(self.guard.access());
-        if self.guard.access() == Access::Open {
+        if self.guard.access() == ApiAccess::Open {
             tracing::warn!(
                 address = %self.address,
                 "the status API is open: everybody who can reach it reads the names of files and who reads them; \
@@ -90,7 +90,7 @@ impl Server {
     }
 }
 
-fn router(status: Arc<Status>, live: Arc<Live>, guard: Arc<Guard>, more: Router) -> Router {
+fn router(status: Arc<Status>, live: Arc<Live>, guard: Arc<AccessGuard>, more: Router) -> Router {
     Router::new()
         .merge(page::router())
         .route("/metrics", get(metrics))
@@ -117,7 +117,7 @@ async fn ready(State(status): State<Arc<Status>>) -> Response {
     }
 }
 
-async fn report(State(status): State<Arc<Status>>) -> Result<Json<Report>, StatusCode> {
+async fn report(State(status): State<Arc<Status>>) -> Result<Json<StatusReport>, StatusCode> {
     // What is hot is asked of the kernel, which may take milliseconds.
     let report = tokio::task::spawn_blocking(move || status.report()).await;
     report.map(Json).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)
@@ -143,7 +143,8 @@ mod tests {
     async fn get(path: &str) -> (StatusCode, String, String) {
         let request = Request::get(path).body(Body::empty()).unwrap();
         let (status, address) = (some_status(), "127.0.0.1:9650".parse().unwrap());
-        let router = router(status.clone(), Live::new(status), Guard::new(address, None), Router::new());
+        let router =
+            router(status.clone(), Live::new(status), AccessGuard::new(address, None), Router::new());
         let response = router.oneshot(request).await.unwrap();
         assert_eq!(response.headers()[header::CONTENT_SECURITY_POLICY], SECURITY_POLICY);
         let content_type = response
@@ -198,9 +199,9 @@ mod tests {
 
     #[tokio::test]
     async fn an_address_in_use_is_named_with_its_option() {
-        let first = Server::bind("127.0.0.1:0", None).await.unwrap();
+        let first = StatusServer::bind("127.0.0.1:0", None).await.unwrap();
         let taken = first.address().to_string();
-        let message = Server::bind(&taken, None).await.err().unwrap().to_string();
+        let message = StatusServer::bind(&taken, None).await.err().unwrap().to_string();
         assert!(message.contains("--status-addr") && message.contains(&taken), "{message}");
         assert!(message.contains("another daemon"), "{message}");
     }

@@ -66,13 +66,13 @@ fn thread_slot() -> usize {
 
 /// One thread's record of operations that move bytes and take time.
 #[derive(Debug)]
-pub(super) struct Flow {
+pub(super) struct FlowCounter {
     buckets: [AtomicU64; BUCKETS],
     bytes: AtomicU64,
     nanos: AtomicU64,
 }
 
-impl Default for Flow {
+impl Default for FlowCounter {
     fn default() -> Self {
         Self {
             buckets: array::from_fn(|_| AtomicU64::new(0)),
@@ -82,7 +82,7 @@ impl Default for Flow {
     }
 }
 
-impl Flow {
+impl FlowCounter {
     #[inline]
     pub(super) fn add(&self, bytes: u64, elapsed: Duration) {
         let nanos = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
@@ -120,7 +120,7 @@ impl FlowTotal {
         since
     }
 
-    pub(super) fn add(&mut self, flow: &Flow) {
+    pub(super) fn add(&mut self, flow: &FlowCounter) {
         for (total, bucket) in self.buckets.iter_mut().zip(&flow.buckets) {
             *total += bucket.load(Relaxed);
         }
@@ -137,7 +137,7 @@ mod tests {
 
     #[test]
     fn nothing_is_lost_between_threads() {
-        let flows = Sharded::<Flow>::new();
+        let flows = Sharded::<FlowCounter>::new();
         thread::scope(|scope| {
             for thread in 0..2 * MAX_SLOTS as u64 {
                 let flows = &flows;

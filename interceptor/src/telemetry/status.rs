@@ -14,14 +14,15 @@ use futures::future::{BoxFuture, join_all};
 use parking_lot::Mutex;
 
 use super::activity::Activity;
-use super::curve::MissRatioCurve;
 use super::health::{FilerHealth, Health};
 use super::history::bytes_by_source;
-use super::kernel::{KernelReport, Sight};
+use super::kernel::{CapabilityReport, KernelReport};
 use super::metrics::{Gauge, Metrics, Outcome, Source, Trigger};
+use super::miss_ratio::MissRatioCurve;
 use super::ratios::TimeSaved;
 use super::report::{
-    API_VERSION, Access, Fallbacks, FetchErrors, Flow, Hedges, LostAbility, Prefetched, Report, Subscription,
+    API_VERSION, ApiAccess, Fallbacks, FetchErrors, FlowReport, Hedges, LostAbility, Prefetched,
+    StatusReport, Subscription,
 };
 
 /// How long a check of readiness may take before it counts as failed. Longer than a mount takes to answer `statfs` on its
@@ -35,11 +36,11 @@ const ACTIVITY_AGE: Duration = Duration::from_secs(2);
 const ACTIVITY_PAUSE: u32 = 100;
 
 /// Finds out whether something works at this moment; the error says what does not, in one line.
-pub type Check = Box<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
+pub type ReadinessCheck = Box<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
 
 /// Which mount this is: known at the start, never changing.
 #[derive(Debug, Clone)]
-pub struct Identity {
+pub struct MountIdentity {
     /// Where it is mounted.
     pub mount_point: String,
     /// The filers it was told of, as `host:port`.
@@ -53,42 +54,42 @@ pub struct Identity {
 /// All that the status API tells.
 pub struct Status {
     started: Instant,
-    identity: Identity,
+    identity: MountIdentity,
     metrics: Arc<Metrics>,
     changes: AtomicU64,
-    told: Mutex<Told>,
-    checks: Mutex<Vec<(&'static str, Arc<Check>)>>,
-    activity: Mutex<Recent>,
+    reported: Mutex<ReportedState>,
+    checks: Mutex<Vec<(&'static str, Arc<ReadinessCheck>)>>,
+    activity: Mutex<CachedActivity>,
 }
 
 /// What goes on, as it was found out last.
 #[derive(Default)]
-struct Recent {
+struct CachedActivity {
     gauge: Option<Gauge<Option<Activity>>>,
     last: Option<Activity>,
     /// Until when `last` will do.
     good_until: Option<Instant>,
 }
 
-/// What others told.
+/// What others reported.
 #[derive(Default)]
-struct Told {
+struct ReportedState {
     subscription: Subscription,
     miss_ratio_curve: Option<Gauge<Option<MissRatioCurve>>>,
-    access: Access,
+    access: ApiAccess,
     lost: Vec<LostAbility>,
-    sights: Vec<Sight>,
+    capabilities: Vec<CapabilityReport>,
 }
 
 impl Status {
     /// A daemon that has just started: not ready until a check has been added and passes.
-    pub fn new(identity: Identity, metrics: Arc<Metrics>) -> Arc<Self> {
+    pub fn new(identity: MountIdentity, metrics: Arc<Metrics>) -> Arc<Self> {
         Arc::new(Self {
             started: Instant::now(),
             identity,
             metrics,
             changes: AtomicU64::new(0),
-            told: Mutex::default(),
+            reported: Mutex::default(),
             checks: Mutex::default(),
             activity: Mutex::default(),
         })
@@ -106,27 +107,27 @@ impl Status {
 
     /// From now on `gauge` tells what is hot and who reads, or nothing once it cannot be told any more. It may take some milliseconds.
     pub fn set_activity(&self, gauge: Gauge<Option<Activity>>) {
-        *self.activity.lock() = Recent { gauge: Some(gauge), ..Recent::default() };
+        *self.activity.lock() = CachedActivity { gauge: Some(gauge), ..CachedActivity::default() };
     }
 
     /// From now on `gauge` tells what more or less cache would bring, once that is known.
     pub fn set_miss_ratio_curve(&self, gauge: Gauge<Option<MissRatioCurve>>) {
-        self.told.lock().miss_ratio_curve = Some(gauge);
+        self.reported.lock().miss_ratio_curve = Some(gauge);
     }
 
     /// Who can read all this.
-    pub(super) fn set_access(&self, access: Access) {
-        self.told.lock().access = access;
+    pub(super) fn set_access(&self, access: ApiAccess) {
+        self.reported.lock().access = access;
     }
 
     /// Changes of the filer are heard from now on.
     pub fn subscription_live(&self) {
-        self.told.lock().subscription.live = true;
+        self.reported.lock().subscription.live = true;
     }
 
     /// Changes of the filer are not heard any more, because of `reason`.
     pub fn subscription_lost(&self, reason: String) {
-        let subscription = &mut self.told.lock().subscription;
+        let subscription = &mut self.reported.lock().subscription;
         subscription.losses += u64::from(subscription.live);
         subscription.live = false;
         subscription.last_loss = Some(reason);
@@ -134,7 +135,7 @@ impl Status {
 
     /// Whether changes of the filer are heard.
     pub fn is_subscription_live(&self) -> bool {
-        self.told.lock().subscription.live
+        self.reported.lock().subscription.live
     }
 
     /// A change of the filer was acted on.
@@ -144,16 +145,16 @@ impl Status {
 
     /// This mount goes without something.
     pub fn lost(&self, ability: LostAbility) {
-        self.told.lock().lost.push(ability);
+        self.reported.lock().lost.push(ability);
     }
 
     /// What eBPF sees of this mount, and what not.
-    pub fn sees(&self, sights: Vec<Sight>) {
-        self.told.lock().sights = sights;
+    pub fn set_capabilities(&self, capabilities: Vec<CapabilityReport>) {
+        self.reported.lock().capabilities = capabilities;
     }
 
     /// The daemon is ready only if `check` passes, too.
-    pub fn add_check(&self, name: &'static str, check: Check) {
+    pub fn add_check(&self, name: &'static str, check: ReadinessCheck) {
         self.checks.lock().push((name, Arc::new(check)));
     }
 
@@ -184,20 +185,30 @@ impl Status {
         if recent.good_until.is_none_or(|until| until <= begun) {
             let activity = recent.gauge.as_ref()?();
             let pause = ACTIVITY_AGE.max(begun.elapsed() * ACTIVITY_PAUSE);
-            *recent = Recent { gauge: recent.gauge.take(), last: activity, good_until: Some(begun + pause) };
+            *recent = CachedActivity {
+                gauge: recent.gauge.take(),
+                last: activity,
+                good_until: Some(begun + pause),
+            };
         }
         recent.last.clone()
     }
 
     /// Everything at this moment. May take some milliseconds.
-    pub fn report(&self) -> Report {
+    pub fn report(&self) -> StatusReport {
         let (totals, levels, kernel) = (self.metrics.totals(), self.metrics.levels(), self.metrics.kernel());
         let activity = self.activity();
         let filers = self.metrics.filers().unwrap_or_default();
-        let (mut subscription, lost, sights, miss_ratio_curve, access) = {
-            let told = self.told.lock();
-            let curve = told.miss_ratio_curve.as_ref().and_then(|curve| curve());
-            (told.subscription.clone(), told.lost.clone(), told.sights.clone(), curve, told.access)
+        let (mut subscription, lost, capabilities, miss_ratio_curve, access) = {
+            let reported = self.reported.lock();
+            let curve = reported.miss_ratio_curve.as_ref().and_then(|curve| curve());
+            (
+                reported.subscription.clone(),
+                reported.lost.clone(),
+                reported.capabilities.clone(),
+                curve,
+                reported.access,
+            )
         };
         let current_filer = filers.iter().find(|filer| filer.is_current).map(|filer| filer.address.clone());
         let hit_ratios = self.metrics.hit_ratios(Instant::now());
@@ -212,7 +223,7 @@ impl Status {
             outcome: outcome.label().to_owned(),
             bytes: totals.prefetched[trigger as usize][outcome as usize],
         };
-        Report {
+        StatusReport {
             api_version: API_VERSION,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: process::id(),
@@ -226,10 +237,10 @@ impl Status {
             nodes: levels.nodes,
             reads: Source::ALL
                 .into_iter()
-                .map(|source| (label(source), Flow::from(&totals.reads[source as usize])))
+                .map(|source| (label(source), FlowReport::from(&totals.reads[source as usize])))
                 .collect(),
             fetches: origins()
-                .map(|source| (label(source), Flow::from(&totals.fetches[source as usize])))
+                .map(|source| (label(source), FlowReport::from(&totals.fetches[source as usize])))
                 .collect(),
             bytes_by_source: bytes_by_source(&totals, kernel.as_ref())
                 .into_iter()
@@ -267,7 +278,7 @@ impl Status {
             integrity_failures: origins()
                 .map(|source| (label(source), totals.integrity_failures.get(&source).copied().unwrap_or(0)))
                 .collect(),
-            kernel: kernel.map(|counts| KernelReport::new(sights, counts, &totals)),
+            kernel: kernel.map(|counts| KernelReport::new(capabilities, counts, &totals)),
             health: Health { filers, volume_servers: self.metrics.volume_servers().unwrap_or_default() },
             activity,
             miss_ratio_curve,
@@ -283,7 +294,7 @@ pub(super) mod tests {
     use super::*;
 
     pub(in super::super) fn some_status() -> Arc<Status> {
-        let identity = Identity {
+        let identity = MountIdentity {
             mount_point: "/mnt/<data>".into(),
             filers: vec!["filer:8888".into()],
             filer_path: "/".into(),
@@ -341,7 +352,7 @@ pub(super) mod tests {
         status.metrics().read(Source::Http, 10, Duration::from_millis(1));
         status.metrics().fetch_error(Source::Http, "timeout");
         let json = serde_json::to_string(&status.report()).unwrap();
-        let report: Report = serde_json::from_str(&json).unwrap();
+        let report: StatusReport = serde_json::from_str(&json).unwrap();
         assert_eq!(report.reads["http"].bytes, 10);
         assert_eq!(report.fetch_errors[0].reason, "timeout");
         assert_eq!(report.hit_ratio["1m"], Some(0.0));

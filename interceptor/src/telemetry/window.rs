@@ -1,12 +1,12 @@
 //! Ratios over the last minutes, out of counters that only grow.
 //!
-//! A ticker notes the counters every [`TICK`]; a window's ratio is what was added since the newest note that is at
+//! A ticker samples the counters every [`TICK`]; a window's ratio is what was added since the newest note that is at
 //! least as old as the window, or since the oldest one while the daemon is younger than that.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::ratios::{Answered, HitRatios};
+use super::ratios::{AnsweredBytes, HitRatios};
 
 /// How often to take note.
 pub const TICK: Duration = Duration::from_secs(5);
@@ -15,17 +15,17 @@ pub const TICK: Duration = Duration::from_secs(5);
 pub const WINDOWS: [(&str, Duration); 2] =
     [("1m", Duration::from_secs(60)), ("10m", Duration::from_secs(600))];
 
-/// The notes taken, oldest first.
+/// The samples taken, oldest first.
 #[derive(Debug)]
-pub(super) struct Notes(VecDeque<(Instant, Answered)>);
+pub(super) struct WindowSamples(VecDeque<(Instant, AnsweredBytes)>);
 
-impl Notes {
+impl WindowSamples {
     /// Begins to count at `now`, when nothing has been read.
     pub(super) fn new(now: Instant) -> Self {
-        Self([(now, Answered::default())].into())
+        Self([(now, AnsweredBytes::default())].into())
     }
 
-    pub(super) fn take(&mut self, now: Instant, answered: Answered) {
+    pub(super) fn take(&mut self, now: Instant, answered: AnsweredBytes) {
         self.0.push_back((now, answered));
         let longest = WINDOWS[WINDOWS.len() - 1].1;
         // The second-oldest must stay too young for the longest window, or the oldest is of no use.
@@ -35,8 +35,8 @@ impl Notes {
     }
 
     /// The hit ratios of what was read in the window.
-    pub(super) fn ratios(&self, now: Instant, answered: Answered, window: Duration) -> HitRatios {
-        let aged = |(at, _): &&(Instant, Answered)| now.duration_since(*at) >= window;
+    pub(super) fn ratios(&self, now: Instant, answered: AnsweredBytes, window: Duration) -> HitRatios {
+        let aged = |(at, _): &&(Instant, AnsweredBytes)| now.duration_since(*at) >= window;
         let noted = self.0.iter().rev().find(aged).or(self.0.front());
         answered.since(&noted.map(|(_, since)| *since).unwrap_or_default()).hit_ratios()
     }
@@ -49,51 +49,51 @@ mod tests {
     const MINUTE: Duration = WINDOWS[0].1;
     const TEN_MINUTES: Duration = WINDOWS[1].1;
 
-    fn answered(registered: u64, daemon: u64) -> Answered {
-        Answered { registered, daemon, kernel: None }
+    fn answered(registered: u64, daemon: u64) -> AnsweredBytes {
+        AnsweredBytes { registered, daemon, kernel: None }
     }
 
     #[test]
     fn nothing_read_has_no_ratio() {
         let start = Instant::now();
-        assert_eq!(Notes::new(start).ratios(start, answered(0, 0), MINUTE), HitRatios::default());
+        assert_eq!(WindowSamples::new(start).ratios(start, answered(0, 0), MINUTE), HitRatios::default());
     }
 
     #[test]
     fn a_young_daemon_counts_from_its_start() {
         let start = Instant::now();
-        let notes = Notes::new(start);
-        assert_eq!(notes.ratios(start + TICK, answered(1, 4), TEN_MINUTES).registered, Some(0.25));
+        let samples = WindowSamples::new(start);
+        assert_eq!(samples.ratios(start + TICK, answered(1, 4), TEN_MINUTES).registered, Some(0.25));
     }
 
     #[test]
     fn windows_forget_what_is_older() {
         let start = Instant::now();
-        let mut notes = Notes::new(start);
+        let mut samples = WindowSamples::new(start);
         // Ten minutes of misses only, 100 bytes a tick; then one minute of hits only.
         let (mut now, mut so_far) = (start, answered(0, 0));
         for _ in 0..120 {
             now += TICK;
             so_far.daemon += 100;
-            notes.take(now, so_far);
+            samples.take(now, so_far);
         }
         for _ in 0..12 {
             now += TICK;
             so_far.daemon += 100;
             so_far.registered += 100;
-            notes.take(now, so_far);
+            samples.take(now, so_far);
         }
-        assert_eq!(notes.ratios(now, so_far, MINUTE).registered, Some(1.0));
-        assert_eq!(notes.ratios(now, so_far, TEN_MINUTES).registered, Some(0.1));
+        assert_eq!(samples.ratios(now, so_far, MINUTE).registered, Some(1.0));
+        assert_eq!(samples.ratios(now, so_far, TEN_MINUTES).registered, Some(0.1));
     }
 
     #[test]
     fn notes_do_not_pile_up() {
         let start = Instant::now();
-        let mut notes = Notes::new(start);
+        let mut samples = WindowSamples::new(start);
         for tick in 1..10_000 {
-            notes.take(start + tick * TICK, answered(0, 0));
+            samples.take(start + tick * TICK, answered(0, 0));
         }
-        assert!(notes.0.len() <= (TEN_MINUTES.as_secs() / TICK.as_secs()) as usize + 2);
+        assert!(samples.0.len() <= (TEN_MINUTES.as_secs() / TICK.as_secs()) as usize + 2);
     }
 }

@@ -17,18 +17,18 @@ use axum::{Json, Router};
 use serde::Deserialize;
 use tokio::time::timeout;
 
-use super::desk::{Desk, Refusal};
-use super::wire::{self, HEADER, LARGEST_BODY, LONGEST_WAIT_MS, PATH};
+use super::registry::{JobRefusal, JobRegistry};
+use super::wire::{self, API_PATH, MAX_BODY_BYTES, MAX_WAIT_MS, REQUEST_HEADER};
 use crate::telemetry::peer::Peer;
 
 /// How long a body may take to arrive.
 const BODY_DEADLINE: Duration = Duration::from_secs(5);
 
 /// What the status API offers for `desk`. The server that it is mounted in must know each connection's [`Peer`].
-pub fn router(desk: Arc<Desk>) -> Router {
+pub fn router(desk: Arc<JobRegistry>) -> Router {
     Router::new()
-        .route(PATH, post(begin))
-        .route(&format!("{PATH}/{{id}}"), get(report).delete(cancel))
+        .route(API_PATH, post(begin))
+        .route(&format!("{API_PATH}/{{id}}"), get(report).delete(cancel))
         // Of these routes only: what else the server has is none of our business.
         .route_layer(middleware::from_fn(guard))
         .with_state(desk)
@@ -40,19 +40,19 @@ struct Error(StatusCode, String);
 
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
-        (self.0, Json(wire::Refused { error: self.1 })).into_response()
+        (self.0, Json(wire::ErrorBody { error: self.1 })).into_response()
     }
 }
 
-impl From<Refusal> for Error {
-    fn from(refusal: Refusal) -> Self {
+impl From<JobRefusal> for Error {
+    fn from(refusal: JobRefusal) -> Self {
         let code = match refusal {
-            Refusal::NotMounted => StatusCode::SERVICE_UNAVAILABLE,
-            Refusal::OtherMount { .. } => StatusCode::CONFLICT,
-            Refusal::TooManyFiles(_) => StatusCode::PAYLOAD_TOO_LARGE,
-            Refusal::NotOneUser => StatusCode::BAD_REQUEST,
-            Refusal::Ticket(_) | Refusal::ForceNotPermitted => StatusCode::FORBIDDEN,
-            Refusal::TooManyJobs(_) => StatusCode::TOO_MANY_REQUESTS,
+            JobRefusal::NotMounted => StatusCode::SERVICE_UNAVAILABLE,
+            JobRefusal::OtherMount { .. } => StatusCode::CONFLICT,
+            JobRefusal::TooManyFiles(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            JobRefusal::NotOneUser => StatusCode::BAD_REQUEST,
+            JobRefusal::Ticket(_) | JobRefusal::ForceNotPermitted => StatusCode::FORBIDDEN,
+            JobRefusal::TooManyJobs(_) => StatusCode::TOO_MANY_REQUESTS,
         };
         Self(code, refusal.to_string())
     }
@@ -68,28 +68,28 @@ async fn guard(request: Request, next: Next) -> Result<Response, Error> {
     if headers.contains_key(header::ORIGIN) {
         return forbidden("web pages may not ask for this");
     }
-    if headers.get(HEADER.0).is_none_or(|value| value != HEADER.1) {
+    if headers.get(REQUEST_HEADER.0).is_none_or(|value| value != REQUEST_HEADER.1) {
         return forbidden("the header `X-Interceptor: warmup` is missing");
     }
     Ok(next.run(request).await)
 }
 
-async fn begin(State(desk): State<Arc<Desk>>, request: Request) -> Result<impl IntoResponse, Error> {
+async fn begin(State(desk): State<Arc<JobRegistry>>, request: Request) -> Result<impl IntoResponse, Error> {
     let content_type = request.headers().get(header::CONTENT_TYPE);
     if content_type.is_none_or(|content_type| content_type != "application/json") {
         return Err(Error(StatusCode::UNSUPPORTED_MEDIA_TYPE, "expected application/json".into()));
     }
     let body = body(request.into_body(), BODY_DEADLINE).await?;
-    let request: wire::Request = serde_json::from_slice(&body)
+    let request: wire::JobRequest = serde_json::from_slice(&body)
         .map_err(|error| Error(StatusCode::BAD_REQUEST, format!("the request is not understood: {error}")))?;
     Ok((StatusCode::CREATED, Json(desk.begin(&request)?)))
 }
 
 async fn body(body: Body, deadline: Duration) -> Result<bytes::Bytes, Error> {
-    match timeout(deadline, to_bytes(body, LARGEST_BODY)).await {
+    match timeout(deadline, to_bytes(body, MAX_BODY_BYTES)).await {
         Ok(Ok(bytes)) => Ok(bytes),
         Ok(Err(_)) => {
-            let limit = format!("the body breaks off or is longer than {LARGEST_BODY} bytes");
+            let limit = format!("the body breaks off or is longer than {MAX_BODY_BYTES} bytes");
             Err(Error(StatusCode::PAYLOAD_TOO_LARGE, limit))
         }
         Err(_) => Err(Error(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time".into())),
@@ -104,15 +104,18 @@ struct Wait {
 }
 
 async fn report(
-    State(desk): State<Arc<Desk>>,
+    State(desk): State<Arc<JobRegistry>>,
     Path(id): Path<String>,
     Query(wait): Query<Wait>,
-) -> Result<Json<wire::Report>, Error> {
-    let wait = Duration::from_millis(wait.wait_ms.min(LONGEST_WAIT_MS));
+) -> Result<Json<wire::JobReport>, Error> {
+    let wait = Duration::from_millis(wait.wait_ms.min(MAX_WAIT_MS));
     desk.report(&id, wait).await.map(Json).ok_or_else(unknown)
 }
 
-async fn cancel(State(desk): State<Arc<Desk>>, Path(id): Path<String>) -> Result<Json<wire::Report>, Error> {
+async fn cancel(
+    State(desk): State<Arc<JobRegistry>>,
+    Path(id): Path<String>,
+) -> Result<Json<wire::JobReport>, Error> {
     desk.cancel(&id).await.map(Json).ok_or_else(unknown)
 }
 

@@ -23,14 +23,14 @@
 //! Where the status API has a token, these requests need it as well.
 //!
 //! **A job does not outlive who wants it.** It is cancelled on request, and also when nobody has asked about it for
-//! [`LEASE`]: a client that was killed leaves nothing behind.
+//! [`JOB_LEASE`]: a client that was killed leaves nothing behind.
 
 pub mod api;
-mod desk;
+mod batch;
+mod registry;
 #[cfg(test)]
 mod tests;
 pub mod ticket;
 pub mod wire;
-mod work;
 
-pub use desk::{Desk, Held, LEASE, Mounted, Wanted};
+pub use registry::{JOB_LEASE, JobRegistry, PinnedVersion, WarmupFile, WarmupMount};

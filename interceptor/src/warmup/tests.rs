@@ -15,10 +15,13 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tower::ServiceExt;
 
-use super::desk::{Desk, Refusal, Wanted};
+use super::registry::{JobRefusal, JobRegistry, WarmupFile};
 use super::ticket::{NodeInstance, ReadTicket, TICKET_LEN, TicketIssuer};
-use super::wire::{Action, FileResult, LARGEST_BODY, MAX_FILES, PATH, Problem, Report, Request, State};
-use super::{Mounted, api};
+use super::wire::{
+    API_PATH, FileProblem, FileResult, JobReport, JobRequest, JobState, MAX_BODY_BYTES, MAX_FILES,
+    WarmupAction,
+};
+use super::{WarmupMount, api};
 use crate::arrival::Arrival;
 use crate::cache::{Cache, MIN_CAPACITY, ObjectId};
 use crate::priority::Priority;
@@ -66,7 +69,7 @@ impl Origin for Gate {
 }
 
 /// File `number` is one object with that id.
-fn file(number: u64) -> Option<Arc<dyn Wanted>> {
+fn file(number: u64) -> Option<Arc<dyn WarmupFile>> {
     let id = ObjectId(number.into());
     let object = Object { id, offset: 0, size: SIZE, encoding: Encoding::default() };
     let version = FileVersion::with_layout("/secret/f", Layout::objects_in_order([object].into(), SIZE));
@@ -74,18 +77,18 @@ fn file(number: u64) -> Option<Arc<dyn Wanted>> {
 }
 
 /// A desk with a mount, and the gate of its origin with so many permits.
-fn desk(permits: usize) -> (Arc<Desk>, Arc<Gate>) {
-    let desk = Desk::new();
+fn desk(permits: usize) -> (Arc<JobRegistry>, Arc<Gate>) {
+    let desk = JobRegistry::new();
     let gate = mounted(&desk, permits);
     (desk, gate)
 }
 
-fn mounted(desk: &Desk, permits: usize) -> Arc<Gate> {
+fn mounted(desk: &JobRegistry, permits: usize) -> Arc<Gate> {
     let gate = Arc::new(Gate(Semaphore::new(permits)));
     let cache = Arc::new(Cache::new(MIN_CAPACITY).unwrap());
     let reader = Reader::new(cache, gate.clone(), Metrics::new(), Handle::current());
     let file = Box::new(|at: NodeInstance| file(at.node).filter(|_| at == instance(at.node)));
-    desk.open(Mounted { device: "0:50".into(), tickets: ISSUER.clone(), file, reader });
+    desk.open(WarmupMount { device: "0:50".into(), tickets: ISSUER.clone(), file, reader });
     gate
 }
 
@@ -103,17 +106,17 @@ fn ticket(number: u64) -> String {
     ticket_of(0, number)
 }
 
-fn request(action: Action, numbers: impl IntoIterator<Item = u64>) -> Request {
+fn request(action: WarmupAction, numbers: impl IntoIterator<Item = u64>) -> JobRequest {
     let tickets = numbers.into_iter().map(ticket).collect();
-    Request { action, device: "0:50".into(), tickets, force: false, held_bytes: 0 }
+    JobRequest { action, device: "0:50".into(), tickets, force: false, held_bytes: 0 }
 }
 
 const LONG: Duration = Duration::from_secs(20);
 
-async fn done(desk: &Arc<Desk>, request: Request) -> Report {
+async fn done(desk: &Arc<JobRegistry>, request: JobRequest) -> JobReport {
     let begun = desk.begin(&request).unwrap();
     let report = desk.report(&begun.id, LONG).await.unwrap();
-    assert_eq!(report.state, State::Done, "{report:?}");
+    assert_eq!(report.state, JobState::Done, "{report:?}");
     report
 }
 
@@ -123,21 +126,21 @@ const COLD: FileResult = FileResult { size: SIZE, cached: 0, problem: None };
 #[tokio::test]
 async fn files_are_fetched_counted_and_given_up() {
     let (desk, _gate) = desk(100);
-    let fetched = done(&desk, request(Action::Fetch, [1, 2, 99, BROKEN])).await;
+    let fetched = done(&desk, request(WarmupAction::Fetch, [1, 2, 99, BROKEN])).await;
     let problem = |size, problem| FileResult { size, cached: 0, problem: Some(problem) };
-    let strange = [problem(0, Problem::Gone), problem(SIZE, Problem::Unreadable)];
+    let strange = [problem(0, FileProblem::Gone), problem(SIZE, FileProblem::Unreadable)];
     assert_eq!(fetched.results, [&[WARM, WARM], &strange[..]].concat());
     assert_eq!((fetched.files_done, fetched.bytes_done, fetched.bytes_moved), (4, 2 * SIZE, 2 * SIZE));
-    assert_eq!(done(&desk, request(Action::Check, [3, 2])).await.results, [COLD, WARM]);
-    let given_up = done(&desk, request(Action::Evict, [1, 2, 3])).await;
+    assert_eq!(done(&desk, request(WarmupAction::Check, [3, 2])).await.results, [COLD, WARM]);
+    let given_up = done(&desk, request(WarmupAction::Evict, [1, 2, 3])).await;
     assert_eq!((given_up.results, given_up.bytes_moved), (vec![COLD; 3], 2 * SIZE));
-    assert_eq!(done(&desk, request(Action::Check, [1, 2])).await.results, [COLD, COLD]);
+    assert_eq!(done(&desk, request(WarmupAction::Check, [1, 2])).await.results, [COLD, COLD]);
 }
 
 #[tokio::test]
 async fn nothing_is_done_or_told_without_a_valid_ticket_of_each_file() {
     let (desk, _gate) = desk(100);
-    let proved = request(Action::Fetch, [1, 2]);
+    let proved = request(WarmupAction::Fetch, [1, 2]);
     let with = |ticket: String| {
         let mut request = proved.clone();
         request.tickets.push(ticket);
@@ -145,15 +148,19 @@ async fn nothing_is_done_or_told_without_a_valid_ticket_of_each_file() {
     };
     let strange = TicketIssuer::default().issue(&ReadTicket { file: instance(3), user: 0, is_owner: true });
     for bad in ["3".to_owned(), String::new(), strange] {
-        assert!(matches!(desk.begin(&with(bad)), Err(Refusal::Ticket(_))));
+        assert!(matches!(desk.begin(&with(bad)), Err(JobRefusal::Ticket(_))));
     }
-    assert!(matches!(desk.begin(&with(ticket_of(USER, 3))), Err(Refusal::NotOneUser)));
-    assert!(matches!(desk.begin(&request(Action::Fetch, [])), Err(Refusal::NotOneUser)));
-    assert_eq!(done(&desk, request(Action::Check, [1, 2, 3])).await.results, [COLD; 3], "nothing was begun");
+    assert!(matches!(desk.begin(&with(ticket_of(USER, 3))), Err(JobRefusal::NotOneUser)));
+    assert!(matches!(desk.begin(&request(WarmupAction::Fetch, [])), Err(JobRefusal::NotOneUser)));
+    assert_eq!(
+        done(&desk, request(WarmupAction::Check, [1, 2, 3])).await.results,
+        [COLD; 3],
+        "nothing was begun"
+    );
     // The number belongs to another file by now.
     let old = ReadTicket { file: NodeInstance { node: 1, serial: 1 }, user: 0, is_owner: true };
-    let old = Request { tickets: vec![ISSUER.issue(&old)], ..request(Action::Fetch, []) };
-    let gone = FileResult { size: 0, cached: 0, problem: Some(Problem::Gone) };
+    let old = JobRequest { tickets: vec![ISSUER.issue(&old)], ..request(WarmupAction::Fetch, []) };
+    let gone = FileResult { size: 0, cached: 0, problem: Some(FileProblem::Gone) };
     assert_eq!(done(&desk, old).await.results, [gone]);
 }
 
@@ -162,21 +169,21 @@ async fn a_user_gives_up_his_own_files_and_displaces_nothing() {
     let (desk, _gate) = desk(100);
     let of_user = |action, is_owner| {
         let ticket = |number| ISSUER.issue(&ReadTicket { file: instance(number), user: USER, is_owner });
-        Request { tickets: [1, 2].map(ticket).into(), ..request(action, []) }
+        JobRequest { tickets: [1, 2].map(ticket).into(), ..request(action, []) }
     };
-    assert_eq!(done(&desk, of_user(Action::Fetch, false)).await.results, [WARM; 2]);
-    let refused = FileResult { size: 0, cached: 0, problem: Some(Problem::NotPermitted) };
-    assert_eq!(done(&desk, of_user(Action::Evict, false)).await.results, [refused; 2]);
-    assert_eq!(done(&desk, of_user(Action::Check, false)).await.results, [WARM; 2]);
-    let forced = Request { force: true, ..of_user(Action::Fetch, true) };
-    assert!(matches!(desk.begin(&forced), Err(Refusal::ForceNotPermitted)));
-    assert_eq!(done(&desk, of_user(Action::Evict, true)).await.results, [COLD; 2]);
+    assert_eq!(done(&desk, of_user(WarmupAction::Fetch, false)).await.results, [WARM; 2]);
+    let refused = FileResult { size: 0, cached: 0, problem: Some(FileProblem::NotPermitted) };
+    assert_eq!(done(&desk, of_user(WarmupAction::Evict, false)).await.results, [refused; 2]);
+    assert_eq!(done(&desk, of_user(WarmupAction::Check, false)).await.results, [WARM; 2]);
+    let forced = JobRequest { force: true, ..of_user(WarmupAction::Fetch, true) };
+    assert!(matches!(desk.begin(&forced), Err(JobRefusal::ForceNotPermitted)));
+    assert_eq!(done(&desk, of_user(WarmupAction::Evict, true)).await.results, [COLD; 2]);
 }
 
 #[tokio::test]
 async fn no_user_takes_all_jobs() {
     let (desk, _gate) = desk(0);
-    let job_of = |user| Request { tickets: vec![ticket_of(user, 1)], ..request(Action::Fetch, []) };
+    let job_of = |user| JobRequest { tickets: vec![ticket_of(user, 1)], ..request(WarmupAction::Fetch, []) };
     let jobs_of = |user| (0..100).take_while(|_| desk.begin(&job_of(user)).is_ok()).count();
     assert_eq!((jobs_of(USER), jobs_of(USER - 1)), (8, 8));
     // Such as the subordinate ids of one person.
@@ -188,28 +195,32 @@ async fn no_user_takes_all_jobs() {
 #[tokio::test]
 async fn a_full_cache_ends_the_job_with_what_fitted() {
     let (desk, _gate) = desk(100);
-    let report = done(&desk, request(Action::Fetch, 1..=12)).await;
+    let report = done(&desk, request(WarmupAction::Fetch, 1..=12)).await;
     assert_eq!(report.results, [WARM; 12]);
-    let report = done(&desk, request(Action::Fetch, 14..=30)).await;
+    let report = done(&desk, request(WarmupAction::Fetch, 14..=30)).await;
     let fitted = report.results.iter().filter(|result| result.problem.is_none()).count();
     assert!((1..=2).contains(&fitted), "{report:?}");
-    assert!(report.results[fitted + 1..].iter().all(|result| result.problem == Some(Problem::Full)));
-    assert_eq!(done(&desk, request(Action::Check, 1..=12)).await.results, [WARM; 12], "nothing has left");
-    let forced = Request { force: true, ..request(Action::Fetch, 20..=31) };
+    assert!(report.results[fitted + 1..].iter().all(|result| result.problem == Some(FileProblem::Full)));
+    assert_eq!(
+        done(&desk, request(WarmupAction::Check, 1..=12)).await.results,
+        [WARM; 12],
+        "nothing has left"
+    );
+    let forced = JobRequest { force: true, ..request(WarmupAction::Fetch, 20..=31) };
     assert_eq!(done(&desk, forced).await.results, [WARM; 12]);
 }
 
 #[tokio::test]
 async fn a_job_is_cancelled_and_gone() {
     let (desk, gate) = desk(1);
-    let job = desk.begin(&request(Action::Fetch, 1..=5)).unwrap();
-    assert_eq!(desk.report(&job.id, Duration::ZERO).await.unwrap().state, State::Running);
+    let job = desk.begin(&request(WarmupAction::Fetch, 1..=5)).unwrap();
+    assert_eq!(desk.report(&job.id, Duration::ZERO).await.unwrap().state, JobState::Running);
     let report = desk.cancel(&job.id).await.unwrap();
-    assert_eq!(report.state, State::Cancelled);
+    assert_eq!(report.state, JobState::Cancelled);
     assert!(desk.report(&job.id, LONG).await.is_none() && desk.cancel(&job.id).await.is_none());
     gate.0.add_permits(100);
     assert_eq!(
-        done(&desk, request(Action::Fetch, 6..=9)).await.results,
+        done(&desk, request(WarmupAction::Fetch, 6..=9)).await.results,
         [WARM; 4],
         "the turn was given back"
     );
@@ -217,9 +228,9 @@ async fn a_job_is_cancelled_and_gone() {
 
 #[tokio::test]
 async fn a_job_that_nobody_asks_about_ends() {
-    let desk = Desk::with_lease(Duration::from_millis(20));
+    let desk = JobRegistry::with_lease(Duration::from_millis(20));
     let _gate = mounted(&desk, 0);
-    let job = desk.begin(&request(Action::Fetch, [1])).unwrap();
+    let job = desk.begin(&request(WarmupAction::Fetch, [1])).unwrap();
     let gone = async {
         // Asking would keep it alive; its task holds the desk for as long as it lives.
         while Arc::strong_count(&desk) > 1 {
@@ -233,11 +244,11 @@ async fn a_job_that_nobody_asks_about_ends() {
 #[tokio::test]
 async fn there_is_an_end_to_everything() {
     let (desk, _gate) = desk(0);
-    let many = request(Action::Check, 0..=MAX_FILES as u64);
+    let many = request(WarmupAction::Check, 0..=MAX_FILES as u64);
     assert!(desk.begin(&many).unwrap_err().to_string().contains("1024"));
     let mut jobs = 0;
     let error = loop {
-        match desk.begin(&request(Action::Fetch, [1])) {
+        match desk.begin(&request(WarmupAction::Fetch, [1])) {
             Ok(_) => jobs += 1,
             Err(error) => break error.to_string(),
         }
@@ -281,9 +292,9 @@ async fn the_way_of_a_job_over_http() {
     let body =
         json!({ "action": "fetch", "device": "0:50", "tickets": [ticket(1), ticket(u64::MAX)], "force": true })
             .to_string();
-    let (status, job) = answer(&router, call(Method::POST, PATH, body)).await;
+    let (status, job) = answer(&router, call(Method::POST, API_PATH, body)).await;
     assert_eq!(status, StatusCode::CREATED);
-    let at = format!("{PATH}/{}", job["id"].as_str().unwrap());
+    let at = format!("{API_PATH}/{}", job["id"].as_str().unwrap());
     let (status, report) = answer(&router, call(Method::GET, &format!("{at}?wait_ms=99999999"), "")).await;
     assert_eq!(
         (status, &report["state"], &report["files_done"]),
@@ -299,7 +310,7 @@ async fn strangers_are_refused() {
     let (desk, _gate) = desk(0);
     let router = api::router(desk);
     let changed = |change: &dyn Fn(&mut HttpRequest<Body>)| {
-        let mut request = call(Method::POST, PATH, check(&[ticket(1)]));
+        let mut request = call(Method::POST, API_PATH, check(&[ticket(1)]));
         change(&mut request);
         request
     };
@@ -332,9 +343,12 @@ async fn strangers_are_refused() {
     }
     let elsewhere = HttpRequest::get("/no/such/page").body(Body::empty()).unwrap();
     assert_eq!(answer(&router, elsewhere).await.0, StatusCode::NOT_FOUND, "is not ours to refuse");
-    let preflight = answer(&router, call(Method::OPTIONS, PATH, "")).await;
+    let preflight = answer(&router, call(Method::OPTIONS, API_PATH, "")).await;
     assert_eq!(preflight.0, StatusCode::METHOD_NOT_ALLOWED);
-    assert_eq!(answer(&router, call(Method::POST, PATH, check(&[ticket(1)]))).await.0, StatusCode::CREATED);
+    assert_eq!(
+        answer(&router, call(Method::POST, API_PATH, check(&[ticket(1)]))).await.0,
+        StatusCode::CREATED
+    );
 }
 
 #[tokio::test]
@@ -342,7 +356,7 @@ async fn nonsense_is_refused() {
     let (desk, _gate) = desk(0);
     let router = api::router(desk);
     let too_many: Vec<_> = (0..=MAX_FILES as u64).map(ticket).collect();
-    assert!(check(&too_many).len() < LARGEST_BODY && too_many[0].len() == TICKET_LEN);
+    assert!(check(&too_many).len() < MAX_BODY_BYTES && too_many[0].len() == TICKET_LEN);
     for (body, status) in [
         (String::new(), StatusCode::BAD_REQUEST),
         ("[]".into(), StatusCode::BAD_REQUEST),
@@ -354,15 +368,15 @@ async fn nonsense_is_refused() {
         (check(&[]).replace("[]", "[], \"paths\": [\"/etc\"]"), StatusCode::BAD_REQUEST),
         (check(&[ticket(1)]).replace("0:50", "0:51"), StatusCode::CONFLICT),
         (check(&too_many), StatusCode::PAYLOAD_TOO_LARGE),
-        (" ".repeat(LARGEST_BODY + 1), StatusCode::PAYLOAD_TOO_LARGE),
-        ("[".repeat(LARGEST_BODY), StatusCode::BAD_REQUEST),
+        (" ".repeat(MAX_BODY_BYTES + 1), StatusCode::PAYLOAD_TOO_LARGE),
+        ("[".repeat(MAX_BODY_BYTES), StatusCode::BAD_REQUEST),
     ] {
-        let (found, answer) = answer(&router, call(Method::POST, PATH, body.clone())).await;
+        let (found, answer) = answer(&router, call(Method::POST, API_PATH, body.clone())).await;
         assert_eq!(found, status, "{}: {answer}", &body[..body.len().min(80)]);
         assert!(answer["error"].is_string(), "{answer}");
     }
-    let early = api::router(Desk::new());
-    let (status, _) = answer(&early, call(Method::POST, PATH, check(&[ticket(1)]))).await;
+    let early = api::router(JobRegistry::new());
+    let (status, _) = answer(&early, call(Method::POST, API_PATH, check(&[ticket(1)]))).await;
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
 }
 
@@ -371,10 +385,10 @@ proptest! {
     fn no_body_and_no_id_does_harm(body in prop::collection::vec(any::<u8>(), 0..300), id in "[a-zA-Z0-9%./-]{1,40}") {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {
-            let router = api::router(Desk::new());
-            let (status, _) = answer(&router, call(Method::POST, PATH, body)).await;
+            let router = api::router(JobRegistry::new());
+            let (status, _) = answer(&router, call(Method::POST, API_PATH, body)).await;
             assert!(status.is_client_error(), "{status}");
-            if let Ok(uri) = format!("{PATH}/{id}").parse::<axum::http::Uri>() {
+            if let Ok(uri) = format!("{API_PATH}/{id}").parse::<axum::http::Uri>() {
                 let (status, _) = answer(&router, call(Method::GET, &uri.to_string(), "")).await;
                 assert!(status.is_client_error(), "{uri}: {status}");
             }

@@ -4,25 +4,25 @@
 use serde::{Deserialize, Serialize};
 
 /// Where jobs are begun, with POST; a job is at this path, a slash and its id.
-pub const PATH: &str = "/api/v1/warmup";
+pub const API_PATH: &str = "/api/v1/warmup";
 
 /// A header that every request must have. A web page cannot send it to another site without asking that site first, and
 /// the daemon does not agree.
-pub const HEADER: (&str, &str) = ("x-interceptor", "warmup");
+pub const REQUEST_HEADER: (&str, &str) = ("x-interceptor", "warmup");
 
 /// The most files in one job.
 pub const MAX_FILES: usize = 1024;
 
 /// The longest body, in bytes: as many tickets, each with quotes and a comma, and the rest.
-pub const LARGEST_BODY: usize = 96 << 10;
+pub const MAX_BODY_BYTES: usize = 96 << 10;
 
 /// The longest time that an answer about a job can be delayed, in milliseconds.
-pub const LONGEST_WAIT_MS: u64 = 5000;
+pub const MAX_WAIT_MS: u64 = 5000;
 
 /// What to do with the files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Action {
+pub enum WarmupAction {
     /// Bring them into the cache.
     Fetch,
     /// Count what is in the cache.
@@ -34,9 +34,9 @@ pub enum Action {
 /// A job to do.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Request {
+pub struct JobRequest {
     /// What to do.
-    pub action: Action,
+    pub action: WarmupAction,
     /// The device number of the mount, `MAJOR:MINOR`, so that no other mount's daemon is asked.
     pub device: String,
     /// A [read ticket](super::ticket) of each file, at most [`MAX_FILES`], all of one user.
@@ -52,7 +52,7 @@ pub struct Request {
 /// How a job stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum State {
+pub enum JobState {
     /// It is being done.
     Running,
     /// All files have been seen to; each has its result.
@@ -63,11 +63,11 @@ pub enum State {
 
 /// A job as it is at the moment.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Report {
+pub struct JobReport {
     /// Its name.
     pub id: String,
     /// How it stands.
-    pub state: State,
+    pub state: JobState,
     /// Files that have been seen to.
     pub files_done: u64,
     /// Fetch: bytes of files that are in the cache by now, or need not be.
@@ -87,13 +87,13 @@ pub struct FileResult {
     /// How much of it can be read without a fetch, in bytes.
     pub cached: u64,
     /// Why it is not as it was asked for.
-    pub problem: Option<Problem>,
+    pub problem: Option<FileProblem>,
 }
 
 /// Why a file is not as it was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Problem {
+pub enum FileProblem {
     /// The daemon knows no such node.
     Gone,
     /// The cache has no room for it.
@@ -112,7 +112,7 @@ pub enum Problem {
 
 /// The body of every answer that is no success.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Refused {
+pub struct ErrorBody {
     /// What is wrong, in one sentence.
     pub error: String,
 }

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use interceptor::ebpf::{Device, EbpfError};
+use interceptor::ebpf::{DeviceNumber, EbpfError};
 use tests::{Bindfs, Cluster, Mount, Pattern, eventually, host};
 
 use crate::{CLUSTER, MIB, PAGE, PATIENCE, Watched, about, can_observe, every_page, libc_fd, read_page};
@@ -215,7 +215,7 @@ fn what_is_not_watched_is_not_seen() {
     let [file, unseen] =
         [&watched_mount, &other].map(|mount| mount.put("file", &[1; SIZE as usize]).unwrap());
     let mut watched = Watched::start(&watched_mount.path(), &every_page());
-    let elsewhere = Device::of(&other.path()).unwrap();
+    let elsewhere = DeviceNumber::of(&other.path()).unwrap();
     fs::read(&unseen).unwrap();
     assert!(matches!(watched.observer.traffic(elsewhere), Err(EbpfError::NotWatched(_))));
     assert_eq!(watched.observer.traffic(watched.device).unwrap().cached_reads, 0);

@@ -6,7 +6,7 @@ use std::io::Read;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-use interceptor::ebpf::{Kind, Settings};
+use interceptor::ebpf::{EventKind, ObserverSettings};
 use tests::{Bindfs, eventually, host};
 
 use crate::{PAGE, PATIENCE, Watched, about, can_observe, every_page};
@@ -22,7 +22,7 @@ fn the_next_window_of_a_stream_is_announced() {
     let file = bindfs.put("file", &vec![1; SIZE as usize]).unwrap();
     let last = bindfs.put("last", &[1; PAGE as usize]).unwrap();
     // Nothing turns hot but what is read three times.
-    let settings = Settings { hot_bytes: 3 << 20, ..Settings::default() };
+    let settings = ObserverSettings { hot_bytes: 3 << 20, ..ObserverSettings::default() };
     let mut watched = Watched::start(&bindfs.path(), &settings);
     let mut opened = File::open(&file).unwrap();
     let mut buffer = vec![0; 128 << 10];
@@ -36,7 +36,7 @@ fn the_next_window_of_a_stream_is_announced() {
             last.read_exact_at(&mut buffer[..PAGE as usize], 0).unwrap();
         }
         while let Ok(event) = watched.events.try_recv() {
-            if event.kind != Kind::Stream {
+            if event.kind != EventKind::Stream {
                 return Some(());
             }
             assert_eq!(event.node, node, "{event:?}");
@@ -45,7 +45,7 @@ fn the_next_window_of_a_stream_is_announced() {
         None
     })
     .unwrap();
-    assert_eq!(windows[0], settings.stream_least..settings.stream_least + settings.stream_window);
+    assert_eq!(windows[0], settings.stream_min_bytes..settings.stream_min_bytes + settings.stream_window);
     assert!(windows.windows(2).all(|pair| pair[1].start == pair[0].end), "{windows:?}");
     assert!(windows.last().unwrap().end >= SIZE, "{windows:?}");
 }
@@ -59,7 +59,8 @@ fn what_is_lost_is_counted() {
     const PAGES: u64 = 4096;
     let bindfs = Bindfs::start().unwrap();
     let file = bindfs.put("file", &vec![1; (PAGES * PAGE) as usize]).unwrap();
-    let mut watched = Watched::start(&bindfs.path(), &Settings { ring: 1, events: 1, ..every_page() });
+    let mut watched =
+        Watched::start(&bindfs.path(), &ObserverSettings { ring: 1, events: 1, ..every_page() });
     let opened = File::open(&file).unwrap();
     let mut buffer = vec![0; 16 * PAGE as usize];
     for offset in (0..PAGES * PAGE).step_by(buffer.len()) {
@@ -104,7 +105,7 @@ fn a_zipf_replay_flags_what_is_hot_and_loses_nothing() {
         .collect();
     let whole = sums[GRANULES - 1];
     let reads_of = |rank: usize| (rank as f64).powf(-0.99) / whole * READS as f64;
-    let settings = Settings { hot_bytes: reads_of(1700) as u64 * PAGE, ..every_page() };
+    let settings = ObserverSettings { hot_bytes: reads_of(1700) as u64 * PAGE, ..every_page() };
     let mut watched = Watched::start(&bindfs.path(), &settings);
     let mut state = 1u64;
     let mut counts = vec![0u32; GRANULES];

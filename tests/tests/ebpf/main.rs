@@ -16,7 +16,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
-use interceptor::ebpf::{Device, Event, Kind, Observer, Settings};
+use interceptor::ebpf::{DeviceNumber, EventKind, KernelEvent, Observer, ObserverSettings};
 use tests::{Cluster, Shared, eventually, host};
 
 const PAGE: u64 = 4096;
@@ -26,14 +26,14 @@ const PATIENCE: Duration = Duration::from_secs(10);
 static CLUSTER: Shared<Cluster> = Shared::new();
 
 /// Every page once, and no streams.
-fn every_page() -> Settings {
-    Settings {
+fn every_page() -> ObserverSettings {
+    ObserverSettings {
         granule: PAGE,
         hot_bytes: 1,
         half_life: Duration::from_secs(1 << 20),
-        stream_least: u64::MAX,
+        stream_min_bytes: u64::MAX,
         sampled: None,
-        ..Settings::default()
+        ..ObserverSettings::default()
     }
 }
 
@@ -47,21 +47,21 @@ fn about(seen: u64, expected: u64) -> bool {
 /// A mount that is watched.
 struct Watched {
     observer: Observer,
-    events: tokio::sync::mpsc::Receiver<Event>,
-    device: Device,
+    events: tokio::sync::mpsc::Receiver<KernelEvent>,
+    device: DeviceNumber,
 }
 
 impl Watched {
     /// Returns with the programs attached, so that the next read is seen.
-    fn start(mounted: &Path, settings: &Settings) -> Self {
+    fn start(mounted: &Path, settings: &ObserverSettings) -> Self {
         let (observer, events) = Observer::start(settings).unwrap();
-        let device = Device::of(mounted).unwrap();
+        let device = DeviceNumber::of(mounted).unwrap();
         observer.watch(device).unwrap();
         Self { observer, events, device }
     }
 
     /// The next events, until one of node `last`, which is not among them.
-    fn events_until(&mut self, last: u64) -> Vec<Event> {
+    fn events_until(&mut self, last: u64) -> Vec<KernelEvent> {
         let mut events = Vec::new();
         eventually("the last event", PATIENCE, || {
             while let Ok(event) = self.events.try_recv() {
@@ -77,11 +77,11 @@ impl Watched {
     }
 
     /// The pages that `events` name, as ranges of bytes, and that no page is named twice.
-    fn ranges(&self, node: u64, events: &[Event]) -> Vec<Range<u64>> {
+    fn ranges(&self, node: u64, events: &[KernelEvent]) -> Vec<Range<u64>> {
         let mut pages = BTreeSet::new();
         for event in events {
             assert_eq!((event.device, event.node), (self.device, node), "{event:?}");
-            assert!(matches!(event.kind, Kind::Hot { bytes } if bytes > 0), "{event:?}");
+            assert!(matches!(event.kind, EventKind::Hot { bytes } if bytes > 0), "{event:?}");
             assert_eq!(event.process, std::process::id(), "{event:?}");
             assert!(pages.insert(event.range.start), "told twice: {event:?}");
         }
@@ -101,9 +101,11 @@ fn can_observe() -> bool {
     let lack = match Observer::start(&every_page()) {
         Err(error) => Some(error.to_string()),
         Ok((observer, _)) => {
-            let blind =
-                observer.rungs().iter().find(|rung| rung.by.is_none() && rung.sight != "passthrough reads");
-            blind.map(|rung| format!("{}: {}", rung.sight, rung.why.clone().unwrap_or_default()))
+            let blind = observer
+                .probes()
+                .iter()
+                .find(|probe| probe.attached_to.is_none() && probe.capability != "passthrough reads");
+            blind.map(|probe| format!("{}: {}", probe.capability, probe.reason.clone().unwrap_or_default()))
         }
     };
     if let Some(reason) = &lack {

@@ -113,8 +113,8 @@ fn a_file_that_is_hot_in_the_page_cache_alone_becomes_resident() {
     let (_, status) = with.mount.status("/api/v1/status").unwrap();
     let status: serde_json::Value = serde_json::from_str(&status).unwrap();
     let sights = status["kernel"]["sights"].as_array().unwrap();
-    let rungs = ebpf::rungs();
-    let wanted = rungs.iter().filter(|rung| rung.sight != ebpf::sight::INSERTS);
+    let probes = ebpf::probe_host();
+    let wanted = probes.iter().filter(|probe| probe.capability != ebpf::capability::INSERTS);
     assert_eq!(sights.len(), wanted.count(), "{status}");
     let curve = &status["miss_ratio_curve"];
     assert_eq!(curve["granule_bytes"], PAGE, "{status}");

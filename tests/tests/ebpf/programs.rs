@@ -12,11 +12,11 @@ use crate::{CLUSTER, MIB, can_observe, programs_of};
 
 #[test]
 #[cfg_attr(not(can_observe), ignore = "needs eBPF")]
-fn check_names_every_rung_with_and_without_privileges() {
+fn check_names_every_capability_with_and_without_privileges() {
     if !can_observe() {
         return;
     }
-    let sights: Vec<&str> = ebpf::rungs().iter().map(|rung| rung.sight).collect();
+    let sights: Vec<&str> = ebpf::probe_host().iter().map(|probe| probe.capability).collect();
     assert!(sights.len() >= 7);
     let program = mount::interceptor_program().unwrap();
     let findings = |capabilities: &str| {

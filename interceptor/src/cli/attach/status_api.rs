@@ -9,9 +9,9 @@ use tokio::task::JoinHandle;
 
 use crate::telemetry::Status;
 use crate::telemetry::access::Token;
-use crate::telemetry::server::{BindError, Server};
+use crate::telemetry::server::{BindError, StatusServer};
 use crate::vital;
-use crate::warmup::{self, Desk};
+use crate::warmup::{self, JobRegistry};
 
 /// How long the layer that was replaced is given to let go of the address. It does so as soon as it notices.
 const LET_GO: Duration = Duration::from_secs(5);
@@ -36,10 +36,10 @@ impl StatusApi {
         token: Option<Token>,
         may_wait: bool,
         status: &Arc<Status>,
-        desk: &Arc<Desk>,
+        desk: &Arc<JobRegistry>,
     ) -> Result<Self, BindError> {
         let StatusAddress::At(address) = address else { return Ok(Self::Nowhere) };
-        match Server::bind(address, token.clone()).await {
+        match StatusServer::bind(address, token.clone()).await {
             Ok(server) => Ok(Self::serve(server, status, desk)),
             Err(error) if may_wait && error.is_in_use() => {
                 Ok(Self::Waiting { address: address.clone(), token })
@@ -49,11 +49,11 @@ impl StatusApi {
     }
 
     /// Takes the address when it is free, if it was not. If it does not become free, says so and goes without.
-    pub(super) async fn take_over(&mut self, status: &Arc<Status>, desk: &Arc<Desk>) {
+    pub(super) async fn take_over(&mut self, status: &Arc<Status>, desk: &Arc<JobRegistry>) {
         let Self::Waiting { address, token } = self else { return };
         let deadline = tokio::time::Instant::now() + LET_GO;
         let bound = loop {
-            match Server::bind(address, token.clone()).await {
+            match StatusServer::bind(address, token.clone()).await {
                 Err(error) if error.is_in_use() && tokio::time::Instant::now() < deadline => {
                     tokio::time::sleep(TRY_AGAIN).await;
                 }
@@ -69,7 +69,7 @@ impl StatusApi {
         };
     }
 
-    fn serve(server: Server, status: &Arc<Status>, desk: &Arc<Desk>) -> Self {
+    fn serve(server: StatusServer, status: &Arc<Status>, desk: &Arc<JobRegistry>) -> Self {
         let address = server.address();
         let serving = server.serve(status.clone(), warmup::api::router(desk.clone()));
         let task = tokio::spawn(vital::task("status API", serving));

@@ -13,7 +13,7 @@ use crate::cache::Cache;
 use crate::cache::arena::ClassUsage;
 use crate::mount::{Mount, MountStatus};
 use crate::seaweed::filer::FilerClient;
-use crate::telemetry::status::Check;
+use crate::telemetry::status::ReadinessCheck;
 use crate::telemetry::{CacheClass, CacheUsage, Metrics, ResidentFiles, Status};
 
 /// Has the metrics tell how full `cache` is.
@@ -79,7 +79,7 @@ fn volume_servers_answer(metrics: &Metrics) -> Result<(), String> {
 }
 
 /// A check that sends a request through the kernel to the mount; `statfs` is one that the kernel never answers itself.
-pub(in crate::cli) fn mount_answers(mountpoint: &Path) -> Check {
+pub(in crate::cli) fn mount_answers(mountpoint: &Path) -> ReadinessCheck {
     let path = absolute(mountpoint).unwrap_or_else(|_| mountpoint.to_owned());
     // If the mount hangs, one thread is enough to hang with it; other callers wait for the lock until they give up.
     let one_at_a_time = Arc::new(Mutex::new(()));

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 
 use crate::attach;
-use crate::ebpf::Device;
+use crate::ebpf::DeviceNumber;
 use crate::fuse::mountinfo::MountInfo;
 use crate::fuse::mountpoint;
 
@@ -15,7 +15,7 @@ pub(super) struct FuseMount {
     /// The kernel's number for the place, which `/proc/PID/fdinfo` uses too.
     pub(super) id: u64,
     pub(super) path: PathBuf,
-    pub(super) device: Device,
+    pub(super) device: DeviceNumber,
     /// Whether its daemon is an `interceptor`.
     pub(super) is_ours: bool,
 }
@@ -44,7 +44,7 @@ fn fuse_mount(mount: MountInfo) -> Option<FuseMount> {
     let kind = mount.fs_type.as_str();
     let is_fuse = kind == "fuse" || kind == "fuseblk" || kind.starts_with("fuse.");
     let is_ours = kind == mountpoint::FS_TYPE || kind == attach::FS_TYPE;
-    let device = Device::parse(&mount.device)?;
+    let device = DeviceNumber::parse(&mount.device)?;
     is_fuse.then_some(FuseMount { id: mount.id, path: mount.path, device, is_ours })
 }
 
@@ -65,7 +65,7 @@ mod tests {
             super_options: Vec::new(),
         };
         let mount = fuse_mount(mounted("fuse.weed")).unwrap();
-        assert_eq!((mount.id, mount.device, mount.is_ours), (123, Device::new(0, 57), false));
+        assert_eq!((mount.id, mount.device, mount.is_ours), (123, DeviceNumber::new(0, 57), false));
         assert!(fuse_mount(mounted("fuse")).is_some());
         for ours in ["fuse.interceptor", "fuse.interceptor-attach"] {
             assert!(fuse_mount(mounted(ours)).unwrap().is_ours, "{ours}");

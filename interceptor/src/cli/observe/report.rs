@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::mounts::FuseMount;
 use super::names::{self, DaemonNames};
 use crate::cli::untrusted::plain;
-use crate::ebpf::{Device, Observer, ReadBy};
+use crate::ebpf::{DeviceNumber, Observer, ReaderThread};
 use crate::telemetry::MissRatioCurve;
 
 /// `FUSE_READ` of `linux/fuse.h`.
@@ -25,11 +25,11 @@ pub(super) struct Look {
     at: Instant,
     traffic: Traffic,
     reads: Latency,
-    readers: Vec<ReadBy>,
+    readers: Vec<ReaderThread>,
 }
 
 impl Look {
-    pub(super) fn at(observer: &Observer, device: Device) -> anyhow::Result<Self> {
+    pub(super) fn at(observer: &Observer, device: DeviceNumber) -> anyhow::Result<Self> {
         Ok(Self {
             at: Instant::now(),
             traffic: observer.traffic(device)?,
@@ -143,14 +143,14 @@ fn hottest(
 fn readers(before: &Look, now: &Look, seconds: f64) -> Vec<Reading> {
     let known: HashMap<u32, u64> =
         before.readers.iter().map(|reader| (reader.thread, reader.bytes)).collect();
-    let mut by_process: HashMap<u32, (&ReadBy, u64)> = HashMap::new();
+    let mut by_process: HashMap<u32, (&ReaderThread, u64)> = HashMap::new();
     for reader in &now.readers {
         let bytes = reader.bytes.saturating_sub(known.get(&reader.thread).copied().unwrap_or(0));
         by_process.entry(reader.process).or_insert((reader, 0)).1 += bytes;
     }
     let mut most: Vec<_> = by_process.into_values().filter(|(_, bytes)| *bytes > 0).collect();
     most.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
-    let reading = |(reader, bytes): (&ReadBy, u64)| Reading {
+    let reading = |(reader, bytes): (&ReaderThread, u64)| Reading {
         command: reader.command.clone(),
         process: reader.process,
         cgroup: reader.cgroup,

@@ -10,8 +10,8 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use super::Watched;
-use crate::ebpf::{Device, HotFile as Seen, Observer, ReadBy};
-use crate::telemetry::activity::{Activity, HotFile, Reading};
+use crate::ebpf::{DeviceNumber, FileHeat, Observer, ReaderThread};
+use crate::telemetry::activity::{Activity, HotFile, ReaderGroup};
 use crate::telemetry::metrics::Gauge;
 
 /// Files and readers that are told of.
@@ -30,7 +30,7 @@ struct Look {
 /// Tells what goes on in `mount`. Keeps neither it nor the programs.
 pub(super) fn gauge<W: Watched>(
     observer: &Arc<Observer>,
-    device: Device,
+    device: DeviceNumber,
     mount: &Arc<W>,
 ) -> Gauge<Option<Activity>> {
     let (observer, mount) = (Arc::downgrade(observer), Arc::downgrade(mount));
@@ -53,7 +53,7 @@ pub(super) fn gauge<W: Watched>(
     })
 }
 
-fn hot_file<W: Watched>(seen: &Seen, granule: u64, mount: &Weak<W>) -> HotFile {
+fn hot_file<W: Watched>(seen: &FileHeat, granule: u64, mount: &Weak<W>) -> HotFile {
     let mount = mount.upgrade();
     let version = mount.as_ref().and_then(|mount| mount.version(seen.node));
     let last = seen.granules.iter().map(|(granule, _)| u64::from(*granule) + 1).max().unwrap_or(1);
@@ -70,7 +70,7 @@ fn hot_file<W: Watched>(seen: &Seen, granule: u64, mount: &Weak<W>) -> HotFile {
 }
 
 /// What was read of each part of a file of `size` bytes, and how large these parts are.
-fn cells(seen: &Seen, granule: u64, size: u64) -> (u64, Vec<u64>) {
+fn cells(seen: &FileHeat, granule: u64, size: u64) -> (u64, Vec<u64>) {
     let granules = size.div_ceil(granule).max(1);
     let in_cell = granules.div_ceil(CELLS);
     let mut cells = vec![0; granules.div_ceil(in_cell) as usize];
@@ -84,7 +84,7 @@ fn cells(seen: &Seen, granule: u64, size: u64) -> (u64, Vec<u64>) {
 }
 
 /// The threads that read, those together that run the same command in the same control group.
-fn readers(read: &[ReadBy], before: &HashMap<u32, u64>, seconds: f64) -> Vec<Reading> {
+fn readers(read: &[ReaderThread], before: &HashMap<u32, u64>, seconds: f64) -> Vec<ReaderGroup> {
     #[derive(Default)]
     struct Sum {
         processes: HashSet<u32>,
@@ -102,7 +102,7 @@ fn readers(read: &[ReadBy], before: &HashMap<u32, u64>, seconds: f64) -> Vec<Rea
     }
     let mut most: Vec<_> = sums.into_iter().filter(|(_, sum)| sum.bytes > 0).collect();
     most.sort_by_key(|(_, sum)| std::cmp::Reverse((sum.lately, sum.bytes)));
-    let reading = |((cgroup, command), sum): ((u64, &str), Sum)| Reading {
+    let reading = |((cgroup, command), sum): ((u64, &str), Sum)| ReaderGroup {
         command: command.to_owned(),
         cgroup: cgroup_path(cgroup, &sum.processes),
         processes: sum.processes.len() as u64,
@@ -133,7 +133,7 @@ mod tests {
 
     #[test]
     fn a_file_is_told_of_in_parts() {
-        let seen = |granules: &[(u32, u64)]| Seen { node: 1, bytes: 0, granules: granules.to_vec() };
+        let seen = |granules: &[(u32, u64)]| FileHeat { node: 1, bytes: 0, granules: granules.to_vec() };
         assert_eq!(cells(&seen(&[(0, 5), (2, 7)]), MIB, 3 * MIB - 1), (MIB, vec![5, 0, 7]));
         assert_eq!(cells(&seen(&[]), MIB, 0), (MIB, vec![0]));
         let (cell, large) = cells(&seen(&[(0, 1), (1, 2), (99, 4), (200, 9)]), MIB, 100 * MIB);
@@ -143,7 +143,7 @@ mod tests {
 
     #[test]
     fn readers_of_one_command_are_one() {
-        let by = |process, thread, command: &str, bytes| ReadBy {
+        let by = |process, thread, command: &str, bytes| ReaderThread {
             process,
             thread,
             cgroup: u64::MAX,

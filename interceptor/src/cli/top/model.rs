@@ -5,8 +5,8 @@ use std::cmp::Ordering;
 use daemon::size::ByteSize;
 
 use crate::cli::untrusted::plain;
-use crate::telemetry::health::Trouble;
-use crate::telemetry::report::{Flow, Report};
+use crate::telemetry::health::ErrorRecord;
+use crate::telemetry::report::{FlowReport, StatusReport};
 
 /// Sources in the order in which they are shown.
 const SOURCES: [&str; 8] = ["page_cache", "resident", "registered", "verbs", "local", "tcp", "http", "lower"];
@@ -47,8 +47,8 @@ type Cell = (String, Option<f64>);
 
 /// See the module.
 pub(super) struct Model {
-    before: Option<Report>,
-    now: Report,
+    before: Option<StatusReport>,
+    now: StatusReport,
     /// Why the last answer is missing.
     trouble: Option<String>,
     view: View,
@@ -60,7 +60,7 @@ pub(super) struct Model {
 }
 
 impl Model {
-    pub(super) fn new(first: Report) -> Self {
+    pub(super) fn new(first: StatusReport) -> Self {
         Self {
             before: None,
             now: first,
@@ -74,7 +74,7 @@ impl Model {
     }
 
     /// The daemon has answered, or has not.
-    pub(super) fn answered(&mut self, answer: anyhow::Result<Report>) {
+    pub(super) fn answered(&mut self, answer: anyhow::Result<StatusReport>) {
         match answer {
             _ if self.is_paused => {}
             Ok(report) => {
@@ -87,7 +87,7 @@ impl Model {
         }
     }
 
-    pub(super) fn report(&self) -> &Report {
+    pub(super) fn report(&self) -> &StatusReport {
         &self.now
     }
 
@@ -162,7 +162,7 @@ impl Model {
     }
 
     fn rate(&self, source: &str) -> Option<f64> {
-        let bytes = |report: &Report| report.bytes_by_source.get(source).copied().unwrap_or(0);
+        let bytes = |report: &StatusReport| report.bytes_by_source.get(source).copied().unwrap_or(0);
         Some(bytes(&self.now).saturating_sub(bytes(self.before.as_ref()?)) as f64 / self.seconds()?)
     }
 
@@ -170,7 +170,7 @@ impl Model {
     pub(super) fn sources(&self) -> Rows {
         let row = |source: &&str| {
             let flow = self.now.reads.get(*source);
-            let time = |of: fn(&Flow) -> Option<f64>| flow.and_then(of).map_or("-".into(), seconds);
+            let time = |of: fn(&FlowReport) -> Option<f64>| flow.and_then(of).map_or("-".into(), seconds);
             vec![
                 if *source == "lower" { "mount below".into() } else { source.replace('_', " ") },
                 self.rate(source).map_or("-".into(), rate),
@@ -226,7 +226,7 @@ impl Model {
 
     fn readers(&self) -> Vec<Vec<Cell>> {
         let readers = self.now.activity.iter().flat_map(|activity| &activity.readers);
-        let row = |reader: &crate::telemetry::activity::Reading| {
+        let row = |reader: &crate::telemetry::activity::ReaderGroup| {
             vec![
                 (rate(reader.bytes_per_second), Some(reader.bytes_per_second)),
                 (size(reader.bytes), Some(reader.bytes as f64)),
@@ -238,7 +238,7 @@ impl Model {
     }
 
     fn servers(&self) -> Vec<Vec<Cell>> {
-        let last = |trouble: &Option<Trouble>| {
+        let last = |trouble: &Option<ErrorRecord>| {
             let text =
                 trouble.as_ref().map(|last| format!("{:.0} s ago: {}", last.seconds_ago, plain(&last.text)));
             (text.unwrap_or_else(|| "none".into()), None)
@@ -299,11 +299,11 @@ pub(super) mod tests {
 
     use super::*;
     use crate::telemetry::activity::{Activity, HotFile};
-    use crate::telemetry::status::Identity;
+    use crate::telemetry::status::MountIdentity;
     use crate::telemetry::{Metrics, Source, Status};
 
     pub(in super::super) fn model() -> Model {
-        let identity = Identity {
+        let identity = MountIdentity {
             mount_point: "/mnt/data".into(),
             filers: vec!["a:8888".into()],
             filer_path: "/".into(),
@@ -321,7 +321,7 @@ pub(super) mod tests {
         let hottest = vec![file("/b\u{1b}[2J\u{202e}evil", 9), file("/a", 5)];
         let activity = Activity { hottest, ..Activity::default() };
         status.set_activity(Box::new(move || Some(activity.clone())));
-        let at = |seconds| Report { uptime_seconds: seconds, ..status.report() };
+        let at = |seconds| StatusReport { uptime_seconds: seconds, ..status.report() };
         let mut model = Model::new(at(10.0));
         status.metrics().read(Source::Http, 4 << 20, Duration::from_millis(3));
         model.answered(Ok(at(12.0)));

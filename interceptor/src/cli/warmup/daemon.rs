@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 use crate::cli::http::{self, Answer};
 use crate::fuse::STATUS_XATTR;
 use crate::warmup::ticket::{READ_TICKET_XATTR, TICKET_LEN};
-use crate::warmup::wire::{HEADER, PATH, Refused, Report, Request};
+use crate::warmup::wire::{API_PATH, ErrorBody, JobReport, JobRequest, REQUEST_HEADER};
 
 /// How long to try while the daemon has too many jobs of others.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -103,11 +103,11 @@ pub(super) struct Daemon {
 
 impl Daemon {
     /// Begins a job.
-    pub(super) fn begin(&self, request: &Request) -> anyhow::Result<Report> {
+    pub(super) fn begin(&self, request: &JobRequest) -> anyhow::Result<JobReport> {
         let body = serde_json::to_string(request)?;
         let begun = Instant::now();
         loop {
-            let answer = self.ask("POST", PATH, &body, Duration::ZERO)?;
+            let answer = self.ask("POST", API_PATH, &body, Duration::ZERO)?;
             if answer.code != 429 || begun.elapsed() > PATIENCE {
                 return self.understand(&answer);
             }
@@ -116,19 +116,19 @@ impl Daemon {
     }
 
     /// Asks about a job; the answer comes when it has ended, or after `wait`.
-    pub(super) fn report(&self, id: &str, wait: Duration) -> anyhow::Result<Report> {
-        let path = format!("{PATH}/{id}?wait_ms={}", wait.as_millis());
+    pub(super) fn report(&self, id: &str, wait: Duration) -> anyhow::Result<JobReport> {
+        let path = format!("{API_PATH}/{id}?wait_ms={}", wait.as_millis());
         self.understand(&self.ask("GET", &path, "", wait)?)
     }
 
     /// Ends a job, and has it forgotten.
-    pub(super) fn cancel(&self, id: &str) -> anyhow::Result<Report> {
-        self.understand(&self.ask("DELETE", &format!("{PATH}/{id}"), "", Duration::ZERO)?)
+    pub(super) fn cancel(&self, id: &str) -> anyhow::Result<JobReport> {
+        self.understand(&self.ask("DELETE", &format!("{API_PATH}/{id}"), "", Duration::ZERO)?)
     }
 
     fn ask(&self, method: &str, path: &str, body: &str, patience: Duration) -> anyhow::Result<Answer> {
         let token = self.authorization.iter().map(|token| ("Authorization", token.as_str()));
-        let headers: Vec<_> = token.chain([HEADER, ("Content-Type", "application/json")]).collect();
+        let headers: Vec<_> = token.chain([REQUEST_HEADER, ("Content-Type", "application/json")]).collect();
         http::ask(&self.address, method, path, &headers, body, patience)
             .with_context(|| format!("the daemon does not answer at {}", self.address))
     }
@@ -142,7 +142,7 @@ impl Daemon {
         if answer.code == 401 {
             bail!("the daemon at {} answers only with its token (--status-token-file)", self.address);
         }
-        match serde_json::from_str::<Refused>(&answer.body) {
+        match serde_json::from_str::<ErrorBody>(&answer.body) {
             Ok(refused) => bail!("the daemon at {} refuses: {}", self.address, refused.error),
             Err(_) => bail!("what answers at {} says {} and no reason", self.address, answer.code),
         }

@@ -32,7 +32,7 @@ use walk::{Argument, Found};
 use super::signals::Signals;
 use crate::cli::untrusted::plain;
 use crate::telemetry::access;
-use crate::warmup::wire::{Action, FileResult, Problem, Report, Request, State};
+use crate::warmup::wire::{FileProblem, FileResult, JobReport, JobRequest, JobState, WarmupAction};
 
 /// Files in one job. They are all held open for a moment, of which 1024 are usually allowed.
 const PORTION: usize = 256;
@@ -80,11 +80,11 @@ pub(super) struct WarmupOptions {
 }
 
 impl WarmupOptions {
-    fn action(&self) -> Action {
+    fn action(&self) -> WarmupAction {
         match (self.check, self.evict) {
-            (true, _) => Action::Check,
-            (_, true) => Action::Evict,
-            _ => Action::Fetch,
+            (true, _) => WarmupAction::Check,
+            (_, true) => WarmupAction::Evict,
+            _ => WarmupAction::Fetch,
         }
     }
 
@@ -106,9 +106,9 @@ pub(super) fn run(options: &WarmupOptions) -> anyhow::Result<ExitCode> {
     let (found, totals) =
         walk::start(options.arguments(), daemon::is_served).context("cannot start a thread")?;
     let verb = match action {
-        Action::Fetch => "warming",
-        Action::Check => "checking",
-        Action::Evict => "giving up",
+        WarmupAction::Fetch => "warming",
+        WarmupAction::Check => "checking",
+        WarmupAction::Evict => "giving up",
     };
     let mut run = Run {
         action,
@@ -169,7 +169,7 @@ struct Wanted {
 struct Job {
     daemon: Arc<Daemon>,
     files: Vec<Wanted>,
-    report: Report,
+    report: JobReport,
 }
 
 /// Files that will be a job, held so that each can be asked for its ticket.
@@ -181,7 +181,7 @@ struct Portion {
 }
 
 struct Run {
-    action: Action,
+    action: WarmupAction,
     force: bool,
     daemons: Daemons,
     progress: Progress,
@@ -262,7 +262,7 @@ impl Run {
         if files.is_empty() {
             return Ok(());
         }
-        let report = daemon.begin(&Request {
+        let report = daemon.begin(&JobRequest {
             action: self.action,
             device: daemon.device.clone(),
             tickets,
@@ -300,9 +300,9 @@ impl Run {
             let wait = if number == 0 { wait } else { Duration::ZERO };
             job.report = job.daemon.report(&job.report.id, wait)?;
         }
-        while self.jobs.front().is_some_and(|job| job.report.state != State::Running) {
+        while self.jobs.front().is_some_and(|job| job.report.state != JobState::Running) {
             let Some(job) = self.jobs.pop_front() else { break };
-            anyhow::ensure!(job.report.state == State::Done, "the daemon has cancelled the job");
+            anyhow::ensure!(job.report.state == JobState::Done, "the daemon has cancelled the job");
             // If that fails, it is forgotten in half a minute.
             let _ = job.daemon.cancel(&job.report.id);
             self.count(&job);
@@ -315,21 +315,23 @@ impl Run {
         self.summary.moved(job.report.bytes_moved);
         for (file, result) in job.files.iter().zip(&job.report.results) {
             let reason = match result.problem {
-                None | Some(Problem::Full) => None,
-                Some(Problem::Gone | Problem::Unreadable) if has_changed(file) => {
+                None | Some(FileProblem::Full) => None,
+                Some(FileProblem::Gone | FileProblem::Unreadable) if has_changed(file) => {
                     self.summary.vanished();
                     continue;
                 }
-                Some(Problem::Gone) => Some("the daemon does not know it"),
-                Some(Problem::TooLarge) => Some("a block of it takes more than a quarter of the cache"),
-                Some(Problem::Unreadable) => Some("cannot be read; the daemon's log says why"),
-                Some(Problem::Encrypted) => Some("is encrypted by the S3 gateway and cannot be read here"),
-                Some(Problem::NotServed) => Some("has changed lately, or is left to the mount below"),
-                Some(Problem::NotPermitted) => {
+                Some(FileProblem::Gone) => Some("the daemon does not know it"),
+                Some(FileProblem::TooLarge) => Some("a block of it takes more than a quarter of the cache"),
+                Some(FileProblem::Unreadable) => Some("cannot be read; the daemon's log says why"),
+                Some(FileProblem::Encrypted) => {
+                    Some("is encrypted by the S3 gateway and cannot be read here")
+                }
+                Some(FileProblem::NotServed) => Some("has changed lately, or is left to the mount below"),
+                Some(FileProblem::NotPermitted) => {
                     Some("only its owner, root and the user of the daemon may have it given up")
                 }
             };
-            let size = if result.problem == Some(Problem::NotServed) { file.size } else { result.size };
+            let size = if result.problem == Some(FileProblem::NotServed) { file.size } else { result.size };
             self.summary.file(file.argument, &FileResult { size, ..*result });
             if let Some(reason) = reason {
                 self.problem(file.argument, &file.path.display().to_string(), reason);
@@ -356,7 +358,7 @@ impl Run {
     fn cancel(&mut self) {
         for job in std::mem::take(&mut self.jobs) {
             let Ok(report) = job.daemon.cancel(&job.report.id) else { continue };
-            if report.state == State::Done {
+            if report.state == JobState::Done {
                 self.count(&Job { report, ..job });
             } else {
                 self.summary.unfinished(report.files_done, report.bytes_done, report.bytes_moved);
@@ -408,9 +410,9 @@ mod tests {
 
     #[test]
     fn one_thing_at_a_time() {
-        assert_eq!(typed(&["--check", "/a"]).unwrap().action(), Action::Check);
-        assert_eq!(typed(&["--evict", "/a"]).unwrap().action(), Action::Evict);
-        assert_eq!(typed(&["--force", "/a"]).unwrap().action(), Action::Fetch);
+        assert_eq!(typed(&["--check", "/a"]).unwrap().action(), WarmupAction::Check);
+        assert_eq!(typed(&["--evict", "/a"]).unwrap().action(), WarmupAction::Evict);
+        assert_eq!(typed(&["--force", "/a"]).unwrap().action(), WarmupAction::Fetch);
         for wrong in
             [&["--check", "--evict", "/a"], &["--check", "--force", "/a"], &["--evict", "--force", "/a"]]
         {

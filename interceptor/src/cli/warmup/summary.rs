@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::walk::Totals;
 use crate::cli::untrusted::plain;
-use crate::warmup::wire::{Action, FileResult, Problem};
+use crate::warmup::wire::{FileProblem, FileResult, WarmupAction};
 
 /// So many problems are told one by one.
 const TOLD: usize = 20;
@@ -17,7 +17,7 @@ const TOLD: usize = 20;
 /// See the module's documentation.
 #[derive(Debug, Serialize)]
 pub(super) struct Summary {
-    action: Action,
+    action: WarmupAction,
     #[serde(skip)]
     force: bool,
     /// Files that were seen to.
@@ -81,7 +81,7 @@ impl Tally {
 
 impl Summary {
     /// Nothing has been done for these arguments.
-    pub(super) fn new(action: Action, force: bool, arguments: &[PathBuf]) -> Self {
+    pub(super) fn new(action: WarmupAction, force: bool, arguments: &[PathBuf]) -> Self {
         let named = |path: &PathBuf| Named {
             path: plain(&path.display().to_string()),
             tally: Tally::default(),
@@ -105,7 +105,7 @@ impl Summary {
         if let Some(argument) = self.arguments.get_mut(argument) {
             argument.tally.add(result);
         }
-        self.full |= result.problem == Some(Problem::Full);
+        self.full |= result.problem == Some(FileProblem::Full);
     }
 
     /// Files of a job that did not end.
@@ -142,7 +142,8 @@ impl Summary {
 
     /// Files that were seen to, and how many bytes of them are done with.
     pub(super) fn seen(&self) -> (u64, u64) {
-        let bytes = if self.action == Action::Fetch { self.total.cached_bytes } else { self.total.bytes };
+        let bytes =
+            if self.action == WarmupAction::Fetch { self.total.cached_bytes } else { self.total.bytes };
         (self.total.files, bytes)
     }
 
@@ -167,7 +168,7 @@ impl Summary {
         let (bytes, cached, moved) = (ByteSize(bytes), ByteSize(cached_bytes), ByteSize(self.moved_bytes));
         let mut text = String::new();
         match self.action {
-            Action::Check => {
+            WarmupAction::Check => {
                 for argument in &self.arguments {
                     text += &argument.tally.line(&argument.path, argument.problems);
                 }
@@ -175,7 +176,7 @@ impl Summary {
                     text += &self.total.line("in total", self.problems);
                 }
             }
-            Action::Fetch if self.full => {
+            WarmupAction::Fetch if self.full => {
                 let all =
                     (found.files.load(Ordering::Relaxed), ByteSize(found.bytes.load(Ordering::Relaxed)));
                 let more = if found.complete.load(Ordering::Relaxed) { "" } else { " or more" };
@@ -192,13 +193,13 @@ impl Summary {
                     false => "--force makes room by pushing out what is used least\n",
                 };
             }
-            Action::Fetch => {
+            WarmupAction::Fetch => {
                 let _ = writeln!(
                     text,
                     "{cached_files} of {files} files are in the cache: {cached} of {bytes} ({moved} fetched)"
                 );
             }
-            Action::Evict => {
+            WarmupAction::Evict => {
                 let _ = writeln!(text, "given up: {moved} of {files} files");
             }
         }
@@ -219,13 +220,13 @@ impl Summary {
 mod tests {
     use super::*;
 
-    fn result(size: u64, cached: u64, problem: Option<Problem>) -> FileResult {
+    fn result(size: u64, cached: u64, problem: Option<FileProblem>) -> FileResult {
         FileResult { size, cached, problem }
     }
 
     #[test]
     fn shares_are_per_argument_and_in_total() {
-        let mut summary = Summary::new(Action::Check, false, &["/m/a".into(), "/m/b".into()]);
+        let mut summary = Summary::new(WarmupAction::Check, false, &["/m/a".into(), "/m/b".into()]);
         summary.file(0, &result(1 << 20, 1 << 20, None));
         summary.file(1, &result(3 << 20, 0, None));
         let text = summary.text(false, &Totals::default());
@@ -242,7 +243,7 @@ mod tests {
 
     #[test]
     fn what_could_not_be_looked_at_is_no_share() {
-        let mut summary = Summary::new(Action::Check, false, &["/m/a".into(), "/m/b".into()]);
+        let mut summary = Summary::new(WarmupAction::Check, false, &["/m/a".into(), "/m/b".into()]);
         summary.problem(0, "/m/a", "Permission denied").unwrap();
         summary.file(1, &result(1 << 20, 1 << 20, None));
         let text = summary.text(false, &Totals::default());
@@ -257,7 +258,7 @@ mod tests {
 
     #[test]
     fn nearly_all_is_not_all() {
-        let mut summary = Summary::new(Action::Check, false, &["/m".into()]);
+        let mut summary = Summary::new(WarmupAction::Check, false, &["/m".into()]);
         summary.file(0, &result(1_000_000, 999_999, None));
         assert!(
             summary.text(false, &Totals::default()).starts_with(" 99.9 %"),
@@ -269,9 +270,9 @@ mod tests {
     #[test]
     fn a_full_cache_says_what_to_do() {
         for (force, advice) in [(false, "--force"), (true, "--cache-size")] {
-            let mut summary = Summary::new(Action::Fetch, force, &["/m".into()]);
+            let mut summary = Summary::new(WarmupAction::Fetch, force, &["/m".into()]);
             summary.file(0, &result(10, 10, None));
-            summary.file(0, &result(10, 3, Some(Problem::Full)));
+            summary.file(0, &result(10, 3, Some(FileProblem::Full)));
             assert!(summary.is_full() && !summary.is_good());
             let found = Totals { files: 9.into(), bytes: 90.into(), complete: false.into() };
             let text = summary.text(false, &found);
@@ -284,7 +285,7 @@ mod tests {
 
     #[test]
     fn many_problems_are_counted_and_not_all_told() {
-        let mut summary = Summary::new(Action::Fetch, false, &[]);
+        let mut summary = Summary::new(WarmupAction::Fetch, false, &[]);
         let told = (0..100).filter(|_| summary.problem(0, "/m/x", "is bad").is_some()).count();
         assert_eq!(told, TOLD + 1);
         assert!(!summary.is_good() && summary.text(false, &Totals::default()).contains("problems: 100"));

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Writes types as a compiler would.
+/// Encodes BTF.
 #[derive(Default)]
 struct Writer {
     types: Vec<u8>,
@@ -27,7 +27,7 @@ impl Writer {
         at
     }
 
-    fn entry(&mut self, name: &str, kind: u32, count: u32, size: u32, rest: &[u32]) {
+    fn add(&mut self, name: &str, kind: u32, count: u32, size: u32, rest: &[u32]) {
         let name = self.name(name);
         for word in [name, kind << 24 | count, size].iter().chain(rest) {
             self.types.extend(word.to_ne_bytes());
@@ -51,24 +51,24 @@ impl Writer {
 /// ```
 fn kernel() -> Writer {
     let mut writer = Writer::default();
-    writer.entry("u32", kind::INT, 0, 4, &[32]); // 1
+    writer.add("u32", kind::INT, 0, 4, &[32]); // 1
     let [a, b, c, d] = ["a", "b", "c", "d"].map(|name| writer.name(name));
     let bit_fields = 1 << 31;
-    writer.entry("", kind::STRUCT, bit_fields | 3, 8, &[b, 1, 0, c, 1, 1 << 24 | 32, d, 1, 1 << 24 | 33]); // 2
-    writer.entry("", kind::STRUCT, 2, 12, &[a, 1, 0, 0, 2, 32]); // 3
-    writer.entry("inner", kind::TYPEDEF, 0, 3, &[]); // 4
-    writer.entry("", kind::CONST, 0, 4, &[]); // 5
-    writer.entry("", kind::ARRAY, 0, 0, &[5, 1, 2]); // 6
+    writer.add("", kind::STRUCT, bit_fields | 3, 8, &[b, 1, 0, c, 1, 1 << 24 | 32, d, 1, 1 << 24 | 33]); // 2
+    writer.add("", kind::STRUCT, 2, 12, &[a, 1, 0, 0, 2, 32]); // 3
+    writer.add("inner", kind::TYPEDEF, 0, 3, &[]); // 4
+    writer.add("", kind::CONST, 0, 4, &[]); // 5
+    writer.add("", kind::ARRAY, 0, 0, &[5, 1, 2]); // 6
     let [first, many] = ["first", "many"].map(|name| writer.name(name));
-    writer.entry("outer", kind::STRUCT, 2, 28, &[first, 1, 0, many, 6, 32]); // 7
+    writer.add("outer", kind::STRUCT, 2, 28, &[first, 1, 0, many, 6, 32]); // 7
     let green = writer.name("GREEN");
-    writer.entry("colour", kind::ENUM, 1, 4, &[green, 6]); // 8
+    writer.add("colour", kind::ENUM, 1, 4, &[green, 6]); // 8
     writer
 }
 
 #[test]
-fn fields_are_found_through_everything_that_lies_between() {
-    let types = Types::parse(&kernel().finish()).unwrap();
+fn fields_are_found_through_typedefs_qualifiers_arrays_and_anonymous_members() {
+    let types = KernelBtf::parse(&kernel().finish()).unwrap();
     assert_eq!(types.bit_offset("outer", "first"), Some(0));
     assert_eq!(types.bit_offset("outer", "many"), Some(32));
     assert_eq!(types.bit_offset("outer", "many.a"), Some(32));
@@ -81,12 +81,12 @@ fn fields_are_found_through_everything_that_lies_between() {
 }
 
 #[test]
-fn a_module_goes_on_from_the_kernel() {
+fn split_btf_of_a_module_continues_the_kernels_ids() {
     let kernel = kernel();
     let mut module = Writer::after(&kernel);
     let held = module.name("held");
-    module.entry("holder", kind::STRUCT, 1, 32, &[held, 7, 64]);
-    let mut types = Types::parse(&kernel.finish()).unwrap();
+    module.add("holder", kind::STRUCT, 1, 32, &[held, 7, 64]);
+    let mut types = KernelBtf::parse(&kernel.finish()).unwrap();
     assert!(!types.fuse_is_module());
     types.add(&module.finish()).unwrap();
     assert!(types.fuse_is_module());
@@ -94,22 +94,22 @@ fn a_module_goes_on_from_the_kernel() {
 }
 
 #[test]
-fn a_structure_within_itself_ends() {
+fn a_cycle_of_types_ends() {
     let mut writer = Writer::default();
-    writer.entry("loop", kind::STRUCT, 1, 4, &[0, 1, 0]);
-    writer.entry("turn", kind::TYPEDEF, 0, 2, &[]);
-    let types = Types::parse(&writer.finish()).unwrap();
+    writer.add("loop", kind::STRUCT, 1, 4, &[0, 1, 0]);
+    writer.add("turn", kind::TYPEDEF, 0, 2, &[]);
+    let types = KernelBtf::parse(&writer.finish()).unwrap();
     assert_eq!(types.bit_offset("loop", "field"), None);
 }
 
 proptest! {
     #[test]
-    fn damaged_descriptions_are_refused_or_survived(at in 0usize..400, byte: u8, cut in 0usize..400) {
+    fn malformed_btf_is_rejected_or_harmless(at in 0usize..400, byte: u8, cut in 0usize..400) {
         let mut data = kernel().finish();
         let at = at % data.len();
         data[at] = byte;
         data.truncate(data.len() - cut % 40);
-        if let Some(types) = Types::parse(&data) {
+        if let Some(types) = KernelBtf::parse(&data) {
             types.bit_offset("outer", "many.b");
         }
     }

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use futures::stream::{self, StreamExt};
 use parking_lot::Mutex;
 
-use super::desk::{Held, Wanted};
-use super::wire::{Action, FileResult, Problem};
+use super::registry::{PinnedVersion, WarmupFile};
+use super::wire::{FileProblem, FileResult, WarmupAction};
 use crate::cache::{Displace, NoRoom};
 use crate::read::{FileVersion, ReadError, Reader, WarmupError, WarmupRequest};
 
@@ -16,22 +16,22 @@ use crate::read::{FileVersion, ReadError, Reader, WarmupError, WarmupRequest};
 const FILES_AT_ONCE: usize = 32;
 
 /// Files, and what is to be done with them.
-pub(super) struct Work {
-    action: Action,
+pub(super) struct FileBatch {
+    action: WarmupAction,
     reader: Arc<Reader>,
-    files: Vec<Result<Arc<dyn Wanted>, Problem>>,
+    files: Vec<Result<Arc<dyn WarmupFile>, FileProblem>>,
     warmup: WarmupRequest,
     given_up: AtomicU64,
     full: AtomicBool,
     results: Mutex<Vec<FileResult>>,
 }
 
-impl Work {
+impl FileBatch {
     /// To do `action` with `files`, of which some have a problem already.
     pub(super) fn new(
-        action: Action,
+        action: WarmupAction,
         reader: Arc<Reader>,
-        files: Vec<Result<Arc<dyn Wanted>, Problem>>,
+        files: Vec<Result<Arc<dyn WarmupFile>, FileProblem>>,
         displace: Displace,
         held: u64,
     ) -> Self {
@@ -66,13 +66,13 @@ impl Work {
         (files, self.warmup.completed(), self.warmup.fetched() + self.given_up.load(Ordering::Relaxed))
     }
 
-    async fn one(&self, file: &Result<Arc<dyn Wanted>, Problem>) -> FileResult {
+    async fn one(&self, file: &Result<Arc<dyn WarmupFile>, FileProblem>) -> FileResult {
         let without = |problem| FileResult { size: 0, cached: 0, problem: Some(problem) };
         let file = match file {
             Ok(file) => file,
             Err(problem) => return without(*problem),
         };
-        let Held { version, by: _by } = match file.version().await {
+        let PinnedVersion { version, pin: _pin } = match file.version().await {
             Ok(held) => held,
             Err(problem) => return without(problem),
         };
@@ -80,14 +80,14 @@ impl Work {
         let size = file.size();
         let outcome = match self.action {
             // What comes after it will not fit either, or only by taking the room of what was asked for first.
-            Action::Fetch if self.full.load(Ordering::Relaxed) => Err(Problem::Full),
-            Action::Fetch => {
+            WarmupAction::Fetch if self.full.load(Ordering::Relaxed) => Err(FileProblem::Full),
+            WarmupAction::Fetch => {
                 self.reader.warm(file, &self.warmup).await.map_err(|error| problem(file, &error))
             }
-            Action::Check => Ok(()),
-            Action::Evict => self.give_up(file).await,
+            WarmupAction::Check => Ok(()),
+            WarmupAction::Evict => self.give_up(file).await,
         };
-        if outcome == Err(Problem::Full) {
+        if outcome == Err(FileProblem::Full) {
             self.full.store(true, Ordering::Relaxed);
         }
         let cached = self.reader.cached_bytes(file).await;
@@ -95,26 +95,26 @@ impl Work {
         FileResult { size, cached: cached.unwrap_or(0), problem }
     }
 
-    async fn give_up(&self, file: &FileVersion) -> Result<(), Problem> {
+    async fn give_up(&self, file: &FileVersion) -> Result<(), FileProblem> {
         let bytes = self.reader.evict(file).await.map_err(|error| unreadable(file, &error))?;
         self.given_up.fetch_add(bytes, Ordering::Relaxed);
         Ok(())
     }
 }
 
-fn problem(file: &FileVersion, error: &WarmupError) -> Problem {
+fn problem(file: &FileVersion, error: &WarmupError) -> FileProblem {
     match error {
-        WarmupError::NoRoom(NoRoom::Full) => Problem::Full,
-        WarmupError::NoRoom(NoRoom::TooLarge) => Problem::TooLarge,
+        WarmupError::NoRoom(NoRoom::Full) => FileProblem::Full,
+        WarmupError::NoRoom(NoRoom::TooLarge) => FileProblem::TooLarge,
         WarmupError::Read(error) => unreadable(file, error),
     }
 }
 
 /// The path and the reason go to the log, not to whoever asked.
-fn unreadable(file: &FileVersion, error: &ReadError) -> Problem {
+fn unreadable(file: &FileVersion, error: &ReadError) -> FileProblem {
     tracing::info!(path = file.path(), %error, "a file cannot be warmed");
     match error {
-        ReadError::Encrypted(_) => Problem::Encrypted,
-        _ => Problem::Unreadable,
+        ReadError::Encrypted(_) => FileProblem::Encrypted,
+        _ => FileProblem::Unreadable,
     }
 }
