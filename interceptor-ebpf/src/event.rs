@@ -7,8 +7,8 @@ pub mod kind {
     pub const HOT: u32 = 1;
     /// A file is read front to back. The range is the next window of it.
     pub const STREAM: u32 = 2;
-    /// A sampled granule was read, and the sample before it was of another granule. The range is the
-    /// granule.
+    /// A sampled granule was read, and the sample before it was of another granule. The range is
+    /// the granule.
     pub const SAMPLE: u32 = 3;
 }
 
@@ -28,8 +28,8 @@ pub struct Event {
     pub watch_id: u32,
     /// One of [`kind`].
     pub kind: u32,
-    /// The process that read; 0 for a sample. If pending heat of a CPU made the granule hot, it is the
-    /// process whose read added that heat up.
+    /// The process that read; 0 for a sample. If pending heat of a CPU made the granule hot, it
+    /// is the process whose read added that heat up.
     pub process: u32,
     /// The heat of the granule, in units of [`crate::heat::UNIT`] bytes; 0 for other kinds.
     pub level: u32,

@@ -1,12 +1,12 @@
 //! Heat: the bytes read of a granule lately, decaying by half in every half-life.
 //!
-//! The decay is lazy: a granule's heat is updated only at its next read, so a granule without reads
-//! costs nothing. Time is counted in ticks, 64 to a half-life. Whole half-lives are shifts; the rest
-//! of a half-life is looked up in a table.
+//! The decay is lazy: a granule's heat is updated only at its next read, so a granule without
+//! reads costs nothing. Time is counted in ticks, 64 to a half-life. Whole half-lives are shifts;
+//! the rest of a half-life is looked up in a table.
 //!
-//! Two thresholds form a hysteresis. A granule turns hot when its heat reaches the upper one, and is
-//! no longer hot if its next read finds less than the lower one left. A granule whose heat hovers
-//! around one threshold thus causes one event.
+//! Two thresholds form a hysteresis. A granule turns hot when its heat reaches the upper one, and
+//! is no longer hot if its next read finds less than the lower one left. A granule whose heat
+//! hovers around one threshold thus causes one event.
 
 /// Ticks of the clock in one half-life.
 pub const TICKS_PER_HALF_LIFE: u32 = 64;
@@ -49,8 +49,8 @@ impl HeatSettings {
     }
 }
 
-/// The heat of one granule in one word, so that a program replaces it in one store: from the low end
-/// 32 bits of level, 31 bits of the tick of the last read, and whether the granule is hot.
+/// The heat of one granule in one word, so that a program replaces it in one store: from the low
+/// end 32 bits of level, 31 bits of the tick of the last read, and whether the granule is hot.
 #[repr(transparent)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Heat(pub u64);
@@ -70,8 +70,8 @@ impl Heat {
         self.0 >> 63 != 0
     }
 
-    /// The level at `tick`. A tick before that of the last read, which the clock of another CPU may
-    /// give, counts as the tick of the last read.
+    /// The level at `tick`. A tick before that of the last read, which the clock of another CPU
+    /// may give, counts as the tick of the last read.
     #[inline(always)]
     pub fn level_at(self, tick: u32) -> u32 {
         let elapsed = tick.wrapping_sub((self.0 >> 32) as u32) & STAMP;

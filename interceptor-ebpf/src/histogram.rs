@@ -1,8 +1,9 @@
 //! The latency histogram that kernel and daemon record in: one bucket per power of two of
 //! nanoseconds.
 //!
-//! Finding the bucket is one count of leading zeros, which a BPF program can afford on every request.
-//! Histograms add up bucket by bucket, so per-CPU and per-thread copies merge without loss.
+//! Finding the bucket is one count of leading zeros, which a BPF program can afford on every
+//! request. Histograms add up bucket by bucket, so per-CPU and per-thread copies merge without
+//! loss.
 
 /// Number of buckets. Bucket `i` counts values below `2^(FIRST_SHIFT + i)` ns that are in no lower
 /// bucket; the last also counts all larger ones (8.6 s and more).
@@ -19,7 +20,8 @@ pub const fn bucket_of(ns: u64) -> usize {
     if bucket < BUCKETS { bucket } else { BUCKETS - 1 }
 }
 
-/// The exclusive upper bound of a bucket in nanoseconds; `None` for the last one, which is unbounded.
+/// The exclusive upper bound of a bucket in nanoseconds; `None` for the last one, which is
+/// unbounded.
 #[inline]
 pub const fn upper_bound(bucket: usize) -> Option<u64> {
     if bucket + 1 < BUCKETS { Some(1 << (FIRST_SHIFT as usize + bucket)) } else { None }

@@ -5,16 +5,16 @@
 //! watched FUSE mounts. They count most of what they see; they send events rarely:
 //!
 //! ```text
-//!  kernel: a read, a fault, a request ──► programs ──► traffic, readers, latency    maps, read on demand
-//!                                            │
-//!                                            ├─ heat    ── a granule turned hot ─┐
-//!                                            └─ streams ── next window is due ───┴─► events, a ring buffer
+//!  kernel: read, fault, request ──► programs ──► traffic, readers, latency   maps, read on demand
+//!                                      │
+//!                                      ├─ heat    ── a granule turned hot ─┐
+//!                                      └─ streams ── next window is due ───┴─► events   ring buffer
 //! ```
 //!
-//! [`heat`], [`stream`], [`run`], [`sampling`] and [`pages`] are plain functions on plain data. The
-//! programs run them in the kernel, and the tests of this library run the same functions against
-//! simple models. [`records`] has the keys and values of the maps, [`event`] the events of the ring
-//! buffer, [`settings`] the read-only data that the loader hands to the programs.
+//! [`heat`], [`stream`], [`run`], [`sampling`] and [`pages`] are plain functions on plain data.
+//! The programs run them in the kernel, and the tests of this library run the same functions
+//! against simple models. [`records`] has the keys and values of the maps, [`event`] the events
+//! of the ring buffer, [`settings`] the read-only data that the loader hands to the programs.
 #![no_std]
 
 pub mod event;

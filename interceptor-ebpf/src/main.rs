@@ -1,19 +1,20 @@
-//! The programs on the kernel's FUSE read path. Built for the BPF target only (`cargo xtask build`)
-//! and embedded into `interceptor`, which loads those that the kernel accepts.
+//! The programs on the kernel's FUSE read path. Built for the BPF target only (`cargo xtask
+//! build`) and embedded into `interceptor`, which loads those that the kernel accepts.
 //!
 //! Every program answers the same questions and returns at the first *no*: is this mount watched?
 //! which file is it? which bytes? There is a file for each group of hooks:
 //!
 //! | file | observes | hooks |
 //! |---|---|---|
-//! | [`page_cache`] | cached reads, mapped files, page-cache inserts | BTF tracepoints of `filemap` |
+//! | [`page_cache`] | cached reads, mapped files, inserts | BTF tracepoints of `filemap` |
 //! | [`requests`] | requests to the daemon and its answers, direct I/O | tracepoints of `fuse` |
 //! | [`passthrough`] | reads from a backing file | `fentry` |
 //! | [`noop`] | nothing; the baseline of the benchmark | a BTF tracepoint of `filemap` |
 //!
-//! [`hotness`] turns reads into heat, streams, samples and events; [`thread_state`] and [`readers`]
-//! attribute them to threads; [`maps`] has the maps. The arithmetic is in the library of this package.
-//! [`kernel`] loads fields of kernel structures at the offsets that the loader resolved ([`rodata`]).
+//! [`hotness`] turns reads into heat, streams, samples and events; [`thread_state`] and
+//! [`readers`] attribute them to threads; [`maps`] has the maps. The arithmetic is in the library
+//! of this package. [`kernel`] loads fields of kernel structures at the offsets that the loader
+//! resolved ([`rodata`]).
 #![no_std]
 #![no_main]
 

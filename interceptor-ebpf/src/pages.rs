@@ -1,9 +1,10 @@
 //! The bytes that one `read` call reads, from what the page cache reports of it.
 //!
-//! The page cache reports pages, once for each *batch* of pages that it hands out, and each report
-//! names the whole rest of the call. A call of 256 KiB may be reported three times: pages 0 to 63,
-//! then 31 to 63, then 62 to 63. A [`ReadCall`] remembers for one thread and one file the call that
-//! was reported last, so that every page is counted once and every call is one read.
+//! The page cache reports pages, once for each *batch* of pages that it hands out, and each
+//! report names the whole rest of the call. A call of 256 KiB may be reported three times: pages
+//! 0 to 63, then 31 to 63, then 62 to 63. A [`ReadCall`] remembers for one thread and one file
+//! the call that was reported last, so that every page is counted once and every call is one
+//! read.
 
 /// Bytes in a page of the page cache's index: the programs are for x86-64 and arm64 kernels with
 /// pages of 4 KiB.
@@ -32,11 +33,11 @@ impl ReadCall {
     /// The state of a thread that has not read the file.
     pub const NONE: Self = Self { last: 0, first: 0 };
 
-    /// Records a report of the page cache, pages `first` to `last`. Returns whether it begins a new
-    /// call, rather than being a further report of the last one.
+    /// Records a report of the page cache, pages `first` to `last`. Returns whether it begins a
+    /// new call, rather than being a further report of the last one.
     ///
-    /// A second call that reads just the tail of the first one again looks like a further report, and
-    /// is not counted.
+    /// A second call that reads just the tail of the first one again looks like a further report,
+    /// and is not counted.
     #[inline(always)]
     pub fn observe(&mut self, first: u64, last: u64) -> bool {
         let continues = self.last == last && first > self.first;

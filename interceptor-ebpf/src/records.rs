@@ -1,7 +1,7 @@
 //! Keys and values of the maps.
 //!
-//! Keys have no padding, because the kernel compares all of their bytes. Counters only grow, and wrap
-//! at 2^64.
+//! Keys have no padding, because the kernel compares all of their bytes. Counters only grow, and
+//! wrap at 2^64.
 
 use crate::histogram::BUCKETS;
 use crate::pages::ReadCall;
@@ -18,8 +18,8 @@ pub struct GranuleKey {
     pub node: u64,
     /// [`WatchedMount::watch_id`].
     pub watch_id: u32,
-    /// Offset divided by the size of a granule. It wraps at 2^32 granules, so that granules that far
-    /// apart share their heat.
+    /// Offset divided by the size of a granule. It wraps at 2^32 granules, so that granules that
+    /// far apart share their heat.
     pub granule: u32,
 }
 
@@ -49,9 +49,9 @@ pub const fn device_index(device: u32) -> u32 {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct WatchedMount {
-    /// The number of this watch; each call of `watch` gives out a new one. All keys name the mount by
-    /// it, so that entries that remain of an unmounted file system are not taken for those of a later
-    /// mount with the same device number.
+    /// The number of this watch; each call of `watch` gives out a new one. All keys name the
+    /// mount by it, so that entries that remain of an unmounted file system are not taken for
+    /// those of a later mount with the same device number.
     pub watch_id: u64,
     /// The device number in the kernel's encoding.
     pub device: u32,
@@ -133,9 +133,9 @@ pub struct ReaderStats {
 /// Entries of the map of [`ReaderSlot`]s.
 pub const READER_SLOTS: u32 = 4096;
 
-/// The state of a thread that reads a file. A hash lookup of the thread's [`ReaderStats`] costs more
-/// than all other work on a read of one cached page, so reads are counted here, and added to the
-/// stats when another thread or file takes the slot.
+/// The state of a thread that reads a file. A hash lookup of the thread's [`ReaderStats`] costs
+/// more than all other work on a read of one cached page, so reads are counted here, and added to
+/// the stats when another thread or file takes the slot.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ReaderSlot {
@@ -160,8 +160,8 @@ pub struct ReaderSlot {
     pub bytes: u64,
 }
 
-/// The index of the slot of a thread that reads the file with an inode number. Threads of a process
-/// have consecutive ids, and so different slots.
+/// The index of the slot of a thread that reads the file with an inode number. Threads of a
+/// process have consecutive ids, and so different slots.
 #[inline(always)]
 pub const fn reader_slot_index(pid_tgid: u64, ino: u64) -> u32 {
     (pid_tgid ^ ino.wrapping_mul(61)) as u32 % READER_SLOTS

@@ -1,8 +1,8 @@
 //! Sequential reads of one thread, merged before they update the file's [streams](crate::stream).
 //!
-//! A thread that reads a page at a time would otherwise cost a lookup of the streams for each page.
-//! Small reads are therefore passed on only when enough of them follow each other, and scattered
-//! small reads are not passed on at all; no stream would be made of them anyway.
+//! A thread that reads a page at a time would otherwise cost a lookup of the streams for each
+//! page. Small reads are therefore passed on only when enough of them follow each other, and
+//! scattered small reads are not passed on at all; no stream would be made of them anyway.
 
 /// Sequential bytes that are passed on together. Smaller than the kernel's readahead requests, so
 /// that each of those is passed on by itself.
@@ -22,8 +22,8 @@ impl SequentialRun {
     /// The state of a thread that has read nothing.
     pub const NONE: Self = Self { start: 0, end: 0 };
 
-    /// Records a read, which may overlap the run. Returns the offset and length to pass on, if the run
-    /// is long enough.
+    /// Records a read, which may overlap the run. Returns the offset and length to pass on, if
+    /// the run is long enough.
     #[inline(always)]
     pub fn extend(&mut self, offset: u64, length: u64) -> Option<(u64, u64)> {
         let end = offset.saturating_add(length);
@@ -72,7 +72,8 @@ mod tests {
     }
 
     proptest! {
-        /// Sequential reads of any size, each of which may begin in the page where the last one ended.
+        /// Sequential reads of any size, each of which may begin in the page where the last one
+        /// ended.
         #[test]
         fn sequential_reads_are_passed_on_without_gaps(lengths in prop::collection::vec(1u64..200_000, 1..100)) {
             let (mut run, mut at, mut passed_on) = (SequentialRun::default(), 0u64, 0u64);

@@ -1,11 +1,11 @@
-//! The choice of the granules whose reads are sampled for a miss-ratio curve, by a hash of file and
-//! offset.
+//! The choice of the granules whose reads are sampled for a miss-ratio curve, by a hash of file
+//! and offset.
 //!
-//! Waldspurger et al. ("Efficient MRC Construction with SHARDS", FAST 2015) sample in space: a granule
-//! is sampled at every read or never, so that distances between its reads are right, up to the
-//! sampling rate. Here a group of [`GROUP_GRANULES`] neighbours has one hash: it picks the granule that
-//! represents the group, and the group is sampled if its rank is below a limit. A long read thus
-//! computes few hashes.
+//! Waldspurger et al. ("Efficient MRC Construction with SHARDS", FAST 2015) sample in space: a
+//! granule is sampled at every read or never, so that distances between its reads are right, up
+//! to the sampling rate. Here a group of [`GROUP_GRANULES`] neighbours has one hash: it picks the
+//! granule that represents the group, and the group is sampled if its rank is below a limit. A
+//! long read thus computes few hashes.
 
 /// Granules in a group, of which at most one is sampled.
 pub const GROUP_GRANULES: u64 = 1 << GROUP_SHIFT;

@@ -3,9 +3,9 @@
 use crate::heat::HeatSettings;
 use crate::stream::StreamSettings;
 
-/// Byte offsets of the kernel fields that the programs read, resolved from the running kernel's BTF.
-/// The offset of a field that this kernel does not have is 0, and no program that needs the field is
-/// loaded.
+/// Byte offsets of the kernel fields that the programs read, resolved from the running kernel's
+/// BTF. The offset of a field that this kernel does not have is 0, and no program that needs the
+/// field is loaded.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct FieldOffsets {
@@ -49,8 +49,8 @@ pub struct FieldOffsets {
     pub request_args: u32,
     /// `fuse_args.in_args[0].value`, for a read a `struct fuse_read_in`.
     pub args_value: u32,
-    /// The byte of `fuse_args` that has the bit `page_zeroing`, which is set for requests that fill the
-    /// page cache.
+    /// The byte of `fuse_args` that has the bit `page_zeroing`, which is set for requests that
+    /// fill the page cache.
     pub args_page_zeroing: u32,
     /// The mask of that bit.
     pub args_page_zeroing_mask: u32,
@@ -106,15 +106,16 @@ pub struct ProgramSettings {
     pub stream: StreamSettings,
     /// A granule has `2^granule_shift` bytes.
     pub granule_shift: u32,
-    /// Not 0 if a program observes reads through the page cache. If 0, the requests that fill the page
-    /// cache stand in for them.
+    /// Not 0 if a program observes reads through the page cache. If 0, the requests that fill the
+    /// page cache stand in for them.
     pub cached_reads_seen: u32,
     /// A sampled granule has `2^sample_shift` bytes.
     pub sample_shift: u32,
-    /// Bytes of a granule that a CPU may keep as [pending heat](crate::records::PendingHeat). All CPUs
-    /// together must hide only a small part of the threshold of heat.
+    /// Bytes of a granule that a CPU may keep as [pending heat](crate::records::PendingHeat). All
+    /// CPUs together must hide only a small part of the threshold of heat.
     pub max_pending_bytes: u32,
-    /// Bytes in the ring buffer from which on a sample wakes the daemon up. Below, the daemon polls.
+    /// Bytes in the ring buffer from which on a sample wakes the daemon up. Below, the daemon
+    /// polls.
     pub wakeup_bytes: u64,
 }
 

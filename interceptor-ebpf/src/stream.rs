@@ -2,10 +2,10 @@
 //! due.
 //!
 //! Reads of one file arrive interleaved: several readers, readahead requests in any order, single
-//! reads of a header. A file therefore has a few [`Track`]s, each with a head that advances with reads
-//! near it. A read near no head starts a new track in place of the least recently used one. A track is
-//! a stream if its reads cover at least half of the bytes that its head passed, and enough bytes;
-//! random reads advance heads as well, but cover little.
+//! reads of a header. A file therefore has a few [`Track`]s, each with a head that advances with
+//! reads near it. A read near no head starts a new track in place of the least recently used one.
+//! A track is a stream if its reads cover at least half of the bytes that its head passed, and
+//! enough bytes; random reads advance heads as well, but cover little.
 
 /// Tracks of one file.
 pub const TRACKS: usize = 4;
@@ -17,13 +17,13 @@ const MAX_READS_ELSEWHERE: u64 = 32;
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StreamSettings {
-    /// The distance in bytes that a read may lie before or behind the head: how far reads of a stream
-    /// overtake each other.
+    /// The distance in bytes that a read may lie before or behind the head: how far reads of a
+    /// stream overtake each other.
     pub slack: u64,
     /// Bytes that must be read before a track is a stream.
     pub min_bytes: u64,
-    /// Bytes ahead of the head that are announced. The next window is due when less than half of them
-    /// are left.
+    /// Bytes ahead of the head that are announced. The next window is due when less than half of
+    /// them are left.
     pub window: u64,
 }
 
@@ -87,7 +87,8 @@ impl Streams {
         for track in &mut self.tracks {
             track.reads_left = track.reads_left.saturating_sub(1);
         }
-        // The verifier does not track the bound of this index, the only one that is not a constant.
+        // The verifier does not track the bound of this index, the only one that is not a
+        // constant.
         self.tracks[oldest % TRACKS] = Track::starting_at(offset, length);
         None
     }

@@ -1,5 +1,6 @@
-//! Precision and recall of hot granules: a Zipf(0.99) replay of 1,000,000 reads over 100,000 granules
-//! through the functions that the programs run, with a bounded LRU map in place of the kernel's.
+//! Precision and recall of hot granules: a Zipf(0.99) replay of 1,000,000 reads over 100,000
+//! granules through the functions that the programs run, with a bounded LRU map in place of the
+//! kernel's.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -70,8 +71,8 @@ impl LruMap {
     }
 }
 
-/// The share of the true top 1 % that turned hot, and the share of hot granules outside the true top
-/// 3 %.
+/// The share of the true top 1 % that turned hot, and the share of hot granules outside the true
+/// top 3 %.
 fn replay(capacity: usize, settings: &HeatSettings, seed: u64) -> (f64, f64) {
     let zipf = Zipf::new();
     let mut random = StdRng::seed_from_u64(seed);
@@ -114,12 +115,13 @@ fn steady(rank: usize, half_life_ns: u64) -> u64 {
 
 #[test]
 fn hot_granules_are_the_most_read_ones() {
-    // The replay lasts 100 s. The half-lives are far longer than that, as long, and a quarter of it.
+    // The replay lasts 100 s. The half-lives are far longer than that, as long, and a quarter of
+    // it.
     for (half_life, seed) in [(10_000, 1), (100, 2), (25, 3)] {
         let half_life = half_life * 1_000_000_000;
         for capacity in [GRANULES, 32 << 10, 16 << 10] {
-            // On a logarithmic scale half-way between the granules that must turn hot and those that
-            // must not, scaled to the heat that accrues in 100 s.
+            // On a logarithmic scale half-way between the granules that must turn hot and those
+            // that must not, scaled to the heat that accrues in 100 s.
             let accrued = 1.0 - (-100e9 / half_life as f64).exp2();
             let threshold = (steady(1700, half_life) as f64 * accrued) as u64;
             let (recall, outside) = replay(capacity, &HeatSettings::new(threshold, half_life), seed);

@@ -1,10 +1,10 @@
-//! What becomes of a daemon when one of its long-lived threads or tasks panics.
+//! Panics in long-lived threads and tasks.
 //!
-//! Where the next piece of work can be done without the one that panicked, that one is all that is
-//! lost ([`contained`], [`contained_task`]). Where it cannot, as with an invalidation, without
-//! which the kernel would go on showing what is not so any more, the panic ends the daemon
-//! ([`thread`], [`task`], [`failed`]), and with it the mount: one that is half alive is worse than
-//! none. Either way the panic has been counted and logged by the time (`daemon::panics`).
+//! If the next piece of work does not depend on the one that panicked, only that one is lost
+//! ([`contained`], [`contained_task`]). If it does, the panic ends the daemon and the mount
+//! ([`thread`], [`task`], [`failed`]). An invalidation is such work: without it the kernel would
+//! go on showing stale data, and a mount that works in part is worse than none. In both cases the
+//! panic hook has counted and logged the panic before (`daemon::panics`).
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,57 +14,57 @@ use std::thread::JoinHandle;
 use futures::FutureExt;
 use tokio::sync::watch;
 
-/// The name of what has failed first.
+/// The name of the first vital part that panicked.
 static FAILED: LazyLock<watch::Sender<Option<&'static str>>> = LazyLock::new(|| watch::Sender::new(None));
 
-/// Does a piece of work. `None` if it panics, which must leave nothing behind that the next piece
-/// relies on.
+/// Runs a piece of work. Returns `None` if it panics. Later pieces must not depend on state that a
+/// panic leaves inconsistent.
 pub(crate) fn contained<T>(work: impl FnOnce() -> T) -> Option<T> {
     catch_unwind(AssertUnwindSafe(work)).ok()
 }
 
-/// The same for what has to be waited for.
+/// As [`contained`], for a future.
 pub(crate) async fn contained_task<T>(work: impl Future<Output = T>) -> Option<T> {
     AssertUnwindSafe(work).catch_unwind().await.ok()
 }
 
-/// Starts a thread without which the daemon is to end.
+/// Starts a vital thread: a panic in it ends the daemon.
 ///
 /// # Errors
-/// When it cannot be started.
+/// If the thread cannot be started.
 pub(crate) fn thread(name: &'static str, work: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
-    let vital = Vital(name);
+    let guard = PanicGuard(name);
     std::thread::Builder::new().name(name.into()).spawn(move || {
-        let _vital = vital;
+        let _guard = guard;
         work();
     })
 }
 
-/// The work of a task without which the daemon is to end.
+/// Runs the work of a vital task: a panic in it ends the daemon.
 pub(crate) async fn task<T>(name: &'static str, work: impl Future<Output = T>) -> T {
-    let _vital = Vital(name);
+    let _guard = PanicGuard(name);
     work.await
 }
 
-/// Resolves when something has panicked without which the daemon is to end; with its name.
+/// Resolves to the name of the first vital thread or task that panics.
 pub(crate) async fn failed() -> &'static str {
     let mut failed = FAILED.subscribe();
     let name = failed.wait_for(Option::is_some).await.ok().and_then(|name| *name);
-    // The sender is there for ever.
+    // The sender is static, so waiting cannot fail.
     name.unwrap_or("unknown")
 }
 
-/// The daemon ends because of a panic.
+/// A vital part has panicked, and the daemon ends.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "`{0}` has panicked, without which this program cannot go on; the mount was removed. The log says where: please report it"
 )]
 pub(crate) struct VitalPartFailed(pub(crate) &'static str);
 
-/// Tells when it is dropped by a panic.
-struct Vital(&'static str);
+/// Records a panic when it is dropped by one.
+struct PanicGuard(&'static str);
 
-impl Drop for Vital {
+impl Drop for PanicGuard {
     fn drop(&mut self) {
         if std::thread::panicking() {
             FAILED.send_if_modified(|failed| failed.replace(failed.unwrap_or(self.0)).is_none());
@@ -76,10 +76,9 @@ impl Drop for Vital {
 mod tests {
     use super::*;
 
-    /// All that has to do with `FAILED`, which is one for the process, and keeps the name of the
-    /// first.
+    /// One test for everything that involves `FAILED`, which is static and keeps the first name.
     #[tokio::test]
-    async fn a_panic_costs_what_it_is_said_to() {
+    async fn contained_panics_are_survived_and_vital_ones_reported() {
         assert_eq!(contained(|| 7), Some(7));
         assert_eq!(contained(|| -> u32 { panic!("test") }), None);
         assert_eq!(contained_task(async { 7 }).await, Some(7));

@@ -1,8 +1,9 @@
 //! What an engine counts.
 
-use std::fmt::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use daemon::prometheus::Exposition;
 
 use crate::Refusal;
 use crate::protocol::Transport;
@@ -54,48 +55,43 @@ impl Metrics {
         Level::raise(self, Gauge::Staging, transport, bytes)
     }
 
-    /// All of them in Prometheus' text format (version 0.0.4).
-    pub fn exposition(&self) -> String {
-        let mut text = String::new();
-        let mut family = |name: &str, kind: &str, help: &str, value: fn(&Flow) -> &AtomicU64| {
-            let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    /// All of them for `/metrics`. The caller may add further families.
+    pub fn exposition(&self) -> Exposition {
+        let mut out = Exposition::default();
+        let mut by_transport = |name, kind, help, value: fn(&Flow) -> &AtomicU64| {
+            out.family(name, kind, help);
             for transport in Transport::ALL {
                 let value = value(self.flow(transport)).load(Ordering::Relaxed);
-                let _ = writeln!(text, "{name}{{transport=\"{}\"}} {value}", transport.name());
+                out.sample(&[("transport", transport.name())], value);
             }
         };
-        family("rdma_engine_reads_total", "counter", "Reads that were answered with data.", |flow| {
+        by_transport("rdma_engine_reads_total", "counter", "Reads that were answered with data.", |flow| {
             &flow.reads
         });
-        family(
+        by_transport(
             "rdma_engine_bytes_total",
             "counter",
             "Bytes of data that reads were answered with.",
             |flow| &flow.bytes,
         );
-        family("rdma_engine_connections", "gauge", "Sessions that are open.", |flow| &flow.connections);
-        family(
+        by_transport("rdma_engine_connections", "gauge", "Sessions that are open.", |flow| &flow.connections);
+        by_transport(
             "rdma_engine_staging_bytes",
             "gauge",
             "Memory that holds data on its way to clients.",
             |flow| &flow.staging,
         );
-        let name = "rdma_engine_refusals_total";
-        let _ = writeln!(
-            text,
-            "# HELP {name} Requests and connections that were refused.\n# TYPE {name} counter"
-        );
+        out.family("rdma_engine_refusals_total", "counter", "Requests and connections that were refused.");
         for (refusal, count) in Refusal::ALL.iter().zip(&self.refusals) {
-            let (label, count) = (refusal.label(), count.load(Ordering::Relaxed));
-            let _ = writeln!(text, "{name}{{reason=\"{label}\"}} {count}");
+            out.sample(&[("reason", refusal.label())], count.load(Ordering::Relaxed));
         }
-        let name = "rdma_engine_leases_over_total";
-        let over = self.leases_over.load(Ordering::Relaxed);
-        let _ = writeln!(
-            text,
-            "# HELP {name} Grants that clients did not give back in time.\n# TYPE {name} counter\n{name} {over}"
-        );
-        text
+        out.family(
+            "rdma_engine_leases_over_total",
+            "counter",
+            "Grants that clients did not give back in time.",
+        )
+        .sample(&[], self.leases_over.load(Ordering::Relaxed));
+        out
     }
 
     fn flow(&self, transport: Transport) -> &Flow {
@@ -155,7 +151,7 @@ mod tests {
         metrics.refused(Refusal::NoNeedle);
         let session = metrics.connection(Transport::Tcp);
         let staging = metrics.staging(Transport::Tcp, 4096);
-        let text = metrics.exposition();
+        let text = metrics.exposition().finish();
         for line in [
             "rdma_engine_reads_total{transport=\"local\"} 1\n",
             "rdma_engine_bytes_total{transport=\"local\"} 10\n",
@@ -166,7 +162,8 @@ mod tests {
             assert!(text.contains(line), "{text}");
         }
         drop((session, staging));
-        assert!(metrics.exposition().contains("rdma_engine_connections{transport=\"tcp\"} 0\n"));
-        assert!(metrics.exposition().contains("rdma_engine_staging_bytes{transport=\"tcp\"} 0\n"));
+        let text = metrics.exposition().finish();
+        assert!(text.contains("rdma_engine_connections{transport=\"tcp\"} 0\n"));
+        assert!(text.contains("rdma_engine_staging_bytes{transport=\"tcp\"} 0\n"));
     }
 }

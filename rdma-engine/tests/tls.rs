@@ -233,7 +233,7 @@ async fn one_side_without_tls_is_told() {
     let under_tls = serve(Some(&authority)).await;
     let refused = read(&client(under_tls.address, Transport::Tcp, None), 1).await.unwrap_err();
     assert_eq!(refused, ReadError::Refused(Refusal::TlsNeeded));
-    assert!(under_tls.metrics.exposition().contains("reason=\"tls_needed\"} 1"));
+    assert!(under_tls.metrics.exposition().finish().contains("reason=\"tls_needed\"} 1"));
 
     let plain = serve(None).await;
     let tls = authority.client(&authority);
@@ -241,7 +241,7 @@ async fn one_side_without_tls_is_told() {
         Err(ReadError::Lost(why)) => assert!(why.contains("the engine does not speak TLS"), "{why}"),
         other => panic!("{other:?}"),
     }
-    assert!(plain.metrics.exposition().contains("reason=\"no_tls\"} 1"));
+    assert!(plain.metrics.exposition().finish().contains("reason=\"no_tls\"} 1"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -267,7 +267,7 @@ async fn a_full_engine_hangs_up() {
     let (first, second) = (client(), client());
     read(&first, 1).await.unwrap();
     assert!(matches!(read(&second, 1).await, Err(ReadError::Lost(_))));
-    assert!(served.metrics.exposition().contains("reason=\"too_many_sessions\"} 1"));
+    assert!(served.metrics.exposition().finish().contains("reason=\"too_many_sessions\"} 1"));
     read(&first, 2).await.unwrap();
 }
 

@@ -43,7 +43,7 @@ impl Stage {
     }
 
     fn read_from_cluster(&self) -> f64 {
-        self.read("http") + self.read("registered")
+        self.read("http") + self.read("cache")
     }
 }
 
@@ -402,7 +402,7 @@ fn two_hosts_see_each_others_files_as_the_mount_below_does() {
         assert!(shows(&here.path().join(&name)), "version {version} of {name}, here {is_here}");
     }
     let served = |source: &str| layer.read_bytes(source).unwrap();
-    assert!(served("http") + served("registered") > 0.0, "nothing came from the cluster");
+    assert!(served("http") + served("cache") > 0.0, "nothing came from the cluster");
 }
 
 #[test]

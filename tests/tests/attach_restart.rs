@@ -86,7 +86,7 @@ fn a_cluster_is_read_from_while_one_takes_over_from_another() {
         assert!(bytes == content(0));
         let page = layer.status_page();
         let read = |source| page.metric("interceptor_read_bytes_total", &[source]).unwrap();
-        (read("source=\"http\"") + read("source=\"registered\"") > 0.0).then_some(())
+        (read("source=\"http\"") + read("source=\"cache\"") > 0.0).then_some(())
     };
     eventually("reads from the cluster", Duration::from_secs(20), accelerated).unwrap();
     assert_eq!(layer.detach().unwrap().code(), Some(0));

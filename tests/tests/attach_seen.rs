@@ -49,11 +49,11 @@ fn await_heat(layer: &Layer, file: &File, content: &[u8]) {
 /// Opens the file until reads are of what is kept, and gives that handle.
 fn open_kept(layer: &Layer, path: &std::path::Path) -> File {
     let kept = || {
-        let registered = || layer.status_page().metric("interceptor_reads_total", &["registered"]).unwrap();
-        let (before, file) = (registered(), File::open(path).unwrap());
+        let cache_reads = || layer.status_page().metric("interceptor_reads_total", &["cache"]).unwrap();
+        let (before, file) = (cache_reads(), File::open(path).unwrap());
         tests::reading::forget(path).unwrap();
         file.read_at(&mut [0; 4096], 0).unwrap();
-        (registered() > before).then_some(file)
+        (cache_reads() > before).then_some(file)
     };
     eventually("reads of what is kept", PATIENCE, kept).unwrap()
 }

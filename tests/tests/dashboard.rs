@@ -266,11 +266,11 @@ fn the_hit_ratios_are_those_of_the_kernels_counts() {
     })
     .unwrap();
     let (cached, filled) = (counted.cached_bytes as f64, counted.fill_bytes as f64);
-    let registered = report["reads"]["registered"]["bytes"].as_f64().unwrap();
+    let cache = report["reads"]["cache"]["bytes"].as_f64().unwrap();
     let expected = [
         ("page_cache", 1.0 - filled / cached),
-        ("registered", registered / filled),
-        ("overall", (cached - filled + registered) / cached),
+        ("cache", cache / filled),
+        ("overall", (cached - filled + cache) / cached),
     ];
     for (layer, expected) in expected {
         let shown = report["hit_ratios"]["10m"][layer].as_f64().unwrap();

@@ -692,7 +692,7 @@ fn the_status_page_tells_what_happens() {
 
     reading::verify(&mount.file("/dir/file"), &Pattern::new(1).bytes(0, 1_000_000));
     let http = mount.metric("interceptor_read_bytes_total", &["source=\"http\""]).unwrap();
-    let memory = mount.metric("interceptor_read_bytes_total", &["source=\"registered\""]).unwrap();
+    let memory = mount.metric("interceptor_read_bytes_total", &["source=\"cache\""]).unwrap();
     assert!(http > 0.0 && http + memory >= 1_000_000.0, "{http} bytes from servers, {memory} from memory");
     assert!(mount.metric("interceptor_reads_total", &[]).unwrap() >= 1.0);
     assert!(mount.metric("interceptor_read_seconds_count", &[]).unwrap() >= 1.0);

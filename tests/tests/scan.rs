@@ -27,7 +27,7 @@ fn hot_files() -> Vec<(String, Pattern, usize)> {
 /// Bytes that the daemon was asked for, and how many of them it had.
 fn answered(mount: &Mount) -> (f64, f64) {
     let bytes = |labels: &[&str]| mount.metric("interceptor_read_bytes_total", labels).unwrap();
-    (bytes(&[]), bytes(&["source=\"registered\""]))
+    (bytes(&[]), bytes(&["source=\"cache\""]))
 }
 
 /// Reads all hot files, past what the kernel has of them.

@@ -22,7 +22,7 @@ use crate::upload::TappedReader;
 const PASS_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Sources whose bytes were at hand when they were asked for.
-const HIT_SOURCES: [&str; 3] = [PAGE_CACHE, "resident", "registered"];
+const HIT_SOURCES: [&str; 3] = [PAGE_CACHE, "resident", "cache"];
 const PAGE_CACHE: &str = "page_cache";
 
 /// BytesBySource by source.
@@ -167,10 +167,10 @@ mod tests {
     fn counters_are_read_from_the_metrics_page() {
         let page = "# TYPE interceptor_read_bytes counter\n\
                     interceptor_read_bytes_total{source=\"http\"} 1048576\n\
-                    interceptor_read_bytes_total{mount=\"a\",source=\"registered\"} 2e6 1700000000\n\
+                    interceptor_read_bytes_total{mount=\"a\",source=\"cache\"} 2e6 1700000000\n\
                     interceptor_reads_total{source=\"http\"} 3\n\
                     interceptor_read_bytes_total{source=\"broken\n";
-        let expected = [("http".to_owned(), 1 << 20), ("registered".to_owned(), 2_000_000)];
+        let expected = [("http".to_owned(), 1 << 20), ("cache".to_owned(), 2_000_000)];
         assert_eq!(parse(page), BytesBySource::from(expected));
     }
 
@@ -179,12 +179,12 @@ mod tests {
         let before = BytesBySource::from([("http".to_owned(), 100)]);
         let after = BytesBySource::from([
             ("http".to_owned(), 130),
-            ("registered".to_owned(), 20),
+            ("cache".to_owned(), 20),
             (PAGE_CACHE.to_owned(), 7),
         ]);
         let sources = difference(&before, &after, 200);
         assert_eq!(sources[PAGE_CACHE], 150);
-        assert_eq!((sources["http"], sources["registered"]), (30, 20));
+        assert_eq!((sources["http"], sources["cache"]), (30, 20));
         let pass = ReadPass { bytes: 200, elapsed: Duration::from_secs(1), wrong: vec![], sources };
         assert!((hit_ratio(&pass) - 0.85).abs() < 1e-9);
         assert_eq!(difference(&after, &after, 0)[PAGE_CACHE], 0);

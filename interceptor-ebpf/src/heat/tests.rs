@@ -46,8 +46,8 @@ fn ticks_that_lag_or_wrap_are_harmless() {
 }
 
 proptest! {
-    /// The model keeps every read and sums what has not decayed of each. Rounding down loses at most
-    /// a unit in each step.
+    /// The model keeps every read and sums what has not decayed of each. Rounding down loses at
+    /// most a unit in each step.
     #[test]
     fn heat_is_the_decayed_sum_of_all_reads(
         reads in prop::collection::vec((0u32..200, 1u64..(64 << 20)), 1..60),

@@ -1,12 +1,12 @@
 //! Turns reads into heat, streams and samples, and sends the events that these cause.
 //!
-//! A read of a few pages usually ends in additions to memory of its own: the thread's [`ReaderSlot`]
-//! and the CPU's [`PendingHeat`] of the granule. Only when enough bytes have come together there are
-//! the maps updated that all CPUs share.
+//! A read of a few pages usually ends in additions to memory of its own: the thread's
+//! [`ReaderSlot`] and the CPU's [`PendingHeat`] of the granule. Only when enough bytes have come
+//! together there are the maps updated that all CPUs share.
 //!
-//! [`add_heat`], [`update_streams`] and [`send_sample`] are global functions: the verifier checks them
-//! once, for any arguments, and not again at each call. Inlined into loops, they would exceed its
-//! complexity limit. A global function takes up to five integers.
+//! [`add_heat`], [`update_streams`] and [`send_sample`] are global functions: the verifier checks
+//! them once, for any arguments, and not again at each call. Inlined into loops, they would
+//! exceed its complexity limit. A global function takes up to five integers.
 
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
@@ -103,8 +103,8 @@ fn add_pending_heat(node: u64, watch_id: u64, granule: u64, bytes: u64) -> u64 {
 
 /// Adds `bytes` read of a granule to its heat. Returns the number of events that were lost.
 ///
-/// CPUs that read the same granule at the same moment may lose each other's bytes, or both find that
-/// the granule turned hot.
+/// CPUs that read the same granule at the same moment may lose each other's bytes, or both find
+/// that the granule turned hot.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn add_heat(node: u64, watch_id: u64, granule: u64, bytes: u64) -> u64 {
@@ -114,7 +114,8 @@ extern "C" fn add_heat(node: u64, watch_id: u64, granule: u64, bytes: u64) -> u6
     let watch_id = watch_id as u32;
     let key = GranuleKey { node, watch_id, granule: granule as u32 };
     let entry = HEAT.get_ptr_mut(key);
-    // SAFETY: the entry is one aligned word, and stays valid memory even if it is evicted meanwhile.
+    // SAFETY: the entry is one aligned word, and stays valid memory even if it is evicted
+    // meanwhile.
     let before = entry.map_or(Heat(0), |entry| unsafe { entry.read_volatile() });
     let (after, turned_hot) = before.after_read(bytes, settings.tick(now), &settings);
     match entry {
@@ -140,8 +141,8 @@ extern "C" fn add_heat(node: u64, watch_id: u64, granule: u64, bytes: u64) -> u6
     })
 }
 
-/// Updates the file's tracks with a read, and announces the window that is due. Returns the number of
-/// events that were lost.
+/// Updates the file's tracks with a read, and announces the window that is due. Returns the
+/// number of events that were lost.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn update_streams(node: u64, watch_id: u64, offset: u64, length: u64) -> u64 {
@@ -151,8 +152,8 @@ extern "C" fn update_streams(node: u64, watch_id: u64, offset: u64, length: u64)
         let _ = STREAMS.insert(key, Streams::starting_at(offset, length), 0);
         return 0;
     };
-    // SAFETY: the entry stays valid memory even if it is evicted meanwhile. Other CPUs may write to
-    // it: every field may have any value, and a lost step only delays a window.
+    // SAFETY: the entry stays valid memory even if it is evicted meanwhile. Other CPUs may write
+    // to it: every field may have any value, and a lost step only delays a window.
     let due = unsafe { (*streams).record_read(offset, length, &rodata!(SETTINGS.stream)) };
     let Some(window) = due else {
         return 0;

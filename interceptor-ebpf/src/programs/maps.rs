@@ -14,8 +14,8 @@ use interceptor_ebpf::stream::Streams;
 use crate::rodata::{SETTINGS, rodata};
 
 /// By device index: whether a device is watched, the first question of every program. An array,
-/// because the kernel inlines a lookup in an array to a few instructions, while a lookup in a hash map
-/// takes as long as all the rest of a program.
+/// because the kernel inlines a lookup in an array to a few instructions, while a lookup in a
+/// hash map takes as long as all the rest of a program.
 #[map]
 static DEVICES: Array<u32> = Array::with_max_entries(DEVICE_SLOTS, 0);
 
@@ -76,18 +76,18 @@ pub(crate) fn watched_mount(device: u32) -> Option<Mount> {
         _ => return None,
     };
     let (watched, traffic) = (WATCHED.get_ptr_mut(index)?, TRAFFIC.get_ptr_mut(index)?);
-    // SAFETY: entries of arrays never move. The traffic is this CPU's own; a program that interrupts
-    // another one on the same CPU makes it lose an addition at most. Every field of a `WatchedMount`
-    // may have any value.
+    // SAFETY: entries of arrays never move. The traffic is this CPU's own; a program that
+    // interrupts another one on the same CPU makes it lose an addition at most. Every field of a
+    // `WatchedMount` may have any value.
     let mount = unsafe { Mount { watched: &mut *watched, traffic: &mut *traffic } };
     (mount.watched.device == device).then_some(mount)
 }
 
 /// Sends an event. Returns `false` if the ring buffer is full.
 ///
-/// Waking the daemon up takes two microseconds, more than all other work on a read: acceptable for an
-/// event, which is rare, too much for a sample. The daemon polls for samples; they wake it up only if
-/// the ring buffer fills faster than that.
+/// Waking the daemon up takes two microseconds, more than all other work on a read: acceptable
+/// for an event, which is rare, too much for a sample. The daemon polls for samples; they wake it
+/// up only if the ring buffer fills faster than that.
 #[inline(always)]
 pub(crate) fn send(event: Event) -> bool {
     const BPF_RB_NO_WAKEUP: u64 = 1;

@@ -1,5 +1,5 @@
-//! A program that does nothing, attached where cached reads are observed: what the kernel charges for
-//! any program there. For the benchmark only.
+//! A program that does nothing, attached where cached reads are observed: what the kernel charges
+//! for any program there. For the benchmark only.
 
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;

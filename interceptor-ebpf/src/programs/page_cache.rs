@@ -9,10 +9,11 @@ use crate::maps::watched_mount;
 use crate::rodata::{OFFSETS, rodata};
 use crate::{hotness, thread_state};
 
-/// The kernel has found a batch of pages for a `read` call, after fetching those that were missing.
+/// The kernel has found a batch of pages for a `read` call, after fetching those that were
+/// missing.
 ///
-/// The tracepoint does not fire for a page that readahead had no memory for and that the kernel then
-/// read by itself.
+/// The tracepoint does not fire for a page that readahead had no memory for and that the kernel
+/// then read by itself.
 #[btf_tracepoint(function = "mm_filemap_get_pages")]
 fn cached_read(context: BtfTracePointContext) -> i32 {
     read(context.arg(0), context.arg(1), context.arg(2)).unwrap_or(0)

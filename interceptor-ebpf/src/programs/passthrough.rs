@@ -1,5 +1,5 @@
-//! Passthrough reads: the kernel reads the backing file, so the daemon sees no request, and the page
-//! cache's tracepoints fire only if the backing file system uses the page cache.
+//! Passthrough reads: the kernel reads the backing file, so the daemon sees no request, and the
+//! page cache's tracepoints fire only if the backing file system uses the page cache.
 
 use aya_ebpf::macros::fentry;
 use aya_ebpf::programs::FEntryContext;

@@ -1,8 +1,8 @@
 //! Requests to the daemon, and its answers.
 //!
-//! There are two programs for each of the two hooks: one for the BTF tracepoint, which loads fields
-//! directly, and one for the raw tracepoint, for kernels with FUSE as a module, where aya cannot attach
-//! the first.
+//! There are two programs for each of the two hooks: one for the BTF tracepoint, which loads
+//! fields directly, and one for the raw tracepoint, for kernels with FUSE as a module, where aya
+//! cannot attach the first.
 
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;

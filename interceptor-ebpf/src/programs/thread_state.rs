@@ -12,8 +12,8 @@ use crate::readers;
 /// The slot of the current thread for a file of a mount. `None` if a field of the inode cannot be
 /// read.
 ///
-/// Two threads with one slot index take the slot from each other. If they do so concurrently, a read
-/// may be credited to the wrong one.
+/// Two threads with one slot index take the slot from each other. If they do so concurrently, a
+/// read may be credited to the wrong one.
 #[inline(always)]
 pub(crate) fn reader_slot(watch_id: u64, inode: Address) -> Option<&'static mut ReaderSlot> {
     let pid_tgid = bpf_get_current_pid_tgid();
@@ -24,8 +24,8 @@ pub(crate) fn reader_slot(watch_id: u64, inode: Address) -> Option<&'static mut 
     if !same_reader || !has_inode(slot, inode) {
         let node = node_of(inode)?;
         credit_reader(slot);
-        // The statistics must exist before another thread takes the slot and credits them: only the
-        // thread itself can read its own cgroup and command name.
+        // The statistics must exist before another thread takes the slot and credits them: only
+        // the thread itself can read its own cgroup and command name.
         readers::entry(ReaderKey { pid_tgid, watch_id });
         let (call, run) = (ReadCall::NONE, SequentialRun::NONE);
         let inode_address = inode as u64;
@@ -34,8 +34,8 @@ pub(crate) fn reader_slot(watch_id: u64, inode: Address) -> Option<&'static mut 
     Some(slot)
 }
 
-/// Adds the reads that were counted in a slot to the statistics of its thread. If the statistics were
-/// evicted, the reads are lost.
+/// Adds the reads that were counted in a slot to the statistics of its thread. If the statistics
+/// were evicted, the reads are lost.
 #[inline(always)]
 fn credit_reader(slot: &ReaderSlot) {
     if slot.reads == 0 {
@@ -43,8 +43,8 @@ fn credit_reader(slot: &ReaderSlot) {
     }
     let key = ReaderKey { pid_tgid: slot.pid_tgid, watch_id: slot.watch_id };
     if let Some(reader) = READERS.get_ptr_mut(key) {
-        // SAFETY: the entry stays valid memory even if it is evicted meanwhile, and every field may
-        // have any value.
+        // SAFETY: the entry stays valid memory even if it is evicted meanwhile, and every field
+        // may have any value.
         unsafe {
             (*reader).reads += slot.reads;
             (*reader).bytes += slot.bytes;

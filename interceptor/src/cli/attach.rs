@@ -191,9 +191,9 @@ async fn attach(
     }
     // Takes a while, which the layer need not wait for.
     let programs = (!options.no_ebpf).then(seen::load);
-    let desk = JobRegistry::new();
+    let jobs = JobRegistry::new();
     let token = options.status_token_file.as_deref().map(Token::read).transpose()?;
-    let mut api = StatusApi::offer(&options.status_addr, token, options.restart, &status, &desk).await?;
+    let mut api = StatusApi::offer(&options.status_addr, token, options.restart, &status, &jobs).await?;
     let reads = match options.filers() {
         [] if options.read_cache == ReadCache::Off => Reads::Below,
         [] => {
@@ -220,9 +220,9 @@ async fn attach(
     // Dropped at the end, whichever that is.
     let _seen = seen::watch(programs, &attached, attached.reader().cloned(), &status).await;
     status.add_check("mount", mount::health::mount_answers(attached.path()));
-    take_requests(&desk, &attached);
+    take_requests(&jobs, &attached);
     announce(&attached);
-    api.take_over(&status, &desk).await;
+    api.take_over(&status, &jobs).await;
     if let Some(address) = api.address() {
         attached.status_api_at(peer::reachable(address));
         output::announce(format_args!("status http://{address}/"));
@@ -272,13 +272,13 @@ async fn cluster(
     Ok(Cluster { filer, filer_path: options.filer_path.clone(), reader, note })
 }
 
-/// From now on `desk` takes requests about files of the layer, if any can be served. Does not keep the layer.
-fn take_requests(desk: &JobRegistry, attached: &Arc<Attached>) {
+/// From now on `jobs` takes requests about files of the layer, if any can be served. Does not keep the layer.
+fn take_requests(jobs: &JobRegistry, attached: &Arc<Attached>) {
     let Some(reader) = attached.reader().cloned() else { return };
     let known = Arc::downgrade(attached);
     let file = Box::new(move |file| known.upgrade()?.to_warm(file));
     let tickets = attached.tickets().clone();
-    desk.open(WarmupMount { device: attached.device().to_owned(), tickets, file, reader });
+    jobs.set_mount(WarmupMount { device: attached.device().to_owned(), tickets, file, reader });
 }
 
 /// Says that the layer answers, in the log and to whoever waits for that line on standard output.

@@ -107,14 +107,14 @@ async fn serve(plan: Plan) -> anyhow::Result<()> {
     }
     // Takes a while, which the mount need not wait for.
     let programs = (!plan.options.mount.no_ebpf).then(seen::load);
-    let desk = JobRegistry::new();
+    let jobs = JobRegistry::new();
     let status_at = match &plan.options.status_addr {
         StatusAddress::Nowhere => None,
         StatusAddress::At(address) => {
             let token = plan.options.status_token_file.as_deref().map(Token::read).transpose()?;
             let server = StatusServer::bind(address, token).await?;
             let at = server.address();
-            let serving = server.serve(status.clone(), warmup::api::router(desk.clone()));
+            let serving = server.serve(status.clone(), warmup::api::router(jobs.clone()));
             tokio::spawn(vital::task("status API", serving));
             Some(at)
         }
@@ -131,7 +131,7 @@ async fn serve(plan: Plan) -> anyhow::Result<()> {
     let (mount, reader) = mount(&plan, &filer, security, &status, status_at).await?;
     // Dropped at the end, whichever that is.
     let _seen = seen::watch(programs, &mount, Some(reader.clone()), &status).await;
-    take_requests(&desk, &mount, reader);
+    take_requests(&jobs, &mount, reader);
     health::watch(&status, &mount, &filer, &plan.options.mountpoint);
     announce(&plan, &filer, status_at);
 
@@ -270,10 +270,10 @@ async fn mount(
     Ok((Arc::new(mount), reader))
 }
 
-/// From now on `desk` takes requests about the mount's files. Does not keep the mount.
-fn take_requests(desk: &JobRegistry, mount: &Arc<Mount>, reader: Arc<Reader>) {
+/// From now on `jobs` takes requests about the mount's files. Does not keep the mount.
+fn take_requests(jobs: &JobRegistry, mount: &Arc<Mount>, reader: Arc<Reader>) {
     let known = Arc::downgrade(mount);
-    desk.open(warmup::WarmupMount {
+    jobs.set_mount(warmup::WarmupMount {
         device: mount.device().to_owned(),
         tickets: mount.tickets().clone(),
         file: Box::new(move |file| Some(Arc::new(known.upgrade()?.version_of(file)?))),

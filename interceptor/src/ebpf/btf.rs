@@ -1,16 +1,16 @@
 //! Offsets of kernel structure fields, from the BTF of the running kernel
 //! (`Documentation/bpf/btf.rst` of the kernel).
 //!
-//! `/sys/kernel/btf/vmlinux` describes the kernel, `/sys/kernel/btf/fuse` the FUSE module if FUSE is
-//! built as one. The module's is *split BTF*: its type ids and string offsets continue those of the
-//! kernel. One pass over both files records where each type starts and indexes the named ones, which
-//! takes a few milliseconds; members are decoded only when a field is looked up.
+//! `/sys/kernel/btf/vmlinux` describes the kernel, `/sys/kernel/btf/fuse` the FUSE module if FUSE
+//! is built as one. The module's is *split BTF*: its type ids and string offsets continue those
+//! of the kernel. One pass over both files records where each type starts and indexes the named
+//! ones, which takes a few milliseconds; members are decoded only when a field is looked up.
 //!
 //! The parser is written by hand because nothing at hand offers member offsets. `Btf` of aya-obj
-//! 0.3 finds a type's id by name, but keeps types, members and enumerators private to the crate and
-//! reads no split BTF. aya's CO-RE relocations need access records in the object that clang emits
-//! and rustc does not. `btf-rs` parses both files, but is under the LGPL, which static linking does
-//! not suit.
+//! 0.3 finds a type's id by name, but keeps types, members and enumerators private to the crate
+//! and reads no split BTF. aya's CO-RE relocations need access records in the object that clang
+//! emits and rustc does not. `btf-rs` parses both files, but is under the LGPL, which static
+//! linking does not suit.
 
 use std::collections::HashMap;
 use std::fs;
@@ -43,7 +43,8 @@ mod kind {
     pub(super) const ENUM64: u32 = 19;
 }
 
-/// Deepest nesting of types that is followed. Real types nest less; malformed ones may have a cycle.
+/// Deepest nesting of types that is followed. Real types nest less; malformed ones may have a
+/// cycle.
 const MAX_DEPTH: u32 = 32;
 
 /// The kernel's BTF cannot be used.
@@ -191,8 +192,8 @@ impl KernelBtf {
     }
 
     /// The offset of the field `path` of a structure, in bits from its start. The path descends
-    /// through embedded structures (`in.h.opcode`), through anonymous ones without naming them, and
-    /// into the first element of arrays.
+    /// through embedded structures (`in.h.opcode`), through anonymous ones without naming them,
+    /// and into the first element of arrays.
     pub(super) fn bit_offset(&self, structure: &str, path: &str) -> Option<u32> {
         let mut id = *self.structures.get(structure)?;
         let mut offset = 0;

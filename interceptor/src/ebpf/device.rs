@@ -6,14 +6,14 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// The device number of a mounted file system in the kernel's encoding: 12 bits of major number, 20
-/// of minor. `stat` encodes the same two numbers differently.
+/// The device number of a mounted file system in the kernel's encoding: 12 bits of major number,
+/// 20 of minor. `stat` encodes the same two numbers differently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DeviceNumber(u32);
 
 impl DeviceNumber {
-    /// The device number of the file system of `path`. Blocks until the daemon answers if that is a
-    /// FUSE mount.
+    /// The device number of the file system of `path`. Blocks until the daemon answers if that is
+    /// a FUSE mount.
     ///
     /// # Errors
     /// If `stat` of the path fails.

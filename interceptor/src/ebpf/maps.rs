@@ -76,8 +76,8 @@ pub(super) struct Maps {
 }
 
 impl Maps {
-    /// Takes the maps out of `programs`. Programs must be loaded before: loading resolves maps through
-    /// the descriptors that are taken here.
+    /// Takes the maps out of `programs`. Programs must be loaded before: loading resolves maps
+    /// through the descriptors that are taken here.
     pub(super) fn take(programs: &mut Ebpf) -> Result<Self, MapError> {
         Ok(Self {
             devices: take(programs, "DEVICES")?.try_into()?,

@@ -1,12 +1,13 @@
-//! The miss-ratio curve of what applications read, wherever the bytes came from: how often a cache of
-//! each size would miss.
+//! The miss-ratio curve of what applications read, wherever the bytes came from: how often a
+//! cache of each size would miss.
 //!
-//! An LRU cache still holds a granule if fewer distinct granules than fit into it were read since.
-//! These *reuse distances* are measured for a sample of the granules only, which the programs choose
-//! by a hash of file and offset ([`interceptor_ebpf::sampling`]): with a share R of the granules
-//! sampled, distances among samples are R times the true ones. This is SHARDS (Waldspurger et al.,
-//! FAST 2015), in its fixed-size variant, which lowers the rate when there are too many granules, and
-//! with its correction for how often the sampled granules happen to be read.
+//! An LRU cache still holds a granule if fewer distinct granules than fit into it were read
+//! since. These *reuse distances* are measured for a sample of the granules only, which the
+//! programs choose by a hash of file and offset ([`interceptor_ebpf::sampling`]): with a share R
+//! of the granules sampled, distances among samples are R times the true ones. This is SHARDS
+//! (Waldspurger et al., FAST 2015), in its fixed-size variant, which lowers the rate when there
+//! are too many granules, and with its correction for how often the sampled granules happen to be
+//! read.
 //!
 //! First reads are misses at any size. Older reads count less and less.
 
@@ -23,8 +24,8 @@ const MAX_GRANULES: usize = 16 << 10;
 const BUCKETS_PER_DOUBLING: f64 = 8.0;
 /// Buckets: for distances up to 2^40 granules.
 const BUCKETS: usize = 321;
-/// Above this rate, repetitions included, the sampling rate is halved: readers would pay for sending
-/// more.
+/// Above this rate, repetitions included, the sampling rate is halved: readers would pay for
+/// sending more.
 const MAX_SAMPLES_PER_SECOND: u64 = 50_000;
 /// The sampling rate is not halved below one group in this many.
 const MAX_GROUPS_PER_SAMPLE: u32 = 1 << 10;
@@ -148,8 +149,8 @@ impl CurveEstimator {
         if samples <= 0.0 {
             return curve;
         }
-        // SHARDS' correction: sampled granules that are read more or less often than the average are
-        // so mostly at small distances, so the difference is added to the first bucket.
+        // SHARDS' correction: sampled granules that are read more or less often than the average
+        // are so mostly at small distances, so the difference is added to the first bucket.
         let nearest = (self.reused[0] + self.expected - samples).max(0.0);
         let total = samples - self.reused[0] + nearest;
         let mut missed = total;

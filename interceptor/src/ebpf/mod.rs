@@ -1,20 +1,20 @@
-//! Reads that no daemon sees, observed by eBPF: page-cache hits, mapped files, passthrough, and the
-//! processes that read.
+//! Reads that no daemon sees, observed by eBPF: page-cache hits, mapped files, passthrough, and
+//! the processes that read.
 //!
 //! The programs are in the crate `interceptor-ebpf`; their object is embedded into this one. An
 //! [`Observer`] resolves the offsets of the kernel fields that they read ([`btf`], [`offsets`]),
-//! attaches for each capability the best program that the kernel accepts ([`probes`]), and owns them:
-//! when it is dropped or its process ends, however that happens, the kernel detaches them. Nothing is
-//! pinned.
+//! attaches for each capability the best program that the kernel accepts ([`probes`]), and owns
+//! them: when it is dropped or its process ends, however that happens, the kernel detaches them.
+//! Nothing is pinned.
 //!
 //! ```text
 //!  Observer::watch(device) ──► maps ◄── programs ◄── every read, fault and request in the kernel
-//!  Observer::traffic, latency, readers ◄──┘ │
-//!           Receiver<KernelEvent> ◄── ring ◄┘   a granule turned hot, a stream's next window is due
+//!  traffic, latency, readers ◄──┘          │
+//!        Receiver<KernelEvent> ◄── ring ◄──┘   a granule turned hot, a stream's window is due
 //! ```
 //!
-//! It works for any FUSE mount of the host, not only for ours. No read depends on it: whatever fails
-//! here, reads go on as before.
+//! It works for any FUSE mount of the host, not only for ours. No read depends on it: whatever
+//! fails here, reads go on as before.
 
 mod btf;
 mod device;
@@ -135,8 +135,8 @@ pub struct Observer {
 impl Observer {
     /// Loads and attaches the programs. No mount is watched yet. Blocks for up to a second.
     ///
-    /// Events go to the receiver until the observer is dropped. A caller that does not need them may
-    /// drop the receiver.
+    /// Events go to the receiver until the observer is dropped. A caller that does not need them
+    /// may drop the receiver.
     ///
     /// # Errors
     /// If no program can be loaded at all.
@@ -196,8 +196,8 @@ impl Observer {
         })
     }
 
-    /// Stops watching a mount. Must be called when the mount is gone, because the kernel reuses its
-    /// device number for another mount.
+    /// Stops watching a mount. Must be called when the mount is gone, because the kernel reuses
+    /// its device number for another mount.
     ///
     /// # Errors
     /// If a map cannot be written.
@@ -231,7 +231,8 @@ impl Observer {
         Ok(maps.latency(watch_id)?)
     }
 
-    /// The miss-ratio curve of the mount's reads; `None` if [`ObserverSettings::sampled`] is `None`.
+    /// The miss-ratio curve of the mount's reads; `None` if [`ObserverSettings::sampled`] is
+    /// `None`.
     ///
     /// # Errors
     /// If the mount is not watched.
@@ -244,8 +245,8 @@ impl Observer {
         }))
     }
 
-    /// The threads that read the mount. If there were many, those that have not read for long may be
-    /// missing.
+    /// The threads that read the mount. If there were many, those that have not read for long may
+    /// be missing.
     ///
     /// # Errors
     /// If the mount is not watched.
@@ -255,8 +256,8 @@ impl Observer {
         Ok(maps.readers(watch_id)?)
     }
 
-    /// The `count` files with the most heat, hottest first, as node and bytes. Scans the whole heat
-    /// map, which takes some milliseconds for every ten thousand granules.
+    /// The `count` files with the most heat, hottest first, as node and bytes. Scans the whole
+    /// heat map, which takes some milliseconds for every ten thousand granules.
     ///
     /// # Errors
     /// If the mount is not watched.
@@ -306,8 +307,8 @@ impl Observer {
         self.dropped() + traffic.map(|traffic| traffic.lost_events).sum::<u64>()
     }
 
-    /// Events that were lost because the channel was full. Those that found the ring buffer full are in
-    /// the [`Traffic`] of their mount.
+    /// Events that were lost because the channel was full. Those that found the ring buffer full
+    /// are in the [`Traffic`] of their mount.
     pub fn dropped(&self) -> u64 {
         self.event_thread.dropped()
     }

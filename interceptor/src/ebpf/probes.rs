@@ -1,9 +1,9 @@
 //! What can be observed of reads, and the BPF program that observes it: for each capability the
 //! possible attachments, best first.
 //!
-//! Kernels differ in the hooks that they have and in the program types that they allow, so nothing
-//! is assumed: each attachment is tried in order, and the first that the kernel accepts is used. The
-//! reasons against the better ones are kept for the start-up log, the status API and
+//! Kernels differ in the hooks that they have and in the program types that they allow, so
+//! nothing is assumed: each attachment is tried in order, and the first that the kernel accepts
+//! is used. The reasons against the better ones are kept for the start-up log, the status API and
 //! `interceptor check`.
 
 use aya::programs::{Program, ProgramError};
@@ -16,8 +16,8 @@ use super::offsets::{self as field, Field, ResolvedOffsets};
 pub struct ProbeStatus {
     /// What is observed.
     pub capability: &'static str,
-    /// Where the program is attached, as `bpftool` writes it (`tp_btf/mm_filemap_fault`); `None` if
-    /// no program could be attached.
+    /// Where the program is attached, as `bpftool` writes it (`tp_btf/mm_filemap_fault`); `None`
+    /// if no program could be attached.
     pub attached_to: Option<String>,
     /// Why no program, or no better one, is attached; `None` if the best one is.
     pub reason: Option<String>,

@@ -6,8 +6,8 @@ use interceptor_ebpf::heat::{HeatSettings, UNIT};
 use interceptor_ebpf::settings::ProgramSettings;
 use interceptor_ebpf::stream::StreamSettings;
 
-/// What the programs report, and the sizes of their maps. [`Default`] suits mounts of a few million
-/// files.
+/// What the programs report, and the sizes of their maps. [`Default`] suits mounts of a few
+/// million files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ObserverSettings {
     /// Bytes of a granule, the unit of heat. Rounded up to a power of two, at least a page.
@@ -22,8 +22,8 @@ pub struct ObserverSettings {
     pub stream_min_bytes: u64,
     /// Bytes ahead of a stream that are announced in a window.
     pub stream_window: u64,
-    /// Bytes of the granules whose reads are sampled for a miss-ratio curve, rounded up to a power of
-    /// two, at least a page; `None` for no curve.
+    /// Bytes of the granules whose reads are sampled for a miss-ratio curve, rounded up to a
+    /// power of two, at least a page; `None` for no curve.
     pub sampled: Option<u64>,
     /// Whether page-cache inserts are counted. That costs time for every page of the whole system.
     /// Requests to the daemon tell the same of a mount, except which bytes readahead added.
@@ -46,7 +46,8 @@ impl Default for ObserverSettings {
     fn default() -> Self {
         Self {
             granule: 1 << 20,
-            // Reading a granule once from front to back does not make it hot, reading it twice does.
+            // Reading a granule once from front to back does not make it hot, reading it twice
+            // does.
             hot_bytes: 2 << 20,
             half_life: Duration::from_secs(60),
             stream_slack: 1 << 20,
@@ -76,8 +77,8 @@ impl ObserverSettings {
         self.sampled.unwrap_or(Self::PAGE).clamp(Self::PAGE, 1 << 40).next_power_of_two()
     }
 
-    /// The settings that the programs take. `cached_reads_seen`: whether a program on the page-cache
-    /// read path is attached.
+    /// The settings that the programs take. `cached_reads_seen`: whether a program on the
+    /// page-cache read path is attached.
     pub(super) fn for_programs(&self, cached_reads_seen: bool) -> ProgramSettings {
         let heat = self.heat();
         ProgramSettings {
@@ -120,8 +121,8 @@ impl ObserverSettings {
     }
 }
 
-/// Pending bytes that each CPU may keep of a granule, so that all CPUs together hide at most an eighth
-/// of the bytes that make it hot.
+/// Pending bytes that each CPU may keep of a granule, so that all CPUs together hide at most an
+/// eighth of the bytes that make it hot.
 fn max_pending_bytes(hot_bytes: u64, cpus: u64) -> u32 {
     u32::try_from(hot_bytes / 8 / cpus.max(1)).unwrap_or(u32::MAX)
 }

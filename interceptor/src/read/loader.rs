@@ -60,7 +60,7 @@ pub(super) struct LoadedBlock {
 impl LoadedBlock {
     /// A block that was in memory.
     fn cached(block: Readable) -> Self {
-        Self { block, source: Source::Registered }
+        Self { block, source: Source::Cache }
     }
 }
 

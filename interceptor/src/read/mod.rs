@@ -143,7 +143,7 @@ impl Reader {
         if let Some(data) =
             file.activity().resident().and_then(|resident| ReadData::resident(&resident, offset, len))
         {
-            self.metrics.read(Source::Registered, data.len() as u64, arrival.elapsed());
+            self.metrics.read(Source::Cache, data.len() as u64, arrival.elapsed());
             return ReadReply::Ready(data);
         }
         let Some(layout) = file.layout_now() else {
@@ -224,13 +224,13 @@ impl Reader {
         }
         if missing.is_empty() {
             let data = ReadData::join(parts.into_iter().flatten().collect());
-            self.metrics.read(Source::Registered, data.len() as u64, arrival.elapsed());
+            self.metrics.read(Source::Cache, data.len() as u64, arrival.elapsed());
             return ReadReply::Ready(data);
         }
         let (reader, file) = (self.clone(), file.clone());
         ReadReply::Pending(
             async move {
-                let mut source = Source::Registered;
+                let mut source = Source::Cache;
                 for (index, outcome, part) in missing {
                     let loaded = outcome.await?;
                     reader.note_use(&file, &part, &loaded.block, pattern);

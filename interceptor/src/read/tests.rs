@@ -272,7 +272,7 @@ fn a_second_read_is_answered_at_once() {
     assert_eq!(first.len(), 4096);
     let totals = mounted.metrics.totals();
     assert_eq!(totals.reads[Source::Http as usize].bytes, 4096);
-    assert_eq!(totals.reads[Source::Registered as usize].bytes, 4096);
+    assert_eq!(totals.reads[Source::Cache as usize].bytes, 4096);
 }
 
 #[test]

@@ -1,12 +1,15 @@
-//! Who may read the status API.
+//! Access control of the status API.
 //!
-//! By default it listens on loopback, and processes of this host read it. A web page of another site cannot: the browser keeps the answers
-//! from it, unless the site has its own name resolve to this host (DNS rebinding), which shows in the `Host` of its requests. Anywhere else it
-//! needs a token, or everybody who can reach it reads it, which the daemon then says in its log and on its page.
+//! By default the API listens on loopback, and processes of this host may read it. The
+//! same-origin policy of browsers keeps the answers from web pages of other sites, unless a site
+//! resolves its own name to this host (DNS rebinding); such requests are refused by their `Host`.
+//! On any other address the API needs a token. Without one, every client that can reach the
+//! address may read it, which the log and the dashboard report.
 //!
-//! The token is taken as `Authorization: Bearer TOKEN`, which Prometheus sends, or as the password of HTTP's Basic scheme, which
-//! browsers ask their users for. The routes that change something ask for more ([`crate::warmup::api`]), so that a page that has a
-//! browser send a request with the browser's password forges nothing.
+//! A client sends the token as `Authorization: Bearer TOKEN`, as Prometheus does, or as the
+//! password of HTTP's Basic scheme, for which browsers ask their users. Routes that change
+//! something require more ([`crate::warmup::api`]), because a browser attaches the password to
+//! requests of other sites' pages.
 
 use std::fs;
 use std::io;
@@ -24,16 +27,15 @@ use ring::digest::{SHA256, digest};
 
 use super::report::ApiAccess;
 
-/// The shortest token that is accepted, characters.
 const MIN_TOKEN_CHARS: usize = 16;
 
-/// A token cannot be used.
+/// The file with the token cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
-    /// Its file cannot be read.
+    /// The file cannot be read.
     #[error("cannot read the token of the status API from {0}: {1}")]
     Read(String, #[source] io::Error),
-    /// It is too easily guessed, or cannot be sent.
+    /// The token is too short, or has characters that HTTP cannot send.
     #[error(
         "the token of the status API in {0} must be one line of at least {MIN_TOKEN_CHARS} printable characters without blanks; \
          `openssl rand -hex 32` makes one"
@@ -41,15 +43,15 @@ pub enum TokenError {
     Form(String),
 }
 
-/// What a client must know. Its text is not kept.
+/// The SHA-256 digest of the token. The text is not kept.
 #[derive(Clone)]
 pub struct Token([u8; 32]);
 
 impl Token {
-    /// The token in a file.
+    /// Reads the token from a file.
     ///
     /// # Errors
-    /// When the file cannot be read, or has anything else than a token.
+    /// If the file cannot be read, or does not hold a valid token.
     pub fn read(path: &Path) -> Result<Self, TokenError> {
         Ok(Self::of(&text(path)?))
     }
@@ -60,7 +62,7 @@ impl Token {
         Self(sum)
     }
 
-    /// Whether `text` is it. Digests are compared, so that the time it takes tells nothing of the token.
+    /// Whether `text` is the token. Comparing digests leaks nothing of the token through timing.
     fn is(&self, text: &str) -> bool {
         self.0 == Self::of(text).0
     }
@@ -69,7 +71,7 @@ impl Token {
 /// The text of the token in a file, for clients.
 ///
 /// # Errors
-/// Like [`Token::read`].
+/// As [`Token::read`].
 pub fn text(path: &Path) -> Result<String, TokenError> {
     let name = path.display().to_string();
     let text = fs::read_to_string(path).map_err(|error| TokenError::Read(name.clone(), error))?;
@@ -78,7 +80,7 @@ pub fn text(path: &Path) -> Result<String, TokenError> {
     if good { Ok(text.to_owned()) } else { Err(TokenError::Form(name)) }
 }
 
-/// Decides about requests.
+/// The access rules of one server.
 #[derive(Clone)]
 pub(super) struct AccessGuard {
     token: Option<Token>,
@@ -86,12 +88,12 @@ pub(super) struct AccessGuard {
 }
 
 impl AccessGuard {
-    /// For a server that listens on `address`.
+    /// The rules of a server that listens on `address`.
     pub(super) fn new(address: SocketAddr, token: Option<Token>) -> Arc<Self> {
         Arc::new(Self { token, loopback: address.ip().to_canonical().is_loopback() })
     }
 
-    /// Who is let in.
+    /// The clients that may read.
     pub(super) fn access(&self) -> ApiAccess {
         match self {
             Self { token: Some(_), .. } => ApiAccess::Token,
@@ -102,22 +104,18 @@ impl AccessGuard {
 
     fn admits(&self, headers: &HeaderMap) -> Result<(), AccessDenied> {
         if let Some(token) = &self.token {
-            let given = headers.get(header::AUTHORIZATION).and_then(|value| given(value.to_str().ok()?));
-            return if given.is_some_and(|given| token.is(&given)) {
-                Ok(())
-            } else {
-                Err(AccessDenied::Token)
-            };
+            let sent = headers.get(header::AUTHORIZATION).and_then(|value| token_in(value.to_str().ok()?));
+            return if sent.is_some_and(|sent| token.is(&sent)) { Ok(()) } else { Err(AccessDenied::Token) };
         }
         let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
-        if self.loopback && host.is_some_and(|host| !is_of_this_host(host)) {
+        if self.loopback && host.is_some_and(|host| !is_this_host(host)) {
             return Err(AccessDenied::Name);
         }
         Ok(())
     }
 }
 
-/// Why a request is not answered.
+/// Why a request is refused.
 #[derive(Debug, PartialEq, Eq)]
 enum AccessDenied {
     Token,
@@ -139,7 +137,7 @@ impl IntoResponse for AccessDenied {
     }
 }
 
-/// Lets a request pass or answers it.
+/// Passes a request on, or refuses it.
 pub(super) async fn guard(State(guard): State<Arc<AccessGuard>>, request: Request, next: Next) -> Response {
     match guard.admits(request.headers()) {
         Ok(()) => next.run(request).await,
@@ -147,8 +145,8 @@ pub(super) async fn guard(State(guard): State<Arc<AccessGuard>>, request: Reques
     }
 }
 
-/// The token in an `Authorization`.
-fn given(authorization: &str) -> Option<String> {
+/// The token in an `Authorization` header.
+fn token_in(authorization: &str) -> Option<String> {
     let (scheme, rest) = authorization.split_once(' ')?;
     match scheme.to_ascii_lowercase().as_str() {
         "bearer" => Some(rest.trim().to_owned()),
@@ -160,8 +158,8 @@ fn given(authorization: &str) -> Option<String> {
     }
 }
 
-/// Whether `host`, with or without a port, is an address or the name that stands for this host.
-fn is_of_this_host(host: &str) -> bool {
+/// Whether `host`, with or without a port, is an IP address or `localhost`.
+fn is_this_host(host: &str) -> bool {
     let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
         _ => host,
@@ -185,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_taken_in_both_schemes() {
+    fn a_token_is_accepted_in_both_schemes() {
         let guard = AccessGuard::new("0.0.0.0:1".parse().unwrap(), Some(Token::of(TOKEN)));
         assert_eq!(guard.access(), ApiAccess::Token);
         let basic = format!("Basic {}", STANDARD.encode(format!("anybody:{TOKEN}")));
@@ -199,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn on_loopback_no_other_name_is_answered_to() {
+    fn on_loopback_only_addresses_and_localhost_are_answered() {
         let guard = AccessGuard::new("127.0.0.1:9650".parse().unwrap(), None);
         assert_eq!(guard.access(), ApiAccess::Loopback);
         for good in ["127.0.0.1:9650", "localhost:9650", "LOCALHOST", "[::1]:9650", "[::1]"] {
@@ -208,18 +206,18 @@ mod tests {
         for bad in ["rebound.example:9650", "localhost.example", ""] {
             assert_eq!(asked(&guard, header::HOST, bad), Err(AccessDenied::Name), "{bad}");
         }
-        assert_eq!(guard.admits(&HeaderMap::new()), Ok(()), "no browser leaves it out");
+        assert_eq!(guard.admits(&HeaderMap::new()), Ok(()), "only browsers must send `Host`");
     }
 
     #[test]
-    fn elsewhere_without_a_token_it_is_open() {
+    fn on_other_addresses_it_is_open_without_a_token() {
         let guard = AccessGuard::new("0.0.0.0:9650".parse().unwrap(), None);
         assert_eq!(guard.access(), ApiAccess::Open);
         assert_eq!(asked(&guard, header::HOST, "storage-7:9650"), Ok(()));
     }
 
     #[test]
-    fn a_token_that_is_none_is_refused() {
+    fn files_without_a_valid_token_are_refused() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         writeln!(file, "{TOKEN}").unwrap();
         assert!(Token::read(file.path()).unwrap().is(TOKEN));

@@ -1,50 +1,52 @@
-//! What is hot and who reads, as eBPF has seen: for people, and never in the labels of a metric.
+//! The hottest files and the readers of a mount, from eBPF. Shown to people, never used as labels
+//! of a metric.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What goes on in a mount at present.
+/// The current activity of a mount.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Activity {
-    /// The files that are read most, hottest first.
+    /// The files with the most heat, hottest first.
     pub hottest: Vec<HotFile>,
-    /// Who reads most, the greatest first.
+    /// The readers, highest rate first.
     pub readers: Vec<ReaderGroup>,
-    /// Over how many seconds the rates of `readers` are means.
+    /// The rates of `readers` are means over this many seconds.
     pub seconds: f64,
 }
 
-/// A file that is read much.
+/// A file with heat.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct HotFile {
-    /// Its path at the filer when it was first read; `null` if the kernel has forgotten the file meanwhile. Names of files are whatever
-    /// somebody chose: whoever shows this must escape it.
+    /// The path at the filer when the file was first read; `null` if the kernel no longer knows
+    /// the node. Untrusted text: escape it before showing it.
     pub path: Option<String>,
-    /// The number of its node in this mount, which `stat` shows as the inode.
+    /// The FUSE node, which `stat` shows as the inode number.
     pub node: u64,
-    /// Its size in bytes; `null` like `path`.
+    /// The size in bytes; `null` like `path`.
     pub size: Option<u64>,
-    /// Bytes that were read of it, of which half are forgotten in a minute.
+    /// Bytes read of it, which decay by half in a minute.
     pub bytes: u64,
-    /// The same by parts of the file, from its beginning to its end.
+    /// The same bytes by equal parts of the file, from its beginning.
     pub cells: Vec<u64>,
-    /// Bytes of the file that each of `cells` stands for; the last may have fewer.
+    /// Bytes of the file in each of `cells`; the last may have fewer.
     pub cell_bytes: u64,
 }
 
-/// Processes of one control group that run one command.
+/// The processes of one control group that run one command.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ReaderGroup {
-    /// The command, up to 15 bytes. Whatever a process calls itself: whoever shows this must escape it.
+    /// The command name, up to 15 bytes, which the process chooses. Untrusted text: escape it
+    /// before showing it.
     pub command: String,
-    /// The control group's path; `id` and its number if that cannot be told any more.
+    /// The path of the control group; `id` and its number if the group is gone.
     pub cgroup: String,
-    /// How many processes there were, those that have ended included.
+    /// The number of processes, including those that have ended.
     pub processes: u64,
-    /// Bytes read at present.
+    /// Bytes read per second, over `seconds` of the [`Activity`].
     pub bytes_per_second: f64,
-    /// Bytes that were read since the mount is watched.
+    /// Bytes read since the mount is watched.
     pub bytes: u64,
-    /// Of these, bytes that the daemon had to be asked for.
+    /// The part of these that the kernel requested from the daemon.
     pub requested_bytes: u64,
 }

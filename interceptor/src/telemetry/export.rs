@@ -1,10 +1,13 @@
-//! What `/metrics` says: every metric's exported name, unit and labels, in one place.
+//! `/metrics`: name, unit and labels of every exported metric.
 //!
-//! `doc/METRICS.md` explains each to whoever watches the daemon; dashboards and alerts depend on these names.
+//! `doc/METRICS.md` explains each metric to operators. Dashboards and alerts depend on these
+//! names.
 
 use std::time::Instant;
 
-use super::exposition::Exposition;
+use daemon::prometheus::{Exposition, Labels};
+use interceptor_ebpf::histogram::upper_bound;
+
 use super::health::{EngineState, FilerHealth, VolumeServerHealth};
 use super::kernel::KernelCounts;
 use super::metrics::{
@@ -12,9 +15,6 @@ use super::metrics::{
 };
 use super::ratios::TimeSaved;
 use super::shard::FlowTotal;
-
-/// What to send with it as `Content-Type`.
-pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// All metrics in Prometheus' text format.
 pub fn exposition(metrics: &Metrics) -> String {
@@ -55,7 +55,7 @@ fn hit_ratios(out: &mut Exposition, metrics: &Metrics) {
         "Of the bytes that reads asked of the daemon, the part answered from memory; NaN without reads.",
     );
     for (window, ratios) in windows {
-        out.sample(&[("window", window)], ratios.registered.unwrap_or(f64::NAN));
+        out.sample(&[("window", window)], ratios.cache.unwrap_or(f64::NAN));
     }
     out.family(
         "interceptor_hit_ratio",
@@ -128,7 +128,7 @@ fn reads(out: &mut Exposition, totals: &Totals, kernel: Option<&KernelCounts>) {
         "Time from a read reaching the daemon to its answer.",
     );
     for (source, flow) in by_source(&totals.reads) {
-        out.histogram(&[source], flow);
+        histogram(out, &[source], flow);
     }
 }
 
@@ -142,7 +142,7 @@ fn fetches(out: &mut Exposition, totals: &Totals) {
     }
     out.family("interceptor_fetch_seconds", "histogram", "Time of a fetch, its retries included.");
     for (source, flow) in flows() {
-        out.histogram(&[("source", source.label())], flow);
+        histogram(out, &[("source", source.label())], flow);
     }
     out.family("interceptor_fetch_errors_total", "counter", "Failed attempts to fetch.");
     for ((source, reason), count) in &totals.fetch_errors {
@@ -202,7 +202,7 @@ fn prefetches(out: &mut Exposition, totals: &Totals) {
     }
     out.family("interceptor_prefetch_bytes_total", "counter", "Bytes fetched ahead, by what became of them.");
     for (trigger, outcomes) in Trigger::ALL.iter().zip(totals.prefetched) {
-        // A trigger that has never fired may be one that this build or host does not have.
+        // A trigger that has never fired may not exist in this build or on this host.
         if outcomes == [0; Outcome::ALL.len()] && *trigger != Trigger::Sequential {
             continue;
         }
@@ -213,7 +213,7 @@ fn prefetches(out: &mut Exposition, totals: &Totals) {
 }
 
 fn opens(out: &mut Exposition, totals: &Totals) {
-    // Where the kernel does not ask there is nothing to count.
+    // If the kernel does not ask the daemon at open, nothing is counted.
     if totals.opens == [0; OpenMode::ALL.len()] {
         return;
     }
@@ -246,7 +246,7 @@ fn kernel(out: &mut Exposition, counts: &KernelCounts, totals: &Totals) {
         "Time from a request being queued for the daemon to its answer, measured in the kernel.",
     );
     for (request, flow) in &counts.requests {
-        out.histogram(&[("request", request)], flow);
+        histogram(out, &[("request", request)], flow);
     }
     let events = || KernelEventKind::ALL.iter().zip(&totals.kernel_events);
     out.family("interceptor_ebpf_events_total", "counter", "Events of eBPF that the daemon has acted on.");
@@ -259,7 +259,7 @@ fn kernel(out: &mut Exposition, counts: &KernelCounts, totals: &Totals) {
         "Time from a read that causes an event to the daemon having acted on it.",
     );
     for (kind, flow) in events() {
-        out.histogram(&[("kind", kind.label())], flow);
+        histogram(out, &[("kind", kind.label())], flow);
     }
     out.family("interceptor_ebpf_lost_total", "counter", "Events that were lost because something was full.");
     for (kind, count) in &counts.lost {
@@ -324,7 +324,18 @@ fn cache(out: &mut Exposition, cache: &CacheUsage) {
     .sample(&[("backing", &cache.backing)], 1);
 }
 
-/// Each source as a label, with its flow.
+/// All samples of a flow's histogram, durations in seconds.
+fn histogram(out: &mut Exposition, labels: Labels, flow: &FlowTotal) {
+    let seconds = |nanos| nanos as f64 / 1e9;
+    let buckets = flow.buckets.iter().enumerate();
+    out.histogram(
+        labels,
+        buckets.map(|(bucket, count)| (upper_bound(bucket).map(seconds), *count)),
+        seconds(flow.nanos),
+    );
+}
+
+/// The flow of each source, with the source as a label.
 fn by_source(flows: &[FlowTotal]) -> impl Iterator<Item = ((&'static str, &'static str), &FlowTotal)> {
     Source::ALL.iter().zip(flows).map(|(source, flow)| (("source", source.label()), flow))
 }
@@ -340,11 +351,11 @@ mod tests {
 
     fn everything_counted() -> String {
         let metrics = Metrics::new();
-        metrics.read(Source::Registered, 300, Duration::from_micros(5));
+        metrics.read(Source::Cache, 300, Duration::from_micros(5));
         metrics.read(Source::Http, 100, Duration::from_millis(2));
         metrics.fetch(Source::Http, 4096, Duration::from_millis(1));
         metrics.fetch_error(Source::Http, "timeout");
-        metrics.fallback(Source::Registered, Source::Http);
+        metrics.fallback(Source::Cache, Source::Http);
         metrics.hedge_sent();
         metrics.prefetch(Trigger::Hot, Outcome::Used, 1);
         metrics.set_cache_usage(Box::new(|| CacheUsage {
@@ -379,16 +390,16 @@ mod tests {
     }
 
     #[test]
-    fn values_are_where_they_are_looked_for() {
+    fn every_counter_has_its_name_and_labels() {
         let text = everything_counted();
         for line in [
-            "interceptor_reads_total{source=\"registered\"} 1",
+            "interceptor_reads_total{source=\"cache\"} 1",
             "interceptor_read_bytes_total{source=\"http\"} 100",
             "interceptor_read_seconds_count{source=\"http\"} 1",
             "interceptor_read_seconds_sum{source=\"http\"} 0.002",
             "interceptor_fetch_bytes_total{source=\"http\"} 4096",
             "interceptor_fetch_errors_total{source=\"http\",reason=\"timeout\"} 1",
-            "interceptor_fallbacks_total{from=\"registered\",to=\"http\"} 1",
+            "interceptor_fallbacks_total{from=\"cache\",to=\"http\"} 1",
             "interceptor_hedges_sent_total 1",
             "interceptor_hedges_won_total 0",
             "interceptor_page_cache_pushed_bytes_total 4096",
@@ -404,7 +415,7 @@ mod tests {
             "interceptor_cache_class_bytes{slot=\"4096\",state=\"held\"} 8192",
             "interceptor_cache_info{backing=\"plain\"} 1",
             "interceptor_cache_hit_ratio{window=\"1m\"} 0.75",
-            "interceptor_hit_ratio{layer=\"registered\",window=\"10m\"} 0.75",
+            "interceptor_hit_ratio{layer=\"cache\",window=\"10m\"} 0.75",
             "interceptor_subscription_live 1",
             "interceptor_nodes 3",
             "interceptor_read_bytes_total{source=\"page_cache\"} 800",
@@ -421,7 +432,7 @@ mod tests {
         assert!(!text.contains("next_file"), "no such trigger has fired");
     }
 
-    /// The rules that a collector rejects a document for.
+    /// The rules whose violation makes a collector reject a document.
     #[test]
     fn the_document_is_well_formed() {
         let text = everything_counted();

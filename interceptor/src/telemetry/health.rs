@@ -1,4 +1,5 @@
-//! How the servers behind a mount are doing, as they themselves have shown it: nobody is asked for this.
+//! The health of the servers behind a mount, derived from their answers to ordinary requests. No
+//! server is probed for it.
 
 use std::fmt::Display;
 use std::time::Instant;
@@ -7,15 +8,15 @@ use parking_lot::Mutex;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// The longest text that is kept of an error, characters.
+/// Characters of an error's text that are kept.
 const MAX_ERROR_CHARS: usize = 400;
 
-/// Filers, volume servers and engines.
+/// The health of filers, volume servers and engines.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Health {
-    /// The filers that the mount was told of, in that order.
+    /// The configured filers, in their order.
     pub filers: Vec<FilerHealth>,
-    /// Every volume server that was ever asked, by address.
+    /// Every volume server that was ever used, by address.
     pub volume_servers: Vec<VolumeServerHealth>,
 }
 
@@ -24,12 +25,12 @@ pub struct Health {
 pub struct FilerHealth {
     /// `host:port`.
     pub address: String,
-    /// Whether it is the one that is asked.
+    /// Whether it is the filer in use.
     pub is_current: bool,
-    /// Whether it has left calls unanswered for a second, or cannot be connected to.
+    /// Whether it has left calls unanswered for a second, or refuses connections.
     #[serde(default)]
     pub is_silent: bool,
-    /// What failed last, if anything has.
+    /// The last failure, if there was one.
     pub last_error: Option<ErrorRecord>,
 }
 
@@ -38,47 +39,49 @@ pub struct FilerHealth {
 pub struct VolumeServerHealth {
     /// `host:port`.
     pub address: String,
-    /// What is asked first at present: `verbs`, `local` or `tcp` of its engine, or `http`.
+    /// The source that is tried first: `verbs`, `local` or `tcp` of its engine, or `http`.
     pub source: String,
-    /// Whether it seems to have stopped: others were faster, and it had said nothing, or it keeps readers waiting.
+    /// Whether it seems to have stopped: other servers were faster while it sent nothing, or it
+    /// keeps readers waiting.
     pub is_silent: bool,
-    /// Whether it has said nothing for a second or more to requests that readers wait for, and nothing since.
+    /// Whether it has sent nothing for at least a second while readers wait for it, and nothing
+    /// since.
     #[serde(default)]
     pub keeps_readers_waiting: bool,
-    /// Requests under way to it.
+    /// Requests in flight to it.
     pub requests: u64,
-    /// Requests that wait for their turn at it.
+    /// Requests that are queued for it.
     pub waiting: u64,
-    /// What failed last, if anything has.
+    /// The last failure, if there was one.
     pub last_error: Option<ErrorRecord>,
-    /// The engine beside it; `null` if none may be asked.
+    /// The engine beside it; `null` if no engine may be used.
     pub engine: Option<EngineHealth>,
 }
 
 /// An engine beside a volume server.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct EngineHealth {
-    /// `host:port` where it is looked for.
+    /// `host:port` at which it is expected.
     pub address: String,
-    /// Whether it is there.
+    /// Whether it is connected.
     pub state: EngineState,
-    /// What its bytes come by; `null` while it is not asked.
+    /// The transport of its bytes; `null` while it is not used.
     pub source: Option<String>,
-    /// What failed last, if anything has.
+    /// The last failure, if there was one.
     pub last_error: Option<ErrorRecord>,
 }
 
-/// Whether an engine is there.
+/// The state of the connection to an engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum EngineState {
-    /// It is asked first.
+    /// Connected; it is tried first.
     Connected,
-    /// It was, and does not answer any more.
+    /// It was connected and no longer answers.
     Lost,
-    /// There was never a connection; there may be no such engine.
+    /// It was never connected; there may be no engine.
     Absent,
-    /// Something answers, and does not prove that it is the volume server's: it is not asked.
+    /// A peer answers that does not prove to be the volume server's engine; it is not used.
     Unproved,
 }
 
@@ -98,21 +101,21 @@ impl EngineState {
     }
 }
 
-/// Something that failed.
+/// A failure.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ErrorRecord {
-    /// What, for people.
+    /// The error's text.
     pub text: String,
-    /// How long ago, seconds.
+    /// Seconds since it happened.
     pub seconds_ago: f64,
 }
 
-/// Remembers the last of the failures that it is told of.
+/// The last failure of a server.
 #[derive(Debug, Default)]
 pub struct LastError(Mutex<Option<(Instant, String)>>);
 
 impl LastError {
-    /// This has failed now.
+    /// Records a failure that happened now.
     pub fn note(&self, error: &dyn Display) {
         let mut text = error.to_string();
         if let Some((cut, _)) = text.char_indices().nth(MAX_ERROR_CHARS) {
@@ -122,7 +125,7 @@ impl LastError {
         *self.0.lock() = Some((Instant::now(), text));
     }
 
-    /// What failed last.
+    /// The last failure, if there was one.
     pub fn latest(&self) -> Option<ErrorRecord> {
         let last = self.0.lock();
         let (at, text) = last.as_ref()?;
@@ -135,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_error_is_kept_in_short() {
+    fn the_last_error_is_kept_and_truncated() {
         let last = LastError::default();
         assert_eq!(last.latest(), None);
         last.note(&"first");

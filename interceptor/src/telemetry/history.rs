@@ -1,8 +1,9 @@
-//! What went on lately, in memory: a point for every second of the last five minutes, every 15 seconds of the last hour, and every five
-//! minutes of the last day.
+//! The recent past, in memory: a point for every second of the last five minutes, for every 15
+//! seconds of the last hour, and for every five minutes of the last day.
 //!
-//! Each span closes its points by itself: a point is what was added to the counters since the one before, so that percentiles are of
-//! the reads within it, and no span is made from another. All of it takes less than a MiB.
+//! Each span computes its points independently: a point is the difference of the counters to the
+//! snapshot at the point before, so that percentiles are of the reads within the step. All spans
+//! together take less than a MiB.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant, SystemTime};
@@ -16,21 +17,21 @@ use super::metrics::{CacheUsage, Metrics, Source, Totals};
 use super::ratios::{AnsweredBytes, HitRatios};
 use super::report::{API_VERSION, percentile};
 
-/// How often [`History::tick`] is to be called.
+/// The interval at which [`History::tick`] must be called.
 pub const TICK: Duration = Duration::from_secs(1);
 
-/// A length of time that is kept, and how finely.
+/// A period that is kept, and its resolution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HistorySpan {
-    /// What it is called in requests.
+    /// Its name in requests.
     pub name: &'static str,
     /// The time that a point covers.
     pub step: Duration,
-    /// How many points are kept.
+    /// The number of points that are kept.
     pub points: usize,
 }
 
-/// All that are kept, the shortest first.
+/// All spans, the shortest first.
 pub const SPANS: [HistorySpan; 3] = [
     HistorySpan { name: "5m", step: TICK, points: 300 },
     HistorySpan { name: "1h", step: Duration::from_secs(15), points: 240 },
@@ -40,38 +41,39 @@ pub const SPANS: [HistorySpan; 3] = [
 /// The points of one span, as they are sent.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct SpanReport {
-    /// Like that of [`StatusReport`](super::report::StatusReport).
+    /// As that of [`StatusReport`](super::report::StatusReport).
     pub api_version: u32,
     /// `5m`, `1h` or `1d`.
     pub span: String,
-    /// Seconds that a point covers, about.
+    /// The nominal seconds that a point covers.
     pub step_seconds: f64,
-    /// Oldest first. Where the daemon had no time, or did not run, there are none.
+    /// Oldest first. Points are missing while the daemon did not run.
     pub points: Vec<Point>,
 }
 
-/// What went on within a step.
+/// The reads and fetches within a step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Point {
-    /// When it ended, milliseconds since 1970.
+    /// The end of the step, milliseconds since 1970.
     pub unix_ms: u64,
-    /// How long it was, seconds.
+    /// The length of the step, seconds.
     pub seconds: f64,
-    /// Bytes that applications read, by source; sources that cannot be seen are missing.
+    /// Bytes that applications read, by source; sources that are not observed are missing.
     pub bytes: BTreeMap<String, u64>,
     /// Reads that reached the daemon, by source.
     pub reads: BTreeMap<String, u64>,
-    /// Half of the reads that reached the daemon took less, seconds, by source; sources without reads are missing.
+    /// The median duration of reads that reached the daemon, seconds, by source; sources without
+    /// reads are missing.
     pub p50_seconds: BTreeMap<String, f64>,
-    /// The same for 99 % of them.
+    /// The 99th percentile of the same durations.
     pub p99_seconds: BTreeMap<String, f64>,
     /// Hit ratios within the step.
     pub hit_ratios: HitRatios,
-    /// Bytes fetched ahead, and those of which it became known that they were read or not.
+    /// Bytes fetched ahead, and bytes whose outcome became known.
     pub prefetch: PrefetchPoint,
     /// Bytes of the cache at the end of the step.
     pub cache: CachePoint,
-    /// Failed attempts to fetch, changes to another source and refused bytes, all together.
+    /// The sum of failed attempts to fetch, fallbacks and integrity failures.
     pub incidents: u64,
 }
 
@@ -80,22 +82,22 @@ pub struct Point {
 pub struct PrefetchPoint {
     /// Fetched.
     pub fetched: u64,
-    /// Known to have been read.
+    /// Read.
     pub used: u64,
-    /// Known to have left the cache before they were read.
+    /// Evicted before they were read.
     pub wasted: u64,
 }
 
 /// Bytes of the cache.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CachePoint {
-    /// The limit.
+    /// The capacity.
     pub capacity: u64,
-    /// Blocks, and fetches in progress.
+    /// Bytes of blocks and of fetches in progress.
     pub used: u64,
-    /// Of the limit, what files have that the kernel reads by itself.
+    /// The part of `capacity` that resident files take.
     pub resident: u64,
-    /// Of `used`, what is being read.
+    /// The part of `used` that readers pin.
     pub pinned: u64,
 }
 
@@ -114,11 +116,11 @@ struct SpanHistory {
     points: VecDeque<Point>,
 }
 
-/// All spans; see the module.
+/// The points of all spans.
 pub struct History(Mutex<[SpanHistory; SPANS.len()]>);
 
 impl History {
-    /// Begins now.
+    /// An empty history that begins now.
     pub fn new(metrics: &Metrics) -> Self {
         Self::since(&CounterSnapshot::at(metrics, Instant::now()))
     }
@@ -132,14 +134,15 @@ impl History {
         Self(Mutex::new(SPANS.map(span_history)))
     }
 
-    /// Looks at the counters; to be called every [`TICK`]. Returns the points that are complete, by the index of their span.
+    /// Takes a snapshot of the counters. Must be called every [`TICK`]. Returns the points that
+    /// are complete, by the index of their span.
     pub fn tick(&self, metrics: &Metrics) -> [Option<Point>; SPANS.len()] {
         self.take(&CounterSnapshot::at(metrics, Instant::now()), SystemTime::now())
     }
 
     fn take(&self, now: &CounterSnapshot, clock: SystemTime) -> [Option<Point>; SPANS.len()] {
         self.0.lock().each_mut().map(|span_history| {
-            // A tick that comes a moment early is the one that is due.
+            // A tick up to half a tick early counts as the one that is due.
             let is_due = now.at.duration_since(span_history.since.at) + TICK / 2 >= span_history.span.step;
             is_due.then(|| {
                 let point = Point::between(&span_history.since, now, clock);
@@ -171,7 +174,6 @@ impl CounterSnapshot {
         Self { at, totals: metrics.totals(), kernel: metrics.kernel(), cache: metrics.levels().cache }
     }
 
-    /// Bytes that applications read, by the source that they came from, as far as it can be seen.
     fn bytes(&self) -> BTreeMap<&'static str, u64> {
         bytes_by_source(&self.totals, self.kernel.as_ref())
     }
@@ -193,7 +195,7 @@ impl CounterSnapshot {
     }
 }
 
-/// Bytes that applications read so far, by the source that they came from; what cannot be seen is missing.
+/// Bytes that applications have read, by source; sources that are not observed are missing.
 pub(super) fn bytes_by_source(totals: &Totals, kernel: Option<&KernelCounts>) -> BTreeMap<&'static str, u64> {
     let by_daemon = Source::ALL.iter().zip(&totals.reads).map(|(source, flow)| (source.label(), flow.bytes));
     let page_cache = kernel.and_then(|counts| counts.page_cache_bytes).map(|bytes| ("page_cache", bytes));
@@ -264,31 +266,31 @@ mod tests {
     }
 
     #[test]
-    fn a_point_is_what_was_added_within_its_step() {
+    fn a_point_counts_what_was_added_within_its_step() {
         let metrics = Metrics::new();
         metrics.read(Source::Http, 7, Duration::from_secs(1));
         let begin = CounterSnapshot::at(&metrics, Instant::now());
         let history = History::since(&begin);
         ticks(&history, &metrics, &begin, 30, |tick| {
-            let source = if tick <= 15 { Source::Http } else { Source::Registered };
+            let source = if tick <= 15 { Source::Http } else { Source::Cache };
             metrics.read(source, 100, Duration::from_micros(3));
         });
         let seconds = history.report("5m").unwrap().points;
         assert_eq!(seconds.len(), 30);
         let last = &seconds[29];
         assert_eq!((last.unix_ms, last.seconds), (30_000, 1.0));
-        assert_eq!((last.bytes["registered"], last.bytes["http"], last.reads["registered"]), (100, 0, 1));
-        assert_eq!(last.p99_seconds, [("registered".to_owned(), 4096e-9)].into());
-        assert!(!last.bytes.contains_key("page_cache"), "nobody sees it");
+        assert_eq!((last.bytes["cache"], last.bytes["http"], last.reads["cache"]), (100, 0, 1));
+        assert_eq!(last.p99_seconds, [("cache".to_owned(), 4096e-9)].into());
+        assert!(!last.bytes.contains_key("page_cache"), "eBPF does not run");
         let quarters = history.report("1h").unwrap().points;
         assert_eq!(quarters.iter().map(|point| point.bytes["http"]).collect::<Vec<_>>(), [1500, 0]);
-        assert_eq!(quarters[1].hit_ratios.registered, Some(1.0));
+        assert_eq!(quarters[1].hit_ratios.cache, Some(1.0));
         assert!(history.report("1d").unwrap().points.is_empty());
         assert!(history.report("2d").is_none());
     }
 
     #[test]
-    fn no_span_keeps_more_than_its_points() {
+    fn a_span_keeps_at_most_its_number_of_points() {
         let metrics = Metrics::new();
         let begin = CounterSnapshot::at(&metrics, Instant::now());
         let history = History::since(&begin);

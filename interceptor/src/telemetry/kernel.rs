@@ -1,4 +1,5 @@
-//! What the kernel has counted of a mount's reads, those included that never reach the daemon; there if eBPF is.
+//! Reads of a mount as eBPF counts them in the kernel, including those that never reach the
+//! daemon.
 
 use std::collections::BTreeMap;
 
@@ -12,23 +13,23 @@ use super::shard::FlowTotal;
 /// Counters since the mount is watched.
 #[derive(Debug, Clone, Default)]
 pub struct KernelCounts {
-    /// Calls and faults of applications, by the way in which they were served. Ways that are not seen here are missing.
+    /// Reads of applications, by how they were served. Kinds that are not observed are missing.
     pub reads: BTreeMap<&'static str, KernelReads>,
-    /// Of the bytes read through the page cache, those that the daemon was not asked for; `None` if that is not seen here. Never
-    /// decreases.
+    /// Bytes read through the page cache that were not requested from the daemon; `None` if that
+    /// is not observed. Never decreases.
     pub page_cache_bytes: Option<u64>,
-    /// Requests to the daemon, by what they ask for, with the time from being queued for it to its answer; without bytes.
+    /// Requests to the daemon by kind, with the time from queueing to answer; without bytes.
     pub requests: BTreeMap<&'static str, FlowTotal>,
-    /// Events that were not told, by what was full.
+    /// Lost events, by what was full.
     pub lost: BTreeMap<&'static str, u64>,
 }
 
-/// Reads that were served in one way.
+/// Reads that were served in the same way.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct KernelReads {
-    /// Calls; windows that were mapped, for mapped files.
+    /// Read calls; for mapped files, windows that were mapped.
     pub count: u64,
-    /// Bytes: of whole pages, where pages were read, as far as the file goes.
+    /// Bytes read, up to the end of the file. Reads through the page cache count whole pages.
     pub bytes: u64,
 }
 
@@ -46,22 +47,23 @@ pub struct CapabilityReport {
     pub reason: Option<String>,
 }
 
-/// What eBPF sees and has seen, for the status API.
+/// What eBPF observes, for the status API.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct KernelReport {
     /// Every capability, present or missing.
     #[serde(rename = "sights")]
     pub capabilities: Vec<CapabilityReport>,
-    /// Reads of applications, by the way in which they were served.
+    /// Reads of applications, by how they were served.
     pub reads: BTreeMap<String, KernelReads>,
-    /// Of the bytes read through the page cache, those that the daemon was not asked for.
+    /// Bytes read through the page cache that were not requested from the daemon.
     pub page_cache_bytes: Option<u64>,
-    /// Requests to the daemon, by what they ask for, with the time from being queued for it to its answer; their bytes are not counted.
+    /// Requests to the daemon by kind, with the time from queueing to answer; bytes are not
+    /// counted.
     #[serde(default)]
     pub requests: BTreeMap<String, FlowReport>,
-    /// Events that the daemon has acted on, by kind.
+    /// Events that the daemon has handled, by kind.
     pub events: BTreeMap<String, u64>,
-    /// Events that were lost, by what was full.
+    /// Lost events, by what was full.
     pub lost: BTreeMap<String, u64>,
 }
 

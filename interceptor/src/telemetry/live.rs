@@ -1,8 +1,10 @@
-//! What goes on, once a second, to everybody who listens: `/api/v1/live`, as server-sent events.
+//! `/api/v1/live`: the status once a second, as server-sent events.
 //!
-//! One thread of work for all: a tick looks at the counters for the history, whether or not anybody listens, and makes one text of the
-//! status if somebody does. Who listens gets the history of one span first (`event: history`), then the status every second (`event:
-//! status`) and each point of the span when it is complete (`event: point`). Who is too slow for that gets the whole history again.
+//! One task serves all listeners: each tick takes a snapshot for the history and, if there are
+//! listeners, serializes the status once. A listener first receives the history of one span
+//! (`event: history`), then the status every second (`event: status`) and each point of the span
+//! when it is complete (`event: point`). A listener that lags behind receives the whole history
+//! again.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -21,19 +23,18 @@ use tokio::time::MissedTickBehavior;
 use super::history::{History, SPANS, SpanReport, TICK};
 use super::status::Status;
 
-/// How many may listen at a time.
 const MAX_LISTENERS: usize = 64;
-/// How many ticks somebody may lag behind.
+/// Ticks that a listener may lag behind.
 const MAX_LAG_TICKS: usize = 4;
 
-/// What is told at one tick, as JSON.
+/// The data of one tick, as JSON.
 struct Tick {
     status: String,
-    /// By span.
+    /// The points that are complete, by span.
     points: [Option<String>; SPANS.len()],
 }
 
-/// The history, and who listens.
+/// The history and the listeners.
 pub(super) struct Live {
     status: Arc<Status>,
     history: History,
@@ -52,16 +53,17 @@ impl Live {
         })
     }
 
-    /// Ticks until the runtime ends.
+    /// Ticks until the runtime shuts down.
     pub(super) async fn run(self: Arc<Self>) {
         let mut due = tokio::time::interval(TICK);
         due.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // The first is now.
+        // The first tick of an interval is immediate.
         due.tick().await;
         loop {
             due.tick().await;
             let live = self.clone();
-            // Asking the kernel takes system calls, and what is hot some milliseconds.
+            // Reading the BPF maps takes system calls, and the hottest files take some
+            // milliseconds.
             if tokio::task::spawn_blocking(move || live.tick()).await.is_err() {
                 return;
             }
@@ -74,11 +76,11 @@ impl Live {
             return;
         }
         let points = points.map(|point| point.as_ref().map(json));
-        // The last may have left meanwhile.
+        // Fails if the last listener has disconnected since the check, which does not matter.
         let _ = self.ticks.send(Arc::new(Tick { status: json(&self.status.report()), points }));
     }
 
-    /// What is offered of it.
+    /// The routes of the history and of the live view.
     pub(super) fn router(self: Arc<Self>) -> Router {
         Router::new()
             .route("/api/v1/history", routing::get(history))
@@ -87,7 +89,7 @@ impl Live {
     }
 }
 
-/// What lies behind these types is made of numbers and texts, which can always be written.
+/// Serializes a value. The types in use consist of numbers and strings, which cannot fail.
 fn json(value: &impl Serialize) -> String {
     serde_json::to_string(value).unwrap_or_else(|error| format!("\"{error}\""))
 }
@@ -98,14 +100,14 @@ struct SpanQuery {
 }
 
 impl SpanQuery {
-    /// The index of the span that is meant.
+    /// The index of the requested span; the shortest if none is named.
     fn span(&self) -> Result<usize, LiveError> {
         let Some(name) = &self.span else { return Ok(0) };
         SPANS.iter().position(|span| span.name == *name).ok_or(LiveError::NoSuchSpan)
     }
 }
 
-/// Why nothing is told.
+/// Why a request is refused.
 #[derive(Debug, PartialEq, Eq)]
 enum LiveError {
     NoSuchSpan,
@@ -141,7 +143,7 @@ async fn live(
     Ok(Sse::new(listen(live, span, permit)).keep_alive(KeepAlive::default()))
 }
 
-/// The events for one listener, who holds a permit.
+/// The events for one listener, which holds a permit.
 fn listen(
     live: Arc<Live>,
     span: usize,
@@ -149,7 +151,7 @@ fn listen(
 ) -> impl Stream<Item = Result<Event, Infallible>> {
     let event = |name: &str, data: &str| Ok(Event::default().event(name).data(data));
     let whole = move |live: &Live| event("history", &json(&live.history.report(SPANS[span].name)));
-    // From before the history, so that no point is missed.
+    // Subscribes before it reads the history, so that no point is missed.
     let ticks = live.ticks.subscribe();
     let first = stream::iter([whole(&live)]);
     let rest = stream::unfold((live, ticks, permit), move |(live, mut ticks, permit)| async move {
@@ -175,7 +177,7 @@ mod tests {
     use super::super::status::tests::some_status;
     use super::*;
 
-    /// What a listener is sent next.
+    /// The next event of a listener, as text.
     async fn next(events: &mut (impl Stream<Item = Result<Event, Infallible>> + Unpin + Send)) -> String {
         let event = events.next().await.unwrap();
         let body = Sse::new(stream::iter([event])).into_response().into_body();
@@ -188,7 +190,7 @@ mod tests {
         let permit = live.listeners.clone().try_acquire_owned().unwrap();
         let mut events = pin!(listen(live.clone(), 0, permit));
         assert!(
-            next(&mut events).await.starts_with("event: history\ndata: {\"api_version\":1,\"span\":\"5m\"")
+            next(&mut events).await.starts_with("event: history\ndata: {\"api_version\":2,\"span\":\"5m\"")
         );
         let tick = Tick { status: "{}".into(), points: [Some("{\"seconds\":1}".into()), None, None] };
         assert!(live.ticks.send(Arc::new(tick)).is_ok());
@@ -197,7 +199,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_lags_gets_the_history_again() {
+    async fn a_listener_that_lags_gets_the_history_again() {
         let live = Live::new(some_status());
         let permit = live.listeners.clone().try_acquire_owned().unwrap();
         let mut events = pin!(listen(live.clone(), 1, permit));
@@ -210,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_made_for_nobody() {
+    fn without_listeners_nothing_is_serialized() {
         let live = Live::new(some_status());
         live.tick();
         assert_eq!(live.ticks.receiver_count(), 0);

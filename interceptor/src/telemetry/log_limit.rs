@@ -1,16 +1,17 @@
-//! Log lines that an outage makes many of.
+//! Rate limits for log lines that an outage would repeat without end.
 
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// How many lines may come at once, and how many a second then.
+/// Lines that may be written at once.
 const BURST: f64 = 10.0;
-const PER_SECOND: f64 = 1.0;
-/// After what time the same thing is worth another line.
+/// The rate after a burst.
+const LINES_PER_SECOND: f64 = 1.0;
+/// A line about the subject of the line before is suppressed for this time.
 const REPEAT_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Lets a few lines of one kind through, and counts the others.
+/// A token bucket for log lines of one kind, which counts the suppressed ones.
 #[derive(Debug)]
 pub struct LogLimit(Mutex<Option<Bucket>>);
 
@@ -18,42 +19,44 @@ pub struct LogLimit(Mutex<Option<Bucket>>);
 struct Bucket {
     tokens: f64,
     filled: Instant,
-    left_out: u64,
-    /// What the last line was about.
+    suppressed: u64,
+    /// The subject and the time of the last line.
     subject: Option<(Box<str>, Instant)>,
 }
 
 impl LogLimit {
-    /// One that has let nothing through yet.
+    /// A full bucket.
     pub const fn new() -> Self {
         Self(Mutex::new(None))
     }
 
-    /// Whether a line about `subject` may be written now, and how many were left out since the last one. The second of two
-    /// in a row about the same thing is not missed: the kernel asks twice for what it was refused.
+    /// Whether a line about `subject` may be written now, and the number of lines suppressed
+    /// since the last one. A repetition of the last subject is suppressed without being counted,
+    /// because the kernel retries a refused request once.
     pub fn admit(&self, subject: &str) -> Option<SuppressedLines> {
         self.admit_at(subject, Instant::now())
     }
 
     fn admit_at(&self, subject: &str, now: Instant) -> Option<SuppressedLines> {
         let mut bucket = self.0.lock();
-        let bucket = bucket.get_or_insert(Bucket { tokens: BURST, filled: now, left_out: 0, subject: None });
+        let bucket =
+            bucket.get_or_insert(Bucket { tokens: BURST, filled: now, suppressed: 0, subject: None });
         if let Some((last, at)) = &bucket.subject
             && **last == *subject
             && now.saturating_duration_since(*at) < REPEAT_INTERVAL
         {
             return None;
         }
-        let earned = now.saturating_duration_since(bucket.filled).as_secs_f64() * PER_SECOND;
+        let earned = now.saturating_duration_since(bucket.filled).as_secs_f64() * LINES_PER_SECOND;
         bucket.tokens = (bucket.tokens + earned).min(BURST);
         bucket.filled = now;
         if bucket.tokens < 1.0 {
-            bucket.left_out += 1;
+            bucket.suppressed += 1;
             return None;
         }
         bucket.tokens -= 1.0;
         bucket.subject = Some((subject.into(), now));
-        Some(SuppressedLines(std::mem::take(&mut bucket.left_out)))
+        Some(SuppressedLines(std::mem::take(&mut bucket.suppressed)))
     }
 }
 
@@ -63,12 +66,12 @@ impl Default for LogLimit {
     }
 }
 
-/// The number of lines that were left out before the one that is written.
+/// The number of lines that were suppressed before the one that is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SuppressedLines(u64);
 
 impl SuppressedLines {
-    /// As a field of the line; none if nothing was left out.
+    /// The number as a field of the line; `None` if no line was suppressed.
     pub fn field(self) -> Option<u64> {
         (self.0 > 0).then_some(self.0)
     }
@@ -79,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_burst_is_cut_and_counted() {
+    fn lines_beyond_a_burst_are_suppressed_and_counted() {
         let limit = LogLimit::new();
         let start = Instant::now();
         let admitted = (0..1000).filter(|nth| limit.admit_at(&nth.to_string(), start).is_some()).count();
@@ -90,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fails_twice_in_a_row_is_told_once() {
+    fn a_repeated_subject_is_logged_once() {
         let limit = LogLimit::new();
         let start = Instant::now();
         assert!(limit.admit_at("a", start).is_some());

@@ -1,12 +1,12 @@
-//! Every counter of the daemon.
+//! The counters of the daemon.
 //!
-//! What happens on every read goes to sharded counters ([`super::shard`]): some tens of nanoseconds, no lock, no
-//! allocation. What happens seldom (an error, a damaged needle) goes to a small map behind a lock, so that reasons
-//! need no list here. What is a level rather than a count (cache usage, nodes) is asked of its owner when somebody
-//! looks.
+//! Events on the read path go to sharded counters ([`super::shard`]): some tens of nanoseconds,
+//! no lock, no allocation. Rare events (an error, a damaged needle) go to a small map behind a
+//! lock, so that their reasons need no list here. Levels (cache usage, nodes) are gauges: their
+//! owner is asked on demand.
 //!
-//! [`Metrics::totals`], [`Metrics::levels`] and [`Metrics::hit_ratios`] give it all back: to Prometheus through
-//! [`super::export`], to people through the status API.
+//! [`Metrics::totals`], [`Metrics::levels`] and [`Metrics::hit_ratios`] return the values, for
+//! Prometheus ([`super::export`]) and the status API.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,33 +23,33 @@ use super::ratios::{AnsweredBytes, HitRatios};
 use super::shard::{FlowCounter, FlowTotal, Sharded};
 use super::window::{WINDOWS, WindowSamples};
 
-/// Where the bytes of a read came from. The names are label values of the metrics.
+/// The source of the bytes of a read: a label of the metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Source {
-    /// The block was in the daemon's cache.
-    Registered,
+    /// The daemon's cache.
+    Cache,
     /// The engine beside a volume server, by RDMA.
     Verbs,
-    /// The volume server's files, on this host, by descriptors of its engine.
+    /// The volume server's files on this host, through descriptors of its engine.
     Local,
     /// The engine beside a volume server, over TCP.
     Tcp,
     /// A volume server, over HTTP.
     Http,
-    /// The mount below, of a path that is attached.
+    /// The file system below an attached path.
     Lower,
 }
 
 impl Source {
     /// All sources, in the order of the ladder; `source as usize` is the index.
     pub const ALL: [Source; 6] =
-        [Source::Registered, Source::Verbs, Source::Local, Source::Tcp, Source::Http, Source::Lower];
+        [Source::Cache, Source::Verbs, Source::Local, Source::Tcp, Source::Http, Source::Lower];
 
     /// The value of the label `source`.
     pub const fn label(self) -> &'static str {
         match self {
-            Source::Registered => "registered",
+            Source::Cache => "cache",
             Source::Verbs => "verbs",
             Source::Local => "local",
             Source::Tcp => "tcp",
@@ -58,35 +58,35 @@ impl Source {
         }
     }
 
-    /// Whether it is one that blocks of the cache are fetched from.
+    /// Whether blocks are fetched from this source.
     pub const fn is_origin(self) -> bool {
-        !matches!(self, Source::Registered)
+        !matches!(self, Source::Cache)
     }
 
-    /// Whether its bytes were in this host's memory already: a hit.
+    /// Whether its bytes are in the daemon's memory: a cache hit.
     pub const fn is_memory(self) -> bool {
-        matches!(self, Source::Registered)
+        matches!(self, Source::Cache)
     }
 }
 
-/// Why something was fetched before anybody asked for it.
+/// The reason of a prefetch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trigger {
-    /// A handle is read in sequence.
+    /// A handle is read sequentially.
     Sequential,
-    /// A chunk is read again and again, of the daemon or, as eBPF has seen, of the page cache.
+    /// A chunk is read repeatedly, from the daemon or, as eBPF observes, from the page cache.
     Hot,
-    /// Files of a directory are read one after the other.
+    /// The files of a directory are read in order.
     NextFile,
-    /// A handle is read in equal steps.
+    /// A handle is read with a constant stride.
     Strided,
-    /// The same files are read again and again.
+    /// The same files are read in every epoch.
     Epoch,
     /// A small file was opened.
     Open,
-    /// Somebody asked for the file with `interceptor warmup`.
+    /// `interceptor warmup` requests the file.
     Warmup,
-    /// A file is read in sequence out of the page cache, as eBPF has seen.
+    /// eBPF observes sequential reads of the file, those from the page cache included.
     KernelStream,
 }
 
@@ -118,17 +118,17 @@ impl Trigger {
     }
 }
 
-/// How the kernel reads a file that is open.
+/// How the kernel reads an open file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OpenMode {
-    /// Through its page cache, asking for what is missing.
+    /// Through the page cache, with requests to the daemon for missing pages.
     Cached,
-    /// By itself, from a resident file.
+    /// From a resident file, without the daemon.
     Passthrough,
 }
 
 impl OpenMode {
-    /// All ways; `way as usize` is the index.
+    /// All modes; `mode as usize` is the index.
     pub const ALL: [OpenMode; 2] = [OpenMode::Cached, OpenMode::Passthrough];
 
     /// The value of the label `way`.
@@ -140,12 +140,12 @@ impl OpenMode {
     }
 }
 
-/// What eBPF tells of reads that the daemon may not see.
+/// The kinds of eBPF events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KernelEventKind {
     /// A part of a file turned hot.
     Hot,
-    /// Somebody reads a file front to back and is due to get more of it.
+    /// A sequential stream needs its next window.
     Stream,
 }
 
@@ -162,12 +162,12 @@ impl KernelEventKind {
     }
 }
 
-/// What became of bytes that were fetched ahead.
+/// The outcome of bytes that were fetched ahead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// A read wanted them.
+    /// A read used them.
     Used,
-    /// They left the cache before any read wanted them.
+    /// The cache evicted them before any read.
     Wasted,
 }
 
@@ -184,49 +184,50 @@ impl Outcome {
     }
 }
 
-/// How full the cache is, in bytes.
+/// The usage of the cache, in bytes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CacheUsage {
-    /// What it may hold.
+    /// The capacity.
     pub capacity: u64,
-    /// What its blocks and the fetches in progress take.
+    /// Bytes of blocks and of fetches in progress.
     pub used: u64,
-    /// Of `capacity`, what is held as files that the kernel reads by itself.
+    /// The part of `capacity` that resident files take.
     #[serde(default)]
     pub resident: u64,
-    /// How many of these files there are, and what became of others.
+    /// The number of resident files, and of transitions.
     #[serde(default)]
     pub resident_files: ResidentFiles,
-    /// Of `used`, blocks that somebody reads at the moment.
+    /// The part of `used` that readers pin.
     #[serde(default)]
     pub pinned: u64,
-    /// What RDMA devices were shown, and so is locked in memory; twice where two devices know it.
+    /// Bytes registered with RDMA devices, and so locked in memory. Memory that two devices know
+    /// counts twice.
     #[serde(default)]
     pub rdma: u64,
-    /// `used`, and what is held outside of the cache's memory for reads that found it full.
+    /// `used`, and buffers outside of the cache for reads that found it full.
     pub allocated: u64,
-    /// What its memory is made of: `hugetlb`, `transparent` (huge pages as the kernel has them) or `plain`.
+    /// The kind of its memory: `hugetlb`, `transparent` (transparent huge pages) or `plain`.
     #[serde(default)]
     pub backing: String,
-    /// How it is divided among sizes of slots, those in use only.
+    /// The slot sizes that are in use.
     #[serde(default)]
     pub classes: Vec<CacheClass>,
 }
 
-/// Files that the kernel reads by itself, in numbers of files.
+/// Numbers of resident files, which the kernel reads without the daemon.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ResidentFiles {
-    /// Those that are there.
+    /// Files that are resident.
     pub ready: u64,
-    /// Those that wait to be, or are being filled.
+    /// Files that wait for promotion, or are being filled.
     pub waiting: u64,
-    /// How many have become so since the start.
+    /// Files promoted since the start.
     pub promoted: u64,
-    /// How many were to, but could not be fetched, or found no memory.
+    /// Promotions that failed, because a fetch failed or memory was short.
     pub failed: u64,
-    /// How many left for others.
+    /// Files evicted in favour of others.
     pub displaced: u64,
-    /// How many left because they were replaced or deleted.
+    /// Files dropped because they were replaced or deleted.
     pub retired: u64,
 }
 
@@ -237,14 +238,14 @@ pub struct CacheClass {
     pub slot: u64,
     /// Bytes of slots in use.
     pub used: u64,
-    /// Bytes that only slots of this size can take at the moment.
+    /// Bytes assigned to slots of this size at the moment, free ones included.
     pub held: u64,
 }
 
-/// Tells a level at the moment it is asked. It is asked at any time from any thread, so it must not block.
+/// Returns a level on demand. Any thread may call it at any time, so it must not block.
 pub type Gauge<T> = Box<dyn Fn() -> T + Send + Sync>;
 
-/// Who knows the levels. What nobody has offered to tell is not exported.
+/// The gauges that are set. A gauge that is not set is not exported.
 #[derive(Default)]
 struct Gauges {
     cache_usage: Option<Gauge<CacheUsage>>,
@@ -258,15 +259,15 @@ struct Gauges {
 /// The levels at one moment.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Levels {
-    /// How full the cache is.
+    /// The usage of the cache.
     pub cache: Option<CacheUsage>,
-    /// Whether changes of the filer are heard.
+    /// Whether the subscription to the filer's changes is live.
     pub subscription_live: Option<bool>,
     /// Files and directories that the kernel remembers.
     pub nodes: Option<u64>,
 }
 
-/// What one thread counts.
+/// The counters of one thread.
 #[derive(Debug, Default)]
 struct Counters {
     reads: [FlowCounter; Source::ALL.len()],
@@ -281,7 +282,7 @@ struct Counters {
     kernel_events: [FlowCounter; KernelEventKind::ALL.len()],
 }
 
-/// What happens seldom.
+/// Counters of rare events.
 #[derive(Debug, Default)]
 struct Incidents {
     fetch_errors: BTreeMap<(Source, &'static str), u64>,
@@ -298,29 +299,30 @@ pub struct Totals {
     pub fetches: [FlowTotal; Source::ALL.len()],
     /// Bytes fetched ahead, by [`Trigger::ALL`].
     pub fetched_ahead: [u64; Trigger::ALL.len()],
-    /// Bytes fetched ahead of which it is known what became of them, by [`Trigger::ALL`] and [`Outcome::ALL`].
+    /// Bytes fetched ahead whose outcome is known, by [`Trigger::ALL`] and [`Outcome::ALL`].
     pub prefetched: [[u64; Outcome::ALL.len()]; Trigger::ALL.len()],
-    /// Requests sent to a second server because the first was slow.
+    /// Hedged requests sent to a second server because the first was slow.
     pub hedges_sent: u64,
-    /// Those of them whose answer was taken.
+    /// Hedged requests that were answered first.
     pub hedges_won: u64,
-    /// Opens that the kernel asked about, by [`OpenMode::ALL`].
+    /// Opens that reached the daemon, by [`OpenMode::ALL`].
     pub opens: [u64; OpenMode::ALL.len()],
-    /// Events of eBPF, with the time from the read that caused them until the daemon had acted on it, by [`KernelEventKind::ALL`].
+    /// Events of eBPF with the time from the read to the end of their handling, by
+    /// [`KernelEventKind::ALL`].
     pub kernel_events: [FlowTotal; KernelEventKind::ALL.len()],
-    /// Bytes that were given to the page cache of the mount because they are hot.
+    /// Hot bytes that were stored into the page cache of the mount.
     pub pushed_bytes: u64,
-    /// How long the CPUs of the host were kept awake.
+    /// The time for which the CPUs of the host were kept awake.
     pub awake: Duration,
     /// Failed attempts by source and reason.
     pub fetch_errors: BTreeMap<(Source, &'static str), u64>,
-    /// Changes from one source to another because the first failed.
+    /// Fetches that moved to another source because the first failed.
     pub fallbacks: BTreeMap<(Source, Source), u64>,
-    /// Failed checks of what a source delivered.
+    /// Fetches whose bytes failed an integrity check.
     pub integrity_failures: BTreeMap<Source, u64>,
 }
 
-/// Every counter of the daemon.
+/// The counters and gauges of the daemon.
 pub struct Metrics {
     counters: Sharded<Counters>,
     incidents: Mutex<Incidents>,
@@ -329,7 +331,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// A fresh set, all zero.
+    /// All counters zero, and no gauge set.
     pub fn new() -> Arc<Self> {
         Arc::new(Self {
             counters: Sharded::new(),
@@ -339,116 +341,116 @@ impl Metrics {
         })
     }
 
-    /// An application's read (one FUSE request) was answered with `bytes` from `source`, `elapsed` after it reached
-    /// the daemon. Hot path.
+    /// Counts a read of an application (one FUSE request) that was answered with `bytes` from
+    /// `source`, `elapsed` after it reached the daemon. Hot path.
     #[inline]
     pub fn read(&self, source: Source, bytes: u64, elapsed: Duration) {
         self.counters.mine().reads[source as usize].add(bytes, elapsed);
     }
 
-    /// `bytes` were brought from `source`, an origin outside this process, retries included in `elapsed`.
+    /// Counts `bytes` fetched from `source`. `elapsed` includes retries.
     pub fn fetch(&self, source: Source, bytes: u64, elapsed: Duration) {
         self.counters.mine().fetches[source as usize].add(bytes, elapsed);
     }
 
-    /// One attempt at a source failed; `reason` is one of a handful of fixed words.
+    /// Counts a failed attempt at a source. `reason` must be one of few fixed words.
     pub fn fetch_error(&self, source: Source, reason: &'static str) {
         *self.incidents.lock().fetch_errors.entry((source, reason)).or_default() += 1;
     }
 
-    /// A fetch went on with `to` because `from` failed.
+    /// Counts a fetch that moved to `to` because `from` failed.
     pub fn fallback(&self, from: Source, to: Source) {
         *self.incidents.lock().fallbacks.entry((from, to)).or_default() += 1;
     }
 
-    /// Bytes from a source failed a length, checksum or authentication check.
+    /// Counts a fetch whose bytes failed a length, checksum or authentication check.
     pub fn integrity_failure(&self, source: Source) {
         *self.incidents.lock().integrity_failures.entry(source).or_default() += 1;
     }
 
-    /// A second server is asked for what the first is slow to send.
+    /// Counts a request to a second server because the first is slow.
     pub fn hedge_sent(&self) {
         self.counters.mine().hedges_sent.fetch_add(1, Relaxed);
     }
 
-    /// The second server was faster.
+    /// Counts a second request that was answered first.
     pub fn hedge_won(&self) {
         self.counters.mine().hedges_won.fetch_add(1, Relaxed);
     }
 
-    /// `bytes` that are hot were given to the page cache of the mount.
+    /// Counts hot `bytes` that were stored into the page cache of the mount.
     pub fn pushed(&self, bytes: u64) {
         self.counters.mine().pushed_bytes.fetch_add(bytes, Relaxed);
     }
 
-    /// The CPUs of the host were kept awake for so long.
+    /// Adds a time for which the CPUs of the host were kept awake.
     pub fn kept_awake(&self, elapsed: Duration) {
         self.counters.mine().awake_nanoseconds.fetch_add(elapsed.as_nanos() as u64, Relaxed);
     }
 
-    /// `bytes` that nobody has asked for were brought because of `trigger`.
+    /// Counts `bytes` fetched ahead because of `trigger`.
     pub fn fetched_ahead(&self, trigger: Trigger, bytes: u64) {
         self.counters.mine().fetched_ahead[trigger as usize].fetch_add(bytes, Relaxed);
     }
 
-    /// A file was opened, to be read in this way.
+    /// Counts a file opened in `mode`.
     #[inline]
-    pub fn opened(&self, way: OpenMode) {
-        self.counters.mine().opens[way as usize].fetch_add(1, Relaxed);
+    pub fn opened(&self, mode: OpenMode) {
+        self.counters.mine().opens[mode as usize].fetch_add(1, Relaxed);
     }
 
-    /// The daemon has acted on an event of eBPF, `elapsed` after the read that caused it.
+    /// Counts an event of eBPF that was handled `elapsed` after the read that caused it.
     pub fn kernel_event_handled(&self, kind: KernelEventKind, elapsed: Duration) {
         self.counters.mine().kernel_events[kind as usize].add(0, elapsed);
     }
 
-    /// It is known what became of `bytes` that were fetched ahead because of `trigger`.
+    /// Counts the outcome of `bytes` that were fetched ahead because of `trigger`.
     pub fn prefetch(&self, trigger: Trigger, outcome: Outcome, bytes: u64) {
         self.counters.mine().prefetched[trigger as usize][outcome as usize].fetch_add(bytes, Relaxed);
     }
 
-    /// From now on `gauge` tells how full the cache is. A gauge that keeps its owner alive, whose owner keeps these
-    /// metrics alive, is never freed: give it a `Weak` where that matters.
+    /// Sets the gauge of the cache usage. A gauge that owns an object which owns these metrics is
+    /// never freed; hold a `Weak` in it if that matters.
     pub fn set_cache_usage(&self, gauge: Gauge<CacheUsage>) {
         self.gauges.lock().cache_usage = Some(gauge);
     }
 
-    /// From now on `gauge` tells whether changes of the filer are heard.
+    /// Sets the gauge of whether the subscription to the filer's changes is live.
     pub fn set_subscription_live(&self, gauge: Gauge<bool>) {
         self.gauges.lock().subscription_live = Some(gauge);
     }
 
-    /// From now on `gauge` tells how many files and directories the kernel remembers.
+    /// Sets the gauge of the number of files and directories that the kernel remembers.
     pub fn set_nodes(&self, gauge: Gauge<u64>) {
         self.gauges.lock().nodes = Some(gauge);
     }
 
-    /// From now on `gauge` tells what the kernel has counted, or nothing once it does not any more.
+    /// Sets the gauge of the kernel's counters. It returns `None` once eBPF has ended.
     pub fn set_kernel(&self, gauge: Gauge<Option<KernelCounts>>) {
         self.gauges.lock().kernel = Some(gauge);
     }
 
-    /// From now on `gauge` tells how the volume servers are doing.
+    /// Sets the gauge of the volume servers' health.
     pub fn set_volume_servers(&self, gauge: Gauge<Vec<VolumeServerHealth>>) {
         self.gauges.lock().volume_servers = Some(gauge);
     }
 
-    /// From now on `gauge` tells how the filers are doing.
+    /// Sets the gauge of the filers' health.
     pub fn set_filers(&self, gauge: Gauge<Vec<FilerHealth>>) {
         self.gauges.lock().filers = Some(gauge);
     }
 
-    /// How the filers are doing, if anybody can tell.
+    /// The health of the filers, if the gauge is set.
     pub fn filers(&self) -> Option<Vec<FilerHealth>> {
         self.gauges.lock().filers.as_ref().map(|gauge| gauge())
     }
 
-    /// How the volume servers are doing that were ever asked, if anybody can tell.
+    /// The health of every volume server ever used, if the gauge is set.
     pub fn volume_servers(&self) -> Option<Vec<VolumeServerHealth>> {
         self.gauges.lock().volume_servers.as_ref().map(|gauge| gauge())
     }
 
-    /// What the kernel has counted, if anybody can tell.
+    /// The kernel's counters, if the gauge is set and eBPF runs.
     pub fn kernel(&self) -> Option<KernelCounts> {
         self.gauges.lock().kernel.as_ref().and_then(|gauge| gauge())
     }
@@ -497,7 +499,8 @@ impl Metrics {
         totals
     }
 
-    /// To be called every [`super::window::TICK`], or the hit ratios cover more than their windows.
+    /// Samples the counters for the hit ratios. Must be called every [`super::window::TICK`], or
+    /// the ratios cover more than their windows.
     pub fn tick(&self, now: Instant) {
         let answered = AnsweredBytes::new(&self.totals(), self.kernel().as_ref());
         self.window_samples.lock().take(now, answered);
@@ -516,14 +519,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn totals_are_what_was_counted() {
+    fn totals_are_the_sums_of_all_counts() {
         let metrics = Metrics::new();
-        metrics.read(Source::Registered, 300, Duration::from_micros(5));
+        metrics.read(Source::Cache, 300, Duration::from_micros(5));
         metrics.read(Source::Http, 100, Duration::from_millis(2));
         metrics.fetch(Source::Http, 4096, Duration::from_millis(1));
         metrics.fetch_error(Source::Http, "timeout");
         metrics.fetch_error(Source::Http, "timeout");
-        metrics.fallback(Source::Registered, Source::Http);
+        metrics.fallback(Source::Cache, Source::Http);
         metrics.integrity_failure(Source::Http);
         metrics.hedge_sent();
         metrics.hedge_sent();
@@ -541,7 +544,7 @@ mod tests {
         assert_eq!(totals.reads[Source::Http as usize].nanos, 2_000_000);
         assert_eq!(totals.fetches.each_ref().map(|flow| flow.bytes), [0, 0, 0, 0, 4096, 0]);
         assert_eq!(totals.fetch_errors, [((Source::Http, "timeout"), 2)].into());
-        assert_eq!(totals.fallbacks, [((Source::Registered, Source::Http), 1)].into());
+        assert_eq!(totals.fallbacks, [((Source::Cache, Source::Http), 1)].into());
         assert_eq!(totals.integrity_failures, [(Source::Http, 1)].into());
         assert_eq!((totals.hedges_sent, totals.hedges_won), (2, 1));
         assert_eq!(totals.fetched_ahead, [0, 0, 0, 0, 9, 0, 0, 0]);
@@ -551,24 +554,23 @@ mod tests {
             [(0, 0), (1, 3_000_000)]
         );
         assert_eq!(totals.prefetched, [[0, 0], [0, 7], [0, 0], [0, 0], [0, 0], [0, 0], [0, 0], [0, 0]]);
-        let ratios = metrics.hit_ratios(Instant::now()).map(|(window, ratios)| (window, ratios.registered));
+        let ratios = metrics.hit_ratios(Instant::now()).map(|(window, ratios)| (window, ratios.cache));
         assert_eq!(ratios, [("1m", Some(0.75)), ("10m", Some(0.75))]);
     }
 
     #[test]
-    fn a_tick_begins_a_new_window() {
+    fn a_tick_separates_windows() {
         let metrics = Metrics::new();
         metrics.read(Source::Http, 100, Duration::ZERO);
         let now = Instant::now();
         metrics.tick(now);
-        metrics.read(Source::Registered, 100, Duration::ZERO);
-        let ratios =
-            metrics.hit_ratios(now + WINDOWS[0].1).map(|(window, ratios)| (window, ratios.registered));
+        metrics.read(Source::Cache, 100, Duration::ZERO);
+        let ratios = metrics.hit_ratios(now + WINDOWS[0].1).map(|(window, ratios)| (window, ratios.cache));
         assert_eq!(ratios, [("1m", Some(1.0)), ("10m", Some(0.5))]);
     }
 
     #[test]
-    fn levels_are_asked_for_when_looked_at() {
+    fn gauges_are_read_on_demand() {
         let metrics = Metrics::new();
         assert!(metrics.levels().nodes.is_none());
         let nodes = Arc::new(AtomicU64::new(1));

@@ -1,31 +1,32 @@
-//! How the miss ratio changes with the size of a cache, as it is told.
+//! The miss-ratio curve, as the status API shows it.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// The miss-ratio curve: what share of the reads a cache would miss that drops what was not used for longest, for every size that it might have.
-/// Reads are those of applications, wherever the bytes came from; first reads are misses at any size.
+/// The share of reads that an LRU cache would miss, by its size. All reads of applications count,
+/// wherever the bytes came from; first reads are misses at any size.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct MissRatioCurve {
-    /// Bytes of the units that the cache is taken to hold.
+    /// Bytes of a granule, the unit of the modelled cache.
     pub granule_bytes: u64,
-    /// Reads of such units that the curve is made of, which are a sample.
+    /// The sampled reads of granules that the curve is estimated from.
     pub sampled_reads: u64,
-    /// From the smallest size to the one that holds everything.
+    /// By size, from the smallest to the one that holds everything.
     pub points: Vec<MissRatioPoint>,
 }
 
 /// A point of the curve.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct MissRatioPoint {
-    /// Bytes that the cache holds.
+    /// The size of the cache, bytes.
     pub bytes: u64,
-    /// The share of the reads that it would not have held, 0 to 1.
+    /// The share of reads that it misses, 0 to 1.
     pub miss_ratio: f64,
 }
 
 impl MissRatioCurve {
-    /// The share of reads that a cache of so many bytes would miss, between the points in a straight line; `None` without samples.
+    /// The miss ratio of a cache of `bytes` bytes, interpolated linearly between points; `None`
+    /// without samples.
     pub fn miss_ratio(&self, bytes: u64) -> Option<f64> {
         let Some(after) = self.points.iter().position(|point| point.bytes >= bytes) else {
             return self.points.last().map(|point| point.miss_ratio);
@@ -39,7 +40,8 @@ impl MissRatioCurve {
         Some(a.miss_ratio + (b.miss_ratio - a.miss_ratio) * part)
     }
 
-    /// Round sizes of a cache, up to six, of which the last holds everything that was read again, and the share of reads that it would hit.
+    /// The hit ratios of up to six cache sizes that are powers of two. The last one holds
+    /// everything that was read again.
     pub fn hit_ratios(&self) -> Vec<(u64, f64)> {
         let Some(last) = self.points.last() else { return Vec::new() };
         let largest = last.bytes.max(self.granule_bytes).next_power_of_two();
@@ -60,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn between_points_the_curve_is_straight() {
+    fn between_points_the_curve_is_linear() {
         let curve = curve(&[(4096, 0.9), (8192, 0.5)]);
         let ratios = [0, 2048, 4096, 6144, 8192, 1 << 40].map(|bytes| curve.miss_ratio(bytes).unwrap());
         for (found, expected) in ratios.iter().zip([1.0, 0.95, 0.9, 0.7, 0.5, 0.5]) {
@@ -69,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn round_sizes_end_with_the_one_that_holds_all() {
+    fn sizes_end_with_the_one_that_holds_everything() {
         let curve = curve(&[(4096, 0.9), (60_000, 0.25)]);
         let sizes: Vec<u64> = curve.hit_ratios().iter().map(|(size, _)| *size).collect();
         assert_eq!(sizes, [4096, 16_384, 65_536]);

@@ -1,20 +1,19 @@
-//! What the daemon says about itself: counters and the status API.
+//! Counters of the daemon and the status API.
 //!
-//! Whoever moves bytes calls [`Metrics`]; it costs some tens of nanoseconds and can never fail. Whoever learns
-//! something worth telling calls [`Status`]. [`server`] shows both. Nothing in here is needed to answer a read: a
-//! status server that cannot serve, or a gauge nobody set, leaves the mount as it is.
+//! Code that moves bytes calls [`Metrics`], which costs some tens of nanoseconds and cannot fail.
+//! Code that learns of a change of state calls [`Status`]. [`server`] serves both. No read
+//! depends on this module: if the status server fails or a gauge is not set, the mount goes on.
 //!
 //! ```text
-//!  Metrics ──► export ───────────────────────────► /metrics            every read, counted per thread
-//!     │  └───► ratios, history ──► live ─────────► /api/v1/live        a look every second
-//!  Status ───► report ────────────┘└─────────────► /api/v1/status      health, activity: asked for when somebody looks
-//!                                  page ─────────► /                   shows what live sends
+//!  Metrics ──► export ────────────────────────► /metrics         every read, counted per thread
+//!     │  └───► ratios, history ──► live ──────► /api/v1/live     a snapshot every second
+//!  Status ───► report ────────────┘└──────────► /api/v1/status   health, activity: on request
+//!                                  page ──────► /                shows what live sends
 //! ```
 
 pub mod access;
 pub mod activity;
 pub mod export;
-mod exposition;
 pub mod health;
 pub mod history;
 pub mod kernel;

@@ -1,15 +1,15 @@
-//! The dashboard: a page that is compiled in and loads nothing from elsewhere.
+//! The dashboard: a page that is compiled in and loads nothing from other hosts.
 //!
-//! The content security policy lets a browser run and load only what this server sends, no script or style within the page, and hand
-//! text to no parser of HTML (`require-trusted-types-for`): names of files are whatever somebody chose, and stay text. The charts are drawn
-//! by uPlot (`page/uplot/README.md`).
+//! The content security policy lets a browser load only files of this server, forbids inline
+//! scripts and styles, and keeps text from HTML parsers (`require-trusted-types-for`): names of
+//! files are untrusted and stay text. uPlot draws the charts (`page/uplot/README.md`).
 
 use axum::Router;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
-/// For everything that is served, not only for the page.
+/// The content security policy of every response, not only of the page.
 pub(super) const SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
                                           connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
                                           require-trusted-types-for 'script'; trusted-types 'none'";
@@ -33,7 +33,7 @@ pub(super) const FILES: [(&str, &str, &str); 10] = [
     ("/uplot.css", STYLE, include_str!("page/uplot/uPlot.min.css")),
 ];
 
-/// Serves them.
+/// The routes of these files.
 pub(super) fn router<S: Clone + Send + Sync + 'static>() -> Router<S> {
     FILES.into_iter().fold(Router::new(), |router, (path, content_type, text)| {
         router.route(path, get(move || async move { file(content_type, text) }))

@@ -1,4 +1,4 @@
-//! Where a request to the status API comes from.
+//! The origin of a request to the status API.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -6,18 +6,19 @@ use axum::extract::connect_info::Connected;
 use axum::serve::IncomingStream;
 use rdma_engine::bounded_listener::BoundedListener;
 
-/// The two ends of a connection.
+/// The two ends of a TCP connection.
 #[derive(Debug, Clone, Copy)]
 pub struct Peer {
-    /// Theirs.
+    /// The client's address.
     pub remote: IpAddr,
-    /// Ours, if it is known.
+    /// The server's address, if it is known.
     pub local: Option<IpAddr>,
 }
 
 impl Peer {
-    /// Whether it is on this host. Connections to one of a host's own addresses come from that same address.
-    pub fn is_here(&self) -> bool {
+    /// Whether the client is on this host. The kernel uses the same address on both ends of a
+    /// connection to one of the host's own addresses.
+    pub fn is_local(&self) -> bool {
         let remote = self.remote.to_canonical();
         remote.is_loopback() || self.local.is_some_and(|local| local.to_canonical() == remote)
     }
@@ -29,11 +30,12 @@ impl Connected<IncomingStream<'_, BoundedListener>> for Peer {
     }
 }
 
-/// Where a client on this host reaches a server that listens on `address`.
+/// The address at which a client on this host reaches a server that listens on `address`.
 pub fn reachable(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        // A socket for all of IPv6 takes IPv4 as well, unless the host is set otherwise; its own loopback is certain.
+        // An unspecified IPv6 socket accepts IPv4 only if the host allows that; the IPv6 loopback
+        // works in any case.
         IpAddr::V6(ip) if ip.is_unspecified() => std::net::Ipv6Addr::LOCALHOST.into(),
         ip => ip,
     };
@@ -49,16 +51,16 @@ mod tests {
     }
 
     #[test]
-    fn only_this_host_is_here() {
-        assert!(peer("127.0.0.1", "127.0.0.1").is_here());
-        assert!(peer("::ffff:127.0.0.1", "::1").is_here());
-        assert!(peer("10.0.0.5", "10.0.0.5").is_here());
-        assert!(!peer("10.0.0.6", "10.0.0.5").is_here());
-        assert!(!Peer { remote: "10.0.0.6".parse().unwrap(), local: None }.is_here());
+    fn only_clients_on_this_host_are_local() {
+        assert!(peer("127.0.0.1", "127.0.0.1").is_local());
+        assert!(peer("::ffff:127.0.0.1", "::1").is_local());
+        assert!(peer("10.0.0.5", "10.0.0.5").is_local());
+        assert!(!peer("10.0.0.6", "10.0.0.5").is_local());
+        assert!(!Peer { remote: "10.0.0.6".parse().unwrap(), local: None }.is_local());
     }
 
     #[test]
-    fn a_server_for_every_address_is_reached_by_loopback() {
+    fn a_server_on_all_addresses_is_reached_by_loopback() {
         for (bound, reached) in
             [("0.0.0.0:9650", "127.0.0.1:9650"), ("[::]:1", "[::1]:1"), ("10.0.0.5:2", "10.0.0.5:2")]
         {

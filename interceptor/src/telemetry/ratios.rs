@@ -1,13 +1,14 @@
-//! Hit ratios of each layer that can answer a read from memory, and what the cache has saved: what figures mean that are shown
-//! in several places.
+//! Hit ratios of the layers that can answer a read from memory, and the time that the cache has
+//! saved. Metrics, status and dashboard all show these figures.
 //!
 //! ```text
-//!  bytes read ──► page cache ──► misses become requests to the daemon ──► registered cache ──► misses wait for a fetch
+//!  bytes read ──► page cache ──► misses: requests to the daemon ──► cache ──► misses: fetches
 //!            └──► resident files (passthrough)
 //! ```
 //!
-//! Each layer's own ratio is of what reached it, but that of resident files, which read nothing in vain: theirs is of all bytes. Overall
-//! is what came out of this host's memory, of everything that was delivered.
+//! A layer's ratio is its hits divided by the bytes that reached it. Resident files have no
+//! misses, so their ratio is of all bytes. The overall ratio is the share of all bytes that came
+//! from this host's memory.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -15,25 +16,25 @@ use serde::{Deserialize, Serialize};
 use super::kernel::KernelCounts;
 use super::metrics::{Source, Totals};
 
-/// Bytes that were read so far, or within a while, by where they came from.
+/// Bytes read, in all or within a period, by the layer that answered.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct AnsweredBytes {
-    /// AnsweredBytes by the daemon from its memory.
-    pub(super) registered: u64,
-    /// AnsweredBytes by the daemon.
+    /// Answered by the daemon from its cache.
+    pub(super) cache: u64,
+    /// Answered by the daemon.
     pub(super) daemon: u64,
-    /// What the kernel saw; `None` if it is not asked.
+    /// Answered by the kernel; `None` without eBPF.
     pub(super) kernel: Option<AnsweredByKernel>,
 }
 
-/// Bytes that the daemon was not asked for.
+/// Bytes that the kernel answered without the daemon.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct AnsweredByKernel {
     /// Read through the page cache.
     pub(super) cached: u64,
-    /// Of these, not asked of the daemon.
+    /// The part of `cached` that was not requested from the daemon.
     pub(super) page_cache: u64,
-    /// Read from resident files; nothing where that is not seen.
+    /// Read from resident files; `None` if passthrough reads are not observed.
     pub(super) resident: Option<u64>,
 }
 
@@ -42,7 +43,7 @@ impl AnsweredBytes {
         let mut answered = Self::default();
         for (source, flow) in Source::ALL.iter().zip(&totals.reads) {
             answered.daemon += flow.bytes;
-            answered.registered += if source.is_memory() { flow.bytes } else { 0 };
+            answered.cache += if source.is_memory() { flow.bytes } else { 0 };
         }
         answered.kernel = kernel.and_then(|counts| {
             let bytes = |way: &str| counts.reads.get(way).map(|reads| reads.bytes);
@@ -55,7 +56,7 @@ impl AnsweredBytes {
         answered
     }
 
-    /// What came after `before`.
+    /// The bytes read after `before`.
     pub(super) fn since(&self, before: &Self) -> Self {
         let kernel = self.kernel.map(|now| {
             let before = before.kernel.unwrap_or_default();
@@ -66,7 +67,7 @@ impl AnsweredBytes {
             }
         });
         Self {
-            registered: self.registered.saturating_sub(before.registered),
+            cache: self.cache.saturating_sub(before.cache),
             daemon: self.daemon.saturating_sub(before.daemon),
             kernel,
         }
@@ -74,28 +75,30 @@ impl AnsweredBytes {
 
     pub(super) fn hit_ratios(&self) -> HitRatios {
         let Some(AnsweredByKernel { cached, page_cache, resident }) = self.kernel else {
-            return HitRatios { registered: ratio(self.registered, self.daemon), ..HitRatios::default() };
+            return HitRatios { cache: ratio(self.cache, self.daemon), ..HitRatios::default() };
         };
         let all = page_cache + resident.unwrap_or(0) + self.daemon;
         HitRatios {
             page_cache: ratio(page_cache, cached),
             resident: resident.and_then(|resident| ratio(resident, all)),
-            registered: ratio(self.registered, self.daemon),
-            overall: ratio(page_cache + resident.unwrap_or(0) + self.registered, all),
+            cache: ratio(self.cache, self.daemon),
+            overall: ratio(page_cache + resident.unwrap_or(0) + self.cache, all),
         }
     }
 }
 
-/// Of the bytes that reached a layer, the part that it had, 0 to 1; `null` if there were none or it cannot be seen.
+/// The share of the bytes that reached a layer which it answered, 0 to 1; `null` without such
+/// bytes or if they are not observed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct HitRatios {
-    /// Of what was read through the page cache of the mount, what the daemon was not asked for. Needs eBPF.
+    /// Of the bytes read through the page cache, those not requested from the daemon. Needs eBPF.
     pub page_cache: Option<f64>,
     /// Of all bytes, those that the kernel read from resident files. Needs eBPF.
     pub resident: Option<f64>,
-    /// Of what the daemon was asked for, what it had in memory.
-    pub registered: Option<f64>,
-    /// Of all bytes, what was in this host's memory, in whichever way. Needs eBPF.
+    /// Of the bytes requested from the daemon, those that were in its cache.
+    pub cache: Option<f64>,
+    /// Of all bytes, those from this host's memory: page cache, resident files and cache. Needs
+    /// eBPF.
     pub overall: Option<f64>,
 }
 
@@ -105,21 +108,22 @@ impl HitRatios {
         [
             ("page_cache", self.page_cache),
             ("resident", self.resident),
-            ("registered", self.registered),
+            ("cache", self.cache),
             ("overall", self.overall),
         ]
     }
 }
 
-/// How much longer readers would have waited without any cache, had everything come over HTTP. An estimate.
+/// An estimate of how much longer readers would have waited if all bytes had come over HTTP.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TimeSaved {
-    /// Seconds of waiting, of all readers together: what a fetch over HTTP took for each byte, times the bytes that were read, without what
-    /// the daemon's readers did wait. `null` as long as nothing was fetched over HTTP. Reads that the kernel answered count as no wait.
+    /// Seconds saved, of all readers together: the time of a fetch over HTTP per byte, times the
+    /// bytes read, minus the time that reads took in the daemon. Reads that the kernel answered
+    /// count as taking no time. `null` as long as nothing was fetched over HTTP.
     pub seconds: Option<f64>,
-    /// What a fetch over HTTP took for each MiB, seconds, measured by this mount.
+    /// The time of a fetch over HTTP per MiB, seconds, measured by this mount.
     pub http_seconds_per_mib: Option<f64>,
-    /// What reads took that reached the daemon, seconds, all together.
+    /// The total time of reads that reached the daemon, seconds.
     pub waited_seconds: f64,
 }
 
@@ -149,7 +153,7 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    fn seen(cached: u64, page_cache: u64, passthrough: u64) -> KernelCounts {
+    fn kernel_counts(cached: u64, page_cache: u64, passthrough: u64) -> KernelCounts {
         let reads = |bytes| KernelReads { count: 1, bytes };
         KernelCounts {
             reads: [("cached", reads(cached)), ("passthrough", reads(passthrough))].into(),
@@ -159,11 +163,11 @@ mod tests {
     }
 
     #[test]
-    fn each_layer_is_measured_by_what_reached_it() {
+    fn a_ratio_is_of_the_bytes_that_reached_the_layer() {
         let metrics = Metrics::new();
-        metrics.read(Source::Registered, 150, Duration::ZERO);
+        metrics.read(Source::Cache, 150, Duration::ZERO);
         metrics.read(Source::Http, 50, Duration::ZERO);
-        let answered = AnsweredBytes::new(&metrics.totals(), Some(&seen(600, 400, 400)));
+        let answered = AnsweredBytes::new(&metrics.totals(), Some(&kernel_counts(600, 400, 400)));
         let ratios = answered.hit_ratios();
         let expected = [Some(400.0 / 600.0), Some(0.4), Some(0.75), Some(0.95)];
         assert_eq!(ratios.by_layer().map(|(_, ratio)| ratio), expected);
@@ -172,21 +176,21 @@ mod tests {
     }
 
     #[test]
-    fn what_the_kernel_does_not_tell_is_not_made_up() {
+    fn without_ebpf_only_the_caches_ratio_is_known() {
         let metrics = Metrics::new();
-        metrics.read(Source::Registered, 1, Duration::ZERO);
+        metrics.read(Source::Cache, 1, Duration::ZERO);
         let ratios = AnsweredBytes::new(&metrics.totals(), None).hit_ratios();
-        assert_eq!(ratios, HitRatios { registered: Some(1.0), ..HitRatios::default() });
+        assert_eq!(ratios, HitRatios { cache: Some(1.0), ..HitRatios::default() });
     }
 
     #[test]
-    fn saved_is_what_http_would_have_taken_without_what_was_waited() {
+    fn time_saved_is_the_time_of_http_minus_the_time_of_reads() {
         let metrics = Metrics::new();
-        metrics.read(Source::Registered, 3 << 20, Duration::from_millis(1));
+        metrics.read(Source::Cache, 3 << 20, Duration::from_millis(1));
         assert_eq!(TimeSaved::new(&metrics.totals(), None).seconds, None);
         metrics.fetch(Source::Http, 1 << 20, Duration::from_millis(10));
         metrics.read(Source::Http, 1 << 20, Duration::from_millis(10));
-        let saved = TimeSaved::new(&metrics.totals(), Some(&seen(4 << 20, 4 << 20, 2 << 20)));
+        let saved = TimeSaved::new(&metrics.totals(), Some(&kernel_counts(4 << 20, 4 << 20, 2 << 20)));
         assert!((saved.seconds.unwrap() - (0.100 - 0.011)).abs() < 1e-9, "{saved:?}");
         assert!((saved.http_seconds_per_mib.unwrap() - 0.01).abs() < 1e-9);
     }

@@ -1,7 +1,7 @@
-//! The document behind `/api/v1/status`: what a daemon says of itself at one moment.
+//! The document behind `/api/v1/status`: the state of a daemon at one moment.
 //!
-//! It is read by `interceptor status`, by the status page and by people's scripts. Within [`API_VERSION`] fields are
-//! only added; sources and windows are keys, so that a reader need not know them all.
+//! `interceptor status`, the dashboard and scripts read it. Within an [`API_VERSION`] fields are
+//! only added. Sources and windows are keys, so that a client need not know all of them.
 
 use std::collections::BTreeMap;
 
@@ -17,8 +17,8 @@ use super::miss_ratio::MissRatioCurve;
 use super::ratios::{HitRatios, TimeSaved};
 use super::shard::FlowTotal;
 
-/// Changes when a field changes its meaning or goes away.
-pub const API_VERSION: u32 = 1;
+/// Increases when a field or key is renamed or removed, or changes its meaning.
+pub const API_VERSION: u32 = 2;
 
 /// The whole document.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -29,17 +29,17 @@ pub struct StatusReport {
     pub version: String,
     /// Its process id.
     pub pid: u32,
-    /// Seconds since it started.
+    /// Seconds since the daemon started.
     pub uptime_seconds: f64,
-    /// Where it is mounted.
+    /// The mount point.
     pub mount_point: String,
-    /// The filers it was told of, as `host:port`.
+    /// The configured filers, as `host:port`.
     pub filers: Vec<String>,
-    /// The one it asks now.
+    /// The filer in use.
     pub current_filer: Option<String>,
     /// The directory of the filer that is mounted.
     pub filer_path: String,
-    /// The stream of changes.
+    /// The subscription to the filer's changes.
     pub subscription: Subscription,
     /// How full the cache is.
     pub cache: Option<CacheUsage>,
@@ -49,64 +49,66 @@ pub struct StatusReport {
     pub reads: BTreeMap<String, FlowReport>,
     /// Fetches from an origin, by source.
     pub fetches: BTreeMap<String, FlowReport>,
-    /// Bytes that applications read, by the source that they came from, those that never reached the daemon included; what cannot be seen is
-    /// missing.
+    /// Bytes that applications read, by source, including those that never reached the daemon.
+    /// Sources that are not observed are missing.
     #[serde(default)]
     pub bytes_by_source: BTreeMap<String, u64>,
-    /// Of the bytes read from the daemon, the part answered from memory, by window; `null` without reads.
+    /// Of the bytes read from the daemon, the part answered from memory, by window; `null`
+    /// without reads.
     pub hit_ratio: BTreeMap<String, Option<f64>>,
     /// The hit ratios of every layer, by window.
     #[serde(default)]
     pub hit_ratios: BTreeMap<String, HitRatios>,
-    /// What the cache has saved, an estimate.
+    /// An estimate of the time that the cache has saved.
     #[serde(default)]
     pub time_saved: TimeSaved,
-    /// Bytes fetched ahead of which it is known what became of them.
+    /// Bytes fetched ahead whose outcome is known.
     pub prefetch: Vec<Prefetched>,
-    /// Bytes fetched ahead, by what triggered it.
+    /// Bytes fetched ahead, by trigger.
     #[serde(default)]
     pub prefetch_fetched: BTreeMap<String, u64>,
-    /// Second requests for what a server was slow to send.
+    /// Second requests, sent because the first server was late.
     #[serde(default)]
     pub hedges: Hedges,
     /// Failed attempts to fetch.
     pub fetch_errors: Vec<FetchErrors>,
-    /// Fetches that left a source that failed for another.
+    /// Fetches that moved from a failed source to another one.
     #[serde(default)]
     pub fallbacks: Vec<Fallbacks>,
-    /// Refused bytes, by source: number of fetches.
+    /// Fetches whose bytes failed an integrity check, by source.
     pub integrity_failures: BTreeMap<String, u64>,
-    /// What eBPF sees; `null` without it.
+    /// Reads as eBPF observes them; `null` without eBPF.
     #[serde(default)]
     pub kernel: Option<KernelReport>,
-    /// How the servers are doing.
+    /// The health of filers, volume servers and engines.
     #[serde(default)]
     pub health: Health,
-    /// What is hot and who reads; `null` without eBPF. Looked at again every two seconds at most, less often where much is warm.
+    /// The hottest files and the readers; `null` without eBPF. Refreshed every two seconds at
+    /// most, less often if many granules are warm.
     #[serde(default)]
     pub activity: Option<Activity>,
-    /// What more or less cache would bring; `null` where nobody samples that.
+    /// The miss ratio by cache size; `null` if reads are not sampled.
     #[serde(default)]
     pub miss_ratio_curve: Option<MissRatioCurve>,
-    /// Who can read this.
+    /// The clients that can read the status API.
     #[serde(default)]
     pub access: ApiAccess,
     /// Options in effect, by long name.
     pub options: BTreeMap<String, String>,
-    /// What this mount goes without, and why.
+    /// Capabilities that this mount lacks, and why.
     pub lost: Vec<LostAbility>,
 }
 
-/// The stream of the filer's changes, which keeps the mount fresh.
+/// The subscription to the filer's changes, which keeps the mount fresh.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Subscription {
-    /// Whether it is up.
+    /// Whether it is connected.
     pub live: bool,
-    /// Why it was down the last time, or is now.
+    /// Why it was lost the last time.
     pub last_loss: Option<String>,
-    /// How often it was lost since the start.
+    /// How often it was lost since the daemon started.
     pub losses: u64,
-    /// Changes that arrived and were acted on.
+    /// Changes that were received and applied.
     pub changes: u64,
 }
 
@@ -125,73 +127,73 @@ pub struct FlowReport {
     pub p99_seconds: Option<f64>,
 }
 
-/// Bytes fetched ahead for one reason and with one outcome.
+/// Bytes fetched ahead with one trigger and one outcome.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Prefetched {
-    /// Why.
+    /// The trigger, such as `sequential`.
     pub trigger: String,
-    /// What became of them.
+    /// `used` or `wasted`.
     pub outcome: String,
-    /// How many.
+    /// The number of bytes.
     pub bytes: u64,
 }
 
 /// Second requests, sent because the first server was late.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Hedges {
-    /// How many were sent.
+    /// Second requests sent.
     pub sent: u64,
-    /// How many of them were answered first.
+    /// Second requests that were answered first.
     pub won: u64,
 }
 
-/// Fetches that went on with another source.
+/// Fetches that moved from one source to another.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Fallbacks {
     /// The source that failed.
     pub from: String,
-    /// The one that was asked instead.
+    /// The source that was used instead.
     pub to: String,
-    /// How many.
+    /// The number of fetches.
     pub count: u64,
 }
 
-/// Who can read what the status API tells.
+/// The clients that can read the status API.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ApiAccess {
     /// Processes on the host of the mount.
     #[default]
     Loopback,
-    /// Who has the token.
+    /// Clients that have the token.
     Token,
-    /// Everybody who can reach its address, names of files included.
+    /// Every client that can reach its address. The API shows names of files.
     Open,
 }
 
-/// Failed attempts of one kind.
+/// Failed attempts to fetch from one source for one reason.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct FetchErrors {
-    /// Where.
+    /// The source.
     pub source: String,
-    /// Why.
+    /// The reason, such as `timeout`.
     pub reason: String,
-    /// How many.
+    /// The number of attempts.
     pub count: u64,
 }
 
-/// Something that would make the mount better and is not there.
+/// A capability that this mount lacks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LostAbility {
     /// Its name.
     pub ability: String,
-    /// What was found instead, and what follows from it.
+    /// What was found, and the consequence.
     pub reason: String,
     /// How to get it.
     pub remedy: String,
 }
 
-/// The JSON schema of [`StatusReport`], as it is kept in `doc/status.schema.json`.
+/// The JSON schema of [`StatusReport`], of which `doc/status.schema.json` is a copy.
 pub fn schema() -> serde_json::Value {
     schemars::schema_for!(StatusReport).into()
 }
@@ -209,8 +211,8 @@ impl From<&FlowTotal> for FlowReport {
     }
 }
 
-/// The upper bound of the bucket in which the operation of rank `part` lies. The last bucket has no bound: its
-/// lower one stands in.
+/// The upper bound, in seconds, of the bucket in which the operation of rank `part` lies. For the
+/// last bucket, which is unbounded, it is the lower bound.
 pub(super) fn percentile(total: &FlowTotal, part: f64) -> Option<f64> {
     let rank = (total.count() as f64 * part).ceil().max(1.0) as u64;
     let mut seen = 0;
@@ -227,7 +229,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_schema_in_the_documentation_is_this_one() {
+    fn the_documented_schema_is_current() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../doc/status.schema.json");
         let text = std::fs::read_to_string(path).unwrap_or_default();
         let kept: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
@@ -236,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn percentiles_are_bounds_of_buckets() {
+    fn percentiles_are_bucket_bounds() {
         let mut total = FlowTotal::default();
         assert_eq!(FlowReport::from(&total).p50_seconds, None);
         total.buckets[0] = 98;

@@ -1,9 +1,10 @@
-//! The status API: `/` for people ([`page`](super::page)), `/metrics` for Prometheus, `/api/v1/…` for scripts and for the page, `/healthz` and
-//! `/readyz` for whoever restarts things.
+//! The status API: `/` is the dashboard ([`page`](super::page)), `/metrics` is for Prometheus,
+//! `/api/v1/…` for scripts and the dashboard, `/healthz` and `/readyz` for service managers.
 //!
-//! What is offered here only reads; what changes something is added by who starts the server, and guarded there a second time.
-//! Nothing is served that is not compiled in. [`access`](super::access) decides who may use it; `/healthz` and `/readyz` answer
-//! everybody.
+//! The routes here only read. The caller of [`StatusServer::serve`] adds those that change
+//! something, with a guard of their own. All files served are compiled in.
+//! [`access`](super::access) decides which requests are answered; `/healthz` and `/readyz` always
+//! are.
 
 use std::io;
 use std::net::SocketAddr;
@@ -14,6 +15,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router, middleware};
+use daemon::prometheus::CONTENT_TYPE;
 use rdma_engine::bounded_listener::BoundedListener;
 use tokio::net::TcpListener;
 
@@ -26,7 +28,7 @@ use super::report::{self, ApiAccess, StatusReport};
 use super::status::Status;
 use crate::vital;
 
-/// The status API could not be offered.
+/// The status API cannot listen on its address.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot serve the status API on --status-addr {address}: {error}{hint}")]
 pub struct BindError {
@@ -36,13 +38,13 @@ pub struct BindError {
 }
 
 impl BindError {
-    /// Whether the address is another's.
+    /// Whether another process listens on the address.
     pub fn is_in_use(&self) -> bool {
         self.error.kind() == io::ErrorKind::AddrInUse
     }
 }
 
-/// A bound status API that does not answer yet.
+/// A status API that is bound to its address and does not answer yet.
 pub struct StatusServer {
     listener: TcpListener,
     address: SocketAddr,
@@ -50,7 +52,8 @@ pub struct StatusServer {
 }
 
 impl StatusServer {
-    /// Takes `address` (`host:port`, port 0 for any free one). With a `token`, only who has it is answered.
+    /// Binds to `address` (`host:port`, port 0 for any free one). With a `token`, requests must
+    /// carry it.
     pub async fn bind(address: &str, token: Option<Token>) -> Result<Self, BindError> {
         let failed = |error: io::Error| {
             let hint = match error.kind() {
@@ -66,12 +69,13 @@ impl StatusServer {
         Ok(Self { listener, address, guard: AccessGuard::new(address, token) })
     }
 
-    /// Where it listens.
+    /// The address that it is bound to.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Answers until the runtime ends, also what `more` has.
+    /// Serves until the runtime shuts down; `more` are further routes, behind the same access
+    /// rules.
     pub async fn serve(self, status: Arc<Status>, more: Router) {
         status.set_access(self.guard.access());
         if self.guard.access() == ApiAccess::Open {
@@ -100,14 +104,14 @@ fn router(status: Arc<Status>, live: Arc<Live>, guard: Arc<AccessGuard>, more: R
         .merge(live.router())
         .merge(more)
         .route_layer(middleware::from_fn_with_state(guard, access::guard))
-        // Whoever restarts things has no token, and these tell of no file.
+        // Service managers have no token, and these answers show no names of files.
         .route("/healthz", get(|| async { "ok\n" }))
         .merge(Router::new().route("/readyz", get(ready)).with_state(status))
         .layer(middleware::map_response(secured))
 }
 
 async fn metrics(State(status): State<Arc<Status>>) -> Response {
-    ([(header::CONTENT_TYPE, export::CONTENT_TYPE)], export::exposition(status.metrics())).into_response()
+    ([(header::CONTENT_TYPE, CONTENT_TYPE)], export::exposition(status.metrics())).into_response()
 }
 
 async fn ready(State(status): State<Arc<Status>>) -> Response {
@@ -118,7 +122,7 @@ async fn ready(State(status): State<Arc<Status>>) -> Response {
 }
 
 async fn report(State(status): State<Arc<Status>>) -> Result<Json<StatusReport>, StatusCode> {
-    // What is hot is asked of the kernel, which may take milliseconds.
+    // Scanning the heat map may take milliseconds.
     let report = tokio::task::spawn_blocking(move || status.report()).await;
     report.map(Json).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)
 }
@@ -158,7 +162,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn every_address_answers() {
+    async fn every_route_answers() {
         for (path, status, content_type, text) in [
             ("/", StatusCode::OK, "text/html", "dashboard.js"),
             ("/dashboard.js", StatusCode::OK, "text/javascript", "/api/v1/live"),
@@ -168,15 +172,10 @@ mod tests {
             ("/api/v1/history?span=1d", StatusCode::OK, "application/json", "\"step_seconds\":300.0"),
             ("/api/v1/history?span=1w", StatusCode::BAD_REQUEST, "text/plain", "5m, 1h, 1d"),
             ("/api/v1/schema", StatusCode::OK, "application/json", "\"hit_ratios\""),
-            (
-                "/metrics",
-                StatusCode::OK,
-                export::CONTENT_TYPE,
-                "interceptor_reads_total{source=\"http\"} 0\n",
-            ),
+            ("/metrics", StatusCode::OK, CONTENT_TYPE, "interceptor_reads_total{source=\"http\"} 0\n"),
             ("/healthz", StatusCode::OK, "text/plain", "ok"),
             ("/readyz", StatusCode::SERVICE_UNAVAILABLE, "text/plain", "not mounted yet"),
-            ("/api/v1/status", StatusCode::OK, "application/json", "\"api_version\":1"),
+            ("/api/v1/status", StatusCode::OK, "application/json", "\"api_version\":2"),
             ("/nothing", StatusCode::NOT_FOUND, "", ""),
         ] {
             let (found, found_type, body) = get(path).await;
@@ -187,7 +186,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_page_brings_nothing_from_elsewhere() {
+    async fn the_page_loads_nothing_from_other_hosts() {
         let ours = page::FILES.iter().filter(|(path, ..)| !path.starts_with("/uplot"));
         for (path, _, text) in ours {
             for foreign in ["https://", "//cdn", "innerHTML", "insertAdjacent", "<style", " onclick", "eval("]

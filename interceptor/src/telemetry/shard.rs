@@ -1,9 +1,9 @@
-//! Counters that any thread adds to without waiting for another.
+//! Sharded counters, which threads increment without contention.
 //!
-//! Each thread is given a slot at its first use, and each slot owns its cache lines, so the threads that answer reads
-//! never pull a line from each other: an addition is one relaxed atomic instruction on memory that stays in this
-//! CPU's cache. Who reads the counters adds up all slots. A sum taken while threads add may lag behind by what is in
-//! flight, but every single counter only ever grows.
+//! Each thread gets a slot at its first use, and each slot has cache lines of its own, so an
+//! increment is one relaxed atomic instruction on a line that stays in this CPU's cache. Reading
+//! a counter sums all slots. A sum taken while threads count may lag behind, but every counter
+//! only grows.
 
 use std::array;
 use std::cell::Cell;
@@ -13,43 +13,43 @@ use std::time::Duration;
 
 use interceptor_ebpf::histogram::{BUCKETS, bucket_of};
 
-/// More slots than this buy nothing: they only make summing up slower.
+/// More slots than this reduce no contention and make sums slower.
 const MAX_SLOTS: usize = 128;
 
-/// One `T` for each slot; `T` is made of atomics.
+/// One `T` per slot; `T` consists of atomics.
 #[derive(Debug)]
 pub(super) struct Sharded<T> {
     slots: Box<[Slot<T>]>,
     mask: usize,
 }
 
-/// Two cache lines, because CPUs prefetch lines in pairs.
+/// Aligned to two cache lines, because CPUs prefetch lines in pairs.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Slot<T>(T);
 
 impl<T: Default> Sharded<T> {
-    /// Twice as many slots as CPUs: threads that wait in the kernel hold a slot too.
+    /// Twice as many slots as CPUs, because threads that block in the kernel have a slot too.
     pub(super) fn new() -> Self {
         let cpus = available_parallelism().map_or(1, usize::from);
         let slots = (2 * cpus).next_power_of_two().min(MAX_SLOTS);
         Self { slots: (0..slots).map(|_| Slot::default()).collect(), mask: slots - 1 }
     }
 
-    /// The calling thread's own.
+    /// The `T` of the calling thread.
     #[inline]
     pub(super) fn mine(&self) -> &T {
         &self.slots[thread_slot() & self.mask].0
     }
 
-    /// All of them, to sum up.
+    /// The `T` of every slot.
     pub(super) fn all(&self) -> impl Iterator<Item = &T> {
         self.slots.iter().map(|slot| &slot.0)
     }
 }
 
-/// A number for the calling thread; threads started one after the other have neighbouring numbers, so the few
-/// threads that do the work never share a slot.
+/// The number of the calling thread. Threads are numbered in the order of their first use, so the
+/// few threads that do the work share no slot.
 #[inline]
 fn thread_slot() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
@@ -64,7 +64,7 @@ fn thread_slot() -> usize {
     })
 }
 
-/// One thread's record of operations that move bytes and take time.
+/// Number, bytes and durations of operations, counted by one thread.
 #[derive(Debug)]
 pub(super) struct FlowCounter {
     buckets: [AtomicU64; BUCKETS],
@@ -92,14 +92,14 @@ impl FlowCounter {
     }
 }
 
-/// Operations that moved bytes, all threads together.
+/// Number, bytes and durations of operations, summed over all threads.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FlowTotal {
-    /// How many operations took how long; see [`interceptor_ebpf::histogram`] for the bounds of the buckets.
+    /// Operations by duration; [`interceptor_ebpf::histogram`] has the bounds of the buckets.
     pub buckets: [u64; BUCKETS],
     /// Bytes moved.
     pub bytes: u64,
-    /// Time taken by all operations together, in nanoseconds.
+    /// The sum of the durations, nanoseconds.
     pub nanos: u64,
 }
 
@@ -109,7 +109,7 @@ impl FlowTotal {
         self.buckets.iter().sum()
     }
 
-    /// What came after `before`.
+    /// The operations after `before`.
     pub(super) fn since(&self, before: &Self) -> Self {
         let mut since = self.clone();
         for (now, before) in since.buckets.iter_mut().zip(before.buckets) {

@@ -1,8 +1,8 @@
-//! What the status API knows beyond the counters: which mount this is, how the filer's stream of changes fares, what
-//! is missing on this host, and whether the mount answers.
+//! The state of the daemon beyond its counters: the identity of the mount, the subscription to the
+//! filer's changes, missing capabilities, readiness.
 //!
-//! Whoever learns something tells it here; nobody waits here. Readiness is asked for, not remembered: each check runs
-//! when somebody asks, under a deadline, so that a mount that hangs is told from one that works.
+//! Other modules report changes of state here, which never blocks. Readiness is not stored: each
+//! check runs on request, under a deadline, so that a mount that hangs is not reported as ready.
 
 use std::collections::BTreeMap;
 use std::process;
@@ -25,25 +25,26 @@ use super::report::{
     StatusReport, Subscription,
 };
 
-/// How long a check of readiness may take before it counts as failed. Longer than a mount takes to answer `statfs` on its
-/// own when the filer does not.
-const CHECK_DEADLINE: Duration = Duration::from_secs(3);
+/// A readiness check that takes longer has failed. Longer than a mount takes to answer `statfs` by
+/// itself when the filer does not answer.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How old what is told of activity may be, at least: who ask together share an answer.
-const ACTIVITY_AGE: Duration = Duration::from_secs(2);
-/// The same as a multiple of the time that it took to find out, which is some milliseconds for every ten thousand granules that are warm: one
-/// CPU is not kept busy with it for more than a hundredth of the time, however much is warm and however many look.
-const ACTIVITY_PAUSE: u32 = 100;
+/// The activity is computed at most once in this interval; requests in between share a result.
+const MIN_ACTIVITY_INTERVAL: Duration = Duration::from_secs(2);
+/// The interval is at least this multiple of the time that the computation takes, which is some
+/// milliseconds for every ten thousand granules with heat. It so uses at most a hundredth of one
+/// CPU.
+const ACTIVITY_INTERVAL_FACTOR: u32 = 100;
 
-/// Finds out whether something works at this moment; the error says what does not, in one line.
+/// Checks whether a part of the daemon works. The error says in one line what does not.
 pub type ReadinessCheck = Box<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
 
-/// Which mount this is: known at the start, never changing.
+/// The identity of the mount, which never changes.
 #[derive(Debug, Clone)]
 pub struct MountIdentity {
-    /// Where it is mounted.
+    /// The mount point.
     pub mount_point: String,
-    /// The filers it was told of, as `host:port`.
+    /// The configured filers, as `host:port`.
     pub filers: Vec<String>,
     /// The directory of the filer that is mounted.
     pub filer_path: String,
@@ -51,7 +52,7 @@ pub struct MountIdentity {
     pub options: BTreeMap<String, String>,
 }
 
-/// All that the status API tells.
+/// The state that the status API serves.
 pub struct Status {
     started: Instant,
     identity: MountIdentity,
@@ -62,16 +63,16 @@ pub struct Status {
     activity: Mutex<CachedActivity>,
 }
 
-/// What goes on, as it was found out last.
+/// The result of the last computation of the activity.
 #[derive(Default)]
 struct CachedActivity {
     gauge: Option<Gauge<Option<Activity>>>,
     last: Option<Activity>,
-    /// Until when `last` will do.
-    good_until: Option<Instant>,
+    /// The time until which `last` is valid.
+    valid_until: Option<Instant>,
 }
 
-/// What others reported.
+/// The state that other modules have reported.
 #[derive(Default)]
 struct ReportedState {
     subscription: Subscription,
@@ -82,7 +83,8 @@ struct ReportedState {
 }
 
 impl Status {
-    /// A daemon that has just started: not ready until a check has been added and passes.
+    /// The state of a daemon that has just started. It is ready once a check has been added and
+    /// passes.
     pub fn new(identity: MountIdentity, metrics: Arc<Metrics>) -> Arc<Self> {
         Arc::new(Self {
             started: Instant::now(),
@@ -95,37 +97,38 @@ impl Status {
         })
     }
 
-    /// The counters that belong to this daemon.
+    /// The counters of this daemon.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
     }
 
-    /// From now on `gauge` tells how the filers are doing.
+    /// Sets the source of the filers' health.
     pub fn set_filers(&self, gauge: Gauge<Vec<FilerHealth>>) {
         self.metrics.set_filers(gauge);
     }
 
-    /// From now on `gauge` tells what is hot and who reads, or nothing once it cannot be told any more. It may take some milliseconds.
+    /// Sets the source of the activity. It returns `None` once eBPF has ended, and may block for
+    /// some milliseconds.
     pub fn set_activity(&self, gauge: Gauge<Option<Activity>>) {
         *self.activity.lock() = CachedActivity { gauge: Some(gauge), ..CachedActivity::default() };
     }
 
-    /// From now on `gauge` tells what more or less cache would bring, once that is known.
+    /// Sets the source of the miss-ratio curve. It returns `None` as long as there is no curve.
     pub fn set_miss_ratio_curve(&self, gauge: Gauge<Option<MissRatioCurve>>) {
         self.reported.lock().miss_ratio_curve = Some(gauge);
     }
 
-    /// Who can read all this.
+    /// Sets which clients can read the status API.
     pub(super) fn set_access(&self, access: ApiAccess) {
         self.reported.lock().access = access;
     }
 
-    /// Changes of the filer are heard from now on.
+    /// Records that the subscription to the filer's changes is live.
     pub fn subscription_live(&self) {
         self.reported.lock().subscription.live = true;
     }
 
-    /// Changes of the filer are not heard any more, because of `reason`.
+    /// Records that the subscription was lost because of `reason`.
     pub fn subscription_lost(&self, reason: String) {
         let subscription = &mut self.reported.lock().subscription;
         subscription.losses += u64::from(subscription.live);
@@ -133,34 +136,35 @@ impl Status {
         subscription.last_loss = Some(reason);
     }
 
-    /// Whether changes of the filer are heard.
+    /// Whether the subscription to the filer's changes is live.
     pub fn is_subscription_live(&self) -> bool {
         self.reported.lock().subscription.live
     }
 
-    /// A change of the filer was acted on.
+    /// Counts a change of the filer that was applied.
     pub fn change_handled(&self) {
         self.changes.fetch_add(1, Relaxed);
     }
 
-    /// This mount goes without something.
+    /// Adds a capability that this mount lacks.
     pub fn lost(&self, ability: LostAbility) {
         self.reported.lock().lost.push(ability);
     }
 
-    /// What eBPF sees of this mount, and what not.
+    /// Sets the capabilities of eBPF, present and missing.
     pub fn set_capabilities(&self, capabilities: Vec<CapabilityReport>) {
         self.reported.lock().capabilities = capabilities;
     }
 
-    /// The daemon is ready only if `check` passes, too.
+    /// Adds a check that must pass for the daemon to be ready.
     pub fn add_check(&self, name: &'static str, check: ReadinessCheck) {
         self.checks.lock().push((name, Arc::new(check)));
     }
 
-    /// Whether reads can be expected to work now; the error names everything that does not. Takes three seconds at most.
+    /// Runs all readiness checks at once. The error names every check that failed. Takes at most
+    /// three seconds.
     pub async fn ready(&self) -> Result<(), String> {
-        self.ready_within(CHECK_DEADLINE).await
+        self.ready_within(CHECK_TIMEOUT).await
     }
 
     async fn ready_within(&self, deadline: Duration) -> Result<(), String> {
@@ -180,21 +184,21 @@ impl Status {
     }
 
     fn activity(&self) -> Option<Activity> {
-        let mut recent = self.activity.lock();
+        let mut cached = self.activity.lock();
         let begun = Instant::now();
-        if recent.good_until.is_none_or(|until| until <= begun) {
-            let activity = recent.gauge.as_ref()?();
-            let pause = ACTIVITY_AGE.max(begun.elapsed() * ACTIVITY_PAUSE);
-            *recent = CachedActivity {
-                gauge: recent.gauge.take(),
+        if cached.valid_until.is_none_or(|until| until <= begun) {
+            let activity = cached.gauge.as_ref()?();
+            let interval = MIN_ACTIVITY_INTERVAL.max(begun.elapsed() * ACTIVITY_INTERVAL_FACTOR);
+            *cached = CachedActivity {
+                gauge: cached.gauge.take(),
                 last: activity,
-                good_until: Some(begun + pause),
+                valid_until: Some(begun + interval),
             };
         }
-        recent.last.clone()
+        cached.last.clone()
     }
 
-    /// Everything at this moment. May take some milliseconds.
+    /// The document at this moment. May block for some milliseconds.
     pub fn report(&self) -> StatusReport {
         let (totals, levels, kernel) = (self.metrics.totals(), self.metrics.levels(), self.metrics.kernel());
         let activity = self.activity();
@@ -246,7 +250,7 @@ impl Status {
                 .into_iter()
                 .map(|(source, bytes)| (source.to_owned(), bytes))
                 .collect(),
-            hit_ratio: hit_ratios.map(|(window, ratios)| (window.to_owned(), ratios.registered)).into(),
+            hit_ratio: hit_ratios.map(|(window, ratios)| (window.to_owned(), ratios.cache)).into(),
             hit_ratios: hit_ratios.map(|(window, ratios)| (window.to_owned(), ratios)).into(),
             time_saved: TimeSaved::new(&totals, kernel.as_ref()),
             prefetch: Trigger::ALL
@@ -304,7 +308,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn who_ask_together_share_what_was_found_out() {
+    fn concurrent_requests_share_one_computation_of_the_activity() {
         let status = some_status();
         let asked = Arc::new(AtomicU64::new(0));
         let counter = asked.clone();
@@ -317,7 +321,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn losses_are_counted_once_each() {
+    fn a_loss_is_counted_once() {
         let status = some_status();
         status.subscription_lost("never connected".into());
         status.subscription_live();
@@ -330,7 +334,7 @@ pub(super) mod tests {
     }
 
     #[tokio::test]
-    async fn ready_is_what_every_check_says() {
+    async fn ready_requires_every_check_to_pass() {
         let status = some_status();
         assert!(status.ready().await.unwrap_err().contains("not mounted yet"));
         status.add_check("mount", Box::new(|| Box::pin(async { Ok(()) })));

@@ -1,8 +1,9 @@
-//! The desk's window: requests over HTTP, none of which is trusted.
+//! The HTTP routes of the job registry. No request is trusted.
 //!
-//! A request must come from this host and not from a web page. A page of another site could have a browser send one here;
-//! but not with our header, unless we agreed to that in a preflight, which we never do. A page that has its own name resolve
-//! to this host (DNS rebinding) could; but the browser then names the page in `Origin`, which no other client sends.
+//! A request must come from this host and not from a web page. A page of another site can make a
+//! browser send a request here, but not with the required header: that takes a preflight, which
+//! is never granted. A page that resolves its own name to this host (DNS rebinding) can send the
+//! header, but then the browser names the page in `Origin`, which no other client sends.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,20 +22,20 @@ use super::registry::{JobRefusal, JobRegistry};
 use super::wire::{self, API_PATH, MAX_BODY_BYTES, MAX_WAIT_MS, REQUEST_HEADER};
 use crate::telemetry::peer::Peer;
 
-/// How long a body may take to arrive.
-const BODY_DEADLINE: Duration = Duration::from_secs(5);
+/// The time in which a body must arrive.
+const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What the status API offers for `desk`. The server that it is mounted in must know each connection's [`Peer`].
-pub fn router(desk: Arc<JobRegistry>) -> Router {
+/// The routes of `registry`. The server must provide each connection's [`Peer`].
+pub fn router(registry: Arc<JobRegistry>) -> Router {
     Router::new()
         .route(API_PATH, post(begin))
         .route(&format!("{API_PATH}/{{id}}"), get(report).delete(cancel))
-        // Of these routes only: what else the server has is none of our business.
+        // Guards these routes only, not the others of the server.
         .route_layer(middleware::from_fn(guard))
-        .with_state(desk)
+        .with_state(registry)
 }
 
-/// An answer that is no success.
+/// A refusal with its HTTP status.
 #[derive(Debug)]
 struct Error(StatusCode, String);
 
@@ -61,7 +62,7 @@ impl From<JobRefusal> for Error {
 async fn guard(request: Request, next: Next) -> Result<Response, Error> {
     let forbidden = |why: &str| Err(Error(StatusCode::FORBIDDEN, why.to_owned()));
     let peer = request.extensions().get::<ConnectInfo<Peer>>();
-    if !peer.is_some_and(|ConnectInfo(peer)| peer.is_here()) {
+    if !peer.is_some_and(|ConnectInfo(peer)| peer.is_local()) {
         return forbidden("only processes on the host of the mount may ask for this");
     }
     let headers = request.headers();
@@ -74,15 +75,18 @@ async fn guard(request: Request, next: Next) -> Result<Response, Error> {
     Ok(next.run(request).await)
 }
 
-async fn begin(State(desk): State<Arc<JobRegistry>>, request: Request) -> Result<impl IntoResponse, Error> {
+async fn begin(
+    State(registry): State<Arc<JobRegistry>>,
+    request: Request,
+) -> Result<impl IntoResponse, Error> {
     let content_type = request.headers().get(header::CONTENT_TYPE);
     if content_type.is_none_or(|content_type| content_type != "application/json") {
         return Err(Error(StatusCode::UNSUPPORTED_MEDIA_TYPE, "expected application/json".into()));
     }
-    let body = body(request.into_body(), BODY_DEADLINE).await?;
+    let body = body(request.into_body(), BODY_TIMEOUT).await?;
     let request: wire::JobRequest = serde_json::from_slice(&body)
         .map_err(|error| Error(StatusCode::BAD_REQUEST, format!("the request is not understood: {error}")))?;
-    Ok((StatusCode::CREATED, Json(desk.begin(&request)?)))
+    Ok((StatusCode::CREATED, Json(registry.begin(&request)?)))
 }
 
 async fn body(body: Body, deadline: Duration) -> Result<bytes::Bytes, Error> {
@@ -98,25 +102,25 @@ async fn body(body: Body, deadline: Duration) -> Result<bytes::Bytes, Error> {
 
 #[derive(Deserialize)]
 struct Wait {
-    /// How long to wait for the end of the job, in milliseconds.
+    /// The time to wait for the end of the job, milliseconds.
     #[serde(default)]
     wait_ms: u64,
 }
 
 async fn report(
-    State(desk): State<Arc<JobRegistry>>,
+    State(registry): State<Arc<JobRegistry>>,
     Path(id): Path<String>,
     Query(wait): Query<Wait>,
 ) -> Result<Json<wire::JobReport>, Error> {
     let wait = Duration::from_millis(wait.wait_ms.min(MAX_WAIT_MS));
-    desk.report(&id, wait).await.map(Json).ok_or_else(unknown)
+    registry.report(&id, wait).await.map(Json).ok_or_else(unknown)
 }
 
 async fn cancel(
-    State(desk): State<Arc<JobRegistry>>,
+    State(registry): State<Arc<JobRegistry>>,
     Path(id): Path<String>,
 ) -> Result<Json<wire::JobReport>, Error> {
-    desk.cancel(&id).await.map(Json).ok_or_else(unknown)
+    registry.cancel(&id).await.map(Json).ok_or_else(unknown)
 }
 
 fn unknown() -> Error {
@@ -128,7 +132,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_body_that_never_ends_is_not_waited_for() {
+    async fn a_body_that_never_ends_times_out() {
         let endless = futures::stream::pending::<Result<bytes::Bytes, std::io::Error>>();
         let Error(status, _) = body(Body::from_stream(endless), Duration::ZERO).await.unwrap_err();
         assert_eq!(status, StatusCode::REQUEST_TIMEOUT);

@@ -1,4 +1,4 @@
-//! What a job does with its files.
+//! The work of a job: one action on a batch of files.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,23 +11,26 @@ use super::wire::{FileProblem, FileResult, WarmupAction};
 use crate::cache::{Displace, NoRoom};
 use crate::read::{FileVersion, ReadError, Reader, WarmupError, WarmupRequest};
 
-/// How many files of one job are seen to at the same time: enough that small ones do not wait for each other's round
-/// trips. How many bytes may be on their way is the reader's business.
-const FILES_AT_ONCE: usize = 32;
+/// Files of one job that are processed concurrently: enough to hide the round trips of small
+/// files. The reader limits the bytes in flight.
+const MAX_CONCURRENT_FILES: usize = 32;
 
-/// Files, and what is to be done with them.
+/// An action on files.
 pub(super) struct FileBatch {
     action: WarmupAction,
     reader: Arc<Reader>,
     files: Vec<Result<Arc<dyn WarmupFile>, FileProblem>>,
     warmup: WarmupRequest,
-    given_up: AtomicU64,
+    evicted_bytes: AtomicU64,
     full: AtomicBool,
     results: Mutex<Vec<FileResult>>,
 }
 
 impl FileBatch {
-    /// To do `action` with `files`, of which some have a problem already.
+    /// `action` on `files`, some of which may have a problem already. `held` is
+    /// [`JobRequest::held_bytes`].
+    ///
+    /// [`JobRequest::held_bytes`]: super::wire::JobRequest::held_bytes
     pub(super) fn new(
         action: WarmupAction,
         reader: Arc<Reader>,
@@ -40,52 +43,53 @@ impl FileBatch {
             reader,
             files,
             warmup: WarmupRequest::new(displace, held),
-            given_up: AtomicU64::new(0),
+            evicted_bytes: AtomicU64::new(0),
             full: AtomicBool::new(false),
             results: Mutex::default(),
         }
     }
 
-    /// Does it.
+    /// Processes all files.
     pub(super) async fn run(&self) {
-        let each = |file: usize| self.one(&self.files[file]);
-        let mut results = stream::iter(0..self.files.len()).map(each).buffered(FILES_AT_ONCE);
+        let each = |file: usize| self.process(&self.files[file]);
+        let mut results = stream::iter(0..self.files.len()).map(each).buffered(MAX_CONCURRENT_FILES);
         while let Some(result) = results.next().await {
             self.results.lock().push(result);
         }
     }
 
-    /// What became of the files so far, in order.
+    /// The results so far, in the order of the files.
     pub(super) fn results(&self) -> Vec<FileResult> {
         self.results.lock().clone()
     }
 
-    /// How many have been seen to, how many of their bytes are in the cache, and how many were fetched or given up.
+    /// The number of files processed, their bytes in the cache, and the bytes fetched or evicted.
     pub(super) fn progress(&self) -> (u64, u64, u64) {
         let files = self.results.lock().len() as u64;
-        (files, self.warmup.completed(), self.warmup.fetched() + self.given_up.load(Ordering::Relaxed))
+        (files, self.warmup.completed(), self.warmup.fetched() + self.evicted_bytes.load(Ordering::Relaxed))
     }
 
-    async fn one(&self, file: &Result<Arc<dyn WarmupFile>, FileProblem>) -> FileResult {
+    async fn process(&self, file: &Result<Arc<dyn WarmupFile>, FileProblem>) -> FileResult {
         let without = |problem| FileResult { size: 0, cached: 0, problem: Some(problem) };
         let file = match file {
             Ok(file) => file,
             Err(problem) => return without(*problem),
         };
         let PinnedVersion { version, pin: _pin } = match file.version().await {
-            Ok(held) => held,
+            Ok(version) => version,
             Err(problem) => return without(problem),
         };
         let file = &version;
         let size = file.size();
         let outcome = match self.action {
-            // What comes after it will not fit either, or only by taking the room of what was asked for first.
+            // Once a file did not fit, later ones are not tried: a smaller one would take the
+            // space of files that come first.
             WarmupAction::Fetch if self.full.load(Ordering::Relaxed) => Err(FileProblem::Full),
             WarmupAction::Fetch => {
                 self.reader.warm(file, &self.warmup).await.map_err(|error| problem(file, &error))
             }
             WarmupAction::Check => Ok(()),
-            WarmupAction::Evict => self.give_up(file).await,
+            WarmupAction::Evict => self.evict(file).await,
         };
         if outcome == Err(FileProblem::Full) {
             self.full.store(true, Ordering::Relaxed);
@@ -95,9 +99,9 @@ impl FileBatch {
         FileResult { size, cached: cached.unwrap_or(0), problem }
     }
 
-    async fn give_up(&self, file: &FileVersion) -> Result<(), FileProblem> {
+    async fn evict(&self, file: &FileVersion) -> Result<(), FileProblem> {
         let bytes = self.reader.evict(file).await.map_err(|error| unreadable(file, &error))?;
-        self.given_up.fetch_add(bytes, Ordering::Relaxed);
+        self.evicted_bytes.fetch_add(bytes, Ordering::Relaxed);
         Ok(())
     }
 }
@@ -110,7 +114,7 @@ fn problem(file: &FileVersion, error: &WarmupError) -> FileProblem {
     }
 }
 
-/// The path and the reason go to the log, not to whoever asked.
+/// Path and reason go to the log, not to the client.
 fn unreadable(file: &FileVersion, error: &ReadError) -> FileProblem {
     tracing::info!(path = file.path(), %error, "a file cannot be warmed");
     match error {

@@ -1,29 +1,31 @@
-//! Files brought into the cache ahead of a job, because somebody asks the running daemon to: `interceptor warmup`.
+//! Warm-up: fills the cache with files before a job reads them (`interceptor warmup`).
 //!
 //! ```text
 //!  interceptor warmup /mnt/data/train            any user, with that user's rights
 //!     │ walks the mount, and reads a ticket of each file: the kernel checks permissions
 //!     │ POST /api/v1/warmup {"action":"fetch","device":"0:52","tickets":[…]}
-//!  api     same host, no browser, bounded size, valid tickets     ──► refused otherwise
+//!  api       same host, no browser, bounded size, valid tickets; others are refused
 //!     │
-//!  desk    a bounded number of jobs, each with a name that cannot be guessed
+//!  registry  a bounded number of jobs, each with an id that cannot be guessed
 //!     │
-//!  work    node → version of the file → Reader::warm / cached / give_up
+//!  batch     node → version of the file → Reader::warm / cached / give_up
 //! ```
 //!
-//! **The client walks, not the daemon.** What a user may see is the kernel's decision, made on the user's own process; the
-//! daemon, which may see all, would have to make it a second time. So a request has no paths but a [`ticket`] of each file,
-//! which the kernel gives only to a user who may read the file. A ticket names one use of a node number: of a mount that is one
-//! version of a file, of an attached path a file, whose version of that moment is meant. Answers hold sizes and what went
-//! wrong in one word, and never a name.
+//! **The client walks the tree, not the daemon.** The kernel decides what a user may see, on the
+//! user's own process; the daemon, which may see everything, would have to decide it a second
+//! time. A request therefore has no paths but a [`ticket`] of each file, which the kernel gives
+//! only to a user who may read the file. A ticket names one use of a node number: in a mount one
+//! version of a file, on an attached path a file, whose current version is meant. Answers have
+//! sizes and a word for each problem, and never a name.
 //!
-//! **Who may ask what.** A user may have fetched and counted what he may read; that takes only what is free. `evict` is for
-//! the owner of a file, root and the user of the daemon; `force`, which pushes out files of others, for the last two only.
-//! Other hosts are refused even if `--status-addr` lets them see the status, and so are web pages in a browser on this host.
-//! Where the status API has a token, these requests need it as well.
+//! **Permissions.** A user may fetch and count files that he may read; a fetch takes only free
+//! space. `evict` is for the owner of a file, root and the user of the daemon; `force`, which
+//! evicts other files, for the last two only. Requests from other hosts are refused even if
+//! `--status-addr` lets them read the status, and so are requests of web pages. If the status API
+//! has a token, these requests need it as well.
 //!
-//! **A job does not outlive who wants it.** It is cancelled on request, and also when nobody has asked about it for
-//! [`JOB_LEASE`]: a client that was killed leaves nothing behind.
+//! **A job does not outlive its client.** It is cancelled on request, and when no request about
+//! it has come for [`JOB_LEASE`]: a client that was killed leaves nothing behind.
 
 pub mod api;
 mod batch;

@@ -1,4 +1,4 @@
-//! Where jobs are taken in, asked about and cancelled.
+//! The registry of warm-up jobs: starts, reports and cancels them.
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -17,27 +17,28 @@ use super::wire::{FileProblem, JobReport, JobRequest, JobState, MAX_FILES, Warmu
 use crate::cache::Displace;
 use crate::read::{FileVersion, Reader};
 
-/// How long a job lives without being asked about, running or done.
+/// The time after which a job, running or done, is dropped if no request about it has come.
 pub const JOB_LEASE: Duration = Duration::from_secs(30);
-/// The most jobs at the same time, of all clients together. A client has two.
+/// Concurrent jobs of all clients together. A client has two.
 const MAX_JOBS: usize = 32;
-/// Of these, the most of all users who do not operate the mount: one person may have many user ids (`/etc/subuid`), and
-/// shall not keep operators from their own jobs.
-const MAX_JOBS_OF_USERS: usize = 24;
-/// And the most of one of them, so that none shuts out the others.
+/// Concurrent jobs of all users but operators. One person may have many user ids (`/etc/subuid`),
+/// and must not keep operators from their jobs.
+const MAX_JOBS_OF_ALL_USERS: usize = 24;
+/// Concurrent jobs of one such user, so that none excludes the others.
 const MAX_JOBS_OF_USER: usize = 8;
 
-/// A file as a job knows it from its beginning on, whatever comes to its name meanwhile.
+/// A file of a job, which stays the same file if it is renamed or replaced meanwhile.
 pub trait WarmupFile: Send + Sync {
-    /// Finds out which version of the file can be read.
+    /// Resolves the version of the file that can be read.
     fn version(&self) -> BoxFuture<'_, Result<PinnedVersion, FileProblem>>;
 }
 
-/// A version, and what must be there for as long as it is read.
+/// A version, and what keeps it readable.
 pub struct PinnedVersion {
-    /// The version.
+    /// The version of the file.
     pub version: Arc<FileVersion>,
-    /// Such as an open file that its bytes come from.
+    /// An object that must live while the version is read, such as the open file that it reads
+    /// from.
     pub pin: Option<Arc<dyn Any + Send + Sync>>,
 }
 
@@ -47,114 +48,114 @@ impl WarmupFile for Arc<FileVersion> {
     }
 }
 
-/// What jobs are about: the files of a mount.
+/// The mount whose files jobs are about.
 pub struct WarmupMount {
     /// The mount's device number, `MAJOR:MINOR`.
     pub device: String,
-    /// Recognizes the tickets of those files.
+    /// Verifies the tickets of its files.
     pub tickets: Arc<TicketIssuer>,
-    /// Which file a node is; `None` if it is none any more.
+    /// Resolves a node to its file; `None` if the file is gone.
     pub file: Box<dyn Fn(NodeInstance) -> Option<Arc<dyn WarmupFile>> + Send + Sync>,
-    /// Reads those files.
+    /// Reads its files.
     pub reader: Arc<Reader>,
 }
 
-/// Why a job was not taken in.
+/// Why a job is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum JobRefusal {
-    /// Too early.
+    /// The mount is not up yet.
     #[error("the mount does not answer yet")]
     NotMounted,
-    /// Not our files.
+    /// The request is about another mount.
     #[error("this daemon's mount is device {ours}, not {theirs}")]
     OtherMount {
-        /// What we serve.
+        /// The device number of this daemon's mount.
         ours: String,
-        /// What they asked for.
+        /// The device number in the request.
         theirs: String,
     },
-    /// Too many files.
+    /// The request has more files than a job may have.
     #[error("{0} files are too many: {MAX_FILES} is the limit for one job")]
     TooManyFiles(usize),
-    /// Nobody to work for.
+    /// The tickets are of several users, or there is none.
     #[error("tickets of one user are expected")]
     NotOneUser,
-    /// No proof.
+    /// A ticket is not valid.
     #[error("{0}")]
     Ticket(#[from] InvalidTicket),
-    /// Not this user.
+    /// The user may not evict other files.
     #[error("only root and the user of the daemon may push others out of the cache")]
     ForceNotPermitted,
-    /// Too many jobs.
+    /// The limit of concurrent jobs is reached.
     #[error("{0} jobs are under way, which is the limit; try again later")]
     TooManyJobs(usize),
 }
 
-/// See the module's documentation.
+/// The jobs of this daemon.
 pub struct JobRegistry {
-    mounted: OnceLock<WarmupMount>,
+    mount: OnceLock<WarmupMount>,
     jobs: Mutex<HashMap<String, Arc<Job>>>,
     lease: Duration,
 }
 
 struct Job {
     user: u32,
-    work: FileBatch,
+    batch: FileBatch,
     state: watch::Sender<JobState>,
     cancelled: Notify,
-    asked: Mutex<Instant>,
+    /// The time of the last request about the job.
+    last_request: Mutex<Instant>,
 }
 
 impl JobRegistry {
-    /// A desk that takes nothing in before there is a mount.
+    /// A registry that refuses jobs until [`set_mount`](Self::set_mount) is called.
     pub fn new() -> Arc<Self> {
         Self::with_lease(JOB_LEASE)
     }
 
     pub(super) fn with_lease(lease: Duration) -> Arc<Self> {
-        Arc::new(Self { mounted: OnceLock::new(), jobs: Mutex::default(), lease })
+        Arc::new(Self { mount: OnceLock::new(), jobs: Mutex::default(), lease })
     }
 
-    /// From now on there is a mount. Only the first call counts.
-    pub fn open(&self, mounted: WarmupMount) {
-        // A second mount in one process is not possible.
-        let _ = self.mounted.set(mounted);
+    /// Sets the mount, and accepts jobs from now on. Only the first call counts.
+    pub fn set_mount(&self, mount: WarmupMount) {
+        // A process has one mount.
+        let _ = self.mount.set(mount);
     }
 
-    /// Begins a job. Must be called on a runtime.
+    /// Starts a job. Must be called on a tokio runtime.
     pub fn begin(self: &Arc<Self>, request: &JobRequest) -> Result<JobReport, JobRefusal> {
-        let mounted = self.mounted.get().ok_or(JobRefusal::NotMounted)?;
-        if request.device != mounted.device {
+        let mount = self.mount.get().ok_or(JobRefusal::NotMounted)?;
+        if request.device != mount.device {
             return Err(JobRefusal::OtherMount {
-                ours: mounted.device.clone(),
+                ours: mount.device.clone(),
                 theirs: request.device.clone(),
             });
         }
         if request.tickets.len() > MAX_FILES {
             return Err(JobRefusal::TooManyFiles(request.tickets.len()));
         }
-        // All of them, before anything is done or said about any file.
-        let tickets = request.tickets.iter().map(|ticket| mounted.tickets.verify(ticket));
+        // All tickets are verified before anything is done or revealed about any file.
+        let tickets = request.tickets.iter().map(|ticket| mount.tickets.verify(ticket));
         let tickets = tickets.collect::<Result<Vec<_>, _>>()?;
         let user = one_user(&tickets).ok_or(JobRefusal::NotOneUser)?;
         if request.force && !is_operator(user) {
             return Err(JobRefusal::ForceNotPermitted);
         }
         let displace = if request.force { Displace::LeastValued } else { Displace::Nothing };
-        // From here on the job holds the files.
+        // Resolved now, so that the job keeps these files.
         let file = |ticket: &ReadTicket| match request.action {
             WarmupAction::Evict if !ticket.is_owner && !is_operator(user) => Err(FileProblem::NotPermitted),
-            _ => (mounted.file)(ticket.file).ok_or(FileProblem::Gone),
+            _ => (mount.file)(ticket.file).ok_or(FileProblem::Gone),
         };
         let files = tickets.iter().map(file).collect();
-        let work =
-            FileBatch::new(request.action, mounted.reader.clone(), files, displace, request.held_bytes);
+        let batch = FileBatch::new(request.action, mount.reader.clone(), files, displace, request.held_bytes);
         let job = Arc::new(Job {
             user,
-            work,
+            batch,
             state: watch::Sender::new(JobState::Running),
             cancelled: Notify::new(),
-            asked: Mutex::new(Instant::now()),
+            last_request: Mutex::new(Instant::now()),
         });
         let id = format!("{:032x}", rand::random::<u128>());
         {
@@ -167,47 +168,48 @@ impl JobRegistry {
                 if of_users().filter(|other| *other == user).count() >= MAX_JOBS_OF_USER {
                     return Err(JobRefusal::TooManyJobs(MAX_JOBS_OF_USER));
                 }
-                if of_users().count() >= MAX_JOBS_OF_USERS {
-                    return Err(JobRefusal::TooManyJobs(MAX_JOBS_OF_USERS));
+                if of_users().count() >= MAX_JOBS_OF_ALL_USERS {
+                    return Err(JobRefusal::TooManyJobs(MAX_JOBS_OF_ALL_USERS));
                 }
             }
             jobs.insert(id.clone(), job.clone());
         }
         let report = job.report(&id);
-        let leaving = DeregisterOnDrop { desk: self.clone(), id };
-        tokio::spawn(job.live(leaving, self.lease));
+        let registration = DeregisterOnDrop { registry: self.clone(), id };
+        tokio::spawn(job.live(registration, self.lease));
         Ok(report)
     }
 
-    /// How a job stands: when it has ended, or after `wait`. `None` if there is no such job.
+    /// The report of a job when it has ended, or after `wait`. `None` if there is no such job.
     pub async fn report(&self, id: &str, wait: Duration) -> Option<JobReport> {
         let job = self.jobs.lock().get(id).cloned()?;
-        *job.asked.lock() = Instant::now();
+        *job.last_request.lock() = Instant::now();
         let mut state = job.state.subscribe();
         let _ = timeout(wait, state.wait_for(|state| *state != JobState::Running)).await;
-        *job.asked.lock() = Instant::now();
+        *job.last_request.lock() = Instant::now();
         Some(job.report(id))
     }
 
-    /// Ends a job, whatever its state, and forgets it. Fetches that are under way come to their end. `None` if there is no
-    /// such job.
+    /// Cancels a job in any state, and removes it. Fetches in flight complete. `None` if there is
+    /// no such job.
     pub async fn cancel(&self, id: &str) -> Option<JobReport> {
         let job = self.jobs.lock().remove(id)?;
         let mut state = job.state.subscribe();
         job.cancelled.notify_one();
-        // It is dropped where it waits, which takes no time; should it hang, who asked need not hang with it.
+        // The task ends at its next await point, which takes no time. The timeout keeps a hang
+        // from the caller.
         let _ = timeout(Duration::from_secs(1), state.wait_for(|state| *state != JobState::Running)).await;
         Some(job.report(id))
     }
 }
 
 impl Job {
-    /// Works, and stays to be asked about until nobody does.
-    async fn live(self: Arc<Self>, leaving: DeregisterOnDrop, lease: Duration) {
+    /// Runs the job, and keeps its report until the lease runs out.
+    async fn live(self: Arc<Self>, registration: DeregisterOnDrop, lease: Duration) {
         let ended = tokio::select! {
-            () = self.work.run() => JobState::Done,
+            () = self.batch.run() => JobState::Done,
             () = self.cancelled.notified() => JobState::Cancelled,
-            () = self.forgotten(lease) => {
+            () = self.lease_over(lease) => {
                 tracing::info!("a warm-up that nobody asks about any more is cancelled");
                 JobState::Cancelled
             }
@@ -215,15 +217,15 @@ impl Job {
         self.state.send_replace(ended);
         tokio::select! {
             () = self.cancelled.notified() => {}
-            () = self.forgotten(lease) => {}
+            () = self.lease_over(lease) => {}
         }
-        drop(leaving);
+        drop(registration);
     }
 
-    /// Resolves when nobody has asked for as long as the lease.
-    async fn forgotten(&self, lease: Duration) {
+    /// Resolves when no request about the job has come for as long as the lease.
+    async fn lease_over(&self, lease: Duration) {
         loop {
-            let until = *self.asked.lock() + lease;
+            let until = *self.last_request.lock() + lease;
             if until <= Instant::now() {
                 return;
             }
@@ -233,31 +235,32 @@ impl Job {
 
     fn report(&self, id: &str) -> JobReport {
         let state = *self.state.borrow();
-        let (files_done, bytes_done, bytes_moved) = self.work.progress();
-        let results = if state == JobState::Done { self.work.results() } else { Vec::new() };
+        let (files_done, bytes_done, bytes_moved) = self.batch.progress();
+        let results = if state == JobState::Done { self.batch.results() } else { Vec::new() };
         JobReport { id: id.to_owned(), state, files_done, bytes_done, bytes_moved, results }
     }
 }
 
-/// The user of all these tickets.
+/// The user of all tickets; `None` if there are several users, or no ticket.
 fn one_user(tickets: &[ReadTicket]) -> Option<u32> {
     let (first, others) = tickets.split_first()?;
     others.iter().all(|ticket| ticket.user == first.user).then_some(first.user)
 }
 
-/// Whether a user may dispose of the whole cache: those who could as well end the daemon.
+/// Whether a user may evict the whole cache: root and the user of the daemon, which can kill the
+/// daemon anyway.
 fn is_operator(user: u32) -> bool {
     user == 0 || user == nix::unistd::geteuid().as_raw()
 }
 
-/// Takes a job off the desk when its task ends, however that happens.
+/// Removes a job from the registry when its task ends, however that happens.
 struct DeregisterOnDrop {
-    desk: Arc<JobRegistry>,
+    registry: Arc<JobRegistry>,
     id: String,
 }
 
 impl Drop for DeregisterOnDrop {
     fn drop(&mut self) {
-        self.desk.jobs.lock().remove(&self.id);
+        self.registry.jobs.lock().remove(&self.id);
     }
 }

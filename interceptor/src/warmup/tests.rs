@@ -1,4 +1,5 @@
-//! Jobs and requests about them, those of strangers too. The content comes from an origin that can be held up.
+//! Jobs and requests, hostile ones included. The content comes from an origin that tests can
+//! block.
 
 use std::time::Duration;
 
@@ -30,10 +31,10 @@ use crate::telemetry::peer::Peer;
 use crate::telemetry::{Metrics, Source};
 use crate::write_target::WriteTarget;
 
-/// A user who may read some files and operates nothing.
+/// A user who may read some files and is no operator.
 const USER: u32 = 65_534;
 
-/// Issues the tickets of every mount here.
+/// Issues the tickets of all mounts of these tests.
 static ISSUER: LazyLock<Arc<TicketIssuer>> = LazyLock::new(Arc::default);
 
 const SIZE: u64 = 1 << 20;
@@ -42,7 +43,7 @@ const FILES: u64 = 40;
 /// The number of a file whose content cannot be fetched.
 const BROKEN: u64 = 13;
 
-/// Fetches as many blocks as there are permits.
+/// An origin that fetches as many blocks as there are permits.
 struct Gate(Semaphore);
 
 impl Origin for Gate {
@@ -76,23 +77,23 @@ fn file(number: u64) -> Option<Arc<dyn WarmupFile>> {
     (1..=FILES).contains(&number).then(|| Arc::new(version) as _)
 }
 
-/// A desk with a mount, and the gate of its origin with so many permits.
-fn desk(permits: usize) -> (Arc<JobRegistry>, Arc<Gate>) {
-    let desk = JobRegistry::new();
-    let gate = mounted(&desk, permits);
-    (desk, gate)
+/// A registry with a mount, and the gate of its origin with `permits`.
+fn registry(permits: usize) -> (Arc<JobRegistry>, Arc<Gate>) {
+    let registry = JobRegistry::new();
+    let gate = set_mount(&registry, permits);
+    (registry, gate)
 }
 
-fn mounted(desk: &JobRegistry, permits: usize) -> Arc<Gate> {
+fn set_mount(registry: &JobRegistry, permits: usize) -> Arc<Gate> {
     let gate = Arc::new(Gate(Semaphore::new(permits)));
     let cache = Arc::new(Cache::new(MIN_CAPACITY).unwrap());
     let reader = Reader::new(cache, gate.clone(), Metrics::new(), Handle::current());
     let file = Box::new(|at: NodeInstance| file(at.node).filter(|_| at == instance(at.node)));
-    desk.open(WarmupMount { device: "0:50".into(), tickets: ISSUER.clone(), file, reader });
+    registry.set_mount(WarmupMount { device: "0:50".into(), tickets: ISSUER.clone(), file, reader });
     gate
 }
 
-/// What file `number` is at the moment.
+/// The current instance of file `number`.
 fn instance(number: u64) -> NodeInstance {
     NodeInstance { node: number, serial: number ^ 0xff }
 }
@@ -113,9 +114,9 @@ fn request(action: WarmupAction, numbers: impl IntoIterator<Item = u64>) -> JobR
 
 const LONG: Duration = Duration::from_secs(20);
 
-async fn done(desk: &Arc<JobRegistry>, request: JobRequest) -> JobReport {
-    let begun = desk.begin(&request).unwrap();
-    let report = desk.report(&begun.id, LONG).await.unwrap();
+async fn done(registry: &Arc<JobRegistry>, request: JobRequest) -> JobReport {
+    let begun = registry.begin(&request).unwrap();
+    let report = registry.report(&begun.id, LONG).await.unwrap();
     assert_eq!(report.state, JobState::Done, "{report:?}");
     report
 }
@@ -124,22 +125,22 @@ const WARM: FileResult = FileResult { size: SIZE, cached: SIZE, problem: None };
 const COLD: FileResult = FileResult { size: SIZE, cached: 0, problem: None };
 
 #[tokio::test]
-async fn files_are_fetched_counted_and_given_up() {
-    let (desk, _gate) = desk(100);
-    let fetched = done(&desk, request(WarmupAction::Fetch, [1, 2, 99, BROKEN])).await;
+async fn files_are_fetched_counted_and_evicted() {
+    let (registry, _gate) = registry(100);
+    let fetched = done(&registry, request(WarmupAction::Fetch, [1, 2, 99, BROKEN])).await;
     let problem = |size, problem| FileResult { size, cached: 0, problem: Some(problem) };
     let strange = [problem(0, FileProblem::Gone), problem(SIZE, FileProblem::Unreadable)];
     assert_eq!(fetched.results, [&[WARM, WARM], &strange[..]].concat());
     assert_eq!((fetched.files_done, fetched.bytes_done, fetched.bytes_moved), (4, 2 * SIZE, 2 * SIZE));
-    assert_eq!(done(&desk, request(WarmupAction::Check, [3, 2])).await.results, [COLD, WARM]);
-    let given_up = done(&desk, request(WarmupAction::Evict, [1, 2, 3])).await;
-    assert_eq!((given_up.results, given_up.bytes_moved), (vec![COLD; 3], 2 * SIZE));
-    assert_eq!(done(&desk, request(WarmupAction::Check, [1, 2])).await.results, [COLD, COLD]);
+    assert_eq!(done(&registry, request(WarmupAction::Check, [3, 2])).await.results, [COLD, WARM]);
+    let evicted = done(&registry, request(WarmupAction::Evict, [1, 2, 3])).await;
+    assert_eq!((evicted.results, evicted.bytes_moved), (vec![COLD; 3], 2 * SIZE));
+    assert_eq!(done(&registry, request(WarmupAction::Check, [1, 2])).await.results, [COLD, COLD]);
 }
 
 #[tokio::test]
-async fn nothing_is_done_or_told_without_a_valid_ticket_of_each_file() {
-    let (desk, _gate) = desk(100);
+async fn a_job_without_a_valid_ticket_of_each_file_does_and_reveals_nothing() {
+    let (registry, _gate) = registry(100);
     let proved = request(WarmupAction::Fetch, [1, 2]);
     let with = |ticket: String| {
         let mut request = proved.clone();
@@ -148,107 +149,107 @@ async fn nothing_is_done_or_told_without_a_valid_ticket_of_each_file() {
     };
     let strange = TicketIssuer::default().issue(&ReadTicket { file: instance(3), user: 0, is_owner: true });
     for bad in ["3".to_owned(), String::new(), strange] {
-        assert!(matches!(desk.begin(&with(bad)), Err(JobRefusal::Ticket(_))));
+        assert!(matches!(registry.begin(&with(bad)), Err(JobRefusal::Ticket(_))));
     }
-    assert!(matches!(desk.begin(&with(ticket_of(USER, 3))), Err(JobRefusal::NotOneUser)));
-    assert!(matches!(desk.begin(&request(WarmupAction::Fetch, [])), Err(JobRefusal::NotOneUser)));
+    assert!(matches!(registry.begin(&with(ticket_of(USER, 3))), Err(JobRefusal::NotOneUser)));
+    assert!(matches!(registry.begin(&request(WarmupAction::Fetch, [])), Err(JobRefusal::NotOneUser)));
     assert_eq!(
-        done(&desk, request(WarmupAction::Check, [1, 2, 3])).await.results,
+        done(&registry, request(WarmupAction::Check, [1, 2, 3])).await.results,
         [COLD; 3],
         "nothing was begun"
     );
-    // The number belongs to another file by now.
+    // The node number belongs to another file now.
     let old = ReadTicket { file: NodeInstance { node: 1, serial: 1 }, user: 0, is_owner: true };
     let old = JobRequest { tickets: vec![ISSUER.issue(&old)], ..request(WarmupAction::Fetch, []) };
     let gone = FileResult { size: 0, cached: 0, problem: Some(FileProblem::Gone) };
-    assert_eq!(done(&desk, old).await.results, [gone]);
+    assert_eq!(done(&registry, old).await.results, [gone]);
 }
 
 #[tokio::test]
-async fn a_user_gives_up_his_own_files_and_displaces_nothing() {
-    let (desk, _gate) = desk(100);
+async fn a_user_evicts_only_files_of_his_own() {
+    let (registry, _gate) = registry(100);
     let of_user = |action, is_owner| {
         let ticket = |number| ISSUER.issue(&ReadTicket { file: instance(number), user: USER, is_owner });
         JobRequest { tickets: [1, 2].map(ticket).into(), ..request(action, []) }
     };
-    assert_eq!(done(&desk, of_user(WarmupAction::Fetch, false)).await.results, [WARM; 2]);
+    assert_eq!(done(&registry, of_user(WarmupAction::Fetch, false)).await.results, [WARM; 2]);
     let refused = FileResult { size: 0, cached: 0, problem: Some(FileProblem::NotPermitted) };
-    assert_eq!(done(&desk, of_user(WarmupAction::Evict, false)).await.results, [refused; 2]);
-    assert_eq!(done(&desk, of_user(WarmupAction::Check, false)).await.results, [WARM; 2]);
+    assert_eq!(done(&registry, of_user(WarmupAction::Evict, false)).await.results, [refused; 2]);
+    assert_eq!(done(&registry, of_user(WarmupAction::Check, false)).await.results, [WARM; 2]);
     let forced = JobRequest { force: true, ..of_user(WarmupAction::Fetch, true) };
-    assert!(matches!(desk.begin(&forced), Err(JobRefusal::ForceNotPermitted)));
-    assert_eq!(done(&desk, of_user(WarmupAction::Evict, true)).await.results, [COLD; 2]);
+    assert!(matches!(registry.begin(&forced), Err(JobRefusal::ForceNotPermitted)));
+    assert_eq!(done(&registry, of_user(WarmupAction::Evict, true)).await.results, [COLD; 2]);
 }
 
 #[tokio::test]
 async fn no_user_takes_all_jobs() {
-    let (desk, _gate) = desk(0);
+    let (registry, _gate) = registry(0);
     let job_of = |user| JobRequest { tickets: vec![ticket_of(user, 1)], ..request(WarmupAction::Fetch, []) };
-    let jobs_of = |user| (0..100).take_while(|_| desk.begin(&job_of(user)).is_ok()).count();
+    let jobs_of = |user| (0..100).take_while(|_| registry.begin(&job_of(user)).is_ok()).count();
     assert_eq!((jobs_of(USER), jobs_of(USER - 1)), (8, 8));
-    // Such as the subordinate ids of one person.
+    // For example the subordinate ids of one person.
     let others: usize = (100_000..100_020).map(jobs_of).sum();
     assert_eq!(others, 8);
-    assert_eq!(jobs_of(0), 8, "what is left is for operators");
+    assert_eq!(jobs_of(0), 8, "the rest is for operators");
 }
 
 #[tokio::test]
-async fn a_full_cache_ends_the_job_with_what_fitted() {
-    let (desk, _gate) = desk(100);
-    let report = done(&desk, request(WarmupAction::Fetch, 1..=12)).await;
+async fn a_full_cache_ends_the_job_with_the_files_that_fit() {
+    let (registry, _gate) = registry(100);
+    let report = done(&registry, request(WarmupAction::Fetch, 1..=12)).await;
     assert_eq!(report.results, [WARM; 12]);
-    let report = done(&desk, request(WarmupAction::Fetch, 14..=30)).await;
+    let report = done(&registry, request(WarmupAction::Fetch, 14..=30)).await;
     let fitted = report.results.iter().filter(|result| result.problem.is_none()).count();
     assert!((1..=2).contains(&fitted), "{report:?}");
     assert!(report.results[fitted + 1..].iter().all(|result| result.problem == Some(FileProblem::Full)));
     assert_eq!(
-        done(&desk, request(WarmupAction::Check, 1..=12)).await.results,
+        done(&registry, request(WarmupAction::Check, 1..=12)).await.results,
         [WARM; 12],
-        "nothing has left"
+        "nothing was evicted"
     );
     let forced = JobRequest { force: true, ..request(WarmupAction::Fetch, 20..=31) };
-    assert_eq!(done(&desk, forced).await.results, [WARM; 12]);
+    assert_eq!(done(&registry, forced).await.results, [WARM; 12]);
 }
 
 #[tokio::test]
-async fn a_job_is_cancelled_and_gone() {
-    let (desk, gate) = desk(1);
-    let job = desk.begin(&request(WarmupAction::Fetch, 1..=5)).unwrap();
-    assert_eq!(desk.report(&job.id, Duration::ZERO).await.unwrap().state, JobState::Running);
-    let report = desk.cancel(&job.id).await.unwrap();
+async fn a_cancelled_job_is_gone() {
+    let (registry, gate) = registry(1);
+    let job = registry.begin(&request(WarmupAction::Fetch, 1..=5)).unwrap();
+    assert_eq!(registry.report(&job.id, Duration::ZERO).await.unwrap().state, JobState::Running);
+    let report = registry.cancel(&job.id).await.unwrap();
     assert_eq!(report.state, JobState::Cancelled);
-    assert!(desk.report(&job.id, LONG).await.is_none() && desk.cancel(&job.id).await.is_none());
+    assert!(registry.report(&job.id, LONG).await.is_none() && registry.cancel(&job.id).await.is_none());
     gate.0.add_permits(100);
     assert_eq!(
-        done(&desk, request(WarmupAction::Fetch, 6..=9)).await.results,
+        done(&registry, request(WarmupAction::Fetch, 6..=9)).await.results,
         [WARM; 4],
-        "the turn was given back"
+        "the permit was returned"
     );
 }
 
 #[tokio::test]
-async fn a_job_that_nobody_asks_about_ends() {
-    let desk = JobRegistry::with_lease(Duration::from_millis(20));
-    let _gate = mounted(&desk, 0);
-    let job = desk.begin(&request(WarmupAction::Fetch, [1])).unwrap();
+async fn a_job_ends_when_its_lease_runs_out() {
+    let registry = JobRegistry::with_lease(Duration::from_millis(20));
+    let _gate = set_mount(&registry, 0);
+    let job = registry.begin(&request(WarmupAction::Fetch, [1])).unwrap();
     let gone = async {
-        // Asking would keep it alive; its task holds the desk for as long as it lives.
-        while Arc::strong_count(&desk) > 1 {
+        // A request would renew the lease. The task of the job owns the registry while it lives.
+        while Arc::strong_count(&registry) > 1 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
     tokio::time::timeout(LONG, gone).await.unwrap();
-    assert!(desk.report(&job.id, Duration::ZERO).await.is_none());
+    assert!(registry.report(&job.id, Duration::ZERO).await.is_none());
 }
 
 #[tokio::test]
-async fn there_is_an_end_to_everything() {
-    let (desk, _gate) = desk(0);
+async fn files_of_a_job_and_jobs_are_limited() {
+    let (registry, _gate) = registry(0);
     let many = request(WarmupAction::Check, 0..=MAX_FILES as u64);
-    assert!(desk.begin(&many).unwrap_err().to_string().contains("1024"));
+    assert!(registry.begin(&many).unwrap_err().to_string().contains("1024"));
     let mut jobs = 0;
     let error = loop {
-        match desk.begin(&request(WarmupAction::Fetch, [1])) {
+        match registry.begin(&request(WarmupAction::Fetch, [1])) {
             Ok(_) => jobs += 1,
             Err(error) => break error.to_string(),
         }
@@ -257,7 +258,7 @@ async fn there_is_an_end_to_everything() {
     assert!(error.contains("32 jobs"), "{error}");
 }
 
-/// A request as it comes from `interceptor warmup`, of which a test takes something away.
+/// A request as `interceptor warmup` sends it.
 fn call(method: Method, path: &str, body: impl Into<Body>) -> HttpRequest<Body> {
     let mut request = HttpRequest::builder()
         .method(method)
@@ -286,9 +287,9 @@ fn check(tickets: &[String]) -> String {
 }
 
 #[tokio::test]
-async fn the_way_of_a_job_over_http() {
-    let (desk, _gate) = desk(100);
-    let router = api::router(desk);
+async fn a_job_over_http_from_start_to_delete() {
+    let (registry, _gate) = registry(100);
+    let router = api::router(registry);
     let body =
         json!({ "action": "fetch", "device": "0:50", "tickets": [ticket(1), ticket(u64::MAX)], "force": true })
             .to_string();
@@ -306,9 +307,9 @@ async fn the_way_of_a_job_over_http() {
 }
 
 #[tokio::test]
-async fn strangers_are_refused() {
-    let (desk, _gate) = desk(0);
-    let router = api::router(desk);
+async fn requests_of_pages_and_other_hosts_are_refused() {
+    let (registry, _gate) = registry(0);
+    let router = api::router(registry);
     let changed = |change: &dyn Fn(&mut HttpRequest<Body>)| {
         let mut request = call(Method::POST, API_PATH, check(&[ticket(1)]));
         change(&mut request);
@@ -332,7 +333,7 @@ async fn strangers_are_refused() {
             let peer = Peer { remote: "10.0.0.6".parse().unwrap(), local: "10.0.0.5".parse().ok() };
             request.extensions_mut().insert(ConnectInfo(peer));
         }),
-        ("nobody knows where from", StatusCode::FORBIDDEN, &|request| {
+        ("an unknown peer", StatusCode::FORBIDDEN, &|request| {
             request.extensions_mut().remove::<ConnectInfo<Peer>>();
         }),
     ];
@@ -342,7 +343,7 @@ async fn strangers_are_refused() {
         assert!(body["error"].is_string(), "{who}: {body}");
     }
     let elsewhere = HttpRequest::get("/no/such/page").body(Body::empty()).unwrap();
-    assert_eq!(answer(&router, elsewhere).await.0, StatusCode::NOT_FOUND, "is not ours to refuse");
+    assert_eq!(answer(&router, elsewhere).await.0, StatusCode::NOT_FOUND, "other routes are not guarded");
     let preflight = answer(&router, call(Method::OPTIONS, API_PATH, "")).await;
     assert_eq!(preflight.0, StatusCode::METHOD_NOT_ALLOWED);
     assert_eq!(
@@ -352,9 +353,9 @@ async fn strangers_are_refused() {
 }
 
 #[tokio::test]
-async fn nonsense_is_refused() {
-    let (desk, _gate) = desk(0);
-    let router = api::router(desk);
+async fn malformed_requests_are_refused() {
+    let (registry, _gate) = registry(0);
+    let router = api::router(registry);
     let too_many: Vec<_> = (0..=MAX_FILES as u64).map(ticket).collect();
     assert!(check(&too_many).len() < MAX_BODY_BYTES && too_many[0].len() == TICKET_LEN);
     for (body, status) in [
@@ -382,7 +383,7 @@ async fn nonsense_is_refused() {
 
 proptest! {
     #[test]
-    fn no_body_and_no_id_does_harm(body in prop::collection::vec(any::<u8>(), 0..300), id in "[a-zA-Z0-9%./-]{1,40}") {
+    fn arbitrary_bodies_and_ids_are_refused(body in prop::collection::vec(any::<u8>(), 0..300), id in "[a-zA-Z0-9%./-]{1,40}") {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {
             let router = api::router(JobRegistry::new());

@@ -1,17 +1,17 @@
 //! Read tickets: a user's proof that he may read a file.
 //!
-//! A mount gives a ticket as the value of [`READ_TICKET_XATTR`]. The kernel lets a process read an attribute of the `user.` name
-//! space only if it may read the file itself, by mode, group and access control list (`xattr_permission`); and only a process that
-//! has come to the file, through directories that it may search, can ask for the attribute. So the daemon decides nothing:
-//! who has a ticket has been let through by the kernel.
+//! A ticket is the value of the extended attribute [`READ_TICKET_XATTR`]. The kernel lets a
+//! process read a `user.` attribute only if it may read the file by mode, group and access
+//! control list (`xattr_permission`), and only after a path walk through directories that it may
+//! search. The daemon thus decides nothing: the kernel has checked every holder of a ticket.
 //!
 //! ```text
-//!  ticket = base64url(payload, HMAC-SHA256(key, payload))       key: random, made anew by each daemon
-//!  payload = node, serial, user, is_owner, seconds              little endian; not secret, only authentic
+//!  ticket = base64url(payload, HMAC-SHA256(key, payload))   key: random for each daemon
+//!  payload = node, serial, user, is_owner, seconds          little endian; authentic, not secret
 //! ```
 //!
-//! A node number is used again for other files, `serial` is not. A ticket is good for [`TICKET_LIFETIME`], like an open
-//! descriptor whatever becomes of the permissions meanwhile.
+//! Node numbers are reused for other files, serials are not. A ticket is valid for
+//! [`TICKET_LIFETIME`] even if the permissions change meanwhile, as an open descriptor is.
 
 use std::time::{Duration, Instant};
 
@@ -21,10 +21,12 @@ use ring::hmac::{self, HMAC_SHA256};
 
 use crate::namespace::NodeId;
 
-/// An attribute that every regular file of a mount has, although no list shows it: a ticket of the user who asks for it.
+/// The attribute of every regular file of a mount whose value is a ticket of the calling user.
+/// `listxattr` does not show it.
 pub const READ_TICKET_XATTR: &str = "user.interceptor.read_ticket";
 
-/// How long a ticket is accepted. A client takes it immediately before its request, which it may repeat for half as long.
+/// The time for which a ticket is accepted. A client gets it immediately before its request,
+/// which it may repeat for half of that time.
 pub const TICKET_LIFETIME: Duration = Duration::from_secs(60);
 
 const PAYLOAD_LEN: usize = 29;
@@ -38,33 +40,33 @@ pub const TICKET_LEN: usize = (PAYLOAD_LEN + TAG_LEN) * 4 / 3 + 1;
 pub struct NodeInstance {
     /// The number (`st_ino`).
     pub node: NodeId,
-    /// Tells the file from others that had or will have the number.
+    /// Distinguishes the file from earlier and later ones with the same number.
     pub serial: u64,
 }
 
-/// What a ticket proves.
+/// The content of a ticket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReadTicket {
     /// The file that may be read.
     pub file: NodeInstance,
     /// The user who may read it.
     pub user: u32,
-    /// Whether the file is that user's.
+    /// Whether that user owns the file.
     pub is_owner: bool,
 }
 
-/// Why a ticket proves nothing.
+/// Why a ticket is rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidTicket {
-    /// This daemon has not issued it.
+    /// This daemon did not issue it.
     #[error("a ticket is not of this mount: the value of {READ_TICKET_XATTR} of each file is expected")]
     Forged,
-    /// It was good once.
+    /// It is older than [`TICKET_LIFETIME`].
     #[error("a ticket is older than {} s", TICKET_LIFETIME.as_secs())]
     Expired,
 }
 
-/// Issues the tickets of a mount and recognizes them.
+/// Issues and verifies the tickets of a mount.
 #[derive(Debug)]
 pub struct TicketIssuer {
     key: hmac::Key,
@@ -78,7 +80,7 @@ impl Default for TicketIssuer {
 }
 
 impl TicketIssuer {
-    /// The text of a ticket, for the user whom it names only.
+    /// The text of a ticket. Must be given to the user that it names only.
     pub fn issue(&self, ticket: &ReadTicket) -> String {
         self.issue_at(ticket, self.started.elapsed())
     }
@@ -96,10 +98,10 @@ impl TicketIssuer {
         URL_SAFE_NO_PAD.encode(bytes)
     }
 
-    /// What a ticket proves.
+    /// The content of a ticket.
     ///
     /// # Errors
-    /// If it proves nothing.
+    /// If this daemon did not issue it, or it has expired.
     pub fn verify(&self, text: &str) -> Result<ReadTicket, InvalidTicket> {
         self.verify_at(text, self.started.elapsed())
     }
@@ -123,7 +125,7 @@ impl TicketIssuer {
     }
 }
 
-/// The rest of a payload.
+/// The fields of a payload that are not decoded yet.
 struct Fields<'a>(&'a [u8]);
 
 impl Fields<'_> {
@@ -144,7 +146,7 @@ mod tests {
         ReadTicket { file: NodeInstance { node: 77, serial: 5 }, user: 1000, is_owner: true };
 
     #[test]
-    fn a_ticket_is_good_for_a_while_at_the_daemon_that_issued_it() {
+    fn a_ticket_is_valid_for_its_lifetime_at_its_daemon() {
         let issuer = TicketIssuer::default();
         let text = issuer.issue(&TICKET);
         assert_eq!(text.len(), TICKET_LEN);
@@ -159,7 +161,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_ticket_with_a_bit_changed_or_cut_off_is_none(place in 0..TICKET_LEN, bit in 0..6u32, cut: bool) {
+        fn a_changed_or_truncated_ticket_is_forged(place in 0..TICKET_LEN, bit in 0..6u32, cut: bool) {
             const DIGITS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
             let issuer = TicketIssuer::default();
             let mut text = issuer.issue(&TICKET).into_bytes();
@@ -173,7 +175,7 @@ mod tests {
         }
 
         #[test]
-        fn no_text_is_a_ticket(text in ".{0,120}") {
+        fn arbitrary_text_is_no_ticket(text in ".{0,120}") {
             prop_assert_eq!(TicketIssuer::default().verify(&text), Err(InvalidTicket::Forged));
         }
     }

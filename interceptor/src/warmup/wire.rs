@@ -1,118 +1,121 @@
-//! What `interceptor warmup` and the daemon say to each other, as JSON. Version 1: fields are only added to answers;
-//! a request with a field that the daemon does not know is refused.
+//! The JSON messages between `interceptor warmup` and the daemon. Version 1: fields are only
+//! added to answers; a request with an unknown field is refused.
 
 use serde::{Deserialize, Serialize};
 
-/// Where jobs are begun, with POST; a job is at this path, a slash and its id.
+/// The path to POST new jobs to. A job is at this path, a slash and its id.
 pub const API_PATH: &str = "/api/v1/warmup";
 
-/// A header that every request must have. A web page cannot send it to another site without asking that site first, and
-/// the daemon does not agree.
+/// A header that every request must have. A browser sends it to another site only after a
+/// preflight, which the daemon refuses.
 pub const REQUEST_HEADER: (&str, &str) = ("x-interceptor", "warmup");
 
-/// The most files in one job.
+/// Files in one job.
 pub const MAX_FILES: usize = 1024;
 
-/// The longest body, in bytes: as many tickets, each with quotes and a comma, and the rest.
+/// Bytes of a request's body: [`MAX_FILES`] tickets, each with quotes and a comma, and the other
+/// fields.
 pub const MAX_BODY_BYTES: usize = 96 << 10;
 
-/// The longest time that an answer about a job can be delayed, in milliseconds.
+/// The time that a request can wait for the end of a job, milliseconds.
 pub const MAX_WAIT_MS: u64 = 5000;
 
-/// What to do with the files.
+/// The action of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WarmupAction {
-    /// Bring them into the cache.
+    /// Fetch the files into the cache.
     Fetch,
-    /// Count what is in the cache.
+    /// Count the bytes that are in the cache.
     Check,
-    /// Give up what is in the cache.
+    /// Evict the files from the cache.
     Evict,
 }
 
-/// A job to do.
+/// The request for a job.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JobRequest {
-    /// What to do.
+    /// The action.
     pub action: WarmupAction,
-    /// The device number of the mount, `MAJOR:MINOR`, so that no other mount's daemon is asked.
+    /// The device number of the mount, `MAJOR:MINOR`. The daemon of another mount refuses the
+    /// request.
     pub device: String,
     /// A [read ticket](super::ticket) of each file, at most [`MAX_FILES`], all of one user.
     pub tickets: Vec<String>,
-    /// Fetch: whether others may be pushed out of the cache.
+    /// Fetch: whether other files may be evicted from the cache.
     #[serde(default)]
     pub force: bool,
-    /// Fetch with force: how many bytes are in the cache by earlier jobs of the same run, which shall stay.
+    /// Fetch with force: bytes that earlier jobs of the same run have cached, which must not be
+    /// evicted.
     #[serde(default)]
     pub held_bytes: u64,
 }
 
-/// How a job stands.
+/// The state of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum JobState {
-    /// It is being done.
+    /// It runs.
     Running,
-    /// All files have been seen to; each has its result.
+    /// All files are processed; each has its result.
     Done,
-    /// It has been given up, on request or because nobody asked about it.
+    /// It was cancelled, on request or because its lease ran out.
     Cancelled,
 }
 
-/// A job as it is at the moment.
+/// The progress of a job.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct JobReport {
-    /// Its name.
+    /// The id of the job.
     pub id: String,
-    /// How it stands.
+    /// The state.
     pub state: JobState,
-    /// Files that have been seen to.
+    /// Files that are processed.
     pub files_done: u64,
-    /// Fetch: bytes of files that are in the cache by now, or need not be.
+    /// Fetch: bytes of the files that are in the cache, or need not be.
     pub bytes_done: u64,
-    /// Bytes that were fetched, or given up.
+    /// Bytes fetched or evicted.
     pub bytes_moved: u64,
-    /// What became of the files, in the order of the request; when the job is done.
+    /// The results in the order of the request, when the job is done.
     #[serde(default)]
     pub results: Vec<FileResult>,
 }
 
-/// What became of a file.
+/// The result of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileResult {
-    /// Its size in bytes.
+    /// The size of the file, bytes.
     pub size: u64,
-    /// How much of it can be read without a fetch, in bytes.
+    /// Bytes of it that can be read without a fetch.
     pub cached: u64,
-    /// Why it is not as it was asked for.
+    /// Why the action did not succeed for the file.
     pub problem: Option<FileProblem>,
 }
 
-/// Why a file is not as it was asked for.
+/// Why an action did not succeed for a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FileProblem {
-    /// The daemon knows no such node.
+    /// The daemon does not know the node.
     Gone,
-    /// The cache has no room for it.
+    /// The cache has no space for it.
     Full,
     /// A block of it takes more than a quarter of the cache.
     TooLarge,
-    /// It cannot be read. The daemon's log says why.
+    /// It cannot be read. The daemon's log has the reason.
     Unreadable,
     /// The S3 gateway has encrypted it, with a key that the daemon does not have.
     Encrypted,
-    /// Of an attached path: the mount below answers its reads.
+    /// On an attached path: the file system below serves its reads.
     NotServed,
-    /// Evict: the file is another user's.
+    /// Evict: another user owns the file.
     NotPermitted,
 }
 
-/// The body of every answer that is no success.
+/// The body of every refusal.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ErrorBody {
-    /// What is wrong, in one sentence.
+    /// The reason, in one sentence.
     pub error: String,
 }

@@ -1,4 +1,4 @@
-//! `/metrics` for Prometheus and `/healthz` for whoever restarts things.
+//! `/metrics` for Prometheus and `/healthz` for service managers.
 
 use std::sync::Arc;
 
@@ -8,13 +8,11 @@ use axum::http::header;
 use axum::response::IntoResponse;
 use axum::routing::get;
 use daemon::output;
+use daemon::prometheus::CONTENT_TYPE;
 use rdma_engine::bounded_listener::BoundedListener;
 use rdma_engine::metrics::Metrics;
 use rdma_engine::store::Store;
 use tokio::net::TcpListener;
-
-/// What Prometheus' text format is called.
-const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 #[derive(Clone)]
 struct Status {
@@ -36,14 +34,14 @@ pub(super) async fn serve(
 }
 
 async fn exposition(State(status): State<Status>) -> impl IntoResponse {
-    let mut text = status.metrics.exposition();
+    let mut out = status.metrics.exposition();
     let (open, needles) = status.store.open_volumes();
     for (name, help, value) in [
         ("rdma_engine_volumes", "Volumes in the directories.", status.store.volumes()),
         ("rdma_engine_open_volumes", "Volumes whose index is in memory.", open),
         ("rdma_engine_indexed_needles", "Needles in those indexes.", needles),
     ] {
-        text.push_str(&format!("# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}\n"));
+        out.family(name, "gauge", help).sample(&[], value);
     }
     for (name, help, value) in [
         (
@@ -57,7 +55,7 @@ async fn exposition(State(status): State<Status>) -> impl IntoResponse {
             output::lost_lines(),
         ),
     ] {
-        text.push_str(&format!("# HELP {name} {help}\n# TYPE {name} counter\n{name} {value}\n"));
+        out.family(name, "counter", help).sample(&[], value);
     }
-    ([(header::CONTENT_TYPE, CONTENT_TYPE)], text)
+    ([(header::CONTENT_TYPE, CONTENT_TYPE)], out.finish())
 }

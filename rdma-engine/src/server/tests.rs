@@ -129,7 +129,7 @@ async fn bytes_of_all_sizes_whole_and_in_ranges() {
         let long = read(&client, fid(2), 0, (64 << 20) + 1).await.unwrap_err();
         assert_eq!(long, ReadError::Refused(Refusal::TooLong));
     }
-    let text = fixture.metrics.exposition();
+    let text = fixture.metrics.exposition().finish();
     assert!(text.contains("rdma_engine_connections{transport=\"local\"}"), "{text}");
     assert!(!text.contains("rdma_engine_reads_total{transport=\"local\"} 0"), "{text}");
     assert!(text.contains("rdma_engine_refusals_total{reason=\"no_volume\"} 2"), "{text}");
@@ -390,7 +390,7 @@ async fn more_sessions_or_requests_than_allowed_are_refused() {
     crate::protocol::Answer::Refused(Refusal::Busy).encode(40, &mut busy);
     // Whatever of them was served, the metric counts those that were not, and all were answered.
     assert!(answers.len() >= 1 << 20);
-    assert!(!fixture.metrics.exposition().contains("reason=\"busy\"} 0\n"));
+    assert!(!fixture.metrics.exposition().finish().contains("reason=\"busy\"} 0\n"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -399,7 +399,7 @@ async fn a_thousand_clients_that_come_and_go_leave_nothing() {
     fixture.volume.put(1, COOKIE, &content(1, 300_000));
     let descriptors = || fs::read_dir("/proc/self/fd").unwrap().count();
     let connections = |fixture: &Fixture| {
-        let text = fixture.metrics.exposition();
+        let text = fixture.metrics.exposition().finish();
         let lines = text.lines().filter(|line| line.starts_with("rdma_engine_connections{"));
         lines.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum::<u64>()
     };
@@ -474,7 +474,7 @@ async fn sessions_that_never_read_fill_no_more_than_their_part_of_the_memory() {
     let mut fixture = start(Options { waiting: 4 * PART, ..Options::default() }, None).await;
     fixture.volume.put(1, COOKIE, &content(1, 32 << 10));
     let waiting = || {
-        let text = fixture.metrics.exposition();
+        let text = fixture.metrics.exposition().finish();
         let line = text.lines().find_map(|l| l.strip_prefix("rdma_engine_staging_bytes{transport=\"tcp\"} "));
         line.unwrap().parse::<u64>().unwrap()
     };

@@ -90,7 +90,7 @@ pub(crate) fn soon() -> tokio::time::Instant {
 
 /// The value of a line of the metrics.
 pub(crate) fn metric(metrics: &Metrics, name: &str) -> u64 {
-    let text = metrics.exposition();
+    let text = metrics.exposition().finish();
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     line.unwrap_or_else(|| panic!("no {name} in\n{text}")).parse().unwrap()
 }

@@ -244,6 +244,6 @@ fn an_open_finds_the_bytes_of_the_last_change_wherever_it_was_made() {
             let number = model.random.random_range(0..8);
             model.check(number);
         }
-        assert!(model.stage.read("registered") > 0.0, "nothing was kept");
+        assert!(model.stage.read("cache") > 0.0, "nothing was kept");
     }
 }

@@ -107,9 +107,9 @@ impl Stage {
     /// give `bytes`.
     fn await_kept(&self, name: &str, bytes: &[u8]) {
         let kept = || {
-            let before = self.read("registered");
+            let before = self.read("cache");
             assert!(uncached(&self.file(name)) == bytes, "{name} has other bytes");
-            (self.read("registered") > before).then_some(())
+            (self.read("cache") > before).then_some(())
         };
         eventually("reads of what is kept", SETTLED, kept).unwrap();
     }

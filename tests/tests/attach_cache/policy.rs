@@ -40,7 +40,7 @@ fn nothing_is_kept_where_that_is_not_wanted() {
         };
         let stage = Stage { layer: layer.unwrap(), below };
         read_for_a_while(&stage.file("file"), &content(1, 100_000));
-        assert_eq!(stage.read("registered"), 0.0);
+        assert_eq!(stage.read("cache"), 0.0);
         assert!(stage.read("lower") >= 100_000.0);
     }
 }

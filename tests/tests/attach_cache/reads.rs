@@ -25,13 +25,13 @@ fn what_is_read_again_comes_from_memory() {
         for size in sizes {
             assert!(uncached(&stage.file(&size.to_string())) == content(size as u64, size), "{size}");
         }
-        let (lower, registered) = (stage.read("lower"), stage.read("registered"));
+        let (lower, cache) = (stage.read("lower"), stage.read("cache"));
         for size in sizes {
             assert!(uncached(&stage.file(&size.to_string())) == content(size as u64, size), "{size}");
         }
         assert_eq!(stage.read("lower"), lower);
         let total = sizes.iter().sum::<usize>() as f64;
-        assert!(stage.read("registered") - registered >= total);
+        assert!(stage.read("cache") - cache >= total);
 
         let mut random = StdRng::seed_from_u64(1);
         for size in sizes {
@@ -79,9 +79,9 @@ fn random_reads_of_a_sparse_file_bring_what_they_ask_for() {
         }
     };
     let kept = || {
-        let before = stage.read("registered");
+        let before = stage.read("cache");
         check();
-        (stage.read("registered") > before).then_some(())
+        (stage.read("cache") > before).then_some(())
     };
     eventually("reads of what is kept", SETTLED, kept).unwrap();
     // A reader of a few pages is not given terabytes.
@@ -139,9 +139,9 @@ fn what_passes_the_pages_by_is_read_below() {
     let stage = below.attach();
     stage.await_kept("file", &content(1, 1 << 20));
     let direct = File::options().read(true).custom_flags(libc::O_DIRECT).open(stage.file("file")).unwrap();
-    let (lower, registered) = (stage.read("lower"), stage.read("registered"));
+    let (lower, cache) = (stage.read("lower"), stage.read("cache"));
     let mut bytes = vec![0; 65_536];
     direct.read_exact_at(&mut bytes, 65_536).unwrap();
     assert!(bytes == content(1, 1 << 20)[65_536..131_072]);
-    assert_eq!((stage.read("lower") - lower, stage.read("registered") - registered), (65_536.0, 0.0));
+    assert_eq!((stage.read("lower") - lower, stage.read("cache") - cache), (65_536.0, 0.0));
 }

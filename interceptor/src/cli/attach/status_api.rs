@@ -36,11 +36,11 @@ impl StatusApi {
         token: Option<Token>,
         may_wait: bool,
         status: &Arc<Status>,
-        desk: &Arc<JobRegistry>,
+        jobs: &Arc<JobRegistry>,
     ) -> Result<Self, BindError> {
         let StatusAddress::At(address) = address else { return Ok(Self::Nowhere) };
         match StatusServer::bind(address, token.clone()).await {
-            Ok(server) => Ok(Self::serve(server, status, desk)),
+            Ok(server) => Ok(Self::serve(server, status, jobs)),
             Err(error) if may_wait && error.is_in_use() => {
                 Ok(Self::Waiting { address: address.clone(), token })
             }
@@ -49,7 +49,7 @@ impl StatusApi {
     }
 
     /// Takes the address when it is free, if it was not. If it does not become free, says so and goes without.
-    pub(super) async fn take_over(&mut self, status: &Arc<Status>, desk: &Arc<JobRegistry>) {
+    pub(super) async fn take_over(&mut self, status: &Arc<Status>, jobs: &Arc<JobRegistry>) {
         let Self::Waiting { address, token } = self else { return };
         let deadline = tokio::time::Instant::now() + LET_GO;
         let bound = loop {
@@ -61,7 +61,7 @@ impl StatusApi {
             }
         };
         *self = match bound {
-            Ok(server) => Self::serve(server, status, desk),
+            Ok(server) => Self::serve(server, status, jobs),
             Err(error) => {
                 tracing::warn!("going without: {error}");
                 Self::Nowhere
@@ -69,9 +69,9 @@ impl StatusApi {
         };
     }
 
-    fn serve(server: StatusServer, status: &Arc<Status>, desk: &Arc<JobRegistry>) -> Self {
+    fn serve(server: StatusServer, status: &Arc<Status>, jobs: &Arc<JobRegistry>) -> Self {
         let address = server.address();
-        let serving = server.serve(status.clone(), warmup::api::router(desk.clone()));
+        let serving = server.serve(status.clone(), warmup::api::router(jobs.clone()));
         let task = tokio::spawn(vital::task("status API", serving));
         Self::Serving { address, task }
     }

@@ -76,10 +76,10 @@ fn ratio_lines(model: &Model) -> Vec<Line<'_>> {
     let ratios = report.hit_ratios.get("1m").copied().unwrap_or_default();
     let figure = |name: &str, value: String| [format!("{name} ").dim(), format!("{value}  ").bold()];
     let hits = [
-        figure("from memory, 1 min", percent(ratios.overall.or(ratios.registered))),
+        figure("from memory, 1 min", percent(ratios.overall.or(ratios.cache))),
         figure("page cache", percent(ratios.page_cache)),
         figure("resident", percent(ratios.resident)),
-        figure("registered", percent(ratios.registered)),
+        figure("cache", percent(ratios.cache)),
     ];
     let saved = report.time_saved.seconds.map_or("-".into(), |seconds| format!("~{seconds:.0} s"));
     let outcome = |outcome: &str| {

@@ -1,9 +1,9 @@
 //! Reuse distances: the number of distinct other keys used since a key's last use. An LRU cache of
 //! more than that many keys still holds it.
 //!
-//! Every use has a position in the order of uses. A Fenwick tree over the positions counts those that
-//! are some key's last use, so that recording a use takes logarithmic time (Bennett and Kruskal,
-//! 1975). When the positions run out, the keys are renumbered from 0 in a new tree.
+//! Every use has a position in the order of uses. A Fenwick tree over the positions counts those
+//! that are some key's last use, so that recording a use takes logarithmic time (Bennett and
+//! Kruskal, 1975). When the positions run out, the keys are renumbered from 0 in a new tree.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -26,8 +26,8 @@ impl<K: Copy + Eq + Hash> ReuseDistances<K> {
         Self { last: HashMap::new(), tree: vec![0; Self::MIN_POSITIONS + 1], next: 0 }
     }
 
-    /// Records a use. Returns the number of other keys used since the key's last use; `None` if there
-    /// was no use of it before.
+    /// Records a use. Returns the number of other keys used since the key's last use; `None` if
+    /// there was no use of it before.
     pub(super) fn record_use(&mut self, key: K) -> Option<u64> {
         if self.next + 1 == self.tree.len() {
             self.renumber();

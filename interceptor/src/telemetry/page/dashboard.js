@@ -5,9 +5,9 @@ import * as format from "./format.js";
 import { showHeat } from "./heat.js";
 import { bar, cell, fill, number, swatch } from "./tables.js";
 
-const SOURCES = ["page_cache", "resident", "registered", "verbs", "local", "tcp", "http", "lower"];
+const SOURCES = ["page_cache", "resident", "cache", "verbs", "local", "tcp", "http", "lower"];
 const BY_DAEMON = SOURCES.slice(2);
-const LAYERS = ["page_cache", "resident", "registered", "overall"];
+const LAYERS = ["page_cache", "resident", "cache", "overall"];
 const SPANS = { "5m": 300, "1h": 240, "1d": 288 };
 const READY_EVERY_MS = 5000;
 
@@ -19,12 +19,12 @@ const charts = {
   sources: new Chart("sources-chart", { series: series(SOURCES), format: format.rate, stacked: true }),
   ratios: new Chart("ratios-chart", { series: series(LAYERS), format: format.percent, range: [0, 1.02] }),
   throughput: new Chart("throughput-chart", {
-    series: [{ label: "all reads", color: "overall" }, { label: "asked of the daemon", color: "registered" }], format: format.rate,
+    series: [{ label: "all reads", color: "overall" }, { label: "asked of the daemon", color: "cache" }], format: format.rate,
   }),
   latency: new Chart("latency-chart", { series: series(BY_DAEMON), format: format.duration, log: true }),
   latencyHalf: new Chart("latency-half-chart", { series: series(BY_DAEMON), format: format.duration, log: true }),
   cache: new Chart("cache-chart", {
-    series: [{ label: "blocks", color: "registered" }, { label: "resident files", color: "resident" }], format: format.bytes, stacked: true,
+    series: [{ label: "blocks", color: "cache" }, { label: "resident files", color: "resident" }], format: format.bytes, stacked: true,
   }),
   prefetch: new Chart("prefetch-chart", {
     series: [{ label: "fetched", color: "fetched" }, { label: "used", color: "used" }, { label: "wasted", color: "wasted" }],
@@ -65,7 +65,7 @@ function showGlance() {
   const incidents = sum(now.fetch_errors.map((e) => e.count)) + sum(now.fallbacks.map((f) => f.count)) +
     sum(Object.values(now.integrity_failures));
   const tiles = [
-    ["from memory, last minute", format.percent(recent.overall ?? recent.registered)],
+    ["from memory, last minute", format.percent(recent.overall ?? recent.cache)],
     ["throughput", last ? format.rate(perSecond(sum(Object.values(last.bytes)), last)) : "–"],
     ["time saved (estimate)", format.duration(now.time_saved.seconds)],
     ["cache in use", now.cache ? `${format.bytes(now.cache.used + now.cache.resident)} of ${format.bytes(now.cache.capacity)}` : "–"],
@@ -134,13 +134,13 @@ function showCache() {
   const free = Math.max(0, capacity - used - resident);
   const parts = [
     { value: pinned, color: "http", title: `being read: ${format.bytes(pinned)}` },
-    { value: used - pinned, color: "registered", title: `blocks: ${format.bytes(used - pinned)}` },
+    { value: used - pinned, color: "cache", title: `blocks: ${format.bytes(used - pinned)}` },
     { value: resident, color: "resident", title: `resident files: ${format.bytes(resident)}` },
   ];
   const widest = Math.max(1, ...cache.classes.map((c) => c.held));
   element("cache-bars").replaceChildren(bar(parts, capacity));
   fill("cache-table", ["what", "bytes", ""], [
-    [swatch("blocks", "registered"), number(format.bytes(used), "cache.used", used), ""],
+    [swatch("blocks", "cache"), number(format.bytes(used), "cache.used", used), ""],
     [swatch("of these, being read", "http"), number(format.bytes(pinned), "cache.pinned", pinned), ""],
     [swatch("resident files", "resident"), number(format.bytes(resident), "cache.resident", resident),
       `${format.count(cache.resident_files.ready)} files, ${format.count(cache.resident_files.waiting)} on their way`],
@@ -149,7 +149,7 @@ function showCache() {
       { hugetlb: "huge pages set aside", transparent: "transparent huge pages", plain: "4 KiB pages" }[cache.backing] ?? cache.backing],
     ...cache.classes.map((c) => [
       `slots of ${format.bytes(c.slot)}`, number(`${format.bytes(c.used)} of ${format.bytes(c.held)}`, `class.${c.slot}`, c.used),
-      { node: bar([{ value: c.used, color: "registered", title: "used" }], widest) },
+      { node: bar([{ value: c.used, color: "cache", title: "used" }], widest) },
     ]),
   ]);
 }

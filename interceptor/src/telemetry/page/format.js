@@ -37,7 +37,7 @@ export const percent = (ratio) => (ratio == null ? UNKNOWN : `${(100 * ratio).to
 
 // How a source or layer is called on this page.
 const NAMES = {
-  page_cache: "page cache", resident: "resident files", registered: "registered cache", verbs: "RDMA (verbs)", local: "local files",
+  page_cache: "page cache", resident: "resident files", cache: "registered cache", verbs: "RDMA (verbs)", local: "local files",
   tcp: "engine, TCP", http: "HTTP", lower: "mount below",
 };
 export const name = (key) => NAMES[key] ?? key;
