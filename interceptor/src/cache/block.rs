@@ -5,7 +5,7 @@ use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;
 
 use super::arena::Slot;
-use super::index::Core;
+use super::context::BlockContext;
 use super::key::BlockKey;
 use super::pass::Pass;
 use super::sync::{AtomicBool, AtomicUsize, Ordering};
@@ -31,9 +31,9 @@ pub(super) enum Memory {
 
 impl Memory {
     /// `len` bytes outside of the arena.
-    pub(super) fn heap(len: usize, core: &Arc<Core>) -> Self {
-        core.heap_taken(len);
-        Memory::Heap(Heap { bytes: vec![0; len], core: core.clone() })
+    pub(super) fn heap(len: usize, context: &Arc<BlockContext>) -> Self {
+        context.heap_taken(len);
+        Memory::Heap(Heap { bytes: vec![0; len], context: context.clone() })
     }
 }
 
@@ -60,12 +60,12 @@ impl DerefMut for Memory {
 /// Memory outside of the arena, which is counted as long as it lives.
 pub(super) struct Heap {
     bytes: Vec<u8>,
-    core: Arc<Core>,
+    context: Arc<BlockContext>,
 }
 
 impl Drop for Heap {
     fn drop(&mut self) {
-        self.core.heap_freed(self.bytes.len());
+        self.context.heap_freed(self.bytes.len());
     }
 }
 
@@ -87,7 +87,7 @@ pub(super) struct Entry {
     outcome: Option<Arc<dyn PrefetchOutcome>>,
     /// How many bytes sequential readers have taken.
     streamed: AtomicUsize,
-    core: Arc<Core>,
+    context: Arc<BlockContext>,
 }
 
 impl Entry {
@@ -96,7 +96,7 @@ impl Entry {
         key: BlockKey,
         memory: Memory,
         outcome: Option<Arc<dyn PrefetchOutcome>>,
-        core: Arc<Core>,
+        context: Arc<BlockContext>,
     ) -> Self {
         if let Some(outcome) = &outcome {
             outcome.fetched(memory.len());
@@ -109,7 +109,7 @@ impl Entry {
             kept: AtomicBool::new(false),
             outcome,
             streamed: AtomicUsize::new(0),
-            core,
+            context,
         }
     }
 
@@ -171,7 +171,7 @@ impl Readable {
             outcome.used(entry.memory.len());
         }
         if entry.pass.note(range, entry.memory.len()) || first {
-            entry.core.note_use(entry.key);
+            entry.context.note_use(entry.key);
         }
     }
 
@@ -209,12 +209,12 @@ impl Deref for Readable {
 impl Drop for Readable {
     fn drop(&mut self) {
         if let Some(entry) = self.entry.take()
-            && entry.core.is_waited_for()
+            && entry.context.is_waited_for()
         {
             // The pin must be gone before the waiters look.
-            let core = entry.core.clone();
+            let context = entry.context.clone();
             drop(entry);
-            core.announce();
+            context.announce();
         }
     }
 }

@@ -62,7 +62,7 @@ impl Filling {
     /// already, that one is returned.
     pub fn publish(self) -> Readable {
         let Self { key, memory, outcome, keep, index, _share } = self;
-        let entry = Arc::new(Entry::new(key, memory, outcome, index.core().clone()));
+        let entry = Arc::new(Entry::new(key, memory, outcome, index.context().clone()));
         if keep {
             entry.keep();
         }
@@ -103,7 +103,7 @@ impl WriteTarget for Filling {
         if !self.in_arena() {
             return None;
         }
-        let stand_in = Memory::heap(self.memory.len(), self.index.core());
+        let stand_in = Memory::heap(self.memory.len(), self.index.context());
         match mem::replace(&mut self.memory, stand_in) {
             Memory::Slot(slot) => Some(Box::new(Lent(slot))),
             Memory::Heap(_) => None,

@@ -16,10 +16,10 @@ use foldhash::fast::{FixedState, RandomState};
 
 use super::arena::{Arena, Class, Slot};
 use super::block::{Entry, Memory, Readable};
+use super::context::BlockContext;
 use super::key::BlockKey;
 use super::policy::{Arrival, Look, Policy, Warmth};
-use super::sync::{AtomicU64, Mutex, Ordering, RwLock};
-use super::uses::Uses;
+use super::sync::RwLock;
 
 /// Number of shards.
 const SHARDS: usize = 64;
@@ -32,83 +32,36 @@ const READ_IN_PIECES: usize = 256 << 10;
 
 type Shard = RwLock<HashMap<BlockKey, Arc<Entry>, RandomState>>;
 
-/// What entries need of the cache while they live. It knows none of them, so there is no cycle of owners.
-pub(super) struct Core {
-    arena: Arc<Arena>,
-    policy: Mutex<Box<dyn Policy<BlockKey>>>,
-    uses: Uses,
-    /// Bytes of blocks outside of the arena.
-    heap: AtomicU64,
-}
-
-impl Core {
-    /// The memory.
-    pub(super) fn arena(&self) -> &Arc<Arena> {
-        &self.arena
-    }
-
-    /// Has the policy know, sooner or later, that a block was used.
-    pub(super) fn note_use(&self, key: BlockKey) {
-        self.uses.note(key, &self.policy);
-    }
-
-    /// Whether somebody waits for memory.
-    pub(super) fn is_waited_for(&self) -> bool {
-        self.arena.room().is_waited_for()
-    }
-
-    /// Wakes those who wait for memory.
-    pub(super) fn announce(&self) {
-        self.arena.room().announce();
-    }
-
-    /// Counts bytes taken outside of the arena.
-    pub(super) fn heap_taken(&self, bytes: usize) {
-        self.heap.fetch_add(bytes as u64, Ordering::Relaxed);
-    }
-
-    /// Counts them as given back.
-    pub(super) fn heap_freed(&self, bytes: usize) {
-        self.heap.fetch_sub(bytes as u64, Ordering::Relaxed);
-    }
-
-    /// Bytes outside of the arena now.
-    pub(super) fn heap(&self) -> u64 {
-        self.heap.load(Ordering::Relaxed)
-    }
-}
-
 /// See the module's documentation.
 pub(super) struct Index {
     shards: Box<[Shard]>,
     hasher: FixedState,
-    core: Arc<Core>,
+    context: Arc<BlockContext>,
 }
 
 impl Index {
     /// An empty index of what is in `arena`.
     pub(super) fn new(arena: Arc<Arena>, policy: Box<dyn Policy<BlockKey>>) -> Self {
-        let core = Core { arena, policy: Mutex::new(policy), uses: Uses::default(), heap: AtomicU64::new(0) };
         Self {
             shards: (0..SHARDS).map(|_| Shard::default()).collect(),
             hasher: FixedState::default(),
-            core: Arc::new(core),
+            context: BlockContext::new(arena, policy),
         }
     }
 
     /// What the entries share.
-    pub(super) fn core(&self) -> &Arc<Core> {
-        &self.core
+    pub(super) fn context(&self) -> &Arc<BlockContext> {
+        &self.context
     }
 
     /// The most that unread blocks should take, in bytes.
     pub(super) fn unread_limit(&self) -> u64 {
-        self.core.policy.lock().unread_limit()
+        self.context.policy.lock().unread_limit()
     }
 
     /// Has the policy reckon with `capacity` bytes for blocks.
     pub(super) fn set_capacity(&self, capacity: u64) {
-        self.core.policy.lock().set_capacity(capacity);
+        self.context.policy.lock().set_capacity(capacity);
     }
 
     fn shard(&self, key: &BlockKey) -> &Shard {
@@ -132,8 +85,8 @@ impl Index {
         let Memory::Slot(slot) = &entry.memory else { return Readable::pin(entry) };
         let key = entry.key;
         let arrival = if entry.is_unread() { Arrival::Ahead } else { Arrival::Demanded };
-        let mut policy = self.core.policy.lock();
-        self.core.uses.bring(&mut **policy);
+        let mut policy = self.context.policy.lock();
+        self.context.uses.bring(&mut **policy);
         let mut shard = self.shard(&key).write();
         if let Some(present) = shard.get(&key) {
             return Readable::pin(present.clone());
@@ -160,7 +113,7 @@ impl Index {
     }
 
     fn withdraw(&self, key: &BlockKey, leave: impl FnOnce(&mut dyn Policy<BlockKey>)) -> bool {
-        let mut policy = self.core.policy.lock();
+        let mut policy = self.context.policy.lock();
         let entry = self.shard(key).write().remove(key);
         leave(&mut **policy);
         if let Some(Memory::Slot(slot)) = entry.as_ref().map(|entry| &entry.memory) {
@@ -172,16 +125,16 @@ impl Index {
 
     /// Tells the policy that a block is hot.
     pub(super) fn promote(&self, key: &BlockKey) {
-        self.core.policy.lock().promote(key);
+        self.context.policy.lock().promote(key);
     }
 
     /// A slot of `len` bytes, for which others leave if they must.
     pub(super) fn allocate(&self, len: usize) -> Option<Slot> {
-        if let Some(slot) = self.core.arena.allocate(len) {
+        if let Some(slot) = self.context.arena.allocate(len) {
             return Some(slot);
         }
-        let mut policy = self.core.policy.lock();
-        self.core.uses.bring(&mut **policy);
+        let mut policy = self.context.policy.lock();
+        self.context.uses.bring(&mut **policy);
         for _ in 0..ATTEMPTS {
             for key in self.choose(&mut **policy, Class::of(len))? {
                 if let Some(entry) = self.take(&key) {
@@ -189,7 +142,7 @@ impl Index {
                     drop(entry);
                 }
             }
-            if let Some(slot) = self.core.arena.allocate(len) {
+            if let Some(slot) = self.context.arena.allocate(len) {
                 return Some(slot);
             }
         }
@@ -217,7 +170,7 @@ impl Index {
                 return Look::InUse;
             }
             seen.insert(candidate.key);
-            let Some(leaving) = self.core.arena.neighbours(slot, class) else { return Look::Next };
+            let Some(leaving) = self.context.arena.neighbours(slot, class) else { return Look::Next };
             drop(shard);
             // What takes an odd number of units may leave some over that are of no use to others of its size.
             if !leaving.contains(&candidate.key) {

@@ -115,7 +115,7 @@ fn two_readers(outcome: Result<(), Failed>) -> (Vec<Result<u8, Failed>>, usize) 
     let got = readers.into_iter().map(|reader| reader.join().expect("readers do not panic")).collect();
     assert!(!fetches.contains(&key(1)), "the fetch is over");
     let expected = if index.contains(&key(1)) { LEN as u64 } else { 0 };
-    assert_eq!(index.core().arena().used(), expected, "only a block that is found takes memory");
+    assert_eq!(index.context().arena().used(), expected, "only a block that is found takes memory");
     (got, made.load(std::sync::atomic::Ordering::SeqCst))
 }
 
@@ -168,7 +168,7 @@ fn a_pinned_block_is_not_evicted() {
         });
         reader.join().unwrap();
         evictor.join().unwrap();
-        assert_eq!(index.core().arena().used(), 2 * LEN as u64);
+        assert_eq!(index.context().arena().used(), 2 * LEN as u64);
     });
 }
 
@@ -223,7 +223,7 @@ fn removal_against_promotion_and_publication_leaves_index_policy_and_arena_agree
         reader.join().unwrap();
         remover.join().unwrap();
         let present = u64::from(index.contains(&key(1)));
-        assert_eq!(index.core().arena().used(), present * LEN as u64);
+        assert_eq!(index.context().arena().used(), present * LEN as u64);
         // Whatever is left can still be evicted: two others find room.
         let others = [fill(&index, 2), fill(&index, 3)];
         assert!(others.iter().all(Option::is_some));

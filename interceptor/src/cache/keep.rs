@@ -51,7 +51,7 @@ impl Cache {
         if !self.admits(len) {
             return Err(NoRoom::TooLarge);
         }
-        let arena = self.index.core().arena();
+        let arena = self.index.context().arena();
         let slot = match displace {
             Displace::Nothing if arena.used() + len as u64 > self.keep_limit() => None,
             Displace::Nothing => arena.allocate(len),

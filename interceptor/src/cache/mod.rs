@@ -32,6 +32,7 @@
 pub mod arena;
 mod block;
 mod consumed;
+mod context;
 mod fill;
 mod flight;
 mod index;
@@ -151,7 +152,7 @@ impl Cache {
         };
         let memory = match slot {
             Some(slot) => Memory::Slot(slot),
-            None => Memory::heap(len, self.index.core()),
+            None => Memory::heap(len, self.index.context()),
         };
         Filling::new(key, memory, None, self.index.clone(), share)
     }
@@ -258,7 +259,7 @@ impl Cache {
             used,
             pinned: self.index.pinned(),
             resident,
-            allocated: used + resident + self.index.core().heap(),
+            allocated: used + resident + self.index.context().heap(),
         }
     }
 
@@ -268,7 +269,7 @@ impl Cache {
     }
 
     fn arena(&self) -> &Arena {
-        self.index.core().arena()
+        self.index.context().arena()
     }
 
     /// What the arena lacks of the budget because files have it, in bytes.

@@ -124,7 +124,7 @@ async fn a_reader_that_waits_gets_the_first_memory_that_comes_free() {
     let mut pins: Vec<_> = (0..16).map(|number| fill(&cache, number, MIB)).collect();
     let waiting = cache.clone();
     let reader = tokio::spawn(async move { waiting.fill(key(20, MIB), MIB).await.in_arena() });
-    while !cache.index.core().is_waited_for() {
+    while !cache.index.context().is_waited_for() {
         tokio::task::yield_now().await;
     }
     pins.pop();

@@ -7,9 +7,11 @@
 //! An RDMA device must know memory before it can write there. It is shown what it needs as slots become targets, in whole units, and that stays
 //! known ([`RegistrationCache`]): the next slot that is cut from it costs nothing. Before pages are given back to the host they are withdrawn.
 
+mod bit_set;
 mod layout;
 mod region;
 mod room;
+mod size_class;
 
 use std::fmt;
 use std::io;
@@ -17,17 +19,19 @@ use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::{Arc, OnceLock, Weak};
 
-use layout::{Layout, Place, UNIT};
+use layout::{Layout, Place};
 use rdma_engine::client::RegistrationCache;
 use rdma_engine::memory::Memory;
 use region::Region;
 pub(super) use room::Room;
+use size_class::UNIT;
 
 use super::key::BlockKey;
 use super::sync::Mutex;
 
-pub use layout::{Class, ClassUsage};
+pub use layout::ClassUsage;
 pub use region::Backing;
+pub use size_class::Class;
 
 /// The smallest arena: it still lets some chunks of common size be fetched side by side.
 pub const MIN_CAPACITY: u64 = 16 << 20;

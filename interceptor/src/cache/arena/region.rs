@@ -6,7 +6,7 @@ use std::ptr::NonNull;
 
 use daemon::memory;
 
-use super::layout::UNIT;
+use super::size_class::UNIT;
 
 /// What kind of pages the arena was given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

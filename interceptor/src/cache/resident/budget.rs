@@ -104,7 +104,7 @@ impl Budget {
     fn take_piece(&self, effort: Effort) -> Option<()> {
         let len = self.piece as usize;
         let slot = match effort {
-            Effort::Free => self.index.core().arena().allocate(len),
+            Effort::Free => self.index.context().arena().allocate(len),
             Effort::Evict => self.index.allocate(len),
         };
         let mut slot = slot?;

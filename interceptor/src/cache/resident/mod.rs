@@ -22,9 +22,11 @@
 //! The budget is an upper bound that the operator chose, as for the arena; there is no reaction to memory pressure of
 //! others. Where memory or descriptors run out all the same, the promotion fails, which is counted and costs nothing.
 
+mod append;
 mod background;
 mod budget;
 mod file;
+mod promotion;
 mod shelf;
 mod tmpfs;
 
@@ -35,7 +37,6 @@ mod tests;
 
 use std::fmt;
 use std::io;
-use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,14 +44,16 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use self::background::Background;
 use self::budget::{Budget, Effort};
-use self::file::{Addition, Draft};
+use self::file::Addition;
 use self::shelf::Shelf;
 use self::tmpfs::PrivateTmpfs;
 use super::arena::Backing;
 use super::index::Index;
 use super::sync::{AtomicU64, Mutex, Ordering};
 
+pub use append::Extension;
 pub use file::ResidentFile;
+pub use promotion::{Candidate, Promotion};
 pub use shelf::Worth;
 pub use tmpfs::TmpfsError;
 
@@ -139,7 +142,7 @@ impl Residents {
     /// None yet. They will share `capacity` bytes with the arena of `index`. Raises the soft limit of open files to the hard
     /// one.
     pub(super) fn new(index: Arc<Index>, capacity: u64) -> Result<Arc<Self>, ResidentError> {
-        if index.core().arena().backing() == Backing::Hugetlb {
+        if index.context().arena().backing() == Backing::Hugetlb {
             return Err(ResidentError::Hugetlb);
         }
         let budget = Budget::new(index, capacity).ok_or(ResidentError::CacheTooSmall(capacity))?;
@@ -259,146 +262,6 @@ impl Residents {
 impl fmt::Debug for Residents {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Residents").field("usage", &self.usage()).finish_non_exhaustive()
-    }
-}
-
-/// A file that wants to be resident; there is one of these per file. Dropped, it may want to again.
-pub struct Candidate {
-    residents: Arc<Residents>,
-    id: ContentId,
-    ticket: u64,
-    len: u64,
-}
-
-impl Candidate {
-    /// Size in bytes.
-    #[expect(clippy::len_without_is_empty, reason = "an empty file is never a candidate")]
-    pub fn len(&self) -> u64 {
-        self.len
-    }
-
-    /// Takes the memory for it, for which files and blocks leave that are worth less. None if there are too few of these,
-    /// or if the file was retired meanwhile. May take milliseconds, and blocks.
-    pub fn make_room(self) -> Option<Promotion> {
-        let Residents { tmpfs, budget, shelf, counts, .. } = &*self.residents;
-        let bytes = size_in_memory(self.len);
-        let free = budget.limit().saturating_sub(budget.held());
-        let room = shelf.lock().make_room(&self.id, self.ticket, bytes.saturating_sub(free))?;
-        counts.displaced.fetch_add(room.victims.len() as u64, Ordering::Relaxed);
-        let effort = if room.is_reused { Effort::Evict } else { Effort::Free };
-        let reserved = budget.reserve(bytes, effort, room.victims)?;
-        match Draft::new(tmpfs, self.len, reserved) {
-            Ok(draft) => Some(Promotion { draft, candidate: self }),
-            Err(error) => {
-                self.failed(&error);
-                None
-            }
-        }
-    }
-
-    fn failed(&self, error: &io::Error) {
-        self.residents.counts.failed(self.len, error);
-    }
-}
-
-impl Drop for Candidate {
-    fn drop(&mut self) {
-        self.residents.shelf.lock().abandon(&self.id, self.ticket);
-    }
-}
-
-/// A file that is being made resident. Dropped before it is [complete](Self::complete), all is as it was before.
-pub struct Promotion {
-    // Dropped before the candidate, so that its memory is there again when the file may want to be resident again.
-    draft: Draft,
-    candidate: Candidate,
-}
-
-impl Promotion {
-    /// Writes `bytes` from `offset` on, and hands them back. None if there was no memory, which ends the promotion.
-    pub async fn write<B>(self, bytes: B, offset: u64) -> Option<(Self, B)>
-    where
-        B: Deref<Target = [u8]> + Send + 'static,
-    {
-        let Self { draft, candidate } = self;
-        let work = move || {
-            let written = draft.write_at(&bytes, offset);
-            (draft, bytes, written)
-        };
-        match candidate.residents.background.run(work).await? {
-            (draft, bytes, Ok(())) => Some((Self { draft, candidate }, bytes)),
-            (_, _, Err(error)) => {
-                candidate.failed(&error);
-                None
-            }
-        }
-    }
-
-    /// Gives it up for a reason that `error` tells.
-    pub fn fail(self, error: io::Error) {
-        self.candidate.failed(&error);
-    }
-
-    /// Makes the file one that is found; what was not written of it is zeros. None if that takes memory that is not there,
-    /// or if the file was retired meanwhile.
-    pub async fn complete(self) -> Option<Arc<ResidentFile>> {
-        let Self { draft, candidate } = self;
-        let Residents { background, shelf, counts, .. } = &*candidate.residents;
-        let file = match background.run(|| draft.finish()).await? {
-            Ok(file) => Arc::new(file),
-            Err(error) => {
-                candidate.failed(&error);
-                return None;
-            }
-        };
-        let bytes = size_in_memory(candidate.len);
-        let is_resident = shelf.lock().finish(&candidate.id, candidate.ticket, file.clone(), bytes);
-        if !is_resident {
-            return None;
-        }
-        counts.promoted.fetch_add(1, Ordering::Relaxed);
-        counts.promoted_bytes.fetch_add(candidate.len, Ordering::Relaxed);
-        Some(file)
-    }
-}
-
-/// What is being appended to a file that is open. Dropped before it is [complete](Self::complete), all is soon as it was before.
-pub struct Extension {
-    /// None if the file has it all.
-    addition: Option<Addition>,
-    residents: Arc<Residents>,
-}
-
-impl Extension {
-    /// Writes `bytes` from `offset` on, behind what was written before, and hands them back. None if that fails.
-    pub async fn write<B>(self, bytes: B, offset: u64) -> Option<(Self, B)>
-    where
-        B: Deref<Target = [u8]> + Send + 'static,
-    {
-        let residents = self.residents.clone();
-        let work = move || {
-            let written = self.addition.as_ref().map_or(Ok(()), |addition| addition.write_at(&bytes, offset));
-            (self, bytes, written)
-        };
-        let (extension, bytes, written) = residents.background.run(work).await?;
-        written.inspect_err(|error| residents.counts.failed(bytes.len() as u64, error)).ok()?;
-        Some((extension, bytes))
-    }
-
-    /// Makes what was written a part of the file, and what was not zeros. May block.
-    ///
-    /// # Errors
-    /// When there is no memory for that.
-    pub fn complete(mut self) -> io::Result<()> {
-        self.addition.take().map_or(Ok(()), Addition::finish)
-    }
-}
-
-impl Drop for Extension {
-    fn drop(&mut self) {
-        if let Some(addition) = self.addition.take() {
-            self.residents.background.later(|| drop(addition));
-        }
     }
 }
 
