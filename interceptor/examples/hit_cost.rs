@@ -31,7 +31,7 @@ fn main() -> anyhow::Result<()> {
     let cache = Cache::new(256 << 20)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     for number in 0..BLOCKS {
-        runtime.block_on(cache.fill(key(number), LEN)).publish();
+        runtime.block_on(cache.reserve(key(number), LEN)).publish();
     }
     let once = |threads: u64| {
         let longest = std::thread::scope(|scope| {

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use super::arena::Slot;
 use super::context::BlockContext;
 use super::key::BlockKey;
-use super::pass::Pass;
+use super::pass_tracker::PassTracker;
 use super::sync::{AtomicBool, AtomicUsize, Ordering};
 
-/// Is told, once for each block that was fetched before it was asked for, that it is there, and later whether that paid.
-pub trait PrefetchOutcome: fmt::Debug + Send + Sync {
+/// Receives the fate of prefetched blocks: for each block one call that it was fetched, and later
+/// one call that it was used or wasted.
+pub trait PrefetchObserver: fmt::Debug + Send + Sync {
     /// The block of `bytes` bytes was fetched.
     fn fetched(&self, bytes: usize);
     /// A reader used the block of `bytes` bytes.
@@ -22,183 +23,187 @@ pub trait PrefetchOutcome: fmt::Debug + Send + Sync {
 
 /// Where the bytes of a block are.
 #[derive(Debug)]
-pub(super) enum Memory {
+pub(super) enum BlockMemory {
     /// In the arena.
     Slot(Slot),
-    /// In the allocator's memory, because the arena had no room. Such a block is never found in the index.
-    Heap(Heap),
+    /// On the heap, because the arena had no room. Such a block is never found in the index.
+    Heap(HeapMemory),
 }
 
-impl Memory {
-    /// `len` bytes outside of the arena.
+impl BlockMemory {
+    /// `len` bytes on the heap.
     pub(super) fn heap(len: usize, context: &Arc<BlockContext>) -> Self {
-        context.heap_taken(len);
-        Memory::Heap(Heap { bytes: vec![0; len], context: context.clone() })
+        context.add_heap(len);
+        BlockMemory::Heap(HeapMemory { bytes: vec![0; len], context: context.clone() })
     }
 }
 
-impl Deref for Memory {
+impl Deref for BlockMemory {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
         match self {
-            Memory::Slot(slot) => slot,
-            Memory::Heap(heap) => &heap.bytes,
+            BlockMemory::Slot(slot) => slot,
+            BlockMemory::Heap(heap) => &heap.bytes,
         }
     }
 }
 
-impl DerefMut for Memory {
+impl DerefMut for BlockMemory {
     fn deref_mut(&mut self) -> &mut [u8] {
         match self {
-            Memory::Slot(slot) => slot,
-            Memory::Heap(heap) => &mut heap.bytes,
+            BlockMemory::Slot(slot) => slot,
+            BlockMemory::Heap(heap) => &mut heap.bytes,
         }
     }
 }
 
-/// Memory outside of the arena, which is counted as long as it lives.
-pub(super) struct Heap {
+/// Memory outside the arena, counted while it lives.
+pub(super) struct HeapMemory {
     bytes: Vec<u8>,
     context: Arc<BlockContext>,
 }
 
-impl Drop for Heap {
+impl Drop for HeapMemory {
     fn drop(&mut self) {
-        self.context.heap_freed(self.bytes.len());
+        self.context.remove_heap(self.bytes.len());
     }
 }
 
-impl fmt::Debug for Heap {
+impl fmt::Debug for HeapMemory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Heap").field("len", &self.bytes.len()).finish_non_exhaustive()
+        f.debug_struct("HeapMemory").field("len", &self.bytes.len()).finish_non_exhaustive()
     }
 }
 
-/// A filled block. Lives as long as the index or a [`Readable`] holds it; its memory is free again after that.
-pub(super) struct Entry {
+/// A filled block. Lives while the index or a [`PinnedBlock`] owns it; then its memory is free
+/// again.
+pub(super) struct BlockEntry {
     pub(super) key: BlockKey,
-    pub(super) memory: Memory,
-    pass: Pass,
-    /// Set while the block was fetched on speculation and nobody has read it.
+    pub(super) memory: BlockMemory,
+    pass_tracker: PassTracker,
+    /// Set from a speculative fetch to the first read.
     unread: AtomicBool,
-    /// Set when somebody has asked for the block to be there, so that having been read once is no reason to give it up.
-    kept: AtomicBool,
-    outcome: Option<Arc<dyn PrefetchOutcome>>,
-    /// How many bytes sequential readers have taken.
+    /// Set if warm-up asked for the block: then being streamed once is no reason to evict it.
+    retained: AtomicBool,
+    observer: Option<Arc<dyn PrefetchObserver>>,
+    /// How many bytes sequential readers have read.
     streamed: AtomicUsize,
     context: Arc<BlockContext>,
 }
 
-impl Entry {
-    /// A block that was just filled; with `outcome`, on speculation.
+impl BlockEntry {
+    /// A block that was just filled; with `observer`, on speculation.
     pub(super) fn new(
         key: BlockKey,
-        memory: Memory,
-        outcome: Option<Arc<dyn PrefetchOutcome>>,
+        memory: BlockMemory,
+        observer: Option<Arc<dyn PrefetchObserver>>,
         context: Arc<BlockContext>,
     ) -> Self {
-        if let Some(outcome) = &outcome {
-            outcome.fetched(memory.len());
+        if let Some(observer) = &observer {
+            observer.fetched(memory.len());
         }
         Self {
             key,
             memory,
-            pass: Pass::default(),
-            unread: AtomicBool::new(outcome.is_some()),
-            kept: AtomicBool::new(false),
-            outcome,
+            pass_tracker: PassTracker::default(),
+            unread: AtomicBool::new(observer.is_some()),
+            retained: AtomicBool::new(false),
+            observer,
             streamed: AtomicUsize::new(0),
             context,
         }
     }
 
-    /// Whether it was fetched on speculation and nobody has read it.
+    /// Whether it was fetched on speculation and has not been read yet.
     pub(super) fn is_unread(&self) -> bool {
         self.unread.load(Ordering::Relaxed)
     }
 
-    /// Whether somebody has asked for it to be there.
-    pub(super) fn is_kept(&self) -> bool {
-        self.kept.load(Ordering::Relaxed)
+    /// Whether warm-up asked for it.
+    pub(super) fn is_retained(&self) -> bool {
+        self.retained.load(Ordering::Relaxed)
     }
 
-    /// Somebody asks for it to be there.
-    pub(super) fn keep(&self) {
-        self.kept.store(true, Ordering::Relaxed);
+    /// Records that warm-up asks for it.
+    pub(super) fn retain(&self) {
+        self.retained.store(true, Ordering::Relaxed);
     }
 
-    /// Whether somebody seems to be in the middle of reading it.
-    pub(super) fn is_under_way(&self) -> bool {
-        self.pass.is_under_way(self.memory.len())
+    /// Whether a pass over it has begun and has not come to its end: a reader is probably in it.
+    pub(super) fn is_partially_read(&self) -> bool {
+        self.pass_tracker.is_partial(self.memory.len())
     }
 }
 
-impl Drop for Entry {
+impl Drop for BlockEntry {
     fn drop(&mut self) {
-        if let Some(outcome) = &self.outcome
+        if let Some(observer) = &self.observer
             && self.is_unread()
         {
-            outcome.wasted(self.memory.len());
+            observer.wasted(self.memory.len());
         }
     }
 }
 
-/// The bytes of a block, which stay where and as they are while this is held; a clone is another such pin.
+/// The bytes of a block, which neither move nor change while this is held; a clone is another such
+/// pin.
 ///
 /// Only reading compiles:
 /// ```compile_fail
-/// fn change(block: interceptor::cache::Readable) {
+/// fn change(block: interceptor::cache::PinnedBlock) {
 ///     block[0] = 1;
 /// }
 /// ```
-pub struct Readable {
-    /// Always there until the drop.
-    entry: Option<Arc<Entry>>,
+pub struct PinnedBlock {
+    /// Present until the drop.
+    entry: Option<Arc<BlockEntry>>,
 }
 
-impl Readable {
-    pub(super) fn pin(entry: Arc<Entry>) -> Self {
+impl PinnedBlock {
+    pub(super) fn pin(entry: Arc<BlockEntry>) -> Self {
         Self { entry: Some(entry) }
     }
 
-    /// Notes that a reader was given `range` of the block. That settles the outcome of a prefetch, and tells the policy
-    /// if it is a new use rather than more of the same pass over the block.
+    /// Records that a reader was given `range` of the block. That settles the outcome of a
+    /// prefetch. The policy is told if the read is a new use of the block rather than more of the
+    /// same pass over it.
     pub fn mark_read(&self, range: &Range<usize>) {
         let entry = self.entry();
-        let first = entry.is_unread() && entry.unread.swap(false, Ordering::Relaxed);
-        if first && let Some(outcome) = &entry.outcome {
-            outcome.used(entry.memory.len());
+        let is_first = entry.is_unread() && entry.unread.swap(false, Ordering::Relaxed);
+        if is_first && let Some(observer) = &entry.observer {
+            observer.used(entry.memory.len());
         }
-        if entry.pass.note(range, entry.memory.len()) || first {
-            entry.context.note_use(entry.key);
+        if entry.pass_tracker.record(range, entry.memory.len()) || is_first {
+            entry.context.record_use(entry.key);
         }
     }
 
-    /// Notes that a stream has read `bytes` of the block, and says whether these were the last of it.
-    pub(super) fn stream(&self, bytes: usize) -> bool {
+    /// Records that a stream has read `bytes` of the block, and says whether these were the last
+    /// of it.
+    pub(super) fn record_streamed(&self, bytes: usize) -> bool {
         let entry = self.entry();
         let (before, len) = (entry.streamed.fetch_add(bytes, Ordering::Relaxed), entry.memory.len());
         before < len && before + bytes >= len
     }
 
-    /// Whether the bytes are in the arena, and so in memory that a device may know.
+    /// Whether the bytes are in the arena, and so in memory that can be registered with a device.
     pub fn in_arena(&self) -> bool {
-        matches!(self.entry().memory, Memory::Slot(_))
+        matches!(self.entry().memory, BlockMemory::Slot(_))
     }
 
-    pub(super) fn entry(&self) -> &Arc<Entry> {
+    pub(super) fn entry(&self) -> &Arc<BlockEntry> {
         self.entry.as_ref().expect("a pin has its block until it is dropped")
     }
 }
 
-impl Clone for Readable {
+impl Clone for PinnedBlock {
     fn clone(&self) -> Self {
         Self { entry: self.entry.clone() }
     }
 }
 
-impl Deref for Readable {
+impl Deref for PinnedBlock {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
@@ -206,22 +211,22 @@ impl Deref for Readable {
     }
 }
 
-impl Drop for Readable {
+impl Drop for PinnedBlock {
     fn drop(&mut self) {
         if let Some(entry) = self.entry.take()
-            && entry.context.is_waited_for()
+            && entry.context.has_waiters()
         {
-            // The pin must be gone before the waiters look.
+            // The pin must be gone before the waiters try again.
             let context = entry.context.clone();
             drop(entry);
-            context.announce();
+            context.wake_waiters();
         }
     }
 }
 
-impl fmt::Debug for Readable {
+impl fmt::Debug for PinnedBlock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let entry = self.entry();
-        f.debug_struct("Readable").field("key", &entry.key).field("len", &entry.memory.len()).finish()
+        f.debug_struct("PinnedBlock").field("key", &entry.key).field("len", &entry.memory.len()).finish()
     }
 }

@@ -1,12 +1,14 @@
 //! Finds blocks by key, and makes room for new ones.
 //!
-//! The index is a map in shards, each behind a reader-writer lock that is held for a lookup only. A pin is an owner of
-//! the entry's `Arc` besides the index itself. New pins come from the index, under its lock, or from other pins; so a
-//! writer who finds the index to be the only owner knows that nobody reads the block and nobody can begin to, and only
-//! then takes it away.
+//! The index is a map in shards, each behind a reader-writer lock that is held for a lookup only.
+//! A pin is an owner of the entry's `Arc` besides the index. New pins come from the index, under
+//! the shard's lock, or from other pins. So if a thread that holds the write lock finds the index
+//! to be the only owner, the block is not being read and cannot be pinned meanwhile, and only then
+//! may it be evicted.
 //!
-//! Every change (publish, evict, remove) is made under the policy's lock, so index, policy and the owners noted in the
-//! arena agree whenever that lock is free. Hits never take it. Locks are taken in this order: policy, shard, arena.
+//! Every change (publish, evict, remove) is made under the policy's lock, so index, policy and the
+//! owners noted in the arena agree whenever that lock is free. Hits never take it. Lock order:
+//! policy, shard, arena.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::BuildHasher;
@@ -14,32 +16,42 @@ use std::sync::Arc;
 
 use foldhash::fast::{FixedState, RandomState};
 
-use super::arena::{Arena, Class, Slot};
-use super::block::{Entry, Memory, Readable};
+use super::arena::{Arena, SizeClass, Slot};
+use super::block::{BlockEntry, BlockMemory, PinnedBlock};
 use super::context::BlockContext;
 use super::key::BlockKey;
-use super::policy::{Arrival, Look, Policy, Warmth};
+use super::policy::{AdmitReason, Policy, Scan, Temperature};
 use super::sync::RwLock;
 
 /// Number of shards.
 const SHARDS: usize = 64;
-/// How many candidates are considered if none of them leaves just the room that is wanted.
-const CONSIDERED: usize = 16;
-/// How often eviction begins again because others were faster.
-const ATTEMPTS: usize = 4;
-/// Blocks of this size are read by several requests; one in the middle of being read is spared for a while.
-const READ_IN_PIECES: usize = 256 << 10;
+/// How many sets of victims are compared if no single block frees the room that is needed.
+const MAX_VICTIM_SETS: usize = 16;
+/// How often an allocation evicts again because other threads took the room.
+const MAX_ALLOCATE_ATTEMPTS: usize = 4;
+/// Bytes of the smallest block that readers read in several requests. One that is in the middle of
+/// being read is spared for a while.
+const MULTI_REQUEST_BLOCK_SIZE: usize = 256 << 10;
 
-type Shard = RwLock<HashMap<BlockKey, Arc<Entry>, RandomState>>;
+/// Whether memory may be freed by eviction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EvictionMode {
+    /// Take free memory only.
+    FreeOnly,
+    /// Evict what the policy ranks lowest, however hot that is.
+    Evict,
+}
+
+type Shard = RwLock<HashMap<BlockKey, Arc<BlockEntry>, RandomState>>;
 
 /// See the module's documentation.
-pub(super) struct Index {
+pub(super) struct BlockIndex {
     shards: Box<[Shard]>,
     hasher: FixedState,
     context: Arc<BlockContext>,
 }
 
-impl Index {
+impl BlockIndex {
     /// An empty index of what is in `arena`.
     pub(super) fn new(arena: Arc<Arena>, policy: Box<dyn Policy<BlockKey>>) -> Self {
         Self {
@@ -49,9 +61,14 @@ impl Index {
         }
     }
 
-    /// What the entries share.
+    /// What the blocks share.
     pub(super) fn context(&self) -> &Arc<BlockContext> {
         &self.context
+    }
+
+    /// The memory.
+    pub(super) fn arena(&self) -> &Arc<Arena> {
+        &self.context.arena
     }
 
     /// The most that unread blocks should take, in bytes.
@@ -59,7 +76,7 @@ impl Index {
         self.context.policy.lock().unread_limit()
     }
 
-    /// Has the policy reckon with `capacity` bytes for blocks.
+    /// Tells the policy that blocks may take `capacity` bytes from now on.
     pub(super) fn set_capacity(&self, capacity: u64) {
         self.context.policy.lock().set_capacity(capacity);
     }
@@ -70,9 +87,9 @@ impl Index {
     }
 
     /// The block under `key`, pinned.
-    pub(super) fn get(&self, key: &BlockKey) -> Option<Readable> {
+    pub(super) fn get(&self, key: &BlockKey) -> Option<PinnedBlock> {
         let entry = self.shard(key).read().get(key).cloned();
-        entry.map(Readable::pin)
+        entry.map(PinnedBlock::pin)
     }
 
     /// Whether there is a block under `key`.
@@ -80,43 +97,45 @@ impl Index {
         self.shard(key).read().contains_key(key)
     }
 
-    /// Puts a filled block where it is found. Returns the one that is there already, if there is.
-    pub(super) fn publish(&self, entry: Arc<Entry>) -> Readable {
-        let Memory::Slot(slot) = &entry.memory else { return Readable::pin(entry) };
+    /// Makes a filled block findable. Returns the block that is under the key already, if there is
+    /// one.
+    pub(super) fn publish(&self, entry: Arc<BlockEntry>) -> PinnedBlock {
+        let BlockMemory::Slot(slot) = &entry.memory else { return PinnedBlock::pin(entry) };
         let key = entry.key;
-        let arrival = if entry.is_unread() { Arrival::Ahead } else { Arrival::Demanded };
+        let reason = if entry.is_unread() { AdmitReason::Prefetch } else { AdmitReason::Demand };
         let mut policy = self.context.policy.lock();
-        self.context.uses.bring(&mut **policy);
+        self.context.access_buffer.flush(&mut **policy);
         let mut shard = self.shard(&key).write();
         if let Some(present) = shard.get(&key) {
-            return Readable::pin(present.clone());
+            return PinnedBlock::pin(present.clone());
         }
         shard.insert(key, entry.clone());
         drop(shard);
         slot.set_owner(Some(key));
-        policy.admit(key, slot.class().size(), arrival);
-        if entry.is_kept() {
-            policy.promote(&key);
+        policy.admit(key, slot.class().size(), reason);
+        if entry.is_retained() {
+            policy.mark_hot(&key);
         }
         drop(policy);
-        Readable::pin(entry)
+        PinnedBlock::pin(entry)
     }
 
-    /// Takes a block away, whatever the policy thinks of it. Who has pinned it keeps it. Returns whether it was there.
+    /// Takes a block away, and has the policy forget it. Existing pins keep its bytes. Returns
+    /// whether it was there.
     pub(super) fn remove(&self, key: &BlockKey) -> bool {
-        self.withdraw(key, |policy| policy.forget(key))
+        self.detach(key, |policy| policy.forget(key))
     }
 
-    /// Takes a block away that has served its purpose for now. Who has pinned it keeps it.
-    pub(super) fn give_up(&self, key: &BlockKey) {
-        self.withdraw(key, |policy| policy.evict(key));
+    /// Takes a block away that the policy may remember. Existing pins keep its bytes.
+    pub(super) fn evict(&self, key: &BlockKey) {
+        self.detach(key, |policy| policy.evict(key));
     }
 
-    fn withdraw(&self, key: &BlockKey, leave: impl FnOnce(&mut dyn Policy<BlockKey>)) -> bool {
+    fn detach(&self, key: &BlockKey, report: impl FnOnce(&mut dyn Policy<BlockKey>)) -> bool {
         let mut policy = self.context.policy.lock();
         let entry = self.shard(key).write().remove(key);
-        leave(&mut **policy);
-        if let Some(Memory::Slot(slot)) = entry.as_ref().map(|entry| &entry.memory) {
+        report(&mut **policy);
+        if let Some(BlockMemory::Slot(slot)) = entry.as_ref().map(|entry| &entry.memory) {
             slot.set_owner(None);
         }
         drop(policy);
@@ -124,20 +143,20 @@ impl Index {
     }
 
     /// Tells the policy that a block is hot.
-    pub(super) fn promote(&self, key: &BlockKey) {
-        self.context.policy.lock().promote(key);
+    pub(super) fn mark_hot(&self, key: &BlockKey) {
+        self.context.policy.lock().mark_hot(key);
     }
 
-    /// A slot of `len` bytes, for which others leave if they must.
+    /// A slot of `len` bytes, for which other blocks are evicted if need be.
     pub(super) fn allocate(&self, len: usize) -> Option<Slot> {
         if let Some(slot) = self.context.arena.allocate(len) {
             return Some(slot);
         }
         let mut policy = self.context.policy.lock();
-        self.context.uses.bring(&mut **policy);
-        for _ in 0..ATTEMPTS {
-            for key in self.choose(&mut **policy, Class::of(len))? {
-                if let Some(entry) = self.take(&key) {
+        self.context.access_buffer.flush(&mut **policy);
+        for _ in 0..MAX_ALLOCATE_ATTEMPTS {
+            for key in self.choose_victims(&mut **policy, SizeClass::of(len))? {
+                if let Some(entry) = self.take_unpinned(&key) {
                     policy.evict(&key);
                     drop(entry);
                 }
@@ -149,47 +168,51 @@ impl Index {
         None
     }
 
-    /// Takes a block out of its shard unless somebody has pinned it.
-    fn take(&self, key: &BlockKey) -> Option<Arc<Entry>> {
+    /// Takes a block out of its shard unless it is pinned.
+    fn take_unpinned(&self, key: &BlockKey) -> Option<Arc<BlockEntry>> {
         let mut shard = self.shard(key).write();
         Arc::get_mut(shard.get_mut(key)?)?;
         shard.remove(key)
     }
 
-    /// Looks for the cheapest set of blocks whose leaving makes room for a slot of `class`.
-    fn choose(&self, policy: &mut dyn Policy<BlockKey>, class: Class) -> Option<Vec<BlockKey>> {
+    /// The cheapest set of blocks whose eviction makes room for a slot of `class`.
+    fn choose_victims(&self, policy: &mut dyn Policy<BlockKey>, class: SizeClass) -> Option<Vec<BlockKey>> {
         let mut choices: Vec<Vec<BlockKey>> = Vec::new();
         let mut seen: HashSet<BlockKey, RandomState> = HashSet::default();
-        policy.candidates(&mut |candidate| {
+        policy.scan_candidates(&mut |candidate| {
             let shard = self.shard(&candidate.key).read();
-            let Some(entry) = shard.get(&candidate.key) else { return Look::Next };
-            let Memory::Slot(slot) = &entry.memory else { return Look::Next };
-            let in_use = Arc::strong_count(entry) > 1;
-            let spared = candidate.recent && entry.memory.len() >= READ_IN_PIECES && entry.is_under_way();
-            if in_use || spared {
-                return Look::InUse;
+            let Some(entry) = shard.get(&candidate.key) else { return Scan::Continue };
+            let BlockMemory::Slot(slot) = &entry.memory else { return Scan::Continue };
+            let is_pinned = Arc::strong_count(entry) > 1;
+            let is_spared = candidate.is_recent
+                && entry.memory.len() >= MULTI_REQUEST_BLOCK_SIZE
+                && entry.is_partially_read();
+            if is_pinned || is_spared {
+                return Scan::InUse;
             }
             seen.insert(candidate.key);
-            let Some(leaving) = self.context.arena.neighbours(slot, class) else { return Look::Next };
+            let Some(victims) = self.context.arena.blockers(slot, class) else { return Scan::Continue };
             drop(shard);
-            // What takes an odd number of units may leave some over that are of no use to others of its size.
-            if !leaving.contains(&candidate.key) {
-                return Look::Next;
+            // A run starts at a multiple of its alignment. If it is shorter than that (3 units of
+            // 4), it does not cover a candidate in the units behind it.
+            if !victims.contains(&candidate.key) {
+                return Scan::Continue;
             }
-            if leaving.len() > 1 && leaving.iter().any(|key| self.is_pinned(key)) {
-                return Look::Next;
+            if victims.len() > 1 && victims.iter().any(|key| self.is_pinned(key)) {
+                return Scan::Continue;
             }
-            let alone = leaving == [candidate.key];
-            choices.push(leaving);
-            if alone || choices.len() == CONSIDERED { Look::Stop } else { Look::Next }
+            let is_single = victims == [candidate.key];
+            choices.push(victims);
+            if is_single || choices.len() == MAX_VICTIM_SETS { Scan::Stop } else { Scan::Continue }
         });
-        // What is as cold as the last candidate should leave anyway; only what would leave before its time is a cost.
-        let cost = |leaving: &Vec<BlockKey>| -> u64 {
-            let early = leaving.iter().filter(|key| !seen.contains(*key));
-            let each = early.map(|key| match policy.warmth(key) {
-                // Somebody is about to come for an unread one.
-                Warmth::Hot | Warmth::Unread => 4 * self.weight(key),
-                Warmth::Cold => self.weight(key),
+        // Blocks that the scan has passed are as cold as the last candidate: evicting them costs
+        // nothing. Only a block that is evicted before its time is a cost.
+        let cost = |victims: &Vec<BlockKey>| -> u64 {
+            let early = victims.iter().filter(|key| !seen.contains(*key));
+            let each = early.map(|key| match policy.temperature(key) {
+                // A reader is about to come for an unread one.
+                Temperature::Hot | Temperature::Unread => 4 * self.weight(key),
+                Temperature::Cold => self.weight(key),
             });
             each.sum()
         };
@@ -207,7 +230,7 @@ impl Index {
         self.shard(key).read().get(key).map_or(0, |entry| entry.memory.len() as u64)
     }
 
-    /// Bytes of blocks that somebody has pinned. Looks at every block.
+    /// Bytes of pinned blocks. Visits every block.
     pub(super) fn pinned(&self) -> u64 {
         let bytes = |shard: &Shard| -> u64 {
             let shard = shard.read();

@@ -1,10 +1,11 @@
-//! The orders in which threads can meet in the cache, explored by a model checker.
+//! The orders in which threads can run in the cache, explored by a model checker.
 //!
 //! `cargo test --release -p interceptor --features shuttle --lib cache::interleavings`
 //!
-//! Each test runs a few threads thousands of times; at every lock and atomic the checker decides who goes on, with
-//! randomly chosen priorities (probabilistic concurrency testing finds any bug of `d` ordering constraints with a known
-//! probability for each run). A failure prints the schedule that led to it.
+//! Each test runs a few threads thousands of times. At every lock and atomic the checker decides
+//! which thread goes on, by randomly chosen priorities (probabilistic concurrency testing finds
+//! any bug of `d` ordering constraints with a known probability in each run). A failure prints its
+//! schedule.
 
 use std::sync::Arc;
 
@@ -13,9 +14,9 @@ use futures::future::BoxFuture;
 use shuttle::{future, thread};
 
 use super::arena::Arena;
-use super::block::Memory;
-use super::flight::Spawn;
-use super::policy::{Lirs, Traits};
+use super::block::BlockMemory;
+use super::inflight::Spawn;
+use super::policy::{Lirs, LirsParams};
 use super::*;
 use crate::priority::Urgency;
 
@@ -32,26 +33,26 @@ fn key(number: u64) -> BlockKey {
     BlockKey { object: ObjectId(number.into()), object_size: LEN as u64, part: BlockPart::Whole }
 }
 
-/// An index whose arena has room for so many blocks.
-fn index(blocks: u64) -> Arc<Index> {
+/// An index whose arena has room for this many blocks.
+fn index(blocks: u64) -> Arc<BlockIndex> {
     let capacity = blocks * LEN as u64;
     let arena = Arena::reserve(capacity).expect("there is address space");
-    let policy = Lirs::new(capacity, Traits { cold_share: 0.5, chances: 1 });
-    Arc::new(Index::new(arena, Box::new(policy)))
+    let policy = Lirs::new(capacity, LirsParams { cold_share: 0.5, max_chances: 1 });
+    Arc::new(BlockIndex::new(arena, Box::new(policy)))
 }
 
 /// Fills a block and publishes it, unless everything is pinned.
-fn fill(index: &Arc<Index>, number: u64) -> Option<Readable> {
+fn fill(index: &Arc<BlockIndex>, number: u64) -> Option<PinnedBlock> {
     let slot = index.allocate(LEN)?;
-    let mut filling = Filling::new(key(number), Memory::Slot(slot), None, index.clone(), None);
-    // One byte at each end shows a mix-up as well as all of them.
-    filling[0] = number as u8;
+    let mut writer = BlockWriter::new(key(number), BlockMemory::Slot(slot), None, index.clone(), None);
+    // A mix-up shows in one byte at each end as well as in all bytes.
+    writer[0] = number as u8;
     thread::yield_now();
-    filling[LEN - 1] = number as u8;
-    Some(filling.publish())
+    writer[LEN - 1] = number as u8;
+    Some(writer.publish())
 }
 
-fn assert_right(block: &Readable, number: u64) {
+fn assert_right(block: &PinnedBlock, number: u64) {
     let first = block[0];
     thread::yield_now();
     assert_eq!([first, block[LEN - 1]], [number as u8; 2]);
@@ -70,52 +71,53 @@ impl Spawn for Threads {
 #[derive(Debug, Clone, PartialEq)]
 struct Failed;
 
-impl From<Interrupted> for Failed {
-    fn from(_: Interrupted) -> Self {
+impl From<FetchInterrupted> for Failed {
+    fn from(_: FetchInterrupted) -> Self {
         Failed
     }
 }
 
-type Fetches = Flights<BlockKey, Arc<[u8]>, Failed, Threads>;
+type Inflight = InflightMap<BlockKey, Arc<[u8]>, Failed, Threads>;
 
-/// Runs two readers of block 1 that find what they need or join a fetch of it, and returns what each of them got and
-/// how many fetches there were.
+/// Runs two readers of block 1 that find it or join a fetch of it. Returns what each of them got
+/// and how many fetches there were.
 fn two_readers(outcome: Result<(), Failed>) -> (Vec<Result<u8, Failed>>, usize) {
     let index = index(2);
-    let fetches = Arc::new(Fetches::new(Threads));
+    let inflight = Arc::new(Inflight::new(Threads));
     let made = Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let readers: Vec<_> = (0..2)
         .map(|_| {
-            let (index, fetches, made, outcome) =
-                (index.clone(), fetches.clone(), made.clone(), outcome.clone());
+            let (index, inflight, made, outcome) =
+                (index.clone(), inflight.clone(), made.clone(), outcome.clone());
             thread::spawn(move || {
-                let found = |index: &Arc<Index>| index.get(&key(1)).map(|block| Arc::from(&block[..1]));
-                let landed = index.clone();
-                let joined = fetches.join(
+                let found = |index: &Arc<BlockIndex>| index.get(&key(1)).map(|block| Arc::from(&block[..1]));
+                let lookup = index.clone();
+                let joined = inflight.join(
                     key(1),
                     Urgency::Demand,
-                    || found(&landed),
+                    || found(&lookup),
                     |_| async move {
                         made.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
                         let slot = index.allocate(LEN).expect("there is room for two");
-                        let mut filling = Filling::new(key(1), Memory::Slot(slot), None, index.clone(), None);
-                        filling[0] = 1;
+                        let mut writer =
+                            BlockWriter::new(key(1), BlockMemory::Slot(slot), None, index.clone(), None);
+                        writer[0] = 1;
                         outcome?;
-                        filling.publish();
-                        Ok(found(&index).expect("what was published is found"))
+                        writer.publish();
+                        Ok(found(&index).expect("a published block is found"))
                     },
                 );
                 match joined {
-                    Joined::Landed(bytes) => Ok(bytes[0]),
-                    Joined::Waiting(outcome) => future::block_on(outcome).map(|bytes| bytes[0]),
+                    Joined::Cached(bytes) => Ok(bytes[0]),
+                    Joined::InFlight(outcome) => future::block_on(outcome).map(|bytes| bytes[0]),
                 }
             })
         })
         .collect();
     let got = readers.into_iter().map(|reader| reader.join().expect("readers do not panic")).collect();
-    assert!(!fetches.contains(&key(1)), "the fetch is over");
+    assert!(!inflight.contains(&key(1)), "the fetch is over");
     let expected = if index.contains(&key(1)) { LEN as u64 } else { 0 };
-    assert_eq!(index.context().arena().used(), expected, "only a block that is found takes memory");
+    assert_eq!(index.arena().used(), expected, "only a block that is found takes memory");
     (got, made.load(std::sync::atomic::Ordering::SeqCst))
 }
 
@@ -129,11 +131,11 @@ fn two_misses_on_one_block_make_one_fetch() {
 }
 
 #[test]
-fn everyone_who_waits_for_a_failing_fetch_gets_its_error_and_the_slot_is_free() {
+fn all_waiters_of_a_failing_fetch_get_its_error_and_the_slot_is_free() {
     check(|| {
         let (got, fetches) = two_readers(Err(Failed));
         assert_eq!(got, [Err(Failed), Err(Failed)]);
-        // The second reader may come when the first fetch is over: it tries anew.
+        // The second reader may come when the first fetch is over, and start another.
         assert!((1..=2).contains(&fetches));
     });
 }
@@ -142,7 +144,7 @@ fn everyone_who_waits_for_a_failing_fetch_gets_its_error_and_the_slot_is_free() 
 fn a_pinned_block_is_not_evicted() {
     check(|| {
         let index = index(2);
-        // The first one in is hot; the second will have to leave.
+        // The first block is hot; the second one will be evicted.
         drop(fill(&index, 2));
         drop(fill(&index, 1));
         let reader = thread::spawn({
@@ -161,14 +163,14 @@ fn a_pinned_block_is_not_evicted() {
             let index = index.clone();
             move || {
                 for number in 3..5 {
-                    let block = fill(&index, number).expect("one of two can leave");
+                    let block = fill(&index, number).expect("one of two can be evicted");
                     assert_right(&block, number);
                 }
             }
         });
         reader.join().unwrap();
         evictor.join().unwrap();
-        assert_eq!(index.context().arena().used(), 2 * LEN as u64);
+        assert_eq!(index.arena().used(), 2 * LEN as u64);
     });
 }
 
@@ -210,7 +212,7 @@ fn removal_against_promotion_and_publication_leaves_index_policy_and_arena_agree
                     block.mark_read(&(0..LEN));
                     assert_right(&block, 1);
                 }
-                index.promote(&key(1));
+                index.mark_hot(&key(1));
             }
         });
         let remover = thread::spawn({
@@ -223,8 +225,8 @@ fn removal_against_promotion_and_publication_leaves_index_policy_and_arena_agree
         reader.join().unwrap();
         remover.join().unwrap();
         let present = u64::from(index.contains(&key(1)));
-        assert_eq!(index.context().arena().used(), present * LEN as u64);
-        // Whatever is left can still be evicted: two others find room.
+        assert_eq!(index.arena().used(), present * LEN as u64);
+        // What is left can still be evicted: two other blocks find room.
         let others = [fill(&index, 2), fill(&index, 3)];
         assert!(others.iter().all(Option::is_some));
         assert!(!index.contains(&key(1)));

@@ -1,7 +1,7 @@
 //! The name under which a block is found.
 
-/// Identifies bytes that never change. Opaque to the cache: the origin that makes an id guarantees that equal
-/// ids mean equal bytes.
+/// Identifies bytes that never change. Opaque to the cache: the origin that makes an id guarantees
+/// that equal ids mean equal bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ObjectId(pub u128);
 

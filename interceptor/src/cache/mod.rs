@@ -1,49 +1,53 @@
-//! The memory that fetched bytes are kept in: one budget, one region, found by key.
+//! The memory that fetched bytes are kept in: one budget, one region, blocks found by key.
 //!
-//! A block is a chunk, or a piece of one, named by its [`BlockKey`]. Because a chunk never changes under its file id, a
-//! block is right for ever: nothing here is ever invalidated, only evicted. The way of a block:
+//! A block is an object of the origin, or a piece of one, named by its [`BlockKey`]. An object
+//! never changes under its id, so a block never goes stale: blocks are evicted, never invalidated.
+//! The life of a block:
 //!
 //! ```text
-//!  Cache::fill ──► Filling ──publish──► index ──get──► Readable (a pin) ──► reply
-//!  waits for memory  │ exclusive          │ evicted when the policy likes others more and nobody has it pinned
-//!                    └ dropped: free again, nobody has seen it
+//!  Cache::reserve ──► BlockWriter ──publish──► index ──get──► PinnedBlock ──► reply
+//!  waits for memory    │ exclusive              │ evicted if the policy ranks it lowest
+//!                      └ dropped: memory free   │ and no pin is left
 //! ```
 //!
-//! * [`arena`] is the memory: reserved once, huge pages where there are any, cut into slots by size.
-//! * [`index`](self::index) finds blocks and makes room, asking the [`policy`] whom to evict and the arena whose leaving
-//!   gives the room that is wanted.
-//! * [`Flights`] makes sure that one block is fetched once, however many readers miss it, and that all of them get its
-//!   error if that fails.
+//! * [`arena`] is the memory: reserved once, huge pages where the host has them, cut into slots by
+//!   size.
+//! * [`index`](self::index) finds blocks and makes room: the [`policy`] ranks what to evict, and
+//!   the arena says which evictions free a slot of the size that is needed.
+//! * [`InflightMap`] makes sure that one block is fetched once, however many readers miss it, and
+//!   that all of them get its error if the fetch fails.
 //!
-//! A sequential reader's bytes stay in the mount's page cache, in front of this one. So a block that a stream has read to
-//! its end is given up at once ([`Cache::consumed`]) and its memory, still warm in the CPU's caches, takes the next block
-//! of the stream: a long scan runs through a few slots and pushes nothing out. Its name is remembered; if it has to be
-//! fetched a second time, the page cache did not keep it, and then it stays.
+//! A sequential reader's bytes stay in the mount's page cache, in front of this cache. So a block
+//! that a stream has read to its end is evicted at once ([`Cache::streamed`]), and its memory,
+//! still warm in the CPU's caches, takes the next block of the stream: a long scan runs through a
+//! few slots and evicts nothing else. The cache remembers the key; if the block has to be fetched
+//! a second time, the page cache did not keep it, and then it stays.
 //!
-//! Files that are hot as a whole leave the arena for [`resident`] files, which the kernel reads by itself. The arena is
-//! smaller by what they take.
+//! Files that are hot as a whole leave the arena for [`resident`] files, which the kernel reads
+//! without asking the daemon. The arena is smaller by what they take.
 //!
-//! Of the budget, only a part (the *fill budget*, an eighth) may be in the hands of fetches in flight, so that a burst
-//! of misses waits instead of emptying the cache. Speculative fetches leave half of that to readers, and are not made when
-//! there is no room. A reader's fetch waits; if everything stays pinned or being filled for [`PATIENCE`], or the block
-//! would take more than a quarter of the cache, it is read through memory of its own, which this cache does not know (its
-//! reader holds it for a while): a full cache makes reads slower, never wrong and never an error.
+//! Fetches in flight may hold only a part of the budget (the *fill budget*, an eighth), so that a
+//! burst of misses waits instead of emptying the cache. Speculative fetches leave half of the fill
+//! budget to readers, and are skipped when there is no room. A reader's fetch waits up to
+//! [`RESERVE_TIMEOUT`]. After that, or if the block would take more than a quarter of the cache,
+//! it is read into heap memory outside the arena and never enters the index (its reader holds it
+//! for a while): a full cache makes reads slower, never wrong and never an error.
 
+mod access_buffer;
 pub mod arena;
 mod block;
-mod consumed;
 mod context;
-mod fill;
-mod flight;
 mod index;
-mod keep;
+mod inflight;
 mod key;
-mod pass;
+mod pass_tracker;
 pub mod policy;
 pub mod replay;
 pub mod resident;
+mod retained;
+mod streamed;
 mod sync;
-mod uses;
+mod writer;
 
 #[cfg(all(test, feature = "shuttle"))]
 mod interleavings;
@@ -55,55 +59,58 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rdma_engine::client::RegistrationCache;
-use tokio::sync::{OwnedSemaphorePermit as Share, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
-use arena::{Arena, ArenaError, Backing, Class, ClassUsage, Slot};
-use block::Memory;
-use consumed::Consumed;
-use index::Index;
-use policy::Dueling;
-use resident::{ResidentError, ResidentUsage, Residents};
+use arena::{Arena, ArenaError, PageBacking, SizeClass, SizeClassUsage, Slot};
+use block::BlockMemory;
+use index::BlockIndex;
+use policy::AdaptiveLirs;
+use resident::{ResidentError, ResidentFiles, ResidentUsage};
+use streamed::StreamedKeys;
 
 pub use arena::MIN_CAPACITY;
-pub use block::{PrefetchOutcome, Readable};
-pub use fill::Filling;
-pub use flight::{Flights, Interrupted, Joined, Outcome, Spawn};
-pub use keep::{Displace, NoRoom};
+pub use block::{PinnedBlock, PrefetchObserver};
+pub use index::EvictionMode;
+pub use inflight::{FetchInterrupted, InflightMap, Joined, SharedFetch, Spawn};
 pub use key::{BlockKey, BlockPart, ObjectId};
+pub use retained::AdmissionError;
+pub use writer::BlockWriter;
 
-/// How long a reader's fetch waits for memory of the cache.
-pub const PATIENCE: Duration = Duration::from_secs(2);
-/// Fill budget is accounted in units of this many bytes.
-const FILL_UNIT: u64 = 4096;
-/// A block that takes more than one in this many bytes of the cache does not come in: it would cost more than it brings.
-const LARGEST_SHARE: u64 = 4;
+/// How long a reader's fetch waits for memory of the arena.
+pub const RESERVE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Bytes for which one permit of the fill budget stands.
+const FILL_PERMIT_BYTES: u64 = 4096;
+/// The largest block takes one in this many bytes of the cache. What a larger one would evict is
+/// worth more than the block itself.
+const MAX_BLOCK_DIVISOR: u64 = 4;
 
 /// How much memory the cache holds and may hold, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Usage {
+pub struct CacheUsage {
     /// The budget.
     pub capacity: u64,
     /// Held by blocks and by fetches in flight, in the arena.
     pub used: u64,
-    /// Of that, blocks that somebody reads at the moment.
+    /// Of that, blocks that are pinned now.
     pub pinned: u64,
-    /// Of the budget, what is held as files that the kernel reads by itself.
+    /// Of the budget, what resident files hold.
     pub resident: u64,
-    /// `used`, `resident`, and what is held outside of the arena for reads that found it full.
+    /// `used`, `resident`, and heap memory of reads that found the arena full.
     pub allocated: u64,
 }
 
 /// The block cache of a mount.
 pub struct Cache {
-    index: Arc<Index>,
-    consumed: Consumed,
-    residents: OnceLock<Arc<Residents>>,
+    index: Arc<BlockIndex>,
+    streamed_keys: StreamedKeys,
+    residents: OnceLock<Arc<ResidentFiles>>,
     registrations: Arc<RegistrationCache>,
-    fill: Arc<Semaphore>,
-    fill_bytes: u64,
+    /// The fill budget, a permit for each [`FILL_PERMIT_BYTES`].
+    fill_budget: Arc<Semaphore>,
+    fill_budget_bytes: u64,
     /// How long a reader's fetch waits for memory.
-    patience: Duration,
+    reserve_timeout: Duration,
 }
 
 impl Cache {
@@ -112,24 +119,25 @@ impl Cache {
         let arena = Arena::new(capacity)?;
         let capacity = arena.capacity();
         let registrations = arena.registrations();
-        // An eighth keeps even fast links busy for a 1 GiB cache (128 MiB in flight); small caches need a larger share
-        // to fetch a few chunks side by side, huge ones do not need more than 1 GiB.
-        let fill_bytes = (capacity / 8).clamp(8 << 20, 1 << 30);
-        let index = Index::new(arena, Box::new(Dueling::new(capacity)));
-        let fill = Arc::new(Semaphore::new((fill_bytes / FILL_UNIT) as usize));
+        // An eighth keeps even fast links busy for a 1 GiB cache (128 MiB in flight). Small caches
+        // need a larger share to fetch a few chunks side by side, huge ones do not need more than
+        // 1 GiB.
+        let fill_budget_bytes = (capacity / 8).clamp(8 << 20, 1 << 30);
+        let index = BlockIndex::new(arena, Box::new(AdaptiveLirs::new(capacity)));
+        let fill_budget = Arc::new(Semaphore::new((fill_budget_bytes / FILL_PERMIT_BYTES) as usize));
         Ok(Self {
             index: Arc::new(index),
-            consumed: Consumed::default(),
+            streamed_keys: StreamedKeys::default(),
             residents: OnceLock::new(),
             registrations,
-            fill,
-            fill_bytes,
-            patience: PATIENCE,
+            fill_budget,
+            fill_budget_bytes,
+            reserve_timeout: RESERVE_TIMEOUT,
         })
     }
 
-    /// The block under `key`, pinned. Note what was read of it with [`Readable::mark_read`].
-    pub fn get(&self, key: &BlockKey) -> Option<Readable> {
+    /// The block under `key`, pinned. Record what was read of it with [`PinnedBlock::mark_read`].
+    pub fn get(&self, key: &BlockKey) -> Option<PinnedBlock> {
         self.index.get(key)
     }
 
@@ -138,123 +146,139 @@ impl Cache {
         self.index.contains(key)
     }
 
-    /// Memory for `len` bytes that a reader asked for, which waits if there is none now, and comes from outside of the
-    /// arena if there is none for long. Its content is unspecified.
-    pub async fn fill(&self, key: BlockKey, len: usize) -> Filling {
-        let units = self.units(len);
-        let (share, slot) = match self.fill.clone().try_acquire_many_owned(units) {
-            Ok(share) => (Some(share), self.admits(len).then(|| self.index.allocate(len)).flatten()),
+    /// Memory for `len` bytes that a reader asked for. Waits up to [`RESERVE_TIMEOUT`] for room in
+    /// the arena, then takes heap memory. The content is unspecified.
+    pub async fn reserve(&self, key: BlockKey, len: usize) -> BlockWriter {
+        let permits = self.fill_permits(len);
+        let (permit, slot) = match self.fill_budget.clone().try_acquire_many_owned(permits) {
+            Ok(permit) => (Some(permit), self.admits(len).then(|| self.index.allocate(len)).flatten()),
             Err(_) => (None, None),
         };
-        let (share, slot) = match (share, slot) {
-            (Some(share), Some(slot)) => (Some(share), Some(slot)),
-            (share, _) => self.wait(share, len).await,
+        let (permit, slot) = match (permit, slot) {
+            (Some(permit), Some(slot)) => (Some(permit), Some(slot)),
+            (permit, _) => self.wait_for_memory(permit, len).await,
         };
         let memory = match slot {
-            Some(slot) => Memory::Slot(slot),
-            None => Memory::heap(len, self.index.context()),
+            Some(slot) => BlockMemory::Slot(slot),
+            None => BlockMemory::heap(len, self.index.context()),
         };
-        Filling::new(key, memory, None, self.index.clone(), share)
+        BlockWriter::new(key, memory, None, self.index.clone(), permit)
     }
 
-    /// Waits for what is missing of a share of the fill budget and a slot.
-    async fn wait(&self, share: Option<Share>, len: usize) -> (Option<Share>, Option<Slot>) {
-        let deadline = Instant::now() + self.patience;
-        let share = match share {
-            Some(share) => share,
+    /// Waits for what is missing of a permit of the fill budget and a slot.
+    async fn wait_for_memory(
+        &self,
+        permit: Option<OwnedSemaphorePermit>,
+        len: usize,
+    ) -> (Option<OwnedSemaphorePermit>, Option<Slot>) {
+        let deadline = Instant::now() + self.reserve_timeout;
+        let permit = match permit {
+            Some(permit) => permit,
             None => {
-                let share = self.fill.clone().acquire_many_owned(self.units(len));
-                match timeout_at(deadline, share).await {
-                    Ok(share) => share.expect("the fill budget is never closed"),
+                let permit = self.fill_budget.clone().acquire_many_owned(self.fill_permits(len));
+                match timeout_at(deadline, permit).await {
+                    Ok(permit) => permit.expect("the fill budget is never closed"),
                     Err(_) => return (None, None),
                 }
             }
         };
         if !self.admits(len) {
-            return (Some(share), None);
+            return (Some(permit), None);
         }
-        let slot = self.arena().room().wait(deadline, || self.index.allocate(len)).await;
-        (Some(share), slot)
+        let slot = self.arena().waiters().retry_until(deadline, || self.index.allocate(len)).await;
+        (Some(permit), slot)
     }
 
-    /// Memory for `len` bytes that are fetched on speculation, of which `outcome` will hear. None if there is none now,
-    /// or if it would take what readers may need.
-    pub fn try_fill(&self, key: BlockKey, len: usize, outcome: Arc<dyn PrefetchOutcome>) -> Option<Filling> {
-        let units = self.units(len);
-        let left = (self.fill.available_permits() as u64).checked_sub(u64::from(units))?;
-        if !self.admits(len) || left < self.fill_bytes / FILL_UNIT / 2 {
+    /// Memory for `len` bytes that are fetched on speculation, whose fate `observer` is told. None
+    /// if there is no memory now, or if it would take what readers may need.
+    pub fn try_reserve_prefetch(
+        &self,
+        key: BlockKey,
+        len: usize,
+        observer: Arc<dyn PrefetchObserver>,
+    ) -> Option<BlockWriter> {
+        let permits = self.fill_permits(len);
+        let left = (self.fill_budget.available_permits() as u64).checked_sub(u64::from(permits))?;
+        if !self.admits(len) || left < self.fill_budget_bytes / FILL_PERMIT_BYTES / 2 {
             return None;
         }
-        let share = self.fill.clone().try_acquire_many_owned(units).ok()?;
-        let slot = self.index.allocate(len)?;
-        Some(Filling::new(key, Memory::Slot(slot), Some(outcome), self.index.clone(), Some(share)))
+        let permit = self.fill_budget.clone().try_acquire_many_owned(permits).ok()?;
+        let memory = BlockMemory::Slot(self.index.allocate(len)?);
+        Some(BlockWriter::new(key, memory, Some(observer), self.index.clone(), Some(permit)))
     }
 
-    /// A stream has read `bytes` of the block under `key`. Once it has read all of them the block is given up, unless it
-    /// was given up before and had to be fetched again: then it stays, and this returns true. It also stays if somebody has asked for
-    /// it to be there ([`Cache::keep`]).
-    pub fn consumed(&self, key: &BlockKey, block: &Readable, bytes: usize) -> bool {
-        if !block.stream(bytes) || block.entry().is_kept() {
+    /// Records that a stream has read `bytes` of the block under `key`. Once streams have read all
+    /// of it, the block is evicted, unless the same block was evicted so before and had to be
+    /// fetched again: then it stays, and this returns true. A [retained](Cache::retain) block
+    /// stays as well.
+    pub fn streamed(&self, key: &BlockKey, block: &PinnedBlock, bytes: usize) -> bool {
+        if !block.record_streamed(bytes) || block.entry().is_retained() {
             return false;
         }
-        let is_new = self.consumed.note(*key);
+        let is_new = self.streamed_keys.insert(*key);
         if is_new {
-            self.index.give_up(key);
+            self.index.evict(key);
         }
         !is_new
     }
 
-    /// Resident files, which there can be from the first call of this on.
-    pub fn residents(&self) -> Result<&Arc<Residents>, ResidentError> {
+    /// The resident files. The first call makes the file system that holds them.
+    ///
+    /// # Errors
+    /// When this host or this cache has no room for such files. Everything else works without
+    /// them.
+    pub fn residents(&self) -> Result<&Arc<ResidentFiles>, ResidentError> {
         if self.residents.get().is_none() {
-            let residents = Residents::new(self.index.clone(), self.arena().capacity())?;
-            // Should another thread have been faster, its residents stay and these, which have no files, go.
+            let residents = ResidentFiles::new(self.index.clone(), self.arena().capacity())?;
+            // If another thread was faster, its value stays and this one, which has no files, is
+            // dropped.
             let _ = self.residents.set(residents);
         }
         Ok(self.residents.get().expect("it was set just now"))
     }
 
-    /// How many files are resident, and what became of those that were to be.
+    /// How many files are resident, and how past promotions ended.
     pub fn resident_usage(&self) -> ResidentUsage {
         self.residents.get().map(|residents| residents.usage()).unwrap_or_default()
     }
 
-    /// Takes a block out of the cache; who has it pinned keeps it. Returns whether it was there.
+    /// Takes a block out of the cache; existing pins keep its bytes. Returns whether it was there.
     pub fn remove(&self, key: &BlockKey) -> bool {
         self.index.remove(key)
     }
 
-    /// Says that a block is known to be hot, so that it stays.
-    pub fn promote(&self, key: &BlockKey) {
-        self.index.promote(key);
+    /// Tells the policy that a block is hot, as the kernel's counters show.
+    pub fn mark_hot(&self, key: &BlockKey) {
+        self.index.mark_hot(key);
     }
 
-    /// How many bytes one reader may be run ahead of: no more than speculation may have in flight, and no more than
-    /// half of what the policy keeps for blocks that nobody has read yet, or they would be gone before their time.
+    /// How many bytes may be prefetched for one reader: no more than speculation may have in
+    /// flight, and no more than half of what the policy keeps for unread blocks, or they would be
+    /// evicted before their reader comes.
     pub fn speculation_limit(&self) -> u64 {
-        (self.fill_bytes / 2).min(self.index.unread_limit() / 2)
+        (self.fill_budget_bytes / 2).min(self.index.unread_limit() / 2)
     }
 
     /// How many bytes blocks may take: what resident files leave of the budget.
-    pub fn room_for_blocks(&self) -> u64 {
-        self.arena().capacity().saturating_sub(self.taken())
+    pub fn block_capacity(&self) -> u64 {
+        self.arena().capacity().saturating_sub(self.ceded())
     }
 
-    /// By which RDMA devices may write into the cache's memory by themselves.
+    /// The registrations by which RDMA devices write into the cache's memory.
     pub fn registrations(&self) -> &Arc<RegistrationCache> {
         &self.registrations
     }
 
     /// What kind of pages the host gave.
-    pub fn backing(&self) -> Backing {
+    pub fn backing(&self) -> PageBacking {
         self.arena().backing()
     }
 
-    /// How much memory is held now. Looks at every block.
-    pub fn usage(&self) -> Usage {
-        let used = self.arena().used().saturating_sub(self.taken());
+    /// How much memory is held now. Visits every block.
+    pub fn usage(&self) -> CacheUsage {
+        let used = self.arena().used().saturating_sub(self.ceded());
         let resident = self.resident_usage().bytes;
-        Usage {
+        CacheUsage {
             capacity: self.arena().capacity(),
             used,
             pinned: self.index.pinned(),
@@ -263,29 +287,30 @@ impl Cache {
         }
     }
 
-    /// How the memory is divided among sizes of slots.
-    pub fn classes(&self) -> Vec<ClassUsage> {
+    /// How the memory is divided among size classes.
+    pub fn classes(&self) -> Vec<SizeClassUsage> {
         self.arena().classes()
     }
 
     fn arena(&self) -> &Arena {
-        self.index.context().arena()
+        self.index.arena()
     }
 
-    /// What the arena lacks of the budget because files have it, in bytes.
-    fn taken(&self) -> u64 {
-        self.residents.get().map_or(0, |residents| residents.taken())
+    /// Bytes of the arena that were ceded to resident files.
+    fn ceded(&self) -> u64 {
+        self.residents.get().map_or(0, |residents| residents.ceded())
     }
 
     /// Whether a block of `len` bytes is small enough to be kept in the arena.
     pub fn admits(&self, len: usize) -> bool {
-        Class::of(len).size() <= self.room_for_blocks() / LARGEST_SHARE
+        SizeClass::of(len).size() <= self.block_capacity() / MAX_BLOCK_DIVISOR
     }
 
-    /// A fetch larger than the whole fill budget gets it alone.
-    fn units(&self, len: usize) -> u32 {
-        let bytes = Class::of(len).size().min(self.fill_bytes);
-        u32::try_from(bytes.div_ceil(FILL_UNIT)).unwrap_or(u32::MAX)
+    /// Permits for a fetch of `len` bytes. A fetch larger than the whole fill budget takes all of
+    /// it.
+    fn fill_permits(&self, len: usize) -> u32 {
+        let bytes = SizeClass::of(len).size().min(self.fill_budget_bytes);
+        u32::try_from(bytes.div_ceil(FILL_PERMIT_BYTES)).unwrap_or(u32::MAX)
     }
 }
 

@@ -1,7 +1,8 @@
-//! What share of a recorded load the cache would have missed.
+//! Replays a recorded load, and computes what share of it the cache would have missed.
 //!
-//! A trace is a list of block ids in the order of their requests. It is played through the real index, policy and arena
-//! with slots of one page, of which none is ever written to, so it takes address space only.
+//! A trace is a list of block ids in the order of their requests. It is replayed through the real
+//! index, policy and arena with slots of one page. No slot is ever written to, so the arena takes
+//! address space only.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
@@ -12,18 +13,18 @@ use std::sync::Arc;
 use flate2::read::MultiGzDecoder;
 
 use super::arena::{Arena, ArenaError};
-use super::block::Memory;
-use super::fill::Filling;
-use super::index::Index;
+use super::block::BlockMemory;
+use super::index::BlockIndex;
 use super::key::{BlockKey, BlockPart, ObjectId};
-use super::policy::Dueling;
+use super::policy::AdaptiveLirs;
+use super::writer::BlockWriter;
 
-/// What is longer is no id, and not read to its end to say so.
-const LONGEST_LINE: u64 = 4096;
+/// Bytes of the longest line that is read. A longer line is no id, and is refused before its end.
+const MAX_LINE_LEN: u64 = 4096;
 /// Bytes of the smallest slot.
-const SLOT: u64 = 4096;
+const SLOT_SIZE: u64 = 4096;
 
-/// Why a trace could not be played.
+/// Why a trace could not be replayed.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayError {
     /// The file could not be read.
@@ -37,7 +38,7 @@ pub enum ReplayError {
         /// What it says.
         text: String,
     },
-    /// There is nothing to play.
+    /// There are no requests.
     #[error("the trace is empty")]
     Empty,
     /// There is no address space for a cache of that size.
@@ -45,7 +46,7 @@ pub enum ReplayError {
     Arena(#[from] ArenaError),
 }
 
-/// Requests of blocks.
+/// Requests of blocks, in their order.
 pub struct Trace {
     requests: Vec<u64>,
     distinct: usize,
@@ -79,7 +80,7 @@ impl Trace {
         let mut line = Vec::new();
         for number in 1.. {
             line.clear();
-            if text.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line)? == 0 {
+            if text.by_ref().take(MAX_LINE_LEN).read_until(b'\n', &mut line)? == 0 {
                 break;
             }
             let id = line.trim_ascii();
@@ -95,7 +96,7 @@ impl Trace {
         Self::new(requests)
     }
 
-    /// These requests.
+    /// A trace of these requests.
     pub fn new(requests: Vec<u64>) -> Result<Self, ReplayError> {
         if requests.is_empty() {
             return Err(ReplayError::Empty);
@@ -114,7 +115,7 @@ impl Trace {
         self.distinct
     }
 
-    /// Plays the trace with a cache that holds `share` of its different blocks.
+    /// Replays the trace with a cache that holds `share` of its different blocks.
     pub fn miss_ratio(&self, share: f64) -> Result<MissRatio, ReplayError> {
         let slots = ((self.distinct as f64 * share) as usize).max(1);
         let ratio = |misses: usize| misses as f64 / self.requests.len() as f64;
@@ -122,19 +123,20 @@ impl Trace {
     }
 
     fn misses(&self, slots: usize) -> Result<usize, ReplayError> {
-        let capacity = slots as u64 * SLOT;
+        let capacity = slots as u64 * SLOT_SIZE;
         let arena = Arena::reserve(capacity)?;
-        let index = Arc::new(Index::new(arena, Box::new(Dueling::new(capacity))));
+        let index = Arc::new(BlockIndex::new(arena, Box::new(AdaptiveLirs::new(capacity))));
         let mut misses = 0;
         for &id in &self.requests {
             let object = ObjectId(id.into());
-            let key = BlockKey { object, object_size: SLOT, part: BlockPart::Whole };
+            let key = BlockKey { object, object_size: SLOT_SIZE, part: BlockPart::Whole };
             let block = index.get(&key).unwrap_or_else(|| {
                 misses += 1;
-                let slot = index.allocate(SLOT as usize).expect("nothing is pinned, so something can leave");
-                Filling::new(key, Memory::Slot(slot), None, index.clone(), None).publish()
+                let slot =
+                    index.allocate(SLOT_SIZE as usize).expect("no block is pinned, so one can be evicted");
+                BlockWriter::new(key, BlockMemory::Slot(slot), None, index.clone(), None).publish()
             });
-            block.mark_read(&(0..SLOT as usize));
+            block.mark_read(&(0..SLOT_SIZE as usize));
         }
         Ok(misses)
     }
@@ -174,7 +176,7 @@ mod tests {
     use std::io::Write;
 
     #[test]
-    fn reads_text_and_gzip_alike() {
+    fn text_and_gzip_give_the_same_trace() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(b"1\n2\r\n\n1\n").unwrap();
         let plain = Trace::open(file.path()).unwrap();
@@ -204,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loop_just_too_large_is_where_lru_fails() {
+    fn a_loop_slightly_larger_than_the_cache_defeats_lru_only() {
         let trace = Trace::new((0..20_000).map(|i| i % 1000).collect()).unwrap();
         let ratio = trace.miss_ratio(0.9).unwrap();
         assert_eq!((ratio.slots, ratio.lru), (900, 1.0));

@@ -1,8 +1,8 @@
-//! The primitives that the cache is built from: those of the system, or those of a model checker.
+//! Locks and atomics of the cache: the usual ones, or those of a model checker.
 //!
-//! With the feature `shuttle` every lock and every atomic becomes a point at which the checker may switch threads, so
-//! that `interleavings` sees the orders in which things can happen. `Arc` is the standard one in both: what matters of
-//! it here, the number of owners, is only decided upon under a lock.
+//! With the feature `shuttle` every lock and every atomic becomes a point at which the checker may
+//! switch threads, so that `interleavings` explores the possible orders. `Arc` is the standard one
+//! in both: the cache reads its number of owners only under a lock.
 
 #[cfg(feature = "shuttle")]
 pub(super) use checked::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Mutex, Ordering, RwLock};

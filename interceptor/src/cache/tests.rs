@@ -1,4 +1,4 @@
-//! The whole cache: against a simple model, under threads, and when it is full.
+//! The whole cache: compared with a simple model, with many threads, and when it is full.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -19,13 +19,13 @@ fn byte(number: u64) -> u8 {
     (number % 251) as u8
 }
 
-fn fill(cache: &Cache, number: u64, len: usize) -> Readable {
-    let mut filling = cache.fill(key(number, len), len).now_or_never().expect("there is room");
-    filling.fill(byte(number));
-    filling.publish()
+fn fill(cache: &Cache, number: u64, len: usize) -> PinnedBlock {
+    let mut writer = cache.reserve(key(number, len), len).now_or_never().expect("there is room");
+    writer.fill(byte(number));
+    writer.publish()
 }
 
-fn is_right(block: &Readable, number: u64) -> bool {
+fn is_right(block: &PinnedBlock, number: u64) -> bool {
     block.iter().all(|&found| found == byte(number))
 }
 
@@ -36,7 +36,7 @@ struct Tally {
     wasted: AtomicUsize,
 }
 
-impl PrefetchOutcome for Tally {
+impl PrefetchObserver for Tally {
     fn fetched(&self, bytes: usize) {
         self.fetched.fetch_add(bytes, Ordering::Relaxed);
     }
@@ -80,11 +80,11 @@ fn a_pinned_block_is_not_evicted_and_outlives_its_removal() {
 }
 
 #[test]
-fn an_abandoned_filling_leaves_nothing() {
+fn a_writer_that_is_dropped_leaves_nothing() {
     let cache = Cache::new(MIN_CAPACITY).unwrap();
-    let filling = cache.fill(key(1, MIB), MIB).now_or_never().unwrap();
+    let writer = cache.reserve(key(1, MIB), MIB).now_or_never().unwrap();
     assert_eq!(cache.usage().used, MIB as u64);
-    drop(filling);
+    drop(writer);
     assert_eq!(cache.usage().used, 0);
     assert!(cache.get(&key(1, MIB)).is_none());
 }
@@ -92,7 +92,7 @@ fn an_abandoned_filling_leaves_nothing() {
 #[test]
 fn the_first_of_two_fills_of_one_block_stays() {
     let cache = Cache::new(MIN_CAPACITY).unwrap();
-    let late = cache.fill(key(1, MIB), MIB).now_or_never().unwrap();
+    let late = cache.reserve(key(1, MIB), MIB).now_or_never().unwrap();
     let first = fill(&cache, 1, MIB);
     assert_eq!(late.publish().as_ptr(), first.as_ptr());
     assert_eq!(cache.usage().used, MIB as u64);
@@ -101,30 +101,30 @@ fn the_first_of_two_fills_of_one_block_stays() {
 #[tokio::test]
 async fn a_cache_full_of_pins_reads_through_and_refuses_speculation() {
     let mut cache = Cache::new(MIN_CAPACITY).unwrap();
-    cache.patience = Duration::from_millis(1);
+    cache.reserve_timeout = Duration::from_millis(1);
     let pins: Vec<_> = (0..16).map(|number| fill(&cache, number, MIB)).collect();
-    assert!(cache.try_fill(key(20, MIB), MIB, Arc::new(Tally::default())).is_none());
-    let mut filling = cache.fill(key(20, MIB), MIB).await;
-    assert!(!filling.in_arena());
-    filling.fill(byte(20));
-    let block = filling.publish();
+    assert!(cache.try_reserve_prefetch(key(20, MIB), MIB, Arc::new(Tally::default())).is_none());
+    let mut writer = cache.reserve(key(20, MIB), MIB).await;
+    assert!(!writer.in_arena());
+    writer.fill(byte(20));
+    let block = writer.publish();
     assert!(is_right(&block, 20) && !cache.contains(&key(20, MIB)));
     assert_eq!(cache.usage().allocated, 17 << 20);
     drop(block);
     assert_eq!(cache.usage().allocated, 16 << 20);
     drop(pins);
-    assert!(cache.fill(key(20, MIB), MIB).await.in_arena());
+    assert!(cache.reserve(key(20, MIB), MIB).await.in_arena());
 }
 
 #[tokio::test]
-async fn a_reader_that_waits_gets_the_first_memory_that_comes_free() {
+async fn a_waiting_reader_gets_the_first_memory_that_becomes_free() {
     let mut cache = Cache::new(MIN_CAPACITY).unwrap();
-    cache.patience = Duration::from_secs(3600);
+    cache.reserve_timeout = Duration::from_secs(3600);
     let cache = Arc::new(cache);
     let mut pins: Vec<_> = (0..16).map(|number| fill(&cache, number, MIB)).collect();
     let waiting = cache.clone();
-    let reader = tokio::spawn(async move { waiting.fill(key(20, MIB), MIB).await.in_arena() });
-    while !cache.index.context().is_waited_for() {
+    let reader = tokio::spawn(async move { waiting.reserve(key(20, MIB), MIB).await.in_arena() });
+    while !cache.index.context().has_waiters() {
         tokio::task::yield_now().await;
     }
     pins.pop();
@@ -132,23 +132,25 @@ async fn a_reader_that_waits_gets_the_first_memory_that_comes_free() {
 }
 
 #[tokio::test]
-async fn speculation_leaves_half_of_the_fill_budget_and_the_rest_waits_its_turn() {
+async fn speculation_leaves_half_of_the_fill_budget_and_readers_wait_for_the_rest() {
     let cache = Cache::new(64 << 20).unwrap();
     let tally = Arc::new(Tally::default());
-    let ahead: Vec<_> = (0..).map_while(|n| cache.try_fill(key(n, MIB), MIB, tally.clone())).collect();
+    let ahead: Vec<_> =
+        (0..).map_while(|n| cache.try_reserve_prefetch(key(n, MIB), MIB, tally.clone())).collect();
     assert_eq!(ahead.len(), 4);
-    let demanded: Vec<_> = (10..14).map(|n| cache.fill(key(n, MIB), MIB).now_or_never().unwrap()).collect();
-    assert!(cache.fill(key(20, MIB), MIB).now_or_never().is_none());
+    let demanded: Vec<_> =
+        (10..14).map(|n| cache.reserve(key(n, MIB), MIB).now_or_never().unwrap()).collect();
+    assert!(cache.reserve(key(20, MIB), MIB).now_or_never().is_none());
     drop((ahead, demanded));
-    assert!(cache.fill(key(20, MIB), MIB).await.in_arena());
-    assert!(!cache.fill(key(21, 40 * MIB), 40 * MIB).await.in_arena(), "it would take most of the cache");
+    assert!(cache.reserve(key(20, MIB), MIB).await.in_arena());
+    assert!(!cache.reserve(key(21, 40 * MIB), 40 * MIB).await.in_arena(), "it would take most of the cache");
 }
 
 #[test]
 fn every_prefetched_block_is_counted_once() {
     let cache = Cache::new(MIN_CAPACITY).unwrap();
     let tally = Arc::new(Tally::default());
-    let ahead = |number| cache.try_fill(key(number, 100), 100, tally.clone()).unwrap().publish();
+    let ahead = |number| cache.try_reserve_prefetch(key(number, 100), 100, tally.clone()).unwrap().publish();
     let used = ahead(1);
     used.mark_read(&(0..10));
     used.mark_read(&(0..10));
@@ -158,20 +160,20 @@ fn every_prefetched_block_is_counted_once() {
     assert_eq!(tally.wasted.load(Ordering::Relaxed), 0, "it is still there");
     assert_eq!(tally.fetched.load(Ordering::Relaxed), 200);
     cache.remove(&key(2, 100));
-    drop(cache.try_fill(key(3, 100), 100, tally.clone()));
+    drop(cache.try_reserve_prefetch(key(3, 100), 100, tally.clone()));
     assert_eq!(tally.used.load(Ordering::Relaxed), 100);
     assert_eq!(tally.wasted.load(Ordering::Relaxed), 100);
 }
 
 #[test]
-fn a_streamed_block_goes_when_it_was_read_and_stays_when_it_comes_back() {
+fn a_streamed_block_is_evicted_once_and_stays_if_it_is_fetched_again() {
     let cache = Cache::new(MIN_CAPACITY).unwrap();
     let (key, block) = (key(1, 100_000), fill(&cache, 1, 100_000));
-    cache.consumed(&key, &block, 60_000);
+    cache.streamed(&key, &block, 60_000);
     assert!(cache.contains(&key));
-    cache.consumed(&key, &block, 40_000);
+    cache.streamed(&key, &block, 40_000);
     assert!(!cache.contains(&key) && is_right(&block, 1));
-    cache.consumed(&key, &fill(&cache, 1, 100_000), 100_000);
+    cache.streamed(&key, &fill(&cache, 1, 100_000), 100_000);
     assert!(cache.contains(&key));
 }
 
@@ -199,7 +201,7 @@ fn a_scan_leaves_the_hot_set_whatever_the_request_size() {
 }
 
 #[test]
-fn memory_moves_to_the_sizes_that_are_wanted() {
+fn memory_moves_to_the_sizes_that_are_used() {
     let cache = Cache::new(64 << 20).unwrap();
     let loads = [
         (4096, 16384),
@@ -241,15 +243,15 @@ fn a_large_chunk_among_small_files_costs_its_own_size() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
-    /// Blocks of all sizes come and go, some of them pinned: what is found is right, what is pinned stays, and the
-    /// memory in use is that of the blocks.
+    /// Blocks of all sizes come and go, some of them pinned. Every block that is found has the
+    /// right bytes, pinned blocks stay, and the memory in use is that of the blocks.
     #[test]
     fn agrees_with_a_model(
         operations in prop::collection::vec((0u8..10, 0u64..200), 0..400),
     ) {
         const SIZES: [usize; 8] = [1, 4096, 10_000, 65_536, 300_000, MIB, 2 * MIB, 4 * MIB];
         let cache = Cache::new(MIN_CAPACITY).unwrap();
-        let mut pins: HashMap<BlockKey, (u64, Readable)> = HashMap::new();
+        let mut pins: HashMap<BlockKey, (u64, PinnedBlock)> = HashMap::new();
         let size = |number: u64| SIZES[number as usize % SIZES.len()];
         for (operation, number) in operations {
             let name = key(number, size(number));
@@ -260,10 +262,10 @@ proptest! {
                         block.mark_read(&(0..block.len()));
                     }
                     None => {
-                        prop_assert!(!pins.contains_key(&name), "what is pinned is found");
-                        if let Some(mut filling) = cache.fill(name, size(number)).now_or_never_in_time() {
-                            filling.fill(byte(number));
-                            let block = filling.publish();
+                        prop_assert!(!pins.contains_key(&name), "a pinned block is found");
+                        if let Some(mut writer) = cache.reserve(name, size(number)).now_or_never_in_time() {
+                            writer.fill(byte(number));
+                            let block = writer.publish();
                             if operation == 0 && pins.len() < 3 {
                                 pins.insert(name, (number, block));
                             }
@@ -271,7 +273,7 @@ proptest! {
                     }
                 },
                 6 => _ = pins.keys().next().copied().map(|name| pins.remove(&name)),
-                7 => cache.promote(&name),
+                7 => cache.mark_hot(&name),
                 _ if !pins.contains_key(&name) => {
                     cache.remove(&name);
                     prop_assert!(!cache.contains(&name));
@@ -282,13 +284,13 @@ proptest! {
                 prop_assert!(cache.contains(name) && is_right(block, *number));
             }
             let present = (0..200).filter(|&number| cache.contains(&key(number, size(number))));
-            let used: u64 = present.map(|number| Class::of(size(number)).size()).sum();
+            let used: u64 = present.map(|number| SizeClass::of(size(number)).size()).sum();
             prop_assert_eq!(cache.usage().used, used);
         }
     }
 }
 
-/// Runs a future that may want to wait for time to pass, without letting it.
+/// Polls a future once, within a runtime whose timers it may use.
 trait NowOrNever: Future + Sized {
     fn now_or_never_in_time(self) -> Option<Self::Output> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
@@ -299,7 +301,7 @@ trait NowOrNever: Future + Sized {
 impl<F: Future> NowOrNever for F {}
 
 #[test]
-fn readers_and_fillers_on_many_threads_see_right_bytes_only() {
+fn readers_and_writers_on_many_threads_see_right_bytes_only() {
     const THREADS: u64 = 4;
     const STEPS: u64 = 20_000;
     let cache = Cache::new(MIN_CAPACITY).unwrap();
@@ -327,9 +329,9 @@ fn readers_and_fillers_on_many_threads_see_right_bytes_only() {
                             block
                         }
                         None => {
-                            let mut filling = runtime.block_on(cache.fill(name, size(number)));
-                            filling.fill(byte(number));
-                            filling.publish()
+                            let mut writer = runtime.block_on(cache.reserve(name, size(number)));
+                            writer.fill(byte(number));
+                            writer.publish()
                         }
                     };
                     block.mark_read(&(0..4096));
@@ -346,5 +348,5 @@ fn readers_and_fillers_on_many_threads_see_right_bytes_only() {
     assert!(hits.into_inner() > 0);
     assert_eq!(cache.usage().pinned, 0);
     (0..120).for_each(|number| _ = cache.remove(&key(number, size(number))));
-    assert_eq!(cache.usage().allocated, 0, "everything was given back");
+    assert_eq!(cache.usage().allocated, 0, "all memory was freed");
 }

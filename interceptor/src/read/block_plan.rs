@@ -214,7 +214,7 @@ mod tests {
     }
 
     fn fill(cache: &Cache, key: BlockKey, len: usize) {
-        drop(cache.fill(key, len).now_or_never().expect("an empty cache has room").publish());
+        drop(cache.reserve(key, len).now_or_never().expect("an empty cache has room").publish());
     }
 
     const RANDOM: ObjectAccess = ObjectAccess::Random { is_hot: false };

@@ -4,7 +4,7 @@ use std::ops::{Deref, Range};
 
 use bytes::Bytes;
 
-use crate::cache::Readable;
+use crate::cache::PinnedBlock;
 use crate::cache::resident::ResidentFile;
 
 /// Holes up to this size need no memory of their own; the kernel's requests are rarely larger.
@@ -17,7 +17,7 @@ pub struct ReadData(Repr);
 
 #[derive(Debug)]
 enum Repr {
-    Block(Readable, Range<usize>),
+    Block(PinnedBlock, Range<usize>),
     Shared(Bytes),
     Static(&'static [u8]),
     Gathered(Vec<u8>),
@@ -29,7 +29,7 @@ impl ReadData {
     }
 
     /// `range` of a block.
-    pub(super) fn block(block: Readable, range: Range<usize>) -> Self {
+    pub(super) fn block(block: PinnedBlock, range: Range<usize>) -> Self {
         debug_assert!(range.end <= block.len());
         Self(Repr::Block(block, range))
     }

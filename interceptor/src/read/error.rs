@@ -1,7 +1,7 @@
 //! Why a read fails.
 
 use super::OriginError;
-use crate::cache::Interrupted;
+use crate::cache::FetchInterrupted;
 
 /// Why a read could not be answered.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -21,7 +21,7 @@ pub enum ReadError {
     Encrypted(String),
     /// The fetch panicked or the daemon is stopping.
     #[error("{0}")]
-    Interrupted(#[from] Interrupted),
+    Interrupted(#[from] FetchInterrupted),
     /// A speculative fetch found no room in the cache for long. Never the answer to a read.
     #[error("the cache has no room to fetch it to")]
     NoRoom,

@@ -28,7 +28,8 @@ use super::uncached::UncachedBlocks;
 use super::{Origin, ReadError};
 use crate::arrival::Arrival;
 use crate::cache::{
-    BlockKey, Cache, Filling, Flights, Interrupted, Joined, Outcome, PrefetchOutcome, Readable,
+    BlockKey, BlockWriter, Cache, FetchInterrupted, InflightMap, Joined, PinnedBlock, PrefetchObserver,
+    SharedFetch,
 };
 use crate::priority::{Priority, Urgency};
 use crate::telemetry::metrics::Source;
@@ -46,20 +47,20 @@ const MEMORY_POLL_INTERVAL: Duration = Duration::from_millis(5);
 pub(super) struct BlockLoader {
     cache: Arc<Cache>,
     origin: Arc<dyn Origin>,
-    fetches: Flights<BlockKey, LoadedBlock, ReadError>,
+    fetches: InflightMap<BlockKey, LoadedBlock, ReadError>,
     uncached: Arc<UncachedBlocks>,
 }
 
 /// A block and where it came from.
 #[derive(Clone)]
 pub(super) struct LoadedBlock {
-    pub(super) block: Readable,
+    pub(super) block: PinnedBlock,
     pub(super) source: Source,
 }
 
 impl LoadedBlock {
     /// A block that was in memory.
-    fn cached(block: Readable) -> Self {
+    fn cached(block: PinnedBlock) -> Self {
         Self { block, source: Source::Cache }
     }
 }
@@ -68,7 +69,7 @@ impl LoadedBlock {
 #[derive(Debug)]
 struct Unreported;
 
-impl PrefetchOutcome for Unreported {
+impl PrefetchObserver for Unreported {
     fn fetched(&self, _: usize) {}
     fn used(&self, _: usize) {}
     fn wasted(&self, _: usize) {}
@@ -78,7 +79,7 @@ impl BlockLoader {
     /// A loader that keeps what it fetches from `origin` in `cache`; fetches run on `runtime`.
     pub(super) fn new(cache: Arc<Cache>, origin: Arc<dyn Origin>, runtime: &Handle) -> Arc<Self> {
         Arc::new(Self {
-            fetches: Flights::new(runtime.clone()),
+            fetches: InflightMap::new(runtime.clone()),
             uncached: UncachedBlocks::new(cache.usage().capacity / 4, runtime.clone()),
             cache,
             origin,
@@ -101,8 +102,8 @@ impl BlockLoader {
     }
 
     /// The fetch of the block under `key` that is under way, if there is one.
-    pub(super) fn inflight(&self, key: &BlockKey) -> Option<Outcome<LoadedBlock, ReadError>> {
-        self.fetches.outcome(key)
+    pub(super) fn inflight(&self, key: &BlockKey) -> Option<SharedFetch<LoadedBlock, ReadError>> {
+        self.fetches.get(key)
     }
 
     /// Loads a block for a reader that came at `arrival`. Never blocks.
@@ -113,9 +114,9 @@ impl BlockLoader {
         arrival: Arrival,
     ) -> Joined<LoadedBlock, ReadError> {
         if let Some(loaded) = self.get(&key) {
-            return Joined::Landed(loaded);
+            return Joined::Cached(loaded);
         }
-        self.fetches.join_for(
+        self.fetches.join_at(
             key,
             Some(arrival),
             || self.get(&key),
@@ -123,7 +124,7 @@ impl BlockLoader {
                 let (loader, object) = (self.clone(), object.clone());
                 async move {
                     let len = block_plan::span(&object, key.part).1;
-                    let filling = loader.cache.fill(key, len).await;
+                    let filling = loader.cache.reserve(key, len).await;
                     loader.fetch(&object, key, filling, &priority).await
                 }
             },
@@ -137,12 +138,12 @@ impl BlockLoader {
         self: &Arc<Self>,
         object: &Object,
         key: BlockKey,
-        outcome: &Arc<dyn PrefetchOutcome>,
+        outcome: &Arc<dyn PrefetchObserver>,
         cancel: CancellationToken,
         permit: impl Send + 'static,
     ) -> bool {
         let len = block_plan::span(object, key.part).1;
-        let Some(filling) = self.cache.try_fill(key, len, outcome.clone()) else { return false };
+        let Some(filling) = self.cache.try_reserve_prefetch(key, len, outcome.clone()) else { return false };
         let (loader, object) = (self.clone(), object.clone());
         let fetch = |priority: Priority| async move {
             let _permit = permit;
@@ -160,7 +161,7 @@ impl BlockLoader {
         self: &Arc<Self>,
         object: &Object,
         key: BlockKey,
-    ) -> Result<(Readable, bool), ReadError> {
+    ) -> Result<(PinnedBlock, bool), ReadError> {
         let len = block_plan::span(object, key.part).1;
         let deadline = Instant::now() + MEMORY_TIMEOUT;
         loop {
@@ -170,11 +171,11 @@ impl BlockLoader {
             if let Some(outcome) = self.inflight(&key) {
                 return Ok((outcome.await?.block, false));
             }
-            if let Some(filling) = self.cache.try_fill(key, len, Arc::new(Unreported)) {
+            if let Some(filling) = self.cache.try_reserve_prefetch(key, len, Arc::new(Unreported)) {
                 let (joined, is_own) = self.join_or_fetch(object, key, filling, ());
                 let loaded = match joined {
-                    Joined::Landed(loaded) => loaded,
-                    Joined::Waiting(outcome) => outcome.await?,
+                    Joined::Cached(loaded) => loaded,
+                    Joined::InFlight(outcome) => outcome.await?,
                 };
                 return Ok((loaded.block, is_own));
             }
@@ -192,7 +193,7 @@ impl BlockLoader {
         self: &Arc<Self>,
         object: &Object,
         key: BlockKey,
-        filling: Filling,
+        filling: BlockWriter,
         permit: impl Send + 'static,
     ) -> (Joined<LoadedBlock, ReadError>, bool) {
         let mut is_own = false;
@@ -217,7 +218,7 @@ impl BlockLoader {
         &self,
         object: &Object,
         key: BlockKey,
-        mut filling: Filling,
+        mut filling: BlockWriter,
         priority: &Priority,
     ) -> Result<LoadedBlock, ReadError> {
         let offset = block_plan::span(object, key.part).0;
@@ -246,5 +247,5 @@ async fn unless_given_up(
         () = cancel.cancelled() => {}
         () = sleep(PREFETCH_TIMEOUT) => {}
     }
-    if priority.try_cancel() { Err(Interrupted.into()) } else { fetch.await }
+    if priority.try_cancel() { Err(FetchInterrupted.into()) } else { fetch.await }
 }

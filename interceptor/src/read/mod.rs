@@ -55,8 +55,8 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
 use crate::arrival::Arrival;
-use crate::cache::resident::Worth;
-use crate::cache::{Cache, Joined, PrefetchOutcome, Readable};
+use crate::cache::resident::PromotionReason;
+use crate::cache::{Cache, Joined, PinnedBlock, PrefetchObserver};
 use crate::prefetch::AccessPattern;
 use crate::telemetry::metrics::{Metrics, Source, Trigger};
 
@@ -91,7 +91,7 @@ pub struct Reader {
     loader: Arc<BlockLoader>,
     prefetcher: Prefetcher,
     metrics: Arc<Metrics>,
-    warmup_reporter: Arc<dyn PrefetchOutcome>,
+    warmup_reporter: Arc<dyn PrefetchObserver>,
     /// Permits for warm-up fetches under way, one for each KiB.
     warmup_permits: Arc<Semaphore>,
     /// Set by [`keep_resident_files`](Self::keep_resident_files).
@@ -200,11 +200,11 @@ impl Reader {
                     let access = file.activity().access(index, layout.objects().len(), pattern);
                     for part in block_plan::plan(&self.cache, object, range, access) {
                         match self.loader.load(object, part.key, arrival) {
-                            Joined::Landed(loaded) => {
+                            Joined::Cached(loaded) => {
                                 self.note_use(file, &part, &loaded.block, pattern);
                                 parts.push(Some(ReadData::block(loaded.block, part.range)));
                             }
-                            Joined::Waiting(outcome) => {
+                            Joined::InFlight(outcome) => {
                                 missing.push((parts.len(), outcome, part));
                                 parts.push(None);
                             }
@@ -219,7 +219,11 @@ impl Reader {
         // Only now, with all blocks found or being fetched: a promotion that ended before would
         // have removed them from the cache, and this read would fetch them again.
         if file.activity().note_read(end - offset) {
-            let worth = if file.size() <= MAX_SMALL_FILE_SIZE { Worth::IfRoom } else { Worth::IfReused };
+            let worth = if file.size() <= MAX_SMALL_FILE_SIZE {
+                PromotionReason::FirstUse
+            } else {
+                PromotionReason::Reuse
+            };
             self.consider(file, worth);
         }
         if missing.is_empty() {
@@ -245,10 +249,16 @@ impl Reader {
         )
     }
 
-    fn note_use(&self, file: &Arc<FileVersion>, part: &BlockRange, block: &Readable, pattern: AccessPattern) {
+    fn note_use(
+        &self,
+        file: &Arc<FileVersion>,
+        part: &BlockRange,
+        block: &PinnedBlock,
+        pattern: AccessPattern,
+    ) {
         block.mark_read(&part.range);
-        if pattern != AccessPattern::Random && self.cache.consumed(&part.key, block, part.range.len()) {
-            self.consider(file, Worth::ReadAgain);
+        if pattern != AccessPattern::Random && self.cache.streamed(&part.key, block, part.range.len()) {
+            self.consider(file, PromotionReason::Reread);
         }
     }
 }

@@ -18,7 +18,7 @@ use super::layout::{Layout, Object, Segment};
 use super::loader::BlockLoader;
 use super::seaweedfs::chunks::known_layout;
 use super::{FileVersion, Reader};
-use crate::cache::{BlockKey, Cache, PrefetchOutcome};
+use crate::cache::{BlockKey, Cache, PrefetchObserver};
 use crate::prefetch::{AccessPattern, PrefetchStats, ReadAhead};
 use crate::seaweed::entry::{Content, Entry};
 use crate::telemetry::metrics::{Metrics, Outcome, Trigger};
@@ -45,8 +45,8 @@ pub(super) struct Prefetcher {
     metrics: Arc<Metrics>,
     /// Bytes that a stream may be run ahead of its reader.
     pub(super) max_window: u64,
-    hot: Arc<dyn PrefetchOutcome>,
-    open: Arc<dyn PrefetchOutcome>,
+    hot: Arc<dyn PrefetchObserver>,
+    open: Arc<dyn PrefetchObserver>,
     /// Held by the fetch of a whole object that is read at random. One at a time, so that random
     /// readers, who wait for small pieces meanwhile, do not wait behind a crowd of large ones.
     whole_object: Arc<Semaphore>,
@@ -110,7 +110,7 @@ impl Prefetcher {
         layout: &Layout,
         range: &Range<u64>,
         access: ObjectAccess,
-        outcome: &Arc<dyn PrefetchOutcome>,
+        outcome: &Arc<dyn PrefetchObserver>,
     ) -> Result<(), u64> {
         for segment in layout.segments(range.start, range.end) {
             let Segment::Object { index, range } = segment else { continue };
@@ -148,7 +148,7 @@ impl Prefetcher {
 
     /// Starts to fetch what is missing of a small file. Returns how many bytes that is, or `None`
     /// if there is no room.
-    fn fetch_small(&self, layout: &Layout, outcome: &Arc<dyn PrefetchOutcome>) -> Option<u64> {
+    fn fetch_small(&self, layout: &Layout, outcome: &Arc<dyn PrefetchObserver>) -> Option<u64> {
         let mut bytes = 0;
         for object in
             layout.objects().iter().filter(|object| (1..=MAX_SMALL_FILE_SIZE).contains(&object.size))
@@ -166,7 +166,7 @@ impl Prefetcher {
 
     /// Reports prefetched blocks to the metrics, and to the `stats` of the predictor that advised
     /// them.
-    pub(super) fn reporter(&self, trigger: Trigger, stats: &Arc<PrefetchStats>) -> Arc<dyn PrefetchOutcome> {
+    pub(super) fn reporter(&self, trigger: Trigger, stats: &Arc<PrefetchStats>) -> Arc<dyn PrefetchObserver> {
         PrefetchReporter::new(trigger, &self.metrics, Some(stats.clone()))
     }
 }
@@ -202,7 +202,7 @@ impl Reader {
     /// What epochs may count on now, in bytes: the memory for blocks, and how much of it may hold
     /// prefetched blocks.
     pub fn room_for_epochs(&self) -> (u64, u64) {
-        (self.cache.room_for_blocks(), self.cache.speculation_limit())
+        (self.cache.block_capacity(), self.cache.speculation_limit())
     }
 }
 
@@ -219,7 +219,7 @@ impl PrefetchReporter {
         trigger: Trigger,
         metrics: &Arc<Metrics>,
         stats: Option<Arc<PrefetchStats>>,
-    ) -> Arc<dyn PrefetchOutcome> {
+    ) -> Arc<dyn PrefetchObserver> {
         Arc::new(Self { trigger, metrics: metrics.clone(), stats })
     }
 }
@@ -230,7 +230,7 @@ impl fmt::Debug for PrefetchReporter {
     }
 }
 
-impl PrefetchOutcome for PrefetchReporter {
+impl PrefetchObserver for PrefetchReporter {
     fn fetched(&self, bytes: usize) {
         self.metrics.fetched_ahead(self.trigger, bytes as u64);
     }

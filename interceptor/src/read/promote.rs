@@ -1,7 +1,7 @@
 //! Promotion: makes files resident.
 //!
 //! A file is considered when about half of its bytes have been read by way of the daemon: a small
-//! one at its first read, a larger one if it was used before. If it is worth it ([`Worth`]), it
+//! one at its first read, a larger one if it was used before. If it is worth it ([`PromotionReason`]), it
 //! waits in one of two queues: large files are promoted one at a time, small ones several side by
 //! side, so that these do not wait behind gigabytes.
 //!
@@ -27,7 +27,9 @@ use super::layout::{Layout, Object, Segment};
 use super::{FileVersion, MAX_SMALL_FILE_SIZE, ReadError, Reader};
 use crate::arrival::Arrival;
 use crate::cache::BlockKey;
-use crate::cache::resident::{Candidate, Extension, Promotion, ResidentFile, Residents, Worth};
+use crate::cache::resident::{
+    Promotion, PromotionCandidate, PromotionReason, ResidentAppend, ResidentFile, ResidentFiles,
+};
 use crate::vital::contained_task;
 
 /// How many files may wait in each queue. Others are considered again when they are read again.
@@ -40,19 +42,19 @@ const MAX_CONCURRENT_BLOCKS: usize = 4;
 
 /// The queues of files to promote. Their tasks end when this is dropped.
 pub(super) struct Promoter {
-    residents: Arc<Residents>,
+    residents: Arc<ResidentFiles>,
     small: mpsc::Sender<PromotionRequest>,
     large: mpsc::Sender<PromotionRequest>,
 }
 
 struct PromotionRequest {
     version: Arc<FileVersion>,
-    candidate: Candidate,
+    candidate: PromotionCandidate,
 }
 
 impl Promoter {
     /// Starts the tasks, which fetch by way of `reader`.
-    pub(super) fn start(residents: Arc<Residents>, reader: &Arc<Reader>, runtime: &Handle) -> Self {
+    pub(super) fn start(residents: Arc<ResidentFiles>, reader: &Arc<Reader>, runtime: &Handle) -> Self {
         let queue = |max_concurrent| {
             let (sender, requests) = mpsc::channel(QUEUE_CAPACITY);
             runtime.spawn(promote_all(Arc::downgrade(reader), requests, max_concurrent));
@@ -62,19 +64,21 @@ impl Promoter {
     }
 
     /// The files that are resident.
-    pub(super) fn residents(&self) -> &Residents {
+    pub(super) fn residents(&self) -> &ResidentFiles {
         &self.residents
     }
 
     /// Queues `version` for promotion if it is worth it. Returns whether it is resident, or
     /// queued.
-    pub(super) fn consider(&self, version: &Arc<FileVersion>, worth: Worth) -> bool {
+    pub(super) fn consider(&self, version: &Arc<FileVersion>, worth: PromotionReason) -> bool {
         let Some(id) = version.content_id() else { return false };
         if let Some(file) = self.residents.find(&id) {
             version.activity().note_resident(&file);
             return true;
         }
-        let Some(candidate) = self.residents.want(id, version.size(), worth) else { return false };
+        let Some(candidate) = self.residents.request_promotion(id, version.size(), worth) else {
+            return false;
+        };
         let queue = if version.size() <= MAX_SMALL_FILE_SIZE { &self.small } else { &self.large };
         queue.try_send(PromotionRequest { version: version.clone(), candidate }).is_ok()
     }
@@ -179,7 +183,7 @@ impl Reader {
         handles: impl Fn() -> u32 + Send + 'static,
         before: &FileVersion,
         version: &FileVersion,
-    ) -> Option<Extension> {
+    ) -> Option<ResidentAppend> {
         let (content, len) = (before.content_id()?, version.size());
         let parts = match self.layout(version, Arrival::now()).await {
             Ok(layout) => parts(layout, file.grown_len().min(len)),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::promote::Promoter;
 use super::seaweedfs::content_id::content_id;
 use super::{FileVersion, Reader};
-use crate::cache::resident::{ResidentError, ResidentFile, Residents, Worth};
+use crate::cache::resident::{PromotionReason, ResidentError, ResidentFile, ResidentFiles};
 use crate::seaweed::entry::Entry;
 
 impl Reader {
@@ -50,7 +50,7 @@ impl Reader {
 
     /// Has the file made resident if it is worth it. Returns whether it is resident or waits for
     /// that.
-    pub(super) fn consider(&self, file: &Arc<FileVersion>, worth: Worth) -> bool {
+    pub(super) fn consider(&self, file: &Arc<FileVersion>, worth: PromotionReason) -> bool {
         self.promoter.get().is_some_and(|promoter| promoter.consider(file, worth))
     }
 
@@ -60,7 +60,7 @@ impl Reader {
     }
 
     pub(super) fn is_resident(&self, entry: &Entry) -> bool {
-        let find = |residents: &Residents| residents.find(&content_id(entry)?);
+        let find = |residents: &ResidentFiles| residents.find(&content_id(entry)?);
         self.residents().and_then(find).is_some()
     }
 
@@ -76,7 +76,7 @@ impl Reader {
         retire().unwrap_or(0)
     }
 
-    fn residents(&self) -> Option<&Residents> {
+    fn residents(&self) -> Option<&ResidentFiles> {
         self.promoter.get().map(Promoter::residents)
     }
 }

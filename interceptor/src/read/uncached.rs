@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep};
 
-use crate::cache::{BlockKey, Readable};
+use crate::cache::{BlockKey, PinnedBlock};
 use crate::vital;
 
 /// How long a block is kept after its last read.
@@ -32,7 +32,7 @@ pub(super) struct UncachedBlocks {
 
 struct UncachedBlock {
     key: BlockKey,
-    block: Readable,
+    block: PinnedBlock,
     last_used: Instant,
 }
 
@@ -44,7 +44,7 @@ impl UncachedBlocks {
     }
 
     /// The block under `key`, if it is kept.
-    pub(super) fn get(&self, key: &BlockKey) -> Option<Readable> {
+    pub(super) fn get(&self, key: &BlockKey) -> Option<PinnedBlock> {
         let mut blocks = self.blocks.lock();
         let at = blocks.iter().position(|kept| kept.key == *key)?;
         let mut found = blocks.remove(at);
@@ -55,7 +55,7 @@ impl UncachedBlocks {
     }
 
     /// Keeps a block that was just fetched.
-    pub(super) fn insert(self: &Arc<Self>, key: BlockKey, block: Readable) {
+    pub(super) fn insert(self: &Arc<Self>, key: BlockKey, block: PinnedBlock) {
         let mut blocks = self.blocks.lock();
         if blocks.is_empty() {
             self.runtime.spawn(vital::task("blocks outside of the cache", drop_idle(Arc::downgrade(self))));

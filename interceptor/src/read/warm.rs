@@ -15,7 +15,7 @@ use super::block_plan::{self, BlockRange};
 use super::layout::{Object, Segment};
 use super::{FileVersion, ReadError, Reader};
 use crate::arrival::Arrival;
-use crate::cache::{Displace, Joined, NoRoom};
+use crate::cache::{AdmissionError, EvictionMode, Joined};
 
 /// Blocks of one file that are fetched at the same time. The bytes of all warm-ups together are
 /// limited too, by [`Reader::acquire_warmup_permit`].
@@ -28,7 +28,7 @@ const SEGMENTS_PER_YIELD: usize = 64;
 pub enum WarmupError {
     /// The cache has no room for it.
     #[error(transparent)]
-    NoRoom(#[from] NoRoom),
+    NoRoom(#[from] AdmissionError),
     /// It cannot be read.
     #[error(transparent)]
     Read(#[from] ReadError),
@@ -37,7 +37,7 @@ pub enum WarmupError {
 /// A request to bring files into the cache: what it may displace, and its progress in bytes.
 #[derive(Debug)]
 pub struct WarmupRequest {
-    displace: Displace,
+    displace: EvictionMode,
     /// Bytes of the blocks requested so far, which must not displace each other.
     requested: AtomicU64,
     completed: AtomicU64,
@@ -47,7 +47,7 @@ pub struct WarmupRequest {
 impl WarmupRequest {
     /// A request that may displace what `displace` tells. `requested` bytes are in the cache by
     /// earlier requests of the same caller, which this one shall not displace.
-    pub fn new(displace: Displace, requested: u64) -> Self {
+    pub fn new(displace: EvictionMode, requested: u64) -> Self {
         Self {
             displace,
             requested: AtomicU64::new(requested),
@@ -132,25 +132,26 @@ impl Reader {
         let len = block_plan::span(object, key.part).1;
         let requested = warmup.requested.fetch_add(len as u64, Ordering::Relaxed) + len as u64;
         // `LeastValued` displaces anything, even blocks that this request has found or fetched.
-        if warmup.displace == Displace::LeastValued && requested > self.cache.keep_limit() {
-            return Err(NoRoom::Full.into());
+        if warmup.displace == EvictionMode::Evict && requested > self.cache.retained_limit() {
+            return Err(AdmissionError::Full.into());
         }
-        if self.cache.keep(&key) {
+        if self.cache.retain(&key) {
             warmup.complete(part.range.len() as u64);
             return Ok(());
         }
         let permit = self.acquire_warmup_permit(len).await;
-        let filling = self.cache.fill_kept(key, len, warmup.displace, self.warmup_reporter.clone()).await?;
+        let filling =
+            self.cache.reserve_retained(key, len, warmup.displace, self.warmup_reporter.clone()).await?;
         let (joined, is_own) = self.loader.join_or_fetch(object, key, filling, permit);
-        if let Joined::Waiting(outcome) = joined {
+        if let Joined::InFlight(outcome) = joined {
             outcome.await?;
         }
         if is_own {
             warmup.fetched.fetch_add(len as u64, Ordering::Relaxed);
-        } else if !self.cache.keep(&key) {
+        } else if !self.cache.retain(&key) {
             // A reader's fetch brought it, to memory outside of the cache, or it left again at
             // once.
-            return Err(NoRoom::Full.into());
+            return Err(AdmissionError::Full.into());
         }
         warmup.complete(part.range.len() as u64);
         Ok(())

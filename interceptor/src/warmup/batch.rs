@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use super::registry::{PinnedVersion, WarmupFile};
 use super::wire::{FileProblem, FileResult, WarmupAction};
-use crate::cache::{Displace, NoRoom};
+use crate::cache::{AdmissionError, EvictionMode};
 use crate::read::{FileVersion, ReadError, Reader, WarmupError, WarmupRequest};
 
 /// Files of one job that are processed concurrently: enough to hide the round trips of small
@@ -35,7 +35,7 @@ impl FileBatch {
         action: WarmupAction,
         reader: Arc<Reader>,
         files: Vec<Result<Arc<dyn WarmupFile>, FileProblem>>,
-        displace: Displace,
+        displace: EvictionMode,
         held: u64,
     ) -> Self {
         Self {
@@ -108,8 +108,8 @@ impl FileBatch {
 
 fn problem(file: &FileVersion, error: &WarmupError) -> FileProblem {
     match error {
-        WarmupError::NoRoom(NoRoom::Full) => FileProblem::Full,
-        WarmupError::NoRoom(NoRoom::TooLarge) => FileProblem::TooLarge,
+        WarmupError::NoRoom(AdmissionError::Full) => FileProblem::Full,
+        WarmupError::NoRoom(AdmissionError::TooLarge) => FileProblem::TooLarge,
         WarmupError::Read(error) => unreadable(file, error),
     }
 }

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::batch::FileBatch;
 use super::ticket::{InvalidTicket, NodeInstance, ReadTicket, TicketIssuer};
 use super::wire::{FileProblem, JobReport, JobRequest, JobState, MAX_FILES, WarmupAction};
-use crate::cache::Displace;
+use crate::cache::EvictionMode;
 use crate::read::{FileVersion, Reader};
 
 /// The time after which a job, running or done, is dropped if no request about it has come.
@@ -142,7 +142,7 @@ impl JobRegistry {
         if request.force && !is_operator(user) {
             return Err(JobRefusal::ForceNotPermitted);
         }
-        let displace = if request.force { Displace::LeastValued } else { Displace::Nothing };
+        let displace = if request.force { EvictionMode::Evict } else { EvictionMode::FreeOnly };
         // Resolved now, so that the job keeps these files.
         let file = |ticket: &ReadTicket| match request.action {
             WarmupAction::Evict if !ticket.is_owner && !is_operator(user) => Err(FileProblem::NotPermitted),

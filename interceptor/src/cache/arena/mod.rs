@@ -1,17 +1,19 @@
 //! One region of memory at addresses that never change, cut into slots.
 //!
-//! The region is reserved when the daemon starts and touched only as slots are used, so an idle cache costs nothing. A
-//! [`Slot`] is the only way to a part of it: it is exclusive, and gives its part back when dropped. Which parts are free
-//! is the [`layout`]'s business; the kind of pages is the [`region`]'s.
+//! The region is reserved when the daemon starts and touched only as slots are used, so an idle
+//! cache costs nothing. A [`Slot`] is exclusive access to a part of it, and frees the part when
+//! dropped. The [`layout`] knows which parts are free; the [`region`] knows the kind of pages.
 //!
-//! An RDMA device must know memory before it can write there. It is shown what it needs as slots become targets, in whole units, and that stays
-//! known ([`RegistrationCache`]): the next slot that is cut from it costs nothing. Before pages are given back to the host they are withdrawn.
+//! Memory must be registered with an RDMA device before the device can write there. The
+//! [`RegistrationCache`] registers whole units when a slot in them becomes a target, and keeps the
+//! registration: the next slot in the same unit costs nothing. Before pages are returned to the
+//! host, their registration is withdrawn, because the device would go on using the old pages.
 
 mod bit_set;
 mod layout;
 mod region;
-mod room;
 mod size_class;
+mod waiters;
 
 use std::fmt;
 use std::io;
@@ -19,30 +21,30 @@ use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::{Arc, OnceLock, Weak};
 
-use layout::{Layout, Place};
+use layout::{ArenaLayout, SlotPosition};
 use rdma_engine::client::RegistrationCache;
 use rdma_engine::memory::Memory;
-use region::Region;
-pub(super) use room::Room;
-use size_class::UNIT;
+use region::ArenaRegion;
+use size_class::UNIT_SIZE;
+use waiters::MemoryWaiters;
 
 use super::key::BlockKey;
 use super::sync::Mutex;
 
-pub use layout::ClassUsage;
-pub use region::Backing;
-pub use size_class::Class;
+pub use layout::SizeClassUsage;
+pub use region::PageBacking;
+pub use size_class::SizeClass;
 
-/// The smallest arena: it still lets some chunks of common size be fetched side by side.
+/// Bytes of the smallest arena: some chunks of common size can still be fetched side by side.
 pub const MIN_CAPACITY: u64 = 16 << 20;
 
-/// Why there is no arena, or not for a device.
+/// Why there is no arena.
 #[derive(Debug, thiserror::Error)]
 pub enum ArenaError {
-    /// Less than is of use.
+    /// Less than [`MIN_CAPACITY`].
     #[error("a cache of {0} bytes is too small: it takes {MIN_CAPACITY} (16 MiB) at least")]
     TooSmall(u64),
-    /// More than there is.
+    /// More than the host's memory.
     #[error("a cache of {asked} bytes is larger than this host's memory of {memory} bytes")]
     TooLarge {
         /// What was asked for.
@@ -62,12 +64,12 @@ pub enum ArenaError {
 
 /// See the module's documentation.
 pub struct Arena {
-    layout: Mutex<Layout<BlockKey>>,
-    /// What devices were shown of the region, if they may be.
+    layout: Mutex<ArenaLayout<BlockKey>>,
+    /// The registrations with RDMA devices, once there are any.
     registrations: OnceLock<Weak<RegistrationCache>>,
-    region: Region,
+    region: ArenaRegion,
     capacity: u64,
-    room: Room,
+    waiters: MemoryWaiters,
 }
 
 impl Arena {
@@ -79,43 +81,44 @@ impl Arena {
         if let Some(memory) = daemon::memory::limit().filter(|&memory| memory < capacity) {
             return Err(ArenaError::TooLarge { asked: capacity, memory });
         }
-        Self::reserve(capacity / UNIT * UNIT)
+        Self::reserve(capacity / UNIT_SIZE * UNIT_SIZE)
     }
 
-    /// The same without a least size, and of exactly `capacity` bytes.
+    /// The same without a minimum, and of exactly `capacity` bytes.
     pub(super) fn reserve(capacity: u64) -> Result<Arc<Self>, ArenaError> {
-        let units = u32::try_from(capacity.div_ceil(UNIT)).unwrap_or(u32::MAX);
-        let len = u64::from(units) * UNIT;
-        let region = Region::map(len as usize).map_err(|source| ArenaError::Map { len, source })?;
+        let units = u32::try_from(capacity.div_ceil(UNIT_SIZE)).unwrap_or(u32::MAX);
+        let len = u64::from(units) * UNIT_SIZE;
+        let region = ArenaRegion::map(len as usize).map_err(|source| ArenaError::Map { len, source })?;
         Ok(Arc::new(Self {
-            layout: Mutex::new(Layout::new(units, capacity)),
+            layout: Mutex::new(ArenaLayout::new(units, capacity)),
             registrations: OnceLock::new(),
             region,
             capacity,
-            room: Room::default(),
+            waiters: MemoryWaiters::default(),
         }))
     }
 
-    /// Lets devices write into slots. What they are shown is withdrawn by the arena before it gives pages back.
+    /// Makes the registrations by which devices write into slots. The arena withdraws them before
+    /// it returns pages to the host.
     pub(super) fn registrations(self: &Arc<Self>) -> Arc<RegistrationCache> {
-        let cache = RegistrationCache::new(self.clone(), UNIT as usize);
-        // There is one for each arena; a second one would not be asked.
+        let cache = RegistrationCache::new(self.clone(), UNIT_SIZE as usize);
+        // One for each arena: registrations of a second cache would never be withdrawn.
         self.registrations.set(Arc::downgrade(&cache)).expect("called once, for the cache");
         cache
     }
 
-    /// Bytes that slots may take.
+    /// The most bytes that slots may take.
     pub fn capacity(&self) -> u64 {
         self.capacity
     }
 
-    /// Where to wait until something can be freed.
-    pub(super) fn room(&self) -> &Room {
-        &self.room
+    /// The fetches that wait for memory.
+    pub(super) fn waiters(&self) -> &MemoryWaiters {
+        &self.waiters
     }
 
     /// What kind of pages the host gave.
-    pub fn backing(&self) -> Backing {
+    pub fn backing(&self) -> PageBacking {
         self.region.backing()
     }
 
@@ -124,21 +127,23 @@ impl Arena {
         self.layout.lock().used()
     }
 
-    /// How the memory is divided at the moment. Takes time in proportion to its size.
-    pub fn classes(&self) -> Vec<ClassUsage> {
+    /// How the memory is divided among size classes now. Takes time in proportion to the number of
+    /// units.
+    pub fn classes(&self) -> Vec<SizeClassUsage> {
         self.layout.lock().classes()
     }
 
-    /// A slot of `len` bytes, if there is room. Its content is unspecified: whatever an earlier user left there.
+    /// A slot of `len` bytes, if there is room. Its content is unspecified: what an earlier block
+    /// left.
     pub fn allocate(self: &Arc<Self>, len: usize) -> Option<Slot> {
-        let place = self.layout.lock().allocate(Class::of(len))?;
-        Some(Slot { arena: self.clone(), place, len })
+        let position = self.layout.lock().allocate(SizeClass::of(len))?;
+        Some(Slot { arena: self.clone(), position, len })
     }
 
-    /// Whose slots must be given back so that one of `class` can be had about where `slot` is; `None` if someone there
-    /// has not said who he is.
-    pub(super) fn neighbours(&self, slot: &Slot, class: Class) -> Option<Vec<BlockKey>> {
-        self.layout.lock().neighbours(slot.place, class)
+    /// The blocks that must be evicted so that a slot of `class` fits around `slot`. None if it
+    /// cannot fit there, or if a slot in the way holds no published block.
+    pub(super) fn blockers(&self, slot: &Slot, class: SizeClass) -> Option<Vec<BlockKey>> {
+        self.layout.lock().blockers(slot.position, class)
     }
 }
 
@@ -148,8 +153,9 @@ impl fmt::Debug for Arena {
     }
 }
 
-// SAFETY: the region is mapped for reading and writing at one address as long as the arena lives. A device writes only to slots that were lent to it
-// (`Destination`), and nobody has references to those.
+// SAFETY: the region is mapped for reading and writing at one address as long as the arena lives.
+// A device writes only to slots that were detached for it (`Destination`), and there are no
+// references to those.
 unsafe impl Memory for Arena {
     fn start(&self) -> *mut u8 {
         self.region.start().as_ptr()
@@ -160,43 +166,44 @@ unsafe impl Memory for Arena {
     }
 }
 
-/// A part of the arena, exclusively. Given back when dropped.
+/// Exclusive access to a part of the arena. Freed when dropped.
 pub struct Slot {
     arena: Arc<Arena>,
-    place: Place,
+    position: SlotPosition,
     len: usize,
 }
 
 impl Slot {
     /// The size class.
-    pub fn class(&self) -> Class {
-        self.place.class()
+    pub fn class(&self) -> SizeClass {
+        self.position.class()
     }
 
-    /// Gives the slot's memory back to the host until it is written again; its content is zeros then. Does nothing and
-    /// returns false where that is not possible: the pages belong to a pool of huge pages, or a device writes beside them at the moment.
-    pub(super) fn give_back_pages(&mut self) -> bool {
-        let (offset, size) = (self.place.offset() as usize, self.place.size() as usize);
+    /// Returns the slot's pages to the host until the slot is written again; its content is zeros
+    /// then. Does nothing and returns false where that is not possible: the pages belong to the
+    /// huge page pool, or a device writes to the same unit now.
+    pub(super) fn return_pages(&mut self) -> bool {
+        let (offset, size) = (self.position.offset() as usize, self.position.size() as usize);
         let region = &self.arena.region;
-        let give_back = || region.give_back(offset, size);
+        let return_pages = || region.return_pages(offset, size);
         let start = NonNull::new(self.start());
         match (self.arena.registrations.get().and_then(Weak::upgrade), start) {
             (Some(registrations), Some(start)) => {
-                registrations.withdraw(start, size, give_back) == Some(true)
+                registrations.withdraw(start, size, return_pages) == Some(true)
             }
-            _ => give_back(),
+            _ => return_pages(),
         }
     }
 
-    /// Says under which key the slot's content can be evicted, or that it cannot.
+    /// Sets the key under which the slot's block can be evicted, or that it cannot be.
     pub(super) fn set_owner(&self, key: Option<BlockKey>) {
-        self.arena.layout.lock().set_owner(self.place, key);
+        self.arena.layout.lock().set_owner(self.position, key);
     }
 
     /// The first byte.
     pub(super) fn start(&self) -> *mut u8 {
-        // SAFETY: the layout was made for the size of the region, so the place lies within it.
-        unsafe { self.arena.region.start().as_ptr().add(self.place.offset() as usize) }
+        // SAFETY: the layout was made for the size of the region, so the position lies within it.
+        unsafe { self.arena.region.start().as_ptr().add(self.position.offset() as usize) }
     }
 }
 
@@ -204,8 +211,9 @@ impl Deref for Slot {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: the place is within the region, which is mapped (and was zeroed) as long as the arena lives, is at
-        // least `len` bytes long, and belongs to this slot alone until it is dropped; writers need `&mut self`.
+        // SAFETY: the position is within the region, which is mapped (and was zeroed) as long as
+        // the arena lives. It is at least `len` bytes long and belongs to this slot alone until
+        // the slot is dropped; writers need `&mut self`.
         unsafe { std::slice::from_raw_parts(self.start(), self.len) }
     }
 }
@@ -219,14 +227,17 @@ impl DerefMut for Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.arena.layout.lock().release(self.place);
-        self.arena.room.announce();
+        self.arena.layout.lock().release(self.position);
+        self.arena.waiters.wake();
     }
 }
 
 impl fmt::Debug for Slot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Slot").field("place", &self.place).field("len", &self.len).finish_non_exhaustive()
+        f.debug_struct("Slot")
+            .field("position", &self.position)
+            .field("len", &self.len)
+            .finish_non_exhaustive()
     }
 }
 
@@ -235,14 +246,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_out_of_reason_are_refused() {
+    fn sizes_that_are_too_small_or_too_large_are_refused() {
         assert!(matches!(Arena::new(1 << 20), Err(ArenaError::TooSmall(_))));
         let error = Arena::new(u64::MAX / 2).unwrap_err();
         assert!(matches!(error, ArenaError::TooLarge { .. }), "{error}");
     }
 
     #[test]
-    fn slots_are_aligned_zeroed_and_their_own() {
+    fn slots_are_aligned_zeroed_and_disjoint() {
         let arena = Arena::new(MIN_CAPACITY).unwrap();
         let mut chunk = arena.allocate(4 << 20).unwrap();
         let mut small = arena.allocate(5000).unwrap();
@@ -259,18 +270,18 @@ mod tests {
     }
 
     #[test]
-    fn memory_that_is_given_back_leaves_the_process() {
+    fn returned_pages_leave_the_process() {
         let arena = Arena::new(MIN_CAPACITY).unwrap();
         let mut slot = arena.allocate(4 << 20).unwrap();
         slot.fill(1);
         assert_eq!(pages_present(&slot), 1024);
-        if arena.backing() == Backing::Hugetlb {
-            assert!(!slot.give_back_pages());
+        if arena.backing() == PageBacking::Hugetlb {
+            assert!(!slot.return_pages());
             return;
         }
-        // Whether or not devices may be shown the memory.
+        // Pages that devices may know are returned as well.
         let _registrations = arena.registrations();
-        assert!(slot.give_back_pages());
+        assert!(slot.return_pages());
         assert_eq!(pages_present(&slot), 0);
         assert!(slot.iter().all(|&byte| byte == 0));
     }
@@ -279,7 +290,8 @@ mod tests {
     fn pages_present(slot: &Slot) -> usize {
         let mut present = vec![0u8; slot.len() / 4096];
         let start = slot.as_ptr().cast_mut().cast();
-        // SAFETY: the range is mapped, begins at a page, and `present` has a byte for each of its pages.
+        // SAFETY: the range is mapped, begins at a page, and `present` has a byte for each of its
+        // pages.
         let status = unsafe { libc::mincore(start, slot.len(), present.as_mut_ptr()) };
         assert_eq!(status, 0);
         present.iter().filter(|&&page| page & 1 != 0).count()

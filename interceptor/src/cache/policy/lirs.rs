@@ -1,20 +1,24 @@
-//! LIRS for entries of different weights, with a cold share and second chances that can be set while it runs.
+//! LIRS for entries of different weights, with a cold share and second chances that can be set
+//! while it runs.
 //!
-//! S. Jiang and X. Zhang, *LIRS: An Efficient Low Inter-reference Recency Set Replacement Policy to Improve Buffer Cache
-//! Performance*, SIGMETRICS 2002. An entry is *hot* (LIR) if it was used twice within the time that the coldest hot
-//! entry has gone unused. The *stack* holds entries in the order of their last use down to the coldest hot one, among
-//! them evicted ones (*ghosts*), so that a second use soon after eviction is noticed. Everything else that is present is
-//! *cold* (HIR) and waits in a queue, from the front of which it is evicted. A scan passes through the queue and leaves
-//! the hot entries alone.
+//! S. Jiang and X. Zhang, *LIRS: An Efficient Low Inter-reference Recency Set Replacement Policy
+//! to Improve Buffer Cache Performance*, SIGMETRICS 2002. An entry is *hot* (LIR) if it was used
+//! twice within the time that the coldest hot entry has gone unused. The *stack* holds entries in
+//! the order of their last use, down to the coldest hot one. Among them are evicted entries
+//! (*ghosts*), so that a second use soon after eviction is noticed. All other present entries are
+//! *cold* (HIR) and wait in a queue, from the front of which they are evicted. A scan passes
+//! through the queue and leaves the hot entries alone.
 //!
 //! What is added to the paper:
-//! * The share of memory for cold entries is a parameter. At 1 % this is the LIRS of the paper; towards 100 % it is LRU.
-//! * A hot entry may earn *second chances*: each use is one chance, up to a limit, to return to the top of the stack
-//!   instead of turning cold, as in generalised CLOCK. With a limit of 0 this is the LIRS of the paper; a few make it
-//!   tell frequent entries from lucky ones.
-//! * Entries fetched ahead are *unread* until their first use and wait in a queue of their own. They are evicted when the
-//!   cold queue and then the hot entries have nothing to give, unless together they exceed a quarter of the memory or one
-//!   has waited while as many bytes came in as the cache holds: then the oldest unread goes first.
+//! * The share of memory for cold entries is a parameter. At 1 % this is the LIRS of the paper;
+//!   towards 100 % it is LRU.
+//! * A hot entry may earn *second chances*: each use is one chance, up to a limit, to return to
+//!   the top of the stack instead of turning cold, as in generalised CLOCK. With a limit of 0 this
+//!   is the LIRS of the paper; a few chances tell frequent entries from lucky ones.
+//! * Prefetched entries are *unread* until their first use and wait in a queue of their own. They
+//!   are evicted when neither the cold queue nor the hot entries yield memory. But the oldest
+//!   unread entry goes first if unread entries exceed a quarter of the memory, or if it has waited
+//!   while as many bytes came in as the cache holds.
 //! * Ghosts are bounded, by weight: half as much again as what the cache holds.
 
 use std::collections::HashMap;
@@ -22,29 +26,29 @@ use std::hash::Hash;
 
 use foldhash::fast::RandomState;
 
-use super::list::{Linked, Links, List, NONE, Slab};
-use super::{Arrival, Candidate, Look, Policy, Warmth};
+use super::list::{Linked, Links, List, NONE, NodePool};
+use super::{AdmitReason, EvictionCandidate, Policy, Scan, Temperature};
 
-/// Kind of list: the stack.
+/// List kind of the stack.
 const STACK: usize = 0;
-/// Kind of list: the queues of cold entries, unread entries and ghosts.
+/// List kind of the queues of cold entries, unread entries and ghosts.
 const QUEUE: usize = 1;
-/// How many entries of a queue are looked at before the next queue is.
-const LOOKS: usize = 128;
-/// How many entries of the stack are passed in search of hot ones.
-const STEPS: usize = 4096;
+/// How many entries of one list a scan shows before it goes on to the next list.
+const MAX_SHOWN: usize = 128;
+/// How many entries of the stack a scan passes in search of hot ones.
+const MAX_STACK_STEPS: usize = 4096;
 
-/// The parameters that can change.
+/// The parameters that can change while the policy runs.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Traits {
+pub struct LirsParams {
     /// Share of the memory for cold entries, above 0 and below 1.
     pub cold_share: f64,
     /// How many second chances a hot entry can have at a time.
-    pub chances: u8,
+    pub max_chances: u8,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum EntryState {
     Hot,
     Cold,
     Unread,
@@ -52,24 +56,24 @@ enum State {
 }
 
 #[derive(Debug)]
-struct Node<K> {
+struct LirsEntry<K> {
     key: K,
     weight: u64,
-    state: State,
+    state: EntryState,
     on_stack: bool,
     chances: u8,
-    /// Bytes that had been admitted when it was last used, or fetched ahead.
+    /// The clock when it was last used or prefetched.
     used_at: u64,
     links: [Links; 2],
 }
 
-impl<K> Linked for Node<K> {
-    fn links(&mut self, kind: usize) -> &mut Links {
-        &mut self.links[kind]
+impl<K> Linked for LirsEntry<K> {
+    fn links(&self, kind: usize) -> &Links {
+        &self.links[kind]
     }
 
-    fn links_ref(&self, kind: usize) -> &Links {
-        &self.links[kind]
+    fn links_mut(&mut self, kind: usize) -> &mut Links {
+        &mut self.links[kind]
     }
 }
 
@@ -77,8 +81,8 @@ impl<K> Linked for Node<K> {
 #[derive(Debug)]
 pub struct Lirs<K> {
     capacity: u64,
-    traits: Traits,
-    nodes: Slab<Node<K>>,
+    params: LirsParams,
+    nodes: NodePool<LirsEntry<K>>,
     index: HashMap<K, u32, RandomState>,
     stack: List<STACK>,
     cold: List<QUEUE>,
@@ -90,20 +94,20 @@ pub struct Lirs<K> {
     /// Weight of all entries that are present.
     weight: u64,
     entries: usize,
-    /// How much has lately been present when memory was wanted: less than the capacity, because of what is being
-    /// filled and of gaps between entries.
-    ceiling: u64,
+    /// How much was present lately when memory was needed: less than the capacity, because of
+    /// fetches in flight and of gaps between entries.
+    usable_capacity: u64,
     /// Bytes admitted so far.
     clock: u64,
 }
 
 impl<K: Copy + Eq + Hash + Send + std::fmt::Debug> Lirs<K> {
     /// A policy for a cache of `capacity` bytes.
-    pub fn new(capacity: u64, traits: Traits) -> Self {
+    pub fn new(capacity: u64, params: LirsParams) -> Self {
         Self {
             capacity,
-            traits,
-            nodes: Slab::default(),
+            params,
+            nodes: NodePool::default(),
             index: HashMap::default(),
             stack: List::default(),
             cold: List::default(),
@@ -114,15 +118,15 @@ impl<K: Copy + Eq + Hash + Send + std::fmt::Debug> Lirs<K> {
             ghost_weight: 0,
             weight: 0,
             entries: 0,
-            ceiling: capacity,
+            usable_capacity: capacity,
             clock: 0,
         }
     }
 
-    /// From now on, be like this.
-    pub fn set_traits(&mut self, traits: Traits) {
-        self.traits = traits;
-        self.cool();
+    /// Changes the parameters.
+    pub fn set_params(&mut self, params: LirsParams) {
+        self.params = params;
+        self.demote_excess();
     }
 
     /// Weight of all entries that are present, in bytes.
@@ -135,121 +139,122 @@ impl<K: Copy + Eq + Hash + Send + std::fmt::Debug> Lirs<K> {
         self.entries
     }
 
-    /// Plays a whole cache: notes a use of `key`, which comes in if it is absent, whereupon others leave. Returns
-    /// whether it was there.
-    pub fn reference(&mut self, key: K, weight: u64) -> bool {
-        if self.refer(&key).is_some() {
+    /// Simulates a whole cache: records a use of `key`. If the entry is absent it is admitted, and
+    /// others are evicted for it. Returns whether it was present.
+    pub fn simulate_use(&mut self, key: K, weight: u64) -> bool {
+        if self.record_use(&key).is_some() {
             return true;
         }
         while self.weight + weight > self.capacity {
             let mut victim = None;
-            self.candidates(&mut |candidate| {
+            self.scan_candidates(&mut |candidate| {
                 victim = Some(candidate.key);
-                Look::Stop
+                Scan::Stop
             });
             match victim {
                 Some(victim) => self.evict(&victim),
                 None => break,
             }
         }
-        self.admit(key, weight, Arrival::Demanded);
+        self.admit(key, weight, AdmitReason::Demand);
         false
     }
 
-    /// Notes a use, and returns what the entry weighs in bytes, if it is there.
-    pub fn refer(&mut self, key: &K) -> Option<u64> {
+    /// Records a use, and returns the entry's weight in bytes, if it is present.
+    pub fn record_use(&mut self, key: &K) -> Option<u64> {
         let &node = self.index.get(key)?;
         match self.nodes[node].state {
-            State::Hot => {
-                self.nodes[node].chances = (self.nodes[node].chances + 1).min(self.traits.chances);
-                self.restack(node);
+            EntryState::Hot => {
+                self.nodes[node].chances = (self.nodes[node].chances + 1).min(self.params.max_chances);
+                self.move_to_top(node);
                 self.prune();
             }
-            State::Cold if self.nodes[node].on_stack => self.heat(node),
-            State::Cold => {
-                self.restack(node);
-                self.set_state(node, State::Cold);
+            EntryState::Cold if self.nodes[node].on_stack => self.make_hot(node),
+            EntryState::Cold => {
+                self.move_to_top(node);
+                self.set_state(node, EntryState::Cold);
             }
-            State::Unread => self.first_use(node),
-            State::Ghost => return None,
+            EntryState::Unread => self.first_use(node),
+            EntryState::Ghost => return None,
         }
         self.nodes[node].used_at = self.clock;
         Some(self.nodes[node].weight)
     }
 
-    /// Forgets all keys, ghosts too, that `keep` does not want.
+    /// Forgets all keys, ghosts too, for which `keep` is false.
     pub fn retain(&mut self, keep: impl Fn(&K) -> bool) {
-        let gone: Vec<u32> = self.index.iter().filter(|(key, _)| !keep(key)).map(|(_, &node)| node).collect();
-        for node in gone {
+        let dropped: Vec<u32> =
+            self.index.iter().filter(|(key, _)| !keep(key)).map(|(_, &node)| node).collect();
+        for node in dropped {
             self.drop_node(node);
         }
         self.prune();
     }
 
-    /// Whether the entry is there, rather than unknown or a ghost.
+    /// Whether the entry is present, rather than unknown or a ghost.
     pub fn is_present(&self, key: &K) -> bool {
-        self.index.get(key).is_some_and(|&node| self.nodes[node].state != State::Ghost)
+        self.index.get(key).is_some_and(|&node| self.nodes[node].state != EntryState::Ghost)
     }
 
     fn hot_limit(&self) -> u64 {
-        let capacity = self.capacity.min(self.ceiling);
-        capacity - ((capacity as f64 * self.traits.cold_share) as u64).min(capacity)
+        let capacity = self.capacity.min(self.usable_capacity);
+        capacity - ((capacity as f64 * self.params.cold_share) as u64).min(capacity)
     }
 
-    /// Takes a node off whatever queue its state puts it on, and out of that state's weight.
+    /// Takes a node off its state's queue, and out of its state's weight.
     fn leave_state(&mut self, node: u32) {
-        let Node { state, weight, .. } = self.nodes[node];
+        let LirsEntry { state, weight, .. } = self.nodes[node];
         match state {
-            State::Hot => self.hot_weight -= weight,
-            State::Cold => self.cold.remove(&mut self.nodes, node),
-            State::Unread => {
+            EntryState::Hot => self.hot_weight -= weight,
+            EntryState::Cold => self.cold.remove(&mut self.nodes, node),
+            EntryState::Unread => {
                 self.unread.remove(&mut self.nodes, node);
                 self.unread_weight -= weight;
             }
-            State::Ghost => {
+            EntryState::Ghost => {
                 self.ghosts.remove(&mut self.nodes, node);
                 self.ghost_weight -= weight;
             }
         }
-        if state != State::Ghost {
+        if state != EntryState::Ghost {
             self.weight -= weight;
             self.entries -= 1;
         }
     }
 
-    fn enter_state(&mut self, node: u32, state: State) {
+    fn enter_state(&mut self, node: u32, state: EntryState) {
         let weight = self.nodes[node].weight;
         self.nodes[node].state = state;
         match state {
-            State::Hot => self.hot_weight += weight,
-            State::Cold => self.cold.push(&mut self.nodes, node),
-            State::Unread => {
+            EntryState::Hot => self.hot_weight += weight,
+            EntryState::Cold => self.cold.push(&mut self.nodes, node),
+            EntryState::Unread => {
                 self.unread.push(&mut self.nodes, node);
                 self.unread_weight += weight;
             }
-            State::Ghost => {
+            EntryState::Ghost => {
                 self.ghosts.push(&mut self.nodes, node);
                 self.ghost_weight += weight;
             }
         }
-        if state != State::Ghost {
+        if state != EntryState::Ghost {
             self.weight += weight;
             self.entries += 1;
         }
     }
 
-    fn set_state(&mut self, node: u32, state: State) {
+    fn set_state(&mut self, node: u32, state: EntryState) {
         self.leave_state(node);
         self.enter_state(node, state);
     }
 
-    fn restack(&mut self, node: u32) {
-        self.off_stack(node);
+    fn move_to_top(&mut self, node: u32) {
+        self.remove_from_stack(node);
         self.stack.push(&mut self.nodes, node);
         self.nodes[node].on_stack = true;
     }
 
-    fn off_stack(&mut self, node: u32) {
+    fn remove_from_stack(&mut self, node: u32) {
         if std::mem::take(&mut self.nodes[node].on_stack) {
             self.stack.remove(&mut self.nodes, node);
         }
@@ -257,96 +262,105 @@ impl<K: Copy + Eq + Hash + Send + std::fmt::Debug> Lirs<K> {
 
     fn drop_node(&mut self, node: u32) {
         self.leave_state(node);
-        self.off_stack(node);
+        self.remove_from_stack(node);
         self.index.remove(&self.nodes[node].key);
         self.nodes.release(node);
     }
 
-    /// Takes what is not hot off the bottom of the stack: its next use cannot make it hot any more.
+    /// Removes entries that are not hot from the bottom of the stack: their next use cannot make
+    /// them hot any more.
     fn prune(&mut self) {
         while self.stack.oldest() != NONE {
             let bottom = self.stack.oldest();
             match self.nodes[bottom].state {
-                State::Hot => return,
-                State::Cold | State::Unread => self.off_stack(bottom),
-                State::Ghost => self.drop_node(bottom),
+                EntryState::Hot => return,
+                EntryState::Cold | EntryState::Unread => self.remove_from_stack(bottom),
+                EntryState::Ghost => self.drop_node(bottom),
             }
         }
     }
 
-    /// Turns hot entries cold, from the bottom of the stack, until the rest keeps to its share.
-    fn cool(&mut self) {
+    /// Turns hot entries cold, from the bottom of the stack, until the rest is within the hot
+    /// limit.
+    fn demote_excess(&mut self) {
         self.prune();
         while self.hot_weight > self.hot_limit() && self.stack.oldest() != NONE {
             let bottom = self.stack.oldest();
-            let chances = self.nodes[bottom].chances.min(self.traits.chances);
+            let chances = self.nodes[bottom].chances.min(self.params.max_chances);
             if chances > 0 {
                 self.nodes[bottom].chances = chances - 1;
-                self.restack(bottom);
+                self.move_to_top(bottom);
             } else {
-                self.off_stack(bottom);
-                self.set_state(bottom, State::Cold);
+                self.remove_from_stack(bottom);
+                self.set_state(bottom, EntryState::Cold);
             }
             self.prune();
         }
     }
 
-    fn heat(&mut self, node: u32) {
+    fn make_hot(&mut self, node: u32) {
         self.nodes[node].chances = 0;
-        self.set_state(node, State::Hot);
-        self.restack(node);
-        self.cool();
+        self.set_state(node, EntryState::Hot);
+        self.move_to_top(node);
+        self.demote_excess();
     }
 
-    /// Notes the first use of an entry that is in no state of use yet.
+    /// Records the first use of an unread entry.
     fn first_use(&mut self, node: u32) {
         let weight = self.nodes[node].weight;
-        // An unread entry that is on the stack was used, evicted and fetched again: this is its second use.
+        // An unread entry on the stack was used, evicted and fetched again: this is its second
+        // use.
         if self.nodes[node].on_stack || self.hot_weight + weight <= self.hot_limit() {
-            self.heat(node);
+            self.make_hot(node);
         } else {
-            self.restack(node);
-            self.set_state(node, State::Cold);
+            self.move_to_top(node);
+            self.set_state(node, EntryState::Cold);
         }
     }
 
-    /// Shows the entries of a queue, oldest first. Returns whether enough was seen.
-    fn show(
+    /// Shows the entries of a queue, oldest first, up to one for which `until` is true. Returns
+    /// whether `visit` stopped the scan.
+    fn scan_queue(
         &mut self,
-        state: State,
+        state: EntryState,
         spare_recent: bool,
-        look: &mut dyn FnMut(Candidate<K>) -> Look,
+        visit: &mut dyn FnMut(EvictionCandidate<K>) -> Scan,
         until: impl Fn(&Self, u32) -> bool,
     ) -> bool {
-        let list = |s: &Self| if state == State::Cold { s.cold } else { s.unread };
-        let (mut node, mut left) = (list(self).oldest(), LOOKS.min(self.entries));
+        let list = |s: &Self| if state == EntryState::Cold { s.cold } else { s.unread };
+        let (mut node, mut left) = (list(self).oldest(), MAX_SHOWN.min(self.entries));
         while node != NONE && left > 0 && !until(self, node) {
             let newer = list(self).newer(&self.nodes, node);
-            let recent = spare_recent && self.age(node) < self.capacity / 4;
-            let warmth = if state == State::Cold { Warmth::Cold } else { Warmth::Unread };
-            match look(Candidate { key: self.nodes[node].key, warmth, recent }) {
-                Look::Stop => return true,
-                Look::Next => {}
-                Look::InUse => self.set_state(node, state),
+            let is_recent = spare_recent && self.age(node) < self.capacity / 4;
+            let temperature = if state == EntryState::Cold { Temperature::Cold } else { Temperature::Unread };
+            match visit(EvictionCandidate { key: self.nodes[node].key, temperature, is_recent }) {
+                Scan::Stop => return true,
+                Scan::Continue => {}
+                Scan::InUse => self.set_state(node, state),
             }
             (node, left) = (newer, left - 1);
         }
         false
     }
 
-    fn show_hot(&mut self, look: &mut dyn FnMut(Candidate<K>) -> Look) -> bool {
-        let (mut node, mut left) = (self.stack.oldest(), LOOKS);
-        for _ in 0..STEPS {
+    /// The same for the hot entries of the stack.
+    fn scan_hot(&mut self, visit: &mut dyn FnMut(EvictionCandidate<K>) -> Scan) -> bool {
+        let (mut node, mut left) = (self.stack.oldest(), MAX_SHOWN);
+        for _ in 0..MAX_STACK_STEPS {
             if node == NONE || left == 0 {
                 break;
             }
             let newer = self.stack.newer(&self.nodes, node);
-            if self.nodes[node].state == State::Hot {
+            if self.nodes[node].state == EntryState::Hot {
                 left -= 1;
-                match look(Candidate { key: self.nodes[node].key, warmth: Warmth::Hot, recent: false }) {
-                    Look::Stop => return true,
-                    Look::Next => {}
-                    Look::InUse => self.restack(node),
+                match visit(EvictionCandidate {
+                    key: self.nodes[node].key,
+                    temperature: Temperature::Hot,
+                    is_recent: false,
+                }) {
+                    Scan::Stop => return true,
+                    Scan::Continue => {}
+                    Scan::InUse => self.move_to_top(node),
                 }
             }
             node = newer;
@@ -361,12 +375,12 @@ impl<K: Copy + Eq + Hash + Send + std::fmt::Debug> Lirs<K> {
 }
 
 impl<K: Copy + Eq + Hash + Send + std::fmt::Debug> Policy<K> for Lirs<K> {
-    fn admit(&mut self, key: K, weight: u64, arrival: Arrival) {
+    fn admit(&mut self, key: K, weight: u64, reason: AdmitReason) {
         self.clock += weight;
         let used_at = self.clock;
         let known = self.index.get(&key).copied();
         let node = match known {
-            Some(node) if self.nodes[node].state != State::Ghost => return,
+            Some(node) if self.nodes[node].state != EntryState::Ghost => return,
             Some(node) => {
                 self.leave_state(node);
                 self.nodes[node].weight = weight;
@@ -374,9 +388,9 @@ impl<K: Copy + Eq + Hash + Send + std::fmt::Debug> Policy<K> for Lirs<K> {
                 node
             }
             None => {
-                let links = [Links::LOOSE; 2];
-                let state = State::Unread;
-                let node = self.nodes.insert(Node {
+                let links = [Links::UNLINKED; 2];
+                let state = EntryState::Unread;
+                let node = self.nodes.insert(LirsEntry {
                     key,
                     weight,
                     state,
@@ -389,38 +403,38 @@ impl<K: Copy + Eq + Hash + Send + std::fmt::Debug> Policy<K> for Lirs<K> {
                 node
             }
         };
-        self.enter_state(node, State::Unread);
-        if arrival == Arrival::Demanded {
+        self.enter_state(node, EntryState::Unread);
+        if reason == AdmitReason::Demand {
             self.first_use(node);
         }
     }
 
     fn touch(&mut self, key: &K) {
-        self.refer(key);
+        self.record_use(key);
     }
 
-    fn promote(&mut self, key: &K) {
+    fn mark_hot(&mut self, key: &K) {
         let Some(&node) = self.index.get(key) else { return };
         match self.nodes[node].state {
-            State::Hot => {
-                self.restack(node);
+            EntryState::Hot => {
+                self.move_to_top(node);
                 self.prune();
             }
-            State::Cold | State::Unread => self.heat(node),
-            State::Ghost => {}
+            EntryState::Cold | EntryState::Unread => self.make_hot(node),
+            EntryState::Ghost => {}
         }
     }
 
     fn evict(&mut self, key: &K) {
         let Some(&node) = self.index.get(key) else { return };
-        if self.nodes[node].state == State::Ghost {
+        if self.nodes[node].state == EntryState::Ghost {
             return;
         }
         if !self.nodes[node].on_stack {
             self.drop_node(node);
             return;
         }
-        self.set_state(node, State::Ghost);
+        self.set_state(node, EntryState::Ghost);
         while self.ghost_weight > self.capacity.saturating_mul(3) / 2 {
             self.drop_node(self.ghosts.oldest());
         }
@@ -434,30 +448,31 @@ impl<K: Copy + Eq + Hash + Send + std::fmt::Debug> Policy<K> for Lirs<K> {
         }
     }
 
-    fn candidates(&mut self, look: &mut dyn FnMut(Candidate<K>) -> Look) {
-        // Fetches in flight come and go; the share of hot entries follows slowly.
-        self.ceiling = self.weight.max(self.ceiling.saturating_sub(self.capacity / 64)).min(self.capacity);
-        self.cool();
-        let overdue = |s: &Self, node| s.unread_weight <= s.unread_limit() && s.age(node) <= s.capacity;
-        let _ = self.show(State::Unread, false, look, overdue)
-            || self.show(State::Cold, true, look, |_, _| false)
-            || self.show_hot(look)
-            || self.show(State::Unread, false, look, |_, _| false)
-            || self.show(State::Cold, false, look, |_, _| false);
+    fn scan_candidates(&mut self, visit: &mut dyn FnMut(EvictionCandidate<K>) -> Scan) {
+        // Fetches in flight come and go; the hot limit follows slowly.
+        self.usable_capacity =
+            self.weight.max(self.usable_capacity.saturating_sub(self.capacity / 64)).min(self.capacity);
+        self.demote_excess();
+        let is_in_time = |s: &Self, node| s.unread_weight <= s.unread_limit() && s.age(node) <= s.capacity;
+        let _ = self.scan_queue(EntryState::Unread, false, visit, is_in_time)
+            || self.scan_queue(EntryState::Cold, true, visit, |_, _| false)
+            || self.scan_hot(visit)
+            || self.scan_queue(EntryState::Unread, false, visit, |_, _| false)
+            || self.scan_queue(EntryState::Cold, false, visit, |_, _| false);
     }
 
-    fn warmth(&self, key: &K) -> Warmth {
+    fn temperature(&self, key: &K) -> Temperature {
         match self.index.get(key).map(|&node| self.nodes[node].state) {
-            Some(State::Hot) => Warmth::Hot,
-            Some(State::Unread) => Warmth::Unread,
-            Some(State::Cold | State::Ghost) | None => Warmth::Cold,
+            Some(EntryState::Hot) => Temperature::Hot,
+            Some(EntryState::Unread) => Temperature::Unread,
+            Some(EntryState::Cold | EntryState::Ghost) | None => Temperature::Cold,
         }
     }
 
     fn set_capacity(&mut self, capacity: u64) {
         self.capacity = capacity;
-        self.ceiling = capacity;
-        self.cool();
+        self.usable_capacity = capacity;
+        self.demote_excess();
     }
 
     fn unread_limit(&self) -> u64 {

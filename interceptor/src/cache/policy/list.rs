@@ -1,4 +1,4 @@
-//! Doubly linked lists threaded through the nodes of a slab, each node being on up to two of them.
+//! Doubly linked lists through the nodes of a pool. Each node can be on two lists.
 
 use std::ops::{Index, IndexMut};
 
@@ -14,15 +14,15 @@ pub(super) struct Links {
 
 impl Links {
     /// On no list.
-    pub(super) const LOOSE: Self = Self { newer: NONE, older: NONE };
+    pub(super) const UNLINKED: Self = Self { newer: NONE, older: NONE };
 }
 
-/// Something that can be on a list of kind 0 and on one of kind 1 at the same time.
+/// A node that can be on a list of kind 0 and on a list of kind 1 at the same time.
 pub(super) trait Linked {
     /// The neighbours on the list of that kind.
-    fn links(&mut self, kind: usize) -> &mut Links;
-    /// The same, for looking.
-    fn links_ref(&self, kind: usize) -> &Links;
+    fn links(&self, kind: usize) -> &Links;
+    /// The same, to change them.
+    fn links_mut(&mut self, kind: usize) -> &mut Links;
 }
 
 /// A list of kind `KIND`, from newest to oldest.
@@ -45,49 +45,49 @@ impl<const KIND: usize> List<KIND> {
     }
 
     /// The node that came after `node`, or [`NONE`].
-    pub(super) fn newer<N: Linked>(&self, nodes: &Slab<N>, node: u32) -> u32 {
-        nodes[node].links_ref(KIND).newer
+    pub(super) fn newer<N: Linked>(&self, nodes: &NodePool<N>, node: u32) -> u32 {
+        nodes[node].links(KIND).newer
     }
 
     /// Puts a node that is on no list of this kind at the newest end.
-    pub(super) fn push<N: Linked>(&mut self, nodes: &mut Slab<N>, node: u32) {
-        *nodes[node].links(KIND) = Links { newer: NONE, older: self.newest };
+    pub(super) fn push<N: Linked>(&mut self, nodes: &mut NodePool<N>, node: u32) {
+        *nodes[node].links_mut(KIND) = Links { newer: NONE, older: self.newest };
         match self.newest {
             NONE => self.oldest = node,
-            older => nodes[older].links(KIND).newer = node,
+            older => nodes[older].links_mut(KIND).newer = node,
         }
         self.newest = node;
     }
 
     /// Takes a node off this list.
-    pub(super) fn remove<N: Linked>(&mut self, nodes: &mut Slab<N>, node: u32) {
-        let Links { newer, older } = std::mem::replace(nodes[node].links(KIND), Links::LOOSE);
+    pub(super) fn remove<N: Linked>(&mut self, nodes: &mut NodePool<N>, node: u32) {
+        let Links { newer, older } = std::mem::replace(nodes[node].links_mut(KIND), Links::UNLINKED);
         match newer {
             NONE => self.newest = older,
-            newer => nodes[newer].links(KIND).older = older,
+            newer => nodes[newer].links_mut(KIND).older = older,
         }
         match older {
             NONE => self.oldest = newer,
-            older => nodes[older].links(KIND).newer = newer,
+            older => nodes[older].links_mut(KIND).newer = newer,
         }
     }
 }
 
-/// Nodes by number; numbers are used again.
+/// Nodes by number. Numbers of released nodes are used again.
 #[derive(Debug)]
-pub(super) struct Slab<N> {
+pub(super) struct NodePool<N> {
     nodes: Vec<N>,
     free: Vec<u32>,
 }
 
-impl<N> Default for Slab<N> {
+impl<N> Default for NodePool<N> {
     fn default() -> Self {
         Self { nodes: Vec::new(), free: Vec::new() }
     }
 }
 
-impl<N> Slab<N> {
-    /// Keeps `node` and gives it a number.
+impl<N> NodePool<N> {
+    /// Stores `node`, and returns its number.
     pub(super) fn insert(&mut self, node: N) -> u32 {
         match self.free.pop() {
             Some(number) => {
@@ -101,13 +101,13 @@ impl<N> Slab<N> {
         }
     }
 
-    /// Allows the number to be used again. The node must be on no list.
+    /// Lets the number be used again. The node must be on no list.
     pub(super) fn release(&mut self, number: u32) {
         self.free.push(number);
     }
 }
 
-impl<N> Index<u32> for Slab<N> {
+impl<N> Index<u32> for NodePool<N> {
     type Output = N;
 
     fn index(&self, number: u32) -> &N {
@@ -115,7 +115,7 @@ impl<N> Index<u32> for Slab<N> {
     }
 }
 
-impl<N> IndexMut<u32> for Slab<N> {
+impl<N> IndexMut<u32> for NodePool<N> {
     fn index_mut(&mut self, number: u32) -> &mut N {
         &mut self.nodes[number as usize]
     }

@@ -1,4 +1,4 @@
-//! The policy against generated loads, beside LRU and ARC.
+//! The policy under generated loads, compared with LRU and ARC.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -10,13 +10,13 @@ const PAGE: u64 = 4096;
 
 /// Keys in the order of their last use.
 #[derive(Default)]
-struct Order {
+struct UseOrder {
     clock: u64,
     by_key: HashMap<u64, u64>,
     by_time: BTreeMap<u64, u64>,
 }
 
-impl Order {
+impl UseOrder {
     fn put(&mut self, key: u64) {
         self.remove(key);
         self.clock += 1;
@@ -44,7 +44,7 @@ impl Order {
 }
 
 fn lru(trace: &[u64], capacity: usize) -> f64 {
-    let mut order = Order::default();
+    let mut order = UseOrder::default();
     ratio(trace, |key| {
         let hit = order.contains(key);
         order.put(key);
@@ -57,7 +57,7 @@ fn lru(trace: &[u64], capacity: usize) -> f64 {
 
 /// N. Megiddo and D. Modha, *ARC: A Self-Tuning, Low Overhead Replacement Cache*, FAST 2003.
 fn arc(trace: &[u64], capacity: usize) -> f64 {
-    let [mut once, mut often, mut once_gone, mut often_gone]: [Order; 4] = Default::default();
+    let [mut once, mut often, mut once_gone, mut often_gone]: [UseOrder; 4] = Default::default();
     let mut target = 0usize;
     ratio(trace, |key| {
         if once.remove(key) || often.contains(key) {
@@ -97,24 +97,24 @@ fn ratio(trace: &[u64], mut hit: impl FnMut(u64) -> bool) -> f64 {
     trace.iter().filter(|&&key| !hit(key)).count() as f64 / trace.len() as f64
 }
 
-/// The smallest cache around a policy.
-struct Cache {
-    policy: Dueling<u64>,
+/// The simplest cache that uses the policy.
+struct TestCache {
+    policy: AdaptiveLirs<u64>,
     present: HashSet<u64>,
     entries: usize,
 }
 
-impl Cache {
+impl TestCache {
     fn new(entries: usize) -> Self {
-        Self { policy: Dueling::new(entries as u64 * PAGE), present: HashSet::new(), entries }
+        Self { policy: AdaptiveLirs::new(entries as u64 * PAGE), present: HashSet::new(), entries }
     }
 
     fn make_room(&mut self) {
         while self.present.len() >= self.entries {
             let mut victim = None;
-            self.policy.candidates(&mut |candidate| {
+            self.policy.scan_candidates(&mut |candidate| {
                 victim = Some(candidate.key);
-                Look::Stop
+                Scan::Stop
             });
             let victim = victim.expect("a full cache has candidates");
             assert!(self.present.remove(&victim), "only what is present is a candidate");
@@ -129,14 +129,14 @@ impl Cache {
         }
         self.make_room();
         self.present.insert(key);
-        self.policy.admit(key, PAGE, Arrival::Demanded);
+        self.policy.admit(key, PAGE, AdmitReason::Demand);
         false
     }
 
-    fn fetch_ahead(&mut self, key: u64) {
+    fn prefetch(&mut self, key: u64) {
         self.make_room();
         self.present.insert(key);
-        self.policy.admit(key, PAGE, Arrival::Ahead);
+        self.policy.admit(key, PAGE, AdmitReason::Prefetch);
     }
 }
 
@@ -184,7 +184,7 @@ fn misses_little_more_than_the_better_of_lru_and_arc_on_any_load() {
         .collect();
     for (name, trace) in [("loop", looping), ("sliding", sliding), ("zipf", steady), ("shifting", shifting)] {
         for capacity in [400, 1200, 2400] {
-            let mut cache = Cache::new(capacity);
+            let mut cache = TestCache::new(capacity);
             let misses = ratio(&trace, |key| cache.read(key));
             let best = lru(&trace, capacity).min(arc(&trace, capacity));
             assert!(misses < best + 0.03, "{name} with {capacity}: {misses:.4}, the best is {best:.4}");
@@ -195,7 +195,7 @@ fn misses_little_more_than_the_better_of_lru_and_arc_on_any_load() {
 #[test]
 fn a_scan_of_four_times_the_cache_leaves_a_hot_set_of_half_of_it() {
     let (entries, hot) = (1000, 500u64);
-    let mut cache = Cache::new(entries);
+    let mut cache = TestCache::new(entries);
     let mut random = Random(9);
     for _ in 0..10 * hot {
         cache.read(random.next() % hot);
@@ -211,7 +211,7 @@ fn a_scan_of_four_times_the_cache_leaves_a_hot_set_of_half_of_it() {
 
 #[test]
 fn a_new_working_set_replaces_the_old_one() {
-    let mut cache = Cache::new(1000);
+    let mut cache = TestCache::new(1000);
     let mut random = Random(4);
     for _ in 0..20_000 {
         cache.read(random.next() % 900);
@@ -224,54 +224,54 @@ fn a_new_working_set_replaces_the_old_one() {
 }
 
 #[test]
-fn what_was_fetched_ahead_waits_for_its_first_use_but_not_for_ever() {
-    let mut cache = Cache::new(1000);
-    (0..100).for_each(|key| cache.fetch_ahead(key));
+fn an_unread_entry_stays_for_its_first_use_but_not_for_ever() {
+    let mut cache = TestCache::new(1000);
+    (0..100).for_each(|key| cache.prefetch(key));
     (1000..1500).for_each(|key| _ = cache.read(key));
     assert!((0..100).all(|key| cache.present.contains(&key)), "a reader that takes some time finds it");
     (2000..2400).for_each(|key| _ = cache.read(key));
     assert!((0..50).all(|key| cache.read(key)), "a scan does not push it out");
     (3000..6000).for_each(|key| _ = cache.read(key));
-    assert_eq!((50..100).filter(|key| cache.present.contains(key)).count(), 0, "nobody wanted the rest");
+    assert_eq!((50..100).filter(|key| cache.present.contains(key)).count(), 0, "the rest was never used");
 }
 
 #[test]
 fn unread_entries_do_not_fill_the_cache() {
-    let mut cache = Cache::new(1000);
+    let mut cache = TestCache::new(1000);
     for key in 0..500 {
         cache.read(key);
         cache.read(key);
     }
-    (1000..9000).for_each(|key| cache.fetch_ahead(key));
+    (1000..9000).for_each(|key| cache.prefetch(key));
     let kept = (0..500).filter(|key| cache.present.contains(key)).count();
     assert!(kept > 450, "{kept} of 500 used entries are left");
 }
 
 #[test]
-fn a_promoted_entry_survives_a_scan() {
-    let mut cache = Cache::new(100);
+fn an_entry_marked_hot_survives_a_scan() {
+    let mut cache = TestCache::new(100);
     (0..100).for_each(|key| _ = cache.read(key));
     cache.read(200);
-    cache.policy.promote(&200);
-    assert_eq!(cache.policy.warmth(&200), Warmth::Hot);
+    cache.policy.mark_hot(&200);
+    assert_eq!(cache.policy.temperature(&200), Temperature::Hot);
     (300..800).for_each(|key| _ = cache.read(key));
     assert!(cache.read(200));
 }
 
 #[test]
-fn entries_in_use_are_passed_over() {
-    let mut cache = Cache::new(100);
+fn entries_in_use_are_skipped() {
+    let mut cache = TestCache::new(100);
     (0..100).for_each(|key| _ = cache.read(key));
     let mut seen = HashSet::new();
-    cache.policy.candidates(&mut |candidate| {
+    cache.policy.scan_candidates(&mut |candidate| {
         seen.insert(candidate.key);
-        if seen.len() < 50 { Look::InUse } else { Look::Stop }
+        if seen.len() < 50 { Scan::InUse } else { Scan::Stop }
     });
     assert_eq!(seen.len(), 50);
     let mut next = None;
-    cache.policy.candidates(&mut |candidate| {
+    cache.policy.scan_candidates(&mut |candidate| {
         next = Some(candidate.key);
-        Look::Stop
+        Scan::Stop
     });
     assert!(next.is_some());
 }
@@ -279,11 +279,11 @@ fn entries_in_use_are_passed_over() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Whatever happens, the policy knows what is present, shows all of it, and remembers a bounded number of ghosts.
+    /// After any operations, the policy shows exactly the entries that are present.
     #[test]
     fn every_present_entry_can_be_evicted(operations in prop::collection::vec((0u8..8, 0u64..60, 1u64..9), 0..600)) {
         let capacity = 100 * PAGE;
-        let mut policy = Dueling::new(capacity);
+        let mut policy = AdaptiveLirs::new(capacity);
         let mut present: HashMap<u64, u64> = HashMap::new();
         for (operation, key, pages) in operations {
             match operation {
@@ -291,17 +291,17 @@ proptest! {
                     let weight = pages * PAGE;
                     while present.values().sum::<u64>() + weight > capacity {
                         let mut victim = None;
-                        policy.candidates(&mut |candidate| { victim = Some(candidate.key); Look::Stop });
+                        policy.scan_candidates(&mut |candidate| { victim = Some(candidate.key); Scan::Stop });
                         let victim = victim.expect("something is present");
                         prop_assert!(present.remove(&victim).is_some());
                         policy.evict(&victim);
                     }
-                    let arrival = if operation == 0 { Arrival::Ahead } else { Arrival::Demanded };
-                    policy.admit(key, weight, arrival);
+                    let reason = if operation == 0 { AdmitReason::Prefetch } else { AdmitReason::Demand };
+                    policy.admit(key, weight, reason);
                     present.entry(key).or_insert(weight);
                 }
                 3..=5 => policy.touch(&key),
-                6 => policy.promote(&key),
+                6 => policy.mark_hot(&key),
                 _ => {
                     policy.forget(&key);
                     present.remove(&key);
@@ -309,7 +309,7 @@ proptest! {
             }
         }
         let mut shown = HashSet::new();
-        policy.candidates(&mut |candidate| { shown.insert(candidate.key); Look::Next });
+        policy.scan_candidates(&mut |candidate| { shown.insert(candidate.key); Scan::Continue });
         prop_assert_eq!(shown, present.keys().copied().collect::<HashSet<_>>());
     }
 }

@@ -1,8 +1,8 @@
-//! A thread that gives way to everybody.
+//! A thread of the lowest priority.
 //!
-//! Memory that the host has not backed yet can cost more than a second per GiB to touch, so the pages of resident files are
-//! touched here, at the lowest priority, and never by a thread that readers wait for. For the same reason nothing runs
-//! here that holds a lock of the cache.
+//! Touching memory that the host has not backed yet can cost more than a second per GiB. So the
+//! pages of resident files are touched on this thread, and never on a thread that readers wait
+//! for. For the same reason no job here may hold a lock of the cache.
 
 use std::io;
 use std::sync::mpsc::{Sender, channel};
@@ -11,22 +11,23 @@ use tokio::sync::oneshot;
 
 use crate::vital::contained;
 
-type Job = Box<dyn FnOnce() + Send>;
+type BackgroundJob = Box<dyn FnOnce() + Send>;
 
-/// How nice the thread is: as nice as can be.
+/// The thread's nice value: the lowest priority.
 const NICENESS: i32 = 19;
 
 /// See the module's documentation. The thread ends when this is dropped.
-pub(super) struct Background {
-    jobs: Sender<Job>,
+pub(super) struct BackgroundThread {
+    jobs: Sender<BackgroundJob>,
 }
 
-impl Background {
+impl BackgroundThread {
     /// Starts the thread.
     pub(super) fn start() -> io::Result<Self> {
-        let (jobs, queue) = channel::<Job>();
+        let (jobs, queue) = channel::<BackgroundJob>();
         let run = move || {
-            // In Linux a priority belongs to a thread, whose number is taken for that of a process here.
+            // In Linux a priority belongs to a thread, and the call takes the thread's id for a
+            // process id.
             if let Err(errno) = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICENESS)
             {
                 tracing::debug!(%errno, "resident files are filled at normal priority");
@@ -39,19 +40,19 @@ impl Background {
         Ok(Self { jobs })
     }
 
-    /// Does `work` there, after what was asked before, whether or not that is waited for.
-    pub(super) fn later(&self, work: impl FnOnce() + Send + 'static) {
-        // Without the thread it is done here, by dropping it.
+    /// Queues `work` without waiting for it.
+    pub(super) fn spawn(&self, work: impl FnOnce() + Send + 'static) {
+        // If the thread is gone, dropping `work` here drops what it would have dropped there.
         let _ = self.jobs.send(Box::new(work));
     }
 
-    /// Does `work` there, after what was asked before. None if it panics.
+    /// Queues `work` and waits for its result. None if it panics.
     pub(super) async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Option<T> {
         let (sender, done) = oneshot::channel();
-        // Nobody need wait for the result any more.
+        // The receiver may be gone by then.
         let job = Box::new(move || drop(sender.send(work())));
         self.jobs.send(job).ok()?;
         done.await.ok()
@@ -60,11 +61,11 @@ impl Background {
 
 #[cfg(test)]
 mod tests {
-    use super::Background;
+    use super::BackgroundThread;
 
     #[tokio::test]
-    async fn a_panic_costs_one_file() {
-        let background = Background::start().unwrap();
+    async fn a_job_that_panics_does_not_end_the_thread() {
+        let background = BackgroundThread::start().unwrap();
         assert_eq!(background.run(|| -> u32 { panic!("test") }).await, None);
         assert_eq!(background.run(|| 7).await, Some(7));
     }

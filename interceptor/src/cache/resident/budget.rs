@@ -1,65 +1,65 @@
 //! The memory that resident files take from the arena.
 //!
-//! Files and arena share one budget. The arena's addresses stay, so it is made smaller from within: *pieces* of it are
-//! taken as if they were blocks, for which others leave by the usual rules (what is pinned never does), and the pages
-//! behind them go back to the host, where a tmpfs file can have them. Taking comes before giving: at any moment the pieces
-//! are at least as large as all files together. Pieces are aligned runs of up to 16 MiB, so that what is left of the arena
-//! still has room for large chunks.
+//! Files and arena share one budget. The arena's addresses stay, so it is made smaller from
+//! within: *pieces* of it are allocated as if they were blocks, for which other blocks are evicted
+//! by the usual rules (pinned ones never are), and the pages behind the pieces are returned to the
+//! host, where a tmpfs file can have them. The arena cedes before a file takes: at any moment the
+//! pieces are at least as large as all files together. Pieces are aligned runs of up to 16 MiB, so
+//! that the rest of the arena still has room for large chunks.
 
 use std::sync::Arc;
 
 use crate::cache::arena::{MIN_CAPACITY, Slot};
-use crate::cache::index::Index;
+use crate::cache::index::{BlockIndex, EvictionMode};
 use crate::cache::sync::{AtomicU64, AtomicUsize, Mutex, Ordering};
 
-/// Bytes of the smallest and of the largest piece: huge pages at least, and no more than the largest chunk that is kept
-/// in one block.
-const PIECES: (u64, u64) = (2 << 20, 16 << 20);
+/// Bytes of the smallest piece: a huge page.
+const MIN_PIECE_SIZE: u64 = 2 << 20;
+/// Bytes of the largest piece: the largest chunk that is kept in one block.
+const MAX_PIECE_SIZE: u64 = 16 << 20;
 /// The arena keeps at least one in this many bytes of the budget.
-const ARENA_SHARE: u64 = 4;
-
-/// How hard to try for memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Effort {
-    /// Take what is free.
-    Free,
-    /// Blocks may be evicted.
-    Evict,
-}
+const MIN_ARENA_DIVISOR: u64 = 4;
 
 /// See the module's documentation.
-pub(super) struct Budget {
-    index: Arc<Index>,
+pub(super) struct ResidentBudget {
+    index: Arc<BlockIndex>,
     /// Bytes for arena and files together.
     capacity: u64,
-    /// The most that files may have, in bytes.
+    /// The most that files may hold, in bytes.
     limit: u64,
     /// Bytes of a piece.
-    piece: u64,
-    /// What files have, in bytes.
+    piece_size: u64,
+    /// What files hold, in bytes.
     held: AtomicU64,
     pieces: Mutex<Vec<Slot>>,
-    /// How many are about to reserve. Pieces stay meanwhile, even if nobody needs them at the moment.
+    /// How many reservations are being made. Pieces stay meanwhile, even if no file needs them
+    /// now.
     reserving: AtomicUsize,
 }
 
-impl Budget {
-    /// The budget of `capacity` bytes that the arena of `index` has now. None if that is too little to share.
-    pub(super) fn new(index: Arc<Index>, capacity: u64) -> Option<Arc<Self>> {
-        let piece = (capacity / 16).clamp(PIECES.0, PIECES.1);
-        let piece = 1 << piece.ilog2();
-        let arena = (capacity / ARENA_SHARE).max(MIN_CAPACITY);
-        let limit = capacity.checked_sub(arena)? / piece * piece;
-        Self::with_pieces(index, capacity, limit, piece)
+impl ResidentBudget {
+    /// The budget of `capacity` bytes that the arena of `index` has now. None if that is too
+    /// little to share.
+    pub(super) fn new(index: Arc<BlockIndex>, capacity: u64) -> Option<Arc<Self>> {
+        let piece_size = (capacity / 16).clamp(MIN_PIECE_SIZE, MAX_PIECE_SIZE);
+        let piece_size = 1 << piece_size.ilog2();
+        let min_arena = (capacity / MIN_ARENA_DIVISOR).max(MIN_CAPACITY);
+        let limit = capacity.checked_sub(min_arena)? / piece_size * piece_size;
+        Self::with_pieces(index, capacity, limit, piece_size)
     }
 
-    /// The same with a limit and a size of pieces of one's own choice.
-    pub(super) fn with_pieces(index: Arc<Index>, capacity: u64, limit: u64, piece: u64) -> Option<Arc<Self>> {
+    /// The same with a given limit and size of pieces.
+    pub(super) fn with_pieces(
+        index: Arc<BlockIndex>,
+        capacity: u64,
+        limit: u64,
+        piece_size: u64,
+    ) -> Option<Arc<Self>> {
         let budget = Self {
             index,
             capacity,
             limit,
-            piece,
+            piece_size,
             held: AtomicU64::new(0),
             pieces: Mutex::new(Vec::new()),
             reserving: AtomicUsize::new(0),
@@ -67,26 +67,31 @@ impl Budget {
         (limit > 0).then(|| Arc::new(budget))
     }
 
-    /// The most that files may have, in bytes.
+    /// The most that files may hold, in bytes.
     pub(super) fn limit(&self) -> u64 {
         self.limit
     }
 
-    /// What files have, in bytes.
+    /// What files hold, in bytes.
     pub(super) fn held(&self) -> u64 {
         self.held.load(Ordering::SeqCst)
     }
 
-    /// What the arena lacks of the budget, in bytes.
-    pub(super) fn taken(&self) -> u64 {
-        self.pieces.lock().len() as u64 * self.piece
+    /// Bytes of the arena that were ceded to files, in whole pieces.
+    pub(super) fn ceded(&self) -> u64 {
+        self.pieces.lock().len() as u64 * self.piece_size
     }
 
-    /// Takes `bytes` from the arena, once `leaving`, which has other such bytes, is dropped. None if there are too few, or
-    /// what is in the way of them is pinned.
-    pub(super) fn reserve<T>(self: &Arc<Self>, bytes: u64, effort: Effort, leaving: T) -> Option<Reserved> {
-        let _reserving = Reserving::new(self);
-        drop(leaving);
+    /// Drops `displaced`, the files that make room, and reserves `bytes`. None if that exceeds the
+    /// limit, or if the arena cannot cede so much in this mode.
+    pub(super) fn reserve<T>(
+        self: &Arc<Self>,
+        bytes: u64,
+        mode: EvictionMode,
+        displaced: T,
+    ) -> Option<Reservation> {
+        let _guard = ReservingGuard::new(self);
+        drop(displaced);
         let within = |held: u64| held.checked_add(bytes).filter(|&held| held <= self.limit);
         let mut held = self.held();
         while let Err(now) =
@@ -94,85 +99,85 @@ impl Budget {
         {
             held = now;
         }
-        let reserved = Reserved { budget: self.clone(), bytes };
-        while self.taken() < self.held() {
-            self.take_piece(effort)?;
+        let reservation = Reservation { budget: self.clone(), bytes };
+        while self.ceded() < self.held() {
+            self.cede_piece(mode)?;
         }
-        Some(reserved)
+        Some(reservation)
     }
 
-    fn take_piece(&self, effort: Effort) -> Option<()> {
-        let len = self.piece as usize;
-        let slot = match effort {
-            Effort::Free => self.index.context().arena().allocate(len),
-            Effort::Evict => self.index.allocate(len),
+    fn cede_piece(&self, mode: EvictionMode) -> Option<()> {
+        let len = self.piece_size as usize;
+        let slot = match mode {
+            EvictionMode::FreeOnly => self.index.arena().allocate(len),
+            EvictionMode::Evict => self.index.allocate(len),
         };
         let mut slot = slot?;
-        if !slot.give_back_pages() {
+        if !slot.return_pages() {
             return None;
         }
         let mut pieces = self.pieces.lock();
         pieces.push(slot);
-        self.index.set_capacity(self.capacity - pieces.len() as u64 * self.piece);
+        self.index.set_capacity(self.capacity - pieces.len() as u64 * self.piece_size);
         Some(())
     }
 
-    /// Gives the arena what no file needs.
+    /// Gives pieces that no file needs back to the arena.
     fn trim(&self) {
         if self.reserving.load(Ordering::SeqCst) > 0 {
             return;
         }
         let mut pieces = self.pieces.lock();
-        let needed = self.held().div_ceil(self.piece) as usize;
+        let needed = self.held().div_ceil(self.piece_size) as usize;
         if pieces.len() <= needed {
             return;
         }
         let surplus = pieces.split_off(needed);
-        self.index.set_capacity(self.capacity - pieces.len() as u64 * self.piece);
+        self.index.set_capacity(self.capacity - pieces.len() as u64 * self.piece_size);
         drop(pieces);
         drop(surplus);
     }
 }
 
-/// Holds pieces back while somebody is about to reserve.
-struct Reserving<'a>(&'a Budget);
+/// Keeps pieces from being trimmed while a reservation is made.
+struct ReservingGuard<'a>(&'a ResidentBudget);
 
-impl<'a> Reserving<'a> {
-    fn new(budget: &'a Budget) -> Self {
+impl<'a> ReservingGuard<'a> {
+    fn new(budget: &'a ResidentBudget) -> Self {
         budget.reserving.fetch_add(1, Ordering::SeqCst);
         Self(budget)
     }
 }
 
-impl Drop for Reserving<'_> {
+impl Drop for ReservingGuard<'_> {
     fn drop(&mut self) {
         self.0.reserving.fetch_sub(1, Ordering::SeqCst);
         self.0.trim();
     }
 }
 
-/// Some bytes of the budget. Given back when dropped.
-pub(super) struct Reserved {
-    budget: Arc<Budget>,
+/// Some bytes of the budget. Released when dropped.
+pub(super) struct Reservation {
+    budget: Arc<ResidentBudget>,
     bytes: u64,
 }
 
-impl Reserved {
-    /// Takes over what `other` has, of the same budget.
-    pub(super) fn join(&mut self, mut other: Self) {
+impl Reservation {
+    /// Takes over the bytes of `other`, of the same budget.
+    pub(super) fn merge(&mut self, mut other: Self) {
         self.bytes += std::mem::take(&mut other.bytes);
     }
 }
 
-impl Drop for Reserved {
+impl Drop for Reservation {
     fn drop(&mut self) {
         self.budget.held.fetch_sub(self.bytes, Ordering::SeqCst);
         self.budget.trim();
     }
 }
 
-impl std::fmt::Debug for Reserved {
+impl std::fmt::Debug for Reservation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Reserved").field("bytes", &self.bytes).finish_non_exhaustive()
+        f.debug_struct("Reservation").field("bytes", &self.bytes).finish_non_exhaustive()
     }
 }

@@ -1,33 +1,40 @@
-//! Files that the kernel serves by itself.
+//! Whole files in memory that the kernel reads without asking the daemon.
 //!
-//! A hot file whose bytes are all in memory is worth more as a file of its own than as blocks of the arena: the kernel
-//! reads it by FUSE passthrough, at the speed of its page cache, and the daemon is not asked. Such a file is a
-//! [`ResidentFile`] on a [private tmpfs](tmpfs).
+//! A hot file whose bytes are all in memory is worth more as a file of its own than as blocks of
+//! the arena: the kernel reads it by FUSE passthrough, at the speed of its page cache. Such a file
+//! is a [`ResidentFile`] on a [private tmpfs](tmpfs).
 //!
 //! ```text
-//!  want ──► Candidate ──make_room──► Promotion ──write…──complete──► ResidentFile, found by `opened` and `find`
-//!            │ a ticket: one          │ memory, taken                 │ until it is displaced or retired; its memory
-//!            │ candidate per file     │ from the arena first          │ is free when the last handle is closed
-//!            └ dropped: may try again └ dropped: all of it given back
+//!  request_promotion
+//!   └─► PromotionCandidate   a ticket: one per file; if dropped, the file may be requested again
+//!        └ make_room
+//!           └─► Promotion    memory, taken from the arena first; if dropped, all is given back
+//!                └ write … complete
+//!                   └─► ResidentFile   found by `opened` and `find` until it is displaced or
+//!                                      retired; its memory is free when the last handle closes
 //! ```
 //!
-//! * The [`shelf`] knows which files are resident, and decides who may displace whom.
-//! * The [`budget`] takes their memory from the arena, which becomes smaller, down to a quarter of all.
-//! * The [`background`] thread writes them: touching fresh memory is slow, and must not be on the way of a read.
+//! * The [`table`] knows which files are resident, and decides which file may displace which.
+//! * The [`budget`] takes the files' memory from the arena, which shrinks to a quarter of all at
+//!   most.
+//! * The [`background`] thread writes the files: touching fresh memory is slow and must not delay
+//!   a read.
 //!
-//! A file is known by its content, not by its name or node: when the kernel forgets a node and later asks again, the file
-//! is still there. When the filer tells that a content has been replaced or deleted it is [retired](Residents::retire):
-//! nobody is handed it any more, and who has it open keeps it, within the budget, until it is closed.
+//! A file is found by its content, not by its name or node: when the kernel forgets a node and
+//! looks it up again, the file is still there. When the filer reports that a content was replaced
+//! or deleted, it is [retired](ResidentFiles::retire): no open finds it any more, and handles that
+//! have it keep it, within the budget, until they are closed.
 //!
-//! The budget is an upper bound that the operator chose, as for the arena; there is no reaction to memory pressure of
-//! others. Where memory or descriptors run out all the same, the promotion fails, which is counted and costs nothing.
+//! The budget is an upper bound that the operator chose, as for the arena; memory pressure of
+//! other programs does not shrink it. If memory or descriptors run out all the same, the promotion
+//! fails, which is counted and has no other effect.
 
 mod append;
 mod background;
 mod budget;
 mod file;
 mod promotion;
-mod shelf;
+mod table;
 mod tmpfs;
 
 #[cfg(all(test, feature = "shuttle"))]
@@ -42,38 +49,38 @@ use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use self::background::Background;
-use self::budget::{Budget, Effort};
-use self::file::Addition;
-use self::shelf::Shelf;
+use self::background::BackgroundThread;
+use self::budget::ResidentBudget;
+use self::file::FileAppend;
+use self::table::ResidentTable;
 use self::tmpfs::PrivateTmpfs;
-use super::arena::Backing;
-use super::index::Index;
+use super::arena::PageBacking;
+use super::index::{BlockIndex, EvictionMode};
 use super::sync::{AtomicU64, Mutex, Ordering};
 
-pub use append::Extension;
+pub use append::ResidentAppend;
 pub use file::ResidentFile;
-pub use promotion::{Candidate, Promotion};
-pub use shelf::Worth;
+pub use promotion::{Promotion, PromotionCandidate};
+pub use table::PromotionReason;
 pub use tmpfs::TmpfsError;
 
-/// Descriptors that are left to connections, replies and whoever else needs some.
-const DESCRIPTORS_LEFT: u64 = 1024;
-/// More files than this are not kept, so that the kernel's own memory for them stays below some GiB.
-const MOST_FILES: u64 = 1 << 20;
-/// Files take whole pages.
-const PAGE: u64 = 4096;
+/// Descriptors that are left for connections, replies and other purposes.
+const RESERVED_DESCRIPTORS: u64 = 1024;
+/// The most files, so that the kernel's own memory for them stays below some GiB.
+const MAX_FILES: u64 = 1 << 20;
+/// Bytes of a page. Files take whole pages.
+const PAGE_SIZE: u64 = 4096;
 
 /// Why there are no resident files.
 #[derive(Debug, thiserror::Error)]
 pub enum ResidentError {
-    /// There is nowhere to put them.
+    /// There is no file system for them.
     #[error(transparent)]
     Tmpfs(#[from] TmpfsError),
-    /// The arena needs everything for itself.
+    /// The arena needs all of the memory.
     #[error("a cache of {0} bytes is too small to keep whole files")]
     CacheTooSmall(u64),
-    /// The cache's memory is of no use to files.
+    /// The cache's memory comes from the huge page pool, and cannot be ceded to files.
     #[error(
         "the cache is in huge pages of the pool (vm.nr_hugepages), whose memory cannot be given to files"
     )]
@@ -81,40 +88,42 @@ pub enum ResidentError {
     /// The process may open too few files.
     #[error("a limit of {0} open files (ulimit -n) leaves none for files in memory")]
     Descriptors(u64),
-    /// There is no thread to fill them.
+    /// The thread that fills them cannot be started.
     #[error("cannot start the thread that fills them: {0}")]
     Thread(#[source] io::Error),
 }
 
-/// Names the bytes of a file, whatever its name: a digest of the list of its chunks, which never change, and its size.
+/// Identifies the bytes of a file, whatever its name: a digest of its size and of the list of its
+/// chunks, which never change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ContentId(pub [u8; 32]);
 
-/// How many files are resident, and what became of those that were to be. Sizes are in bytes.
+/// How many files are resident, and how past promotions ended. Sizes are in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ResidentUsage {
     /// Files that an open finds now.
     pub files: u64,
     /// Files that wait to become resident, or are being filled.
     pub waiting: u64,
-    /// Memory of these, of those that are being filled, and of those that are only kept because they are open.
+    /// Memory of resident files, of files that are being filled, and of files that left but are
+    /// still open.
     pub bytes: u64,
-    /// The most that `bytes` can be.
+    /// The most that `bytes` can become.
     pub limit: u64,
     /// Files that have become resident so far.
     pub promoted: u64,
     /// Their bytes.
     pub promoted_bytes: u64,
-    /// Files that were to be, but could not be fetched, or found no memory after all.
+    /// Files that could not be fetched, or found no memory after all.
     pub failed: u64,
-    /// Files that left for others.
+    /// Files that left so that others could become resident.
     pub displaced: u64,
     /// Files that left because they were replaced or deleted.
     pub retired: u64,
 }
 
 #[derive(Debug, Default)]
-struct Counts {
+struct ResidentCounters {
     promoted: AtomicU64,
     promoted_bytes: AtomicU64,
     failed: AtomicU64,
@@ -122,164 +131,173 @@ struct Counts {
     retired: AtomicU64,
 }
 
-impl Counts {
-    fn failed(&self, len: u64, error: &io::Error) {
+impl ResidentCounters {
+    fn record_failure(&self, len: u64, error: &io::Error) {
         tracing::debug!(bytes = len, %error, "a file cannot be kept in memory");
         self.failed.fetch_add(1, Ordering::Relaxed);
     }
 }
 
 /// See the module's documentation.
-pub struct Residents {
+pub struct ResidentFiles {
     tmpfs: PrivateTmpfs,
-    budget: Arc<Budget>,
-    shelf: Mutex<Shelf<Arc<ResidentFile>>>,
-    background: Background,
-    counts: Counts,
+    budget: Arc<ResidentBudget>,
+    table: Mutex<ResidentTable<Arc<ResidentFile>>>,
+    background: BackgroundThread,
+    counters: ResidentCounters,
 }
 
-impl Residents {
-    /// None yet. They will share `capacity` bytes with the arena of `index`. Raises the soft limit of open files to the hard
-    /// one.
-    pub(super) fn new(index: Arc<Index>, capacity: u64) -> Result<Arc<Self>, ResidentError> {
-        if index.context().arena().backing() == Backing::Hugetlb {
+impl ResidentFiles {
+    /// No files yet. They will share `capacity` bytes with the arena of `index`. Raises the soft
+    /// limit of open files to the hard limit.
+    pub(super) fn new(index: Arc<BlockIndex>, capacity: u64) -> Result<Arc<Self>, ResidentError> {
+        if index.arena().backing() == PageBacking::Hugetlb {
             return Err(ResidentError::Hugetlb);
         }
-        let budget = Budget::new(index, capacity).ok_or(ResidentError::CacheTooSmall(capacity))?;
+        let budget = ResidentBudget::new(index, capacity).ok_or(ResidentError::CacheTooSmall(capacity))?;
         let tmpfs = PrivateTmpfs::new(budget.limit())?;
-        Self::with_parts(budget, tmpfs, most_files()?)
+        Self::with_parts(budget, tmpfs, max_files()?)
     }
 
     fn with_parts(
-        budget: Arc<Budget>,
+        budget: Arc<ResidentBudget>,
         tmpfs: PrivateTmpfs,
-        most_files: usize,
+        max_files: usize,
     ) -> Result<Arc<Self>, ResidentError> {
         Ok(Arc::new(Self {
             tmpfs,
             budget,
-            shelf: Mutex::new(Shelf::new(most_files)),
-            background: Background::start().map_err(ResidentError::Thread)?,
-            counts: Counts::default(),
+            table: Mutex::new(ResidentTable::new(max_files)),
+            background: BackgroundThread::start().map_err(ResidentError::Thread)?,
+            counters: ResidentCounters::default(),
         }))
     }
 
-    /// A handle is opened, which counts as a use. Returns the file if it is resident; it will not be displaced before the
-    /// handle is [closed](Self::closed).
+    /// Records that a handle is opened, which counts as a use. Returns the file if it is resident;
+    /// it is not displaced before the handle is [closed](Self::closed).
     pub fn opened(&self, id: ContentId) -> Option<Arc<ResidentFile>> {
-        self.shelf.lock().opened(id)
+        self.table.lock().opened(id)
     }
 
-    /// A handle is closed.
+    /// Records that a handle is closed.
     pub fn closed(&self, id: &ContentId) {
-        self.shelf.lock().closed(id);
+        self.table.lock().closed(id);
     }
 
     /// The file, if it is resident.
     pub fn find(&self, id: &ContentId) -> Option<Arc<ResidentFile>> {
-        self.shelf.lock().get(id)
+        self.table.lock().get(id)
     }
 
-    /// No name stands for the content any more. Who has it open keeps it.
+    /// Retires a content that no name stands for any more: no open finds it. Open handles keep it.
     pub fn retire(&self, id: &ContentId) {
-        let file = self.shelf.lock().retire(id);
+        let file = self.table.lock().retire(id);
         if file.is_some() {
-            self.counts.retired.fetch_add(1, Ordering::Relaxed);
+            self.counters.retired.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// Makes room for a file to become `len` bytes long. It was opened as `id`, `handles` times by those who know that it does. None
-    /// if others have it open, too, or there is too little memory. May take milliseconds, and blocks.
+    /// Makes room for a file to grow to `len` bytes. The file was opened as `id`; `handles`
+    /// returns how many of its handles know that it grows. None if other handles have it open,
+    /// too, or if there is too little memory. Blocks, perhaps for milliseconds.
     pub fn extend(
         self: &Arc<Self>,
         file: Arc<ResidentFile>,
         id: &ContentId,
         handles: impl Fn() -> u32,
         len: u64,
-    ) -> Option<Extension> {
+    ) -> Option<ResidentAppend> {
         let from = file.grown_len();
         if from >= len {
-            return Some(Extension { addition: None, residents: self.clone() });
+            return Some(ResidentAppend { append: None, residents: self.clone() });
         }
-        // Handles come and go; one that is on its way is on the shelf's side only.
+        // Handles come and go. One that is being opened or closed may be in the table and not in
+        // `handles`.
         let is_alone = |attempt| {
             std::thread::sleep(Duration::from_millis(attempt));
-            // Nobody else is handed it from now on.
+            // No other open finds the file from now on.
             self.retire(id);
             let before = handles();
-            self.shelf.lock().opens(id) == before && handles() == before
+            self.table.lock().open_handles(id) == before && handles() == before
         };
-        // Who has it since it was extended is one of them.
+        // If the file has grown before, it was retired then: all handles since know that it grows.
         if from == file.len() && !(0..5).any(is_alone) {
             return None;
         }
         let bytes = size_in_memory(len).checked_sub(size_in_memory(from))?;
         let free = self.budget.limit().saturating_sub(self.budget.held());
-        let leaving = self.shelf.lock().displace(bytes.saturating_sub(free));
-        self.counts.displaced.fetch_add(leaving.len() as u64, Ordering::Relaxed);
-        let reserved = self.budget.reserve(bytes, Effort::Evict, leaving)?;
-        let addition = Addition::new(file, len, reserved);
-        let addition = addition.inspect_err(|error| self.counts.failed(len, error)).ok()?;
-        Some(Extension { addition: Some(addition), residents: self.clone() })
+        let displaced = self.table.lock().displace(bytes.saturating_sub(free));
+        self.counters.displaced.fetch_add(displaced.len() as u64, Ordering::Relaxed);
+        let reservation = self.budget.reserve(bytes, EvictionMode::Evict, displaced)?;
+        let append = FileAppend::new(file, len, reservation);
+        let append = append.inspect_err(|error| self.counters.record_failure(len, error)).ok()?;
+        Some(ResidentAppend { append: Some(append), residents: self.clone() })
     }
 
-    /// A file of `len` bytes is worth being resident. Returns what it takes to make it so; none if it is resident or wanted
-    /// by somebody already, could never be, or is not worth it.
-    pub fn want(self: &Arc<Self>, id: ContentId, len: u64, worth: Worth) -> Option<Candidate> {
+    /// Requests that a file of `len` bytes become resident. None if it is resident or has a
+    /// candidate already, can never be resident, or if `reason` is not enough.
+    pub fn request_promotion(
+        self: &Arc<Self>,
+        id: ContentId,
+        len: u64,
+        reason: PromotionReason,
+    ) -> Option<PromotionCandidate> {
         if len == 0 || size_in_memory(len) > self.budget.limit() {
             return None;
         }
-        let ticket = self.shelf.lock().want(id, worth)?;
-        Some(Candidate { residents: self.clone(), id, ticket, len })
+        let ticket = self.table.lock().request(id, reason)?;
+        Some(PromotionCandidate { residents: self.clone(), id, ticket, len })
     }
 
-    /// How much there is.
+    /// How many files are resident, and how past promotions ended.
     pub fn usage(&self) -> ResidentUsage {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let (files, waiting) = {
-            let shelf = self.shelf.lock();
-            (shelf.residents() as u64, shelf.wanted() as u64)
+            let table = self.table.lock();
+            (table.residents() as u64, table.pending() as u64)
         };
         ResidentUsage {
             files,
             waiting,
             bytes: self.budget.held(),
             limit: self.budget.limit(),
-            promoted: count(&self.counts.promoted),
-            promoted_bytes: count(&self.counts.promoted_bytes),
-            failed: count(&self.counts.failed),
-            displaced: count(&self.counts.displaced),
-            retired: count(&self.counts.retired),
+            promoted: count(&self.counters.promoted),
+            promoted_bytes: count(&self.counters.promoted_bytes),
+            failed: count(&self.counters.failed),
+            displaced: count(&self.counters.displaced),
+            retired: count(&self.counters.retired),
         }
     }
 
-    /// What the arena lacks of the budget, in bytes: what files have, rounded up to pieces of the arena.
-    pub(super) fn taken(&self) -> u64 {
-        self.budget.taken()
+    /// Bytes of the arena that were ceded to files: what they hold, rounded up to pieces of the
+    /// arena.
+    pub(super) fn ceded(&self) -> u64 {
+        self.budget.ceded()
     }
 }
 
-impl fmt::Debug for Residents {
+impl fmt::Debug for ResidentFiles {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Residents").field("usage", &self.usage()).finish_non_exhaustive()
+        f.debug_struct("ResidentFiles").field("usage", &self.usage()).finish_non_exhaustive()
     }
 }
 
+/// Bytes of memory that a file of `len` bytes takes.
 fn size_in_memory(len: u64) -> u64 {
-    len.div_ceil(PAGE).saturating_mul(PAGE)
+    len.div_ceil(PAGE_SIZE).saturating_mul(PAGE_SIZE)
 }
 
-/// How many files the limit of open files allows, once it is raised as far as it goes.
-fn most_files() -> Result<usize, ResidentError> {
+/// How many files the limit of open files allows, after raising the limit as far as it goes.
+fn max_files() -> Result<usize, ResidentError> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: maximum, maximum };
-    // No number means no limit.
+    // `None` means no limit.
     let limit = match setrlimit(Resource::Nofile, raised) {
         Ok(()) => maximum,
         Err(_) => current,
     };
     let limit = limit.unwrap_or(u64::MAX);
-    match limit.saturating_sub(DESCRIPTORS_LEFT).min(MOST_FILES) {
+    match limit.saturating_sub(RESERVED_DESCRIPTORS).min(MAX_FILES) {
         0 => Err(ResidentError::Descriptors(limit)),
         files => Ok(files as usize),
     }

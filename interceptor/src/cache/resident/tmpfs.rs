@@ -1,12 +1,13 @@
 //! A tmpfs that is mounted nowhere.
 //!
-//! `fsopen`, `fsconfig` and `fsmount` (Linux 5.2) make a mount that no path leads to, in no mount namespace: nobody sees
-//! it in a list of mounts, nobody can open its files, and it ends with the last descriptor of it, so that even a killed
-//! daemon leaves nothing behind. Its files have no name either (`O_TMPFILE`).
+//! `fsopen`, `fsconfig` and `fsmount` (Linux 5.2) make a mount that no path leads to, in no mount
+//! namespace: no list of mounts shows it, no other process can open its files, and it ends with
+//! its last descriptor, so that even a killed daemon leaves nothing behind. Its files have no name
+//! either (`O_TMPFILE`).
 //!
-//! `huge=within_size` makes every 2 MiB that lie wholly within a file's size one page. Files in such pages are read four
-//! times faster by passthrough than files in pages of 4 KiB. `huge=always` would do the same for large files, but take
-//! 2 MiB for the smallest one.
+//! With `huge=within_size`, every 2 MiB that lie wholly within a file's size are one page.
+//! Passthrough reads files in such pages four times faster than files in pages of 4 KiB.
+//! `huge=always` would do the same for large files, but take 2 MiB for the smallest one.
 
 use std::fs::File;
 use std::io;
@@ -18,7 +19,7 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
 };
 
-/// Why there are no resident files.
+/// Why there is no private tmpfs.
 #[derive(Debug, thiserror::Error)]
 pub enum TmpfsError {
     /// The process may not mount.
@@ -52,7 +53,8 @@ impl PrivateTmpfs {
     /// A file system for up to `size` bytes, rounded up to pages.
     pub(super) fn new(size: u64) -> Result<Self, TmpfsError> {
         let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-        // A kernel without huge pages for tmpfs knows no such option; small pages do, only slower.
+        // A kernel without huge pages for tmpfs has no such option; small pages serve, only
+        // slower.
         match fsconfig_set_string(&context, "huge", "within_size") {
             Ok(()) | Err(Errno::INVAL) => {}
             Err(other) => return Err(other.into()),
@@ -60,7 +62,8 @@ impl PrivateTmpfs {
         fsconfig_set_string(&context, "size", size.to_string())?;
         fsconfig_set_string(&context, "mode", "0700")?;
         fsconfig_create(&context)?;
-        // Not `noexec`: who maps a program from the FUSE mount maps the file that backs it.
+        // Not `noexec`: a program that is run from the FUSE mount is mapped from the file that
+        // backs it.
         let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
             | MountAttrFlags::MOUNT_ATTR_NODEV
             | MountAttrFlags::MOUNT_ATTR_NOATIME;
@@ -68,7 +71,8 @@ impl PrivateTmpfs {
         Ok(Self { root })
     }
 
-    /// A new, empty file that has no name and cannot be given one. It is gone when nobody has it open.
+    /// A new, empty file that has no name and cannot be given one. It is gone when its last
+    /// descriptor is closed.
     pub(super) fn file(&self) -> io::Result<File> {
         let flags = OFlags::TMPFILE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
         Ok(openat(&self.root, ".", flags, Mode::RUSR | Mode::WUSR)?.into())
@@ -82,7 +86,7 @@ mod tests {
     use std::os::unix::fs::{FileExt, MetadataExt};
 
     #[test]
-    fn its_files_have_no_name_and_take_what_they_need() {
+    fn files_have_no_name_and_take_no_more_than_their_pages() {
         let Some(tmpfs) = private_tmpfs(16 << 20) else { return };
         let file = tmpfs.file().unwrap();
         file.set_len(20_000).unwrap();
@@ -96,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn beyond_its_size_there_is_no_space() {
+    fn writing_beyond_its_size_fails_with_no_space() {
         let Some(tmpfs) = private_tmpfs(1 << 20) else { return };
         let file = tmpfs.file().unwrap();
         let error = file.write_all_at(&vec![1; 2 << 20], 0).unwrap_err();
@@ -104,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_say_what_to_do() {
+    fn errors_say_what_is_missing() {
         assert!(TmpfsError::from(Errno::PERM).to_string().contains("CAP_SYS_ADMIN"));
         assert!(TmpfsError::from(Errno::NOSYS).to_string().contains("seccomp"));
         assert!(TmpfsError::from(Errno::NOMEM).to_string().contains("memory"));

@@ -10,7 +10,7 @@ use nix::sys::statvfs::statvfs;
 use tokio::sync::Mutex;
 
 use crate::cache::Cache;
-use crate::cache::arena::ClassUsage;
+use crate::cache::arena::SizeClassUsage;
 use crate::mount::{Mount, MountStatus};
 use crate::seaweed::filer::FilerClient;
 use crate::telemetry::status::ReadinessCheck;
@@ -21,7 +21,7 @@ pub(super) fn watch_cache(metrics: &Metrics, cache: &Arc<Cache>) {
     let cache = cache.clone();
     metrics.set_cache_usage(Box::new(move || {
         let (usage, files) = (cache.usage(), cache.resident_usage());
-        let class = |class: &ClassUsage| CacheClass {
+        let class = |class: &SizeClassUsage| CacheClass {
             slot: class.size,
             used: class.slots * class.size,
             held: class.held,

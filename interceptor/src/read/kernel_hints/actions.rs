@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::deferred::STREAM_IDLE_TIMEOUT;
 use crate::cache::BlockKey;
-use crate::cache::resident::Worth;
+use crate::cache::resident::PromotionReason;
 use crate::read::block_plan::{self, ObjectAccess};
 use crate::read::data::ReadData;
 use crate::read::layout::{Object, Segment};
@@ -34,7 +34,7 @@ impl Reader {
 
     fn use_hot_range(self: &Arc<Self>, file: &Arc<FileVersion>, range: Range<u64>) {
         let end = range.end;
-        if file.activity().note_hot(end - range.start) && self.consider(file, Worth::ReadAgain) {
+        if file.activity().note_hot(end - range.start) && self.consider(file, PromotionReason::Reread) {
             return;
         }
         // Whatever read the file has had its layout resolved, unless it read another version.
@@ -51,7 +51,7 @@ impl Reader {
     /// room.
     fn keep_hot(self: &Arc<Self>, file: &FileVersion, object: &Object, key: BlockKey) {
         if self.cache.contains(&key) {
-            self.cache.promote(&key);
+            self.cache.mark_hot(&key);
             return;
         }
         if self.loader.is_absent(&key) && !self.prefetcher.fetch_hot_block(file, object, key) {
@@ -59,13 +59,13 @@ impl Reader {
         }
         let Some(outcome) = self.loader.inflight(&key) else {
             // The fetch is over by now.
-            self.cache.promote(&key);
+            self.cache.mark_hot(&key);
             return;
         };
         let cache = self.cache.clone();
         self.runtime.spawn(async move {
             if outcome.await.is_ok() {
-                cache.promote(&key);
+                cache.mark_hot(&key);
             }
         });
     }

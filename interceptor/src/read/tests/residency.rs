@@ -211,15 +211,15 @@ fn a_failed_promotion_gives_everything_back_and_may_be_tried_again() {
     let (file, bytes) = many_chunks(&needles, 1, 8);
     let missing = needles.data.lock().remove(&FileId { volume: 1, key: 6, cookie: 1 });
     let Some(mounted) = keeping(needles, 64 * MIB) else { return };
-    assert!(mounted.reader.consider(&file, Worth::IfRoom));
+    assert!(mounted.reader.consider(&file, PromotionReason::FirstUse));
     mounted.wait_for_promotions();
     let usage = mounted.resident();
     assert_eq!((usage.files, usage.bytes, usage.failed), (0, 0, 1), "{usage:?}");
     mounted.needles.data.lock().insert(FileId { volume: 1, key: 6, cookie: 1 }, missing.unwrap());
-    assert!(mounted.reader.consider(&file, Worth::IfRoom));
+    assert!(mounted.reader.consider(&file, PromotionReason::FirstUse));
     mounted.wait_for_promotions();
     mounted.assert_resident(&file, &bytes);
-    assert!(mounted.reader.consider(&file, Worth::IfRoom), "it is resident");
+    assert!(mounted.reader.consider(&file, PromotionReason::FirstUse), "it is resident");
 }
 
 #[test]
@@ -228,7 +228,9 @@ fn without_resident_files_everything_else_works() {
     let (file, bytes) = one_chunk(&needles, 1, 50_000);
     let mounted = Mounted::new(needles);
     assert!(mounted.reader.keep_resident_files().is_err(), "the cache is too small");
-    assert!(mounted.reader.opened(&file).is_none() && !mounted.reader.consider(&file, Worth::IfRoom));
+    assert!(
+        mounted.reader.opened(&file).is_none() && !mounted.reader.consider(&file, PromotionReason::FirstUse)
+    );
     assert!(*mounted.read(&file, 0, 50_000).unwrap() == bytes);
     mounted.reader.closed(&file);
 }
@@ -269,7 +271,7 @@ proptest! {
         let (chunks, painted) = needles.paint(list, size);
         let file = version(Content::Chunks(chunks.into()), size);
         let Some(mounted) = keeping(needles, 64 * MIB) else { return Ok(()) };
-        prop_assert!(mounted.reader.consider(&file, Worth::IfRoom));
+        prop_assert!(mounted.reader.consider(&file, PromotionReason::FirstUse));
         mounted.wait_for_promotions();
         mounted.assert_resident(&file, &painted);
         let usage = mounted.resident();

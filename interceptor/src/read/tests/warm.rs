@@ -1,7 +1,7 @@
 //! Files that are filled, counted and evicted by request.
 
 use super::*;
-use crate::cache::{Displace, NoRoom};
+use crate::cache::{AdmissionError, EvictionMode};
 use crate::read::warm::{WarmupError, WarmupRequest};
 
 const MIB: u64 = 1 << 20;
@@ -30,7 +30,7 @@ impl Mounted {
 }
 
 fn gently() -> WarmupRequest {
-    WarmupRequest::new(Displace::Nothing, 0)
+    WarmupRequest::new(EvictionMode::FreeOnly, 0)
 }
 
 #[test]
@@ -90,12 +90,12 @@ fn a_warm_up_displaces_nothing_without_force_and_never_its_own_blocks() {
     mounted.warm(&first, &gently()).unwrap();
     let warmup = gently();
     let error = mounted.warm(&second, &warmup).unwrap_err();
-    assert!(matches!(error, WarmupError::NoRoom(NoRoom::Full)), "{error}");
+    assert!(matches!(error, WarmupError::NoRoom(AdmissionError::Full)), "{error}");
     assert_eq!((mounted.cached(&first), warmup.completed()), (12 * MIB, 2 * MIB));
 
-    let warmup = WarmupRequest::new(Displace::LeastValued, 0);
+    let warmup = WarmupRequest::new(EvictionMode::Evict, 0);
     let error = mounted.warm(&second, &warmup).unwrap_err();
-    assert!(matches!(error, WarmupError::NoRoom(NoRoom::Full)), "{error}");
+    assert!(matches!(error, WarmupError::NoRoom(AdmissionError::Full)), "{error}");
     assert!(warmup.completed() >= 8 * MIB, "{warmup:?}");
     assert_eq!(mounted.cached(&second), warmup.completed(), "none of it was pushed out by the rest");
 }
