@@ -42,12 +42,6 @@ const KNOWN_CYCLES: &[&[&str]] = &[
     &["interceptor/src/attach/decider.rs", "interceptor/src/attach/entries.rs"],
     &["interceptor/src/attach/kept.rs", "interceptor/src/attach/opened.rs"],
     &["interceptor/src/attach/node_file.rs", "interceptor/src/attach/nodes.rs"],
-    &[
-        "interceptor/src/cache/arena/mod.rs",
-        "interceptor/src/cache/block.rs",
-        "interceptor/src/cache/index.rs",
-        "interceptor/src/cache/uses.rs",
-    ],
     &["interceptor/src/fetch/hedge.rs", "interceptor/src/fetch/servers.rs"],
     &["interceptor/src/fetch/race.rs", "interceptor/src/fetch/sources.rs"],
     &["interceptor/src/fuse/directory.rs", "interceptor/src/fuse/filesystem.rs"],
