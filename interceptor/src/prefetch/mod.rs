@@ -13,6 +13,7 @@
 //! The cache counts in the [`PrefetchStats`] of a predictor, for each block, whether a reader used
 //! it. A predictor that was wrong predicts less.
 
+mod advice;
 mod epoch;
 mod stats;
 mod stream;
@@ -22,7 +23,8 @@ mod tests;
 mod walk;
 mod window;
 
+pub use advice::{AccessPattern, ReadAhead, StreamAdvice};
 pub use epoch::Epochs;
 pub use stats::PrefetchStats;
-pub use stream::{AccessPattern, ReadAhead, StreamAdvice, Streams};
+pub use stream::Streams;
 pub use walk::Walks;

@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use super::stream::{AccessPattern, ReadAhead, StreamAdvice};
+use super::advice::{AccessPattern, ReadAhead, StreamAdvice};
 use super::window::ReadAheadWindow;
 
 /// Series followed in one file.
