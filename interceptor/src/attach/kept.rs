@@ -24,7 +24,7 @@ use super::nodes::Node;
 use super::opened::{Opened, State};
 use super::tree::Tree;
 use crate::cache::{Cache, ObjectId};
-use crate::read::{Encoding, FileVersion, Layout, Object, Reader};
+use crate::read::{FileLayout, FileVersion, Object, ObjectEncoding, Reader};
 use crate::telemetry::Metrics;
 
 /// Files are cut into pieces of this size, which are fetched whole for who reads front to back.
@@ -160,14 +160,14 @@ pub(super) fn empty(attributes: &Attributes) -> Arc<FileVersion> {
 }
 
 /// A file of `size` bytes, in pieces.
-fn layout(name: Name, size: u64) -> Layout {
+fn layout(name: Name, size: u64) -> FileLayout {
     let piece = size.div_ceil(MOST_PIECES).next_power_of_two().max(PIECE);
     let piece_at = |index: u64| {
         let offset = index * piece;
         let size = (size - offset).min(piece);
-        Object { id: name.object(offset), offset, size, encoding: Encoding::default() }
+        Object { id: name.object(offset), offset, size, encoding: ObjectEncoding::default() }
     };
-    Layout::objects_in_order((0..size.div_ceil(piece)).map(piece_at).collect(), size)
+    FileLayout::objects_in_order((0..size.div_ceil(piece)).map(piece_at).collect(), size)
 }
 
 /// A small file with these attributes, as the only piece of itself.

@@ -26,7 +26,7 @@ use super::files::OpenFile;
 use super::kept::Name;
 use crate::arrival::Arrival;
 use crate::priority::{Priority, Urgency};
-use crate::read::{FileVersion, Layout, Object, Origin, OriginError, ReadError};
+use crate::read::{FileLayout, FileVersion, Object, Origin, OriginError, ReadError};
 use crate::telemetry::{Metrics, Source};
 use crate::write_target::WriteTarget;
 
@@ -223,7 +223,7 @@ impl Lent {
 }
 
 impl Origin for Opened {
-    fn resolve<'a>(&'a self, _: &'a FileVersion, _: Arrival) -> BoxFuture<'a, Result<Layout, ReadError>> {
+    fn resolve<'a>(&'a self, _: &'a FileVersion, _: Arrival) -> BoxFuture<'a, Result<FileLayout, ReadError>> {
         async { Err(ReadError::Origin(Arc::new(NotRead::Foreign))) }.boxed()
     }
 

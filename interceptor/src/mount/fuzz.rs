@@ -25,7 +25,7 @@ use crate::fuse::request_tracker::RequestTracker;
 use crate::namespace::next_files::NextFilePrefetcher;
 use crate::namespace::{ClusterUsage, Filer, FilerFailure, Namespace, NamespaceOptions};
 use crate::priority::Priority;
-use crate::read::{Encoding, FileVersion, Layout, Object, Origin, OriginError, ReadError, Reader};
+use crate::read::{FileLayout, FileVersion, Object, ObjectEncoding, Origin, OriginError, ReadError, Reader};
 use crate::seaweed::entry::{Attributes, Chunk, Content, Entry, FileKind, RemoteObject};
 use crate::seaweed::filer::FoundEntry;
 use crate::seaweed::subscribe::{EntryChange, EntryRef};
@@ -181,7 +181,11 @@ impl Filer for MemoryFiler {
 struct MemoryOrigin(AtomicU64);
 
 impl Origin for MemoryOrigin {
-    fn resolve<'a>(&'a self, file: &'a FileVersion, _: Arrival) -> BoxFuture<'a, Result<Layout, ReadError>> {
+    fn resolve<'a>(
+        &'a self,
+        file: &'a FileVersion,
+        _: Arrival,
+    ) -> BoxFuture<'a, Result<FileLayout, ReadError>> {
         async {
             if !file.path().ends_with("remote") {
                 return Err(ReadError::Damaged("test".into()));
@@ -190,9 +194,9 @@ impl Origin for MemoryOrigin {
                 id: (*fid).into(),
                 offset: *offset,
                 size: *size,
-                encoding: Encoding::default(),
+                encoding: ObjectEncoding::default(),
             };
-            Ok(Layout::objects_in_order(chunk_list(FILE_SIZE).iter().map(object).collect(), FILE_SIZE))
+            Ok(FileLayout::objects_in_order(chunk_list(FILE_SIZE).iter().map(object).collect(), FILE_SIZE))
         }
         .boxed()
     }

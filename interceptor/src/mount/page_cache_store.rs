@@ -158,7 +158,7 @@ mod tests {
         ClusterUsage, Filer, FilerFailure, LookupResult, NamespaceOptions, NowOrLater, ROOT,
     };
     use crate::priority::Priority;
-    use crate::read::{Layout, Object, Origin, OriginError, ReadError};
+    use crate::read::{FileLayout, Object, Origin, OriginError, ReadError};
     use crate::seaweed::entry::{Attributes, Content, Entry, FileKind};
     use crate::seaweed::filer::FoundEntry;
     use crate::telemetry::{Metrics, Source};
@@ -203,7 +203,11 @@ mod tests {
     struct NoOrigin;
 
     impl Origin for NoOrigin {
-        fn resolve<'a>(&'a self, _: &'a FileVersion, _: Arrival) -> BoxFuture<'a, Result<Layout, ReadError>> {
+        fn resolve<'a>(
+            &'a self,
+            _: &'a FileVersion,
+            _: Arrival,
+        ) -> BoxFuture<'a, Result<FileLayout, ReadError>> {
             unreachable!("all layouts are known")
         }
         fn read<'a>(

@@ -205,12 +205,12 @@ mod tests {
     use super::*;
     use crate::cache::MIN_CAPACITY;
     use crate::cache::ObjectId;
-    use crate::read::layout::Encoding;
+    use crate::read::layout::ObjectEncoding;
     use futures::FutureExt;
     use proptest::prelude::*;
 
     fn object(size: u64) -> Object {
-        Object { id: ObjectId(1), offset: 0, size, encoding: Encoding::default() }
+        Object { id: ObjectId(1), offset: 0, size, encoding: ObjectEncoding::default() }
     }
 
     fn fill(cache: &Cache, key: BlockKey, len: usize) {
@@ -236,9 +236,9 @@ mod tests {
         assert!(whole(&object(4 << 20), ObjectAccess::Sequential));
         assert!(whole(&object(100_000), RANDOM));
         let stored = |encoding| Object { encoding, ..object(64 << 20) };
-        assert!(whole(&stored(Encoding { is_compressed: true, ..Encoding::default() }), RANDOM));
+        assert!(whole(&stored(ObjectEncoding { is_compressed: true, ..ObjectEncoding::default() }), RANDOM));
         let cipher_key = Some(Box::new([0; 32]));
-        assert!(whole(&stored(Encoding { cipher_key, ..Encoding::default() }), RANDOM));
+        assert!(whole(&stored(ObjectEncoding { cipher_key, ..ObjectEncoding::default() }), RANDOM));
         assert!(!whole(&object(4 << 20), RANDOM));
         assert!(!whole(&object(64 << 20), ObjectAccess::Sequential));
     }

@@ -20,12 +20,12 @@ pub struct Object {
     /// How many bytes of the file it covers; what is stored beyond them is no part of the file.
     pub size: u64,
     /// How it is stored.
-    pub encoding: Encoding,
+    pub encoding: ObjectEncoding,
 }
 
 /// How the bytes of an object are stored.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Encoding {
+pub struct ObjectEncoding {
     /// The AES-256-GCM key, if the object is encrypted.
     pub cipher_key: Option<Box<[u8; 32]>>,
     /// Whether the object was compressed.
@@ -35,7 +35,7 @@ pub struct Encoding {
 impl Object {
     /// Whether a part of the object can be read without the rest.
     pub(super) fn is_divisible(&self) -> bool {
-        self.encoding == Encoding::default()
+        self.encoding == ObjectEncoding::default()
     }
 }
 
@@ -68,7 +68,7 @@ pub(super) enum Segment {
 
 /// The resolved content of a version.
 #[derive(Debug)]
-pub struct Layout {
+pub struct FileLayout {
     size: u64,
     inline: Bytes,
     objects: Box<[Object]>,
@@ -76,7 +76,7 @@ pub struct Layout {
     extents: Box<[Extent]>,
 }
 
-impl Layout {
+impl FileLayout {
     /// Bytes that are known, followed by zeros up to `size`.
     pub(super) fn inline(bytes: Bytes, size: u64) -> Self {
         Self { size, inline: bytes, objects: Box::new([]), extents: Box::new([]) }

@@ -7,7 +7,7 @@ use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 use super::ReadError;
-use super::layout::Layout;
+use super::layout::FileLayout;
 use crate::arrival::Arrival;
 
 /// A request that has waited for at most so much less than another shares its failure: it would
@@ -17,7 +17,7 @@ const MAX_REMAINING_TIME: Duration = Duration::from_secs(1);
 /// A layout that is resolved at most once, and how the last attempt has failed.
 #[derive(Debug, Default)]
 pub(super) struct LayoutCell {
-    layout: OnceCell<Layout>,
+    layout: OnceCell<FileLayout>,
     failure: Mutex<Option<Failure>>,
 }
 
@@ -31,13 +31,13 @@ struct Failure {
 
 impl LayoutCell {
     /// The layout, if it is known.
-    pub(super) fn get(&self) -> Option<&Layout> {
+    pub(super) fn get(&self) -> Option<&FileLayout> {
         self.layout.get()
     }
 
     /// The layout, which is `layout` from now on. If another thread was faster, its layout, which
     /// is the same.
-    pub(super) fn set(&self, layout: Layout) {
+    pub(super) fn set(&self, layout: FileLayout) {
         let _ = self.layout.set(layout);
     }
 
@@ -48,8 +48,8 @@ impl LayoutCell {
         &self,
         arrival: Arrival,
         shares_failure: bool,
-        resolve: impl AsyncFnOnce() -> Result<Layout, ReadError>,
-    ) -> Result<&Layout, ReadError> {
+        resolve: impl AsyncFnOnce() -> Result<FileLayout, ReadError>,
+    ) -> Result<&FileLayout, ReadError> {
         self.layout
             .get_or_try_init(async || {
                 if let Some(error) = self.failure_for(arrival, shares_failure) {

@@ -1,6 +1,6 @@
 //! The one place where a read is answered.
 //!
-//! A [`FileVersion`] is what a name stood for at one moment: it never changes. Its [`Layout`]
+//! A [`FileVersion`] is what a name stood for at one moment: it never changes. Its [`FileLayout`]
 //! tells which object of the [`Origin`] holds which of its bytes. A read is divided at the borders
 //! of objects, and then into blocks ([`block_plan`]), which are taken from the cache or fetched.
 //!
@@ -64,7 +64,7 @@ pub use activity::FileActivity;
 pub use data::ReadData;
 pub use error::ReadError;
 pub use kernel_hints::KernelHints;
-pub use layout::{Encoding, Layout, Object};
+pub use layout::{FileLayout, Object, ObjectEncoding};
 pub use origin::{Origin, OriginError};
 pub use prefetcher::{MAX_SMALL_FILE_SIZE, PrefetchReason};
 pub use seaweedfs::ClusterOrigin;
@@ -166,7 +166,7 @@ impl Reader {
     }
 
     /// The layout of `file`, for a request that arrived at `arrival`.
-    async fn layout<'a>(&self, file: &'a FileVersion, arrival: Arrival) -> Result<&'a Layout, ReadError> {
+    async fn layout<'a>(&self, file: &'a FileVersion, arrival: Arrival) -> Result<&'a FileLayout, ReadError> {
         if let Some(layout) = file.layout_now() {
             return Ok(layout);
         }
@@ -179,7 +179,7 @@ impl Reader {
     fn read_laid_out(
         self: &Arc<Self>,
         file: &Arc<FileVersion>,
-        layout: &Layout,
+        layout: &FileLayout,
         offset: u64,
         len: usize,
         arrival: Arrival,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 
 use super::ReadError;
-use super::layout::{Layout, Object};
+use super::layout::{FileLayout, Object};
 use super::version::FileVersion;
 use crate::arrival::Arrival;
 use crate::priority::Priority;
@@ -23,7 +23,7 @@ pub trait Origin: Send + Sync + 'static {
         &'a self,
         file: &'a FileVersion,
         arrival: Arrival,
-    ) -> BoxFuture<'a, Result<Layout, ReadError>>;
+    ) -> BoxFuture<'a, Result<FileLayout, ReadError>>;
 
     /// Fills `dst` with the decoded bytes of `object` from `offset` on, for the part of it that
     /// belongs to the file. How urgent that is may change meanwhile.

@@ -14,7 +14,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::block_plan::{self, ObjectAccess};
-use super::layout::{Layout, Object, Segment};
+use super::layout::{FileLayout, Object, Segment};
 use super::loader::BlockLoader;
 use super::seaweedfs::chunks::known_layout;
 use super::{FileVersion, Reader};
@@ -70,7 +70,7 @@ impl Prefetcher {
 
     /// Shows a read to the streams of its file, fetches ahead what they advise, and returns how
     /// the read fits in.
-    pub(super) fn observe(&self, file: &FileVersion, layout: &Layout, read: Range<u64>) -> AccessPattern {
+    pub(super) fn observe(&self, file: &FileVersion, layout: &FileLayout, read: Range<u64>) -> AccessPattern {
         let Some(streams) = file.activity().streams() else { return AccessPattern::Random };
         let advice = streams.lock().observe(read.start, read.end - read.start, self.max_window);
         if advice.pattern != AccessPattern::Random {
@@ -89,7 +89,7 @@ impl Prefetcher {
     fn run_ahead(
         &self,
         file: &FileVersion,
-        layout: &Layout,
+        layout: &FileLayout,
         ahead: &ReadAhead,
         pattern: AccessPattern,
     ) -> Result<(), u64> {
@@ -107,7 +107,7 @@ impl Prefetcher {
     pub(super) fn fetch_range(
         &self,
         file: &FileVersion,
-        layout: &Layout,
+        layout: &FileLayout,
         range: &Range<u64>,
         access: ObjectAccess,
         outcome: &Arc<dyn PrefetchObserver>,
@@ -148,7 +148,7 @@ impl Prefetcher {
 
     /// Starts to fetch what is missing of a small file. Returns how many bytes that is, or `None`
     /// if there is no room.
-    fn fetch_small(&self, layout: &Layout, outcome: &Arc<dyn PrefetchObserver>) -> Option<u64> {
+    fn fetch_small(&self, layout: &FileLayout, outcome: &Arc<dyn PrefetchObserver>) -> Option<u64> {
         let mut bytes = 0;
         for object in
             layout.objects().iter().filter(|object| (1..=MAX_SMALL_FILE_SIZE).contains(&object.size))

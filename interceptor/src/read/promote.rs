@@ -23,7 +23,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::block_plan::{self, BlockRange};
 use super::data::ReadData;
-use super::layout::{Layout, Object, Segment};
+use super::layout::{FileLayout, Object, Segment};
 use super::{FileVersion, MAX_SMALL_FILE_SIZE, ReadError, Reader};
 use crate::arrival::Arrival;
 use crate::cache::BlockKey;
@@ -124,7 +124,7 @@ enum PartSource {
 }
 
 /// The parts of a file from `offset` on, without holes.
-fn parts(layout: &Layout, mut offset: u64) -> Vec<FilePart> {
+fn parts(layout: &FileLayout, mut offset: u64) -> Vec<FilePart> {
     let mut parts = Vec::new();
     for segment in layout.segments(offset, layout.size()) {
         match segment {

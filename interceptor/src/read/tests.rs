@@ -92,7 +92,7 @@ impl Origin for Needles {
         &'a self,
         file: &'a FileVersion,
         arrival: Arrival,
-    ) -> BoxFuture<'a, Result<Layout, ReadError>> {
+    ) -> BoxFuture<'a, Result<FileLayout, ReadError>> {
         resolve::resolve(self, file, arrival).boxed()
     }
 

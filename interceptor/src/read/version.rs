@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::ReadError;
 use super::activity::FileActivity;
-use super::layout::Layout;
+use super::layout::FileLayout;
 use super::layout_cell::LayoutCell;
 use super::prefetcher::MAX_SMALL_FILE_SIZE;
 use super::seaweedfs::chunks::known_layout;
@@ -34,7 +34,7 @@ impl FileVersion {
     }
 
     /// A version whose `layout` is known, found at `path` (for log lines).
-    pub fn with_layout(path: &str, layout: Layout) -> Arc<Self> {
+    pub fn with_layout(path: &str, layout: FileLayout) -> Arc<Self> {
         let version = Self::make(path, layout.size(), None);
         version.layout.set(layout);
         version
@@ -96,7 +96,7 @@ impl FileVersion {
     }
 
     /// The layout, if it is known or follows from the entry alone.
-    pub(super) fn layout_now(&self) -> Option<&Layout> {
+    pub(super) fn layout_now(&self) -> Option<&FileLayout> {
         if self.layout.get().is_none() {
             self.layout.set(known_layout(self.entry.as_ref()?)?);
         }

@@ -26,7 +26,7 @@ use super::{WarmupMount, api};
 use crate::arrival::Arrival;
 use crate::cache::{Cache, MIN_CAPACITY, ObjectId};
 use crate::priority::Priority;
-use crate::read::{Encoding, FileVersion, Layout, Object, Origin, OriginError, ReadError, Reader};
+use crate::read::{FileLayout, FileVersion, Object, ObjectEncoding, Origin, OriginError, ReadError, Reader};
 use crate::telemetry::peer::Peer;
 use crate::telemetry::{Metrics, Source};
 use crate::write_target::WriteTarget;
@@ -47,7 +47,7 @@ const BROKEN: u64 = 13;
 struct Gate(Semaphore);
 
 impl Origin for Gate {
-    fn resolve<'a>(&'a self, _: &'a FileVersion, _: Arrival) -> BoxFuture<'a, Result<Layout, ReadError>> {
+    fn resolve<'a>(&'a self, _: &'a FileVersion, _: Arrival) -> BoxFuture<'a, Result<FileLayout, ReadError>> {
         unreachable!("all layouts are known")
     }
 
@@ -72,8 +72,8 @@ impl Origin for Gate {
 /// File `number` is one object with that id.
 fn file(number: u64) -> Option<Arc<dyn WarmupFile>> {
     let id = ObjectId(number.into());
-    let object = Object { id, offset: 0, size: SIZE, encoding: Encoding::default() };
-    let version = FileVersion::with_layout("/secret/f", Layout::objects_in_order([object].into(), SIZE));
+    let object = Object { id, offset: 0, size: SIZE, encoding: ObjectEncoding::default() };
+    let version = FileVersion::with_layout("/secret/f", FileLayout::objects_in_order([object].into(), SIZE));
     (1..=FILES).contains(&number).then(|| Arc::new(version) as _)
 }
 

@@ -13,7 +13,7 @@ use rdma_engine::FileId;
 use crate::cache::ObjectId;
 use crate::fetch::must_fetch_whole;
 use crate::read::ReadError;
-use crate::read::layout::{Encoding, Extent, Layout, MAX_INDIVISIBLE_SIZE, Object};
+use crate::read::layout::{Extent, FileLayout, MAX_INDIVISIBLE_SIZE, Object, ObjectEncoding};
 use crate::seaweed::entry::{Chunk, Content, Entry};
 
 /// A needle's size is a signed 32-bit number on disk, so no chunk of data can be larger.
@@ -21,18 +21,18 @@ const MAX_NEEDLE_SIZE: u64 = i32::MAX as u64;
 
 /// The layout of a file of SeaweedFS that follows from its entry alone; `None` if it takes a
 /// fetch, or cannot be had.
-pub(in crate::read) fn known_layout(entry: &Entry) -> Option<Layout> {
+pub(in crate::read) fn known_layout(entry: &Entry) -> Option<FileLayout> {
     let size = entry.attr.size;
     match &entry.content {
-        Content::None | Content::Target(_) => Some(Layout::inline(Bytes::new(), size)),
-        Content::Inline(bytes) => Some(Layout::inline(bytes.clone(), size)),
+        Content::None | Content::Target(_) => Some(FileLayout::inline(Bytes::new(), size)),
+        Content::Inline(bytes) => Some(FileLayout::inline(bytes.clone(), size)),
         Content::Chunks(chunks) if !chunks.iter().any(|chunk| chunk.is_manifest) => layout(chunks, size).ok(),
         Content::Chunks(_) | Content::Remote(_) | Content::Encrypted { .. } | Content::Damaged { .. } => None,
     }
 }
 
 /// The layout of a file of `size` bytes in `chunks`, none of which is a manifest.
-pub(super) fn layout(chunks: &[Chunk], size: u64) -> Result<Layout, ReadError> {
+pub(super) fn layout(chunks: &[Chunk], size: u64) -> Result<FileLayout, ReadError> {
     for chunk in chunks {
         if chunk.size > if must_fetch_whole(chunk) { MAX_INDIVISIBLE_SIZE } else { MAX_NEEDLE_SIZE } {
             return Err(ReadError::Damaged(format!(
@@ -41,7 +41,7 @@ pub(super) fn layout(chunks: &[Chunk], size: u64) -> Result<Layout, ReadError> {
             )));
         }
     }
-    Ok(Layout::new(chunks.iter().map(object).collect(), visible_extents(chunks, size), size))
+    Ok(FileLayout::new(chunks.iter().map(object).collect(), visible_extents(chunks, size), size))
 }
 
 fn object(chunk: &Chunk) -> Object {
@@ -49,7 +49,7 @@ fn object(chunk: &Chunk) -> Object {
         id: chunk.fid.into(),
         offset: chunk.offset,
         size: chunk.size,
-        encoding: Encoding { cipher_key: chunk.cipher_key.clone(), is_compressed: chunk.is_compressed },
+        encoding: ObjectEncoding { cipher_key: chunk.cipher_key.clone(), is_compressed: chunk.is_compressed },
     }
 }
 

@@ -15,7 +15,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 
 use super::ReadError;
-use super::layout::{Layout, Object};
+use super::layout::{FileLayout, Object};
 use super::origin::{Origin, OriginError};
 use super::version::FileVersion;
 use crate::arrival::Arrival;
@@ -46,7 +46,7 @@ impl Origin for ClusterOrigin {
         &'a self,
         file: &'a FileVersion,
         arrival: Arrival,
-    ) -> BoxFuture<'a, Result<Layout, ReadError>> {
+    ) -> BoxFuture<'a, Result<FileLayout, ReadError>> {
         resolve::resolve(self, file, arrival).boxed()
     }
 

@@ -10,7 +10,7 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use super::chunks;
 use crate::arrival::Arrival;
 use crate::read::ReadError;
-use crate::read::layout::Layout;
+use crate::read::layout::FileLayout;
 use crate::read::origin::OriginError;
 use crate::read::version::FileVersion;
 use crate::seaweed::entry::{Chunk, Content, Entry, RemoteObject};
@@ -46,7 +46,7 @@ pub(in crate::read) async fn resolve(
     lists: &dyn ChunkLists,
     file: &FileVersion,
     arrival: Arrival,
-) -> Result<Layout, ReadError> {
+) -> Result<FileLayout, ReadError> {
     let (path, size) = (file.path(), file.size());
     let encrypted = |reason: &str| ReadError::Encrypted(format!("{path}: {reason}"));
     let listed = match file.content() {
@@ -58,7 +58,7 @@ pub(in crate::read) async fn resolve(
             };
             match cached.content {
                 Content::Chunks(chunks) => chunks,
-                Content::Inline(bytes) => return Ok(Layout::inline(bytes, size)),
+                Content::Inline(bytes) => return Ok(FileLayout::inline(bytes, size)),
                 Content::Encrypted { reason } => return Err(encrypted(&reason)),
                 _ => {
                     let reason = "the cluster did not bring it from its remote storage";
@@ -68,8 +68,8 @@ pub(in crate::read) async fn resolve(
         }
         Content::Encrypted { reason } => return Err(encrypted(reason)),
         Content::Damaged { reason } => return Err(ReadError::Damaged(format!("{path}: {reason}"))),
-        Content::Inline(bytes) => return Ok(Layout::inline(bytes.clone(), size)),
-        Content::None | Content::Target(_) => return Ok(Layout::inline(Bytes::new(), size)),
+        Content::Inline(bytes) => return Ok(FileLayout::inline(bytes.clone(), size)),
+        Content::None | Content::Target(_) => return Ok(FileLayout::inline(Bytes::new(), size)),
     };
     chunks::layout(&expand(lists, &listed, arrival).await?, size)
 }
