@@ -1,9 +1,11 @@
-//! Measures what the eBPF programs add to a read of 4 KiB that the page cache answers: `cargo xtask bench ebpf` runs it.
+//! Measures the time that the BPF programs add to a read of 4 KiB that the page cache answers.
+//! `cargo xtask bench ebpf` runs it.
 //!
-//! `ebpf_cost FILE`, with a file of at least 64 MiB on a FUSE mount, as root. In turn there are: no program; one that does nothing, which is what the kernel takes for
-//! any; ours, for other mounts; ours, watching this one; the same with samples for a miss-ratio curve. Reads come in batches of half a
-//! millisecond, and the fastest batches of each turn are compared, because whatever else the machine does only adds. The programs' own
-//! time is what the kernel measures (`bpf_stats`), its two looks at the clock included.
+//! `ebpf_cost FILE`, with a file of at least 64 MiB on a FUSE mount, as root. The cases take turns:
+//! no program; a program that does nothing; ours without a watched mount; ours watching this mount;
+//! the same with samples for a miss-ratio curve. Reads come in batches of half a millisecond, and
+//! the fastest batches of each case are compared, because other load only adds time. The programs'
+//! own time is measured by the kernel (`bpf_stats`), which reads the clock twice for each run.
 
 use std::fs::{self, File};
 use std::hint::black_box;
@@ -22,7 +24,7 @@ const BATCH: u32 = 500;
 const BATCHES: usize = 100;
 const ROUNDS: usize = 10;
 
-/// What is in the way of the reads.
+/// The programs on the path of the reads.
 #[derive(Clone, Copy)]
 enum Case {
     Nothing,
@@ -40,7 +42,7 @@ const CASES: [(Case, &str); 5] = [
     (Case::Sampled, "watched"),
 ];
 
-/// Programs that are attached.
+/// The attached programs.
 enum Attached {
     None,
     Idle { _noop: NoopProgram },

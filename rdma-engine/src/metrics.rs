@@ -1,4 +1,4 @@
-//! What an engine counts.
+//! The counters of an engine.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,7 +16,7 @@ pub struct Metrics {
     leases_over: AtomicU64,
 }
 
-/// What went over one transport.
+/// The reads and sessions of one transport.
 #[derive(Debug, Default)]
 struct Flow {
     reads: AtomicU64,
@@ -50,7 +50,8 @@ impl Metrics {
         Level::raise(self, Gauge::Connections, transport, 1)
     }
 
-    /// Counts memory that holds needles' bytes on their way to a client, for as long as the value lives.
+    /// Counts staging memory, which holds bytes of needles on their way to a client, for as long as
+    /// the value lives.
     pub(crate) fn staging(self: &Arc<Self>, transport: Transport, bytes: u64) -> Level {
         Level::raise(self, Gauge::Staging, transport, bytes)
     }
