@@ -1,5 +1,5 @@
-//! The host side of FUSE, which both file systems share: [`mount`](crate::mount) and
-//! [`attach`](crate::attach).
+//! The host side of FUSE, which the file systems of `interceptor mount` and `interceptor attach`
+//! share.
 //!
 //! ```text
 //!  mountpoint ── checks the path ──► device ── mount(2), fsmount(2), fusermount3 ──► /dev/fuse
@@ -9,7 +9,7 @@
 //!                                   │   ├─ affinity     binds the threads to a lone reader's CPU
 //!                                   │   └─ cpu_latency  keeps CPUs awake during bursts
 //!                                   ▼
-//!                                the file system: mount or attach
+//!                                the file system
 //!  mountinfo, unmount: finds the mount again, and removes it
 //! ```
 //!
