@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::time::Instant;
 
 use rdma_engine::needle::{Header, Version};
-use rdma_engine::store::{Patience, Store};
+use rdma_engine::store::{ReadMode, Store};
 use rdma_engine::{FileId, Refusal};
 
 /// The size of every needle, as in its header: 4 bytes of length, the data, 1 byte of flags.
@@ -24,7 +24,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let before = resident();
         let store = Store::new(vec![directory.path().into()], None)?;
         let began = Instant::now();
-        let first = store.locate(FileId { volume: 1, key: u64::MAX, cookie: COOKIE }, Patience::Blocking);
+        let first = store.locate(FileId { volume: 1, key: u64::MAX, cookie: COOKIE }, ReadMode::Blocking);
         assert_eq!(first.unwrap_err(), Refusal::NoNeedle.into());
         let took = began.elapsed();
         let (_, known) = store.open_volumes();

@@ -17,7 +17,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use rdma_engine::verbs::{Completion, Read, Slot, Timeouts};
+use rdma_engine::verbs::{Completion, RdmaRead, RegisteredBuffer, Timeouts};
 
 use peer::{Result, SERVED, Served, Side, serve_one};
 
@@ -60,7 +60,7 @@ fn bandwidth(server: &str, size: &str, depth: &str, count: &str) -> Result<()> {
     let served = Served::connect(&side, server, Timeouts::default())?;
     let mut reads = Vec::new();
     let remote = served.memory.slice(0, size as u64).ok_or_else(|| format!("at most {SERVED} bytes"))?;
-    reads.extend(side.slots(depth, size)?.into_iter().map(|memory| Read { memory, remote, token: 0 }));
+    reads.extend(side.slots(depth, size)?.into_iter().map(|memory| RdmaRead { memory, remote, token: 0 }));
     let mut posted = depth;
     let mut ended = 0;
     let mut done = Vec::new();
@@ -73,7 +73,7 @@ fn bandwidth(server: &str, size: &str, depth: &str, count: &str) -> Result<()> {
             ended += 1;
             if posted < count {
                 posted += 1;
-                reads.extend(completion.memory.map(|memory| Read { memory, remote, token: 0 }));
+                reads.extend(completion.memory.map(|memory| RdmaRead { memory, remote, token: 0 }));
             }
         }
         served.pair.post_reads(&mut reads)?;
@@ -95,7 +95,7 @@ fn latency(server: &str, size: &str, count: &str) -> Result<()> {
     for _ in 0..count.max(1) {
         let started = Instant::now();
         served.pair.post_reads(
-            &mut memory.take().map(|memory| Read { memory, remote, token: 0 }).into_iter().collect(),
+            &mut memory.take().map(|memory| RdmaRead { memory, remote, token: 0 }).into_iter().collect(),
         )?;
         wait(&mut side, &mut done)?;
         times.push(started.elapsed());
@@ -120,7 +120,7 @@ fn make_volume(directory: &str, sizes: &[&str]) -> Result<()> {
     Ok(())
 }
 
-fn wait(side: &mut Side, done: &mut Vec<Completion<Slot>>) -> Result<()> {
+fn wait(side: &mut Side, done: &mut Vec<Completion<RegisteredBuffer>>) -> Result<()> {
     match side.poller.wait(done, Duration::from_secs(20))? {
         0 => Err("no completion within 20 s".into()),
         _ => Ok(()),

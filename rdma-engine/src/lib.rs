@@ -39,7 +39,8 @@ pub mod verbs;
 pub fn rdma_ports() -> Result<Vec<String>, String> {
     #[cfg(feature = "verbs")]
     {
-        let wanted = verbs::Wanted { numa_node: verbs::current_numa_node(), ..verbs::Wanted::default() };
+        let wanted =
+            verbs::PortSelector { numa_node: verbs::current_numa_node(), ..verbs::PortSelector::default() };
         let places = verbs::devices().and_then(|devices| wanted.places(&devices));
         let places = places.map_err(|error| error.to_string())?;
         Ok(places.iter().map(|place| format!("{} port {}", place.device, place.port)).collect())

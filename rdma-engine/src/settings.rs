@@ -52,19 +52,19 @@ pub enum SettingsError {
 type Environment<'a> = Box<dyn Fn(&str) -> Option<String> + 'a>;
 
 /// The file's content and what the environment overrides of it.
-pub struct Settings<'a> {
+pub struct SecuritySettings<'a> {
     origin: String,
     table: toml::Table,
     environment: Environment<'a>,
 }
 
-impl<'a> Settings<'a> {
+impl<'a> SecuritySettings<'a> {
     /// Reads the first `security.toml` of the search path, if there is one, and the environment of this process.
     ///
     /// # Errors
     /// See [`SettingsError`].
-    pub fn load() -> Result<Settings<'static>, SettingsError> {
-        Settings::read(file().as_deref(), |name| std::env::var(name).ok())
+    pub fn load() -> Result<SecuritySettings<'static>, SettingsError> {
+        SecuritySettings::read(file().as_deref(), |name| std::env::var(name).ok())
     }
 
     /// Reads `file`, if there is one; `environment` finds a variable by name.

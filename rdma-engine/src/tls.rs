@@ -14,7 +14,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 
-use crate::settings::{Settings, SettingsError};
+use crate::settings::{SecuritySettings, SettingsError};
 
 /// Why TLS cannot be had as `security.toml` wants it.
 #[derive(Debug, thiserror::Error)]
@@ -74,7 +74,7 @@ pub enum TlsError {
 ///
 /// # Errors
 /// See [`TlsError`].
-pub fn grpc(settings: &Settings<'_>) -> Result<Option<Arc<ClientConfig>>, TlsError> {
+pub fn grpc(settings: &SecuritySettings<'_>) -> Result<Option<Arc<ClientConfig>>, TlsError> {
     let newer = identity_paths(settings, "grpc.client.client_cert", "grpc.client.client_key")?;
     let identity = match newer {
         Some(newer) => Some(newer),
@@ -92,7 +92,7 @@ const NAMES: [&str; 2] = ["grpc.allowed_wildcard_domain", "grpc.volume.allowed_c
 ///
 /// # Errors
 /// See [`TlsError`].
-pub fn engine(settings: &Settings<'_>) -> Result<Option<Arc<ServerConfig>>, TlsError> {
+pub fn engine(settings: &SecuritySettings<'_>) -> Result<Option<Arc<ServerConfig>>, TlsError> {
     let section = "grpc.volume";
     let identity = identity_paths(settings, "grpc.volume.cert", "grpc.volume.key")?;
     let Some((identity, roots)) = mutual(settings, section, identity)? else { return Ok(None) };
@@ -119,7 +119,7 @@ pub fn engine(settings: &Settings<'_>) -> Result<Option<Arc<ServerConfig>>, TlsE
 
 /// The identity with the authorities of `[grpc]`, if there are both; without one of them gRPC is plain text.
 fn mutual(
-    settings: &Settings<'_>,
+    settings: &SecuritySettings<'_>,
     section: &str,
     identity: Option<Identity>,
 ) -> Result<Option<(Identity, RootCertStore)>, TlsError> {
@@ -138,7 +138,7 @@ fn mutual(
 ///
 /// # Errors
 /// See [`TlsError`].
-pub fn https(settings: &Settings<'_>) -> Result<Option<Arc<ClientConfig>>, TlsError> {
+pub fn https(settings: &SecuritySettings<'_>) -> Result<Option<Arc<ClientConfig>>, TlsError> {
     if !settings.flag("https.client.enabled")? {
         return Ok(None);
     }
@@ -174,14 +174,18 @@ struct Identity {
 impl Identity {
     fn load(
         &self,
-        settings: &Settings<'_>,
+        settings: &SecuritySettings<'_>,
     ) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsError> {
         let chain = certificates(settings, &self.cert.0, &self.cert.1)?;
         Ok((chain, private_key(settings, &self.key.0, &self.key.1)?))
     }
 }
 
-fn identity_paths(settings: &Settings<'_>, cert: &str, key: &str) -> Result<Option<Identity>, TlsError> {
+fn identity_paths(
+    settings: &SecuritySettings<'_>,
+    cert: &str,
+    key: &str,
+) -> Result<Option<Identity>, TlsError> {
     let half = |present: &str, missing: &str| TlsError::HalfPair {
         origin: settings.origin().to_owned(),
         present: present.to_owned(),
@@ -198,7 +202,7 @@ fn identity_paths(settings: &Settings<'_>, cert: &str, key: &str) -> Result<Opti
 }
 
 fn client(
-    settings: &Settings<'_>,
+    settings: &SecuritySettings<'_>,
     section: &'static str,
     verifier: Verifier,
     identity: Option<Identity>,
@@ -226,7 +230,7 @@ fn client(
     Ok(Arc::new(config))
 }
 
-fn pem_error(settings: &Settings<'_>, key: &str, path: &str, reason: impl ToString) -> TlsError {
+fn pem_error(settings: &SecuritySettings<'_>, key: &str, path: &str, reason: impl ToString) -> TlsError {
     TlsError::Pem {
         origin: settings.origin().to_owned(),
         key: key.to_owned(),
@@ -236,7 +240,7 @@ fn pem_error(settings: &Settings<'_>, key: &str, path: &str, reason: impl ToStri
 }
 
 fn certificates(
-    settings: &Settings<'_>,
+    settings: &SecuritySettings<'_>,
     key: &str,
     path: &str,
 ) -> Result<Vec<CertificateDer<'static>>, TlsError> {
@@ -249,11 +253,15 @@ fn certificates(
     Ok(chain)
 }
 
-fn private_key(settings: &Settings<'_>, key: &str, path: &str) -> Result<PrivateKeyDer<'static>, TlsError> {
+fn private_key(
+    settings: &SecuritySettings<'_>,
+    key: &str,
+    path: &str,
+) -> Result<PrivateKeyDer<'static>, TlsError> {
     PrivateKeyDer::from_pem_file(path).map_err(|error| pem_error(settings, key, path, error))
 }
 
-fn roots(settings: &Settings<'_>, key: &str, path: &str) -> Result<RootCertStore, TlsError> {
+fn roots(settings: &SecuritySettings<'_>, key: &str, path: &str) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(settings, key, path)? {
         roots.add(certificate).map_err(|error| pem_error(settings, key, path, error))?;
@@ -363,14 +371,14 @@ mod tests {
         /// The client that these keys of the configuration make; `$` in a value stands for the authority's directory.
         fn client(
             &self,
-            make: fn(&Settings<'_>) -> Result<Option<Arc<ClientConfig>>, TlsError>,
+            make: fn(&SecuritySettings<'_>) -> Result<Option<Arc<ClientConfig>>, TlsError>,
             keys: &[(&str, &str)],
         ) -> Option<Arc<ClientConfig>> {
             let find = |name: &str| {
                 let value = keys.iter().find(|(key, _)| *key == name)?.1;
                 Some(value.replace('$', self.directory.path().to_str().unwrap()))
             };
-            make(&Settings::read(None, find).unwrap()).unwrap()
+            make(&SecuritySettings::read(None, find).unwrap()).unwrap()
         }
     }
 
@@ -453,7 +461,7 @@ mod tests {
                 let value = keys.iter().find(|(key, _)| *key == name)?.1;
                 Some(value.replace('$', own.directory.path().to_str().unwrap()))
             };
-            engine(&Settings::read(None, find).unwrap())
+            engine(&SecuritySettings::read(None, find).unwrap())
         };
         let served =
             Authority { server: make(&keys[..3]).unwrap().unwrap(), directory: tempfile::tempdir().unwrap() };

@@ -10,11 +10,11 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rdma_engine::Refusal;
-use rdma_engine::client::{self, Client, ReadError, Target};
+use rdma_engine::client::{self, Client, ReadError, ReadTarget};
 use rdma_engine::metrics::Metrics;
 use rdma_engine::protocol::Transport;
-use rdma_engine::server::{Engine, Options};
-use rdma_engine::settings::Settings;
+use rdma_engine::server::{Engine, EngineOptions};
+use rdma_engine::settings::SecuritySettings;
 use rdma_engine::store::Store;
 use rdma_engine::tls;
 use rustls::ClientConfig;
@@ -57,7 +57,7 @@ impl Authority {
     }
 
     /// `security.toml` of a cluster that trusts `trusted` and shows our certificates.
-    fn settings(&self, trusted: &Self) -> Settings<'static> {
+    fn settings(&self, trusted: &Self) -> SecuritySettings<'static> {
         let of = |authority: &Self, name: &str| authority.files.path().join(name).display().to_string();
         let file = self.files.path().join("security.toml");
         let section = |name| {
@@ -67,7 +67,7 @@ impl Authority {
         let text =
             format!("[grpc]\nca = \"{}\"\n{}{}", of(trusted, "ca"), section("volume"), section("client"));
         std::fs::write(&file, text).unwrap();
-        Settings::read(Some(&file), |_| None).unwrap()
+        SecuritySettings::read(Some(&file), |_| None).unwrap()
     }
 
     /// A client's side, if it trusts `trusted`.
@@ -106,7 +106,7 @@ impl Drop for Served {
 
 /// Serves [`LENGTHS`], to who is of the authority if there is one.
 async fn serve(authority: Option<&Authority>) -> Served {
-    serve_many(authority, Options::default().sessions).await
+    serve_many(authority, EngineOptions::default().sessions).await
 }
 
 /// As [`serve`], so many sessions at a time.
@@ -116,7 +116,7 @@ async fn serve_many(authority: Option<&Authority>, sessions: usize) -> Served {
     let tls = authority.map(|authority| tls::engine(&authority.settings(authority)).unwrap().unwrap());
     let store = Arc::new(Store::new(vec![volumes.path().into()], None).unwrap());
     let metrics = Arc::new(Metrics::default());
-    let options = Options { tls, sessions, ..Options::default() };
+    let options = EngineOptions { tls, sessions, ..EngineOptions::default() };
     let listen = "127.0.0.1:0".parse().unwrap();
     let engine = Engine::bind(listen, store, None, metrics.clone(), &options).await.unwrap();
     let address = engine.address().unwrap();
@@ -128,7 +128,8 @@ fn client(address: SocketAddr, transport: Transport, tls: Option<Arc<ClientConfi
     // Without TLS, an engine that was named.
     let trust = client::Trust { named: tls.is_none(), ..client::Trust::default() };
     let (transports, connect) = (vec![transport], DEADLINE);
-    let options = client::Options { transports, connect, tls, trust, ..client::Options::default() };
+    let options =
+        client::ClientOptions { transports, connect, tls, trust, ..client::ClientOptions::default() };
     Client::new(address.to_string(), options)
 }
 
@@ -136,7 +137,7 @@ fn client(address: SocketAddr, transport: Transport, tls: Option<Arc<ClientConfi
 async fn read(client: &Client, key: u64) -> Result<Transport, ReadError> {
     let length = LENGTHS[key as usize - 1];
     let mut bytes = vec![0xee; length];
-    let target = Target { fid: fid(key), offset: 0, token: None };
+    let target = ReadTarget { fid: fid(key), offset: 0, token: None };
     let delivered = client.read(target, &mut bytes, Instant::now() + DEADLINE).await?;
     assert!(bytes == content(key, length) && delivered.verified);
     Ok(delivered.transport)

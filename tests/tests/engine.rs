@@ -10,11 +10,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use rdma_engine::client::{Client, Options, ReadError, Target, Trust};
+use rdma_engine::client::{Client, ClientOptions, ReadError, ReadTarget, Trust};
 use rdma_engine::protocol::{
-    self, Capabilities, Choose, FrameHeader, Hello, Kind, Request, Transport, VERSION, frame,
+    self, Capabilities, Choose, ClientMessage, FrameHeader, Hello, MessageKind, Transport, VERSION, frame,
 };
-use rdma_engine::settings::Settings;
+use rdma_engine::settings::SecuritySettings;
 use rdma_engine::{FileId, Refusal};
 use tests::memory::MemoryGroup;
 use tests::needles::Assigned;
@@ -35,7 +35,10 @@ fn runtime() -> Runtime {
 
 fn client(engine: &Engine, transport: Transport) -> Client {
     let trust = Trust { named: true, ..Trust::default() };
-    Client::new(engine.address(), Options { transports: vec![transport], trust, ..Options::default() })
+    Client::new(
+        engine.address(),
+        ClientOptions { transports: vec![transport], trust, ..ClientOptions::default() },
+    )
 }
 
 /// A client for blocking tests.
@@ -57,7 +60,7 @@ impl Reader<'_> {
         limit: Duration,
     ) -> Result<Vec<u8>, ReadError> {
         let mut bytes = vec![0; length];
-        let target = Target { fid, offset: 0, token };
+        let target = ReadTarget { fid, offset: 0, token };
         let deadline = tokio::time::Instant::now() + limit;
         let outcome = self.runtime.block_on(async { self.client.read(target, &mut bytes, deadline).await });
         outcome.map(|delivered| {
@@ -108,7 +111,7 @@ fn an_engine_goes_on_without_a_terminal_and_a_log() {
         };
         let (address, status) = eventually("the engine", LIMIT, lines).unwrap();
         engine.signal(Signal::SIGHUP);
-        let client = Client::new(&address, Options::default());
+        let client = Client::new(&address, ClientOptions::default());
         runtime().block_on(client.ping(tokio::time::Instant::now() + LIMIT)).unwrap();
         if redirection == ">/dev/full" {
             let lost = || {
@@ -264,7 +267,7 @@ fn ten_thousand_random_ranges_are_those_of_http() {
                     for (index, offset, length) in ranges {
                         let (fid, whole) = &held[index];
                         let mut bytes = vec![0xee; length];
-                        let target = Target { fid: *fid, offset: offset as u32, token: None };
+                        let target = ReadTarget { fid: *fid, offset: offset as u32, token: None };
                         let deadline = tokio::time::Instant::now() + LIMIT;
                         let delivered = client.read(target, &mut bytes, deadline).await.unwrap();
                         let end = whole.len().min(offset + length);
@@ -294,7 +297,7 @@ fn ask_on(engine: &str, fid: FileId, expected: &[u8], has_ended: &AtomicBool) ->
     let mut bytes = bytes::BytesMut::new();
     let (capabilities, name) = (Capabilities::default(), "many".to_owned());
     Hello { oldest: VERSION, newest: VERSION, capabilities, name, nonce: None }.encode(&mut bytes);
-    Choose::Tcp.encode(Kind::Choose, &mut bytes);
+    Choose::Tcp.encode(MessageKind::Choose, &mut bytes);
     (&stream).write_all(&bytes).unwrap();
     let mut answers = BufReader::new(&stream);
     let mut next = || {
@@ -303,22 +306,22 @@ fn ask_on(engine: &str, fid: FileId, expected: &[u8], has_ended: &AtomicBool) ->
         let header = FrameHeader::parse(&header).unwrap();
         let mut body = vec![0; header.length as usize];
         answers.read_exact(&mut body).unwrap();
-        let mut data = vec![0; if header.kind == Kind::Data { expected.len() } else { 0 }];
+        let mut data = vec![0; if header.kind == MessageKind::Data { expected.len() } else { 0 }];
         answers.read_exact(&mut data).unwrap();
         (header.kind, data)
     };
-    assert_eq!((next().0, next().0), (Kind::Welcome, Kind::Ready));
+    assert_eq!((next().0, next().0), (MessageKind::Welcome, MessageKind::Ready));
     bytes.clear();
     for number in 1..=AT_ONCE {
-        let read = protocol::Read { fid, offset: 0, length: expected.len() as u32, token: Vec::new() };
-        Request::Read(read).encode(number, &mut bytes);
+        let read = protocol::ReadRequest { fid, offset: 0, length: expected.len() as u32, token: Vec::new() };
+        ClientMessage::Read(read).encode(number, &mut bytes);
     }
     let mut answered = 0;
     while !has_ended.load(Ordering::Relaxed) {
         (&stream).write_all(&bytes).unwrap();
         for _ in 0..AT_ONCE {
             let (kind, data) = next();
-            assert!(kind == Kind::Data && data == expected, "{kind:?}");
+            assert!(kind == MessageKind::Data && data == expected, "{kind:?}");
             answered += 1;
         }
     }
@@ -399,7 +402,7 @@ fn an_engine_that_is_killed_or_hangs_costs_a_typed_error() {
                 runtime.spawn(async move {
                     let mut bytes = vec![0; size];
                     let deadline = tokio::time::Instant::now() + LIMIT;
-                    let target = Target { fid: at, offset: 0, token: None };
+                    let target = ReadTarget { fid: at, offset: 0, token: None };
                     let outcome = client.read(target, &mut bytes, deadline).await;
                     outcome.map(|_| assert!(bytes == Pattern::new(index % 6).bytes(0, size)))
                 })
@@ -443,7 +446,7 @@ fn cookies_and_tokens_guard_needles() {
     let written = some_needles(&needles, 2, 1000);
     let signer = |key: &'static str| {
         let find = move |name: &str| (name == "WEED_JWT_SIGNING_READ_KEY").then(|| key.to_owned());
-        Settings::read(None, find).unwrap().read_signer().unwrap().unwrap()
+        SecuritySettings::read(None, find).unwrap().read_signer().unwrap().unwrap()
     };
     let right = signer("a secret between servers").token(fid(&written[0]));
     let forged = signer("guessed").token(fid(&written[0]));

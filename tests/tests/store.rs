@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use rdma_engine::client::{Client, Options, ReadError, Target, Trust};
+use rdma_engine::client::{Client, ClientOptions, ReadError, ReadTarget, Trust};
 use rdma_engine::metrics::Metrics;
 use rdma_engine::needle::{HEADER, Header, Tail, Version};
 use rdma_engine::protocol::Transport;
-use rdma_engine::store::{Change, Fault, Patience, Store, Superblock, VolumeInfo, parse_entry};
+use rdma_engine::store::{IndexChange, ReadMode, Store, StoreError, Superblock, VolumeInfo, parse_entry};
 use rdma_engine::{FileId, Refusal, checksum, server};
 use tests::needles::Assigned;
 use tests::{Cluster, Needles, Pattern, data, eventually, host};
@@ -24,13 +24,13 @@ fn fid(assigned: &Assigned) -> FileId {
 }
 
 fn read(store: &Store, assigned: &Assigned) -> Result<Vec<u8>, Refusal> {
-    let refused = |fault| match fault {
-        Fault::Refused(refusal) => refusal,
-        Fault::WouldBlock => panic!("a caller that may wait was told to"),
+    let refused = |error| match error {
+        StoreError::Refused(refusal) => refusal,
+        StoreError::WouldBlock => panic!("a caller that may wait was told to"),
     };
-    let record = store.locate(fid(assigned), Patience::Blocking).map_err(refused)?;
+    let record = store.locate(fid(assigned), ReadMode::Blocking).map_err(refused)?;
     let mut bytes = vec![0; record.data_size as usize];
-    record.read_into(0, &mut bytes, Patience::Blocking).map_err(refused)?;
+    record.read_into(0, &mut bytes, ReadMode::Blocking).map_err(refused)?;
     Ok(bytes)
 }
 
@@ -93,8 +93,8 @@ fn the_layout_that_weed_writes() {
         let position = u32::from_be_bytes(entry[8..12].try_into().unwrap());
         assert_eq!(position as usize * 8, at, "tombstones too point at their records");
         match change {
-            Change::Written(position) => assert_eq!(position.size, size),
-            Change::Deleted => assert_eq!((size, entry.last_chunk::<4>()), (0, Some(&[0xff; 4]))),
+            IndexChange::Written(position) => assert_eq!(position.size, size),
+            IndexChange::Deleted => assert_eq!((size, entry.last_chunk::<4>()), (0, Some(&[0xff; 4]))),
         }
         let length = usize::try_from(Version::V3.record_length(size)).unwrap();
         let mut tail_at = at + HEADER;
@@ -122,14 +122,14 @@ fn the_layout_that_weed_writes() {
         let expected = needles.get(assigned).unwrap().unwrap_or_default();
         assert!(read(&store, assigned).unwrap() == expected, "{}", assigned.fid);
     }
-    assert!(store.locate(fid(&written[20]), Patience::Blocking).unwrap().deleted);
+    assert!(store.locate(fid(&written[20]), ReadMode::Blocking).unwrap().deleted);
 
     // A filer compresses what is worth it, and names what it writes.
     let filer = cluster.filer();
     filer.put_as("/poem.txt", &data::text(1, 50_000), "", &[("Content-Type", "text/plain")]).unwrap();
     let chunk = filer.chunks("/poem.txt").unwrap()[0]["file_id"].as_str().unwrap().to_owned();
     let chunk = Assigned { fid: chunk, server: cluster.volume_servers()[0].address() };
-    let compressed = store.locate(fid(&chunk), Patience::Blocking).unwrap();
+    let compressed = store.locate(fid(&chunk), ReadMode::Blocking).unwrap();
     assert!(compressed.flags().is_gzip() && compressed.data_size < 50_000);
     assert!(read(&store, &chunk).unwrap() == needles.get(&chunk).unwrap().unwrap());
 }
@@ -157,11 +157,11 @@ fn what_the_server_does_to_a_volume_is_followed() {
         needles.delete(at).unwrap();
     }
     assert!(read(&store, &written[0]).unwrap() == Pattern::new(0).bytes(0, 20_000), "deleted, not compacted");
-    let held = store.locate(fid(&written[30]), Patience::Blocking).unwrap();
+    let held = store.locate(fid(&written[30]), ReadMode::Blocking).unwrap();
     eventually("a compaction", 4 * LIMIT, || {
         // Again and again: it does nothing before the master has heard of the garbage.
         needles.vacuum().ok()?;
-        let outcome = store.locate(fid(&written[30]), Patience::Blocking).ok()?;
+        let outcome = store.locate(fid(&written[30]), ReadMode::Blocking).ok()?;
         (outcome.file.revision() > held.file.revision()).then_some(())
     })
     .unwrap();
@@ -172,7 +172,7 @@ fn what_the_server_does_to_a_volume_is_followed() {
         }
     }
     let mut bytes = vec![0; 20_000];
-    held.read_into(0, &mut bytes, Patience::Blocking).unwrap();
+    held.read_into(0, &mut bytes, ReadMode::Blocking).unwrap();
     assert!(bytes == Pattern::new(30).bytes(0, 20_000) && held.file.is_unlinked());
 
     // Conversion to shards.
@@ -272,14 +272,17 @@ fn random_operations_under_compaction() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let metrics = Arc::new(Metrics::default());
     let listen = "127.0.0.1:0".parse().unwrap();
-    let options = server::Options::default();
+    let options = server::EngineOptions::default();
     let engine = server::Engine::bind(listen, store.clone(), None, metrics, &options);
     let engine = runtime.block_on(engine).unwrap();
     let address = engine.address().unwrap().to_string();
     runtime.spawn(engine.serve());
     let clients = [Transport::Tcp, Transport::Local].map(|transport| {
         let trust = Trust { named: true, ..Trust::default() };
-        Client::new(address.clone(), Options { transports: vec![transport], trust, ..Options::default() })
+        Client::new(
+            address.clone(),
+            ClientOptions { transports: vec![transport], trust, ..ClientOptions::default() },
+        )
     });
 
     let ended = Arc::new(AtomicBool::new(false));
@@ -295,7 +298,7 @@ fn random_operations_under_compaction() {
     let revisions = Mutex::new(std::collections::HashSet::new());
     let reads = AtomicU64::new(0);
     let check = |at: &Assigned, expected: &Option<(Vec<u8>, bool)>| {
-        let target = Target { fid: fid(at), offset: 0, token: None };
+        let target = ReadTarget { fid: fid(at), offset: 0, token: None };
         for source in 0..3 {
             let outcome = eventually("an answer that is not only for the moment", LIMIT, || {
                 let outcome = match source {
@@ -339,7 +342,7 @@ fn random_operations_under_compaction() {
         if let (Some(served), Some((content, _))) = (&served, expected) {
             assert!(served == content, "the volume server has other bytes of {}", at.fid);
         }
-        if let Ok(record) = store.locate(fid(at), Patience::Blocking) {
+        if let Ok(record) = store.locate(fid(at), ReadMode::Blocking) {
             revisions.lock().unwrap().insert(record.file.revision());
         }
     };

@@ -8,7 +8,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
 };
 use rdma_engine::Refusal;
-use rdma_engine::client::{Client, Options, ReadError};
+use rdma_engine::client::{Client, ClientOptions, ReadError};
 use rdma_engine::protocol::Transport;
 use tests::{Cluster, Mount, Pattern, data, host, reading};
 
@@ -74,7 +74,7 @@ fn everything_over_tls() {
     let engine = &cluster.engines()[0];
     assert!(engine.metric("rdma_engine_reads_total{transport=\"tcp\"}").unwrap() > 0);
     drop(engines);
-    let options = Options { transports: vec![Transport::Tcp], ..Options::default() };
+    let options = ClientOptions { transports: vec![Transport::Tcp], ..ClientOptions::default() };
     let plain = Client::new(engine.address(), options);
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let soon = || tokio::time::Instant::now() + Duration::from_secs(10);

@@ -19,7 +19,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use rdma_engine::client::{Client, Delivered, Options, ReadError, RegistrationCache, Target, Trust};
+use rdma_engine::client::{
+    Client, ClientOptions, Delivered, ReadError, ReadTarget, RegistrationCache, Trust,
+};
 use rdma_engine::proof::ProofKey;
 use rdma_engine::protocol::{MAX_READ, Transport};
 use rustls::ClientConfig;
@@ -99,7 +101,7 @@ impl EngineConfig {
             key: self.proof_key.clone(),
             volume_server: Some(authority.to_owned()),
         };
-        let options = Options {
+        let options = ClientOptions {
             transports: self.transports.clone(),
             connect,
             name: format!("interceptor {}", env!("CARGO_PKG_VERSION")),
@@ -290,7 +292,7 @@ impl Engine {
     /// Reads to `dst`; over RDMA without a copy, if a device may write there.
     async fn fill(
         &self,
-        target: Target<'_>,
+        target: ReadTarget<'_>,
         dst: &mut dyn WriteTarget,
         deadline: Instant,
     ) -> Result<Delivered, ReadError> {
@@ -314,7 +316,7 @@ impl Engine {
         deadline: Instant,
     ) -> Result<Source, EngineError> {
         let offset = u32::try_from(offset).map_err(|_| EngineError::Unsuited("longer than any needle"))?;
-        let delivered = self.fill(Target { fid: chunk.fid, offset, token }, dst, deadline).await?;
+        let delivered = self.fill(ReadTarget { fid: chunk.fid, offset, token }, dst, deadline).await?;
         check_flags(chunk, &delivered)?;
         if delivered.needle.flags.is_gzip() {
             return Err(EngineError::Unsuited("a range of compressed bytes"));
@@ -331,7 +333,7 @@ impl Engine {
         token: Option<&str>,
         deadline: Instant,
     ) -> Result<Source, EngineError> {
-        let target = Target { fid: chunk.fid, offset: 0, token };
+        let target = ReadTarget { fid: chunk.fid, offset: 0, token };
         if !must_fetch_whole(chunk) && dst.length() as u64 == chunk.size {
             let delivered = self.fill(target, dst, deadline).await?;
             // Otherwise the needle is compressed or longer than its chunk: read it again, with
@@ -345,7 +347,7 @@ impl Engine {
         // that is longer than its chunk (of a truncated file) is read from the volume server,
         // where the rest is skipped without memory for it.
         let room = chunk.size.saturating_add(MAX_NEEDLE_OVERHEAD);
-        if room > self.client.longest_read().unwrap_or(MAX_READ).into() {
+        if room > self.client.max_read_size().unwrap_or(MAX_READ).into() {
             return Err(EngineError::Unsuited("longer than an engine brings at a time"));
         }
         let mut stored = vec![0; room as usize];

@@ -13,8 +13,8 @@ use rdma_engine::checksum::crc32c;
 use rdma_engine::needle::{Flags, Header};
 use rdma_engine::protocol::frame::HEADER;
 use rdma_engine::protocol::{
-    Answer, Capabilities, Choose, FrameHeader, Kind, Limits as EngineLimits, MAX_READ, Needle, Offer,
-    Request, Transport, VERSION, Welcome,
+    Capabilities, Choose, ClientMessage, EngineMessage, FrameHeader, MAX_READ, MessageKind, NeedleInfo,
+    Offer, SessionLimits, Transport, VERSION, Welcome,
 };
 
 use super::*;
@@ -467,25 +467,26 @@ fn lying_engine(data_size: u32) -> (String, Arc<AtomicU32>) {
             stream.read_exact(&mut body).unwrap();
             let (mut out, mut data) = (BytesMut::new(), Vec::new());
             match header.kind {
-                Kind::Hello => {
-                    let limits = EngineLimits { in_flight: 8, read: MAX_READ, idle_ms: 60_000, lease_ms: 0 };
+                MessageKind::Hello => {
+                    let limits = SessionLimits { in_flight: 8, read: MAX_READ, idle_ms: 60_000, lease_ms: 0 };
                     let (capabilities, offers) = (Capabilities::default(), vec![Offer::Tcp]);
                     let (version, instance, proof) = (VERSION, 1, None);
                     Welcome { version, capabilities, instance, limits, offers, proof }.encode(&mut out);
                 }
-                Kind::Choose => Choose::Tcp.encode(Kind::Ready, &mut out),
-                _ => match Request::decode(header, &body).unwrap() {
-                    Request::Read(read) => {
+                MessageKind::Choose => Choose::Tcp.encode(MessageKind::Ready, &mut out),
+                _ => match ClientMessage::decode(header, &body).unwrap() {
+                    ClientMessage::Read(read) => {
                         asked.fetch_max(read.length, SeqCst);
                         let length = read.length.min(data_size);
                         let header = Header { cookie: read.fid.cookie, key: read.fid.key, size: 0 };
                         let flags = Flags(1);
-                        let needle = Needle { header, data_size, checksum: 0, flags, deleted: false, length };
-                        Answer::Data(needle).encode(number, &mut out);
+                        let needle =
+                            NeedleInfo { header, data_size, checksum: 0, flags, deleted: false, length };
+                        EngineMessage::Data(needle).encode(number, &mut out);
                         data.resize(length as usize, 0);
                     }
-                    Request::Ping => Answer::Pong.encode(number, &mut out),
-                    Request::Cancel | Request::Done => {}
+                    ClientMessage::Ping => EngineMessage::Pong.encode(number, &mut out),
+                    ClientMessage::Cancel | ClientMessage::Done => {}
                 },
             }
             if stream.write_all(&out).and_then(|()| stream.write_all(&data)).is_err() {

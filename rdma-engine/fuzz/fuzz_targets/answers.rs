@@ -8,8 +8,10 @@ use std::time::Duration;
 use bytes::BytesMut;
 use libfuzzer_sys::fuzz_target;
 use rdma_engine::FileId;
-use rdma_engine::client::{Client, Options, Target, Trust};
-use rdma_engine::protocol::{Capabilities, Choose, Kind, Limits, Offer, Transport, VERSION, Welcome};
+use rdma_engine::client::{Client, ClientOptions, ReadTarget, Trust};
+use rdma_engine::protocol::{
+    Capabilities, Choose, MessageKind, Offer, SessionLimits, Transport, VERSION, Welcome,
+};
 use rdma_engine_fuzz::bounded;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -42,11 +44,11 @@ fn engine() -> &'static Engine {
 
 /// What an engine says before the first answer.
 fn introduction() -> BytesMut {
-    let limits = Limits { in_flight: 4, read: 1 << 20, idle_ms: 1000, lease_ms: 0 };
+    let limits = SessionLimits { in_flight: 4, read: 1 << 20, idle_ms: 1000, lease_ms: 0 };
     let (capabilities, offers) = (Capabilities::default(), vec![Offer::Tcp]);
     let mut bytes = BytesMut::new();
     Welcome { version: VERSION, capabilities, instance: 1, limits, offers, proof: None }.encode(&mut bytes);
-    Choose::Tcp.encode(Kind::Ready, &mut bytes);
+    Choose::Tcp.encode(MessageKind::Ready, &mut bytes);
     bytes
 }
 
@@ -69,9 +71,9 @@ fuzz_target!(|input: &[u8]| {
             let reading = async {
                 let trust = Trust { named: true, ..Trust::default() };
                 let transports = vec![Transport::Tcp];
-                let options = Options { transports, connect: LIMIT, trust, ..Options::default() };
+                let options = ClientOptions { transports, connect: LIMIT, trust, ..ClientOptions::default() };
                 let client = Client::new(address.as_str(), options);
-                let target = Target { fid: FID, offset: offset.into(), token: None };
+                let target = ReadTarget { fid: FID, offset: offset.into(), token: None };
                 let asked_for = asked.len();
                 let outcome = client.read(target, &mut asked, Instant::now() + LIMIT).await;
                 if let Ok(delivered) = outcome {

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use libfuzzer_sys::fuzz_target;
-use rdma_engine::store::{Builder, Change, Found, OffsetWidth, parse_entry};
+use rdma_engine::store::{IndexBuilder, IndexChange, IndexEntry, OffsetWidth, parse_entry};
 use rdma_engine_fuzz::bounded;
 
 /// Room for late entries, whatever the length of the log.
@@ -16,7 +16,7 @@ fuzz_target!(|input: &[u8]| bounded(SPARE + 64 * input.len(), || {
         let entries: Vec<_> =
             log.chunks_exact(width.entry_length()).map(|entry| parse_entry(width, entry)).collect();
         let (built, applied) = entries.split_at(usize::from(split).min(entries.len()));
-        let mut builder = Builder::with_capacity(built.len());
+        let mut builder = IndexBuilder::with_capacity(built.len());
         for &(key, change) in built {
             builder.push(key, change);
         }
@@ -24,11 +24,13 @@ fuzz_target!(|input: &[u8]| bounded(SPARE + 64 * input.len(), || {
         for &(key, change) in applied {
             index.apply(key, change);
         }
-        let mut model: HashMap<u64, Found> = HashMap::new();
+        let mut model: HashMap<u64, IndexEntry> = HashMap::new();
         for &(key, change) in &entries {
             match change {
-                Change::Written(position) => drop(model.insert(key, Found { position, deleted: false })),
-                Change::Deleted => drop(model.entry(key).and_modify(|found| found.deleted = true)),
+                IndexChange::Written(position) => {
+                    drop(model.insert(key, IndexEntry { position, deleted: false }))
+                }
+                IndexChange::Deleted => drop(model.entry(key).and_modify(|found| found.deleted = true)),
             }
         }
         assert_eq!(index.len(), model.len());

@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use libfuzzer_sys::fuzz_target;
 use rdma_engine::FileId;
 use rdma_engine::needle::{Tail, Version};
-use rdma_engine::store::{Patience, Store, VolumeInfo};
+use rdma_engine::store::{ReadMode, Store, VolumeInfo};
 use rdma_engine_fuzz::bounded;
 
 /// A listing, an index and the longest tail of a record.
@@ -39,10 +39,10 @@ fuzz_target!(|input: &[u8]| bounded(SPARE + 64 * input.len(), || {
         let at = u32::from_be_bytes(entry[8..12].try_into().expect("four bytes")) as usize * 8;
         let Some(cookie) = dat.get(at..).and_then(|record| record.first_chunk()) else { continue };
         let fid = FileId { volume: 1, key, cookie: u32::from_be_bytes(*cookie) };
-        if let Ok(record) = store.locate(fid, Patience::Blocking) {
+        if let Ok(record) = store.locate(fid, ReadMode::Blocking) {
             assert!((record.data_size as usize) < dat.len());
             let mut data = vec![0; record.data_size as usize];
-            let _ = record.read_into(0, &mut data, Patience::Blocking);
+            let _ = record.read_into(0, &mut data, ReadMode::Blocking);
         }
     }
 }));

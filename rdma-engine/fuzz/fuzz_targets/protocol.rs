@@ -5,7 +5,7 @@
 use bytes::BytesMut;
 use libfuzzer_sys::fuzz_target;
 use rdma_engine::protocol::frame::HEADER;
-use rdma_engine::protocol::{Answer, Choose, FrameHeader, Hello, Kind, Request, Welcome};
+use rdma_engine::protocol::{Choose, ClientMessage, EngineMessage, FrameHeader, Hello, MessageKind, Welcome};
 use rdma_engine_fuzz::bounded;
 
 /// What a message takes besides a few times its own length: a Welcome of 32 offers.
@@ -21,10 +21,10 @@ fn body_of(encode: impl FnOnce(&mut BytesMut)) -> BytesMut {
 fuzz_target!(|input: &[u8]| bounded(SPARE + 8 * input.len(), || {
     let Some((head, body)) = input.split_first_chunk::<HEADER>() else { return };
     let Ok(header) = FrameHeader::parse(head) else { return };
-    if let Ok(request) = Request::decode(header, body) {
+    if let Ok(request) = ClientMessage::decode(header, body) {
         assert_eq!(body_of(|out| request.encode(header.request, out)), body);
     }
-    if let Ok(answer) = Answer::decode(header, body) {
+    if let Ok(answer) = EngineMessage::decode(header, body) {
         assert_eq!(body_of(|out| answer.encode(header.request, out)), body);
     }
     // These may have more behind what is known, which is not written again: they must mean the same.
@@ -35,6 +35,6 @@ fuzz_target!(|input: &[u8]| bounded(SPARE + 8 * input.len(), || {
         assert_eq!(Welcome::decode(&body_of(|out| welcome.encode(out))), Ok(welcome));
     }
     if let Ok(choice) = Choose::decode(body) {
-        assert_eq!(Choose::decode(&body_of(|out| choice.encode(Kind::Choose, out))), Ok(choice));
+        assert_eq!(Choose::decode(&body_of(|out| choice.encode(MessageKind::Choose, out))), Ok(choice));
     }
 }));

@@ -12,8 +12,8 @@ use rdma_engine::FileId;
 use rdma_engine::checksum;
 use rdma_engine::metrics::Metrics;
 use rdma_engine::needle::Header;
-use rdma_engine::protocol::{Capabilities, Choose, Hello, Kind, Read, Request, VERSION};
-use rdma_engine::server::{self, Options};
+use rdma_engine::protocol::{Capabilities, Choose, ClientMessage, Hello, MessageKind, ReadRequest, VERSION};
+use rdma_engine::server::{self, EngineOptions};
 use rdma_engine::store::Store;
 use rdma_engine_fuzz::bounded;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -64,7 +64,7 @@ fn engine() -> &'static Engine {
         fs::write(directory.join("1.idx"), idx).expect("writing");
         let store = Arc::new(Store::new(vec![directory], None).expect("listing"));
         let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
-        let options = Options { verbs: false, local: false, ..Options::default() };
+        let options = EngineOptions { verbs: false, local: false, ..EngineOptions::default() };
         let listen = "127.0.0.1:0".parse().expect("an address");
         let engine = server::Engine::bind(listen, store, None, Arc::new(Metrics::default()), &options);
         let engine = runtime.block_on(engine).expect("a port");
@@ -83,17 +83,22 @@ fn said(input: &[u8]) -> BytesMut {
         let (oldest, newest) = (VERSION, VERSION);
         let (capabilities, name) = (Capabilities::default(), "fuzz".into());
         Hello { oldest, newest, capabilities, name, nonce: None }.encode(&mut out);
-        Choose::Tcp.encode(Kind::Choose, &mut out);
+        Choose::Tcp.encode(MessageKind::Choose, &mut out);
     }
     while let Some((&[kind, number, key, offset, length], more)) = rest.split_first_chunk() {
         rest = more;
         let fid = FileId { volume: 1, key: u64::from(key % 4), cookie: COOKIE };
         let (offset, length) = (u32::from(offset) << (key % 16), u32::from(length) << (key % 26));
         let request = match kind % 6 {
-            0 | 1 => Request::Read(Read { fid, offset, length, token: rest[..rest.len().min(16)].to_vec() }),
-            2 => Request::Ping,
-            3 => Request::Cancel,
-            4 => Request::Done,
+            0 | 1 => ClientMessage::Read(ReadRequest {
+                fid,
+                offset,
+                length,
+                token: rest[..rest.len().min(16)].to_vec(),
+            }),
+            2 => ClientMessage::Ping,
+            3 => ClientMessage::Cancel,
+            4 => ClientMessage::Done,
             _ => {
                 out.extend_from_slice(rest);
                 break;

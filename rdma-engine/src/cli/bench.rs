@@ -12,15 +12,15 @@ use clap::Args;
 use daemon::output;
 use rand::Rng;
 use rdma_engine::FileId;
-use rdma_engine::client::{Client, ReadError, RegistrationCache, Target};
+use rdma_engine::client::{Client, ReadError, ReadTarget, RegistrationCache};
 
-use super::remote::{EngineOptions, TransportChoice, deadline};
+use super::remote::{TargetArgs, TransportChoice, deadline};
 use super::size;
 
 #[derive(Debug, Args)]
 pub(super) struct BenchOptions {
     #[command(flatten)]
-    engine: EngineOptions,
+    engine: TargetArgs,
 
     /// Needles to read: VOLUME,KEYCOOKIE
     #[arg(value_name = "FID", required = true)]
@@ -65,7 +65,7 @@ pub(super) async fn run(options: BenchOptions) -> anyhow::Result<()> {
         let mut needles = Vec::new();
         for &fid in &options.fids {
             let token = signer.as_ref().map(|signer| signer.token(fid));
-            let target = Target { fid, offset: 0, token: token.as_deref() };
+            let target = ReadTarget { fid, offset: 0, token: token.as_deref() };
             let found = client.read(target, &mut [], deadline()).await;
             let found = found.with_context(|| format!("cannot read {fid} from {}", client.address()))?;
             ensure!(found.needle.data_size > 0, "{fid} is empty");
@@ -124,7 +124,7 @@ async fn measure(
                         let needle = &needles[random.random_range(0..needles.len())];
                         (needle, random.random_range(0..=needle.data_size.saturating_sub(size)))
                     };
-                    let target = Target { fid: needle.fid, offset, token: needle.token.as_deref() };
+                    let target = ReadTarget { fid: needle.fid, offset, token: needle.token.as_deref() };
                     let asked = Instant::now();
                     let (delivered, back) = client.read_owned(target, part, deadline()).await;
                     let delivered = delivered?;

@@ -8,9 +8,9 @@ use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
 use daemon::output::{self, OutputError};
 use rdma_engine::FileId;
-use rdma_engine::client::{self, Client, Target};
+use rdma_engine::client::{self, Client, ReadTarget};
 use rdma_engine::protocol::{DEFAULT_PORT, Transport};
-use rdma_engine::settings::{Settings, SettingsError};
+use rdma_engine::settings::{SecuritySettings, SettingsError};
 use rdma_engine::tls;
 use rdma_engine::token::ReadSigner;
 use tokio::time::Instant;
@@ -25,7 +25,7 @@ const PIECE: u32 = 4 << 20;
 
 /// Whom to ask, and how.
 #[derive(Debug, Clone, Args)]
-pub(super) struct EngineOptions {
+pub(super) struct TargetArgs {
     /// The engine's host, and its port if it is not 18515
     #[arg(value_name = "TARGET")]
     pub(super) target: String,
@@ -51,7 +51,7 @@ pub(super) enum TransportChoice {
 #[derive(Debug, Args)]
 pub(super) struct PingOptions {
     #[command(flatten)]
-    engine: EngineOptions,
+    engine: TargetArgs,
 
     /// Which transport to use
     #[arg(long, value_name = "TRANSPORT", default_value = "auto")]
@@ -65,7 +65,7 @@ pub(super) struct PingOptions {
 #[derive(Debug, Args)]
 pub(super) struct ReadOptions {
     #[command(flatten)]
-    engine: EngineOptions,
+    engine: TargetArgs,
 
     /// The needle: VOLUME,KEYCOOKIE
     fid: FileId,
@@ -83,10 +83,10 @@ pub(super) struct ReadOptions {
     length: Option<u32>,
 }
 
-impl EngineOptions {
+impl TargetArgs {
     pub(super) fn client(&self, choice: TransportChoice) -> anyhow::Result<Client> {
         let transports = match choice {
-            TransportChoice::Auto => client::Options::default().transports,
+            TransportChoice::Auto => client::ClientOptions::default().transports,
             TransportChoice::Local => vec![Transport::Local],
             TransportChoice::Verbs => vec![Transport::Verbs],
             TransportChoice::Tcp => vec![Transport::Tcp],
@@ -95,8 +95,13 @@ impl EngineOptions {
         let (tls, key) = (tls::grpc(&settings)?, settings.proof_key()?);
         // It was named on the command line.
         let trust = client::Trust { named: true, key, volume_server: None };
-        let options =
-            client::Options { transports, connect: PATIENCE, tls, trust, ..client::Options::default() };
+        let options = client::ClientOptions {
+            transports,
+            connect: PATIENCE,
+            tls,
+            trust,
+            ..client::ClientOptions::default()
+        };
         Ok(Client::new(self.address(), options))
     }
 
@@ -104,10 +109,10 @@ impl EngineOptions {
         Ok(self.settings()?.read_signer()?)
     }
 
-    fn settings(&self) -> Result<Settings<'static>, SettingsError> {
+    fn settings(&self) -> Result<SecuritySettings<'static>, SettingsError> {
         match &self.security {
-            Some(file) => Settings::read(Some(file), |name| std::env::var(name).ok()),
-            None => Settings::load(),
+            Some(file) => SecuritySettings::read(Some(file), |name| std::env::var(name).ok()),
+            None => SecuritySettings::load(),
         }
     }
 
@@ -150,13 +155,13 @@ pub(super) async fn read(options: ReadOptions) -> anyhow::Result<()> {
     let token = options.engine.signer()?.map(|signer| signer.token(options.fid));
     let failed = || format!("cannot read {} from {}", options.fid, client.address());
     client.ping(deadline()).await.with_context(failed)?;
-    let most = client.longest_read().unwrap_or(PIECE);
+    let most = client.max_read_size().unwrap_or(PIECE);
     let mut stdout = std::io::stdout().lock();
     let mut buffer = vec![0; options.length.unwrap_or(most).min(most) as usize];
     let (mut offset, mut left) = (options.offset, options.length.unwrap_or(u32::MAX));
     loop {
         let wanted = buffer.len().min(left as usize);
-        let target = Target { fid: options.fid, offset, token: token.as_deref() };
+        let target = ReadTarget { fid: options.fid, offset, token: token.as_deref() };
         let delivered = client.read(target, &mut buffer[..wanted], deadline()).await.with_context(failed)?;
         let needle = delivered.needle;
         if offset == options.offset && needle.flags.is_gzip() {
@@ -187,7 +192,7 @@ mod tests {
             ("[fe80::1]", "[fe80::1]:18515"),
             ("[fe80::1]:7", "[fe80::1]:7"),
         ] {
-            let options = EngineOptions { target: target.to_owned(), security: None };
+            let options = TargetArgs { target: target.to_owned(), security: None };
             assert_eq!(options.address(), address);
         }
     }

@@ -13,8 +13,8 @@ use daemon::address::{StatusAddress, host_port};
 use daemon::size::{ByteSize, SizeError};
 use daemon::{duration, memory, output};
 use rdma_engine::metrics::Metrics;
-use rdma_engine::server::{Engine, Options};
-use rdma_engine::settings::Settings;
+use rdma_engine::server::{Engine, EngineOptions};
+use rdma_engine::settings::SecuritySettings;
 use rdma_engine::store::Store;
 use rdma_engine::tls;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -136,8 +136,8 @@ pub(super) async fn run(options: ServeOptions) -> anyhow::Result<()> {
     raise_descriptor_limit();
 
     let settings = match &options.security {
-        Some(file) => Settings::read(Some(file), |name| std::env::var(name).ok())?,
-        None => Settings::load()?,
+        Some(file) => SecuritySettings::read(Some(file), |name| std::env::var(name).ok())?,
+        None => SecuritySettings::load()?,
     };
     let verifier = settings.read_verifier()?;
     if verifier.is_some() {
@@ -154,7 +154,7 @@ pub(super) async fn run(options: ServeOptions) -> anyhow::Result<()> {
         .with_context(|| format!("cannot list --volume-dir {directories}"))?;
     let store = Arc::new(store);
     let metrics = Arc::new(Metrics::default());
-    let limits = Options {
+    let limits = EngineOptions {
         sessions: options.max_sessions as usize,
         sessions_of_peer: options.max_peer_sessions as usize,
         waiting: all_waiting,
@@ -168,7 +168,7 @@ pub(super) async fn run(options: ServeOptions) -> anyhow::Result<()> {
         lease: options.lease,
         tls,
         proof: settings.proof_key()?,
-        ..Options::default()
+        ..EngineOptions::default()
     };
     let cannot_listen = || format!("cannot listen on --listen {}", options.listen);
     let listen = resolve(&options.listen).await.with_context(cannot_listen)?;

@@ -17,10 +17,10 @@ use super::demultiplexer::{Arrival, Granted, Region, demultiplex};
 use super::lease::{BootTime, Lease};
 use super::rdma::Rdma;
 use super::volume_file::{MAX_WAITING, VolumeFile};
-use super::{Delivered, Destination, ReadError, Target, destination};
+use super::{Delivered, Destination, ReadError, ReadTarget, destination};
 use crate::checksum;
 use crate::needle::{HEADER, Header};
-use crate::protocol::{Limits, Needle, Read, Request, Transport};
+use crate::protocol::{ClientMessage, NeedleInfo, ReadRequest, SessionLimits, Transport};
 use crate::transport::{Incoming, Socket, aside};
 
 /// Data is taken and added to the checksum in pieces of so many bytes, which the processor's cache still has.
@@ -40,7 +40,7 @@ pub(super) struct Connection {
     transport: Transport,
     /// What the bytes come by, over verbs.
     rdma: Option<Rdma>,
-    limits: Limits,
+    limits: SessionLimits,
     places: Arc<Semaphore>,
     /// Of threads that wait for a disk.
     waiting_reads: Arc<Semaphore>,
@@ -98,7 +98,7 @@ impl Connection {
         incoming: Incoming,
         transport: Transport,
         rdma: Option<Rdma>,
-        limits: Limits,
+        limits: SessionLimits,
     ) -> Arc<Self> {
         let connection = Arc::new(Self {
             socket: incoming.socket().clone(),
@@ -134,7 +134,7 @@ impl Connection {
         self.rdma.as_ref()
     }
 
-    pub(super) fn limits(&self) -> &Limits {
+    pub(super) fn limits(&self) -> &SessionLimits {
         &self.limits
     }
 
@@ -191,7 +191,7 @@ impl Connection {
 
     pub(super) async fn read(
         self: &Arc<Self>,
-        target: Target<'_>,
+        target: ReadTarget<'_>,
         destination: &mut [u8],
         deadline: Instant,
     ) -> Result<Delivered, ReadError> {
@@ -205,7 +205,7 @@ impl Connection {
     /// As `read`, into memory that is lent to the device where it is registered. It comes back unless the device still had it.
     pub(super) async fn read_owned<D: Destination>(
         self: &Arc<Self>,
-        target: Target<'_>,
+        target: ReadTarget<'_>,
         memory: D,
         deadline: Instant,
     ) -> (Result<Delivered, ReadError>, Option<D>) {
@@ -247,7 +247,7 @@ impl Connection {
     /// Asks for `length` bytes. Returns what came, and a time before it was asked for.
     async fn asked(
         self: &Arc<Self>,
-        target: &Target<'_>,
+        target: &ReadTarget<'_>,
         length: usize,
     ) -> Result<(Arrival, BootTime), ReadError> {
         let length = u32::try_from(length).unwrap_or(u32::MAX);
@@ -255,7 +255,8 @@ impl Connection {
             return Err(ReadError::Refused(crate::Refusal::TooLong));
         }
         let token = target.token.unwrap_or_default().as_bytes().to_vec();
-        let request = Request::Read(Read { fid: target.fid, offset: target.offset, length, token });
+        let request =
+            ClientMessage::Read(ReadRequest { fid: target.fid, offset: target.offset, length, token });
         let asked = self.ask(&request).await?;
         let when = asked.at;
         Ok((asked.arrival().await?, when))
@@ -266,7 +267,7 @@ impl Connection {
         &self,
         arrival: Arrival,
         asked: BootTime,
-        target: &Target<'_>,
+        target: &ReadTarget<'_>,
         destination: &mut [u8],
     ) -> Result<Delivered, ReadError> {
         let (needle, verified) = match arrival {
@@ -338,13 +339,13 @@ impl Connection {
 
     /// Tells the engine that what it granted is not needed any more.
     pub(super) fn done(&self, number: u64, way: Way) {
-        self.send(&Request::Done, number, way);
+        self.send(&ClientMessage::Done, number, way);
     }
 
     pub(super) async fn ping(self: &Arc<Self>, deadline: Instant) -> Result<Duration, ReadError> {
         self.within(deadline, async {
             let began = Instant::now();
-            match self.ask(&Request::Ping).await?.arrival().await? {
+            match self.ask(&ClientMessage::Ping).await?.arrival().await? {
                 Arrival::Pong => Ok(began.elapsed()),
                 Arrival::Refused(refusal) => Err(ReadError::Refused(refusal)),
                 _ => Err(ReadError::Lost("data for a ping".to_owned())),
@@ -371,7 +372,7 @@ impl Connection {
         }
     }
 
-    async fn ask(self: &Arc<Self>, request: &Request) -> Result<Asked, ReadError> {
+    async fn ask(self: &Arc<Self>, request: &ClientMessage) -> Result<Asked, ReadError> {
         let request_place = self.places.clone().acquire_owned().await.expect("the semaphore is never closed");
         let place = Place { _request: request_place, message: self.rdma.as_ref().and_then(Rdma::place) };
         let way = place.way();
@@ -390,7 +391,7 @@ impl Connection {
     }
 
     /// Sends a request, or leaves to another task what the socket does not take at once. What the queue pair has no room for goes to the socket, too.
-    fn send(&self, request: &Request, number: u64, way: Way) {
+    fn send(&self, request: &ClientMessage, number: u64, way: Way) {
         if let (Way::Message, Some(rdma)) = (way, &self.rdma) {
             let mut message = BytesMut::new();
             request.encode(number, &mut message);
@@ -479,15 +480,15 @@ impl Asked {
 impl Drop for Asked {
     fn drop(&mut self) {
         if self.arrival.is_some() {
-            self.connection.send(&Request::Cancel, self.number, self.way);
+            self.connection.send(&ClientMessage::Cancel, self.number, self.way);
         }
     }
 }
 
 /// The part of `destination` that the answer fills, if the answer is one to the question.
 fn expected<'a>(
-    needle: &Needle,
-    target: &Target<'_>,
+    needle: &NeedleInfo,
+    target: &ReadTarget<'_>,
     destination: &'a mut [u8],
 ) -> Result<&'a mut [u8], ReadError> {
     check(needle, target, destination.len())?;
@@ -495,8 +496,8 @@ fn expected<'a>(
 }
 
 /// Whether the answer is one to the question for `asked` bytes.
-fn check(needle: &Needle, target: &Target<'_>, asked: usize) -> Result<(), ReadError> {
-    let Needle { header, data_size, length, .. } = *needle;
+fn check(needle: &NeedleInfo, target: &ReadTarget<'_>, asked: usize) -> Result<(), ReadError> {
+    let NeedleInfo { header, data_size, length, .. } = *needle;
     if header.key != target.fid.key || header.cookie != target.fid.cookie {
         return Err(ReadError::Damaged("the header of another needle"));
     }
@@ -509,12 +510,12 @@ fn check(needle: &Needle, target: &Target<'_>, asked: usize) -> Result<(), ReadE
 }
 
 /// As [`verify`], with the checksum of `bytes`, which is of no use for a part of a needle.
-fn verified(needle: &Needle, bytes: &[u8]) -> Result<bool, ReadError> {
+fn verified(needle: &NeedleInfo, bytes: &[u8]) -> Result<bool, ReadError> {
     if needle.length == needle.data_size { verify(needle, checksum::crc32c(bytes)) } else { Ok(false) }
 }
 
 /// Compares the checksum of the bytes that were read, if they are the whole needle; says whether they are.
-fn verify(needle: &Needle, crc: u32) -> Result<bool, ReadError> {
+fn verify(needle: &NeedleInfo, crc: u32) -> Result<bool, ReadError> {
     if needle.length != needle.data_size || needle.length == 0 {
         return Ok(false);
     }
@@ -523,7 +524,7 @@ fn verify(needle: &Needle, crc: u32) -> Result<bool, ReadError> {
 
 /// Reads data from the volume's file, and the record's header once more: the bytes read are this needle's if the header
 /// is still there. Returns the checksum.
-async fn take(region: &Region, needle: &Needle, destination: &mut [u8]) -> Result<u32, ReadError> {
+async fn take(region: &Region, needle: &NeedleInfo, destination: &mut [u8]) -> Result<u32, ReadError> {
     let failed = |error: io::Error| match error.kind() {
         io::ErrorKind::UnexpectedEof => ReadError::Damaged("the file was truncated"),
         _ => ReadError::Lost(error.to_string()),
@@ -592,7 +593,7 @@ mod tests {
         let region = Region { file, record: RECORD as u64, position: POSITION as u64 };
         let header = Header::parse(whole[RECORD..RECORD + HEADER].try_into().unwrap());
         let (data_size, length) = (length as u32, length as u32);
-        let needle = Needle { header, data_size, checksum: 0, flags: Flags(0), deleted: false, length };
+        let needle = NeedleInfo { header, data_size, checksum: 0, flags: Flags(0), deleted: false, length };
         let mut bytes = vec![0; length as usize];
         let crc = take(&region, &needle, &mut bytes).await?;
         assert_eq!(crc, checksum::crc32c(&bytes));

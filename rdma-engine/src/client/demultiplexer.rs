@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use super::connection::{Connection, Place, Waiter, Way};
 use super::volume_file::VolumeFile;
 use crate::Refusal;
-use crate::protocol::{Answer, Grant, Needle, ProtocolError, Transport};
+use crate::protocol::{EngineMessage, Grant, NeedleInfo, ProtocolError, Transport};
 use crate::transport::{Incoming, StreamError};
 
 /// Most files whose descriptors an engine may have handed over at a time.
@@ -23,14 +23,14 @@ pub(super) enum Arrival {
     /// Nothing but a sign of life.
     Pong,
     /// Data in line.
-    Data(Needle, Body),
+    Data(NeedleInfo, Body),
     /// Data in the message itself.
     #[cfg_attr(not(feature = "verbs"), expect(dead_code, reason = "messages come over a queue pair"))]
-    Message(Needle, Bytes),
+    Message(NeedleInfo, Bytes),
     /// Data in a file.
-    File(Needle, Region),
+    File(NeedleInfo, Region),
     /// Data to be fetched by RDMA.
-    Grant(Needle, Granted),
+    Grant(NeedleInfo, Granted),
 }
 
 /// What the engine keeps in memory for a request, until it hears that we are done with it: that is when this is dropped.
@@ -110,13 +110,13 @@ async fn step(
     let connection = connection.upgrade().ok_or(StreamError::Closed)?;
     connection.heard.fetch_add(1, Ordering::Relaxed);
     let waiter = connection.waiter(header.request);
-    match Answer::decode(header, &body)? {
-        Answer::Data(needle) => {
+    match EngineMessage::decode(header, &body)? {
+        EngineMessage::Data(needle) => {
             // The connection must not live on because its data is slow to come.
             drop(connection);
             return hand_over(incoming, needle, waiter).await;
         }
-        Answer::File { needle, file, record, position, attached } => {
+        EngineMessage::File { needle, file, record, position, attached } => {
             if attached {
                 let descriptor = incoming.take_file().ok_or(ProtocolError::Value)?;
                 if files.len() >= MOST_FILES || files.contains_key(&file) {
@@ -127,18 +127,18 @@ async fn step(
             let file = files.get(&file).cloned().ok_or(ProtocolError::Value)?;
             deliver(waiter, Arrival::File(needle, Region { file, record, position }));
         }
-        Answer::Forget { file } => {
+        EngineMessage::Forget { file } => {
             files.remove(&file);
         }
-        Answer::Refused(refusal) if header.request == 0 => {
+        EngineMessage::Refused(refusal) if header.request == 0 => {
             return Err(std::io::Error::other(format!("the engine ended the session: {refusal}")).into());
         }
-        Answer::Refused(refusal) => deliver(waiter, Arrival::Refused(refusal)),
-        Answer::Pong => deliver(waiter, Arrival::Pong),
-        Answer::Grant(needle, grant) if connection.transport() == Transport::Verbs => {
+        EngineMessage::Refused(refusal) => deliver(waiter, Arrival::Refused(refusal)),
+        EngineMessage::Pong => deliver(waiter, Arrival::Pong),
+        EngineMessage::Grant(needle, grant) if connection.transport() == Transport::Verbs => {
             grant_to(waiter, connection, header.request, needle, grant);
         }
-        Answer::Grant(..) => return Err(ProtocolError::Kind(header.kind as u8).into()),
+        EngineMessage::Grant(..) => return Err(ProtocolError::Kind(header.kind as u8).into()),
     }
     Ok(incoming)
 }
@@ -154,20 +154,20 @@ pub(super) fn take_message(connection: &Arc<Connection>, message: Bytes) -> Resu
     let data = rest.get(header.length as usize..).map(|data| rest.slice_ref(data));
     let data = data.ok_or(ProtocolError::Short)?;
     connection.heard.fetch_add(1, Ordering::Relaxed);
-    let answer = Answer::decode(header, &rest[..header.length as usize])?;
-    let length = if let Answer::Data(needle) = &answer { needle.length as usize } else { 0 };
+    let answer = EngineMessage::decode(header, &rest[..header.length as usize])?;
+    let length = if let EngineMessage::Data(needle) = &answer { needle.length as usize } else { 0 };
     if data.len() != length {
         return Err(ProtocolError::Long);
     }
     let waiter = connection.waiter(header.request);
     match answer {
-        Answer::Data(needle) => deliver(waiter, Arrival::Message(needle, data)),
-        Answer::Refused(refusal) => deliver(waiter, Arrival::Refused(refusal)),
-        Answer::Pong => deliver(waiter, Arrival::Pong),
-        Answer::Grant(needle, grant) => {
+        EngineMessage::Data(needle) => deliver(waiter, Arrival::Message(needle, data)),
+        EngineMessage::Refused(refusal) => deliver(waiter, Arrival::Refused(refusal)),
+        EngineMessage::Pong => deliver(waiter, Arrival::Pong),
+        EngineMessage::Grant(needle, grant) => {
             grant_to(waiter, connection.clone(), header.request, needle, grant);
         }
-        Answer::File { .. } | Answer::Forget { .. } => {
+        EngineMessage::File { .. } | EngineMessage::Forget { .. } => {
             return Err(ProtocolError::Kind(header.kind as u8));
         }
     }
@@ -175,7 +175,13 @@ pub(super) fn take_message(connection: &Arc<Connection>, message: Bytes) -> Resu
 }
 
 /// Brings what was granted to who waits for it. If nobody does any more, the engine hears that.
-fn grant_to(waiter: Option<Waiter>, connection: Arc<Connection>, number: u64, needle: Needle, grant: Grant) {
+fn grant_to(
+    waiter: Option<Waiter>,
+    connection: Arc<Connection>,
+    number: u64,
+    needle: NeedleInfo,
+    grant: Grant,
+) {
     let (waiting, place) = waiter.map(|Waiter { arrival, place }| (arrival, place)).unzip();
     let granted = Granted { grant, connection, number, place };
     if let Some(waiting) = waiting {
@@ -195,7 +201,7 @@ fn deliver(waiter: Option<Waiter>, arrival: Arrival) {
 /// Lets the request read its data, and reads what it leaves.
 async fn hand_over(
     mut incoming: Incoming,
-    needle: Needle,
+    needle: NeedleInfo,
     waiter: Option<Waiter>,
 ) -> Result<Incoming, StreamError> {
     let mut left = needle.length as usize;

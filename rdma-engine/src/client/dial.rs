@@ -8,12 +8,12 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
 use super::connection::Connection;
-use super::{Inner, Options, ReadError};
+use super::{ClientOptions, Inner, ReadError};
 use crate::Refusal;
 use crate::proof::{Channel, Exchange, Nonce, Proof, Role};
 use crate::protocol::{
-    Answer, Capabilities, Choose, EngineProof, Hello, Kind, Offer, ProtocolError, Ready, Transport, VERSION,
-    Welcome,
+    Capabilities, Choose, EngineMessage, EngineProof, Hello, MessageKind, Offer, ProtocolError, Ready,
+    Transport, VERSION, Welcome,
 };
 use crate::transport::{Incoming, Socket, StreamError, Tunnel, aside, peer};
 
@@ -97,7 +97,7 @@ pub(super) async fn dial(client: &Inner) -> Result<Arc<Connection>, ReadError> {
 
 /// Connects over the network. A certificate of the cluster's authority is a proof, and so is the
 /// cluster's secret; an engine that the user has named needs none.
-async fn connect(address: &str, options: &Options) -> Result<Greeted, ReadError> {
+async fn connect(address: &str, options: &ClientOptions) -> Result<Greeted, ReadError> {
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
     let Some(config) = &options.tls else {
@@ -117,7 +117,7 @@ const SOCKET_PREFIX: &[u8] = b"rdma-engine-";
 
 /// Connects to the engine's Unix socket, if it is on this host. Its name was told to everybody who
 /// asked, and anybody may have taken it: who listens there is trusted for the user, or for a proof.
-async fn local(socket: &[u8], options: &Options) -> Result<Arc<Connection>, ReadError> {
+async fn local(socket: &[u8], options: &ClientOptions) -> Result<Arc<Connection>, ReadError> {
     if !socket.starts_with(SOCKET_PREFIX) {
         return Err(ProtocolError::Value.into());
     }
@@ -150,7 +150,7 @@ fn connect_unix(name: &[u8]) -> std::io::Result<UnixStream> {
 
 /// Whether the process at the other end may serve the volumes for its user: root, the user of this
 /// process, and the user of the volume server's process.
-async fn trusted_user(stream: &UnixStream, options: &Options) -> Result<(), String> {
+async fn trusted_user(stream: &UnixStream, options: &ClientOptions) -> Result<(), String> {
     let told = |error: std::io::Error| format!("the engine's process: {error}");
     let user = peer::user(stream).map_err(told)?;
     if user != 0 && user != rustix::process::geteuid().as_raw() {
@@ -183,7 +183,7 @@ type Handshake = Result<Proof, String>;
 /// Introduces this client and asks for a proof, if there is a key to check it by.
 async fn greet(
     socket: Socket,
-    options: &Options,
+    options: &ClientOptions,
     channel: &Channel,
 ) -> Result<(Incoming, Welcome, Handshake), ReadError> {
     let mut incoming = Incoming::new(Arc::new(socket));
@@ -195,7 +195,7 @@ async fn greet(
     Hello { oldest: VERSION, newest: VERSION, capabilities: Capabilities::default(), name, nonce: asked }
         .encode(&mut bytes);
     incoming.socket().write_all(&bytes, false).await?;
-    let welcome = Welcome::decode(&expect(&mut incoming, Kind::Welcome).await?)?;
+    let welcome = Welcome::decode(&expect(&mut incoming, MessageKind::Welcome).await?)?;
     if welcome.version != VERSION {
         return Err(ReadError::Refused(Refusal::Version));
     }
@@ -229,9 +229,9 @@ async fn choose(
 /// Tells the engine the choice, and waits until it is ready for it.
 async fn ready(incoming: &mut Incoming, choice: &Choose) -> Result<Ready, ReadError> {
     let mut bytes = BytesMut::new();
-    choice.encode(Kind::Choose, &mut bytes);
+    choice.encode(MessageKind::Choose, &mut bytes);
     incoming.socket().write_all(&bytes, false).await?;
-    Ok(Choose::decode(&expect(incoming, Kind::Ready).await?)?)
+    Ok(Choose::decode(&expect(incoming, MessageKind::Ready).await?)?)
 }
 
 /// Queue pairs, if this program knows them.
@@ -297,12 +297,12 @@ mod verbs {
     }
 }
 
-async fn expect(incoming: &mut Incoming, kind: Kind) -> Result<Bytes, ReadError> {
+async fn expect(incoming: &mut Incoming, kind: MessageKind) -> Result<Bytes, ReadError> {
     let (header, body) = incoming.frame().await?;
     match header.kind {
         found if found == kind => Ok(body),
-        Kind::Refused => match Answer::decode(header, &body)? {
-            Answer::Refused(refusal) => Err(ReadError::Refused(refusal)),
+        MessageKind::Refused => match EngineMessage::decode(header, &body)? {
+            EngineMessage::Refused(refusal) => Err(ReadError::Refused(refusal)),
             _ => Err(ProtocolError::Kind(header.kind as u8).into()),
         },
         other => Err(ProtocolError::Kind(other as u8).into()),

@@ -45,7 +45,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::FileId;
 use crate::proof::ProofKey;
-use crate::protocol::{Needle, Transport};
+use crate::protocol::{NeedleInfo, Transport};
 use connection::Connection;
 pub use destination::Destination;
 pub use error::ReadError;
@@ -63,7 +63,7 @@ const LOCAL_REST: Duration = Duration::from_secs(60);
 
 /// How a client goes about it.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub struct ClientOptions {
     /// The transports that may be used, the best first.
     pub transports: Vec<Transport>,
     /// How long connecting may take, in all; half of it is for RDMA, where another transport is left.
@@ -89,7 +89,7 @@ pub struct Trust {
     pub volume_server: Option<String>,
 }
 
-impl Default for Options {
+impl Default for ClientOptions {
     fn default() -> Self {
         // On the same host nothing beats reading the file.
         let transports = vec![Transport::Local, Transport::Verbs, Transport::Tcp];
@@ -100,7 +100,7 @@ impl Default for Options {
 
 /// What is to be read.
 #[derive(Debug, Clone, Copy)]
-pub struct Target<'a> {
+pub struct ReadTarget<'a> {
     /// The needle.
     pub fid: FileId,
     /// Where to begin, in bytes of the data as it is stored, compressed or not.
@@ -112,8 +112,8 @@ pub struct Target<'a> {
 /// What came of a read.
 #[derive(Debug, Clone, Copy)]
 pub struct Delivered {
-    /// What the engine says of the needle. [`Needle::length`] bytes were read: all that was asked for, or up to the needle's end.
-    pub needle: Needle,
+    /// What the engine says of the needle. [`NeedleInfo::length`] bytes were read: all that was asked for, or up to the needle's end.
+    pub needle: NeedleInfo,
     /// Whether that was the whole needle, and its checksum right.
     pub verified: bool,
     /// How the bytes came.
@@ -128,7 +128,7 @@ pub struct Client {
 
 struct Inner {
     address: String,
-    options: Options,
+    options: ClientOptions,
     link: Mutex<Link>,
     memory: Mutex<Vec<Arc<RegistrationCache>>>,
     /// Held by the one that connects.
@@ -151,7 +151,7 @@ struct Link {
 
 impl Client {
     /// A client of the engine at `address` (`host:port`). Does not connect yet.
-    pub fn new(address: impl Into<String>, options: Options) -> Self {
+    pub fn new(address: impl Into<String>, options: ClientOptions) -> Self {
         let link = Link {
             connection: None,
             next: Instant::now(),
@@ -186,14 +186,14 @@ impl Client {
         self.inner.link.lock().distrust.clone()
     }
 
-    /// Reads the bytes from [`Target::offset`] on into `destination`, as many as it takes or the needle has. What `destination`
+    /// Reads the bytes from [`ReadTarget::offset`] on into `destination`, as many as it takes or the needle has. What `destination`
     /// has after an error, and behind the bytes that were read, is undefined. May be dropped at any point.
     ///
     /// # Errors
     /// See [`ReadError`]; none is worth asking the same engine again at once.
     pub async fn read(
         &self,
-        target: Target<'_>,
+        target: ReadTarget<'_>,
         destination: &mut [u8],
         deadline: Instant,
     ) -> Result<Delivered, ReadError> {
@@ -213,7 +213,7 @@ impl Client {
     /// See [`ReadError`]; none is worth asking the same engine again at once.
     pub async fn read_owned<D: Destination>(
         &self,
-        target: Target<'_>,
+        target: ReadTarget<'_>,
         memory: D,
         deadline: Instant,
     ) -> (Result<Delivered, ReadError>, Option<D>) {
@@ -244,7 +244,7 @@ impl Client {
     }
 
     /// The most bytes that one read may ask for, if there is a connection.
-    pub fn longest_read(&self) -> Option<u32> {
+    pub fn max_read_size(&self) -> Option<u32> {
         self.inner.current().map(|connection| connection.limits().read)
     }
 }

@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use crate::store::{Patience, Residency, read_exact_at};
+use crate::store::{ReadMode, Residency, read_exact_at};
 
 /// How long it may take to find out what a descriptor is.
 const EXAMINE: Duration = Duration::from_secs(1);
@@ -72,7 +72,7 @@ impl VolumeFile {
     /// # Errors
     /// Of kind `WouldBlock` if they are not.
     pub(super) fn read_cached(&self, destination: &mut [u8], position: u64) -> io::Result<()> {
-        read_exact_at(&self.file, self.residency, destination, position, Patience::PageCache)
+        read_exact_at(&self.file, self.residency, destination, position, ReadMode::CachedOnly)
     }
 
     /// Fills each part with the bytes from its position on, one after the other, on a thread that
@@ -86,7 +86,7 @@ impl VolumeFile {
             let _permit = permit;
             let read = |(length, position)| {
                 let mut bytes = vec![0; length];
-                read_exact_at(&this.file, this.residency, &mut bytes, position, Patience::Blocking)?;
+                read_exact_at(&this.file, this.residency, &mut bytes, position, ReadMode::Blocking)?;
                 Ok(bytes)
             };
             wanted.into_iter().map(read).collect::<io::Result<Vec<_>>>()

@@ -2,8 +2,8 @@
 
 use bytes::{BufMut, BytesMut};
 
-use super::frame::{self, Kind};
-use super::verbs::{QueuePair, VerbsOffer};
+use super::frame::{self, MessageKind};
+use super::verbs::{QueuePairEnd, VerbsOffer};
 use super::wire::{Fields, Put};
 use super::{MAX_READ, ProtocolError};
 use crate::proof::{Nonce, PROOF_SIZE, Proof};
@@ -90,7 +90,7 @@ pub struct Hello {
 impl Hello {
     /// Appends the message.
     pub fn encode(&self, out: &mut BytesMut) {
-        frame::put(out, Kind::Hello, 0, |out| {
+        frame::put(out, MessageKind::Hello, 0, |out| {
             out.put_slice(&MAGIC);
             out.put_u16(self.oldest);
             out.put_u16(self.newest);
@@ -125,7 +125,7 @@ impl Hello {
 
 /// What an engine allows a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
+pub struct SessionLimits {
     /// Requests that may be unanswered at a time, 1 or more. What exceeds it is refused.
     pub in_flight: u32,
     /// Bytes that one request may ask for, up to [`MAX_READ`].
@@ -172,7 +172,7 @@ pub struct Welcome {
     /// A random number that the engine drew when it started.
     pub instance: u128,
     /// What it allows.
-    pub limits: Limits,
+    pub limits: SessionLimits,
     /// The transports that it offers.
     pub offers: Vec<Offer>,
     /// That it knows the cluster's secret, if the client asked for that.
@@ -191,7 +191,7 @@ pub struct EngineProof {
 impl Welcome {
     /// Appends the message.
     pub fn encode(&self, out: &mut BytesMut) {
-        frame::put(out, Kind::Welcome, 0, |out| {
+        frame::put(out, MessageKind::Welcome, 0, |out| {
             out.put_u16(self.version);
             out.put_u64(self.capabilities.with(Capabilities::PROOF, self.proof.is_some()).0);
             out.put_u128(self.instance);
@@ -228,7 +228,7 @@ impl Welcome {
             version: fields.u16()?,
             capabilities: Capabilities(fields.u64()?),
             instance: u128::from_be_bytes(fields.array()?),
-            limits: Limits {
+            limits: SessionLimits {
                 in_flight: fields.u32()?,
                 read: fields.u32()?,
                 idle_ms: fields.u32()?,
@@ -275,7 +275,7 @@ pub enum Choose {
         proof: Option<Proof>,
     },
     /// Requests follow on this TCP connection, and data is fetched over a queue pair, of which this is the client's end.
-    Verbs(QueuePair),
+    Verbs(QueuePairEnd),
 }
 
 /// The engine's answer to [`Choose`]: requests may come. Has the same form.
@@ -295,8 +295,8 @@ impl Choose {
     ///
     /// # Panics
     /// When `kind` is neither.
-    pub fn encode(&self, kind: Kind, out: &mut BytesMut) {
-        assert!(matches!(kind, Kind::Choose | Kind::Ready), "a choice is no {kind:?}");
+    pub fn encode(&self, kind: MessageKind, out: &mut BytesMut) {
+        assert!(matches!(kind, MessageKind::Choose | MessageKind::Ready), "a choice is no {kind:?}");
         frame::put(out, kind, 0, |out| {
             out.put_u8(self.transport() as u8);
             let mut parameters = BytesMut::new();
@@ -324,7 +324,7 @@ impl Choose {
                 let proof: [u8; PROOF_SIZE] = parameters.try_into().map_err(|_| ProtocolError::Value)?;
                 Self::Local { proof: Some(proof) }
             }
-            Transport::Verbs => Self::Verbs(QueuePair::decode(parameters)?),
+            Transport::Verbs => Self::Verbs(QueuePairEnd::decode(parameters)?),
         })
     }
 }

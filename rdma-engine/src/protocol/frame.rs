@@ -23,11 +23,11 @@ macro_rules! kinds {
         /// What a message is.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         #[repr(u8)]
-        pub enum Kind {
+        pub enum MessageKind {
             $($(#[doc = $doc])+ $name = $code,)+
         }
 
-        impl Kind {
+        impl MessageKind {
             fn from_code(code: u8) -> Option<Self> {
                 match code {
                     $($code => Some(Self::$name),)+
@@ -73,7 +73,7 @@ kinds! {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FrameHeader {
     /// What the body is.
-    pub kind: Kind,
+    pub kind: MessageKind,
     /// Bytes of the body.
     pub length: u32,
     /// The request that the message belongs to.
@@ -88,7 +88,7 @@ impl FrameHeader {
     pub fn parse(bytes: &[u8; HEADER]) -> Result<Self, ProtocolError> {
         let [l0, l1, l2, l3, kind, _, _, _, r @ ..] = *bytes;
         let length = u32::from_be_bytes([l0, l1, l2, l3]);
-        let kind = Kind::from_code(kind).ok_or(ProtocolError::Kind(kind))?;
+        let kind = MessageKind::from_code(kind).ok_or(ProtocolError::Kind(kind))?;
         if length > MAX_BODY {
             return Err(ProtocolError::Limit);
         }
@@ -97,7 +97,7 @@ impl FrameHeader {
 }
 
 /// Appends a whole frame to `out`; `body` writes what is in it.
-pub(super) fn put(out: &mut BytesMut, kind: Kind, request: u64, body: impl FnOnce(&mut BytesMut)) {
+pub(super) fn put(out: &mut BytesMut, kind: MessageKind, request: u64, body: impl FnOnce(&mut BytesMut)) {
     let start = out.len();
     out.put_u32(0);
     out.put_u8(kind as u8);

@@ -2,7 +2,7 @@
 
 use bytes::{BufMut, BytesMut};
 
-use super::frame::{self, FrameHeader, Kind};
+use super::frame::{self, FrameHeader, MessageKind};
 use super::wire::{Fields, Put};
 use super::{MAX_READ, MAX_TOKEN, ProtocolError};
 use crate::needle::{Flags, HEADER, Header};
@@ -10,7 +10,7 @@ use crate::{FileId, Refusal};
 
 /// A request for a range of a needle's stored bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Read {
+pub struct ReadRequest {
     /// The needle.
     pub fid: FileId,
     /// Where the range begins, in bytes of the data as it is stored.
@@ -24,22 +24,22 @@ pub struct Read {
 
 /// What a client says after the bootstrap.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Request {
+pub enum ClientMessage {
     /// Asks for data.
-    Read(Read),
+    Read(ReadRequest),
     /// Has fetched what was granted under this number, or will not.
     Done,
     /// Does not wait for the answer any more. The answer comes all the same, and may be [`Refusal::Cancelled`].
     Cancel,
-    /// Asks for a [`Answer::Pong`].
+    /// Asks for a [`EngineMessage::Pong`].
     Ping,
 }
 
-impl Request {
+impl ClientMessage {
     /// Appends the message under the number `request`.
     pub fn encode(&self, request: u64, out: &mut BytesMut) {
         match self {
-            Self::Read(read) => frame::put(out, Kind::Read, request, |out| {
+            Self::Read(read) => frame::put(out, MessageKind::Read, request, |out| {
                 out.put_u32(read.fid.volume);
                 out.put_u64(read.fid.key);
                 out.put_u32(read.fid.cookie);
@@ -47,9 +47,9 @@ impl Request {
                 out.put_u32(read.length);
                 out.put_bytes16(&read.token[..read.token.len().min(MAX_TOKEN)]);
             }),
-            Self::Done => frame::put(out, Kind::Done, request, |_| {}),
-            Self::Cancel => frame::put(out, Kind::Cancel, request, |_| {}),
-            Self::Ping => frame::put(out, Kind::Ping, request, |_| {}),
+            Self::Done => frame::put(out, MessageKind::Done, request, |_| {}),
+            Self::Cancel => frame::put(out, MessageKind::Cancel, request, |_| {}),
+            Self::Ping => frame::put(out, MessageKind::Ping, request, |_| {}),
         }
     }
 
@@ -60,15 +60,15 @@ impl Request {
     pub fn decode(header: FrameHeader, body: &[u8]) -> Result<Self, ProtocolError> {
         let mut fields = Fields(body);
         let request = match header.kind {
-            Kind::Read => Self::Read(Read {
+            MessageKind::Read => Self::Read(ReadRequest {
                 fid: FileId { volume: fields.u32()?, key: fields.u64()?, cookie: fields.u32()? },
                 offset: fields.u32()?,
                 length: fields.u32()?,
                 token: fields.bytes16(MAX_TOKEN)?.to_vec(),
             }),
-            Kind::Done => Self::Done,
-            Kind::Cancel => Self::Cancel,
-            Kind::Ping => Self::Ping,
+            MessageKind::Done => Self::Done,
+            MessageKind::Cancel => Self::Cancel,
+            MessageKind::Ping => Self::Ping,
             other => return Err(ProtocolError::Kind(other as u8)),
         };
         if fields.0.is_empty() { Ok(request) } else { Err(ProtocolError::Long) }
@@ -77,7 +77,7 @@ impl Request {
 
 /// What an engine says of a needle it serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Needle {
+pub struct NeedleInfo {
     /// The record's header as it is on disk, for the client to compare with what it asked for.
     pub header: Header,
     /// All of the needle's stored bytes.
@@ -92,7 +92,7 @@ pub struct Needle {
     pub length: u32,
 }
 
-impl Needle {
+impl NeedleInfo {
     fn encode(&self, out: &mut BytesMut) {
         out.put_slice(&self.header.to_bytes());
         out.put_u32(self.data_size);
@@ -125,7 +125,7 @@ impl Needle {
 /// Staging memory that a client may read by RDMA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Grant {
-    /// Where the [`Needle::length`] bytes are, in the engine's memory.
+    /// Where the [`NeedleInfo::length`] bytes are, in the engine's memory.
     pub address: u64,
     /// The key of the memory region: it opens nothing but what was staged for this session.
     pub rkey: u32,
@@ -135,18 +135,18 @@ pub struct Grant {
 
 /// What an engine says after the bootstrap.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Answer {
+pub enum EngineMessage {
     /// The needle's bytes follow the frame.
-    Data(Needle),
+    Data(NeedleInfo),
     /// The needle's bytes can be fetched.
-    Grant(Needle, Grant),
+    Grant(NeedleInfo, Grant),
     /// The needle's bytes are in a file.
     File {
         /// What the bytes are.
-        needle: Needle,
+        needle: NeedleInfo,
         /// The session's number of the file.
         file: u32,
-        /// Where the record's header is in it, for the client to compare with [`Needle::header`] after it has read the bytes.
+        /// Where the record's header is in it, for the client to compare with [`NeedleInfo::header`] after it has read the bytes.
         record: u64,
         /// Where the bytes begin in it.
         position: u64,
@@ -165,19 +165,19 @@ pub enum Answer {
     },
 }
 
-impl Answer {
+impl EngineMessage {
     /// Appends the message to the request of number `request`.
     pub fn encode(&self, request: u64, out: &mut BytesMut) {
         match self {
-            Self::Data(needle) => frame::put(out, Kind::Data, request, |out| needle.encode(out)),
-            Self::Grant(needle, grant) => frame::put(out, Kind::Grant, request, |out| {
+            Self::Data(needle) => frame::put(out, MessageKind::Data, request, |out| needle.encode(out)),
+            Self::Grant(needle, grant) => frame::put(out, MessageKind::Grant, request, |out| {
                 needle.encode(out);
                 out.put_u64(grant.address);
                 out.put_u32(grant.rkey);
                 out.put_u32(grant.lease_ms);
             }),
             Self::File { needle, file, record, position, attached } => {
-                frame::put(out, Kind::File, request, |out| {
+                frame::put(out, MessageKind::File, request, |out| {
                     needle.encode(out);
                     out.put_u32(*file);
                     out.put_u64(*record);
@@ -186,10 +186,10 @@ impl Answer {
                 });
             }
             Self::Refused(refusal) => {
-                frame::put(out, Kind::Refused, request, |out| out.put_u16(refusal.code()));
+                frame::put(out, MessageKind::Refused, request, |out| out.put_u16(refusal.code()));
             }
-            Self::Pong => frame::put(out, Kind::Pong, request, |_| {}),
-            Self::Forget { file } => frame::put(out, Kind::Forget, request, |out| out.put_u32(*file)),
+            Self::Pong => frame::put(out, MessageKind::Pong, request, |_| {}),
+            Self::Forget { file } => frame::put(out, MessageKind::Forget, request, |out| out.put_u32(*file)),
         }
     }
 
@@ -200,14 +200,14 @@ impl Answer {
     pub fn decode(header: FrameHeader, body: &[u8]) -> Result<Self, ProtocolError> {
         let mut fields = Fields(body);
         let answer = match header.kind {
-            Kind::Data => Self::Data(Needle::decode(&mut fields)?),
-            Kind::Grant => {
-                let needle = Needle::decode(&mut fields)?;
+            MessageKind::Data => Self::Data(NeedleInfo::decode(&mut fields)?),
+            MessageKind::Grant => {
+                let needle = NeedleInfo::decode(&mut fields)?;
                 let (address, rkey, lease_ms) = (fields.u64()?, fields.u32()?, fields.u32()?);
                 Self::Grant(needle, Grant { address, rkey, lease_ms })
             }
-            Kind::File => Self::File {
-                needle: Needle::decode(&mut fields)?,
+            MessageKind::File => Self::File {
+                needle: NeedleInfo::decode(&mut fields)?,
                 file: fields.u32()?,
                 record: fields.u64()?,
                 position: fields.u64()?,
@@ -217,9 +217,9 @@ impl Answer {
                     _ => return Err(ProtocolError::Value),
                 },
             },
-            Kind::Refused => Self::Refused(Refusal::from_code(fields.u16()?)),
-            Kind::Pong => Self::Pong,
-            Kind::Forget => Self::Forget { file: fields.u32()? },
+            MessageKind::Refused => Self::Refused(Refusal::from_code(fields.u16()?)),
+            MessageKind::Pong => Self::Pong,
+            MessageKind::Forget => Self::Forget { file: fields.u32()? },
             other => return Err(ProtocolError::Kind(other as u8)),
         };
         if fields.0.is_empty() { Ok(answer) } else { Err(ProtocolError::Long) }

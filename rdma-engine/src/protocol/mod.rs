@@ -6,9 +6,9 @@
 //!
 //! | transport | a read is answered with | the data |
 //! |---|---|---|
-//! | `tcp` | [`Answer::Data`] | follows in the stream |
-//! | `local` | [`Answer::File`] | the client reads it from the volume's `.dat`, whose descriptor came along |
-//! | `verbs` | [`Answer::Data`] if it is small, else [`Answer::Grant`] | is fetched by RDMA READ from staging memory, and [`Request::Done`] gives that back |
+//! | `tcp` | [`EngineMessage::Data`] | follows in the stream |
+//! | `local` | [`EngineMessage::File`] | the client reads it from the volume's `.dat`, whose descriptor came along |
+//! | `verbs` | [`EngineMessage::Data`] if it is small, else [`EngineMessage::Grant`] | is fetched by RDMA READ from staging memory, and [`ClientMessage::Done`] gives that back |
 //!
 //! Every message is a [frame](frame): sixteen bytes that say its length, its kind and the request it belongs to, and a body. Requests
 //! are numbered by the client, may be sent without waiting, and are answered exactly once each, in any order.
@@ -20,10 +20,14 @@ mod message;
 mod verbs;
 mod wire;
 
-pub use bootstrap::{Capabilities, Choose, EngineProof, Hello, Limits, Offer, Ready, Transport, Welcome};
-pub use frame::{FrameHeader, Kind};
-pub use message::{Answer, Grant, Needle, Read, Request};
-pub use verbs::{IN_LINE, LONGEST_ANSWER, LONGEST_REQUEST, QueuePair, VerbsOffer, WINDOW};
+pub use bootstrap::{
+    Capabilities, Choose, EngineProof, Hello, Offer, Ready, SessionLimits, Transport, Welcome,
+};
+pub use frame::{FrameHeader, MessageKind};
+pub use message::{ClientMessage, EngineMessage, Grant, NeedleInfo, ReadRequest};
+pub use verbs::{
+    MAX_ANSWER_SIZE, MAX_INLINE_DATA, MAX_REQUEST_SIZE, MESSAGE_WINDOW, QueuePairEnd, VerbsOffer,
+};
 
 /// The one version of the protocol that this program speaks.
 pub const VERSION: u16 = 1;

@@ -14,49 +14,54 @@ fn split(bytes: &[u8]) -> (FrameHeader, &[u8]) {
     (header, body)
 }
 
-fn needle() -> impl Strategy<Value = Needle> {
+fn needle() -> impl Strategy<Value = NeedleInfo> {
     (any::<(u32, u64, i32, u32, u8, bool)>(), 0..=MAX_READ, 0..=MAX_READ).prop_map(
         |(fields, length, more)| {
             let (cookie, key, size, checksum, flags, deleted) = fields;
             let header = Header { cookie, key, size };
-            Needle { header, data_size: length + more, checksum, flags: Flags(flags), deleted, length }
+            NeedleInfo { header, data_size: length + more, checksum, flags: Flags(flags), deleted, length }
         },
     )
 }
 
-fn answer() -> impl Strategy<Value = Answer> {
+fn answer() -> impl Strategy<Value = EngineMessage> {
     prop_oneof![
-        needle().prop_map(Answer::Data),
+        needle().prop_map(EngineMessage::Data),
         (needle(), any::<(u64, u32, u32)>()).prop_map(|(needle, (address, rkey, lease_ms))| {
-            Answer::Grant(needle, Grant { address, rkey, lease_ms })
+            EngineMessage::Grant(needle, Grant { address, rkey, lease_ms })
         }),
         (needle(), any::<(u32, u64, u64, bool)>()).prop_map(
             |(needle, (file, record, position, attached))| {
-                Answer::File { needle, file, record, position, attached }
+                EngineMessage::File { needle, file, record, position, attached }
             }
         ),
-        any::<u16>().prop_map(|code| Answer::Refused(Refusal::from_code(code))),
-        Just(Answer::Pong),
-        any::<u32>().prop_map(|file| Answer::Forget { file }),
+        any::<u16>().prop_map(|code| EngineMessage::Refused(Refusal::from_code(code))),
+        Just(EngineMessage::Pong),
+        any::<u32>().prop_map(|file| EngineMessage::Forget { file }),
     ]
 }
 
-fn request() -> impl Strategy<Value = Request> {
+fn request() -> impl Strategy<Value = ClientMessage> {
     prop_oneof![
         (any::<(u32, u64, u32, u32, u32)>(), prop::collection::vec(any::<u8>(), 0..=MAX_TOKEN)).prop_map(
             |((volume, key, cookie, offset, length), token)| {
-                Request::Read(Read { fid: FileId { volume, key, cookie }, offset, length, token })
+                ClientMessage::Read(ReadRequest {
+                    fid: FileId { volume, key, cookie },
+                    offset,
+                    length,
+                    token,
+                })
             }
         ),
-        Just(Request::Done),
-        Just(Request::Cancel),
-        Just(Request::Ping),
+        Just(ClientMessage::Done),
+        Just(ClientMessage::Cancel),
+        Just(ClientMessage::Ping),
     ]
 }
 
-fn queue_pair() -> impl Strategy<Value = QueuePair> {
+fn queue_pair() -> impl Strategy<Value = QueuePairEnd> {
     (any::<(u8, [u8; 16], u16, u8)>(), 0u32..1 << 24, 0u32..1 << 24, 0u32..5).prop_map(
-        |((port, gid, lid, reads), number, sequence, mtu)| QueuePair {
+        |((port, gid, lid, reads), number, sequence, mtu)| QueuePairEnd {
             port,
             number,
             sequence,
@@ -86,7 +91,7 @@ fn welcome() -> impl Strategy<Value = Welcome> {
     (any::<(u16, u64, u128, u32, u32)>(), 1u32.., 1..=MAX_READ, offers, proof).prop_map(
         |(fields, in_flight, read, offers, proof)| {
             let (version, capabilities, instance, idle_ms, lease_ms) = fields;
-            let limits = Limits { in_flight, read, idle_ms, lease_ms };
+            let limits = SessionLimits { in_flight, read, idle_ms, lease_ms };
             let capabilities = announcing(capabilities, proof.is_some());
             let proof = proof.map(|(nonce, proof)| EngineProof { nonce, proof });
             Welcome { version, capabilities, instance, limits, offers, proof }
@@ -98,7 +103,8 @@ fn welcome() -> impl Strategy<Value = Welcome> {
 fn the_documented_read() {
     let fid = FileId { volume: 3, key: 1, cookie: 0x6370_37d6 };
     let mut bytes = BytesMut::new();
-    Request::Read(Read { fid, offset: 5, length: 4096, token: b"t".to_vec() }).encode(9, &mut bytes);
+    ClientMessage::Read(ReadRequest { fid, offset: 5, length: 4096, token: b"t".to_vec() })
+        .encode(9, &mut bytes);
     let expected = [
         &[0, 0, 0, 27, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9][..],
         &[0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 1, 0x63, 0x70, 0x37, 0xd6, 0, 0, 0, 5, 0, 0, 16, 0, 0, 1, b't'],
@@ -114,8 +120,8 @@ fn limits_hold() {
         bytes[4] = kind;
         FrameHeader::parse(&bytes)
     };
-    assert!(header(frame::MAX_BODY, Kind::Read as u8).is_ok());
-    assert_eq!(header(frame::MAX_BODY + 1, Kind::Read as u8), Err(ProtocolError::Limit));
+    assert!(header(frame::MAX_BODY, MessageKind::Read as u8).is_ok());
+    assert_eq!(header(frame::MAX_BODY + 1, MessageKind::Read as u8), Err(ProtocolError::Limit));
     assert_eq!(header(0, 0), Err(ProtocolError::Kind(0)));
     assert_eq!(header(0, 200), Err(ProtocolError::Kind(200)));
 
@@ -133,13 +139,13 @@ proptest! {
         request.encode(number, &mut bytes);
         let (header, body) = split(&bytes);
         prop_assert_eq!(header.request, number);
-        prop_assert_eq!(Request::decode(header, body), Ok(request));
+        prop_assert_eq!(ClientMessage::decode(header, body), Ok(request));
         let longer = [body, &[0]].concat();
-        prop_assert_eq!(Request::decode(header, &longer), Err(ProtocolError::Long));
+        prop_assert_eq!(ClientMessage::decode(header, &longer), Err(ProtocolError::Long));
         if let Some((_, shorter)) = body.split_last() {
-            prop_assert!(Request::decode(header, &body[..shorter.len()]).is_err());
+            prop_assert!(ClientMessage::decode(header, &body[..shorter.len()]).is_err());
         }
-        prop_assert!(Answer::decode(header, body).is_err());
+        prop_assert!(EngineMessage::decode(header, body).is_err());
     }
 
     #[test]
@@ -148,13 +154,13 @@ proptest! {
         answer.encode(number, &mut bytes);
         let (header, body) = split(&bytes);
         prop_assert_eq!(header.request, number);
-        prop_assert_eq!(Answer::decode(header, body), Ok(answer));
+        prop_assert_eq!(EngineMessage::decode(header, body), Ok(answer));
         let longer = [body, &[0]].concat();
-        prop_assert_eq!(Answer::decode(header, &longer), Err(ProtocolError::Long));
+        prop_assert_eq!(EngineMessage::decode(header, &longer), Err(ProtocolError::Long));
         if let Some((_, shorter)) = body.split_last() {
-            prop_assert!(Answer::decode(header, &body[..shorter.len()]).is_err());
+            prop_assert!(EngineMessage::decode(header, &body[..shorter.len()]).is_err());
         }
-        prop_assert!(Request::decode(header, body).is_err());
+        prop_assert!(ClientMessage::decode(header, body).is_err());
     }
 
     #[test]
@@ -175,7 +181,7 @@ proptest! {
         welcome.encode(&mut bytes);
         prop_assert_eq!(Welcome::decode(split(&bytes).1), Ok(welcome));
         for choice in [Choose::Tcp, local, Choose::Verbs(pair)] {
-            for kind in [Kind::Choose, Kind::Ready] {
+            for kind in [MessageKind::Choose, MessageKind::Ready] {
                 let mut bytes = BytesMut::new();
                 choice.encode(kind, &mut bytes);
                 let (header, body) = split(&bytes);
@@ -194,8 +200,8 @@ proptest! {
         head[..2].fill(0);
         head[4] = kind;
         if let Ok(header) = FrameHeader::parse(&head) {
-            let _ = Request::decode(header, &bytes);
-            let _ = Answer::decode(header, &bytes);
+            let _ = ClientMessage::decode(header, &bytes);
+            let _ = EngineMessage::decode(header, &bytes);
         }
     }
 }

@@ -6,17 +6,17 @@ use super::ProtocolError;
 use super::wire::Fields;
 
 /// Over verbs, data up to this many bytes comes in line: fetching it would take another round trip.
-pub const IN_LINE: u32 = 8 << 10;
+pub const MAX_INLINE_DATA: u32 = 8 << 10;
 
 /// Requests that a client may have sent as messages, and neither has the answer of nor is done with. An engine has receives posted for twice as many messages, and a client
 /// one for each of its requests, so neither ever runs dry.
-pub const WINDOW: usize = 64;
+pub const MESSAGE_WINDOW: usize = 64;
 
 /// Room for a message of the client, in bytes.
-pub const LONGEST_REQUEST: usize = 2304;
+pub const MAX_REQUEST_SIZE: usize = 2304;
 
 /// Room for a message of the engine, in bytes.
-pub const LONGEST_ANSWER: usize = IN_LINE as usize + 128;
+pub const MAX_ANSWER_SIZE: usize = MAX_INLINE_DATA as usize + 128;
 
 /// A port of an RDMA device that the engine can be reached through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,7 +47,7 @@ impl VerbsOffer {
 
 /// One end of a queue pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct QueuePair {
+pub struct QueuePairEnd {
     /// The [`VerbsOffer::port`] that it connects through.
     pub port: u8,
     /// Its number, 24 bits.
@@ -64,7 +64,7 @@ pub struct QueuePair {
     pub reads: u8,
 }
 
-impl QueuePair {
+impl QueuePairEnd {
     pub(super) fn encode(&self, out: &mut BytesMut) {
         out.put_u8(self.port);
         out.put_u32(self.number);

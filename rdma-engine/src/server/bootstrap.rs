@@ -13,7 +13,8 @@ use super::{Session, Shared, stream};
 use crate::Refusal;
 use crate::proof::{Channel, Exchange, Role};
 use crate::protocol::{
-    Answer, Capabilities, Choose, EngineProof, Hello, Kind, Offer, ProtocolError, Transport, VERSION, Welcome,
+    Capabilities, Choose, EngineMessage, EngineProof, Hello, MessageKind, Offer, ProtocolError, Transport,
+    VERSION, Welcome,
 };
 use crate::transport::{Incoming, Socket, StreamError, Tunnel, peer};
 
@@ -70,7 +71,7 @@ pub(super) async fn run(socket: Socket, of: Peer, peer: String, shared: Arc<Shar
             shared.metrics.refused(refusal);
             tracing::info!(peer, reason = %refusal, "refused a connection");
             let mut bytes = BytesMut::new();
-            Answer::Refused(refusal).encode(0, &mut bytes);
+            EngineMessage::Refused(refusal).encode(0, &mut bytes);
             // Whether it hears that is its own affair.
             let _ = timeout_at(deadline, socket.write_all(&bytes, false)).await;
             return;
@@ -156,7 +157,7 @@ async fn introduce(
     shared: &Arc<Shared>,
     seat: &Seat,
 ) -> Result<Introduced, Rejected> {
-    let hello = Hello::decode(&expect(incoming, Kind::Hello).await?)?;
+    let hello = Hello::decode(&expect(incoming, MessageKind::Hello).await?)?;
     if !(hello.oldest..=hello.newest).contains(&VERSION) {
         return Err(Rejected::Refused(Refusal::Version));
     }
@@ -189,7 +190,7 @@ async fn introduce(
     };
     welcome.encode(&mut bytes);
     socket.write_all(&bytes, false).await?;
-    let choice = Choose::decode(&expect(incoming, Kind::Choose).await?)?;
+    let choice = Choose::decode(&expect(incoming, MessageKind::Choose).await?)?;
     let (ready, rdma) = match (socket.near(), choice) {
         (None, Choose::Local { proof }) if matches!(*socket, Socket::Unix(_)) => {
             let is_proved = proof
@@ -219,7 +220,7 @@ async fn introduce(
         _ => return Err(Rejected::Refused(Refusal::NoTransport)),
     };
     bytes.clear();
-    ready.encode(Kind::Ready, &mut bytes);
+    ready.encode(MessageKind::Ready, &mut bytes);
     socket.write_all(&bytes, false).await?;
     Ok((hello.name, ready.transport(), rdma))
 }
@@ -274,7 +275,7 @@ async fn with_fabric<T: Send + 'static>(
     tokio::task::spawn_blocking(move || shared.fabric.as_ref().map(work)).await.ok().flatten()
 }
 
-async fn expect(incoming: &mut Incoming, kind: Kind) -> Result<bytes::Bytes, Rejected> {
+async fn expect(incoming: &mut Incoming, kind: MessageKind) -> Result<bytes::Bytes, Rejected> {
     let (header, body) = incoming.frame().await?;
     if header.kind == kind { Ok(body) } else { Err(ProtocolError::Kind(header.kind as u8).into()) }
 }

@@ -15,7 +15,7 @@
 //! waits on a thread of its own, and later requests overtake it.
 //!
 //! Sessions in all and of each peer, requests in progress, the length of each, the memory of answers that wait, and the time without
-//! reads are limited ([`Options`], `admission`). A client that does not take its answers is given up.
+//! reads are limited ([`EngineOptions`], `admission`). A client that does not take its answers is given up.
 
 mod admission;
 mod bootstrap;
@@ -41,7 +41,7 @@ use tokio::time::MissedTickBehavior;
 
 use crate::metrics::Metrics;
 use crate::proof::ProofKey;
-use crate::protocol::{Limits, MAX_READ};
+use crate::protocol::{MAX_READ, SessionLimits};
 use crate::store::Store;
 use crate::token::ReadVerifier;
 use crate::transport::Socket;
@@ -56,7 +56,7 @@ const REST: Duration = Duration::from_millis(100);
 
 /// What an engine allows.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub struct EngineOptions {
     /// Sessions at a time; further connections are refused, unless an idle one can make room.
     pub sessions: usize,
     /// Sessions of one peer, an address of the network or a user of this host.
@@ -87,7 +87,7 @@ pub struct Options {
     pub proof: Option<Arc<ProofKey>>,
 }
 
-impl Default for Options {
+impl Default for EngineOptions {
     fn default() -> Self {
         Self {
             sessions: 1024,
@@ -108,9 +108,9 @@ impl Default for Options {
     }
 }
 
-impl Options {
-    fn limits(&self, grants: bool) -> Limits {
-        Limits {
+impl EngineOptions {
+    fn limits(&self, grants: bool) -> SessionLimits {
+        SessionLimits {
             in_flight: self.in_flight.max(1),
             read: self.read.clamp(1, MAX_READ),
             idle_ms: u32::try_from(self.idle.as_millis()).unwrap_or(u32::MAX),
@@ -124,7 +124,7 @@ pub(crate) struct Shared {
     pub(crate) store: Arc<Store>,
     pub(crate) verifier: Option<ReadVerifier>,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) limits: Limits,
+    pub(crate) limits: SessionLimits,
     instance: u128,
     /// The name of the Unix socket in the abstract namespace, if there is one.
     socket: Option<Vec<u8>>,
@@ -152,7 +152,7 @@ impl Engine {
         store: Arc<Store>,
         verifier: Option<ReadVerifier>,
         metrics: Arc<Metrics>,
-        options: &Options,
+        options: &EngineOptions,
     ) -> io::Result<Self> {
         let tcp = TcpListener::bind(listen).await?;
         let instance: u128 = rand::random();

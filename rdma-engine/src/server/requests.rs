@@ -15,8 +15,10 @@ use super::session::{Located, Session, Ticket};
 use crate::Refusal;
 use crate::metrics::Level;
 use crate::protocol::frame::HEADER;
-use crate::protocol::{Answer, FrameHeader, IN_LINE, ProtocolError, Read, Request, Transport};
-use crate::store::{Fault, Patience};
+use crate::protocol::{
+    ClientMessage, EngineMessage, FrameHeader, MAX_INLINE_DATA, ProtocolError, ReadRequest, Transport,
+};
+use crate::store::{ReadMode, StoreError};
 
 /// Data up to this many bytes is read into memory and written together with its frame.
 pub(super) const SMALL: u32 = 32 << 10;
@@ -33,7 +35,7 @@ pub(super) enum Way {
 /// An answer on its way to the client.
 pub(super) struct Outgoing {
     pub(super) number: u64,
-    pub(super) answer: Answer,
+    pub(super) answer: EngineMessage,
     pub(super) body: Body,
     /// Ends the request when the answer is written.
     ticket: Option<Ticket>,
@@ -62,7 +64,7 @@ pub(super) struct InMemory {
 }
 
 impl Outgoing {
-    fn plain(number: u64, answer: Answer, way: Way) -> Self {
+    fn plain(number: u64, answer: EngineMessage, way: Way) -> Self {
         Self { number, answer, body: Body::None, ticket: None, way }
     }
 
@@ -71,9 +73,9 @@ impl Outgoing {
     pub(super) fn settled(self, session: &Session, rdma: Option<&Arc<Rdma>>) -> Self {
         let Self { number, answer, body, ticket, way } = self;
         let cancelled = ticket.as_ref().is_some_and(Ticket::is_cancelled);
-        if cancelled && !matches!(answer, Answer::Refused(_)) {
+        if cancelled && !matches!(answer, EngineMessage::Refused(_)) {
             session.shared().metrics.refused(Refusal::Cancelled);
-            return Self::plain(number, Answer::Refused(Refusal::Cancelled), way);
+            return Self::plain(number, EngineMessage::Refused(Refusal::Cancelled), way);
         }
         let body = match (body, ticket, rdma) {
             (Body::Staged(staged), Some(ticket), Some(rdma)) => {
@@ -109,23 +111,23 @@ impl Desk {
         way: Way,
     ) -> Result<Option<Outgoing>, ProtocolError> {
         let number = header.request;
-        let request = Request::decode(header, body)
+        let request = ClientMessage::decode(header, body)
             .inspect_err(|_| self.session.shared().metrics.refused(Refusal::Malformed))?;
         let outgoing = match request {
-            Request::Read(read) => match self.session.begin(number) {
+            ClientMessage::Read(read) => match self.session.begin(number) {
                 Ok(ticket) => match self.session.check(&read) {
                     // While the request waits, its token only takes memory.
-                    Ok(()) => self.begin(Read { token: Vec::new(), ..read }, ticket, way),
+                    Ok(()) => self.begin(ReadRequest { token: Vec::new(), ..read }, ticket, way),
                     Err(refusal) => Some(self.refused(number, refusal, Some(ticket), way)),
                 },
                 Err(refusal) => Some(self.refused(number, refusal, None, way)),
             },
-            Request::Cancel => {
+            ClientMessage::Cancel => {
                 self.session.cancel(number);
                 None
             }
-            Request::Ping => Some(Outgoing::plain(number, Answer::Pong, way)),
-            Request::Done => match &self.rdma {
+            ClientMessage::Ping => Some(Outgoing::plain(number, EngineMessage::Pong, way)),
+            ClientMessage::Done => match &self.rdma {
                 Some(rdma) => {
                     rdma.done(number);
                     None
@@ -155,24 +157,26 @@ impl Desk {
     }
 
     /// Answers a read, now if nothing has to be waited for.
-    fn begin(&self, read: Read, ticket: Ticket, way: Way) -> Option<Outgoing> {
+    fn begin(&self, read: ReadRequest, ticket: Ticket, way: Way) -> Option<Outgoing> {
         let number = ticket.number();
-        match self.prepare(&read, way, Patience::PageCache) {
+        match self.prepare(&read, way, ReadMode::CachedOnly) {
             Ok((answer, body)) => return Some(Outgoing { number, answer, body, ticket: Some(ticket), way }),
-            Err(Fault::Refused(refusal)) => return Some(self.refused(number, refusal, Some(ticket), way)),
-            Err(Fault::WouldBlock) => {}
+            Err(StoreError::Refused(refusal)) => {
+                return Some(self.refused(number, refusal, Some(ticket), way));
+            }
+            Err(StoreError::WouldBlock) => {}
         }
         let desk = self.clone();
         self.runtime.spawn_blocking(move || {
             let outcome = match ticket.is_cancelled() {
                 true => Err(Refusal::Cancelled.into()),
-                false => desk.prepare(&read, way, Patience::Blocking),
+                false => desk.prepare(&read, way, ReadMode::Blocking),
             };
             let outgoing = match outcome {
                 Ok((answer, body)) => Outgoing { number, answer, body, ticket: Some(ticket), way },
-                Err(Fault::Refused(refusal)) => desk.refused(number, refusal, Some(ticket), way),
+                Err(StoreError::Refused(refusal)) => desk.refused(number, refusal, Some(ticket), way),
                 // Not when it may wait; if it were, the client would go elsewhere.
-                Err(Fault::WouldBlock) => desk.refused(number, Refusal::Io, Some(ticket), way),
+                Err(StoreError::WouldBlock) => desk.refused(number, Refusal::Io, Some(ticket), way),
             };
             if let Some(outgoing) = desk.send(outgoing) {
                 // There is room for every request in progress. If there is not, the writer is gone.
@@ -183,12 +187,17 @@ impl Desk {
     }
 
     /// Finds what is asked for, and reads it if it is small.
-    fn prepare(&self, read: &Read, way: Way, patience: Patience) -> Result<(Answer, Body), Fault> {
-        let located = self.session.locate(read, patience)?;
+    fn prepare(
+        &self,
+        read: &ReadRequest,
+        way: Way,
+        mode: ReadMode,
+    ) -> Result<(EngineMessage, Body), StoreError> {
+        let located = self.session.locate(read, mode)?;
         let needle = located.needle;
         if self.session.transport() == Transport::Local {
             // The number of the file is known when it is this answer's turn.
-            let answer = Answer::File {
+            let answer = EngineMessage::File {
                 needle,
                 file: 0,
                 record: located.record.offset,
@@ -198,23 +207,23 @@ impl Desk {
             return Ok((answer, Body::File(Box::new(located))));
         }
         if let Some(rdma) = &self.rdma
-            && needle.length > IN_LINE
-            && let Some(staged) = rdma.stage(&located, patience)?
+            && needle.length > MAX_INLINE_DATA
+            && let Some(staged) = rdma.stage(&located, mode)?
         {
-            return Ok((Answer::Grant(needle, staged.grant()), Body::Staged(staged)));
+            return Ok((EngineMessage::Grant(needle, staged.grant()), Body::Staged(staged)));
         }
         let room = if needle.length <= SMALL { self.session.seat().reserve(needle.length) } else { None };
         // What finds no room may have to wait for the disk when it is its turn.
-        let cold = patience == Patience::Blocking || needle.length <= SMALL;
+        let cold = mode == ReadMode::Blocking || needle.length <= SMALL;
         if let Some(room) = room {
             let mut data = vec![0; needle.length as usize];
-            located.record.file.read_exact_at(&mut data, located.position(), patience)?;
+            located.record.file.read_exact_at(&mut data, located.position(), mode)?;
             let by = if fits(way, needle.length) { Transport::Verbs } else { in_line(&self.session) };
             let counted = self.session.shared().metrics.staging(by, needle.length.into());
             let body = Body::Bytes(InMemory { data, _counted: counted, _room: room });
-            return Ok((Answer::Data(needle), body));
+            return Ok((EngineMessage::Data(needle), body));
         }
-        Ok((Answer::Data(needle), Body::Range { located: Box::new(located), cold }))
+        Ok((EngineMessage::Data(needle), Body::Range { located: Box::new(located), cold }))
     }
 
     /// Sends an answer as a message, if it goes that way and there is room; else it is given back.
@@ -242,13 +251,13 @@ impl Desk {
 
     fn refused(&self, number: u64, refusal: Refusal, ticket: Option<Ticket>, way: Way) -> Outgoing {
         self.session.shared().metrics.refused(refusal);
-        Outgoing { number, answer: Answer::Refused(refusal), body: Body::None, ticket, way }
+        Outgoing { number, answer: EngineMessage::Refused(refusal), body: Body::None, ticket, way }
     }
 }
 
 /// Whether so much data goes into the message that answers.
 fn fits(way: Way, data: u32) -> bool {
-    way == Way::Message && data <= IN_LINE
+    way == Way::Message && data <= MAX_INLINE_DATA
 }
 
 /// What data in the stream counts as: a session over verbs has a TCP connection for it.

@@ -9,8 +9,8 @@ use parking_lot::Mutex;
 use super::Shared;
 use super::admission::Seat;
 use crate::metrics::Level;
-use crate::protocol::{Limits, Needle, Read, Transport};
-use crate::store::{Fault, Patience, Record};
+use crate::protocol::{NeedleInfo, ReadRequest, SessionLimits, Transport};
+use crate::store::{NeedleRecord, ReadMode, StoreError};
 use crate::{FileId, Refusal};
 
 /// How many needles a session may read without showing its token again. When there are more, all have to be shown again.
@@ -31,9 +31,9 @@ pub(crate) struct Session {
 /// A needle's range that may be read.
 pub(crate) struct Located {
     /// Where it is.
-    pub(crate) record: Record,
+    pub(crate) record: NeedleRecord,
     /// What the client is told.
-    pub(crate) needle: Needle,
+    pub(crate) needle: NeedleInfo,
     /// Where the range begins in the data.
     pub(crate) offset: u32,
 }
@@ -88,7 +88,7 @@ impl Session {
         self.transport
     }
 
-    pub(crate) fn limits(&self) -> &Limits {
+    pub(crate) fn limits(&self) -> &SessionLimits {
         &self.shared.limits
     }
 
@@ -125,7 +125,7 @@ impl Session {
     }
 
     /// Whether the client may ask for this.
-    pub(crate) fn check(&self, read: &Read) -> Result<(), Refusal> {
+    pub(crate) fn check(&self, read: &ReadRequest) -> Result<(), Refusal> {
         if read.length > self.limits().read {
             return Err(Refusal::TooLong);
         }
@@ -133,12 +133,12 @@ impl Session {
     }
 
     /// Finds what is asked for and was [checked](Self::check).
-    pub(crate) fn locate(&self, read: &Read, patience: Patience) -> Result<Located, Fault> {
-        let record = self.shared.store.locate(read.fid, patience)?;
+    pub(crate) fn locate(&self, read: &ReadRequest, mode: ReadMode) -> Result<Located, StoreError> {
+        let record = self.shared.store.locate(read.fid, mode)?;
         let length = record.clamp(read.offset, read.length)?;
         // What is refused, and pings, do not keep a session.
         self.seat.touch();
-        let needle = Needle {
+        let needle = NeedleInfo {
             header: record.header,
             data_size: record.data_size,
             checksum: record.tail.checksum,
@@ -150,7 +150,7 @@ impl Session {
     }
 
     /// A token is checked once for each needle and session.
-    fn authorize(&self, read: &Read) -> Result<(), Refusal> {
+    fn authorize(&self, read: &ReadRequest) -> Result<(), Refusal> {
         let Some(verifier) = &self.shared.verifier else { return Ok(()) };
         if self.allowed.lock().contains(&read.fid) {
             return Ok(());

@@ -19,7 +19,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use super::rdma::{Inbox, Rdma};
 use super::requests::{Body, Desk, Outgoing, SMALL, Way, in_line};
 use super::session::{Located, Session};
-use crate::protocol::{Answer, ProtocolError};
+use crate::protocol::{EngineMessage, ProtocolError};
 use crate::store::DataFile;
 use crate::transport::{Incoming, Socket, StreamError, aside};
 
@@ -207,7 +207,7 @@ impl Writer {
                 metrics.read(transport, located.needle.length.into());
                 let key = Arc::as_ptr(&located.record.file) as usize;
                 let known = self.handed.get(&key).map(|(file, _)| *file);
-                let answer = Answer::File {
+                let answer = EngineMessage::File {
                     needle: located.needle,
                     file: known.unwrap_or(self.next),
                     record: located.record.offset,
@@ -257,7 +257,7 @@ impl Writer {
         self.handed.retain(|_, (file, data)| {
             let keep = !data.is_unlinked();
             if !keep {
-                Answer::Forget { file: *file }.encode(0, bytes);
+                EngineMessage::Forget { file: *file }.encode(0, bytes);
             }
             keep
         });

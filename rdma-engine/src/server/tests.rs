@@ -12,9 +12,9 @@ use tempfile::TempDir;
 use tokio::time::Instant;
 
 use super::*;
-use crate::client::{self, Client, Delivered, ReadError, Target};
+use crate::client::{self, Client, Delivered, ReadError, ReadTarget};
 use crate::needle::Version;
-use crate::protocol::{self, Capabilities, Choose, Hello, Kind, Request, Transport, VERSION};
+use crate::protocol::{self, Capabilities, Choose, ClientMessage, Hello, MessageKind, Transport, VERSION};
 use crate::store::OffsetWidth;
 use crate::store::generated::Generated;
 use crate::token::ReadSigner;
@@ -48,7 +48,7 @@ fn fid(key: u64) -> FileId {
     FileId { volume: 1, key, cookie: COOKIE }
 }
 
-async fn start(options: Options, key: Option<&[u8]>) -> Fixture {
+async fn start(options: EngineOptions, key: Option<&[u8]>) -> Fixture {
     let directory = tempfile::tempdir().unwrap();
     let volume = Generated::new(directory.path(), 1, Version::V3, OffsetWidth::Four);
     let store = Arc::new(Store::new(vec![directory.path().into()], None).unwrap());
@@ -62,7 +62,8 @@ async fn start(options: Options, key: Option<&[u8]>) -> Fixture {
 
 impl Fixture {
     fn client(&self, transport: Transport) -> Client {
-        let options = client::Options { transports: vec![transport], trust: named(), ..Default::default() };
+        let options =
+            client::ClientOptions { transports: vec![transport], trust: named(), ..Default::default() };
         Client::new(self.address.to_string(), options)
     }
 }
@@ -83,7 +84,7 @@ async fn read(
     length: usize,
 ) -> Result<(Vec<u8>, Delivered), ReadError> {
     let mut bytes = vec![0; length];
-    let delivered = client.read(Target { fid, offset, token: None }, &mut bytes, soon()).await?;
+    let delivered = client.read(ReadTarget { fid, offset, token: None }, &mut bytes, soon()).await?;
     bytes.truncate(delivered.needle.length as usize);
     Ok((bytes, delivered))
 }
@@ -97,7 +98,7 @@ async fn refusal(client: &Client, fid: FileId) -> Refusal {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bytes_of_all_sizes_whole_and_in_ranges() {
-    let mut fixture = start(Options::default(), None).await;
+    let mut fixture = start(EngineOptions::default(), None).await;
     let sizes = [0, 1, 100, 32 << 10, (32 << 10) + 1, 200_000, 5 << 20];
     for (key, size) in (1..).zip(sizes) {
         fixture.volume.put(key, COOKIE, &content(key, size));
@@ -137,7 +138,7 @@ async fn bytes_of_all_sizes_whole_and_in_ranges() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_at_a_time_some_of_them_dropped() {
-    let mut fixture = start(Options { in_flight: 16, ..Options::default() }, None).await;
+    let mut fixture = start(EngineOptions { in_flight: 16, ..EngineOptions::default() }, None).await;
     for key in 1..=64 {
         fixture.volume.put(key, COOKIE, &content(key, (key as usize * 7919) % 300_000));
     }
@@ -169,7 +170,7 @@ async fn many_at_a_time_some_of_them_dropped() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tokens_are_asked_for_once_for_each_needle_and_session() {
-    let mut fixture = start(Options::default(), Some(b"secret")).await;
+    let mut fixture = start(EngineOptions::default(), Some(b"secret")).await;
     fixture.volume.put(1, COOKIE, b"guarded");
     fixture.volume.put(2, COOKIE, b"as well");
     let token = ReadSigner::new(b"secret", 60).token(fid(1));
@@ -178,7 +179,7 @@ async fn tokens_are_asked_for_once_for_each_needle_and_session() {
         let client = fixture.client(transport);
         let read = async |key, token: Option<&str>| {
             let mut bytes = [0; 7];
-            let target = Target { fid: fid(key), offset: 0, token };
+            let target = ReadTarget { fid: fid(key), offset: 0, token };
             client.read(target, &mut bytes, soon()).await.map(|_| bytes)
         };
         assert_eq!(read(1, None).await, Err(ReadError::Refused(Refusal::TokenMissing)));
@@ -192,7 +193,7 @@ async fn tokens_are_asked_for_once_for_each_needle_and_session() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_damaged_byte_never_arrives_as_a_whole_needle() {
-    let mut fixture = start(Options::default(), None).await;
+    let mut fixture = start(EngineOptions::default(), None).await;
     for (key, size) in [(1, 1000), (2, 100_000), (3, 1 << 20)] {
         fixture.volume.put(key, COOKIE, &content(key, size));
     }
@@ -214,7 +215,7 @@ async fn a_damaged_byte_never_arrives_as_a_whole_needle() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn files_that_were_replaced_are_given_back() {
-    let mut fixture = start(Options::default(), None).await;
+    let mut fixture = start(EngineOptions::default(), None).await;
     fixture.volume.put(1, COOKIE, b"one");
     let client = fixture.client(Transport::Local);
     read(&client, fid(1), 0, 3).await.unwrap();
@@ -237,7 +238,7 @@ async fn files_that_were_replaced_are_given_back() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_engine_that_is_gone_is_left_alone_and_found_again() {
-    let mut fixture = start(Options::default(), None).await;
+    let mut fixture = start(EngineOptions::default(), None).await;
     fixture.volume.put(1, COOKIE, b"one");
     let client = fixture.client(Transport::Tcp);
     read(&client, fid(1), 0, 3).await.unwrap();
@@ -256,7 +257,8 @@ async fn an_engine_that_is_gone_is_left_alone_and_found_again() {
     let directory = fixture.volume.path("dat").parent().unwrap().to_owned();
     let store = Arc::new(Store::new(vec![directory], None).unwrap());
     let metrics = fixture.metrics.clone();
-    let engine = Engine::bind(fixture.address, store, None, metrics, &Options::default()).await.unwrap();
+    let engine =
+        Engine::bind(fixture.address, store, None, metrics, &EngineOptions::default()).await.unwrap();
     fixture.engine = tokio::spawn(engine.serve());
     let began = Instant::now();
     while let Err(error) = read(&client, fid(1), 0, 3).await {
@@ -273,7 +275,7 @@ async fn an_engine_that_hangs_costs_one_deadline() {
     let address = listener.local_addr().unwrap().to_string();
     let hanging = std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
-        let limits = Limits { in_flight: 4, read: 1 << 20, idle_ms: 1000, lease_ms: 0 };
+        let limits = SessionLimits { in_flight: 4, read: 1 << 20, idle_ms: 1000, lease_ms: 0 };
         let welcome = crate::protocol::Welcome {
             version: VERSION,
             capabilities: Capabilities::default(),
@@ -284,17 +286,17 @@ async fn an_engine_that_hangs_costs_one_deadline() {
         };
         let mut bytes = BytesMut::new();
         welcome.encode(&mut bytes);
-        Choose::Tcp.encode(Kind::Ready, &mut bytes);
+        Choose::Tcp.encode(MessageKind::Ready, &mut bytes);
         stream.write_all(&bytes).unwrap();
         let mut rest = Vec::new();
         // Until the client gives up.
         let _ = stream.read_to_end(&mut rest);
     });
     let transports = vec![Transport::Tcp];
-    let options = client::Options { transports, trust: named(), ..client::Options::default() };
+    let options = client::ClientOptions { transports, trust: named(), ..client::ClientOptions::default() };
     let client = Client::new(address, options);
     let mut bytes = [0; 10];
-    let target = Target { fid: fid(1), offset: 0, token: None };
+    let target = ReadTarget { fid: fid(1), offset: 0, token: None };
     let deadline = Instant::now() + Duration::from_millis(200);
     assert_eq!(client.read(target, &mut bytes, deadline).await.unwrap_err(), ReadError::Deadline);
     let error = client.read(target, &mut bytes, soon()).await.unwrap_err();
@@ -304,7 +306,8 @@ async fn an_engine_that_hangs_costs_one_deadline() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_no_client_is_sent_away() {
-    let fixture = start(Options { idle: Duration::from_millis(300), ..Options::default() }, None).await;
+    let fixture =
+        start(EngineOptions { idle: Duration::from_millis(300), ..EngineOptions::default() }, None).await;
     let address = fixture.address;
     let talk = move |bytes: &[u8]| {
         let bytes = bytes.to_vec();
@@ -322,7 +325,7 @@ async fn what_is_no_client_is_sent_away() {
     assert_eq!(talk(&[0xff; 4096]).await.unwrap(), b"");
     let refused = |refusal: Refusal| {
         let mut bytes = BytesMut::new();
-        crate::protocol::Answer::Refused(refusal).encode(0, &mut bytes);
+        crate::protocol::EngineMessage::Refused(refusal).encode(0, &mut bytes);
         bytes
     };
     let hello = |oldest, newest| {
@@ -333,14 +336,14 @@ async fn what_is_no_client_is_sent_away() {
     };
     assert_eq!(talk(&hello(2, 9)).await.unwrap(), refused(Refusal::Version));
     let mut choice = hello(1, 9);
-    Choose::Local { proof: None }.encode(Kind::Choose, &mut choice);
+    Choose::Local { proof: None }.encode(MessageKind::Choose, &mut choice);
     let answer = talk(&choice).await.unwrap();
     assert!(answer.ends_with(&refused(Refusal::NoTransport)), "{answer:?}");
     // A session that only sits there is ended.
     let mut choice = hello(1, 1);
-    Choose::Tcp.encode(Kind::Choose, &mut choice);
+    Choose::Tcp.encode(MessageKind::Choose, &mut choice);
     let answer = talk(&choice).await.unwrap();
-    assert_eq!(answer[answer.len() - 19..][4], Kind::Ready as u8);
+    assert_eq!(answer[answer.len() - 19..][4], MessageKind::Ready as u8);
     // And so is one that talks nonsense.
     choice.extend_from_slice(&hello(1, 1));
     talk(&choice).await.unwrap();
@@ -348,7 +351,8 @@ async fn what_is_no_client_is_sent_away() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn more_sessions_or_requests_than_allowed_are_refused() {
-    let mut fixture = start(Options { sessions: 2, in_flight: 1, ..Options::default() }, None).await;
+    let mut fixture =
+        start(EngineOptions { sessions: 2, in_flight: 1, ..EngineOptions::default() }, None).await;
     fixture.volume.put(1, COOKIE, &content(1, 1 << 20));
     let clients =
         [fixture.client(Transport::Tcp), fixture.client(Transport::Tcp), fixture.client(Transport::Tcp)];
@@ -364,10 +368,11 @@ async fn more_sessions_or_requests_than_allowed_are_refused() {
         let mut bytes = BytesMut::new();
         let (capabilities, name) = (Capabilities(0), "x".into());
         Hello { oldest: 1, newest: 1, capabilities, name, nonce: None }.encode(&mut bytes);
-        Choose::Tcp.encode(Kind::Choose, &mut bytes);
+        Choose::Tcp.encode(MessageKind::Choose, &mut bytes);
         for number in 1..=40 {
-            let read = crate::protocol::Read { fid: fid(1), offset: 0, length: 1 << 20, token: vec![] };
-            crate::protocol::Request::Read(read).encode(number, &mut bytes);
+            let read =
+                crate::protocol::ReadRequest { fid: fid(1), offset: 0, length: 1 << 20, token: vec![] };
+            crate::protocol::ClientMessage::Read(read).encode(number, &mut bytes);
         }
         let began = std::time::Instant::now();
         let mut stream = loop {
@@ -376,7 +381,7 @@ async fn more_sessions_or_requests_than_allowed_are_refused() {
             stream.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
             stream.write_all(&bytes).unwrap();
             let mut head = [0; 16];
-            if stream.read_exact(&mut head).is_ok() && head[4] == Kind::Welcome as u8 {
+            if stream.read_exact(&mut head).is_ok() && head[4] == MessageKind::Welcome as u8 {
                 break stream;
             }
             assert!(began.elapsed() < Duration::from_secs(20));
@@ -387,7 +392,7 @@ async fn more_sessions_or_requests_than_allowed_are_refused() {
     });
     let answers = answers.await.unwrap();
     let mut busy = BytesMut::new();
-    crate::protocol::Answer::Refused(Refusal::Busy).encode(40, &mut busy);
+    crate::protocol::EngineMessage::Refused(Refusal::Busy).encode(40, &mut busy);
     // Whatever of them was served, the metric counts those that were not, and all were answered.
     assert!(answers.len() >= 1 << 20);
     assert!(!fixture.metrics.exposition().finish().contains("reason=\"busy\"} 0\n"));
@@ -395,7 +400,7 @@ async fn more_sessions_or_requests_than_allowed_are_refused() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_clients_that_come_and_go_leave_nothing() {
-    let mut fixture = start(Options { sessions: 64, ..Options::default() }, None).await;
+    let mut fixture = start(EngineOptions { sessions: 64, ..EngineOptions::default() }, None).await;
     fixture.volume.put(1, COOKIE, &content(1, 300_000));
     let descriptors = || fs::read_dir("/proc/self/fd").unwrap().count();
     let connections = |fixture: &Fixture| {
@@ -433,10 +438,10 @@ async fn a_thousand_clients_that_come_and_go_leave_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_rdma_the_next_transport_is_taken() {
-    let mut fixture = start(Options { verbs: false, ..Options::default() }, None).await;
+    let mut fixture = start(EngineOptions { verbs: false, ..EngineOptions::default() }, None).await;
     fixture.volume.put(1, COOKIE, &content(1, 100_000));
     let transports = vec![Transport::Verbs, Transport::Tcp];
-    let options = client::Options { transports, trust: named(), ..client::Options::default() };
+    let options = client::ClientOptions { transports, trust: named(), ..client::ClientOptions::default() };
     let client = Client::new(fixture.address.to_string(), options);
     let (bytes, delivered) = read(&client, fid(1), 0, 100_000).await.unwrap();
     assert!(bytes == content(1, 100_000));
@@ -450,10 +455,10 @@ fn hello() -> Hello {
 }
 
 /// A session over TCP by hand: introduced, with these requests sent.
-fn session(address: SocketAddr, requests: impl IntoIterator<Item = (u64, Request)>) -> StdStream {
+fn session(address: SocketAddr, requests: impl IntoIterator<Item = (u64, ClientMessage)>) -> StdStream {
     let mut bytes = BytesMut::new();
     hello().encode(&mut bytes);
-    Choose::Tcp.encode(Kind::Choose, &mut bytes);
+    Choose::Tcp.encode(MessageKind::Choose, &mut bytes);
     for (number, request) in requests {
         request.encode(number, &mut bytes);
     }
@@ -463,15 +468,15 @@ fn session(address: SocketAddr, requests: impl IntoIterator<Item = (u64, Request
     stream
 }
 
-fn small_reads(count: u64) -> impl Iterator<Item = (u64, Request)> {
-    let read = protocol::Read { fid: fid(1), offset: 0, length: 32 << 10, token: vec![] };
-    (1..=count).map(move |number| (number, Request::Read(read.clone())))
+fn small_reads(count: u64) -> impl Iterator<Item = (u64, ClientMessage)> {
+    let read = protocol::ReadRequest { fid: fid(1), offset: 0, length: 32 << 10, token: vec![] };
+    (1..=count).map(move |number| (number, ClientMessage::Read(read.clone())))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sessions_that_never_read_fill_no_more_than_their_part_of_the_memory() {
     const PART: u64 = 1 << 20;
-    let mut fixture = start(Options { waiting: 4 * PART, ..Options::default() }, None).await;
+    let mut fixture = start(EngineOptions { waiting: 4 * PART, ..EngineOptions::default() }, None).await;
     fixture.volume.put(1, COOKIE, &content(1, 32 << 10));
     let waiting = || {
         let text = fixture.metrics.exposition().finish();
@@ -510,10 +515,11 @@ async fn sessions_that_never_read_fill_no_more_than_their_part_of_the_memory() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pings_and_refused_reads_do_not_keep_a_session() {
-    let fixture = start(Options { idle: Duration::from_millis(300), ..Options::default() }, None).await;
+    let fixture =
+        start(EngineOptions { idle: Duration::from_millis(300), ..EngineOptions::default() }, None).await;
     let address = fixture.address;
-    let missing = protocol::Read { fid: fid(404), offset: 0, length: 1, token: vec![] };
-    for request in [Request::Ping, Request::Read(missing)] {
+    let missing = protocol::ReadRequest { fid: fid(404), offset: 0, length: 1, token: vec![] };
+    for request in [ClientMessage::Ping, ClientMessage::Read(missing)] {
         let ends = tokio::task::spawn_blocking(move || {
             let mut stream = session(address, []);
             let (mut talking, began) = (stream.try_clone().unwrap(), std::time::Instant::now());
@@ -536,7 +542,7 @@ async fn pings_and_refused_reads_do_not_keep_a_session() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_peer_does_not_take_all_seats() {
-    let options = Options { sessions: 8, sessions_of_peer: 2, ..Options::default() };
+    let options = EngineOptions { sessions: 8, sessions_of_peer: 2, ..EngineOptions::default() };
     let mut fixture = start(options, None).await;
     fixture.volume.put(1, COOKIE, b"one");
     let address = fixture.address;
@@ -558,12 +564,12 @@ async fn one_peer_does_not_take_all_seats() {
         let mut head = [0; 16];
         stream.read_exact(&mut head).map(|()| head[4])
     });
-    assert_eq!(welcomed.await.unwrap().unwrap(), Kind::Welcome as u8);
+    assert_eq!(welcomed.await.unwrap().unwrap(), MessageKind::Welcome as u8);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_engine_takes_no_descriptors() {
-    let fixture = start(Options::default(), None).await;
+    let fixture = start(EngineOptions::default(), None).await;
     let address = fixture.address;
     tokio::task::spawn_blocking(move || {
         let mut stream = session(address, []);

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use super::admission::StagingShare;
 use super::session::{Located, Ticket};
 use crate::metrics::Metrics;
-use crate::protocol::{Grant, ProtocolError, QueuePair, VerbsOffer};
-use crate::store::{Fault, Patience};
+use crate::protocol::{Grant, ProtocolError, QueuePairEnd, VerbsOffer};
+use crate::store::{ReadMode, StoreError};
 
 pub(crate) enum Fabric {}
 
@@ -20,7 +20,7 @@ pub(crate) enum Staged {}
 pub(crate) enum Inbox {}
 
 impl Fabric {
-    pub(crate) fn find(_: &super::Options, _: &Arc<Metrics>) -> Result<Self, &'static str> {
+    pub(crate) fn find(_: &super::EngineOptions, _: &Arc<Metrics>) -> Result<Self, &'static str> {
         Err("this program was built without verbs")
     }
 
@@ -35,9 +35,9 @@ impl Fabric {
     pub(super) fn accept(
         &self,
         _: IpAddr,
-        _: &QueuePair,
+        _: &QueuePairEnd,
         _: StagingShare,
-    ) -> Result<(Arc<Rdma>, Inbox, QueuePair), Infallible> {
+    ) -> Result<(Arc<Rdma>, Inbox, QueuePairEnd), Infallible> {
         match *self {}
     }
 }
@@ -71,7 +71,7 @@ impl Rdma {
         match *self {}
     }
 
-    pub(crate) fn stage(&self, _: &Located, _: Patience) -> Result<Option<Staged>, Fault> {
+    pub(crate) fn stage(&self, _: &Located, _: ReadMode) -> Result<Option<Staged>, StoreError> {
         match *self {}
     }
 

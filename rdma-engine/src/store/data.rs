@@ -9,14 +9,14 @@ use std::path::Path;
 use rustix::fs::fstatfs;
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
-use super::Fault;
+use super::StoreError;
 use crate::refusal::Refusal;
 
 /// Whether a read may wait for a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Patience {
-    /// What is not in the page cache is not read: [`Fault::WouldBlock`].
-    PageCache,
+pub enum ReadMode {
+    /// What is not in the page cache is not read: [`StoreError::WouldBlock`].
+    CachedOnly,
     /// The calling thread may wait.
     Blocking,
 }
@@ -84,10 +84,10 @@ impl DataFile {
     ///
     /// # Errors
     /// [`Refusal::Stale`] if the file ends before.
-    pub fn read_exact_at(&self, buffer: &mut [u8], offset: u64, patience: Patience) -> Result<(), Fault> {
-        let read = read_exact_at(&self.file, self.residency, buffer, offset, patience);
+    pub fn read_exact_at(&self, buffer: &mut [u8], offset: u64, mode: ReadMode) -> Result<(), StoreError> {
+        let read = read_exact_at(&self.file, self.residency, buffer, offset, mode);
         read.map_err(|error| match error.kind() {
-            io::ErrorKind::WouldBlock => Fault::WouldBlock,
+            io::ErrorKind::WouldBlock => StoreError::WouldBlock,
             io::ErrorKind::UnexpectedEof => Refusal::Stale.into(),
             _ => {
                 tracing::warn!(volume = self.volume, offset, %error, "cannot read a volume's data");
@@ -103,17 +103,17 @@ impl AsFd for DataFile {
     }
 }
 
-/// Fills `buffer` with the bytes of `file` from `offset` on. With [`Patience::PageCache`], bytes that are not in memory, and a
+/// Fills `buffer` with the bytes of `file` from `offset` on. With [`ReadMode::CachedOnly`], bytes that are not in memory, and a
 /// file system that cannot tell, are an error of kind `WouldBlock`; nothing is then said about the content of `buffer`.
 pub(crate) fn read_exact_at(
     file: impl AsFd,
     residency: Residency,
     buffer: &mut [u8],
     offset: u64,
-    patience: Patience,
+    mode: ReadMode,
 ) -> io::Result<()> {
-    let flags = match (patience, residency) {
-        (Patience::Blocking, _) | (_, Residency::InMemory) => ReadWriteFlags::empty(),
+    let flags = match (mode, residency) {
+        (ReadMode::Blocking, _) | (_, Residency::InMemory) => ReadWriteFlags::empty(),
         (_, Residency::Told) => ReadWriteFlags::NOWAIT,
         (_, Residency::Unknown) => return Err(io::ErrorKind::WouldBlock.into()),
     };
@@ -185,7 +185,7 @@ mod tests {
         for file in [Some(refusing), Some(kept), shared].into_iter().flatten() {
             let residency = Residency::of(&file);
             let mut bytes = [0; 16];
-            let mut cached = || read_exact_at(&file, residency, &mut bytes, 3, Patience::PageCache);
+            let mut cached = || read_exact_at(&file, residency, &mut bytes, 3, ReadMode::CachedOnly);
             let outcome = cached();
             match residency {
                 Residency::Unknown => assert_eq!(outcome.unwrap_err().kind(), io::ErrorKind::WouldBlock),
@@ -196,7 +196,7 @@ mod tests {
                 Some(calls) => assert_eq!(calls, expected, "{residency:?}"),
                 None => println!("skipped: the kernel does not count the calls of a thread"),
             }
-            read_exact_at(&file, residency, &mut bytes, 3, Patience::Blocking).unwrap();
+            read_exact_at(&file, residency, &mut bytes, 3, ReadMode::Blocking).unwrap();
             assert_ne!(bytes, [0; 16]);
         }
     }

@@ -30,16 +30,16 @@ impl OffsetWidth {
 
 /// What one entry says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Change {
+pub enum IndexChange {
     /// The needle's record is there.
-    Written(Position),
+    Written(RecordPosition),
     /// The needle was deleted.
     Deleted,
 }
 
 /// Where a record is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Position {
+pub struct RecordPosition {
     /// In bytes from the beginning of the `.dat` file; a multiple of 8, never 0.
     pub offset: u64,
     /// The size in the record's header.
@@ -50,7 +50,7 @@ pub struct Position {
 ///
 /// # Panics
 /// When `bytes` has another length than an entry.
-pub fn parse_entry(width: OffsetWidth, bytes: &[u8]) -> (u64, Change) {
+pub fn parse_entry(width: OffsetWidth, bytes: &[u8]) -> (u64, IndexChange) {
     let word = |at: usize| u32::from_be_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
     let key = u64::from(word(0)) << 32 | u64::from(word(4));
     let (units, size) = match width {
@@ -59,8 +59,8 @@ pub fn parse_entry(width: OffsetWidth, bytes: &[u8]) -> (u64, Change) {
     };
     let deleted = units == 0 || size.cast_signed() < 0;
     let change = match deleted {
-        true => Change::Deleted,
-        false => Change::Written(Position { offset: units * ALIGNMENT, size }),
+        true => IndexChange::Deleted,
+        false => IndexChange::Written(RecordPosition { offset: units * ALIGNMENT, size }),
     };
     (key, change)
 }
@@ -85,7 +85,7 @@ mod tests {
         let bytes = [0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 2, 1, 0, 0, 0, 9];
         let (key, change) = parse_entry(OffsetWidth::Five, &bytes);
         assert_eq!(key, 7);
-        assert_eq!(change, Change::Written(Position { offset: ((1 << 32) + 2) * 8, size: 9 }));
+        assert_eq!(change, IndexChange::Written(RecordPosition { offset: ((1 << 32) + 2) * 8, size: 9 }));
     }
 
     #[test]
@@ -94,7 +94,7 @@ mod tests {
             [(1, 5, false), (1, 0, false), (1, -1, true), (1, -5, true), (0, 5, true), (0, 0, true)]
         {
             let (_, change) = parse_entry(OffsetWidth::Four, &entry(OffsetWidth::Four, 1, units, size));
-            assert_eq!(change == Change::Deleted, deleted, "{units} {size}");
+            assert_eq!(change == IndexChange::Deleted, deleted, "{units} {size}");
         }
     }
 
@@ -105,8 +105,8 @@ mod tests {
                 let units = if width == OffsetWidth::Five { units | u64::from(high) << 32 } else { units };
                 let bytes = entry(width, key, units, size);
                 prop_assert_eq!(bytes.len(), width.entry_length());
-                let position = Position { offset: units * 8, size: size.cast_unsigned() };
-                prop_assert_eq!(parse_entry(width, &bytes), (key, Change::Written(position)));
+                let position = RecordPosition { offset: units * 8, size: size.cast_unsigned() };
+                prop_assert_eq!(parse_entry(width, &bytes), (key, IndexChange::Written(position)));
             }
         }
     }

@@ -9,14 +9,14 @@
 
 use std::collections::BTreeMap;
 
-use super::entry::{Change, Position};
+use super::entry::{IndexChange, RecordPosition};
 use crate::needle::ALIGNMENT;
 
 /// What the index knows of a needle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Found {
+pub struct IndexEntry {
     /// Where its record is, or was before it was deleted.
-    pub position: Position,
+    pub position: RecordPosition,
     /// Whether it was deleted.
     pub deleted: bool,
 }
@@ -33,7 +33,7 @@ struct Slot {
 }
 
 impl Slot {
-    fn new(key: u64, position: Position) -> Self {
+    fn new(key: u64, position: RecordPosition) -> Self {
         let units = position.offset / ALIGNMENT;
         Self {
             key,
@@ -43,12 +43,12 @@ impl Slot {
         }
     }
 
-    fn found(self) -> Found {
+    fn found(self) -> IndexEntry {
         let deleted = self.size < 0;
         let size = if deleted { !self.size } else { self.size };
         let units = u64::from(self.units_low) | u64::from(self.units_high) << 32;
-        let position = Position { offset: units * ALIGNMENT, size: size.cast_unsigned() };
-        Found { position, deleted }
+        let position = RecordPosition { offset: units * ALIGNMENT, size: size.cast_unsigned() };
+        IndexEntry { position, deleted }
     }
 
     /// Stands for an entry that says that `key` was deleted, in a log; not for a needle.
@@ -69,22 +69,22 @@ impl Slot {
 
 /// The needles of a volume by key.
 #[derive(Default)]
-pub struct Index {
+pub struct NeedleIndex {
     sorted: Vec<Slot>,
     /// Keys that are not the largest and were not there when they came; none of them is in `sorted`.
     late: BTreeMap<u64, Slot>,
 }
 
-impl Index {
+impl NeedleIndex {
     /// How many late keys are let wait whatever the size of the index.
     const FEW: usize = 1024;
 
     /// Takes in one entry of the log.
-    pub fn apply(&mut self, key: u64, change: Change) {
+    pub fn apply(&mut self, key: u64, change: IndexChange) {
         let appended = self.sorted.last().is_none_or(|last| { last.key } < key);
         match change {
-            Change::Deleted if appended => {}
-            Change::Written(position) if appended => {
+            IndexChange::Deleted if appended => {}
+            IndexChange::Written(position) if appended => {
                 if self.sorted.len() == self.sorted.capacity() {
                     // A Vec would double: grow by a sixteenth, which large blocks of memory do by being mapped elsewhere.
                     self.sorted.reserve_exact(self.sorted.len() / 16 + Self::FEW);
@@ -92,10 +92,10 @@ impl Index {
                 self.sorted.push(Slot::new(key, position));
             }
             change => match (self.slot(key), change) {
-                (Some(slot), Change::Written(position)) => *slot = Slot::new(key, position),
-                (Some(slot), Change::Deleted) => slot.delete(),
-                (None, Change::Deleted) => {}
-                (None, Change::Written(position)) => {
+                (Some(slot), IndexChange::Written(position)) => *slot = Slot::new(key, position),
+                (Some(slot), IndexChange::Deleted) => slot.delete(),
+                (None, IndexChange::Deleted) => {}
+                (None, IndexChange::Written(position)) => {
                     self.late.insert(key, Slot::new(key, position));
                     if self.late.len() > self.sorted.len() / 32 + Self::FEW {
                         self.merge_late();
@@ -106,7 +106,7 @@ impl Index {
     }
 
     /// Looks a needle up.
-    pub fn get(&self, key: u64) -> Option<Found> {
+    pub fn get(&self, key: u64) -> Option<IndexEntry> {
         let slot = match self.place(key) {
             Ok(at) => self.sorted[at],
             Err(_) => *self.late.get(&key)?,
@@ -159,35 +159,35 @@ fn merge(sorted: &mut Vec<Slot>, mut new: Vec<Slot>) {
     }
 }
 
-/// Makes an [`Index`] of a whole log. Much faster than taking in entry by entry where the log is not in the order of keys.
+/// Makes an [`NeedleIndex`] of a whole log. Much faster than taking in entry by entry where the log is not in the order of keys.
 #[derive(Default)]
-pub struct Builder {
+pub struct IndexBuilder {
     /// Needles that came in the order of their keys.
     sorted: Vec<Slot>,
     /// All else, in the order of the log. Of a key that is in both, what is here came later.
     backlog: Vec<Slot>,
 }
 
-impl Builder {
+impl IndexBuilder {
     /// Room for a log of as many entries.
     pub fn with_capacity(entries: usize) -> Self {
         Self { sorted: Vec::with_capacity(entries), backlog: Vec::new() }
     }
 
     /// Takes in the next entry.
-    pub fn push(&mut self, key: u64, change: Change) {
+    pub fn push(&mut self, key: u64, change: IndexChange) {
         let largest = self.sorted.last().is_none_or(|last| { last.key } < key);
         match change {
-            Change::Written(position) if largest => self.sorted.push(Slot::new(key, position)),
-            Change::Written(position) => self.backlog.push(Slot::new(key, position)),
+            IndexChange::Written(position) if largest => self.sorted.push(Slot::new(key, position)),
+            IndexChange::Written(position) => self.backlog.push(Slot::new(key, position)),
             // Nothing of that key was written so far.
-            Change::Deleted if largest => {}
-            Change::Deleted => self.backlog.push(Slot::deletion(key)),
+            IndexChange::Deleted if largest => {}
+            IndexChange::Deleted => self.backlog.push(Slot::deletion(key)),
         }
     }
 
     /// The index of all entries.
-    pub fn build(self) -> Index {
+    pub fn build(self) -> NeedleIndex {
         let Self { mut sorted, mut backlog } = self;
         // Stable, so that the entries of a key stay in their order.
         backlog.sort_by_key(|slot| slot.key);
@@ -210,7 +210,7 @@ impl Builder {
         }
         merge(&mut sorted, new);
         sorted.shrink_to_fit();
-        Index { sorted, late: BTreeMap::new() }
+        NeedleIndex { sorted, late: BTreeMap::new() }
     }
 }
 
@@ -220,8 +220,8 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::HashMap;
 
-    fn at(offset: u64, size: u32) -> Position {
-        Position { offset: offset * 8, size }
+    fn at(offset: u64, size: u32) -> RecordPosition {
+        RecordPosition { offset: offset * 8, size }
     }
 
     #[test]
@@ -231,35 +231,35 @@ mod tests {
 
     #[test]
     fn the_last_word_counts_even_if_it_points_back() {
-        let mut index = Index::default();
-        index.apply(5, Change::Written(at(10, 1)));
-        index.apply(5, Change::Written(at(2, 3)));
-        assert_eq!(index.get(5), Some(Found { position: at(2, 3), deleted: false }));
+        let mut index = NeedleIndex::default();
+        index.apply(5, IndexChange::Written(at(10, 1)));
+        index.apply(5, IndexChange::Written(at(2, 3)));
+        assert_eq!(index.get(5), Some(IndexEntry { position: at(2, 3), deleted: false }));
     }
 
     #[test]
     fn a_deleted_needle_keeps_its_position_and_can_come_back() {
-        let mut index = Index::default();
-        index.apply(5, Change::Deleted);
+        let mut index = NeedleIndex::default();
+        index.apply(5, IndexChange::Deleted);
         assert_eq!(index.get(5), None);
         for size in [0, 7] {
-            index.apply(5, Change::Written(at(1, size)));
-            index.apply(5, Change::Deleted);
-            index.apply(5, Change::Deleted);
-            assert_eq!(index.get(5), Some(Found { position: at(1, size), deleted: true }));
+            index.apply(5, IndexChange::Written(at(1, size)));
+            index.apply(5, IndexChange::Deleted);
+            index.apply(5, IndexChange::Deleted);
+            assert_eq!(index.get(5), Some(IndexEntry { position: at(1, size), deleted: true }));
         }
-        index.apply(5, Change::Written(at((1 << 40) - 1, 8)));
-        assert_eq!(index.get(5), Some(Found { position: at((1 << 40) - 1, 8), deleted: false }));
+        index.apply(5, IndexChange::Written(at((1 << 40) - 1, 8)));
+        assert_eq!(index.get(5), Some(IndexEntry { position: at((1 << 40) - 1, 8), deleted: false }));
     }
 
     #[test]
     fn growing_never_takes_more_than_20_bytes_a_needle() {
-        let mut index = Index::default();
+        let mut index = NeedleIndex::default();
         for key in 0..300_000 {
-            index.apply(key * 2, Change::Written(at(key + 1, 1)));
+            index.apply(key * 2, IndexChange::Written(at(key + 1, 1)));
         }
         for key in 0..20_000 {
-            index.apply(key * 2 + 1, Change::Written(at(key + 1, 1)));
+            index.apply(key * 2 + 1, IndexChange::Written(at(key + 1, 1)));
             let array = index.sorted.capacity() * size_of::<Slot>();
             // A node of the map is at least half full: twice what its entries take.
             let map = index.late.len() * 2 * (size_of::<Slot>() + size_of::<u64>());
@@ -275,10 +275,10 @@ mod tests {
         ) {
             let changes: Vec<_> = log
                 .iter()
-                .map(|&(key, to)| (key, to.map_or(Change::Deleted, |(units, size)| Change::Written(at(units, size)))))
+                .map(|&(key, to)| (key, to.map_or(IndexChange::Deleted, |(units, size)| IndexChange::Written(at(units, size)))))
                 .collect();
             let (built, applied) = changes.split_at(start.min(changes.len()));
-            let mut builder = Builder::with_capacity(built.len());
+            let mut builder = IndexBuilder::with_capacity(built.len());
             for &(key, change) in built {
                 builder.push(key, change);
             }
@@ -286,13 +286,13 @@ mod tests {
             for &(key, change) in applied {
                 index.apply(key, change);
             }
-            let mut model: HashMap<u64, Found> = HashMap::new();
+            let mut model: HashMap<u64, IndexEntry> = HashMap::new();
             for (key, change) in changes {
                 match change {
-                    Change::Written(position) => {
-                        model.insert(key, Found { position, deleted: false });
+                    IndexChange::Written(position) => {
+                        model.insert(key, IndexEntry { position, deleted: false });
                     }
-                    Change::Deleted => {
+                    IndexChange::Deleted => {
                         model.entry(key).and_modify(|found| found.deleted = true);
                     }
                 }

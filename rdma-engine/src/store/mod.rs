@@ -2,7 +2,7 @@
 //!
 //! A volume is a `.dat` file of needle records, to which the server only appends, and an `.idx` file that logs where each needle was
 //! written. [`Store`] keeps the index of every volume that is read in memory (`index`), takes in what the server
-//! appends to it at every look-up, and hands out [`Record`]s: where a needle's data is, in which open file,
+//! appends to it at every look-up, and hands out [`NeedleRecord`]s: where a needle's data is, in which open file,
 //! after the record's own header was compared with what was asked for.
 //!
 //! ```text
@@ -20,7 +20,7 @@
 //! * Whatever the index says, the record must agree.
 //!
 //! Looking up costs four small system calls when the record is in the page cache. A caller that must not wait for a disk
-//! says so with [`Patience::PageCache`] and tries again elsewhere when told [`Fault::WouldBlock`].
+//! says so with [`ReadMode::CachedOnly`] and tries again elsewhere when told [`StoreError::WouldBlock`].
 //!
 //! Format and behaviour follow SeaweedFS 4.44 (`weed/storage`).
 
@@ -45,12 +45,12 @@ use parking_lot::RwLock;
 
 use crate::FileId;
 use crate::refusal::Refusal;
-pub use data::{DataFile, Patience};
+pub use data::{DataFile, ReadMode};
 pub(crate) use data::{Residency, read_exact_at};
 use directory::{Directories, Listing};
-pub use entry::{Change, OffsetWidth, Position, parse_entry};
-pub use index::{Builder, Found, Index};
-pub use record::Record;
+pub use entry::{IndexChange, OffsetWidth, RecordPosition, parse_entry};
+pub use index::{IndexBuilder, IndexEntry, NeedleIndex};
+pub use record::NeedleRecord;
 pub use superblock::Superblock;
 pub use vif::VolumeInfo;
 use volume::Volume;
@@ -60,7 +60,7 @@ const IDLE: Duration = Duration::from_secs(600);
 
 /// Why there is no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Fault {
+pub enum StoreError {
     /// Answering would mean to wait for a disk or to read an index; the caller said that it must not wait.
     #[error("it would have to wait for a disk")]
     WouldBlock,
@@ -100,12 +100,12 @@ impl Store {
     /// until their volume is compacted.
     ///
     /// # Errors
-    /// See [`Fault`]. With [`Patience::Blocking`] it is never [`Fault::WouldBlock`].
-    pub fn locate(&self, fid: FileId, patience: Patience) -> Result<Record, Fault> {
-        let volume = self.volume(fid.volume, patience)?;
+    /// See [`StoreError`]. With [`ReadMode::Blocking`] it is never [`StoreError::WouldBlock`].
+    pub fn locate(&self, fid: FileId, mode: ReadMode) -> Result<NeedleRecord, StoreError> {
+        let volume = self.volume(fid.volume, mode)?;
         volume.touch();
-        let outcome = volume.locate(fid, patience);
-        if outcome.as_ref().err() == Some(&Fault::Refused(Refusal::NoVolume)) {
+        let outcome = volume.locate(fid, mode);
+        if outcome.as_ref().err() == Some(&StoreError::Refused(Refusal::NoVolume)) {
             // Its files are gone. They may have come back elsewhere.
             self.list_again()?;
         }
@@ -143,15 +143,15 @@ impl Store {
         }
     }
 
-    fn volume(&self, id: u32, patience: Patience) -> Result<Arc<Volume>, Fault> {
+    fn volume(&self, id: u32, mode: ReadMode) -> Result<Arc<Volume>, StoreError> {
         {
             let state = self.state.read();
             if let Some(volume) = state.volumes.get(&id) {
                 return Ok(volume.clone());
             }
             if !state.listing.volumes.contains_key(&id) {
-                if patience == Patience::PageCache {
-                    return Err(Fault::WouldBlock);
+                if mode == ReadMode::CachedOnly {
+                    return Err(StoreError::WouldBlock);
                 }
                 if !self.directories.changed_since(&state.listing) {
                     return Err(Refusal::NoVolume.into());

@@ -17,12 +17,12 @@ use std::time::Instant;
 
 use parking_lot::RwLock;
 
-use super::Fault;
-use super::data::{self, DataFile, Patience};
+use super::StoreError;
+use super::data::{self, DataFile, ReadMode};
 use super::directory::VolumeFiles;
-use super::entry::{Change, OffsetWidth, parse_entry};
-use super::index::{Builder, Index};
-use super::record::{self, Record};
+use super::entry::{IndexChange, OffsetWidth, parse_entry};
+use super::index::{IndexBuilder, NeedleIndex};
+use super::record::{self, NeedleRecord};
 use super::superblock::{self, Superblock};
 use super::vif::VolumeInfo;
 use crate::FileId;
@@ -52,7 +52,7 @@ pub(super) struct Opened {
 
 /// What was read of the index so far.
 struct Log {
-    index: Index,
+    index: NeedleIndex,
     /// Bytes; whole entries only.
     read: u64,
 }
@@ -116,12 +116,12 @@ impl Opened {
             version: superblock.version,
             index_file,
             width,
-            log: RwLock::new(Log { index: Index::default(), read: 0 }),
+            log: RwLock::new(Log { index: NeedleIndex::default(), read: 0 }),
             since: Instant::now(),
         };
         if let Some(width) = width {
             let entries = usize::try_from(size).unwrap_or(0) / width.entry_length();
-            let mut builder = Builder::with_capacity(entries);
+            let mut builder = IndexBuilder::with_capacity(entries);
             let push = |key, change| builder.push(key, change);
             let read = opened.read_log(0, size, width, push).map_err(io(index_path))?;
             *opened.log.write() = Log { index: builder.build(), read };
@@ -147,7 +147,7 @@ impl Opened {
     ///
     /// # Errors
     /// [`Refusal::Stale`] if the files are not [current](Self::is_current), or the index is not one that only grew: they must be opened anew.
-    pub(super) fn catch_up(&self, patience: Patience) -> Result<(), Fault> {
+    pub(super) fn catch_up(&self, mode: ReadMode) -> Result<(), StoreError> {
         let failed = |error: io::Error| {
             tracing::warn!(volume = self.data.volume(), %error, "cannot read a volume's index");
             Refusal::Io
@@ -170,8 +170,8 @@ impl Opened {
         if size < read {
             return Err(Refusal::Stale.into());
         }
-        if patience == Patience::PageCache && whole - read > LITTLE {
-            return Err(Fault::WouldBlock);
+        if mode == ReadMode::CachedOnly && whole - read > LITTLE {
+            return Err(StoreError::WouldBlock);
         }
         let Log { index, read } = &mut *self.log.write();
         *read = self.read_log(*read, whole, width, |key, change| index.apply(key, change)).map_err(failed)?;
@@ -179,9 +179,9 @@ impl Opened {
     }
 
     /// Finds the record of `fid` and what it says of itself.
-    pub(super) fn locate(&self, fid: FileId, patience: Patience) -> Result<Record, Fault> {
+    pub(super) fn locate(&self, fid: FileId, mode: ReadMode) -> Result<NeedleRecord, StoreError> {
         let found = self.log.read().index.get(fid.key).ok_or(Refusal::NoNeedle)?;
-        record::examine(&self.data, self.version, fid, found, patience)
+        record::examine(&self.data, self.version, fid, found, mode)
     }
 
     /// Reads the entries from `from` up to `end` (bytes), but no partial one. Returns where the last one ends.
@@ -190,7 +190,7 @@ impl Opened {
         from: u64,
         end: u64,
         width: OffsetWidth,
-        mut take: impl FnMut(u64, Change),
+        mut take: impl FnMut(u64, IndexChange),
     ) -> io::Result<u64> {
         let end = end - end % width.entry_length() as u64;
         let mut at = from;
@@ -242,8 +242,8 @@ fn width(
         let (mut agree, mut differ) = (0, 0);
         let entries = head.chunks_exact(width.entry_length()).map(|entry| parse_entry(width, entry));
         let written = entries.filter_map(|(key, change)| match change {
-            Change::Written(position) => Some((key, position)),
-            Change::Deleted => None,
+            IndexChange::Written(position) => Some((key, position)),
+            IndexChange::Deleted => None,
         });
         for (key, position) in written.take(SAMPLES) {
             match record::is_at(data, version, key, position) {
@@ -295,7 +295,7 @@ mod tests {
             let opened = &opened;
             let looks = scope.spawn(move || {
                 tell.send(rustix::thread::gettid()).unwrap();
-                opened.catch_up(Patience::Blocking)
+                opened.catch_up(ReadMode::Blocking)
             });
             until_asleep(told.recv().unwrap());
             volume.put(2, 7, b"two");

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::Fault;
-use super::data::{DataFile, Patience};
-use super::entry::Position;
-use super::index::Found;
+use super::StoreError;
+use super::data::{DataFile, ReadMode};
+use super::entry::RecordPosition;
+use super::index::IndexEntry;
 use crate::FileId;
 use crate::checksum;
 use crate::needle::{Flags, HEADER, Header, MAX_TAIL, Tail, Version};
@@ -21,7 +21,7 @@ const USUAL_TAIL: usize = 512;
 /// A needle whose record was found and agrees with what was asked for. Holds the file open, so the data can be read even if
 /// the volume is compacted or removed meanwhile.
 #[derive(Debug, Clone)]
-pub struct Record {
+pub struct NeedleRecord {
     /// The volume's data file.
     pub file: Arc<DataFile>,
     /// The record's header, as it is on disk.
@@ -38,7 +38,7 @@ pub struct Record {
     pub deleted: bool,
 }
 
-impl Record {
+impl NeedleRecord {
     /// How many bytes there are of the `length` from `offset` on.
     ///
     /// # Errors
@@ -52,12 +52,12 @@ impl Record {
     /// # Errors
     /// [`Refusal::OutOfRange`] if there is not as much, [`Refusal::Damaged`] if the checksum does not agree. What
     /// `destination` has after an error is undefined.
-    pub fn read_into(&self, offset: u32, destination: &mut [u8], patience: Patience) -> Result<(), Fault> {
+    pub fn read_into(&self, offset: u32, destination: &mut [u8], mode: ReadMode) -> Result<(), StoreError> {
         let length = u32::try_from(destination.len()).map_err(|_| Refusal::OutOfRange)?;
         if self.clamp(offset, length)? != length {
             return Err(Refusal::OutOfRange.into());
         }
-        self.file.read_exact_at(destination, self.data_offset + u64::from(offset), patience)?;
+        self.file.read_exact_at(destination, self.data_offset + u64::from(offset), mode)?;
         if length == self.data_size && !self.matches(checksum::crc32c(destination)) {
             return Err(Refusal::Damaged.into());
         }
@@ -71,13 +71,13 @@ impl Record {
 }
 
 /// Whether a record of `key` with the size of `position` is there.
-pub(super) fn is_at(data: &DataFile, version: Version, key: u64, position: Position) -> bool {
+pub(super) fn is_at(data: &DataFile, version: Version, key: u64, position: RecordPosition) -> bool {
     let mut bytes = [0; HEADER];
-    let read = data.read_exact_at(&mut bytes, position.offset, Patience::Blocking);
+    let read = data.read_exact_at(&mut bytes, position.offset, ReadMode::Blocking);
     let header = Header::parse(&bytes);
     // The trailer must be there too: a record that the file ends in was never finished.
     let end = position.offset + version.record_length(position.size) - 8;
-    let ends = data.read_exact_at(&mut [0], end - 1, Patience::Blocking);
+    let ends = data.read_exact_at(&mut [0], end - 1, ReadMode::Blocking);
     read.is_ok() && ends.is_ok() && header.key == key && header.size == position.size.cast_signed()
 }
 
@@ -86,14 +86,14 @@ pub(super) fn examine(
     file: &Arc<DataFile>,
     version: Version,
     fid: FileId,
-    found: Found,
-    patience: Patience,
-) -> Result<Record, Fault> {
-    let Position { offset, size } = found.position;
+    found: IndexEntry,
+    mode: ReadMode,
+) -> Result<NeedleRecord, StoreError> {
+    let RecordPosition { offset, size } = found.position;
     let sized = version != Version::V1 && size > 0;
     let mut head = [0; HEADER + DATA_SIZE];
     let head_length = if sized { head.len() } else { HEADER };
-    file.read_exact_at(&mut head[..head_length], offset, patience)?;
+    file.read_exact_at(&mut head[..head_length], offset, mode)?;
     let [header @ .., s0, s1, s2, s3] = head;
     let header = Header::parse(&header);
     if header.key != fid.key || header.size.cast_unsigned() != size {
@@ -123,7 +123,7 @@ pub(super) fn examine(
             &mut long[..]
         }
     };
-    file.read_exact_at(tail, data_offset + u64::from(data_size), patience)?;
+    file.read_exact_at(tail, data_offset + u64::from(data_size), mode)?;
     let tail = Tail::parse(version, tail).map_err(|_| Refusal::Damaged)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     if tail.is_expired(now) {
@@ -132,10 +132,18 @@ pub(super) fn examine(
     if tail.flags.is_manifest() {
         return Err(Refusal::Manifest.into());
     }
-    Ok(Record { file: file.clone(), header, offset, data_offset, data_size, tail, deleted: found.deleted })
+    Ok(NeedleRecord {
+        file: file.clone(),
+        header,
+        offset,
+        data_offset,
+        data_size,
+        tail,
+        deleted: found.deleted,
+    })
 }
 
-impl Record {
+impl NeedleRecord {
     /// What the record says of its data.
     pub fn flags(&self) -> Flags {
         self.tail.flags

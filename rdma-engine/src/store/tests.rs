@@ -20,21 +20,21 @@ fn fixture() -> (TempDir, Generated, Store) {
     (directory, volume, store)
 }
 
-fn locate(store: &Store, key: u64) -> Result<Record, Refusal> {
-    match store.locate(FileId { volume: 1, key, cookie: COOKIE }, Patience::Blocking) {
+fn locate(store: &Store, key: u64) -> Result<NeedleRecord, Refusal> {
+    match store.locate(FileId { volume: 1, key, cookie: COOKIE }, ReadMode::Blocking) {
         Ok(record) => Ok(record),
-        Err(Fault::Refused(refusal)) => Err(refusal),
-        Err(Fault::WouldBlock) => panic!("a caller that may wait was told to"),
+        Err(StoreError::Refused(refusal)) => Err(refusal),
+        Err(StoreError::WouldBlock) => panic!("a caller that may wait was told to"),
     }
 }
 
 fn read(store: &Store, key: u64) -> Result<Vec<u8>, Refusal> {
     let record = locate(store, key)?;
     let mut data = vec![0; record.data_size as usize];
-    match record.read_into(0, &mut data, Patience::Blocking) {
+    match record.read_into(0, &mut data, ReadMode::Blocking) {
         Ok(()) => Ok(data),
-        Err(Fault::Refused(refusal)) => Err(refusal),
-        Err(Fault::WouldBlock) => panic!("a caller that may wait was told to"),
+        Err(StoreError::Refused(refusal)) => Err(refusal),
+        Err(StoreError::WouldBlock) => panic!("a caller that may wait was told to"),
     }
 }
 
@@ -108,18 +108,18 @@ fn cookies_and_ranges_are_checked() {
     let (_directory, mut volume, store) = fixture();
     volume.put(1, COOKIE, b"0123456789");
     let wrong = FileId { volume: 1, key: 1, cookie: 1 };
-    assert_eq!(store.locate(wrong, Patience::Blocking).unwrap_err(), Refusal::WrongCookie.into());
+    assert_eq!(store.locate(wrong, ReadMode::Blocking).unwrap_err(), Refusal::WrongCookie.into());
     let none = FileId { volume: 2, key: 1, cookie: 1 };
-    assert_eq!(store.locate(none, Patience::Blocking).unwrap_err(), Refusal::NoVolume.into());
+    assert_eq!(store.locate(none, ReadMode::Blocking).unwrap_err(), Refusal::NoVolume.into());
     let record = locate(&store, 1).unwrap();
     assert_eq!(record.clamp(3, 4), Ok(4));
     assert_eq!(record.clamp(3, u32::MAX), Ok(7));
     assert_eq!(record.clamp(10, 1), Ok(0));
     assert_eq!(record.clamp(11, 0), Err(Refusal::OutOfRange));
     let mut part = [0; 4];
-    record.read_into(3, &mut part, Patience::Blocking).unwrap();
+    record.read_into(3, &mut part, ReadMode::Blocking).unwrap();
     assert_eq!(&part, b"3456");
-    let beyond = record.read_into(8, &mut part, Patience::Blocking);
+    let beyond = record.read_into(8, &mut part, ReadMode::Blocking);
     assert_eq!(beyond, Err(Refusal::OutOfRange.into()));
 }
 
@@ -232,7 +232,7 @@ fn compaction_is_followed_through_each_step() {
 
     // Who located before reads on in the old file, and can tell that it is one.
     let mut data = [0; 8];
-    held.read_into(0, &mut data, Patience::Blocking).unwrap();
+    held.read_into(0, &mut data, ReadMode::Blocking).unwrap();
     assert_eq!(&data, b"needle 9");
     assert!(held.file.is_unlinked());
     volume.put(1, COOKIE, b"after");
@@ -316,12 +316,12 @@ fn who_must_not_wait_is_sent_away_only_for_what_takes_long() {
     let (_directory, mut volume, store) = fixture();
     volume.put(1, COOKIE, b"one");
     let fid = FileId { volume: 1, key: 1, cookie: COOKIE };
-    assert_eq!(store.locate(fid, Patience::PageCache).unwrap_err(), Fault::WouldBlock, "not open yet");
+    assert_eq!(store.locate(fid, ReadMode::CachedOnly).unwrap_err(), StoreError::WouldBlock, "not open yet");
     locate(&store, 1).unwrap();
-    match store.locate(fid, Patience::PageCache) {
+    match store.locate(fid, ReadMode::CachedOnly) {
         Ok(record) => assert_eq!(record.data_size, 3),
         // A file system that cannot tell what is in memory.
-        Err(fault) => assert_eq!(fault, Fault::WouldBlock),
+        Err(error) => assert_eq!(error, StoreError::WouldBlock),
     }
 }
 

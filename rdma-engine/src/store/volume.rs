@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 
-use super::Fault;
-use super::data::Patience;
+use super::StoreError;
+use super::data::ReadMode;
 use super::directory::VolumeFiles;
 use super::opened::Opened;
-use super::record::Record;
+use super::record::NeedleRecord;
 use crate::FileId;
 use crate::refusal::Refusal;
 
@@ -55,14 +55,16 @@ impl Volume {
     }
 
     /// Finds a needle as of now: whatever the server has finished writing before the call is seen.
-    pub(super) fn locate(&self, fid: FileId, patience: Patience) -> Result<Record, Fault> {
-        let opened = self.opened(patience)?;
-        match opened.locate(fid, patience) {
+    pub(super) fn locate(&self, fid: FileId, mode: ReadMode) -> Result<NeedleRecord, StoreError> {
+        let opened = self.opened(mode)?;
+        match opened.locate(fid, mode) {
             // The files do not say the same, or not any more.
-            Err(Fault::Refused(Refusal::Stale)) if patience == Patience::PageCache => Err(Fault::WouldBlock),
-            Err(Fault::Refused(Refusal::Stale)) if opened.since.elapsed() > RELOAD => {
+            Err(StoreError::Refused(Refusal::Stale)) if mode == ReadMode::CachedOnly => {
+                Err(StoreError::WouldBlock)
+            }
+            Err(StoreError::Refused(Refusal::Stale)) if opened.since.elapsed() > RELOAD => {
                 tracing::warn!(volume = self.id, %fid, "the index does not fit the data; reading it again");
-                self.open(Some(&opened))?.locate(fid, patience)
+                self.open(Some(&opened))?.locate(fid, mode)
             }
             outcome => outcome,
         }
@@ -81,27 +83,27 @@ impl Volume {
     }
 
     /// The open files, with all that was written to the index so far.
-    fn opened(&self, patience: Patience) -> Result<Arc<Opened>, Fault> {
+    fn opened(&self, mode: ReadMode) -> Result<Arc<Opened>, StoreError> {
         let known = self.current.read().opened.clone();
-        let Some(opened) = known else { return self.first(patience) };
-        match opened.catch_up(patience) {
+        let Some(opened) = known else { return self.first(mode) };
+        match opened.catch_up(mode) {
             Ok(()) => Ok(opened),
-            Err(Fault::Refused(Refusal::Stale)) => self.again(&opened, patience),
-            Err(fault) => Err(fault),
+            Err(StoreError::Refused(Refusal::Stale)) => self.again(&opened, mode),
+            Err(error) => Err(error),
         }
     }
 
-    fn first(&self, patience: Patience) -> Result<Arc<Opened>, Fault> {
-        match patience {
-            Patience::PageCache => Err(Fault::WouldBlock),
-            Patience::Blocking => Ok(self.open(None)?),
+    fn first(&self, mode: ReadMode) -> Result<Arc<Opened>, StoreError> {
+        match mode {
+            ReadMode::CachedOnly => Err(StoreError::WouldBlock),
+            ReadMode::Blocking => Ok(self.open(None)?),
         }
     }
 
-    fn again(&self, stale: &Arc<Opened>, patience: Patience) -> Result<Arc<Opened>, Fault> {
-        match patience {
-            Patience::PageCache => Err(Fault::WouldBlock),
-            Patience::Blocking => Ok(self.open(Some(stale))?),
+    fn again(&self, stale: &Arc<Opened>, mode: ReadMode) -> Result<Arc<Opened>, StoreError> {
+        match mode {
+            ReadMode::CachedOnly => Err(StoreError::WouldBlock),
+            ReadMode::Blocking => Ok(self.open(Some(stale))?),
         }
     }
 

@@ -1,11 +1,11 @@
 //! Queue pairs as the bootstrap describes them and as `verbs` takes them.
 
-use crate::protocol::{ProtocolError, QueuePair, VerbsOffer};
-use crate::verbs::{Endpoint, Gid, Mtu, Place};
+use crate::protocol::{ProtocolError, QueuePairEnd, VerbsOffer};
+use crate::verbs::{Endpoint, Gid, Mtu, PortSelection};
 
 /// Our end for the other side, which is on the port that was offered as `port`.
-pub(crate) fn describe(endpoint: &Endpoint, port: u8) -> QueuePair {
-    QueuePair {
+pub(crate) fn describe(endpoint: &Endpoint, port: u8) -> QueuePairEnd {
+    QueuePairEnd {
         port,
         number: endpoint.queue_pair,
         sequence: endpoint.first_packet,
@@ -21,7 +21,7 @@ pub(crate) fn describe(endpoint: &Endpoint, port: u8) -> QueuePair {
 ///
 /// # Errors
 /// When it is none that verbs could connect to.
-pub(crate) fn endpoint(end: &QueuePair) -> Result<Endpoint, ProtocolError> {
+pub(crate) fn endpoint(end: &QueuePairEnd) -> Result<Endpoint, ProtocolError> {
     Ok(Endpoint {
         queue_pair: end.number,
         first_packet: end.sequence,
@@ -33,7 +33,7 @@ pub(crate) fn endpoint(end: &QueuePair) -> Result<Endpoint, ProtocolError> {
 }
 
 /// Whether a queue pair at `place` could reach the port on offer: both are on InfiniBand, or on RoCE with the same version of IP.
-pub(crate) fn reaches(place: &Place, offer: &VerbsOffer) -> bool {
+pub(crate) fn reaches(place: &PortSelection, offer: &VerbsOffer) -> bool {
     match (place.gid, offer.gid != [0; 16]) {
         (Some(own), true) => own.gid.address().is_ipv4() == Gid(offer.gid).address().is_ipv4(),
         (None, _) => offer.lid != 0,
@@ -66,13 +66,13 @@ mod tests {
             let described = describe(&own, 3);
             assert_eq!(described.port, 3);
             assert_eq!(endpoint(&described), Ok(own));
-            assert_eq!(endpoint(&QueuePair { mtu: 1500, ..described }), Err(ProtocolError::Value));
+            assert_eq!(endpoint(&QueuePairEnd { mtu: 1500, ..described }), Err(ProtocolError::Value));
         }
     }
 
     #[test]
     fn versions_of_ip_and_networks_do_not_reach_each_other() {
-        let place = |address: Option<&str>| Place {
+        let place = |address: Option<&str>| PortSelection {
             device: "a".to_owned(),
             port: 1,
             gid: address.map(|address| GidEntry { index: 0, gid: gid(address), kind: GidKind::RoceV2 }),

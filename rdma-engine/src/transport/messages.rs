@@ -5,8 +5,8 @@
 
 use parking_lot::Mutex;
 
-use crate::verbs::{Access, Pages, VerbsError};
-use crate::verbs::{LocalMemory, PostError, ProtectionDomain, QueuePair, Slot, Unposted};
+use crate::verbs::{LocalMemory, PostError, ProtectionDomain, QueuePair, RegisteredBuffer, Unposted};
+use crate::verbs::{MemoryAccess, Pages, VerbsError};
 
 /// Longest message that we want sent along with its work request, in bytes: every message but those with data or a token.
 pub(crate) const INLINE: u32 = 96;
@@ -16,21 +16,21 @@ pub(crate) fn slots(
     domain: &std::sync::Arc<ProtectionDomain>,
     count: usize,
     length: usize,
-) -> Result<Vec<Slot>, VerbsError> {
+) -> Result<Vec<RegisteredBuffer>, VerbsError> {
     let pages = Pages::new(count * length).map_err(|source| VerbsError::Call { call: "mmap", source })?;
-    Ok(domain.register(pages, Access::Local)?.into_slot().split_every(length))
+    Ok(domain.register(pages, MemoryAccess::Local)?.into_slot().split_every(length))
 }
 
 /// Memory for messages that are sent.
-pub(crate) struct Outbox(Mutex<Vec<Slot>>);
+pub(crate) struct Outbox(Mutex<Vec<RegisteredBuffer>>);
 
 impl Outbox {
-    pub(crate) fn new(slots: Vec<Slot>) -> Self {
+    pub(crate) fn new(slots: Vec<RegisteredBuffer>) -> Self {
         Self(Mutex::new(slots))
     }
 
     /// Takes memory back that the device is done with.
-    pub(crate) fn give_back(&self, slot: Slot) {
+    pub(crate) fn give_back(&self, slot: RegisteredBuffer) {
         self.0.lock().push(slot);
     }
 
@@ -39,8 +39,8 @@ impl Outbox {
         &self,
         pair: &QueuePair<M>,
         message: &[u8],
-        lend: impl FnOnce(Slot) -> M,
-        back: impl FnOnce(M) -> Option<Slot>,
+        lend: impl FnOnce(RegisteredBuffer) -> M,
+        back: impl FnOnce(M) -> Option<RegisteredBuffer>,
     ) -> bool {
         if message.len() <= pair.max_inline() {
             return pair.post_inline(message, 0).is_ok();

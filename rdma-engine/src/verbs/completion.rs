@@ -16,8 +16,8 @@ use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
 
 use super::looking::Looking;
-use super::outstanding::{Completion, Outstanding, SERIALS, Work, WorkId};
-use super::{Context, LocalMemory, VerbsError, WorkError};
+use super::outstanding::{Completion, Outstanding, SERIALS, WorkId, WorkKind};
+use super::{DeviceContext, LocalMemory, VerbsError, WorkError};
 
 /// How many completions are taken from the device with one call.
 const BATCH: usize = 32;
@@ -26,7 +26,7 @@ const BATCH: usize = 32;
 pub struct CompletionQueue<M: LocalMemory> {
     raw: NonNull<ffi::ibv_cq>,
     channel: NonNull<ffi::ibv_comp_channel>,
-    context: Arc<Context>,
+    context: Arc<DeviceContext>,
     /// The next completion makes an event, or has made one that the poller has not taken yet.
     armed: AtomicBool,
     /// Held while completions are taken: those of a queue are told in their order.
@@ -61,7 +61,7 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl<M: LocalMemory> CompletionQueue<M> {
     /// The device.
-    pub fn context(&self) -> &Arc<Context> {
+    pub fn context(&self) -> &Arc<DeviceContext> {
         &self.context
     }
 
@@ -183,7 +183,7 @@ impl<M: LocalMemory> Poller<M> {
     ///
     /// # Errors
     /// When the device has no more of them, or none so large.
-    pub fn new(context: &Arc<Context>, capacity: u32) -> Result<Self, VerbsError> {
+    pub fn new(context: &Arc<DeviceContext>, capacity: u32) -> Result<Self, VerbsError> {
         let functions = context.functions;
         // SAFETY: the context is open, and the queue keeps it so.
         let channel = unsafe { (functions.ibv_create_comp_channel)(context.as_raw()) };
@@ -231,7 +231,7 @@ impl<M: LocalMemory> Poller<M> {
             loop {
                 self.queue.take(into)?;
                 // That a message has gone is not what anybody waits for.
-                let found = into[before..].iter().any(|completion| completion.work != Work::Send);
+                let found = into[before..].iter().any(|completion| completion.work != WorkKind::Send);
                 if found || !look.goes_on() {
                     self.looking.ended(found);
                     break;

@@ -11,18 +11,18 @@ use super::device::{self, Device};
 use super::library::{Functions, functions};
 
 /// An open device. Whatever is made on it keeps it open.
-pub struct Context {
+pub struct DeviceContext {
     raw: NonNull<ffi::ibv_context>,
     device: Device,
     pub(super) functions: &'static Functions,
 }
 
 // SAFETY: verbs may be called from any thread and from several at once (the library's manual, THREAD SAFETY).
-unsafe impl Send for Context {}
+unsafe impl Send for DeviceContext {}
 // SAFETY: as above.
-unsafe impl Sync for Context {}
+unsafe impl Sync for DeviceContext {}
 
-impl Context {
+impl DeviceContext {
     /// Opens the device of this name.
     ///
     /// # Errors
@@ -55,14 +55,14 @@ impl Context {
     }
 }
 
-impl Drop for Context {
+impl Drop for DeviceContext {
     fn drop(&mut self) {
         // SAFETY: everything made on the device holds an `Arc` of this, so nothing is left that uses it.
         unsafe { (self.functions.ibv_close_device)(self.raw.as_ptr()) };
     }
 }
 
-impl fmt::Debug for Context {
+impl fmt::Debug for DeviceContext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Context").field("device", &self.device.name).finish_non_exhaustive()
     }

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use ibverbs_sys::{self as ffi, ibv_port_state};
 
 use super::VerbsError;
-use super::context::Context;
+use super::context::DeviceContext;
 use super::library::functions;
 
 /// One device and its ports.
@@ -36,7 +36,7 @@ pub struct Port {
     /// Whether the link is up.
     pub active: bool,
     /// What it is a port of.
-    pub link: Link,
+    pub link: LinkLayer,
     /// Speed of the link, Mbit/s.
     pub speed: u32,
     /// Most bytes of a packet.
@@ -51,7 +51,7 @@ pub struct Port {
 
 /// The kind of network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Link {
+pub enum LinkLayer {
     /// InfiniBand: peers are reached by LID.
     InfiniBand,
     /// Ethernet: RoCE, peers are reached by GID.
@@ -150,7 +150,7 @@ impl Mtu {
 pub fn devices() -> Result<Vec<Device>, VerbsError> {
     let mut found = Vec::new();
     for name in names()? {
-        match Context::open(&name) {
+        match DeviceContext::open(&name) {
             Ok(context) => found.push(context.device().clone()),
             Err(VerbsError::NoPort(_)) => {}
             Err(error) => return Err(error),
@@ -273,7 +273,7 @@ fn describe_port(
     Ok(Port {
         number,
         active: attributes.state == ibv_port_state::IBV_PORT_ACTIVE,
-        link: if ethernet { Link::Ethernet } else { Link::InfiniBand },
+        link: if ethernet { LinkLayer::Ethernet } else { LinkLayer::InfiniBand },
         speed: lanes(attributes.active_width) * lane_speed(attributes.active_speed),
         mtu: mtu.unwrap_or(Mtu(1)),
         max_message: attributes.max_msg_sz,
@@ -329,13 +329,13 @@ impl fmt::Display for Device {
 impl fmt::Display for Port {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let link = match self.link {
-            Link::InfiniBand => "InfiniBand",
-            Link::Ethernet => "Ethernet",
+            LinkLayer::InfiniBand => "InfiniBand",
+            LinkLayer::Ethernet => "Ethernet",
         };
         let state = if self.active { "up" } else { "down" };
         let gigabits = f64::from(self.speed) / 1000.0;
         write!(f, "port {}: {link}, {state}, {gigabits} Gbit/s, MTU {}", self.number, self.mtu.bytes())?;
-        if self.link == Link::InfiniBand {
+        if self.link == LinkLayer::InfiniBand {
             write!(f, ", LID {}", self.lid)?;
         }
         self.gids.iter().try_for_each(|entry| write!(f, "\n    {entry}"))

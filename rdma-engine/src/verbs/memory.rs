@@ -12,13 +12,13 @@ use std::sync::Arc;
 use ibverbs_sys::{self as ffi, ibv_access_flags};
 use memmap2::MmapMut;
 
-use super::{Context, VerbsError};
+use super::{DeviceContext, VerbsError};
 use crate::memory::Memory;
 
 /// What keeps apart: a queue pair reaches only regions of its own domain, and so does a peer through it.
 pub struct ProtectionDomain {
     raw: NonNull<ffi::ibv_pd>,
-    context: Arc<Context>,
+    context: Arc<DeviceContext>,
 }
 
 // SAFETY: verbs may be called from any thread and from several at once.
@@ -31,7 +31,7 @@ impl ProtectionDomain {
     ///
     /// # Errors
     /// When the device has no more of them.
-    pub fn new(context: &Arc<Context>) -> Result<Arc<Self>, VerbsError> {
+    pub fn new(context: &Arc<DeviceContext>) -> Result<Arc<Self>, VerbsError> {
         // SAFETY: the context is open, and this domain keeps it so.
         let raw = unsafe { (context.functions.ibv_alloc_pd)(context.as_raw()) };
         let raw = NonNull::new(raw).ok_or_else(|| VerbsError::last("ibv_alloc_pd"))?;
@@ -45,13 +45,13 @@ impl ProtectionDomain {
     pub fn register<M: Memory>(
         self: &Arc<Self>,
         memory: M,
-        access: Access,
+        access: MemoryAccess,
     ) -> Result<MemoryRegion<M>, VerbsError> {
         // Local writing also for what only peers read: memory pinned for reading only may be replaced by a copy at our next write to
         // it, and the device would go on reading the old page.
         let flags = match access {
-            Access::Local => ibv_access_flags::IBV_ACCESS_LOCAL_WRITE,
-            Access::RemoteRead => {
+            MemoryAccess::Local => ibv_access_flags::IBV_ACCESS_LOCAL_WRITE,
+            MemoryAccess::RemoteRead => {
                 ibv_access_flags::IBV_ACCESS_LOCAL_WRITE | ibv_access_flags::IBV_ACCESS_REMOTE_READ
             }
         };
@@ -66,7 +66,7 @@ impl ProtectionDomain {
     }
 
     /// The device.
-    pub fn context(&self) -> &Arc<Context> {
+    pub fn context(&self) -> &Arc<DeviceContext> {
         &self.context
     }
 
@@ -84,7 +84,7 @@ impl Drop for ProtectionDomain {
 
 /// What may be done to a region from outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Access {
+pub enum MemoryAccess {
     /// The own device sends from it and writes into it; peers cannot reach it.
     Local,
     /// Also, peers that know its rkey may read it.
@@ -105,7 +105,7 @@ impl Pages {
     }
 }
 
-// SAFETY: the mapping does not move and ends with the value. References into it are only made by the `Slot` that owns a range,
+// SAFETY: the mapping does not move and ends with the value. References into it are only made by the `RegisteredBuffer` that owns a range,
 // which no device writes to unless the slot is posted.
 unsafe impl Memory for Pages {
     fn start(&self) -> *mut u8 {
@@ -156,9 +156,9 @@ impl<M: Memory> MemoryRegion<M> {
 
 impl MemoryRegion<Pages> {
     /// Gives the region away as one slot, to be split.
-    pub fn into_slot(self) -> Slot {
+    pub fn into_slot(self) -> RegisteredBuffer {
         let length = self.memory.length();
-        Slot { region: Arc::new(self), offset: 0, length }
+        RegisteredBuffer { region: Arc::new(self), offset: 0, length }
     }
 }
 
@@ -216,13 +216,13 @@ pub unsafe trait LocalMemory: Send + 'static {
 }
 
 /// A range of a region of [`Pages`] that has one owner, who reads and writes it like a slice of bytes.
-pub struct Slot {
+pub struct RegisteredBuffer {
     region: Arc<MemoryRegion<Pages>>,
     offset: usize,
     length: usize,
 }
 
-impl Slot {
+impl RegisteredBuffer {
     /// Splits it in two, the first with `at` bytes, or all if it has no more.
     pub fn split_at(mut self, at: usize) -> (Self, Self) {
         let at = at.min(self.length);
@@ -266,7 +266,7 @@ impl Slot {
 }
 
 // SAFETY: the slot holds its region, is the only one with this range, and gives references to it only to whoever borrows the slot.
-unsafe impl LocalMemory for Slot {
+unsafe impl LocalMemory for RegisteredBuffer {
     fn start(&self) -> *mut u8 {
         // SAFETY: a slot lies within its region.
         unsafe { self.region.memory.start().add(self.offset) }
@@ -281,7 +281,7 @@ unsafe impl LocalMemory for Slot {
     }
 }
 
-impl Deref for Slot {
+impl Deref for RegisteredBuffer {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
@@ -290,14 +290,14 @@ impl Deref for Slot {
     }
 }
 
-impl DerefMut for Slot {
+impl DerefMut for RegisteredBuffer {
     fn deref_mut(&mut self) -> &mut [u8] {
         // SAFETY: as above; whoever borrows the slot for writing is alone.
         unsafe { slice::from_raw_parts_mut(self.start(), self.length) }
     }
 }
 
-impl fmt::Debug for Slot {
+impl fmt::Debug for RegisteredBuffer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Slot")
             .field("offset", &self.offset)

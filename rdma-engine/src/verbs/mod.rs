@@ -43,13 +43,15 @@ mod queue_pair;
 mod select;
 
 pub use self::completion::{CompletionQueue, Poller};
-pub use self::context::Context;
-pub use self::device::{Device, Gid, GidEntry, GidKind, Link, Mtu, Port, devices};
+pub use self::context::DeviceContext;
+pub use self::device::{Device, Gid, GidEntry, GidKind, LinkLayer, Mtu, Port, devices};
 pub use self::endpoint::Endpoint;
 pub use self::error::{PostError, VerbsError, WorkError};
 pub(crate) use self::looking::{Look, Looking};
-pub use self::memory::{Access, LocalMemory, MemoryRegion, Pages, ProtectionDomain, RemoteMemory, Slot};
-pub use self::outstanding::{Completion, Work};
-pub use self::queue_pair::{Options, PreparedQueuePair, QueuePair, Read, Timeouts, Unposted};
-pub use self::select::{Place, Wanted, current_numa_node};
+pub use self::memory::{
+    LocalMemory, MemoryAccess, MemoryRegion, Pages, ProtectionDomain, RegisteredBuffer, RemoteMemory,
+};
+pub use self::outstanding::{Completion, WorkKind};
+pub use self::queue_pair::{PreparedQueuePair, QueuePair, QueuePairOptions, RdmaRead, Timeouts, Unposted};
+pub use self::select::{PortSelection, PortSelector, current_numa_node};
 pub use crate::memory::Memory;

@@ -15,7 +15,7 @@ pub struct Completion<M> {
     /// Which queue pair: [`super::QueuePair::id`].
     pub queue_pair: u32,
     /// What it was.
-    pub work: Work,
+    pub work: WorkKind,
     /// As given when it was posted.
     pub token: u64,
     /// What was moved in when it was posted; `None` for inline messages.
@@ -26,7 +26,7 @@ pub struct Completion<M> {
 
 /// A kind of work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Work {
+pub enum WorkKind {
     /// An RDMA READ.
     Read,
     /// A message of ours.
@@ -64,7 +64,7 @@ pub(super) const SERIALS: u32 = u32::MAX >> 1;
 
 /// One work request that was posted.
 pub(super) struct Posted<M> {
-    pub(super) work: Work,
+    pub(super) work: WorkKind,
     pub(super) token: u64,
     pub(super) memory: Option<M>,
     /// Bytes.
@@ -129,10 +129,10 @@ impl<M> Outstanding<M> {
         for (index, posted) in self.posted.drain(..=before).enumerate() {
             let result = match outcome {
                 Err(error) if index == before => Err(error),
-                Ok(received) if posted.work == Work::Receive => Ok(received),
+                Ok(received) if posted.work == WorkKind::Receive => Ok(received),
                 _ => Ok(posted.length),
             };
-            if posted.work == Work::SendInline && result.is_ok() {
+            if posted.work == WorkKind::SendInline && result.is_ok() {
                 continue;
             }
             let Posted { work, token, memory, .. } = posted;
@@ -151,7 +151,7 @@ mod tests {
     use super::*;
 
     fn read(token: u64) -> Posted<u64> {
-        Posted { work: Work::Read, token, memory: Some(token), length: 8 }
+        Posted { work: WorkKind::Read, token, memory: Some(token), length: 8 }
     }
 
     fn tokens(completions: &[Completion<u64>]) -> Vec<(u64, bool)> {
@@ -191,7 +191,7 @@ mod tests {
 
     #[test]
     fn inline_messages_tell_failures_only() {
-        let inline = |token| Posted { work: Work::SendInline, token, memory: None::<u64>, length: 3 };
+        let inline = |token| Posted { work: WorkKind::SendInline, token, memory: None::<u64>, length: 3 };
         let mut queue = Outstanding::new(8);
         let mut done = Vec::new();
         queue.push(inline(1), false);
@@ -207,7 +207,7 @@ mod tests {
     fn a_received_message_has_its_own_length() {
         let mut queue = Outstanding::new(1);
         let mut done = Vec::new();
-        queue.push(Posted { work: Work::Receive, token: 1, memory: Some(1), length: 64 }, true);
+        queue.push(Posted { work: WorkKind::Receive, token: 1, memory: Some(1), length: 64 }, true);
         queue.complete(1, 0, Ok(5), &mut done);
         assert_eq!(done[0].result, Ok(5));
     }

@@ -16,19 +16,19 @@ use ibverbs_sys::{
 
 use super::completion::{CompletionQueue, Queues, lock};
 use super::device::{Mtu, Port};
-use super::outstanding::{Outstanding, Posted, Work, WorkId};
-use super::{Endpoint, LocalMemory, Place, PostError, ProtectionDomain, RemoteMemory, VerbsError};
+use super::outstanding::{Outstanding, Posted, WorkId, WorkKind};
+use super::{Endpoint, LocalMemory, PortSelection, PostError, ProtectionDomain, RemoteMemory, VerbsError};
 
 /// How large a queue pair is.
 #[derive(Debug, Clone, Copy)]
-pub struct Options {
+pub struct QueuePairOptions {
     /// Reads and messages of ours that can be posted at once.
     pub send_depth: u32,
     /// Receives that can be posted at once.
     pub receive_depth: u32,
     /// Longest message that is sent inline, bytes; the device may give more.
     pub inline: u32,
-    /// Whether the peer may read what is registered in the domain for [`super::Access::RemoteRead`].
+    /// Whether the peer may read what is registered in the domain for [`super::MemoryAccess::RemoteRead`].
     pub serve_reads: bool,
 }
 
@@ -73,7 +73,7 @@ const HOP_LIMIT: u8 = 64;
 #[derive(Debug)]
 pub struct PreparedQueuePair<M: LocalMemory> {
     pair: QueuePair<M>,
-    place: Place,
+    place: PortSelection,
     port: Port,
     endpoint: Endpoint,
 }
@@ -86,8 +86,8 @@ impl<M: LocalMemory> PreparedQueuePair<M> {
     pub fn new(
         domain: &Arc<ProtectionDomain>,
         queue: &Arc<CompletionQueue<M>>,
-        place: &Place,
-        options: Options,
+        place: &PortSelection,
+        options: QueuePairOptions,
     ) -> Result<Self, VerbsError> {
         let context = domain.context();
         let device = context.device();
@@ -212,7 +212,7 @@ fn path_mtu(own: Mtu, peer: Mtu) -> ffi::ibv_mtu {
 
 /// One RDMA READ: from the peer's memory into ours.
 #[derive(Debug)]
-pub struct Read<M> {
+pub struct RdmaRead<M> {
     /// Where the bytes go; all of it is filled.
     pub memory: M,
     /// Where the bytes are: the first as many as `memory` has.
@@ -261,7 +261,7 @@ impl<M: LocalMemory> QueuePair<M> {
     fn create(
         domain: &Arc<ProtectionDomain>,
         queue: &Arc<CompletionQueue<M>>,
-        options: Options,
+        options: QueuePairOptions,
         max_message: usize,
     ) -> Result<Self, VerbsError> {
         let functions = domain.context().functions;
@@ -320,7 +320,7 @@ impl<M: LocalMemory> QueuePair<M> {
     ///
     /// # Errors
     /// [`PostError::Full`], [`PostError::Length`] and [`PostError::Broken`] before anything was posted. With [`PostError::Device`] the queue pair is broken, and what was posted is flushed.
-    pub fn post_reads(&self, reads: &mut Vec<Read<M>>) -> Result<(), PostError> {
+    pub fn post_reads(&self, reads: &mut Vec<RdmaRead<M>>) -> Result<(), PostError> {
         let mut outstanding = lock(&self.queues.send);
         self.ready(&outstanding, reads.len())?;
         for read in reads.iter() {
@@ -351,8 +351,8 @@ impl<M: LocalMemory> QueuePair<M> {
         for (read, request) in reads.drain(..count).zip(&requests) {
             let length = read.memory.length();
             let signalled = request.send_flags & ibv_send_flags::IBV_SEND_SIGNALED.0 != 0;
-            let Read { memory, token, .. } = read;
-            outstanding.push(Posted { work: Work::Read, token, memory: Some(memory), length }, signalled);
+            let RdmaRead { memory, token, .. } = read;
+            outstanding.push(Posted { work: WorkKind::Read, token, memory: Some(memory), length }, signalled);
         }
         drop(outstanding);
         posted.map_err(|(_, error)| self.break_with(error))
@@ -380,7 +380,8 @@ impl<M: LocalMemory> QueuePair<M> {
         }];
         match self.submit(&mut request) {
             Ok(()) => {
-                outstanding.push(Posted { work: Work::Send, token, memory: Some(memory), length }, signalled);
+                outstanding
+                    .push(Posted { work: WorkKind::Send, token, memory: Some(memory), length }, signalled);
                 Ok(())
             }
             Err((_, error)) => Err(Unposted { error: self.break_with(error), memory }),
@@ -411,8 +412,10 @@ impl<M: LocalMemory> QueuePair<M> {
             ..ffi::ibv_send_wr::default()
         }];
         self.submit(&mut request).map_err(|(_, error)| self.break_with(error))?;
-        outstanding
-            .push(Posted { work: Work::SendInline, token, memory: None, length: message.len() }, signalled);
+        outstanding.push(
+            Posted { work: WorkKind::SendInline, token, memory: None, length: message.len() },
+            signalled,
+        );
         Ok(())
     }
 
@@ -445,7 +448,7 @@ impl<M: LocalMemory> QueuePair<M> {
         if returned != 0 {
             return Err(Unposted { error: self.break_with(device_error(returned)), memory });
         }
-        outstanding.push(Posted { work: Work::Receive, token, memory: Some(memory), length }, true);
+        outstanding.push(Posted { work: WorkKind::Receive, token, memory: Some(memory), length }, true);
         Ok(())
     }
 

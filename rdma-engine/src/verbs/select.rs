@@ -5,11 +5,11 @@ use std::fs;
 use std::net::IpAddr;
 
 use super::VerbsError;
-use super::device::{Device, Gid, GidEntry, GidKind, Link, Port};
+use super::device::{Device, Gid, GidEntry, GidKind, LinkLayer, Port};
 
 /// What is wanted of a port; everything that is `None` is chosen.
 #[derive(Debug, Clone, Default)]
-pub struct Wanted {
+pub struct PortSelector {
     /// Name of the device.
     pub device: Option<String>,
     /// Number of the port.
@@ -25,7 +25,7 @@ pub struct Wanted {
 
 /// A port and an address of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct PortSelection {
     /// Name of the device.
     pub device: String,
     /// Number of the port.
@@ -34,13 +34,13 @@ pub struct Place {
     pub gid: Option<GidEntry>,
 }
 
-impl Wanted {
+impl PortSelector {
     /// All places that fit, best first: the address that was asked for, then the NUMA node, then the speed, then the order of the devices.
     /// Only ports whose link is up are among them, one place a port.
     ///
     /// # Errors
     /// [`VerbsError::NoDevice`] without any device; [`VerbsError::NoPort`] when none fits, with the reason for each.
-    pub fn places(&self, devices: &[Device]) -> Result<Vec<Place>, VerbsError> {
+    pub fn places(&self, devices: &[Device]) -> Result<Vec<PortSelection>, VerbsError> {
         if devices.is_empty() {
             return Err(VerbsError::NoDevice);
         }
@@ -62,7 +62,7 @@ impl Wanted {
             let same_node = self.numa_node.is_some() && device.numa_node == self.numa_node;
             Reverse((near, same_node, port.speed))
         });
-        let place = |(device, port, gid): (&Device, &Port, Option<GidEntry>)| Place {
+        let place = |(device, port, gid): (&Device, &Port, Option<GidEntry>)| PortSelection {
             device: device.name.clone(),
             port: port.number,
             gid,
@@ -84,10 +84,10 @@ impl Wanted {
         let chosen = |index: u8| port.gids.iter().find(|entry| entry.index == index).copied();
         if let Some(index) = self.gid_index {
             let entry = chosen(index).ok_or("it has no GID of the index that was asked for")?;
-            let usable = port.link == Link::InfiniBand || entry.kind == GidKind::RoceV2;
+            let usable = port.link == LinkLayer::InfiniBand || entry.kind == GidKind::RoceV2;
             return if usable { Ok(Some(entry)) } else { Err("the GID that was asked for is not RoCE v2") };
         }
-        if port.link == Link::InfiniBand {
+        if port.link == LinkLayer::InfiniBand {
             return Ok(None);
         }
         let usable = port.gids.iter().filter(|entry| entry.kind == GidKind::RoceV2);
@@ -125,7 +125,7 @@ mod tests {
         let port = Port {
             number: 1,
             active: true,
-            link: Link::Ethernet,
+            link: LinkLayer::Ethernet,
             speed,
             mtu: Mtu::from_code(5).unwrap(),
             max_message: 1 << 30,
@@ -152,7 +152,7 @@ mod tests {
         ]
     }
 
-    fn first(wanted: &Wanted, devices: &[Device]) -> (String, u8) {
+    fn first(wanted: &PortSelector, devices: &[Device]) -> (String, u8) {
         let place = wanted.places(devices).unwrap().remove(0);
         (place.device, place.gid.unwrap().index)
     }
@@ -164,7 +164,7 @@ mod tests {
             roce("fast", 1, 100_000, usual(2)),
             roce("spare", 1, 100_000, usual(3)),
         ];
-        let mut wanted = Wanted::default();
+        let mut wanted = PortSelector::default();
         assert_eq!(first(&wanted, &devices), ("fast".to_owned(), 4));
         wanted.numa_node = Some(0);
         assert_eq!(first(&wanted, &devices), ("slow".to_owned(), 4));
@@ -181,7 +181,8 @@ mod tests {
     #[test]
     fn what_is_named_is_taken_or_refused() {
         let mut devices = [roce("a", 0, 25_000, usual(1)), roce("b", 0, 25_000, usual(2))];
-        let mut wanted = Wanted { device: Some("b".to_owned()), gid_index: Some(2), ..Wanted::default() };
+        let mut wanted =
+            PortSelector { device: Some("b".to_owned()), gid_index: Some(2), ..PortSelector::default() };
         assert_eq!(first(&wanted, &devices), ("b".to_owned(), 2));
         wanted.gid_index = Some(3);
         let reason = wanted.places(&devices).unwrap_err().to_string();
@@ -195,12 +196,12 @@ mod tests {
     #[test]
     fn infiniband_needs_no_gid_and_link_local_is_the_last_resort() {
         let mut devices = [roce("ib", 0, 100_000, usual(1))];
-        devices[0].ports[0].link = Link::InfiniBand;
-        assert_eq!(Wanted::default().places(&devices).unwrap()[0].gid, None);
+        devices[0].ports[0].link = LinkLayer::InfiniBand;
+        assert_eq!(PortSelector::default().places(&devices).unwrap()[0].gid, None);
         let lonely = [roce("a", 0, 25_000, usual(1)[..2].to_vec())];
-        assert_eq!(first(&Wanted::default(), &lonely), ("a".to_owned(), 1));
+        assert_eq!(first(&PortSelector::default(), &lonely), ("a".to_owned(), 1));
         let none = [roce("a", 0, 25_000, usual(1)[..1].to_vec())];
-        assert!(Wanted::default().places(&none).is_err());
+        assert!(PortSelector::default().places(&none).is_err());
     }
 
     #[test]

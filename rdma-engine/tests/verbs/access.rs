@@ -1,6 +1,6 @@
 //! A key opens what it was made for and nothing else.
 
-use rdma_engine::verbs::{PostError, Read, RemoteMemory, Timeouts, Work, WorkError};
+use rdma_engine::verbs::{PostError, RdmaRead, RemoteMemory, Timeouts, WorkError, WorkKind};
 
 use crate::peer::{OPTIONS, Side, patterned};
 use crate::{completions, connect, turn, two_sides};
@@ -14,9 +14,9 @@ fn read_with(server: &Side, remote: RemoteMemory) -> Result<Vec<u8>, WorkError> 
     let (pair, _other) = connect(ends.0, ends.1, Timeouts::default()).unwrap();
     let mut memory = client.slots(1, LENGTH).unwrap().remove(0);
     memory.fill(0xee);
-    pair.post_reads(&mut vec![Read { memory, remote, token: 0 }]).unwrap();
+    pair.post_reads(&mut vec![RdmaRead { memory, remote, token: 0 }]).unwrap();
     let done = completions(&mut client.poller, 1).remove(0);
-    assert_eq!(done.work, Work::Read);
+    assert_eq!(done.work, WorkKind::Read);
     let memory = done.memory.unwrap();
     if done.result.is_err() {
         assert!(memory.iter().all(|&byte| byte == 0xee), "something was read");
@@ -34,7 +34,7 @@ fn a_wrong_key_is_refused_and_breaks_the_connection() {
     let good = served.remote();
     let wrong = RemoteMemory { rkey: good.rkey ^ 0x0100_0001, ..good };
     let mut slots = client.slots(6, LENGTH).unwrap();
-    let mut read = |token, remote| Read { memory: slots.pop().unwrap(), remote, token };
+    let mut read = |token, remote| RdmaRead { memory: slots.pop().unwrap(), remote, token };
     let mut reads = vec![read(0, good), read(1, good), read(2, wrong), read(3, good), read(4, good)];
     pair.post_reads(&mut reads).unwrap();
     let results: Vec<_> = completions(&mut client.poller, 5)

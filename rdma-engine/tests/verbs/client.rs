@@ -8,11 +8,12 @@ use bytes::BytesMut;
 use rdma_engine::Refusal;
 use rdma_engine::protocol::frame::HEADER;
 use rdma_engine::protocol::{
-    Answer, Capabilities, Choose, FrameHeader, Grant, Hello, Kind, LONGEST_ANSWER, Limits, Needle, Offer,
-    QueuePair as End, Read, Request, VERSION, Welcome,
+    Capabilities, Choose, ClientMessage, EngineMessage, FrameHeader, Grant, Hello, MAX_ANSWER_SIZE,
+    MessageKind, NeedleInfo, Offer, QueuePairEnd, ReadRequest, SessionLimits, VERSION, Welcome,
 };
 use rdma_engine::verbs::{
-    self, Endpoint, Gid, LocalMemory, Mtu, QueuePair, RemoteMemory, Slot, Timeouts, Work, WorkError,
+    self, Endpoint, Gid, LocalMemory, Mtu, QueuePair, RegisteredBuffer, RemoteMemory, Timeouts, WorkError,
+    WorkKind,
 };
 
 use crate::peer::{OPTIONS, Side};
@@ -23,14 +24,14 @@ use crate::{DEADLINE, completions};
 pub(crate) struct ByHand {
     stream: TcpStream,
     side: Side,
-    pair: QueuePair<Slot>,
-    pub(crate) limits: Limits,
+    pair: QueuePair<RegisteredBuffer>,
+    pub(crate) limits: SessionLimits,
 }
 
 /// What an answer brings.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Brought {
-    Grant(Needle, Grant),
+    Grant(NeedleInfo, Grant),
     Data(Vec<u8>),
     Refused(Refusal),
 }
@@ -51,7 +52,7 @@ impl ByHand {
             .encode(&mut bytes);
         stream.write_all(&bytes).unwrap();
         let (header, body) = frame(&mut stream);
-        assert_eq!(header.kind, Kind::Welcome);
+        assert_eq!(header.kind, MessageKind::Welcome);
         let welcome = Welcome::decode(&body).unwrap();
         assert!(welcome.capabilities.has(Capabilities::MESSAGES));
         let offers = welcome.offers.iter();
@@ -60,7 +61,7 @@ impl ByHand {
         let offer = offer.into_iter().next().expect("the engine offers verbs");
         let prepared = side.prepare(OPTIONS).unwrap();
         let own = prepared.endpoint();
-        let end = End {
+        let end = QueuePairEnd {
             port: offer.port,
             number: own.queue_pair,
             sequence: own.first_packet,
@@ -70,16 +71,16 @@ impl ByHand {
             reads: own.served_reads,
         };
         bytes.clear();
-        Choose::Verbs(end).encode(Kind::Choose, &mut bytes);
+        Choose::Verbs(end).encode(MessageKind::Choose, &mut bytes);
         stream.write_all(&bytes).unwrap();
         let (header, body) = frame(&mut stream);
-        if header.kind == Kind::Refused {
-            let Answer::Refused(refusal) = Answer::decode(header, &body).unwrap() else {
+        if header.kind == MessageKind::Refused {
+            let EngineMessage::Refused(refusal) = EngineMessage::decode(header, &body).unwrap() else {
                 panic!("{header:?}")
             };
             return Err(refusal);
         }
-        assert_eq!(header.kind, Kind::Ready);
+        assert_eq!(header.kind, MessageKind::Ready);
         let Choose::Verbs(peer) = Choose::decode(&body).unwrap() else { panic!("another transport") };
         let peer = Endpoint {
             queue_pair: peer.number,
@@ -100,22 +101,22 @@ impl ByHand {
 
     /// Asks for the beginning of a needle.
     pub(crate) fn ask(&mut self, number: u64, key: u64, length: u32) -> Brought {
-        self.ask_for(number, Read { fid: fid(key), offset: 0, length, token: Vec::new() })
+        self.ask_for(number, ReadRequest { fid: fid(key), offset: 0, length, token: Vec::new() })
     }
 
     /// Asks for anything.
-    pub(crate) fn ask_for(&mut self, number: u64, read: Read) -> Brought {
-        self.send(number, &Request::Read(read));
+    pub(crate) fn ask_for(&mut self, number: u64, read: ReadRequest) -> Brought {
+        self.send(number, &ClientMessage::Read(read));
         let (header, body) = frame(&mut self.stream);
         assert_eq!(header.request, number);
-        match Answer::decode(header, &body).unwrap() {
-            Answer::Grant(needle, grant) => Brought::Grant(needle, grant),
-            Answer::Data(needle) => {
+        match EngineMessage::decode(header, &body).unwrap() {
+            EngineMessage::Grant(needle, grant) => Brought::Grant(needle, grant),
+            EngineMessage::Data(needle) => {
                 let mut data = vec![0; needle.length as usize];
                 self.stream.read_exact(&mut data).unwrap();
                 Brought::Data(data)
             }
-            Answer::Refused(refusal) => Brought::Refused(refusal),
+            EngineMessage::Refused(refusal) => Brought::Refused(refusal),
             other => panic!("{other:?}"),
         }
     }
@@ -131,12 +132,12 @@ impl ByHand {
         }
     }
 
-    pub(crate) fn send(&mut self, number: u64, request: &Request) {
+    pub(crate) fn send(&mut self, number: u64, request: &ClientMessage) {
         assert!(self.try_send(number, request), "the engine has hung up");
     }
 
     /// Sends a request, unless the engine has hung up.
-    pub(crate) fn try_send(&mut self, number: u64, request: &Request) -> bool {
+    pub(crate) fn try_send(&mut self, number: u64, request: &ClientMessage) -> bool {
         let mut bytes = BytesMut::new();
         request.encode(number, &mut bytes);
         self.stream.write_all(&bytes).is_ok()
@@ -152,11 +153,11 @@ impl ByHand {
     /// Asks for the beginning of a needle by message. There is memory for the answer if it is `taken`.
     pub(crate) fn ask_by_message(&mut self, number: u64, key: u64, length: u32, taken: bool) {
         if taken {
-            let slot = self.side.slots(1, LONGEST_ANSWER).unwrap().remove(0);
+            let slot = self.side.slots(1, MAX_ANSWER_SIZE).unwrap().remove(0);
             self.pair.post_receive(slot, 0).unwrap();
         }
         let mut message = BytesMut::new();
-        Request::Read(Read { fid: fid(key), offset: 0, length, token: Vec::new() })
+        ClientMessage::Read(ReadRequest { fid: fid(key), offset: 0, length, token: Vec::new() })
             .encode(number, &mut message);
         self.post(&message);
     }
@@ -171,7 +172,7 @@ impl ByHand {
             self.side.poller.wait(&mut done, DEADLINE).unwrap();
             for done in done.drain(..) {
                 let length = done.result.unwrap();
-                if done.work == Work::Receive {
+                if done.work == WorkKind::Receive {
                     return done.memory.unwrap()[..length].to_vec();
                 }
             }
@@ -189,7 +190,7 @@ impl ByHand {
         memory.fill(0xee);
         assert_eq!(memory.length(), length);
         let remote = RemoteMemory { address: grant.address, rkey: grant.rkey, length: length as u64 };
-        self.pair.post_reads(&mut vec![verbs::Read { memory, remote, token: 0 }]).unwrap();
+        self.pair.post_reads(&mut vec![verbs::RdmaRead { memory, remote, token: 0 }]).unwrap();
         let done = completions(&mut self.side.poller, 1).remove(0);
         let memory = done.memory.unwrap();
         assert!(done.result.is_ok() || memory.iter().all(|&byte| byte == 0xee), "something was read");

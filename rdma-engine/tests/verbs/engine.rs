@@ -6,10 +6,10 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
-use rdma_engine::client::{self, Client, Delivered, Destination, ReadError, RegistrationCache, Target};
+use rdma_engine::client::{self, Client, Delivered, Destination, ReadError, ReadTarget, RegistrationCache};
 use rdma_engine::metrics::Metrics;
-use rdma_engine::protocol::{Request, Transport};
-use rdma_engine::server::{Engine, Options};
+use rdma_engine::protocol::{ClientMessage, Transport};
+use rdma_engine::server::{Engine, EngineOptions};
 use rdma_engine::store::Store;
 use rdma_engine::verbs::{Memory, Pages, WorkError};
 use rdma_engine::{Refusal, checksum};
@@ -61,7 +61,7 @@ pub(crate) struct Served {
     pub(crate) runtime: Runtime,
 }
 
-pub(crate) fn serve(lengths: &[usize], options: Options) -> Served {
+pub(crate) fn serve(lengths: &[usize], options: EngineOptions) -> Served {
     let directory = tempfile::tempdir().unwrap();
     write(directory.path(), lengths);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
@@ -75,11 +75,11 @@ pub(crate) fn serve(lengths: &[usize], options: Options) -> Served {
 }
 
 pub(crate) fn client(address: SocketAddr) -> Client {
-    let options = client::Options {
+    let options = client::ClientOptions {
         transports: vec![Transport::Verbs],
         connect: DEADLINE,
         trust: client::Trust { named: true, ..client::Trust::default() },
-        ..client::Options::default()
+        ..client::ClientOptions::default()
     };
     Client::new(address.to_string(), options)
 }
@@ -145,7 +145,7 @@ fn check(delivered: &Delivered, bytes: &[u8], key: u64, offset: usize) {
 #[test]
 fn random_needles_and_ranges_come_by_rdma_into_any_memory() {
     let Some(_turn) = quiet_turn("random_needles_and_ranges_come_by_rdma_into_any_memory") else { return };
-    let served = serve(&LENGTHS, Options::default());
+    let served = serve(&LENGTHS, EngineOptions::default());
     let client = client(served.address);
     let pages = Arc::new(Pages::new(8 << 20).unwrap());
     let registrations = RegistrationCache::new(pages.clone(), 64 << 10);
@@ -159,7 +159,7 @@ fn random_needles_and_ranges_come_by_rdma_into_any_memory() {
             0 => (0, whole + 1),
             _ => (numbers.below(whole), 1 + numbers.below(whole)),
         };
-        let target = Target { fid: fid(key as u64), offset: offset as u32, token: None };
+        let target = ReadTarget { fid: fid(key as u64), offset: offset as u32, token: None };
         let delivered = if round % 2 == 0 {
             let mut bytes = vec![0xee; length];
             let read = client.read(target, &mut bytes, soon());
@@ -196,14 +196,14 @@ fn random_needles_and_ranges_come_by_rdma_into_any_memory() {
 fn memory_whose_pages_were_replaced_is_registered_again() {
     let Some(_turn) = quiet_turn("memory_whose_pages_were_replaced_is_registered_again") else { return };
     let (key, length) = LONGEST;
-    let served = serve(&LENGTHS, Options::default());
+    let served = serve(&LENGTHS, EngineOptions::default());
     let client = client(served.address);
     let pages = Arc::new(Pages::new(4 << 20).unwrap());
     let registrations = RegistrationCache::new(pages.clone(), 2 << 20);
     client.register(registrations.clone());
     for round in 0..3 {
         let part = Part { pages: pages.clone(), offset: 0, length };
-        let target = Target { fid: fid(key), offset: 0, token: None };
+        let target = ReadTarget { fid: fid(key), offset: 0, token: None };
         let (delivered, part) = served.runtime.block_on(client.read_owned(target, part, soon()));
         check(&delivered.unwrap(), part.unwrap().bytes(), key, 0);
         assert_eq!(registrations.registered(), 2 << 20, "round {round}");
@@ -221,7 +221,7 @@ fn memory_whose_pages_were_replaced_is_registered_again() {
 #[test]
 fn many_readers_share_a_connection_and_some_give_up() {
     let Some(_turn) = quiet_turn("many_readers_share_a_connection_and_some_give_up") else { return };
-    let served = serve(&LENGTHS, Options::default());
+    let served = serve(&LENGTHS, EngineOptions::default());
     let client = client(served.address);
     served.runtime.block_on(async {
         let mut readers = JoinSet::new();
@@ -232,7 +232,7 @@ fn many_readers_share_a_connection_and_some_give_up() {
                 for _ in 0..20 {
                     let key = 1 + numbers.below(LENGTHS.len());
                     let mut bytes = vec![0xee; LENGTHS[key - 1]];
-                    let target = Target { fid: fid(key as u64), offset: 0, token: None };
+                    let target = ReadTarget { fid: fid(key as u64), offset: 0, token: None };
                     let read = client.read(target, &mut bytes, soon());
                     if numbers.below(4) == 0 {
                         // Dropped somewhere on its way.
@@ -263,7 +263,7 @@ fn readers_alone_or_among_others_are_never_forgotten() {
     let Some(_turn) = quiet_turn("readers_alone_or_among_others_are_never_forgotten") else { return };
     // A completion that nobody was woken for would lie there until the client's thread looks by itself, twice a second.
     const FORGOTTEN: Duration = Duration::from_millis(400);
-    let served = serve(&LENGTHS, Options::default());
+    let served = serve(&LENGTHS, EngineOptions::default());
     let client = client(served.address);
     let slow = served.runtime.block_on(async {
         let mut readers = JoinSet::new();
@@ -276,7 +276,7 @@ fn readers_alone_or_among_others_are_never_forgotten() {
                     // Four of these lengths come in line or by one READ.
                     let key = 1 + numbers.below(4);
                     let mut bytes = vec![0xee; LENGTHS[key - 1]];
-                    let target = Target { fid: fid(key as u64), offset: 0, token: None };
+                    let target = ReadTarget { fid: fid(key as u64), offset: 0, token: None };
                     let began = Instant::now();
                     let read = client.read(target, &mut bytes, soon());
                     if numbers.below(8) == 0 {
@@ -304,7 +304,7 @@ fn readers_alone_or_among_others_are_never_forgotten() {
 fn a_key_granted_to_another_session_opens_nothing() {
     let Some(_turn) = quiet_turn("a_key_granted_to_another_session_opens_nothing") else { return };
     const LENGTH: usize = 70_000;
-    let served = serve(&[LENGTH], Options::default());
+    let served = serve(&[LENGTH], EngineOptions::default());
     let (mut honest, mut hostile) = (ByHand::connect(served.address), ByHand::connect(served.address));
     let theirs = honest.granted(1, 1, LENGTH as u32);
     let own = hostile.granted(1, 1, LENGTH as u32);
@@ -315,7 +315,7 @@ fn a_key_granted_to_another_session_opens_nothing() {
     // It has hurt only itself.
     assert!(honest.fetch(&theirs, LENGTH).unwrap() == expected);
     // Not past the staging memory either.
-    let staging = Options::default().staging as u64;
+    let staging = EngineOptions::default().staging as u64;
     let behind = rdma_engine::protocol::Grant { address: theirs.address + staging, ..theirs };
     assert_eq!(honest.fetch(&behind, LENGTH), Err(WorkError::RemoteAccess));
 }
@@ -327,7 +327,7 @@ fn what_is_never_given_back_is_taken_back_when_its_lease_is_over() {
     };
     const LENGTH: usize = 60_000;
     let lease = Duration::from_secs(2);
-    let options = Options { staging: 2 * LENGTH, in_flight: 3, lease, ..Options::default() };
+    let options = EngineOptions { staging: 2 * LENGTH, in_flight: 3, lease, ..EngineOptions::default() };
     let served = serve(&[LENGTH; 4], options);
     let mut client = ByHand::connect(served.address);
     assert_eq!(client.limits.lease_ms, 2000);
@@ -345,14 +345,14 @@ fn what_is_never_given_back_is_taken_back_when_its_lease_is_over() {
     let third = client.granted(6, 3, LENGTH as u32);
     assert!(client.fetch(&third, LENGTH).unwrap() == content(3, LENGTH));
     // One that is given back is room for the next at once.
-    client.send(6, &Request::Done);
+    client.send(6, &ClientMessage::Done);
     for (number, key) in [(7, 4), (8, 1), (9, 2)] {
         let grant = client.granted(number, key, LENGTH as u32);
         assert_eq!(
             checksum::crc32c(&client.fetch(&grant, LENGTH).unwrap()),
             checksum::crc32c(&content(key, LENGTH))
         );
-        client.send(number, &Request::Done);
+        client.send(number, &ClientMessage::Done);
     }
     assert_eq!(metric(&served.metrics, "rdma_engine_leases_over_total"), 3);
 }
@@ -426,7 +426,7 @@ pub(crate) async fn read_again(client: &Client) {
 /// Reads the longest needle, and compares.
 async fn read_longest(client: &Client) -> Result<(), ReadError> {
     let mut bytes = vec![0xee; LONGEST.1];
-    let target = Target { fid: fid(LONGEST.0), offset: 0, token: None };
+    let target = ReadTarget { fid: fid(LONGEST.0), offset: 0, token: None };
     let delivered = client.read(target, &mut bytes, soon()).await?;
     check(&delivered, &bytes, LONGEST.0, 0);
     Ok(())
@@ -457,18 +457,18 @@ async fn first_falls_silent(engine: SocketAddr) -> SocketAddr {
 #[test]
 fn an_engine_that_never_gets_ready_for_rdma_is_asked_over_tcp() {
     let Some(_turn) = quiet_turn("an engine that never gets ready for RDMA") else { return };
-    let served = serve(&LENGTHS, Options::default());
+    let served = serve(&LENGTHS, EngineOptions::default());
     served.runtime.block_on(async {
         let address = first_falls_silent(served.address).await;
-        let options = client::Options {
+        let options = client::ClientOptions {
             transports: vec![Transport::Verbs, Transport::Tcp],
             connect: DEADLINE / 3,
             trust: client::Trust { named: true, ..client::Trust::default() },
-            ..client::Options::default()
+            ..client::ClientOptions::default()
         };
         let client = Client::new(address.to_string(), options);
         let mut bytes = vec![0; LONGEST.1];
-        let target = Target { fid: fid(LONGEST.0), offset: 0, token: None };
+        let target = ReadTarget { fid: fid(LONGEST.0), offset: 0, token: None };
         let delivered = client.read(target, &mut bytes, soon()).await.unwrap();
         assert_eq!((delivered.transport, delivered.verified), (Transport::Tcp, true));
         assert!(bytes == content(LONGEST.0, LONGEST.1));

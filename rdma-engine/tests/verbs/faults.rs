@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rdma_engine::verbs::{Completion, Read, Slot, Timeouts, WorkError};
+use rdma_engine::verbs::{Completion, RdmaRead, RegisteredBuffer, Timeouts, WorkError};
 
 use crate::peer::{Served, Side};
 use crate::{DEADLINE, turn};
@@ -44,12 +44,12 @@ impl Drop for Server {
 }
 
 /// Keeps reads of all slots on the way.
-pub(crate) fn post_again(served: &Served, done: impl IntoIterator<Item = Slot>) {
+pub(crate) fn post_again(served: &Served, done: impl IntoIterator<Item = RegisteredBuffer>) {
     let mut reads: Vec<_> = done
         .into_iter()
         .map(|memory| {
             let remote = served.memory.slice(0, memory.len() as u64).unwrap();
-            Read { memory, remote, token: 0 }
+            RdmaRead { memory, remote, token: 0 }
         })
         .collect();
     served.pair.post_reads(&mut reads).unwrap();
@@ -63,7 +63,7 @@ fn a_killed_peer_is_a_typed_error_in_time() {
     let mut client = Side::open(None).unwrap();
     let served = Served::connect(&client, &server.address, Timeouts::default()).unwrap();
     post_again(&served, client.slots(READS, 256 << 10).unwrap());
-    let mut done: Vec<Completion<Slot>> = Vec::new();
+    let mut done: Vec<Completion<RegisteredBuffer>> = Vec::new();
     let mut returned = 0;
     let mut killed: Option<Instant> = None;
     let mut first_error = None;
@@ -71,7 +71,7 @@ fn a_killed_peer_is_a_typed_error_in_time() {
     while returned < READS {
         assert!(started.elapsed() < DEADLINE, "{returned} reads came back; killed: {killed:?}");
         client.poller.wait(&mut done, Duration::from_secs(1)).unwrap();
-        let good: Vec<Slot> = done
+        let good: Vec<RegisteredBuffer> = done
             .drain(..)
             .filter_map(|completion| match completion.result {
                 Ok(_) if !served.pair.is_broken() => completion.memory,

@@ -4,8 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use rdma_engine::Refusal;
-use rdma_engine::protocol::{Grant, Read, Request};
-use rdma_engine::server::Options;
+use rdma_engine::protocol::{ClientMessage, Grant, ReadRequest};
+use rdma_engine::server::EngineOptions;
 use rdma_engine::verbs::WorkError;
 
 use crate::client::{Brought, ByHand};
@@ -31,10 +31,10 @@ fn assert_bounded(what: &str, engine: &Program, before: usize) {
 #[test]
 fn keys_and_addresses_that_were_guessed_open_nothing() {
     let Some(_turn) = quiet_turn("keys_and_addresses_that_were_guessed_open_nothing") else { return };
-    let served = serve(&[LENGTH], Options::default());
+    let served = serve(&[LENGTH], EngineOptions::default());
     let mut honest = ByHand::connect(served.address);
     let theirs = honest.granted(1, 1, LENGTH as u32);
-    let staging = Options::default().staging as u64;
+    let staging = EngineOptions::default().staging as u64;
     // Keys of other regions follow each other in some bits, and differ at random in others.
     let keys = [1, 0x100, 0x200, 0x300, 0x1_0000, 0x8000_0000, 0xffff_ffff];
     let mut guesses: Vec<Box<dyn Fn(Grant) -> Grant>> = Vec::new();
@@ -75,7 +75,7 @@ fn left_behind(served: &Served) -> (ByHand, Grant) {
 #[test]
 fn what_was_granted_is_gone_with_its_session() {
     let Some(_turn) = quiet_turn("what_was_granted_is_gone_with_its_session") else { return };
-    let served = serve(&[LENGTH, LENGTH], Options::default());
+    let served = serve(&[LENGTH, LENGTH], EngineOptions::default());
     let (mut hostile, grant) = left_behind(&served);
     let outcome = hostile.fetch(&grant, LENGTH);
     assert!(matches!(outcome, Err(WorkError::RetryExceeded | WorkError::RemoteAccess)), "{outcome:?}");
@@ -99,7 +99,7 @@ fn after_its_lease_a_grant_opens_only_what_the_session_was_granted() {
     };
     let lease = Duration::from_secs(1);
     // Room for one needle.
-    let served = serve(&[LENGTH; 3], Options { staging: LENGTH, lease, ..Options::default() });
+    let served = serve(&[LENGTH; 3], EngineOptions { staging: LENGTH, lease, ..EngineOptions::default() });
     let mut other = ByHand::connect(served.address);
     other.granted(1, 2, LENGTH as u32);
     let mut hostile = ByHand::connect(served.address);
@@ -123,9 +123,9 @@ fn requests_of_extreme_sizes_are_answered_or_refused() {
     let mut number = 0;
     let mut ask = |key, offset, length| {
         number += 1;
-        let answer = client.ask_for(number, Read { fid: fid(key), offset, length, token: Vec::new() });
+        let answer = client.ask_for(number, ReadRequest { fid: fid(key), offset, length, token: Vec::new() });
         // Also for what was not granted: that is ignored.
-        client.send(number, &Request::Done);
+        client.send(number, &ClientMessage::Done);
         answer
     };
     for _ in 0..10 {
@@ -140,8 +140,8 @@ fn requests_of_extreme_sizes_are_answered_or_refused() {
         assert!(matches!(ask(1, 0, most), Brought::Grant(needle, _) if needle.length as usize == LENGTH));
     }
     for other in [0, 1 << 40, u64::MAX] {
-        client.send(other, &Request::Done);
-        client.send(other, &Request::Cancel);
+        client.send(other, &ClientMessage::Done);
+        client.send(other, &ClientMessage::Cancel);
     }
     let grant = client.granted(u64::MAX, 1, LENGTH as u32);
     assert!(client.fetch(&grant, LENGTH).unwrap() == content(1, LENGTH));
@@ -168,8 +168,9 @@ fn sessions_that_take_nothing_leave_memory_and_room_for_others() {
     for client in &mut held {
         // What is granted is never fetched, and what comes in line is never taken.
         for number in 0..u64::from(client.limits.in_flight) {
-            let read = Read { fid: fid(1 + number % 8), offset: 0, length: NEEDLE as u32, token: Vec::new() };
-            client.send(number, &Request::Read(read));
+            let read =
+                ReadRequest { fid: fid(1 + number % 8), offset: 0, length: NEEDLE as u32, token: Vec::new() };
+            client.send(number, &ClientMessage::Read(read));
         }
     }
     let near = Side::open(None).unwrap().place.gid.unwrap().gid.address();
@@ -189,15 +190,15 @@ fn sessions_that_take_nothing_leave_memory_and_room_for_others() {
 #[test]
 fn idle_sessions_come_to_their_end() {
     let Some(_turn) = quiet_turn("idle_sessions_come_to_their_end") else { return };
-    let served = serve(&[LENGTH], Options { idle: Duration::from_secs(2), ..Options::default() });
+    let served = serve(&[LENGTH], EngineOptions { idle: Duration::from_secs(2), ..EngineOptions::default() });
     let mut silent = ByHand::connect(served.address);
     let mut pinging = ByHand::connect(served.address);
     let mut refused = ByHand::connect(served.address);
     // Neither pings nor what is refused keep a session.
-    let missing = Request::Read(Read { fid: fid(99), offset: 0, length: 1, token: Vec::new() });
+    let missing = ClientMessage::Read(ReadRequest { fid: fid(99), offset: 0, length: 1, token: Vec::new() });
     let started = Instant::now();
     for number in 1.. {
-        let ping = pinging.try_send(number, &Request::Ping);
+        let ping = pinging.try_send(number, &ClientMessage::Ping);
         let read = refused.try_send(number, &missing);
         if !(ping || read) {
             break;

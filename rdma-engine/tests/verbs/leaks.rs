@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
-use rdma_engine::verbs::{ProtectionDomain, Read, Timeouts};
+use rdma_engine::verbs::{ProtectionDomain, RdmaRead, Timeouts};
 
 use crate::faults::{Server, post_again};
 use crate::peer::{OPTIONS, Served, Side, pattern, patterned};
@@ -43,7 +43,7 @@ fn a_thousand_connections_leave_nothing() {
             .slots(4, LENGTH)
             .unwrap()
             .into_iter()
-            .map(|memory| Read { memory, remote: served.remote(), token: 0 })
+            .map(|memory| RdmaRead { memory, remote: served.remote(), token: 0 })
             .collect();
         pair.post_reads(&mut reads).unwrap();
         match number % 4 {

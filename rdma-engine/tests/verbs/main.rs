@@ -18,7 +18,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdma_engine::verbs::{
-    Completion, Poller, PreparedQueuePair, QueuePair, Slot, Timeouts, VerbsError, devices,
+    Completion, Poller, PreparedQueuePair, QueuePair, RegisteredBuffer, Timeouts, VerbsError, devices,
 };
 
 use self::peer::Side;
@@ -54,16 +54,16 @@ fn two_sides() -> (Side, Side) {
 
 /// Connects two ends that are in one process.
 fn connect(
-    one: PreparedQueuePair<Slot>,
-    other: PreparedQueuePair<Slot>,
+    one: PreparedQueuePair<RegisteredBuffer>,
+    other: PreparedQueuePair<RegisteredBuffer>,
     timeouts: Timeouts,
-) -> Result<(QueuePair<Slot>, QueuePair<Slot>), VerbsError> {
+) -> Result<(QueuePair<RegisteredBuffer>, QueuePair<RegisteredBuffer>), VerbsError> {
     let (one_end, other_end) = (one.endpoint(), other.endpoint());
     Ok((one.handshake(&other_end, timeouts)?, other.handshake(&one_end, timeouts)?))
 }
 
 /// Takes completions until there are `count`.
-fn completions(poller: &mut Poller<Slot>, count: usize) -> Vec<Completion<Slot>> {
+fn completions(poller: &mut Poller<RegisteredBuffer>, count: usize) -> Vec<Completion<RegisteredBuffer>> {
     let started = Instant::now();
     let mut done = Vec::new();
     while done.len() < count {

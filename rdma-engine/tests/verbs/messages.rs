@@ -1,6 +1,6 @@
 //! SEND and RECV: whole, in order, with memory that comes back.
 
-use rdma_engine::verbs::{LocalMemory, PostError, Timeouts, VerbsError, Work, WorkError};
+use rdma_engine::verbs::{LocalMemory, PostError, Timeouts, VerbsError, WorkError, WorkKind};
 
 use crate::peer::OPTIONS;
 use crate::{DEADLINE, Numbers, completions, connect, turn, two_sides};
@@ -41,7 +41,7 @@ fn messages_arrive_whole_and_in_order() {
                 assert!(sender.poller.wait(&mut ended, DEADLINE).unwrap() > 0);
                 for done in ended {
                     let (number, length) = sent[came_back];
-                    assert_eq!((done.work, done.token, done.result), (Work::Send, number, Ok(length)));
+                    assert_eq!((done.work, done.token, done.result), (WorkKind::Send, number, Ok(length)));
                     slots.push(done.memory.unwrap());
                     came_back += 1;
                 }
@@ -52,7 +52,7 @@ fn messages_arrive_whole_and_in_order() {
             sent.push((number, length));
         }
         let done = completions(&mut receiver.poller, 1).remove(0);
-        assert_eq!((done.queue_pair, done.work, done.token), (receiving.id(), Work::Receive, number));
+        assert_eq!((done.queue_pair, done.work, done.token), (receiving.id(), WorkKind::Receive, number));
         assert_eq!(done.result, Ok(length));
         let slot = done.memory.unwrap();
         assert_eq!(slot[..length], message);
@@ -62,7 +62,7 @@ fn messages_arrive_whole_and_in_order() {
     // Inline messages told nothing, and left nothing in the way.
     let mut rest = Vec::new();
     sender.poller.queue().take(&mut rest).unwrap();
-    assert!(rest.iter().all(|done| done.work == Work::Send && done.result.is_ok()));
+    assert!(rest.iter().all(|done| done.work == WorkKind::Send && done.result.is_ok()));
     assert!(came_back > 90);
     assert!(matches!(sending.post_inline(&vec![0; inline + 1], 0), Err(PostError::Length { .. })));
     assert!(matches!(sending.post_inline(&[], 0), Err(PostError::Length { length: 0, .. })));
@@ -76,7 +76,10 @@ fn a_peer_without_a_receive_is_a_typed_error() {
     let (sending, _receiving) = connect(ends.0, ends.1, Timeouts::default()).unwrap();
     sending.post_inline(b"nobody listens", 5).unwrap();
     let done = completions(&mut sender.poller, 1).remove(0);
-    assert_eq!((done.work, done.token, done.result), (Work::SendInline, 5, Err(WorkError::ReceiverNotReady)));
+    assert_eq!(
+        (done.work, done.token, done.result),
+        (WorkKind::SendInline, 5, Err(WorkError::ReceiverNotReady))
+    );
     assert!(sending.is_broken());
 }
 

@@ -10,8 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rdma_engine::verbs::{
-    Access, Context, Endpoint, Options, Pages, Place, Poller, PreparedQueuePair, ProtectionDomain, QueuePair,
-    RemoteMemory, Slot, Timeouts, VerbsError, Wanted, devices,
+    DeviceContext, Endpoint, MemoryAccess, Pages, Poller, PortSelection, PortSelector, PreparedQueuePair,
+    ProtectionDomain, QueuePair, QueuePairOptions, RegisteredBuffer, RemoteMemory, Timeouts, VerbsError,
+    devices,
 };
 
 /// Asks the server to cut itself off.
@@ -28,33 +29,36 @@ pub(crate) type Result<T, E = Box<dyn std::error::Error + Send + Sync>> = std::r
 /// One device, opened, with a poller for its queue pairs.
 pub(crate) struct Side {
     pub(crate) domain: Arc<ProtectionDomain>,
-    pub(crate) poller: Poller<Slot>,
-    pub(crate) place: Place,
+    pub(crate) poller: Poller<RegisteredBuffer>,
+    pub(crate) place: PortSelection,
 }
 
 impl Side {
     /// The best port, or that of an address.
     pub(crate) fn open(near: Option<IpAddr>) -> Result<Self, VerbsError> {
-        let place = Wanted { near, ..Wanted::default() }.places(&devices()?)?.remove(0);
-        let context = Context::open(&place.device)?;
+        let place = PortSelector { near, ..PortSelector::default() }.places(&devices()?)?.remove(0);
+        let context = DeviceContext::open(&place.device)?;
         Ok(Self { domain: ProtectionDomain::new(&context)?, poller: Poller::new(&context, 1024)?, place })
     }
 
     /// Memory that peers cannot reach, in equal slots.
-    pub(crate) fn slots(&self, count: usize, length: usize) -> Result<Vec<Slot>> {
-        let region = self.domain.register(Pages::new(count * length)?, Access::Local)?;
+    pub(crate) fn slots(&self, count: usize, length: usize) -> Result<Vec<RegisteredBuffer>> {
+        let region = self.domain.register(Pages::new(count * length)?, MemoryAccess::Local)?;
         Ok(region.into_slot().split_every(length))
     }
 
     /// A queue pair that is not connected yet.
-    pub(crate) fn prepare(&self, options: Options) -> Result<PreparedQueuePair<Slot>, VerbsError> {
+    pub(crate) fn prepare(
+        &self,
+        options: QueuePairOptions,
+    ) -> Result<PreparedQueuePair<RegisteredBuffer>, VerbsError> {
         PreparedQueuePair::new(&self.domain, self.poller.queue(), &self.place, options)
     }
 }
 
 /// Enough for the tests.
-pub(crate) const OPTIONS: Options =
-    Options { send_depth: 64, receive_depth: 16, inline: 64, serve_reads: true };
+pub(crate) const OPTIONS: QueuePairOptions =
+    QueuePairOptions { send_depth: 64, receive_depth: 16, inline: 64, serve_reads: true };
 
 /// The byte that a server has at `offset`.
 pub(crate) fn pattern(offset: usize) -> u8 {
@@ -63,8 +67,8 @@ pub(crate) fn pattern(offset: usize) -> u8 {
 }
 
 /// A region full of [`pattern`].
-pub(crate) fn patterned(domain: &Arc<ProtectionDomain>, length: usize) -> Result<Slot> {
-    let mut slot = domain.register(Pages::new(length)?, Access::RemoteRead)?.into_slot();
+pub(crate) fn patterned(domain: &Arc<ProtectionDomain>, length: usize) -> Result<RegisteredBuffer> {
+    let mut slot = domain.register(Pages::new(length)?, MemoryAccess::RemoteRead)?.into_slot();
     for (offset, byte) in slot.iter_mut().enumerate() {
         *byte = pattern(offset);
     }
@@ -73,7 +77,7 @@ pub(crate) fn patterned(domain: &Arc<ProtectionDomain>, length: usize) -> Result
 
 /// A client's end of a connection to a server in another process. Closing the stream ends it.
 pub(crate) struct Served {
-    pub(crate) pair: QueuePair<Slot>,
+    pub(crate) pair: QueuePair<RegisteredBuffer>,
     pub(crate) memory: RemoteMemory,
     pub(crate) stream: TcpStream,
 }

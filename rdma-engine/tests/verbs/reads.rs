@@ -3,7 +3,9 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use rdma_engine::verbs::{GidKind, LocalMemory, PostError, Read, Slot, Timeouts, Wanted, devices};
+use rdma_engine::verbs::{
+    GidKind, LocalMemory, PortSelector, PostError, RdmaRead, RegisteredBuffer, Timeouts, devices,
+};
 
 use crate::peer::{OPTIONS, Side, pattern, patterned};
 use crate::{Numbers, completions, connect, turn, two_sides};
@@ -42,7 +44,7 @@ fn random_ranges_of_many_sizes_are_read_byte_for_byte() {
             rest = remainder;
             let offset = numbers.below(REGION - size + 1);
             let remote = served.remote().slice(offset as u64, size as u64).unwrap();
-            reads[numbers.below(2)].push(Read { memory: slot, remote, token: offsets.len() as u64 });
+            reads[numbers.below(2)].push(RdmaRead { memory: slot, remote, token: offsets.len() as u64 });
             offsets.push(offset);
         }
         for (reads, (pair, _)) in reads.iter_mut().zip(&pairs) {
@@ -68,9 +70,9 @@ fn a_queue_that_is_full_gives_the_memory_back() {
     let ends = (client.prepare(OPTIONS).unwrap(), server.prepare(OPTIONS).unwrap());
     let (pair, _other) = connect(ends.0, ends.1, Timeouts::default()).unwrap();
     let depth = OPTIONS.send_depth as usize;
-    let read = |(token, memory): (usize, Slot)| {
+    let read = |(token, memory): (usize, RegisteredBuffer)| {
         let remote = served.remote().slice(0, memory.length() as u64).unwrap();
-        Read { memory, remote, token: token as u64 }
+        RdmaRead { memory, remote, token: token as u64 }
     };
     let mut reads: Vec<_> = client.slots(depth + 1, 64).unwrap().into_iter().enumerate().map(read).collect();
     assert!(
@@ -105,7 +107,7 @@ fn a_device_is_found_with_its_addresses_and_each_of_them_connects() {
         .filter(|entry| usable(entry.kind) && !entry.gid.is_link_local());
     let addresses: Vec<IpAddr> = gids.map(|entry| entry.gid.address()).collect();
     for &address in &addresses {
-        let wanted = Wanted { near: Some(address), ..Wanted::default() };
+        let wanted = PortSelector { near: Some(address), ..PortSelector::default() };
         assert_eq!(wanted.places(&found).unwrap()[0].gid.unwrap().gid.address(), address);
         let server = Side::open(Some(address)).unwrap();
         let mut client = Side::open(Some(address)).unwrap();
@@ -113,7 +115,7 @@ fn a_device_is_found_with_its_addresses_and_each_of_them_connects() {
         let ends = (client.prepare(OPTIONS).unwrap(), server.prepare(OPTIONS).unwrap());
         let (pair, _other) = connect(ends.0, ends.1, Timeouts::default()).unwrap();
         let memory = client.slots(1, 4096).unwrap().remove(0);
-        pair.post_reads(&mut vec![Read { memory, remote: served.remote(), token: 0 }]).unwrap();
+        pair.post_reads(&mut vec![RdmaRead { memory, remote: served.remote(), token: 0 }]).unwrap();
         let done = completions(&mut client.poller, 1).remove(0);
         assert_eq!(done.result, Ok(4096), "{address}");
         assert_eq!(*done.memory.unwrap(), *served);

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use rdma_engine::client::{Client, Options, ReadError, Target, Trust};
+use rdma_engine::client::{Client, ClientOptions, ReadError, ReadTarget, Trust};
 use rdma_engine::protocol::Transport;
 use tests::{Cluster, Engine, Needles, Pattern, engine, host};
 
@@ -145,11 +145,11 @@ fn an_engine_of_a_containers_root_is_not_the_hosts() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let ask = |engine: &Engine| {
         let trust = Trust { volume_server: Some(cluster.volume_servers()[0].address()), ..Trust::default() };
-        let options = Options { transports: vec![Transport::Local], trust, ..Options::default() };
+        let options = ClientOptions { transports: vec![Transport::Local], trust, ..ClientOptions::default() };
         let client = Client::new(engine.address(), options);
         let (fid, deadline) = (at.fid.parse().unwrap(), tokio::time::Instant::now() + super::LIMIT);
         let mut bytes = [0; 1000];
-        let target = Target { fid, offset: 0, token: None };
+        let target = ReadTarget { fid, offset: 0, token: None };
         runtime.block_on(async { client.read(target, &mut bytes, deadline).await }).map(|_| bytes)
     };
     let server = &cluster.volume_servers()[0];

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use nix::sys::signal::Signal;
-use rdma_engine::protocol::{Answer, Kind, Read as ReadRequest};
+use rdma_engine::protocol::{EngineMessage, MessageKind, ReadRequest};
 use tests::{Bindfs, Cluster, Mount, Pattern, eventually, host, mount};
 
 use super::fake::{FakeEngine, Handed, Lie, NOBODY, Way, needle};
@@ -26,7 +26,7 @@ fn forged(number: u64, read: &ReadRequest) -> Vec<u8> {
     let mut needle = needle(read, read.length);
     needle.checksum = rdma_engine::checksum::crc32c(&data);
     let mut bytes = BytesMut::new();
-    Answer::Data(needle).encode(number, &mut bytes);
+    EngineMessage::Data(needle).encode(number, &mut bytes);
     bytes.extend_from_slice(&data);
     bytes.to_vec()
 }
@@ -84,7 +84,7 @@ fn an_engine_of_any_user_is_told_nothing_and_not_believed() {
             assert!(read(&mount, "/file") == content, "forged bytes of user {user}");
             read_on(&mount, "a word about it", || {
                 let heard = engine.heard();
-                assert!(heard.iter().all(|(_, kind)| *kind == Kind::Hello), "{heard:?}");
+                assert!(heard.iter().all(|(_, kind)| *kind == MessageKind::Hello), "{heard:?}");
                 !heard.is_empty() && mount.log().unwrap().contains("an engine is not asked")
             });
             let address = mount.status_url().unwrap().trim_start_matches("http://");
@@ -117,7 +117,7 @@ fn a_socket_name_that_somebody_has_taken_is_left_alone() {
     let engine = FakeEngine::start(0, hung_up, STRANGER, handing(dev_zero));
     let mount = with(&cluster, &engine);
     assert!(read(&mount, "/file") == content);
-    read_on(&mount, "a read", || engine.heard().contains(&(Way::Tcp, Kind::Read)));
+    read_on(&mount, "a read", || engine.heard().contains(&(Way::Tcp, MessageKind::Read)));
     let heard = engine.heard();
     assert!(heard.iter().all(|(way, _)| *way == Way::Tcp), "{heard:?}");
 }
@@ -145,7 +145,7 @@ fn hung_up(number: u64, read: &ReadRequest) -> Vec<u8> {
 
 fn another_checksum(number: u64, read: &ReadRequest) -> Vec<u8> {
     let mut bytes = BytesMut::new();
-    Answer::Data(needle(read, read.length)).encode(number, &mut bytes);
+    EngineMessage::Data(needle(read, read.length)).encode(number, &mut bytes);
     bytes.resize(bytes.len() + read.length as usize, b'!');
     bytes.to_vec()
 }
@@ -162,7 +162,7 @@ fn huge(number: u64, read: &ReadRequest) -> Vec<u8> {
     let mut needle = needle(read, read.length);
     needle.data_size = 0xffff_fff0;
     let mut bytes = BytesMut::new();
-    Answer::Data(needle).encode(number, &mut bytes);
+    EngineMessage::Data(needle).encode(number, &mut bytes);
     bytes.extend_from_slice(&data);
     bytes.to_vec()
 }
@@ -176,7 +176,7 @@ fn too_much(number: u64, read: &ReadRequest) -> Vec<u8> {
 fn flood(number: u64, _: &ReadRequest) -> Vec<u8> {
     let mut bytes = BytesMut::new();
     for other in 0..200_000 {
-        Answer::Forget { file: other }.encode(number.wrapping_add(u64::from(other)), &mut bytes);
+        EngineMessage::Forget { file: other }.encode(number.wrapping_add(u64::from(other)), &mut bytes);
     }
     bytes.to_vec()
 }
@@ -206,7 +206,7 @@ fn what_a_named_engine_cannot_prove_is_fetched_elsewhere() {
         let (before, began) = (resident_mib(mount.pid()), Instant::now());
         assert!(read(&mount, "/file") == content, "{what}");
         assert!(began.elapsed() < 4 * LIMIT, "{what} took {:?}", began.elapsed());
-        read_on(&mount, what, || engine.heard().contains(&(Way::Tcp, Kind::Read)));
+        read_on(&mount, what, || engine.heard().contains(&(Way::Tcp, MessageKind::Read)));
         assert_bounded(what, mount.pid(), before);
     }
 }
@@ -277,7 +277,7 @@ fn assert_unread(cluster: &Cluster, content: &[u8], what: &str, handed: Handed, 
     let (before, began) = (resident_mib(mount.pid()), Instant::now());
     assert!(read(&mount, "/file") == content, "{what}");
     assert!(began.elapsed() < 4 * LIMIT, "{what} took {:?}", began.elapsed());
-    read_on(&mount, what, || engine.heard().contains(&(Way::Unix, Kind::Read)));
+    read_on(&mount, what, || engine.heard().contains(&(Way::Unix, MessageKind::Read)));
     assert_bounded(what, mount.pid(), before);
     mount.log_with(said).unwrap();
     // Nothing of it holds up the daemon's end.

@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use rdma_engine::protocol::{
-    Answer, Capabilities, Choose, EngineProof, FrameHeader, Hello, Kind, Limits, MAX_READ, Offer,
-    Read as ReadRequest, Request, VERSION, Welcome, frame,
+    Capabilities, Choose, ClientMessage, EngineMessage, EngineProof, FrameHeader, Hello, MAX_READ,
+    MessageKind, Offer, ReadRequest, SessionLimits, VERSION, Welcome, frame,
 };
 pub(crate) use tests::user::NOBODY;
 
@@ -116,7 +116,7 @@ pub(crate) type Lie = fn(u64, &ReadRequest) -> Vec<u8>;
 pub(crate) type Handed = Arc<dyn Fn() -> OwnedFd + Send + Sync>;
 
 /// What came to an engine so far, and how.
-pub(crate) type Heard = Arc<Mutex<Vec<(Way, Kind)>>>;
+pub(crate) type Heard = Arc<Mutex<Vec<(Way, MessageKind)>>>;
 
 /// An engine that serves what it likes.
 pub(crate) struct FakeEngine {
@@ -185,7 +185,7 @@ impl FakeEngine {
     }
 
     /// What came so far.
-    pub(crate) fn heard(&self) -> Vec<(Way, Kind)> {
+    pub(crate) fn heard(&self) -> Vec<(Way, MessageKind)> {
         self.heard.lock().unwrap().clone()
     }
 }
@@ -204,7 +204,7 @@ pub(crate) fn converse<S: Read + Write>(
     stream: &mut S,
     way: Way,
     (capabilities, offers): (Capabilities, Vec<Offer>),
-    heard: &Mutex<Vec<(Way, Kind)>>,
+    heard: &Mutex<Vec<(Way, MessageKind)>>,
     mut ready: impl FnMut(Choose) -> io::Result<Choose>,
     mut answer: impl FnMut(u64, &ReadRequest) -> io::Result<()>,
 ) -> io::Result<()> {
@@ -217,22 +217,22 @@ pub(crate) fn converse<S: Read + Write>(
         heard.lock().unwrap().push((way, header.kind));
         let mut reply = bytes::BytesMut::new();
         match header.kind {
-            Kind::Hello => {
+            MessageKind::Hello => {
                 let hello = Hello::decode(&body).map_err(io::Error::other)?;
                 // A proof made with no key.
                 let proof = hello.nonce.map(|nonce| EngineProof { nonce, proof: nonce });
-                let limits = Limits { in_flight: 256, read: MAX_READ, idle_ms: 300_000, lease_ms: 0 };
+                let limits = SessionLimits { in_flight: 256, read: MAX_READ, idle_ms: 300_000, lease_ms: 0 };
                 let (instance, offers) = (rand::random(), offers.clone());
                 Welcome { version: VERSION, capabilities, instance, limits, offers, proof }
                     .encode(&mut reply);
             }
-            Kind::Choose => {
+            MessageKind::Choose => {
                 let choice = Choose::decode(&body).map_err(io::Error::other)?;
-                ready(choice)?.encode(Kind::Ready, &mut reply);
+                ready(choice)?.encode(MessageKind::Ready, &mut reply);
             }
-            Kind::Ping => Answer::Pong.encode(header.request, &mut reply),
-            Kind::Read => match Request::decode(header, &body).map_err(io::Error::other)? {
-                Request::Read(read) => answer(header.request, &read)?,
+            MessageKind::Ping => EngineMessage::Pong.encode(header.request, &mut reply),
+            MessageKind::Read => match ClientMessage::decode(header, &body).map_err(io::Error::other)? {
+                ClientMessage::Read(read) => answer(header.request, &read)?,
                 _ => unreachable!("a frame of this kind is a read"),
             },
             _ => {}
@@ -244,21 +244,21 @@ pub(crate) fn converse<S: Read + Write>(
 /// That the bytes are in the descriptor that comes along.
 fn located(number: u64, read: &ReadRequest) -> Vec<u8> {
     let needle = needle(read, read.length);
-    let answer = Answer::File { needle, file: number as u32, record: 0, position: 16, attached: true };
+    let answer = EngineMessage::File { needle, file: number as u32, record: 0, position: 16, attached: true };
     let mut bytes = bytes::BytesMut::new();
     answer.encode(number, &mut bytes);
     bytes.to_vec()
 }
 
 /// What an engine says of a needle that has as many bytes as are asked for.
-pub(crate) fn needle(read: &ReadRequest, length: u32) -> rdma_engine::protocol::Needle {
+pub(crate) fn needle(read: &ReadRequest, length: u32) -> rdma_engine::protocol::NeedleInfo {
     let header = rdma_engine::needle::Header {
         cookie: read.fid.cookie,
         key: read.fid.key,
         size: length.min(i32::MAX as u32 - 100) as i32 + 20,
     };
     let flags = rdma_engine::needle::Flags(0);
-    rdma_engine::protocol::Needle {
+    rdma_engine::protocol::NeedleInfo {
         header,
         data_size: read.offset + length,
         checksum: 1,
@@ -327,9 +327,9 @@ fn greet<S: Read + Write>(stream: &mut S) -> io::Result<Result<Welcome, rdma_eng
     let mut body = vec![0; header.length as usize];
     stream.read_exact(&mut body)?;
     match header.kind {
-        Kind::Welcome => Ok(Ok(Welcome::decode(&body).map_err(io::Error::other)?)),
-        _ => match Answer::decode(header, &body).map_err(io::Error::other)? {
-            Answer::Refused(refusal) => Ok(Err(refusal)),
+        MessageKind::Welcome => Ok(Ok(Welcome::decode(&body).map_err(io::Error::other)?)),
+        _ => match EngineMessage::decode(header, &body).map_err(io::Error::other)? {
+            EngineMessage::Refused(refusal) => Ok(Err(refusal)),
             other => Err(io::Error::other(format!("{other:?}"))),
         },
     }

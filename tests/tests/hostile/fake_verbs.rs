@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use rdma_engine::protocol::{
-    Answer, Capabilities, Choose, FrameHeader, Grant, Kind, LONGEST_REQUEST, Offer, QueuePair as End,
-    Read as ReadRequest, Request, VerbsOffer, frame,
+    Capabilities, Choose, ClientMessage, EngineMessage, FrameHeader, Grant, MAX_REQUEST_SIZE, MessageKind,
+    Offer, QueuePairEnd, ReadRequest, VerbsOffer, frame,
 };
 use rdma_engine::verbs::{
-    Access, Completion, Context, Endpoint, Gid, Mtu, Options, Pages, Poller, PreparedQueuePair,
-    ProtectionDomain, QueuePair, Slot, Timeouts, Wanted, Work, devices,
+    Completion, DeviceContext, Endpoint, Gid, MemoryAccess, Mtu, Pages, Poller, PortSelector,
+    PreparedQueuePair, ProtectionDomain, QueuePair, QueuePairOptions, RegisteredBuffer, Timeouts, WorkKind,
+    devices,
 };
 
 use super::fake::{Heard, Liar, Way, converse};
@@ -22,7 +23,8 @@ use super::fake::{Heard, Liar, Way, converse};
 /// Messages that such an engine has room for in either direction.
 const DEPTH: u32 = 128;
 
-const QUEUE: Options = Options { send_depth: DEPTH, receive_depth: DEPTH, inline: 64, serve_reads: true };
+const QUEUE: QueuePairOptions =
+    QueuePairOptions { send_depth: DEPTH, receive_depth: DEPTH, inline: 64, serve_reads: true };
 
 /// How long a grant is good unless a lie says otherwise.
 const LEASE_MS: u32 = 60_000;
@@ -37,7 +39,7 @@ pub(crate) struct Script {
     /// Whether it takes requests as messages of the queue pair.
     pub(crate) messages: bool,
     /// What it says to the client's choice, given its own end of the queue pair.
-    pub(crate) ready: fn(&mut Session, End) -> Choose,
+    pub(crate) ready: fn(&mut Session, QueuePairEnd) -> Choose,
     /// What it does with a read of this number.
     pub(crate) answer: fn(&mut Session, u64, &ReadRequest),
 }
@@ -64,7 +66,7 @@ impl VerbsEngine {
     }
 
     /// What came so far.
-    pub(crate) fn heard(&self) -> Vec<(Way, Kind)> {
+    pub(crate) fn heard(&self) -> Vec<(Way, MessageKind)> {
         self.heard.lock().unwrap().clone()
     }
 }
@@ -97,7 +99,7 @@ fn serve(mut stream: TcpStream, script: Script, heard: &Heard) -> io::Result<()>
 
 /// Takes requests that come over the queue pair, until the session is at its end.
 fn take_messages(
-    mut poller: Poller<Slot>,
+    mut poller: Poller<RegisteredBuffer>,
     script: Script,
     session: &Mutex<Session>,
     heard: &Heard,
@@ -106,14 +108,14 @@ fn take_messages(
     let mut done = Vec::new();
     while !has_ended.load(Ordering::Relaxed) && poller.wait(&mut done, LOOK).is_ok() {
         for Completion { work, memory, result, .. } in done.drain(..) {
-            let (Work::Receive, Some(slot), Ok(length)) = (work, memory, result) else { continue };
+            let (WorkKind::Receive, Some(slot), Ok(length)) = (work, memory, result) else { continue };
             let Some((header, body)) = slot[..length].split_first_chunk::<{ frame::HEADER }>() else {
                 continue;
             };
             let header = FrameHeader::parse(header).unwrap();
             heard.lock().unwrap().push((Way::QueuePair, header.kind));
             let mut session = session.lock().unwrap();
-            if let Request::Read(read) = Request::decode(header, body).unwrap() {
+            if let ClientMessage::Read(read) = ClientMessage::decode(header, body).unwrap() {
                 (script.answer)(&mut session, header.request, &read);
             }
             // If the queue pair has failed, nothing comes any more.
@@ -127,25 +129,26 @@ pub(crate) struct Session {
     stream: TcpStream,
     domain: Arc<ProtectionDomain>,
     /// Until it is connected.
-    prepared: Option<PreparedQueuePair<Slot>>,
-    peer: Option<End>,
-    pub(crate) pair: Option<QueuePair<Slot>>,
+    prepared: Option<PreparedQueuePair<RegisteredBuffer>>,
+    peer: Option<QueuePairEnd>,
+    pub(crate) pair: Option<QueuePair<RegisteredBuffer>>,
     /// What the client may read.
-    pub(crate) staged: Vec<Slot>,
+    pub(crate) staged: Vec<RegisteredBuffer>,
 }
 
 impl Session {
-    fn open(stream: &TcpStream) -> io::Result<(Self, Poller<Slot>, End)> {
+    fn open(stream: &TcpStream) -> io::Result<(Self, Poller<RegisteredBuffer>, QueuePairEnd)> {
         let near = Some(stream.local_addr()?.ip());
         let found = devices().map_err(io::Error::other)?;
-        let places = Wanted { near, ..Wanted::default() }.places(&found).map_err(io::Error::other)?;
-        let context = Context::open(&places[0].device).map_err(io::Error::other)?;
+        let places =
+            PortSelector { near, ..PortSelector::default() }.places(&found).map_err(io::Error::other)?;
+        let context = DeviceContext::open(&places[0].device).map_err(io::Error::other)?;
         let domain = ProtectionDomain::new(&context).map_err(io::Error::other)?;
         let poller = Poller::new(&context, 2 * DEPTH).map_err(io::Error::other)?;
         let prepared = PreparedQueuePair::new(&domain, poller.queue(), &places[0], QUEUE);
         let prepared = prepared.map_err(io::Error::other)?;
         let own = prepared.endpoint();
-        let end = End {
+        let end = QueuePairEnd {
             port: 0,
             number: own.queue_pair,
             sequence: own.first_packet,
@@ -162,14 +165,14 @@ impl Session {
             pair: None,
             staged: Vec::new(),
         };
-        let room = session.memory(DEPTH as usize * LONGEST_REQUEST, Access::Local);
-        for slot in room.split_every(LONGEST_REQUEST) {
+        let room = session.memory(DEPTH as usize * MAX_REQUEST_SIZE, MemoryAccess::Local);
+        for slot in room.split_every(MAX_REQUEST_SIZE) {
             session.prepared.as_ref().unwrap().post_receive(slot, 0).unwrap();
         }
         Ok((session, poller, end))
     }
 
-    fn memory(&self, length: usize, access: Access) -> Slot {
+    fn memory(&self, length: usize, access: MemoryAccess) -> RegisteredBuffer {
         self.domain.register(Pages::new(length).unwrap(), access).unwrap().into_slot()
     }
 
@@ -191,7 +194,7 @@ impl Session {
     /// Puts bytes where the client may read them.
     pub(crate) fn stage(&mut self, bytes: &[u8]) -> Grant {
         // What was registered may be longer: whole pages.
-        let (mut slot, _) = self.memory(bytes.len(), Access::RemoteRead).split_at(bytes.len());
+        let (mut slot, _) = self.memory(bytes.len(), MemoryAccess::RemoteRead).split_at(bytes.len());
         slot.copy_from_slice(bytes);
         let remote = slot.remote();
         self.staged.push(slot);
@@ -199,21 +202,21 @@ impl Session {
     }
 
     /// Says this over the stream, with data behind it.
-    pub(crate) fn say(&mut self, number: u64, answer: &Answer, data: &[u8]) {
+    pub(crate) fn say(&mut self, number: u64, answer: &EngineMessage, data: &[u8]) {
         // The client may have gone.
         let _ = io::Write::write_all(&mut self.stream, &message(number, answer, data));
     }
 
     /// Sends bytes as a message of the queue pair. Returns whether there was room for it.
     pub(crate) fn send(&self, bytes: &[u8]) -> bool {
-        let (mut slot, _) = self.memory(bytes.len(), Access::Local).split_at(bytes.len());
+        let (mut slot, _) = self.memory(bytes.len(), MemoryAccess::Local).split_at(bytes.len());
         slot.copy_from_slice(bytes);
         self.pair.as_ref().is_some_and(|pair| pair.post_send(slot, bytes.len(), 0).is_ok())
     }
 }
 
 /// The bytes of an answer with data behind it.
-pub(crate) fn message(number: u64, answer: &Answer, data: &[u8]) -> Vec<u8> {
+pub(crate) fn message(number: u64, answer: &EngineMessage, data: &[u8]) -> Vec<u8> {
     let mut bytes = BytesMut::new();
     answer.encode(number, &mut bytes);
     bytes.extend_from_slice(data);

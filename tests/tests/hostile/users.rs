@@ -70,14 +70,16 @@ fn connections_that_say_nothing_take_neither_files_nor_memory_from_readers() {
 
 /// What a client sends that asks for as much as it may, again and again, and takes no answer.
 fn greedy(fid: rdma_engine::FileId) -> Vec<u8> {
-    use rdma_engine::protocol::{Capabilities, Choose, Hello, Kind, Read, Request, VERSION};
+    use rdma_engine::protocol::{
+        Capabilities, Choose, ClientMessage, Hello, MessageKind, ReadRequest, VERSION,
+    };
     let (capabilities, name) = (Capabilities::default(), "hostile".to_owned());
     let mut bytes = bytes::BytesMut::new();
     Hello { oldest: VERSION, newest: VERSION, capabilities, name, nonce: None }.encode(&mut bytes);
-    Choose::Tcp.encode(Kind::Choose, &mut bytes);
+    Choose::Tcp.encode(MessageKind::Choose, &mut bytes);
     for number in 1..=256 {
-        let read = Read { fid, offset: 0, length: 32 << 10, token: Vec::new() };
-        Request::Read(read).encode(number, &mut bytes);
+        let read = ReadRequest { fid, offset: 0, length: 32 << 10, token: Vec::new() };
+        ClientMessage::Read(read).encode(number, &mut bytes);
     }
     bytes.to_vec()
 }

@@ -4,9 +4,10 @@ use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rdma_engine::client::{Client, Options, ReadError, Target, Trust};
+use rdma_engine::client::{Client, ClientOptions, ReadError, ReadTarget, Trust};
 use rdma_engine::protocol::{
-    Answer, Choose, Grant, Kind, LONGEST_ANSWER, Needle, QueuePair as End, Read as ReadRequest, Transport,
+    Choose, EngineMessage, Grant, MAX_ANSWER_SIZE, MessageKind, NeedleInfo, QueuePairEnd, ReadRequest,
+    Transport,
 };
 use rdma_engine::{FileId, Refusal, checksum};
 use tests::{Cluster, Mount, Pattern, eventually, host};
@@ -49,7 +50,7 @@ fn read_on(mount: &Mount, what: &str, is_done: impl Fn() -> bool) {
 
 /// A needle with the checksum of bytes that are not its own, which only a proof tells from the
 /// true one.
-fn forged(read: &ReadRequest) -> (Needle, Vec<u8>) {
+fn forged(read: &ReadRequest) -> (NeedleInfo, Vec<u8>) {
     let data = vec![b'!'; read.length as usize];
     let mut needle = needle(read, read.length);
     needle.checksum = checksum::crc32c(&data);
@@ -61,10 +62,10 @@ fn granted(session: &mut Session, number: u64, read: &ReadRequest, change: impl 
     let (needle, data) = forged(read);
     let mut grant = session.stage(&data);
     change(&mut grant);
-    session.say(number, &Answer::Grant(needle, grant), &[]);
+    session.say(number, &EngineMessage::Grant(needle, grant), &[]);
 }
 
-fn honestly(session: &mut Session, own: End) -> Choose {
+fn honestly(session: &mut Session, own: QueuePairEnd) -> Choose {
     session.connect();
     Choose::Verbs(own)
 }
@@ -78,24 +79,28 @@ fn granting(session: &mut Session, number: u64, read: &ReadRequest) {
 struct Lie {
     what: &'static str,
     script: Script,
-    until: (Way, Kind),
+    until: (Way, MessageKind),
 }
 
 /// A lie that the queue pair is not what it was said to be.
-fn about_the_end(what: &'static str, ready: fn(&mut Session, End) -> Choose, until: Kind) -> Lie {
+fn about_the_end(
+    what: &'static str,
+    ready: fn(&mut Session, QueuePairEnd) -> Choose,
+    until: MessageKind,
+) -> Lie {
     Lie { what, script: Script { messages: false, ready, answer: granting }, until: (Way::Tcp, until) }
 }
 
 /// A lie in answer to a read over the stream.
 fn in_answer(what: &'static str, answer: fn(&mut Session, u64, &ReadRequest)) -> Lie {
     let script = Script { messages: false, ready: honestly, answer };
-    Lie { what, script, until: (Way::Tcp, Kind::Read) }
+    Lie { what, script, until: (Way::Tcp, MessageKind::Read) }
 }
 
 /// A lie in answer to a read that came as a message.
 fn by_message(what: &'static str, answer: fn(&mut Session, u64, &ReadRequest)) -> Lie {
     let script = Script { messages: true, ready: honestly, answer };
-    Lie { what, script, until: (Way::QueuePair, Kind::Read) }
+    Lie { what, script, until: (Way::QueuePair, MessageKind::Read) }
 }
 
 fn lies() -> Vec<Lie> {
@@ -104,21 +109,25 @@ fn lies() -> Vec<Lie> {
             "a queue pair of nobody",
             |session, own| {
                 session.connect();
-                Choose::Verbs(End { number: own.number ^ 0x7f_ff00, ..own })
+                Choose::Verbs(QueuePairEnd { number: own.number ^ 0x7f_ff00, ..own })
             },
-            Kind::Read,
+            MessageKind::Read,
         ),
-        about_the_end("a queue pair that is not connected", |_, own| Choose::Verbs(own), Kind::Read),
+        about_the_end("a queue pair that is not connected", |_, own| Choose::Verbs(own), MessageKind::Read),
         about_the_end(
             "a queue pair that serves no READ",
             |session, own| {
                 session.connect();
-                Choose::Verbs(End { reads: 0, ..own })
+                Choose::Verbs(QueuePairEnd { reads: 0, ..own })
             },
-            Kind::Choose,
+            MessageKind::Choose,
         ),
-        about_the_end("packets of no size", |_, own| Choose::Verbs(End { mtu: 7, ..own }), Kind::Choose),
-        about_the_end("another transport", |_, _| Choose::Tcp, Kind::Choose),
+        about_the_end(
+            "packets of no size",
+            |_, own| Choose::Verbs(QueuePairEnd { mtu: 7, ..own }),
+            MessageKind::Choose,
+        ),
+        about_the_end("another transport", |_, _| Choose::Tcp, MessageKind::Choose),
         in_answer("silence", |_, _, _| {}),
         in_answer("a wrong key", |session, number, read| {
             granted(session, number, read, |grant| grant.rkey ^= 0x0100_0001);
@@ -142,7 +151,7 @@ fn lies() -> Vec<Lie> {
         }),
         in_answer("another checksum", |session, number, read| {
             let grant = session.stage(&vec![b'!'; read.length as usize]);
-            session.say(number, &Answer::Grant(needle(read, read.length), grant), &[]);
+            session.say(number, &EngineMessage::Grant(needle(read, read.length), grant), &[]);
         }),
         in_answer("another needle", |session, number, read| {
             let mut other = read.clone();
@@ -152,40 +161,40 @@ fn lies() -> Vec<Lie> {
         in_answer("more than was asked for", |session, number, read| {
             let (needle, data) = forged(&ReadRequest { length: read.length * 2, ..read.clone() });
             let grant = session.stage(&data);
-            session.say(number, &Answer::Grant(needle, grant), &[]);
+            session.say(number, &EngineMessage::Grant(needle, grant), &[]);
         }),
         in_answer("less than was asked for", |session, number, read| {
             let (mut needle, data) = forged(read);
             needle.length /= 2;
             let grant = session.stage(&data);
-            session.say(number, &Answer::Grant(needle, grant), &[]);
+            session.say(number, &EngineMessage::Grant(needle, grant), &[]);
         }),
         in_answer("a needle of 4 GiB", |session, number, read| {
             let (mut needle, data) = forged(read);
             needle.data_size = 0xffff_fff0;
             let grant = session.stage(&data);
-            session.say(number, &Answer::Grant(needle, grant), &[]);
+            session.say(number, &EngineMessage::Grant(needle, grant), &[]);
         }),
         in_answer("a refusal", |session, number, _| {
-            session.say(number, &Answer::Refused(Refusal::NotAllowed), &[]);
+            session.say(number, &EngineMessage::Refused(Refusal::NotAllowed), &[]);
         }),
         in_answer("a file", |session, number, read| {
             let needle = needle(read, read.length);
-            let file = Answer::File { needle, file: 1, record: 0, position: 0, attached: true };
+            let file = EngineMessage::File { needle, file: 1, record: 0, position: 0, attached: true };
             session.say(number, &file, &[]);
         }),
         in_answer("grants that nobody asked for", |session, number, read| {
             let (needle, data) = forged(read);
             let grant = session.stage(&data);
             for other in 0..20_000 {
-                session.say(number.wrapping_add(1 << 40 | other), &Answer::Grant(needle, grant), &[]);
+                session.say(number.wrapping_add(1 << 40 | other), &EngineMessage::Grant(needle, grant), &[]);
             }
         }),
         by_message("a grant with a wrong key by message", |session, number, read| {
             let (needle, data) = forged(read);
             let mut grant = session.stage(&data);
             grant.rkey ^= 0x0100_0001;
-            session.send(&message(number, &Answer::Grant(needle, grant), &[]));
+            session.send(&message(number, &EngineMessage::Grant(needle, grant), &[]));
         }),
         by_message("bytes that are no message", |session, _, _| {
             session.send(&[0xff; 64]);
@@ -195,13 +204,13 @@ fn lies() -> Vec<Lie> {
         }),
         by_message("less data than the message says", |session, number, read| {
             let (needle, _) = forged(read);
-            session.send(&message(number, &Answer::Data(needle), b"!!"));
+            session.send(&message(number, &EngineMessage::Data(needle), b"!!"));
         }),
         by_message("a message that there is no room for", |session, _, _| {
-            session.send(&[0; LONGEST_ANSWER + 1]);
+            session.send(&[0; MAX_ANSWER_SIZE + 1]);
         }),
         by_message("more messages than there is room for", |session, number, _| {
-            let pong = message(number.wrapping_add(1 << 40), &Answer::Pong, &[]);
+            let pong = message(number.wrapping_add(1 << 40), &EngineMessage::Pong, &[]);
             while session.send(&pong) {}
         }),
     ]
@@ -248,7 +257,7 @@ fn an_engine_over_verbs_of_any_user_is_told_nothing_and_not_believed() {
     assert!(fs::read(mount.file("/file")).unwrap() == content);
     read_on(&mount, "a word about it", || {
         let heard = engine.heard();
-        assert!(heard.iter().all(|(_, kind)| *kind == Kind::Hello), "{heard:?}");
+        assert!(heard.iter().all(|(_, kind)| *kind == MessageKind::Hello), "{heard:?}");
         !heard.is_empty() && mount.log().unwrap().contains("an engine is not asked")
     });
 }
@@ -263,20 +272,25 @@ const RANGE: usize = 70_000;
 fn lease(session: &mut Session, number: u64, read: &ReadRequest, lease: Duration) {
     let grant = session.stage(&vec![b'?'; read.length as usize]);
     let grant = Grant { lease_ms: lease.as_millis() as u32, ..grant };
-    let needle = Needle { data_size: 1 << 20, ..needle(read, read.length) };
-    session.say(number, &Answer::Grant(needle, grant), &[]);
+    let needle = NeedleInfo { data_size: 1 << 20, ..needle(read, read.length) };
+    session.say(number, &EngineMessage::Grant(needle, grant), &[]);
 }
 
 /// Reads a range twice from this engine, which the client has been told of, over verbs alone.
 fn read_twice(engine: &VerbsEngine) -> [Result<Vec<u8>, ReadError>; 2] {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let trust = Trust { named: true, ..Trust::default() };
-    let options = Options { transports: vec![Transport::Verbs], connect: LIMIT, trust, ..Options::default() };
+    let options = ClientOptions {
+        transports: vec![Transport::Verbs],
+        connect: LIMIT,
+        trust,
+        ..ClientOptions::default()
+    };
     let client = Client::new(engine.address().to_string(), options);
     let fid = FileId { volume: 1, key: 2, cookie: 3 };
     [1, 2].map(|_| {
         let mut bytes = vec![0; RANGE];
-        let target = Target { fid, offset: 5, token: None };
+        let target = ReadTarget { fid, offset: 5, token: None };
         let deadline = tokio::time::Instant::now() + LIMIT;
         let outcome = runtime.block_on(async { client.read(target, &mut bytes, deadline).await });
         outcome.map(|delivered| {
@@ -294,12 +308,12 @@ fn an_engine_that_serves_no_read_is_asked_for_nothing() {
     }
     let ready = |session: &mut Session, own| {
         session.connect();
-        Choose::Verbs(End { reads: 0, ..own })
+        Choose::Verbs(QueuePairEnd { reads: 0, ..own })
     };
     let engine = VerbsEngine::start(0, Script { messages: false, ready, answer: granting });
     let [first, _] = read_twice(&engine);
     assert!(matches!(first, Err(ReadError::Lost(_))), "{first:?}");
-    assert!(!engine.heard().contains(&(Way::Tcp, Kind::Read)), "{:?}", engine.heard());
+    assert!(!engine.heard().contains(&(Way::Tcp, MessageKind::Read)), "{:?}", engine.heard());
 }
 
 const OVER: ReadError = ReadError::Damaged("the lease was over before the bytes had come");

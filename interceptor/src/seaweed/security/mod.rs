@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use rdma_engine::FileId;
 use rdma_engine::proof::ProofKey;
-use rdma_engine::settings::{self, Settings, SettingsError};
+use rdma_engine::settings::{self, SecuritySettings, SettingsError};
 use rdma_engine::tls::{self, TlsError};
 use rdma_engine::token::ReadSigner;
 use rustls::ClientConfig;
@@ -42,7 +42,7 @@ impl Security {
     /// Reads the first `security.toml` of the search path, and the environment. Settings of
     /// neither are off.
     pub fn load() -> Result<Self, SecurityError> {
-        Self::from_settings(&Settings::load()?)
+        Self::from_settings(&SecuritySettings::load()?)
     }
 
     /// The first `security.toml` of the search path, if there is one.
@@ -52,10 +52,10 @@ impl Security {
 
     /// Like [`load`](Self::load), with this file instead of one of the search path.
     pub fn load_from(path: &Path) -> Result<Self, SecurityError> {
-        Self::from_settings(&Settings::read(Some(path), |name| std::env::var(name).ok())?)
+        Self::from_settings(&SecuritySettings::read(Some(path), |name| std::env::var(name).ok())?)
     }
 
-    fn from_settings(settings: &Settings<'_>) -> Result<Self, SecurityError> {
+    fn from_settings(settings: &SecuritySettings<'_>) -> Result<Self, SecurityError> {
         let (signer, proof_key) = (settings.read_signer()?, settings.proof_key()?);
         Ok(Self { signer, grpc_tls: tls::grpc(settings)?, https_tls: tls::https(settings)?, proof_key })
     }
@@ -105,12 +105,12 @@ mod tests {
         let path = directory.path().join("security.toml");
         std::fs::write(&path, text).unwrap();
         let find = |name: &str| environment.iter().find(|(n, _)| *n == name).map(|(_, v)| v.to_string());
-        Security::from_settings(&Settings::read(Some(&path), find)?)
+        Security::from_settings(&SecuritySettings::read(Some(&path), find)?)
     }
 
     #[test]
     fn without_settings_all_is_plaintext() {
-        let security = Security::from_settings(&Settings::read(None, |_| None).unwrap()).unwrap();
+        let security = Security::from_settings(&SecuritySettings::read(None, |_| None).unwrap()).unwrap();
         assert!(security.read_token(FID).is_none());
         assert!(security.grpc_tls().is_none() && security.https_tls().is_none());
     }

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use super::lent::Lent;
 use super::registration::Known;
 use super::waiting::Waiting;
-use crate::verbs::{Completion, CompletionQueue, Context, Poller, ProtectionDomain, VerbsError};
+use crate::verbs::{Completion, CompletionQueue, DeviceContext, Poller, ProtectionDomain, VerbsError};
 
 /// Completions that may be on their way on one device: what it takes for some hundred connections.
 const COMPLETIONS: u32 = 8192;
@@ -46,7 +46,7 @@ impl Adapter {
         if let Some(adapter) = open.filter(|adapter| !adapter.failed.load(Ordering::Relaxed)) {
             return Ok(adapter);
         }
-        let context = Context::open(name)?;
+        let context = DeviceContext::open(name)?;
         let poller = Poller::new(&context, COMPLETIONS)?;
         let adapter = Arc::new(Self {
             name: name.to_owned(),

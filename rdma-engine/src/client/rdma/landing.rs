@@ -9,7 +9,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use super::registration::Registered;
 use crate::client::Destination;
 use crate::memory::Memory;
-use crate::verbs::{Access, LocalMemory, Pages, ProtectionDomain, Slot, VerbsError, WorkError};
+use crate::verbs::{
+    LocalMemory, MemoryAccess, Pages, ProtectionDomain, RegisteredBuffer, VerbsError, WorkError,
+};
 
 /// Bytes of one slot of the bounce memory.
 pub(super) const SLOT: usize = 512 << 10;
@@ -19,14 +21,14 @@ const SLOTS: usize = 8;
 
 /// Registered memory of a connection for what was asked for into memory that is not registered.
 pub(super) struct Bounce {
-    free: Mutex<Vec<Slot>>,
+    free: Mutex<Vec<RegisteredBuffer>>,
     slots: Arc<Semaphore>,
 }
 
 impl Bounce {
     pub(super) fn new(domain: &Arc<ProtectionDomain>) -> Result<Arc<Self>, VerbsError> {
         let pages = Pages::new(SLOT * SLOTS).map_err(|source| VerbsError::Call { call: "mmap", source })?;
-        let free = domain.register(pages, Access::Local)?.into_slot().split_every(SLOT);
+        let free = domain.register(pages, MemoryAccess::Local)?.into_slot().split_every(SLOT);
         Ok(Arc::new(Self { slots: Arc::new(Semaphore::new(free.len())), free: Mutex::new(free) }))
     }
 
@@ -48,7 +50,7 @@ impl Bounce {
 
 /// A slot of the bounce memory, free again when it is dropped.
 pub(super) struct Bounced {
-    slot: Option<Slot>,
+    slot: Option<RegisteredBuffer>,
     /// How many of its bytes are used.
     pub(super) length: usize,
     bounce: Arc<Bounce>,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::landing::Landing;
 use super::mail::Letter;
 use crate::transport::messages::Outbox;
-use crate::verbs::{LocalMemory, Slot, WorkError};
+use crate::verbs::{LocalMemory, RegisteredBuffer, WorkError};
 
 /// Memory that is posted.
 pub(super) enum Lent {
@@ -14,7 +14,7 @@ pub(super) enum Lent {
     /// For a message of the engine.
     Receive(Letter),
     /// With a message of ours; goes back to where it was taken.
-    Send(Slot, Arc<Outbox>),
+    Send(RegisteredBuffer, Arc<Outbox>),
 }
 
 impl Lent {

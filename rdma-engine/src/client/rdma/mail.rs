@@ -1,6 +1,6 @@
 //! Requests and short answers as messages of the queue pair: no socket and no task of the network's stands between a reader and the engine.
 //!
-//! As many requests may be under way this way as the engine has room for ([`WINDOW`]); further ones take the stream.
+//! As many requests may be under way this way as the engine has room for ([`MESSAGE_WINDOW`]); further ones take the stream.
 
 use std::sync::{Arc, Weak};
 
@@ -11,12 +11,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::lent::Lent;
 use crate::client::connection::Connection;
 use crate::client::demultiplexer;
-use crate::protocol::{LONGEST_ANSWER, LONGEST_REQUEST, ProtocolError, WINDOW};
+use crate::protocol::{MAX_ANSWER_SIZE, MAX_REQUEST_SIZE, MESSAGE_WINDOW, ProtocolError};
 use crate::transport::messages::{self, Outbox};
-use crate::verbs::{ProtectionDomain, QueuePair, Slot, VerbsError, WorkError};
+use crate::verbs::{ProtectionDomain, QueuePair, RegisteredBuffer, VerbsError, WorkError};
 
 /// Requests and what follows them: each may be given up or given back.
-pub(super) const SENDS: usize = 2 * WINDOW;
+pub(super) const SENDS: usize = 2 * MESSAGE_WINDOW;
 
 /// Messages that have a token lie in memory of ours.
 const WITH_TOKEN: usize = 16;
@@ -26,15 +26,15 @@ pub(super) struct Mail {
     outbox: Arc<Outbox>,
     window: Arc<Semaphore>,
     /// For the engine's messages, until the connection listens.
-    receives: Mutex<Vec<Slot>>,
+    receives: Mutex<Vec<RegisteredBuffer>>,
 }
 
 impl Mail {
     pub(super) fn new(domain: &Arc<ProtectionDomain>) -> Result<Self, VerbsError> {
         Ok(Self {
-            outbox: Arc::new(Outbox::new(messages::slots(domain, WITH_TOKEN, LONGEST_REQUEST)?)),
-            window: Arc::new(Semaphore::new(WINDOW)),
-            receives: Mutex::new(messages::slots(domain, WINDOW, LONGEST_ANSWER)?),
+            outbox: Arc::new(Outbox::new(messages::slots(domain, WITH_TOKEN, MAX_REQUEST_SIZE)?)),
+            window: Arc::new(Semaphore::new(MESSAGE_WINDOW)),
+            receives: Mutex::new(messages::slots(domain, MESSAGE_WINDOW, MAX_ANSWER_SIZE)?),
         })
     }
 
@@ -62,7 +62,7 @@ impl Mail {
 
 /// Memory for one message of the engine.
 pub(super) struct Letter {
-    pub(super) slot: Slot,
+    pub(super) slot: RegisteredBuffer,
     connection: Weak<Connection>,
 }
 

@@ -40,19 +40,19 @@ pub use self::registration::RegistrationCache;
 use super::connection::Connection;
 use super::{Destination, ReadError};
 use crate::checksum;
-use crate::protocol::{Grant, ProtocolError, QueuePair as End, VerbsOffer, WINDOW};
+use crate::protocol::{Grant, MESSAGE_WINDOW, ProtocolError, QueuePairEnd, VerbsOffer};
 use crate::transport::{end, messages};
 use crate::verbs::{
-    Looking, Options, PreparedQueuePair, QueuePair, Read, RemoteMemory, Timeouts, VerbsError, Wanted,
-    WorkError, devices,
+    Looking, PortSelector, PreparedQueuePair, QueuePair, QueuePairOptions, RdmaRead, RemoteMemory, Timeouts,
+    VerbsError, WorkError, devices,
 };
 
 /// READs that are posted at a time; the device has as many of them on the way as it can.
 const DEPTH: u32 = 64;
 
-const QUEUE: Options = Options {
+const QUEUE: QueuePairOptions = QueuePairOptions {
     send_depth: DEPTH + mail::SENDS as u32,
-    receive_depth: WINDOW as u32,
+    receive_depth: MESSAGE_WINDOW as u32,
     inline: messages::INLINE,
     serve_reads: false,
 };
@@ -86,7 +86,7 @@ pub(super) fn prepare(
     memory: Vec<Arc<RegistrationCache>>,
     messages: bool,
 ) -> Result<Prepared, VerbsError> {
-    let places = Wanted { near: Some(near), ..Wanted::default() }.places(&devices()?)?;
+    let places = PortSelector { near: Some(near), ..PortSelector::default() }.places(&devices()?)?;
     let pairs = offers.iter().flat_map(|offer| places.iter().map(move |place| (offer, place)));
     let (offer, place) = pairs
         .into_iter()
@@ -101,7 +101,7 @@ pub(super) fn prepare(
 
 impl Prepared {
     /// Our end, for the engine.
-    pub(super) fn end(&self) -> End {
+    pub(super) fn end(&self) -> QueuePairEnd {
         end::describe(&self.pair.endpoint(), self.offer)
     }
 
@@ -110,7 +110,7 @@ impl Prepared {
     ///
     /// # Errors
     /// When it cannot be reached, or serves no READ: the first would wait for ever.
-    pub(super) fn connect(self, peer: &End) -> Result<Rdma, ReadError> {
+    pub(super) fn connect(self, peer: &QueuePairEnd) -> Result<Rdma, ReadError> {
         if peer.reads == 0 {
             return Err(ProtocolError::Value.into());
         }
@@ -260,7 +260,7 @@ impl Rdma {
         let (landing, landed) = Landing::new(ground, place, &self.landed);
         let address = grant.address.wrapping_add(offset as u64);
         let remote = RemoteMemory { address, rkey: grant.rkey, length: length as u64 };
-        let mut reads = vec![Read { memory: Lent::Read(landing), remote, token: 0 }];
+        let mut reads = vec![RdmaRead { memory: Lent::Read(landing), remote, token: 0 }];
         let before = self.landed.load(Ordering::Relaxed);
         self.pair.post_reads(&mut reads).map_err(|error| ReadError::Lost(error.to_string()))?;
         Ok(Posted { rdma: self, landed: Some(landed), at: Instant::now(), before })

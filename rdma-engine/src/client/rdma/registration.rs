@@ -16,7 +16,7 @@ use super::adapter::Adapter;
 use crate::client::Destination;
 use crate::memory::Memory;
 use crate::transport::aside;
-use crate::verbs::{Access, MemoryRegion, VerbsError};
+use crate::verbs::{MemoryAccess, MemoryRegion, VerbsError};
 
 /// A part of the memory that a device knows.
 pub(in crate::client) type Registered = MemoryRegion<Span>;
@@ -131,7 +131,7 @@ impl RegistrationCache {
             return Ok(None);
         }
         let span = Span { memory: self.memory.clone(), offset: first, length: end - first };
-        let part = Arc::new(adapter.domain.register(span, Access::Local)?);
+        let part = Arc::new(adapter.domain.register(span, MemoryAccess::Local)?);
         parts.insert(base + first, part.clone());
         adapters.retain(|adapter| adapter.strong_count() > 0);
         if !adapters.iter().any(|known| std::ptr::eq(known.as_ptr(), Arc::as_ptr(adapter))) {

@@ -10,14 +10,14 @@ use std::time::Duration;
 
 use super::Rdma;
 use crate::protocol::ProtocolError;
-use crate::verbs::{Completion, Poller, Slot, Work};
+use crate::verbs::{Completion, Poller, RegisteredBuffer, WorkKind};
 
 /// The end of the queue pair wakes the thread; this is for a device that fails without a word.
 const LOOK: Duration = Duration::from_secs(30);
 
 /// The receiving side of a session's queue pair.
 pub(crate) struct Inbox {
-    pub(super) poller: Poller<Slot>,
+    pub(super) poller: Poller<RegisteredBuffer>,
     pub(super) rdma: Arc<Rdma>,
 }
 
@@ -48,7 +48,7 @@ impl Rdma {
     /// Returns whether the session goes on.
     fn completed(
         &self,
-        completion: Completion<Slot>,
+        completion: Completion<RegisteredBuffer>,
         take: &mut impl FnMut(&[u8]) -> Result<(), ProtocolError>,
     ) -> bool {
         let Completion { work, memory, result, .. } = completion;
@@ -57,14 +57,14 @@ impl Rdma {
                 tracing::debug!(%error, "a queue pair has failed");
                 false
             }
-            (Work::Receive, Some(slot), Ok(length)) => {
+            (WorkKind::Receive, Some(slot), Ok(length)) => {
                 let taken = slot.get(..length).ok_or(ProtocolError::Limit).and_then(&mut *take);
                 if let Err(error) = &taken {
                     tracing::debug!(%error, "a message that is no request");
                 }
                 taken.is_ok() && self.pair.post_receive(slot, 0).is_ok()
             }
-            (Work::Send, Some(slot), Ok(_)) => {
+            (WorkKind::Send, Some(slot), Ok(_)) => {
                 self.outbox.give_back(slot);
                 true
             }

@@ -27,14 +27,14 @@ use super::admission::StagingShare;
 use super::session::{Located, Ticket};
 use crate::metrics::Metrics;
 use crate::protocol::{
-    Grant, LONGEST_ANSWER, LONGEST_REQUEST, QueuePair as End, Transport, VerbsOffer, WINDOW,
+    Grant, MAX_ANSWER_SIZE, MAX_REQUEST_SIZE, MESSAGE_WINDOW, QueuePairEnd, Transport, VerbsOffer,
 };
-use crate::store::{DataFile, Fault, Patience};
+use crate::store::{DataFile, ReadMode, StoreError};
 use crate::transport::end;
 use crate::transport::messages::{self, Outbox};
 use crate::verbs::{
-    Access, Context, Device, LocalMemory, Pages, Place, Poller, PreparedQueuePair, ProtectionDomain,
-    QueuePair, Slot, Timeouts, VerbsError, Wanted, devices,
+    Device, DeviceContext, LocalMemory, MemoryAccess, Pages, Poller, PortSelection, PortSelector,
+    PreparedQueuePair, ProtectionDomain, QueuePair, RegisteredBuffer, Timeouts, VerbsError, devices,
 };
 
 /// For how long the list of devices is good: links go up and down, and addresses come and go.
@@ -47,12 +47,12 @@ const MOST_OFFERS: usize = 16;
 const LARGE: u32 = 128 << 10;
 
 /// Each request that is not answered yet may be followed by one message that gives up or gives back.
-const RECEIVES: usize = 2 * WINDOW;
+const RECEIVES: usize = 2 * MESSAGE_WINDOW;
 
 /// Answers that the client has and the device has not told us of yet take room, too.
-const SENDS: usize = 2 * WINDOW;
+const SENDS: usize = 2 * MESSAGE_WINDOW;
 
-const QUEUE: crate::verbs::Options = crate::verbs::Options {
+const QUEUE: crate::verbs::QueuePairOptions = crate::verbs::QueuePairOptions {
     send_depth: SENDS as u32,
     receive_depth: RECEIVES as u32,
     inline: messages::INLINE,
@@ -84,7 +84,7 @@ impl Drop for Share {
 
 impl Fabric {
     /// What there is, or why there is nothing. `device` limits it to one.
-    pub(crate) fn find(options: &super::Options, metrics: &Arc<Metrics>) -> Result<Self, VerbsError> {
+    pub(crate) fn find(options: &super::EngineOptions, metrics: &Arc<Metrics>) -> Result<Self, VerbsError> {
         let fabric = Self {
             device: options.device.clone(),
             seen: Mutex::new(None),
@@ -116,7 +116,7 @@ impl Fabric {
         };
         let seen = self.seen.lock();
         let devices = seen.as_ref().map_or(&[][..], |(_, devices)| devices);
-        let offer = |(number, place): (usize, &Place)| {
+        let offer = |(number, place): (usize, &PortSelection)| {
             let device = devices.iter().find(|device| device.name == place.device)?;
             let port = device.ports.iter().find(|port| port.number == place.port)?;
             Some(VerbsOffer {
@@ -136,9 +136,9 @@ impl Fabric {
     pub(super) fn accept(
         &self,
         near: IpAddr,
-        peer: &End,
+        peer: &QueuePairEnd,
         of_peer: StagingShare,
-    ) -> Result<(Arc<Rdma>, Inbox, End), String> {
+    ) -> Result<(Arc<Rdma>, Inbox, QueuePairEnd), String> {
         let share = self.share().ok_or("all staging memory is taken")?;
         let connect = || -> Result<_, VerbsError> {
             let places = self.places(Some(near))?;
@@ -146,19 +146,19 @@ impl Fabric {
             let place = place.ok_or(VerbsError::Endpoint("it names a port that was not offered"))?;
             let endpoint =
                 end::endpoint(peer).map_err(|_| VerbsError::Endpoint("its MTU is none of verbs"))?;
-            let context = Context::open(&place.device)?;
+            let context = DeviceContext::open(&place.device)?;
             let domain = ProtectionDomain::new(&context)?;
             let poller = Poller::new(&context, QUEUE.send_depth + QUEUE.receive_depth)?;
             let pages =
                 Pages::new(self.staging).map_err(|source| VerbsError::Call { call: "mmap", source })?;
-            let memory = domain.register(pages, Access::RemoteRead)?.into_slot();
+            let memory = domain.register(pages, MemoryAccess::RemoteRead)?.into_slot();
             let rkey = memory.remote().rkey;
             let prepared = PreparedQueuePair::new(&domain, poller.queue(), place, QUEUE)?;
-            for slot in messages::slots(&domain, RECEIVES, LONGEST_REQUEST)? {
+            for slot in messages::slots(&domain, RECEIVES, MAX_REQUEST_SIZE)? {
                 let posted = prepared.post_receive(slot, 0);
                 posted.map_err(|_| VerbsError::Endpoint("no room for its requests"))?;
             }
-            let outbox = Outbox::new(messages::slots(&domain, WINDOW, LONGEST_ANSWER)?);
+            let outbox = Outbox::new(messages::slots(&domain, MESSAGE_WINDOW, MAX_ANSWER_SIZE)?);
             let own = end::describe(&prepared.endpoint(), peer.port);
             let pair = prepared.handshake(&endpoint, Timeouts::default())?;
             let rdma = Arc::new(Rdma {
@@ -176,13 +176,13 @@ impl Fabric {
         connect().map_err(|error| error.to_string())
     }
 
-    fn places(&self, near: Option<IpAddr>) -> Result<Vec<Place>, VerbsError> {
+    fn places(&self, near: Option<IpAddr>) -> Result<Vec<PortSelection>, VerbsError> {
         let mut seen = self.seen.lock();
         if seen.as_ref().is_none_or(|(when, _)| when.elapsed() > FRESH) {
             *seen = Some((Instant::now(), devices()?));
         }
         let found = seen.as_ref().map_or(&[][..], |(_, devices)| devices);
-        Wanted { device: self.device.clone(), near, ..Wanted::default() }.places(found)
+        PortSelector { device: self.device.clone(), near, ..PortSelector::default() }.places(found)
     }
 
     fn share(&self) -> Option<Share> {
@@ -193,7 +193,7 @@ impl Fabric {
     }
 }
 
-impl Extent for Slot {
+impl Extent for RegisteredBuffer {
     fn start(&self) -> u64 {
         LocalMemory::start(self) as u64
     }
@@ -207,16 +207,16 @@ impl Extent for Slot {
     }
 
     fn join(self, next: Self) -> Result<Self, (Self, Self)> {
-        Slot::join(self, next)
+        RegisteredBuffer::join(self, next)
     }
 }
 
-type Staging = Arc<Mutex<Shelf<Slot, Arc<DataFile>>>>;
+type Staging = Arc<Mutex<Shelf<RegisteredBuffer, Arc<DataFile>>>>;
 
 /// The RDMA part of one session.
 pub(crate) struct Rdma {
     // First: when it is gone, the client reads nothing more.
-    pair: QueuePair<Slot>,
+    pair: QueuePair<RegisteredBuffer>,
     outbox: Outbox,
     loans: Mutex<HashMap<u64, Loan>>,
     staging: Staging,
@@ -274,7 +274,7 @@ impl Rdma {
     }
 
     /// Reads what was located into staging memory, unless it is there. `None` if there is no room: then it goes in line.
-    pub(crate) fn stage(&self, located: &Located, patience: Patience) -> Result<Option<Staged>, Fault> {
+    pub(crate) fn stage(&self, located: &Located, mode: ReadMode) -> Result<Option<Staged>, StoreError> {
         let file = &located.record.file;
         let length = located.needle.length;
         let source = Source { file: Arc::as_ptr(file) as usize, position: located.position(), length };
@@ -283,11 +283,11 @@ impl Rdma {
         if let Some(held) = self.staging.lock().hold(source) {
             return Ok(Some(hold(held)));
         }
-        if patience == Patience::PageCache && length >= LARGE {
-            return Err(Fault::WouldBlock);
+        if mode == ReadMode::CachedOnly && length >= LARGE {
+            return Err(StoreError::WouldBlock);
         }
         let Some(mut slot) = self.room(length as usize) else { return Ok(None) };
-        let read = located.record.read_into(located.offset, &mut slot[..length as usize], patience);
+        let read = located.record.read_into(located.offset, &mut slot[..length as usize], mode);
         let mut shelf = self.staging.lock();
         match read {
             Ok(()) => {
@@ -296,15 +296,15 @@ impl Rdma {
                 drop(shelf);
                 Ok(Some(hold(held)))
             }
-            Err(fault) => {
+            Err(error) => {
                 shelf.give_back(slot);
-                Err(fault)
+                Err(error)
             }
         }
     }
 
     /// Staging memory; what clients did not give back in time is taken back for it.
-    fn room(&self, length: usize) -> Option<Slot> {
+    fn room(&self, length: usize) -> Option<RegisteredBuffer> {
         let slot = self.staging.lock().take(length);
         if slot.is_some() {
             return slot;

@@ -8,7 +8,7 @@ use tokio::net::TcpListener;
 use super::*;
 use crate::client::Trust;
 use crate::proof::ProofKey;
-use crate::protocol::{Answer, FrameHeader, Offer, Welcome, frame};
+use crate::protocol::{EngineMessage, FrameHeader, Offer, Welcome, frame};
 
 static KEY: LazyLock<Arc<ProofKey>> = LazyLock::new(|| Arc::new(ProofKey::new(b"the cluster's secret")));
 static OTHER: LazyLock<Arc<ProofKey>> = LazyLock::new(|| Arc::new(ProofKey::new(b"a guess")));
@@ -19,15 +19,15 @@ fn with_key(key: &Arc<ProofKey>) -> Trust {
 
 fn client(address: impl ToString, transports: &[Transport], trust: Trust) -> Client {
     let transports = transports.to_vec();
-    Client::new(address.to_string(), client::Options { transports, trust, ..Default::default() })
+    Client::new(address.to_string(), client::ClientOptions { transports, trust, ..Default::default() })
 }
 
 /// An engine of anybody's, which serves whatever it is asked for. Gives its address, and what kinds
 /// of messages it has got.
-async fn anybodys(offers: Vec<Offer>) -> (SocketAddr, Arc<parking_lot::Mutex<Vec<Kind>>>) {
+async fn anybodys(offers: Vec<Offer>) -> (SocketAddr, Arc<parking_lot::Mutex<Vec<MessageKind>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let heard = Arc::<parking_lot::Mutex<Vec<Kind>>>::default();
+    let heard = Arc::<parking_lot::Mutex<Vec<MessageKind>>>::default();
     let kinds = heard.clone();
     tokio::spawn(async move {
         loop {
@@ -42,11 +42,11 @@ async fn anybodys(offers: Vec<Offer>) -> (SocketAddr, Arc<parking_lot::Mutex<Vec
                     kinds.lock().push(header.kind);
                     let mut answer = BytesMut::new();
                     match header.kind {
-                        Kind::Hello => Welcome {
+                        MessageKind::Hello => Welcome {
                             version: VERSION,
                             capabilities: Capabilities::default(),
                             instance: 1,
-                            limits: Limits { in_flight: 9, read: 1 << 20, idle_ms: 9000, lease_ms: 0 },
+                            limits: SessionLimits { in_flight: 9, read: 1 << 20, idle_ms: 9000, lease_ms: 0 },
                             offers: offers.clone(),
                             // What no key has made.
                             proof: Hello::decode(&body)
@@ -55,8 +55,8 @@ async fn anybodys(offers: Vec<Offer>) -> (SocketAddr, Arc<parking_lot::Mutex<Vec
                                 .map(|nonce| crate::protocol::EngineProof { nonce, proof: nonce }),
                         }
                         .encode(&mut answer),
-                        Kind::Choose => Choose::Tcp.encode(Kind::Ready, &mut answer),
-                        _ => Answer::Pong.encode(header.request, &mut answer),
+                        MessageKind::Choose => Choose::Tcp.encode(MessageKind::Ready, &mut answer),
+                        _ => EngineMessage::Pong.encode(header.request, &mut answer),
                     }
                     if stream.write_all(&answer).await.is_err() {
                         return;
@@ -94,7 +94,7 @@ async fn an_engine_that_has_not_proved_itself_is_told_nothing() {
         let (address, heard) = anybodys(vec![Offer::Tcp]).await;
         let client = client(address, &Transport::ALL, trust);
         distrust(&client).await;
-        assert_eq!(heard.lock()[..], [Kind::Hello]);
+        assert_eq!(heard.lock()[..], [MessageKind::Hello]);
         let reason = client.distrust().expect("it says why");
         assert!(reason.contains("--engine"), "it says what to do: {reason}");
     }
@@ -102,7 +102,7 @@ async fn an_engine_that_has_not_proved_itself_is_told_nothing() {
     let (address, heard) = anybodys(vec![Offer::Tcp]).await;
     let client = client(address, &Transport::ALL, Trust { named: true, ..Trust::default() });
     client.ping(soon()).await.unwrap();
-    assert_eq!(heard.lock()[..], [Kind::Hello, Kind::Choose, Kind::Ping]);
+    assert_eq!(heard.lock()[..], [MessageKind::Hello, MessageKind::Choose, MessageKind::Ping]);
     assert_eq!(client.distrust(), None);
 }
 
@@ -148,7 +148,7 @@ async fn a_socket_where_nobody_is_accepted_holds_up_nobody() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_secret_of_the_cluster_is_a_proof_at_the_engines_own_address() {
-    let options = Options { proof: Some(KEY.clone()), ..Options::default() };
+    let options = EngineOptions { proof: Some(KEY.clone()), ..EngineOptions::default() };
     let mut fixture = start(options, None).await;
     fixture.volume.put(1, COOKIE, b"one");
     let relayed = relay(fixture.address).await;
@@ -165,14 +165,14 @@ async fn the_secret_of_the_cluster_is_a_proof_at_the_engines_own_address() {
     assert!(elsewhere.contains("another address"), "{elsewhere}");
     distrust(&over_tcp(fixture.address, Trust::default())).await;
     // An engine without the secret cannot prove anything.
-    let fixture = start(Options::default(), None).await;
+    let fixture = start(EngineOptions::default(), None).await;
     let without = distrust(&over_tcp(fixture.address, with_key(&KEY))).await;
     assert!(without.contains("does not prove"), "{without}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_the_same_host_the_user_is_a_proof_for_local_alone() {
-    let mut fixture = start(Options::default(), None).await;
+    let mut fixture = start(EngineOptions::default(), None).await;
     fixture.volume.put(1, COOKIE, b"one");
     let client = client(fixture.address, &[Transport::Tcp, Transport::Local], Trust::default());
     let (_, delivered) = read(&client, fid(1), 0, 3).await.unwrap();

@@ -6,7 +6,7 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rdma_engine::verbs::{Completion, Slot, Timeouts, WorkError};
+use rdma_engine::verbs::{Completion, RegisteredBuffer, Timeouts, WorkError};
 
 use super::{Guest, be_met, guest, meet};
 use crate::faults::post_again;
@@ -51,7 +51,7 @@ fn a_network_that_is_cut_is_a_typed_error_or_our_deadline() {
     hasty.stream.write_all(&[CUT]).unwrap();
 
     // Reads go on until the network is cut, then end with the type that says that nobody answers.
-    let mut done: Vec<Completion<Slot>> = Vec::new();
+    let mut done: Vec<Completion<RegisteredBuffer>> = Vec::new();
     let mut patient_reads = 0;
     let started = Instant::now();
     let error = 'reading: loop {

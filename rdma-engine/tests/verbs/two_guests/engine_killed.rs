@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use rdma_engine::client::{ReadError, Target};
+use rdma_engine::client::{ReadError, ReadTarget};
 
 use super::second::{Order, Second, follow};
 use super::{Guest, guest};
@@ -44,7 +44,7 @@ fn an_engine_killed_in_mid_read_is_left_alone_and_found_again() {
         let (mut attempts, mut left_alone) = (0, 0);
         let began = Instant::now();
         while attempts < ATTEMPTS {
-            let target = Target { fid: fid(1), offset: 0, token: None };
+            let target = ReadTarget { fid: fid(1), offset: 0, token: None };
             match client.read(target, &mut [0; 100], soon()).await {
                 Err(ReadError::Lost(_)) => attempts += 1,
                 Err(ReadError::Unavailable(_)) => left_alone += 1,
