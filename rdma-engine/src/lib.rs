@@ -41,7 +41,7 @@ pub fn rdma_ports() -> Result<Vec<String>, String> {
     {
         let wanted =
             verbs::PortSelector { numa_node: verbs::current_numa_node(), ..verbs::PortSelector::default() };
-        let places = verbs::devices().and_then(|devices| wanted.places(&devices));
+        let places = verbs::devices().and_then(|devices| wanted.select(&devices));
         let places = places.map_err(|error| error.to_string())?;
         Ok(places.iter().map(|place| format!("{} port {}", place.device, place.port)).collect())
     }

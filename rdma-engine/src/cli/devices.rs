@@ -11,7 +11,7 @@ pub(super) fn run() -> anyhow::Result<()> {
     }
     // A peer's network decides before all else; here there is none.
     let wanted = PortSelector { numa_node: current_numa_node(), ..PortSelector::default() };
-    for (number, place) in wanted.places(&found)?.iter().enumerate() {
+    for (number, place) in wanted.select(&found)?.iter().enumerate() {
         let word = if number == 0 { "chosen" } else { "next" };
         let gid = place.gid.map_or("by LID".to_owned(), |entry| format!("GID {}", entry.index));
         output::print(format_args!("{word}: {} port {}, {gid}\n", place.device, place.port))?;

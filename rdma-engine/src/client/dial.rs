@@ -5,17 +5,19 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::time::timeout;
 
-use super::connection::Connection;
-use super::{ClientOptions, Inner, ReadError};
+use super::connection::EngineConnection;
+use super::data_path::{DataPath, TcpPath};
+use super::local::LocalPath;
+use super::registration_cache::RegistrationCache;
+use super::{ClientOptions, ReadError, demultiplexer};
 use crate::Refusal;
 use crate::proof::{Channel, Exchange, Nonce, Proof, Role};
 use crate::protocol::{
     Capabilities, Choose, EngineMessage, EngineProof, Hello, MessageKind, Offer, ProtocolError, Ready,
     Transport, VERSION, Welcome,
 };
-use crate::transport::{Incoming, Socket, StreamError, Tunnel, aside, peer};
+use crate::transport::{Incoming, Socket, StreamError, Tunnel, peer, run_blocking};
 
 impl From<StreamError> for ReadError {
     fn from(error: StreamError) -> Self {
@@ -35,58 +37,76 @@ impl From<ProtocolError> for ReadError {
     }
 }
 
+/// An engine to connect to.
+pub(super) struct Dial<'a> {
+    pub(super) address: &'a str,
+    pub(super) options: &'a ClientOptions,
+    /// The transports to try, the best first.
+    pub(super) transports: Vec<Transport>,
+    /// The memory that may be registered with RDMA devices.
+    #[cfg_attr(not(feature = "verbs"), expect(dead_code, reason = "only verbs registers memory"))]
+    pub(super) caches: Vec<Arc<RegistrationCache>>,
+}
+
 /// A connection to an engine that has introduced itself and was told nothing yet.
 struct Greeted {
     incoming: Incoming,
     welcome: Welcome,
-    /// Whether the engine may be asked, or why not.
+    /// Whether the engine is trusted, or why not.
     proof: Result<(), String>,
 }
 
-/// Connects over the first transport that works and whose other end has proved itself.
-pub(super) async fn dial(client: &Inner) -> Result<Arc<Connection>, ReadError> {
-    let Inner { address, options, .. } = client;
-    let Greeted { mut incoming, mut welcome, mut proof } = connect(address, options).await?;
+/// Connects over the first transport that works and whose other end has proved itself. Calls `avoid`
+/// for a transport that was on offer and failed.
+pub(super) async fn dial(
+    dial: Dial<'_>,
+    #[cfg_attr(not(feature = "verbs"), expect(unused, reason = "only verbs fails after its offer"))]
+    avoid: impl Fn(Transport),
+) -> Result<Arc<EngineConnection>, ReadError> {
+    let Dial { address, options, .. } = dial;
+    let mut greeted = connect(address, options).await?;
     let mut reason = ReadError::Refused(Refusal::NoTransport);
-    for transport in client.transports() {
-        let mut offers = welcome.offers.iter().filter(|offer| offer.transport() == transport);
-        match (offers.next(), &proof) {
+    for &transport in &dial.transports {
+        let mut offers = greeted.welcome.offers.iter().filter(|offer| offer.transport() == transport);
+        match (offers.next(), &greeted.proof) {
             (None, _) => {}
             (Some(Offer::Local { socket }), _) => match local(socket, options).await {
                 Ok(connection) => return Ok(connection),
-                // Another host or network namespace, or another user: then the next transport.
+                // Another host or network namespace, or another user: the next transport is tried.
                 Err(error) => {
                     tracing::debug!(address, %error, "the engine's files cannot be read directly");
                     reason = error;
                 }
             },
-            // The Unix socket is proved by itself, what goes over the network by this connection.
+            // The Unix socket is proved by itself, everything over the network by this connection.
             (Some(_), Err(_)) => {}
-            (Some(Offer::Tcp), Ok(())) => return choose(incoming, &welcome, Choose::Tcp).await,
-            (Some(Offer::Verbs(_)), Ok(())) => match verbs::prepare(client, &incoming, &welcome).await {
-                Ok(prepared) => {
-                    // Only a part of the time, or none is left for another transport.
-                    let attempt = timeout(options.connect / 2, verbs::choose(incoming, &welcome, prepared));
-                    let late = |_| Err(ReadError::Lost("the engine did not get ready for RDMA".to_owned()));
-                    match attempt.await.unwrap_or_else(late) {
-                        Ok(connection) => return Ok(connection),
-                        Err(error) => {
-                            tracing::info!(address, %error, "the engine does not connect over RDMA");
-                            client.rest_verbs();
-                            reason = error;
-                            // That connection has ended, and another engine may be there by now.
-                            Greeted { incoming, welcome, proof } = connect(address, options).await?;
-                        }
+            (Some(Offer::Tcp), Ok(())) => {
+                return choose(greeted.incoming, &greeted.welcome, Choose::Tcp, Box::new(TcpPath)).await;
+            }
+            #[cfg(feature = "verbs")]
+            (Some(Offer::Verbs(_)), Ok(())) => match verbs::prepare(&dial, &greeted).await {
+                Ok(prepared) => match verbs::choose(greeted, prepared, options).await {
+                    Ok(connection) => return Ok(connection),
+                    Err(error) => {
+                        tracing::info!(address, %error, "the engine does not connect over RDMA");
+                        avoid(Transport::Verbs);
+                        reason = error;
+                        // That connection has ended, and another engine may be there by now.
+                        greeted = connect(address, options).await?;
                     }
-                }
+                },
                 Err(error) => {
                     tracing::debug!(address, %error, "no RDMA to the engine");
                     reason = error;
                 }
             },
+            #[cfg(not(feature = "verbs"))]
+            (Some(Offer::Verbs(_)), Ok(())) => {
+                reason = ReadError::Lost("this program was built without verbs".to_owned());
+            }
         }
     }
-    Err(match (proof, reason) {
+    Err(match (greeted.proof, reason) {
         (Ok(()), reason) => reason,
         (Err(network), ReadError::Unproved(local)) if local != network => {
             ReadError::Unproved(format!("{network}; on this host: {local}"))
@@ -112,12 +132,14 @@ async fn connect(address: &str, options: &ClientOptions) -> Result<Greeted, Read
     Ok(Greeted { incoming, welcome, proof: Ok(()) })
 }
 
-/// Names of sockets that engines have. An engine that has not proved itself yet chooses the name.
+/// How the names of engines' sockets begin. The name comes from an engine that has not proved itself
+/// yet.
 const SOCKET_PREFIX: &[u8] = b"rdma-engine-";
 
-/// Connects to the engine's Unix socket, if it is on this host. Its name was told to everybody who
-/// asked, and anybody may have taken it: who listens there is trusted for the user, or for a proof.
-async fn local(socket: &[u8], options: &ClientOptions) -> Result<Arc<Connection>, ReadError> {
+/// Connects to the engine's Unix socket, if it is on this host. The engine tells the socket's name to
+/// every client, so any process may have taken the name: whatever listens there is trusted for its
+/// user, or for a proof.
+async fn local(socket: &[u8], options: &ClientOptions) -> Result<Arc<EngineConnection>, ReadError> {
     if !socket.starts_with(SOCKET_PREFIX) {
         return Err(ProtocolError::Value.into());
     }
@@ -128,19 +150,19 @@ async fn local(socket: &[u8], options: &ClientOptions) -> Result<Arc<Connection>
     }
     let channel = Channel::Unix(socket.to_vec());
     let (incoming, welcome, handshake) = greet(Socket::Unix(stream), options, &channel).await?;
-    let own_proof = match (user, handshake) {
-        (_, Ok(own_proof)) => Some(own_proof),
+    let proof = match (user, handshake) {
+        (_, Ok(proof)) => Some(proof),
         (Ok(()), Err(_)) => None,
         (Err(user), Err(secret)) => return Err(ReadError::Unproved(format!("{user}; {secret}"))),
     };
     if !welcome.offers.iter().any(|offer| offer.transport() == Transport::Local) {
         return Err(ReadError::Refused(Refusal::NoTransport));
     }
-    choose(incoming, &welcome, Choose::Local { proof: own_proof }).await
+    choose(incoming, &welcome, Choose::Local { proof }, Box::new(LocalPath::new())).await
 }
 
-/// Connects at once or not at all: where many wait to be accepted already, a socket that blocks would
-/// wait for as long as the other side likes, and this thread with it.
+/// Connects without waiting: if the listener's backlog is full, a blocking socket would hold up this
+/// thread for as long as the other side likes.
 fn connect_unix(name: &[u8]) -> std::io::Result<UnixStream> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
@@ -148,8 +170,8 @@ fn connect_unix(name: &[u8]) -> std::io::Result<UnixStream> {
     UnixStream::from_std(socket.into())
 }
 
-/// Whether the process at the other end may serve the volumes for its user: root, the user of this
-/// process, and the user of the volume server's process.
+/// Checks that the process at the other end may serve the volumes because of its user: root, the user
+/// of this process, or the user of the volume server's process.
 async fn trusted_user(stream: &UnixStream, options: &ClientOptions) -> Result<(), String> {
     let told = |error: std::io::Error| format!("the engine's process: {error}");
     let user = peer::user(stream).map_err(told)?;
@@ -169,15 +191,15 @@ async fn trusted_user(stream: &UnixStream, options: &ClientOptions) -> Result<()
 /// The user whose process is the volume server at `server`, if that is on this host.
 async fn volume_server_user(server: &str) -> std::io::Result<Option<u32>> {
     for address in tokio::net::lookup_host(server).await? {
-        if let Some(user) = aside(|| peer::listener(address))? {
+        if let Some(user) = run_blocking(|| peer::listener(address))? {
             return Ok(Some(user));
         }
     }
     Ok(None)
 }
 
-/// What came of asking an engine to prove that it knows the cluster's secret: the client's own
-/// proof in return, or why there is none.
+/// The outcome of asking an engine to prove that it knows the cluster's secret: the client's own proof
+/// in return, or why there is none.
 type Handshake = Result<Proof, String>;
 
 /// Introduces this client and asks for a proof, if there is a key to check it by.
@@ -219,14 +241,15 @@ async fn choose(
     mut incoming: Incoming,
     welcome: &Welcome,
     choice: Choose,
-) -> Result<Arc<Connection>, ReadError> {
+    path: Box<dyn DataPath>,
+) -> Result<Arc<EngineConnection>, ReadError> {
     if ready(&mut incoming, &choice).await?.transport() != choice.transport() {
         return Err(ProtocolError::Value.into());
     }
-    Ok(Connection::start(incoming, choice.transport(), None, welcome.limits))
+    Ok(demultiplexer::start(incoming, path, welcome.limits))
 }
 
-/// Tells the engine the choice, and waits until it is ready for it.
+/// Sends the choice, and waits until the engine is ready for it.
 async fn ready(incoming: &mut Incoming, choice: &Choose) -> Result<Ready, ReadError> {
     let mut bytes = BytesMut::new();
     choice.encode(MessageKind::Choose, &mut bytes);
@@ -234,66 +257,50 @@ async fn ready(incoming: &mut Incoming, choice: &Choose) -> Result<Ready, ReadEr
     Ok(Choose::decode(&expect(incoming, MessageKind::Ready).await?)?)
 }
 
-/// Queue pairs, if this program knows them.
+/// Queue pairs.
 #[cfg(feature = "verbs")]
 mod verbs {
     use tokio::task::spawn_blocking;
+    use tokio::time::timeout;
 
-    use super::super::rdma::{self, Prepared};
+    use super::super::verbs::{self, PreparedPath};
     use super::*;
 
-    pub(super) async fn prepare(
-        client: &Inner,
-        tcp: &Incoming,
-        welcome: &Welcome,
-    ) -> Result<Prepared, ReadError> {
-        let near = tcp.socket().near().ok_or(ReadError::Refused(Refusal::NoTransport))?;
-        let offers: Vec<_> = welcome
+    pub(super) async fn prepare(dial: &Dial<'_>, greeted: &Greeted) -> Result<PreparedPath, ReadError> {
+        let near = greeted.incoming.socket().near().ok_or(ReadError::Refused(Refusal::NoTransport))?;
+        let offers: Vec<_> = greeted
+            .welcome
             .offers
             .iter()
             .filter_map(|offer| if let Offer::Verbs(verbs) = offer { Some(*verbs) } else { None })
             .collect();
-        let memory = client.memory.lock().clone();
-        let messages = welcome.capabilities.has(Capabilities::MESSAGES);
+        let caches = dial.caches.clone();
+        let messages = greeted.welcome.capabilities.has(Capabilities::MESSAGES);
         // Registering memory may take a while.
-        let prepared = spawn_blocking(move || rdma::prepare(near, &offers, memory, messages)).await;
+        let prepared = spawn_blocking(move || verbs::prepare(near, &offers, caches, messages)).await;
         prepared.map_err(lost)?.map_err(lost)
     }
 
+    /// Connects within half of the time for connecting, so that another transport has the other half.
     pub(super) async fn choose(
-        mut incoming: Incoming,
-        welcome: &Welcome,
-        prepared: Prepared,
-    ) -> Result<Arc<Connection>, ReadError> {
-        let Choose::Verbs(peer) = ready(&mut incoming, &Choose::Verbs(prepared.end())).await? else {
-            return Err(ProtocolError::Value.into());
+        greeted: Greeted,
+        prepared: PreparedPath,
+        options: &ClientOptions,
+    ) -> Result<Arc<EngineConnection>, ReadError> {
+        let Greeted { mut incoming, welcome, .. } = greeted;
+        let attempt = async {
+            let Choose::Verbs(peer) = ready(&mut incoming, &Choose::Verbs(prepared.end())).await? else {
+                return Err(ProtocolError::Value.into());
+            };
+            let path = spawn_blocking(move || prepared.connect(&peer)).await.map_err(lost)??;
+            Ok(demultiplexer::start(incoming, Box::new(path), welcome.limits))
         };
-        let rdma = spawn_blocking(move || prepared.connect(&peer)).await.map_err(lost)??;
-        Ok(Connection::start(incoming, Transport::Verbs, Some(rdma), welcome.limits))
+        let late = |_| Err(lost("the engine did not get ready for RDMA"));
+        timeout(options.connect / 2, attempt).await.unwrap_or_else(late)
     }
 
     fn lost(error: impl ToString) -> ReadError {
         ReadError::Lost(error.to_string())
-    }
-}
-
-/// Without verbs nobody is prepared for them.
-#[cfg(not(feature = "verbs"))]
-mod verbs {
-    use std::convert::Infallible;
-
-    use super::*;
-
-    pub(super) async fn prepare(_: &Inner, _: &Incoming, _: &Welcome) -> Result<Infallible, ReadError> {
-        Err(ReadError::Lost("this program was built without verbs".to_owned()))
-    }
-
-    pub(super) async fn choose(
-        _: Incoming,
-        _: &Welcome,
-        prepared: Infallible,
-    ) -> Result<Arc<Connection>, ReadError> {
-        match prepared {}
     }
 }
 

@@ -1,18 +1,18 @@
-//! Until when what an engine has granted is there.
+//! How long a grant is valid.
 //!
-//! Bytes of a range have no checksum, so a READ that ends after its lease may have brought another needle's bytes and
-//! nothing else would tell. The client therefore counts from before it asked, when the engine cannot have begun to
-//! count; by a clock that goes on while the host is suspended; and takes less than it was granted, because the clocks
-//! of two hosts do not run equally fast.
+//! A range has no checksum, so a READ that ends after its lease may have brought another needle's
+//! bytes, and nothing else would show it. The client therefore counts from before it sent the request,
+//! when the engine cannot have begun to count. It uses a clock that goes on while the host is
+//! suspended. And it uses less than it was granted, because the clocks of two hosts differ in speed.
 
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// The part of a lease that is not used: clocks are wrong by less than a thousandth.
+/// One part in so many of a lease is not used: clocks are wrong by less than a thousandth.
 const MARGIN: u32 = 64;
 
-/// A time on the clock of this host, which counts while it is suspended.
+/// A time on the clock of this host that also counts while it is suspended (`CLOCK_BOOTTIME`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct BootTime(Duration);
 
@@ -24,23 +24,25 @@ impl BootTime {
     }
 }
 
-/// What was granted, and when it was asked for.
+/// The length of a grant, and when it was requested.
+#[cfg_attr(not(feature = "verbs"), expect(dead_code, reason = "grants come over a queue pair"))]
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Lease {
-    asked: BootTime,
+    sent_at: BootTime,
     length: Duration,
 }
 
+#[cfg_attr(not(feature = "verbs"), expect(dead_code, reason = "grants come over a queue pair"))]
 impl Lease {
-    /// The lease of an answer to a request that was sent after `asked`.
-    pub(super) fn new(asked: BootTime, length: Duration) -> Self {
-        Self { asked, length: length - length / MARGIN }
+    /// The lease of an answer to a request that was sent after `sent_at`.
+    pub(super) fn new(sent_at: BootTime, length: Duration) -> Self {
+        Self { sent_at, length: length - length / MARGIN }
     }
 
-    /// For how long it still holds; none if it is over.
+    /// For how long it is still valid; `None` if it is over.
     pub(super) fn left(&self, now: BootTime) -> Option<Duration> {
-        let since = now.0.saturating_sub(self.asked.0);
-        self.length.checked_sub(since).filter(|left| !left.is_zero())
+        let elapsed = now.0.saturating_sub(self.sent_at.0);
+        self.length.checked_sub(elapsed).filter(|left| !left.is_zero())
     }
 }
 
@@ -53,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_ends_before_the_engine_takes_back() {
+    fn a_lease_ends_before_the_engine_takes_the_memory_back() {
         let lease = Lease::new(at(5000), Duration::from_millis(6400));
         assert_eq!(lease.left(at(5000)), Some(Duration::from_millis(6300)));
         assert_eq!(lease.left(at(11_299)), Some(Duration::from_millis(1)));
@@ -63,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn the_clock_counts_what_the_monotonic_one_leaves_out() {
+    fn the_clock_includes_the_time_that_the_host_is_suspended() {
         let monotonic = clock_gettime(ClockId::Monotonic);
         let boot = BootTime::now();
         assert!(boot.0 >= Duration::new(monotonic.tv_sec.cast_unsigned(), 0), "{boot:?}");

@@ -1,30 +1,32 @@
 //! The engine: serves the needles of a volume server's directories to clients.
 //!
 //! ```text
-//!  TcpListener ─┐             ┌ session: tokens, limits, look-up ─ the same for every transport
-//!               ├─ bootstrap ─┤
-//!  UnixListener ┘             └ requests in, answers out: over the stream (tcp, local), as messages of the queue pair (verbs)
+//!  TcpListener ─┐               ┌─ Session: tokens, limits, look-up; the same for every transport
+//!               ├─ bootstrap ───┤
+//!  UnixListener ┘               └─ RequestHandler: requests in, answers out
+//!                                    over the stream (tcp, local)
+//!                                    as messages of the queue pair (verbs)
 //! ```
 //!
-//! A connection is first asked who it is and what it wants (`bootstrap`), within a few seconds. Then requests come. For each of them the
-//! [`Session`] says what may be read and where it is, and the transport brings it to the client: `tcp` sends it
-//! from the file into the socket, `local` hands the file over, and `verbs` stages it in registered memory (`rdma`), from where the client
-//! fetches it.
+//! A connection first has to introduce itself and to choose a transport, within a few seconds
+//! (`bootstrap`). Then requests come. For each of them the session finds the data and checks that the
+//! client may read it, and the transport brings it to the client: `tcp` sends it from the file into the
+//! socket, `local` hands the file over, and `verbs` stages it in registered memory (`rdma`), from where
+//! the client fetches it.
 //!
-//! A request that can be answered from the page cache is answered by the thread that took it; one that has to wait for a disk
-//! waits on a thread of its own, and later requests overtake it.
+//! A request that can be answered from the page cache is answered by the thread that took it. A request
+//! that has to wait for a disk waits on another thread, and later requests overtake it.
 //!
-//! Sessions in all and of each peer, requests in progress, the length of each, the memory of answers that wait, and the time without
-//! reads are limited ([`EngineOptions`], `admission`). A client that does not take its answers is given up.
+//! There are limits on sessions in all and per peer, on requests in progress and their length, on the
+//! memory of answers that wait, and on the time without reads ([`EngineOptions`], `admission`). A client
+//! that does not take its answers is disconnected.
 
 mod admission;
 mod bootstrap;
 #[cfg(feature = "verbs")]
 mod rdma;
-#[cfg(not(feature = "verbs"))]
-#[path = "without_rdma.rs"]
-mod rdma;
-mod requests;
+mod rdma_session;
+mod request_handler;
 mod session;
 mod stream;
 
@@ -45,23 +47,24 @@ use crate::protocol::{MAX_READ, SessionLimits};
 use crate::store::Store;
 use crate::token::ReadVerifier;
 use crate::transport::Socket;
-use admission::{Admission, Capacity, Peer};
-pub(crate) use session::Session;
+use admission::{Admission, AdmissionLimits, Peer};
+use rdma_session::RdmaHost;
 
-/// How often files that were replaced or removed are looked for.
-const TEND: Duration = Duration::from_secs(1);
+/// How often the store looks for files that were replaced or removed.
+const STORE_CLEANUP_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Rest after a connection could not be accepted, for want of descriptors most likely.
-const REST: Duration = Duration::from_millis(100);
+/// The backoff after a connection could not be accepted, most likely for want of descriptors.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
-/// What an engine allows.
+/// The limits and features of an engine.
 #[derive(Debug, Clone)]
 pub struct EngineOptions {
-    /// Sessions at a time; further connections are refused, unless an idle one can make room.
+    /// Sessions at a time; further connections are refused, unless an idle session can be ended.
     pub sessions: usize,
     /// Sessions of one peer, an address of the network or a user of this host.
     pub sessions_of_peer: usize,
-    /// Bytes of answers that wait for their clients, of all sessions; further ones are sent from their files.
+    /// Bytes of answers that wait for their clients, of all sessions; further answers are sent from their
+    /// files.
     pub waiting: u64,
     /// Requests of a session that may be unanswered at a time.
     pub in_flight: u32,
@@ -69,19 +72,22 @@ pub struct EngineOptions {
     pub read: u32,
     /// How long a session may be without requests.
     pub idle: Duration,
-    /// Whether processes of this host that could open the volumes' files themselves may have their descriptors.
+    /// Whether processes of this host that could open the volumes' files themselves may have their
+    /// descriptors.
     pub local: bool,
-    /// Whether clients may come by RDMA, where this host has a device for it.
+    /// Whether clients may use RDMA, if this host has a device for it.
     pub verbs: bool,
     /// The one RDMA device to use, by its name in the kernel; `None` for any.
     pub device: Option<String>,
-    /// Memory that is registered for each session over verbs, in bytes: what is granted at a time lies in it. What finds no room goes in line.
+    /// Staging memory of each session over verbs, in bytes: everything that is granted at a time lies in
+    /// it. Data for which there is no room goes in line.
     pub staging: usize,
-    /// Bytes of such memory in all; without room for another session's, verbs is refused.
+    /// Bytes of staging memory in all; if there is none left for another session, verbs is refused.
     pub all_staging: u64,
     /// How long a client may take to fetch what was granted.
     pub lease: Duration,
-    /// What clients over the network have to speak, if anything: TLS, most likely with certificates of their own. What is fetched by RDMA is not encrypted.
+    /// TLS for clients over the network, if they have to use it, most likely with certificates of their
+    /// own. Data that is fetched by RDMA is not encrypted.
     pub tls: Option<Arc<ServerConfig>>,
     /// The key by which the engine proves itself to clients that ask, and clients to it.
     pub proof: Option<Arc<ProofKey>>,
@@ -120,16 +126,16 @@ impl EngineOptions {
 }
 
 /// What all sessions share.
-pub(crate) struct Shared {
-    pub(crate) store: Arc<Store>,
-    pub(crate) verifier: Option<ReadVerifier>,
-    pub(crate) metrics: Arc<Metrics>,
-    pub(crate) limits: SessionLimits,
+struct EngineState {
+    store: Arc<Store>,
+    verifier: Option<ReadVerifier>,
+    metrics: Arc<Metrics>,
+    limits: SessionLimits,
     instance: u128,
     /// The name of the Unix socket in the abstract namespace, if there is one.
     socket: Option<Vec<u8>>,
     /// The RDMA devices, if there are any and they may be used.
-    fabric: Option<rdma::Fabric>,
+    rdma: Option<Arc<dyn RdmaHost>>,
     admission: Arc<Admission>,
     tls: Option<Arc<ServerConfig>>,
     proof: Option<Arc<ProofKey>>,
@@ -137,16 +143,17 @@ pub(crate) struct Shared {
 
 /// An engine that listens and does not answer yet.
 pub struct Engine {
-    shared: Arc<Shared>,
+    state: Arc<EngineState>,
     tcp: TcpListener,
     unix: Option<UnixListener>,
 }
 
 impl Engine {
-    /// Takes `listen` (port 0 for any free one). Where a `verifier` is given, reads need tokens that it accepts.
+    /// Listens at `listen` (port 0 for any free one). If there is a `verifier`, reads need tokens that it
+    /// accepts.
     ///
     /// # Errors
-    /// When the address cannot be had.
+    /// When the address is not available.
     pub async fn bind(
         listen: SocketAddr,
         store: Arc<Store>,
@@ -158,7 +165,7 @@ impl Engine {
         let instance: u128 = rand::random();
         let (unix, socket) = match options.local {
             true => {
-                // A name that no other engine has. It is told to every client, so it proves nothing.
+                // A name that no other engine has. Every client is told it, so it proves nothing.
                 let name = format!("rdma-engine-{instance:032x}").into_bytes();
                 let address = std::os::unix::net::SocketAddr::from_abstract_name(&name)?;
                 let listener = std::os::unix::net::UnixListener::bind_addr(&address)?;
@@ -167,29 +174,24 @@ impl Engine {
             }
             false => (None, None),
         };
-        let admission = Admission::new(Capacity {
-            seats: options.sessions,
-            seats_of_peer: options.sessions_of_peer,
+        let admission = Admission::new(AdmissionLimits {
+            connections: options.sessions,
+            connections_per_peer: options.sessions_of_peer,
             memory: options.waiting,
             staging: options.all_staging,
         });
-        let fabric = match options.verbs {
-            true => rdma::Fabric::find(options, &metrics)
-                .inspect_err(|reason| tracing::info!(%reason, "not offering RDMA"))
-                .ok(),
-            false => None,
-        };
-        let limits = options.limits(fabric.is_some());
+        let rdma = if options.verbs { find_rdma(options, &metrics) } else { None };
+        let limits = options.limits(rdma.is_some());
         let (tls, proof) = (options.tls.clone(), options.proof.clone());
-        let shared =
-            Shared { store, verifier, metrics, limits, instance, socket, fabric, admission, tls, proof };
-        Ok(Self { shared: Arc::new(shared), tcp, unix })
+        let state =
+            EngineState { store, verifier, metrics, limits, instance, socket, rdma, admission, tls, proof };
+        Ok(Self { state: Arc::new(state), tcp, unix })
     }
 
-    /// Where it listens.
+    /// The address at which it listens.
     ///
     /// # Errors
-    /// When the socket does not know.
+    /// When the system does not report it.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.tcp.local_addr()
     }
@@ -197,20 +199,20 @@ impl Engine {
     /// Serves until the future is dropped; with it all sessions end.
     pub async fn serve(self) {
         let mut sessions = JoinSet::new();
-        let mut tend = tokio::time::interval(TEND);
-        tend.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut cleanup = tokio::time::interval(STORE_CLEANUP_INTERVAL);
+        cleanup.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let accepted = tokio::select! {
                 accepted = self.tcp.accept() => accepted.map(|(stream, peer)| {
-                    // Without it, answers would wait for each other's acknowledgements.
+                    // Without it, an answer would wait until the one before it is acknowledged.
                     let _ = stream.set_nodelay(true);
                     (Socket::Tcp(stream), Peer::at(peer.ip()), peer.to_string())
                 }),
                 accepted = accept_unix(self.unix.as_ref()) => accepted,
-                _ = tend.tick() => {
-                    let store = self.shared.store.clone();
-                    // Not awaited: reading directories may take long, and the next tick comes after it.
-                    sessions.spawn_blocking(move || store.tend());
+                _ = cleanup.tick() => {
+                    let store = self.state.store.clone();
+                    // Not awaited: listing directories may take long.
+                    sessions.spawn_blocking(move || store.close_unused());
                     continue;
                 }
                 Some(ended) = sessions.join_next() => {
@@ -222,15 +224,29 @@ impl Engine {
             };
             match accepted {
                 Ok((socket, peer, name)) => {
-                    sessions.spawn(bootstrap::run(socket, peer, name, self.shared.clone()));
+                    sessions.spawn(bootstrap::run(socket, peer, name, self.state.clone()));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(REST).await;
+                    tokio::time::sleep(ACCEPT_BACKOFF).await;
                 }
             }
         }
     }
+}
+
+/// The RDMA devices of this host, or `None` if there are none.
+#[cfg(feature = "verbs")]
+fn find_rdma(options: &EngineOptions, metrics: &Arc<Metrics>) -> Option<Arc<dyn RdmaHost>> {
+    let found = rdma::RdmaDevices::find(options, metrics);
+    let found = found.inspect_err(|reason| tracing::info!(%reason, "not offering RDMA"));
+    found.ok().map(|devices| Arc::new(devices) as _)
+}
+
+#[cfg(not(feature = "verbs"))]
+fn find_rdma(_: &EngineOptions, _: &Arc<Metrics>) -> Option<Arc<dyn RdmaHost>> {
+    tracing::info!(reason = "this program was built without verbs", "not offering RDMA");
+    None
 }
 
 async fn accept_unix(listener: Option<&UnixListener>) -> io::Result<(Socket, Peer, String)> {

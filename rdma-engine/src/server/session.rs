@@ -1,4 +1,5 @@
-//! What holds for a session whatever its transport: which requests are in progress, what the client may read, and where it is.
+//! What all transports of a session have in common: which requests are in progress, what the client may
+//! read, and where it is.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -6,103 +7,104 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
-use super::Shared;
-use super::admission::Seat;
+use super::EngineState;
+use super::admission::ConnectionPermit;
 use crate::metrics::Level;
 use crate::protocol::{NeedleInfo, ReadRequest, SessionLimits, Transport};
 use crate::store::{NeedleRecord, ReadMode, StoreError};
 use crate::{FileId, Refusal};
 
-/// How many needles a session may read without showing its token again. When there are more, all have to be shown again.
-const REMEMBERED: usize = 1 << 12;
+/// How many needles a session may read without showing its token again. After that many, all tokens
+/// have to be shown again.
+const AUTHORIZED_CAPACITY: usize = 1 << 12;
 
 /// One client's session.
-pub(crate) struct Session {
-    shared: Arc<Shared>,
+pub(super) struct Session {
+    engine: Arc<EngineState>,
     transport: Transport,
-    /// Needles that the client has shown a token for.
-    allowed: Mutex<HashSet<FileId>>,
+    /// Needles for which the client has shown a token.
+    authorized: Mutex<HashSet<FileId>>,
     /// Requests in progress, and whether they were cancelled.
     requests: Mutex<HashMap<u64, Arc<AtomicBool>>>,
-    seat: Seat,
+    permit: ConnectionPermit,
     _counted: Level,
 }
 
 /// A needle's range that may be read.
-pub(crate) struct Located {
-    /// Where it is.
-    pub(crate) record: NeedleRecord,
-    /// What the client is told.
-    pub(crate) needle: NeedleInfo,
+pub(super) struct LocatedRange {
+    /// The needle's record.
+    pub(super) record: NeedleRecord,
+    /// The needle as the client is told of it.
+    pub(super) needle: NeedleInfo,
     /// Where the range begins in the data.
-    pub(crate) offset: u32,
+    pub(super) offset: u32,
 }
 
-impl Located {
+impl LocatedRange {
     /// Where the range begins in the file.
-    pub(crate) fn position(&self) -> u64 {
+    pub(super) fn position(&self) -> u64 {
         self.record.data_offset + u64::from(self.offset)
     }
 }
 
-/// A request in progress; dropped when it has been answered.
-pub(crate) struct Ticket {
+/// A request in progress. Dropping it ends the request.
+pub(super) struct RequestTicket {
     session: Arc<Session>,
     number: u64,
     cancelled: Arc<AtomicBool>,
 }
 
-impl Ticket {
+impl RequestTicket {
     /// The client's number of the request.
-    pub(crate) fn number(&self) -> u64 {
+    pub(super) fn number(&self) -> u64 {
         self.number
     }
 
-    /// Whether the client does not wait for the answer any more.
-    pub(crate) fn is_cancelled(&self) -> bool {
+    /// Whether the client no longer waits for the answer.
+    pub(super) fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed)
     }
 }
 
-impl Drop for Ticket {
+impl Drop for RequestTicket {
     fn drop(&mut self) {
         self.session.requests.lock().remove(&self.number);
-        self.session.seat.end();
+        self.session.permit.end_request();
     }
 }
 
 impl Session {
-    pub(super) fn new(shared: Arc<Shared>, transport: Transport, seat: Seat) -> Self {
-        let counted = shared.metrics.connection(transport);
+    pub(super) fn new(engine: Arc<EngineState>, transport: Transport, permit: ConnectionPermit) -> Self {
+        let counted = engine.metrics.connection(transport);
         Self {
-            shared,
+            engine,
             transport,
-            allowed: Mutex::default(),
+            authorized: Mutex::default(),
             requests: Mutex::default(),
-            seat,
+            permit,
             _counted: counted,
         }
     }
 
-    pub(crate) fn transport(&self) -> Transport {
+    pub(super) fn transport(&self) -> Transport {
         self.transport
     }
 
-    pub(crate) fn limits(&self) -> &SessionLimits {
-        &self.shared.limits
+    pub(super) fn limits(&self) -> &SessionLimits {
+        &self.engine.limits
     }
 
-    pub(crate) fn shared(&self) -> &Shared {
-        &self.shared
+    pub(super) fn engine(&self) -> &EngineState {
+        &self.engine
     }
 
-    /// Its place, and what it takes of what all sessions share.
-    pub(super) fn seat(&self) -> &Seat {
-        &self.seat
+    /// The connection's share of what all connections have together.
+    pub(super) fn permit(&self) -> &ConnectionPermit {
+        &self.permit
     }
 
     /// Begins a request.
-    pub(crate) fn begin(self: &Arc<Self>, number: u64) -> Result<Ticket, Refusal> {
+    pub(super) fn begin(self: &Arc<Self>, number: u64) -> Result<RequestTicket, Refusal> {
         let mut requests = self.requests.lock();
         if requests.contains_key(&number) {
             return Err(Refusal::Malformed);
@@ -113,31 +115,31 @@ impl Session {
         let cancelled = Arc::new(AtomicBool::new(false));
         requests.insert(number, cancelled.clone());
         drop(requests);
-        self.seat.begin();
-        Ok(Ticket { session: self.clone(), number, cancelled })
+        self.permit.begin_request();
+        Ok(RequestTicket { session: self.clone(), number, cancelled })
     }
 
-    /// Notes that the client does not wait for a request any more.
-    pub(crate) fn cancel(&self, number: u64) {
+    /// Notes that the client no longer waits for a request.
+    pub(super) fn cancel(&self, number: u64) {
         if let Some(cancelled) = self.requests.lock().get(&number) {
             cancelled.store(true, Ordering::Relaxed);
         }
     }
 
-    /// Whether the client may ask for this.
-    pub(crate) fn check(&self, read: &ReadRequest) -> Result<(), Refusal> {
+    /// Whether the client may send this request.
+    pub(super) fn check(&self, read: &ReadRequest) -> Result<(), Refusal> {
         if read.length > self.limits().read {
             return Err(Refusal::TooLong);
         }
         self.authorize(read)
     }
 
-    /// Finds what is asked for and was [checked](Self::check).
-    pub(crate) fn locate(&self, read: &ReadRequest, mode: ReadMode) -> Result<Located, StoreError> {
-        let record = self.shared.store.locate(read.fid, mode)?;
+    /// Finds the range of a request that was [checked](Self::check).
+    pub(super) fn locate(&self, read: &ReadRequest, mode: ReadMode) -> Result<LocatedRange, StoreError> {
+        let record = self.engine.store.locate(read.fid, mode)?;
         let length = record.clamp(read.offset, read.length)?;
-        // What is refused, and pings, do not keep a session.
-        self.seat.touch();
+        // Only here: refused requests and pings do not keep a session alive.
+        self.permit.record_read();
         let needle = NeedleInfo {
             header: record.header,
             data_size: record.data_size,
@@ -146,13 +148,13 @@ impl Session {
             deleted: record.deleted,
             length,
         };
-        Ok(Located { record, needle, offset: read.offset })
+        Ok(LocatedRange { record, needle, offset: read.offset })
     }
 
-    /// A token is checked once for each needle and session.
+    /// Checks the token, once for each needle and session.
     fn authorize(&self, read: &ReadRequest) -> Result<(), Refusal> {
-        let Some(verifier) = &self.shared.verifier else { return Ok(()) };
-        if self.allowed.lock().contains(&read.fid) {
+        let Some(verifier) = &self.engine.verifier else { return Ok(()) };
+        if self.authorized.lock().contains(&read.fid) {
             return Ok(());
         }
         if read.token.is_empty() {
@@ -162,11 +164,11 @@ impl Session {
             tracing::debug!(fid = %read.fid, %error, "refused a token");
             return Err(Refusal::TokenInvalid);
         }
-        let mut allowed = self.allowed.lock();
-        if allowed.len() >= REMEMBERED {
-            allowed.clear();
+        let mut authorized = self.authorized.lock();
+        if authorized.len() >= AUTHORIZED_CAPACITY {
+            authorized.clear();
         }
-        allowed.insert(read.fid);
+        authorized.insert(read.fid);
         Ok(())
     }
 }

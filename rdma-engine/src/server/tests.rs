@@ -16,7 +16,7 @@ use crate::client::{self, Client, Delivered, ReadError, ReadTarget};
 use crate::needle::Version;
 use crate::protocol::{self, Capabilities, Choose, ClientMessage, Hello, MessageKind, Transport, VERSION};
 use crate::store::OffsetWidth;
-use crate::store::generated::Generated;
+use crate::store::generated::GeneratedVolume;
 use crate::token::ReadSigner;
 use crate::{FileId, Refusal};
 
@@ -27,7 +27,7 @@ const BOTH: [Transport; 2] = [Transport::Tcp, Transport::Local];
 
 struct Fixture {
     _directory: TempDir,
-    volume: Generated,
+    volume: GeneratedVolume,
     address: SocketAddr,
     metrics: Arc<Metrics>,
     engine: tokio::task::JoinHandle<()>,
@@ -50,7 +50,7 @@ fn fid(key: u64) -> FileId {
 
 async fn start(options: EngineOptions, key: Option<&[u8]>) -> Fixture {
     let directory = tempfile::tempdir().unwrap();
-    let volume = Generated::new(directory.path(), 1, Version::V3, OffsetWidth::Four);
+    let volume = GeneratedVolume::new(directory.path(), 1, Version::V3, OffsetWidth::Four);
     let store = Arc::new(Store::new(vec![directory.path().into()], None).unwrap());
     let metrics = Arc::new(Metrics::default());
     let listen = "127.0.0.1:0".parse().unwrap();

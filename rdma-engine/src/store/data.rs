@@ -15,53 +15,53 @@ use crate::refusal::Refusal;
 /// Whether a read may wait for a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReadMode {
-    /// What is not in the page cache is not read: [`StoreError::WouldBlock`].
+    /// Bytes that are not in the page cache are not read: [`StoreError::WouldBlock`].
     CachedOnly,
     /// The calling thread may wait.
     Blocking,
 }
 
-/// What a file system says of whether a read would wait for a disk. It says the same for all of a
-/// file, so it is found out once.
+/// How a file system reports that a read would wait for a disk. It is the same for all of a file, so it
+/// is determined once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Residency {
+pub(crate) enum CacheProbe {
     /// There is no disk to wait for.
     InMemory,
-    /// It refuses a read that would wait, if it is asked to (`RWF_NOWAIT`).
-    Told,
-    /// Nothing, as ZFS: any read may wait.
-    Unknown,
+    /// It fails a read with `RWF_NOWAIT` that would wait.
+    NoWait,
+    /// It reports nothing, as ZFS: any read may wait.
+    Unsupported,
 }
 
-impl Residency {
-    /// Tries a read of one byte, which does not wait.
+impl CacheProbe {
+    /// Tries to read one byte, without waiting.
     pub(crate) fn of(file: impl AsFd) -> Self {
-        // It has no disk, though it does not say so (up to Linux 6.17 at least).
+        // It has no disk, but does not support `RWF_NOWAIT` (up to Linux 6.17 at least).
         const TMPFS: i64 = 0x0102_1994;
         if fstatfs(&file).is_ok_and(|of| of.f_type == TMPFS) {
             return Self::InMemory;
         }
         match preadv2(file, &mut [IoSliceMut::new(&mut [0])], 0, ReadWriteFlags::NOWAIT) {
-            Err(Errno::OPNOTSUPP) => Self::Unknown,
-            _ => Self::Told,
+            Err(Errno::OPNOTSUPP) => Self::Unsupported,
+            _ => Self::NoWait,
         }
     }
 }
 
-/// An open `.dat` file. What was read of it stays right as long as it is open, even after the volume was compacted or
-/// removed: nothing in it is ever overwritten.
+/// An open `.dat` file. Positions in it stay valid as long as it is open, even after the volume was
+/// compacted or removed: nothing in it is ever overwritten.
 #[derive(Debug)]
 pub struct DataFile {
     file: File,
     volume: u32,
     revision: u16,
-    residency: Residency,
+    probe: CacheProbe,
 }
 
 impl DataFile {
     pub(super) fn new(file: File, volume: u32, revision: u16) -> Self {
-        let residency = Residency::of(&file);
-        Self { file, volume, revision, residency }
+        let probe = CacheProbe::of(&file);
+        Self { file, volume, revision, probe }
     }
 
     /// The number of the volume.
@@ -74,8 +74,8 @@ impl DataFile {
         self.revision
     }
 
-    /// Whether the file has lost its name: the volume was compacted, moved or deleted, and whoever holds the file
-    /// holds its disk space.
+    /// Whether the file has lost its name: the volume was compacted, moved or deleted, and only open
+    /// descriptors keep its disk space in use.
     pub fn is_unlinked(&self) -> bool {
         self.file.metadata().map_or(true, |metadata| metadata.nlink() == 0)
     }
@@ -85,7 +85,7 @@ impl DataFile {
     /// # Errors
     /// [`Refusal::Stale`] if the file ends before.
     pub fn read_exact_at(&self, buffer: &mut [u8], offset: u64, mode: ReadMode) -> Result<(), StoreError> {
-        let read = read_exact_at(&self.file, self.residency, buffer, offset, mode);
+        let read = read_exact_at(&self.file, self.probe, buffer, offset, mode);
         read.map_err(|error| match error.kind() {
             io::ErrorKind::WouldBlock => StoreError::WouldBlock,
             io::ErrorKind::UnexpectedEof => Refusal::Stale.into(),
@@ -103,19 +103,20 @@ impl AsFd for DataFile {
     }
 }
 
-/// Fills `buffer` with the bytes of `file` from `offset` on. With [`ReadMode::CachedOnly`], bytes that are not in memory, and a
-/// file system that cannot tell, are an error of kind `WouldBlock`; nothing is then said about the content of `buffer`.
+/// Fills `buffer` with the bytes of `file` from `offset` on. With [`ReadMode::CachedOnly`], the error is
+/// of kind `WouldBlock` if the bytes are not in memory or the file system cannot report that; the content
+/// of `buffer` is then undefined.
 pub(crate) fn read_exact_at(
     file: impl AsFd,
-    residency: Residency,
+    probe: CacheProbe,
     buffer: &mut [u8],
     offset: u64,
     mode: ReadMode,
 ) -> io::Result<()> {
-    let flags = match (mode, residency) {
-        (ReadMode::Blocking, _) | (_, Residency::InMemory) => ReadWriteFlags::empty(),
-        (_, Residency::Told) => ReadWriteFlags::NOWAIT,
-        (_, Residency::Unknown) => return Err(io::ErrorKind::WouldBlock.into()),
+    let flags = match (mode, probe) {
+        (ReadMode::Blocking, _) | (_, CacheProbe::InMemory) => ReadWriteFlags::empty(),
+        (_, CacheProbe::NoWait) => ReadWriteFlags::NOWAIT,
+        (_, CacheProbe::Unsupported) => return Err(io::ErrorKind::WouldBlock.into()),
     };
     let mut done = 0;
     while done < buffer.len() {
@@ -155,8 +156,8 @@ mod tests {
 
     use super::*;
 
-    /// A file of a file system that refuses reads that must not wait.
-    const REFUSING: &str = "/proc/version";
+    /// A file of a file system that does not support reads with `RWF_NOWAIT`.
+    const UNSUPPORTED: &str = "/proc/version";
 
     /// How many calls of this thread were reads, those that failed included.
     fn reads() -> Option<u64> {
@@ -172,8 +173,8 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_told_is_found_out_once_and_not_asked_again() {
-        let refusing = File::open(REFUSING).unwrap();
+    fn cached_reads_are_not_tried_where_the_file_system_does_not_support_them() {
+        let unsupported = File::open(UNSUPPORTED).unwrap();
         let kept = tempfile::tempfile().unwrap();
         (&kept).write_all(&[7; 64]).unwrap();
         let mut shared = None;
@@ -181,22 +182,22 @@ mod tests {
             (&file).write_all(&[7; 64]).unwrap();
             shared = Some(file);
         }
-        assert_eq!(Residency::of(&refusing), Residency::Unknown);
-        for file in [Some(refusing), Some(kept), shared].into_iter().flatten() {
-            let residency = Residency::of(&file);
+        assert_eq!(CacheProbe::of(&unsupported), CacheProbe::Unsupported);
+        for file in [Some(unsupported), Some(kept), shared].into_iter().flatten() {
+            let probe = CacheProbe::of(&file);
             let mut bytes = [0; 16];
-            let mut cached = || read_exact_at(&file, residency, &mut bytes, 3, ReadMode::CachedOnly);
+            let mut cached = || read_exact_at(&file, probe, &mut bytes, 3, ReadMode::CachedOnly);
             let outcome = cached();
-            match residency {
-                Residency::Unknown => assert_eq!(outcome.unwrap_err().kind(), io::ErrorKind::WouldBlock),
-                Residency::InMemory | Residency::Told => outcome.unwrap(),
+            match probe {
+                CacheProbe::Unsupported => assert_eq!(outcome.unwrap_err().kind(), io::ErrorKind::WouldBlock),
+                CacheProbe::InMemory | CacheProbe::NoWait => outcome.unwrap(),
             }
-            let expected = if residency == Residency::Unknown { 0 } else { 100 };
+            let expected = if probe == CacheProbe::Unsupported { 0 } else { 100 };
             match calls(|| (0..100).for_each(|_| drop(cached()))) {
-                Some(calls) => assert_eq!(calls, expected, "{residency:?}"),
+                Some(calls) => assert_eq!(calls, expected, "{probe:?}"),
                 None => println!("skipped: the kernel does not count the calls of a thread"),
             }
-            read_exact_at(&file, residency, &mut bytes, 3, ReadMode::Blocking).unwrap();
+            read_exact_at(&file, probe, &mut bytes, 3, ReadMode::Blocking).unwrap();
             assert_ne!(bytes, [0; 16]);
         }
     }

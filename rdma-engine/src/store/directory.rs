@@ -1,13 +1,13 @@
-//! Which volumes lie in the data directories, and under which names.
+//! Lists the volumes of the data directories, and the names of their files.
 
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-/// A directory whose time of change is younger than this when it is listed may change again without the time telling: the clock
-/// of file systems ticks every few milliseconds.
-const TICK: Duration = Duration::from_millis(50);
+/// A directory that was modified within this time before it is listed may change again without a new
+/// modification time: the clock of file systems ticks every few milliseconds.
+const MIN_MTIME_AGE: Duration = Duration::from_millis(50);
 
 /// The names of one volume's files.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,7 +26,8 @@ impl VolumeFiles {
         with_extension(&self.data, extension)
     }
 
-    /// A file that lies in the directory of indexes, if there is one, unless the data directory has it already.
+    /// A file of the index directory by its extension. Without such a directory, or if the file is in the
+    /// data directory, that one.
     pub(super) fn index(&self, extension: &str) -> PathBuf {
         let beside = self.data(extension);
         match &self.index {
@@ -50,12 +51,12 @@ pub(super) struct Directories {
     index: Option<PathBuf>,
 }
 
-/// What the directories had, and when.
+/// The content of the directories at one time.
 #[derive(Debug, Default)]
-pub(super) struct Listing {
+pub(super) struct DirectoryListing {
     pub(super) volumes: HashMap<u32, VolumeFiles>,
-    /// When each directory had last changed; none if it had to be listed again anyway.
-    changed: Vec<Option<SystemTime>>,
+    /// The modification time of each directory; none if it has to be listed again anyway.
+    modified: Vec<Option<SystemTime>>,
 }
 
 impl Directories {
@@ -64,12 +65,12 @@ impl Directories {
     }
 
     /// Lists all directories.
-    pub(super) fn list(&self) -> io::Result<Listing> {
-        let mut listing = Listing::default();
+    pub(super) fn list(&self) -> io::Result<DirectoryListing> {
+        let mut listing = DirectoryListing::default();
         for directory in &self.data {
-            let changed = directory.metadata()?.modified()?;
-            let settled = SystemTime::now().duration_since(changed).is_ok_and(|age| age > TICK);
-            listing.changed.push(settled.then_some(changed));
+            let modified = directory.metadata()?.modified()?;
+            let settled = SystemTime::now().duration_since(modified).is_ok_and(|age| age > MIN_MTIME_AGE);
+            listing.modified.push(settled.then_some(modified));
             for entry in directory.read_dir()? {
                 let name = entry?.file_name();
                 let Some((id, base)) = name.to_str().and_then(volume_of) else { continue };
@@ -89,13 +90,14 @@ impl Directories {
     }
 
     /// Whether listing again may show something new.
-    pub(super) fn changed_since(&self, listing: &Listing) -> bool {
+    pub(super) fn changed_since(&self, listing: &DirectoryListing) -> bool {
         let now = self.data.iter().map(|directory| directory.metadata().and_then(|m| m.modified()).ok());
-        listing.changed.iter().any(Option::is_none) || !now.eq(listing.changed.iter().copied())
+        listing.modified.iter().any(Option::is_none) || !now.eq(listing.modified.iter().copied())
     }
 }
 
-/// The number and base name of the volume that a file belongs to, if its name tells that there is a volume to read, or was.
+/// The number and base name of the volume that a file belongs to, if its name is that of a file by which
+/// a volume is found.
 fn volume_of(name: &str) -> Option<(u32, &str)> {
     let (base, extension) = name.rsplit_once('.')?;
     if !matches!(extension, "dat" | "vif" | "ecx") {
@@ -124,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn volumes_come_and_two_of_one_number_are_told() {
+    fn new_volumes_are_found_and_two_of_one_number_are_ambiguous() {
         let (a, b, index) =
             (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         fs::write(a.path().join("c_1.dat"), "").unwrap();

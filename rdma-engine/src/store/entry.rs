@@ -1,15 +1,16 @@
-//! Entries of an `.idx` file: a log of where each needle was written or deleted, in which the last word counts.
+//! Entries of an `.idx` file: a log of where each needle was written or deleted. The last entry of a key
+//! is valid.
 //!
 //! ```text
 //!  0  key u64
 //!  8  offset u32, or 5 bytes: the low 32 bits, then bits 32 to 39      in units of 8 bytes
 //!     size u32                                                         -1 for a deletion
 //! ```
-//! Whether offsets have 4 or 5 bytes was decided when the server was compiled and is not written in the file itself.
+//! Whether offsets have 4 or 5 bytes depends on how the server was compiled; the file does not say.
 
 use crate::needle::ALIGNMENT;
 
-/// How wide the offsets of an index are.
+/// The width of the offsets of an index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OffsetWidth {
     /// Volumes up to 32 GiB, the usual build.
@@ -28,10 +29,10 @@ impl OffsetWidth {
     }
 }
 
-/// What one entry says.
+/// The content of one entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IndexChange {
-    /// The needle's record is there.
+    /// The needle's record was written there.
     Written(RecordPosition),
     /// The needle was deleted.
     Deleted,
@@ -46,10 +47,10 @@ pub struct RecordPosition {
     pub size: u32,
 }
 
-/// Reads one entry of `width`, of as many bytes as that says: a key, and what became of it.
+/// Parses one entry: a key, and what happened to its needle.
 ///
 /// # Panics
-/// When `bytes` has another length than an entry.
+/// When `bytes` does not have the length of an entry of this width.
 pub fn parse_entry(width: OffsetWidth, bytes: &[u8]) -> (u64, IndexChange) {
     let word = |at: usize| u32::from_be_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
     let key = u64::from(word(0)) << 32 | u64::from(word(4));
@@ -89,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn what_counts_as_deleted() {
+    fn a_negative_size_or_no_offset_is_a_deletion() {
         for (units, size, deleted) in
             [(1, 5, false), (1, 0, false), (1, -1, true), (1, -5, true), (0, 5, true), (0, 0, true)]
         {

@@ -9,7 +9,7 @@ use crate::checksum;
 use crate::needle::{Header, Version};
 
 /// A writer of one volume.
-pub(crate) struct Generated {
+pub(crate) struct GeneratedVolume {
     directory: PathBuf,
     id: u32,
     pub(crate) version: Version,
@@ -23,13 +23,13 @@ pub(crate) struct Generated {
 
 /// The parts of a record that a test may choose.
 #[derive(Clone, Default)]
-pub(crate) struct Parts {
+pub(crate) struct RecordParts {
     pub(crate) flags: u8,
     pub(crate) optional: Vec<u8>,
     pub(crate) append_at_ns: u64,
 }
 
-impl Generated {
+impl GeneratedVolume {
     pub(crate) fn new(directory: &Path, id: u32, version: Version, width: OffsetWidth) -> Self {
         let open = |extension: &str| {
             let path = directory.join(format!("{id}.{extension}"));
@@ -44,18 +44,18 @@ impl Generated {
         self.directory.join(format!("{}.{extension}", self.id))
     }
 
-    /// Says in the `.vif` how wide offsets are.
-    pub(crate) fn tell_width(&self) {
+    /// Writes a `.vif` with the width of the offsets.
+    pub(crate) fn write_width(&self) {
         let width = self.width.entry_length() - 12;
         fs::write(self.path("vif"), format!("{{\"files\":[],\"version\":3,\"bytesOffset\":{width}}}"))
             .unwrap();
     }
 
     pub(crate) fn put(&mut self, key: u64, cookie: u32, data: &[u8]) {
-        self.put_with(key, cookie, data, &Parts::default());
+        self.put_with(key, cookie, data, &RecordParts::default());
     }
 
-    pub(crate) fn put_with(&mut self, key: u64, cookie: u32, data: &[u8], parts: &Parts) {
+    pub(crate) fn put_with(&mut self, key: u64, cookie: u32, data: &[u8], parts: &RecordParts) {
         let at = self.dat.metadata().unwrap().len();
         let (record, size) = record(self.version, key, cookie, data, parts, self.legacy);
         self.dat.write_all(&record).unwrap();
@@ -64,7 +64,7 @@ impl Generated {
 
     pub(crate) fn delete(&mut self, key: u64, cookie: u32) {
         let at = self.dat.metadata().unwrap().len();
-        let (record, _) = record(self.version, key, cookie, &[], &Parts::default(), false);
+        let (record, _) = record(self.version, key, cookie, &[], &RecordParts::default(), false);
         self.dat.write_all(&record).unwrap();
         self.log(key, at / 8, -1);
     }
@@ -80,7 +80,8 @@ impl Generated {
         self.idx.write_all(&entry).unwrap();
     }
 
-    /// Writes the compacted files with these needles (key, cookie, data); [`commit`](Self::commit) puts them in place.
+    /// Writes the compacted files with these needles (key, cookie, data). [`swap_data`](Self::swap_data)
+    /// and [`swap_index`](Self::swap_index) put them in place.
     pub(crate) fn compact(&mut self, needles: &[(u64, u32, Vec<u8>)]) -> Compacted {
         let other = tempfile::tempdir_in(&self.directory).unwrap();
         let mut new = Self::new(other.path(), self.id, self.version, self.width);
@@ -102,7 +103,7 @@ impl Generated {
         fs::rename(self.path("cpd"), self.path("dat")).unwrap();
     }
 
-    /// The second rename, after which writing goes on in the new files.
+    /// The second rename. Later writes go to the new files.
     pub(crate) fn swap_index(&mut self, compacted: Compacted) {
         fs::rename(self.path("cpx"), self.path("idx")).unwrap();
         fs::remove_file(self.path("cpc")).unwrap();
@@ -112,7 +113,7 @@ impl Generated {
     }
 }
 
-/// What [`Generated::compact`] wrote.
+/// The files that [`GeneratedVolume::compact`] wrote.
 pub(crate) struct Compacted {
     revision: u16,
 }
@@ -127,13 +128,13 @@ fn superblock(version: Version, revision: u16) -> [u8; 8] {
     [version, 0, 0, 0, r0, r1, 0, 0]
 }
 
-/// The bytes of a record and the size in its header.
+/// The bytes of a record, and the size in its header.
 pub(crate) fn record(
     version: Version,
     key: u64,
     cookie: u32,
     data: &[u8],
-    parts: &Parts,
+    parts: &RecordParts,
     legacy: bool,
 ) -> (Vec<u8>, i32) {
     let mut body = Vec::new();

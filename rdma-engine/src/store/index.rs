@@ -1,30 +1,30 @@
-//! Where every needle of a volume is, in 17 bytes each.
+//! The index of a volume in memory: where every needle is, in 17 bytes each.
 //!
-//! Keys are handed out in rising order, so nearly every new one is the largest so far. The index is therefore an array sorted by
-//! key, to which such a key is appended and in which a known one is changed in place. The few that come late wait in
-//! a small map and are merged into the array, within the memory it has, when there are enough of them.
+//! Keys are handed out in rising order, so nearly every new key is the largest so far. The index is
+//! therefore an array sorted by key: such a key is appended, and a known key is changed in place. The few
+//! other keys wait in a small map and are merged into the array, in place, when there are enough of them.
 //!
-//! A needle that is deleted keeps its position, marked, until the volume is compacted: readers that hold a slightly old list
-//! of chunks may still ask for it, as they may at the volume server (`readDeleted`).
+//! A deleted needle keeps its position, marked as deleted, until the volume is compacted: readers with a
+//! slightly old list of chunks may still ask for it, as they may at the volume server (`readDeleted`).
 
 use std::collections::BTreeMap;
 
 use super::entry::{IndexChange, RecordPosition};
 use crate::needle::ALIGNMENT;
 
-/// What the index knows of a needle.
+/// One needle, as the index has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IndexEntry {
-    /// Where its record is, or was before it was deleted.
+    /// Where its record is; also after it was deleted.
     pub position: RecordPosition,
     /// Whether it was deleted.
     pub deleted: bool,
 }
 
-/// One needle. Packed: there may be a hundred million.
+/// One needle in memory. Packed, because there may be a hundred million.
 #[derive(Clone, Copy)]
 #[repr(C, packed)]
-struct Slot {
+struct PackedEntry {
     key: u64,
     units_low: u32,
     units_high: u8,
@@ -32,7 +32,7 @@ struct Slot {
     size: i32,
 }
 
-impl Slot {
+impl PackedEntry {
     fn new(key: u64, position: RecordPosition) -> Self {
         let units = position.offset / ALIGNMENT;
         Self {
@@ -51,7 +51,7 @@ impl Slot {
         IndexEntry { position, deleted }
     }
 
-    /// Stands for an entry that says that `key` was deleted, in a log; not for a needle.
+    /// The log entry of a deletion, not a needle.
     fn deletion(key: u64) -> Self {
         Self { key, units_low: 0, units_high: 0, size: 0 }
     }
@@ -70,34 +70,34 @@ impl Slot {
 /// The needles of a volume by key.
 #[derive(Default)]
 pub struct NeedleIndex {
-    sorted: Vec<Slot>,
-    /// Keys that are not the largest and were not there when they came; none of them is in `sorted`.
-    late: BTreeMap<u64, Slot>,
+    sorted: Vec<PackedEntry>,
+    /// Keys that were new but not the largest; none of them is in `sorted`.
+    late: BTreeMap<u64, PackedEntry>,
 }
 
 impl NeedleIndex {
-    /// How many late keys are let wait whatever the size of the index.
-    const FEW: usize = 1024;
+    /// How many late keys may wait, whatever the size of the index.
+    const MIN_LATE_CAPACITY: usize = 1024;
 
-    /// Takes in one entry of the log.
+    /// Applies one entry of the log.
     pub fn apply(&mut self, key: u64, change: IndexChange) {
         let appended = self.sorted.last().is_none_or(|last| { last.key } < key);
         match change {
             IndexChange::Deleted if appended => {}
             IndexChange::Written(position) if appended => {
                 if self.sorted.len() == self.sorted.capacity() {
-                    // A Vec would double: grow by a sixteenth, which large blocks of memory do by being mapped elsewhere.
-                    self.sorted.reserve_exact(self.sorted.len() / 16 + Self::FEW);
+                    // A Vec would double. A sixteenth is enough, because large blocks grow by remapping.
+                    self.sorted.reserve_exact(self.sorted.len() / 16 + Self::MIN_LATE_CAPACITY);
                 }
-                self.sorted.push(Slot::new(key, position));
+                self.sorted.push(PackedEntry::new(key, position));
             }
-            change => match (self.slot(key), change) {
-                (Some(slot), IndexChange::Written(position)) => *slot = Slot::new(key, position),
-                (Some(slot), IndexChange::Deleted) => slot.delete(),
+            change => match (self.entry(key), change) {
+                (Some(entry), IndexChange::Written(position)) => *entry = PackedEntry::new(key, position),
+                (Some(entry), IndexChange::Deleted) => entry.delete(),
                 (None, IndexChange::Deleted) => {}
                 (None, IndexChange::Written(position)) => {
-                    self.late.insert(key, Slot::new(key, position));
-                    if self.late.len() > self.sorted.len() / 32 + Self::FEW {
+                    self.late.insert(key, PackedEntry::new(key, position));
+                    if self.late.len() > self.sorted.len() / 32 + Self::MIN_LATE_CAPACITY {
                         self.merge_late();
                     }
                 }
@@ -107,32 +107,32 @@ impl NeedleIndex {
 
     /// Looks a needle up.
     pub fn get(&self, key: u64) -> Option<IndexEntry> {
-        let slot = match self.place(key) {
+        let entry = match self.search(key) {
             Ok(at) => self.sorted[at],
             Err(_) => *self.late.get(&key)?,
         };
-        Some(slot.found())
+        Some(entry.found())
     }
 
-    /// How many needles it knows, deleted ones included.
+    /// How many needles it has, deleted ones included.
     pub fn len(&self) -> usize {
         self.sorted.len() + self.late.len()
     }
 
-    /// Whether it knows none.
+    /// Whether it has none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    fn slot(&mut self, key: u64) -> Option<&mut Slot> {
-        match self.place(key) {
+    fn entry(&mut self, key: u64) -> Option<&mut PackedEntry> {
+        match self.search(key) {
             Ok(at) => Some(&mut self.sorted[at]),
             Err(_) => self.late.get_mut(&key),
         }
     }
 
-    fn place(&self, key: u64) -> Result<usize, usize> {
-        self.sorted.binary_search_by(|slot| { slot.key }.cmp(&key))
+    fn search(&self, key: u64) -> Result<usize, usize> {
+        self.sorted.binary_search_by(|entry| { entry.key }.cmp(&key))
     }
 
     fn merge_late(&mut self) {
@@ -141,69 +141,71 @@ impl NeedleIndex {
     }
 }
 
-/// Merges `new` slots, sorted and of keys that are not in `sorted`, from the back, so that no third array is needed.
-fn merge(sorted: &mut Vec<Slot>, mut new: Vec<Slot>) {
+/// Merges `new` entries, which are sorted and of keys that are not in `sorted`. Works from the back, so
+/// that no third array is needed.
+fn merge(sorted: &mut Vec<PackedEntry>, mut new: Vec<PackedEntry>) {
     let Some(&first) = new.first() else { return };
     let mut read = sorted.len();
     sorted.reserve_exact(new.len());
     sorted.resize(read + new.len(), first);
     let mut write = sorted.len();
-    while let Some(slot) = new.pop() {
-        while read > 0 && { sorted[read - 1].key } > { slot.key } {
+    while let Some(entry) = new.pop() {
+        while read > 0 && { sorted[read - 1].key } > { entry.key } {
             read -= 1;
             write -= 1;
             sorted[write] = sorted[read];
         }
         write -= 1;
-        sorted[write] = slot;
+        sorted[write] = entry;
     }
 }
 
-/// Makes an [`NeedleIndex`] of a whole log. Much faster than taking in entry by entry where the log is not in the order of keys.
+/// Builds a [`NeedleIndex`] from a whole log. This is much faster than applying the entries one by one, if
+/// the log is not in the order of keys.
 #[derive(Default)]
 pub struct IndexBuilder {
-    /// Needles that came in the order of their keys.
-    sorted: Vec<Slot>,
-    /// All else, in the order of the log. Of a key that is in both, what is here came later.
-    backlog: Vec<Slot>,
+    /// Needles in the order of the log, as far as that is the order of keys.
+    sorted: Vec<PackedEntry>,
+    /// All other entries, in the order of the log. If a key is in both, the entry here is newer.
+    backlog: Vec<PackedEntry>,
 }
 
 impl IndexBuilder {
-    /// Room for a log of as many entries.
+    /// A builder with room for a log of `entries` entries.
     pub fn with_capacity(entries: usize) -> Self {
         Self { sorted: Vec::with_capacity(entries), backlog: Vec::new() }
     }
 
-    /// Takes in the next entry.
+    /// Adds the next entry.
     pub fn push(&mut self, key: u64, change: IndexChange) {
         let largest = self.sorted.last().is_none_or(|last| { last.key } < key);
         match change {
-            IndexChange::Written(position) if largest => self.sorted.push(Slot::new(key, position)),
-            IndexChange::Written(position) => self.backlog.push(Slot::new(key, position)),
-            // Nothing of that key was written so far.
+            IndexChange::Written(position) if largest => self.sorted.push(PackedEntry::new(key, position)),
+            IndexChange::Written(position) => self.backlog.push(PackedEntry::new(key, position)),
+            // No needle of that key was written before.
             IndexChange::Deleted if largest => {}
-            IndexChange::Deleted => self.backlog.push(Slot::deletion(key)),
+            IndexChange::Deleted => self.backlog.push(PackedEntry::deletion(key)),
         }
     }
 
     /// The index of all entries.
     pub fn build(self) -> NeedleIndex {
         let Self { mut sorted, mut backlog } = self;
-        // Stable, so that the entries of a key stay in their order.
-        backlog.sort_by_key(|slot| slot.key);
+        // A stable sort, so that the entries of a key keep their order.
+        backlog.sort_by_key(|entry| entry.key);
         let mut known = 0;
-        let mut new: Vec<Slot> = Vec::new();
+        let mut new: Vec<PackedEntry> = Vec::new();
         for change in backlog {
             while known < sorted.len() && { sorted[known].key } < change.key {
                 known += 1;
             }
-            let slot = match sorted.get_mut(known) {
-                Some(slot) if { slot.key } == change.key => Some(slot),
-                _ => new.last_mut().filter(|slot| { slot.key } == change.key),
+            let entry = match sorted.get_mut(known) {
+                Some(entry) if { entry.key } == change.key => Some(entry),
+                _ => new.last_mut().filter(|entry| { entry.key } == change.key),
             };
-            match (slot, change.is_deletion()) {
-                (Some(slot), true) => slot.delete(),
-                (Some(slot), false) => *slot = change,
+            match (entry, change.is_deletion()) {
+                (Some(entry), true) => entry.delete(),
+                (Some(entry), false) => *entry = change,
                 (None, true) => {}
                 (None, false) => new.push(change),
             }
@@ -225,12 +227,12 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_takes_17_bytes() {
-        assert_eq!(size_of::<Slot>(), 17);
+    fn a_packed_entry_takes_17_bytes() {
+        assert_eq!(size_of::<PackedEntry>(), 17);
     }
 
     #[test]
-    fn the_last_word_counts_even_if_it_points_back() {
+    fn the_last_entry_is_valid_even_if_it_points_back() {
         let mut index = NeedleIndex::default();
         index.apply(5, IndexChange::Written(at(10, 1)));
         index.apply(5, IndexChange::Written(at(2, 3)));
@@ -260,9 +262,9 @@ mod tests {
         }
         for key in 0..20_000 {
             index.apply(key * 2 + 1, IndexChange::Written(at(key + 1, 1)));
-            let array = index.sorted.capacity() * size_of::<Slot>();
+            let array = index.sorted.capacity() * size_of::<PackedEntry>();
             // A node of the map is at least half full: twice what its entries take.
-            let map = index.late.len() * 2 * (size_of::<Slot>() + size_of::<u64>());
+            let map = index.late.len() * 2 * (size_of::<PackedEntry>() + size_of::<u64>());
             assert!(array + map <= index.len() * 20 + (64 << 10), "{array} + {map} for {}", index.len());
         }
     }

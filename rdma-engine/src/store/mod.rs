@@ -1,26 +1,29 @@
 //! Reads a volume server's files beside the running server.
 //!
-//! A volume is a `.dat` file of needle records, to which the server only appends, and an `.idx` file that logs where each needle was
-//! written. [`Store`] keeps the index of every volume that is read in memory (`index`), takes in what the server
-//! appends to it at every look-up, and hands out [`NeedleRecord`]s: where a needle's data is, in which open file,
-//! after the record's own header was compared with what was asked for.
+//! A volume is a `.dat` file of needle records, to which the server only appends, and an `.idx` file that
+//! logs where each needle was written. [`Store`] keeps the index of every volume in use in memory
+//! (`index`) and updates it from the log at every look-up. It returns [`NeedleRecord`]s: where a needle's
+//! data is, in which open file, after the record's own header was compared with the file id.
 //!
 //! ```text
-//!  FileId ─► Store ─► Volume ─► Opened ─► Index ─► Record ─► pread, sendfile, a descriptor passed on
-//!            which     over      one pair  key →    examined:
-//!            files     time      of files  offset   key, cookie, size, flags, checksum
+//!  FileId ─► Store ─► Volume ─► OpenVolume ─► NeedleIndex ─► NeedleRecord ─► pread, sendfile, or the
+//!            which     over      one pair      key →          examined: key,   descriptor is passed on
+//!            files     time      of files      offset         cookie, size, flags, checksum
 //! ```
 //!
-//! The server does as it likes meanwhile: it compacts a volume (two files are replaced, one after the other), moves or
-//! deletes it, converts it to shards, sends it to a remote tier, truncates what it failed to write. All of that ends in a
-//! [`Refusal`], after which the client asks the volume server itself, or in files being opened anew; never in
-//! other bytes than those of the needle. What makes that hold:
-//! * Nothing in a `.dat` file is ever overwritten, so an open file and an index read from its own log stay right together.
-//! * A pair of files is used only while both have their names (`opened`), so what is written later is not missed.
-//! * Whatever the index says, the record must agree.
+//! Meanwhile the server may compact a volume (it replaces two files, one after the other), move or delete
+//! it, convert it to shards, send it to a remote tier, or truncate a failed write. The outcome is a
+//! [`Refusal`], after which the client asks the volume server itself, or the files are opened anew; it is
+//! never bytes of another needle. The reasons:
+//! * Nothing in a `.dat` file is ever overwritten, so an open file and an index read from its own log
+//!   stay consistent.
+//! * A pair of files is used only while both have their names (`open_volume`), so later writes are not
+//!   missed.
+//! * The record must agree with the index.
 //!
-//! Looking up costs four small system calls when the record is in the page cache. A caller that must not wait for a disk
-//! says so with [`ReadMode::CachedOnly`] and tries again elsewhere when told [`StoreError::WouldBlock`].
+//! A look-up costs four small system calls if the record is in the page cache. A caller that must not
+//! wait for a disk passes [`ReadMode::CachedOnly`], and tries again on another thread after
+//! [`StoreError::WouldBlock`].
 //!
 //! Format and behaviour follow SeaweedFS 4.44 (`weed/storage`).
 
@@ -28,7 +31,7 @@ mod data;
 mod directory;
 mod entry;
 mod index;
-mod opened;
+mod open_volume;
 mod record;
 mod superblock;
 mod vif;
@@ -45,9 +48,9 @@ use parking_lot::RwLock;
 
 use crate::FileId;
 use crate::refusal::Refusal;
+pub(crate) use data::{CacheProbe, read_exact_at};
 pub use data::{DataFile, ReadMode};
-pub(crate) use data::{Residency, read_exact_at};
-use directory::{Directories, Listing};
+use directory::{Directories, DirectoryListing};
 pub use entry::{IndexChange, OffsetWidth, RecordPosition, parse_entry};
 pub use index::{IndexBuilder, IndexEntry, NeedleIndex};
 pub use record::NeedleRecord;
@@ -55,13 +58,13 @@ pub use superblock::Superblock;
 pub use vif::VolumeInfo;
 use volume::Volume;
 
-/// Files of volumes that nobody has read for so long are closed.
-const IDLE: Duration = Duration::from_secs(600);
+/// Files of volumes that were not read for this long are closed.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// Why there is no answer.
+/// Why a needle was not found or read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
-    /// Answering would mean to wait for a disk or to read an index; the caller said that it must not wait.
+    /// The caller must not wait, and the call would have to wait for a disk or to read an index.
     #[error("it would have to wait for a disk")]
     WouldBlock,
     /// The needle cannot be served from here.
@@ -73,40 +76,41 @@ pub enum StoreError {
 #[derive(Debug)]
 pub struct Store {
     directories: Directories,
-    state: RwLock<State>,
+    table: RwLock<VolumeTable>,
     /// Counts indexes that were read as a whole.
     index_reads: Arc<AtomicU64>,
 }
 
 #[derive(Debug)]
-struct State {
-    listing: Listing,
+struct VolumeTable {
+    listing: DirectoryListing,
     volumes: HashMap<u32, Arc<Volume>>,
 }
 
 impl Store {
-    /// The volumes in the data directories `data` (`weed volume -dir`), whose indexes may be in a directory of their own (`-dir.idx`).
+    /// The volumes in the data directories `data` (`weed volume -dir`). Their indexes may be in a directory
+    /// of their own, `index` (`-dir.idx`).
     ///
     /// # Errors
     /// When one of the directories cannot be listed.
     pub fn new(data: Vec<PathBuf>, index: Option<PathBuf>) -> io::Result<Self> {
         let directories = Directories::new(data, index);
         let listing = directories.list()?;
-        let state = RwLock::new(State { listing, volumes: HashMap::new() });
-        Ok(Self { directories, state, index_reads: Arc::default() })
+        let table = RwLock::new(VolumeTable { listing, volumes: HashMap::new() });
+        Ok(Self { directories, table, index_reads: Arc::default() })
     }
 
-    /// Finds a needle as of now: whatever the server has finished writing before the call is seen. Deleted needles are found
-    /// until their volume is compacted.
+    /// Finds a needle in the current state: every write that the server has finished before the call is
+    /// seen. Deleted needles are found until their volume is compacted.
     ///
     /// # Errors
     /// See [`StoreError`]. With [`ReadMode::Blocking`] it is never [`StoreError::WouldBlock`].
     pub fn locate(&self, fid: FileId, mode: ReadMode) -> Result<NeedleRecord, StoreError> {
         let volume = self.volume(fid.volume, mode)?;
-        volume.touch();
+        volume.record_use();
         let outcome = volume.locate(fid, mode);
         if outcome.as_ref().err() == Some(&StoreError::Refused(Refusal::NoVolume)) {
-            // Its files are gone. They may have come back elsewhere.
+            // Its files are gone; they may be in another directory now.
             self.list_again()?;
         }
         outcome
@@ -114,12 +118,12 @@ impl Store {
 
     /// How many volumes there are in the directories.
     pub fn volumes(&self) -> usize {
-        self.state.read().listing.volumes.len()
+        self.table.read().listing.volumes.len()
     }
 
     /// How many volumes are open, and how many needles their indexes have.
     pub fn open_volumes(&self) -> (usize, usize) {
-        let volumes: Vec<_> = self.state.read().volumes.values().cloned().collect();
+        let volumes: Vec<_> = self.table.read().volumes.values().cloned().collect();
         let needles: Vec<_> = volumes.iter().filter_map(|volume| volume.needles()).collect();
         (needles.len(), needles.iter().sum())
     }
@@ -130,39 +134,39 @@ impl Store {
         self.index_reads.load(Ordering::Relaxed)
     }
 
-    /// Gives up what is not needed: files that were replaced or removed, volumes that nobody reads. To be called about once a
-    /// second by a thread that may wait.
-    pub fn tend(&self) {
-        let volumes: Vec<_> = self.state.read().volumes.values().cloned().collect();
+    /// Closes files that were replaced or removed, and those of volumes that are not in use. To be called
+    /// about once a second by a thread that may wait.
+    pub fn close_unused(&self) {
+        let volumes: Vec<_> = self.table.read().volumes.values().cloned().collect();
         for volume in volumes {
-            volume.tend(IDLE);
+            volume.close_unused(IDLE_TIMEOUT);
         }
-        if self.directories.changed_since(&self.state.read().listing) {
-            // What it could not list now, it lists at the next call.
+        if self.directories.changed_since(&self.table.read().listing) {
+            // If that fails, the next call lists again.
             let _ = self.list_again();
         }
     }
 
     fn volume(&self, id: u32, mode: ReadMode) -> Result<Arc<Volume>, StoreError> {
         {
-            let state = self.state.read();
-            if let Some(volume) = state.volumes.get(&id) {
+            let table = self.table.read();
+            if let Some(volume) = table.volumes.get(&id) {
                 return Ok(volume.clone());
             }
-            if !state.listing.volumes.contains_key(&id) {
+            if !table.listing.volumes.contains_key(&id) {
                 if mode == ReadMode::CachedOnly {
                     return Err(StoreError::WouldBlock);
                 }
-                if !self.directories.changed_since(&state.listing) {
+                if !self.directories.changed_since(&table.listing) {
                     return Err(Refusal::NoVolume.into());
                 }
             }
         }
-        if !self.state.read().listing.volumes.contains_key(&id) {
+        if !self.table.read().listing.volumes.contains_key(&id) {
             self.list_again()?;
         }
-        let mut state = self.state.write();
-        let State { listing, volumes } = &mut *state;
+        let mut table = self.table.write();
+        let VolumeTable { listing, volumes } = &mut *table;
         let files = listing.volumes.get(&id).ok_or(Refusal::NoVolume)?;
         let new = || Arc::new(Volume::new(id, files.clone(), self.index_reads.clone()));
         Ok(volumes.entry(id).or_insert_with(new).clone())
@@ -173,9 +177,9 @@ impl Store {
             tracing::warn!(%error, "cannot list the data directories");
             Refusal::Io
         })?;
-        let mut state = self.state.write();
-        state.volumes.retain(|id, volume| listing.volumes.get(id) == Some(volume.files()));
-        state.listing = listing;
+        let mut table = self.table.write();
+        table.volumes.retain(|id, volume| listing.volumes.get(id) == Some(volume.files()));
+        table.listing = listing;
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! A needle's record, found and examined: all that is said about the data, and where the data is.
+//! A needle's record, found and examined: the description of the data, and where the data is.
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -15,11 +15,11 @@ use crate::refusal::Refusal;
 /// Bytes of `dataSize`.
 const DATA_SIZE: usize = 4;
 
-/// Tails are nearly always shorter than this; longer ones are read into memory of their own.
-const USUAL_TAIL: usize = 512;
+/// Nearly all tails are shorter than this; longer ones are read into allocated memory.
+const STACK_TAIL_SIZE: usize = 512;
 
-/// A needle whose record was found and agrees with what was asked for. Holds the file open, so the data can be read even if
-/// the volume is compacted or removed meanwhile.
+/// A needle whose record was found and agrees with the file id. It holds the file open, so the data can be
+/// read even if the volume is compacted or removed meanwhile.
 #[derive(Debug, Clone)]
 pub struct NeedleRecord {
     /// The volume's data file.
@@ -34,24 +34,25 @@ pub struct NeedleRecord {
     pub data_size: u32,
     /// What follows the data.
     pub tail: Tail,
-    /// Whether the needle was deleted, and would be given by a volume server only to who asks for deleted ones.
+    /// Whether the needle was deleted. A volume server returns it only to clients that ask for deleted
+    /// needles.
     pub deleted: bool,
 }
 
 impl NeedleRecord {
-    /// How many bytes there are of the `length` from `offset` on.
+    /// How many of the `length` bytes from `offset` on the needle has; 0 at its end.
     ///
     /// # Errors
-    /// [`Refusal::OutOfRange`] if `offset` is behind the end. At the end there are 0.
+    /// [`Refusal::OutOfRange`] if `offset` is behind the end.
     pub fn clamp(&self, offset: u32, length: u32) -> Result<u32, Refusal> {
         self.data_size.checked_sub(offset).map(|left| left.min(length)).ok_or(Refusal::OutOfRange)
     }
 
-    /// Fills `destination` with the data from `offset` on. Data that is read as a whole is verified.
+    /// Fills `destination` with the data from `offset` on. If that is all data, its checksum is verified.
     ///
     /// # Errors
-    /// [`Refusal::OutOfRange`] if there is not as much, [`Refusal::Damaged`] if the checksum does not agree. What
-    /// `destination` has after an error is undefined.
+    /// [`Refusal::OutOfRange`] if there are fewer bytes, [`Refusal::Damaged`] if the checksum does not
+    /// agree. The content of `destination` after an error is undefined.
     pub fn read_into(&self, offset: u32, destination: &mut [u8], mode: ReadMode) -> Result<(), StoreError> {
         let length = u32::try_from(destination.len()).map_err(|_| Refusal::OutOfRange)?;
         if self.clamp(offset, length)? != length {
@@ -64,24 +65,24 @@ impl NeedleRecord {
         Ok(())
     }
 
-    /// Whether `crc`, the CRC32C of all data, is what the record says. Nothing is said about no data.
+    /// Whether `crc`, the CRC32C of all data, is that of the record. Always true if there is no data.
     pub fn matches(&self, crc: u32) -> bool {
         self.data_size == 0 || checksum::matches(self.tail.checksum, crc)
     }
 }
 
-/// Whether a record of `key` with the size of `position` is there.
+/// Whether there is a record of `key` at `position`, of the size that is in `position`.
 pub(super) fn is_at(data: &DataFile, version: Version, key: u64, position: RecordPosition) -> bool {
     let mut bytes = [0; HEADER];
     let read = data.read_exact_at(&mut bytes, position.offset, ReadMode::Blocking);
     let header = Header::parse(&bytes);
-    // The trailer must be there too: a record that the file ends in was never finished.
+    // The trailer must be there too: a record at which the file ends was never finished.
     let end = position.offset + version.record_length(position.size) - 8;
     let ends = data.read_exact_at(&mut [0], end - 1, ReadMode::Blocking);
     read.is_ok() && ends.is_ok() && header.key == key && header.size == position.size.cast_signed()
 }
 
-/// Reads what the record at `found` says of itself, and compares it with what was asked for.
+/// Reads the description in the record at `found`, and compares it with the file id.
 pub(super) fn examine(
     file: &Arc<DataFile>,
     version: Version,
@@ -114,9 +115,9 @@ pub(super) fn examine(
     if (sized && optional == 0) || length > MAX_TAIL {
         return Err(Refusal::Damaged.into());
     }
-    let mut usual = [0; USUAL_TAIL];
+    let mut short = [0; STACK_TAIL_SIZE];
     let mut long = Vec::new();
-    let tail = match usual.get_mut(..length) {
+    let tail = match short.get_mut(..length) {
         Some(tail) => tail,
         None => {
             long.resize(length, 0);
@@ -144,7 +145,7 @@ pub(super) fn examine(
 }
 
 impl NeedleRecord {
-    /// What the record says of its data.
+    /// The flags of the data.
     pub fn flags(&self) -> Flags {
         self.tail.flags
     }

@@ -2,10 +2,10 @@
 
 use crate::needle::Version;
 
-/// Bytes of a superblock, what may follow it not included.
+/// Bytes of a superblock, without the extra bytes that may follow it.
 pub(super) const LENGTH: usize = 8;
 
-/// What a volume says of itself.
+/// The description of a volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Superblock {
     /// The layout of all records.
@@ -17,7 +17,7 @@ pub struct Superblock {
 }
 
 impl Superblock {
-    /// Reads a superblock; none if the version is not known.
+    /// Parses a superblock; `None` if the version is unknown.
     pub fn parse(bytes: &[u8; LENGTH]) -> Option<Self> {
         let [version, _replication, _ttl_count, _ttl_unit, r0, r1, e0, e1] = *bytes;
         let version = Version::from_byte(version)?;

@@ -1,4 +1,4 @@
-//! The store against generated volumes; against those of the real server, see the end-to-end suite `store`.
+//! The store with generated volumes. The end-to-end suite `store` has those of the real server.
 
 use std::fs::{self, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
@@ -7,15 +7,15 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use super::generated::{Generated, Parts};
+use super::generated::{GeneratedVolume, RecordParts};
 use super::*;
 use crate::needle::Version;
 
 const COOKIE: u32 = 0x1234_5678;
 
-fn fixture() -> (TempDir, Generated, Store) {
+fn fixture() -> (TempDir, GeneratedVolume, Store) {
     let directory = tempfile::tempdir().unwrap();
-    let volume = Generated::new(directory.path(), 1, Version::V3, OffsetWidth::Four);
+    let volume = GeneratedVolume::new(directory.path(), 1, Version::V3, OffsetWidth::Four);
     let store = Store::new(vec![directory.path().into()], None).unwrap();
     (directory, volume, store)
 }
@@ -38,15 +38,15 @@ fn read(store: &Store, key: u64) -> Result<Vec<u8>, Refusal> {
     }
 }
 
-/// As after the time in which files that disagree are not read anew.
-fn forget(store: &Store) {
-    for volume in store.state.read().volumes.values() {
-        volume.tend(std::time::Duration::ZERO);
+/// Closes all files, so that they are read anew.
+fn close_all(store: &Store) {
+    for volume in store.table.read().volumes.values() {
+        volume.close_unused(std::time::Duration::ZERO);
     }
 }
 
 #[test]
-fn what_is_appended_is_seen_at_once() {
+fn appended_needles_are_found_at_once() {
     let (_directory, mut volume, store) = fixture();
     assert_eq!(read(&store, 1), Err(Refusal::NoNeedle));
     volume.put(1, COOKIE, b"one");
@@ -58,16 +58,16 @@ fn what_is_appended_is_seen_at_once() {
 }
 
 #[test]
-fn every_version_width_and_checksum() {
+fn every_version_width_and_form_of_checksum_is_read() {
     for version in [Version::V1, Version::V2, Version::V3] {
         for width in [OffsetWidth::Four, OffsetWidth::Five] {
             for legacy in [false, true] {
-                for told in [false, true] {
+                for configured in [false, true] {
                     let directory = tempfile::tempdir().unwrap();
-                    let mut volume = Generated::new(directory.path(), 1, version, width);
+                    let mut volume = GeneratedVolume::new(directory.path(), 1, version, width);
                     volume.legacy = legacy;
-                    if told {
-                        volume.tell_width();
+                    if configured {
+                        volume.write_width();
                     }
                     let store = Store::new(vec![directory.path().into()], None).unwrap();
                     assert_eq!(read(&store, 1), Err(Refusal::NoNeedle));
@@ -80,7 +80,7 @@ fn every_version_width_and_checksum() {
                         assert_eq!(
                             data,
                             vec![key as u8; key as usize * 7],
-                            "{version:?} {width:?} {legacy} {told}"
+                            "{version:?} {width:?} {legacy} {configured}"
                         );
                     }
                     assert!(locate(&store, 3).unwrap().deleted);
@@ -148,13 +148,16 @@ fn a_damaged_byte_is_found() {
 }
 
 #[test]
-fn what_a_volume_server_would_not_send_as_it_is() {
+fn expired_needles_and_manifests_are_refused_and_optional_parts_are_skipped() {
     let (_directory, mut volume, store) = fixture();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let stamp = |ago: u64| (now - ago).to_be_bytes()[3..].to_vec();
     let minute = |ago: u64| [stamp(ago), vec![1, 1]].concat();
-    let parts =
-        |flags, optional, ago: u64| Parts { flags, optional, append_at_ns: (now - ago) * 1_000_000_000 };
+    let parts = |flags, optional, ago: u64| RecordParts {
+        flags,
+        optional,
+        append_at_ns: (now - ago) * 1_000_000_000,
+    };
     volume.put_with(1, COOKIE, b"old", &parts(0x18, minute(61), 61));
     volume.put_with(2, COOKIE, b"new", &parts(0x18, minute(10), 10));
     volume.put_with(3, COOKIE, b"[]", &parts(0x80, vec![], 0));
@@ -169,27 +172,27 @@ fn what_a_volume_server_would_not_send_as_it_is() {
 }
 
 #[test]
-fn partial_entries_and_garbage_of_preallocation_are_left_alone() {
+fn partial_and_preallocated_index_entries_are_ignored() {
     let (_directory, mut volume, store) = fixture();
     volume.put(1, COOKIE, b"one");
     let mut idx = OpenOptions::new().append(true).open(volume.path("idx")).unwrap();
     idx.write_all(&[0; 16 + 7]).unwrap();
     assert_eq!(read(&store, 1).unwrap(), b"one");
     assert_eq!(read(&store, 2), Err(Refusal::NoNeedle));
-    // The rest of the entry comes, and with it another one.
+    // The rest of the entry is written, and another entry.
     idx.write_all(&[0; 9]).unwrap();
     volume.put(2, COOKIE, b"two");
     assert_eq!(read(&store, 2).unwrap(), b"two");
 }
 
 #[test]
-fn a_failed_write_points_back() {
+fn an_index_entry_may_point_back_after_a_failed_write() {
     let (_directory, mut volume, store) = fixture();
     volume.put(1, COOKIE, b"first");
     let end = fs::metadata(volume.path("dat")).unwrap().len();
     volume.put(1, COOKIE, b"second");
     assert_eq!(read(&store, 1).unwrap(), b"second");
-    // The server cuts off what it could not sync and logs the old place again.
+    // The server truncates what it could not sync, and logs the old position again.
     OpenOptions::new().write(true).open(volume.path("dat")).unwrap().set_len(end).unwrap();
     assert_eq!(read(&store, 1), Err(Refusal::Stale), "the log is not there yet");
     volume.log(1, 1, 4 + 5 + 1);
@@ -230,7 +233,7 @@ fn compaction_is_followed_through_each_step() {
     assert_eq!(read(&store, 7), Err(Refusal::NoNeedle));
     assert_eq!(locate(&store, 8).unwrap().file.revision(), 1);
 
-    // Who located before reads on in the old file, and can tell that it is one.
+    // A record that was located before is read from the old file, which is recognized as such.
     let mut data = [0; 8];
     held.read_into(0, &mut data, ReadMode::Blocking).unwrap();
     assert_eq!(&data, b"needle 9");
@@ -256,19 +259,19 @@ fn without_the_marker_a_half_done_swap_is_refused_all_the_same() {
 }
 
 #[test]
-fn volumes_go_and_come_back() {
+fn volumes_may_disappear_and_come_back() {
     let (directory, mut volume, store) = fixture();
     volume.put(1, COOKIE, b"one");
     assert_eq!(read(&store, 1).unwrap(), b"one");
     fs::write(volume.path("note"), "").unwrap();
-    forget(&store);
+    close_all(&store);
     assert_eq!(read(&store, 1), Err(Refusal::Incomplete));
     fs::remove_file(volume.path("note")).unwrap();
     assert_eq!(read(&store, 1).unwrap(), b"one");
 
     let elsewhere = directory.path().join("elsewhere");
     fs::rename(volume.path("dat"), &elsewhere).unwrap();
-    forget(&store);
+    close_all(&store);
     fs::write(volume.path("vif"), "{\"files\":[{\"backendType\":\"s3\"}]}").unwrap();
     assert_eq!(read(&store, 1), Err(Refusal::Remote));
     fs::remove_file(volume.path("vif")).unwrap();
@@ -282,7 +285,7 @@ fn volumes_go_and_come_back() {
     fs::remove_file(volume.path("dat")).unwrap();
     fs::remove_file(volume.path("idx")).unwrap();
     assert_eq!(read(&store, 1), Err(Refusal::NoVolume));
-    let mut again = Generated::new(directory.path(), 1, Version::V3, OffsetWidth::Four);
+    let mut again = GeneratedVolume::new(directory.path(), 1, Version::V3, OffsetWidth::Four);
     again.put(1, COOKIE, b"another life");
     assert_eq!(read(&store, 1).unwrap(), b"another life");
 }
@@ -299,20 +302,20 @@ fn superblocks_that_are_not_understood_are_refused() {
 }
 
 #[test]
-fn files_that_nobody_needs_are_closed() {
+fn files_of_removed_volumes_are_closed() {
     let (_directory, mut volume, store) = fixture();
     volume.put(1, COOKIE, b"one");
     read(&store, 1).unwrap();
-    store.tend();
+    store.close_unused();
     assert_eq!(store.open_volumes(), (1, 1));
     fs::remove_file(volume.path("dat")).unwrap();
     fs::remove_file(volume.path("idx")).unwrap();
-    store.tend();
+    store.close_unused();
     assert_eq!(store.open_volumes(), (0, 0));
 }
 
 #[test]
-fn who_must_not_wait_is_sent_away_only_for_what_takes_long() {
+fn a_cached_read_fails_only_if_it_would_have_to_wait() {
     let (_directory, mut volume, store) = fixture();
     volume.put(1, COOKIE, b"one");
     let fid = FileId { volume: 1, key: 1, cookie: COOKIE };
@@ -320,7 +323,7 @@ fn who_must_not_wait_is_sent_away_only_for_what_takes_long() {
     locate(&store, 1).unwrap();
     match store.locate(fid, ReadMode::CachedOnly) {
         Ok(record) => assert_eq!(record.data_size, 3),
-        // A file system that cannot tell what is in memory.
+        // On a file system that does not report what is cached.
         Err(error) => assert_eq!(error, StoreError::WouldBlock),
     }
 }
@@ -351,8 +354,8 @@ proptest! {
     fn reads_what_was_written_last(steps in prop::collection::vec(step(), 1..120), wide: bool) {
         let directory = tempfile::tempdir().unwrap();
         let width = if wide { OffsetWidth::Five } else { OffsetWidth::Four };
-        let mut volume = Generated::new(directory.path(), 1, Version::V3, width);
-        volume.tell_width();
+        let mut volume = GeneratedVolume::new(directory.path(), 1, Version::V3, width);
+        volume.write_width();
         let store = Store::new(vec![directory.path().into()], None).unwrap();
         let mut model: HashMap<u64, (Vec<u8>, bool)> = HashMap::new();
         for step in steps {
@@ -373,7 +376,7 @@ proptest! {
                     volume.swap_index(compacted);
                 }
                 Step::PartialEntry => {
-                    // As if the server were in the middle of appending: nothing of it may be taken in.
+                    // As if the server were appending an entry: it must be ignored.
                     let path = volume.path("idx");
                     let length = fs::metadata(&path).unwrap().len();
                     OpenOptions::new().append(true).open(&path).unwrap().write_all(&[0; 5]).unwrap();
@@ -398,7 +401,7 @@ proptest! {
         let mut head = vec![version, 0, 0, 0, 0, 0, 0, 0];
         head.extend_from_slice(&dat);
         fs::write(directory.path().join("1.dat"), &head).unwrap();
-        // An index that leads into the garbage, and whatever else.
+        // Index entries that lead into the arbitrary bytes, followed by arbitrary entries.
         let mut entries = vec![];
         for key in keys {
             entries.extend_from_slice(&key.to_be_bytes());

@@ -1,30 +1,30 @@
-//! The `.vif` file: what a volume server notes about a volume, as protobuf's JSON.
+//! The `.vif` file: a volume server's description of a volume, in protobuf's JSON.
 
 use serde_json::{Map, Value};
 
 use super::entry::OffsetWidth;
 
-/// The parts of a `.vif` that matter for reading.
+/// The parts of a `.vif` that are needed for reading.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct VolumeInfo {
-    /// How wide the offsets of the index are, if it says so.
+    /// The width of the index's offsets, if it is given.
     pub offset_width: Option<OffsetWidth>,
     /// Whether the volume's data was moved to a remote tier.
     pub is_remote: bool,
 }
 
 impl VolumeInfo {
-    /// Reads a `.vif`; an empty one says nothing.
+    /// Parses a `.vif`, which may be empty.
     ///
     /// # Errors
-    /// When it is not what protobuf's JSON writes; the text says where.
+    /// When it is not the JSON that protobuf writes; the text says where.
     pub fn parse(text: &[u8]) -> Result<Self, String> {
         if text.trim_ascii().is_empty() {
             return Ok(Self::default());
         }
         let document: Map<String, Value> = serde_json::from_slice(text).map_err(|error| error.to_string())?;
         let width = match document.get("bytesOffset").or_else(|| document.get("BytesOffset")) {
-            // Numbers may come as text.
+            // Protobuf's JSON may write numbers as text.
             None | Some(Value::Null) => 0,
             Some(Value::String(text)) => text.parse().map_err(|_| format!("bytesOffset is {text:?}"))?,
             Some(value) => value.as_u64().ok_or_else(|| format!("bytesOffset is {value}"))?,
@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_weed_writes() {
+    fn the_vif_of_weed_is_parsed() {
         let text =
             br#"{"files": [], "version": 3, "replication": "000", "bytesOffset": 4, "datFileSize": "0",
             "expireAtSec": "0", "readOnly": false}"#;

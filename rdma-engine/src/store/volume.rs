@@ -9,39 +9,42 @@ use parking_lot::{Mutex, RwLock};
 use super::StoreError;
 use super::data::ReadMode;
 use super::directory::VolumeFiles;
-use super::opened::Opened;
+use super::open_volume::OpenVolume;
 use super::record::NeedleRecord;
 use crate::FileId;
 use crate::refusal::Refusal;
 
-/// How long a reader waits for another one that is reading the index; the largest take seconds.
-const WAIT: Duration = Duration::from_millis(100);
+/// How long a reader waits for another one that reads the index; the largest indexes take seconds.
+const OPEN_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Files that do not agree with each other are read anew, but not more often than this.
-const RELOAD: Duration = Duration::from_secs(1);
+/// Files that do not fit each other are read anew, but not more often than this.
+const RELOAD_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How exactly the time of the last use is kept: readers need not write it more often.
+const USE_TIME_INTERVAL: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub(super) struct Volume {
     id: u32,
     files: VolumeFiles,
-    current: RwLock<Current>,
-    /// Held by the one that opens the files.
+    current: RwLock<CurrentFiles>,
+    /// Held by the reader that opens the files.
     opening: Mutex<()>,
     /// Counts indexes that were read as a whole.
     index_reads: Arc<AtomicU64>,
 }
 
 #[derive(Debug)]
-struct Current {
-    opened: Option<Arc<Opened>>,
-    used: Instant,
-    /// Why it could not be opened, so that a lasting reason is logged once.
+struct CurrentFiles {
+    opened: Option<Arc<OpenVolume>>,
+    last_used: Instant,
+    /// Why they could not be opened, so that a lasting reason is logged once.
     refused: Option<Refusal>,
 }
 
 impl Volume {
     pub(super) fn new(id: u32, files: VolumeFiles, index_reads: Arc<AtomicU64>) -> Self {
-        let current = Current { opened: None, used: Instant::now(), refused: None };
+        let current = CurrentFiles { opened: None, last_used: Instant::now(), refused: None };
         Self { id, files, current: RwLock::new(current), opening: Mutex::new(()), index_reads }
     }
 
@@ -54,15 +57,16 @@ impl Volume {
         self.current.read().opened.as_ref().map(|opened| opened.needles())
     }
 
-    /// Finds a needle as of now: whatever the server has finished writing before the call is seen.
+    /// Finds a needle in the current state: every write that the server has finished before the call is
+    /// seen.
     pub(super) fn locate(&self, fid: FileId, mode: ReadMode) -> Result<NeedleRecord, StoreError> {
         let opened = self.opened(mode)?;
         match opened.locate(fid, mode) {
-            // The files do not say the same, or not any more.
+            // The files do not fit each other, or do so no longer.
             Err(StoreError::Refused(Refusal::Stale)) if mode == ReadMode::CachedOnly => {
                 Err(StoreError::WouldBlock)
             }
-            Err(StoreError::Refused(Refusal::Stale)) if opened.since.elapsed() > RELOAD => {
+            Err(StoreError::Refused(Refusal::Stale)) if opened.opened_at.elapsed() > RELOAD_INTERVAL => {
                 tracing::warn!(volume = self.id, %fid, "the index does not fit the data; reading it again");
                 self.open(Some(&opened))?.locate(fid, mode)
             }
@@ -70,53 +74,46 @@ impl Volume {
         }
     }
 
-    /// Gives up files that were replaced or not read for `idle`, so that they do not keep disk space or memory.
-    pub(super) fn tend(&self, idle: Duration) {
-        let stale = {
+    /// Closes files that were replaced or not read for `idle`, so that they do not use disk space or
+    /// memory.
+    pub(super) fn close_unused(&self, idle: Duration) {
+        let is_unused = {
             let current = self.current.read();
-            let unused = current.used.elapsed() > idle;
-            current.opened.as_ref().is_some_and(|opened| unused || !opened.is_current())
+            let is_idle = current.last_used.elapsed() > idle;
+            current.opened.as_ref().is_some_and(|opened| is_idle || !opened.is_current())
         };
-        if stale {
+        if is_unused {
             self.current.write().opened = None;
         }
     }
 
-    /// The open files, with all that was written to the index so far.
-    fn opened(&self, mode: ReadMode) -> Result<Arc<Opened>, StoreError> {
+    /// The open files, with an up-to-date index.
+    fn opened(&self, mode: ReadMode) -> Result<Arc<OpenVolume>, StoreError> {
         let known = self.current.read().opened.clone();
-        let Some(opened) = known else { return self.first(mode) };
-        match opened.catch_up(mode) {
-            Ok(()) => Ok(opened),
-            Err(StoreError::Refused(Refusal::Stale)) => self.again(&opened, mode),
-            Err(error) => Err(error),
-        }
-    }
-
-    fn first(&self, mode: ReadMode) -> Result<Arc<Opened>, StoreError> {
+        let stale = match known {
+            None => None,
+            Some(opened) => match opened.catch_up(mode) {
+                Ok(()) => return Ok(opened),
+                Err(StoreError::Refused(Refusal::Stale)) => Some(opened),
+                Err(error) => return Err(error),
+            },
+        };
         match mode {
             ReadMode::CachedOnly => Err(StoreError::WouldBlock),
-            ReadMode::Blocking => Ok(self.open(None)?),
+            ReadMode::Blocking => Ok(self.open(stale.as_ref())?),
         }
     }
 
-    fn again(&self, stale: &Arc<Opened>, mode: ReadMode) -> Result<Arc<Opened>, StoreError> {
-        match mode {
-            ReadMode::CachedOnly => Err(StoreError::WouldBlock),
-            ReadMode::Blocking => Ok(self.open(Some(stale))?),
-        }
-    }
-
-    /// Opens the files unless somebody else has opened others than `stale` meanwhile.
-    fn open(&self, stale: Option<&Arc<Opened>>) -> Result<Arc<Opened>, Refusal> {
-        let _opening = self.opening.try_lock_for(WAIT).ok_or(Refusal::Loading)?;
+    /// Opens the files, unless another reader has opened other files than `stale` meanwhile.
+    fn open(&self, stale: Option<&Arc<OpenVolume>>) -> Result<Arc<OpenVolume>, Refusal> {
+        let _opening = self.opening.try_lock_for(OPEN_TIMEOUT).ok_or(Refusal::Loading)?;
         if let Some(other) = self.current.read().opened.clone()
             && stale.is_none_or(|stale| !Arc::ptr_eq(stale, &other))
         {
             return Ok(other);
         }
         let began = Instant::now();
-        let outcome = Opened::open(self.id, &self.files).map(Arc::new);
+        let outcome = OpenVolume::open(self.id, &self.files).map(Arc::new);
         let mut current = self.current.write();
         current.opened = outcome.as_ref().ok().cloned();
         let reason = outcome.as_ref().err().copied();
@@ -136,10 +133,10 @@ impl Volume {
     }
 
     /// Notes that the volume is in use.
-    pub(super) fn touch(&self) {
-        // Once a second is exact enough and keeps readers from writing to the same memory.
-        if self.current.read().used.elapsed() > Duration::from_secs(1) {
-            self.current.write().used = Instant::now();
+    pub(super) fn record_use(&self) {
+        // At an interval, so that readers rarely write to shared memory.
+        if self.current.read().last_used.elapsed() > USE_TIME_INTERVAL {
+            self.current.write().last_used = Instant::now();
         }
     }
 }

@@ -1,62 +1,66 @@
-//! Messages over a queue pair: one frame each, with the data of a small needle behind it.
+//! Messages over a queue pair: one frame each, followed by the data of a small needle.
 //!
-//! What is sent lies in registered memory until the device is done with it, unless it is so short that the device takes it along with the work
-//! request. Whoever finds no memory, or no room in the queue, has a stream to fall back to.
+//! A message that is sent lies in registered memory until the device is done with it, unless it is so
+//! short that the device takes it along with the work request. If there is no memory, or no room in
+//! the queue, the sender uses its stream.
+
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 
 use crate::verbs::{LocalMemory, PostError, ProtectionDomain, QueuePair, RegisteredBuffer, Unposted};
 use crate::verbs::{MemoryAccess, Pages, VerbsError};
 
-/// Longest message that we want sent along with its work request, in bytes: every message but those with data or a token.
-pub(crate) const INLINE: u32 = 96;
+/// The longest message to be sent inline, in bytes: every message but those with data or a token.
+pub(crate) const MAX_INLINE_MESSAGE: u32 = 96;
 
-/// Registered memory for messages: `count` of `length` bytes each.
-pub(crate) fn slots(
-    domain: &std::sync::Arc<ProtectionDomain>,
+/// Registered memory for messages: `count` buffers of `length` bytes each.
+pub(crate) fn buffers(
+    domain: &Arc<ProtectionDomain>,
     count: usize,
     length: usize,
 ) -> Result<Vec<RegisteredBuffer>, VerbsError> {
     let pages = Pages::new(count * length).map_err(|source| VerbsError::Call { call: "mmap", source })?;
-    Ok(domain.register(pages, MemoryAccess::Local)?.into_slot().split_every(length))
+    Ok(domain.register(pages, MemoryAccess::Local)?.into_buffer().split_every(length))
 }
 
-/// Memory for messages that are sent.
-pub(crate) struct Outbox(Mutex<Vec<RegisteredBuffer>>);
+/// Buffers for messages that are sent.
+pub(crate) struct SendBuffers(Mutex<Vec<RegisteredBuffer>>);
 
-impl Outbox {
-    pub(crate) fn new(slots: Vec<RegisteredBuffer>) -> Self {
-        Self(Mutex::new(slots))
+impl SendBuffers {
+    pub(crate) fn new(buffers: Vec<RegisteredBuffer>) -> Self {
+        Self(Mutex::new(buffers))
     }
 
-    /// Takes memory back that the device is done with.
-    pub(crate) fn give_back(&self, slot: RegisteredBuffer) {
-        self.0.lock().push(slot);
+    /// Takes back a buffer that the device is done with.
+    pub(crate) fn give_back(&self, buffer: RegisteredBuffer) {
+        self.0.lock().push(buffer);
     }
 
-    /// Sends a message; `lend` and `back` say how its memory is known to the completion queue. Returns whether it went.
+    /// Sends a message. `wrap` and `unwrap` convert a buffer to and from the memory type of the queue
+    /// pair. Returns whether it was sent.
     pub(crate) fn send<M: LocalMemory>(
         &self,
         pair: &QueuePair<M>,
         message: &[u8],
-        lend: impl FnOnce(RegisteredBuffer) -> M,
-        back: impl FnOnce(M) -> Option<RegisteredBuffer>,
+        wrap: impl FnOnce(RegisteredBuffer) -> M,
+        unwrap: impl FnOnce(M) -> Option<RegisteredBuffer>,
     ) -> bool {
         if message.len() <= pair.max_inline() {
             return pair.post_inline(message, 0).is_ok();
         }
-        let Some(mut slot) = self.0.lock().pop() else { return false };
-        let Some(place) = slot.get_mut(..message.len()) else {
-            self.give_back(slot);
+        let Some(mut buffer) = self.0.lock().pop() else { return false };
+        let Some(part) = buffer.get_mut(..message.len()) else {
+            self.give_back(buffer);
             return false;
         };
-        place.copy_from_slice(message);
-        match pair.post_send(lend(slot), message.len(), 0) {
+        part.copy_from_slice(message);
+        match pair.post_send(wrap(buffer), message.len(), 0) {
             Ok(()) => true,
             Err(Unposted { error, memory }) => {
-                // After anything else the queue pair is broken, and the memory goes with it.
+                // After any other error the queue pair is broken, and the memory goes with it.
                 if matches!(error, PostError::Full { .. }) {
-                    self.0.lock().extend(back(memory));
+                    self.0.lock().extend(unwrap(memory));
                 }
                 false
             }

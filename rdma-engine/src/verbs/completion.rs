@@ -1,4 +1,4 @@
-//! Completion queues, and waiting for them.
+//! Completion queues, and waiting for completions.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -15,46 +15,49 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
 
-use super::looking::Looking;
+use super::adaptive_poll::AdaptivePoll;
 use super::outstanding::{Completion, Outstanding, SERIALS, WorkId, WorkKind};
 use super::{DeviceContext, LocalMemory, VerbsError, WorkError};
 
 /// How many completions are taken from the device with one call.
-const BATCH: usize = 32;
+const POLL_BATCH: usize = 32;
 
-/// Where the completions of any number of queue pairs of one device arrive. Made by [`Poller::new`].
+/// Receives the completions of any number of queue pairs of one device. Made by [`Poller::new`].
 pub struct CompletionQueue<M: LocalMemory> {
     raw: NonNull<ffi::ibv_cq>,
     channel: NonNull<ffi::ibv_comp_channel>,
     context: Arc<DeviceContext>,
     /// The next completion makes an event, or has made one that the poller has not taken yet.
     armed: AtomicBool,
-    /// Held while completions are taken: those of a queue are told in their order.
-    state: Mutex<State<M>>,
+    /// The lock is held while completions are taken, so that those of a queue keep their order.
+    state: Mutex<QueueState<M>>,
 }
 
-// SAFETY: verbs may be called from any thread and from several at once; what is ours is behind the lock, and `M` is `Send`.
+// SAFETY: verbs may be called from any thread and from several at once; our own state is behind the
+// lock, and `M` is `Send`.
 unsafe impl<M: LocalMemory> Send for CompletionQueue<M> {}
 // SAFETY: as above.
 unsafe impl<M: LocalMemory> Sync for CompletionQueue<M> {}
 
-struct State<M> {
-    queue_pairs: HashMap<u32, Weak<Queues<M>>>,
+struct QueueState<M> {
+    queue_pairs: HashMap<u32, Weak<WorkQueues<M>>>,
     next_serial: u32,
-    /// Completions that no queue pair may cause yet. A device whose completion queue overflows is broken, so they are promised in advance.
+    /// Room that is promised to no queue pair. A device whose completion queue overflows is broken, so
+    /// each queue pair is promised room for all its completions.
     free: u32,
-    /// Promised to queue pairs that are gone. Theirs may still lie in the queue until it was seen empty.
+    /// Room that was promised to queue pairs that are gone. Their completions may still lie in the
+    /// queue until it was seen empty.
     retired: u32,
 }
 
 /// The work of one queue pair.
-pub(super) struct Queues<M> {
+pub(super) struct WorkQueues<M> {
     pub(super) send: Mutex<Outstanding<M>>,
     pub(super) receive: Mutex<Outstanding<M>>,
     pub(super) broken: AtomicBool,
 }
 
-/// A lock that a panic elsewhere does not take away: the queues are right at every moment that the lock can be left.
+/// Locks, even if a thread panicked with the lock: the queues are consistent wherever it can be left.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -69,7 +72,7 @@ impl<M: LocalMemory> CompletionQueue<M> {
         self.raw.as_ptr()
     }
 
-    /// Takes all completions that are there, without waiting. Returns how many were added to `into`.
+    /// Takes all completions that have arrived, without waiting. Returns how many were added to `into`.
     ///
     /// # Errors
     /// When the device has failed.
@@ -77,7 +80,7 @@ impl<M: LocalMemory> CompletionQueue<M> {
         self.take_with(&mut lock(&self.state), into)
     }
 
-    /// As [`take`](Self::take), unless somebody else is taking them: then there are none for us.
+    /// As [`take`](Self::take), but takes none if another thread is taking them.
     ///
     /// # Errors
     /// When the device has failed.
@@ -89,30 +92,36 @@ impl<M: LocalMemory> CompletionQueue<M> {
         }
     }
 
-    fn take_with(&self, state: &mut State<M>, into: &mut Vec<Completion<M>>) -> Result<usize, VerbsError> {
+    fn take_with(
+        &self,
+        state: &mut QueueState<M>,
+        into: &mut Vec<Completion<M>>,
+    ) -> Result<usize, VerbsError> {
         let before = into.len();
-        let mut buffer = [MaybeUninit::<ffi::ibv_wc>::uninit(); BATCH];
+        let mut buffer = [MaybeUninit::<ffi::ibv_wc>::uninit(); POLL_BATCH];
         loop {
             let raw = self.as_raw();
-            // SAFETY: the queue is good, its context has the function (every provider does), and the buffer has room for as many as are asked for.
+            // SAFETY: the queue is valid, its context has the function (every provider does), and the
+            // buffer has room for as many as are asked for.
             let count = unsafe {
                 let poll = (*(*raw).context).ops.poll_cq.expect("every provider has poll_cq");
-                poll(raw, BATCH as i32, buffer.as_mut_ptr().cast())
+                poll(raw, POLL_BATCH as i32, buffer.as_mut_ptr().cast())
             };
             let count = usize::try_from(count).map_err(|_| VerbsError::last("ibv_poll_cq"))?;
             for completion in &buffer[..count] {
                 // SAFETY: the call has filled the first `count`.
                 state.complete(unsafe { completion.assume_init_ref() }, into);
             }
-            if count < BATCH {
-                // Seen empty after they had retired: theirs are all gone.
+            if count < POLL_BATCH {
+                // The queue is empty, so no completion of a retired queue pair is left.
                 state.free += std::mem::take(&mut state.retired);
                 return Ok(into.len() - before);
             }
         }
     }
 
-    /// Has the next completion wake the [`Poller`]. What came before makes no event: whoever waits for a completion takes those that are there afterwards.
+    /// Makes the next completion wake the [`Poller`]. A completion that arrived before makes no event,
+    /// so a waiter takes the completions that are there after it has armed the queue.
     ///
     /// # Errors
     /// When the device has failed.
@@ -131,7 +140,7 @@ impl<M: LocalMemory> CompletionQueue<M> {
     }
 
     /// Promises room for `completions` and gives the queue pair its serial.
-    pub(super) fn enter(&self, queues: &Arc<Queues<M>>, completions: u32) -> Result<u32, VerbsError> {
+    pub(super) fn enter(&self, queues: &Arc<WorkQueues<M>>, completions: u32) -> Result<u32, VerbsError> {
         let mut state = lock(&self.state);
         if completions > state.free {
             return Err(VerbsError::CompletionQueueFull { free: state.free, needed: completions });
@@ -140,8 +149,8 @@ impl<M: LocalMemory> CompletionQueue<M> {
         loop {
             let serial = state.next_serial & SERIALS;
             state.next_serial = serial + 1;
-            if let Entry::Vacant(place) = state.queue_pairs.entry(serial) {
-                place.insert(Arc::downgrade(queues));
+            if let Entry::Vacant(entry) = state.queue_pairs.entry(serial) {
+                entry.insert(Arc::downgrade(queues));
                 return Ok(serial);
             }
         }
@@ -157,8 +166,9 @@ impl<M: LocalMemory> CompletionQueue<M> {
 
 impl<M: LocalMemory> Drop for CompletionQueue<M> {
     fn drop(&mut self) {
-        // SAFETY: queue pairs hold an `Arc` of their completion queue, so none is left; every event was acknowledged when it was taken, or the call
-        // would wait for ever. The channel has no other queue.
+        // SAFETY: queue pairs hold an `Arc` of their completion queue, so none is left. Every event was
+        // acknowledged when it was taken, or the call would wait for ever. The channel has no other
+        // queue.
         unsafe {
             (self.context.functions.ibv_destroy_cq)(self.raw.as_ptr());
             (self.context.functions.ibv_destroy_comp_channel)(self.channel.as_ptr());
@@ -172,24 +182,25 @@ impl<M: LocalMemory> fmt::Debug for CompletionQueue<M> {
     }
 }
 
-/// The one who waits for the completions of a queue: meant for one thread a device.
+/// Waits for the completions of a queue; meant for one thread per device.
 pub struct Poller<M: LocalMemory> {
     queue: Arc<CompletionQueue<M>>,
-    looking: Looking,
+    poll: AdaptivePoll,
 }
 
 impl<M: LocalMemory> Poller<M> {
-    /// A new completion queue with room for `capacity` completions: the sum of the depths of all queue pairs that will use it.
+    /// A new completion queue with room for `capacity` completions: the sum of the depths of all queue
+    /// pairs that will use it.
     ///
     /// # Errors
-    /// When the device has no more of them, or none so large.
+    /// When the device has no more completion queues, or none so large.
     pub fn new(context: &Arc<DeviceContext>, capacity: u32) -> Result<Self, VerbsError> {
         let functions = context.functions;
         // SAFETY: the context is open, and the queue keeps it so.
         let channel = unsafe { (functions.ibv_create_comp_channel)(context.as_raw()) };
         let channel = NonNull::new(channel).ok_or_else(|| VerbsError::last("ibv_create_comp_channel"))?;
         let size = i32::try_from(capacity.max(1)).unwrap_or(i32::MAX);
-        // SAFETY: context and channel are good; the first vector always exists.
+        // SAFETY: context and channel are valid; the first vector always exists.
         let raw = unsafe {
             (functions.ibv_create_cq)(context.as_raw(), size, ptr::null_mut(), channel.as_ptr(), 0)
         };
@@ -199,7 +210,7 @@ impl<M: LocalMemory> Poller<M> {
             unsafe { (functions.ibv_destroy_comp_channel)(channel.as_ptr()) };
             return Err(error);
         };
-        let state = State { queue_pairs: HashMap::new(), next_serial: 0, free: capacity, retired: 0 };
+        let state = QueueState { queue_pairs: HashMap::new(), next_serial: 0, free: capacity, retired: 0 };
         let queue = CompletionQueue {
             raw,
             channel,
@@ -207,7 +218,7 @@ impl<M: LocalMemory> Poller<M> {
             armed: AtomicBool::new(false),
             state: Mutex::new(state),
         };
-        let poller = Self { queue: Arc::new(queue), looking: Looking::new() };
+        let poller = Self { queue: Arc::new(queue), poll: AdaptivePoll::new() };
         let channel = poller.channel();
         fcntl_getfl(channel)
             .and_then(|flags| fcntl_setfl(channel, flags | OFlags::NONBLOCK))
@@ -227,20 +238,20 @@ impl<M: LocalMemory> Poller<M> {
     pub fn wait(&mut self, into: &mut Vec<Completion<M>>, timeout: Duration) -> Result<usize, VerbsError> {
         let started = Instant::now();
         let before = into.len();
-        if let Some(mut look) = self.looking.begin() {
+        if let Some(mut guard) = self.poll.begin() {
             loop {
                 self.queue.take(into)?;
-                // That a message has gone is not what anybody waits for.
+                // No waiter waits for the completion of a send.
                 let found = into[before..].iter().any(|completion| completion.work != WorkKind::Send);
-                if found || !look.goes_on() {
-                    self.looking.ended(found);
+                if found || !guard.keep_spinning() {
+                    self.poll.ended(found);
                     break;
                 }
             }
         }
         while into.len() == before {
             self.queue.arm()?;
-            // What came before the queue was armed makes no event.
+            // A completion that arrived before the queue was armed makes no event.
             if self.queue.take(into)? == 0 {
                 let left = timeout.saturating_sub(started.elapsed());
                 let woken = !left.is_zero() && self.sleep(left)?;
@@ -253,7 +264,8 @@ impl<M: LocalMemory> Poller<M> {
         Ok(into.len() - before)
     }
 
-    /// Sleeps until there is an event, for which somebody else may have [armed](CompletionQueue::arm) the queue; false when the time has passed.
+    /// Blocks until there is an event. Another thread may have [armed](CompletionQueue::arm) the queue
+    /// for it. Returns false when the time has passed.
     ///
     /// # Errors
     /// When the system has failed.
@@ -268,7 +280,8 @@ impl<M: LocalMemory> Poller<M> {
         }
         let functions = self.queue.context.functions;
         let (mut queue, mut context) = (ptr::null_mut(), ptr::null_mut());
-        // SAFETY: the channel is good and does not block; it serves this one queue, which is what an event names; each event is acknowledged once.
+        // SAFETY: the channel is valid and does not block. It serves this one queue, which each event
+        // names. Each event is acknowledged once.
         unsafe {
             while (functions.ibv_get_cq_event)(self.queue.channel.as_ptr(), &mut queue, &mut context) == 0 {
                 (functions.ibv_ack_cq_events)(queue, 1);
@@ -278,17 +291,18 @@ impl<M: LocalMemory> Poller<M> {
         Ok(true)
     }
 
-    /// The file that becomes readable with an event.
+    /// The descriptor that becomes readable with an event.
     fn channel(&self) -> BorrowedFd<'_> {
-        // SAFETY: the channel has its file until it is destroyed, which the borrow of `self` outlives.
+        // SAFETY: the channel has its descriptor until it is destroyed, which the borrow of `self`
+        // prevents.
         unsafe { BorrowedFd::borrow_raw(self.queue.channel.as_ref().fd) }
     }
 }
 
-impl<M: LocalMemory> State<M> {
+impl<M: LocalMemory> QueueState<M> {
     fn complete(&mut self, completion: &ffi::ibv_wc, into: &mut Vec<Completion<M>>) {
         let id = WorkId::decode(completion.wr_id());
-        // One of a queue pair that is gone took its memory along.
+        // A queue pair that is gone has dropped its memory.
         let Some(queues) = self.queue_pairs.get(&id.serial).and_then(Weak::upgrade) else { return };
         let outcome = match completion.error() {
             None => Ok(completion.len()),
@@ -304,9 +318,6 @@ impl<M: LocalMemory> State<M> {
 
 impl<M: LocalMemory> fmt::Debug for Poller<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Poller")
-            .field("queue", &self.queue)
-            .field("looking", &self.looking)
-            .finish_non_exhaustive()
+        f.debug_struct("Poller").field("queue", &self.queue).field("poll", &self.poll).finish_non_exhaustive()
     }
 }

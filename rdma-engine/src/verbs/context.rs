@@ -10,14 +10,15 @@ use super::VerbsError;
 use super::device::{self, Device};
 use super::library::{Functions, functions};
 
-/// An open device. Whatever is made on it keeps it open.
+/// An open device. Every resource that is made on it keeps it open.
 pub struct DeviceContext {
     raw: NonNull<ffi::ibv_context>,
     device: Device,
     pub(super) functions: &'static Functions,
 }
 
-// SAFETY: verbs may be called from any thread and from several at once (the library's manual, THREAD SAFETY).
+// SAFETY: verbs may be called from any thread and from several at once (the library's manual, THREAD
+// SAFETY).
 unsafe impl Send for DeviceContext {}
 // SAFETY: as above.
 unsafe impl Sync for DeviceContext {}
@@ -26,11 +27,12 @@ impl DeviceContext {
     /// Opens the device of this name.
     ///
     /// # Errors
-    /// [`VerbsError::NoLibrary`]; [`VerbsError::NoPort`] when there is no such device; the failure of a call.
+    /// [`VerbsError::NoLibrary`]; [`VerbsError::NoPort`] if there is no such device; the failure of a
+    /// call.
     pub fn open(name: &str) -> Result<Arc<Self>, VerbsError> {
         let functions = functions()?;
         let opened = device::each(|device, found| {
-            // SAFETY: the device is of the list that `each` holds; an open device outlives the list.
+            // SAFETY: the device is of the list that `each` holds; an open device may outlive the list.
             (found == name).then(|| NonNull::new(unsafe { (functions.ibv_open_device)(device) }))
         })?;
         let raw = opened.ok_or_else(|| VerbsError::NoPort(format!("there is no device {name}")))?;
@@ -38,14 +40,14 @@ impl DeviceContext {
         match device::describe(raw.as_ptr(), name) {
             Ok(device) => Ok(Arc::new(Self { raw, device, functions })),
             Err(error) => {
-                // SAFETY: opened above, used by nobody else.
+                // SAFETY: opened above, and not used by anything else.
                 unsafe { (functions.ibv_close_device)(raw.as_ptr()) };
                 Err(error)
             }
         }
     }
 
-    /// What the device said of itself when it was opened.
+    /// The device as it described itself when it was opened.
     pub fn device(&self) -> &Device {
         &self.device
     }
@@ -57,7 +59,7 @@ impl DeviceContext {
 
 impl Drop for DeviceContext {
     fn drop(&mut self) {
-        // SAFETY: everything made on the device holds an `Arc` of this, so nothing is left that uses it.
+        // SAFETY: every resource of the device holds an `Arc` of this, so none is left.
         unsafe { (self.functions.ibv_close_device)(self.raw.as_ptr()) };
     }
 }

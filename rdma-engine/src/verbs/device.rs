@@ -20,9 +20,9 @@ pub struct Device {
     pub firmware: String,
     /// The NUMA node that it is attached to, where the kernel knows.
     pub numa_node: Option<u32>,
-    /// Most RDMA READs that one queue pair can have on the way at once; more wait in its send queue.
+    /// The most RDMA READs that one queue pair can have in flight; more wait in its send queue.
     pub max_reads: u8,
-    /// Most RDMA READs of a peer that one queue pair can answer at once.
+    /// The most RDMA READs of a peer that one queue pair can answer at once.
     pub max_served_reads: u8,
     /// Its ports, numbered from 1.
     pub ports: Vec<Port>,
@@ -35,13 +35,13 @@ pub struct Port {
     pub number: u8,
     /// Whether the link is up.
     pub active: bool,
-    /// What it is a port of.
+    /// The kind of its network.
     pub link: LinkLayer,
     /// Speed of the link, Mbit/s.
     pub speed: u32,
-    /// Most bytes of a packet.
+    /// The most bytes of payload in a packet.
     pub mtu: Mtu,
-    /// Most bytes of a message.
+    /// The most bytes of a message.
     pub max_message: u32,
     /// Its address on an InfiniBand fabric; 0 on Ethernet.
     pub lid: u16,
@@ -58,39 +58,40 @@ pub enum LinkLayer {
     Ethernet,
 }
 
-/// An entry of a port's table of addresses.
+/// An entry of a port's GID table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GidEntry {
-    /// Where it stands in the table.
+    /// Its index in the table.
     pub index: u8,
     /// The address.
     pub gid: Gid,
-    /// How packets from this address look.
+    /// The format of packets from this address.
     pub kind: GidKind,
 }
 
-/// How packets from an address look.
+/// The format of packets from an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GidKind {
     /// InfiniBand.
     InfiniBand,
-    /// RoCE version 1: not routed, and of no use to us.
+    /// RoCE version 1, which is not routed and not used here.
     RoceV1,
     /// RoCE version 2: UDP over IPv4 or IPv6.
     RoceV2,
 }
 
-/// A global address, in network byte order. Those of RoCE v2 are IPv6 addresses, or IPv4 addresses mapped to IPv6.
+/// A global address, in network byte order. On RoCE v2 it is an IPv6 address, or an IPv4 address mapped
+/// to IPv6.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Gid(pub [u8; 16]);
 
 impl Gid {
-    /// The IP address that it stands for.
+    /// The IP address in it.
     pub fn address(&self) -> IpAddr {
         Ipv6Addr::from(self.0).to_canonical()
     }
 
-    /// Whether it is good for one link only (`fe80::/10`).
+    /// Whether it is valid on one link only (`fe80::/10`).
     pub fn is_link_local(&self) -> bool {
         Ipv6Addr::from(self.0).is_unicast_link_local()
     }
@@ -146,7 +147,7 @@ impl Mtu {
 /// All RDMA devices of this host; none is not an error.
 ///
 /// # Errors
-/// [`VerbsError::NoLibrary`], or the failure of a query. A device that goes away meanwhile is left out.
+/// [`VerbsError::NoLibrary`], or the failure of a query. A device that is removed meanwhile is left out.
 pub fn devices() -> Result<Vec<Device>, VerbsError> {
     let mut found = Vec::new();
     for name in names()? {
@@ -168,17 +169,17 @@ fn names() -> Result<Vec<String>, VerbsError> {
     Ok(names)
 }
 
-/// Calls `take` for every device until it gives something. The pointers are good during the call only.
+/// Calls `take` for every device until it returns a value. The pointers are valid during the call only.
 pub(super) fn each<T>(
     mut take: impl FnMut(*mut ffi::ibv_device, &str) -> Option<T>,
 ) -> Result<Option<T>, VerbsError> {
     let functions = functions()?;
     let mut count = 0;
-    // SAFETY: the count is written to a variable of ours.
+    // SAFETY: the count is written to a local variable.
     let list = unsafe { (functions.ibv_get_device_list)(&mut count) };
     if list.is_null() {
         let error = std::io::Error::last_os_error();
-        // What a kernel without RDMA answers.
+        // The answer of a kernel without RDMA.
         if error.raw_os_error() == Some(rustix::io::Errno::NOSYS.raw_os_error()) {
             return Ok(None);
         }
@@ -196,16 +197,16 @@ pub(super) fn each<T>(
             break;
         }
     }
-    // SAFETY: the list is freed once, and nobody keeps a pointer into it.
+    // SAFETY: the list is freed once, and no pointer into it is kept.
     unsafe { (functions.ibv_free_device_list)(list) };
     Ok(taken)
 }
 
-/// What the device behind `context` says of itself.
+/// Queries the device behind `context`.
 pub(super) fn describe(context: *mut ffi::ibv_context, name: &str) -> Result<Device, VerbsError> {
     let functions = functions()?;
     let mut attributes = ffi::ibv_device_attr::default();
-    // SAFETY: the context is open (the caller's), the attributes are ours and of the type of the library.
+    // SAFETY: the caller has the context open; the attributes are a local of the library's type.
     let returned = unsafe { (functions.ibv_query_device)(context, &mut attributes) };
     VerbsError::check("ibv_query_device", returned)?;
     let small = |number: i32| u8::try_from(number.max(1)).unwrap_or(u8::MAX);
@@ -226,14 +227,14 @@ pub(super) fn describe(context: *mut ffi::ibv_context, name: &str) -> Result<Dev
     })
 }
 
-/// Most addresses of a device that are looked at; what has more has them for virtual machines.
-const MOST_GIDS: usize = 1024;
+/// The most GIDs of a device that are read; devices with more have them for virtual machines.
+const MAX_GIDS: usize = 1024;
 
 /// The addresses of all ports, each with the number of its port.
 fn gids(context: *mut ffi::ibv_context) -> Result<Vec<(u32, GidEntry)>, VerbsError> {
     let functions = functions()?;
-    let mut entries = vec![ffi::ibv_gid_entry::default(); MOST_GIDS];
-    // SAFETY: the context is open; the entries are ours, and their number and size are told.
+    let mut entries = vec![ffi::ibv_gid_entry::default(); MAX_GIDS];
+    // SAFETY: the context is open; the entries are a local array, whose number and size are passed.
     let count = unsafe {
         let size = size_of::<ffi::ibv_gid_entry>();
         (functions._ibv_query_gid_table)(context, entries.as_mut_ptr(), entries.len(), 0, size)
@@ -265,7 +266,8 @@ fn describe_port(
 ) -> Result<Port, VerbsError> {
     let functions = functions()?;
     let mut attributes = ffi::ibv_port_attr::default();
-    // SAFETY: the context is open; the function fills the beginning of `ibv_port_attr`, as every version of the library has since 1.1.
+    // SAFETY: the context is open; the function fills the beginning of `ibv_port_attr`, which has been
+    // the same in every version of the library since 1.1.
     let returned = unsafe { (functions.ibv_query_port)(context, number, (&raw mut attributes).cast()) };
     VerbsError::check("ibv_query_port", returned)?;
     let ethernet = u32::from(attributes.link_layer) == ffi::IBV_LINK_LAYER_ETHERNET;
@@ -308,7 +310,7 @@ fn lane_speed(speed: u8) -> u32 {
 }
 
 fn numa_node(device: &str) -> Option<u32> {
-    // -1 where the machine has none.
+    // -1 on a machine without NUMA.
     fs::read_to_string(format!("/sys/class/infiniband/{device}/device/numa_node")).ok()?.trim().parse().ok()
 }
 

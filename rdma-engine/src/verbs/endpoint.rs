@@ -1,4 +1,4 @@
-//! What two queue pairs must know of each other before they can be connected.
+//! The two ends of a connection, which must be exchanged before it can be made.
 
 use super::VerbsError;
 use super::device::{Gid, Mtu};
@@ -16,7 +16,7 @@ pub struct Endpoint {
     pub gid: Option<Gid>,
     /// Largest packet that its link takes.
     pub mtu: Mtu,
-    /// Reads that it will answer at once; 0 if it lets nobody read.
+    /// How many READs it answers at once; 0 if it serves none.
     pub served_reads: u8,
 }
 
@@ -24,7 +24,8 @@ impl Endpoint {
     /// Bytes of the encoded form.
     pub const SIZE: usize = 28;
 
-    /// For the wire: number of the queue pair and of the first packet (u32 each), LID (u16), MTU code (u8), served reads (u8), GID (16 bytes, zero if there is none). Big-endian.
+    /// The encoded form, big-endian: number of the queue pair and of the first packet (u32 each), LID
+    /// (u16), MTU code (u8), served reads (u8), GID (16 bytes, zero if there is none).
     pub fn to_bytes(&self) -> [u8; Self::SIZE] {
         let mut bytes = [0; Self::SIZE];
         bytes[0..4].copy_from_slice(&self.queue_pair.to_be_bytes());
@@ -36,7 +37,7 @@ impl Endpoint {
         bytes
     }
 
-    /// From the wire.
+    /// Decodes an endpoint.
     ///
     /// # Errors
     /// [`VerbsError::Endpoint`] for numbers that no queue pair has.

@@ -1,10 +1,11 @@
-//! What can go wrong: in asking for a resource ([`VerbsError`]), and in work that was posted ([`WorkError`]).
+//! Errors of requests for resources ([`VerbsError`]), of posting ([`PostError`]) and of posted work
+//! ([`WorkError`]).
 
 use std::io;
 
 use ibverbs_sys::ibv_wc_status;
 
-/// A device, a resource or a connection that could not be had.
+/// Why a device, a resource or a connection is not available.
 #[derive(Debug, thiserror::Error)]
 pub enum VerbsError {
     /// The host has no usable libibverbs; the text is the run-time linker's.
@@ -21,7 +22,8 @@ pub enum VerbsError {
     Call {
         /// The function.
         call: &'static str,
-        /// The system's reason. Out of memory mostly means that the limit on locked memory (`ulimit -l`) is too low.
+        /// The system's reason. Out of memory mostly means that the limit on locked memory
+        /// (`ulimit -l`) is too low.
         source: io::Error,
     },
     /// The completion queue has no room for all the work that another queue pair could post.
@@ -38,12 +40,12 @@ pub enum VerbsError {
 }
 
 impl VerbsError {
-    /// From the `errno` that a call left behind.
+    /// The error of a call that has set `errno`.
     pub(super) fn last(call: &'static str) -> Self {
         Self::Call { call, source: io::Error::last_os_error() }
     }
 
-    /// From the return value of a call: 0, an error number, or -1 and `errno`.
+    /// The outcome of a call by its return value: 0, an error number, or -1 with `errno`.
     pub(super) fn check(call: &'static str, returned: i32) -> Result<(), Self> {
         match returned {
             0 => Ok(()),
@@ -53,36 +55,38 @@ impl VerbsError {
     }
 }
 
-/// How a piece of posted work failed. After any of these the queue pair is in the error state: all its other work is
-/// [`Flushed`](Self::Flushed), and the connection must be made anew.
+/// Why posted work failed. After any of these the queue pair is in the error state: all its other work
+/// is [`Flushed`](Self::Flushed), and the connection must be made anew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum WorkError {
-    /// The work was given up because other work of the queue pair failed or it was aborted.
+    /// The work was aborted, or other work of the queue pair failed.
     #[error("given up after the queue pair failed")]
     Flushed,
-    /// The peer refused the key, the range or the kind of access (status 10): a wrong or withdrawn rkey, one of another protection domain, or a peer
-    /// that has died.
+    /// The peer refused the key, the range or the kind of access (status 10): a wrong or withdrawn
+    /// rkey, one of another protection domain, or a peer that has died.
     #[error("the peer refused access to its memory")]
     RemoteAccess,
-    /// The peer answered nothing within the timeout and all retries (status 12): it is gone, or the link is down.
+    /// The peer answered nothing within the timeout and all retries (status 12): it is gone, or the link
+    /// is down.
     #[error("the peer does not answer")]
     RetryExceeded,
     /// The peer had no receive posted, however often it was asked (status 13).
     #[error("the peer is not ready to receive")]
     ReceiverNotReady,
-    /// The peer found the request invalid (status 9): longer than what it posted, or an operation that it does not allow.
+    /// The peer found the request invalid (status 9): longer than its receive, or an operation that it
+    /// does not allow.
     #[error("the peer refused the request")]
     RemoteInvalidRequest,
-    /// The peer could not do it (status 11).
+    /// The peer failed to execute the request (status 11).
     #[error("the peer failed to do it")]
     RemoteOperation,
-    /// Memory of our own is not registered for it (status 4).
+    /// The local memory is not registered for the work (status 4).
     #[error("the local memory is not registered for this")]
     LocalProtection,
     /// A message was longer than the memory posted for it (status 1).
     #[error("the message does not fit the local memory")]
     LocalLength,
-    /// Anything else; the number is that of `enum ibv_wc_status`.
+    /// Any other status, by its number in `enum ibv_wc_status`.
     #[error("work completion status {0}")]
     Other(u32),
 }
@@ -103,7 +107,7 @@ impl WorkError {
     }
 }
 
-/// Why work could not be posted. What it would have used comes back with it ([`super::Unposted`]).
+/// Why work could not be posted. Its memory comes back with the error ([`super::Unposted`]).
 #[derive(Debug, thiserror::Error)]
 pub enum PostError {
     /// The queue is full: completions must be taken first.

@@ -1,8 +1,9 @@
-//! libibverbs, found when it is first needed.
+//! libibverbs, loaded when it is first needed.
 //!
-//! The types come from the bindings of `ibverbs-sys`, the functions from `dlopen`: a program that names none of the library's symbols is not linked to it,
-//! so it starts on a host that has no libibverbs, and says so only when RDMA is asked for. That a function found by name has the type
-//! written here is checked by the compiler against the bindings.
+//! The types come from the bindings of `ibverbs-sys`, the functions from `dlopen`. A program that names
+//! none of the library's symbols is not linked to it: it starts on a host without libibverbs, and
+//! reports that only when RDMA is asked for. The compiler checks the type of each function that is
+//! found by name against the bindings.
 
 use std::error::Error;
 use std::ffi::{c_char, c_int, c_uint, c_void};
@@ -13,17 +14,17 @@ use libloading::Library;
 
 use super::VerbsError;
 
-/// What the run-time linker looks for: the name that rdma-core has kept since its first release.
-const FILE: &str = "libibverbs.so.1";
+/// The library's file name, which rdma-core has kept since its first release.
+const FILE_NAME: &str = "libibverbs.so.1";
 
 macro_rules! functions {
     ($($name:ident: fn($($argument:ty),*) $(-> $result:ty)?;)*) => {
-        /// The functions of libibverbs that are used here, by their names in C.
+        /// The functions of libibverbs that are used here, by their C names.
         pub(super) struct Functions {
             $(pub(super) $name: unsafe extern "C" fn($($argument),*) $(-> $result)?,)*
         }
 
-        // Only compared by the compiler: a constant that nothing uses refers to no symbol.
+        // Only for the compiler to compare: an unused constant refers to no symbol.
         const _: () = {
             $(let _: unsafe extern "C" fn($($argument),*) $(-> $result)? = ffi::$name;)*
         };
@@ -31,8 +32,8 @@ macro_rules! functions {
         impl Functions {
             fn find(library: &'static Library) -> Result<Self, libloading::Error> {
                 Ok(Self {
-                    // SAFETY: the symbol is a function of libibverbs, whose types the bindings declare as compared above; the library is
-                    // never unloaded, so the pointer stays good.
+                    // SAFETY: the symbol is a function of libibverbs, whose type the bindings declare as
+                    // compared above; the library is never unloaded, so the pointer stays valid.
                     $($name: unsafe { *library.get(stringify!($name).as_bytes())? },)*
                 })
             }
@@ -64,22 +65,22 @@ functions! {
     ibv_destroy_qp: fn(*mut ffi::ibv_qp) -> c_int;
 }
 
-/// The library's functions; loads it at the first call.
+/// The library's functions; the first call loads it.
 ///
 /// # Errors
 /// [`VerbsError::NoLibrary`] when this host has no libibverbs, or one that is too old (rdma-core before 33).
 pub(super) fn functions() -> Result<&'static Functions, VerbsError> {
     static FUNCTIONS: OnceLock<Result<Functions, String>> = OnceLock::new();
     let loaded = FUNCTIONS.get_or_init(|| {
-        // SAFETY: libibverbs has no initialiser that depends on anything of ours.
-        let library = unsafe { Library::new(FILE) }.map_err(reason)?;
-        // Devices and threads may use it until the process ends.
+        // SAFETY: libibverbs has no initializer that depends on the state of this process.
+        let library = unsafe { Library::new(FILE_NAME) }.map_err(reason)?;
+        // Leaked: devices and threads may use it until the process ends.
         Functions::find(Box::leak(Box::new(library))).map_err(reason)
     });
     loaded.as_ref().map_err(|reason| VerbsError::NoLibrary(reason.clone()))
 }
 
-/// What the run-time linker says, such as which file or symbol it did not find.
+/// The run-time linker's reason, such as the file or symbol that it did not find.
 fn reason(error: libloading::Error) -> String {
     error.source().map_or_else(|| error.to_string(), |linker| linker.to_string())
 }

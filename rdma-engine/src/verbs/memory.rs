@@ -1,4 +1,4 @@
-//! Memory that devices may touch.
+//! Memory that devices may read and write.
 
 use std::ffi::c_void;
 use std::fmt;
@@ -15,7 +15,8 @@ use memmap2::MmapMut;
 use super::{DeviceContext, VerbsError};
 use crate::memory::Memory;
 
-/// What keeps apart: a queue pair reaches only regions of its own domain, and so does a peer through it.
+/// A protection domain: a queue pair reaches only regions of its own domain, and so does a peer through
+/// it.
 pub struct ProtectionDomain {
     raw: NonNull<ffi::ibv_pd>,
     context: Arc<DeviceContext>,
@@ -30,7 +31,7 @@ impl ProtectionDomain {
     /// A new domain.
     ///
     /// # Errors
-    /// When the device has no more of them.
+    /// When the device has no more domains.
     pub fn new(context: &Arc<DeviceContext>) -> Result<Arc<Self>, VerbsError> {
         // SAFETY: the context is open, and this domain keeps it so.
         let raw = unsafe { (context.functions.ibv_alloc_pd)(context.as_raw()) };
@@ -41,14 +42,15 @@ impl ProtectionDomain {
     /// Registers memory: pins it and gives the device its address. The region owns `memory`.
     ///
     /// # Errors
-    /// When the system refuses; out of memory (`ENOMEM`) is what the limit on locked memory looks like.
+    /// When the system refuses. `ENOMEM` mostly means the limit on locked memory.
     pub fn register<M: Memory>(
         self: &Arc<Self>,
         memory: M,
         access: MemoryAccess,
     ) -> Result<MemoryRegion<M>, VerbsError> {
-        // Local writing also for what only peers read: memory pinned for reading only may be replaced by a copy at our next write to
-        // it, and the device would go on reading the old page.
+        // Local writing is also needed for memory that only peers read: a page that is pinned for reading
+        // only may be replaced by a copy at this process's next write to it (copy on write), and the
+        // device would go on reading the old page.
         let flags = match access {
             MemoryAccess::Local => ibv_access_flags::IBV_ACCESS_LOCAL_WRITE,
             MemoryAccess::RemoteRead => {
@@ -56,8 +58,8 @@ impl ProtectionDomain {
             }
         };
         let start = memory.start().cast::<c_void>();
-        // SAFETY: the domain lives; `Memory` promises that the range is mapped for as long as `memory` lives, and the region drops that only
-        // after it has withdrawn the registration.
+        // SAFETY: the domain lives. By the contract of `Memory` the range is mapped for as long as `memory`
+        // lives, and the region drops `memory` only after it has withdrawn the registration.
         let raw = unsafe {
             (self.context.functions.ibv_reg_mr)(self.raw.as_ptr(), start, memory.length(), flags.0 as i32)
         };
@@ -82,16 +84,16 @@ impl Drop for ProtectionDomain {
     }
 }
 
-/// What may be done to a region from outside.
+/// Who may access a region.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MemoryAccess {
     /// The own device sends from it and writes into it; peers cannot reach it.
     Local,
-    /// Also, peers that know its rkey may read it.
+    /// In addition, peers that know its rkey may read it.
     RemoteRead,
 }
 
-/// Memory of our own: zeroed pages that nothing else lies in.
+/// Zeroed pages of this process that contain nothing else.
 #[derive(Debug)]
 pub struct Pages(MmapMut);
 
@@ -105,8 +107,8 @@ impl Pages {
     }
 }
 
-// SAFETY: the mapping does not move and ends with the value. References into it are only made by the `RegisteredBuffer` that owns a range,
-// which no device writes to unless the slot is posted.
+// SAFETY: the mapping does not move and ends with the value. References into it are only made by the
+// `RegisteredBuffer` that owns a range, which no device writes to unless the buffer is posted.
 unsafe impl Memory for Pages {
     fn start(&self) -> *mut u8 {
         self.0.as_ptr().cast_mut()
@@ -117,7 +119,8 @@ unsafe impl Memory for Pages {
     }
 }
 
-/// Registered memory. Dropping it withdraws the registration: peers that still hold the rkey are refused from then on.
+/// Registered memory. Dropping it withdraws the registration: peers that still hold the rkey are
+/// refused from then on.
 pub struct MemoryRegion<M: Memory> {
     raw: NonNull<ffi::ibv_mr>,
     memory: ManuallyDrop<M>,
@@ -130,7 +133,7 @@ unsafe impl<M: Memory> Send for MemoryRegion<M> {}
 unsafe impl<M: Memory> Sync for MemoryRegion<M> {}
 
 impl<M: Memory> MemoryRegion<M> {
-    /// What was registered.
+    /// The memory.
     pub fn memory(&self) -> &M {
         &self.memory
     }
@@ -140,13 +143,13 @@ impl<M: Memory> MemoryRegion<M> {
         &self.domain
     }
 
-    /// The key that our own work requests name it by ([`LocalMemory::lkey`]).
+    /// The key for work requests of this process ([`LocalMemory::lkey`]).
     pub fn lkey(&self) -> u32 {
         // SAFETY: the region is registered until it is dropped.
         unsafe { self.raw.as_ref().lkey }
     }
 
-    /// What a peer needs to read all of it.
+    /// Address and key with which a peer can read all of it.
     pub fn remote(&self) -> RemoteMemory {
         // SAFETY: as for the lkey.
         let rkey = unsafe { self.raw.as_ref().rkey };
@@ -155,8 +158,8 @@ impl<M: Memory> MemoryRegion<M> {
 }
 
 impl MemoryRegion<Pages> {
-    /// Gives the region away as one slot, to be split.
-    pub fn into_slot(self) -> RegisteredBuffer {
+    /// The whole region as one buffer, to be split.
+    pub fn into_buffer(self) -> RegisteredBuffer {
         let length = self.memory.length();
         RegisteredBuffer { region: Arc::new(self), offset: 0, length }
     }
@@ -164,9 +167,9 @@ impl MemoryRegion<Pages> {
 
 impl<M: Memory> Drop for MemoryRegion<M> {
     fn drop(&mut self) {
-        // SAFETY: registered once, withdrawn once. Work that uses it holds the region, so none is posted.
+        // SAFETY: registered once, withdrawn once. Work that uses the region holds it, so none is posted.
         let returned = unsafe { (self.domain.context.functions.ibv_dereg_mr)(self.raw.as_ptr()) };
-        // A device that keeps it registered may still reach the memory: then that is never freed.
+        // If withdrawing fails, the device may still reach the memory: then the memory is never freed.
         if returned == 0 {
             // SAFETY: dropped here and nowhere else.
             unsafe { ManuallyDrop::drop(&mut self.memory) };
@@ -180,7 +183,7 @@ impl<M: Memory> fmt::Debug for MemoryRegion<M> {
     }
 }
 
-/// Memory of a peer that we were given the key of.
+/// Memory of a peer, with its key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RemoteMemory {
     /// The first byte, in the peer's address space.
@@ -199,11 +202,12 @@ impl RemoteMemory {
     }
 }
 
-/// Memory that a piece of work uses, and nobody else while it is posted.
+/// Memory for posted work. While it is posted, only the device uses it.
 ///
 /// # Safety
-/// As long as the value lives, also when it is moved, `start..start + length` is registered with local writing under `lkey`, and nobody but its owner reads or writes
-/// it. (Peers may read it, where it is registered for that.)
+/// As long as the value lives, also when it is moved, `start..start + length` is registered with local
+/// writing under `lkey`, and only its owner reads or writes it. (Peers may read it, if it is registered
+/// for that.)
 pub unsafe trait LocalMemory: Send + 'static {
     /// The first byte.
     fn start(&self) -> *mut u8;
@@ -215,7 +219,7 @@ pub unsafe trait LocalMemory: Send + 'static {
     fn lkey(&self) -> u32;
 }
 
-/// A range of a region of [`Pages`] that has one owner, who reads and writes it like a slice of bytes.
+/// A range of registered [`Pages`] with one owner, which reads and writes it like a slice of bytes.
 pub struct RegisteredBuffer {
     region: Arc<MemoryRegion<Pages>>,
     offset: usize,
@@ -232,43 +236,45 @@ impl RegisteredBuffer {
         (self, rest)
     }
 
-    /// Puts two neighbours of one region together again, `next` behind this one.
+    /// Joins two adjacent ranges of one region, `next` behind this one.
     ///
     /// # Errors
-    /// Both are given back when they are not neighbours.
+    /// Both are given back if they are not adjacent.
     pub fn join(mut self, next: Self) -> Result<Self, (Self, Self)> {
-        let neighbours = Arc::ptr_eq(&self.region, &next.region) && self.offset + self.length == next.offset;
-        if !neighbours {
+        let adjacent = Arc::ptr_eq(&self.region, &next.region) && self.offset + self.length == next.offset;
+        if !adjacent {
             return Err((self, next));
         }
         self.length += next.length;
         Ok(self)
     }
 
-    /// Splits it into as many as it holds of `length` bytes each; what is left at the end is of no use to anybody.
+    /// Splits it into buffers of `length` bytes each, as many as fit; the rest is not used.
     pub fn split_every(self, length: usize) -> Vec<Self> {
         let count = self.length.checked_div(length).unwrap_or(0);
         let mut rest = self;
-        let mut slots = Vec::with_capacity(count);
+        let mut buffers = Vec::with_capacity(count);
         for _ in 0..count {
-            let (slot, remainder) = rest.split_at(length);
-            slots.push(slot);
+            let (buffer, remainder) = rest.split_at(length);
+            buffers.push(buffer);
             rest = remainder;
         }
-        slots
+        buffers
     }
 
-    /// What a peer needs to read it, if the region was registered for that. The peer can read until the whole region is dropped.
+    /// Address and key with which a peer can read it, if the region was registered for that. The peer
+    /// can read until the whole region is dropped.
     pub fn remote(&self) -> RemoteMemory {
         let region = self.region.remote();
         RemoteMemory { address: region.address + self.offset as u64, length: self.length as u64, ..region }
     }
 }
 
-// SAFETY: the slot holds its region, is the only one with this range, and gives references to it only to whoever borrows the slot.
+// SAFETY: the buffer holds its region, is the only one with this range, and gives references to it only
+// for a borrow of itself.
 unsafe impl LocalMemory for RegisteredBuffer {
     fn start(&self) -> *mut u8 {
-        // SAFETY: a slot lies within its region.
+        // SAFETY: a buffer lies within its region.
         unsafe { self.region.memory.start().add(self.offset) }
     }
 
@@ -285,21 +291,22 @@ impl Deref for RegisteredBuffer {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: within the region, mapped and zeroed at first; no other slot has the range, and no device writes to it while we have the slot.
+        // SAFETY: within the region, mapped and zeroed at first. No other buffer has the range, and no
+        // device writes to it while the buffer is not posted.
         unsafe { slice::from_raw_parts(self.start(), self.length) }
     }
 }
 
 impl DerefMut for RegisteredBuffer {
     fn deref_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as above; whoever borrows the slot for writing is alone.
+        // SAFETY: as above; the mutable borrow is exclusive.
         unsafe { slice::from_raw_parts_mut(self.start(), self.length) }
     }
 }
 
 impl fmt::Debug for RegisteredBuffer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Slot")
+        f.debug_struct("RegisteredBuffer")
             .field("offset", &self.offset)
             .field("length", &self.length)
             .finish_non_exhaustive()

@@ -1,26 +1,27 @@
-//! What was posted to a queue and has not come back.
+//! The work requests that were posted to a queue and have not completed.
 //!
-//! Each queue of a queue pair works in the order of posting. Only some work requests are *signalled*, that is, ask for a completion; that one stands
-//! for all before it. The queue's own room is counted the same way: it is free again when a completion says so, therefore at least
-//! every quarter of the queue is signalled. And not fewer than every fourth work request, or whoever keeps the queue full would hear of room only after it has
-//! run dry.
+//! Each queue of a queue pair works in the order of posting. Only some work requests are *signaled*,
+//! that is, ask for a completion, which stands for all requests before it. Room in the queue is freed
+//! by completions too, so at least one request in each quarter of the queue is signaled. And at least
+//! every fourth request is, or a poster that keeps the queue full would learn of free room only after
+//! the queue has run dry.
 
 use std::collections::VecDeque;
 
 use super::WorkError;
 
-/// Work that came to its end.
+/// The end of one work request.
 #[derive(Debug)]
 pub struct Completion<M> {
-    /// Which queue pair: [`super::QueuePair::id`].
+    /// The queue pair, by its [`super::QueuePair::id`].
     pub queue_pair: u32,
-    /// What it was.
+    /// The kind of work.
     pub work: WorkKind,
-    /// As given when it was posted.
+    /// The token with which it was posted.
     pub token: u64,
-    /// What was moved in when it was posted; `None` for inline messages.
+    /// The memory with which it was posted; `None` for inline messages.
     pub memory: Option<M>,
-    /// The bytes that were read, sent or received, or the reason why not.
+    /// How many bytes were read, sent or received, or why it failed.
     pub result: Result<usize, WorkError>,
 }
 
@@ -29,18 +30,18 @@ pub struct Completion<M> {
 pub enum WorkKind {
     /// An RDMA READ.
     Read,
-    /// A message of ours.
+    /// A message of this side.
     Send,
-    /// A message of ours that was copied when it was posted. Only its failure is told.
+    /// A message of this side that was copied when it was posted. Only a failure gives a completion.
     SendInline,
     /// A message of the peer.
     Receive,
 }
 
-/// What tells a work request from all others on a completion queue: the `wr_id` of verbs.
+/// Identifies a work request among all others of a completion queue: the `wr_id` of verbs.
 ///
-/// The serial is that of a queue pair on its completion queue. It stands here because the numbers of queue pairs are used again, and a completion of one that
-/// was destroyed may still lie in the queue.
+/// The serial is that of a queue pair on its completion queue. The queue pair's own number would not do:
+/// numbers are used again, and a completion of a destroyed queue pair may still lie in the queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct WorkId {
     /// 31 bits.
@@ -59,11 +60,11 @@ impl WorkId {
     }
 }
 
-/// Mask of serials.
+/// The bits of a serial.
 pub(super) const SERIALS: u32 = u32::MAX >> 1;
 
 /// One work request that was posted.
-pub(super) struct Posted<M> {
+pub(super) struct PostedWork<M> {
     pub(super) work: WorkKind,
     pub(super) token: u64,
     pub(super) memory: Option<M>,
@@ -71,23 +72,23 @@ pub(super) struct Posted<M> {
     pub(super) length: usize,
 }
 
-/// Work requests from one that is signalled to the next.
-const LONGEST_RUN: usize = 4;
+/// The most work requests from one that is signaled to the next.
+const SIGNAL_INTERVAL: usize = 4;
 
 /// The work requests of one queue, in order.
 pub(super) struct Outstanding<M> {
-    /// Room of the queue.
+    /// How many work requests the queue holds.
     depth: usize,
-    /// Sequence number of the next.
+    /// Sequence number of the next work request.
     next: u32,
-    /// Unsignalled ones since the last that was signalled.
-    unsignalled: usize,
-    posted: VecDeque<Posted<M>>,
+    /// How many unsignaled ones were posted since the last signaled one.
+    unsignaled: usize,
+    posted: VecDeque<PostedWork<M>>,
 }
 
 impl<M> Outstanding<M> {
     pub(super) fn new(depth: usize) -> Self {
-        Self { depth, next: 0, unsignalled: 0, posted: VecDeque::with_capacity(depth) }
+        Self { depth, next: 0, unsignaled: 0, posted: VecDeque::with_capacity(depth) }
     }
 
     /// Work requests that can be posted now.
@@ -100,19 +101,20 @@ impl<M> Outstanding<M> {
         self.next.wrapping_add(ahead as u32)
     }
 
-    /// Whether the next work request must be signalled, whatever its poster wants.
+    /// Whether the `ahead`th work request after those that were posted must be signaled.
     pub(super) fn signal_due(&self, ahead: usize) -> bool {
-        (self.unsignalled + ahead + 1).is_multiple_of((self.depth / 4).clamp(1, LONGEST_RUN))
+        (self.unsignaled + ahead + 1).is_multiple_of((self.depth / 4).clamp(1, SIGNAL_INTERVAL))
     }
 
-    /// Takes what was posted.
-    pub(super) fn push(&mut self, posted: Posted<M>, signalled: bool) {
+    /// Adds a work request that was posted.
+    pub(super) fn push(&mut self, posted: PostedWork<M>, signaled: bool) {
         self.posted.push_back(posted);
         self.next = self.next.wrapping_add(1);
-        self.unsignalled = if signalled { 0 } else { self.unsignalled + 1 };
+        self.unsignaled = if signaled { 0 } else { self.unsignaled + 1 };
     }
 
-    /// The device says how the work request `sequence` ended: all before it ended well. `received` are the bytes of a message of the peer.
+    /// The device has reported the outcome of the work request `sequence`: all requests before it have
+    /// succeeded. A successful `outcome` has the length of the message that was received, if it was one.
     pub(super) fn complete(
         &mut self,
         queue_pair: u32,
@@ -123,7 +125,7 @@ impl<M> Outstanding<M> {
         let first = self.next.wrapping_sub(self.posted.len() as u32);
         let before = sequence.wrapping_sub(first) as usize;
         if before >= self.posted.len() {
-            // Not one of ours, or told twice: nothing is freed for it.
+            // Not of this queue, or reported twice: no memory is freed for it.
             return;
         }
         for (index, posted) in self.posted.drain(..=before).enumerate() {
@@ -135,12 +137,12 @@ impl<M> Outstanding<M> {
             if posted.work == WorkKind::SendInline && result.is_ok() {
                 continue;
             }
-            let Posted { work, token, memory, .. } = posted;
+            let PostedWork { work, token, memory, .. } = posted;
             into.push(Completion { queue_pair, work, token, memory, result });
         }
     }
 
-    /// Gives up all memory, once the device no longer uses it.
+    /// Drops all memory. The device must not use it any more.
     pub(super) fn clear(&mut self) {
         self.posted.clear();
     }
@@ -150,8 +152,8 @@ impl<M> Outstanding<M> {
 mod tests {
     use super::*;
 
-    fn read(token: u64) -> Posted<u64> {
-        Posted { work: WorkKind::Read, token, memory: Some(token), length: 8 }
+    fn read(token: u64) -> PostedWork<u64> {
+        PostedWork { work: WorkKind::Read, token, memory: Some(token), length: 8 }
     }
 
     fn tokens(completions: &[Completion<u64>]) -> Vec<(u64, bool)> {
@@ -159,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_work_id_survives_the_device() {
+    fn a_work_id_is_decoded_as_it_was_encoded() {
         for id in [
             WorkId { serial: SERIALS, receive: true, sequence: u32::MAX },
             WorkId { serial: 1, receive: false, sequence: 7 },
@@ -181,7 +183,7 @@ mod tests {
         assert_eq!(tokens(&done), [(0, true), (1, true), (2, true)]);
         assert_eq!(done[2].memory, Some(2));
         assert_eq!(done[2].result, Ok(8));
-        // Told twice.
+        // Reported twice.
         queue.complete(1, 0, Ok(0), &mut done);
         assert_eq!((done.len(), queue.free()), (3, 6));
         queue.complete(1, 2, Err(WorkError::RemoteAccess), &mut done);
@@ -190,8 +192,8 @@ mod tests {
     }
 
     #[test]
-    fn inline_messages_tell_failures_only() {
-        let inline = |token| Posted { work: WorkKind::SendInline, token, memory: None::<u64>, length: 3 };
+    fn inline_messages_complete_only_with_an_error() {
+        let inline = |token| PostedWork { work: WorkKind::SendInline, token, memory: None::<u64>, length: 3 };
         let mut queue = Outstanding::new(8);
         let mut done = Vec::new();
         queue.push(inline(1), false);
@@ -207,21 +209,21 @@ mod tests {
     fn a_received_message_has_its_own_length() {
         let mut queue = Outstanding::new(1);
         let mut done = Vec::new();
-        queue.push(Posted { work: WorkKind::Receive, token: 1, memory: Some(1), length: 64 }, true);
+        queue.push(PostedWork { work: WorkKind::Receive, token: 1, memory: Some(1), length: 64 }, true);
         queue.complete(1, 0, Ok(5), &mut done);
         assert_eq!(done[0].result, Ok(5));
     }
 
     #[test]
-    fn every_fourth_and_a_quarter_of_the_queue_are_signalled() {
+    fn every_fourth_request_and_each_quarter_of_the_queue_is_signaled() {
         for depth in [1, 2, 3, 4, 16, 100] {
             let mut queue = Outstanding::new(depth);
             let mut run = 0;
             for token in 0..depth {
-                let signalled = queue.signal_due(0);
-                run = if signalled { 0 } else { run + 1 };
-                assert!(run < (depth / 4).clamp(1, LONGEST_RUN), "depth {depth}");
-                queue.push(read(token as u64), signalled);
+                let signaled = queue.signal_due(0);
+                run = if signaled { 0 } else { run + 1 };
+                assert!(run < (depth / 4).clamp(1, SIGNAL_INTERVAL), "depth {depth}");
+                queue.push(read(token as u64), signaled);
             }
         }
         // Within a batch that is not posted yet.

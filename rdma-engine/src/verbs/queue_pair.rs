@@ -1,4 +1,4 @@
-//! Reliable connections: queue pairs of the type RC.
+//! Reliable connections: queue pairs of type RC.
 
 use std::fmt;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -14,19 +14,19 @@ use ibverbs_sys::{
     ibv_wr_opcode,
 };
 
-use super::completion::{CompletionQueue, Queues, lock};
+use super::completion::{CompletionQueue, WorkQueues, lock};
 use super::device::{Mtu, Port};
-use super::outstanding::{Outstanding, Posted, WorkId, WorkKind};
+use super::outstanding::{Outstanding, PostedWork, WorkId, WorkKind};
 use super::{Endpoint, LocalMemory, PortSelection, PostError, ProtectionDomain, RemoteMemory, VerbsError};
 
-/// How large a queue pair is.
+/// The size of a queue pair.
 #[derive(Debug, Clone, Copy)]
 pub struct QueuePairOptions {
-    /// Reads and messages of ours that can be posted at once.
+    /// How many reads and sends can be posted at once.
     pub send_depth: u32,
-    /// Receives that can be posted at once.
+    /// How many receives can be posted at once.
     pub receive_depth: u32,
-    /// Longest message that is sent inline, bytes; the device may give more.
+    /// The longest message that is sent inline, in bytes; the device may allow more.
     pub inline: u32,
     /// Whether the peer may read what is registered in the domain for [`super::MemoryAccess::RemoteRead`].
     pub serve_reads: bool,
@@ -35,21 +35,22 @@ pub struct QueuePairOptions {
 /// How long the device tries to reach the peer.
 #[derive(Debug, Clone, Copy)]
 pub struct Timeouts {
-    /// How long it waits for an answer to a packet; rounded up to 4.096 µs times a power of two. Devices wait up to four times as long.
+    /// How long it waits for an answer to a packet; rounded up to 4.096 µs times a power of two. Devices
+    /// wait up to four times as long.
     pub answer: Duration,
-    /// How often it asks again, at most 6: verbs can say 7, which for soft-RoCE is for ever.
+    /// How often it sends the packet again, at most 6: 7, the maximum of verbs, is for ever on soft-RoCE.
     pub retries: u8,
 }
 
 impl Default for Timeouts {
-    /// 67 ms and 6: a peer that is gone shows after half a second to two seconds.
+    /// 67 ms and 6: a peer that is gone is detected after half a second to two seconds.
     fn default() -> Self {
-        Self { answer: Duration::from_millis(67), retries: MOST_RETRIES }
+        Self { answer: Duration::from_millis(67), retries: MAX_RETRIES }
     }
 }
 
 impl Timeouts {
-    /// The answer time as verbs has it: the exponent, 1 to 31.
+    /// The answer time as verbs encodes it: the exponent, 1 to 31.
     fn exponent(self) -> u8 {
         let units = self.answer.as_nanos().div_ceil(4096);
         (1..31).find(|&exponent| 1 << exponent >= units).unwrap_or(31)
@@ -57,23 +58,25 @@ impl Timeouts {
 }
 
 /// See [`Timeouts::retries`].
-const MOST_RETRIES: u8 = 6;
+const MAX_RETRIES: u8 = 6;
 
-/// How often a peer that has no receive posted is asked again. The peers keep receives posted by counting credits, so this is only
-/// for the moment after the handshake, when one end is ready before the other.
-const NOT_READY_RETRIES: u8 = 6;
+/// How often a send is repeated to a peer that has no receive posted (RNR, receiver not ready). Both
+/// sides keep receives posted by counting credits, so this is only for the moment after the handshake,
+/// when one end is ready before the other.
+const MAX_RNR_RETRIES: u8 = 6;
 
-/// How long the peer asks us to wait each time: 12 stands for 0.64 ms, times [`NOT_READY_RETRIES`].
-const NOT_READY_TIMER: u8 = 12;
+/// How long the sender waits before each of these retries: 12 stands for 0.64 ms.
+const RNR_TIMER: u8 = 12;
 
-/// Hops of a packet between routed networks.
+/// The most hops of a packet between routed networks.
 const HOP_LIMIT: u8 = 64;
 
-/// A queue pair that is not connected. Receives can be posted already, and should be, so that the peer's first message finds one.
+/// A queue pair that is not connected. Receives can be posted already, and should be, so that the peer's
+/// first message finds one.
 #[derive(Debug)]
 pub struct PreparedQueuePair<M: LocalMemory> {
     pair: QueuePair<M>,
-    place: PortSelection,
+    selection: PortSelection,
     port: Port,
     endpoint: Endpoint,
 }
@@ -82,23 +85,24 @@ impl<M: LocalMemory> PreparedQueuePair<M> {
     /// A new queue pair on a port, with its completions in `queue`.
     ///
     /// # Errors
-    /// [`VerbsError::CompletionQueueFull`]; [`VerbsError::NoPort`] if the device of domain and queue has no such port; when the device has no more queue pairs, or none so large.
+    /// [`VerbsError::CompletionQueueFull`]; [`VerbsError::NoPort`] if the device of domain and queue has
+    /// no such port; a [`VerbsError::Call`] when the device has no more queue pairs, or none so large.
     pub fn new(
         domain: &Arc<ProtectionDomain>,
         queue: &Arc<CompletionQueue<M>>,
-        place: &PortSelection,
+        selection: &PortSelection,
         options: QueuePairOptions,
     ) -> Result<Self, VerbsError> {
         let context = domain.context();
         let device = context.device();
-        if !Arc::ptr_eq(context, queue.context()) || device.name != place.device {
+        if !Arc::ptr_eq(context, queue.context()) || device.name != selection.device {
             return Err(VerbsError::NoPort(
                 "domain, completion queue and port are of different devices".to_owned(),
             ));
         }
-        let port = device.ports.iter().find(|port| port.number == place.port).cloned();
-        let port =
-            port.ok_or_else(|| VerbsError::NoPort(format!("{} has no port {}", device.name, place.port)))?;
+        let port = device.ports.iter().find(|port| port.number == selection.port).cloned();
+        let port = port
+            .ok_or_else(|| VerbsError::NoPort(format!("{} has no port {}", device.name, selection.port)))?;
         let serve_reads = options.serve_reads;
         let max_message = port.max_message as usize;
         let pair = QueuePair::create(domain, queue, options, max_message)?;
@@ -118,19 +122,19 @@ impl<M: LocalMemory> PreparedQueuePair<M> {
             mask::IBV_QP_STATE | mask::IBV_QP_PKEY_INDEX | mask::IBV_QP_PORT | mask::IBV_QP_ACCESS_FLAGS,
         )?;
         let endpoint = Endpoint {
-            // SAFETY: the queue pair is good.
+            // SAFETY: the queue pair is valid.
             queue_pair: unsafe { (*pair.as_raw()).qp_num },
-            // Random, so that packets of an earlier connection of the same number are not taken for ours.
+            // Random, so that packets of an earlier connection of the same number are not accepted.
             first_packet: (RandomState::new().build_hasher().finish() & 0xff_ffff) as u32,
             lid: port.lid,
-            gid: place.gid.map(|entry| entry.gid),
+            gid: selection.gid.map(|entry| entry.gid),
             mtu: port.mtu,
             served_reads: if serve_reads { device.max_served_reads } else { 0 },
         };
-        Ok(Self { pair, place: place.clone(), port, endpoint })
+        Ok(Self { pair, selection: selection.clone(), port, endpoint })
     }
 
-    /// What the peer must know.
+    /// This end, for the peer.
     pub fn endpoint(&self) -> Endpoint {
         self.endpoint
     }
@@ -138,15 +142,16 @@ impl<M: LocalMemory> PreparedQueuePair<M> {
     /// Posts a receive, as [`QueuePair::post_receive`].
     ///
     /// # Errors
-    /// [`PostError::Full`] or what the device says.
+    /// [`PostError::Full`], or the error of the device.
     pub fn post_receive(&self, memory: M, token: u64) -> Result<(), Unposted<M>> {
         self.pair.post_receive(memory, token)
     }
 
-    /// Connects to the peer, which must do the same with our endpoint.
+    /// Connects to the peer, which must do the same with this side's endpoint.
     ///
     /// # Errors
-    /// [`VerbsError::Endpoint`] if the peer's endpoint cannot be reached from this port; what the device says.
+    /// [`VerbsError::Endpoint`] if the peer's endpoint cannot be reached from this port; the error of the
+    /// device.
     pub fn handshake(self, peer: &Endpoint, timeouts: Timeouts) -> Result<QueuePair<M>, VerbsError> {
         peer.check()?;
         let device = self.pair.domain.context().device();
@@ -156,12 +161,12 @@ impl<M: LocalMemory> PreparedQueuePair<M> {
             dest_qp_num: peer.queue_pair,
             rq_psn: peer.first_packet,
             max_dest_rd_atomic: self.endpoint.served_reads,
-            min_rnr_timer: NOT_READY_TIMER,
+            min_rnr_timer: RNR_TIMER,
             ..ffi::ibv_qp_attr::default()
         };
         receiving.ah_attr.port_num = self.port.number;
         receiving.ah_attr.dlid = peer.lid;
-        match (self.place.gid, peer.gid) {
+        match (self.selection.gid, peer.gid) {
             (Some(own), Some(gid)) => {
                 receiving.ah_attr.is_global = 1;
                 receiving.ah_attr.grh.dgid = ffi::ibv_gid { raw: gid.0 };
@@ -187,8 +192,8 @@ impl<M: LocalMemory> PreparedQueuePair<M> {
             qp_state: ibv_qp_state::IBV_QPS_RTS,
             sq_psn: self.endpoint.first_packet,
             timeout: timeouts.exponent(),
-            retry_cnt: timeouts.retries.min(MOST_RETRIES),
-            rnr_retry: NOT_READY_RETRIES,
+            retry_cnt: timeouts.retries.min(MAX_RETRIES),
+            rnr_retry: MAX_RNR_RETRIES,
             max_rd_atomic: device.max_reads.min(peer.served_reads),
             ..ffi::ibv_qp_attr::default()
         };
@@ -205,17 +210,17 @@ impl<M: LocalMemory> PreparedQueuePair<M> {
     }
 }
 
-/// The largest packet that both ends take, as verbs has it.
+/// The largest packet that both ends take, as verbs encodes it.
 fn path_mtu(own: Mtu, peer: Mtu) -> ffi::ibv_mtu {
     own.min(peer).code().into()
 }
 
-/// One RDMA READ: from the peer's memory into ours.
+/// One RDMA READ: from the peer's memory into local memory.
 #[derive(Debug)]
 pub struct RdmaRead<M> {
     /// Where the bytes go; all of it is filled.
     pub memory: M,
-    /// Where the bytes are: the first as many as `memory` has.
+    /// Where the bytes are; as many are read as `memory` has.
     pub remote: RemoteMemory,
     /// Comes back with the completion.
     pub token: u64,
@@ -224,9 +229,9 @@ pub struct RdmaRead<M> {
 /// Memory that could not be posted, with the reason.
 #[derive(Debug)]
 pub struct Unposted<M> {
-    /// Why.
+    /// The reason.
     pub error: PostError,
-    /// Given back.
+    /// The memory that was to be posted.
     pub memory: M,
 }
 
@@ -238,13 +243,13 @@ impl<M> fmt::Display for Unposted<M> {
 
 impl<M: fmt::Debug> std::error::Error for Unposted<M> {}
 
-/// A reliable connection to one peer. Any thread may post. Dropping it ends the connection, takes back all work from the device, and drops the memory of what was
-/// still posted; no completions come of that.
+/// A reliable connection to one peer. Any thread may post. Dropping it ends the connection, takes all
+/// work from the device, and drops the memory that was still posted; that work gives no completions.
 pub struct QueuePair<M: LocalMemory> {
     raw: NonNull<ffi::ibv_qp>,
     id: u32,
-    queues: Arc<Queues<M>>,
-    /// Room promised in the completion queue.
+    queues: Arc<WorkQueues<M>>,
+    /// Room that is promised in the completion queue.
     promised: u32,
     inline: usize,
     max_message: usize,
@@ -252,7 +257,8 @@ pub struct QueuePair<M: LocalMemory> {
     domain: Arc<ProtectionDomain>,
 }
 
-// SAFETY: verbs may be called from any thread and from several at once; the queues are behind locks, and `M` is `Send`.
+// SAFETY: verbs may be called from any thread and from several at once; the queues are behind locks, and
+// `M` is `Send`.
 unsafe impl<M: LocalMemory> Send for QueuePair<M> {}
 // SAFETY: as above.
 unsafe impl<M: LocalMemory> Sync for QueuePair<M> {}
@@ -266,7 +272,7 @@ impl<M: LocalMemory> QueuePair<M> {
     ) -> Result<Self, VerbsError> {
         let functions = domain.context().functions;
         let promised = options.send_depth.saturating_add(options.receive_depth);
-        let queues = Arc::new(Queues {
+        let queues = Arc::new(WorkQueues {
             send: Mutex::new(Outstanding::new(options.send_depth as usize)),
             receive: Mutex::new(Outstanding::new(options.receive_depth as usize)),
             broken: AtomicBool::new(false),
@@ -285,7 +291,8 @@ impl<M: LocalMemory> QueuePair<M> {
             qp_type: ibv_qp_type::IBV_QPT_RC,
             ..ffi::ibv_qp_init_attr::default()
         };
-        // SAFETY: domain and completion queue are good, of one device, and outlive the queue pair, which holds them.
+        // SAFETY: domain and completion queue are valid and of one device, and outlive the queue pair,
+        // which holds them.
         let raw = unsafe { (functions.ibv_create_qp)(domain.as_raw(), &mut attributes) };
         let Some(raw) = NonNull::new(raw) else {
             let error = VerbsError::last("ibv_create_qp");
@@ -304,42 +311,44 @@ impl<M: LocalMemory> QueuePair<M> {
         })
     }
 
-    /// What its completions are marked with.
+    /// The id in its completions.
     pub fn id(&self) -> u32 {
         self.id
     }
 
-    /// Longest message for [`QueuePair::post_inline`], bytes.
+    /// The longest message for [`QueuePair::post_inline`], in bytes.
     pub fn max_inline(&self) -> usize {
         self.inline
     }
 
-    /// Posts RDMA READs with one call. Each gives a completion, which may come only with that of one of the next three.
+    /// Posts RDMA READs with one call. Each gives a completion, which may come only with that of one of
+    /// the next three.
     ///
-    /// `reads` is empty afterwards; with an error it still has those that were not posted.
+    /// `reads` is empty afterwards; with an error it still has the reads that were not posted.
     ///
     /// # Errors
-    /// [`PostError::Full`], [`PostError::Length`] and [`PostError::Broken`] before anything was posted. With [`PostError::Device`] the queue pair is broken, and what was posted is flushed.
+    /// [`PostError::Full`], [`PostError::Length`] and [`PostError::Broken`] before anything was posted.
+    /// With [`PostError::Device`] the queue pair is broken, and what was posted is flushed.
     pub fn post_reads(&self, reads: &mut Vec<RdmaRead<M>>) -> Result<(), PostError> {
         let mut outstanding = lock(&self.queues.send);
         self.ready(&outstanding, reads.len())?;
         for read in reads.iter() {
-            // A read past the range that was granted would be refused by the peer, and break the connection.
+            // The peer would refuse a read past the granted range, and that breaks the connection.
             let limit = self.max_message.min(usize::try_from(read.remote.length).unwrap_or(usize::MAX));
             check_length(read.memory.length(), limit)?;
         }
-        let mut pieces: Vec<ffi::ibv_sge> =
-            reads.iter().map(|read| piece(&read.memory, read.memory.length())).collect();
+        let mut entries: Vec<ffi::ibv_sge> =
+            reads.iter().map(|read| scatter_gather(&read.memory, read.memory.length())).collect();
         let last = reads.len().saturating_sub(1);
         let mut requests: Vec<ffi::ibv_send_wr> = Vec::with_capacity(reads.len());
         for (index, read) in reads.iter().enumerate() {
-            let signalled = index == last || outstanding.signal_due(index);
+            let signaled = index == last || outstanding.signal_due(index);
             let mut request = ffi::ibv_send_wr {
                 wr_id: self.work_id(&outstanding, index, false),
-                sg_list: &raw mut pieces[index],
+                sg_list: &raw mut entries[index],
                 num_sge: 1,
                 opcode: ibv_wr_opcode::IBV_WR_RDMA_READ,
-                send_flags: if signalled { ibv_send_flags::IBV_SEND_SIGNALED.0 } else { 0 },
+                send_flags: if signaled { ibv_send_flags::IBV_SEND_SIGNALED.0 } else { 0 },
                 ..ffi::ibv_send_wr::default()
             };
             request.wr.rdma.remote_addr = read.remote.address;
@@ -350,15 +359,17 @@ impl<M: LocalMemory> QueuePair<M> {
         let count = posted.as_ref().map_or_else(|&(count, _)| count, |()| reads.len());
         for (read, request) in reads.drain(..count).zip(&requests) {
             let length = read.memory.length();
-            let signalled = request.send_flags & ibv_send_flags::IBV_SEND_SIGNALED.0 != 0;
+            let signaled = request.send_flags & ibv_send_flags::IBV_SEND_SIGNALED.0 != 0;
             let RdmaRead { memory, token, .. } = read;
-            outstanding.push(Posted { work: WorkKind::Read, token, memory: Some(memory), length }, signalled);
+            outstanding
+                .push(PostedWork { work: WorkKind::Read, token, memory: Some(memory), length }, signaled);
         }
         drop(outstanding);
         posted.map_err(|(_, error)| self.break_with(error))
     }
 
-    /// Sends the first `length` bytes of `memory`. The completion may come only with that of one of the next three.
+    /// Sends the first `length` bytes of `memory`. The completion may come only with that of one of the
+    /// next three.
     ///
     /// # Errors
     /// As [`QueuePair::post_reads`].
@@ -368,20 +379,20 @@ impl<M: LocalMemory> QueuePair<M> {
         if let Err(error) = self.ready(&outstanding, 1).and_then(|()| check_length(length, limit)) {
             return Err(Unposted { error, memory });
         }
-        let signalled = outstanding.signal_due(0);
-        let mut piece = piece(&memory, length);
+        let signaled = outstanding.signal_due(0);
+        let mut entry = scatter_gather(&memory, length);
         let mut request = [ffi::ibv_send_wr {
             wr_id: self.work_id(&outstanding, 0, false),
-            sg_list: &mut piece,
+            sg_list: &mut entry,
             num_sge: 1,
             opcode: ibv_wr_opcode::IBV_WR_SEND,
-            send_flags: if signalled { ibv_send_flags::IBV_SEND_SIGNALED.0 } else { 0 },
+            send_flags: if signaled { ibv_send_flags::IBV_SEND_SIGNALED.0 } else { 0 },
             ..ffi::ibv_send_wr::default()
         }];
         match self.submit(&mut request) {
             Ok(()) => {
                 outstanding
-                    .push(Posted { work: WorkKind::Send, token, memory: Some(memory), length }, signalled);
+                    .push(PostedWork { work: WorkKind::Send, token, memory: Some(memory), length }, signaled);
                 Ok(())
             }
             Err((_, error)) => Err(Unposted { error: self.break_with(error), memory }),
@@ -396,16 +407,16 @@ impl<M: LocalMemory> QueuePair<M> {
         let mut outstanding = lock(&self.queues.send);
         self.ready(&outstanding, 1)?;
         check_length(message.len(), self.inline)?;
-        let signalled = outstanding.signal_due(0);
+        let signaled = outstanding.signal_due(0);
         let mut flags = ibv_send_flags::IBV_SEND_INLINE;
-        if signalled {
+        if signaled {
             flags |= ibv_send_flags::IBV_SEND_SIGNALED;
         }
-        // The key is not looked at for an inline message.
-        let mut piece = ffi::ibv_sge { addr: message.as_ptr() as u64, length: message.len() as u32, lkey: 0 };
+        // Inline messages need no key.
+        let mut entry = ffi::ibv_sge { addr: message.as_ptr() as u64, length: message.len() as u32, lkey: 0 };
         let mut request = [ffi::ibv_send_wr {
             wr_id: self.work_id(&outstanding, 0, false),
-            sg_list: &mut piece,
+            sg_list: &mut entry,
             num_sge: 1,
             opcode: ibv_wr_opcode::IBV_WR_SEND,
             send_flags: flags.0,
@@ -413,8 +424,8 @@ impl<M: LocalMemory> QueuePair<M> {
         }];
         self.submit(&mut request).map_err(|(_, error)| self.break_with(error))?;
         outstanding.push(
-            Posted { work: WorkKind::SendInline, token, memory: None, length: message.len() },
-            signalled,
+            PostedWork { work: WorkKind::SendInline, token, memory: None, length: message.len() },
+            signaled,
         );
         Ok(())
     }
@@ -430,17 +441,18 @@ impl<M: LocalMemory> QueuePair<M> {
         {
             return Err(Unposted { error, memory });
         }
-        let mut piece = piece(&memory, length);
+        let mut entry = scatter_gather(&memory, length);
         let mut request = ffi::ibv_recv_wr {
             wr_id: self.work_id(&outstanding, 0, true),
-            sg_list: &mut piece,
+            sg_list: &mut entry,
             num_sge: 1,
             ..ffi::ibv_recv_wr::default()
         };
         let mut bad = ptr::null_mut();
         let raw = self.as_raw();
-        // SAFETY: the queue pair is good and its provider has the function. Request and piece live during the call, which copies them. The memory is registered and nobody
-        // else's as long as `outstanding` holds it (`LocalMemory`), which is until a completion or until the queue pair is destroyed.
+        // SAFETY: the queue pair is valid and its provider has the function. Request and entry live during
+        // the call, which copies them. The memory is registered and used by nothing else (`LocalMemory`)
+        // as long as `outstanding` holds it: until a completion, or until the queue pair is destroyed.
         let returned = unsafe {
             let post = (*(*raw).context).ops.post_recv.expect("every provider has post_recv");
             post(raw, &mut request, &mut bad)
@@ -448,11 +460,12 @@ impl<M: LocalMemory> QueuePair<M> {
         if returned != 0 {
             return Err(Unposted { error: self.break_with(device_error(returned)), memory });
         }
-        outstanding.push(Posted { work: WorkKind::Receive, token, memory: Some(memory), length }, true);
+        outstanding.push(PostedWork { work: WorkKind::Receive, token, memory: Some(memory), length }, true);
         Ok(())
     }
 
-    /// Gives up everything that is posted: all of it completes as [`super::WorkError::Flushed`], and nothing more can be posted.
+    /// Aborts everything that is posted: all of it completes as [`super::WorkError::Flushed`], and nothing
+    /// more can be posted.
     ///
     /// # Errors
     /// When the device has failed. Dropping the queue pair takes the memory back even then.
@@ -480,7 +493,7 @@ impl<M: LocalMemory> QueuePair<M> {
         WorkId { serial: self.id, receive, sequence: outstanding.sequence(ahead) }.encode()
     }
 
-    /// Hands the requests to the device as one list. With an error, the number of those that it took.
+    /// Posts the requests as one list. An error comes with the number of requests that were posted.
     fn submit(&self, requests: &mut [ffi::ibv_send_wr]) -> Result<(), (usize, PostError)> {
         let Some(last) = requests.len().checked_sub(1) else { return Ok(()) };
         let first = requests.as_mut_ptr();
@@ -490,9 +503,11 @@ impl<M: LocalMemory> QueuePair<M> {
         }
         let mut bad: *mut ffi::ibv_send_wr = ptr::null_mut();
         let raw = self.as_raw();
-        // SAFETY: the queue pair is good and its provider has the function. Requests and pieces live during the call, which copies them. The memory is registered and
-        // nobody else's as long as `outstanding` holds it (`LocalMemory`), which is until a completion or until the queue pair is destroyed; the callers hold its lock, so no
-        // completion is looked up before the memory is in it.
+        // SAFETY: the queue pair is valid and its provider has the function. Requests and entries live
+        // during the call, which copies them. The memory is registered and used by nothing else
+        // (`LocalMemory`) as long as `outstanding` holds it: until a completion, or until the queue pair
+        // is destroyed. The callers hold the lock of `outstanding`, so no completion is looked up before
+        // the memory is in it.
         let returned = unsafe {
             let post = (*(*raw).context).ops.post_send.expect("every provider has post_send");
             post(raw, first, &mut bad)
@@ -504,15 +519,16 @@ impl<M: LocalMemory> QueuePair<M> {
         Err((taken, device_error(returned)))
     }
 
-    /// A queue that took only a part may have lost the one that was signalled: only flushing brings its memory back.
+    /// Aborts after the device has refused work. If only a part of a list was posted, the signaled request
+    /// may be missing: only flushing gives completions for the others, and their memory back.
     fn break_with(&self, error: PostError) -> PostError {
-        // If that fails too, dropping the queue pair is what is left.
+        // If that fails too, dropping the queue pair takes the memory back.
         let _ = self.abort();
         error
     }
 
     fn modify(&self, attributes: &mut ffi::ibv_qp_attr, which: mask) -> Result<(), VerbsError> {
-        // SAFETY: the queue pair is good, and the attributes are ours.
+        // SAFETY: the queue pair is valid, and the attributes are borrowed for the call.
         let returned = unsafe {
             (self.domain.context().functions.ibv_modify_qp)(self.as_raw(), attributes, which.0 as i32)
         };
@@ -526,7 +542,7 @@ impl<M: LocalMemory> QueuePair<M> {
 
 impl<M: LocalMemory> Drop for QueuePair<M> {
     fn drop(&mut self) {
-        // SAFETY: created once, destroyed once; nobody posts, since posting borrows the queue pair.
+        // SAFETY: created once, destroyed once. No thread posts, since posting borrows the queue pair.
         let returned = unsafe { (self.domain.context().functions.ibv_destroy_qp)(self.as_raw()) };
         self.queue.leave(self.id, self.promised);
         if returned == 0 {
@@ -534,7 +550,7 @@ impl<M: LocalMemory> Drop for QueuePair<M> {
             lock(&self.queues.send).clear();
             lock(&self.queues.receive).clear();
         } else {
-            // It may still use the memory: then that is never freed.
+            // The device may still use the memory: then the memory is never freed.
             mem::forget(Arc::clone(&self.queues));
         }
     }
@@ -549,11 +565,12 @@ impl<M: LocalMemory> fmt::Debug for QueuePair<M> {
     }
 }
 
-fn piece<M: LocalMemory>(memory: &M, length: usize) -> ffi::ibv_sge {
+/// The scatter/gather entry of the first `length` bytes.
+fn scatter_gather<M: LocalMemory>(memory: &M, length: usize) -> ffi::ibv_sge {
     ffi::ibv_sge { addr: memory.start() as u64, length: length as u32, lkey: memory.lkey() }
 }
 
-/// Zero is no length: devices take it for the largest.
+/// Checks the length of a message. Zero is refused, because devices take it for the maximum.
 fn check_length(length: usize, limit: usize) -> Result<(), PostError> {
     let limit = limit.min(u32::MAX as usize);
     if length == 0 || length > limit { Err(PostError::Length { length, limit }) } else { Ok(()) }
@@ -570,7 +587,7 @@ mod tests {
 
     #[test]
     fn answer_times_are_rounded_up_to_powers_of_two() {
-        let exponent = |answer| Timeouts { answer, retries: MOST_RETRIES }.exponent();
+        let exponent = |answer| Timeouts { answer, retries: MAX_RETRIES }.exponent();
         assert_eq!(exponent(Duration::from_millis(67)), 14);
         assert_eq!(exponent(Duration::from_millis(68)), 15);
         assert_eq!(exponent(Duration::ZERO), 1);
@@ -578,7 +595,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_that_verbs_cannot_say_are_refused() {
+    fn lengths_that_verbs_cannot_express_are_refused() {
         assert!(check_length(1, 10).is_ok() && check_length(10, 10).is_ok());
         assert!(check_length(0, 10).is_err() && check_length(11, 10).is_err());
         assert!(check_length(1 << 33, usize::MAX).is_err());

@@ -36,7 +36,7 @@ pub(crate) struct Side {
 impl Side {
     /// The best port, or that of an address.
     pub(crate) fn open(near: Option<IpAddr>) -> Result<Self, VerbsError> {
-        let place = PortSelector { near, ..PortSelector::default() }.places(&devices()?)?.remove(0);
+        let place = PortSelector { near, ..PortSelector::default() }.select(&devices()?)?.remove(0);
         let context = DeviceContext::open(&place.device)?;
         Ok(Self { domain: ProtectionDomain::new(&context)?, poller: Poller::new(&context, 1024)?, place })
     }
@@ -44,7 +44,7 @@ impl Side {
     /// Memory that peers cannot reach, in equal slots.
     pub(crate) fn slots(&self, count: usize, length: usize) -> Result<Vec<RegisteredBuffer>> {
         let region = self.domain.register(Pages::new(count * length)?, MemoryAccess::Local)?;
-        Ok(region.into_slot().split_every(length))
+        Ok(region.into_buffer().split_every(length))
     }
 
     /// A queue pair that is not connected yet.
@@ -68,7 +68,7 @@ pub(crate) fn pattern(offset: usize) -> u8 {
 
 /// A region full of [`pattern`].
 pub(crate) fn patterned(domain: &Arc<ProtectionDomain>, length: usize) -> Result<RegisteredBuffer> {
-    let mut slot = domain.register(Pages::new(length)?, MemoryAccess::RemoteRead)?.into_slot();
+    let mut slot = domain.register(Pages::new(length)?, MemoryAccess::RemoteRead)?.into_buffer();
     for (offset, byte) in slot.iter_mut().enumerate() {
         *byte = pattern(offset);
     }

@@ -108,7 +108,7 @@ fn a_device_is_found_with_its_addresses_and_each_of_them_connects() {
     let addresses: Vec<IpAddr> = gids.map(|entry| entry.gid.address()).collect();
     for &address in &addresses {
         let wanted = PortSelector { near: Some(address), ..PortSelector::default() };
-        assert_eq!(wanted.places(&found).unwrap()[0].gid.unwrap().gid.address(), address);
+        assert_eq!(wanted.select(&found).unwrap()[0].gid.unwrap().gid.address(), address);
         let server = Side::open(Some(address)).unwrap();
         let mut client = Side::open(Some(address)).unwrap();
         let served = patterned(&server.domain, 4096).unwrap();

@@ -141,7 +141,7 @@ impl Session {
         let near = Some(stream.local_addr()?.ip());
         let found = devices().map_err(io::Error::other)?;
         let places =
-            PortSelector { near, ..PortSelector::default() }.places(&found).map_err(io::Error::other)?;
+            PortSelector { near, ..PortSelector::default() }.select(&found).map_err(io::Error::other)?;
         let context = DeviceContext::open(&places[0].device).map_err(io::Error::other)?;
         let domain = ProtectionDomain::new(&context).map_err(io::Error::other)?;
         let poller = Poller::new(&context, 2 * DEPTH).map_err(io::Error::other)?;
@@ -173,7 +173,7 @@ impl Session {
     }
 
     fn memory(&self, length: usize, access: MemoryAccess) -> RegisteredBuffer {
-        self.domain.register(Pages::new(length).unwrap(), access).unwrap().into_slot()
+        self.domain.register(Pages::new(length).unwrap(), access).unwrap().into_buffer()
     }
 
     /// Connects its end of the queue pair to the client's.

@@ -1,17 +1,23 @@
-//! The engine's side of `verbs`: offers its ports, connects queue pairs, and stages data where clients fetch it by RDMA READ.
+//! The engine's side of `verbs`: offers its ports, connects queue pairs, and stages data where clients
+//! fetch it by RDMA READ.
 //!
 //! ```text
-//!  Fabric ─ offers() ─► bootstrap ─ accept() ─► Rdma, one a session: device context, protection domain, queue pair
-//!                                                │ stage()          and one registered region, the Shelf
-//!                                                ▼
-//!     .dat ── pread ──► Shelf ── Held ─ lend() ─► Loan, until Done or the lease is over
+//!  RdmaDevices ─ offers() ─► bootstrap ─ accept() ─► QueuePairSession, one per session: device context,
+//!                                                     │               protection domain, queue pair and
+//!                                                     │               one registered region
+//!                                                     │ stage()
+//!                                                     ▼
+//!     .dat ── pread ──► StagingPool ── StagedRange ─ lease() ─► ReadLease, until the client is done or
+//!                                                               the lease is over
 //! ```
 //!
-//! Everything of a session is its own, down to the open device. So an rkey opens nothing of another session's, and all of it goes with the
-//! session. Data the engine only stages: clients read it, and the device answers without us. Requests and short answers are messages (`inbox`).
+//! A session shares nothing with other sessions, not even the open device. So an rkey opens nothing of
+//! another session's, and all of it is freed with the session. The engine only stages data: clients read
+//! it, and the device answers without the engine. Requests and short answers are messages
+//! (`request_receiver`).
 
-mod inbox;
-mod shelf;
+mod request_receiver;
+mod staging_pool;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -21,179 +27,190 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-pub(crate) use self::inbox::Inbox;
-use self::shelf::{Extent, Held, Shelf, Source};
+use self::request_receiver::MessageReceiver;
+use self::staging_pool::{MemoryRange, SourceRange, StagedRange, StagingPool};
 use super::admission::StagingShare;
-use super::session::{Located, Ticket};
+use super::rdma_session::{AcceptedPair, RdmaHost, RdmaSession, StagedData};
+use super::session::{LocatedRange, RequestTicket};
 use crate::metrics::Metrics;
 use crate::protocol::{
     Grant, MAX_ANSWER_SIZE, MAX_REQUEST_SIZE, MESSAGE_WINDOW, QueuePairEnd, Transport, VerbsOffer,
 };
 use crate::store::{DataFile, ReadMode, StoreError};
-use crate::transport::end;
-use crate::transport::messages::{self, Outbox};
+use crate::transport::messages::{self, SendBuffers};
+use crate::transport::queue_pair_end;
 use crate::verbs::{
     Device, DeviceContext, LocalMemory, MemoryAccess, Pages, Poller, PortSelection, PortSelector,
-    PreparedQueuePair, ProtectionDomain, QueuePair, RegisteredBuffer, Timeouts, VerbsError, devices,
+    PreparedQueuePair, ProtectionDomain, QueuePair, QueuePairOptions, RegisteredBuffer, Timeouts, VerbsError,
+    devices,
 };
 
-/// For how long the list of devices is good: links go up and down, and addresses come and go.
-const FRESH: Duration = Duration::from_secs(5);
+/// How old the list of devices may be: links go up and down, and addresses change.
+const MAX_DEVICES_AGE: Duration = Duration::from_secs(5);
 
-/// Most ports that one client is offered.
-const MOST_OFFERS: usize = 16;
+/// The most ports that one client is offered.
+const MAX_OFFERS: usize = 16;
 
-/// Data from this many bytes on is staged on a thread of its own.
-const LARGE: u32 = 128 << 10;
+/// Data from this many bytes on is staged on a thread that may wait.
+const MIN_BLOCKING_SIZE: u32 = 128 << 10;
 
-/// Each request that is not answered yet may be followed by one message that gives up or gives back.
-const RECEIVES: usize = 2 * MESSAGE_WINDOW;
+/// Each unanswered request may be followed by one message that cancels it or gives back its grant.
+const RECEIVE_DEPTH: usize = 2 * MESSAGE_WINDOW;
 
-/// Answers that the client has and the device has not told us of yet take room, too.
-const SENDS: usize = 2 * MESSAGE_WINDOW;
+/// Answers that the client has received, and the device has not reported yet, take room, too.
+const SEND_DEPTH: usize = 2 * MESSAGE_WINDOW;
 
-const QUEUE: crate::verbs::QueuePairOptions = crate::verbs::QueuePairOptions {
-    send_depth: SENDS as u32,
-    receive_depth: RECEIVES as u32,
-    inline: messages::INLINE,
+const QUEUE_PAIR: QueuePairOptions = QueuePairOptions {
+    send_depth: SEND_DEPTH as u32,
+    receive_depth: RECEIVE_DEPTH as u32,
+    inline: messages::MAX_INLINE_MESSAGE,
     serve_reads: true,
 };
 
-/// The RDMA devices of this host, and what sessions may take of its memory.
-pub(crate) struct Fabric {
+/// The RDMA devices of this host, and the staging memory that sessions may take.
+pub(super) struct RdmaDevices {
+    /// The only device to use, if one was named.
     device: Option<String>,
-    seen: Mutex<Option<(Instant, Vec<Device>)>>,
-    staging: usize,
+    /// The devices, and when they were listed.
+    listed: Mutex<Option<(Instant, Vec<Device>)>>,
+    staging_size: usize,
     lease: Duration,
     /// Bytes of staging memory that further sessions may take.
-    left: Arc<AtomicU64>,
+    unused_staging: Arc<AtomicU64>,
     metrics: Arc<Metrics>,
 }
 
-/// Staging memory of one session, taken from what all may take.
-struct Share {
+/// The staging memory of one session, taken from that of all sessions.
+struct SessionShare {
     bytes: u64,
-    left: Arc<AtomicU64>,
+    unused: Arc<AtomicU64>,
 }
 
-impl Drop for Share {
+impl Drop for SessionShare {
     fn drop(&mut self) {
-        self.left.fetch_add(self.bytes, Ordering::Relaxed);
+        self.unused.fetch_add(self.bytes, Ordering::Relaxed);
     }
 }
 
-impl Fabric {
-    /// What there is, or why there is nothing. `device` limits it to one.
-    pub(crate) fn find(options: &super::EngineOptions, metrics: &Arc<Metrics>) -> Result<Self, VerbsError> {
-        let fabric = Self {
+impl RdmaDevices {
+    /// Finds the devices, limited to one if the options name it.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(super) fn find(options: &super::EngineOptions, metrics: &Arc<Metrics>) -> Result<Self, VerbsError> {
+        let devices = Self {
             device: options.device.clone(),
-            seen: Mutex::new(None),
-            staging: options.staging.max(1).next_multiple_of(shelf::GRAIN),
+            listed: Mutex::new(None),
+            staging_size: options.staging.max(1).next_multiple_of(staging_pool::GRANULE),
             lease: options.lease,
-            left: Arc::new(AtomicU64::new(options.all_staging)),
+            unused_staging: Arc::new(AtomicU64::new(options.all_staging)),
             metrics: metrics.clone(),
         };
-        for place in fabric.places(None)? {
-            let address = place.gid.map_or("no GID".to_owned(), |entry| entry.gid.to_string());
-            tracing::info!(device = place.device, port = place.port, address, "offering RDMA");
+        for port in devices.ports(None)? {
+            let address = port.gid.map_or("no GID".to_owned(), |entry| entry.gid.to_string());
+            tracing::info!(device = port.device, port = port.port, address, "offering RDMA");
         }
-        Ok(fabric)
+        Ok(devices)
     }
 
-    /// Bytes of staging memory that a session takes.
-    pub(crate) fn staging(&self) -> u64 {
-        self.staging as u64
+    /// The ports for a client that connected to the address `near`, best first.
+    fn ports(&self, near: Option<IpAddr>) -> Result<Vec<PortSelection>, VerbsError> {
+        let mut listed = self.listed.lock();
+        if listed.as_ref().is_none_or(|(when, _)| when.elapsed() > MAX_DEVICES_AGE) {
+            *listed = Some((Instant::now(), devices()?));
+        }
+        let found = listed.as_ref().map_or(&[][..], |(_, devices)| devices);
+        PortSelector { device: self.device.clone(), near, ..PortSelector::default() }.select(found)
     }
 
-    /// The ports to offer to a client that came to `near`, best first.
-    pub(crate) fn offers(&self, near: IpAddr) -> Vec<VerbsOffer> {
-        let places = match self.places(Some(near)) {
-            Ok(places) => places,
+    fn take_share(&self) -> Option<SessionShare> {
+        let bytes = self.staging_size();
+        let take = |unused: u64| unused.checked_sub(bytes);
+        self.unused_staging.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).ok()?;
+        Some(SessionShare { bytes, unused: self.unused_staging.clone() })
+    }
+
+    fn connect(
+        &self,
+        near: IpAddr,
+        peer: &QueuePairEnd,
+        shares: (SessionShare, StagingShare),
+    ) -> Result<AcceptedPair, VerbsError> {
+        let ports = self.ports(Some(near))?;
+        let port = ports.get(usize::from(peer.port));
+        let port = port.ok_or(VerbsError::Endpoint("it names a port that was not offered"))?;
+        let endpoint =
+            queue_pair_end::endpoint(peer).map_err(|_| VerbsError::Endpoint("its MTU is none of verbs"))?;
+        let context = DeviceContext::open(&port.device)?;
+        let domain = ProtectionDomain::new(&context)?;
+        let poller = Poller::new(&context, QUEUE_PAIR.send_depth + QUEUE_PAIR.receive_depth)?;
+        let pages =
+            Pages::new(self.staging_size).map_err(|source| VerbsError::Call { call: "mmap", source })?;
+        let memory = domain.register(pages, MemoryAccess::RemoteRead)?.into_buffer();
+        let rkey = memory.remote().rkey;
+        let prepared = PreparedQueuePair::new(&domain, poller.queue(), port, QUEUE_PAIR)?;
+        for buffer in messages::buffers(&domain, RECEIVE_DEPTH, MAX_REQUEST_SIZE)? {
+            let posted = prepared.post_receive(buffer, 0);
+            posted.map_err(|_| VerbsError::Endpoint("no room for its requests"))?;
+        }
+        let send_buffers = SendBuffers::new(messages::buffers(&domain, MESSAGE_WINDOW, MAX_ANSWER_SIZE)?);
+        let end = queue_pair_end::describe(&prepared.endpoint(), peer.port);
+        let pair = prepared.handshake(&endpoint, Timeouts::default())?;
+        let session = Arc::new(QueuePairSession {
+            pair,
+            send_buffers,
+            staging: Arc::new(Mutex::new(StagingPool::new(memory))),
+            leases: Mutex::default(),
+            rkey,
+            lease: self.lease,
+            metrics: self.metrics.clone(),
+            _shares: shares,
+        });
+        let receiver = Box::new(MessageReceiver { poller, session: session.clone() });
+        Ok(AcceptedPair { session, receiver, end })
+    }
+}
+
+impl RdmaHost for RdmaDevices {
+    fn staging_size(&self) -> u64 {
+        self.staging_size as u64
+    }
+
+    fn offers(&self, near: IpAddr) -> Vec<VerbsOffer> {
+        let ports = match self.ports(Some(near)) {
+            Ok(ports) => ports,
             Err(error) => {
                 tracing::debug!(%error, "no RDMA to offer");
                 return Vec::new();
             }
         };
-        let seen = self.seen.lock();
-        let devices = seen.as_ref().map_or(&[][..], |(_, devices)| devices);
-        let offer = |(number, place): (usize, &PortSelection)| {
-            let device = devices.iter().find(|device| device.name == place.device)?;
-            let port = device.ports.iter().find(|port| port.number == place.port)?;
+        let listed = self.listed.lock();
+        let devices = listed.as_ref().map_or(&[][..], |(_, devices)| devices);
+        let offer = |(number, selected): (usize, &PortSelection)| {
+            let device = devices.iter().find(|device| device.name == selected.device)?;
+            let port = device.ports.iter().find(|port| port.number == selected.port)?;
             Some(VerbsOffer {
                 port: u8::try_from(number).ok()?,
-                gid: place.gid.map_or([0; 16], |entry| entry.gid.0),
+                gid: selected.gid.map_or([0; 16], |entry| entry.gid.0),
                 lid: port.lid,
                 gigabits: u16::try_from(port.speed / 1000).unwrap_or(u16::MAX),
             })
         };
-        places.iter().take(MOST_OFFERS).enumerate().filter_map(offer).collect()
+        ports.iter().take(MAX_OFFERS).enumerate().filter_map(offer).collect()
     }
 
-    /// Connects to the client's `peer`, which chose among the [`offers`](Self::offers) to who came to `near`. Returns our end of it. Waits for the device.
-    ///
-    /// # Errors
-    /// In text, for the log: the client has nothing to do with it.
-    pub(super) fn accept(
+    fn accept(
         &self,
         near: IpAddr,
         peer: &QueuePairEnd,
         of_peer: StagingShare,
-    ) -> Result<(Arc<Rdma>, Inbox, QueuePairEnd), String> {
-        let share = self.share().ok_or("all staging memory is taken")?;
-        let connect = || -> Result<_, VerbsError> {
-            let places = self.places(Some(near))?;
-            let place = places.get(usize::from(peer.port));
-            let place = place.ok_or(VerbsError::Endpoint("it names a port that was not offered"))?;
-            let endpoint =
-                end::endpoint(peer).map_err(|_| VerbsError::Endpoint("its MTU is none of verbs"))?;
-            let context = DeviceContext::open(&place.device)?;
-            let domain = ProtectionDomain::new(&context)?;
-            let poller = Poller::new(&context, QUEUE.send_depth + QUEUE.receive_depth)?;
-            let pages =
-                Pages::new(self.staging).map_err(|source| VerbsError::Call { call: "mmap", source })?;
-            let memory = domain.register(pages, MemoryAccess::RemoteRead)?.into_slot();
-            let rkey = memory.remote().rkey;
-            let prepared = PreparedQueuePair::new(&domain, poller.queue(), place, QUEUE)?;
-            for slot in messages::slots(&domain, RECEIVES, MAX_REQUEST_SIZE)? {
-                let posted = prepared.post_receive(slot, 0);
-                posted.map_err(|_| VerbsError::Endpoint("no room for its requests"))?;
-            }
-            let outbox = Outbox::new(messages::slots(&domain, MESSAGE_WINDOW, MAX_ANSWER_SIZE)?);
-            let own = end::describe(&prepared.endpoint(), peer.port);
-            let pair = prepared.handshake(&endpoint, Timeouts::default())?;
-            let rdma = Arc::new(Rdma {
-                pair,
-                outbox,
-                staging: Arc::new(Mutex::new(Shelf::new(memory))),
-                loans: Mutex::default(),
-                rkey,
-                lease: self.lease,
-                metrics: self.metrics.clone(),
-                _share: (share, of_peer),
-            });
-            Ok((rdma.clone(), Inbox { poller, rdma }, own))
-        };
-        connect().map_err(|error| error.to_string())
-    }
-
-    fn places(&self, near: Option<IpAddr>) -> Result<Vec<PortSelection>, VerbsError> {
-        let mut seen = self.seen.lock();
-        if seen.as_ref().is_none_or(|(when, _)| when.elapsed() > FRESH) {
-            *seen = Some((Instant::now(), devices()?));
-        }
-        let found = seen.as_ref().map_or(&[][..], |(_, devices)| devices);
-        PortSelector { device: self.device.clone(), near, ..PortSelector::default() }.places(found)
-    }
-
-    fn share(&self) -> Option<Share> {
-        let bytes = self.staging();
-        let take = |left: u64| left.checked_sub(bytes);
-        self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).ok()?;
-        Some(Share { bytes, left: self.left.clone() })
+    ) -> Result<AcceptedPair, String> {
+        let share = self.take_share().ok_or("all staging memory is taken")?;
+        self.connect(near, peer, (share, of_peer)).map_err(|error| error.to_string())
     }
 }
 
-impl Extent for RegisteredBuffer {
+impl MemoryRange for RegisteredBuffer {
     fn start(&self) -> u64 {
         LocalMemory::start(self) as u64
     }
@@ -211,126 +228,126 @@ impl Extent for RegisteredBuffer {
     }
 }
 
-type Staging = Arc<Mutex<Shelf<RegisteredBuffer, Arc<DataFile>>>>;
+type SharedPool = Arc<Mutex<StagingPool<RegisteredBuffer, Arc<DataFile>>>>;
 
-/// The RDMA part of one session.
-pub(crate) struct Rdma {
-    // First: when it is gone, the client reads nothing more.
+/// The queue pair and the staging memory of one session.
+struct QueuePairSession {
+    // First: after it is dropped, the client reads nothing more.
     pair: QueuePair<RegisteredBuffer>,
-    outbox: Outbox,
-    loans: Mutex<HashMap<u64, Loan>>,
-    staging: Staging,
+    send_buffers: SendBuffers,
+    leases: Mutex<HashMap<u64, ReadLease>>,
+    staging: SharedPool,
     rkey: u32,
     lease: Duration,
     metrics: Arc<Metrics>,
-    _share: (Share, StagingShare),
+    _shares: (SessionShare, StagingShare),
 }
 
-/// What was granted: the request is in progress until it is given back.
-struct Loan {
-    _ticket: Ticket,
-    _staged: Staged,
+/// A granted read: the request is in progress until the client gives the grant back.
+struct ReadLease {
+    _ticket: RequestTicket,
+    _staged: Box<dyn StagedData>,
     until: Instant,
 }
 
-/// Staged data that nothing else takes the place of as long as this lives.
-pub(crate) struct Staged {
-    held: Held,
+/// A staged range, held until this is dropped.
+struct HeldRange {
+    range: StagedRange,
     length: u32,
     rkey: u32,
     lease: Duration,
-    staging: Staging,
+    staging: SharedPool,
 }
 
-impl Staged {
-    /// What the client is told of it.
-    pub(crate) fn grant(&self) -> Grant {
+impl StagedData for HeldRange {
+    fn grant(&self) -> Grant {
         let lease_ms = u32::try_from(self.lease.as_millis()).unwrap_or(u32::MAX);
-        Grant { address: self.held.address, rkey: self.rkey, lease_ms }
+        Grant { address: self.range.address, rkey: self.rkey, lease_ms }
     }
 
-    /// How many bytes, as a number to count.
-    pub(crate) fn length(&self) -> u64 {
+    fn length(&self) -> u64 {
         self.length.into()
     }
 }
 
-impl Drop for Staged {
+impl Drop for HeldRange {
     fn drop(&mut self) {
-        self.staging.lock().release(self.held.number);
+        self.staging.lock().release(self.range.number);
     }
 }
 
-impl Rdma {
-    /// Sends a message, if there is room for it. Returns whether it went.
-    pub(crate) fn send(&self, message: &[u8]) -> bool {
-        self.outbox.send(&self.pair, message, |slot| slot, Some)
+impl QueuePairSession {
+    /// Staging memory for `length` bytes. If there is none, leases that are over are ended for it.
+    fn take_memory(&self, length: usize) -> Option<RegisteredBuffer> {
+        let memory = self.staging.lock().take(length);
+        if memory.is_some() {
+            return memory;
+        }
+        self.expire_leases();
+        self.staging.lock().take(length)
+    }
+}
+
+impl RdmaSession for QueuePairSession {
+    fn send(&self, message: &[u8]) -> bool {
+        self.send_buffers.send(&self.pair, message, |buffer| buffer, Some)
     }
 
-    /// Ends the queue pair: the client reads nothing more, and no request comes from it.
-    pub(crate) fn end(&self) {
+    fn abort(&self) {
         // If the device does not even do that, dropping the queue pair is what is left.
         let _ = self.pair.abort();
     }
 
-    /// Reads what was located into staging memory, unless it is there. `None` if there is no room: then it goes in line.
-    pub(crate) fn stage(&self, located: &Located, mode: ReadMode) -> Result<Option<Staged>, StoreError> {
+    fn stage(
+        &self,
+        located: &LocatedRange,
+        mode: ReadMode,
+    ) -> Result<Option<Box<dyn StagedData>>, StoreError> {
         let file = &located.record.file;
         let length = located.needle.length;
-        let source = Source { file: Arc::as_ptr(file) as usize, position: located.position(), length };
+        let source = SourceRange { file: Arc::as_ptr(file) as usize, position: located.position(), length };
         let (rkey, lease) = (self.rkey, self.lease);
-        let hold = |held| Staged { held, length, rkey, lease, staging: self.staging.clone() };
-        if let Some(held) = self.staging.lock().hold(source) {
-            return Ok(Some(hold(held)));
+        let hold = |range| -> Box<dyn StagedData> {
+            Box::new(HeldRange { range, length, rkey, lease, staging: self.staging.clone() })
+        };
+        if let Some(range) = self.staging.lock().hold(source) {
+            return Ok(Some(hold(range)));
         }
-        if mode == ReadMode::CachedOnly && length >= LARGE {
+        if mode == ReadMode::CachedOnly && length >= MIN_BLOCKING_SIZE {
             return Err(StoreError::WouldBlock);
         }
-        let Some(mut slot) = self.room(length as usize) else { return Ok(None) };
-        let read = located.record.read_into(located.offset, &mut slot[..length as usize], mode);
-        let mut shelf = self.staging.lock();
+        let Some(mut memory) = self.take_memory(length as usize) else { return Ok(None) };
+        let read = located.record.read_into(located.offset, &mut memory[..length as usize], mode);
+        let mut staging = self.staging.lock();
         match read {
             Ok(()) => {
                 let counted = self.metrics.staging(Transport::Verbs, length.into());
-                let held = shelf.put(source, slot, file.clone(), counted);
-                drop(shelf);
-                Ok(Some(hold(held)))
+                let range = staging.put(source, memory, file.clone(), counted);
+                drop(staging);
+                Ok(Some(hold(range)))
             }
             Err(error) => {
-                shelf.give_back(slot);
+                staging.give_back(memory);
                 Err(error)
             }
         }
     }
 
-    /// Staging memory; what clients did not give back in time is taken back for it.
-    fn room(&self, length: usize) -> Option<RegisteredBuffer> {
-        let slot = self.staging.lock().take(length);
-        if slot.is_some() {
-            return slot;
-        }
-        self.expire();
-        self.staging.lock().take(length)
-    }
-
-    /// Lends staged data to the client, until it is done with the request or the lease is over.
-    pub(crate) fn lend(&self, ticket: Ticket, staged: Staged) {
+    fn lease(&self, ticket: RequestTicket, staged: Box<dyn StagedData>) {
         let number = ticket.number();
-        let loan = Loan { _ticket: ticket, _staged: staged, until: Instant::now() + self.lease };
-        self.loans.lock().insert(number, loan);
+        let lease = ReadLease { _ticket: ticket, _staged: staged, until: Instant::now() + self.lease };
+        self.leases.lock().insert(number, lease);
     }
 
-    /// The client is done with the request of this number. If its lease was over before, there is nothing to do.
-    pub(crate) fn done(&self, number: u64) {
-        let loan = self.loans.lock().remove(&number);
-        drop(loan);
+    fn give_back(&self, number: u64) {
+        let lease = self.leases.lock().remove(&number);
+        drop(lease);
     }
 
-    /// Takes back what was lent for longer than the lease.
-    pub(crate) fn expire(&self) {
+    fn expire_leases(&self) {
         let now = Instant::now();
-        let expired: Vec<Loan> =
-            self.loans.lock().extract_if(|_, loan| loan.until <= now).map(|(_, loan)| loan).collect();
+        let expired: Vec<ReadLease> =
+            self.leases.lock().extract_if(|_, lease| lease.until <= now).map(|(_, lease)| lease).collect();
         self.metrics.leases_over(expired.len() as u64);
     }
 }

@@ -1,12 +1,13 @@
-//! One volume's files while they are what the volume consists of: `.dat` and `.idx`, opened together and followed as they grow.
+//! The current files of one volume: `.dat` and `.idx`, opened together and followed as they grow.
 //!
-//! A server that compacts a volume writes two new files and renames them over the old ones, one after the other, under a marker
-//! (`.cpc`). The old pair stays readable and consistent for whoever has it open, but gets no news any more: so a pair is used
-//! as long as both files have a name, and [`Opened::open`] takes a pair only if, after both were opened, both
-//! paths still lead to them and no marker is there.
+//! A server that compacts a volume writes two new files and renames them over the old ones, one after the
+//! other, while a marker (`.cpc`) exists. An old pair that is open stays readable and consistent, but does
+//! not grow any more. So a pair is used only while both files have a name, and [`OpenVolume::open`] takes
+//! a pair only if, after both were opened, both paths still lead to them and there is no marker.
 //!
-//! Whatever the index says is checked against the record itself, key, size and cookie, before a byte is given out. So an
-//! index that is behind, or was changed in some way not foreseen here, leads to a refusal and never to other bytes.
+//! Every position from the index is checked against the record itself (key, size and cookie) before a
+//! byte is returned. So an index that is behind, or was changed in some unforeseen way, leads to a
+//! refusal and never to other bytes.
 
 use std::fs::{File, Metadata};
 use std::io;
@@ -30,40 +31,39 @@ use crate::needle::Version;
 use crate::refusal::Refusal;
 
 /// How much of an index is read at once, in bytes; a multiple of both lengths of an entry.
-const PIECE: usize = 16 * 17 * 4096;
+const READ_SIZE: usize = 16 * 17 * 4096;
 
-/// How much news of an index may be taken in by a caller that must not wait, in bytes.
-const LITTLE: u64 = 64 << 10;
+/// How many new bytes of an index may be applied by a caller that must not wait.
+const MAX_CACHED_UPDATE: u64 = 64 << 10;
 
-/// How many entries of an index are compared with their records before it is believed.
-const SAMPLES: usize = 16;
+/// How many entries of an index are compared with their records to determine its width.
+const WIDTH_SAMPLES: usize = 16;
 
 /// The open files of a volume and its index.
 #[derive(Debug)]
-pub(super) struct Opened {
+pub(super) struct OpenVolume {
     data: Arc<DataFile>,
     version: Version,
     index_file: File,
     width: Option<OffsetWidth>,
-    log: RwLock<Log>,
-    /// When the files were opened.
-    pub(super) since: Instant,
+    log: RwLock<IndexLog>,
+    pub(super) opened_at: Instant,
 }
 
-/// What was read of the index so far.
-struct Log {
+/// The part of the index file that was read.
+struct IndexLog {
     index: NeedleIndex,
-    /// Bytes; whole entries only.
+    /// Its length in bytes; whole entries only.
     read: u64,
 }
 
-impl std::fmt::Debug for Log {
+impl std::fmt::Debug for IndexLog {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Log").field("needles", &self.index.len()).field("read", &self.read).finish()
+        f.debug_struct("IndexLog").field("needles", &self.index.len()).field("read", &self.read).finish()
     }
 }
 
-impl Opened {
+impl OpenVolume {
     /// Opens the files of volume `id` and reads its index.
     pub(super) fn open(id: u32, files: &VolumeFiles) -> Result<Self, Refusal> {
         let io = |path: PathBuf| {
@@ -111,25 +111,26 @@ impl Opened {
         let width = width(&data, superblock.version, &index_file, size, info.offset_width)
             .map_err(io(index_path.clone()))?
             .map_err(|()| unknown("its index does not fit its data"))?;
-        let opened = Self {
+        let volume = Self {
             data,
             version: superblock.version,
             index_file,
             width,
-            log: RwLock::new(Log { index: NeedleIndex::default(), read: 0 }),
-            since: Instant::now(),
+            log: RwLock::new(IndexLog { index: NeedleIndex::default(), read: 0 }),
+            opened_at: Instant::now(),
         };
         if let Some(width) = width {
             let entries = usize::try_from(size).unwrap_or(0) / width.entry_length();
             let mut builder = IndexBuilder::with_capacity(entries);
             let push = |key, change| builder.push(key, change);
-            let read = opened.read_log(0, size, width, push).map_err(io(index_path))?;
-            *opened.log.write() = Log { index: builder.build(), read };
+            let read = volume.read_log(0, size, width, push).map_err(io(index_path))?;
+            *volume.log.write() = IndexLog { index: builder.build(), read };
         }
-        Ok(opened)
+        Ok(volume)
     }
 
-    /// Whether both files still have their names. If not, they get no news and must be opened again.
+    /// Whether both files still have their names. If not, they do not grow any more and must be opened
+    /// again.
     pub(super) fn is_current(&self) -> bool {
         self.index_file.metadata().is_ok_and(|index| self.have_names(&index))
     }
@@ -138,22 +139,23 @@ impl Opened {
         index.nlink() > 0 && !self.data.is_unlinked()
     }
 
-    /// How many needles the index knows.
+    /// How many needles the index has.
     pub(super) fn needles(&self) -> usize {
         self.log.read().index.len()
     }
 
-    /// Takes in what was appended to the index.
+    /// Applies what was appended to the index file.
     ///
     /// # Errors
-    /// [`Refusal::Stale`] if the files are not [current](Self::is_current), or the index is not one that only grew: they must be opened anew.
+    /// [`Refusal::Stale`] if the files are not [current](Self::is_current), or the index file has shrunk:
+    /// they must be opened anew.
     pub(super) fn catch_up(&self, mode: ReadMode) -> Result<(), StoreError> {
         let failed = |error: io::Error| {
             tracing::warn!(volume = self.data.volume(), %error, "cannot read a volume's index");
             Refusal::Io
         };
-        // Before the size is asked for: another thread may take in more than what this one then sees, and the index would
-        // seem to have shrunk.
+        // Before the file's size is read: otherwise another thread could apply more than that size in
+        // between, and the file would seem to have shrunk.
         let read = self.log.read().read;
         let metadata = self.index_file.metadata().map_err(failed)?;
         if !self.have_names(&metadata) {
@@ -170,21 +172,21 @@ impl Opened {
         if size < read {
             return Err(Refusal::Stale.into());
         }
-        if mode == ReadMode::CachedOnly && whole - read > LITTLE {
+        if mode == ReadMode::CachedOnly && whole - read > MAX_CACHED_UPDATE {
             return Err(StoreError::WouldBlock);
         }
-        let Log { index, read } = &mut *self.log.write();
+        let IndexLog { index, read } = &mut *self.log.write();
         *read = self.read_log(*read, whole, width, |key, change| index.apply(key, change)).map_err(failed)?;
         Ok(())
     }
 
-    /// Finds the record of `fid` and what it says of itself.
+    /// Finds and examines the record of `fid`.
     pub(super) fn locate(&self, fid: FileId, mode: ReadMode) -> Result<NeedleRecord, StoreError> {
         let found = self.log.read().index.get(fid.key).ok_or(Refusal::NoNeedle)?;
         record::examine(&self.data, self.version, fid, found, mode)
     }
 
-    /// Reads the entries from `from` up to `end` (bytes), but no partial one. Returns where the last one ends.
+    /// Reads the whole entries between the bytes `from` and `end`. Returns where the last one ends.
     fn read_log(
         &self,
         from: u64,
@@ -194,7 +196,8 @@ impl Opened {
     ) -> io::Result<u64> {
         let end = end - end % width.entry_length() as u64;
         let mut at = from;
-        let mut piece = vec![0; PIECE.min(usize::try_from(end.saturating_sub(at)).unwrap_or(PIECE))];
+        let size = usize::try_from(end.saturating_sub(at)).unwrap_or(READ_SIZE).min(READ_SIZE);
+        let mut piece = vec![0; size];
         while at < end {
             let length = piece.len().min(usize::try_from(end - at).unwrap_or(piece.len()));
             self.index_file.read_exact_at(&mut piece[..length], at)?;
@@ -208,7 +211,7 @@ impl Opened {
     }
 }
 
-/// What the `.vif` says, which a server may have put beside the data or beside the index.
+/// The content of the `.vif`, which may lie beside the data or beside the index.
 fn volume_info(files: &VolumeFiles) -> Result<VolumeInfo, String> {
     for path in [files.data(".vif"), files.index(".vif")] {
         match std::fs::read(&path) {
@@ -222,18 +225,19 @@ fn volume_info(files: &VolumeFiles) -> Result<VolumeInfo, String> {
     Ok(VolumeInfo::default())
 }
 
-/// How wide the offsets of an index are: the width, of those possible, with which entries lead to records of their keys. None if
-/// there is no entry to tell by and nobody said it.
+/// The width of the offsets of an index: the one with which entries lead to records of their keys. If
+/// there is no entry to check, it is the `configured` one, if there is that. The inner error means that no
+/// width fits.
 fn width(
     data: &DataFile,
     version: Version,
     index: &File,
     size: u64,
-    told: Option<OffsetWidth>,
+    configured: Option<OffsetWidth>,
 ) -> io::Result<Result<Option<OffsetWidth>, ()>> {
-    let mut head = vec![0; usize::try_from(size).unwrap_or(PIECE).min(PIECE)];
+    let mut head = vec![0; usize::try_from(size).unwrap_or(READ_SIZE).min(READ_SIZE)];
     index.read_exact_at(&mut head, 0)?;
-    let candidates = match told {
+    let candidates = match configured {
         Some(width) => vec![width],
         None => vec![OffsetWidth::Four, OffsetWidth::Five],
     };
@@ -245,7 +249,7 @@ fn width(
             IndexChange::Written(position) => Some((key, position)),
             IndexChange::Deleted => None,
         });
-        for (key, position) in written.take(SAMPLES) {
+        for (key, position) in written.take(WIDTH_SAMPLES) {
             match record::is_at(data, version, key, position) {
                 true => agree += 1,
                 false => differ += 1,
@@ -256,7 +260,7 @@ fn width(
         }
         undecided |= agree + differ == 0;
     }
-    Ok(if undecided { Ok(told) } else { Err(()) })
+    Ok(if undecided { Ok(configured) } else { Err(()) })
 }
 
 #[cfg(test)]
@@ -267,10 +271,10 @@ mod tests {
 
     use super::*;
     use crate::store::directory::Directories;
-    use crate::store::generated::Generated;
+    use crate::store::generated::GeneratedVolume;
 
     /// Waits until the thread sleeps.
-    fn until_asleep(thread: rustix::thread::Pid) {
+    fn wait_until_asleep(thread: rustix::thread::Pid) {
         let began = Instant::now();
         let status = format!("/proc/self/task/{}/stat", thread.as_raw_nonzero());
         let sleeps = || std::fs::read_to_string(&status).is_ok_and(|text| text.contains(") S "));
@@ -281,27 +285,27 @@ mod tests {
     }
 
     #[test]
-    fn an_index_does_not_shrink_because_another_thread_saw_more_of_it() {
+    fn an_index_that_another_thread_has_updated_further_is_not_taken_for_shrunk() {
         let directory = tempfile::tempdir().unwrap();
-        let mut volume = Generated::new(directory.path(), 1, Version::V3, OffsetWidth::Four);
+        let mut volume = GeneratedVolume::new(directory.path(), 1, Version::V3, OffsetWidth::Four);
         volume.put(1, 7, b"one");
         let directories = Directories::new(vec![directory.path().into()], None);
         let listing = directories.list().unwrap();
-        let opened = Opened::open(1, &listing.volumes[&1]).unwrap();
-        // Another thread is taking in news while this one looks for them.
+        let opened = OpenVolume::open(1, &listing.volumes[&1]).unwrap();
+        // This thread applies new entries while another one is about to.
         let mut log = opened.log.write();
         thread::scope(|scope| {
-            let (tell, told) = mpsc::channel();
+            let (sender, thread_id) = mpsc::channel();
             let opened = &opened;
-            let looks = scope.spawn(move || {
-                tell.send(rustix::thread::gettid()).unwrap();
+            let other = scope.spawn(move || {
+                sender.send(rustix::thread::gettid()).unwrap();
                 opened.catch_up(ReadMode::Blocking)
             });
-            until_asleep(told.recv().unwrap());
+            wait_until_asleep(thread_id.recv().unwrap());
             volume.put(2, 7, b"two");
             log.read = std::fs::metadata(volume.path("idx")).unwrap().len();
             drop(log);
-            assert_eq!(looks.join().unwrap(), Ok(()));
+            assert_eq!(other.join().unwrap(), Ok(()));
         });
     }
 }

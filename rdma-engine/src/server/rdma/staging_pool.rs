@@ -8,10 +8,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use crate::metrics::Level;
 
 /// Memory is given out in multiples of this, so that it does not fall to pieces.
-pub(super) const GRAIN: usize = 4096;
+pub(super) const GRANULE: usize = 4096;
 
 /// Memory that can be split and put together: registered memory, or in tests a mere range.
-pub(super) trait Extent: Sized {
+pub(super) trait MemoryRange: Sized {
     fn start(&self) -> u64;
     fn length(&self) -> usize;
     fn split(self, at: usize) -> (Self, Self);
@@ -20,61 +20,61 @@ pub(super) trait Extent: Sized {
 
 /// Which bytes: of which open file, and where in it. What is staged holds the file, so its address stays its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Source {
+pub(super) struct SourceRange {
     pub(super) file: usize,
     pub(super) position: u64,
     pub(super) length: u32,
 }
 
 /// The number of what is staged.
-pub(super) type Number = u64;
+pub(super) type RangeNumber = u64;
 
 /// Where staged bytes are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Held {
-    pub(super) number: Number,
+pub(super) struct StagedRange {
+    pub(super) number: RangeNumber,
     pub(super) address: u64,
 }
 
-struct Staged<E, F> {
-    extent: E,
-    source: Source,
+struct StagedEntry<E, F> {
+    memory: E,
+    source: SourceRange,
     holders: usize,
     _file: F,
     _counted: Level,
 }
 
 /// All staging memory of a session.
-pub(super) struct Shelf<E, F> {
+pub(super) struct StagingPool<E, F> {
     /// By address; neighbours are always joined.
     free: BTreeMap<u64, E>,
-    staged: HashMap<Number, Staged<E, F>>,
-    by_source: HashMap<Source, Number>,
+    staged: HashMap<RangeNumber, StagedEntry<E, F>>,
+    by_source: HashMap<SourceRange, RangeNumber>,
     /// What nobody holds, the least recently used first.
-    idle: BTreeSet<Number>,
-    next: Number,
+    idle: BTreeSet<RangeNumber>,
+    next: RangeNumber,
 }
 
-impl<E: Extent, F> Shelf<E, F> {
+impl<E: MemoryRange, F> StagingPool<E, F> {
     pub(super) fn new(memory: E) -> Self {
         let free = BTreeMap::from([(memory.start(), memory)]);
         Self { free, staged: HashMap::new(), by_source: HashMap::new(), idle: BTreeSet::new(), next: 0 }
     }
 
     /// Holds what was staged from `source`, if it still is.
-    pub(super) fn hold(&mut self, source: Source) -> Option<Held> {
+    pub(super) fn hold(&mut self, source: SourceRange) -> Option<StagedRange> {
         let number = *self.by_source.get(&source)?;
         let staged = self.staged.get_mut(&number)?;
         staged.holders += 1;
         self.idle.remove(&number);
-        Some(Held { number, address: staged.extent.start() })
+        Some(StagedRange { number, address: staged.memory.start() })
     }
 
     /// Takes memory for `length` bytes, and for that drops what nobody holds. `None` if there is none.
     pub(super) fn take(&mut self, length: usize) -> Option<E> {
-        let length = length.next_multiple_of(GRAIN);
+        let length = length.next_multiple_of(GRANULE);
         loop {
-            let fitting = self.free.iter().find(|(_, extent)| extent.length() >= length);
+            let fitting = self.free.iter().find(|(_, memory)| memory.length() >= length);
             if let Some(start) = fitting.map(|(&start, _)| start) {
                 let (taken, rest) = self.free.remove(&start)?.split(length);
                 if rest.length() > 0 {
@@ -85,53 +85,54 @@ impl<E: Extent, F> Shelf<E, F> {
             let oldest = self.idle.pop_first()?;
             let staged = self.staged.remove(&oldest)?;
             self.by_source.remove(&staged.source);
-            self.give_back(staged.extent);
+            self.give_back(staged.memory);
         }
     }
 
     /// Gives back memory that was taken and not put.
-    pub(super) fn give_back(&mut self, mut extent: E) {
-        if let Some((&start, _)) = self.free.range(..extent.start()).next_back()
+    pub(super) fn give_back(&mut self, mut memory: E) {
+        if let Some((&start, _)) = self.free.range(..memory.start()).next_back()
             && let Some(before) = self.free.remove(&start)
         {
-            extent = match before.join(extent) {
+            memory = match before.join(memory) {
                 Ok(joined) => joined,
-                Err((before, extent)) => {
+                Err((before, memory)) => {
                     self.free.insert(start, before);
-                    extent
+                    memory
                 }
             };
         }
-        if let Some((&start, _)) = self.free.range(extent.start()..).next()
+        if let Some((&start, _)) = self.free.range(memory.start()..).next()
             && let Some(after) = self.free.remove(&start)
         {
-            extent = match extent.join(after) {
+            memory = match memory.join(after) {
                 Ok(joined) => joined,
-                Err((extent, after)) => {
+                Err((memory, after)) => {
                     self.free.insert(start, after);
-                    extent
+                    memory
                 }
             };
         }
-        self.free.insert(extent.start(), extent);
+        self.free.insert(memory.start(), memory);
     }
 
-    /// Puts in what was read from `source` of `file` into `extent`, and holds it.
-    pub(super) fn put(&mut self, source: Source, extent: E, file: F, counted: Level) -> Held {
+    /// Puts in what was read from `source` of `file` into `memory`, and holds it.
+    pub(super) fn put(&mut self, source: SourceRange, memory: E, file: F, counted: Level) -> StagedRange {
         // Two requests may have staged the same at a time: then one is enough.
         if let Some(held) = self.hold(source) {
-            self.give_back(extent);
+            self.give_back(memory);
             return held;
         }
         let number = self.number();
-        let address = extent.start();
+        let address = memory.start();
         self.by_source.insert(source, number);
-        self.staged.insert(number, Staged { extent, source, holders: 1, _file: file, _counted: counted });
-        Held { number, address }
+        self.staged
+            .insert(number, StagedEntry { memory, source, holders: 1, _file: file, _counted: counted });
+        StagedRange { number, address }
     }
 
     /// Ends one hold.
-    pub(super) fn release(&mut self, number: Number) {
+    pub(super) fn release(&mut self, number: RangeNumber) {
         let Some(staged) = self.staged.get_mut(&number) else { return };
         staged.holders -= 1;
         if staged.holders == 0 {
@@ -145,7 +146,7 @@ impl<E: Extent, F> Shelf<E, F> {
         }
     }
 
-    fn number(&mut self) -> Number {
+    fn number(&mut self) -> RangeNumber {
         self.next += 1;
         self.next
     }
@@ -165,7 +166,7 @@ mod tests {
     #[derive(Debug)]
     struct Range(u64, usize);
 
-    impl Extent for Range {
+    impl MemoryRange for Range {
         fn start(&self) -> u64 {
             self.0
         }
@@ -187,41 +188,45 @@ mod tests {
         }
     }
 
-    fn source(position: u64, length: u32) -> Source {
-        Source { file: 1, position, length }
+    fn source(position: u64, length: u32) -> SourceRange {
+        SourceRange { file: 1, position, length }
     }
 
-    fn stage(shelf: &mut Shelf<Range, ()>, metrics: &Arc<Metrics>, source: Source) -> Option<Held> {
-        if let Some(held) = shelf.hold(source) {
+    fn stage(
+        pool: &mut StagingPool<Range, ()>,
+        metrics: &Arc<Metrics>,
+        source: SourceRange,
+    ) -> Option<StagedRange> {
+        if let Some(held) = pool.hold(source) {
             return Some(held);
         }
-        let extent = shelf.take(source.length as usize)?;
+        let memory = pool.take(source.length as usize)?;
         let counted = metrics.staging(Transport::Verbs, source.length.into());
-        Some(shelf.put(source, extent, (), counted))
+        Some(pool.put(source, memory, (), counted))
     }
 
     #[test]
     fn one_staged_range_serves_all_and_goes_when_its_memory_is_needed() {
         let metrics = Arc::new(Metrics::default());
-        let mut shelf = Shelf::new(Range(0x1000, 4 * GRAIN));
-        let (a, b) = (source(0, 2 * GRAIN as u32), source(1 << 20, 2 * GRAIN as u32 - 1));
-        let first = stage(&mut shelf, &metrics, a).unwrap();
-        assert_eq!(stage(&mut shelf, &metrics, a), Some(first));
-        let second = stage(&mut shelf, &metrics, b).unwrap();
+        let mut pool = StagingPool::new(Range(0x1000, 4 * GRANULE));
+        let (a, b) = (source(0, 2 * GRANULE as u32), source(1 << 20, 2 * GRANULE as u32 - 1));
+        let first = stage(&mut pool, &metrics, a).unwrap();
+        assert_eq!(stage(&mut pool, &metrics, a), Some(first));
+        let second = stage(&mut pool, &metrics, b).unwrap();
         assert_ne!(first.address, second.address);
         // Everything is held, twice or once.
-        assert_eq!(stage(&mut shelf, &metrics, source(9, 1)), None);
-        shelf.release(first.number);
-        assert_eq!(stage(&mut shelf, &metrics, source(9, 1)), None);
-        shelf.release(first.number);
+        assert_eq!(stage(&mut pool, &metrics, source(9, 1)), None);
+        pool.release(first.number);
+        assert_eq!(stage(&mut pool, &metrics, source(9, 1)), None);
+        pool.release(first.number);
         // Now it may go, but as long as it is there it is used.
-        let again = shelf.hold(a).unwrap();
+        let again = pool.hold(a).unwrap();
         assert_eq!(again.address, first.address);
-        shelf.release(again.number);
-        shelf.release(second.number);
+        pool.release(again.number);
+        pool.release(second.number);
         // The oldest goes first.
-        assert!(stage(&mut shelf, &metrics, source(9, 1)).is_some());
-        assert!(shelf.hold(a).is_none() && shelf.hold(b).is_some());
+        assert!(stage(&mut pool, &metrics, source(9, 1)).is_some());
+        assert!(pool.hold(a).is_none() && pool.hold(b).is_some());
     }
 
     proptest! {
@@ -231,18 +236,18 @@ mod tests {
             steps in prop::collection::vec((0u64..12, 1u32..20_000, any::<bool>()), 1..200),
         ) {
             let metrics = Arc::new(Metrics::default());
-            const MEMORY: usize = 16 * GRAIN;
-            let mut shelf = Shelf::new(Range(0x10_0000, MEMORY));
-            let mut held: Vec<(Source, Held)> = Vec::new();
+            const MEMORY: usize = 16 * GRANULE;
+            let mut pool = StagingPool::new(Range(0x10_0000, MEMORY));
+            let mut held: Vec<(SourceRange, StagedRange)> = Vec::new();
             for (position, length, add) in steps {
                 if add {
                     let source = source(position, length);
-                    if let Some(new) = stage(&mut shelf, &metrics, source) {
+                    if let Some(new) = stage(&mut pool, &metrics, source) {
                         held.push((source, new));
                     }
                 } else if !held.is_empty() {
                     let (_, gone) = held.swap_remove(position as usize % held.len());
-                    shelf.release(gone.number);
+                    pool.release(gone.number);
                 }
                 for (one, a) in &held {
                     prop_assert!(a.address >= 0x10_0000);
@@ -255,11 +260,11 @@ mod tests {
                 }
             }
             for (_, held) in held {
-                shelf.release(held.number);
+                pool.release(held.number);
             }
-            prop_assert!(shelf.take(MEMORY).is_some());
-            prop_assert_eq!(shelf.staged.len(), 0);
-            let numbers: HashSet<_> = shelf.by_source.values().collect();
+            prop_assert!(pool.take(MEMORY).is_some());
+            prop_assert_eq!(pool.staged.len(), 0);
+            let numbers: HashSet<_> = pool.by_source.values().collect();
             prop_assert!(numbers.is_empty());
         }
     }

@@ -1,4 +1,4 @@
-//! Which device, port and address to use.
+//! Chooses the device, port and address to use.
 
 use std::cmp::Reverse;
 use std::fs;
@@ -7,40 +7,42 @@ use std::net::IpAddr;
 use super::VerbsError;
 use super::device::{Device, Gid, GidEntry, GidKind, LinkLayer, Port};
 
-/// What is wanted of a port; everything that is `None` is chosen.
+/// What a port must have. Every field that is `None` leaves the choice open.
 #[derive(Debug, Clone, Default)]
 pub struct PortSelector {
-    /// Name of the device.
+    /// The device's name.
     pub device: Option<String>,
-    /// Number of the port.
+    /// The port's number.
     pub port: Option<u8>,
-    /// Index of the address in the port's table.
+    /// The address's index in the port's GID table.
     pub gid_index: Option<u8>,
-    /// Our address on the network that leads to the peer, such as the local end of the connection that the bootstrap uses. Where a RoCE port has this
-    /// address it is taken before all others, so both ends agree on the network and on the version of IP.
+    /// This host's address on the network of the peer, such as the local end of the bootstrap's
+    /// connection. A RoCE port with this address is preferred to all others, so that both ends agree on
+    /// the network and on the version of IP.
     pub near: Option<IpAddr>,
-    /// The NUMA node whose memory will be used; devices attached to it come first.
+    /// The NUMA node whose memory will be used; devices attached to it are preferred.
     pub numa_node: Option<u32>,
 }
 
-/// A port and an address of it.
+/// A port, with the address to use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PortSelection {
     /// Name of the device.
     pub device: String,
     /// Number of the port.
     pub port: u8,
-    /// The address that packets come from; always there on RoCE.
+    /// The source address of packets; always there on RoCE.
     pub gid: Option<GidEntry>,
 }
 
 impl PortSelector {
-    /// All places that fit, best first: the address that was asked for, then the NUMA node, then the speed, then the order of the devices.
-    /// Only ports whose link is up are among them, one place a port.
+    /// All ports that fit and whose link is up, best first: those with the address `near`, then by NUMA
+    /// node, by speed, and in the order of the devices.
     ///
     /// # Errors
-    /// [`VerbsError::NoDevice`] without any device; [`VerbsError::NoPort`] when none fits, with the reason for each.
-    pub fn places(&self, devices: &[Device]) -> Result<Vec<PortSelection>, VerbsError> {
+    /// [`VerbsError::NoDevice`] without any device; [`VerbsError::NoPort`] when none fits, with the reason
+    /// for each.
+    pub fn select(&self, devices: &[Device]) -> Result<Vec<PortSelection>, VerbsError> {
         if devices.is_empty() {
             return Err(VerbsError::NoDevice);
         }
@@ -62,12 +64,12 @@ impl PortSelector {
             let same_node = self.numa_node.is_some() && device.numa_node == self.numa_node;
             Reverse((near, same_node, port.speed))
         });
-        let place = |(device, port, gid): (&Device, &Port, Option<GidEntry>)| PortSelection {
+        let selection = |(device, port, gid): (&Device, &Port, Option<GidEntry>)| PortSelection {
             device: device.name.clone(),
             port: port.number,
             gid,
         };
-        Ok(fitting.into_iter().map(place).collect())
+        Ok(fitting.into_iter().map(selection).collect())
     }
 
     /// The address to use on this port, or why it does not fit.
@@ -106,7 +108,8 @@ impl PortSelector {
 /// The NUMA node of the processor that this thread runs on, where the machine has several.
 pub fn current_numa_node() -> Option<u32> {
     let stat = fs::read_to_string("/proc/thread-self/stat").ok()?;
-    // The command name before the last parenthesis may hold anything; the processor is field 39, the 37th after it.
+    // The command's name, in parentheses, may contain any character. The processor is field 39, the 37th
+    // after the last parenthesis.
     let processor: u32 = stat[stat.rfind(')')? + 1..].split_ascii_whitespace().nth(36)?.parse().ok()?;
     let entries = fs::read_dir(format!("/sys/devices/system/cpu/cpu{processor}")).ok()?;
     entries.flatten().find_map(|entry| entry.file_name().to_str()?.strip_prefix("node")?.parse().ok())
@@ -152,61 +155,61 @@ mod tests {
         ]
     }
 
-    fn first(wanted: &PortSelector, devices: &[Device]) -> (String, u8) {
-        let place = wanted.places(devices).unwrap().remove(0);
-        (place.device, place.gid.unwrap().index)
+    fn first(selector: &PortSelector, devices: &[Device]) -> (String, u8) {
+        let selection = selector.select(devices).unwrap().remove(0);
+        (selection.device, selection.gid.unwrap().index)
     }
 
     #[test]
-    fn address_goes_before_node_and_node_before_speed() {
+    fn the_address_comes_before_the_node_and_the_node_before_the_speed() {
         let devices = [
             roce("slow", 0, 25_000, usual(1)),
             roce("fast", 1, 100_000, usual(2)),
             roce("spare", 1, 100_000, usual(3)),
         ];
-        let mut wanted = PortSelector::default();
-        assert_eq!(first(&wanted, &devices), ("fast".to_owned(), 4));
-        wanted.numa_node = Some(0);
-        assert_eq!(first(&wanted, &devices), ("slow".to_owned(), 4));
-        wanted.near = Some("10.3.0.1".parse().unwrap());
-        assert_eq!(first(&wanted, &devices), ("spare".to_owned(), 4));
-        wanted.near = Some("::ffff:10.3.0.1".parse().unwrap());
-        assert_eq!(first(&wanted, &devices), ("spare".to_owned(), 4));
-        // An address that no port has decides nothing.
-        wanted.near = Some("192.0.2.1".parse().unwrap());
-        assert_eq!(first(&wanted, &devices), ("slow".to_owned(), 4));
-        assert_eq!(wanted.places(&devices).unwrap().len(), 3);
+        let mut selector = PortSelector::default();
+        assert_eq!(first(&selector, &devices), ("fast".to_owned(), 4));
+        selector.numa_node = Some(0);
+        assert_eq!(first(&selector, &devices), ("slow".to_owned(), 4));
+        selector.near = Some("10.3.0.1".parse().unwrap());
+        assert_eq!(first(&selector, &devices), ("spare".to_owned(), 4));
+        selector.near = Some("::ffff:10.3.0.1".parse().unwrap());
+        assert_eq!(first(&selector, &devices), ("spare".to_owned(), 4));
+        // An address that no port has makes no difference.
+        selector.near = Some("192.0.2.1".parse().unwrap());
+        assert_eq!(first(&selector, &devices), ("slow".to_owned(), 4));
+        assert_eq!(selector.select(&devices).unwrap().len(), 3);
     }
 
     #[test]
-    fn what_is_named_is_taken_or_refused() {
+    fn a_named_device_or_address_is_taken_or_refused() {
         let mut devices = [roce("a", 0, 25_000, usual(1)), roce("b", 0, 25_000, usual(2))];
-        let mut wanted =
+        let mut selector =
             PortSelector { device: Some("b".to_owned()), gid_index: Some(2), ..PortSelector::default() };
-        assert_eq!(first(&wanted, &devices), ("b".to_owned(), 2));
-        wanted.gid_index = Some(3);
-        let reason = wanted.places(&devices).unwrap_err().to_string();
+        assert_eq!(first(&selector, &devices), ("b".to_owned(), 2));
+        selector.gid_index = Some(3);
+        let reason = selector.select(&devices).unwrap_err().to_string();
         assert!(reason.contains("b port 1: the GID that was asked for is not RoCE v2"), "{reason}");
         devices[1].ports[0].active = false;
-        let reason = wanted.places(&devices).unwrap_err().to_string();
+        let reason = selector.select(&devices).unwrap_err().to_string();
         assert!(reason.contains("b port 1: the link is down"), "{reason}");
-        assert!(matches!(wanted.places(&[]), Err(VerbsError::NoDevice)));
+        assert!(matches!(selector.select(&[]), Err(VerbsError::NoDevice)));
     }
 
     #[test]
     fn infiniband_needs_no_gid_and_link_local_is_the_last_resort() {
         let mut devices = [roce("ib", 0, 100_000, usual(1))];
         devices[0].ports[0].link = LinkLayer::InfiniBand;
-        assert_eq!(PortSelector::default().places(&devices).unwrap()[0].gid, None);
+        assert_eq!(PortSelector::default().select(&devices).unwrap()[0].gid, None);
         let lonely = [roce("a", 0, 25_000, usual(1)[..2].to_vec())];
         assert_eq!(first(&PortSelector::default(), &lonely), ("a".to_owned(), 1));
         let none = [roce("a", 0, 25_000, usual(1)[..1].to_vec())];
-        assert!(PortSelector::default().places(&none).is_err());
+        assert!(PortSelector::default().select(&none).is_err());
     }
 
     #[test]
     fn the_processor_of_this_thread_is_found() {
-        // Machines without NUMA have no node; where there is one it is among those that are online.
+        // A machine without NUMA has no node; otherwise the node is one of those that are online.
         if let Some(node) = current_numa_node() {
             assert!(fs::exists(format!("/sys/devices/system/node/node{node}")).unwrap());
         }

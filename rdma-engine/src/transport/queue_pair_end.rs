@@ -1,9 +1,9 @@
-//! Queue pairs as the bootstrap describes them and as `verbs` takes them.
+//! Converts the end of a queue pair between its form in the bootstrap and that of `verbs`.
 
 use crate::protocol::{ProtocolError, QueuePairEnd, VerbsOffer};
 use crate::verbs::{Endpoint, Gid, Mtu, PortSelection};
 
-/// Our end for the other side, which is on the port that was offered as `port`.
+/// This side's end for the other side, on the port that was offered as `port`.
 pub(crate) fn describe(endpoint: &Endpoint, port: u8) -> QueuePairEnd {
     QueuePairEnd {
         port,
@@ -20,7 +20,7 @@ pub(crate) fn describe(endpoint: &Endpoint, port: u8) -> QueuePairEnd {
 /// The other side's end.
 ///
 /// # Errors
-/// When it is none that verbs could connect to.
+/// When its MTU is none of verbs.
 pub(crate) fn endpoint(end: &QueuePairEnd) -> Result<Endpoint, ProtocolError> {
     Ok(Endpoint {
         queue_pair: end.number,
@@ -32,9 +32,10 @@ pub(crate) fn endpoint(end: &QueuePairEnd) -> Result<Endpoint, ProtocolError> {
     })
 }
 
-/// Whether a queue pair at `place` could reach the port on offer: both are on InfiniBand, or on RoCE with the same version of IP.
-pub(crate) fn reaches(place: &PortSelection, offer: &VerbsOffer) -> bool {
-    match (place.gid, offer.gid != [0; 16]) {
+/// Whether a queue pair on `port` can reach the port on offer: both are on InfiniBand, or on RoCE with
+/// the same version of IP.
+pub(crate) fn reaches(port: &PortSelection, offer: &VerbsOffer) -> bool {
+    match (port.gid, offer.gid != [0; 16]) {
         (Some(own), true) => own.gid.address().is_ipv4() == Gid(offer.gid).address().is_ipv4(),
         (None, _) => offer.lid != 0,
         (Some(_), false) => false,
@@ -53,7 +54,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_comes_back_as_it_was() {
+    fn an_end_survives_the_conversion() {
         for (lid, address, code) in [(0, Some("10.9.0.1"), 1), (0, Some("fd00::1"), 5), (7, None, 3)] {
             let own = Endpoint {
                 queue_pair: 0x12_3456,
@@ -71,8 +72,8 @@ mod tests {
     }
 
     #[test]
-    fn versions_of_ip_and_networks_do_not_reach_each_other() {
-        let place = |address: Option<&str>| PortSelection {
+    fn ports_of_different_networks_or_ip_versions_do_not_reach_each_other() {
+        let port = |address: Option<&str>| PortSelection {
             device: "a".to_owned(),
             port: 1,
             gid: address.map(|address| GidEntry { index: 0, gid: gid(address), kind: GidKind::RoceV2 }),
@@ -83,11 +84,11 @@ mod tests {
             lid,
             gigabits: 100,
         };
-        assert!(reaches(&place(Some("10.0.0.1")), &offer(Some("10.0.0.2"), 0)));
-        assert!(reaches(&place(Some("fd00::1")), &offer(Some("fd00::2"), 0)));
-        assert!(!reaches(&place(Some("10.0.0.1")), &offer(Some("fd00::2"), 0)));
-        assert!(reaches(&place(None), &offer(None, 4)));
-        assert!(!reaches(&place(None), &offer(Some("10.0.0.2"), 0)));
-        assert!(!reaches(&place(Some("10.0.0.1")), &offer(None, 4)));
+        assert!(reaches(&port(Some("10.0.0.1")), &offer(Some("10.0.0.2"), 0)));
+        assert!(reaches(&port(Some("fd00::1")), &offer(Some("fd00::2"), 0)));
+        assert!(!reaches(&port(Some("10.0.0.1")), &offer(Some("fd00::2"), 0)));
+        assert!(reaches(&port(None), &offer(None, 4)));
+        assert!(!reaches(&port(None), &offer(Some("10.0.0.2"), 0)));
+        assert!(!reaches(&port(Some("10.0.0.1")), &offer(None, 4)));
     }
 }
