@@ -1,7 +1,8 @@
 //! How long the index of a volume with many needles takes to load, and what memory it takes.
 //!
-//! `cargo run --release -p rdma-engine --example index_load [NEEDLES]` writes the files of such a volume (sparse: the data is all
-//! holes but for the few records that are compared) and opens it as an engine does.
+//! `cargo run --release -p rdma-engine --example index_load [NEEDLES]` writes the files of such a
+//! volume (sparse: the data is all holes but for the few records that are compared) and opens it
+//! as an engine does.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};

@@ -1,4 +1,5 @@
-//! Serves memory to RDMA READs, or measures such reads: what `ib_read_bw` and `ib_read_lat` do, with our own wrapper. For the tests and `cargo xtask vm bench`.
+//! Serves memory to RDMA READs, or measures such reads, as `ib_read_bw` and `ib_read_lat` do, but
+//! with this crate's wrapper. For the tests and `cargo xtask vm bench`.
 //!
 //! ```text
 //! one_sided serve ADDRESS:PORT                      prints the address once it listens
@@ -46,14 +47,14 @@ fn listen(address: &str) -> Result<()> {
     // One client after the other.
     loop {
         let (stream, _) = listener.accept()?;
-        // A client that breaks off is what some tests do.
+        // Some tests break off the connection.
         if let Err(error) = serve_one(stream) {
             eprintln!("client: {error}");
         }
     }
 }
 
-/// Keeps `depth` reads on the way until `count` have come back.
+/// Keeps `depth` reads in flight until `count` have completed.
 fn bandwidth(server: &str, size: &str, depth: &str, count: &str) -> Result<()> {
     let (size, depth, count): (usize, usize, usize) = (size.parse()?, depth.parse()?, count.parse()?);
     let mut side = Side::open(None)?;

@@ -1,12 +1,13 @@
-//! The checksum that SeaweedFS stores with every needle: CRC32C (Castagnoli) of the stored bytes, that is of the
-//! compressed or encrypted form where there is one.
+//! The checksum that SeaweedFS stores with every needle: CRC32C (Castagnoli) of the stored bytes,
+//! that is of the compressed or encrypted form where there is one.
 
 /// CRC32C of `data`.
 pub fn crc32c(data: &[u8]) -> u32 {
     crc32c::crc32c(data)
 }
 
-/// CRC32C of a stream whose earlier part has the checksum `crc` (0 for none) and whose next part is `data`.
+/// CRC32C of a stream whose earlier part has the checksum `crc` (0 if it is empty) and whose next
+/// part is `data`.
 pub fn crc32c_append(crc: u32, data: &[u8]) -> u32 {
     crc32c::crc32c_append(crc, data)
 }
@@ -26,7 +27,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn check_values() {
+    fn checksums_are_those_of_the_standard() {
         assert_eq!(crc32c(b"123456789"), 0xe306_9283);
         assert_eq!(legacy(0xe306_9283), 0xc78a_b0e5);
         assert_eq!(crc32c_append(crc32c(b"12345"), b"6789"), 0xe306_9283);

@@ -3,14 +3,14 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// A needle's name. A needle never changes under its name, so it is also a cache key.
+/// A needle's name. A needle never changes under its name, so the name is also a cache key.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FileId {
     /// The volume that holds the needle; never 0.
     pub volume: u32,
     /// The needle's key within the volume; never 0 in a legal name.
     pub key: u64,
-    /// A random number that guards against guessed keys.
+    /// A random number, against guessed keys.
     pub cookie: u32,
 }
 
@@ -23,7 +23,8 @@ pub enum ParseFileIdError {
     /// The part before the comma is not a 32-bit decimal number above 0.
     #[error("the volume of a file id is a decimal number from 1 to 4294967295")]
     Volume,
-    /// Key and cookie together have fewer than 9 or more than 24 hexadecimal digits, or other characters.
+    /// Key and cookie together have fewer than 9 or more than 24 hexadecimal digits, or other
+    /// characters.
     #[error("the key and cookie of a file id are 9 to 24 hexadecimal digits")]
     KeyCookie,
 }
@@ -31,8 +32,8 @@ pub enum ParseFileIdError {
 impl FromStr for FileId {
     type Err = ParseFileIdError;
 
-    /// Takes both cases of hexadecimal digits and an odd number of them, as SeaweedFS does, but not the `_N` suffix
-    /// that only volume servers understand.
+    /// Accepts both cases of hexadecimal digits and an odd number of them, as SeaweedFS does, but
+    /// not the `_N` suffix that only volume servers understand.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (volume, rest) = text.split_once(',').ok_or(ParseFileIdError::Shape)?;
         if volume.is_empty() || !volume.bytes().all(|b| b.is_ascii_digit()) {
@@ -73,7 +74,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn the_documented_example() {
+    fn the_documented_example_is_parsed_and_printed() {
         let fid: FileId = "3,01637037d6".parse().unwrap();
         assert_eq!(fid, FileId { volume: 3, key: 1, cookie: 0x6370_37d6 });
         assert_eq!(fid.to_string(), "3,01637037d6");

@@ -1,16 +1,19 @@
-//! SeaweedFS needles as they are named and stored, and the engine that serves them beside a volume server.
+//! SeaweedFS needles as they are named and stored, and the engine that serves them beside a volume
+//! server.
 //!
-//! An engine reads a volume server's files ([`store`]) and serves needles ([`server`]) to clients ([`client`]) in the terms of one
-//! [`protocol`], whatever carries it: TCP with the data in line, RDMA, or, on the same host, a descriptor of the file that has
-//! the data. Both ends check what they get: a record must be the one that was asked for ([`needle`]), and
-//! a whole needle must have its [`checksum`]. Whatever an engine cannot serve it refuses with a reason ([`Refusal`]),
+//! An engine reads a volume server's files ([`store`]) and serves needles ([`server`]) to clients
+//! ([`client`]). Both speak one [`protocol`] over every transport: TCP with the data in line,
+//! RDMA, or, on the same host, a descriptor of the file that has the data. Both ends check what
+//! they receive: a record must be that of the file id ([`needle`]), and a whole needle must have
+//! its [`checksum`]. If an engine cannot serve a needle it refuses with a reason ([`Refusal`]),
 //! and the client takes its next source, in the end the volume server itself.
 //!
-//! [`settings`], [`token`], [`proof`] and [`tls`] are about a cluster's `security.toml`, for engines and for all their clients.
+//! [`settings`], [`token`], [`proof`] and [`tls`] apply a cluster's `security.toml`, for engines
+//! and for all their clients.
 //!
 //! `verbs` is a safe wrapper over RDMA.
 
-// These panic where the stream cannot be written: `daemon::output` and `daemon::logs` do not.
+// These macros panic if the stream cannot be written; `daemon::output` and `daemon::logs` do not.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 pub mod bounded_listener;
@@ -32,18 +35,18 @@ mod transport;
 #[cfg(feature = "verbs")]
 pub mod verbs;
 
-/// The ports by which this host does RDMA, the best first.
+/// The ports of this host that RDMA would use, the best first.
 ///
 /// # Errors
 /// When there are none; the text says why.
 pub fn rdma_ports() -> Result<Vec<String>, String> {
     #[cfg(feature = "verbs")]
     {
-        let wanted =
-            verbs::PortSelector { numa_node: verbs::current_numa_node(), ..verbs::PortSelector::default() };
-        let places = verbs::devices().and_then(|devices| wanted.select(&devices));
-        let places = places.map_err(|error| error.to_string())?;
-        Ok(places.iter().map(|place| format!("{} port {}", place.device, place.port)).collect())
+        let numa_node = verbs::current_numa_node();
+        let selector = verbs::PortSelector { numa_node, ..verbs::PortSelector::default() };
+        let ports = verbs::devices().and_then(|devices| selector.select(&devices));
+        let ports = ports.map_err(|error| error.to_string())?;
+        Ok(ports.iter().map(|port| format!("{} port {}", port.device, port.port)).collect())
     }
     #[cfg(not(feature = "verbs"))]
     Err("this program was built without RDMA".to_owned())

@@ -1,4 +1,5 @@
-//! The `rdma-engine` program: runs beside a volume server and serves its needles; and the tools to try one out.
+//! The `rdma-engine` program: serves the needles of the volume server beside it, and has tools to
+//! try an engine out.
 
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 

@@ -1,4 +1,5 @@
-//! The record of a needle in a volume's `.dat` file, as SeaweedFS writes it (`weed/storage/needle`).
+//! The record of a needle in a volume's `.dat` file, as SeaweedFS writes it
+//! (`weed/storage/needle`).
 //!
 //! ```text
 //!  0  cookie u32 · key u64 · size u32                       header, 16 bytes
@@ -7,33 +8,36 @@
 //!     checksum u32 · version 3: appendAtNs u64              trailer
 //!     padding, 1 to 8 bytes                                 so that records begin at multiples of 8
 //! ```
-//! All integers are big-endian. `size` is also in the index. Padding is never checked: it holds left-overs of earlier records.
+//! All integers are big-endian. `size` is also in the index. Padding is never checked: it has
+//! arbitrary bytes of earlier records.
 //!
-//! The data is in front and says how long it is, so two small reads tell everything about a record but its data: the
-//! [`Header`] with `dataSize`, and the [`Tail`], which is what lies between data and padding.
+//! The data comes first, with its length before it. So two small reads give everything of a record
+//! but its data: the [`Header`] with `dataSize`, and the [`Tail`], which lies between data and
+//! padding.
 
-/// Bytes of a record's header, `dataSize` not included.
+/// Bytes of a record's header, without `dataSize`.
 pub const HEADER: usize = 16;
 
-/// Records begin at multiples of this many bytes; the index counts offsets in it.
+/// Records begin at multiples of this many bytes, which are the unit of offsets in the index.
 pub const ALIGNMENT: u64 = 8;
 
-/// More than the tail of any record: a name and a type of 255 bytes, 64 KiB of pairs, and what is fixed.
+/// The largest tail of a record: a name and a type of 255 bytes, 64 KiB of pairs, and the fixed
+/// parts.
 pub const MAX_TAIL: usize = 1 + 256 + 256 + 5 + 2 + 2 + 65_535 + 12;
 
-/// Which layout the records of a volume have.
+/// The layout of a volume's records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Version {
     /// Data only.
     V1,
     /// Data with flags and optional parts.
     V2,
-    /// As version 2, with the time of writing in the trailer. What SeaweedFS has written for years.
+    /// As version 2, with the time of writing in the trailer. SeaweedFS has written it for years.
     V3,
 }
 
 impl Version {
-    /// The version that the first byte of a superblock says.
+    /// The version in the first byte of a superblock.
     pub const fn from_byte(byte: u8) -> Option<Self> {
         match byte {
             1 => Some(Self::V1),
@@ -51,26 +55,26 @@ impl Version {
         }
     }
 
-    /// Bytes of the whole record, padding included, of a needle whose index entry says `size`.
+    /// Bytes of the whole record, padding included, of a needle with this `size` in the index.
     pub const fn record_length(self, size: u32) -> u64 {
         let used = HEADER as u64 + size as u64 + self.trailer() as u64;
         used + ALIGNMENT - used % ALIGNMENT
     }
 }
 
-/// The first 16 bytes of a record: they say whose it is.
+/// The first 16 bytes of a record, which identify its needle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
     /// The random number in the file id.
     pub cookie: u32,
     /// The key in the file id.
     pub key: u64,
-    /// Bytes between header and checksum. Negative in nothing that SeaweedFS writes.
+    /// Bytes between header and checksum. SeaweedFS never writes a negative number.
     pub size: i32,
 }
 
 impl Header {
-    /// Reads a header.
+    /// Parses a header.
     pub fn parse(bytes: &[u8; HEADER]) -> Self {
         let [c0, c1, c2, c3, k0, k1, k2, k3, k4, k5, k6, k7, s0, s1, s2, s3] = *bytes;
         Self {
@@ -90,7 +94,7 @@ impl Header {
     }
 }
 
-/// What a record says of its data. The bits are those on disk.
+/// A record's flags for its data; the bits are those on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Flags(pub u8);
 
@@ -103,21 +107,22 @@ impl Flags {
     const PAIRS: u8 = 0x20;
     const MANIFEST: u8 = 0x80;
 
-    /// Whether the data is a gzip stream of what was written.
+    /// Whether the data is a gzip stream of the written bytes.
     pub const fn is_gzip(self) -> bool {
         self.0 & Self::GZIP != 0
     }
 
-    /// Whether the data is a JSON list of other needles, in whose place a volume server sends what they hold.
+    /// Whether the data is a JSON list of other needles. A volume server sends their data in its
+    /// place.
     pub const fn is_manifest(self) -> bool {
         self.0 & Self::MANIFEST != 0
     }
 }
 
-/// What follows the data of a record.
+/// The part of a record that follows its data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tail {
-    /// Whether the data is compressed, and which parts are there.
+    /// Whether the data is compressed, and which optional parts there are.
     pub flags: Flags,
     /// CRC32C of the data, in either form (see [`checksum`](crate::checksum)).
     pub checksum: u32,
@@ -129,20 +134,20 @@ pub struct Tail {
     pub ttl: Option<u64>,
 }
 
-/// The bytes cannot be those of a record.
+/// Bytes that are no record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not a needle record: {0}")]
 pub struct Malformed(pub &'static str);
 
 impl Tail {
-    /// Reads all that follows the data up to the padding. `bytes` must end with the trailer.
+    /// Parses the part between data and padding. `bytes` must end with the trailer.
     ///
     /// # Errors
     /// When the parts that the flags announce do not fill `bytes` exactly.
     pub fn parse(version: Version, bytes: &[u8]) -> Result<Self, Malformed> {
         let optional = bytes.len().checked_sub(version.trailer()).ok_or(Malformed("it ends early"))?;
         let (optional, trailer) = bytes.split_at(optional);
-        let mut trailer = Parts(trailer);
+        let mut trailer = OptionalParts(trailer);
         let mut tail = Self {
             flags: Flags::default(),
             checksum: u32::from_be_bytes(trailer.array()?),
@@ -154,14 +159,14 @@ impl Tail {
             tail.append_at_ns = u64::from_be_bytes(trailer.array()?);
         }
         if version != Version::V1 && !optional.is_empty() {
-            tail.parse_optional(Parts(optional))?;
+            tail.parse_optional(OptionalParts(optional))?;
         } else if !optional.is_empty() {
             return Err(Malformed("a record of version 1 has nothing but data"));
         }
         Ok(tail)
     }
 
-    fn parse_optional(&mut self, mut parts: Parts<'_>) -> Result<(), Malformed> {
+    fn parse_optional(&mut self, mut parts: OptionalParts<'_>) -> Result<(), Malformed> {
         let [flags] = parts.array()?;
         self.flags = Flags(flags);
         for text in [Flags::NAME, Flags::MIME] {
@@ -185,8 +190,9 @@ impl Tail {
         if parts.0.is_empty() { Ok(()) } else { Err(Malformed("its parts do not add up to its size")) }
     }
 
-    /// Whether the needle's time to live is over at `now_s`, in seconds of Unix time. Volume servers count from the
-    /// time of writing and forget such needles at compaction by the time of modification; here the earlier of the two counts.
+    /// Whether the needle's time to live is over at `now_s`, in seconds of Unix time. Volume
+    /// servers count from the time of writing when they read, and from the time of modification
+    /// when they compact; here the earlier of the two counts.
     pub fn is_expired(&self, now_s: u64) -> bool {
         let (Some(ttl), Some(modified)) = (self.ttl, self.last_modified) else { return false };
         let written = match self.append_at_ns {
@@ -197,7 +203,7 @@ impl Tail {
     }
 }
 
-/// A time to live in seconds; none for a count or unit of 0, and for units that do not exist.
+/// A time to live in seconds; `None` for a count or unit of 0, and for unknown units.
 pub(crate) fn ttl_seconds(count: u8, unit: u8) -> Option<u64> {
     const DAY: u64 = 24 * 3600;
     let unit = match unit {
@@ -212,10 +218,10 @@ pub(crate) fn ttl_seconds(count: u8, unit: u8) -> Option<u64> {
     (count > 0).then(|| u64::from(count) * unit)
 }
 
-/// What is left of the bytes to parse.
-struct Parts<'a>(&'a [u8]);
+/// The rest of the bytes to parse.
+struct OptionalParts<'a>(&'a [u8]);
 
-impl Parts<'_> {
+impl OptionalParts<'_> {
     fn array<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
         let (array, rest) = self.0.split_first_chunk().ok_or(Malformed("it ends early"))?;
         self.0 = rest;
@@ -269,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn every_optional_part_is_understood() {
+    fn every_optional_part_is_parsed() {
         let tail = bytes("3f 02 6162 01 78 0065000000 0501 0003 7b7d20 deadbeef 0000000000000001");
         let tail = Tail::parse(Version::V3, &tail).unwrap();
         assert!(tail.flags.is_gzip() && !tail.flags.is_manifest());
@@ -289,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn time_to_live_ends() {
+    fn a_needle_expires_after_its_time_to_live() {
         let tail = Tail {
             flags: Flags(0x18),
             checksum: 0,

@@ -1,10 +1,10 @@
 //! How the two ends of a connection prove to each other that they know a secret of the cluster's
 //! `security.toml`.
 //!
-//! Each end names 32 random bytes, a nonce. A proof is an HMAC-SHA256 over the role of the end that
-//! gives it, both nonces, the engine's instance and the channel: the address, or the name of the
-//! Unix socket, at which the engine was reached. So a proof is good for one connection, cannot be
-//! sent back as the other end's, and cannot be passed on from an engine that was reached at
+//! Each end names 32 random bytes, a nonce. A proof is an HMAC-SHA256 over the role of the end
+//! that gives it, both nonces, the engine's instance and the channel: the address, or the name of
+//! the Unix socket, at which the engine was reached. So a proof is good for one connection, cannot
+//! be sent back as the other end's, and cannot be passed on from an engine that was reached at
 //! another address. The engine proves itself first; a client tells it nothing before.
 //!
 //! The HMAC's key is derived from the secret, so that no proof is a read token and no read token a
@@ -22,7 +22,7 @@ pub(crate) const PROOF_SIZE: usize = 32;
 /// Random bytes that one end draws for one connection.
 pub(crate) type Nonce = [u8; PROOF_SIZE];
 
-/// What an end sends as its proof.
+/// The proof that an end sends.
 pub(crate) type Proof = [u8; PROOF_SIZE];
 
 /// Sets the derived key apart from every other use of the secret. A read token's signature is over
@@ -42,7 +42,7 @@ pub(crate) enum Role {
     Client,
 }
 
-/// Where a client reached an engine, as both of them see it.
+/// The address at which a client reached an engine, as both of them see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Channel {
     /// The engine's end of a TCP connection.
@@ -51,7 +51,7 @@ pub(crate) enum Channel {
     Unix(Vec<u8>),
 }
 
-/// What both ends know of a connection.
+/// The data of a connection that both ends know.
 #[derive(Debug, Clone)]
 pub(crate) struct Exchange<'a> {
     pub(crate) client: Nonce,
@@ -69,13 +69,14 @@ impl ProofKey {
         Self(hmac::Key::new(hmac::HMAC_SHA256, &key))
     }
 
-    /// The proof of the end that has `role`.
+    /// The proof of the end with `role`.
     pub(crate) fn prove(&self, role: Role, exchange: &Exchange<'_>) -> Proof {
         let tag = hmac::sign(&self.0, &exchange.statement(role));
         tag.as_ref().try_into().expect("an HMAC-SHA256 has 32 bytes")
     }
 
-    /// Whether `proof` is that of the end that has `role`. Takes the same time whatever is wrong.
+    /// Whether `proof` is that of the end with `role`. Takes the same time, whichever byte is
+    /// wrong.
     pub(crate) fn is_proved(&self, role: Role, exchange: &Exchange<'_>, proof: &Proof) -> bool {
         hmac::verify(&self.0, &exchange.statement(role), proof).is_ok()
     }
@@ -89,7 +90,8 @@ impl fmt::Debug for ProofKey {
 }
 
 impl Exchange<'_> {
-    /// What is signed. All fields but the last have a fixed size, so no two statements are alike.
+    /// The bytes that are signed. All fields but the last have a fixed size, so no two exchanges
+    /// have the same statement.
     fn statement(&self, role: Role) -> Vec<u8> {
         let mut statement = Vec::with_capacity(128);
         statement.push(match role {
@@ -130,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proof_is_good_for_one_key_role_connection_and_address() {
+    fn a_proof_is_valid_for_one_key_role_connection_and_address() {
         let channel = tcp("10.0.0.1:18515");
         let exchange = Exchange { client: [1; 32], engine: [2; 32], instance: 3, channel: &channel };
         let proof = KEY.prove(Role::Engine, &exchange);

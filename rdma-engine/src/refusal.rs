@@ -1,14 +1,14 @@
-//! Why an engine does not serve a needle. Every reason has a number in the protocol, and all of them mean the same to a
-//! client: take the next source, which in the end is the volume server itself.
+//! Why an engine does not serve a needle. Every reason has a number in the protocol. After each of
+//! them a client takes its next source, in the end the volume server itself.
 
-/// Makes the enumeration and both directions of its numbers from one table.
+/// Defines the enumeration and both directions of its numbers from one table.
 macro_rules! refusals {
     ($($(#[doc = $doc:literal])+ $name:ident = $code:literal, $label:literal, $text:literal;)+) => {
         /// Why a needle, or a connection, was refused.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
         pub enum Refusal {
             $($(#[doc = $doc])+ #[error($text)] $name,)+
-            /// A reason that this program does not know yet, by its number.
+            /// A reason that this program does not know, by its number.
             #[error("a reason unknown to this version, number {0}")]
             Unknown(u16),
         }
@@ -49,7 +49,7 @@ refusals! {
     NoVolume = 1, "no_volume", "the volume is not here";
     /// The volume's data was moved to a remote tier.
     Remote = 2, "remote", "the volume's data is on a remote tier";
-    /// Of the volume there are only shards.
+    /// The volume is erasure-coded: there are only shards.
     ErasureCoded = 3, "erasure_coded", "the volume is erasure-coded";
     /// The volume is being copied here.
     Incomplete = 4, "incomplete", "the volume is being copied and not complete";
@@ -57,7 +57,8 @@ refusals! {
     Compacting = 5, "compacting", "the volume's files are being replaced";
     /// The volume's index is being read.
     Loading = 6, "loading", "the volume's index is being loaded";
-    /// The files are there and not understood: an unknown version, an index that does not fit its data, two volumes of one number.
+    /// The files are there but not understood: an unknown version, an index that does not fit its
+    /// data, or two volumes of one number.
     UnknownFormat = 7, "unknown_format", "the volume's files are not understood";
     /// The index does not have the needle.
     NoNeedle = 8, "no_needle", "the volume has no such needle";
@@ -65,7 +66,7 @@ refusals! {
     WrongCookie = 9, "wrong_cookie", "the needle has another cookie";
     /// The needle's time to live is over.
     Expired = 10, "expired", "the needle has expired";
-    /// The needle is a list of others, which a volume server would send in its place.
+    /// The needle is a list of chunks; a volume server would send their data in its place.
     Manifest = 11, "manifest", "the needle is a list of chunks";
     /// The record is not where the index says, and reading the index again did not help.
     Stale = 12, "stale", "the needle's record is not where the index says";
@@ -75,25 +76,25 @@ refusals! {
     OutOfRange = 14, "out_of_range", "the range begins behind the needle's end";
     /// The files could not be read.
     Io = 15, "io", "the volume's files cannot be read";
-    /// A token is needed and none came.
+    /// A token is needed, and the request has none.
     TokenMissing = 32, "token_missing", "a token is needed";
-    /// The token is forged, void or for another needle.
+    /// The token is forged, expired or for another needle.
     TokenInvalid = 33, "token_invalid", "the token does not allow reading the needle";
     /// More requests are in progress than the session may have.
     Busy = 34, "busy", "too many requests are in progress";
     /// The client cancelled the request.
     Cancelled = 35, "cancelled", "the request was cancelled";
-    /// More bytes were asked for than one request may bring.
+    /// The request is for more bytes than one request may ask for.
     TooLong = 36, "too_long", "more bytes than one request may bring";
     /// The client and the engine share no version of the protocol.
     Version = 64, "version", "no version of the protocol in common";
-    /// The engine has as many sessions as it may have.
+    /// The engine has its maximum of sessions, and none can be evicted.
     TooManySessions = 65, "too_many_sessions", "too many sessions";
     /// The transport that was chosen was not offered on this connection.
     NoTransport = 66, "no_transport", "the transport is not offered here";
     /// The engine hands descriptors only to processes that could open the volumes themselves.
     NotAllowed = 67, "not_allowed", "this user may not have the volumes' descriptors";
-    /// What came is no message of the protocol, or not one that may come at this point.
+    /// The message is none of the protocol, or is not allowed at this point.
     Malformed = 68, "malformed", "not a message that is allowed here";
     /// The engine speaks TLS over the network, and the client does not.
     TlsNeeded = 69, "tls_needed", "the engine asks for TLS";
@@ -107,7 +108,7 @@ mod tests {
     use std::collections::HashSet;
 
     #[test]
-    fn numbers_and_labels_are_unique_and_lead_back() {
+    fn numbers_and_labels_are_unique() {
         for &refusal in Refusal::ALL {
             assert_eq!(Refusal::from_code(refusal.code()), refusal);
         }

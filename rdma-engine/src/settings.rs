@@ -1,8 +1,9 @@
-//! `security.toml`, as `weed` itself finds and reads it: values by dotted key, each overridable by an environment variable.
+//! `security.toml`, found and read as `weed` itself does it: values by dotted key.
 //!
-//! The file is the first `security.toml` of `.`, `~/.seaweedfs`, `/usr/local/etc/seaweedfs` and `/etc/seaweedfs`. Each key can be
-//! overridden by an environment variable, `WEED_` and the key in capitals with `_` for `.`. A file that is there and cannot be
-//! used is an error, never taken for no file.
+//! The file is the first `security.toml` of `.`, `~/.seaweedfs`, `/usr/local/etc/seaweedfs` and
+//! `/etc/seaweedfs`. An environment variable overrides a key: `WEED_` and the key in capitals,
+//! with `_` for `.`. A file that is there and cannot be used is an error; it is never treated as
+//! missing.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use std::sync::Arc;
 use crate::proof::ProofKey;
 use crate::token::{ReadSigner, ReadVerifier};
 
-/// How long a read token is valid if the configuration does not say so, in seconds.
+/// How long a read token is valid unless it is configured, in seconds.
 const DEFAULT_TOKEN_LIFETIME_S: u64 = 60;
 
 /// Why `security.toml` cannot be used.
@@ -25,7 +26,7 @@ pub enum SettingsError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
     /// The file is not TOML.
@@ -43,15 +44,15 @@ pub enum SettingsError {
         origin: String,
         /// The key, dotted.
         key: String,
-        /// What the key takes.
+        /// The type that the key takes.
         expected: &'static str,
     },
 }
 
-/// Finds an environment variable by its name.
+/// Looks an environment variable up by its name.
 type Environment<'a> = Box<dyn Fn(&str) -> Option<String> + 'a>;
 
-/// The file's content and what the environment overrides of it.
+/// The content of `security.toml`, with the environment variables that override it.
 pub struct SecuritySettings<'a> {
     origin: String,
     table: toml::Table,
@@ -59,7 +60,8 @@ pub struct SecuritySettings<'a> {
 }
 
 impl<'a> SecuritySettings<'a> {
-    /// Reads the first `security.toml` of the search path, if there is one, and the environment of this process.
+    /// Reads the first `security.toml` of the search path, if there is one, and the environment of
+    /// this process.
     ///
     /// # Errors
     /// See [`SettingsError`].
@@ -152,10 +154,10 @@ impl<'a> SecuritySettings<'a> {
         }
     }
 
-    /// Makes tokens that allow reading needles, if the cluster asks for them.
+    /// The signer of tokens that allow reading needles, if the cluster asks for tokens.
     ///
     /// # Errors
-    /// When a key that concerns them has a value of the wrong type.
+    /// When one of their keys has a value of the wrong type.
     pub fn read_signer(&self) -> Result<Option<ReadSigner>, SettingsError> {
         let Some(key) = self.read_key()? else { return Ok(None) };
         let lifetime = self.integer("jwt.signing.read.expires_after_seconds")?;
@@ -163,7 +165,7 @@ impl<'a> SecuritySettings<'a> {
         Ok(Some(ReadSigner::new(key.as_bytes(), lifetime)))
     }
 
-    /// Checks tokens that allow reading needles, if the cluster asks for them.
+    /// The verifier of tokens that allow reading needles, if the cluster asks for tokens.
     ///
     /// # Errors
     /// When the key has a value of the wrong type.
@@ -175,7 +177,7 @@ impl<'a> SecuritySettings<'a> {
     /// a secret for that: `jwt.signing.read.key`, else `jwt.signing.key`.
     ///
     /// # Errors
-    /// When a key that concerns it has a value of the wrong type.
+    /// When one of these keys has a value of the wrong type.
     pub fn proof_key(&self) -> Result<Option<Arc<ProofKey>>, SettingsError> {
         let secret = match self.read_key()? {
             Some(secret) => Some(secret),

@@ -1,7 +1,8 @@
-//! TLS as a cluster's `security.toml` has it: of clients, for gRPC and engines and for HTTP, and of engines.
+//! TLS as a cluster's `security.toml` configures it: for clients (gRPC, engines and HTTP) and for
+//! engines.
 //!
-//! gRPC and engines are mutual: either side shows a certificate of the cluster's authority. A file that is named and cannot be used is an error, never a
-//! silent fall-back to plain text.
+//! With gRPC and engines it is mutual: both sides show a certificate of the cluster's authority. A
+//! file that is named and cannot be used is an error, never a silent fall-back to plain text.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,13 +17,13 @@ use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, S
 
 use crate::settings::{SecuritySettings, SettingsError};
 
-/// Why TLS cannot be had as `security.toml` wants it.
+/// Why TLS cannot be set up as `security.toml` configures it.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A key has a value of the wrong type.
     #[error(transparent)]
     Settings(#[from] SettingsError),
-    /// Of a certificate and its key only one is given.
+    /// Only one of a certificate and its key is given.
     #[error("{origin}: `{present}` is set but `{missing}` is not; set both or neither")]
     HalfPair {
         /// The file that was read.
@@ -41,7 +42,7 @@ pub enum TlsError {
         key: String,
         /// The PEM file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Why it cannot be used.
         reason: String,
     },
     /// Certificate and key are readable but do not make a TLS client or server.
@@ -53,10 +54,10 @@ pub enum TlsError {
         origin: String,
         /// The section, dotted.
         section: &'static str,
-        /// What the TLS library said.
+        /// The TLS library's error.
         source: rustls::Error,
     },
-    /// A key asks for something that engines cannot do.
+    /// A key asks for a check that engines cannot do.
     #[error(
         "{origin}: `{key}` is set, and an engine cannot check whom a certificate names; give it a file without that key (--security)"
     )]
@@ -68,9 +69,9 @@ pub enum TlsError {
     },
 }
 
-/// `[grpc] ca` with `[grpc.client] cert, key`, or the newer names `client_cert, client_key`. As `weed` does it, all three
-/// turn mutual TLS on, and without one of them gRPC is plaintext.
-/// Host names are not compared. Engines are spoken to with the same.
+/// The TLS client for gRPC and engines: `[grpc] ca` with `[grpc.client] cert, key`, or the newer
+/// names `client_cert, client_key`. As with `weed`, all three turn mutual TLS on, and without one
+/// of them gRPC is plain text. Host names are not compared.
 ///
 /// # Errors
 /// See [`TlsError`].
@@ -84,11 +85,11 @@ pub fn grpc(settings: &SecuritySettings<'_>) -> Result<Option<Arc<ClientConfig>>
     client(settings, "grpc.client", Verifier::Chain(roots), Some(identity), b"h2").map(Some)
 }
 
-/// Keys that have `weed` let in only certificates of certain names.
-const NAMES: [&str; 2] = ["grpc.allowed_wildcard_domain", "grpc.volume.allowed_commonNames"];
+/// Keys by which `weed` restricts the names in certificates.
+const NAME_RESTRICTIONS: [&str; 2] = ["grpc.allowed_wildcard_domain", "grpc.volume.allowed_commonNames"];
 
-/// `[grpc] ca` with `[grpc.volume] cert, key`: the files by which the volume server of the same host speaks gRPC. Clients must have a certificate of the
-/// same authority.
+/// The TLS server of an engine: `[grpc] ca` with `[grpc.volume] cert, key`, the files of the
+/// volume server on the same host. Clients must have a certificate of the same authority.
 ///
 /// # Errors
 /// See [`TlsError`].
@@ -97,7 +98,7 @@ pub fn engine(settings: &SecuritySettings<'_>) -> Result<Option<Arc<ServerConfig
     let identity = identity_paths(settings, "grpc.volume.cert", "grpc.volume.key")?;
     let Some((identity, roots)) = mutual(settings, section, identity)? else { return Ok(None) };
     let origin = settings.origin();
-    for key in NAMES {
+    for key in NAME_RESTRICTIONS {
         if settings.text(key)?.is_some() {
             return Err(TlsError::Names { origin: origin.to_owned(), key: key.to_owned() });
         }
@@ -117,12 +118,13 @@ pub fn engine(settings: &SecuritySettings<'_>) -> Result<Option<Arc<ServerConfig
     Ok(Some(Arc::new(config)))
 }
 
-/// The identity with the authorities of `[grpc]`, if there are both; without one of them gRPC is plain text.
+/// The identity with the authorities of `[grpc]`, if there are both; without one of them gRPC is
+/// plain text.
 fn mutual(
     settings: &SecuritySettings<'_>,
     section: &str,
-    identity: Option<Identity>,
-) -> Result<Option<(Identity, RootCertStore)>, TlsError> {
+    identity: Option<TlsIdentity>,
+) -> Result<Option<(TlsIdentity, RootCertStore)>, TlsError> {
     let Some(identity) = identity else { return Ok(None) };
     let Some(ca) = settings.text("grpc.ca")? else {
         tracing::warn!(
@@ -134,7 +136,7 @@ fn mutual(
     Ok(Some((identity, roots(settings, "grpc.ca", &ca)?)))
 }
 
-/// `[https.client] enabled, ca, cert, key, insecure_skip_verify`.
+/// The TLS client for HTTP: `[https.client] enabled, ca, cert, key, insecure_skip_verify`.
 ///
 /// # Errors
 /// See [`TlsError`].
@@ -155,23 +157,23 @@ pub fn https(settings: &SecuritySettings<'_>) -> Result<Option<Arc<ClientConfig>
     client(settings, "https.client", verifier, identity, b"http/1.1").map(Some)
 }
 
-/// What is asked of a server's certificate.
+/// How a server's certificate is verified.
 enum Verifier {
     /// A chain to one of these authorities, and the right host name.
     Full(RootCertStore),
     /// A chain to one of these authorities.
     Chain(RootCertStore),
-    /// Only that it has the key that belongs to it.
+    /// Only that the server has the key of its certificate.
     Nothing,
 }
 
-/// A certificate and its key: keys of the configuration, and the files they name.
-struct Identity {
+/// A certificate and its key: for each the key in the configuration, and the file that it names.
+struct TlsIdentity {
     cert: (String, String),
     key: (String, String),
 }
 
-impl Identity {
+impl TlsIdentity {
     fn load(
         &self,
         settings: &SecuritySettings<'_>,
@@ -185,7 +187,7 @@ fn identity_paths(
     settings: &SecuritySettings<'_>,
     cert: &str,
     key: &str,
-) -> Result<Option<Identity>, TlsError> {
+) -> Result<Option<TlsIdentity>, TlsError> {
     let half = |present: &str, missing: &str| TlsError::HalfPair {
         origin: settings.origin().to_owned(),
         present: present.to_owned(),
@@ -196,7 +198,7 @@ fn identity_paths(
         (Some(_), None) => Err(half(cert, key)),
         (None, Some(_)) => Err(half(key, cert)),
         (Some(cert_path), Some(key_path)) => {
-            Ok(Some(Identity { cert: (cert.to_owned(), cert_path), key: (key.to_owned(), key_path) }))
+            Ok(Some(TlsIdentity { cert: (cert.to_owned(), cert_path), key: (key.to_owned(), key_path) }))
         }
     }
 }
@@ -205,7 +207,7 @@ fn client(
     settings: &SecuritySettings<'_>,
     section: &'static str,
     verifier: Verifier,
-    identity: Option<Identity>,
+    identity: Option<TlsIdentity>,
     alpn: &[u8],
 ) -> Result<Arc<ClientConfig>, TlsError> {
     let tls_error = |source| TlsError::Tls { origin: settings.origin().to_owned(), section, source };
@@ -269,10 +271,11 @@ fn roots(settings: &SecuritySettings<'_>, key: &str, path: &str) -> Result<RootC
     Ok(roots)
 }
 
-/// Verifies a server without looking at its host name: certificates of a cluster are made per role, not per host.
+/// Verifies a server without its host name: certificates of a cluster are made per role, not per
+/// host.
 #[derive(Debug)]
 struct NamelessVerifier {
-    /// The authorities to which the chain must lead; without them any certificate will do.
+    /// The authorities to which the chain must lead; without them any certificate is accepted.
     roots: Option<RootCertStore>,
     provider: Arc<CryptoProvider>,
 }
@@ -368,7 +371,7 @@ mod tests {
             Self { directory, server: Arc::new(server) }
         }
 
-        /// The client that these keys of the configuration make; `$` in a value stands for the authority's directory.
+        /// The client of this configuration; `$` in a value stands for the authority's directory.
         fn client(
             &self,
             make: fn(&SecuritySettings<'_>) -> Result<Option<Arc<ClientConfig>>, TlsError>,
@@ -441,14 +444,14 @@ mod tests {
     }
 
     #[test]
-    fn https_trusts_anybody_if_told_so() {
+    fn https_trusts_any_server_if_configured_so() {
         let own = Authority::new();
         let keys = [&HTTPS[..1], &HTTPS[2..], &[("WEED_HTTPS_CLIENT_INSECURE_SKIP_VERIFY", "true")]].concat();
         handshake(own.client(https, &keys).unwrap(), "elsewhere", &own).unwrap();
     }
 
     #[test]
-    fn an_engine_lets_in_who_is_of_the_same_authority() {
+    fn an_engine_accepts_clients_of_the_same_authority() {
         let (own, other) = (Authority::new(), Authority::new());
         let keys = [
             ("WEED_GRPC_CA", "$/ca"),

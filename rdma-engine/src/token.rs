@@ -1,8 +1,8 @@
-//! The token that a volume server asks for before a read, where `jwt.signing.read.key` is set.
+//! The token that a volume server asks for before a read, if `jwt.signing.read.key` is set.
 //!
-//! A JSON Web Token signed with HMAC-SHA256, whose claims name one file id and, usually, the second after which it is
-//! void. Whoever holds the key makes tokens for itself, so one is minted for each request. An engine asks for the same tokens as the
-//! volume server beside it.
+//! It is a JSON Web Token signed with HMAC-SHA256. Its claims name one file id and, usually, the
+//! second at which it expires. A client with the key signs its own tokens, one for each request.
+//! An engine asks for the same tokens as the volume server beside it.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -13,14 +13,15 @@ use serde_json::{Map, Value};
 
 use crate::FileId;
 
-/// Makes tokens that allow reading one needle each.
+/// Signs tokens that allow reading one needle each.
 pub struct ReadSigner {
     key: hmac::Key,
     lifetime_s: u64,
 }
 
 impl ReadSigner {
-    /// A signer with the cluster's key; its tokens are void after `lifetime_s` seconds, or never if that is 0.
+    /// A signer with the cluster's key. Its tokens expire after `lifetime_s` seconds, or never if
+    /// that is 0.
     pub fn new(key: &[u8], lifetime_s: u64) -> Self {
         Self { key: hmac::Key::new(hmac::HMAC_SHA256, key), lifetime_s }
     }
@@ -31,7 +32,7 @@ impl ReadSigner {
     }
 
     fn token_at(&self, fid: FileId, now: SystemTime) -> String {
-        // A file id is digits and a comma, so nothing in the claims needs escaping.
+        // A file id has only digits and a comma, so the claims need no escaping.
         let claims = match self.lifetime_s {
             0 => format!(r#"{{"fid":"{fid}"}}"#),
             lifetime => {
@@ -49,7 +50,7 @@ impl ReadSigner {
     }
 }
 
-/// Checks tokens that allow reading one needle each.
+/// Verifies tokens that allow reading one needle each.
 pub struct ReadVerifier {
     key: hmac::Key,
 }
@@ -57,13 +58,13 @@ pub struct ReadVerifier {
 /// Why a token does not allow a read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
-    /// It is not a signed token, or one of another algorithm than HMAC-SHA256.
+    /// It is no signed token, or its algorithm is not HMAC-SHA256.
     #[error("not a token signed with HMAC-SHA256")]
     Form,
     /// It was signed with another key.
     #[error("signed with another key")]
     Signature,
-    /// Its time is over, or has not come.
+    /// It has expired, or is not valid yet.
     #[error("not valid at this time")]
     Time,
     /// It is for another needle.
@@ -93,7 +94,8 @@ impl ReadVerifier {
         let token = std::str::from_utf8(token).map_err(|_| TokenError::Form)?;
         let (signed, signature) = token.rsplit_once('.').ok_or(TokenError::Form)?;
         let (header, claims) = signed.split_once('.').ok_or(TokenError::Form)?;
-        // The header is what an attacker writes: it may name the one algorithm there is, and decides nothing.
+        // An attacker may write the header: it may only name the one algorithm, and has no other
+        // effect.
         if object(header)?.get("alg").and_then(Value::as_str) != Some("HS256") {
             return Err(TokenError::Form);
         }
@@ -153,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_verifier_takes_what_the_signer_makes_and_nothing_else() {
+    fn a_verifier_accepts_only_tokens_of_the_signer() {
         let now = UNIX_EPOCH + Duration::from_secs(1000);
         let later = UNIX_EPOCH + Duration::from_secs(1060);
         let signer = ReadSigner::new(b"secret", 60);

@@ -1,4 +1,5 @@
-//! Engine and client of a cluster whose `security.toml` has certificates, and what becomes of who has none, or others.
+//! Engine and client of a cluster whose `security.toml` has certificates; and peers that have
+//! none, or those of another authority.
 
 #[path = "verbs/volume.rs"]
 mod volume;
@@ -30,7 +31,8 @@ use crate::volume::{content, fid, write};
 /// How long anything may take here.
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// Lengths of the needles, whose keys begin with 1: in one piece, in several, and more than sockets hold.
+/// Lengths of the needles, whose keys begin with 1: in one piece, in several, and more than
+/// sockets hold.
 const LENGTHS: [usize; 3] = [100, 200_000, 5 << 20];
 
 /// A cluster's authority, with a certificate for volume servers and one for clients.
@@ -75,10 +77,10 @@ impl Authority {
         tls::grpc(&self.settings(trusted)).unwrap()
     }
 
-    /// A client that trusts us and has no certificate.
-    fn nobody(&self) -> Arc<ClientConfig> {
-        let nobody = self.client(self).unwrap();
-        let mut config = ClientConfig::clone(&nobody);
+    /// A client that trusts this authority and has no certificate.
+    fn without_certificate(&self) -> Arc<ClientConfig> {
+        let member = self.client(self).unwrap();
+        let mut config = ClientConfig::clone(&member);
         let none = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
             .unwrap();
@@ -104,12 +106,12 @@ impl Drop for Served {
     }
 }
 
-/// Serves [`LENGTHS`], to who is of the authority if there is one.
+/// Serves [`LENGTHS`]; if there is an authority, only to clients with its certificates.
 async fn serve(authority: Option<&Authority>) -> Served {
     serve_many(authority, EngineOptions::default().sessions).await
 }
 
-/// As [`serve`], so many sessions at a time.
+/// As [`serve`], with at most `sessions` sessions at a time.
 async fn serve_many(authority: Option<&Authority>, sessions: usize) -> Served {
     let volumes = tempfile::tempdir().unwrap();
     write(volumes.path(), &LENGTHS);
@@ -143,8 +145,8 @@ async fn read(client: &Client, key: u64) -> Result<Transport, ReadError> {
     Ok(delivered.transport)
 }
 
-/// Passes connections on to `engine`, and keeps all that goes over them.
-async fn overheard(engine: SocketAddr) -> (SocketAddr, Arc<Mutex<Vec<u8>>>) {
+/// Relays connections to `engine`, and records all bytes that pass.
+async fn recording_relay(engine: SocketAddr) -> (SocketAddr, Arc<Mutex<Vec<u8>>>) {
     async fn pass(
         mut from: impl AsyncRead + Unpin,
         mut to: impl AsyncWrite + Unpin,
@@ -194,13 +196,13 @@ async fn members_of_the_cluster_read_under_tls() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_of_a_needle_can_be_overheard() {
+async fn needles_are_encrypted_on_the_wire() {
     let authority = Authority::new();
     let known = content(2, LENGTHS[1]);
     let contains = |heard: &[u8]| heard.windows(64).any(|window| window == &known[..64]);
     for (engines, is_heard) in [(None, true), (Some(&authority), false)] {
         let served = serve(engines).await;
-        let (address, heard) = overheard(served.address).await;
+        let (address, heard) = recording_relay(served.address).await;
         let tls = engines.and_then(|authority| authority.client(authority));
         read(&client(address, Transport::Tcp, tls), 2).await.unwrap();
         let heard = heard.lock();
@@ -214,22 +216,23 @@ async fn certificates_of_another_authority_and_none_are_refused() {
     let (ours, theirs) = (Authority::new(), Authority::new());
     let served = serve(Some(&ours)).await;
     for (tls, reason) in [
-        // We do not trust the engine; it does not trust us; it sees nothing.
+        // The client does not trust the engine; the engine does not trust the client; there is no
+        // certificate.
         (theirs.client(&theirs), "invalid peer certificate"),
         (theirs.client(&ours), "received fatal alert"),
-        (Some(ours.nobody()), "received fatal alert"),
+        (Some(ours.without_certificate()), "received fatal alert"),
     ] {
         match read(&client(served.address, Transport::Tcp, tls), 1).await {
             Err(ReadError::Lost(why)) => assert!(why.contains("TLS") && why.contains(reason), "{why}"),
             other => panic!("{other:?}"),
         }
     }
-    // It goes on serving its own.
+    // It goes on serving its own clients.
     read(&client(served.address, Transport::Tcp, ours.client(&ours)), 1).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_side_without_tls_is_told() {
+async fn a_side_without_tls_learns_the_reason() {
     let authority = Authority::new();
     let under_tls = serve(Some(&authority)).await;
     let refused = read(&client(under_tls.address, Transport::Tcp, None), 1).await.unwrap_err();
@@ -246,15 +249,15 @@ async fn one_side_without_tls_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_neither_is_sent_away() {
+async fn peers_that_speak_neither_protocol_are_disconnected() {
     let authority = Authority::new();
     let served = serve(Some(&authority)).await;
-    // Silence, too, but only after a while.
+    // A silent peer is disconnected too, after a while.
     for said in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0x16; 600], &[0xff; 5], b""] {
         let mut stream = TcpStream::connect(served.address).await.unwrap();
         stream.write_all(said).await.unwrap();
         let mut answer = Vec::new();
-        // The end may be a reset: it did not read what we said.
+        // The end may be a reset, because the engine has not read everything.
         let _ = timeout(DEADLINE, stream.read_to_end(&mut answer)).await.expect("it hangs up");
     }
     read(&client(served.address, Transport::Tcp, authority.client(&authority)), 1).await.unwrap();

@@ -54,7 +54,6 @@ use std::time::Duration;
 
 use fuser::SessionACL;
 use nix::sys::stat::{Mode, umask};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::mpsc;
 
 pub use refusal::AttachError;
@@ -347,7 +346,7 @@ fn start(
     awake: CpuLatencyQos,
     threads: usize,
 ) -> Result<(Serving, OwnedFd), AttachError> {
-    let descriptors = raise_limit_of_files();
+    let descriptors = daemon::descriptors::raise_hard_limit();
     // The kernel has applied the callers' umask, or leaves it to us request by request.
     umask(Mode::empty());
     let unusable = |source| AttachError::Unusable { path: lower.path.clone(), source };
@@ -384,15 +383,4 @@ fn start(
     remembered::spawn(&tree, alarm, connection.notifier()).map_err(AttachError::Start)?;
     let session = connection.serve(threads).map_err(AttachError::Start)?;
     Ok((Serving { tree, decider, session, status_api, tickets }, mount))
-}
-
-/// Lets the process have as many descriptors as the kernel lets any, or, without the right to that, as it may have. Returns how many.
-fn raise_limit_of_files() -> u64 {
-    let most = std::fs::read_to_string("/proc/sys/fs/nr_open").ok().and_then(|text| text.trim().parse().ok());
-    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    let raised = |limit: Option<u64>| setrlimit(Resource::Nofile, Rlimit { current: limit, maximum: limit });
-    if let Err(error) = raised(most.or(maximum)).or_else(|_| raised(maximum)) {
-        tracing::warn!(%error, "cannot raise the limit of open files");
-    }
-    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }

@@ -1,11 +1,11 @@
-//! Addresses to listen at, as people type them: `127.0.0.1:9650`, `localhost:0`, `[::]:18515`.
+//! Addresses to listen at, as they are typed: `127.0.0.1:9650`, `localhost:0`, `[::]:18515`.
 
 use std::str::FromStr;
 
-/// Takes `HOST:PORT` as it is; whether there is such a host, the system says when it is used.
+/// Checks the form of `HOST:PORT`. Whether the host exists shows when the address is used.
 ///
 /// # Errors
-/// When it has no host or no port; the text says what is expected.
+/// When there is no host or no port; the text says what is expected.
 pub fn host_port(text: &str) -> Result<String, &'static str> {
     const EXPECTED: &str = "expected HOST:PORT, such as 127.0.0.1:9650, localhost:9650 or [::]:9650";
     let (host, port) = text.rsplit_once(':').ok_or(EXPECTED)?;

@@ -1,4 +1,5 @@
-//! Times as people type them: `500ms`, `6s`, `2m`.
+//! Durations as they are typed: `500ms`, `6s`, `2m`. A crate (`humantime`) would also accept sums
+//! and months, which no option documents, and does not name the bounds of an option.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -6,7 +7,7 @@ use std::time::Duration;
 /// Parses a whole number of milliseconds, seconds or minutes.
 ///
 /// # Errors
-/// When it is none; the text says what is expected.
+/// When the text is no such duration; the error says what is expected.
 pub fn parse(text: &str) -> Result<Duration, &'static str> {
     const EXPECTED: &str = "expected a time such as 500ms, 6s or 2m";
     let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).ok_or(EXPECTED)?);
@@ -19,10 +20,10 @@ pub fn parse(text: &str) -> Result<Duration, &'static str> {
     }
 }
 
-/// The same, within bounds.
+/// As [`parse`], within bounds.
 ///
 /// # Errors
-/// See [`parse`]; and when it is outside.
+/// See [`parse`]; and when the duration is out of bounds.
 pub fn within(text: &str, bounds: RangeInclusive<Duration>) -> Result<Duration, String> {
     let time = parse(text)?;
     if bounds.contains(&time) {
@@ -41,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times() {
+    fn durations_have_a_number_and_a_unit() {
         assert_eq!(parse("6s"), Ok(Duration::from_secs(6)));
         assert_eq!(parse("1500ms"), Ok(Duration::from_millis(1500)));
         assert_eq!(parse("2m"), Ok(Duration::from_secs(120)));
@@ -51,7 +52,7 @@ mod tests {
     }
 
     #[test]
-    fn bounds_are_told() {
+    fn an_error_names_the_bounds() {
         let bounds = Duration::from_millis(100)..=Duration::from_secs(600);
         assert_eq!(within("100ms", bounds.clone()), Ok(Duration::from_millis(100)));
         assert_eq!(within("11m", bounds), Err("expected a time from 100ms to 10m".into()));

@@ -1,13 +1,14 @@
 //! What `interceptor` and `rdma-engine` share as programs.
 //!
-//! [`logs`] and [`output`] write through a bounded queue and a thread of its own ([`lines`]): a full disk, a closed
-//! pipe, a pipe that nobody drains or a terminal that has gone loses lines, and nothing else happens.
-//! [`panics`] are counted, and logged without flooding the log.
-//! [`prometheus`] writes `/metrics`.
-//! [`settings_file`] reads what an operator wrote.
-//! [`memory`] says how much memory this process may use; [`size`], [`duration`] and [`address`] parse what people type.
+//! [`logs`] and [`output`] write through a bounded queue with a thread of its own ([`lines`]): a
+//! full disk, a closed or undrained pipe, or a terminal that is gone loses lines, and has no other
+//! effect. [`panics`] are counted, and logged without flooding the log. [`prometheus`] writes
+//! `/metrics`. [`settings_file`] reads an operator's files. [`memory`] is the memory that this
+//! process may use, and [`descriptors`] raises its limit of open descriptors. [`size`],
+//! [`duration`] and [`address`] parse option values.
 
 pub mod address;
+pub mod descriptors;
 pub mod duration;
 pub mod lines;
 pub mod logs;

@@ -1,7 +1,8 @@
-//! A bounded queue of lines in front of a file descriptor, which a thread of its own writes.
+//! A bounded queue of lines, which a thread of its own writes to a file descriptor.
 //!
-//! Writing to a pipe or a terminal can block for ever, and fails where the disk is full or the other end has gone.
-//! Here only the thread blocks, and a line that cannot be written, or finds the queue full, is counted as lost.
+//! Writing to a pipe or a terminal can block for ever, and fails if the disk is full or the other
+//! end is gone. Here only the thread blocks. A line that cannot be written, or for which the queue
+//! has no room, is counted as lost.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Write};
@@ -19,15 +20,15 @@ use rustix::event::{PollFd, PollFlags, poll};
 /// Bytes that may wait to be written.
 const QUEUE_CAPACITY: usize = 1 << 20;
 
-/// Says in a line that so many others were lost.
+/// Makes the line that reports this many lost lines.
 type LostLine = Box<dyn Fn(u64) -> Vec<u8> + Send>;
 
-/// Takes lines without ever blocking. Cheap to clone.
+/// Queues lines without ever blocking. Cheap to clone.
 #[derive(Clone)]
-pub struct LineWriter(Arc<Shared>);
+pub struct LineWriter(Arc<LineQueue>);
 
 #[derive(Default)]
-struct Shared {
+struct LineQueue {
     queue: Mutex<Queue>,
     changed: Condvar,
     lost: AtomicU64,
@@ -37,16 +38,17 @@ struct Shared {
 struct Queue {
     lines: VecDeque<Vec<u8>>,
     bytes: usize,
-    /// Whether the thread writes a line that it has taken from `lines`.
+    /// Whether the thread is writing a line that it has taken from `lines`.
     is_writing: bool,
 }
 
 impl LineWriter {
-    /// Starts the thread that writes to `sink`. Once a write succeeds again after lines were lost, `lost_line` says so.
+    /// Starts the thread that writes to `sink`. When a write succeeds again after lines were lost,
+    /// the line of `lost_line` is written first.
     pub fn start(sink: impl Write + Send + 'static, lost_line: LostLine) -> Self {
-        let shared = Arc::new(Shared::default());
-        let writer = Writer { shared: shared.clone(), sink, lost_line, told: 0, is_torn: false };
-        // Without a thread all lines are lost, which is counted, too.
+        let shared = Arc::new(LineQueue::default());
+        let writer = Writer { shared: shared.clone(), sink, lost_line, reported: 0, is_torn: false };
+        // Without a thread the queue fills up, and further lines are counted as lost.
         let _ = thread::Builder::new().name("log".into()).spawn(move || writer.run());
         Self(shared)
     }
@@ -81,23 +83,24 @@ impl LineWriter {
 }
 
 struct Writer<W> {
-    shared: Arc<Shared>,
+    shared: Arc<LineQueue>,
     sink: W,
     lost_line: LostLine,
     /// How many lost lines have been reported.
-    told: u64,
+    reported: u64,
     /// Whether the last write broke off within a line.
     is_torn: bool,
 }
 
 impl<W: Write> Writer<W> {
     fn run(mut self) {
-        // A terminal stops background processes that write to it (`stty tostop`), unless they block this signal.
+        // A terminal stops background processes that write to it (`stty tostop`), unless they
+        // block this signal.
         let _ = SigSet::from(Signal::SIGTTOU).thread_block();
         loop {
             let line = self.next();
-            // The panic itself is told in a line of its own.
-            let write = AssertUnwindSafe(|| self.tell_losses().and_then(|()| self.put(&line)));
+            // The panic itself is logged in a line of its own.
+            let write = AssertUnwindSafe(|| self.report_losses().and_then(|()| self.put(&line)));
             if !matches!(catch_unwind(write), Ok(Ok(()))) {
                 self.shared.lost.fetch_add(1, Relaxed);
             }
@@ -118,17 +121,17 @@ impl<W: Write> Writer<W> {
         }
     }
 
-    fn tell_losses(&mut self) -> io::Result<()> {
+    fn report_losses(&mut self) -> io::Result<()> {
         let lost = self.shared.lost.load(Relaxed);
-        if lost > self.told {
-            let line = (self.lost_line)(lost - self.told);
+        if lost > self.reported {
+            let line = (self.lost_line)(lost - self.reported);
             self.put(&line)?;
-            self.told = lost;
+            self.reported = lost;
         }
         Ok(())
     }
 
-    /// Writes a whole line; on a line of its own, if the one before broke off.
+    /// Writes a whole line, after a newline if the last line broke off.
     fn put(&mut self, line: &[u8]) -> io::Result<()> {
         if self.is_torn {
             self.write_all(b"\n")?;
@@ -154,7 +157,8 @@ impl<W: Write> Writer<W> {
     }
 }
 
-/// A standard stream, without the lock and the buffer of [`io::Stdout`] and [`io::Stderr`], which would have others wait.
+/// A standard stream, without the lock of [`io::Stdout`] and [`io::Stderr`], on which other
+/// threads could block, and without a buffer.
 pub struct Descriptor(pub BorrowedFd<'static>);
 
 impl Write for Descriptor {
@@ -188,7 +192,7 @@ mod tests {
     }
 
     /// Waits until the thread has written or lost all lines.
-    fn settled(writer: &LineWriter) {
+    fn wait_until_written(writer: &LineWriter) {
         writer.flush(LIMIT);
         assert!(writer.0.queue.lock().lines.is_empty());
     }
@@ -206,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pipe_that_nobody_drains_holds_nobody_up() {
+    fn an_undrained_pipe_blocks_no_writer() {
         let (reader, sink) = pipe().unwrap();
         let writer = started(sink);
         let line = format!("{}\n", "x".repeat(999));
@@ -218,23 +222,23 @@ mod tests {
         assert!(lost >= 5000 - (QUEUE_CAPACITY / 1000) as u64 - 1000, "{lost}");
 
         let text = rest_of(reader);
-        settled(&writer);
+        wait_until_written(&writer);
         writer.write(b"end\n");
         let text = text.join().unwrap();
         assert_eq!(text.matches(&line).count() as u64, 5000 - lost);
-        let told = text.lines().filter_map(|line| line.strip_suffix(" lost")?.parse::<u64>().ok());
-        assert_eq!(told.sum::<u64>(), lost);
+        let reported = text.lines().filter_map(|line| line.strip_suffix(" lost")?.parse::<u64>().ok());
+        assert_eq!(reported.sum::<u64>(), lost);
         assert_eq!(writer.lost(), lost);
     }
 
     #[test]
-    fn what_a_closed_pipe_and_a_full_disk_do_not_take_is_counted() {
+    fn lines_lost_to_a_closed_pipe_or_a_full_disk_are_counted() {
         let (reader, closed) = pipe().unwrap();
         drop(reader);
         let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
         for writer in [started(closed), started(full)] {
             (0..7).for_each(|_| writer.write(b"line\n"));
-            settled(&writer);
+            wait_until_written(&writer);
             assert_eq!(writer.lost(), 7);
         }
     }
@@ -251,7 +255,7 @@ mod tests {
         assert_eq!(writer.lost(), 0);
     }
 
-    /// A disk with room for so many bytes, as often as there is a number.
+    /// A disk that is full after each of these numbers of bytes, from the last to the first.
     struct Disk {
         room: Vec<usize>,
         taken: Arc<Mutex<String>>,
@@ -283,7 +287,7 @@ mod tests {
         let taken = Arc::new(Mutex::new(String::new()));
         let writer = started(Disk { room: vec![0, 5], taken: taken.clone() });
         ["one\n", "two\n", "three\n", "four\n"].iter().for_each(|line| writer.write(line.as_bytes()));
-        settled(&writer);
+        wait_until_written(&writer);
         assert_eq!(*taken.lock(), "one\nt\n2 lost\nfour\n");
     }
 }

@@ -1,4 +1,5 @@
-//! Logs: one line for each event, on standard error, for people or as JSON. Best effort: see [`crate::lines`].
+//! Logs: one line for each event, on standard error, for people or as JSON. Best effort: see
+//! [`crate::lines`].
 
 use std::io::{self, IsTerminal, Write};
 use std::time::SystemTime;
@@ -18,7 +19,7 @@ const OWN_CRATES: [&str; 3] = ["interceptor", "rdma_engine", "daemon"];
 /// The levels that a filter may name.
 const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
 
-/// How log lines look.
+/// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
     /// Time, level, message and fields, for people.
@@ -27,7 +28,7 @@ pub enum LogFormat {
     Json,
 }
 
-/// The text of a log filter is not one.
+/// Why a text is no log filter.
 #[derive(Debug, thiserror::Error)]
 #[error("{origin} {text:?}: {reason}")]
 pub struct FilterError {
@@ -36,11 +37,11 @@ pub struct FilterError {
     reason: String,
 }
 
-/// Says what to log. `level` is a level (of this workspace's programs; libraries only warn) or a whole filter; without
-/// it `RUST_LOG` counts, and without that, `info`.
+/// The filter of log events. `level` is a level (of this workspace's crates; libraries only warn)
+/// or a whole filter. Without it `RUST_LOG` is used, and without that, `info`.
 ///
 /// # Errors
-/// When it is neither.
+/// When it is neither a level nor a filter.
 pub fn filter(level: Option<&str>) -> Result<EnvFilter, FilterError> {
     let (origin, chosen) = match level {
         Some(level) => ("--log-level", Some(level.to_owned())),
@@ -65,23 +66,23 @@ pub fn filter(level: Option<&str>) -> Result<EnvFilter, FilterError> {
     EnvFilter::try_new(&directives).map_err(|error| wrong(error.to_string()))
 }
 
-/// Whether a directive says which level it means. One without a level (`loud`) would be taken for the name of a module,
-/// of which everything is logged, and nothing of all others.
+/// Whether a directive has a level. One without (`loud`) would be taken for the name of a module,
+/// of which everything would be logged, and of all others nothing.
 fn has_level(directive: &str) -> bool {
     let behind_fields = directive.rsplit([']', '}']).next().unwrap_or(directive);
     let level = behind_fields.rsplit('=').next().unwrap_or(behind_fields).to_ascii_lowercase();
     LEVELS.contains(&level.as_str()) || matches!(level.as_str(), "0" | "1" | "2" | "3" | "4" | "5")
 }
 
-/// Begins to log, panics included: a thread that dies says so in the log before it unwinds. Starts a thread. To be called
-/// once.
+/// Starts to log, including panics: a thread that panics logs that before it unwinds. Starts a
+/// thread. To be called once.
 pub fn start(format: LogFormat, filter: EnvFilter) {
     let lines = output::stderr(Box::new(move |lost| lost_line(format, lost)));
     let color = io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(LogWriter(lines))
-        // It would say it by a panicking `eprintln!`.
+        // These are written by `eprintln!`, which may panic.
         .log_internal_errors(false)
         .with_ansi(color);
     match format {
@@ -91,7 +92,7 @@ pub fn start(format: LogFormat, filter: EnvFilter) {
     panic::set_hook(Box::new(panics::hook));
 }
 
-/// The line that tells of lines lost, whatever the filter leaves out.
+/// The line that reports lost lines; the filter does not apply to it.
 fn lost_line(format: LogFormat, lost: u64) -> Vec<u8> {
     let text = "log lines were lost: standard error could not be written, or not fast enough";
     let mut time = String::new();
@@ -110,7 +111,7 @@ fn lost_line(format: LogFormat, lost: u64) -> Vec<u8> {
     line.into_bytes()
 }
 
-/// Gives each event's line to the queue.
+/// Passes each event's line to the queue.
 #[derive(Clone, Copy)]
 struct LogWriter(&'static LineWriter);
 
@@ -138,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_level_is_of_these_programs_only() {
+    fn a_level_applies_to_the_crates_of_this_workspace_only() {
         let filter = filter(Some("Debug")).unwrap().to_string();
         for part in ["interceptor=debug", "rdma_engine=debug", "warn"] {
             assert!(filter.contains(part), "{filter}");
@@ -147,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_is_taken_as_it_is() {
+    fn a_whole_filter_is_used_unchanged() {
         for text in ["h2=trace", "warn,h2=trace", "info,[span{field=a}]=debug", "interceptor=3"] {
             filter(Some(text)).unwrap();
         }
@@ -155,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_refused() {
+    fn a_filter_without_a_level_is_refused() {
         for text in
             ["loud", "interceptor=loud", "info,loud", "interceptor::fetch", "info,,h2=", "[span]", "7"]
         {
@@ -165,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn losses_are_told_in_the_format_of_the_others() {
+    fn lost_lines_are_reported_in_the_format_of_the_log() {
         let text = String::from_utf8(lost_line(LogFormat::Human, 3)).unwrap();
         assert!(text.contains("  WARN 3 log lines were lost") && text.ends_with('\n'), "{text}");
         let json: serde_json::Value = serde_json::from_slice(&lost_line(LogFormat::Json, 3)).unwrap();

@@ -1,8 +1,8 @@
-//! The memory that this process may use: the host's, or what control groups leave of it.
+//! The memory that this process may use: the host's memory, or the limit of its control groups.
 //!
-//! Both versions of control groups count, also side by side (hybrid hierarchies), and of nested groups the smallest
-//! limit. In a container the outer groups may be out of sight; their limits then are, too, except where version 1 tells
-//! them (`hierarchical_memory_limit`).
+//! Both versions of control groups apply, also side by side (hybrid hierarchies). Of nested groups
+//! the smallest limit applies. In a container the outer groups may not be visible; their limits
+//! are not visible either, except in version 1, which reports them (`hierarchical_memory_limit`).
 
 use std::fs;
 use std::path::{Component, Path, PathBuf};
@@ -12,13 +12,14 @@ pub fn limit() -> Option<u64> {
     Host::default().memory_limit()
 }
 
-/// Bytes of huge pages of 2 MiB from the host's pool that control groups allow; `None` without such a limit. The kernel
-/// does not refuse what exceeds it when it is mapped, but kills when it is touched.
+/// How many bytes of 2 MiB huge pages from the host's pool control groups allow; `None` without
+/// such a limit. Beyond the limit, mapping succeeds, but the kernel kills the process when it
+/// touches the pages.
 pub fn huge_page_limit() -> Option<u64> {
     Host::default().huge_page_limit()
 }
 
-/// Where files of the kernel are looked for.
+/// Where the kernel's files are read.
 struct Host {
     root: PathBuf,
 }
@@ -29,10 +30,10 @@ impl Default for Host {
     }
 }
 
-/// A controller of control groups, and its files that hold limits, in bytes.
+/// A controller of control groups, and its files with limits, in bytes.
 struct Controller {
     name: &'static str,
-    /// `memory.high` is one: above it processes are not killed, but all but stopped.
+    /// `memory.high` is included: above it processes are not killed, but nearly stopped.
     files_v2: &'static [&'static str],
     files_v1: &'static [&'static str],
 }
@@ -72,10 +73,10 @@ impl Host {
             };
             let name = hierarchy.controllers.map(|_| controller.name);
             let group = groups.lines().find_map(|line| group_of(line, name))?;
-            let place = self.root.join(hierarchy.place.trim_start_matches('/'));
-            // Outside of what is mounted nothing can be seen.
+            let mount_point = self.root.join(hierarchy.mount_point.trim_start_matches('/'));
+            // Groups outside of the mounted one are not visible.
             let below = below(group, hierarchy.root).unwrap_or_default();
-            let inside = below.ancestors().map(|group| place.join(group));
+            let inside = below.ancestors().map(|group| mount_point.join(group));
             inside.flat_map(|group| files.iter().filter_map(move |file| limit_in(&group.join(file)))).min()
         });
         limits.min()
@@ -91,29 +92,30 @@ struct Hierarchy<'a> {
     /// The group that is mounted.
     root: &'a str,
     /// Where it is mounted.
-    place: &'a str,
-    /// Of version 1, the controllers, among other options.
+    mount_point: &'a str,
+    /// In version 1, the controllers, among other options.
     controllers: Option<&'a str>,
 }
 
 impl<'a> Hierarchy<'a> {
-    /// Parses a line of `/proc/self/mountinfo`: `36 35 0:30 /root /place options [fields] - type source superoptions`.
+    /// Parses a line of `/proc/self/mountinfo`: `36 35 0:30 /root /place options [fields] - type
+    /// source superoptions`.
     fn parse(line: &'a str) -> Option<Self> {
         let (before, after) = line.split_once(" - ")?;
         let mut before = before.split(' ').skip(3);
-        let (root, place) = (before.next()?, before.next()?);
+        let (root, mount_point) = (before.next()?, before.next()?);
         let mut after = after.split(' ');
         let controllers = match after.next()? {
             "cgroup2" => None,
             "cgroup" => Some(after.nth(1)?),
             _ => return None,
         };
-        Some(Self { root, place, controllers })
+        Some(Self { root, mount_point, controllers })
     }
 }
 
-/// The group in a line of `/proc/self/cgroup`, `NUMBER:CONTROLLERS:GROUP`, if it is of the hierarchy of `controller`, or,
-/// without one, of version 2.
+/// The group in a line of `/proc/self/cgroup`, `NUMBER:CONTROLLERS:GROUP`, if the line is of the
+/// hierarchy of `controller`, or, without one, of version 2.
 fn group_of<'a>(line: &'a str, controller: Option<&str>) -> Option<&'a str> {
     let (number, rest) = line.split_once(':')?;
     let (controllers, group) = rest.split_once(':')?;
@@ -124,13 +126,14 @@ fn group_of<'a>(line: &'a str, controller: Option<&str>) -> Option<&'a str> {
     is_it.then_some(group)
 }
 
-/// The way from `root` down to `group`, if there is one. Groups outside of a name space have names such as `/../other`.
+/// The path from `root` down to `group`, if there is one. Groups outside of a name space have
+/// names such as `/../other`.
 fn below(group: &str, root: &str) -> Option<PathBuf> {
     let below = Path::new(group).strip_prefix(root).ok()?;
     below.components().all(|part| matches!(part, Component::Normal(_))).then(|| below.to_owned())
 }
 
-/// The limit in a file: a number alone or, in `memory.stat`, behind its name. None for `max`.
+/// The limit in a file: a number alone or, in `memory.stat`, behind its name. `None` for `max`.
 fn limit_in(file: &Path) -> Option<u64> {
     let text = fs::read_to_string(file).ok()?;
     let number = text.lines().find_map(|line| line.strip_prefix("hierarchical_memory_limit "));
@@ -175,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn without_limits_it_is_what_the_host_has() {
+    fn without_limits_it_is_the_host_s_memory() {
         limits("", "", &[], 8192);
         limits("0::/a\n", V2, &[("a/memory.max", "max\n"), ("a/memory.high", "max\n")], 8192);
         let unlimited = [("memory/a/memory.limit_in_bytes", "9223372036854771712\n")];
@@ -185,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn the_smallest_limit_on_the_way_up_counts() {
+    fn the_smallest_limit_of_nested_groups_applies() {
         let files = [
             ("a/memory.max", "209715200\n"),
             ("a/b/memory.max", "max\n"),
@@ -203,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn both_versions_count_side_by_side() {
+    fn both_versions_apply_side_by_side() {
         let both = format!(
             "{V1}37 25 0:31 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n\
              38 25 0:32 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n"
@@ -221,15 +224,15 @@ mod tests {
 
     #[test]
     fn containers_see_their_own_group_at_the_mount_point() {
-        // Without a name space of its own the path is the host's, and what is mounted is the group.
+        // Without its own name space the path is the host's, and the group is mounted.
         let mounts = "36 25 0:30 /docker/id /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory\n";
         let files = [("memory/memory.limit_in_bytes", "209715200\n")];
         limits("4:memory:/docker/id\n", mounts, &files, 200);
         limits("4:memory:/docker/id/inner\n", mounts, &files, 200);
-        // A limit of an outer group, which only the statistics tell.
+        // A limit of an outer group, which only the statistics report.
         let stat = ("memory/memory.stat", "cache 5\nhierarchical_memory_limit 104857600\ntotal_cache 5\n");
         limits("4:memory:/docker/id\n", mounts, &[files[0], stat], 100);
-        // A group that is not below what is mounted.
+        // A group that is not below the mounted one.
         limits("4:memory:/elsewhere\n", mounts, &files, 200);
         limits("0::/../other\n", V2, &[("memory.max", "209715200\n")], 200);
     }
@@ -246,7 +249,7 @@ mod tests {
 
     #[test]
     fn memory_of_this_host_is_plausible() {
-        let memory = limit().expect("Linux tells");
+        let memory = limit().expect("Linux reports it");
         assert!(memory > 16 * MIB, "{memory}");
     }
 }

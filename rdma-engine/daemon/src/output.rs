@@ -1,7 +1,8 @@
-//! What a program says on its standard streams.
+//! Output on the standard streams.
 //!
-//! Results of a command go to standard output and are waited for ([`print`]): a command whose result cannot be
-//! written has failed. Everything else ([`announce`], [`note`], [`error`]) holds nobody up and cannot fail.
+//! Results of a command go to standard output synchronously ([`print`]): a command whose result
+//! cannot be written has failed. All other output ([`announce`], [`note`], [`error`]) never blocks
+//! and cannot fail.
 
 use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
@@ -17,13 +18,13 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 static STDOUT: OnceLock<LineWriter> = OnceLock::new();
 static STDERR: OnceLock<LineWriter> = OnceLock::new();
 
-/// The result of a command could not be written.
+/// The error that the result of a command could not be written.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write to standard output")]
 pub struct OutputError(#[from] io::Error);
 
 impl OutputError {
-    /// Whether the reader has closed the pipe, as `head` does: nobody is left to be told.
+    /// Whether the reader has closed the pipe, as `head` does. Then no message is needed.
     pub fn is_closed(&self) -> bool {
         self.0.kind() == ErrorKind::BrokenPipe
     }
@@ -39,33 +40,33 @@ pub fn print(text: impl Display) -> Result<(), OutputError> {
     Ok(stdout.flush()?)
 }
 
-/// Says a line on standard output for whoever waits for it.
+/// Writes a line to standard output, for a program or person that waits for it.
 pub fn announce(line: impl Display) {
     let stdout = STDOUT
         .get_or_init(|| LineWriter::start(Descriptor(rustix::stdio::stdout()), Box::new(|_| Vec::new())));
     stdout.write(format!("{line}\n").as_bytes());
 }
 
-/// Says a line on standard error.
+/// Writes a line to standard error.
 pub fn note(line: impl Display) {
     stderr(Box::new(|lost| format!("({lost} lines were lost)\n").into_bytes()))
         .write(format!("{line}\n").as_bytes());
 }
 
-/// Says on standard error why a program fails.
+/// Writes to standard error why the program fails.
 pub fn error(text: impl Display) {
     note(format_args!("error: {text}"));
 }
 
-/// Prints what the parser of the command line has to say, help or an error, and gives the exit code.
-pub fn explain_usage(said: &clap::Error) -> ExitCode {
-    let printed = said.print();
-    let code = u8::try_from(said.exit_code()).unwrap_or(2);
-    // Help that could not be printed is a failure. After an error the code tells all the same.
+/// Prints the message of the command line's parser, help or an error. Returns the exit code.
+pub fn explain_usage(message: &clap::Error) -> ExitCode {
+    let printed = message.print();
+    let code = u8::try_from(message.exit_code()).unwrap_or(2);
+    // Help that cannot be printed is a failure. An error has its exit code in any case.
     if code == 0 && printed.is_err() { ExitCode::FAILURE } else { ExitCode::from(code) }
 }
 
-/// Standard error. The first call decides how it tells of lost lines.
+/// The writer of standard error. The first call decides how lost lines are reported.
 pub(crate) fn stderr(lost_line: Box<dyn Fn(u64) -> Vec<u8> + Send>) -> &'static LineWriter {
     STDERR.get_or_init(|| LineWriter::start(Descriptor(rustix::stdio::stderr()), lost_line))
 }
@@ -75,7 +76,7 @@ pub fn lost_lines() -> u64 {
     STDERR.get().map_or(0, LineWriter::lost)
 }
 
-/// Waits for a moment until what was announced, noted and logged is written.
+/// Waits until all queued lines are written, for at most [`FLUSH_TIMEOUT`].
 pub fn flush() {
     for writer in [&STDOUT, &STDERR] {
         if let Some(writer) = writer.get() {
@@ -84,7 +85,7 @@ pub fn flush() {
     }
 }
 
-/// Calls [`flush`] when it is dropped: for the end of `main`, also by a panic.
+/// Calls [`flush`] when it is dropped: at the end of `main`, also after a panic.
 #[must_use]
 pub struct FlushOnDrop;
 

@@ -1,16 +1,16 @@
-//! Reading files that an operator wrote, whatever their path leads to.
+//! Reads an operator's files, with a limit: the path may lead to a file without end.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
 use std::path::Path;
 
-/// The most bytes that such a file may have.
+/// The most bytes of such a file.
 const MAX_SIZE: u64 = 1 << 20;
 
 /// The text of a file; a pipe is read to its end.
 ///
 /// # Errors
-/// When it cannot be read, is not text, or has more than 1 MiB, of which no more is read.
+/// When the file cannot be read, is no UTF-8 text, or has more than 1 MiB.
 pub fn read(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     File::open(path)?.take(MAX_SIZE + 1).read_to_string(&mut text)?;
@@ -25,7 +25,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_has_no_end_is_refused() {
+    fn a_file_without_end_is_refused() {
         assert_eq!(read(Path::new("/dev/zero")).unwrap_err().kind(), ErrorKind::FileTooLarge);
         assert_eq!(read(Path::new("/dev/null")).unwrap(), "");
         assert!(read(Path::new("/")).is_err());

@@ -1,4 +1,5 @@
-//! Sizes as people type them: `1GiB`, `512M`, `1.5g`.
+//! Sizes as they are typed: `1GiB`, `512M`, `1.5g`. A crate (`bytesize`) reads `M` as a power of
+//! 1000, and `weed`'s users mean one of 1024.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,13 +11,13 @@ use serde::Serialize;
 #[serde(transparent)]
 pub struct ByteSize(pub u64);
 
-/// A text that is no size.
+/// Why a text is no size.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SizeError {
-    /// No number in front.
+    /// It does not begin with a number.
     #[error("expected a number of bytes such as 512MiB, 2G or 1.5GiB")]
     Number,
-    /// An unknown unit behind.
+    /// The unit is unknown.
     #[error(
         "unknown unit {0:?}: use K, M, G or T (powers of 1024, also KiB to TiB), or KB, MB, GB or TB (powers of 1000)"
     )]
@@ -56,8 +57,29 @@ impl FromStr for ByteSize {
     }
 }
 
+impl ByteSize {
+    /// Parses a number of bytes below 4 GiB.
+    ///
+    /// # Errors
+    /// When the text is no size, or a larger one; the error says so.
+    pub fn parse_u32(text: &str) -> Result<u32, String> {
+        let Self(bytes) = text.parse().map_err(|error: SizeError| error.to_string())?;
+        u32::try_from(bytes).map_err(|_| "a size is below 4GiB here".to_owned())
+    }
+
+    /// The size as it is typed: in whole MiB or KiB if it is a multiple, without a space.
+    pub fn typed(self) -> String {
+        match self.0 {
+            bytes if bytes >= 1 << 20 && bytes % (1 << 20) == 0 => format!("{}MiB", bytes >> 20),
+            bytes if bytes >= 1 << 10 && bytes % (1 << 10) == 0 => format!("{}KiB", bytes >> 10),
+            bytes => bytes.to_string(),
+        }
+    }
+}
+
 impl fmt::Display for ByteSize {
-    /// The largest unit of 1024 in which it is at least one, with at most one decimal.
+    /// In the largest unit (powers of 1024) of which it has at least one, with at most one
+    /// decimal.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
         let unit = (self.0.max(1).ilog2() / 10) as usize;
@@ -78,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn units() {
+    fn a_size_has_a_number_and_maybe_a_unit() {
         for (text, bytes) in [
             ("0", 0),
             ("4096", 4096),
@@ -97,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_told_apart() {
+    fn errors_say_what_is_wrong() {
         assert_eq!(parse(""), Err(SizeError::Number));
         assert_eq!(parse("-1G"), Err(SizeError::Number));
         assert_eq!(parse(".5G"), Err(SizeError::Number));
@@ -109,11 +131,29 @@ mod tests {
     }
 
     #[test]
-    fn display() {
+    fn a_size_is_shown_in_the_largest_unit() {
         for (bytes, text) in [(0, "0 B"), (1023, "1023 B"), (1 << 30, "1 GiB"), (3 << 29, "1.5 GiB")] {
             assert_eq!(ByteSize(bytes).to_string(), text);
         }
         assert_eq!(ByteSize(u64::MAX).to_string(), "16 EiB");
+    }
+
+    #[test]
+    fn sizes_of_messages_are_below_4_gib() {
+        for (text, bytes) in
+            [("0", 0), ("64KiB", 65536), ("1.5 mib", 3 << 19), ("3G", 3 << 30), ("4KB", 4000)]
+        {
+            assert_eq!(ByteSize::parse_u32(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "KiB", "-1", "4GiB", "99999999999"] {
+            assert!(ByteSize::parse_u32(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_typed_size_has_no_space() {
+        let typed = [4096, 1 << 20, 1000].map(|bytes| ByteSize(bytes).typed());
+        assert_eq!(typed, ["4KiB", "1MiB", "1000"]);
     }
 
     proptest! {
@@ -123,7 +163,7 @@ mod tests {
         }
 
         #[test]
-        fn bytes_are_themselves(bytes: u64) {
+        fn a_number_without_a_unit_is_a_number_of_bytes(bytes: u64) {
             prop_assert_eq!(parse(&bytes.to_string()), Ok(bytes));
         }
     }

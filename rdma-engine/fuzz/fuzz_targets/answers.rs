@@ -1,5 +1,5 @@
-//! A client against an engine that says anything: it takes no more memory than it asked for, and what it accepts is
-//! an answer to its question.
+//! A client with an engine that sends arbitrary bytes: the client takes no more memory than it
+//! asked for, and accepts only an answer that belongs to its request.
 #![no_main]
 
 use std::sync::OnceLock;
@@ -23,7 +23,7 @@ const FID: FileId = FileId { volume: 1, key: 1, cookie: 1 };
 /// A connection with its buffers, whatever the engine says.
 const SPARE: usize = 256 << 10;
 
-/// A client of an engine on this host either has its answer by now or does not get one.
+/// A client of an engine on this host has its answer by then, or never.
 const LIMIT: Duration = Duration::from_millis(200);
 
 struct Engine {

@@ -1,4 +1,5 @@
-//! An `.idx` log, in both widths, against a plain map: built at once, taken in entry by entry, and both.
+//! An `.idx` log, in both widths, compared with a plain map: built at once, applied entry by
+//! entry, and both.
 #![no_main]
 
 use std::collections::HashMap;

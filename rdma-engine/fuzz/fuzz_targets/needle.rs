@@ -1,5 +1,6 @@
-//! A whole volume of arbitrary bytes, read through the store: superblock, index, `.vif`, records and tails. Whatever it
-//! is, reading it ends with data that has its checksum, or with a refusal, and takes memory in proportion.
+//! A whole volume of arbitrary bytes, read through the store: superblock, index, `.vif`, records
+//! and tails. Reading ends with data that has its checksum, or with a refusal, and takes memory in
+//! proportion to the input.
 #![no_main]
 
 use std::fs;

@@ -1,5 +1,5 @@
-//! Messages of both sides: none panics or takes more memory than its own length, and what is understood is written
-//! again as it was.
+//! Messages of both sides: decoding never panics or takes more memory than the message has bytes,
+//! and a decoded message is encoded as it was.
 #![no_main]
 
 use bytes::BytesMut;
@@ -27,7 +27,8 @@ fuzz_target!(|input: &[u8]| bounded(SPARE + 8 * input.len(), || {
     if let Ok(answer) = EngineMessage::decode(header, body) {
         assert_eq!(body_of(|out| answer.encode(header.request, out)), body);
     }
-    // These may have more behind what is known, which is not written again: they must mean the same.
+    // These may have unknown fields at their end, which are not encoded again; all known fields
+    // must be the same.
     if let Ok(hello) = Hello::decode(body) {
         assert_eq!(Hello::decode(&body_of(|out| hello.encode(out))), Ok(hello));
     }

@@ -1,5 +1,5 @@
-//! An engine against a client that says anything: it takes no more memory than a session may have, and ends the
-//! session by itself when the client has nothing more to say.
+//! An engine with a client that sends arbitrary bytes: the engine takes no more memory than a
+//! session may have, and ends the session when the client sends no more.
 #![no_main]
 
 use std::fs;
@@ -74,8 +74,8 @@ fn engine() -> &'static Engine {
     })
 }
 
-/// A client's side of a session. The first byte says how much of it is well formed: mutations alone hardly ever find a
-/// frame.
+/// A client's side of a session. The first byte decides how much of it is well formed, because
+/// mutations alone hardly ever find a frame.
 fn said(input: &[u8]) -> BytesMut {
     let mut out = BytesMut::new();
     let Some((&mode, mut rest)) = input.split_first() else { return out };
@@ -115,7 +115,7 @@ fuzz_target!(|input: &[u8]| {
     bounded(SESSION + 4 * said.len(), || {
         runtime.block_on(async {
             let mut stream = TcpStream::connect(address.as_str()).await.expect("an engine");
-            // No port may rest after its connection: there are many.
+            // No TIME_WAIT: many connections would use up the ports.
             stream.set_zero_linger().expect("a socket");
             let (mut from, mut to) = stream.split();
             let talking = async {

@@ -1,7 +1,7 @@
 //! Bounds what one input may allocate.
 //!
-//! Sizes that a peer or a file names must be checked before memory is touched. A fuzz target runs each input in
-//! [`bounded`], which fails if the heap grows further than the input can justify.
+//! Sizes from a peer or a file must be checked before memory is allocated. A fuzz target runs each
+//! input in [`bounded`], which fails if the heap grows more than the input can justify.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -40,7 +40,8 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-/// Runs one input; panics if meanwhile the heap had more than `limit` bytes above what it had before.
+/// Runs one input; panics if meanwhile the heap had more than `limit` bytes above what it had
+/// before.
 pub fn bounded<T>(limit: usize, run: impl FnOnce() -> T) -> T {
     let before = IN_USE.load(Ordering::Relaxed);
     PEAK.store(before, Ordering::Relaxed);

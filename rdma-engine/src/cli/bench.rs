@@ -1,6 +1,7 @@
-//! `rdma-engine bench`: how fast needles come, by transport, size of the reads and how many are under way at a time.
+//! `rdma-engine bench`: measures reads, by transport, size, and how many are in progress at a
+//! time.
 //!
-//! They come as they come to a mount: over verbs the device writes them straight into the readers' memory.
+//! Reads are those of a mount: over verbs the device writes directly into the readers' memory.
 
 mod memory;
 
@@ -10,12 +11,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use clap::Args;
 use daemon::output;
+use daemon::size::ByteSize;
 use rand::Rng;
 use rdma_engine::FileId;
 use rdma_engine::client::{Client, ReadError, ReadTarget, RegistrationCache};
 
 use super::remote::{TargetArgs, TransportChoice, deadline};
-use super::size;
 
 #[derive(Debug, Args)]
 pub(super) struct BenchOptions {
@@ -27,7 +28,7 @@ pub(super) struct BenchOptions {
     fids: Vec<FileId>,
 
     /// Bytes of each read; needles that are shorter are read whole
-    #[arg(long, value_name = "SIZE,…", value_delimiter = ',', default_value = "4KiB,64KiB,1MiB", value_parser = size::below_4_gib)]
+    #[arg(long, value_name = "SIZE,…", value_delimiter = ',', default_value = "4KiB,64KiB,1MiB", value_parser = ByteSize::parse_u32)]
     sizes: Vec<u32>,
 
     /// Reads under way at a time
@@ -43,11 +44,11 @@ pub(super) struct BenchOptions {
     seconds: u32,
 }
 
-/// Devices are shown the readers' memory in parts of so many bytes, as they are a mount's cache.
-const UNIT: usize = 2 << 20;
+/// The readers' memory is registered in parts of this many bytes, as a mount's cache is.
+const REGISTRATION_UNIT: usize = 2 << 20;
 
-/// A needle to read, with what is needed for it.
-struct Needle {
+/// A needle to read.
+struct BenchNeedle {
     fid: FileId,
     data_size: u32,
     token: Option<String>,
@@ -69,13 +70,14 @@ pub(super) async fn run(options: BenchOptions) -> anyhow::Result<()> {
             let found = client.read(target, &mut [], deadline()).await;
             let found = found.with_context(|| format!("cannot read {fid} from {}", client.address()))?;
             ensure!(found.needle.data_size > 0, "{fid} is empty");
-            needles.push(Needle { fid, data_size: found.needle.data_size, token });
+            needles.push(BenchNeedle { fid, data_size: found.needle.data_size, token });
         }
         let needles = Arc::new(needles);
         for &size in &options.sizes {
             for &depth in &options.depths {
                 let limit = Duration::from_secs(options.seconds.into());
-                // Memory is shown to a device with a connection, so each line has its own.
+                // Memory is registered with the device of a connection, so each line has its own
+                // client.
                 let client = options.engine.client(choice)?;
                 let (bytes, elapsed, mut times) = measure(&client, &needles, size, depth, limit).await?;
                 let transport = client.transport().map_or("none", rdma_engine::protocol::Transport::name);
@@ -84,7 +86,7 @@ pub(super) async fn run(options: BenchOptions) -> anyhow::Result<()> {
                 output::print(format_args!(
                     "{:<9} {:>7} {:>5} {:>10.1} {:>10.0} {:>9.1} {:>9.1} {:>9.1} {:>9.1}\n",
                     transport,
-                    size::show(size),
+                    ByteSize(size.into()).typed(),
                     depth,
                     bytes as f64 / 1e6 / elapsed.as_secs_f64(),
                     times.len() as f64 / elapsed.as_secs_f64(),
@@ -99,17 +101,18 @@ pub(super) async fn run(options: BenchOptions) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Reads for as long as `limit`. Returns the bytes, the time, and how many nanoseconds each read took.
+/// Reads for the time `limit`. Returns the bytes, the elapsed time, and how many nanoseconds each
+/// read took.
 async fn measure(
     client: &Client,
-    needles: &Arc<Vec<Needle>>,
+    needles: &Arc<Vec<BenchNeedle>>,
     size: u32,
     depth: u32,
     limit: Duration,
 ) -> anyhow::Result<(u64, Duration, Vec<u64>)> {
     let (region, parts) = memory::parts(depth as usize, size as usize);
-    client.register(RegistrationCache::new(region, UNIT));
-    // Connecting is not measured.
+    client.register(RegistrationCache::new(region, REGISTRATION_UNIT));
+    // Connects, which is not measured.
     client.ping(deadline()).await?;
     let began = Instant::now();
     let readers: Vec<_> = parts
@@ -128,7 +131,7 @@ async fn measure(
                     let asked = Instant::now();
                     let (delivered, back) = client.read_owned(target, part, deadline()).await;
                     let delivered = delivered?;
-                    // Only a read that failed keeps it.
+                    // Only a failed read keeps the memory.
                     part = back.ok_or_else(|| ReadError::Lost("the device kept the memory".to_owned()))?;
                     times.push(u64::try_from(asked.elapsed().as_nanos()).unwrap_or(u64::MAX));
                     bytes += u64::from(delivered.needle.length);

@@ -1,4 +1,4 @@
-//! How to log, as it is typed.
+//! The options of logging.
 
 use clap::Args;
 use daemon::logs::{self, FilterError, LogFormat};
@@ -7,7 +7,8 @@ use daemon::logs::{self, FilterError, LogFormat};
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Logging")]
 pub(super) struct LogOptions {
-    /// error, warn, info, debug, trace or off; or a filter such as `info,rdma_engine::store=debug` [default: RUST_LOG, else info]
+    /// error, warn, info, debug, trace or off; or a filter such as `info,rdma_engine::store=debug`
+    /// [default: RUST_LOG, else info]
     #[arg(long, global = true, value_name = "LEVEL")]
     log_level: Option<String>,
 
@@ -17,7 +18,7 @@ pub(super) struct LogOptions {
 }
 
 impl LogOptions {
-    /// Begins to log. Nothing may have logged before.
+    /// Starts to log. No event may have been logged before.
     pub(super) fn start(&self) -> Result<(), FilterError> {
         logs::start(self.log_format, logs::filter(self.log_level.as_deref())?);
         Ok(())

@@ -1,6 +1,6 @@
-//! The command line: parses it, starts what it names, and turns the outcome into an exit code.
+//! The command line: parses it, runs the command, and turns the outcome into an exit code.
 //!
-//! Exit codes: 0 if all went well, 1 if something failed, 2 if what was typed cannot be meant.
+//! Exit codes: 0 for success, 1 for a failure, 2 for wrong usage.
 
 mod bench;
 #[cfg(feature = "verbs")]
@@ -9,7 +9,6 @@ mod http;
 mod logs;
 mod remote;
 mod serve;
-mod size;
 
 use std::process::ExitCode;
 
@@ -86,7 +85,7 @@ enum Command {
     Bench(bench::BenchOptions),
 }
 
-/// Does what the arguments say; blocks until it is done.
+/// Runs the command of the arguments; blocks until it is done.
 pub(crate) fn main() -> ExitCode {
     let _flush = output::FlushOnDrop;
     let cli = match Cli::try_parse() {
@@ -111,7 +110,7 @@ pub(crate) fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        // With one thread, a read that waits for a disk would have nobody to hand its tasks to.
+        // At least two, or a thread that waits for a disk could hand its tasks to no other thread.
         .worker_threads(std::thread::available_parallelism().map_or(2, usize::from).max(2))
         .max_blocking_threads(64)
         .thread_name("rdma-engine")
@@ -127,7 +126,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Bench(options) => bench::run(options).await,
         }
     });
-    // A thread that waits for a disk need not be waited for.
+    // Threads that wait for a disk are abandoned.
     runtime.shutdown_background();
     outcome
 }
@@ -144,14 +143,14 @@ mod tests {
     }
 
     #[test]
-    fn values_are_those_of_a_mount() {
+    fn sizes_and_durations_are_typed_as_for_a_mount() {
         let line = "rdma-engine serve --volume-dir /x --listen localhost:0 --status-addr localhost:0 \
                     --staging 1.5MiB --max-staging 64MiB --lease 500ms --idle-timeout 2m";
         Cli::try_parse_from(line.split_whitespace()).unwrap();
     }
 
     #[test]
-    fn wrong_values_say_what_is_right() {
+    fn an_error_says_which_values_are_right() {
         for (line, word) in [
             ("serve", "--volume-dir"),
             ("serve --volume-dir /x --listen 18515", "HOST:PORT"),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
 use daemon::output::{self, OutputError};
+use daemon::size::ByteSize;
 use rdma_engine::FileId;
 use rdma_engine::client::{self, Client, ReadTarget};
 use rdma_engine::protocol::{DEFAULT_PORT, Transport};
@@ -15,22 +16,21 @@ use rdma_engine::tls;
 use rdma_engine::token::ReadSigner;
 use tokio::time::Instant;
 
-use super::size;
-
 /// How long a single request may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Needles are read in pieces of so many bytes where the engine allows no more.
-const PIECE: u32 = 4 << 20;
+/// How many bytes one request asks for, if the engine's maximum is unknown.
+const DEFAULT_READ_SIZE: u32 = 4 << 20;
 
-/// Whom to ask, and how.
+/// The engine to ask.
 #[derive(Debug, Clone, Args)]
 pub(super) struct TargetArgs {
     /// The engine's host, and its port if it is not 18515
     #[arg(value_name = "TARGET")]
     pub(super) target: String,
 
-    /// The cluster's security.toml, with the key for read tokens and the certificates [default: where weed looks for it]
+    /// The cluster's security.toml, with the key for read tokens and the certificates [default:
+    /// where weed looks for it]
     #[arg(long, value_name = "FILE")]
     security: Option<PathBuf>,
 }
@@ -75,11 +75,11 @@ pub(super) struct ReadOptions {
     transport: TransportChoice,
 
     /// Where to begin
-    #[arg(long, value_name = "SIZE", default_value = "0", value_parser = size::below_4_gib)]
+    #[arg(long, value_name = "SIZE", default_value = "0", value_parser = ByteSize::parse_u32)]
     offset: u32,
 
     /// How much to read at most [default: up to the end]
-    #[arg(long, value_name = "SIZE", value_parser = size::below_4_gib)]
+    #[arg(long, value_name = "SIZE", value_parser = ByteSize::parse_u32)]
     length: Option<u32>,
 }
 
@@ -93,11 +93,11 @@ impl TargetArgs {
         };
         let settings = self.settings()?;
         let (tls, key) = (tls::grpc(&settings)?, settings.proof_key()?);
-        // It was named on the command line.
+        // The user has named the engine.
         let trust = client::Trust { named: true, key, volume_server: None };
         let options = client::ClientOptions {
             transports,
-            connect: PATIENCE,
+            connect: REQUEST_TIMEOUT,
             tls,
             trust,
             ..client::ClientOptions::default()
@@ -116,7 +116,7 @@ impl TargetArgs {
         }
     }
 
-    /// The target with a port: an IPv6 address has colons of its own, and needs brackets to have a port.
+    /// The target with a port. An IPv6 address contains colons, and needs brackets before a port.
     fn address(&self) -> String {
         let has_port = match self.target.rsplit_once(':') {
             Some((host, port)) => port.parse::<u16>().is_ok() && (!host.contains(':') || host.ends_with(']')),
@@ -133,7 +133,7 @@ impl TargetArgs {
 }
 
 pub(super) fn deadline() -> Instant {
-    Instant::now() + PATIENCE
+    Instant::now() + REQUEST_TIMEOUT
 }
 
 /// Asks an engine whether it is there.
@@ -155,19 +155,19 @@ pub(super) async fn read(options: ReadOptions) -> anyhow::Result<()> {
     let token = options.engine.signer()?.map(|signer| signer.token(options.fid));
     let failed = || format!("cannot read {} from {}", options.fid, client.address());
     client.ping(deadline()).await.with_context(failed)?;
-    let most = client.max_read_size().unwrap_or(PIECE);
+    let max = client.max_read_size().unwrap_or(DEFAULT_READ_SIZE);
     let mut stdout = std::io::stdout().lock();
-    let mut buffer = vec![0; options.length.unwrap_or(most).min(most) as usize];
+    let mut buffer = vec![0; options.length.unwrap_or(max).min(max) as usize];
     let (mut offset, mut left) = (options.offset, options.length.unwrap_or(u32::MAX));
     loop {
-        let wanted = buffer.len().min(left as usize);
+        let length = buffer.len().min(left as usize);
         let target = ReadTarget { fid: options.fid, offset, token: token.as_deref() };
-        let delivered = client.read(target, &mut buffer[..wanted], deadline()).await.with_context(failed)?;
+        let delivered = client.read(target, &mut buffer[..length], deadline()).await.with_context(failed)?;
         let needle = delivered.needle;
         if offset == options.offset && needle.flags.is_gzip() {
             output::note(format_args!("{} is stored compressed (gzip)", options.fid));
         }
-        ensure!(needle.length as usize <= wanted, "more bytes than were asked for");
+        ensure!(needle.length as usize <= length, "more bytes than were asked for");
         stdout.write_all(&buffer[..needle.length as usize]).map_err(OutputError::from)?;
         offset += needle.length;
         left -= needle.length;
@@ -183,7 +183,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_target_without_port_means_the_usual_one() {
+    fn a_target_without_a_port_has_the_default_port() {
         for (target, address) in [
             ("host", "host:18515"),
             ("host:1", "host:1"),

@@ -11,17 +11,17 @@ use anyhow::Context;
 use clap::Args;
 use daemon::address::{StatusAddress, host_port};
 use daemon::size::{ByteSize, SizeError};
-use daemon::{duration, memory, output};
+use daemon::{descriptors, duration, memory, output};
 use rdma_engine::metrics::Metrics;
 use rdma_engine::server::{Engine, EngineOptions};
 use rdma_engine::settings::SecuritySettings;
 use rdma_engine::store::Store;
 use rdma_engine::tls;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
 use tokio::net::{TcpListener, lookup_host};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{http, size};
+use super::http;
 
 #[derive(Debug, Args)]
 pub(super) struct ServeOptions {
@@ -45,7 +45,8 @@ pub(super) struct ServeOptions {
     #[arg(long, value_name = "FILE")]
     security: Option<PathBuf>,
 
-    /// Do not hand the volumes' descriptors to processes of this host, not even to root and this user
+    /// Do not hand the volumes' descriptors to processes of this host, not even to root and this
+    /// user
     #[arg(long)]
     no_local: bool,
 
@@ -58,10 +59,11 @@ pub(super) struct ServeOptions {
     device: Option<String>,
 
     /// Memory that is registered for each session over RDMA; what finds no room in it goes in line
-    #[arg(long, value_name = "SIZE", default_value = "32MiB", value_parser = size::below_4_gib)]
+    #[arg(long, value_name = "SIZE", default_value = "32MiB", value_parser = ByteSize::parse_u32)]
     staging: u32,
 
-    /// Such memory of all sessions; without room for another session's, the client takes another transport [default: 1GiB, or half of the memory if that is less]
+    /// Such memory of all sessions; without room for another session's, the client takes another
+    /// transport [default: 1GiB, or half of the memory if that is less]
     #[arg(long, value_name = "SIZE", value_parser = held_memory)]
     max_staging: Option<ByteSize>,
 
@@ -69,16 +71,19 @@ pub(super) struct ServeOptions {
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = |text: &str| duration::within(text, LEASES))]
     lease: Duration,
 
-    /// Sessions at a time; when there are more, one that has been idle for ten seconds makes room, or the client is refused
+    /// Sessions at a time; when there are more, one that has been idle for ten seconds makes room,
+    /// or the client is refused
     #[arg(long, value_name = "COUNT", default_value = "1024", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     max_sessions: u32,
 
-    /// Sessions of one peer, which is an address of the network (IPv6: a /64) or a user of this host
+    /// Sessions of one peer, which is an address of the network (IPv6: a /64) or a user of this
+    /// host
     #[arg(long, value_name = "COUNT", default_value = "256", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     max_peer_sessions: u32,
 
-    /// Memory for answers that wait for their clients, of all sessions; one peer has a quarter of it, and further answers are read
-    /// when their clients take them [default: 64MiB, or a quarter of the memory if that is less]
+    /// Memory for answers that wait for their clients, of all sessions; one peer has a quarter of
+    /// it, and further answers are read when their clients take them [default: 64MiB, or a quarter
+    /// of the memory if that is less]
     #[arg(long, value_name = "SIZE", value_parser = held_memory)]
     max_waiting: Option<ByteSize>,
 
@@ -87,23 +92,23 @@ pub(super) struct ServeOptions {
     max_in_flight: u32,
 
     /// Sessions that read nothing are closed after this time, from 1s to 1440m
-    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = |text: &str| duration::within(text, IDLE_TIMES))]
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = |text: &str| duration::within(text, IDLE_TIMEOUTS))]
     idle_timeout: Duration,
 }
 
-/// What `--lease` may be.
+/// The values of `--lease`.
 const LEASES: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(600);
 
-/// What `--idle-timeout` may be.
-const IDLE_TIMES: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(86_400);
+/// The values of `--idle-timeout`.
+const IDLE_TIMEOUTS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(86_400);
 
-/// What `--max-staging` is unless told otherwise, if that is not more than half of the memory.
-const USUAL_MAX_STAGING: u64 = 1 << 30;
+/// The default of `--max-staging`, unless it is more than half of the memory.
+const DEFAULT_MAX_STAGING: u64 = 1 << 30;
 
-/// What `--max-waiting` is unless told otherwise, if that is not more than a quarter of the memory.
-const USUAL_MAX_WAITING: u64 = 64 << 20;
+/// The default of `--max-waiting`, unless it is more than a quarter of the memory.
+const DEFAULT_MAX_WAITING: u64 = 64 << 20;
 
-/// Memory that is held for clients, so it must be there.
+/// Parses an amount of memory that is held for clients, which must exist.
 fn held_memory(text: &str) -> Result<ByteSize, String> {
     let size: ByteSize = text.parse().map_err(|error: SizeError| error.to_string())?;
     let memory = memory::limit().map_or(ByteSize(u64::MAX), ByteSize);
@@ -119,21 +124,22 @@ fn held_memory(text: &str) -> Result<ByteSize, String> {
 impl ServeOptions {
     fn all_staging(&self) -> u64 {
         let half = || memory::limit().map_or(u64::MAX, |memory| memory / 2);
-        self.max_staging.map_or_else(|| USUAL_MAX_STAGING.min(half()), |ByteSize(bytes)| bytes)
+        self.max_staging.map_or_else(|| DEFAULT_MAX_STAGING.min(half()), |ByteSize(bytes)| bytes)
     }
 
     fn all_waiting(&self) -> u64 {
         let quarter = || memory::limit().map_or(u64::MAX, |memory| memory / 4);
-        self.max_waiting.map_or_else(|| USUAL_MAX_WAITING.min(quarter()), |ByteSize(bytes)| bytes)
+        self.max_waiting.map_or_else(|| DEFAULT_MAX_WAITING.min(quarter()), |ByteSize(bytes)| bytes)
     }
 }
 
-/// Serves until a signal comes.
+/// Serves until a signal ends it.
 pub(super) async fn run(options: ServeOptions) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut hangup = signal(SignalKind::hangup())?;
-    raise_descriptor_limit();
+    // An open volume takes two descriptors, a session one.
+    descriptors::raise_limit();
 
     let settings = match &options.security {
         Some(file) => SecuritySettings::read(Some(file), |name| std::env::var(name).ok())?,
@@ -211,16 +217,10 @@ pub(super) async fn run(options: ServeOptions) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The address of `host_port`; of several, such as those of `localhost`, one that every client can use.
+/// The address of `host_port`. Of several, such as those of `localhost`, an IPv4 address, which
+/// every client can use.
 async fn resolve(host_port: &str) -> std::io::Result<SocketAddr> {
     let mut addresses: Vec<_> = lookup_host(host_port).await?.collect();
     addresses.sort_by_key(SocketAddr::is_ipv6);
     addresses.first().copied().ok_or_else(|| std::io::ErrorKind::AddrNotAvailable.into())
-}
-
-/// Every open volume takes two descriptors, every session one: as many as the system lets this process have.
-fn raise_descriptor_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    // If it may not be raised, the limit that there is holds.
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
 }

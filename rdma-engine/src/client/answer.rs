@@ -28,7 +28,8 @@ pub(super) enum ReceivedAnswer {
     Grant(NeedleInfo, GrantedRange),
 }
 
-/// The right to have one request in progress: until it is answered, and until a grant is given back.
+/// The right to have one request in progress: until it is answered, and until a grant is given
+/// back.
 pub(super) struct RequestPermit {
     /// Of the requests that the engine allows.
     pub(super) _request: OwnedSemaphorePermit,
@@ -62,8 +63,8 @@ pub(super) struct InlineData {
 }
 
 impl InlineData {
-    /// The `length` bytes that come next. With them comes the receiver of what is left of them when
-    /// the request is done. `heard` counts each piece that arrives.
+    /// The `length` bytes that come next. With them comes the receiver of what is left of them
+    /// when the request is done. `heard` counts each piece that arrives.
     pub(super) fn new(
         incoming: Incoming,
         length: usize,
@@ -73,7 +74,8 @@ impl InlineData {
         (Self { held: Some((incoming, length)), back: Some(back), heard }, returned)
     }
 
-    /// Reads into `destination`, which must not be longer than what is left. Returns the bytes read.
+    /// Reads into `destination`, which must not be longer than what is left. Returns the bytes
+    /// read.
     pub(super) async fn read(&mut self, destination: &mut [u8]) -> Result<usize, StreamError> {
         let (incoming, left) = self.held.as_mut().expect("held until it is dropped");
         let limit = destination.len().min(*left);

@@ -167,8 +167,8 @@ impl EngineConnection {
         .await
     }
 
-    /// Waits for `work` until the deadline. An engine that has sent nothing at all by then is treated
-    /// as down, unless the deadline was shorter than [`MIN_SILENCE`].
+    /// Waits for `work` until the deadline. An engine that has sent nothing at all by then is
+    /// treated as down, unless the deadline was shorter than [`MIN_SILENCE`].
     async fn within<T>(
         &self,
         deadline: Instant,
@@ -204,8 +204,8 @@ impl EngineConnection {
         Ok(SentRequest { connection: self.clone(), number, path, sent_at, answer: Some(answer) })
     }
 
-    /// Sends a message. If the queue pair has no room for it, it goes over the socket; what the socket
-    /// does not take at once is left to the flush task.
+    /// Sends a message. If the queue pair has no room for it, it goes over the socket; what the
+    /// socket does not take at once is left to the flush task.
     fn send(&self, message: &ClientMessage, number: u64, path: RequestPath) {
         if path == RequestPath::Message {
             let mut bytes = BytesMut::new();

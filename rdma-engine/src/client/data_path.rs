@@ -33,12 +33,13 @@ pub(super) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// Data is read and added to the checksum in pieces of this many bytes, which fit the processor's
 /// cache.
-pub(super) const PIECE_SIZE: usize = 256 << 10;
+pub(super) const CHUNK_SIZE: usize = 256 << 10;
 
 /// A read request that the engine has answered.
 pub(super) struct SentRead<'a> {
     pub(super) target: ReadTarget<'a>,
     /// A time before the request was sent.
+    #[cfg_attr(not(feature = "verbs"), expect(dead_code, reason = "only grants have leases"))]
     pub(super) sent_at: BootTime,
 }
 
@@ -137,7 +138,7 @@ pub(super) async fn read_inline(
     let mut checksum = ReadChecksum::default();
     let mut filled = 0;
     while filled < destination.len() {
-        let end = destination.len().min(filled + PIECE_SIZE);
+        let end = destination.len().min(filled + CHUNK_SIZE);
         let count = data.read(&mut destination[filled..end]).await?;
         checksum.add(&destination[filled..filled + count]);
         filled += count;

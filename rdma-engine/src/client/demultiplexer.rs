@@ -163,8 +163,8 @@ mod messages {
         connection.path().transport() == Transport::Verbs
     }
 
-    /// Delivers a grant. If the request does not wait any more, the engine is told at once that the
-    /// client is done with it.
+    /// Delivers a grant. If the request does not wait any more, the engine is told at once that
+    /// the client is done with it.
     pub(super) fn deliver_grant(
         pending: Option<PendingRequest>,
         session: Arc<EngineConnection>,

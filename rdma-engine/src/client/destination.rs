@@ -10,9 +10,9 @@ use tokio::sync::oneshot;
 /// is done, and is dropped then.
 ///
 /// # Safety
-/// As long as the value lives, also when it is moved, `start..start + length` is mapped for reading
-/// and writing at the same address and initialized (written before, or zeroed by the system). Only
-/// the value's owner reads or writes it or has Rust references to it.
+/// As long as the value lives, also when it is moved, `start..start + length` is mapped for
+/// reading and writing at the same address and initialized (written before, or zeroed by the
+/// system). Only the value's owner reads or writes it or has Rust references to it.
 //
 // `Any`, so that a caller that lends `dyn Destination` can take it back as its own type.
 pub unsafe trait Destination: Send + std::any::Any {
@@ -99,8 +99,8 @@ impl<D: Destination> ReadMemory for OwnedMemory<D> {
 
     fn bytes(&mut self) -> &mut [u8] {
         let Some(memory) = &mut self.memory else { return &mut [] };
-        // SAFETY: mapped, initialized and its owner's alone (`Destination`); the borrow of the owner
-        // is the borrow of the bytes.
+        // SAFETY: mapped, initialized and its owner's alone (`Destination`); the borrow of the
+        // owner is the borrow of the bytes.
         unsafe { std::slice::from_raw_parts_mut(memory.start(), memory.length()) }
     }
 

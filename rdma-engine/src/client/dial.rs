@@ -56,14 +56,15 @@ struct Greeted {
     proof: Result<(), String>,
 }
 
-/// Connects over the first transport that works and whose other end has proved itself. Calls `avoid`
-/// for a transport that was on offer and failed.
+/// Connects over the first transport that works and whose other end has proved itself. Calls
+/// `avoid` for a transport that was on offer and failed.
 pub(super) async fn dial(
     dial: Dial<'_>,
     #[cfg_attr(not(feature = "verbs"), expect(unused, reason = "only verbs fails after its offer"))]
     avoid: impl Fn(Transport),
 ) -> Result<Arc<EngineConnection>, ReadError> {
     let Dial { address, options, .. } = dial;
+    #[cfg_attr(not(feature = "verbs"), expect(unused_mut, reason = "only verbs connects again"))]
     let mut greeted = connect(address, options).await?;
     let mut reason = ReadError::Refused(Refusal::NoTransport);
     for &transport in &dial.transports {
@@ -132,13 +133,13 @@ async fn connect(address: &str, options: &ClientOptions) -> Result<Greeted, Read
     Ok(Greeted { incoming, welcome, proof: Ok(()) })
 }
 
-/// How the names of engines' sockets begin. The name comes from an engine that has not proved itself
-/// yet.
+/// How the names of engines' sockets begin. The name comes from an engine that has not proved
+/// itself yet.
 const SOCKET_PREFIX: &[u8] = b"rdma-engine-";
 
-/// Connects to the engine's Unix socket, if it is on this host. The engine tells the socket's name to
-/// every client, so any process may have taken the name: whatever listens there is trusted for its
-/// user, or for a proof.
+/// Connects to the engine's Unix socket, if it is on this host. The engine tells the socket's name
+/// to every client, so any process may have taken the name: whatever listens there is trusted for
+/// its user, or for a proof.
 async fn local(socket: &[u8], options: &ClientOptions) -> Result<Arc<EngineConnection>, ReadError> {
     if !socket.starts_with(SOCKET_PREFIX) {
         return Err(ProtocolError::Value.into());
@@ -161,8 +162,8 @@ async fn local(socket: &[u8], options: &ClientOptions) -> Result<Arc<EngineConne
     choose(incoming, &welcome, Choose::Local { proof }, Box::new(LocalPath::new())).await
 }
 
-/// Connects without waiting: if the listener's backlog is full, a blocking socket would hold up this
-/// thread for as long as the other side likes.
+/// Connects without waiting: if the listener's backlog is full, a blocking socket would hold up
+/// this thread for as long as the other side likes.
 fn connect_unix(name: &[u8]) -> std::io::Result<UnixStream> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
@@ -170,8 +171,8 @@ fn connect_unix(name: &[u8]) -> std::io::Result<UnixStream> {
     UnixStream::from_std(socket.into())
 }
 
-/// Checks that the process at the other end may serve the volumes because of its user: root, the user
-/// of this process, or the user of the volume server's process.
+/// Checks that the process at the other end may serve the volumes because of its user: root, the
+/// user of this process, or the user of the volume server's process.
 async fn trusted_user(stream: &UnixStream, options: &ClientOptions) -> Result<(), String> {
     let told = |error: std::io::Error| format!("the engine's process: {error}");
     let user = peer::user(stream).map_err(told)?;
@@ -198,8 +199,8 @@ async fn volume_server_user(server: &str) -> std::io::Result<Option<u32>> {
     Ok(None)
 }
 
-/// The outcome of asking an engine to prove that it knows the cluster's secret: the client's own proof
-/// in return, or why there is none.
+/// The outcome of asking an engine to prove that it knows the cluster's secret: the client's own
+/// proof in return, or why there is none.
 type Handshake = Result<Proof, String>;
 
 /// Introduces this client and asks for a proof, if there is a key to check it by.
@@ -281,7 +282,8 @@ mod verbs {
         prepared.map_err(lost)?.map_err(lost)
     }
 
-    /// Connects within half of the time for connecting, so that another transport has the other half.
+    /// Connects within half of the time for connecting, so that another transport has the other
+    /// half.
     pub(super) async fn choose(
         greeted: Greeted,
         prepared: PreparedPath,

@@ -2,28 +2,30 @@
 
 use crate::Refusal;
 
-/// Why a read failed. Whatever it is, the caller takes the next source.
+/// Why a read failed. After any of these the caller takes its next source.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
     /// The engine does not serve this needle. It may serve others.
     #[error("refused: {0}")]
     Refused(Refusal),
-    /// The engine could not be reached a moment ago and is not tried yet again; the last reason is given.
+    /// The engine could not be reached, and the backoff before the next attempt is not over. With
+    /// the last reason.
     #[error("the engine is left alone for a while: {0}")]
     Unavailable(String),
     /// The connection could not be made, or ended before the answer was there.
     #[error("no connection: {0}")]
     Lost(String),
-    /// The engine has not shown that it is the volume server's, so it is not asked for anything.
+    /// The engine has not proved that it is the volume server's, so it is not asked for anything.
     #[error(
         "not trusted: {0}; give it and its clients one security.toml with jwt.signing.key or [grpc] \
          certificates, or name it with --engine"
     )]
     Unproved(String),
-    /// The time was over.
+    /// The deadline has passed.
     #[error("not within the deadline")]
     Deadline,
-    /// What came is not what was asked for: another needle's header, or bytes that do not have their checksum.
+    /// The answer does not belong to the request: another needle's header, or bytes that do not
+    /// have their checksum.
     #[error("damaged: {0}")]
     Damaged(&'static str),
 }

@@ -1,9 +1,10 @@
 //! How long a grant is valid.
 //!
 //! A range has no checksum, so a READ that ends after its lease may have brought another needle's
-//! bytes, and nothing else would show it. The client therefore counts from before it sent the request,
-//! when the engine cannot have begun to count. It uses a clock that goes on while the host is
-//! suspended. And it uses less than it was granted, because the clocks of two hosts differ in speed.
+//! bytes, and nothing else would show it. The client therefore counts from before it sent the
+//! request, when the engine cannot have begun to count. It uses a clock that goes on while the
+//! host is suspended. And it uses less than it was granted, because the clocks of two hosts differ
+//! in speed.
 
 use std::time::Duration;
 
@@ -25,14 +26,12 @@ impl BootTime {
 }
 
 /// The length of a grant, and when it was requested.
-#[cfg_attr(not(feature = "verbs"), expect(dead_code, reason = "grants come over a queue pair"))]
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Lease {
     sent_at: BootTime,
     length: Duration,
 }
 
-#[cfg_attr(not(feature = "verbs"), expect(dead_code, reason = "grants come over a queue pair"))]
 impl Lease {
     /// The lease of an answer to a request that was sent after `sent_at`.
     pub(super) fn new(sent_at: BootTime, length: Duration) -> Self {

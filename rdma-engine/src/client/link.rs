@@ -1,4 +1,5 @@
-//! The client's link to its engine: one connection that all requests share, made again after a loss.
+//! The client's link to its engine: one connection that all requests share, made again after a
+//! loss.
 //!
 //! While an engine does not answer, reads fail at once, and it is tried again after a backoff that
 //! doubles. A transport that was on offer and did not work is left out for a while.
@@ -19,8 +20,8 @@ use crate::protocol::Transport;
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
 
-/// For how long other transports are preferred after one did not work: an RDMA network that is set up
-/// wrong, or an engine that hands over unfit files, stays so for a while.
+/// For how long other transports are preferred after one did not work: an RDMA network that is set
+/// up wrong, or an engine that hands over unfit files, stays so for a while.
 const AVOID_TIME: Duration = Duration::from_secs(60);
 
 /// See the module.

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::Semaphore;
 
 use super::answer::{FileRange, ReceivedAnswer};
-use super::data_path::{BoxFuture, DataPath, PIECE_SIZE, SentRead, read_inline, unexpected_answer};
+use super::data_path::{BoxFuture, CHUNK_SIZE, DataPath, SentRead, read_inline, unexpected_answer};
 use super::destination::ReadMemory;
 use super::verification::{ReadChecksum, matched_part};
 use super::volume_file::{MAX_DISK_READS, VolumeFile};
@@ -114,7 +114,7 @@ async fn read_file(
             Err(error) => return Err(failed(error)),
         }
         // The header is read together with the last piece.
-        let is_last = done + PIECE_SIZE >= destination.len();
+        let is_last = done + CHUNK_SIZE >= destination.len();
         let position = range.position.saturating_add(done as u64);
         let piece = next_piece(destination, done);
         let mut parts = [(&mut *piece, position), (&mut header[..], range.record)];
@@ -134,7 +134,7 @@ async fn read_file(
 
 /// The next piece of `destination`, of which `done` bytes are read.
 fn next_piece(destination: &mut [u8], done: usize) -> &mut [u8] {
-    let end = destination.len().min(done + PIECE_SIZE);
+    let end = destination.len().min(done + CHUNK_SIZE);
     &mut destination[done..end]
 }
 
@@ -169,13 +169,13 @@ mod tests {
     async fn a_range_is_read_whether_or_not_its_file_system_reports_what_is_cached() {
         let directory = tempfile::tempdir().unwrap();
         let written = directory.path().join("1.dat");
-        let content: Vec<u8> = (0..3 * PIECE_SIZE + 7).map(|at| ((at as u32 * 31) >> 3) as u8).collect();
+        let content: Vec<u8> = (0..3 * CHUNK_SIZE + 7).map(|at| ((at as u32 * 31) >> 3) as u8).collect();
         File::create(&written).unwrap().write_all(&content).unwrap();
-        // The file systems of the last two do not report it. The last, of several pieces, is not on
-        // every host.
+        // The file systems of the last two do not report it. The last, of several pieces, is not
+        // on every host.
         for path in [written, "/proc/version".into(), "/sys/kernel/btf/vmlinux".into()] {
             let Ok(whole) = fs::read(&path) else { continue };
-            for length in [0, 1, PIECE_SIZE, PIECE_SIZE + 1, 3 * PIECE_SIZE - POSITION] {
+            for length in [0, 1, CHUNK_SIZE, CHUNK_SIZE + 1, 3 * CHUNK_SIZE - POSITION] {
                 let Some(expected) = whole.get(POSITION..POSITION + length) else { continue };
                 let bytes = read_from(File::open(&path).unwrap(), &whole, length).await.unwrap();
                 assert!(bytes == expected, "{} bytes of {}", length, path.display());

@@ -1,8 +1,8 @@
 //! Reads needles from an engine.
 //!
-//! A [`Client`] is for one engine. It connects when it is first asked for something, takes the best
-//! transport that both sides have, and connects again after a loss (`link`). After every error the
-//! caller takes its next source.
+//! A [`Client`] is for one engine. It connects when it is first asked for something, takes the
+//! best transport that both sides have, and connects again after a loss (`link`). After every
+//! error the caller takes its next source.
 //!
 //! ```text
 //!  Client ─► EngineLink ─► EngineConnection ── request ──► engine
@@ -11,31 +11,33 @@
 //!                             ▼
 //!                          DataPath::read_into ──► the reader's memory
 //! ```
-//! The demultiplexer task owns the reading side of the stream. It reads frames, and hands the whole
-//! reading side to the request whose data comes next; the request reads into its caller's memory and
-//! hands the reading side back. So data goes from the socket into the caller's memory without a copy,
-//! and only the caller's own future writes there: dropping the future is safe at any point, and the
-//! rest of its data is read and discarded. The price: a read that is neither polled nor dropped holds
-//! up the other reads of its engine.
+//! The demultiplexer task owns the reading side of the stream. It reads frames, and hands the
+//! whole reading side to the request whose data comes next; the request reads into its caller's
+//! memory and hands the reading side back. So data goes from the socket into the caller's memory
+//! without a copy, and only the caller's own future writes there: dropping the future is safe at
+//! any point, and the rest of its data is read and discarded. The price: a read that is neither
+//! polled nor dropped holds up the other reads of its engine.
 //!
 //! What differs between transports is their [data path](data_path): data in the stream (`tcp`), in
 //! the volume's own file (`local`), or in the engine's staging memory, from which it is fetched by
 //! RDMA READ (`verbs`), straight into memory that is registered ([`Client::register`],
 //! [`Client::read_owned`]) or by way of bounce buffers.
 //!
-//! Any process may listen where an engine is looked for. An engine has to prove itself ([`Trust`]),
-//! once for each connection, before it is sent a file id or a token.
+//! Any process may listen where an engine is looked for. An engine has to prove itself
+//! ([`Trust`]), once for each connection, before it is sent a file id or a token.
 //!
-//! A whole needle is verified by its checksum; a range has none. The record's header is compared with
-//! the file id in any case.
+//! A whole needle is verified by its checksum; a range has none. The record's header is compared
+//! with the file id in any case.
 
 mod answer;
 mod connection;
 mod data_path;
 mod demultiplexer;
+#[cfg_attr(not(feature = "verbs"), allow(dead_code, reason = "only devices borrow a read's memory"))]
 mod destination;
 mod dial;
 mod error;
+#[cfg_attr(not(feature = "verbs"), allow(dead_code, reason = "only grants have leases"))]
 mod lease;
 mod link;
 mod local;
@@ -69,23 +71,23 @@ pub struct ClientOptions {
     pub connect: Duration,
     /// The client's name in the engine's log.
     pub name: String,
-    /// TLS for engines over the network, if the cluster has it. Then no engine is spoken to without
-    /// TLS; the data that is fetched by RDMA is not encrypted.
+    /// TLS for engines over the network, if the cluster has it. Then no engine is spoken to
+    /// without TLS; the data that is fetched by RDMA is not encrypted.
     pub tls: Option<Arc<ClientConfig>>,
     /// Which engines are trusted.
     pub trust: Trust,
 }
 
-/// What makes an engine trusted, besides a certificate of the cluster's authority. An engine for which
-/// none of it holds is sent no file id and no token, and none of its bytes are taken.
+/// What makes an engine trusted, besides a certificate of the cluster's authority. An engine for
+/// which none of it holds is sent no file id and no token, and none of its bytes are taken.
 #[derive(Debug, Clone, Default)]
 pub struct Trust {
     /// The user has named this very address.
     pub named: bool,
     /// The key by which an engine proves that it has the cluster's `security.toml`.
     pub key: Option<Arc<ProofKey>>,
-    /// `host:port` of the volume server that the engine is beside. On the same host, an engine of that
-    /// server's user is trusted, as are those of root and of this process's user.
+    /// `host:port` of the volume server that the engine is beside. On the same host, an engine of
+    /// that server's user is trusted, as are those of root and of this process's user.
     pub volume_server: Option<String>,
 }
 
@@ -112,8 +114,8 @@ pub struct ReadTarget<'a> {
 /// The outcome of a successful read.
 #[derive(Debug, Clone, Copy)]
 pub struct Delivered {
-    /// The needle as the engine describes it. [`NeedleInfo::length`] bytes were read: as many as were
-    /// asked for, or up to the needle's end.
+    /// The needle as the engine describes it. [`NeedleInfo::length`] bytes were read: as many as
+    /// were asked for, or up to the needle's end.
     pub needle: NeedleInfo,
     /// Whether that was the whole needle, and its checksum right.
     pub verified: bool,
@@ -148,9 +150,9 @@ impl Client {
         self.link.distrust()
     }
 
-    /// Reads the bytes from [`ReadTarget::offset`] on into `destination`, as many as it takes or the
-    /// needle has. The content of `destination` is undefined after an error, and behind the bytes that
-    /// were read. The future may be dropped at any point.
+    /// Reads the bytes from [`ReadTarget::offset`] on into `destination`, as many as it takes or
+    /// the needle has. The content of `destination` is undefined after an error, and behind the
+    /// bytes that were read. The future may be dropped at any point.
     ///
     /// # Errors
     /// See [`ReadError`]; after none of them is it worth asking the same engine again at once.
@@ -169,8 +171,9 @@ impl Client {
     /// As [`read`](Self::read), into memory that the read owns meanwhile. Over verbs, the device
     /// writes directly into memory that may be [registered](Self::register), without a copy.
     ///
-    /// The memory comes back with the outcome, unless the device still had it when the read failed:
-    /// then it is dropped when the device is done. The same holds if the future is dropped.
+    /// The memory comes back with the outcome, unless the device still had it when the read
+    /// failed: then it is dropped when the device is done. The same holds if the future is
+    /// dropped.
     ///
     /// # Errors
     /// See [`ReadError`]; after none of them is it worth asking the same engine again at once.
@@ -197,8 +200,8 @@ impl Client {
         self.link.register(memory);
     }
 
-    /// Asks the engine whether it is there, and connects if need be. Returns how long its answer took,
-    /// without the time for connecting.
+    /// Asks the engine whether it is there, and connects if need be. Returns how long its answer
+    /// took, without the time for connecting.
     ///
     /// # Errors
     /// See [`ReadError`].

@@ -2,9 +2,9 @@
 //!
 //! To register memory means to pin it and to give the device its addresses. That is too slow for
 //! every read; for all of a large cache at once it takes seconds and leaves no lockable memory for
-//! others. So a part is registered when the first read needs it, stays registered, and is withdrawn
-//! when its owner wants to give its pages back to the system. In between, its bytes may change
-//! owners at any time.
+//! others. So a part is registered when the first read needs it, stays registered, and is
+//! withdrawn when its owner wants to give its pages back to the system. In between, its bytes may
+//! change owners at any time.
 
 use std::fmt;
 use std::ptr::NonNull;
@@ -16,17 +16,18 @@ use parking_lot::Mutex;
 use crate::memory::Memory;
 
 /// Memory whose parts are registered with devices as reads need them
-/// ([`Client::read_owned`](crate::client::Client::read_owned)). Clients that are given the same cache
-/// share its registrations.
+/// ([`Client::read_owned`](crate::client::Client::read_owned)). Clients that are given the same
+/// cache share its registrations.
 #[cfg_attr(not(feature = "verbs"), expect(dead_code, reason = "only devices use all of it"))]
 pub struct RegistrationCache {
     pub(super) memory: Arc<dyn Memory>,
     /// Parts begin and end at multiples of this many bytes.
     pub(super) unit: usize,
-    /// A device has refused a part, most likely for want of lockable memory. No device is asked again.
+    /// A device has refused a part, most likely for want of lockable memory. No device is asked
+    /// again.
     pub(super) refused: AtomicBool,
-    /// The devices that may have parts of the memory. The lock is held while a part is registered or
-    /// withdrawn.
+    /// The devices that may have parts of the memory. The lock is held while a part is registered
+    /// or withdrawn.
     pub(super) devices: Mutex<Vec<Weak<dyn DeviceRegistrations>>>,
 }
 
@@ -51,10 +52,10 @@ impl RegistrationCache {
         Arc::new(Self { memory, unit: unit.max(1), refused, devices })
     }
 
-    /// Withdraws all parts that overlap `length` bytes from `start` on from every device, and calls
-    /// `then` before any of them can be registered again. Pages must only be replaced in `then`: a
-    /// device that knows the old pages would go on using them. Returns the result of `then`, or `None`
-    /// without having called it, while a device may write to one of the parts.
+    /// Withdraws all parts that overlap `length` bytes from `start` on from every device, and
+    /// calls `then` before any of them can be registered again. Pages must only be replaced in
+    /// `then`: a device that knows the old pages would go on using them. Returns the result of
+    /// `then`, or `None` without having called it, while a device may write to one of the parts.
     pub fn withdraw<T>(&self, start: NonNull<u8>, length: usize, then: impl FnOnce() -> T) -> Option<T> {
         let devices = self.devices.lock();
         for device in devices.iter().filter_map(Weak::upgrade) {

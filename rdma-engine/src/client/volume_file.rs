@@ -1,9 +1,10 @@
 //! A volume's file whose descriptor an engine has handed over.
 //!
-//! A descriptor may be anything: a pipe without a writer, a device, a file of a FUSE or network file
-//! system whose server answers when it likes. To ask what it is, to read it and even to close it can
-//! then block for ever. So all of that happens on threads that the reader does not wait for beyond a
-//! limit, and only a regular file of a local file system, opened for reading alone, is taken.
+//! A descriptor may be anything: a pipe without a writer, a device, a file of a FUSE or network
+//! file system whose server answers when it likes. To ask what it is, to read it and even to close
+//! it can then block for ever. So all of that happens on threads that the reader does not wait for
+//! beyond a limit, and only a regular file of a local file system, opened for reading alone, is
+//! taken.
 
 use std::fs::File;
 use std::io;
@@ -51,7 +52,8 @@ impl VolumeFile {
     /// Takes a descriptor that the engine has handed over, if it can be a volume's file.
     ///
     /// # Errors
-    /// Of kind `InvalidInput` if it is something else, or does not report within a second what it is.
+    /// Of kind `InvalidInput` if it is something else, or does not report within a second what it
+    /// is.
     pub(super) async fn take(descriptor: OwnedFd, disk_reads: &Arc<Semaphore>) -> io::Result<Arc<Self>> {
         let examined = spawn_blocking(move || {
             let probe = examine(descriptor.as_fd())?;
@@ -76,8 +78,8 @@ impl VolumeFile {
         read_exact_at(&self.file, self.probe, destination, position, ReadMode::CachedOnly)
     }
 
-    /// Fills each part with the bytes from its position on, one after the other, on a thread that may
-    /// wait. If the future is dropped, the thread goes on with buffers of its own.
+    /// Fills each part with the bytes from its position on, one after the other, on a thread that
+    /// may wait. If the future is dropped, the thread goes on with buffers of its own.
     pub(super) async fn read_from_disk(self: &Arc<Self>, parts: &mut [(&mut [u8], u64)]) -> io::Result<()> {
         // The semaphore is never closed.
         let permit = self.disk_reads.clone().acquire_owned().await.map_err(io::Error::other)?;
@@ -99,8 +101,8 @@ impl VolumeFile {
     }
 }
 
-/// How the file system of a descriptor reports cached bytes, if it can be a volume's file. Otherwise
-/// the error says what it is.
+/// How the file system of a descriptor reports cached bytes, if it can be a volume's file.
+/// Otherwise the error says what it is.
 fn examine(descriptor: BorrowedFd<'_>) -> Result<CacheProbe, String> {
     let told = |error: rustix::io::Errno| format!("a descriptor that says {error} of itself");
     let flags = fcntl_getfl(descriptor).map_err(told)?;

@@ -8,26 +8,27 @@ use super::wire::{Fields, Put};
 use super::{MAX_READ, ProtocolError};
 use crate::proof::{Nonce, PROOF_SIZE, Proof};
 
-/// The first bytes of the first message: whatever else a port scanner or a lost client says, it is not this.
+/// The first bytes of the first message. No other protocol begins with them.
 const MAGIC: [u8; 8] = *b"\x89NEEDLE\n";
 
-/// Longest name of a client, in bytes.
+/// The longest name of a client, in bytes.
 const MAX_NAME: usize = 64;
 
-/// Longest name of a socket, in bytes: what fits into the kernel's address.
+/// The longest name of a socket, in bytes: what fits into the kernel's address.
 const MAX_SOCKET: usize = 107;
 
-/// Most transports that an engine offers: one for each device port, and the two that need none.
+/// The most transports that an engine offers: one for each device port, and the two that need
+/// none.
 const MAX_OFFERS: usize = 32;
 
-/// Longest description of an offer or a choice, in bytes.
+/// The longest parameters of an offer or a choice, in bytes.
 const MAX_PARAMETERS: usize = 256;
 
-/// A way for requests and data.
+/// How requests and data travel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Transport {
-    /// RDMA: data by RDMA READ, requests over the TCP connection.
+    /// RDMA: data by RDMA READ; requests as messages or over the TCP connection.
     Verbs = 3,
     /// The same host: the client reads the volumes' files itself.
     Local = 2,
@@ -49,16 +50,16 @@ impl Transport {
     }
 }
 
-/// Bits for what a side can do beyond the version. Unknown ones are ignored.
+/// What a side supports beyond the version, one bit each. Unknown bits are ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Capabilities(pub u64);
 
 impl Capabilities {
-    /// Of an engine: over verbs, it takes requests as messages of the queue pair, too.
+    /// Of an engine: over verbs, it also takes requests as messages of the queue pair.
     pub const MESSAGES: Self = Self(1);
 
-    /// Of a client: its nonce is behind the last field of [`Hello`]. Of an engine: its nonce and its
-    /// proof are behind the last field of [`Welcome`].
+    /// Of a client: its nonce follows the last field of [`Hello`]. Of an engine: its nonce and its
+    /// proof follow the last field of [`Welcome`].
     pub const PROOF: Self = Self(2);
 
     /// Whether all bits of `other` are set.
@@ -79,9 +80,9 @@ pub struct Hello {
     pub oldest: u16,
     /// The newest one.
     pub newest: u16,
-    /// What else it can do; whether it has a nonce is written as that says.
+    /// What else it supports. [`Capabilities::PROOF`] is written according to `nonce`.
     pub capabilities: Capabilities,
-    /// What it calls itself, for the engine's log; up to 64 bytes.
+    /// The client's name, for the engine's log; up to 64 bytes.
     pub name: String,
     /// Asks the engine to prove that it knows the cluster's secret.
     pub nonce: Option<Nonce>,
@@ -100,7 +101,8 @@ impl Hello {
         });
     }
 
-    /// Reads the body of the message. What later versions put behind the fields that are known is ignored.
+    /// Decodes the body of the message. Fields of later versions behind the known ones are
+    /// ignored.
     ///
     /// # Errors
     /// When it is not one.
@@ -123,16 +125,16 @@ impl Hello {
     }
 }
 
-/// What an engine allows a session.
+/// The limits of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SessionLimits {
-    /// Requests that may be unanswered at a time, 1 or more. What exceeds it is refused.
+    /// Requests that may be unanswered at a time, 1 or more. Further requests are refused.
     pub in_flight: u32,
     /// Bytes that one request may ask for, up to [`MAX_READ`].
     pub read: u32,
-    /// A session without requests is closed after as many milliseconds.
+    /// A session without reads is closed after this many milliseconds.
     pub idle_ms: u32,
-    /// What was granted for RDMA READ stays valid for as many milliseconds.
+    /// A grant for RDMA READ stays valid for this many milliseconds.
     pub lease_ms: u32,
 }
 
@@ -141,8 +143,8 @@ pub struct SessionLimits {
 pub enum Offer {
     /// This connection.
     Tcp,
-    /// A Unix socket in the abstract namespace, whose name nobody but this engine has. Who can connect to it is on the same host.
-    /// On that socket itself the name is empty.
+    /// A Unix socket in the abstract namespace, with a name that only this engine uses. A client
+    /// that can connect to it is on the same host. On that socket itself the name is empty.
     Local {
         /// The name, without the zero byte in front.
         socket: Vec<u8>,
@@ -165,26 +167,26 @@ impl Offer {
 /// The engine's answer to [`Hello`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Welcome {
-    /// The version that holds from now on: the newest that both speak.
+    /// The version of the session: the newest that both sides speak.
     pub version: u16,
-    /// What the engine can do beyond it; whether it proves itself is written as `proof` says.
+    /// What else the engine supports. [`Capabilities::PROOF`] is written according to `proof`.
     pub capabilities: Capabilities,
     /// A random number that the engine drew when it started.
     pub instance: u128,
-    /// What it allows.
+    /// The limits of the session.
     pub limits: SessionLimits,
     /// The transports that it offers.
     pub offers: Vec<Offer>,
-    /// That it knows the cluster's secret, if the client asked for that.
+    /// The proof that the engine knows the cluster's secret, if the client asked for it.
     pub proof: Option<EngineProof>,
 }
 
-/// How an engine proves itself.
+/// The proof that an engine knows the cluster's secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EngineProof {
     /// The engine's nonce.
     pub nonce: Nonce,
-    /// Its proof, over that and the client's nonce.
+    /// Its proof, over both nonces.
     pub proof: Proof,
 }
 
@@ -218,7 +220,7 @@ impl Welcome {
         });
     }
 
-    /// Reads the body of the message. Offers of unknown transports are left out.
+    /// Decodes the body of the message. Offers of unknown transports are left out.
     ///
     /// # Errors
     /// When it is not one.
@@ -274,11 +276,12 @@ pub enum Choose {
         /// The client's proof that it knows the cluster's secret, if the engine showed its own.
         proof: Option<Proof>,
     },
-    /// Requests follow on this TCP connection, and data is fetched over a queue pair, of which this is the client's end.
+    /// Requests follow on this TCP connection or as messages, and data is fetched over a queue
+    /// pair, of which this is the client's end.
     Verbs(QueuePairEnd),
 }
 
-/// The engine's answer to [`Choose`]: requests may come. Has the same form.
+/// The engine's answer to [`Choose`], in the same form: it is ready for requests.
 pub type Ready = Choose;
 
 impl Choose {
@@ -309,7 +312,7 @@ impl Choose {
         });
     }
 
-    /// Reads the body of either message.
+    /// Decodes the body of either message.
     ///
     /// # Errors
     /// When it is not one.

@@ -15,12 +15,12 @@ use super::ProtocolError;
 /// Bytes of a frame's header.
 pub const HEADER: usize = 16;
 
-/// Longest body, in bytes. More than the longest message, so that later versions have room.
+/// The longest body, in bytes. More than the longest message, as room for later versions.
 pub const MAX_BODY: u32 = 16 << 10;
 
 macro_rules! kinds {
     ($($(#[doc = $doc:literal])+ $name:ident = $code:literal;)+) => {
-        /// What a message is.
+        /// The kind of a message.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         #[repr(u8)]
         pub enum MessageKind {
@@ -55,7 +55,7 @@ kinds! {
     Done = 17;
     /// The client no longer waits for the answer.
     Cancel = 18;
-    /// Are you there?
+    /// Asks for a pong.
     Ping = 19;
     /// The answer's data is in line.
     Data = 32;
@@ -63,7 +63,7 @@ kinds! {
     Grant = 33;
     /// The answer's data can be read from a file.
     File = 34;
-    /// Yes.
+    /// The answer to a ping.
     Pong = 35;
     /// A file that was handed over has been replaced or removed.
     Forget = 36;
@@ -72,7 +72,7 @@ kinds! {
 /// The header of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FrameHeader {
-    /// What the body is.
+    /// The kind of message in the body.
     pub kind: MessageKind,
     /// Bytes of the body.
     pub length: u32,
@@ -81,7 +81,7 @@ pub struct FrameHeader {
 }
 
 impl FrameHeader {
-    /// Reads a header.
+    /// Parses a header.
     ///
     /// # Errors
     /// When the kind is unknown or the body too long.

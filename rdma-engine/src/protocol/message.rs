@@ -15,23 +15,24 @@ pub struct ReadRequest {
     pub fid: FileId,
     /// Where the range begins, in bytes of the data as it is stored.
     pub offset: u32,
-    /// How many bytes at most; less come if the needle ends before.
+    /// How many bytes at most; fewer come if the needle ends before.
     pub length: u32,
-    /// The token that allows reading the needle, where the cluster asks for one; up to [`MAX_TOKEN`] bytes. May be left out once
-    /// the session has read the needle.
+    /// The token that allows reading the needle, if the cluster asks for one; up to [`MAX_TOKEN`]
+    /// bytes. May be left out after the session has shown it once for this needle.
     pub token: Vec<u8>,
 }
 
-/// What a client says after the bootstrap.
+/// A message of a client after the bootstrap.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ClientMessage {
     /// Asks for data.
     Read(ReadRequest),
-    /// Has fetched what was granted under this number, or will not.
+    /// Gives back the grant of the request of this number.
     Done,
-    /// Does not wait for the answer any more. The answer comes all the same, and may be [`Refusal::Cancelled`].
+    /// Cancels the request of this number. It is answered all the same, maybe with
+    /// [`Refusal::Cancelled`].
     Cancel,
-    /// Asks for a [`EngineMessage::Pong`].
+    /// Asks for an [`EngineMessage::Pong`].
     Ping,
 }
 
@@ -75,12 +76,12 @@ impl ClientMessage {
     }
 }
 
-/// What an engine says of a needle it serves.
+/// The description of a needle that an engine serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NeedleInfo {
-    /// The record's header as it is on disk, for the client to compare with what it asked for.
+    /// The record's header as it is on disk, for the client to compare with the file id.
     pub header: Header,
-    /// All of the needle's stored bytes.
+    /// The number of the needle's stored bytes.
     pub data_size: u32,
     /// CRC32C of them, in either form (see [`checksum`](crate::checksum)).
     pub checksum: u32,
@@ -88,7 +89,7 @@ pub struct NeedleInfo {
     pub flags: Flags,
     /// Whether the needle was deleted and only waits for compaction.
     pub deleted: bool,
-    /// How many bytes the answer brings: as many as were asked for, or up to the end.
+    /// How many bytes the answer brings: as many as were asked for, or up to the needle's end.
     pub length: u32,
 }
 
@@ -127,13 +128,13 @@ impl NeedleInfo {
 pub struct Grant {
     /// Where the [`NeedleInfo::length`] bytes are, in the engine's memory.
     pub address: u64,
-    /// The key of the memory region: it opens nothing but what was staged for this session.
+    /// The key of the memory region. It opens only what was staged for this session.
     pub rkey: u32,
-    /// For how many milliseconds the bytes stay there, at most, from when the engine sent this.
+    /// For how many milliseconds the bytes stay there, at most, after the engine has sent this.
     pub lease_ms: u32,
 }
 
-/// What an engine says after the bootstrap.
+/// A message of an engine after the bootstrap.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EngineMessage {
     /// The needle's bytes follow the frame.
@@ -146,9 +147,10 @@ pub enum EngineMessage {
         needle: NeedleInfo,
         /// The session's number of the file.
         file: u32,
-        /// Where the record's header is in it, for the client to compare with [`NeedleInfo::header`] after it has read the bytes.
+        /// Where the record's header is in the file, for the client to compare with
+        /// [`NeedleInfo::header`] after it has read the bytes.
         record: u64,
-        /// Where the bytes begin in it.
+        /// Where the bytes begin in the file.
         position: u64,
         /// Whether the file's descriptor comes with this message, as it does the first time.
         attached: bool,
@@ -157,8 +159,8 @@ pub enum EngineMessage {
     Refused(Refusal),
     /// The engine is there.
     Pong,
-    /// The file of this number is not the volume's any more: close it, so that its disk space becomes free. Requests that it
-    /// was named for may finish.
+    /// The file of this number was replaced or removed: the client closes it, so that its disk
+    /// space becomes free. Reads of it that are in progress may finish.
     Forget {
         /// The session's number of the file.
         file: u32,

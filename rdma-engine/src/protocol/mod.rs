@@ -1,18 +1,22 @@
-//! What client and engine say to each other; `doc/PROTOCOL.md` has the layouts byte by byte.
+//! The messages of client and engine; `doc/PROTOCOL.md` has their layouts byte by byte.
 //!
-//! A session begins with a **bootstrap** over a stream, TCP or a Unix socket: [`Hello`], [`Welcome`] with the transports on offer,
-//! [`Choose`], [`Ready`]. After it the same requests are carried by whatever was chosen, and only the way the
-//! data takes differs:
+//! A session begins with a **bootstrap** over a stream, TCP or a Unix socket: [`Hello`],
+//! [`Welcome`] with the transports on offer, [`Choose`], [`Ready`]. The requests after it are the
+//! same for every transport; only the data travels differently:
 //!
 //! | transport | a read is answered with | the data |
 //! |---|---|---|
 //! | `tcp` | [`EngineMessage::Data`] | follows in the stream |
-//! | `local` | [`EngineMessage::File`] | the client reads it from the volume's `.dat`, whose descriptor came along |
-//! | `verbs` | [`EngineMessage::Data`] if it is small, else [`EngineMessage::Grant`] | is fetched by RDMA READ from staging memory, and [`ClientMessage::Done`] gives that back |
+//! | `local` | [`EngineMessage::File`] | is read from the `.dat` by its descriptor |
+//! | `verbs` | [`EngineMessage::Data`], if small | comes in the message |
+//! | | else [`EngineMessage::Grant`] | is fetched from staging memory by RDMA READ |
 //!
-//! Every message is a [frame](frame): sixteen bytes that say its length, its kind and the request it belongs to, and a body. Requests
-//! are numbered by the client, may be sent without waiting, and are answered exactly once each, in any order.
-//! Everything has a limit, and what exceeds it, or is not understood, ends the session with a reason.
+//! [`ClientMessage::Done`] gives a grant back.
+//!
+//! Every message is a [frame](frame): a header of sixteen bytes (length, kind, and the request
+//! that it belongs to) and a body. The client numbers its requests and may send them without
+//! waiting. Each is answered exactly once, in any order. Every field has a limit; a message that
+//! exceeds one, or is not understood, ends the session with a reason.
 
 mod bootstrap;
 pub mod frame;
@@ -35,13 +39,13 @@ pub const VERSION: u16 = 1;
 /// The port where an engine is looked for.
 pub const DEFAULT_PORT: u16 = 18515;
 
-/// Longest token of a read request, in bytes.
+/// The longest token of a read request, in bytes.
 pub const MAX_TOKEN: usize = 2048;
 
 /// The most data that one request may bring, in bytes; an engine may allow less.
 pub const MAX_READ: u32 = 64 << 20;
 
-/// Bytes that are no message of the protocol.
+/// Why bytes are no message of the protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ProtocolError {
     /// The first bytes are not those of a hello.

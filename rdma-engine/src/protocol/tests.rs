@@ -1,4 +1,4 @@
-//! Every message comes out as it went in, and nothing else is taken for one.
+//! Every message is decoded as it was encoded, and other bytes are not taken for a message.
 
 use bytes::BytesMut;
 use proptest::prelude::*;
@@ -73,7 +73,7 @@ fn queue_pair() -> impl Strategy<Value = QueuePairEnd> {
     )
 }
 
-/// Capabilities that say whether a nonce or a proof follows.
+/// These capabilities, with the bit for a nonce or a proof set or cleared.
 fn announcing(capabilities: u64, proof: bool) -> Capabilities {
     let bit = Capabilities::PROOF.0;
     Capabilities(if proof { capabilities | bit } else { capabilities & !bit })
@@ -100,7 +100,7 @@ fn welcome() -> impl Strategy<Value = Welcome> {
 }
 
 #[test]
-fn the_documented_read() {
+fn a_read_request_is_encoded_as_documented() {
     let fid = FileId { volume: 3, key: 1, cookie: 0x6370_37d6 };
     let mut bytes = BytesMut::new();
     ClientMessage::Read(ReadRequest { fid, offset: 5, length: 4096, token: b"t".to_vec() })
@@ -113,7 +113,7 @@ fn the_documented_read() {
 }
 
 #[test]
-fn limits_hold() {
+fn messages_beyond_the_limits_are_refused() {
     let header = |length: u32, kind: u8| {
         let mut bytes = [0; frame::HEADER];
         bytes[..4].copy_from_slice(&length.to_be_bytes());

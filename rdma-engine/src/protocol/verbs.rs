@@ -1,33 +1,35 @@
-//! What two sides must know of each other to connect a reliable queue pair.
+//! What two sides exchange to connect a reliable queue pair.
 
 use bytes::{BufMut, BytesMut};
 
 use super::ProtocolError;
 use super::wire::Fields;
 
-/// Over verbs, data up to this many bytes comes in line: fetching it would take another round trip.
+/// Over verbs, data up to this many bytes comes in the message: to fetch it would take another
+/// round trip.
 pub const MAX_INLINE_DATA: u32 = 8 << 10;
 
-/// Requests that a client may have sent as messages, and neither has the answer of nor is done with. An engine has receives posted for twice as many messages, and a client
-/// one for each of its requests, so neither ever runs dry.
+/// How many requests a client may have sent as messages whose answer it has not received or whose
+/// grant it has not given back. An engine has receives posted for twice as many messages, and a
+/// client one for each of its requests, so neither ever lacks a receive.
 pub const MESSAGE_WINDOW: usize = 64;
 
-/// Room for a message of the client, in bytes.
+/// The longest message of a client, in bytes.
 pub const MAX_REQUEST_SIZE: usize = 2304;
 
-/// Room for a message of the engine, in bytes.
+/// The longest message of an engine, in bytes.
 pub const MAX_ANSWER_SIZE: usize = MAX_INLINE_DATA as usize + 128;
 
-/// A port of an RDMA device that the engine can be reached through.
+/// A port of an RDMA device through which the engine can be reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VerbsOffer {
-    /// Tells the offers of one engine apart; the client names it in its choice.
+    /// Identifies the offer among those of the engine; the client names it in its choice.
     pub port: u8,
     /// The port's GID; zeros on an InfiniBand port without global routing.
     pub gid: [u8; 16],
     /// The port's LID; 0 on Ethernet.
     pub lid: u16,
-    /// The link's speed in Gbit/s, so that the client can take the fastest; 0 if unknown.
+    /// The link's speed in Gbit/s, so that the client can choose the fastest; 0 if unknown.
     pub gigabits: u16,
 }
 

@@ -6,7 +6,8 @@ use super::ProtocolError;
 
 /// Writes a message's fields. Its numbers and arrays are those of [`BufMut`].
 pub(super) trait Put {
-    /// A byte string of at most 65,535 bytes, its length before it. A longer one is cut: every caller has a limit of its own.
+    /// Appends a byte string of at most 65,535 bytes, with its length before it. A longer one is
+    /// cut; every caller has its own limit.
     fn put_bytes16(&mut self, bytes: &[u8]);
 }
 
@@ -18,7 +19,7 @@ impl Put for BytesMut {
     }
 }
 
-/// What is left of a message that is being read. Every method fails if there is not enough.
+/// The rest of a message that is being decoded. Every method fails if too few bytes are left.
 pub(super) struct Fields<'a>(pub(super) &'a [u8]);
 
 impl<'a> Fields<'a> {
@@ -44,7 +45,7 @@ impl<'a> Fields<'a> {
         self.array().map(u64::from_be_bytes)
     }
 
-    /// A byte string of at most `limit` bytes, its length before it.
+    /// A byte string of at most `limit` bytes, with its length before it.
     pub(super) fn bytes16(&mut self, limit: usize) -> Result<&'a [u8], ProtocolError> {
         let length = usize::from(self.u16()?);
         if length > limit {

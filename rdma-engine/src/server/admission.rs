@@ -1,13 +1,13 @@
 //! Limits the connections of an engine, and the memory of their answers.
 //!
-//! A connection takes a [`ConnectionPermit`] from its first byte on. The permits are limited, in all and
-//! for one peer: an address of the network, or a user of this host. When none is left, the connection
-//! that has been idle for longest is evicted, so that connections that do not read cannot keep readers
-//! out.
+//! A connection takes a [`ConnectionPermit`] from its first byte on. The permits are limited, in
+//! all and for one peer: an address of the network, or a user of this host. When none is left, the
+//! connection that has been idle for longest is evicted, so that connections that do not read
+//! cannot keep readers out.
 //!
-//! Small answers lie in memory until their client takes them. That memory is one budget, of which one
-//! peer has at most a quarter ([`ConnectionPermit::reserve`]). An answer for which there is no room is
-//! sent from its file when it is written.
+//! Small answers lie in memory until their client takes them. That memory is one budget, of which
+//! one peer has at most a quarter ([`ConnectionPermit::reserve`]). An answer for which there is no
+//! room is sent from its file when it is written.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -35,7 +35,8 @@ const STAGING_DIVISOR: u64 = 2;
 /// The owner of connections that count together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Peer {
-    /// An IPv4 address, or the upper half of an IPv6 address, which is a network that one host may have for itself.
+    /// An IPv4 address, or the upper half of an IPv6 address, which is a network that one host may
+    /// have for itself.
     Host(IpAddr),
     /// A user of this host.
     User(u32),
@@ -164,8 +165,9 @@ impl Admission {
 }
 
 impl Connections {
-    /// Evicts one connection that is idle, of `peer` or of any: of the peer with the most connections, the
-    /// one that has been idle for longest. Its permit is free at once. Returns whether there was one.
+    /// Evicts one connection that is idle, of `peer` or of any: of the peer with the most
+    /// connections, the one that has been idle for longest. Its permit is free at once. Returns
+    /// whether there was one.
     fn evict_one(&mut self, peer: Option<Peer>, now: u64) -> bool {
         let count = |peer| self.peers.get(peer).map_or(0, |usage| usage.connections.load(Ordering::Relaxed));
         let spare = self.admitted.iter().filter(|(_, admitted)| {
@@ -233,9 +235,9 @@ impl ConnectionPermit {
         self.activity.in_progress.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// For how long the session may go on without reads; `None` if there was none for `limit`. While a
-    /// request is in progress the limit is doubled, but not more: requests that are refused may follow
-    /// each other at once.
+    /// For how long the session may go on without reads; `None` if there was none for `limit`.
+    /// While a request is in progress the limit is doubled, but not more: requests that are
+    /// refused may follow each other at once.
     pub(super) fn idle_time_left(&self, limit: Duration) -> Option<Duration> {
         let since = self.admission.now().saturating_sub(self.activity.last.load(Ordering::Relaxed));
         let is_busy = self.activity.in_progress.load(Ordering::Relaxed) > 0;

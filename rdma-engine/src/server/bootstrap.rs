@@ -1,5 +1,5 @@
-//! The first exchange with a client: the client introduces itself, the engine offers transports, the
-//! client chooses one.
+//! The first exchange with a client: the client introduces itself, the engine offers transports,
+//! the client chooses one.
 
 use std::io;
 use std::sync::Arc;
@@ -54,8 +54,8 @@ pub(super) async fn run(socket: Socket, of: Peer, peer: String, engine: Arc<Engi
         Ok(permit) => {
             let introduced = async {
                 if let Some(refusal) = mismatch {
-                    // Read first: closing a connection with unread data resets it, and the reset can
-                    // overtake the answer.
+                    // Read first: closing a connection with unread data resets it, and the reset
+                    // can overtake the answer.
                     let _ = incoming.frame().await;
                     return Err(Rejected::Refused(refusal));
                 }
@@ -228,8 +228,8 @@ async fn introduce(
     Ok((hello.name, ready.transport(), rdma))
 }
 
-/// The address at which the client has reached this engine, if that can be part of a proof. Under TLS
-/// both ends have certificates instead.
+/// The address at which the client has reached this engine, if that can be part of a proof. Under
+/// TLS both ends have certificates instead.
 fn channel(socket: &Socket, engine: &EngineState) -> Option<Channel> {
     match socket {
         Socket::Tcp(stream) => stream.local_addr().ok().map(Channel::Tcp),
@@ -242,15 +242,15 @@ fn channel(socket: &Socket, engine: &EngineState) -> Option<Channel> {
 enum ClientTrust {
     /// It may take any transport that is offered on its connection.
     Trusted,
-    /// Its user could open the volumes' files. But for this reason it is not certain that it is a process
-    /// of this host, so it has to prove that it knows the cluster's secret.
+    /// Its user could open the volumes' files. But for this reason it is not certain that it is a
+    /// process of this host, so it has to prove that it knows the cluster's secret.
     Unproved(io::Error),
 }
 
-/// Whether a process may have the volumes' descriptors. A descriptor opens all of a volume, whatever
-/// cookies and tokens allow. So only a process that could open the file itself may have one: a process of
-/// this host, of root or of this engine's user. Root of a container that shares the host's network is not
-/// one.
+/// Whether a process may have the volumes' descriptors. A descriptor opens all of a volume,
+/// whatever cookies and tokens allow. So only a process that could open the file itself may have
+/// one: a process of this host, of root or of this engine's user. Root of a container that shares
+/// the host's network is not one.
 fn check_process(socket: &Socket) -> Result<ClientTrust, Rejected> {
     let Socket::Unix(stream) = socket else { return Ok(ClientTrust::Trusted) };
     let user = peer::user(stream).map_err(|error| turned_away(&error))?;

@@ -9,17 +9,17 @@
 //! ```
 //!
 //! A connection first has to introduce itself and to choose a transport, within a few seconds
-//! (`bootstrap`). Then requests come. For each of them the session finds the data and checks that the
-//! client may read it, and the transport brings it to the client: `tcp` sends it from the file into the
-//! socket, `local` hands the file over, and `verbs` stages it in registered memory (`rdma`), from where
-//! the client fetches it.
+//! (`bootstrap`). Then requests come. For each of them the session finds the data and checks that
+//! the client may read it, and the transport brings it to the client: `tcp` sends it from the file
+//! into the socket, `local` hands the file over, and `verbs` stages it in registered memory
+//! (`rdma`), from where the client fetches it.
 //!
-//! A request that can be answered from the page cache is answered by the thread that took it. A request
-//! that has to wait for a disk waits on another thread, and later requests overtake it.
+//! A request that can be answered from the page cache is answered by the thread that took it. A
+//! request that has to wait for a disk waits on another thread, and later requests overtake it.
 //!
-//! There are limits on sessions in all and per peer, on requests in progress and their length, on the
-//! memory of answers that wait, and on the time without reads ([`EngineOptions`], `admission`). A client
-//! that does not take its answers is disconnected.
+//! There are limits on sessions in all and per peer, on requests in progress and their length, on
+//! the memory of answers that wait, and on the time without reads ([`EngineOptions`],
+//! `admission`). A client that does not take its answers is disconnected.
 
 mod admission;
 mod bootstrap;
@@ -63,8 +63,8 @@ pub struct EngineOptions {
     pub sessions: usize,
     /// Sessions of one peer, an address of the network or a user of this host.
     pub sessions_of_peer: usize,
-    /// Bytes of answers that wait for their clients, of all sessions; further answers are sent from their
-    /// files.
+    /// Bytes of answers that wait for their clients, of all sessions; further answers are sent
+    /// from their files.
     pub waiting: u64,
     /// Requests of a session that may be unanswered at a time.
     pub in_flight: u32,
@@ -79,15 +79,16 @@ pub struct EngineOptions {
     pub verbs: bool,
     /// The one RDMA device to use, by its name in the kernel; `None` for any.
     pub device: Option<String>,
-    /// Staging memory of each session over verbs, in bytes: everything that is granted at a time lies in
-    /// it. Data for which there is no room goes in line.
+    /// Staging memory of each session over verbs, in bytes: everything that is granted at a time
+    /// lies in it. Data for which there is no room goes in line.
     pub staging: usize,
-    /// Bytes of staging memory in all; if there is none left for another session, verbs is refused.
+    /// Bytes of staging memory in all; if there is none left for another session, verbs is
+    /// refused.
     pub all_staging: u64,
     /// How long a client may take to fetch what was granted.
     pub lease: Duration,
-    /// TLS for clients over the network, if they have to use it, most likely with certificates of their
-    /// own. Data that is fetched by RDMA is not encrypted.
+    /// TLS for clients over the network, if they have to use it, most likely with certificates of
+    /// their own. Data that is fetched by RDMA is not encrypted.
     pub tls: Option<Arc<ServerConfig>>,
     /// The key by which the engine proves itself to clients that ask, and clients to it.
     pub proof: Option<Arc<ProofKey>>,
@@ -149,8 +150,8 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Listens at `listen` (port 0 for any free one). If there is a `verifier`, reads need tokens that it
-    /// accepts.
+    /// Listens at `listen` (port 0 for any free one). If there is a `verifier`, reads need tokens
+    /// that it accepts.
     ///
     /// # Errors
     /// When the address is not available.

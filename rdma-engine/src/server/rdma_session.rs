@@ -18,8 +18,8 @@ pub(super) trait RdmaHost: Send + Sync {
     /// The ports to offer to a client that connected to the address `near`, best first.
     fn offers(&self, near: IpAddr) -> Vec<VerbsOffer>;
 
-    /// Connects to the client's end `peer`, which names one of the [`offers`](Self::offers) to a client
-    /// that connected to `near`. Waits for the device.
+    /// Connects to the client's end `peer`, which names one of the [`offers`](Self::offers) to a
+    /// client that connected to `near`. Waits for the device.
     ///
     /// # Errors
     /// A text for the log; the client is not told the reason.
@@ -47,8 +47,8 @@ pub(super) trait RdmaSession: Send + Sync {
     /// Ends the queue pair: the client reads nothing more, and no request comes from it.
     fn abort(&self);
 
-    /// Reads the range into staging memory, unless it is there already. `None` if there is no room: then
-    /// the data goes in line.
+    /// Reads the range into staging memory, unless it is there already. `None` if there is no
+    /// room: then the data goes in line.
     fn stage(
         &self,
         located: &LocatedRange,
@@ -80,8 +80,8 @@ pub(super) type TakeRequest = Box<dyn FnMut(&[u8]) -> Result<(), ProtocolError> 
 
 /// Requests that arrive as messages of the queue pair.
 pub(super) trait RequestReceiver: Send {
-    /// Starts to pass requests to `take`, until it returns an error, the queue pair fails, or the session
-    /// [ends](RdmaSession::abort); then calls `ended`.
+    /// Starts to pass requests to `take`, until it returns an error, the queue pair fails, or the
+    /// session [ends](RdmaSession::abort); then calls `ended`.
     ///
     /// # Errors
     /// When no thread can be started.

@@ -1,8 +1,8 @@
 //! Handles a request, whichever way it came: over the stream, or as a message of the queue pair.
 //!
-//! The thread that took the request looks the needle up, if all that this needs is in memory; otherwise
-//! a thread does that may wait. An answer that fits a message is sent as one, at once, to a client that
-//! sends messages. All other answers wait for the stream's writer.
+//! The thread that took the request looks the needle up, if all that this needs is in memory;
+//! otherwise a thread does that may wait. An answer that fits a message is sent as one, at once,
+//! to a client that sends messages. All other answers wait for the stream's writer.
 
 use std::sync::Arc;
 
@@ -63,10 +63,10 @@ impl OutgoingAnswer {
         Self { number, message, data: AnswerData::None, ticket: None, path }
     }
 
-    /// Ends the request, just before the answer is sent: when the answer arrives the client may send
-    /// its next request, and this one must not count as in progress then. A grant keeps its request in
-    /// progress until the client is done with it. If the client has cancelled the request, the answer is
-    /// a refusal.
+    /// Ends the request, just before the answer is sent: when the answer arrives the client may
+    /// send its next request, and this one must not count as in progress then. A grant keeps its
+    /// request in progress until the client is done with it. If the client has cancelled the
+    /// request, the answer is a refusal.
     pub(super) fn settled(self, session: &Session, rdma: Option<&dyn RdmaSession>) -> Self {
         let Self { number, message, data, ticket, path } = self;
         let cancelled = ticket.as_ref().is_some_and(RequestTicket::is_cancelled);
@@ -97,7 +97,8 @@ pub(super) struct RequestHandler {
 }
 
 impl RequestHandler {
-    /// Handles one request. Returns the answer if it is ready at once and is not sent as a message.
+    /// Handles one request. Returns the answer if it is ready at once and is not sent as a
+    /// message.
     ///
     /// # Errors
     /// If it is no request, or not one of this session's transport: that ends the session.
@@ -224,12 +225,14 @@ impl RequestHandler {
             let data = BufferedData { bytes, _counted: counted, _reservation: reservation };
             return Ok((EngineMessage::Data(needle), AnswerData::Buffered(data)));
         }
-        // Small data for which there is no reservation was not read, so it may have to wait for the disk.
+        // Small data for which there is no reservation was not read, so it may have to wait for
+        // the disk.
         let cold = mode == ReadMode::Blocking || is_small;
         Ok((EngineMessage::Data(needle), AnswerData::FromFile { located: Box::new(located), cold }))
     }
 
-    /// Sends an answer as a message, if its request came as one and there is room; otherwise returns it.
+    /// Sends an answer as a message, if its request came as one and there is room; otherwise
+    /// returns it.
     fn send_message(&self, answer: OutgoingAnswer) -> Option<OutgoingAnswer> {
         let fits = match &answer.data {
             AnswerData::None | AnswerData::Staged(_) => fits_message(answer.path, 0),
@@ -272,7 +275,8 @@ fn fits_message(path: RequestPath, data: u32) -> bool {
     path == RequestPath::Message && data <= MAX_INLINE_DATA
 }
 
-/// The transport that data in the stream is counted as: a session over verbs has a TCP connection for it.
+/// The transport that data in the stream is counted as: a session over verbs has a TCP connection
+/// for it.
 pub(super) fn stream_transport(session: &Session) -> Transport {
     match session.transport() {
         Transport::Verbs => Transport::Tcp,

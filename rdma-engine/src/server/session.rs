@@ -1,5 +1,5 @@
-//! What all transports of a session have in common: which requests are in progress, what the client may
-//! read, and where it is.
+//! What all transports of a session have in common: which requests are in progress, what the
+//! client may read, and where it is.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -14,8 +14,8 @@ use crate::protocol::{NeedleInfo, ReadRequest, SessionLimits, Transport};
 use crate::store::{NeedleRecord, ReadMode, StoreError};
 use crate::{FileId, Refusal};
 
-/// How many needles a session may read without showing its token again. After that many, all tokens
-/// have to be shown again.
+/// How many needles a session may read without showing its token again. After that many, all
+/// tokens have to be shown again.
 const AUTHORIZED_CAPACITY: usize = 1 << 12;
 
 /// One client's session.

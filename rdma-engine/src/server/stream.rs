@@ -1,8 +1,8 @@
-//! Sessions over a stream: `tcp`, with the data in line; `local`, with descriptors of the volumes' files;
-//! and `verbs`, where the stream carries what the queue pair does not.
+//! Sessions over a stream: `tcp`, with the data in line; `local`, with descriptors of the volumes'
+//! files; and `verbs`, where the stream carries what the queue pair does not.
 //!
-//! One task takes requests ([`RequestHandler`]) and one writes answers. Small data was read with the
-//! request; large data is sent from the file to the socket when its answer is written.
+//! One task takes requests ([`RequestHandler`]) and one writes answers. Small data was read with
+//! the request; large data is sent from the file to the socket when its answer is written.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -34,7 +34,8 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a client may take to receive an answer, plus a second for each MiB of data.
 const RECEIVE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Room for answers without a request in progress: pongs, and refusals of requests that did not begin.
+/// Room for answers without a request in progress: pongs, and refusals of requests that did not
+/// begin.
 const EXTRA_ANSWERS: usize = 16;
 
 /// Why a session ended.
@@ -138,7 +139,8 @@ struct AnswerWriter {
     socket: Arc<Socket>,
     session: Arc<Session>,
     rdma: Option<Arc<dyn RdmaSession>>,
-    /// Files whose descriptors the client has, with their numbers, by the address of the open file.
+    /// Files whose descriptors the client has, with their numbers, by the address of the open
+    /// file.
     handed_over: HashMap<usize, (u32, Arc<DataFile>)>,
     next_file: u32,
 }
@@ -245,8 +247,8 @@ impl AnswerWriter {
             let send = || self.socket.try_send_file(file, position, left);
             let may_block = cold || located.needle.length >= MIN_BLOCKING_SIZE;
             match if may_block { run_blocking(send) } else { send() } {
-                // The announced bytes are not there: the connection ends, and the client takes its next
-                // source.
+                // The announced bytes are not there: the connection ends, and the client takes its
+                // next source.
                 Ok(0) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file was truncated")),
                 Ok(count) => {
                     position += count as u64;
@@ -273,8 +275,8 @@ impl AnswerWriter {
     }
 }
 
-/// Waits until the client has received what is sent, at most for `limit`: a client that takes a byte now
-/// and then would keep its answers in memory for ever.
+/// Waits until the client has received what is sent, at most for `limit`: a client that takes a
+/// byte now and then would keep its answers in memory for ever.
 async fn received_within(limit: Duration, sending: impl Future<Output = io::Result<()>>) -> io::Result<()> {
     let late = |_| io::Error::new(io::ErrorKind::TimedOut, "the client takes its answers too slowly");
     timeout(limit, sending).await.map_err(late)?

@@ -1,4 +1,5 @@
-//! Engine and client together, over generated volumes. With the real volume server: the end-to-end suites `store` and `engine`.
+//! Engine and client together, with generated volumes. The end-to-end suites `store` and `engine`
+//! have those of the real volume server.
 
 use std::fs::{self, OpenOptions};
 use std::io::{Read as _, Write as _};
@@ -39,7 +40,7 @@ impl Drop for Fixture {
     }
 }
 
-/// The needle of a key: its length is what matters most.
+/// The content of a key's needle.
 fn content(key: u64, length: usize) -> Vec<u8> {
     (0..length).map(|at| (at as u64 * 31 + key * 17 + (at as u64 >> 9)) as u8).collect()
 }
@@ -97,7 +98,7 @@ async fn refusal(client: &Client, fid: FileId) -> Refusal {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn bytes_of_all_sizes_whole_and_in_ranges() {
+async fn needles_of_all_sizes_are_read_whole_and_in_ranges() {
     let mut fixture = start(EngineOptions::default(), None).await;
     let sizes = [0, 1, 100, 32 << 10, (32 << 10) + 1, 200_000, 5 << 20];
     for (key, size) in (1..).zip(sizes) {
@@ -137,7 +138,7 @@ async fn bytes_of_all_sizes_whole_and_in_ranges() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_at_a_time_some_of_them_dropped() {
+async fn concurrent_reads_are_right_though_some_are_dropped() {
     let mut fixture = start(EngineOptions { in_flight: 16, ..EngineOptions::default() }, None).await;
     for key in 1..=64 {
         fixture.volume.put(key, COOKIE, &content(key, (key as usize * 7919) % 300_000));
@@ -152,7 +153,7 @@ async fn many_at_a_time_some_of_them_dropped() {
                     let key = (reader * 61 + step * 13) % 64 + 1;
                     let size = (key as usize * 7919) % 300_000;
                     if step % 5 == reader % 5 {
-                        // Given up somewhere between the request and the last byte.
+                        // Dropped somewhere between the request and the last byte.
                         let limit = Duration::from_micros(step * 20);
                         let _ = tokio::time::timeout(limit, read(&client, fid(key), 0, size + 1)).await;
                     }
@@ -169,7 +170,7 @@ async fn many_at_a_time_some_of_them_dropped() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tokens_are_asked_for_once_for_each_needle_and_session() {
+async fn a_token_is_needed_once_for_each_needle_and_session() {
     let mut fixture = start(EngineOptions::default(), Some(b"secret")).await;
     fixture.volume.put(1, COOKIE, b"guarded");
     fixture.volume.put(2, COOKIE, b"as well");
@@ -214,7 +215,7 @@ async fn a_damaged_byte_never_arrives_as_a_whole_needle() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn files_that_were_replaced_are_given_back() {
+async fn clients_close_files_that_were_replaced() {
     let mut fixture = start(EngineOptions::default(), None).await;
     fixture.volume.put(1, COOKIE, b"one");
     let client = fixture.client(Transport::Local);
@@ -237,7 +238,7 @@ async fn files_that_were_replaced_are_given_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_engine_that_is_gone_is_left_alone_and_found_again() {
+async fn an_engine_that_is_gone_is_retried_after_a_backoff() {
     let mut fixture = start(EngineOptions::default(), None).await;
     fixture.volume.put(1, COOKIE, b"one");
     let client = fixture.client(Transport::Tcp);
@@ -270,7 +271,7 @@ async fn an_engine_that_is_gone_is_left_alone_and_found_again() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_engine_that_hangs_costs_one_deadline() {
-    // Accepts and introduces itself, and then says nothing any more.
+    // Introduces itself, and then sends nothing.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let hanging = std::thread::spawn(move || {
@@ -305,7 +306,7 @@ async fn an_engine_that_hangs_costs_one_deadline() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_no_client_is_sent_away() {
+async fn peers_that_do_not_speak_the_protocol_are_disconnected() {
     let fixture =
         start(EngineOptions { idle: Duration::from_millis(300), ..EngineOptions::default() }, None).await;
     let address = fixture.address;
@@ -339,12 +340,12 @@ async fn what_is_no_client_is_sent_away() {
     Choose::Local { proof: None }.encode(MessageKind::Choose, &mut choice);
     let answer = talk(&choice).await.unwrap();
     assert!(answer.ends_with(&refused(Refusal::NoTransport)), "{answer:?}");
-    // A session that only sits there is ended.
+    // An idle session is ended.
     let mut choice = hello(1, 1);
     Choose::Tcp.encode(MessageKind::Choose, &mut choice);
     let answer = talk(&choice).await.unwrap();
     assert_eq!(answer[answer.len() - 19..][4], MessageKind::Ready as u8);
-    // And so is one that talks nonsense.
+    // So is one that sends a malformed message.
     choice.extend_from_slice(&hello(1, 1));
     talk(&choice).await.unwrap();
 }
@@ -376,7 +377,7 @@ async fn more_sessions_or_requests_than_allowed_are_refused() {
         }
         let began = std::time::Instant::now();
         let mut stream = loop {
-            // The places of those that left become free in a moment.
+            // The permits of ended sessions become free in a moment.
             let mut stream = StdStream::connect(address).unwrap();
             stream.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
             stream.write_all(&bytes).unwrap();
@@ -393,13 +394,13 @@ async fn more_sessions_or_requests_than_allowed_are_refused() {
     let answers = answers.await.unwrap();
     let mut busy = BytesMut::new();
     crate::protocol::EngineMessage::Refused(Refusal::Busy).encode(40, &mut busy);
-    // Whatever of them was served, the metric counts those that were not, and all were answered.
+    // All were answered, and the metric counts those that were refused.
     assert!(answers.len() >= 1 << 20);
     assert!(!fixture.metrics.exposition().finish().contains("reason=\"busy\"} 0\n"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_clients_that_come_and_go_leave_nothing() {
+async fn a_thousand_short_sessions_leak_nothing() {
     let mut fixture = start(EngineOptions { sessions: 64, ..EngineOptions::default() }, None).await;
     fixture.volume.put(1, COOKIE, &content(1, 300_000));
     let descriptors = || fs::read_dir("/proc/self/fd").unwrap().count();
@@ -412,11 +413,11 @@ async fn a_thousand_clients_that_come_and_go_leave_nothing() {
     for round in 0..1000 {
         let client = fixture.client(BOTH[round % 2]);
         if round % 3 == 0 {
-            // Gone in the middle of the answer.
+            // The client leaves in the middle of the answer.
             let limit = Duration::from_micros(round as u64);
             let _ = tokio::time::timeout(limit, read(&client, fid(1), 0, 300_000)).await;
         } else if let Err(error) = read(&client, fid(1), 0, 300_000).await {
-            // Those that have just left may still take all places.
+            // Sessions that have just ended may still take all permits.
             assert_eq!(error, ReadError::Refused(Refusal::TooManySessions));
         }
         drop(client);
@@ -446,7 +447,7 @@ async fn without_rdma_the_next_transport_is_taken() {
     let (bytes, delivered) = read(&client, fid(1), 0, 100_000).await.unwrap();
     assert!(bytes == content(1, 100_000));
     assert_eq!((delivered.transport, client.transport()), (Transport::Tcp, Some(Transport::Tcp)));
-    // Who wants nothing else is told.
+    // A client that accepts no other transport is refused.
     assert_eq!(refusal(&fixture.client(Transport::Verbs), fid(1)).await, Refusal::NoTransport);
 }
 
@@ -474,7 +475,7 @@ fn small_reads(count: u64) -> impl Iterator<Item = (u64, ClientMessage)> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sessions_that_never_read_fill_no_more_than_their_part_of_the_memory() {
+async fn clients_that_never_receive_fill_at_most_their_part_of_the_memory() {
     const PART: u64 = 1 << 20;
     let mut fixture = start(EngineOptions { waiting: 4 * PART, ..EngineOptions::default() }, None).await;
     fixture.volume.put(1, COOKIE, &content(1, 32 << 10));
@@ -494,7 +495,7 @@ async fn sessions_that_never_read_fill_no_more_than_their_part_of_the_memory() {
         assert!(began.elapsed() < Duration::from_secs(20), "{} bytes wait", waiting());
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    // Others are served meanwhile, and who takes its answers late gets all of them.
+    // Other clients are served meanwhile, and a client that receives late gets all answers.
     let client = fixture.client(Transport::Tcp);
     for _ in 0..50 {
         assert!(waiting() <= PART, "{} bytes wait", waiting());
@@ -541,7 +542,7 @@ async fn pings_and_refused_reads_do_not_keep_a_session() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_peer_does_not_take_all_seats() {
+async fn one_peer_does_not_take_all_connections() {
     let options = EngineOptions { sessions: 8, sessions_of_peer: 2, ..EngineOptions::default() };
     let mut fixture = start(options, None).await;
     fixture.volume.put(1, COOKIE, b"one");
@@ -568,7 +569,7 @@ async fn one_peer_does_not_take_all_seats() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_engine_takes_no_descriptors() {
+async fn an_engine_closes_descriptors_that_it_is_sent() {
     let fixture = start(EngineOptions::default(), None).await;
     let address = fixture.address;
     tokio::task::spawn_blocking(move || {
@@ -595,7 +596,7 @@ async fn an_engine_takes_no_descriptors() {
         let flags = rustix::net::SendFlags::empty();
         rustix::net::sendmsg(&unix, &[std::io::IoSlice::new(&bytes)], &mut control, flags).unwrap();
         drop(writing);
-        // Nobody has the other end any more, though the engine has the message and the connection stays.
+        // The other end is closed, though the engine has the message and the connection stays.
         let mut ended = [PollFd::new(&reading, PollFlags::IN)];
         let limit = rustix::event::Timespec { tv_sec: 20, tv_nsec: 0 };
         assert_eq!(

@@ -21,8 +21,8 @@ pub enum ReadMode {
     Blocking,
 }
 
-/// How a file system reports that a read would wait for a disk. It is the same for all of a file, so it
-/// is determined once.
+/// How a file system reports that a read would wait for a disk. It is the same for all of a file,
+/// so it is determined once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum CacheProbe {
     /// There is no disk to wait for.
@@ -48,8 +48,8 @@ impl CacheProbe {
     }
 }
 
-/// An open `.dat` file. Positions in it stay valid as long as it is open, even after the volume was
-/// compacted or removed: nothing in it is ever overwritten.
+/// An open `.dat` file. Positions in it stay valid as long as it is open, even after the volume
+/// was compacted or removed: nothing in it is ever overwritten.
 #[derive(Debug)]
 pub struct DataFile {
     file: File,
@@ -74,8 +74,8 @@ impl DataFile {
         self.revision
     }
 
-    /// Whether the file has lost its name: the volume was compacted, moved or deleted, and only open
-    /// descriptors keep its disk space in use.
+    /// Whether the file has lost its name: the volume was compacted, moved or deleted, and only
+    /// open descriptors keep its disk space in use.
     pub fn is_unlinked(&self) -> bool {
         self.file.metadata().map_or(true, |metadata| metadata.nlink() == 0)
     }
@@ -103,9 +103,9 @@ impl AsFd for DataFile {
     }
 }
 
-/// Fills `buffer` with the bytes of `file` from `offset` on. With [`ReadMode::CachedOnly`], the error is
-/// of kind `WouldBlock` if the bytes are not in memory or the file system cannot report that; the content
-/// of `buffer` is then undefined.
+/// Fills `buffer` with the bytes of `file` from `offset` on. With [`ReadMode::CachedOnly`], the
+/// error is of kind `WouldBlock` if the bytes are not in memory or the file system cannot report
+/// that; the content of `buffer` is then undefined.
 pub(crate) fn read_exact_at(
     file: impl AsFd,
     probe: CacheProbe,

@@ -5,8 +5,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-/// A directory that was modified within this time before it is listed may change again without a new
-/// modification time: the clock of file systems ticks every few milliseconds.
+/// A directory that was modified within this time before it is listed may change again without a
+/// new modification time: the clock of file systems ticks every few milliseconds.
 const MIN_MTIME_AGE: Duration = Duration::from_millis(50);
 
 /// The names of one volume's files.
@@ -26,8 +26,8 @@ impl VolumeFiles {
         with_extension(&self.data, extension)
     }
 
-    /// A file of the index directory by its extension. Without such a directory, or if the file is in the
-    /// data directory, that one.
+    /// A file of the index directory by its extension. Without such a directory, or if the file is
+    /// in the data directory, that one.
     pub(super) fn index(&self, extension: &str) -> PathBuf {
         let beside = self.data(extension);
         match &self.index {
@@ -96,8 +96,8 @@ impl Directories {
     }
 }
 
-/// The number and base name of the volume that a file belongs to, if its name is that of a file by which
-/// a volume is found.
+/// The number and base name of the volume that a file belongs to, if its name is that of a file by
+/// which a volume is found.
 fn volume_of(name: &str) -> Option<(u32, &str)> {
     let (base, extension) = name.rsplit_once('.')?;
     if !matches!(extension, "dat" | "vif" | "ecx") {

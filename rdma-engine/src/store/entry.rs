@@ -1,12 +1,13 @@
-//! Entries of an `.idx` file: a log of where each needle was written or deleted. The last entry of a key
-//! is valid.
+//! Entries of an `.idx` file: a log of where each needle was written or deleted. The last entry of
+//! a key is valid.
 //!
 //! ```text
 //!  0  key u64
 //!  8  offset u32, or 5 bytes: the low 32 bits, then bits 32 to 39      in units of 8 bytes
 //!     size u32                                                         -1 for a deletion
 //! ```
-//! Whether offsets have 4 or 5 bytes depends on how the server was compiled; the file does not say.
+//! Whether offsets have 4 or 5 bytes depends on how the server was compiled; the file does not
+//! say.
 
 use crate::needle::ALIGNMENT;
 

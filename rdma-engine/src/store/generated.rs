@@ -80,8 +80,8 @@ impl GeneratedVolume {
         self.idx.write_all(&entry).unwrap();
     }
 
-    /// Writes the compacted files with these needles (key, cookie, data). [`swap_data`](Self::swap_data)
-    /// and [`swap_index`](Self::swap_index) put them in place.
+    /// Writes the compacted files with these needles (key, cookie, data).
+    /// [`swap_data`](Self::swap_data) and [`swap_index`](Self::swap_index) put them in place.
     pub(crate) fn compact(&mut self, needles: &[(u64, u32, Vec<u8>)]) -> Compacted {
         let other = tempfile::tempdir_in(&self.directory).unwrap();
         let mut new = Self::new(other.path(), self.id, self.version, self.width);

@@ -1,11 +1,13 @@
 //! The index of a volume in memory: where every needle is, in 17 bytes each.
 //!
-//! Keys are handed out in rising order, so nearly every new key is the largest so far. The index is
-//! therefore an array sorted by key: such a key is appended, and a known key is changed in place. The few
-//! other keys wait in a small map and are merged into the array, in place, when there are enough of them.
+//! Keys are handed out in rising order, so nearly every new key is the largest so far. The index
+//! is therefore an array sorted by key: such a key is appended, and a known key is changed in
+//! place. The few other keys wait in a small map and are merged into the array, in place, when
+//! there are enough of them.
 //!
-//! A deleted needle keeps its position, marked as deleted, until the volume is compacted: readers with a
-//! slightly old list of chunks may still ask for it, as they may at the volume server (`readDeleted`).
+//! A deleted needle keeps its position, marked as deleted, until the volume is compacted: readers
+//! with a slightly old list of chunks may still ask for it, as they may at the volume server
+//! (`readDeleted`).
 
 use std::collections::BTreeMap;
 
@@ -86,7 +88,8 @@ impl NeedleIndex {
             IndexChange::Deleted if appended => {}
             IndexChange::Written(position) if appended => {
                 if self.sorted.len() == self.sorted.capacity() {
-                    // A Vec would double. A sixteenth is enough, because large blocks grow by remapping.
+                    // A Vec would double. A sixteenth is enough, because large blocks grow by
+                    // remapping.
                     self.sorted.reserve_exact(self.sorted.len() / 16 + Self::MIN_LATE_CAPACITY);
                 }
                 self.sorted.push(PackedEntry::new(key, position));
@@ -141,8 +144,8 @@ impl NeedleIndex {
     }
 }
 
-/// Merges `new` entries, which are sorted and of keys that are not in `sorted`. Works from the back, so
-/// that no third array is needed.
+/// Merges `new` entries, which are sorted and of keys that are not in `sorted`. Works from the
+/// back, so that no third array is needed.
 fn merge(sorted: &mut Vec<PackedEntry>, mut new: Vec<PackedEntry>) {
     let Some(&first) = new.first() else { return };
     let mut read = sorted.len();
@@ -160,8 +163,8 @@ fn merge(sorted: &mut Vec<PackedEntry>, mut new: Vec<PackedEntry>) {
     }
 }
 
-/// Builds a [`NeedleIndex`] from a whole log. This is much faster than applying the entries one by one, if
-/// the log is not in the order of keys.
+/// Builds a [`NeedleIndex`] from a whole log. This is much faster than applying the entries one by
+/// one, if the log is not in the order of keys.
 #[derive(Default)]
 pub struct IndexBuilder {
     /// Needles in the order of the log, as far as that is the order of keys.

@@ -1,9 +1,10 @@
 //! Reads a volume server's files beside the running server.
 //!
-//! A volume is a `.dat` file of needle records, to which the server only appends, and an `.idx` file that
-//! logs where each needle was written. [`Store`] keeps the index of every volume in use in memory
-//! (`index`) and updates it from the log at every look-up. It returns [`NeedleRecord`]s: where a needle's
-//! data is, in which open file, after the record's own header was compared with the file id.
+//! A volume is a `.dat` file of needle records, to which the server only appends, and an `.idx`
+//! file that logs where each needle was written. [`Store`] keeps the index of every volume in use
+//! in memory (`index`) and updates it from the log at every look-up. It returns [`NeedleRecord`]s:
+//! where a needle's data is, in which open file, after the record's own header was compared with
+//! the file id.
 //!
 //! ```text
 //!  FileId ─► Store ─► Volume ─► OpenVolume ─► NeedleIndex ─► NeedleRecord ─► pread, sendfile, or the
@@ -11,18 +12,18 @@
 //!            files     time      of files      offset         cookie, size, flags, checksum
 //! ```
 //!
-//! Meanwhile the server may compact a volume (it replaces two files, one after the other), move or delete
-//! it, convert it to shards, send it to a remote tier, or truncate a failed write. The outcome is a
-//! [`Refusal`], after which the client asks the volume server itself, or the files are opened anew; it is
-//! never bytes of another needle. The reasons:
-//! * Nothing in a `.dat` file is ever overwritten, so an open file and an index read from its own log
-//!   stay consistent.
-//! * A pair of files is used only while both have their names (`open_volume`), so later writes are not
-//!   missed.
+//! Meanwhile the server may compact a volume (it replaces two files, one after the other), move or
+//! delete it, convert it to shards, send it to a remote tier, or truncate a failed write. The
+//! outcome is a [`Refusal`], after which the client asks the volume server itself, or the files
+//! are opened anew; it is never bytes of another needle. The reasons:
+//! * Nothing in a `.dat` file is ever overwritten, so an open file and an index read from its own
+//!   log stay consistent.
+//! * A pair of files is used only while both have their names (`open_volume`), so later writes are
+//!   not missed.
 //! * The record must agree with the index.
 //!
-//! A look-up costs four small system calls if the record is in the page cache. A caller that must not
-//! wait for a disk passes [`ReadMode::CachedOnly`], and tries again on another thread after
+//! A look-up costs four small system calls if the record is in the page cache. A caller that must
+//! not wait for a disk passes [`ReadMode::CachedOnly`], and tries again on another thread after
 //! [`StoreError::WouldBlock`].
 //!
 //! Format and behaviour follow SeaweedFS 4.44 (`weed/storage`).
@@ -88,8 +89,8 @@ struct VolumeTable {
 }
 
 impl Store {
-    /// The volumes in the data directories `data` (`weed volume -dir`). Their indexes may be in a directory
-    /// of their own, `index` (`-dir.idx`).
+    /// The volumes in the data directories `data` (`weed volume -dir`). Their indexes may be in a
+    /// directory of their own, `index` (`-dir.idx`).
     ///
     /// # Errors
     /// When one of the directories cannot be listed.
@@ -100,8 +101,8 @@ impl Store {
         Ok(Self { directories, table, index_reads: Arc::default() })
     }
 
-    /// Finds a needle in the current state: every write that the server has finished before the call is
-    /// seen. Deleted needles are found until their volume is compacted.
+    /// Finds a needle in the current state: every write that the server has finished before the
+    /// call is seen. Deleted needles are found until their volume is compacted.
     ///
     /// # Errors
     /// See [`StoreError`]. With [`ReadMode::Blocking`] it is never [`StoreError::WouldBlock`].
@@ -134,8 +135,8 @@ impl Store {
         self.index_reads.load(Ordering::Relaxed)
     }
 
-    /// Closes files that were replaced or removed, and those of volumes that are not in use. To be called
-    /// about once a second by a thread that may wait.
+    /// Closes files that were replaced or removed, and those of volumes that are not in use. To be
+    /// called about once a second by a thread that may wait.
     pub fn close_unused(&self) {
         let volumes: Vec<_> = self.table.read().volumes.values().cloned().collect();
         for volume in volumes {

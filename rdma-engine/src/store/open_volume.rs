@@ -1,13 +1,14 @@
 //! The current files of one volume: `.dat` and `.idx`, opened together and followed as they grow.
 //!
-//! A server that compacts a volume writes two new files and renames them over the old ones, one after the
-//! other, while a marker (`.cpc`) exists. An old pair that is open stays readable and consistent, but does
-//! not grow any more. So a pair is used only while both files have a name, and [`OpenVolume::open`] takes
-//! a pair only if, after both were opened, both paths still lead to them and there is no marker.
+//! A server that compacts a volume writes two new files and renames them over the old ones, one
+//! after the other, while a marker (`.cpc`) exists. An old pair that is open stays readable and
+//! consistent, but does not grow any more. So a pair is used only while both files have a name,
+//! and [`OpenVolume::open`] takes a pair only if, after both were opened, both paths still lead to
+//! them and there is no marker.
 //!
-//! Every position from the index is checked against the record itself (key, size and cookie) before a
-//! byte is returned. So an index that is behind, or was changed in some unforeseen way, leads to a
-//! refusal and never to other bytes.
+//! Every position from the index is checked against the record itself (key, size and cookie)
+//! before a byte is returned. So an index that is behind, or was changed in some unforeseen way,
+//! leads to a refusal and never to other bytes.
 
 use std::fs::{File, Metadata};
 use std::io;
@@ -129,8 +130,8 @@ impl OpenVolume {
         Ok(volume)
     }
 
-    /// Whether both files still have their names. If not, they do not grow any more and must be opened
-    /// again.
+    /// Whether both files still have their names. If not, they do not grow any more and must be
+    /// opened again.
     pub(super) fn is_current(&self) -> bool {
         self.index_file.metadata().is_ok_and(|index| self.have_names(&index))
     }
@@ -147,15 +148,15 @@ impl OpenVolume {
     /// Applies what was appended to the index file.
     ///
     /// # Errors
-    /// [`Refusal::Stale`] if the files are not [current](Self::is_current), or the index file has shrunk:
-    /// they must be opened anew.
+    /// [`Refusal::Stale`] if the files are not [current](Self::is_current), or the index file has
+    /// shrunk: they must be opened anew.
     pub(super) fn catch_up(&self, mode: ReadMode) -> Result<(), StoreError> {
         let failed = |error: io::Error| {
             tracing::warn!(volume = self.data.volume(), %error, "cannot read a volume's index");
             Refusal::Io
         };
-        // Before the file's size is read: otherwise another thread could apply more than that size in
-        // between, and the file would seem to have shrunk.
+        // Before the file's size is read: otherwise another thread could apply more than that size
+        // in between, and the file would seem to have shrunk.
         let read = self.log.read().read;
         let metadata = self.index_file.metadata().map_err(failed)?;
         if !self.have_names(&metadata) {
@@ -186,7 +187,8 @@ impl OpenVolume {
         record::examine(&self.data, self.version, fid, found, mode)
     }
 
-    /// Reads the whole entries between the bytes `from` and `end`. Returns where the last one ends.
+    /// Reads the whole entries between the bytes `from` and `end`. Returns where the last one
+    /// ends.
     fn read_log(
         &self,
         from: u64,
@@ -225,9 +227,9 @@ fn volume_info(files: &VolumeFiles) -> Result<VolumeInfo, String> {
     Ok(VolumeInfo::default())
 }
 
-/// The width of the offsets of an index: the one with which entries lead to records of their keys. If
-/// there is no entry to check, it is the `configured` one, if there is that. The inner error means that no
-/// width fits.
+/// The width of the offsets of an index: the one with which entries lead to records of their keys.
+/// If there is no entry to check, it is the `configured` one, if there is that. The inner error
+/// means that no width fits.
 fn width(
     data: &DataFile,
     version: Version,

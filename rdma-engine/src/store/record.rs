@@ -18,8 +18,8 @@ const DATA_SIZE: usize = 4;
 /// Nearly all tails are shorter than this; longer ones are read into allocated memory.
 const STACK_TAIL_SIZE: usize = 512;
 
-/// A needle whose record was found and agrees with the file id. It holds the file open, so the data can be
-/// read even if the volume is compacted or removed meanwhile.
+/// A needle whose record was found and agrees with the file id. It holds the file open, so the
+/// data can be read even if the volume is compacted or removed meanwhile.
 #[derive(Debug, Clone)]
 pub struct NeedleRecord {
     /// The volume's data file.
@@ -34,8 +34,8 @@ pub struct NeedleRecord {
     pub data_size: u32,
     /// What follows the data.
     pub tail: Tail,
-    /// Whether the needle was deleted. A volume server returns it only to clients that ask for deleted
-    /// needles.
+    /// Whether the needle was deleted. A volume server returns it only to clients that ask for
+    /// deleted needles.
     pub deleted: bool,
 }
 
@@ -48,11 +48,12 @@ impl NeedleRecord {
         self.data_size.checked_sub(offset).map(|left| left.min(length)).ok_or(Refusal::OutOfRange)
     }
 
-    /// Fills `destination` with the data from `offset` on. If that is all data, its checksum is verified.
+    /// Fills `destination` with the data from `offset` on. If that is all data, its checksum is
+    /// verified.
     ///
     /// # Errors
-    /// [`Refusal::OutOfRange`] if there are fewer bytes, [`Refusal::Damaged`] if the checksum does not
-    /// agree. The content of `destination` after an error is undefined.
+    /// [`Refusal::OutOfRange`] if there are fewer bytes, [`Refusal::Damaged`] if the checksum does
+    /// not agree. The content of `destination` after an error is undefined.
     pub fn read_into(&self, offset: u32, destination: &mut [u8], mode: ReadMode) -> Result<(), StoreError> {
         let length = u32::try_from(destination.len()).map_err(|_| Refusal::OutOfRange)?;
         if self.clamp(offset, length)? != length {
@@ -65,7 +66,8 @@ impl NeedleRecord {
         Ok(())
     }
 
-    /// Whether `crc`, the CRC32C of all data, is that of the record. Always true if there is no data.
+    /// Whether `crc`, the CRC32C of all data, is that of the record. Always true if there is no
+    /// data.
     pub fn matches(&self, crc: u32) -> bool {
         self.data_size == 0 || checksum::matches(self.tail.checksum, crc)
     }

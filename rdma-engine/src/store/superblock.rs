@@ -10,7 +10,8 @@ pub(super) const LENGTH: usize = 8;
 pub struct Superblock {
     /// The layout of all records.
     pub version: Version,
-    /// How often the volume has been compacted, modulo 65,536. Offsets hold only within one revision.
+    /// How often the volume has been compacted, modulo 65,536. Offsets hold only within one
+    /// revision.
     pub revision: u16,
     /// Where the first record begins, in bytes.
     pub first_record: u64,

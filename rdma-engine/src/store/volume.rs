@@ -57,8 +57,8 @@ impl Volume {
         self.current.read().opened.as_ref().map(|opened| opened.needles())
     }
 
-    /// Finds a needle in the current state: every write that the server has finished before the call is
-    /// seen.
+    /// Finds a needle in the current state: every write that the server has finished before the
+    /// call is seen.
     pub(super) fn locate(&self, fid: FileId, mode: ReadMode) -> Result<NeedleRecord, StoreError> {
         let opened = self.opened(mode)?;
         match opened.locate(fid, mode) {
@@ -74,8 +74,8 @@ impl Volume {
         }
     }
 
-    /// Closes files that were replaced or not read for `idle`, so that they do not use disk space or
-    /// memory.
+    /// Closes files that were replaced or not read for `idle`, so that they do not use disk space
+    /// or memory.
     pub(super) fn close_unused(&self, idle: Duration) {
         let is_unused = {
             let current = self.current.read();

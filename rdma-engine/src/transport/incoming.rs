@@ -1,4 +1,4 @@
-//! Takes frames, and the data behind them, out of a stream.
+//! Reads frames, and the data behind them, from a stream.
 
 use std::collections::VecDeque;
 use std::io;
@@ -13,14 +13,14 @@ use super::Socket;
 use crate::protocol::frame::HEADER;
 use crate::protocol::{FrameHeader, ProtocolError};
 
-/// How much is read at once while frames are awaited, in bytes: a frame with the data of a small needle. What of a large needle's
-/// data is read this way is copied once more.
+/// How many bytes are read at once while a frame is awaited: a frame with the data of a small
+/// needle. Data of a large needle that is read this way is copied once more.
 const READ_AHEAD: usize = 8 << 10;
 
-/// Most descriptors that may wait to be named by a message.
-const WAITING_FILES: usize = 16;
+/// The most descriptors that may wait for the messages they came with.
+const MAX_WAITING_FILES: usize = 16;
 
-/// Why nothing more comes out of a stream.
+/// Why a stream has ended.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StreamError {
     #[error("{0}")]
@@ -35,20 +35,20 @@ pub(crate) enum StreamError {
 #[derive(Debug)]
 pub(crate) struct Incoming {
     socket: Arc<Socket>,
-    /// Where reads go first: a read that is given up leaves nothing half done in `buffer`.
-    landing: Box<[u8; READ_AHEAD]>,
+    /// Where reads go first, so that a read whose future is dropped leaves `buffer` consistent.
+    read_buffer: Box<[u8; READ_AHEAD]>,
     buffer: BytesMut,
-    /// Descriptors that came along, where any are taken.
+    /// Descriptors that came with messages; `None` if they are not accepted.
     files: Option<VecDeque<OwnedFd>>,
 }
 
 impl Incoming {
     pub(crate) fn new(socket: Arc<Socket>) -> Self {
-        let landing = Box::new([0; READ_AHEAD]);
-        Self { socket, landing, buffer: BytesMut::new(), files: Some(VecDeque::new()) }
+        let read_buffer = Box::new([0; READ_AHEAD]);
+        Self { socket, read_buffer, buffer: BytesMut::new(), files: Some(VecDeque::new()) }
     }
 
-    /// Takes no descriptors: what a peer sends may be a file whose closing can be held up for any time.
+    /// Accepts no descriptors: a peer may send a file whose closing blocks for any time.
     pub(crate) fn without_files(socket: Arc<Socket>) -> Self {
         let mut incoming = Self::new(socket);
         incoming.files = None;
@@ -59,7 +59,7 @@ impl Incoming {
         &self.socket
     }
 
-    /// The next frame. Nothing is lost if the future is dropped before it is ready.
+    /// Reads the next frame. Dropping the future before it is ready loses no bytes.
     pub(crate) async fn frame(&mut self) -> Result<(FrameHeader, Bytes), StreamError> {
         loop {
             if let Some(header) = self.buffer.first_chunk::<HEADER>() {
@@ -74,8 +74,8 @@ impl Incoming {
         }
     }
 
-    /// Puts data that follows the last frame at the beginning of `destination`, as much as is there; returns how much, at least one byte
-    /// unless `destination` is empty.
+    /// Reads data that follows the last frame to the beginning of `destination`, as much as has
+    /// arrived. Returns how many bytes: at least one, unless `destination` is empty.
     pub(crate) async fn data(&mut self, destination: &mut [u8]) -> Result<usize, StreamError> {
         let count = if self.buffer.is_empty() {
             self.socket.read(destination, self.files.as_mut()).await?
@@ -87,7 +87,7 @@ impl Incoming {
         if count == 0 && !destination.is_empty() { Err(StreamError::Closed) } else { Ok(count) }
     }
 
-    /// Drops as many bytes of data.
+    /// Discards `length` bytes of data.
     pub(crate) async fn discard(&mut self, mut length: usize) -> Result<(), StreamError> {
         while length > 0 {
             if self.buffer.is_empty() {
@@ -100,15 +100,15 @@ impl Incoming {
         Ok(())
     }
 
-    /// The descriptor that came with the oldest message that has not taken its own yet.
+    /// The oldest descriptor that has arrived and was not taken yet.
     pub(crate) fn take_file(&mut self) -> Option<OwnedFd> {
         self.files.as_mut().and_then(VecDeque::pop_front)
     }
 
     async fn more(&mut self) -> Result<(), StreamError> {
-        let count = self.socket.read(&mut self.landing[..], self.files.as_mut()).await?;
-        self.buffer.extend_from_slice(&self.landing[..count]);
-        if self.files.as_ref().is_some_and(|files| files.len() > WAITING_FILES) {
+        let count = self.socket.read(&mut self.read_buffer[..], self.files.as_mut()).await?;
+        self.buffer.extend_from_slice(&self.read_buffer[..count]);
+        if self.files.as_ref().is_some_and(|files| files.len() > MAX_WAITING_FILES) {
             return Err(ProtocolError::Limit.into());
         }
         if count == 0 { Err(StreamError::Closed) } else { Ok(()) }
@@ -118,7 +118,8 @@ impl Incoming {
 impl Drop for Incoming {
     fn drop(&mut self) {
         let files = self.files.take().unwrap_or_default();
-        // Closing waits for a FUSE server, if the file is one's. Without a runtime the process is ending.
+        // Closing a file of a FUSE mount waits for its server. Without a runtime the process is
+        // ending.
         if !files.is_empty()
             && let Ok(runtime) = Handle::try_current()
         {

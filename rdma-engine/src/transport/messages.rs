@@ -1,8 +1,8 @@
 //! Messages over a queue pair: one frame each, followed by the data of a small needle.
 //!
-//! A message that is sent lies in registered memory until the device is done with it, unless it is so
-//! short that the device takes it along with the work request. If there is no memory, or no room in
-//! the queue, the sender uses its stream.
+//! A message that is sent lies in registered memory until the device is done with it, unless it is
+//! so short that the device takes it along with the work request. If there is no memory, or no
+//! room in the queue, the sender uses its stream.
 
 use std::sync::Arc;
 
@@ -37,8 +37,8 @@ impl SendBuffers {
         self.0.lock().push(buffer);
     }
 
-    /// Sends a message. `wrap` and `unwrap` convert a buffer to and from the memory type of the queue
-    /// pair. Returns whether it was sent.
+    /// Sends a message. `wrap` and `unwrap` convert a buffer to and from the memory type of the
+    /// queue pair. Returns whether it was sent.
     pub(crate) fn send<M: LocalMemory>(
         &self,
         pair: &QueuePair<M>,

@@ -1,11 +1,12 @@
-//! Who is at the other end of a Unix socket: which user, and whether it is a process of this host
-//! rather than one of a container that shares the host's network.
+//! The process at the other end of a Unix socket: its user, and whether it is a process of this
+//! host rather than one of a container that shares the host's network.
 //!
-//! The kernel's credentials of a peer (`SO_PEERCRED`) say 0 for root of the host and for root of a
-//! container alike. So the peer's process is looked at, through files of `/proc` that every user
+//! The kernel's credentials of a peer (`SO_PEERCRED`) are 0 for root of the host and for root of a
+//! container alike. So the peer's process is examined, through files of `/proc` that every user
 //! may read: it must be in the process namespace of this process, have the same map of user ids,
-//! and the same file system for a root. `SO_PEERPIDFD` (Linux 6.5) makes sure that the process is
-//! the peer's, not another that got its number. What cannot be found out counts as foreign.
+//! and the same root file system. `SO_PEERPIDFD` (Linux 6.5) makes sure that the process is the
+//! peer's, not a later one with the same number. If something cannot be determined, the process
+//! counts as foreign.
 
 use std::fs;
 use std::io;
@@ -14,8 +15,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-/// User ids that this process cannot be told are shown as this one, unless it was changed.
-const USUAL_OVERFLOW_UID: u32 = 65534;
+/// The kernel shows this user id for users without a number in this user namespace, unless it is
+/// configured otherwise.
+const DEFAULT_OVERFLOW_UID: u32 = 65534;
 
 /// The user of the peer's process.
 ///
@@ -24,19 +26,19 @@ const USUAL_OVERFLOW_UID: u32 = 65534;
 pub(crate) fn user(socket: impl AsFd) -> io::Result<u32> {
     let uid = credentials(socket)?.uid;
     let overflow = fs::read_to_string("/proc/sys/kernel/overflowuid").ok();
-    let overflow = overflow.and_then(|text| text.trim().parse().ok()).unwrap_or(USUAL_OVERFLOW_UID);
+    let overflow = overflow.and_then(|text| text.trim().parse().ok()).unwrap_or(DEFAULT_OVERFLOW_UID);
     if uid == overflow { Err(io::Error::other("its user is nobody here")) } else { Ok(uid) }
 }
 
 /// Checks that the peer's process is of this host, or of the same container as this process.
 ///
 /// # Errors
-/// With the reason, if it is not or that cannot be found out.
+/// If it is not, or that cannot be determined; the text says why.
 pub(crate) fn ensure_of_this_host(socket: impl AsFd) -> io::Result<()> {
     let socket = socket.as_fd();
     let process = process(socket)?;
     let pid = credentials(socket)?.pid;
-    let (own, peer) = (Surroundings::of("self")?, Surroundings::of(&pid.to_string())?);
+    let (own, peer) = (ProcessContext::of("self")?, ProcessContext::of(&pid.to_string())?);
     // While the process lives, its number is its own.
     let mut end = [PollFd::new(&process, PollFlags::IN)];
     if poll(&mut end, Some(&Timespec::default()))? > 0 {
@@ -53,7 +55,8 @@ pub(crate) fn ensure_of_this_host(socket: impl AsFd) -> io::Result<()> {
     }
 }
 
-/// The user and the process that connected, or listened. The process is 0 if it has no number here.
+/// The user and the process that connected, or listened. The process is 0 if it has no number in
+/// this process namespace.
 fn credentials(socket: impl AsFd) -> io::Result<libc::ucred> {
     let unknown = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
     // SAFETY: the kernel's credentials are this structure, of which any content is valid.
@@ -85,18 +88,18 @@ unsafe fn option<T: Copy>(socket: BorrowedFd<'_>, name: libc::c_int, mut value: 
     if outcome == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
 }
 
-/// What tells a process of a container from one of the host.
+/// The properties by which a process of a container differs from one of the host.
 #[derive(Debug, PartialEq, Eq)]
-struct Surroundings {
+struct ProcessContext {
     /// In how many process namespaces it has a number, from that of `/proc` on.
     namespaces: usize,
-    /// The map of its user namespace.
+    /// The user id map of its user namespace.
     user_ids: String,
-    /// Device and directory that are its root.
+    /// Device and directory of its root.
     root: (String, String),
 }
 
-impl Surroundings {
+impl ProcessContext {
     fn of(pid: &str) -> io::Result<Self> {
         let read = |name: &str| {
             let path = format!("/proc/{pid}/{name}");
@@ -112,7 +115,8 @@ impl Surroundings {
     }
 }
 
-/// Device and directory of what is mounted on `/` in a `mountinfo`: the topmost, which comes last.
+/// Device and directory of the mount on `/` in a `mountinfo`: of several, the topmost, which comes
+/// last.
 fn root_of(mounts: &str) -> Option<(String, String)> {
     mounts.lines().rev().find_map(|line| {
         let mut fields = line.split(' ').skip(2);
@@ -122,16 +126,16 @@ fn root_of(mounts: &str) -> Option<(String, String)> {
 }
 
 /// The user whose process listens at a TCP address. `None` if the address is not of this host, or
-/// nobody listens there.
+/// no process listens there.
 ///
 /// # Errors
-/// If the kernel does not tell.
+/// If the kernel's tables cannot be read.
 pub(crate) fn listener(address: SocketAddr) -> io::Result<Option<u32>> {
     if !is_of_this_host(address)? {
         return Ok(None);
     }
     let any = [0; 16];
-    // The kernel gives a connection to the most specific of them.
+    // The kernel gives a connection to the most specific listener.
     let listeners = match address.ip().to_canonical() {
         IpAddr::V4(ip) => vec![
             ("tcp", kernel_address(&ip.octets())),
@@ -153,7 +157,8 @@ pub(crate) fn listener(address: SocketAddr) -> io::Result<Option<u32>> {
     }))
 }
 
-/// The owner that a line of `/proc/net/tcp` names, if the line is of a socket that listens there.
+/// The owner in a line of `/proc/net/tcp`, if the line is of a socket that listens at this
+/// address.
 fn owner(line: &str, listening: &str) -> Option<u32> {
     const LISTEN: &str = "0A";
     let mut fields = line.split_whitespace().skip(1);
@@ -162,7 +167,7 @@ fn owner(line: &str, listening: &str) -> Option<u32> {
     (local == listening && state == LISTEN).then(|| fields.nth(3)?.parse().ok())?
 }
 
-/// An address as `/proc/net/tcp` writes it: words of the host's byte order.
+/// An address as `/proc/net/tcp` writes it: words in the host's byte order.
 fn kernel_address(octets: &[u8]) -> String {
     let words = octets.as_chunks::<4>().0.iter();
     words.map(|&word| format!("{:08X}", u32::from_ne_bytes(word))).collect()
@@ -175,7 +180,7 @@ fn is_of_this_host(address: SocketAddr) -> io::Result<bool> {
         SocketAddr::V6(_) => (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),
     };
     let socket = UdpSocket::bind(any)?;
-    // Sends nothing.
+    // Connecting a UDP socket sends nothing.
     Ok(socket.connect(address).is_ok() && socket.local_addr()?.ip() == address.ip())
 }
 
@@ -186,14 +191,14 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     #[test]
-    fn a_process_of_this_host_is_told_with_its_user() {
+    fn a_process_of_this_host_is_recognized_with_its_user() {
         let (one, _other) = UnixStream::pair().unwrap();
         assert_eq!(user(&one).unwrap(), rustix::process::geteuid().as_raw());
         ensure_of_this_host(&one).unwrap();
     }
 
     #[test]
-    fn roots_are_told_apart_by_device_and_directory() {
+    fn roots_differ_by_device_and_directory() {
         let host = "22 27 0:21 / /proc rw - proc proc rw\n27 1 254:0 / / rw - ext4 /dev/vda rw\n";
         assert_eq!(root_of(host), Some(("254:0".into(), "/".into())));
         let container = "30 20 0:57 / / rw - overlay overlay rw\n31 30 254:0 /data /data rw - ext4 d rw\n";
@@ -204,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn the_user_who_listens_is_found_for_addresses_of_this_host_only() {
+    fn the_listening_user_is_found_for_addresses_of_this_host_only() {
         let own = Some(rustix::process::geteuid().as_raw());
         for ip in ["127.0.0.1", "0.0.0.0", "[::1]", "[::]"] {
             // A host without IPv6 has no such address.
@@ -213,7 +218,7 @@ mod tests {
             let near = if ip == "[::1]" { "[::1]" } else { "127.0.0.1" };
             let near: SocketAddr = format!("{near}:{port}").parse().unwrap();
             assert_eq!(listener(near).unwrap(), own, "{ip}");
-            // Documentation addresses (RFC 5737) are nobody's, so not this host's either.
+            // Documentation addresses (RFC 5737) belong to no host.
             assert_eq!(listener(format!("192.0.2.1:{port}").parse().unwrap()).unwrap(), None);
             drop(socket);
             assert_eq!(listener(near).unwrap(), None, "{ip}");

@@ -32,8 +32,8 @@ pub(crate) fn endpoint(end: &QueuePairEnd) -> Result<Endpoint, ProtocolError> {
     })
 }
 
-/// Whether a queue pair on `port` can reach the port on offer: both are on InfiniBand, or on RoCE with
-/// the same version of IP.
+/// Whether a queue pair on `port` can reach the port on offer: both are on InfiniBand, or on RoCE
+/// with the same version of IP.
 pub(crate) fn reaches(port: &PortSelection, offer: &VerbsOffer) -> bool {
     match (port.gid, offer.gid != [0; 16]) {
         (Some(own), true) => own.gid.address().is_ipv4() == Gid(offer.gid).address().is_ipv4(),

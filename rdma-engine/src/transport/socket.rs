@@ -18,11 +18,11 @@ use tokio::time::timeout;
 
 use super::Tunnel;
 
-/// Most descriptors that one message brings; what exceeds it the kernel closes.
-const DESCRIPTORS: usize = 4;
+/// The most descriptors that one message may bring; the kernel closes further ones.
+const MAX_DESCRIPTORS: usize = 4;
 
-/// Who takes nothing for so long is given up.
-pub(super) const STALL: Duration = Duration::from_secs(30);
+/// A peer that takes no byte for this long is disconnected.
+pub(super) const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A TCP connection, plain or under TLS, or a Unix socket, over which descriptors can travel.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ pub(crate) enum Socket {
 }
 
 impl Socket {
-    /// The address that a connection over the network has on this host.
+    /// The address of a network connection on this host.
     pub(crate) fn near(&self) -> Option<IpAddr> {
         match self {
             Self::Tcp(stream) => stream.local_addr().ok().map(|address| address.ip()),
@@ -42,8 +42,8 @@ impl Socket {
         }
     }
 
-    /// Reads what is there into `buffer`, and puts descriptors that come along behind `files`; without it the kernel drops
-    /// them. 0 bytes mean the end.
+    /// Reads the bytes that have arrived into `buffer`, and appends descriptors that come with
+    /// them to `files`; without `files` the kernel closes them. 0 bytes mean the end.
     pub(crate) async fn read(
         &self,
         buffer: &mut [u8],
@@ -69,7 +69,7 @@ impl Socket {
         }
     }
 
-    /// Writes as much of `bytes` as can be written at once.
+    /// Writes as much of `bytes` as can be written without waiting.
     pub(crate) fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => stream.try_write(bytes),
@@ -78,7 +78,7 @@ impl Socket {
         }
     }
 
-    /// Writes all of `bytes`. With `more`, what is left of the last packet waits for what is written next.
+    /// Writes all of `bytes`. With `more`, an incomplete last packet waits for the next write.
     pub(crate) async fn write_all(&self, mut bytes: &[u8], more: bool) -> io::Result<()> {
         let flags = SendFlags::NOSIGNAL | if more { SendFlags::MORE } else { SendFlags::empty() };
         while !bytes.is_empty() {
@@ -102,8 +102,8 @@ impl Socket {
         self.write_all(&bytes[count..], false).await
     }
 
-    /// Sends up to `length` bytes of `file` from `offset` on, as many as there is room for, without a copy in this process. May wait
-    /// for the disk, but not for the other side.
+    /// Sends up to `length` bytes of `file` from `offset` on, as many as there is room for,
+    /// without a copy in this process. May wait for the disk, but not for the other side.
     pub(crate) fn try_send_file(
         &self,
         file: BorrowedFd<'_>,
@@ -144,7 +144,7 @@ impl Socket {
         }
     }
 
-    /// Waits until something can be written, but not for ever.
+    /// Waits until something can be written, at most for [`STALL_TIMEOUT`].
     pub(crate) async fn writable(&self) -> io::Result<()> {
         let writable = async {
             match self {
@@ -154,23 +154,23 @@ impl Socket {
             }
         };
         let stalled = |_| io::Error::new(io::ErrorKind::TimedOut, "the other side takes nothing");
-        timeout(STALL, writable).await.map_err(stalled)?
+        timeout(STALL_TIMEOUT, writable).await.map_err(stalled)?
     }
 
-    /// Ends the connection for both directions and for whoever waits on it.
+    /// Ends the connection in both directions; tasks that wait on it wake up.
     pub(crate) fn shut_down(&self) {
         let socket = match self {
             Self::Tcp(stream) => stream.as_fd(),
             Self::Tls(tunnel) => tunnel.stream.as_fd(),
             Self::Unix(stream) => stream.as_fd(),
         };
-        // It may have ended already.
+        // The connection may have ended already.
         let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
     }
 }
 
 fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8], files: &mut VecDeque<OwnedFd>) -> io::Result<usize> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let message = recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
     for part in control.drain() {

@@ -1,12 +1,13 @@
-//! TLS between a side of the protocol and its peer.
+//! TLS between one side of the protocol and its peer.
 //!
-//! Either side works on a plain socket: it writes at once or not at all, and sends from files. So where a cluster has TLS, a task has the TCP connection, and
-//! passes what is inside of it on through a pair of Unix sockets, whose other end is the side's.
+//! Both sides need a plain socket: they write without waiting, and send from files. So if a
+//! cluster has TLS, a task owns the TCP connection and copies the plain text between it and a pair
+//! of Unix sockets, whose other end the session uses.
 //!
 //! ```text
 //!  session ═ Unix sockets ═ task ═ TLS over TCP ═ peer
 //! ```
-//! Whichever of the two ends, the other one ends with it.
+//! When one of the two connections ends, the other one ends with it.
 
 use std::io;
 use std::net::IpAddr;
@@ -20,21 +21,21 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use super::socket::STALL;
+use super::socket::STALL_TIMEOUT;
 
-/// Bytes that are passed on at a time.
-const PIECE: usize = 64 << 10;
+/// Bytes that are copied at a time.
+const COPY_SIZE: usize = 64 << 10;
 
-/// How long the peer may take to be told that this was all.
-const GOODBYE: Duration = Duration::from_secs(1);
+/// How long the peer may take to receive the end of the connection.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A side's end of a connection under TLS.
 #[derive(Debug)]
 pub(crate) struct Tunnel {
     pub(super) stream: UnixStream,
-    /// The address that the connection has on this host.
+    /// The connection's address on this host.
     pub(super) near: IpAddr,
-    /// Why it has ended, if that was no orderly end.
+    /// Why it has ended, if TLS has failed.
     failure: Arc<OnceLock<String>>,
 }
 
@@ -48,16 +49,18 @@ impl Tunnel {
         match TlsAcceptor::from(config.clone()).accept(stream).into_fallible().await {
             Ok(tls) => Self::begin(tls, near),
             Err((error, stream)) => {
-                see_off(stream).await;
+                wait_for_close(stream).await;
                 Err(error)
             }
         }
     }
 
-    /// A client's end. The engine's certificate is asked for its address, as far as the configuration asks for names.
+    /// A client's end. The engine's certificate is checked for its address, if the configuration
+    /// checks names.
     ///
     /// # Errors
-    /// When the engine does not speak TLS, or has no certificate of the cluster's authority. That it does not like ours shows later, when something is read.
+    /// When the engine does not speak TLS, or has no certificate of the cluster's authority. If
+    /// the engine rejects the client's certificate, that shows later, on the first read.
     pub(crate) async fn connect(stream: TcpStream, config: &Arc<ClientConfig>) -> io::Result<Self> {
         let near = stream.local_addr()?.ip();
         let name = ServerName::IpAddress(stream.peer_addr()?.ip().into());
@@ -68,11 +71,11 @@ impl Tunnel {
     fn begin(tls: impl AsyncRead + AsyncWrite + Send + 'static, near: IpAddr) -> io::Result<Self> {
         let (stream, far) = UnixStream::pair()?;
         let failure = Arc::<OnceLock<String>>::default();
-        tokio::spawn(pass(far, tls, failure.clone()));
+        tokio::spawn(copy_both(far, tls, failure.clone()));
         Ok(Self { stream, near, failure })
     }
 
-    /// What came of reading or writing. What ends with TLS ends for the reason that TLS had.
+    /// The outcome of reading or writing. If TLS has failed, the error is that of TLS.
     pub(super) fn outcome(&self, outcome: io::Result<usize>) -> io::Result<usize> {
         match (outcome, self.failure.get()) {
             (Err(error), _) if error.kind() == io::ErrorKind::WouldBlock => Err(error),
@@ -82,20 +85,20 @@ impl Tunnel {
     }
 }
 
-/// Passes bytes on in both directions until one of them ends.
-async fn pass(far: UnixStream, tls: impl AsyncRead + AsyncWrite, failure: Arc<OnceLock<String>>) {
+/// Copies in both directions until one of them ends.
+async fn copy_both(far: UnixStream, tls: impl AsyncRead + AsyncWrite, failure: Arc<OnceLock<String>>) {
     let (mut from_us, mut to_us) = far.into_split();
     let (mut from_peer, mut to_peer) = split(tls);
     let out = async {
-        let outcome = copy(&mut from_us, &mut to_peer, STALL).await;
-        // Whether the peer hears it is its own affair.
-        let _ = timeout(GOODBYE, to_peer.shutdown()).await;
+        let outcome = copy(&mut from_us, &mut to_peer, STALL_TIMEOUT).await;
+        // If the peer does not receive it, the connection still ends.
+        let _ = timeout(CLOSE_TIMEOUT, to_peer.shutdown()).await;
         outcome
     };
-    // Our side may take its time: it holds no more than it asked for.
+    // No limit towards this side: it has requested all data that it has not taken yet.
     let back = copy(&mut from_peer, &mut to_us, Duration::MAX);
     let outcome = tokio::select! {
-        // What the peer says of our certificate comes before the trouble of writing to it.
+        // The peer's alert about this side's certificate is a better reason than the failed write.
         biased;
         outcome = back => outcome,
         outcome = out => outcome,
@@ -106,23 +109,24 @@ async fn pass(far: UnixStream, tls: impl AsyncRead + AsyncWrite, failure: Arc<On
     }
 }
 
-/// Waits a moment until the peer has gone: what it still sends would be answered with a reset, and that can overtake what it was told.
-async fn see_off(mut stream: TcpStream) {
+/// Waits a moment until the peer has closed the connection: more data of the peer would be
+/// answered with a reset, which can overtake the alert.
+async fn wait_for_close(mut stream: TcpStream) {
     let gone = async {
         stream.shutdown().await?;
-        copy(&mut stream, &mut sink(), GOODBYE).await
+        copy(&mut stream, &mut sink(), CLOSE_TIMEOUT).await
     };
-    // Whether it heard is its own affair.
-    let _ = timeout(GOODBYE, gone).await;
+    // After the timeout the connection is closed anyway.
+    let _ = timeout(CLOSE_TIMEOUT, gone).await;
 }
 
-/// Copies until the end of `from`. Each piece must be taken within `patience`.
+/// Copies until the end of `from`. Each piece must be written within `limit`.
 async fn copy(
     from: &mut (impl AsyncRead + Unpin),
     to: &mut (impl AsyncWrite + Unpin),
-    patience: Duration,
+    limit: Duration,
 ) -> io::Result<()> {
-    let mut buffer = vec![0; PIECE];
+    let mut buffer = vec![0; COPY_SIZE];
     loop {
         let count = from.read(&mut buffer).await?;
         if count == 0 {
@@ -133,11 +137,11 @@ async fn copy(
             to.flush().await
         };
         let stalled = |_| io::Error::new(io::ErrorKind::TimedOut, "the other side takes nothing");
-        timeout(patience, piece).await.map_err(stalled)??;
+        timeout(limit, piece).await.map_err(stalled)??;
     }
 }
 
-/// What an engine without TLS answers is no TLS, which is worth clearer words.
+/// Explains the error that an engine without TLS causes: its answer is no TLS record.
 fn explained(error: io::Error) -> io::Error {
     let reason = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match reason {

@@ -1,11 +1,11 @@
 //! Adaptive polling: spin briefly, then block.
 //!
-//! A blocked thread takes some microseconds to wake, in a virtual machine many times that, which is
-//! [measured](wake_latency); spinning takes a processor. So a waiter spins for up to [`SPIN_FACTOR`]
-//! times the wake latency, as long as its completions come within that time. Each spin in vain doubles
-//! the number of waits that then block at once: a waiter whose engine waits for a disk hardly ever
-//! spins, and one without completions never. At most half of the processors spin at a time, and a
-//! spinning thread yields its processor between two polls.
+//! A blocked thread takes some microseconds to wake, in a virtual machine many times that, which
+//! is [measured](wake_latency); spinning takes a processor. So a waiter spins for up to
+//! [`SPIN_FACTOR`] times the wake latency, as long as its completions come within that time. Each
+//! spin in vain doubles the number of waits that then block at once: a waiter whose engine waits
+//! for a disk hardly ever spins, and one without completions never. At most half of the processors
+//! spin at a time, and a spinning thread yields its processor between two polls.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -16,9 +16,9 @@ use std::time::{Duration, Instant};
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity, sched_yield};
 
-/// How many wake latencies a spin may last. If both sides have blocked, the completion that one of them
-/// waits for comes after the other's wake-up and after work that is slow behind it. Both stay awake
-/// again only if one of them spins for longer than all that.
+/// How many wake latencies a spin may last. If both sides have blocked, the completion that one of
+/// them waits for comes after the other's wake-up and after work that is slow behind it. Both stay
+/// awake again only if one of them spins for longer than all that.
 const SPIN_FACTOR: u32 = 24;
 
 /// Bounds of the length of a spin, whatever the wake latency.
@@ -50,14 +50,15 @@ pub(crate) struct AdaptivePoll {
 }
 
 impl AdaptivePoll {
-    /// A waiter that has learned nothing. The first of a process takes some milliseconds, in which it
-    /// measures the wake latency.
+    /// A waiter that has learned nothing. The first of a process takes some milliseconds, in which
+    /// it measures the wake latency.
     pub(crate) fn new() -> Self {
         LazyLock::force(&SPIN_TIMEOUT);
         Self { penalty: 0, skipped: 0 }
     }
 
-    /// Begins to spin, if that is worth it. [`ended`](Self::ended) is to be called with the outcome.
+    /// Begins to spin, if that is worth it. [`ended`](Self::ended) is to be called with the
+    /// outcome.
     pub(crate) fn begin(&mut self) -> Option<SpinGuard> {
         if self.skipped > 0 {
             self.skipped -= 1;
@@ -122,8 +123,8 @@ fn wake_latency() -> Duration {
         processor
     });
     let (here, there) = (processors.next(), processors.next());
-    // Without this both threads would share a processor, and neither be woken from another one. Where
-    // there is only one, they share it.
+    // Without this both threads would share a processor, and neither be woken from another one.
+    // Where there is only one, they share it.
     let pin = |processor: Option<CpuSet>| processor.map(|processor| sched_setaffinity(None, &processor));
     let round_trips = || -> io::Result<Vec<Duration>> {
         let (mut near, mut far) = UnixStream::pair()?;

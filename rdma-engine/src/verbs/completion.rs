@@ -33,8 +33,8 @@ pub struct CompletionQueue<M: LocalMemory> {
     state: Mutex<QueueState<M>>,
 }
 
-// SAFETY: verbs may be called from any thread and from several at once; our own state is behind the
-// lock, and `M` is `Send`.
+// SAFETY: verbs may be called from any thread and from several at once; our own state is behind
+// the lock, and `M` is `Send`.
 unsafe impl<M: LocalMemory> Send for CompletionQueue<M> {}
 // SAFETY: as above.
 unsafe impl<M: LocalMemory> Sync for CompletionQueue<M> {}
@@ -42,8 +42,8 @@ unsafe impl<M: LocalMemory> Sync for CompletionQueue<M> {}
 struct QueueState<M> {
     queue_pairs: HashMap<u32, Weak<WorkQueues<M>>>,
     next_serial: u32,
-    /// Room that is promised to no queue pair. A device whose completion queue overflows is broken, so
-    /// each queue pair is promised room for all its completions.
+    /// Room that is promised to no queue pair. A device whose completion queue overflows is
+    /// broken, so each queue pair is promised room for all its completions.
     free: u32,
     /// Room that was promised to queue pairs that are gone. Their completions may still lie in the
     /// queue until it was seen empty.
@@ -57,7 +57,8 @@ pub(super) struct WorkQueues<M> {
     pub(super) broken: AtomicBool,
 }
 
-/// Locks, even if a thread panicked with the lock: the queues are consistent wherever it can be left.
+/// Locks, even if a thread panicked with the lock: the queues are consistent wherever it can be
+/// left.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -72,7 +73,8 @@ impl<M: LocalMemory> CompletionQueue<M> {
         self.raw.as_ptr()
     }
 
-    /// Takes all completions that have arrived, without waiting. Returns how many were added to `into`.
+    /// Takes all completions that have arrived, without waiting. Returns how many were added to
+    /// `into`.
     ///
     /// # Errors
     /// When the device has failed.
@@ -101,8 +103,8 @@ impl<M: LocalMemory> CompletionQueue<M> {
         let mut buffer = [MaybeUninit::<ffi::ibv_wc>::uninit(); POLL_BATCH];
         loop {
             let raw = self.as_raw();
-            // SAFETY: the queue is valid, its context has the function (every provider does), and the
-            // buffer has room for as many as are asked for.
+            // SAFETY: the queue is valid, its context has the function (every provider does), and
+            // the buffer has room for as many as are asked for.
             let count = unsafe {
                 let poll = (*(*raw).context).ops.poll_cq.expect("every provider has poll_cq");
                 poll(raw, POLL_BATCH as i32, buffer.as_mut_ptr().cast())
@@ -120,8 +122,8 @@ impl<M: LocalMemory> CompletionQueue<M> {
         }
     }
 
-    /// Makes the next completion wake the [`Poller`]. A completion that arrived before makes no event,
-    /// so a waiter takes the completions that are there after it has armed the queue.
+    /// Makes the next completion wake the [`Poller`]. A completion that arrived before makes no
+    /// event, so a waiter takes the completions that are there after it has armed the queue.
     ///
     /// # Errors
     /// When the device has failed.
@@ -166,9 +168,9 @@ impl<M: LocalMemory> CompletionQueue<M> {
 
 impl<M: LocalMemory> Drop for CompletionQueue<M> {
     fn drop(&mut self) {
-        // SAFETY: queue pairs hold an `Arc` of their completion queue, so none is left. Every event was
-        // acknowledged when it was taken, or the call would wait for ever. The channel has no other
-        // queue.
+        // SAFETY: queue pairs hold an `Arc` of their completion queue, so none is left. Every
+        // event was acknowledged when it was taken, or the call would wait for ever. The channel
+        // has no other queue.
         unsafe {
             (self.context.functions.ibv_destroy_cq)(self.raw.as_ptr());
             (self.context.functions.ibv_destroy_comp_channel)(self.channel.as_ptr());
@@ -189,8 +191,8 @@ pub struct Poller<M: LocalMemory> {
 }
 
 impl<M: LocalMemory> Poller<M> {
-    /// A new completion queue with room for `capacity` completions: the sum of the depths of all queue
-    /// pairs that will use it.
+    /// A new completion queue with room for `capacity` completions: the sum of the depths of all
+    /// queue pairs that will use it.
     ///
     /// # Errors
     /// When the device has no more completion queues, or none so large.
@@ -231,7 +233,8 @@ impl<M: LocalMemory> Poller<M> {
         &self.queue
     }
 
-    /// Waits until there are completions, and takes them all. Returns how many were added to `into`: 0 when `timeout` has passed.
+    /// Waits until there are completions, and takes them all. Returns how many were added to
+    /// `into`: 0 when `timeout` has passed.
     ///
     /// # Errors
     /// When the device has failed.
@@ -264,8 +267,8 @@ impl<M: LocalMemory> Poller<M> {
         Ok(into.len() - before)
     }
 
-    /// Blocks until there is an event. Another thread may have [armed](CompletionQueue::arm) the queue
-    /// for it. Returns false when the time has passed.
+    /// Blocks until there is an event. Another thread may have [armed](CompletionQueue::arm) the
+    /// queue for it. Returns false when the time has passed.
     ///
     /// # Errors
     /// When the system has failed.
@@ -280,8 +283,8 @@ impl<M: LocalMemory> Poller<M> {
         }
         let functions = self.queue.context.functions;
         let (mut queue, mut context) = (ptr::null_mut(), ptr::null_mut());
-        // SAFETY: the channel is valid and does not block. It serves this one queue, which each event
-        // names. Each event is acknowledged once.
+        // SAFETY: the channel is valid and does not block. It serves this one queue, which each
+        // event names. Each event is acknowledged once.
         unsafe {
             while (functions.ibv_get_cq_event)(self.queue.channel.as_ptr(), &mut queue, &mut context) == 0 {
                 (functions.ibv_ack_cq_events)(queue, 1);

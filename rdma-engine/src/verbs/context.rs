@@ -17,8 +17,8 @@ pub struct DeviceContext {
     pub(super) functions: &'static Functions,
 }
 
-// SAFETY: verbs may be called from any thread and from several at once (the library's manual, THREAD
-// SAFETY).
+// SAFETY: verbs may be called from any thread and from several at once (the library's manual,
+// THREAD SAFETY).
 unsafe impl Send for DeviceContext {}
 // SAFETY: as above.
 unsafe impl Sync for DeviceContext {}
@@ -27,12 +27,13 @@ impl DeviceContext {
     /// Opens the device of this name.
     ///
     /// # Errors
-    /// [`VerbsError::NoLibrary`]; [`VerbsError::NoPort`] if there is no such device; the failure of a
-    /// call.
+    /// [`VerbsError::NoLibrary`]; [`VerbsError::NoPort`] if there is no such device; the failure
+    /// of a call.
     pub fn open(name: &str) -> Result<Arc<Self>, VerbsError> {
         let functions = functions()?;
         let opened = device::each(|device, found| {
-            // SAFETY: the device is of the list that `each` holds; an open device may outlive the list.
+            // SAFETY: the device is of the list that `each` holds; an open device may outlive the
+            // list.
             (found == name).then(|| NonNull::new(unsafe { (functions.ibv_open_device)(device) }))
         })?;
         let raw = opened.ok_or_else(|| VerbsError::NoPort(format!("there is no device {name}")))?;

@@ -80,8 +80,8 @@ pub enum GidKind {
     RoceV2,
 }
 
-/// A global address, in network byte order. On RoCE v2 it is an IPv6 address, or an IPv4 address mapped
-/// to IPv6.
+/// A global address, in network byte order. On RoCE v2 it is an IPv6 address, or an IPv4 address
+/// mapped to IPv6.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Gid(pub [u8; 16]);
 
@@ -147,7 +147,8 @@ impl Mtu {
 /// All RDMA devices of this host; none is not an error.
 ///
 /// # Errors
-/// [`VerbsError::NoLibrary`], or the failure of a query. A device that is removed meanwhile is left out.
+/// [`VerbsError::NoLibrary`], or the failure of a query. A device that is removed meanwhile is
+/// left out.
 pub fn devices() -> Result<Vec<Device>, VerbsError> {
     let mut found = Vec::new();
     for name in names()? {
@@ -169,7 +170,8 @@ fn names() -> Result<Vec<String>, VerbsError> {
     Ok(names)
 }
 
-/// Calls `take` for every device until it returns a value. The pointers are valid during the call only.
+/// Calls `take` for every device until it returns a value. The pointers are valid during the call
+/// only.
 pub(super) fn each<T>(
     mut take: impl FnMut(*mut ffi::ibv_device, &str) -> Option<T>,
 ) -> Result<Option<T>, VerbsError> {
@@ -187,7 +189,8 @@ pub(super) fn each<T>(
     }
     let mut taken = None;
     for index in 0..usize::try_from(count).unwrap_or(0) {
-        // SAFETY: the list has `count` devices, whose names are C strings that live as long as the list.
+        // SAFETY: the list has `count` devices, whose names are C strings that live as long as the
+        // list.
         let (device, name) = unsafe {
             let device = *list.add(index);
             (device, CStr::from_ptr((functions.ibv_get_device_name)(device)))
@@ -234,7 +237,8 @@ const MAX_GIDS: usize = 1024;
 fn gids(context: *mut ffi::ibv_context) -> Result<Vec<(u32, GidEntry)>, VerbsError> {
     let functions = functions()?;
     let mut entries = vec![ffi::ibv_gid_entry::default(); MAX_GIDS];
-    // SAFETY: the context is open; the entries are a local array, whose number and size are passed.
+    // SAFETY: the context is open; the entries are a local array, whose number and size are
+    // passed.
     let count = unsafe {
         let size = size_of::<ffi::ibv_gid_entry>();
         (functions._ibv_query_gid_table)(context, entries.as_mut_ptr(), entries.len(), 0, size)
@@ -266,8 +270,8 @@ fn describe_port(
 ) -> Result<Port, VerbsError> {
     let functions = functions()?;
     let mut attributes = ffi::ibv_port_attr::default();
-    // SAFETY: the context is open; the function fills the beginning of `ibv_port_attr`, which has been
-    // the same in every version of the library since 1.1.
+    // SAFETY: the context is open; the function fills the beginning of `ibv_port_attr`, which has
+    // been the same in every version of the library since 1.1.
     let returned = unsafe { (functions.ibv_query_port)(context, number, (&raw mut attributes).cast()) };
     VerbsError::check("ibv_query_port", returned)?;
     let ethernet = u32::from(attributes.link_layer) == ffi::IBV_LINK_LAYER_ETHERNET;

@@ -24,8 +24,8 @@ impl Endpoint {
     /// Bytes of the encoded form.
     pub const SIZE: usize = 28;
 
-    /// The encoded form, big-endian: number of the queue pair and of the first packet (u32 each), LID
-    /// (u16), MTU code (u8), served reads (u8), GID (16 bytes, zero if there is none).
+    /// The encoded form, big-endian: number of the queue pair and of the first packet (u32 each),
+    /// LID (u16), MTU code (u8), served reads (u8), GID (16 bytes, zero if there is none).
     pub fn to_bytes(&self) -> [u8; Self::SIZE] {
         let mut bytes = [0; Self::SIZE];
         bytes[0..4].copy_from_slice(&self.queue_pair.to_be_bytes());

@@ -1,5 +1,5 @@
-//! Errors of requests for resources ([`VerbsError`]), of posting ([`PostError`]) and of posted work
-//! ([`WorkError`]).
+//! Errors of requests for resources ([`VerbsError`]), of posting ([`PostError`]) and of posted
+//! work ([`WorkError`]).
 
 use std::io;
 
@@ -55,8 +55,8 @@ impl VerbsError {
     }
 }
 
-/// Why posted work failed. After any of these the queue pair is in the error state: all its other work
-/// is [`Flushed`](Self::Flushed), and the connection must be made anew.
+/// Why posted work failed. After any of these the queue pair is in the error state: all its other
+/// work is [`Flushed`](Self::Flushed), and the connection must be made anew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum WorkError {
     /// The work was aborted, or other work of the queue pair failed.
@@ -66,15 +66,15 @@ pub enum WorkError {
     /// rkey, one of another protection domain, or a peer that has died.
     #[error("the peer refused access to its memory")]
     RemoteAccess,
-    /// The peer answered nothing within the timeout and all retries (status 12): it is gone, or the link
-    /// is down.
+    /// The peer answered nothing within the timeout and all retries (status 12): it is gone, or
+    /// the link is down.
     #[error("the peer does not answer")]
     RetryExceeded,
     /// The peer had no receive posted, however often it was asked (status 13).
     #[error("the peer is not ready to receive")]
     ReceiverNotReady,
-    /// The peer found the request invalid (status 9): longer than its receive, or an operation that it
-    /// does not allow.
+    /// The peer found the request invalid (status 9): longer than its receive, or an operation
+    /// that it does not allow.
     #[error("the peer refused the request")]
     RemoteInvalidRequest,
     /// The peer failed to execute the request (status 11).

@@ -1,9 +1,9 @@
 //! libibverbs, loaded when it is first needed.
 //!
-//! The types come from the bindings of `ibverbs-sys`, the functions from `dlopen`. A program that names
-//! none of the library's symbols is not linked to it: it starts on a host without libibverbs, and
-//! reports that only when RDMA is asked for. The compiler checks the type of each function that is
-//! found by name against the bindings.
+//! The types come from the bindings of `ibverbs-sys`, the functions from `dlopen`. A program that
+//! names none of the library's symbols is not linked to it: it starts on a host without
+//! libibverbs, and reports that only when RDMA is asked for. The compiler checks the type of each
+//! function that is found by name against the bindings.
 
 use std::error::Error;
 use std::ffi::{c_char, c_int, c_uint, c_void};
@@ -32,8 +32,9 @@ macro_rules! functions {
         impl Functions {
             fn find(library: &'static Library) -> Result<Self, libloading::Error> {
                 Ok(Self {
-                    // SAFETY: the symbol is a function of libibverbs, whose type the bindings declare as
-                    // compared above; the library is never unloaded, so the pointer stays valid.
+                    // SAFETY: the symbol is a function of libibverbs, whose type the bindings
+                    // declare as compared above; the library is never unloaded, so the pointer
+                    // stays valid.
                     $($name: unsafe { *library.get(stringify!($name).as_bytes())? },)*
                 })
             }
@@ -68,7 +69,8 @@ functions! {
 /// The library's functions; the first call loads it.
 ///
 /// # Errors
-/// [`VerbsError::NoLibrary`] when this host has no libibverbs, or one that is too old (rdma-core before 33).
+/// [`VerbsError::NoLibrary`] when this host has no libibverbs, or one that is too old (rdma-core
+/// before 33).
 pub(super) fn functions() -> Result<&'static Functions, VerbsError> {
     static FUNCTIONS: OnceLock<Result<Functions, String>> = OnceLock::new();
     let loaded = FUNCTIONS.get_or_init(|| {

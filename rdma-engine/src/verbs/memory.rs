@@ -15,8 +15,8 @@ use memmap2::MmapMut;
 use super::{DeviceContext, VerbsError};
 use crate::memory::Memory;
 
-/// A protection domain: a queue pair reaches only regions of its own domain, and so does a peer through
-/// it.
+/// A protection domain: a queue pair reaches only regions of its own domain, and so does a peer
+/// through it.
 pub struct ProtectionDomain {
     raw: NonNull<ffi::ibv_pd>,
     context: Arc<DeviceContext>,
@@ -48,9 +48,9 @@ impl ProtectionDomain {
         memory: M,
         access: MemoryAccess,
     ) -> Result<MemoryRegion<M>, VerbsError> {
-        // Local writing is also needed for memory that only peers read: a page that is pinned for reading
-        // only may be replaced by a copy at this process's next write to it (copy on write), and the
-        // device would go on reading the old page.
+        // Local writing is also needed for memory that only peers read: a page that is pinned for
+        // reading only may be replaced by a copy at this process's next write to it (copy on
+        // write), and the device would go on reading the old page.
         let flags = match access {
             MemoryAccess::Local => ibv_access_flags::IBV_ACCESS_LOCAL_WRITE,
             MemoryAccess::RemoteRead => {
@@ -58,8 +58,9 @@ impl ProtectionDomain {
             }
         };
         let start = memory.start().cast::<c_void>();
-        // SAFETY: the domain lives. By the contract of `Memory` the range is mapped for as long as `memory`
-        // lives, and the region drops `memory` only after it has withdrawn the registration.
+        // SAFETY: the domain lives. By the contract of `Memory` the range is mapped for as long as
+        // `memory` lives, and the region drops `memory` only after it has withdrawn the
+        // registration.
         let raw = unsafe {
             (self.context.functions.ibv_reg_mr)(self.raw.as_ptr(), start, memory.length(), flags.0 as i32)
         };
@@ -107,8 +108,8 @@ impl Pages {
     }
 }
 
-// SAFETY: the mapping does not move and ends with the value. References into it are only made by the
-// `RegisteredBuffer` that owns a range, which no device writes to unless the buffer is posted.
+// SAFETY: the mapping does not move and ends with the value. References into it are only made by
+// the `RegisteredBuffer` that owns a range, which no device writes to unless the buffer is posted.
 unsafe impl Memory for Pages {
     fn start(&self) -> *mut u8 {
         self.0.as_ptr().cast_mut()
@@ -167,9 +168,11 @@ impl MemoryRegion<Pages> {
 
 impl<M: Memory> Drop for MemoryRegion<M> {
     fn drop(&mut self) {
-        // SAFETY: registered once, withdrawn once. Work that uses the region holds it, so none is posted.
+        // SAFETY: registered once, withdrawn once. Work that uses the region holds it, so none is
+        // posted.
         let returned = unsafe { (self.domain.context.functions.ibv_dereg_mr)(self.raw.as_ptr()) };
-        // If withdrawing fails, the device may still reach the memory: then the memory is never freed.
+        // If withdrawing fails, the device may still reach the memory: then the memory is never
+        // freed.
         if returned == 0 {
             // SAFETY: dropped here and nowhere else.
             unsafe { ManuallyDrop::drop(&mut self.memory) };
@@ -205,9 +208,9 @@ impl RemoteMemory {
 /// Memory for posted work. While it is posted, only the device uses it.
 ///
 /// # Safety
-/// As long as the value lives, also when it is moved, `start..start + length` is registered with local
-/// writing under `lkey`, and only its owner reads or writes it. (Peers may read it, if it is registered
-/// for that.)
+/// As long as the value lives, also when it is moved, `start..start + length` is registered with
+/// local writing under `lkey`, and only its owner reads or writes it. (Peers may read it, if it is
+/// registered for that.)
 pub unsafe trait LocalMemory: Send + 'static {
     /// The first byte.
     fn start(&self) -> *mut u8;
@@ -219,7 +222,8 @@ pub unsafe trait LocalMemory: Send + 'static {
     fn lkey(&self) -> u32;
 }
 
-/// A range of registered [`Pages`] with one owner, which reads and writes it like a slice of bytes.
+/// A range of registered [`Pages`] with one owner, which reads and writes it like a slice of
+/// bytes.
 pub struct RegisteredBuffer {
     region: Arc<MemoryRegion<Pages>>,
     offset: usize,
@@ -262,16 +266,16 @@ impl RegisteredBuffer {
         buffers
     }
 
-    /// Address and key with which a peer can read it, if the region was registered for that. The peer
-    /// can read until the whole region is dropped.
+    /// Address and key with which a peer can read it, if the region was registered for that. The
+    /// peer can read until the whole region is dropped.
     pub fn remote(&self) -> RemoteMemory {
         let region = self.region.remote();
         RemoteMemory { address: region.address + self.offset as u64, length: self.length as u64, ..region }
     }
 }
 
-// SAFETY: the buffer holds its region, is the only one with this range, and gives references to it only
-// for a borrow of itself.
+// SAFETY: the buffer holds its region, is the only one with this range, and gives references to it
+// only for a borrow of itself.
 unsafe impl LocalMemory for RegisteredBuffer {
     fn start(&self) -> *mut u8 {
         // SAFETY: a buffer lies within its region.
@@ -291,8 +295,8 @@ impl Deref for RegisteredBuffer {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: within the region, mapped and zeroed at first. No other buffer has the range, and no
-        // device writes to it while the buffer is not posted.
+        // SAFETY: within the region, mapped and zeroed at first. No other buffer has the range,
+        // and no device writes to it while the buffer is not posted.
         unsafe { slice::from_raw_parts(self.start(), self.length) }
     }
 }

@@ -1,10 +1,10 @@
 //! The work requests that were posted to a queue and have not completed.
 //!
-//! Each queue of a queue pair works in the order of posting. Only some work requests are *signaled*,
-//! that is, ask for a completion, which stands for all requests before it. Room in the queue is freed
-//! by completions too, so at least one request in each quarter of the queue is signaled. And at least
-//! every fourth request is, or a poster that keeps the queue full would learn of free room only after
-//! the queue has run dry.
+//! Each queue of a queue pair works in the order of posting. Only some work requests are
+//! *signaled*, that is, ask for a completion, which stands for all requests before it. Room in the
+//! queue is freed by completions too, so at least one request in each quarter of the queue is
+//! signaled. And at least every fourth request is, or a poster that keeps the queue full would
+//! learn of free room only after the queue has run dry.
 
 use std::collections::VecDeque;
 
@@ -32,7 +32,8 @@ pub enum WorkKind {
     Read,
     /// A message of this side.
     Send,
-    /// A message of this side that was copied when it was posted. Only a failure gives a completion.
+    /// A message of this side that was copied when it was posted. Only a failure gives a
+    /// completion.
     SendInline,
     /// A message of the peer.
     Receive,
@@ -40,8 +41,9 @@ pub enum WorkKind {
 
 /// Identifies a work request among all others of a completion queue: the `wr_id` of verbs.
 ///
-/// The serial is that of a queue pair on its completion queue. The queue pair's own number would not do:
-/// numbers are used again, and a completion of a destroyed queue pair may still lie in the queue.
+/// The serial is that of a queue pair on its completion queue. The queue pair's own number would
+/// not do: numbers are used again, and a completion of a destroyed queue pair may still lie in the
+/// queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct WorkId {
     /// 31 bits.
@@ -113,8 +115,9 @@ impl<M> Outstanding<M> {
         self.unsignaled = if signaled { 0 } else { self.unsignaled + 1 };
     }
 
-    /// The device has reported the outcome of the work request `sequence`: all requests before it have
-    /// succeeded. A successful `outcome` has the length of the message that was received, if it was one.
+    /// The device has reported the outcome of the work request `sequence`: all requests before it
+    /// have succeeded. A successful `outcome` has the length of the message that was received, if
+    /// it was one.
     pub(super) fn complete(
         &mut self,
         queue_pair: u32,

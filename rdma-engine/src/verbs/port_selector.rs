@@ -17,8 +17,8 @@ pub struct PortSelector {
     /// The address's index in the port's GID table.
     pub gid_index: Option<u8>,
     /// This host's address on the network of the peer, such as the local end of the bootstrap's
-    /// connection. A RoCE port with this address is preferred to all others, so that both ends agree on
-    /// the network and on the version of IP.
+    /// connection. A RoCE port with this address is preferred to all others, so that both ends
+    /// agree on the network and on the version of IP.
     pub near: Option<IpAddr>,
     /// The NUMA node whose memory will be used; devices attached to it are preferred.
     pub numa_node: Option<u32>,
@@ -36,12 +36,12 @@ pub struct PortSelection {
 }
 
 impl PortSelector {
-    /// All ports that fit and whose link is up, best first: those with the address `near`, then by NUMA
-    /// node, by speed, and in the order of the devices.
+    /// All ports that fit and whose link is up, best first: those with the address `near`, then by
+    /// NUMA node, by speed, and in the order of the devices.
     ///
     /// # Errors
-    /// [`VerbsError::NoDevice`] without any device; [`VerbsError::NoPort`] when none fits, with the reason
-    /// for each.
+    /// [`VerbsError::NoDevice`] without any device; [`VerbsError::NoPort`] when none fits, with
+    /// the reason for each.
     pub fn select(&self, devices: &[Device]) -> Result<Vec<PortSelection>, VerbsError> {
         if devices.is_empty() {
             return Err(VerbsError::NoDevice);
@@ -108,8 +108,8 @@ impl PortSelector {
 /// The NUMA node of the processor that this thread runs on, where the machine has several.
 pub fn current_numa_node() -> Option<u32> {
     let stat = fs::read_to_string("/proc/thread-self/stat").ok()?;
-    // The command's name, in parentheses, may contain any character. The processor is field 39, the 37th
-    // after the last parenthesis.
+    // The command's name, in parentheses, may contain any character. The processor is field 39,
+    // the 37th after the last parenthesis.
     let processor: u32 = stat[stat.rfind(')')? + 1..].split_ascii_whitespace().nth(36)?.parse().ok()?;
     let entries = fs::read_dir(format!("/sys/devices/system/cpu/cpu{processor}")).ok()?;
     entries.flatten().find_map(|entry| entry.file_name().to_str()?.strip_prefix("node")?.parse().ok())

@@ -28,17 +28,19 @@ pub struct QueuePairOptions {
     pub receive_depth: u32,
     /// The longest message that is sent inline, in bytes; the device may allow more.
     pub inline: u32,
-    /// Whether the peer may read what is registered in the domain for [`super::MemoryAccess::RemoteRead`].
+    /// Whether the peer may read what is registered in the domain for
+    /// [`super::MemoryAccess::RemoteRead`].
     pub serve_reads: bool,
 }
 
 /// How long the device tries to reach the peer.
 #[derive(Debug, Clone, Copy)]
 pub struct Timeouts {
-    /// How long it waits for an answer to a packet; rounded up to 4.096 µs times a power of two. Devices
-    /// wait up to four times as long.
+    /// How long it waits for an answer to a packet; rounded up to 4.096 µs times a power of two.
+    /// Devices wait up to four times as long.
     pub answer: Duration,
-    /// How often it sends the packet again, at most 6: 7, the maximum of verbs, is for ever on soft-RoCE.
+    /// How often it sends the packet again, at most 6: 7, the maximum of verbs, is for ever on
+    /// soft-RoCE.
     pub retries: u8,
 }
 
@@ -60,9 +62,9 @@ impl Timeouts {
 /// See [`Timeouts::retries`].
 const MAX_RETRIES: u8 = 6;
 
-/// How often a send is repeated to a peer that has no receive posted (RNR, receiver not ready). Both
-/// sides keep receives posted by counting credits, so this is only for the moment after the handshake,
-/// when one end is ready before the other.
+/// How often a send is repeated to a peer that has no receive posted (RNR, receiver not ready).
+/// Both sides keep receives posted by counting credits, so this is only for the moment after the
+/// handshake, when one end is ready before the other.
 const MAX_RNR_RETRIES: u8 = 6;
 
 /// How long the sender waits before each of these retries: 12 stands for 0.64 ms.
@@ -71,8 +73,8 @@ const RNR_TIMER: u8 = 12;
 /// The most hops of a packet between routed networks.
 const HOP_LIMIT: u8 = 64;
 
-/// A queue pair that is not connected. Receives can be posted already, and should be, so that the peer's
-/// first message finds one.
+/// A queue pair that is not connected. Receives can be posted already, and should be, so that the
+/// peer's first message finds one.
 #[derive(Debug)]
 pub struct PreparedQueuePair<M: LocalMemory> {
     pair: QueuePair<M>,
@@ -85,8 +87,9 @@ impl<M: LocalMemory> PreparedQueuePair<M> {
     /// A new queue pair on a port, with its completions in `queue`.
     ///
     /// # Errors
-    /// [`VerbsError::CompletionQueueFull`]; [`VerbsError::NoPort`] if the device of domain and queue has
-    /// no such port; a [`VerbsError::Call`] when the device has no more queue pairs, or none so large.
+    /// [`VerbsError::CompletionQueueFull`]; [`VerbsError::NoPort`] if the device of domain and
+    /// queue has no such port; a [`VerbsError::Call`] when the device has no more queue pairs, or
+    /// none so large.
     pub fn new(
         domain: &Arc<ProtectionDomain>,
         queue: &Arc<CompletionQueue<M>>,
@@ -124,7 +127,8 @@ impl<M: LocalMemory> PreparedQueuePair<M> {
         let endpoint = Endpoint {
             // SAFETY: the queue pair is valid.
             queue_pair: unsafe { (*pair.as_raw()).qp_num },
-            // Random, so that packets of an earlier connection of the same number are not accepted.
+            // Random, so that packets of an earlier connection of the same number are not
+            // accepted.
             first_packet: (RandomState::new().build_hasher().finish() & 0xff_ffff) as u32,
             lid: port.lid,
             gid: selection.gid.map(|entry| entry.gid),
@@ -150,8 +154,8 @@ impl<M: LocalMemory> PreparedQueuePair<M> {
     /// Connects to the peer, which must do the same with this side's endpoint.
     ///
     /// # Errors
-    /// [`VerbsError::Endpoint`] if the peer's endpoint cannot be reached from this port; the error of the
-    /// device.
+    /// [`VerbsError::Endpoint`] if the peer's endpoint cannot be reached from this port; the error
+    /// of the device.
     pub fn handshake(self, peer: &Endpoint, timeouts: Timeouts) -> Result<QueuePair<M>, VerbsError> {
         peer.check()?;
         let device = self.pair.domain.context().device();
@@ -243,8 +247,9 @@ impl<M> fmt::Display for Unposted<M> {
 
 impl<M: fmt::Debug> std::error::Error for Unposted<M> {}
 
-/// A reliable connection to one peer. Any thread may post. Dropping it ends the connection, takes all
-/// work from the device, and drops the memory that was still posted; that work gives no completions.
+/// A reliable connection to one peer. Any thread may post. Dropping it ends the connection, takes
+/// all work from the device, and drops the memory that was still posted; that work gives no
+/// completions.
 pub struct QueuePair<M: LocalMemory> {
     raw: NonNull<ffi::ibv_qp>,
     id: u32,
@@ -257,8 +262,8 @@ pub struct QueuePair<M: LocalMemory> {
     domain: Arc<ProtectionDomain>,
 }
 
-// SAFETY: verbs may be called from any thread and from several at once; the queues are behind locks, and
-// `M` is `Send`.
+// SAFETY: verbs may be called from any thread and from several at once; the queues are behind
+// locks, and `M` is `Send`.
 unsafe impl<M: LocalMemory> Send for QueuePair<M> {}
 // SAFETY: as above.
 unsafe impl<M: LocalMemory> Sync for QueuePair<M> {}
@@ -291,8 +296,8 @@ impl<M: LocalMemory> QueuePair<M> {
             qp_type: ibv_qp_type::IBV_QPT_RC,
             ..ffi::ibv_qp_init_attr::default()
         };
-        // SAFETY: domain and completion queue are valid and of one device, and outlive the queue pair,
-        // which holds them.
+        // SAFETY: domain and completion queue are valid and of one device, and outlive the queue
+        // pair, which holds them.
         let raw = unsafe { (functions.ibv_create_qp)(domain.as_raw(), &mut attributes) };
         let Some(raw) = NonNull::new(raw) else {
             let error = VerbsError::last("ibv_create_qp");
@@ -321,14 +326,15 @@ impl<M: LocalMemory> QueuePair<M> {
         self.inline
     }
 
-    /// Posts RDMA READs with one call. Each gives a completion, which may come only with that of one of
-    /// the next three.
+    /// Posts RDMA READs with one call. Each gives a completion, which may come only with that of
+    /// one of the next three.
     ///
     /// `reads` is empty afterwards; with an error it still has the reads that were not posted.
     ///
     /// # Errors
-    /// [`PostError::Full`], [`PostError::Length`] and [`PostError::Broken`] before anything was posted.
-    /// With [`PostError::Device`] the queue pair is broken, and what was posted is flushed.
+    /// [`PostError::Full`], [`PostError::Length`] and [`PostError::Broken`] before anything was
+    /// posted. With [`PostError::Device`] the queue pair is broken, and what was posted is
+    /// flushed.
     pub fn post_reads(&self, reads: &mut Vec<RdmaRead<M>>) -> Result<(), PostError> {
         let mut outstanding = lock(&self.queues.send);
         self.ready(&outstanding, reads.len())?;
@@ -368,8 +374,8 @@ impl<M: LocalMemory> QueuePair<M> {
         posted.map_err(|(_, error)| self.break_with(error))
     }
 
-    /// Sends the first `length` bytes of `memory`. The completion may come only with that of one of the
-    /// next three.
+    /// Sends the first `length` bytes of `memory`. The completion may come only with that of one
+    /// of the next three.
     ///
     /// # Errors
     /// As [`QueuePair::post_reads`].
@@ -399,7 +405,8 @@ impl<M: LocalMemory> QueuePair<M> {
         }
     }
 
-    /// Sends a short message that is copied before the call returns. A completion comes only if it fails.
+    /// Sends a short message that is copied before the call returns. A completion comes only if it
+    /// fails.
     ///
     /// # Errors
     /// As [`QueuePair::post_reads`]; the limit is [`QueuePair::max_inline`].
@@ -450,9 +457,10 @@ impl<M: LocalMemory> QueuePair<M> {
         };
         let mut bad = ptr::null_mut();
         let raw = self.as_raw();
-        // SAFETY: the queue pair is valid and its provider has the function. Request and entry live during
-        // the call, which copies them. The memory is registered and used by nothing else (`LocalMemory`)
-        // as long as `outstanding` holds it: until a completion, or until the queue pair is destroyed.
+        // SAFETY: the queue pair is valid and its provider has the function. Request and entry
+        // live during the call, which copies them. The memory is registered and used by nothing
+        // else (`LocalMemory`) as long as `outstanding` holds it: until a completion, or until the
+        // queue pair is destroyed.
         let returned = unsafe {
             let post = (*(*raw).context).ops.post_recv.expect("every provider has post_recv");
             post(raw, &mut request, &mut bad)
@@ -464,8 +472,8 @@ impl<M: LocalMemory> QueuePair<M> {
         Ok(())
     }
 
-    /// Aborts everything that is posted: all of it completes as [`super::WorkError::Flushed`], and nothing
-    /// more can be posted.
+    /// Aborts everything that is posted: all of it completes as [`super::WorkError::Flushed`], and
+    /// nothing more can be posted.
     ///
     /// # Errors
     /// When the device has failed. Dropping the queue pair takes the memory back even then.
@@ -493,7 +501,8 @@ impl<M: LocalMemory> QueuePair<M> {
         WorkId { serial: self.id, receive, sequence: outstanding.sequence(ahead) }.encode()
     }
 
-    /// Posts the requests as one list. An error comes with the number of requests that were posted.
+    /// Posts the requests as one list. An error comes with the number of requests that were
+    /// posted.
     fn submit(&self, requests: &mut [ffi::ibv_send_wr]) -> Result<(), (usize, PostError)> {
         let Some(last) = requests.len().checked_sub(1) else { return Ok(()) };
         let first = requests.as_mut_ptr();
@@ -503,11 +512,11 @@ impl<M: LocalMemory> QueuePair<M> {
         }
         let mut bad: *mut ffi::ibv_send_wr = ptr::null_mut();
         let raw = self.as_raw();
-        // SAFETY: the queue pair is valid and its provider has the function. Requests and entries live
-        // during the call, which copies them. The memory is registered and used by nothing else
-        // (`LocalMemory`) as long as `outstanding` holds it: until a completion, or until the queue pair
-        // is destroyed. The callers hold the lock of `outstanding`, so no completion is looked up before
-        // the memory is in it.
+        // SAFETY: the queue pair is valid and its provider has the function. Requests and entries
+        // live during the call, which copies them. The memory is registered and used by nothing
+        // else (`LocalMemory`) as long as `outstanding` holds it: until a completion, or until the
+        // queue pair is destroyed. The callers hold the lock of `outstanding`, so no completion is
+        // looked up before the memory is in it.
         let returned = unsafe {
             let post = (*(*raw).context).ops.post_send.expect("every provider has post_send");
             post(raw, first, &mut bad)
@@ -519,8 +528,9 @@ impl<M: LocalMemory> QueuePair<M> {
         Err((taken, device_error(returned)))
     }
 
-    /// Aborts after the device has refused work. If only a part of a list was posted, the signaled request
-    /// may be missing: only flushing gives completions for the others, and their memory back.
+    /// Aborts after the device has refused work. If only a part of a list was posted, the signaled
+    /// request may be missing: only flushing gives completions for the others, and their memory
+    /// back.
     fn break_with(&self, error: PostError) -> PostError {
         // If that fails too, dropping the queue pair takes the memory back.
         let _ = self.abort();
@@ -542,7 +552,8 @@ impl<M: LocalMemory> QueuePair<M> {
 
 impl<M: LocalMemory> Drop for QueuePair<M> {
     fn drop(&mut self) {
-        // SAFETY: created once, destroyed once. No thread posts, since posting borrows the queue pair.
+        // SAFETY: created once, destroyed once. No thread posts, since posting borrows the queue
+        // pair.
         let returned = unsafe { (self.domain.context().functions.ibv_destroy_qp)(self.as_raw()) };
         self.queue.leave(self.id, self.promised);
         if returned == 0 {

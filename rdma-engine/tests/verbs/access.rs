@@ -7,7 +7,8 @@ use crate::{completions, connect, turn, two_sides};
 
 const LENGTH: usize = 4096;
 
-/// Reads with one key on a fresh connection to `server`; the bytes must not change when that fails.
+/// Reads with one key on a fresh connection to `server`; the bytes must not change when that
+/// fails.
 fn read_with(server: &Side, remote: RemoteMemory) -> Result<Vec<u8>, WorkError> {
     let mut client = Side::open(None).unwrap();
     let ends = (client.prepare(OPTIONS).unwrap(), server.prepare(OPTIONS).unwrap());

@@ -1,4 +1,4 @@
-//! A client of the engine made by hand, which does what no honest one would.
+//! A client that is driven message by message, and may do what no honest client does.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -150,7 +150,8 @@ impl ByHand {
         self.pair.post_send(slot, message.len(), 0).unwrap();
     }
 
-    /// Asks for the beginning of a needle by message. There is memory for the answer if it is `taken`.
+    /// Asks for the beginning of a needle by message. There is memory for the answer if it is
+    /// `taken`.
     pub(crate) fn ask_by_message(&mut self, number: u64, key: u64, length: u32, taken: bool) {
         if taken {
             let slot = self.side.slots(1, MAX_ANSWER_SIZE).unwrap().remove(0);

@@ -1,4 +1,5 @@
-//! Engine and client over verbs: the right bytes by RDMA READ, nothing for who was granted nothing, and all of it given back.
+//! Engine and client over verbs: the right bytes by RDMA READ, nothing without a grant, and all
+//! resources freed.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -30,7 +31,8 @@ pub(crate) const LENGTHS: [usize; 7] = [100, 8 << 10, (8 << 10) + 1, 70_000, 512
 /// The needle of the last.
 const LONGEST: (u64, usize) = (LENGTHS.len() as u64, LENGTHS[LENGTHS.len() - 1]);
 
-/// A turn at whose end everything is gone that was made in it: a client's device is closed a moment after its last connection.
+/// A turn that waits at its end until all resources of the test are freed: a client's device is
+/// closed a moment after its last connection.
 pub(crate) struct Quiet {
     before: String,
     _turn: Turn,
@@ -125,7 +127,7 @@ unsafe impl Destination for Part {
 
 impl Part {
     fn bytes(&self) -> &[u8] {
-        // SAFETY: mapped and zeroed at first, and nobody else's while we have it.
+        // SAFETY: mapped and zeroed at first, and used by nothing else while this value exists.
         unsafe { std::slice::from_raw_parts(self.start(), self.length) }
     }
 }
@@ -138,13 +140,15 @@ fn check(delivered: &Delivered, bytes: &[u8], key: u64, offset: usize) {
     assert_eq!(delivered.needle.length as usize, end - offset);
     assert!(bytes[..end - offset] == whole[offset..end], "key {key} from {offset}, {} bytes", end - offset);
     assert_eq!(delivered.verified, end - offset == whole.len());
-    // Small ones in the message that answers, the others by RDMA READ.
+    // Small needles come in the message, the others by RDMA READ.
     assert_eq!(delivered.transport, Transport::Verbs);
 }
 
 #[test]
-fn random_needles_and_ranges_come_by_rdma_into_any_memory() {
-    let Some(_turn) = quiet_turn("random_needles_and_ranges_come_by_rdma_into_any_memory") else { return };
+fn random_needles_and_ranges_are_read_by_rdma_into_any_memory() {
+    let Some(_turn) = quiet_turn("random_needles_and_ranges_are_read_by_rdma_into_any_memory") else {
+        return;
+    };
     let served = serve(&LENGTHS, EngineOptions::default());
     let client = client(served.address);
     let pages = Arc::new(Pages::new(8 << 20).unwrap());
@@ -167,7 +171,7 @@ fn random_needles_and_ranges_come_by_rdma_into_any_memory() {
             check(&delivered, &bytes, key as u64, offset);
             delivered
         } else {
-            // Now here, now there: parts are registered, and replaced by larger ones.
+            // At changing offsets, so that parts are registered, and replaced by larger ones.
             let offset_there = numbers.below(pages.length() - length);
             let part = Part { pages: pages.clone(), offset: offset_there, length };
             let read = client.read_owned(target, part, soon());
@@ -186,7 +190,7 @@ fn random_needles_and_ranges_come_by_rdma_into_any_memory() {
     assert!(registrations.registered() > 1 << 20, "{}", registrations.registered());
     assert_eq!(metric(&served.metrics, "rdma_engine_reads_total{transport=\"verbs\"}"), fetched);
     assert_eq!(metric(&served.metrics, "rdma_engine_bytes_total{transport=\"verbs\"}"), bytes_fetched);
-    // Hot ones stay staged as long as there is room.
+    // Ranges stay staged as long as there is room.
     assert!(metric(&served.metrics, "rdma_engine_staging_bytes{transport=\"verbs\"}") > 0);
     drop(client);
     until(&served.metrics, "rdma_engine_staging_bytes{transport=\"verbs\"}", 0);
@@ -208,7 +212,7 @@ fn memory_whose_pages_were_replaced_is_registered_again() {
         check(&delivered.unwrap(), part.unwrap().bytes(), key, 0);
         assert_eq!(registrations.registered(), 2 << 20, "round {round}");
         let start = std::ptr::NonNull::new(pages.start()).unwrap();
-        // A device that was not told would go on writing to the pages that leave here.
+        // Without withdrawing, the device would go on writing to the replaced pages.
         let replaced = registrations.withdraw(start, 1 << 20, || {
             // SAFETY: private pages that nothing refers to; they read as zeros afterwards.
             unsafe { libc::madvise(start.as_ptr().cast(), 4 << 20, libc::MADV_DONTNEED) }
@@ -219,8 +223,10 @@ fn memory_whose_pages_were_replaced_is_registered_again() {
 }
 
 #[test]
-fn many_readers_share_a_connection_and_some_give_up() {
-    let Some(_turn) = quiet_turn("many_readers_share_a_connection_and_some_give_up") else { return };
+fn many_readers_share_a_connection_though_some_reads_are_dropped() {
+    let Some(_turn) = quiet_turn("many_readers_share_a_connection_though_some_reads_are_dropped") else {
+        return;
+    };
     let served = serve(&LENGTHS, EngineOptions::default());
     let client = client(served.address);
     served.runtime.block_on(async {
@@ -259,9 +265,10 @@ fn many_readers_share_a_connection_and_some_give_up() {
 }
 
 #[test]
-fn readers_alone_or_among_others_are_never_forgotten() {
-    let Some(_turn) = quiet_turn("readers_alone_or_among_others_are_never_forgotten") else { return };
-    // A completion that nobody was woken for would lie there until the client's thread looks by itself, twice a second.
+fn a_waiting_reader_is_always_woken_alone_or_among_others() {
+    let Some(_turn) = quiet_turn("a_waiting_reader_is_always_woken_alone_or_among_others") else { return };
+    // A completion for which no thread is woken is found when the adapter thread checks, twice a
+    // second.
     const FORGOTTEN: Duration = Duration::from_millis(400);
     let served = serve(&LENGTHS, EngineOptions::default());
     let client = client(served.address);
@@ -312,7 +319,7 @@ fn a_key_granted_to_another_session_opens_nothing() {
     assert!(hostile.fetch(&own, LENGTH).unwrap() == expected);
     assert_ne!(own.rkey, theirs.rkey);
     assert_eq!(hostile.fetch(&theirs, LENGTH), Err(WorkError::RemoteAccess));
-    // It has hurt only itself.
+    // Only the hostile session is broken.
     assert!(honest.fetch(&theirs, LENGTH).unwrap() == expected);
     // Not past the staging memory either.
     let staging = EngineOptions::default().staging as u64;
@@ -321,8 +328,8 @@ fn a_key_granted_to_another_session_opens_nothing() {
 }
 
 #[test]
-fn what_is_never_given_back_is_taken_back_when_its_lease_is_over() {
-    let Some(_turn) = quiet_turn("what_is_never_given_back_is_taken_back_when_its_lease_is_over") else {
+fn a_grant_that_is_never_given_back_ends_with_its_lease() {
+    let Some(_turn) = quiet_turn("a_grant_that_is_never_given_back_ends_with_its_lease") else {
         return;
     };
     const LENGTH: usize = 60_000;
@@ -336,7 +343,7 @@ fn what_is_never_given_back_is_taken_back_when_its_lease_is_over() {
     let second = client.granted(2, 2, LENGTH as u32);
     // Without room the same bytes come in line.
     assert_eq!(client.ask(3, 3, LENGTH as u32), Brought::Data(content(3, LENGTH)));
-    // What is staged serves another reader of the session, from the same place.
+    // A staged range serves another request of the session, from the same memory.
     let shared = client.granted(4, 2, LENGTH as u32);
     assert_eq!(shared.address, second.address);
     // Three are unanswered, as it were: the client has not said that it is done.
@@ -389,7 +396,8 @@ impl Drop for Program {
     }
 }
 
-/// Readers of the longest needle, over and over, each until its first error, when all of them have read it.
+/// Readers of the longest needle, over and over, each until its first error, when all of them have
+/// read it.
 pub(crate) async fn reading(client: &Client) -> JoinSet<ReadError> {
     const READERS: usize = 4;
     let mut readers = JoinSet::new();
@@ -432,7 +440,7 @@ async fn read_longest(client: &Client) -> Result<(), ReadError> {
     Ok(())
 }
 
-/// Passes connections on to `engine`; of the first, nothing that the client says after its greeting.
+/// Relays connections to `engine`; of the first, nothing that the client sends after its greeting.
 async fn first_falls_silent(engine: SocketAddr) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -498,7 +506,7 @@ fn an_engine_killed_in_mid_read_is_an_error_in_time_and_leaves_nothing() {
             println!("errors {} ms after the kill", killed.elapsed().as_millis());
             assert!(killed.elapsed() < DEADLINE / 2);
         });
-        // Another engine at another address is another client's; this one says that it is left alone.
+        // A new engine at another address needs a new client; this client stays disconnected.
         assert_eq!(client.transport(), None);
     }
 }

@@ -58,7 +58,8 @@ fn a_thousand_connections_leave_nothing() {
             2 => drop(other),
             _ => drop(served),
         }
-        // As whoever has connections does all the time; it gives the room in the completion queue back.
+        // Taking completions frees the room in the completion queue, as in a process that has
+        // connections.
         client.poller.queue().take(&mut Vec::new()).unwrap();
         server.poller.queue().take(&mut Vec::new()).unwrap();
     };
@@ -77,7 +78,8 @@ fn a_thousand_connections_leave_nothing() {
     let grown: Vec<usize> = (0..10).map(|_| grown()).collect();
     assert_eq!((files("self"), resources()), before);
     println!("{grown:?} KiB more after each 100 connections");
-    // What a connection leaves shows in each hundred; what the heap takes for itself, after the tests before this one, in some.
+    // A leak of each connection shows in every hundred; growth of the heap after earlier tests
+    // shows only in some.
     assert!(grown.iter().any(|&grown| grown < 400), "{grown:?} KiB");
 }
 
@@ -102,7 +104,8 @@ fn killed_processes_leave_nothing() {
             }
             drop((served, client));
             if number < 9 {
-                // The server takes the next client only when it is done with this one; so this one has seen it clean.
+                // The server takes the next client only when it is done with this one; so this one
+                // has seen it clean.
                 let next = Side::open(None).unwrap();
                 let served = Served::connect(&next, &server.address, Timeouts::default()).unwrap();
                 let now = files(&process);

@@ -1,5 +1,5 @@
-//! Verbs over a real device: soft-RoCE in the virtual machine (`cargo xtask vm test`), or whatever RDMA device this host has. Without one,
-//! every test says that it is skipped.
+//! Verbs over a real device: soft-RoCE in the virtual machine (`cargo xtask vm test`), or any RDMA
+//! device of this host. Without a device, every test reports that it is skipped.
 
 mod access;
 mod client;
@@ -74,7 +74,8 @@ fn completions(poller: &mut Poller<RegisteredBuffer>, count: usize) -> Vec<Compl
     done
 }
 
-/// Numbers that look random and are the same at every run (a linear congruential generator, Knuth's MMIX).
+/// Numbers that look random and are the same at every run (a linear congruential generator,
+/// Knuth's MMIX).
 struct Numbers(u64);
 
 impl Numbers {

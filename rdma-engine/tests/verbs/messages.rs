@@ -28,7 +28,8 @@ fn messages_arrive_whole_and_in_order() {
     let mut sent = Vec::new();
     let mut came_back = 0;
 
-    // Many times the depth of both queues, one message at a time: every place in them is used again and again.
+    // Many times the depth of both queues, one message at a time: every place in them is used
+    // again and again.
     let mut numbers = Numbers(3);
     for number in 0..300_u64 {
         let length = if number % 3 == 0 { 1 + numbers.below(MESSAGE) } else { 1 + numbers.below(inline) };

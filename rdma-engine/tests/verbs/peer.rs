@@ -1,7 +1,9 @@
-//! Two ends of a connection for the tests and the bench: one serves a region of known bytes, the other reads it.
+//! Two ends of a connection for the tests and the bench: one serves a region of known bytes, the
+//! other reads it.
 //!
-//! The ends find each other over TCP: the client sends its endpoint, the server answers with its own and with the memory that may be read. Then the
-//! client sends single bytes: [`CUT`]; the end of the stream ends the connection.
+//! The ends find each other over TCP: the client sends its endpoint, the server answers with its
+//! own and with the memory that may be read. Then the client sends single bytes: [`CUT`]; the end
+//! of the stream ends the connection.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, TcpStream};
@@ -127,7 +129,8 @@ pub(crate) fn serve_one(mut stream: TcpStream) -> Result<bool> {
     let mut is_cut = false;
     while stream.read(&mut command)? == 1 {
         if command[0] == CUT {
-            // Nothing leaves this host any more, as if the cable were cut; what the client sends still comes, and the end of its stream.
+            // Nothing leaves this host any more, as if the cable were cut; what the client sends
+            // still comes, and the end of its stream.
             lose_packets(&["add", "dev", "roce0", "root", "netem", "loss", "100%"])?;
             is_cut = true;
         }

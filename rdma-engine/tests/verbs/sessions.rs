@@ -108,7 +108,8 @@ fn hundreds_of_sessions_leave_nothing() {
                 assert!(client.fetch(&grant, LENGTH).unwrap() == expected);
                 client.send(1, &ClientMessage::Done);
             }
-            // Is gone with what it was granted, with an answer on its way, or before it said a word.
+            // Is gone with what it was granted, with an answer on its way, or before it said a
+            // word.
             1 => drop(client.granted(1, 1, LENGTH as u32)),
             2 => client.ask_by_message(1, 1, LENGTH as u32, true),
             _ => {}

@@ -1,4 +1,5 @@
-//! A volume of needles whose bytes are known, written the way a volume server writes it (version 3, offsets of four bytes).
+//! A volume of needles whose bytes are known, written the way a volume server writes it (version
+//! 3, offsets of four bytes).
 
 use std::fs;
 use std::path::Path;

@@ -47,8 +47,6 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-
 use self::background::BackgroundThread;
 use self::budget::ResidentBudget;
 use self::file::FileAppend;
@@ -289,14 +287,7 @@ fn size_in_memory(len: u64) -> u64 {
 
 /// How many files the limit of open files allows, after raising the limit as far as it goes.
 fn max_files() -> Result<usize, ResidentError> {
-    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: maximum, maximum };
-    // `None` means no limit.
-    let limit = match setrlimit(Resource::Nofile, raised) {
-        Ok(()) => maximum,
-        Err(_) => current,
-    };
-    let limit = limit.unwrap_or(u64::MAX);
+    let limit = daemon::descriptors::raise_limit();
     match limit.saturating_sub(RESERVED_DESCRIPTORS).min(MAX_FILES) {
         0 => Err(ResidentError::Descriptors(limit)),
         files => Ok(files as usize),

@@ -1,4 +1,5 @@
-//! Where the bytes go that are measured: one region, a part for each reader, registered with RDMA devices like a cache's.
+//! The readers' memory: one region with a part for each reader, registered with RDMA devices as a
+//! cache's memory is.
 
 use std::cell::UnsafeCell;
 use std::sync::Arc;
@@ -7,15 +8,17 @@ use rdma_engine::client::Destination;
 use rdma_engine::memory::Memory;
 
 /// Memory for all readers.
-pub(super) struct Region {
+pub(super) struct BenchRegion {
     bytes: Box<[UnsafeCell<u8>]>,
 }
 
-// SAFETY: bytes are reached through `Part`s only, each of which is the only way to its own, and moves between threads as a whole.
-unsafe impl Sync for Region {}
+// SAFETY: bytes are reached through `ReaderMemory` only. Each is the only one for its range, and
+// moves between threads as a whole.
+unsafe impl Sync for BenchRegion {}
 
-// SAFETY: a boxed slice stays where it is until it is dropped; no reference to its bytes is ever taken, only pointers, which is what the cells allow.
-unsafe impl Memory for Region {
+// SAFETY: a boxed slice stays at its address until it is dropped. Only pointers to its bytes are
+// taken, never references; the cells allow that.
+unsafe impl Memory for BenchRegion {
     fn start(&self) -> *mut u8 {
         self.bytes.as_ptr().cast::<u8>().cast_mut()
     }
@@ -26,14 +29,15 @@ unsafe impl Memory for Region {
 }
 
 /// The part of one reader.
-pub(super) struct Part {
-    region: Arc<Region>,
+pub(super) struct ReaderMemory {
+    region: Arc<BenchRegion>,
     offset: usize,
     length: usize,
 }
 
-// SAFETY: the range lies within the region, which the part shares the ownership of and which was zeroed; `Region::parts` gives each range once.
-unsafe impl Destination for Part {
+// SAFETY: the range lies within the region, which is zeroed and shared by `Arc`; `parts` gives out
+// each range once.
+unsafe impl Destination for ReaderMemory {
     fn start(&self) -> *mut u8 {
         // SAFETY: the offset lies within the region.
         unsafe { self.region.start().add(self.offset) }
@@ -44,11 +48,11 @@ unsafe impl Destination for Part {
     }
 }
 
-/// `count` parts of `length` bytes each, and the region that they are.
-pub(super) fn parts(count: usize, length: usize) -> (Arc<Region>, Vec<Part>) {
+/// A region of `count` parts of `length` bytes each, and the parts.
+pub(super) fn parts(count: usize, length: usize) -> (Arc<BenchRegion>, Vec<ReaderMemory>) {
     let bytes = std::iter::repeat_with(|| UnsafeCell::new(0)).take(count * length).collect();
-    let region = Arc::new(Region { bytes });
-    let part = |number| Part { region: region.clone(), offset: number * length, length };
+    let region = Arc::new(BenchRegion { bytes });
+    let part = |number| ReaderMemory { region: region.clone(), offset: number * length, length };
     let parts = (0..count).map(part).collect();
     (region, parts)
 }

@@ -4,15 +4,16 @@
 //! The device is opened with the first connection and closed with the last. Sharing the domain is
 //! safe: nothing in it can be reached from outside.
 //!
-//! **Waiting for completions.** The adapter thread dispatches all completions. But to wake the thread,
-//! and to have the thread wake the reader, takes longer than a small needle is on its way. So a reader
-//! that waits alone polls the completion queue itself for a short time ([`AdaptivePoll`]); meanwhile
-//! the queue makes no events. It yields to the other tasks of its thread every
-//! [`SPIN_YIELD_INTERVAL`].
+//! **Waiting for completions.** The adapter thread dispatches all completions. But to wake the
+//! thread, and to have the thread wake the reader, takes longer than a small needle is on its way.
+//! So a reader that waits alone polls the completion queue itself for a short time
+//! ([`AdaptivePoll`]); meanwhile the queue makes no events. It yields to the other tasks of its
+//! thread every [`SPIN_YIELD_INTERVAL`].
 //!
 //! *Invariant*: while a reader sleeps (waits without polling), the queue is armed, or the adapter
-//! thread is awake and will take what arrives. Therefore a reader that goes to sleep first arms the
-//! queue and takes what arrived before, and the thread arms the queue again while there are sleepers.
+//! thread is awake and will take what arrives. Therefore a reader that goes to sleep first arms
+//! the queue and takes what arrived before, and the thread arms the queue again while there are
+//! sleepers.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -83,8 +84,8 @@ impl Adapter {
         Ok(adapter)
     }
 
-    /// Waits for what a completion will send to `receiver`. `poll` has learned from earlier waits of
-    /// the same kind.
+    /// Waits for what a completion will send to `receiver`. `poll` has learned from earlier waits
+    /// of the same kind.
     pub(super) async fn wait_for<T>(
         &self,
         receiver: &mut oneshot::Receiver<T>,
@@ -93,7 +94,8 @@ impl Adapter {
         let mut waiter = self.waiters.enter();
         let guard = if waiter.spins() { poll.lock().begin() } else { None };
         if let Some(guard) = guard {
-            // Lets other tasks post their requests first: a reader that is not alone does not spin.
+            // Lets other tasks post their requests first: a reader that is not alone does not
+            // spin.
             yield_now().await;
             if waiter.is_alone() {
                 let found = self.spin(guard, receiver).await;

@@ -39,9 +39,9 @@ pub(in crate::client) struct PreparedPath {
     adapter: Arc<Adapter>,
 }
 
-/// Prepares the client's end of a connection to one of the ports on offer. `near` is the address that
-/// the connection to the engine has on this host. With `messages`, the engine takes requests as
-/// messages. Waits for the device.
+/// Prepares the client's end of a connection to one of the ports on offer. `near` is the address
+/// that the connection to the engine has on this host. With `messages`, the engine takes requests
+/// as messages. Waits for the device.
 ///
 /// # Errors
 /// When there is no library, no device, or no port that reaches one on offer.

@@ -15,8 +15,8 @@ use crate::protocol::{MAX_ANSWER_SIZE, MAX_REQUEST_SIZE, MESSAGE_WINDOW};
 use crate::transport::messages::{self, SendBuffers};
 use crate::verbs::{ProtectionDomain, QueuePair, RegisteredBuffer, VerbsError};
 
-/// Sends that may be posted at a time: each request may be followed by one message that cancels it or
-/// gives back its grant.
+/// Sends that may be posted at a time: each request may be followed by one message that cancels it
+/// or gives back its grant.
 pub(super) const SEND_DEPTH: usize = 2 * MESSAGE_WINDOW;
 
 /// Buffers for messages with a token, which are too long to be sent inline.
@@ -49,8 +49,8 @@ impl MessageChannel {
         })
     }
 
-    /// The permit to send one request as a message. It is released when the request is answered and a
-    /// grant, if there was one, is given back.
+    /// The permit to send one request as a message. It is released when the request is answered
+    /// and a grant, if there was one, is given back.
     pub(super) fn permit(&self) -> Option<OwnedSemaphorePermit> {
         self.window.clone().try_acquire_owned().ok()
     }

@@ -1,5 +1,5 @@
-//! The path of `verbs`: small data comes in messages of the queue pair, everything else is fetched by
-//! RDMA READ from the engine's staging memory.
+//! The path of `verbs`: small data comes in messages of the queue pair, everything else is fetched
+//! by RDMA READ from the engine's staging memory.
 //!
 //! ```text
 //!  grant ─► read ── PendingRead ─► QueuePair ═ READ ═► the engine's staging memory
@@ -10,8 +10,8 @@
 //! ```
 //! Into memory that its caller owns, and that may be registered
 //! ([`Client::register`](crate::client::Client::register)), the device writes directly. Everything
-//! else is read into bounce buffers of the connection and copied from there, piece by piece, while the
-//! next pieces are on their way.
+//! else is read into bounce buffers of the connection and copied from there, piece by piece, while
+//! the next pieces are on their way.
 //!
 //! Requests and short answers are messages of the same queue pair, if the engine takes them
 //! (`message_channel`).
@@ -70,7 +70,8 @@ pub(super) struct VerbsPath {
     messages: Option<MessageChannel>,
     /// The memory whose parts may be registered.
     caches: Vec<Arc<RegistrationCache>>,
-    /// How many READs have succeeded: whether the queue pair works at all, and whether it still does.
+    /// How many READs have succeeded: whether the queue pair works at all, and whether it still
+    /// does.
     succeeded: Arc<AtomicU64>,
     /// A READ has failed by itself, not because the connection was ended.
     failed: AtomicBool,
@@ -150,16 +151,16 @@ impl DataPath for VerbsPath {
         self.pair.is_broken()
     }
 
-    /// True if READs have failed and none has ever succeeded: the network of the bootstrap leads to
-    /// the engine, and the RDMA network does not.
+    /// True if READs have failed and none has ever succeeded: the network of the bootstrap leads
+    /// to the engine, and the RDMA network does not.
     fn is_unusable(&self) -> bool {
         self.failed.load(Ordering::Relaxed) && self.succeeded.load(Ordering::Relaxed) == 0
     }
 }
 
 impl VerbsPath {
-    /// Fetches granted bytes straight into the reader's memory, which lies in `part`. Returns whether
-    /// they are a whole needle, verified by its checksum.
+    /// Fetches granted bytes straight into the reader's memory, which lies in `part`. Returns
+    /// whether they are a whole needle, verified by its checksum.
     async fn read_direct(
         &self,
         needle: &NeedleInfo,
@@ -212,8 +213,8 @@ impl VerbsPath {
         let (mut posted, mut filled, mut checksum) = (0, 0, ReadChecksum::default());
         while filled < destination.len() {
             while posted < destination.len() {
-                // A reader that has buffers in flight does not wait for more, or two readers could wait
-                // for each other.
+                // A reader that has buffers in flight does not wait for more, or two readers could
+                // wait for each other.
                 let taken = match in_flight.is_empty() {
                     true => self.bounce.take().await,
                     false => self.bounce.try_take(),
@@ -274,8 +275,9 @@ async fn within_lease<T>(
     }
 }
 
-/// A READ that is posted. If it is dropped before its completion, after [`MIN_SILENCE`] in which no
-/// READ succeeded, it ends the connection: a device may retry for longer than any reader would wait.
+/// A READ that is posted. If it is dropped before its completion, after [`MIN_SILENCE`] in which
+/// no READ succeeded, it ends the connection: a device may retry for longer than any reader would
+/// wait.
 struct InflightRead<'a> {
     path: &'a VerbsPath,
     outcome: Option<oneshot::Receiver<ReadResult>>,

@@ -50,7 +50,8 @@ impl RecvBuffer {
         let handled = read().and_then(|message| {
             // The memory first: a reader that has its answer may send the next request.
             if let Some(pair) = self.pair.upgrade() {
-                // If that fails the queue pair has failed, and completes everything else with an error.
+                // If that fails the queue pair has failed, and completes everything else with an
+                // error.
                 let _ = pair.post_receive(PostedBuffer::Receive(self), 0);
             }
             session.clone().take_message(message).map_err(|error| error.to_string())

@@ -83,7 +83,8 @@ pub(super) struct DirectBuffer {
 }
 
 impl DirectBuffer {
-    /// The first `length` bytes of `memory`; `None` if it has fewer, or does not lie within the part.
+    /// The first `length` bytes of `memory`; `None` if it has fewer, or does not lie within the
+    /// part.
     pub(super) fn new(
         memory: Box<dyn LentDestination>,
         length: usize,
@@ -125,8 +126,8 @@ impl PendingRead {
         (Self { buffer, outcome: sender, succeeded: succeeded.clone(), _permit: permit }, outcome)
     }
 
-    /// The device is done with the READ. The memory goes back to the reader, before the outcome; after
-    /// an error it is dropped.
+    /// The device is done with the READ. The memory goes back to the reader, before the outcome;
+    /// after an error it is dropped.
     pub(super) fn complete(self, outcome: Result<(), WorkError>) {
         let outcome = outcome.map(|()| {
             self.succeeded.fetch_add(1, Ordering::Relaxed);
@@ -146,8 +147,8 @@ impl PendingRead {
 }
 
 // SAFETY: a bounce buffer is registered and has one owner. A direct buffer lies within its part,
-// which is registered and held here. Its owner is the `LentDestination` in it, whose contract is that
-// nothing else touches the memory as long as it lives, which is as long as this does.
+// which is registered and held here. Its owner is the `LentDestination` in it, whose contract is
+// that nothing else touches the memory as long as it lives, which is as long as this does.
 unsafe impl LocalMemory for PendingRead {
     fn start(&self) -> *mut u8 {
         match &self.buffer {

@@ -49,8 +49,8 @@ impl RegisteredParts {
         Arc::new(Self { domain, caches: Mutex::default() })
     }
 
-    /// The registered part of `cache` that the destination lies in; registers it if need be. `None` if
-    /// the destination lies elsewhere, or cannot be registered now.
+    /// The registered part of `cache` that the destination lies in; registers it if need be.
+    /// `None` if the destination lies elsewhere, or cannot be registered now.
     pub(super) fn find_or_register(
         self: &Arc<Self>,
         cache: &RegistrationCache,
@@ -135,8 +135,8 @@ fn covering(parts: &PartsByAddress, start: usize, length: usize) -> Option<Arc<R
     (start + length <= first + part.memory().length()).then(|| part.clone())
 }
 
-/// Removes all parts that overlap a range. `None`, and nothing is removed, if one is in use: parts are
-/// cloned only under the lock that the caller holds.
+/// Removes all parts that overlap a range. `None`, and nothing is removed, if one is in use: parts
+/// are cloned only under the lock that the caller holds.
 fn remove_overlapping(parts: &mut PartsByAddress, start: usize, length: usize) -> Option<()> {
     let overlapping: Vec<usize> = parts
         .range(..start + length)

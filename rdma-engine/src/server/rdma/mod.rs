@@ -1,5 +1,5 @@
-//! The engine's side of `verbs`: offers its ports, connects queue pairs, and stages data where clients
-//! fetch it by RDMA READ.
+//! The engine's side of `verbs`: offers its ports, connects queue pairs, and stages data where
+//! clients fetch it by RDMA READ.
 //!
 //! ```text
 //!  RdmaDevices ─ offers() ─► bootstrap ─ accept() ─► QueuePairSession, one per session: device context,
@@ -11,10 +11,10 @@
 //!                                                               the lease is over
 //! ```
 //!
-//! A session shares nothing with other sessions, not even the open device. So an rkey opens nothing of
-//! another session's, and all of it is freed with the session. The engine only stages data: clients read
-//! it, and the device answers without the engine. Requests and short answers are messages
-//! (`request_receiver`).
+//! A session shares nothing with other sessions, not even the open device. So an rkey opens
+//! nothing of another session's, and all of it is freed with the session. The engine only stages
+//! data: clients read it, and the device answers without the engine. Requests and short answers
+//! are messages (`request_receiver`).
 
 mod request_receiver;
 mod staging_pool;

@@ -1,8 +1,8 @@
 //! Requests that arrive as messages of the queue pair.
 //!
-//! One thread per session waits for them: it spins for a short time as long as requests follow each
-//! other closely, and then blocks on the completion channel. It answers by itself what it can answer at
-//! once, so a small needle from the page cache costs two messages and no other thread.
+//! One thread per session waits for them: it spins for a short time as long as requests follow
+//! each other closely, and then blocks on the completion channel. It answers by itself what it can
+//! answer at once, so a small needle from the page cache costs two messages and no other thread.
 
 use std::io;
 use std::sync::Arc;

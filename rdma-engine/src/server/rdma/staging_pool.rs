@@ -1,16 +1,19 @@
-//! Staging memory and what is in it: an allocator that never moves anything, and the ranges of needles that lie in it.
+//! The staging memory of one session: an allocator that never moves anything, and the needles'
+//! ranges in it.
 //!
-//! A staged range stays after its last reader is done, for the next one, until its memory is needed: then the one that was used least recently
-//! goes first. What somebody may still read by RDMA is *held*, and never goes.
+//! A staged range stays after its last reader is done, for the next one, until its memory is
+//! needed: then the least recently used range is dropped first. A range that a client may still
+//! read by RDMA is *held*, and never dropped.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::metrics::Level;
 
-/// Memory is given out in multiples of this, so that it does not fall to pieces.
+/// Memory is allocated in multiples of this, which limits fragmentation.
 pub(super) const GRANULE: usize = 4096;
 
-/// Memory that can be split and put together: registered memory, or in tests a mere range.
+/// Memory that can be split and joined: a registered buffer, or in tests a mere range of
+/// addresses.
 pub(super) trait MemoryRange: Sized {
     fn start(&self) -> u64;
     fn length(&self) -> usize;
@@ -18,7 +21,8 @@ pub(super) trait MemoryRange: Sized {
     fn join(self, next: Self) -> Result<Self, (Self, Self)>;
 }
 
-/// Which bytes: of which open file, and where in it. What is staged holds the file, so its address stays its own.
+/// Where staged bytes come from: the address of the open file, and the range in it. A staged range
+/// holds the file, so no other file has its address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct SourceRange {
     pub(super) file: usize,
@@ -26,7 +30,7 @@ pub(super) struct SourceRange {
     pub(super) length: u32,
 }
 
-/// The number of what is staged.
+/// Identifies a staged range. A larger number was used more recently.
 pub(super) type RangeNumber = u64;
 
 /// Where staged bytes are.
@@ -46,11 +50,11 @@ struct StagedEntry<E, F> {
 
 /// All staging memory of a session.
 pub(super) struct StagingPool<E, F> {
-    /// By address; neighbours are always joined.
+    /// By address; adjacent ranges are always joined.
     free: BTreeMap<u64, E>,
     staged: HashMap<RangeNumber, StagedEntry<E, F>>,
     by_source: HashMap<SourceRange, RangeNumber>,
-    /// What nobody holds, the least recently used first.
+    /// The ranges that are not held, the least recently used first.
     idle: BTreeSet<RangeNumber>,
     next: RangeNumber,
 }
@@ -61,7 +65,7 @@ impl<E: MemoryRange, F> StagingPool<E, F> {
         Self { free, staged: HashMap::new(), by_source: HashMap::new(), idle: BTreeSet::new(), next: 0 }
     }
 
-    /// Holds what was staged from `source`, if it still is.
+    /// Holds the range that was staged from `source`, if it is still there.
     pub(super) fn hold(&mut self, source: SourceRange) -> Option<StagedRange> {
         let number = *self.by_source.get(&source)?;
         let staged = self.staged.get_mut(&number)?;
@@ -70,7 +74,8 @@ impl<E: MemoryRange, F> StagingPool<E, F> {
         Some(StagedRange { number, address: staged.memory.start() })
     }
 
-    /// Takes memory for `length` bytes, and for that drops what nobody holds. `None` if there is none.
+    /// Allocates memory for `length` bytes; drops ranges that are not held, as many as needed.
+    /// `None` if the memory is held or fragmented.
     pub(super) fn take(&mut self, length: usize) -> Option<E> {
         let length = length.next_multiple_of(GRANULE);
         loop {
@@ -89,7 +94,7 @@ impl<E: MemoryRange, F> StagingPool<E, F> {
         }
     }
 
-    /// Gives back memory that was taken and not put.
+    /// Frees memory that was taken.
     pub(super) fn give_back(&mut self, mut memory: E) {
         if let Some((&start, _)) = self.free.range(..memory.start()).next_back()
             && let Some(before) = self.free.remove(&start)
@@ -116,9 +121,9 @@ impl<E: MemoryRange, F> StagingPool<E, F> {
         self.free.insert(memory.start(), memory);
     }
 
-    /// Puts in what was read from `source` of `file` into `memory`, and holds it.
+    /// Adds the bytes of `source` in `file` that were read into `memory`, and holds them.
     pub(super) fn put(&mut self, source: SourceRange, memory: E, file: F, counted: Level) -> StagedRange {
-        // Two requests may have staged the same at a time: then one is enough.
+        // Another request may have staged the same range meanwhile.
         if let Some(held) = self.hold(source) {
             self.give_back(memory);
             return held;
@@ -206,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn one_staged_range_serves_all_and_goes_when_its_memory_is_needed() {
+    fn one_staged_range_serves_all_readers_and_is_dropped_when_its_memory_is_needed() {
         let metrics = Arc::new(Metrics::default());
         let mut pool = StagingPool::new(Range(0x1000, 4 * GRANULE));
         let (a, b) = (source(0, 2 * GRANULE as u32), source(1 << 20, 2 * GRANULE as u32 - 1));
@@ -214,23 +219,23 @@ mod tests {
         assert_eq!(stage(&mut pool, &metrics, a), Some(first));
         let second = stage(&mut pool, &metrics, b).unwrap();
         assert_ne!(first.address, second.address);
-        // Everything is held, twice or once.
+        // Both are held, one of them twice.
         assert_eq!(stage(&mut pool, &metrics, source(9, 1)), None);
         pool.release(first.number);
         assert_eq!(stage(&mut pool, &metrics, source(9, 1)), None);
         pool.release(first.number);
-        // Now it may go, but as long as it is there it is used.
+        // It may be dropped now, but is used as long as it is there.
         let again = pool.hold(a).unwrap();
         assert_eq!(again.address, first.address);
         pool.release(again.number);
         pool.release(second.number);
-        // The oldest goes first.
+        // The least recently used is dropped first.
         assert!(stage(&mut pool, &metrics, source(9, 1)).is_some());
         assert!(pool.hold(a).is_none() && pool.hold(b).is_some());
     }
 
     proptest! {
-        /// Against the plainest model: who holds what, and no two things overlap.
+        /// The model is the list of held ranges, of which no two may overlap.
         #[test]
         fn held_ranges_never_overlap_and_all_memory_comes_back(
             steps in prop::collection::vec((0u64..12, 1u32..20_000, any::<bool>()), 1..200),
@@ -246,8 +251,8 @@ mod tests {
                         held.push((source, new));
                     }
                 } else if !held.is_empty() {
-                    let (_, gone) = held.swap_remove(position as usize % held.len());
-                    pool.release(gone.number);
+                    let (_, released) = held.swap_remove(position as usize % held.len());
+                    pool.release(released.number);
                 }
                 for (one, a) in &held {
                     prop_assert!(a.address >= 0x10_0000);

@@ -1,4 +1,4 @@
-//! What engines and clients have to show each other before they are trusted.
+//! What engines and clients have to prove to each other before they are trusted.
 
 use std::sync::LazyLock;
 
@@ -22,9 +22,9 @@ fn client(address: impl ToString, transports: &[Transport], trust: Trust) -> Cli
     Client::new(address.to_string(), client::ClientOptions { transports, trust, ..Default::default() })
 }
 
-/// An engine of anybody's, which serves whatever it is asked for. Gives its address, and what kinds
-/// of messages it has got.
-async fn anybodys(offers: Vec<Offer>) -> (SocketAddr, Arc<parking_lot::Mutex<Vec<MessageKind>>>) {
+/// An untrusted engine, which answers every request. Returns its address, and the kinds of the
+/// messages that it has received.
+async fn untrusted_engine(offers: Vec<Offer>) -> (SocketAddr, Arc<parking_lot::Mutex<Vec<MessageKind>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let heard = Arc::<parking_lot::Mutex<Vec<MessageKind>>>::default();
@@ -48,7 +48,7 @@ async fn anybodys(offers: Vec<Offer>) -> (SocketAddr, Arc<parking_lot::Mutex<Vec
                             instance: 1,
                             limits: SessionLimits { in_flight: 9, read: 1 << 20, idle_ms: 9000, lease_ms: 0 },
                             offers: offers.clone(),
-                            // What no key has made.
+                            // Not made with a key.
                             proof: Hello::decode(&body)
                                 .unwrap()
                                 .nonce
@@ -68,7 +68,7 @@ async fn anybodys(offers: Vec<Offer>) -> (SocketAddr, Arc<parking_lot::Mutex<Vec
     (address, heard)
 }
 
-/// Passes connections on to `to`, and gives the address where it takes them.
+/// Relays connections to `to`. Returns the address at which it accepts them.
 async fn relay(to: SocketAddr) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -89,17 +89,17 @@ async fn distrust(client: &Client) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_engine_that_has_not_proved_itself_is_told_nothing() {
+async fn an_engine_that_has_not_proved_itself_is_sent_nothing() {
     for trust in [Trust::default(), with_key(&KEY)] {
-        let (address, heard) = anybodys(vec![Offer::Tcp]).await;
+        let (address, heard) = untrusted_engine(vec![Offer::Tcp]).await;
         let client = client(address, &Transport::ALL, trust);
         distrust(&client).await;
         assert_eq!(heard.lock()[..], [MessageKind::Hello]);
         let reason = client.distrust().expect("it says why");
         assert!(reason.contains("--engine"), "it says what to do: {reason}");
     }
-    // Who names an engine trusts it.
-    let (address, heard) = anybodys(vec![Offer::Tcp]).await;
+    // An engine that the user has named is trusted.
+    let (address, heard) = untrusted_engine(vec![Offer::Tcp]).await;
     let client = client(address, &Transport::ALL, Trust { named: true, ..Trust::default() });
     client.ping(soon()).await.unwrap();
     assert_eq!(heard.lock()[..], [MessageKind::Hello, MessageKind::Choose, MessageKind::Ping]);
@@ -107,11 +107,11 @@ async fn an_engine_that_has_not_proved_itself_is_told_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_client_connects_to_whatever_socket_an_engine_names() {
+async fn a_client_connects_only_to_sockets_with_an_engine_s_name() {
     let name = format!("somebody-elses-{:032x}", rand::random::<u128>()).into_bytes();
     let address = std::os::unix::net::SocketAddr::from_abstract_name(&name).unwrap();
     let listener = std::os::unix::net::UnixListener::bind_addr(&address).unwrap();
-    let (address, _) = anybodys(vec![Offer::Local { socket: name }]).await;
+    let (address, _) = untrusted_engine(vec![Offer::Local { socket: name }]).await;
     let client = client(address, &[Transport::Local], Trust::default());
     read(&client, fid(1), 0, 3).await.unwrap_err();
     listener.set_nonblocking(true).unwrap();
@@ -120,7 +120,7 @@ async fn no_client_connects_to_whatever_socket_an_engine_names() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_socket_where_nobody_is_accepted_holds_up_nobody() {
+async fn a_full_backlog_does_not_block_the_client() {
     use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
     let name = format!("rdma-engine-{:032x}", rand::random::<u128>()).into_bytes();
     let address = SocketAddrUnix::new_abstract_name(&name).unwrap();
@@ -138,7 +138,7 @@ async fn a_socket_where_nobody_is_accepted_holds_up_nobody() {
         }
     };
     assert_eq!(full, rustix::io::Errno::AGAIN);
-    let (address, _) = anybodys(vec![Offer::Local { socket: name }]).await;
+    let (address, _) = untrusted_engine(vec![Offer::Local { socket: name }]).await;
     let trust = Trust { named: true, ..Trust::default() };
     let client = client(address, &[Transport::Local], trust);
     let error = tokio::task::spawn(async move { read(&client, fid(1), 0, 3).await.unwrap_err() });
@@ -147,7 +147,7 @@ async fn a_socket_where_nobody_is_accepted_holds_up_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_secret_of_the_cluster_is_a_proof_at_the_engines_own_address() {
+async fn the_cluster_s_secret_is_a_proof_at_the_engine_s_own_address() {
     let options = EngineOptions { proof: Some(KEY.clone()), ..EngineOptions::default() };
     let mut fixture = start(options, None).await;
     fixture.volume.put(1, COOKIE, b"one");
@@ -160,7 +160,7 @@ async fn the_secret_of_the_cluster_is_a_proof_at_the_engines_own_address() {
     let over_tcp = |address, trust| client(address, &[Transport::Tcp], trust);
     let other = distrust(&over_tcp(fixture.address, with_key(&OTHER))).await;
     assert!(other.contains("another key"), "{other}");
-    // What passes the proof of a true engine on is not that engine.
+    // A relay that passes on the proof of a true engine is not that engine.
     let elsewhere = distrust(&over_tcp(relayed, with_key(&KEY))).await;
     assert!(elsewhere.contains("another address"), "{elsewhere}");
     distrust(&over_tcp(fixture.address, Trust::default())).await;
@@ -171,7 +171,7 @@ async fn the_secret_of_the_cluster_is_a_proof_at_the_engines_own_address() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn on_the_same_host_the_user_is_a_proof_for_local_alone() {
+async fn on_the_same_host_the_user_is_a_proof_for_local_only() {
     let mut fixture = start(EngineOptions::default(), None).await;
     fixture.volume.put(1, COOKIE, b"one");
     let client = client(fixture.address, &[Transport::Tcp, Transport::Local], Trust::default());

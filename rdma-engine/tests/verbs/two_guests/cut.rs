@@ -50,7 +50,8 @@ fn a_network_that_is_cut_is_a_typed_error_or_our_deadline() {
     post_again(&hasty, quick.slots(2, 1 << 20).unwrap());
     hasty.stream.write_all(&[CUT]).unwrap();
 
-    // Reads go on until the network is cut, then end with the type that says that nobody answers.
+    // Reads go on until the network is cut, and then end with the error for a peer that does not
+    // answer.
     let mut done: Vec<Completion<RegisteredBuffer>> = Vec::new();
     let mut patient_reads = 0;
     let started = Instant::now();
@@ -81,6 +82,7 @@ fn a_network_that_is_cut_is_a_typed_error_or_our_deadline() {
         back.iter()
             .all(|completion| completion.memory.as_ref().is_some_and(|memory| memory.len() == 1 << 20))
     );
-    // The first may have been read before the cut without a word: the second of the batch was to speak for it.
+    // The first may have been read before the cut without a word: the second of the batch was to
+    // speak for it.
     assert_eq!(back[1].result, Err(WorkError::Flushed));
 }

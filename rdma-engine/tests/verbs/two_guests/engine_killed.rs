@@ -40,7 +40,8 @@ fn an_engine_killed_in_mid_read_is_left_alone_and_found_again() {
         }
         assert_eq!(client.transport(), None);
 
-        // Asked all the time, it tries to connect now and then, and says at once that it does not in between.
+        // Asked all the time, it tries to connect now and then, and says at once that it does not
+        // in between.
         let (mut attempts, mut left_alone) = (0, 0);
         let began = Instant::now();
         while attempts < ATTEMPTS {

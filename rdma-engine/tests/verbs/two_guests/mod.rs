@@ -1,7 +1,8 @@
 //! Faults between two hosts: guests of the virtual machine (`cargo xtask vm --pair`).
 //!
-//! Both run the same tests. The first reads, one test at a time; in the second each test waits at a port of its own until its like in the first comes, and
-//! does what that one says. Which test the first begins with does not matter, because the second's wait for theirs side by side.
+//! Both run the same tests. The first guest reads, one test at a time. In the second guest each
+//! test waits at its own port until the same test of the first connects, and follows its orders.
+//! The order of the tests does not matter, because those of the second guest wait side by side.
 
 mod cut;
 mod engine_killed;

@@ -14,7 +14,8 @@ use crate::{DEADLINE, turn};
 /// How long a link stays down: several times what it takes until a queue pair gives its peer up.
 const DOWN_FOR: Duration = Duration::from_secs(6);
 
-/// What the first guest may ask for, one byte each. The second answers with the same when it is done.
+/// What the first guest may ask for, one byte each. The second answers with the same when it is
+/// done.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[repr(u8)]
 pub(super) enum Order {
