@@ -69,13 +69,13 @@ pub(super) struct AttachOptions {
     #[arg(long, value_name = "KIB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(0..=65536))]
     readahead_kb: u32,
 
-    /// Let the CPUs sleep as deeply as they like while a program makes small requests one after another; each of them then waits for CPUs to wake up
-    #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, default_value = "false", hide_default_value = true)]
-    no_keep_awake: bool,
+    /// Keep the CPUs from deep sleep while a program makes small requests one after another; without it each of them waits for CPUs to wake up. --no-keep-awake turns it off [default: true]
+    #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, default_value = "true", hide_default_value = true)]
+    keep_awake: bool,
 
-    /// Do not watch with eBPF what the kernel reads; what is hot in its page cache then stays unknown
-    #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, default_value = "false", hide_default_value = true)]
-    no_ebpf: bool,
+    /// Watch with eBPF what the kernel reads; without it the daemon does not know what is hot in the page cache. --no-ebpf turns it off [default: true]
+    #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, default_value = "true", hide_default_value = true)]
+    ebpf: bool,
 
     /// Where the status API listens, `none` for nowhere; port 0 takes a free port
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9650", value_parser = StatusAddress::from_str)]
@@ -121,7 +121,7 @@ impl AttachOptions {
             restart: self.restart,
             threads: self.threads(),
             read_ahead_kib: self.readahead_kb,
-            keep_awake: !self.no_keep_awake,
+            keep_awake: self.keep_awake,
         }
     }
 }
@@ -186,11 +186,11 @@ async fn attach(
     };
     let status = Status::new(identity, metrics.clone());
     tokio::spawn(vital::task("windows of the hit ratio", mount::keep_windows(metrics.clone())));
-    if !options.no_keep_awake {
+    if options.keep_awake {
         host::go_without(&host::waking_up(), &status);
     }
     // Takes a while, which the layer need not wait for.
-    let programs = (!options.no_ebpf).then(seen::load);
+    let programs = options.ebpf.then(seen::load);
     let jobs = JobRegistry::new();
     let token = options.status_token_file.as_deref().map(Token::read).transpose()?;
     let mut api = StatusApi::offer(&options.status_addr, token, options.restart, &status, &jobs).await?;

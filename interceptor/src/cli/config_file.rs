@@ -12,6 +12,8 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, Command};
 use toml::de::{DeTable, DeValue};
 
+use super::options::without_negation;
+
 /// What is wrong with a configuration file.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ConfigError {
@@ -75,17 +77,19 @@ pub(super) fn arguments(path: &Path, command: &Command, given: &ArgMatches) -> R
     for (key, value) in table.get_ref() {
         let line = 1 + text[..key.span().start].matches('\n').count();
         let wrong = |reason: String| ConfigError::Line { path: path.into(), line, reason };
-        let name = key.get_ref().as_ref();
+        let key = key.get_ref().as_ref();
+        let value = plain(value.get_ref()).map_err(|error| wrong(format!("{key}: {error}")))?;
+        // Also a switch that an older file has under its negative name.
+        let argument = without_negation(format!("--{key}={value}").into()).to_string_lossy().into_owned();
+        let name = argument.trim_start_matches("--").split('=').next().unwrap_or_default();
         let option = command
             .get_arguments()
             .find(|argument| argument.get_long() == Some(name) && name != "config")
-            .ok_or_else(|| wrong(format!("unknown key {name:?}; known are {}", known_keys(command))))?;
-        let argument =
-            format!("--{name}={}", plain(value.get_ref()).map_err(|e| wrong(format!("{name}: {e}")))?);
+            .ok_or_else(|| wrong(format!("unknown key {key:?}; known are {}", known_keys(command))))?;
         accepted(command, &argument).map_err(wrong)?;
         if given.value_source(option.get_id().as_str()) != Some(ValueSource::CommandLine) {
-            file.arguments.push(argument.into());
             file.lines.insert(name.to_owned(), line);
+            file.arguments.push(argument.into());
         }
     }
     Ok(file)

@@ -1,28 +1,26 @@
-//! Requests to a daemon's status API, one over each connection. HTTP/1.0, so that the body ends where the connection does.
+//! Requests to a daemon's status API, each on a connection of its own.
 
-use std::io::{ErrorKind, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, ensure};
 use clap::Args;
 use daemon::address;
 
 use crate::telemetry::access;
 use crate::telemetry::report::{API_VERSION, StatusReport};
 
-/// The daemon answers from memory, or says within three seconds what hangs: if it takes longer than this, something is
-/// wrong with it.
-const DEADLINE: Duration = Duration::from_secs(5);
+/// The daemon answers from memory, or reports within three seconds what hangs: one that takes longer
+/// than this is broken.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// More than any answer has.
-const LARGEST_ANSWER: u64 = 16 << 20;
+const MAX_ANSWER_BYTES: u64 = 16 << 20;
 
 /// An answer of the status API.
 pub(super) struct Answer {
     pub(super) code: u16,
-    /// What the server calls itself.
+    /// The `Server` header.
     server: Option<String>,
     pub(super) body: String,
 }
@@ -40,15 +38,15 @@ pub(super) struct Daemon {
 }
 
 impl Daemon {
-    /// A request for what is at `path`.
+    /// GETs `path`.
     pub(super) fn get(&self, path: &str) -> anyhow::Result<Answer> {
         let token = self.token_file.as_deref().map(access::text).transpose()?;
         let bearer = token.map(|token| format!("Bearer {token}"));
         let headers: Vec<_> = bearer.iter().map(|bearer| ("Authorization", bearer.as_str())).collect();
-        ask(&self.address, "GET", path, &headers, "", Duration::ZERO)
+        send(&self.address, "GET", path, &headers, "", Duration::ZERO)
     }
 
-    /// What the daemon says of itself, as JSON.
+    /// The daemon's status report, as JSON.
     pub(super) fn status(&self) -> anyhow::Result<String> {
         let address = &self.address;
         let answer = self.get("/api/v1/status").with_context(|| {
@@ -63,7 +61,7 @@ impl Daemon {
         Ok(answer.body)
     }
 
-    /// The same, understood.
+    /// The daemon's status report.
     pub(super) fn report(&self) -> anyhow::Result<StatusReport> {
         serde_json::from_str(&self.status()?).with_context(|| {
             format!("what answers at {} is no interceptor of API version {API_VERSION}", self.address)
@@ -72,7 +70,7 @@ impl Daemon {
 }
 
 impl Answer {
-    /// Who has sent it, if it is a server of SeaweedFS.
+    /// The kind of server that sent it, if it is one of SeaweedFS.
     fn sender(&self) -> Option<&'static str> {
         match &self.server {
             Some(server) if server.starts_with("SeaweedFS Volume") => Some("a volume server of SeaweedFS"),
@@ -84,53 +82,43 @@ impl Answer {
     }
 }
 
-/// Who answers HTTP at `address`, if that can be told.
-pub(super) fn who_answers(address: &str) -> Option<&'static str> {
-    let answer = ask(address, "GET", "/dir/status", &[], "", Duration::ZERO).ok()?;
+/// The kind of server that answers HTTP at `address`; `None` if none does.
+pub(super) fn identify_server(address: &str) -> Option<&'static str> {
+    let answer = send(address, "GET", "/dir/status", &[], "", Duration::ZERO).ok()?;
     Some(answer.sender().unwrap_or("an HTTP server"))
 }
 
-/// A request with these headers and this body, to be answered in five seconds and `patience`.
-pub(super) fn ask(
+/// Sends a request with these headers and this body; the answer must be complete after
+/// [`REQUEST_TIMEOUT`] and `extra_time`.
+pub(super) fn send(
     address: &str,
     method: &str,
     path: &str,
     headers: &[(&str, &str)],
     body: &str,
-    patience: Duration,
+    extra_time: Duration,
 ) -> anyhow::Result<Answer> {
-    let (begun, deadline) = (Instant::now(), DEADLINE + patience);
-    let socket = address.to_socket_addrs()?.next().context("the name has no address")?;
-    let mut stream = TcpStream::connect_timeout(&socket, DEADLINE)?;
-    stream.set_write_timeout(Some(DEADLINE))?;
-    let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-    let length = body.len();
-    let request = format!(
-        "{method} {path} HTTP/1.0\r\nHost: {address}\r\n{headers}Content-Length: {length}\r\n\r\n{body}"
-    );
-    stream.write_all(request.as_bytes())?;
-    let mut answer = Vec::new();
-    let mut part = [0; 64 << 10];
-    loop {
-        let left = deadline.saturating_sub(begun.elapsed());
-        ensure!(!left.is_zero(), "no complete answer within {deadline:?}");
-        stream.set_read_timeout(Some(left))?;
-        match stream.read(&mut part) {
-            Ok(0) => break,
-            Ok(n) => answer.extend_from_slice(&part[..n]),
-            // By a signal that is handled elsewhere.
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(error.into()),
-        }
-        ensure!(answer.len() as u64 <= LARGEST_ANSWER, "an answer of more than {LARGEST_ANSWER} bytes");
+    let timeout = REQUEST_TIMEOUT + extra_time;
+    let agent: ureq::Agent = ureq::Agent::config_builder()
+        .timeout_connect(Some(REQUEST_TIMEOUT))
+        .timeout_global(Some(timeout))
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .max_redirects_will_error(false)
+        .proxy(None)
+        .build()
+        .into();
+    let mut request = ureq::http::Request::builder().method(method).uri(format!("http://{address}{path}"));
+    for (name, value) in headers {
+        request = request.header(*name, *value);
     }
-    let mut headers = [httparse::EMPTY_HEADER; 64];
-    let mut response = httparse::Response::new(&mut headers);
-    let httparse::Status::Complete(head) = response.parse(&answer)? else {
-        bail!("the answer breaks off");
+    let plain = |error| match error {
+        ureq::Error::Timeout(_) => anyhow!("no complete answer within {timeout:?}"),
+        ureq::Error::Io(error) => error.into(),
+        other => anyhow::Error::from(other),
     };
-    let code = response.code.context("an answer without a status code")?;
-    let named = response.headers.iter().find(|header| header.name.eq_ignore_ascii_case("server"));
-    let server = named.map(|header| String::from_utf8_lossy(header.value).into_owned());
-    Ok(Answer { code, server, body: String::from_utf8(answer.split_off(head))? })
+    let mut response = agent.run(request.body(body)?).map_err(plain)?;
+    let server = response.headers().get("Server").map(|name| String::from_utf8_lossy(name.as_bytes()).into());
+    let body = response.body_mut().with_config().limit(MAX_ANSWER_BYTES).read_to_string().map_err(plain)?;
+    Ok(Answer { code: response.status().as_u16(), server, body })
 }

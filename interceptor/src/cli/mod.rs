@@ -168,7 +168,7 @@ enum Failure {
 /// Does what the arguments (with the program's name in front) say; blocks until it is done.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let _flush = output::FlushOnDrop;
-    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let arguments: Vec<OsString> = arguments.into_iter().map(options::without_negation).collect();
     let (cli, matches) = match parse(&arguments) {
         Ok(parsed) => parsed,
         Err(error) => return output::explain_usage(&error),
@@ -293,6 +293,41 @@ mod tests {
         assert_eq!(typed(&["--allow-other", "/mnt"]).unwrap().mount.allow_other, Some(true));
         assert_eq!(typed(&["--allow-other=false", "/mnt"]).unwrap().mount.allow_other, Some(false));
         assert!(typed(&["--nonempty", "/mnt"]).unwrap().mount.nonempty);
+    }
+
+    #[test]
+    fn a_switch_is_turned_off_by_its_value_or_by_its_negation() {
+        let is_on = |line: &[&str]| typed(&[line, &["/mnt"]].concat()).map(|options| options.mount.ebpf);
+        assert_eq!(is_on(&[]), Ok(true));
+        for off in ["--ebpf=false", "--no-ebpf", "--no-ebpf=true"] {
+            assert_eq!(is_on(&[off]), Ok(false), "{off}");
+        }
+        for on in ["--ebpf", "--ebpf=true", "--no-ebpf=false"] {
+            assert_eq!(is_on(&[on]), Ok(true), "{on}");
+        }
+        for wrong in ["--no-ebpf=perhaps", "--no-threads", "--no-nonempty"] {
+            assert!(is_on(&[wrong]).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_file_may_have_either_name_of_a_switch() {
+        let with_file = |text: &str, typed_too: &[&str]| {
+            let mut file = tempfile::NamedTempFile::new().unwrap();
+            writeln!(file, "filer = \"a:1\"\n{text}").unwrap();
+            let config = ["--config", file.path().to_str().unwrap()];
+            typed(&[&config, typed_too, &["/mnt"]].concat()).map(|options| options.mount.passthrough)
+        };
+        for off in ["passthrough = false", "no-passthrough = true"] {
+            assert_eq!(with_file(off, &[]), Ok(false), "{off}");
+            assert_eq!(with_file(off, &["--passthrough"]), Ok(true), "{off}");
+        }
+        for on in ["passthrough = true", "no-passthrough = false"] {
+            assert_eq!(with_file(on, &[]), Ok(true), "{on}");
+            assert_eq!(with_file(on, &["--no-passthrough"]), Ok(false), "{on}");
+        }
+        let error = with_file("no-passthrough = \"perhaps\"", &[]).unwrap_err();
+        assert!(error.contains("line 2") && error.contains("perhaps"), "{error}");
     }
 
     #[test]

@@ -99,14 +99,14 @@ async fn serve(plan: Plan) -> anyhow::Result<()> {
     tokio::spawn(vital::task("windows of the hit ratio", keep_windows(metrics.clone())));
     // Of these two the mount itself will tell.
     let mut left_out = vec![host::PASSTHROUGH, host::EBPF];
-    if plan.options.mount.no_keep_awake {
+    if !plan.options.mount.keep_awake {
         left_out.push(host::AWAKE);
     }
     for finding in host::findings().iter().filter(|finding| !left_out.contains(&finding.ability)) {
         go_without(finding, &status);
     }
     // Takes a while, which the mount need not wait for.
-    let programs = (!plan.options.mount.no_ebpf).then(seen::load);
+    let programs = plan.options.mount.ebpf.then(seen::load);
     let jobs = JobRegistry::new();
     let status_at = match &plan.options.status_addr {
         StatusAddress::Nowhere => None,
@@ -169,7 +169,7 @@ pub(super) async fn connect(
         Err(error) => error,
     };
     let others = tokio::task::spawn_blocking(move || {
-        let what = |address: String| Some(format!("{address} is {}", http::who_answers(&address)?));
+        let what = |address: String| Some(format!("{address} is {}", http::identify_server(&address)?));
         addresses.into_iter().filter_map(what).collect::<Vec<_>>().join(", ")
     });
     match others.await {
@@ -249,9 +249,9 @@ async fn mount(
         include_system_entries: options.mount.include_system_entries,
         threads: Some(options.threads()),
         read_ahead_kib: options.mount.readahead_kb,
-        passthrough: !options.mount.no_passthrough,
-        placement: !options.mount.no_placement,
-        keep_awake: !options.mount.no_keep_awake,
+        passthrough: options.mount.passthrough,
+        placement: options.mount.placement,
+        keep_awake: options.mount.keep_awake,
         status_api: status_at.map(peer::reachable),
     };
     let notices = noted(heard, status.clone());

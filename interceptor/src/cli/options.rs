@@ -3,6 +3,7 @@
 //! Names and meanings that users of `weed mount` know are kept, in the dashed spelling.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -113,21 +114,21 @@ pub(super) struct MountBehaviour {
     #[arg(long, value_name = "KIB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(0..=65536))]
     pub(super) readahead_kb: u32,
 
-    /// Do not have the kernel read hot files by itself; it then asks for each read that is not in its page cache
-    #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, default_value = "false", hide_default_value = true)]
-    pub(super) no_passthrough: bool,
+    /// Let the kernel read hot files by itself; without it the kernel asks the daemon for each read that is not in its page cache. --no-passthrough turns it off [default: true]
+    #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, default_value = "true", hide_default_value = true)]
+    pub(super) passthrough: bool,
 
-    /// Leave it to the kernel where the threads run that answer it; they then do not go to the CPU that a lone reader is bound to
-    #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, default_value = "false", hide_default_value = true)]
-    pub(super) no_placement: bool,
+    /// Let the threads that answer the kernel go to the CPU that a lone reader is bound to; without it the kernel chooses their CPUs. --no-placement turns it off [default: true]
+    #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, default_value = "true", hide_default_value = true)]
+    pub(super) placement: bool,
 
-    /// Let the CPUs sleep as deeply as they like while a program makes small requests one after another; each of them then waits for CPUs to wake up
-    #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, default_value = "false", hide_default_value = true)]
-    pub(super) no_keep_awake: bool,
+    /// Keep the CPUs from deep sleep while a program makes small requests one after another; without it each of them waits for CPUs to wake up. --no-keep-awake turns it off [default: true]
+    #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, default_value = "true", hide_default_value = true)]
+    pub(super) keep_awake: bool,
 
-    /// Do not watch with eBPF what the kernel reads; what is hot in its page cache then stays unknown
-    #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, default_value = "false", hide_default_value = true)]
-    pub(super) no_ebpf: bool,
+    /// Watch with eBPF what the kernel reads; without it the daemon does not know what is hot in the page cache. --no-ebpf turns it off [default: true]
+    #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, default_value = "true", hide_default_value = true)]
+    pub(super) ebpf: bool,
 
     /// Threads that answer the kernel [default: one for each CPU, from 2 to 16]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
@@ -373,6 +374,25 @@ pub(super) fn filer_path(text: &str) -> Result<String, &'static str> {
     }
     let parts: Vec<_> = text.split('/').filter(|part| !part.is_empty()).collect();
     Ok(format!("/{}", parts.join("/")))
+}
+
+/// Options that are on unless `--NAME=false` or, for short, `--no-NAME` turns them off.
+const SWITCHES: [&str; 4] = ["passthrough", "placement", "keep-awake", "ebpf"];
+
+/// The argument that sets a switch by its own name: `--ebpf=false` for `--no-ebpf` and, as older
+/// configuration files have it, `--no-ebpf=true`. Other arguments stay as they are.
+pub(super) fn without_negation(argument: OsString) -> OsString {
+    let rewritten = argument.to_str().and_then(|text| {
+        let negated = text.strip_prefix("--no-")?;
+        let (name, value) = negated.split_once('=').unwrap_or((negated, "true"));
+        let value = match value {
+            "true" => "false",
+            "false" => "true",
+            wrong => wrong,
+        };
+        SWITCHES.contains(&name).then(|| format!("--{name}={value}").into())
+    });
+    rewritten.unwrap_or(argument)
 }
 
 /// Each option of `interceptor mount` in effect under its long name. For the status API.

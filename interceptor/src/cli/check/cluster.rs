@@ -80,7 +80,7 @@ async fn listed(
 fn volume_servers(masters: &[String], field: &str) -> anyhow::Result<BTreeSet<String>> {
     let mut failure = anyhow::anyhow!("the filer names no master");
     for master in masters {
-        let listed = http::ask(master, "GET", "/dir/status", &[], "", Duration::ZERO)
+        let listed = http::send(master, "GET", "/dir/status", &[], "", Duration::ZERO)
             .and_then(|answer| Ok(serde_json::from_str::<Value>(&answer.body)?))
             .with_context(|| format!("master {master}"));
         match listed {
@@ -103,7 +103,7 @@ fn urls(topology: &Value, field: &str) -> BTreeSet<String> {
 async fn reached(server: &str) -> Finding {
     let address = server.to_owned();
     let asked = tokio::task::spawn_blocking(move || {
-        http::ask(&address, "GET", "/status", &[], "", Duration::ZERO).map(drop)
+        http::send(&address, "GET", "/status", &[], "", Duration::ZERO).map(drop)
     });
     match asked.await {
         Ok(Ok(())) => server_finding(State::Ok, format!("{server} answers")),

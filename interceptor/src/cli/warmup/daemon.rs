@@ -129,7 +129,7 @@ impl Daemon {
     fn ask(&self, method: &str, path: &str, body: &str, patience: Duration) -> anyhow::Result<Answer> {
         let token = self.authorization.iter().map(|token| ("Authorization", token.as_str()));
         let headers: Vec<_> = token.chain([REQUEST_HEADER, ("Content-Type", "application/json")]).collect();
-        http::ask(&self.address, method, path, &headers, body, patience)
+        http::send(&self.address, method, path, &headers, body, patience)
             .with_context(|| format!("the daemon does not answer at {}", self.address))
     }
 
