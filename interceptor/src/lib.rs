@@ -5,7 +5,7 @@
 //! a file a name stands for; [`read`] turns a range of a file into blocks of chunks; [`cache`]
 //! holds those blocks; [`prefetch`] says which to bring before they are asked for; [`fetch`]
 //! brings them, from the best source that works; [`seaweed`] speaks with filers and volume
-//! servers. [`telemetry`] watches them all. [`attach`] stands beside [`mount`]: a file system that
+//! servers. [`telemetry`] watches them all. [`overlay`] stands beside [`mount`]: a file system that
 //! passes everything on to a mount that was there before. [`warmup`] stands beside [`mount`]: it
 //! brings files in because somebody says that they will be read. Each module uses only those below
 //! it.
@@ -14,7 +14,6 @@
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 pub mod arrival;
-pub mod attach;
 pub mod cache;
 pub mod cli;
 pub mod ebpf;
@@ -22,6 +21,7 @@ pub mod fetch;
 pub mod fuse;
 pub mod mount;
 pub mod namespace;
+pub mod overlay;
 pub mod prefetch;
 pub mod priority;
 pub mod read;

@@ -1,6 +1,6 @@
 //! `interceptor attach`: puts a layer over a mount, keeps it running, and takes it away on every way out.
 //!
-//! The process that the user starts only waits; a child serves (see [`crate::attach::supervisor`]). When the layer answers, `attached PATH` is
+//! The process that the user starts only waits; a child serves (see [`crate::overlay::supervisor`]). When the layer answers, `attached PATH` is
 //! printed. A first signal detaches: what is open is served until it is closed or `--grace` is over; a second one does not wait. When somebody else takes the layer away, most of
 //! all another instance with `--restart`, the same grace begins, and the status API makes room for the other's.
 
@@ -23,8 +23,8 @@ use self::status_api::StatusApi;
 use super::options::{FetchOptions, Filers, LogOptions, filer_path};
 use super::signals::Signals;
 use super::{Failure, host, mount, seen};
-use crate::attach::supervisor::{self, Report};
-use crate::attach::{AttachOptions as Layer, Attached, Cluster, Reads};
+use crate::overlay::supervisor::{self, Report};
+use crate::overlay::{AttachOptions as Layer, Attached, Cluster, Reads};
 use crate::seaweed::address::ServerAddress;
 use crate::seaweed::owners::OwnerMaps;
 use crate::telemetry::access::Token;

@@ -19,12 +19,12 @@ use tokio::sync::mpsc::Receiver;
 use tokio::task::JoinHandle;
 
 use super::host;
-use crate::attach::Attached;
 use crate::ebpf::{
     DeviceNumber, EbpfError, EventKind, KernelEvent, Observer, ObserverSettings, ProbeStatus, capability,
 };
 use crate::mount::Mount;
 use crate::namespace::NodeId;
+use crate::overlay::Attached;
 use crate::read::{FileVersion, Reader};
 use crate::telemetry::{
     CapabilityReport, FlowTotal, KernelCounts, KernelEventKind, KernelReads, Metrics, Status,

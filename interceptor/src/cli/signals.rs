@@ -5,7 +5,7 @@ use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::attach::supervisor::ORPHANED;
+use crate::overlay::supervisor::ORPHANED;
 
 /// SIGINT, SIGTERM and SIGHUP, which from now on do not end the process by themselves.
 pub(super) struct Signals {

@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
-use crate::attach;
 use crate::ebpf::DeviceNumber;
 use crate::fuse::mountinfo::MountInfo;
 use crate::fuse::mountpoint;
+use crate::overlay;
 
 /// A FUSE mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,7 +43,7 @@ fn at(path: &Path) -> Option<FuseMount> {
 fn fuse_mount(mount: MountInfo) -> Option<FuseMount> {
     let kind = mount.fs_type.as_str();
     let is_fuse = kind == "fuse" || kind == "fuseblk" || kind.starts_with("fuse.");
-    let is_ours = kind == mountpoint::FS_TYPE || kind == attach::FS_TYPE;
+    let is_ours = kind == mountpoint::FS_TYPE || kind == overlay::FS_TYPE;
     let device = DeviceNumber::parse(&mount.device)?;
     is_fuse.then_some(FuseMount { id: mount.id, path: mount.path, device, is_ours })
 }

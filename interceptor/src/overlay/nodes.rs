@@ -524,7 +524,7 @@ mod tests {
     /// The nodes of a directory, and one that has been found in it.
     fn nodes_of(dir: &std::path::Path, is_local: bool, name: &str) -> (Nodes, Arc<Node>) {
         let (root, attributes) = open(dir);
-        let alarm = crate::attach::remembered::alarm().0;
+        let alarm = crate::overlay::remembered::alarm().0;
         let nodes = Nodes::new(root, &attributes, is_local, usize::MAX, alarm).unwrap();
         let node = find(&nodes, &nodes.get(ROOT).unwrap(), dir, name);
         (nodes, node)
@@ -669,7 +669,7 @@ mod tests {
     fn when_there_are_many_those_go_that_nobody_has_used_for_longest() {
         let dir = tempfile::tempdir().unwrap();
         let (root, attributes) = open(dir.path());
-        let (crowded, alarm) = crate::attach::remembered::alarm();
+        let (crowded, alarm) = crate::overlay::remembered::alarm();
         let nodes = Nodes::new(root, &attributes, false, 10, crowded).unwrap();
         let (root, mut held) = (nodes.get(ROOT).unwrap(), Vec::new());
         for number in 0..20 {
