@@ -24,14 +24,13 @@ use fuser::{
 };
 
 use super::attributes::{self, Attributes};
-use super::caller::Caller;
-use super::coherence::Served;
-use super::decider::Decider;
-use super::files::OpenFile;
-use super::listing::{DirectoryEntry, OpenDirectory, Taken};
-use super::lower::errno;
-use super::nodes::ROOT;
+use super::content::Served;
+use super::credentials::Caller;
+use super::inodes::ROOT;
+use super::open_directory::{DirectoryEntry, OpenDirectory, Taken};
+use super::open_file::OpenFile;
 use super::tree::{Change, Found, Modes, New, Tree, Xattr};
+use super::version_source::{VersionSource, Whom};
 use crate::fuse::STATUS_XATTR;
 use crate::fuse::handles::Handles;
 use crate::fuse::killed::unless_killed;
@@ -60,8 +59,8 @@ pub(super) struct Layer {
     pub(super) has_acls: bool,
     /// Whether what changes a file below shows in its attributes.
     pub(super) shows_changes: bool,
-    /// Who finds out what is served, if anything can be.
-    pub(super) decider: Option<Decider>,
+    /// Finds out what is served, if anything can be.
+    pub(super) source: Option<Arc<dyn VersionSource>>,
     /// Where the status API is, once that is known.
     pub(super) status_api: Arc<std::sync::OnceLock<SocketAddr>>,
     /// Issues the values of [`READ_TICKET_XATTR`].
@@ -78,6 +77,16 @@ thread_local! {
 
 fn caller(request: &Request) -> Caller {
     Caller { user: request.uid(), group: request.gid(), thread: request.pid() }
+}
+
+/// What a refusal of the kernel is for who asked.
+fn errno(error: &io::Error) -> Errno {
+    match error.raw_os_error() {
+        // That would tell the kernel never to ask again.
+        Some(libc::ENOSYS) => Errno::EOPNOTSUPP,
+        Some(number) => Errno::from_i32(number),
+        None => Errno::EIO,
+    }
 }
 
 fn bad_handle() -> io::Error {
@@ -156,7 +165,7 @@ impl Layer {
     /// Answers a read from memory or from where what is served comes from, and if that fails from the mount below.
     fn read_served(
         &self,
-        decider: &Decider,
+        source: &dyn VersionSource,
         served: Served,
         file: Arc<OpenFile>,
         offset: u64,
@@ -164,15 +173,15 @@ impl Layer {
         asked: Asked,
     ) {
         // Reading ahead starts tasks.
-        let _runtime = decider.runtime().enter();
-        match decider.reader().read(&served.version, offset, len) {
+        let _runtime = source.runtime().enter();
+        match source.reader().read(&served.version, offset, len) {
             ReadReply::Ready(data) => {
                 drop(asked.turn);
                 asked.reply.data(&data);
             }
             ReadReply::Pending(data) => {
-                let (metrics, runtime) = (self.metrics.clone(), decider.runtime().clone());
-                decider.runtime().spawn(async move {
+                let (metrics, runtime) = (self.metrics.clone(), source.runtime().clone());
+                source.runtime().spawn(async move {
                     match unless_killed(asked.caller, data).await {
                         None => {
                             drop(asked.turn);
@@ -217,6 +226,11 @@ impl Layer {
         self.directories.get(handle.0).ok_or_else(bad_handle)
     }
 
+    /// What may answer reads of a handle with these flags.
+    fn source_for(&self, flags: i32) -> Option<&dyn VersionSource> {
+        self.source.as_deref().filter(|source| source.serves(flags))
+    }
+
     /// Opens the file `node` below, and finds what the kernel is to do about its pages.
     fn open_below(&self, node: u64, flags: i32, caller: Caller) -> io::Result<(Arc<OpenFile>, FopenFlags)> {
         let node = self.tree.node_to_open(node, caller)?;
@@ -224,10 +238,11 @@ impl Layer {
             let _acting = self.tree.asking(caller);
             Arc::new(self.tree.open(&node, flags)?)
         };
-        let mut how = match self.decider.as_ref().filter(|decider| decider.serves(flags)) {
-            Some(decider) => self.keep(&file, decider.decide(&self.tree, &file)),
-            None => self.keep(&file, Attributes::fresh(&file)),
+        let attributes = match self.source_for(flags) {
+            Some(source) => source.resolve(&file, Whom::Program),
+            None => Attributes::fresh(&file),
         };
+        let mut how = self.keep(&file, attributes);
         if file.only_appends() {
             how |= FopenFlags::FOPEN_DIRECT_IO;
         }
@@ -457,9 +472,8 @@ impl Filesystem for Layer {
         };
         file.follow(flags.0);
         let (len, asked) = (size as usize, Asked { caller: request.pid(), begun, turn, reply });
-        let decider = self.decider.as_ref().filter(|decider| decider.serves(flags.0));
-        match (decider, file.node.content.served()) {
-            (Some(decider), Some(served)) => self.read_served(decider, served, file, offset, len, asked),
+        match (self.source_for(flags.0), file.node.content.served()) {
+            (Some(source), Some(served)) => self.read_served(source, served, file, offset, len, asked),
             _ => read_below(&self.metrics, &file, offset, len, asked),
         }
     }
@@ -608,11 +622,11 @@ impl Filesystem for Layer {
     }
 
     fn getxattr(&self, request: &Request, node: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        if name == STATUS_XATTR && self.decider.is_some() {
+        if name == STATUS_XATTR && self.source.is_some() {
             let value = xattr::status_value(self.status_api.get().copied());
             return xattr::reply(reply, size, Some(value.as_bytes()));
         }
-        if name == READ_TICKET_XATTR && self.decider.is_some() {
+        if name == READ_TICKET_XATTR && self.source.is_some() {
             return match self.read_ticket(node.0, caller(request)) {
                 Ok(ticket) => xattr::reply(reply, size, Some(ticket.as_bytes())),
                 Err(error) => reply.error(errno(&error)),

@@ -14,11 +14,10 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen, fspick,
 };
 
-use super::decider::Decider;
 use super::filesystem::Layer;
-use super::kept::Kept;
+use super::inode_limit;
 use super::lower::{Keeping, Lower};
-use super::remembered;
+use super::lower_source::Kept;
 use super::tree::Tree;
 use crate::cache::Cache;
 use crate::fuse::affinity::ThreadAffinity;
@@ -75,8 +74,8 @@ fn a_layer_survives_any_request() {
     };
     let cache = Arc::new(Cache::new(16 << 20).unwrap());
     let kept = Kept::new(cache, true, metrics.clone(), run.runtime.handle().clone());
-    let (crowded, _alarm) = remembered::alarm();
-    let tree = Arc::new(Tree::new(&lower, remembered::most(1000), crowded).unwrap());
+    let (crowded, _alarm) = inode_limit::alarm();
+    let tree = Arc::new(Tree::new(&lower, inode_limit::most(1000), crowded).unwrap());
     let layer = Layer {
         tree,
         files: Arc::new(Handles::new()),
@@ -84,7 +83,7 @@ fn a_layer_survives_any_request() {
         metrics: metrics.clone(),
         has_acls: true,
         shows_changes: true,
-        decider: Some(Decider::Kept(kept)),
+        source: Some(kept),
         status_api: Arc::new(OnceLock::new()),
         tickets: Arc::default(),
         arrivals: Arc::new(RequestTracker::new(

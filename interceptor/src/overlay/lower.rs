@@ -2,24 +2,39 @@
 //!
 //! `open_tree(OPEN_TREE_CLONE)` gives a second mount of the same file system that is attached nowhere, and a descriptor of its root.
 //! Everything is done relative to that descriptor, never by path: a path would lead into our own mount.
+//!
+//! The place of a layer among the mounts at its path: over the mount below, or in the place of another layer.
+//!
+//! ```text
+//!   attach              mount below ◄ layer
+//!   attach --restart    mount below ◄ old layer
+//!                       mount below ◄ new layer ◄ old layer      move_mount(MOVE_MOUNT_BENEATH)
+//!                       mount below ◄ new layer                  umount2(MNT_DETACH), of the old layer alone
+//! ```
+//!
+//! A layer answers before it gets its place, and each step is one for who opens files: every open meets the old layer or the new one. The old one sees that it was
+//! taken away ([`MountInfo::wait_removed`]) and serves what is open.
+//!
+//! To find the mount below under an old layer takes no word from its daemon, which may be of another version, or dead: a thread with a mount namespace of its own takes the
+//! layer away there, where nobody else sees it, and looks.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use rustix::fs::{AtFlags, CWD, FileType, StatxFlags, statx};
-use rustix::mount::{MountAttrFlags, OpenTreeFlags, open_tree};
+use rustix::mount::{MountAttrFlags, MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
-use super::node_file::proc_path;
-use super::refusal::AttachError;
-use crate::fuse::mountinfo::MountInfo;
-use crate::fuse::mountpoint;
-
-/// What our layer is called in the kernel's table of mounts.
-pub(crate) const FS_TYPE: &str = "fuse.interceptor-attach";
-
-/// The same without `fuse.`.
-pub(super) const SUBTYPE: &str = "interceptor-attach";
+use super::FS_TYPE;
+use super::attributes::proc_path;
+use super::supervisor::Report;
+use crate::cache::arena::ArenaError;
+use crate::fuse::MountError;
+use crate::fuse::mountinfo::{MountInfo, mount_id};
+use crate::fuse::{mountpoint, unmount};
 
 /// Local file systems for which the kernel checks all rights by attributes and access control lists, as it does for our layer.
 pub(super) const LOCAL: [&str; 9] =
@@ -166,14 +181,239 @@ fn mount_attributes(options: &[String]) -> MountAttrFlags {
     options.iter().map(attribute).collect::<MountAttrFlags>() | strict
 }
 
-/// What a refusal of the kernel is for who asked.
-pub(super) fn errno(error: &io::Error) -> fuser::Errno {
-    match error.raw_os_error() {
-        // That would tell the kernel never to ask again.
-        Some(libc::ENOSYS) => fuser::Errno::EOPNOTSUPP,
-        Some(number) => fuser::Errno::from_i32(number),
-        None => fuser::Errno::EIO,
+/// Takes hold of the mount below the layer at `given`, and tells which layer that is. Changes nothing that anybody else sees.
+pub(super) fn take_below(given: &Path) -> Result<(Lower, MountInfo), AttachError> {
+    let path = full_path(given)?;
+    let Some(old) = MountInfo::topmost(&path).filter(|mount| mount.fs_type == FS_TYPE) else {
+        return Err(AttachError::NothingAttached { path });
+    };
+    nothing_below(&path)?;
+    let failed = |source| AttachError::NoLookBelow { path: path.clone(), source };
+    // The namespace goes with the thread; the clone of the mount below stays.
+    let looking = std::thread::Builder::new().name("look-below".into()).spawn({
+        let path = path.clone();
+        move || {
+            uncover_for_this_thread(&path)?;
+            Ok(Lower::take(&path))
+        }
+    });
+    let looked = looking.map_err(failed)?.join();
+    let lower = looked.unwrap_or_else(|_| Err(io::Error::other("a thread panicked"))).map_err(failed)??;
+    Ok((Lower { mount_id: old.parent, ..lower }, old))
+}
+
+/// What is mounted on a layer would go with it.
+fn nothing_below(path: &Path) -> Result<(), AttachError> {
+    match MountInfo::submounts(path).into_iter().next() {
+        Some(inner) => Err(AttachError::MountsBelow { path: path.into(), below: inner.path }),
+        None => Ok(()),
     }
+}
+
+fn uncover_for_this_thread(path: &Path) -> io::Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    // Without this the mount would go in other namespaces, too.
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
+    if let Some(layer) = MountInfo::topmost(path).filter(|mount| mount.fs_type == FS_TYPE) {
+        unmount::detach(&layer);
+    }
+    Ok(())
+}
+
+/// Gives the layer whose root is `layer` its place at the path of `lower`: over that, or in the place of `old`, which is over it. If that fails, what was there is still there.
+///
+/// `report` is told of the layer before it can be seen.
+pub(super) fn place(
+    layer: OwnedFd,
+    lower: &Lower,
+    old: Option<&MountInfo>,
+    report: &Report,
+) -> Result<MountInfo, AttachError> {
+    let path = &lower.path;
+    let unplaced = |source| MountError::Refused { path: path.clone(), source };
+    let (id, device) = (mount_id(&layer).map_err(unplaced)?, device(&layer).map_err(unplaced)?);
+    report.placing(id, &device).map_err(AttachError::Start)?;
+    match old {
+        None => move_mount(&layer, "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+            .map_err(|errno| unplaced(errno.into()))?,
+        Some(old) => replace(&layer, old)?,
+    }
+    // Held, it would be busy for who wants to unmount it.
+    drop(layer);
+    let placed = MountInfo::with_id(id).ok_or_else(|| MountError::Vanished { path: path.clone() })?;
+    if placed.parent != lower.mount_id {
+        unmount::detach(&placed);
+        return Err(AttachError::Changed { path: path.clone() });
+    }
+    Ok(placed)
+}
+
+fn replace(layer: &OwnedFd, old: &MountInfo) -> Result<(), AttachError> {
+    // Something may have come since the first look.
+    nothing_below(&old.path)?;
+    let failed = |source| AttachError::NoBeneath { path: old.path.clone(), source };
+    let Some(held) = old.open_root().map_err(failed)? else {
+        return Err(AttachError::Changed { path: old.path.clone() });
+    };
+    let beneath = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH
+        | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH
+        | MoveMountFlags::MOVE_MOUNT_BENEATH;
+    move_mount(layer, "", &held, "", beneath).map_err(|errno| failed(errno.into()))?;
+    match unmount::detach_by_root(&held) {
+        // Somebody else was faster.
+        Ok(()) | Err(Errno::EINVAL) => Ok(()),
+        Err(errno) => Err(failed(errno.into())),
+    }
+}
+
+/// Waits until the layer answers for its root.
+pub(super) fn await_answer(layer: &OwnedFd) -> io::Result<()> {
+    statx(layer, "", AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC, StatxFlags::BASIC_STATS)?;
+    Ok(())
+}
+
+/// `MAJOR:MINOR` of a mount, without asking its daemon.
+fn device(root: &OwnedFd) -> io::Result<String> {
+    let found = statx(root, "", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, StatxFlags::empty())?;
+    Ok(format!("{}:{}", found.stx_dev_major, found.stx_dev_minor))
+}
+
+/// Why a path was not attached, or not as it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// There is no such path.
+    #[error("{} does not exist", path.display())]
+    Missing {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Nothing is mounted there.
+    #[error("{} is not a mount point: attach works on a mount that is there; for a mount of its own use interceptor mount", path.display())]
+    NotMounted {
+        /// The path.
+        path: PathBuf,
+    },
+    /// One of ours is there already.
+    #[error("interceptor is already attached to {}; end that one first (SIGTERM to its process), or take over from it with --restart", path.display())]
+    AlreadyAttached {
+        /// The path.
+        path: PathBuf,
+    },
+    /// There is nothing to take over from.
+    #[error("nothing is attached at {}; leave out --restart", path.display())]
+    NothingAttached {
+        /// The path.
+        path: PathBuf,
+    },
+    /// What is mounted there is not what was looked at before.
+    #[error("what is mounted on {} has changed meanwhile; is another attach under way?", path.display())]
+    Changed {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The mount below the layer that is there cannot be reached.
+    #[error("cannot look below the layer on {}: {source}; end that one (SIGTERM to its process) and leave out --restart", path.display())]
+    NoLookBelow {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The layer could not be put below another.
+    #[error(
+        "cannot put a layer beneath the one on {}: {source} (it takes Linux 6.5); end that one (SIGTERM to its process) and leave out --restart",
+        path.display()
+    )]
+    NoBeneath {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Nothing could be gained.
+    #[error("{} is a mount of interceptor itself", path.display())]
+    OwnMount {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Something below would be covered.
+    #[error("{} is mounted below {} and would be covered; unmount it first", below.display(), path.display())]
+    MountsBelow {
+        /// The path.
+        path: PathBuf,
+        /// What is mounted below it.
+        below: PathBuf,
+    },
+    /// A kind of file system for which nobody has shown that a layer over it changes nothing.
+    #[error(
+        "{} is of the kind {fs_type}: attach works on FUSE mounts and on local file systems ({})",
+        path.display(),
+        LOCAL.join(", ")
+    )]
+    UnknownKind {
+        /// The path.
+        path: PathBuf,
+        /// What is mounted there.
+        fs_type: String,
+    },
+    /// Nothing can be kept of it.
+    #[error(
+        "--read-cache on cannot be right on {}: what a mapping changes in {fs_type} may show in no time of the file; leave it out",
+        path.display()
+    )]
+    NotKept {
+        /// The path.
+        path: PathBuf,
+        /// What is mounted there.
+        fs_type: String,
+    },
+    /// There is no memory to keep anything in.
+    #[error(transparent)]
+    NoCache(#[from] ArenaError),
+    /// Its daemon does not let us in.
+    #[error("the mount on {} does not let root in; mount it with allow_other", path.display())]
+    KeptOut {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A file, not a directory.
+    #[error("{} is a file; attach works on mounted directories", path.display())]
+    NotDirectory {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The directory that was named is not the one that is mounted.
+    #[error("the mount on {} shows {shown} of the filer, not {given}; leave out --filer-path", path.display())]
+    OtherDirectory {
+        /// The path.
+        path: PathBuf,
+        /// What was named.
+        given: String,
+        /// What the mount says of itself.
+        shown: String,
+    },
+    /// The mount there does not answer well.
+    #[error("the mount on {} does not work: {source}", path.display())]
+    Unusable {
+        /// The path.
+        path: PathBuf,
+        /// What it said.
+        source: io::Error,
+    },
+    /// The kernel does not give a second hold of the mount.
+    #[error("cannot keep hold of the mount on {}: {source} (it takes root, CAP_SYS_ADMIN, and Linux 5.2)", path.display())]
+    NoClone {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The layer could not be mounted.
+    #[error("{0}")]
+    Mount(#[from] MountError),
+    /// A thread or process could not be started.
+    #[error("cannot start: {0}")]
+    Start(#[source] io::Error),
 }
 
 #[cfg(test)]

@@ -23,29 +23,23 @@
 //! **Errors** are those of the mount below, unchanged. If it hangs, so do the requests for it, as they would without the layer.
 
 mod attributes;
-mod caller;
-mod coherence;
-mod decider;
-mod entries;
-mod file_key;
-mod files;
+mod content;
+mod credentials;
+mod filer_source;
 mod filesystem;
 #[cfg(test)]
 mod fuzz;
-mod kept;
-mod listing;
+mod inode_limit;
+mod inodes;
 mod lower;
-mod node_file;
-mod nodes;
-mod opened;
-mod place;
-mod readdir_ahead;
-mod refusal;
-mod remembered;
+mod lower_source;
+mod open_directory;
+mod open_file;
 pub mod supervisor;
 mod tree;
-mod warm;
+mod version_source;
 
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -53,20 +47,22 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use fuser::SessionACL;
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use nix::sys::stat::{Mode, umask};
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
-pub use refusal::AttachError;
+pub use lower::AttachError;
 
-use self::decider::Decider;
-use self::entries::Entries;
+use self::filer_source::Entries;
 use self::filesystem::Layer;
-use self::kept::Kept;
-pub(crate) use self::lower::FS_TYPE;
+use self::inodes::Node;
 use self::lower::{Keeping, Lower};
+use self::lower_source::Kept;
 use self::supervisor::Report;
 use self::tree::Tree;
-use self::warm::ToWarm;
+use self::version_source::{VersionSource, Whom};
 use crate::cache::Cache;
 use crate::cache::arena::ArenaError;
 use crate::fuse::MountError;
@@ -77,15 +73,21 @@ use crate::fuse::handles::Handles;
 use crate::fuse::mountinfo::MountInfo;
 use crate::fuse::request_tracker::RequestTracker;
 use crate::fuse::session::{FuseConnection, RunningSession, first_answer};
-use crate::fuse::{SessionEnd, notices, unmount};
-use crate::namespace::{Filer, NodeId, find_root};
+use crate::fuse::{SessionEnd, unmount};
+use crate::namespace::NodeId;
 use crate::read::{FileVersion, Reader};
 use crate::seaweed::filer::FilerClient;
-use crate::seaweed::subscribe::{Notice, subscribe};
+use crate::seaweed::subscribe::Notice;
 use crate::telemetry::Metrics;
-use crate::vital;
-use crate::warmup::WarmupFile;
 use crate::warmup::ticket::{NodeInstance, TicketIssuer};
+use crate::warmup::wire::FileProblem;
+use crate::warmup::{PinnedVersion, WarmupFile};
+
+/// What our layer is called in the kernel's table of mounts.
+pub(crate) const FS_TYPE: &str = "fuse.interceptor-attach";
+
+/// The same without `fuse.`.
+const SUBTYPE: &str = "interceptor-attach";
 
 /// What to attach to, and how.
 #[derive(Debug, Clone)]
@@ -149,15 +151,12 @@ pub struct Attached {
 /// What answers the kernel, on threads of its own, as long as its mount is in use.
 struct Serving {
     tree: Arc<Tree>,
-    decider: Option<Decider>,
+    source: Option<Arc<dyn VersionSource>>,
     session: RunningSession,
     /// Where the status API is, once that is known.
     status_api: Arc<OnceLock<SocketAddr>>,
     tickets: Arc<TicketIssuer>,
 }
-
-/// Changes of the filer that may wait to be handled before its stream is slowed down.
-const NOTICES: usize = 1024;
 
 impl Attached {
     /// Covers the mount at `options.path` with a layer that answers, and says in `report` which mount that is.
@@ -175,24 +174,27 @@ impl Attached {
         let AttachOptions { path, restart, threads, read_ahead_kib, keep_awake } = options;
         // Looking at the mount below, and the kernel's look at us, may block.
         let taken = tokio::task::spawn_blocking(move || match restart {
-            true => place::take_below(&path).map(|(lower, old)| (lower, Some(old))),
+            true => lower::take_below(&path).map(|(lower, old)| (lower, Some(old))),
             false => Ok((Lower::take(&path)?, None)),
         });
         let (lower, old) = taken.await.map_err(thread_failed)??;
-        let decider = match reads {
+        let source: Option<Arc<dyn VersionSource>> = match reads {
             Reads::Below => None,
-            Reads::Cluster(cluster) => Some(Decider::Entries(accelerate(&lower, cluster).await?)),
-            Reads::Kept { always, cache } => keep(&lower, always, cache, &metrics)?,
+            Reads::Cluster(cluster) => Some(Entries::start(&lower, cluster).await?),
+            Reads::Kept { always, cache } => match Kept::is_wanted(&lower, always)? {
+                true => Some(Kept::new(cache()?, lower.has_change_times, metrics.clone(), Handle::current())),
+                false => None,
+            },
         };
         let started = tokio::task::spawn_blocking(move || {
             let awake = CpuLatencyQos::new(keep_awake, &metrics);
-            start(&lower, decider, metrics, awake, threads).map(|(serving, mount)| (serving, mount, lower))
+            start(&lower, source, metrics, awake, threads).map(|(serving, mount)| (serving, mount, lower))
         });
         let (serving, mount, lower) = started.await.map_err(thread_failed)??;
-        let answered = first_answer(move || place::await_answer(&mount).map(|()| mount)).await;
+        let answered = first_answer(move || lower::await_answer(&mount).map(|()| mount)).await;
         let mount = answered.map_err(|source| AttachError::Unusable { path: lower.path.clone(), source })?;
         let placed = tokio::task::spawn_blocking(move || {
-            let at = place::place(mount, &lower, old.as_ref(), &report)?;
+            let at = lower::place(mount, &lower, old.as_ref(), &report)?;
             at.set_read_ahead(read_ahead_kib);
             let below = Below { source: lower.source, fs_type: lower.fs_type };
             Ok(Self { at, below, serving, report })
@@ -222,7 +224,7 @@ impl Attached {
 
     /// Reads what is served instead of the mount below, if anything can be.
     pub fn reader(&self) -> Option<&Arc<Reader>> {
-        self.serving.decider.as_ref().map(Decider::reader)
+        self.serving.source.as_ref().map(|source| source.reader())
     }
 
     /// Recognizes the tickets that the layer gives.
@@ -234,7 +236,7 @@ impl Attached {
     pub fn to_warm(&self, file: NodeInstance) -> Option<Arc<dyn WarmupFile>> {
         let tree = self.serving.tree.clone();
         let node = tree.nodes().get(file.node).filter(|node| node.instance() == file)?;
-        Some(Arc::new(ToWarm { node, tree, decider: self.serving.decider.clone()? }))
+        Some(Arc::new(ToWarm { node, tree, source: self.serving.source.clone()? }))
     }
 
     /// From now on, files tell who asks them for [`STATUS_XATTR`](crate::fuse::STATUS_XATTR) that the status API is here.
@@ -250,14 +252,12 @@ impl Attached {
 
     /// Where the file `node` was found last, from the root of the layer on.
     pub fn path_of(&self, node: NodeId) -> Option<String> {
-        let nodes = self.serving.tree.nodes();
-        let node = nodes.get(node)?;
-        nodes.shown_path(&node)
+        self.serving.tree.nodes().get(node)?.shown_path()
     }
 
     /// Whether files can be served from the cluster now: there is one, and its events arrive.
     pub fn is_live(&self) -> bool {
-        self.serving.decider.as_ref().is_some_and(Decider::is_live)
+        self.serving.source.as_ref().is_some_and(|source| source.is_live())
     }
 
     /// Resolves when nothing serves the layer any more, whoever brought that about.
@@ -292,46 +292,40 @@ impl Drop for Attached {
     }
 }
 
-/// Begins to follow what the filer says of the files of the mount below.
-async fn accelerate(lower: &Lower, cluster: Cluster) -> Result<Arc<Entries>, AttachError> {
-    let Cluster { filer, filer_path, reader, note } = cluster;
-    let shown = lower.filer_path();
-    let root = match (filer_path, shown) {
-        (Some(given), Some(shown)) if given != shown => {
-            return Err(AttachError::OtherDirectory { path: lower.path.clone(), given, shown });
-        }
-        (Some(path), _) | (None, Some(path)) => path,
-        (None, None) => "/".into(),
-    };
-    let (sender, notices) = mpsc::channel(NOTICES);
-    subscribe(filer.clone(), root.clone(), sender);
-    let filer: Arc<dyn Filer> = Arc::new(filer);
-    let entry = find_root(filer.as_ref(), &root).await.map_err(MountError::from)?;
-    let entries = Entries::new(filer, root, entry, reader, tokio::runtime::Handle::current());
-    let (followed, notices) = (entries.clone(), note(notices));
-    tokio::spawn(vital::task("changes", async move { notices::follow(&*followed, notices).await }));
-    Ok(entries)
+/// A file of the mount below.
+struct ToWarm {
+    node: Arc<Node>,
+    tree: Arc<Tree>,
+    source: Arc<dyn VersionSource>,
 }
 
-/// Begins to keep what is read from the mount below, if that is of use, or wanted `always`.
-fn keep(
-    lower: &Lower,
-    always: bool,
-    cache: impl FnOnce() -> Result<Arc<Cache>, ArenaError>,
-    metrics: &Arc<Metrics>,
-) -> Result<Option<Decider>, AttachError> {
-    match lower.keeping {
-        Keeping::Worthwhile => {}
-        Keeping::Needless if always => {}
-        Keeping::Wrong if always => {
-            let (path, fs_type) = (lower.path.clone(), lower.fs_type.clone());
-            return Err(AttachError::NotKept { path, fs_type });
+impl ToWarm {
+    fn open(node: Arc<Node>, tree: &Tree, source: &dyn VersionSource) -> io::Result<Option<PinnedVersion>> {
+        let file = Arc::new(tree.open(&node, libc::O_RDONLY)?);
+        let attributes = source.resolve(&file, Whom::Nobody)?;
+        if attributes.stamp().size == 0 {
+            return Ok(Some(PinnedVersion { version: lower_source::empty(&attributes), pin: None }));
         }
-        Keeping::Needless | Keeping::Wrong => return Ok(None),
+        let served = file.node.content.served();
+        Ok(served.map(|served| PinnedVersion { version: served.version, pin: Some(file) }))
     }
-    let runtime = tokio::runtime::Handle::current();
-    let kept = Kept::new(cache()?, lower.has_change_times, metrics.clone(), runtime);
-    Ok(Some(Decider::Kept(kept)))
+}
+
+impl WarmupFile for ToWarm {
+    fn version(&self) -> BoxFuture<'_, Result<PinnedVersion, FileProblem>> {
+        let (node, tree, source) = (self.node.clone(), self.tree.clone(), self.source.clone());
+        // The mount below may take its time.
+        let opened = tokio::task::spawn_blocking(move || Self::open(node, &tree, source.as_ref()));
+        opened
+            .map(|opened| match opened.map_err(io::Error::other).flatten() {
+                Ok(held) => held.ok_or(FileProblem::NotServed),
+                Err(error) => {
+                    tracing::info!(%error, "a file cannot be warmed");
+                    Err(FileProblem::Unreadable)
+                }
+            })
+            .boxed()
+    }
 }
 
 fn thread_failed(panic: tokio::task::JoinError) -> AttachError {
@@ -341,7 +335,7 @@ fn thread_failed(panic: tokio::task::JoinError) -> AttachError {
 /// Begins to answer for a layer over `lower` that has no place yet, and gives its root.
 fn start(
     lower: &Lower,
-    decider: Option<Decider>,
+    source: Option<Arc<dyn VersionSource>>,
     metrics: Arc<Metrics>,
     awake: CpuLatencyQos,
     threads: usize,
@@ -350,12 +344,12 @@ fn start(
     // The kernel has applied the callers' umask, or leaves it to us request by request.
     umask(Mode::empty());
     let unusable = |source| AttachError::Unusable { path: lower.path.clone(), source };
-    let (crowded, alarm) = remembered::alarm();
-    let tree = Tree::new(lower, remembered::most(descriptors), crowded).map_err(unusable)?;
+    let (crowded, alarm) = inode_limit::alarm();
+    let tree = Tree::new(lower, inode_limit::most(descriptors), crowded).map_err(unusable)?;
     let tree = Arc::new(tree);
     let params = MountParams {
         source: &lower.source,
-        subtype: lower::SUBTYPE,
+        subtype: SUBTYPE,
         attributes: lower.attributes,
         allow_other: lower.allow_other,
         default_permissions: lower.kernel_checks,
@@ -369,7 +363,7 @@ fn start(
         metrics,
         has_acls: lower.has_acls,
         shows_changes: lower.keeping != Keeping::Wrong,
-        decider: decider.clone(),
+        source: source.clone(),
         // A thread that waits for the mount below had better run where that does.
         arrivals: Arc::new(RequestTracker::new(ThreadAffinity::new(false), awake)),
         notifier: notifier.clone(),
@@ -380,7 +374,7 @@ fn start(
     // The kernel has turned away whom it does not let in.
     let connection = FuseConnection::new(layer, device, SessionACL::All).map_err(MountError::Session)?;
     let _ = notifier.set(connection.notifier());
-    remembered::spawn(&tree, alarm, connection.notifier()).map_err(AttachError::Start)?;
+    inode_limit::spawn(tree.nodes(), alarm, connection.notifier()).map_err(AttachError::Start)?;
     let session = connection.serve(threads).map_err(AttachError::Start)?;
-    Ok((Serving { tree, decider, session, status_api, tickets }, mount))
+    Ok((Serving { tree, source, session, status_api, tickets }, mount))
 }

@@ -16,7 +16,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, getppid, pipe2, setpgid};
 
-use super::lower::FS_TYPE;
+use super::FS_TYPE;
 use crate::fuse::mountinfo::MountInfo;
 use crate::fuse::unmount;
 

@@ -16,14 +16,12 @@ use rustix::fs::{
 };
 use rustix::thread::CapabilitySet;
 
-use super::attributes::{self, Attributes};
-use super::caller::{Acting, Caller, own_umask};
-use super::file_key::FileKey;
-use super::files::{LargeWrites, OpenFile, flags_below};
-use super::listing::{DirectoryEntry, OpenDirectory};
+use super::attributes::{self, Attributes, FileKey, proc_path};
+use super::credentials::{Acting, Caller, own_umask};
+use super::inodes::{Node, NodeFile, Nodes};
 use super::lower::Lower;
-use super::node_file::{NodeFile, proc_path};
-use super::nodes::{Node, Nodes};
+use super::open_directory::{DirectoryEntry, OpenDirectory};
+use super::open_file::{LargeWrites, OpenFile, flags_below};
 use crate::warmup::ticket::NodeInstance;
 
 /// The most bytes of an extended attribute's value (`XATTR_SIZE_MAX` of Linux).
@@ -31,7 +29,7 @@ const MAX_XATTR: u32 = 64 << 10;
 
 /// The names and attributes of the mount below.
 pub(super) struct Tree {
-    nodes: Nodes,
+    nodes: Arc<Nodes>,
     kernel_checks: bool,
     is_local: bool,
     has_acls: bool,
@@ -73,7 +71,7 @@ impl Tree {
     pub(super) fn new(lower: &Lower, most: usize, crowded: SyncSender<()>) -> io::Result<Self> {
         let attributes = Attributes::of(&lower.root)?;
         let root: OwnedFd = lower.root.try_clone()?;
-        let nodes = Nodes::new(root, &attributes, lower.is_local, most, crowded)?;
+        let nodes = Arc::new(Nodes::new(root, &attributes, lower.is_local, most, crowded)?);
         let large_writes = if lower.is_weed() { LargeWrites::Direct } else { LargeWrites::Paged };
         Ok(Self {
             nodes,
@@ -84,7 +82,7 @@ impl Tree {
         })
     }
 
-    pub(super) fn nodes(&self) -> &Nodes {
+    pub(super) fn nodes(&self) -> &Arc<Nodes> {
         &self.nodes
     }
 

@@ -1,7 +1,7 @@
 //! How many files are held by descriptors.
 //!
 //! The kernel remembers files until memory gets short, which for a walk through millions of them may be never. Where each
-//! takes a descriptor as long ([`node_file`](super::node_file)), and descriptors get short, those of directories are
+//! takes a descriptor as long ([`node_file`](super::inodes)), and descriptors get short, those of directories are
 //! closed, and the kernel is asked to forget files: those that have not been used for longest and that nobody has open. It
 //! will look them up again when they are asked for. Meanwhile listings bring in one file at a time, so that they do not
 //! outrun this. The kernel is not asked to forget directories, since one of them may be somebody's working directory.
@@ -13,9 +13,7 @@ use std::time::Instant;
 
 use fuser::{INodeNo, Notifier};
 
-use super::node_file::IDLE_TIMEOUT;
-use super::nodes::Nodes;
-use super::tree::Tree;
+use super::inodes::{IDLE_TIMEOUT, Nodes};
 use crate::vital::contained;
 
 /// How many of so many descriptors nodes may have: what is left over is for open files, and for what comes while the kernel forgets.
@@ -34,10 +32,10 @@ pub(super) fn alarm() -> (SyncSender<()>, Receiver<()>) {
 ///
 /// # Errors
 /// When the thread cannot be started.
-pub(super) fn spawn(tree: &Arc<Tree>, alarm: Receiver<()>, notifier: Notifier) -> io::Result<()> {
-    let closes_unused = tree.nodes().closes_unused();
-    // The tree has the other end of the alarm: without it this ends.
-    let tree = Arc::downgrade(tree);
+pub(super) fn spawn(nodes: &Arc<Nodes>, alarm: Receiver<()>, notifier: Notifier) -> io::Result<()> {
+    let closes_unused = nodes.closes_unused();
+    // They have the other end of the alarm: without it this ends.
+    let nodes = Arc::downgrade(nodes);
     let work = move || {
         let mut last_look = Instant::now();
         loop {
@@ -45,15 +43,15 @@ pub(super) fn spawn(tree: &Arc<Tree>, alarm: Receiver<()>, notifier: Notifier) -
                 true => alarm.recv_timeout(IDLE_TIMEOUT),
                 false => alarm.recv().map_err(RecvTimeoutError::from),
             };
-            let Some(tree) = tree.upgrade() else { return };
+            let Some(nodes) = nodes.upgrade() else { return };
             match heard {
-                Ok(()) => _ = contained(|| relieve(tree.nodes(), &notifier)),
+                Ok(()) => _ = contained(|| relieve(&nodes, &notifier)),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             // Also while one alarm follows the other.
             if closes_unused && last_look.elapsed() >= IDLE_TIMEOUT {
-                contained(|| tree.nodes().close_unused());
+                contained(|| nodes.close_unused());
                 last_look = Instant::now();
             }
         }

@@ -8,7 +8,7 @@
 //!
 //! Flags that a program may change of an open handle (`fcntl` with `F_SETFL`) come with each read and write, and those count.
 //!
-//! A handle that is open for writing tells its file's [`Content`](super::coherence::Content) so from before it is opened until after it is closed below.
+//! A handle that is open for writing tells its file's [`Content`](super::content::Content) so from before it is opened until after it is closed below.
 //!
 //! **Large writes to a `weed mount`** pass the kernel's pages of it by: what is written is in the pages of the layer already, and to copy it to others as well is a large part of what a write
 //! costs this daemon. `O_DIRECT` is set as long as such writes come, and taken back before a read or a small write, which the pages below may put together with others
@@ -18,18 +18,15 @@
 //! Errors of writing back show at `close`, and a daemon below may make a file only then, as `weed mount` does. So a flush closes a duplicate of the handle below, which is
 //! what has a daemon below flush.
 
+use super::attributes::{Attributes, proc_path};
+use super::inodes::Node;
+use parking_lot::Mutex;
+use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom, fcntl_getfl, fcntl_setfl};
+use rustix::io::ReadWriteFlags;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-
-use parking_lot::Mutex;
-use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom, fcntl_getfl, fcntl_setfl};
-use rustix::io::ReadWriteFlags;
-
-use super::attributes::Attributes;
-use super::node_file::proc_path;
-use super::nodes::Node;
 
 /// From so many bytes on a write is large.
 const LARGE: usize = 128 << 10;
@@ -264,7 +261,7 @@ impl OpenFile {
 impl OpenFile {
     /// A handle of the file at `path`, in a tree of its own.
     pub(super) fn at(path: &std::path::Path, flags: i32) -> Self {
-        use super::nodes::{Nodes, ROOT};
+        use super::inodes::{Nodes, ROOT};
         let held = |path: &std::path::Path| -> OwnedFd {
             rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap()
         };

@@ -4,7 +4,7 @@
 //! writes another reads, mapped or not, whoever answers: the mount below, or our own reader for the version of the file that the filer
 //! describes, or that was read from the mount below before. Pages being read are locked, so a write waits for a read that is under way and then overwrites what it brought.
 //!
-//! **Our reader answers** only while that is what the mount below would answer. A [`decider`](super::decider) finds out at each open for reading which version of
+//! **Our reader answers** only while that is what the mount below would answer. A [`decider`](super::version_source) finds out at each open for reading which version of
 //! the file that is; here it is made sure that nothing came between: from the moment in which a file is opened for writing,
 //! truncated, or reported changed, the mount below answers, until an open finds a version again, with no handle open for writing. Each of
 //! these moments counts as a change, and what was found out before a change is not taken.

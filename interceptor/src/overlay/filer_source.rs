@@ -4,7 +4,7 @@
 //! compares: the inode number, the size, and the time of modification to the nanosecond. The mount below is asked afresh, after what programs have
 //! mapped and changed there was written back, so that whatever a handle has written that was open before we came shows in these. Where filer and mount below
 //! agree, reads are answered by our [`reader`](crate::read). Who opens the small files of a directory in their order has the next ones fetched
-//! ahead, as in a mount, and the directory [read below](super::readdir_ahead).
+//! ahead, as in a mount, and the directory [read below](super::open_directory).
 //!
 //! From then on the path is watched: an event about it, or about a directory above, ends that, as does the end of the stream of events.
 //! Files with several names are left to the mount below, since an event names only one of them.
@@ -16,30 +16,40 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
+use tokio::sync::mpsc;
 
+use super::Cluster;
 use super::attributes::Attributes;
-use super::coherence::{Basis, Served, agree};
-use super::decider::Whom;
-use super::nodes::Node;
-use super::readdir_ahead::ReaddirAhead;
-use super::tree::Tree;
-use crate::fuse::notices::NoticeHandler;
+use super::content::{Basis, Quiet, Served, agree};
+use super::inodes::Node;
+use super::lower::{AttachError, Lower};
+use super::open_directory::ReaddirAhead;
+use super::open_file::OpenFile;
+use super::version_source::{VersionSource, Whom};
+use crate::fuse::MountError;
+use crate::fuse::notices::{self, NoticeHandler};
 use crate::namespace::next_files::NextFilePrefetcher;
-use crate::namespace::{Filer, LookupResult, Namespace, NamespaceError, NamespaceOptions, NowOrLater, ROOT};
+use crate::namespace::{
+    Filer, LookupResult, Namespace, NamespaceError, NamespaceOptions, NowOrLater, ROOT, find_root,
+};
 use crate::read::{FileVersion, Reader};
 use crate::seaweed::entry::{Content, Entry, FileKind};
-use crate::seaweed::subscribe::{EntryChange, EntryRef};
+use crate::seaweed::subscribe::{EntryChange, EntryRef, subscribe};
+use crate::vital;
 
 /// How long an open waits for the filer before the file is left to the mount below.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Changes of the filer that may wait to be handled before its stream is slowed down.
+const NOTICES: usize = 1024;
 
 /// The filer's view of the mount below, and what is served by it.
 pub(super) struct Entries {
     /// The directory of the filer that the mount below shows.
     root: String,
     namespace: Arc<Namespace>,
-    pub(super) reader: Arc<Reader>,
-    pub(super) runtime: Handle,
+    reader: Arc<Reader>,
+    runtime: Handle,
     next_files: NextFilePrefetcher,
     readdir_ahead: ReaddirAhead,
     watched: Mutex<Watched>,
@@ -61,9 +71,79 @@ struct Listed {
     is_walked: bool,
 }
 
+impl VersionSource for Entries {
+    fn reader(&self) -> &Arc<Reader> {
+        &self.reader
+    }
+
+    fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
+    fn is_live(&self) -> bool {
+        self.namespace.is_live()
+    }
+
+    /// The bytes are the cluster's.
+    fn serves_direct(&self) -> bool {
+        true
+    }
+
+    /// Something, if filer and mount below agree on it. Waits for the filer.
+    fn find(&self, file: &Arc<OpenFile>, attributes: &Attributes, _: Quiet, whom: Whom) -> Option<Served> {
+        if !self.is_live() {
+            return None;
+        }
+        let node = &file.node;
+        let names = node.path()?;
+        let names: Vec<_> = names.into_iter().map(OsString::into_string).collect::<Result<_, _>>().ok()?;
+        let path = names.iter().fold(String::new(), |path, name| path + "/" + name);
+        // Before the filer is asked, so that an event that comes after its answer finds it.
+        self.watch(path, node);
+        let asked =
+            self.runtime.block_on(async { tokio::time::timeout(PATIENCE, self.look_up(&names, whom)).await });
+        let found = asked.ok()?.ok()??;
+        if found.is_walked
+            && let (Some(directory), _) = node.home()
+        {
+            self.readdir_ahead.expect(directory, &self.runtime);
+        }
+        let has_bytes = matches!(found.entry.content, Content::Chunks(_) | Content::Inline(_));
+        let can_be = found.entry.attr.kind == FileKind::File && has_bytes && found.entry.hard_link.is_none();
+        if !can_be || !agree(&found.entry, attributes) {
+            return None;
+        }
+        // What is known of a version, such as its layout, is worth keeping.
+        let is_same = |before: &Served| matches!(&before.basis, Basis::Entry(entry) if entry.same_content(&found.entry));
+        let before = node.content.served().filter(is_same);
+        let version = before.map_or(found.version, |before| before.version);
+        Some(Served { version, basis: Basis::Entry(found.entry) })
+    }
+}
+
 impl Entries {
+    /// Begins to follow what the filer says of the files of the mount below.
+    pub(super) async fn start(lower: &Lower, cluster: Cluster) -> Result<Arc<Self>, AttachError> {
+        let Cluster { filer, filer_path, reader, note } = cluster;
+        let root = match (filer_path, lower.filer_path()) {
+            (Some(given), Some(shown)) if given != shown => {
+                return Err(AttachError::OtherDirectory { path: lower.path.clone(), given, shown });
+            }
+            (Some(path), _) | (None, Some(path)) => path,
+            (None, None) => "/".into(),
+        };
+        let (sender, notices) = mpsc::channel(NOTICES);
+        subscribe(filer.clone(), root.clone(), sender);
+        let filer: Arc<dyn Filer> = Arc::new(filer);
+        let entry = find_root(filer.as_ref(), &root).await.map_err(MountError::from)?;
+        let entries = Self::new(filer, root, entry, reader, Handle::current());
+        let (followed, notices) = (entries.clone(), note(notices));
+        tokio::spawn(vital::task("changes", async move { notices::follow(&*followed, notices).await }));
+        Ok(entries)
+    }
+
     /// The view of the directory `root` of the filer, whose entry is `entry`.
-    pub(super) fn new(
+    fn new(
         filer: Arc<dyn Filer>,
         root: String,
         entry: Entry,
@@ -89,49 +169,8 @@ impl Entries {
         })
     }
 
-    /// Whether the filer's events arrive.
-    pub(super) fn is_live(&self) -> bool {
-        self.namespace.is_live()
-    }
-
-    /// What can be served instead of a file with these attributes, if filer and mount below agree on it. Waits for the filer.
-    pub(super) fn agreed(
-        &self,
-        tree: &Tree,
-        node: &Arc<Node>,
-        attributes: &Attributes,
-        whom: Whom,
-    ) -> Option<Served> {
-        if !self.is_live() {
-            return None;
-        }
-        let names = tree.nodes().path(node)?;
-        let names: Vec<_> = names.into_iter().map(OsString::into_string).collect::<Result<_, _>>().ok()?;
-        let path = names.iter().fold(String::new(), |path, name| path + "/" + name);
-        // Before the filer is asked, so that an event that comes after its answer finds it.
-        self.watch(path, node);
-        let asked =
-            self.runtime.block_on(async { tokio::time::timeout(PATIENCE, self.find(&names, whom)).await });
-        let found = asked.ok()?.ok()??;
-        if found.is_walked
-            && let (Some(directory), _) = node.home()
-        {
-            self.readdir_ahead.expect(directory, &self.runtime);
-        }
-        let has_bytes = matches!(found.entry.content, Content::Chunks(_) | Content::Inline(_));
-        let can_be = found.entry.attr.kind == FileKind::File && has_bytes && found.entry.hard_link.is_none();
-        if !can_be || !agree(&found.entry, attributes) {
-            return None;
-        }
-        // What is known of a version, such as its layout, is worth keeping.
-        let is_same = |before: &Served| matches!(&before.basis, Basis::Entry(entry) if entry.same_content(&found.entry));
-        let before = node.content.served().filter(is_same);
-        let version = before.map_or(found.version, |before| before.version);
-        Some(Served { version, basis: Basis::Entry(found.entry) })
-    }
-
     /// The entry at a path, and the version of a file that it stands for.
-    async fn find(&self, names: &[String], whom: Whom) -> Result<Option<Listed>, NamespaceError> {
+    async fn look_up(&self, names: &[String], whom: Whom) -> Result<Option<Listed>, NamespaceError> {
         let mut id = ROOT;
         for (at, name) in names.iter().enumerate() {
             let found = match self.namespace.lookup(id, name) {
