@@ -23,8 +23,8 @@ use self::status_api::StatusApi;
 use super::options::{FetchOptions, Filers, LogOptions, filer_path};
 use super::signals::Signals;
 use super::{Failure, host, mount, seen};
-use crate::overlay::supervisor::{self, Report};
-use crate::overlay::{AttachOptions as Layer, Attached, Cluster, Reads};
+use crate::overlay::supervisor::{self, MountReporter};
+use crate::overlay::{Cluster, Overlay, OverlayOptions, ReadSource};
 use crate::seaweed::address::ServerAddress;
 use crate::seaweed::owners::OwnerMaps;
 use crate::telemetry::access::Token;
@@ -115,8 +115,8 @@ impl AttachOptions {
         self.filer.as_ref().map_or(&[], |Filers(addresses)| addresses)
     }
 
-    fn layer(&self) -> Layer {
-        Layer {
+    fn overlay(&self) -> OverlayOptions {
+        OverlayOptions {
             path: self.path.clone(),
             restart: self.restart,
             threads: self.threads(),
@@ -158,7 +158,7 @@ fn serve(
     options: &AttachOptions,
     cache_size: ByteSize,
     in_effect: BTreeMap<String, String>,
-    report: Report,
+    report: MountReporter,
 ) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -174,7 +174,7 @@ async fn attach(
     options: &AttachOptions,
     cache_size: ByteSize,
     in_effect: BTreeMap<String, String>,
-    report: Report,
+    report: MountReporter,
 ) -> anyhow::Result<()> {
     let mut signals = Signals::of_watched_daemon().context("cannot catch signals")?;
     let metrics = Metrics::new();
@@ -195,13 +195,13 @@ async fn attach(
     let token = options.status_token_file.as_deref().map(Token::read).transpose()?;
     let mut api = StatusApi::offer(&options.status_addr, token, options.restart, &status, &jobs).await?;
     let reads = match options.filers() {
-        [] if options.read_cache == ReadCache::Off => Reads::Below,
+        [] if options.read_cache == ReadCache::Off => ReadSource::Lower,
         [] => {
             let (always, metrics) = (options.read_cache == ReadCache::On, metrics.clone());
-            Reads::Kept { always, cache: Box::new(move || mount::cache(cache_size, &metrics)) }
+            ReadSource::LowerCache { always, cache: Box::new(move || mount::cache(cache_size, &metrics)) }
         }
         filers => tokio::select! {
-            cluster = cluster(options, filers, cache_size, &status) => Reads::Cluster(cluster?),
+            cluster = cluster(options, filers, cache_size, &status) => ReadSource::Cluster(cluster?),
             signal = signals.next() => {
                 tracing::info!(signal, "stopped before attaching");
                 return Ok(());
@@ -209,9 +209,9 @@ async fn attach(
         },
     };
     // Not to be given up half-way, or the layer would be left behind; its steps have deadlines.
-    let attached = Arc::new(Attached::start(options.layer(), reads, metrics.clone(), report).await?);
+    let attached = Arc::new(Overlay::start(options.overlay(), reads, metrics.clone(), report).await?);
     let (known, live) = (Arc::downgrade(&attached), Arc::downgrade(&attached));
-    metrics.set_nodes(Box::new(move || known.upgrade().map_or(0, |attached| attached.nodes() as u64)));
+    metrics.set_nodes(Box::new(move || known.upgrade().map_or(0, |attached| attached.inode_count() as u64)));
     // Without a filer there are no changes to hear of.
     if !options.filers().is_empty() {
         let is_live = move || live.upgrade().is_some_and(|attached| attached.is_live());
@@ -224,7 +224,7 @@ async fn attach(
     announce(&attached);
     api.take_over(&status, &jobs).await;
     if let Some(address) = api.address() {
-        attached.status_api_at(peer::reachable(address));
+        attached.set_status_api(peer::reachable(address));
         output::announce(format_args!("status http://{address}/"));
     }
     let end = tokio::select! {
@@ -268,22 +268,22 @@ async fn cluster(
     let filers = filer.clone();
     status.set_filers(Box::new(move || filers.health()));
     let status = status.clone();
-    let note = Box::new(move |heard| mount::noted(heard, status));
-    Ok(Cluster { filer, filer_path: options.filer_path.clone(), reader, note })
+    let observe_notices = Box::new(move |heard| mount::noted(heard, status));
+    Ok(Cluster { filer, filer_path: options.filer_path.clone(), reader, observe_notices })
 }
 
 /// From now on `jobs` takes requests about files of the layer, if any can be served. Does not keep the layer.
-fn take_requests(jobs: &JobRegistry, attached: &Arc<Attached>) {
+fn take_requests(jobs: &JobRegistry, attached: &Arc<Overlay>) {
     let Some(reader) = attached.reader().cloned() else { return };
     let known = Arc::downgrade(attached);
-    let file = Box::new(move |file| known.upgrade()?.to_warm(file));
+    let file = Box::new(move |file| known.upgrade()?.warmup_target(file));
     let tickets = attached.tickets().clone();
     jobs.set_mount(WarmupMount { device: attached.device().to_owned(), tickets, file, reader });
 }
 
 /// Says that the layer answers, in the log and to whoever waits for that line on standard output.
-fn announce(attached: &Attached) {
-    let (path, below) = (attached.path().display(), attached.below());
+fn announce(attached: &Overlay) {
+    let (path, below) = (attached.path().display(), attached.lower());
     tracing::info!(below = below.source, fs_type = below.fs_type, "attached {path}");
     output::announce(format_args!("attached {path}"));
 }

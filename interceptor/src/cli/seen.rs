@@ -24,7 +24,7 @@ use crate::ebpf::{
 };
 use crate::mount::Mount;
 use crate::namespace::NodeId;
-use crate::overlay::Attached;
+use crate::overlay::Overlay;
 use crate::read::{FileVersion, Reader};
 use crate::telemetry::{
     CapabilityReport, FlowTotal, KernelCounts, KernelEventKind, KernelReads, Metrics, Status,
@@ -63,9 +63,9 @@ impl Watched for Mount {
     }
 }
 
-impl Watched for Attached {
+impl Watched for Overlay {
     fn device(&self) -> &str {
-        Attached::device(self)
+        Overlay::device(self)
     }
 
     fn version(&self, node: NodeId) -> Option<Arc<FileVersion>> {

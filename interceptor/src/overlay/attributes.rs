@@ -1,10 +1,10 @@
-//! Attributes of the mount below in the terms of the FUSE protocol.
+//! What a lower file is: its [attributes](Attributes), for FUSE replies and for comparisons, and
+//! the [handle](FileHandle) that identifies it.
 //!
-//! What tells the files of the mount below apart: the handle that the kernel would give an NFS server.
-//!
-//! Not the inode number: that is what a daemon below says it is, and `weed mount` may say one number when a file is made and another when it is looked at
-//! again, if two hosts gave the same number to two files. The handle has what the kernel itself goes by, for a FUSE mount the number of the
-//! node and its generation.
+//! The identity is the handle of `name_to_handle_at`, as for an NFS server, and not the inode
+//! number. A FUSE daemon chooses inode numbers: if two hosts gave one number to two files, `weed
+//! mount` reports another number at lookup than at creation. The handle holds what the kernel
+//! itself goes by, which for a FUSE mount is the node id and its generation.
 
 use std::ffi::{CStr, CString, OsStr};
 use std::io;
@@ -16,42 +16,42 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use fuser::{FileAttr, INodeNo};
 use rustix::fs::{AtFlags, FileType, Statx, StatxFlags, StatxTimestamp, statx};
 
-/// Attributes of a file, and what tells it from others.
+/// The result of `statx` on a lower file.
 #[derive(Debug, Clone)]
 pub(super) struct Attributes {
     stat: Statx,
     kind: fuser::FileType,
 }
 
-/// What is different once content has changed, as far as the mount below tells: size, time of modification, time of change.
+/// What changes with a file's content, as far as the lower mount tells: size, mtime and ctime.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Stamp {
+pub(super) struct StatFingerprint {
     pub(super) size: u64,
     pub(super) mtime: (i64, u32),
     pub(super) ctime: (i64, u32),
 }
 
 impl Attributes {
-    /// Asks for the attributes of what `file` is.
+    /// The attributes of the open `file`.
     pub(super) fn of(file: impl AsFd) -> io::Result<Self> {
         Self::at(file, c"", AtFlags::EMPTY_PATH)
     }
 
-    /// Asks for the attributes of what is found at `path` in `directory`.
+    /// The attributes of `path` in `directory`.
     pub(super) fn at(directory: impl AsFd, path: &CStr, flags: AtFlags) -> io::Result<Self> {
         let stat = statx(directory, path, flags, StatxFlags::BASIC_STATS | StatxFlags::BTIME)?;
-        // Linux lets no file system show a file of another type.
+        // Linux rejects an unknown file type from any file system.
         let kind = kind(FileType::from_raw_mode(stat.stx_mode.into()));
         Ok(Self { stat, kind: kind.ok_or_else(|| io::Error::from_raw_os_error(libc::EIO))? })
     }
 
-    /// As [`of`](Self::of), and has a daemon below asked even if the kernel remembers its last answer.
+    /// As [`of`](Self::of), but asks a lower daemon even if the kernel has cached attributes.
     pub(super) fn fresh(file: impl AsFd) -> io::Result<Self> {
         Self::at(file, c"", AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC)
     }
 
     /// Device and inode number.
-    pub(super) fn number(&self) -> (u64, u64) {
+    pub(super) fn dev_ino(&self) -> (u64, u64) {
         (u64::from(self.stat.stx_dev_major) << 32 | u64::from(self.stat.stx_dev_minor), self.stat.stx_ino)
     }
 
@@ -59,7 +59,7 @@ impl Attributes {
         FileType::from_raw_mode(self.stat.stx_mode.into())
     }
 
-    /// The same as the protocol has it.
+    /// The file type in FUSE terms.
     pub(super) fn kind(&self) -> fuser::FileType {
         self.kind
     }
@@ -68,8 +68,8 @@ impl Attributes {
         self.stat.stx_uid
     }
 
-    /// How many names it has.
-    pub(super) fn links(&self) -> u32 {
+    /// The number of hard links.
+    pub(super) fn link_count(&self) -> u32 {
         self.stat.stx_nlink
     }
 
@@ -77,23 +77,25 @@ impl Attributes {
         time(&self.stat.stx_mtime)
     }
 
-    pub(super) fn stamp(&self) -> Stamp {
+    pub(super) fn fingerprint(&self) -> StatFingerprint {
         let moment = |at: &StatxTimestamp| (at.tv_sec, at.tv_nsec);
-        Stamp {
+        StatFingerprint {
             size: self.stat.stx_size,
             mtime: moment(&self.stat.stx_mtime),
             ctime: moment(&self.stat.stx_ctime),
         }
     }
 
-    /// Whether the last change is so long ago that another one would have another time, however coarse the clock.
+    /// Whether a change from now on would get other times than the last one, however coarse the
+    /// clock.
     pub(super) fn is_settled(&self) -> bool {
-        self.is_older_than(SETTLING)
+        self.is_older_than(SETTLE_INTERVAL)
     }
 
-    /// Whether that is so even by the clock of a server that is somewhat behind.
-    pub(super) fn is_old(&self) -> bool {
-        self.is_older_than(OLD)
+    /// Whether that holds even if the times come from a server whose clock is behind by
+    /// [`MAX_CLOCK_SKEW`].
+    pub(super) fn is_older_than_clock_skew(&self) -> bool {
+        self.is_older_than(MAX_CLOCK_SKEW)
     }
 
     fn is_older_than(&self, least: Duration) -> bool {
@@ -101,7 +103,7 @@ impl Attributes {
         changed.elapsed().is_ok_and(|age| age > least)
     }
 
-    /// As a reply gives them, for the node `id`.
+    /// The attributes for a reply about inode `id`.
     pub(super) fn reply(&self, id: u64) -> FileAttr {
         let stat = &self.stat;
         FileAttr {
@@ -124,16 +126,16 @@ impl Attributes {
     }
 }
 
-/// See [`Attributes::is_settled`]. Network file systems have clocks of whole seconds, too.
-pub(super) const SETTLING: Duration = Duration::from_secs(2);
+/// The age at which times are settled. Network file systems have clocks of whole seconds, too.
+pub(super) const SETTLE_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Further behind no clock of a server is taken to be.
-const OLD: Duration = Duration::from_secs(300);
+/// How far behind this host's clock a server's may be.
+const MAX_CLOCK_SKEW: Duration = Duration::from_secs(300);
 
-/// The attributes of `.` and `..` in a listing, of which nothing else is told.
-pub(super) fn dots(inode: u64) -> FileAttr {
+/// Attributes of `.` and `..` in `readdirplus`, where only type and number count.
+pub(super) fn dot_entry(ino: u64) -> FileAttr {
     FileAttr {
-        ino: INodeNo(inode),
+        ino: INodeNo(ino),
         size: 0,
         blocks: 0,
         atime: UNIX_EPOCH,
@@ -151,12 +153,12 @@ pub(super) fn dots(inode: u64) -> FileAttr {
     }
 }
 
-/// The number of the root for who asks for its attributes: that of the mount below, as for all other files.
+/// The attributes of the root with the lower mount's own inode number, which is what programs see.
 pub(super) fn reply_for_root(attributes: &Attributes) -> FileAttr {
     attributes.reply(attributes.stat.stx_ino)
 }
 
-/// The type as the protocol has it, which has no word for one that is not known.
+/// The file type in FUSE terms; `None` for one that the lower mount did not tell.
 pub(super) fn kind(file_type: FileType) -> Option<fuser::FileType> {
     Some(match file_type {
         FileType::Directory => fuser::FileType::Directory,
@@ -177,19 +179,19 @@ fn time(at: &StatxTimestamp) -> SystemTime {
     whole.and_then(|whole| whole.checked_add(nanoseconds)).unwrap_or(UNIX_EPOCH)
 }
 
-/// Device numbers as FUSE carries them (`new_encode_dev` of Linux).
+/// A device number in the encoding of FUSE (`new_encode_dev` of Linux).
 fn packed_device(major: u32, minor: u32) -> u32 {
     minor & 0xff | major << 8 | (minor & !0xff) << 12
 }
 
-/// The device number that FUSE carries as `packed`.
+/// The device number that FUSE encodes as `packed`.
 pub(super) fn device(packed: u32) -> u64 {
     rustix::fs::makedev(packed >> 8 & 0xfff, packed & 0xff | packed >> 12 & 0xf_ff00)
 }
 
 #[cfg(test)]
 impl Attributes {
-    /// The same, changed so long ago, in whole seconds.
+    /// The same attributes with mtime and ctime moved to `ago` before now, in whole seconds.
     pub(super) fn as_if_changed(&self, ago: Duration) -> Self {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut stat = self.stat;
@@ -200,60 +202,66 @@ impl Attributes {
     }
 }
 
-/// The most bytes that a handle may have (`MAX_HANDLE_SZ` of Linux).
-const MOST: usize = 128;
+/// The largest handle, in bytes (`MAX_HANDLE_SZ` of Linux).
+const MAX_HANDLE_SIZE: usize = 128;
 
-/// A file of the mount below. Equal for all its names; not to be compared with those of another mount.
+/// Identifies a lower file, by the handle of `name_to_handle_at`. Equal for all hard links.
+/// Comparable within one mount only.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct FileKey(Box<[u8]>);
+pub(super) struct FileHandle(Box<[u8]>);
 
-/// A `struct file_handle` with the room that its last member takes.
+/// A `struct file_handle` with room for its flexible last member.
 #[repr(C)]
-struct Handle {
+struct RawFileHandle {
     bytes: libc::c_uint,
     kind: libc::c_int,
-    handle: [u8; MOST],
+    handle: [u8; MAX_HANDLE_SIZE],
 }
 
-impl FileKey {
-    /// What it consists of.
+impl FileHandle {
+    /// The bytes of type and handle.
     pub(super) fn bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// The key of the file that is open as `file`. Where the file system knows no handles it is the inode number, after all.
+    /// The handle of the open `file`; device and inode number where the file system has no
+    /// handles.
     pub(super) fn of(file: impl AsFd) -> io::Result<Self> {
         Self::find(file.as_fd(), c"", libc::AT_EMPTY_PATH)
     }
 
-    /// The key of the file that has the name `name` in `directory`; links are not followed.
+    /// The handle of `name` in `directory`. Does not follow symbolic links.
     pub(super) fn at(directory: impl AsFd, name: &OsStr) -> io::Result<Self> {
         Self::find(directory.as_fd(), &CString::new(name.as_bytes())?, 0)
     }
 
-    /// Opens the file with this key (`O_PATH`) if it still exists. `mount` is open for reading, on the same mount.
+    /// Opens the file (`O_PATH`) if it still exists. `mount` is a descriptor on the same mount
+    /// that is open for reading.
     pub(super) fn open(&self, mount: impl AsFd) -> io::Result<OwnedFd> {
-        let mut handle = Handle { bytes: 0, kind: 0, handle: [0; MOST] };
+        let mut handle = RawFileHandle { bytes: 0, kind: 0, handle: [0; MAX_HANDLE_SIZE] };
         let stale = || io::Error::from_raw_os_error(libc::ESTALE);
         let (kind, bytes) = self.0.split_first_chunk().ok_or_else(stale)?;
         handle.kind = libc::c_int::from_ne_bytes(*kind);
         handle.bytes = bytes.len() as libc::c_uint;
         handle.handle.get_mut(..bytes.len()).ok_or_else(stale)?.copy_from_slice(bytes);
         let flags = libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC;
-        // SAFETY: the kernel reads of `handle` no more than its first member says there is, and writes nothing.
+        // SAFETY: the kernel reads as many bytes of `handle` as its first member says, which are
+        // initialized. It writes none.
         let opened = unsafe {
             let place = (&raw mut handle).cast::<libc::file_handle>();
             libc::open_by_handle_at(mount.as_fd().as_raw_fd(), place, flags)
         };
         let opened = nix::errno::Errno::result(opened)?;
-        // SAFETY: it was opened just now, and belongs to nobody else.
+        // SAFETY: the descriptor was opened just now, and has no other owner.
         Ok(unsafe { OwnedFd::from_raw_fd(opened) })
     }
 
     fn find(directory: BorrowedFd<'_>, path: &CStr, flags: libc::c_int) -> io::Result<Self> {
-        let mut handle = Handle { bytes: MOST as libc::c_uint, kind: 0, handle: [0; MOST] };
+        let mut handle =
+            RawFileHandle { bytes: MAX_HANDLE_SIZE as libc::c_uint, kind: 0, handle: [0; MAX_HANDLE_SIZE] };
         let mut mount = 0;
-        // SAFETY: the path ends with a zero, and the kernel writes one number to `mount` and to `handle` no more than its first member says there is room for.
+        // SAFETY: the path ends with a zero. The kernel writes one number to `mount`, and to
+        // `handle` at most as many bytes as its first member says.
         let done = unsafe {
             let place = (&raw mut handle).cast::<libc::file_handle>();
             libc::name_to_handle_at(directory.as_raw_fd(), path.as_ptr(), place, &mut mount, flags)
@@ -265,7 +273,7 @@ impl FileKey {
             }
             Err(nix::errno::Errno::EOPNOTSUPP) => {
                 let flags = AtFlags::from_bits_retain(flags as u32) | AtFlags::SYMLINK_NOFOLLOW;
-                let (device, inode) = Attributes::at(directory, path, flags)?.number();
+                let (device, inode) = Attributes::at(directory, path, flags)?.dev_ino();
                 Ok(Self([device.to_ne_bytes(), inode.to_ne_bytes()].concat().into()))
             }
             Err(errno) => Err(errno.into()),
@@ -273,8 +281,9 @@ impl FileKey {
     }
 }
 
-/// A path that leads to the file itself, whatever its name has become; links are not followed further. It is good as long
-/// as the descriptor is open.
+/// A path that leads to the open file, whatever its name has become, and not along a symbolic
+/// link. For calls that do not take an `O_PATH` descriptor. Valid as long as the descriptor is
+/// open.
 pub(super) fn proc_path(file: BorrowedFd<'_>) -> PathBuf {
     format!("/proc/self/fd/{}", file.as_raw_fd()).into()
 }
@@ -286,7 +295,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn device_numbers_survive_the_way_there_and_back() {
+    fn device_numbers_round_trip() {
         for (major, minor) in [(0, 0), (8, 1), (254, 255), (259, 70_000), (4095, 0xf_ffff)] {
             let packed = packed_device(major, minor);
             assert_eq!(device(packed), rustix::fs::makedev(major, minor), "{major}:{minor}");
@@ -302,27 +311,27 @@ mod tests {
     }
 
     #[test]
-    fn names_of_one_file_have_one_key() {
+    fn hard_links_have_one_handle() {
         let dir = tempfile::tempdir().unwrap();
         let (a, b, c) = (dir.path().join("a"), dir.path().join("b"), dir.path().join("c"));
         fs::write(&a, "").unwrap();
         fs::hard_link(&a, &b).unwrap();
         fs::write(&c, "").unwrap();
-        let key = |path| {
+        let handle = |path| {
             let file = File::open(path).unwrap();
-            FileKey::of(&file).unwrap()
+            FileHandle::of(&file).unwrap()
         };
         let root = dir.path().to_owned();
-        assert_eq!(key(&a), key(&b));
-        assert_ne!(key(&a), key(&c));
-        assert_ne!(key(&a), key(&root));
+        assert_eq!(handle(&a), handle(&b));
+        assert_ne!(handle(&a), handle(&c));
+        assert_ne!(handle(&a), handle(&root));
 
         let directory = File::open(dir.path()).unwrap();
         std::os::unix::fs::symlink("a", dir.path().join("symlink")).unwrap();
-        let at = |name: &str| FileKey::at(&directory, name.as_ref());
-        assert_eq!(at("b").unwrap(), key(&a));
-        assert_eq!(at("c").unwrap(), key(&c));
-        assert_ne!(at("symlink").unwrap(), key(&a), "a link is itself");
+        let at = |name: &str| FileHandle::at(&directory, name.as_ref());
+        assert_eq!(at("b").unwrap(), handle(&a));
+        assert_eq!(at("c").unwrap(), handle(&c));
+        assert_ne!(at("symlink").unwrap(), handle(&a), "a link is itself");
         assert_eq!(at("none").unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 }

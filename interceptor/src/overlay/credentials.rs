@@ -1,11 +1,14 @@
-//! Acting as the user who asked.
+//! Impersonation: a request thread takes on the ids of the calling program.
 //!
-//! The kernel has checked by attributes and access control lists what a caller may do before it asks us. What is left is whose a new
-//! file shall be: for that a thread takes on the caller's ids for file systems, and keeps its capabilities, without which it would be
-//! checked a second time and without the caller's supplementary groups, of which a request does not tell. Where the daemon
-//! of the mount below checks rights itself, a thread takes on the ids for everything it asks, since they are what that daemon is told.
+//! The kernel has checked the caller's rights by mode bits and access control lists before it
+//! sends a request. What is left is the owner of a new file. For that a thread sets the caller's
+//! `fsuid` and `fsgid` and keeps its own capabilities; else rights would be checked a second time,
+//! without the caller's supplementary groups, which a request does not carry. Where the lower
+//! daemon checks rights, a thread impersonates the caller in every call, since the daemon is told
+//! these ids.
 //!
-//! Ids, capabilities and, after [`own_umask`], the umask are those of one thread: other threads are not concerned.
+//! Ids, capabilities and, after [`own_umask`], the umask belong to one thread and do not affect
+//! others.
 
 use std::cell::Cell;
 use std::fs;
@@ -15,74 +18,74 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Uid, getgroups, setfsgid, setfsuid};
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_thread_groups};
 
-/// Who asked.
+/// The calling program, as a request names it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Caller {
     pub(super) user: u32,
     pub(super) group: u32,
-    /// The number of the thread, which waits for the answer; 0 if it has none here.
+    /// The thread that waits for the reply; 0 if it is in another pid namespace.
     pub(super) thread: u32,
 }
 
-/// What a request does not tell of its caller.
+/// What `/proc` tells of the caller beyond its request.
 #[derive(Debug, PartialEq, Eq)]
-struct Standing {
+struct ThreadCredentials {
     groups: Vec<u32>,
-    /// Capabilities that hold for the files of this host.
+    /// Effective capabilities, if they hold in this user namespace.
     capabilities: CapabilitySet,
 }
 
-/// While it lives, its thread acts as a caller.
-pub(super) struct Acting {
+/// Resets the thread's ids when dropped.
+pub(super) struct ScopedCredentials {
     is_root: bool,
 }
 
 impl Caller {
-    /// The calling thread acts as this user from now on, with the capabilities it had.
-    pub(super) fn act(self) -> Acting {
+    /// Sets the thread's `fsuid` and `fsgid` to the caller's. Capabilities stay.
+    pub(super) fn impersonate(self) -> ScopedCredentials {
         let is_root = (self.user, self.group) == (0, 0);
         if !is_root {
-            // In this order: the right to take on a group goes with the user.
+            // The group first: with another `fsuid` the thread may not set it.
             setfsgid(Gid::from_raw(self.group));
             setfsuid(Uid::from_raw(self.user));
-            keep_capabilities();
+            restore_capabilities();
         }
-        Acting { is_root }
+        ScopedCredentials { is_root }
     }
-}
 
-impl Caller {
-    /// As [`act`](Self::act), in the caller's groups and with those of the capabilities `own` only that the caller has
-    /// itself: for what depends on them below and the kernel has not decided before.
-    pub(super) fn act_within(self, own: CapabilitySet) -> ActingWithin {
-        // The thread's, and so those of none of its callers.
+    /// As [`impersonate`](Self::impersonate), with the caller's supplementary groups, and without
+    /// those of the capabilities `checked` that the caller lacks. For what the lower mount decides
+    /// by them and the kernel has not decided before.
+    pub(super) fn impersonate_restricted(self, checked: CapabilitySet) -> RestrictedCredentials {
+        // The groups of this thread, which belong to none of its callers.
         let groups = getgroups().unwrap_or_default();
-        let standing = self.standing();
-        let given = standing.groups.iter().map(|group| rustix::fs::Gid::from_raw(*group)).collect::<Vec<_>>();
-        if let Err(error) = set_thread_groups(&given) {
+        let credentials = self.thread_credentials();
+        let groups_of_caller =
+            credentials.groups.iter().map(|group| rustix::fs::Gid::from_raw(*group)).collect::<Vec<_>>();
+        if let Err(error) = set_thread_groups(&groups_of_caller) {
             tracing::warn!(%error, "cannot take on the groups of a caller");
         }
-        let acting = self.act();
-        set_effective(|permitted| permitted - (own - standing.capabilities));
-        ActingWithin { _acting: acting, groups }
+        let acting = self.impersonate();
+        set_effective(|permitted| permitted - (checked - credentials.capabilities));
+        RestrictedCredentials { _credentials: acting, groups }
     }
 
-    /// Of a thread that cannot be looked at: nothing.
-    fn standing(self) -> Standing {
+    /// The caller's groups and capabilities; none if its thread cannot be inspected.
+    fn thread_credentials(self) -> ThreadCredentials {
         let of_thread = format!("/proc/{}", self.thread);
         let status = fs::read_to_string(format!("{of_thread}/status")).unwrap_or_default();
-        let mut standing = Standing::of(&status);
-        // In another user namespace they are for the files of that.
+        let mut credentials = ThreadCredentials::of(&status);
+        // Capabilities in another user namespace do not hold for this host's files.
         let namespace = |of: &str| fs::read_link(format!("{of}/ns/user")).ok();
         if namespace(&of_thread).is_none_or(|its| namespace("/proc/self") != Some(its)) {
-            standing.capabilities = CapabilitySet::empty();
+            credentials.capabilities = CapabilitySet::empty();
         }
-        standing
+        credentials
     }
 }
 
-impl Standing {
-    /// Of a thread with this `/proc/TID/status`.
+impl ThreadCredentials {
+    /// Parses `/proc/TID/status`.
     fn of(status: &str) -> Self {
         let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
         let groups = field("Groups:").unwrap_or_default();
@@ -94,13 +97,13 @@ impl Standing {
     }
 }
 
-/// While it lives, its thread acts as a caller without all of its own capabilities.
-pub(super) struct ActingWithin {
-    _acting: Acting,
+/// Resets the thread's ids, groups and capabilities when dropped.
+pub(super) struct RestrictedCredentials {
+    _credentials: ScopedCredentials,
     groups: Vec<Gid>,
 }
 
-impl Drop for ActingWithin {
+impl Drop for RestrictedCredentials {
     fn drop(&mut self) {
         set_effective(|permitted| permitted);
         let groups = self.groups.iter().map(|group| rustix::fs::Gid::from_raw(group.as_raw()));
@@ -110,7 +113,7 @@ impl Drop for ActingWithin {
     }
 }
 
-impl Drop for Acting {
+impl Drop for ScopedCredentials {
     fn drop(&mut self) {
         if !self.is_root {
             setfsuid(Uid::from_raw(0));
@@ -119,12 +122,12 @@ impl Drop for Acting {
     }
 }
 
-/// With another user's id the kernel withdraws the capabilities that concern files; they are still permitted.
-fn keep_capabilities() {
+/// Makes the permitted capabilities effective again: `setfsuid` drops those that concern files.
+fn restore_capabilities() {
     set_effective(|permitted| permitted);
 }
 
-/// Gives the calling thread those of the capabilities it may have.
+/// Sets the thread's effective capabilities to a function of the permitted ones.
 fn set_effective(of_permitted: impl Fn(CapabilitySet) -> CapabilitySet) {
     let set = capabilities(None).and_then(|sets| {
         set_capabilities(None, CapabilitySets { effective: of_permitted(sets.permitted), ..sets })
@@ -134,7 +137,7 @@ fn set_effective(of_permitted: impl Fn(CapabilitySet) -> CapabilitySet) {
     }
 }
 
-/// Has the calling thread create files with this umask.
+/// Gives the thread a umask of its own, and sets it.
 pub(super) fn own_umask(mask: u32) {
     thread_local! {
         static IS_OWN: Cell<bool> = const { Cell::new(false) };
@@ -158,11 +161,14 @@ mod tests {
     fn a_caller_is_in_its_groups_with_its_capabilities() {
         let status = "Name:\tsh\nGroups:\t4 24 1000 \nCapPrm:\t000001ffffffffff\nCapEff:\t0000000000200010\n";
         let capabilities = CapabilitySet::SYS_ADMIN | CapabilitySet::FSETID;
-        assert_eq!(Standing::of(status), Standing { groups: vec![4, 24, 1000], capabilities });
-        let nothing = Standing { groups: Vec::new(), capabilities: CapabilitySet::empty() };
+        assert_eq!(
+            ThreadCredentials::of(status),
+            ThreadCredentials { groups: vec![4, 24, 1000], capabilities }
+        );
+        let nothing = ThreadCredentials { groups: Vec::new(), capabilities: CapabilitySet::empty() };
         let caller = |thread| Caller { user: 1, group: 1, thread };
-        assert_eq!(caller(0).standing(), nothing, "of another process namespace");
-        let own = Standing::of(&fs::read_to_string("/proc/thread-self/status").unwrap());
-        assert_eq!(caller(nix::unistd::gettid().as_raw() as u32).standing(), own);
+        assert_eq!(caller(0).thread_credentials(), nothing, "of another process namespace");
+        let own = ThreadCredentials::of(&fs::read_to_string("/proc/thread-self/status").unwrap());
+        assert_eq!(caller(nix::unistd::gettid().as_raw() as u32).thread_credentials(), own);
     }
 }

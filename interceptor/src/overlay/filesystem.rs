@@ -1,11 +1,12 @@
-//! The requests of the kernel, translated.
+//! The FUSE requests, translated into calls on the lower mount.
 //!
-//! All of them are answered by the thread that read them, which waits for the mount below as long as that takes: there are enough
-//! threads ([`super::AttachOptions::threads`]) for a slow answer not to hold up the others.
+//! A request thread answers each request itself, and blocks on the lower mount for as long as that
+//! takes. There are enough threads ([`super::OverlayOptions::threads`]) for a slow reply not to
+//! delay others. Only a read that a version answers may move to the runtime.
 //!
-//! Locks are left to the kernel: programs of this host, in whatever container, meet in the one file that this layer shows, so
-//! POSIX locks and `flock` hold between them. To pass them on would make a waiting program deaf to signals, as the library under this module
-//! does not hear of interrupted requests.
+//! Locks are left to the kernel. All programs of this host, in any container, meet in the file
+//! that the overlay shows, so POSIX locks and `flock` hold between them. Were locks passed on, a
+//! waiting program would be deaf to signals, since fuser does not deliver `FUSE_INTERRUPT`.
 
 use std::cell::RefCell;
 use std::ffi::OsStr;
@@ -24,13 +25,13 @@ use fuser::{
 };
 
 use super::attributes::{self, Attributes};
-use super::content::Served;
+use super::content::ServedVersion;
 use super::credentials::Caller;
 use super::inodes::ROOT;
-use super::open_directory::{DirectoryEntry, OpenDirectory, Taken};
+use super::open_directory::{AddOutcome, DirectoryEntry, OpenDirectory};
 use super::open_file::OpenFile;
-use super::tree::{Change, Found, Modes, New, Tree, Xattr};
-use super::version_source::{VersionSource, Whom};
+use super::tree::{AttributeChange, CreateMode, LookupResult, LowerTree, NewEntry, XattrReply};
+use super::version_source::{OpenIntent, VersionSource};
 use crate::fuse::STATUS_XATTR;
 use crate::fuse::handles::Handles;
 use crate::fuse::killed::unless_killed;
@@ -41,37 +42,37 @@ use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Source;
 use crate::warmup::ticket::{READ_TICKET_XATTR, ReadTicket, TicketIssuer};
 
-/// How long the kernel may keep names and attributes, as most mounts below do, too. What goes through this layer shows at once; this is for what others
-/// change.
-const VALID: Duration = Duration::from_secs(1);
+/// How long the kernel may cache names and attributes; most lower mounts grant the same. Changes
+/// through the overlay show at once, so this concerns changes that bypass it.
+const CACHE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The most that one request copies. A program is told how much was copied and asks for the rest, and
-/// meanwhile others have the thread.
+/// The most bytes that one request copies. A program is told how many were copied, and asks for
+/// the rest; meanwhile the thread is free for other requests.
 const MAX_COPY: u64 = 32 << 20;
 
-/// The layer's side of the protocol. All copies of it are one layer.
+/// The overlay as a FUSE file system. Each request thread has a clone of the same overlay.
 #[derive(Clone)]
-pub(super) struct Layer {
-    pub(super) tree: Arc<Tree>,
+pub(super) struct OverlayFs {
+    pub(super) tree: Arc<LowerTree>,
     pub(super) files: Arc<Handles<OpenFile>>,
     pub(super) directories: Arc<Handles<OpenDirectory>>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) has_acls: bool,
-    /// Whether what changes a file below shows in its attributes.
+    /// Whether every change of a lower file shows in its attributes.
     pub(super) shows_changes: bool,
-    /// Finds out what is served, if anything can be.
+    /// Finds versions that answer reads; `None` if the lower mount answers all.
     pub(super) source: Option<Arc<dyn VersionSource>>,
-    /// Where the status API is, once that is known.
+    /// The address of the status API, once it is known.
     pub(super) status_api: Arc<std::sync::OnceLock<SocketAddr>>,
     /// Issues the values of [`READ_TICKET_XATTR`].
     pub(super) tickets: Arc<TicketIssuer>,
-    pub(super) arrivals: Arc<RequestTracker>,
-    /// There before the first request.
+    pub(super) requests: Arc<RequestTracker>,
+    /// Set before the first request.
     pub(super) notifier: Arc<std::sync::OnceLock<Notifier>>,
 }
 
 thread_local! {
-    /// What is read from the mount below, on its way to the kernel.
+    /// Data read from the lower mount on its way to the kernel.
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -79,10 +80,10 @@ fn caller(request: &Request) -> Caller {
     Caller { user: request.uid(), group: request.gid(), thread: request.pid() }
 }
 
-/// What a refusal of the kernel is for who asked.
+/// The error number of a reply.
 fn errno(error: &io::Error) -> Errno {
     match error.raw_os_error() {
-        // That would tell the kernel never to ask again.
+        // `ENOSYS` would tell the kernel never to send such a request again.
         Some(libc::ENOSYS) => Errno::EOPNOTSUPP,
         Some(number) => Errno::from_i32(number),
         None => Errno::EIO,
@@ -93,10 +94,10 @@ fn bad_handle() -> io::Error {
     io::Error::from_raw_os_error(libc::EBADF)
 }
 
-fn reply_entry(reply: ReplyEntry, found: io::Result<Found>) {
+fn reply_entry(reply: ReplyEntry, found: io::Result<LookupResult>) {
     match found {
-        Ok((node, attributes)) => {
-            reply.entry(&VALID, &attributes.reply(node.id), Generation(node.generation));
+        Ok((inode, attributes)) => {
+            reply.entry(&CACHE_TIMEOUT, &attributes.reply(inode.id), Generation(inode.generation));
         }
         Err(error) => reply.error(errno(&error)),
     }
@@ -111,46 +112,48 @@ fn reply_empty(reply: ReplyEmpty, done: io::Result<()>) {
 
 fn reply_attributes(reply: ReplyAttr, id: INodeNo, attributes: io::Result<Attributes>) {
     match attributes {
-        // The root's own number is that of the protocol; what programs see is the mount below's.
-        Ok(attributes) if id.0 == ROOT => reply.attr(&VALID, &attributes::reply_for_root(&attributes)),
-        Ok(attributes) => reply.attr(&VALID, &attributes.reply(id.0)),
+        // Programs see the inode number of the lower mount's root, not that of the protocol.
+        Ok(attributes) if id.0 == ROOT => {
+            reply.attr(&CACHE_TIMEOUT, &attributes::reply_for_root(&attributes))
+        }
+        Ok(attributes) => reply.attr(&CACHE_TIMEOUT, &attributes.reply(id.0)),
         Err(error) => reply.error(errno(&error)),
     }
 }
 
-fn reply_xattr(reply: ReplyXattr, value: io::Result<Xattr>) {
+fn reply_xattr(reply: ReplyXattr, value: io::Result<XattrReply>) {
     match value {
-        Ok(Xattr::Size(size)) => reply.size(size.try_into().unwrap_or(u32::MAX)),
-        Ok(Xattr::Data(data)) => reply.data(&data),
+        Ok(XattrReply::Size(size)) => reply.size(size.try_into().unwrap_or(u32::MAX)),
+        Ok(XattrReply::Data(data)) => reply.data(&data),
         Err(error) => reply.error(errno(&error)),
     }
 }
 
 fn reply_written(reply: ReplyWrite, written: io::Result<usize>) {
     match written {
-        // No more was asked for than fits.
+        // The request's size fits into 32 bits.
         Ok(written) => reply.written(written.try_into().unwrap_or(u32::MAX)),
         Err(error) => reply.error(errno(&error)),
     }
 }
 
-/// A read that has come.
-struct Asked {
+/// A read without a reply yet.
+struct PendingRead {
     caller: u32,
     begun: Instant,
-    turn: InFlightGuard,
+    in_flight: InFlightGuard,
     reply: ReplyData,
 }
 
-/// Has the mount below answer a read.
-fn read_below(metrics: &Metrics, file: &OpenFile, offset: u64, len: usize, asked: Asked) {
-    let Asked { begun, turn, reply, .. } = asked;
+/// Answers a read from the lower mount. Blocks.
+fn read_lower(metrics: &Metrics, file: &OpenFile, offset: u64, len: usize, pending: PendingRead) {
+    let PendingRead { begun, in_flight, reply, .. } = pending;
     BUFFER.with_borrow_mut(|buffer| {
         if buffer.len() < len {
             buffer.resize(len, 0);
         }
         let read = file.read(&mut buffer[..len], offset);
-        drop(turn);
+        drop(in_flight);
         match read {
             Ok(read) => {
                 metrics.read(Source::Lower, read as u64, begun.elapsed());
@@ -161,42 +164,42 @@ fn read_below(metrics: &Metrics, file: &OpenFile, offset: u64, len: usize, asked
     });
 }
 
-impl Layer {
-    /// Answers a read from memory or from where what is served comes from, and if that fails from the mount below.
+impl OverlayFs {
+    /// Answers a read with a version, and if that fails from the lower mount.
     fn read_served(
         &self,
         source: &dyn VersionSource,
-        served: Served,
+        served: ServedVersion,
         file: Arc<OpenFile>,
         offset: u64,
         len: usize,
-        asked: Asked,
+        pending: PendingRead,
     ) {
-        // Reading ahead starts tasks.
+        // Prefetch spawns tasks.
         let _runtime = source.runtime().enter();
         match source.reader().read(&served.version, offset, len) {
             ReadReply::Ready(data) => {
-                drop(asked.turn);
-                asked.reply.data(&data);
+                drop(pending.in_flight);
+                pending.reply.data(&data);
             }
             ReadReply::Pending(data) => {
                 let (metrics, runtime) = (self.metrics.clone(), source.runtime().clone());
                 source.runtime().spawn(async move {
-                    match unless_killed(asked.caller, data).await {
+                    match unless_killed(pending.caller, data).await {
                         None => {
-                            drop(asked.turn);
-                            asked.reply.error(Errno::EINTR);
+                            drop(pending.in_flight);
+                            pending.reply.error(Errno::EINTR);
                         }
                         Some(Ok(data)) => {
-                            drop(asked.turn);
-                            asked.reply.data(&data);
+                            drop(pending.in_flight);
+                            pending.reply.data(&data);
                         }
                         Some(Err(error)) => {
                             let path = served.version.path();
                             tracing::debug!(path, offset, len, %error, "the mount below answers instead");
-                            file.node.content.changes();
+                            file.inode.content.mark_changed();
                             runtime.spawn_blocking(move || {
-                                read_below(&metrics, &file, offset, len, asked);
+                                read_lower(&metrics, &file, offset, len, pending);
                             });
                         }
                     }
@@ -205,15 +208,16 @@ impl Layer {
         }
     }
 
-    /// Does what a request of `len` bytes asks for, which the caller then answers.
-    fn serve<T>(&self, request: &Request, len: usize, work: impl FnOnce() -> T) -> T {
-        let _turn = self.arrivals.begin(request.pid(), len.try_into().unwrap_or(u32::MAX));
+    /// Runs `work` for a request, which is counted as in flight meanwhile. The caller then
+    /// replies.
+    fn track<T>(&self, request: &Request, work: impl FnOnce() -> T) -> T {
+        let _in_flight = self.requests.begin(request.pid(), 0);
         work()
     }
 
-    /// A ticket for a caller who may read the file.
-    fn read_ticket(&self, node: u64, caller: Caller) -> io::Result<String> {
-        let (file, owner) = self.tree.readable_file(node, caller)?;
+    /// A ticket for a caller who may read the file `inode`.
+    fn read_ticket(&self, inode: u64, caller: Caller) -> io::Result<String> {
+        let (file, owner) = self.tree.readable_file(inode, caller)?;
         let (user, is_owner) = (caller.user, caller.user == owner);
         Ok(self.tickets.issue(&ReadTicket { file, user, is_owner }))
     }
@@ -226,46 +230,50 @@ impl Layer {
         self.directories.get(handle.0).ok_or_else(bad_handle)
     }
 
-    /// What may answer reads of a handle with these flags.
+    /// The source that may answer reads of a handle with `flags`.
     fn source_for(&self, flags: i32) -> Option<&dyn VersionSource> {
         self.source.as_deref().filter(|source| source.serves(flags))
     }
 
-    /// Opens the file `node` below, and finds what the kernel is to do about its pages.
-    fn open_below(&self, node: u64, flags: i32, caller: Caller) -> io::Result<(Arc<OpenFile>, FopenFlags)> {
-        let node = self.tree.node_to_open(node, caller)?;
+    /// Opens the lower file, looks for a version of it, and decides how the kernel treats its
+    /// pages.
+    fn open_lower(&self, inode: u64, flags: i32, caller: Caller) -> io::Result<(Arc<OpenFile>, FopenFlags)> {
+        let inode = self.tree.inode_to_open(inode, caller)?;
         let file = {
-            let _acting = self.tree.asking(caller);
-            Arc::new(self.tree.open(&node, flags)?)
+            let _credentials = self.tree.impersonate_if_lower_checks(caller);
+            Arc::new(self.tree.open(&inode, flags)?)
         };
         let attributes = match self.source_for(flags) {
-            Some(source) => source.resolve(&file, Whom::Program),
+            Some(source) => source.resolve(&file, OpenIntent::Read),
             None => Attributes::fresh(&file),
         };
-        let mut how = self.keep(&file, attributes);
-        if file.only_appends() {
+        let mut how = self.page_flags(&file, attributes);
+        if file.is_append_only() {
             how |= FopenFlags::FOPEN_DIRECT_IO;
         }
-        // Who cannot write leaves nothing to be flushed.
+        // A handle that cannot write has nothing to flush.
         if flags & libc::O_ACCMODE == libc::O_RDONLY {
             how |= FopenFlags::FOPEN_NOFLUSH;
         }
         Ok((file, how))
     }
 
-    /// Whether a handle that was just opened of a file with these attributes lets the kernel keep the pages it has of it. If not, what it thinks of size and times
-    /// is taken back, too, so that an open shows the file as it is.
-    fn keep(&self, file: &OpenFile, attributes: io::Result<Attributes>) -> FopenFlags {
+    /// Whether the kernel keeps its pages of a file at an open that found these attributes. If
+    /// not, its cached attributes are invalidated as well, so that the open shows the file as it
+    /// is.
+    fn page_flags(&self, file: &OpenFile, attributes: io::Result<Attributes>) -> FopenFlags {
         match attributes {
             Ok(attributes)
-                if self.shows_changes && file.node.content.keeps_pages(&attributes, self.tree.is_local()) =>
+                if self.shows_changes
+                    && file.inode.content.may_keep_pages(&attributes, self.tree.is_local()) =>
             {
                 FopenFlags::FOPEN_KEEP_CACHE
             }
             _ => {
                 if let Some(notifier) = self.notifier.get() {
-                    // A negative offset means the attributes alone. The kernel takes no lock for it that an open would hold.
-                    let _ = notifier.inval_inode(INodeNo(file.node.id), -1, 0);
+                    // A negative offset stands for the attributes alone. The kernel takes no lock
+                    // for it that an open holds.
+                    let _ = notifier.inval_inode(INodeNo(file.inode.id), -1, 0);
                 }
                 FopenFlags::empty()
             }
@@ -273,50 +281,50 @@ impl Layer {
     }
 }
 
-impl Filesystem for Layer {
+impl Filesystem for OverlayFs {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         let mut wanted = vec![
             InitFlags::FUSE_ASYNC_READ,
             InitFlags::FUSE_ASYNC_DIO,
             InitFlags::FUSE_BIG_WRITES,
             InitFlags::FUSE_PARALLEL_DIROPS,
-            // What changes below shows in the pages of files that are open as soon as it shows in their attributes.
+            // A change below drops the pages of open files as soon as the attributes show it.
             InitFlags::FUSE_AUTO_INVAL_DATA,
         ];
         if self.has_acls {
             wanted.extend([InitFlags::FUSE_POSIX_ACL, InitFlags::FUSE_DONT_MASK]);
         }
-        // A daemon below may replace a link and show it as the same file.
+        // A lower daemon may replace a symbolic link under the same inode.
         if self.tree.is_local() {
             wanted.push(InitFlags::FUSE_CACHE_SYMLINKS);
         }
-        // Where a daemon below checks rights, a name may be listed that may not be looked at.
+        // Where the lower daemon checks rights, a listed name may not be open to lookups.
         if self.tree.kernel_checks() {
             wanted.extend([InitFlags::FUSE_DO_READDIRPLUS, InitFlags::FUSE_READDIRPLUS_AUTO]);
         }
         capabilities::negotiate(config, &wanted);
-        // Stamps of a node's content are compared to the nanosecond.
+        // [`StatFingerprint`](super::attributes::StatFingerprint)s are compared to the nanosecond.
         let _ = config.set_time_granularity(Duration::from_nanos(1));
         Ok(())
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        reply_entry(reply, self.serve(request, 0, || self.tree.lookup(parent.0, name, caller(request))));
+        reply_entry(reply, self.track(request, || self.tree.lookup(parent.0, name, caller(request))));
     }
 
-    fn forget(&self, _: &Request, node: INodeNo, lookups: u64) {
-        self.tree.nodes().forget(node.0, lookups);
+    fn forget(&self, _: &Request, ino: INodeNo, lookups: u64) {
+        self.tree.inodes().forget(ino.0, lookups);
     }
 
-    fn getattr(&self, request: &Request, node: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        let attributes = self.serve(request, 0, || self.tree.attributes(node.0, caller(request)));
-        reply_attributes(reply, node, attributes);
+    fn getattr(&self, request: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        let attributes = self.track(request, || self.tree.attributes(ino.0, caller(request)));
+        reply_attributes(reply, ino, attributes);
     }
 
     fn setattr(
         &self,
         request: &Request,
-        node: INodeNo,
+        ino: INodeNo,
         mode: Option<u32>,
         user: Option<u32>,
         group: Option<u32>,
@@ -332,14 +340,14 @@ impl Filesystem for Layer {
         reply: ReplyAttr,
     ) {
         let open = handle.and_then(|handle| self.files.get(handle.0));
-        let change = Change { mode, user, group, size, accessed, modified };
+        let change = AttributeChange { mode, user, group, size, accessed, modified };
         let changed =
-            self.serve(request, 0, || self.tree.change(node.0, change, open.as_deref(), caller(request)));
-        reply_attributes(reply, node, changed);
+            self.track(request, || self.tree.set_attributes(ino.0, change, open.as_deref(), caller(request)));
+        reply_attributes(reply, ino, changed);
     }
 
-    fn readlink(&self, request: &Request, node: INodeNo, reply: ReplyData) {
-        match self.tree.link_target(node.0, caller(request)) {
+    fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
+        match self.tree.link_target(ino.0, caller(request)) {
             Ok(target) => reply.data(target.as_encoded_bytes()),
             Err(error) => reply.error(errno(&error)),
         }
@@ -355,11 +363,8 @@ impl Filesystem for Layer {
         device: u32,
         reply: ReplyEntry,
     ) {
-        let new = New { parent: parent.0, name, caller: caller(request) };
-        reply_entry(
-            reply,
-            self.serve(request, 0, || self.tree.make_node(new, Modes { mode, umask }, device)),
-        );
+        let new = NewEntry { parent: parent.0, name, caller: caller(request) };
+        reply_entry(reply, self.track(request, || self.tree.mknod(new, CreateMode { mode, umask }, device)));
     }
 
     fn mkdir(
@@ -371,27 +376,21 @@ impl Filesystem for Layer {
         umask: u32,
         reply: ReplyEntry,
     ) {
-        let new = New { parent: parent.0, name, caller: caller(request) };
-        reply_entry(reply, self.serve(request, 0, || self.tree.make_directory(new, Modes { mode, umask })));
+        let new = NewEntry { parent: parent.0, name, caller: caller(request) };
+        reply_entry(reply, self.track(request, || self.tree.make_directory(new, CreateMode { mode, umask })));
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        reply_empty(
-            reply,
-            self.serve(request, 0, || self.tree.remove(parent.0, name, false, caller(request))),
-        );
+        reply_empty(reply, self.track(request, || self.tree.remove(parent.0, name, false, caller(request))));
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        reply_empty(
-            reply,
-            self.serve(request, 0, || self.tree.remove(parent.0, name, true, caller(request))),
-        );
+        reply_empty(reply, self.track(request, || self.tree.remove(parent.0, name, true, caller(request))));
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
-        let new = New { parent: parent.0, name, caller: caller(request) };
-        reply_entry(reply, self.serve(request, 0, || self.tree.make_link(new, target)));
+        let new = NewEntry { parent: parent.0, name, caller: caller(request) };
+        reply_entry(reply, self.track(request, || self.tree.make_symlink(new, target)));
     }
 
     fn rename(
@@ -405,26 +404,23 @@ impl Filesystem for Layer {
         reply: ReplyEmpty,
     ) {
         let (from, to) = ((parent.0, name), (new_parent.0, new_name));
-        reply_empty(
-            reply,
-            self.serve(request, 0, || self.tree.rename(from, to, flags.bits(), caller(request))),
-        );
+        reply_empty(reply, self.track(request, || self.tree.rename(from, to, flags.bits(), caller(request))));
     }
 
     fn link(
         &self,
         request: &Request,
-        node: INodeNo,
+        ino: INodeNo,
         new_parent: INodeNo,
         new_name: &OsStr,
         reply: ReplyEntry,
     ) {
-        let new = New { parent: new_parent.0, name: new_name, caller: caller(request) };
-        reply_entry(reply, self.serve(request, 0, || self.tree.hard_link(node.0, new)));
+        let new = NewEntry { parent: new_parent.0, name: new_name, caller: caller(request) };
+        reply_entry(reply, self.track(request, || self.tree.hard_link(ino.0, new)));
     }
 
-    fn open(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        match self.serve(request, 0, || self.open_below(node.0, flags.0, caller(request))) {
+    fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        match self.track(request, || self.open_lower(ino.0, flags.0, caller(request))) {
             Ok((file, how)) => reply.opened(FileHandle(self.files.insert(file)), how),
             Err(error) => reply.error(errno(&error)),
         }
@@ -440,12 +436,12 @@ impl Filesystem for Layer {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let new = New { parent: parent.0, name, caller: caller(request) };
-        match self.serve(request, 0, || self.tree.create(new, Modes { mode, umask }, flags)) {
+        let new = NewEntry { parent: parent.0, name, caller: caller(request) };
+        match self.track(request, || self.tree.create(new, CreateMode { mode, umask }, flags)) {
             Ok((file, attributes)) => {
-                let (attr, generation) = (attributes.reply(file.node.id), Generation(file.node.generation));
+                let (attr, generation) = (attributes.reply(file.inode.id), Generation(file.inode.generation));
                 let handle = FileHandle(self.files.insert(Arc::new(file)));
-                reply.created(&VALID, &attr, generation, handle, FopenFlags::empty());
+                reply.created(&CACHE_TIMEOUT, &attr, generation, handle, FopenFlags::empty());
             }
             Err(error) => reply.error(errno(&error)),
         }
@@ -465,16 +461,16 @@ impl Filesystem for Layer {
         if size > session::MAX_READ {
             return reply.error(Errno::EINVAL);
         }
-        let (begun, turn) = (Instant::now(), self.arrivals.begin(request.pid(), size));
+        let (begun, in_flight) = (Instant::now(), self.requests.begin(request.pid(), size));
         let file = match self.file(handle) {
             Ok(file) => file,
             Err(error) => return reply.error(errno(&error)),
         };
-        file.follow(flags.0);
-        let (len, asked) = (size as usize, Asked { caller: request.pid(), begun, turn, reply });
-        match (self.source_for(flags.0), file.node.content.served()) {
-            (Some(source), Some(served)) => self.read_served(source, served, file, offset, len, asked),
-            _ => read_below(&self.metrics, &file, offset, len, asked),
+        file.update_flags(flags.0);
+        let (len, pending) = (size as usize, PendingRead { caller: request.pid(), begun, in_flight, reply });
+        match (self.source_for(flags.0), file.inode.content.served()) {
+            (Some(source), Some(served)) => self.read_served(source, served, file, offset, len, pending),
+            _ => read_lower(&self.metrics, &file, offset, len, pending),
         }
     }
 
@@ -492,16 +488,17 @@ impl Filesystem for Layer {
     ) {
         let mapped = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let write = || self.file(handle).and_then(|file| file.write(data, offset, flags.0, mapped));
-        // However much it is, a daemon below is given it in small pieces, one after another.
-        reply_written(reply, self.serve(request, 0, write));
+        // The kernel cuts a large write into small requests to the lower daemon, one after
+        // another.
+        reply_written(reply, self.track(request, write));
     }
 
     fn flush(&self, request: &Request, _: INodeNo, handle: FileHandle, _: LockOwner, reply: ReplyEmpty) {
         let flush = || {
             let file = self.file(handle)?;
-            self.tree.nodes().with_descriptor(|| file.flush())
+            self.tree.inodes().with_fd_reclaim(|| file.flush())
         };
-        reply_empty(reply, self.serve(request, 0, flush));
+        reply_empty(reply, self.track(request, flush));
     }
 
     fn release(
@@ -514,7 +511,7 @@ impl Filesystem for Layer {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        // Before the answer, so that who waits for it finds the handle below closed.
+        // Before the reply: a program that waits for it finds the lower file closed.
         drop(self.files.remove(handle.0));
         reply.ok();
     }
@@ -523,10 +520,10 @@ impl Filesystem for Layer {
         reply_empty(reply, self.file(handle).and_then(|file| file.sync(only_data)));
     }
 
-    fn opendir(&self, request: &Request, node: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        let opened = self.tree.node(node.0).and_then(|node| {
-            let _acting = self.tree.asking(caller(request));
-            self.tree.open_directory(&node)
+    fn opendir(&self, request: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        let opened = self.tree.inode(ino.0).and_then(|inode| {
+            let _credentials = self.tree.impersonate_if_lower_checks(caller(request));
+            self.tree.open_directory(&inode)
         });
         match opened {
             Ok(directory) => {
@@ -542,14 +539,14 @@ impl Filesystem for Layer {
             directory.read(offset, |entry| {
                 let kind = match attributes::kind(entry.file_type) {
                     Some(kind) => kind,
-                    // The protocol has a word for that, the library under this module has not.
-                    None => match self.tree.type_of(&directory.node, entry) {
-                        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Taken::Gone),
+                    // FUSE has a value for an unknown type, fuser has not.
+                    None => match self.tree.type_of(&directory.inode, entry) {
+                        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(AddOutcome::Gone),
                         kind => kind?,
                     },
                 };
-                let is_full = reply.add(INodeNo(entry.inode), entry.next, kind, &entry.name);
-                Ok(if is_full { Taken::Full } else { Taken::Added })
+                let is_full = reply.add(INodeNo(entry.ino), entry.next_offset, kind, &entry.name);
+                Ok(if is_full { AddOutcome::Full } else { AddOutcome::Added })
             })
         });
         match done {
@@ -569,11 +566,11 @@ impl Filesystem for Layer {
         let (caller, mut added) = (caller(request), false);
         let done = self.directory(handle).and_then(|directory| {
             directory.read(offset, |entry| {
-                if added && self.tree.nodes().is_crowded() {
-                    return Ok(Taken::Full);
+                if added && self.tree.inodes().is_over_limit() {
+                    return Ok(AddOutcome::Full);
                 }
                 let taken = self.add_with_attributes(&directory, entry, caller, &mut reply)?;
-                added |= taken == Taken::Added;
+                added |= taken == AddOutcome::Added;
                 Ok(taken)
             })
         });
@@ -592,8 +589,8 @@ impl Filesystem for Layer {
         reply_empty(reply, self.directory(handle).and_then(|directory| directory.sync(only_data)));
     }
 
-    fn statfs(&self, _: &Request, node: INodeNo, reply: ReplyStatfs) {
-        match self.tree.space(node.0) {
+    fn statfs(&self, _: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        match self.tree.statfs(ino.0) {
             Ok(space) => reply.statfs(
                 space.f_blocks,
                 space.f_bfree,
@@ -611,43 +608,43 @@ impl Filesystem for Layer {
     fn setxattr(
         &self,
         request: &Request,
-        node: INodeNo,
+        ino: INodeNo,
         name: &OsStr,
         value: &[u8],
         flags: i32,
         _: u32,
         reply: ReplyEmpty,
     ) {
-        reply_empty(reply, self.tree.set_attribute(node.0, name, value, flags, caller(request)));
+        reply_empty(reply, self.tree.set_xattr(ino.0, name, value, flags, caller(request)));
     }
 
-    fn getxattr(&self, request: &Request, node: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+    fn getxattr(&self, request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         if name == STATUS_XATTR && self.source.is_some() {
             let value = xattr::status_value(self.status_api.get().copied());
             return xattr::reply(reply, size, Some(value.as_bytes()));
         }
         if name == READ_TICKET_XATTR && self.source.is_some() {
-            return match self.read_ticket(node.0, caller(request)) {
+            return match self.read_ticket(ino.0, caller(request)) {
                 Ok(ticket) => xattr::reply(reply, size, Some(ticket.as_bytes())),
                 Err(error) => reply.error(errno(&error)),
             };
         }
-        reply_xattr(reply, self.tree.attribute(node.0, name, size, caller(request)));
+        reply_xattr(reply, self.tree.get_xattr(ino.0, name, size, caller(request)));
     }
 
-    fn listxattr(&self, request: &Request, node: INodeNo, size: u32, reply: ReplyXattr) {
-        match self.tree.attribute_names(node.0, caller(request)) {
+    fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        match self.tree.list_xattrs(ino.0, caller(request)) {
             Ok(names) => xattr::reply(reply, size, Some(&names)),
             Err(error) => reply.error(errno(&error)),
         }
     }
 
-    fn removexattr(&self, request: &Request, node: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        reply_empty(reply, self.tree.remove_attribute(node.0, name, caller(request)));
+    fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        reply_empty(reply, self.tree.remove_xattr(ino.0, name, caller(request)));
     }
 
-    fn access(&self, request: &Request, node: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
-        reply_empty(reply, self.tree.access(node.0, mask.bits(), caller(request)));
+    fn access(&self, request: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
+        reply_empty(reply, self.tree.access(ino.0, mask.bits(), caller(request)));
     }
 
     fn fallocate(
@@ -701,7 +698,7 @@ impl Filesystem for Layer {
         reply_written(reply, copied);
     }
 
-    /// What a device or file system does beside the calls of POSIX is not passed on.
+    /// Calls of devices and file systems outside POSIX are not passed on.
     fn ioctl(
         &self,
         _: &Request,
@@ -716,7 +713,7 @@ impl Filesystem for Layer {
         reply.error(Errno::ENOTTY);
     }
 
-    /// Files are always ready; so told once, the kernel does not ask again.
+    /// Regular files are always ready. After `ENOSYS` the kernel does not ask again.
     fn poll(
         &self,
         _: &Request,
@@ -735,31 +732,33 @@ impl Filesystem for Layer {
     }
 }
 
-impl Layer {
-    /// Adds an entry and what it is like to a reply, which counts as a lookup of it.
+impl OverlayFs {
+    /// Adds an entry with attributes to a reply, which counts as a lookup.
     fn add_with_attributes(
         &self,
         directory: &OpenDirectory,
         entry: &DirectoryEntry,
         caller: Caller,
         reply: &mut ReplyDirectoryPlus,
-    ) -> io::Result<Taken> {
+    ) -> io::Result<AddOutcome> {
         if entry.is_dots() {
-            // These count as no lookup.
-            let (id, generation, attr) = (INodeNo(entry.inode), Generation(0), attributes::dots(entry.inode));
-            let is_full = reply.add(id, entry.next, &entry.name, &Duration::ZERO, &attr, generation);
-            return Ok(if is_full { Taken::Full } else { Taken::Added });
+            // `.` and `..` count as no lookup.
+            let (id, generation, attr) =
+                (INodeNo(entry.ino), Generation(0), attributes::dot_entry(entry.ino));
+            let is_full = reply.add(id, entry.next_offset, &entry.name, &Duration::ZERO, &attr, generation);
+            return Ok(if is_full { AddOutcome::Full } else { AddOutcome::Added });
         }
-        let (node, attributes) = match self.tree.lookup(directory.node.id, &entry.name, caller) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Taken::Gone),
+        let (inode, attributes) = match self.tree.lookup(directory.inode.id, &entry.name, caller) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(AddOutcome::Gone),
             found => found?,
         };
-        let (attr, generation) = (attributes.reply(node.id), Generation(node.generation));
-        let is_full = reply.add(INodeNo(node.id), entry.next, &entry.name, &VALID, &attr, generation);
+        let (attr, generation) = (attributes.reply(inode.id), Generation(inode.generation));
+        let is_full =
+            reply.add(INodeNo(inode.id), entry.next_offset, &entry.name, &CACHE_TIMEOUT, &attr, generation);
         if is_full {
-            self.tree.nodes().forget(node.id, 1);
-            return Ok(Taken::Full);
+            self.tree.inodes().forget(inode.id, 1);
+            return Ok(AddOutcome::Full);
         }
-        Ok(Taken::Added)
+        Ok(AddOutcome::Added)
     }
 }

@@ -1,7 +1,7 @@
-//! The layer under raw requests, over a tmpfs that no path leads to.
+//! The overlay under raw requests, over a tmpfs that no path leads to.
 //!
-//! Nothing outside of that may ever be touched, whatever a request names: it has no parent, no device
-//! files work on it, its size is bounded, and no name that is made up begins with a slash.
+//! No request may touch anything outside: the tmpfs has no parent, device files do not work on it,
+//! its size is bounded, and no invented name begins with a slash.
 
 use std::fs::File;
 use std::io::Write;
@@ -14,11 +14,11 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen, fspick,
 };
 
-use super::filesystem::Layer;
+use super::filesystem::OverlayFs;
 use super::inode_limit;
-use super::lower::{Keeping, Lower};
-use super::lower_source::Kept;
-use super::tree::Tree;
+use super::lower::{CachePolicy, LowerMount};
+use super::lower_source::LowerSource;
+use super::tree::LowerTree;
 use crate::cache::Cache;
 use crate::fuse::affinity::ThreadAffinity;
 use crate::fuse::cpu_latency::CpuLatencyQos;
@@ -27,10 +27,10 @@ use crate::fuse::handles::Handles;
 use crate::fuse::request_tracker::RequestTracker;
 use crate::telemetry::Metrics;
 
-/// What is read at the end.
+/// The content that is read at the end.
 const PLAIN: &[u8] = b"no request has named this";
 
-/// A file system for the layer to lie over; `None` without the right to mount.
+/// A tmpfs to lay the overlay over; `None` without the right to mount.
 fn small_tmpfs() -> Option<OwnedFd> {
     let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).ok()?;
     for (key, value) in [("size", "64m"), ("nr_inodes", "5000"), ("mode", "0755")] {
@@ -51,14 +51,14 @@ fn enlarge(root: &OwnedFd) {
 }
 
 #[test]
-fn a_layer_survives_any_request() {
+fn an_overlay_survives_any_request() {
     let Some(root) = small_tmpfs() else {
         println!("skipped: a tmpfs to try a layer on takes CAP_SYS_ADMIN");
         return;
     };
     let run = FuzzRun::begin();
     let metrics = Metrics::new();
-    let lower = Lower {
+    let lower = LowerMount {
         root: root.try_clone().unwrap(),
         path: "/nowhere".into(),
         source: "tmpfs".into(),
@@ -69,14 +69,14 @@ fn a_layer_survives_any_request() {
         kernel_checks: true,
         is_local: run.seed.is_multiple_of(2),
         has_acls: true,
-        keeping: Keeping::Worthwhile,
-        has_change_times: true,
+        cache_policy: CachePolicy::Useful,
+        has_kernel_ctime: true,
     };
     let cache = Arc::new(Cache::new(16 << 20).unwrap());
-    let kept = Kept::new(cache, true, metrics.clone(), run.runtime.handle().clone());
-    let (crowded, _alarm) = inode_limit::alarm();
-    let tree = Arc::new(Tree::new(&lower, inode_limit::most(1000), crowded).unwrap());
-    let layer = Layer {
+    let kept = LowerSource::new(cache, true, metrics.clone(), run.runtime.handle().clone());
+    let (over_limit, _signal) = inode_limit::signal();
+    let tree = Arc::new(LowerTree::new(&lower, inode_limit::max_fds(1000), over_limit).unwrap());
+    let overlay = OverlayFs {
         tree,
         files: Arc::new(Handles::new()),
         directories: Arc::new(Handles::new()),
@@ -86,13 +86,13 @@ fn a_layer_survives_any_request() {
         source: Some(kept),
         status_api: Arc::new(OnceLock::new()),
         tickets: Arc::default(),
-        arrivals: Arc::new(RequestTracker::new(
+        requests: Arc::new(RequestTracker::new(
             ThreadAffinity::new(false),
             CpuLatencyQos::new(false, &metrics),
         )),
         notifier: Arc::new(OnceLock::new()),
     };
-    run.fuzz(layer, &["plain"], || {
+    run.fuzz(overlay, &["plain"], || {
         // Requests may have filled it.
         enlarge(&root);
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;

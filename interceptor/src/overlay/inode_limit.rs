@@ -1,10 +1,12 @@
-//! How many files are held by descriptors.
+//! The limit on descriptors of inodes, and thereby on inodes that the kernel references.
 //!
-//! The kernel remembers files until memory gets short, which for a walk through millions of them may be never. Where each
-//! takes a descriptor as long ([`node_file`](super::inodes)), and descriptors get short, those of directories are
-//! closed, and the kernel is asked to forget files: those that have not been used for longest and that nobody has open. It
-//! will look them up again when they are asked for. Meanwhile listings bring in one file at a time, so that they do not
-//! outrun this. The kernel is not asked to forget directories, since one of them may be somebody's working directory.
+//! The kernel drops inodes only under memory pressure, which during a walk through millions of
+//! files may never come. Meanwhile most of them hold a descriptor ([`inodes`](super::inodes)).
+//! Above the limit a thread closes the descriptors of idle directories, and asks the kernel to
+//! drop the dentries of the least recently used files that are not open. The kernel looks them up
+//! again on demand. It is not asked to drop directories, since one may be a process's working
+//! directory. Until the count is below the limit, `readdirplus` returns one entry at a time, so
+//! that listings do not outrun the thread.
 
 use std::io;
 use std::sync::Arc;
@@ -13,45 +15,47 @@ use std::time::Instant;
 
 use fuser::{INodeNo, Notifier};
 
-use super::inodes::{IDLE_TIMEOUT, Nodes};
+use super::inodes::{IDLE_TIMEOUT, InodeTable};
 use crate::vital::contained;
 
-/// How many of so many descriptors nodes may have: what is left over is for open files, and for what comes while the kernel forgets.
-pub(super) fn most(descriptors: u64) -> usize {
-    usize::try_from(descriptors / 2).unwrap_or(usize::MAX)
+/// How many descriptors inodes may have under this process limit. The other half is for open
+/// files, and for lookups until the kernel has dropped dentries.
+pub(super) fn max_fds(process_limit: u64) -> usize {
+    usize::try_from(process_limit / 2).unwrap_or(usize::MAX)
 }
 
-/// A way to say that there are too many, and where that is heard.
-pub(super) fn alarm() -> (SyncSender<()>, Receiver<()>) {
-    // One that has not been heard yet says it all.
+/// The channel by which the inode table wakes the thread.
+pub(super) fn signal() -> (SyncSender<()>, Receiver<()>) {
+    // One pending signal is enough.
     sync_channel(1)
 }
 
-/// Closes descriptors that are not used any more, and has the kernel forget files whenever that is asked for, on a thread
-/// of its own: to forget a name the kernel takes a lock that it holds while a request is answered.
+/// Starts the thread that closes idle descriptors and, on a signal, has the kernel drop dentries.
+/// It is a thread of its own because `inval_entry` takes a directory lock that the kernel also
+/// holds while it waits for the reply to a request.
 ///
 /// # Errors
-/// When the thread cannot be started.
-pub(super) fn spawn(nodes: &Arc<Nodes>, alarm: Receiver<()>, notifier: Notifier) -> io::Result<()> {
-    let closes_unused = nodes.closes_unused();
-    // They have the other end of the alarm: without it this ends.
-    let nodes = Arc::downgrade(nodes);
+/// The thread cannot be started.
+pub(super) fn spawn(inodes: &Arc<InodeTable>, signal: Receiver<()>, notifier: Notifier) -> io::Result<()> {
+    let closes_idle_fds = inodes.closes_idle_fds();
+    // The table owns the sender: when the table is dropped, the thread ends.
+    let inodes = Arc::downgrade(inodes);
     let work = move || {
         let mut last_look = Instant::now();
         loop {
-            let heard = match closes_unused {
-                true => alarm.recv_timeout(IDLE_TIMEOUT),
-                false => alarm.recv().map_err(RecvTimeoutError::from),
+            let heard = match closes_idle_fds {
+                true => signal.recv_timeout(IDLE_TIMEOUT),
+                false => signal.recv().map_err(RecvTimeoutError::from),
             };
-            let Some(nodes) = nodes.upgrade() else { return };
+            let Some(inodes) = inodes.upgrade() else { return };
             match heard {
-                Ok(()) => _ = contained(|| relieve(&nodes, &notifier)),
+                Ok(()) => _ = contained(|| reclaim(&inodes, &notifier)),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
-            // Also while one alarm follows the other.
-            if closes_unused && last_look.elapsed() >= IDLE_TIMEOUT {
-                contained(|| nodes.close_unused());
+            // Also when signals leave no time-out between them.
+            if closes_idle_fds && last_look.elapsed() >= IDLE_TIMEOUT {
+                contained(|| inodes.close_idle_fds());
                 last_look = Instant::now();
             }
         }
@@ -60,11 +64,11 @@ pub(super) fn spawn(nodes: &Arc<Nodes>, alarm: Receiver<()>, notifier: Notifier)
     Ok(())
 }
 
-fn relieve(nodes: &Nodes, notifier: &Notifier) {
-    let names = nodes.relieve();
+fn reclaim(inodes: &InodeTable, notifier: &Notifier) {
+    let names = inodes.reclaim();
     tracing::debug!(files = names.len(), "asking the kernel to forget");
-    for forgettable in names {
-        // That it does not know the name any more is as good.
-        let _ = notifier.inval_entry(INodeNo(forgettable.directory), &forgettable.name);
+    for dentry in names {
+        // An error means that the kernel does not know the name, which is as good.
+        let _ = notifier.inval_entry(INodeNo(dentry.directory), &dentry.name);
     }
 }

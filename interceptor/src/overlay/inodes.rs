@@ -1,22 +1,22 @@
-//! The files that the kernel knows, by the number it knows them by.
+//! The inodes that the kernel references, by the number it knows them by.
 //!
-//! A node is one file of the mount below: its [key](FileKey) and, while it is used, a [descriptor](NodeFile) of it, as long
-//! as the kernel may name it. All names of a file are one node. The number of a node is the inode number of the file, so
-//! that `stat` shows what the mount below shows; where that cannot be (another device, a number taken meanwhile by a daemon
-//! below that gave it to another file) it is one from above [`OWN`].
+//! An [`Inode`] is one file of the lower mount. It keeps the file's [handle](FileHandle) for as
+//! long as the kernel may name the inode, and a [descriptor](InodeFd) while the file is in use.
+//! All hard links of a file share one inode. Its number is the file's own inode number, so that
+//! `stat` shows what the lower mount shows. A number from [`FIRST_SYNTHETIC_ID`] on takes its
+//! place if the file is on another device, or if a lower daemon has given the number to two files.
 //!
-//! The number becomes another's once the kernel has forgotten the node. So what is remembered of a node for later refers
-//! to the node itself.
+//! The kernel may reuse a number once it has forgotten the inode. State that outlives a request
+//! therefore refers to the [`Inode`] and not to its number.
 //!
-//! Descriptors of files of the mount below, which nodes have while they are used.
+//! **Descriptors** are opened with `O_PATH`. Each one keeps a deleted file's space allocated and
+//! the lower file pinned in the kernel's memory, and their number is limited. So an idle inode
+//! loses its own:
 //!
-//! They are made with `O_PATH`; what such a descriptor cannot do by itself is done through its name in `/proc`.
-//!
-//! A descriptor keeps a deleted file's space and the kernel's memory of the file below, and there are only so many. So none
-//! is kept for longer than it is of use. Over a local file system nodes that have not been used for [`IDLE_TIMEOUT`] have
-//! theirs closed, and come to the file again by its handle, which no other file gets. A FUSE mount below knows handles
-//! only while it has the file in memory anyway; there directories are closed when descriptors get short, and found again
-//! by their names.
+//! * Over a local file system, after [`IDLE_TIMEOUT`]. The file is reopened by its handle, which
+//!   no other file gets.
+//! * Over a FUSE mount, only directories, and only when descriptors run short. They are reopened
+//!   by name, since a FUSE mount resolves handles only of files that it has in memory anyway.
 
 use std::collections::{HashMap, VecDeque};
 use std::ffi::{OsStr, OsString};
@@ -31,277 +31,282 @@ use parking_lot::Mutex;
 use rustix::fs::{FileType, Mode, OFlags, openat};
 use rustix::io::Errno;
 
-use super::attributes::{Attributes, FileKey, proc_path};
-use super::content::Content;
+use super::attributes::{Attributes, FileHandle, proc_path};
+use super::content::ContentState;
 use crate::warmup::ticket::NodeInstance;
 
-/// How long the descriptor of a node is kept over a local file system after it was used.
+/// How long the descriptor of an unused inode stays open over a local file system.
 pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A descriptor of a file (`O_PATH`), which counts as long as it is open.
-pub(super) struct NodeFile {
+/// A descriptor of a lower file (`O_PATH`). [`FdRegistry`] counts it while it is open.
+pub(super) struct InodeFd {
     file: OwnedFd,
-    descriptors: Arc<Descriptors>,
+    fds: Arc<FdRegistry>,
 }
 
-impl NodeFile {
-    pub(super) fn new(file: OwnedFd, descriptors: &Arc<Descriptors>) -> Arc<Self> {
-        descriptors.open.fetch_add(1, Ordering::Relaxed);
-        Arc::new(Self { file, descriptors: descriptors.clone() })
+impl InodeFd {
+    pub(super) fn new(file: OwnedFd, fds: &Arc<FdRegistry>) -> Arc<Self> {
+        fds.count.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Self { file, fds: fds.clone() })
     }
 }
 
-impl Drop for NodeFile {
+impl Drop for InodeFd {
     fn drop(&mut self) {
-        self.descriptors.open.fetch_sub(1, Ordering::Relaxed);
+        self.fds.count.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-impl AsFd for NodeFile {
+impl AsFd for InodeFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
 }
 
-/// The descriptors of all nodes.
-pub(super) struct Descriptors {
-    /// Whether the mount below is a file system of this host's kernel.
+/// Counts the descriptors of all inodes, and reopens files by handle.
+pub(super) struct FdRegistry {
+    /// Whether the lower mount is a file system of this host's kernel.
     pub(super) is_local: bool,
-    /// By it files are opened by their handles, where that is possible.
-    by_handle: Option<OwnedFd>,
-    open: AtomicUsize,
-    /// Nodes that have one and should lose it when they are not used any more, those that got it first in front.
-    used: Mutex<VecDeque<Weak<Node>>>,
+    /// The `mount_fd` of `open_by_handle_at`; `None` where that call does not work.
+    handle_mount: Option<OwnedFd>,
+    count: AtomicUsize,
+    /// Inodes whose descriptor is to be closed once it is idle, in the order in which they got it.
+    idle_queue: Mutex<VecDeque<Weak<Inode>>>,
 }
 
-impl Descriptors {
-    /// Of a mount below with this root.
+impl FdRegistry {
+    /// `root` is the root of the lower mount.
     pub(super) fn new(root: BorrowedFd<'_>, is_local: bool) -> Arc<Self> {
-        let by_handle = if is_local { opens_by_handle(root).ok() } else { None };
-        let (open, used) = (AtomicUsize::new(0), Mutex::default());
-        Arc::new(Self { is_local, by_handle, open, used })
+        let handle_mount = if is_local { open_handle_mount(root).ok() } else { None };
+        let (count, idle_queue) = (AtomicUsize::new(0), Mutex::default());
+        Arc::new(Self { is_local, handle_mount, count, idle_queue })
     }
 
-    /// How many there are.
+    /// How many descriptors are open.
     pub(super) fn count(&self) -> usize {
-        self.open.load(Ordering::Relaxed)
+        self.count.load(Ordering::Relaxed)
     }
 
-    /// Whether files are found again by their handles. Where they are not, as in a container without
-    /// that right, descriptors are kept: names may lead elsewhere by then.
-    pub(super) fn finds_by_handle(&self) -> bool {
-        self.by_handle.is_some()
+    /// Whether files can be reopened by handle. If not, as in a container without
+    /// `CAP_DAC_READ_SEARCH`, descriptors stay open: by the time of a reopen the name may lead to
+    /// another file.
+    pub(super) fn can_open_by_handle(&self) -> bool {
+        self.handle_mount.is_some()
     }
 
-    /// Opens a file by its handle; `None` where that is not possible.
-    pub(super) fn open_by_handle(&self, key: &FileKey) -> Option<io::Result<OwnedFd>> {
-        Some(key.open(self.by_handle.as_ref()?))
+    /// Opens a file by its handle; `None` where that does not work.
+    pub(super) fn open_by_handle(&self, handle: &FileHandle) -> Option<io::Result<OwnedFd>> {
+        Some(handle.open(self.handle_mount.as_ref()?))
     }
 
-    /// `node` has one from now on.
-    pub(super) fn add(&self, node: &Arc<Node>) {
-        if self.finds_by_handle() {
-            self.used.lock().push_back(Arc::downgrade(node));
+    /// Queues `inode`, which has just got a descriptor, to be closed when idle.
+    pub(super) fn track(&self, inode: &Arc<Inode>) {
+        if self.can_open_by_handle() {
+            self.idle_queue.lock().push_back(Arc::downgrade(inode));
         }
     }
 
-    /// Closes those of nodes that have not been used for [`IDLE_TIMEOUT`].
-    pub(super) fn close_unused(&self) {
-        let count = self.used.lock().len();
+    /// Closes the descriptors of inodes that have not been used for [`IDLE_TIMEOUT`].
+    pub(super) fn close_idle_fds(&self) {
+        let count = self.idle_queue.lock().len();
         for _ in 0..count {
-            let Some(next) = self.used.lock().pop_front() else { return };
-            let Some(node) = next.upgrade() else { continue };
-            if !node.close_unused() && node.has_file() {
-                self.used.lock().push_back(next);
+            let Some(next) = self.idle_queue.lock().pop_front() else { return };
+            let Some(inode) = next.upgrade() else { continue };
+            if !inode.close_idle_fd() && inode.has_fd() {
+                self.idle_queue.lock().push_back(next);
             }
         }
     }
 }
 
-/// The descriptor by which the files of the mount with this root are opened by their handles, if this process may do so.
-fn opens_by_handle(root: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+/// The `mount_fd` for `open_by_handle_at` on the mount with this root. Fails if the process may
+/// not make that call.
+fn open_handle_mount(root: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let mount = rustix::fs::open(proc_path(root), flags, Mode::empty())?;
-    FileKey::of(root)?.open(&mount)?;
+    FileHandle::of(root)?.open(&mount)?;
     Ok(mount)
 }
 
-/// The number of the root.
+/// The number of the root (`FUSE_ROOT_ID`).
 pub(super) const ROOT: u64 = 1;
 
-/// Numbers of our own are the free ones from here on.
-const OWN: u64 = 1 << 63;
+/// Synthetic numbers are the free ones from here on.
+const FIRST_SYNTHETIC_ID: u64 = 1 << 63;
 
-/// One file.
-pub(super) struct Node {
+/// One file of the lower mount.
+pub(super) struct Inode {
     pub(super) id: u64,
-    /// Tells it from others that had the number before.
+    /// Distinguishes successive inodes of the same number.
     pub(super) generation: u64,
     pub(super) file_type: FileType,
-    pub(super) key: FileKey,
+    pub(super) handle: FileHandle,
     /// Device and inode number below.
-    number: (u64, u64),
-    held: Mutex<Held>,
-    descriptors: Arc<Descriptors>,
-    /// Where it was found last: the directory, and the name in it.
-    home: Mutex<(Weak<Node>, OsString)>,
-    /// Whether an open was sent back because the name leads elsewhere.
-    doubted: AtomicBool,
-    /// Whether a name of it was taken away by way of the layer.
+    dev_ino: (u64, u64),
+    slot: Mutex<FdSlot>,
+    fds: Arc<FdRegistry>,
+    /// Where the file was last found: the directory, and the name in it.
+    dentry: Mutex<(Weak<Inode>, OsString)>,
+    /// Whether an open has already failed with `ESTALE` because the name leads to another file.
+    staleness_reported: AtomicBool,
+    /// Whether a name of the file was removed through the overlay.
     removed_here: AtomicBool,
-    /// What is known of its bytes, if it has some.
-    pub(super) content: Content,
+    /// Which source answers reads of a regular file.
+    pub(super) content: ContentState,
 }
 
-struct Held {
-    file: Option<Arc<NodeFile>>,
-    /// When the descriptor was asked for last.
-    used: Instant,
+struct FdSlot {
+    fd: Option<Arc<InodeFd>>,
+    /// When the descriptor was last asked for.
+    last_used: Instant,
 }
 
 fn stale() -> io::Error {
     io::Error::from_raw_os_error(libc::ESTALE)
 }
 
-impl Node {
-    /// This use of its number.
+impl Inode {
+    /// This inode, as distinct from earlier and later ones of the same number.
     pub(super) fn instance(&self) -> NodeInstance {
         NodeInstance { node: self.id, serial: self.generation }
     }
 
     fn new(
         (id, generation): (u64, u64),
-        key: FileKey,
+        handle: FileHandle,
         attributes: &Attributes,
-        home: (Weak<Node>, OsString),
-        descriptors: &Arc<Descriptors>,
+        dentry: (Weak<Inode>, OsString),
+        fds: &Arc<FdRegistry>,
     ) -> Arc<Self> {
         Arc::new(Self {
             id,
             generation,
             file_type: attributes.file_type(),
-            key,
-            number: attributes.number(),
-            held: Mutex::new(Held { file: None, used: Instant::now() }),
-            descriptors: descriptors.clone(),
-            home: Mutex::new(home),
-            doubted: AtomicBool::new(false),
+            handle,
+            dev_ino: attributes.dev_ino(),
+            slot: Mutex::new(FdSlot { fd: None, last_used: Instant::now() }),
+            fds: fds.clone(),
+            dentry: Mutex::new(dentry),
+            staleness_reported: AtomicBool::new(false),
             removed_here: AtomicBool::new(false),
-            content: Content::default(),
+            content: ContentState::default(),
         })
     }
 
-    /// A descriptor of the file, open as long as it is referred to.
+    /// A descriptor of the file, open as long as the caller keeps the reference.
     ///
     /// # Errors
-    /// `ESTALE` if the file was not held and does not exist any more, or cannot be found again: who came to it by a path
-    /// is sent along that path again by the kernel.
-    pub(super) fn file(self: &Arc<Self>) -> io::Result<Arc<NodeFile>> {
-        if let Some(file) = self.held_file() {
+    /// `ESTALE` if no descriptor was open and the file is gone or cannot be reopened. The
+    /// kernel then repeats the path lookup of a caller that came by a path.
+    pub(super) fn fd(self: &Arc<Self>) -> io::Result<Arc<InodeFd>> {
+        if let Some(file) = self.cached_fd() {
             return Ok(file);
         }
-        // Not under the lock, as the mount below may take its time.
-        let file = match self.descriptors.open_by_handle(&self.key) {
+        // Without the lock, because the lower mount may be slow.
+        let file = match self.fds.open_by_handle(&self.handle) {
             Some(opened) => opened?,
-            None => self.find_again()?,
+            None => self.reopen_by_path()?,
         };
-        Ok(self.hold(file))
+        Ok(self.store_fd(file))
     }
 
-    fn held_file(&self) -> Option<Arc<NodeFile>> {
-        let mut held = self.held.lock();
-        held.used = Instant::now();
-        held.file.clone()
+    fn cached_fd(&self) -> Option<Arc<InodeFd>> {
+        let mut slot = self.slot.lock();
+        slot.last_used = Instant::now();
+        slot.fd.clone()
     }
 
-    pub(super) fn has_file(&self) -> bool {
-        self.held.lock().file.is_some()
+    pub(super) fn has_fd(&self) -> bool {
+        self.slot.lock().fd.is_some()
     }
 
-    /// Keeps `file`, unless there is a descriptor already.
-    fn hold(self: &Arc<Self>, file: OwnedFd) -> Arc<NodeFile> {
+    /// Stores `file`, unless there is a descriptor already. Returns the stored one.
+    fn store_fd(self: &Arc<Self>, file: OwnedFd) -> Arc<InodeFd> {
         let file = {
-            let mut held = self.held.lock();
-            held.used = Instant::now();
-            if let Some(held) = &held.file {
-                return held.clone();
+            let mut slot = self.slot.lock();
+            slot.last_used = Instant::now();
+            if let Some(slot) = &slot.fd {
+                return slot.clone();
             }
-            let file = NodeFile::new(file, &self.descriptors);
-            held.file = Some(file.clone());
+            let file = InodeFd::new(file, &self.fds);
+            slot.fd = Some(file.clone());
             file
         };
-        self.descriptors.add(self);
+        self.fds.track(self);
         file
     }
 
-    /// Opens the file by its name, and directories above that are not held by theirs.
-    fn find_again(self: &Arc<Self>) -> io::Result<OwnedFd> {
+    /// Reopens the file by its name, and parent directories without a descriptor by theirs.
+    fn reopen_by_path(self: &Arc<Self>) -> io::Result<OwnedFd> {
         let mut path = vec![(self.clone(), OsString::new())];
         let mut directory = loop {
             let last = path.len() - 1;
-            let (parent, name) = path[last].0.home();
+            let (parent, name) = path[last].0.dentry();
             path[last].1 = name;
-            let parent = parent.filter(|_| path.len() <= DEEPEST).ok_or_else(stale)?;
-            match parent.held_file() {
+            let parent = parent.filter(|_| path.len() <= MAX_PATH_DEPTH).ok_or_else(stale)?;
+            match parent.cached_fd() {
                 Some(file) => break file,
                 None => path.push((parent, OsString::new())),
             }
         };
-        while let Some((node, name)) = path.pop() {
+        while let Some((inode, name)) = path.pop() {
             let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let file = match openat(&*directory, &name, flags, Mode::empty()) {
                 Err(Errno::NOENT | Errno::NOTDIR) => return Err(stale()),
                 opened => opened?,
             };
-            if !node.is(&file)? {
+            if !inode.is_same_file(&file)? {
                 return Err(stale());
             }
             if path.is_empty() {
                 return Ok(file);
             }
-            directory = node.hold(file);
+            directory = inode.store_fd(file);
         }
         Err(stale())
     }
 
-    /// Whether `file` is this one. A FUSE mount below may have forgotten a directory, and given it another handle since.
-    fn is(&self, file: &OwnedFd) -> io::Result<bool> {
-        let has_key = FileKey::of(file)? == self.key;
-        if self.descriptors.is_local || self.file_type != FileType::Directory {
-            return Ok(has_key);
+    /// Whether `file` is this inode's file. A lower FUSE mount that has forgotten a directory may
+    /// give it another handle afterwards.
+    fn is_same_file(&self, file: &OwnedFd) -> io::Result<bool> {
+        let has_handle = FileHandle::of(file)? == self.handle;
+        if self.fds.is_local || self.file_type != FileType::Directory {
+            return Ok(has_handle);
         }
-        // What has closed its descriptor may have lost its key to another, too.
+        // With its descriptor closed, the directory may also have lost its handle to another file.
         let found = Attributes::of(file)?;
-        Ok(found.file_type() == self.file_type && found.number() == self.number)
+        Ok(found.file_type() == self.file_type && found.dev_ino() == self.dev_ino)
     }
 
-    /// Closes the descriptor if it has not been used lately. Returns whether it did.
-    pub(super) fn close_unused(self: &Arc<Self>) -> bool {
-        // The table has it, and the caller.
-        let is_idle = |held: &Held| Arc::strong_count(self) <= 2 && held.used.elapsed() >= IDLE_TIMEOUT;
-        let Some(file) =
-            Some(self.held.lock()).filter(|held| is_idle(held)).and_then(|held| held.file.clone())
+    /// Closes the descriptor if it is idle. Returns whether it did.
+    pub(super) fn close_idle_fd(self: &Arc<Self>) -> bool {
+        // Idle means that only the table and the caller refer to the inode.
+        let is_idle =
+            |slot: &FdSlot| Arc::strong_count(self) <= 2 && slot.last_used.elapsed() >= IDLE_TIMEOUT;
+        let Some(file) = Some(self.slot.lock()).filter(|slot| is_idle(slot)).and_then(|slot| slot.fd.clone())
         else {
             return false;
         };
-        // No handle leads to what has no name any more. A directory takes no space to speak of; what was removed by way
-        // of the layer the kernel forgets as soon as nobody uses it.
+        // A file without a name cannot be reopened by handle. A deleted directory takes next to no
+        // space, and the kernel forgets a file deleted through the overlay as soon as it is
+        // unused.
         let stays = (self.file_type == FileType::Directory || self.is_removed_here())
-            && Attributes::of(&*file).is_ok_and(|attributes| attributes.links() == 0);
+            && Attributes::of(&*file).is_ok_and(|attributes| attributes.link_count() == 0);
         drop(file);
         if stays {
             return false;
         }
         let closed = {
-            let mut held = self.held.lock();
-            // In one step: whoever asks for it meanwhile must find it, or find it gone.
-            if is_idle(&held) { held.file.take() } else { None }
+            let mut slot = self.slot.lock();
+            // Check and close under one lock: a concurrent `fd()` finds the descriptor open or
+            // gone.
+            if is_idle(&slot) { slot.fd.take() } else { None }
         };
         closed.is_some()
     }
 
-    /// A name of it was taken away by way of the layer.
-    pub(super) fn removed(&self) {
+    /// A name of the file was removed through the overlay.
+    pub(super) fn mark_removed_here(&self) {
         self.removed_here.store(true, Ordering::Relaxed);
     }
 
@@ -309,169 +314,179 @@ impl Node {
         self.removed_here.load(Ordering::Relaxed)
     }
 
-    /// Where it was found last: the directory, unless the kernel has forgotten it, and the name in it.
-    pub(super) fn home(&self) -> (Option<Arc<Node>>, OsString) {
-        let home = self.home.lock();
-        (home.0.upgrade(), home.1.clone())
+    /// Where the file was last found: the directory, unless the kernel has forgotten it, and the
+    /// name.
+    pub(super) fn dentry(&self) -> (Option<Arc<Inode>>, OsString) {
+        let dentry = self.dentry.lock();
+        (dentry.0.upgrade(), dentry.1.clone())
     }
 
-    /// The names that lead from the root to the file, as far as is known: of a rename by another way one hears at the next lookup.
+    /// The names from the root to the file, as far as is known. A rename that bypasses the overlay
+    /// shows at the next lookup.
     pub(super) fn path(&self) -> Option<Vec<OsString>> {
         let mut names = Vec::new();
-        let (mut id, mut home) = (self.id, self.home());
+        let (mut id, mut dentry) = (self.id, self.dentry());
         while id != ROOT {
-            // Renames may have made a circle of what is remembered.
-            if names.len() > DEEPEST {
+            // Renames may have left a cycle in the recorded dentries.
+            if names.len() > MAX_PATH_DEPTH {
                 return None;
             }
-            names.push(home.1);
-            let parent = home.0?;
+            names.push(dentry.1);
+            let parent = dentry.0?;
             id = parent.id;
-            home = parent.home();
+            dentry = parent.dentry();
         }
         names.reverse();
         Some(names)
     }
 
-    /// The same for people.
+    /// The path in lossy UTF-8, for logs and status pages.
     pub(super) fn shown_path(&self) -> Option<String> {
         Some(self.path()?.iter().fold(String::new(), |path, name| path + "/" + &name.to_string_lossy()))
     }
 
-    /// Whether the file that has its name now is another, and nobody was told of that since it was found.
-    pub(super) fn is_replaced_by(&self, other: &FileKey) -> bool {
-        self.key != *other && !self.doubted.swap(true, Ordering::Relaxed)
+    /// Whether the file's name now leads to `other`, and this has not been reported since the last
+    /// lookup.
+    pub(super) fn is_newly_replaced_by(&self, other: &FileHandle) -> bool {
+        self.handle != *other && !self.staleness_reported.swap(true, Ordering::Relaxed)
     }
 
-    fn is_at(&self, parent: &Arc<Node>, name: &OsStr) {
+    fn set_dentry(&self, parent: &Arc<Inode>, name: &OsStr) {
         if self.id != ROOT {
-            *self.home.lock() = (Arc::downgrade(parent), name.to_owned());
-            self.doubted.store(false, Ordering::Relaxed);
+            *self.dentry.lock() = (Arc::downgrade(parent), name.to_owned());
+            self.staleness_reported.store(false, Ordering::Relaxed);
         }
     }
 }
 
-struct Known {
-    node: Arc<Node>,
-    /// How often the kernel was told of it, less how often it has forgotten that.
+struct InodeEntry {
+    inode: Arc<Inode>,
+    /// Lookups replied to the kernel, minus those it has forgotten.
     lookups: u64,
 }
 
-struct Table {
-    by_id: HashMap<u64, Known>,
-    by_key: HashMap<FileKey, u64>,
+struct InodeIndex {
+    by_id: HashMap<u64, InodeEntry>,
+    handle_to_id: HashMap<FileHandle, u64>,
     /// The device of the root.
     device: u64,
-    next_own: u64,
+    next_synthetic_id: u64,
     next_generation: u64,
 }
 
-/// All nodes.
-pub(super) struct Nodes {
-    table: Mutex<Table>,
-    descriptors: Arc<Descriptors>,
-    /// The number of descriptors at which `crowded` is told.
-    most: usize,
-    crowded: SyncSender<()>,
-    /// Held by the thread that closes descriptors to have one itself.
-    relieving: Mutex<()>,
+/// All inodes.
+pub(super) struct InodeTable {
+    index: Mutex<InodeIndex>,
+    fds: Arc<FdRegistry>,
+    /// The number of descriptors above which `over_limit` is signalled.
+    fd_limit: usize,
+    over_limit: SyncSender<()>,
+    /// Held by the one thread that closes idle descriptors after `EMFILE`.
+    reclaiming: Mutex<()>,
 }
 
-/// How many descriptors are closed when one is needed and there is none.
-const RELIEF: usize = 1024;
+/// How many descriptors are closed after `EMFILE`.
+const MAX_FDS_PER_RECLAIM: usize = 1024;
 
-/// A name that the kernel should forget. While this lives its directory keeps the number that it has.
-pub(super) struct Forgettable<'a> {
-    nodes: &'a Nodes,
+/// A dentry that the kernel should drop. It keeps a lookup of the directory, so that the
+/// directory's number cannot be reused meanwhile.
+pub(super) struct EvictableDentry<'a> {
+    table: &'a InodeTable,
     pub(super) directory: u64,
     pub(super) name: OsString,
 }
 
-impl Drop for Forgettable<'_> {
+impl Drop for EvictableDentry<'_> {
     fn drop(&mut self) {
-        self.nodes.forget(self.directory, 1);
+        self.table.forget(self.directory, 1);
     }
 }
 
-impl Nodes {
-    /// Only the root, which is never forgotten. When its files take more than `most` descriptors, `crowded` is told.
+impl InodeTable {
+    /// A table of the root alone, which is never forgotten. Signals `over_limit` when more than
+    /// `fd_limit` descriptors are open.
     ///
     /// # Errors
-    /// When the mount below does not tell which file its root is.
+    /// The lower mount's, when it does not identify its root.
     pub(super) fn new(
         root: OwnedFd,
         attributes: &Attributes,
         is_local: bool,
-        most: usize,
-        crowded: SyncSender<()>,
+        fd_limit: usize,
+        over_limit: SyncSender<()>,
     ) -> io::Result<Self> {
-        let key = FileKey::of(&root)?;
-        let descriptors = Descriptors::new(root.as_fd(), is_local);
-        let node = Node::new((ROOT, 0), key.clone(), attributes, Default::default(), &descriptors);
-        node.held.lock().file = Some(NodeFile::new(root, &descriptors));
-        let table = Mutex::new(Table {
-            by_id: HashMap::from([(ROOT, Known { node, lookups: 1 })]),
-            by_key: HashMap::from([(key, ROOT)]),
-            device: attributes.number().0,
-            next_own: OWN,
+        let handle = FileHandle::of(&root)?;
+        let fds = FdRegistry::new(root.as_fd(), is_local);
+        let inode = Inode::new((ROOT, 0), handle.clone(), attributes, Default::default(), &fds);
+        inode.slot.lock().fd = Some(InodeFd::new(root, &fds));
+        let index = Mutex::new(InodeIndex {
+            by_id: HashMap::from([(ROOT, InodeEntry { inode, lookups: 1 })]),
+            handle_to_id: HashMap::from([(handle, ROOT)]),
+            device: attributes.dev_ino().0,
+            next_synthetic_id: FIRST_SYNTHETIC_ID,
             next_generation: 1,
         });
-        Ok(Self { table, descriptors, most, crowded, relieving: Mutex::new(()) })
+        Ok(Self { index, fds, fd_limit, over_limit, reclaiming: Mutex::new(()) })
     }
 
-    pub(super) fn get(&self, id: u64) -> Option<Arc<Node>> {
-        self.table.lock().by_id.get(&id).map(|known| known.node.clone())
+    pub(super) fn get(&self, id: u64) -> Option<Arc<Inode>> {
+        self.index.lock().by_id.get(&id).map(|entry| entry.inode.clone())
     }
 
-    /// The node of the file with this key.
-    pub(super) fn known(&self, key: &FileKey) -> Option<Arc<Node>> {
-        let table = self.table.lock();
-        Some(table.by_key.get(key).and_then(|id| table.by_id.get(id))?.node.clone())
+    /// The inode of the file with this handle.
+    pub(super) fn by_handle(&self, handle: &FileHandle) -> Option<Arc<Inode>> {
+        let index = self.index.lock();
+        Some(index.handle_to_id.get(handle).and_then(|id| index.by_id.get(id))?.inode.clone())
     }
 
-    /// How many there are.
+    /// How many inodes there are.
     pub(super) fn len(&self) -> usize {
-        self.table.lock().by_id.len()
+        self.index.lock().by_id.len()
     }
 
-    /// The node of a file that was found as `name` in the directory `parent`, counting one lookup of it.
-    pub(super) fn found(
+    /// The inode of a file that a lookup found as `name` in `parent`. Counts one lookup.
+    pub(super) fn insert(
         &self,
-        (parent, name): (&Arc<Node>, &OsStr),
+        (parent, name): (&Arc<Inode>, &OsStr),
         file: OwnedFd,
         attributes: &Attributes,
-    ) -> io::Result<Arc<Node>> {
-        let key = FileKey::of(&file)?;
-        let node = self.table.lock().look_up(key, attributes, &self.descriptors);
-        node.is_at(parent, name);
-        node.hold(file);
-        if self.is_crowded() {
-            // Full: somebody has said so before.
-            let _ = self.crowded.try_send(());
+    ) -> io::Result<Arc<Inode>> {
+        let handle = FileHandle::of(&file)?;
+        let inode = self.index.lock().look_up(handle, attributes, &self.fds);
+        inode.set_dentry(parent, name);
+        inode.store_fd(file);
+        if self.is_over_limit() {
+            // A full channel holds a signal already.
+            let _ = self.over_limit.try_send(());
         }
-        Ok(node)
+        Ok(inode)
     }
 
-    /// The kernel knows the file by another name now, `name` in the directory `parent`, without having looked for it there. Returns its node.
-    pub(super) fn moved(&self, key: &FileKey, (parent, name): (&Arc<Node>, &OsStr)) -> Option<Arc<Node>> {
-        let node = self.known(key)?;
-        node.is_at(parent, name);
-        Some(node)
+    /// The kernel has moved the file to `name` in `parent` without a lookup. Returns its inode.
+    pub(super) fn relocate(
+        &self,
+        handle: &FileHandle,
+        (parent, name): (&Arc<Inode>, &OsStr),
+    ) -> Option<Arc<Inode>> {
+        let inode = self.by_handle(handle)?;
+        inode.set_dentry(parent, name);
+        Some(inode)
     }
 
-    /// Whether there are more descriptors than there should be.
-    pub(super) fn is_crowded(&self) -> bool {
-        self.descriptors.count() > self.most
+    /// Whether more descriptors are open than `fd_limit`.
+    pub(super) fn is_over_limit(&self) -> bool {
+        self.fds.count() > self.fd_limit
     }
 
-    /// Does what takes a descriptor; if there is none left, closes those that nobody needs now, and does it again.
-    pub(super) fn with_descriptor<T>(&self, open: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    /// Runs `open`, which takes a descriptor. On `EMFILE` or `ENFILE`, closes idle ones and runs
+    /// it again.
+    pub(super) fn with_fd_reclaim<T>(&self, open: impl Fn() -> io::Result<T>) -> io::Result<T> {
         match open() {
             Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
-                let _ = self.crowded.try_send(());
-                // One thread at a time, and no more than it takes: each looks through the table.
-                if let Some(_relieving) = self.relieving.try_lock() {
-                    self.close_idle(RELIEF);
+                let _ = self.over_limit.try_send(());
+                // One thread at a time, and a bounded number: each pass scans the table.
+                if let Some(_reclaiming) = self.reclaiming.try_lock() {
+                    self.close_idle(MAX_FDS_PER_RECLAIM);
                 }
                 open()
             }
@@ -479,126 +494,125 @@ impl Nodes {
         }
     }
 
-    /// Closes descriptors that have not been used for longest and that nobody needs now, and gives the names of files
-    /// whose descriptors go when the kernel forgets them: together a quarter of all.
-    pub(super) fn relieve(&self) -> Vec<Forgettable<'_>> {
-        self.close_idle(self.descriptors.count() / 4)
+    /// Closes the least recently used idle descriptors, a quarter of all. Returns the dentries of
+    /// files whose descriptors close only when the kernel forgets them.
+    pub(super) fn reclaim(&self) -> Vec<EvictableDentry<'_>> {
+        self.close_idle(self.fds.count() / 4)
     }
 
-    /// The same for up to `most` of them.
-    fn close_idle(&self, most: usize) -> Vec<Forgettable<'_>> {
+    /// As [`reclaim`](Self::reclaim), for up to `max` descriptors.
+    fn close_idle(&self, max: usize) -> Vec<EvictableDentry<'_>> {
         let (mut closed, mut names) = (Vec::new(), Vec::new());
         {
-            let mut table = self.table.lock();
-            let is_idle = |node: &Arc<Node>| {
-                node.id != ROOT && Arc::strong_count(node) == 1 && node.has_file() && !node.is_removed_here()
+            let mut index = self.index.lock();
+            let is_idle = |inode: &Arc<Inode>| {
+                inode.id != ROOT
+                    && Arc::strong_count(inode) == 1
+                    && inode.has_fd()
+                    && !inode.is_removed_here()
             };
-            let idle = table.by_id.values().map(|known| &known.node).filter(|node| is_idle(node));
+            let idle = index.by_id.values().map(|entry| &entry.inode).filter(|inode| is_idle(inode));
             let mut idle: Vec<_> =
-                idle.map(|node| (node.held.lock().used, node.generation, node.id)).collect();
-            if most < idle.len() {
-                idle.select_nth_unstable(most);
-                idle.truncate(most);
+                idle.map(|inode| (inode.slot.lock().last_used, inode.generation, inode.id)).collect();
+            if max < idle.len() {
+                idle.select_nth_unstable(max);
+                idle.truncate(max);
             }
             for (_, _, id) in idle {
-                let Some(Known { node, .. }) = table.by_id.get(&id) else { continue };
-                if self.descriptors.finds_by_handle() || node.file_type == FileType::Directory {
-                    closed.push(node.held.lock().file.take());
+                let Some(InodeEntry { inode, .. }) = index.by_id.get(&id) else { continue };
+                if self.fds.can_open_by_handle() || inode.file_type == FileType::Directory {
+                    closed.push(inode.slot.lock().fd.take());
                     continue;
                 }
-                let (parent, name) = node.home();
+                let (parent, name) = inode.dentry();
                 let Some(parent) = parent else { continue };
-                // One that the kernel has forgotten may have left its number to another.
-                if let Some(known) =
-                    table.by_id.get_mut(&parent.id).filter(|it| Arc::ptr_eq(&it.node, &parent))
+                // If the kernel has forgotten the directory, its number may belong to another
+                // inode by now.
+                if let Some(entry) =
+                    index.by_id.get_mut(&parent.id).filter(|it| Arc::ptr_eq(&it.inode, &parent))
                 {
-                    known.lookups += 1;
-                    names.push(Forgettable { nodes: self, directory: parent.id, name });
+                    entry.lookups += 1;
+                    names.push(EvictableDentry { table: self, directory: parent.id, name });
                 }
             }
         }
-        // Closing a descriptor may ask the mount below, so not under the lock.
+        // Without the lock, because closing a descriptor may call the lower daemon.
         drop(closed);
         names
     }
 
-    /// Closes descriptors that have not been used for a while, where they should not stay.
-    pub(super) fn close_unused(&self) {
-        self.descriptors.close_unused();
+    /// Closes descriptors that have been idle for [`IDLE_TIMEOUT`].
+    pub(super) fn close_idle_fds(&self) {
+        self.fds.close_idle_fds();
     }
 
-    /// Whether that has to be done.
-    pub(super) fn closes_unused(&self) -> bool {
-        self.descriptors.finds_by_handle()
+    /// Whether [`close_idle_fds`](Self::close_idle_fds) has anything to do on this mount.
+    pub(super) fn closes_idle_fds(&self) -> bool {
+        self.fds.can_open_by_handle()
     }
 
-    /// The kernel forgot `count` of the lookups it was told of.
+    /// The kernel has forgotten `count` lookups.
     pub(super) fn forget(&self, id: u64, count: u64) {
         let gone = {
-            let mut table = self.table.lock();
-            let Some(known) = table.by_id.get_mut(&id) else { return };
-            known.lookups = known.lookups.saturating_sub(count);
-            if known.lookups > 0 || id == ROOT {
+            let mut index = self.index.lock();
+            let Some(entry) = index.by_id.get_mut(&id) else { return };
+            entry.lookups = entry.lookups.saturating_sub(count);
+            if entry.lookups > 0 || id == ROOT {
                 return;
             }
-            let gone = table.by_id.remove(&id);
-            if let Some(known) = &gone
-                && table.by_key.get(&known.node.key) == Some(&id)
+            let gone = index.by_id.remove(&id);
+            if let Some(entry) = &gone
+                && index.handle_to_id.get(&entry.inode.handle) == Some(&id)
             {
-                table.by_key.remove(&known.node.key);
+                index.handle_to_id.remove(&entry.inode.handle);
             }
             gone
         };
-        // Closing a descriptor may ask the mount below, so not under the lock.
+        // Without the lock, because closing a descriptor may call the lower daemon.
         drop(gone);
     }
 }
 
-/// Names in a path that is still looked at; `PATH_MAX` has room for as many.
-const DEEPEST: usize = 2048;
+/// The deepest path that is resolved; `PATH_MAX` has room for as many names.
+const MAX_PATH_DEPTH: usize = 2048;
 
-impl Table {
-    /// The node of a file with this key, counting one lookup of it.
-    fn look_up(
-        &mut self,
-        key: FileKey,
-        attributes: &Attributes,
-        descriptors: &Arc<Descriptors>,
-    ) -> Arc<Node> {
-        if let Some(known) = self.by_key.get(&key).and_then(|id| self.by_id.get_mut(id))
-            && known.node.file_type == attributes.file_type()
-            // Without a descriptor nothing has kept the key from becoming another file's.
-            && (known.node.has_file() || known.node.number == attributes.number())
+impl InodeIndex {
+    /// The inode of the file with this handle. Counts one lookup.
+    fn look_up(&mut self, handle: FileHandle, attributes: &Attributes, fds: &Arc<FdRegistry>) -> Arc<Inode> {
+        if let Some(entry) = self.handle_to_id.get(&handle).and_then(|id| self.by_id.get_mut(id))
+            && entry.inode.file_type == attributes.file_type()
+            // While no descriptor is open, another file may have got the handle.
+            && (entry.inode.has_fd() || entry.inode.dev_ino == attributes.dev_ino())
         {
-            known.lookups += 1;
-            return known.node.clone();
+            entry.lookups += 1;
+            return entry.inode.clone();
         }
-        let id = self.free_id(attributes.number());
+        let id = self.free_id(attributes.dev_ino());
         let generation = self.next_generation;
         self.next_generation += 1;
-        let node = Node::new((id, generation), key.clone(), attributes, Default::default(), descriptors);
-        self.by_id.insert(id, Known { node: node.clone(), lookups: 1 });
-        self.by_key.insert(key, id);
-        node
+        let inode = Inode::new((id, generation), handle.clone(), attributes, Default::default(), fds);
+        self.by_id.insert(id, InodeEntry { inode: inode.clone(), lookups: 1 });
+        self.handle_to_id.insert(handle, id);
+        inode
     }
 
     fn free_id(&mut self, (device, inode): (u64, u64)) -> u64 {
         if device == self.device && inode > ROOT && !self.by_id.contains_key(&inode) {
             return inode;
         }
-        // Files below may have such numbers, too.
+        // Lower files may have numbers in this range, too.
         loop {
-            self.next_own = self.next_own.checked_add(1).unwrap_or(OWN);
-            if !self.by_id.contains_key(&self.next_own) {
-                return self.next_own;
+            self.next_synthetic_id = self.next_synthetic_id.checked_add(1).unwrap_or(FIRST_SYNTHETIC_ID);
+            if !self.by_id.contains_key(&self.next_synthetic_id) {
+                return self.next_synthetic_id;
             }
         }
     }
 }
 
 #[cfg(test)]
-impl Nodes {
-    /// Of a FUSE mount, without a bound.
+impl InodeTable {
+    /// A table over a FUSE mount, without a limit.
     pub(super) fn of_one(root: OwnedFd, attributes: &Attributes) -> Self {
         Self::new(root, attributes, false, usize::MAX, std::sync::mpsc::sync_channel(1).0).unwrap()
     }

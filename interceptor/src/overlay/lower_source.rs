@@ -1,26 +1,28 @@
-//! Versions of files whose only source is the mount below, by what it tells of them.
+//! Versions of files whose only source is the lower mount, and the reads of their bytes.
 //!
-//! An open for reading asks the mount below afresh, after what programs have mapped and changed there was written back: which file it is, its size, its times of modification and
-//! change. If these are [settled](super::content), so that another change would show in them, they are the name of the bytes, as a file id of SeaweedFS is: whatever was read under
-//! a name, and found to be under the same name still when it had been read, is right under that name for ever. So a version is made like a
-//! file of a cluster, of pieces that never change, and the rest is that of [`reader`](crate::read)s: blocks, streams, hot ranges. [`Opened`] brings the bytes.
+//! **Versions.** An open for reading fetches the file's attributes anew, after mapped changes were
+//! written back. If its fingerprint is [settled](super::content), so that another change would
+//! show, the [`ContentKey`] made from it names the bytes, as a file id does in SeaweedFS. Data is
+//! cached under a key only if the fingerprint is unchanged after the read. So a version is made
+//! like a file of a cluster, from pieces that never change. A [`Reader`] does the rest: blocks,
+//! streams, hot ranges.
 //!
-//! A name has also how often the file was written by way of this layer: a daemon below may let programs set all times.
-//! For the same reason, a file of such a daemon has other names once the kernel has forgotten and found it again; one whose times of change a kernel sets keeps its name.
+//! A key includes how often the file was written through the overlay, since a lower daemon may let
+//! programs set all times. For the same reason a file of such a daemon gets another key once the
+//! kernel has forgotten its inode. A file whose ctime a kernel sets keeps its key.
 //!
-//! Left to the mount below are files without bytes by their size, whose content a daemon may make up as it is read; larger ones than
-//! [`LARGEST`]; and for as long as they keep their attributes those of which less could be read than these promise.
+//! The lower mount answers alone for files of size 0, whose content a daemon may generate on read,
+//! for files above [`MAX_FILE_SIZE`], and for files of which a read ended before their size.
 //!
-//! Files of the mount below that are open for reading, as the source of what is kept of them.
+//! **Reads** ([`LowerOrigin`]). After a read, the attributes are fetched anew and the overlay's
+//! count of changes is compared: a change shows in the attributes before it shows in the bytes. If
+//! anything differs, the read fails, and the lower mount answers the program. Any open handle of a
+//! file may be used: each was opened with its owner's rights, and the bytes are the same. No file
+//! is kept open for this, so a file that is closed above is closed below.
 //!
-//! What is read is believed if, when it has been read, the file has still the attributes under which it was named, asked afresh, and nothing has changed it by way of this layer: a
-//! change shows in the attributes before it shows in the bytes. Else the read fails, and who waits for it is answered by the mount below.
-//!
-//! Any handle of a file may bring its bytes, whoever opened it: each was opened with its owner's rights, and the bytes are the same. Nothing is kept open for this
-//! alone, so that a file is closed below when it is closed above.
-//!
-//! **A mount below that hangs** must hold up nobody else. Each read has a thread of its own while it waits, up to [`AT_ONCE`] of them, and what is read ahead
-//! may take a part of them only. The memory that is read into goes with the read: who gives up does not wait for it.
+//! **A hanging lower mount** must not block other reads. Each read blocks a thread of its own, of
+//! [`MAX_CONCURRENT_READS`] at most, of which prefetch may take [`MAX_SPECULATIVE_READS`]. The
+//! thread owns the memory that it reads into: a cancelled fetch does not wait for it.
 
 use std::collections::HashMap;
 use std::io;
@@ -36,12 +38,12 @@ use rustix::fs::FileType;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::attributes::{Attributes, Stamp};
-use super::content::{Basis, Quiet, Served};
-use super::inodes::Node;
-use super::lower::{AttachError, Keeping, Lower};
+use super::attributes::{Attributes, StatFingerprint};
+use super::content::{ChangeToken, ServedVersion, VersionBasis};
+use super::inodes::Inode;
+use super::lower::{AttachError, CachePolicy, LowerMount};
 use super::open_file::OpenFile;
-use super::version_source::{VersionSource, Whom};
+use super::version_source::{OpenIntent, VersionSource};
 use crate::arrival::Arrival;
 use crate::cache::{Cache, ObjectId};
 use crate::priority::{Priority, Urgency};
@@ -49,25 +51,25 @@ use crate::read::{FileLayout, FileVersion, Object, ObjectEncoding, Origin, Origi
 use crate::telemetry::{Metrics, Source};
 use crate::write_target::WriteTarget;
 
-/// Files are cut into pieces of this size, which are fetched whole for who reads front to back.
-const PIECE: u64 = 4 << 20;
+/// The smallest piece, in bytes. A sequential reader has pieces fetched whole.
+const MIN_PIECE_SIZE: u64 = 4 << 20;
 
-/// The most pieces of a file: those of a larger one are larger, too.
-const MOST_PIECES: u64 = 1 << 14;
+/// The largest number of pieces. Those of a larger file are larger, too.
+const MAX_PIECES: u64 = 1 << 14;
 
-/// Larger files are left alone. The pieces of this one are of 1 GiB.
-const LARGEST: u64 = MOST_PIECES << 30;
+/// The largest file that is cached, in bytes. Its pieces are of 1 GiB.
+const MAX_FILE_SIZE: u64 = MAX_PIECES << 30;
 
-/// Finds versions, and reads them.
-pub(super) struct Kept {
+/// Finds versions by the fingerprints of lower files.
+pub(super) struct LowerSource {
     reader: Arc<Reader>,
     runtime: Handle,
-    opened: Arc<Opened>,
-    /// Whether programs cannot set the times of change of the files below.
-    has_change_times: bool,
+    origin: Arc<LowerOrigin>,
+    /// Whether a kernel sets the ctime of the lower files, so that no program can.
+    has_kernel_ctime: bool,
 }
 
-impl VersionSource for Kept {
+impl VersionSource for LowerSource {
     fn reader(&self) -> &Arc<Reader> {
         &self.reader
     }
@@ -76,97 +78,119 @@ impl VersionSource for Kept {
         &self.runtime
     }
 
+    /// `O_DIRECT` asks for the lower mount's bytes, and not for a copy in memory.
     fn serves_direct(&self) -> bool {
         false
     }
 
-    fn find(&self, file: &Arc<OpenFile>, attributes: &Attributes, quiet: Quiet, _: Whom) -> Option<Served> {
-        let (node, stamp) = (&file.node, attributes.stamp());
-        let has_bytes =
-            attributes.file_type() == FileType::RegularFile && (1..=LARGEST).contains(&stamp.size);
-        if !has_bytes || !node.content.is_settled(attributes) || !node.content.is_fit(stamp) {
+    fn find(
+        &self,
+        file: &Arc<OpenFile>,
+        attributes: &Attributes,
+        token: ChangeToken,
+        _: OpenIntent,
+    ) -> Option<ServedVersion> {
+        let (inode, fingerprint) = (&file.inode, attributes.fingerprint());
+        let has_bytes = attributes.file_type() == FileType::RegularFile
+            && (1..=MAX_FILE_SIZE).contains(&fingerprint.size);
+        if !has_bytes || !inode.content.is_settled(attributes) || !inode.content.reads_in_full(fingerprint) {
             return None;
         }
-        let name = self.name(node, attributes, quiet);
-        let version = match node.content.served() {
-            // What is known of it, such as how it is read, is worth keeping.
-            Some(Served { version, basis: Basis::Stamp(before) }) if before == stamp => version,
-            _ => FileVersion::with_layout(&node.shown_path().unwrap_or_default(), layout(name, stamp.size)),
+        let key = self.key(inode, attributes, token);
+        let version = match inode.content.served() {
+            // Keeps the version that was served before, with what is known of how it is read.
+            Some(ServedVersion { version, basis: VersionBasis::Fingerprint(before) })
+                if before == fingerprint =>
+            {
+                version
+            }
+            _ => FileVersion::with_layout(
+                &inode.shown_path().unwrap_or_default(),
+                layout(key, fingerprint.size),
+            ),
         };
-        self.opened.add(name, file, State { number: attributes.number(), stamp, quiet });
-        Some(Served { version, basis: Basis::Stamp(stamp) })
+        self.origin.register(key, file, OpenSnapshot { dev_ino: attributes.dev_ino(), fingerprint, token });
+        Some(ServedVersion { version, basis: VersionBasis::Fingerprint(fingerprint) })
     }
 }
 
-impl Kept {
-    /// Whether what is read from the mount below is to be kept: where that is of use, or wanted `always`.
-    pub(super) fn is_wanted(lower: &Lower, always: bool) -> Result<bool, AttachError> {
-        match lower.keeping {
-            Keeping::Worthwhile => Ok(true),
-            Keeping::Needless => Ok(always),
-            Keeping::Wrong if always => {
+impl LowerSource {
+    /// Whether reads of this lower mount are cached: where that helps, or if `always` is set.
+    ///
+    /// # Errors
+    /// [`AttachError::CacheUnsafe`] if caching is asked for and cannot be right.
+    pub(super) fn is_wanted(lower: &LowerMount, always: bool) -> Result<bool, AttachError> {
+        match lower.cache_policy {
+            CachePolicy::Useful => Ok(true),
+            CachePolicy::Redundant => Ok(always),
+            CachePolicy::Unsafe if always => {
                 let (path, fs_type) = (lower.path.clone(), lower.fs_type.clone());
-                Err(AttachError::NotKept { path, fs_type })
+                Err(AttachError::CacheUnsafe { path, fs_type })
             }
-            Keeping::Wrong => Ok(false),
+            CachePolicy::Unsafe => Ok(false),
         }
     }
 
-    /// What is read from the mount below is kept in `cache`.
+    /// A source that keeps what it reads in `cache`.
     pub(super) fn new(
         cache: Arc<Cache>,
-        has_change_times: bool,
+        has_kernel_ctime: bool,
         metrics: Arc<Metrics>,
         runtime: Handle,
     ) -> Arc<Self> {
-        let opened = Opened::new(metrics.clone());
-        let reader = Reader::new(cache, opened.clone(), metrics, runtime.clone());
-        Arc::new(Self { reader, runtime, opened, has_change_times })
+        let origin = LowerOrigin::new(metrics.clone());
+        let reader = Reader::new(cache, origin.clone(), metrics, runtime.clone());
+        Arc::new(Self { reader, runtime, origin, has_kernel_ctime })
     }
 
-    fn name(&self, node: &Node, attributes: &Attributes, quiet: Quiet) -> Name {
-        let identity = match self.has_change_times {
-            true => Identity::File(node.key.bytes()),
-            false => Identity::Node(node.generation),
+    fn key(&self, inode: &Inode, attributes: &Attributes, token: ChangeToken) -> ContentKey {
+        let identity = match self.has_kernel_ctime {
+            true => FileIdentity::File(inode.handle.bytes()),
+            false => FileIdentity::Inode(inode.generation),
         };
-        Name::new(identity, attributes.number(), attributes.stamp(), quiet.written)
+        ContentKey::new(identity, attributes.dev_ino(), attributes.fingerprint(), token.changes_here)
     }
 }
 
-/// What tells a file from others with the same numbers.
+/// Distinguishes files with the same device and inode number.
 #[derive(Debug, Clone, Copy)]
-enum Identity<'a> {
-    /// Itself, as long as it exists.
+enum FileIdentity<'a> {
+    /// The bytes of its handle, which no later file gets.
     File(&'a [u8]),
-    /// That it is what the kernel knows by this number, until it is forgotten.
-    Node(u64),
+    /// The generation of its inode, until the kernel forgets it.
+    Inode(u64),
 }
 
-/// The name of the bytes of a file in one state.
+/// Names the bytes of one file under one fingerprint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Name {
+struct ContentKey {
     high: u64,
     low: u64,
 }
 
-impl Name {
-    fn new(identity: Identity<'_>, number: (u64, u64), stamp: Stamp, written: u64) -> Self {
-        let Stamp { size, mtime, ctime } = stamp;
+impl ContentKey {
+    fn new(
+        identity: FileIdentity<'_>,
+        dev_ino: (u64, u64),
+        fingerprint: StatFingerprint,
+        changes_here: u64,
+    ) -> Self {
+        let StatFingerprint { size, mtime, ctime } = fingerprint;
         let mut digest = Context::new(&SHA256);
-        for number in [number.0, number.1, size, written] {
+        for number in [dev_ino.0, dev_ino.1, size, changes_here] {
             digest.update(&number.to_le_bytes());
         }
         for (seconds, nanoseconds) in [mtime, ctime] {
             digest.update(&seconds.to_le_bytes());
             digest.update(&nanoseconds.to_le_bytes());
         }
-        // Last, as the only part whose length is not always the same.
+        // Last, because it is the only part of variable length.
         match identity {
-            Identity::File(key) => {
+            FileIdentity::File(key) => {
                 digest.update(b"file");
                 digest.update(key);
             }
-            Identity::Node(generation) => {
+            FileIdentity::Inode(generation) => {
                 digest.update(b"node");
                 digest.update(&generation.to_le_bytes());
             }
@@ -186,45 +210,45 @@ impl Name {
         ObjectId(u128::from(self.high) << 64 | u128::from(self.low.wrapping_add(offset)))
     }
 
-    /// The name of the file that `piece` is of.
+    /// The key of the file that `piece` belongs to.
     fn of(piece: &Object) -> Self {
         let ObjectId(id) = piece.id;
         Self { high: (id >> 64) as u64, low: (id as u64).wrapping_sub(piece.offset) }
     }
 }
 
-/// A version without bytes.
-pub(super) fn empty(attributes: &Attributes) -> Arc<FileVersion> {
-    FileVersion::with_layout("", layout(Name { high: 0, low: 0 }, attributes.stamp().size))
+/// A version of size 0.
+pub(super) fn empty_version(attributes: &Attributes) -> Arc<FileVersion> {
+    FileVersion::with_layout("", layout(ContentKey { high: 0, low: 0 }, attributes.fingerprint().size))
 }
 
 /// The layout of a file of `size` bytes: its pieces, in order.
-fn layout(name: Name, size: u64) -> FileLayout {
-    let piece = size.div_ceil(MOST_PIECES).next_power_of_two().max(PIECE);
+fn layout(key: ContentKey, size: u64) -> FileLayout {
+    let piece = size.div_ceil(MAX_PIECES).next_power_of_two().max(MIN_PIECE_SIZE);
     let piece_at = |index: u64| {
         let offset = index * piece;
         let size = (size - offset).min(piece);
-        Object { id: name.object(offset), offset, size, encoding: ObjectEncoding::default() }
+        Object { id: key.object(offset), offset, size, encoding: ObjectEncoding::default() }
     };
     FileLayout::objects_in_order((0..size.div_ceil(piece)).map(piece_at).collect(), size)
 }
 
-/// A small file with these attributes, as the only piece of itself.
+/// The one piece of a small file with these attributes.
 #[cfg(test)]
-fn one_piece(attributes: &Attributes) -> Object {
-    let name = Name::new(Identity::Node(1), attributes.number(), attributes.stamp(), 0);
-    layout(name, attributes.stamp().size).objects()[0].clone()
+fn single_piece(attributes: &Attributes) -> Object {
+    let key = ContentKey::new(FileIdentity::Inode(1), attributes.dev_ino(), attributes.fingerprint(), 0);
+    layout(key, attributes.fingerprint().size).objects()[0].clone()
 }
 
-/// How many reads may wait for the mount below.
-const AT_ONCE: usize = 64;
+/// How many reads may block on the lower mount at once.
+const MAX_CONCURRENT_READS: usize = 64;
 
-/// How many of these may be for what nobody has asked for yet.
-const AHEAD_AT_ONCE: usize = 16;
+/// How many of these may be prefetch.
+const MAX_SPECULATIVE_READS: usize = 16;
 
-/// Why the mount below did not bring the bytes of a version.
+/// Why a read of the lower mount failed.
 #[derive(Debug, thiserror::Error)]
-enum NotRead {
+enum LowerReadError {
     #[error("nobody has it open any more")]
     Closed,
     #[error("it has changed")]
@@ -239,32 +263,32 @@ enum NotRead {
 
 /// The state of a file when it was opened.
 #[derive(Debug, Clone, Copy)]
-struct State {
+struct OpenSnapshot {
     /// Device and inode number.
-    number: (u64, u64),
-    stamp: Stamp,
-    /// Before these were asked for.
-    quiet: Quiet,
+    dev_ino: (u64, u64),
+    fingerprint: StatFingerprint,
+    /// Taken before the attributes were fetched.
+    token: ChangeToken,
 }
 
-/// The files, by the names of what is in them.
-struct Opened {
-    files: Mutex<Files>,
-    turns: Arc<Semaphore>,
-    ahead: Arc<Semaphore>,
+/// Reads pieces through the handles that are open on their files.
+struct LowerOrigin {
+    files: Mutex<HandlesByKey>,
+    permits: Arc<Semaphore>,
+    speculative_permits: Arc<Semaphore>,
     metrics: Arc<Metrics>,
 }
 
 #[derive(Default)]
-struct Files {
-    by_name: HashMap<Name, Vec<OriginHandle>>,
-    /// The number of names at which those without a file are dropped.
-    sweep_at: usize,
+struct HandlesByKey {
+    by_key: HashMap<ContentKey, Vec<OriginHandle>>,
+    /// The number of keys at which those without an open handle are dropped.
+    sweep_threshold: usize,
 }
 
 struct OriginHandle {
     file: Weak<OpenFile>,
-    state: State,
+    snapshot: OpenSnapshot,
 }
 
 impl OriginHandle {
@@ -273,58 +297,58 @@ impl OriginHandle {
     }
 }
 
-impl Opened {
+impl LowerOrigin {
     fn new(metrics: Arc<Metrics>) -> Arc<Self> {
         Arc::new(Self {
             files: Mutex::default(),
-            turns: Arc::new(Semaphore::new(AT_ONCE)),
-            ahead: Arc::new(Semaphore::new(AHEAD_AT_ONCE)),
+            permits: Arc::new(Semaphore::new(MAX_CONCURRENT_READS)),
+            speculative_permits: Arc::new(Semaphore::new(MAX_SPECULATIVE_READS)),
             metrics,
         })
     }
 
-    /// `file` was opened for reading in a state in which its bytes have this name.
-    fn add(&self, name: Name, file: &Arc<OpenFile>, state: State) {
+    /// Makes `file` available to reads of `key`, which names its bytes as of `snapshot`.
+    fn register(&self, key: ContentKey, file: &Arc<OpenFile>, snapshot: OpenSnapshot) {
         let mut files = self.files.lock();
-        if files.by_name.len() >= files.sweep_at {
-            files.by_name.retain(|_, handles| handles.iter().any(OriginHandle::is_open));
-            files.sweep_at = (2 * files.by_name.len()).max(1024);
+        if files.by_key.len() >= files.sweep_threshold {
+            files.by_key.retain(|_, handles| handles.iter().any(OriginHandle::is_open));
+            files.sweep_threshold = (2 * files.by_key.len()).max(1024);
         }
-        let handles = files.by_name.entry(name).or_default();
-        // Before it would grow, so that each is looked at no more than a few times.
+        let handles = files.by_key.entry(key).or_default();
+        // Before the list grows, so that the cost of each handle stays constant.
         if handles.len() == handles.capacity() {
             handles.retain(OriginHandle::is_open);
         }
-        handles.push(OriginHandle { file: Arc::downgrade(file), state });
+        handles.push(OriginHandle { file: Arc::downgrade(file), snapshot });
     }
 
-    /// An open file whose bytes have this name, if they are still what they were when it was opened.
-    fn find(&self, name: Name) -> Result<(Arc<OpenFile>, State), NotRead> {
+    /// An open handle of the file that `key` names.
+    fn find(&self, key: ContentKey) -> Result<(Arc<OpenFile>, OpenSnapshot), LowerReadError> {
         let mut files = self.files.lock();
-        let handles = files.by_name.get_mut(&name).ok_or(NotRead::Closed)?;
-        while let Some(OriginHandle { file, state }) = handles.last() {
-            // The latest knows the most: if there was a change since it was opened, there was one since all others were.
+        let handles = files.by_key.get_mut(&key).ok_or(LowerReadError::Closed)?;
+        while let Some(OriginHandle { file, snapshot }) = handles.last() {
+            // The latest: a change since it was opened is also one since all others were.
             if let Some(file) = file.upgrade() {
-                return Ok((file, *state));
+                return Ok((file, *snapshot));
             }
             handles.pop();
         }
-        Err(NotRead::Closed)
+        Err(LowerReadError::Closed)
     }
 
-    /// Waits until another read may wait for the mount below.
-    async fn turn(&self, priority: &Priority) -> Result<Turn, NotRead> {
-        let closed = |_| NotRead::Closed;
+    /// Waits for a permit to block on the lower mount.
+    async fn permit(&self, priority: &Priority) -> Result<ReadPermit, LowerReadError> {
+        let closed = |_| LowerReadError::Closed;
         let ahead = match priority.urgency() {
             Urgency::Demand => None,
             Urgency::Speculative => tokio::select! {
                 biased;
                 () = priority.raised() => None,
-                ahead = self.ahead.clone().acquire_owned() => Some(ahead.map_err(closed)?),
+                ahead = self.speculative_permits.clone().acquire_owned() => Some(ahead.map_err(closed)?),
             },
         };
-        let turn = self.turns.clone().acquire_owned().await.map_err(closed)?;
-        Ok(Turn { _turn: turn, _ahead: ahead })
+        let permit = self.permits.clone().acquire_owned().await.map_err(closed)?;
+        Ok(ReadPermit { _permit: permit, _speculative: ahead })
     }
 
     async fn read(
@@ -333,84 +357,88 @@ impl Opened {
         offset: u64,
         dst: &mut dyn WriteTarget,
         priority: &Priority,
-    ) -> Result<(), NotRead> {
-        let turn = self.turn(priority).await?;
-        let (file, state) = self.find(Name::of(piece))?;
+    ) -> Result<(), LowerReadError> {
+        let permit = self.permit(priority).await?;
+        let (file, snapshot) = self.find(ContentKey::of(piece))?;
         let from = piece.offset + offset;
         let begun = Instant::now();
-        let memory = Lent::of(dst);
+        let memory = DetachedBuffer::of(dst);
         let reading = tokio::task::spawn_blocking(move || {
-            let _turn = turn;
+            let _permit = permit;
             let mut memory = memory;
-            let read = fill(&file, state, from, memory.bytes());
+            let read = fill(&file, snapshot, from, memory.bytes());
             (memory, read)
         });
         let (memory, read) = reading.await.map_err(io::Error::other)?;
-        memory.give_back(dst);
+        memory.reattach(dst);
         read?;
         self.metrics.fetch(Source::Lower, dst.length() as u64, begun.elapsed());
         Ok(())
     }
 }
 
-/// The right of one read to wait for the mount below, and, if nobody has asked for it yet, of one of those.
-struct Turn {
-    _turn: OwnedSemaphorePermit,
-    _ahead: Option<OwnedSemaphorePermit>,
+/// A permit for one read, and for prefetch one of the speculative permits as well.
+struct ReadPermit {
+    _permit: OwnedSemaphorePermit,
+    _speculative: Option<OwnedSemaphorePermit>,
 }
 
-/// Fills `bytes` with those of the file from `from` on, in this state.
-fn fill(file: &OpenFile, state: State, from: u64, bytes: &mut [u8]) -> Result<(), NotRead> {
-    let content = &file.node.content;
+/// Fills `bytes` from offset `from` on, and checks that the file is still as in `snapshot`.
+fn fill(file: &OpenFile, snapshot: OpenSnapshot, from: u64, bytes: &mut [u8]) -> Result<(), LowerReadError> {
+    let content = &file.inode.content;
     let read = file.read(bytes, from)?;
-    // In this order: whoever changes it by way of this layer says so first.
+    // After the read: a change through the overlay is counted before it is made.
     let now = Attributes::fresh(file)?;
-    if now.number() != state.number || now.stamp() != state.stamp || !content.is_quiet_since(state.quiet) {
-        return Err(NotRead::Changed);
+    if now.dev_ino() != snapshot.dev_ino
+        || now.fingerprint() != snapshot.fingerprint
+        || !content.is_unchanged_since(snapshot.token)
+    {
+        return Err(LowerReadError::Changed);
     }
     if read < bytes.len() {
-        content.is_unfit(state.stamp);
-        return Err(NotRead::Short);
+        content.mark_short_read(snapshot.fingerprint);
+        return Err(LowerReadError::Short);
     }
     Ok(())
 }
 
-/// Memory that is being read into, which outlasts who wanted it read.
-enum Lent {
-    /// That of the cache.
-    Given(Box<dyn Destination>),
-    /// A stand-in.
+/// A read's memory, owned by the thread that reads.
+enum DetachedBuffer {
+    /// Memory of the cache, detached from the fetch.
+    Cache(Box<dyn Destination>),
+    /// A buffer to copy from afterwards.
     Own(Vec<u8>),
 }
 
-impl Lent {
+impl DetachedBuffer {
     fn of(target: &mut dyn WriteTarget) -> Self {
         match target.detach() {
-            Some(memory) => Self::Given(memory),
+            Some(memory) => Self::Cache(memory),
             None => Self::Own(vec![0; target.length()]),
         }
     }
 
     fn bytes(&mut self) -> &mut [u8] {
         match self {
-            // SAFETY: as long as the value lives its range is mapped, has been written to, and is referred to by nobody but its owner, which is borrowed exclusively.
-            Self::Given(memory) => unsafe { std::slice::from_raw_parts_mut(memory.start(), memory.length()) },
+            // SAFETY: for as long as the value lives, its range is mapped and initialized. Nothing
+            // but its owner, which is borrowed exclusively, refers to it.
+            Self::Cache(memory) => unsafe { std::slice::from_raw_parts_mut(memory.start(), memory.length()) },
             Self::Own(bytes) => bytes,
         }
     }
 
-    /// Gives `target`, which it was lent by, what has been read.
-    fn give_back(self, target: &mut dyn WriteTarget) {
+    /// Returns the memory to `target`, from which it was detached.
+    fn reattach(self, target: &mut dyn WriteTarget) {
         match self {
-            Self::Given(memory) => target.reattach(memory),
+            Self::Cache(memory) => target.reattach(memory),
             Self::Own(bytes) => target.bytes().copy_from_slice(&bytes),
         }
     }
 }
 
-impl Origin for Opened {
+impl Origin for LowerOrigin {
     fn resolve<'a>(&'a self, _: &'a FileVersion, _: Arrival) -> BoxFuture<'a, Result<FileLayout, ReadError>> {
-        async { Err(ReadError::Origin(Arc::new(NotRead::Foreign))) }.boxed()
+        async { Err(ReadError::Origin(Arc::new(LowerReadError::Foreign))) }.boxed()
     }
 
     fn read<'a>(
@@ -436,55 +464,56 @@ mod tests {
 
     use super::*;
 
-    fn stamp(size: u64, mtime: (i64, u32), ctime: (i64, u32)) -> Stamp {
-        Stamp { size, mtime, ctime }
+    fn fingerprint(size: u64, mtime: (i64, u32), ctime: (i64, u32)) -> StatFingerprint {
+        StatFingerprint { size, mtime, ctime }
     }
 
     proptest! {
-        /// Whatever of a file is different gives its bytes another name.
+        /// A difference in any part gives another key.
         #[test]
-        fn names_differ_if_anything_differs(
-            number in any::<(u64, u64)>(),
+        fn keys_differ_if_any_part_differs(
+            dev_ino in any::<(u64, u64)>(),
             size: u64,
             mtime in any::<(i64, u32)>(),
             ctime in any::<(i64, u32)>(),
-            written: u64,
-            key in prop::collection::vec(any::<u8>(), 0..40),
+            changes_here: u64,
+            handle in prop::collection::vec(any::<u8>(), 0..40),
             generation: u64,
         ) {
-            let of = |number, stamp, written| Name::new(Identity::File(&key), number, stamp, written);
-            let name = of(number, stamp(size, mtime, ctime), written);
-            prop_assert_eq!(name, of(number, stamp(size, mtime, ctime), written));
-            let longer = [&key[..], &[0]].concat();
+            let of = |dev_ino, fingerprint, changes_here| ContentKey::new(FileIdentity::File(&handle), dev_ino, fingerprint, changes_here);
+            let key = of(dev_ino, fingerprint(size, mtime, ctime), changes_here);
+            prop_assert_eq!(key, of(dev_ino, fingerprint(size, mtime, ctime), changes_here));
+            let longer = [&handle[..], &[0]].concat();
             let others = [
-                of((number.0 ^ 1, number.1), stamp(size, mtime, ctime), written),
-                of((number.0, number.1 ^ 1), stamp(size, mtime, ctime), written),
-                of(number, stamp(size ^ 1, mtime, ctime), written),
-                of(number, stamp(size, (mtime.0 ^ 1, mtime.1), ctime), written),
-                of(number, stamp(size, (mtime.0, mtime.1 ^ 1), ctime), written),
-                of(number, stamp(size, mtime, (ctime.0 ^ 1, ctime.1)), written),
-                of(number, stamp(size, mtime, (ctime.0, ctime.1 ^ 1)), written),
-                of(number, stamp(size, mtime, ctime), written ^ 1),
-                Name::new(Identity::File(&longer), number, stamp(size, mtime, ctime), written),
-                Name::new(Identity::Node(generation), number, stamp(size, mtime, ctime), written),
-                Name::new(Identity::Node(generation ^ 1), number, stamp(size, mtime, ctime), written),
+                of((dev_ino.0 ^ 1, dev_ino.1), fingerprint(size, mtime, ctime), changes_here),
+                of((dev_ino.0, dev_ino.1 ^ 1), fingerprint(size, mtime, ctime), changes_here),
+                of(dev_ino, fingerprint(size ^ 1, mtime, ctime), changes_here),
+                of(dev_ino, fingerprint(size, (mtime.0 ^ 1, mtime.1), ctime), changes_here),
+                of(dev_ino, fingerprint(size, (mtime.0, mtime.1 ^ 1), ctime), changes_here),
+                of(dev_ino, fingerprint(size, mtime, (ctime.0 ^ 1, ctime.1)), changes_here),
+                of(dev_ino, fingerprint(size, mtime, (ctime.0, ctime.1 ^ 1)), changes_here),
+                of(dev_ino, fingerprint(size, mtime, ctime), changes_here ^ 1),
+                ContentKey::new(FileIdentity::File(&longer), dev_ino, fingerprint(size, mtime, ctime), changes_here),
+                ContentKey::new(FileIdentity::Inode(generation), dev_ino, fingerprint(size, mtime, ctime), changes_here),
+                ContentKey::new(FileIdentity::Inode(generation ^ 1), dev_ino, fingerprint(size, mtime, ctime), changes_here),
             ];
-            let different: HashSet<_> = others.iter().chain([&name]).collect();
+            let different: HashSet<_> = others.iter().chain([&key]).collect();
             prop_assert_eq!(different.len(), others.len() + 1);
         }
 
-        /// The pieces of a file are all of it, each under an id of its own that leads back to the file.
+        /// Pieces cover the file without gaps, and each has an id of its own that leads back to
+        /// the key.
         #[test]
-        fn pieces_are_all_of_a_file(name in any::<(u64, u64)>(), size in 1..=LARGEST) {
-            let name = Name { high: name.0, low: name.1 };
-            let layout = layout(name, size);
+        fn pieces_are_all_of_a_file(key in any::<(u64, u64)>(), size in 1..=MAX_FILE_SIZE) {
+            let key = ContentKey { high: key.0, low: key.1 };
+            let layout = layout(key, size);
             let pieces = layout.objects();
-            prop_assert!(pieces.len() as u64 <= MOST_PIECES);
+            prop_assert!(pieces.len() as u64 <= MAX_PIECES);
             let mut end = 0;
             for piece in pieces.iter() {
                 prop_assert_eq!(piece.offset, end);
                 prop_assert!(piece.size > 0 && piece.size <= 1 << 30);
-                prop_assert_eq!(Name::of(piece), name);
+                prop_assert_eq!(ContentKey::of(piece), key);
                 end += piece.size;
             }
             prop_assert_eq!(end, size);
@@ -497,84 +526,94 @@ mod tests {
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
     }
 
-    /// A file that is open, as the only piece of itself.
-    fn add(opened: &Opened, path: &Path) -> (Arc<OpenFile>, Object) {
+    /// An open file, and its one piece.
+    fn register(origin: &LowerOrigin, path: &Path) -> (Arc<OpenFile>, Object) {
         let file = Arc::new(OpenFile::at(path, libc::O_RDONLY));
         let attributes = Attributes::of(&*file).unwrap();
-        let (stamp, quiet) = (attributes.stamp(), file.node.content.quiet().unwrap());
-        let piece = one_piece(&attributes);
-        opened.add(Name::of(&piece), &file, State { number: attributes.number(), stamp, quiet });
+        let (fingerprint, token) = (attributes.fingerprint(), file.inode.content.change_token().unwrap());
+        let piece = single_piece(&attributes);
+        origin.register(
+            ContentKey::of(&piece),
+            &file,
+            OpenSnapshot { dev_ino: attributes.dev_ino(), fingerprint, token },
+        );
         (file, piece)
     }
 
-    fn read(opened: &Opened, piece: &Object, len: usize) -> Result<Vec<u8>, NotRead> {
+    fn read(origin: &LowerOrigin, piece: &Object, len: usize) -> Result<Vec<u8>, LowerReadError> {
         let (mut bytes, priority) = (vec![0; len], Priority::new(Urgency::Demand));
-        runtime().block_on(opened.read(piece, 1, &mut bytes, &priority))?;
+        runtime().block_on(origin.read(piece, 1, &mut bytes, &priority))?;
         Ok(bytes)
     }
 
     #[test]
-    fn bytes_are_those_of_the_state_that_was_named_or_none() {
+    fn reads_after_a_change_fail() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         fs::write(&path, "content").unwrap();
-        let opened = Opened::new(Metrics::new());
-        let (file, piece) = add(&opened, &path);
-        assert_eq!(read(&opened, &piece, 6).unwrap(), b"ontent");
+        let origin = LowerOrigin::new(Metrics::new());
+        let (file, piece) = register(&origin, &path);
+        assert_eq!(read(&origin, &piece, 6).unwrap(), b"ontent");
 
-        file.node.content.changes();
-        assert!(matches!(read(&opened, &piece, 6), Err(NotRead::Changed)), "whatever the attributes say");
-        let (_again, piece) = add(&opened, &path);
-        assert_eq!(read(&opened, &piece, 6).unwrap(), b"ontent", "as it was opened again");
+        file.inode.content.mark_changed();
+        assert!(
+            matches!(read(&origin, &piece, 6), Err(LowerReadError::Changed)),
+            "whatever the attributes say"
+        );
+        let (_again, piece) = register(&origin, &path);
+        assert_eq!(read(&origin, &piece, 6).unwrap(), b"ontent", "as it was opened again");
         fs::write(&path, "CONTENT").unwrap();
-        assert!(matches!(read(&opened, &piece, 6), Err(NotRead::Changed)), "by another way");
+        assert!(matches!(read(&origin, &piece, 6), Err(LowerReadError::Changed)), "by another way");
     }
 
     #[test]
-    fn what_nobody_has_open_is_not_read() {
+    fn a_closed_file_is_not_read() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         fs::write(&path, "content").unwrap();
-        let opened = Opened::new(Metrics::new());
-        let (first, piece) = add(&opened, &path);
-        let (second, _) = add(&opened, &path);
+        let origin = LowerOrigin::new(Metrics::new());
+        let (first, piece) = register(&origin, &path);
+        let (second, _) = register(&origin, &path);
         drop(second);
-        assert_eq!(read(&opened, &piece, 6).unwrap(), b"ontent", "the other is still open");
+        assert_eq!(read(&origin, &piece, 6).unwrap(), b"ontent", "the other is still open");
         drop(first);
-        assert!(matches!(read(&opened, &piece, 6), Err(NotRead::Closed)));
+        assert!(matches!(read(&origin, &piece, 6), Err(LowerReadError::Closed)));
     }
 
     #[test]
-    fn a_file_that_ends_before_its_size_is_left_alone() {
-        // Files of sysfs have a size of a page, whatever they hold.
+    fn a_file_that_ends_before_its_size_is_marked() {
+        // Files of sysfs claim the size of a page, whatever they hold.
         let path = Path::new("/sys/kernel/mm/transparent_hugepage/enabled");
         let size = fs::metadata(path).map(|found| found.len());
         if size.is_err() || size.is_ok_and(|size| size != 4096) {
             return;
         }
-        let opened = Opened::new(Metrics::new());
-        let (file, piece) = add(&opened, path);
-        let stamp = Attributes::of(&*file).unwrap().stamp();
-        assert!(file.node.content.is_fit(stamp));
-        assert!(matches!(read(&opened, &piece, 4095), Err(NotRead::Short)));
-        assert!(!file.node.content.is_fit(stamp));
-        assert!(file.node.content.is_fit(Stamp { size: 1, ..stamp }), "it has changed");
+        let origin = LowerOrigin::new(Metrics::new());
+        let (file, piece) = register(&origin, path);
+        let fingerprint = Attributes::of(&*file).unwrap().fingerprint();
+        assert!(file.inode.content.reads_in_full(fingerprint));
+        assert!(matches!(read(&origin, &piece, 4095), Err(LowerReadError::Short)));
+        assert!(!file.inode.content.reads_in_full(fingerprint));
+        assert!(
+            file.inode.content.reads_in_full(StatFingerprint { size: 1, ..fingerprint }),
+            "it has changed"
+        );
     }
 
     #[test]
-    fn what_is_read_ahead_leaves_turns_to_others() {
-        let opened = Opened::new(Metrics::new());
+    fn prefetch_leaves_permits_to_demand_reads() {
+        let origin = LowerOrigin::new(Metrics::new());
         runtime().block_on(async {
             let speculative = Priority::new(Urgency::Speculative);
-            let mut turns = Vec::new();
-            for _ in 0..AHEAD_AT_ONCE {
-                turns.push(opened.turn(&speculative).await.unwrap());
+            let mut permits = Vec::new();
+            for _ in 0..MAX_SPECULATIVE_READS {
+                permits.push(origin.permit(&speculative).await.unwrap());
             }
-            assert!(opened.turn(&speculative).now_or_never().is_none());
-            turns.push(opened.turn(&Priority::new(Urgency::Demand)).await.unwrap());
-            let waiting = opened.turn(&speculative);
+            assert!(origin.permit(&speculative).now_or_never().is_none());
+            permits.push(origin.permit(&Priority::new(Urgency::Demand)).await.unwrap());
+            let waiting = origin.permit(&speculative);
             speculative.raise(Arrival::now());
-            turns.push(waiting.await.unwrap());
+            permits.push(waiting.await.unwrap());
         });
     }
 }

@@ -1,26 +1,36 @@
-//! A layer over a mount that exists: the path stays, programs go on, and what they ask goes through us to the mount below.
+//! The file system of `interceptor attach`: an overlay over a mount that exists. The path stays
+//! the same, and programs that use it go on.
 //!
 //! ```text
-//!  program ── open("/mnt/data/f") ──► kernel ──► our FUSE mount on /mnt/data (covers the other)
-//!                                                      │ filesystem: translates
-//!                                        tree, files, listing: the same call, on a descriptor
-//!                                                      ▼
-//!                                     a clone of the mount below, attached nowhere ──► its daemon or disk
+//!  program ── open("/mnt/data/f") ──► kernel ──► overlay, a FUSE mount on /mnt/data
+//!                                                   │ filesystem: requests
+//!                                   tree, open_file, open_directory: the same call on a descriptor
+//!                                                   ▼
+//!                                   a detached clone of the lower mount ──► its daemon or disk
 //! ```
 //!
-//! [`lower`] looks at what is mounted and refuses what cannot be right; it clones the mount, so that it can be reached when
-//! it is covered. [`nodes`] are the files that the kernel knows, each with a descriptor while it is used ([`node_file`],
-//! [`remembered`]); where that is the file's, nothing is found by path, so renames below and above do not matter.
-//! [`tree`] works on names and attributes, [`files`] and [`listing`] on what is open, [`caller`] makes new files those of who asked.
-//! A [`decider`] finds out which files can be served instead of the mount below: [`entries`] from a cluster, [`kept`] from memory that keeps what was read from the mount below
-//! ([`opened`]), which [`warm`] fills in advance; where programs go through a directory, [`readdir_ahead`] has the mount below do so first. [`coherence`] sees to it that nobody can tell the difference. [`filesystem`] translates requests into all that.
+//! * [`lower`] inspects the lower mount, rejects those over which an overlay cannot be correct,
+//!   clones it, and mounts the overlay over it.
+//! * [`inodes`] are the files that the kernel references, with a descriptor each while in use.
+//!   With one, no file is found by path, so renames above and below do not matter. [`inode_limit`]
+//!   bounds their number.
+//! * [`filesystem`] translates requests. [`tree`] serves those on names and attributes,
+//!   [`open_file`] and [`open_directory`] those on handles. [`credentials`] gives new files their
+//!   owner.
+//! * A [`version_source`] finds which files a [`Reader`] can serve instead of the lower mount:
+//!   [`filer_source`] those of a cluster, [`lower_source`] those whose bytes are cached from the
+//!   lower mount.
+//! * [`content`] keeps reads coherent with the lower mount.
+//! * [`supervisor`] is the parent process.
 //!
-//! **Coming and going.** Mounting over a path and detaching from it are one step each for who opens files there: every open finds one or the other.
-//! When told to go, the layer is detached first, which uncovers the mount below, and goes on serving what is open until that
-//! is closed or a grace period is over; the same when somebody else detaches it, such as another layer that takes its [`place`]. When the process dies, its parent
-//! ([`supervisor`]) detaches the layer.
+//! **Start and end.** Mounting over a path and unmounting are atomic for programs: every open
+//! meets the overlay or the lower mount. To end, the overlay is unmounted first, which uncovers
+//! the lower mount. It then serves open files until they are closed or a grace period is over. The
+//! same happens when another process unmounts it, as a new overlay with `--restart` does. When the
+//! serving process dies, the supervisor unmounts the overlay.
 //!
-//! **Errors** are those of the mount below, unchanged. If it hangs, so do the requests for it, as they would without the layer.
+//! **Errors** are those of the lower mount, unchanged. If that hangs, requests for it hang as they
+//! would without the overlay.
 
 mod attributes;
 mod content;
@@ -55,14 +65,14 @@ use tokio::sync::mpsc;
 
 pub use lower::AttachError;
 
-use self::filer_source::Entries;
-use self::filesystem::Layer;
-use self::inodes::Node;
-use self::lower::{Keeping, Lower};
-use self::lower_source::Kept;
-use self::supervisor::Report;
-use self::tree::Tree;
-use self::version_source::{VersionSource, Whom};
+use self::filer_source::FilerSource;
+use self::filesystem::OverlayFs;
+use self::inodes::Inode;
+use self::lower::{CachePolicy, LowerMount};
+use self::lower_source::LowerSource;
+use self::supervisor::MountReporter;
+use self::tree::LowerTree;
+use self::version_source::{OpenIntent, VersionSource};
 use crate::cache::Cache;
 use crate::cache::arena::ArenaError;
 use crate::fuse::MountError;
@@ -83,208 +93,221 @@ use crate::warmup::ticket::{NodeInstance, TicketIssuer};
 use crate::warmup::wire::FileProblem;
 use crate::warmup::{PinnedVersion, WarmupFile};
 
-/// What our layer is called in the kernel's table of mounts.
+/// The overlay's type in `/proc/self/mountinfo`.
 pub(crate) const FS_TYPE: &str = "fuse.interceptor-attach";
 
-/// The same without `fuse.`.
+/// [`FS_TYPE`] without `fuse.`.
 const SUBTYPE: &str = "interceptor-attach";
 
 /// What to attach to, and how.
 #[derive(Debug, Clone)]
-pub struct AttachOptions {
-    /// The mount point of the mount below.
+pub struct OverlayOptions {
+    /// The mount point of the lower mount.
     pub path: PathBuf,
-    /// Whether to take the place of a layer that is there; else there may be none.
+    /// Whether to replace the overlay that is mounted there. Without it there must be none.
     pub restart: bool,
-    /// Threads that answer the kernel, each of which can wait for the mount below.
+    /// Request threads, each of which may block on the lower mount.
     pub threads: usize,
-    /// How far the kernel reads ahead of a sequential reader, in KiB.
+    /// The kernel's readahead for sequential readers, in KiB.
     pub read_ahead_kib: u32,
-    /// Have the CPUs not sleep while a program makes small requests one after another, if that is possible.
+    /// Whether to keep CPUs out of deep sleep while a program makes small requests in turn, if
+    /// that is possible.
     pub keep_awake: bool,
 }
 
-/// Who may answer reads beside the mount below.
-pub enum Reads {
-    /// Nobody.
-    Below,
-    /// The cluster whose files the mount below shows.
+/// What may answer reads, beside the lower mount.
+pub enum ReadSource {
+    /// Nothing else.
+    Lower,
+    /// The cluster that the lower mount shows.
     Cluster(Cluster),
-    /// Memory that keeps what was read from the mount below.
-    Kept {
-        /// Whether also where the kernel's own pages of the mount below are as near, as they are of a local disk.
+    /// A cache of what was read from the lower mount.
+    LowerCache {
+        /// Whether also over local file systems, whose pages the kernel has as near.
         always: bool,
-        /// Makes that memory, if it is of use.
+        /// Makes the cache, if it is of use.
         cache: Box<dyn FnOnce() -> Result<Arc<Cache>, ArenaError> + Send>,
     },
 }
 
-/// A cluster whose files the mount below shows, and how they are read.
+/// A cluster that the lower mount shows, and the means to read it.
 pub struct Cluster {
     /// The cluster's filer.
     pub filer: FilerClient,
-    /// The directory of the filer that the mount below shows. Without it, what that mount says of itself is taken.
+    /// The filer's directory that is mounted. Without it, the one that the lower mount's source
+    /// names.
     pub filer_path: Option<String>,
-    /// Brings and keeps what is read.
+    /// Fetches and caches.
     pub reader: Arc<Reader>,
-    /// Passes on what the filer tells, and keeps account of it.
-    pub note: Box<dyn FnOnce(mpsc::Receiver<Notice>) -> mpsc::Receiver<Notice> + Send>,
+    /// Passes on the filer's events, and records them for the status.
+    pub observe_notices: Box<dyn FnOnce(mpsc::Receiver<Notice>) -> mpsc::Receiver<Notice> + Send>,
 }
 
-/// What is below, for who is interested.
+/// The lower mount, for logs.
 #[derive(Debug, Clone)]
-pub struct Below {
-    /// What shows as its source in the kernel's table of mounts.
+pub struct LowerInfo {
+    /// Its source in `/proc/self/mountinfo`.
     pub source: String,
     /// Its type there.
     pub fs_type: String,
 }
 
-/// A layer that answers. Dropping it detaches it.
-pub struct Attached {
+/// A mounted overlay that answers. Unmounts when dropped.
+pub struct Overlay {
     at: MountInfo,
-    below: Below,
-    serving: Serving,
-    report: Report,
+    lower: LowerInfo,
+    serving: ServingSession,
+    reporter: MountReporter,
 }
 
-/// What answers the kernel, on threads of its own, as long as its mount is in use.
-struct Serving {
-    tree: Arc<Tree>,
+/// The session with the kernel, whose threads run as long as the mount is in use.
+struct ServingSession {
+    tree: Arc<LowerTree>,
     source: Option<Arc<dyn VersionSource>>,
     session: RunningSession,
-    /// Where the status API is, once that is known.
+    /// The address of the status API, once it is known.
     status_api: Arc<OnceLock<SocketAddr>>,
     tickets: Arc<TicketIssuer>,
 }
 
-impl Attached {
-    /// Covers the mount at `options.path` with a layer that answers, and says in `report` which mount that is.
+impl Overlay {
+    /// Mounts an overlay that answers at `options.path`, and tells the supervisor through `reporter`
+    /// which mount it is.
     ///
-    /// The umask of the process becomes 0 and its limit of open files is raised: files that the kernel remembers take descriptors.
+    /// Sets the process's umask to 0 and raises its limit on open files, since inodes hold
+    /// descriptors.
     ///
     /// # Errors
-    /// Says what is in the way and what to do about it. Nothing is covered then, and a layer that was to be replaced goes on.
+    /// What is in the way, and what to do about it. Then nothing was mounted, and an
+    /// overlay that was to be replaced goes on.
     pub async fn start(
-        options: AttachOptions,
-        reads: Reads,
+        options: OverlayOptions,
+        reads: ReadSource,
         metrics: Arc<Metrics>,
-        report: Report,
+        reporter: MountReporter,
     ) -> Result<Self, AttachError> {
-        let AttachOptions { path, restart, threads, read_ahead_kib, keep_awake } = options;
-        // Looking at the mount below, and the kernel's look at us, may block.
-        let taken = tokio::task::spawn_blocking(move || match restart {
-            true => lower::take_below(&path).map(|(lower, old)| (lower, Some(old))),
-            false => Ok((Lower::take(&path)?, None)),
+        let OverlayOptions { path, restart, threads, read_ahead_kib, keep_awake } = options;
+        // Blocking: the lower mount may be slow, and the kernel sends requests to the overlay.
+        let opened = tokio::task::spawn_blocking(move || match restart {
+            true => lower::open_beneath_overlay(&path).map(|(lower, old)| (lower, Some(old))),
+            false => Ok((LowerMount::open(&path)?, None)),
         });
-        let (lower, old) = taken.await.map_err(thread_failed)??;
+        let (lower, old) = opened.await.map_err(thread_failed)??;
         let source: Option<Arc<dyn VersionSource>> = match reads {
-            Reads::Below => None,
-            Reads::Cluster(cluster) => Some(Entries::start(&lower, cluster).await?),
-            Reads::Kept { always, cache } => match Kept::is_wanted(&lower, always)? {
-                true => Some(Kept::new(cache()?, lower.has_change_times, metrics.clone(), Handle::current())),
+            ReadSource::Lower => None,
+            ReadSource::Cluster(cluster) => Some(FilerSource::start(&lower, cluster).await?),
+            ReadSource::LowerCache { always, cache } => match LowerSource::is_wanted(&lower, always)? {
+                true => Some(LowerSource::new(
+                    cache()?,
+                    lower.has_kernel_ctime,
+                    metrics.clone(),
+                    Handle::current(),
+                )),
                 false => None,
             },
         };
         let started = tokio::task::spawn_blocking(move || {
-            let awake = CpuLatencyQos::new(keep_awake, &metrics);
-            start(&lower, source, metrics, awake, threads).map(|(serving, mount)| (serving, mount, lower))
+            let cpu_latency = CpuLatencyQos::new(keep_awake, &metrics);
+            start_session(&lower, source, metrics, cpu_latency, threads)
+                .map(|(serving, mount)| (serving, mount, lower))
         });
         let (serving, mount, lower) = started.await.map_err(thread_failed)??;
         let answered = first_answer(move || lower::await_answer(&mount).map(|()| mount)).await;
         let mount = answered.map_err(|source| AttachError::Unusable { path: lower.path.clone(), source })?;
         let placed = tokio::task::spawn_blocking(move || {
-            let at = lower::place(mount, &lower, old.as_ref(), &report)?;
+            let at = lower::move_into_place(mount, &lower, old.as_ref(), &reporter)?;
             at.set_read_ahead(read_ahead_kib);
-            let below = Below { source: lower.source, fs_type: lower.fs_type };
-            Ok(Self { at, below, serving, report })
+            let info = LowerInfo { source: lower.source, fs_type: lower.fs_type };
+            Ok(Self { at, lower: info, serving, reporter })
         });
         placed.await.map_err(thread_failed)?
     }
 
-    /// The mount below.
-    pub fn below(&self) -> &Below {
-        &self.below
+    /// The lower mount.
+    pub fn lower(&self) -> &LowerInfo {
+        &self.lower
     }
 
-    /// The full path of the layer and of what it covers.
+    /// The absolute path of the mount point.
     pub fn path(&self) -> &std::path::Path {
         &self.at.path
     }
 
-    /// How many files the kernel remembers.
-    pub fn nodes(&self) -> usize {
-        self.serving.tree.nodes().len()
+    /// How many inodes the kernel references.
+    pub fn inode_count(&self) -> usize {
+        self.serving.tree.inodes().len()
     }
 
-    /// The device number of the layer, `MAJOR:MINOR`.
+    /// The overlay's device number, `MAJOR:MINOR`.
     pub fn device(&self) -> &str {
         &self.at.device
     }
 
-    /// Reads what is served instead of the mount below, if anything can be.
+    /// Reads versions; `None` if the lower mount answers all.
     pub fn reader(&self) -> Option<&Arc<Reader>> {
         self.serving.source.as_ref().map(|source| source.reader())
     }
 
-    /// Recognizes the tickets that the layer gives.
+    /// Recognizes the read tickets that the overlay issued.
     pub fn tickets(&self) -> &Arc<TicketIssuer> {
         &self.serving.tickets
     }
 
-    /// The file that a ticket is about; `None` if the kernel has forgotten it, or nothing can be served.
-    pub fn to_warm(&self, file: NodeInstance) -> Option<Arc<dyn WarmupFile>> {
+    /// The file of a ticket; `None` if the kernel has forgotten it, or the lower mount answers all
+    /// reads.
+    pub fn warmup_target(&self, file: NodeInstance) -> Option<Arc<dyn WarmupFile>> {
         let tree = self.serving.tree.clone();
-        let node = tree.nodes().get(file.node).filter(|node| node.instance() == file)?;
-        Some(Arc::new(ToWarm { node, tree, source: self.serving.source.clone()? }))
+        let inode = tree.inodes().get(file.node).filter(|inode| inode.instance() == file)?;
+        Some(Arc::new(WarmupTarget { inode, tree, source: self.serving.source.clone()? }))
     }
 
-    /// From now on, files tell who asks them for [`STATUS_XATTR`](crate::fuse::STATUS_XATTR) that the status API is here.
-    pub fn status_api_at(&self, address: SocketAddr) {
+    /// From now on, [`STATUS_XATTR`](crate::fuse::STATUS_XATTR) of each file holds this address.
+    pub fn set_status_api(&self, address: SocketAddr) {
         // There is only one.
         let _ = self.serving.status_api.set(address);
     }
 
-    /// Which version of the file `node` is served now; `None` while that is what the mount below makes of it.
+    /// The version that answers reads of the inode `node`; `None` while the lower mount answers.
     pub fn served(&self, node: NodeId) -> Option<Arc<FileVersion>> {
-        Some(self.serving.tree.nodes().get(node)?.content.served()?.version)
+        Some(self.serving.tree.inodes().get(node)?.content.served()?.version)
     }
 
-    /// Where the file `node` was found last, from the root of the layer on.
+    /// The last known path of the inode `node`, from the root of the overlay on.
     pub fn path_of(&self, node: NodeId) -> Option<String> {
-        self.serving.tree.nodes().get(node)?.shown_path()
+        self.serving.tree.inodes().get(node)?.shown_path()
     }
 
-    /// Whether files can be served from the cluster now: there is one, and its events arrive.
+    /// Whether files can be served from the cluster: there is one, and its filer's events arrive.
     pub fn is_live(&self) -> bool {
         self.serving.source.as_ref().is_some_and(|source| source.is_live())
     }
 
-    /// Resolves when nothing serves the layer any more, whoever brought that about.
+    /// Resolves when the session has ended, for whatever reason.
     pub async fn wait(&self) -> SessionEnd {
         self.serving.session.wait().await
     }
 
-    /// Resolves when somebody else has taken the layer away from its path. What is open is served all the same.
+    /// Resolves when another process has unmounted the overlay. Open files are served all the
+    /// same.
     pub async fn removed(&self) {
         if let Err(error) = self.at.wait_removed().await {
             tracing::warn!(%error, "cannot watch what is mounted; not noticing when another takes over");
             self.wait().await;
         }
-        self.report.removed();
+        self.reporter.removed();
     }
 
-    /// Uncovers the mount below at once, and goes on serving what is open until it is closed or `grace` is over. After that, requests
-    /// for it fail with `ENOTCONN`.
+    /// Unmounts the overlay at once, and serves open files until they are closed or `grace` is
+    /// over. After that, requests for them fail with `ENOTCONN`.
     pub async fn detach(&self, grace: Duration) {
         let at = self.at.clone();
         let _ = tokio::task::spawn_blocking(move || unmount::detach(&at)).await;
-        self.report.removed();
+        self.reporter.removed();
         self.serving.session.drain(&self.at, grace).await;
     }
 }
 
-impl Drop for Attached {
+impl Drop for Overlay {
     fn drop(&mut self) {
         if !self.serving.session.is_unmounted() {
             unmount::detach(&self.at);
@@ -292,33 +315,39 @@ impl Drop for Attached {
     }
 }
 
-/// A file of the mount below.
-struct ToWarm {
-    node: Arc<Node>,
-    tree: Arc<Tree>,
+/// A lower file that is to be cached before programs read it. Opened as root, to find the version
+/// that can be served, and kept open while that is read. A warm-up names only files that the
+/// kernel let its user find, as for a mount ([`warmup`](crate::warmup)).
+struct WarmupTarget {
+    inode: Arc<Inode>,
+    tree: Arc<LowerTree>,
     source: Arc<dyn VersionSource>,
 }
 
-impl ToWarm {
-    fn open(node: Arc<Node>, tree: &Tree, source: &dyn VersionSource) -> io::Result<Option<PinnedVersion>> {
-        let file = Arc::new(tree.open(&node, libc::O_RDONLY)?);
-        let attributes = source.resolve(&file, Whom::Nobody)?;
-        if attributes.stamp().size == 0 {
-            return Ok(Some(PinnedVersion { version: lower_source::empty(&attributes), pin: None }));
+impl WarmupTarget {
+    fn open(
+        inode: Arc<Inode>,
+        tree: &LowerTree,
+        source: &dyn VersionSource,
+    ) -> io::Result<Option<PinnedVersion>> {
+        let file = Arc::new(tree.open(&inode, libc::O_RDONLY)?);
+        let attributes = source.resolve(&file, OpenIntent::Probe)?;
+        if attributes.fingerprint().size == 0 {
+            return Ok(Some(PinnedVersion { version: lower_source::empty_version(&attributes), pin: None }));
         }
-        let served = file.node.content.served();
+        let served = file.inode.content.served();
         Ok(served.map(|served| PinnedVersion { version: served.version, pin: Some(file) }))
     }
 }
 
-impl WarmupFile for ToWarm {
+impl WarmupFile for WarmupTarget {
     fn version(&self) -> BoxFuture<'_, Result<PinnedVersion, FileProblem>> {
-        let (node, tree, source) = (self.node.clone(), self.tree.clone(), self.source.clone());
-        // The mount below may take its time.
-        let opened = tokio::task::spawn_blocking(move || Self::open(node, &tree, source.as_ref()));
+        let (inode, tree, source) = (self.inode.clone(), self.tree.clone(), self.source.clone());
+        // Blocking: the lower mount may be slow.
+        let opened = tokio::task::spawn_blocking(move || Self::open(inode, &tree, source.as_ref()));
         opened
             .map(|opened| match opened.map_err(io::Error::other).flatten() {
-                Ok(held) => held.ok_or(FileProblem::NotServed),
+                Ok(version) => version.ok_or(FileProblem::NotServed),
                 Err(error) => {
                     tracing::info!(%error, "a file cannot be warmed");
                     Err(FileProblem::Unreadable)
@@ -332,20 +361,21 @@ fn thread_failed(panic: tokio::task::JoinError) -> AttachError {
     AttachError::Start(std::io::Error::other(panic))
 }
 
-/// Begins to answer for a layer over `lower` that has no place yet, and gives its root.
-fn start(
-    lower: &Lower,
+/// Starts the session of an overlay over `lower` that is not mounted at a path yet. Returns its
+/// root.
+fn start_session(
+    lower: &LowerMount,
     source: Option<Arc<dyn VersionSource>>,
     metrics: Arc<Metrics>,
-    awake: CpuLatencyQos,
+    cpu_latency: CpuLatencyQos,
     threads: usize,
-) -> Result<(Serving, OwnedFd), AttachError> {
+) -> Result<(ServingSession, OwnedFd), AttachError> {
     let descriptors = daemon::descriptors::raise_hard_limit();
-    // The kernel has applied the callers' umask, or leaves it to us request by request.
+    // The kernel has applied the callers' umask, or leaves it to the overlay request by request.
     umask(Mode::empty());
     let unusable = |source| AttachError::Unusable { path: lower.path.clone(), source };
-    let (crowded, alarm) = inode_limit::alarm();
-    let tree = Tree::new(lower, inode_limit::most(descriptors), crowded).map_err(unusable)?;
+    let (over_limit, signal) = inode_limit::signal();
+    let tree = LowerTree::new(lower, inode_limit::max_fds(descriptors), over_limit).map_err(unusable)?;
     let tree = Arc::new(tree);
     let params = MountParams {
         source: &lower.source,
@@ -356,25 +386,25 @@ fn start(
     };
     let tickets = Arc::<TicketIssuer>::default();
     let (notifier, status_api) = (Arc::new(OnceLock::new()), Arc::new(OnceLock::new()));
-    let layer = Layer {
+    let overlay = OverlayFs {
         tree: tree.clone(),
         files: Arc::new(Handles::new()),
         directories: Arc::new(Handles::new()),
         metrics,
         has_acls: lower.has_acls,
-        shows_changes: lower.keeping != Keeping::Wrong,
+        shows_changes: lower.cache_policy != CachePolicy::Unsafe,
         source: source.clone(),
-        // A thread that waits for the mount below had better run where that does.
-        arrivals: Arc::new(RequestTracker::new(ThreadAffinity::new(false), awake)),
+        // Without affinity: a thread that blocks on the lower mount should run where that does.
+        requests: Arc::new(RequestTracker::new(ThreadAffinity::new(false), cpu_latency)),
         notifier: notifier.clone(),
         status_api: status_api.clone(),
         tickets: tickets.clone(),
     };
     let DetachedMount { device, mount } = device::mount_detached(&lower.path, &params)?;
-    // The kernel has turned away whom it does not let in.
-    let connection = FuseConnection::new(layer, device, SessionACL::All).map_err(MountError::Session)?;
+    // The kernel enforces `allow_other` itself.
+    let connection = FuseConnection::new(overlay, device, SessionACL::All).map_err(MountError::Session)?;
     let _ = notifier.set(connection.notifier());
-    inode_limit::spawn(tree.nodes(), alarm, connection.notifier()).map_err(AttachError::Start)?;
+    inode_limit::spawn(tree.inodes(), signal, connection.notifier()).map_err(AttachError::Start)?;
     let session = connection.serve(threads).map_err(AttachError::Start)?;
-    Ok((Serving { tree, source, session, status_api, tickets }, mount))
+    Ok((ServingSession { tree, source, session, status_api, tickets }, mount))
 }

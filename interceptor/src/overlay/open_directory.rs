@@ -1,12 +1,13 @@
-//! Open directories.
+//! Open directories, and the read-ahead of directories.
 //!
-//! The places of entries are those that the mount below gives them, so that a program may go back to any of them.
+//! Entries keep the offsets (`d_off`) of the lower mount, so that a program may seek to any of
+//! them.
 //!
-//! Reads directories of the mount below before programs look up in them what they hold.
-//!
-//! In a directory that nobody has read, `weed mount` asks its filer about each name that is looked up and each file that is opened or looked at. Once somebody has
-//! read the beginning of the directory it has fetched all of it (weed 4.48), and answers by itself as long as it is told of changes. So a directory whose files are opened one after another is read once, which takes nothing from
-//! what the mount below says of them.
+//! **Read-ahead.** As long as a directory was not read, `weed mount` asks its filer about every
+//! name that is looked up and every file that is opened or checked. Once the beginning was read,
+//! it has fetched the whole directory (weed 4.48), and answers by itself while it receives events.
+//! So [`ReaddirAhead`] reads a directory once when its files are opened one after another. The
+//! lower mount's answers stay the same.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -23,44 +24,44 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
 use super::attributes::proc_path;
-use super::inodes::Node;
+use super::inodes::Inode;
 
-/// Bytes of entries that are taken from the mount below at a time.
-const BATCH: usize = 32 << 10;
+/// Bytes of entries that one `getdents64` takes from the lower mount.
+const GETDENTS_BUFFER_SIZE: usize = 32 << 10;
 
-/// What became of an entry that was to be added to a reply.
+/// What became of an entry offered to a reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Taken {
+pub(super) enum AddOutcome {
     Added,
-    /// It does not exist any more.
+    /// The entry does not exist any more.
     Gone,
-    /// There was no room for it.
+    /// The reply had no room for it.
     Full,
 }
 
 /// An open directory.
 pub(super) struct OpenDirectory {
-    pub(super) node: Arc<Node>,
-    cursor: Mutex<Cursor>,
+    pub(super) inode: Arc<Inode>,
+    cursor: Mutex<DirectoryCursor>,
 }
 
-struct Cursor {
+struct DirectoryCursor {
     directory: OwnedFd,
-    /// The place before the first of `waiting`, or where `directory` stands if none wait.
-    place: u64,
-    /// Entries that have been taken from the mount below and not been asked for yet.
-    waiting: VecDeque<DirectoryEntry>,
+    /// The offset of the first entry in `buffered`, or that of `directory` if there is none.
+    offset: u64,
+    /// Entries taken from the lower mount and not yet returned.
+    buffered: VecDeque<DirectoryEntry>,
 }
 
 /// A name in a directory.
 #[derive(Debug)]
 pub(super) struct DirectoryEntry {
     pub(super) name: OsString,
-    pub(super) inode: u64,
-    /// `Unknown` if the mount below lists names without types.
+    pub(super) ino: u64,
+    /// `Unknown` if the lower mount lists names without types.
     pub(super) file_type: FileType,
-    /// The place after it.
-    pub(super) next: u64,
+    /// The offset after this entry.
+    pub(super) next_offset: u64,
 }
 
 impl DirectoryEntry {
@@ -71,30 +72,31 @@ impl DirectoryEntry {
 }
 
 impl OpenDirectory {
-    pub(super) fn open(node: Arc<Node>) -> io::Result<Self> {
+    pub(super) fn open(inode: Arc<Inode>) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = rustix::fs::open(proc_path(node.file()?.as_fd()), flags, Mode::empty())?;
-        let cursor = Cursor { directory, place: 0, waiting: VecDeque::new() };
-        Ok(Self { node, cursor: Mutex::new(cursor) })
+        let directory = rustix::fs::open(proc_path(inode.fd()?.as_fd()), flags, Mode::empty())?;
+        let cursor = DirectoryCursor { directory, offset: 0, buffered: VecDeque::new() };
+        Ok(Self { inode, cursor: Mutex::new(cursor) })
     }
 
-    /// Shows `take` the entries after the place `from`, until it has no room for one.
+    /// Offers `take` the entries from offset `from` on, until it reports [`AddOutcome::Full`].
     ///
     /// # Errors
-    /// Of the mount below or of `take`, if no entry was added before: else the next read meets them.
+    /// The lower mount's or `take`'s, unless an entry was added before; then the next
+    /// read meets the error.
     pub(super) fn read(
         &self,
         from: u64,
-        mut take: impl FnMut(&DirectoryEntry) -> io::Result<Taken>,
+        mut take: impl FnMut(&DirectoryEntry) -> io::Result<AddOutcome>,
     ) -> io::Result<()> {
         let mut cursor = self.cursor.lock();
         let mut added = false;
-        // Who goes back to the beginning wants to see what is new.
-        if from == 0 || from != cursor.place {
-            cursor.go(from)?;
+        // A rewind is to show new entries.
+        if from == 0 || from != cursor.offset {
+            cursor.seek(from)?;
         }
         loop {
-            if cursor.waiting.is_empty() {
+            if cursor.buffered.is_empty() {
                 match cursor.fetch() {
                     Ok(true) => {}
                     Ok(false) => return Ok(()),
@@ -102,15 +104,15 @@ impl OpenDirectory {
                     Err(error) => return Err(error),
                 }
             }
-            while let Some(entry) = cursor.waiting.front() {
+            while let Some(entry) = cursor.buffered.front() {
                 match take(entry) {
-                    Ok(Taken::Full) => return Ok(()),
-                    Ok(taken) => added |= taken == Taken::Added,
+                    Ok(AddOutcome::Full) => return Ok(()),
+                    Ok(taken) => added |= taken == AddOutcome::Added,
                     Err(_) if added => return Ok(()),
                     Err(error) => return Err(error),
                 }
-                cursor.place = entry.next;
-                cursor.waiting.pop_front();
+                cursor.offset = entry.next_offset;
+                cursor.buffered.pop_front();
             }
         }
     }
@@ -121,81 +123,84 @@ impl OpenDirectory {
     }
 }
 
-impl Cursor {
-    fn go(&mut self, place: u64) -> io::Result<()> {
-        self.waiting.clear();
-        // Some file systems have places beyond what is a valid offset for a seek from the start; the kernel takes them as they are.
-        rustix::fs::seek(&self.directory, SeekFrom::Start(place))?;
-        self.place = place;
+impl DirectoryCursor {
+    fn seek(&mut self, offset: u64) -> io::Result<()> {
+        self.buffered.clear();
+        // Some offsets are beyond what `lseek` documents as valid; the kernel passes them on
+        // unchanged.
+        rustix::fs::seek(&self.directory, SeekFrom::Start(offset))?;
+        self.offset = offset;
         Ok(())
     }
 
-    /// Takes more entries from the mount below; `false` if there are none.
+    /// Fills `buffered` from the lower mount; `false` at the end.
     fn fetch(&mut self) -> io::Result<bool> {
-        let mut buffer = [const { MaybeUninit::uninit() }; BATCH];
+        let mut buffer = [const { MaybeUninit::uninit() }; GETDENTS_BUFFER_SIZE];
         let mut entries = RawDir::new(&self.directory, &mut buffer);
         while let Some(entry) = entries.next() {
             let entry = entry?;
-            self.waiting.push_back(DirectoryEntry {
+            self.buffered.push_back(DirectoryEntry {
                 name: OsStr::from_bytes(entry.file_name().to_bytes()).to_owned(),
-                inode: entry.ino(),
+                ino: entry.ino(),
                 file_type: entry.file_type(),
-                next: entry.next_entry_cookie(),
+                next_offset: entry.next_entry_cookie(),
             });
             if entries.is_buffer_empty() {
                 break;
             }
         }
-        Ok(!self.waiting.is_empty())
+        Ok(!self.buffered.is_empty())
     }
 }
 
-/// After so long the mount below may have forgotten what it knew: `weed mount` does after 10 minutes in which nothing was asked.
-const AGAIN: Duration = Duration::from_secs(300);
+/// After this time the lower mount may have dropped the directory: `weed mount` does after 10
+/// minutes without a request for it.
+const REREAD_INTERVAL: Duration = Duration::from_secs(300);
 
 /// How many directories are remembered as read.
-const REMEMBERED: usize = 64;
+const MAX_REMEMBERED: usize = 64;
 
-/// The directories that were read, and whoever reads one.
+/// Reads directories ahead, one at a time.
 pub(super) struct ReaddirAhead {
-    read: Mutex<Vec<(Weak<Node>, Instant)>>,
-    /// Held by who reads, so that a mount below that hangs holds up one thread.
-    turn: Arc<Semaphore>,
+    recent: Mutex<Vec<(Weak<Inode>, Instant)>>,
+    /// Held by the running read, so that a hanging lower mount blocks one thread.
+    permit: Arc<Semaphore>,
 }
 
 impl ReaddirAhead {
     pub(super) fn new() -> Self {
-        Self { read: Mutex::default(), turn: Arc::new(Semaphore::new(1)) }
+        Self { recent: Mutex::default(), permit: Arc::new(Semaphore::new(1)) }
     }
 
-    /// The files of `directory` are opened one after another. Has the directory read on `runtime`, unless that was done lately or another is being read.
-    pub(super) fn expect(&self, directory: Arc<Node>, runtime: &Handle) {
-        let Ok(turn) = self.turn.clone().try_acquire_owned() else { return };
+    /// To be called when the files of `directory` are opened one after another. Reads the
+    /// directory on `runtime`, unless it was read lately or another is being read.
+    pub(super) fn read_ahead(&self, directory: Arc<Inode>, runtime: &Handle) {
+        let Ok(permit) = self.permit.clone().try_acquire_owned() else { return };
         if !self.is_due(&directory, Instant::now()) {
             return;
         }
         runtime.spawn_blocking(move || {
-            let _turn = turn;
-            // Who may not read it looks up what he knows, as before.
-            let read = OpenDirectory::open(directory).and_then(|open| open.read(0, |_| Ok(Taken::Full)));
+            let _permit = permit;
+            // Without permission to read the directory, lookups go on as before.
+            let read = OpenDirectory::open(directory).and_then(|open| open.read(0, |_| Ok(AddOutcome::Full)));
             if let Err(error) = read {
                 tracing::debug!(%error, "a directory below cannot be read ahead");
             }
         });
     }
 
-    /// Whether `directory` is to be read now, which it then counts as.
-    fn is_due(&self, directory: &Arc<Node>, now: Instant) -> bool {
-        let mut read = self.read.lock();
-        read.retain(|(node, at)| now.duration_since(*at) < AGAIN && node.strong_count() > 0);
-        if read.iter().any(|(node, _)| node.as_ptr() == Arc::as_ptr(directory)) {
+    /// Whether `directory` is to be read now. If so, it counts as read.
+    fn is_due(&self, directory: &Arc<Inode>, now: Instant) -> bool {
+        let mut recent = self.recent.lock();
+        recent.retain(|(inode, at)| now.duration_since(*at) < REREAD_INTERVAL && inode.strong_count() > 0);
+        if recent.iter().any(|(inode, _)| inode.as_ptr() == Arc::as_ptr(directory)) {
             return false;
         }
-        if read.len() == REMEMBERED {
-            // The one that was read first.
-            read.remove(0);
+        if recent.len() == MAX_REMEMBERED {
+            // The oldest.
+            recent.remove(0);
         }
-        read.push((Arc::downgrade(directory), now));
+        recent.push((Arc::downgrade(directory), now));
         true
     }
 }
@@ -205,32 +210,32 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::super::attributes::Attributes;
-    use super::super::inodes::{Nodes, ROOT};
+    use super::super::inodes::{InodeTable, ROOT};
     use super::*;
 
     #[test]
-    fn entries_come_once_each_however_small_the_replies() {
+    fn each_entry_is_returned_once_however_small_the_replies() {
         let dir = tempfile::tempdir().unwrap();
         let names: BTreeSet<OsString> = (0..2000).map(|i| format!("file-{i}").into()).collect();
         names.iter().for_each(|name| std::fs::write(dir.path().join(name), "").unwrap());
         let root = rustix::fs::open(dir.path(), OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
         let attributes = Attributes::of(&root).unwrap();
-        let nodes = Nodes::of_one(root, &attributes);
-        let directory = OpenDirectory::open(nodes.get(ROOT).unwrap()).unwrap();
+        let inodes = InodeTable::of_one(root, &attributes);
+        let directory = OpenDirectory::open(inodes.get(ROOT).unwrap()).unwrap();
         for _ in 0..2 {
-            let (mut seen, mut place) = (Vec::new(), 0);
+            let (mut seen, mut offset) = (Vec::new(), 0);
             loop {
-                let (from, mut room) = (place, 7);
+                let (from, mut room) = (offset, 7);
                 let take = |entry: &DirectoryEntry| {
                     if room == 0 {
-                        return Ok(Taken::Full);
+                        return Ok(AddOutcome::Full);
                     }
                     room -= 1;
-                    place = entry.next;
+                    offset = entry.next_offset;
                     if !entry.is_dots() {
                         seen.push(entry.name.clone());
                     }
-                    Ok(Taken::Added)
+                    Ok(AddOutcome::Added)
                 };
                 directory.read(from, take).unwrap();
                 if room == 7 {
@@ -243,30 +248,30 @@ mod tests {
     }
 
     #[test]
-    fn an_error_comes_before_the_end_of_a_listing_also_if_what_was_before_it_has_gone() {
+    fn an_error_is_reported_if_all_entries_before_it_are_gone() {
         let dir = tempfile::tempdir().unwrap();
         (0..4).for_each(|i| std::fs::write(dir.path().join(format!("file-{i}")), "").unwrap());
         let root = rustix::fs::open(dir.path(), OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
         let attributes = Attributes::of(&root).unwrap();
-        let nodes = Nodes::of_one(root, &attributes);
-        let directory = OpenDirectory::open(nodes.get(ROOT).unwrap()).unwrap();
-        let read = |results: [Option<Taken>; 2]| {
+        let inodes = InodeTable::of_one(root, &attributes);
+        let directory = OpenDirectory::open(inodes.get(ROOT).unwrap()).unwrap();
+        let read = |results: [Option<AddOutcome>; 2]| {
             let mut results = results.into_iter();
             directory.read(0, |_| results.next().flatten().ok_or_else(|| io::ErrorKind::Other.into()))
         };
-        assert!(read([Some(Taken::Gone), None]).is_err(), "an empty reply would be the end");
-        assert!(read([Some(Taken::Added), None]).is_ok(), "what was added is told first");
+        assert!(read([Some(AddOutcome::Gone), None]).is_err(), "an empty reply would be the end");
+        assert!(read([Some(AddOutcome::Added), None]).is_ok(), "what was added is told first");
     }
 
     #[test]
-    fn a_directory_is_due_once_in_a_while() {
+    fn a_directory_is_due_once_per_interval() {
         let dir = tempfile::tempdir().unwrap();
         let root = rustix::fs::open(dir.path(), OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
-        let nodes = Nodes::of_one(root.try_clone().unwrap(), &Attributes::of(&root).unwrap());
-        let directory = nodes.get(ROOT).unwrap();
+        let inodes = InodeTable::of_one(root.try_clone().unwrap(), &Attributes::of(&root).unwrap());
+        let directory = inodes.get(ROOT).unwrap();
         let (ahead, now) = (ReaddirAhead::new(), Instant::now());
         assert!(ahead.is_due(&directory, now));
-        assert!(!ahead.is_due(&directory, now + AGAIN / 2));
-        assert!(ahead.is_due(&directory, now + AGAIN));
+        assert!(!ahead.is_due(&directory, now + REREAD_INTERVAL / 2));
+        assert!(ahead.is_due(&directory, now + REREAD_INTERVAL));
     }
 }

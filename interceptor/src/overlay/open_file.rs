@@ -1,25 +1,32 @@
-//! Open files: each handle is an open file of the mount below, and what is asked of the one is asked of the other.
+//! Open files. Each handle has a file of the lower mount open, and passes requests on to it.
 //!
-//! The handle below is opened with the flags of the one above, but for three. `O_APPEND`: the kernel may write back mapped
-//! pages by way of any handle, and those must go where they belong; so each appending write says that it appends. The one
-//! exception is a file that can only be appended to (`chattr +a`), which no other handle may write. `O_DIRECT`: it asks
-//! for aligned memory, which requests do not have; the kernel's pages above are passed by, those below are not.
-//! `O_TRUNC`: the kernel asks for it by a request of its own.
+//! The lower file is opened with the handle's flags, except for three:
 //!
-//! Flags that a program may change of an open handle (`fcntl` with `F_SETFL`) come with each read and write, and those count.
+//! * `O_APPEND`: the kernel may write back mapped pages through any handle, at their own offset.
+//!   So each appending write says that it appends (`RWF_APPEND`). The exception is a file that is
+//!   append-only (`chattr +a`), which cannot be opened otherwise.
+//! * `O_DIRECT` requires aligned memory, which requests do not have. The handle bypasses the
+//!   kernel's pages of the overlay, but not those of the lower mount.
+//! * `O_TRUNC`: the kernel sends a truncation as a request of its own.
 //!
-//! A handle that is open for writing tells its file's [`Content`](super::content::Content) so from before it is opened until after it is closed below.
+//! Each read and write carries the flags that the handle has after `fcntl(F_SETFL)`; those count.
 //!
-//! **Large writes to a `weed mount`** pass the kernel's pages of it by: what is written is in the pages of the layer already, and to copy it to others as well is a large part of what a write
-//! costs this daemon. `O_DIRECT` is set as long as such writes come, and taken back before a read or a small write, which the pages below may put together with others
-//! (`-writebackCache`). Both ways mix, as the kernel keeps those pages true. Other daemons get no such writes: these are cut where pages end and all pieces sent at once, and some take only what
-//! comes in its order.
+//! A handle that can write is counted in the file's [`ContentState`](super::content::ContentState)
+//! from before it is opened until after it is closed below.
 //!
-//! Errors of writing back show at `close`, and a daemon below may make a file only then, as `weed mount` does. So a flush closes a duplicate of the handle below, which is
-//! what has a daemon below flush.
+//! **Large writes to a `weed mount`** bypass the kernel's pages of the lower mount. The data is in
+//! the pages of the overlay already, and a second copy is a large part of what a write costs this
+//! daemon. `O_DIRECT` is set while such writes come. It is cleared before a read or a small write,
+//! which the lower pages may combine with others (`-writebackCache`). Both kinds mix, since the
+//! kernel keeps the lower pages coherent. Other daemons get no such writes: direct writes are cut
+//! at page boundaries and sent concurrently, and some daemons accept only sequential ones.
+//!
+//! Errors of write-back show at `close`, and a lower daemon may create a file only then, as `weed
+//! mount` does. So `flush` closes a duplicate of the lower descriptor, which makes the kernel send
+//! `FUSE_FLUSH` below.
 
 use super::attributes::{Attributes, proc_path};
-use super::inodes::Node;
+use super::inodes::Inode;
 use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom, fcntl_getfl, fcntl_setfl};
 use rustix::io::ReadWriteFlags;
@@ -28,50 +35,50 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// From so many bytes on a write is large.
-const LARGE: usize = 128 << 10;
+/// The smallest write that bypasses the lower pages, in bytes.
+const MIN_DIRECT_WRITE: usize = 128 << 10;
 
-/// How large writes go to the file below.
+/// How large writes reach the lower file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum LargeWrites {
-    /// As all others do.
+    /// Through the kernel's pages of the lower mount, as all other writes.
     Paged,
-    /// Past the kernel's pages.
+    /// With `O_DIRECT`.
     Direct,
 }
 
 /// An open file.
 pub(super) struct OpenFile {
-    // Fields are dropped in this order: the handle below is closed before the file counts as no longer written.
+    // Drop order: the lower file is closed before the file counts as no longer open for writing.
     file: OwnedFd,
-    _writing: Option<Writing>,
-    pub(super) node: Arc<Node>,
-    /// Whether the handle below can only append.
-    only_appends: bool,
+    _writer: Option<WriterGuard>,
+    pub(super) inode: Arc<Inode>,
+    /// Whether the lower file is open with `O_APPEND`.
+    is_append_only: bool,
     large_writes: LargeWrites,
-    /// Those of [`CHANGING`] that the handle below has now.
+    /// Those of [`MUTABLE_FLAGS`] that the lower descriptor has now.
     flags: AtomicU32,
     flags_change: Mutex<()>,
 }
 
-/// Flags of the handle below that change while it is open.
-const CHANGING: OFlags = OFlags::DIRECT.union(OFlags::NOATIME);
+/// Flags of the lower descriptor that change while it is open.
+const MUTABLE_FLAGS: OFlags = OFlags::DIRECT.union(OFlags::NOATIME);
 
-/// While it lives, its file counts as being written.
-struct Writing(Arc<Node>);
+/// Counts the file as open for writing.
+struct WriterGuard(Arc<Inode>);
 
-impl Writing {
-    fn begin(node: &Arc<Node>, flags: i32) -> Option<Self> {
+impl WriterGuard {
+    fn begin(inode: &Arc<Inode>, flags: i32) -> Option<Self> {
         (flags & libc::O_ACCMODE != libc::O_RDONLY).then(|| {
-            node.content.writer_opens();
-            Self(node.clone())
+            inode.content.add_writer();
+            Self(inode.clone())
         })
     }
 }
 
-impl Drop for Writing {
+impl Drop for WriterGuard {
     fn drop(&mut self) {
-        self.0.content.writer_closed();
+        self.0.content.remove_writer();
     }
 }
 
@@ -81,8 +88,8 @@ impl AsFd for OpenFile {
     }
 }
 
-/// The flags with which the handle below is opened for one that is opened with `flags`.
-pub(super) fn flags_below(flags: i32) -> OFlags {
+/// The flags with which the lower file is opened for a handle with `flags`.
+pub(super) fn lower_flags(flags: i32) -> OFlags {
     let kept = OFlags::RWMODE | OFlags::SYNC | OFlags::DSYNC | OFlags::NOATIME;
     (OFlags::from_bits_retain(flags as u32) & kept) | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK
 }
@@ -92,55 +99,56 @@ fn appends(flags: i32) -> bool {
 }
 
 impl OpenFile {
-    /// Opens the file of `node`.
-    pub(super) fn open(node: Arc<Node>, flags: i32, large_writes: LargeWrites) -> io::Result<Self> {
-        let writing = Writing::begin(&node, flags);
-        let path_file = node.file()?;
-        let (path, below) = (proc_path(path_file.as_fd()), flags_below(flags));
-        let (file, only_appends) = match rustix::fs::open(&path, below, Mode::empty()) {
+    /// Opens the file of `inode`.
+    pub(super) fn open(inode: Arc<Inode>, flags: i32, large_writes: LargeWrites) -> io::Result<Self> {
+        let writer = WriterGuard::begin(&inode, flags);
+        let path_file = inode.fd()?;
+        let (path, below) = (proc_path(path_file.as_fd()), lower_flags(flags));
+        let (file, is_append_only) = match rustix::fs::open(&path, below, Mode::empty()) {
             Err(rustix::io::Errno::PERM) if appends(flags) => {
                 (rustix::fs::open(&path, below | OFlags::APPEND, Mode::empty())?, true)
             }
             opened => (opened?, false),
         };
-        Ok(Self { only_appends, ..Self::of(node, file, writing, flags, large_writes) })
+        Ok(Self { is_append_only, ..Self::of(inode, file, writer, flags, large_writes) })
     }
 
-    /// What was opened by creating it.
-    pub(super) fn created(node: Arc<Node>, file: OwnedFd, flags: i32, large_writes: LargeWrites) -> Self {
-        let writing = Writing::begin(&node, flags);
-        Self::of(node, file, writing, flags, large_writes)
+    /// A handle of `file`, which `O_CREAT` has just made.
+    pub(super) fn created(inode: Arc<Inode>, file: OwnedFd, flags: i32, large_writes: LargeWrites) -> Self {
+        let writer = WriterGuard::begin(&inode, flags);
+        Self::of(inode, file, writer, flags, large_writes)
     }
 
     fn of(
-        node: Arc<Node>,
+        inode: Arc<Inode>,
         file: OwnedFd,
-        writing: Option<Writing>,
+        writer: Option<WriterGuard>,
         flags: i32,
         large_writes: LargeWrites,
     ) -> Self {
         Self {
             file,
-            _writing: writing,
-            node,
-            only_appends: false,
+            _writer: writer,
+            inode,
+            is_append_only: false,
             large_writes,
-            flags: AtomicU32::new((flags_below(flags) & CHANGING).bits()),
+            flags: AtomicU32::new((lower_flags(flags) & MUTABLE_FLAGS).bits()),
             flags_change: Mutex::default(),
         }
     }
 
-    /// Whether the handle below can only append. Then pages of the kernel could not be written back.
-    pub(super) fn only_appends(&self) -> bool {
-        self.only_appends
+    /// Whether the lower file can only be appended to, so that the kernel could not write back
+    /// pages.
+    pub(super) fn is_append_only(&self) -> bool {
+        self.is_append_only
     }
 
-    /// The handle above has these flags now.
-    pub(super) fn follow(&self, flags: i32) {
+    /// Applies the handle's current flags to the lower descriptor.
+    pub(super) fn update_flags(&self, flags: i32) {
         self.set(OFlags::NOATIME, flags & libc::O_NOATIME != 0);
     }
 
-    /// Has the handle below pass the kernel's pages by, or not, from now on. Another thread may change that again at once: only the time it takes depends on it.
+    /// Sets or clears `O_DIRECT` below. A race with another thread costs time and nothing else.
     fn set_direct(&self, direct: bool) {
         self.set(OFlags::DIRECT, direct);
     }
@@ -156,12 +164,13 @@ impl OpenFile {
             fcntl_setfl(&self.file, flags).map(|()| flags)
         });
         if let Ok(flags) = set {
-            self.flags.store((flags & CHANGING).bits(), Ordering::Relaxed);
+            self.flags.store((flags & MUTABLE_FLAGS).bits(), Ordering::Relaxed);
         }
     }
 
-    /// The attributes of the file after all that programs have mapped and changed below was written back, as a daemon below tells them now.
-    pub(super) fn written_back(&self) -> io::Result<Attributes> {
+    /// Writes back what programs have changed below through mappings, and returns the attributes
+    /// that the lower daemon then tells.
+    pub(super) fn write_back_and_stat(&self) -> io::Result<Attributes> {
         let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE
             | libc::SYNC_FILE_RANGE_WRITE
             | libc::SYNC_FILE_RANGE_WAIT_AFTER;
@@ -170,7 +179,7 @@ impl OpenFile {
         Attributes::fresh(&self.file)
     }
 
-    /// Reads up to `buffer.len()` bytes from `offset` on; fewer are the end of the file.
+    /// Reads up to `buffer.len()` bytes from `offset` on. Fewer mean the end of the file.
     pub(super) fn read(&self, mut buffer: &mut [u8], mut offset: u64) -> io::Result<usize> {
         self.set_direct(false);
         let mut read = 0;
@@ -183,7 +192,7 @@ impl OpenFile {
                     read += count;
                 }
                 Err(rustix::io::Errno::INTR) => {}
-                // What came before it is told first; the next read meets the error.
+                // A partial read is returned first; the next read meets the error.
                 Err(_) if read > 0 => break,
                 Err(error) => return Err(error.into()),
             }
@@ -191,15 +200,15 @@ impl OpenFile {
         Ok(read)
     }
 
-    /// Writes `data` at `offset`; or at the end if the handle above appends by its `flags` of now and the bytes do not
-    /// come from the kernel's pages (`mapped`).
+    /// Writes `data` at `offset`. Appends if the handle's current `flags` say so, unless the
+    /// kernel writes back pages (`mapped`). Returns how many bytes were written.
     pub(super) fn write(&self, data: &[u8], offset: u64, flags: i32, mapped: bool) -> io::Result<usize> {
         let at_end = appends(flags) && !mapped;
-        if self.only_appends && !at_end {
+        if self.is_append_only && !at_end {
             return Err(io::Error::from_raw_os_error(libc::EPERM));
         }
         let flags = if at_end { ReadWriteFlags::APPEND } else { ReadWriteFlags::empty() };
-        self.set_direct(self.large_writes == LargeWrites::Direct && data.len() >= LARGE);
+        self.set_direct(self.large_writes == LargeWrites::Direct && data.len() >= MIN_DIRECT_WRITE);
         let mut written = 0;
         while written < data.len() {
             let rest = [IoSlice::new(&data[written..])];
@@ -214,7 +223,7 @@ impl OpenFile {
         Ok(written)
     }
 
-    /// One of the descriptors of the handle is closed.
+    /// A program has closed one descriptor of the handle.
     pub(super) fn flush(&self) -> io::Result<()> {
         let duplicate = nix::unistd::dup(&self.file)?;
         nix::unistd::close(duplicate)?;
@@ -234,7 +243,8 @@ impl OpenFile {
         Ok(rustix::fs::fallocate(&self.file, mode, offset, len)?)
     }
 
-    /// Finds data or a hole from `offset` on. Of the kernel's kinds of seeking only these two are asked for.
+    /// Finds data or a hole from `offset` on. The kernel resolves other kinds of `whence` by
+    /// itself.
     pub(super) fn seek(&self, offset: u64, whence: i32) -> io::Result<u64> {
         let to = match whence {
             libc::SEEK_DATA => SeekFrom::Data(offset),
@@ -244,7 +254,7 @@ impl OpenFile {
         Ok(rustix::fs::seek(&self.file, to)?)
     }
 
-    /// Has the mount below copy, which may be without moving a byte.
+    /// Has the lower mount copy, which may share blocks. Returns how many bytes were copied.
     pub(super) fn copy_to(
         &self,
         mut offset: u64,
@@ -259,17 +269,17 @@ impl OpenFile {
 
 #[cfg(test)]
 impl OpenFile {
-    /// A handle of the file at `path`, in a tree of its own.
+    /// A handle of the file at `path`, in an inode table of its own.
     pub(super) fn at(path: &std::path::Path, flags: i32) -> Self {
-        use super::inodes::{Nodes, ROOT};
+        use super::inodes::{InodeTable, ROOT};
         let held = |path: &std::path::Path| -> OwnedFd {
             rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap()
         };
         let (root, file) = (held(path.parent().unwrap()), held(path));
-        let nodes = Nodes::of_one(root, &Attributes::of(&file).unwrap());
-        let (attributes, root) = (Attributes::of(&file).unwrap(), nodes.get(ROOT).unwrap());
-        let node = nodes.found((&root, "file".as_ref()), file, &attributes).unwrap();
-        Self::open(node, flags, LargeWrites::Paged).unwrap()
+        let inodes = InodeTable::of_one(root, &Attributes::of(&file).unwrap());
+        let (attributes, root) = (Attributes::of(&file).unwrap(), inodes.get(ROOT).unwrap());
+        let inode = inodes.insert((&root, "file".as_ref()), file, &attributes).unwrap();
+        Self::open(inode, flags, LargeWrites::Paged).unwrap()
     }
 }
 
@@ -277,7 +287,7 @@ impl OpenFile {
 mod tests {
     use super::*;
 
-    /// A handle of a new file with the content `abc`, and the directory that it is in.
+    /// A handle of a new file with the content `abc`, and its directory.
     fn open(flags: i32) -> (OpenFile, tempfile::TempDir) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
@@ -286,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn appending_writes_go_to_the_end_and_pages_to_their_place() {
+    fn appending_writes_go_to_the_end_and_mapped_pages_to_their_offset() {
         let (file, _dir) = open(libc::O_RDWR | libc::O_APPEND);
         assert_eq!(file.write(b"de", 0, libc::O_APPEND, false).unwrap(), 2);
         assert_eq!(file.write(b"X", 0, libc::O_APPEND, true).unwrap(), 1);
@@ -300,19 +310,19 @@ mod tests {
     }
 
     #[test]
-    fn the_handle_below_follows_what_a_program_changes_of_its_own() {
+    fn the_lower_descriptor_follows_flags_that_a_program_changes() {
         let (file, _dir) = open(libc::O_RDONLY);
         let has = |flag| fcntl_getfl(&file.file).unwrap().contains(flag);
         assert!(!has(OFlags::NOATIME));
-        file.follow(libc::O_NOATIME);
+        file.update_flags(libc::O_NOATIME);
         assert!(has(OFlags::NOATIME));
         file.set_direct(true);
-        file.follow(0);
+        file.update_flags(0);
         assert!(!has(OFlags::NOATIME));
     }
 
     #[test]
-    fn errors_are_those_of_the_file_below() {
+    fn errors_are_those_of_the_lower_file() {
         let (file, _dir) = open(libc::O_RDONLY);
         assert_eq!(file.write(b"x", 0, 0, false).unwrap_err().raw_os_error(), Some(libc::EBADF));
         assert_eq!(file.seek(3, libc::SEEK_DATA).unwrap_err().raw_os_error(), Some(libc::ENXIO));

@@ -1,4 +1,11 @@
-//! Who finds out, at each open for reading, which version of a file is served instead of the file below.
+//! Where versions come from. At each open for reading, a [`VersionSource`] looks for a version of
+//! the file that can answer reads instead of the lower mount.
+//!
+//! ```text
+//! open ─► OverlayFs::open_lower ─► VersionSource::resolve ─► find      filer_source, lower_source
+//!              flags of the reply ◄─ attributes ◄┘    └─► ContentState::install
+//! read ─► ContentState::served ─► Reader::read, else the lower file
+//! ```
 
 use std::io;
 use std::sync::Arc;
@@ -6,55 +13,62 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 
 use super::attributes::Attributes;
-use super::content::{Quiet, Served};
+use super::content::{ChangeToken, ServedVersion};
 use super::open_file::OpenFile;
 use crate::read::Reader;
 
-/// Who a file was opened for.
+/// Why a file is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Whom {
-    /// A program, which will read it, and may read others after it.
-    Program,
-    /// Nobody who reads it soon.
-    Nobody,
+pub(super) enum OpenIntent {
+    /// A program reads the file, and may open others of the directory next.
+    Read,
+    /// Its version is looked up; it need not be read soon.
+    Probe,
 }
 
-/// Decides what is served.
+/// Finds versions of lower files, and reads them.
 pub(super) trait VersionSource: Send + Sync {
-    /// Reads what is served.
+    /// Reads the versions that the source finds.
     fn reader(&self) -> &Arc<Reader>;
 
-    /// Where that is done.
+    /// The runtime on which reads and lookups run.
     fn runtime(&self) -> &Handle;
 
-    /// Whether the filer's events arrive. Without a filer there are none.
+    /// Whether the filer's events arrive; `false` for a source without a filer.
     fn is_live(&self) -> bool {
         false
     }
 
-    /// Whether what is served are the bytes that who passes the kernel's pages by wants.
+    /// Whether handles with `O_DIRECT` may be served.
     fn serves_direct(&self) -> bool;
 
-    /// What can be served instead of a file with these attributes, if it has not changed since `quiet`.
-    fn find(&self, file: &Arc<OpenFile>, attributes: &Attributes, quiet: Quiet, whom: Whom)
-    -> Option<Served>;
+    /// The version that can answer reads of `file`, which has `attributes` and has not changed
+    /// since `token`. Blocks.
+    fn find(
+        &self,
+        file: &Arc<OpenFile>,
+        attributes: &Attributes,
+        token: ChangeToken,
+        intent: OpenIntent,
+    ) -> Option<ServedVersion>;
 
-    /// Whether a handle that was opened with `flags` may be served. Who passes the kernel's pages by wants the bytes of the mount below, unless they are the cluster's anyway.
+    /// Whether a handle with `flags` may be served.
     fn serves(&self, flags: i32) -> bool {
         flags & libc::O_ACCMODE == libc::O_RDONLY && (flags & libc::O_DIRECT == 0 || self.serves_direct())
     }
 
-    /// `file` was opened for reading: finds out who is to answer its reads from now on. Waits for the mount below and for a filer.
-    /// Returns what the mount below shows.
-    fn resolve(&self, file: &Arc<OpenFile>, whom: Whom) -> io::Result<Attributes> {
-        let content = &file.node.content;
-        let quiet = content.quiet();
-        let attributes = file.written_back()?;
-        if let Some(quiet) = quiet {
-            content.serve(self.find(file, &attributes, quiet, whom), quiet);
+    /// Looks for the version of `file`, which was opened for reading, and has it answer reads from
+    /// now on. Blocks on the lower mount and on a filer. Returns the attributes that the lower
+    /// mount shows.
+    fn resolve(&self, file: &Arc<OpenFile>, intent: OpenIntent) -> io::Result<Attributes> {
+        let content = &file.inode.content;
+        let token = content.change_token();
+        let attributes = file.write_back_and_stat()?;
+        if let Some(token) = token {
+            content.install(self.find(file, &attributes, token, intent), token);
         }
-        if whom == Whom::Program
-            && let Some(Served { version, .. }) = content.served()
+        if intent == OpenIntent::Read
+            && let Some(ServedVersion { version, .. }) = content.served()
             && version.is_small_and_unread()
         {
             let _runtime = self.runtime().enter();

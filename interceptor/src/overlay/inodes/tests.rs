@@ -1,4 +1,4 @@
-//! What the table of inodes keeps, closes and finds again.
+//! Tests of the inode table: reopening, closing idle descriptors, reuse of numbers and handles.
 
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
@@ -12,211 +12,210 @@ fn open(path: &std::path::Path) -> (OwnedFd, Attributes) {
     (file, attributes)
 }
 
-/// The nodes of a directory, and one that has been found in it.
-fn nodes_of(dir: &std::path::Path, is_local: bool, name: &str) -> (Nodes, Arc<Node>) {
+/// The inodes of a directory, and one found in it.
+fn inodes_of(dir: &std::path::Path, is_local: bool, name: &str) -> (InodeTable, Arc<Inode>) {
     let (root, attributes) = open(dir);
-    let alarm = sync_channel(1).0;
-    let nodes = Nodes::new(root, &attributes, is_local, usize::MAX, alarm).unwrap();
-    let node = find(&nodes, &nodes.get(ROOT).unwrap(), dir, name);
-    (nodes, node)
+    let signal = sync_channel(1).0;
+    let inodes = InodeTable::new(root, &attributes, is_local, usize::MAX, signal).unwrap();
+    let inode = find(&inodes, &inodes.get(ROOT).unwrap(), dir, name);
+    (inodes, inode)
 }
 
-fn find(nodes: &Nodes, parent: &Arc<Node>, dir: &std::path::Path, name: &str) -> Arc<Node> {
+fn find(inodes: &InodeTable, parent: &Arc<Inode>, dir: &std::path::Path, name: &str) -> Arc<Inode> {
     let (file, attributes) = open(&dir.join(name));
-    nodes.found((parent, OsStr::new(name)), file, &attributes).unwrap()
+    inodes.insert((parent, OsStr::new(name)), file, &attributes).unwrap()
 }
 
 #[test]
-fn idle_directories_of_a_fuse_mount_are_found_again_by_name_or_not_at_all() {
+fn idle_directories_of_a_fuse_mount_are_reopened_by_name_or_fail_with_estale() {
     let dir = tempfile::tempdir().unwrap();
     let outer = dir.path().join("outer");
     fs::create_dir_all(outer.join("inner")).unwrap();
     fs::write(dir.path().join("file"), "").unwrap();
-    let (nodes, node) = nodes_of(dir.path(), false, "outer");
-    let inner = find(&nodes, &node, &outer, "inner").id;
-    let file = find(&nodes, &nodes.get(ROOT).unwrap(), dir.path(), "file").id;
-    let node = { node }.id;
-    let names = nodes.close_idle(usize::MAX);
+    let (inodes, inode) = inodes_of(dir.path(), false, "outer");
+    let inner = find(&inodes, &inode, &outer, "inner").id;
+    let file = find(&inodes, &inodes.get(ROOT).unwrap(), dir.path(), "file").id;
+    let inode = { inode }.id;
+    let names = inodes.close_idle(usize::MAX);
     assert_eq!(names.iter().map(|name| &*name.name).collect::<Vec<_>>(), ["file"]);
     drop(names);
-    assert_eq!(nodes.descriptors.count(), 2, "the root, and the file until the kernel forgets it");
-    nodes.forget(file, 1);
-    assert_eq!(nodes.descriptors.count(), 1);
+    assert_eq!(inodes.fds.count(), 2, "the root, and the file until the kernel forgets it");
+    inodes.forget(file, 1);
+    assert_eq!(inodes.fds.count(), 1);
 
-    let inner = nodes.get(inner).unwrap();
-    let found = Attributes::of(&*inner.file().unwrap()).unwrap();
-    assert_eq!(found.number(), open(&outer.join("inner")).1.number());
-    assert!(nodes.get(node).unwrap().has_file(), "on the way");
+    let inner = inodes.get(inner).unwrap();
+    let found = Attributes::of(&*inner.fd().unwrap()).unwrap();
+    assert_eq!(found.dev_ino(), open(&outer.join("inner")).1.dev_ino());
+    assert!(inodes.get(inode).unwrap().has_fd(), "reopened on the way");
     drop(inner);
-    nodes.close_idle(usize::MAX);
+    inodes.close_idle(usize::MAX);
     fs::rename(&outer, dir.path().join("elsewhere")).unwrap();
     fs::create_dir(&outer).unwrap();
-    let error = nodes.get(node).unwrap().file().err().unwrap();
+    let error = inodes.get(inode).unwrap().fd().err().unwrap();
     assert_eq!(error.raw_os_error(), Some(libc::ESTALE), "another has its name");
 }
 
 #[test]
-fn idle_files_of_a_local_file_system_are_closed_and_found_wherever_they_are() {
+fn idle_files_of_a_local_file_system_are_closed_and_reopened_after_a_rename() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("file"), "").unwrap();
-    let (nodes, node) = nodes_of(dir.path(), true, "file");
-    if nodes.descriptors.open_by_handle(&node.key).is_none() {
+    let (inodes, inode) = inodes_of(dir.path(), true, "file");
+    if inodes.fds.open_by_handle(&inode.handle).is_none() {
         return;
     }
-    let id = node.id;
-    nodes.close_unused();
-    assert!(node.has_file(), "it was used just now");
+    let id = inode.id;
+    inodes.close_idle_fds();
+    assert!(inode.has_fd(), "it was used just now");
     let long_ago = Instant::now() - 2 * IDLE_TIMEOUT;
-    node.held.lock().used = long_ago;
-    let open = node.clone();
-    nodes.close_unused();
-    assert!(node.has_file(), "somebody has it open");
-    drop((open, node));
-    nodes.close_unused();
-    assert!(!nodes.get(id).unwrap().has_file());
+    inode.slot.lock().last_used = long_ago;
+    let open = inode.clone();
+    inodes.close_idle_fds();
+    assert!(inode.has_fd(), "a handle is open");
+    drop((open, inode));
+    inodes.close_idle_fds();
+    assert!(!inodes.get(id).unwrap().has_fd());
     fs::rename(dir.path().join("file"), dir.path().join("renamed")).unwrap();
-    let found = Attributes::of(&*nodes.get(id).unwrap().file().unwrap()).unwrap();
-    assert_eq!(found.number(), open_at(dir.path(), "renamed"));
-    nodes.close_idle(usize::MAX);
+    let found = Attributes::of(&*inodes.get(id).unwrap().fd().unwrap()).unwrap();
+    assert_eq!(found.dev_ino(), open_at(dir.path(), "renamed"));
+    inodes.close_idle(usize::MAX);
     fs::remove_file(dir.path().join("renamed")).unwrap();
-    let error = nodes.get(id).unwrap().file().err().unwrap();
+    let error = inodes.get(id).unwrap().fd().err().unwrap();
     assert_eq!(error.raw_os_error(), Some(libc::ESTALE));
 }
 
 fn open_at(dir: &std::path::Path, name: &str) -> (u64, u64) {
-    open(&dir.join(name)).1.number()
+    open(&dir.join(name)).1.dev_ino()
 }
 
 #[test]
-fn a_name_to_be_forgotten_is_of_the_directory_that_had_it() {
+fn an_evictable_dentry_keeps_its_directorys_number() {
     let dir = tempfile::tempdir().unwrap();
     let outer = dir.path().join("outer");
     fs::create_dir(&outer).unwrap();
     fs::write(outer.join("file"), "").unwrap();
-    let (nodes, node) = nodes_of(dir.path(), false, "outer");
-    find(&nodes, &node, &outer, "file");
-    let id = { node }.id;
-    let names = nodes.close_idle(usize::MAX);
+    let (inodes, inode) = inodes_of(dir.path(), false, "outer");
+    find(&inodes, &inode, &outer, "file");
+    let id = { inode }.id;
+    let names = inodes.close_idle(usize::MAX);
     assert_eq!((names.len(), names[0].directory), (1, id));
-    nodes.forget(id, 1);
-    assert!(nodes.get(id).is_some(), "its number may not become another's yet");
+    inodes.forget(id, 1);
+    assert!(inodes.get(id).is_some(), "its number may not become another's yet");
     drop(names);
-    assert!(nodes.get(id).is_none());
-    assert!(nodes.close_idle(usize::MAX).is_empty(), "the number may be another's");
+    assert!(inodes.get(id).is_none());
+    assert!(inodes.close_idle(usize::MAX).is_empty(), "the number may be another's");
 }
 
 #[test]
-fn names_of_a_file_are_one_node_until_it_is_forgotten() {
+fn hard_links_share_one_inode_until_it_is_forgotten() {
     let dir = tempfile::tempdir().unwrap();
     let (a, b) = (dir.path().join("a"), dir.path().join("b"));
     std::fs::write(&a, "").unwrap();
     std::fs::hard_link(&a, &b).unwrap();
     let (root, attributes) = open(dir.path());
-    let nodes = Nodes::of_one(root, &attributes);
+    let inodes = InodeTable::of_one(root, &attributes);
     let find = |path: &std::path::Path| {
         let (file, attributes) = open(path);
-        nodes.found((&nodes.get(ROOT).unwrap(), path.file_name().unwrap()), file, &attributes).unwrap()
+        inodes.insert((&inodes.get(ROOT).unwrap(), path.file_name().unwrap()), file, &attributes).unwrap()
     };
     let first = find(&a);
-    assert_eq!(first.id, open(&a).1.number().1, "the inode number is the node's");
+    assert_eq!(first.id, open(&a).1.dev_ino().1, "the file number is the inode's");
     assert_eq!(find(&b).id, first.id);
     assert_eq!(first.path().unwrap(), ["b"]);
-    let root = nodes.get(ROOT).unwrap();
-    assert_eq!(nodes.moved(&first.key, (&root, "c".as_ref())).unwrap().id, first.id);
+    let root = inodes.get(ROOT).unwrap();
+    assert_eq!(inodes.relocate(&first.handle, (&root, "c".as_ref())).unwrap().id, first.id);
     assert_eq!(first.path().unwrap(), ["c"]);
-    nodes.forget(first.id, 1);
-    assert!(nodes.get(first.id).is_some());
-    nodes.forget(first.id, 1);
-    assert!(nodes.get(first.id).is_none());
-    assert_eq!(nodes.len(), 1);
+    inodes.forget(first.id, 1);
+    assert!(inodes.get(first.id).is_some());
+    inodes.forget(first.id, 1);
+    assert!(inodes.get(first.id).is_none());
+    assert_eq!(inodes.len(), 1);
     assert!(find(&a).generation > first.generation);
-    nodes.forget(ROOT, 100);
-    assert!(nodes.get(ROOT).is_some());
+    inodes.forget(ROOT, 100);
+    assert!(inodes.get(ROOT).is_some());
 }
 
 #[test]
-fn a_number_that_became_another_kind_of_file_is_another_node() {
+fn a_handle_reused_for_another_file_type_is_another_inode() {
     let dir = tempfile::tempdir().unwrap();
     let (root, attributes) = open(dir.path());
     let dir_again = File::open(dir.path()).unwrap();
-    let nodes = Nodes::of_one(root, &attributes);
+    let inodes = InodeTable::of_one(root, &attributes);
     std::fs::write(dir.path().join("file"), "").unwrap();
     let (file, of_file) = open(&dir.path().join("file"));
-    let root = nodes.get(ROOT).unwrap();
-    let node = nodes.found((&root, OsStr::new("file")), file, &of_file).unwrap();
-    // A daemon below gave the number to a directory: as if the table knew the old file under the directory's key.
-    let key = FileKey::of(dir_again).unwrap();
+    let root = inodes.get(ROOT).unwrap();
+    let inode = inodes.insert((&root, OsStr::new("file")), file, &of_file).unwrap();
+    // As if a lower daemon had given the file's handle to a directory.
+    let handle = FileHandle::of(dir_again).unwrap();
     {
-        let mut table = nodes.table.lock();
-        table.by_key.insert(key, node.id);
+        let mut index = inodes.index.lock();
+        index.handle_to_id.insert(handle, inode.id);
     }
     let (directory, of_directory) = open(dir.path());
-    let other = nodes.found((&root, OsStr::new("directory")), directory, &of_directory).unwrap();
-    assert_ne!(other.id, node.id);
-    assert!(nodes.get(node.id).is_some(), "the kernel may still name it");
+    let other = inodes.insert((&root, OsStr::new("directory")), directory, &of_directory).unwrap();
+    assert_ne!(other.id, inode.id);
+    assert!(inodes.get(inode.id).is_some(), "the kernel may still name it");
 }
 
 #[test]
-fn when_there_are_many_those_go_that_nobody_has_used_for_longest() {
+fn above_the_limit_the_least_recently_used_idle_inodes_are_reclaimed() {
     let dir = tempfile::tempdir().unwrap();
     let (root, attributes) = open(dir.path());
-    let (crowded, alarm) = sync_channel(1);
-    let nodes = Nodes::new(root, &attributes, false, 10, crowded).unwrap();
-    let (root, mut held) = (nodes.get(ROOT).unwrap(), Vec::new());
+    let (over_limit, signal) = sync_channel(1);
+    let inodes = InodeTable::new(root, &attributes, false, 10, over_limit).unwrap();
+    let (root, mut held) = (inodes.get(ROOT).unwrap(), Vec::new());
     for number in 0..20 {
         let name = format!("{number:02}");
         match number {
             0 => fs::create_dir(dir.path().join(&name)).unwrap(),
             _ => fs::write(dir.path().join(&name), "").unwrap(),
         }
-        assert_eq!(alarm.try_recv().is_ok(), number > 9);
-        let node = find(&nodes, &root, dir.path(), &name);
-        // As an open file does.
+        assert_eq!(signal.try_recv().is_ok(), number > 9);
+        let inode = find(&inodes, &root, dir.path(), &name);
+        // An open file keeps a reference, too.
         if number == 2 {
-            held.push(node);
+            held.push(inode);
         }
     }
-    let names = nodes.relieve();
+    let names = inodes.reclaim();
     let mut names: Vec<_> = names.iter().map(|forgettable| &*forgettable.name).collect();
     names.sort();
     assert_eq!(names, ["01", "03", "04", "05"], "and the directory");
-    assert_eq!(nodes.descriptors.count(), 20);
+    assert_eq!(inodes.fds.count(), 20);
 }
 
 #[test]
-fn where_files_are_not_found_by_handle_descriptors_stay() {
-    // Another user for the file system, on this thread alone: it takes the right to open by
-    // handles away.
+fn descriptors_stay_open_where_handles_cannot_be_opened() {
+    // Another file system uid, on this thread alone, takes `CAP_DAC_READ_SEARCH` away.
     let nobody = nix::unistd::Uid::from_raw(65534);
     let dir = tempfile::tempdir().unwrap();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     fs::write(dir.path().join("file"), "").unwrap();
     let mine = nix::unistd::setfsuid(nobody);
-    let (nodes, node) = nodes_of(dir.path(), true, "file");
+    let (inodes, inode) = inodes_of(dir.path(), true, "file");
     nix::unistd::setfsuid(mine);
-    assert!(!nodes.descriptors.finds_by_handle());
-    node.held.lock().used = Instant::now() - 2 * IDLE_TIMEOUT;
-    let id = { node }.id;
-    nodes.close_unused();
-    let names = nodes.close_idle(usize::MAX);
+    assert!(!inodes.fds.can_open_by_handle());
+    inode.slot.lock().last_used = Instant::now() - 2 * IDLE_TIMEOUT;
+    let id = { inode }.id;
+    inodes.close_idle_fds();
+    let names = inodes.close_idle(usize::MAX);
     assert_eq!(names.len(), 1, "the kernel can forget it");
-    assert!(nodes.get(id).unwrap().has_file(), "its name may lead elsewhere by now");
+    assert!(inodes.get(id).unwrap().has_fd(), "its name may lead elsewhere by now");
 }
 
 #[test]
-fn a_directory_without_a_descriptor_may_have_lost_its_key_to_another() {
+fn a_directory_without_a_descriptor_may_have_lost_its_handle() {
     let dir = tempfile::tempdir().unwrap();
     for name in ["old", "new"] {
         fs::create_dir(dir.path().join(name)).unwrap();
     }
-    let (nodes, old) = nodes_of(dir.path(), false, "old");
+    let (inodes, old) = inodes_of(dir.path(), false, "old");
     let old = { old }.id;
-    let key = FileKey::of(File::open(dir.path().join("new")).unwrap()).unwrap();
-    // As if the daemon below had given it to the other one.
-    nodes.table.lock().by_key.insert(key, old);
-    nodes.close_idle(usize::MAX);
-    assert!(!nodes.get(old).unwrap().has_file());
-    let new = find(&nodes, &nodes.get(ROOT).unwrap(), dir.path(), "new");
+    let handle = FileHandle::of(File::open(dir.path().join("new")).unwrap()).unwrap();
+    // As if the lower daemon had given the old directory's handle to the new one.
+    inodes.index.lock().handle_to_id.insert(handle, old);
+    inodes.close_idle(usize::MAX);
+    assert!(!inodes.get(old).unwrap().has_fd());
+    let new = find(&inodes, &inodes.get(ROOT).unwrap(), dir.path(), "new");
     assert_ne!(new.id, old);
-    assert_eq!(new.number, open_at(dir.path(), "new"));
+    assert_eq!(new.dev_ino, open_at(dir.path(), "new"));
 }
