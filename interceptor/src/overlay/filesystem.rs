@@ -13,7 +13,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use fuser::{
@@ -63,12 +63,12 @@ pub(super) struct OverlayFs {
     /// Finds versions that answer reads; `None` if the lower mount answers all.
     pub(super) source: Option<Arc<dyn VersionSource>>,
     /// The address of the status API, once it is known.
-    pub(super) status_api: Arc<std::sync::OnceLock<SocketAddr>>,
+    pub(super) status_api: Arc<OnceLock<SocketAddr>>,
     /// Issues the values of [`READ_TICKET_XATTR`].
     pub(super) tickets: Arc<TicketIssuer>,
     pub(super) requests: Arc<RequestTracker>,
     /// Set before the first request.
-    pub(super) notifier: Arc<std::sync::OnceLock<Notifier>>,
+    pub(super) notifier: Arc<OnceLock<Notifier>>,
 }
 
 thread_local! {

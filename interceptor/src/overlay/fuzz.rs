@@ -74,7 +74,7 @@ fn an_overlay_survives_any_request() {
     };
     let cache = Arc::new(Cache::new(16 << 20).unwrap());
     let kept = LowerSource::new(cache, true, metrics.clone(), run.runtime.handle().clone());
-    let (over_limit, _signal) = inode_limit::signal();
+    let (over_limit, _wakeups) = inode_limit::channel();
     let tree = Arc::new(LowerTree::new(&lower, inode_limit::max_fds(1000), over_limit).unwrap());
     let overlay = OverlayFs {
         tree,

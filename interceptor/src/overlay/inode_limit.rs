@@ -25,7 +25,7 @@ pub(super) fn max_fds(process_limit: u64) -> usize {
 }
 
 /// The channel by which the inode table wakes the thread.
-pub(super) fn signal() -> (SyncSender<()>, Receiver<()>) {
+pub(super) fn channel() -> (SyncSender<()>, Receiver<()>) {
     // One pending signal is enough.
     sync_channel(1)
 }
@@ -36,27 +36,27 @@ pub(super) fn signal() -> (SyncSender<()>, Receiver<()>) {
 ///
 /// # Errors
 /// The thread cannot be started.
-pub(super) fn spawn(inodes: &Arc<InodeTable>, signal: Receiver<()>, notifier: Notifier) -> io::Result<()> {
+pub(super) fn spawn(inodes: &Arc<InodeTable>, wakeups: Receiver<()>, notifier: Notifier) -> io::Result<()> {
     let closes_idle_fds = inodes.closes_idle_fds();
     // The table owns the sender: when the table is dropped, the thread ends.
     let inodes = Arc::downgrade(inodes);
     let work = move || {
-        let mut last_look = Instant::now();
+        let mut last_scan = Instant::now();
         loop {
-            let heard = match closes_idle_fds {
-                true => signal.recv_timeout(IDLE_TIMEOUT),
-                false => signal.recv().map_err(RecvTimeoutError::from),
+            let wakeup = match closes_idle_fds {
+                true => wakeups.recv_timeout(IDLE_TIMEOUT),
+                false => wakeups.recv().map_err(RecvTimeoutError::from),
             };
             let Some(inodes) = inodes.upgrade() else { return };
-            match heard {
+            match wakeup {
                 Ok(()) => _ = contained(|| reclaim(&inodes, &notifier)),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             // Also when signals leave no time-out between them.
-            if closes_idle_fds && last_look.elapsed() >= IDLE_TIMEOUT {
+            if closes_idle_fds && last_scan.elapsed() >= IDLE_TIMEOUT {
                 contained(|| inodes.close_idle_fds());
-                last_look = Instant::now();
+                last_scan = Instant::now();
             }
         }
     };

@@ -53,7 +53,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use fuser::SessionACL;
@@ -156,18 +156,9 @@ pub struct LowerInfo {
 pub struct Overlay {
     at: MountInfo,
     lower: LowerInfo,
-    serving: ServingSession,
-    reporter: MountReporter,
-}
-
-/// The session with the kernel, whose threads run as long as the mount is in use.
-struct ServingSession {
-    tree: Arc<LowerTree>,
-    source: Option<Arc<dyn VersionSource>>,
+    fs: OverlayFs,
     session: RunningSession,
-    /// The address of the status API, once it is known.
-    status_api: Arc<OnceLock<SocketAddr>>,
-    tickets: Arc<TicketIssuer>,
+    reporter: MountReporter,
 }
 
 impl Overlay {
@@ -209,16 +200,16 @@ impl Overlay {
         let started = tokio::task::spawn_blocking(move || {
             let cpu_latency = CpuLatencyQos::new(keep_awake, &metrics);
             start_session(&lower, source, metrics, cpu_latency, threads)
-                .map(|(serving, mount)| (serving, mount, lower))
+                .map(|(fs, session, mount)| (fs, session, mount, lower))
         });
-        let (serving, mount, lower) = started.await.map_err(thread_failed)??;
+        let (fs, session, mount, lower) = started.await.map_err(thread_failed)??;
         let answered = first_answer(move || lower::await_answer(&mount).map(|()| mount)).await;
         let mount = answered.map_err(|source| AttachError::Unusable { path: lower.path.clone(), source })?;
         let placed = tokio::task::spawn_blocking(move || {
             let at = lower::move_into_place(mount, &lower, old.as_ref(), &reporter)?;
             at.set_read_ahead(read_ahead_kib);
             let info = LowerInfo { source: lower.source, fs_type: lower.fs_type };
-            Ok(Self { at, lower: info, serving, reporter })
+            Ok(Self { at, lower: info, fs, session, reporter })
         });
         placed.await.map_err(thread_failed)?
     }
@@ -235,7 +226,7 @@ impl Overlay {
 
     /// How many inodes the kernel references.
     pub fn inode_count(&self) -> usize {
-        self.serving.tree.inodes().len()
+        self.fs.tree.inodes().len()
     }
 
     /// The overlay's device number, `MAJOR:MINOR`.
@@ -245,46 +236,46 @@ impl Overlay {
 
     /// Reads versions; `None` if the lower mount answers all.
     pub fn reader(&self) -> Option<&Arc<Reader>> {
-        self.serving.source.as_ref().map(|source| source.reader())
+        self.fs.source.as_ref().map(|source| source.reader())
     }
 
     /// Recognizes the read tickets that the overlay issued.
     pub fn tickets(&self) -> &Arc<TicketIssuer> {
-        &self.serving.tickets
+        &self.fs.tickets
     }
 
     /// The file of a ticket; `None` if the kernel has forgotten it, or the lower mount answers all
     /// reads.
     pub fn warmup_target(&self, file: NodeInstance) -> Option<Arc<dyn WarmupFile>> {
-        let tree = self.serving.tree.clone();
+        let tree = self.fs.tree.clone();
         let inode = tree.inodes().get(file.node).filter(|inode| inode.instance() == file)?;
-        Some(Arc::new(WarmupTarget { inode, tree, source: self.serving.source.clone()? }))
+        Some(Arc::new(WarmupTarget { inode, tree, source: self.fs.source.clone()? }))
     }
 
     /// From now on, [`STATUS_XATTR`](crate::fuse::STATUS_XATTR) of each file holds this address.
     pub fn set_status_api(&self, address: SocketAddr) {
         // There is only one.
-        let _ = self.serving.status_api.set(address);
+        let _ = self.fs.status_api.set(address);
     }
 
     /// The version that answers reads of the inode `node`; `None` while the lower mount answers.
     pub fn served(&self, node: NodeId) -> Option<Arc<FileVersion>> {
-        Some(self.serving.tree.inodes().get(node)?.content.served()?.version)
+        Some(self.fs.tree.inodes().get(node)?.content.served()?.version)
     }
 
     /// The last known path of the inode `node`, from the root of the overlay on.
     pub fn path_of(&self, node: NodeId) -> Option<String> {
-        self.serving.tree.inodes().get(node)?.shown_path()
+        self.fs.tree.inodes().get(node)?.shown_path()
     }
 
     /// Whether files can be served from the cluster: there is one, and its filer's events arrive.
     pub fn is_live(&self) -> bool {
-        self.serving.source.as_ref().is_some_and(|source| source.is_live())
+        self.fs.source.as_ref().is_some_and(|source| source.is_live())
     }
 
     /// Resolves when the session has ended, for whatever reason.
     pub async fn wait(&self) -> SessionEnd {
-        self.serving.session.wait().await
+        self.session.wait().await
     }
 
     /// Resolves when another process has unmounted the overlay. Open files are served all the
@@ -303,13 +294,13 @@ impl Overlay {
         let at = self.at.clone();
         let _ = tokio::task::spawn_blocking(move || unmount::detach(&at)).await;
         self.reporter.removed();
-        self.serving.session.drain(&self.at, grace).await;
+        self.session.drain(&self.at, grace).await;
     }
 }
 
 impl Drop for Overlay {
     fn drop(&mut self) {
-        if !self.serving.session.is_unmounted() {
+        if !self.session.is_unmounted() {
             unmount::detach(&self.at);
         }
     }
@@ -362,19 +353,19 @@ fn thread_failed(panic: tokio::task::JoinError) -> AttachError {
 }
 
 /// Starts the session of an overlay over `lower` that is not mounted at a path yet. Returns its
-/// root.
+/// root, too.
 fn start_session(
     lower: &LowerMount,
     source: Option<Arc<dyn VersionSource>>,
     metrics: Arc<Metrics>,
     cpu_latency: CpuLatencyQos,
     threads: usize,
-) -> Result<(ServingSession, OwnedFd), AttachError> {
+) -> Result<(OverlayFs, RunningSession, OwnedFd), AttachError> {
     let descriptors = daemon::descriptors::raise_hard_limit();
     // The kernel has applied the callers' umask, or leaves it to the overlay request by request.
     umask(Mode::empty());
     let unusable = |source| AttachError::Unusable { path: lower.path.clone(), source };
-    let (over_limit, signal) = inode_limit::signal();
+    let (over_limit, wakeups) = inode_limit::channel();
     let tree = LowerTree::new(lower, inode_limit::max_fds(descriptors), over_limit).map_err(unusable)?;
     let tree = Arc::new(tree);
     let params = MountParams {
@@ -384,27 +375,25 @@ fn start_session(
         allow_other: lower.allow_other,
         default_permissions: lower.kernel_checks,
     };
-    let tickets = Arc::<TicketIssuer>::default();
-    let (notifier, status_api) = (Arc::new(OnceLock::new()), Arc::new(OnceLock::new()));
-    let overlay = OverlayFs {
-        tree: tree.clone(),
+    let fs = OverlayFs {
+        tree,
         files: Arc::new(Handles::new()),
         directories: Arc::new(Handles::new()),
         metrics,
         has_acls: lower.has_acls,
         shows_changes: lower.cache_policy != CachePolicy::Unsafe,
-        source: source.clone(),
+        source,
         // Without affinity: a thread that blocks on the lower mount should run where that does.
         requests: Arc::new(RequestTracker::new(ThreadAffinity::new(false), cpu_latency)),
-        notifier: notifier.clone(),
-        status_api: status_api.clone(),
-        tickets: tickets.clone(),
+        notifier: Arc::default(),
+        status_api: Arc::default(),
+        tickets: Arc::default(),
     };
     let DetachedMount { device, mount } = device::mount_detached(&lower.path, &params)?;
     // The kernel enforces `allow_other` itself.
-    let connection = FuseConnection::new(overlay, device, SessionACL::All).map_err(MountError::Session)?;
-    let _ = notifier.set(connection.notifier());
-    inode_limit::spawn(tree.inodes(), signal, connection.notifier()).map_err(AttachError::Start)?;
+    let connection = FuseConnection::new(fs.clone(), device, SessionACL::All).map_err(MountError::Session)?;
+    let _ = fs.notifier.set(connection.notifier());
+    inode_limit::spawn(fs.tree.inodes(), wakeups, connection.notifier()).map_err(AttachError::Start)?;
     let session = connection.serve(threads).map_err(AttachError::Start)?;
-    Ok((ServingSession { tree, source, session, status_api, tickets }, mount))
+    Ok((fs, session, mount))
 }
