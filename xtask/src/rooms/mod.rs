@@ -20,7 +20,7 @@ const LAYERED: &str = "interceptor/src/lib.rs";
 /// The rooms, the uppermost first. Rooms of one line do not use each other.
 const ROOMS: [&[&str]; 13] = [
     &["cli"],
-    &["attach", "mount", "overlay"],
+    &["mount", "overlay"],
     &["fuse"],
     &["warmup"],
     &["namespace"],
@@ -39,9 +39,6 @@ const KNOWN_UPWARD_USES: &[(&str, &str)] = &[];
 
 /// Files that import from each other in a circle: still to be undone.
 const KNOWN_CYCLES: &[&[&str]] = &[
-    &["interceptor/src/attach/decider.rs", "interceptor/src/attach/entries.rs"],
-    &["interceptor/src/attach/kept.rs", "interceptor/src/attach/opened.rs"],
-    &["interceptor/src/attach/node_file.rs", "interceptor/src/attach/nodes.rs"],
     &["interceptor/src/fetch/hedge.rs", "interceptor/src/fetch/servers.rs"],
     &["interceptor/src/fetch/race.rs", "interceptor/src/fetch/sources.rs"],
     &["interceptor/src/prefetch/stream.rs", "interceptor/src/prefetch/stride.rs"],
