@@ -30,7 +30,7 @@ use super::credentials::Caller;
 use super::inodes::ROOT;
 use super::open_directory::{AddOutcome, DirectoryEntry, OpenDirectory};
 use super::open_file::OpenFile;
-use super::tree::{AttributeChange, CreateMode, LookupResult, LowerTree, NewEntry, XattrReply};
+use super::tree::{AttributeChange, CreateMode, FoundInode, LowerTree, NewEntry, XattrReply};
 use super::version_source::{OpenIntent, VersionSource};
 use crate::fuse::STATUS_XATTR;
 use crate::fuse::handles::Handles;
@@ -94,7 +94,7 @@ fn bad_handle() -> io::Error {
     io::Error::from_raw_os_error(libc::EBADF)
 }
 
-fn reply_entry(reply: ReplyEntry, found: io::Result<LookupResult>) {
+fn reply_entry(reply: ReplyEntry, found: io::Result<FoundInode>) {
     match found {
         Ok((inode, attributes)) => {
             reply.entry(&CACHE_TIMEOUT, &attributes.reply(inode.id), Generation(inode.generation));

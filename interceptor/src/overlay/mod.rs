@@ -162,8 +162,8 @@ pub struct Overlay {
 }
 
 impl Overlay {
-    /// Mounts an overlay that answers at `options.path`, and tells the supervisor through `reporter`
-    /// which mount it is.
+    /// Mounts an overlay that answers at `options.path`, and tells the supervisor through
+    /// `reporter` which mount it is.
     ///
     /// Sets the process's umask to 0 and raises its limit on open files, since inodes hold
     /// descriptors.

@@ -65,7 +65,7 @@ pub(super) struct AttributeChange {
 }
 
 /// A found inode, with one lookup of it counted, and its attributes.
-pub(super) type LookupResult = (Arc<Inode>, Attributes);
+pub(super) type FoundInode = (Arc<Inode>, Attributes);
 
 impl LowerTree {
     /// The tree of `lower`. Signals `over_limit` when inodes have more than `fd_limit`
@@ -125,14 +125,14 @@ impl LowerTree {
         (!self.kernel_checks).then(|| caller.impersonate())
     }
 
-    pub(super) fn lookup(&self, parent: u64, name: &OsStr, caller: Caller) -> io::Result<LookupResult> {
+    pub(super) fn lookup(&self, parent: u64, name: &OsStr, caller: Caller) -> io::Result<FoundInode> {
         check_name(name)?;
         let directory = self.inode(parent)?;
         let _credentials = self.impersonate_if_lower_checks(caller);
         self.find(&directory, name)
     }
 
-    fn find(&self, directory: &Arc<Inode>, name: &OsStr) -> io::Result<LookupResult> {
+    fn find(&self, directory: &Arc<Inode>, name: &OsStr) -> io::Result<FoundInode> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let parent = self.fd(directory)?;
         let file = self.inodes.with_fd_reclaim(|| Ok(openat(&*parent, name, flags, Mode::empty())?))?;
@@ -165,7 +165,9 @@ impl LowerTree {
         let (Some(directory), name) = inode.dentry() else { return Ok(inode) };
         let _credentials = self.impersonate_if_lower_checks(caller);
         match self.fd(&directory).and_then(|directory| FileHandle::at(&*directory, &name)) {
-            Ok(key) if inode.is_newly_replaced_by(&key) => Err(io::Error::from_raw_os_error(libc::ESTALE)),
+            Ok(found) if inode.is_newly_replaced_by(&found) => {
+                Err(io::Error::from_raw_os_error(libc::ESTALE))
+            }
             // A file without a name is a deleted one.
             _ => Ok(inode),
         }
@@ -235,7 +237,7 @@ impl LowerTree {
         new: NewEntry<'_>,
         modes: CreateMode,
         make: impl FnOnce(&InodeFd, Mode) -> io::Result<()>,
-    ) -> io::Result<LookupResult> {
+    ) -> io::Result<FoundInode> {
         check_name(new.name)?;
         let directory = self.inode(new.parent)?;
         {
@@ -255,7 +257,7 @@ impl LowerTree {
         Mode::from_bits_truncate(modes.mode & 0o7777)
     }
 
-    pub(super) fn make_directory(&self, new: NewEntry<'_>, modes: CreateMode) -> io::Result<LookupResult> {
+    pub(super) fn make_directory(&self, new: NewEntry<'_>, modes: CreateMode) -> io::Result<FoundInode> {
         self.make(new, modes, |parent, mode| Ok(rustix::fs::mkdirat(parent, new.name, mode)?))
     }
 
@@ -264,14 +266,14 @@ impl LowerTree {
         new: NewEntry<'_>,
         modes: CreateMode,
         packed_device: u32,
-    ) -> io::Result<LookupResult> {
+    ) -> io::Result<FoundInode> {
         self.make(new, modes, |parent, mode| {
             let kind = FileType::from_raw_mode(modes.mode);
             Ok(rustix::fs::mknodat(parent, new.name, kind, mode, attributes::device(packed_device))?)
         })
     }
 
-    pub(super) fn make_symlink(&self, new: NewEntry<'_>, target: &Path) -> io::Result<LookupResult> {
+    pub(super) fn make_symlink(&self, new: NewEntry<'_>, target: &Path) -> io::Result<FoundInode> {
         let modes = CreateMode { mode: 0o777, umask: 0 };
         self.make(new, modes, |parent, _| Ok(rustix::fs::symlinkat(target, parent, new.name)?))
     }
@@ -311,7 +313,7 @@ impl LowerTree {
         Ok((OpenFile::created(inode, file, flags, self.large_writes), attributes))
     }
 
-    pub(super) fn hard_link(&self, id: u64, new: NewEntry<'_>) -> io::Result<LookupResult> {
+    pub(super) fn hard_link(&self, id: u64, new: NewEntry<'_>) -> io::Result<FoundInode> {
         check_name(new.name)?;
         let (inode, directory) = (self.inode(id)?, self.inode(new.parent)?);
         let _credentials = self.impersonate_if_lower_checks(new.caller);
