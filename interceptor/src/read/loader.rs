@@ -144,14 +144,8 @@ impl BlockLoader {
     ) -> bool {
         let len = block_plan::span(object, key.part).1;
         let Some(filling) = self.cache.try_reserve_prefetch(key, len, outcome.clone()) else { return false };
-        let (loader, object) = (self.clone(), object.clone());
-        let fetch = |priority: Priority| async move {
-            let _permit = permit;
-            let fetch = loader.fetch(&object, key, filling, &priority);
-            unless_given_up(fetch, &priority, &cancel).await
-        };
         // If another thread was faster, its fetch brings the block and this one is dropped.
-        let _ = self.fetches.join(key, Urgency::Speculative, || None, fetch);
+        let _ = self.join_or_fetch(object, key, filling, permit, Some(cancel));
         true
     }
 
@@ -172,7 +166,7 @@ impl BlockLoader {
                 return Ok((outcome.await?.block, false));
             }
             if let Some(filling) = self.cache.try_reserve_prefetch(key, len, Arc::new(Unreported)) {
-                let (joined, is_own) = self.join_or_fetch(object, key, filling, ());
+                let (joined, is_own) = self.join_or_fetch(object, key, filling, (), None);
                 let loaded = match joined {
                     Joined::Cached(loaded) => loaded,
                     Joined::InFlight(outcome) => outcome.await?,
@@ -186,15 +180,16 @@ impl BlockLoader {
         }
     }
 
-    /// Fetches a block into `filling`, with the priority of speculation, unless it has arrived or
-    /// is being fetched by now. The fetch holds `permit` until it ends. Returns also whether this
-    /// call started it.
+    /// Fetches a block into `filling`, with the priority of speculation, unless it has arrived or is
+    /// being fetched by now. The fetch holds `permit` until it ends. With `cancel` it may be given
+    /// up, as [`prefetch`](Self::prefetch) tells. Returns also whether this call started it.
     pub(super) fn join_or_fetch(
         self: &Arc<Self>,
         object: &Object,
         key: BlockKey,
         filling: BlockWriter,
         permit: impl Send + 'static,
+        cancel: Option<CancellationToken>,
     ) -> (Joined<LoadedBlock, ReadError>, bool) {
         let mut is_own = false;
         let joined = self.fetches.join(
@@ -206,7 +201,11 @@ impl BlockLoader {
                 let (loader, object) = (self.clone(), object.clone());
                 async move {
                     let _permit = permit;
-                    loader.fetch(&object, key, filling, &priority).await
+                    let fetch = loader.fetch(&object, key, filling, &priority);
+                    match cancel {
+                        Some(cancel) => unless_given_up(fetch, &priority, &cancel).await,
+                        None => fetch.await,
+                    }
                 }
             },
         );

@@ -142,7 +142,7 @@ impl Reader {
         let permit = self.acquire_warmup_permit(len).await;
         let filling =
             self.cache.reserve_retained(key, len, warmup.displace, self.warmup_reporter.clone()).await?;
-        let (joined, is_own) = self.loader.join_or_fetch(object, key, filling, permit);
+        let (joined, is_own) = self.loader.join_or_fetch(object, key, filling, permit, None);
         if let Joined::InFlight(outcome) = joined {
             outcome.await?;
         }
