@@ -5,7 +5,6 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
 
 use rustix::fs::sendfile;
 use rustix::net::{
@@ -16,13 +15,10 @@ use tokio::io::Interest;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
-use super::Tunnel;
+use super::tunnel::{STALL_TIMEOUT, Tunnel};
 
 /// The most descriptors that one message may bring; the kernel closes further ones.
 const MAX_DESCRIPTORS: usize = 4;
-
-/// A peer that takes no byte for this long is disconnected.
-pub(super) const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A TCP connection, plain or under TLS, or a Unix socket, over which descriptors can travel.
 #[derive(Debug)]

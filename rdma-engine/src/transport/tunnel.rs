@@ -21,7 +21,8 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use super::socket::STALL_TIMEOUT;
+/// A peer that takes no byte for this long is disconnected.
+pub(super) const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Bytes that are copied at a time.
 const COPY_SIZE: usize = 64 << 10;

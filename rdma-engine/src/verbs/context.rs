@@ -1,4 +1,4 @@
-//! An open device.
+//! Lists and opens devices.
 
 use std::fmt;
 use std::ptr::NonNull;
@@ -9,6 +9,32 @@ use ibverbs_sys as ffi;
 use super::VerbsError;
 use super::device::{self, Device};
 use super::library::{Functions, functions};
+
+/// All RDMA devices of this host; none is not an error.
+///
+/// # Errors
+/// [`VerbsError::NoLibrary`], or the failure of a query. A device that is removed meanwhile is
+/// left out.
+pub fn devices() -> Result<Vec<Device>, VerbsError> {
+    let mut found = Vec::new();
+    for name in names()? {
+        match DeviceContext::open(&name) {
+            Ok(context) => found.push(context.device().clone()),
+            Err(VerbsError::NoPort(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
+}
+
+fn names() -> Result<Vec<String>, VerbsError> {
+    let mut names = Vec::new();
+    device::each(|_, name| {
+        names.push(name.to_owned());
+        None::<()>
+    })?;
+    Ok(names)
+}
 
 /// An open device. Every resource that is made on it keeps it open.
 pub struct DeviceContext {

@@ -8,7 +8,6 @@ use std::net::{IpAddr, Ipv6Addr};
 use ibverbs_sys::{self as ffi, ibv_port_state};
 
 use super::VerbsError;
-use super::context::DeviceContext;
 use super::library::functions;
 
 /// One device and its ports.
@@ -142,32 +141,6 @@ impl Mtu {
     pub fn bytes(self) -> u32 {
         128 << self.0
     }
-}
-
-/// All RDMA devices of this host; none is not an error.
-///
-/// # Errors
-/// [`VerbsError::NoLibrary`], or the failure of a query. A device that is removed meanwhile is
-/// left out.
-pub fn devices() -> Result<Vec<Device>, VerbsError> {
-    let mut found = Vec::new();
-    for name in names()? {
-        match DeviceContext::open(&name) {
-            Ok(context) => found.push(context.device().clone()),
-            Err(VerbsError::NoPort(_)) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(found)
-}
-
-fn names() -> Result<Vec<String>, VerbsError> {
-    let mut names = Vec::new();
-    each(|_, name| {
-        names.push(name.to_owned());
-        None::<()>
-    })?;
-    Ok(names)
 }
 
 /// Calls `take` for every device until it returns a value. The pointers are valid during the call

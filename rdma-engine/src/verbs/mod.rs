@@ -53,8 +53,8 @@ mod queue_pair;
 
 pub(crate) use self::adaptive_poll::{AdaptivePoll, SpinGuard};
 pub use self::completion::{CompletionQueue, Poller};
-pub use self::context::DeviceContext;
-pub use self::device::{Device, Gid, GidEntry, GidKind, LinkLayer, Mtu, Port, devices};
+pub use self::context::{DeviceContext, devices};
+pub use self::device::{Device, Gid, GidEntry, GidKind, LinkLayer, Mtu, Port};
 pub use self::endpoint::Endpoint;
 pub use self::error::{PostError, VerbsError, WorkError};
 pub use self::memory::{

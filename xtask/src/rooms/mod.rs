@@ -52,21 +52,6 @@ const KNOWN_CYCLES: &[&[&str]] = &[
         "interceptor/src/telemetry/window.rs",
     ],
     &["interceptor/src/warmup/desk.rs", "interceptor/src/warmup/work.rs"],
-    &[
-        "rdma-engine/src/client/connection.rs",
-        "rdma-engine/src/client/demultiplexer.rs",
-        "rdma-engine/src/client/rdma/mod.rs",
-    ],
-    &[
-        "rdma-engine/src/client/rdma/adapter.rs",
-        "rdma-engine/src/client/rdma/landing.rs",
-        "rdma-engine/src/client/rdma/lent.rs",
-        "rdma-engine/src/client/rdma/mail.rs",
-        "rdma-engine/src/client/rdma/registration.rs",
-        "rdma-engine/src/client/rdma/waiting.rs",
-    ],
-    &["rdma-engine/src/transport/socket.rs", "rdma-engine/src/transport/tunnel.rs"],
-    &["rdma-engine/src/verbs/context.rs", "rdma-engine/src/verbs/device.rs"],
 ];
 
 /// The root module of each library and program.
