@@ -123,7 +123,7 @@ impl Fetcher {
             return Err(FetchError::BeyondChunk { fid: chunk.fid, offset, length, size: chunk.size });
         }
         let start = Instant::now();
-        // No bytes come from nowhere in particular.
+        // An empty range has no source; any will do.
         let mut source = Source::Http;
         if length > 0 {
             let mut request = if length == chunk.size || must_fetch_whole(chunk) {

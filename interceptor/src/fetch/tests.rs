@@ -38,8 +38,8 @@ fn chunk() -> Chunk {
     }
 }
 
-/// Each lookup gives the next list of servers. When there are no more, it gives the last again or
-/// fails.
+/// Each lookup returns the next list of servers; when there are no more, the last one again or an
+/// error.
 struct Lists {
     lists: Vec<Vec<String>>,
     then_fails: bool,
@@ -137,7 +137,7 @@ async fn a_volume_that_moved_is_found_by_a_fresh_lookup() {
 }
 
 #[tokio::test]
-async fn a_needle_that_nobody_has_is_gone_after_a_second_look() {
+async fn a_needle_that_no_server_has_is_gone_after_a_second_pass() {
     let server = ScriptedServer::always(send(404, &[], b""));
     let (fetcher, lists) = fetcher(&[&[&server]]);
     let error = read(&fetcher).await.unwrap_err();
@@ -180,7 +180,7 @@ async fn a_server_that_comes_back_is_waited_for() {
 }
 
 #[tokio::test]
-async fn servers_known_before_are_asked_again_while_the_filer_is_away() {
+async fn known_servers_are_asked_again_while_the_filer_is_down() {
     let server = ScriptedServer::start(|nth, _| if nth < 3 { send(500, &[], b"") } else { good() });
     let (fetcher, lists) = fetcher_with(&[&[&server]], true, Duration::from_secs(60));
     assert_eq!(read(&fetcher).await.unwrap(), DATA);
@@ -188,7 +188,7 @@ async fn servers_known_before_are_asked_again_while_the_filer_is_away() {
 }
 
 #[tokio::test]
-async fn waiting_for_servers_has_an_end() {
+async fn a_fetch_fails_when_the_retry_time_is_over() {
     let server = ScriptedServer::always(send(500, &[], b""));
     for lists in [&[&[&server][..]][..], &[&[]], &[]] {
         let (fetcher, _) = fetcher_with(lists, false, Duration::from_millis(200));
@@ -198,7 +198,7 @@ async fn waiting_for_servers_has_an_end() {
 }
 
 #[tokio::test]
-async fn a_server_that_answers_with_errors_is_not_one_that_says_nothing() {
+async fn a_server_that_answers_with_errors_is_not_unresponsive() {
     for (server, is_silent) in [(send(500, &[], b""), false), (vec![Step::Hold], true)] {
         let server = ScriptedServer::always(server);
         let (fetcher, _) = fetcher_with(&[&[&server]], false, Duration::from_millis(200));
@@ -226,7 +226,7 @@ async fn part_of_a_chunk_is_asked_for_as_a_range_unless_it_must_be_whole() {
 }
 
 #[tokio::test]
-async fn nothing_is_asked_for_beyond_a_chunk() {
+async fn a_range_beyond_the_chunk_is_refused() {
     let server = ScriptedServer::always(good());
     let (fetcher, _) = fetcher(&[&[&server]]);
     for (offset, length) in [(0, DATA.len() + 1), (DATA.len() as u64, 1), (u64::MAX, 2)] {
@@ -250,7 +250,7 @@ async fn a_filer_passes_requests_on() {
     assert_eq!(lists.lookups.load(SeqCst), 0);
 }
 
-/// Two servers, of which `first` is asked first: the other is in another data centre.
+/// Two servers, of which `near` is asked first: the other is in another data centre.
 fn near_and_far(near: &ScriptedServer, far: &ScriptedServer) -> Fetcher {
     let lists = vec![vec![near.address().to_owned(), far.address().to_owned()]];
     let lists = Arc::new(Lists { lists, then_fails: false, lookups: AtomicUsize::new(0) });
@@ -260,7 +260,7 @@ fn near_and_far(near: &ScriptedServer, far: &ScriptedServer) -> Fetcher {
     Fetcher::new(lookup, Arc::default(), Metrics::new(), config)
 }
 
-/// The same as `lists`, with the servers' data centres.
+/// Lookups in `lists`, with the servers' data centres.
 struct Located {
     lists: Arc<Lists>,
     near: String,
@@ -284,10 +284,10 @@ fn hedges(fetcher: &Fetcher) -> (u64, u64) {
     (totals.hedges_sent, totals.hedges_won)
 }
 
-/// A server that is silent costs the time until the other is asked, not the time until it is given
-/// up.
+/// A server that sends nothing delays a read until it is hedged, and not until its request times
+/// out.
 #[tokio::test]
-async fn a_silent_server_is_overtaken_and_then_asked_last() {
+async fn a_server_that_sends_nothing_loses_races_and_is_then_asked_last() {
     let (silent, good) = (ScriptedServer::always(vec![Step::Hold]), ScriptedServer::always(good()));
     let fetcher = near_and_far(&silent, &good);
     let stall = crate::seaweed::http1::HttpTimeouts::default().stall;
@@ -301,7 +301,7 @@ async fn a_silent_server_is_overtaken_and_then_asked_last() {
 }
 
 #[tokio::test]
-async fn what_the_loser_had_to_say_appears_nowhere() {
+async fn bytes_of_the_loser_never_reach_the_destination() {
     let wrong = [b'x'; DATA.len()];
     let late = ScriptedServer::start(move |_, _| {
         let answer = answer(200, &[("ETag", &format!("\"{:08x}\"", crc32c(&wrong)))], &wrong);
@@ -313,7 +313,7 @@ async fn what_the_loser_had_to_say_appears_nowhere() {
     let mut dst = vec![0; DATA.len()];
     fetcher.read_chunk(&chunk(), 0, &mut dst, &demand()).await.unwrap();
     assert_eq!(dst, DATA);
-    // The loser's connection is gone before the memory is handed on.
+    // The loser's connection is closed before the memory is passed on.
     late.await_clients_gone();
     assert_eq!(dst, DATA);
     assert_eq!(fetcher.read_needle(&chunk(), Arrival::now()).await.unwrap(), DATA);
@@ -321,7 +321,7 @@ async fn what_the_loser_had_to_say_appears_nowhere() {
 }
 
 #[tokio::test]
-async fn a_second_server_that_fails_leaves_the_first_its_time() {
+async fn a_failed_hedge_leaves_the_first_request_running() {
     let late = ScriptedServer::start(|_, _| {
         let mut steps = vec![Step::Pause(Duration::from_millis(400))];
         steps.extend(good());
@@ -337,7 +337,7 @@ async fn a_second_server_that_fails_leaves_the_first_its_time() {
 }
 
 #[tokio::test]
-async fn nobody_is_asked_twice_when_both_fail_in_a_race() {
+async fn no_replica_is_asked_twice_in_a_pass_after_both_fail_in_a_race() {
     let late = ScriptedServer::always(vec![Step::Pause(Duration::from_millis(300)), Step::Close]);
     let bad = ScriptedServer::always(send(404, &[], b""));
     let good = ScriptedServer::always(good());
@@ -369,9 +369,9 @@ async fn one_replica_and_speculation_are_never_hedged() {
     assert!(other.requests().is_empty());
 }
 
-/// Of what is slow but not silent, only a few percent beyond the first few are asked for twice.
+/// If all servers are slow, a few percent of the requests are hedged, after a first burst.
 #[tokio::test]
-async fn when_all_is_slow_few_are_asked_twice() {
+async fn few_requests_are_hedged_when_all_servers_are_slow() {
     let late = || ScriptedServer::always([vec![Step::Pause(Duration::from_millis(150))], good()].concat());
     let (one, other) = (late(), late());
     let (fetcher, _) = fetcher(&[&[&one, &other]]);
@@ -383,10 +383,10 @@ async fn when_all_is_slow_few_are_asked_twice() {
     assert!(sent <= 16 + 400 * 3 / 100, "{sent} of 400");
 }
 
-/// The server is full of speculation that does not end. A demand gets the half that is left, and
-/// what is joined does not wait behind the rest.
+/// The speculative half of the server's gate is full for ever. A demand gets the other half, and
+/// joined speculation does not queue behind the rest.
 #[tokio::test]
-async fn what_a_reader_joins_goes_before_other_speculation() {
+async fn joined_speculation_goes_before_other_speculation() {
     let server = ScriptedServer::start(|nth, _| if nth == 0 { vec![Step::Hold] } else { good() });
     let lists = Lists {
         lists: vec![vec![server.address().to_owned()]],
@@ -403,7 +403,7 @@ async fn what_a_reader_joins_goes_before_other_speculation() {
     let mut held = std::pin::pin!(speculate(&held));
     let mut second = std::pin::pin!(speculate(&second));
     let mut raised = std::pin::pin!(speculate(&joined));
-    // The first takes all that speculation may have.
+    // The first takes the whole share of speculation.
     while server.requests().is_empty() {
         assert!(futures::poll!(&mut held).is_pending());
         tokio::task::yield_now().await;
@@ -413,7 +413,7 @@ async fn what_a_reader_joins_goes_before_other_speculation() {
     assert_eq!(read(&fetcher).await.unwrap(), DATA);
     joined.raise(Arrival::now());
     assert_eq!(raised.await.unwrap(), DATA);
-    assert!(futures::poll!(&mut second).is_pending(), "nobody waits for it");
+    assert!(futures::poll!(&mut second).is_pending(), "no reader waits for it");
     assert_eq!(server.requests().len(), 3);
 }
 
@@ -427,7 +427,7 @@ fn a_fetch_can_be_sent() {
 }
 
 #[tokio::test]
-async fn silence_ends_with_the_retry_time_and_is_seen_meanwhile() {
+async fn an_unresponsive_server_shows_in_the_health_until_the_read_fails() {
     let server = ScriptedServer::start(|_, request| {
         if request.contains("/healthz") { send(200, &[], b"") } else { vec![Step::Hold] }
     });
@@ -449,8 +449,8 @@ async fn silence_ends_with_the_retry_time_and_is_seen_meanwhile() {
     }
 }
 
-/// An engine over TCP that says of every needle that it has `data_size` bytes, and brings as many
-/// zeros as were asked for. Returns where it is, and the most bytes that a request asks for.
+/// An engine over TCP that claims that every needle has `data_size` bytes, and sends as many zeros
+/// as were requested. Returns its address, and the most bytes that a request asked for.
 fn lying_engine(data_size: u32) -> (String, Arc<AtomicU32>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -459,7 +459,7 @@ fn lying_engine(data_size: u32) -> (String, Arc<AtomicU32>) {
     std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
         let mut head = [0; HEADER];
-        // Until the client is gone.
+        // Until the client closes the connection.
         while stream.read_exact(&mut head).is_ok() {
             let header = FrameHeader::parse(&head).unwrap();
             let number = header.request;
@@ -498,7 +498,7 @@ fn lying_engine(data_size: u32) -> (String, Arc<AtomicU32>) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_engine_does_not_name_the_memory_that_it_gets() {
+async fn memory_for_a_needle_is_bounded_whatever_its_engine_claims() {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(DATA).unwrap();
     let packed = encoder.finish().unwrap();

@@ -13,9 +13,9 @@ use crate::arrival::Arrival;
 #[derive(Debug, Clone)]
 enum Event {
     /// A request comes.
-    Come(Urgency, u64),
+    Arrive(Urgency, u64),
     /// One of the requests goes, from the queue or in flight.
-    Go(usize),
+    Leave(usize),
     /// A reader joins one of the requests.
     Raise(usize),
 }
@@ -23,8 +23,8 @@ enum Event {
 fn events() -> impl Strategy<Value = Vec<Event>> {
     let urgency = prop_oneof![Just(Urgency::Demand), Just(Urgency::Speculative)];
     let event = prop_oneof![
-        3 => (urgency, 0u64..15).prop_map(|(urgency, bytes)| Event::Come(urgency, bytes)),
-        2 => any::<usize>().prop_map(Event::Go),
+        3 => (urgency, 0u64..15).prop_map(|(urgency, bytes)| Event::Arrive(urgency, bytes)),
+        2 => any::<usize>().prop_map(Event::Leave),
         1 => any::<usize>().prop_map(Event::Raise),
     ];
     prop::collection::vec(event, 1..80)
@@ -90,12 +90,12 @@ struct GateRequest {
 }
 
 impl GateRequest {
-    fn come(gate: &Arc<Gate>, urgency: Urgency, bytes: u64) -> Self {
+    fn arrive(gate: &Arc<Gate>, urgency: Urgency, bytes: u64) -> Self {
         let (gate, priority, inflight) = (gate.clone(), Priority::new(urgency), Arc::<AtomicBool>::default());
-        let (entered, own) = (inflight.clone(), priority.clone());
+        let (admitted, own) = (inflight.clone(), priority.clone());
         let holding = Box::pin(async move {
             let permit = gate.acquire(&own, bytes).await;
-            entered.store(true, SeqCst);
+            admitted.store(true, SeqCst);
             permit.run(&own, pending()).await
         });
         let woken = Arc::new(Woken(AtomicBool::new(true)));
@@ -124,12 +124,12 @@ proptest! {
         let (mut real, mut model) = (Vec::<GateRequest>::new(), Vec::<ModelRequest>::new());
         for event in events {
             match event {
-                Event::Come(urgency, bytes) => {
-                    real.push(GateRequest::come(&gate, urgency, bytes));
+                Event::Arrive(urgency, bytes) => {
+                    real.push(GateRequest::arrive(&gate, urgency, bytes));
                     model.push(ModelRequest { urgency, bytes, inflight: false });
                 }
-                Event::Go(_) | Event::Raise(_) if model.is_empty() => continue,
-                Event::Go(nth) => {
+                Event::Leave(_) | Event::Raise(_) if model.is_empty() => continue,
+                Event::Leave(nth) => {
                     let nth = nth % model.len();
                     drop(real.remove(nth));
                     model.remove(nth);
@@ -160,9 +160,9 @@ async fn speculation_yields_to_a_demand_that_waits() {
     let demand = Priority::new(Urgency::Demand);
     let [first, second] = [gate.acquire(&demand, 60).await, gate.acquire(&demand, 40).await];
     let speculative = Priority::new(Urgency::Speculative);
-    let mut early = GateRequest::come(&gate, Urgency::Speculative, 1);
+    let mut early = GateRequest::arrive(&gate, Urgency::Speculative, 1);
     early.run();
-    let mut waiting = GateRequest::come(&gate, Urgency::Demand, 70);
+    let mut waiting = GateRequest::arrive(&gate, Urgency::Demand, 70);
     waiting.run();
     drop(second);
     early.run();
