@@ -124,28 +124,28 @@ impl BlockLoader {
                 let (loader, object) = (self.clone(), object.clone());
                 async move {
                     let len = block_plan::span(&object, key.part).1;
-                    let filling = loader.cache.reserve(key, len).await;
-                    loader.fetch(&object, key, filling, &priority).await
+                    let writer = loader.cache.reserve(key, len).await;
+                    loader.fetch(&object, key, writer, &priority).await
                 }
             },
         )
     }
 
     /// Starts to fetch a block that no reader has asked for. The fetch is given up when `cancel`
-    /// is cancelled, and holds `permit` until it ends. `outcome` is told what became of the block.
-    /// Returns whether there was memory for it.
+    /// is cancelled, and holds `permit` until it ends. `observer` is told what became of the
+    /// block. Returns whether there was memory for it.
     pub(super) fn prefetch(
         self: &Arc<Self>,
         object: &Object,
         key: BlockKey,
-        outcome: &Arc<dyn PrefetchObserver>,
+        observer: &Arc<dyn PrefetchObserver>,
         cancel: CancellationToken,
         permit: impl Send + 'static,
     ) -> bool {
         let len = block_plan::span(object, key.part).1;
-        let Some(filling) = self.cache.try_reserve_prefetch(key, len, outcome.clone()) else { return false };
+        let Some(writer) = self.cache.try_reserve_prefetch(key, len, observer.clone()) else { return false };
         // If another thread was faster, its fetch brings the block and this one is dropped.
-        let _ = self.join_or_fetch(object, key, filling, permit, Some(cancel));
+        let _ = self.join_or_fetch(object, key, writer, permit, Some(cancel));
         true
     }
 
@@ -165,8 +165,8 @@ impl BlockLoader {
             if let Some(outcome) = self.inflight(&key) {
                 return Ok((outcome.await?.block, false));
             }
-            if let Some(filling) = self.cache.try_reserve_prefetch(key, len, Arc::new(Unreported)) {
-                let (joined, is_own) = self.join_or_fetch(object, key, filling, (), None);
+            if let Some(writer) = self.cache.try_reserve_prefetch(key, len, Arc::new(Unreported)) {
+                let (joined, is_own) = self.join_or_fetch(object, key, writer, (), None);
                 let loaded = match joined {
                     Joined::Cached(loaded) => loaded,
                     Joined::InFlight(outcome) => outcome.await?,
@@ -180,14 +180,14 @@ impl BlockLoader {
         }
     }
 
-    /// Fetches a block into `filling`, with the priority of speculation, unless it has arrived or is
-    /// being fetched by now. The fetch holds `permit` until it ends. With `cancel` it may be given
-    /// up, as [`prefetch`](Self::prefetch) tells. Returns also whether this call started it.
+    /// Fetches a block into `writer`, with the priority of speculation, unless it has arrived or
+    /// is being fetched by now. The fetch holds `permit` until it ends. With `cancel` it may be
+    /// given up, as [`prefetch`](Self::prefetch) tells. Returns also whether this call started it.
     pub(super) fn join_or_fetch(
         self: &Arc<Self>,
         object: &Object,
         key: BlockKey,
-        filling: BlockWriter,
+        writer: BlockWriter,
         permit: impl Send + 'static,
         cancel: Option<CancellationToken>,
     ) -> (Joined<LoadedBlock, ReadError>, bool) {
@@ -201,7 +201,7 @@ impl BlockLoader {
                 let (loader, object) = (self.clone(), object.clone());
                 async move {
                     let _permit = permit;
-                    let fetch = loader.fetch(&object, key, filling, &priority);
+                    let fetch = loader.fetch(&object, key, writer, &priority);
                     match cancel {
                         Some(cancel) => unless_given_up(fetch, &priority, &cancel).await,
                         None => fetch.await,
@@ -212,19 +212,19 @@ impl BlockLoader {
         (joined, is_own)
     }
 
-    /// Fetches a block into `filling` and publishes it.
+    /// Fetches a block into `writer` and publishes it.
     async fn fetch(
         &self,
         object: &Object,
         key: BlockKey,
-        mut filling: BlockWriter,
+        mut writer: BlockWriter,
         priority: &Priority,
     ) -> Result<LoadedBlock, ReadError> {
         let offset = block_plan::span(object, key.part).0;
-        let read = self.origin.read(object, offset, &mut filling, priority);
+        let read = self.origin.read(object, offset, &mut writer, priority);
         let source = read.await.map_err(ReadError::Origin)?;
-        let is_uncached = !filling.in_arena();
-        let block = filling.publish();
+        let is_uncached = !writer.in_arena();
+        let block = writer.publish();
         if is_uncached {
             self.uncached.insert(key, block.clone());
         }

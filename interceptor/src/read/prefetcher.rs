@@ -98,8 +98,8 @@ impl Prefetcher {
             ObjectAccess::Strided { .. } => Trigger::Strided,
             ObjectAccess::Sequential | ObjectAccess::Random { .. } => Trigger::Sequential,
         };
-        let outcome = self.reporter(trigger, &ahead.stats);
-        ahead.ranges.iter().try_for_each(|range| self.fetch_range(file, layout, range, access, &outcome))
+        let observer = self.reporter(trigger, &ahead.stats);
+        ahead.ranges.iter().try_for_each(|range| self.fetch_range(file, layout, range, access, &observer))
     }
 
     /// Starts to fetch the blocks that reads of `range` will want, unless they are there or on
@@ -110,7 +110,7 @@ impl Prefetcher {
         layout: &FileLayout,
         range: &Range<u64>,
         access: ObjectAccess,
-        outcome: &Arc<dyn PrefetchObserver>,
+        observer: &Arc<dyn PrefetchObserver>,
     ) -> Result<(), u64> {
         for segment in layout.segments(range.start, range.end) {
             let Segment::Object { index, range } = segment else { continue };
@@ -118,7 +118,7 @@ impl Prefetcher {
             let blocks = block_plan::plan(&self.cache, object, range.clone(), access).into_iter();
             let mut absent = blocks.map(|part| part.key).filter(|key| self.loader.is_absent(key));
             let forgotten = file.activity().forgotten();
-            if !absent.all(|key| self.loader.prefetch(object, key, outcome, forgotten.clone(), ())) {
+            if !absent.all(|key| self.loader.prefetch(object, key, observer, forgotten.clone(), ())) {
                 return Err(object.offset + range.start);
             }
         }
@@ -148,14 +148,14 @@ impl Prefetcher {
 
     /// Starts to fetch what is missing of a small file. Returns how many bytes that is, or `None`
     /// if there is no room.
-    fn fetch_small(&self, layout: &FileLayout, outcome: &Arc<dyn PrefetchObserver>) -> Option<u64> {
+    fn fetch_small(&self, layout: &FileLayout, observer: &Arc<dyn PrefetchObserver>) -> Option<u64> {
         let mut bytes = 0;
         for object in
             layout.objects().iter().filter(|object| (1..=MAX_SMALL_FILE_SIZE).contains(&object.size))
         {
             let all = 0..object.size;
             for key in block_plan::large_blocks(object, &all).filter(|key| self.loader.is_absent(key)) {
-                if !self.loader.prefetch(object, key, outcome, self.never.clone(), ()) {
+                if !self.loader.prefetch(object, key, observer, self.never.clone(), ()) {
                     return None;
                 }
                 bytes += block_plan::span(object, key.part).1 as u64;
@@ -192,11 +192,11 @@ impl Reader {
             return Some(0);
         }
         let Some(layout) = known_layout(entry) else { return Some(0) };
-        let outcome = match expected {
+        let observer = match expected {
             PrefetchReason::NextFile(stats) => self.prefetcher.reporter(Trigger::NextFile, stats),
             PrefetchReason::Epoch(stats) => self.prefetcher.reporter(Trigger::Epoch, stats),
         };
-        self.prefetcher.fetch_small(&layout, &outcome)
+        self.prefetcher.fetch_small(&layout, &observer)
     }
 
     /// What epochs may count on now, in bytes: the memory for blocks, and how much of it may hold

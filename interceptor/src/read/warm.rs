@@ -140,9 +140,9 @@ impl Reader {
             return Ok(());
         }
         let permit = self.acquire_warmup_permit(len).await;
-        let filling =
+        let writer =
             self.cache.reserve_retained(key, len, warmup.displace, self.warmup_reporter.clone()).await?;
-        let (joined, is_own) = self.loader.join_or_fetch(object, key, filling, permit, None);
+        let (joined, is_own) = self.loader.join_or_fetch(object, key, writer, permit, None);
         if let Joined::InFlight(outcome) = joined {
             outcome.await?;
         }

@@ -107,9 +107,9 @@ impl Reader {
         if window.is_empty() || stats.wastes_more_than(max_window) {
             return;
         }
-        let outcome = self.prefetcher.reporter(Trigger::KernelStream, stats);
+        let observer = self.prefetcher.reporter(Trigger::KernelStream, stats);
         // Without room, the streams of the file make up for it as soon as the kernel asks.
-        let _ = self.prefetcher.fetch_range(file, layout, &window, ObjectAccess::Sequential, &outcome);
+        let _ = self.prefetcher.fetch_range(file, layout, &window, ObjectAccess::Sequential, &observer);
     }
 }
 
