@@ -280,16 +280,16 @@ impl Inode {
 
     /// Closes the descriptor if it is idle. Returns whether it did.
     pub(super) fn close_idle_fd(self: &Arc<Self>) -> bool {
-        // Idle means that only the table and the caller refer to the inode.
+        // Only the table and the caller refer to an idle inode.
         let is_idle =
             |slot: &FdSlot| Arc::strong_count(self) <= 2 && slot.last_used.elapsed() >= IDLE_TIMEOUT;
         let Some(file) = Some(self.slot.lock()).filter(|slot| is_idle(slot)).and_then(|slot| slot.fd.clone())
         else {
             return false;
         };
-        // A file without a name cannot be reopened by handle. A deleted directory takes next to no
-        // space, and the kernel forgets a file deleted through the overlay as soon as it is
-        // unused.
+        // A file without a name cannot be reopened by handle, so its descriptor stays. A deleted
+        // directory takes next to no space, and the kernel forgets a file deleted through the
+        // overlay as soon as it is unused. Other deleted files are closed, to free their space.
         let stays = (self.file_type == FileType::Directory || self.is_removed_here())
             && Attributes::of(&*file).is_ok_and(|attributes| attributes.link_count() == 0);
         drop(file);
