@@ -1,7 +1,11 @@
 //! Why a read fails.
 
-use super::OriginError;
+use std::sync::Arc;
+
 use crate::cache::FetchInterrupted;
+
+/// An error of an origin, shared by all reads that waited for it.
+pub type OriginError = Arc<dyn std::error::Error + Send + Sync>;
 
 /// Why a read could not be answered.
 #[derive(Debug, Clone, thiserror::Error)]

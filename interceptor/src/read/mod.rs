@@ -62,13 +62,13 @@ use crate::telemetry::metrics::{Metrics, Source, Trigger};
 
 pub use activity::FileActivity;
 pub use data::ReadData;
-pub use error::ReadError;
+pub use error::{OriginError, ReadError};
 pub use kernel_hints::KernelHints;
 pub use layout::{FileLayout, Object, ObjectEncoding};
-pub use origin::{Origin, OriginError};
-pub use prefetcher::{MAX_SMALL_FILE_SIZE, PrefetchReason};
+pub use origin::Origin;
+pub use prefetcher::PrefetchReason;
 pub use seaweedfs::ClusterOrigin;
-pub use version::FileVersion;
+pub use version::{FileVersion, MAX_SMALL_FILE_SIZE};
 pub use warm::{WarmupError, WarmupRequest};
 
 use block_plan::{BlockRange, ObjectAccess};

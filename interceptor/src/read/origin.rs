@@ -1,19 +1,14 @@
 //! Where bytes come from when they are not in the cache.
 
-use std::sync::Arc;
-
 use futures::future::BoxFuture;
 
-use super::ReadError;
+use super::error::{OriginError, ReadError};
 use super::layout::{FileLayout, Object};
 use super::version::FileVersion;
 use crate::arrival::Arrival;
 use crate::priority::Priority;
 use crate::telemetry::Source;
 use crate::write_target::WriteTarget;
-
-/// An error of an origin, shared by all reads that waited for it.
-pub type OriginError = Arc<dyn std::error::Error + Send + Sync>;
 
 /// A store of files: tells in which objects a version's bytes are, and reads these.
 pub trait Origin: Send + Sync + 'static {

@@ -13,18 +13,17 @@ use std::time::Instant;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use super::Reader;
 use super::block_plan::{self, ObjectAccess};
 use super::layout::{FileLayout, Object, Segment};
 use super::loader::BlockLoader;
 use super::seaweedfs::chunks::known_layout;
-use super::{FileVersion, Reader};
+use super::version::{FileVersion, MAX_SMALL_FILE_SIZE};
 use crate::cache::{BlockKey, Cache, PrefetchObserver};
 use crate::prefetch::{AccessPattern, PrefetchStats, ReadAhead};
 use crate::seaweed::entry::{Content, Entry};
 use crate::telemetry::metrics::{Metrics, Outcome, Trigger};
 
-/// Files up to this size, in bytes, are fetched whole when their turn seems to come.
-pub const MAX_SMALL_FILE_SIZE: u64 = 1 << 20;
 /// No stream is run further ahead of its reader, in bytes: as much keeps more than 100 Gbit/s busy
 /// at 1 ms to a volume server, and more would only displace other blocks.
 const MAX_WINDOW: u64 = 32 << 20;

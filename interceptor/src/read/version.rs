@@ -6,11 +6,13 @@ use super::ReadError;
 use super::activity::FileActivity;
 use super::layout::FileLayout;
 use super::layout_cell::LayoutCell;
-use super::prefetcher::MAX_SMALL_FILE_SIZE;
 use super::seaweedfs::chunks::known_layout;
 use super::seaweedfs::content_id::content_id;
 use crate::cache::resident::ContentId;
 use crate::seaweed::entry::{Content, Entry};
+
+/// Files up to this size, in bytes, are fetched whole when their turn seems to come.
+pub const MAX_SMALL_FILE_SIZE: u64 = 1 << 20;
 
 /// One version of a file: what a name stood for at one moment. Reads of it give the same bytes for
 /// ever, whatever happens to the name. What its readers do is its [`FileActivity`].

@@ -6,8 +6,6 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::metrics::{KernelEventKind, Totals};
-use super::report::FlowReport;
 use super::shard::FlowTotal;
 
 /// Counters since the mount is watched.
@@ -45,41 +43,4 @@ pub struct CapabilityReport {
     /// Why no program, or no better one, is attached; `null` if the best one is.
     #[serde(rename = "why")]
     pub reason: Option<String>,
-}
-
-/// What eBPF observes, for the status API.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct KernelReport {
-    /// Every capability, present or missing.
-    #[serde(rename = "sights")]
-    pub capabilities: Vec<CapabilityReport>,
-    /// Reads of applications, by how they were served.
-    pub reads: BTreeMap<String, KernelReads>,
-    /// Bytes read through the page cache that were not requested from the daemon.
-    pub page_cache_bytes: Option<u64>,
-    /// Requests to the daemon by kind, with the time from queueing to answer; bytes are not
-    /// counted.
-    #[serde(default)]
-    pub requests: BTreeMap<String, FlowReport>,
-    /// Events that the daemon has handled, by kind.
-    pub events: BTreeMap<String, u64>,
-    /// Lost events, by what was full.
-    pub lost: BTreeMap<String, u64>,
-}
-
-impl KernelReport {
-    pub(super) fn new(capabilities: Vec<CapabilityReport>, counts: KernelCounts, totals: &Totals) -> Self {
-        fn named<T>(map: BTreeMap<&'static str, T>) -> BTreeMap<String, T> {
-            map.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
-        }
-        let events = KernelEventKind::ALL.iter().zip(&totals.kernel_events);
-        Self {
-            capabilities,
-            reads: named(counts.reads),
-            page_cache_bytes: counts.page_cache_bytes,
-            requests: counts.requests.iter().map(|(name, flow)| ((*name).to_owned(), flow.into())).collect(),
-            events: events.map(|(kind, flow)| (kind.label().to_owned(), flow.count())).collect(),
-            lost: named(counts.lost),
-        }
-    }
 }

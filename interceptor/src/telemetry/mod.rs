@@ -17,6 +17,7 @@ pub mod export;
 pub mod health;
 pub mod history;
 pub mod kernel;
+mod labels;
 mod live;
 pub mod log_limit;
 pub mod metrics;
@@ -28,6 +29,7 @@ pub mod report;
 pub mod server;
 mod shard;
 pub mod status;
+mod totals;
 pub mod window;
 
 pub use kernel::{CapabilityReport, KernelCounts, KernelReads};

@@ -14,7 +14,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::kernel::KernelCounts;
-use super::metrics::{Source, Totals};
+use super::labels::Source;
+use super::totals::Totals;
 
 /// Bytes read, in all or within a period, by the layer that answered.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -16,13 +16,13 @@ use parking_lot::Mutex;
 use super::activity::Activity;
 use super::health::{FilerHealth, Health};
 use super::history::bytes_by_source;
-use super::kernel::{CapabilityReport, KernelReport};
+use super::kernel::CapabilityReport;
 use super::metrics::{Gauge, Metrics, Outcome, Source, Trigger};
 use super::miss_ratio::MissRatioCurve;
 use super::ratios::TimeSaved;
 use super::report::{
-    API_VERSION, ApiAccess, Fallbacks, FetchErrors, FlowReport, Hedges, LostAbility, Prefetched,
-    StatusReport, Subscription,
+    API_VERSION, ApiAccess, Fallbacks, FetchErrors, FlowReport, Hedges, KernelReport, LostAbility,
+    Prefetched, StatusReport, Subscription,
 };
 
 /// A readiness check that takes longer has failed. Longer than a mount takes to answer `statfs` by

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use futures::stream::{self, StreamExt};
 use parking_lot::Mutex;
 
-use super::registry::{PinnedVersion, WarmupFile};
+use super::file::{PinnedVersion, WarmupFile};
 use super::wire::{FileProblem, FileResult, WarmupAction};
 use crate::cache::{AdmissionError, EvictionMode};
 use crate::read::{FileVersion, ReadError, Reader, WarmupError, WarmupRequest};

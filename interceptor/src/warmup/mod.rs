@@ -29,10 +29,12 @@
 
 pub mod api;
 mod batch;
+mod file;
 mod registry;
 #[cfg(test)]
 mod tests;
 pub mod ticket;
 pub mod wire;
 
-pub use registry::{JOB_LEASE, JobRegistry, PinnedVersion, WarmupFile, WarmupMount};
+pub use file::{PinnedVersion, WarmupFile};
+pub use registry::{JOB_LEASE, JobRegistry, WarmupMount};

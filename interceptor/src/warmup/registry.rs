@@ -1,21 +1,19 @@
 //! The registry of warm-up jobs: starts, reports and cancels them.
 
-use std::any::Any;
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use futures::FutureExt;
-use futures::future::{BoxFuture, ready};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::batch::FileBatch;
+use super::file::WarmupFile;
 use super::ticket::{InvalidTicket, NodeInstance, ReadTicket, TicketIssuer};
 use super::wire::{FileProblem, JobReport, JobRequest, JobState, MAX_FILES, WarmupAction};
 use crate::cache::EvictionMode;
-use crate::read::{FileVersion, Reader};
+use crate::read::Reader;
 
 /// The time after which a job, running or done, is dropped if no request about it has come.
 pub const JOB_LEASE: Duration = Duration::from_secs(30);
@@ -26,27 +24,6 @@ const MAX_JOBS: usize = 32;
 const MAX_JOBS_OF_ALL_USERS: usize = 24;
 /// Concurrent jobs of one such user, so that none excludes the others.
 const MAX_JOBS_OF_USER: usize = 8;
-
-/// A file of a job, which stays the same file if it is renamed or replaced meanwhile.
-pub trait WarmupFile: Send + Sync {
-    /// Resolves the version of the file that can be read.
-    fn version(&self) -> BoxFuture<'_, Result<PinnedVersion, FileProblem>>;
-}
-
-/// A version, and what keeps it readable.
-pub struct PinnedVersion {
-    /// The version of the file.
-    pub version: Arc<FileVersion>,
-    /// An object that must live while the version is read, such as the open file that it reads
-    /// from.
-    pub pin: Option<Arc<dyn Any + Send + Sync>>,
-}
-
-impl WarmupFile for Arc<FileVersion> {
-    fn version(&self) -> BoxFuture<'_, Result<PinnedVersion, FileProblem>> {
-        ready(Ok(PinnedVersion { version: self.clone(), pin: None })).boxed()
-    }
-}
 
 /// The mount whose files jobs are about.
 pub struct WarmupMount {

@@ -16,7 +16,8 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tower::ServiceExt;
 
-use super::registry::{JobRefusal, JobRegistry, WarmupFile};
+use super::file::WarmupFile;
+use super::registry::{JobRefusal, JobRegistry};
 use super::ticket::{NodeInstance, ReadTicket, TICKET_LEN, TicketIssuer};
 use super::wire::{
     API_PATH, FileProblem, FileResult, JobReport, JobRequest, JobState, MAX_BODY_BYTES, MAX_FILES,

@@ -15,8 +15,9 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 
 use super::ReadError;
+use super::error::OriginError;
 use super::layout::{FileLayout, Object};
-use super::origin::{Origin, OriginError};
+use super::origin::Origin;
 use super::version::FileVersion;
 use crate::arrival::Arrival;
 use crate::fetch::Fetcher;

@@ -10,8 +10,8 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use super::chunks;
 use crate::arrival::Arrival;
 use crate::read::ReadError;
+use crate::read::error::OriginError;
 use crate::read::layout::FileLayout;
-use crate::read::origin::OriginError;
 use crate::read::version::FileVersion;
 use crate::seaweed::entry::{Chunk, Content, Entry, RemoteObject};
 
