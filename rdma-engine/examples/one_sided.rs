@@ -5,7 +5,7 @@
 //! one_sided serve ADDRESS:PORT                      prints the address once it listens
 //! one_sided bandwidth ADDRESS:PORT SIZE DEPTH COUNT prints MiB/s
 //! one_sided latency ADDRESS:PORT SIZE COUNT         prints the median in µs
-//! one_sided volume DIRECTORY SIZE...                writes a volume with needles of these sizes, and prints their names
+//! one_sided volume DIRECTORY SIZE...                writes a volume with such needles, prints them
 //! ```
 
 #[path = "../tests/verbs/peer.rs"]

@@ -2,11 +2,12 @@
 //! (`weed/storage/needle`).
 //!
 //! ```text
-//!  0  cookie u32 · key u64 · size u32                       header, 16 bytes
+//!  0  cookie u32 · key u64 · size u32            header, 16 bytes
 //! 16  [size bytes]   version 1: the data
-//!                    versions 2 and 3, unless size is 0: dataSize u32 · data · flags u8 · optional parts
-//!     checksum u32 · version 3: appendAtNs u64              trailer
-//!     padding, 1 to 8 bytes                                 so that records begin at multiples of 8
+//!                    versions 2 and 3, unless size is 0:
+//!                    dataSize u32 · data · flags u8 · optional parts
+//!     checksum u32 · version 3: appendAtNs u64   trailer
+//!     padding, 1 to 8 bytes                      so that records begin at multiples of 8
 //! ```
 //! All integers are big-endian. `size` is also in the index. Padding is never checked: it has
 //! arbitrary bytes of earlier records.

@@ -28,7 +28,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::volume::{content, fid, write};
 
-/// How long anything may take here.
+/// The deadline of every wait.
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Lengths of the needles, whose keys begin with 1: in one piece, in several, and more than
@@ -58,7 +58,8 @@ impl Authority {
         Self { files, issuer }
     }
 
-    /// `security.toml` of a cluster that trusts `trusted` and shows our certificates.
+    /// `security.toml` of a cluster that trusts `trusted` and shows the certificates of this
+    /// authority.
     fn settings(&self, trusted: &Self) -> SecuritySettings<'static> {
         let of = |authority: &Self, name: &str| authority.files.path().join(name).display().to_string();
         let file = self.files.path().join("security.toml");

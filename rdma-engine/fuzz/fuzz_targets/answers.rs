@@ -20,7 +20,7 @@ use tokio::time::{Instant, timeout};
 
 const FID: FileId = FileId { volume: 1, key: 1, cookie: 1 };
 
-/// A connection with its buffers, whatever the engine says.
+/// A connection with its buffers, for any input.
 const SPARE: usize = 256 << 10;
 
 /// A client of an engine on this host has its answer by then, or never.

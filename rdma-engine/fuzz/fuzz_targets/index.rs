@@ -8,7 +8,7 @@ use libfuzzer_sys::fuzz_target;
 use rdma_engine::store::{IndexBuilder, IndexChange, IndexEntry, OffsetWidth, parse_entry};
 use rdma_engine_fuzz::bounded;
 
-/// Room for late entries, whatever the length of the log.
+/// Room for late entries, for a log of any length.
 const SPARE: usize = 256 << 10;
 
 fuzz_target!(|input: &[u8]| bounded(SPARE + 64 * input.len(), || {

@@ -1,7 +1,7 @@
 //! How the bytes of an answer get into the reader's memory: one [`DataPath`] for each transport.
 //!
 //! ```text
-//!  EngineConnection ── answer ──► DataPath::read_into ── fills ──► ReadMemory
+//!  EngineConnection ─ answer ─► DataPath::read_into ─ fills ─► ReadMemory
 //!                                   TcpPath     the bytes follow in the stream
 //!                                   LocalPath   the bytes are in a file that this host can read
 //!                                   VerbsPath   the bytes are in the message, or fetched by RDMA READ

@@ -138,7 +138,7 @@ async fn connect(address: &str, options: &ClientOptions) -> Result<Greeted, Read
 const SOCKET_PREFIX: &[u8] = b"rdma-engine-";
 
 /// Connects to the engine's Unix socket, if it is on this host. The engine tells the socket's name
-/// to every client, so any process may have taken the name: whatever listens there is trusted for
+/// to every client, so any process may have taken the name: the listening process is trusted for
 /// its user, or for a proof.
 async fn local(socket: &[u8], options: &ClientOptions) -> Result<Arc<EngineConnection>, ReadError> {
     if !socket.starts_with(SOCKET_PREFIX) {

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// One part in so many of a lease is not used: clocks are wrong by less than a thousandth.
-const MARGIN: u32 = 64;
+/// The fraction 1/64 of a lease is not used: clocks are wrong by less than a thousandth.
+const MARGIN_DIVISOR: u32 = 64;
 
 /// A time on the clock of this host that also counts while it is suspended (`CLOCK_BOOTTIME`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,7 +35,7 @@ pub(super) struct Lease {
 impl Lease {
     /// The lease of an answer to a request that was sent after `sent_at`.
     pub(super) fn new(sent_at: BootTime, length: Duration) -> Self {
-        Self { sent_at, length: length - length / MARGIN }
+        Self { sent_at, length: length - length / MARGIN_DIVISOR }
     }
 
     /// For how long it is still valid; `None` if it is over.

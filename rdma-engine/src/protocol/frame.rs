@@ -1,7 +1,7 @@
 //! The envelope of every message.
 //!
 //! ```text
-//!  0  length u32    of the body, in bytes, at most [`MAX_BODY`]; data that follows the body is not counted
+//!  0  length u32    of the body, in bytes, at most [`MAX_BODY`]; without data behind the body
 //!  4  kind u8
 //!  5  0 u8, 0 u16
 //!  8  request u64   the client's number of the request; 0 where there is none

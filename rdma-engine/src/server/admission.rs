@@ -28,7 +28,8 @@ const MIN_IDLE: Duration = Duration::from_secs(10);
 /// The same for a connection that has not introduced itself: clients do so within milliseconds.
 const MIN_INTRODUCTION_TIME: Duration = Duration::from_secs(1);
 
-/// One peer may have at most one part in so many of the memory for answers, and of staging memory.
+/// One peer may have at most these fractions (1/N) of the memory for answers, and of staging
+/// memory.
 const MEMORY_DIVISOR: u64 = 4;
 const STAGING_DIVISOR: u64 = 2;
 

@@ -104,7 +104,7 @@ async fn within<T>(permit: &ConnectionPermit, deadline: Instant, work: impl Futu
 }
 
 enum Rejected {
-    /// The client is told why.
+    /// The client is sent the reason.
     Refused(Refusal),
     /// The other side does not speak the protocol, or is gone.
     Gone(StreamError),
@@ -248,7 +248,7 @@ enum ClientTrust {
 }
 
 /// Whether a process may have the volumes' descriptors. A descriptor opens all of a volume,
-/// whatever cookies and tokens allow. So only a process that could open the file itself may have
+/// regardless of cookies and tokens. So only a process that could open the file itself may have
 /// one: a process of this host, of root or of this engine's user. Root of a container that shares
 /// the host's network is not one.
 fn check_process(socket: &Socket) -> Result<ClientTrust, Rejected> {

@@ -78,7 +78,7 @@ pub struct NeedleIndex {
 }
 
 impl NeedleIndex {
-    /// How many late keys may wait, whatever the size of the index.
+    /// How many late keys may wait in an index of any size.
     const MIN_LATE_CAPACITY: usize = 1024;
 
     /// Applies one entry of the log.

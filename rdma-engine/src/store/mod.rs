@@ -7,9 +7,9 @@
 //! the file id.
 //!
 //! ```text
-//!  FileId ─► Store ─► Volume ─► OpenVolume ─► NeedleIndex ─► NeedleRecord ─► pread, sendfile, or the
-//!            which     over      one pair      key →          examined: key,   descriptor is passed on
-//!            files     time      of files      offset         cookie, size, flags, checksum
+//!  FileId ─► Store ─► Volume ─► OpenVolume ─► NeedleIndex ─► NeedleRecord ─► pread, sendfile,
+//!            which     over      one pair      key →          key, cookie,     or descriptor
+//!            files     time      of files      offset         size checked     passed on
 //! ```
 //!
 //! Meanwhile the server may compact a volume (it replaces two files, one after the other), move or

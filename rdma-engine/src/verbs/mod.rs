@@ -8,7 +8,7 @@
 //!                   ▼                                  ▼              │
 //!   MemoryRegion ─► RegisteredBuffer ── post_reads() ─► QueuePair ────┘
 //!                          ▲                             │
-//!                          └──────── Completion ◄────────┘    the memory comes back with the result
+//!                          └──────── Completion ◄────────┘    memory and result come back
 //! ```
 //!
 //! **Who owns memory.** A device reads and writes memory behind the compiler's back, long after

@@ -104,7 +104,7 @@ impl ByHand {
         self.ask_for(number, ReadRequest { fid: fid(key), offset: 0, length, token: Vec::new() })
     }
 
-    /// Asks for anything.
+    /// Sends any read request.
     pub(crate) fn ask_for(&mut self, number: u64, read: ReadRequest) -> Brought {
         self.send(number, &ClientMessage::Read(read));
         let (header, body) = frame(&mut self.stream);
@@ -169,7 +169,7 @@ impl ByHand {
         let mut done = Vec::new();
         loop {
             assert!(started.elapsed() < DEADLINE, "no message comes");
-            // With it may come that ours was sent.
+            // The completion of our own send may come first.
             self.side.poller.wait(&mut done, DEADLINE).unwrap();
             for done in done.drain(..) {
                 let length = done.result.unwrap();

@@ -1,4 +1,5 @@
-//! Clients of an engine that try to read what they were not granted, and to take what others need.
+//! Clients of an engine that try to read data without a grant, and to take resources that other
+//! clients need.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -159,7 +160,7 @@ fn sessions_that_take_nothing_leave_memory_and_room_for_others() {
     let at = |address: IpAddr| SocketAddr::new(address, engine.address.port());
     let before = resident(&engine.child.id().to_string());
     let mut held = Vec::new();
-    // One peer has half of the staging memory, whatever it does with it.
+    // One peer may take at most half of the staging memory.
     while let Ok(client) = ByHand::try_connect(at("127.0.0.1".parse().unwrap())) {
         held.push(client);
         assert!(held.len() <= 4, "{} sessions of 4 MiB have more than 16 MiB", held.len());
@@ -178,7 +179,7 @@ fn sessions_that_take_nothing_leave_memory_and_room_for_others() {
     let grant = honest.granted(1, 1, NEEDLE as u32);
     assert!(honest.fetch(&grant, NEEDLE).unwrap() == content(1, NEEDLE));
     assert_bounded("sessions that take nothing", &engine, before);
-    // Who goes leaves its part to the next.
+    // A session that ends frees its part for the next.
     drop(held.pop());
     let started = Instant::now();
     while ByHand::try_connect(at("127.0.0.1".parse().unwrap())).is_err() {

@@ -67,7 +67,7 @@ fn a_thousand_connections_leave_nothing() {
         let (mut server, mut client) = two_sides();
         (0..100).for_each(|number| cycle(number, &mut server, &mut client));
     };
-    // Whatever is made once is made now.
+    // Everything that is allocated only once is allocated now.
     hundred();
     let before = (files("self"), resources());
     let grown = || {

@@ -23,7 +23,7 @@ use rdma_engine::verbs::{
 
 use self::peer::Side;
 
-/// How long anything may take here; emulation is slow.
+/// The deadline of every wait; emulation is slow.
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// The right to use the devices: some tests count everything that is open.

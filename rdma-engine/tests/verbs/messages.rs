@@ -60,7 +60,7 @@ fn messages_arrive_whole_and_in_order() {
         receiving.post_receive(slot, next_receive).unwrap();
         next_receive += 1;
     }
-    // Inline messages told nothing, and left nothing in the way.
+    // Inline messages gave no completions, and take no room in the queue.
     let mut rest = Vec::new();
     sender.poller.queue().take(&mut rest).unwrap();
     assert!(rest.iter().all(|done| done.work == WorkKind::Send && done.result.is_ok()));

@@ -1,4 +1,4 @@
-//! RDMA READs bring the right bytes, many at once, whatever their size.
+//! RDMA READs bring the right bytes, many at once, of any size.
 
 use std::net::IpAddr;
 use std::time::Duration;

@@ -25,7 +25,7 @@ fn an_answer_goes_the_way_its_request_came() {
     assert_eq!(message[8..16], 2u64.to_be_bytes());
     client.ask_by_message(3, 2, 70_000, true);
     assert_eq!(client.message()[4], MessageKind::Grant as u8);
-    // Given back over the stream: the ways can be mixed.
+    // Given back over the stream: both paths can be mixed.
     client.send(3, &ClientMessage::Done);
     client.ask_by_message(4, 9, 1, true);
     assert_eq!(client.message()[4], MessageKind::Refused as u8);
@@ -120,7 +120,7 @@ fn hundreds_of_sessions_leave_nothing() {
         until(&served.metrics, sessions, 0);
         until(&served.metrics, "rdma_engine_staging_bytes{transport=\"verbs\"}", 0);
     };
-    // Whatever is made once is made now.
+    // Everything that is allocated only once is allocated now.
     hundred(0);
     let (open, memory) = (files("self"), resident("self"));
     (0..hundreds).for_each(hundred);

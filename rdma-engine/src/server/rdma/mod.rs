@@ -2,13 +2,13 @@
 //! clients fetch it by RDMA READ.
 //!
 //! ```text
-//!  RdmaDevices ─ offers() ─► bootstrap ─ accept() ─► QueuePairSession, one per session: device context,
-//!                                                     │               protection domain, queue pair and
-//!                                                     │               one registered region
+//!  RdmaDevices ─ offers() ─► bootstrap ─ accept() ─► QueuePairSession, one per session:
+//!                                                     │  device context, protection domain,
+//!                                                     │  queue pair, one registered region
 //!                                                     │ stage()
 //!                                                     ▼
-//!     .dat ── pread ──► StagingPool ── StagedRange ─ lease() ─► ReadLease, until the client is done or
-//!                                                               the lease is over
+//!     .dat ── pread ──► StagingPool ── StagedRange ─ lease() ─► ReadLease, until the client is
+//!                                                               done or the lease is over
 //! ```
 //!
 //! A session shares nothing with other sessions, not even the open device. So an rkey opens

@@ -42,7 +42,7 @@ fn a_network_that_is_cut_is_a_typed_error_or_our_deadline() {
     let server = format!("{address}:{PORT}");
     let mut slow = Side::open(None).unwrap();
     let mut quick = Side::open(None).unwrap();
-    // Half a minute of retries: only a deadline of our own ends this in time.
+    // Half a minute of retries: only the deadline of the test ends this in time.
     let for_long = Timeouts { answer: Duration::from_secs(4), retries: 6 };
     let patient = Served::connect(&slow, &server, for_long).unwrap();
     let mut hasty = Served::connect(&quick, &server, Timeouts::default()).unwrap();

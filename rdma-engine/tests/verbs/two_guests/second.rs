@@ -14,8 +14,8 @@ use crate::{DEADLINE, turn};
 /// How long a link stays down: several times what it takes until a queue pair gives its peer up.
 const DOWN_FOR: Duration = Duration::from_secs(6);
 
-/// What the first guest may ask for, one byte each. The second answers with the same when it is
-/// done.
+/// The orders of the first guest, one byte each. The second guest answers with the same byte when
+/// it is done.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[repr(u8)]
 pub(super) enum Order {
@@ -78,7 +78,8 @@ impl Second {
     }
 }
 
-/// The second guest's part: follows the orders of the one who comes to `port` until that goes.
+/// The second guest's part: follows the orders of the first guest, which connects to `port`, until
+/// it disconnects.
 pub(super) fn follow(test: &str, port: u16) {
     let listener = TcpListener::bind(("0.0.0.0", port)).unwrap();
     let mut first = be_met(&listener);
