@@ -1,5 +1,5 @@
-//! Translates `proto/filer.proto`, with a compiler written in Rust so that building needs no `protoc`, and takes in the eBPF programs, if
-//! `cargo xtask build` has built them.
+//! Compiles `proto/filer.proto` with protox, which needs no `protoc`, and embeds the eBPF programs
+//! if `cargo xtask build` has built them.
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -8,7 +8,7 @@ use std::{env, fs, io};
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=proto/filer.proto");
     let descriptors = protox::compile(["filer.proto"], ["proto"])?;
-    // Bytes fields stay `Vec`: as slices of the receive buffer a few kept bytes would hold all of it.
+    // Bytes fields stay `Vec`: a slice of the receive buffer would keep all of the buffer alive.
     tonic_prost_build::configure()
         .build_server(false)
         .codec_path("crate::seaweed::message::BoundedCodec")
@@ -17,12 +17,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// Copies the programs to where they are included from; nothing at all if there are none.
+/// Copies the eBPF object to where the crate includes it from: an empty one if none was built.
 fn embed_programs() -> Result<(), Box<dyn std::error::Error>> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().ok_or("not in a workspace")?;
     let built = programs_directory(root);
     let sources = root.join("interceptor-ebpf/src");
-    // Cargo looks for what is new below a directory, but takes one that does not exist as new every time.
+    // Cargo watches a directory for changes, but reruns this every time if it does not exist.
     fs::create_dir_all(&built)?;
     println!("cargo::rerun-if-changed={}", built.display());
     println!("cargo::rerun-if-changed={}", sources.display());

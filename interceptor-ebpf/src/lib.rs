@@ -5,10 +5,10 @@
 //! watched FUSE mounts. They count most of what they see; they send events rarely:
 //!
 //! ```text
-//!  kernel: read, fault, request ──► programs ──► traffic, readers, latency   maps, read on demand
-//!                                      │
-//!                                      ├─ heat    ── a granule turned hot ─┐
-//!                                      └─ streams ── next window is due ───┴─► events   ring buffer
+//!  kernel: read, fault, request ─► programs ─► traffic, readers, latency   maps, read on demand
+//!                                     │
+//!                                     ├─ heat    ── a granule turned hot ─┐
+//!                                     └─ streams ── next window is due ───┴─► events  ring buffer
 //! ```
 //!
 //! [`heat`], [`stream`], [`run`], [`sampling`] and [`pages`] are plain functions on plain data.

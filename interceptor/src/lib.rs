@@ -7,8 +7,7 @@
 //! brings them, from the best source that works; [`seaweed`] speaks with filers and volume
 //! servers. [`telemetry`] watches them all. [`overlay`] stands beside [`mount`]: a file system that
 //! passes everything on to a mount that was there before. [`warmup`] stands beside [`mount`]: it
-//! brings files in because somebody says that they will be read. Each module uses only those below
-//! it.
+//! fetches files that a user asks for ahead of a job. Each module uses only those below it.
 
 // These panic where the stream cannot be written: `daemon::output` and `daemon::logs` do not.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]

@@ -3,9 +3,9 @@
 //!
 //! Each connection takes a descriptor and some memory of a process that has better uses for both.
 //! Without a bound, any user could take all descriptors of a daemon by connecting and saying
-//! nothing. One too many takes the place of the oldest: whoever holds connections, and whatever
-//! moves on them, keeps nobody else from asking whether the daemon is healthy. An answer takes a
-//! millisecond, and a client that is closed in between, like a dashboard, connects again.
+//! nothing. One connection too many takes the place of the oldest, so a user who holds connections
+//! cannot keep other clients from `/healthz`. An answer takes a millisecond, and a client whose
+//! connection is closed in between, like a dashboard, connects again.
 
 use std::collections::VecDeque;
 use std::future::Future;

@@ -1,9 +1,10 @@
-//! Loopback ports that nobody else will take.
+//! Leases of loopback ports.
 //!
-//! A SeaweedFS server needs its HTTP port and, by convention, its gRPC port 10,000 above. Both are chosen below the range
-//! from which the kernel takes the local ports of outgoing connections. Several test programs run at once, and a server
-//! that is killed and restarted must find its port again: a lease is therefore also a socket in the abstract
-//! Unix namespace, named after the port. The kernel drops it with the process, so no stale lease can exist.
+//! A SeaweedFS server needs its HTTP port and, by convention, its gRPC port 10,000 above. Both are
+//! chosen below the range from which the kernel takes the local ports of outgoing connections.
+//! Several test programs run at once, and a server that is killed and restarted must find its port
+//! again: a lease is therefore also a socket in the abstract Unix namespace, named after the port.
+//! The kernel drops it with the process, so no stale lease can exist.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::linux::net::SocketAddrExt;

@@ -14,7 +14,8 @@ use tests::{Cluster, Mount, Pattern, S3, data, eventually, host, reading};
 const BLOCK: usize = 4096;
 const VERSIONS: u64 = 80;
 
-/// A version's content, which says of every block of 4 KiB which version it is of; sizes differ, so that ends do too.
+/// A version's content: every block of 4 KiB begins with the number of the version. Sizes differ,
+/// so that ends do too.
 fn content(version: u64) -> Vec<u8> {
     let size = 400_000 + usize::try_from(version * 37_777 % 2_000_000).unwrap();
     let mut bytes = Pattern::new(version).bytes(0, size);
@@ -73,7 +74,8 @@ fn every_open_reads_one_version() {
         }
         for version in &versions[1..] {
             filer.put("/replaced", version, "").unwrap();
-            // The pace is the readers': some of them shall meet each version. If one has failed, the others go on.
+            // The readers set the pace: some of them shall meet each version. If one has failed,
+            // the others go on.
             let before = opens.load(Ordering::Relaxed);
             let met = || (opens.load(Ordering::Relaxed) >= before + 6).then_some(());
             let _ = eventually("an encounter", Duration::from_secs(1), met);
@@ -107,7 +109,7 @@ fn origin_at(address: &str) -> String {
     )
 }
 
-/// A directory of the cluster that shows a bucket, of which only what is read comes into the cluster.
+/// Mounts a bucket on a directory of the cluster, which fetches only objects that are read.
 fn mount_bucket(cluster: &Cluster, bucket: &str) {
     let s3 = cluster.s3();
     s3.make_bucket(bucket).unwrap();
@@ -132,7 +134,7 @@ fn a_remote_object_that_cannot_be_brought_in_is_an_error_that_is_logged() {
     let path = mount.file("/remote/away");
     // One request to the mount, which the kernel does not repeat.
     let file = File::options().read(true).custom_flags(libc::O_DIRECT).open(&path).unwrap();
-    // Nobody listens there.
+    // No server listens there.
     cluster.shell(&[&origin_at("127.0.0.1:1")]).unwrap();
     let error = file.read_at(&mut [0; 4096], 0).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::EIO));
@@ -197,7 +199,7 @@ fn a_remote_object_that_is_replaced_before_it_is_read_is_not_mixed_with_the_new_
         await_content(&path(name), &Pattern::new(2).bytes(0, *size));
     }
     for (name, handle) in gone.iter().zip(&handles_of_gone) {
-        // The storage still has what was only renamed, so that it is found again under its old name.
+        // The storage still has an object that was only renamed, under its old name.
         let found_again = |result: &Result<Vec<u8>, i32>| *name == "renamed" && *result == Ok(old(1 << 20));
         let result = read(handle);
         assert!(found_again(&result) || is_error(result), "{name}: it reads as something else");

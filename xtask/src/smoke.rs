@@ -1,7 +1,7 @@
 //! `cargo xtask run --smoke`: reads everything twice through the mount, compares it, and prints
 //! which sources the bytes came from.
 //!
-//! The daemon counts the bytes that it answered with, by source. BytesBySource that applications read
+//! The daemon counts the bytes that it answered with, by source. Bytes that applications read
 //! beyond these never reached the daemon: the kernel had them in its page cache.
 
 use std::collections::BTreeMap;

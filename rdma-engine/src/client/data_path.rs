@@ -4,7 +4,7 @@
 //!  EngineConnection ─ answer ─► DataPath::read_into ─ fills ─► ReadMemory
 //!                                   TcpPath     the bytes follow in the stream
 //!                                   LocalPath   the bytes are in a file that this host can read
-//!                                   VerbsPath   the bytes are in the message, or fetched by RDMA READ
+//!                                   VerbsPath   the bytes are in the message, or come by RDMA READ
 //! ```
 //! Requests go over the stream of the bootstrap, unless the path carries messages of its own.
 
