@@ -26,9 +26,9 @@ use tempfile::TempDir;
 use crate::process::Process;
 
 /// Longest wait for an answer of the browser.
-const PATIENCE: Duration = Duration::from_secs(60);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Longest wait for its end.
-const GRACE: Duration = Duration::from_secs(5);
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How a page is looked at.
 #[derive(Debug, Clone, Copy)]
@@ -95,7 +95,7 @@ impl Browser {
                 Ok(())
             });
         }
-        let process = Process::start(command, &profile.path().join("log"), GRACE, Signal::SIGKILL)?;
+        let process = Process::start(command, &profile.path().join("log"), STOP_TIMEOUT, Signal::SIGKILL)?;
         drop((takes, gives, takes_high, gives_high));
         let mut browser = Browser {
             orders: orders.into(),
@@ -202,7 +202,7 @@ impl Browser {
         let mut line = serde_json::to_vec(&order)?;
         line.push(0);
         self.orders.write_all(&line).with_context(|| format!("{method}: the browser is gone"))?;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + WAIT_TIMEOUT;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let news = self.news.recv_timeout(left).with_context(|| format!("{method}: no answer"))?;

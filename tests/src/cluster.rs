@@ -28,7 +28,7 @@ use crate::proxy::FaultProxy;
 use crate::{Engine, Filer, S3, eventually, tools};
 
 /// Longest wait for a server to become ready; two seconds are usual.
-const READY: Duration = Duration::from_secs(60);
+const READY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What a cluster shall be; [`Cluster::builder`] gives the smallest one.
 #[derive(Clone, Debug)]
@@ -405,7 +405,7 @@ impl Cluster {
             }
             nodes.iter().any(|node| node["Url"] == wanted).then_some(())
         };
-        eventually("the registration of a volume server", READY, known)
+        eventually("the registration of a volume server", READY_TIMEOUT, known)
             .with_context(|| format!("log of {}:\n{}", volume.name, volume.log_tail()))
     }
 }
@@ -516,7 +516,7 @@ impl Server {
 
     fn await_that(&self, what: &str, mut condition: impl FnMut() -> Option<()>) -> anyhow::Result<()> {
         let mut ended = None;
-        let result = eventually(&format!("{what} of weed {}", self.name), READY, || {
+        let result = eventually(&format!("{what} of weed {}", self.name), READY_TIMEOUT, || {
             if let Some(Err(error)) = self.process().as_mut().map(Process::ensure_running) {
                 ended = Some(error);
                 return Some(());

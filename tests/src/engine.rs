@@ -14,8 +14,8 @@ use crate::eventually;
 use crate::process::{self, Process};
 
 /// Longest wait for an engine to listen, and for it to end by itself.
-const READY: Duration = Duration::from_secs(30);
-const GRACE: Duration = Duration::from_secs(10);
+const READY_TIMEOUT: Duration = Duration::from_secs(30);
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A running engine; it ends when it is dropped.
 #[derive(Debug)]
@@ -80,7 +80,7 @@ impl Engine {
     /// # Errors
     /// When it goes on running.
     pub fn wait(&mut self) -> anyhow::Result<bool> {
-        Ok(self.process.wait(GRACE)?.success())
+        Ok(self.process.wait(STOP_TIMEOUT)?.success())
     }
 
     /// Starts it again on the same address after [`Engine::kill`].
@@ -141,7 +141,7 @@ fn launch(
     command.arg("--volume-dir").arg(volumes).arg("--security").arg(security);
     // Standard output goes there too.
     fs::write(&log, "")?;
-    let mut process = Process::start(command, &log, GRACE, Signal::SIGKILL)?;
+    let mut process = Process::start(command, &log, STOP_TIMEOUT, Signal::SIGKILL)?;
     let mut ended = None;
     let line = |word: &str| {
         let text = fs::read_to_string(&log).ok()?;
@@ -150,7 +150,7 @@ fn launch(
         // A line that is still being written has no end.
         found.filter(|_| text.ends_with('\n'))
     };
-    let lines = eventually("the address of an engine", READY, || {
+    let lines = eventually("the address of an engine", READY_TIMEOUT, || {
         if let Err(error) = process.ensure_running() {
             ended = Some(error);
             return Some((String::new(), String::new()));

@@ -9,7 +9,7 @@ use ureq::http::Response;
 use ureq::{Agent, Body, SendBody};
 
 /// Longest wait for one request; the largest upload of a suite is 1 GiB.
-const LIMIT: Duration = Duration::from_secs(120);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A client of one filer. Paths are absolute and not escaped; queries are given as in a URL
 /// (`maxMB=1&op=append`), or empty.
@@ -23,7 +23,8 @@ impl Filer {
     /// A client of the filer at `address` (`127.0.0.1:PORT`).
     #[must_use]
     pub fn new(address: &str) -> Filer {
-        let agent = Agent::config_builder().http_status_as_error(false).timeout_global(Some(LIMIT)).build();
+        let agent =
+            Agent::config_builder().http_status_as_error(false).timeout_global(Some(WAIT_TIMEOUT)).build();
         Filer { address: address.to_owned(), agent: agent.into() }
     }
 

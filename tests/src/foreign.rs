@@ -16,7 +16,7 @@ use crate::eventually;
 use crate::process::Process;
 
 /// Longest wait for the mount to answer, and for its daemon to end.
-const PATIENCE: Duration = Duration::from_secs(10);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A `bindfs` mount of an empty directory, and its daemon. Both end with this value.
 #[derive(Debug)]
@@ -39,9 +39,9 @@ impl Bindfs {
         // -d: in the foreground, and the log tells the numbers of nodes.
         let mut command = Command::new("bindfs");
         command.arg("-d").arg(&source).arg(&mounted);
-        let process = Process::start(command, &home.path().join("log"), PATIENCE, Signal::SIGTERM)?;
+        let process = Process::start(command, &home.path().join("log"), WAIT_TIMEOUT, Signal::SIGTERM)?;
         let mut bindfs = Self { process, home };
-        eventually("the bindfs mount", PATIENCE, || {
+        eventually("the bindfs mount", WAIT_TIMEOUT, || {
             let running = bindfs.process.ensure_running();
             (running.is_err() || fs::metadata(&mounted).is_ok_and(|found| found.dev() != below)).then_some(())
         })?;

@@ -140,8 +140,8 @@ pub fn has_rdma() -> bool {
     there
 }
 
-/// Whether a port of an RDMA device is up, by the kernel's own files: this crate is built before the
-/// headers of libibverbs are installed.
+/// Whether a port of an RDMA device is up, by the kernel's own files: this crate is built before
+/// the headers of libibverbs are installed.
 fn has_rdma_link() -> bool {
     let entries = |directory: PathBuf| fs::read_dir(directory).into_iter().flatten().flatten();
     entries("/sys/class/infiniband".into())
@@ -149,8 +149,8 @@ fn has_rdma_link() -> bool {
         .any(|port| fs::read_to_string(port.path().join("state")).is_ok_and(|state| state.contains("ACTIVE")))
 }
 
-/// Aborts the connection of the FUSE mount at `path`, as an administrator does with one that hangs.
-/// Needs root.
+/// Aborts the connection of the FUSE mount at `path`, as an administrator does with one that
+/// hangs. Needs root.
 ///
 /// # Panics
 /// When the kernel does not do it.

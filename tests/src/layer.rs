@@ -19,9 +19,9 @@ use crate::process::Process;
 use crate::{StatusPage, eventually};
 
 /// Longest wait for a layer to answer.
-const READY: Duration = Duration::from_secs(30);
+const READY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest wait for the processes to end by themselves.
-const GRACE: Duration = Duration::from_secs(10);
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// The layer's type in the kernel's table.
 const FS_TYPE: &str = "fuse.interceptor-attach";
 
@@ -101,7 +101,7 @@ impl Layer {
 
     fn await_ready(&mut self) -> anyhow::Result<()> {
         let attached = format!("attached {}", self.path.display());
-        let status = eventually("the layer", READY, || {
+        let status = eventually("the layer", READY_TIMEOUT, || {
             if let Err(error) = self.process.ensure_running() {
                 return Some(Err(error));
             }
@@ -149,7 +149,7 @@ impl Layer {
     /// # Errors
     /// When the program still runs after ten seconds.
     pub fn wait(&mut self) -> anyhow::Result<ExitStatus> {
-        self.process.wait(GRACE)
+        self.process.wait(STOP_TIMEOUT)
     }
 
     /// SIGTERM, and waits for the end.
@@ -226,17 +226,17 @@ fn start<A: Into<OsString>>(
         command.args(["--status-addr", "127.0.0.1:0"]);
     }
     command.args(args).arg(path).current_dir(home).env("HOME", home);
-    Process::start(command, &home.join(log), GRACE, Signal::SIGTERM)
+    Process::start(command, &home.join(log), STOP_TIMEOUT, Signal::SIGTERM)
 }
 
 /// A bind mount of what is mounted at a path: the same files, past layers that are mounted over
 /// the path later.
 #[derive(Debug)]
-pub struct Beside {
+pub struct BindMount {
     home: TempDir,
 }
 
-impl Beside {
+impl BindMount {
     /// What is mounted at `path` now.
     ///
     /// # Errors
@@ -255,7 +255,7 @@ impl Beside {
     }
 }
 
-impl Drop for Beside {
+impl Drop for BindMount {
     fn drop(&mut self) {
         let _ = umount2(&self.path(), MntFlags::MNT_DETACH);
     }

@@ -51,7 +51,7 @@ pub use data::Pattern;
 pub use engine::Engine;
 pub use filer::Filer;
 pub use foreign::Bindfs;
-pub use layer::{Beside, Disk, Layer};
+pub use layer::{BindMount, Disk, Layer};
 pub use load::Load;
 pub use mount::{Mount, MountBuilder};
 pub use needles::Needles;

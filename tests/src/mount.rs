@@ -29,9 +29,9 @@ use crate::process::{self, Process};
 use crate::{Cluster, StatusPage, eventually, tools};
 
 /// Longest wait for a mount to answer.
-const READY: Duration = Duration::from_secs(30);
+const READY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest wait for a daemon to end by itself.
-const GRACE: Duration = Duration::from_secs(10);
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Which program mounts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,7 +179,7 @@ impl MountBuilder {
         command.current_dir(home.path()).env("HOME", home.path()).envs(self.environment);
         let log = home.path().join("log");
         let below = device(&mount_point)?;
-        let process = Process::start(command, &log, GRACE, Signal::SIGTERM)?;
+        let process = Process::start(command, &log, STOP_TIMEOUT, Signal::SIGTERM)?;
         let mut mount = Mount { process, kind: self.kind, mount_point, status: None, home };
         mount.await_ready(below)?;
         Ok(mount)
@@ -321,7 +321,7 @@ impl Mount {
     /// # Errors
     /// When it still runs after ten seconds.
     pub fn wait(&mut self) -> anyhow::Result<ExitStatus> {
-        self.process.wait(GRACE)
+        self.process.wait(STOP_TIMEOUT)
     }
 
     /// SIGTERM, and waits for the end.
@@ -343,7 +343,7 @@ impl Mount {
         let (process, status, path, kind) =
             (&mut self.process, &mut self.status, &self.mount_point, self.kind);
         let mut ended = None;
-        let result = eventually("the mount", READY, || {
+        let result = eventually("the mount", READY_TIMEOUT, || {
             if let Err(error) = process.ensure_running() {
                 ended = Some(error);
                 return Some(());

@@ -9,7 +9,7 @@ use ureq::Agent;
 use crate::Cluster;
 
 /// Longest wait for one request.
-const LIMIT: Duration = Duration::from_secs(60);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A client of a cluster's master and volume servers.
 #[derive(Clone, Debug)]
@@ -31,7 +31,8 @@ impl Needles {
     /// A client of `cluster`.
     #[must_use]
     pub fn new(cluster: &Cluster) -> Needles {
-        let agent = Agent::config_builder().http_status_as_error(false).timeout_global(Some(LIMIT)).build();
+        let agent =
+            Agent::config_builder().http_status_as_error(false).timeout_global(Some(WAIT_TIMEOUT)).build();
         Needles { master: cluster.master().address(), agent: agent.into() }
     }
 

@@ -1,4 +1,4 @@
-//! Leases of loopback ports.
+//! Loopback ports, each leased to one server at a time.
 //!
 //! A SeaweedFS server needs its HTTP port and, by convention, its gRPC port 10,000 above. Both are
 //! chosen below the range from which the kernel takes the local ports of outgoing connections.

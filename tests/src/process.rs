@@ -24,7 +24,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{Pid, mkfifo};
 
 /// How much of a log an error shows, in bytes.
-const TAIL: u64 = 2048;
+const LOG_TAIL_BYTES: u64 = 2048;
 
 /// A running program, its log, and the promise that it ends with this value.
 #[derive(Debug)]
@@ -191,7 +191,7 @@ pub fn tail(path: &Path) -> String {
     let read = || -> std::io::Result<String> {
         let mut file = File::open(path)?;
         let length = fs::metadata(path)?.len();
-        file.seek(SeekFrom::Start(length.saturating_sub(TAIL)))?;
+        file.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL_BYTES)))?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())
@@ -199,11 +199,11 @@ pub fn tail(path: &Path) -> String {
     read().unwrap_or_else(|error| format!("(no log: {error})"))
 }
 
-type Order = (Command, mpsc::Sender<std::io::Result<Child>>);
+type SpawnRequest = (Command, mpsc::Sender<std::io::Result<Child>>);
 
 fn spawn(command: Command) -> std::io::Result<Child> {
-    static SPAWNER: LazyLock<mpsc::Sender<Order>> = LazyLock::new(|| {
-        let (orders, inbox) = mpsc::channel::<Order>();
+    static SPAWNER: LazyLock<mpsc::Sender<SpawnRequest>> = LazyLock::new(|| {
+        let (orders, inbox) = mpsc::channel::<SpawnRequest>();
         thread::Builder::new()
             .name("spawner".into())
             .spawn(move || {

@@ -27,7 +27,7 @@ pub enum Fault {
 }
 
 #[derive(Debug)]
-struct State {
+struct ProxyState {
     fault: Mutex<(Fault, Vec<TcpStream>)>,
     changed: Condvar,
     generation: AtomicU64,
@@ -40,7 +40,7 @@ struct State {
 #[derive(Debug)]
 pub struct FaultProxy {
     address: SocketAddr,
-    state: Arc<State>,
+    state: Arc<ProxyState>,
     acceptor: Option<JoinHandle<()>>,
 }
 
@@ -52,7 +52,7 @@ impl FaultProxy {
     pub fn start(target: &str) -> anyhow::Result<FaultProxy> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let address = listener.local_addr()?;
-        let state = Arc::new(State {
+        let state = Arc::new(ProxyState {
             fault: Mutex::new((Fault::None, Vec::new())),
             changed: Condvar::new(),
             generation: AtomicU64::new(0),
@@ -111,7 +111,7 @@ impl Drop for FaultProxy {
     }
 }
 
-impl State {
+impl ProxyState {
     fn serve(&self, client: TcpStream) {
         let Ok(server) = TcpStream::connect_timeout(&self.target, Duration::from_secs(5)) else { return };
         let (fault, generation) = {

@@ -6,7 +6,7 @@ use anyhow::Context;
 use ureq::Agent;
 
 /// Longest wait for one request.
-const LIMIT: Duration = Duration::from_secs(60);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A client of one gateway. Objects are named `BUCKET/KEY`.
 #[derive(Clone, Debug)]
@@ -33,7 +33,8 @@ impl S3 {
     /// A client of the gateway at `address` (`127.0.0.1:PORT`).
     #[must_use]
     pub fn new(address: &str) -> S3 {
-        let agent = Agent::config_builder().http_status_as_error(false).timeout_global(Some(LIMIT)).build();
+        let agent =
+            Agent::config_builder().http_status_as_error(false).timeout_global(Some(WAIT_TIMEOUT)).build();
         S3 { address: address.to_owned(), agent: agent.into() }
     }
 

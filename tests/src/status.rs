@@ -4,7 +4,7 @@ use std::io::Read;
 use std::time::Duration;
 
 /// Longest wait for an answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where a daemon tells what it does.
 #[derive(Clone, Debug)]
@@ -24,8 +24,10 @@ impl StatusPage {
     /// # Errors
     /// When the page does not answer.
     pub fn get(&self, path: &str) -> anyhow::Result<(u16, String)> {
-        let config =
-            ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(PATIENCE)).build();
+        let config = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_global(Some(WAIT_TIMEOUT))
+            .build();
         let mut answer = ureq::Agent::new_with_config(config).get(format!("{}{path}", self.url)).call()?;
         let mut text = String::new();
         answer.body_mut().as_reader().read_to_string(&mut text)?;

@@ -18,9 +18,9 @@ use rustix::fs::XattrFlags;
 use tests::mount::interceptor_program;
 use tests::process::{Process, undrained_pipe, with_stderr};
 use tests::readers::{content, put_files, read_under};
-use tests::{Beside, Bindfs, Cluster, Layer, Mount, eventually, host, posix};
+use tests::{BindMount, Bindfs, Cluster, Layer, Mount, eventually, host, posix};
 
-const NONE: [&str; 0] = [];
+const NO_OPTIONS: [&str; 0] = [];
 
 /// Runs `interceptor attach PATH`, which must end by itself; gives its exit code and what it said.
 fn attach(path: &Path) -> (Option<i32>, String) {
@@ -59,7 +59,7 @@ fn what_cannot_work_is_refused_and_nothing_is_covered() {
     refused(&path, &["covered", "directory"]);
     nix::mount::umount(&inner).unwrap();
 
-    let layer = Layer::over(&path, NONE).unwrap();
+    let layer = Layer::over(&path, NO_OPTIONS).unwrap();
     refused(&path, &["already attached"]);
     fs::write(path.join("file"), "still there").unwrap();
     assert_eq!(layer.detach().unwrap().code(), Some(0));
@@ -103,7 +103,7 @@ fn what_is_done_through_the_layer_is_done_to_the_mount_below() {
     let path = disk.path();
     fs::write(path.join("before"), "before").unwrap();
     let below = fs::metadata(path.join("before")).unwrap();
-    let layer = Layer::over(&path, NONE).unwrap();
+    let layer = Layer::over(&path, NO_OPTIONS).unwrap();
     let above = fs::metadata(path.join("before")).unwrap();
     assert_ne!(above.dev(), below.dev());
     assert_eq!(
@@ -163,7 +163,7 @@ fn names_that_are_listed_without_a_type_are_what_they_are() {
         found
     };
     let bare = found();
-    let layer = Layer::over(&path, NONE).unwrap();
+    let layer = Layer::over(&path, NO_OPTIONS).unwrap();
     let attached = found();
     assert_eq!(attached.len(), bare.len());
     assert!(attached == bare, "the types differ");
@@ -232,7 +232,7 @@ fn what_an_attribute_does_depends_on_who_sets_and_lists_it() {
     let bare = outcome("bare");
     assert_eq!(bare.0, [0o2000, 0o2000, 0, 0o2000, 0o2000, 0]);
     assert!(bare.1.contains("trusted.secret") && !bare.2.contains("trusted.secret"));
-    let _layer = Layer::over(&path, NONE).unwrap();
+    let _layer = Layer::over(&path, NO_OPTIONS).unwrap();
     assert_eq!(outcome("layered"), bare);
 }
 
@@ -240,14 +240,14 @@ fn what_an_attribute_does_depends_on_who_sets_and_lists_it() {
 #[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn appending_is_what_a_handle_does_now_and_what_a_file_allows() {
     let Some(disk) = host::disk() else { return };
-    let (path, beside) = (disk.path(), Beside::of(&disk.path()).unwrap());
+    let (path, beside) = (disk.path(), BindMount::of(&disk.path()).unwrap());
     fs::write(path.join("log"), "one ").unwrap();
     let attribute = |change: &str| {
         let log = beside.path().join("log");
         assert!(Command::new("chattr").arg(change).arg(log).status().unwrap().success());
     };
     attribute("+a");
-    let _layer = Layer::over(&path, NONE).unwrap();
+    let _layer = Layer::over(&path, NO_OPTIONS).unwrap();
     let open =
         |name: &str, append| File::options().create(true).append(append).write(true).open(path.join(name));
     let below = |name: &str| fs::read_to_string(beside.path().join(name)).unwrap();
@@ -288,7 +288,7 @@ fn links_are_not_followed_where_the_mount_below_forbids_it() {
     mount(None::<&str>, &path, None::<&str>, flags, None::<&str>).unwrap();
     let follow = || File::open(path.join("symlink")).map(drop).map_err(|error| error.raw_os_error());
     assert_eq!(follow(), Err(Some(libc::ELOOP)));
-    let _layer = Layer::over(&path, NONE).unwrap();
+    let _layer = Layer::over(&path, NO_OPTIONS).unwrap();
     assert_eq!(follow(), Err(Some(libc::ELOOP)));
     assert_eq!(fs::read_link(path.join("symlink")).unwrap(), Path::new("file"));
     File::open(path.join("file")).unwrap();
@@ -302,7 +302,7 @@ fn a_link_that_is_replaced_below_leads_where_it_should() {
     }
     let below = Bindfs::start().unwrap();
     let (link, source) = (below.path().join("link"), below.source().join("link"));
-    let _layer = Layer::over(&below.path(), NONE).unwrap();
+    let _layer = Layer::over(&below.path(), NO_OPTIONS).unwrap();
     std::os::unix::fs::symlink("one", &source).unwrap();
     assert_eq!(fs::read_link(&link).unwrap(), Path::new("one"));
     fs::remove_file(&source).unwrap();
@@ -317,8 +317,8 @@ fn a_link_that_is_replaced_below_leads_where_it_should() {
 #[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn what_is_deleted_another_way_gives_its_space_back() {
     let Some(disk) = host::disk() else { return };
-    let (path, beside) = (disk.path(), Beside::of(&disk.path()).unwrap());
-    let _layer = Layer::over(&path, NONE).unwrap();
+    let (path, beside) = (disk.path(), BindMount::of(&disk.path()).unwrap());
+    let _layer = Layer::over(&path, NO_OPTIONS).unwrap();
     let free = || {
         let space = rustix::fs::statvfs(beside.path()).unwrap();
         space.f_bfree * space.f_frsize
@@ -347,7 +347,7 @@ fn what_is_deleted_another_way_gives_its_space_back() {
 fn what_is_removed_stays_what_it_is_for_who_is_in_it() {
     let Some(disk) = host::disk() else { return };
     let path = disk.path();
-    let layer = Layer::over(&path, NONE).unwrap();
+    let layer = Layer::over(&path, NO_OPTIONS).unwrap();
     let names = ["removed", "replaced"];
     let within = names.map(|name| {
         fs::create_dir(path.join(name)).unwrap();
@@ -425,7 +425,7 @@ fn a_large_copy_is_made_in_parts() {
     let path = disk.path();
     const SIZE: u64 = 70 << 20;
     File::create(path.join("from")).unwrap().set_len(SIZE).unwrap();
-    let layer = Layer::over(&path, NONE).unwrap();
+    let layer = Layer::over(&path, NO_OPTIONS).unwrap();
     let (from, to) = (File::open(path.join("from")).unwrap(), File::create(path.join("to")).unwrap());
     let mut copied = Vec::new();
     while copied.iter().sum::<usize>() < SIZE as usize {
@@ -471,7 +471,7 @@ fn times_are_kept_and_those_that_cannot_be_cost_only_their_request() {
         })
         .collect();
 
-    let layer = Layer::over(&path, NONE).unwrap();
+    let layer = Layer::over(&path, NO_OPTIONS).unwrap();
     for ((seconds, nanoseconds), below) in TIMES.iter().zip(&below) {
         set_times(&file, *seconds, *nanoseconds).unwrap();
         assert_eq!(times(&file), *below, "{seconds} s and {nanoseconds} ns");
@@ -495,7 +495,7 @@ fn an_aborted_connection_is_a_failure_and_leaves_no_layer() {
     let Some(disk) = host::disk() else { return };
     let path = disk.path();
     fs::write(path.join("file"), "below").unwrap();
-    let mut layer = Layer::over(&path, NONE).unwrap();
+    let mut layer = Layer::over(&path, NO_OPTIONS).unwrap();
     let open = File::open(path.join("file")).unwrap();
     host::abort_connection(&path);
     assert_eq!(layer.wait().unwrap().code(), Some(1));
@@ -548,7 +548,7 @@ fn what_is_made_belongs_to_its_maker() {
     place_for_another(&bare);
     let expected = made_by_another(&bare);
     assert!(expected.contains("acl/file -rw-rw----"), "the list counts and not the umask: {expected}");
-    let _layer = Layer::over(&disk.path(), NONE).unwrap();
+    let _layer = Layer::over(&disk.path(), NO_OPTIONS).unwrap();
     place_for_another(&layered);
     assert_eq!(made_by_another(&layered), expected);
 }
@@ -559,7 +559,7 @@ fn a_mapping_and_plain_calls_see_each_others_bytes() {
     let Some(disk) = host::disk() else { return };
     let path = disk.path().join("file");
     fs::write(&path, vec![b'.'; 10_000]).unwrap();
-    let layer = Layer::over(&disk.path(), NONE).unwrap();
+    let layer = Layer::over(&disk.path(), NO_OPTIONS).unwrap();
     let file = File::options().read(true).write(true).open(&path).unwrap();
     let reader = File::open(&path).unwrap();
     // SAFETY: the mapping is of a file that keeps its size, and is used below by plain reads and
@@ -597,7 +597,7 @@ fn programs_read_on_while_a_layer_comes_and_goes() {
     put_files(&path);
     read_under(&path, || {
         for _ in 0..3 {
-            let layer = Layer::over(&path, NONE).unwrap();
+            let layer = Layer::over(&path, NO_OPTIONS).unwrap();
             let open = File::open(path.join("file-0")).unwrap();
             let detaching = thread::spawn(move || layer.detach().unwrap());
             eventually("the mount below", Duration::from_secs(5), || (!Layer::is_at(&path)).then_some(()))
@@ -618,7 +618,7 @@ fn a_killed_daemon_leaves_the_mount_below() {
     let Some(disk) = host::disk() else { return };
     let path = disk.path();
     fs::write(path.join("file"), "below").unwrap();
-    let mut layer = Layer::over(&path, NONE).unwrap();
+    let mut layer = Layer::over(&path, NO_OPTIONS).unwrap();
     let open = File::open(path.join("file")).unwrap();
     let writer = {
         let path = path.clone();
@@ -659,7 +659,7 @@ fn without_its_watcher_the_daemon_detaches_in_order() {
     let Some(disk) = host::disk() else { return };
     let path = disk.path();
     fs::write(path.join("file"), "below").unwrap();
-    let mut layer = Layer::over(&path, NONE).unwrap();
+    let mut layer = Layer::over(&path, NO_OPTIONS).unwrap();
     let open = File::open(path.join("file")).unwrap();
     layer.signal(Signal::SIGKILL);
     eventually("the mount below", Duration::from_secs(10), || (!Layer::is_at(&path)).then_some(())).unwrap();
@@ -673,7 +673,7 @@ fn without_its_watcher_the_daemon_detaches_in_order() {
 #[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn an_umount_by_somebody_else_ends_the_layer() {
     let Some(disk) = host::disk() else { return };
-    let mut layer = Layer::over(&disk.path(), NONE).unwrap();
+    let mut layer = Layer::over(&disk.path(), NO_OPTIONS).unwrap();
     nix::mount::umount2(&disk.path(), nix::mount::MntFlags::empty()).unwrap();
     assert_eq!(layer.wait().unwrap().code(), Some(0));
     assert!(!Layer::is_at(&disk.path()));
@@ -688,7 +688,7 @@ fn a_mount_below_that_dies_gives_its_own_error() {
     }
     let mut below = tests::Bindfs::start().unwrap();
     below.put("file", b"content").unwrap();
-    let layer = Layer::over(&below.path(), NONE).unwrap();
+    let layer = Layer::over(&below.path(), NO_OPTIONS).unwrap();
     assert_eq!(fs::read(below.path().join("file")).unwrap(), b"content");
     let path = below.path();
     // Ends the daemon below; its mount stays, dead, under the layer.
@@ -704,7 +704,7 @@ fn locks_hold_between_programs() {
     let Some(disk) = host::disk() else { return };
     let path = disk.path().join("file");
     fs::write(&path, "").unwrap();
-    let _layer = Layer::over(&disk.path(), NONE).unwrap();
+    let _layer = Layer::over(&disk.path(), NO_OPTIONS).unwrap();
     let file = File::options().write(true).open(&path).unwrap();
     file.lock().unwrap();
     let other = File::options().write(true).open(&path).unwrap();
@@ -730,9 +730,9 @@ fn differences(bare: &BTreeMap<String, String>, layered: &BTreeMap<String, Strin
 fn posix_over_ext4_is_what_ext4_makes_of_it() {
     let Some(disk) = host::disk().filter(|_| host::has_posix_suites()) else { return };
     let bare = posix::pjdfstest(&disk.path()).unwrap();
-    let _layer = Layer::over(&disk.path(), NONE).unwrap();
+    let _layer = Layer::over(&disk.path(), NO_OPTIONS).unwrap();
     let layered = posix::pjdfstest(&disk.path()).unwrap();
-    assert_eq!(differences(&bare, &layered), NONE);
+    assert_eq!(differences(&bare, &layered), NO_OPTIONS);
     for seed in 1..=4 {
         assert_eq!(
             posix::fsx(&disk.path(), seed, 3000, &posix::FSX_WITH_HOLES).unwrap(),
@@ -763,7 +763,7 @@ fn posix_over_weed_mount_is_what_weed_mount_makes_of_it() {
     let layered = posix::pjdfstest(mount.path()).unwrap();
     let worse = |case: &String| bare.get(case).is_some_and(|result| result == "ok");
     let differences = differences(&bare, &layered);
-    assert_eq!(differences.into_iter().filter(worse).collect::<Vec<_>>(), NONE);
+    assert_eq!(differences.into_iter().filter(worse).collect::<Vec<_>>(), NO_OPTIONS);
     assert_eq!(seeds.map(fsx), bare_fsx);
 }
 
@@ -771,7 +771,7 @@ fn posix_over_weed_mount_is_what_weed_mount_makes_of_it() {
 #[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_full_disk_is_told_to_who_writes() {
     let Some(disk) = host::disk() else { return };
-    let _layer = Layer::over(&disk.path(), NONE).unwrap();
+    let _layer = Layer::over(&disk.path(), NO_OPTIONS).unwrap();
     // More than there is room for: the error is the mount below's.
     let mut file = File::create(disk.path().join("large")).unwrap();
     let block = vec![1; 1 << 20];

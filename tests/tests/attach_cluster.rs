@@ -11,18 +11,18 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tests::mount::interceptor_program;
-use tests::{Beside, Cluster, Layer, Mount, Pattern, eventually, host};
+use tests::{BindMount, Cluster, Layer, Mount, Pattern, eventually, host};
 
 /// A cluster, a `weed mount` of it, and a layer over that which knows the cluster.
-struct Stage {
+struct AttachedCluster {
     // In the order in which they are taken down.
     layer: Layer,
     below: Mount,
     cluster: Cluster,
 }
 
-impl Stage {
-    fn set(before: impl FnOnce(&Cluster, &Mount)) -> Option<Stage> {
+impl AttachedCluster {
+    fn set(before: impl FnOnce(&Cluster, &Mount)) -> Option<AttachedCluster> {
         if !host::can_mount() {
             return None;
         }
@@ -30,7 +30,7 @@ impl Stage {
         let below = Mount::weed(&cluster).start().unwrap();
         before(&cluster, &below);
         let layer = attach(&cluster, &below);
-        Some(Stage { layer, below, cluster })
+        Some(AttachedCluster { layer, below, cluster })
     }
 
     fn file(&self, name: &str) -> PathBuf {
@@ -70,7 +70,7 @@ fn put_many(cluster: &Cluster, files: u64, content: impl Fn(u64) -> Vec<u8>) {
 
 /// Opens a file again and again until reads of it are served from the cluster; each read must give
 /// `bytes`.
-fn await_acceleration(stage: &Stage, path: &Path, bytes: &[u8]) {
+fn await_acceleration(stage: &AttachedCluster, path: &Path, bytes: &[u8]) {
     let accelerated = || {
         let before = stage.read_from_cluster();
         // Past the pages that the kernel keeps.
@@ -96,7 +96,7 @@ fn what_the_mount_below_shows_is_read_from_the_cluster() {
         }
         cluster.filer().put("/a/put", &content(3_000_000), "").unwrap();
     };
-    let Some(stage) = Stage::set(before) else { return };
+    let Some(stage) = AttachedCluster::set(before) else { return };
     for size in sizes {
         assert!(fs::read(stage.file(&format!("a/b/{size}"))).unwrap() == content(size), "{size}");
     }
@@ -114,7 +114,7 @@ fn files_have_the_numbers_that_they_have_below() {
     let mut below = Vec::new();
     let number = |path: PathBuf| fs::metadata(path).unwrap().ino();
     let name = |file: u64| format!("many/{file:03}");
-    let stage = Stage::set(|cluster, mount| {
+    let stage = AttachedCluster::set(|cluster, mount| {
         put_many(cluster, FILES, |file| vec![file as u8; 10]);
         below = (0..FILES).map(|file| number(mount.path().join(name(file)))).collect();
     });
@@ -129,7 +129,7 @@ fn files_have_the_numbers_that_they_have_below() {
 fn small_files_are_fetched_before_they_are_opened_in_turn() {
     const FILES: u64 = 200;
     let content = |number| Pattern::new(number).bytes(0, 10_000);
-    let Some(stage) = Stage::set(|cluster, _| put_many(cluster, FILES, content)) else { return };
+    let Some(stage) = AttachedCluster::set(|cluster, _| put_many(cluster, FILES, content)) else { return };
     for number in 0..FILES {
         assert!(fs::read(stage.file(&format!("many/{number:03}"))).unwrap() == content(number), "{number}");
     }
@@ -144,7 +144,7 @@ fn small_files_are_fetched_before_they_are_opened_in_turn() {
 fn a_directory_whose_files_are_opened_in_turn_is_known_below() {
     const FILES: u64 = 200;
     let content = |number| Pattern::new(number).bytes(0, 1000);
-    let Some(stage) = Stage::set(|cluster, _| put_many(cluster, FILES, content)) else { return };
+    let Some(stage) = AttachedCluster::set(|cluster, _| put_many(cluster, FILES, content)) else { return };
     for number in 0..FILES / 2 {
         assert!(fs::read(stage.file(&format!("many/{number:03}"))).unwrap() == content(number), "{number}");
     }
@@ -170,7 +170,7 @@ fn a_tree_is_brought_to_memory_before_it_is_read() {
         write(&below.file("/tree/file"), &bytes);
         write(&below.file("/tree/empty"), b"");
     };
-    let Some(stage) = Stage::set(before) else { return };
+    let Some(stage) = AttachedCluster::set(before) else { return };
     let mut warmup = Command::new(interceptor_program().unwrap());
     let output = warmup.args(["warmup", "--json"]).arg(stage.file("tree")).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -185,7 +185,7 @@ fn a_tree_is_brought_to_memory_before_it_is_read() {
 #[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn what_is_written_here_is_read_here_at_once() {
     let old = Pattern::new(1).bytes(0, 3_000_000);
-    let Some(stage) = Stage::set(|_, below| write(&below.file("/file"), &old)) else { return };
+    let Some(stage) = AttachedCluster::set(|_, below| write(&below.file("/file"), &old)) else { return };
     let path = stage.file("file");
     await_acceleration(&stage, &path, &old);
     let reader = File::open(&path).unwrap();
@@ -238,7 +238,7 @@ fn large_writes_pass_the_pages_of_the_mount_below_by() {
     const SIZE: usize = 4 << 20;
     let mut expected = Pattern::new(1).bytes(0, SIZE);
     let mut before = None;
-    let stage = Stage::set(|_, below| {
+    let stage = AttachedCluster::set(|_, below| {
         write(&below.file("/file"), &expected);
         before = Some(File::options().read(true).write(true).open(below.file("/file")).unwrap());
     });
@@ -311,7 +311,7 @@ fn large_writes_pass_the_pages_of_the_mount_below_by() {
 fn a_handle_that_was_open_before_is_noticed() {
     let old = Pattern::new(1).bytes(0, 500_000);
     let mut before = None;
-    let stage = Stage::set(|_, below| {
+    let stage = AttachedCluster::set(|_, below| {
         write(&below.file("/file"), &old);
         before = Some(File::options().read(true).write(true).open(below.file("/file")).unwrap());
     });
@@ -332,7 +332,7 @@ fn a_handle_that_was_open_before_is_noticed() {
 #[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn without_a_filer_reads_are_what_the_mount_below_makes_of_them() {
     let content = Pattern::new(1).bytes(0, 500_000);
-    let Some(stage) = Stage::set(|_, below| write(&below.file("/file"), &content)) else { return };
+    let Some(stage) = AttachedCluster::set(|_, below| write(&below.file("/file"), &content)) else { return };
     let path = stage.file("file");
     await_acceleration(&stage, &path, &content);
     let open = File::open(&path).unwrap();
@@ -369,7 +369,7 @@ fn two_hosts_see_each_others_files_as_the_mount_below_does() {
     }
     let cluster = Cluster::builder().start().unwrap();
     let (here, there) = (Mount::weed(&cluster).start().unwrap(), Mount::weed(&cluster).start().unwrap());
-    let beside = Beside::of(here.path()).unwrap();
+    let beside = BindMount::of(here.path()).unwrap();
     let layer = attach(&cluster, &here);
     let mut random = StdRng::seed_from_u64(6);
     const FILES: usize = 5;
@@ -418,7 +418,7 @@ fn a_directory_of_the_filer_that_is_deleted_and_made_again_is_served_again() {
     let below = Mount::weed(&cluster).filer_path("/root").start().unwrap();
     let layer =
         Layer::over(below.path(), ["--filer", &cluster.filer_addresses(), "--filer-path", "/root"]).unwrap();
-    let stage = Stage { layer, below, cluster };
+    let stage = AttachedCluster { layer, below, cluster };
     let file = stage.file("file");
     await_acceleration(&stage, &file, b"first");
     filer.delete("/root").unwrap();

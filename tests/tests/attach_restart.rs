@@ -17,7 +17,7 @@ use tests::process::Process;
 use tests::readers::{content, put_files, read_under};
 use tests::{Cluster, Layer, Mount, eventually, host};
 
-const NONE: [&str; 0] = [];
+const NO_OPTIONS: [&str; 0] = [];
 
 /// How many mounts the kernel knows at `path`.
 fn mounts_at(path: &Path) -> usize {
@@ -37,13 +37,13 @@ fn programs_read_on_while_one_takes_over_from_another() {
     let Some(disk) = host::disk() else { return };
     let path = disk.path();
     put_files(&path);
-    let mut layer = Layer::over(&path, NONE).unwrap();
+    let mut layer = Layer::over(&path, NO_OPTIONS).unwrap();
     read_under(&path, || {
         for _ in 0..3 {
             let open = File::open(path.join("file-0")).unwrap();
             let mut written = File::create(path.join("written")).unwrap();
             written.write_all(b"before ").unwrap();
-            let mut old = layer.restart(NONE).unwrap();
+            let mut old = layer.restart(NO_OPTIONS).unwrap();
             assert_eq!(mounts_at(&path), 2, "the mount below and the new layer");
             assert_eq!(old.exited(), None, "files are open");
             let mut bytes = vec![0; 100_000];
@@ -101,7 +101,7 @@ fn what_is_open_with_the_old_one_is_served_for_its_grace() {
     put_files(&path);
     let mut layer = Layer::over(&path, ["--grace", "1s"]).unwrap();
     let open = File::open(path.join("file-0")).unwrap();
-    let old = layer.restart(NONE).unwrap();
+    let old = layer.restart(NO_OPTIONS).unwrap();
     await_end(old);
     // Asked for itself, since the pages may still be there.
     let error = open.sync_all().unwrap_err();
@@ -114,7 +114,7 @@ fn what_is_open_with_the_old_one_is_served_for_its_grace() {
 #[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn the_status_api_moves_along() {
     let Some(disk) = host::disk() else { return };
-    let mut layer = Layer::over(&disk.path(), NONE).unwrap();
+    let mut layer = Layer::over(&disk.path(), NO_OPTIONS).unwrap();
     let address = layer.status_address().to_owned();
     let open = File::open(disk.path()).unwrap();
     let mut old = layer.restart(["--status-addr", &address]).unwrap();
@@ -131,7 +131,7 @@ fn one_that_cannot_start_leaves_the_other() {
     let Some(disk) = host::disk() else { return };
     let path = disk.path();
     put_files(&path);
-    let mut layer = Layer::over(&path, NONE).unwrap();
+    let mut layer = Layer::over(&path, NO_OPTIONS).unwrap();
     read_under(&path, || {
         // A filer that is not there, and an address that is not this host's.
         for wrong in [["--filer", "127.0.0.1:9"], ["--status-addr", "192.0.2.1:1"]] {
@@ -144,7 +144,7 @@ fn one_that_cannot_start_leaves_the_other() {
         fs::create_dir(path.join("inner")).unwrap();
         let inner = path.join("inner");
         mount(Some("tmpfs"), &inner, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
-        let error = format!("{:#}", layer.restart(NONE).unwrap_err());
+        let error = format!("{:#}", layer.restart(NO_OPTIONS).unwrap_err());
         assert!(error.contains("would be covered"), "{error}");
         umount2(&inner, MntFlags::empty()).unwrap();
     });
@@ -176,10 +176,10 @@ fn each_watcher_takes_only_its_own_layer_away() {
     let Some(disk) = host::disk() else { return };
     let path = disk.path();
     put_files(&path);
-    let mut layer = Layer::over(&path, NONE).unwrap();
+    let mut layer = Layer::over(&path, NO_OPTIONS).unwrap();
     let open = File::open(path.join("file-0")).unwrap();
     let daemon = layer.daemon().unwrap();
-    let mut old = layer.restart(NONE).unwrap();
+    let mut old = layer.restart(NO_OPTIONS).unwrap();
     // The old one is killed while it serves what is open: the new one stays.
     kill(daemon, Signal::SIGKILL).unwrap();
     assert_eq!(old.wait(Duration::from_secs(10)).unwrap().code(), Some(1));
@@ -199,7 +199,7 @@ fn a_dead_layer_can_be_replaced() {
     let Some(disk) = host::disk() else { return };
     let path = disk.path();
     put_files(&path);
-    let mut layer = Layer::over(&path, NONE).unwrap();
+    let mut layer = Layer::over(&path, NO_OPTIONS).unwrap();
     // Both processes are killed, and the one that watches has no time to see it.
     let (daemon, watcher) = (layer.daemon().unwrap(), Pid::from_raw(layer.watcher().cast_signed()));
     kill(watcher, Signal::SIGSTOP).unwrap();
@@ -208,7 +208,7 @@ fn a_dead_layer_can_be_replaced() {
     let dead = || fs::read(path.join("file-0")).err();
     let error = eventually("the end of the daemon", Duration::from_secs(10), dead).unwrap();
     assert!(error.raw_os_error().is_some());
-    layer.restart(NONE).unwrap();
+    layer.restart(NO_OPTIONS).unwrap();
     assert_eq!(mounts_at(&path), 2);
     assert!(fs::read(path.join("file-0")).unwrap() == content(0));
 }
@@ -220,7 +220,7 @@ fn other_namespaces_come_along() {
     let path = disk.path();
     put_files(&path);
     mount(None::<&str>, &path, None::<&str>, MsFlags::MS_SHARED, None::<&str>).unwrap();
-    let mut layer = Layer::over(&path, NONE).unwrap();
+    let mut layer = Layer::over(&path, NO_OPTIONS).unwrap();
     thread::scope(|scope| {
         let (ask, asked) = std::sync::mpsc::channel::<()>();
         let (tell, told) = std::sync::mpsc::channel();
@@ -244,7 +244,7 @@ fn other_namespaces_come_along() {
             told.recv().unwrap()
         };
         assert_eq!(mounts(), 2);
-        await_end(layer.restart(NONE).unwrap());
+        await_end(layer.restart(NO_OPTIONS).unwrap());
         assert_eq!(mounts(), 2);
         assert_eq!(layer.detach().unwrap().code(), Some(0));
         assert_eq!(mounts(), 1);

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tests::{Bindfs, Layer, Pattern, eventually, host};
 
 const SIZE: usize = 8 << 20;
-const PATIENCE: Duration = Duration::from_secs(30);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Descriptors of eBPF programs that the daemon of a layer has open.
 fn programs_of(layer: &Layer) -> usize {
@@ -43,7 +43,7 @@ fn await_heat(layer: &Layer, file: &File, content: &[u8]) {
         let is_hot = metric("interceptor_ebpf_events_total", "hot")? > 0.0;
         (is_hot && metric("interceptor_read_bytes_total", "page_cache")? > 0.0).then_some(())
     };
-    eventually("heat, and reads from the kernel's pages", PATIENCE, hot).unwrap();
+    eventually("heat, and reads from the kernel's pages", WAIT_TIMEOUT, hot).unwrap();
 }
 
 /// Opens the file until reads are of what is kept, and gives that handle.
@@ -55,7 +55,7 @@ fn open_kept(layer: &Layer, path: &std::path::Path) -> File {
         file.read_at(&mut [0; 4096], 0).unwrap();
         (cache_reads() > before).then_some(file)
     };
-    eventually("reads of what is kept", PATIENCE, kept).unwrap()
+    eventually("reads of what is kept", WAIT_TIMEOUT, kept).unwrap()
 }
 
 #[test]
@@ -109,12 +109,12 @@ fn what_the_mount_below_serves_is_seen_as_well() {
         let bytes = layer.status_page().metric("interceptor_read_bytes_total", &["page_cache"]).unwrap();
         (bytes >= SIZE as f64).then_some(())
     };
-    eventually("reads from the page cache", PATIENCE, seen).unwrap();
+    eventually("reads from the page cache", WAIT_TIMEOUT, seen).unwrap();
     let named = || {
         let status = status(&layer);
         (status["activity"]["hottest"][0]["path"] == "/directory/file").then_some(())
     };
-    eventually("the name of what was read", PATIENCE, named).unwrap();
+    eventually("the name of what was read", WAIT_TIMEOUT, named).unwrap();
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tests::{Bindfs, Cluster, Layer, Mount, Pattern, StatusPage, eventually, host};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 const PAGE: usize = 4096;
 const PAGES: usize = 256;
 
@@ -51,14 +51,14 @@ fn stay_awake(page: &StatusPage, path: &Path, content: &[u8]) {
         read_pages(path, content);
         (longest_sleep() <= 2 && seconds(page) > 0.0).then_some(())
     };
-    eventually("CPUs that stay awake", PATIENCE, awake).unwrap();
+    eventually("CPUs that stay awake", WAIT_TIMEOUT, awake).unwrap();
     // All readers have stopped.
     let ended = || {
         let before = seconds(page);
         std::thread::sleep(Duration::from_millis(100));
         (seconds(page) == before).then_some(())
     };
-    eventually("CPUs that may sleep again", PATIENCE, ended).unwrap();
+    eventually("CPUs that may sleep again", WAIT_TIMEOUT, ended).unwrap();
 }
 
 #[test]

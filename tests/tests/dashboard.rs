@@ -14,7 +14,7 @@ use serde_json::Value;
 use tests::{Browser, Cluster, Load, Mount, Pattern, StatusPage, Viewport, eventually, host, load, reading};
 
 const MIB: usize = 1 << 20;
-const PATIENCE: Duration = Duration::from_secs(30);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 /// A name that is markup where it is not shown as text.
 const HOSTILE: &str = "<img src=x onerror=\"document.title='owned'\">";
 
@@ -145,7 +145,7 @@ fn every_panel_shows_what_the_metrics_say() {
     let mut browser = Browser::start().unwrap();
     browser.look(DESK).unwrap();
     browser.open(mount.status_url().unwrap()).unwrap();
-    browser.wait_until("document.body?.dataset.shown !== undefined", PATIENCE).unwrap();
+    browser.wait_until("document.body?.dataset.shown !== undefined", WAIT_TIMEOUT).unwrap();
     browser.value(HELPERS).unwrap();
     let seen = mount.metric("interceptor_kernel_reads_total", &[]).unwrap() > 0.0;
     for (panel, shows) in PANELS {
@@ -153,7 +153,7 @@ fn every_panel_shows_what_the_metrics_say() {
             host::skipped(&format!("the panel {panel}: eBPF sees nothing here"));
             continue;
         }
-        browser.wait_until(&format!("Boolean({shows})"), PATIENCE).unwrap();
+        browser.wait_until(&format!("Boolean({shows})"), WAIT_TIMEOUT).unwrap();
     }
     if seen {
         let named = |text: &str, table: &str| {
@@ -161,10 +161,10 @@ fn every_panel_shows_what_the_metrics_say() {
             format!("document.getElementById('{table}-table').textContent.includes({text})")
         };
         for command in ["cat", "dd"] {
-            browser.wait_until(&named(command, "readers"), PATIENCE).unwrap();
+            browser.wait_until(&named(command, "readers"), WAIT_TIMEOUT).unwrap();
         }
         // As text, and therefore not as an element.
-        browser.wait_until(&named(HOSTILE, "hot"), PATIENCE).unwrap();
+        browser.wait_until(&named(HOSTILE, "hot"), WAIT_TIMEOUT).unwrap();
     }
     assert_eq!(browser.value("document.images.length").unwrap(), 0);
     assert_ne!(browser.value("document.title").unwrap(), "owned");
@@ -180,7 +180,7 @@ fn every_panel_shows_what_the_metrics_say() {
     // With the load gone, page and metrics come to rest at the same figures.
     drop(load);
     let mut shown = BTreeMap::new();
-    let agreed = eventually("agreement of page and metrics", PATIENCE, || {
+    let agreed = eventually("agreement of page and metrics", WAIT_TIMEOUT, || {
         shown = figures(&mut browser);
         differences(&page, &shown).is_empty().then_some(())
     });
@@ -192,16 +192,16 @@ fn every_panel_shows_what_the_metrics_say() {
 
     // Other spans, colours and widths.
     browser.value("document.querySelector('[data-span=\"1h\"]').click()").unwrap();
-    browser.wait_until("document.body.dataset.span === '1h'", PATIENCE).unwrap();
+    browser.wait_until("document.body.dataset.span === '1h'", WAIT_TIMEOUT).unwrap();
     browser.value("document.querySelector('[data-span=\"5m\"]').click()").unwrap();
-    browser.wait_until("document.body.dataset.span === '5m'", PATIENCE).unwrap();
+    browser.wait_until("document.body.dataset.span === '5m'", WAIT_TIMEOUT).unwrap();
     let shots = tempfile::tempdir().unwrap();
     let mut pictures = Vec::new();
     for (name, viewport) in [("light", DESK), ("dark", Viewport { is_dark: true, ..DESK }), ("phone", PHONE)]
     {
         browser.look(viewport).unwrap();
-        browser.wait_until(&format!("window.innerWidth === {}", viewport.width), PATIENCE).unwrap();
-        browser.wait_until(FITS, PATIENCE).unwrap();
+        browser.wait_until(&format!("window.innerWidth === {}", viewport.width), WAIT_TIMEOUT).unwrap();
+        browser.wait_until(FITS, WAIT_TIMEOUT).unwrap();
         let path = shots.path().join(name);
         browser.screenshot(&path).unwrap();
         pictures.push((browser.value("getComputedStyle(document.body).backgroundColor").unwrap(), path));
@@ -258,7 +258,7 @@ fn the_hit_ratios_are_those_of_the_kernels_counts() {
         serde_json::from_str(&text).unwrap()
     };
     let mut report = status();
-    let counted = eventually("counters at rest", PATIENCE, || {
+    let counted = eventually("counters at rest", WAIT_TIMEOUT, || {
         let now = status();
         let rest = now["kernel"]["reads"] == report["kernel"]["reads"] && now["reads"] == report["reads"];
         report = now;

@@ -22,8 +22,8 @@ use tests::process::{Process, undrained_pipe, with_stderr};
 use tests::{Cluster, Engine, Needles, Pattern, StatusPage, eventually, host};
 use tokio::runtime::Runtime;
 
-const LIMIT: Duration = Duration::from_secs(30);
-const BOTH: [Transport; 2] = [Transport::Tcp, Transport::Local];
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
+const TRANSPORTS: [Transport; 2] = [Transport::Tcp, Transport::Local];
 
 fn fid(assigned: &Assigned) -> FileId {
     assigned.fid.parse().unwrap()
@@ -49,7 +49,7 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn read(&self, fid: FileId, length: usize, token: Option<&str>) -> Result<Vec<u8>, ReadError> {
-        self.read_within(fid, length, token, LIMIT)
+        self.read_within(fid, length, token, WAIT_TIMEOUT)
     }
 
     fn read_within(
@@ -103,26 +103,26 @@ fn an_engine_goes_on_without_a_terminal_and_a_log() {
             .env("HOME", home.path());
         let log = home.path().join("log");
         fs::write(&log, "").unwrap();
-        let mut engine = Process::start(command, &log, LIMIT, Signal::SIGKILL).unwrap();
+        let mut engine = Process::start(command, &log, WAIT_TIMEOUT, Signal::SIGKILL).unwrap();
         let lines = || {
             let text = fs::read_to_string(&log).ok()?;
             let line = |word| text.lines().find_map(|line| line.strip_prefix(word)).map(str::to_owned);
             line("serving ").zip(line("status ")).filter(|_| text.ends_with('\n'))
         };
-        let (address, status) = eventually("the engine", LIMIT, lines).unwrap();
+        let (address, status) = eventually("the engine", WAIT_TIMEOUT, lines).unwrap();
         engine.signal(Signal::SIGHUP);
         let client = Client::new(&address, ClientOptions::default());
-        runtime().block_on(client.ping(tokio::time::Instant::now() + LIMIT)).unwrap();
+        runtime().block_on(client.ping(tokio::time::Instant::now() + WAIT_TIMEOUT)).unwrap();
         if redirection == ">/dev/full" {
             let lost = || {
                 let page = StatusPage::at(status.clone());
                 (page.metric("rdma_engine_log_lines_lost_total", &[]).ok()? > 0.0).then_some(())
             };
-            eventually("lost lines", LIMIT, lost).unwrap();
+            eventually("lost lines", WAIT_TIMEOUT, lost).unwrap();
         }
         engine.ensure_running().unwrap();
         engine.signal(Signal::SIGTERM);
-        assert!(engine.wait(LIMIT).unwrap().success(), "{redirection}");
+        assert!(engine.wait(WAIT_TIMEOUT).unwrap().success(), "{redirection}");
     }
 }
 
@@ -197,7 +197,7 @@ fn the_program_serves_pings_reads_measures_and_ends() {
         assert!(engine.metric(&format!("rdma_engine_reads_total{{transport=\"{transport}\"}}")).unwrap() > 2);
         let bytes = engine.metric(&format!("rdma_engine_bytes_total{{transport=\"{transport}\"}}")).unwrap();
         assert!(bytes > 10_000_000, "{bytes}");
-        eventually("the end of all sessions", LIMIT, || {
+        eventually("the end of all sessions", WAIT_TIMEOUT, || {
             let sessions = engine.metric(&format!("rdma_engine_connections{{transport=\"{transport}\"}}"));
             (sessions.unwrap() == 0).then_some(())
         })
@@ -268,7 +268,7 @@ fn ten_thousand_random_ranges_are_those_of_http() {
                         let (fid, whole) = &held[index];
                         let mut bytes = vec![0xee; length];
                         let target = ReadTarget { fid: *fid, offset: offset as u32, token: None };
-                        let deadline = tokio::time::Instant::now() + LIMIT;
+                        let deadline = tokio::time::Instant::now() + WAIT_TIMEOUT;
                         let delivered = client.read(target, &mut bytes, deadline).await.unwrap();
                         let end = whole.len().min(offset + length);
                         assert_eq!(delivered.needle.length as usize, end - offset);
@@ -293,7 +293,7 @@ fn ten_thousand_random_ranges_are_those_of_http() {
 fn ask_on(engine: &str, fid: FileId, expected: &[u8], has_ended: &AtomicBool) -> u64 {
     const AT_ONCE: u64 = 64;
     let stream = TcpStream::connect(engine).unwrap();
-    stream.set_read_timeout(Some(LIMIT)).unwrap();
+    stream.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
     let mut bytes = bytes::BytesMut::new();
     let (capabilities, name) = (Capabilities::default(), "many".to_owned());
     Hello { oldest: VERSION, newest: VERSION, capabilities, name, nonce: None }.encode(&mut bytes);
@@ -391,7 +391,7 @@ fn an_engine_that_is_killed_or_hangs_costs_a_typed_error() {
     let size = 8_000_000;
     let written = some_needles(&needles, 6, size);
     let runtime = runtime();
-    for transport in BOTH {
+    for transport in TRANSPORTS {
         let reader = Reader { runtime: &runtime, client: client(&engine, transport) };
         assert!(reader.read(fid(&written[0]), size, None).unwrap() == Pattern::new(0).bytes(0, size));
 
@@ -401,7 +401,7 @@ fn an_engine_that_is_killed_or_hangs_costs_a_typed_error() {
                 let (client, at) = (reader.client.clone(), fid(&written[index as usize % 6]));
                 runtime.spawn(async move {
                     let mut bytes = vec![0; size];
-                    let deadline = tokio::time::Instant::now() + LIMIT;
+                    let deadline = tokio::time::Instant::now() + WAIT_TIMEOUT;
                     let target = ReadTarget { fid: at, offset: 0, token: None };
                     let outcome = client.read(target, &mut bytes, deadline).await;
                     outcome.map(|_| assert!(bytes == Pattern::new(index % 6).bytes(0, size)))
@@ -416,8 +416,10 @@ fn an_engine_that_is_killed_or_hangs_costs_a_typed_error() {
         }
         assert!(reader.read(fid(&written[0]), 10, None).is_err());
         engine.restart().unwrap();
-        eventually("a read after the restart", LIMIT, || reader.read(fid(&written[0]), size, None).ok())
-            .unwrap();
+        eventually("a read after the restart", WAIT_TIMEOUT, || {
+            reader.read(fid(&written[0]), size, None).ok()
+        })
+        .unwrap();
 
         // Stopped: the first read takes its whole deadline, the next one no time at all.
         engine.signal(Signal::SIGSTOP);
@@ -426,10 +428,12 @@ fn an_engine_that_is_killed_or_hangs_costs_a_typed_error() {
         let began = Instant::now();
         let error = reader.read(fid(&written[1]), size, None).unwrap_err();
         assert!(matches!(error, ReadError::Unavailable(_)), "{error}");
-        assert!(began.elapsed() < LIMIT / 2);
+        assert!(began.elapsed() < WAIT_TIMEOUT / 2);
         engine.signal(Signal::SIGCONT);
-        eventually("a read after it goes on", LIMIT, || reader.read(fid(&written[0]), size, None).ok())
-            .unwrap();
+        eventually("a read after it goes on", WAIT_TIMEOUT, || {
+            reader.read(fid(&written[0]), size, None).ok()
+        })
+        .unwrap();
     }
 }
 
@@ -451,7 +455,7 @@ fn cookies_and_tokens_guard_needles() {
     let right = signer("a secret between servers").token(fid(&written[0]));
     let forged = signer("guessed").token(fid(&written[0]));
     let runtime = runtime();
-    for transport in BOTH {
+    for transport in TRANSPORTS {
         let reader = Reader { runtime: &runtime, client: client(&engine, transport) };
         let refused = |fid, token: Option<&str>| match reader.read(fid, 1000, token) {
             Err(ReadError::Refused(refusal)) => refusal,
@@ -484,7 +488,7 @@ fn garbage_on_the_port_and_in_the_volume() {
         [&b"GET /metrics HTTP/1.1\r\n\r\n"[..], &[0; 1000], &[0xff; 100_000], b"\x16\x03\x01\x02\x00\x01\x00"]
     {
         let mut stream = TcpStream::connect(engine.address()).unwrap();
-        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        stream.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
         // The engine may hang up before all is written.
         let _ = stream.write_all(garbage);
         let mut answer = Vec::new();
@@ -504,7 +508,7 @@ fn garbage_on_the_port_and_in_the_volume() {
     std::os::unix::fs::FileExt::write_all_at(&file, &dat[at + 50_000..=at + 50_000], at as u64 + 50_000)
         .unwrap();
     let runtime = runtime();
-    for transport in BOTH {
+    for transport in TRANSPORTS {
         let reader = Reader { runtime: &runtime, client: client(&engine, transport) };
         let error = reader.read(fid, 100_000, None).unwrap_err();
         assert_eq!(error, ReadError::Damaged("the checksum"), "{transport:?}");

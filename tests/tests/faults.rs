@@ -11,7 +11,7 @@ use tests::mount::Kind;
 use tests::{Cluster, Fault, Mount, Pattern, data, eventually, host, reading};
 
 /// No read may take longer: the mount retries for six seconds, and notices a stall in time.
-const PATIENCE: Duration = Duration::from_secs(60);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 const SIZE: usize = 3_000_000;
 
 /// A mount that reaches volume servers through their proxies.
@@ -56,7 +56,7 @@ fn answers_badly_and_then_well(faults: &[(&str, Fault)]) {
         let result = fs::read(&path);
         let took = started.elapsed();
         println!("{name}: {:?} after {took:?}", result.as_ref().map(Vec::len));
-        assert!(took < PATIENCE, "{name}: that is too late");
+        assert!(took < WAIT_TIMEOUT, "{name}: that is too late");
         assert!(proxy.accepted() > before, "{name}: the read went another way");
         match result {
             Ok(read) => data::assert_same(name, &read, &expected),
@@ -64,7 +64,7 @@ fn answers_badly_and_then_well(faults: &[(&str, Fault)]) {
         }
         assert!(mount.is_running(), "{name}");
         proxy.set(Fault::None);
-        let healed = eventually("a good read", PATIENCE, || fs::read(&path).ok()).unwrap();
+        let healed = eventually("a good read", WAIT_TIMEOUT, || fs::read(&path).ok()).unwrap();
         data::assert_same(name, &healed, &expected);
     }
     reading::verify(&mount.file("/faults/good"), &expected);
@@ -116,7 +116,7 @@ fn one_wrong_byte_never_reaches_the_reader() {
                     }
                 }
                 proxy.set(Fault::None);
-                let healed = eventually("a good read", PATIENCE, || fs::read(&path).ok()).unwrap();
+                let healed = eventually("a good read", WAIT_TIMEOUT, || fs::read(&path).ok()).unwrap();
                 data::assert_same(name, &healed, content);
             }
         }
@@ -145,7 +145,7 @@ fn a_fault_that_passes_is_ridden_out() {
         let before = proxy.accepted();
         let read = std::thread::scope(|scope| {
             let reader = scope.spawn(|| fs::read(&path));
-            eventually("a broken try", PATIENCE, || (proxy.accepted() > before).then_some(())).unwrap();
+            eventually("a broken try", WAIT_TIMEOUT, || (proxy.accepted() > before).then_some(())).unwrap();
             proxy.set(Fault::None);
             reader.join().unwrap()
         });
@@ -173,7 +173,7 @@ fn a_good_copy_stands_in_for_a_bad_one() {
         let took = started.elapsed();
         let read = read.unwrap_or_else(|error| panic!("{name}: {error} after {took:?}"));
         data::assert_same(name, &read, &Pattern::new(index as u64).bytes(0, SIZE));
-        assert!(took < PATIENCE, "{name}: that is too late");
+        assert!(took < WAIT_TIMEOUT, "{name}: that is too late");
         cluster.proxies()[index % 2].set(Fault::None);
     }
 }
@@ -202,15 +202,15 @@ fn a_chunk_that_no_server_has() {
         let answer = cluster.volume_servers()[0].get(&format!("/{fid}?readDeleted=true"));
         format!("{:#}", answer.err()?).contains("404").then_some(())
     };
-    eventually("the end of the needle", PATIENCE, gone).unwrap();
+    eventually("the end of the needle", WAIT_TIMEOUT, gone).unwrap();
 
     let path = mount.file("/missing");
     let started = Instant::now();
     assert_eq!(reading::error_of(&path), libc::EIO);
-    assert!(started.elapsed() < PATIENCE, "EIO after {:?}", started.elapsed());
+    assert!(started.elapsed() < WAIT_TIMEOUT, "EIO after {:?}", started.elapsed());
     let file = fs::File::open(&path).unwrap();
     let mut tail = vec![0; SIZE - (2 << 20)];
-    let read = eventually("the chunk behind", PATIENCE, || {
+    let read = eventually("the chunk behind", WAIT_TIMEOUT, || {
         reading::forget(&path).ok()?;
         reading::read_full(&file, &mut tail, 2 << 20).ok()
     });

@@ -16,7 +16,7 @@ use rand::{Rng, SeedableRng};
 use tests::{Cluster, Mount, Pattern, Shared, data, eventually, host, reading};
 
 /// The one latency that the mount promises.
-const PROMISE: Duration = Duration::from_secs(1);
+const MAX_STALENESS: Duration = Duration::from_secs(1);
 
 static CLUSTER: Shared<Cluster> = Shared::new();
 
@@ -32,7 +32,7 @@ fn within_a_second(what: &str, change: impl FnOnce(), mut seen: impl FnMut() -> 
     eventually(what, Duration::from_secs(20), || seen().then_some(())).unwrap();
     let took = started.elapsed();
     println!("{what}: {took:?}");
-    assert!(took < PROMISE, "{what} was seen after {took:?}");
+    assert!(took < MAX_STALENESS, "{what} was seen after {took:?}");
 }
 
 fn names(directory: &Path) -> Vec<String> {

@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use tests::mount::Kind;
 use tests::{Cluster, Mount, Pattern, data, eventually, host, reading};
 
-const LIMIT: Duration = Duration::from_secs(60);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 const LARGE: u64 = 24 << 20;
 
 fn fetched(mount: &Mount, source: &str) -> f64 {
@@ -51,11 +51,12 @@ fn bytes_come_from_engines_and_are_those_of_the_filer() {
         // Each server has one.
         for server in 1..=2 {
             let asked_first = "an engine is asked first";
-            eventually("every engine to be connected", LIMIT, || {
+            eventually("every engine to be connected", WAIT_TIMEOUT, || {
                 // In a directory of its own, so that no prefetch has brought it.
                 let file = format!("/first/{}/x", first.next().unwrap());
                 filer.put(&file, b"hello", "").unwrap();
-                let read = eventually("a new file", LIMIT, || fs::read(mount.file(&file)).ok()).unwrap();
+                let read =
+                    eventually("a new file", WAIT_TIMEOUT, || fs::read(mount.file(&file)).ok()).unwrap();
                 assert_eq!(read, b"hello");
                 (mount.log().unwrap().matches(asked_first).count() >= server).then_some(())
             })
@@ -123,7 +124,7 @@ fn reads_survive_engines_that_end_and_use_them_again() {
         assert!(fetched(&mount, "http") > 0.0, "somebody must have sent the bytes");
         engine.restart().unwrap();
         let before = fetched(&mount, transport);
-        eventually("an engine to be found again", LIMIT, || {
+        eventually("an engine to be found again", WAIT_TIMEOUT, || {
             read(1);
             (fetched(&mount, transport) > before).then_some(())
         })
@@ -131,7 +132,7 @@ fn reads_survive_engines_that_end_and_use_them_again() {
         // One that is silent. With `local` only what was located before can be read without it.
         engine.signal(Signal::SIGSTOP);
         let before = fallbacks(&mount);
-        eventually("a read that goes around a silent engine", LIMIT, || {
+        eventually("a read that goes around a silent engine", WAIT_TIMEOUT, || {
             read(1);
             (fallbacks(&mount) > before).then_some(())
         })

@@ -35,16 +35,16 @@ fn is_mounted(path: &Path) -> bool {
 }
 
 /// A place to mount on and to run in.
-struct Bench {
+struct MountDirectory {
     directory: tempfile::TempDir,
 }
 
-impl Bench {
-    fn new() -> Bench {
+impl MountDirectory {
+    fn new() -> MountDirectory {
         let directory = tempfile::tempdir().unwrap();
         fs::create_dir(directory.path().join("mnt")).unwrap();
         fs::write(directory.path().join("security.toml"), "").unwrap();
-        Bench { directory }
+        MountDirectory { directory }
     }
 
     fn mount_point(&self) -> PathBuf {
@@ -84,7 +84,7 @@ fn bad_options_are_refused_as_usage_errors() {
     if !host::can_mount() {
         return;
     }
-    let bench = Bench::new();
+    let bench = MountDirectory::new();
     let mount_point = bench.mount_point();
     let at = mount_point.to_str().unwrap();
     bench.refuses(2, &[], &["MOUNTPOINT"]);
@@ -145,7 +145,7 @@ fn check_tells_of_rdma_and_of_each_volume_server() {
         return;
     }
     let cluster = cluster();
-    let bench = Bench::new();
+    let bench = MountDirectory::new();
     let (code, said) = bench.run(&["check", "--filer", &cluster.filer_addresses()]);
     assert_eq!(code, Some(0), "{said}");
     let server = format!("{} answers", cluster.volume_servers()[0].address());
@@ -163,7 +163,7 @@ fn check_looks_for_engines_where_a_mount_with_these_options_does() {
     let cluster = cluster();
     let server = &cluster.volume_servers()[0];
     let engine = cluster.start_engine(server).unwrap();
-    let bench = Bench::new();
+    let bench = MountDirectory::new();
     let filer = cluster.filer_addresses();
     let port = engine.address().rsplit_once(':').unwrap().1;
     let named = format!("{}={}", server.address(), engine.address());
@@ -206,7 +206,7 @@ fn a_mount_point_is_told_by_its_whole_path() {
         return;
     }
     let cluster = cluster();
-    let bench = Bench::new();
+    let bench = MountDirectory::new();
     let mut command = Command::new(interceptor_program().unwrap());
     command.args(["mount", "--status-addr", "none", "--filer", &cluster.filer_addresses(), "./mnt"]);
     command.current_dir(bench.directory.path());
@@ -227,7 +227,7 @@ fn an_unfit_mount_point_is_refused() {
     }
     let cluster = cluster();
     let filer = cluster.filer_addresses();
-    let bench = Bench::new();
+    let bench = MountDirectory::new();
     let refused = |path: &Path, words: &[&str]| {
         let path = path.to_str().unwrap();
         bench.refuses(1, &["--filer", &filer, path], &[&[path], words].concat());
@@ -254,7 +254,7 @@ fn a_cluster_that_cannot_be_mounted_is_refused() {
     }
     let cluster = cluster();
     let filer = cluster.filer_addresses();
-    let bench = Bench::new();
+    let bench = MountDirectory::new();
     let mount_point = bench.mount_point();
     let at = mount_point.to_str().unwrap();
     let nobody = tests::ports::PortLease::take().unwrap();
@@ -300,7 +300,7 @@ fn refused_huge_pages_are_said_at_the_start() {
         return;
     }
     let cluster = cluster();
-    let bench = Bench::new();
+    let bench = MountDirectory::new();
     let mut command = Command::new(interceptor_program().unwrap());
     command.args(["mount", "--status-addr", "none", "--filer", &cluster.filer_addresses()]);
     command.arg(bench.mount_point()).current_dir(bench.directory.path());
@@ -486,7 +486,7 @@ fn a_killed_daemon_leaves_a_dead_mount_that_the_next_start_explains() {
     let error = fs::metadata(path.join("never asked for")).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::ENOTCONN));
 
-    let bench = Bench::new();
+    let bench = MountDirectory::new();
     let mut command = Command::new(interceptor_program().unwrap());
     command.args(["mount", "--status-addr", "none", "--filer", &filer]).arg(&path);
     let log = bench.directory.path().join("next");
@@ -587,7 +587,7 @@ fn a_mount_is_removed_from_where_it_is_by_then() {
 struct OpenFuse(Process);
 
 impl OpenFuse {
-    fn new(bench: &Bench) -> Self {
+    fn new(bench: &MountDirectory) -> Self {
         let script = "mknod fuse c 10 229 && chmod 666 fuse && mount --bind fuse /dev/fuse && echo open && exec sleep 600";
         let mut command = Command::new("unshare");
         command.args(["--mount", "--propagation", "private", "sh", "-ec", script]);
@@ -600,7 +600,7 @@ impl OpenFuse {
     }
 
     /// Runs `interceptor mount` as an ordinary user, and gives it back when it answers.
-    fn mount(&self, bench: &Bench, filer: &str, log: &str) -> Process {
+    fn mount(&self, bench: &MountDirectory, filer: &str, log: &str) -> Process {
         let mut command = Command::new("nsenter");
         command.args(["--mount", "--setuid=1", "--setgid=1", "--target", &self.0.pid().to_string()]);
         command.arg(interceptor_program().unwrap());
@@ -631,7 +631,7 @@ fn a_user_who_mounts_again_has_a_dead_mount_removed() {
     if !host::can_mount() || !host::has_program("fusermount3", &["--version"]) {
         return;
     }
-    let (cluster, bench) = (cluster(), Bench::new());
+    let (cluster, bench) = (cluster(), MountDirectory::new());
     let filer = cluster.filer_addresses();
     std::os::unix::fs::chown(bench.mount_point(), Some(1), Some(1)).unwrap();
     fs::set_permissions(bench.directory.path(), Permissions::from_mode(0o755)).unwrap();

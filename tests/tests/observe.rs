@@ -59,12 +59,12 @@ fn read_in(group: &MemoryGroup, file: &File, offsets: &[u64]) {
 }
 
 /// `interceptor observe`, as it prints.
-struct Observing {
+struct ObserveProcess {
     process: Child,
     lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
 }
 
-impl Observing {
+impl ObserveProcess {
     /// Returns when the mount is watched.
     fn start(mounted: &Mount) -> Self {
         Self::start_at(mounted.path())
@@ -99,7 +99,7 @@ impl Observing {
     }
 }
 
-impl Drop for Observing {
+impl Drop for ObserveProcess {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
@@ -127,7 +127,7 @@ fn a_cache_hits_as_often_as_observe_expects() {
     let offsets = skewed(0.9);
 
     // With room for everything, whatever is read again is a hit; the curve tells of less room.
-    let mut observing = Observing::start(&mounted);
+    let mut observing = ObserveProcess::start(&mounted);
     let mut page = [0; PAGE as usize];
     offsets.iter().for_each(|&offset| file.read_exact_at(&mut page, offset).unwrap());
     let curve = observing.curve();
@@ -198,7 +198,7 @@ fn files_of_our_own_mounts_have_names_also_when_they_are_closed() {
     let _nameless = NamelessMount::below(home.path());
     let link = home.path().join("link");
     std::os::unix::fs::symlink(mounted.path(), &link).unwrap();
-    let mut observing = Observing::start_at(&link);
+    let mut observing = ObserveProcess::start_at(&link);
     let file = mounted.file("/dir/hot-file");
     let named = || {
         assert_eq!(std::fs::read(&file).unwrap().len(), 4 << 20);

@@ -21,7 +21,7 @@ use serde_json::Value;
 use tests::{Cluster, Mount, Pattern, Shared, data, eventually, host, reading};
 
 /// Longest wait for a file to become resident.
-const PROMOTED: Duration = Duration::from_secs(30);
+const PROMOTION_TIMEOUT: Duration = Duration::from_secs(30);
 
 static CLUSTER: Shared<Cluster> = Shared::new();
 
@@ -67,7 +67,7 @@ fn asks(mount: &Mount, path: &Path, expected: &[u8]) -> bool {
 #[track_caller]
 fn make_resident(mount: &Mount, path: &Path, expected: &[u8]) {
     let resident = || (!asks(mount, path, expected)).then_some(());
-    if let Err(error) = eventually("passthrough", PROMOTED, resident) {
+    if let Err(error) = eventually("passthrough", PROMOTION_TIMEOUT, resident) {
         panic!("{}: {error}\n{}", path.display(), mount.log().unwrap());
     }
 }
@@ -233,7 +233,7 @@ fn no_open_and_no_read_fails_while_files_come_and_go() {
     /// Opens of each kind that make the test worth while. Files become resident at the lowest
     /// priority, so a busy machine takes more rounds.
     const OPENS: f64 = 50.0;
-    const PATIENCE: Duration = Duration::from_secs(120);
+    const WAIT_TIMEOUT: Duration = Duration::from_secs(120);
     let Some(mut mount) = mount(&["--cache-size", "32MiB"]) else { return };
     let filer = cluster().filer();
     // Each page of 4 KiB says of which file and version it is.
@@ -263,7 +263,7 @@ fn no_open_and_no_read_fails_while_files_come_and_go() {
                     let mut dice = StdRng::seed_from_u64(reader);
                     let mut held = Vec::new();
                     for round in 0.. {
-                        if round % ROUNDS == 0 && round > 0 && (enough() || begun.elapsed() > PATIENCE) {
+                        if round % ROUNDS == 0 && round > 0 && (enough() || begun.elapsed() > WAIT_TIMEOUT) {
                             break;
                         }
                         // A few are asked for much more often than the others.

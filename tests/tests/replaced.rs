@@ -1,4 +1,5 @@
-//! Files that are replaced while they are open: each open reads one version and no byte of another.
+//! Files that are replaced while they are open: each open reads one version and no byte of
+//! another.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -14,8 +15,7 @@ use tests::{Cluster, Mount, Pattern, S3, data, eventually, host, reading};
 const BLOCK: usize = 4096;
 const VERSIONS: u64 = 80;
 
-/// A version's content: every block of 4 KiB begins with the number of the version. Sizes differ,
-/// so that ends do too.
+/// A version's content: every block of 4 KiB names its version. Sizes differ, so that ends do too.
 fn content(version: u64) -> Vec<u8> {
     let size = 400_000 + usize::try_from(version * 37_777 % 2_000_000).unwrap();
     let mut bytes = Pattern::new(version).bytes(0, size);
@@ -74,8 +74,8 @@ fn every_open_reads_one_version() {
         }
         for version in &versions[1..] {
             filer.put("/replaced", version, "").unwrap();
-            // The readers set the pace: some of them shall meet each version. If one has failed,
-            // the others go on.
+            // Readers set the pace: each version must be opened by some of them. If one has
+            // failed, the others go on.
             let before = opens.load(Ordering::Relaxed);
             let met = || (opens.load(Ordering::Relaxed) >= before + 6).then_some(());
             let _ = eventually("an encounter", Duration::from_secs(1), met);
@@ -109,7 +109,8 @@ fn origin_at(address: &str) -> String {
     )
 }
 
-/// Mounts a bucket on a directory of the cluster, which fetches only objects that are read.
+/// Mounts a bucket in a directory of the cluster; only what is read of it is copied into the
+/// cluster.
 fn mount_bucket(cluster: &Cluster, bucket: &str) {
     let s3 = cluster.s3();
     s3.make_bucket(bucket).unwrap();
@@ -134,7 +135,7 @@ fn a_remote_object_that_cannot_be_brought_in_is_an_error_that_is_logged() {
     let path = mount.file("/remote/away");
     // One request to the mount, which the kernel does not repeat.
     let file = File::options().read(true).custom_flags(libc::O_DIRECT).open(&path).unwrap();
-    // No server listens there.
+    // A port without a listener.
     cluster.shell(&[&origin_at("127.0.0.1:1")]).unwrap();
     let error = file.read_at(&mut [0; 4096], 0).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::EIO));
@@ -199,14 +200,16 @@ fn a_remote_object_that_is_replaced_before_it_is_read_is_not_mixed_with_the_new_
         await_content(&path(name), &Pattern::new(2).bytes(0, *size));
     }
     for (name, handle) in gone.iter().zip(&handles_of_gone) {
-        // The storage still has an object that was only renamed, under its old name.
+        // The storage still has a file that was only renamed, so it is found again under its old
+        // name.
         let found_again = |result: &Result<Vec<u8>, i32>| *name == "renamed" && *result == Ok(old(1 << 20));
         let result = read(handle);
         assert!(found_again(&result) || is_error(result), "{name}: it reads as something else");
     }
     await_content(&path("renamed-and-made-again"), &Pattern::new(2).bytes(0, 1 << 20));
     data::assert_same("kept", &read(&kept).unwrap(), &old(1 << 20));
-    // The log names what was renamed by the name that it had when it was read, as far as was known.
+    // The log names a renamed file by the name that it had when it was read, as far as that was
+    // known.
     for names in
         [&["same"][..], &["shorter"], &["longer"], &["deleted"], &["renamed-and-made-again", "moved-too"]]
     {

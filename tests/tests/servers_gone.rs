@@ -14,7 +14,7 @@ use tests::{Cluster, Mount, Pattern, data, eventually, host, reading};
 const PIECE: usize = 256 << 10;
 /// Longest time for a read, whichever servers die; the mount retries for six seconds, twice if it
 /// looked up locations in between.
-const PATIENCE: Duration = Duration::from_secs(40);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(40);
 
 /// Reads the file in pieces and calls `in_between` with each one's number; retries an EIO until
 /// the timeout. Returns how many EIOs there were.
@@ -30,7 +30,7 @@ fn read_slowly(file: &File, size: u64, pattern: Pattern, mut in_between: impl Fn
                 Err(error) if error.raw_os_error() == Some(libc::EIO) => errors += 1,
                 Err(error) => panic!("reading at {offset}: {error}"),
             }
-            assert!(started.elapsed() < PATIENCE, "no byte at {offset} for {PATIENCE:?}");
+            assert!(started.elapsed() < WAIT_TIMEOUT, "no byte at {offset} for {WAIT_TIMEOUT:?}");
         }
         pattern.fill(offset, &mut expected);
         data::assert_same(&format!("at {offset}"), &read, &expected);
@@ -96,11 +96,11 @@ fn the_only_volume_server_is_killed_and_comes_back_in_mid_read() {
     cluster.volume_servers()[0].kill();
     let started = Instant::now();
     assert_eq!(reading::error_of(&path), libc::EIO);
-    assert!(started.elapsed() < PATIENCE, "EIO came after {:?}", started.elapsed());
+    assert!(started.elapsed() < WAIT_TIMEOUT, "EIO came after {:?}", started.elapsed());
     assert!(mount.is_running());
     cluster.restart_volume_server(0).unwrap();
     let sum = || data::sum_file(&path).ok();
-    let sum = eventually("a good read", PATIENCE, sum).unwrap();
+    let sum = eventually("a good read", WAIT_TIMEOUT, sum).unwrap();
     assert_eq!(sum, data::sum_reader(pattern.reader(SIZE)).unwrap());
 }
 
@@ -129,7 +129,7 @@ fn the_filer_is_killed_and_comes_back() {
     data::assert_same("an open file without a filer", &again, &content);
     let started = Instant::now();
     let lookup = fs::metadata(mount.file("/here/unknown"));
-    assert!(started.elapsed() < PATIENCE, "a lookup without a filer took {:?}", started.elapsed());
+    assert!(started.elapsed() < WAIT_TIMEOUT, "a lookup without a filer took {:?}", started.elapsed());
     // The name may have been listed along with its neighbours; unknown names must not be reported
     // as absent.
     if let Err(error) = lookup {
@@ -142,12 +142,13 @@ fn the_filer_is_killed_and_comes_back() {
     filer.put("/here/new", b"new", "").unwrap();
     filer.delete("/here/unknown").unwrap();
     let seen = || (fs::read(mount.file("/here/changing")).ok()? == changed).then_some(());
-    eventually("the change", PATIENCE, seen).unwrap();
-    eventually("the new file", PATIENCE, || {
+    eventually("the change", WAIT_TIMEOUT, seen).unwrap();
+    eventually("the new file", WAIT_TIMEOUT, || {
         fs::read(mount.file("/here/new")).ok().filter(|new| new == b"new")
     })
     .unwrap();
-    eventually("the end of a file", PATIENCE, || fs::metadata(mount.file("/here/unknown")).err()).unwrap();
+    eventually("the end of a file", WAIT_TIMEOUT, || fs::metadata(mount.file("/here/unknown")).err())
+        .unwrap();
     reading::verify(&mount.file("/here/cached"), &content);
 }
 
@@ -162,7 +163,7 @@ fn one_of_two_filers_dies() {
     let second = tests::Filer::new(&cluster.filers()[1].address());
     cluster.filer().put("/two/first", &content, "").unwrap();
     let copied = || second.entry("/two/first").unwrap().filter(|entry| entry["FileSize"] == content.len());
-    eventually("the exchange between the filers", PATIENCE, copied).unwrap();
+    eventually("the exchange between the filers", WAIT_TIMEOUT, copied).unwrap();
     let mut mount = Mount::builder(&cluster).start().unwrap();
     reading::verify(&mount.file("/two/first"), &content);
     assert!(!mount.file("/two/second").exists());
@@ -171,10 +172,10 @@ fn one_of_two_filers_dies() {
     second.put("/two/second", b"written through the other filer", "").unwrap();
     second.put("/two/first", b"changed", "").unwrap();
     let seen = || fs::read(mount.file("/two/second")).ok();
-    let read = eventually("a file of the other filer", PATIENCE, seen).unwrap();
+    let read = eventually("a file of the other filer", WAIT_TIMEOUT, seen).unwrap();
     assert_eq!(read, b"written through the other filer");
     let seen = || fs::read(mount.file("/two/first")).ok().filter(|read| read == b"changed");
-    eventually("a change of the other filer", PATIENCE, seen).unwrap();
+    eventually("a change of the other filer", WAIT_TIMEOUT, seen).unwrap();
     assert!(mount.is_running());
 }
 
@@ -191,7 +192,7 @@ fn hanging(program: &str, path: &Path) -> Child {
         before = now;
         same.then_some(())
     };
-    eventually("a request that hangs", PATIENCE, hangs).unwrap();
+    eventually("a request that hangs", WAIT_TIMEOUT, hangs).unwrap();
     child
 }
 
@@ -229,17 +230,17 @@ fn a_filer_that_hangs_is_noticed_and_holds_nobody_for_long() {
     reading::verify(&mount.file("/hung/known"), &content);
     let open = File::open(mount.file("/hung/known")).unwrap();
     let not_read = File::open(mount.file("/hung/other")).unwrap();
-    eventually("readiness", PATIENCE, || is_ready(&mount).ok()).unwrap();
+    eventually("readiness", WAIT_TIMEOUT, || is_ready(&mount).ok()).unwrap();
 
     let frozen = Instant::now();
     cluster.filers()[0].freeze();
-    let reason = eventually("a filer that is seen to hang", PATIENCE, || is_ready(&mount).err()).unwrap();
+    let reason = eventually("a filer that is seen to hang", WAIT_TIMEOUT, || is_ready(&mount).err()).unwrap();
     let noticed = frozen.elapsed();
     println!("noticed after {noticed:?}: {reason}");
     assert!(reason.contains(&cluster.filers()[0].address()), "{reason}");
     assert!(noticed < Duration::from_secs(5), "noticed after {noticed:?}");
     assert_eq!(mount.metric("interceptor_filers_silent", &[]).unwrap(), 1.0);
-    eventually("the end of the stream", PATIENCE, || {
+    eventually("the end of the stream", WAIT_TIMEOUT, || {
         (mount.metric("interceptor_subscription_live", &[]).ok()? == 0.0).then_some(())
     })
     .unwrap();
@@ -268,9 +269,9 @@ fn a_filer_that_hangs_is_noticed_and_holds_nobody_for_long() {
     assert!(took < Duration::from_secs(8), "a path of three names took {took:?}");
 
     cluster.filers()[0].thaw();
-    eventually("readiness", PATIENCE, || is_ready(&mount).ok()).unwrap();
+    eventually("readiness", WAIT_TIMEOUT, || is_ready(&mount).ok()).unwrap();
     filer.put("/hung/after", b"after", "").unwrap();
-    eventually("a change", PATIENCE, || fs::read(mount.file("/hung/after")).ok()).unwrap();
+    eventually("a change", WAIT_TIMEOUT, || fs::read(mount.file("/hung/after")).ok()).unwrap();
     assert!(mount.is_running());
 }
 
@@ -286,13 +287,13 @@ fn changes_are_seen_while_one_of_two_filers_hangs() {
         let path = format!("/two/{hangs}");
         filers[0].put(&path, b"before", "").unwrap();
         let copied = || filers[1].entry(&path).unwrap().filter(|entry| entry["FileSize"] == 6);
-        eventually("the exchange between the filers", PATIENCE, copied).unwrap();
+        eventually("the exchange between the filers", WAIT_TIMEOUT, copied).unwrap();
         let mount = Mount::builder(&cluster).start().unwrap();
         let page = mount.status("/api/v1/status").unwrap().1;
         let page: serde_json::Value = serde_json::from_str(&page).unwrap();
         assert_eq!(page["current_filer"], cluster.filers()[followed].address(), "the first one is followed");
         assert_eq!(fs::read(mount.file(&path)).unwrap(), b"before");
-        eventually("the events", PATIENCE, || {
+        eventually("the events", WAIT_TIMEOUT, || {
             (mount.metric("interceptor_subscription_live", &[]).ok()? == 1.0).then_some(())
         })
         .unwrap();
@@ -301,7 +302,7 @@ fn changes_are_seen_while_one_of_two_filers_hangs() {
         filers[1 - hangs].put(&path, b"changed", "").unwrap();
         let started = Instant::now();
         let seen = || fs::read(mount.file(&path)).ok().filter(|read| read == b"changed");
-        eventually("the change", PATIENCE, seen).unwrap();
+        eventually("the change", WAIT_TIMEOUT, seen).unwrap();
         let took = started.elapsed();
         println!("filer {followed} followed, {hangs} hangs: seen after {took:?}");
         assert!(took < Duration::from_secs(10), "seen after {took:?}");
@@ -326,11 +327,12 @@ fn a_volume_server_that_hangs_is_noticed_and_holds_nobody_for_long() {
     for name in ["killed", "late", "well"] {
         fs::metadata(mount.file(&format!("/frozen/{name}"))).unwrap();
     }
-    eventually("readiness", PATIENCE, || is_ready(&mount).ok()).unwrap();
+    eventually("readiness", WAIT_TIMEOUT, || is_ready(&mount).ok()).unwrap();
     cluster.volume_servers()[0].freeze();
     let killed = hanging("cat", &mount.file("/frozen/killed"));
     let asked = Instant::now();
-    let reason = eventually("a server that is seen to hang", PATIENCE, || is_ready(&mount).err()).unwrap();
+    let reason =
+        eventually("a server that is seen to hang", WAIT_TIMEOUT, || is_ready(&mount).err()).unwrap();
     println!("noticed after {:?}: {reason}", asked.elapsed());
     assert!(reason.contains(&cluster.volume_servers()[0].address()), "{reason}");
     assert!(asked.elapsed() < Duration::from_secs(4), "noticed after {:?}", asked.elapsed());
@@ -351,10 +353,10 @@ fn a_volume_server_that_hangs_is_noticed_and_holds_nobody_for_long() {
             .any(|line| line.contains("read failed") && line.contains("/frozen/late"))
             .then_some(())
     };
-    eventually("a line in the log", PATIENCE, line).unwrap();
+    eventually("a line in the log", WAIT_TIMEOUT, line).unwrap();
 
     cluster.volume_servers()[0].thaw();
-    eventually("readiness", PATIENCE, || is_ready(&mount).ok()).unwrap();
+    eventually("readiness", WAIT_TIMEOUT, || is_ready(&mount).ok()).unwrap();
     reading::verify(&mount.file("/frozen/well"), &content);
     assert!(mount.is_running());
 }

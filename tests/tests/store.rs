@@ -17,7 +17,7 @@ use rdma_engine::{FileId, Refusal, checksum, server};
 use tests::needles::Assigned;
 use tests::{Cluster, Needles, Pattern, data, eventually, host};
 
-const LIMIT: Duration = Duration::from_secs(30);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 fn fid(assigned: &Assigned) -> FileId {
     assigned.fid.parse().unwrap()
@@ -158,7 +158,7 @@ fn what_the_server_does_to_a_volume_is_followed() {
     }
     assert!(read(&store, &written[0]).unwrap() == Pattern::new(0).bytes(0, 20_000), "deleted, not compacted");
     let held = store.locate(fid(&written[30]), ReadMode::Blocking).unwrap();
-    eventually("a compaction", 4 * LIMIT, || {
+    eventually("a compaction", 4 * WAIT_TIMEOUT, || {
         // Again and again: it does nothing before the master has heard of the garbage.
         needles.vacuum().ok()?;
         let outcome = store.locate(fid(&written[30]), ReadMode::Blocking).ok()?;
@@ -196,7 +196,7 @@ fn what_the_server_does_to_a_volume_is_followed() {
     cluster.restart_volume_server(0).unwrap();
     assert_eq!(read(&store, &gone).unwrap(), b"soon gone");
     cluster.shell(&["lock", "collection.delete -collection=gone -force", "unlock"]).unwrap();
-    eventually("the end of a collection", LIMIT, || {
+    eventually("the end of a collection", WAIT_TIMEOUT, || {
         (read(&store, &gone) == Err(Refusal::NoVolume)).then_some(())
     })
     .unwrap();
@@ -300,12 +300,12 @@ fn random_operations_under_compaction() {
     let check = |at: &Assigned, expected: &Option<(Vec<u8>, bool)>| {
         let target = ReadTarget { fid: fid(at), offset: 0, token: None };
         for source in 0..3 {
-            let outcome = eventually("an answer that is not only for the moment", LIMIT, || {
+            let outcome = eventually("an answer that is not only for the moment", WAIT_TIMEOUT, || {
                 let outcome = match source {
                     0 => read(&store, at),
                     client => {
                         let mut bytes = vec![0; 3_100_000];
-                        let deadline = tokio::time::Instant::now() + LIMIT;
+                        let deadline = tokio::time::Instant::now() + WAIT_TIMEOUT;
                         match runtime.block_on(clients[client - 1].read(target, &mut bytes, deadline)) {
                             Ok(delivered) => {
                                 bytes.truncate(delivered.needle.length as usize);
@@ -350,7 +350,7 @@ fn random_operations_under_compaction() {
     let began = std::time::Instant::now();
     // The master compacts when it has heard of the garbage, which takes it some seconds.
     while revisions.lock().unwrap().len() < 2 {
-        assert!(began.elapsed() < 8 * LIMIT, "nothing was compacted");
+        assert!(began.elapsed() < 8 * WAIT_TIMEOUT, "nothing was compacted");
         // A new one each time: a runner that has run its cases runs none again.
         TestRunner::new(config.clone())
             .run(&steps(), |steps| {

@@ -14,15 +14,15 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tests::{Cluster, Filer, Mount, Pattern, data, host, reading};
 
-const LASTS: Duration = Duration::from_secs(60);
+const DURATION: Duration = Duration::from_secs(60);
 const READERS: u64 = 8;
 const FILES: u64 = 4;
 /// What `doc/SEMANTICS.md` allows between a change and the first look that must see it.
-const SEEN_AFTER: Duration = Duration::from_secs(1);
+const MAX_STALENESS: Duration = Duration::from_secs(1);
 const MIB: usize = 1 << 20;
 /// The files, about 18 MiB each, and this one do not fit into the cache of 64 MiB.
-const BYSTANDER: usize = 96 * MIB;
-const LARGEST_READ: usize = 600_000;
+const BYSTANDER_SIZE: usize = 96 * MIB;
+const MAX_READ: usize = 600_000;
 
 /// A version of one of the files: its number, then random bytes. Sizes differ.
 #[derive(Clone, Copy)]
@@ -47,14 +47,14 @@ impl Content {
 
 /// The versions of a file that a current read may still give.
 #[derive(Default)]
-struct History {
+struct VersionHistory {
     /// When the writing of each version began.
     begun: Vec<Instant>,
     /// When each version was certainly there.
     done: Vec<Instant>,
 }
 
-impl History {
+impl VersionHistory {
     fn replace(this: &Mutex<Self>, filer: &Filer, file: u64) {
         let version = {
             let mut history = this.lock().unwrap();
@@ -69,7 +69,7 @@ impl History {
     /// Whether `version` was current at some time between `opened` and now.
     fn was_current(&self, version: usize, opened: Instant) -> bool {
         let superseded = self.done.get(version + 1);
-        version < self.begun.len() && superseded.is_none_or(|done| *done + SEEN_AFTER >= opened)
+        version < self.begun.len() && superseded.is_none_or(|done| *done + MAX_STALENESS >= opened)
     }
 }
 
@@ -91,15 +91,15 @@ fn stress(options: &[&str]) {
     }
     let cluster = Cluster::builder().max_mb(2).start().unwrap();
     let filer = cluster.filer();
-    let histories: Vec<_> = (0..FILES).map(|_| Mutex::new(History::default())).collect();
+    let histories: Vec<_> = (0..FILES).map(|_| Mutex::new(VersionHistory::default())).collect();
     for (file, history) in (0..).zip(&histories) {
-        History::replace(history, &filer, file);
+        VersionHistory::replace(history, &filer, file);
     }
-    let bystander = Pattern::new(99).bytes(0, BYSTANDER);
+    let bystander = Pattern::new(99).bytes(0, BYSTANDER_SIZE);
     filer.put("/stress/bystander", &bystander, "").unwrap();
     let mut mount = Mount::builder(&cluster).args(["--cache-size", "64MiB"]).args(options).start().unwrap();
 
-    let ends = Instant::now() + LASTS;
+    let ends = Instant::now() + DURATION;
     let (opens, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
     let over = || Instant::now() >= ends || failed.load(Ordering::Relaxed);
     thread::scope(|scope| {
@@ -108,7 +108,7 @@ fn stress(options: &[&str]) {
         for reader in 0..READERS {
             readers.push(scope.spawn(move || {
                 let mut dice = StdRng::seed_from_u64(reader);
-                let mut buffer = vec![0; LARGEST_READ];
+                let mut buffer = vec![0; MAX_READ];
                 while !over() {
                     if dice.random_ratio(1, 6) {
                         let path = mount.file("/stress/bystander");
@@ -126,7 +126,7 @@ fn stress(options: &[&str]) {
             while !over() {
                 let file = dice.random_range(0..FILES);
                 let before = opens.load(Ordering::Relaxed);
-                History::replace(&histories[file as usize], &filer, file);
+                VersionHistory::replace(&histories[file as usize], &filer, file);
                 // Readers set the pace: a version that is never opened tests nothing.
                 while opens.load(Ordering::Relaxed) < before + READERS as usize && !over() {
                     thread::yield_now();
@@ -149,7 +149,13 @@ fn stress(options: &[&str]) {
 }
 
 /// Opens a file once and reads it at some places.
-fn check_one_open(mount: &Mount, history: &Mutex<History>, file: u64, dice: &mut StdRng, buffer: &mut [u8]) {
+fn check_one_open(
+    mount: &Mount,
+    history: &Mutex<VersionHistory>,
+    file: u64,
+    dice: &mut StdRng,
+    buffer: &mut [u8],
+) {
     let opened = Instant::now();
     let handle = File::open(mount.file(&format!("/stress/{file}"))).unwrap();
     reading::read_full(&handle, &mut buffer[..8], 0).unwrap();
@@ -166,7 +172,7 @@ fn check_one_open(mount: &Mount, history: &Mutex<History>, file: u64, dice: &mut
     let content = Content { file, version };
     for _ in 0..dice.random_range(1..16) {
         let offset = dice.random_range(0..content.size() + 4096);
-        let read = &mut buffer[..dice.random_range(1..LARGEST_READ)];
+        let read = &mut buffer[..dice.random_range(1..MAX_READ)];
         let count = reading::read_full(&handle, read, offset as u64).unwrap();
         let expected = content.at(offset, read.len().min(content.size().saturating_sub(offset)));
         let what = format!("file {file}, version {version} at {offset}+{}", read.len());

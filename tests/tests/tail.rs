@@ -16,7 +16,7 @@ use rand::{Rng, SeedableRng};
 use tests::{Cluster, Mount, Pattern, Shared, data, eventually, host, reading};
 
 /// Longest wait for what is appended to be seen, on a machine that is busy.
-const SEEN: Duration = Duration::from_secs(30);
+const APPEND_TIMEOUT: Duration = Duration::from_secs(30);
 
 static CLUSTER: Shared<Cluster> = Shared::new();
 
@@ -25,7 +25,7 @@ fn cluster() -> Arc<Cluster> {
 }
 
 /// The ways in which a mount may have a file read.
-const WAYS: [(&str, &[&str]); 2] = [("passthrough", &[]), ("page-cache", &["--no-passthrough"])];
+const READ_PATHS: [(&str, &[&str]); 2] = [("passthrough", &[]), ("page-cache", &["--no-passthrough"])];
 
 fn mount(args: &[&str]) -> Mount {
     let mount = Mount::interceptor(&cluster().filer_addresses()).args(args).start().unwrap();
@@ -35,13 +35,13 @@ fn mount(args: &[&str]) -> Mount {
 }
 
 /// A `tail` that runs until it is dropped, and what it prints.
-struct Tail {
+struct TailProgram {
     child: Child,
     output: PathBuf,
 }
 
-impl Tail {
-    fn start(directory: &Path, how: &str, path: &Path) -> Tail {
+impl TailProgram {
+    fn start(directory: &Path, how: &str, path: &Path) -> TailProgram {
         let output = directory.join(format!("tail{how}"));
         let child = Command::new("tail")
             .args(["-n", "+1", "-s", "0.1", how])
@@ -50,19 +50,19 @@ impl Tail {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        Tail { child, output }
+        TailProgram { child, output }
     }
 
     #[track_caller]
     fn prints(&self, expected: &[u8]) {
         let printed = || fs::read(&self.output).unwrap();
         let is_there = || (printed().len() >= expected.len()).then_some(());
-        let waited = eventually("tail", SEEN, is_there);
+        let waited = eventually("tail", APPEND_TIMEOUT, is_there);
         data::assert_same(&format!("{}: {waited:?}", self.output.display()), &printed(), expected);
     }
 }
 
-impl Drop for Tail {
+impl Drop for TailProgram {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -78,7 +78,7 @@ fn make_resident(mount: &Mount, path: &Path) {
         fs::read(path).unwrap();
         (reads() == before).then_some(())
     };
-    eventually("passthrough", SEEN, resident).unwrap();
+    eventually("passthrough", APPEND_TIMEOUT, resident).unwrap();
 }
 
 #[test]
@@ -87,7 +87,7 @@ fn tail_prints_each_append_once() {
     if !host::can_mount() {
         return;
     }
-    for (way, args) in WAYS {
+    for (way, args) in READ_PATHS {
         let filer = cluster().filer();
         let mount = mount(args);
         let can_pass_through = mount.log_with("hot files are read by the kernel itself").is_ok();
@@ -96,12 +96,12 @@ fn tail_prints_each_append_once() {
             let mut expected = Pattern::new(size as u64 + 1).bytes(0, size);
             filer.put(&path, &expected, "").unwrap();
             let file = mount.file(&path);
-            eventually("the file", SEEN, || file.exists().then_some(())).unwrap();
+            eventually("the file", APPEND_TIMEOUT, || file.exists().then_some(())).unwrap();
             let inode = fs::metadata(&file).unwrap().ino();
             if size > 0 && way == "passthrough" && can_pass_through {
                 make_resident(&mount, &file);
             }
-            let tails = ["-f", "-F"].map(|how| Tail::start(directory.path(), how, &file));
+            let tails = ["-f", "-F"].map(|how| TailProgram::start(directory.path(), how, &file));
             tails.iter().for_each(|tail| tail.prints(&expected));
             for more in [1, 100, 4096, 70_000, 5] {
                 let more = Pattern::new(expected.len() as u64).bytes(0, more);
@@ -128,10 +128,12 @@ fn tail_prints_what_a_mount_appends() {
     let mut expected = b"first\n".to_vec();
     fs::write(writer.file(path), &expected).unwrap();
     let file = mount.file(path);
-    eventually("the file", SEEN, || fs::read(&file).is_ok_and(|read| read == expected).then_some(()))
-        .unwrap();
+    eventually("the file", APPEND_TIMEOUT, || {
+        fs::read(&file).is_ok_and(|read| read == expected).then_some(())
+    })
+    .unwrap();
     let inode = fs::metadata(&file).unwrap().ino();
-    let tails = ["-f", "-F"].map(|how| Tail::start(directory.path(), how, &file));
+    let tails = ["-f", "-F"].map(|how| TailProgram::start(directory.path(), how, &file));
     let mut log = File::options().append(true).open(writer.file(path)).unwrap();
     for size in [10, 5000, 1, 300_000, 77, 2_500_000] {
         let more = Pattern::new(size as u64).bytes(0, size);
@@ -151,7 +153,7 @@ fn who_has_a_log_open_sees_what_comes_after_its_rotation() {
     if !host::can_mount() {
         return;
     }
-    for (way, args) in WAYS {
+    for (way, args) in READ_PATHS {
         let (filer, directory) = (cluster().filer(), format!("/rotated-{way}"));
         let (path, rotated) = (format!("{directory}/log"), format!("{directory}/log.1"));
         filer.put(&path, b"first", "").unwrap();
@@ -162,7 +164,7 @@ fn who_has_a_log_open_sees_what_comes_after_its_rotation() {
         filer.append(&rotated, b" and last", "").unwrap();
         // The new name is not looked up.
         let grown = || (file.metadata().unwrap().len() == 14).then_some(());
-        eventually("the end of the old log", SEEN, grown).unwrap();
+        eventually("the end of the old log", APPEND_TIMEOUT, grown).unwrap();
         let mut bytes = [0; 20];
         let read = file.read_at(&mut bytes, 0).unwrap();
         assert_eq!(&bytes[..read], b"first and last", "{way}");
@@ -196,7 +198,7 @@ fn readers_of_the_end_never_see_what_is_not_there() {
         return;
     }
     const APPENDS: usize = 150;
-    for (way, args) in WAYS {
+    for (way, args) in READ_PATHS {
         let (filer, path, pattern) = (cluster().filer(), format!("/ends-{way}"), Pattern::new(7));
         let mut size = 10_000;
         filer.put(&path, &pattern.bytes(0, size), "").unwrap();
@@ -232,7 +234,7 @@ fn readers_of_the_end_never_see_what_is_not_there() {
         });
         println!("{way}: {reads:?} reads of {APPENDS} sizes up to {size}");
         let grown = || (held.metadata().unwrap().len() == size as u64).then_some(());
-        eventually("the last size", SEEN, grown).unwrap();
+        eventually("the last size", APPEND_TIMEOUT, grown).unwrap();
         data::assert_same(&path, &fs::read(&file).unwrap(), &pattern.bytes(0, size));
         assert_eq!(fs::metadata(&file).unwrap().ino(), inode, "{way}: another file");
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tests::{Cluster, Load, Mount, Pattern, Terminal, host, load, mount, terminal};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 const MIB: usize = 1 << 20;
 
 /// Figures of the line that begins with `source`: its rate and its bytes.
@@ -41,26 +41,26 @@ fn a_terminal_shows_the_mount_live_and_is_left_clean() {
         let moving = |(rate, _): (String, String)| rate.ends_with("/s") && !rate.starts_with("0 ");
         figures(screen, "http").is_some_and(moving)
     };
-    let first = terminal.wait_until("a rate of HTTP", PATIENCE, is_live).unwrap();
+    let first = terminal.wait_until("a rate of HTTP", WAIT_TIMEOUT, is_live).unwrap();
     assert!(first.contains(&mount.path().display().to_string()[..20]), "{first}");
     assert!(first.contains("q quit"), "{first}");
     // Bytes grow from look to look.
     let bytes = figures(&first, "http").unwrap().1;
     let moved = |screen: &str| figures(screen, "http").is_some_and(|(_, now)| now != bytes);
-    terminal.wait_until("more bytes over HTTP", PATIENCE, moved).unwrap();
+    terminal.wait_until("more bytes over HTTP", WAIT_TIMEOUT, moved).unwrap();
 
     // Views, a filter, a pause.
     terminal.press("3").unwrap();
     let server = cluster.volume_servers()[0].address().to_string();
-    terminal.wait_until("the volume server", PATIENCE, |screen| screen.contains(&server)).unwrap();
+    terminal.wait_until("the volume server", WAIT_TIMEOUT, |screen| screen.contains(&server)).unwrap();
     terminal.type_text("/no such server").unwrap();
-    terminal.wait_until("an empty list", PATIENCE, |screen| !screen.contains(&server)).unwrap();
+    terminal.wait_until("an empty list", WAIT_TIMEOUT, |screen| !screen.contains(&server)).unwrap();
     terminal.press("Escape").unwrap();
-    terminal.wait_until("the list again", PATIENCE, |screen| screen.contains(&server)).unwrap();
+    terminal.wait_until("the list again", WAIT_TIMEOUT, |screen| screen.contains(&server)).unwrap();
     terminal.press("p").unwrap();
-    terminal.wait_until("the pause", PATIENCE, |screen| screen.contains("PAUSED")).unwrap();
+    terminal.wait_until("the pause", WAIT_TIMEOUT, |screen| screen.contains("PAUSED")).unwrap();
     terminal.press("p").unwrap();
-    terminal.wait_until("the end of the pause", PATIENCE, |screen| !screen.contains("PAUSED")).unwrap();
+    terminal.wait_until("the end of the pause", WAIT_TIMEOUT, |screen| !screen.contains("PAUSED")).unwrap();
 
     // Other sizes: the last line is where the window ends.
     for (columns, lines) in [(120, 40), (40, 12), (80, 24)] {
@@ -72,7 +72,7 @@ fn a_terminal_shows_the_mount_live_and_is_left_clean() {
                 && widest <= usize::from(columns)
                 && shown.last().is_some_and(|line| line.contains("Tab next view"))
         };
-        terminal.wait_until(&format!("{columns}x{lines}"), PATIENCE, fits).unwrap();
+        terminal.wait_until(&format!("{columns}x{lines}"), WAIT_TIMEOUT, fits).unwrap();
     }
     drop(load);
 
@@ -81,7 +81,7 @@ fn a_terminal_shows_the_mount_live_and_is_left_clean() {
     // The same after Ctrl-C.
     terminal.type_text(&format!("{program} top --status-addr {address}")).unwrap();
     terminal.press("Enter").unwrap();
-    terminal.wait_until("the screen again", PATIENCE, |screen| screen.contains("q quit")).unwrap();
+    terminal.wait_until("the screen again", WAIT_TIMEOUT, |screen| screen.contains("q quit")).unwrap();
     terminal.press("C-c").unwrap();
     is_clean(&terminal);
 }
@@ -89,13 +89,13 @@ fn a_terminal_shows_the_mount_live_and_is_left_clean() {
 /// The screen from before is back, keys are shown as they are typed, and the cursor is seen.
 fn is_clean(terminal: &Terminal) {
     let back = |screen: &str| screen.contains("before") && !screen.contains("q quit");
-    terminal.wait_until("the screen from before", PATIENCE, back).unwrap();
+    terminal.wait_until("the screen from before", WAIT_TIMEOUT, back).unwrap();
     assert_eq!(terminal.variable("alternate_on").unwrap(), "0");
     assert_eq!(terminal.variable("cursor_flag").unwrap(), "1");
     terminal.type_text("stty -a | grep -ow -e '-*icanon' -e '-*echo'; echo code $?").unwrap();
     terminal.press("Enter").unwrap();
     let told =
-        terminal.wait_until("an answer of stty", PATIENCE, |screen| screen.contains("code 0")).unwrap();
+        terminal.wait_until("an answer of stty", WAIT_TIMEOUT, |screen| screen.contains("code 0")).unwrap();
     assert!(!told.contains("-icanon\n") && !told.contains("-echo\n"), "{told}");
     terminal.type_text("clear; echo before").unwrap();
     terminal.press("Enter").unwrap();

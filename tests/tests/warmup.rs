@@ -33,7 +33,7 @@ const TREE: [(&str, usize); 5] = [
 /// Their sizes together.
 const TREE_BYTES: u64 = 13 * MIB as u64 + 5078;
 /// No run of the program may take longer.
-const PATIENCE: Duration = Duration::from_secs(60);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 
 fn cluster() -> Arc<Cluster> {
     CLUSTER.get(|| {
@@ -74,24 +74,24 @@ fn fetched(mount: &Mount) -> f64 {
 }
 
 /// A run of `interceptor warmup` that has begun.
-struct Run {
+struct WarmupProcess {
     process: Process,
     home: TempDir,
 }
 
-impl Run {
-    fn start(mut command: Command) -> Run {
+impl WarmupProcess {
+    fn start(mut command: Command) -> WarmupProcess {
         let home = tempfile::tempdir().unwrap();
         command.current_dir("/");
         let log = home.path().join("log");
         let process = Process::start(command, &log, Duration::from_secs(5), Signal::SIGTERM).unwrap();
-        Run { process, home }
+        WarmupProcess { process, home }
     }
 
     /// The exit code and all that was said.
     #[track_caller]
     fn end(mut self) -> (i32, String) {
-        let status = self.process.wait(PATIENCE).unwrap();
+        let status = self.process.wait(WAIT_TIMEOUT).unwrap();
         let said = fs::read_to_string(self.home.path().join("log")).unwrap();
         assert!(!said.contains("panicked"), "{said}");
         (status.code().unwrap(), said)
@@ -106,7 +106,7 @@ fn command(args: &[&str], paths: &[PathBuf]) -> Command {
 
 #[track_caller]
 fn warmup(args: &[&str], paths: &[PathBuf]) -> (i32, String) {
-    Run::start(command(args, paths)).end()
+    WarmupProcess::start(command(args, paths)).end()
 }
 
 /// Runs with `--json`, must succeed.
@@ -238,7 +238,7 @@ fn lists_are_taken_from_standard_input() {
         let mut command = Command::new("sh");
         let script = format!("exec \"$0\" warmup {args} --json - < \"$1\"");
         command.args(["-c", &script]).arg(interceptor_program().unwrap()).arg(&list);
-        let (code, said) = Run::start(command).end();
+        let (code, said) = WarmupProcess::start(command).end();
         assert_eq!(code, 0, "{said}");
         serde_json::from_str::<Value>(said.lines().last().unwrap()).unwrap()
     };
@@ -260,15 +260,15 @@ fn a_file_that_is_deleted_or_replaced_meanwhile_is_left_out() {
     let mount = mount(&cluster, "64MiB");
     let proxy = &cluster.proxies()[0];
     proxy.set(Fault::StallAfter(0));
-    let run = Run::start(command(&["--json"], &[mount.file("/m")]));
+    let run = WarmupProcess::start(command(&["--json"], &[mount.file("/m")]));
     let under_way = || (proxy.accepted() > 0).then_some(());
-    eventually("the job", PATIENCE, under_way).unwrap();
+    eventually("the job", WAIT_TIMEOUT, under_way).unwrap();
     filer.delete("/m/deleted").unwrap();
     put(&filer, "/m/replaced", 2 * MIB);
     let gone = || (!mount.file("/m/deleted").exists()).then_some(());
-    eventually("the deletion", PATIENCE, gone).unwrap();
+    eventually("the deletion", WAIT_TIMEOUT, gone).unwrap();
     let size = || fs::metadata(mount.file("/m/replaced")).ok().map(|meta| meta.len());
-    eventually("the replacement", PATIENCE, || (size()? == 2 << 20).then_some(())).unwrap();
+    eventually("the replacement", WAIT_TIMEOUT, || (size()? == 2 << 20).then_some(())).unwrap();
     proxy.set(Fault::None);
     let (code, said) = run.end();
     let outcome: Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
@@ -291,8 +291,8 @@ fn ctrl_c_stops_the_daemon_as_well() {
     let proxy = &cluster.proxies()[0];
     let before = proxy.accepted();
     proxy.set(Fault::StallAfter(0));
-    let mut run = Run::start(command(&[], &[mount.file("/eights")]));
-    eventually("the job", PATIENCE, || (proxy.accepted() > before).then_some(())).unwrap();
+    let mut run = WarmupProcess::start(command(&[], &[mount.file("/eights")]));
+    eventually("the job", WAIT_TIMEOUT, || (proxy.accepted() > before).then_some(())).unwrap();
     run.process.signal(Signal::SIGINT);
     let (code, said) = run.end();
     proxy.set(Fault::None);
@@ -363,7 +363,7 @@ fn nothing_is_said_of_what_could_not_be_looked_at() {
     }
     let mut command = Command::new(&program);
     command.args(["warmup", "--check"]).arg(mount.file("/closed")).uid(NOBODY).gid(NOBODY);
-    let (code, said) = Run::start(command).end();
+    let (code, said) = WarmupProcess::start(command).end();
     assert_eq!(code, 1, "{said}");
     assert!(said.contains("(1 could not be looked at)") && !said.contains('%'), "{said}");
 }
@@ -378,10 +378,10 @@ fn a_mount_without_a_status_api_says_so() {
     let home = tempfile::tempdir().unwrap();
     let mut command = Command::new(interceptor_program().unwrap());
     command.args(["mount", "--status-addr", "none", "--filer", &cluster.filer_addresses()]).arg(home.path());
-    let mut run = Run::start(command);
+    let mut run = WarmupProcess::start(command);
     let log = run.home.path().join("log");
     let mounted = || fs::read_to_string(&log).ok()?.contains("mounted /").then_some(());
-    eventually("the mount", PATIENCE, mounted).unwrap();
+    eventually("the mount", WAIT_TIMEOUT, mounted).unwrap();
     let (code, said) = warmup(&[], &[home.path().join("tree")]);
     run.process.signal(Signal::SIGTERM);
     assert_eq!((code, run.end().0), (1, 0));
@@ -406,8 +406,8 @@ fn a_daemon_that_is_gone_is_called_that() {
     let proxy = &cluster.proxies()[0];
     let before = proxy.accepted();
     proxy.set(Fault::StallAfter(0));
-    let run = Run::start(command(&[], &[dying.file("/eights")]));
-    eventually("the job", PATIENCE, || (proxy.accepted() > before).then_some(())).unwrap();
+    let run = WarmupProcess::start(command(&[], &[dying.file("/eights")]));
+    eventually("the job", WAIT_TIMEOUT, || (proxy.accepted() > before).then_some(())).unwrap();
     dying.kill();
     proxy.set(Fault::None);
     let (code, said) = run.end();
@@ -424,7 +424,7 @@ fn open_mount(cluster: &Cluster, args: &[&str]) -> Mount {
     mount
 }
 
-/// Runs `interceptor warmup` as the user [`NOBODY`].
+/// Runs `interceptor warmup` as an unprivileged user.
 fn warmup_by_nobody(args: &[&str], path: &Path) -> (i32, String) {
     // A copy where all users can run it.
     let home = tempfile::tempdir().unwrap();
@@ -433,7 +433,7 @@ fn warmup_by_nobody(args: &[&str], path: &Path) -> (i32, String) {
     fs::set_permissions(home.path(), Permissions::from_mode(0o755)).unwrap();
     let mut command = Command::new(&program);
     command.arg("warmup").args(args).arg(path).uid(NOBODY).gid(NOBODY);
-    Run::start(command).end()
+    WarmupProcess::start(command).end()
 }
 
 fn put_with_mode(filer: &Filer, path: &str, mode: &str) {

@@ -1,8 +1,10 @@
-//! `interceptor attach`: puts a layer over a mount, keeps it running, and takes it away on every way out.
+//! `interceptor attach`: mounts a layer, keeps it running, and removes it on every way out.
 //!
-//! The process that the user starts only waits; a child serves (see [`crate::overlay::supervisor`]). When the layer answers, `attached PATH` is
-//! printed. A first signal detaches: what is open is served until it is closed or `--grace` is over; a second one does not wait. When somebody else takes the layer away, most of
-//! all another instance with `--restart`, the same grace begins, and the status API makes room for the other's.
+//! The process that the user starts only supervises; a child serves (see
+//! [`crate::overlay::supervisor`]). When the layer answers, `attached PATH` is printed. A first
+//! signal detaches: open files are served until they are closed or `--grace` is over; a second
+//! signal ends that wait. The same grace begins if another process unmounts the layer, above all a
+//! successor started with `--restart`; the status API then makes room for the successor's.
 
 mod status_api;
 
@@ -22,7 +24,7 @@ use daemon::{duration, logs, output};
 use self::status_api::StatusApi;
 use super::options::{FetchOptions, Filers, LogOptions, filer_path};
 use super::signals::Signals;
-use super::{Failure, host, mount, seen};
+use super::{CommandFailure, host, kernel_watcher, mount};
 use crate::overlay::supervisor::{self, MountReporter};
 use crate::overlay::{Cluster, Overlay, OverlayOptions, ReadSource};
 use crate::seaweed::address::ServerAddress;
@@ -39,7 +41,8 @@ pub(super) struct AttachOptions {
     /// The mount point of a mount that exists
     path: PathBuf,
 
-    /// Filers of the cluster that is mounted; files are then read from the cluster itself where that is certain to be the same
+    /// Filers of the cluster that is mounted; files are then read from the cluster itself where
+    /// that is certain to be the same
     #[arg(long, value_name = "HOST:PORT[,…]", value_parser = Filers::from_str)]
     filer: Option<Filers>,
 
@@ -47,13 +50,14 @@ pub(super) struct AttachOptions {
     #[arg(long, value_name = "PATH", requires = "filer", value_parser = filer_path)]
     filer_path: Option<String>,
 
-    /// Whether what was read is kept in memory; off: every read goes to the mount below. auto: not for file systems of local disks, whose files the kernel
-    /// keeps in memory as well
+    /// Whether what was read is kept in memory; off: every read goes to the mount below. auto: not
+    /// for file systems of local disks, whose files the kernel keeps in memory as well
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     read_cache: ReadCache,
 
-    /// Take over from an `interceptor attach` that is there, with this program and these options: no open or read fails, and files that are open are served by the
-    /// old one for its --grace. Takes Linux 6.5
+    /// Take over from an `interceptor attach` that is there, with this program and these options:
+    /// no open or read fails, and files that are open are served by the old one for its --grace.
+    /// Takes Linux 6.5
     #[arg(long)]
     restart: bool,
 
@@ -61,7 +65,8 @@ pub(super) struct AttachOptions {
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration::parse)]
     grace: Duration,
 
-    /// Threads that answer the kernel; each can wait for the mount below [default: two for each CPU, from 16 to 64]
+    /// Threads that answer the kernel; each can wait for the mount below [default: two for each
+    /// CPU, from 16 to 64]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     threads: Option<u16>,
 
@@ -69,11 +74,14 @@ pub(super) struct AttachOptions {
     #[arg(long, value_name = "KIB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(0..=65536))]
     readahead_kb: u32,
 
-    /// Keep the CPUs from deep sleep while a program makes small requests one after another; without it each of them waits for CPUs to wake up. --no-keep-awake turns it off [default: true]
+    /// Keep the CPUs from deep sleep while a program makes small requests one after another;
+    /// without it each of them waits for CPUs to wake up. --no-keep-awake turns it off [default:
+    /// true]
     #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, default_value = "true", hide_default_value = true)]
     keep_awake: bool,
 
-    /// Watch with eBPF what the kernel reads; without it the daemon does not know what is hot in the page cache. --no-ebpf turns it off [default: true]
+    /// Watch with eBPF what the kernel reads; without it the daemon does not know what is hot in
+    /// the page cache. --no-ebpf turns it off [default: true]
     #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, default_value = "true", hide_default_value = true)]
     ebpf: bool,
 
@@ -81,7 +89,8 @@ pub(super) struct AttachOptions {
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9650", value_parser = StatusAddress::from_str)]
     status_addr: StatusAddress,
 
-    /// Let only who has the token in this file read the status API, except for /healthz and /readyz
+    /// Let only clients with the token in this file read the status API, except for /healthz and
+    /// /readyz
     #[arg(long, value_name = "FILE")]
     status_token_file: Option<PathBuf>,
 
@@ -133,14 +142,14 @@ impl AttachOptions {
 pub(super) unsafe fn run(
     options: &AttachOptions,
     in_effect: BTreeMap<String, String>,
-) -> Result<ExitCode, Failure> {
-    let cache_size = options.fetch.cache_size().map_err(Failure::usage)?;
+) -> Result<ExitCode, CommandFailure> {
+    let cache_size = options.fetch.cache_size().map_err(CommandFailure::usage)?;
     if options.read_cache == ReadCache::Off && options.filer.is_some() {
-        return Err(Failure::Usage(
+        return Err(CommandFailure::Usage(
             "--read-cache off leaves no use for --filer: leave one of them out".into(),
         ));
     }
-    let filter = logs::filter(options.log.log_level.as_deref()).map_err(Failure::usage)?;
+    let filter = logs::filter(options.log.log_level.as_deref()).map_err(CommandFailure::usage)?;
     let begin_logs = || logs::start(options.log.log_format, filter);
     let serve = |report| match serve(options, cache_size, in_effect, report) {
         Ok(()) => 0,
@@ -190,7 +199,7 @@ async fn attach(
         host::go_without(&host::waking_up(), &status);
     }
     // Takes a while, which the layer need not wait for.
-    let programs = options.ebpf.then(seen::load);
+    let programs = options.ebpf.then(kernel_watcher::load);
     let jobs = JobRegistry::new();
     let token = options.status_token_file.as_deref().map(Token::read).transpose()?;
     let mut api = StatusApi::offer(&options.status_addr, token, options.restart, &status, &jobs).await?;
@@ -218,7 +227,7 @@ async fn attach(
         metrics.set_subscription_live(Box::new(is_live));
     }
     // Dropped at the end, whichever that is.
-    let _seen = seen::watch(programs, &attached, attached.reader().cloned(), &status).await;
+    let _watcher = kernel_watcher::watch(programs, &attached, attached.reader().cloned(), &status).await;
     status.add_check("mount", mount::health::mount_answers(attached.path()));
     take_requests(&jobs, &attached);
     announce(&attached);
@@ -272,7 +281,8 @@ async fn cluster(
     Ok(Cluster { filer, filer_path: options.filer_path.clone(), reader, observe_notices })
 }
 
-/// From now on `jobs` takes requests about files of the layer, if any can be served. Does not keep the layer.
+/// Makes `jobs` take requests about files of the layer, if any can be served. Holds no strong
+/// reference to the layer.
 fn take_requests(jobs: &JobRegistry, attached: &Arc<Overlay>) {
     let Some(reader) = attached.reader().cloned() else { return };
     let known = Arc::downgrade(attached);
@@ -281,7 +291,8 @@ fn take_requests(jobs: &JobRegistry, attached: &Arc<Overlay>) {
     jobs.set_mount(WarmupMount { device: attached.device().to_owned(), tickets, file, reader });
 }
 
-/// Says that the layer answers, in the log and to whoever waits for that line on standard output.
+/// Reports that the layer answers: in the log, and on standard output for programs that wait for
+/// the line.
 fn announce(attached: &Overlay) {
     let (path, below) = (attached.path().display(), attached.lower());
     tracing::info!(below = below.source, fs_type = below.fs_type, "attached {path}");

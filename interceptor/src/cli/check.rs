@@ -1,4 +1,4 @@
-//! `interceptor check`: says what this host can do, what a mount would go without, and how to get that.
+//! `interceptor check`: what this host can do, what a mount would go without, and how to get that.
 
 mod cluster;
 
@@ -11,7 +11,7 @@ use clap::Args;
 use daemon::output;
 use futures::future::join_all;
 
-use super::host::{self, Finding, State};
+use super::host::{self, Finding, FindingState};
 use super::mount;
 use super::options::{Filers, ServerOptions};
 use crate::seaweed::address::ServerAddress;
@@ -34,7 +34,8 @@ pub(super) struct CheckOptions {
     #[arg(long)]
     pub(super) json: bool,
 
-    /// Which volume servers and engines are tried to be reached: those that a mount with the same options asks.
+    /// The volume servers and engines to connect to: those that a mount with the same options
+    /// asks.
     #[command(flatten)]
     servers: ServerOptions,
 }
@@ -55,7 +56,7 @@ pub(super) fn run(options: &CheckOptions) -> anyhow::Result<ExitCode> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         findings.extend(runtime.block_on(network_findings(options, security)));
     }
-    let possible = findings.iter().all(|finding| finding.state != State::Missing);
+    let possible = findings.iter().all(|finding| finding.state != FindingState::Missing);
     if options.json {
         let document = serde_json::json!({ "mount_possible": possible, "findings": findings });
         output::print(format_args!("{document}\n"))?;
@@ -68,7 +69,7 @@ pub(super) fn run(options: &CheckOptions) -> anyhow::Result<ExitCode> {
 fn security_finding(file: Option<PathBuf>, error: Option<&SecurityError>) -> Finding {
     Finding {
         ability: "security.toml",
-        state: if error.is_some() { State::Missing } else { State::Ok },
+        state: if error.is_some() { FindingState::Missing } else { FindingState::Ok },
         found: match (error, file) {
             (Some(error), _) => error.to_string(),
             (None, Some(file)) => format!("{} can be used", file.display()),
@@ -85,10 +86,11 @@ async fn network_findings(options: &CheckOptions, security: &Security) -> Vec<Fi
     let asked =
         filers.iter().map(|filer| mount::connect(vec![filer.clone()], security, OwnerMaps::default()));
     let answers = join_all(asked).await;
-    let unanswered = if answers.iter().any(Result::is_ok) { State::Lost } else { State::Missing };
+    let unanswered =
+        if answers.iter().any(Result::is_ok) { FindingState::Lost } else { FindingState::Missing };
     let finding = |(filer, answer): (&ServerAddress, &anyhow::Result<FilerClient>)| Finding {
         ability: "filer",
-        state: if answer.is_ok() { State::Ok } else { unanswered },
+        state: if answer.is_ok() { FindingState::Ok } else { unanswered },
         found: match answer {
             Ok(answer) => format!("{filer} answers, version {}", answer.configuration().version),
             Err(error) => error.to_string(),
@@ -105,14 +107,14 @@ async fn network_findings(options: &CheckOptions, security: &Security) -> Vec<Fi
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = match self.state {
-            State::Ok => "ok",
-            State::Lost => "lost",
-            State::Missing => "MISSING",
+            FindingState::Ok => "ok",
+            FindingState::Lost => "lost",
+            FindingState::Missing => "MISSING",
         };
         writeln!(f, "{:<28} {state:<8} {}", self.ability, self.found)?;
         match self.state {
-            State::Ok => Ok(()),
-            State::Lost | State::Missing => {
+            FindingState::Ok => Ok(()),
+            FindingState::Lost | FindingState::Missing => {
                 writeln!(f, "{:37} without it: {}", "", self.lost)?;
                 writeln!(f, "{:37} to get it:  {}", "", self.remedy)
             }

@@ -1,8 +1,10 @@
-//! `--config FILE`: the options of a command in TOML, under the names they have on the command line.
+//! `--config FILE`: the options of a command in TOML, under the names they have on the command
+//! line.
 //!
-//! There is one definition of the options, the command line's. The file is turned into arguments (`key = value`
-//! becomes `--key=value`), which the same parser checks one by one, so that an error can name the line; the options
-//! that the command line gives itself are left out. So the file can never mean anything that the command line cannot.
+//! There is one definition of the options, the command line's. The file is turned into arguments
+//! (`key = value` becomes `--key=value`), which the same parser checks one by one, so that an
+//! error can name the line. Options that are typed on the command line are left out. So the file
+//! can never mean anything that the command line cannot.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -47,7 +49,7 @@ pub(super) enum ConfigError {
 
 /// What a file stands for.
 #[derive(Debug, Default)]
-pub(super) struct FromFile {
+pub(super) struct FileOptions {
     /// Its options as arguments.
     pub(super) arguments: Vec<OsString>,
     /// The lines of these options, by name.
@@ -55,9 +57,9 @@ pub(super) struct FromFile {
     path: PathBuf,
 }
 
-impl FromFile {
-    /// The error that `option` has a value that is wrong together with others or on this host. Names the place if the
-    /// value comes from here.
+impl FileOptions {
+    /// The error that the value of `option` conflicts with others or with this host. Names the
+    /// line if the value comes from this file.
     pub(super) fn wrong(&self, option: &str, reason: String) -> String {
         match self.lines.get(option) {
             Some(&line) => ConfigError::Line { path: self.path.clone(), line, reason }.to_string(),
@@ -66,14 +68,19 @@ impl FromFile {
     }
 }
 
-/// The arguments that the file at `path` stands for, without those that `given` has from the command line.
+/// The arguments that the file at `path` stands for, without those that `given` has from the
+/// command line.
 ///
 /// `command` is the subcommand whose options may be in the file.
-pub(super) fn arguments(path: &Path, command: &Command, given: &ArgMatches) -> Result<FromFile, ConfigError> {
+pub(super) fn arguments(
+    path: &Path,
+    command: &Command,
+    given: &ArgMatches,
+) -> Result<FileOptions, ConfigError> {
     let text =
         daemon::settings_file::read(path).map_err(|error| ConfigError::Read { path: path.into(), error })?;
     let table = DeTable::parse(&text).map_err(|error| ConfigError::Syntax { path: path.into(), error })?;
-    let mut file = FromFile { path: path.into(), ..FromFile::default() };
+    let mut file = FileOptions { path: path.into(), ..FileOptions::default() };
     for (key, value) in table.get_ref() {
         let line = 1 + text[..key.span().start].matches('\n').count();
         let wrong = |reason: String| ConfigError::Line { path: path.into(), line, reason };

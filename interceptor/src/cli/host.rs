@@ -34,7 +34,7 @@ pub(super) struct Finding {
     /// Its name.
     pub(super) ability: &'static str,
     /// Whether it is there.
-    pub(super) state: State,
+    pub(super) state: FindingState,
     /// What was found.
     pub(super) found: String,
     /// What a mount goes without if it is not there.
@@ -46,7 +46,7 @@ pub(super) struct Finding {
 /// How a finding turned out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum State {
+pub(super) enum FindingState {
     /// It is there.
     Ok,
     /// It is not, and a mount works with less.
@@ -58,7 +58,7 @@ pub(super) enum State {
 impl Finding {
     /// What the status API says of it, if a mount is worse off.
     pub(super) fn as_lost(&self) -> Option<LostAbility> {
-        (self.state == State::Lost).then(|| LostAbility {
+        (self.state == FindingState::Lost).then(|| LostAbility {
             ability: self.ability.to_owned(),
             reason: format!("{}; {}", self.found, self.lost),
             remedy: self.remedy.to_owned(),
@@ -97,7 +97,7 @@ pub(super) fn engine_proofs(security: &Security) -> Option<Finding> {
     let is_there = security.grpc_tls().is_some() || security.proof_key().is_some();
     (!is_there).then(|| Finding {
         ability: "engines",
-        state: State::Lost,
+        state: FindingState::Lost,
         found: "security.toml has nothing by which engines could prove themselves".to_owned(),
         lost: "of the engines on other hosts only those that --engine names are asked, and on this host those \
                of root and of the volume server's user",
@@ -106,12 +106,12 @@ pub(super) fn engine_proofs(security: &Security) -> Option<Finding> {
     })
 }
 
-/// What RDMA takes on this host. A mount does without where the network has none, so only `check` tells.
+/// What RDMA needs on this host. A network without RDMA is normal, so only `check` reports it.
 pub(super) fn rdma() -> [Finding; 2] {
     let ports = rdma_engine::rdma_ports();
     let devices = Finding {
         ability: "RDMA",
-        state: if ports.is_ok() { State::Ok } else { State::Lost },
+        state: if ports.is_ok() { FindingState::Ok } else { FindingState::Lost },
         found: match ports {
             Ok(ports) => ports.join(", "),
             Err(reason) => reason,
@@ -123,7 +123,7 @@ pub(super) fn rdma() -> [Finding; 2] {
     let enough = limit.is_none() || capable(CAP_IPC_LOCK);
     let locked = Finding {
         ability: "locked memory",
-        state: if enough { State::Ok } else { State::Lost },
+        state: if enough { FindingState::Ok } else { FindingState::Lost },
         found: match limit {
             Some(limit) if !enough => format!("at most {}", ByteSize(limit)),
             _ => "unlimited".into(),
@@ -144,7 +144,7 @@ fn fuse_device() -> Finding {
     };
     Finding {
         ability: "FUSE",
-        state: if opened.is_ok() { State::Ok } else { State::Missing },
+        state: if opened.is_ok() { FindingState::Ok } else { FindingState::Missing },
         found: match opened {
             Ok(_) => "/dev/fuse can be opened".into(),
             Err(error) => format!("/dev/fuse: {error}"),
@@ -157,9 +157,9 @@ fn fuse_device() -> Finding {
 fn mount_privilege() -> Finding {
     let helper = on_path("fusermount3").or_else(|| on_path("fusermount"));
     let (state, found) = match (capable(CAP_SYS_ADMIN), &helper) {
-        (true, _) => (State::Ok, "CAP_SYS_ADMIN".to_owned()),
-        (false, Some(helper)) => (State::Ok, format!("no CAP_SYS_ADMIN, but {}", helper.display())),
-        (false, None) => (State::Missing, "neither CAP_SYS_ADMIN nor fusermount3 on PATH".to_owned()),
+        (true, _) => (FindingState::Ok, "CAP_SYS_ADMIN".to_owned()),
+        (false, Some(helper)) => (FindingState::Ok, format!("no CAP_SYS_ADMIN, but {}", helper.display())),
+        (false, None) => (FindingState::Missing, "neither CAP_SYS_ADMIN nor fusermount3 on PATH".to_owned()),
     };
     Finding {
         ability: "mounting",
@@ -175,7 +175,7 @@ fn readahead() -> Finding {
     let writable = knobs.any(|bdi| access(&bdi.path().join("read_ahead_kb"), AccessFlags::W_OK).is_ok());
     Finding {
         ability: "readahead",
-        state: if writable { State::Ok } else { State::Lost },
+        state: if writable { FindingState::Ok } else { FindingState::Lost },
         found: format!("/sys/class/bdi is {}writable", if writable { "" } else { "not " }),
         lost: "the kernel reads ahead 128 KiB instead of 1 MiB, which makes a sequential reader that is not in the \
                page cache slower",
@@ -189,7 +189,7 @@ fn request_size() -> Finding {
     let enough = pages.is_none_or(|pages| pages >= 256);
     Finding {
         ability: "large requests",
-        state: if enough { State::Ok } else { State::Lost },
+        state: if enough { FindingState::Ok } else { FindingState::Lost },
         found: match pages {
             Some(pages) => format!("fs.fuse.max_pages_limit is {pages} pages"),
             None => "this kernel fixes the limit at 256 pages".into(),
@@ -205,7 +205,7 @@ fn huge_pages() -> Finding {
     let there = matches!(enabled.as_deref(), Some("always" | "madvise")) && !switched_off;
     Finding {
         ability: "huge pages",
-        state: if there { State::Ok } else { State::Lost },
+        state: if there { FindingState::Ok } else { FindingState::Lost },
         found: match enabled {
             Some(_) if switched_off => "switched off for this process (PR_SET_THP_DISABLE)".into(),
             Some(mode) => format!("transparent huge pages: {mode}"),
@@ -225,7 +225,7 @@ pub(super) fn waking_up() -> Finding {
     let can = cpu_latency::probe();
     Finding {
         ability: AWAKE,
-        state: if can.is_ok() { State::Ok } else { State::Lost },
+        state: if can.is_ok() { FindingState::Ok } else { FindingState::Lost },
         found: match &can {
             Ok(()) => "CPUs can be kept awake while a program makes small requests one after another".into(),
             Err(error) => error.to_string(),
@@ -237,18 +237,19 @@ pub(super) fn waking_up() -> Finding {
 
 /// What the kernel would refuse is only found out by mounting; here is what can be told before.
 fn passthrough() -> Finding {
-    // The names of kernel functions are readable by anybody, only their addresses are not.
+    // All users can read the names of kernel functions, only their addresses are hidden.
     let there = fs::read_to_string("/proc/kallsyms").ok().map(|text| text.contains(" fuse_backing_open"));
     match (there, capable(CAP_SYS_ADMIN)) {
         (_, false) => no_passthrough("no CAP_SYS_ADMIN".into()),
         (Some(false), true) => {
             no_passthrough("this kernel does not have it, or its fuse module is not loaded".into())
         }
-        (Some(true), true) => {
-            Finding { state: State::Ok, ..no_passthrough("CAP_SYS_ADMIN, and this kernel has it".into()) }
-        }
+        (Some(true), true) => Finding {
+            state: FindingState::Ok,
+            ..no_passthrough("CAP_SYS_ADMIN, and this kernel has it".into())
+        },
         (None, true) => Finding {
-            state: State::Ok,
+            state: FindingState::Ok,
             ..no_passthrough("CAP_SYS_ADMIN; whether this kernel has it, a mount says when it starts".into())
         },
     }
@@ -258,7 +259,7 @@ fn passthrough() -> Finding {
 pub(super) fn no_passthrough(reason: String) -> Finding {
     Finding {
         ability: PASSTHROUGH,
-        state: State::Lost,
+        state: FindingState::Lost,
         found: reason,
         lost: "hot files are served from the page cache of the mount, and by the daemon where that has been dropped, \
                at half to a tenth of the speed",
@@ -267,33 +268,35 @@ pub(super) fn no_passthrough(reason: String) -> Finding {
     }
 }
 
-/// Only whether they are there: finding out what the kernel takes of them needs loading them, see [`ebpf_probes`].
+/// Whether the programs are built in. Only loading them shows which ones the kernel accepts, see
+/// [`ebpf_probes`].
 fn ebpf_programs() -> Finding {
     let there = ebpf::built_in();
     Finding {
         ability: EBPF,
-        state: if there { State::Ok } else { State::Lost },
+        state: if there { FindingState::Ok } else { FindingState::Lost },
         found: format!("eBPF is {}built into this program", if there { "" } else { "not " }),
-        lost: UNSEEN,
+        lost: LOST_WITHOUT_EBPF,
         remedy: "build with `cargo xtask build`, which brings a compiler for BPF where it can",
     }
 }
 
-const UNSEEN: &str = "page-cache hits and everything else that the kernel does not ask the daemon for is not seen, so what is hot only \
+const LOST_WITHOUT_EBPF: &str = "page-cache hits and everything else that the kernel does not ask the daemon for is not seen, so what is hot only \
                       there is not kept for when the page cache lets go of it";
 
 /// The finding that a mount is not watched, for this reason.
 pub(super) fn no_ebpf(error: &EbpfError) -> Finding {
     Finding {
         ability: EBPF,
-        state: State::Lost,
+        state: FindingState::Lost,
         found: error.to_string(),
-        lost: UNSEEN,
+        lost: LOST_WITHOUT_EBPF,
         remedy: error.remedy(),
     }
 }
 
-/// What eBPF sees here, by which program, and why not by a better one. Loads the programs, for a moment.
+/// What eBPF can observe here, by which program, and why not by a better one. Loads the programs,
+/// for a moment.
 pub(super) fn ebpf_probes() -> Vec<Finding> {
     ebpf::probe_host().into_iter().map(ebpf_probe).collect()
 }
@@ -303,7 +306,7 @@ pub(super) fn ebpf_probe(probe: ProbeStatus) -> Finding {
     let better = probe.reason.unwrap_or_default();
     Finding {
         ability: probe.capability,
-        state: if probe.attached_to.is_some() { State::Ok } else { State::Lost },
+        state: if probe.attached_to.is_some() { FindingState::Ok } else { FindingState::Lost },
         found: match probe.attached_to {
             Some(by) if better.is_empty() => by,
             Some(by) => format!("{by}, for want of {better}"),
@@ -345,7 +348,7 @@ mod tests {
             for text in [&finding.found as &str, finding.lost, finding.remedy] {
                 assert!(!text.is_empty() && !text.ends_with('.'), "{finding:?}");
             }
-            assert_eq!(finding.as_lost().is_some(), finding.state == State::Lost);
+            assert_eq!(finding.as_lost().is_some(), finding.state == FindingState::Lost);
         }
     }
 }

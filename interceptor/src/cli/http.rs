@@ -10,15 +10,15 @@ use daemon::address;
 use crate::telemetry::access;
 use crate::telemetry::report::{API_VERSION, StatusReport};
 
-/// The daemon answers from memory, or reports within three seconds what hangs: one that takes longer
-/// than this is broken.
+/// The daemon answers from memory, or reports within three seconds what hangs. A daemon that takes
+/// longer than this is broken.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// More than any answer has.
 const MAX_ANSWER_BYTES: u64 = 16 << 20;
 
 /// An answer of the status API.
-pub(super) struct Answer {
+pub(super) struct HttpAnswer {
     pub(super) code: u16,
     /// The `Server` header.
     server: Option<String>,
@@ -27,7 +27,7 @@ pub(super) struct Answer {
 
 /// A daemon's status API.
 #[derive(Debug, Clone, Args)]
-pub(super) struct Daemon {
+pub(super) struct StatusClient {
     /// Where the daemon's status API listens
     #[arg(long = "status-addr", value_name = "HOST:PORT", default_value = "127.0.0.1:9650", value_parser = address::host_port)]
     pub(super) address: String,
@@ -37,9 +37,9 @@ pub(super) struct Daemon {
     pub(super) token_file: Option<PathBuf>,
 }
 
-impl Daemon {
+impl StatusClient {
     /// GETs `path`.
-    pub(super) fn get(&self, path: &str) -> anyhow::Result<Answer> {
+    pub(super) fn get(&self, path: &str) -> anyhow::Result<HttpAnswer> {
         let token = self.token_file.as_deref().map(access::text).transpose()?;
         let bearer = token.map(|token| format!("Bearer {token}"));
         let headers: Vec<_> = bearer.iter().map(|bearer| ("Authorization", bearer.as_str())).collect();
@@ -69,7 +69,7 @@ impl Daemon {
     }
 }
 
-impl Answer {
+impl HttpAnswer {
     /// The kind of server that sent it, if it is one of SeaweedFS.
     fn sender(&self) -> Option<&'static str> {
         match &self.server {
@@ -97,7 +97,7 @@ pub(super) fn send(
     headers: &[(&str, &str)],
     body: &str,
     extra_time: Duration,
-) -> anyhow::Result<Answer> {
+) -> anyhow::Result<HttpAnswer> {
     let timeout = REQUEST_TIMEOUT + extra_time;
     let agent: ureq::Agent = ureq::Agent::config_builder()
         .timeout_connect(Some(REQUEST_TIMEOUT))
@@ -120,5 +120,5 @@ pub(super) fn send(
     let mut response = agent.run(request.body(body)?).map_err(plain)?;
     let server = response.headers().get("Server").map(|name| String::from_utf8_lossy(name.as_bytes()).into());
     let body = response.body_mut().with_config().limit(MAX_ANSWER_BYTES).read_to_string().map_err(plain)?;
-    Ok(Answer { code: response.status().as_u16(), server, body })
+    Ok(HttpAnswer { code: response.status().as_u16(), server, body })
 }

@@ -1,16 +1,17 @@
-//! The command line: parses it, starts what it names, and turns the outcome into an exit code.
+//! The command line: parses it, runs the subcommand, and turns the outcome into an exit code.
 //!
-//! Exit codes: 0 if all went well, 1 if something failed, 2 if what was typed or configured cannot be meant.
+//! Exit codes: 0 if all went well, 1 if something failed, 2 if the command line or the
+//! configuration file is wrong.
 
 mod attach;
 mod check;
 mod config_file;
 mod host;
 mod http;
+mod kernel_watcher;
 mod mount;
 mod observe;
 mod options;
-mod seen;
 mod signals;
 mod status;
 mod top;
@@ -28,7 +29,7 @@ use daemon::output::{self, OutputError};
 
 use attach::AttachOptions;
 use check::CheckOptions;
-use config_file::FromFile;
+use config_file::FileOptions;
 use observe::ObserveOptions;
 use options::MountOptions;
 use status::StatusOptions;
@@ -156,7 +157,7 @@ enum Command {
 
 /// What went wrong, by the exit code it means.
 #[derive(Debug, thiserror::Error)]
-enum Failure {
+enum CommandFailure {
     /// The options cannot be meant.
     #[error("{0}")]
     Usage(String),
@@ -176,26 +177,28 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let outcome = match cli.command {
         Command::Mount(_) => run_mount(&arguments, &matches).map(|()| ExitCode::SUCCESS),
         Command::Attach(options) => run_attach(&options, &matches),
-        Command::Warmup(options) => warmup::run(&options).map_err(Failure::from),
-        Command::Status(options) => status::run(&options).map(|()| ExitCode::SUCCESS).map_err(Failure::from),
-        Command::Top(options) => top::run(&options).map(|()| ExitCode::SUCCESS).map_err(Failure::from),
-        Command::Observe(options) => {
-            observe::run(&options).map(|()| ExitCode::SUCCESS).map_err(Failure::from)
+        Command::Warmup(options) => warmup::run(&options).map_err(CommandFailure::from),
+        Command::Status(options) => {
+            status::run(&options).map(|()| ExitCode::SUCCESS).map_err(CommandFailure::from)
         }
-        Command::Check(options) => check::run(&options).map_err(Failure::from),
+        Command::Top(options) => top::run(&options).map(|()| ExitCode::SUCCESS).map_err(CommandFailure::from),
+        Command::Observe(options) => {
+            observe::run(&options).map(|()| ExitCode::SUCCESS).map_err(CommandFailure::from)
+        }
+        Command::Check(options) => check::run(&options).map_err(CommandFailure::from),
     };
     match outcome {
         Ok(code) => code,
-        Err(Failure::Usage(text)) => {
+        Err(CommandFailure::Usage(text)) => {
             output::error(format_args!("{text}\n\nFor more information, try '--help'."));
             ExitCode::from(2)
         }
-        Err(Failure::Failed(error))
+        Err(CommandFailure::Failed(error))
             if error.downcast_ref::<OutputError>().is_some_and(OutputError::is_closed) =>
         {
             ExitCode::FAILURE
         }
-        Err(Failure::Failed(error)) => {
+        Err(CommandFailure::Failed(error)) => {
             output::error(format_args!("{error:#}"));
             ExitCode::FAILURE
         }
@@ -208,16 +211,16 @@ fn parse(arguments: &[OsString]) -> Result<(Cli, ArgMatches), clap::Error> {
 }
 
 /// Reads the configuration file, if one is named, and mounts.
-fn run_mount(typed: &[OsString], matches: &ArgMatches) -> Result<(), Failure> {
+fn run_mount(typed: &[OsString], matches: &ArgMatches) -> Result<(), CommandFailure> {
     let (options, in_effect, file) = mount_options(typed, matches)?;
-    let filter = logs::filter(options.log.log_level.as_deref()).map_err(Failure::usage)?;
-    let plan = mount::Plan::new(options, in_effect)
-        .map_err(|error| Failure::Usage(file.wrong(error.option(), error.to_string())))?;
+    let filter = logs::filter(options.log.log_level.as_deref()).map_err(CommandFailure::usage)?;
+    let plan = mount::MountPlan::new(options, in_effect)
+        .map_err(|error| CommandFailure::Usage(file.wrong(error.option(), error.to_string())))?;
     logs::start(plan.log_format(), filter);
     Ok(mount::run(plan)?)
 }
 
-fn run_attach(options: &AttachOptions, matches: &ArgMatches) -> Result<ExitCode, Failure> {
+fn run_attach(options: &AttachOptions, matches: &ArgMatches) -> Result<ExitCode, CommandFailure> {
     let (_, given) = matches.subcommand().expect("clap requires a subcommand");
     let mut cli = Cli::command();
     cli.build();
@@ -227,29 +230,30 @@ fn run_attach(options: &AttachOptions, matches: &ArgMatches) -> Result<ExitCode,
     unsafe { attach::run(options, in_effect) }
 }
 
-/// The options of `interceptor mount`, those of the configuration file included, and the same as text.
+/// The options of `interceptor mount`, those of the configuration file included, and the same as
+/// text.
 fn mount_options(
     typed: &[OsString],
     matches: &ArgMatches,
-) -> Result<(MountOptions, BTreeMap<String, String>, FromFile), Failure> {
+) -> Result<(MountOptions, BTreeMap<String, String>, FileOptions), CommandFailure> {
     let mut cli = Cli::command();
     // Until it is built, a command does not know the names of its options.
     cli.build();
     let (name, given) = matches.subcommand().expect("clap requires a subcommand");
     let command = cli.find_subcommand(name).expect("it has just been parsed");
-    let with_options = |matches: &ArgMatches, file: FromFile| {
-        let options = MountOptions::from_arg_matches(matches).map_err(Failure::usage)?;
+    let with_options = |matches: &ArgMatches, file: FileOptions| {
+        let options = MountOptions::from_arg_matches(matches).map_err(CommandFailure::usage)?;
         let in_effect = options::in_effect(&options, command, matches);
         Ok((options, in_effect, file))
     };
     let Some(path) = given.get_one::<PathBuf>("config") else {
-        return with_options(given, FromFile::default());
+        return with_options(given, FileOptions::default());
     };
-    let from_file = config_file::arguments(path, command, given).map_err(Failure::usage)?;
+    let from_file = config_file::arguments(path, command, given).map_err(CommandFailure::usage)?;
     // The subcommand is the first argument, as no option may stand before it.
     let (before, after) = typed.split_at(2);
     let all = before.iter().chain(&from_file.arguments).chain(after);
-    let (_, matches) = parse(&all.cloned().collect::<Vec<_>>()).map_err(Failure::usage)?;
+    let (_, matches) = parse(&all.cloned().collect::<Vec<_>>()).map_err(CommandFailure::usage)?;
     with_options(matches.subcommand().expect("clap requires a subcommand").1, from_file)
 }
 
@@ -262,7 +266,7 @@ fn shown_path(typed: &Path) -> PathBuf {
     std::fs::canonicalize(typed).or_else(|_| std::path::absolute(typed)).unwrap_or_else(|_| typed.to_owned())
 }
 
-impl Failure {
+impl CommandFailure {
     fn usage(error: impl std::fmt::Display) -> Self {
         Self::Usage(error.to_string())
     }

@@ -1,10 +1,12 @@
-//! `interceptor mount`: puts the parts together, keeps them running, and takes the mount away on every way out.
+//! `interceptor mount`: puts the parts together, keeps them running, and unmounts on every way
+//! out.
 //!
-//! In order: whatever can be wrong with the options, the status API's address, keys, filers and the directory to mount
-//! is found out before anything is mounted. Then the mount answers, `mounted MOUNTPOINT` is printed, and the process
-//! waits for a signal or for somebody else's `umount`. A first signal unmounts, giving open files [`GRACE`]; a second
-//! one does not wait for them. A panic of this thread unwinds through the mount, which takes it
-//! away too, as does one of a thread or task that the mount [cannot do without](crate::vital).
+//! First come the checks that can fail: options, the status API's address, keys, filers and the
+//! directory to mount. Then the mount answers, `mounted MOUNTPOINT` is printed, and the process
+//! waits for a signal or for an `umount` by another process. A first signal unmounts, giving open
+//! files [`OPEN_FILES_GRACE`]; a second one ends that wait. A panic of this thread unwinds through
+//! the mount, which unmounts it too, as does one of a thread or task that the mount [cannot do
+//! without](crate::vital).
 
 pub(super) mod health;
 
@@ -23,8 +25,8 @@ use tokio::sync::mpsc;
 
 use super::host::{self, go_without};
 use super::http;
+use super::kernel_watcher;
 use super::options::{FetchOptions, MountOptions, OptionError, VolumeServerAccess};
-use super::seen;
 use super::signals::Signals;
 use crate::cache::Cache;
 use crate::cache::arena::ArenaError;
@@ -44,21 +46,21 @@ use crate::vital::{self, VitalPartFailed};
 use crate::warmup::{self, JobRegistry};
 
 /// How long files that are open when the mount is taken away can still be read.
-const GRACE: Duration = Duration::from_secs(5);
+const OPEN_FILES_GRACE: Duration = Duration::from_secs(5);
 
 /// Changes of the filer that may wait to be handled before its stream is slowed down.
-const NOTICES: usize = 1024;
+const NOTICE_CAPACITY: usize = 1024;
 
 /// Options that have been found to be possible.
-pub(super) struct Plan {
+pub(super) struct MountPlan {
     options: MountOptions,
     filers: Vec<ServerAddress>,
     cache_size: ByteSize,
     identity: MountIdentity,
 }
 
-impl Plan {
-    /// Checks what can be checked without asking anybody. `in_effect` is for the status API.
+impl MountPlan {
+    /// Checks everything that needs no other host. `in_effect` is for the status API.
     pub(super) fn new(
         options: MountOptions,
         in_effect: BTreeMap<String, String>,
@@ -80,19 +82,19 @@ impl Plan {
 }
 
 /// Mounts, and returns when the mount is gone.
-pub(super) fn run(plan: Plan) -> anyhow::Result<()> {
+pub(super) fn run(plan: MountPlan) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("interceptor-io")
         .build()
         .context("cannot start threads")?;
     let outcome = runtime.block_on(serve(plan));
-    // What is still under way has nobody left to wait for it.
+    // No reader waits for the tasks that are still under way.
     runtime.shutdown_background();
     outcome
 }
 
-async fn serve(plan: Plan) -> anyhow::Result<()> {
+async fn serve(plan: MountPlan) -> anyhow::Result<()> {
     let mut signals = Signals::of_daemon().context("cannot catch signals")?;
     let metrics = Metrics::new();
     let status = Status::new(plan.identity.clone(), metrics.clone());
@@ -106,7 +108,7 @@ async fn serve(plan: Plan) -> anyhow::Result<()> {
         go_without(finding, &status);
     }
     // Takes a while, which the mount need not wait for.
-    let programs = plan.options.mount.ebpf.then(seen::load);
+    let programs = plan.options.mount.ebpf.then(kernel_watcher::load);
     let jobs = JobRegistry::new();
     let status_at = match &plan.options.status_addr {
         StatusAddress::Nowhere => None,
@@ -130,7 +132,7 @@ async fn serve(plan: Plan) -> anyhow::Result<()> {
     // Not to be given up half-way, or the mount would be left behind; its steps have deadlines.
     let (mount, reader) = mount(&plan, &filer, security, &status, status_at).await?;
     // Dropped at the end, whichever that is.
-    let _seen = seen::watch(programs, &mount, Some(reader.clone()), &status).await;
+    let _watcher = kernel_watcher::watch(programs, &mount, Some(reader.clone()), &status).await;
     take_requests(&jobs, &mount, reader);
     health::watch(&status, &mount, &filer, &plan.options.mountpoint);
     announce(&plan, &filer, status_at);
@@ -138,18 +140,18 @@ async fn serve(plan: Plan) -> anyhow::Result<()> {
     tokio::select! {
         end = mount.wait() => {
             // After an abort the mount is still there, and dead.
-            mount.unmount(GRACE).await?;
+            mount.unmount(OPEN_FILES_GRACE).await?;
             end.outcome()?;
             tracing::info!("unmounted by somebody else");
         }
         name = vital::failed() => {
-            mount.unmount(GRACE).await?;
+            mount.unmount(OPEN_FILES_GRACE).await?;
             return Err(VitalPartFailed(name).into());
         }
         signal = signals.next() => {
             tracing::info!(signal, "unmounting");
             tokio::select! {
-                unmounted = mount.unmount(GRACE) => unmounted?,
+                unmounted = mount.unmount(OPEN_FILES_GRACE) => unmounted?,
                 signal = signals.next() => tracing::warn!(signal, "not waiting for open files"),
             }
         }
@@ -230,7 +232,7 @@ pub(super) fn reader(
 
 /// Mounts on top of the way of a byte.
 async fn mount(
-    plan: &Plan,
+    plan: &MountPlan,
     filer: &FilerClient,
     security: Arc<Security>,
     status: &Arc<Status>,
@@ -239,7 +241,7 @@ async fn mount(
     let options = &plan.options;
     let reader = reader(&options.fetch, plan.cache_size, filer, security, status.metrics())?;
 
-    let (sender, heard) = mpsc::channel(NOTICES);
+    let (sender, heard) = mpsc::channel(NOTICE_CAPACITY);
     subscribe(filer.clone(), options.filer_path.clone(), sender);
     let mount_options = mount::MountOptions {
         mountpoint: options.mountpoint.clone(),
@@ -311,9 +313,10 @@ pub(super) fn noted(mut heard: mpsc::Receiver<Notice>, status: Arc<Status>) -> m
     passed_on
 }
 
-/// Says that the mount answers, in the log and to whoever waits for that line on standard output.
-fn announce(plan: &Plan, filer: &FilerClient, status_at: Option<SocketAddr>) {
-    let Plan { identity, cache_size, .. } = plan;
+/// Reports that the mount answers: in the log, and on standard output for programs that wait for
+/// the line.
+fn announce(plan: &MountPlan, filer: &FilerClient, status_at: Option<SocketAddr>) {
+    let MountPlan { identity, cache_size, .. } = plan;
     tracing::info!(
         filer = %filer.current(),
         filer_version = filer.configuration().version,

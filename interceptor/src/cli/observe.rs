@@ -1,7 +1,9 @@
-//! `interceptor observe`: what is read on any FUSE mount of this host, by whom, and how its daemon keeps up.
+//! `interceptor observe`: what is read on any FUSE mount of this host, by which processes, and how
+//! fast its daemon answers.
 //!
-//! Asks neither the daemons nor the mounts, but for names of files our own: everything comes from the kernel. [`mounts`] says what is mounted, [`names`] what files are
-//! called, [`report`] makes figures of what was counted between two looks.
+//! Everything comes from the kernel; only our own daemons are asked, for names of files.
+//! [`mounts`] lists the mounts, [`names`] finds the names of files, [`report`] computes figures
+//! from two samples of the kernel's counters.
 
 mod mounts;
 mod names;
@@ -14,12 +16,12 @@ use anyhow::Context;
 use clap::Args;
 use daemon::{duration, output};
 
-use super::options::INTERVALS;
+use super::options::POLL_INTERVAL_RANGE;
 use super::signals::Signals;
 use crate::ebpf::{Observer, ObserverSettings};
 use mounts::FuseMount;
 use names::DaemonNames;
-use report::{Look, MountReport};
+use report::{KernelSample, MountReport};
 
 /// Shows what is read on FUSE mounts, whosever they are.
 #[derive(Debug, Clone, Args)]
@@ -37,7 +39,7 @@ pub(super) struct ObserveOptions {
     time: Option<Duration>,
 
     /// Print this often
-    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = |text: &str| duration::within(text, INTERVALS))]
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = |text: &str| duration::within(text, POLL_INTERVAL_RANGE))]
     interval: Duration,
 }
 
@@ -45,7 +47,7 @@ pub(super) struct ObserveOptions {
 pub(super) fn run(options: &ObserveOptions) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let outcome = runtime.block_on(observe(options));
-    // A thread may still wait for somebody to drain standard output.
+    // A thread may still wait until standard output is drained.
     runtime.shutdown_background();
     outcome
 }
@@ -53,7 +55,7 @@ pub(super) fn run(options: &ObserveOptions) -> anyhow::Result<()> {
 async fn observe(options: &ObserveOptions) -> anyhow::Result<()> {
     let mut signals = Signals::new().context("cannot catch signals")?;
     let mounts = mounts::find(&options.mountpoints)?;
-    // What the kernel counts and remembers is enough; nobody waits for events.
+    // The kernel's counters and maps are enough; events are not received.
     let (observer, _) = Observer::start(&ObserverSettings::default())?;
     for probe in observer.probes().iter().filter(|probe| probe.attached_to.is_none()) {
         let reason = probe.reason.as_deref().unwrap_or("no reason");
@@ -65,19 +67,19 @@ async fn observe(options: &ObserveOptions) -> anyhow::Result<()> {
     let mut daemons: Vec<_> =
         mounts.iter().map(|mount| mount.is_ours.then(|| DaemonNames::of(mount))).collect();
     let end = options.time.map(|time| Instant::now() + time);
-    let mut before = looks(&observer, &mounts)?;
+    let mut before = samples(&observer, &mounts)?;
     loop {
         let rest = end.map_or(options.interval, |end| end.saturating_duration_since(Instant::now()));
         tokio::select! {
             () = tokio::time::sleep(options.interval.min(rest)) => {}
             _ = signals.next() => return Ok(()),
         }
-        let now = looks(&observer, &mounts)?;
+        let now = samples(&observer, &mounts)?;
         let mut text = String::new();
         for (((mount, daemon), before), now) in mounts.iter().zip(&mut daemons).zip(&before).zip(&now) {
             text += &shown(&report::between(&observer, mount, before, now, daemon.as_mut())?, options.json)?;
         }
-        // A pipe that nobody drains must not keep a signal from ending this.
+        // A pipe that is not drained must not keep a signal from ending this.
         tokio::select! {
             printed = tokio::task::spawn_blocking(move || output::print(text)) => printed??,
             _ = signals.next() => return Ok(()),
@@ -89,8 +91,8 @@ async fn observe(options: &ObserveOptions) -> anyhow::Result<()> {
     }
 }
 
-fn looks(observer: &Observer, mounts: &[FuseMount]) -> anyhow::Result<Vec<Look>> {
-    mounts.iter().map(|mount| Look::at(observer, mount.device)).collect()
+fn samples(observer: &Observer, mounts: &[FuseMount]) -> anyhow::Result<Vec<KernelSample>> {
+    mounts.iter().map(|mount| KernelSample::at(observer, mount.device)).collect()
 }
 
 fn shown(report: &MountReport, json: bool) -> anyhow::Result<String> {

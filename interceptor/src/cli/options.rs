@@ -1,4 +1,4 @@
-//! The options of `interceptor mount`: what can be typed, what it means if it is not, and what is refused.
+//! The options of `interceptor mount`: their values, defaults, and limits.
 //!
 //! Names and meanings that users of `weed mount` know are kept, in the dashed spelling.
 
@@ -22,23 +22,25 @@ use crate::seaweed::owners::IdMap;
 use crate::seaweed::security::Security;
 
 /// Below this a few readers would evict each other's chunks before they are read.
-const SMALLEST_CACHE: ByteSize = ByteSize(16 << 20);
+const MIN_CACHE_SIZE: ByteSize = ByteSize(16 << 20);
 
 /// For how long reads may be tried again: with less, one packet that is sent again would fail a
 /// read; with more, programs would hang for as long as an operator looks for the cause.
 const RETRY_TIMES: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
 
 /// How often a command that watches may look.
-pub(super) const INTERVALS: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
+pub(super) const POLL_INTERVAL_RANGE: RangeInclusive<Duration> =
+    Duration::from_millis(100)..=Duration::from_secs(3600);
 
 /// What the cache takes unless told otherwise, if that is not more than half of the memory.
-const USUAL_CACHE: ByteSize = ByteSize(1 << 30);
+const DEFAULT_CACHE_SIZE: ByteSize = ByteSize(1 << 30);
 
 /// How to log; shared by all commands that run for long.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Logging")]
 pub(super) struct LogOptions {
-    /// error, warn, info, debug, trace or off; or a filter such as `info,interceptor::fetch=debug` [default: RUST_LOG, else info]
+    /// error, warn, info, debug, trace or off; or a filter such as `info,interceptor::fetch=debug`
+    /// [default: RUST_LOG, else info]
     #[arg(long, value_name = "LEVEL")]
     pub(super) log_level: Option<String>,
 
@@ -47,7 +49,8 @@ pub(super) struct LogOptions {
     pub(super) log_format: LogFormat,
 }
 
-/// Mounts a directory tree of a filer, read-only, and serves reads until it is unmounted or interrupted.
+/// Mounts a directory tree of a filer, read-only, and serves reads until it is unmounted or
+/// interrupted.
 #[derive(Debug, Clone, Args)]
 pub(super) struct MountOptions {
     /// An existing directory to mount on
@@ -69,7 +72,8 @@ pub(super) struct MountOptions {
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9650", value_parser = StatusAddress::from_str)]
     pub(super) status_addr: StatusAddress,
 
-    /// Let only who has the token in this file read the status API, except for /healthz and /readyz
+    /// Let only clients with the token in this file read the status API, except for /healthz and
+    /// /readyz
     #[arg(long, value_name = "FILE")]
     pub(super) status_token_file: Option<PathBuf>,
 
@@ -90,7 +94,8 @@ pub(super) struct MountOptions {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Mount")]
 pub(super) struct MountBehaviour {
-    /// Let other users than the one who mounts use the mount [default: true for root, else false; others than root need `user_allow_other` in /etc/fuse.conf]
+    /// Let other users than the mounting one use the mount [default: true for root, else false;
+    /// others than root need `user_allow_other` in /etc/fuse.conf]
     #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
     pub(super) allow_other: Option<bool>,
 
@@ -114,19 +119,24 @@ pub(super) struct MountBehaviour {
     #[arg(long, value_name = "KIB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(0..=65536))]
     pub(super) readahead_kb: u32,
 
-    /// Let the kernel read hot files by itself; without it the kernel asks the daemon for each read that is not in its page cache. --no-passthrough turns it off [default: true]
+    /// Let the kernel read hot files by itself; without it the kernel asks the daemon for each
+    /// read that is not in its page cache. --no-passthrough turns it off [default: true]
     #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, default_value = "true", hide_default_value = true)]
     pub(super) passthrough: bool,
 
-    /// Let the threads that answer the kernel go to the CPU that a lone reader is bound to; without it the kernel chooses their CPUs. --no-placement turns it off [default: true]
+    /// Let the threads that answer the kernel go to the CPU that a lone reader is bound to;
+    /// without it the kernel chooses their CPUs. --no-placement turns it off [default: true]
     #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, default_value = "true", hide_default_value = true)]
     pub(super) placement: bool,
 
-    /// Keep the CPUs from deep sleep while a program makes small requests one after another; without it each of them waits for CPUs to wake up. --no-keep-awake turns it off [default: true]
+    /// Keep the CPUs from deep sleep while a program makes small requests one after another;
+    /// without it each of them waits for CPUs to wake up. --no-keep-awake turns it off [default:
+    /// true]
     #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, default_value = "true", hide_default_value = true)]
     pub(super) keep_awake: bool,
 
-    /// Watch with eBPF what the kernel reads; without it the daemon does not know what is hot in the page cache. --no-ebpf turns it off [default: true]
+    /// Watch with eBPF what the kernel reads; without it the daemon does not know what is hot in
+    /// the page cache. --no-ebpf turns it off [default: true]
     #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, default_value = "true", hide_default_value = true)]
     pub(super) ebpf: bool,
 
@@ -163,7 +173,8 @@ pub(super) struct FetchOptions {
     #[arg(long, value_name = "TIME", default_value = "6s", value_parser = |text: &str| duration::within(text, RETRY_TIMES))]
     pub(super) read_retry_time: Duration,
 
-    /// Take keys and certificates from this security.toml, not from the first one in ., ~/.seaweedfs, /usr/local/etc/seaweedfs and /etc/seaweedfs
+    /// Take keys and certificates from this security.toml, not from the first one in .,
+    /// ~/.seaweedfs, /usr/local/etc/seaweedfs and /etc/seaweedfs
     #[arg(long, value_name = "FILE")]
     pub(super) security: Option<PathBuf>,
 }
@@ -171,26 +182,29 @@ pub(super) struct FetchOptions {
 /// How volume servers are reached, and the engines beside them.
 #[derive(Debug, Clone, Args)]
 pub(super) struct ServerOptions {
-    /// How chunks are brought, the best first; may be repeated. Whatever is said, http is what remains in the end. auto: local, verbs, tcp, http
+    /// How chunks are brought, the best first; may be repeated. Whatever is said, http is what
+    /// remains in the end. auto: local, verbs, tcp, http
     #[arg(long, value_name = "TRANSPORT[,…]", value_delimiter = ',', default_value = "auto")]
-    pub(super) transport: Vec<Transport>,
+    pub(super) transport: Vec<TransportChoice>,
 
     /// The port at which an rdma-engine is looked for on the host of each volume server
     #[arg(long, value_name = "PORT", default_value_t = ENGINE_PORT, value_parser = clap::value_parser!(u16).range(1..))]
     pub(super) rdma_port: u16,
 
-    /// An rdma-engine that is elsewhere: the volume server as the cluster calls it, and its engine; may be repeated
-    #[arg(long, value_name = "HOST:PORT=HOST:PORT", value_delimiter = ',', value_parser = EngineAt::from_str)]
-    pub(super) engine: Vec<EngineAt>,
+    /// An rdma-engine that is elsewhere: the volume server as the cluster calls it, and its
+    /// engine; may be repeated
+    #[arg(long, value_name = "HOST:PORT=HOST:PORT", value_delimiter = ',', value_parser = EngineLocation::from_str)]
+    pub(super) engine: Vec<EngineLocation>,
 
-    /// How volume servers are reached: under the address they have in the cluster, under their public one, or through the filer
+    /// How volume servers are reached: under the address they have in the cluster, under their
+    /// public one, or through the filer
     #[arg(long, value_name = "ACCESS", default_value = "direct")]
     pub(super) volume_server_access: VolumeServerAccess,
 }
 
 /// Ways of bringing chunks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum Transport {
+pub(super) enum TransportChoice {
     /// The best that works.
     Auto,
     /// The engine beside the volume server, by RDMA.
@@ -205,14 +219,14 @@ pub(super) enum Transport {
 
 /// Where the engine of a volume server is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct EngineAt {
+pub(super) struct EngineLocation {
     /// `host:port` of the volume server.
     pub(super) server: String,
     /// `host:port` of its engine.
     pub(super) engine: String,
 }
 
-impl FromStr for EngineAt {
+impl FromStr for EngineLocation {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
@@ -257,11 +271,11 @@ impl FromStr for Filers {
 /// Options that are well-formed each, but not together or not on this host.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum OptionError {
-    /// Nobody to ask.
+    /// No filer is named.
     #[error("--filer HOST:PORT is needed, on the command line or in --config FILE")]
     NoFiler,
     /// Useless.
-    #[error("--cache-size {0} is too small: the minimum is {SMALLEST_CACHE}")]
+    #[error("--cache-size {0} is too small: the minimum is {MIN_CACHE_SIZE}")]
     SmallCache(ByteSize),
     /// Impossible.
     #[error("--cache-size {size} is more than all the memory that this process may use ({memory})")]
@@ -301,22 +315,23 @@ impl FetchOptions {
 }
 
 impl ServerOptions {
-    /// The engines that may be asked. On the engine's host nothing beats reading its file, elsewhere that fails at once; so `auto` begins
-    /// with it. Where the cluster's HTTP is encrypted, `auto` means nothing that leaves the host in plain text: not RDMA, and TCP
-    /// only under TLS.
+    /// The engines that may be asked. On the engine's host no transport is faster than reading its
+    /// file, and elsewhere that fails at once; so `auto` begins with it. Where the cluster's HTTP
+    /// is encrypted, `auto` leaves out transports that send plain text to another host: RDMA, and
+    /// TCP unless it is under TLS.
     pub(super) fn engines(&self, security: &Security) -> EngineConfig {
         use rdma_engine::protocol::Transport as Carrier;
         let (is_encrypted, tls) = (security.https_tls().is_some(), security.grpc_tls());
         // What is named behind http would never be asked.
-        let named = self.transport.iter().take_while(|&&transport| transport != Transport::Http);
+        let named = self.transport.iter().take_while(|&&transport| transport != TransportChoice::Http);
         let transports = named.flat_map(|transport| match transport {
-            Transport::Auto if is_encrypted && tls.is_some() => vec![Carrier::Local, Carrier::Tcp],
-            Transport::Auto if is_encrypted => vec![Carrier::Local],
-            Transport::Auto => vec![Carrier::Local, Carrier::Verbs, Carrier::Tcp],
-            Transport::Verbs => vec![Carrier::Verbs],
-            Transport::Local => vec![Carrier::Local],
-            Transport::Tcp => vec![Carrier::Tcp],
-            Transport::Http => Vec::new(),
+            TransportChoice::Auto if is_encrypted && tls.is_some() => vec![Carrier::Local, Carrier::Tcp],
+            TransportChoice::Auto if is_encrypted => vec![Carrier::Local],
+            TransportChoice::Auto => vec![Carrier::Local, Carrier::Verbs, Carrier::Tcp],
+            TransportChoice::Verbs => vec![Carrier::Verbs],
+            TransportChoice::Local => vec![Carrier::Local],
+            TransportChoice::Tcp => vec![Carrier::Tcp],
+            TransportChoice::Http => Vec::new(),
         });
         let addresses = self.engine.iter().map(|at| (at.server.clone(), at.engine.clone())).collect();
         let transports = transports.collect();
@@ -354,11 +369,11 @@ fn cache_size(
     memory: Option<ByteSize>,
 ) -> Result<ByteSize, OptionError> {
     let Some(size) = asked else {
-        let half = memory.map_or(USUAL_CACHE, |memory| ByteSize(memory.0 / 2));
-        return Ok(USUAL_CACHE.min(half).max(SMALLEST_CACHE));
+        let half = memory.map_or(DEFAULT_CACHE_SIZE, |memory| ByteSize(memory.0 / 2));
+        return Ok(DEFAULT_CACHE_SIZE.min(half).max(MIN_CACHE_SIZE));
     };
     match memory {
-        _ if size < SMALLEST_CACHE => Err(OptionError::SmallCache(size)),
+        _ if size < MIN_CACHE_SIZE => Err(OptionError::SmallCache(size)),
         Some(memory) if size > memory => Err(OptionError::ImpossibleCache { size, memory }),
         Some(memory) if !force && size.0 > memory.0 / 5 * 4 => Err(OptionError::LargeCache { size, memory }),
         _ => Ok(size),
@@ -410,7 +425,8 @@ pub(super) fn in_effect(
     shown
 }
 
-/// Each option under its long name: what was typed, what the file says, or the default, if it is always the same.
+/// The value of each option by its long name: as typed, as in the file, or the default if that is
+/// constant.
 pub(super) fn shown(command: &Command, matches: &ArgMatches) -> BTreeMap<String, String> {
     let value = |argument: &Arg| {
         let values = matches.get_raw(argument.get_id().as_str()).filter(|_| argument.get_long().is_some())?;
@@ -429,9 +445,9 @@ mod tests {
     #[test]
     fn the_cache_must_fit() {
         let gib = |n: u64| Some(ByteSize(n << 30));
-        assert_eq!(cache_size(None, false, MEMORY), Ok(USUAL_CACHE));
+        assert_eq!(cache_size(None, false, MEMORY), Ok(DEFAULT_CACHE_SIZE));
         assert_eq!(cache_size(None, false, gib(1)), Ok(ByteSize(512 << 20)));
-        assert_eq!(cache_size(None, false, None), Ok(USUAL_CACHE));
+        assert_eq!(cache_size(None, false, None), Ok(DEFAULT_CACHE_SIZE));
         assert_eq!(cache_size(gib(8), false, MEMORY), Ok(ByteSize(8 << 30)));
         let large = cache_size(gib(9), false, MEMORY).unwrap_err().to_string();
         assert!(large.contains("9 GiB") && large.contains("10 GiB") && large.contains("--force"), "{large}");
@@ -452,10 +468,10 @@ mod tests {
 
     #[test]
     fn engines_are_told_by_their_servers() {
-        let at = "[::1]:8080=10.0.0.1:18515".parse::<EngineAt>().unwrap();
+        let at = "[::1]:8080=10.0.0.1:18515".parse::<EngineLocation>().unwrap();
         assert_eq!((at.server.as_str(), at.engine.as_str()), ("[::1]:8080", "10.0.0.1:18515"));
         for wrong in ["", "a:1", "a:1=b", "a=b:1", ":1=b:1", "a:1=b:70000"] {
-            assert!(wrong.parse::<EngineAt>().is_err(), "{wrong}");
+            assert!(wrong.parse::<EngineLocation>().is_err(), "{wrong}");
         }
     }
 }

@@ -18,7 +18,8 @@ pub(super) struct Signals {
 }
 
 impl Signals {
-    /// Begins to catch them, for a program that ends with its terminal. Must be called on a runtime.
+    /// Catches the signals from now on, for a program that ends with its terminal. Must be called
+    /// on a runtime.
     pub(super) fn new() -> io::Result<Self> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
@@ -29,7 +30,8 @@ impl Signals {
         })
     }
 
-    /// The same for a daemon, which outlives its terminal, and has nothing to reload: SIGHUP is only logged.
+    /// The same for a daemon, which outlives its terminal, and has nothing to reload: SIGHUP is
+    /// only logged.
     pub(super) fn of_daemon() -> io::Result<Self> {
         Ok(Self { survives_hangup: true, ..Self::new()? })
     }
@@ -40,8 +42,8 @@ impl Signals {
         Ok(Self { orphaned: Some(orphaned), ..Self::of_daemon()? })
     }
 
-    /// The name of the next one that ends the program. Those that came since the last call are not lost, but several of
-    /// a kind are one.
+    /// The name of the next signal that ends the program. Signals that came since the last call
+    /// are not lost, but several of a kind are one.
     pub(super) async fn next(&mut self) -> &'static str {
         loop {
             tokio::select! {

@@ -8,7 +8,7 @@ use clap::Args;
 use daemon::output;
 use daemon::size::ByteSize;
 
-use super::http::Daemon;
+use super::http::StatusClient;
 use crate::telemetry::MissRatioCurve;
 use crate::telemetry::health::{EngineState, ErrorRecord, FilerHealth};
 use crate::telemetry::report::{self, FlowReport, StatusReport};
@@ -18,7 +18,7 @@ use crate::telemetry::report::{self, FlowReport, StatusReport};
 pub(super) struct StatusOptions {
     /// Which daemon.
     #[command(flatten)]
-    pub(super) daemon: Daemon,
+    pub(super) daemon: StatusClient,
 
     /// Print the daemon's JSON as it is
     #[arg(long)]
@@ -239,7 +239,7 @@ mod tests {
         status.set_capabilities(vec![CapabilityReport { capability, attached_to: None, reason }]);
         tokio::spawn(server.serve(status, axum::Router::new()));
         let asked = tokio::task::spawn_blocking(move || {
-            let daemon = Daemon { address, token_file: None };
+            let daemon = StatusClient { address, token_file: None };
             (daemon.report().unwrap(), daemon.get("/readyz").unwrap())
         });
         let (report, ready) = asked.await.unwrap();
@@ -270,7 +270,7 @@ mod tests {
     #[test]
     fn nobody_there_is_an_error_that_names_the_option() {
         let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-        let daemon = Daemon { address: closed, token_file: None };
+        let daemon = StatusClient { address: closed, token_file: None };
         let error = run(&StatusOptions { daemon, json: false, schema: false }).unwrap_err();
         assert!(error.to_string().contains("--status-addr"), "{error}");
     }

@@ -1,7 +1,8 @@
 //! `interceptor top`: a running mount, live in a terminal.
 //!
-//! Asks the daemon's status API once a second ([`model`] makes rates of two answers and keeps what the user has chosen) and draws the whole
-//! screen anew ([`view`]). The terminal is given back on every way out: by a key, a signal, an error or a panic.
+//! Polls the daemon's status API once a second ([`model`] computes rates from two answers and
+//! holds the user's choices) and redraws the whole screen ([`view`]). The terminal is restored on
+//! every way out: by a key, a signal, an error or a panic.
 
 mod model;
 mod view;
@@ -15,48 +16,48 @@ use daemon::duration;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::http::Daemon;
-use super::options::INTERVALS;
+use super::http::StatusClient;
+use super::options::POLL_INTERVAL_RANGE;
 use super::signals::Signals;
 use crate::telemetry::report::StatusReport;
-use model::{Model, View};
+use model::{TopModel, TopView};
 
 /// How often keys are looked for: below what a user notices.
-const KEYS_EVERY: Duration = Duration::from_millis(50);
+const KEY_POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Watches a running mount.
 #[derive(Debug, Clone, Args)]
 pub(super) struct TopOptions {
     /// Which daemon.
     #[command(flatten)]
-    daemon: Daemon,
+    daemon: StatusClient,
 
     /// Ask this often
-    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = |text: &str| duration::within(text, INTERVALS))]
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = |text: &str| duration::within(text, POLL_INTERVAL_RANGE))]
     interval: Duration,
 }
 
 /// Shows it until the user quits.
 pub(super) fn run(options: &TopOptions) -> anyhow::Result<()> {
     ensure!(io::stdout().is_terminal(), "standard output is no terminal; `interceptor status` prints once");
-    // Whoever mistyped the address wants to read so, not to see an empty screen.
+    // A wrong address ends the program with an error, rather than showing an empty screen.
     let first = options.daemon.report()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let mut terminal = ratatui::try_init().context("cannot use the terminal")?;
-    let outcome = runtime.block_on(follow(options, Model::new(first), &mut terminal));
+    let outcome = runtime.block_on(follow(options, TopModel::new(first), &mut terminal));
     let restored = ratatui::try_restore();
-    // An answer that nobody waits for any more.
+    // An answer that is still under way is not needed any more.
     runtime.shutdown_background();
     outcome.and(restored.context("cannot give the terminal back"))
 }
 
 async fn follow(
     options: &TopOptions,
-    mut model: Model,
+    mut model: TopModel,
     terminal: &mut ratatui::DefaultTerminal,
 ) -> anyhow::Result<()> {
     let mut signals = Signals::new().context("cannot catch signals")?;
-    let mut keys = interval(KEYS_EVERY);
+    let mut keys = interval(KEY_POLL_INTERVAL);
     keys.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut asked = Instant::now();
     let mut answer: Option<tokio::task::JoinHandle<anyhow::Result<StatusReport>>> = None;
@@ -98,7 +99,7 @@ async fn follow(
 }
 
 /// Has `model` do what a key says. False when that is to quit.
-fn model_takes(model: &mut Model, key: KeyEvent) -> bool {
+fn model_takes(model: &mut TopModel, key: KeyEvent) -> bool {
     let control = key.modifiers.contains(KeyModifiers::CONTROL);
     match key.code {
         KeyCode::Char('c') if control => return false,
@@ -115,7 +116,7 @@ fn model_takes(model: &mut Model, key: KeyEvent) -> bool {
         KeyCode::Char('s') => model.sort_next(),
         KeyCode::Char('/') => model.start_typing(),
         KeyCode::Tab => model.show_next(),
-        KeyCode::Char(digit @ '1'..='4') => model.show(View::ALL[digit as usize - '1' as usize]),
+        KeyCode::Char(digit @ '1'..='4') => model.show(TopView::ALL[digit as usize - '1' as usize]),
         _ => {}
     }
     true

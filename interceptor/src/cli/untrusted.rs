@@ -1,6 +1,7 @@
-//! Text of somebody else's, such as the name of a file, on a terminal.
+//! Untrusted text, such as the name of a file, on a terminal.
 
-/// The text without what a terminal would act on, a line break included, or what would turn the direction of reading.
+/// The text without control characters, line breaks included, and without characters that change
+/// the direction of reading.
 pub(super) fn plain(text: &str) -> String {
     let is_safe = |letter: char| {
         !letter.is_control()

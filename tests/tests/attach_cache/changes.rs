@@ -11,7 +11,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tests::eventually;
 
-use crate::{Below, Stage, content, drop_pages, rewrite_as_if_nothing_was, uncached};
+use crate::{LayerOverMount, LowerMount, content, drop_pages, rewrite_as_if_nothing_was, uncached};
 
 /// Has two names change places.
 fn exchange(one: &Path, other: &Path) {
@@ -22,26 +22,26 @@ fn exchange(one: &Path, other: &Path) {
 #[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn what_changes_below_shows_at_the_next_open() {
     const SIZE: usize = 3_000_000;
-    for below in Below::all() {
+    for below in LowerMount::all() {
         fs::write(below.beside().join("file"), content(1, SIZE)).unwrap();
         let stage = below.attach();
         let (file, beside) = (stage.file("file"), stage.beside("file"));
-        stage.await_kept("file", &content(1, SIZE));
+        stage.await_cached("file", &content(1, SIZE));
 
         rewrite_as_if_nothing_was(&beside, &content(2, SIZE));
         assert!(fs::read(&file).unwrap() == content(2, SIZE), "rewritten in place");
-        stage.await_kept("file", &content(2, SIZE));
+        stage.await_cached("file", &content(2, SIZE));
 
         fs::write(stage.beside("other"), content(3, SIZE)).unwrap();
         let times = FileTimes::new().set_modified(fs::metadata(&beside).unwrap().modified().unwrap());
         File::options().write(true).open(stage.beside("other")).unwrap().set_times(times).unwrap();
         fs::rename(stage.beside("other"), &beside).unwrap();
         assert!(fs::read(&file).unwrap() == content(3, SIZE), "replaced");
-        stage.await_kept("file", &content(3, SIZE));
+        stage.await_cached("file", &content(3, SIZE));
 
         File::options().write(true).open(&beside).unwrap().set_len(1000).unwrap();
         assert!(fs::read(&file).unwrap() == content(3, 1000), "truncated");
-        stage.await_kept("file", &content(3, 1000));
+        stage.await_cached("file", &content(3, 1000));
         File::options().append(true).open(&beside).unwrap().write_all(b"more").unwrap();
         assert!(fs::read(&file).unwrap() == [content(3, 1000), b"more".to_vec()].concat(), "appended to");
     }
@@ -51,7 +51,7 @@ fn what_changes_below_shows_at_the_next_open() {
 #[test]
 #[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn what_was_moved_here_and_is_replaced_below_shows_at_the_next_open() {
-    for below in Below::all() {
+    for below in LowerMount::all() {
         let stage = below.attach();
         let replace = |name: &str, bytes: &[u8]| {
             fs::write(stage.beside("other"), bytes).unwrap();
@@ -70,7 +70,7 @@ fn what_was_moved_here_and_is_replaced_below_shows_at_the_next_open() {
         replace("again", b"fourth");
         assert_eq!(fs::read(stage.file("again")).unwrap(), b"fourth");
 
-        if !matches!(stage.below, Below::Disk(..)) {
+        if !matches!(stage.below, LowerMount::Disk(..)) {
             continue;
         }
         exchange(&stage.file("file"), &stage.file("again"));
@@ -85,10 +85,10 @@ fn what_was_moved_here_and_is_replaced_below_shows_at_the_next_open() {
 #[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn what_changes_below_while_it_is_read_shows_before_long() {
     const SIZE: usize = 3_000_000;
-    for below in Below::all() {
+    for below in LowerMount::all() {
         fs::write(below.beside().join("file"), content(1, SIZE)).unwrap();
         let stage = below.attach();
-        stage.await_kept("file", &content(1, SIZE));
+        stage.await_cached("file", &content(1, SIZE));
         let open = File::open(stage.file("file")).unwrap();
         rewrite_as_if_nothing_was(&stage.beside("file"), &content(2, SIZE));
         let shows = || {
@@ -100,7 +100,7 @@ fn what_changes_below_while_it_is_read_shows_before_long() {
         eventually("the new bytes in the old handle", Duration::from_secs(10), shows).unwrap();
 
         // What was there by the size at the open is not made up when it is gone.
-        stage.await_kept("file", &content(2, SIZE));
+        stage.await_cached("file", &content(2, SIZE));
         let open = File::open(stage.file("file")).unwrap();
         File::options().write(true).open(stage.beside("file")).unwrap().set_len(0).unwrap();
         let ends = || {
@@ -115,12 +115,12 @@ fn what_changes_below_while_it_is_read_shows_before_long() {
 #[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn what_is_written_here_is_read_here_at_once() {
     const SIZE: usize = 3_000_000;
-    for below in Below::all() {
+    for below in LowerMount::all() {
         fs::write(below.beside().join("file"), content(1, SIZE)).unwrap();
         let stage = below.attach();
         let path = stage.file("file");
         let mut expected = content(1, SIZE);
-        stage.await_kept("file", &expected);
+        stage.await_cached("file", &expected);
         let reader = File::open(&path).unwrap();
         let check = |expected: &[u8], what: &str| {
             let mut read = vec![0; expected.len() + 10];
@@ -141,11 +141,11 @@ fn what_is_written_here_is_read_here_at_once() {
         check(&expected, "truncated");
         drop(writer);
         check(&expected, "closed");
-        stage.await_kept("file", &expected);
+        stage.await_cached("file", &expected);
         rewrite_as_if_nothing_was(&path, &content(4, 2_000_000));
         expected = content(4, 2_000_000);
         check(&expected, "rewritten, with the time that it had");
-        stage.await_kept("file", &expected);
+        stage.await_cached("file", &expected);
         nix::unistd::truncate(&path, 5).unwrap();
         check(&expected[..5], "truncated by its name");
     }
@@ -153,7 +153,7 @@ fn what_is_written_here_is_read_here_at_once() {
 
 /// Files by way of the layer, and what they should have.
 struct Model {
-    stage: Stage,
+    stage: LayerOverMount,
     files: Vec<Vec<u8>>,
     random: StdRng,
 }
@@ -225,7 +225,7 @@ impl Model {
 #[test]
 #[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn an_open_finds_the_bytes_of_the_last_change_wherever_it_was_made() {
-    for below in Below::all() {
+    for below in LowerMount::all() {
         let mut model = Model { stage: below.attach(), files: Vec::new(), random: StdRng::seed_from_u64(6) };
         for number in 0..8 {
             model.files.push(content(number as u64, 1_000_000));

@@ -5,19 +5,19 @@ use std::os::unix::fs::FileExt;
 
 use nix::sys::signal::Signal;
 
-use crate::{Below, Stage, content};
+use crate::{LayerOverMount, LowerMount, content};
 
 #[test]
 #[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_mount_below_that_hangs_holds_up_who_asks_it() {
-    let Some(Below::Fuse(below)) = Below::fuse() else { return };
+    let Some(LowerMount::Fuse(below)) = LowerMount::fuse() else { return };
     below.put("file", &content(1, 5_000_000)).unwrap();
     below.put("other", &content(2, 9_000_000)).unwrap();
-    let mut stage = Below::Fuse(below).attach();
-    stage.await_kept("file", &content(1, 5_000_000));
+    let mut stage = LowerMount::Fuse(below).attach();
+    stage.await_cached("file", &content(1, 5_000_000));
     // A large file is fetched when it is read.
     let other = File::open(stage.file("other")).unwrap();
-    let Below::Fuse(bindfs) = &mut stage.below else { unreachable!("it is a FUSE mount") };
+    let LowerMount::Fuse(bindfs) = &mut stage.below else { unreachable!("it is a FUSE mount") };
     bindfs.signal(Signal::SIGSTOP);
     let reading = std::thread::spawn(move || {
         let mut bytes = vec![0; 9_000_000];
@@ -32,7 +32,7 @@ fn a_mount_below_that_hangs_holds_up_who_asks_it() {
         stage.read("lower");
     }
     assert!(!reading.is_finished() && !opening.is_finished());
-    let Below::Fuse(bindfs) = &mut stage.below else { unreachable!("it is a FUSE mount") };
+    let LowerMount::Fuse(bindfs) = &mut stage.below else { unreachable!("it is a FUSE mount") };
     bindfs.signal(Signal::SIGCONT);
     assert!(reading.join().unwrap().unwrap() == content(2, 9_000_000));
     assert!(opening.join().unwrap().unwrap() == content(1, 5_000_000));
@@ -42,13 +42,15 @@ fn a_mount_below_that_hangs_holds_up_who_asks_it() {
 #[test]
 #[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_mount_below_that_dies_gives_its_own_error() {
-    let Some(Below::Fuse(below)) = Below::fuse() else { return };
+    let Some(LowerMount::Fuse(below)) = LowerMount::fuse() else { return };
     below.put("file", &content(1, 100_000)).unwrap();
     below.put("other", &content(2, 9_000_000)).unwrap();
-    let stage = Below::Fuse(below).attach();
-    stage.await_kept("file", &content(1, 100_000));
+    let stage = LowerMount::Fuse(below).attach();
+    stage.await_cached("file", &content(1, 100_000));
     let other = File::open(stage.file("other")).unwrap();
-    let Stage { layer, below: Below::Fuse(mut below) } = stage else { unreachable!("it is a FUSE mount") };
+    let LayerOverMount { layer, below: LowerMount::Fuse(mut below) } = stage else {
+        unreachable!("it is a FUSE mount")
+    };
     below.kill_daemon();
     let error = File::open(below.path().join("file")).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::ENOTCONN), "{error}");

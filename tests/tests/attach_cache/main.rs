@@ -14,22 +14,22 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
-use tests::{Beside, Bindfs, Disk, Layer, Pattern, eventually, host};
+use tests::{BindMount, Bindfs, Disk, Layer, Pattern, eventually, host};
 
-const NONE: [&str; 0] = [];
+const NO_OPTIONS: [&str; 0] = [];
 
 /// Longer than it takes until what has changed is known to be settled.
-const SETTLED: Duration = Duration::from_secs(30);
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A mount below a layer.
-enum Below {
+enum LowerMount {
     Fuse(Bindfs),
     /// A FUSE mount, too, of another kind by its name.
-    Ntfs(Disk, Beside),
-    Disk(Disk, Beside),
+    Ntfs(Disk, BindMount),
+    Disk(Disk, BindMount),
 }
 
-impl Below {
+impl LowerMount {
     /// A FUSE mount, what is kept without being asked for.
     fn fuse() -> Option<Self> {
         (host::can_mount() && host::has_bindfs()).then(|| Self::Fuse(Bindfs::start().unwrap()))
@@ -37,13 +37,13 @@ impl Below {
 
     fn disk() -> Option<Self> {
         let disk = host::disk()?;
-        let beside = Beside::of(&disk.path()).unwrap();
+        let beside = BindMount::of(&disk.path()).unwrap();
         Some(Self::Disk(disk, beside))
     }
 
     fn ntfs() -> Option<Self> {
         let disk = host::ntfs_disk()?;
-        let beside = Beside::of(&disk.path()).unwrap();
+        let beside = BindMount::of(&disk.path()).unwrap();
         Some(Self::Ntfs(disk, beside))
     }
 
@@ -67,23 +67,23 @@ impl Below {
         }
     }
 
-    fn attach(self) -> Stage {
+    fn attach(self) -> LayerOverMount {
         let layer = match &self {
-            Self::Fuse(_) | Self::Ntfs(..) => Layer::over(&self.path(), NONE),
+            Self::Fuse(_) | Self::Ntfs(..) => Layer::over(&self.path(), NO_OPTIONS),
             Self::Disk(..) => Layer::over(&self.path(), ["--read-cache", "on"]),
         };
-        Stage { layer: layer.unwrap(), below: self }
+        LayerOverMount { layer: layer.unwrap(), below: self }
     }
 }
 
 /// A layer and what is below.
-struct Stage {
+struct LayerOverMount {
     // In the order in which they are taken down.
     layer: Layer,
-    below: Below,
+    below: LowerMount,
 }
 
-impl Stage {
+impl LayerOverMount {
     fn file(&self, name: &str) -> PathBuf {
         self.below.path().join(name)
     }
@@ -105,13 +105,13 @@ impl Stage {
 
     /// Opens a file again and again until reads of it are served from the cache; each read must
     /// give `bytes`.
-    fn await_kept(&self, name: &str, bytes: &[u8]) {
+    fn await_cached(&self, name: &str, bytes: &[u8]) {
         let kept = || {
             let before = self.read("cache");
             assert!(uncached(&self.file(name)) == bytes, "{name} has other bytes");
             (self.read("cache") > before).then_some(())
         };
-        eventually("reads of what is kept", SETTLED, kept).unwrap();
+        eventually("reads of what is kept", SETTLE_TIMEOUT, kept).unwrap();
     }
 }
 

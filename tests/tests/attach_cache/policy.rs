@@ -13,7 +13,7 @@ use tests::mount::interceptor_program;
 use tests::process::Process;
 use tests::{Layer, eventually, host};
 
-use crate::{Below, NONE, SETTLED, Stage, content, uncached};
+use crate::{LayerOverMount, LowerMount, NO_OPTIONS, SETTLE_TIMEOUT, content, uncached};
 
 /// Opens a file again and again, for so long that a layer with a cache would have cached it; each
 /// read must give `bytes`.
@@ -24,21 +24,21 @@ fn read_for_a_while(path: &Path, bytes: &[u8]) {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
         (now.as_secs() as i64 > changed + 6).then_some(())
     };
-    eventually("some seconds", SETTLED, later).unwrap();
+    eventually("some seconds", SETTLE_TIMEOUT, later).unwrap();
 }
 
 #[test]
 #[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn nothing_is_kept_where_that_is_not_wanted() {
-    for below in Below::all() {
+    for below in LowerMount::all() {
         let path = below.path();
         fs::write(below.beside().join("file"), content(1, 100_000)).unwrap();
         let layer = match &below {
-            Below::Fuse(_) | Below::Ntfs(..) => Layer::over(&path, ["--read-cache", "off"]),
+            LowerMount::Fuse(_) | LowerMount::Ntfs(..) => Layer::over(&path, ["--read-cache", "off"]),
             // By itself the kernel keeps what is on a disk as well.
-            Below::Disk(..) => Layer::over(&path, NONE),
+            LowerMount::Disk(..) => Layer::over(&path, NO_OPTIONS),
         };
-        let stage = Stage { layer: layer.unwrap(), below };
+        let stage = LayerOverMount { layer: layer.unwrap(), below };
         read_for_a_while(&stage.file("file"), &content(1, 100_000));
         assert_eq!(stage.read("cache"), 0.0);
         assert!(stage.read("lower") >= 100_000.0);
@@ -46,9 +46,9 @@ fn nothing_is_kept_where_that_is_not_wanted() {
 }
 
 /// A tmpfs; gone with this value.
-struct InMemory(tempfile::TempDir);
+struct Tmpfs(tempfile::TempDir);
 
-impl InMemory {
+impl Tmpfs {
     fn mount() -> Self {
         let home = tempfile::tempdir().unwrap();
         mount(Some("tmpfs"), home.path(), Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
@@ -56,7 +56,7 @@ impl InMemory {
     }
 }
 
-impl Drop for InMemory {
+impl Drop for Tmpfs {
     fn drop(&mut self) {
         let _ = umount2(self.0.path(), MntFlags::MNT_DETACH);
     }
@@ -68,7 +68,7 @@ fn a_mapping_of_a_file_in_memory_shows_at_the_next_open() {
     if !host::can_mount() {
         return;
     }
-    let below = InMemory::mount();
+    let below = Tmpfs::mount();
     let path = below.0.path().join("file");
     fs::write(&path, content(1, 4096)).unwrap();
     let before = File::options().read(true).write(true).open(&path).unwrap();
@@ -85,7 +85,7 @@ fn a_mapping_of_a_file_in_memory_shows_at_the_next_open() {
     };
     // The page is present and writable from here on, so the kernel does not see further stores.
     store(0);
-    let layer = Layer::over(below.0.path(), NONE).unwrap();
+    let layer = Layer::over(below.0.path(), NO_OPTIONS).unwrap();
     let changed = fs::metadata(&path).unwrap().ctime();
     let (mut byte, begun) = (0u8, Instant::now());
     while begun.elapsed() < Duration::from_secs(5) {
@@ -107,7 +107,7 @@ fn what_cannot_be_right_is_refused() {
         return;
     }
     let home = tempfile::tempdir().unwrap();
-    let below = InMemory::mount();
+    let below = Tmpfs::mount();
     let at = below.0.path();
     for (options, code, words) in [
         (&["--read-cache", "on"][..], 1, "mapping changes in tmpfs"),

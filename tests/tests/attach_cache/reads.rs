@@ -7,19 +7,19 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tests::{eventually, host, posix};
 
-use crate::{Below, SETTLED, content, drop_pages, uncached};
+use crate::{LowerMount, SETTLE_TIMEOUT, content, drop_pages, uncached};
 
 #[test]
 #[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn what_is_read_again_comes_from_memory() {
     let sizes = [1, 4096, 100_000, 5_000_000, 9_000_001];
-    for below in Below::all() {
+    for below in LowerMount::all() {
         for size in sizes {
             fs::write(below.beside().join(size.to_string()), content(size as u64, size)).unwrap();
         }
         let stage = below.attach();
         for size in sizes {
-            stage.await_kept(&size.to_string(), &content(size as u64, size));
+            stage.await_cached(&size.to_string(), &content(size as u64, size));
         }
         // All of it is there by now.
         for size in sizes {
@@ -55,7 +55,7 @@ fn what_is_read_again_comes_from_memory() {
 #[test]
 #[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn random_reads_of_a_sparse_file_bring_what_they_ask_for() {
-    let Some(below) = Below::disk() else { return };
+    let Some(below) = LowerMount::disk() else { return };
     const SIZE: u64 = 1 << 40;
     let islands = [0, 1 << 20, (7 << 30) + 12_345, (1 << 39) - 5, SIZE - 100];
     let beside = File::create(below.beside().join("file")).unwrap();
@@ -83,7 +83,7 @@ fn random_reads_of_a_sparse_file_bring_what_they_ask_for() {
         check();
         (stage.read("cache") > before).then_some(())
     };
-    eventually("reads of what is kept", SETTLED, kept).unwrap();
+    eventually("reads of what is kept", SETTLE_TIMEOUT, kept).unwrap();
     // A reader of a few pages is not given terabytes.
     let used = stage.layer.status_page().metric("interceptor_cache_bytes", &["state=\"used\""]).unwrap();
     assert!(used < 256e6, "{used}");
@@ -92,7 +92,7 @@ fn random_reads_of_a_sparse_file_bring_what_they_ask_for() {
 #[test]
 #[cfg_attr(not(all(can_mount, has_posix_suites)), ignore = "needs mounts, pjdfstest and fsx")]
 fn random_runs_of_fsx_pass_over_what_is_kept() {
-    let Some(below) = Below::disk().filter(|_| host::has_posix_suites()) else { return };
+    let Some(below) = LowerMount::disk().filter(|_| host::has_posix_suites()) else { return };
     let stage = below.attach();
     for seed in 1..=3 {
         assert_eq!(
@@ -106,18 +106,18 @@ fn random_runs_of_fsx_pass_over_what_is_kept() {
 #[test]
 #[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn readers_see_each_write_whole_while_others_read() {
-    for below in Below::all() {
+    for below in LowerMount::all() {
         let path = below.path();
         tests::readers::put_files(&below.beside());
         let stage = below.attach();
         for number in 0..8 {
-            stage.await_kept(&format!("file-{number}"), &tests::readers::content(number));
+            stage.await_cached(&format!("file-{number}"), &tests::readers::content(number));
         }
         tests::readers::read_under(&path, || {
             for round in 0..30 {
                 // The same content in a new file, where a rename is one step, and in place in a
                 // file that no other thread reads.
-                if let Below::Disk(..) = stage.below {
+                if let LowerMount::Disk(..) = stage.below {
                     let (new, name) = (path.join("new"), path.join(format!("file-{}", round % 8)));
                     fs::write(&new, tests::readers::content(round % 8)).unwrap();
                     fs::rename(&new, &name).unwrap();
@@ -134,10 +134,10 @@ fn readers_see_each_write_whole_while_others_read() {
 #[test]
 #[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn what_passes_the_pages_by_is_read_below() {
-    let Some(below) = Below::disk() else { return };
+    let Some(below) = LowerMount::disk() else { return };
     fs::write(below.beside().join("file"), content(1, 1 << 20)).unwrap();
     let stage = below.attach();
-    stage.await_kept("file", &content(1, 1 << 20));
+    stage.await_cached("file", &content(1, 1 << 20));
     let direct = File::options().read(true).custom_flags(libc::O_DIRECT).open(stage.file("file")).unwrap();
     let (lower, cache) = (stage.read("lower"), stage.read("cache"));
     let mut bytes = vec![0; 65_536];

@@ -10,7 +10,7 @@ use tests::eventually;
 use tests::mount::interceptor_program;
 use tests::user::{as_nobody, xattr};
 
-use crate::{Below, SETTLED, content};
+use crate::{LowerMount, SETTLE_TIMEOUT, content};
 
 /// What `interceptor warmup` with these words says, as JSON.
 fn warmup(words: &[&str], path: &Path) -> serde_json::Value {
@@ -30,7 +30,7 @@ fn warmup(words: &[&str], path: &Path) -> serde_json::Value {
 #[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_tree_is_brought_to_memory_before_it_is_read() {
     let sizes = [1, 4096, 100_000, 5_000_000, 9_000_001];
-    for below in Below::all() {
+    for below in LowerMount::all() {
         let tree = below.beside().join("tree");
         fs::create_dir_all(tree.join("inner")).unwrap();
         for size in sizes {
@@ -42,7 +42,7 @@ fn a_tree_is_brought_to_memory_before_it_is_read() {
         let total = sizes.iter().sum::<usize>() as u64;
         // What has changed lately is left alone at first.
         let all = || (warmup(&[], &tree)["cached_bytes"] == total).then_some(());
-        eventually("all of the tree", SETTLED, all).unwrap();
+        eventually("all of the tree", SETTLE_TIMEOUT, all).unwrap();
         let (lower, fetched) = (stage.read("lower"), stage.fetched());
         for size in sizes {
             let path = tree.join("inner").join(size.to_string());
@@ -69,7 +69,7 @@ fn a_tree_is_brought_to_memory_before_it_is_read() {
 #[test]
 #[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_ticket_for_warming_a_file_takes_the_right_to_read_it() {
-    for below in Below::all() {
+    for below in LowerMount::all() {
         let beside = below.beside();
         for (name, mode) in [("open", 0o644), ("closed", 0o600)] {
             fs::write(beside.join(name), name).unwrap();

@@ -8,12 +8,15 @@ use std::path::Path;
 use interceptor::ebpf::{DeviceNumber, EbpfError};
 use tests::{Bindfs, Cluster, Mount, Pattern, eventually, host};
 
-use crate::{CLUSTER, MIB, PAGE, PATIENCE, Watched, about, can_observe, every_page, libc_fd, read_page};
+use crate::{
+    CLUSTER, MIB, PAGE, WAIT_TIMEOUT, WatchedMount, can_observe, disable_readahead, every_page, nearly,
+    read_page,
+};
 
-const READ: u32 = 15;
+const FUSE_READ: u32 = 15;
 
 /// One file to be read and one whose event comes after those of the first.
-struct Stage<'a> {
+struct ReadCase<'a> {
     file: &'a Path,
     node: u64,
     size: u64,
@@ -24,15 +27,13 @@ struct Stage<'a> {
 
 /// Reads in every way and compares the counters. `size` is that of the file, not a multiple of a
 /// page.
-fn everything_is_seen(stage: &Stage) {
-    let &Stage { file: path, node, size, last, last_node, mounted } = stage;
+fn everything_is_seen(stage: &ReadCase) {
+    let &ReadCase { file: path, node, size, last, last_node, mounted } = stage;
     assert_ne!(size % PAGE, 0);
     let pages = size.div_ceil(PAGE);
-    let mut watched = Watched::start(mounted, &every_page());
+    let mut watched = WatchedMount::start(mounted, &every_page());
     let file = File::open(path).unwrap();
-    // Without it, what is asked for is what is read, to the page.
-    // SAFETY: a call on an open descriptor, without memory.
-    assert_eq!(unsafe { libc::posix_fadvise(libc_fd(&file), 0, 0, libc::POSIX_FADV_RANDOM) }, 0);
+    disable_readahead(&file);
     let mut buffer = vec![0; 16 * PAGE as usize];
 
     // Buffered, nothing cached.
@@ -84,14 +85,14 @@ fn everything_is_seen(stage: &Stage) {
 
     // The daemon's answers and the reading process. The kernel does not wait for the answer to the
     // last close, so that one may be late.
-    let (latency, total) = eventually("an answer to every request", PATIENCE, || {
+    let (latency, total) = eventually("an answer to every request", WAIT_TIMEOUT, || {
         let latency = watched.observer.latency(watched.device).unwrap();
         let total = watched.observer.traffic(watched.device).unwrap();
         let answered: u64 = latency.values().flat_map(|latency| latency.buckets).sum();
         (answered == total.requests).then_some((latency, total))
     })
     .unwrap();
-    let reads: u64 = latency[&READ].buckets.iter().sum();
+    let reads: u64 = latency[&FUSE_READ].buckets.iter().sum();
     assert_eq!(reads, total.fill_requests + total.direct_reads);
     let readers = watched.observer.readers(watched.device).unwrap();
     let [reader] = &readers[..] else {
@@ -138,7 +139,7 @@ fn reads_of_a_foreign_mount_are_seen_exactly() {
     }
     let (node, last_node) = (bindfs.node(&file).unwrap(), bindfs.node(&last).unwrap());
     let mounted = bindfs.path();
-    everything_is_seen(&Stage { file: &file, node, size, last: &last, last_node, mounted: &mounted });
+    everything_is_seen(&ReadCase { file: &file, node, size, last: &last, last_node, mounted: &mounted });
 }
 
 #[test]
@@ -157,7 +158,7 @@ fn reads_of_our_mount_are_seen_exactly() {
     // Our inode numbers are the kernel's.
     let node_of = |path: &Path| fs::metadata(path).unwrap().ino();
     let (node, last_node) = (node_of(&file), node_of(&last));
-    everything_is_seen(&Stage { file: &file, node, size, last: &last, last_node, mounted: mount.path() });
+    everything_is_seen(&ReadCase { file: &file, node, size, last: &last, last_node, mounted: mount.path() });
 }
 
 #[test]
@@ -168,7 +169,7 @@ fn readahead_is_told_from_what_was_asked_for() {
     }
     let bindfs = Bindfs::start().unwrap();
     let file = bindfs.put("file", &vec![3; 2 * MIB]).unwrap();
-    let watched = Watched::start(&bindfs.path(), &every_page());
+    let watched = WatchedMount::start(&bindfs.path(), &every_page());
     let mut opened = File::open(file).unwrap();
     let mut buffer = vec![0; 64 << 10];
     opened.read_exact(&mut buffer).unwrap();
@@ -178,7 +179,7 @@ fn readahead_is_told_from_what_was_asked_for() {
     assert!(some.fill_bytes > some.cached_bytes, "the kernel has read ahead: {some:?}");
     while opened.read(&mut buffer).unwrap() > 0 {}
     let all = watched.observer.traffic(watched.device).unwrap();
-    assert!(all.cached_reads == 32 && about(all.cached_bytes, 2 * MIB as u64), "{all:?}");
+    assert!(all.cached_reads == 32 && nearly(all.cached_bytes, 2 * MIB as u64), "{all:?}");
     assert_eq!(
         (all.fill_bytes, all.inserted_bytes),
         (2 * MIB as u64, 2 * MIB as u64),
@@ -194,12 +195,12 @@ fn a_call_that_the_page_cache_answers_in_batches_is_one_read() {
     }
     let bindfs = Bindfs::start().unwrap();
     let file = File::open(bindfs.put("file", &vec![3; MIB]).unwrap()).unwrap();
-    let watched = Watched::start(&bindfs.path(), &every_page());
+    let watched = WatchedMount::start(&bindfs.path(), &every_page());
     let mut buffer = vec![0; MIB];
     for calls in 1..=3 {
         file.read_exact_at(&mut buffer, 0).unwrap();
         let traffic = watched.observer.traffic(watched.device).unwrap();
-        assert!(about(traffic.cached_bytes, calls * MIB as u64), "{traffic:?}");
+        assert!(nearly(traffic.cached_bytes, calls * MIB as u64), "{traffic:?}");
         assert_eq!(traffic.cached_reads, calls);
     }
 }
@@ -214,7 +215,7 @@ fn what_is_not_watched_is_not_seen() {
     let [watched_mount, other] = [Bindfs::start().unwrap(), Bindfs::start().unwrap()];
     let [file, unseen] =
         [&watched_mount, &other].map(|mount| mount.put("file", &[1; SIZE as usize]).unwrap());
-    let mut watched = Watched::start(&watched_mount.path(), &every_page());
+    let mut watched = WatchedMount::start(&watched_mount.path(), &every_page());
     let elsewhere = DeviceNumber::of(&other.path()).unwrap();
     fs::read(&unseen).unwrap();
     assert!(matches!(watched.observer.traffic(elsewhere), Err(EbpfError::NotWatched(_))));
@@ -223,7 +224,7 @@ fn what_is_not_watched_is_not_seen() {
 
     // The first event of all is that of the first read of the watched mount.
     fs::read(&file).unwrap();
-    let first = eventually("an event", PATIENCE, || watched.events.try_recv().ok()).unwrap();
+    let first = eventually("an event", WAIT_TIMEOUT, || watched.events.try_recv().ok()).unwrap();
     assert_eq!(first.device, watched.device);
     assert!(first.range.end <= SIZE, "{first:?}");
 
@@ -234,7 +235,7 @@ fn what_is_not_watched_is_not_seen() {
     assert_eq!(watched.observer.traffic(watched.device).unwrap().cached_reads, 0);
     fs::read(&file).unwrap();
     let traffic = watched.observer.traffic(watched.device).unwrap();
-    assert!(about(traffic.cached_bytes, SIZE), "{traffic:?}");
+    assert!(nearly(traffic.cached_bytes, SIZE), "{traffic:?}");
     let readers = watched.observer.readers(watched.device).unwrap();
     assert_eq!(readers.iter().map(|reader| reader.bytes).sum::<u64>(), traffic.cached_bytes);
 }

@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 use interceptor::ebpf::{EventKind, ObserverSettings};
 use tests::{Bindfs, eventually, host};
 
-use crate::{PAGE, PATIENCE, Watched, about, can_observe, every_page};
+use crate::{PAGE, WAIT_TIMEOUT, WatchedMount, can_observe, every_page, nearly};
 
 #[test]
 #[cfg_attr(not(all(can_observe, has_bindfs)), ignore = "needs eBPF and bindfs")]
@@ -23,7 +23,7 @@ fn the_next_window_of_a_stream_is_announced() {
     let last = bindfs.put("last", &[1; PAGE as usize]).unwrap();
     // Nothing turns hot but what is read three times.
     let settings = ObserverSettings { hot_bytes: 3 << 20, ..ObserverSettings::default() };
-    let mut watched = Watched::start(&bindfs.path(), &settings);
+    let mut watched = WatchedMount::start(&bindfs.path(), &settings);
     let mut opened = File::open(&file).unwrap();
     let mut buffer = vec![0; 128 << 10];
     while opened.read(&mut buffer).unwrap() > 0 {}
@@ -31,7 +31,7 @@ fn the_next_window_of_a_stream_is_announced() {
     let last = File::open(last).unwrap();
     let node = bindfs.node(&file).unwrap();
     let mut windows: Vec<Range<u64>> = Vec::new();
-    eventually("the hot file", PATIENCE, || {
+    eventually("the hot file", WAIT_TIMEOUT, || {
         for _ in 0..1000 {
             last.read_exact_at(&mut buffer[..PAGE as usize], 0).unwrap();
         }
@@ -60,17 +60,17 @@ fn what_is_lost_is_counted() {
     let bindfs = Bindfs::start().unwrap();
     let file = bindfs.put("file", &vec![1; (PAGES * PAGE) as usize]).unwrap();
     let mut watched =
-        Watched::start(&bindfs.path(), &ObserverSettings { ring: 1, events: 1, ..every_page() });
+        WatchedMount::start(&bindfs.path(), &ObserverSettings { ring: 1, events: 1, ..every_page() });
     let opened = File::open(&file).unwrap();
     let mut buffer = vec![0; 16 * PAGE as usize];
     for offset in (0..PAGES * PAGE).step_by(buffer.len()) {
         opened.read_exact_at(&mut buffer, offset).unwrap();
     }
     let traffic = watched.observer.traffic(watched.device).unwrap();
-    assert!(about(traffic.cached_bytes, PAGES * PAGE), "counters lose nothing: {traffic:?}");
+    assert!(nearly(traffic.cached_bytes, PAGES * PAGE), "counters lose nothing: {traffic:?}");
     let pages = traffic.cached_bytes / PAGE;
     let mut received = 0;
-    let all = eventually("every event, or that it was lost", PATIENCE, || {
+    let all = eventually("every event, or that it was lost", WAIT_TIMEOUT, || {
         while watched.events.try_recv().is_ok() {
             received += 1;
         }
@@ -106,7 +106,7 @@ fn a_zipf_replay_flags_what_is_hot_and_loses_nothing() {
     let whole = sums[GRANULES - 1];
     let reads_of = |rank: usize| (rank as f64).powf(-0.99) / whole * READS as f64;
     let settings = ObserverSettings { hot_bytes: reads_of(1700) as u64 * PAGE, ..every_page() };
-    let mut watched = Watched::start(&bindfs.path(), &settings);
+    let mut watched = WatchedMount::start(&bindfs.path(), &settings);
     let mut state = 1u64;
     let mut counts = vec![0u32; GRANULES];
     let mut page = vec![0; PAGE as usize];
@@ -121,7 +121,7 @@ fn a_zipf_replay_flags_what_is_hot_and_loses_nothing() {
     }
     let took = begun.elapsed();
     let traffic = watched.observer.traffic(watched.device).unwrap();
-    assert!(about(traffic.cached_bytes, READS as u64 * PAGE), "{traffic:?}");
+    assert!(nearly(traffic.cached_bytes, READS as u64 * PAGE), "{traffic:?}");
     assert_eq!(watched.observer.lost(), 0);
 
     let last = bindfs.put("last", &page).unwrap();

@@ -17,11 +17,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use interceptor::ebpf::{DeviceNumber, EventKind, KernelEvent, Observer, ObserverSettings};
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use tests::{Cluster, Shared, eventually, host};
 
 const PAGE: u64 = 4096;
 const MIB: usize = 1 << 20;
-const PATIENCE: Duration = Duration::from_secs(10);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(10);
 
 static CLUSTER: Shared<Cluster> = Shared::new();
 
@@ -40,18 +41,18 @@ fn every_page() -> ObserverSettings {
 /// Whether `seen` bytes are the `expected` ones, but for the few pages that the kernel does not
 /// report: those for which its readahead found no memory, as happens when there is little, and
 /// which it then reads one by one.
-fn about(seen: u64, expected: u64) -> bool {
+fn nearly(seen: u64, expected: u64) -> bool {
     seen <= expected && expected - seen <= 16 * PAGE
 }
 
 /// A mount that is watched.
-struct Watched {
+struct WatchedMount {
     observer: Observer,
     events: tokio::sync::mpsc::Receiver<KernelEvent>,
     device: DeviceNumber,
 }
 
-impl Watched {
+impl WatchedMount {
     /// Returns with the programs attached, so that the next read is seen.
     fn start(mounted: &Path, settings: &ObserverSettings) -> Self {
         let (observer, events) = Observer::start(settings).unwrap();
@@ -63,7 +64,7 @@ impl Watched {
     /// The next events, until one of node `last`, which is not among them.
     fn events_until(&mut self, last: u64) -> Vec<KernelEvent> {
         let mut events = Vec::new();
-        eventually("the last event", PATIENCE, || {
+        eventually("the last event", WAIT_TIMEOUT, || {
             while let Ok(event) = self.events.try_recv() {
                 if event.node == last {
                     return Some(());
@@ -119,9 +120,9 @@ fn read_page(path: &Path, page: u64) {
     File::open(path).unwrap().read_exact_at(&mut [0], page * PAGE).unwrap();
 }
 
-fn libc_fd(file: &File) -> i32 {
-    use std::os::fd::AsRawFd;
-    file.as_raw_fd()
+/// Keeps the kernel from reading ahead: what is asked for is what is read, to the page.
+fn disable_readahead(file: &File) {
+    posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_RANDOM).unwrap();
 }
 
 /// The number of eBPF programs that a process has open: without an open descriptor a program is

@@ -9,20 +9,20 @@ use std::process::Command;
 use interceptor::ebpf;
 use tests::{Cluster, Mount, Pattern, data, eventually, host, mount, reading};
 
-use crate::{CLUSTER, MIB, PAGE, PATIENCE, can_observe, libc_fd, programs_of};
+use crate::{CLUSTER, MIB, PAGE, WAIT_TIMEOUT, can_observe, disable_readahead, programs_of};
 
 /// A file of a mount that is in the page cache, and open, after one read through the daemon.
-struct Cached {
+struct CachedFile {
     mount: Mount,
     file: File,
     content: Vec<u8>,
 }
 
-impl Cached {
+impl CachedFile {
     const SIZE: usize = 8 * MIB;
 
     /// `None` without passthrough: no files are resident then.
-    fn start(cluster: &Cluster, args: &[&str]) -> Option<Cached> {
+    fn start(cluster: &Cluster, args: &[&str]) -> Option<CachedFile> {
         let content = Pattern::new(7).bytes(0, Self::SIZE);
         cluster.filer().put("/ebpf/hot", &content, "").unwrap();
         let mount = Mount::interceptor(&cluster.filer_addresses()).args(args).start().unwrap();
@@ -32,7 +32,7 @@ impl Cached {
             return None;
         }
         let file = File::open(mount.file("/ebpf/hot")).unwrap();
-        let cached = Cached { mount, file, content };
+        let cached = CachedFile { mount, file, content };
         cached.read();
         Some(cached)
     }
@@ -59,7 +59,7 @@ impl Cached {
             rounds += 1;
             self.promoted().then_some(())
         };
-        if let Err(error) = eventually("promotion", PATIENCE, hot) {
+        if let Err(error) = eventually("promotion", WAIT_TIMEOUT, hot) {
             panic!("{error} after {rounds} reads; {}", self.mount.log().unwrap());
         }
         rounds
@@ -91,7 +91,7 @@ fn a_file_that_is_hot_in_the_page_cache_alone_becomes_resident() {
     let cluster = CLUSTER.get(|| Cluster::builder().start().unwrap());
     let mut attempts = 0;
     let (mut with, asked, rounds) = loop {
-        let Some(with) = Cached::start(&cluster, &[]) else { return };
+        let Some(with) = CachedFile::start(&cluster, &[]) else { return };
         let asked = with.reads();
         let rounds = with.read_until_promoted();
         if with.reads() == asked {
@@ -106,7 +106,7 @@ fn a_file_that_is_hot_in_the_page_cache_alone_becomes_resident() {
     assert!(metric("interceptor_ebpf_events_total", "hot") > 0.0);
     assert_eq!(with.mount.metric("interceptor_ebpf_lost_total", &[]).unwrap(), 0.0);
     let from_cache = metric("interceptor_read_bytes_total", "page_cache");
-    assert!(from_cache >= ((rounds - 1) * Cached::SIZE) as f64, "{from_cache} in {rounds} rounds");
+    assert!(from_cache >= ((rounds - 1) * CachedFile::SIZE) as f64, "{from_cache} in {rounds} rounds");
     assert!(metric("interceptor_kernel_request_seconds_count", "read") >= asked);
     print_reaction(&with.mount);
 
@@ -128,7 +128,7 @@ fn a_file_that_is_hot_in_the_page_cache_alone_becomes_resident() {
     }
 
     // As many reads, which the daemon does not hear of.
-    let mut without = Cached::start(&cluster, &["--no-ebpf"]).unwrap();
+    let mut without = CachedFile::start(&cluster, &["--no-ebpf"]).unwrap();
     assert_eq!(programs_of(without.mount.pid()), 0);
     let asked = without.reads();
     (0..rounds).for_each(|_| without.read());
@@ -139,7 +139,7 @@ fn a_file_that_is_hot_in_the_page_cache_alone_becomes_resident() {
     without.close();
     assert!(without.asks_when_forgotten());
     // The daemon hears later than we that the file is closed.
-    eventually("its own pages", PATIENCE, || (!with.asks_when_forgotten()).then_some(())).unwrap();
+    eventually("its own pages", WAIT_TIMEOUT, || (!with.asks_when_forgotten()).then_some(())).unwrap();
 }
 
 /// How long it took from reads to what was done about them.
@@ -185,7 +185,7 @@ fn what_follows_a_stream_in_the_page_cache_is_fetched_before_the_kernel_asks() {
         read(PAGE as usize);
         (asked().ok()? == before).then_some(())
     };
-    eventually("the file's name to be remembered", PATIENCE, &mut keeps_pages).unwrap();
+    eventually("the file's name to be remembered", WAIT_TIMEOUT, &mut keeps_pages).unwrap();
     read(BEGINNING);
     // The daemon has fetched ahead and remembers nothing of that.
     let warmup = || {
@@ -194,13 +194,13 @@ fn what_follows_a_stream_in_the_page_cache_is_fetched_before_the_kernel_asks() {
         let used = mount.metric("interceptor_cache_bytes", &["used"]).ok()?;
         (used == 0.0).then_some(())
     };
-    eventually("an empty cache", PATIENCE, warmup).unwrap();
+    eventually("an empty cache", WAIT_TIMEOUT, warmup).unwrap();
     let before = asked().unwrap();
     // Far enough for the next window to reach beyond the cached pages, not so far that the kernel
     // requests it.
     read(BEGINNING - 4 * MIB);
     let fetched = || mount.metric("interceptor_prefetch_fetched_bytes_total", &["seen"]).ok();
-    eventually("what comes next", PATIENCE, || fetched().filter(|bytes| *bytes >= MIB as f64)).unwrap();
+    eventually("what comes next", WAIT_TIMEOUT, || fetched().filter(|bytes| *bytes >= MIB as f64)).unwrap();
     assert_eq!(asked().unwrap(), before, "nobody has asked");
     read(64 * MIB);
     let used = mount.metric("interceptor_prefetch_bytes_total", &["seen", "used"]).unwrap();
@@ -223,8 +223,7 @@ fn a_hot_range_that_the_page_cache_has_lost_is_given_back_to_it_whole() {
     let path = mount.file("/ebpf/range");
     let file = File::open(&path).unwrap();
     // Without readahead, each page that the page cache lacks is a request of its own.
-    // SAFETY: a call on an open descriptor, without memory.
-    assert_eq!(unsafe { libc::posix_fadvise(libc_fd(&file), 0, 0, libc::POSIX_FADV_RANDOM) }, 0);
+    disable_readahead(&file);
     let hot = 5 * MIB..5 * MIB + RANGE;
     let mut page = vec![0; PAGE as usize];
     let mut read = |range: Range<usize>| {
@@ -238,7 +237,7 @@ fn a_hot_range_that_the_page_cache_has_lost_is_given_back_to_it_whole() {
         read(hot.clone());
         (metric("interceptor_ebpf_events_total", &["hot"]) > 0.0).then_some(())
     };
-    eventually("a hot range", PATIENCE, turned_hot).unwrap();
+    eventually("a hot range", WAIT_TIMEOUT, turned_hot).unwrap();
     assert_eq!(metric("interceptor_page_cache_pushed_bytes_total", &[]), 0.0, "the page cache had it all");
 
     reading::forget(&path).unwrap();
@@ -249,7 +248,7 @@ fn a_hot_range_that_the_page_cache_has_lost_is_given_back_to_it_whole() {
         read(offset..offset + PAGE as usize);
         (metric("interceptor_page_cache_pushed_bytes_total", &[]) > 0.0).then_some(())
     };
-    eventually("a push", PATIENCE, pushed).unwrap();
+    eventually("a push", WAIT_TIMEOUT, pushed).unwrap();
     let asked = metric("interceptor_reads_total", &[]);
     assert!(pages.len() > 0, "the rest was not asked for");
     read(hot.clone());

@@ -147,7 +147,7 @@ fn an_engine_of_a_containers_root_is_not_the_hosts() {
         let trust = Trust { volume_server: Some(cluster.volume_servers()[0].address()), ..Trust::default() };
         let options = ClientOptions { transports: vec![Transport::Local], trust, ..ClientOptions::default() };
         let client = Client::new(engine.address(), options);
-        let (fid, deadline) = (at.fid.parse().unwrap(), tokio::time::Instant::now() + super::LIMIT);
+        let (fid, deadline) = (at.fid.parse().unwrap(), tokio::time::Instant::now() + super::WAIT_TIMEOUT);
         let mut bytes = [0; 1000];
         let target = ReadTarget { fid, offset: 0, token: None };
         runtime.block_on(async { client.read(target, &mut bytes, deadline).await }).map(|_| bytes)

@@ -12,13 +12,13 @@ use nix::sys::signal::Signal;
 use rdma_engine::protocol::{EngineMessage, MessageKind, ReadRequest};
 use tests::{Bindfs, Cluster, Mount, Pattern, eventually, host, mount};
 
-use super::fake::{FakeEngine, Handed, Lie, NOBODY, Way, needle};
-use super::{LIMIT, assert_bounded, resident_mib};
+use super::fake::{Connection, DescriptorSource, FakeEngine, Lie, NOBODY, needle};
+use super::{WAIT_TIMEOUT, assert_bounded, resident_mib};
 
 const SIZE: usize = 3_000_000;
 
 /// Some user without privileges who owns nothing.
-const STRANGER: u32 = 23_456;
+const STRANGER_UID: u32 = 23_456;
 
 /// All that was asked for, with the checksum that belongs to it.
 fn forged(number: u64, read: &ReadRequest) -> Vec<u8> {
@@ -32,7 +32,7 @@ fn forged(number: u64, read: &ReadRequest) -> Vec<u8> {
 }
 
 /// What makes a descriptor, for an engine.
-fn handing(make: impl Fn() -> OwnedFd + Send + Sync + 'static) -> Handed {
+fn handing(make: impl Fn() -> OwnedFd + Send + Sync + 'static) -> DescriptorSource {
     Arc::new(make)
 }
 
@@ -77,7 +77,7 @@ fn an_engine_of_any_user_is_told_nothing_and_not_believed() {
         let cluster = builder.max_mb(1).start().unwrap();
         cluster.filer().put("/file", &content, "").unwrap();
         put_more(&cluster);
-        for user in [NOBODY, STRANGER] {
+        for user in [NOBODY, STRANGER_UID] {
             let engine = FakeEngine::start(user, forged, user, handing(dev_zero));
             let port = engine.port().to_string();
             let mount = Mount::builder(&cluster).args(["--rdma-port", &port]).start().unwrap();
@@ -114,12 +114,12 @@ fn a_socket_name_that_somebody_has_taken_is_left_alone() {
     cluster.filer().put("/file", &content, "").unwrap();
     put_more(&cluster);
     // The engine is trusted, and the name of its socket is one that another user has.
-    let engine = FakeEngine::start(0, hung_up, STRANGER, handing(dev_zero));
+    let engine = FakeEngine::start(0, hung_up, STRANGER_UID, handing(dev_zero));
     let mount = with(&cluster, &engine);
     assert!(read(&mount, "/file") == content);
-    read_on(&mount, "a read", || engine.heard().contains(&(Way::Tcp, MessageKind::Read)));
+    read_on(&mount, "a read", || engine.heard().contains(&(Connection::Tcp, MessageKind::Read)));
     let heard = engine.heard();
-    assert!(heard.iter().all(|(way, _)| *way == Way::Tcp), "{heard:?}");
+    assert!(heard.iter().all(|(way, _)| *way == Connection::Tcp), "{heard:?}");
 }
 
 /// A mount that was told of this engine.
@@ -201,12 +201,12 @@ fn what_a_named_engine_cannot_prove_is_fetched_elsewhere() {
         ("a flood", flood),
     ];
     for (what, lie) in lies {
-        let engine = FakeEngine::start(0, lie, STRANGER, handing(dev_zero));
+        let engine = FakeEngine::start(0, lie, STRANGER_UID, handing(dev_zero));
         let mount = with(&cluster, &engine);
         let (before, began) = (resident_mib(mount.pid()), Instant::now());
         assert!(read(&mount, "/file") == content, "{what}");
-        assert!(began.elapsed() < 4 * LIMIT, "{what} took {:?}", began.elapsed());
-        read_on(&mount, what, || engine.heard().contains(&(Way::Tcp, MessageKind::Read)));
+        assert!(began.elapsed() < 4 * WAIT_TIMEOUT, "{what} took {:?}", began.elapsed());
+        read_on(&mount, what, || engine.heard().contains(&(Connection::Tcp, MessageKind::Read)));
         assert_bounded(what, mount.pid(), before);
     }
 }
@@ -241,7 +241,7 @@ fn a_descriptor_that_is_no_volume_is_not_read() {
     for (what, handed) in
         [("a pipe", pipe as fn() -> OwnedFd), ("a device", dev_zero), ("a directory", directory)]
     {
-        assert_unread(&cluster, &content, what, handing(handed), UNFIT);
+        assert_unread(&cluster, &content, what, handing(handed), UNFIT_MESSAGE);
     }
     assert_unread(&cluster, &content, "a short file", handing(short_file), "");
 }
@@ -259,25 +259,25 @@ fn a_descriptor_over_fuse_is_not_read_and_not_waited_for() {
     let mut bindfs = Bindfs::start().unwrap();
     let file = File::open(bindfs.put("1.dat", &vec![b'!'; SIZE]).unwrap()).unwrap();
     let handed = handing(move || file.try_clone().unwrap().into());
-    assert_unread(&cluster, &content, "a file over FUSE", handed.clone(), UNFIT);
+    assert_unread(&cluster, &content, "a file over FUSE", handed.clone(), UNFIT_MESSAGE);
     // What it is can only be asked of a process that does not answer.
     bindfs.signal(Signal::SIGSTOP);
-    assert_unread(&cluster, &content, "a file over FUSE whose server hangs", handed, UNFIT);
+    assert_unread(&cluster, &content, "a file over FUSE whose server hangs", handed, UNFIT_MESSAGE);
     bindfs.signal(Signal::SIGCONT);
 }
 
 /// What the log says of a descriptor that cannot be a volume's file.
-const UNFIT: &str = "an engine hands over what is no volume's file";
+const UNFIT_MESSAGE: &str = "an engine hands over what is no volume's file";
 
 /// Mounts with an engine that hands over this descriptor; checks that nothing of it is read or
 /// waited for, and what the log says.
-fn assert_unread(cluster: &Cluster, content: &[u8], what: &str, handed: Handed, said: &str) {
+fn assert_unread(cluster: &Cluster, content: &[u8], what: &str, handed: DescriptorSource, said: &str) {
     let engine = FakeEngine::start(0, silence, 0, handed);
     let mount = with(cluster, &engine);
     let (before, began) = (resident_mib(mount.pid()), Instant::now());
     assert!(read(&mount, "/file") == content, "{what}");
-    assert!(began.elapsed() < 4 * LIMIT, "{what} took {:?}", began.elapsed());
-    read_on(&mount, what, || engine.heard().contains(&(Way::Unix, MessageKind::Read)));
+    assert!(began.elapsed() < 4 * WAIT_TIMEOUT, "{what} took {:?}", began.elapsed());
+    read_on(&mount, what, || engine.heard().contains(&(Connection::Unix, MessageKind::Read)));
     assert_bounded(what, mount.pid(), before);
     mount.log_with(said).unwrap();
     // Nothing of it holds up the daemon's end.

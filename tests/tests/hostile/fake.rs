@@ -113,22 +113,22 @@ pub(crate) fn pour(stream: &mut TcpStream, bytes: &[u8]) {
 pub(crate) type Lie = fn(u64, &ReadRequest) -> Vec<u8>;
 
 /// Makes the descriptor that an engine hands over in the place of a volume's file.
-pub(crate) type Handed = Arc<dyn Fn() -> OwnedFd + Send + Sync>;
+pub(crate) type DescriptorSource = Arc<dyn Fn() -> OwnedFd + Send + Sync>;
 
 /// What came to an engine so far, and how.
-pub(crate) type Heard = Arc<Mutex<Vec<(Way, MessageKind)>>>;
+pub(crate) type ReceivedMessages = Arc<Mutex<Vec<(Connection, MessageKind)>>>;
 
 /// An engine that serves what it likes.
 pub(crate) struct FakeEngine {
     tcp: Liar,
     unix: Arc<AtomicBool>,
     socket: Vec<u8>,
-    heard: Heard,
+    heard: ReceivedMessages,
 }
 
 /// How a message came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Way {
+pub(crate) enum Connection {
     Tcp,
     Unix,
     QueuePair,
@@ -137,9 +137,9 @@ pub(crate) enum Way {
 impl FakeEngine {
     /// Over TCP it is of the user `uid` and answers with `lie`, on its Unix socket it is of
     /// `unix_uid` and hands over what `handed` makes in the place of a volume's file.
-    pub(crate) fn start(uid: u32, lie: Lie, unix_uid: u32, handed: Handed) -> Self {
+    pub(crate) fn start(uid: u32, lie: Lie, unix_uid: u32, handed: DescriptorSource) -> Self {
         let socket = format!("rdma-engine-{:032x}", rand::random::<u128>()).into_bytes();
-        let heard = Heard::default();
+        let heard = ReceivedMessages::default();
         let (offer, log) = (socket.clone(), heard.clone());
         let tcp = Liar::start(uid, 0, move |mut stream| {
             let offers = vec![Offer::Tcp, Offer::Local { socket: offer.clone() }];
@@ -147,7 +147,7 @@ impl FakeEngine {
             let mut sink = stream.try_clone().unwrap();
             let answer = |number, read: &ReadRequest| sink.write_all(&lie(number, read));
             // Until the client goes.
-            let _ = converse(&mut stream, Way::Tcp, greeting, &log, |_| Ok(Choose::Tcp), answer);
+            let _ = converse(&mut stream, Connection::Tcp, greeting, &log, |_| Ok(Choose::Tcp), answer);
         })
         .unwrap();
         let unix = Arc::<AtomicBool>::default();
@@ -169,7 +169,7 @@ impl FakeEngine {
                     let answer =
                         |number, read: &ReadRequest| hand_over(&mut sink, &located(number, read), handed());
                     let ready = |_| Ok(Choose::Local { proof: None });
-                    let _ = converse(&mut stream, Way::Unix, greeting, &log, ready, answer);
+                    let _ = converse(&mut stream, Connection::Unix, greeting, &log, ready, answer);
                 });
             }
         });
@@ -185,7 +185,7 @@ impl FakeEngine {
     }
 
     /// What came so far.
-    pub(crate) fn heard(&self) -> Vec<(Way, MessageKind)> {
+    pub(crate) fn heard(&self) -> Vec<(Connection, MessageKind)> {
         self.heard.lock().unwrap().clone()
     }
 }
@@ -202,9 +202,9 @@ impl Drop for FakeEngine {
 /// Speaks the protocol up to the reads, whatever the client asks for.
 pub(crate) fn converse<S: Read + Write>(
     stream: &mut S,
-    way: Way,
+    way: Connection,
     (capabilities, offers): (Capabilities, Vec<Offer>),
-    heard: &Mutex<Vec<(Way, MessageKind)>>,
+    heard: &Mutex<Vec<(Connection, MessageKind)>>,
     mut ready: impl FnMut(Choose) -> io::Result<Choose>,
     mut answer: impl FnMut(u64, &ReadRequest) -> io::Result<()>,
 ) -> io::Result<()> {

@@ -18,7 +18,7 @@ use rdma_engine::verbs::{
     devices,
 };
 
-use super::fake::{Heard, Liar, Way, converse};
+use super::fake::{Connection, Liar, ReceivedMessages, converse};
 
 /// Messages that such an engine has room for in either direction.
 const DEPTH: u32 = 128;
@@ -31,7 +31,7 @@ const LEASE_MS: u32 = 60_000;
 
 /// How long the thread that takes messages waits for one before it looks whether the client has
 /// gone.
-const LOOK: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// What such an engine does.
 #[derive(Clone, Copy)]
@@ -47,12 +47,12 @@ pub(crate) struct Script {
 /// An engine of any user that serves what it likes over verbs alone.
 pub(crate) struct VerbsEngine {
     tcp: Liar,
-    heard: Heard,
+    heard: ReceivedMessages,
 }
 
 impl VerbsEngine {
     pub(crate) fn start(uid: u32, script: Script) -> Self {
-        let heard = Heard::default();
+        let heard = ReceivedMessages::default();
         let log = heard.clone();
         let tcp = Liar::start(uid, 0, move |stream| {
             // Until the client goes.
@@ -66,12 +66,12 @@ impl VerbsEngine {
     }
 
     /// What came so far.
-    pub(crate) fn heard(&self) -> Vec<(Way, MessageKind)> {
+    pub(crate) fn heard(&self) -> Vec<(Connection, MessageKind)> {
         self.heard.lock().unwrap().clone()
     }
 }
 
-fn serve(mut stream: TcpStream, script: Script, heard: &Heard) -> io::Result<()> {
+fn serve(mut stream: TcpStream, script: Script, heard: &ReceivedMessages) -> io::Result<()> {
     let (session, poller, own) = Session::open(&stream)?;
     let session = Mutex::new(session);
     let offer = VerbsOffer { port: 0, gid: own.gid, lid: own.lid, gigabits: 100 };
@@ -91,7 +91,7 @@ fn serve(mut stream: TcpStream, script: Script, heard: &Heard) -> io::Result<()>
             Ok(())
         };
         let greeting = (capabilities, vec![Offer::Verbs(offer)]);
-        let outcome = converse(&mut stream, Way::Tcp, greeting, heard, ready, answer);
+        let outcome = converse(&mut stream, Connection::Tcp, greeting, heard, ready, answer);
         has_ended.store(true, Ordering::Relaxed);
         outcome
     })
@@ -102,18 +102,18 @@ fn take_messages(
     mut poller: Poller<RegisteredBuffer>,
     script: Script,
     session: &Mutex<Session>,
-    heard: &Heard,
+    heard: &ReceivedMessages,
     has_ended: &AtomicBool,
 ) {
     let mut done = Vec::new();
-    while !has_ended.load(Ordering::Relaxed) && poller.wait(&mut done, LOOK).is_ok() {
+    while !has_ended.load(Ordering::Relaxed) && poller.wait(&mut done, POLL_INTERVAL).is_ok() {
         for Completion { work, memory, result, .. } in done.drain(..) {
             let (WorkKind::Receive, Some(slot), Ok(length)) = (work, memory, result) else { continue };
             let Some((header, body)) = slot[..length].split_first_chunk::<{ frame::HEADER }>() else {
                 continue;
             };
             let header = FrameHeader::parse(header).unwrap();
-            heard.lock().unwrap().push((Way::QueuePair, header.kind));
+            heard.lock().unwrap().push((Connection::QueuePair, header.kind));
             let mut session = session.lock().unwrap();
             if let ClientMessage::Read(read) = ClientMessage::decode(header, body).unwrap() {
                 (script.answer)(&mut session, header.request, &read);

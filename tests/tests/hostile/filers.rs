@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tests::{Cluster, Mount, Pattern, eventually, host};
 
 use super::fake::{Liar, NOBODY, pour};
-use super::{LIMIT, assert_bounded, resident_mib};
+use super::{WAIT_TIMEOUT, assert_bounded, resident_mib};
 
 /// What the filer does with a gRPC connection.
 type Lie = fn(TcpStream);
@@ -116,11 +116,11 @@ fn a_false_filer_costs_neither_memory_nor_the_mount() {
     ];
     for (index, (what, lie)) in lies.into_iter().enumerate() {
         let port = port + tests::ports::GRPC_OFFSET;
-        let liar = eventually("the port", LIMIT, || Liar::start(NOBODY, port, lie).ok()).unwrap();
+        let liar = eventually("the port", WAIT_TIMEOUT, || Liar::start(NOBODY, port, lie).ok()).unwrap();
         let (before, began) = (resident_mib(mount.pid()), Instant::now());
         let outcome = fs::read_dir(mount.file(&format!("/never-seen{index}")));
         assert!(outcome.is_err(), "{what}: a directory that no filer has");
-        assert!(began.elapsed() < 4 * LIMIT, "{what} took {:?}", began.elapsed());
+        assert!(began.elapsed() < 4 * WAIT_TIMEOUT, "{what} took {:?}", began.elapsed());
         assert_bounded(what, mount.pid(), before);
         assert!(mount.is_running(), "{what}");
         drop(liar);

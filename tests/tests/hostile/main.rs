@@ -18,7 +18,7 @@ use std::fs;
 use std::time::Duration;
 
 /// Longest wait for what must happen.
-const LIMIT: Duration = Duration::from_secs(30);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How much a daemon's memory may grow by what a peer does to it.
 const GROWTH_MIB: u64 = 64;

@@ -12,9 +12,9 @@ use rdma_engine::protocol::{
 use rdma_engine::{FileId, Refusal, checksum};
 use tests::{Cluster, Mount, Pattern, eventually, host};
 
-use super::fake::{NOBODY, Way, needle};
+use super::fake::{Connection, NOBODY, needle};
 use super::fake_verbs::{Script, Session, VerbsEngine, message};
-use super::{LIMIT, assert_bounded, resident_mib};
+use super::{WAIT_TIMEOUT, assert_bounded, resident_mib};
 
 const SIZE: usize = 3_000_000;
 
@@ -79,7 +79,7 @@ fn granting(session: &mut Session, number: u64, read: &ReadRequest) {
 struct Lie {
     what: &'static str,
     script: Script,
-    until: (Way, MessageKind),
+    until: (Connection, MessageKind),
 }
 
 /// A lie that the queue pair is not what it was said to be.
@@ -88,19 +88,19 @@ fn about_the_end(
     ready: fn(&mut Session, QueuePairEnd) -> Choose,
     until: MessageKind,
 ) -> Lie {
-    Lie { what, script: Script { messages: false, ready, answer: granting }, until: (Way::Tcp, until) }
+    Lie { what, script: Script { messages: false, ready, answer: granting }, until: (Connection::Tcp, until) }
 }
 
 /// A lie in answer to a read over the stream.
 fn in_answer(what: &'static str, answer: fn(&mut Session, u64, &ReadRequest)) -> Lie {
     let script = Script { messages: false, ready: honestly, answer };
-    Lie { what, script, until: (Way::Tcp, MessageKind::Read) }
+    Lie { what, script, until: (Connection::Tcp, MessageKind::Read) }
 }
 
 /// A lie in answer to a read that came as a message.
 fn by_message(what: &'static str, answer: fn(&mut Session, u64, &ReadRequest)) -> Lie {
     let script = Script { messages: true, ready: honestly, answer };
-    Lie { what, script, until: (Way::QueuePair, MessageKind::Read) }
+    Lie { what, script, until: (Connection::QueuePair, MessageKind::Read) }
 }
 
 fn lies() -> Vec<Lie> {
@@ -233,7 +233,7 @@ fn what_an_engine_over_verbs_cannot_prove_is_fetched_elsewhere() {
         assert!(fs::read(mount.file("/file")).unwrap() == content, "{what}");
         read_on(&mount, what, || engine.heard().contains(&until));
         let took = began.elapsed();
-        assert!(took < 4 * LIMIT, "{what} took {took:?}");
+        assert!(took < 4 * WAIT_TIMEOUT, "{what} took {took:?}");
         println!("{what}: {} ms, {:?}", took.as_millis(), engine.heard().len());
         assert_bounded(what, mount.pid(), before);
         assert_bounded("the engine", own, engines);
@@ -282,7 +282,7 @@ fn read_twice(engine: &VerbsEngine) -> [Result<Vec<u8>, ReadError>; 2] {
     let trust = Trust { named: true, ..Trust::default() };
     let options = ClientOptions {
         transports: vec![Transport::Verbs],
-        connect: LIMIT,
+        connect: WAIT_TIMEOUT,
         trust,
         ..ClientOptions::default()
     };
@@ -291,7 +291,7 @@ fn read_twice(engine: &VerbsEngine) -> [Result<Vec<u8>, ReadError>; 2] {
     [1, 2].map(|_| {
         let mut bytes = vec![0; RANGE];
         let target = ReadTarget { fid, offset: 5, token: None };
-        let deadline = tokio::time::Instant::now() + LIMIT;
+        let deadline = tokio::time::Instant::now() + WAIT_TIMEOUT;
         let outcome = runtime.block_on(async { client.read(target, &mut bytes, deadline).await });
         outcome.map(|delivered| {
             assert_eq!((delivered.transport, delivered.verified), (Transport::Verbs, false));
@@ -313,10 +313,10 @@ fn an_engine_that_serves_no_read_is_asked_for_nothing() {
     let engine = VerbsEngine::start(0, Script { messages: false, ready, answer: granting });
     let [first, _] = read_twice(&engine);
     assert!(matches!(first, Err(ReadError::Lost(_))), "{first:?}");
-    assert!(!engine.heard().contains(&(Way::Tcp, MessageKind::Read)), "{:?}", engine.heard());
+    assert!(!engine.heard().contains(&(Connection::Tcp, MessageKind::Read)), "{:?}", engine.heard());
 }
 
-const OVER: ReadError = ReadError::Damaged("the lease was over before the bytes had come");
+const LEASE_EXPIRED: ReadError = ReadError::Damaged("the lease was over before the bytes had come");
 
 #[test]
 #[cfg_attr(not(has_rdma), ignore = "needs an RDMA device")]
@@ -330,11 +330,11 @@ fn a_grant_that_comes_after_its_lease_is_not_taken() {
             // When the engine began to count the client cannot know, but it knows when it asked.
             thread::sleep(LEASE + LEASE / 2);
         }
-        lease(session, number, read, if is_first { LEASE } else { LIMIT });
+        lease(session, number, read, if is_first { LEASE } else { WAIT_TIMEOUT });
     };
     let script = Script { messages: false, ready: honestly, answer };
     let engine = VerbsEngine::start(0, script);
-    assert_eq!(read_twice(&engine), [Err(OVER), Ok(vec![b'?'; RANGE])]);
+    assert_eq!(read_twice(&engine), [Err(LEASE_EXPIRED), Ok(vec![b'?'; RANGE])]);
 }
 
 #[test]
@@ -352,10 +352,10 @@ fn bytes_that_come_from_memory_that_was_used_again_are_not_taken() {
             session.staged[0].fill(b'!');
             session.connect();
         } else {
-            lease(session, number, read, LIMIT);
+            lease(session, number, read, WAIT_TIMEOUT);
         }
     };
     let script = Script { messages: false, ready: |_, own| Choose::Verbs(own), answer };
     let engine = VerbsEngine::start(0, script);
-    assert_eq!(read_twice(&engine), [Err(OVER), Ok(vec![b'?'; RANGE])]);
+    assert_eq!(read_twice(&engine), [Err(LEASE_EXPIRED), Ok(vec![b'?'; RANGE])]);
 }

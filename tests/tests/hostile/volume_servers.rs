@@ -9,7 +9,7 @@ use std::time::Instant;
 use tests::{Cluster, Mount, Pattern, eventually, host};
 
 use super::fake::{Liar, NOBODY, pour};
-use super::{LIMIT, assert_bounded, resident_mib};
+use super::{WAIT_TIMEOUT, assert_bounded, resident_mib};
 
 const SIZE: usize = 1 << 20;
 
@@ -135,14 +135,14 @@ fn nothing_that_a_false_volume_server_says_is_read_and_it_costs_no_memory() {
         .unwrap();
     server.kill();
     for (index, (what, lie)) in lies.iter().copied().enumerate() {
-        let liar = eventually("the port", LIMIT, || Liar::start(NOBODY, port, lie).ok()).unwrap();
+        let liar = eventually("the port", WAIT_TIMEOUT, || Liar::start(NOBODY, port, lie).ok()).unwrap();
         let (before, began) = (resident_mib(mount.pid()), Instant::now());
         let outcome = File::open(mount.file(&name(index))).and_then(|mut file| {
             let mut bytes = Vec::new();
             file.read_to_end(&mut bytes).map(|_| bytes)
         });
         assert!(outcome.is_err(), "{what}: {} bytes were read", outcome.unwrap().len());
-        assert!(began.elapsed() < 4 * LIMIT, "{what} took {:?}", began.elapsed());
+        assert!(began.elapsed() < 4 * WAIT_TIMEOUT, "{what} took {:?}", began.elapsed());
         assert_bounded(what, mount.pid(), before);
         drop(liar);
     }
@@ -150,6 +150,6 @@ fn nothing_that_a_false_volume_server_says_is_read_and_it_costs_no_memory() {
     for index in 0..lies.len() {
         let right = Pattern::new(index as u64).bytes(0, SIZE);
         let read = || std::fs::read(mount.file(&name(index))).ok().filter(|bytes| *bytes == right);
-        eventually("the true bytes", LIMIT, || read().map(drop)).unwrap();
+        eventually("the true bytes", WAIT_TIMEOUT, || read().map(drop)).unwrap();
     }
 }

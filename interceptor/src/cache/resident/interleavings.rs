@@ -20,7 +20,7 @@ const RUNS: usize = 3000;
 /// Number of ordering constraints of the bugs that are looked for.
 const DEPTH: usize = 3;
 /// Bytes of a piece of the arena, and of a block.
-const PIECE_SIZE: u64 = 2 << 20;
+const OBJECT_SIZE: u64 = 2 << 20;
 
 fn check(test: impl Fn() + Send + Sync + 'static) {
     shuttle::check_pct(test, RUNS, DEPTH);
@@ -121,27 +121,27 @@ fn an_open_file_is_not_displaced() {
 }
 
 fn key(number: u64) -> BlockKey {
-    BlockKey { object: ObjectId(number.into()), object_size: PIECE_SIZE, part: BlockPart::Whole }
+    BlockKey { object: ObjectId(number.into()), object_size: OBJECT_SIZE, part: BlockPart::Whole }
 }
 
 #[test]
 fn files_and_blocks_never_have_more_than_the_budget() {
     check(|| {
-        let capacity = 3 * PIECE_SIZE;
+        let capacity = 3 * OBJECT_SIZE;
         let arena = Arena::reserve(capacity).expect("there is address space");
         let policy = Lirs::new(capacity, LirsParams { cold_share: 0.5, max_chances: 1 });
         let index = Arc::new(BlockIndex::new(arena, Box::new(policy)));
         let fill = |index: &Arc<BlockIndex>, number| {
-            let slot = index.allocate(PIECE_SIZE as usize)?;
+            let slot = index.allocate(OBJECT_SIZE as usize)?;
             let mut writer =
                 BlockWriter::new(key(number), BlockMemory::Slot(slot), None, index.clone(), None);
             writer[0] = number as u8;
             Some(writer.publish())
         };
         let pinned = fill(&index, 1).expect("the arena is empty");
-        let budget = ResidentBudget::with_pieces(index.clone(), capacity, 2 * PIECE_SIZE, PIECE_SIZE)
+        let budget = ResidentBudget::with_pieces(index.clone(), capacity, 2 * OBJECT_SIZE, OBJECT_SIZE)
             .expect("a limit");
-        let files: Vec<_> = [PIECE_SIZE, PIECE_SIZE / 2]
+        let files: Vec<_> = [OBJECT_SIZE, OBJECT_SIZE / 2]
             .into_iter()
             .map(|bytes| {
                 let budget = budget.clone();

@@ -1,4 +1,5 @@
-//! The status API of a layer, which can come later than the layer: one that takes over from another has to wait until that lets go of the address.
+//! The status API of a layer, which may begin later than the layer: a successor has to wait until
+//! its predecessor releases the address.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,15 +14,16 @@ use crate::telemetry::server::{BindError, StatusServer};
 use crate::vital;
 use crate::warmup::{self, JobRegistry};
 
-/// How long the layer that was replaced is given to let go of the address. It does so as soon as it notices.
-const LET_GO: Duration = Duration::from_secs(5);
+/// How long the predecessor may take to release the address. It does so as soon as it notices the
+/// takeover.
+const ADDRESS_RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How often that is tried.
-const TRY_AGAIN: Duration = Duration::from_millis(20);
+const BIND_RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Where the status API is offered, or will be.
 pub(super) enum StatusApi {
-    /// Nobody wants it.
+    /// `--status-addr none`.
     Nowhere,
     /// Another has the address.
     Waiting { address: String, token: Option<Token> },
@@ -48,14 +50,15 @@ impl StatusApi {
         }
     }
 
-    /// Takes the address when it is free, if it was not. If it does not become free, says so and goes without.
+    /// Binds the address once it is free, if it was not. If it does not become free, logs that and
+    /// goes on without.
     pub(super) async fn take_over(&mut self, status: &Arc<Status>, jobs: &Arc<JobRegistry>) {
         let Self::Waiting { address, token } = self else { return };
-        let deadline = tokio::time::Instant::now() + LET_GO;
+        let deadline = tokio::time::Instant::now() + ADDRESS_RELEASE_TIMEOUT;
         let bound = loop {
             match StatusServer::bind(address, token.clone()).await {
                 Err(error) if error.is_in_use() && tokio::time::Instant::now() < deadline => {
-                    tokio::time::sleep(TRY_AGAIN).await;
+                    tokio::time::sleep(BIND_RETRY_INTERVAL).await;
                 }
                 bound => break bound,
             }

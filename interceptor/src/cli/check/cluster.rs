@@ -10,7 +10,7 @@ use rdma_engine::protocol::Transport;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use crate::cli::host::{Finding, State};
+use crate::cli::host::{Finding, FindingState};
 use crate::cli::http;
 use crate::cli::options::{ServerOptions, VolumeServerAccess};
 use crate::fetch::EngineConfig;
@@ -23,7 +23,8 @@ const MAX_SERVERS: usize = 64;
 /// How long an engine may take to answer.
 const ENGINE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// One finding for each volume server of the cluster of `filer`, and one for each engine that a mount would ask.
+/// One finding for each volume server of the cluster of `filer`, and one for each engine that a
+/// mount would ask.
 pub(super) async fn findings(
     filer: Option<&FilerClient>,
     options: &ServerOptions,
@@ -31,14 +32,14 @@ pub(super) async fn findings(
 ) -> Vec<Finding> {
     if options.volume_server_access == VolumeServerAccess::FilerProxy {
         let found = "not asked: all is fetched through the filer, no engine is asked either";
-        return vec![server_finding(State::Ok, found.to_owned())];
+        return vec![server_finding(FindingState::Ok, found.to_owned())];
     }
     let (known, mut findings) = match listed(filer, options.volume_server_access).await {
         None => (None, Vec::new()),
         Some(Ok(servers)) => (Some(servers), Vec::new()),
         Some(Err(error)) => {
             let found = format!("cannot be listed: {error:#}");
-            (None, vec![server_finding(State::Lost, found)])
+            (None, vec![server_finding(FindingState::Lost, found)])
         }
     };
     let (engines, known) = (&options.engines(security), &known);
@@ -51,7 +52,7 @@ pub(super) async fn findings(
     let named = options.engine.iter().map(|at| &at.server).filter(is_unknown).map(|server| async move {
         let mut finding = engine(server, engines).await?;
         if known.is_some() {
-            finding.state = State::Lost;
+            finding.state = FindingState::Lost;
             finding.found += &format!("; {server} is no volume server of this cluster");
             finding.lost = "the engine is never asked";
             finding.remedy = "in --engine, name the volume server as it is listed here";
@@ -106,13 +107,13 @@ async fn reached(server: &str) -> Finding {
         http::send(&address, "GET", "/status", &[], "", Duration::ZERO).map(drop)
     });
     match asked.await {
-        Ok(Ok(())) => server_finding(State::Ok, format!("{server} answers")),
-        Ok(Err(error)) => server_finding(State::Lost, format!("{server}: {error:#}")),
-        Err(error) => server_finding(State::Lost, format!("{server}: {error}")),
+        Ok(Ok(())) => server_finding(FindingState::Ok, format!("{server} answers")),
+        Ok(Err(error)) => server_finding(FindingState::Lost, format!("{server}: {error:#}")),
+        Err(error) => server_finding(FindingState::Lost, format!("{server}: {error}")),
     }
 }
 
-fn server_finding(state: State, found: String) -> Finding {
+fn server_finding(state: FindingState, found: String) -> Finding {
     Finding {
         ability: "volume server",
         state,
@@ -145,7 +146,7 @@ async fn engine(server: &str, engines: &EngineConfig) -> Option<Finding> {
     };
     Some(Finding {
         ability: "engine",
-        state: if answer.is_ok() { State::Ok } else { State::Lost },
+        state: if answer.is_ok() { FindingState::Ok } else { FindingState::Lost },
         found,
         lost: "the volume server is asked over HTTP, which is slower",
         remedy: match answer {

@@ -47,7 +47,8 @@ pub(super) fn watch_cache(metrics: &Metrics, cache: &Arc<Cache>) {
     }));
 }
 
-/// Has the status API tell of `mount` and `filer`; the daemon can be ready from now on. Does not keep the mount.
+/// Connects the status API with `mount` and `filer`; the daemon can be ready from now on. Holds no
+/// strong reference to the mount.
 pub(super) fn watch(status: &Status, mount: &Arc<Mount>, filer: &FilerClient, mountpoint: &Path) {
     let known = |mount: &Arc<Mount>| -> Box<dyn Fn() -> Option<MountStatus> + Send + Sync> {
         let mount: Weak<Mount> = Arc::downgrade(mount);
@@ -78,10 +79,12 @@ fn volume_servers_answer(metrics: &Metrics) -> Result<(), String> {
     Err(format!("no answer to readers from {}", addresses.join(", ")))
 }
 
-/// A check that sends a request through the kernel to the mount; `statfs` is one that the kernel never answers itself.
+/// A check that sends a request through the kernel to the mount; `statfs` is one that the kernel
+/// never answers itself.
 pub(in crate::cli) fn mount_answers(mountpoint: &Path) -> ReadinessCheck {
     let path = absolute(mountpoint).unwrap_or_else(|_| mountpoint.to_owned());
-    // If the mount hangs, one thread is enough to hang with it; other callers wait for the lock until they give up.
+    // If the mount hangs, only one thread hangs with it; other callers wait for the lock until
+    // they give up.
     let one_at_a_time = Arc::new(Mutex::new(()));
     Box::new(move || {
         let (path, one_at_a_time) = (path.clone(), one_at_a_time.clone());

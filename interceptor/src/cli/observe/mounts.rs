@@ -1,4 +1,5 @@
-//! The FUSE mounts of this host, from the kernel's table: looking at the mount itself could wait for its daemon.
+//! The FUSE mounts of this host, from the kernel's table: a call on the mount itself could wait
+//! for its daemon.
 
 use std::path::{Path, PathBuf};
 

@@ -1,9 +1,11 @@
-//! What files are called whose FUSE nodes the kernel speaks of.
+//! Names of files by their FUSE nodes, which is all that the kernel reports.
 //!
-//! A daemon of our own is asked over its status API, by a thread that nothing waits long for ([`DaemonNames`]).
+//! A daemon of ours is asked over its status API, by a thread of its own, for a short time at most
+//! ([`DaemonNames`]).
 //!
-//! Otherwise a node has no name outside its daemon. But most daemons show the node's number as the inode's (theirs that do give the root the number 1, the
-//! node of every root), and `/proc/PID/fdinfo` has the inode of every open file, and its mount, without asking the daemon.
+//! The nodes of other daemons have no name outside them. But most daemons use the node's number as
+//! inode number (all that give the root number 1, the node of every root), and `/proc/PID/fdinfo`
+//! has the inode and the mount of every open file, without asking the daemon.
 
 use std::collections::HashMap;
 use std::fs;
@@ -15,7 +17,7 @@ use std::time::Duration;
 use anyhow::Context;
 
 use super::mounts::FuseMount;
-use crate::cli::http::Daemon;
+use crate::cli::http::StatusClient;
 use crate::fuse::STATUS_XATTR;
 
 /// How long an answer of a daemon is waited for at a time.
@@ -24,7 +26,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_millis(300);
 /// What the daemon of a mount of ours calls the files that are read most.
 pub(super) struct DaemonNames {
     mount_point: PathBuf,
-    /// Where the answer will be, while there is a question. A daemon that hangs gets no second one.
+    /// The channel of the answer, while a question is under way. A daemon that hangs gets no
+    /// second one.
     answer: Option<Receiver<HashMap<u64, PathBuf>>>,
     known: HashMap<u64, PathBuf>,
 }
@@ -35,7 +38,8 @@ impl DaemonNames {
         Self { mount_point: mount.path.clone(), answer: None, known: HashMap::new() }
     }
 
-    /// The names by node, as the daemon told them last. Empty if it has no status API, or one that takes a token.
+    /// The names by node in the daemon's latest answer. Empty if it has no status API, or one that
+    /// needs a token.
     pub(super) fn known(&mut self) -> &HashMap<u64, PathBuf> {
         let answer = self.answer.get_or_insert_with(|| ask(self.mount_point.clone()));
         match answer.recv_timeout(ANSWER_TIMEOUT) {
@@ -58,7 +62,7 @@ fn ask_daemon(mount_point: &Path) -> anyhow::Result<HashMap<u64, PathBuf>> {
     let mut value = [0; 64];
     let length = rustix::fs::getxattr(mount_point, STATUS_XATTR, &mut value[..])?;
     let address = std::str::from_utf8(&value[..length])?.to_owned();
-    let report = Daemon { address, token_file: None }.report()?;
+    let report = StatusClient { address, token_file: None }.report()?;
     let hottest = report.activity.context("it sees nothing")?.hottest;
     let named = hottest.into_iter().filter_map(|file| {
         let path = PathBuf::from(file.path?);
@@ -68,7 +72,8 @@ fn ask_daemon(mount_point: &Path) -> anyhow::Result<HashMap<u64, PathBuf>> {
     Ok(named.collect())
 }
 
-/// The files of a mount that are open somewhere, by inode number. Files of processes that we may not look at are not among them.
+/// The open files of a mount, by inode number; without those of processes that this one may not
+/// inspect.
 pub(super) fn open_files(mount: &FuseMount) -> HashMap<u64, PathBuf> {
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     let descriptors = processes.flat_map(|process| {

@@ -16,24 +16,24 @@ use crate::ebpf::{DeviceNumber, Observer, ReaderThread};
 use crate::telemetry::MissRatioCurve;
 
 /// `FUSE_READ` of `linux/fuse.h`.
-const READ: u32 = 15;
+const FUSE_READ: u32 = 15;
 /// Files and readers that are shown.
-const SHOWN: usize = 5;
+const MAX_SHOWN: usize = 5;
 
 /// What had been counted at one moment.
-pub(super) struct Look {
+pub(super) struct KernelSample {
     at: Instant,
     traffic: Traffic,
     reads: Latency,
     readers: Vec<ReaderThread>,
 }
 
-impl Look {
+impl KernelSample {
     pub(super) fn at(observer: &Observer, device: DeviceNumber) -> anyhow::Result<Self> {
         Ok(Self {
             at: Instant::now(),
             traffic: observer.traffic(device)?,
-            reads: observer.latency(device)?.remove(&READ).unwrap_or(Latency::NONE),
+            reads: observer.latency(device)?.remove(&FUSE_READ).unwrap_or(Latency::NONE),
             readers: observer.readers(device)?,
         })
     }
@@ -53,21 +53,23 @@ pub(super) struct MountReport {
     mapped_bytes_per_second: f64,
     /// What the daemon was asked for.
     requested_bytes_per_second: f64,
-    /// Of the bytes read through the page cache, those that the daemon was not asked for; `null` without reads.
+    /// Of the bytes read through the page cache, those that the daemon was not asked for; `null`
+    /// without reads.
     page_cache_hit_ratio: Option<f64>,
     /// Upper bounds of what the daemon took for a read, exact to a factor of two.
     daemon_p50_seconds: Option<f64>,
     daemon_p99_seconds: Option<f64>,
-    hottest: Vec<HotFile>,
-    readers: Vec<Reading>,
+    hottest: Vec<NamedHotFile>,
+    readers: Vec<ReadingProcess>,
     /// What share of the reads a cache would miss, by its size, since the mount is observed.
     miss_ratio_curve: Option<MissRatioCurve>,
     lost_events: u64,
 }
 
 #[derive(Debug, Serialize)]
-struct HotFile {
-    /// Its path, if its daemon is ours, or if it is open somewhere and its daemon numbers inodes like nodes.
+struct NamedHotFile {
+    /// Its path, if its daemon is ours, or if it is open somewhere and its daemon numbers inodes
+    /// like nodes.
     path: Option<String>,
     node: u64,
     /// Bytes read of it, of which half are forgotten in a minute.
@@ -75,7 +77,7 @@ struct HotFile {
 }
 
 #[derive(Debug, Serialize)]
-struct Reading {
+struct ReadingProcess {
     command: String,
     process: u32,
     cgroup: u64,
@@ -86,8 +88,8 @@ struct Reading {
 pub(super) fn between(
     observer: &Observer,
     mount: &FuseMount,
-    before: &Look,
-    now: &Look,
+    before: &KernelSample,
+    now: &KernelSample,
     daemon: Option<&mut DaemonNames>,
 ) -> anyhow::Result<MountReport> {
     let seconds = now.at.duration_since(before.at).as_secs_f64().max(1e-9);
@@ -120,8 +122,8 @@ fn hottest(
     observer: &Observer,
     mount: &FuseMount,
     daemon: Option<&mut DaemonNames>,
-) -> anyhow::Result<Vec<HotFile>> {
-    let hottest = observer.hottest(mount.device, SHOWN)?;
+) -> anyhow::Result<Vec<NamedHotFile>> {
+    let hottest = observer.hottest(mount.device, MAX_SHOWN)?;
     let open;
     let names = match daemon {
         _ if hottest.is_empty() => &HashMap::new(),
@@ -131,7 +133,7 @@ fn hottest(
             &open
         }
     };
-    let named = hottest.into_iter().map(|(node, bytes)| HotFile {
+    let named = hottest.into_iter().map(|(node, bytes)| NamedHotFile {
         path: names.get(&node).map(|path| path.display().to_string()),
         node,
         bytes,
@@ -140,7 +142,7 @@ fn hottest(
 }
 
 /// The processes that read most, their threads together.
-fn readers(before: &Look, now: &Look, seconds: f64) -> Vec<Reading> {
+fn readers(before: &KernelSample, now: &KernelSample, seconds: f64) -> Vec<ReadingProcess> {
     let known: HashMap<u32, u64> =
         before.readers.iter().map(|reader| (reader.thread, reader.bytes)).collect();
     let mut by_process: HashMap<u32, (&ReaderThread, u64)> = HashMap::new();
@@ -150,16 +152,17 @@ fn readers(before: &Look, now: &Look, seconds: f64) -> Vec<Reading> {
     }
     let mut most: Vec<_> = by_process.into_values().filter(|(_, bytes)| *bytes > 0).collect();
     most.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
-    let reading = |(reader, bytes): (&ReaderThread, u64)| Reading {
+    let reading = |(reader, bytes): (&ReaderThread, u64)| ReadingProcess {
         command: reader.command.clone(),
         process: reader.process,
         cgroup: reader.cgroup,
         bytes_per_second: bytes as f64 / seconds,
     };
-    most.into_iter().take(SHOWN).map(reading).collect()
+    most.into_iter().take(MAX_SHOWN).map(reading).collect()
 }
 
-/// The upper bound of the bucket that the request of rank `part` lies in; for the last bucket the lower one.
+/// The upper bound of the bucket that the request of rank `part` lies in; for the last bucket the
+/// lower one.
 fn percentile(before: &Latency, now: &Latency, part: f64) -> Option<f64> {
     let counts: Vec<u64> =
         now.buckets.iter().zip(before.buckets).map(|(now, before)| now.saturating_sub(before)).collect();

@@ -1,4 +1,5 @@
-//! What `interceptor top` knows: the last two answers of the daemon, and what the user has chosen to see of them.
+//! The state of `interceptor top`: the last two answers of the daemon, and the user's choice of
+//! what to see of them.
 
 use std::cmp::Ordering;
 
@@ -13,60 +14,62 @@ const SOURCES: [&str; 8] = ["page_cache", "resident", "cache", "verbs", "local",
 
 /// What the lower half of the screen shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum View {
+pub(super) enum TopView {
     Files,
     Readers,
     Servers,
     Incidents,
 }
 
-impl View {
-    pub(super) const ALL: [View; 4] = [View::Files, View::Readers, View::Servers, View::Incidents];
+impl TopView {
+    pub(super) const ALL: [TopView; 4] =
+        [TopView::Files, TopView::Readers, TopView::Servers, TopView::Incidents];
 
     pub(super) fn name(self) -> &'static str {
         match self {
-            View::Files => "files",
-            View::Readers => "readers",
-            View::Servers => "servers",
-            View::Incidents => "incidents",
+            TopView::Files => "files",
+            TopView::Readers => "readers",
+            TopView::Servers => "servers",
+            TopView::Incidents => "incidents",
         }
     }
 }
 
 /// A table of texts.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Rows {
+pub(super) struct TableRows {
     pub(super) head: Vec<&'static str>,
     pub(super) rows: Vec<Vec<String>>,
     /// By which column they are sorted.
     pub(super) sorted_by: usize,
 }
 
-/// A cell: what is shown, and what it is sorted by, the greatest first; by the text if there is no number.
-type Cell = (String, Option<f64>);
+/// A cell: its text, and the number to sort by, the greatest first; without a number the text
+/// decides.
+type TableCell = (String, Option<f64>);
 
 /// See the module.
-pub(super) struct Model {
+pub(super) struct TopModel {
     before: Option<StatusReport>,
     now: StatusReport,
     /// Why the last answer is missing.
     trouble: Option<String>,
-    view: View,
+    view: TopView,
     /// By view.
-    sorted_by: [usize; View::ALL.len()],
+    sorted_by: [usize; TopView::ALL.len()],
     filter: String,
     is_typing: bool,
     is_paused: bool,
 }
 
-impl Model {
+impl TopModel {
     pub(super) fn new(first: StatusReport) -> Self {
         Self {
             before: None,
             now: first,
             trouble: None,
-            view: View::Files,
-            sorted_by: [0; View::ALL.len()],
+            view: TopView::Files,
+            sorted_by: [0; TopView::ALL.len()],
             filter: String::new(),
             is_typing: false,
             is_paused: false,
@@ -95,7 +98,7 @@ impl Model {
         self.trouble.as_deref()
     }
 
-    pub(super) fn view(&self) -> View {
+    pub(super) fn view(&self) -> TopView {
         self.view
     }
 
@@ -115,12 +118,12 @@ impl Model {
         self.is_paused = !self.is_paused;
     }
 
-    pub(super) fn show(&mut self, view: View) {
+    pub(super) fn show(&mut self, view: TopView) {
         self.view = view;
     }
 
     pub(super) fn show_next(&mut self) {
-        self.view = View::ALL[(self.view as usize + 1) % View::ALL.len()];
+        self.view = TopView::ALL[(self.view as usize + 1) % TopView::ALL.len()];
     }
 
     pub(super) fn sort_next(&mut self) {
@@ -167,7 +170,7 @@ impl Model {
     }
 
     /// Where bytes come from.
-    pub(super) fn sources(&self) -> Rows {
+    pub(super) fn sources(&self) -> TableRows {
         let row = |source: &&str| {
             let flow = self.now.reads.get(*source);
             let time = |of: fn(&FlowReport) -> Option<f64>| flow.and_then(of).map_or("-".into(), seconds);
@@ -180,7 +183,7 @@ impl Model {
                 time(|flow| flow.p99_seconds),
             ]
         };
-        Rows {
+        TableRows {
             head: vec!["SOURCE", "RATE", "BYTES", "READS", "50 % <", "99 % <"],
             rows: SOURCES.iter().map(row).collect(),
             sorted_by: usize::MAX,
@@ -188,7 +191,7 @@ impl Model {
     }
 
     /// What is chosen to be seen, filtered and sorted.
-    pub(super) fn rows(&self) -> Rows {
+    pub(super) fn rows(&self) -> TableRows {
         let (head, mut cells) = self.cells();
         let wanted = self.filter.to_lowercase();
         cells.retain(|row| row.iter().any(|(text, _)| text.to_lowercase().contains(&wanted)));
@@ -198,19 +201,19 @@ impl Model {
             ((a, _), (b, _)) => a.cmp(b),
         });
         let rows = cells.into_iter().map(|row| row.into_iter().map(|(text, _)| text).collect()).collect();
-        Rows { head, rows, sorted_by: by }
+        TableRows { head, rows, sorted_by: by }
     }
 
-    fn cells(&self) -> (Vec<&'static str>, Vec<Vec<Cell>>) {
+    fn cells(&self) -> (Vec<&'static str>, Vec<Vec<TableCell>>) {
         match self.view {
-            View::Files => (vec!["READ LATELY", "SIZE", "FILE"], self.files()),
-            View::Readers => (vec!["RATE", "IN ALL", "COMMAND", "CONTROL GROUP"], self.readers()),
-            View::Servers => (vec!["SERVER", "STATE", "LAST ERROR"], self.servers()),
-            View::Incidents => (vec!["HOW OFTEN", "WHAT"], self.incidents()),
+            TopView::Files => (vec!["READ LATELY", "SIZE", "FILE"], self.files()),
+            TopView::Readers => (vec!["RATE", "IN ALL", "COMMAND", "CONTROL GROUP"], self.readers()),
+            TopView::Servers => (vec!["SERVER", "STATE", "LAST ERROR"], self.servers()),
+            TopView::Incidents => (vec!["HOW OFTEN", "WHAT"], self.incidents()),
         }
     }
 
-    fn files(&self) -> Vec<Vec<Cell>> {
+    fn files(&self) -> Vec<Vec<TableCell>> {
         let files = self.now.activity.iter().flat_map(|activity| &activity.hottest);
         let row = |file: &crate::telemetry::activity::HotFile| {
             let path = file.path.as_deref().map_or_else(|| format!("node {}", file.node), plain);
@@ -224,7 +227,7 @@ impl Model {
         files.map(row).collect()
     }
 
-    fn readers(&self) -> Vec<Vec<Cell>> {
+    fn readers(&self) -> Vec<Vec<TableCell>> {
         let readers = self.now.activity.iter().flat_map(|activity| &activity.readers);
         let row = |reader: &crate::telemetry::activity::ReaderGroup| {
             vec![
@@ -237,7 +240,7 @@ impl Model {
         readers.map(row).collect()
     }
 
-    fn servers(&self) -> Vec<Vec<Cell>> {
+    fn servers(&self) -> Vec<Vec<TableCell>> {
         let last = |trouble: &Option<ErrorRecord>| {
             let text =
                 trouble.as_ref().map(|last| format!("{:.0} s ago: {}", last.seconds_ago, plain(&last.text)));
@@ -265,7 +268,7 @@ impl Model {
         filers.chain(servers).chain(engines).collect()
     }
 
-    fn incidents(&self) -> Vec<Vec<Cell>> {
+    fn incidents(&self) -> Vec<Vec<TableCell>> {
         let now = &self.now;
         let row = |count: u64, what: String| vec![(count.to_string(), Some(count as f64)), (what, None)];
         let errors = now.fetch_errors.iter().map(|e| row(e.count, format!("{}: {}", e.source, e.reason)));
@@ -302,7 +305,7 @@ pub(super) mod tests {
     use crate::telemetry::status::MountIdentity;
     use crate::telemetry::{Metrics, Source, Status};
 
-    pub(in super::super) fn model() -> Model {
+    pub(in super::super) fn model() -> TopModel {
         let identity = MountIdentity {
             mount_point: "/mnt/data".into(),
             filers: vec!["a:8888".into()],
@@ -322,7 +325,7 @@ pub(super) mod tests {
         let activity = Activity { hottest, ..Activity::default() };
         status.set_activity(Box::new(move || Some(activity.clone())));
         let at = |seconds| StatusReport { uptime_seconds: seconds, ..status.report() };
-        let mut model = Model::new(at(10.0));
+        let mut model = TopModel::new(at(10.0));
         status.metrics().read(Source::Http, 4 << 20, Duration::from_millis(3));
         model.answered(Ok(at(12.0)));
         model
@@ -342,7 +345,7 @@ pub(super) mod tests {
     #[test]
     fn rows_are_sorted_and_filtered() {
         let mut model = model();
-        let names = |model: &Model| -> Vec<String> {
+        let names = |model: &TopModel| -> Vec<String> {
             model.rows().rows.into_iter().map(|mut row| row.pop().unwrap()).collect()
         };
         assert_eq!(names(&model), ["/b\u{fffd}[2J\u{fffd}evil", "/a"]);

@@ -1,4 +1,5 @@
-//! How `interceptor top` looks: figures, sources, and below them what the user has chosen, as much of it as fits.
+//! The screen of `interceptor top`: figures, sources, and below them the chosen table, as much of
+//! it as fits.
 
 use daemon::size::ByteSize;
 use ratatui::Frame;
@@ -7,13 +8,13 @@ use ratatui::style::{Color, Modifier, Style, Stylize};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Cell, Gauge, Row, Table};
 
-use super::model::{Model, Rows, View, rate};
+use super::model::{TableRows, TopModel, TopView, rate};
 
 /// Width of columns of figures.
-const FIGURE: u16 = 12;
+const FIGURE_WIDTH: u16 = 12;
 
 /// Draws everything.
-pub(super) fn draw(frame: &mut Frame, model: &Model) {
+pub(super) fn draw(frame: &mut Frame, model: &TopModel) {
     let parts = [
         Constraint::Length(1),
         Constraint::Length(2),
@@ -27,7 +28,7 @@ pub(super) fn draw(frame: &mut Frame, model: &Model) {
     frame.render_widget(title_line(model), title);
     frame.render_widget(ratatui::widgets::Paragraph::new(ratio_lines(model)), ratios);
     draw_cache(frame, model, cache);
-    let widths = [FIGURE, FIGURE, FIGURE, 10, 10, 10].map(Constraint::Length);
+    let widths = [FIGURE_WIDTH, FIGURE_WIDTH, FIGURE_WIDTH, 10, 10, 10].map(Constraint::Length);
     frame.render_widget(table(&model.sources(), &widths), sources);
     frame.render_widget(tab_line(model), tabs);
     let chosen = model.rows();
@@ -35,21 +36,23 @@ pub(super) fn draw(frame: &mut Frame, model: &Model) {
     frame.render_widget(key_line(model), keys);
 }
 
-fn widths_of(view: View) -> Vec<Constraint> {
+fn widths_of(view: TopView) -> Vec<Constraint> {
     match view {
-        View::Files => vec![Constraint::Length(FIGURE), Constraint::Length(FIGURE), Constraint::Fill(1)],
-        View::Readers => vec![
-            Constraint::Length(FIGURE),
-            Constraint::Length(FIGURE),
+        TopView::Files => {
+            vec![Constraint::Length(FIGURE_WIDTH), Constraint::Length(FIGURE_WIDTH), Constraint::Fill(1)]
+        }
+        TopView::Readers => vec![
+            Constraint::Length(FIGURE_WIDTH),
+            Constraint::Length(FIGURE_WIDTH),
             Constraint::Length(16),
             Constraint::Fill(1),
         ],
-        View::Servers => vec![Constraint::Length(28), Constraint::Length(24), Constraint::Fill(1)],
-        View::Incidents => vec![Constraint::Length(FIGURE), Constraint::Fill(1)],
+        TopView::Servers => vec![Constraint::Length(28), Constraint::Length(24), Constraint::Fill(1)],
+        TopView::Incidents => vec![Constraint::Length(FIGURE_WIDTH), Constraint::Fill(1)],
     }
 }
 
-fn title_line(model: &Model) -> Line<'_> {
+fn title_line(model: &TopModel) -> Line<'_> {
     let report = model.report();
     let filer = match report.filers.is_empty() {
         true => "",
@@ -70,7 +73,7 @@ fn title_line(model: &Model) -> Line<'_> {
     Line::from(line)
 }
 
-fn ratio_lines(model: &Model) -> Vec<Line<'_>> {
+fn ratio_lines(model: &TopModel) -> Vec<Line<'_>> {
     let report = model.report();
     let percent = |ratio: Option<f64>| ratio.map_or("-".into(), |ratio| format!("{:.1} %", 100.0 * ratio));
     let ratios = report.hit_ratios.get("1m").copied().unwrap_or_default();
@@ -95,7 +98,7 @@ fn ratio_lines(model: &Model) -> Vec<Line<'_>> {
     [hits, more].map(|figures| figures.into_iter().flatten().collect::<Vec<_>>().into()).into()
 }
 
-fn draw_cache(frame: &mut Frame, model: &Model, area: Rect) {
+fn draw_cache(frame: &mut Frame, model: &TopModel, area: Rect) {
     let Some(cache) = &model.report().cache else { return };
     let taken = cache.used + cache.resident;
     let part = if cache.capacity > 0 { taken as f64 / cache.capacity as f64 } else { 0.0 };
@@ -105,7 +108,7 @@ fn draw_cache(frame: &mut Frame, model: &Model, area: Rect) {
     frame.render_widget(gauge, area);
 }
 
-fn table<'a>(rows: &Rows, widths: &[Constraint]) -> Table<'a> {
+fn table<'a>(rows: &TableRows, widths: &[Constraint]) -> Table<'a> {
     let head = rows.head.iter().enumerate().map(|(column, name)| {
         let style = Style::new().add_modifier(Modifier::BOLD);
         Cell::new(*name).style(if column == rows.sorted_by { style.fg(Color::Cyan) } else { style })
@@ -114,12 +117,12 @@ fn table<'a>(rows: &Rows, widths: &[Constraint]) -> Table<'a> {
     Table::new(body, widths.to_vec()).header(Row::new(head)).column_spacing(1)
 }
 
-fn tab_line(model: &Model) -> Line<'_> {
-    let tab = |(number, view): (usize, View)| {
+fn tab_line(model: &TopModel) -> Line<'_> {
+    let tab = |(number, view): (usize, TopView)| {
         let text = format!(" {number} {} ", view.name());
         if view == model.view() { text.reversed() } else { text.dim() }
     };
-    let mut line: Vec<Span> = (1..).zip(View::ALL).map(tab).collect();
+    let mut line: Vec<Span> = (1..).zip(TopView::ALL).map(tab).collect();
     if model.is_typing() || !model.filter().is_empty() {
         let cursor = if model.is_typing() { "_" } else { "" };
         line.push(format!("  /{}{cursor}", model.filter()).fg(Color::Yellow));
@@ -127,7 +130,7 @@ fn tab_line(model: &Model) -> Line<'_> {
     Line::from(line)
 }
 
-fn key_line(model: &Model) -> Line<'_> {
+fn key_line(model: &TopModel) -> Line<'_> {
     let keys = if model.is_typing() {
         "Enter keeps the filter  Esc clears it"
     } else {
@@ -144,7 +147,7 @@ mod tests {
     use super::super::model::tests::model;
     use super::*;
 
-    fn screen(model: &Model, width: u16, height: u16) -> String {
+    fn screen(model: &TopModel, width: u16, height: u16) -> String {
         let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
         terminal.draw(|frame| draw(frame, model)).unwrap();
         terminal.backend().to_string()
@@ -170,7 +173,7 @@ mod tests {
     #[test]
     fn any_size_can_be_drawn() {
         let mut model = model();
-        for view in View::ALL {
+        for view in TopView::ALL {
             model.show(view);
             for (width, height) in [(1, 1), (10, 3), (40, 10), (300, 100)] {
                 screen(&model, width, height);

@@ -13,35 +13,37 @@ use anyhow::{Context, bail};
 use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 
-use crate::cli::http::{self, Answer};
+use crate::cli::http::{self, HttpAnswer};
 use crate::fuse::STATUS_XATTR;
 use crate::warmup::ticket::{READ_TICKET_XATTR, TICKET_LEN};
 use crate::warmup::wire::{API_PATH, ErrorBody, JobReport, JobRequest, REQUEST_HEADER};
 
 /// How long to try while the daemon has too many jobs of others.
-const PATIENCE: Duration = Duration::from_secs(30);
+const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long between two such tries.
-const PAUSE: Duration = Duration::from_millis(200);
+const BUSY_RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
-/// The daemons of the mounts that have been met, by device number. `None` for a device that is no such mount.
+/// The daemons of the mounts met so far, by device number; an error for a device that is no such
+/// mount.
 #[derive(Debug)]
-pub(super) struct Daemons {
-    known: HashMap<u64, Result<Arc<Daemon>, String>>,
+pub(super) struct DaemonRegistry {
+    known: HashMap<u64, Result<Arc<DaemonClient>, String>>,
     /// Where they are, if that was said.
     address: Option<String>,
     /// What they ask for as `Authorization`, if that was said.
     authorization: Option<String>,
 }
 
-impl Daemons {
-    /// None known yet. With an `address`, mounts are not asked for theirs. `token` is that of their status APIs.
+impl DaemonRegistry {
+    /// An empty registry. With an `address`, mounts are not asked for theirs. `token` is that of
+    /// their status APIs.
     pub(super) fn new(address: Option<String>, token: Option<&str>) -> Self {
         let authorization = token.map(|token| format!("Bearer {token}"));
         Self { known: HashMap::new(), address, authorization }
     }
 
     /// The daemon of the mount that `file` is in; the error says why there is none.
-    pub(super) fn of(&mut self, file: &File) -> Result<Arc<Daemon>, String> {
+    pub(super) fn of(&mut self, file: &File) -> Result<Arc<DaemonClient>, String> {
         let device = file.metadata().map_err(|error| super::walk::explain(&error))?.dev();
         let (address, authorization) = (&self.address, &self.authorization);
         let found = self.known.entry(device).or_insert_with(|| {
@@ -52,7 +54,7 @@ impl Daemons {
             };
             let (major, minor) = (libc::major(device), libc::minor(device));
             let (device, authorization) = (format!("{major}:{minor}"), authorization.clone());
-            Ok(Arc::new(Daemon { address, authorization, device }))
+            Ok(Arc::new(DaemonClient { address, authorization, device }))
         });
         found.clone()
     }
@@ -94,24 +96,24 @@ fn proc_name(file: &File) -> String {
 
 /// A running daemon.
 #[derive(Debug)]
-pub(super) struct Daemon {
+pub(super) struct DaemonClient {
     address: String,
     authorization: Option<String>,
     /// The device number of its mount, `MAJOR:MINOR`.
     pub(super) device: String,
 }
 
-impl Daemon {
+impl DaemonClient {
     /// Begins a job.
     pub(super) fn begin(&self, request: &JobRequest) -> anyhow::Result<JobReport> {
         let body = serde_json::to_string(request)?;
         let begun = Instant::now();
         loop {
             let answer = self.ask("POST", API_PATH, &body, Duration::ZERO)?;
-            if answer.code != 429 || begun.elapsed() > PATIENCE {
+            if answer.code != 429 || begun.elapsed() > BUSY_TIMEOUT {
                 return self.understand(&answer);
             }
-            std::thread::sleep(PAUSE);
+            std::thread::sleep(BUSY_RETRY_INTERVAL);
         }
     }
 
@@ -126,14 +128,14 @@ impl Daemon {
         self.understand(&self.ask("DELETE", &format!("{API_PATH}/{id}"), "", Duration::ZERO)?)
     }
 
-    fn ask(&self, method: &str, path: &str, body: &str, patience: Duration) -> anyhow::Result<Answer> {
+    fn ask(&self, method: &str, path: &str, body: &str, patience: Duration) -> anyhow::Result<HttpAnswer> {
         let token = self.authorization.iter().map(|token| ("Authorization", token.as_str()));
         let headers: Vec<_> = token.chain([REQUEST_HEADER, ("Content-Type", "application/json")]).collect();
         http::send(&self.address, method, path, &headers, body, patience)
             .with_context(|| format!("the daemon does not answer at {}", self.address))
     }
 
-    fn understand<T: DeserializeOwned>(&self, answer: &Answer) -> anyhow::Result<T> {
+    fn understand<T: DeserializeOwned>(&self, answer: &HttpAnswer) -> anyhow::Result<T> {
         if (200..300).contains(&answer.code) {
             return serde_json::from_str(&answer.body).with_context(|| {
                 format!("what answers at {} is no interceptor of this version", self.address)
@@ -158,7 +160,7 @@ mod tests {
     fn what_is_outside_of_a_mount_is_called_that() {
         let file = hold("/proc/self/status".as_ref()).unwrap();
         for address in [None, Some("127.0.0.1:9650".to_owned())] {
-            let error = Daemons::new(address, None).of(&file).unwrap_err();
+            let error = DaemonRegistry::new(address, None).of(&file).unwrap_err();
             assert_eq!(error, "not in a mount of interceptor");
         }
     }

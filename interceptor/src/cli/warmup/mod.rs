@@ -1,8 +1,9 @@
-//! `interceptor warmup`: has the daemon of a mount bring files into its cache, count them there, or give them up.
+//! `interceptor warmup`: makes the daemon of a mount load files into its cache, count them there,
+//! or evict them.
 //!
-//! [`walk`] finds the files, on a thread of its own. They are taken in portions; each file is held open until the mount has given
-//! a ticket for it, and with the tickets a portion becomes a job of the daemon ([`daemon`]). Two jobs are under way at a time, so that the daemon need not
-//! wait for us. Everything else is counting.
+//! [`walk`] finds the files, on a thread of its own. They are taken in batches: each file is held
+//! open until the mount has given a ticket for it, and with the tickets a batch becomes a job of
+//! the daemon ([`daemon`]). Two jobs are under way at a time, so that the daemon is never idle.
 
 mod daemon;
 mod progress;
@@ -24,10 +25,10 @@ use ::daemon::{address, output};
 use anyhow::Context;
 use clap::Args;
 
-use daemon::{Daemon, Daemons};
-use progress::Progress;
+use daemon::{DaemonClient, DaemonRegistry};
+use progress::WarmupProgress;
 use summary::Summary;
-use walk::{Argument, Found};
+use walk::{WalkItem, WarmupArgument};
 
 use super::signals::Signals;
 use crate::cli::untrusted::plain;
@@ -35,15 +36,15 @@ use crate::telemetry::access;
 use crate::warmup::wire::{FileProblem, FileResult, JobReport, JobRequest, JobState, WarmupAction};
 
 /// Files in one job. They are all held open for a moment, of which 1024 are usually allowed.
-const PORTION: usize = 256;
+const BATCH_FILES: usize = 256;
 /// Jobs at a time.
-const JOBS: usize = 2;
+const MAX_JOBS: usize = 2;
 /// How often the progress is asked for, and a Ctrl-C noticed.
-const TICK: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// The exit code after Ctrl-C, as of programs that it ends.
-const INTERRUPTED: u8 = 130;
+const INTERRUPTED_EXIT_CODE: u8 = 130;
 
-/// Brings files into the cache of their mount ahead of a job, or says what is there, or gives it up.
+/// Loads files into the cache of their mount ahead of a job, reports what is cached, or evicts it.
 #[derive(Debug, Clone, Args)]
 pub(super) struct WarmupOptions {
     /// Files and trees of a mount; `-` reads such paths from standard input, one a line
@@ -88,11 +89,11 @@ impl WarmupOptions {
         }
     }
 
-    fn arguments(&self) -> Vec<Argument> {
+    fn arguments(&self) -> Vec<WarmupArgument> {
         let end = if self.null { 0 } else { b'\n' };
         let argument = |path: &PathBuf| match path.as_os_str().as_encoded_bytes() {
-            b"-" => Argument::List(end),
-            _ => Argument::Path(path.clone()),
+            b"-" => WarmupArgument::List(end),
+            _ => WarmupArgument::Path(path.clone()),
         };
         self.path.iter().map(argument).collect()
     }
@@ -110,11 +111,11 @@ pub(super) fn run(options: &WarmupOptions) -> anyhow::Result<ExitCode> {
         WarmupAction::Check => "checking",
         WarmupAction::Evict => "giving up",
     };
-    let mut run = Run {
+    let mut run = WarmupRun {
         action,
         force: options.force,
-        daemons: Daemons::new(options.status_addr.clone(), token.as_deref()),
-        progress: Progress::new(verb, totals.clone()),
+        daemons: DaemonRegistry::new(options.status_addr.clone(), token.as_deref()),
+        progress: WarmupProgress::new(verb, totals.clone()),
         summary: Summary::new(action, options.force, &options.path),
         jobs: VecDeque::new(),
         asked_bytes: 0,
@@ -133,7 +134,7 @@ pub(super) fn run(options: &WarmupOptions) -> anyhow::Result<ExitCode> {
         output::print(run.summary.text(stopped, &totals))?;
     }
     Ok(match (stopped, run.summary.is_good()) {
-        (true, _) => ExitCode::from(INTERRUPTED),
+        (true, _) => ExitCode::from(INTERRUPTED_EXIT_CODE),
         (false, true) => ExitCode::SUCCESS,
         (false, false) => ExitCode::FAILURE,
     })
@@ -150,14 +151,14 @@ fn catch_signals() -> anyhow::Result<Arc<AtomicBool>> {
             signals.next().await;
             noted.store(true, Ordering::Relaxed);
             signals.next().await;
-            std::process::exit(INTERRUPTED.into());
+            std::process::exit(INTERRUPTED_EXIT_CODE.into());
         });
     })?;
     Ok(caught)
 }
 
 /// A file that was found.
-struct Wanted {
+struct FoundFile {
     argument: usize,
     path: PathBuf,
     /// Its number, by which a replacement is told from it.
@@ -166,73 +167,74 @@ struct Wanted {
 }
 
 /// What a daemon has been told to do.
-struct Job {
-    daemon: Arc<Daemon>,
-    files: Vec<Wanted>,
+struct DaemonJob {
+    daemon: Arc<DaemonClient>,
+    files: Vec<FoundFile>,
     report: JobReport,
 }
 
 /// Files that will be a job, held so that each can be asked for its ticket.
 #[derive(Default)]
-struct Portion {
-    daemon: Option<Arc<Daemon>>,
-    files: Vec<Wanted>,
+struct Batch {
+    daemon: Option<Arc<DaemonClient>>,
+    files: Vec<FoundFile>,
     held: Vec<File>,
 }
 
-struct Run {
+struct WarmupRun {
     action: WarmupAction,
     force: bool,
-    daemons: Daemons,
-    progress: Progress,
+    daemons: DaemonRegistry,
+    progress: WarmupProgress,
     summary: Summary,
-    jobs: VecDeque<Job>,
+    jobs: VecDeque<DaemonJob>,
     /// Bytes of all files that jobs were begun for.
     asked_bytes: u64,
     interrupted: Arc<AtomicBool>,
 }
 
-impl Run {
+impl WarmupRun {
     /// Sees to everything that is found, until it is interrupted or the cache is full.
-    fn all(&mut self, found: &Receiver<Found>) -> anyhow::Result<()> {
-        let mut portion = Portion::default();
+    fn all(&mut self, found: &Receiver<WalkItem>) -> anyhow::Result<()> {
+        let mut batch = Batch::default();
         while !self.is_over() {
-            match found.recv_timeout(TICK) {
-                Ok(Found::File { argument, path }) => self.take(&mut portion, argument, path)?,
-                Ok(Found::Problem { argument, path, reason }) => {
+            match found.recv_timeout(POLL_INTERVAL) {
+                Ok(WalkItem::File { argument, path }) => self.take(&mut batch, argument, path)?,
+                Ok(WalkItem::Problem { argument, path, reason }) => {
                     self.problem(argument, &path.display().to_string(), &reason);
                 }
                 // What has been found need not wait for what is slow to come.
                 Err(RecvTimeoutError::Timeout) => {
-                    self.begin(&mut portion)?;
+                    self.begin(&mut batch)?;
                     self.look(Duration::ZERO)?;
                 }
                 Err(RecvTimeoutError::Disconnected) => {
-                    self.begin(&mut portion)?;
+                    self.begin(&mut batch)?;
                     break;
                 }
             }
         }
         while !self.jobs.is_empty() && !self.is_interrupted() {
-            self.look(TICK)?;
+            self.look(POLL_INTERVAL)?;
         }
         Ok(())
     }
 
-    /// Adds a file to the portion, which becomes a job when it is large enough or the file is of another mount.
-    fn take(&mut self, portion: &mut Portion, argument: usize, path: PathBuf) -> anyhow::Result<()> {
+    /// Adds a file to the batch. The batch becomes a job once it is large enough or the file is of
+    /// another mount.
+    fn take(&mut self, batch: &mut Batch, argument: usize, path: PathBuf) -> anyhow::Result<()> {
         let Some((daemon, meta, file)) = self.hold(argument, &path) else { return Ok(()) };
-        if portion.daemon.as_ref().is_some_and(|other| other.device != daemon.device) {
-            self.begin(portion)?;
+        if batch.daemon.as_ref().is_some_and(|other| other.device != daemon.device) {
+            self.begin(batch)?;
         }
-        portion.daemon = Some(daemon);
-        portion.files.push(Wanted { argument, path, node: meta.ino(), size: meta.len() });
-        portion.held.push(file);
-        if portion.files.len() >= PORTION { self.begin(portion) } else { Ok(()) }
+        batch.daemon = Some(daemon);
+        batch.files.push(FoundFile { argument, path, node: meta.ino(), size: meta.len() });
+        batch.held.push(file);
+        if batch.files.len() >= BATCH_FILES { self.begin(batch) } else { Ok(()) }
     }
 
     /// A file, held, with the daemon of its mount. If it cannot be used, that has been counted.
-    fn hold(&mut self, argument: usize, path: &Path) -> Option<(Arc<Daemon>, Metadata, File)> {
+    fn hold(&mut self, argument: usize, path: &Path) -> Option<(Arc<DaemonClient>, Metadata, File)> {
         let held = walk::hold(path).and_then(|file| Ok((file.metadata()?, file)));
         let reason = match held {
             Ok((meta, file)) if meta.is_file() => match self.daemons.of(&file) {
@@ -250,10 +252,10 @@ impl Run {
     }
 
     /// Makes a job of what is in the portion, once there are not too many.
-    fn begin(&mut self, portion: &mut Portion) -> anyhow::Result<()> {
-        let Portion { daemon: Some(daemon), files, held } = std::mem::take(portion) else { return Ok(()) };
-        while self.jobs.len() >= JOBS && !self.is_over() {
-            self.look(TICK)?;
+    fn begin(&mut self, batch: &mut Batch) -> anyhow::Result<()> {
+        let Batch { daemon: Some(daemon), files, held } = std::mem::take(batch) else { return Ok(()) };
+        while self.jobs.len() >= MAX_JOBS && !self.is_over() {
+            self.look(POLL_INTERVAL)?;
         }
         if self.is_over() {
             return Ok(());
@@ -272,12 +274,12 @@ impl Run {
         // From here on the daemon holds the files.
         drop(held);
         self.asked_bytes += files.iter().map(|file| file.size).sum::<u64>();
-        self.jobs.push_back(Job { daemon, files, report });
+        self.jobs.push_back(DaemonJob { daemon, files, report });
         Ok(())
     }
 
-    /// The tickets of files, which are good only for a while, and those that have one. Of the others that has been counted.
-    fn prove(&mut self, files: Vec<Wanted>, held: &[File]) -> (Vec<Wanted>, Vec<String>) {
+    /// The files that have a ticket, and the tickets, which expire. Counts the other files.
+    fn prove(&mut self, files: Vec<FoundFile>, held: &[File]) -> (Vec<FoundFile>, Vec<String>) {
         let mut proved = (Vec::with_capacity(files.len()), Vec::with_capacity(files.len()));
         for (file, held) in files.into_iter().zip(held) {
             match daemon::read_ticket(held) {
@@ -311,7 +313,7 @@ impl Run {
         Ok(())
     }
 
-    fn count(&mut self, job: &Job) {
+    fn count(&mut self, job: &DaemonJob) {
         self.summary.moved(job.report.bytes_moved);
         for (file, result) in job.files.iter().zip(&job.report.results) {
             let reason = match result.problem {
@@ -359,7 +361,7 @@ impl Run {
         for job in std::mem::take(&mut self.jobs) {
             let Ok(report) = job.daemon.cancel(&job.report.id) else { continue };
             if report.state == JobState::Done {
-                self.count(&Job { report, ..job });
+                self.count(&DaemonJob { report, ..job });
             } else {
                 self.summary.unfinished(report.files_done, report.bytes_done, report.bytes_moved);
             }
@@ -376,7 +378,7 @@ impl Run {
 }
 
 /// Whether the file is not there any more, or is another by now.
-fn has_changed(file: &Wanted) -> bool {
+fn has_changed(file: &FoundFile) -> bool {
     match std::fs::symlink_metadata(&file.path) {
         Ok(meta) => meta.ino() != file.node,
         Err(error) => error.kind() == ErrorKind::NotFound,
@@ -404,8 +406,11 @@ mod tests {
     fn a_dash_is_a_list() {
         let options = typed(&["-0", "/mnt/a", "-"]).unwrap();
         let arguments = options.arguments();
-        assert!(matches!(&arguments[..], [Argument::Path(_), Argument::List(0)]), "{arguments:?}");
-        assert!(matches!(typed(&["-"]).unwrap().arguments()[..], [Argument::List(b'\n')]));
+        assert!(
+            matches!(&arguments[..], [WarmupArgument::Path(_), WarmupArgument::List(0)]),
+            "{arguments:?}"
+        );
+        assert!(matches!(typed(&["-"]).unwrap().arguments()[..], [WarmupArgument::List(b'\n')]));
     }
 
     #[test]

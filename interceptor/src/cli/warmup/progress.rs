@@ -1,4 +1,4 @@
-//! What is seen of a run while it goes on: a bar on a terminal, a line now and then elsewhere. All on standard error.
+//! Progress of a run on standard error: a bar on a terminal, else a line now and then.
 
 use std::fmt;
 use std::io::{IsTerminal, Write};
@@ -9,23 +9,23 @@ use std::time::{Duration, Instant};
 use daemon::size::ByteSize;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::walk::Totals;
+use super::walk::WalkTotals;
 
 /// How often a line is written where there is no terminal.
-const PERIOD: Duration = Duration::from_secs(5);
+const LINE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// See the module's documentation.
-pub(super) struct Progress {
+pub(super) struct WarmupProgress {
     verb: &'static str,
-    totals: Arc<Totals>,
+    totals: Arc<WalkTotals>,
     begun: Instant,
     bar: Option<ProgressBar>,
     written: Instant,
 }
 
-impl Progress {
+impl WarmupProgress {
     /// Nothing has been done yet of `totals`.
-    pub(super) fn new(verb: &'static str, totals: Arc<Totals>) -> Self {
+    pub(super) fn new(verb: &'static str, totals: Arc<WalkTotals>) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let style = ProgressStyle::with_template("{wide_bar} {msg}")
                 .unwrap_or_else(|_| ProgressStyle::default_bar());
@@ -37,7 +37,7 @@ impl Progress {
 
     /// So much has been done.
     pub(super) fn show(&mut self, files: u64, bytes: u64) {
-        let state = State {
+        let state = ProgressSnapshot {
             done: (files, bytes),
             all: (self.totals.files.load(Ordering::Relaxed), self.totals.bytes.load(Ordering::Relaxed)),
             complete: self.totals.complete.load(Ordering::Relaxed),
@@ -49,7 +49,7 @@ impl Progress {
                 bar.set_position(bytes);
                 bar.set_message(state.to_string());
             }
-            None if self.written.elapsed() >= PERIOD => {
+            None if self.written.elapsed() >= LINE_INTERVAL => {
                 note(&format!("{}: {state}", self.verb));
                 self.written = Instant::now();
             }
@@ -79,7 +79,7 @@ fn note(line: &str) {
 }
 
 /// Files and bytes, and how long they took.
-struct State {
+struct ProgressSnapshot {
     done: (u64, u64),
     all: (u64, u64),
     /// Whether `all` is all.
@@ -87,7 +87,7 @@ struct State {
     elapsed: Duration,
 }
 
-impl fmt::Display for State {
+impl fmt::Display for ProgressSnapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ((files, bytes), (all_files, all_bytes)) = (self.done, self.all);
         let more = if self.complete { "" } else { "+" };
@@ -117,8 +117,12 @@ mod tests {
 
     #[test]
     fn time_left_is_said_once_everything_has_been_found() {
-        let mut state =
-            State { done: (1, 1 << 20), all: (4, 4 << 20), complete: false, elapsed: Duration::from_secs(1) };
+        let mut state = ProgressSnapshot {
+            done: (1, 1 << 20),
+            all: (4, 4 << 20),
+            complete: false,
+            elapsed: Duration::from_secs(1),
+        };
         assert_eq!(state.to_string(), "1 of 4+ files, 1 MiB of 4 MiB+, 1 MiB/s");
         state.complete = true;
         assert_eq!(state.to_string(), "1 of 4 files, 1 MiB of 4 MiB, 1 MiB/s, 3 s left");

@@ -7,12 +7,12 @@ use std::sync::atomic::Ordering;
 use daemon::size::ByteSize;
 use serde::Serialize;
 
-use super::walk::Totals;
+use super::walk::WalkTotals;
 use crate::cli::untrusted::plain;
 use crate::warmup::wire::{FileProblem, FileResult, WarmupAction};
 
 /// So many problems are told one by one.
-const TOLD: usize = 20;
+const MAX_TOLD_PROBLEMS: usize = 20;
 
 /// See the module's documentation.
 #[derive(Debug, Serialize)]
@@ -22,7 +22,7 @@ pub(super) struct Summary {
     force: bool,
     /// Files that were seen to.
     #[serde(flatten)]
-    total: Tally,
+    total: CacheTally,
     /// Bytes that were fetched, or given up.
     moved_bytes: u64,
     /// Files and directories that could not be used.
@@ -31,11 +31,11 @@ pub(super) struct Summary {
     vanished: usize,
     /// Whether the cache had no room.
     full: bool,
-    arguments: Vec<Named>,
+    arguments: Vec<ArgumentTally>,
 }
 
 #[derive(Debug, Default, Clone, Copy, Serialize)]
-struct Tally {
+struct CacheTally {
     files: u64,
     /// Of these, files that are in the cache to the last byte.
     cached_files: u64,
@@ -44,15 +44,15 @@ struct Tally {
 }
 
 #[derive(Debug, Serialize)]
-struct Named {
+struct ArgumentTally {
     path: String,
     #[serde(flatten)]
-    tally: Tally,
+    tally: CacheTally,
     /// What of it could not be used.
     problems: usize,
 }
 
-impl Tally {
+impl CacheTally {
     fn add(&mut self, result: &FileResult) {
         self.files += 1;
         self.cached_files += u64::from(result.cached >= result.size);
@@ -82,15 +82,15 @@ impl Tally {
 impl Summary {
     /// Nothing has been done for these arguments.
     pub(super) fn new(action: WarmupAction, force: bool, arguments: &[PathBuf]) -> Self {
-        let named = |path: &PathBuf| Named {
+        let named = |path: &PathBuf| ArgumentTally {
             path: plain(&path.display().to_string()),
-            tally: Tally::default(),
+            tally: CacheTally::default(),
             problems: 0,
         };
         Self {
             action,
             force,
-            total: Tally::default(),
+            total: CacheTally::default(),
             moved_bytes: 0,
             problems: 0,
             vanished: 0,
@@ -134,8 +134,8 @@ impl Summary {
             argument.problems += 1;
         }
         match self.problems {
-            ..=TOLD => Some(format!("{path}: {reason}")),
-            number if number == TOLD + 1 => Some("(further problems are only counted)".into()),
+            ..=MAX_TOLD_PROBLEMS => Some(format!("{path}: {reason}")),
+            number if number == MAX_TOLD_PROBLEMS + 1 => Some("(further problems are only counted)".into()),
             _ => None,
         }
     }
@@ -162,9 +162,9 @@ impl Summary {
         serde_json::to_string(self).unwrap_or_default()
     }
 
-    /// All of it for people. `stopped`: by Ctrl-C. `found`: what there is to do, as far as is known.
-    pub(super) fn text(&self, stopped: bool, found: &Totals) -> String {
-        let Tally { files, cached_files, bytes, cached_bytes } = self.total;
+    /// The whole summary as text. `stopped`: by Ctrl-C. `found`: the files and bytes found so far.
+    pub(super) fn text(&self, stopped: bool, found: &WalkTotals) -> String {
+        let CacheTally { files, cached_files, bytes, cached_bytes } = self.total;
         let (bytes, cached, moved) = (ByteSize(bytes), ByteSize(cached_bytes), ByteSize(self.moved_bytes));
         let mut text = String::new();
         match self.action {
@@ -229,7 +229,7 @@ mod tests {
         let mut summary = Summary::new(WarmupAction::Check, false, &["/m/a".into(), "/m/b".into()]);
         summary.file(0, &result(1 << 20, 1 << 20, None));
         summary.file(1, &result(3 << 20, 0, None));
-        let text = summary.text(false, &Totals::default());
+        let text = summary.text(false, &WalkTotals::default());
         let lines: Vec<_> = text.lines().collect();
         assert!(lines[0].starts_with("100.0 %") && lines[0].ends_with("1 of 1 files  /m/a"), "{text}");
         assert!(lines[1].starts_with("  0.0 %") && lines[1].ends_with("0 of 1 files  /m/b"), "{text}");
@@ -246,7 +246,7 @@ mod tests {
         let mut summary = Summary::new(WarmupAction::Check, false, &["/m/a".into(), "/m/b".into()]);
         summary.problem(0, "/m/a", "Permission denied").unwrap();
         summary.file(1, &result(1 << 20, 1 << 20, None));
-        let text = summary.text(false, &Totals::default());
+        let text = summary.text(false, &WalkTotals::default());
         let lines: Vec<_> = text.lines().collect();
         assert!(
             lines[0].trim_start().starts_with("- ") && lines[0].ends_with("/m/a  (1 could not be looked at)"),
@@ -261,9 +261,9 @@ mod tests {
         let mut summary = Summary::new(WarmupAction::Check, false, &["/m".into()]);
         summary.file(0, &result(1_000_000, 999_999, None));
         assert!(
-            summary.text(false, &Totals::default()).starts_with(" 99.9 %"),
+            summary.text(false, &WalkTotals::default()).starts_with(" 99.9 %"),
             "{}",
-            summary.text(false, &Totals::default())
+            summary.text(false, &WalkTotals::default())
         );
     }
 
@@ -274,7 +274,7 @@ mod tests {
             summary.file(0, &result(10, 10, None));
             summary.file(0, &result(10, 3, Some(FileProblem::Full)));
             assert!(summary.is_full() && !summary.is_good());
-            let found = Totals { files: 9.into(), bytes: 90.into(), complete: false.into() };
+            let found = WalkTotals { files: 9.into(), bytes: 90.into(), complete: false.into() };
             let text = summary.text(false, &found);
             assert!(
                 text.contains("1 of 9 or more files and 13 B of 90 B or more") && text.contains(advice),
@@ -287,7 +287,7 @@ mod tests {
     fn many_problems_are_counted_and_not_all_told() {
         let mut summary = Summary::new(WarmupAction::Fetch, false, &[]);
         let told = (0..100).filter(|_| summary.problem(0, "/m/x", "is bad").is_some()).count();
-        assert_eq!(told, TOLD + 1);
-        assert!(!summary.is_good() && summary.text(false, &Totals::default()).contains("problems: 100"));
+        assert_eq!(told, MAX_TOLD_PROBLEMS + 1);
+        assert!(!summary.is_good() && summary.text(false, &WalkTotals::default()).contains("problems: 100"));
     }
 }

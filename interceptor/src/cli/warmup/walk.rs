@@ -1,7 +1,7 @@
-//! Finds the files that arguments, or lines of a list, name. Everything is done with the rights of who runs the program.
+//! Finds the files that arguments, or lines of a list, name, with the rights of the calling user.
 //!
-//! A thread of its own walks ahead of the daemon, so that it is soon known how much there is to do; how far ahead is
-//! bounded by the channel.
+//! A thread of its own walks ahead of the daemon, so that the total is known early; the channel
+//! bounds how far ahead.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead};
@@ -14,12 +14,12 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use nix::unistd::{AccessFlags, access};
 
-/// How many files may have been found that nobody has taken yet.
-const AHEAD: usize = 1 << 16;
+/// Files that may have been found and not yet taken.
+const FOUND_CAPACITY: usize = 1 << 16;
 
 /// Where to look.
 #[derive(Debug, Clone)]
-pub(super) enum Argument {
+pub(super) enum WarmupArgument {
     /// At a file or a tree.
     Path(PathBuf),
     /// At those that standard input names, each ended by this byte.
@@ -28,7 +28,7 @@ pub(super) enum Argument {
 
 /// Something that was found.
 #[derive(Debug)]
-pub(super) enum Found {
+pub(super) enum WalkItem {
     /// A regular file.
     File {
         /// Which argument named it.
@@ -49,7 +49,7 @@ pub(super) enum Found {
 
 /// How much has been found so far, in bytes where it is no number of files.
 #[derive(Debug, Default)]
-pub(super) struct Totals {
+pub(super) struct WalkTotals {
     pub(super) files: AtomicU64,
     pub(super) bytes: AtomicU64,
     /// Whether that is all.
@@ -57,18 +57,19 @@ pub(super) struct Totals {
 }
 
 /// Says why a file or directory is in no mount of ours, if so.
-type Refusal = fn(&File) -> Result<(), String>;
+type RejectFile = fn(&File) -> Result<(), String>;
 
-/// Looks at all of `arguments`, in order, unless `refusal` has one against them. The thread ends when the receiver is gone.
+/// Walks all of `arguments`, in order, except those that `reject` rejects. The thread ends when
+/// the receiver is dropped.
 pub(super) fn start(
-    arguments: Vec<Argument>,
-    refusal: Refusal,
-) -> io::Result<(Receiver<Found>, Arc<Totals>)> {
-    let (sender, receiver) = sync_channel(AHEAD);
-    let totals = Arc::new(Totals::default());
-    let walk = Walk { sender, totals: totals.clone(), refusal };
+    arguments: Vec<WarmupArgument>,
+    reject: RejectFile,
+) -> io::Result<(Receiver<WalkItem>, Arc<WalkTotals>)> {
+    let (sender, receiver) = sync_channel(FOUND_CAPACITY);
+    let totals = Arc::new(WalkTotals::default());
+    let walk = TreeWalk { sender, totals: totals.clone(), reject };
     std::thread::Builder::new().name("walk".into()).spawn(move || {
-        // An error means that nobody listens any more.
+        // An error means that the receiver was dropped.
         let all =
             arguments.iter().enumerate().try_for_each(|(number, argument)| walk.argument(number, argument));
         if all.is_ok() {
@@ -78,7 +79,8 @@ pub(super) fn start(
     Ok((receiver, totals))
 }
 
-/// Opens a file so that it stays what it is while it is held, without reading it or following a link to it.
+/// Opens a file so that the descriptor keeps meaning this file, without reading it or following a
+/// link to it.
 pub(super) fn hold(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW).open(path)
 }
@@ -91,20 +93,20 @@ pub(super) fn explain(error: &io::Error) -> String {
     }
 }
 
-/// Nobody listens any more.
-struct Deaf;
+/// The receiver was dropped.
+struct ReceiverDropped;
 
-struct Walk {
-    sender: SyncSender<Found>,
-    totals: Arc<Totals>,
-    refusal: Refusal,
+struct TreeWalk {
+    sender: SyncSender<WalkItem>,
+    totals: Arc<WalkTotals>,
+    reject: RejectFile,
 }
 
-impl Walk {
-    fn argument(&self, number: usize, argument: &Argument) -> Result<(), Deaf> {
+impl TreeWalk {
+    fn argument(&self, number: usize, argument: &WarmupArgument) -> Result<(), ReceiverDropped> {
         match argument {
-            Argument::Path(path) => self.named(number, path),
-            Argument::List(end) => {
+            WarmupArgument::Path(path) => self.named(number, path),
+            WarmupArgument::List(end) => {
                 for name in io::stdin().lock().split(*end) {
                     match name {
                         Ok(name) if name.is_empty() => {}
@@ -119,9 +121,9 @@ impl Walk {
         }
     }
 
-    /// A file or a tree that was named. A link is followed, unlike one that is found in a tree. What is in no mount of ours
-    /// is not walked.
-    fn named(&self, argument: usize, path: &Path) -> Result<(), Deaf> {
+    /// Takes a named file or tree. A link is followed, unlike one that is found in a tree. Trees
+    /// outside of our mounts are not walked.
+    fn named(&self, argument: usize, path: &Path) -> Result<(), ReceiverDropped> {
         let held = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path);
         let found = held.and_then(|file| Ok((file.metadata()?, file)));
         let (meta, file) = match found {
@@ -129,7 +131,7 @@ impl Walk {
             Ok(_) => return self.problem(argument, path, "neither a file nor a directory".into()),
             Err(error) => return self.problem(argument, path, explain(&error)),
         };
-        if let Err(reason) = (self.refusal)(&file) {
+        if let Err(reason) = (self.reject)(&file) {
             return self.problem(argument, path, reason);
         }
         if meta.is_dir() {
@@ -141,7 +143,7 @@ impl Walk {
         }
     }
 
-    fn tree(&self, argument: usize, root: PathBuf, device: u64) -> Result<(), Deaf> {
+    fn tree(&self, argument: usize, root: PathBuf, device: u64) -> Result<(), ReceiverDropped> {
         let mut directories = vec![root];
         while let Some(directory) = directories.pop() {
             let entries = match fs::read_dir(&directory) {
@@ -174,21 +176,21 @@ impl Walk {
         Ok(())
     }
 
-    fn file(&self, argument: usize, path: PathBuf, size: u64) -> Result<(), Deaf> {
+    fn file(&self, argument: usize, path: PathBuf, size: u64) -> Result<(), ReceiverDropped> {
         if let Err(errno) = access(&path, AccessFlags::R_OK) {
             return self.problem(argument, &path, explain(&errno.into()));
         }
         self.totals.files.fetch_add(1, Ordering::Relaxed);
         self.totals.bytes.fetch_add(size, Ordering::Relaxed);
-        self.send(Found::File { argument, path })
+        self.send(WalkItem::File { argument, path })
     }
 
-    fn problem(&self, argument: usize, path: &Path, reason: String) -> Result<(), Deaf> {
-        self.send(Found::Problem { argument, path: path.to_owned(), reason })
+    fn problem(&self, argument: usize, path: &Path, reason: String) -> Result<(), ReceiverDropped> {
+        self.send(WalkItem::Problem { argument, path: path.to_owned(), reason })
     }
 
-    fn send(&self, found: Found) -> Result<(), Deaf> {
-        self.sender.send(found).map_err(|_| Deaf)
+    fn send(&self, found: WalkItem) -> Result<(), ReceiverDropped> {
+        self.sender.send(found).map_err(|_| ReceiverDropped)
     }
 }
 
@@ -198,13 +200,14 @@ mod tests {
 
     use super::*;
 
-    fn found(paths: Vec<PathBuf>) -> (Vec<(usize, PathBuf)>, Vec<String>, Arc<Totals>) {
-        let (found, totals) = start(paths.into_iter().map(Argument::Path).collect(), |_| Ok(())).unwrap();
+    fn found(paths: Vec<PathBuf>) -> (Vec<(usize, PathBuf)>, Vec<String>, Arc<WalkTotals>) {
+        let (found, totals) =
+            start(paths.into_iter().map(WarmupArgument::Path).collect(), |_| Ok(())).unwrap();
         let (mut files, mut problems) = (Vec::new(), Vec::new());
         for found in found {
             match found {
-                Found::File { argument, path } => files.push((argument, path)),
-                Found::Problem { path, reason, .. } => {
+                WalkItem::File { argument, path } => files.push((argument, path)),
+                WalkItem::Problem { path, reason, .. } => {
                     problems.push(format!("{}: {reason}", path.display()));
                 }
             }

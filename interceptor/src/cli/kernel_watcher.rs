@@ -1,10 +1,12 @@
-//! What eBPF sees of a mount of this process, put to use: events go to the reader, counters to the metrics, and what is not seen to the status API.
+//! The eBPF observer of a mount of this process: events go to the reader, counters to the metrics,
+//! and missing capabilities to the status API.
 //!
 //! ```text
-//!  ring ──► thread `ebpf-events` ──► channel ──► `follow` ──► Watched::version(node) ──► Reader::hint_hot_range, Reader::hint_stream
+//!  ring buffer ──► thread `ebpf-events` ──► channel ──► `follow`
+//!     ──► WatchedMount::version(node) ──► Reader::hint_hot_range, Reader::hint_stream
 //! ```
 //!
-//! None of it is on the way of a read: whatever fails here is told, and the mount goes on without.
+//! Reads do not depend on it: a failure here is reported, and the mount goes on without.
 
 mod activity;
 
@@ -32,13 +34,13 @@ use crate::telemetry::{
 use crate::vital::contained;
 
 /// `FUSE_READ` of `linux/fuse.h`.
-const READ: u32 = 15;
+const FUSE_READ: u32 = 15;
 
 /// Programs that are being loaded, with what they will tell.
-pub(super) type Loading = JoinHandle<Result<(Observer, Receiver<KernelEvent>), EbpfError>>;
+pub(super) type ObserverLoading = JoinHandle<Result<(Observer, Receiver<KernelEvent>), EbpfError>>;
 
 /// A mount of this process, and what its files are.
-pub(super) trait Watched: Send + Sync + 'static {
+pub(super) trait WatchedMount: Send + Sync + 'static {
     /// Its device number, `MAJOR:MINOR`.
     fn device(&self) -> &str;
 
@@ -49,7 +51,7 @@ pub(super) trait Watched: Send + Sync + 'static {
     fn path(&self, node: NodeId) -> Option<String>;
 }
 
-impl Watched for Mount {
+impl WatchedMount for Mount {
     fn device(&self) -> &str {
         Mount::device(self)
     }
@@ -63,7 +65,7 @@ impl Watched for Mount {
     }
 }
 
-impl Watched for Overlay {
+impl WatchedMount for Overlay {
     fn device(&self) -> &str {
         Overlay::device(self)
     }
@@ -78,13 +80,13 @@ impl Watched for Overlay {
 }
 
 /// Watches a mount until it is dropped.
-pub(super) struct Seen {
+pub(super) struct KernelWatcher {
     follower: JoinHandle<()>,
-    /// The only owner: who else needs it has a weak pointer, so that the programs leave the kernel with this.
+    /// The only strong reference; all others are weak, so that dropping this unloads the programs.
     _observer: Arc<Observer>,
 }
 
-impl Drop for Seen {
+impl Drop for KernelWatcher {
     fn drop(&mut self) {
         self.follower.abort();
     }
@@ -96,18 +98,19 @@ fn settings() -> ObserverSettings {
 }
 
 /// Begins to load the programs.
-pub(super) fn load() -> Loading {
+pub(super) fn load() -> ObserverLoading {
     tokio::task::spawn_blocking(|| Observer::start(&settings()))
 }
 
-/// Watches `mount` with the `programs`, unless they are not wanted or cannot be had, which is told. What turns hot and who reads ahead is told to `reader`, if
-/// there is one. Does not keep the mount.
-pub(super) async fn watch<W: Watched>(
-    programs: Option<Loading>,
+/// Watches `mount` with the `programs`. Reports if they are switched off or cannot be loaded. Hot
+/// ranges and streams are hinted to `reader`, if there is one. Holds no strong reference to the
+/// mount.
+pub(super) async fn watch<W: WatchedMount>(
+    programs: Option<ObserverLoading>,
     mount: &Arc<W>,
     reader: Option<Arc<Reader>>,
     status: &Arc<Status>,
-) -> Option<Seen> {
+) -> Option<KernelWatcher> {
     let Some(loading) = programs else {
         tracing::info!("what the kernel reads by itself is not watched: eBPF is switched off by --no-ebpf");
         return None;
@@ -131,7 +134,7 @@ pub(super) async fn watch<W: Watched>(
     let sampled = Arc::downgrade(&observer);
     status.set_miss_ratio_curve(Box::new(move || sampled.upgrade()?.curve(device).ok()?));
     let follower = tokio::spawn(follow(events, Arc::downgrade(mount), reader));
-    Some(Seen { follower, _observer: observer })
+    Some(KernelWatcher { follower, _observer: observer })
 }
 
 fn capabilities(observer: &Observer) -> Vec<CapabilityReport> {
@@ -144,12 +147,17 @@ fn capabilities(observer: &Observer) -> Vec<CapabilityReport> {
 }
 
 /// Acts on events as they come.
-async fn follow<W: Watched>(mut events: Receiver<KernelEvent>, mount: Weak<W>, reader: Option<Arc<Reader>>) {
+async fn follow<W: WatchedMount>(
+    mut events: Receiver<KernelEvent>,
+    mount: Weak<W>,
+    reader: Option<Arc<Reader>>,
+) {
     let window = settings().stream_window;
     while let Some(event) = events.recv().await {
         let Some(reader) = &reader else { continue };
-        // The kernel may have forgotten the node meanwhile. If the number is another version's by now, that is ranked too high, or
-        // fetched in vain; what is fetched, and given to the page cache, are its own bytes.
+        // The kernel may have forgotten the node meanwhile. If its number stands for another
+        // version by now, that version is ranked too high or fetched in vain; but its own bytes
+        // are fetched and given to the page cache.
         let Some(version) = mount.upgrade().and_then(|mount| mount.version(event.node)) else { continue };
         let kind = contained(|| match event.kind {
             EventKind::Hot { .. } => {
@@ -174,7 +182,8 @@ fn count(metrics: &Metrics, observer: &Arc<Observer>, device: DeviceNumber) {
         [capability::CACHED_READS, capability::MAPPED_WINDOWS, capability::REQUESTS, capability::PASSTHROUGH]
             .map(|capability| observer.sees(capability));
     let observer = Arc::downgrade(observer);
-    // Readahead asks for more than is read, so that the difference may become smaller for a while; a counter may not.
+    // Readahead requests more than is read, so the difference may shrink for a while; a counter
+    // may not.
     let most_from_cache = AtomicU64::new(0);
     metrics.set_kernel(Box::new(move || {
         let observer = observer.upgrade()?;
@@ -205,7 +214,7 @@ fn lost(traffic: &Traffic, observer: &Observer) -> BTreeMap<&'static str, u64> {
 fn by_request(latency: impl IntoIterator<Item = (u32, Latency)>) -> BTreeMap<&'static str, FlowTotal> {
     let mut requests: BTreeMap<_, _> = ["read", "other"].map(|name| (name, FlowTotal::default())).into();
     for (opcode, part) in latency {
-        let sum = requests.entry(if opcode == READ { "read" } else { "other" }).or_default();
+        let sum = requests.entry(if opcode == FUSE_READ { "read" } else { "other" }).or_default();
         sum.buckets.iter_mut().zip(part.buckets).for_each(|(sum, part)| *sum += part);
         sum.nanos = sum.nanos.wrapping_add(part.nanos);
     }
@@ -223,7 +232,7 @@ mod tests {
             latency.buckets[bucket] = 1;
             latency
         };
-        let requests = by_request([(READ, of(3)), (1, of(4)), (14, of(4))]);
+        let requests = by_request([(FUSE_READ, of(3)), (1, of(4)), (14, of(4))]);
         assert_eq!(
             (requests["read"].count(), requests["read"].nanos, requests["read"].buckets[3]),
             (1, 10, 1)

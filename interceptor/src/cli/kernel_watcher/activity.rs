@@ -1,4 +1,4 @@
-//! What is hot in a mount and who reads it: what eBPF has seen, put into words that people know.
+//! The hot files and the readers of a mount: eBPF's counters by path and by command.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
@@ -9,40 +9,40 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
-use super::Watched;
+use super::WatchedMount;
 use crate::ebpf::{DeviceNumber, FileHeat, Observer, ReaderThread};
 use crate::telemetry::activity::{Activity, HotFile, ReaderGroup};
 use crate::telemetry::metrics::Gauge;
 
 /// Files and readers that are told of.
-const SHOWN: usize = 12;
+const MAX_SHOWN: usize = 12;
 /// Parts of a file that are told of, at most.
-const CELLS: u64 = 48;
+const MAX_CELLS: u64 = 48;
 /// Where control groups are, since version 2 of them.
-const CGROUPS: &str = "/sys/fs/cgroup";
+const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 
-/// What somebody had read when it was looked at last.
-struct Look {
+/// Bytes by reading thread at the previous sample.
+struct ReaderSample {
     at: Instant,
     bytes: HashMap<u32, u64>,
 }
 
 /// Tells what goes on in `mount`. Keeps neither it nor the programs.
-pub(super) fn gauge<W: Watched>(
+pub(super) fn gauge<W: WatchedMount>(
     observer: &Arc<Observer>,
     device: DeviceNumber,
     mount: &Arc<W>,
 ) -> Gauge<Option<Activity>> {
     let (observer, mount) = (Arc::downgrade(observer), Arc::downgrade(mount));
-    let last = Mutex::new(Look { at: Instant::now(), bytes: HashMap::new() });
+    let last = Mutex::new(ReaderSample { at: Instant::now(), bytes: HashMap::new() });
     Box::new(move || {
         let observer = observer.upgrade()?;
-        let hottest = observer.hottest_ranges(device, SHOWN).ok()?;
+        let hottest = observer.hottest_ranges(device, MAX_SHOWN).ok()?;
         let granule = observer.granule();
         let hottest = hottest.iter().map(|seen| hot_file(seen, granule, &mount)).collect();
         let read = observer.readers(device).ok()?;
         let mut last = last.lock();
-        let now = Look {
+        let now = ReaderSample {
             at: Instant::now(),
             bytes: read.iter().map(|reader| (reader.thread, reader.bytes)).collect(),
         };
@@ -53,7 +53,7 @@ pub(super) fn gauge<W: Watched>(
     })
 }
 
-fn hot_file<W: Watched>(seen: &FileHeat, granule: u64, mount: &Weak<W>) -> HotFile {
+fn hot_file<W: WatchedMount>(seen: &FileHeat, granule: u64, mount: &Weak<W>) -> HotFile {
     let mount = mount.upgrade();
     let version = mount.as_ref().and_then(|mount| mount.version(seen.node));
     let last = seen.granules.iter().map(|(granule, _)| u64::from(*granule) + 1).max().unwrap_or(1);
@@ -72,7 +72,7 @@ fn hot_file<W: Watched>(seen: &FileHeat, granule: u64, mount: &Weak<W>) -> HotFi
 /// What was read of each part of a file of `size` bytes, and how large these parts are.
 fn cells(seen: &FileHeat, granule: u64, size: u64) -> (u64, Vec<u64>) {
     let granules = size.div_ceil(granule).max(1);
-    let in_cell = granules.div_ceil(CELLS);
+    let in_cell = granules.div_ceil(MAX_CELLS);
     let mut cells = vec![0; granules.div_ceil(in_cell) as usize];
     for (granule, bytes) in &seen.granules {
         // The file may have become shorter since.
@@ -86,13 +86,13 @@ fn cells(seen: &FileHeat, granule: u64, size: u64) -> (u64, Vec<u64>) {
 /// The threads that read, those together that run the same command in the same control group.
 fn readers(read: &[ReaderThread], before: &HashMap<u32, u64>, seconds: f64) -> Vec<ReaderGroup> {
     #[derive(Default)]
-    struct Sum {
+    struct CommandTotals {
         processes: HashSet<u32>,
         bytes: u64,
         lately: u64,
         requested: u64,
     }
-    let mut sums: BTreeMap<(u64, &str), Sum> = BTreeMap::new();
+    let mut sums: BTreeMap<(u64, &str), CommandTotals> = BTreeMap::new();
     for reader in read {
         let sum = sums.entry((reader.cgroup, &reader.command)).or_default();
         sum.processes.insert(reader.process);
@@ -102,7 +102,7 @@ fn readers(read: &[ReaderThread], before: &HashMap<u32, u64>, seconds: f64) -> V
     }
     let mut most: Vec<_> = sums.into_iter().filter(|(_, sum)| sum.bytes > 0).collect();
     most.sort_by_key(|(_, sum)| std::cmp::Reverse((sum.lately, sum.bytes)));
-    let reading = |((cgroup, command), sum): ((u64, &str), Sum)| ReaderGroup {
+    let reading = |((cgroup, command), sum): ((u64, &str), CommandTotals)| ReaderGroup {
         command: command.to_owned(),
         cgroup: cgroup_path(cgroup, &sum.processes),
         processes: sum.processes.len() as u64,
@@ -110,7 +110,7 @@ fn readers(read: &[ReaderThread], before: &HashMap<u32, u64>, seconds: f64) -> V
         bytes: sum.bytes,
         requested_bytes: sum.requested,
     };
-    most.into_iter().take(SHOWN).map(reading).collect()
+    most.into_iter().take(MAX_SHOWN).map(reading).collect()
 }
 
 /// The path of a control group, as one of its processes knows it that is still there.
@@ -119,7 +119,7 @@ fn cgroup_path(number: u64, processes: &HashSet<u32>) -> String {
         let groups = fs::read_to_string(format!("/proc/{process}/cgroup")).ok()?;
         let path = groups.lines().find_map(|line| line.strip_prefix("0::"))?.to_owned();
         // A process may have moved, or have come to the number of one that has ended.
-        let found = fs::metadata(Path::new(CGROUPS).join(path.trim_start_matches('/'))).ok()?;
+        let found = fs::metadata(Path::new(CGROUP_ROOT).join(path.trim_start_matches('/'))).ok()?;
         (found.ino() == number).then_some(path)
     };
     processes.iter().find_map(path).unwrap_or_else(|| format!("id {number}"))
