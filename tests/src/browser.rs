@@ -30,7 +30,7 @@ const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Longest wait for its end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How a page is looked at.
+/// The window that shows a page.
 #[derive(Debug, Clone, Copy)]
 pub struct Viewport {
     /// CSS pixels.
@@ -121,7 +121,7 @@ impl Browser {
         Ok(())
     }
 
-    /// From now on the page is looked at like this.
+    /// Sets the window from now on.
     ///
     /// # Errors
     /// When the browser does not answer.

@@ -570,7 +570,7 @@ fn s3_gateway(launch: &Launch, filer: &Server) -> anyhow::Result<Server> {
         "-port.lance=0".into(),
     ]);
     let server = Server::start(launch, "s3", lease, args)?;
-    // It answers before it knows who may do what.
+    // It answers before it has loaded the identities.
     server.await_that("a bucket", || S3::new(&server.address()).make_bucket("ready").ok())?;
     Ok(server)
 }

@@ -1,4 +1,4 @@
-//! Applications that read a mount until they are told to stop.
+//! Applications that read a mount until they are stopped.
 
 use std::path::Path;
 use std::process::Command;

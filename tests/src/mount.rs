@@ -272,7 +272,7 @@ impl Mount {
         Ok(String::from_utf8_lossy(&fs::read(self.process.log())?).into_owned())
     }
 
-    /// The log, once `text` is in it: a daemon writes it behind what it tells of.
+    /// The log, once `text` is in it: a daemon writes it after the event.
     ///
     /// # Errors
     /// When that takes longer than ten seconds.

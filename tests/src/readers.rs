@@ -51,7 +51,7 @@ pub fn read_under(path: &Path, during: impl FnOnce()) -> u64 {
                 }
             });
         }
-        // Whatever fails, the readers are told to stop, or the scope would wait for them for ever.
+        // The readers are stopped on every way out, or the scope would wait for them for ever.
         let stopped = Stop(&stop);
         let more = |than: u64| {
             let read = || (rounds.load(Ordering::Relaxed) > than + 50).then_some(());

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 
-/// A user who owns nothing.
+/// An unprivileged user that owns no files.
 pub const NOBODY: u32 = 65_534;
 
 /// Does `work` on a thread that has the rights to files of [`NOBODY`], and of the group with the

@@ -57,7 +57,7 @@ fn each_kind_of_change_is_seen_within_a_second() {
     let mount = Mount::builder(&cluster).start().unwrap();
     let at = |name: &str| mount.file("/seen").join(name);
     for round in 1..=8_usize {
-        // Everything is looked at before it changes, so that there is something to invalidate.
+        // Everything is looked up before it changes, so that there is something to invalidate.
         assert_eq!(fs::read(at("file")).unwrap(), format!("version {}", round - 1).as_bytes());
         assert!(!at("new").exists());
         assert_eq!(names(&mount.file("/seen")), ["file"]);

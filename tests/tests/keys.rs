@@ -29,7 +29,7 @@ fn reads_need_the_right_key() {
         .unwrap();
     reading::verify(&by_environment.file("/guarded"), &content);
 
-    // The filer signs for those who go through it.
+    // The filer signs requests that go through it.
     let through_filer = Mount::builder(&cluster).no_security();
     let through_filer = match through_filer.kind() {
         Kind::Interceptor => through_filer.args(["--volume-server-access", "filerProxy"]),

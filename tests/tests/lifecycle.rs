@@ -408,7 +408,7 @@ fn a_log_that_nobody_drains_holds_nothing_up() {
         }
         Err(error) => {
             assert_eq!(error.kind(), ErrorKind::WouldBlock);
-            // Losses are told with the next line that can be written.
+            // Lost lines are counted in the next line that can be written.
             let _ = mount.file("/dir/one-more").exists();
             None
         }
@@ -450,7 +450,7 @@ fn output_that_cannot_be_written_is_a_failure_and_no_panic() {
         drop(reader);
         let (code, said) = run(closed.into(), Stdio::piped());
         assert_eq!((code, said.as_str()), (Some(1), ""), "{args:?}");
-        // An error that cannot be told.
+        // An error that cannot be printed.
         assert_eq!(run(full(), full()).0, Some(1), "{args:?}");
     }
     let mut command = Command::new(&programs[0]);

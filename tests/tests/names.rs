@@ -200,7 +200,7 @@ fn inline_and_empty_files() {
     assert_eq!(fs::read_dir(mount.file("/small/nothing in it")).unwrap().count(), 0);
 }
 
-/// What `stat` and friends tell of everything under `root`, for comparison of two mounts.
+/// All attributes of everything under `root`, for comparison of two mounts.
 fn describe(root: &Path) -> BTreeMap<String, String> {
     fn walk(root: &Path, at: &Path, told: &mut BTreeMap<String, String>) {
         for entry in fs::read_dir(at).unwrap() {

@@ -89,7 +89,7 @@ impl ObserveProcess {
 
     /// The curve of all that was read until now.
     fn curve(&mut self) -> MissRatioCurve {
-        // The last interval without reads tells of all of them.
+        // The report of the last interval, which has no reads, covers all of them.
         loop {
             let report = self.next();
             if report["reads_per_second"] == 0.0 {

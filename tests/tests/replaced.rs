@@ -191,11 +191,11 @@ fn a_remote_object_that_is_replaced_before_it_is_read_is_not_mixed_with_the_new_
     filer.delete("/remote/deleted").unwrap();
     sync();
 
-    // Some kernels tell of what fails while pages are filled no more than that it failed.
+    // Some kernels report only EIO for an error while pages are filled.
     let is_error = |result: Result<Vec<u8>, i32>| matches!(result, Err(libc::ESTALE | libc::EIO));
     for ((name, size), handle) in sizes.iter().zip(&handles) {
         assert!(is_error(read(handle)), "{name}: it reads as something");
-        // The new one is in the cluster by now.
+        // The new version is in the cluster now.
         assert!(is_error(read(handle)), "{name}: it reads as something");
         await_content(&path(name), &Pattern::new(2).bytes(0, *size));
     }

@@ -29,7 +29,7 @@ const READ_PATHS: [(&str, &[&str]); 2] = [("passthrough", &[]), ("page-cache", &
 
 fn mount(args: &[&str]) -> Mount {
     let mount = Mount::interceptor(&cluster().filer_addresses()).args(args).start().unwrap();
-    // A rename of which the mount is not told looks like the end of the file.
+    // A rename without an event to the mount looks like the end of the file.
     mount.log_with("the filer's events arrive").unwrap();
     mount
 }

@@ -1,4 +1,4 @@
-//! A cluster that speaks TLS: mutual on gRPC and with engines, and on the volume servers' HTTP.
+//! A cluster with TLS: mutual on gRPC and with engines, and on the volume servers' HTTP.
 
 use std::fs;
 use std::path::Path;

@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-/// How often a waiting loop looks at the flag.
+/// Interval at which waiting loops poll the flag.
 pub(crate) const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 static STOP_REQUESTED: OnceLock<Arc<AtomicBool>> = OnceLock::new();

@@ -20,7 +20,7 @@ use crate::{cargo, setup};
 /// Time for which the mount is read with an engine, and then without it, before the pictures are
 /// taken: enough to fill a good part of the charts.
 const LOAD_DURATION: Duration = Duration::from_secs(50);
-/// How long the page may take to show what it is told.
+/// How long the page may take to show the first figures.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(30);
 /// What the mount may cache: less than what is read.
 const CACHE_SIZE: &str = "256MiB";

@@ -25,12 +25,12 @@ const PASS_TIMEOUT: Duration = Duration::from_secs(600);
 const HIT_SOURCES: [&str; 3] = [PAGE_CACHE, "resident", "cache"];
 const PAGE_CACHE: &str = "page_cache";
 
-/// BytesBySource by source.
+/// Bytes by source.
 type BytesBySource = BTreeMap<String, u64>;
 
 /// What one pass over the files gave.
 struct ReadPass {
-    /// BytesBySource that were read.
+    /// Bytes that were read.
     bytes: u64,
     elapsed: Duration,
     wrong: Vec<String>,

@@ -35,7 +35,7 @@ use crate::telemetry::{Metrics, Status, peer};
 use crate::vital::{self, VitalPartFailed};
 use crate::warmup::{JobRegistry, WarmupMount};
 
-/// Puts a layer over a mount that exists and takes it away again when told to.
+/// Mounts a layer over an existing mount, and unmounts it on a signal.
 #[derive(Debug, Clone, Args)]
 pub(super) struct AttachOptions {
     /// The mount point of a mount that exists
@@ -221,7 +221,7 @@ async fn attach(
     let attached = Arc::new(Overlay::start(options.overlay(), reads, metrics.clone(), report).await?);
     let (known, live) = (Arc::downgrade(&attached), Arc::downgrade(&attached));
     metrics.set_nodes(Box::new(move || known.upgrade().map_or(0, |attached| attached.inode_count() as u64)));
-    // Without a filer there are no changes to hear of.
+    // Without a filer there is no subscription.
     if !options.filers().is_empty() {
         let is_live = move || live.upgrade().is_some_and(|attached| attached.is_live());
         metrics.set_subscription_live(Box::new(is_live));

@@ -28,7 +28,7 @@ pub(super) const EBPF: &str = "eBPF programs";
 /// The name of the ability to keep CPUs from sleeping.
 pub(super) const AWAKE: &str = "CPUs that stay awake";
 
-/// One thing that was looked at.
+/// One ability of this host.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Finding {
     /// Its name.
@@ -235,7 +235,7 @@ pub(super) fn waking_up() -> Finding {
     }
 }
 
-/// What the kernel would refuse is only found out by mounting; here is what can be told before.
+/// Passthrough, as far as it can be known before mounting: the kernel may still refuse it then.
 fn passthrough() -> Finding {
     // All users can read the names of kernel functions, only their addresses are hidden.
     let there = fs::read_to_string("/proc/kallsyms").ok().map(|text| text.contains(" fuse_backing_open"));

@@ -32,7 +32,7 @@ const RETRY_TIMES: RangeInclusive<Duration> = Duration::from_millis(100)..=Durat
 pub(super) const POLL_INTERVAL_RANGE: RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_secs(3600);
 
-/// What the cache takes unless told otherwise, if that is not more than half of the memory.
+/// Default size of the cache, if that is not more than half of the memory.
 const DEFAULT_CACHE_SIZE: ByteSize = ByteSize(1 << 30);
 
 /// How to log; shared by all commands that run for long.

@@ -46,7 +46,8 @@ pub(super) fn run(options: &StatusOptions) -> anyhow::Result<()> {
     Ok(output::print(Text { report: &report, readiness })?)
 }
 
-/// A report as people read it.
+/// A report as people read it, a line for each figure. One format string aligns the names; a table
+/// crate would take the place of that string only.
 struct Text<'a> {
     report: &'a StatusReport,
     /// Why the mount is not ready.
@@ -156,7 +157,7 @@ impl fmt::Display for Text<'_> {
             let silent = if server.is_silent { ", SILENT" } else { "" };
             let text = format!("{} by {}{silent}", server.address, server.source);
             line("volume server", &format_args!("{text}{}", last(&server.last_error)))?;
-            // Most hosts of volume servers have no engine, which is no news.
+            // Most hosts of volume servers have no engine, which is no problem.
             let engine = server.engine.as_ref().filter(|engine| engine.state != EngineState::Absent);
             if let Some(engine) = engine {
                 let text = format!("{} {}", engine.address, engine.state.label());

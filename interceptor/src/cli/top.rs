@@ -22,7 +22,7 @@ use super::signals::Signals;
 use crate::telemetry::report::StatusReport;
 use model::{TopModel, TopView};
 
-/// How often keys are looked for: below what a user notices.
+/// Interval at which keys are polled: shorter than a user notices.
 const KEY_POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Watches a running mount.

@@ -27,7 +27,7 @@ fn a_mount_below_that_hangs_holds_up_who_asks_it() {
         let path = stage.file("file");
         move || fs::read(path)
     });
-    // The daemon tells of itself meanwhile, and has not answered these.
+    // The status API answers meanwhile; these two are not answered.
     for _ in 0..20 {
         stage.read("lower");
     }

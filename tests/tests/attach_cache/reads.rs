@@ -21,7 +21,7 @@ fn what_is_read_again_comes_from_memory() {
         for size in sizes {
             stage.await_cached(&size.to_string(), &content(size as u64, size));
         }
-        // All of it is there by now.
+        // All of it is cached now.
         for size in sizes {
             assert!(uncached(&stage.file(&size.to_string())) == content(size as u64, size), "{size}");
         }

@@ -1,4 +1,4 @@
-//! What is counted of reads: on our mount and on one of others, to the page.
+//! Counters of reads, on our mount and on a foreign one, exact to the page.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Read;
@@ -45,7 +45,7 @@ fn everything_is_seen(stage: &ReadCase) {
     let events = watched.events_until(last_node);
     assert_eq!(watched.ranges(node, &events), std::slice::from_ref(&(8 * PAGE..11 * PAGE)));
 
-    // The same from the page cache, and a part of it; no page is told again.
+    // The same from the page cache, and a part of it; no page has a second event.
     let before = watched.observer.traffic(watched.device).unwrap();
     file.read_exact_at(&mut buffer[..3 * PAGE as usize], 8 * PAGE).unwrap();
     file.read_exact_at(&mut buffer[..100], 9 * PAGE + 50).unwrap();
@@ -80,7 +80,7 @@ fn everything_is_seen(stage: &ReadCase) {
     read_page(last, 1);
     let events = watched.events_until(last_node);
     let told = watched.ranges(node, &events);
-    // Pages 8 to 10 were told before; all others were touched by now, once each.
+    // Pages 8 to 10 had their events before; all others were touched since, once each.
     assert_eq!(told, [0..8 * PAGE, 11 * PAGE..pages * PAGE]);
 
     // The daemon's answers and the reading process. The kernel does not wait for the answer to the

@@ -1,4 +1,4 @@
-//! What is told of reads as they come: streams, hot ranges, and how many were lost.
+//! Events of reads: streams, hot ranges, and the count of lost events.
 
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};

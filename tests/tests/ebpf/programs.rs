@@ -63,7 +63,7 @@ fn observe_says_what_is_read_by_whom_and_leaves_nothing_behind() {
         .unwrap();
     let mut lines = std::io::BufReader::new(observe.stdout.take().unwrap()).lines();
     let mut buffer = vec![0; MIB];
-    // The first line says that the mount is watched; reads go on until a line tells of them.
+    // The first line says that the mount is watched; reads go on until a line reports them.
     let seen = (0..100).find_map(|_| {
         let line = lines.next()?.unwrap();
         file.read_exact_at(&mut buffer, 0).unwrap();

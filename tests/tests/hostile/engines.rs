@@ -17,7 +17,7 @@ use super::{WAIT_TIMEOUT, assert_bounded, resident_mib};
 
 const SIZE: usize = 3_000_000;
 
-/// Some user without privileges who owns nothing.
+/// An unprivileged user that owns no files.
 const STRANGER_UID: u32 = 23_456;
 
 /// All that was asked for, with the checksum that belongs to it.
@@ -122,7 +122,7 @@ fn a_socket_name_that_somebody_has_taken_is_left_alone() {
     assert!(heard.iter().all(|(way, _)| *way == Connection::Tcp), "{heard:?}");
 }
 
-/// A mount that was told of this engine.
+/// A mount that is given this engine by name.
 fn with(cluster: &Cluster, engine: &FakeEngine) -> Mount {
     let server = cluster.volume_servers()[0].address();
     let named = format!("--engine={server}={}", engine.address());

@@ -17,7 +17,7 @@ use rdma_engine::protocol::{
 };
 pub(crate) use tests::user::NOBODY;
 
-/// Runs `work` on a thread of the user `uid`, who may do nothing special.
+/// Runs `work` on a thread of the unprivileged user `uid`.
 pub(crate) fn as_user<T: Send>(uid: u32, work: impl FnOnce() -> T + Send) -> T {
     thread::scope(|scope| {
         let thread = scope.spawn(|| {

@@ -1,4 +1,4 @@
-//! An engine that speaks verbs, and is not what it says.
+//! A forged engine over verbs.
 
 use std::io;
 use std::net::{SocketAddr, TcpStream};

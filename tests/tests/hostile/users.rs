@@ -1,4 +1,4 @@
-//! A user of the host who may do nothing special.
+//! An unprivileged user of the host.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -101,7 +101,7 @@ fn sessions_that_take_no_answers_do_not_fill_an_engine() {
     let greeting = greedy(at.fid.parse().unwrap());
     let held = as_user(NOBODY, || hold(engine.address(), 100, &greeting));
     println!("{} sessions are held", held.len());
-    // All that they ask for has been looked at when the engine answers another.
+    // The engine has handled all their requests when it answers another.
     let mount = Mount::builder(&cluster).engines(&cluster, "tcp").start().unwrap();
     assert!(std::fs::read(mount.file("/file")).unwrap() == content);
     assert_bounded("greedy sessions", engine.pid(), before);

@@ -37,7 +37,7 @@ const SMALL_FILES: u64 = 300;
 const SMALL_FILE_SIZE: usize = 16 << 10;
 /// Files that names are made of, changed and removed.
 const NAME_COUNT: usize = 500;
-/// Longest wait for a layer to hear of changes.
+/// Longest wait for a layer's subscription to the filer's events.
 const SUBSCRIPTION_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long one repetition may take.
 const REPETITION_TIMEOUT: Duration = Duration::from_secs(600);
@@ -262,7 +262,7 @@ fn write_small(site: &MountUnderTest) -> Result<Vec<Sample>> {
     Ok(vec![rate("", contents.len(), seconds)])
 }
 
-/// Names come, are looked at, changed, and go.
+/// Creates, stats, renames and removes files.
 fn names(site: &MountUnderTest) -> Result<Vec<Sample>> {
     let directory = site.root.join("names");
     fs::create_dir(&directory)?;

@@ -75,7 +75,7 @@ impl DataSet {
         self.small.iter().map(|file| file.size).sum()
     }
 
-    /// Writes all files; `progress` is told of bytes as they go out.
+    /// Writes all files; calls `progress` with the number of bytes as they are sent.
     pub(super) fn write(&self, filer: &Filer, progress: impl Fn(u64) + Sync) -> Result<()> {
         let put = |path: &str, pattern: Pattern, size| {
             let seen = |part: &[u8]| progress(part.len() as u64);

@@ -55,7 +55,7 @@ pub(super) fn beside_direct(
 fn find(daemon: i32, size: u64) -> Result<Option<PathBuf>> {
     for descriptor in fs::read_dir(format!("/proc/{daemon}/fd"))? {
         let path = descriptor?.path();
-        // Closed meanwhile, or none that can be looked at.
+        // Closed meanwhile, or without metadata.
         let Ok(meta) = fs::metadata(&path) else { continue };
         if meta.is_file() && meta.len() == size && meta.nlink() == 0 {
             return Ok(Some(path));

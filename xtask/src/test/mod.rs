@@ -50,7 +50,7 @@ const TWO_GUESTS: &str = "two_guests::";
 const COMPARISONS: [&str; 7] =
     ["codecs", "erasure_coded", "manifests", "names", "replaced", "sizes", "written_by_mount"];
 
-/// ... and, of them, those where it matters who hands the bytes over.
+/// ... and, of them, those where the source of the bytes matters.
 const BY_ENGINES: [&str; 5] = ["codecs", "manifests", "replaced", "sizes", "written_by_mount"];
 
 /// The conditions under which those are run again, as environment variables that the mounts of

@@ -25,7 +25,7 @@ pub(super) struct Tally {
 enum OutputSection {
     #[default]
     Results,
-    /// The output of tests that passed: only looked through.
+    /// The output of tests that passed: only scanned for skips.
     Successes,
 }
 

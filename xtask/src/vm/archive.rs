@@ -132,7 +132,7 @@ impl Archive {
     fn apt(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         command.env("DEBIAN_FRONTEND", "noninteractive").env("LC_ALL", "C");
-        // What apt says is news about progress, not our result.
+        // apt's output is progress, not a result.
         command.stdout(io::stderr());
         for (name, file) in [
             ("Dir::Etc::sourcelist=", "sources.list"),
@@ -152,7 +152,7 @@ impl Archive {
         ] {
             command.args(["-o", setting]);
         }
-        // Its progress is for a person to look at.
+        // Progress bars are for terminals.
         command.args(["-o", if io::stderr().is_terminal() { "quiet=0" } else { "quiet=2" }]);
         command
     }

@@ -17,7 +17,7 @@ use crate::fetch::EngineConfig;
 use crate::seaweed::filer::FilerClient;
 use crate::seaweed::security::Security;
 
-/// Volume servers that are looked at, at most.
+/// Volume servers that are checked, at most.
 const MAX_SERVERS: usize = 64;
 
 /// How long an engine may take to answer.

@@ -14,9 +14,9 @@ use crate::ebpf::{DeviceNumber, FileHeat, Observer, ReaderThread};
 use crate::telemetry::activity::{Activity, HotFile, ReaderGroup};
 use crate::telemetry::metrics::Gauge;
 
-/// Files and readers that are told of.
+/// Files and readers that are reported.
 const MAX_SHOWN: usize = 12;
-/// Parts of a file that are told of, at most.
+/// Parts of a file that are reported.
 const MAX_CELLS: u64 = 48;
 /// Where control groups are, since version 2 of them.
 const CGROUP_ROOT: &str = "/sys/fs/cgroup";

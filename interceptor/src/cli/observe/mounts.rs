@@ -37,7 +37,7 @@ pub(super) fn find(paths: &[PathBuf]) -> anyhow::Result<Vec<FuseMount>> {
 
 fn at(path: &Path) -> Option<FuseMount> {
     let topmost = |path: &Path| MountInfo::topmost(path).and_then(fuse_mount);
-    // Only what is no mount point itself is looked at: it may be a link to one.
+    // A path that is no mount point itself may be a link to one.
     topmost(&std::path::absolute(path).ok()?).or_else(|| topmost(&path.canonicalize().ok()?))
 }
 

@@ -1,4 +1,4 @@
-//! Figures of one mount between two looks at what the kernel has counted.
+//! Figures of one mount between two samples of the kernel's counters.
 
 use std::collections::HashMap;
 use std::fmt;

@@ -1,4 +1,4 @@
-//! The daemon of a mount: found by asking the mount, spoken to over its status API.
+//! The daemon of a mount: its address is an attribute of the mount, its status API takes the requests.
 
 use std::collections::HashMap;
 use std::fs::File;

@@ -161,12 +161,12 @@ fn catch_signals() -> anyhow::Result<Arc<AtomicBool>> {
 struct FoundFile {
     argument: usize,
     path: PathBuf,
-    /// Its number, by which a replacement is told from it.
+    /// Its inode number, which a file that replaces it does not have.
     node: u64,
     size: u64,
 }
 
-/// What a daemon has been told to do.
+/// A job that a daemon has accepted.
 struct DaemonJob {
     daemon: Arc<DaemonClient>,
     files: Vec<FoundFile>,
@@ -377,7 +377,7 @@ impl WarmupRun {
     }
 }
 
-/// Whether the file is not there any more, or is another by now.
+/// Whether the file was deleted or replaced.
 fn has_changed(file: &FoundFile) -> bool {
     match std::fs::symlink_metadata(&file.path) {
         Ok(meta) => meta.ino() != file.node,

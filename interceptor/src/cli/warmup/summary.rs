@@ -11,7 +11,7 @@ use super::walk::WalkTotals;
 use crate::cli::untrusted::plain;
 use crate::warmup::wire::{FileProblem, FileResult, WarmupAction};
 
-/// So many problems are told one by one.
+/// Problems that are printed one by one; further ones are only counted.
 const MAX_TOLD_PROBLEMS: usize = 20;
 
 /// See the module's documentation.
@@ -127,7 +127,8 @@ impl Summary {
         self.vanished += 1;
     }
 
-    /// Something cannot be used. Returns what to say about it; of many, not each is told.
+    /// Counts a file or directory that cannot be used. Returns the line to print, if it is one of the
+    /// first.
     pub(super) fn problem(&mut self, argument: usize, path: &str, reason: &str) -> Option<String> {
         self.problems += 1;
         if let Some(argument) = self.arguments.get_mut(argument) {
