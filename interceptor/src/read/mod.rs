@@ -116,7 +116,7 @@ impl Reader {
         let loader = BlockLoader::new(cache.clone(), origin, &runtime);
         Arc::new(Self {
             prefetcher: Prefetcher::new(loader.clone(), cache.clone(), metrics.clone()),
-            warmup_reporter: PrefetchReporter::new(Trigger::Warmup, &metrics, None),
+            warmup_reporter: PrefetchReporter::observer(Trigger::Warmup, &metrics, None),
             warmup_permits: Arc::new(Semaphore::new((cache.speculation_limit() >> 10) as usize)),
             promoter: OnceLock::new(),
             runtime,

@@ -57,8 +57,8 @@ impl Prefetcher {
     pub(super) fn new(loader: Arc<BlockLoader>, cache: Arc<Cache>, metrics: Arc<Metrics>) -> Self {
         Self {
             max_window: cache.speculation_limit().min(MAX_WINDOW),
-            hot: PrefetchReporter::new(Trigger::Hot, &metrics, None),
-            open: PrefetchReporter::new(Trigger::Open, &metrics, None),
+            hot: PrefetchReporter::observer(Trigger::Hot, &metrics, None),
+            open: PrefetchReporter::observer(Trigger::Open, &metrics, None),
             whole_object: Arc::new(Semaphore::new(1)),
             never: CancellationToken::new(),
             loader,
@@ -166,7 +166,7 @@ impl Prefetcher {
     /// Reports prefetched blocks to the metrics, and to the `stats` of the predictor that advised
     /// them.
     pub(super) fn reporter(&self, trigger: Trigger, stats: &Arc<PrefetchStats>) -> Arc<dyn PrefetchObserver> {
-        PrefetchReporter::new(trigger, &self.metrics, Some(stats.clone()))
+        PrefetchReporter::observer(trigger, &self.metrics, Some(stats.clone()))
     }
 }
 
@@ -214,7 +214,7 @@ pub(super) struct PrefetchReporter {
 }
 
 impl PrefetchReporter {
-    pub(super) fn new(
+    pub(super) fn observer(
         trigger: Trigger,
         metrics: &Arc<Metrics>,
         stats: Option<Arc<PrefetchStats>>,

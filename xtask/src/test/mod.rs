@@ -4,11 +4,11 @@
 //!
 //! 1. the unit tests of the crates;
 //! 2. raw FUSE requests for five minutes, the examples of the documentation, and the interleavings
-//!   of the model checker;
+//!    of the model checker;
 //! 3. the end-to-end suites, one at a time, because their servers and mounts would disturb each
-//!   other;
+//!    other;
 //! 4. in the virtual machine, the tests that need an RDMA device: verbs themselves, and mounts
-//!   that read by them.
+//!    that read by them.
 //!
 //! Temporary files of the tests lie in a workplace, and orphaned processes become children of this
 //! one, so nothing stays behind even when a test is killed.
