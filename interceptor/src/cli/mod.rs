@@ -169,7 +169,7 @@ enum CommandFailure {
 /// Does what the arguments (with the program's name in front) say; blocks until it is done.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let _flush = output::FlushOnDrop;
-    let arguments: Vec<OsString> = arguments.into_iter().map(options::without_negation).collect();
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
     let (cli, matches) = match parse(&arguments) {
         Ok(parsed) => parsed,
         Err(error) => return output::explain_usage(&error),
@@ -206,6 +206,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn parse(arguments: &[OsString]) -> Result<(Cli, ArgMatches), clap::Error> {
+    let arguments = arguments.iter().cloned().map(options::without_negation);
     let matches = Cli::command().try_get_matches_from(arguments)?;
     Ok((Cli::from_arg_matches(&matches)?, matches))
 }

@@ -306,7 +306,7 @@ fn a_chunk_read_at_random_again_and_again_is_fetched_whole() {
     // No four of these places make equal steps, and none comes shortly after another.
     for place in [40, 39, 37, 36, 31, 30, 28, 27, 13, 12, 10, 9, 4, 3, 1, 0u64] {
         mounted.read(&file, place * 65536, 4096).unwrap();
-        assert!(!mounted.cache.contains(&whole) && !mounted.reader.loader.inflight(&whole).is_some());
+        assert!(!mounted.cache.contains(&whole) && mounted.reader.loader.inflight(&whole).is_none());
     }
     mounted.read(&file, 60 * 65536, 4096).unwrap();
     match mounted.reader.loader.inflight(&whole) {
