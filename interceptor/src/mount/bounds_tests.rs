@@ -174,18 +174,20 @@ fn walking_many_directories_stays_within_the_node_memory() {
     let listed = list(&mount.at.path, || ());
     assert_eq!(listed.len() as u64, DIRECTORIES);
     let mut peak = 0;
+    // Nodes may grow by an eighth before the kernel is asked again.
+    let bound = LIMIT + LIMIT / 8 + 2000;
     for (number, name) in &listed {
         let path = mount.at.path.join(name);
         assert!(list(&path, || ()).is_empty());
         assert_eq!(fs::metadata(&path).unwrap().ino(), *number);
         // Negative dentries keep a directory in use.
         assert!(!path.join("none").exists());
-        peak = peak.max(mount.namespace.node_bytes());
+        let bytes = mount.namespace.node_bytes();
+        peak = peak.max(bytes);
+        // How soon the kernel forgets depends on how busy the CPUs are.
+        assert!(bytes <= 2 * LIMIT || is_soon(|| mount.namespace.node_bytes() <= bound), "{bytes}");
     }
     println!("at most {peak} bytes of nodes");
-    assert!(peak <= 2 * LIMIT, "{peak}");
-    // Nodes may grow by an eighth before the kernel is asked again.
-    let bound = LIMIT + LIMIT / 8 + 2000;
     assert!(is_soon(|| mount.namespace.node_bytes() <= bound), "{}", mount.namespace.node_bytes());
     let shown =
         fs::read_link(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&open_directory))).unwrap();
