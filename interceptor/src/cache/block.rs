@@ -76,8 +76,7 @@ impl fmt::Debug for HeapMemory {
     }
 }
 
-/// A filled block. Lives while the index or a [`PinnedBlock`] owns it; then its memory is free
-/// again.
+/// A filled block. Its memory is free again when neither the index nor a [`PinnedBlock`] owns it.
 pub(super) struct BlockEntry {
     pub(super) key: BlockKey,
     pub(super) memory: BlockMemory,
@@ -146,8 +145,7 @@ impl Drop for BlockEntry {
     }
 }
 
-/// The bytes of a block, which neither move nor change while this is held; a clone is another such
-/// pin.
+/// The bytes of a block, which neither move nor change while this lives. A clone is another pin.
 ///
 /// Only reading compiles:
 /// ```compile_fail

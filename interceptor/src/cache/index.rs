@@ -97,8 +97,7 @@ impl BlockIndex {
         self.shard(key).read().contains_key(key)
     }
 
-    /// Makes a filled block findable. Returns the block that is under the key already, if there is
-    /// one.
+    /// Makes a filled block findable. If there is a block under the key already, returns that one.
     pub(super) fn publish(&self, entry: Arc<BlockEntry>) -> PinnedBlock {
         let BlockMemory::Slot(slot) = &entry.memory else { return PinnedBlock::pin(entry) };
         let key = entry.key;

@@ -1,8 +1,7 @@
 //! Single flight: a reader that misses a block in flight waits for the fetch that runs.
 //!
 //! A fetch runs as a task of its own, so it goes on if the reader that started it gives up. All
-//! readers that wait get its result, an error too; once it is over, the next miss starts another
-//! fetch.
+//! readers that wait get its result, an error too; the next miss after that starts another fetch.
 //!
 //! A speculative fetch becomes a demand when a reader joins it ([`Priority`]). A cancelled fetch
 //! cannot be joined any more, even while it is still winding up: the reader starts another.
@@ -79,12 +78,11 @@ where
         self.join_at(key, arrival, lookup, fetch)
     }
 
-    /// Joins the fetch of `key`, or starts it, for a reader that came at `arrival`, or on
-    /// speculation.
+    /// Joins the fetch of `key`, or starts it, on speculation or for a reader that came at
+    /// `arrival`.
     ///
     /// Calls `lookup` under the lock before it starts a fetch. A fetch makes its value visible to
-    /// `lookup` before it ends, so nothing is fetched twice. `fetch` is given the fetch's
-    /// priority.
+    /// `lookup` before it ends, so nothing is fetched twice. `fetch` is given its priority.
     pub fn join_at<F>(
         &self,
         key: K,
@@ -137,8 +135,7 @@ pub enum Joined<V, E> {
     InFlight(SharedFetch<V, E>),
 }
 
-/// The fetch ended without a result, because it panicked, was cancelled, or the daemon is
-/// stopping.
+/// The fetch ended without a result: it panicked, was cancelled, or the daemon is stopping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the fetch was interrupted")]
 pub struct FetchInterrupted;

@@ -4,8 +4,8 @@
 //!
 //! Each test runs a few threads thousands of times. At every lock and atomic the checker decides
 //! which thread goes on, by randomly chosen priorities (probabilistic concurrency testing finds
-//! any bug of `d` ordering constraints with a known probability in each run). A failure prints its
-//! schedule.
+//! any bug of `d` ordering constraints with a known probability in each run). A failure prints the
+//! schedule that led to it.
 
 use std::sync::Arc;
 

@@ -225,12 +225,11 @@ impl Cache {
     /// The resident files. The first call makes the file system that holds them.
     ///
     /// # Errors
-    /// When this host or this cache has no room for such files. Everything else works without
-    /// them.
+    /// When this host or this cache has no room for such files. All else works without them.
     pub fn residents(&self) -> Result<&Arc<ResidentFiles>, ResidentError> {
         if self.residents.get().is_none() {
             let residents = ResidentFiles::new(self.index.clone(), self.arena().capacity())?;
-            // If another thread was faster, its value stays and this one, which has no files, is
+            // If another thread was faster, its value stays; this one, which has no files, is
             // dropped.
             let _ = self.residents.set(residents);
         }
@@ -306,8 +305,7 @@ impl Cache {
         SizeClass::of(len).size() <= self.block_capacity() / MAX_BLOCK_DIVISOR
     }
 
-    /// Permits for a fetch of `len` bytes. A fetch larger than the whole fill budget takes all of
-    /// it.
+    /// Permits for a fetch of `len` bytes. One larger than the whole fill budget takes all of it.
     fn fill_permits(&self, len: usize) -> u32 {
         let bytes = SizeClass::of(len).size().min(self.fill_budget_bytes);
         u32::try_from(bytes.div_ceil(FILL_PERMIT_BYTES)).unwrap_or(u32::MAX)

@@ -27,7 +27,7 @@ pub(super) struct PassTracker {
 }
 
 impl PassTracker {
-    /// Records a read of `range` of a block of `len` bytes, and says whether it begins another
+    /// Records a read of `range` of a block of `len` bytes. Returns whether it begins another
     /// pass.
     pub(super) fn record(&self, range: &Range<usize>, len: usize) -> bool {
         let parts = mask(range, len);

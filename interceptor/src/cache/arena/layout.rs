@@ -9,8 +9,7 @@
 //! Runs begin at multiples of their size (of the next power of two, 16 MiB at most) and are
 //! allocated from the top down, slabs from the bottom up. Therefore a chunk of 4 to 16 MiB fits
 //! where another such chunk was. Where none fits, the arena empties one aligned stretch
-//! ([`ArenaLayout::blockers`]) rather than evict scattered slots until a stretch happens to be
-//! free.
+//! ([`ArenaLayout::blockers`]) rather than evict scattered slots in the hope of a free stretch.
 
 use super::bit_set::BitSet;
 use super::size_class::{SLOTS_PER_UNIT, SizeClass, UNIT_SIZE};
@@ -209,8 +208,7 @@ impl<K: Copy> ArenaLayout<K> {
         Some(owners)
     }
 
-    /// Adds the owners of the slots in use in `unit`, or of one slot of it. None if one has no
-    /// owner.
+    /// Adds the owners of the slots in use in `unit`, or of one slot. None if one has no owner.
     fn add_owners(&self, unit: u32, slot: Option<u16>, owners: &mut Vec<K>) -> Option<()> {
         match &self.units[unit as usize] {
             Unit::Free | Unit::RunTail { .. } => {}

@@ -127,14 +127,12 @@ impl Arena {
         self.layout.lock().used()
     }
 
-    /// How the memory is divided among size classes now. Takes time in proportion to the number of
-    /// units.
+    /// How the memory is divided among size classes now. Visits every unit.
     pub fn classes(&self) -> Vec<SizeClassUsage> {
         self.layout.lock().classes()
     }
 
-    /// A slot of `len` bytes, if there is room. Its content is unspecified: what an earlier block
-    /// left.
+    /// A slot of `len` bytes, if there is room. Its content is unspecified.
     pub fn allocate(self: &Arc<Self>, len: usize) -> Option<Slot> {
         let position = self.layout.lock().allocate(SizeClass::of(len))?;
         Some(Slot { arena: self.clone(), position, len })
@@ -290,8 +288,7 @@ mod tests {
     fn pages_present(slot: &Slot) -> usize {
         let mut present = vec![0u8; slot.len() / 4096];
         let start = slot.as_ptr().cast_mut().cast();
-        // SAFETY: the range is mapped, begins at a page, and `present` has a byte for each of its
-        // pages.
+        // SAFETY: the range is mapped, begins at a page, and `present` has a byte for each page.
         let status = unsafe { libc::mincore(start, slot.len(), present.as_mut_ptr()) };
         assert_eq!(status, 0);
         present.iter().filter(|&&page| page & 1 != 0).count()

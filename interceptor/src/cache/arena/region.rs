@@ -49,8 +49,7 @@ pub(super) struct ArenaRegion {
     backing: PageBacking,
 }
 
-// SAFETY: the region is plain memory that any thread may use; it gives out nothing but its
-// address.
+// SAFETY: the region is plain memory that any thread may use, and gives out only its address.
 unsafe impl Send for ArenaRegion {}
 // SAFETY: as above.
 unsafe impl Sync for ArenaRegion {}
@@ -72,7 +71,7 @@ impl ArenaRegion {
         let unit = UNIT_SIZE as usize;
         let start = mmap(len + unit, libc::MAP_NORESERVE)?;
         let ahead = start.as_ptr().align_offset(unit);
-        // SAFETY: both ends lie within the mapping made above, whose middle part of `len` bytes
+        // SAFETY: both ends lie within the mapping made above; its middle part of `len` bytes
         // stays.
         let start = unsafe {
             if ahead > 0 {
@@ -112,8 +111,7 @@ impl ArenaRegion {
         if self.backing == PageBacking::Hugetlb {
             return false;
         }
-        // SAFETY: the range lies within our mapping, which stays; the caller is the range's only
-        // user.
+        // SAFETY: the range lies within our mapping, which stays; the caller is its only user.
         unsafe { libc::madvise(self.start.as_ptr().add(offset).cast(), len, libc::MADV_DONTNEED) == 0 }
     }
 
@@ -132,8 +130,7 @@ impl Drop for ArenaRegion {
 
 fn mmap(len: usize, flags: i32) -> io::Result<NonNull<u8>> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | flags;
-    // SAFETY: a new anonymous mapping at an address of the kernel's choice touches nothing that
-    // exists.
+    // SAFETY: a new anonymous mapping at an address of the kernel's choice touches no other.
     let start =
         unsafe { libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
     if start == libc::MAP_FAILED {

@@ -18,11 +18,10 @@ impl MemoryWaiters {
         self.count.load(Ordering::SeqCst) == 0
     }
 
-    /// Has the waiters try again, because memory may be free now. Without waiters it costs one
-    /// load.
+    /// Has the waiters try again, because memory may be free now. Costs one load without waiters.
     pub(in crate::cache) fn wake(&self) {
         // Pairs with the waiter's increment: either the waiter sees the freed memory, or this sees
-        // the waiter. A lost wake-up would let the waiter run into its deadline, which callers
+        // the waiter. After a lost wake-up the waiter would run into its deadline, which callers
         // handle.
         if !self.is_empty() {
             self.freed.notify_waiters();

@@ -9,8 +9,8 @@
 //!
 //! A change loses what the present parameters have gathered, and a load that favours recency for a
 //! while would undo the hot set that pays later. Therefore a change must have shown a gain in
-//! proportion to what it puts at stake: a quarter of the entries, times the difference of the cold
-//! shares.
+//! proportion to what it puts at stake: a quarter of the entries, times the change of the cold
+//! share.
 
 use std::hash::{BuildHasher, Hash};
 

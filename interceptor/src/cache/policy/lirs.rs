@@ -280,7 +280,7 @@ impl<K: Copy + Eq + Hash + Send + std::fmt::Debug> Lirs<K> {
         }
     }
 
-    /// Turns hot entries cold, from the bottom of the stack, until the rest is within the hot
+    /// Turns hot entries cold, from the bottom of the stack up, until the rest is within the
     /// limit.
     fn demote_excess(&mut self) {
         self.prune();
@@ -308,8 +308,7 @@ impl<K: Copy + Eq + Hash + Send + std::fmt::Debug> Lirs<K> {
     /// Records the first use of an unread entry.
     fn first_use(&mut self, node: u32) {
         let weight = self.nodes[node].weight;
-        // An unread entry on the stack was used, evicted and fetched again: this is its second
-        // use.
+        // An unread entry on the stack was used, evicted and fetched again: a second use.
         if self.nodes[node].on_stack || self.hot_weight + weight <= self.hot_limit() {
             self.make_hot(node);
         } else {

@@ -79,8 +79,7 @@ pub enum Scan {
 
 /// Ranks entries of different weights. Every operation takes amortised constant time.
 pub trait Policy<K>: fmt::Debug + Send {
-    /// An entry of `weight` bytes came into the cache. Does nothing if the policy knows it as
-    /// present.
+    /// An entry of `weight` bytes came into the cache. Does nothing if it is known as present.
     fn admit(&mut self, key: K, weight: u64, reason: AdmitReason);
 
     /// The entry was used. Does nothing for an entry that is not present.

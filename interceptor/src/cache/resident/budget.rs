@@ -32,8 +32,7 @@ pub(super) struct ResidentBudget {
     /// What files hold, in bytes.
     held: AtomicU64,
     pieces: Mutex<Vec<Slot>>,
-    /// How many reservations are being made. Pieces stay meanwhile, even if no file needs them
-    /// now.
+    /// How many reservations are being made. Meanwhile pieces stay, even if no file needs them.
     reserving: AtomicUsize,
 }
 

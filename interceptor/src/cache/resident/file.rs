@@ -57,8 +57,7 @@ impl DraftFile {
 }
 
 /// Bytes that are being appended to a file for the handles that have it open. Readers see them as
-/// they come. If this is dropped instead of being [finished](FileAppend::finish), they are cut off
-/// again.
+/// they come. If this is dropped instead of [finished](FileAppend::finish), they are cut off.
 #[derive(Debug)]
 pub(super) struct FileAppend {
     file: Arc<ResidentFile>,

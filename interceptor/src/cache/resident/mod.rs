@@ -209,8 +209,8 @@ impl ResidentFiles {
         if from >= len {
             return Some(ResidentAppend { append: None, residents: self.clone() });
         }
-        // Handles come and go. One that is being opened or closed may be in the table and not in
-        // `handles`.
+        // Handles come and go. One that is being opened or closed may be in the table but not
+        // among `handles`.
         let is_alone = |attempt| {
             std::thread::sleep(Duration::from_millis(attempt));
             // No other open finds the file from now on.
@@ -267,8 +267,7 @@ impl ResidentFiles {
         }
     }
 
-    /// Bytes of the arena that were ceded to files: what they hold, rounded up to pieces of the
-    /// arena.
+    /// Bytes of the arena that were ceded to files: what they hold, rounded up to whole pieces.
     pub(super) fn ceded(&self) -> u64 {
         self.budget.ceded()
     }

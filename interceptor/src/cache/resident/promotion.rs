@@ -26,7 +26,7 @@ impl PromotionCandidate {
     }
 
     /// Takes the memory for the file, for which files and blocks of less worth are displaced. None
-    /// if there are too few of these, or if the file was retired meanwhile. Blocks, perhaps for
+    /// if there are too few of these, or if the file was retired meanwhile. May block for
     /// milliseconds.
     pub fn make_room(self) -> Option<Promotion> {
         let ResidentFiles { tmpfs, budget, table, counters, .. } = &*self.residents;
@@ -56,11 +56,10 @@ impl Drop for PromotionCandidate {
     }
 }
 
-/// A file that is being made resident. Dropping it before it is [complete](Self::complete) undoes
-/// everything.
+/// A file that is being made resident. Dropped before it is [complete](Self::complete), it leaves
+/// nothing behind.
 pub struct Promotion {
-    // Dropped before the candidate, so that its memory is free when the file can be requested
-    // again.
+    // Dropped before the candidate: its memory is free when the file can be requested again.
     draft: DraftFile,
     candidate: PromotionCandidate,
 }

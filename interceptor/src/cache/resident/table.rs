@@ -65,8 +65,7 @@ struct FileRecord<F> {
 pub(super) struct PromotionGrant<F> {
     /// The files that leave for it. The table has removed them.
     pub(super) displaced: Vec<F>,
-    /// Whether the candidate was used before, and so is worth more than blocks that were used
-    /// once.
+    /// Whether the candidate was used before: then it is worth more than blocks used once.
     pub(super) is_reused: bool,
 }
 

@@ -53,8 +53,7 @@ impl PrivateTmpfs {
     /// A file system for up to `size` bytes, rounded up to pages.
     pub(super) fn new(size: u64) -> Result<Self, TmpfsError> {
         let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-        // A kernel without huge pages for tmpfs has no such option; small pages serve, only
-        // slower.
+        // A kernel without huge pages for tmpfs lacks the option; small pages serve, only slower.
         match fsconfig_set_string(&context, "huge", "within_size") {
             Ok(()) | Err(Errno::INVAL) => {}
             Err(other) => return Err(other.into()),

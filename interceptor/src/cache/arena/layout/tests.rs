@@ -39,8 +39,7 @@ fn blockers_are_the_owners_of_the_slots_in_the_way() {
 }
 
 proptest! {
-    /// Slots in use never overlap, have the size of their class, and leave nothing behind when
-    /// released.
+    /// Slots in use never overlap and have the size of their class; released, they leave nothing.
     #[test]
     fn slots_are_disjoint(operations in prop::collection::vec((0usize..3, 1usize..(20 << 20), 0usize..100), 1..300)) {
         let mut layout = ArenaLayout::new(48, 48 * UNIT_SIZE);

@@ -21,8 +21,7 @@ impl CappedTable {
         Self { table: ResidentTable::new(1000), capacity }
     }
 
-    /// Reads a file from open to close. Returns whether it was resident; if not, requests its
-    /// promotion.
+    /// Reads a file from open to close. Returns whether it was resident; if not, promotes it.
     fn read(&mut self, number: usize) -> bool {
         let hit = self.table.opened(id(number)).is_some();
         if !hit {
