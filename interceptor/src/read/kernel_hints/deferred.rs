@@ -41,7 +41,7 @@ impl DeferredHotRanges {
     }
 
     /// Whether a sequential reader is active.
-    pub(super) fn is_streamed(&self, now: Instant) -> bool {
+    pub(in crate::read) fn is_streamed(&self, now: Instant) -> bool {
         let last = self.last_streamed.load(Relaxed);
         last != 0 && millis(now) < last + STREAM_IDLE_TIMEOUT.as_millis() as u64
     }
