@@ -52,6 +52,10 @@ struct Attachment {
     needs: &'static [Field],
 }
 
+const fn attachment(program: &'static str, hook: Hook, needs: &'static [Field]) -> Attachment {
+    Attachment { program, hook, needs }
+}
+
 /// A hook in the kernel.
 #[derive(Clone, Copy)]
 enum Hook {
@@ -128,63 +132,43 @@ const CAPABILITIES: [Capability; 7] = [
     Capability {
         name: capability::CACHED_READS,
         lost: "page-cache hits are not seen: heat comes from misses alone, and there is no page-cache hit rate",
-        attachments: &[Attachment {
-            program: "cached_read",
-            hook: Hook::TpBtf("mm_filemap_get_pages"),
-            needs: READ,
-        }],
+        attachments: &[attachment("cached_read", Hook::TpBtf("mm_filemap_get_pages"), READ)],
     },
     Capability {
         name: capability::MAPPED_WINDOWS,
         lost: "files that are read through memory mappings stay cold",
-        attachments: &[Attachment {
-            program: "mapped_window",
-            hook: Hook::TpBtf("mm_filemap_map_pages"),
-            needs: MAPPING,
-        }],
+        attachments: &[attachment("mapped_window", Hook::TpBtf("mm_filemap_map_pages"), MAPPING)],
     },
     Capability {
         name: "faults of mapped files",
         lost: "misses of files that are read through memory mappings are not told from other requests",
-        attachments: &[Attachment {
-            program: "mapped_fault",
-            hook: Hook::TpBtf("mm_filemap_fault"),
-            needs: MAPPING,
-        }],
+        attachments: &[attachment("mapped_fault", Hook::TpBtf("mm_filemap_fault"), MAPPING)],
     },
     Capability {
         name: capability::REQUESTS,
         lost: "neither direct I/O nor what the page cache misses is seen",
         attachments: &[
-            Attachment { program: "request_sent", hook: Hook::TpBtf("fuse_request_send"), needs: SENT },
-            Attachment { program: "request_sent_raw", hook: Hook::RawTp("fuse_request_send"), needs: SENT },
+            attachment("request_sent", Hook::TpBtf("fuse_request_send"), SENT),
+            attachment("request_sent_raw", Hook::RawTp("fuse_request_send"), SENT),
         ],
     },
     Capability {
         name: "answers of the daemon",
         lost: "the daemon's latency is not known",
         attachments: &[
-            Attachment { program: "request_ended", hook: Hook::TpBtf("fuse_request_end"), needs: ENDED },
-            Attachment { program: "request_ended_raw", hook: Hook::RawTp("fuse_request_end"), needs: ENDED },
+            attachment("request_ended", Hook::TpBtf("fuse_request_end"), ENDED),
+            attachment("request_ended_raw", Hook::RawTp("fuse_request_end"), ENDED),
         ],
     },
     Capability {
         name: capability::PASSTHROUGH,
         lost: "reads of files that the daemon has handed to the kernel are not seen",
-        attachments: &[Attachment {
-            program: "passthrough_read",
-            hook: Hook::Fentry("fuse_passthrough_read_iter"),
-            needs: KIOCB,
-        }],
+        attachments: &[attachment("passthrough_read", Hook::Fentry("fuse_passthrough_read_iter"), KIOCB)],
     },
     Capability {
         name: capability::INSERTS,
         lost: "what readahead brings is not told from what was asked for",
-        attachments: &[Attachment {
-            program: "page_inserted",
-            hook: Hook::TpBtf("mm_filemap_add_to_page_cache"),
-            needs: FOLIO,
-        }],
+        attachments: &[attachment("page_inserted", Hook::TpBtf("mm_filemap_add_to_page_cache"), FOLIO)],
     },
 ];
 

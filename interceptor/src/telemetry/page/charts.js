@@ -1,22 +1,24 @@
-// Charts over time, drawn by uPlot. A chart keeps its data, so that it can be made anew in other colours or at another width.
+// Charts, drawn by uPlot. A chart keeps its data, so that it can be redrawn after a change of colours
+// or width.
 
 import { bytes, rate } from "./format.js";
 
 const HEIGHT = 190;
-// Between the lines of a grid of bytes.
+// Distances between the lines of a grid of bytes.
 const POWERS_OF_TWO = Array.from({ length: 60 }, (_, i) => 2 ** i);
 
 const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
-// The sums of each series and all series before it.
+// Cumulative sums of the series.
 function stack(columns) {
   const sums = new Array(columns[0]?.length ?? 0).fill(0);
   return columns.map((column) => column.map((value, i) => (sums[i] += value ?? 0)));
 }
 
 export class Chart {
-  // `series`: [{ label, color }], the lowest first if `stacked`. `format` is for values. `x`: what the horizontal axis is, time unless
-  // said otherwise: { log, format }. `mark`: a function that gives { x, label } of a vertical line, or nothing.
+  // `series`: [{ label, color }], the lowest first if `stacked`. `format` formats values. `x`: the
+  // horizontal axis if it is not time, as { log, format }. `mark`: a function that returns { x, label }
+  // of a vertical line, or nothing.
   constructor(id, { series, format, stacked = false, log = false, range, x, mark }) {
     this.host = document.getElementById(id);
     Object.assign(this, { series, format, stacked, log, range, x, mark });
@@ -27,7 +29,7 @@ export class Chart {
     this.draw();
   }
 
-  // `columns`: one for each series; `null` is a gap.
+  // `columns`: one array for each series; `null` is a gap.
   set(xs, columns) {
     this.data = [xs, ...columns];
     this.host.dataset.points = String(xs.length);
@@ -36,7 +38,8 @@ export class Chart {
 
   drawn() {
     const [xs, ...columns] = this.data;
-    // What is stacked is drawn from the top down, so that each sum hides what it covers of the one before.
+    // Stacked series are drawn from the top sum down, so that each area covers the lower part of the
+    // one before.
     return this.stacked ? [xs, ...stack(columns).reverse()] : this.data;
   }
 

@@ -1,4 +1,4 @@
-// Shows what /api/v1/live tells: the history of one span, then each point that is added to it and the status every second.
+// Shows /api/v1/live: the history of one span, then the status every second and each new point.
 
 import { Chart } from "./charts.js";
 import * as format from "./format.js";
@@ -249,7 +249,7 @@ function showStatus() {
   document.body.dataset.shown = String(now.uptime_seconds);
 }
 
-// Following.
+// The live connection.
 
 function say(text, className) {
   element("state").textContent = text;

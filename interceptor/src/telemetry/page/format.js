@@ -1,4 +1,4 @@
-// Figures as people read them. `null` and `undefined` are what is not known.
+// Formats figures for people. `null` and `undefined` are unknown values.
 
 const UNKNOWN = "–";
 
@@ -35,7 +35,7 @@ export function age(seconds) {
 
 export const percent = (ratio) => (ratio == null ? UNKNOWN : `${(100 * ratio).toFixed(1)} %`);
 
-// How a source or layer is called on this page.
+// The displayed names of sources and layers.
 const NAMES = {
   page_cache: "page cache", resident: "resident files", cache: "registered cache", verbs: "RDMA (verbs)", local: "local files",
   tcp: "engine, TCP", http: "HTTP", lower: "mount below",

@@ -1,4 +1,4 @@
-// The heat map: a strip for each file, a cell for each part of it.
+// The heat map: a strip for each file, with a cell for each part of the file.
 
 import { bytes } from "./format.js";
 import { cell, fill, number } from "./tables.js";
@@ -10,7 +10,7 @@ function strip(file, hottest) {
   host.setAttribute("aria-label", `heat of ${file.cells.length} parts of ${bytes(file.cell_bytes)}`);
   file.cells.forEach((heat, i) => {
     const part = document.createElement("span");
-    // Twice the heat is always one step: few bytes can be seen next to many.
+    // A logarithmic scale, so that little heat is visible next to much.
     const shade = heat === 0 ? 0 : 0.15 + 0.85 * Math.max(0, 1 + Math.log2(heat / hottest) / 8);
     part.style.background = `rgb(var(--hot) / ${shade.toFixed(2)})`;
     part.title = `${bytes(i * file.cell_bytes)}: ${bytes(heat)} read`;

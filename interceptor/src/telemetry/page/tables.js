@@ -1,12 +1,12 @@
-// Tables. Everything goes into text nodes: a file's name or an error's text can never become markup.
+// Tables. All text goes into text nodes, so that a file's name or an error's text never becomes markup.
 
-// A cell that is a number: shown as `text`; `key` and `value` let a test find it and compare it with /metrics.
+// A cell with a number, shown as `text`. Tests find it by `key` and compare `value` with /metrics.
 export const number = (text, key, value) => ({ text, key, value, className: "number" });
 
-// A cell of another kind.
+// A cell with text or a node.
 export const cell = (text, className) => ({ text, className });
 
-// The colour of a source in front of its name.
+// The name of a source after its colour.
 export function swatch(text, color) {
   const host = document.createElement("span");
   const mark = document.createElement("span");
@@ -29,12 +29,12 @@ function line(tag, cells) {
   return tr;
 }
 
-// Replaces what a table has. Without rows it says `none`.
+// Replaces the rows of a table. Without rows it shows `none`.
 export function fill(id, head, rows, none = "nothing so far") {
   const parts = [];
   if (head && rows.length > 0) {
     const thead = document.createElement("thead");
-    // Heads stand over their columns as the cells do.
+    // A head has the alignment of the cells in its column.
     const classes = rows[0].map((content) => (content.className === "number" ? "number" : ""));
     thead.append(line("th", head.map((text, i) => cell(text, classes[i]))));
     parts.push(thead);
@@ -44,7 +44,7 @@ export function fill(id, head, rows, none = "nothing so far") {
   document.getElementById(id).replaceChildren(...parts, body);
 }
 
-// A bar of `parts` of `all`, each with a colour and a title.
+// A bar with `parts` of `all`, each with a colour and a title.
 export function bar(parts, all) {
   const host = document.createElement("div");
   host.className = "bar";
