@@ -1,4 +1,5 @@
-//! The daemon of a mount: its address is an attribute of the mount, its status API takes the requests.
+//! The daemon of a mount: its address is an attribute of the mount, its status API takes the
+//! requests.
 
 use std::collections::HashMap;
 use std::fs::File;

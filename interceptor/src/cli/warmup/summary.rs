@@ -127,8 +127,8 @@ impl Summary {
         self.vanished += 1;
     }
 
-    /// Counts a file or directory that cannot be used. Returns the line to print, if it is one of the
-    /// first.
+    /// Counts a file or directory that cannot be used. Returns the line to print, if it is one of
+    /// the first.
     pub(super) fn problem(&mut self, argument: usize, path: &str, reason: &str) -> Option<String> {
         self.problems += 1;
         if let Some(argument) = self.arguments.get_mut(argument) {
