@@ -11,6 +11,7 @@
 //!  Observer::watch(device) ──► maps ◄── programs ◄── every read, fault and request in the kernel
 //!  traffic, latency, readers ◄──┘          │
 //!        Receiver<KernelEvent> ◄── ring ◄──┘   a granule turned hot, a stream's window is due
+//!              └─► cli::kernel_watcher ─► read::kernel_hints, which fetch
 //! ```
 //!
 //! It works for any FUSE mount of the host, not only for ours. No read depends on it: whatever

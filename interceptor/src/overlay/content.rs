@@ -1,4 +1,5 @@
-//! Coherence of one file: which source answers its reads, and how long the kernel keeps its pages.
+//! Coherence of one file: until when the version that was found at an open answers its reads, and
+//! how long the kernel keeps its pages.
 //!
 //! All handles of a file share the kernel's pages of it, and every request for it passes the
 //! overlay. So what one handle writes another reads, mapped or not, whichever source answers: the

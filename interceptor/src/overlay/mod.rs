@@ -17,9 +17,9 @@
 //! * [`filesystem`] translates requests. [`tree`] serves those on names and attributes,
 //!   [`open_file`] and [`open_directory`] those on handles. [`credentials`] gives new files their
 //!   owner.
-//! * A [`version_source`] finds which files a [`Reader`] can serve instead of the lower mount:
-//!   [`filer_source`] those of a cluster, [`lower_source`] those whose bytes are cached from the
-//!   lower mount.
+//! * A [`version_source`] decides at each open which files a [`Reader`] can serve instead of the
+//!   lower mount: [`filer_source`] those of a cluster, [`lower_source`] those whose bytes are
+//!   cached from the lower mount. Start there for where reads come from.
 //! * [`content`] keeps reads coherent with the lower mount.
 //! * [`supervisor`] is the parent process.
 //!

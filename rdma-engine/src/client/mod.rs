@@ -23,8 +23,9 @@
 //! RDMA READ (`verbs`), straight into memory that is registered ([`Client::register`],
 //! [`Client::read_owned`]) or by way of bounce buffers.
 //!
-//! Any process may listen where an engine is looked for. An engine has to prove itself
-//! ([`Trust`]), once for each connection, before it is sent a file id or a token.
+//! Any process may listen where an engine is looked for. An engine has to prove itself, once for
+//! each connection, before it is sent a file id or a token: [`dial`] decides, by what [`Trust`]
+//! accepts.
 //!
 //! A whole needle is verified by its checksum; a range has none. The record's header is compared
 //! with the file id in any case.
