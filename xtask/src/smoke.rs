@@ -154,7 +154,7 @@ fn table(passes: &[ReadPass; 2]) -> String {
     );
     text.push_str(
         "page_cache: what the application read and the daemon was not asked for. Hits: page_cache, resident and\n\
-         registered, among them what was fetched ahead of the reader.\n",
+         cache, among them what was fetched ahead of the reader.\n",
     );
     text
 }
