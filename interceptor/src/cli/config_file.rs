@@ -14,7 +14,7 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, Command};
 use toml::de::{DeTable, DeValue};
 
-use super::options::without_negation;
+use super::options::{negated_switch, without_negation};
 
 /// What is wrong with a configuration file.
 #[derive(Debug, thiserror::Error)]
@@ -85,14 +85,14 @@ pub(super) fn arguments(
         let line = 1 + text[..key.span().start].matches('\n').count();
         let wrong = |reason: String| ConfigError::Line { path: path.into(), line, reason };
         let key = key.get_ref().as_ref();
-        let value = plain(value.get_ref()).map_err(|error| wrong(format!("{key}: {error}")))?;
-        // Also a switch that an older file has under its negative name.
-        let argument = without_negation(format!("--{key}={value}").into()).to_string_lossy().into_owned();
-        let name = argument.trim_start_matches("--").split('=').next().unwrap_or_default();
+        // An older file has some switches under their negative names.
+        let name = negated_switch(key).unwrap_or(key);
         let option = command
             .get_arguments()
             .find(|argument| argument.get_long() == Some(name) && name != "config")
             .ok_or_else(|| wrong(format!("unknown key {key:?}; known are {}", known_keys(command))))?;
+        let value = plain(value.get_ref()).map_err(|error| wrong(format!("{key}: {error}")))?;
+        let argument = without_negation(format!("--{key}={value}").into()).to_string_lossy().into_owned();
         accepted(command, &argument).map_err(wrong)?;
         if given.value_source(option.get_id().as_str()) != Some(ValueSource::CommandLine) {
             file.lines.insert(name.to_owned(), line);
@@ -194,6 +194,8 @@ mod tests {
         for (text, line, word) in [
             ("\n# x\nfillers = 1\n", "line 3", "unknown key \"fillers\"; known are filer, threads, nonempty"),
             ("config = \"x\"\n", "line 1", "unknown key"),
+            ("[mount]\nfiler = \"a\"\n", "line 1", "unknown key \"mount\"; known are filer"),
+            ("\"threads=1\" = 2\n", "line 1", "unknown key"),
             ("filer = \"a\"\nthreads = 900\n", "line 2", "--threads"),
             ("nonempty = \"perhaps\"\n", "line 1", "perhaps"),
             ("[filer]\nx = 1\n", "line 1", "expected a text"),

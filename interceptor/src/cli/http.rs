@@ -108,11 +108,19 @@ pub(super) fn send(
         .proxy(None)
         .build()
         .into();
-    let mut request = ureq::http::Request::builder().method(method).uri(format!("http://{address}{path}"));
+    // A cluster names servers by addresses of IPv6 without brackets as well.
+    let authority = match address.rsplit_once(':') {
+        Some((host, port)) if host.contains(':') && !host.starts_with('[') => format!("[{host}]:{port}"),
+        _ => address.to_owned(),
+    };
+    let mut request = ureq::http::Request::builder().method(method).uri(format!("http://{authority}{path}"));
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
     let plain = |error| match error {
+        ureq::Error::Timeout(ureq::Timeout::Connect | ureq::Timeout::Resolve) => {
+            anyhow!("cannot connect within {REQUEST_TIMEOUT:?}")
+        }
         ureq::Error::Timeout(_) => anyhow!("no complete answer within {timeout:?}"),
         ureq::Error::Io(error) => error.into(),
         other => anyhow::Error::from(other),

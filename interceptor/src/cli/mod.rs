@@ -206,8 +206,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn parse(arguments: &[OsString]) -> Result<(Cli, ArgMatches), clap::Error> {
-    let arguments = arguments.iter().cloned().map(options::without_negation);
-    let matches = Cli::command().try_get_matches_from(arguments)?;
+    let matches = Cli::command().try_get_matches_from(options::without_negations(arguments))?;
     Ok((Cli::from_arg_matches(&matches)?, matches))
 }
 
@@ -313,6 +312,7 @@ mod tests {
         for wrong in ["--no-ebpf=perhaps", "--no-threads", "--no-nonempty"] {
             assert!(is_on(&[wrong]).is_err(), "{wrong}");
         }
+        assert_eq!(typed(&["--", "--no-ebpf"]).unwrap().mountpoint, PathBuf::from("--no-ebpf"));
     }
 
     #[test]

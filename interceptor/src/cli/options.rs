@@ -394,20 +394,36 @@ pub(super) fn filer_path(text: &str) -> Result<String, &'static str> {
 /// Options that are on unless `--NAME=false` or, for short, `--no-NAME` turns them off.
 const SWITCHES: [&str; 4] = ["passthrough", "placement", "keep-awake", "ebpf"];
 
+/// The switch that `name` negates: `ebpf` for `no-ebpf`.
+pub(super) fn negated_switch(name: &str) -> Option<&str> {
+    name.strip_prefix("no-").filter(|name| SWITCHES.contains(name))
+}
+
 /// The argument that sets a switch by its own name: `--ebpf=false` for `--no-ebpf` and, as older
 /// configuration files have it, `--no-ebpf=true`. Other arguments stay as they are.
 pub(super) fn without_negation(argument: OsString) -> OsString {
     let rewritten = argument.to_str().and_then(|text| {
-        let negated = text.strip_prefix("--no-")?;
-        let (name, value) = negated.split_once('=').unwrap_or((negated, "true"));
+        let (name, value) = text.split_once('=').unwrap_or((text, "true"));
+        let name = negated_switch(name.strip_prefix("--")?)?;
         let value = match value {
             "true" => "false",
             "false" => "true",
             wrong => wrong,
         };
-        SWITCHES.contains(&name).then(|| format!("--{name}={value}").into())
+        Some(format!("--{name}={value}").into())
     });
     rewritten.unwrap_or(argument)
+}
+
+/// The same for a whole command line, program and command in front. What follows `--` are paths.
+pub(super) fn without_negations(arguments: &[OsString]) -> Vec<OsString> {
+    let has_switches = arguments.get(1).is_some_and(|command| command == "mount" || command == "attach");
+    let mut is_option = has_switches;
+    let rewritten = arguments.iter().cloned().map(|argument| {
+        is_option &= argument != "--";
+        if is_option { without_negation(argument) } else { argument }
+    });
+    rewritten.collect()
 }
 
 /// Each option of `interceptor mount` in effect under its long name. For the status API.

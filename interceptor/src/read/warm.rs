@@ -131,7 +131,7 @@ impl Reader {
         let key = part.key;
         let len = block_plan::span(object, key.part).1;
         let requested = warmup.requested.fetch_add(len as u64, Ordering::Relaxed) + len as u64;
-        // `LeastValued` displaces anything, even blocks that this request has found or fetched.
+        // `Evict` displaces anything, even blocks that this request has found or fetched.
         if warmup.displace == EvictionMode::Evict && requested > self.cache.retained_limit() {
             return Err(AdmissionError::Full.into());
         }

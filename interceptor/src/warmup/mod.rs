@@ -8,7 +8,7 @@
 //!     │
 //!  registry  a bounded number of jobs, each with an id that cannot be guessed
 //!     │
-//!  batch     node → version of the file → Reader::warm / cached / give_up
+//!  batch     node → version of the file → Reader::warm / cached_bytes / evict
 //! ```
 //!
 //! **The client walks the tree, not the daemon.** The kernel decides what a user may see, on the
