@@ -53,7 +53,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use fuser::SessionACL;
@@ -156,7 +156,10 @@ pub struct LowerInfo {
 pub struct Overlay {
     at: MountInfo,
     lower: LowerInfo,
-    fs: OverlayFs,
+    tree: Arc<LowerTree>,
+    source: Option<Arc<dyn VersionSource>>,
+    status_api: Arc<OnceLock<SocketAddr>>,
+    tickets: Arc<TicketIssuer>,
     session: RunningSession,
     reporter: MountReporter,
 }
@@ -208,8 +211,10 @@ impl Overlay {
         let placed = tokio::task::spawn_blocking(move || {
             let at = lower::move_into_place(mount, &lower, old.as_ref(), &reporter)?;
             at.set_read_ahead(read_ahead_kib);
-            let info = LowerInfo { source: lower.source, fs_type: lower.fs_type };
-            Ok(Self { at, lower: info, fs, session, reporter })
+            let lower = LowerInfo { source: lower.source, fs_type: lower.fs_type };
+            // The request threads own the handles: open files are closed with the last of them.
+            let OverlayFs { tree, source, status_api, tickets, .. } = fs;
+            Ok(Self { at, lower, tree, source, status_api, tickets, session, reporter })
         });
         placed.await.map_err(thread_failed)?
     }
@@ -226,7 +231,7 @@ impl Overlay {
 
     /// How many inodes the kernel references.
     pub fn inode_count(&self) -> usize {
-        self.fs.tree.inodes().len()
+        self.tree.inodes().len()
     }
 
     /// The overlay's device number, `MAJOR:MINOR`.
@@ -236,41 +241,41 @@ impl Overlay {
 
     /// Reads versions; `None` if the lower mount answers all.
     pub fn reader(&self) -> Option<&Arc<Reader>> {
-        self.fs.source.as_ref().map(|source| source.reader())
+        self.source.as_ref().map(|source| source.reader())
     }
 
     /// Recognizes the read tickets that the overlay issued.
     pub fn tickets(&self) -> &Arc<TicketIssuer> {
-        &self.fs.tickets
+        &self.tickets
     }
 
     /// The file of a ticket; `None` if the kernel has forgotten it, or the lower mount answers all
     /// reads.
     pub fn warmup_target(&self, file: NodeInstance) -> Option<Arc<dyn WarmupFile>> {
-        let tree = self.fs.tree.clone();
+        let tree = self.tree.clone();
         let inode = tree.inodes().get(file.node).filter(|inode| inode.instance() == file)?;
-        Some(Arc::new(WarmupTarget { inode, tree, source: self.fs.source.clone()? }))
+        Some(Arc::new(WarmupTarget { inode, tree, source: self.source.clone()? }))
     }
 
     /// From now on, [`STATUS_XATTR`](crate::fuse::STATUS_XATTR) of each file holds this address.
     pub fn set_status_api(&self, address: SocketAddr) {
         // There is only one.
-        let _ = self.fs.status_api.set(address);
+        let _ = self.status_api.set(address);
     }
 
     /// The version that answers reads of the inode `node`; `None` while the lower mount answers.
     pub fn served(&self, node: NodeId) -> Option<Arc<FileVersion>> {
-        Some(self.fs.tree.inodes().get(node)?.content.served()?.version)
+        Some(self.tree.inodes().get(node)?.content.served()?.version)
     }
 
     /// The last known path of the inode `node`, from the root of the overlay on.
     pub fn path_of(&self, node: NodeId) -> Option<String> {
-        self.fs.tree.inodes().get(node)?.shown_path()
+        self.tree.inodes().get(node)?.shown_path()
     }
 
     /// Whether files can be served from the cluster: there is one, and its filer's events arrive.
     pub fn is_live(&self) -> bool {
-        self.fs.source.as_ref().is_some_and(|source| source.is_live())
+        self.source.as_ref().is_some_and(|source| source.is_live())
     }
 
     /// Resolves when the session has ended, for whatever reason.
