@@ -15,6 +15,7 @@
 //! `FUZZ_SECONDS` sets how long each file system is tried, `FUZZ_SEED` repeats a run. `cargo xtask
 //! fuzz` sets the first.
 
+mod clock;
 pub(crate) mod requests;
 
 use std::collections::{HashMap, HashSet};
@@ -26,7 +27,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Once};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use fuser::{Filesystem, SessionACL};
 use nix::errno::Errno;
@@ -36,13 +37,15 @@ use nix::sys::socket::{
 use parking_lot::{Mutex, MutexGuard};
 use tokio::runtime::Runtime;
 
+use self::clock::FuzzInstant;
 use self::requests::{FuzzRequest, RequestGenerator, opcode};
 use super::session::{FuseConnection, RunningSession};
 
 /// How long each file system is tried by default.
 const DEFAULT_SECONDS: u64 = 3;
 
-/// How long a request may take. Far longer than any takes, for busy hosts.
+/// How long a request may take. Far longer than any takes, for busy hosts. Times of the fuzzer are
+/// those of its own clock ([`clock`]), which stands still while the process gets no CPU.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How much the process may grow, in bytes.
@@ -129,7 +132,7 @@ impl FuzzRun {
     ) {
         println!("FUZZ_SEED={} for {} s", self.seed, self.duration.as_secs());
         let mut kernel = SimulatedKernel::new(filesystem, RequestGenerator::new(self.seed, vocabulary));
-        let (begun, before) = (Instant::now(), resident());
+        let (begun, before) = (FuzzInstant::now(), resident());
         while begun.elapsed() < self.duration {
             kernel.burst();
         }
@@ -157,7 +160,7 @@ struct SimulatedKernel {
     /// Panics that were allowed.
     contained: u64,
     /// Until when a request without a reply may still panic.
-    late_until: Option<Instant>,
+    late_until: Option<FuzzInstant>,
 }
 
 /// The part of a reply that all replies share.
@@ -245,7 +248,7 @@ impl SimulatedKernel {
     /// the first `sessions`, and the panic that caused it. Otherwise the next such request would
     /// take that session for its own.
     fn settle(&mut self, sessions: u64, waiting: &mut HashMap<u64, FuzzRequest>) {
-        let begun = Instant::now();
+        let begun = FuzzInstant::now();
         let timeout = match waiting.values().any(|request| request.wants_reply) {
             true => ANSWER_TIMEOUT,
             false => SETTLE_TIMEOUT,
@@ -265,14 +268,14 @@ impl SimulatedKernel {
             self.fail("neither an answer nor another session", waiting.values());
         }
         if self.contained == contained && !waiting.is_empty() {
-            self.late_until = Some(Instant::now() + MAX_PANIC_DELAY);
+            self.late_until = Some(FuzzInstant::now() + MAX_PANIC_DELAY);
         }
         self.unawaited.extend(waiting.drain().map(|(unique, _)| unique));
     }
 
     /// Receives answers until none is missing.
     fn collect(&mut self, waiting: &mut HashMap<u64, FuzzRequest>) {
-        let begun = Instant::now();
+        let begun = FuzzInstant::now();
         loop {
             self.check_panics(waiting);
             if !waiting.values().any(|request| request.wants_reply) {
@@ -349,7 +352,7 @@ impl SimulatedKernel {
                 && waiting
                     .values()
                     .all(|request| is_time && request.may_panic || is_length && request.has_wrong_length);
-            let is_late = is_length && self.late_until.is_some_and(|until| Instant::now() < until);
+            let is_late = is_length && self.late_until.is_some_and(|until| FuzzInstant::now() < until);
             if is_late && !is_expected {
                 self.contained += 1;
                 continue;
@@ -379,7 +382,7 @@ impl SimulatedKernel {
     fn ask(&mut self, request: FuzzRequest) -> FuzzReply {
         let mut waiting = HashMap::new();
         self.send(request, &mut waiting);
-        let begun = Instant::now();
+        let begun = FuzzInstant::now();
         while begun.elapsed() < ANSWER_TIMEOUT {
             if let Some((unique, reply)) = self.receive(Duration::from_millis(50))
                 && unique == self.unique
@@ -417,7 +420,7 @@ impl SimulatedKernel {
 }
 
 fn send(socket: &impl AsFd, message: &[u8]) {
-    let (data, begun) = ([IoSlice::new(message)], Instant::now());
+    let (data, begun) = ([IoSlice::new(message)], FuzzInstant::now());
     loop {
         match sendmsg::<()>(socket.as_fd().as_raw_fd(), &data, &[], MsgFlags::empty(), None) {
             // A message takes contiguous kernel memory, of which there may be none for a while.
