@@ -1,5 +1,5 @@
 //! `interceptor mount`: puts the parts together, keeps them running, and unmounts on every way
-//! out.
+//! out (a mount that another one covers stays).
 //!
 //! First come the checks that can fail: options, the status API's address, keys, filers and the
 //! directory to mount. Then the mount answers, `mounted MOUNTPOINT` is printed, and the process
@@ -89,7 +89,7 @@ pub(super) fn run(plan: MountPlan) -> anyhow::Result<()> {
         .build()
         .context("cannot start threads")?;
     let outcome = runtime.block_on(serve(plan));
-    // No reader waits for the tasks that are still under way.
+    // Unless a second signal cut the wait short, no reader waits for the tasks under way.
     runtime.shutdown_background();
     outcome
 }

@@ -34,8 +34,8 @@ pub(super) struct NodeRecord {
     /// Every name by which the kernel knows it; empty once all are gone.
     pub(super) names: Vec<Dentry>,
     pub(super) lookups: u64,
-    /// Handles of a directory, and [pins](super::NodePin). The kernel does not announce the
-    /// handles of files: while there are any it keeps its lookups.
+    /// Handles of a directory, and [pins](super::NodePin). The handles of files are not
+    /// counted: while there are any, the kernel keeps its lookups.
     pub(super) opens: u64,
     /// How many live nodes have their home here.
     home_count: usize,

@@ -11,7 +11,7 @@ use crate::cache::resident::ResidentFile;
 static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
 
 /// The bytes of a read. They stay in the cache's memory, pinned until this is dropped, unless they
-/// come from several places: then they are copied.
+/// come from several places or from a resident file: then they are copied.
 #[derive(Debug)]
 pub struct ReadData(Repr);
 

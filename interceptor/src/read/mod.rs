@@ -1,4 +1,4 @@
-//! The one place where a read is answered.
+//! The one place where the bytes of a read are found, whichever file system was asked.
 //!
 //! A [`FileVersion`] is what a name stood for at one moment: it never changes. Its [`FileLayout`]
 //! tells which object of the [`Origin`] holds which of its bytes. A read is divided at the borders
@@ -21,9 +21,10 @@
 //! * [`warm`] fills, counts and evicts whole files by request.
 //! * [`kernel_hints`] acts on reads that the kernel answers by itself, as far as eBPF reports
 //!   them.
-//! * [`seaweedfs`] is the origin of `interceptor mount`.
+//! * [`seaweedfs`] is the origin of `interceptor mount`, and of `attach` with a filer.
 //!
-//! If a fetch fails, every read that waits for it fails with EIO, the block stays absent, and the
+//! If a fetch fails, every read that waits for it fails (`mount` replies EIO, `overlay` asks the
+//! lower mount), the block stays absent, and the
 //! next read tries again. A block is never visible before it is complete and checked.
 
 mod activity;

@@ -1,9 +1,11 @@
 //! Promotion: makes files resident.
 //!
-//! A file is considered when about half of its bytes have been read by way of the daemon: a small
-//! one at its first read, a larger one if it was used before. If it is worth it
-//! ([`PromotionReason`]), it waits in one of two queues: large files are promoted one at a time,
-//! small ones several side by side, so that these do not wait behind gigabytes.
+//! A file is considered when about half of its bytes have been read by way of the daemon (a small
+//! one at its first read, a larger one if it was used before), when about half of them are hot in
+//! the page cache (`kernel_hints`), or when a block that a stream had read is fetched again
+//! (`Reader::note_use`). If it is worth it ([`PromotionReason`], decided in
+//! `cache/resident/table.rs`), it waits in one of two queues: large files are promoted one at a
+//! time, small ones several side by side, so that these do not wait behind gigabytes.
 //!
 //! The bytes come block by block through the [`BlockLoader`](super::loader::BlockLoader), so each
 //! block is fetched once, and checked, whether a reader needs it too or not. Absent blocks are

@@ -1,6 +1,6 @@
 //! Blocks that the cache does not take, kept for a while for their readers.
 //!
-//! A block that is larger than the cache's largest slot, or that finds no room, is fetched into
+//! A block that is larger than a quarter of the cache, or that finds no room, is fetched into
 //! memory of its own. Without this, that memory would be freed once the reads that wait for it are
 //! answered. Reads are much smaller than chunks, so the next read would fetch all of the block
 //! again: a compressed chunk of 90 MiB a hundred times over. So blocks read within

@@ -117,7 +117,8 @@ pub(super) async fn dial(
 }
 
 /// Connects over the network. A certificate of the cluster's authority is a proof, and so is the
-/// cluster's secret; an engine that the user has named needs none.
+/// cluster's secret; an engine that the user has named needs neither, unless
+/// TLS is on.
 async fn connect(address: &str, options: &ClientOptions) -> Result<Greeted, ReadError> {
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;

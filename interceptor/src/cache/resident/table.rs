@@ -2,7 +2,8 @@
 //!
 //! The rule is that of LIRS (Jiang and Zhang, SIGMETRICS 2002) between whole files: a file may
 //! displace another only if the other has not been used for longer than the time between the
-//! candidate's own last two uses. Uses are opens and closes: the daemon sees no others. "Longer"
+//! candidate's own last two uses. Uses are opens and closes, the only ones
+//! that the daemon always sees, and requests to make a file resident. "Longer"
 //! needs no clock: the other's last use is older than the candidate's last but one. So
 //!
 //! * files that are read once displace no file, however many there are; they only take free
