@@ -26,12 +26,13 @@
 //! Files that are hot as a whole leave the arena for [`resident`] files, which the kernel reads
 //! without asking the daemon. The arena is smaller by what they take.
 //!
-//! Fetches in flight may hold only a part of the budget (the *fill budget*: an eighth, but 8 MiB to
-//! 1 GiB; warm-up has bounds of its own, in [`retained`]), so that a burst of misses waits instead of emptying the cache. Speculative fetches leave half of the fill
-//! budget to readers, and are skipped when there is no room. A reader's fetch waits up to
-//! [`RESERVE_TIMEOUT`]. After that, or if the block would take more than a quarter of the cache,
-//! it is read into heap memory outside the arena and never enters the index (its reader holds it
-//! for a while): a full cache makes reads slower, never wrong and never an error.
+//! Fetches in flight may hold only a part of the budget (the *fill budget*: an eighth, but 8 MiB
+//! to 1 GiB; warm-up has bounds of its own, in [`retained`]), so that a burst of misses waits
+//! instead of emptying the cache. Speculative fetches leave half of the fill budget to readers,
+//! and are skipped when there is no room. A reader's fetch waits up to [`RESERVE_TIMEOUT`]. After
+//! that, or if the block would take more than a quarter of the cache, it is read into heap memory
+//! outside the arena and never enters the index (its reader holds it for a while): a full cache
+//! makes reads slower, never wrong and never an error.
 
 mod access_buffer;
 pub mod arena;

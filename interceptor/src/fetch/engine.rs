@@ -6,8 +6,8 @@
 //! it is not asked for a while (back-off).
 //!
 //! Any program may listen on the port of an engine. An engine that does not prove that it belongs
-//! to the volume server is sent no file id and no token, and asked for nothing (`dial` in `rdma_engine::client`
-//! decides, by [`Trust`]); the log and the status say so.
+//! to the volume server is sent no file id and no token, and asked for nothing (`dial` in
+//! `rdma_engine::client` decides, by [`Trust`]); the log and the status say so.
 //!
 //! An engine sends needles as they are stored. A whole needle is verified by its checksum,
 //! unpacked and decrypted here. A range is taken as it is, so ranges of compressed needles are

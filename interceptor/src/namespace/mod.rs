@@ -3,9 +3,10 @@
 //! **A node is one version of a file.** The number by which the kernel knows a file stands for
 //! bytes that never change. If a file changes, its name is invalidated in the kernel, and the next
 //! LOOKUP gives the name another node; open handles keep the old node, its chunks, and the
-//! kernel's pages of it. So cached pages are never wrong, and an open file keeps its view. If only attributes change, the node stays. A file that was only appended
-//! to keeps its node as well ([`growth`]). Directories keep their node through renames, and the
-//! names of a hard-linked file share one ([`nodes`]).
+//! kernel's pages of it. So cached pages are never wrong, and an open file keeps its view. If only
+//! attributes change, the node stays. A file that was only appended to keeps its node as well
+//! ([`growth`]). Directories keep their node through renames, and the names of a hard-linked file
+//! share one ([`nodes`]).
 //!
 //! **Events only invalidate.** An event of the filer never adds an entry: it drops what is known
 //! of a name, and invalidates it in the kernel; the next LOOKUP asks the filer. So the order of
