@@ -200,7 +200,8 @@ impl RunningSession {
     }
 
     /// Serves files that are still open after `mount` was detached, for `grace` at most. Then the
-    /// connection is aborted, and all requests fail with `ENOTCONN`.
+    /// connection is aborted: requests in flight fail with `ECONNABORTED`, later ones with
+    /// `ENOTCONN`.
     pub(crate) async fn drain(&self, mount: &MountInfo, grace: Duration) {
         if tokio::time::timeout(grace, self.wait()).await.is_err() {
             let path = mount.path.display();

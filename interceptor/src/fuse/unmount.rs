@@ -73,7 +73,7 @@ fn fusermount(at: &MountInfo) -> io::Result<()> {
     Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
 }
 
-/// Aborts the connection: all requests, present and future, fail with ENOTCONN.
+/// Aborts the connection: requests in flight fail with ECONNABORTED, later ones with ENOTCONN.
 pub(crate) fn abort(at: &MountInfo) {
     let Some((_, minor)) = at.device.split_once(':') else { return };
     let control = format!("/sys/fs/fuse/connections/{minor}/abort");

@@ -294,7 +294,8 @@ impl Overlay {
     }
 
     /// Unmounts the overlay at once, and serves open files until they are closed or `grace` is
-    /// over. After that, requests for them fail with `ENOTCONN`.
+    /// over. After that, requests for them fail with `ENOTCONN` (`ECONNABORTED`
+    /// if they are in flight).
     pub async fn detach(&self, grace: Duration) {
         let at = self.at.clone();
         let _ = tokio::task::spawn_blocking(move || unmount::detach(&at)).await;

@@ -18,6 +18,8 @@
 //! * [`promote`] makes files resident that are worth it: complete in memory, for the kernel to
 //!   read without the daemon. A handle that still reads by way of the daemon is answered from
 //!   there.
+//! * [`residency`] finds resident files for opens, and retires those of replaced content.
+//! * [`residency`] finds resident files for opens, and retires those of replaced content.
 //! * [`warm`] fills, counts and evicts whole files by request.
 //! * [`kernel_hints`] acts on reads that the kernel answers by itself, as far as eBPF reports
 //!   them.
