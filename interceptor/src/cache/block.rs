@@ -8,7 +8,7 @@ use super::arena::Slot;
 use super::context::BlockContext;
 use super::key::BlockKey;
 use super::pass_tracker::PassTracker;
-use super::sync::{AtomicBool, AtomicUsize, Ordering};
+use super::sync::{AtomicBool, Ordering};
 
 /// Receives the fate of prefetched blocks: for each block one call that it was fetched, and later
 /// one call that it was used or wasted.
@@ -83,11 +83,7 @@ pub(super) struct BlockEntry {
     pass_tracker: PassTracker,
     /// Set from a speculative fetch to the first read.
     unread: AtomicBool,
-    /// Set if warm-up asked for the block: then being streamed once is no reason to evict it.
-    retained: AtomicBool,
     observer: Option<Arc<dyn PrefetchObserver>>,
-    /// How many bytes sequential readers have read.
-    streamed: AtomicUsize,
     context: Arc<BlockContext>,
 }
 
@@ -107,9 +103,7 @@ impl BlockEntry {
             memory,
             pass_tracker: PassTracker::default(),
             unread: AtomicBool::new(observer.is_some()),
-            retained: AtomicBool::new(false),
             observer,
-            streamed: AtomicUsize::new(0),
             context,
         }
     }
@@ -117,16 +111,6 @@ impl BlockEntry {
     /// Whether it was fetched on speculation and has not been read yet.
     pub(super) fn is_unread(&self) -> bool {
         self.unread.load(Ordering::Relaxed)
-    }
-
-    /// Whether warm-up asked for it.
-    pub(super) fn is_retained(&self) -> bool {
-        self.retained.load(Ordering::Relaxed)
-    }
-
-    /// Records that warm-up asks for it.
-    pub(super) fn retain(&self) {
-        self.retained.store(true, Ordering::Relaxed);
     }
 
     /// Whether a pass over it has begun and has not come to its end: a reader is probably in it.
@@ -177,12 +161,9 @@ impl PinnedBlock {
         }
     }
 
-    /// Records that a stream has read `bytes` of the block, and says whether these were the last
-    /// of it.
-    pub(super) fn record_streamed(&self, bytes: usize) -> bool {
-        let entry = self.entry();
-        let (before, len) = (entry.streamed.fetch_add(bytes, Ordering::Relaxed), entry.memory.len());
-        before < len && before + bytes >= len
+    /// Whether a pass over the block has come to its end.
+    pub fn is_read_through(&self) -> bool {
+        self.entry().pass_tracker.is_whole(self.entry().memory.len())
     }
 
     /// Whether the bytes are in the arena, and so in memory that can be registered with a device.

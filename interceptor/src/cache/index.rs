@@ -97,8 +97,9 @@ impl BlockIndex {
         self.shard(key).read().contains_key(key)
     }
 
-    /// Makes a filled block findable. If there is a block under the key already, returns that one.
-    pub(super) fn publish(&self, entry: Arc<BlockEntry>) -> PinnedBlock {
+    /// Makes a filled block findable, and counts it as hot if it is `retained`. If there is a block
+    /// under the key already, returns that one.
+    pub(super) fn publish(&self, entry: Arc<BlockEntry>, retained: bool) -> PinnedBlock {
         let BlockMemory::Slot(slot) = &entry.memory else { return PinnedBlock::pin(entry) };
         let key = entry.key;
         let reason = if entry.is_unread() { AdmitReason::Prefetch } else { AdmitReason::Demand };
@@ -112,7 +113,7 @@ impl BlockIndex {
         drop(shard);
         slot.set_owner(Some(key));
         policy.admit(key, slot.class().size(), reason);
-        if entry.is_retained() {
+        if retained {
             policy.mark_hot(&key);
         }
         drop(policy);
@@ -122,23 +123,19 @@ impl BlockIndex {
     /// Takes a block away, and has the policy forget it. Existing pins keep its bytes. Returns
     /// whether it was there.
     pub(super) fn remove(&self, key: &BlockKey) -> bool {
-        self.detach(key, |policy| policy.forget(key))
-    }
-
-    /// Takes a block away that the policy may remember. Existing pins keep its bytes.
-    pub(super) fn evict(&self, key: &BlockKey) {
-        self.detach(key, |policy| policy.evict(key));
-    }
-
-    fn detach(&self, key: &BlockKey, report: impl FnOnce(&mut dyn Policy<BlockKey>)) -> bool {
         let mut policy = self.context.policy.lock();
         let entry = self.shard(key).write().remove(key);
-        report(&mut **policy);
+        policy.forget(key);
         if let Some(BlockMemory::Slot(slot)) = entry.as_ref().map(|entry| &entry.memory) {
             slot.set_owner(None);
         }
         drop(policy);
         entry.is_some()
+    }
+
+    /// Whether the block was evicted too early, as its return shows.
+    pub(super) fn is_missed(&self, key: &BlockKey) -> bool {
+        self.context.policy.lock().is_missed(key)
     }
 
     /// Tells the policy that a block is hot.

@@ -17,11 +17,8 @@
 //! * [`InflightMap`] makes sure that one block is fetched once, however many readers miss it, and
 //!   that all of them get its error if the fetch fails.
 //!
-//! A sequential reader's bytes stay in the mount's page cache, in front of this cache. So a block
-//! that a stream has read to its end is evicted at once ([`Cache::streamed`]), and its memory,
-//! still warm in the CPU's caches, takes the next block of the stream: a long scan runs through a
-//! few slots and evicts nothing else. The cache remembers the key; if the block has to be fetched
-//! a second time, the page cache did not keep it, and then it stays.
+//! What was fetched stays while there is room, whatever read it. Scan resistance is the policy's:
+//! a block that was read once is the first to leave when memory is short.
 //!
 //! Files that are hot as a whole leave the arena for [`resident`] files, which the kernel reads
 //! without asking the daemon. The arena is smaller by what they take.
@@ -46,7 +43,6 @@ pub mod policy;
 pub mod replay;
 pub mod resident;
 mod retained;
-mod streamed;
 mod sync;
 mod writer;
 
@@ -68,7 +64,6 @@ use block::BlockMemory;
 use index::BlockIndex;
 use policy::AdaptiveLirs;
 use resident::{ResidentError, ResidentFiles, ResidentUsage};
-use streamed::StreamedKeys;
 
 pub use arena::MIN_CAPACITY;
 pub use block::{PinnedBlock, PrefetchObserver};
@@ -104,7 +99,6 @@ pub struct CacheUsage {
 /// The block cache of a mount.
 pub struct Cache {
     index: Arc<BlockIndex>,
-    streamed_keys: StreamedKeys,
     residents: OnceLock<Arc<ResidentFiles>>,
     registrations: Arc<RegistrationCache>,
     /// The fill budget, a permit for each [`FILL_PERMIT_BYTES`].
@@ -128,7 +122,6 @@ impl Cache {
         let fill_budget = Arc::new(Semaphore::new((fill_budget_bytes / FILL_PERMIT_BYTES) as usize));
         Ok(Self {
             index: Arc::new(index),
-            streamed_keys: StreamedKeys::default(),
             residents: OnceLock::new(),
             registrations,
             fill_budget,
@@ -150,6 +143,11 @@ impl Cache {
     /// Memory for `len` bytes that a reader asked for. Waits up to [`RESERVE_TIMEOUT`] for room in
     /// the arena, then takes heap memory. The content is unspecified.
     pub async fn reserve(&self, key: BlockKey, len: usize) -> BlockWriter {
+        if let Some(residents) = self.residents.get()
+            && self.index.is_missed(&key)
+        {
+            residents.yield_to_block(len as u64);
+        }
         let permits = self.fill_permits(len);
         let (permit, slot) = match self.fill_budget.clone().try_acquire_many_owned(permits) {
             Ok(permit) => (Some(permit), self.admits(len).then(|| self.index.allocate(len)).flatten()),
@@ -206,21 +204,6 @@ impl Cache {
         let permit = self.fill_budget.clone().try_acquire_many_owned(permits).ok()?;
         let memory = BlockMemory::Slot(self.index.allocate(len)?);
         Some(BlockWriter::new(key, memory, Some(observer), self.index.clone(), Some(permit)))
-    }
-
-    /// Records that a stream has read `bytes` of the block under `key`. Once streams have read all
-    /// of it, the block is evicted, unless the same block was evicted so before and had to be
-    /// fetched again: then it stays, and this returns true. A [retained](Cache::retain) block
-    /// stays as well.
-    pub fn streamed(&self, key: &BlockKey, block: &PinnedBlock, bytes: usize) -> bool {
-        if !block.record_streamed(bytes) || block.entry().is_retained() {
-            return false;
-        }
-        let is_new = self.streamed_keys.insert(*key);
-        if is_new {
-            self.index.evict(key);
-        }
-        !is_new
     }
 
     /// The resident files. The first call makes the file system that holds them.

@@ -16,8 +16,8 @@ const MIN_PART_SIZE: usize = 4096;
 /// Number of parts at most: the bits of a word.
 const MAX_PARTS: usize = 64;
 
-/// How far the current pass over a block has come. If two threads record reads at the same time
-/// one may be lost, which only shifts a use a little.
+/// How far the current pass over a block has come. No part of a pass is lost if threads record
+/// reads at the same time, except as another pass begins, which only shifts a use a little.
 #[derive(Debug, Default)]
 pub(super) struct PassTracker {
     /// A bit for each part that the pass has read.
@@ -39,13 +39,18 @@ impl PassTracker {
         }
         let continues = range.start > 0 && last_end == range.start as u32;
         if parts & !read_parts != 0 || continues {
-            self.read_parts.store(read_parts | parts, Ordering::Relaxed);
+            self.read_parts.fetch_or(parts, Ordering::Relaxed);
             return false;
         }
         if parts != read_parts {
             self.read_parts.store(parts, Ordering::Relaxed);
         }
         true
+    }
+
+    /// Whether all of a block of `len` bytes has been read.
+    pub(super) fn is_whole(&self, len: usize) -> bool {
+        self.read_parts.load(Ordering::Relaxed) == mask(&(0..len), len)
     }
 
     /// Whether a part of a block of `len` bytes has been read, and another part has not.
@@ -112,7 +117,8 @@ mod tests {
         assert!(!pass.is_partial(MIB));
         pass.record(&(0..KIB), MIB);
         assert!(pass.is_partial(MIB));
+        assert!(!pass.is_whole(MIB));
         pass.record(&(KIB..MIB), MIB);
-        assert!(!pass.is_partial(MIB));
+        assert!(!pass.is_partial(MIB) && pass.is_whole(MIB));
     }
 }

@@ -1,9 +1,8 @@
 //! Blocks that warm-up has asked for, ahead of the job that will read them.
 //!
 //! Such a block counts as hot from the moment it comes in, because the operator who asked for it
-//! knows more than the policy does; and a stream that has read it once does not evict it. It is
-//! not pinned: if it is not read, blocks that are used more often take its place in the end, as
-//! with any hot block.
+//! knows more than the policy does. It is not pinned: if it is not read, blocks that are used more
+//! often take its place in the end, as with any hot block.
 
 use std::sync::Arc;
 
@@ -59,10 +58,8 @@ impl Cache {
 
     /// Retains the block under `key`, if it is there. Returns whether it is.
     pub fn retain(&self, key: &BlockKey) -> bool {
-        let Some(block) = self.index.get(key) else { return false };
-        block.entry().retain();
         self.index.mark_hot(key);
-        true
+        self.index.contains(key)
     }
 }
 
@@ -142,15 +139,6 @@ mod tests {
         }
         let left = (0..14).filter(|number| cache.contains(&key(*number))).count();
         assert!(left >= 13, "{left} of 14");
-    }
-
-    #[tokio::test]
-    async fn a_retained_block_stays_after_it_was_streamed() {
-        let cache = Cache::new(MIN_CAPACITY).unwrap();
-        let block = retained(&cache, 1, EvictionMode::FreeOnly).await.unwrap();
-        block.mark_read(&(0..MIB));
-        cache.streamed(&key(1), &block, MIB);
-        assert!(cache.contains(&key(1)));
     }
 
     #[tokio::test]

@@ -166,18 +166,6 @@ fn every_prefetched_block_is_counted_once() {
 }
 
 #[test]
-fn a_streamed_block_is_evicted_once_and_stays_if_it_is_fetched_again() {
-    let cache = Cache::new(MIN_CAPACITY).unwrap();
-    let (key, block) = (key(1, 100_000), fill(&cache, 1, 100_000));
-    cache.streamed(&key, &block, 60_000);
-    assert!(cache.contains(&key));
-    cache.streamed(&key, &block, 40_000);
-    assert!(!cache.contains(&key) && is_right(&block, 1));
-    cache.streamed(&key, &fill(&cache, 1, 100_000), 100_000);
-    assert!(cache.contains(&key));
-}
-
-#[test]
 fn a_scan_leaves_the_hot_set_whatever_the_request_size() {
     for request in [MIB / 8, MIB] {
         let cache = Cache::new(64 << 20).unwrap();

@@ -63,10 +63,7 @@ impl BlockWriter {
     pub fn publish(self) -> PinnedBlock {
         let Self { key, memory, observer, retain, index, _permit } = self;
         let entry = Arc::new(BlockEntry::new(key, memory, observer, index.context().clone()));
-        if retain {
-            entry.retain();
-        }
-        index.publish(entry)
+        index.publish(entry, retain)
     }
 
     /// Whether the bytes are in the arena. If they are not, publishing makes them readable only by

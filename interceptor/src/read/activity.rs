@@ -6,8 +6,10 @@ use std::sync::{Arc, OnceLock, Weak};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use super::block_plan::{ObjectAccess, WHOLE_FETCH_READS};
+use super::block_plan::{self, BlockRange, ObjectAccess, WHOLE_FETCH_READS};
+use super::data::ReadData;
 use super::kernel_hints::KernelHints;
+use super::layout::Object;
 use crate::cache::resident::ResidentFile;
 use crate::prefetch::{AccessPattern, Streams};
 
@@ -15,6 +17,20 @@ use crate::prefetch::{AccessPattern, Streams};
 const MIN_STREAMED_SIZE: u64 = 1 << 20;
 /// A read of fewer bytes counts as one of so many, because it costs about as much.
 const MIN_COUNTED_READ: u64 = 64 << 10;
+
+/// A stream that has read as many bytes, or a quarter of its file, will probably read the rest.
+const MIN_DRAFT_READ: u64 = 8 << 20;
+
+/// What follows from the reads of streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum StreamProgress {
+    /// Nothing.
+    Unremarkable,
+    /// The file will probably be read to its end.
+    Underway,
+    /// Streams are half through the file for another time than the first.
+    Again,
+}
 
 /// The reads of one version. Every counter is a heuristic: a lost update costs a fetch, never a
 /// wrong byte.
@@ -30,8 +46,13 @@ pub struct FileActivity {
     random_reads: OnceLock<Box<[AtomicU8]>>,
     /// Bytes read since the file was last considered for promotion.
     read_bytes: AtomicU64,
-    /// The resident file with the version's bytes, as far as this process knows.
+    /// Bytes that streams have read, less those of passes that are over.
+    streamed_bytes: AtomicU64,
+    /// The resident file with the version's bytes, as far as this process knows, whole or in part.
     resident: Mutex<Weak<ResidentFile>>,
+    /// How many bytes of the file blocks hold, once a draft takes the blocks that streams have
+    /// passed.
+    draft_content: OnceLock<u64>,
     kernel_hints: KernelHints,
     /// Cancels the prefetches for this version; made with the first of them.
     forgotten: OnceLock<CancellationToken>,
@@ -47,7 +68,9 @@ impl FileActivity {
             streams: (size > MIN_STREAMED_SIZE).then(|| Mutex::new(Streams::new(size))),
             random_reads: OnceLock::new(),
             read_bytes: AtomicU64::new(0),
+            streamed_bytes: AtomicU64::new(0),
             resident: Mutex::default(),
+            draft_content: OnceLock::new(),
             kernel_hints: KernelHints::default(),
             forgotten: OnceLock::new(),
         }
@@ -94,14 +117,46 @@ impl FileActivity {
         is_half_reached(&self.read_bytes, bytes.max(MIN_COUNTED_READ), self.size)
     }
 
+    /// Counts `bytes` that a stream has read.
+    pub(super) fn note_streamed(&self, bytes: u64) -> StreamProgress {
+        let before = self.streamed_bytes.fetch_add(bytes, Relaxed);
+        let read = before.saturating_add(bytes);
+        if read >= self.size.saturating_add(self.size / 2) {
+            self.streamed_bytes.store(self.size / 2, Relaxed);
+            return StreamProgress::Again;
+        }
+        let underway = MIN_DRAFT_READ.min(self.size / 4);
+        if before < underway && read >= underway {
+            StreamProgress::Underway
+        } else {
+            StreamProgress::Unremarkable
+        }
+    }
+
     /// Counts `bytes` that turned hot in the page cache, and says the same of them.
     pub(super) fn note_hot(&self, bytes: u64) -> bool {
         is_half_reached(&self.kernel_hints.hot_bytes, bytes, self.size)
     }
 
-    /// The resident file with the version's bytes, if this process knows of one.
+    /// How many bytes a draft of the file has when it is complete, if streams fill one.
+    pub(super) fn draft_content(&self) -> &OnceLock<u64> {
+        &self.draft_content
+    }
+
+    /// The resident file with the version's bytes, whole or in part, if this process knows of one.
     pub(super) fn resident(&self) -> Option<Arc<ResidentFile>> {
         self.resident.lock().upgrade()
+    }
+
+    /// Whether the resident file is known and has the bytes of `part`.
+    pub(super) fn holds(&self, object: &Object, part: &BlockRange) -> bool {
+        self.resident().is_some_and(|file| file.holds(&block_plan::range_in_file(object, part)))
+    }
+
+    /// The bytes of `part`, if the resident file is known and has them.
+    pub(super) fn resident_part(&self, object: &Object, part: &BlockRange) -> Option<ReadData> {
+        let resident = self.resident()?;
+        ReadData::resident(&resident, block_plan::range_in_file(object, part).start, part.range.len())
     }
 
     pub(super) fn note_resident(&self, file: &Arc<ResidentFile>) {

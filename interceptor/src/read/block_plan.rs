@@ -145,9 +145,24 @@ pub(super) fn all_blocks(object: &Object, range: &Range<u64>) -> impl Iterator<I
 }
 
 /// Where in the object the bytes of `part` are.
-fn range_in_object(object: &Object, part: &BlockRange) -> Range<u64> {
+pub(super) fn range_in_object(object: &Object, part: &BlockRange) -> Range<u64> {
     let start = span(object, part.key.part).0;
     start + part.range.start as u64..start + part.range.end as u64
+}
+
+/// Where in the file the bytes of `part` are.
+pub(super) fn range_in_file(object: &Object, part: &BlockRange) -> Range<u64> {
+    let range = range_in_object(object, part);
+    object.offset + range.start..object.offset + range.end
+}
+
+/// Whether `part` is one of the large blocks of `object`.
+pub(super) fn is_large(object: &Object, part: BlockPart) -> bool {
+    match (part, large_shift(object)) {
+        (BlockPart::Whole, None) => true,
+        (BlockPart::Piece { shift, .. }, Some(large)) => shift == large,
+        _ => false,
+    }
 }
 
 fn is_undivided(object: &Object) -> bool {

@@ -34,9 +34,13 @@ impl ReadData {
         Self(Repr::Block(block, range))
     }
 
-    /// Up to `len` bytes of a resident file from `offset` on; `None` if they cannot be read.
+    /// Up to `len` bytes of a resident file from `offset` on; `None` if they are not there, or
+    /// cannot be read.
     pub(super) fn resident(file: &ResidentFile, offset: u64, len: usize) -> Option<Self> {
         let len = file.len().saturating_sub(offset).min(len as u64) as usize;
+        if !file.holds(&(offset..offset + len as u64)) {
+            return None;
+        }
         let mut bytes = vec![0; len];
         file.read_at(&mut bytes, offset).ok()?;
         Some(Self(Repr::Gathered(bytes)))

@@ -92,7 +92,7 @@ impl BlockLoader {
     }
 
     /// The block under `key`, if it is in memory.
-    fn get(&self, key: &BlockKey) -> Option<LoadedBlock> {
+    pub(super) fn get(&self, key: &BlockKey) -> Option<LoadedBlock> {
         self.cache.get(key).or_else(|| self.uncached.get(key)).map(LoadedBlock::cached)
     }
 

@@ -15,10 +15,9 @@
 //! ```
 //!
 //! * [`prefetcher`] fetches ahead of streams, and small files before they are read.
-//! * [`promote`] makes files resident that are worth it: complete in memory, for the kernel to
-//!   read without the daemon. A handle that still reads by way of the daemon is answered from
-//!   there.
-//! * [`residency`] finds resident files for opens, and retires those of replaced content.
+//! * [`drafts`] moves what sequential readers have passed to where the kernel can read it without
+//!   the daemon, and [`promote`] makes other files resident that are worth it. A handle that still
+//!   reads by way of the daemon is answered from there.
 //! * [`residency`] finds resident files for opens, and retires those of replaced content.
 //! * [`warm`] fills, counts and evicts whole files by request.
 //! * [`kernel_hints`] acts on reads that the kernel answers by itself, as far as eBPF reports
@@ -32,12 +31,14 @@
 mod activity;
 mod block_plan;
 mod data;
+mod drafts;
 mod error;
 mod kernel_hints;
 mod layout;
 mod layout_cell;
 mod loader;
 mod origin;
+mod pauses;
 mod prefetcher;
 mod promote;
 mod residency;
@@ -74,9 +75,11 @@ pub use seaweedfs::ClusterOrigin;
 pub use version::{FileVersion, MAX_SMALL_FILE_SIZE};
 pub use warm::{WarmupError, WarmupRequest};
 
+use activity::StreamProgress;
 use block_plan::{BlockRange, ObjectAccess};
 use layout::Segment;
 use loader::BlockLoader;
+use pauses::ReadPauses;
 use prefetcher::{PrefetchReporter, Prefetcher};
 use promote::Promoter;
 
@@ -97,6 +100,7 @@ pub struct Reader {
     warmup_reporter: Arc<dyn PrefetchObserver>,
     /// Permits for warm-up fetches under way, one for each KiB.
     warmup_permits: Arc<Semaphore>,
+    pauses: ReadPauses,
     /// Set by [`keep_resident_files`](Self::keep_resident_files).
     promoter: OnceLock<Promoter>,
     runtime: Handle,
@@ -121,6 +125,7 @@ impl Reader {
             prefetcher: Prefetcher::new(loader.clone(), cache.clone(), metrics.clone()),
             warmup_reporter: PrefetchReporter::observer(Trigger::Warmup, &metrics, None),
             warmup_permits: Arc::new(Semaphore::new((cache.speculation_limit() >> 10) as usize)),
+            pauses: ReadPauses::default(),
             promoter: OnceLock::new(),
             runtime,
             cache,
@@ -142,10 +147,11 @@ impl Reader {
     /// Reads up to `len` bytes of `file` from `offset` on. Never blocks.
     pub fn read(self: &Arc<Self>, file: &Arc<FileVersion>, offset: u64, len: usize) -> ReadReply {
         let arrival = Arrival::now();
+        self.pauses.note_read();
         file.activity().mark_read();
-        if let Some(data) =
-            file.activity().resident().and_then(|resident| ReadData::resident(&resident, offset, len))
-        {
+        // Reads of a draft go on to be counted, or the rest of the file would never be brought in.
+        let resident = file.activity().resident().filter(|resident| resident.is_complete());
+        if let Some(data) = resident.and_then(|resident| ReadData::resident(&resident, offset, len)) {
             self.metrics.read(Source::Cache, data.len() as u64, arrival.elapsed());
             return ReadReply::Ready(data);
         }
@@ -202,13 +208,22 @@ impl Reader {
                     let object = &layout.objects()[index];
                     let access = file.activity().access(index, layout.objects().len(), pattern);
                     for part in block_plan::plan(&self.cache, object, range, access) {
-                        match self.loader.load(object, part.key, arrival) {
+                        let loaded = self.loader.get(&part.key);
+                        // In this order: a block leaves the arena after it has come to the file.
+                        if loaded.is_none()
+                            && let Some(data) = file.activity().resident_part(object, &part)
+                        {
+                            parts.push(Some(data));
+                            continue;
+                        }
+                        let loaded = loaded.map(Joined::Cached);
+                        match loaded.unwrap_or_else(|| self.loader.load(object, part.key, arrival)) {
                             Joined::Cached(loaded) => {
-                                self.note_use(file, &part, &loaded.block, pattern);
+                                self.note_use(file, object, &part, &loaded.block);
                                 parts.push(Some(ReadData::block(loaded.block, part.range)));
                             }
                             Joined::InFlight(outcome) => {
-                                missing.push((parts.len(), outcome, part));
+                                missing.push((parts.len(), outcome, part, object.clone()));
                                 parts.push(None);
                             }
                         }
@@ -229,6 +244,13 @@ impl Reader {
             };
             self.consider(file, worth);
         }
+        if pattern != AccessPattern::Random {
+            match file.activity().note_streamed(end - offset) {
+                StreamProgress::Unremarkable => {}
+                StreamProgress::Underway => self.begin_draft(file, layout),
+                StreamProgress::Again => _ = self.consider(file, PromotionReason::Reread),
+            }
+        }
         if missing.is_empty() {
             let data = ReadData::join(parts.into_iter().flatten().collect());
             self.metrics.read(Source::Cache, data.len() as u64, arrival.elapsed());
@@ -238,9 +260,9 @@ impl Reader {
         ReadReply::Pending(
             async move {
                 let mut source = Source::Cache;
-                for (index, outcome, part) in missing {
+                for (index, outcome, part, object) in missing {
                     let loaded = outcome.await?;
-                    reader.note_use(&file, &part, &loaded.block, pattern);
+                    reader.note_use(&file, &object, &part, &loaded.block);
                     source = loaded.source;
                     parts[index] = Some(ReadData::block(loaded.block, part.range));
                 }
@@ -252,16 +274,14 @@ impl Reader {
         )
     }
 
-    fn note_use(
-        &self,
-        file: &Arc<FileVersion>,
-        part: &BlockRange,
-        block: &PinnedBlock,
-        pattern: AccessPattern,
-    ) {
+    /// Notes that a reader was given `part`. If that is the end of a block of a file that has a
+    /// draft, the block moves there.
+    fn note_use(&self, file: &FileVersion, object: &Object, part: &BlockRange, block: &PinnedBlock) {
         block.mark_read(&part.range);
-        if pattern != AccessPattern::Random && self.cache.streamed(&part.key, block, part.range.len()) {
-            self.consider(file, PromotionReason::Reread);
+        if let Some(content) = file.activity().draft_content().get()
+            && block.is_read_through()
+        {
+            self.move_to_draft(file, object, part.key, *content);
         }
     }
 }

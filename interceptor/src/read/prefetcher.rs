@@ -18,6 +18,7 @@ use super::block_plan::{self, ObjectAccess};
 use super::layout::{FileLayout, Object, Segment};
 use super::loader::BlockLoader;
 use super::seaweedfs::chunks::known_layout;
+use super::seaweedfs::content_id::content_id;
 use super::version::{FileVersion, MAX_SMALL_FILE_SIZE};
 use crate::cache::{BlockKey, Cache, PrefetchObserver};
 use crate::prefetch::{AccessPattern, PrefetchStats, ReadAhead};
@@ -73,7 +74,7 @@ impl Prefetcher {
         let Some(streams) = file.activity().streams() else { return AccessPattern::Random };
         let advice = streams.lock().observe(read.start, read.end - read.start, self.max_window);
         if advice.pattern != AccessPattern::Random {
-            file.activity().kernel_hints().deferred.note_streamed(Instant::now());
+            file.activity().kernel_hints().deferred.note_reader(Instant::now());
         }
         if let Some(ahead) = &advice.ahead
             && let Err(declined) = self.run_ahead(file, layout, ahead, advice.pattern)
@@ -115,7 +116,9 @@ impl Prefetcher {
             let Segment::Object { index, range } = segment else { continue };
             let object = &layout.objects()[index];
             let blocks = block_plan::plan(&self.cache, object, range.clone(), access).into_iter();
-            let mut absent = blocks.map(|part| part.key).filter(|key| self.loader.is_absent(key));
+            let absent = blocks.filter(|part| self.loader.is_absent(&part.key));
+            // In this order: a block leaves the arena after it has come to the draft.
+            let mut absent = absent.filter(|part| !file.activity().holds(object, part)).map(|part| part.key);
             let forgotten = file.activity().forgotten();
             if !absent.all(|key| self.loader.prefetch(object, key, observer, forgotten.clone(), ())) {
                 return Err(object.offset + range.start);
@@ -127,8 +130,9 @@ impl Prefetcher {
     /// Starts to fetch all of an object that is read at random again and again, unless another one
     /// is being fetched so.
     pub(super) fn fetch_whole_object(&self, file: &FileVersion, object: &Object) {
-        for key in block_plan::large_blocks(object, &(0..object.size)) {
-            if !self.loader.is_absent(&key) {
+        for part in block_plan::plan_large(object, &(0..object.size)) {
+            let key = part.key;
+            if !self.loader.is_absent(&key) || file.activity().holds(object, &part) {
                 continue;
             }
             let Ok(permit) = self.whole_object.clone().try_acquire_owned() else { return };
@@ -145,15 +149,25 @@ impl Prefetcher {
         self.loader.prefetch(object, key, &self.hot, file.activity().forgotten().clone(), ())
     }
 
-    /// Starts to fetch what is missing of a small file. Returns how many bytes that is, or `None`
-    /// if there is no room.
-    fn fetch_small(&self, layout: &FileLayout, observer: &Arc<dyn PrefetchObserver>) -> Option<u64> {
+    /// Starts to fetch what is missing of a small file, unless its bytes have left the arena for
+    /// the resident file, as `is_kept` tells. Returns how many bytes that is, or `None` if there is
+    /// no room.
+    fn fetch_small(
+        &self,
+        layout: &FileLayout,
+        is_kept: impl Fn() -> bool,
+        observer: &Arc<dyn PrefetchObserver>,
+    ) -> Option<u64> {
         let mut bytes = 0;
         for object in
             layout.objects().iter().filter(|object| (1..=MAX_SMALL_FILE_SIZE).contains(&object.size))
         {
             let all = 0..object.size;
-            for key in block_plan::large_blocks(object, &all).filter(|key| self.loader.is_absent(key)) {
+            for key in block_plan::large_blocks(object, &all) {
+                // In this order: a block leaves the arena after it has come to the file.
+                if !self.loader.is_absent(&key) || is_kept() {
+                    continue;
+                }
                 if !self.loader.prefetch(object, key, observer, self.never.clone(), ()) {
                     return None;
                 }
@@ -178,7 +192,8 @@ impl Reader {
             && self.resident(file).is_none()
             && let Some(layout) = file.layout_now()
         {
-            self.prefetcher.fetch_small(layout, &self.prefetcher.open);
+            let is_kept = || file.content_id().is_some_and(|content| self.is_kept(&content));
+            self.prefetcher.fetch_small(layout, is_kept, &self.prefetcher.open);
         }
     }
 
@@ -195,7 +210,8 @@ impl Reader {
             PrefetchReason::NextFile(stats) => self.prefetcher.reporter(Trigger::NextFile, stats),
             PrefetchReason::Epoch(stats) => self.prefetcher.reporter(Trigger::Epoch, stats),
         };
-        self.prefetcher.fetch_small(&layout, &observer)
+        let is_kept = || content_id(entry).is_some_and(|content| self.is_kept(&content));
+        self.prefetcher.fetch_small(&layout, is_kept, &observer)
     }
 
     /// What epochs may count on now, in bytes: the memory for blocks, and how much of it may hold

@@ -2,17 +2,21 @@
 //!
 //! A file is considered when about half of its bytes have been read by way of the daemon (a small
 //! one at its first read, a larger one if it was used before), when about half of them are hot in
-//! the page cache (`kernel_hints`), or when a block that a stream had read is fetched again
-//! (`Reader::note_use`). If it is worth it ([`PromotionReason`], decided in
+//! the page cache (`kernel_hints`), or when streams read all of it again in one open
+//! (`Reader::read`). If it is worth it ([`PromotionReason`], decided in
 //! `cache/resident/table.rs`), it waits in one of two queues: large files are promoted one at a
 //! time, small ones several side by side, so that these do not wait behind gigabytes.
 //!
-//! The bytes come block by block through the [`BlockLoader`](super::loader::BlockLoader), so each
-//! block is fetched once, and checked, whether a reader needs it too or not. Absent blocks are
-//! fetched with the priority of speculation, which leaves half of the fill budget to readers. If
-//! there is no room for long, the promotion fails. When the file is complete its blocks leave the
-//! arena, and handles that read by way of the daemon are answered from the file.
+//! The bytes come block by block from the arena, and each block leaves it when it has come to the
+//! file, which handles that read by way of the daemon are answered from then on. What a draft of
+//! the file has stays there. Absent blocks are fetched through the
+//! [`BlockLoader`](super::loader::BlockLoader), once and checked, whether a reader needs them too
+//! or not, while reads [pause], and with the priority of speculation, which leaves half of the fill
+//! budget to readers. If there is no room for long, the promotion fails.
+//!
+//! [pause]: super::pauses
 
+use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Weak};
 
@@ -30,7 +34,7 @@ use super::{FileVersion, MAX_SMALL_FILE_SIZE, ReadError, Reader};
 use crate::arrival::Arrival;
 use crate::cache::BlockKey;
 use crate::cache::resident::{
-    Promotion, PromotionCandidate, PromotionReason, ResidentAppend, ResidentFile, ResidentFiles,
+    PromotionCandidate, PromotionReason, ResidentAppend, ResidentFile, ResidentFiles,
 };
 use crate::vital::contained_task;
 
@@ -66,7 +70,7 @@ impl Promoter {
     }
 
     /// The files that are resident.
-    pub(super) fn residents(&self) -> &ResidentFiles {
+    pub(super) fn residents(&self) -> &Arc<ResidentFiles> {
         &self.residents
     }
 
@@ -117,8 +121,14 @@ struct FilePart {
     source: PartSource,
 }
 
-/// The bytes of a part, and the key of its block if that was fetched for the promotion alone.
-type FetchedPart = Result<(ReadData, Option<BlockKey>), ReadError>;
+/// The bytes of a part.
+struct FetchedPart {
+    data: ReadData,
+    /// The block that holds them.
+    key: Option<BlockKey>,
+    /// Whether the block was fetched for this alone.
+    is_own: bool,
+}
 
 enum PartSource {
     Bytes(Bytes),
@@ -162,18 +172,31 @@ impl Reader {
         // Blocks: closing and unmapping the displaced files takes a while.
         let made = tokio::task::spawn_blocking(|| candidate.make_room()).await;
         let Ok(Some(mut promotion)) = made else { return };
-        let keys: Vec<_> = parts.iter().filter_map(FilePart::key).collect();
-        let mut fetched = self.fetch_parts(parts);
-        while let Some((offset, data)) = fetched.next().await {
-            promotion = match self.write_part(promotion, offset, data).await {
-                Some(promotion) => promotion,
-                None => return,
+        let draft = promotion.file().clone();
+        // Reads find here what has left the arena.
+        version.activity().note_resident(&draft);
+        // A block leaves the arena when the last part that it holds has come to the file.
+        let mut uses: HashMap<BlockKey, usize> = HashMap::new();
+        parts.iter().filter_map(FilePart::key).for_each(|key| *uses.entry(key).or_default() += 1);
+        let mut fetched = self.fetch_parts(parts, Some(draft));
+        while let Some((offset, part)) = fetched.next().await {
+            let FetchedPart { data, key, .. } = match part {
+                Ok(Some(part)) => part,
+                Ok(None) => continue,
+                Err(error) => return promotion.fail(io::Error::other(error)),
             };
+            let Some((rest, _)) = promotion.write(data, offset).await else { return };
+            promotion = rest;
+            if let Some(key) = key
+                && let Some(left) = uses.get_mut(&key)
+            {
+                *left -= 1;
+                if *left == 0 {
+                    self.cache.remove(&key);
+                }
+            }
         }
-        if let Some(file) = promotion.complete().await {
-            version.activity().note_resident(&file);
-            keys.iter().for_each(|key| _ = self.cache.remove(key));
-        }
+        promotion.complete().await;
     }
 
     /// Appends to the resident `file` of `before` what `version`, which begins with the same
@@ -194,11 +217,11 @@ impl Reader {
         let residents = self.promoter.get()?.residents.clone();
         let extend = move || residents.extend(file, &content, handles, len);
         let mut extension = tokio::task::spawn_blocking(extend).await.ok()??;
-        let mut fetched = self.fetch_parts(parts);
+        let mut fetched = self.fetch_parts(parts, None);
         while let Some((offset, part)) = fetched.next().await {
-            let (data, fetched) = part.ok()?;
+            let Some(FetchedPart { data, key, is_own }) = part.ok()? else { continue };
             (extension, _) = extension.write(data, offset).await?;
-            fetched.iter().for_each(|key| _ = self.cache.remove(key));
+            key.filter(|_| is_own).inspect(|key| _ = self.cache.remove(key));
         }
         Some(extension)
     }
@@ -207,49 +230,51 @@ impl Reader {
     pub(crate) async fn last_byte(self: &Arc<Self>, version: &FileVersion) -> Result<u8, ReadError> {
         let layout = self.layout(version, Arrival::now()).await?;
         let parts = parts(layout, version.size().saturating_sub(1));
-        match self.fetch_parts(parts).next().await {
-            Some((_, part)) => Ok(part?.0.first().copied().unwrap_or_default()),
+        match self.fetch_parts(parts, None).next().await {
+            Some((_, part)) => Ok(part?.and_then(|part| part.data.first().copied()).unwrap_or_default()),
             None => Ok(0),
         }
     }
 
-    /// Fetches parts of a file. They come in their order.
+    /// Fetches parts of a file, except those that `draft` has. They come in their order.
     fn fetch_parts(
         self: &Arc<Self>,
         parts: Vec<FilePart>,
-    ) -> impl Stream<Item = (u64, FetchedPart)> + Unpin + use<> {
+        draft: Option<Arc<ResidentFile>>,
+    ) -> impl Stream<Item = (u64, Result<Option<FetchedPart>, ReadError>)> + Unpin + use<> {
         let reader = self.clone();
         let fetch = move |part: FilePart| {
-            let reader = reader.clone();
-            async move { (part.offset, reader.fetch_part(part.source).await) }.boxed()
+            let (reader, draft) = (reader.clone(), draft.clone());
+            async move { (part.offset, reader.fetch_part(part, draft).await) }.boxed()
         };
         stream::iter(parts).map(fetch).buffered(MAX_CONCURRENT_BLOCKS)
     }
 
-    /// Writes a part of a file, and evicts its block if that was fetched for the promotion.
-    async fn write_part(&self, promotion: Promotion, offset: u64, part: FetchedPart) -> Option<Promotion> {
-        match part {
-            Ok((data, fetched)) => {
-                let (promotion, _) = promotion.write(data, offset).await?;
-                if let Some(key) = fetched {
-                    self.cache.remove(&key);
-                }
-                Some(promotion)
+    /// Fetches a part of a file, unless `draft` has it.
+    async fn fetch_part(
+        self: Arc<Self>,
+        part: FilePart,
+        draft: Option<Arc<ResidentFile>>,
+    ) -> Result<Option<FetchedPart>, ReadError> {
+        let (object, part) = match part.source {
+            PartSource::Bytes(bytes) => {
+                return Ok(Some(FetchedPart { data: ReadData::shared(bytes), key: None, is_own: false }));
             }
-            Err(error) => {
-                promotion.fail(io::Error::other(error));
-                None
-            }
-        }
-    }
-
-    async fn fetch_part(self: Arc<Self>, source: PartSource) -> FetchedPart {
-        let (object, part) = match source {
-            PartSource::Bytes(bytes) => return Ok((ReadData::shared(bytes), None)),
             PartSource::Block(object, part) => (object, part),
         };
-        let (block, was_fetched) = self.loader.load_below_readers(&object, part.key).await?;
-        Ok((ReadData::block(block, part.range), was_fetched.then_some(part.key)))
+        let range = block_plan::range_in_file(&object, &part);
+        let is_in_draft = || draft.as_ref().is_some_and(|draft| draft.holds(&range));
+        if self.loader.is_absent(&part.key) && !is_in_draft() {
+            // The block may come, and go on to the draft, while this waits.
+            self.pauses.wait().await;
+        }
+        // In this order: a block leaves the arena after it has come to the draft.
+        let (block, is_own) = match self.cache.get(&part.key) {
+            Some(block) => (block, false),
+            None if is_in_draft() => return Ok(None),
+            None => self.loader.load_below_readers(&object, part.key).await?,
+        };
+        Ok(Some(FetchedPart { data: ReadData::block(block, part.range), key: Some(part.key), is_own }))
     }
 }
 

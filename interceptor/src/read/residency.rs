@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::promote::Promoter;
 use super::seaweedfs::content_id::content_id;
 use super::{FileVersion, Reader};
-use crate::cache::resident::{PromotionReason, ResidentError, ResidentFile, ResidentFiles};
+use crate::cache::resident::{ContentId, PromotionReason, ResidentError, ResidentFile, ResidentFiles};
 use crate::seaweed::entry::Entry;
 
 impl Reader {
@@ -24,9 +24,12 @@ impl Reader {
     /// file, complete, if there is one. It is not displaced by others before as many handles were
     /// [closed](Self::closed) as were opened. Never blocks.
     pub fn opened(&self, version: &FileVersion) -> Option<Arc<ResidentFile>> {
-        let file = self.residents()?.opened(version.content_id()?)?;
-        version.activity().note_resident(&file);
-        Some(file)
+        let (residents, content) = (self.residents()?, version.content_id()?);
+        let file = residents.opened(content);
+        // Another version with the same content may have begun a draft.
+        let known = file.clone().or_else(|| Some(residents.find_draft(&content)?.file().clone()));
+        known.inspect(|known| version.activity().note_resident(known));
+        file
     }
 
     /// Notes that a handle of `version` that was [opened](Self::opened) is closed.
@@ -60,23 +63,27 @@ impl Reader {
     }
 
     pub(super) fn is_resident(&self, entry: &Entry) -> bool {
-        let find = |residents: &ResidentFiles| residents.find(&content_id(entry)?);
+        let find = |residents: &Arc<ResidentFiles>| residents.find(&content_id(entry)?);
         self.residents().and_then(find).is_some()
+    }
+
+    /// Whether there is a resident file of `content`, or a draft of one.
+    pub(super) fn is_kept(&self, content: &ContentId) -> bool {
+        // In this order: a draft becomes the resident file.
+        let find = |residents: &Arc<ResidentFiles>| {
+            residents.find_draft(content).is_some() || residents.find(content).is_some()
+        };
+        self.residents().is_some_and(find)
     }
 
     /// Lets no later open get the resident file of `version`. Returns its size in bytes, 0 if
     /// there is none.
     pub(super) fn retire(&self, version: &FileVersion) -> u64 {
-        let retire = || {
-            let (residents, content) = (self.residents()?, version.content_id()?);
-            let file = residents.find(&content)?;
-            residents.retire(&content);
-            Some(file.len())
-        };
+        let retire = || Some(self.residents()?.retire(&version.content_id()?));
         retire().unwrap_or(0)
     }
 
-    fn residents(&self) -> Option<&ResidentFiles> {
+    pub(super) fn residents(&self) -> Option<&Arc<ResidentFiles>> {
         self.promoter.get().map(Promoter::residents)
     }
 }

@@ -103,6 +103,10 @@ impl Reader {
                 }
             };
             for part in block_plan::plan_large(object, &range) {
+                if file.activity().holds(object, &part) {
+                    warmup.complete(part.range.len() as u64);
+                    continue;
+                }
                 if blocks.len() >= MAX_CONCURRENT_BLOCKS
                     && let Some(block) = blocks.next().await
                 {
@@ -184,9 +188,16 @@ impl Reader {
                 Segment::Inline(bytes) => bytes.len() as u64,
                 Segment::Zeros(len) => len as u64,
                 Segment::Object { index, range } => {
-                    block_plan::cached_bytes(&layout.objects()[index], &range, &|key| {
-                        self.cache.contains(key)
-                    })
+                    let object = &layout.objects()[index];
+                    let parts = block_plan::plan_large(object, &range);
+                    let cached = |part: block_plan::BlockRange| match file.activity().holds(object, &part) {
+                        true => part.range.len() as u64,
+                        false => {
+                            let range = block_plan::range_in_object(object, &part);
+                            block_plan::cached_bytes(object, &range, &|key| self.cache.contains(key))
+                        }
+                    };
+                    parts.map(cached).sum()
                 }
             };
             if number % SEGMENTS_PER_YIELD == SEGMENTS_PER_YIELD - 1 {

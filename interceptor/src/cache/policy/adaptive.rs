@@ -171,6 +171,10 @@ impl<K: Copy + Eq + Hash + Send + std::fmt::Debug> Policy<K> for AdaptiveLirs<K>
         self.policy.scan_candidates(visit);
     }
 
+    fn is_missed(&self, key: &K) -> bool {
+        self.policy.is_missed(key)
+    }
+
     fn temperature(&self, key: &K) -> Temperature {
         self.policy.temperature(key)
     }

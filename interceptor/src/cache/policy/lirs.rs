@@ -460,6 +460,10 @@ impl<K: Copy + Eq + Hash + Send + std::fmt::Debug> Policy<K> for Lirs<K> {
             || self.scan_queue(EntryState::Cold, false, visit, |_, _| false);
     }
 
+    fn is_missed(&self, key: &K) -> bool {
+        self.index.get(key).is_some_and(|&node| self.nodes[node].state == EntryState::Ghost)
+    }
+
     fn temperature(&self, key: &K) -> Temperature {
         match self.index.get(key).map(|&node| self.nodes[node].state) {
             Some(EntryState::Hot) => Temperature::Hot,

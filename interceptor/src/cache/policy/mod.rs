@@ -98,6 +98,9 @@ pub trait Policy<K>: fmt::Debug + Send {
     /// same entry may be shown twice.
     fn scan_candidates(&mut self, visit: &mut dyn FnMut(EvictionCandidate<K>) -> Scan);
 
+    /// Whether the entry was evicted, and so lately that it would be hot if it were still there.
+    fn is_missed(&self, key: &K) -> bool;
+
     /// How the policy ranks an entry; [`Temperature::Cold`] if it does not know it.
     fn temperature(&self, key: &K) -> Temperature;
 

@@ -76,6 +76,18 @@ impl ResidentBudget {
         self.held.load(Ordering::SeqCst)
     }
 
+    /// Whether files can have `bytes` more without a block or a file that leaves for them.
+    pub(super) fn has_free(&self, bytes: u64) -> bool {
+        let arena = self.index.arena();
+        bytes <= self.limit.saturating_sub(self.held())
+            && bytes <= arena.capacity().saturating_sub(arena.used())
+    }
+
+    /// The blocks that share the budget.
+    pub(super) fn index(&self) -> &Arc<BlockIndex> {
+        &self.index
+    }
+
     /// Bytes of the arena that were ceded to files, in whole pieces.
     pub(super) fn ceded(&self) -> u64 {
         self.pieces.lock().len() as u64 * self.piece_size
@@ -162,6 +174,19 @@ pub(super) struct Reservation {
 }
 
 impl Reservation {
+    /// How many bytes.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Releases what exceeds `bytes`.
+    pub(super) fn shrink_to(&mut self, bytes: u64) {
+        if let Some(excess) = self.bytes.checked_sub(bytes).filter(|&excess| excess > 0) {
+            self.bytes = bytes;
+            drop(Self { budget: self.budget.clone(), bytes: excess });
+        }
+    }
+
     /// Takes over the bytes of `other`, of the same budget.
     pub(super) fn merge(&mut self, mut other: Self) {
         self.bytes += std::mem::take(&mut other.bytes);

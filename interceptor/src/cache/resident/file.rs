@@ -1,8 +1,14 @@
 //! Files of the private tmpfs, before and after they are complete.
+//!
+//! A file begins as a *draft*: of its full size, all zeros, and without memory. Parts of it are
+//! written in any order, and each can be read as soon as it is written. When all parts that are
+//! not holes are there, the file is complete.
 
 use std::any::Any;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, OnceLock};
@@ -12,49 +18,6 @@ use rustix::fs::{FallocateFlags, fallocate};
 use super::super::sync::Mutex;
 use super::budget::Reservation;
 use super::tmpfs::PrivateTmpfs;
-
-/// A file that is being written. It becomes readable when it is [finished](DraftFile::finish); if
-/// it is dropped instead, it is gone.
-#[derive(Debug)]
-pub(super) struct DraftFile {
-    file: File,
-    len: u64,
-    reservation: Reservation,
-}
-
-impl DraftFile {
-    /// A file of `len` bytes, all of them zero and none of them taking memory yet. It will take
-    /// the memory of `reservation`.
-    pub(super) fn new(tmpfs: &PrivateTmpfs, len: u64, reservation: Reservation) -> io::Result<Self> {
-        let file = tmpfs.file()?;
-        // Before the first write, so that the kernel knows where huge pages fit.
-        file.set_len(len)?;
-        Ok(Self { file, len, reservation })
-    }
-
-    /// Writes `bytes` from `offset` on; they must lie within the file. Touches fresh memory, which
-    /// may be slow.
-    pub(super) fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        if offset.checked_add(bytes.len() as u64).is_none_or(|end| end > self.len) {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        self.file.write_all_at(bytes, offset)
-    }
-
-    /// The complete file. What was not written is zeros, which take memory from now on: where
-    /// there is none, this fails, rather than a program that has mapped the file.
-    pub(super) fn finish(self) -> io::Result<ResidentFile> {
-        if self.len > 0 {
-            fallocate(&self.file, FallocateFlags::empty(), 0, self.len)?;
-        }
-        Ok(ResidentFile {
-            attachment: OnceLock::new(),
-            file: self.file,
-            len: self.len,
-            grown: Mutex::new(GrownSize { len: self.len, reservation: self.reservation }),
-        })
-    }
-}
 
 /// Bytes that are being appended to a file for the handles that have it open. Readers see them as
 /// they come. If this is dropped instead of [finished](FileAppend::finish), they are cut off.
@@ -107,17 +70,46 @@ impl Drop for FileAppend {
     }
 }
 
-/// A complete file in memory whose bytes never change, for the kernel to read. Once it is retired,
-/// bytes can be appended ([`FileAppend`]). Its memory is free again when this is dropped and the
-/// kernel has neither a descriptor nor a mapping of it.
+/// A file in memory whose bytes never change once they are written, for the kernel to read when it
+/// is complete. Once it is retired, bytes can be appended ([`FileAppend`]). Its memory is free
+/// again when this is dropped and the kernel has neither a descriptor nor a mapping of it.
 #[derive(Debug)]
 pub struct ResidentFile {
     /// Dropped before the file is closed.
     attachment: OnceLock<Box<dyn Any + Send + Sync>>,
     file: File,
     len: u64,
+    /// `None` if the file is complete.
+    draft: Mutex<Option<DraftParts>>,
     /// Dropped after the file is closed.
     grown: Mutex<GrownSize>,
+}
+
+/// Which parts of a draft are there.
+#[derive(Debug)]
+struct DraftParts {
+    /// The ends of runs of bytes that are written, by their beginnings. No two runs touch.
+    written: BTreeMap<u64, u64>,
+    /// Where parts begin that are written, or will be by the one who has claimed them.
+    claimed: HashSet<u64>,
+}
+
+impl DraftParts {
+    fn holds(&self, range: &Range<u64>) -> bool {
+        let run = self.written.range(..=range.start).next_back();
+        run.is_some_and(|(_, end)| *end >= range.end)
+    }
+
+    fn add(&mut self, range: Range<u64>) {
+        let (mut start, mut end) = (range.start, range.end);
+        while let Some((&before, &until)) = self.written.range(..=end).next_back()
+            && until >= start
+        {
+            (start, end) = (start.min(before), end.max(until));
+            self.written.remove(&before);
+        }
+        self.written.insert(start, end);
+    }
 }
 
 /// The size of a file with what was appended.
@@ -125,11 +117,89 @@ pub struct ResidentFile {
 struct GrownSize {
     /// In bytes.
     len: u64,
-    /// The memory of these bytes.
+    /// The memory of these bytes; of a draft, that of the parts that are written.
     reservation: Reservation,
 }
 
 impl ResidentFile {
+    /// A draft of `len` bytes, with a `reservation` of none.
+    pub(super) fn draft(tmpfs: &PrivateTmpfs, len: u64, reservation: Reservation) -> io::Result<Self> {
+        let file = tmpfs.file()?;
+        // Before the first write, so that the kernel knows where huge pages fit.
+        file.set_len(len)?;
+        let parts = DraftParts { written: BTreeMap::new(), claimed: HashSet::new() };
+        Ok(Self {
+            attachment: OnceLock::new(),
+            file,
+            len,
+            draft: Mutex::new(Some(parts)),
+            grown: Mutex::new(GrownSize { len, reservation }),
+        })
+    }
+
+    /// Whether all bytes are there.
+    pub fn is_complete(&self) -> bool {
+        self.draft.lock().is_none()
+    }
+
+    /// Whether all bytes of `range` are there.
+    pub fn holds(&self, range: &Range<u64>) -> bool {
+        range.end <= self.len && self.draft.lock().as_ref().is_none_or(|parts| parts.holds(range))
+    }
+
+    /// Reserves the right to write the part that begins at `offset`: false if another has it.
+    pub(super) fn claim(&self, offset: u64) -> bool {
+        self.draft.lock().as_mut().is_some_and(|parts| parts.claimed.insert(offset))
+    }
+
+    /// Gives up the right to write a part.
+    pub(super) fn unclaim(&self, offset: u64) {
+        if let Some(parts) = self.draft.lock().as_mut() {
+            parts.claimed.remove(&offset);
+        }
+    }
+
+    /// Writes a part of a draft, whose memory is that of `reservation`. Touches fresh memory,
+    /// which may be slow.
+    pub(super) fn write_part(&self, bytes: &[u8], offset: u64, reservation: Reservation) -> io::Result<()> {
+        let end = offset.checked_add(bytes.len() as u64).filter(|&end| end <= self.len);
+        let end = end.ok_or(io::ErrorKind::InvalidInput)?;
+        self.grown.lock().reservation.merge(reservation);
+        self.file.write_all_at(bytes, offset)?;
+        if let Some(parts) = self.draft.lock().as_mut() {
+            parts.add(offset..end);
+        }
+        Ok(())
+    }
+
+    /// How many bytes are there.
+    pub(super) fn written(&self) -> u64 {
+        let runs = |parts: &DraftParts| parts.written.iter().map(|(start, end)| end - start).sum();
+        self.draft.lock().as_ref().map_or(self.len, runs)
+    }
+
+    /// Bytes of memory that the file has reserved.
+    pub(super) fn reserved(&self) -> u64 {
+        self.grown.lock().reservation.bytes()
+    }
+
+    /// Makes a draft complete. What was not written is zeros, which take memory from now on: where
+    /// there is none, this fails, rather than a program that has mapped the file. `rest` is the
+    /// memory that the file takes beyond what it has reserved.
+    pub(super) fn complete(&self, rest: Reservation) -> io::Result<()> {
+        if self.len > 0 {
+            fallocate(&self.file, FallocateFlags::empty(), 0, self.len)?;
+        }
+        self.grown.lock().reservation.merge(rest);
+        *self.draft.lock() = None;
+        Ok(())
+    }
+
+    /// Gives back what was reserved beyond `bytes`: parts that share a page have reserved it twice.
+    pub(super) fn trim_reservation(&self, bytes: u64) {
+        self.grown.lock().reservation.shrink_to(bytes);
+    }
+
     /// Size in bytes, without what was appended.
     #[expect(clippy::len_without_is_empty, reason = "whether there are bytes is of no interest")]
     pub fn len(&self) -> u64 {
@@ -141,7 +211,8 @@ impl ResidentFile {
         self.grown.lock().len
     }
 
-    /// Fills `buffer` with the bytes from `offset` on, all of which must lie within the file.
+    /// Fills `buffer` with the bytes from `offset` on, all of which must lie within the file and
+    /// [be there](Self::holds).
     pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         self.file.read_exact_at(buffer, offset)
     }
@@ -166,19 +237,32 @@ impl AsFd for ResidentFile {
 
 #[cfg(all(test, not(feature = "shuttle")))]
 mod tests {
-    use super::super::tests::{private_tmpfs, reserved};
-    use super::*;
     use std::os::fd::AsRawFd;
     use std::os::unix::fs::MetadataExt;
+
+    use super::super::tests::{private_tmpfs, reserved};
+    use super::*;
+
+    fn draft(tmpfs: &PrivateTmpfs, len: u64) -> ResidentFile {
+        ResidentFile::draft(tmpfs, len, reserved(0)).unwrap()
+    }
+
+    /// A complete file of these bytes.
+    fn complete(tmpfs: &PrivateTmpfs, bytes: &[u8]) -> ResidentFile {
+        let file = draft(tmpfs, bytes.len() as u64);
+        file.write_part(bytes, 0, reserved(4096)).unwrap();
+        file.complete(reserved(0)).unwrap();
+        file
+    }
 
     #[test]
     fn what_was_not_written_is_zeros_that_take_memory() {
         let Some(tmpfs) = private_tmpfs(16 << 20) else { return };
-        let draft = DraftFile::new(&tmpfs, 100_000, reserved(1 << 20)).unwrap();
-        draft.write_at(b"middle", 50_000).unwrap();
-        assert!(draft.write_at(b"too far", 99_999).is_err());
-        assert!(draft.write_at(b"too far", u64::MAX).is_err());
-        let file = draft.finish().unwrap();
+        let file = draft(&tmpfs, 100_000);
+        file.write_part(b"middle", 50_000, reserved(4096)).unwrap();
+        assert!(file.write_part(b"too far", 99_999, reserved(4096)).is_err());
+        assert!(file.write_part(b"too far", u64::MAX, reserved(4096)).is_err());
+        file.complete(reserved(1 << 20)).unwrap();
         let mut bytes = vec![1; 100_000];
         file.read_at(&mut bytes, 0).unwrap();
         assert_eq!(&bytes[50_000..50_006], b"middle");
@@ -188,11 +272,30 @@ mod tests {
     }
 
     #[test]
+    fn a_draft_holds_what_was_written_and_a_complete_file_all() {
+        let Some(tmpfs) = private_tmpfs(1 << 20) else { return };
+        let file = draft(&tmpfs, 100);
+        let ranges = [0..1, 10..20, 20..30, 10..30, 15..25, 0..30, 99..100, 99..101];
+        let held = || ranges.iter().map(|range| file.holds(range)).collect::<Vec<_>>();
+        assert_eq!(held(), [false; 8]);
+        file.write_part(&[1; 10], 20, reserved(4096)).unwrap();
+        assert_eq!(held(), [false, false, true, false, false, false, false, false]);
+        file.write_part(&[1; 10], 10, reserved(4096)).unwrap();
+        assert_eq!(held(), [false, true, true, true, true, false, false, false]);
+        file.write_part(&[1; 12], 0, reserved(4096)).unwrap();
+        assert_eq!(held(), [true, true, true, true, true, true, false, false]);
+        assert!(file.claim(30) && !file.claim(30));
+        file.unclaim(30);
+        assert!(file.claim(30) && !file.is_complete());
+        file.complete(reserved(0)).unwrap();
+        assert_eq!(held(), [true, true, true, true, true, true, true, false]);
+        assert!(file.is_complete() && !file.claim(50));
+    }
+
+    #[test]
     fn appended_bytes_follow_the_rest_or_are_cut_off() {
         let Some(tmpfs) = private_tmpfs(1 << 20) else { return };
-        let draft = DraftFile::new(&tmpfs, 5, reserved(4096)).unwrap();
-        draft.write_at(b"first", 0).unwrap();
-        let file = Arc::new(draft.finish().unwrap());
+        let file = Arc::new(complete(&tmpfs, b"first"));
         let content = || std::fs::read(format!("/proc/self/fd/{}", file.file.as_raw_fd())).unwrap();
 
         let dropped = FileAppend::new(file.clone(), 9, reserved(0)).unwrap();
@@ -217,21 +320,20 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_does_not_fit_is_not_finished() {
+    fn a_file_that_does_not_fit_is_not_completed() {
         let Some(tmpfs) = private_tmpfs(1 << 20) else { return };
-        let error = DraftFile::new(&tmpfs, 2 << 20, reserved(1 << 20)).unwrap().finish().unwrap_err();
+        let error = draft(&tmpfs, 2 << 20).complete(reserved(1 << 20)).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::StorageFull);
-        assert!(
-            DraftFile::new(&tmpfs, 1 << 20, reserved(1 << 20)).unwrap().finish().is_ok(),
-            "it left nothing"
-        );
-        assert_eq!(DraftFile::new(&tmpfs, 0, reserved(1 << 20)).unwrap().finish().unwrap().len(), 0);
+        assert!(draft(&tmpfs, 1 << 20).complete(reserved(1 << 20)).is_ok(), "it left nothing");
+        let empty = draft(&tmpfs, 0);
+        empty.complete(reserved(0)).unwrap();
+        assert_eq!(empty.len(), 0);
     }
 
     #[test]
     fn the_first_attachment_stays_as_long_as_the_file() {
         let Some(tmpfs) = private_tmpfs(1 << 20) else { return };
-        let file = DraftFile::new(&tmpfs, 1, reserved(1 << 20)).unwrap().finish().unwrap();
+        let file = complete(&tmpfs, b"x");
         assert!(file.attachment().is_none());
         let first = Arc::new(1);
         file.attach(Box::new(first.clone()));

@@ -7,11 +7,14 @@
 //! ```text
 //!  request_promotion
 //!   └─► PromotionCandidate   a ticket: one per file; if dropped, the file may be requested again
-//!        └ make_room
-//!           └─► Promotion    memory, taken from the arena first; if dropped, all is given back
+//!        └ make_room         other files leave, if it takes that
+//!           └─► Promotion    memory, taken from the arena first, part by part
 //!                └ write … complete
 //!                   └─► ResidentFile   found by `opened` and `find` until it is displaced or
 //!                                      retired; its memory is free when the last handle closes
+//!  begin_draft
+//!   └─► Draft                the same, filled with the blocks that sequential readers have passed
+//!        └ move_block …      a promotion may take over; the last part completes the file
 //! ```
 //!
 //! * The [`table`] knows which files are resident, and decides which file may displace which.
@@ -32,6 +35,7 @@
 mod append;
 mod background;
 mod budget;
+mod draft;
 mod file;
 mod promotion;
 mod table;
@@ -57,6 +61,7 @@ use super::index::{BlockIndex, EvictionMode};
 use super::sync::{AtomicU64, Mutex, Ordering};
 
 pub use append::ResidentAppend;
+pub use draft::Draft;
 pub use file::ResidentFile;
 pub use promotion::{Promotion, PromotionCandidate};
 pub use table::PromotionReason;
@@ -101,7 +106,8 @@ pub struct ContentId(pub [u8; 32]);
 pub struct ResidentUsage {
     /// Files that an open finds now.
     pub files: u64,
-    /// Files that wait to become resident, or are being filled.
+    /// Files that wait to become resident, or are being filled; those to which blocks move count
+    /// as one.
     pub waiting: u64,
     /// Memory of resident files, of files that are being filled, and of files that left but are
     /// still open.
@@ -142,6 +148,8 @@ pub struct ResidentFiles {
     budget: Arc<ResidentBudget>,
     table: Mutex<ResidentTable<Arc<ResidentFile>>>,
     background: BackgroundThread,
+    /// Blocks that wait to move to a draft.
+    queued_moves: AtomicU64,
     counters: ResidentCounters,
 }
 
@@ -167,6 +175,7 @@ impl ResidentFiles {
             budget,
             table: Mutex::new(ResidentTable::new(max_files)),
             background: BackgroundThread::start().map_err(ResidentError::Thread)?,
+            queued_moves: AtomicU64::new(0),
             counters: ResidentCounters::default(),
         }))
     }
@@ -188,11 +197,14 @@ impl ResidentFiles {
     }
 
     /// Retires a content that no name stands for any more: no open finds it. Open handles keep it.
-    pub fn retire(&self, id: &ContentId) {
-        let file = self.table.lock().retire(id);
-        if file.is_some() {
-            self.counters.retired.fetch_add(1, Ordering::Relaxed);
+    /// Returns how many bytes of it were in memory.
+    pub fn retire(&self, id: &ContentId) -> u64 {
+        let Some(file) = self.table.lock().retire(id) else { return 0 };
+        if !file.is_complete() {
+            return file.written();
         }
+        self.counters.retired.fetch_add(1, Ordering::Relaxed);
+        file.len()
     }
 
     /// Makes room for a file to grow to `len` bytes. The file was opened as `id`; `handles`
@@ -232,8 +244,8 @@ impl ResidentFiles {
         Some(ResidentAppend { append: Some(append), residents: self.clone() })
     }
 
-    /// Requests that a file of `len` bytes become resident. None if it is resident or has a
-    /// candidate already, can never be resident, or if `reason` is not enough.
+    /// Requests that a file of `len` bytes become resident. None if it is resident or is being
+    /// promoted already, can never be resident, or if `reason` is not enough.
     pub fn request_promotion(
         self: &Arc<Self>,
         id: ContentId,
@@ -247,6 +259,17 @@ impl ResidentFiles {
         Some(PromotionCandidate { residents: self.clone(), id, ticket, len })
     }
 
+    /// Displaces files that were used once, and that together have `len` bytes, in favour of a block
+    /// that was evicted and is used again. Does not wait for that.
+    pub(super) fn yield_to_block(self: &Arc<Self>, len: u64) {
+        let displaced = self.table.lock().displace_used_once(len);
+        if !displaced.is_empty() {
+            self.counters.displaced.fetch_add(displaced.len() as u64, Ordering::Relaxed);
+            // Closing them takes a while.
+            self.background.spawn(move || drop(displaced));
+        }
+    }
+
     /// How many files are resident, and how past promotions ended.
     pub fn usage(&self) -> ResidentUsage {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -256,7 +279,7 @@ impl ResidentFiles {
         };
         ResidentUsage {
             files,
-            waiting,
+            waiting: waiting + u64::from(count(&self.queued_moves) > 0),
             bytes: self.budget.held(),
             limit: self.budget.limit(),
             promoted: count(&self.counters.promoted),

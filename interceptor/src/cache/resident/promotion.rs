@@ -4,8 +4,9 @@ use std::io;
 use std::ops::Deref;
 use std::sync::Arc;
 
-use super::file::{DraftFile, ResidentFile};
-use super::{ContentId, ResidentFiles, size_in_memory};
+use super::draft::{Draft, DraftError};
+use super::file::ResidentFile;
+use super::{ResidentFiles, size_in_memory};
 use crate::cache::index::EvictionMode;
 use crate::cache::sync::Ordering;
 
@@ -13,7 +14,7 @@ use crate::cache::sync::Ordering;
 /// can be requested.
 pub struct PromotionCandidate {
     pub(super) residents: Arc<ResidentFiles>,
-    pub(super) id: ContentId,
+    pub(super) id: super::ContentId,
     pub(super) ticket: u64,
     pub(super) len: u64,
 }
@@ -25,28 +26,30 @@ impl PromotionCandidate {
         self.len
     }
 
-    /// Takes the memory for the file, for which files and blocks of less worth are displaced. None
-    /// if there are too few of these, or if the file was retired meanwhile. May block for
-    /// milliseconds.
+    /// Makes room for the file, for which files of less worth are displaced. None if there are too
+    /// few of these, or if the file was retired meanwhile. May block for milliseconds.
     pub fn make_room(self) -> Option<Promotion> {
-        let ResidentFiles { tmpfs, budget, table, counters, .. } = &*self.residents;
-        let bytes = size_in_memory(self.len);
+        let ResidentFiles { budget, table, counters, .. } = &*self.residents;
+        let draft = table.lock().draft(&self.id).map(|(_, file)| file);
+        let reserved = draft.as_ref().map_or(0, |file| file.reserved());
+        let bytes = size_in_memory(self.len).saturating_sub(reserved);
         let free = budget.limit().saturating_sub(budget.held());
         let grant = table.lock().make_room(&self.id, self.ticket, bytes.saturating_sub(free))?;
         counters.displaced.fetch_add(grant.displaced.len() as u64, Ordering::Relaxed);
         let mode = if grant.is_reused { EvictionMode::Evict } else { EvictionMode::FreeOnly };
-        let reservation = budget.reserve(bytes, mode, grant.displaced)?;
-        match DraftFile::new(tmpfs, self.len, reservation) {
-            Ok(draft) => Some(Promotion { draft, candidate: self }),
-            Err(error) => {
-                self.record_failure(&error);
-                None
-            }
-        }
-    }
-
-    fn record_failure(&self, error: &io::Error) {
-        self.residents.counters.record_failure(self.len, error);
+        let none = budget.reserve(0, mode, grant.displaced)?;
+        let file = match draft {
+            Some(file) => file,
+            None => match ResidentFile::draft(&self.residents.tmpfs, self.len, none) {
+                Ok(file) => Arc::new(file),
+                Err(error) => {
+                    counters.record_failure(self.len, &error);
+                    return None;
+                }
+            },
+        };
+        let draft = Draft::new(self.residents.clone(), self.id, self.ticket, file);
+        Some(Promotion { draft, mode, candidate: self })
     }
 }
 
@@ -56,59 +59,55 @@ impl Drop for PromotionCandidate {
     }
 }
 
-/// A file that is being made resident. Dropped before it is [complete](Self::complete), it leaves
-/// nothing behind.
+/// A file that is being made resident. If it is dropped before it is [complete](Self::complete),
+/// what it has written stays as a draft, for another promotion to complete.
 pub struct Promotion {
-    // Dropped before the candidate: its memory is free when the file can be requested again.
-    draft: DraftFile,
+    draft: Draft,
+    mode: EvictionMode,
     candidate: PromotionCandidate,
 }
 
 impl Promotion {
+    /// The file as far as it is there.
+    pub fn file(&self) -> &Arc<ResidentFile> {
+        self.draft.file()
+    }
+
     /// Writes `bytes` from `offset` on, and returns them. None if there was no memory, which ends
     /// the promotion.
     pub async fn write<B>(self, bytes: B, offset: u64) -> Option<(Self, B)>
     where
         B: Deref<Target = [u8]> + Send + 'static,
     {
-        let Self { draft, candidate } = self;
+        let residents = self.candidate.residents.clone();
         let work = move || {
-            let written = draft.write_at(&bytes, offset);
-            (draft, bytes, written)
+            let written = self.draft.write(&bytes, offset, self.mode);
+            (self, bytes, written)
         };
-        match candidate.residents.background.run(work).await? {
-            (draft, bytes, Ok(())) => Some((Self { draft, candidate }, bytes)),
-            (_, _, Err(error)) => {
-                candidate.record_failure(&error);
-                None
-            }
-        }
+        let (promotion, bytes, written) = residents.background.run(work).await?;
+        promotion.checked(written)?;
+        Some((promotion, bytes))
     }
 
     /// Ends the promotion because of `error`.
     pub fn fail(self, error: io::Error) {
-        self.candidate.record_failure(&error);
+        self.candidate.residents.counters.record_failure(self.candidate.len, &error);
     }
 
     /// Makes the file resident; what was not written of it is zeros. None if there is no memory
     /// for these, or if the file was retired meanwhile.
     pub async fn complete(self) -> Option<Arc<ResidentFile>> {
-        let Self { draft, candidate } = self;
-        let ResidentFiles { background, table, counters, .. } = &*candidate.residents;
-        let file = match background.run(|| draft.finish()).await? {
-            Ok(file) => Arc::new(file),
-            Err(error) => {
-                candidate.record_failure(&error);
-                return None;
-            }
+        let residents = self.candidate.residents.clone();
+        let work = move || {
+            let completed = self.draft.complete(self.mode);
+            (self, completed)
         };
-        let bytes = size_in_memory(candidate.len);
-        let is_resident = table.lock().finish(&candidate.id, candidate.ticket, file.clone(), bytes);
-        if !is_resident {
-            return None;
-        }
-        counters.promoted.fetch_add(1, Ordering::Relaxed);
-        counters.promoted_bytes.fetch_add(candidate.len, Ordering::Relaxed);
-        Some(file)
+        let (promotion, completed) = residents.background.run(work).await?;
+        promotion.checked(completed)?;
+        Some(promotion.draft.file().clone())
+    }
+
+    fn checked<T>(&self, outcome: Result<T, DraftError>) -> Option<T> {
+        outcome.inspect_err(|error| self.draft.give_up(error)).ok()
     }
 }

@@ -12,6 +12,9 @@
 //!   just before it is needed again;
 //! * an open file is not displaced.
 //!
+//! A file that was used once is worth less than a block of the arena that was used twice. So if a
+//! block that was evicted is used again, files that were used once leave for it.
+//!
 //! The table also remembers the uses of files that are not resident, of the latest
 //! [`MAX_ABSENT_RECORDS`] of them. It knows nothing of memory; `F` is the handle of a file.
 
@@ -24,6 +27,9 @@ use super::ContentId;
 /// How many files that are neither resident nor open are remembered, for about 8 MiB of memory.
 const MAX_ABSENT_RECORDS: usize = 64 << 10;
 
+/// How many idle files are looked at for some that were used once.
+const MAX_SHOWN: usize = 64;
+
 /// Why a file should become resident.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PromotionReason {
@@ -31,8 +37,8 @@ pub enum PromotionReason {
     Reuse,
     /// It is used, perhaps for the first time. Enough if there is free memory.
     FirstUse,
-    /// Its bytes were read again, as the kernel reports or as they had to be fetched again. So it
-    /// counts as used before, even if it was opened only once.
+    /// Its bytes were read again, as the kernel reports or as streams show. So it counts as used
+    /// before, even if it was opened only once.
     Reread,
 }
 
@@ -46,11 +52,27 @@ enum Residency<F> {
     Pending {
         ticket: u64,
         before: Option<UseTime>,
+        /// Whether a promotion fills it. Otherwise blocks come as they are read, until a promotion
+        /// takes over.
+        is_attended: bool,
+        /// The file as far as it is there, and the bytes that it has reserved.
+        draft: Option<(F, u64)>,
     },
     Resident {
         file: F,
         bytes: u64,
     },
+}
+
+impl<F> Residency<F> {
+    /// Bytes that are free if the file leaves, unless it may not leave.
+    fn displaceable(&self) -> Option<u64> {
+        match self {
+            Residency::Resident { bytes, .. } => Some(*bytes),
+            Residency::Pending { is_attended: false, draft: Some((_, bytes)), .. } => Some(*bytes),
+            Residency::Absent | Residency::Pending { .. } => None,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -74,12 +96,14 @@ pub(super) struct PromotionGrant<F> {
 #[derive(Debug)]
 pub(super) struct ResidentTable<F> {
     records: HashMap<ContentId, FileRecord<F>, RandomState>,
-    /// Resident files without open handles, by their last use.
+    /// Files in memory, whole or in part, without open handles, by their last use.
     idle: BTreeMap<UseTime, ContentId>,
     /// Absent files without open handles, by their last use.
     absent: BTreeMap<UseTime, ContentId>,
     residents: usize,
     pending: usize,
+    /// How many candidates have a draft.
+    drafts: usize,
     max_files: usize,
     now: UseTime,
     tickets: u64,
@@ -94,6 +118,7 @@ impl<F: Clone> ResidentTable<F> {
             absent: BTreeMap::new(),
             residents: 0,
             pending: 0,
+            drafts: 0,
             max_files,
             now: 0,
             tickets: 0,
@@ -105,7 +130,7 @@ impl<F: Clone> ResidentTable<F> {
         self.residents
     }
 
-    /// Number of candidates.
+    /// Number of candidates that a promotion fills.
     pub(super) fn pending(&self) -> usize {
         self.pending
     }
@@ -145,13 +170,17 @@ impl<F: Clone> ResidentTable<F> {
         });
     }
 
-    /// Makes a file a candidate, if `reason` is enough. Returns its ticket. A file has one valid
-    /// ticket at a time.
+    /// Makes a file a candidate, or takes over one that no promotion fills, if `reason` is enough.
+    /// Returns its ticket. A file has one valid ticket at a time.
     pub(super) fn request(&mut self, id: ContentId, reason: PromotionReason) -> Option<u64> {
         let known = self.records.get(&id);
-        if known.is_some_and(|record| !matches!(record.residency, Residency::Absent)) {
-            return None;
-        }
+        let draft = match known.map(|record| &record.residency) {
+            None | Some(Residency::Absent) => None,
+            Some(Residency::Pending { ticket, is_attended: false, draft, .. }) => {
+                Some((*ticket, draft.clone()))
+            }
+            Some(Residency::Pending { .. } | Residency::Resident { .. }) => return None,
+        };
         let before = known.and_then(|record| match reason {
             PromotionReason::Reuse | PromotionReason::FirstUse => record.previous_use,
             PromotionReason::Reread => record.previous_use.or(Some(record.last_use)),
@@ -163,10 +192,57 @@ impl<F: Clone> ResidentTable<F> {
             self.now += 1;
             self.records.insert(id, FileRecord::new(self.now));
         }
-        self.tickets += 1;
-        let ticket = self.tickets;
-        self.update(&id, |record| record.residency = Residency::Pending { ticket, before });
+        let (ticket, draft) = draft.unwrap_or_else(|| {
+            self.tickets += 1;
+            (self.tickets, None)
+        });
+        self.update(&id, |record| {
+            record.residency = Residency::Pending { ticket, before, is_attended: true, draft };
+        });
         Some(ticket)
+    }
+
+    /// Makes an absent file a candidate that no promotion fills. Returns its ticket.
+    pub(super) fn begin_draft(&mut self, id: ContentId, file: F) -> Option<u64> {
+        if self.residents + self.drafts >= self.max_files {
+            return None;
+        }
+        if !self.records.contains_key(&id) {
+            self.now += 1;
+            self.records.insert(id, FileRecord::new(self.now));
+        }
+        let ticket = self.tickets + 1;
+        let is_begun = self.update(&id, |record| {
+            let is_absent = matches!(record.residency, Residency::Absent);
+            if is_absent {
+                let (before, draft) = (record.previous_use, Some((file, 0)));
+                record.residency = Residency::Pending { ticket, before, is_attended: false, draft };
+            }
+            is_absent
+        });
+        self.tickets = ticket;
+        (is_begun == Some(true)).then_some(ticket)
+    }
+
+    /// The draft of a candidate, with its ticket.
+    pub(super) fn draft(&self, id: &ContentId) -> Option<(u64, F)> {
+        match &self.records.get(id)?.residency {
+            Residency::Pending { ticket, draft: Some((file, _)), .. } => Some((*ticket, file.clone())),
+            _ => None,
+        }
+    }
+
+    /// Records the draft of a candidate, and how many bytes it has reserved. Returns whether the
+    /// ticket is valid.
+    pub(super) fn note_draft(&mut self, id: &ContentId, ticket: u64, file: F, bytes: u64) -> bool {
+        let note = |record: &mut FileRecord<F>| match &mut record.residency {
+            Residency::Pending { ticket: valid, draft, .. } if *valid == ticket => {
+                *draft = Some((file, bytes));
+                true
+            }
+            _ => false,
+        };
+        self.update(id, note).unwrap_or(false)
     }
 
     /// Whether the ticket is valid: a retired file's ticket is not.
@@ -177,7 +253,7 @@ impl<F: Clone> ResidentTable<F> {
     /// Before which time a file must have been used last so that the candidate may displace it.
     fn may_displace_before(&self, id: &ContentId, ticket: u64) -> Option<Option<UseTime>> {
         match self.records.get(id)?.residency {
-            Residency::Pending { ticket: valid, before } if valid == ticket => Some(before),
+            Residency::Pending { ticket: valid, before, .. } if valid == ticket => Some(before),
             _ => None,
         }
     }
@@ -192,16 +268,15 @@ impl<F: Clone> ResidentTable<F> {
         missing: u64,
     ) -> Option<PromotionGrant<F>> {
         let before = self.may_displace_before(id, ticket)?;
-        let mut missing_files = self.residents.saturating_sub(self.max_files.checked_sub(1)?);
+        let others = self.residents + self.drafts - usize::from(self.draft(id).is_some());
+        let mut missing_files = others.saturating_sub(self.max_files.checked_sub(1)?);
         let mut missing = missing;
         let mut victims = Vec::new();
         for (_, other) in self.idle.range(..before.unwrap_or(0)) {
             if missing_files == 0 && missing == 0 {
                 break;
             }
-            let Residency::Resident { bytes, .. } = self.records[other].residency else {
-                unreachable!("idle files are resident")
-            };
+            let bytes = self.records[other].residency.displaceable().unwrap_or(0);
             missing_files = missing_files.saturating_sub(1);
             missing = missing.saturating_sub(bytes);
             victims.push(*other);
@@ -224,8 +299,19 @@ impl<F: Clone> ResidentTable<F> {
         true
     }
 
-    /// Ends the candidacy, if the ticket is valid.
+    /// Ends a promotion, if the ticket is valid. What it has written stays as a draft.
     pub(super) fn cancel(&mut self, id: &ContentId, ticket: u64) {
+        if !self.is_pending(id, ticket) {
+            return;
+        }
+        self.update(id, |record| match &mut record.residency {
+            Residency::Pending { is_attended, draft: Some((_, 1..)), .. } => *is_attended = false,
+            residency => *residency = Residency::Absent,
+        });
+    }
+
+    /// Ends the candidacy and drops the draft, if the ticket is valid.
+    pub(super) fn discard(&mut self, id: &ContentId, ticket: u64) {
         if self.is_pending(id, ticket) {
             self.update(id, |record| record.residency = Residency::Absent);
         }
@@ -254,13 +340,28 @@ impl<F: Clone> ResidentTable<F> {
         while missing > 0
             && let Some(oldest) = self.idle.first_key_value().map(|(_, id)| *id)
         {
-            let Residency::Resident { bytes, .. } = self.records[&oldest].residency else {
-                unreachable!("idle files are resident")
-            };
+            let bytes = self.records[&oldest].residency.displaceable().unwrap_or(0);
             missing = missing.saturating_sub(bytes);
             displaced.extend(self.remove_file(&oldest));
         }
         displaced
+    }
+
+    /// Removes idle files of `missing` bytes that were used once, the least recently used first, if
+    /// there are such among the oldest.
+    pub(super) fn displace_used_once(&mut self, mut missing: u64) -> Vec<F> {
+        let mut victims = Vec::new();
+        for id in self.idle.values().take(MAX_SHOWN) {
+            let record = &self.records[id];
+            if missing == 0 {
+                break;
+            }
+            if record.previous_use.is_none() {
+                missing = missing.saturating_sub(record.residency.displaceable().unwrap_or(0));
+                victims.push(*id);
+            }
+        }
+        victims.iter().filter_map(|id| self.remove_file(id)).collect()
     }
 
     /// How many handles of the file are open.
@@ -268,27 +369,30 @@ impl<F: Clone> ResidentTable<F> {
         self.records.get(id).map_or(0, |record| record.open_handles)
     }
 
-    /// Makes a resident file absent, and returns it.
+    /// Makes a file that is in memory, whole or in part, absent, and returns it.
     fn remove_file(&mut self, id: &ContentId) -> Option<F> {
-        let file = self.get(id)?;
-        self.residents -= 1;
+        let file = self.get(id);
+        self.residents -= usize::from(file.is_some());
+        let file = file.or_else(|| Some(self.draft(id)?.1))?;
         self.update(id, |record| record.residency = Residency::Absent);
         Some(file)
     }
 
-    /// Changes a record, and keeps `idle`, `absent` and `pending` in step.
+    /// Changes a record, and keeps `idle`, `absent`, `pending` and `drafts` in step.
     fn update<T>(&mut self, id: &ContentId, change: impl FnOnce(&mut FileRecord<F>) -> T) -> Option<T> {
         let record = self.records.get_mut(id)?;
         self.idle.remove(&record.last_use);
         self.absent.remove(&record.last_use);
-        self.pending -= usize::from(record.is_pending());
+        self.pending -= usize::from(record.is_attended());
+        self.drafts -= usize::from(record.has_draft());
         let result = change(record);
-        self.pending += usize::from(record.is_pending());
+        self.pending += usize::from(record.is_attended());
+        self.drafts += usize::from(record.has_draft());
         if record.open_handles == 0 {
-            match record.residency {
-                Residency::Resident { .. } => _ = self.idle.insert(record.last_use, *id),
-                Residency::Absent => _ = self.absent.insert(record.last_use, *id),
-                Residency::Pending { .. } => {}
+            if record.residency.displaceable().is_some() {
+                self.idle.insert(record.last_use, *id);
+            } else if matches!(record.residency, Residency::Absent) {
+                self.absent.insert(record.last_use, *id);
             }
         }
         while self.absent.len() > MAX_ABSENT_RECORDS
@@ -305,8 +409,12 @@ impl<F> FileRecord<F> {
         Self { last_use: now, previous_use: None, open_handles: 0, residency: Residency::Absent }
     }
 
-    fn is_pending(&self) -> bool {
-        matches!(self.residency, Residency::Pending { .. })
+    fn is_attended(&self) -> bool {
+        matches!(self.residency, Residency::Pending { is_attended: true, .. })
+    }
+
+    fn has_draft(&self) -> bool {
+        matches!(self.residency, Residency::Pending { draft: Some(_), .. })
     }
 }
 

@@ -104,7 +104,7 @@ fn files_and_arena_share_one_budget() {
     fixture.assert_within_budget();
     let usage = fixture.residents.usage();
     assert_eq!((usage.files, usage.promoted, usage.promoted_bytes), (10, 10, 25 * MIB));
-    (0..30).for_each(|number| fixture.residents.retire(&id(number)));
+    (0..30).for_each(|number| _ = fixture.residents.retire(&id(number)));
     assert_eq!(fixture.residents.usage().bytes, 25 * MIB, "they are still open");
     drop(files);
     assert_eq!((fixture.residents.usage().bytes, fixture.residents.ceded()), (0, 0));

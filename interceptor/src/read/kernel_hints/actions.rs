@@ -4,10 +4,9 @@ use std::ops::Range;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use super::deferred::STREAM_IDLE_TIMEOUT;
-use crate::cache::BlockKey;
+use super::deferred::READER_IDLE_TIMEOUT;
 use crate::cache::resident::PromotionReason;
-use crate::read::block_plan::{self, ObjectAccess};
+use crate::read::block_plan::{self, BlockRange, ObjectAccess};
 use crate::read::data::ReadData;
 use crate::read::layout::{Object, Segment};
 use crate::read::{FileVersion, Reader};
@@ -24,9 +23,8 @@ impl Reader {
         }
         let hints = file.activity().kernel_hints();
         hints.note_hot_range(range.clone());
-        if !hints.deferred.is_streamed(Instant::now()) {
-            return self.use_hot_range(file, range);
-        }
+        self.pauses.note_read();
+        hints.deferred.note_reader(Instant::now());
         if hints.deferred.add(range) {
             self.runtime.spawn(use_deferred(Arc::downgrade(self), Arc::downgrade(file)));
         }
@@ -42,16 +40,20 @@ impl Reader {
         for segment in layout.segments(range.start, end) {
             if let Segment::Object { index, range } = segment {
                 let object = &layout.objects()[index];
-                block_plan::large_blocks(object, &range).for_each(|key| self.keep_hot(file, object, key));
+                block_plan::plan_large(object, &range).for_each(|part| self.keep_hot(file, object, &part));
             }
         }
     }
 
     /// Promotes a block in the cache's ranking; fetches it before if it is absent and there is
     /// room.
-    fn keep_hot(self: &Arc<Self>, file: &FileVersion, object: &Object, key: BlockKey) {
+    fn keep_hot(self: &Arc<Self>, file: &FileVersion, object: &Object, part: &BlockRange) {
+        let key = part.key;
         if self.cache.contains(&key) {
             self.cache.mark_hot(&key);
+            return;
+        }
+        if file.activity().holds(object, part) {
             return;
         }
         if self.loader.is_absent(&key) && !self.prefetcher.fetch_hot_block(file, object, key) {
@@ -74,6 +76,11 @@ impl Reader {
     /// The blocks count as read; the metrics count no read.
     pub fn cached_range(&self, file: &FileVersion, range: &Range<u64>) -> Option<ReadData> {
         let layout = file.layout_now()?;
+        let resident = file.activity().resident();
+        let len = (range.end - range.start) as usize;
+        if let Some(data) = resident.and_then(|resident| ReadData::resident(&resident, range.start, len)) {
+            return Some(data);
+        }
         let mut parts = Vec::with_capacity(1);
         for segment in layout.segments(range.start, range.end) {
             match segment {
@@ -95,6 +102,8 @@ impl Reader {
     /// `window` next, which may reach beyond the end. Starts to fetch the part of it that the
     /// kernel has never asked for.
     pub fn hint_stream(self: &Arc<Self>, file: &Arc<FileVersion>, head: u64, window: Range<u64>) {
+        self.pauses.note_read();
+        file.activity().kernel_hints().deferred.note_reader(Instant::now());
         let max_window = self.prefetcher.max_window;
         let end = window.end.min(file.size()).min(window.start.saturating_add(max_window));
         let activity = file.activity();
@@ -113,13 +122,13 @@ impl Reader {
     }
 }
 
-/// Uses the deferred hot ranges of a file as soon as no sequential reader is active.
+/// Uses the deferred hot ranges of a file as soon as no reader is active.
 async fn use_deferred(reader: Weak<Reader>, file: Weak<FileVersion>) {
     loop {
-        tokio::time::sleep(STREAM_IDLE_TIMEOUT).await;
+        tokio::time::sleep(READER_IDLE_TIMEOUT).await;
         let (Some(reader), Some(file)) = (reader.upgrade(), file.upgrade()) else { return };
         let deferred = &file.activity().kernel_hints().deferred;
-        if !deferred.is_streamed(Instant::now()) {
+        if !deferred.is_read(Instant::now()) {
             let ranges = deferred.take();
             if reader.resident(&file).is_none() {
                 ranges.into_iter().for_each(|range| reader.use_hot_range(&file, range));

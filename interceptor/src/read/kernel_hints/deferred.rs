@@ -1,49 +1,50 @@
-//! Hot ranges of a file that is being read front to back, until that is over.
+//! Hot ranges of a file that is being read, until that is over.
 //!
 //! Several readers that follow each other through a file make each part of it hot right behind the
-//! first of them. That is one pass, not yet bytes that are read again and again, and the page
-//! cache has them. To fetch them for keeping would be to fetch the whole file twice, beside the
-//! readers that wait for the first time. So hot ranges are deferred until no sequential reader has
-//! asked the daemon for [`STREAM_IDLE_TIMEOUT`].
+//! first of them, and one reader does so that reads it again from the page cache. While the page
+//! cache serves them, nothing that is done about hot ranges helps these readers, and all of it
+//! takes their time. So hot ranges are deferred until neither a sequential reader has asked the
+//! daemon, nor another part has turned hot, for [`READER_IDLE_TIMEOUT`].
 
 use std::ops::Range;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// How long a sequential reader counts as active after its last request: it reads what the kernel
-/// has read ahead. A reader that takes longer leaves time to fetch other things.
-pub(super) const STREAM_IDLE_TIMEOUT: Duration = Duration::from_millis(100);
+use crate::read::pauses::millis;
+
+/// How long a reader counts as active after it was last heard of: it reads what the kernel has read
+/// ahead. A reader that takes longer leaves time to fetch other things.
+pub(super) const READER_IDLE_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Ranges of one file that are kept. Later ones are dropped; they are reported again when they
 /// have cooled and turn hot once more.
 const MAX_RANGES: usize = 4096;
 
-/// The sequential reading of one file, and the hot ranges that wait for its end.
+/// When one file was read last, and the hot ranges that wait for a pause.
 #[derive(Debug, Default)]
 pub(in crate::read) struct DeferredHotRanges {
-    /// When a sequential reader last asked, in milliseconds of [`millis`]; 0 for never.
-    last_streamed: AtomicU64,
+    /// When a reader was last heard of, in milliseconds of [`millis`]; 0 for never.
+    last_read: AtomicU64,
     ranges: Mutex<Vec<Range<u64>>>,
 }
 
 impl DeferredHotRanges {
-    /// Notes that a sequential reader asks at `now`.
-    pub(in crate::read) fn note_streamed(&self, now: Instant) {
+    /// Notes that a reader is heard of at `now`.
+    pub(in crate::read) fn note_reader(&self, now: Instant) {
         let now = millis(now);
         // Most calls fall into the same millisecond as others; a load leaves the cache line
         // shared.
-        if self.last_streamed.load(Relaxed) != now {
-            self.last_streamed.store(now, Relaxed);
+        if self.last_read.load(Relaxed) != now {
+            self.last_read.store(now, Relaxed);
         }
     }
 
-    /// Whether a sequential reader is active.
-    pub(in crate::read) fn is_streamed(&self, now: Instant) -> bool {
-        let last = self.last_streamed.load(Relaxed);
-        last != 0 && millis(now) < last + STREAM_IDLE_TIMEOUT.as_millis() as u64
+    /// Whether a reader is active.
+    pub(in crate::read) fn is_read(&self, now: Instant) -> bool {
+        let last = self.last_read.load(Relaxed);
+        last != 0 && millis(now) < last + READER_IDLE_TIMEOUT.as_millis() as u64
     }
 
     /// Adds `range`. Returns whether it is the only one, so that no task waits for the end yet.
@@ -69,13 +70,6 @@ impl DeferredHotRanges {
     }
 }
 
-/// Milliseconds since the first call, plus one.
-fn millis(now: Instant) -> u64 {
-    static FIRST: OnceLock<Instant> = OnceLock::new();
-    let first = *FIRST.get_or_init(|| now);
-    now.saturating_duration_since(first).as_millis() as u64 + 1
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,12 +87,12 @@ mod tests {
     }
 
     #[test]
-    fn a_sequential_reader_is_active_for_a_while_after_its_last_read() {
+    fn a_reader_is_active_for_a_while_after_its_last_read() {
         let deferred = DeferredHotRanges::default();
         let now = Instant::now();
-        assert!(!deferred.is_streamed(now));
-        deferred.note_streamed(now);
-        assert!(deferred.is_streamed(now + STREAM_IDLE_TIMEOUT / 2));
-        assert!(!deferred.is_streamed(now + 2 * STREAM_IDLE_TIMEOUT));
+        assert!(!deferred.is_read(now));
+        deferred.note_reader(now);
+        assert!(deferred.is_read(now + READER_IDLE_TIMEOUT / 2));
+        assert!(!deferred.is_read(now + 2 * READER_IDLE_TIMEOUT));
     }
 }

@@ -6,7 +6,7 @@
 //! into the cache, and ranked as if they had just been read again, once for each time that they
 //! turn hot ([`Reader::hint_hot_range`]). If the kernel asks for a byte of such a range all the
 //! same, it is given the whole range at once ([`KernelHints::take_hot_range`]). While the file is
-//! read front to back by way of the daemon, all of this is [deferred].
+//! being read, all of this is [deferred]: the page cache serves its readers.
 //!
 //! **Read-ahead hints** come from a sequential reader that the page cache has served so far. What
 //! comes next and was never asked for is fetched before the kernel asks ([`Reader::hint_stream`]);

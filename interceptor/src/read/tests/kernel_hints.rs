@@ -51,23 +51,23 @@ fn ranges_that_turn_hot_behind_a_sequential_reader_are_deferred() {
     // On a busy machine a read may take so long that its reader counts as idle meanwhile.
     let mut was_idle = false;
     for offset in (0..20 * MIB).step_by(MIB as usize) {
-        was_idle |= offset > MIB && !deferred.is_streamed(Instant::now());
+        was_idle |= offset > MIB && !deferred.is_read(Instant::now());
         mounted.read(&file, offset, MIB as usize).unwrap();
         mounted.reader.hint_hot_range(&file, offset..offset + MIB);
         let is_empty = deferred.is_empty();
-        was_idle |= offset > MIB && !deferred.is_streamed(Instant::now());
+        was_idle |= offset > MIB && !deferred.is_read(Instant::now());
         assert!(offset <= MIB || !is_empty || was_idle);
     }
     let fetches = || mounted.needles.fetches.load(Ordering::Relaxed);
     let before = fetches();
     assert!(was_idle || before <= 36, "{before}: what was read, and ahead of it");
-    // When the reader is idle, the hot chunks that have left the cache are fetched again.
+    // When the reader is idle, the hot chunks are marked as such, and none is fetched again.
     while !deferred.is_empty() {
         std::thread::yield_now();
     }
     let there = mounted.cached_chunks(&file, 60);
     assert!((0..20).all(|chunk| there.contains(&chunk)), "{there:?}");
-    assert!(was_idle || fetches() > before);
+    assert!(was_idle || fetches() <= 36);
 }
 
 #[test]

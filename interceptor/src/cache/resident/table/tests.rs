@@ -51,6 +51,19 @@ fn files_read_once_displace_no_file() {
 }
 
 #[test]
+fn files_used_once_leave_for_blocks_and_no_others_do() {
+    let mut files = CappedTable::new(10);
+    (0..10).for_each(|number| _ = files.read(number));
+    assert!((0..5).all(|number| files.read(number)));
+    assert!(files.table.opened(id(5)).is_some());
+    files.table.closed(&id(5));
+    assert!(files.table.opened(id(9)).is_some());
+    assert_eq!(files.table.displace_used_once(2), [6, 7]);
+    assert_eq!(files.table.displace_used_once(100), [8]);
+    assert_eq!((files.table.displace_used_once(1).len(), files.table.residents()), (0, 7));
+}
+
+#[test]
 fn a_part_of_a_set_that_does_not_fit_stays() {
     let mut files = CappedTable::new(50);
     let mut hits = 0;
