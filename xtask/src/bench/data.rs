@@ -1,4 +1,5 @@
-//! The data set of the benchmark: one large file and many small ones, random throughout.
+//! The data set of the benchmark: one large file and many small ones, random throughout; for rows
+//! that read them, also files of some chunks, and files of one.
 
 use std::fs::{self, File};
 use std::io;
@@ -15,6 +16,10 @@ const FILES_PER_DIRECTORY: usize = 100;
 /// The smallest and the largest small file, bytes.
 const SMALL_SIZES: (u64, u64) = (4 << 10, 128 << 10);
 
+/// Bytes of a file of some chunks, and of a file of one.
+const MEDIUM_SIZE: u64 = 8 << 20;
+const CHUNK_SIZE: u64 = 1 << 20;
+
 /// The large file.
 #[derive(Debug, Clone)]
 pub(super) struct LargeFile {
@@ -24,7 +29,7 @@ pub(super) struct LargeFile {
     pub(super) pattern: Pattern,
 }
 
-/// One of the small files.
+/// One of many files.
 #[derive(Debug, Clone)]
 pub(super) struct SmallFile {
     /// Relative to the mount point.
@@ -33,12 +38,24 @@ pub(super) struct SmallFile {
     pub(super) pattern: Pattern,
 }
 
+impl LargeFile {
+    /// The same among others.
+    pub(super) fn as_file(&self) -> SmallFile {
+        SmallFile { path: self.path.clone(), size: self.size, pattern: self.pattern }
+    }
+}
+
 /// Everything that is read.
 #[derive(Debug)]
 pub(super) struct DataSet {
     pub(super) large: LargeFile,
     /// In the order of their names.
     pub(super) small: Vec<SmallFile>,
+    /// Files of some chunks, together about as large as the large file. Empty if no row reads
+    /// them.
+    pub(super) medium: Vec<SmallFile>,
+    /// The same of files of one chunk.
+    pub(super) chunks: Vec<SmallFile>,
 }
 
 impl DataSet {
@@ -62,12 +79,30 @@ impl DataSet {
         Self {
             large: LargeFile { path: "large.bin".to_owned(), size: large, pattern: Pattern::new(0) },
             small,
+            medium: Vec::new(),
+            chunks: Vec::new(),
         }
+    }
+
+    /// The same, with files of some chunks and of one.
+    pub(super) fn with_medium(mut self) -> Self {
+        let files = |directory: &str, size: u64| {
+            let file = |number| SmallFile {
+                path: format!("{directory}/f{number:05}.bin"),
+                size,
+                pattern: Pattern::new(size + number),
+            };
+            (0..self.large.size.div_ceil(size)).map(file).collect()
+        };
+        self.medium = files("medium", MEDIUM_SIZE);
+        self.chunks = files("chunks", CHUNK_SIZE);
+        self
     }
 
     /// Bytes of all files.
     pub(super) fn bytes(&self) -> u64 {
-        self.large.size + self.small_bytes()
+        let others = self.medium.iter().chain(&self.chunks);
+        self.large.size + self.small_bytes() + others.map(|file| file.size).sum::<u64>()
     }
 
     /// Bytes of the small files.
@@ -86,7 +121,9 @@ impl DataSet {
             )
         };
         put(&self.large.path, self.large.pattern, self.large.size)?;
-        upload::each(&self.small, |file| put(&file.path, file.pattern, file.size))
+        [&self.small, &self.medium, &self.chunks]
+            .into_iter()
+            .try_for_each(|files| upload::each(files, |file| put(&file.path, file.pattern, file.size)))
     }
 }
 

@@ -11,6 +11,8 @@ mod buffer;
 mod data;
 mod ebpf;
 mod hit_ratio;
+mod mount_under_test;
+mod passes;
 mod prefetch;
 mod reader;
 mod report;
@@ -33,10 +35,11 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 
 use self::data::DataSet;
+use self::mount_under_test::MountUnderTest;
 use self::prefetch::{PrefetchRow, Prefetched};
 use self::report::{HostInfo, Report, RunSettings};
 use self::sample::Sample;
-use self::workloads::{ALL, MountUnderTest, Workload};
+use self::workloads::{ALL, Files, Workload};
 use crate::progress::Progress;
 use crate::stage::Stage;
 use crate::{cargo, interrupt, setup};
@@ -127,10 +130,9 @@ pub(crate) fn command(options: &BenchOptions) -> Result<()> {
         if options.quick { (2, 128 << 20, 300, 300) } else { (5, 1 << 30, 3000, 2000) };
     let reps = options.reps.unwrap_or(reps).max(1);
     let reads = options.reads.unwrap_or(reads).max(1);
-    let data = Arc::new(DataSet::new(
-        options.size.unwrap_or(size).max(1 << 20),
-        options.files.unwrap_or(files).max(1),
-    ));
+    let data = DataSet::new(options.size.unwrap_or(size).max(1 << 20), options.files.unwrap_or(files).max(1));
+    let reads_medium = chosen.iter().any(|workload| workload.files == Files::Medium);
+    let data = Arc::new(if reads_medium { data.with_medium() } else { data });
     let prepared = setup::ensure()?;
     let program = cargo::build_interceptor()?;
     interrupt::check()?;

@@ -5,11 +5,13 @@
 //! [`verify::compare`](super::verify::compare) compares every byte, with no clock.
 
 use std::fs::{self, File};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::thread;
 use std::time::Instant;
 
+use ::tests::Pattern;
 use anyhow::{Context, Result, ensure};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use rand::rngs::StdRng;
@@ -25,6 +27,17 @@ const BLOCK: usize = 1 << 20;
 /// Seconds that one pass over the whole file takes.
 pub(super) fn sequential(root: &Path, file: &LargeFile) -> Result<f64> {
     part(&root.join(&file.path), file, 0, file.size)
+}
+
+/// Seconds that one pass over the whole of each file takes.
+pub(super) fn whole(root: &Path, files: &[SmallFile]) -> Result<f64> {
+    let mut buffer = Buffer::new(BLOCK);
+    let started = Instant::now();
+    for file in files {
+        let handle = open(&root.join(&file.path))?;
+        read_part(&handle, &mut buffer, &file.path, file.pattern, 0..file.size)?;
+    }
+    Ok(started.elapsed().as_secs_f64())
 }
 
 /// Seconds that `readers` threads, started together, take to read the whole file at `path`, which
@@ -59,15 +72,26 @@ fn part(path: &Path, file: &LargeFile, begin: u64, end: u64) -> Result<f64> {
     let mut buffer = Buffer::new(BLOCK);
     let started = Instant::now();
     let handle = open(path)?;
-    let mut at = begin;
-    while at < end {
-        let want = BLOCK.min((end - at) as usize);
+    read_part(&handle, &mut buffer, &file.path, file.pattern, begin..end)?;
+    Ok(started.elapsed().as_secs_f64())
+}
+
+fn read_part(
+    handle: &File,
+    buffer: &mut Buffer,
+    path: &str,
+    pattern: Pattern,
+    range: Range<u64>,
+) -> Result<()> {
+    let mut at = range.start;
+    while at < range.end {
+        let want = BLOCK.min((range.end - at) as usize);
         let got = handle.read_at(&mut buffer[..want], at).with_context(|| format!("read at {at}"))?;
-        ensure!(got > 0, "{} ends at {at}, not at {end}", file.path);
-        probe(file.pattern, &file.path, at, &buffer[..got])?;
+        ensure!(got > 0, "{path} ends at {at}, not at {}", range.end);
+        probe(pattern, path, at, &buffer[..got])?;
         at += got as u64;
     }
-    Ok(started.elapsed().as_secs_f64())
+    Ok(())
 }
 
 /// Seconds of each of `count` reads of `len` bytes at random multiples of `len`. The same `seed`

@@ -7,6 +7,7 @@ pub(super) enum Unit {
     FilesPerSecond,
     Microseconds,
     CpuSecondsPerGigabyte,
+    Megabytes,
 }
 
 impl Unit {
@@ -16,6 +17,7 @@ impl Unit {
             Self::FilesPerSecond => "files/s",
             Self::Microseconds => "us",
             Self::CpuSecondsPerGigabyte => "s CPU/GB",
+            Self::Megabytes => "MB",
         }
     }
 

@@ -2,40 +2,21 @@
 //!
 //! Workloads know nothing of how mounts are made, alternated and summed up.
 
-use std::path::PathBuf;
-use std::sync::Arc;
-
-use ::tests::StatusPage;
 use anyhow::{Context, Result};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 
 use super::data::{DataSet, SmallFile};
+use super::mount_under_test::MountUnderTest;
 use super::sample::{Sample, Unit, throughput};
 use super::statistics::quantile;
-use super::{reader, resident, verify};
+use super::{passes, reader, resident, verify};
 use crate::process::cpu_seconds;
 use crate::stage::CACHE_MIB;
 
 /// Readers at once in the rows named so.
 const READERS: u64 = 4;
-
-/// A fresh mount to measure.
-#[derive(Clone)]
-pub(super) struct MountUnderTest {
-    /// The mount point.
-    pub(super) root: PathBuf,
-    /// The daemon that serves it.
-    pub(super) daemon: i32,
-    /// Where it tells what it does; only ours does.
-    pub(super) status: Option<StatusPage>,
-    pub(super) data: Arc<DataSet>,
-    /// Random reads of a workload.
-    pub(super) reads: usize,
-    /// The same for both mounts in one repetition, another in the next: where random readers read.
-    pub(super) seed: u64,
-}
 
 /// How much a mount may cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +36,15 @@ impl CacheSize {
     }
 }
 
+/// Which files a workload reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Files {
+    /// The large one and the small ones.
+    Basic,
+    /// Also those of one and of some chunks.
+    Medium,
+}
+
 /// Something to measure.
 pub(super) struct Workload {
     pub(super) name: &'static str,
@@ -62,6 +52,7 @@ pub(super) struct Workload {
     pub(super) memory: CacheSize,
     /// Options of `interceptor mount`, beside the size of its cache.
     pub(super) options: &'static [&'static str],
+    pub(super) files: Files,
     /// How it brings chunks.
     pub(super) transport: &'static str,
     pub(super) run: fn(&MountUnderTest) -> Result<Vec<Sample>>,
@@ -76,6 +67,7 @@ pub(super) const ALL: &[Workload] = &[
         about: "one reader, 1 MiB reads, fresh mount; with the daemon's CPU time",
         memory: CacheSize::Plenty,
         options: &[],
+        files: Files::Basic,
         transport: "http",
         run: sequential_pass_and_cpu,
         check: compare_large,
@@ -85,6 +77,7 @@ pub(super) const ALL: &[Workload] = &[
         about: "the same from an engine over TCP",
         memory: CacheSize::Plenty,
         options: &[],
+        files: Files::Basic,
         transport: "tcp",
         run: sequential_pass_and_cpu,
         check: compare_large,
@@ -94,6 +87,7 @@ pub(super) const ALL: &[Workload] = &[
         about: "the same from the volume server's files on this host",
         memory: CacheSize::Plenty,
         options: &[],
+        files: Files::Basic,
         transport: "local",
         run: sequential_pass_and_cpu,
         check: compare_large,
@@ -103,6 +97,7 @@ pub(super) const ALL: &[Workload] = &[
         about: "one reader after a first pass, page cache of the mount dropped",
         memory: CacheSize::Plenty,
         options: &[],
+        files: Files::Basic,
         transport: "http",
         run: |site| {
             reader::sequential(&site.root, &site.data.large)?;
@@ -113,21 +108,60 @@ pub(super) const ALL: &[Workload] = &[
     },
     Workload {
         name: "seq-warm",
-        about: "the same after a first pass, page cache of the mount kept",
+        about: "passes two to four, begun at once, page cache of the mount kept",
         memory: CacheSize::Plenty,
         options: &[],
+        files: Files::Basic,
         transport: "http",
-        run: |site| {
-            reader::sequential(&site.root, &site.data.large)?;
-            sequential_pass(site)
-        },
+        run: passes::warm,
         check: compare_large,
+    },
+    Workload {
+        name: "seq-warm-no-ebpf",
+        about: "the same without eBPF",
+        memory: CacheSize::Plenty,
+        options: &["--no-ebpf"],
+        files: Files::Basic,
+        transport: "http",
+        run: passes::warm,
+        check: compare_large,
+    },
+    Workload {
+        name: "second-pass-large",
+        about: "three passes over the large file, each begun at once after the page cache of the mount was dropped; with what passes two and three fetched",
+        memory: CacheSize::Plenty,
+        options: &[],
+        files: Files::Basic,
+        transport: "http",
+        run: |site| passes::dropped(site, &[site.data.large.as_file()]),
+        check: compare_large,
+    },
+    Workload {
+        name: "second-pass-medium",
+        about: "the same over files of 8 MiB, together as large",
+        memory: CacheSize::Plenty,
+        options: &[],
+        files: Files::Medium,
+        transport: "http",
+        run: |site| passes::dropped(site, &site.data.medium),
+        check: |site| compare_files(site, &site.data.medium),
+    },
+    Workload {
+        name: "second-pass-small",
+        about: "the same over files of 1 MiB, together as large",
+        memory: CacheSize::Plenty,
+        options: &[],
+        files: Files::Medium,
+        transport: "http",
+        run: |site| passes::dropped(site, &site.data.chunks),
+        check: |site| compare_files(site, &site.data.chunks),
     },
     Workload {
         name: "seq-resident",
         about: "a third pass, page cache of the mount dropped before the second and third, hot files settled; with the daemon's CPU time, and the resident file read directly",
         memory: CacheSize::Plenty,
         options: &[],
+        files: Files::Basic,
         transport: "http",
         run: |site| {
             make_hot(site)?;
@@ -140,6 +174,7 @@ pub(super) const ALL: &[Workload] = &[
         about: "four readers of the whole file at once, fresh mount; bytes of all four",
         memory: CacheSize::Plenty,
         options: &[],
+        files: Files::Basic,
         transport: "http",
         run: four_readers,
         check: compare_large,
@@ -149,6 +184,7 @@ pub(super) const ALL: &[Workload] = &[
         about: "the same after a first pass, page cache of the mount dropped",
         memory: CacheSize::Plenty,
         options: &[],
+        files: Files::Basic,
         transport: "http",
         run: |site| {
             reader::sequential(&site.root, &site.data.large)?;
@@ -162,6 +198,7 @@ pub(super) const ALL: &[Workload] = &[
         about: "the same as a third pass like that of seq-resident, and four readers of the resident file directly",
         memory: CacheSize::Plenty,
         options: &[],
+        files: Files::Basic,
         transport: "http",
         run: |site| {
             make_hot(site)?;
@@ -174,6 +211,7 @@ pub(super) const ALL: &[Workload] = &[
         about: "four readers at once, each a quarter of the file, fresh mount",
         memory: CacheSize::Plenty,
         options: &[],
+        files: Files::Basic,
         transport: "http",
         run: four_parts,
         check: compare_large,
@@ -183,6 +221,7 @@ pub(super) const ALL: &[Workload] = &[
         about: "the same after a first pass, page cache of the mount dropped",
         memory: CacheSize::Plenty,
         options: &[],
+        files: Files::Basic,
         transport: "http",
         run: |site| {
             reader::sequential(&site.root, &site.data.large)?;
@@ -196,6 +235,7 @@ pub(super) const ALL: &[Workload] = &[
         about: "random 4 KiB reads, fresh mount",
         memory: CacheSize::Plenty,
         options: &[],
+        files: Files::Basic,
         transport: "http",
         run: |site| random(site, 4 << 10),
         check: compare_large,
@@ -205,6 +245,7 @@ pub(super) const ALL: &[Workload] = &[
         about: "the same from an engine over TCP",
         memory: CacheSize::Plenty,
         options: &[],
+        files: Files::Basic,
         transport: "tcp",
         run: |site| random(site, 4 << 10),
         check: compare_large,
@@ -214,6 +255,7 @@ pub(super) const ALL: &[Workload] = &[
         about: "the same from the volume server's files on this host",
         memory: CacheSize::Plenty,
         options: &[],
+        files: Files::Basic,
         transport: "local",
         run: |site| random(site, 4 << 10),
         check: compare_large,
@@ -223,6 +265,7 @@ pub(super) const ALL: &[Workload] = &[
         about: "random 4 KiB reads after a first pass over the file, page cache of the mount dropped",
         memory: CacheSize::Plenty,
         options: &[],
+        files: Files::Basic,
         transport: "http",
         run: |site| {
             reader::sequential(&site.root, &site.data.large)?;
@@ -236,6 +279,7 @@ pub(super) const ALL: &[Workload] = &[
         about: "the same after two passes, page cache of the mount dropped after each, hot files settled",
         memory: CacheSize::Plenty,
         options: &[],
+        files: Files::Basic,
         transport: "http",
         run: |site| {
             make_hot(site)?;
@@ -248,6 +292,7 @@ pub(super) const ALL: &[Workload] = &[
         about: "the same without passthrough: each read is answered by the daemon, from memory",
         memory: CacheSize::Plenty,
         options: &["--no-passthrough"],
+        files: Files::Basic,
         transport: "http",
         run: |site| {
             make_hot(site)?;
@@ -260,6 +305,7 @@ pub(super) const ALL: &[Workload] = &[
         about: "random 128 KiB reads, fresh mount",
         memory: CacheSize::Plenty,
         options: &[],
+        files: Files::Basic,
         transport: "http",
         run: |site| random(site, 128 << 10),
         check: compare_large,
@@ -269,6 +315,7 @@ pub(super) const ALL: &[Workload] = &[
         about: "open, read and close every small file, in order, fresh mount",
         memory: CacheSize::Plenty,
         options: &[],
+        files: Files::Basic,
         transport: "http",
         run: |site| small(site, Order::Names),
         check: compare_small,
@@ -278,6 +325,7 @@ pub(super) const ALL: &[Workload] = &[
         about: "a second pass, shuffled, page cache of the mount dropped, hot files settled",
         memory: CacheSize::Plenty,
         options: &[],
+        files: Files::Basic,
         transport: "http",
         run: |site| {
             small(site, Order::Names)?;
@@ -292,6 +340,7 @@ pub(super) const ALL: &[Workload] = &[
         about: "a second pass, shuffled, page cache of the mount kept",
         memory: CacheSize::Plenty,
         options: &[],
+        files: Files::Basic,
         transport: "http",
         run: |site| {
             small(site, Order::Names)?;
@@ -304,6 +353,7 @@ pub(super) const ALL: &[Workload] = &[
         about: "two passes, each shuffled anew, page cache dropped between, cache of a third of the files; the second pass",
         memory: CacheSize::Scarce,
         options: &[],
+        files: Files::Basic,
         transport: "http",
         run: |site| epochs(site, Order::Shuffled),
         check: compare_small,
@@ -313,6 +363,7 @@ pub(super) const ALL: &[Workload] = &[
         about: "the same with both passes in the same shuffled order",
         memory: CacheSize::Scarce,
         options: &[],
+        files: Files::Basic,
         transport: "http",
         run: |site| epochs(site, Order::ShuffledBefore),
         check: compare_small,
@@ -322,6 +373,7 @@ pub(super) const ALL: &[Workload] = &[
         about: "list the small files' directories and stat every file, fresh mount",
         memory: CacheSize::Plenty,
         options: &[],
+        files: Files::Basic,
         transport: "http",
         run: walk,
         check: compare_small,
@@ -331,6 +383,7 @@ pub(super) const ALL: &[Workload] = &[
         about: "the same a second time",
         memory: CacheSize::Plenty,
         options: &[],
+        files: Files::Basic,
         transport: "http",
         run: |site| {
             walk(site)?;
@@ -346,10 +399,11 @@ fn compare_large(site: &MountUnderTest) -> Result<()> {
 }
 
 fn compare_small(site: &MountUnderTest) -> Result<()> {
-    site.data
-        .small
-        .iter()
-        .try_for_each(|file| verify::compare(&site.root, &file.path, file.size, file.pattern))
+    compare_files(site, &site.data.small)
+}
+
+fn compare_files(site: &MountUnderTest, files: &[SmallFile]) -> Result<()> {
+    files.iter().try_for_each(|file| verify::compare(&site.root, &file.path, file.size, file.pattern))
 }
 
 #[derive(Clone, Copy)]
@@ -447,6 +501,8 @@ fn drop_small(site: &MountUnderTest) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     /// Every workload runs on any directory that holds the data set, mounted or not.
@@ -454,13 +510,14 @@ mod tests {
     fn workloads_need_nothing_but_a_directory() {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path().to_owned();
-        let data = DataSet::new(3 << 20, 5);
+        let data = DataSet::new(3 << 20, 5).with_medium();
         let write = |path: &str, size: u64, pattern: ::tests::Pattern| {
             std::fs::create_dir_all(root.join(path).parent().unwrap()).unwrap();
             std::fs::write(root.join(path), pattern.bytes(0, size as usize)).unwrap();
         };
         write(&data.large.path, data.large.size, data.large.pattern);
-        data.small.iter().for_each(|file| write(&file.path, file.size, file.pattern));
+        let others = data.small.iter().chain(&data.medium).chain(&data.chunks);
+        others.for_each(|file| write(&file.path, file.size, file.pattern));
         let daemon = std::process::id() as i32;
         let site = MountUnderTest {
             root: root.clone(),

@@ -259,8 +259,8 @@ impl ResidentFiles {
         Some(PromotionCandidate { residents: self.clone(), id, ticket, len })
     }
 
-    /// Displaces files that were used once, and that together have `len` bytes, in favour of a block
-    /// that was evicted and is used again. Does not wait for that.
+    /// Displaces files that were used once, and that together have `len` bytes, in favour of a
+    /// block that was evicted and is used again. Does not wait for that.
     pub(super) fn yield_to_block(self: &Arc<Self>, len: u64) {
         let displaced = self.table.lock().displace_used_once(len);
         if !displaced.is_empty() {
