@@ -1,4 +1,5 @@
-//! Prints what share of a recorded load the cache would miss at several sizes, beside plain LRU.
+//! Prints what share of a recorded load the cache would miss at several sizes, beside LIRS with
+//! fixed parameters, and LRU.
 //!
 //! `cargo xtask bench hit-ratio --trace FILE --sizes 1%,5%,10%,20%,40%` builds and runs it.
 
@@ -36,14 +37,17 @@ fn main() -> anyhow::Result<()> {
     let options = Options::parse();
     let trace = Trace::open(&options.trace).with_context(|| options.trace.display().to_string())?;
     println!("{} requests of {} blocks", trace.requests(), trace.distinct());
-    println!("{:>6} {:>9} {:>7} {:>7}", "size", "blocks", "cache", "LRU");
+    println!("{:>6} {:>9} {:>7} {:>7} {:>7}", "size", "blocks", "cache", "LIRS", "LRU");
     let mut rows = Vec::new();
     for share in options.sizes {
         let ratio = trace.miss_ratio(share)?;
         let percent = share * 100.0;
-        println!("{percent:>5}% {:>9} {:>7.4} {:>7.4}", ratio.slots, ratio.cache, ratio.lru);
+        println!(
+            "{percent:>5}% {:>9} {:>7.4} {:>7.4} {:>7.4}",
+            ratio.slots, ratio.cache, ratio.lirs, ratio.lru
+        );
         rows.push(serde_json::json!({
-            "size_percent": percent, "blocks": ratio.slots, "miss_ratio": ratio.cache, "lru_miss_ratio": ratio.lru,
+            "size_percent": percent, "blocks": ratio.slots, "miss_ratio": ratio.cache, "lirs_miss_ratio": ratio.lirs, "lru_miss_ratio": ratio.lru,
         }));
     }
     if let Some(path) = options.json {

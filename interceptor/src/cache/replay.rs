@@ -16,7 +16,7 @@ use super::arena::{Arena, ArenaError};
 use super::block::BlockMemory;
 use super::index::BlockIndex;
 use super::key::{BlockKey, BlockPart, ObjectId};
-use super::policy::AdaptiveLirs;
+use super::policy::{AdaptiveLirs, Lirs, LirsParams, Policy};
 use super::writer::BlockWriter;
 
 /// Bytes of the longest line that is read. A longer line is no id, and is refused before its end.
@@ -59,6 +59,9 @@ pub struct MissRatio {
     pub slots: usize,
     /// Share of the requests that this cache missed.
     pub cache: f64,
+    /// Share of the requests that the cache would have missed with the parameters that its policy
+    /// begins with.
+    pub lirs: f64,
     /// Share of the requests that evicting the least recently used block would have missed.
     pub lru: f64,
 }
@@ -119,13 +122,18 @@ impl Trace {
     pub fn miss_ratio(&self, share: f64) -> Result<MissRatio, ReplayError> {
         let slots = ((self.distinct as f64 * share) as usize).max(1);
         let ratio = |misses: usize| misses as f64 / self.requests.len() as f64;
-        Ok(MissRatio { slots, cache: ratio(self.misses(slots)?), lru: ratio(self.lru_misses(slots)) })
+        let capacity = slots as u64 * SLOT_SIZE;
+        Ok(MissRatio {
+            slots,
+            cache: ratio(self.misses(capacity, Box::new(AdaptiveLirs::new(capacity)))?),
+            lirs: ratio(self.misses(capacity, Box::new(Lirs::new(capacity, LirsParams::INITIAL)))?),
+            lru: ratio(self.lru_misses(slots)),
+        })
     }
 
-    fn misses(&self, slots: usize) -> Result<usize, ReplayError> {
-        let capacity = slots as u64 * SLOT_SIZE;
+    fn misses(&self, capacity: u64, policy: Box<dyn Policy<BlockKey>>) -> Result<usize, ReplayError> {
         let arena = Arena::reserve(capacity)?;
-        let index = Arc::new(BlockIndex::new(arena, Box::new(AdaptiveLirs::new(capacity))));
+        let index = Arc::new(BlockIndex::new(arena, policy));
         let mut misses = 0;
         for &id in &self.requests {
             let object = ObjectId(id.into());
@@ -210,7 +218,7 @@ mod tests {
         let trace = Trace::new((0..20_000).map(|i| i % 1000).collect()).unwrap();
         let ratio = trace.miss_ratio(0.9).unwrap();
         assert_eq!((ratio.slots, ratio.lru), (900, 1.0));
-        assert!(ratio.cache < 0.2, "{ratio:?}");
+        assert!(ratio.cache < 0.2 && ratio.lirs < 0.2, "{ratio:?}");
         assert_eq!(trace.miss_ratio(1.0).unwrap().cache, 1000.0 / 20_000.0);
     }
 }

@@ -1,5 +1,5 @@
 //! `cargo xtask bench hit-ratio --trace FILE`: the share of a recorded load that the cache would
-//! miss, beside LRU.
+//! miss, beside LIRS with fixed parameters, and LRU.
 //!
 //! Needs no cluster and no mount: an example of the crate `interceptor` replays the trace through
 //! the real index and policy. It is a program of its own, so that xtask does not depend on the
@@ -16,7 +16,8 @@ use crate::{cargo, process};
 /// Its name among the workloads.
 pub(super) const NAME: &str = "hit-ratio";
 /// What the list says of it.
-pub(super) const ABOUT: &str = "miss ratios of the cache on a trace of block ids (--trace FILE), beside LRU";
+pub(super) const ABOUT: &str =
+    "miss ratios of the cache on a trace of block ids (--trace FILE), beside LIRS and LRU";
 
 /// Whether that is to be run, which is then all.
 pub(super) fn is_meant(options: &BenchOptions) -> Result<bool> {

@@ -100,11 +100,20 @@ pub(super) fn random(root: &Path, file: &LargeFile, len: usize, count: usize, se
     let places = file.size / len as u64;
     ensure!(places > 0, "the file is smaller than one read");
     let mut dice = StdRng::seed_from_u64(seed);
+    each(root, file, len, (0..count).map(|_| dice.random_range(0..places) * len as u64))
+}
+
+/// Seconds of each of the reads of `len` bytes at `offsets`, in their order.
+pub(super) fn each(
+    root: &Path,
+    file: &LargeFile,
+    len: usize,
+    offsets: impl Iterator<Item = u64>,
+) -> Result<Vec<f64>> {
     let mut buffer = Buffer::new(len);
     let handle = open(&root.join(&file.path))?;
-    let mut seconds = Vec::with_capacity(count);
-    for _ in 0..count {
-        let at = dice.random_range(0..places) * len as u64;
+    let mut seconds = Vec::new();
+    for at in offsets {
         let started = Instant::now();
         handle.read_exact_at(&mut buffer, at).with_context(|| format!("read at {at}"))?;
         seconds.push(started.elapsed().as_secs_f64());

@@ -2,12 +2,17 @@
 //!
 //! Workloads know nothing of how mounts are made, alternated and summed up.
 
+use std::thread;
+use std::time::Duration;
+
 use anyhow::{Context, Result};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 
-use super::data::{DataSet, SmallFile};
+use super::data::{DataSet, LargeFile, SmallFile};
 use super::mount_under_test::MountUnderTest;
 use super::sample::{Sample, Unit, throughput};
 use super::statistics::quantile;
@@ -17,6 +22,13 @@ use crate::stage::CACHE_MIB;
 
 /// Readers at once in the rows named so.
 const READERS: u64 = 4;
+
+/// The part of the large file that is hot in the rows named so.
+const HOT_DIVISOR: u64 = 16;
+/// Passes over that part. The first one fetches it, all others find it in the page cache.
+const HOT_PASSES: usize = 6;
+/// How long the daemon has to hear of the hot part.
+const HINT_TIME: Duration = Duration::from_millis(300);
 
 /// How much a mount may cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -311,6 +323,39 @@ pub(super) const ALL: &[Workload] = &[
         check: compare_large,
     },
     Workload {
+        name: "stride-64k",
+        about: "64 KiB of each MiB, as one column of a table, fresh mount",
+        memory: CacheSize::Plenty,
+        options: &[],
+        files: Files::Basic,
+        transport: "http",
+        run: |site| pieces(site, 64 << 10, (0..site.data.large.size).step_by(1 << 20)),
+        check: compare_large,
+    },
+    Workload {
+        name: "backward-128k",
+        about: "the whole file backward in reads of 128 KiB, fresh mount",
+        memory: CacheSize::Plenty,
+        options: &[],
+        files: Files::Basic,
+        transport: "http",
+        run: |site| {
+            let reads = site.data.large.size / (128 << 10);
+            pieces(site, 128 << 10, (0..reads).rev().map(|read| read * (128 << 10)))
+        },
+        check: compare_large,
+    },
+    Workload {
+        name: "hot-part-64k",
+        about: "random 64 KiB reads of a part that was read again and again, after the page cache has lost it",
+        memory: CacheSize::Plenty,
+        options: &[],
+        files: Files::Basic,
+        transport: "http",
+        run: hot_part,
+        check: compare_large,
+    },
+    Workload {
         name: "small-cold",
         about: "open, read and close every small file, in order, fresh mount",
         memory: CacheSize::Plenty,
@@ -332,6 +377,21 @@ pub(super) const ALL: &[Workload] = &[
             drop_small(site)?;
             resident::settle(site.status.as_ref())?;
             small(site, Order::Shuffled)
+        },
+        check: compare_small,
+    },
+    Workload {
+        name: "small-again-bound",
+        about: "the same with the reader of the second pass bound to one CPU",
+        memory: CacheSize::Plenty,
+        options: &[],
+        files: Files::Basic,
+        transport: "http",
+        run: |site| {
+            small(site, Order::Names)?;
+            drop_small(site)?;
+            resident::settle(site.status.as_ref())?;
+            bound(|| small(site, Order::Shuffled))
         },
         check: compare_small,
     },
@@ -458,6 +518,44 @@ fn four_readers(site: &MountUnderTest) -> Result<Vec<Sample>> {
 
 fn four_parts(site: &MountUnderTest) -> Result<Vec<Sample>> {
     Ok(vec![throughput(site.data.large.size as f64, reader::divided(&site.root, &site.data.large, READERS)?)])
+}
+
+/// Reads pieces of the large file; with the bytes a second of all of them.
+fn pieces(site: &MountUnderTest, len: usize, offsets: impl Iterator<Item = u64>) -> Result<Vec<Sample>> {
+    pieces_and_rate(len, &reader::each(&site.root, &site.data.large, len, offsets)?)
+}
+
+fn pieces_and_rate(len: usize, seconds: &[f64]) -> Result<Vec<Sample>> {
+    let rate = throughput((len * seconds.len()) as f64, seconds.iter().sum());
+    Ok([vec![rate], latencies(seconds)?].concat())
+}
+
+/// Makes a sixteenth of the large file hot in the page cache, which is too little to promote the
+/// file, drops its pages, and reads pieces of it at random.
+fn hot_part(site: &MountUnderTest) -> Result<Vec<Sample>> {
+    let large = &site.data.large;
+    let part = LargeFile { size: large.size / HOT_DIVISOR, ..large.clone() };
+    for _ in 0..HOT_PASSES {
+        reader::sequential(&site.root, &part)?;
+    }
+    thread::sleep(HINT_TIME);
+    drop_large(site)?;
+    let len = 64 << 10;
+    pieces_and_rate(len, &reader::random(&site.root, &part, len, site.reads, site.seed)?)
+}
+
+/// Does `work` on a thread that may run on one CPU only.
+fn bound<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let bind_and_work = || {
+        let allowed = sched_getaffinity(Pid::from_raw(0))?;
+        let last = (0..CpuSet::count()).rev().find(|cpu| allowed.is_set(*cpu) == Ok(true));
+        let mut cpu = CpuSet::new();
+        cpu.set(last.context("there is no CPU")?)?;
+        sched_setaffinity(Pid::from_raw(0), &cpu)?;
+        work()
+    };
+    thread::scope(|scope| scope.spawn(bind_and_work).join())
+        .map_err(|_| anyhow::anyhow!("the reader panicked"))?
 }
 
 fn random(site: &MountUnderTest, len: usize) -> Result<Vec<Sample>> {

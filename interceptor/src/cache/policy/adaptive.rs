@@ -21,7 +21,7 @@ use super::{AdmitReason, EvictionCandidate, Lirs, LirsParams, Policy, Scan, Temp
 /// The parameters that are simulated: LIRS itself; LIRS for loads with stable frequencies; halfway
 /// to LRU; almost LRU. The first is in use until another has proved better.
 const CHOICES: [LirsParams; 4] = [
-    LirsParams { cold_share: 0.02, max_chances: 0 },
+    LirsParams::INITIAL,
     LirsParams { cold_share: 0.02, max_chances: 7 },
     LirsParams { cold_share: 0.5, max_chances: 0 },
     LirsParams { cold_share: 0.97, max_chances: 0 },

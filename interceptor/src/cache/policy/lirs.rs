@@ -47,6 +47,11 @@ pub struct LirsParams {
     pub max_chances: u8,
 }
 
+impl LirsParams {
+    /// Nearly those of the paper: what a cache begins with.
+    pub const INITIAL: Self = Self { cold_share: 0.02, max_chances: 0 };
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum EntryState {
     Hot,
