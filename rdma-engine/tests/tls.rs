@@ -294,5 +294,6 @@ async fn an_engine_that_ends_ends_its_connections() {
     };
     drop(served);
     let error = timeout(DEADLINE, reading).await.expect("an error in time").unwrap();
-    assert!(matches!(error, ReadError::Lost(_)), "{error:?}");
+    // The end of the connection may be noticed while a read ends well: then no read was lost.
+    assert!(matches!(error, ReadError::Unavailable(_) | ReadError::Lost(_)), "{error:?}");
 }

@@ -251,7 +251,8 @@ async fn an_engine_that_is_gone_is_retried_after_a_backoff() {
             Err(error) => break error,
         }
     };
-    assert!(matches!(error, ReadError::Lost(_)), "{error}");
+    // The end of the session may be noticed while a read ends well: then no read was lost.
+    assert!(matches!(error, ReadError::Unavailable(_) | ReadError::Lost(_)), "{error}");
     let error = read(&client, fid(1), 0, 3).await.unwrap_err();
     assert!(matches!(error, ReadError::Unavailable(_) | ReadError::Lost(_)), "{error}");
 
