@@ -5,10 +5,10 @@
 //! translate requests and own no policy. [`fuse`] holds the connection to the kernel. [`warmup`]
 //! fetches files that a user asks for ahead of a job. [`namespace`] knows names, attributes and
 //! which version of a file a name stands for. [`read`] turns a range of a file into blocks of
-//! chunks. [`cache`] holds those blocks. [`fetch`] brings them, from the best source that works.
-//! [`seaweed`] speaks with filers and volume servers. [`ebpf`] observes reads that only the kernel
-//! sees. [`prefetch`] predicts which reads come next. [`telemetry`] counts. Each room uses only
-//! those below it, which `cargo xtask rooms` checks.
+//! chunks. [`cache`] holds those blocks in memory, [`disk`] on a local disk. [`fetch`] brings them,
+//! from the best source that works. [`seaweed`] speaks with filers and volume servers. [`ebpf`]
+//! observes reads that only the kernel sees. [`prefetch`] predicts which reads come next.
+//! [`telemetry`] counts. Each room uses only those below it, which `cargo xtask rooms` checks.
 
 // These panic where the stream cannot be written: `daemon::output` and `daemon::logs` do not.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
@@ -16,6 +16,7 @@
 pub mod arrival;
 pub mod cache;
 pub mod cli;
+pub mod disk;
 pub mod ebpf;
 pub mod fetch;
 pub mod fuse;

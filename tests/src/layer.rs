@@ -313,6 +313,14 @@ impl Disk {
         Ok(disk)
     }
 
+    /// From now on the device fails: what is not in the page cache gives EIO.
+    ///
+    /// # Errors
+    /// When the file below it cannot be cut.
+    pub fn cut(&self) -> anyhow::Result<()> {
+        Ok(fs::OpenOptions::new().write(true).open(self.home.path().join("image"))?.set_len(0)?)
+    }
+
     /// Where it is mounted.
     #[must_use]
     pub fn path(&self) -> PathBuf {

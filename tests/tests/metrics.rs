@@ -63,7 +63,9 @@ fn accepted(arguments: &[&str], input: &str) {
 fn expositions() -> String {
     let cluster = Cluster::builder().start().unwrap();
     cluster.filer().put(&format!("/{FILE}"), &Pattern::new(1).bytes(0, 8 * MIB), "").unwrap();
-    let mount = Mount::builder(&cluster).engines(&cluster, "tcp").start().unwrap();
+    let disk = tempfile::tempdir().unwrap();
+    let mount = Mount::builder(&cluster).engines(&cluster, "tcp").arg("--disk-cache").arg(disk.path());
+    let mount = mount.start().unwrap();
     for _ in 0..2 {
         fs::read(mount.path().join(FILE)).unwrap();
     }

@@ -149,16 +149,18 @@ impl PinnedBlock {
 
     /// Records that a reader was given `range` of the block. That settles the outcome of a
     /// prefetch. The policy is told if the read is a new use of the block rather than more of the
-    /// same pass over it.
-    pub fn mark_read(&self, range: &Range<usize>) {
+    /// same pass over it. Returns whether the block was used before that.
+    pub fn mark_read(&self, range: &Range<usize>) -> bool {
         let entry = self.entry();
         let is_first = entry.is_unread() && entry.unread.swap(false, Ordering::Relaxed);
         if is_first && let Some(observer) = &entry.observer {
             observer.used(entry.memory.len());
         }
-        if entry.pass_tracker.record(range, entry.memory.len()) || is_first {
+        let is_new_pass = entry.pass_tracker.record(range, entry.memory.len());
+        if is_new_pass || is_first {
             entry.context.record_use(entry.key);
         }
+        is_new_pass && !is_first
     }
 
     /// Whether a pass over the block has come to its end.

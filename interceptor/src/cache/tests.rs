@@ -175,7 +175,7 @@ fn a_scan_leaves_the_hot_set_whatever_the_request_size() {
             (hits, reads) =
                 if counts { (hits + usize::from(hit.is_some()), reads + 1) } else { (hits, reads) };
             let block = hit.unwrap_or_else(|| fill(&cache, number, MIB));
-            (0..MIB / request).for_each(|i| block.mark_read(&(i * request..(i + 1) * request)));
+            (0..MIB / request).for_each(|i| _ = block.mark_read(&(i * request..(i + 1) * request)));
         };
         for round in 0..4 {
             (0..32).for_each(|number| read((number * 7 + round) % 32, false));

@@ -149,6 +149,12 @@ pub(super) unsafe fn run(
             "--read-cache off leaves no use for --filer: leave one of them out".into(),
         ));
     }
+    options.fetch.check_disk_cache().map_err(CommandFailure::usage)?;
+    if options.fetch.disk_cache.is_some() && options.filer.is_none() {
+        return Err(CommandFailure::Usage(
+            "--disk-cache takes --filer: only a cluster tells what has not changed since".into(),
+        ));
+    }
     let filter = logs::filter(options.log.log_level.as_deref()).map_err(CommandFailure::usage)?;
     let begin_logs = || logs::start(options.log.log_format, filter);
     let serve = |report| match serve(options, cache_size, in_effect, report) {
@@ -273,7 +279,7 @@ async fn cluster(
 ) -> anyhow::Result<Cluster> {
     let security = Arc::new(mount::security(&options.fetch)?);
     let filer = mount::connect(filers.to_vec(), &security, OwnerMaps::default()).await?;
-    let reader = mount::reader(&options.fetch, cache_size, &filer, security, status.metrics())?;
+    let reader = mount::reader(&options.fetch, cache_size, &filer, security, status)?;
     let filers = filer.clone();
     status.set_filers(Box::new(move || filers.health()));
     let status = status.clone();

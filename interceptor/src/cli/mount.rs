@@ -8,6 +8,7 @@
 //! the mount, which unmounts it too, as does one of a thread or task that the mount [cannot do
 //! without](crate::vital).
 
+mod disk;
 pub(super) mod health;
 
 use std::collections::BTreeMap;
@@ -67,6 +68,7 @@ impl MountPlan {
     ) -> Result<Self, OptionError> {
         let filers = options.filers()?;
         let cache_size = options.cache_size()?;
+        options.fetch.check_disk_cache()?;
         let identity = MountIdentity {
             mount_point: super::shown_path(&options.mountpoint).display().to_string(),
             filers: filers.iter().map(ToString::to_string).collect(),
@@ -209,9 +211,11 @@ pub(super) fn reader(
     cache_size: ByteSize,
     filer: &FilerClient,
     security: Arc<Security>,
-    metrics: &Arc<Metrics>,
+    status: &Status,
 ) -> anyhow::Result<Arc<Reader>> {
+    let metrics = status.metrics();
     let cache = cache(cache_size, metrics)?;
+    let disk = disk::tier(options, cache_size, filer, status);
     let engines = options.servers.engines(&security);
     if let Some(finding) = host::engine_proofs(&security).filter(|_| engines.discovers_remote()) {
         tracing::info!(remedy = finding.remedy, "{}: {}", finding.found, finding.lost);
@@ -227,7 +231,7 @@ pub(super) fn reader(
     let fetcher = Fetcher::new(Arc::new(filer.clone()), security, metrics.clone(), fetching);
     metrics.set_volume_servers(Box::new(fetcher.health()));
     let cluster = Arc::new(ClusterOrigin::new(fetcher, filer.clone()));
-    Ok(Reader::new(cache, cluster, metrics.clone(), Handle::current()))
+    Ok(Reader::with_disk(cache, disk, cluster, metrics.clone(), Handle::current()))
 }
 
 /// Mounts on top of the way of a byte.
@@ -239,7 +243,7 @@ async fn mount(
     status_at: Option<SocketAddr>,
 ) -> anyhow::Result<(Arc<Mount>, Arc<Reader>)> {
     let options = &plan.options;
-    let reader = reader(&options.fetch, plan.cache_size, filer, security, status.metrics())?;
+    let reader = reader(&options.fetch, plan.cache_size, filer, security, status)?;
 
     let (sender, heard) = mpsc::channel(NOTICE_CAPACITY);
     subscribe(filer.clone(), options.filer_path.clone(), sender);

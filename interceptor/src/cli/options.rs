@@ -24,6 +24,9 @@ use crate::seaweed::security::Security;
 /// Below this a few readers would evict each other's chunks before they are read.
 const MIN_CACHE_SIZE: ByteSize = ByteSize(16 << 20);
 
+/// Below this a disk would hold no more than memory does.
+const MIN_DISK_CACHE_SIZE: ByteSize = ByteSize(64 << 20);
+
 /// For how long reads may be tried again: with less, one packet that is sent again would fail a
 /// read; with more, programs would hang for as long as an operator looks for the cause.
 const RETRY_TIMES: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
@@ -156,6 +159,15 @@ pub(super) struct FetchOptions {
     /// Accept a --cache-size above 80 % of the memory
     #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, default_value = "false", hide_default_value = true)]
     pub(super) force: bool,
+
+    /// Keep what is read again on a disk of this host, too: in a directory of its own below this
+    /// one, where restarts and other mounts of the cluster find it
+    #[arg(long, value_name = "DIR")]
+    pub(super) disk_cache: Option<PathBuf>,
+
+    /// How much of that disk may be taken [default: a tenth of it]
+    #[arg(long, value_name = "SIZE", value_parser = ByteSize::from_str)]
+    pub(super) disk_cache_size: Option<ByteSize>,
 
     /// Where volume servers and engines are, and how they are reached.
     #[command(flatten)]
@@ -295,6 +307,12 @@ pub(super) enum OptionError {
         /// What there is.
         memory: ByteSize,
     },
+    /// Useless.
+    #[error("--disk-cache-size {0} is too small: the minimum is {MIN_DISK_CACHE_SIZE}")]
+    SmallDiskCache(ByteSize),
+    /// A size of nothing.
+    #[error("--disk-cache-size is of use only with --disk-cache DIR")]
+    NoDiskCache,
 }
 
 impl OptionError {
@@ -303,6 +321,7 @@ impl OptionError {
         match self {
             Self::NoFiler => "filer",
             Self::SmallCache(_) | Self::ImpossibleCache { .. } | Self::LargeCache { .. } => "cache-size",
+            Self::SmallDiskCache(_) | Self::NoDiskCache => "disk-cache-size",
         }
     }
 }
@@ -311,6 +330,15 @@ impl FetchOptions {
     /// Bytes of memory that the cache may take.
     pub(super) fn cache_size(&self) -> Result<ByteSize, OptionError> {
         cache_size(self.cache_size, self.force, memory::limit().map(ByteSize))
+    }
+
+    /// Whether the options of the disk cache fit together.
+    pub(super) fn check_disk_cache(&self) -> Result<(), OptionError> {
+        match self.disk_cache_size {
+            Some(_) if self.disk_cache.is_none() => Err(OptionError::NoDiskCache),
+            Some(size) if size < MIN_DISK_CACHE_SIZE => Err(OptionError::SmallDiskCache(size)),
+            _ => Ok(()),
+        }
     }
 }
 

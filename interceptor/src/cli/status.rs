@@ -46,6 +46,9 @@ pub(super) fn run(options: &StatusOptions) -> anyhow::Result<()> {
     Ok(output::print(Text { report: &report, readiness })?)
 }
 
+/// Said of a disk cache that this daemon only reads.
+const WRITTEN_BY_ANOTHER: &str = "another daemon writes";
+
 /// A report as people read it, a line for each figure. One format string aligns the names; a table
 /// crate would take the place of that string only.
 struct Text<'a> {
@@ -92,6 +95,12 @@ impl fmt::Display for Text<'_> {
                 ),
             )?;
             line("", &format_args!("memory: {}", backing_text(&cache.backing)))?;
+        }
+        if let Some(disk) = &report.disk_cache {
+            let [used, capacity, written] = [disk.used, disk.capacity, disk.written].map(ByteSize);
+            let writer =
+                if disk.is_writer { format!("{written} written") } else { WRITTEN_BY_ANOTHER.into() };
+            line("disk cache", &format_args!("{used} of {capacity} in {} files, {writer}", disk.files))?;
         }
         let ratio = |(window, ratio): (&String, &Option<f64>)| match ratio {
             Some(ratio) => format!("{:.1} % in {window}", 100.0 * ratio),

@@ -27,7 +27,7 @@ use crate::fuse::handles::Handles;
 use crate::fuse::killed::unless_killed;
 use crate::fuse::{capabilities, session, xattr};
 use crate::namespace::{FilerFailure, LookupResult, Namespace, NamespaceError, NodeId, NodeStat, NowOrLater};
-use crate::read::{self, FileVersion, MAX_SMALL_FILE_SIZE, ReadError};
+use crate::read::{self, CompleteFile, FileVersion, MAX_SMALL_FILE_SIZE, ReadError};
 use crate::seaweed::entry::Content;
 use crate::telemetry::log_limit::LogLimit;
 use crate::telemetry::metrics::OpenMode;
@@ -148,23 +148,33 @@ impl SeaweedFilesystem {
         &self,
         opens: &Opens<FileVersion, BackingFile>,
         node: INodeNo,
+        flags: OpenFlags,
     ) -> Result<(Arc<FileVersion>, Option<BackingFile>), Errno> {
         let version = self.context.namespace.version(node.0).map_err(|error| errno(&error))?;
         if let Some(error) = version.refusal() {
             log_failed_read(&error, &version, 0, 0);
             return Err(Errno::from_i32(error.errno()));
         }
-        let resident = self.context.reader.opened(&version).and_then(|file| {
-            let registered = BackingFile::register(file, self.context.device.get()?);
-            registered
-                .inspect_err(|error| {
+        // A disk takes direct reads at whole sectors only; the daemon takes all that come.
+        let is_direct = flags.0 & libc::O_DIRECT != 0;
+        let complete = self.context.reader.opened(&version);
+        let complete = complete.filter(|file| !is_direct || matches!(file, CompleteFile::Resident(_)));
+        let complete = complete.and_then(|file| {
+            let registered = BackingFile::register(file.clone(), self.context.device.get()?);
+            let log_refusal = |error: &std::io::Error| match file {
+                CompleteFile::Resident(_) => {
                     tracing::warn!(path = version.path(), %error, "the kernel does not take a resident file");
-                })
-                .ok()
+                }
+                CompleteFile::OnDisk(_) => {
+                    tracing::warn!(%error, "the kernel does not take files of the disk cache");
+                    self.context.reader.disk_passthrough_refused();
+                }
+            };
+            registered.inspect_err(log_refusal).ok()
         });
         let is_current =
             || self.context.namespace.version(node.0).is_ok_and(|now| Arc::ptr_eq(&now, &version));
-        let backing = opens.open(node.0, &version, resident, is_current);
+        let backing = opens.open(node.0, &version, complete, is_current);
         Ok((version, backing))
     }
 
@@ -248,12 +258,12 @@ impl Filesystem for SeaweedFilesystem {
         });
     }
 
-    fn open(&self, request: &Request, node: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         // Without passthrough an open has nothing to choose: a node is one version of a file, so a
         // read needs no handle. After ENOSYS the kernel sends no OPEN or RELEASE again.
         let Some(opens) = self.context.opens.get() else { return reply.error(Errno::ENOSYS) };
         let guard = self.context.requests.begin(request.pid(), 0);
-        let (version, backing) = match self.open_handle(opens, node) {
+        let (version, backing) = match self.open_handle(opens, node, flags) {
             Ok(entered) => entered,
             Err(errno) => return reply.error(errno),
         };

@@ -190,10 +190,11 @@ impl Origin for MemoryOrigin {
             if !file.path().ends_with("remote") {
                 return Err(ReadError::Damaged("test".into()));
             }
-            let object = |Chunk { fid, offset, size, .. }: &Chunk| Object {
+            let object = |Chunk { fid, offset, size, modified_ts_ns, .. }: &Chunk| Object {
                 id: (*fid).into(),
                 offset: *offset,
                 size: *size,
+                modified_ts_ns: *modified_ts_ns,
                 encoding: ObjectEncoding::default(),
             };
             Ok(FileLayout::objects_in_order(chunk_list(FILE_SIZE).iter().map(object).collect(), FILE_SIZE))

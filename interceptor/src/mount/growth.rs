@@ -21,6 +21,7 @@ use super::context::MountContext;
 use super::opens::Opens;
 use crate::namespace::growth::{GrowthHandle, GrowthQueue};
 use crate::namespace::{NodeId, NowOrLater};
+use crate::read::CompleteFile;
 
 /// How long the kernel may take to drop the end of the shorter version.
 const GROWTH_TIMEOUT: Duration = Duration::from_secs(3);
@@ -101,8 +102,12 @@ async fn prepare(
                 let (context, before) = (context.clone(), before.clone());
                 move || context.opens.get().map_or(0, |opens| opens.handles(node, &before))
             };
-            let extension =
-                context.reader.extend_resident(backing.file().clone(), handles, before, version).await;
+            let extension = match backing.file().clone() {
+                CompleteFile::Resident(file) => {
+                    context.reader.extend_resident(file, handles, before, version).await
+                }
+                CompleteFile::OnDisk(_) => None,
+            };
             Some(extension.ok_or_else(|| io::Error::other("what was appended cannot be passed through"))?)
         }
         None => None,

@@ -11,7 +11,8 @@ use std::sync::{Arc, Weak};
 use fuser::{BackingId, FileHandle, FopenFlags, InitFlags, KernelConfig, ReplyOpen};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use crate::cache::resident::{ResidentError, ResidentFile};
+use crate::cache::resident::ResidentError;
+use crate::read::CompleteFile;
 
 /// Why the kernel does not read resident files by itself.
 #[derive(Debug, thiserror::Error)]
@@ -76,33 +77,33 @@ impl Drop for BackingRegistration {
     }
 }
 
-/// A resident file that is registered as a backing file.
+/// A resident file, or one on disk, that is registered as a backing file.
 #[derive(Debug, Clone)]
 pub(super) struct BackingFile {
     number: Arc<BackingRegistration>,
     /// Keeps the file, and with it the registration, for the next open.
-    file: Arc<ResidentFile>,
+    file: CompleteFile,
 }
 
 impl BackingFile {
     /// Registers a file when it is opened for the first time; the registration lives as long as
     /// the file. `device` is the connection.
-    pub(super) fn register(file: Arc<ResidentFile>, device: &Arc<OwnedFd>) -> io::Result<Self> {
+    pub(super) fn register(file: CompleteFile, device: &Arc<OwnedFd>) -> io::Result<Self> {
         let attached = match file.attachment() {
             Some(attached) => attached,
             None => {
-                let number = BackingId::create_raw(device, &*file)?;
+                let number = BackingId::create_raw(device, &file)?;
                 let number = BackingRegistration { number, device: Arc::downgrade(device) };
                 file.attach(Box::new(Arc::new(number)))
             }
         };
         let number = attached.downcast_ref::<Arc<BackingRegistration>>().cloned();
-        let number = number.ok_or_else(|| io::Error::other("the resident file is known to another mount"))?;
+        let number = number.ok_or_else(|| io::Error::other("the file is known to another mount"))?;
         Ok(Self { number, file })
     }
 
     /// The file that the kernel reads.
-    pub(super) fn file(&self) -> &Arc<ResidentFile> {
+    pub(super) fn file(&self) -> &CompleteFile {
         &self.file
     }
 

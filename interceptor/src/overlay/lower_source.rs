@@ -228,7 +228,13 @@ fn layout(key: ContentKey, size: u64) -> FileLayout {
     let piece_at = |index: u64| {
         let offset = index * piece;
         let size = (size - offset).min(piece);
-        Object { id: key.object(offset), offset, size, encoding: ObjectEncoding::default() }
+        Object {
+            id: key.object(offset),
+            offset,
+            size,
+            modified_ts_ns: 0,
+            encoding: ObjectEncoding::default(),
+        }
     };
     FileLayout::objects_in_order((0..size.div_ceil(piece)).map(piece_at).collect(), size)
 }

@@ -225,7 +225,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn object(size: u64) -> Object {
-        Object { id: ObjectId(1), offset: 0, size, encoding: ObjectEncoding::default() }
+        Object { id: ObjectId(1), offset: 0, size, modified_ts_ns: 0, encoding: ObjectEncoding::default() }
     }
 
     fn fill(cache: &Cache, key: BlockKey, len: usize) {

@@ -1,5 +1,6 @@
 //! Where the bytes of one version of a file are: in the version itself, or in which object.
 
+use std::collections::HashSet;
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -19,6 +20,8 @@ pub struct Object {
     pub offset: u64,
     /// How many bytes of the file it covers; what is stored beyond them is no part of the file.
     pub size: u64,
+    /// When it was written, in ns since the epoch; 0 if the origin does not tell.
+    pub modified_ts_ns: i64,
     /// How it is stored.
     pub encoding: ObjectEncoding,
 }
@@ -108,6 +111,27 @@ impl FileLayout {
     /// The objects that segments refer to.
     pub fn objects(&self) -> &[Object] {
         &self.objects
+    }
+
+    /// The objects in the order of the file, if they follow each other without holes or overlaps,
+    /// and all of each shows.
+    pub(super) fn whole_objects(&self) -> Option<impl Iterator<Item = &Object>> {
+        let mut next = 0;
+        let follow = self.extents.iter().all(|extent| {
+            let object = &self.objects[extent.object as usize];
+            let follows = extent.start == next && object.offset == next;
+            next = extent.end;
+            follows && extent.end - extent.start == object.size
+        });
+        let is_whole = follow && next == self.size && self.inline.is_empty();
+        is_whole.then(|| self.extents.iter().map(|extent| &self.objects[extent.object as usize]))
+    }
+
+    /// The objects of which bytes show, in the order in which they first do.
+    pub(super) fn objects_in_file_order(&self) -> Vec<Object> {
+        let mut known = HashSet::new();
+        let shown = self.extents.iter().filter(|extent| known.insert(extent.object));
+        shown.map(|extent| self.objects[extent.object as usize].clone()).collect()
     }
 
     /// The parts of the bytes from `start` to `end`, in order and without gaps. `end` must not

@@ -1,4 +1,5 @@
-//! Loads blocks: from memory, by joining a fetch under way, or by starting one.
+//! Loads blocks: from memory, by joining a fetch under way, or by starting one, which asks the disk
+//! before the origin.
 //!
 //! Readers, prefetch, promotion and warm-up load their blocks here, so each block is fetched once,
 //! whichever of them needs it. They differ in how they take memory:
@@ -23,6 +24,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::block_plan;
+use super::disk_tier::DiskTier;
 use super::layout::Object;
 use super::uncached::UncachedBlocks;
 use super::{Origin, ReadError};
@@ -46,6 +48,7 @@ const MEMORY_POLL_INTERVAL: Duration = Duration::from_millis(5);
 /// Loads the blocks of all files of a mount.
 pub(super) struct BlockLoader {
     cache: Arc<Cache>,
+    disk: Option<DiskTier>,
     origin: Arc<dyn Origin>,
     fetches: InflightMap<BlockKey, LoadedBlock, ReadError>,
     uncached: Arc<UncachedBlocks>,
@@ -77,13 +80,24 @@ impl PrefetchObserver for Unreported {
 
 impl BlockLoader {
     /// A loader that keeps what it fetches from `origin` in `cache`; fetches run on `runtime`.
-    pub(super) fn new(cache: Arc<Cache>, origin: Arc<dyn Origin>, runtime: &Handle) -> Arc<Self> {
+    pub(super) fn new(
+        cache: Arc<Cache>,
+        disk: Option<DiskTier>,
+        origin: Arc<dyn Origin>,
+        runtime: &Handle,
+    ) -> Arc<Self> {
         Arc::new(Self {
             fetches: InflightMap::new(runtime.clone()),
             uncached: UncachedBlocks::new(cache.usage().capacity / 4, runtime.clone()),
             cache,
+            disk,
             origin,
         })
+    }
+
+    /// The disk between memory and the origin.
+    pub(super) fn disk(&self) -> Option<&DiskTier> {
+        self.disk.as_ref()
     }
 
     /// Where the bytes come from.
@@ -212,6 +226,13 @@ impl BlockLoader {
         (joined, is_own)
     }
 
+    /// Notes that a block that was in memory was read again.
+    pub(super) fn read_again(&self, object: &Object, key: &BlockKey, block: &PinnedBlock) {
+        if let Some(disk) = &self.disk {
+            disk.read_again(object, block_plan::span(object, key.part).0, block);
+        }
+    }
+
     /// Fetches a block into `writer` and publishes it.
     async fn fetch(
         &self,
@@ -221,10 +242,18 @@ impl BlockLoader {
         priority: &Priority,
     ) -> Result<LoadedBlock, ReadError> {
         let offset = block_plan::span(object, key.part).0;
-        let read = self.origin.read(object, offset, &mut writer, priority);
-        let source = read.await.map_err(ReadError::Origin)?;
+        let source = match &self.disk {
+            Some(disk) if disk.read(object, offset, &mut writer).await => Source::Disk,
+            _ => {
+                let read = self.origin.read(object, offset, &mut writer, priority);
+                read.await.map_err(ReadError::Origin)?
+            }
+        };
         let is_uncached = !writer.in_arena();
         let block = writer.publish();
+        if let Some(disk) = self.disk.as_ref().filter(|_| source != Source::Disk) {
+            disk.fetched(object, offset, &block);
+        }
         if is_uncached {
             self.uncached.insert(key, block.clone());
         }

@@ -22,6 +22,7 @@
 //! * [`warm`] fills, counts and evicts whole files by request.
 //! * [`kernel_hints`] acts on reads that the kernel answers by itself, as far as eBPF reports
 //!   them.
+//! * [`disk_tier`] keeps what is used again on a disk, which is asked before the origin.
 //! * [`seaweedfs`] is the origin of `interceptor mount`, and of `attach` with a filer.
 //!
 //! If a fetch fails, every read that waits for it fails (`mount` replies EIO, `overlay` asks the
@@ -31,6 +32,7 @@
 mod activity;
 mod block_plan;
 mod data;
+mod disk_tier;
 mod drafts;
 mod error;
 mod kernel_hints;
@@ -66,11 +68,13 @@ use crate::telemetry::metrics::{Metrics, Source, Trigger};
 
 pub use activity::FileActivity;
 pub use data::ReadData;
+pub use disk_tier::DiskTier;
 pub use error::{OriginError, ReadError};
 pub use kernel_hints::KernelHints;
 pub use layout::{FileLayout, Object, ObjectEncoding};
 pub use origin::Origin;
 pub use prefetcher::PrefetchReason;
+pub use residency::CompleteFile;
 pub use seaweedfs::ClusterOrigin;
 pub use version::{FileVersion, MAX_SMALL_FILE_SIZE};
 pub use warm::{WarmupError, WarmupRequest};
@@ -120,7 +124,18 @@ impl Reader {
         metrics: Arc<Metrics>,
         runtime: Handle,
     ) -> Arc<Self> {
-        let loader = BlockLoader::new(cache.clone(), origin, &runtime);
+        Self::with_disk(cache, None, origin, metrics, runtime)
+    }
+
+    /// The same, with a `disk` that is asked before `origin`.
+    pub fn with_disk(
+        cache: Arc<Cache>,
+        disk: Option<DiskTier>,
+        origin: Arc<dyn Origin>,
+        metrics: Arc<Metrics>,
+        runtime: Handle,
+    ) -> Arc<Self> {
+        let loader = BlockLoader::new(cache.clone(), disk, origin, &runtime);
         Arc::new(Self {
             prefetcher: Prefetcher::new(loader.clone(), cache.clone(), metrics.clone()),
             warmup_reporter: PrefetchReporter::observer(Trigger::Warmup, &metrics, None),
@@ -219,7 +234,9 @@ impl Reader {
                         let loaded = loaded.map(Joined::Cached);
                         match loaded.unwrap_or_else(|| self.loader.load(object, part.key, arrival)) {
                             Joined::Cached(loaded) => {
-                                self.note_use(file, object, &part, &loaded.block);
+                                if self.note_use(file, object, &part, &loaded.block) {
+                                    self.loader.read_again(object, &part.key, &loaded.block);
+                                }
                                 parts.push(Some(ReadData::block(loaded.block, part.range)));
                             }
                             Joined::InFlight(outcome) => {
@@ -275,13 +292,14 @@ impl Reader {
     }
 
     /// Notes that a reader was given `part`. If that is the end of a block of a file that has a
-    /// draft, the block moves there.
-    fn note_use(&self, file: &FileVersion, object: &Object, part: &BlockRange, block: &PinnedBlock) {
-        block.mark_read(&part.range);
+    /// draft, the block moves there. Returns whether the block was used before.
+    fn note_use(&self, file: &FileVersion, object: &Object, part: &BlockRange, block: &PinnedBlock) -> bool {
+        let is_again = block.mark_read(&part.range);
         if let Some(content) = file.activity().draft_content().get()
             && block.is_read_through()
         {
             self.move_to_draft(file, object, part.key, *content);
         }
+        is_again
     }
 }

@@ -1,7 +1,7 @@
 //! When the mount is not being read.
 //!
-//! What nobody waits for is not fetched while readers are busy, whether the daemon answers them or,
-//! as far as eBPF reports it, the page cache: it would take their CPU time and their bandwidth.
+//! A fetch that no reader waits for is put off while readers are busy, whether the daemon answers
+//! them or, as far as eBPF reports it, the page cache: it would take their CPU time and bandwidth.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

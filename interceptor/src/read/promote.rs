@@ -36,6 +36,7 @@ use crate::cache::BlockKey;
 use crate::cache::resident::{
     PromotionCandidate, PromotionReason, ResidentAppend, ResidentFile, ResidentFiles,
 };
+use crate::disk::FileSource;
 use crate::vital::contained_task;
 
 /// How many files may wait in each queue. Others are considered again when they are read again.
@@ -248,6 +249,44 @@ impl Reader {
             async move { (part.offset, reader.fetch_part(part, draft).await) }.boxed()
         };
         stream::iter(parts).map(fetch).buffered(MAX_CONCURRENT_BLOCKS)
+    }
+
+    /// The bytes of whole objects, one after the other, loaded below readers as they are asked for.
+    pub(super) fn object_source(self: &Arc<Self>, objects: Vec<Object>) -> FileSource {
+        let mut parts = Vec::new();
+        let mut start = 0;
+        for object in objects {
+            for part in block_plan::plan_large(&object, &(0..object.size)) {
+                let offset = start + block_plan::span(&object, part.key.part).0;
+                parts.push(FilePart { offset, source: PartSource::Block(object.clone(), part) });
+            }
+            start += object.size;
+        }
+        let (reader, mut fetched) = (self.clone(), self.fetch_parts(parts, None));
+        let mut latest: Option<(u64, ReadData)> = None;
+        FileSource::Reader(Box::new(move |offset, bytes| {
+            let mut filled = 0;
+            while filled < bytes.len() {
+                let at = offset + filled as u64;
+                if let Some((start, data)) = &latest
+                    && let Some(rest) =
+                        at.checked_sub(*start).and_then(|skipped| data.get(skipped as usize..))
+                    && !rest.is_empty()
+                {
+                    let len = rest.len().min(bytes.len() - filled);
+                    bytes[filled..filled + len].copy_from_slice(&rest[..len]);
+                    filled += len;
+                    continue;
+                }
+                let next = reader.runtime.block_on(fetched.next());
+                let (start, part) = next.ok_or(io::ErrorKind::UnexpectedEof)?;
+                let Some(part) = part.map_err(io::Error::other)? else { continue };
+                let FetchedPart { data, key, is_own } = part;
+                key.filter(|_| is_own).inspect(|key| _ = reader.cache.remove(key));
+                latest = Some((start, data));
+            }
+            Ok(())
+        }))
     }
 
     /// Fetches a part of a file, unless `draft` has it.

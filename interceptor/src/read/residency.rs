@@ -1,12 +1,53 @@
-//! Which files are resident: complete in memory, for the kernel to read without the daemon.
+//! Which files the kernel can read without the daemon: those that are resident, complete in memory,
+//! and those that are complete on disk.
 
+use std::any::Any;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use super::promote::Promoter;
 use super::seaweedfs::content_id::content_id;
 use super::{FileVersion, Reader};
 use crate::cache::resident::{ContentId, PromotionReason, ResidentError, ResidentFile, ResidentFiles};
+use crate::disk;
 use crate::seaweed::entry::Entry;
+
+/// A file with all bytes of a version, which the kernel can read by itself.
+#[derive(Debug, Clone)]
+pub enum CompleteFile {
+    /// In memory. Bytes can be appended.
+    Resident(Arc<ResidentFile>),
+    /// On disk.
+    OnDisk(Arc<disk::CompleteFile>),
+}
+
+impl CompleteFile {
+    /// The value that was [attached](Self::attach).
+    pub fn attachment(&self) -> Option<&(dyn Any + Send + Sync)> {
+        match self {
+            Self::Resident(file) => file.attachment(),
+            Self::OnDisk(file) => file.attachment(),
+        }
+    }
+
+    /// Keeps `value`, such as the kernel's backing id of the file, as long as the file lives.
+    /// Returns the value that is attached, which is another one if another thread was faster.
+    pub fn attach(&self, value: Box<dyn Any + Send + Sync>) -> &(dyn Any + Send + Sync) {
+        match self {
+            Self::Resident(file) => file.attach(value),
+            Self::OnDisk(file) => file.attach(value),
+        }
+    }
+}
+
+impl AsFd for CompleteFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Resident(file) => file.as_fd(),
+            Self::OnDisk(file) => file.as_fd(),
+        }
+    }
+}
 
 impl Reader {
     /// From now on, makes hot files resident. To be called by a file system that hands them to the
@@ -20,16 +61,25 @@ impl Reader {
         Ok(())
     }
 
-    /// Notes that a handle of `version` is opened, which counts as a use. Returns the resident
-    /// file, complete, if there is one. It is not displaced by others before as many handles were
-    /// [closed](Self::closed) as were opened. Never blocks.
-    pub fn opened(&self, version: &FileVersion) -> Option<Arc<ResidentFile>> {
+    /// Notes that a handle of `version` is opened, which counts as a use. Returns the file that the
+    /// kernel can read, complete, if there is one. A resident file is not displaced by others
+    /// before as many handles were [closed](Self::closed) as were opened. Never blocks.
+    pub fn opened(&self, version: &FileVersion) -> Option<CompleteFile> {
         let (residents, content) = (self.residents()?, version.content_id()?);
-        let file = residents.opened(content);
+        let resident = residents.opened(content);
         // Another version with the same content may have begun a draft.
-        let known = file.clone().or_else(|| Some(residents.find_draft(&content)?.file().clone()));
+        let known = resident.clone().or_else(|| Some(residents.find_draft(&content)?.file().clone()));
         known.inspect(|known| version.activity().note_resident(known));
-        file
+        let on_disk = self.loader.disk().and_then(|disk| disk.opened(version, resident.as_ref()));
+        resident.map(CompleteFile::Resident).or(on_disk.map(CompleteFile::OnDisk))
+    }
+
+    /// Notes that the kernel does not take files of the disk cache: [`opened`](Self::opened)
+    /// returns none any more.
+    pub fn disk_passthrough_refused(&self) {
+        if let Some(disk) = self.loader.disk() {
+            disk.passthrough_refused();
+        }
     }
 
     /// Notes that a handle of `version` that was [opened](Self::opened) is closed.
@@ -52,8 +102,11 @@ impl Reader {
     }
 
     /// Has the file made resident if it is worth it. Returns whether it is resident or waits for
-    /// that.
+    /// that, or whether the kernel can read it from the disk.
     pub(super) fn consider(&self, file: &Arc<FileVersion>, worth: PromotionReason) -> bool {
+        if self.loader.disk().is_some_and(|disk| disk.has_complete(file)) {
+            return true;
+        }
         self.promoter.get().is_some_and(|promoter| promoter.consider(file, worth))
     }
 

@@ -1,5 +1,6 @@
 //! Reads of made-up files, compared with the same bytes painted into an array.
 
+mod disk;
 mod kernel_hints;
 mod warm;
 

@@ -32,6 +32,12 @@ pub enum WarmupError {
     /// It cannot be read.
     #[error(transparent)]
     Read(#[from] ReadError),
+    /// There is no disk cache, or another daemon fills it.
+    #[error("this daemon fills no disk cache")]
+    NoDisk,
+    /// The disk cache does not keep it.
+    #[error("the disk cache does not keep it")]
+    NotKept,
 }
 
 /// A request to bring files into the cache: what it may displace, and its progress in bytes.
@@ -123,6 +129,24 @@ impl Reader {
             outcome = outcome.and(block);
         }
         outcome
+    }
+
+    /// Brings all of `file` to the disk cache, from memory and disk where it is there.
+    ///
+    /// # Errors
+    /// When there is no disk cache to fill, the disk has no room, or the file cannot be read.
+    pub async fn warm_to_disk(
+        self: &Arc<Self>,
+        file: &FileVersion,
+        warmup: &WarmupRequest,
+    ) -> Result<(), WarmupError> {
+        let disk = self.loader.disk().filter(|disk| disk.is_writer()).ok_or(WarmupError::NoDisk)?;
+        let layout = self.layout(file, Arrival::now()).await?;
+        if !disk.keep(file, layout, |objects| self.object_source(objects)).await {
+            return Err(WarmupError::NotKept);
+        }
+        warmup.complete(file.size());
+        Ok(())
     }
 
     /// Brings one block into the cache.

@@ -11,7 +11,8 @@ use interceptor_ebpf::histogram::upper_bound;
 use super::health::{EngineState, FilerHealth, VolumeServerHealth};
 use super::kernel::KernelCounts;
 use super::metrics::{
-    CacheUsage, KernelEventKind, Levels, Metrics, OpenMode, Outcome, ResidentFiles, Source, Totals, Trigger,
+    CacheUsage, DiskCacheUsage, KernelEventKind, Levels, Metrics, OpenMode, Outcome, ResidentFiles, Source,
+    Totals, Trigger,
 };
 use super::ratios::TimeSaved;
 use super::shard::FlowTotal;
@@ -271,6 +272,9 @@ fn levels(out: &mut Exposition, levels: &Levels) {
     if let Some(cache) = &levels.cache {
         self::cache(out, cache);
     }
+    if let Some(disk) = &levels.disk_cache {
+        disk_cache(out, disk);
+    }
     if let Some(live) = levels.subscription_live {
         out.family(
             "interceptor_subscription_live",
@@ -324,6 +328,30 @@ fn cache(out: &mut Exposition, cache: &CacheUsage) {
     .sample(&[("backing", &cache.backing)], 1);
 }
 
+fn disk_cache(out: &mut Exposition, disk: &DiskCacheUsage) {
+    out.family("interceptor_disk_cache_bytes", "gauge", "The disk cache: its capacity, and how it is used.")
+        .sample(&[("state", "capacity")], disk.capacity)
+        .sample(&[("state", "used")], disk.used)
+        .sample(&[("state", "queued")], disk.queued);
+    out.family("interceptor_disk_cache_files", "gauge", "Files in the disk cache.").sample(&[], disk.files);
+    out.family("interceptor_disk_cache_writer", "gauge", "1 if this daemon fills the disk cache, else 0.")
+        .sample(&[], u8::from(disk.is_writer));
+    out.family("interceptor_disk_cache_written_bytes_total", "counter", "Bytes written to the disk cache.")
+        .sample(&[], disk.written);
+    out.family(
+        "interceptor_disk_cache_dropped_bytes_total",
+        "counter",
+        "Bytes that were to be written to the disk cache when the disk was too slow or had failed.",
+    )
+    .sample(&[], disk.dropped);
+    out.family(
+        "interceptor_disk_cache_evicted_files_total",
+        "counter",
+        "Files that left the disk cache for others.",
+    )
+    .sample(&[], disk.evicted_files);
+}
+
 /// All samples of a flow's histogram, durations in seconds.
 fn histogram(out: &mut Exposition, labels: Labels, flow: &FlowTotal) {
     let seconds = |nanos| nanos as f64 / 1e9;
@@ -372,6 +400,14 @@ mod tests {
                 CacheClass { slot: 8192, used: 8192, held: 8192 },
             ],
         }));
+        metrics.set_disk_cache(Box::new(|| DiskCacheUsage {
+            capacity: 100,
+            used: 60,
+            files: 2,
+            written: 70,
+            is_writer: true,
+            ..DiskCacheUsage::default()
+        }));
         metrics.set_subscription_live(Box::new(|| true));
         metrics.set_nodes(Box::new(|| 3));
         metrics.kernel_event_handled(KernelEventKind::Hot, Duration::from_millis(3));
@@ -413,6 +449,9 @@ mod tests {
             "interceptor_resident_files{state=\"waiting\"} 3",
             "interceptor_resident_events_total{event=\"retired\"} 1",
             "interceptor_cache_class_bytes{slot=\"4096\",state=\"held\"} 8192",
+            "interceptor_disk_cache_bytes{state=\"used\"} 60",
+            "interceptor_disk_cache_writer 1",
+            "interceptor_disk_cache_written_bytes_total 70",
             "interceptor_cache_info{backing=\"plain\"} 1",
             "interceptor_cache_hit_ratio{window=\"1m\"} 0.75",
             "interceptor_hit_ratio{layer=\"cache\",window=\"10m\"} 0.75",

@@ -8,6 +8,8 @@ use serde::Serialize;
 pub enum Source {
     /// The daemon's cache.
     Cache,
+    /// The disk cache of this host.
+    Disk,
     /// The engine beside a volume server, by RDMA.
     Verbs,
     /// The volume server's files on this host, through descriptors of its engine.
@@ -22,13 +24,14 @@ pub enum Source {
 
 impl Source {
     /// All sources, in the order of the ladder; `source as usize` is the index.
-    pub const ALL: [Source; 6] =
-        [Source::Cache, Source::Verbs, Source::Local, Source::Tcp, Source::Http, Source::Lower];
+    pub const ALL: [Source; 7] =
+        [Source::Cache, Source::Disk, Source::Verbs, Source::Local, Source::Tcp, Source::Http, Source::Lower];
 
     /// The value of the label `source`.
     pub const fn label(self) -> &'static str {
         match self {
             Source::Cache => "cache",
+            Source::Disk => "disk",
             Source::Verbs => "verbs",
             Source::Local => "local",
             Source::Tcp => "tcp",

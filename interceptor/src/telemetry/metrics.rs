@@ -55,6 +55,27 @@ pub struct CacheUsage {
     pub classes: Vec<CacheClass>,
 }
 
+/// The usage of the disk cache. Sizes are in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DiskCacheUsage {
+    /// The capacity.
+    pub capacity: u64,
+    /// The size of its files.
+    pub used: u64,
+    /// Bytes in memory that wait to be written.
+    pub queued: u64,
+    /// The number of files.
+    pub files: u64,
+    /// Bytes written since the start.
+    pub written: u64,
+    /// Bytes that were not written because the disk was slower, or failed.
+    pub dropped: u64,
+    /// Files evicted in favour of others.
+    pub evicted_files: u64,
+    /// Whether this daemon writes; otherwise another one that uses the directory does.
+    pub is_writer: bool,
+}
+
 /// Numbers of resident files, which the kernel reads without the daemon.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ResidentFiles {
@@ -90,6 +111,7 @@ pub type Gauge<T> = Box<dyn Fn() -> T + Send + Sync>;
 #[derive(Default)]
 struct Gauges {
     cache_usage: Option<Gauge<CacheUsage>>,
+    disk_cache: Option<Gauge<DiskCacheUsage>>,
     subscription_live: Option<Gauge<bool>>,
     nodes: Option<Gauge<u64>>,
     kernel: Option<Gauge<Option<KernelCounts>>>,
@@ -102,6 +124,8 @@ struct Gauges {
 pub struct Levels {
     /// The usage of the cache.
     pub cache: Option<CacheUsage>,
+    /// The usage of the disk cache, if there is one.
+    pub disk_cache: Option<DiskCacheUsage>,
     /// Whether the subscription to the filer's changes is live.
     pub subscription_live: Option<bool>,
     /// Files and directories that the kernel remembers.
@@ -224,6 +248,11 @@ impl Metrics {
         self.gauges.lock().cache_usage = Some(gauge);
     }
 
+    /// Sets the gauge of the disk cache.
+    pub fn set_disk_cache(&self, gauge: Gauge<DiskCacheUsage>) {
+        self.gauges.lock().disk_cache = Some(gauge);
+    }
+
     /// Sets the gauge of whether the subscription to the filer's changes is live.
     pub fn set_subscription_live(&self, gauge: Gauge<bool>) {
         self.gauges.lock().subscription_live = Some(gauge);
@@ -269,6 +298,7 @@ impl Metrics {
         let gauges = self.gauges.lock();
         Levels {
             cache: gauges.cache_usage.as_ref().map(|gauge| gauge()),
+            disk_cache: gauges.disk_cache.as_ref().map(|gauge| gauge()),
             subscription_live: gauges.subscription_live.as_ref().map(|gauge| gauge()),
             nodes: gauges.nodes.as_ref().map(|gauge| gauge()),
         }
@@ -348,10 +378,10 @@ mod tests {
         let totals = metrics.totals();
         assert_eq!(
             totals.reads.each_ref().map(|flow| (flow.count(), flow.bytes)),
-            [(1, 300), (0, 0), (0, 0), (0, 0), (1, 100), (0, 0)]
+            [(1, 300), (0, 0), (0, 0), (0, 0), (0, 0), (1, 100), (0, 0)]
         );
         assert_eq!(totals.reads[Source::Http as usize].nanos, 2_000_000);
-        assert_eq!(totals.fetches.each_ref().map(|flow| flow.bytes), [0, 0, 0, 0, 4096, 0]);
+        assert_eq!(totals.fetches.each_ref().map(|flow| flow.bytes), [0, 0, 0, 0, 0, 4096, 0]);
         assert_eq!(totals.fetch_errors, [((Source::Http, "timeout"), 2)].into());
         assert_eq!(totals.fallbacks, [((Source::Cache, Source::Http), 1)].into());
         assert_eq!(totals.integrity_failures, [(Source::Http, 1)].into());

@@ -34,7 +34,7 @@ pub mod window;
 
 pub use kernel::{CapabilityReport, KernelCounts, KernelReads};
 pub use metrics::{
-    CacheClass, CacheUsage, KernelEventKind, Metrics, Outcome, ResidentFiles, Source, Trigger,
+    CacheClass, CacheUsage, DiskCacheUsage, KernelEventKind, Metrics, Outcome, ResidentFiles, Source, Trigger,
 };
 pub use miss_ratio::{MissRatioCurve, MissRatioPoint};
 pub use shard::FlowTotal;

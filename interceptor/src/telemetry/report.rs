@@ -13,7 +13,7 @@ use super::activity::Activity;
 use super::health::Health;
 use super::kernel::{CapabilityReport, KernelCounts, KernelReads};
 use super::labels::KernelEventKind;
-use super::metrics::CacheUsage;
+use super::metrics::{CacheUsage, DiskCacheUsage};
 use super::miss_ratio::MissRatioCurve;
 use super::ratios::{HitRatios, TimeSaved};
 use super::shard::FlowTotal;
@@ -45,6 +45,9 @@ pub struct StatusReport {
     pub subscription: Subscription,
     /// How full the cache is.
     pub cache: Option<CacheUsage>,
+    /// How full the disk cache is; `null` without one.
+    #[serde(default)]
+    pub disk_cache: Option<DiskCacheUsage>,
     /// Files and directories that the kernel remembers.
     pub nodes: Option<u64>,
     /// Reads of applications that reached the daemon, by source.

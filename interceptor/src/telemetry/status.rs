@@ -238,6 +238,7 @@ impl Status {
             filer_path: self.identity.filer_path.clone(),
             subscription,
             cache: levels.cache,
+            disk_cache: levels.disk_cache,
             nodes: levels.nodes,
             reads: Source::ALL
                 .into_iter()

@@ -88,6 +88,14 @@ impl FileBatch {
             WarmupAction::Fetch => {
                 self.reader.warm(file, &self.warmup).await.map_err(|error| problem(file, &error))
             }
+            WarmupAction::FetchToDisk => {
+                let kept = self.reader.warm_to_disk(file, &self.warmup).await;
+                let (problem, cached) = match kept {
+                    Ok(()) => (None, size),
+                    Err(error) => (Some(problem(file, &error)), 0),
+                };
+                return FileResult { size, cached, problem };
+            }
             WarmupAction::Check => Ok(()),
             WarmupAction::Evict => self.evict(file).await,
         };
@@ -111,6 +119,8 @@ fn problem(file: &FileVersion, error: &WarmupError) -> FileProblem {
         WarmupError::NoRoom(AdmissionError::Full) => FileProblem::Full,
         WarmupError::NoRoom(AdmissionError::TooLarge) => FileProblem::TooLarge,
         WarmupError::Read(error) => unreadable(file, error),
+        WarmupError::NoDisk => FileProblem::NoDisk,
+        WarmupError::NotKept => FileProblem::NotKept,
     }
 }
 

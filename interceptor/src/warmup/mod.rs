@@ -20,9 +20,9 @@
 //!
 //! **Permissions.** A user may fetch and count files that he may read; a fetch takes only free
 //! space. `evict` is for the owner of a file, root and the user of the daemon; `force`, which
-//! evicts other files, for the last two only. Requests from other hosts are refused even if
-//! `--status-addr` lets them read the status, and so are requests of web pages. If the status API
-//! has a token, these requests need it as well.
+//! evicts other files, and filling the disk cache, which does so, too, for the last two only.
+//! Requests from other hosts are refused even if `--status-addr` lets them read the status, and so
+//! are requests of web pages. If the status API has a token, these requests need it as well.
 //!
 //! **A job does not outlive its client.** It is cancelled on request, and when no request about
 //! it has come for [`JOB_LEASE`]: a client that was killed leaves nothing behind.

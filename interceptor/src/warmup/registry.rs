@@ -116,7 +116,8 @@ impl JobRegistry {
         let tickets = request.tickets.iter().map(|ticket| mount.tickets.verify(ticket));
         let tickets = tickets.collect::<Result<Vec<_>, _>>()?;
         let user = one_user(&tickets).ok_or(JobRefusal::NotOneUser)?;
-        if request.force && !is_operator(user) {
+        let displaces = request.force || request.action == WarmupAction::FetchToDisk;
+        if displaces && !is_operator(user) {
             return Err(JobRefusal::ForceNotPermitted);
         }
         let displace = if request.force { EvictionMode::Evict } else { EvictionMode::FreeOnly };

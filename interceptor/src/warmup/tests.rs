@@ -73,7 +73,7 @@ impl Origin for Gate {
 /// File `number` is one object with that id.
 fn file(number: u64) -> Option<Arc<dyn WarmupFile>> {
     let id = ObjectId(number.into());
-    let object = Object { id, offset: 0, size: SIZE, encoding: ObjectEncoding::default() };
+    let object = Object { id, offset: 0, size: SIZE, modified_ts_ns: 0, encoding: ObjectEncoding::default() };
     let version = FileVersion::with_layout("/secret/f", FileLayout::objects_in_order([object].into(), SIZE));
     (1..=FILES).contains(&number).then(|| Arc::new(version) as _)
 }

@@ -26,6 +26,8 @@ pub const MAX_WAIT_MS: u64 = 5000;
 pub enum WarmupAction {
     /// Fetch the files into the cache.
     Fetch,
+    /// Fetch the files to the disk cache.
+    FetchToDisk,
     /// Count the bytes that are in the cache.
     Check,
     /// Evict the files from the cache.
@@ -111,6 +113,10 @@ pub enum FileProblem {
     NotServed,
     /// Evict: another user owns the file.
     NotPermitted,
+    /// To disk: the daemon fills no disk cache.
+    NoDisk,
+    /// To disk: the disk has no room, fails, or the file is encrypted in the cluster.
+    NotKept,
 }
 
 /// The body of every refusal.

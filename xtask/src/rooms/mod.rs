@@ -17,7 +17,7 @@ use self::imports::{Import, imports_of};
 const LAYERED: &str = "interceptor/src/lib.rs";
 
 /// The rooms, the uppermost first. Rooms of one line do not use each other.
-const ROOMS: [&[&str]; 14] = [
+const ROOMS: [&[&str]; 15] = [
     &["cli"],
     &["mount", "overlay"],
     &["fuse"],
@@ -25,6 +25,7 @@ const ROOMS: [&[&str]; 14] = [
     &["namespace"],
     &["read"],
     &["cache"],
+    &["disk"],
     &["fetch"],
     &["seaweed"],
     &["ebpf"],

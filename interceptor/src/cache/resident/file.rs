@@ -90,7 +90,7 @@ pub struct ResidentFile {
 struct DraftParts {
     /// The ends of runs of bytes that are written, by their beginnings. No two runs touch.
     written: BTreeMap<u64, u64>,
-    /// Where parts begin that are written, or will be by the one who has claimed them.
+    /// Where parts begin that are written, or that a thread has claimed and will write.
     claimed: HashSet<u64>,
 }
 

@@ -10,7 +10,8 @@ use crate::telemetry::health::ErrorRecord;
 use crate::telemetry::report::{FlowReport, StatusReport};
 
 /// Sources in the order in which they are shown.
-const SOURCES: [&str; 8] = ["page_cache", "resident", "cache", "verbs", "local", "tcp", "http", "lower"];
+const SOURCES: [&str; 9] =
+    ["page_cache", "resident", "cache", "disk", "verbs", "local", "tcp", "http", "lower"];
 
 /// What the lower half of the screen shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use ::daemon::{address, output};
 use anyhow::Context;
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use daemon::{DaemonClient, DaemonRegistry};
 use progress::WarmupProgress;
@@ -63,6 +63,11 @@ pub(super) struct WarmupOptions {
     #[arg(long)]
     force: bool,
 
+    /// Where to load them to: the memory of the daemon, or the disk of its --disk-cache, on which
+    /// what is used least makes room
+    #[arg(long, value_name = "WHERE", default_value = "memory", conflicts_with_all = ["check", "evict", "force"])]
+    to: WarmupTarget,
+
     /// The paths on standard input end with a zero byte instead of a line's end
     #[arg(short = '0', long)]
     null: bool,
@@ -80,12 +85,22 @@ pub(super) struct WarmupOptions {
     json: bool,
 }
 
+/// Where files are loaded to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum WarmupTarget {
+    /// The daemon's cache.
+    Memory,
+    /// Its disk cache.
+    Disk,
+}
+
 impl WarmupOptions {
     fn action(&self) -> WarmupAction {
-        match (self.check, self.evict) {
-            (true, _) => WarmupAction::Check,
-            (_, true) => WarmupAction::Evict,
-            _ => WarmupAction::Fetch,
+        match (self.check, self.evict, self.to) {
+            (true, ..) => WarmupAction::Check,
+            (_, true, _) => WarmupAction::Evict,
+            (.., WarmupTarget::Memory) => WarmupAction::Fetch,
+            (.., WarmupTarget::Disk) => WarmupAction::FetchToDisk,
         }
     }
 
@@ -107,7 +122,7 @@ pub(super) fn run(options: &WarmupOptions) -> anyhow::Result<ExitCode> {
     let (found, totals) =
         walk::start(options.arguments(), daemon::is_served).context("cannot start a thread")?;
     let verb = match action {
-        WarmupAction::Fetch => "warming",
+        WarmupAction::Fetch | WarmupAction::FetchToDisk => "warming",
         WarmupAction::Check => "checking",
         WarmupAction::Evict => "giving up",
     };
@@ -328,6 +343,12 @@ impl WarmupRun {
                 Some(FileProblem::Encrypted) => {
                     Some("is encrypted by the S3 gateway and cannot be read here")
                 }
+                Some(FileProblem::NoDisk) => {
+                    Some("the daemon fills no disk cache; --disk-cache DIR has it do so")
+                }
+                Some(FileProblem::NotKept) => Some(
+                    "the disk cache has no room for it, its disk fails, or it is encrypted in the cluster",
+                ),
                 Some(FileProblem::NotServed) => Some("has changed lately, or is left to the mount below"),
                 Some(FileProblem::NotPermitted) => {
                     Some("only its owner, root and the user of the daemon may have it given up")
@@ -418,6 +439,8 @@ mod tests {
         assert_eq!(typed(&["--check", "/a"]).unwrap().action(), WarmupAction::Check);
         assert_eq!(typed(&["--evict", "/a"]).unwrap().action(), WarmupAction::Evict);
         assert_eq!(typed(&["--force", "/a"]).unwrap().action(), WarmupAction::Fetch);
+        assert_eq!(typed(&["--to", "disk", "/a"]).unwrap().action(), WarmupAction::FetchToDisk);
+        assert!(typed(&["--to", "disk", "--force", "/a"]).is_err());
         for wrong in
             [&["--check", "--evict", "/a"], &["--check", "--force", "/a"], &["--evict", "--force", "/a"]]
         {

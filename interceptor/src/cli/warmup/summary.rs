@@ -143,8 +143,10 @@ impl Summary {
 
     /// Files that were seen to, and how many bytes of them are done with.
     pub(super) fn seen(&self) -> (u64, u64) {
-        let bytes =
-            if self.action == WarmupAction::Fetch { self.total.cached_bytes } else { self.total.bytes };
+        let bytes = match self.action {
+            WarmupAction::Fetch | WarmupAction::FetchToDisk => self.total.cached_bytes,
+            WarmupAction::Check | WarmupAction::Evict => self.total.bytes,
+        };
         (self.total.files, bytes)
     }
 
@@ -199,6 +201,9 @@ impl Summary {
                     text,
                     "{cached_files} of {files} files are in the cache: {cached} of {bytes} ({moved} fetched)"
                 );
+            }
+            WarmupAction::FetchToDisk => {
+                let _ = writeln!(text, "{cached_files} of {files} files are on disk: {cached} of {bytes}");
             }
             WarmupAction::Evict => {
                 let _ = writeln!(text, "given up: {moved} of {files} files");

@@ -49,6 +49,7 @@ fn object(chunk: &Chunk) -> Object {
         id: chunk.fid.into(),
         offset: chunk.offset,
         size: chunk.size,
+        modified_ts_ns: chunk.modified_ts_ns,
         encoding: ObjectEncoding { cipher_key: chunk.cipher_key.clone(), is_compressed: chunk.is_compressed },
     }
 }
@@ -59,7 +60,7 @@ pub(super) fn chunk(object: &Object) -> Chunk {
         fid: file_id(object.id),
         offset: object.offset,
         size: object.size,
-        modified_ts_ns: 0,
+        modified_ts_ns: object.modified_ts_ns,
         cipher_key: object.encoding.cipher_key.clone(),
         is_compressed: object.encoding.is_compressed,
         is_manifest: false,

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use super::*;
-use crate::cache::resident::ResidentUsage;
+use crate::cache::resident::{ResidentFile, ResidentUsage};
 
 const MIB: u64 = 1 << 20;
 
@@ -70,12 +70,20 @@ impl Mounted {
     }
 
     fn assert_resident(&self, file: &Arc<FileVersion>, expected: &[u8]) {
-        let resident = self.reader.opened(file).expect("it is resident");
+        let resident = in_memory(self.reader.opened(file)).expect("it is resident");
         let mut bytes = vec![0; expected.len()];
         assert_eq!(resident.len(), expected.len() as u64);
         resident.read_at(&mut bytes, 0).unwrap();
         assert!(bytes == expected, "the bytes of the file are others");
         self.reader.closed(file);
+    }
+}
+
+/// The resident file of an open.
+fn in_memory(file: Option<CompleteFile>) -> Option<Arc<ResidentFile>> {
+    match file {
+        Some(CompleteFile::Resident(file)) => Some(file),
+        Some(CompleteFile::OnDisk(_)) | None => None,
     }
 }
 
@@ -255,7 +263,7 @@ fn a_replaced_file_is_not_handed_out_and_open_handles_keep_it() {
     mounted.wait_for_promotions();
     let (old, other) = (entry(file.content().clone(), 50_000), entry(new.content().clone(), 50_000));
     mounted.reader.replaced(&old, Some(&old));
-    let open = mounted.reader.opened(&file).expect("only its attributes changed");
+    let open = in_memory(mounted.reader.opened(&file)).expect("only its attributes changed");
     mounted.reader.replaced(&old, Some(&other));
     assert!(mounted.reader.opened(&file).is_none() && mounted.reader.opened(&new).is_none());
     let mut read = vec![0; 50_000];

@@ -5,7 +5,7 @@ import * as format from "./format.js";
 import { showHeat } from "./heat.js";
 import { bar, cell, fill, number, swatch } from "./tables.js";
 
-const SOURCES = ["page_cache", "resident", "cache", "verbs", "local", "tcp", "http", "lower"];
+const SOURCES = ["page_cache", "resident", "cache", "disk", "verbs", "local", "tcp", "http", "lower"];
 const BY_DAEMON = SOURCES.slice(2);
 const LAYERS = ["page_cache", "resident", "cache", "overall"];
 const SPANS = { "5m": 300, "1h": 240, "1d": 288 };
@@ -68,6 +68,7 @@ function showGlance() {
     ["from memory, last minute", format.percent(recent.overall ?? recent.cache)],
     ["throughput", last ? format.rate(perSecond(sum(Object.values(last.bytes)), last)) : "–"],
     ["time saved (estimate)", format.duration(now.time_saved.seconds)],
+    ...(now.disk_cache ? [["disk cache in use", `${format.bytes(now.disk_cache.used)} of ${format.bytes(now.disk_cache.capacity)}`]] : []),
     ["cache in use", now.cache ? `${format.bytes(now.cache.used + now.cache.resident)} of ${format.bytes(now.cache.capacity)}` : "–"],
     ["readers", now.activity ? String(now.activity.readers.filter((r) => r.bytes_per_second > 0).length) : "–"],
     ["incidents since start", format.count(incidents)],

@@ -37,7 +37,7 @@ export const percent = (ratio) => (ratio == null ? UNKNOWN : `${(100 * ratio).to
 
 // The displayed names of sources and layers.
 const NAMES = {
-  page_cache: "page cache", resident: "resident files", cache: "registered cache", verbs: "RDMA (verbs)", local: "local files",
+  page_cache: "page cache", resident: "resident files", cache: "registered cache", disk: "disk cache", verbs: "RDMA (verbs)", local: "local files",
   tcp: "engine, TCP", http: "HTTP", lower: "mount below",
 };
 export const name = (key) => NAMES[key] ?? key;
