@@ -84,7 +84,7 @@ pub(crate) fn write(stage: &mut Stage, sizes: &SampleSizes) -> Result<Vec<Sample
 
 /// The filer's HTTP interface makes no links, so this one is made through a mount of `weed`.
 fn link(stage: &mut Stage) -> Result<()> {
-    let mount = stage.weed(ROOT, CACHE_MIB)?;
+    let mount = stage.weed(ROOT, CACHE_MIB, &[])?;
     let made = std::os::unix::fs::symlink(LINK.1, mount.path().join(LINK.0));
     made.context("cannot make a link through weed mount")?;
     mount.stop().map(drop)

@@ -62,10 +62,11 @@ impl Stage {
         self.mount(mount.filer_path(path).arg("--cache-size").arg(format!("{cache_mib}MiB")).args(options))
     }
 
-    /// Mounts a directory of the filer with `weed mount`, which may cache so many MiB.
-    pub(crate) fn weed(&mut self, path: &str, cache_mib: u64) -> Result<Mount> {
+    /// Mounts a directory of the filer with `weed mount`, which may cache so many MiB, and further
+    /// `options`.
+    pub(crate) fn weed(&mut self, path: &str, cache_mib: u64, options: &[&str]) -> Result<Mount> {
         let mount = Mount::weed(&self.cluster).filer_path(path);
-        self.mount(mount.arg(format!("-cacheCapacityMB={cache_mib}")))
+        self.mount(mount.arg(format!("-cacheCapacityMB={cache_mib}")).args(options))
     }
 
     fn mount(&mut self, mount: MountBuilder) -> Result<Mount> {

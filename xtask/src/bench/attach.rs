@@ -147,7 +147,7 @@ fn once(
     interrupt::check()?;
     let mount = match side {
         MountStack::Native => stage.interceptor(DataSet::ROOT, CACHE_MIB, "http", &[])?,
-        MountStack::Bare | MountStack::Attached => stage.weed(DataSet::ROOT, CACHE_MIB)?,
+        MountStack::Bare | MountStack::Attached => stage.weed(DataSet::ROOT, CACHE_MIB, &[])?,
     };
     let layer = (side == MountStack::Attached).then(|| attach(stage, &mount)).transpose()?;
     let site = MountUnderTest {

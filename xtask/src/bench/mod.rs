@@ -9,6 +9,8 @@
 mod attach;
 mod buffer;
 mod data;
+mod disk;
+mod disk_directory;
 mod ebpf;
 mod hit_ratio;
 mod mount_under_test;
@@ -31,15 +33,17 @@ use std::sync::Arc;
 use std::thread::available_parallelism;
 use std::time::Duration;
 
+use ::tests::Mount;
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 
 use self::data::DataSet;
+use self::disk_directory::DiskDirectory;
 use self::mount_under_test::MountUnderTest;
 use self::prefetch::{PrefetchRow, Prefetched};
 use self::report::{HostInfo, Report, RunSettings};
 use self::sample::Sample;
-use self::workloads::{ALL, Files, Workload};
+use self::workloads::{ALL, CacheSize, Files, Workload};
 use crate::progress::Progress;
 use crate::stage::Stage;
 use crate::{cargo, interrupt, setup};
@@ -222,6 +226,40 @@ impl Bench {
         Ok(results)
     }
 
+    fn mount(
+        &mut self,
+        workload: &Workload,
+        side: MeasuredMount,
+        disk: Option<&DiskDirectory>,
+    ) -> Result<Mount> {
+        let cache_mib = workload.memory.mib(&self.data);
+        match side {
+            MeasuredMount::Ours => {
+                let on_disk = disk.map(DiskDirectory::options).unwrap_or_default();
+                let on_disk = on_disk.iter().map(String::as_str);
+                let options: Vec<&str> = workload.options.iter().copied().chain(on_disk).collect();
+                self.stage.interceptor(DataSet::ROOT, cache_mib, workload.transport, &options)
+            }
+            MeasuredMount::Weed => {
+                let options = disk.map(DiskDirectory::weed_options).unwrap_or_default();
+                let options: Vec<&str> = options.iter().map(String::as_str).collect();
+                self.stage.weed(DataSet::ROOT, cache_mib, &options)
+            }
+        }
+    }
+
+    fn site(&self, mount: &Mount, disk: Option<&DiskDirectory>, repetition: usize) -> MountUnderTest {
+        MountUnderTest {
+            root: mount.path().to_owned(),
+            daemon: mount.pid().cast_signed(),
+            status: mount.status_page().ok(),
+            data: Arc::clone(&self.data),
+            disk: disk.cloned(),
+            reads: self.reads,
+            seed: repetition as u64,
+        }
+    }
+
     /// One repetition on a fresh mount; with ours, what it fetched ahead.
     fn measure(
         &mut self,
@@ -229,21 +267,16 @@ impl Bench {
         side: MeasuredMount,
         repetition: usize,
     ) -> Result<(Vec<Sample>, Option<Prefetched>)> {
-        let cache_mib = workload.memory.mib(&self.data);
-        let mut mount = match side {
-            MeasuredMount::Ours => {
-                self.stage.interceptor(DataSet::ROOT, cache_mib, workload.transport, workload.options)?
-            }
-            MeasuredMount::Weed => self.stage.weed(DataSet::ROOT, cache_mib)?,
-        };
-        let site = MountUnderTest {
-            root: mount.path().to_owned(),
-            daemon: mount.pid().cast_signed(),
-            status: mount.status_page().ok(),
-            data: Arc::clone(&self.data),
-            reads: self.reads,
-            seed: repetition as u64,
-        };
+        let with_disk = workload.memory == CacheSize::WithDisk;
+        let disk = with_disk.then(|| DiskDirectory::new(self.stage.directory())).transpose()?;
+        if let Some(disk) = &disk {
+            let mount = self.mount(workload, side, Some(disk))?;
+            let site = self.site(&mount, Some(disk), repetition);
+            interrupt::guard(workload.name, REPETITION_TIMEOUT, move || disk::fill(&site))?;
+            mount.stop()?;
+        }
+        let mut mount = self.mount(workload, side, disk.as_ref())?;
+        let site = self.site(&mount, disk.as_ref(), repetition);
         let (run, check) = (workload.run, workload.check);
         let checked = site.clone();
         let measured =

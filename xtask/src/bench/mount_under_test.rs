@@ -6,6 +6,7 @@ use std::sync::Arc;
 use ::tests::StatusPage;
 
 use super::data::DataSet;
+use super::disk_directory::DiskDirectory;
 
 /// A fresh mount to measure.
 #[derive(Clone)]
@@ -17,6 +18,8 @@ pub(super) struct MountUnderTest {
     /// Where it tells what it does; only ours does.
     pub(super) status: Option<StatusPage>,
     pub(super) data: Arc<DataSet>,
+    /// What it has on disk, in the rows about that.
+    pub(super) disk: Option<DiskDirectory>,
     /// Random reads of a workload.
     pub(super) reads: usize,
     /// The same for both mounts in one repetition, another in the next: where random readers read.

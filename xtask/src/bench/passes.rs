@@ -43,6 +43,6 @@ pub(super) fn warm(site: &MountUnderTest) -> Result<Vec<Sample>> {
 }
 
 /// Bytes that the mount has fetched from the cluster so far, if it tells.
-fn fetched_bytes(site: &MountUnderTest) -> Result<Option<f64>> {
+pub(super) fn fetched_bytes(site: &MountUnderTest) -> Result<Option<f64>> {
     site.status.as_ref().map(|status| status.metric("interceptor_fetch_bytes_total", &[])).transpose()
 }

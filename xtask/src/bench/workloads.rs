@@ -13,6 +13,7 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 
 use super::data::{DataSet, LargeFile, SmallFile};
+use super::disk;
 use super::mount_under_test::MountUnderTest;
 use super::sample::{Sample, Unit, throughput};
 use super::statistics::quantile;
@@ -37,6 +38,8 @@ pub(super) enum CacheSize {
     Plenty,
     /// A third of what the small files take, but at least the least that a mount accepts.
     Scarce,
+    /// A third of what the files of some chunks take, and a disk for all of them.
+    WithDisk,
 }
 
 impl CacheSize {
@@ -44,6 +47,7 @@ impl CacheSize {
         match self {
             Self::Plenty => CACHE_MIB,
             Self::Scarce => ((data.small_bytes() / 3) >> 20).max(16),
+            Self::WithDisk => ((data.medium.iter().map(|file| file.size).sum::<u64>() / 3) >> 20).max(16),
         }
     }
 }
@@ -167,6 +171,16 @@ pub(super) const ALL: &[Workload] = &[
         transport: "http",
         run: |site| passes::dropped(site, &site.data.chunks),
         check: |site| compare_files(site, &site.data.chunks),
+    },
+    Workload {
+        name: "disk-again",
+        about: "files of 8 MiB on the disk behind a cache of a third of them: the first and the second pass after a restart, random 4 KiB reads, and the same directly",
+        memory: CacheSize::WithDisk,
+        options: &[],
+        files: Files::Medium,
+        transport: "http",
+        run: disk::again,
+        check: |site| compare_files(site, &site.data.medium),
     },
     Workload {
         name: "seq-resident",
@@ -602,11 +616,12 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::bench::disk_directory::DiskDirectory;
 
     /// Every workload runs on any directory that holds the data set, mounted or not.
     #[test]
     fn workloads_need_nothing_but_a_directory() {
-        let directory = tempfile::tempdir().unwrap();
+        let (directory, disk_home) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let root = directory.path().to_owned();
         let data = DataSet::new(3 << 20, 5).with_medium();
         let write = |path: &str, size: u64, pattern: ::tests::Pattern| {
@@ -622,6 +637,7 @@ mod tests {
             daemon,
             status: None,
             data: Arc::new(data),
+            disk: Some(DiskDirectory::new(disk_home.path()).unwrap()),
             reads: 20,
             seed: 1,
         };
