@@ -18,7 +18,7 @@
 mod clock;
 pub(crate) mod requests;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::env;
 use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -51,14 +51,12 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// How much the process may grow, in bytes.
 const MAX_MEMORY_GROWTH: u64 = 1 << 30;
 
-/// How many request numbers back a late answer is still accepted.
-const MAX_UNAWAITED_AGE: u64 = 1000;
-
 /// How long a malformed request that has no reply is given to end its session.
 const SETTLE_TIMEOUT: Duration = Duration::from_millis(20);
 
-/// How much later such a request may panic, on a busy host.
-const MAX_PANIC_DELAY: Duration = Duration::from_secs(5);
+/// How much later such a request may panic or be answered, on a busy host, which keeps its thread
+/// from running while others handle thousands of requests.
+const MAX_DELAY: Duration = Duration::from_secs(5);
 
 /// Request threads.
 const THREADS: usize = 4;
@@ -155,8 +153,9 @@ struct SimulatedKernel {
     sent: u64,
     /// By opcode: how many requests succeeded, and how many failed.
     answered: HashMap<u32, (u64, u64)>,
-    /// Requests without a reply that may get an error reply if they are malformed.
-    unawaited: HashSet<u64>,
+    /// Requests without a reply that may get an error reply if they are malformed, each with the
+    /// time until when.
+    unawaited: HashMap<u64, FuzzInstant>,
     /// Panics that were allowed.
     contained: u64,
     /// Until when a request without a reply may still panic.
@@ -209,7 +208,7 @@ impl SimulatedKernel {
             unique: 1,
             sent: 0,
             answered: HashMap::new(),
-            unawaited: HashSet::new(),
+            unawaited: HashMap::new(),
             contained: 0,
             late_until: None,
         };
@@ -268,9 +267,16 @@ impl SimulatedKernel {
             self.fail("neither an answer nor another session", waiting.values());
         }
         if self.contained == contained && !waiting.is_empty() {
-            self.late_until = Some(FuzzInstant::now() + MAX_PANIC_DELAY);
+            self.late_until = Some(FuzzInstant::now() + MAX_DELAY);
         }
-        self.unawaited.extend(waiting.drain().map(|(unique, _)| unique));
+        self.await_no_longer(waiting.drain());
+    }
+
+    /// Accepts an answer to each of `requests` for a while.
+    fn await_no_longer(&mut self, requests: impl IntoIterator<Item = (u64, FuzzRequest)>) {
+        let now = FuzzInstant::now();
+        self.unawaited.retain(|_, until| now < *until);
+        self.unawaited.extend(requests.into_iter().map(|(unique, _)| (unique, now + MAX_DELAY)));
     }
 
     /// Receives answers until none is missing.
@@ -280,15 +286,12 @@ impl SimulatedKernel {
             self.check_panics(waiting);
             if !waiting.values().any(|request| request.wants_reply) {
                 // Without an answer, nothing tells when these requests were handled.
-                self.unawaited.extend(waiting.drain().map(|(unique, _)| unique));
-                let recent = self.unique.saturating_sub(MAX_UNAWAITED_AGE);
-                self.unawaited.retain(|unique| *unique > recent);
+                self.await_no_longer(waiting.drain());
                 return;
             }
             let is_late = begun.elapsed() > ANSWER_TIMEOUT;
             if !self.take_reply(Duration::from_millis(50), waiting) && is_late {
-                let lost = waiting.extract_if(|_, request| request.may_lose_its_reply());
-                self.unawaited.extend(lost.map(|(unique, _)| unique));
+                self.await_no_longer(waiting.extract_if(|_, request| request.may_lose_its_reply()));
                 if !waiting.is_empty() {
                     self.fail("no answer", waiting.values());
                 }
@@ -300,7 +303,8 @@ impl SimulatedKernel {
     fn take_reply(&mut self, timeout: Duration, waiting: &mut HashMap<u64, FuzzRequest>) -> bool {
         let Some((unique, reply)) = self.receive(timeout) else { return false };
         let Some(request) = waiting.remove(&unique) else {
-            assert!(self.unawaited.remove(&unique), "a second answer, or one to nothing: {unique}");
+            let is_late = self.unawaited.remove(&unique).is_some();
+            assert!(is_late, "a second answer, or one to nothing: {unique} of {}, {reply:?}", self.unique);
             return true;
         };
         let count = self.answered.entry(request.opcode).or_default();
@@ -352,7 +356,8 @@ impl SimulatedKernel {
                 && waiting
                     .values()
                     .all(|request| is_time && request.may_panic || is_length && request.has_wrong_length);
-            let is_late = is_length && self.late_until.is_some_and(|until| FuzzInstant::now() < until);
+            let is_in_doubt = self.late_until.is_some_and(|until| FuzzInstant::now() < until);
+            let is_late = is_length && is_in_doubt;
             if is_late && !is_expected {
                 self.contained += 1;
                 continue;
@@ -360,7 +365,11 @@ impl SimulatedKernel {
             if !is_expected {
                 self.fail(&panic, waiting.values());
             }
-            waiting.clear();
+            // The panic may be that of an earlier request; then this one is answered.
+            match is_in_doubt {
+                true => self.await_no_longer(waiting.drain()),
+                false => waiting.clear(),
+            }
             self.contained += 1;
         }
     }
