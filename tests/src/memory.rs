@@ -53,6 +53,25 @@ impl MemoryGroup {
         Ok(OpenOptions::new().write(true).open(self.path.join("cgroup.procs"))?)
     }
 
+    /// Bytes that are charged to the group and cannot be dropped.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub fn bytes_in_use(&self) -> anyhow::Result<u64> {
+        let read = |file: &str| fs::read_to_string(self.path.join(file));
+        let used =
+            read("memory.usage_in_bytes").or_else(|_| read("memory.current"))?.trim().parse::<u64>()?;
+        let stat = read("memory.stat")?;
+        let is_total = stat.contains("total_inactive_file ");
+        let dropped = if is_total {
+            ["total_inactive_file ", "total_active_file "]
+        } else {
+            ["inactive_file ", "active_file "]
+        };
+        let value = |name: &str| stat.lines().find_map(|line| line.strip_prefix(name)?.parse::<u64>().ok());
+        Ok(used.saturating_sub(dropped.iter().filter_map(|name| value(name)).sum()))
+    }
+
     /// Bytes of the page cache that are charged to the group, also for processes that have ended.
     /// The rest of the limit goes to other memory, such as the kernel's own for the group.
     ///

@@ -15,6 +15,8 @@ pub(super) struct BlockContext {
     pub(super) access_buffer: AccessBuffer,
     /// Bytes of blocks outside the arena.
     heap: AtomicU64,
+    /// Bytes of the arena that blocks cannot have. Changed with the policy locked.
+    ceded: AtomicU64,
 }
 
 impl BlockContext {
@@ -25,7 +27,21 @@ impl BlockContext {
             policy: Mutex::new(policy),
             access_buffer: AccessBuffer::default(),
             heap: AtomicU64::new(0),
+            ceded: AtomicU64::new(0),
         })
+    }
+
+    /// Changes how many bytes of the arena blocks cannot have, and tells the policy.
+    pub(super) fn adapt_capacity(&self, change: impl FnOnce(u64) -> u64) {
+        let mut policy = self.policy.lock();
+        let ceded = change(self.ceded());
+        self.ceded.store(ceded, Ordering::Relaxed);
+        policy.set_capacity(self.arena.capacity().saturating_sub(ceded));
+    }
+
+    /// Bytes of the arena that blocks cannot have.
+    pub(super) fn ceded(&self) -> u64 {
+        self.ceded.load(Ordering::Relaxed)
     }
 
     /// Has the policy learn, sooner or later, that a block was used.

@@ -76,9 +76,19 @@ impl BlockIndex {
         self.context.policy.lock().unread_limit()
     }
 
-    /// Tells the policy that blocks may take `capacity` bytes from now on.
-    pub(super) fn set_capacity(&self, capacity: u64) {
-        self.context.policy.lock().set_capacity(capacity);
+    /// Tells the policy that blocks cannot have `bytes` of the arena from now on.
+    pub(super) fn cede(&self, bytes: u64) {
+        self.context.adapt_capacity(|ceded| ceded + bytes);
+    }
+
+    /// Tells the policy that blocks can have `bytes` again that were [ceded](Self::cede).
+    pub(super) fn regain(&self, bytes: u64) {
+        self.context.adapt_capacity(|ceded| ceded - bytes);
+    }
+
+    /// Bytes of the arena that blocks cannot have.
+    pub(super) fn ceded(&self) -> u64 {
+        self.context.ceded()
     }
 
     fn shard(&self, key: &BlockKey) -> &Shard {

@@ -23,6 +23,8 @@
 //! Files that are hot as a whole leave the arena for [`resident`] files, which the kernel reads
 //! without asking the daemon. The arena is smaller by what they take.
 //!
+//! While the host is short of memory, the cache [gives back](Cache::give_back) what is coldest.
+//!
 //! Fetches in flight may hold only a part of the budget (the *fill budget*: an eighth, but 8 MiB
 //! to 1 GiB; warm-up has bounds of its own, in [`retained`]), so that a burst of misses waits
 //! instead of emptying the cache. Speculative fetches leave half of the fill budget to readers,
@@ -44,6 +46,7 @@ pub mod replay;
 pub mod resident;
 mod retained;
 mod sync;
+mod withheld;
 mod writer;
 
 #[cfg(all(test, feature = "shuttle"))]
@@ -64,6 +67,7 @@ use block::BlockMemory;
 use index::BlockIndex;
 use policy::AdaptiveLirs;
 use resident::{ResidentError, ResidentFiles, ResidentUsage};
+use withheld::WithheldMemory;
 
 pub use arena::MIN_CAPACITY;
 pub use block::{PinnedBlock, PrefetchObserver};
@@ -80,6 +84,8 @@ const FILL_PERMIT_BYTES: u64 = 4096;
 /// The largest block takes one in this many bytes of the cache. What a larger one would evict is
 /// worth more than the block itself.
 const MAX_BLOCK_DIVISOR: u64 = 4;
+/// One in this many bytes of the cache is never given back to the host.
+const GIVEN_BACK_DIVISOR: u64 = 4;
 
 /// How much memory the cache holds and may hold, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,6 +98,8 @@ pub struct CacheUsage {
     pub pinned: u64,
     /// Of the budget, what resident files hold.
     pub resident: u64,
+    /// Of the budget, what was given back to the host.
+    pub withheld: u64,
     /// `used`, `resident`, and heap memory of reads that found the arena full.
     pub allocated: u64,
 }
@@ -100,6 +108,7 @@ pub struct CacheUsage {
 pub struct Cache {
     index: Arc<BlockIndex>,
     residents: OnceLock<Arc<ResidentFiles>>,
+    withheld: WithheldMemory,
     registrations: Arc<RegistrationCache>,
     /// The fill budget, a permit for each [`FILL_PERMIT_BYTES`].
     fill_budget: Arc<Semaphore>,
@@ -120,8 +129,10 @@ impl Cache {
         let fill_budget_bytes = (capacity / 8).clamp(8 << 20, 1 << 30);
         let index = BlockIndex::new(arena, Box::new(AdaptiveLirs::new(capacity)));
         let fill_budget = Arc::new(Semaphore::new((fill_budget_bytes / FILL_PERMIT_BYTES) as usize));
+        let index = Arc::new(index);
         Ok(Self {
-            index: Arc::new(index),
+            withheld: WithheldMemory::new(index.clone()),
+            index,
             residents: OnceLock::new(),
             registrations,
             fill_budget,
@@ -242,9 +253,35 @@ impl Cache {
         (self.fill_budget_bytes / 2).min(self.index.unread_limit() / 2)
     }
 
-    /// How many bytes blocks may take: what resident files leave of the budget.
+    /// How many bytes blocks may take: what resident files and the host leave of the budget.
     pub fn block_capacity(&self) -> u64 {
-        self.arena().capacity().saturating_sub(self.ceded())
+        self.arena().capacity().saturating_sub(self.index.ceded())
+    }
+
+    /// Gives about `bytes` of memory back to the host, of what is coldest among resident files and
+    /// blocks in proportion to what each hold, and does without them until they are
+    /// [taken back](Self::take_back). Returns how much that was: a quarter of the budget stays, and
+    /// memory of the pool of huge pages is never given back. Evicting takes milliseconds, and
+    /// closing large files more.
+    pub fn give_back(&self, bytes: u64) -> u64 {
+        let (capacity, withheld) = (self.arena().capacity(), self.withheld.bytes());
+        let most = (capacity / GIVEN_BACK_DIVISOR * (GIVEN_BACK_DIVISOR - 1)).saturating_sub(withheld);
+        let bytes = bytes.min(most).min(capacity.saturating_sub(MIN_CAPACITY + withheld));
+        if let Some(residents) = self.residents.get() {
+            let resident = residents.usage().bytes as f64 / (capacity - withheld).max(1) as f64;
+            residents.give_back((bytes as f64 * resident) as u64);
+        }
+        self.withheld.grow(bytes)
+    }
+
+    /// Uses up to `bytes` again that were [given back](Self::give_back).
+    pub fn take_back(&self, bytes: u64) {
+        self.withheld.shrink(bytes);
+    }
+
+    /// Bytes that were given back to the host.
+    pub fn withheld(&self) -> u64 {
+        self.withheld.bytes()
     }
 
     /// The registrations by which RDMA devices write into the cache's memory.
@@ -259,13 +296,14 @@ impl Cache {
 
     /// How much memory is held now. Visits every block.
     pub fn usage(&self) -> CacheUsage {
-        let used = self.arena().used().saturating_sub(self.ceded());
+        let used = self.arena().used().saturating_sub(self.index.ceded());
         let resident = self.resident_usage().bytes;
         CacheUsage {
             capacity: self.arena().capacity(),
             used,
             pinned: self.index.pinned(),
             resident,
+            withheld: self.withheld.bytes(),
             allocated: used + resident + self.index.context().heap(),
         }
     }
@@ -277,11 +315,6 @@ impl Cache {
 
     fn arena(&self) -> &Arena {
         self.index.arena()
-    }
-
-    /// Bytes of the arena that were ceded to resident files.
-    fn ceded(&self) -> u64 {
-        self.residents.get().map_or(0, |residents| residents.ceded())
     }
 
     /// Whether a block of `len` bytes is small enough to be kept in the arena.

@@ -338,3 +338,24 @@ fn readers_and_writers_on_many_threads_see_right_bytes_only() {
     (0..120).for_each(|number| _ = cache.remove(&key(number, size(number))));
     assert_eq!(cache.usage().allocated, 0, "all memory was freed");
 }
+
+#[test]
+fn what_is_given_back_is_missed_until_it_is_taken_back() {
+    let cache = Cache::new(64 << 20).unwrap();
+    (0..64).for_each(|number| drop(fill(&cache, number, MIB)));
+    let room = |cache: &Cache| {
+        (100..200).for_each(|number| assert!(is_right(&fill(cache, number, MIB), number)));
+        let usage = cache.usage();
+        assert!(usage.used + usage.withheld <= usage.capacity, "{usage:?}");
+        usage.used >> 20
+    };
+    assert_eq!(cache.give_back(20 << 20), 20 << 20);
+    assert_eq!((room(&cache), cache.block_capacity()), (44, 44 << 20));
+    // A quarter of the cache stays, whatever is asked for.
+    assert_eq!(cache.give_back(1 << 30), 28 << 20);
+    assert_eq!((room(&cache), cache.withheld()), (16, 48 << 20));
+    cache.take_back(8 << 20);
+    assert_eq!(room(&cache), 24);
+    cache.take_back(1 << 30);
+    assert_eq!((room(&cache), cache.withheld()), (64, 0));
+}

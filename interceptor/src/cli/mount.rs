@@ -10,6 +10,7 @@
 
 mod disk;
 pub(super) mod health;
+mod memory_pressure;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -202,6 +203,7 @@ pub(super) fn cache(size: ByteSize, metrics: &Metrics) -> Result<Arc<Cache>, Are
     let cache = Arc::new(Cache::new(size.0)?);
     tracing::info!("cache of {size} in {}", cache.backing());
     health::watch_cache(metrics, &cache);
+    memory_pressure::watch(&cache);
     Ok(cache)
 }
 

@@ -95,6 +95,10 @@ impl fmt::Display for Text<'_> {
                 ),
             )?;
             line("", &format_args!("memory: {}", backing_text(&cache.backing)))?;
+            if cache.withheld > 0 {
+                let withheld = ByteSize(cache.withheld);
+                line("", &format_args!("{withheld} given back, because memory is short"))?;
+            }
         }
         if let Some(disk) = &report.disk_cache {
             let [used, capacity, written] = [disk.used, disk.capacity, disk.written].map(ByteSize);

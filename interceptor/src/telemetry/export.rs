@@ -294,6 +294,7 @@ fn cache(out: &mut Exposition, cache: &CacheUsage) {
         .sample(&[("state", "capacity")], cache.capacity)
         .sample(&[("state", "used")], cache.used)
         .sample(&[("state", "resident")], cache.resident)
+        .sample(&[("state", "withheld")], cache.withheld)
         .sample(&[("state", "pinned")], cache.pinned)
         .sample(&[("state", "rdma")], cache.rdma)
         .sample(&[("state", "allocated")], cache.allocated);
@@ -390,6 +391,7 @@ mod tests {
             capacity: 10,
             used: 5,
             resident: 2,
+            withheld: 3,
             resident_files: ResidentFiles { ready: 4, waiting: 3, retired: 1, ..ResidentFiles::default() },
             pinned: 1,
             rdma: 4,
@@ -444,6 +446,7 @@ mod tests {
             "interceptor_prefetch_bytes_total{trigger=\"hot\",outcome=\"used\"} 1",
             "interceptor_cache_bytes{state=\"capacity\"} 10",
             "interceptor_cache_bytes{state=\"resident\"} 2",
+            "interceptor_cache_bytes{state=\"withheld\"} 3",
             "interceptor_cache_bytes{state=\"pinned\"} 1",
             "interceptor_cache_bytes{state=\"rdma\"} 4",
             "interceptor_resident_files{state=\"waiting\"} 3",

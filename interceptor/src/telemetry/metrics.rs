@@ -35,6 +35,9 @@ pub struct CacheUsage {
     /// The part of `capacity` that resident files take.
     #[serde(default)]
     pub resident: u64,
+    /// The part of `capacity` that was given back to the host, which is short of memory.
+    #[serde(default)]
+    pub withheld: u64,
     /// The number of resident files, and of transitions.
     #[serde(default)]
     pub resident_files: ResidentFiles,

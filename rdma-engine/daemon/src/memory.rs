@@ -1,4 +1,5 @@
-//! The memory that this process may use: the host's memory, or the limit of its control groups.
+//! The memory that this process may use: the host's memory, or the limit of its control groups;
+//! and how much of that is left.
 //!
 //! Both versions of control groups apply, also side by side (hybrid hierarchies). Of nested groups
 //! the smallest limit applies. In a container the outer groups may not be visible; their limits
@@ -6,10 +7,33 @@
 
 use std::fs;
 use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 
 /// Bytes of memory; `None` if unknown.
 pub fn limit() -> Option<u64> {
     Host::default().memory_limit()
+}
+
+/// How much memory is left; `None` if unknown.
+pub fn headroom() -> Option<Headroom> {
+    Host::default().headroom()
+}
+
+/// For how long tasks have waited for memory so far, of the innermost control group that tells, or
+/// of the host; `None` if the kernel does not tell ([pressure stall information]).
+///
+/// [pressure stall information]: https://docs.kernel.org/accounting/psi.html
+pub fn stalled() -> Option<Duration> {
+    Host::default().stalled()
+}
+
+/// Memory of the host, or of the control group that has the smallest part of its own left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Headroom {
+    /// Bytes that there are in all.
+    pub limit: u64,
+    /// Bytes that can be had without swapping: free ones, and pages of files that can be dropped.
+    pub available: u64,
 }
 
 /// How many bytes of 2 MiB huge pages from the host's pool control groups allow; `None` without
@@ -49,11 +73,32 @@ const HUGE_PAGES: Controller =
 
 impl Host {
     fn memory_limit(&self) -> Option<u64> {
-        let info = self.read("proc/meminfo")?;
-        let total = info.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-        let kib: u64 = total.trim().strip_suffix("kB")?.trim().parse().ok()?;
-        let total = kib.saturating_mul(1024);
+        let total = self.memory_info("MemTotal:")?;
         Some(self.group_limit(&MEMORY).map_or(total, |limit| limit.min(total)))
+    }
+
+    /// A size in `/proc/meminfo`, in bytes.
+    fn memory_info(&self, name: &str) -> Option<u64> {
+        let info = self.read("proc/meminfo")?;
+        let value = info.lines().find_map(|line| line.strip_prefix(name))?;
+        let kib: u64 = value.trim().strip_suffix("kB")?.trim().parse().ok()?;
+        Some(kib.saturating_mul(1024))
+    }
+
+    fn headroom(&self) -> Option<Headroom> {
+        let (limit, available) = (self.memory_info("MemTotal:")?, self.memory_info("MemAvailable:")?);
+        let host = Headroom { limit, available };
+        let groups = self.groups(&MEMORY).into_iter();
+        let groups = groups.filter_map(|group| group_headroom(&group.directory, group.version));
+        let left = |headroom: &Headroom| headroom.available as f64 / headroom.limit.max(1) as f64;
+        groups.chain([host]).min_by(|one, other| left(one).total_cmp(&left(other)))
+    }
+
+    fn stalled(&self) -> Option<Duration> {
+        let groups = self.groups(&MEMORY).into_iter();
+        let files = groups.map(|group| group.directory.join("memory.pressure"));
+        let host = self.root.join("proc/pressure/memory");
+        files.chain([host]).find_map(|file| stalled_in(&fs::read_to_string(file).ok()?))
     }
 
     fn huge_page_limit(&self) -> Option<u64> {
@@ -62,29 +107,84 @@ impl Host {
 
     /// The smallest limit of all groups that this process is in.
     fn group_limit(&self, controller: &Controller) -> Option<u64> {
-        let groups = self.read("proc/self/cgroup")?;
-        let mounts = self.read("proc/self/mountinfo")?;
-        let hierarchies = mounts.lines().filter_map(Hierarchy::parse);
-        let limits = hierarchies.filter_map(|hierarchy| {
-            let files = match hierarchy.controllers {
-                None => controller.files_v2,
-                Some(names) if names.split(',').any(|name| name == controller.name) => controller.files_v1,
-                Some(_) => return None,
+        let limits = self.groups(controller).into_iter().flat_map(|group| {
+            let files = match group.version {
+                GroupVersion::V2 => controller.files_v2,
+                GroupVersion::V1 => controller.files_v1,
+            };
+            files.iter().filter_map(move |file| limit_in(&group.directory.join(file)))
+        });
+        limits.min()
+    }
+
+    /// The groups that this process is in and that are visible, the innermost first.
+    fn groups(&self, controller: &Controller) -> Vec<Group> {
+        let (Some(groups), Some(mounts)) = (self.read("proc/self/cgroup"), self.read("proc/self/mountinfo"))
+        else {
+            return Vec::new();
+        };
+        let mut found = Vec::new();
+        for hierarchy in mounts.lines().filter_map(Hierarchy::parse) {
+            let version = match hierarchy.controllers {
+                None => GroupVersion::V2,
+                Some(names) if names.split(',').any(|name| name == controller.name) => GroupVersion::V1,
+                Some(_) => continue,
             };
             let name = hierarchy.controllers.map(|_| controller.name);
-            let group = groups.lines().find_map(|line| group_of(line, name))?;
+            let Some(group) = groups.lines().find_map(|line| group_of(line, name)) else { continue };
             let mount_point = self.root.join(hierarchy.mount_point.trim_start_matches('/'));
             // Groups outside of the mounted one are not visible.
             let below = below(group, hierarchy.root).unwrap_or_default();
             let inside = below.ancestors().map(|group| mount_point.join(group));
-            inside.flat_map(|group| files.iter().filter_map(move |file| limit_in(&group.join(file)))).min()
-        });
-        limits.min()
+            found.extend(inside.map(|directory| Group { directory, version }));
+        }
+        found
     }
 
     fn read(&self, file: &str) -> Option<String> {
         fs::read_to_string(self.root.join(file)).ok()
     }
+}
+
+/// A control group.
+struct Group {
+    /// Where its files are.
+    directory: PathBuf,
+    version: GroupVersion,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum GroupVersion {
+    V1,
+    V2,
+}
+
+/// What is left in a group. `None` if it has no limit.
+fn group_headroom(group: &Path, version: GroupVersion) -> Option<Headroom> {
+    let (limits, used, dropped): (&[_], _, _) = match version {
+        GroupVersion::V2 => {
+            (&["memory.max", "memory.high"], "memory.current", ["inactive_file ", "active_file "])
+        }
+        GroupVersion::V1 => {
+            let dropped = ["total_inactive_file ", "total_active_file "];
+            (&["memory.limit_in_bytes"], "memory.usage_in_bytes", dropped)
+        }
+    };
+    let limit = limits.iter().filter_map(|file| limit_in(&group.join(file))).min()?;
+    let used = limit_in(&group.join(used))?;
+    let stat = fs::read_to_string(group.join("memory.stat")).ok()?;
+    let value =
+        |name: &&str| stat.lines().find_map(|line| line.strip_prefix(*name)?.trim().parse::<u64>().ok());
+    let dropped: u64 = dropped.iter().filter_map(value).sum();
+    Some(Headroom { limit, available: limit.saturating_sub(used.saturating_sub(dropped)) })
+}
+
+/// The time in which some task was stalled, in a file of pressure: `some avg10=0.00 avg60=0.00
+/// avg300=0.00 total=6868188`, in microseconds.
+fn stalled_in(pressure: &str) -> Option<Duration> {
+    let some = pressure.lines().find_map(|line| line.strip_prefix("some "))?;
+    let total = some.split(' ').find_map(|field| field.strip_prefix("total="))?;
+    Some(Duration::from_micros(total.parse().ok()?))
 }
 
 /// A mounted hierarchy of control groups.
@@ -154,7 +254,8 @@ mod tests {
     impl Fake {
         fn new(groups: &str, mounts: &str, files: &[(&str, &str)]) -> Self {
             let fake = Self(tempfile::tempdir().unwrap());
-            fake.write("proc/meminfo", "MemTotal:        8388608 kB\nMemFree:  1 kB\n");
+            let info = "MemTotal:        8388608 kB\nMemFree:  1 kB\nMemAvailable:    4194304 kB\n";
+            fake.write("proc/meminfo", info);
             fake.write("proc/self/cgroup", groups);
             fake.write("proc/self/mountinfo", mounts);
             files.iter().for_each(|(file, text)| fake.write(&format!("sys/fs/cgroup/{file}"), text));
@@ -245,6 +346,47 @@ mod tests {
         let v1 = Fake::new("4:hugetlb:/\n", v1, &[("hugetlb/hugetlb.2MB.limit_in_bytes", "2097152\n")]);
         assert_eq!(v1.host().huge_page_limit(), Some(2 * MIB));
         assert_eq!(Fake::new("0::/a\n", V2, &[]).host().huge_page_limit(), None);
+    }
+
+    #[test]
+    fn what_is_left_is_that_of_the_fullest_group() {
+        let left = |groups: &str, mounts: &str, files: &[(&str, &str)], limit: u64, available: u64| {
+            let headroom = Fake::new(groups, mounts, files).host().headroom();
+            assert_eq!(headroom, Some(Headroom { limit: limit * MIB, available: available * MIB }));
+        };
+        left("", "", &[], 8192, 4096);
+        let v2 = [
+            ("a/memory.max", "209715200\n"),
+            ("a/memory.current", "178257920\n"),
+            ("a/memory.stat", "anon 5\ninactive_file 1048576\nactive_file 2097152\n"),
+            ("a/b/memory.max", "max\n"),
+            ("a/b/memory.current", "1\n"),
+            ("a/b/memory.stat", "\n"),
+        ];
+        left("0::/a/b\n", V2, &v2, 200, 33);
+        let v1 = [
+            ("memory/a/memory.limit_in_bytes", "209715200\n"),
+            ("memory/a/memory.usage_in_bytes", "209715200\n"),
+            ("memory/a/memory.stat", "cache 5\ntotal_inactive_file 1048576\ntotal_active_file 0\n"),
+        ];
+        left("4:memory:/a\n", V1, &v1, 200, 1);
+        // A group with more than half of its memory is not the fullest here.
+        let v1 = [v1[0], ("memory/a/memory.usage_in_bytes", "1048576\n"), v1[2]];
+        left("4:memory:/a\n", V1, &v1, 8192, 4096);
+    }
+
+    #[test]
+    fn stalls_are_those_of_the_group_that_tells() {
+        let pressure = |total: u64| {
+            format!("some avg10=0.00 avg60=0.00 avg300=0.00 total={total}\nfull avg10=0.00 total=3\n")
+        };
+        let fake = Fake::new("0::/a\n", V2, &[("a/memory.pressure", &pressure(7))]);
+        fake.write("proc/pressure/memory", &pressure(9));
+        assert_eq!(fake.host().stalled(), Some(Duration::from_micros(7)));
+        let fake = Fake::new("4:memory:/a\n", V1, &[]);
+        assert_eq!(fake.host().stalled(), None);
+        fake.write("proc/pressure/memory", &pressure(9));
+        assert_eq!(fake.host().stalled(), Some(Duration::from_micros(9)));
     }
 
     #[test]

@@ -23,8 +23,6 @@ const MIN_ARENA_DIVISOR: u64 = 4;
 /// See the module's documentation.
 pub(super) struct ResidentBudget {
     index: Arc<BlockIndex>,
-    /// Bytes for arena and files together.
-    capacity: u64,
     /// The most that files may hold, in bytes.
     limit: u64,
     /// Bytes of a piece.
@@ -44,19 +42,13 @@ impl ResidentBudget {
         let piece_size = 1 << piece_size.ilog2();
         let min_arena = (capacity / MIN_ARENA_DIVISOR).max(MIN_CAPACITY);
         let limit = capacity.checked_sub(min_arena)? / piece_size * piece_size;
-        Self::with_pieces(index, capacity, limit, piece_size)
+        Self::with_pieces(index, limit, piece_size)
     }
 
     /// The same with a given limit and size of pieces.
-    pub(super) fn with_pieces(
-        index: Arc<BlockIndex>,
-        capacity: u64,
-        limit: u64,
-        piece_size: u64,
-    ) -> Option<Arc<Self>> {
+    pub(super) fn with_pieces(index: Arc<BlockIndex>, limit: u64, piece_size: u64) -> Option<Arc<Self>> {
         let budget = Self {
             index,
-            capacity,
             limit,
             piece_size,
             held: AtomicU64::new(0),
@@ -129,7 +121,7 @@ impl ResidentBudget {
         }
         let mut pieces = self.pieces.lock();
         pieces.push(slot);
-        self.index.set_capacity(self.capacity - pieces.len() as u64 * self.piece_size);
+        self.index.cede(self.piece_size);
         Some(())
     }
 
@@ -144,7 +136,7 @@ impl ResidentBudget {
             return;
         }
         let surplus = pieces.split_off(needed);
-        self.index.set_capacity(self.capacity - pieces.len() as u64 * self.piece_size);
+        self.index.regain(surplus.len() as u64 * self.piece_size);
         drop(pieces);
         drop(surplus);
     }

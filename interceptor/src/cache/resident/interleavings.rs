@@ -139,8 +139,8 @@ fn files_and_blocks_never_have_more_than_the_budget() {
             Some(writer.publish())
         };
         let pinned = fill(&index, 1).expect("the arena is empty");
-        let budget = ResidentBudget::with_pieces(index.clone(), capacity, 2 * OBJECT_SIZE, OBJECT_SIZE)
-            .expect("a limit");
+        let budget =
+            ResidentBudget::with_pieces(index.clone(), 2 * OBJECT_SIZE, OBJECT_SIZE).expect("a limit");
         let files: Vec<_> = [OBJECT_SIZE, OBJECT_SIZE / 2]
             .into_iter()
             .map(|bytes| {

@@ -270,6 +270,14 @@ impl ResidentFiles {
         }
     }
 
+    /// Displaces files of about `bytes` bytes, those used longest ago first, and waits until their
+    /// memory is free.
+    pub(super) fn give_back(&self, bytes: u64) {
+        let displaced = self.table.lock().displace(bytes);
+        self.counters.displaced.fetch_add(displaced.len() as u64, Ordering::Relaxed);
+        drop(displaced);
+    }
+
     /// How many files are resident, and how past promotions ended.
     pub fn usage(&self) -> ResidentUsage {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -288,11 +296,6 @@ impl ResidentFiles {
             displaced: count(&self.counters.displaced),
             retired: count(&self.counters.retired),
         }
-    }
-
-    /// Bytes of the arena that were ceded to files: what they hold, rounded up to whole pieces.
-    pub(super) fn ceded(&self) -> u64 {
-        self.budget.ceded()
     }
 }
 

@@ -75,14 +75,38 @@ impl Fixture {
     fn assert_within_budget(&self) {
         let (usage, resident) = (self.cache.usage(), self.residents.usage());
         assert_eq!(usage.resident, resident.bytes);
-        assert!(resident.bytes <= self.residents.ceded() && resident.bytes <= resident.limit, "{resident:?}");
-        assert!(usage.used + self.residents.ceded() <= usage.capacity, "{usage:?}");
+        assert!(
+            resident.bytes <= self.residents.budget.ceded() && resident.bytes <= resident.limit,
+            "{resident:?}"
+        );
+        assert!(usage.used + self.residents.budget.ceded() <= usage.capacity, "{usage:?}");
     }
 }
 
 fn is_right(file: &ResidentFile, number: u8) -> bool {
     let mut bytes = vec![!number; file.len() as usize];
     file.read_at(&mut bytes, 0).is_ok() && bytes.iter().all(|&byte| byte == number)
+}
+
+#[test]
+fn files_give_memory_back_too_but_not_those_that_are_open() {
+    let Some(fixture) = Fixture::new(64 * MIB, 48 * MIB) else { return };
+    (0..10).for_each(|number| {
+        fixture.promote(number, 4 * MIB, PromotionReason::FirstUse).unwrap();
+    });
+    let open = fixture.residents.opened(id(0)).unwrap();
+    (0..24).for_each(|number| drop(fixture.fill(number, MIB as usize)));
+    let before = fixture.residents.usage().files;
+    assert_eq!(fixture.cache.give_back(16 * MIB), 16 * MIB);
+    let after = fixture.residents.usage();
+    assert!(after.files < before && after.bytes >= 4 * MIB, "{after:?}");
+    assert_eq!(fixture.cache.give_back(64 * MIB), 32 * MIB);
+    assert!(is_right(&open, 0) && fixture.residents.find(&id(0)).is_some());
+    let usage = fixture.cache.usage();
+    assert!(usage.used + usage.resident + usage.withheld <= usage.capacity, "{usage:?}");
+    fixture.cache.take_back(64 * MIB);
+    assert!(fixture.promote(20, 20 * MIB, PromotionReason::FirstUse).is_some());
+    fixture.assert_within_budget();
 }
 
 #[test]
@@ -107,7 +131,7 @@ fn files_and_arena_share_one_budget() {
     (0..30).for_each(|number| _ = fixture.residents.retire(&id(number)));
     assert_eq!(fixture.residents.usage().bytes, 25 * MIB, "they are still open");
     drop(files);
-    assert_eq!((fixture.residents.usage().bytes, fixture.residents.ceded()), (0, 0));
+    assert_eq!((fixture.residents.usage().bytes, fixture.residents.budget.ceded()), (0, 0));
     let blocks: Vec<_> = (200..264).filter_map(|number| fixture.fill(number, MIB as usize)).collect();
     assert_eq!(blocks.iter().filter(|block| block.in_arena()).count(), 64, "the arena has everything again");
 }
@@ -120,7 +144,7 @@ fn a_file_that_needs_the_memory_of_pinned_blocks_does_not_become_resident() {
     fixture.residents.opened(id(1));
     assert!(fixture.promote(1, 40 * MIB, PromotionReason::Reread).is_none());
     assert_eq!(
-        (fixture.residents.usage().bytes, fixture.residents.ceded()),
+        (fixture.residents.usage().bytes, fixture.residents.budget.ceded()),
         (0, 0),
         "all memory was given back"
     );

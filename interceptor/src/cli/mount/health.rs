@@ -30,6 +30,7 @@ pub(super) fn watch_cache(metrics: &Metrics, cache: &Arc<Cache>) {
             capacity: usage.capacity,
             used: usage.used,
             resident: usage.resident,
+            withheld: usage.withheld,
             resident_files: ResidentFiles {
                 ready: files.files,
                 waiting: files.waiting,
