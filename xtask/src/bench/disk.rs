@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use ::tests::StatusPage;
 use anyhow::{Context, Result, bail, ensure};
-use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 use super::data::LargeFile;
 use super::disk_directory::DiskDirectory;
@@ -136,20 +135,5 @@ fn settle(status: Option<&StatusPage>) -> Result<()> {
 /// Drops the pages of the files of the mount, of its disk cache and of the copies.
 fn drop_pages(site: &MountUnderTest, disk: &DiskDirectory) -> Result<()> {
     reader::drop_pages(&site.root, site.data.medium.iter().map(|file| file.path.as_str()))?;
-    drop_pages_below(disk.path())
-}
-
-fn drop_pages_below(directory: &Path) -> Result<()> {
-    for entry in fs::read_dir(directory)? {
-        let path = entry?.path();
-        // A file that the daemon removes meanwhile has no pages.
-        let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
-        if metadata.is_dir() {
-            drop_pages_below(&path)?;
-        } else if let Ok(file) = File::open(&path) {
-            file.sync_data()?;
-            posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
-        }
-    }
-    Ok(())
+    reader::drop_pages_below(disk.path())
 }

@@ -8,6 +8,7 @@
 
 mod attach;
 mod buffer;
+mod cold_disk;
 mod data;
 mod disk;
 mod disk_directory;
@@ -54,7 +55,7 @@ const REPETITION_TIMEOUT: Duration = Duration::from_secs(600);
 const NOTES: &[&str] = &[
     "Values are the median (min-max) of the repetitions, each on a fresh mount. \"better\" is the ratio of the medians, \"paired\" the median",
     "of the ratios of neighbouring repetitions; above 1, interceptor is faster or needs less.",
-    "The page cache beneath the volume server is warm in every row. \"Page cache of the mount dropped\" means the pages of the mount's own",
+    "The page cache beneath the volume server is warm in every row but cold-disk. \"Page cache of the mount dropped\" means the pages of the mount's own",
     "files (POSIX_FADV_DONTNEED), nothing else. Both mounts may cache 2 GiB, or a third of the small files in \"epoch\" rows. Cluster, mount and readers share the CPUs; nothing is pinned; their buffers begin at a page.",
     "Fetched ahead: all repetitions, with the passes that prepare them; waste is the part that nobody had read when the repetition ended.",
     "One word of each page that is read is checked while the clock runs; in the first repetition all that is read is compared, untimed.",
@@ -255,6 +256,7 @@ impl Bench {
             status: mount.status_page().ok(),
             data: Arc::clone(&self.data),
             disk: disk.cloned(),
+            volumes: self.stage.cluster.volume_servers().iter().map(|server| server.directory()).collect(),
             reads: self.reads,
             seed: repetition as u64,
         }

@@ -20,6 +20,8 @@ pub(super) struct MountUnderTest {
     pub(super) data: Arc<DataSet>,
     /// What it has on disk, in the rows about that.
     pub(super) disk: Option<DiskDirectory>,
+    /// The directories of the volume servers.
+    pub(super) volumes: Vec<PathBuf>,
     /// Random reads of a workload.
     pub(super) reads: usize,
     /// The same for both mounts in one repetition, another in the next: where random readers read.

@@ -182,6 +182,22 @@ pub(super) fn drop_pages<'a>(root: &Path, paths: impl Iterator<Item = &'a str>) 
     Ok(())
 }
 
+/// Drops the pages of all files below a directory.
+pub(super) fn drop_pages_below(directory: &Path) -> Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        // A file that the daemon removes meanwhile has no pages.
+        let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
+        if metadata.is_dir() {
+            drop_pages_below(&path)?;
+        } else if let Ok(file) = File::open(&path) {
+            file.sync_data()?;
+            posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
+        }
+    }
+    Ok(())
+}
+
 fn open(path: &Path) -> Result<File> {
     File::open(path).with_context(|| format!("cannot open {}", path.display()))
 }

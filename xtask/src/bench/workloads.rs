@@ -17,7 +17,7 @@ use super::disk;
 use super::mount_under_test::MountUnderTest;
 use super::sample::{Sample, Unit, throughput};
 use super::statistics::quantile;
-use super::{passes, reader, resident, verify};
+use super::{cold_disk, passes, reader, resident, verify};
 use crate::process::cpu_seconds;
 use crate::stage::CACHE_MIB;
 
@@ -106,6 +106,16 @@ pub(super) const ALL: &[Workload] = &[
         files: Files::Basic,
         transport: "local",
         run: sequential_pass_and_cpu,
+        check: compare_large,
+    },
+    Workload {
+        name: "cold-disk",
+        about: "the same over HTTP with the page cache of the volume server dropped, and its files directly, eight reads at a time",
+        memory: CacheSize::Plenty,
+        options: &[],
+        files: Files::Basic,
+        transport: "http",
+        run: cold_disk::pass,
         check: compare_large,
     },
     Workload {
@@ -637,6 +647,7 @@ mod tests {
             daemon,
             status: None,
             data: Arc::new(data),
+            volumes: Vec::new(),
             disk: Some(DiskDirectory::new(disk_home.path()).unwrap()),
             reads: 20,
             seed: 1,
