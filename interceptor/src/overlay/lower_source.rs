@@ -40,8 +40,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::attributes::{Attributes, StatFingerprint};
 use super::content::{ChangeToken, ServedVersion, VersionBasis};
+use super::error::AttachError;
 use super::inodes::Inode;
-use super::lower::{AttachError, CachePolicy, LowerMount};
+use super::lower::{CachePolicy, LowerMount};
 use super::open_file::OpenFile;
 use super::version_source::{OpenIntent, VersionSource};
 use crate::arrival::Arrival;

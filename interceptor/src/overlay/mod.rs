@@ -35,6 +35,7 @@
 mod attributes;
 mod content;
 mod credentials;
+mod error;
 mod filer_source;
 mod filesystem;
 #[cfg(test)]
@@ -63,7 +64,7 @@ use nix::sys::stat::{Mode, umask};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
-pub use lower::AttachError;
+pub use error::AttachError;
 
 use self::filer_source::FilerSource;
 use self::filesystem::OverlayFs;
@@ -98,6 +99,11 @@ pub(crate) const FS_TYPE: &str = "fuse.interceptor-attach";
 
 /// [`FS_TYPE`] without `fuse.`.
 const SUBTYPE: &str = "interceptor-attach";
+
+/// Local file systems of which the kernel checks all rights by mode bits and access control lists,
+/// as it does for the overlay.
+pub(crate) const LOCAL_FS_TYPES: [&str; 9] =
+    ["ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "bcachefs", "zfs", "tmpfs"];
 
 /// What to attach to, and how.
 #[derive(Debug, Clone)]
