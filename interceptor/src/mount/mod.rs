@@ -65,7 +65,7 @@ use crate::fuse::{MountError, SessionEnd, device, mountpoint, unmount};
 use crate::namespace::invalidate::{self, InvalidationQueue};
 use crate::namespace::next_files::NextFilePrefetcher;
 use crate::namespace::{Filer, KernelFeatures, Namespace, NamespaceOptions, NodeId, find_root};
-use crate::read::{FileVersion, Reader};
+use crate::read::{FileVersion, OriginFile, Reader};
 use crate::seaweed::filer::FilerClient;
 use crate::seaweed::subscribe::{EntryChange, Notice};
 use crate::vital;
@@ -334,7 +334,7 @@ impl NoticeHandler for MountContext {
 
     fn on_change(&self, change: &EntryChange) {
         if let Some(old) = &change.old {
-            self.reader.replaced(&old.entry, change.new.as_ref().map(|new| &new.entry));
+            self.reader.replaced(&old.entry, change.new.as_ref().map(|new| &new.entry as &dyn OriginFile));
         }
         self.namespace.apply(change);
         if let Some(node) = change.new.as_ref().and_then(|new| self.namespace.node_growing_to(new)) {

@@ -31,7 +31,7 @@ impl NextFilePrefetcher {
         };
         let (expected, next) = (PrefetchReason::NextFile(stats), listing.range(ahead));
         for entry in &next {
-            if reader.prefetch_small_file(entry, &expected).is_none() {
+            if reader.prefetch_small_file(entry.as_ref(), &expected).is_none() {
                 break;
             }
         }
@@ -62,7 +62,7 @@ impl NextFilePrefetcher {
             // A file that the kernel has forgotten, or that has changed, is skipped. If its number
             // was reused, another file is fetched in vain.
             let fetched = match namespace.named_entry(file) {
-                Some(entry) => reader.prefetch_small_file(&entry, &expected),
+                Some(entry) => reader.prefetch_small_file(entry.as_ref(), &expected),
                 None => Some(0),
             };
             match fetched {

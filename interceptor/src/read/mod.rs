@@ -76,7 +76,7 @@ pub use origin::Origin;
 pub use prefetcher::PrefetchReason;
 pub use residency::CompleteFile;
 pub use seaweedfs::ClusterOrigin;
-pub use version::{FileVersion, MAX_SMALL_FILE_SIZE};
+pub use version::{FileVersion, MAX_SMALL_FILE_SIZE, OriginFile};
 pub use warm::{WarmupError, WarmupRequest};
 
 use activity::StreamProgress;

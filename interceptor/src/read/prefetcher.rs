@@ -13,16 +13,13 @@ use std::time::Instant;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::Reader;
 use super::block_plan::{self, ObjectAccess};
 use super::layout::{FileLayout, Object, Segment};
 use super::loader::BlockLoader;
-use super::seaweedfs::chunks::known_layout;
-use super::seaweedfs::content_id::content_id;
 use super::version::{FileVersion, MAX_SMALL_FILE_SIZE};
+use super::{OriginFile, Reader};
 use crate::cache::{BlockKey, Cache, PrefetchObserver};
 use crate::prefetch::{AccessPattern, PrefetchStats, ReadAhead};
-use crate::seaweed::entry::{Content, Entry};
 use crate::telemetry::metrics::{Metrics, Outcome, Trigger};
 
 /// No stream is run further ahead of its reader, in bytes: as much keeps more than 100 Gbit/s busy
@@ -200,17 +197,17 @@ impl Reader {
     /// Starts to fetch what is missing of a file of at most [`MAX_SMALL_FILE_SIZE`] bytes that is
     /// expected to be read next; larger files are left alone. Returns how many bytes that is, or
     /// `None` if there is no room.
-    pub fn prefetch_small_file(&self, entry: &Entry, expected: &PrefetchReason) -> Option<u64> {
-        let is_small = entry.attr.size <= MAX_SMALL_FILE_SIZE && matches!(entry.content, Content::Chunks(_));
-        if !is_small || self.is_resident(entry) {
+    pub fn prefetch_small_file(&self, file: &dyn OriginFile, expected: &PrefetchReason) -> Option<u64> {
+        if file.size() > MAX_SMALL_FILE_SIZE {
             return Some(0);
         }
-        let Some(layout) = known_layout(entry) else { return Some(0) };
+        let layout = file.layout().filter(|layout| !layout.objects().is_empty());
+        let Some(layout) = layout.filter(|_| !self.is_resident(file)) else { return Some(0) };
         let observer = match expected {
             PrefetchReason::NextFile(stats) => self.prefetcher.reporter(Trigger::NextFile, stats),
             PrefetchReason::Epoch(stats) => self.prefetcher.reporter(Trigger::Epoch, stats),
         };
-        let is_kept = || content_id(entry).is_some_and(|content| self.is_kept(&content));
+        let is_kept = || file.content_id().is_some_and(|content| self.is_kept(&content));
         self.prefetcher.fetch_small(&layout, is_kept, &observer)
     }
 

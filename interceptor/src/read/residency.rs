@@ -6,11 +6,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use super::promote::Promoter;
-use super::seaweedfs::content_id::content_id;
-use super::{FileVersion, Reader};
+use super::{FileVersion, OriginFile, Reader};
 use crate::cache::resident::{ContentId, PromotionReason, ResidentError, ResidentFile, ResidentFiles};
 use crate::disk;
-use crate::seaweed::entry::Entry;
 
 /// A file with all bytes of a version, which the kernel can read by itself.
 #[derive(Debug, Clone)]
@@ -89,14 +87,13 @@ impl Reader {
         }
     }
 
-    /// Notes that the filer has removed `old`, or put `new` in its place. If the bytes are others,
+    /// Notes that the origin has removed `old`, or put `new` in its place. If the bytes are others,
     /// later opens do not get the resident file of the old ones; handles that have it keep it.
-    pub fn replaced(&self, old: &Entry, new: Option<&Entry>) {
+    pub fn replaced(&self, old: &dyn OriginFile, new: Option<&dyn OriginFile>) {
         let Some(residents) = self.residents() else { return };
-        if new.is_some_and(|new| new.same_content(old)) {
-            return;
-        }
-        if let Some(content) = content_id(old) {
+        if let Some(content) = old.content_id()
+            && new.and_then(OriginFile::content_id) != Some(content)
+        {
             residents.retire(&content);
         }
     }
@@ -115,8 +112,8 @@ impl Reader {
         self.residents()?.find(&version.content_id()?)
     }
 
-    pub(super) fn is_resident(&self, entry: &Entry) -> bool {
-        let find = |residents: &Arc<ResidentFiles>| residents.find(&content_id(entry)?);
+    pub(super) fn is_resident(&self, file: &dyn OriginFile) -> bool {
+        let find = |residents: &Arc<ResidentFiles>| residents.find(&file.content_id()?);
         self.residents().and_then(find).is_some()
     }
 

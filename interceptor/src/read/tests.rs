@@ -212,6 +212,11 @@ fn version(content: Content, size: u64) -> Arc<FileVersion> {
     FileVersion::new("/f", Arc::new(entry(content, size)))
 }
 
+/// The content that the entry of `version` tells.
+fn content(version: &FileVersion) -> Content {
+    version.origin_file::<Entry>().unwrap().content.clone()
+}
+
 fn entry(content: Content, size: u64) -> Entry {
     let attr = Attributes {
         kind: FileKind::File,

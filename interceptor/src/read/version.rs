@@ -1,18 +1,38 @@
 //! One version of a file.
 
+use std::any::Any;
+use std::fmt::Debug;
 use std::sync::{Arc, OnceLock};
 
 use super::ReadError;
 use super::activity::FileActivity;
 use super::layout::FileLayout;
 use super::layout_cell::LayoutCell;
-use super::seaweedfs::chunks::known_layout;
-use super::seaweedfs::content_id::content_id;
 use crate::cache::resident::ContentId;
-use crate::seaweed::entry::{Content, Entry};
 
 /// Files up to this size, in bytes, are fetched whole when their turn seems to come.
 pub const MAX_SMALL_FILE_SIZE: u64 = 1 << 20;
+
+/// A version of a file, as its origin describes it; of SeaweedFS the filer's entry. The answers
+/// never change. The origin gets its own type back to resolve the layout, hence [`Any`].
+pub trait OriginFile: Any + Debug + Send + Sync {
+    /// Size in bytes.
+    fn size(&self) -> u64;
+
+    /// Identifies the bytes, if it is known which they are. Takes time in proportion to the number
+    /// of objects.
+    fn content_id(&self) -> Option<ContentId>;
+
+    /// The layout; `None` if it takes a fetch, or cannot be had.
+    fn layout(&self) -> Option<FileLayout>;
+
+    /// Whether the bytes are in no object yet: resolving the layout has the origin make objects of
+    /// them.
+    fn is_remote(&self) -> bool;
+
+    /// Why no byte can be read, if the origin lacks the key of an encrypted file.
+    fn encrypted(&self) -> Option<&str>;
+}
 
 /// One version of a file: what a name stood for at one moment. Reads of it give the same bytes for
 /// ever, whatever happens to the name. What its readers do is its [`FileActivity`].
@@ -20,19 +40,19 @@ pub const MAX_SMALL_FILE_SIZE: u64 = 1 << 20;
 pub struct FileVersion {
     path: Box<str>,
     size: u64,
-    /// What the filer says of a file of SeaweedFS; `None` if the layout was known from the start.
-    entry: Option<Arc<Entry>>,
+    /// What the origin says of it; `None` if the layout was known from the start.
+    origin_file: Option<Arc<dyn OriginFile>>,
     content_id: OnceLock<Option<ContentId>>,
     layout: LayoutCell,
     activity: FileActivity,
 }
 
 impl FileVersion {
-    /// The version that a filer's `entry` describes, found at its `path` (for remote-only files
-    /// and log lines). Does no I/O: what must be fetched to know where the content is, is fetched
-    /// at the first read.
-    pub fn new(path: &str, entry: Arc<Entry>) -> Arc<Self> {
-        Self::make(path, entry.attr.size, Some(entry))
+    /// The version that `origin_file` describes, found at its `path` (for remote-only files and
+    /// log lines). Does no I/O: what must be fetched to know where the content is, is fetched at
+    /// the first read.
+    pub fn new(path: &str, origin_file: Arc<dyn OriginFile>) -> Arc<Self> {
+        Self::make(path, origin_file.size(), Some(origin_file))
     }
 
     /// A version whose `layout` is known, found at `path` (for log lines).
@@ -42,11 +62,11 @@ impl FileVersion {
         version
     }
 
-    fn make(path: &str, size: u64, entry: Option<Arc<Entry>>) -> Arc<Self> {
+    fn make(path: &str, size: u64, origin_file: Option<Arc<dyn OriginFile>>) -> Arc<Self> {
         Arc::new(Self {
             path: path.into(),
             size,
-            entry,
+            origin_file,
             content_id: OnceLock::new(),
             layout: LayoutCell::default(),
             activity: FileActivity::new(size),
@@ -76,31 +96,30 @@ impl FileVersion {
 
     /// Why no byte of it can be read, if that is known without a fetch.
     pub(crate) fn refusal(&self) -> Option<ReadError> {
-        match self.content() {
-            Content::Encrypted { reason } => Some(ReadError::Encrypted(format!("{}: {reason}", self.path))),
-            _ => None,
-        }
+        let reason = self.origin_file.as_ref()?.encrypted()?;
+        Some(ReadError::Encrypted(format!("{}: {reason}", self.path)))
     }
 
-    /// What the filer says of the content.
-    pub(super) fn content(&self) -> &Content {
-        self.entry.as_ref().map_or(&Content::None, |entry| &entry.content)
+    /// What the origin says of it, if that is a `T`.
+    pub(super) fn origin_file<T: OriginFile>(&self) -> Option<&T> {
+        let origin_file: &dyn Any = &**self.origin_file.as_ref()?;
+        origin_file.downcast_ref()
     }
 
-    /// Identifies its bytes, if the entry says which they are.
+    /// Identifies its bytes, if the origin says which they are.
     pub(super) fn content_id(&self) -> Option<ContentId> {
-        *self.content_id.get_or_init(|| content_id(self.entry.as_ref()?))
+        *self.content_id.get_or_init(|| self.origin_file.as_ref()?.content_id())
     }
 
-    /// Whether no chunk of it is in the cluster, as far as is known.
+    /// Whether none of its bytes are in an object yet, as far as is known.
     pub(super) fn is_remote(&self) -> bool {
-        matches!(self.content(), Content::Remote(_)) && self.layout.get().is_none()
+        self.origin_file.as_ref().is_some_and(|file| file.is_remote()) && self.layout.get().is_none()
     }
 
-    /// The layout, if it is known or follows from the entry alone.
+    /// The layout, if it is known without a fetch.
     pub(super) fn layout_now(&self) -> Option<&FileLayout> {
         if self.layout.get().is_none() {
-            self.layout.set(known_layout(self.entry.as_ref()?)?);
+            self.layout.set(self.origin_file.as_ref()?.layout()?);
         }
         self.layout.get()
     }

@@ -21,7 +21,7 @@ const MAX_NEEDLE_SIZE: u64 = i32::MAX as u64;
 
 /// The layout of a file of SeaweedFS that follows from its entry alone; `None` if it takes a
 /// fetch, or cannot be had.
-pub(in crate::read) fn known_layout(entry: &Entry) -> Option<FileLayout> {
+pub(super) fn known_layout(entry: &Entry) -> Option<FileLayout> {
     let size = entry.attr.size;
     match &entry.content {
         Content::None | Content::Target(_) => Some(FileLayout::inline(Bytes::new(), size)),

@@ -10,7 +10,7 @@ use crate::seaweed::entry::{Content, Entry, FileKind};
 /// Chunks never change under their file ids, so the list of them identifies the bytes. The digest
 /// is of whole chunk records, with numbers in full length, so that no two lists have the same
 /// input.
-pub(in crate::read) fn content_id(entry: &Entry) -> Option<ContentId> {
+pub(super) fn content_id(entry: &Entry) -> Option<ContentId> {
     if entry.attr.kind != FileKind::File || entry.attr.size == 0 {
         return None;
     }

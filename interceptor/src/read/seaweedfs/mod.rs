@@ -1,12 +1,13 @@
 //! SeaweedFS as an origin: a file is a list of chunks, each of them a needle on a volume server.
 //!
-//! Nothing of it shows outside: a chunk becomes an [`Object`], and its file id an [`ObjectId`], of
-//! which the rest of [`read`](crate::read) knows no more than that equal ids mean equal bytes.
+//! Nothing of it shows outside: an entry of the filer is an [`OriginFile`], a chunk becomes an
+//! [`Object`], and its file id an [`ObjectId`], of which the rest of [`read`](crate::read) knows no
+//! more than that equal ids mean equal bytes.
 //!
 //! [`ObjectId`]: crate::cache::ObjectId
 
 pub(super) mod chunks;
-pub(super) mod content_id;
+mod content_id;
 pub(super) mod resolve;
 
 use std::sync::Arc;
@@ -18,12 +19,13 @@ use super::ReadError;
 use super::error::OriginError;
 use super::layout::{FileLayout, Object};
 use super::origin::Origin;
-use super::version::FileVersion;
+use super::version::{FileVersion, OriginFile};
 use crate::arrival::Arrival;
+use crate::cache::resident::ContentId;
 use crate::fetch::Fetcher;
 use crate::priority::Priority;
 use crate::seaweed::decode;
-use crate::seaweed::entry::{Chunk, Entry, RemoteObject};
+use crate::seaweed::entry::{Chunk, Content, Entry, RemoteObject};
 use crate::seaweed::filer::FilerClient;
 use crate::telemetry::Source;
 use crate::write_target::WriteTarget;
@@ -39,6 +41,31 @@ impl ClusterOrigin {
     /// The cluster that `filer` belongs to, read through `fetcher`.
     pub fn new(fetcher: Fetcher, filer: FilerClient) -> Self {
         Self { fetcher, filer }
+    }
+}
+
+impl OriginFile for Entry {
+    fn size(&self) -> u64 {
+        self.attr.size
+    }
+
+    fn content_id(&self) -> Option<ContentId> {
+        content_id::content_id(self)
+    }
+
+    fn layout(&self) -> Option<FileLayout> {
+        chunks::known_layout(self)
+    }
+
+    fn is_remote(&self) -> bool {
+        matches!(self.content, Content::Remote(_))
+    }
+
+    fn encrypted(&self) -> Option<&str> {
+        match &self.content {
+            Content::Encrypted { reason } => Some(reason),
+            _ => None,
+        }
     }
 }
 

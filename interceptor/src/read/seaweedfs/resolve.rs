@@ -49,7 +49,10 @@ pub(in crate::read) async fn resolve(
 ) -> Result<FileLayout, ReadError> {
     let (path, size) = (file.path(), file.size());
     let encrypted = |reason: &str| ReadError::Encrypted(format!("{path}: {reason}"));
-    let listed = match file.content() {
+    let Some(entry) = file.origin_file::<Entry>() else {
+        return Err(ReadError::Damaged(format!("{path}: is no file of this cluster")));
+    };
+    let listed = match &entry.content {
         Content::Chunks(chunks) => chunks.clone(),
         Content::Remote(object) => {
             let cached = lists.cache_remote(path, object).await.map_err(ReadError::Origin)?;

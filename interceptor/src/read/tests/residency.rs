@@ -245,10 +245,10 @@ fn the_same_bytes_under_another_node_are_resident_too() {
     mounted.use_file(&file);
     mounted.wait_for_promotions();
     // The kernel forgot the node and looked the name up again.
-    let again = version(file.content().clone(), 50_000);
+    let again = version(content(&file), 50_000);
     drop(file);
     mounted.assert_resident(&again, &bytes);
-    let shorter = version(again.content().clone(), 40_000);
+    let shorter = version(content(&again), 40_000);
     assert!(mounted.reader.opened(&shorter).is_none(), "the same chunks make another file");
     mounted.reader.closed(&shorter);
 }
@@ -261,7 +261,7 @@ fn a_replaced_file_is_not_handed_out_and_open_handles_keep_it() {
     let Some(mounted) = keeping(needles, 64 * MIB) else { return };
     mounted.use_file(&file);
     mounted.wait_for_promotions();
-    let (old, other) = (entry(file.content().clone(), 50_000), entry(new.content().clone(), 50_000));
+    let (old, other) = (entry(content(&file), 50_000), entry(content(&new), 50_000));
     mounted.reader.replaced(&old, Some(&old));
     let open = in_memory(mounted.reader.opened(&file)).expect("only its attributes changed");
     mounted.reader.replaced(&old, Some(&other));
