@@ -197,7 +197,8 @@ impl Origin for MemoryOrigin {
                 modified_ts_ns: *modified_ts_ns,
                 encoding: ObjectEncoding::default(),
             };
-            Ok(FileLayout::objects_in_order(chunk_list(FILE_SIZE).iter().map(object).collect(), FILE_SIZE))
+            let objects: Box<[Object]> = chunk_list(FILE_SIZE).iter().map(object).collect();
+            Ok(FileLayout::in_order(objects, FILE_SIZE))
         }
         .boxed()
     }

@@ -48,7 +48,9 @@ use super::version_source::{OpenIntent, VersionSource};
 use crate::arrival::Arrival;
 use crate::cache::{Cache, ObjectId};
 use crate::priority::{Priority, Urgency};
-use crate::read::{FileLayout, FileVersion, Object, ObjectEncoding, Origin, OriginError, ReadError, Reader};
+use crate::read::{
+    FileLayout, FileVersion, Object, ObjectEncoding, ObjectList, Origin, OriginError, ReadError, Reader,
+};
 use crate::telemetry::{Metrics, Source};
 use crate::write_target::WriteTarget;
 
@@ -226,25 +228,44 @@ pub(super) fn empty_version(attributes: &Attributes) -> Arc<FileVersion> {
 /// The layout of a file of `size` bytes: its pieces, in order.
 fn layout(key: ContentKey, size: u64) -> FileLayout {
     let piece = size.div_ceil(MAX_PIECES).next_power_of_two().max(MIN_PIECE_SIZE);
-    let piece_at = |index: u64| {
-        let offset = index * piece;
-        let size = (size - offset).min(piece);
+    FileLayout::in_order(Pieces { key, size, piece }, size)
+}
+
+/// The pieces of a file of `size` bytes: each but the last has `piece` bytes.
+#[derive(Debug)]
+struct Pieces {
+    key: ContentKey,
+    size: u64,
+    piece: u64,
+}
+
+impl ObjectList for Pieces {
+    fn count(&self) -> usize {
+        self.size.div_ceil(self.piece) as usize
+    }
+
+    fn object(&self, index: usize) -> Object {
+        let (offset, size) = self.span(index);
         Object {
-            id: key.object(offset),
+            id: self.key.object(offset),
             offset,
             size,
             modified_ts_ns: 0,
             encoding: ObjectEncoding::default(),
         }
-    };
-    FileLayout::objects_in_order((0..size.div_ceil(piece)).map(piece_at).collect(), size)
+    }
+
+    fn span(&self, index: usize) -> (u64, u64) {
+        let offset = index as u64 * self.piece;
+        (offset, (self.size - offset).min(self.piece))
+    }
 }
 
 /// The one piece of a small file with these attributes.
 #[cfg(test)]
 fn single_piece(attributes: &Attributes) -> Object {
     let key = ContentKey::new(FileIdentity::Inode(1), attributes.dev_ino(), attributes.fingerprint(), 0);
-    layout(key, attributes.fingerprint().size).objects()[0].clone()
+    layout(key, attributes.fingerprint().size).object(0)
 }
 
 /// How many reads may block on the lower mount at once.
@@ -514,7 +535,7 @@ mod tests {
         fn pieces_are_all_of_a_file(key in any::<(u64, u64)>(), size in 1..=MAX_FILE_SIZE) {
             let key = ContentKey { high: key.0, low: key.1 };
             let layout = layout(key, size);
-            let pieces = layout.objects();
+            let pieces: Vec<_> = layout.objects().collect();
             prop_assert!(pieces.len() as u64 <= MAX_PIECES);
             let mut end = 0;
             for piece in pieces.iter() {

@@ -143,10 +143,11 @@ impl DiskTier {
 
     /// The name of the file with the bytes of `version`. A file of one object is that object.
     fn file_name(&self, version: &FileVersion, layout: &FileLayout) -> Option<DiskName> {
-        match layout.objects() {
-            [] => None,
-            [object] => {
-                (object.size == version.size()).then(|| self.object(object))?.map(|object| object.name)
+        match layout.object_count() {
+            0 => None,
+            1 => {
+                let object = layout.object(0);
+                (object.size == version.size()).then(|| self.object(&object))?.map(|object| object.name)
             }
             _ => Some(self.cluster.name("file", &[&version.content_id()?.0])),
         }
@@ -155,7 +156,7 @@ impl DiskTier {
     /// The objects of a file, if they follow each other without holes or overlaps, and all of them
     /// may be on disk.
     fn objects(&self, layout: &FileLayout) -> Option<Box<[DiskObject]>> {
-        layout.whole_objects()?.map(|object| self.object(object)).collect()
+        layout.whole_objects()?.map(|object| self.object(&object)).collect()
     }
 
     /// The name and length of an object on disk; `None` if it must not be there. The time of its

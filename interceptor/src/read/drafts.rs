@@ -23,9 +23,9 @@ impl Reader {
         file.activity().note_resident(draft.file());
         let content = *file.activity().draft_content().get_or_init(|| content);
         for object in layout.objects() {
-            for key in block_plan::large_blocks(object, &(0..object.size)) {
+            for key in block_plan::large_blocks(&object, &(0..object.size)) {
                 if self.cache.get(&key).is_some_and(|block| block.is_read_through()) {
-                    draft.move_block(key, object.offset + block_plan::span(object, key.part).0, content);
+                    draft.move_block(key, object.offset + block_plan::span(&object, key.part).0, content);
                 }
             }
         }
@@ -52,7 +52,7 @@ fn content(layout: &FileLayout) -> Option<u64> {
             Segment::Zeros(_) => {}
             Segment::Inline(_) => return None,
             Segment::Object { index, range } => {
-                if range != (0..layout.objects()[index].size) {
+                if range != (0..layout.object(index).size) {
                     return None;
                 }
                 content += range.end;
@@ -60,5 +60,5 @@ fn content(layout: &FileLayout) -> Option<u64> {
             }
         }
     }
-    (shown == layout.objects().len()).then_some(content)
+    (shown == layout.object_count()).then_some(content)
 }

@@ -71,7 +71,7 @@ pub use data::ReadData;
 pub use disk_tier::DiskTier;
 pub use error::{OriginError, ReadError};
 pub use kernel_hints::KernelHints;
-pub use layout::{FileLayout, Object, ObjectEncoding};
+pub use layout::{FileLayout, Object, ObjectEncoding, ObjectList};
 pub use origin::Origin;
 pub use prefetcher::PrefetchReason;
 pub use residency::CompleteFile;
@@ -220,8 +220,8 @@ impl Reader {
                 Segment::Inline(bytes) => parts.push(Some(ReadData::shared(bytes))),
                 Segment::Zeros(len) => parts.push(Some(ReadData::zeros(len))),
                 Segment::Object { index, range } => {
-                    let object = &layout.objects()[index];
-                    let access = file.activity().access(index, layout.objects().len(), pattern);
+                    let object = &layout.object(index);
+                    let access = file.activity().access(index, layout.object_count(), pattern);
                     for part in block_plan::plan(&self.cache, object, range, access) {
                         let loaded = self.loader.get(&part.key);
                         // In this order: a block leaves the arena after it has come to the file.

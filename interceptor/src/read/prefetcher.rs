@@ -111,7 +111,7 @@ impl Prefetcher {
     ) -> Result<(), u64> {
         for segment in layout.segments(range.start, range.end) {
             let Segment::Object { index, range } = segment else { continue };
-            let object = &layout.objects()[index];
+            let object = &layout.object(index);
             let blocks = block_plan::plan(&self.cache, object, range.clone(), access).into_iter();
             let absent = blocks.filter(|part| self.loader.is_absent(&part.key));
             // In this order: a block leaves the arena after it has come to the draft.
@@ -156,19 +156,17 @@ impl Prefetcher {
         observer: &Arc<dyn PrefetchObserver>,
     ) -> Option<u64> {
         let mut bytes = 0;
-        for object in
-            layout.objects().iter().filter(|object| (1..=MAX_SMALL_FILE_SIZE).contains(&object.size))
-        {
+        for object in layout.objects().filter(|object| (1..=MAX_SMALL_FILE_SIZE).contains(&object.size)) {
             let all = 0..object.size;
-            for key in block_plan::large_blocks(object, &all) {
+            for key in block_plan::large_blocks(&object, &all) {
                 // In this order: a block leaves the arena after it has come to the file.
                 if !self.loader.is_absent(&key) || is_kept() {
                     continue;
                 }
-                if !self.loader.prefetch(object, key, observer, self.never.clone(), ()) {
+                if !self.loader.prefetch(&object, key, observer, self.never.clone(), ()) {
                     return None;
                 }
-                bytes += block_plan::span(object, key.part).1 as u64;
+                bytes += block_plan::span(&object, key.part).1 as u64;
             }
         }
         Some(bytes)
@@ -201,7 +199,7 @@ impl Reader {
         if file.size() > MAX_SMALL_FILE_SIZE {
             return Some(0);
         }
-        let layout = file.layout().filter(|layout| !layout.objects().is_empty());
+        let layout = file.layout().filter(|layout| layout.object_count() > 0);
         let Some(layout) = layout.filter(|_| !self.is_resident(file)) else { return Some(0) };
         let observer = match expected {
             PrefetchReason::NextFile(stats) => self.prefetcher.reporter(Trigger::NextFile, stats),

@@ -148,7 +148,7 @@ fn parts(layout: &FileLayout, mut offset: u64) -> Vec<FilePart> {
                 offset += len;
             }
             Segment::Object { index, range } => {
-                let object = &layout.objects()[index];
+                let object = &layout.object(index);
                 for part in block_plan::plan_large(object, &range) {
                     let len = part.range.len() as u64;
                     parts.push(FilePart { offset, source: PartSource::Block(object.clone(), part) });

@@ -98,7 +98,7 @@ impl Reader {
         let mut outcome = Ok(());
         'file: for segment in layout.segments(0, layout.size()) {
             let (object, range) = match segment {
-                Segment::Object { index, range } => (&layout.objects()[index], range),
+                Segment::Object { index, range } => (layout.object(index), range),
                 Segment::Inline(bytes) => {
                     warmup.complete(bytes.len() as u64);
                     continue;
@@ -108,8 +108,8 @@ impl Reader {
                     continue;
                 }
             };
-            for part in block_plan::plan_large(object, &range) {
-                if file.activity().holds(object, &part) {
+            for part in block_plan::plan_large(&object, &range) {
+                if file.activity().holds(&object, &part) {
                     warmup.complete(part.range.len() as u64);
                     continue;
                 }
@@ -121,7 +121,7 @@ impl Reader {
                 if outcome.is_err() {
                     break 'file;
                 }
-                blocks.push(self.warm_block(object, part, warmup));
+                blocks.push(self.warm_block(object.clone(), part, warmup));
             }
         }
         // After an error no further fetch begins; those under way complete, and count.
@@ -152,12 +152,12 @@ impl Reader {
     /// Brings one block into the cache.
     async fn warm_block(
         self: &Arc<Self>,
-        object: &Object,
+        object: Object,
         part: BlockRange,
         warmup: &WarmupRequest,
     ) -> Result<(), WarmupError> {
         let key = part.key;
-        let len = block_plan::span(object, key.part).1;
+        let len = block_plan::span(&object, key.part).1;
         let requested = warmup.requested.fetch_add(len as u64, Ordering::Relaxed) + len as u64;
         // `Evict` displaces anything, even blocks that this request has found or fetched.
         if warmup.displace == EvictionMode::Evict && requested > self.cache.retained_limit() {
@@ -170,7 +170,7 @@ impl Reader {
         let permit = self.acquire_warmup_permit(len).await;
         let writer =
             self.cache.reserve_retained(key, len, warmup.displace, self.warmup_reporter.clone()).await?;
-        let (joined, is_own) = self.loader.join_or_fetch(object, key, writer, permit, None);
+        let (joined, is_own) = self.loader.join_or_fetch(&object, key, writer, permit, None);
         if let Joined::InFlight(outcome) = joined {
             outcome.await?;
         }
@@ -212,7 +212,7 @@ impl Reader {
                 Segment::Inline(bytes) => bytes.len() as u64,
                 Segment::Zeros(len) => len as u64,
                 Segment::Object { index, range } => {
-                    let object = &layout.objects()[index];
+                    let object = &layout.object(index);
                     let parts = block_plan::plan_large(object, &range);
                     let cached = |part: block_plan::BlockRange| match file.activity().holds(object, &part) {
                         true => part.range.len() as u64,
@@ -245,7 +245,7 @@ impl Reader {
         let mut sum = self.retire(file);
         for (number, segment) in layout.segments(0, layout.size()).enumerate() {
             if let Segment::Object { index, range } = segment {
-                let object = &layout.objects()[index];
+                let object = &layout.object(index);
                 let gone = block_plan::all_blocks(object, &range).filter(|key| self.cache.remove(key));
                 sum += gone.map(|key| block_plan::span(object, key.part).1 as u64).sum::<u64>();
             }

@@ -74,7 +74,8 @@ impl Origin for Gate {
 fn file(number: u64) -> Option<Arc<dyn WarmupFile>> {
     let id = ObjectId(number.into());
     let object = Object { id, offset: 0, size: SIZE, modified_ts_ns: 0, encoding: ObjectEncoding::default() };
-    let version = FileVersion::with_layout("/secret/f", FileLayout::objects_in_order([object].into(), SIZE));
+    let version =
+        FileVersion::with_layout("/secret/f", FileLayout::in_order(Box::<[Object]>::from([object]), SIZE));
     (1..=FILES).contains(&number).then(|| Arc::new(version) as _)
 }
 

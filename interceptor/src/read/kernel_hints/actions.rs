@@ -39,7 +39,7 @@ impl Reader {
         let Some(layout) = file.layout_now() else { return };
         for segment in layout.segments(range.start, end) {
             if let Segment::Object { index, range } = segment {
-                let object = &layout.objects()[index];
+                let object = &layout.object(index);
                 block_plan::plan_large(object, &range).for_each(|part| self.keep_hot(file, object, &part));
             }
         }
@@ -87,7 +87,7 @@ impl Reader {
                 Segment::Inline(bytes) => parts.push(ReadData::shared(bytes)),
                 Segment::Zeros(len) => parts.push(ReadData::zeros(len)),
                 Segment::Object { index, range } => {
-                    for part in block_plan::plan_large(&layout.objects()[index], &range) {
+                    for part in block_plan::plan_large(&layout.object(index), &range) {
                         let block = self.cache.get(&part.key)?;
                         block.mark_read(&part.range);
                         parts.push(ReadData::block(block, part.range));

@@ -6,6 +6,7 @@
 //! (`weed/filer/filechunks_read.go`).
 
 use std::collections::BinaryHeap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use rdma_engine::FileId;
@@ -13,7 +14,7 @@ use rdma_engine::FileId;
 use crate::cache::ObjectId;
 use crate::fetch::must_fetch_whole;
 use crate::read::ReadError;
-use crate::read::layout::{Extent, FileLayout, MAX_INDIVISIBLE_SIZE, Object, ObjectEncoding};
+use crate::read::layout::{Extent, FileLayout, MAX_INDIVISIBLE_SIZE, Object, ObjectEncoding, ObjectList};
 use crate::seaweed::entry::{Chunk, Content, Entry};
 
 /// A needle's size is a signed 32-bit number on disk, so no chunk of data can be larger.
@@ -32,8 +33,8 @@ pub(super) fn known_layout(entry: &Entry) -> Option<FileLayout> {
 }
 
 /// The layout of a file of `size` bytes in `chunks`, none of which is a manifest.
-pub(super) fn layout(chunks: &[Chunk], size: u64) -> Result<FileLayout, ReadError> {
-    for chunk in chunks {
+pub(super) fn layout(chunks: &Arc<[Chunk]>, size: u64) -> Result<FileLayout, ReadError> {
+    for chunk in chunks.iter() {
         if chunk.size > if must_fetch_whole(chunk) { MAX_INDIVISIBLE_SIZE } else { MAX_NEEDLE_SIZE } {
             return Err(ReadError::Damaged(format!(
                 "chunk {} claims {} bytes, more than a needle can hold",
@@ -41,16 +42,38 @@ pub(super) fn layout(chunks: &[Chunk], size: u64) -> Result<FileLayout, ReadErro
             )));
         }
     }
-    Ok(FileLayout::new(chunks.iter().map(object).collect(), visible_extents(chunks, size), size))
+    let objects = ChunkList(chunks.clone());
+    Ok(match is_in_order(chunks, size) {
+        true => FileLayout::in_order(objects, size),
+        false => FileLayout::new(objects, visible_extents(chunks, size), size),
+    })
 }
 
-fn object(chunk: &Chunk) -> Object {
-    Object {
-        id: chunk.fid.into(),
-        offset: chunk.offset,
-        size: chunk.size,
-        modified_ts_ns: chunk.modified_ts_ns,
-        encoding: ObjectEncoding { cipher_key: chunk.cipher_key.clone(), is_compressed: chunk.is_compressed },
+/// The list of the entry itself, or that of its manifests.
+#[derive(Debug)]
+struct ChunkList(Arc<[Chunk]>);
+
+impl ObjectList for ChunkList {
+    fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    fn object(&self, index: usize) -> Object {
+        let chunk = &self.0[index];
+        Object {
+            id: chunk.fid.into(),
+            offset: chunk.offset,
+            size: chunk.size,
+            modified_ts_ns: chunk.modified_ts_ns,
+            encoding: ObjectEncoding {
+                cipher_key: chunk.cipher_key.clone(),
+                is_compressed: chunk.is_compressed,
+            },
+        }
+    }
+
+    fn span(&self, index: usize) -> (u64, u64) {
+        (self.0[index].offset, self.0[index].size)
     }
 }
 
@@ -78,6 +101,17 @@ impl From<FileId> for ObjectId {
 /// The file id that `id` was made of.
 pub(in crate::read) fn file_id(ObjectId(id): ObjectId) -> FileId {
     FileId { volume: (id >> 96) as u32, cookie: (id >> 64) as u32, key: id as u64 }
+}
+
+/// Whether `chunks` are in the order of the file and do not overlap, so that each of them is an
+/// extent of its own, as are nearly all files that were written once.
+fn is_in_order(chunks: &[Chunk], size: u64) -> bool {
+    let mut end = 0;
+    chunks.iter().all(|chunk| {
+        let follows = chunk.size > 0 && (end..size).contains(&chunk.offset);
+        end = chunk.offset.saturating_add(chunk.size);
+        follows
+    })
 }
 
 /// The extents of `chunks`, which have no manifest among them, that show in a file of `size`
@@ -139,6 +173,8 @@ mod tests {
     use proptest::prelude::*;
     use rdma_engine::FileId;
 
+    use crate::read::layout::Segment;
+
     fn chunk(offset: u64, size: u64, modified_ts_ns: i64) -> Chunk {
         Chunk {
             fid: FileId { volume: 1, key: 1, cookie: 1 },
@@ -185,6 +221,20 @@ mod tests {
         assert_eq!(extents(&chunks, u64::MAX), [(0, u64::MAX, 1)]);
     }
 
+    #[test]
+    fn a_file_that_was_written_once_takes_no_memory_but_its_chunk_list() {
+        let chunks: Arc<[Chunk]> = (0..1000).map(|n| chunk(n * 2048, 2048, 1)).collect();
+        assert_eq!(size_of_val(&*chunks), 56 * 1000);
+        let size = 2048 * 1000 - 7;
+        let layout = layout(&chunks, size).unwrap();
+        assert_eq!(Arc::strong_count(&chunks), 2, "the layout has no list of its own");
+        assert_eq!(layout.extent_bytes(), 0);
+        let ranges: Vec<_> = layout.segments(2047, size).collect();
+        assert_eq!(ranges.len(), 1000);
+        assert_eq!(ranges[0], Segment::Object { index: 0, range: 2047..2048 });
+        assert_eq!(ranges[999], Segment::Object { index: 999, range: 0..2041 });
+    }
+
     proptest! {
         /// The model: paint chunk after chunk, oldest first, into an array of bytes.
         #[test]
@@ -198,17 +248,19 @@ mod tests {
             let mut painted = vec![None; size as usize];
             for i in order {
                 for at in chunks[i].offset..(chunks[i].offset + chunks[i].size).min(size) {
-                    painted[at as usize] = Some(i as u32);
+                    painted[at as usize] = Some(i);
                 }
             }
-            let mut shown = vec![None; size as usize];
-            let mut last = 0;
-            for extent in visible_extents(&chunks, size) {
-                prop_assert!(extent.start >= last && extent.start < extent.end && extent.end <= size);
-                last = extent.end;
-                for at in extent.start..extent.end {
-                    shown[at as usize] = Some(extent.object);
-                }
+            let mut shown = Vec::new();
+            for segment in layout(&chunks.into(), size).unwrap().segments(0, size) {
+                shown.extend(match segment {
+                    Segment::Object { index, range } => {
+                        prop_assert!(!range.is_empty());
+                        vec![Some(index); (range.end - range.start) as usize]
+                    }
+                    Segment::Zeros(len) => vec![None; len],
+                    Segment::Inline(_) => unreachable!("there is nothing inline"),
+                });
             }
             prop_assert_eq!(shown, painted);
         }

@@ -16,9 +16,8 @@ impl Mounted {
     /// Waits until no task is left, and returns which of `mib` chunks are in the cache.
     fn cached_chunks(&self, file: &FileVersion, mib: u64) -> Vec<u64> {
         let layout = file.layout_now().unwrap();
-        let key = |index: u64| {
-            block_plan::large_blocks(&layout.objects()[index as usize], &(0..MIB)).next().unwrap()
-        };
+        let key =
+            |index: u64| block_plan::large_blocks(&layout.object(index as usize), &(0..MIB)).next().unwrap();
         while self.runtime.metrics().num_alive_tasks() > 0 {
             std::thread::yield_now();
         }
