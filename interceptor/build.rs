@@ -1,6 +1,7 @@
-//! Compiles `proto/filer.proto` with protox, which needs no `protoc`, and embeds the eBPF programs
-//! if `cargo xtask build` has built them.
+//! Compiles `proto/filer.proto` with protox, which needs no `protoc`, embeds the eBPF programs if
+//! `cargo xtask build` has built them, and tells the tests whether root has built them.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use std::{env, fs, io};
@@ -14,6 +15,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .codec_path("crate::seaweed::message::BoundedCodec")
         .compile_fds(descriptors)?;
     embed_programs()?;
+    println!("cargo::rustc-check-cfg=cfg(is_root)");
+    if fs::metadata("/proc/self")?.uid() == 0 {
+        println!("cargo::rustc-cfg=is_root");
+    }
     Ok(())
 }
 

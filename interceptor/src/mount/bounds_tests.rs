@@ -88,13 +88,13 @@ impl Drop for TestMount {
     }
 }
 
-/// `None` if nothing can be mounted here; prints the reason.
+/// `None` if nothing can be mounted here; then the test is reported as skipped.
 fn mount(filer: WideFiler) -> Option<TestMount> {
     let mountpoint = tempfile::tempdir().unwrap();
     let device = match device::mount(mountpoint.path(), "interceptor:test", false) {
         Ok(device) => device,
         Err(error) => {
-            println!("skipped: {error}");
+            crate::skipped(error);
             return None;
         }
     };
@@ -166,8 +166,7 @@ fn walking_many_directories_stays_within_the_node_memory() {
     const DIRECTORIES: u64 = 20_000;
     let Some(mount) = mount(WideFiler { files: 0, directories: DIRECTORIES }) else { return };
     if !mount.prunes {
-        println!("skipped: this kernel does not forget directories when it is asked to");
-        return;
+        return crate::skipped("this kernel does not forget directories when it is asked to");
     }
     let inside = mount.at.path.join("d000007");
     let open_directory = fs::File::open(&inside).unwrap();

@@ -56,8 +56,9 @@ pub(crate) fn post_again(served: &Served, done: impl IntoIterator<Item = Registe
 }
 
 #[test]
+#[ignore = "needs an RDMA device"]
 fn a_killed_peer_is_a_typed_error_in_time() {
-    let Some(_turn) = turn("a_killed_peer_is_a_typed_error_in_time") else { return };
+    let Some(_turn) = turn() else { return };
     const READS: usize = 8;
     let mut server = Server::start();
     let mut client = Side::open(None).unwrap();

@@ -30,8 +30,9 @@ pub(crate) fn resources() -> String {
 }
 
 #[test]
+#[ignore = "needs an RDMA device"]
 fn a_thousand_connections_leave_nothing() {
-    let Some(_turn) = turn("a_thousand_connections_leave_nothing") else { return };
+    let Some(_turn) = turn() else { return };
     const LENGTH: usize = 4096;
     let cycle = |number: usize, server: &mut Side, client: &mut Side| {
         // As the engine does it: a domain and memory for each client.
@@ -84,8 +85,9 @@ fn a_thousand_connections_leave_nothing() {
 }
 
 #[test]
+#[ignore = "needs an RDMA device"]
 fn killed_processes_leave_nothing() {
-    let Some(_turn) = turn("killed_processes_leave_nothing") else { return };
+    let Some(_turn) = turn() else { return };
     let before = resources();
     let own = files("self");
     for _ in 0..5 {

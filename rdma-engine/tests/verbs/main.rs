@@ -1,5 +1,7 @@
 //! Verbs over a real device: soft-RoCE in the virtual machine (`cargo xtask vm test`), or any RDMA
-//! device of this host. Without a device, every test reports that it is skipped.
+//! device of this host (`cargo test -p rdma-engine --test verbs -- --include-ignored`). Few hosts
+//! have one, so a plain `cargo test` ignores these tests. Without a device, each reports that it is
+//! skipped.
 
 mod access;
 mod client;
@@ -14,7 +16,10 @@ mod sessions;
 mod two_guests;
 mod volume;
 
+use std::fmt::Display;
+use std::io::Write;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rdma_engine::verbs::{
@@ -30,21 +35,28 @@ const DEADLINE: Duration = Duration::from_secs(30);
 type Turn = MutexGuard<'static, ()>;
 
 /// The turn of a test; `None` without a device, which is said.
-fn turn(test: &str) -> Option<Turn> {
+fn turn() -> Option<Turn> {
     static TURN: Mutex<()> = Mutex::new(());
     // That another test has failed is no reason for this one to fail.
-    has_device(test).then(|| TURN.lock().unwrap_or_else(PoisonError::into_inner))
+    has_device().then(|| TURN.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// Whether there is a device for a test; if not, that is said.
-fn has_device(test: &str) -> bool {
-    let reason = match devices() {
+fn has_device() -> bool {
+    let error = match devices() {
         Ok(found) if found.iter().flat_map(|device| &device.ports).any(|port| port.active) => return true,
-        Ok(_) => VerbsError::NoDevice.to_string(),
-        Err(error) => error.to_string(),
+        Ok(_) => VerbsError::NoDevice,
+        Err(error) => error,
     };
-    println!("skipped: {test}: {reason}");
+    skipped(error);
     false
+}
+
+/// Reports the running test as skipped, by a line that `cargo xtask test` counts.
+fn skipped(reason: impl Display) {
+    let test = thread::current();
+    // Not by `eprintln!`, which the test harness captures.
+    let _ = writeln!(std::io::stderr(), "skipped: {}: {reason}", test.name().unwrap_or("main"));
 }
 
 /// Opens the best port twice, for two ends in one process.

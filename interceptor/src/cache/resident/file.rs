@@ -256,6 +256,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(not(is_root), ignore = "needs root")]
     fn what_was_not_written_is_zeros_that_take_memory() {
         let Some(tmpfs) = private_tmpfs(16 << 20) else { return };
         let file = draft(&tmpfs, 100_000);
@@ -272,6 +273,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(not(is_root), ignore = "needs root")]
     fn a_draft_holds_what_was_written_and_a_complete_file_all() {
         let Some(tmpfs) = private_tmpfs(1 << 20) else { return };
         let file = draft(&tmpfs, 100);
@@ -293,6 +295,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(not(is_root), ignore = "needs root")]
     fn appended_bytes_follow_the_rest_or_are_cut_off() {
         let Some(tmpfs) = private_tmpfs(1 << 20) else { return };
         let file = Arc::new(complete(&tmpfs, b"first"));
@@ -320,6 +323,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(not(is_root), ignore = "needs root")]
     fn a_file_that_does_not_fit_is_not_completed() {
         let Some(tmpfs) = private_tmpfs(1 << 20) else { return };
         let error = draft(&tmpfs, 2 << 20).complete(reserved(1 << 20)).unwrap_err();
@@ -331,6 +335,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(not(is_root), ignore = "needs root")]
     fn the_first_attachment_stays_as_long_as_the_file() {
         let Some(tmpfs) = private_tmpfs(1 << 20) else { return };
         let file = complete(&tmpfs, b"x");

@@ -1,7 +1,5 @@
 //! Resident files with real memory: what they take, and what they give back.
 
-use std::io::Write;
-
 use futures::FutureExt;
 use tokio::runtime::Runtime;
 
@@ -16,10 +14,7 @@ pub(super) fn private_tmpfs(size: u64) -> Option<PrivateTmpfs> {
     match PrivateTmpfs::new(size) {
         Ok(tmpfs) => Some(tmpfs),
         Err(error @ (TmpfsError::NotPermitted | TmpfsError::NotSupported)) => {
-            let thread = std::thread::current();
-            // Not by `eprintln!`, which the test harness captures.
-            let name = thread.name().unwrap_or("main");
-            writeln!(std::io::stderr(), "skipped: {name}: {error}").expect("standard error is open");
+            crate::skipped(error);
             None
         }
         Err(error) => panic!("{error}"),
@@ -89,6 +84,7 @@ fn is_right(file: &ResidentFile, number: u8) -> bool {
 }
 
 #[test]
+#[cfg_attr(not(is_root), ignore = "needs root")]
 fn files_give_memory_back_too_but_not_those_that_are_open() {
     let Some(fixture) = Fixture::new(64 * MIB, 48 * MIB) else { return };
     (0..10).for_each(|number| {
@@ -110,6 +106,7 @@ fn files_give_memory_back_too_but_not_those_that_are_open() {
 }
 
 #[test]
+#[cfg_attr(not(is_root), ignore = "needs root")]
 fn files_and_arena_share_one_budget() {
     let Some(fixture) = Fixture::new(64 * MIB, 48 * MIB) else { return };
     assert_eq!(fixture.residents.usage().limit, 48 * MIB);
@@ -137,6 +134,7 @@ fn files_and_arena_share_one_budget() {
 }
 
 #[test]
+#[cfg_attr(not(is_root), ignore = "needs root")]
 fn a_file_that_needs_the_memory_of_pinned_blocks_does_not_become_resident() {
     let Some(fixture) = Fixture::new(64 * MIB, 48 * MIB) else { return };
     let pins: Vec<_> = (0..8).map(|number| fixture.fill(number, 4 * MIB as usize).unwrap()).collect();
@@ -155,6 +153,7 @@ fn a_file_that_needs_the_memory_of_pinned_blocks_does_not_become_resident() {
 }
 
 #[test]
+#[cfg_attr(not(is_root), ignore = "needs root")]
 fn a_file_used_once_takes_only_free_memory() {
     let Some(fixture) = Fixture::new(64 * MIB, 48 * MIB) else { return };
     (0..64).for_each(|number| _ = fixture.fill(number, MIB as usize));
@@ -168,6 +167,7 @@ fn a_file_used_once_takes_only_free_memory() {
 }
 
 #[test]
+#[cfg_attr(not(is_root), ignore = "needs root")]
 fn a_displaced_file_makes_room_and_an_open_one_does_not() {
     let Some(fixture) = Fixture::new(64 * MIB, 48 * MIB) else { return };
     for number in 1..=4 {
@@ -190,6 +190,7 @@ fn a_displaced_file_makes_room_and_an_open_one_does_not() {
 }
 
 #[test]
+#[cfg_attr(not(is_root), ignore = "needs root")]
 fn a_retired_file_is_not_found_and_its_promotion_fails() {
     let Some(fixture) = Fixture::new(64 * MIB, 48 * MIB) else { return };
     let open = fixture.promote(1, MIB, PromotionReason::FirstUse).unwrap();
@@ -211,6 +212,7 @@ fn a_retired_file_is_not_found_and_its_promotion_fails() {
 }
 
 #[test]
+#[cfg_attr(not(is_root), ignore = "needs root")]
 fn a_full_tmpfs_ends_a_promotion_and_nothing_else() {
     let Some(fixture) = Fixture::new(64 * MIB, 4 * MIB) else { return };
     assert!(fixture.promote(1, 3 * MIB, PromotionReason::FirstUse).is_some());
@@ -228,6 +230,7 @@ fn a_full_tmpfs_ends_a_promotion_and_nothing_else() {
 }
 
 #[test]
+#[cfg_attr(not(is_root), ignore = "needs root")]
 fn empty_and_too_large_files_are_no_candidates() {
     let Some(fixture) = Fixture::new(64 * MIB, 48 * MIB) else { return };
     assert!(fixture.residents.request_promotion(id(1), 0, PromotionReason::FirstUse).is_none());

@@ -85,6 +85,7 @@ mod tests {
     use std::os::unix::fs::{FileExt, MetadataExt};
 
     #[test]
+    #[cfg_attr(not(is_root), ignore = "needs root")]
     fn files_have_no_name_and_take_no_more_than_their_pages() {
         let Some(tmpfs) = private_tmpfs(16 << 20) else { return };
         let file = tmpfs.file().unwrap();
@@ -99,6 +100,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(not(is_root), ignore = "needs root")]
     fn writing_beyond_its_size_fails_with_no_space() {
         let Some(tmpfs) = private_tmpfs(1 << 20) else { return };
         let file = tmpfs.file().unwrap();

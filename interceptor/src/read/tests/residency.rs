@@ -1,7 +1,5 @@
 //! Promotion of files, and which opens get the resident file.
 
-use std::io::Write;
-
 use super::*;
 use crate::cache::resident::{ResidentFile, ResidentUsage};
 
@@ -14,10 +12,7 @@ fn keeping(needles: Needles, capacity: u64) -> Option<Mounted> {
     match mounted.reader.keep_resident_files() {
         Ok(()) => Some(mounted),
         Err(ResidentError::Tmpfs(error)) => {
-            let thread = std::thread::current();
-            // Not by `eprintln!`, which the test harness captures.
-            let name = thread.name().unwrap_or("main");
-            writeln!(std::io::stderr(), "skipped: {name}: {error}").expect("standard error is open");
+            crate::skipped(error);
             None
         }
         Err(error) => panic!("{error}"),
@@ -102,6 +97,7 @@ fn many_chunks(needles: &Needles, first_key: u64, chunks: u64) -> (Arc<FileVersi
 }
 
 #[test]
+#[cfg_attr(not(is_root), ignore = "needs root")]
 fn small_files_are_resident_after_their_first_read_and_leave_the_arena() {
     let needles = Needles::default();
     let files: Vec<_> = (1..=40).map(|key| one_chunk(&needles, key, key * 20_000)).collect();
@@ -121,6 +117,7 @@ fn small_files_are_resident_after_their_first_read_and_leave_the_arena() {
 }
 
 #[test]
+#[cfg_attr(not(is_root), ignore = "needs root")]
 fn a_large_file_is_resident_after_its_first_pass_and_was_fetched_once() {
     let needles = Needles::default();
     let (file, bytes) = many_chunks(&needles, 1, 20);
@@ -136,6 +133,7 @@ fn a_large_file_is_resident_after_its_first_pass_and_was_fetched_once() {
 }
 
 #[test]
+#[cfg_attr(not(is_root), ignore = "needs root")]
 fn a_large_file_without_free_memory_is_resident_when_it_is_read_again_not_before() {
     let needles = Needles::default();
     let (other, _) = many_chunks(&needles, 1, 30);
@@ -154,6 +152,7 @@ fn a_large_file_without_free_memory_is_resident_when_it_is_read_again_not_before
 }
 
 #[test]
+#[cfg_attr(not(is_root), ignore = "needs root")]
 fn a_file_that_is_read_in_part_keeps_that_part_and_is_completed_when_it_is_read_again() {
     let needles = Needles::default();
     let (file, bytes) = many_chunks(&needles, 1, 40);
@@ -183,6 +182,7 @@ fn a_file_that_is_read_in_part_keeps_that_part_and_is_completed_when_it_is_read_
 }
 
 #[test]
+#[cfg_attr(not(is_root), ignore = "needs root")]
 fn a_draft_is_retired_and_evicted_like_a_resident_file() {
     let needles = Needles::default();
     let (file, _) = many_chunks(&needles, 1, 40);
@@ -198,6 +198,7 @@ fn a_draft_is_retired_and_evicted_like_a_resident_file() {
 }
 
 #[test]
+#[cfg_attr(not(is_root), ignore = "needs root")]
 fn a_large_file_of_which_half_is_hot_in_the_page_cache_is_resident() {
     let needles = Needles::default();
     let (file, bytes) = many_chunks(&needles, 1, 20);
@@ -219,6 +220,7 @@ fn a_large_file_of_which_half_is_hot_in_the_page_cache_is_resident() {
 }
 
 #[test]
+#[cfg_attr(not(is_root), ignore = "needs root")]
 fn a_file_that_is_streamed_twice_in_one_open_is_resident_at_the_next() {
     let needles = Needles::default();
     let (file, bytes) = many_chunks(&needles, 1, 20);
@@ -238,6 +240,7 @@ fn a_file_that_is_streamed_twice_in_one_open_is_resident_at_the_next() {
 }
 
 #[test]
+#[cfg_attr(not(is_root), ignore = "needs root")]
 fn the_same_bytes_under_another_node_are_resident_too() {
     let needles = Needles::default();
     let (file, bytes) = one_chunk(&needles, 1, 50_000);
@@ -254,6 +257,7 @@ fn the_same_bytes_under_another_node_are_resident_too() {
 }
 
 #[test]
+#[cfg_attr(not(is_root), ignore = "needs root")]
 fn a_replaced_file_is_not_handed_out_and_open_handles_keep_it() {
     let needles = Needles::default();
     let (file, bytes) = one_chunk(&needles, 1, 50_000);
@@ -277,6 +281,7 @@ fn a_replaced_file_is_not_handed_out_and_open_handles_keep_it() {
 }
 
 #[test]
+#[cfg_attr(not(is_root), ignore = "needs root")]
 fn a_failed_promotion_keeps_what_it_has_and_may_be_tried_again() {
     let needles = Needles::default();
     let (file, bytes) = many_chunks(&needles, 1, 8);
@@ -307,6 +312,7 @@ fn without_resident_files_everything_else_works() {
 }
 
 #[test]
+#[cfg_attr(not(is_root), ignore = "needs root")]
 fn many_files_read_once_leave_the_hot_ones_resident() {
     let needles = Needles::default();
     let hot: Vec<_> = (1..=32).map(|key| one_chunk(&needles, key, MIB).0).collect();
@@ -337,6 +343,7 @@ proptest! {
     /// Chunks with overlaps, holes and truncation: the resident file has the bytes that reads
     /// give.
     #[test]
+    #[cfg_attr(not(is_root), ignore = "needs root")]
     fn a_resident_file_has_what_was_painted((list, size) in layouts()) {
         let needles = Needles::default();
         let (chunks, painted) = needles.paint(list, size);

@@ -18,14 +18,14 @@ const ATTEMPTS: usize = 3;
 const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(200 + 400);
 
 #[test]
+#[ignore = "needs two guests with RDMA devices"]
 fn an_engine_killed_in_mid_read_is_left_alone_and_found_again() {
-    let test = "an_engine_killed_in_mid_read_is_left_alone_and_found_again";
-    let address = match guest(test) {
+    let address = match guest() {
         Some(Guest::First { second }) => second,
-        Some(Guest::Second) => return follow(test, PORT),
+        Some(Guest::Second) => return follow(PORT),
         None => return,
     };
-    let Some(_turn) = quiet_turn(test) else { return };
+    let Some(_turn) = quiet_turn() else { return };
     let mut second = Second::serving(&address, PORT);
     let client = client(second.engine);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();

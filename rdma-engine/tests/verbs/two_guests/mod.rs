@@ -16,7 +16,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::{DEADLINE, has_device};
+use crate::{DEADLINE, has_device, skipped};
 
 /// Which of the two guests this is.
 enum Guest {
@@ -25,12 +25,12 @@ enum Guest {
 }
 
 /// This guest; `None` if it is the only one, or has no device, which is said.
-fn guest(test: &str) -> Option<Guest> {
-    if !has_device(test) {
+fn guest() -> Option<Guest> {
+    if !has_device() {
         return None;
     }
     if env::var("VM_GUESTS").as_deref() != Ok("2") {
-        println!("skipped: {test}: there is no second guest");
+        skipped("there is no second guest");
         return None;
     }
     match env::var("VM_GUEST").as_deref() {

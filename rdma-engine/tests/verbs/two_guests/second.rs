@@ -80,11 +80,11 @@ impl Second {
 
 /// The second guest's part: follows the orders of the first guest, which connects to `port`, until
 /// it disconnects.
-pub(super) fn follow(test: &str, port: u16) {
+pub(super) fn follow(port: u16) {
     let listener = TcpListener::bind(("0.0.0.0", port)).unwrap();
     let mut first = be_met(&listener);
     // What the test before has left is gone now.
-    let Some(_turn) = turn(test) else { return };
+    let Some(_turn) = turn() else { return };
     let directory = tempfile::tempdir().unwrap();
     write(directory.path(), &LENGTHS);
     let mut engine = None;
