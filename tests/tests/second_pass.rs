@@ -1,7 +1,11 @@
 //! Whatever fits into the cache is fetched once: a second and a third pass over it, begun at once,
 //! take nothing from the cluster.
 
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::Arc;
+use std::thread;
 
 use tests::{Cluster, Mount, Pattern, Shared, data, host, reading};
 
@@ -13,9 +17,36 @@ fn cluster() -> Arc<Cluster> {
     CLUSTER.get(|| Cluster::builder().max_mb(4).start().unwrap())
 }
 
-/// Reads `count` files of `size` bytes three times, past what the kernel has of them.
+/// In which order a first pass reads a file.
+#[derive(Clone, Copy)]
+enum FirstPass {
+    Forward,
+    /// In steps of this many bytes.
+    Backward(usize),
+}
+
+/// How many readers a pass has.
+#[derive(Clone, Copy)]
+enum Readers {
+    One,
+    OneForEachFile,
+}
+
+impl FirstPass {
+    fn read(self, path: &Path) -> Vec<u8> {
+        let Self::Backward(step) = self else { return fs::read(path).unwrap() };
+        let file = File::open(path).unwrap();
+        let mut bytes = vec![0; file.metadata().unwrap().len() as usize];
+        for (number, part) in bytes.chunks_mut(step).enumerate().rev() {
+            file.read_exact_at(part, (number * step) as u64).unwrap();
+        }
+        bytes
+    }
+}
+
+/// Reads `count` files of `size` bytes four times, past what the kernel has of them.
 #[track_caller]
-fn check(name: &str, count: u64, size: usize, options: &[&str]) {
+fn check(name: &str, count: u64, size: usize, first: FirstPass, readers: Readers, options: &[&str]) {
     if !host::can_mount() {
         return;
     }
@@ -33,12 +64,19 @@ fn check(name: &str, count: u64, size: usize, options: &[&str]) {
         .unwrap();
     let fetched = || mount.metric("interceptor_fetch_bytes_total", &[]).unwrap();
     let mut after_first_pass = None;
-    for pass in 1..=3 {
-        for number in 0..count {
+    for pass in 1..=4 {
+        let read = |number| {
             let path = mount.file(&path(number));
             reading::forget(&path).unwrap();
-            let found = std::fs::read(&path).unwrap();
+            let order = if pass == 1 { first } else { FirstPass::Forward };
+            let found = order.read(&path);
             data::assert_same(&path.display().to_string(), &found, &pattern(number).bytes(0, size));
+        };
+        match readers {
+            Readers::One => (0..count).for_each(read),
+            Readers::OneForEachFile => thread::scope(|scope| {
+                (0..count).for_each(|number| _ = scope.spawn(move || read(number)));
+            }),
         }
         let fetched = fetched();
         assert!(fetched >= (count as usize * size) as f64);
@@ -50,23 +88,37 @@ fn check(name: &str, count: u64, size: usize, options: &[&str]) {
 #[test]
 #[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_large_file_is_fetched_once() {
-    check("large", 1, 100 * MIB, &[]);
+    check("large", 1, 100 * MIB, FirstPass::Forward, Readers::One, &[]);
 }
 
 #[test]
 #[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn a_large_file_is_fetched_once_without_passthrough() {
-    check("answered", 1, 100 * MIB, &["--no-passthrough"]);
+    check("answered", 1, 100 * MIB, FirstPass::Forward, Readers::One, &["--no-passthrough"]);
 }
 
 #[test]
 #[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn files_of_some_chunks_are_fetched_once() {
-    check("medium", 12, 8 * MIB + 17, &[]);
+    check("medium", 12, 8 * MIB + 17, FirstPass::Forward, Readers::One, &[]);
 }
 
 #[test]
 #[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn small_files_are_fetched_once() {
-    check("small", 200, 300_000, &[]);
+    check("small", 200, 300_000, FirstPass::Forward, Readers::One, &[]);
+}
+
+#[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
+fn a_file_that_was_read_backward_is_fetched_once() {
+    for (name, step) in [("backward", MIB), ("slowly", MIB / 8)] {
+        check(name, 1, 40 * MIB + 4321, FirstPass::Backward(step), Readers::One, &[]);
+    }
+}
+
+#[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
+fn files_that_are_read_at_once_and_nearly_fill_the_cache_are_fetched_once() {
+    check("together", 6, 27 * MIB, FirstPass::Forward, Readers::OneForEachFile, &[]);
 }

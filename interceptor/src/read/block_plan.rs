@@ -83,12 +83,45 @@ pub(super) fn plan(
 ) -> Vec<BlockRange> {
     let len = range.end - range.start;
     let large = large_shift(object);
-    let takes_large = access.takes_whole(object.size)
-        || is_undivided(object)
-        || len * 2 >= object.size
-        || divide(object, &range, large).all(|part| cache.contains(&part.key));
-    let shift = if takes_large { large } else { Some(piece_shift(len)) };
-    divide(object, &range, shift).collect()
+    let blocks: Vec<_> = divide(object, &range, large).collect();
+    if blocks.iter().all(|block| cache.contains(&block.key)) {
+        return blocks;
+    }
+    // What a reader in another order has left is as good.
+    if let Some(pieces) = cached_pieces_of(cache, object, &range) {
+        return pieces;
+    }
+    let takes_large = access.takes_whole(object.size) || is_undivided(object) || len * 2 >= object.size;
+    if takes_large { blocks } else { divide(object, &range, Some(piece_shift(len))).collect() }
+}
+
+/// Pieces from which `range` of `object` can be read, in order, if all of them are in the cache.
+pub(super) fn cached_pieces_of(
+    cache: &Cache,
+    object: &Object,
+    range: &Range<u64>,
+) -> Option<Vec<BlockRange>> {
+    let mut pieces = Vec::new();
+    let is_possible = !is_undivided(object) && !range.is_empty();
+    (is_possible && collect_pieces(cache, object, range, MAX_PIECE_SHIFT, &mut pieces)).then_some(pieces)
+}
+
+/// Adds cached pieces of up to `1 << shift` bytes that hold `range`; returns whether all are there.
+fn collect_pieces(
+    cache: &Cache,
+    object: &Object,
+    range: &Range<u64>,
+    shift: u8,
+    pieces: &mut Vec<BlockRange>,
+) -> bool {
+    divide(object, range, Some(shift)).all(|piece| {
+        if cache.contains(&piece.key) {
+            pieces.push(piece);
+            return true;
+        }
+        shift > MIN_PIECE_SHIFT
+            && collect_pieces(cache, object, &range_in_object(object, &piece), shift - 1, pieces)
+    })
 }
 
 /// The large blocks from which to read `range` of `object`, in order, cached or not.
@@ -265,6 +298,29 @@ mod tests {
             |stride| plan(&cache, &object(4 << 20), 0..4096, ObjectAccess::Strided { stride })[0].key.part;
         assert_eq!(part(256 << 10), BlockPart::Whole);
         assert_eq!(part(1 << 20), BlockPart::Piece { shift: MIN_PIECE_SHIFT, index: 0 });
+    }
+
+    #[test]
+    fn pieces_that_are_there_serve_streams() {
+        let cache = Cache::new(MIN_CAPACITY).unwrap();
+        let object = object(4 << 20);
+        let piece = |index| BlockKey {
+            object: object.id,
+            object_size: object.size,
+            part: BlockPart::Piece { shift: 20, index },
+        };
+        let plan = |range| plan(&cache, &object, range, ObjectAccess::Sequential);
+        fill(&cache, piece(1), 1 << 20);
+        fill(&cache, piece(2), 1 << 20);
+        let range = (2 << 20) - 5..(2 << 20) + 7;
+        let parts = [(piece(1), (1 << 20) - 5..1 << 20), (piece(2), 0..7)];
+        assert_eq!(plan(range), parts.map(|(key, range)| BlockRange { key, range }));
+        assert_eq!(plan((3 << 20) - 1..(3 << 20) + 1)[0].key.part, BlockPart::Whole, "not all are there");
+        // Pieces of other sizes beside them.
+        let small = |index| BlockKey { part: BlockPart::Piece { shift: 16, index }, ..piece(0) };
+        fill(&cache, small(48), 1 << 16);
+        let parts = [(piece(2), (1 << 20) - 1..1 << 20), (small(48), 0..1)];
+        assert_eq!(plan((3 << 20) - 1..(3 << 20) + 1), parts.map(|(key, range)| BlockRange { key, range }));
     }
 
     #[test]

@@ -124,12 +124,16 @@ impl Prefetcher {
         Ok(())
     }
 
-    /// Starts to fetch all of an object that is read at random again and again, unless another one
-    /// is being fetched so.
+    /// Starts to fetch all of an object that is read at random again and again, unless pieces have
+    /// all of it, or another one is being fetched so.
     pub(super) fn fetch_whole_object(&self, file: &FileVersion, object: &Object) {
         for part in block_plan::plan_large(object, &(0..object.size)) {
             let key = part.key;
-            if !self.loader.is_absent(&key) || file.activity().holds(object, &part) {
+            let range = block_plan::range_in_object(object, &part);
+            if !self.loader.is_absent(&key)
+                || file.activity().holds(object, &part)
+                || block_plan::cached_pieces_of(&self.cache, object, &range).is_some()
+            {
                 continue;
             }
             let Ok(permit) = self.whole_object.clone().try_acquire_owned() else { return };

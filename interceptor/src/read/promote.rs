@@ -129,6 +129,8 @@ struct FetchedPart {
     key: Option<BlockKey>,
     /// Whether the block was fetched for this alone.
     is_own: bool,
+    /// Smaller blocks that hold the bytes instead.
+    pieces: Vec<BlockKey>,
 }
 
 enum PartSource {
@@ -181,13 +183,14 @@ impl Reader {
         parts.iter().filter_map(FilePart::key).for_each(|key| *uses.entry(key).or_default() += 1);
         let mut fetched = self.fetch_parts(parts, Some(draft));
         while let Some((offset, part)) = fetched.next().await {
-            let FetchedPart { data, key, .. } = match part {
+            let FetchedPart { data, key, pieces, .. } = match part {
                 Ok(Some(part)) => part,
                 Ok(None) => continue,
                 Err(error) => return promotion.fail(io::Error::other(error)),
             };
             let Some((rest, _)) = promotion.write(data, offset).await else { return };
             promotion = rest;
+            pieces.iter().for_each(|piece| _ = self.cache.remove(piece));
             if let Some(key) = key
                 && let Some(left) = uses.get_mut(&key)
             {
@@ -220,7 +223,7 @@ impl Reader {
         let mut extension = tokio::task::spawn_blocking(extend).await.ok()??;
         let mut fetched = self.fetch_parts(parts, None);
         while let Some((offset, part)) = fetched.next().await {
-            let Some(FetchedPart { data, key, is_own }) = part.ok()? else { continue };
+            let Some(FetchedPart { data, key, is_own, .. }) = part.ok()? else { continue };
             (extension, _) = extension.write(data, offset).await?;
             key.filter(|_| is_own).inspect(|key| _ = self.cache.remove(key));
         }
@@ -281,7 +284,7 @@ impl Reader {
                 let next = reader.runtime.block_on(fetched.next());
                 let (start, part) = next.ok_or(io::ErrorKind::UnexpectedEof)?;
                 let Some(part) = part.map_err(io::Error::other)? else { continue };
-                let FetchedPart { data, key, is_own } = part;
+                let FetchedPart { data, key, is_own, .. } = part;
                 key.filter(|_| is_own).inspect(|key| _ = reader.cache.remove(key));
                 latest = Some((start, data));
             }
@@ -297,13 +300,17 @@ impl Reader {
     ) -> Result<Option<FetchedPart>, ReadError> {
         let (object, part) = match part.source {
             PartSource::Bytes(bytes) => {
-                return Ok(Some(FetchedPart { data: ReadData::shared(bytes), key: None, is_own: false }));
+                let data = ReadData::shared(bytes);
+                return Ok(Some(FetchedPart { data, key: None, is_own: false, pieces: Vec::new() }));
             }
             PartSource::Block(object, part) => (object, part),
         };
         let range = block_plan::range_in_file(&object, &part);
         let is_in_draft = || draft.as_ref().is_some_and(|draft| draft.holds(&range));
         if self.loader.is_absent(&part.key) && !is_in_draft() {
+            if let Some((data, pieces)) = self.gather_pieces(&object, &part) {
+                return Ok(Some(FetchedPart { data, key: None, is_own: false, pieces }));
+            }
             // The block may come, and go on to the draft, while this waits.
             self.pauses.wait().await;
         }
@@ -313,7 +320,19 @@ impl Reader {
             None if is_in_draft() => return Ok(None),
             None => self.loader.load_below_readers(&object, part.key).await?,
         };
-        Ok(Some(FetchedPart { data: ReadData::block(block, part.range), key: Some(part.key), is_own }))
+        let data = ReadData::block(block, part.range);
+        Ok(Some(FetchedPart { data, key: Some(part.key), is_own, pieces: Vec::new() }))
+    }
+
+    /// The bytes of `part`, and the smaller blocks that they were copied from, if such have all.
+    fn gather_pieces(&self, object: &Object, part: &BlockRange) -> Option<(ReadData, Vec<BlockKey>)> {
+        let range = block_plan::range_in_object(object, part);
+        let pieces = block_plan::cached_pieces_of(&self.cache, object, &range)?;
+        let mut bytes = Vec::with_capacity((range.end - range.start) as usize);
+        for piece in &pieces {
+            bytes.extend_from_slice(&self.cache.get(&piece.key)?[piece.range.clone()]);
+        }
+        Some((ReadData::shared(bytes.into()), pieces.into_iter().map(|piece| piece.key).collect()))
     }
 }
 

@@ -5,7 +5,8 @@
 //! by the usual rules (pinned ones never are), and the pages behind the pieces are returned to the
 //! host, where a tmpfs file can have them. The arena cedes before a file takes: at any moment the
 //! pieces are at least as large as all files together. Pieces are aligned runs of up to 16 MiB, so
-//! that the rest of the arena still has room for large chunks.
+//! that the rest of the arena still has room for large chunks, and smaller ones where nothing but
+//! these is free.
 
 use std::sync::Arc;
 
@@ -25,13 +26,20 @@ pub(super) struct ResidentBudget {
     index: Arc<BlockIndex>,
     /// The most that files may hold, in bytes.
     limit: u64,
-    /// Bytes of a piece.
+    /// Bytes of a large piece.
     piece_size: u64,
     /// What files hold, in bytes.
     held: AtomicU64,
-    pieces: Mutex<Vec<Slot>>,
+    pieces: Mutex<Pieces>,
     /// How many reservations are being made. Meanwhile pieces stay, even if no file needs them.
     reserving: AtomicUsize,
+}
+
+/// Parts of the arena that files have.
+struct Pieces {
+    slots: Vec<Slot>,
+    /// Of all of them together.
+    bytes: u64,
 }
 
 impl ResidentBudget {
@@ -52,7 +60,7 @@ impl ResidentBudget {
             limit,
             piece_size,
             held: AtomicU64::new(0),
-            pieces: Mutex::new(Vec::new()),
+            pieces: Mutex::new(Pieces { slots: Vec::new(), bytes: 0 }),
             reserving: AtomicUsize::new(0),
         };
         (limit > 0).then(|| Arc::new(budget))
@@ -75,6 +83,12 @@ impl ResidentBudget {
             && bytes <= arena.capacity().saturating_sub(arena.used())
     }
 
+    /// Whether the arena has more than a piece of free memory.
+    pub(super) fn has_free_for_blocks(&self) -> bool {
+        let arena = self.index.arena();
+        arena.capacity().saturating_sub(arena.used()) > self.piece_size
+    }
+
     /// The blocks that share the budget.
     pub(super) fn index(&self) -> &Arc<BlockIndex> {
         &self.index
@@ -82,7 +96,7 @@ impl ResidentBudget {
 
     /// Bytes of the arena that were ceded to files, in whole pieces.
     pub(super) fn ceded(&self) -> u64 {
-        self.pieces.lock().len() as u64 * self.piece_size
+        self.pieces.lock().bytes
     }
 
     /// Drops `displaced`, the files that make room, and reserves `bytes`. None if that exceeds the
@@ -110,18 +124,20 @@ impl ResidentBudget {
     }
 
     fn cede_piece(&self, mode: EvictionMode) -> Option<()> {
-        let len = self.piece_size as usize;
-        let slot = match mode {
-            EvictionMode::FreeOnly => self.index.arena().allocate(len),
-            EvictionMode::Evict => self.index.allocate(len),
-        };
-        let mut slot = slot?;
+        let (large, small) = (self.piece_size as usize, self.piece_size.min(MIN_PIECE_SIZE) as usize);
+        let arena = self.index.arena();
+        // Blocks leave only if all that is free is in smaller parts.
+        let free = arena.allocate(large).or_else(|| arena.allocate(small));
+        let evict = || (mode == EvictionMode::Evict).then(|| self.index.allocate(large)).flatten();
+        let mut slot = free.or_else(evict)?;
         if !slot.return_pages() {
             return None;
         }
+        let bytes = slot.class().size();
         let mut pieces = self.pieces.lock();
-        pieces.push(slot);
-        self.index.cede(self.piece_size);
+        pieces.bytes += bytes;
+        pieces.slots.push(slot);
+        self.index.cede(bytes);
         Some(())
     }
 
@@ -130,13 +146,16 @@ impl ResidentBudget {
         if self.reserving.load(Ordering::SeqCst) > 0 {
             return;
         }
+        let mut surplus = Vec::new();
         let mut pieces = self.pieces.lock();
-        let needed = self.held().div_ceil(self.piece_size) as usize;
-        if pieces.len() <= needed {
-            return;
+        let held = self.held();
+        while let Some(last) = pieces.slots.last().map(|slot| slot.class().size())
+            && pieces.bytes - last >= held
+        {
+            pieces.bytes -= last;
+            surplus.extend(pieces.slots.pop());
+            self.index.regain(last);
         }
-        let surplus = pieces.split_off(needed);
-        self.index.regain(surplus.len() as u64 * self.piece_size);
         drop(pieces);
         drop(surplus);
     }
@@ -169,14 +188,6 @@ impl Reservation {
     /// How many bytes.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
-    }
-
-    /// Releases what exceeds `bytes`.
-    pub(super) fn shrink_to(&mut self, bytes: u64) {
-        if let Some(excess) = self.bytes.checked_sub(bytes).filter(|&excess| excess > 0) {
-            self.bytes = bytes;
-            drop(Self { budget: self.budget.clone(), bytes: excess });
-        }
     }
 
     /// Takes over the bytes of `other`, of the same budget.

@@ -19,6 +19,10 @@ use crate::cache::key::BlockKey;
 use crate::cache::sync::Ordering;
 use crate::vital::contained;
 
+/// Bytes of huge pages that a draft may take for parts that are not there. Readers that leave out
+/// parts would make gaps as large as what they read, and in the arena there are none.
+const MAX_GAPS: u64 = 16 << 20;
+
 /// Why a part is not written.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DraftError {
@@ -60,7 +64,7 @@ impl Draft {
     /// Writes `bytes` from `offset` on.
     pub(super) fn write(&self, bytes: &[u8], offset: u64, mode: EvictionMode) -> Result<(), DraftError> {
         self.note()?;
-        let needed = size_in_memory(bytes.len() as u64);
+        let needed = self.file.memory_for(&(offset..offset.saturating_add(bytes.len() as u64)));
         let reservation = self.residents.budget.reserve(needed, mode, ()).ok_or(DraftError::NoRoom)?;
         self.file.write_part(bytes, offset, reservation)?;
         self.note()
@@ -73,7 +77,6 @@ impl Draft {
         let missing = bytes.saturating_sub(self.file.reserved());
         let rest = budget.reserve(missing, mode, ()).ok_or(DraftError::NoRoom)?;
         self.file.complete(rest)?;
-        self.file.trim_reservation(bytes);
         if !table.lock().finish(&self.id, self.ticket, self.file.clone(), bytes) {
             return Err(DraftError::Unwanted);
         }
@@ -126,6 +129,12 @@ impl Draft {
     fn try_move(&self, key: &BlockKey, offset: u64, content: u64) -> Result<(), DraftError> {
         let index = self.residents.budget.index();
         let block = index.get(key).ok_or(DraftError::Unwanted)?;
+        let part = offset..offset.saturating_add(block.len() as u64);
+        let gaps = (self.file.reserved() + self.file.memory_for(&part))
+            .saturating_sub(self.file.written() + block.len() as u64);
+        if gaps > MAX_GAPS {
+            return Err(DraftError::NoRoom);
+        }
         self.write(&block, offset, EvictionMode::FreeOnly)?;
         // Only now: a reader that does not find the block looks for it in the draft.
         index.remove(key);

@@ -17,7 +17,11 @@ use rustix::fs::{FallocateFlags, fallocate};
 
 use super::super::sync::Mutex;
 use super::budget::Reservation;
+use super::size_in_memory;
 use super::tmpfs::PrivateTmpfs;
+
+/// Bytes of a huge page of the tmpfs.
+const HUGE_PAGE_SIZE: u64 = 2 << 20;
 
 /// Bytes that are being appended to a file for the handles that have it open. Readers see them as
 /// they come. If this is dropped instead of [finished](FileAppend::finish), they are cut off.
@@ -100,6 +104,12 @@ impl DraftParts {
         run.is_some_and(|(_, end)| *end >= range.end)
     }
 
+    /// Whether a byte of `range` is written.
+    fn overlaps(&self, range: &Range<u64>) -> bool {
+        let run = self.written.range(..range.end).next_back();
+        run.is_some_and(|(_, end)| *end > range.start)
+    }
+
     fn add(&mut self, range: Range<u64>) {
         let (mut start, mut end) = (range.start, range.end);
         while let Some((&before, &until)) = self.written.range(..=end).next_back()
@@ -159,6 +169,19 @@ impl ResidentFile {
         }
     }
 
+    /// Bytes of memory that the file will take beyond what it has when `range` of it is written:
+    /// the pages that no written byte is in, of which all but the last few are huge.
+    pub(super) fn memory_for(&self, range: &Range<u64>) -> u64 {
+        let draft = self.draft.lock();
+        let Some(parts) = draft.as_ref().filter(|_| !range.is_empty()) else { return 0 };
+        let pages = range.start / HUGE_PAGE_SIZE..=(range.end - 1) / HUGE_PAGE_SIZE;
+        let spans = pages.map(|page| {
+            let start = page * HUGE_PAGE_SIZE;
+            start..(start + HUGE_PAGE_SIZE).min(size_in_memory(self.len))
+        });
+        spans.filter(|span| !parts.overlaps(span)).map(|span| span.end - span.start).sum()
+    }
+
     /// Writes a part of a draft, whose memory is that of `reservation`. Touches fresh memory,
     /// which may be slow.
     pub(super) fn write_part(&self, bytes: &[u8], offset: u64, reservation: Reservation) -> io::Result<()> {
@@ -193,11 +216,6 @@ impl ResidentFile {
         self.grown.lock().reservation.merge(rest);
         *self.draft.lock() = None;
         Ok(())
-    }
-
-    /// Gives back what was reserved beyond `bytes`: parts that share a page have reserved it twice.
-    pub(super) fn trim_reservation(&self, bytes: u64) {
-        self.grown.lock().reservation.shrink_to(bytes);
     }
 
     /// Size in bytes, without what was appended.

@@ -26,15 +26,20 @@ impl PromotionCandidate {
         self.len
     }
 
-    /// Makes room for the file, for which files of less worth are displaced. None if there are too
-    /// few of these, or if the file was retired meanwhile. May block for milliseconds.
+    /// Makes room for the file, for which files of less worth are displaced, unless there is free
+    /// memory that only blocks can have: then all are kept, each where it is. None if there is no
+    /// room, or if the file was retired meanwhile. May block for milliseconds.
     pub fn make_room(self) -> Option<Promotion> {
         let ResidentFiles { budget, table, counters, .. } = &*self.residents;
         let draft = table.lock().draft(&self.id).map(|(_, file)| file);
         let reserved = draft.as_ref().map_or(0, |file| file.reserved());
         let bytes = size_in_memory(self.len).saturating_sub(reserved);
         let free = budget.limit().saturating_sub(budget.held());
-        let grant = table.lock().make_room(&self.id, self.ticket, bytes.saturating_sub(free))?;
+        let missing = bytes.saturating_sub(free);
+        if missing > 0 && budget.has_free_for_blocks() {
+            return None;
+        }
+        let grant = table.lock().make_room(&self.id, self.ticket, missing)?;
         counters.displaced.fetch_add(grant.displaced.len() as u64, Ordering::Relaxed);
         let mode = if grant.is_reused { EvictionMode::Evict } else { EvictionMode::FreeOnly };
         let none = budget.reserve(0, mode, grant.displaced)?;

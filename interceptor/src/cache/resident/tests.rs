@@ -1,5 +1,8 @@
 //! Resident files with real memory: what they take, and what they give back.
 
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::MetadataExt;
+
 use futures::FutureExt;
 use tokio::runtime::Runtime;
 
@@ -107,6 +110,45 @@ fn files_give_memory_back_too_but_not_those_that_are_open() {
 
 #[test]
 #[cfg_attr(not(is_root), ignore = "needs root")]
+fn a_draft_with_gaps_reserves_the_huge_pages_that_it_takes() {
+    let Some(fixture) = Fixture::new(64 * MIB, 48 * MIB) else { return };
+    let len = 21 * MIB + 5000;
+    let candidate = fixture.residents.request_promotion(id(1), len, PromotionReason::FirstUse).unwrap();
+    let mut promotion = candidate.make_room().unwrap();
+    let file = promotion.file().clone();
+    for number in [0, 4, 5, 9, 21] {
+        let bytes = vec![1; (len - number * MIB).min(MIB) as usize];
+        let written = fixture.runtime.block_on(promotion.write(bytes, number * MIB));
+        promotion = written.unwrap().0;
+        let metadata = std::fs::metadata(format!("/proc/self/fd/{}", file.as_fd().as_raw_fd())).unwrap();
+        let held = fixture.residents.usage().bytes;
+        assert!(metadata.blocks() * 512 <= held, "{} of {held}", metadata.blocks() * 512);
+        fixture.assert_within_budget();
+    }
+    // Pages of 2 MiB but for the last one, and 4 and 5 share one.
+    assert_eq!(fixture.residents.usage().bytes, 3 * 2 * MIB + MIB + 8192);
+    fixture.runtime.block_on(promotion.complete()).unwrap();
+    assert_eq!(fixture.residents.usage().bytes, 21 * MIB + 8192);
+}
+
+#[test]
+#[cfg_attr(not(is_root), ignore = "needs root")]
+fn files_take_what_is_free_in_small_parts_before_blocks_leave() {
+    let Some(fixture) = Fixture::new(256 * MIB, 192 * MIB) else { return };
+    // Every second 8 MiB are free: in no place 16 MiB, which is the size of a piece.
+    (0..32).for_each(|number| drop(fixture.fill(number, 8 * MIB as usize)));
+    let key = |number: u64| {
+        let object = ObjectId(number.into());
+        BlockKey { object, object_size: 8 * MIB, part: BlockPart::Whole }
+    };
+    (0..32).step_by(2).for_each(|number| assert!(fixture.cache.remove(&key(number))));
+    fixture.promote(1, 40 * MIB, PromotionReason::Reread).unwrap();
+    assert!((1..32).step_by(2).all(|number| fixture.cache.contains(&key(number))), "no block has left");
+    fixture.assert_within_budget();
+}
+
+#[test]
+#[cfg_attr(not(is_root), ignore = "needs root")]
 fn files_and_arena_share_one_budget() {
     let Some(fixture) = Fixture::new(64 * MIB, 48 * MIB) else { return };
     assert_eq!(fixture.residents.usage().limit, 48 * MIB);
@@ -183,6 +225,8 @@ fn a_displaced_file_makes_room_and_an_open_one_does_not() {
     assert!(fixture.promote(9, 12 * MIB, PromotionReason::Reuse).is_none(), "its memory is still held");
     assert!(is_right(&held, 2));
     drop(held);
+    assert!(fixture.promote(9, 12 * MIB, PromotionReason::Reuse).is_none(), "blocks have room for it");
+    (0..15).for_each(|number| drop(fixture.fill(number, MIB as usize)));
     assert!(fixture.promote(9, 12 * MIB, PromotionReason::Reuse).is_some());
     assert!(fixture.residents.find(&id(2)).is_none());
     assert_eq!(fixture.residents.usage().displaced, 1);

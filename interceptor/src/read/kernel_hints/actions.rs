@@ -45,8 +45,8 @@ impl Reader {
         }
     }
 
-    /// Promotes a block in the cache's ranking; fetches it before if it is absent and there is
-    /// room.
+    /// Promotes a block in the cache's ranking, or pieces that hold the same; fetches the block
+    /// before if these are absent and there is room.
     fn keep_hot(self: &Arc<Self>, file: &FileVersion, object: &Object, part: &BlockRange) {
         let key = part.key;
         if self.cache.contains(&key) {
@@ -54,6 +54,11 @@ impl Reader {
             return;
         }
         if file.activity().holds(object, part) {
+            return;
+        }
+        let range = block_plan::range_in_object(object, part);
+        if let Some(pieces) = block_plan::cached_pieces_of(&self.cache, object, &range) {
+            pieces.iter().for_each(|piece| self.cache.mark_hot(&piece.key));
             return;
         }
         if self.loader.is_absent(&key) && !self.prefetcher.fetch_hot_block(file, object, key) {
