@@ -6,6 +6,7 @@
 mod attach;
 mod check;
 mod config_file;
+mod heap;
 mod host;
 mod http;
 mod kernel_watcher;
@@ -168,6 +169,7 @@ enum CommandFailure {
 
 /// Does what the arguments (with the program's name in front) say; blocks until it is done.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    heap::share_arenas();
     let _flush = output::FlushOnDrop;
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     let (cli, matches) = match parse(&arguments) {
