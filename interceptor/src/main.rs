@@ -4,5 +4,5 @@ use std::env;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    interceptor::cli::main(env::args_os())
+    interceptor::cli::main(env::args_os(), option_env!("SOURCE_COMMIT"))
 }

@@ -35,6 +35,9 @@ mod transport;
 #[cfg(feature = "verbs")]
 pub mod verbs;
 
+/// Whether RDMA was built in.
+pub const HAS_VERBS: bool = cfg!(feature = "verbs");
+
 /// The ports of this host that RDMA would use, the best first.
 ///
 /// # Errors

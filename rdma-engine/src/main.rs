@@ -8,5 +8,5 @@ mod cli;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    cli::main()
+    cli::main(option_env!("SOURCE_COMMIT"))
 }

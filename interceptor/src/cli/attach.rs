@@ -16,10 +16,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::{ArgAction, Args, ValueEnum};
+use clap::{ArgAction, Args, ValueEnum, ValueHint};
 use daemon::address::StatusAddress;
 use daemon::size::ByteSize;
-use daemon::{duration, logs, output};
+use daemon::{duration, logs, output, service};
 
 use self::status_api::StatusApi;
 use super::options::{FetchOptions, Filers, LogOptions, filer_path};
@@ -39,6 +39,7 @@ use crate::warmup::{JobRegistry, WarmupMount};
 #[derive(Debug, Clone, Args)]
 pub(super) struct AttachOptions {
     /// The mount point of a mount that exists
+    #[arg(value_name = "MOUNTPOINT", value_hint = ValueHint::DirPath)]
     path: PathBuf,
 
     /// Filers of the cluster that is mounted; files are then read from the cluster itself where
@@ -238,6 +239,8 @@ async fn attach(
     take_requests(&jobs, &attached);
     announce(&attached);
     api.take_over(&status, &jobs).await;
+    // What hangs below must not end the layer: the daemon itself is what is watched.
+    mount::watch_over(Box::new(|| Box::pin(std::future::ready(Ok(())))));
     if let Some(address) = api.address() {
         attached.set_status_api(peer::reachable(address));
         output::announce(format_args!("status http://{address}/"));
@@ -302,5 +305,6 @@ fn take_requests(jobs: &JobRegistry, attached: &Arc<Overlay>) {
 fn announce(attached: &Overlay) {
     let (path, below) = (attached.path().display(), attached.lower());
     tracing::info!(below = below.source, fs_type = below.fs_type, "attached {path}");
+    service::ready(&format!("attached {path}"));
     output::announce(format_args!("attached {path}"));
 }

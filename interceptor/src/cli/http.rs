@@ -1,12 +1,14 @@
 //! Requests to a daemon's status API, each on a connection of its own.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, ensure};
-use clap::Args;
+use clap::{Args, ValueHint};
 use daemon::address;
 
+use super::mount_address::{address_in_time, mount_at};
 use crate::telemetry::access;
 use crate::telemetry::report::{API_VERSION, StatusReport};
 
@@ -28,6 +30,10 @@ pub(super) struct HttpAnswer {
 /// A daemon's status API.
 #[derive(Debug, Clone, Args)]
 pub(super) struct StatusClient {
+    /// The mount whose daemon is asked, in place of --status-addr
+    #[arg(value_name = "MOUNTPOINT", conflicts_with = "address", value_hint = ValueHint::DirPath)]
+    pub(super) mount_point: Option<PathBuf>,
+
     /// Where the daemon's status API listens
     #[arg(long = "status-addr", value_name = "HOST:PORT", default_value = "127.0.0.1:9650", value_parser = address::host_port)]
     pub(super) address: String,
@@ -38,17 +44,28 @@ pub(super) struct StatusClient {
 }
 
 impl StatusClient {
+    /// A client of the API at `address`.
+    pub(super) fn at(address: String) -> Self {
+        Self { mount_point: None, address, token_file: None }
+    }
+
+    /// The address at which the API listens: what the mount says, or what was typed.
+    fn address(&self) -> anyhow::Result<Cow<'_, str>> {
+        let Some(path) = &self.mount_point else { return Ok(Cow::Borrowed(&self.address)) };
+        Ok(Cow::Owned(address_in_time(&mount_at(path)?)?))
+    }
+
     /// GETs `path`.
     pub(super) fn get(&self, path: &str) -> anyhow::Result<HttpAnswer> {
         let token = self.token_file.as_deref().map(access::text).transpose()?;
         let bearer = token.map(|token| format!("Bearer {token}"));
         let headers: Vec<_> = bearer.iter().map(|bearer| ("Authorization", bearer.as_str())).collect();
-        send(&self.address, "GET", path, &headers, "", Duration::ZERO)
+        send(&self.address()?, "GET", path, &headers, "", Duration::ZERO)
     }
 
     /// The daemon's status report, as JSON.
     pub(super) fn status(&self) -> anyhow::Result<String> {
-        let address = &self.address;
+        let address = self.address()?;
         let answer = self.get("/api/v1/status").with_context(|| {
             format!("no status from {address} (--status-addr); is a mount running there?")
         })?;
@@ -64,7 +81,8 @@ impl StatusClient {
     /// The daemon's status report.
     pub(super) fn report(&self) -> anyhow::Result<StatusReport> {
         serde_json::from_str(&self.status()?).with_context(|| {
-            format!("what answers at {} is no interceptor of API version {API_VERSION}", self.address)
+            let address = self.address().unwrap_or_default();
+            format!("what answers at {address} is no interceptor of API version {API_VERSION}")
         })
     }
 }

@@ -6,36 +6,51 @@
 mod attach;
 mod check;
 mod config_file;
+mod foreign_options;
 mod heap;
 mod host;
 mod http;
 mod kernel_watcher;
+mod list;
+mod local_mounts;
 mod mount;
+mod mount_address;
+mod mount_helper;
 mod observe;
 mod options;
 mod signals;
 mod status;
 mod top;
+mod unmount;
 mod untrusted;
 mod warmup;
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::Context;
+use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
+use daemon::documents::DocumentsOptions;
 use daemon::logs;
 use daemon::output::{self, OutputError};
+use daemon::version::{self, SourceCommit};
 
 use attach::AttachOptions;
 use check::CheckOptions;
 use config_file::FileOptions;
+use foreign_options::ForeignOptionError;
+use list::ListOptions;
 use observe::ObserveOptions;
 use options::MountOptions;
 use status::StatusOptions;
 use top::TopOptions;
+use unmount::UnmountOptions;
 use warmup::WarmupOptions;
+
+use crate::ebpf;
 
 const MOUNT_EXAMPLES: &str = "\
 Examples:
@@ -96,6 +111,21 @@ Examples:
 
 The same is at http://127.0.0.1:9650/ for a browser and at /metrics for Prometheus.";
 
+const LIST_EXAMPLES: &str = "\
+Examples:
+  interceptor list
+  interceptor list --json | jq -r '.[].mount_point'
+
+Lists what this process sees of the kernel's mount table; a daemon in a container has its mounts there.";
+
+const UNMOUNT_EXAMPLES: &str = "\
+Examples:
+  interceptor unmount /mnt/data
+  interceptor unmount --lazy /mnt/data
+
+Does what `umount` does, but takes away nothing else than a mount or a layer of interceptor, and waits
+for the daemon to end. Exits with 0 after that, 1 after a failure.";
+
 const TOP_KEYS: &str = "\
 Keys:
   Tab, 1 to 4   files, readers, servers, incidents
@@ -151,10 +181,22 @@ enum Command {
     /// Print what a running mount says of itself
     #[command(after_help = STATUS_EXAMPLES)]
     Status(StatusOptions),
+    /// List the mounts and attached paths of this host
+    #[command(after_help = LIST_EXAMPLES)]
+    List(ListOptions),
+    /// Unmount a mount, or take a layer away, and wait for its daemon
+    #[command(after_help = UNMOUNT_EXAMPLES)]
+    Unmount(UnmountOptions),
     /// Say what this host can do for a mount
     #[command(after_help = CHECK_EXAMPLES)]
     Check(CheckOptions),
+    /// Write manual pages and shell completions, for packages
+    #[command(hide = true)]
+    Documents(DocumentsOptions),
 }
+
+/// Completes mount points for bash.
+const BASH_MOUNT_POINTS: &str = include_str!("mount_points.bash");
 
 /// What went wrong, by the exit code it means.
 #[derive(Debug, thiserror::Error)]
@@ -167,11 +209,28 @@ enum CommandFailure {
     Failed(#[from] anyhow::Error),
 }
 
-/// Does what the arguments (with the program's name in front) say; blocks until it is done.
-pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+/// Does what the arguments (with the program's name in front) say; blocks until it is done. To be
+/// called before the process has a second thread.
+pub fn main(arguments: impl IntoIterator<Item = OsString>, commit: SourceCommit) -> ExitCode {
     heap::share_arenas();
     let _flush = output::FlushOnDrop;
-    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let mut arguments: Vec<OsString> = arguments.into_iter().collect();
+    if arguments.first().is_some_and(|name| is_mount_helper(name)) {
+        // SAFETY: nothing so far has started a thread, and `main` is called before anything could.
+        return unsafe { mount_helper::run(&arguments) };
+    }
+    if asks_for_version(&arguments) {
+        let features = [("ebpf", ebpf::is_built_in()), ("verbs", rdma_engine::HAS_VERBS)];
+        let text = version::long_text(env!("CARGO_PKG_VERSION"), commit, &features);
+        let printed = output::print(format_args!("interceptor {text}\n"));
+        return if printed.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
+    if arguments.get(1).is_some_and(|command| command == "mount") {
+        if let Err(error) = understand_foreign_options(&mut arguments) {
+            output::error(format_args!("{error}\n\nFor more information, try 'interceptor mount --help'."));
+            return ExitCode::from(2);
+        }
+    }
     let (cli, matches) = match parse(&arguments) {
         Ok(parsed) => parsed,
         Err(error) => return output::explain_usage(&error),
@@ -187,7 +246,14 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Observe(options) => {
             observe::run(&options).map(|()| ExitCode::SUCCESS).map_err(CommandFailure::from)
         }
+        Command::List(options) => {
+            list::run(&options).map(|()| ExitCode::SUCCESS).map_err(CommandFailure::from)
+        }
+        Command::Unmount(options) => {
+            unmount::run(&options).map(|()| ExitCode::SUCCESS).map_err(CommandFailure::from)
+        }
         Command::Check(options) => check::run(&options).map_err(CommandFailure::from),
+        Command::Documents(options) => write_documents(&options).map_err(CommandFailure::from),
     };
     match outcome {
         Ok(code) => code,
@@ -205,6 +271,37 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn is_mount_helper(program: &OsStr) -> bool {
+    Path::new(program)
+        .file_name()
+        .is_some_and(|name| mount_helper::NAMES.iter().any(|helper| name == *helper))
+}
+
+/// Whether `--version` is typed, which the parser answers with one line only.
+fn asks_for_version(arguments: &[OsString]) -> bool {
+    arguments.get(1).is_some_and(|argument| argument == "--version")
+}
+
+/// Has options in the spelling of mount(8) and of `weed mount` replaced by those of `interceptor
+/// mount`.
+fn understand_foreign_options(arguments: &mut Vec<OsString>) -> Result<(), ForeignOptionError> {
+    let mut cli = Cli::command();
+    // Until it is built, a command does not know the names of its options.
+    cli.build();
+    let command = cli.find_subcommand("mount").expect("the command exists");
+    let (translated, ignored) = foreign_options::translate_arguments(&arguments[2..], command)?;
+    arguments.splice(2.., translated);
+    for option in ignored {
+        output::note(format_args!("option {option:?} means nothing to a mount that is only read"));
+    }
+    Ok(())
+}
+
+fn write_documents(options: &DocumentsOptions) -> anyhow::Result<ExitCode> {
+    options.write(Cli::command(), BASH_MOUNT_POINTS).context("cannot write manual pages and completions")?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn parse(arguments: &[OsString]) -> Result<(Cli, ArgMatches), clap::Error> {
@@ -244,7 +341,9 @@ fn mount_options(
     let (name, given) = matches.subcommand().expect("clap requires a subcommand");
     let command = cli.find_subcommand(name).expect("it has just been parsed");
     let with_options = |matches: &ArgMatches, file: FileOptions| {
-        let options = MountOptions::from_arg_matches(matches).map_err(CommandFailure::usage)?;
+        let mut options = MountOptions::from_arg_matches(matches).map_err(CommandFailure::usage)?;
+        options.is_default_status_addr =
+            matches.value_source("status_addr") == Some(ValueSource::DefaultValue);
         let in_effect = options::in_effect(&options, command, matches);
         Ok((options, in_effect, file))
     };

@@ -14,14 +14,16 @@ mod memory_pressure;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use daemon::address::StatusAddress;
 use daemon::logs::LogFormat;
-use daemon::output;
 use daemon::size::ByteSize;
+use daemon::{output, service};
+use nix::mount::MsFlags;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
@@ -41,8 +43,8 @@ use crate::seaweed::owners::OwnerMaps;
 use crate::seaweed::security::Security;
 use crate::seaweed::subscribe::{Notice, subscribe};
 use crate::telemetry::access::Token;
-use crate::telemetry::server::StatusServer;
-use crate::telemetry::status::MountIdentity;
+use crate::telemetry::server::{BindError, StatusServer};
+use crate::telemetry::status::{MountIdentity, ReadinessCheck};
 use crate::telemetry::{Metrics, Status, peer, window};
 use crate::vital::{self, VitalPartFailed};
 use crate::warmup::{self, JobRegistry};
@@ -53,12 +55,20 @@ const OPEN_FILES_GRACE: Duration = Duration::from_secs(5);
 /// Changes of the filer that may wait to be handled before its stream is slowed down.
 const NOTICE_CAPACITY: usize = 1024;
 
+/// Where the status API listens if its default address is taken: at a free port.
+const FREE_STATUS_ADDRESS: &str = "127.0.0.1:0";
+
+/// What a mount in the background does when it answers. An error ends the mount.
+type OnMounted = Box<dyn FnOnce() -> anyhow::Result<()>>;
+
 /// Options that have been found to be possible.
 pub(super) struct MountPlan {
     options: MountOptions,
     filers: Vec<ServerAddress>,
     cache_size: ByteSize,
     identity: MountIdentity,
+    /// In the place of lines on standard output.
+    on_mounted: Option<OnMounted>,
 }
 
 impl MountPlan {
@@ -76,7 +86,12 @@ impl MountPlan {
             filer_path: options.filer_path.clone(),
             options: in_effect,
         };
-        Ok(Self { options, filers, cache_size, identity })
+        Ok(Self { options, filers, cache_size, identity, on_mounted: None })
+    }
+
+    /// The plan of a mount that calls `on_mounted` when it answers, and prints nothing.
+    pub(super) fn in_background(self, on_mounted: OnMounted) -> Self {
+        Self { on_mounted: Some(on_mounted), ..self }
     }
 
     pub(super) fn log_format(&self) -> LogFormat {
@@ -97,7 +112,7 @@ pub(super) fn run(plan: MountPlan) -> anyhow::Result<()> {
     outcome
 }
 
-async fn serve(plan: MountPlan) -> anyhow::Result<()> {
+async fn serve(mut plan: MountPlan) -> anyhow::Result<()> {
     let mut signals = Signals::of_daemon().context("cannot catch signals")?;
     let metrics = Metrics::new();
     let status = Status::new(plan.identity.clone(), metrics.clone());
@@ -117,7 +132,7 @@ async fn serve(plan: MountPlan) -> anyhow::Result<()> {
         StatusAddress::Nowhere => None,
         StatusAddress::At(address) => {
             let token = plan.options.status_token_file.as_deref().map(Token::read).transpose()?;
-            let server = StatusServer::bind(address, token).await?;
+            let server = bind_status_api(&plan, address, token).await?;
             let at = server.address();
             let serving = server.serve(status.clone(), warmup::api::router(jobs.clone()));
             tokio::spawn(vital::task("status API", serving));
@@ -138,10 +153,15 @@ async fn serve(plan: MountPlan) -> anyhow::Result<()> {
     let _watcher = kernel_watcher::watch(programs, &mount, Some(reader.clone()), &status).await;
     take_requests(&jobs, &mount, reader);
     health::watch(&status, &mount, &filer, &plan.options.mountpoint);
-    announce(&plan, &filer, status_at);
+    if let Err(error) = restrict(&plan).and_then(|()| announce(&mut plan, &filer, status_at)) {
+        mount.unmount(OPEN_FILES_GRACE).await?;
+        return Err(error);
+    }
+    watch_over(health::mount_answers(&plan.options.mountpoint));
 
     tokio::select! {
         end = mount.wait() => {
+            service::stopping();
             // After an abort the mount is still there, and dead.
             mount.unmount(OPEN_FILES_GRACE).await?;
             end.outcome()?;
@@ -153,6 +173,7 @@ async fn serve(plan: MountPlan) -> anyhow::Result<()> {
         }
         signal = signals.next() => {
             tracing::info!(signal, "unmounting");
+            service::stopping();
             tokio::select! {
                 unmounted = mount.unmount(OPEN_FILES_GRACE) => unmounted?,
                 signal = signals.next() => tracing::warn!(signal, "not waiting for open files"),
@@ -261,6 +282,7 @@ async fn mount(
         placement: options.mount.placement,
         keep_awake: options.mount.keep_awake,
         status_api: status_at.map(peer::reachable),
+        source: options.mount.fsname.clone(),
     };
     let notices = noted(heard, status.clone());
     let mount = Mount::start(mount_options, filer.clone(), reader.clone(), notices).await?;
@@ -319,9 +341,58 @@ pub(super) fn noted(mut heard: mpsc::Receiver<Notice>, status: Arc<Status>) -> m
     passed_on
 }
 
-/// Reports that the mount answers: in the log, and on standard output for programs that wait for
-/// the line.
-fn announce(plan: &MountPlan, filer: &FilerClient, status_at: Option<SocketAddr>) {
+/// The status API at `address`, or at a free port if another program has the default one.
+async fn bind_status_api(
+    plan: &MountPlan,
+    address: &str,
+    token: Option<Token>,
+) -> Result<StatusServer, BindError> {
+    match StatusServer::bind(address, token.clone()).await {
+        Err(error) if error.is_in_use() && plan.options.is_default_status_addr => {
+            let server = StatusServer::bind(FREE_STATUS_ADDRESS, token).await?;
+            tracing::info!("{address} is in use: the status API is at {}", server.address());
+            Ok(server)
+        }
+        bound => bound,
+    }
+}
+
+/// Takes from the mount what its options say: that programs can be run, or links be followed.
+fn restrict(plan: &MountPlan) -> anyhow::Result<()> {
+    let behaviour = &plan.options.mount;
+    let mut taken = MsFlags::empty();
+    taken.set(MsFlags::MS_NOEXEC, behaviour.noexec);
+    taken.set(MsFlags::from_bits_retain(libc::MS_NOSYMFOLLOW), behaviour.nosymfollow);
+    if taken.is_empty() {
+        return Ok(());
+    }
+    // Those of the mount that are there would be lost if they were left out.
+    let present = MsFlags::MS_RDONLY | MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOATIME;
+    let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | present | taken;
+    let none = None::<&Path>;
+    nix::mount::mount(none, &plan.options.mountpoint, none, flags, none)
+        .context("cannot mount with noexec or nosymfollow, which takes root")
+}
+
+/// Tells the service manager as often as it asks for it that the daemon is `alive`. While the check
+/// fails or hangs it hears nothing, and in the end starts the daemon anew.
+pub(super) fn watch_over(alive: ReadinessCheck) {
+    let Some(interval) = service::watchdog_interval() else { return };
+    tokio::spawn(async move {
+        // Several checks in each interval, so that a single slow one does no harm.
+        let interval = interval / 4;
+        loop {
+            if matches!(tokio::time::timeout(interval, alive()).await, Ok(Ok(()))) {
+                service::alive();
+            }
+            tokio::time::sleep(interval).await;
+        }
+    });
+}
+
+/// Reports that the mount answers: in the log, to the service manager, and on standard output for
+/// programs that wait for the line, or to the process that mounts.
+fn announce(plan: &mut MountPlan, filer: &FilerClient, status_at: Option<SocketAddr>) -> anyhow::Result<()> {
     let MountPlan { identity, cache_size, .. } = plan;
     tracing::info!(
         filer = %filer.current(),
@@ -332,10 +403,15 @@ fn announce(plan: &MountPlan, filer: &FilerClient, status_at: Option<SocketAddr>
         "mounted {}",
         identity.mount_point
     );
+    service::ready(&format!("mounted {}", identity.mount_point));
+    if let Some(on_mounted) = plan.on_mounted.take() {
+        return on_mounted();
+    }
     output::announce(format_args!("mounted {}", identity.mount_point));
     if let Some(address) = status_at {
         output::announce(format_args!("status http://{address}/"));
     }
+    Ok(())
 }
 
 /// Keeps the windows of the hit ratios moving.

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::{Arg, ArgAction, ArgMatches, Args, Command, ValueEnum};
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, ValueEnum, ValueHint};
 use daemon::address::StatusAddress;
 use daemon::logs::LogFormat;
 use daemon::size::ByteSize;
@@ -57,6 +57,7 @@ pub(super) struct LogOptions {
 #[derive(Debug, Clone, Args)]
 pub(super) struct MountOptions {
     /// An existing directory to mount on
+    #[arg(value_hint = ValueHint::DirPath)]
     pub(super) mountpoint: PathBuf,
 
     /// Filers of one cluster; while one does not answer, the next is asked
@@ -71,9 +72,14 @@ pub(super) struct MountOptions {
     #[arg(long, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
 
-    /// Where the status API listens, `none` for nowhere; port 0 takes a free port
+    /// Where the status API listens, `none` for nowhere; port 0 takes a free port, and so does the
+    /// default if another program has its port
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9650", value_parser = StatusAddress::from_str)]
     pub(super) status_addr: StatusAddress,
+
+    /// Whether nobody has chosen that address.
+    #[arg(skip)]
+    pub(super) is_default_status_addr: bool,
 
     /// Let only clients with the token in this file read the status API, except for /healthz and
     /// /readyz
@@ -146,6 +152,18 @@ pub(super) struct MountBehaviour {
     /// Threads that answer the kernel [default: one for each CPU, from 2 to 16]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(super) threads: Option<u16>,
+
+    /// Let no program be run from the mount. Takes root
+    #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, default_value = "false", hide_default_value = true)]
+    pub(super) noexec: bool,
+
+    /// Let no symbolic link of the mount be followed. Takes root and Linux 5.10
+    #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, default_value = "false", hide_default_value = true)]
+    pub(super) nosymfollow: bool,
+
+    /// The source that mount(8) and df(1) show [default: interceptor:FILER/PATH]
+    #[arg(long, value_name = "NAME")]
+    pub(super) fsname: Option<String>,
 }
 
 /// Where bytes come from and where they are kept.
@@ -369,6 +387,15 @@ impl ServerOptions {
 }
 
 impl MountOptions {
+    /// Makes the paths of files independent of the working directory.
+    pub(super) fn make_paths_absolute(&mut self) -> std::io::Result<()> {
+        let paths = [&mut self.fetch.disk_cache, &mut self.fetch.security, &mut self.status_token_file];
+        for path in paths.into_iter().flatten() {
+            *path = std::path::absolute(&path)?;
+        }
+        Ok(())
+    }
+
     /// The filers to ask.
     pub(super) fn filers(&self) -> Result<Vec<ServerAddress>, OptionError> {
         self.filer.clone().map(|Filers(addresses)| addresses).ok_or(OptionError::NoFiler)

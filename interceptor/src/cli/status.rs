@@ -208,7 +208,7 @@ fn flow_text(flow: &FlowReport) -> String {
     text
 }
 
-fn age(report: &StatusReport) -> String {
+pub(super) fn age(report: &StatusReport) -> String {
     let seconds = report.uptime_seconds as u64;
     let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
     match seconds {
@@ -253,7 +253,7 @@ mod tests {
         status.set_capabilities(vec![CapabilityReport { capability, attached_to: None, reason }]);
         tokio::spawn(server.serve(status, axum::Router::new()));
         let asked = tokio::task::spawn_blocking(move || {
-            let daemon = StatusClient { address, token_file: None };
+            let daemon = StatusClient::at(address);
             (daemon.report().unwrap(), daemon.get("/readyz").unwrap())
         });
         let (report, ready) = asked.await.unwrap();
@@ -284,7 +284,7 @@ mod tests {
     #[test]
     fn nobody_there_is_an_error_that_names_the_option() {
         let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-        let daemon = StatusClient { address: closed, token_file: None };
+        let daemon = StatusClient::at(closed);
         let error = run(&StatusOptions { daemon, json: false, schema: false }).unwrap_err();
         assert!(error.to_string().contains("--status-addr"), "{error}");
     }

@@ -58,6 +58,11 @@ use offsets::ResolvedOffsets;
 /// The object with the programs; empty if the build did not find one.
 static PROGRAMS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/programs"));
 
+/// Whether the programs are in this binary.
+pub fn is_built_in() -> bool {
+    !PROGRAMS.is_empty()
+}
+
 /// No program can be loaded, or a request to a running observer fails.
 #[derive(Debug, thiserror::Error)]
 pub enum EbpfError {

@@ -38,7 +38,8 @@ pub(crate) fn prepare(given: &Path, nonempty: bool) -> Result<PathBuf, MountErro
     if nonempty {
         return Ok(path);
     }
-    if let Some(mount) = MountInfo::topmost(&path) {
+    // What waits for something to be mounted there (`x-systemd.automount`) is no obstacle.
+    if let Some(mount) = MountInfo::topmost(&path).filter(|mount| mount.fs_type != "autofs") {
         let MountInfo { fs_type, source, .. } = mount;
         return Err(MountError::AlreadyMounted { path, fs_type, source_name: source });
     }

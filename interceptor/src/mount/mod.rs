@@ -97,6 +97,8 @@ pub struct MountOptions {
     pub keep_awake: bool,
     /// The address of the status API, which [`STATUS_XATTR`](crate::fuse::STATUS_XATTR) shows.
     pub status_api: Option<SocketAddr>,
+    /// The source that the mount table shows. `None`: `interceptor:FILER/PATH`.
+    pub source: Option<String>,
 }
 
 impl MountOptions {
@@ -114,6 +116,7 @@ impl MountOptions {
             placement: true,
             keep_awake: true,
             status_api: None,
+            source: None,
         }
     }
 
@@ -165,7 +168,8 @@ impl Mount {
         let runtime = tokio::runtime::Handle::current();
         let table = Arc::new(MountTable::open().map_err(MountError::Session)?);
         let filer_path = normal_path(&options.filer_path);
-        let source = format!("interceptor:{}{filer_path}", filer.current());
+        let own_name = || format!("interceptor:{}{filer_path}", filer.current());
+        let source = options.source.clone().unwrap_or_else(own_name);
         let filer: Arc<dyn Filer> = Arc::new(filer);
         let root = find_root(filer.as_ref(), &filer_path).await?;
 

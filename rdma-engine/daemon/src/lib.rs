@@ -4,11 +4,13 @@
 //! full disk, a closed or undrained pipe, or a terminal that is gone loses lines, and has no other
 //! effect. [`panics`] are counted, and logged without flooding the log. [`prometheus`] writes
 //! `/metrics`. [`settings_file`] reads an operator's files. [`memory`] is the memory that this
-//! process may use, and [`descriptors`] raises its limit of open descriptors. [`size`],
-//! [`duration`] and [`address`] parse option values.
+//! process may use, and [`descriptors`] raises its limit of open descriptors. [`service`] talks to
+//! the service manager. [`size`], [`duration`] and [`address`] parse option values, [`documents`]
+//! writes manual pages and completions, and [`version`] what `--version` says.
 
 pub mod address;
 pub mod descriptors;
+pub mod documents;
 pub mod duration;
 pub mod lines;
 pub mod logs;
@@ -16,5 +18,7 @@ pub mod memory;
 pub mod output;
 pub mod panics;
 pub mod prometheus;
+pub mod service;
 pub mod settings_file;
 pub mod size;
+pub mod version;

@@ -12,8 +12,10 @@ mod serve;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+use daemon::documents::DocumentsOptions;
 use daemon::output::{self, OutputError};
+use daemon::version::{self, SourceCommit};
 
 const SERVE_EXAMPLES: &str = "\
 Examples:
@@ -83,11 +85,21 @@ enum Command {
     /// Measure reads of several sizes and depths, over every transport
     #[command(after_help = BENCH_EXAMPLES)]
     Bench(bench::BenchOptions),
+    /// Write manual pages and shell completions, for packages
+    #[command(hide = true)]
+    Documents(DocumentsOptions),
 }
 
 /// Runs the command of the arguments; blocks until it is done.
-pub(crate) fn main() -> ExitCode {
+pub(crate) fn main(commit: SourceCommit) -> ExitCode {
     let _flush = output::FlushOnDrop;
+    // The parser answers with one line only.
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == "--version") {
+        let features = [("verbs", rdma_engine::HAS_VERBS)];
+        let text = version::long_text(env!("CARGO_PKG_VERSION"), commit, &features);
+        let printed = output::print(format_args!("rdma-engine {text}\n"));
+        return if printed.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return output::explain_usage(&error),
@@ -124,6 +136,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Ping(options) => remote::ping(options).await,
             Command::Read(options) => remote::read(options).await,
             Command::Bench(options) => bench::run(options).await,
+            Command::Documents(options) => Ok(options.write(Cli::command(), "")?),
         }
     });
     // Threads that wait for a disk are abandoned.
@@ -133,8 +146,6 @@ fn run(command: Command) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

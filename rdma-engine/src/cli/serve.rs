@@ -11,7 +11,7 @@ use anyhow::Context;
 use clap::Args;
 use daemon::address::{StatusAddress, host_port};
 use daemon::size::{ByteSize, SizeError};
-use daemon::{descriptors, duration, memory, output};
+use daemon::{descriptors, duration, memory, output, service};
 use rdma_engine::metrics::Metrics;
 use rdma_engine::server::{Engine, EngineOptions};
 use rdma_engine::settings::SecuritySettings;
@@ -195,6 +195,14 @@ pub(super) async fn run(options: ServeOptions) -> anyhow::Result<()> {
     if let Some(status) = &status {
         output::announce(format_args!("status http://{}", status.local_addr()?));
     }
+    service::ready(&format!("serving {}", engine.address()?));
+    let watchdog = async {
+        let Some(interval) = service::watchdog_interval() else { return std::future::pending().await };
+        loop {
+            service::alive();
+            tokio::time::sleep(interval / 4).await;
+        }
+    };
     let status = async {
         match status {
             Some(listener) => http::serve(listener, metrics, store).await,
@@ -210,10 +218,12 @@ pub(super) async fn run(options: ServeOptions) -> anyhow::Result<()> {
     tokio::select! {
         () = engine.serve() => {}
         () = ignore_hangups => {}
+        () = watchdog => {}
         outcome = status => outcome.context("the status API has stopped")?,
         _ = interrupt.recv() => tracing::info!("SIGINT: ending"),
         _ = terminate.recv() => tracing::info!("SIGTERM: ending"),
     }
+    service::stopping();
     Ok(())
 }
 

@@ -62,7 +62,7 @@ fn ask_daemon(mount_point: &Path) -> anyhow::Result<HashMap<u64, PathBuf>> {
     let mut value = [0; 64];
     let length = rustix::fs::getxattr(mount_point, STATUS_XATTR, &mut value[..])?;
     let address = std::str::from_utf8(&value[..length])?.to_owned();
-    let report = StatusClient { address, token_file: None }.report()?;
+    let report = StatusClient::at(address).report()?;
     let hottest = report.activity.context("it sees nothing")?.hottest;
     let named = hottest.into_iter().filter_map(|file| {
         let path = PathBuf::from(file.path?);

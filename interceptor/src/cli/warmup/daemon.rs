@@ -4,18 +4,15 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::net::SocketAddr;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 
 use crate::cli::http::{self, HttpAnswer};
-use crate::fuse::STATUS_XATTR;
+use crate::cli::mount_address::{explain, own_address, proc_name};
 use crate::warmup::ticket::{READ_TICKET_XATTR, TICKET_LEN};
 use crate::warmup::wire::{API_PATH, ErrorBody, JobReport, JobRequest, REQUEST_HEADER};
 
@@ -45,7 +42,7 @@ impl DaemonRegistry {
 
     /// The daemon of the mount that `file` is in; the error says why there is none.
     pub(super) fn of(&mut self, file: &File) -> Result<Arc<DaemonClient>, String> {
-        let device = file.metadata().map_err(|error| super::walk::explain(&error))?.dev();
+        let device = file.metadata().map_err(|error| explain(&error))?.dev();
         let (address, authorization) = (&self.address, &self.authorization);
         let found = self.known.entry(device).or_insert_with(|| {
             let own = own_address(file)?;
@@ -66,33 +63,11 @@ pub(super) fn is_served(file: &File) -> Result<(), String> {
     own_address(file).map(drop)
 }
 
-/// What the mount says of itself: the address of its status API, `None` if it has none.
-fn own_address(file: &File) -> Result<Option<String>, String> {
-    let mut value = [0; 64];
-    let outside = "not in a mount of interceptor";
-    match rustix::fs::getxattr(proc_name(file), STATUS_XATTR, &mut value[..]) {
-        Ok(len) => match std::str::from_utf8(&value[..len]) {
-            Ok("none") => Ok(None),
-            Ok(text) if text.parse::<SocketAddr>().is_ok() => Ok(Some(text.to_owned())),
-            _ => Err(outside.into()),
-        },
-        Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOSYS | Errno::RANGE | Errno::INVAL) => {
-            Err(outside.into())
-        }
-        Err(errno) => Err(super::walk::explain(&errno.into())),
-    }
-}
-
 /// What the mount gives as a proof that this process may read `file`.
 pub(super) fn read_ticket(file: &File) -> io::Result<String> {
     let mut value = [0; TICKET_LEN];
     let len = rustix::fs::getxattr(proc_name(file), READ_TICKET_XATTR, &mut value[..])?;
     String::from_utf8(value[..len].to_vec()).map_err(io::Error::other)
-}
-
-/// A file that is only held cannot be asked itself, but by way of its name in /proc.
-fn proc_name(file: &File) -> String {
-    format!("/proc/self/fd/{}", file.as_raw_fd())
 }
 
 /// A running daemon.

@@ -31,6 +31,7 @@ use summary::Summary;
 use walk::{WalkItem, WarmupArgument};
 
 use super::signals::Signals;
+use crate::cli::mount_address::explain;
 use crate::cli::untrusted::plain;
 use crate::telemetry::access;
 use crate::warmup::wire::{FileProblem, FileResult, JobReport, JobRequest, JobState, WarmupAction};
@@ -256,7 +257,7 @@ impl WarmupRun {
                 Ok(daemon) => return Some((daemon, meta, file)),
                 Err(reason) => reason,
             },
-            Err(error) if error.kind() != ErrorKind::NotFound => walk::explain(&error),
+            Err(error) if error.kind() != ErrorKind::NotFound => explain(&error),
             Ok(_) | Err(_) => {
                 self.summary.vanished();
                 return None;
@@ -303,9 +304,7 @@ impl WarmupRun {
                     proved.1.push(ticket);
                 }
                 Err(_) if has_changed(&file) => self.summary.vanished(),
-                Err(error) => {
-                    self.problem(file.argument, &file.path.display().to_string(), &walk::explain(&error))
-                }
+                Err(error) => self.problem(file.argument, &file.path.display().to_string(), &explain(&error)),
             }
         }
         proved

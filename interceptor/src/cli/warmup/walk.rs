@@ -14,6 +14,8 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use nix::unistd::{AccessFlags, access};
 
+use crate::cli::mount_address::explain;
+
 /// Files that may have been found and not yet taken.
 const FOUND_CAPACITY: usize = 1 << 16;
 
@@ -83,14 +85,6 @@ pub(super) fn start(
 /// link to it.
 pub(super) fn hold(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW).open(path)
-}
-
-/// What an error means here.
-pub(super) fn explain(error: &io::Error) -> String {
-    match error.raw_os_error() {
-        Some(libc::ENOTCONN | libc::ECONNABORTED) => "the daemon of this mount is gone".into(),
-        _ => error.to_string(),
-    }
 }
 
 /// The receiver was dropped.
@@ -235,11 +229,5 @@ mod tests {
             "{problems:?}"
         );
         assert_eq!((totals.files.load(Ordering::Relaxed), totals.bytes.load(Ordering::Relaxed)), (3, 4));
-    }
-
-    #[test]
-    fn a_dead_mount_is_called_that() {
-        let error = io::Error::from_raw_os_error(libc::ENOTCONN);
-        assert_eq!(explain(&error), "the daemon of this mount is gone");
     }
 }

@@ -1,0 +1,50 @@
+//! The mounts of this host that an `interceptor` serves, and what their daemons say of themselves.
+//!
+//! The kernel's mount table names them, so nothing has to be written down anywhere, and a daemon
+//! that was killed leaves no false entry. All are asked at the same time.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+
+use super::http::StatusClient;
+use super::mount_address::{ATTRIBUTE_TIMEOUT, address_of, answer_of, is_ours};
+use crate::fuse::mountinfo::MountInfo;
+use crate::telemetry::report::StatusReport;
+
+/// How long all daemons together may take.
+const REPORTS_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A mount, and the answer of its daemon or the reason why there is none.
+pub(super) struct LocalMount {
+    pub(super) mount: MountInfo,
+    pub(super) report: Result<StatusReport, String>,
+}
+
+/// All mounts, in the order of the mount table, and what their daemons say to `client`, whose
+/// address does not matter.
+pub(super) fn find(client: &StatusClient) -> anyhow::Result<Vec<LocalMount>> {
+    let table = MountInfo::all().context("cannot see what is mounted")?;
+    let deadline = Instant::now() + REPORTS_TIMEOUT;
+    let ask = |mount: MountInfo| {
+        let (asked, client) = (mount.clone(), client.clone());
+        (mount, answer_of(move || StatusClient { address: address_of(&asked)?, ..client }.report()))
+    };
+    let asked: Vec<_> = table.into_iter().filter(is_ours).map(ask).collect();
+    let answered = asked.into_iter().map(|(mount, answer)| {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let report = match answer.recv_timeout(left) {
+            Ok(answer) => answer.map_err(|error| format!("{error:#}")),
+            Err(_) => Err("the daemon does not answer".to_owned()),
+        };
+        LocalMount { mount, report }
+    });
+    Ok(answered.collect())
+}
+
+/// The process that serves the mount, if it says so in time.
+pub(super) fn daemon_of(mount: &MountInfo) -> Option<u32> {
+    let asked = mount.clone();
+    let report = answer_of(move || StatusClient::at(address_of(&asked).ok()?).report().ok());
+    Some(report.recv_timeout(ATTRIBUTE_TIMEOUT).ok()??.pid)
+}
