@@ -56,8 +56,30 @@ pub(crate) fn build_tests_of(package: &str) -> Result<Vec<BuiltProgram>> {
 
 /// A Cargo command in the source tree, by the same Cargo that runs us.
 pub(crate) fn cargo() -> Command {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    prepared(Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())))
+}
+
+/// What git prints of the source tree; `None` without git, or where the sources are no clone.
+pub(crate) fn git(arguments: &[&str]) -> Option<String> {
+    let tree = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+    let output = Command::new("git").arg("-C").arg(tree).args(arguments).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    output.status.success().then(|| text.trim_end().to_owned())
+}
+
+/// The commit for `--version`, with a mark if files were changed since.
+fn source_commit() -> String {
+    let named = std::env::var("SOURCE_COMMIT").ok();
+    let described = || git(&["describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]);
+    named.or_else(described).unwrap_or_default()
+}
+
+/// Has a command that is Cargo, or runs Cargo, begin in the source tree and with the variables that
+/// Cargo has when it is typed.
+pub(crate) fn prepared(mut command: Command) -> Command {
     command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    // The programs alone have it, so that a new commit has nothing else compiled.
+    command.env("SOURCE_COMMIT", source_commit());
     // Cargo sets these variables for the package it runs, xtask. Build scripts that inherited them
     // would run again, with all that depends on them, after each build without xtask.
     for (name, _) in std::env::vars_os() {

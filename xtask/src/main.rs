@@ -1,7 +1,7 @@
 //! `cargo xtask`: prepare a machine, build, run, test and measure.
 //!
-//! A file per verb: [`setup`], [`build`], [`run`] (with [`smoke`]), [`test`], [`fuzz`], [`rooms`],
-//! [`screenshots`], [`bench`], [`vm`]. Beneath them:
+//! A file per verb: [`setup`], [`build`], [`package`], [`run`] (with [`smoke`]), [`test`],
+//! [`fuzz`], [`rooms`], [`screenshots`], [`bench`], [`vm`]. Beneath them:
 //!
 //! * [`workplace`] owns what a verb starts, and cleans up after it, also after a crash;
 //! * [`stage`] is a cluster in a workplace, made of the fixtures of the end-to-end tests;
@@ -15,6 +15,7 @@ mod cargo;
 mod dataset;
 mod fuzz;
 mod interrupt;
+mod package;
 mod process;
 mod programs;
 mod progress;
@@ -50,6 +51,7 @@ Examples:
   cargo xtask run                                       sample data, mounted, until Ctrl-C
   cargo xtask run --smoke                               the same, checked byte by byte
   cargo xtask run -- mount --filer HOST:8888 /mnt/data  mount your own cluster
+  cargo xtask package                                   packages in target/package
   cargo xtask test                                      all tests
   cargo xtask test --no-e2e volume                      fast tests named so
   cargo xtask fuzz --minutes 120                        raw FUSE requests, for two hours
@@ -69,6 +71,8 @@ enum Verb {
     Setup,
     /// Build the programs that operators run, eBPF included
     Build,
+    /// Make a deb, an rpm and a tar archive of them, with manual pages, completions and units
+    Package(package::PackageOptions),
     /// Start a local SeaweedFS with sample data and mount it; or run the built program
     Run(run::RunOptions),
     /// Run every tier of tests and sum up
@@ -90,6 +94,7 @@ fn main() -> ExitCode {
     let outcome = interrupt::install().and_then(|()| match &arguments.verb {
         Verb::Setup => setup::command().map(|()| ExitCode::SUCCESS),
         Verb::Build => build::command().map(|()| ExitCode::SUCCESS),
+        Verb::Package(options) => package::command(options).map(|()| ExitCode::SUCCESS),
         Verb::Run(options) => run::command(options).map(|()| ExitCode::SUCCESS),
         Verb::Test(options) => test::command(options).map(|()| ExitCode::SUCCESS),
         Verb::Fuzz(options) => fuzz::command(options).map(|()| ExitCode::SUCCESS),

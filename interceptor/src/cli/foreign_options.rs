@@ -1,12 +1,13 @@
-//! Options in the spelling of mount(8), of FUSE and of `weed mount`, as those of `interceptor mount`.
+//! Translates options in the spelling of mount(8), of FUSE and of `weed mount` to those of
+//! `interceptor mount`.
 //!
 //! A list of mount(8) (`-o cache-size=8GiB,ro,_netdev`) has four kinds of options: those of
 //! `interceptor mount` under their long names; those that mount(8), fstab and systemd keep for
-//! themselves; those of `weed mount`; and others, which are errors that name the nearest option. The
-//! first become `--NAME=VALUE`, the second are dropped, and the third become the option of the same
-//! purpose, are dropped if they only concern writing or the innards of `weed`, or are answered with
-//! what to write instead. On a command line the options of `weed mount` begin with one dash, as Go
-//! has it, or with two.
+//! themselves; those of `weed mount`; and others, which are errors that name the nearest option.
+//! The first become `--NAME=VALUE`, the second are dropped, and the third become the option of the
+//! same purpose, are dropped if they only concern writing or the innards of `weed`, or are answered
+//! with what to write instead. On a command line the options of `weed mount` begin with one dash,
+//! as Go has it, or with two.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -370,7 +371,8 @@ fn is_of_mount(name: &str) -> bool {
     HANDLED_BY_MOUNT.contains(&name) || name.starts_with("x-") || name.starts_with("X-")
 }
 
-/// The option, if the argument has one dash and a long name, or two and a name that only `weed` has.
+/// The option, if the argument has one dash and a long name, or two and a name that only `weed`
+/// has.
 fn weed_argument(text: &str, command: &Command) -> Option<TypedOption> {
     let has_two_dashes = text.starts_with("--");
     let option = TypedOption::parse(text.trim_start_matches('-'));

@@ -1,8 +1,8 @@
 //! From a path to the daemon of the mount there: an extended attribute of each of its files has the
 //! address of its status API.
 //!
-//! The kernel's mount table tells which mounts are ours. Asking one waits for its daemon; so a mount
-//! is asked on a thread of its own, which is left behind if the daemon hangs.
+//! The kernel's mount table tells which mounts are ours. Asking one waits for its daemon; so a
+//! mount is asked on a thread of its own, which is left behind if the daemon hangs.
 
 use std::fs::File;
 use std::io;

@@ -276,7 +276,7 @@ fn serve(prepared: PreparedMount, log: &File, sender: File, parent: Pid) -> i32 
     let outcome = begin().context("cannot begin to serve").and_then(|reporting| {
         logs::start(prepared.plan.log_format(), prepared.filter);
         let on_mounted = move || -> anyhow::Result<()> {
-            // From now on the daemon has nothing to do with whoever mounted.
+            // From now on the daemon is independent of the process that mounts.
             prctl::set_pdeathsig(None)?;
             setsid()?;
             (&reporting).write_all(MOUNTED.as_bytes()).context("the process that mounts has ended")

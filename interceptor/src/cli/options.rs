@@ -77,7 +77,7 @@ pub(super) struct MountOptions {
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9650", value_parser = StatusAddress::from_str)]
     pub(super) status_addr: StatusAddress,
 
-    /// Whether nobody has chosen that address.
+    /// Whether that address is the default, not one that was asked for.
     #[arg(skip)]
     pub(super) is_default_status_addr: bool,
 

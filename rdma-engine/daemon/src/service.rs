@@ -27,8 +27,8 @@ pub fn alive() {
     notify("WATCHDOG=1\n");
 }
 
-/// How often the service manager wants [`alive`] to be called, which is half of the time after which
-/// it ends the service (`WatchdogSec=`). `None` if it does not.
+/// How often the service manager wants [`alive`] to be called, which is half of the time after
+/// which it ends the service (`WatchdogSec=`). `None` if it does not.
 pub fn watchdog_interval() -> Option<Duration> {
     let number = |name: &str| env::var(name).ok()?.parse::<u64>().ok();
     let own = [std::process::id(), std::os::unix::process::parent_id()].map(u64::from);

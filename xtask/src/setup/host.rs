@@ -122,6 +122,20 @@ const PROMTOOL: Need = Need {
     present: || process::succeeds("promtool", &["--version"]),
 };
 
+const SHELLS: Need = Need {
+    name: "zsh and fish",
+    why: "completions for them are checked",
+    packages: &["zsh", "fish"],
+    present: || ["zsh", "fish"].iter().all(|shell| process::succeeds(shell, &["--version"])),
+};
+
+const PACKAGE_TOOLS: Need = Need {
+    name: "rpm and man",
+    why: "they check packages and manual pages",
+    packages: &["rpm", "man-db"],
+    present: || ["rpm", "man"].iter().all(|program| process::succeeds(program, &["--version"])),
+};
+
 /// The way to call pip that works here.
 pub(super) fn pip() -> Option<Command> {
     [&["pip3"][..], &["python3", "-m", "pip"], &["pip"]].into_iter().find_map(|words| {
@@ -148,7 +162,7 @@ pub(super) fn ensure(needs_pip: bool) -> Result<()> {
 /// Installs what only tests and pictures need. A package that cannot be installed is left out, and
 /// the tests that need it are skipped.
 pub(super) fn ensure_for_tests() {
-    let needs = [BROWSER, TERMINAL, PROMTOOL, NTFS];
+    let needs = [BROWSER, TERMINAL, PROMTOOL, NTFS, SHELLS, PACKAGE_TOOLS];
     let lacking: Vec<Need> = needs.into_iter().filter(|need| !(need.present)()).collect();
     if lacking.is_empty() {
         return;

@@ -3,6 +3,7 @@
 //! * [`host`]: what the operating system must provide (a C compiler, FUSE, the Rust components);
 //! * [`weed`]: the SeaweedFS program;
 //! * [`bpf`]: the compiler of the programs that run in the kernel;
+//! * [`zig`]: the linker for the C library of old distributions, for packages alone;
 //! * [`suites`]: public test suites for file systems, for the end-to-end suites alone.
 //!
 //! Every other verb runs [`ensure`] first; on a machine that lacks nothing it takes a few
@@ -12,6 +13,8 @@ pub(crate) mod bpf;
 mod host;
 pub(crate) mod suites;
 mod weed;
+mod wheel;
+pub(crate) mod zig;
 
 use std::path::PathBuf;
 

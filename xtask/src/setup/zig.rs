@@ -1,0 +1,79 @@
+//! zig as a linker and C compiler, and the Cargo command that uses it: it has the symbols of each
+//! version of the C library, so a program can be made for a distribution older than this one.
+//!
+//! Both come as wheels, of pinned versions with pinned checksums, and stay in `target/tools/zig`.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use ::tests::tools::target_directory;
+use anyhow::{Context, Result, ensure};
+
+use super::wheel::Wheel;
+use crate::cargo;
+
+const ZIG: Wheel = Wheel {
+    requirement: "ziglang==0.17.1",
+    sha256: "ea6cc5d87b033cf0aedfbc8f9549a908cae6c50ac31f1698188fa48a74524b54",
+    megabytes: 101,
+};
+const CARGO_ZIGBUILD: Wheel = Wheel {
+    requirement: "cargo-zigbuild==0.24.1",
+    sha256: "238a1ab54a95053a4eadc34775c81f795a8ad75f80bfed63f3f445f518102375",
+    megabytes: 2,
+};
+
+/// Where the programs lie in what is kept.
+const ZIG_PROGRAM: &str = "zig/ziglang/zig";
+const CARGO_PROGRAM: &str = "cargo-zigbuild/cargo_zigbuild-0.24.1.data/scripts/cargo-zigbuild";
+
+/// The programs.
+pub(crate) struct Zig {
+    zig: PathBuf,
+    cargo_zigbuild: PathBuf,
+}
+
+impl Zig {
+    /// `cargo build` for a target that has the version of its C library behind its name.
+    pub(crate) fn cargo(&self) -> Command {
+        let mut command = cargo::prepared(Command::new(&self.cargo_zigbuild));
+        command.arg("zigbuild").env("CARGO_ZIGBUILD_ZIG_PATH", &self.zig);
+        command
+    }
+}
+
+/// What there is, brought if need be.
+pub(crate) fn ensure() -> Result<Zig> {
+    ensure!(
+        cfg!(all(target_os = "linux", target_arch = "x86_64")),
+        "the pinned zig is for Linux on x86-64 only; --host-libc does without it"
+    );
+    let kept = target_directory().join("tools/zig");
+    let found = Zig { zig: kept.join(ZIG_PROGRAM), cargo_zigbuild: kept.join(CARGO_PROGRAM) };
+    for (wheel, name, program) in
+        [(ZIG, "zig", &found.zig), (CARGO_ZIGBUILD, "cargo-zigbuild", &found.cargo_zigbuild)]
+    {
+        if !program.is_file() {
+            let brought = bring(&wheel, &kept.join(name), program);
+            brought
+                .context("cannot bring zig; --host-libc makes packages for distributions as new as this")?;
+        }
+    }
+    Ok(found)
+}
+
+fn bring(wheel: &Wheel, kept: &Path, program: &Path) -> Result<()> {
+    let work = kept.with_extension("incoming");
+    let _ = fs::remove_dir_all(&work);
+    fs::create_dir_all(&work).with_context(|| format!("cannot create {}", work.display()))?;
+    let unpacked = wheel.unpack(&work).and_then(|unpacked| {
+        let _ = fs::remove_dir_all(kept);
+        fs::rename(&unpacked, kept)?;
+        // pip would do that when it installs.
+        Ok(fs::set_permissions(program, Permissions::from_mode(0o755))?)
+    });
+    let _ = fs::remove_dir_all(&work);
+    unpacked
+}
