@@ -225,11 +225,11 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, commit: SourceCommit)
         let printed = output::print(format_args!("interceptor {text}\n"));
         return if printed.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
-    if arguments.get(1).is_some_and(|command| command == "mount") {
-        if let Err(error) = understand_foreign_options(&mut arguments) {
-            output::error(format_args!("{error}\n\nFor more information, try 'interceptor mount --help'."));
-            return ExitCode::from(2);
-        }
+    if arguments.get(1).is_some_and(|command| command == "mount")
+        && let Err(error) = understand_foreign_options(&mut arguments)
+    {
+        output::error(format_args!("{error}\n\nFor more information, try 'interceptor mount --help'."));
+        return ExitCode::from(2);
     }
     let (cli, matches) = match parse(&arguments) {
         Ok(parsed) => parsed,
