@@ -44,7 +44,7 @@ struct Archive {
 }
 
 impl Archive {
-    fn header(&self, kind: EntryType, mode: u32, size: usize) -> Header {
+    fn header(&self, kind: EntryType, mode: u32, size: usize) -> Result<Header> {
         let mut header = Header::new_gnu();
         header.set_entry_type(kind);
         header.set_mode(mode);
@@ -52,21 +52,23 @@ impl Archive {
         header.set_mtime(self.time);
         header.set_uid(0);
         header.set_gid(0);
-        header
+        header.set_username("root")?;
+        header.set_groupname("root")?;
+        Ok(header)
     }
 
     fn directory(&mut self, path: &str) -> Result<()> {
-        let mut header = self.header(EntryType::Directory, 0o755, 0);
+        let mut header = self.header(EntryType::Directory, 0o755, 0)?;
         Ok(self.builder.append_data(&mut header, path, &[][..])?)
     }
 
     fn file(&mut self, path: &str, bytes: &[u8], mode: u32) -> Result<()> {
-        let mut header = self.header(EntryType::Regular, mode, bytes.len());
+        let mut header = self.header(EntryType::Regular, mode, bytes.len())?;
         Ok(self.builder.append_data(&mut header, path, bytes)?)
     }
 
     fn link(&mut self, path: &str, target: &str) -> Result<()> {
-        let mut header = self.header(EntryType::Symlink, 0o777, 0);
+        let mut header = self.header(EntryType::Symlink, 0o777, 0)?;
         Ok(self.builder.append_link(&mut header, path, target)?)
     }
 

@@ -98,8 +98,8 @@ mod tests {
             String::from_utf8(output.stdout).unwrap()
         };
         let listed = said("--contents");
-        assert!(listed.contains("-rwxr-xr-x root/root        10 2023-11-14"), "{listed}");
-        assert!(listed.contains("./usr/sbin/mount.tool -> ../bin/tool"), "{listed}");
+        assert!(listed.contains("-rwxr-xr-x root/root") && listed.contains(" 2023-11-14 "), "{listed}");
+        assert!(listed.contains("usr/sbin/mount.tool -> ../bin/tool"), "{listed}");
         let info = said("--info");
         assert!(info.contains("Depends: libc6 (>= 2.31)") && info.contains("Version: 1.2.3-1"), "{info}");
         assert!(info.contains("conffiles"), "{info}");

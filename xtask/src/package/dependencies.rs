@@ -9,8 +9,11 @@ use serde::Deserialize;
 
 use crate::cargo;
 
-/// The crates whose programs are packaged.
-const ROOTS: [&str; 2] = ["interceptor", "rdma-engine"];
+/// The targets, and the crates whose programs are packaged; those in the kernel are built apart.
+const TARGETS: [(&str, &[&str]); 2] = [
+    ("x86_64-unknown-linux-gnu", &["interceptor", "rdma-engine"]),
+    ("bpfel-unknown-none", &["interceptor-ebpf"]),
+];
 
 /// All crates, and which one uses which.
 pub(super) struct DependencyGraph {
@@ -18,6 +21,7 @@ pub(super) struct DependencyGraph {
 }
 
 /// A crate in the programs.
+#[derive(Clone)]
 pub(super) struct Crate {
     pub(super) name: String,
     pub(super) version: String,
@@ -90,28 +94,32 @@ struct DependencyKind {
 impl DependencyGraph {
     /// Asks Cargo.
     pub(super) fn read() -> Result<Self> {
-        let mut command = cargo::cargo();
-        command.args([
-            "metadata",
-            "--format-version=1",
-            "--locked",
-            "--filter-platform=x86_64-unknown-linux-gnu",
-        ]);
-        // The programs in the kernel are built apart, with a feature of their own.
-        command.args(["--features", "interceptor-ebpf/programs"]);
-        let output = command.output().context("cannot start cargo")?;
-        ensure!(output.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
         let lock = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.lock"))?;
-        Self::parse(&output.stdout, &checksums(&lock))
+        let checksums = checksums(&lock);
+        let mut crates: BTreeMap<(String, String), Crate> = BTreeMap::new();
+        for (target, roots) in TARGETS {
+            for found in Self::parse(&metadata(target)?, &checksums, roots)?.crates {
+                let known = crates.entry((found.name.clone(), found.version.clone()));
+                let known = known.or_insert_with(|| Crate { uses: Vec::new(), ..found.clone() });
+                known.uses.extend(found.uses);
+                known.uses.sort();
+                known.uses.dedup();
+            }
+        }
+        Ok(Self { crates: crates.into_values().collect() })
     }
 
-    fn parse(metadata: &[u8], checksums: &BTreeMap<(String, String), String>) -> Result<Self> {
+    fn parse(
+        metadata: &[u8],
+        checksums: &BTreeMap<(String, String), String>,
+        roots: &[&str],
+    ) -> Result<Self> {
         let Metadata { packages, resolve } = serde_json::from_slice(metadata).context("cargo metadata")?;
         let nodes: BTreeMap<_, _> = resolve.nodes.iter().map(|node| (node.id.as_str(), node)).collect();
         let by_id: BTreeMap<_, _> = packages.iter().map(|package| (package.id.as_str(), package)).collect();
-        let roots = packages.iter().filter(|package| ROOTS.contains(&package.name.as_str()));
-        let mut left: Vec<&str> = roots.map(|package| package.id.as_str()).collect();
-        ensure!(!left.is_empty(), "cargo metadata has none of {ROOTS:?}");
+        let begin = packages.iter().filter(|package| roots.contains(&package.name.as_str()));
+        let mut left: Vec<&str> = begin.map(|package| package.id.as_str()).collect();
+        ensure!(!left.is_empty(), "cargo metadata has none of {roots:?}");
         let mut reached = BTreeSet::new();
         while let Some(id) = left.pop() {
             if reached.insert(id) {
@@ -133,10 +141,17 @@ impl DependencyGraph {
                 uses: used_by(nodes.get(id).copied()).filter_map(name).collect(),
             })
         });
-        let mut crates = described.collect::<Result<Vec<_>>>()?;
-        crates.sort_by(|one, other| (&one.name, &one.version).cmp(&(&other.name, &other.version)));
-        Ok(Self { crates })
+        Ok(Self { crates: described.collect::<Result<_>>()? })
     }
+}
+
+/// What Cargo says of all crates, for one target.
+fn metadata(target: &str) -> Result<Vec<u8>> {
+    let mut command = cargo::cargo();
+    command.args(["metadata", "--format-version=1", "--locked", "--filter-platform", target]);
+    let output = command.output().context("cannot start cargo")?;
+    ensure!(output.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(output.stdout)
 }
 
 /// The crates that become a part of what is made of `node`.
@@ -179,7 +194,7 @@ mod tests {
         );
         let lock = "version = 4\n\n[[package]]\nname = \"used\"\nversion = \"1.0.0\"\nchecksum = \"abc\"\n\n\
                     [[package]]\nname = \"interceptor\"\nversion = \"1.0.0\"\n";
-        let graph = DependencyGraph::parse(metadata.as_bytes(), &checksums(lock)).unwrap();
+        let graph = DependencyGraph::parse(metadata.as_bytes(), &checksums(lock), &["interceptor"]).unwrap();
         let names: Vec<_> = graph.crates.iter().map(|found| found.name.as_str()).collect();
         assert_eq!(names, ["below", "interceptor", "used"]);
         assert_eq!(graph.crates[1].uses, ["pkg:cargo/used@1.0.0"]);

@@ -12,7 +12,7 @@ use ::tests::tools::target_directory;
 use anyhow::{Context, Result, ensure};
 
 use super::wheel::Wheel;
-use crate::cargo;
+use crate::{cargo, process};
 
 const ZIG: Wheel = Wheel {
     requirement: "ziglang==0.17.1",
@@ -33,6 +33,8 @@ const CARGO_PROGRAM: &str = "cargo-zigbuild/cargo_zigbuild-0.24.1.data/scripts/c
 pub(crate) struct Zig {
     zig: PathBuf,
     cargo_zigbuild: PathBuf,
+    /// A directory with libraries that are linked with and never used.
+    stubs: PathBuf,
 }
 
 impl Zig {
@@ -40,7 +42,26 @@ impl Zig {
     pub(crate) fn cargo(&self) -> Command {
         let mut command = cargo::prepared(Command::new(&self.cargo_zigbuild));
         command.arg("zigbuild").env("CARGO_ZIGBUILD_ZIG_PATH", &self.zig);
+        command.env("STUB_LIBRARIES", &self.stubs);
+        // The bindings of libibverbs also build tools of RDMA, with libraries of this host, which
+        // need its newer C library. Nothing of them gets into a program.
+        command.env("LDFLAGS", "-Wl,--allow-shlib-undefined");
         command
+    }
+
+    /// Makes an empty libibverbs: the bindings name it to the linker, which leaves it out, as its
+    /// functions are found at run time.
+    fn make_stubs(&self) -> Result<()> {
+        let library = self.stubs.join("libibverbs.so");
+        if library.is_file() {
+            return Ok(());
+        }
+        fs::create_dir_all(&self.stubs)?;
+        let source = self.stubs.join("empty.c");
+        fs::write(&source, "")?;
+        let mut compiler = Command::new(&self.zig);
+        compiler.args(["cc", "-target", "x86_64-linux-gnu", "-shared", "-o"]);
+        process::run(compiler.arg(&library).arg(&source).stdout(std::io::stderr()))
     }
 }
 
@@ -51,7 +72,8 @@ pub(crate) fn ensure() -> Result<Zig> {
         "the pinned zig is for Linux on x86-64 only; --host-libc does without it"
     );
     let kept = target_directory().join("tools/zig");
-    let found = Zig { zig: kept.join(ZIG_PROGRAM), cargo_zigbuild: kept.join(CARGO_PROGRAM) };
+    let stubs = kept.join("stubs");
+    let found = Zig { zig: kept.join(ZIG_PROGRAM), cargo_zigbuild: kept.join(CARGO_PROGRAM), stubs };
     for (wheel, name, program) in
         [(ZIG, "zig", &found.zig), (CARGO_ZIGBUILD, "cargo-zigbuild", &found.cargo_zigbuild)]
     {
@@ -61,6 +83,7 @@ pub(crate) fn ensure() -> Result<Zig> {
                 .context("cannot bring zig; --host-libc makes packages for distributions as new as this")?;
         }
     }
+    found.make_stubs()?;
     Ok(found)
 }
 

@@ -114,7 +114,7 @@ fn an_unknown_option_names_the_nearest_known_one() {
         ("cache-sizes=1G", "cache-size"),
         ("cachesize=1G", "cache-size"),
         ("CacheCapacityMB=5", "cacheCapacityMB"),
-        ("filerpath=/x", "filer-path"),
+        ("filerpath=/x", "filer.path"),
         ("statusaddr=none", "status-addr"),
         ("nofial", "nofail"),
     ] {
