@@ -63,7 +63,7 @@ fn check(name: &str, count: u64, size: usize, first: FirstPass, readers: Readers
         .start()
         .unwrap();
     let fetched = || mount.metric("interceptor_fetch_bytes_total", &[]).unwrap();
-    let mut after_first_pass = None;
+    let mut fetched_before = None;
     for pass in 1..=4 {
         let read = |number| {
             let path = mount.file(&path(number));
@@ -80,8 +80,14 @@ fn check(name: &str, count: u64, size: usize, first: FirstPass, readers: Readers
         }
         let fetched = fetched();
         assert!(fetched >= (count as usize * size) as f64);
-        let first = *after_first_pass.get_or_insert(fetched);
-        assert_eq!(fetched, first, "{options:?}: pass {pass} fetched bytes");
+        let before = *fetched_before.get_or_insert(fetched);
+        if pass == 2 && matches!(first, FirstPass::Backward(_)) {
+            // Some chunks that were begun for the first reader may come while this one reads.
+            assert!(fetched - before <= size as f64 / 4.0, "pass 2 fetched {} bytes", fetched - before);
+            fetched_before = Some(fetched);
+        } else {
+            assert_eq!(fetched, before, "{options:?}: pass {pass} fetched bytes");
+        }
     }
 }
 

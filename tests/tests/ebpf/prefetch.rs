@@ -7,9 +7,15 @@ use std::os::unix::fs::FileExt;
 use std::process::Command;
 
 use interceptor::ebpf;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
 use tests::{Cluster, Mount, Pattern, data, eventually, host, mount, reading};
 
 use crate::{CLUSTER, MIB, PAGE, WAIT_TIMEOUT, can_observe, disable_readahead, programs_of};
+
+/// Bytes of the reads that bring the file there.
+const PIECE: usize = 64 << 10;
 
 /// A file of a mount that is in the page cache, and open, after one read through the daemon.
 struct CachedFile {
@@ -33,7 +39,14 @@ impl CachedFile {
         }
         let file = File::open(mount.file("/ebpf/hot")).unwrap();
         let cached = CachedFile { mount, file, content };
-        cached.read();
+        // In no order: what a stream has read becomes resident without eBPF, too.
+        let mut offsets: Vec<usize> = (0..Self::SIZE).step_by(PIECE).collect();
+        offsets.shuffle(&mut StdRng::seed_from_u64(7));
+        for offset in offsets {
+            let mut found = vec![0; PIECE];
+            cached.file.read_exact_at(&mut found, offset as u64).unwrap();
+            data::assert_same("/ebpf/hot", &found, &cached.content[offset..offset + PIECE]);
+        }
         Some(cached)
     }
 
