@@ -18,7 +18,7 @@ const NEEDED: u64 = 160 * MIB;
 const STEP: u64 = 4 * MIB;
 const FILES: u64 = 30;
 const FILE_SIZE: usize = 8 << 20;
-const TIMEOUT: Duration = Duration::from_secs(90);
+const TIMEOUT: Duration = Duration::from_secs(240);
 
 #[test]
 #[cfg_attr(not(can_mount), ignore = "needs mounts")]

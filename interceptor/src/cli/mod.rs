@@ -7,7 +7,6 @@ mod attach;
 mod check;
 mod config_file;
 mod foreign_options;
-mod heap;
 mod host;
 mod http;
 mod kernel_watcher;
@@ -212,7 +211,7 @@ enum CommandFailure {
 /// Does what the arguments (with the program's name in front) say; blocks until it is done. To be
 /// called before the process has a second thread.
 pub fn main(arguments: impl IntoIterator<Item = OsString>, commit: SourceCommit) -> ExitCode {
-    heap::share_arenas();
+    ::daemon::heap::share_arenas();
     let _flush = output::FlushOnDrop;
     let mut arguments: Vec<OsString> = arguments.into_iter().collect();
     if arguments.first().is_some_and(|name| is_mount_helper(name)) {

@@ -4,14 +4,16 @@
 //! full disk, a closed or undrained pipe, or a terminal that is gone loses lines, and has no other
 //! effect. [`panics`] are counted, and logged without flooding the log. [`prometheus`] writes
 //! `/metrics`. [`settings_file`] reads an operator's files. [`memory`] is the memory that this
-//! process may use, and [`descriptors`] raises its limit of open descriptors. [`service`] talks to
-//! the service manager. [`size`], [`duration`] and [`address`] parse option values, [`documents`]
-//! writes manual pages and completions, and [`version`] what `--version` says.
+//! process may use, [`heap`] keeps the C library's heap small, and [`descriptors`] raises its limit
+//! of open descriptors. [`service`] talks to the service manager. [`size`], [`duration`] and
+//! [`address`] parse option values, [`documents`] writes manual pages and completions, and
+//! [`version`] what `--version` says.
 
 pub mod address;
 pub mod descriptors;
 pub mod documents;
 pub mod duration;
+pub mod heap;
 pub mod lines;
 pub mod logs;
 pub mod memory;

@@ -92,6 +92,7 @@ enum Command {
 
 /// Runs the command of the arguments; blocks until it is done.
 pub(crate) fn main(commit: SourceCommit) -> ExitCode {
+    daemon::heap::share_arenas();
     let _flush = output::FlushOnDrop;
     // The parser answers with one line only.
     if std::env::args_os().nth(1).is_some_and(|argument| argument == "--version") {
