@@ -39,3 +39,39 @@ impl WriteTarget for Vec<u8> {
         self.len()
     }
 }
+
+/// A target's memory, owned by a thread that may go on with a read after its caller has given up.
+pub enum DetachedBuffer {
+    /// Memory of the cache, detached from the fetch.
+    Cache(Box<dyn Destination>),
+    /// A buffer to copy from afterwards.
+    Own(Vec<u8>),
+}
+
+impl DetachedBuffer {
+    /// Takes the memory of `target`, or a buffer of the same length if the target keeps its own.
+    pub fn of(target: &mut dyn WriteTarget) -> Self {
+        match target.detach() {
+            Some(memory) => Self::Cache(memory),
+            None => Self::Own(vec![0; target.length()]),
+        }
+    }
+
+    /// The bytes to fill.
+    pub fn bytes(&mut self) -> &mut [u8] {
+        match self {
+            // SAFETY: for as long as the value lives, its range is mapped and initialized. Nothing
+            // but its owner, which is borrowed exclusively, refers to it.
+            Self::Cache(memory) => unsafe { std::slice::from_raw_parts_mut(memory.start(), memory.length()) },
+            Self::Own(bytes) => bytes,
+        }
+    }
+
+    /// Returns the memory to `target`, of which it was made, with what was written.
+    pub fn reattach(self, target: &mut dyn WriteTarget) {
+        match self {
+            Self::Cache(memory) => target.reattach(memory),
+            Self::Own(bytes) => target.bytes().copy_from_slice(&bytes),
+        }
+    }
+}

@@ -253,6 +253,11 @@ impl Cache {
         (self.fill_budget_bytes / 2).min(self.index.unread_limit() / 2)
     }
 
+    /// The budget, in bytes.
+    pub fn capacity(&self) -> u64 {
+        self.arena().capacity()
+    }
+
     /// How many bytes blocks may take: what resident files and the host leave of the budget.
     pub fn block_capacity(&self) -> u64 {
         self.arena().capacity().saturating_sub(self.index.ceded())

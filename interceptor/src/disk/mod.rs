@@ -58,14 +58,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use rdma_engine::client::Destination;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::timeout;
 
 use crate::telemetry::{Metrics, Source};
 use crate::vital::contained;
-use crate::write_target::WriteTarget;
+use crate::write_target::{DetachedBuffer, WriteTarget};
 
 pub use complete::CompleteFile;
 pub use directory::DirectoryError;
@@ -186,7 +185,7 @@ impl DiskCache {
         let begun = Instant::now();
         let (store, reads, object) = (self.store.clone(), self.reads.clone(), *object);
         let runtime = self.runtime.clone();
-        let mut buffer = ReadBuffer::of(dst);
+        let mut buffer = DetachedBuffer::of(dst);
         let read = async move {
             // The semaphore is never closed.
             let permit = reads.acquire_owned().await.map_err(io::Error::other)?;
@@ -201,7 +200,7 @@ impl DiskCache {
         // A read that is given up goes on, and keeps its memory and its permit until it ends.
         let error = match timeout(READ_TIMEOUT, read).await {
             Ok(Ok((buffer, read))) => {
-                buffer.give_back(dst, read.is_ok());
+                buffer.reattach(dst);
                 read.err()
             }
             Ok(Err(error)) => Some(error),
@@ -341,42 +340,5 @@ impl DiskCache {
 impl fmt::Debug for DiskCache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DiskCache").field("usage", &self.usage()).finish_non_exhaustive()
-    }
-}
-
-/// Memory that a thread reads to, apart from the future that waits for it.
-enum ReadBuffer {
-    /// That of the target.
-    Detached(Box<dyn Destination>),
-    /// Its own, for targets that cannot give theirs away.
-    Copied(Vec<u8>),
-}
-
-impl ReadBuffer {
-    fn of(dst: &mut dyn WriteTarget) -> Self {
-        match dst.detach() {
-            Some(memory) => Self::Detached(memory),
-            None => Self::Copied(vec![0; dst.length()]),
-        }
-    }
-
-    fn bytes(&mut self) -> &mut [u8] {
-        match self {
-            // SAFETY: mapped, initialized and its owner's alone (`Destination`); the owner is this
-            // value, which is borrowed for as long as the slice.
-            Self::Detached(memory) => unsafe {
-                std::slice::from_raw_parts_mut(memory.start(), memory.length())
-            },
-            Self::Copied(bytes) => bytes,
-        }
-    }
-
-    /// Returns the memory to `dst`, of which it was made, with what was read if that `is_good`.
-    fn give_back(self, dst: &mut dyn WriteTarget, is_good: bool) {
-        match self {
-            Self::Detached(memory) => dst.reattach(memory),
-            Self::Copied(bytes) if is_good => dst.bytes().copy_from_slice(&bytes),
-            Self::Copied(_) => {}
-        }
     }
 }

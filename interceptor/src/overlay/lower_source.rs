@@ -32,7 +32,6 @@ use std::time::Instant;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
-use rdma_engine::client::Destination;
 use ring::digest::{Context, SHA256};
 use rustix::fs::FileType;
 use tokio::runtime::Handle;
@@ -52,7 +51,7 @@ use crate::read::{
     FileLayout, FileVersion, Object, ObjectEncoding, ObjectList, Origin, OriginError, ReadError, Reader,
 };
 use crate::telemetry::{Metrics, Source};
-use crate::write_target::WriteTarget;
+use crate::write_target::{DetachedBuffer, WriteTarget};
 
 /// The smallest piece, in bytes. A sequential reader has pieces fetched whole.
 const MIN_PIECE_SIZE: u64 = 4 << 20;
@@ -428,40 +427,6 @@ fn fill(file: &OpenFile, snapshot: OpenSnapshot, from: u64, bytes: &mut [u8]) ->
         return Err(LowerReadError::Short);
     }
     Ok(())
-}
-
-/// A read's memory, owned by the thread that reads.
-enum DetachedBuffer {
-    /// Memory of the cache, detached from the fetch.
-    Cache(Box<dyn Destination>),
-    /// A buffer to copy from afterwards.
-    Own(Vec<u8>),
-}
-
-impl DetachedBuffer {
-    fn of(target: &mut dyn WriteTarget) -> Self {
-        match target.detach() {
-            Some(memory) => Self::Cache(memory),
-            None => Self::Own(vec![0; target.length()]),
-        }
-    }
-
-    fn bytes(&mut self) -> &mut [u8] {
-        match self {
-            // SAFETY: for as long as the value lives, its range is mapped and initialized. Nothing
-            // but its owner, which is borrowed exclusively, refers to it.
-            Self::Cache(memory) => unsafe { std::slice::from_raw_parts_mut(memory.start(), memory.length()) },
-            Self::Own(bytes) => bytes,
-        }
-    }
-
-    /// Returns the memory to `target`, from which it was detached.
-    fn reattach(self, target: &mut dyn WriteTarget) {
-        match self {
-            Self::Cache(memory) => target.reattach(memory),
-            Self::Own(bytes) => target.bytes().copy_from_slice(&bytes),
-        }
-    }
 }
 
 impl Origin for LowerOrigin {

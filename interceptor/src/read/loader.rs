@@ -88,7 +88,7 @@ impl BlockLoader {
     ) -> Arc<Self> {
         Arc::new(Self {
             fetches: InflightMap::new(runtime.clone()),
-            uncached: UncachedBlocks::new(cache.usage().capacity / 4, runtime.clone()),
+            uncached: UncachedBlocks::new(cache.capacity() / 4, runtime.clone()),
             cache,
             disk,
             origin,

@@ -156,7 +156,7 @@ impl Reader {
 
     /// The size of the cache in bytes.
     pub fn cache_capacity(&self) -> u64 {
-        self.cache.usage().capacity
+        self.cache.capacity()
     }
 
     /// Reads up to `len` bytes of `file` from `offset` on. Never blocks.

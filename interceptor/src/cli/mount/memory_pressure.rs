@@ -60,7 +60,7 @@ fn follow(cache: &Weak<Cache>) {
             headroom,
             memory::stalled().unwrap_or_default(),
             Instant::now(),
-            cache.usage().capacity,
+            cache.capacity(),
             cache.withheld(),
         );
         // A panic costs one step.
