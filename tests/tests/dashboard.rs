@@ -24,7 +24,7 @@ const PHONE: Viewport = Viewport { width: 375, height: 800, is_dark: false };
 /// The panels, each with an expression that is true when it shows data.
 const PANELS: [(&str, &str); 16] = [
     ("glance", "document.querySelectorAll('#tiles dd').length === 6"),
-    ("sources", "drawn('sources') && rows('sources') === 8"),
+    ("sources", "drawn('sources') && rows('sources') === 9"),
     ("ratios", "drawn('ratios') && rows('ratios') === 4"),
     ("throughput", "drawn('throughput') && rows('throughput') >= 1"),
     ("latency", "drawn('latency') && rows('latency') >= 2"),

@@ -18,7 +18,7 @@ mod volume;
 
 use std::fmt::Display;
 use std::io::Write;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -41,15 +41,18 @@ fn turn() -> Option<Turn> {
     has_device().then(|| TURN.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// Whether there is a device for a test; if not, that is said.
+/// Whether there is a device for a test; if not, that is said. The first test finds out, because
+/// later ones may take a link down.
 fn has_device() -> bool {
-    let error = match devices() {
-        Ok(found) if found.iter().flat_map(|device| &device.ports).any(|port| port.active) => return true,
-        Ok(_) => VerbsError::NoDevice,
-        Err(error) => error,
-    };
-    skipped(error);
-    false
+    static MISSING: LazyLock<Option<VerbsError>> = LazyLock::new(|| match devices() {
+        Ok(found) if found.iter().flat_map(|device| &device.ports).any(|port| port.active) => None,
+        Ok(_) => Some(VerbsError::NoDevice),
+        Err(error) => Some(error),
+    });
+    if let Some(error) = &*MISSING {
+        skipped(error);
+    }
+    MISSING.is_none()
 }
 
 /// Reports the running test as skipped, by a line that `cargo xtask test` counts.
