@@ -225,6 +225,9 @@ fn start<A: Into<OsString>>(
     if !args.iter().any(|arg| arg == "--status-addr") {
         command.args(["--status-addr", "127.0.0.1:0"]);
     }
+    if !crate::mount::given(&args, "--cache-prefault") {
+        command.arg(crate::mount::NO_PREFAULT);
+    }
     command.args(args).arg(path).current_dir(home).env("HOME", home);
     Process::start(command, &home.join(log), STOP_TIMEOUT, Signal::SIGTERM)
 }

@@ -33,6 +33,9 @@ const READY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest wait for a daemon to end by itself.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Keeps mounts that live for a few reads from touching all of their memory.
+pub(crate) const NO_PREFAULT: &str = "--cache-prefault=off";
+
 /// Which program mounts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -50,6 +53,7 @@ pub struct MountBuilder {
     filer_path: String,
     mount_point: Option<PathBuf>,
     security: Option<PathBuf>,
+    program: Option<PathBuf>,
     wrapper: Vec<OsString>,
     args: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
@@ -90,6 +94,13 @@ impl MountBuilder {
     #[must_use]
     pub fn security(mut self, content: &Path) -> Self {
         self.security = Some(content.to_owned());
+        self
+    }
+
+    /// Mounts with this build of `interceptor` instead of the one under test.
+    #[must_use]
+    pub fn program(mut self, program: &Path) -> Self {
+        self.program = Some(program.to_owned());
         self
     }
 
@@ -152,15 +163,20 @@ impl MountBuilder {
             None => Vec::new(),
         };
         fs::write(home.path().join("security.toml"), security)?;
+        // Another build may not know all options.
+        let is_under_test = self.program.is_none();
         let mut command = match self.kind {
             Kind::Interceptor => {
                 let mut program = self.wrapper;
-                program.push(interceptor_program()?.into());
+                program.push(self.program.map_or_else(interceptor_program, Ok)?.into());
                 let mut command = Command::new(&program[0]);
                 command.args(&program[1..]);
                 command.args(["mount", "--filer", &self.filers, "--filer-path", &self.filer_path]);
                 command.args(["--status-addr", "127.0.0.1:0"]);
                 command.args(options_under_test(&self.args));
+                if is_under_test && !given(&self.args, "--cache-prefault") {
+                    command.arg(NO_PREFAULT);
+                }
                 command.args(self.args).arg(&mount_point);
                 command
             }
@@ -219,6 +235,7 @@ impl Mount {
             filer_path: "/".into(),
             mount_point: None,
             security: None,
+            program: None,
             wrapper: Vec::new(),
             args: Vec::new(),
             environment: Vec::new(),
@@ -390,6 +407,11 @@ pub fn interceptor_program() -> anyhow::Result<PathBuf> {
         return Ok(path);
     }
     process::built("interceptor")
+}
+
+/// Whether this option is among `args`.
+pub(crate) fn given(args: &[OsString], option: &str) -> bool {
+    args.iter().any(|arg| arg.to_str().is_some_and(|arg| arg.split('=').next() == Some(option)))
 }
 
 /// The options of `MOUNT_OPTIONS`, with their values, but for those that a test gives itself.

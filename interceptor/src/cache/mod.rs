@@ -24,6 +24,7 @@
 //! without asking the daemon. The arena is smaller by what they take.
 //!
 //! While the host is short of memory, the cache [gives back](Cache::give_back) what is coldest.
+//! Where the kernel is slow to give fresh memory, it is [touched](Cache::prefault) ahead of its use.
 //!
 //! Fetches in flight may hold only a part of the budget (the *fill budget*: an eighth, but 8 MiB
 //! to 1 GiB; warm-up has bounds of its own, in [`retained`]), so that a burst of misses waits
@@ -42,6 +43,7 @@ mod inflight;
 mod key;
 mod pass_tracker;
 pub mod policy;
+mod prefault;
 pub mod replay;
 pub mod resident;
 mod retained;
@@ -67,6 +69,7 @@ use block::BlockMemory;
 use index::BlockIndex;
 use policy::AdaptiveLirs;
 use resident::{ResidentError, ResidentFiles, ResidentUsage};
+use sync::AtomicBool;
 use withheld::WithheldMemory;
 
 pub use arena::MIN_CAPACITY;
@@ -74,6 +77,7 @@ pub use block::{PinnedBlock, PrefetchObserver};
 pub use index::EvictionMode;
 pub use inflight::{FetchInterrupted, InflightMap, Joined, SharedFetch, Spawn};
 pub use key::{BlockKey, BlockPart, ObjectId};
+pub use prefault::Prefault;
 pub use retained::AdmissionError;
 pub use writer::BlockWriter;
 
@@ -109,6 +113,8 @@ pub struct Cache {
     index: Arc<BlockIndex>,
     residents: OnceLock<Arc<ResidentFiles>>,
     withheld: WithheldMemory,
+    /// Whether memory is being touched ahead of its use.
+    prefaulting: AtomicBool,
     registrations: Arc<RegistrationCache>,
     /// The fill budget, a permit for each [`FILL_PERMIT_BYTES`].
     fill_budget: Arc<Semaphore>,
@@ -134,6 +140,7 @@ impl Cache {
             withheld: WithheldMemory::new(index.clone()),
             index,
             residents: OnceLock::new(),
+            prefaulting: AtomicBool::new(false),
             registrations,
             fill_budget,
             fill_budget_bytes,

@@ -214,7 +214,9 @@ async fn attach(
         [] if options.read_cache == ReadCache::Off => ReadSource::Lower,
         [] => {
             let (always, metrics) = (options.read_cache == ReadCache::On, metrics.clone());
-            ReadSource::LowerCache { always, cache: Box::new(move || mount::cache(cache_size, &metrics)) }
+            let prefault = options.fetch.cache_prefault;
+            let cache = Box::new(move || mount::cache(cache_size, prefault, &metrics));
+            ReadSource::LowerCache { always, cache }
         }
         filers => tokio::select! {
             cluster = cluster(options, filers, cache_size, &status) => ReadSource::Cluster(cluster?),

@@ -30,10 +30,10 @@ use tokio::sync::mpsc;
 use super::host::{self, go_without};
 use super::http;
 use super::kernel_watcher;
-use super::options::{FetchOptions, MountOptions, OptionError, VolumeServerAccess};
+use super::options::{CachePrefault, FetchOptions, MountOptions, OptionError, VolumeServerAccess};
 use super::signals::Signals;
-use crate::cache::Cache;
 use crate::cache::arena::ArenaError;
+use crate::cache::{Cache, Prefault};
 use crate::fetch::{self, Fetcher, VolumeServerRoute};
 use crate::mount::{self, Mount, PassthroughUnavailable};
 use crate::read::{ClusterOrigin, Reader};
@@ -220,11 +220,23 @@ fn owners(options: &MountOptions) -> OwnerMaps {
 }
 
 /// Makes the memory in which blocks are kept.
-pub(super) fn cache(size: ByteSize, metrics: &Metrics) -> Result<Arc<Cache>, ArenaError> {
+pub(super) fn cache(
+    size: ByteSize,
+    prefault: CachePrefault,
+    metrics: &Metrics,
+) -> Result<Arc<Cache>, ArenaError> {
     let cache = Arc::new(Cache::new(size.0)?);
     tracing::info!("cache of {size} in {}", cache.backing());
     health::watch_cache(metrics, &cache);
     memory_pressure::watch(&cache);
+    let prefault = match prefault {
+        CachePrefault::Auto => Some(Prefault::WhileSlow),
+        CachePrefault::On => Some(Prefault::Always),
+        CachePrefault::Off => None,
+    };
+    if let Some(Err(error)) = prefault.map(|prefault| cache.prefault(prefault)) {
+        tracing::warn!(%error, "the cache's memory is not touched ahead of its use");
+    }
     Ok(cache)
 }
 
@@ -237,7 +249,7 @@ pub(super) fn reader(
     status: &Status,
 ) -> anyhow::Result<Arc<Reader>> {
     let metrics = status.metrics();
-    let cache = cache(cache_size, metrics)?;
+    let cache = cache(cache_size, options.cache_prefault, metrics)?;
     let disk = disk::tier(options, cache_size, filer, status);
     let engines = options.servers.engines(&security);
     if let Some(finding) = host::engine_proofs(&security).filter(|_| engines.discovers_remote()) {

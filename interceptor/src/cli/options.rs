@@ -178,6 +178,11 @@ pub(super) struct FetchOptions {
     #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, default_value = "false", hide_default_value = true)]
     pub(super) force: bool,
 
+    /// Touch the cache's memory in the background before it is needed; auto: where the kernel is
+    /// slow to give it, as in virtual machines that return free memory to their host
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    pub(super) cache_prefault: CachePrefault,
+
     /// Keep what is read again on a disk of this host, too: in a directory of its own below this
     /// one, where restarts and other mounts of the cluster find it
     #[arg(long, value_name = "DIR")]
@@ -230,6 +235,17 @@ pub(super) struct ServerOptions {
     /// public one, or through the filer
     #[arg(long, value_name = "ACCESS", default_value = "direct")]
     pub(super) volume_server_access: VolumeServerAccess,
+}
+
+/// Whether memory is touched before it is needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum CachePrefault {
+    /// While that proves to be slow.
+    Auto,
+    /// All of the cache.
+    On,
+    /// Nothing.
+    Off,
 }
 
 /// Ways of bringing chunks.

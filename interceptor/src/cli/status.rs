@@ -95,6 +95,9 @@ impl fmt::Display for Text<'_> {
                 ),
             )?;
             line("", &format_args!("memory: {}", backing_text(&cache.backing)))?;
+            if cache.prefaulting {
+                line("", &"memory is being touched ahead of its use, as fresh memory is slow here")?;
+            }
             if cache.withheld > 0 {
                 let withheld = ByteSize(cache.withheld);
                 line("", &format_args!("{withheld} given back, because memory is short"))?;

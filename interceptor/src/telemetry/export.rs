@@ -298,6 +298,12 @@ fn cache(out: &mut Exposition, cache: &CacheUsage) {
         .sample(&[("state", "pinned")], cache.pinned)
         .sample(&[("state", "rdma")], cache.rdma)
         .sample(&[("state", "allocated")], cache.allocated);
+    out.family(
+        "interceptor_cache_prefaulting",
+        "gauge",
+        "Whether memory of the cache is being touched ahead of its use.",
+    )
+    .sample(&[], u64::from(cache.prefaulting));
     let ResidentFiles { ready, waiting, promoted, failed, displaced, retired } = cache.resident_files;
     out.family("interceptor_resident_files", "gauge", "Files that the kernel reads by itself.")
         .sample(&[("state", "ready")], ready)
@@ -392,6 +398,7 @@ mod tests {
             used: 5,
             resident: 2,
             withheld: 3,
+            prefaulting: true,
             resident_files: ResidentFiles { ready: 4, waiting: 3, retired: 1, ..ResidentFiles::default() },
             pinned: 1,
             rdma: 4,
@@ -447,6 +454,7 @@ mod tests {
             "interceptor_cache_bytes{state=\"capacity\"} 10",
             "interceptor_cache_bytes{state=\"resident\"} 2",
             "interceptor_cache_bytes{state=\"withheld\"} 3",
+            "interceptor_cache_prefaulting 1",
             "interceptor_cache_bytes{state=\"pinned\"} 1",
             "interceptor_cache_bytes{state=\"rdma\"} 4",
             "interceptor_resident_files{state=\"waiting\"} 3",

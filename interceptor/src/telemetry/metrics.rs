@@ -38,6 +38,9 @@ pub struct CacheUsage {
     /// The part of `capacity` that was given back to the host, which is short of memory.
     #[serde(default)]
     pub withheld: u64,
+    /// Whether memory is being touched ahead of its use, because fresh memory is slow here.
+    #[serde(default)]
+    pub prefaulting: bool,
     /// The number of resident files, and of transitions.
     #[serde(default)]
     pub resident_files: ResidentFiles,

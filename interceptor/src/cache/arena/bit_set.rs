@@ -13,7 +13,8 @@ impl BitSet {
         Self { words: vec![0; size.div_ceil(64) as usize], count: 0 }
     }
 
-    fn contains(&self, number: u32) -> bool {
+    /// Whether a number is in the set.
+    pub(super) fn contains(&self, number: u32) -> bool {
         self.words[number as usize / 64] & 1 << (number % 64) != 0
     }
 

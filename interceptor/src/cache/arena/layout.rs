@@ -145,6 +145,17 @@ impl<K: Copy> ArenaLayout<K> {
         Some(SlotPosition { unit: head, slot: 0, class: SizeClass::Run(units) })
     }
 
+    /// The unit with number `unit`, if all of it is free; it is in use then.
+    pub(super) fn allocate_unit(&mut self, unit: u32) -> Option<SlotPosition> {
+        let is_free = self.used + UNIT_SIZE <= self.limit && self.free_units.contains(unit);
+        is_free.then(|| {
+            self.free_units.remove(unit);
+            self.units[unit as usize] = Unit::Run { units: 1, owner: None };
+            self.used += UNIT_SIZE;
+            SlotPosition { unit, slot: 0, class: SizeClass::Run(1) }
+        })
+    }
+
     /// Sets the owner of a slot that is in use. A slot without an owner cannot be evicted.
     pub(super) fn set_owner(&mut self, position: SlotPosition, owner: Option<K>) {
         match &mut self.units[position.unit as usize] {

@@ -25,7 +25,7 @@ use layout::{ArenaLayout, SlotPosition};
 use rdma_engine::client::RegistrationCache;
 use rdma_engine::memory::Memory;
 use region::ArenaRegion;
-use size_class::UNIT_SIZE;
+use size_class::PAGE_SIZE;
 use waiters::MemoryWaiters;
 
 use super::key::BlockKey;
@@ -34,6 +34,7 @@ use super::sync::Mutex;
 pub use layout::SizeClassUsage;
 pub use region::PageBacking;
 pub use size_class::SizeClass;
+pub(super) use size_class::UNIT_SIZE;
 
 /// Bytes of the smallest arena: some chunks of common size can still be fetched side by side.
 pub const MIN_CAPACITY: u64 = 16 << 20;
@@ -138,6 +139,17 @@ impl Arena {
         Some(Slot { arena: self.clone(), position, len })
     }
 
+    /// How many units there are.
+    pub(super) fn units(&self) -> u32 {
+        (self.region.len() as u64 / UNIT_SIZE) as u32
+    }
+
+    /// The unit with number `unit` as one slot, if all of it is free.
+    pub(super) fn allocate_unit(self: &Arc<Self>, unit: u32) -> Option<Slot> {
+        let position = self.layout.lock().allocate_unit(unit)?;
+        Some(Slot { arena: self.clone(), position, len: UNIT_SIZE as usize })
+    }
+
     /// The blocks that must be evicted so that a slot of `class` fits around `slot`. None if it
     /// cannot fit there, or if a slot in the way holds no published block.
     pub(super) fn blockers(&self, slot: &Slot, class: SizeClass) -> Option<Vec<BlockKey>> {
@@ -193,6 +205,14 @@ impl Slot {
         }
     }
 
+    /// Has the kernel give the slot its pages now. The content becomes unspecified.
+    pub(super) fn touch(&mut self) {
+        for page in self.chunks_mut(PAGE_SIZE as usize) {
+            page[0] = 0;
+            std::hint::black_box(page);
+        }
+    }
+
     /// Sets the key under which the slot's block can be evicted, or that it cannot be.
     pub(super) fn set_owner(&self, key: Option<BlockKey>) {
         self.arena.layout.lock().set_owner(self.position, key);
@@ -227,6 +247,19 @@ impl Drop for Slot {
     fn drop(&mut self) {
         self.arena.layout.lock().release(self.position);
         self.arena.waiters.wake();
+    }
+}
+
+#[cfg(test)]
+impl Slot {
+    /// How many pages of 4 KiB of the slot are in memory.
+    pub(super) fn pages_present(&self) -> usize {
+        let mut present = vec![0u8; self.len() / 4096];
+        let start = self.as_ptr().cast_mut().cast();
+        // SAFETY: the range is mapped, begins at a page, and `present` has a byte for each page.
+        let status = unsafe { libc::mincore(start, self.len(), present.as_mut_ptr()) };
+        assert_eq!(status, 0);
+        present.iter().filter(|&&page| page & 1 != 0).count()
     }
 }
 
@@ -272,7 +305,7 @@ mod tests {
         let arena = Arena::new(MIN_CAPACITY).unwrap();
         let mut slot = arena.allocate(4 << 20).unwrap();
         slot.fill(1);
-        assert_eq!(pages_present(&slot), 1024);
+        assert_eq!(slot.pages_present(), 1024);
         if arena.backing() == PageBacking::Hugetlb {
             assert!(!slot.return_pages());
             return;
@@ -280,17 +313,7 @@ mod tests {
         // Pages that devices may know are returned as well.
         let _registrations = arena.registrations();
         assert!(slot.return_pages());
-        assert_eq!(pages_present(&slot), 0);
+        assert_eq!(slot.pages_present(), 0);
         assert!(slot.iter().all(|&byte| byte == 0));
-    }
-
-    /// How many pages of 4 KiB of the slot are in memory.
-    fn pages_present(slot: &Slot) -> usize {
-        let mut present = vec![0u8; slot.len() / 4096];
-        let start = slot.as_ptr().cast_mut().cast();
-        // SAFETY: the range is mapped, begins at a page, and `present` has a byte for each page.
-        let status = unsafe { libc::mincore(start, slot.len(), present.as_mut_ptr()) };
-        assert_eq!(status, 0);
-        present.iter().filter(|&&page| page & 1 != 0).count()
     }
 }

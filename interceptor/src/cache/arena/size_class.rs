@@ -4,9 +4,9 @@
 //! is lost to rounding (25 % with one class to the octave, 58 % with one to two octaves).
 
 /// Bytes of a unit: a huge page.
-pub(super) const UNIT_SIZE: u64 = 2 << 20;
+pub(in crate::cache) const UNIT_SIZE: u64 = 2 << 20;
 /// Bytes of a page. The size of a slot is a multiple of it.
-const PAGE_SIZE: u64 = 4096;
+pub(super) const PAGE_SIZE: u64 = 4096;
 /// For each small class, how many slots one unit has.
 pub(super) const SLOTS_PER_UNIT: [u16; 16] = [512, 256, 170, 128, 85, 64, 42, 32, 21, 16, 10, 8, 6, 4, 3, 2];
 /// Runs are aligned to at most this many units.

@@ -26,12 +26,7 @@ impl BackgroundThread {
     pub(super) fn start() -> io::Result<Self> {
         let (jobs, queue) = channel::<BackgroundJob>();
         let run = move || {
-            // In Linux a priority belongs to a thread, and the call takes the thread's id for a
-            // process id.
-            if let Err(errno) = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICENESS)
-            {
-                tracing::debug!(%errno, "resident files are filled at normal priority");
-            }
+            lower_priority();
             for job in queue {
                 contained(job);
             }
@@ -56,6 +51,14 @@ impl BackgroundThread {
         let job = Box::new(move || drop(sender.send(work())));
         self.jobs.send(job).ok()?;
         done.await.ok()
+    }
+}
+
+/// Gives this thread the lowest priority.
+pub(in crate::cache) fn lower_priority() {
+    // In Linux a priority belongs to a thread, and the call takes the thread's id for a process id.
+    if let Err(errno) = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICENESS) {
+        tracing::debug!(%errno, "memory is touched at normal priority");
     }
 }
 

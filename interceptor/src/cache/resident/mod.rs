@@ -52,6 +52,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::background::BackgroundThread;
+pub(super) use self::background::lower_priority;
 use self::budget::ResidentBudget;
 use self::file::FileAppend;
 use self::table::ResidentTable;

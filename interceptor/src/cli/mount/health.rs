@@ -31,6 +31,7 @@ pub(super) fn watch_cache(metrics: &Metrics, cache: &Arc<Cache>) {
             used: usage.used,
             resident: usage.resident,
             withheld: usage.withheld,
+            prefaulting: cache.is_prefaulting(),
             resident_files: ResidentFiles {
                 ready: files.files,
                 waiting: files.waiting,
