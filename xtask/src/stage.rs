@@ -56,10 +56,36 @@ impl Stage {
         transport: &str,
         options: &[&str],
     ) -> Result<Mount> {
+        let mount = self.mount_of_interceptor(path, cache_mib, transport, options);
+        let is_said = options.iter().any(|option| option.starts_with("--cache-prefault"));
+        // Mounts of tests do without.
+        self.mount(if is_said { mount } else { mount.arg("--cache-prefault=auto") })
+    }
+
+    /// The same with another build of `interceptor`.
+    pub(crate) fn other_build(
+        &mut self,
+        program: &Path,
+        path: &str,
+        cache_mib: u64,
+        transport: &str,
+        options: &[&str],
+    ) -> Result<Mount> {
+        let mount = self.mount_of_interceptor(path, cache_mib, transport, options);
+        self.mount(mount.program(program))
+    }
+
+    fn mount_of_interceptor(
+        &self,
+        path: &str,
+        cache_mib: u64,
+        transport: &str,
+        options: &[&str],
+    ) -> MountBuilder {
         let security = self.cluster.directory().join("security.toml");
         let mount = Mount::interceptor(&self.cluster.filer_addresses()).security(&security);
-        let mount = mount.engines(&self.cluster, transport);
-        self.mount(mount.filer_path(path).arg("--cache-size").arg(format!("{cache_mib}MiB")).args(options))
+        let mount = mount.engines(&self.cluster, transport).filer_path(path);
+        mount.arg("--cache-size").arg(format!("{cache_mib}MiB")).args(options)
     }
 
     /// Mounts a directory of the filer with `weed mount`, which may cache so many MiB, and further

@@ -1,5 +1,5 @@
-//! `cargo xtask bench`: the same reads through `interceptor mount` and `weed mount`, in turn, in
-//! one run.
+//! `cargo xtask bench`: the same reads through `interceptor mount` and `weed mount`, or through two
+//! builds of `interceptor`, in turn, in one run.
 //!
 //! One cluster holds the data set. For each workload the two mounts alternate (A B B A …), so that
 //! a change in the machine's speed affects both alike; each repetition has a fresh mount with
@@ -31,8 +31,8 @@ use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::thread::available_parallelism;
-use std::time::Duration;
+use std::thread::{self, available_parallelism};
+use std::time::{Duration, Instant};
 
 use ::tests::Mount;
 use anyhow::{Context, Result, bail, ensure};
@@ -53,11 +53,18 @@ use crate::{cargo, interrupt, setup};
 /// How long one repetition may take.
 const REPETITION_TIMEOUT: Duration = Duration::from_secs(600);
 
+/// By when the host of a virtual machine has taken back the memory that programs have freed, if it
+/// does that.
+const MEMORY_LOST_AFTER: Duration = Duration::from_secs(12);
+/// How often a mount is asked whether its memory is there.
+const MEMORY_POLL_INTERVAL: Duration = Duration::from_millis(20);
+
 const NOTES: &[&str] = &[
     "Values are the median (min-max) of the repetitions, each on a fresh mount. \"better\" is the ratio of the medians, \"paired\" the median",
     "of the ratios of neighbouring repetitions; above 1, interceptor is faster or needs less.",
     "The page cache beneath the volume server is warm in every row but cold-disk. \"Page cache of the mount dropped\" means the pages of the mount's own",
     "files (POSIX_FADV_DONTNEED), nothing else. Both mounts may cache 2 GiB, or a third of the small files in \"epoch\" rows. Cluster, mount and readers share the CPUs; nothing is pinned; their buffers begin at a page.",
+    "Where fresh memory is slow, interceptor touches its cache in the background, and is measured when it has (not so in seq-cold-no-prefault).",
     "Fetched ahead: all repetitions, with the passes that prepare them; waste is the part that nobody had read when the repetition ended.",
     "One word of each page that is read is checked while the clock runs; in the first repetition all that is read is compared, untimed.",
 ];
@@ -98,12 +105,16 @@ pub(crate) struct BenchOptions {
     /// Measure only one of the mounts, for profiling
     #[arg(long)]
     only: Option<MeasuredMount>,
+    /// Compare with this build of interceptor, such as an older one, instead of weed mount
+    #[arg(long, value_name = "PROGRAM", conflicts_with = "only")]
+    against: Option<PathBuf>,
 }
 
 /// Which mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum MeasuredMount {
     Ours,
+    /// Or what is measured in its place.
     Weed,
 }
 
@@ -122,6 +133,10 @@ pub(crate) fn command(options: &BenchOptions) -> Result<()> {
     if hit_ratio::is_meant(options)? {
         return hit_ratio::run(options);
     }
+    let alone = [attach::NAME, ebpf::NAME, watched::NAME].into_iter();
+    for name in alone.filter(|_| options.against.is_some()) {
+        ensure!(!is_alone(options, name)?, "{name} is not measured against another build");
+    }
     if is_alone(options, attach::NAME)? {
         return attach::run(options);
     }
@@ -139,12 +154,14 @@ pub(crate) fn command(options: &BenchOptions) -> Result<()> {
     let data = DataSet::new(options.size.unwrap_or(size).max(1 << 20), options.files.unwrap_or(files).max(1));
     let reads_medium = chosen.iter().any(|workload| workload.files == Files::Medium);
     let data = Arc::new(if reads_medium { data.with_medium() } else { data });
+    let absolute = |path: &PathBuf| path.canonicalize().with_context(|| path.display().to_string());
+    let against = options.against.as_ref().map(absolute).transpose()?;
     let prepared = setup::ensure()?;
     let program = cargo::build_interceptor()?;
     interrupt::check()?;
 
     let mut report = Report {
-        host: host(&program, &prepared.weed)?,
+        host: host(&program, &prepared.weed, against.as_deref())?,
         setting: RunSettings {
             repetitions: reps,
             large_file_bytes: data.large.size,
@@ -155,7 +172,7 @@ pub(crate) fn command(options: &BenchOptions) -> Result<()> {
         rows: Vec::new(),
         prefetch: Vec::new(),
     };
-    let mut bench = Bench::prepare(Arc::clone(&data), reads)?;
+    let mut bench = Bench::prepare(Arc::clone(&data), reads, against)?;
     let measured = chosen.iter().try_for_each(|workload| {
         let mut prefetched = Vec::new();
         let [ours, weed] = bench.alternate(workload, reps, options.only, &mut prefetched)?;
@@ -181,16 +198,18 @@ struct Bench {
     stage: Stage,
     data: Arc<DataSet>,
     reads: usize,
+    /// A build of interceptor that is measured in place of `weed mount`.
+    against: Option<PathBuf>,
 }
 
 impl Bench {
-    fn prepare(data: Arc<DataSet>, reads: usize) -> Result<Self> {
+    fn prepare(data: Arc<DataSet>, reads: usize, against: Option<PathBuf>) -> Result<Self> {
         let stage = Stage::open("bench")?;
         let progress = Progress::bytes("writing the data set", data.bytes());
         data.write(&stage.cluster.filer(), |bytes| progress.add(bytes))?;
         progress.finish();
         stage.cluster.volume_servers().iter().try_for_each(|server| data::warm(&server.directory()))?;
-        Ok(Self { stage, data, reads })
+        Ok(Self { stage, data, reads, against })
     }
 
     /// Repeats a workload on both mounts; returns the samples of ours and those of `weed mount`.
@@ -212,7 +231,7 @@ impl Bench {
             for side in order.into_iter().filter(|side| only.is_none_or(|only| only == *side)) {
                 let (samples, ahead) = self
                     .measure(workload, side, repetition)
-                    .with_context(|| format!("{} on {}", workload.name, side.program()))?;
+                    .with_context(|| format!("{} on {}", workload.name, self.name(side)))?;
                 prefetched.extend(ahead);
                 let shown = samples.iter().map(|s| format!("{:.1} {}", s.value, s.unit.label()));
                 let figures = shown.collect::<Vec<_>>().join(", ");
@@ -220,12 +239,20 @@ impl Bench {
                     "{} {}/{reps} {}: {figures}",
                     workload.name,
                     repetition + 1,
-                    side.program()
+                    self.name(side)
                 ));
                 results[side as usize].push(samples);
             }
         }
         Ok(results)
+    }
+
+    fn name(&self, side: MeasuredMount) -> &'static str {
+        match side {
+            MeasuredMount::Ours => "interceptor",
+            MeasuredMount::Weed if self.against.is_some() => report::OTHER_BUILD,
+            MeasuredMount::Weed => report::WEED_MOUNT,
+        }
     }
 
     fn mount(
@@ -235,18 +262,20 @@ impl Bench {
         disk: Option<&DiskDirectory>,
     ) -> Result<Mount> {
         let cache_mib = workload.memory.mib(&self.data);
-        match side {
-            MeasuredMount::Ours => {
-                let on_disk = disk.map(DiskDirectory::options).unwrap_or_default();
-                let on_disk = on_disk.iter().map(String::as_str);
-                let options: Vec<&str> = workload.options.iter().copied().chain(on_disk).collect();
-                self.stage.interceptor(DataSet::ROOT, cache_mib, workload.transport, &options)
+        if side == MeasuredMount::Weed && self.against.is_none() {
+            let options = disk.map(DiskDirectory::weed_options).unwrap_or_default();
+            let options: Vec<&str> = options.iter().map(String::as_str).collect();
+            return self.stage.weed(DataSet::ROOT, cache_mib, &options);
+        }
+        let on_disk = disk.map(DiskDirectory::options).unwrap_or_default();
+        let on_disk = on_disk.iter().map(String::as_str);
+        let options: Vec<&str> = workload.options.iter().copied().chain(on_disk).collect();
+        match &self.against {
+            Some(program) if side == MeasuredMount::Weed => {
+                let transport = workload.transport;
+                self.stage.other_build(program, DataSet::ROOT, cache_mib, transport, &options)
             }
-            MeasuredMount::Weed => {
-                let options = disk.map(DiskDirectory::weed_options).unwrap_or_default();
-                let options: Vec<&str> = options.iter().map(String::as_str).collect();
-                self.stage.weed(DataSet::ROOT, cache_mib, &options)
-            }
+            _ => self.stage.interceptor(DataSet::ROOT, cache_mib, workload.transport, &options),
         }
     }
 
@@ -278,7 +307,11 @@ impl Bench {
             interrupt::guard(workload.name, REPETITION_TIMEOUT, move || disk::fill(&site))?;
             mount.stop()?;
         }
+        if workload.memory == CacheSize::Fresh {
+            thread::sleep(MEMORY_LOST_AFTER);
+        }
         let mut mount = self.mount(workload, side, disk.as_ref())?;
+        await_memory(&mount)?;
         let site = self.site(&mount, disk.as_ref(), repetition);
         let (run, check) = (workload.run, workload.check);
         let checked = site.clone();
@@ -295,15 +328,6 @@ impl Bench {
         let measured = measured?;
         mount.stop()?;
         Ok(measured)
-    }
-}
-
-impl MeasuredMount {
-    fn program(self) -> &'static str {
-        match self {
-            Self::Ours => "interceptor",
-            Self::Weed => "weed mount",
-        }
     }
 }
 
@@ -329,7 +353,19 @@ fn choose(names: &[String]) -> Result<Vec<&'static Workload>> {
         .collect())
 }
 
-fn host(program: &Path, weed: &Path) -> Result<HostInfo> {
+/// Waits until the mount has touched the memory that it wants to touch ahead.
+fn await_memory(mount: &Mount) -> Result<()> {
+    let deadline = Instant::now() + REPETITION_TIMEOUT;
+    // Neither `weed mount` nor an older build tells.
+    while mount.metric("interceptor_cache_prefaulting", &[]).is_ok_and(|running| running > 0.0) {
+        ensure!(Instant::now() < deadline, "the mount touches its memory for too long");
+        interrupt::check()?;
+        thread::sleep(MEMORY_POLL_INTERVAL);
+    }
+    Ok(())
+}
+
+fn host(program: &Path, weed: &Path, against: Option<&Path>) -> Result<HostInfo> {
     let first_line = |program: &Path, argument: &str| -> Result<String> {
         let output =
             Command::new(program).arg(argument).output().with_context(|| program.display().to_string())?;
@@ -345,6 +381,7 @@ fn host(program: &Path, weed: &Path) -> Result<HostInfo> {
         cpus: available_parallelism().map_or(1, usize::from),
         interceptor: first_line(program, "--version")?,
         weed: format!("weed {}", first_line(weed, "version")?),
+        other_build: against.map(|program| first_line(program, "--version")).transpose()?,
     })
 }
 

@@ -9,6 +9,10 @@ use super::sample::{Sample, Unit};
 use super::statistics::Summary;
 use crate::progress::digits;
 
+/// What is measured beside interceptor, as tables call it.
+pub(super) const WEED_MOUNT: &str = "weed mount";
+pub(super) const OTHER_BUILD: &str = "other build";
+
 /// Everything that one run of the benchmark found.
 #[derive(Serialize)]
 pub(super) struct Report {
@@ -26,6 +30,8 @@ pub(super) struct HostInfo {
     pub(super) cpus: usize,
     pub(super) interceptor: String,
     pub(super) weed: String,
+    /// The build of interceptor that took the place of `weed mount`.
+    pub(super) other_build: Option<String>,
 }
 
 /// What was run.
@@ -45,17 +51,18 @@ pub(super) struct Row {
     pub(super) unit: &'static str,
     pub(super) more_is_better: bool,
     pub(super) ours: Vec<f64>,
-    pub(super) weed_mount: Vec<f64>,
-    /// How many times better than `weed mount` the medians are.
+    /// Of `weed mount`, or of the other build.
+    pub(super) other: Vec<f64>,
+    /// How many times better ours is, of the medians.
     pub(super) ratio_of_medians: Option<f64>,
     /// Median of the ratios of the repetitions that were made next to each other.
     pub(super) median_of_ratios: Option<f64>,
 }
 
 /// Makes the rows of one workload from the repetitions of both mounts.
-pub(super) fn rows(workload: &str, ours: &[Vec<Sample>], weed: &[Vec<Sample>]) -> Vec<Row> {
+pub(super) fn rows(workload: &str, ours: &[Vec<Sample>], other: &[Vec<Sample>]) -> Vec<Row> {
     let mut figures: BTreeMap<usize, (&'static str, Unit)> = BTreeMap::new();
-    for samples in ours.iter().chain(weed) {
+    for samples in ours.iter().chain(other) {
         figures
             .extend(samples.iter().enumerate().map(|(index, sample)| (index, (sample.figure, sample.unit))));
     }
@@ -67,10 +74,12 @@ pub(super) fn rows(workload: &str, ours: &[Vec<Sample>], weed: &[Vec<Sample>]) -
     figures
         .into_values()
         .map(|(figure, unit)| {
-            let (ours, weed_mount) = (column(ours, figure), column(weed, figure));
-            let better = |ours: f64, weed: f64| if unit.more_is_better() { ours / weed } else { weed / ours };
-            let ratios: Vec<f64> = ours.iter().zip(&weed_mount).map(|(o, w)| better(*o, *w)).collect();
-            let medians = Summary::of(&ours).zip(Summary::of(&weed_mount));
+            let (ours, other) = (column(ours, figure), column(other, figure));
+            let better = |ours: f64, other: f64| {
+                if unit.more_is_better() { ours / other } else { other / ours }
+            };
+            let ratios: Vec<f64> = ours.iter().zip(&other).map(|(o, w)| better(*o, *w)).collect();
+            let medians = Summary::of(&ours).zip(Summary::of(&other));
             Row {
                 name: format!("{workload} {figure}").trim_end().to_owned(),
                 unit: unit.label(),
@@ -78,7 +87,7 @@ pub(super) fn rows(workload: &str, ours: &[Vec<Sample>], weed: &[Vec<Sample>]) -
                 ratio_of_medians: medians.map(|(o, w)| better(o.median, w.median)),
                 median_of_ratios: Summary::of(&ratios).map(|summary| summary.median),
                 ours,
-                weed_mount,
+                other,
             }
         })
         .collect()
@@ -90,18 +99,20 @@ impl Report {
         let host = &self.host;
         let setting = &self.setting;
         let mut text = format!(
-            "\nkernel {}, {} x {}\n{}, {}\n{} repetitions, large file {} bytes, {} small files, {} random reads\n\n",
+            "\nkernel {}, {} x {}\n{}, {}{}\n{} repetitions, large file {} bytes, {} small files, {} random reads\n\n",
             host.kernel,
             host.cpus,
             host.cpu,
             host.interceptor,
             host.weed,
+            host.other_build.as_ref().map_or(String::new(), |build| format!(", other build {build}")),
             setting.repetitions,
             setting.large_file_bytes,
             setting.small_files,
             setting.random_reads
         );
-        let head = ["", "", "interceptor", "weed mount", "better", "paired"].map(str::to_owned);
+        let other = if host.other_build.is_some() { OTHER_BUILD } else { WEED_MOUNT };
+        let head = ["", "", "interceptor", other, "better", "paired"].map(str::to_owned);
         text.push_str(&table(2, head, self.rows.iter().map(Row::cells)));
         let head = PrefetchRow::HEAD.map(str::to_owned);
         text.push_str(&table(1, head, self.prefetch.iter().map(PrefetchRow::cells)));
@@ -156,7 +167,7 @@ impl Row {
             self.name.clone(),
             self.unit.to_owned(),
             side(&self.ours),
-            side(&self.weed_mount),
+            side(&self.other),
             times(self.ratio_of_medians),
             times(self.median_of_ratios),
         ]

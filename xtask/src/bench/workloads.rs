@@ -36,6 +36,8 @@ const HINT_TIME: Duration = Duration::from_millis(300);
 pub(super) enum CacheSize {
     /// More than the data set takes.
     Plenty,
+    /// The same, in memory that no program has just used.
+    Fresh,
     /// A third of what the small files take, but at least the least that a mount accepts.
     Scarce,
     /// A third of what the files of some chunks take, and a disk for all of them.
@@ -45,7 +47,7 @@ pub(super) enum CacheSize {
 impl CacheSize {
     pub(super) fn mib(self, data: &DataSet) -> u64 {
         match self {
-            Self::Plenty => CACHE_MIB,
+            Self::Plenty | Self::Fresh => CACHE_MIB,
             Self::Scarce => ((data.small_bytes() / 3) >> 20).max(16),
             Self::WithDisk => ((data.medium.iter().map(|file| file.size).sum::<u64>() / 3) >> 20).max(16),
         }
@@ -83,6 +85,26 @@ pub(super) const ALL: &[Workload] = &[
         about: "one reader, 1 MiB reads, fresh mount; with the daemon's CPU time",
         memory: CacheSize::Plenty,
         options: &[],
+        files: Files::Basic,
+        transport: "http",
+        run: sequential_pass_and_cpu,
+        check: compare_large,
+    },
+    Workload {
+        name: "seq-cold-fresh",
+        about: "the same in memory that no program has just used, once it was touched ahead",
+        memory: CacheSize::Fresh,
+        options: &[],
+        files: Files::Basic,
+        transport: "http",
+        run: sequential_pass_and_cpu,
+        check: compare_large,
+    },
+    Workload {
+        name: "seq-cold-no-prefault",
+        about: "the same with --cache-prefault off, as right after a mount where fresh memory is slow",
+        memory: CacheSize::Fresh,
+        options: &["--cache-prefault=off"],
         files: Files::Basic,
         transport: "http",
         run: sequential_pass_and_cpu,
