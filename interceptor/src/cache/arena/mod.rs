@@ -250,7 +250,7 @@ impl Drop for Slot {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(feature = "shuttle")))]
 impl Slot {
     /// How many pages of 4 KiB of the slot are in memory.
     pub(super) fn pages_present(&self) -> usize {
