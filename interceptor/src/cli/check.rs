@@ -9,6 +9,7 @@ use std::str::FromStr;
 
 use clap::Args;
 use daemon::output;
+use daemon::size::ByteSize;
 use futures::future::join_all;
 
 use super::host::{self, Finding, FindingState};
@@ -29,6 +30,14 @@ pub(super) struct CheckOptions {
     /// Take keys and certificates from this security.toml
     #[arg(long, value_name = "FILE")]
     pub(super) security: Option<PathBuf>,
+
+    /// A directory for --disk-cache
+    #[arg(long, value_name = "DIR")]
+    pub(super) disk_cache: Option<PathBuf>,
+
+    /// How much of that disk is to be taken [default: a tenth of it]
+    #[arg(long, value_name = "SIZE", value_parser = ByteSize::from_str, requires = "disk_cache")]
+    pub(super) disk_cache_size: Option<ByteSize>,
 
     /// Print the findings as JSON
     #[arg(long)]
@@ -52,6 +61,8 @@ pub(super) fn run(options: &CheckOptions) -> anyhow::Result<ExitCode> {
     let file = options.security.clone().or_else(Security::file);
     findings.push(security_finding(file, security.as_ref().err()));
     findings.extend(security.as_ref().ok().and_then(host::engine_proofs));
+    findings
+        .extend(options.disk_cache.as_deref().map(|path| mount::disk::look(path, options.disk_cache_size)));
     if let Ok(security) = &security {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         findings.extend(runtime.block_on(network_findings(options, security)));

@@ -8,7 +8,7 @@
 //! the mount, which unmounts it too, as does one of a thread or task that the mount [cannot do
 //! without](crate::vital).
 
-mod disk;
+pub(super) mod disk;
 pub(super) mod health;
 mod memory_pressure;
 

@@ -18,10 +18,11 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, FlockOperation, Mode, OFlags, flock, fstat, fstatfs, mkdirat, openat, stat,
-    unlinkat,
+    Access, AtFlags, CWD, Dir, FileType, FlockOperation, Mode, OFlags, Stat, accessat, flock, fstat, fstatfs,
+    fstatvfs, mkdirat, openat, stat, unlinkat,
 };
 use rustix::io::Errno;
+use rustix::path::Arg;
 
 use super::name::DiskName;
 
@@ -105,29 +106,14 @@ pub(super) struct CacheDirectory {
 impl CacheDirectory {
     /// Opens the directory below `parent`, and makes what is missing of both.
     pub(super) fn open(parent: &Path) -> Result<Self, DirectoryError> {
-        let failed = |path: &Path| {
-            let path = path.to_owned();
-            move |errno: Errno| DirectoryError::Io { path, source: errno.into() }
-        };
         make(CWD, parent).map_err(failed(parent))?;
-        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let parent_fd = openat(CWD, parent, flags, Mode::empty()).map_err(failed(parent))?;
+        let parent_fd = open_directory(CWD, parent, OFlags::empty()).map_err(failed(parent))?;
         let path = parent.join(DIRECTORY);
-        // The number is signed or not, and of 32 or 64 bits, depending on the architecture.
-        let magic = fstatfs(&parent_fd).map_err(failed(parent))?.f_type as u32;
-        if let Some(&(_, fs_type)) = REMOTE_FILE_SYSTEMS.iter().find(|(remote, _)| *remote == magic) {
-            return Err(DirectoryError::Remote { path, fs_type });
-        }
+        local_file_system(&parent_fd, &path)?;
         make(&parent_fd, Path::new(DIRECTORY)).map_err(failed(&path))?;
-        let root =
-            openat(&parent_fd, DIRECTORY, flags | OFlags::NOFOLLOW, Mode::empty()).map_err(failed(&path))?;
-        let found = fstat(&root).map_err(failed(&path))?;
-        let (uid, mode) = (found.st_uid, found.st_mode & 0o777);
-        let own = rustix::process::geteuid().as_raw();
-        if uid != own || mode != 0o700 {
-            return Err(DirectoryError::Foreign { path, uid, own, mode });
-        }
-        Ok(Self { path, root, device: found.st_dev, below: [const { OnceLock::new() }; 256] })
+        let root = open_directory(&parent_fd, DIRECTORY, OFlags::NOFOLLOW).map_err(failed(&path))?;
+        let device = own(&root, &path)?.st_dev;
+        Ok(Self { path, root, device, below: [const { OnceLock::new() }; 256] })
     }
 
     /// Its path, for messages.
@@ -153,7 +139,7 @@ impl CacheDirectory {
 
     /// Whether its path still leads to it.
     pub(super) fn is_in_place(&self) -> bool {
-        let identity = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
+        let identity = |stat: Stat| (stat.st_dev, stat.st_ino);
         match (fstat(&self.root), stat(&self.path)) {
             (Ok(held), Ok(found)) => identity(held) == identity(found),
             _ => false,
@@ -223,6 +209,64 @@ impl CacheDirectory {
         }
         cell.get().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
+}
+
+/// Finds out whether the directory below `parent` could be opened, and changes nothing. Returns its
+/// path, and how many bytes this user may still write there.
+///
+/// # Errors
+/// As for opening it.
+pub fn inspect(parent: &Path) -> Result<(PathBuf, u64), DirectoryError> {
+    let path = parent.join(DIRECTORY);
+    // Of what the user names only the last directory would be made.
+    let above = parent.parent().filter(|above| *above != Path::new("")).unwrap_or(Path::new("."));
+    let (there, is_parent) = match open_directory(CWD, parent, OFlags::empty()) {
+        Err(Errno::NOENT) => (open_directory(CWD, above, OFlags::empty()).map_err(failed(parent))?, false),
+        opened => (opened.map_err(failed(parent))?, true),
+    };
+    local_file_system(&there, &path)?;
+    let cache = match open_directory(&there, DIRECTORY, OFlags::NOFOLLOW) {
+        Ok(cache) if is_parent => Some(cache),
+        Err(errno) if is_parent && errno != Errno::NOENT => return Err(failed(&path)(errno)),
+        _ => None,
+    };
+    match cache {
+        Some(cache) => drop(own(&cache, &path)?),
+        // It has to be made.
+        None => accessat(&there, ".", Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)
+            .map_err(failed(&path))?,
+    }
+    let free = fstatvfs(&there).map_err(failed(&path))?;
+    Ok((path, free.f_bavail.saturating_mul(free.f_frsize)))
+}
+
+fn failed(path: &Path) -> impl FnOnce(Errno) -> DirectoryError + use<> {
+    let path = path.to_owned();
+    move |errno| DirectoryError::Io { path, source: errno.into() }
+}
+
+fn open_directory(at: impl AsFd, path: impl Arg, flags: OFlags) -> Result<OwnedFd, Errno> {
+    openat(at, path, flags | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
+fn local_file_system(directory: &OwnedFd, path: &Path) -> Result<(), DirectoryError> {
+    // The number is signed or not, and of 32 or 64 bits, depending on the architecture.
+    let magic = fstatfs(directory).map_err(failed(path))?.f_type as u32;
+    match REMOTE_FILE_SYSTEMS.iter().find(|(remote, _)| *remote == magic) {
+        Some(&(_, fs_type)) => Err(DirectoryError::Remote { path: path.to_owned(), fs_type }),
+        None => Ok(()),
+    }
+}
+
+/// What a directory is, if it is of this user and for this user alone.
+fn own(directory: &OwnedFd, path: &Path) -> Result<Stat, DirectoryError> {
+    let found = fstat(directory).map_err(failed(path))?;
+    let (uid, mode) = (found.st_uid, found.st_mode & 0o777);
+    let own = rustix::process::geteuid().as_raw();
+    if uid != own || mode != 0o700 {
+        return Err(DirectoryError::Foreign { path: path.to_owned(), uid, own, mode });
+    }
+    Ok(found)
 }
 
 /// Makes a directory for this user alone, unless there is one.

@@ -67,7 +67,7 @@ use crate::vital::contained;
 use crate::write_target::{DetachedBuffer, WriteTarget};
 
 pub use complete::CompleteFile;
-pub use directory::DirectoryError;
+pub use directory::{DirectoryError, inspect};
 pub use format::Member as DiskObject;
 pub use name::{ClusterIdentity, DiskName};
 pub use writer::FileSource;

@@ -16,7 +16,7 @@ use rand::{Rng, SeedableRng};
 use tempfile::TempDir;
 use tokio::runtime::Handle;
 
-use super::directory::DirectoryError;
+use super::directory::{DirectoryError, inspect};
 use super::file::CacheFileError;
 use super::format::{FileHeader, Member, SECTOR};
 use super::name::{ClusterIdentity, DiskName};
@@ -203,6 +203,30 @@ fn a_removed_directory_is_made_again_and_reads_go_on() {
     fs::remove_dir_all(directory.path()).unwrap();
     store.maintain();
     assert!(!reads_all(&store, &object));
+}
+
+#[test]
+fn a_look_at_a_directory_says_what_opening_it_would_say_and_changes_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let looked = |path: &Path| {
+        let before = fs::read_dir(directory.path()).unwrap().count();
+        let found = inspect(path).map(|(path, free)| (path, free > 0)).map_err(|error| error.to_string());
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), before);
+        let opened = DiskStore::open(path, CAPACITY).map(drop).map_err(|error| error.to_string());
+        assert_eq!(found.clone().map(drop), opened);
+        found
+    };
+    let there = directory.path().join("disk");
+    let own = there.join("interceptor-cache-v1");
+    assert_eq!(looked(&there), Ok((own.clone(), true)), "a directory that is to be made");
+    assert_eq!(looked(&there), Ok((own.clone(), true)), "one of ours");
+    fs::set_permissions(&own, fs::Permissions::from_mode(0o750)).unwrap();
+    assert!(looked(&there).unwrap_err().contains("750"));
+    fs::remove_dir_all(&own).unwrap();
+    fs::write(&own, "").unwrap();
+    assert!(looked(&there).is_err());
+    assert!(looked(&directory.path().join("no/such/parent")).is_err());
+    assert!(looked(Path::new("/proc/self/mem")).is_err());
 }
 
 #[test]

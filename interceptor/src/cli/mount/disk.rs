@@ -9,7 +9,7 @@ use tokio::runtime::Handle;
 
 use crate::cli::host::{self, Finding, FindingState};
 use crate::cli::options::FetchOptions;
-use crate::disk::{ClusterIdentity, DiskCache, DiskCacheConfig};
+use crate::disk::{self, ClusterIdentity, DiskCache, DiskCacheConfig};
 use crate::read::DiskTier;
 use crate::seaweed::filer::FilerClient;
 use crate::telemetry::{DiskCacheUsage, Metrics, Status};
@@ -50,15 +50,30 @@ pub(super) fn tier(
 }
 
 fn go_without(found: String, status: &Status) -> Option<DiskTier> {
-    let finding = Finding {
+    host::go_without(&finding(FindingState::Lost, found), status);
+    None
+}
+
+fn finding(state: FindingState, found: String) -> Finding {
+    Finding {
         ability: "disk cache",
-        state: FindingState::Lost,
+        state,
         found,
         lost: "nothing is kept on disk",
         remedy: "a directory on a disk of this host that this user may write and nobody else has used",
-    };
-    host::go_without(&finding, status);
-    None
+    }
+}
+
+/// What a mount with this directory and size, or the default size, would find.
+pub(in crate::cli) fn look(directory: &Path, size: Option<ByteSize>) -> Finding {
+    match disk::inspect(directory) {
+        Ok((path, free)) => {
+            let size = size.unwrap_or_else(|| ByteSize(default_size(directory)));
+            let (path, free) = (path.display(), ByteSize(free));
+            finding(FindingState::Ok, format!("{path} can be used, for up to {size}; {free} are free there"))
+        }
+        Err(error) => finding(FindingState::Lost, error.to_string()),
+    }
 }
 
 /// A tenth of the file system that `directory` is on, or will be made on.
