@@ -99,6 +99,16 @@ pub fn disk_without_types() -> Option<Disk> {
     disk.inspect_err(|error| skipped(&format!("no ext4 in a file: {error:#}"))).ok()
 }
 
+/// A new XFS of 512 MiB for the running test, if this machine can mount one. Reports as
+/// [`can_mount`] does.
+#[must_use]
+pub fn xfs_disk() -> Option<Disk> {
+    if !can_mount() {
+        return None;
+    }
+    Disk::xfs(512 << 20).inspect_err(|error| skipped(&format!("no XFS in a file: {error:#}"))).ok()
+}
+
 /// A new NTFS of 64 MiB for the running test, served by a FUSE daemon, if this machine can mount
 /// one. Reports as [`can_mount`] does.
 #[must_use]

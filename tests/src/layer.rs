@@ -287,6 +287,14 @@ impl Disk {
         Self::made_by(size, &["mkfs.ext4", "-q", "-O", "^filetype"], &["-o", "loop,acl,user_xattr"])
     }
 
+    /// The same with XFS, of 300 MiB at least.
+    ///
+    /// # Errors
+    /// When this machine has no `mkfs.xfs`, no XFS or no loop devices.
+    pub fn xfs(size: u64) -> anyhow::Result<Self> {
+        Self::made_by(size, &["mkfs.xfs", "-q"], &["-o", "loop"])
+    }
+
     /// The same with NTFS, whose file system is that of a daemon.
     ///
     /// # Errors

@@ -430,9 +430,22 @@ fn a_file_that_was_warmed_to_disk_needs_no_cluster() {
 #[test]
 #[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn the_kernel_reads_a_complete_file_by_itself() {
-    let Some(disk) = host::disk() else { return };
+    if let Some(disk) = host::disk() {
+        the_kernel_reads_a_complete_file_of(&disk, "complete");
+    }
+}
+
+#[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
+fn the_kernel_reads_a_complete_file_of_an_xfs() {
+    if let Some(disk) = host::xfs_disk() {
+        the_kernel_reads_a_complete_file_of(&disk, "on-xfs");
+    }
+}
+
+fn the_kernel_reads_a_complete_file_of(disk: &Disk, name: &str) {
     // More than memory takes for files.
-    let sample = Sample::put(&cluster(), "complete", 60 * MIB + 77);
+    let sample = Sample::put(&cluster(), name, 60 * MIB + 77);
     let mount = || {
         let arguments = ["--no-ebpf", "--cache-size", "64MiB", "--disk-cache-size", "400MiB"];
         Mount::builder(&cluster()).args(arguments).arg("--disk-cache").arg(disk.path()).start().unwrap()
@@ -448,7 +461,7 @@ fn the_kernel_reads_a_complete_file_by_itself() {
     if status.contains("FUSE passthrough") {
         return host::skipped("there is no passthrough here");
     }
-    let path = first.path().join("complete");
+    let path = first.path().join(name);
     let (is_good, text) = warm_to_disk(&path);
     assert!(is_good, "{text}");
     eventually("passthrough", WRITE_TIMEOUT, || is_passed_through(&first)).unwrap();
@@ -459,11 +472,11 @@ fn the_kernel_reads_a_complete_file_by_itself() {
     eventually("passthrough", WRITE_TIMEOUT, || is_passed_through(&second)).unwrap();
     assert_eq!(from_cluster(&second), 0);
     // An open handle keeps the file, whatever happens to the directory.
-    let open = fs::File::open(second.path().join("complete")).unwrap();
+    let open = fs::File::open(second.path().join(name)).unwrap();
     fs::remove_dir_all(disk.path().join("interceptor-cache-v1")).unwrap();
     let mut bytes = vec![0; sample.content.len()];
     open.read_exact_at(&mut bytes, 0).unwrap();
-    data::assert_same("complete", &bytes, &sample.content);
+    data::assert_same(name, &bytes, &sample.content);
     drop(open);
     sample.read(second.path());
 }

@@ -100,6 +100,13 @@ const NTFS: Need = Need {
     present: || process::succeeds("ntfs-3g", &["--version"]),
 };
 
+const XFS: Need = Need {
+    name: "mkfs.xfs",
+    why: "the tests of the disk cache use it on XFS, too",
+    packages: &["xfsprogs"],
+    present: || process::succeeds("mkfs.xfs", &["-V"]),
+};
+
 const BROWSER: Need = Need {
     name: "Chromium",
     why: "the tests of the dashboard look at it",
@@ -162,7 +169,7 @@ pub(super) fn ensure(needs_pip: bool) -> Result<()> {
 /// Installs what only tests and pictures need. A package that cannot be installed is left out, and
 /// the tests that need it are skipped.
 pub(super) fn ensure_for_tests() {
-    let needs = [BROWSER, TERMINAL, PROMTOOL, NTFS, SHELLS, PACKAGE_TOOLS];
+    let needs = [BROWSER, TERMINAL, PROMTOOL, NTFS, XFS, SHELLS, PACKAGE_TOOLS];
     let lacking: Vec<Need> = needs.into_iter().filter(|need| !(need.present)()).collect();
     if lacking.is_empty() {
         return;
