@@ -8,12 +8,10 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use super::elf::Needs;
-use crate::setup::zig::Zig;
+use crate::setup::zig::{TARGET, Zig};
 use crate::{cargo, process, programs};
 
-/// The target, for the linker of zig with the oldest C library that is supported: Debian 11 and
-/// Ubuntu 20.04 have it.
-const TARGET: &str = "x86_64-unknown-linux-gnu";
+/// The oldest C library that is supported, by the linker of zig: Debian 11 and Ubuntu 20.04 have it.
 const OLDEST_LIBC: &str = "2.31";
 
 /// The programs in a package.
@@ -55,7 +53,7 @@ pub(super) fn command(zig: Option<&Zig>) -> Result<BuiltPrograms> {
     // Apart from other builds, whose results another linker and compiler of C would replace.
     let target_directory = ::tests::tools::target_directory().join("package-build");
     let (mut command, target) = match zig {
-        Some(zig) => (zig.cargo(), format!("{TARGET}.{OLDEST_LIBC}")),
+        Some(zig) => (zig.cargo()?, format!("{TARGET}.{OLDEST_LIBC}")),
         None => {
             let mut command = cargo::cargo();
             command.arg("build");

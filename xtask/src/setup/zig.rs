@@ -29,6 +29,18 @@ const CARGO_ZIGBUILD: Wheel = Wheel {
 const ZIG_PROGRAM: &str = "zig/ziglang/zig";
 const CARGO_PROGRAM: &str = "cargo-zigbuild/cargo_zigbuild-0.24.1.data/scripts/cargo-zigbuild";
 
+/// The target that everything is built for.
+pub(crate) const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// The toolchain file of cmake, in the directory of stubs.
+const TOOLCHAIN: &str = "host.cmake";
+
+/// What it says. The flags that are given are those of another compiler.
+const HOST_COMPILER: &str = "\
+set(CMAKE_C_COMPILER cc)
+set(CMAKE_C_FLAGS \"-fPIC -w\" CACHE STRING \"\" FORCE)
+";
+
 /// The programs.
 pub(crate) struct Zig {
     zig: PathBuf,
@@ -39,24 +51,28 @@ pub(crate) struct Zig {
 
 impl Zig {
     /// `cargo build` for a target that has the version of its C library behind its name.
-    pub(crate) fn cargo(&self) -> Command {
+    pub(crate) fn cargo(&self) -> Result<Command> {
         let mut command = cargo::prepared(Command::new(&self.cargo_zigbuild));
         command.arg("zigbuild").env("CARGO_ZIGBUILD_ZIG_PATH", &self.zig);
         command.env("STUB_LIBRARIES", &self.stubs);
-        // The bindings of libibverbs also build tools of RDMA, with libraries of this host, which
-        // need its newer C library. Nothing of them gets into a program.
-        command.env("LDFLAGS", "-Wl,--allow-shlib-undefined");
-        command
+        // The bindings of libibverbs build a library and tools of RDMA to get at its headers.
+        // Nothing of them gets into a program, and zig can neither link the libraries of this host
+        // nor read the version scripts: the compiler of this host builds them.
+        command.env(format!("CMAKE_TOOLCHAIN_FILE_{TARGET}"), self.stubs.join(TOOLCHAIN));
+        // libclang does not find zig's headers. Those of this host describe the same types.
+        command.env("BINDGEN_EXTRA_CLANG_ARGS", host_includes()?);
+        Ok(command)
     }
 
     /// Makes an empty libibverbs: the bindings name it to the linker, which leaves it out, as its
-    /// functions are found at run time.
+    /// functions are found at run time. And tells cmake of the compiler of this host.
     fn make_stubs(&self) -> Result<()> {
+        fs::create_dir_all(&self.stubs)?;
+        fs::write(self.stubs.join(TOOLCHAIN), HOST_COMPILER)?;
         let library = self.stubs.join("libibverbs.so");
         if library.is_file() {
             return Ok(());
         }
-        fs::create_dir_all(&self.stubs)?;
         let source = self.stubs.join("empty.c");
         fs::write(&source, "")?;
         let mut compiler = Command::new(&self.zig);
@@ -85,6 +101,15 @@ pub(crate) fn ensure() -> Result<Zig> {
     }
     found.make_stubs()?;
     Ok(found)
+}
+
+/// Options by which clang finds the headers of this host's compiler and C library.
+fn host_includes() -> Result<String> {
+    let output = Command::new("cc").arg("-print-file-name=include").output().context("cannot run cc")?;
+    ensure!(output.status.success(), "cc does not tell where its headers are");
+    let own = String::from_utf8(output.stdout)?;
+    let directories = [own.trim_end(), "/usr/include/x86_64-linux-gnu", "/usr/include"];
+    Ok(directories.map(|directory| format!("-isystem {directory}")).join(" "))
 }
 
 fn bring(wheel: &Wheel, kept: &Path, program: &Path) -> Result<()> {
