@@ -121,8 +121,12 @@ fn touch_all(cache: &Weak<Cache>, prefault: Prefault) {
     let returned = quick.into_iter().filter(|&unit| cache.return_unit(unit)).count() as u64;
     let kept = touched.saturating_sub(returned) * UNIT_SIZE;
     let gib = (touched.max(1) * UNIT_SIZE) as f64 / (1_u64 << 30) as f64;
+    let cpu_seconds_per_gib = time.as_secs_f64() / gib;
+    if kept == 0 {
+        return tracing::debug!(cpu_seconds_per_gib, "fresh memory is quick to have; none is touched ahead");
+    }
     tracing::info!(
-        cpu_seconds_per_gib = time.as_secs_f64() / gib,
+        cpu_seconds_per_gib,
         "touched {} of the cache ahead of its use in {:.1} s",
         ByteSize(kept),
         began.elapsed().as_secs_f64(),
