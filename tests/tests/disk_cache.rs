@@ -469,6 +469,8 @@ fn the_kernel_reads_a_complete_file_of(disk: &Disk, name: &str) {
     assert!(first.metric("interceptor_opens_total", &["way=\"passthrough\""]).unwrap() > 0.0);
     drop(first);
     let second = mount();
+    // It looks through the directory in the background.
+    eventually("the index", WRITE_TIMEOUT, || (used(&second) > 0).then_some(())).unwrap();
     eventually("passthrough", WRITE_TIMEOUT, || is_passed_through(&second)).unwrap();
     assert_eq!(from_cluster(&second), 0);
     // An open handle keeps the file, whatever happens to the directory.
