@@ -173,10 +173,12 @@ impl MountBuilder {
                 command.args(&program[1..]);
                 command.args(["mount", "--filer", &self.filers, "--filer-path", &self.filer_path]);
                 command.args(["--status-addr", "127.0.0.1:0"]);
-                command.args(options_under_test(&self.args));
-                if is_under_test && !given(&self.args, "--cache-prefault") {
+                let options: Vec<OsString> =
+                    options_under_test(&self.args).into_iter().map(Into::into).collect();
+                if is_under_test && ![&options, &self.args].iter().any(|all| given(all, "--cache-prefault")) {
                     command.arg(NO_PREFAULT);
                 }
+                command.args(options);
                 command.args(self.args).arg(&mount_point);
                 command
             }
