@@ -24,7 +24,7 @@
 //! without asking the daemon. The arena is smaller by what they take.
 //!
 //! While the host is short of memory, the cache [gives back](Cache::give_back) what is coldest.
-//! Where the kernel is slow to give fresh memory, it is [touched](Cache::prefault) ahead of its use.
+//! Where the kernel is slow to give fresh memory, it is [touched](Cache::prefault) ahead of use.
 //!
 //! Fetches in flight may hold only a part of the budget (the *fill budget*: an eighth, but 8 MiB
 //! to 1 GiB; warm-up has bounds of its own, in [`retained`]), so that a burst of misses waits

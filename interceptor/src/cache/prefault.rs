@@ -29,9 +29,7 @@ const SLOW_UNIT: Duration = Duration::from_micros(500_000 * UNIT_SIZE / (1 << 30
 /// fresh memory is slow, some was in use a moment ago, and is quick to have.
 const QUICK_UNITS: usize = 128;
 /// How often to look whether there is memory to spare, in units: each 128 MiB.
-const LOOK_UNITS: u32 = 64;
-/// There is memory to spare while one in so many bytes is left.
-const AMPLE_DIVISOR: u64 = 5;
+const AMPLE_CHECK_UNITS: u32 = 64;
 
 /// Whether to touch memory ahead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,8 +81,7 @@ impl Cache {
 
     /// Whether there is memory to spare.
     fn is_memory_ample(&self) -> bool {
-        let ample = |left: memory::Headroom| left.available >= left.limit / AMPLE_DIVISOR;
-        self.withheld() == 0 && memory::headroom().is_none_or(ample)
+        self.withheld() == 0 && memory::headroom().is_none_or(|left| left.available >= left.ample())
     }
 }
 
@@ -98,7 +95,7 @@ fn touch_all(cache: &Weak<Cache>, prefault: Prefault) {
     let units = cache.upgrade().map_or(0, |cache| cache.arena().units());
     for unit in (0..units).rev() {
         let Some(cache) = cache.upgrade() else { return };
-        if unit % LOOK_UNITS == 0 && !cache.is_memory_ample() {
+        if unit % AMPLE_CHECK_UNITS == 0 && !cache.is_memory_ample() {
             tracing::info!("memory is too scarce to touch more of the cache ahead of its use");
             break;
         }

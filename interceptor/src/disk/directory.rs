@@ -218,17 +218,19 @@ impl CacheDirectory {
 /// As for opening it.
 pub fn inspect(parent: &Path) -> Result<(PathBuf, u64), DirectoryError> {
     let path = parent.join(DIRECTORY);
+    let named = if_there(open_directory(CWD, parent, OFlags::empty())).map_err(failed(parent))?;
     // Of what the user names only the last directory would be made.
     let above = parent.parent().filter(|above| *above != Path::new("")).unwrap_or(Path::new("."));
-    let (there, is_parent) = match open_directory(CWD, parent, OFlags::empty()) {
-        Err(Errno::NOENT) => (open_directory(CWD, above, OFlags::empty()).map_err(failed(parent))?, false),
-        opened => (opened.map_err(failed(parent))?, true),
+    let is_named = named.is_some();
+    let there = match named {
+        Some(named) => named,
+        None => open_directory(CWD, above, OFlags::empty()).map_err(failed(parent))?,
     };
     local_file_system(&there, &path)?;
-    let cache = match open_directory(&there, DIRECTORY, OFlags::NOFOLLOW) {
-        Ok(cache) if is_parent => Some(cache),
-        Err(errno) if is_parent && errno != Errno::NOENT => return Err(failed(&path)(errno)),
-        _ => None,
+    let cache = if is_named {
+        if_there(open_directory(&there, DIRECTORY, OFlags::NOFOLLOW)).map_err(failed(&path))?
+    } else {
+        None
     };
     match cache {
         Some(cache) => drop(own(&cache, &path)?),
@@ -238,6 +240,14 @@ pub fn inspect(parent: &Path) -> Result<(PathBuf, u64), DirectoryError> {
     }
     let free = fstatvfs(&there).map_err(failed(&path))?;
     Ok((path, free.f_bavail.saturating_mul(free.f_frsize)))
+}
+
+/// What was opened, unless it does not exist.
+fn if_there(opened: Result<OwnedFd, Errno>) -> Result<Option<OwnedFd>, Errno> {
+    match opened {
+        Err(Errno::NOENT) => Ok(None),
+        opened => opened.map(Some),
+    }
 }
 
 fn failed(path: &Path) -> impl FnOnce(Errno) -> DirectoryError + use<> {

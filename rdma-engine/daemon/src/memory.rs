@@ -9,6 +9,9 @@ use std::fs;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
+/// There is memory to spare while one in so many bytes is left.
+const AMPLE_DIVISOR: u64 = 5;
+
 /// Bytes of memory; `None` if unknown.
 pub fn limit() -> Option<u64> {
     Host::default().memory_limit()
@@ -34,6 +37,13 @@ pub struct Headroom {
     pub limit: u64,
     /// Bytes that can be had without swapping: free ones, and pages of files that can be dropped.
     pub available: u64,
+}
+
+impl Headroom {
+    /// Bytes that are to be left when a cache takes more memory: a fifth.
+    pub fn ample(self) -> u64 {
+        self.limit / AMPLE_DIVISOR
+    }
 }
 
 /// How many bytes of 2 MiB huge pages from the host's pool control groups allow; `None` without

@@ -11,7 +11,7 @@ use super::elf::Needs;
 use crate::setup::zig::{TARGET, Zig};
 use crate::{cargo, process, programs};
 
-/// The oldest C library that is supported, by the linker of zig: Debian 11 and Ubuntu 20.04 have it.
+/// The oldest C library that is supported, by zig's linker: that of Debian 11 and Ubuntu 20.04.
 const OLDEST_LIBC: &str = "2.31";
 
 /// The programs in a package.

@@ -137,22 +137,25 @@ impl<K: Copy> ArenaLayout<K> {
 
     fn allocate_run(&mut self, units: u32) -> Option<SlotPosition> {
         let head = self.free_units.last_run(units, SizeClass::run_alignment(units))?;
+        Some(self.take_run(head, units))
+    }
+
+    /// Makes free units a run.
+    fn take_run(&mut self, head: u32, units: u32) -> SlotPosition {
         for unit in head..head + units {
             self.free_units.remove(unit);
             self.units[unit as usize] = Unit::RunTail { head };
         }
         self.units[head as usize] = Unit::Run { units, owner: None };
-        Some(SlotPosition { unit: head, slot: 0, class: SizeClass::Run(units) })
+        SlotPosition { unit: head, slot: 0, class: SizeClass::Run(units) }
     }
 
     /// The unit with number `unit`, if all of it is free; it is in use then.
     pub(super) fn allocate_unit(&mut self, unit: u32) -> Option<SlotPosition> {
         let is_free = self.used + UNIT_SIZE <= self.limit && self.free_units.contains(unit);
         is_free.then(|| {
-            self.free_units.remove(unit);
-            self.units[unit as usize] = Unit::Run { units: 1, owner: None };
             self.used += UNIT_SIZE;
-            SlotPosition { unit, slot: 0, class: SizeClass::Run(1) }
+            self.take_run(unit, 1)
         })
     }
 

@@ -22,8 +22,6 @@ const POLL_INTERVAL: Duration = Duration::from_millis(250);
 const SHORT_DIVISOR: u64 = 20;
 /// The cache gives back so much that one in so many bytes is left.
 const WANTED_DIVISOR: u64 = 10;
-/// The cache takes memory back only while one in so many bytes stays.
-const AMPLE_DIVISOR: u64 = 5;
 /// The share of the time in which tasks wait, above which memory is short.
 const SHORT_STALL: f64 = 0.1;
 /// The least and the largest step, parts of the cache.
@@ -123,7 +121,7 @@ impl MemoryPressure {
             let missing = (limit / WANTED_DIVISOR).saturating_sub(available);
             return Demand::GiveBack(missing.clamp(least, largest));
         }
-        if available < limit / AMPLE_DIVISOR + least {
+        if available < headroom.ample() + least {
             self.regrowth = self.regrowth.max(now + AMPLE_TIME);
         }
         if withheld == 0 || now < self.regrowth {
