@@ -222,7 +222,7 @@ fn start<A: Into<OsString>>(
     words.push(crate::mount::interceptor_program()?.into());
     let mut command = Command::new(&words[0]);
     command.args(&words[1..]).arg("attach");
-    if !args.iter().any(|arg| arg == "--status-addr") {
+    if !crate::mount::given(&args, "--status-addr") {
         command.args(["--status-addr", "127.0.0.1:0"]);
     }
     if !crate::mount::given(&args, "--cache-prefault") {

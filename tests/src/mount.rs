@@ -163,22 +163,19 @@ impl MountBuilder {
             None => Vec::new(),
         };
         fs::write(home.path().join("security.toml"), security)?;
-        // Another build may not know all options.
-        let is_under_test = self.program.is_none();
         let mut command = match self.kind {
             Kind::Interceptor => {
+                let is_under_test = self.program.is_none();
                 let mut program = self.wrapper;
                 program.push(self.program.map_or_else(interceptor_program, Ok)?.into());
                 let mut command = Command::new(&program[0]);
                 command.args(&program[1..]);
                 command.args(["mount", "--filer", &self.filers, "--filer-path", &self.filer_path]);
                 command.args(["--status-addr", "127.0.0.1:0"]);
-                let options: Vec<OsString> =
-                    options_under_test(&self.args).into_iter().map(Into::into).collect();
-                if is_under_test && ![&options, &self.args].iter().any(|all| given(all, "--cache-prefault")) {
-                    command.arg(NO_PREFAULT);
+                // Another build may not know the options.
+                if is_under_test {
+                    command.args(options_under_test(&self.args));
                 }
-                command.args(options);
                 command.args(self.args).arg(&mount_point);
                 command
             }
@@ -422,11 +419,15 @@ fn options_under_test(own: &[OsString]) -> Vec<String> {
     let mut is_own = false;
     let is_left = |word: &&str| {
         if word.starts_with("--") {
-            is_own = own.iter().any(|given| given == *word);
+            is_own = given(own, word.split('=').next().unwrap_or(word));
         }
         !is_own
     };
-    options.split_whitespace().filter(is_left).map(str::to_owned).collect()
+    let mut left: Vec<String> = options.split_whitespace().filter(is_left).map(str::to_owned).collect();
+    if !given(own, "--cache-prefault") && !options.contains("--cache-prefault") {
+        left.push(NO_PREFAULT.into());
+    }
+    left
 }
 
 fn kind_under_test() -> Kind {

@@ -50,7 +50,7 @@ fn show(stage: &mut Stage, smoke: bool) -> Result<()> {
         SampleSizes { large: 1 << 30, small: 3000 }
     };
     let written = dataset::write(stage, &sizes)?;
-    let mut mount = stage.interceptor(dataset::ROOT, CACHE_MIB, "auto", &[])?;
+    let mut mount = stage.interceptor(None, dataset::ROOT, CACHE_MIB, "auto", &[])?;
     if smoke {
         return smoke::read_twice(&mount, written);
     }

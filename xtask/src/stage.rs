@@ -47,45 +47,27 @@ impl Stage {
         self.workplace.directory()
     }
 
-    /// Mounts a directory of the filer with `interceptor mount`, with a cache of `cache_mib` MiB,
-    /// the transport `transport` and further `options`.
+    /// Mounts a directory of the filer with `interceptor mount`, or another `build` of it, with a
+    /// cache of `cache_mib` MiB, the transport `transport` and further `options`.
     pub(crate) fn interceptor(
         &mut self,
+        build: Option<&Path>,
         path: &str,
         cache_mib: u64,
         transport: &str,
         options: &[&str],
     ) -> Result<Mount> {
-        let mount = self.mount_of_interceptor(path, cache_mib, transport, options);
-        let is_said = options.iter().any(|option| option.starts_with("--cache-prefault"));
-        // Mounts of tests do without.
-        self.mount(if is_said { mount } else { mount.arg("--cache-prefault=auto") })
-    }
-
-    /// The same with another build of `interceptor`.
-    pub(crate) fn other_build(
-        &mut self,
-        program: &Path,
-        path: &str,
-        cache_mib: u64,
-        transport: &str,
-        options: &[&str],
-    ) -> Result<Mount> {
-        let mount = self.mount_of_interceptor(path, cache_mib, transport, options);
-        self.mount(mount.program(program))
-    }
-
-    fn mount_of_interceptor(
-        &self,
-        path: &str,
-        cache_mib: u64,
-        transport: &str,
-        options: &[&str],
-    ) -> MountBuilder {
         let security = self.cluster.directory().join("security.toml");
         let mount = Mount::interceptor(&self.cluster.filer_addresses()).security(&security);
         let mount = mount.engines(&self.cluster, transport).filer_path(path);
-        mount.arg("--cache-size").arg(format!("{cache_mib}MiB")).args(options)
+        let mount = mount.arg("--cache-size").arg(format!("{cache_mib}MiB")).args(options);
+        let is_said = options.iter().any(|option| option.starts_with("--cache-prefault"));
+        self.mount(match build {
+            Some(program) => mount.program(program),
+            // Mounts of tests do without.
+            None if !is_said => mount.arg("--cache-prefault=auto"),
+            None => mount,
+        })
     }
 
     /// Mounts a directory of the filer with `weed mount`, which may cache so many MiB, and further

@@ -146,7 +146,7 @@ fn once(
 ) -> Result<Vec<Sample>> {
     interrupt::check()?;
     let mount = match side {
-        MountStack::Native => stage.interceptor(DataSet::ROOT, CACHE_MIB, "http", &[])?,
+        MountStack::Native => stage.interceptor(None, DataSet::ROOT, CACHE_MIB, "http", &[])?,
         MountStack::Bare | MountStack::Attached => stage.weed(DataSet::ROOT, CACHE_MIB, &[])?,
     };
     let layer = (side == MountStack::Attached).then(|| attach(stage, &mount)).transpose()?;

@@ -118,6 +118,9 @@ enum MeasuredMount {
     Weed,
 }
 
+/// A benchmark that has mounts of its own.
+type BenchmarkRun = fn(&BenchOptions) -> Result<()>;
+
 /// The verb.
 pub(crate) fn command(options: &BenchOptions) -> Result<()> {
     if options.list {
@@ -133,18 +136,13 @@ pub(crate) fn command(options: &BenchOptions) -> Result<()> {
     if hit_ratio::is_meant(options)? {
         return hit_ratio::run(options);
     }
-    let alone = [attach::NAME, ebpf::NAME, watched::NAME].into_iter();
-    for name in alone.filter(|_| options.against.is_some()) {
-        ensure!(!is_alone(options, name)?, "{name} is not measured against another build");
-    }
-    if is_alone(options, attach::NAME)? {
-        return attach::run(options);
-    }
-    if is_alone(options, ebpf::NAME)? {
-        return ebpf::run(options);
-    }
-    if is_alone(options, watched::NAME)? {
-        return watched::run(options);
+    let alone: [(&str, BenchmarkRun); 3] =
+        [(attach::NAME, attach::run), (ebpf::NAME, ebpf::run), (watched::NAME, watched::run)];
+    for (name, run) in alone {
+        if is_alone(options, name)? {
+            ensure!(options.against.is_none(), "{name} is not measured against another build");
+            return run(options);
+        }
     }
     let chosen = choose(&options.name)?;
     let (reps, size, files, reads) =
@@ -270,13 +268,8 @@ impl Bench {
         let on_disk = disk.map(DiskDirectory::options).unwrap_or_default();
         let on_disk = on_disk.iter().map(String::as_str);
         let options: Vec<&str> = workload.options.iter().copied().chain(on_disk).collect();
-        match &self.against {
-            Some(program) if side == MeasuredMount::Weed => {
-                let transport = workload.transport;
-                self.stage.other_build(program, DataSet::ROOT, cache_mib, transport, &options)
-            }
-            _ => self.stage.interceptor(DataSet::ROOT, cache_mib, workload.transport, &options),
-        }
+        let build = self.against.as_deref().filter(|_| side == MeasuredMount::Weed);
+        self.stage.interceptor(build, DataSet::ROOT, cache_mib, workload.transport, &options)
     }
 
     fn site(&self, mount: &Mount, disk: Option<&DiskDirectory>, repetition: usize) -> MountUnderTest {

@@ -69,7 +69,7 @@ fn measure(stage: &mut Stage, reps: usize, pairs: usize) -> Result<()> {
     stage.cluster.filer().put_reader(&format!("{ROOT}/file"), pattern.reader(SIZE), "")?;
     let mut found: [Vec<SlicePair>; READ_PATHS.len()] = [Vec::new(), Vec::new()];
     for repetition in 0..reps {
-        let mount = stage.interceptor(ROOT, CACHE_MIB, "http", &["--no-passthrough"])?;
+        let mount = stage.interceptor(None, ROOT, CACHE_MIB, "http", &["--no-passthrough"])?;
         // Fills both the page cache and the arena, and is the comparison of all bytes.
         compare(mount.path(), "file", SIZE, pattern)?;
         for ((way, flags), found) in READ_PATHS.iter().zip(&mut found) {

@@ -66,7 +66,7 @@ pub(super) fn run(stage: &mut Stage, reps: usize) -> Result<()> {
         for with in order {
             interrupt::check()?;
             let options: &[&str] = if with { &[] } else { &["--no-ebpf"] };
-            let mount = stage.interceptor(ROOT, CACHE_MIB, "http", options)?;
+            let mount = stage.interceptor(None, ROOT, CACHE_MIB, "http", options)?;
             let outcome = measure(&mount, repetition as u64)?;
             mount.stop()?;
             eprintln!("{} eBPF: {outcome}", if with { "with" } else { "without" });

@@ -51,7 +51,7 @@ pub(super) fn run(stage: &mut Stage, reps: usize, size: u64) -> Result<()> {
 fn pass(stage: &mut Stage, file: &LargeFile, with: bool) -> Result<f64> {
     interrupt::check()?;
     let options: &[&str] = if with { &[] } else { &["--no-ebpf"] };
-    let mount = stage.interceptor(ROOT, CACHE_MIB, "http", options)?;
+    let mount = stage.interceptor(None, ROOT, CACHE_MIB, "http", options)?;
     if with {
         let watched = || mount.metric("interceptor_kernel_reads_total", &["cached"]).ok();
         eventually("reads being watched by eBPF", ATTACH_TIMEOUT, watched)?;
