@@ -4,10 +4,11 @@
 //! full disk, a closed or undrained pipe, or a terminal that is gone loses lines, and has no other
 //! effect. [`panics`] are counted, and logged without flooding the log. [`prometheus`] writes
 //! `/metrics`. [`settings_file`] reads an operator's files. [`memory`] is the memory that this
-//! process may use, [`heap`] keeps the C library's heap small, and [`descriptors`] raises its limit
-//! of open descriptors. [`service`] talks to the service manager. [`size`], [`duration`] and
-//! [`address`] parse option values, [`documents`] writes manual pages and completions, and
-//! [`version`] what `--version` says.
+//! process may use, [`peer`] says which process is at the other end of a socket, [`heap`] keeps
+//! the C library's heap small, and [`descriptors`] raises its limit of open descriptors.
+//! [`service`] talks to the service manager. [`size`], [`duration`] and [`address`] parse option
+//! values, [`documents`] writes manual pages and completions, and [`version`] what `--version`
+//! says.
 
 pub mod address;
 pub mod descriptors;
@@ -19,6 +20,7 @@ pub mod logs;
 pub mod memory;
 pub mod output;
 pub mod panics;
+pub mod peer;
 pub mod prometheus;
 pub mod service;
 pub mod settings_file;

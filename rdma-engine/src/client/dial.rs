@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use daemon::peer;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use tokio::net::{TcpStream, UnixStream};
 
@@ -17,7 +18,7 @@ use crate::protocol::{
     Capabilities, Choose, EngineMessage, EngineProof, Hello, MessageKind, Offer, ProtocolError, Ready,
     Transport, VERSION, Welcome,
 };
-use crate::transport::{Incoming, Socket, StreamError, Tunnel, peer, run_blocking};
+use crate::transport::{Incoming, Socket, StreamError, Tunnel, run_blocking};
 
 impl From<StreamError> for ReadError {
     fn from(error: StreamError) -> Self {

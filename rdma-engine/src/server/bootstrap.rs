@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use daemon::peer;
 use tokio::time::{Instant, timeout_at};
 
 use super::EngineState;
@@ -19,7 +20,7 @@ use crate::protocol::{
     Capabilities, Choose, EngineMessage, EngineProof, Hello, MessageKind, Offer, ProtocolError, Transport,
     VERSION, Welcome,
 };
-use crate::transport::{Incoming, Socket, StreamError, Tunnel, peer};
+use crate::transport::{Incoming, Socket, StreamError, Tunnel};
 
 /// How long a client may take to introduce itself, from its first byte to its last.
 const INTRODUCTION_TIMEOUT: Duration = Duration::from_secs(5);

@@ -4,7 +4,6 @@
 mod incoming;
 #[cfg(feature = "verbs")]
 pub(crate) mod messages;
-pub(crate) mod peer;
 #[cfg(feature = "verbs")]
 pub(crate) mod queue_pair_end;
 mod socket;

@@ -23,7 +23,7 @@ const DEFAULT_OVERFLOW_UID: u32 = 65534;
 ///
 /// # Errors
 /// If the kernel does not know, or the user has no number in this user namespace.
-pub(crate) fn user(socket: impl AsFd) -> io::Result<u32> {
+pub fn user(socket: impl AsFd) -> io::Result<u32> {
     let uid = credentials(socket)?.uid;
     let overflow = fs::read_to_string("/proc/sys/kernel/overflowuid").ok();
     let overflow = overflow.and_then(|text| text.trim().parse().ok()).unwrap_or(DEFAULT_OVERFLOW_UID);
@@ -34,7 +34,7 @@ pub(crate) fn user(socket: impl AsFd) -> io::Result<u32> {
 ///
 /// # Errors
 /// If it is not, or that cannot be determined; the text says why.
-pub(crate) fn ensure_of_this_host(socket: impl AsFd) -> io::Result<()> {
+pub fn ensure_of_this_host(socket: impl AsFd) -> io::Result<()> {
     let socket = socket.as_fd();
     let process = process(socket)?;
     let pid = credentials(socket)?.pid;
@@ -130,7 +130,7 @@ fn root_of(mounts: &str) -> Option<(String, String)> {
 ///
 /// # Errors
 /// If the kernel's tables cannot be read.
-pub(crate) fn listener(address: SocketAddr) -> io::Result<Option<u32>> {
+pub fn listener(address: SocketAddr) -> io::Result<Option<u32>> {
     if !is_of_this_host(address)? {
         return Ok(None);
     }
