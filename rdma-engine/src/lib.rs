@@ -26,6 +26,7 @@ pub mod needle;
 pub mod proof;
 pub mod protocol;
 mod refusal;
+pub mod renewable;
 pub mod server;
 pub mod settings;
 pub mod store;

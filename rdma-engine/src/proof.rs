@@ -14,6 +14,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 
+use parking_lot::RwLock;
 use ring::{hmac, pbkdf2};
 
 /// Bytes of a nonce, and of a proof.
@@ -33,7 +34,7 @@ const DERIVATION_SALT: &[u8] = b"rdma-engine\0proof of identity\0";
 const DERIVATION_ROUNDS: NonZeroU32 = NonZeroU32::new(100_000).unwrap();
 
 /// The key of proofs, derived from a secret of `security.toml`.
-pub struct ProofKey(hmac::Key);
+pub struct ProofKey(RwLock<hmac::Key>);
 
 /// Which end of a connection gives a proof.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,19 +67,25 @@ impl ProofKey {
         let mut key = [0; PROOF_SIZE];
         let algorithm = pbkdf2::PBKDF2_HMAC_SHA256;
         pbkdf2::derive(algorithm, DERIVATION_ROUNDS, DERIVATION_SALT, secret, &mut key);
-        Self(hmac::Key::new(hmac::HMAC_SHA256, &key))
+        Self(RwLock::new(hmac::Key::new(hmac::HMAC_SHA256, &key)))
+    }
+
+    /// From now on proves what `newer` does.
+    pub fn renew(&self, newer: &Self) {
+        let key = newer.0.read().clone();
+        *self.0.write() = key;
     }
 
     /// The proof of the end with `role`.
     pub(crate) fn prove(&self, role: Role, exchange: &Exchange<'_>) -> Proof {
-        let tag = hmac::sign(&self.0, &exchange.statement(role));
+        let tag = hmac::sign(&self.0.read(), &exchange.statement(role));
         tag.as_ref().try_into().expect("an HMAC-SHA256 has 32 bytes")
     }
 
     /// Whether `proof` is that of the end with `role`. Takes the same time, whichever byte is
     /// wrong.
     pub(crate) fn is_proved(&self, role: Role, exchange: &Exchange<'_>, proof: &Proof) -> bool {
-        hmac::verify(&self.0, &exchange.statement(role), proof).is_ok()
+        hmac::verify(&self.0.read(), &exchange.statement(role), proof).is_ok()
     }
 }
 

@@ -8,13 +8,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::verify_server_cert_signed_by_trust_anchor;
+use rustls::client::{WebPkiServerVerifier, verify_server_cert_signed_by_trust_anchor};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
+use rustls::sign::CertifiedKey;
+use rustls::{DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 
+use crate::renewable::TlsClient;
 use crate::settings::{SecuritySettings, SettingsError};
 
 /// Why TLS cannot be set up as `security.toml` configures it.
@@ -75,7 +77,7 @@ pub enum TlsError {
 ///
 /// # Errors
 /// See [`TlsError`].
-pub fn grpc(settings: &SecuritySettings<'_>) -> Result<Option<Arc<ClientConfig>>, TlsError> {
+pub fn grpc(settings: &SecuritySettings<'_>) -> Result<Option<TlsClient>, TlsError> {
     let newer = identity_paths(settings, "grpc.client.client_cert", "grpc.client.client_key")?;
     let identity = match newer {
         Some(newer) => Some(newer),
@@ -140,7 +142,7 @@ fn mutual(
 ///
 /// # Errors
 /// See [`TlsError`].
-pub fn https(settings: &SecuritySettings<'_>) -> Result<Option<Arc<ClientConfig>>, TlsError> {
+pub fn https(settings: &SecuritySettings<'_>) -> Result<Option<TlsClient>, TlsError> {
     if !settings.flag("https.client.enabled")? {
         return Ok(None);
     }
@@ -209,27 +211,26 @@ fn client(
     verifier: Verifier,
     identity: Option<TlsIdentity>,
     alpn: &[u8],
-) -> Result<Arc<ClientConfig>, TlsError> {
+) -> Result<TlsClient, TlsError> {
     let tls_error = |source| TlsError::Tls { origin: settings.origin().to_owned(), section, source };
     let provider = Arc::new(ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()
-        .map_err(tls_error)?;
-    let custom = |roots| Arc::new(NamelessVerifier { roots, provider });
-    let builder = match verifier {
-        Verifier::Full(roots) => builder.with_root_certificates(roots),
-        Verifier::Chain(roots) => builder.dangerous().with_custom_certificate_verifier(custom(Some(roots))),
-        Verifier::Nothing => builder.dangerous().with_custom_certificate_verifier(custom(None)),
+    let nameless = |roots| Arc::new(NamelessVerifier { roots, provider: provider.clone() });
+    let trust: Arc<dyn ServerCertVerifier> = match verifier {
+        Verifier::Full(roots) => {
+            let builder = WebPkiServerVerifier::builder_with_provider(roots.into(), provider.clone());
+            builder.build().map_err(|error| tls_error(rustls::Error::General(error.to_string())))?
+        }
+        Verifier::Chain(roots) => nameless(Some(roots)),
+        Verifier::Nothing => nameless(None),
     };
-    let mut config = match identity {
-        None => builder.with_no_client_auth(),
+    let identity = match identity {
+        None => None,
         Some(identity) => {
             let (chain, key) = identity.load(settings)?;
-            builder.with_client_auth_cert(chain, key).map_err(tls_error)?
+            Some(Arc::new(CertifiedKey::from_der(chain, key, &provider).map_err(tls_error)?))
         }
     };
-    config.alpn_protocols = vec![alpn.to_vec()];
-    Ok(Arc::new(config))
+    TlsClient::new(provider, trust, identity, alpn).map_err(tls_error)
 }
 
 fn pem_error(settings: &SecuritySettings<'_>, key: &str, path: &str, reason: impl ToString) -> TlsError {
@@ -374,9 +375,9 @@ mod tests {
         /// The client of this configuration; `$` in a value stands for the authority's directory.
         fn client(
             &self,
-            make: fn(&SecuritySettings<'_>) -> Result<Option<Arc<ClientConfig>>, TlsError>,
+            make: fn(&SecuritySettings<'_>) -> Result<Option<TlsClient>, TlsError>,
             keys: &[(&str, &str)],
-        ) -> Option<Arc<ClientConfig>> {
+        ) -> Option<TlsClient> {
             let find = |name: &str| {
                 let value = keys.iter().find(|(key, _)| *key == name)?.1;
                 Some(value.replace('$', self.directory.path().to_str().unwrap()))
@@ -385,8 +386,8 @@ mod tests {
         }
     }
 
-    fn handshake(client: Arc<ClientConfig>, host: &str, server: &Authority) -> Result<(), rustls::Error> {
-        let mut client = ClientConnection::new(client, host.to_owned().try_into().unwrap())?;
+    fn handshake(client: &TlsClient, host: &str, server: &Authority) -> Result<(), rustls::Error> {
+        let mut client = ClientConnection::new(client.config(), host.to_owned().try_into().unwrap())?;
         let mut server = ServerConnection::new(server.server.clone())?;
         while client.is_handshaking() || server.is_handshaking() {
             let mut wire = Vec::new();
@@ -415,8 +416,8 @@ mod tests {
     fn grpc_trusts_the_authority_whatever_the_host_is_called() {
         let (own, other) = (Authority::new(), Authority::new());
         let client = own.client(grpc, &GRPC).unwrap();
-        handshake(client.clone(), "elsewhere", &own).unwrap();
-        assert!(matches!(handshake(client, "server", &other), Err(rustls::Error::InvalidCertificate(_))));
+        handshake(&client, "elsewhere", &own).unwrap();
+        assert!(matches!(handshake(&client, "server", &other), Err(rustls::Error::InvalidCertificate(_))));
     }
 
     #[test]
@@ -427,7 +428,7 @@ mod tests {
             ("WEED_GRPC_CLIENT_CLIENT_CERT", "$/cert"),
             ("WEED_GRPC_CLIENT_CLIENT_KEY", "$/key"),
         ];
-        handshake(own.client(grpc, &newer).unwrap(), "elsewhere", &own).unwrap();
+        handshake(&own.client(grpc, &newer).unwrap(), "elsewhere", &own).unwrap();
         assert!(own.client(grpc, &GRPC[..1]).is_none());
         assert!(own.client(grpc, &GRPC[1..]).is_none());
     }
@@ -436,10 +437,26 @@ mod tests {
     fn https_trusts_the_authority_and_the_right_host() {
         let (own, other) = (Authority::new(), Authority::new());
         let client = own.client(https, &HTTPS).unwrap();
-        handshake(client.clone(), "server", &own).unwrap();
+        handshake(&client, "server", &own).unwrap();
         for (host, server) in [("elsewhere", &own), ("server", &other)] {
-            let outcome = handshake(client.clone(), host, server);
+            let outcome = handshake(&client, host, server);
             assert!(matches!(outcome, Err(rustls::Error::InvalidCertificate(_))), "{outcome:?}");
+        }
+    }
+
+    #[test]
+    fn a_client_that_is_renewed_has_the_trust_and_the_certificate_of_the_other() {
+        let (own, other) = (Authority::new(), Authority::new());
+        for [client, newer] in [
+            [&own, &other].map(|of| of.client(grpc, &GRPC)),
+            [&own, &other].map(|of| of.client(https, &HTTPS)),
+        ] {
+            let client = client.unwrap();
+            let config = client.config();
+            client.renew(&newer.unwrap());
+            handshake(&client, "server", &other).unwrap();
+            assert!(handshake(&client, "server", &own).is_err());
+            assert!(Arc::ptr_eq(&config, &client.config()), "whoever has it need not hear of it");
         }
     }
 
@@ -447,7 +464,7 @@ mod tests {
     fn https_trusts_any_server_if_configured_so() {
         let own = Authority::new();
         let keys = [&HTTPS[..1], &HTTPS[2..], &[("WEED_HTTPS_CLIENT_INSECURE_SKIP_VERIFY", "true")]].concat();
-        handshake(own.client(https, &keys).unwrap(), "elsewhere", &own).unwrap();
+        handshake(&own.client(https, &keys).unwrap(), "elsewhere", &own).unwrap();
     }
 
     #[test]
@@ -468,8 +485,8 @@ mod tests {
         };
         let served =
             Authority { server: make(&keys[..3]).unwrap().unwrap(), directory: tempfile::tempdir().unwrap() };
-        handshake(own.client(grpc, &GRPC).unwrap(), "elsewhere", &served).unwrap();
-        assert!(handshake(other.client(grpc, &GRPC).unwrap(), "elsewhere", &served).is_err());
+        handshake(&own.client(grpc, &GRPC).unwrap(), "elsewhere", &served).unwrap();
+        assert!(handshake(&other.client(grpc, &GRPC).unwrap(), "elsewhere", &served).is_err());
         assert!(make(&keys[1..3]).unwrap().is_none() && make(&keys[..1]).unwrap().is_none());
         let error = make(&keys).unwrap_err().to_string();
         assert!(error.contains("grpc.allowed_wildcard_domain"), "{error}");

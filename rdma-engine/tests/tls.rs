@@ -75,7 +75,7 @@ impl Authority {
 
     /// A client's side, if it trusts `trusted`.
     fn client(&self, trusted: &Self) -> Option<Arc<ClientConfig>> {
-        tls::grpc(&self.settings(trusted)).unwrap()
+        tls::grpc(&self.settings(trusted)).unwrap().map(|tls| tls.config())
     }
 
     /// A client that trusts this authority and has no certificate.

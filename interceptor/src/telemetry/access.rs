@@ -23,6 +23,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use parking_lot::RwLock;
 use ring::digest::{SHA256, digest};
 
 use super::report::ApiAccess;
@@ -34,7 +35,7 @@ const MIN_TOKEN_CHARS: usize = 16;
 pub enum TokenError {
     /// The file cannot be read.
     #[error("cannot read the token of the status API from {0}: {1}")]
-    Read(String, #[source] io::Error),
+    Read(String, io::Error),
     /// The token is too short, or has characters that HTTP cannot send.
     #[error(
         "the token of the status API in {0} must be one line of at least {MIN_TOKEN_CHARS} printable characters without blanks; \
@@ -43,9 +44,9 @@ pub enum TokenError {
     Form(String),
 }
 
-/// The SHA-256 digest of the token. The text is not kept.
+/// The SHA-256 digest of the token. The text is not kept. All copies are renewed together.
 #[derive(Clone)]
-pub struct Token([u8; 32]);
+pub struct Token(Arc<RwLock<[u8; 32]>>);
 
 impl Token {
     /// Reads the token from a file.
@@ -56,16 +57,29 @@ impl Token {
         Ok(Self::of(&text(path)?))
     }
 
+    /// Reads the token anew; the one before is valid no more.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read); then it stays valid.
+    pub fn renew(&self, path: &Path) -> Result<(), TokenError> {
+        *self.0.write() = digest_of(&text(path)?);
+        Ok(())
+    }
+
     fn of(text: &str) -> Self {
-        let mut sum = [0; 32];
-        sum.copy_from_slice(digest(&SHA256, text.as_bytes()).as_ref());
-        Self(sum)
+        Self(Arc::new(RwLock::new(digest_of(text))))
     }
 
     /// Whether `text` is the token. Comparing digests leaks nothing of the token through timing.
     fn is(&self, text: &str) -> bool {
-        self.0 == Self::of(text).0
+        *self.0.read() == digest_of(text)
     }
+}
+
+fn digest_of(text: &str) -> [u8; 32] {
+    let mut sum = [0; 32];
+    sum.copy_from_slice(digest(&SHA256, text.as_bytes()).as_ref());
+    sum
 }
 
 /// The text of the token in a file, for clients.

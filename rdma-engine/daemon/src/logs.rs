@@ -2,6 +2,7 @@
 //! [`crate::lines`].
 
 use std::io::{self, IsTerminal, Write};
+use std::sync::OnceLock;
 use std::time::SystemTime;
 use std::{env, panic};
 
@@ -77,20 +78,57 @@ fn has_level(directive: &str) -> bool {
 /// Starts to log, including panics: a thread that panics logs that before it unwinds. Starts a
 /// thread. To be called once.
 pub fn start(format: LogFormat, filter: EnvFilter) {
-    let lines = output::stderr(Box::new(move |lost| lost_line(format, lost)));
+    start_without_thread(format, filter);
+    start_thread(format);
+}
+
+/// As [`start`], without a thread: a line is written at once, or lost if that would block. For a
+/// process that is to fork.
+pub fn start_without_thread(format: LogFormat, filter: EnvFilter) {
     let color = io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(LogWriter(lines))
+        .with_writer(LogWriter)
         // These are written by `eprintln!`, which may panic.
         .log_internal_errors(false)
         .with_ansi(color);
-    match format {
-        LogFormat::Human => builder.with_target(false).init(),
-        LogFormat::Json => builder.json().flatten_event(true).init(),
-    }
+    let changing: Box<dyn Fn(EnvFilter) -> bool + Send + Sync> = match format {
+        LogFormat::Human => {
+            let builder = builder.with_target(false).with_filter_reloading();
+            let handle = builder.reload_handle();
+            builder.init();
+            Box::new(move |filter| handle.reload(filter).is_ok())
+        }
+        LogFormat::Json => {
+            let builder = builder.json().flatten_event(true).with_filter_reloading();
+            let handle = builder.reload_handle();
+            builder.init();
+            Box::new(move |filter| handle.reload(filter).is_ok())
+        }
+    };
+    let _ = CHANGE_FILTER.set(changing);
     panic::set_hook(Box::new(panics::hook));
 }
+
+/// From now on lines are queued for a thread, and the next one that can be written tells of those
+/// that were lost. To be called once in a process that has [started](start_without_thread) to log
+/// in this format.
+pub fn start_thread(format: LogFormat) {
+    let _ = QUEUE.set(output::stderr(Box::new(move |lost| lost_line(format, lost))));
+}
+
+/// Logs by `filter` from now on. Does nothing before logging has started.
+pub fn change_filter(filter: EnvFilter) {
+    if let Some(change) = CHANGE_FILTER.get() {
+        change(filter);
+    }
+}
+
+/// Changes the filter, whatever the format is.
+static CHANGE_FILTER: OnceLock<Box<dyn Fn(EnvFilter) -> bool + Send + Sync>> = OnceLock::new();
+
+/// Where lines go once there is a thread.
+static QUEUE: OnceLock<&'static LineWriter> = OnceLock::new();
 
 /// The line that reports lost lines; the filter does not apply to it.
 fn lost_line(format: LogFormat, lost: u64) -> Vec<u8> {
@@ -111,9 +149,9 @@ fn lost_line(format: LogFormat, lost: u64) -> Vec<u8> {
     line.into_bytes()
 }
 
-/// Passes each event's line to the queue.
+/// Passes each event's line to the queue, if there is one.
 #[derive(Clone, Copy)]
-struct LogWriter(&'static LineWriter);
+struct LogWriter;
 
 impl MakeWriter<'_> for LogWriter {
     type Writer = Self;
@@ -125,7 +163,10 @@ impl MakeWriter<'_> for LogWriter {
 
 impl Write for LogWriter {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.0.write(line);
+        match QUEUE.get() {
+            Some(queue) => queue.write(line),
+            None => output::write_if_possible(line),
+        }
         Ok(line.len())
     }
 

@@ -10,6 +10,8 @@ use std::process::ExitCode;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 use crate::lines::{Descriptor, LineWriter};
 
 /// How long a program that ends waits for its last lines to be written.
@@ -69,6 +71,15 @@ pub fn explain_usage(message: &clap::Error) -> ExitCode {
 /// The writer of standard error. The first call decides how lost lines are reported.
 pub(crate) fn stderr(lost_line: Box<dyn Fn(u64) -> Vec<u8> + Send>) -> &'static LineWriter {
     STDERR.get_or_init(|| LineWriter::start(Descriptor(rustix::stdio::stderr()), lost_line))
+}
+
+/// Writes a line to standard error at once. It is lost if that would block, or fails.
+pub(crate) fn write_if_possible(line: &[u8]) {
+    let stderr = rustix::stdio::stderr();
+    let mut ready = [PollFd::new(&stderr, PollFlags::OUT)];
+    if poll(&mut ready, Some(&Timespec::default())) == Ok(1) {
+        let _ = rustix::io::write(stderr, line);
+    }
 }
 
 /// How many lines for standard error were lost.

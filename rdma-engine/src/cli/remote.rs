@@ -98,7 +98,7 @@ impl TargetArgs {
         let options = client::ClientOptions {
             transports,
             connect: REQUEST_TIMEOUT,
-            tls,
+            tls: tls.map(|tls| tls.config()),
             trust,
             ..client::ClientOptions::default()
         };

@@ -11,8 +11,10 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use parking_lot::RwLock;
 use rdma_engine::FileId;
 use rdma_engine::proof::ProofKey;
+use rdma_engine::renewable::TlsClient;
 use rdma_engine::settings::{self, SecuritySettings, SettingsError};
 use rdma_engine::tls::{self, TlsError};
 use rdma_engine::token::ReadSigner;
@@ -32,11 +34,16 @@ pub enum SecurityError {
 /// The security settings of a cluster, for a client.
 #[derive(Default)]
 pub struct Security {
-    signer: Option<ReadSigner>,
-    grpc_tls: Option<Arc<ClientConfig>>,
-    https_tls: Option<Arc<ClientConfig>>,
+    signer: RwLock<Option<ReadSigner>>,
+    grpc_tls: Option<TlsClient>,
+    https_tls: Option<TlsClient>,
     proof_key: Option<Arc<ProofKey>>,
 }
+
+/// Why other settings cannot come in the place of those in use.
+#[derive(Debug, thiserror::Error)]
+#[error("{0} cannot be turned on or off while the daemon runs: that takes a restart")]
+pub struct RenewError(&'static str);
 
 impl Security {
     /// Reads the first `security.toml` of the search path, and the environment. Settings of
@@ -57,18 +64,45 @@ impl Security {
 
     fn from_settings(settings: &SecuritySettings<'_>) -> Result<Self, SecurityError> {
         let (signer, proof_key) = (settings.read_signer()?, settings.proof_key()?);
+        let signer = RwLock::new(signer);
         Ok(Self { signer, grpc_tls: tls::grpc(settings)?, https_tls: tls::https(settings)?, proof_key })
+    }
+
+    /// Uses keys and certificates of `newer` from now on, wherever these settings are in use.
+    /// Connections that are open go on with what they were made with.
+    ///
+    /// # Errors
+    /// When TLS, or the proofs of engines, were turned on or off. Nothing has changed then.
+    pub fn renew(&self, newer: Self) -> Result<(), RenewError> {
+        let switched = [
+            (self.grpc_tls.is_some() != newer.grpc_tls.is_some(), "TLS of gRPC"),
+            (self.https_tls.is_some() != newer.https_tls.is_some(), "TLS of HTTP"),
+            (self.proof_key.is_some() != newer.proof_key.is_some(), "proofs of engines"),
+        ];
+        if let Some((_, what)) = switched.into_iter().find(|(is_switched, _)| *is_switched) {
+            return Err(RenewError(what));
+        }
+        for (own, newer) in [(&self.grpc_tls, &newer.grpc_tls), (&self.https_tls, &newer.https_tls)] {
+            if let (Some(own), Some(newer)) = (own, newer) {
+                own.renew(newer);
+            }
+        }
+        if let (Some(own), Some(newer)) = (&self.proof_key, &newer.proof_key) {
+            own.renew(newer);
+        }
+        *self.signer.write() = newer.signer.into_inner();
+        Ok(())
     }
 
     /// TLS for gRPC, if `[grpc]` and `[grpc.client]` ask for it: mutual, with the server's chain
     /// verified against the cluster's authority, and its host name not verified, as `weed` does.
     pub fn grpc_tls(&self) -> Option<Arc<ClientConfig>> {
-        self.grpc_tls.clone()
+        self.grpc_tls.as_ref().map(TlsClient::config)
     }
 
     /// TLS for HTTP, if `[https.client]` is enabled. All servers must then be reached over it.
     pub fn https_tls(&self) -> Option<Arc<ClientConfig>> {
-        self.https_tls.clone()
+        self.https_tls.as_ref().map(TlsClient::config)
     }
 
     /// The key by which engines and their clients authenticate each other, if there is one.
@@ -78,7 +112,7 @@ impl Security {
 
     /// A token that allows reading `fid` from a volume server, if the cluster has tokens.
     pub fn read_token(&self, fid: FileId) -> Option<String> {
-        self.signer.as_ref().map(|signer| signer.token(fid))
+        self.signer.read().as_ref().map(|signer| signer.token(fid))
     }
 }
 
@@ -86,7 +120,7 @@ impl fmt::Debug for Security {
     /// Shows which settings are on, and never a key.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Security")
-            .field("read_tokens", &self.signer.is_some())
+            .field("read_tokens", &self.signer.read().is_some())
             .field("grpc_tls", &self.grpc_tls.is_some())
             .field("https_tls", &self.https_tls.is_some())
             .field("proof_key", &self.proof_key.is_some())
@@ -129,6 +163,26 @@ mod tests {
         assert!(security("[jwt.signing.read]\nkey = \"k\"", &[]).unwrap().read_token(FID).is_some());
         let environment = [("WEED_JWT_SIGNING_READ_KEY", "k")];
         assert!(security("", &environment).unwrap().read_token(FID).is_some());
+    }
+
+    #[test]
+    fn keys_are_renewed_and_nothing_is_turned_off() {
+        let key = |key: &str| security(&format!("[jwt.signing.read]\nkey = \"{key}\""), &[]).unwrap();
+        let signature = |security: &Security| {
+            let token = security.read_token(FID).unwrap();
+            token.rsplit('.').next().unwrap().to_owned()
+        };
+        let (used, other) = (key("one"), key("two"));
+        assert_ne!(signature(&used), signature(&other));
+        used.renew(key("two")).unwrap();
+        assert_eq!(signature(&used), signature(&other));
+        let refused = used.renew(security("", &[]).unwrap()).unwrap_err().to_string();
+        assert!(refused.contains("proofs of engines"), "{refused}");
+        assert_eq!(signature(&used), signature(&other), "nothing has changed");
+        let encrypted = security("[https.client]\nenabled = true", &[]).unwrap();
+        let refused = encrypted.renew(security("", &[]).unwrap()).unwrap_err().to_string();
+        assert!(refused.contains("TLS of HTTP"), "{refused}");
+        assert!(encrypted.https_tls().is_some());
     }
 
     #[test]
