@@ -39,13 +39,27 @@ enum Demand {
     TakeBack(u64),
 }
 
-/// Watches the memory on a thread of its own until the cache is gone.
+/// Watches the memory on a thread of its own until the cache is gone. A cache for which there is no
+/// room begins with less: the process before this one may have been killed for lack of memory.
 pub(super) fn watch(cache: &Arc<Cache>) {
+    let missing = memory::headroom().map_or(0, |headroom| missing_at_start(headroom, cache.capacity()));
+    if missing > 0 {
+        let given = cache.give_back(missing);
+        tracing::warn!("memory is short; the cache begins with {} less", ByteSize(given));
+    }
     let cache = Arc::downgrade(cache);
     let started = thread::Builder::new().name("memory-pressure".into()).spawn(move || follow(&cache));
     if let Err(error) = started {
         tracing::warn!(%error, "the cache does not become smaller when memory is short");
     }
+}
+
+/// What a cache of `capacity` bytes, all of them free, has to do without.
+fn missing_at_start(headroom: Headroom, capacity: u64) -> u64 {
+    let Headroom { limit, available } = headroom;
+    let least = capacity / STEP_DIVISORS.1;
+    let room = available.saturating_sub(limit / WANTED_DIVISOR).max(least);
+    capacity.saturating_sub(room)
 }
 
 fn follow(cache: &Weak<Cache>) {
@@ -157,6 +171,15 @@ mod tests {
         let give = |mib: u64| Demand::GiveBack(mib * MIB);
         let found = demands(&[(500, 0, 0, 0), (49, 250, 0, 0), (0, 500, 0, 51), (51, 750, 0, 80)]);
         assert_eq!(found, [Demand::Stay, give(51), give(80), Demand::Stay]);
+    }
+
+    #[test]
+    fn a_cache_begins_with_what_there_is_room_for() {
+        let missing = |available: u64| {
+            let headroom = Headroom { limit: 1000 * MIB, available: available * MIB };
+            missing_at_start(headroom, CAPACITY) / MIB
+        };
+        assert_eq!([1000, 420, 300, 50, 0].map(missing), [0, 0, 120, 240, 240]);
     }
 
     #[test]
