@@ -20,6 +20,7 @@ pub mod disk;
 pub mod ebpf;
 pub mod fetch;
 pub mod fuse;
+mod ledger;
 pub mod mount;
 pub mod namespace;
 pub mod overlay;

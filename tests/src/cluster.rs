@@ -358,6 +358,21 @@ impl Cluster {
         self.await_volume_server(&self.volumes[index])
     }
 
+    /// Kills all servers, and starts them again with what their files say now.
+    ///
+    /// # Errors
+    /// When they do not become ready.
+    pub fn restart(&self) -> anyhow::Result<()> {
+        let servers = || self.filers.iter().chain(&self.volumes).chain([&self.master]);
+        servers().for_each(Server::kill);
+        self.master.restart()?;
+        self.master.await_answer("/cluster/healthz")?;
+        for index in 0..self.volumes.len() {
+            self.restart_volume_server(index)?;
+        }
+        (0..self.filers.len()).try_for_each(|index| self.restart_filer(index))
+    }
+
     /// Starts a filer again after [`Server::kill`] and waits until it accepts files.
     ///
     /// # Errors

@@ -125,10 +125,7 @@ impl Layer {
     /// # Errors
     /// When it has ended.
     pub fn daemon(&self) -> anyhow::Result<Pid> {
-        let children = format!("/proc/{0}/task/{0}/children", self.process.pid());
-        let children = fs::read_to_string(children)?;
-        let child = children.split_whitespace().next().context("no process serves")?;
-        Ok(Pid::from_raw(child.parse()?))
+        self.process.worker().context("no process serves")
     }
 
     /// SIGKILL to the process that serves.

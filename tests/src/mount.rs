@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use nix::mount::{MntFlags, umount2};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
 use tempfile::TempDir;
 
 use crate::process::{self, Process};
@@ -268,10 +268,24 @@ impl Mount {
         self.kind
     }
 
-    /// The daemon's process id.
+    /// The id of the process that serves.
     #[must_use]
     pub fn pid(&self) -> u32 {
+        self.process.worker().map_or_else(|| self.process.pid(), |worker| worker.as_raw().cast_unsigned())
+    }
+
+    /// The id of the process that was started.
+    #[must_use]
+    pub fn watcher(&self) -> u32 {
         self.process.pid()
+    }
+
+    /// SIGKILL to the process that serves. Another one takes over.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn kill_daemon(&self) -> anyhow::Result<()> {
+        Ok(kill(self.process.worker().context("no process serves")?, Signal::SIGKILL)?)
     }
 
     /// `http://127.0.0.1:PORT` of the status page; only `interceptor` has one.
@@ -322,9 +336,10 @@ impl Mount {
         self.status_page()?.metric(name, labels)
     }
 
-    /// SIGKILL to the daemon. The mount point stays, dead, until this value is dropped.
+    /// SIGKILL to both processes of the daemon. The mount point stays, dead, until this value is
+    /// dropped.
     pub fn kill(&mut self) {
-        self.process.kill();
+        self.process.kill_with_worker();
     }
 
     /// Sends the daemon a signal.

@@ -66,6 +66,13 @@ impl Process {
         self.child.id()
     }
 
+    /// The process that serves: the first child, if the program is the supervisor of one.
+    pub fn worker(&self) -> Option<Pid> {
+        let children = format!("/proc/{0}/task/{0}/children", self.child.id());
+        let children = fs::read_to_string(children).ok()?;
+        children.split_whitespace().next()?.parse().ok().map(Pid::from_raw)
+    }
+
     /// The log file.
     pub fn log(&self) -> &Path {
         &self.log
@@ -133,6 +140,23 @@ impl Process {
     pub fn kill(&mut self) {
         self.signal(Signal::SIGKILL);
         let _ = self.child.wait();
+    }
+
+    /// SIGKILL to the program and to the process that it supervises, at once as far as they can
+    /// tell, and waits for the end of the program.
+    pub fn kill_with_worker(&mut self) {
+        self.signal(Signal::SIGSTOP);
+        let Some(worker) = self.worker() else { return self.kill() };
+        let _ = kill(worker, Signal::SIGKILL);
+        // It is dead when its parent could wait for it, which keeps its number until then, and none
+        // of its other threads is left.
+        let stat = || fs::read_to_string(format!("/proc/{worker}/stat")).unwrap_or_default();
+        let is_zombie = || stat().rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z"));
+        let threads = || fs::read_dir(format!("/proc/{worker}/task")).into_iter().flatten().count();
+        while !is_zombie() || threads() > 1 {
+            thread::yield_now();
+        }
+        self.kill();
     }
 
     /// SIGTERM, then SIGKILL when the grace is over.

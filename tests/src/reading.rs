@@ -103,7 +103,7 @@ fn in_pieces(path: &Path, piece: usize) -> io::Result<Vec<u8>> {
 }
 
 /// The content, through a mapping.
-fn mapped(path: &Path) -> io::Result<Vec<u8>> {
+pub fn mapped(path: &Path) -> io::Result<Vec<u8>> {
     let file = File::open(path)?;
     let Some(length) = NonZeroUsize::new(usize::try_from(file.metadata()?.len()).expect("a small file"))
     else {

@@ -330,8 +330,8 @@ fn signals_unmount_and_the_exit_is_clean() {
         let mut mount = Mount::interceptor(&cluster.filer_addresses()).start().unwrap();
         // A terminal that is closed takes no mount with it.
         mount.signal(Signal::SIGHUP);
-        let ignored = || mount.log().ok()?.contains("SIGHUP is ignored").then_some(());
-        eventually("a line about SIGHUP", Duration::from_secs(10), ignored).unwrap();
+        let reloaded = || mount.log().ok()?.contains("reloaded: ").then_some(());
+        eventually("a line about SIGHUP", Duration::from_secs(10), reloaded).unwrap();
         let path = mount.path().to_owned();
         let held = hold.then(|| File::open(mount.file("/dir/file")).unwrap());
         assert!(is_mounted(&path));
@@ -637,7 +637,7 @@ fn a_user_who_mounts_again_has_a_dead_mount_removed() {
     fs::set_permissions(bench.directory.path(), Permissions::from_mode(0o755)).unwrap();
     let namespace = OpenFuse::new(&bench);
     let mut first = namespace.mount(&bench, &filer, "first");
-    first.kill();
+    first.kill_with_worker();
     let mounts = || namespace.mounts_at(&bench.mount_point());
     assert_eq!(mounts(), 1, "a dead mount is left");
     let mut second = namespace.mount(&bench, &filer, "second");

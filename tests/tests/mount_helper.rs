@@ -271,7 +271,8 @@ fn a_helper_that_is_stopped_leaves_no_daemon() {
     let mut helper = Process::start(command, &log, Duration::from_secs(5), Signal::SIGTERM).unwrap();
     let at = here.mount_point().display().to_string();
     let limit = Duration::from_secs(30);
-    eventually("two processes", limit, || (processes_with(&at).len() == 2).then_some(())).unwrap();
+    // The one that was started, the supervisor and the one that serves.
+    eventually("three processes", limit, || (processes_with(&at).len() == 3).then_some(())).unwrap();
     helper.terminate();
     eventually("no process", limit, || processes_with(&at).is_empty().then_some(())).unwrap();
     assert_eq!(mounted(&here.mount_point()), None);
@@ -343,7 +344,13 @@ fn what_a_dead_daemon_left_is_removed_if_asked_for() {
     here.mounts("cache-size=64MiB,status-addr=127.0.0.1:0");
     let at = here.mount_point();
     let pid = here.listed().unwrap()["pid"].as_i64().unwrap();
-    kill(Pid::from_raw(pid as i32), Signal::SIGKILL).unwrap();
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let supervisor = stat.rsplit(") ").next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+    // Else it would have another process take over.
+    kill(Pid::from_raw(supervisor), Signal::SIGSTOP).unwrap();
+    for killed in [pid as i32, supervisor] {
+        kill(Pid::from_raw(killed), Signal::SIGKILL).unwrap();
+    }
     let is_dead = || fs::metadata(at.join("x")).err()?.raw_os_error().filter(|code| *code == libc::ENOTCONN);
     eventually("a dead mount", Duration::from_secs(10), is_dead).unwrap();
     assert!(here.listed().unwrap()["error"].as_str().unwrap().contains("gone"));

@@ -79,7 +79,7 @@ impl Stage {
 
     fn mount(&mut self, mount: MountBuilder) -> Result<Mount> {
         let mount = mount.mount_point(&self.workplace.make("mount")?).start()?;
-        self.workplace.owns(mount.pid())?;
+        self.workplace.owns(mount.watcher())?;
         interrupt::check()?;
         Ok(mount)
     }

@@ -1,7 +1,7 @@
 //! `interceptor attach`: mounts a layer, keeps it running, and removes it on every way out.
 //!
 //! The process that the user starts only supervises; a child serves (see
-//! [`crate::overlay::supervisor`]). When the layer answers, `attached PATH` is printed. A first
+//! [`crate::fuse::supervisor`]). When the layer answers, `attached PATH` is printed. A first
 //! signal detaches: open files are served until they are closed or `--grace` is over; a second
 //! signal ends that wait. The same grace begins if another process unmounts the layer, above all a
 //! successor started with `--restart`; the status API then makes room for the successor's.
@@ -23,12 +23,14 @@ use daemon::{duration, logs, output, service};
 
 use self::status_api::StatusApi;
 use super::options::{FetchOptions, Filers, LogOptions, filer_path};
+use super::reload::Reloadable;
 use super::signals::Signals;
 use super::{CommandFailure, host, kernel_watcher, mount};
-use crate::overlay::supervisor::{self, MountReporter};
-use crate::overlay::{Cluster, Overlay, OverlayOptions, ReadSource};
+use crate::fuse::supervisor::{Supervision, SupervisorLink, supervise};
+use crate::overlay::{self, Cluster, Overlay, OverlayOptions, ReadSource};
 use crate::seaweed::address::ServerAddress;
 use crate::seaweed::owners::OwnerMaps;
+use crate::seaweed::security::Security;
 use crate::telemetry::access::Token;
 use crate::telemetry::status::MountIdentity;
 use crate::telemetry::{Metrics, Status, peer};
@@ -157,8 +159,15 @@ pub(super) unsafe fn run(
         ));
     }
     let filter = logs::filter(options.log.log_level.as_deref()).map_err(CommandFailure::usage)?;
-    let begin_logs = || logs::start(options.log.log_format, filter);
-    let serve = |report| match serve(options, cache_size, in_effect, report) {
+    logs::start_without_thread(options.log.log_format, filter);
+    let how = Supervision {
+        fs_type: overlay::FS_TYPE,
+        own_group: true,
+        fixed: None,
+        begin_worker: &|| logs::start_thread(options.log.log_format),
+        on_serving: &mut || Ok(()),
+    };
+    let serve = |supervisor| match serve(options, cache_size, in_effect, Arc::new(supervisor)) {
         Ok(()) => 0,
         Err(error) => {
             output::error(format_args!("{error:#}"));
@@ -166,7 +175,7 @@ pub(super) unsafe fn run(
         }
     };
     // SAFETY: the caller promises what is asked for, and nothing since has started a thread.
-    let supervised = unsafe { supervisor::supervise(begin_logs, serve) };
+    let supervised = unsafe { supervise(how, serve) };
     Ok(supervised.context("cannot watch over the process that serves")?)
 }
 
@@ -174,14 +183,14 @@ fn serve(
     options: &AttachOptions,
     cache_size: ByteSize,
     in_effect: BTreeMap<String, String>,
-    report: MountReporter,
+    supervisor: Arc<SupervisorLink>,
 ) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("interceptor-io")
         .build()
         .context("cannot start threads")?;
-    let outcome = runtime.block_on(attach(options, cache_size, in_effect, report));
+    let outcome = runtime.block_on(attach(options, cache_size, in_effect, supervisor));
     runtime.shutdown_background();
     outcome
 }
@@ -190,7 +199,7 @@ async fn attach(
     options: &AttachOptions,
     cache_size: ByteSize,
     in_effect: BTreeMap<String, String>,
-    report: MountReporter,
+    supervisor: Arc<SupervisorLink>,
 ) -> anyhow::Result<()> {
     let mut signals = Signals::of_watched_daemon().context("cannot catch signals")?;
     let metrics = Metrics::new();
@@ -209,6 +218,17 @@ async fn attach(
     let programs = options.ebpf.then(kernel_watcher::load);
     let jobs = JobRegistry::new();
     let token = options.status_token_file.as_deref().map(Token::read).transpose()?;
+    let security = match options.filers() {
+        [] => None,
+        _ => Some(Arc::new(mount::security(&options.fetch)?)),
+    };
+    let reloadable = Reloadable {
+        security: security.clone(),
+        security_file: options.fetch.security.clone(),
+        token: token.clone().zip(options.status_token_file.clone()),
+        typed: None,
+    };
+    mount::reload_on_hangup(&mut signals, reloadable, &supervisor);
     let mut api = StatusApi::offer(&options.status_addr, token, options.restart, &status, &jobs).await?;
     let reads = match options.filers() {
         [] if options.read_cache == ReadCache::Off => ReadSource::Lower,
@@ -219,7 +239,7 @@ async fn attach(
             ReadSource::LowerCache { always, cache }
         }
         filers => tokio::select! {
-            cluster = cluster(options, filers, cache_size, &status) => ReadSource::Cluster(cluster?),
+            cluster = cluster(options, filers, security.unwrap_or_default(), cache_size, &status) => ReadSource::Cluster(cluster?),
             signal = signals.next() => {
                 tracing::info!(signal, "stopped before attaching");
                 return Ok(());
@@ -227,7 +247,7 @@ async fn attach(
         },
     };
     // Not to be given up half-way, or the layer would be left behind; its steps have deadlines.
-    let attached = Arc::new(Overlay::start(options.overlay(), reads, metrics.clone(), report).await?);
+    let attached = Arc::new(Overlay::start(options.overlay(), reads, metrics.clone(), supervisor).await?);
     let (known, live) = (Arc::downgrade(&attached), Arc::downgrade(&attached));
     metrics.set_nodes(Box::new(move || known.upgrade().map_or(0, |attached| attached.inode_count() as u64)));
     // Without a filer there is no subscription.
@@ -279,10 +299,10 @@ async fn attach(
 async fn cluster(
     options: &AttachOptions,
     filers: &[ServerAddress],
+    security: Arc<Security>,
     cache_size: ByteSize,
     status: &Arc<Status>,
 ) -> anyhow::Result<Cluster> {
-    let security = Arc::new(mount::security(&options.fetch)?);
     let filer = mount::connect(filers.to_vec(), &security, OwnerMaps::default()).await?;
     let reader = mount::reader(&options.fetch, cache_size, &filer, security, status)?;
     let filers = filer.clone();

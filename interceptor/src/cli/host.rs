@@ -83,6 +83,7 @@ pub(super) fn findings() -> Vec<Finding> {
         huge_pages(),
         waking_up(),
         passthrough(),
+        requests_sent_again(),
         ebpf_programs(),
     ]
 }
@@ -232,6 +233,21 @@ pub(super) fn waking_up() -> Finding {
         },
         lost: "each such request waits for CPUs to wake up",
         remedy: can.err().map_or("nothing to be done", |error| error.remedy()),
+    }
+}
+
+/// Whether the kernel sends the requests of a process that has died to the one that takes over. It
+/// says so only to a mount, and there in no way that can be seen before it is needed.
+fn requests_sent_again() -> Finding {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let numbers: Vec<u32> =
+        release.split(['.', '-']).map_while(|number| number.parse().ok()).take(2).collect();
+    Finding {
+        ability: "requests sent again",
+        state: if numbers.as_slice() >= &[6, 9] { FindingState::Ok } else { FindingState::Lost },
+        found: format!("Linux {}", release.trim()),
+        lost: "if the daemon is killed, requests that are under way fail before another process takes over",
+        remedy: "Linux 6.9",
     }
 }
 

@@ -17,6 +17,7 @@ mod mount_address;
 mod mount_helper;
 mod observe;
 mod options;
+mod reload;
 mod signals;
 mod status;
 mod top;
@@ -44,6 +45,7 @@ use foreign_options::ForeignOptionError;
 use list::ListOptions;
 use observe::ObserveOptions;
 use options::MountOptions;
+use reload::ReloadOptions;
 use status::StatusOptions;
 use top::TopOptions;
 use unmount::UnmountOptions;
@@ -125,6 +127,15 @@ Examples:
 Does what `umount` does, but takes away nothing else than a mount or a layer of interceptor, and waits
 for the daemon to end. Exits with 0 after that, 1 after a failure.";
 
+const RELOAD_EXAMPLES: &str = "\
+Examples:
+  interceptor reload /mnt/data
+
+Does what SIGHUP to the daemon does, and says what came of it: security.toml with the files that it names,
+the file of --status-token-file, and log-level in the configuration file are read anew. A file that cannot be
+used changes nothing. Other options take `interceptor mount --restart`. Exits with 0 if everything was read,
+else with 1.";
+
 const TOP_KEYS: &str = "\
 Keys:
   Tab, 1 to 4   files, readers, servers, incidents
@@ -186,6 +197,9 @@ enum Command {
     /// Unmount a mount, or take a layer away, and wait for its daemon
     #[command(after_help = UNMOUNT_EXAMPLES)]
     Unmount(UnmountOptions),
+    /// Have a daemon read its keys, certificates, tokens and log level anew
+    #[command(after_help = RELOAD_EXAMPLES)]
+    Reload(ReloadOptions),
     /// Say what this host can do for a mount
     #[command(after_help = CHECK_EXAMPLES)]
     Check(CheckOptions),
@@ -224,18 +238,25 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, commit: SourceCommit)
         let printed = output::print(format_args!("interceptor {text}\n"));
         return if printed.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
-    if arguments.get(1).is_some_and(|command| command == "mount")
-        && let Err(error) = understand_foreign_options(&mut arguments)
-    {
-        output::error(format_args!("{error}\n\nFor more information, try 'interceptor mount --help'."));
-        return ExitCode::from(2);
+    let mut ignored = Vec::new();
+    if arguments.get(1).is_some_and(|command| command == "mount") {
+        match understand_foreign_options(&mut arguments) {
+            Ok(options) => ignored = options,
+            Err(error) => {
+                output::error(format_args!(
+                    "{error}\n\nFor more information, try 'interceptor mount --help'."
+                ));
+                return ExitCode::from(2);
+            }
+        }
     }
     let (cli, matches) = match parse(&arguments) {
         Ok(parsed) => parsed,
         Err(error) => return output::explain_usage(&error),
     };
     let outcome = match cli.command {
-        Command::Mount(_) => run_mount(&arguments, &matches).map(|()| ExitCode::SUCCESS),
+        // SAFETY: nothing so far has started a thread, and `main` is called before anything could.
+        Command::Mount(_) => unsafe { run_mount(&arguments, &matches, ignored) },
         Command::Attach(options) => run_attach(&options, &matches),
         Command::Warmup(options) => warmup::run(&options).map_err(CommandFailure::from),
         Command::Status(options) => {
@@ -250,6 +271,9 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, commit: SourceCommit)
         }
         Command::Unmount(options) => {
             unmount::run(&options).map(|()| ExitCode::SUCCESS).map_err(CommandFailure::from)
+        }
+        Command::Reload(options) => {
+            reload::run(&options).map(|()| ExitCode::SUCCESS).map_err(CommandFailure::from)
         }
         Command::Check(options) => check::run(&options).map_err(CommandFailure::from),
         Command::Documents(options) => write_documents(&options).map_err(CommandFailure::from),
@@ -284,18 +308,15 @@ fn asks_for_version(arguments: &[OsString]) -> bool {
 }
 
 /// Has options in the spelling of mount(8) and of `weed mount` replaced by those of `interceptor
-/// mount`.
-fn understand_foreign_options(arguments: &mut Vec<OsString>) -> Result<(), ForeignOptionError> {
+/// mount`. Returns those that mean nothing here.
+fn understand_foreign_options(arguments: &mut Vec<OsString>) -> Result<Vec<String>, ForeignOptionError> {
     let mut cli = Cli::command();
     // Until it is built, a command does not know the names of its options.
     cli.build();
     let command = cli.find_subcommand("mount").expect("the command exists");
     let (translated, ignored) = foreign_options::translate_arguments(&arguments[2..], command)?;
     arguments.splice(2.., translated);
-    for option in ignored {
-        output::note(format_args!("option {option:?} means nothing to a mount that is only read"));
-    }
-    Ok(())
+    Ok(ignored)
 }
 
 fn write_documents(options: &DocumentsOptions) -> anyhow::Result<ExitCode> {
@@ -308,14 +329,31 @@ fn parse(arguments: &[OsString]) -> Result<(Cli, ArgMatches), clap::Error> {
     Ok((Cli::from_arg_matches(&matches)?, matches))
 }
 
-/// Reads the configuration file, if one is named, and mounts.
-fn run_mount(typed: &[OsString], matches: &ArgMatches) -> Result<(), CommandFailure> {
+/// Reads the configuration file, if one is named, and mounts. Options in `ignored` mean nothing.
+///
+/// # Safety
+/// The process must have no other thread.
+unsafe fn run_mount(
+    typed: &[OsString],
+    matches: &ArgMatches,
+    ignored: Vec<String>,
+) -> Result<ExitCode, CommandFailure> {
     let (options, in_effect, file) = mount_options(typed, matches)?;
     let filter = logs::filter(options.log.log_level.as_deref()).map_err(CommandFailure::usage)?;
-    let plan = mount::MountPlan::new(options, in_effect)
+    let mut plan = mount::MountPlan::new(options, in_effect, typed.to_vec())
         .map_err(|error| CommandFailure::Usage(file.wrong(error.option(), error.to_string())))?;
-    logs::start(plan.log_format(), filter);
-    Ok(mount::run(plan)?)
+    plan.load_secrets()?;
+    if plan.is_restart() {
+        plan.restart(typed)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    logs::start_without_thread(plan.log_format(), filter);
+    for option in ignored {
+        tracing::warn!("option {option:?} means nothing to a mount that is only read");
+    }
+    let fail = |error: &anyhow::Error| output::error(format_args!("{error:#}"));
+    // SAFETY: the caller promises what is asked for, and nothing since has started a thread.
+    Ok(unsafe { mount::supervised(plan, true, &mut || Ok(()), fail) }?)
 }
 
 fn run_attach(options: &AttachOptions, matches: &ArgMatches) -> Result<ExitCode, CommandFailure> {
@@ -463,7 +501,8 @@ mod tests {
         let refused = |line: &[&str]| {
             let typed: Vec<OsString> =
                 ["interceptor", "mount"].iter().chain(line).map(OsString::from).collect();
-            run_mount(&typed, &parse(&typed).unwrap().1).unwrap_err().to_string()
+            // SAFETY: it fails before it starts a process.
+            unsafe { run_mount(&typed, &parse(&typed).unwrap().1, Vec::new()) }.unwrap_err().to_string()
         };
         let error = refused(&["--config", path, "/mnt"]);
         assert!(error.contains(&format!("{path}, line 2: --cache-size 64 B is too small")), "{error}");

@@ -1,6 +1,9 @@
 //! `interceptor mount`: puts the parts together, keeps them running, and unmounts on every way
 //! out (a mount that another one covers stays).
 //!
+//! The process that the user starts only supervises; a child serves, and another one in its stead
+//! if it dies (see [`crate::fuse::supervisor`]).
+//!
 //! First come the checks that can fail: options, the status API's address, keys, filers and the
 //! directory to mount. Then the mount answers, `mounted MOUNTPOINT` is printed, and the process
 //! waits for a signal or for an `umount` by another process. A first signal unmounts, giving open
@@ -13,14 +16,17 @@ pub(super) mod health;
 mod memory_pressure;
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use daemon::address::StatusAddress;
-use daemon::logs::LogFormat;
+use daemon::logs::{self, LogFormat};
 use daemon::size::ByteSize;
 use daemon::{output, service};
 use nix::mount::MsFlags;
@@ -29,12 +35,16 @@ use tokio::sync::mpsc;
 
 use super::host::{self, go_without};
 use super::http;
-use super::kernel_watcher;
 use super::options::{CachePrefault, FetchOptions, MountOptions, OptionError, VolumeServerAccess};
+use super::reload::Reloadable;
 use super::signals::Signals;
+use super::{kernel_watcher, mount_address};
 use crate::cache::arena::ArenaError;
 use crate::cache::{Cache, Prefault};
 use crate::fetch::{self, Fetcher, VolumeServerRoute};
+use crate::fuse::handover::{self, FixedOptions};
+use crate::fuse::mountpoint;
+use crate::fuse::supervisor::{Supervision, SupervisorLink, supervise};
 use crate::mount::{self, Mount, PassthroughUnavailable};
 use crate::read::{ClusterOrigin, Reader};
 use crate::seaweed::address::ServerAddress;
@@ -46,11 +56,17 @@ use crate::telemetry::access::Token;
 use crate::telemetry::server::{BindError, StatusServer};
 use crate::telemetry::status::{MountIdentity, ReadinessCheck};
 use crate::telemetry::{Metrics, Status, peer, window};
-use crate::vital::{self, VitalPartFailed};
+use crate::vital;
 use crate::warmup::{self, JobRegistry};
 
 /// How long files that are open when the mount is taken away can still be read.
 const OPEN_FILES_GRACE: Duration = Duration::from_secs(5);
+
+/// How often an address of the status API is tried that a predecessor has.
+const STATUS_RETRY: Duration = Duration::from_millis(200);
+
+/// The exit code of a process that cannot go on; its supervisor starts another one.
+const VITAL_PART_FAILED: i32 = 3;
 
 /// Changes of the filer that may wait to be handled before its stream is slowed down.
 const NOTICE_CAPACITY: usize = 1024;
@@ -61,12 +77,28 @@ const FREE_STATUS_ADDRESS: &str = "127.0.0.1:0";
 /// What a mount in the background does when it answers. An error ends the mount.
 type OnMounted = Box<dyn FnOnce() -> anyhow::Result<()>>;
 
+/// Keys, certificates and tokens.
+struct Secrets {
+    security: Security,
+    token: Option<Token>,
+}
+
+impl Secrets {
+    fn load(options: &MountOptions) -> anyhow::Result<Self> {
+        let token = options.status_token_file.as_deref().map(Token::read).transpose()?;
+        Ok(Self { security: security(&options.fetch)?, token })
+    }
+}
+
 /// Options that have been found to be possible.
 pub(super) struct MountPlan {
     options: MountOptions,
     filers: Vec<ServerAddress>,
     cache_size: ByteSize,
     identity: MountIdentity,
+    /// The command line, for what is read anew.
+    typed: Vec<OsString>,
+    secrets: Option<Secrets>,
     /// In the place of lines on standard output.
     on_mounted: Option<OnMounted>,
 }
@@ -76,6 +108,7 @@ impl MountPlan {
     pub(super) fn new(
         options: MountOptions,
         in_effect: BTreeMap<String, String>,
+        typed: Vec<OsString>,
     ) -> Result<Self, OptionError> {
         let filers = options.filers()?;
         let cache_size = options.cache_size()?;
@@ -86,7 +119,17 @@ impl MountPlan {
             filer_path: options.filer_path.clone(),
             options: in_effect,
         };
-        Ok(Self { options, filers, cache_size, identity, on_mounted: None })
+        Ok(Self { options, filers, cache_size, identity, typed, secrets: None, on_mounted: None })
+    }
+
+    /// Reads keys, certificates and tokens. A process that takes over later has these, if its own
+    /// attempt fails.
+    ///
+    /// # Errors
+    /// When they cannot be used.
+    pub(super) fn load_secrets(&mut self) -> anyhow::Result<()> {
+        self.secrets = Some(Secrets::load(&self.options)?);
+        Ok(())
     }
 
     /// The plan of a mount that calls `on_mounted` when it answers, and prints nothing.
@@ -94,26 +137,100 @@ impl MountPlan {
         Self { on_mounted: Some(on_mounted), ..self }
     }
 
+    /// What a restart cannot change.
+    fn fixed(&self) -> FixedOptions {
+        let (options, behaviour) = (&self.options, &self.options.mount);
+        let shown = |is_on: bool| if is_on { "on" } else { "off" }.to_owned();
+        let values = [
+            ("--filer-path", options.filer_path.clone()),
+            ("--allow-other", shown(options.allow_other())),
+            ("--noexec", shown(behaviour.noexec)),
+            ("--nosymfollow", shown(behaviour.nosymfollow)),
+        ];
+        let values = values.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        FixedOptions { values, filers: self.identity.filers.clone() }
+    }
+
+    /// Whether a mount that is there is to be taken over by this program with these options.
+    pub(super) fn is_restart(&self) -> bool {
+        self.options.restart && !handover::is_continued()
+    }
+
+    /// Has the mount that is there taken over, and returns when it answers.
+    ///
+    /// # Errors
+    /// When there is none, or it goes on as it was.
+    pub(super) fn restart(&self, arguments: &[OsString]) -> anyhow::Result<()> {
+        let at = mount_address::mount_at(&self.options.mountpoint).context("leave out --restart")?;
+        let shown = at.path.display();
+        if let Some(name) = self.options.mount.fsname.as_ref().filter(|name| **name != at.source) {
+            anyhow::bail!(
+                "--restart cannot change --fsname, which is {} and would be {name}: unmount, then mount",
+                at.source
+            );
+        }
+        handover::request(&at, self.fixed(), arguments)
+            .with_context(|| format!("{shown} goes on as it was"))?;
+        output::print(format_args!("restarted {shown}\n"))?;
+        Ok(())
+    }
+
     pub(super) fn log_format(&self) -> LogFormat {
         self.options.log.log_format
     }
 }
 
+/// Runs a mount under a supervisor. Returns the exit code when the mount is gone; does not return
+/// in the processes that serve, where `fail` tells of an error. Events are logged without a thread
+/// so far.
+///
+/// # Safety
+/// The process must have no other thread.
+///
+/// # Errors
+/// When no process can be started.
+pub(super) unsafe fn supervised(
+    plan: MountPlan,
+    own_group: bool,
+    on_serving: &mut dyn FnMut() -> io::Result<()>,
+    fail: impl FnOnce(&anyhow::Error),
+) -> anyhow::Result<ExitCode> {
+    let (format, fixed) = (plan.log_format(), Some(plan.fixed()));
+    let how = Supervision {
+        fs_type: mountpoint::FS_TYPE,
+        own_group,
+        fixed,
+        begin_worker: &|| logs::start_thread(format),
+        on_serving,
+    };
+    let serve = |supervisor| match run(plan, supervisor) {
+        Ok(()) => 0,
+        Err(error) => {
+            fail(&error);
+            1
+        }
+    };
+    // SAFETY: the caller promises what is asked for, and nothing since has started a thread.
+    let supervised = unsafe { supervise(how, serve) };
+    supervised.context("cannot watch over the process that serves")
+}
+
 /// Mounts, and returns when the mount is gone.
-pub(super) fn run(plan: MountPlan) -> anyhow::Result<()> {
+fn run(plan: MountPlan, supervisor: SupervisorLink) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("interceptor-io")
         .build()
         .context("cannot start threads")?;
-    let outcome = runtime.block_on(serve(plan));
+    let outcome = runtime.block_on(serve(plan, Arc::new(supervisor)));
     // Unless a second signal cut the wait short, no reader waits for the tasks under way.
     runtime.shutdown_background();
     outcome
 }
 
-async fn serve(mut plan: MountPlan) -> anyhow::Result<()> {
-    let mut signals = Signals::of_daemon().context("cannot catch signals")?;
+async fn serve(mut plan: MountPlan, supervisor: Arc<SupervisorLink>) -> anyhow::Result<()> {
+    let mut signals = Signals::of_watched_daemon().context("cannot catch signals")?;
+    let (takes_over, status_before) = (supervisor.has_kept(), supervisor.status_before());
     let metrics = Metrics::new();
     let status = Status::new(plan.identity.clone(), metrics.clone());
     tokio::spawn(vital::task("windows of the hit ratio", keep_windows(metrics.clone())));
@@ -128,18 +245,45 @@ async fn serve(mut plan: MountPlan) -> anyhow::Result<()> {
     // Takes a while, which the mount need not wait for.
     let programs = plan.options.mount.ebpf.then(kernel_watcher::load);
     let jobs = JobRegistry::new();
+    let Secrets { security, token } = secrets(&mut plan, takes_over)?;
     let status_at = match &plan.options.status_addr {
         StatusAddress::Nowhere => None,
         StatusAddress::At(address) => {
-            let token = plan.options.status_token_file.as_deref().map(Token::read).transpose()?;
-            let server = bind_status_api(&plan, address, token).await?;
-            let at = server.address();
-            let serving = server.serve(status.clone(), warmup::api::router(jobs.clone()));
-            tokio::spawn(vital::task("status API", serving));
-            Some(at)
+            // A free port stays the same.
+            let is_any = plan.options.is_default_status_addr || address.ends_with(":0");
+            let before = status_before.filter(|_| is_any);
+            let address = before.map_or_else(|| address.clone(), |before| before.to_string());
+            let (status, jobs) = (status.clone(), jobs.clone());
+            let serve =
+                move |server: StatusServer| server.serve(status.clone(), warmup::api::router(jobs.clone()));
+            match bind_status_api(&plan, &address, token.clone(), takes_over).await {
+                Ok(server) => {
+                    let at = server.address();
+                    supervisor.status_at(at);
+                    tokio::spawn(vital::task("status API", serve(server)));
+                    Some(at)
+                }
+                // A predecessor that is stuck has it until its mount answers.
+                Err(error) if takes_over && error.is_in_use() => {
+                    tracing::warn!(%error, "the status API waits for its address");
+                    let (later, token) = (address.clone(), token.clone());
+                    tokio::spawn(vital::task("status API", async move {
+                        serve(bind_when_free(&later, token).await).await;
+                    }));
+                    address.parse().ok()
+                }
+                Err(error) => return Err(error.into()),
+            }
         }
     };
-    let security = Arc::new(security(&plan.options.fetch)?);
+    let security = Arc::new(security);
+    let reloadable = Reloadable {
+        security: Some(security.clone()),
+        security_file: plan.options.fetch.security.clone(),
+        token: token.zip(plan.options.status_token_file.clone()),
+        typed: Some(plan.typed.clone()),
+    };
+    reload_on_hangup(&mut signals, reloadable, &supervisor);
     let filer = tokio::select! {
         connected = connect(plan.filers.clone(), &security, owners(&plan.options)) => connected?,
         signal = signals.next() => {
@@ -148,12 +292,20 @@ async fn serve(mut plan: MountPlan) -> anyhow::Result<()> {
         }
     };
     // Not to be given up half-way, or the mount would be left behind; its steps have deadlines.
-    let (mount, reader) = mount(&plan, &filer, security, &status, status_at).await?;
+    let (mount, reader) = mount(&plan, &filer, security, &status, status_at, &supervisor).await?;
     // Dropped at the end, whichever that is.
     let _watcher = kernel_watcher::watch(programs, &mount, Some(reader.clone()), &status).await;
     take_requests(&jobs, &mount, reader);
     health::watch(&status, &mount, &filer, &plan.options.mountpoint);
-    if let Err(error) = restrict(&plan).and_then(|()| announce(&mut plan, &filer, status_at)) {
+    let announced = match takes_over {
+        true => {
+            tracing::info!("took over the mount of a process that has died");
+            service::ready(&format!("mounted {}", plan.identity.mount_point));
+            Ok(())
+        }
+        false => restrict(&plan).and_then(|()| announce(&mut plan, &filer, status_at)),
+    };
+    if let Err(error) = announced.and_then(|()| Ok(supervisor.serving()?)) {
         mount.unmount(OPEN_FILES_GRACE).await?;
         return Err(error);
     }
@@ -168,8 +320,10 @@ async fn serve(mut plan: MountPlan) -> anyhow::Result<()> {
             tracing::info!("unmounted by somebody else");
         }
         name = vital::failed() => {
-            mount.unmount(OPEN_FILES_GRACE).await?;
-            return Err(VitalPartFailed(name).into());
+            tracing::error!("`{name}` has panicked, without which this process cannot go on: please report it");
+            output::flush();
+            // The mount stays, for another process to take over.
+            std::process::exit(VITAL_PART_FAILED);
         }
         signal = signals.next() => {
             tracing::info!(signal, "unmounting");
@@ -181,6 +335,36 @@ async fn serve(mut plan: MountPlan) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// What was read before there was a process that serves, or, in one that takes over, what the files
+/// say now if they can be used.
+fn secrets(plan: &mut MountPlan, takes_over: bool) -> anyhow::Result<Secrets> {
+    let known = plan.secrets.take();
+    match (known, takes_over) {
+        (Some(known), false) => Ok(known),
+        (known, _) => match (Secrets::load(&plan.options), known) {
+            (Err(error), Some(known)) => {
+                tracing::warn!("{error:#}; going on with what was there when the mount was made");
+                Ok(known)
+            }
+            (loaded, _) => loaded,
+        },
+    }
+}
+
+/// Reads anew what may change whenever SIGHUP comes.
+pub(super) fn reload_on_hangup(
+    signals: &mut Signals,
+    reloadable: Reloadable,
+    supervisor: &Arc<SupervisorLink>,
+) {
+    let (reloadable, supervisor) = (Arc::new(reloadable), supervisor.clone());
+    signals.on_hangup(move || {
+        let (reloadable, supervisor) = (reloadable.clone(), supervisor.clone());
+        // It reads files.
+        tokio::task::spawn_blocking(move || reloadable.reload(&supervisor));
+    });
 }
 
 /// Connects to the filers. If that fails, the error says what answers there instead.
@@ -207,11 +391,7 @@ pub(super) async fn connect(
 }
 
 pub(super) fn security(options: &FetchOptions) -> anyhow::Result<Security> {
-    let loaded = match &options.security {
-        Some(file) => Security::load_from(file),
-        None => Security::load(),
-    };
-    loaded.context("cannot use security.toml")
+    super::reload::load(options.security.as_ref())
 }
 
 fn owners(options: &MountOptions) -> OwnerMaps {
@@ -276,6 +456,7 @@ async fn mount(
     security: Arc<Security>,
     status: &Arc<Status>,
     status_at: Option<SocketAddr>,
+    supervisor: &Arc<SupervisorLink>,
 ) -> anyhow::Result<(Arc<Mount>, Arc<Reader>)> {
     let options = &plan.options;
     let reader = reader(&options.fetch, plan.cache_size, filer, security, status)?;
@@ -297,7 +478,8 @@ async fn mount(
         source: options.mount.fsname.clone(),
     };
     let notices = noted(heard, status.clone());
-    let mount = Mount::start(mount_options, filer.clone(), reader.clone(), notices).await?;
+    let supervisor = supervisor.clone();
+    let mount = Mount::start(mount_options, filer.clone(), reader.clone(), notices, supervisor).await?;
     match mount.passthrough() {
         Ok(()) => tracing::info!("hot files are read by the kernel itself (passthrough)"),
         Err(reason @ PassthroughUnavailable::SwitchedOff) => {
@@ -358,14 +540,25 @@ async fn bind_status_api(
     plan: &MountPlan,
     address: &str,
     token: Option<Token>,
+    takes_over: bool,
 ) -> Result<StatusServer, BindError> {
     match StatusServer::bind(address, token.clone()).await {
-        Err(error) if error.is_in_use() && plan.options.is_default_status_addr => {
+        Err(error) if error.is_in_use() && plan.options.is_default_status_addr && !takes_over => {
             let server = StatusServer::bind(FREE_STATUS_ADDRESS, token).await?;
             tracing::info!("{address} is in use: the status API is at {}", server.address());
             Ok(server)
         }
         bound => bound,
+    }
+}
+
+/// The status API at `address`, as soon as that is free.
+async fn bind_when_free(address: &str, token: Option<Token>) -> StatusServer {
+    loop {
+        match StatusServer::bind(address, token.clone()).await {
+            Ok(server) => return server,
+            Err(_) => tokio::time::sleep(STATUS_RETRY).await,
+        }
     }
 }
 

@@ -208,7 +208,7 @@ fn prepare(parsed: &HelperArguments) -> anyhow::Result<PreparedMount> {
     let (mut mount, in_effect, file) = mount_options(&typed, &matches).map_err(reason)?;
     mount.make_paths_absolute().context("cannot find the working directory")?;
     let filter = logs::filter(mount.log.log_level.as_deref())?;
-    let plan = MountPlan::new(mount, in_effect)
+    let plan = MountPlan::new(mount, in_effect, typed)
         .map_err(|error| anyhow!("{}", file.wrong(error.option(), error.to_string())))?;
     Ok(PreparedMount { plan, filter, log_file, ignored: translated.ignored })
 }
@@ -252,7 +252,8 @@ unsafe fn serve_in_background(prepared: PreparedMount) -> anyhow::Result<()> {
         }
         ForkResult::Child => {
             drop(reports);
-            let code = serve(prepared, &log, File::from(sender), parent);
+            // SAFETY: as for the fork.
+            let code = unsafe { serve(prepared, &log, File::from(sender), parent) };
             output::flush();
             std::process::exit(code)
         }
@@ -260,9 +261,11 @@ unsafe fn serve_in_background(prepared: PreparedMount) -> anyhow::Result<()> {
 }
 
 /// The child: serves until the mount is gone. Returns the exit code.
-fn serve(prepared: PreparedMount, log: &File, sender: File, parent: Pid) -> i32 {
-    let reporting = sender.try_clone();
-    let begin = || -> anyhow::Result<File> {
+///
+/// # Safety
+/// The process must have no other thread.
+unsafe fn serve(mut prepared: PreparedMount, log: &File, sender: File, parent: Pid) -> i32 {
+    let begin = || -> anyhow::Result<()> {
         // If the parent ends before the mount answers, the mount is not wanted any more.
         prctl::set_pdeathsig(Signal::SIGTERM)?;
         anyhow::ensure!(getppid() == parent, "the process that mounts has ended");
@@ -270,24 +273,35 @@ fn serve(prepared: PreparedMount, log: &File, sender: File, parent: Pid) -> i32 
         dup2_stdin(&null)?;
         dup2_stdout(&null)?;
         dup2_stderr(log)?;
-        std::env::set_current_dir("/")?;
-        Ok(reporting?)
+        Ok(std::env::set_current_dir("/")?)
     };
-    let outcome = begin().context("cannot begin to serve").and_then(|reporting| {
-        logs::start(prepared.plan.log_format(), prepared.filter);
-        let on_mounted = move || -> anyhow::Result<()> {
-            // From now on the daemon is independent of the process that mounts.
+    let fail = |error: &anyhow::Error| {
+        tracing::error!("{error:#}");
+        // After the mount has answered, the other end is gone.
+        let _ = (&sender).write_all(format!("{error:#}").as_bytes());
+    };
+    let outcome = begin().context("cannot begin to serve").and_then(|()| {
+        logs::start_without_thread(prepared.plan.log_format(), prepared.filter);
+        prepared.plan.load_secrets()?;
+        // From now on both processes are independent of the one that mounts.
+        let on_mounted = || -> anyhow::Result<()> { Ok(setsid().map(drop)?) };
+        let mut on_serving = || {
             prctl::set_pdeathsig(None)?;
             setsid()?;
-            (&reporting).write_all(MOUNTED.as_bytes()).context("the process that mounts has ended")
+            (&sender).write_all(MOUNTED.as_bytes())
         };
-        mount::run(prepared.plan.in_background(Box::new(on_mounted)))
+        let plan = prepared.plan.in_background(Box::new(on_mounted));
+        // SAFETY: the caller promises what is asked for, and nothing since has started a thread.
+        unsafe { mount::supervised(plan, false, &mut on_serving, fail) }
     });
-    let Err(error) = outcome else { return 0 };
-    tracing::error!("{error:#}");
-    // After the mount has answered, the other end is gone.
-    let _ = (&sender).write_all(format!("{error:#}").as_bytes());
-    1
+    match outcome {
+        Ok(code) if code == ExitCode::SUCCESS => 0,
+        Ok(_) => 1,
+        Err(error) => {
+            fail(&error);
+            1
+        }
+    }
 }
 
 /// The parent: waits for the child's message.

@@ -72,6 +72,12 @@ pub(super) struct MountOptions {
     #[arg(long, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
 
+    /// Have this program with these options take over a mount that is there, while programs go on
+    /// using it. Returns when the mount answers. What the kernel was told when it was mounted
+    /// cannot change: --filer-path, --allow-other, --noexec, --nosymfollow, --fsname, the cluster
+    #[arg(long)]
+    pub(super) restart: bool,
+
     /// Where the status API listens, `none` for nowhere; port 0 takes a free port, and so does the
     /// default if another program has its port
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9650", value_parser = StatusAddress::from_str)]
@@ -504,6 +510,8 @@ pub(super) fn in_effect(
     matches: &ArgMatches,
 ) -> BTreeMap<String, String> {
     let mut shown = shown(command, matches);
+    // It says how the daemon began, not what it does.
+    shown.remove("restart");
     shown.insert("allow-other".into(), options.allow_other().to_string());
     shown.insert("threads".into(), options.threads().to_string());
     if let Ok(size) = options.cache_size() {

@@ -5,14 +5,17 @@ use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::overlay::supervisor::ORPHANED;
+use crate::fuse::supervisor::ORPHANED;
+
+type OnHangup = Box<dyn FnMut() + Send>;
 
 /// SIGINT, SIGTERM and SIGHUP, which from now on do not end the process by themselves.
 pub(super) struct Signals {
     interrupt: Signal,
     terminate: Signal,
     hangup: Signal,
-    survives_hangup: bool,
+    /// What SIGHUP does in a program that outlives its terminal.
+    on_hangup: Option<OnHangup>,
     /// Until the supervisor has ended, if there is one.
     orphaned: Option<Signal>,
 }
@@ -25,21 +28,21 @@ impl Signals {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
             hangup: signal(SignalKind::hangup())?,
-            survives_hangup: false,
+            on_hangup: None,
             orphaned: None,
         })
     }
 
-    /// The same for a daemon, which outlives its terminal, and has nothing to reload: SIGHUP is
-    /// only logged.
-    pub(super) fn of_daemon() -> io::Result<Self> {
-        Ok(Self { survives_hangup: true, ..Self::new()? })
-    }
-
-    /// The same for a daemon that a supervisor watches, whose end ends the program as well.
+    /// The same for a daemon that outlives its terminal, and that a supervisor watches, whose end
+    /// ends the program as well.
     pub(super) fn of_watched_daemon() -> io::Result<Self> {
         let orphaned = signal(SignalKind::from_raw(ORPHANED as i32))?;
-        Ok(Self { orphaned: Some(orphaned), ..Self::of_daemon()? })
+        Ok(Self { orphaned: Some(orphaned), on_hangup: Some(Box::new(|| ())), ..Self::new()? })
+    }
+
+    /// Has SIGHUP do this from now on, and once for each one that came before.
+    pub(super) fn on_hangup(&mut self, action: impl FnMut() + Send + 'static) {
+        self.on_hangup = Some(Box::new(action));
     }
 
     /// The name of the next signal that ends the program. Signals that came since the last call
@@ -51,10 +54,10 @@ impl Signals {
                 _ = self.terminate.recv() => return "SIGTERM",
                 () = once(&mut self.orphaned) => return "the end of the supervisor",
                 _ = self.hangup.recv() => {
-                    if !self.survives_hangup {
-                        return "SIGHUP";
+                    match &mut self.on_hangup {
+                        Some(action) => action(),
+                        None => return "SIGHUP",
                     }
-                    tracing::info!("SIGHUP is ignored; SIGTERM and SIGINT end this program");
                 }
             }
         }

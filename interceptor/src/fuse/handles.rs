@@ -29,6 +29,11 @@ impl<T> Handles<T> {
         number
     }
 
+    /// Adds a handle under a number that no other has.
+    pub(crate) fn insert_as(&self, number: u64, handle: Arc<T>) {
+        self.shard(number).write().insert(number, handle);
+    }
+
     pub(crate) fn get(&self, number: u64) -> Option<Arc<T>> {
         self.shard(number).read().get(&number).cloned()
     }

@@ -11,6 +11,10 @@
 //!                                   ▼
 //!                                the file system
 //!  mountinfo, unmount: finds the mount again, and removes it
+//!
+//!  supervisor: the parent process; starts another one if this one dies, or removes the mount
+//!  handover: has it execute another program
+//!  packets, worker_end: how they talk, and how the parent sees the other's end
 //! ```
 //!
 //! Nothing here knows which files there are. [`notices`] follows the filer's events on behalf of a
@@ -25,13 +29,17 @@ mod error;
 #[cfg(test)]
 pub(crate) mod fuzz;
 pub(crate) mod handles;
+pub mod handover;
 pub(crate) mod killed;
 pub(crate) mod mountinfo;
 pub(crate) mod mountpoint;
 pub(crate) mod notices;
+mod packets;
 pub(crate) mod request_tracker;
 pub(crate) mod session;
+pub mod supervisor;
 pub(crate) mod unmount;
+mod worker_end;
 pub(crate) mod xattr;
 
 pub use error::MountError;

@@ -57,6 +57,15 @@ fn is_dead(path: &Path) -> bool {
         && statvfs(path).is_err_and(|error| error == Errno::ENOTCONN)
 }
 
+/// Removes a mount of ours that nothing serves.
+pub(super) fn remove_if_dead(path: &Path) {
+    if is_dead(path)
+        && let Err(error) = remove_dead(path)
+    {
+        tracing::warn!(%error, "a dead mount is left");
+    }
+}
+
 fn remove_dead(path: &Path) -> Result<(), MountError> {
     let ours = MountInfo::topmost(path).filter(|mount| mount.fs_type == FS_TYPE);
     let Some(dead) = ours else { return Err(MountError::Dead { path: path.into() }) };

@@ -20,10 +20,17 @@
 //! fuser makes a handshake for each session, but the kernel makes one for a connection. The
 //! kernel's INIT request is read here and given to each session through a socket pair; the reply
 //! of the first session goes to the kernel. Then the descriptor of a clone replaces the socket.
+//!
+//! **Another process can take over.** The [supervisor](super::supervisor) holds the connection, the
+//! INIT request and every clone. A successor makes its sessions of the same INIT request, and has
+//! the kernel send again what the dead process had read and not answered (`FUSE_NOTIFY_RESEND`,
+//! Linux 6.9), before it reads anything. An older kernel refuses that; then closing the dead
+//! process's clones answers those requests with ECONNABORTED.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -37,6 +44,7 @@ use rustix::fs::{Mode, OFlags};
 use tokio::sync::watch;
 
 use super::mountinfo::MountInfo;
+use super::supervisor::{KeptConnection, SupervisorLink};
 use super::unmount;
 
 /// The size of the buffer for INIT, in bytes; the kernel refuses reads into less than 8 KiB.
@@ -48,6 +56,16 @@ const REPLACE_BACKOFF_MS: u16 = 100;
 /// The largest read, in bytes. fuser lets the kernel read up to 16 MiB and a page; a larger
 /// request does not come from a kernel and is refused before memory is allocated for it.
 pub(crate) const MAX_READ: u32 = 32 << 20;
+
+/// The message that puts all requests that were read and not answered back into the queue: its
+/// length in bytes, the code of `FUSE_NOTIFY_RESEND`, and no request number.
+const RESEND: [u8; 16] = {
+    let (len, code) = (16u32.to_ne_bytes(), 7u32.to_ne_bytes());
+    [len[0], len[1], len[2], len[3], code[0], code[1], code[2], code[3], 0, 0, 0, 0, 0, 0, 0, 0]
+};
+
+/// The bit in a request's number that says that it is sent again (`FUSE_UNIQUE_RESEND`).
+pub(crate) const RESENT: u64 = 1 << 63;
 
 /// How a session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -83,6 +101,16 @@ pub(crate) struct FuseConnection<F: Filesystem> {
     /// The kernel's INIT request.
     init: Vec<u8>,
     duplicate: fn(BorrowedFd<'_>) -> io::Result<OwnedFd>,
+    /// Who holds the clones as well, if another process is to take over.
+    keeper: Option<Arc<SupervisorLink>>,
+    clones: AtomicU64,
+}
+
+/// A session over a clone of the connection.
+struct CloneSession<F: Filesystem> {
+    session: Session<F>,
+    /// The clone's number at the supervisor.
+    number: u64,
 }
 
 impl<F: Filesystem + Clone> FuseConnection<F> {
@@ -99,13 +127,57 @@ impl<F: Filesystem + Clone> FuseConnection<F> {
         acl: SessionACL,
         duplicate: fn(BorrowedFd<'_>) -> io::Result<OwnedFd>,
     ) -> io::Result<Self> {
-        let mut config = Config::default();
-        config.acl = acl;
-        config.n_threads = Some(1);
+        let config = Self::config(acl);
         let init = read_init(&device)?;
         let (main, reply) = session(filesystem.clone(), config.clone(), &init, &device)?;
         nix::unistd::write(&device, &reply)?;
-        Ok(Self { main, filesystem, config, init, duplicate })
+        Ok(Self { main, filesystem, config, init, duplicate, keeper: None, clones: AtomicU64::new(0) })
+    }
+
+    /// Leaves the connection, and what stands in `ledger`, to a successor.
+    pub(crate) fn keep(&mut self, keeper: Arc<SupervisorLink>, ledger: BorrowedFd<'_>) -> io::Result<()> {
+        keeper.keep(self.main.as_fd(), ledger, &self.init)?;
+        self.keeper = Some(keeper);
+        Ok(())
+    }
+
+    /// Takes over the connection of a process that has died. Nothing may be read from it before
+    /// this returns.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::Unsupported`] if requests of the other process can never be answered.
+    pub(crate) fn take_over(
+        filesystem: F,
+        kept: KeptConnection,
+        acl: SessionACL,
+        keeper: Arc<SupervisorLink>,
+    ) -> io::Result<Self> {
+        let KeptConnection { device, init, clones, is_predecessor_stuck, .. } = kept;
+        let config = Self::config(acl);
+        // The kernel had its reply from the first process.
+        let (main, _) = session(filesystem.clone(), config.clone(), &init, &device)?;
+        if let Err(errno) = nix::unistd::write(&device, &RESEND) {
+            if is_predecessor_stuck {
+                // Closing clones answers nothing as long as it holds them.
+                return Err(io::Error::new(io::ErrorKind::Unsupported, "requests cannot be sent again"));
+            }
+            tracing::warn!(%errno, "this kernel cannot send requests again; those in flight have failed");
+        }
+        drop(clones);
+        keeper.taken_over()?;
+        let (duplicate, keeper, clones) = (clone_device, Some(keeper), AtomicU64::new(0));
+        Ok(Self { main, filesystem, config, init, duplicate, keeper, clones })
+    }
+
+    fn config(acl: SessionACL) -> Config {
+        let mut config = Config::default();
+        config.acl = acl;
+        config.n_threads = Some(1);
+        config
+    }
+
+    pub(crate) fn filesystem(&self) -> &F {
+        &self.filesystem
     }
 
     pub(crate) fn notifier(&self) -> Notifier {
@@ -130,16 +202,23 @@ impl<F: Filesystem + Clone> FuseConnection<F> {
     }
 
     /// A session over a new clone.
-    fn session(&self) -> io::Result<Session<F>> {
+    fn session(&self) -> io::Result<CloneSession<F>> {
         let device = (self.duplicate)(self.main.as_fd())?;
+        let number = self.clones.fetch_add(1, Ordering::Relaxed);
+        if let Some(keeper) = &self.keeper {
+            keeper.keep_clone(number, device.as_fd())?;
+        }
         let config = self.config.clone();
-        session(self.filesystem.clone(), config, &self.init, &device).map(|(session, _)| session)
+        let (session, _) = session(self.filesystem.clone(), config, &self.init, &device)?;
+        Ok(CloneSession { session, number })
     }
 
     /// Answers requests until the connection ends.
-    fn run(&self, mut session: Session<F>) -> SessionEnd {
+    fn run(&self, mut clone: CloneSession<F>) -> SessionEnd {
         loop {
-            match session.run() {
+            let CloneSession { session, number } = clone;
+            let end = session.run();
+            match end {
                 Ok(()) => return SessionEnd::Unmounted,
                 Err(error) if error.raw_os_error() == Some(libc::ECONNABORTED) => {
                     return SessionEnd::Aborted;
@@ -147,8 +226,11 @@ impl<F: Filesystem + Clone> FuseConnection<F> {
                 // The panic has been logged and counted where it happened.
                 Err(error) => tracing::debug!(%error, "a request ended its session; it is replaced"),
             }
-            session = match self.replacement() {
-                Some(session) => session,
+            if let Some(keeper) = &self.keeper {
+                keeper.close_clone(number);
+            }
+            clone = match self.replacement() {
+                Some(clone) => clone,
                 None => return SessionEnd::Unmounted,
             };
         }
@@ -156,7 +238,7 @@ impl<F: Filesystem + Clone> FuseConnection<F> {
 
     /// A new session for a thread whose session has ended by a panic. `None` if the connection has
     /// ended.
-    fn replacement(&self) -> Option<Session<F>> {
+    fn replacement(&self) -> Option<CloneSession<F>> {
         let mut logged = false;
         loop {
             match self.session() {

@@ -14,6 +14,7 @@ use super::fuzz::context;
 use super::{MountOptions, start_session};
 use crate::arrival::Arrival;
 use crate::fuse::mountinfo::MountInfo;
+use crate::fuse::supervisor::SupervisorLink;
 use crate::fuse::{device, unmount};
 use crate::namespace::{ClusterUsage, Filer, FilerFailure, Namespace, NamespaceOptions};
 use crate::seaweed::entry::{Attributes, Content, Entry, FileKind};
@@ -112,7 +113,8 @@ fn mount(filer: WideFiler) -> Option<TestMount> {
     namespace.connected();
     let context = context(namespace.clone(), filer, runtime.handle().clone());
     let options = MountOptions { threads: Some(2), ..MountOptions::new(mountpoint.path()) };
-    let (_session, _) = start_session(&options, device, context, queue).unwrap();
+    let (_session, _) =
+        start_session(&options, device, context, queue, Arc::new(SupervisorLink::unheard())).unwrap();
     let prunes = namespace.kernel_features().prunes;
     Some(TestMount { at, namespace, prunes, _mountpoint: mountpoint, _runtime: runtime })
 }

@@ -4,11 +4,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use super::handle_records::HandleRecords;
 use super::opens::Opens;
 use super::page_cache_store::PageCacheStore;
 use super::passthrough::{self, BackingFile, PassthroughUnavailable};
 use super::statfs::UsageCache;
 use crate::fuse::request_tracker::RequestTracker;
+use crate::ledger::Ledger;
 use crate::namespace::next_files::NextFilePrefetcher;
 use crate::namespace::{Namespace, NodeId};
 use crate::read::{FileVersion, Reader};
@@ -31,6 +33,9 @@ pub(super) struct MountContext {
     pub(super) checks_attributes: AtomicBool,
     /// Set before the first request if OPEN requests are answered.
     pub(super) opens: OnceLock<Opens<FileVersion, BackingFile>>,
+    /// What a successor would find.
+    pub(super) ledger: Ledger,
+    pub(super) handles: HandleRecords,
     /// The connection, through which backing files are registered. Set before the first request.
     pub(super) device: OnceLock<Arc<OwnedFd>>,
     /// Set before the first request.

@@ -20,12 +20,14 @@ use fuser::{
 use super::attr::{self, MIN_CHECKING_MINOR, errno, file_attr, no_attr};
 use super::context::MountContext;
 use super::directory::{DirectoryHandle, ReaddirRequest};
+use super::handle_records::OpenKind;
 use super::opens::Opens;
 use super::passthrough::{self, BackingFile};
 use super::statfs::{self, MAX_NAME_LEN};
 use crate::fuse::handles::Handles;
 use crate::fuse::killed::unless_killed;
 use crate::fuse::{capabilities, session, xattr};
+use crate::ledger::StoredRecord;
 use crate::namespace::{FilerFailure, LookupResult, Namespace, NamespaceError, NodeId, NodeStat, NowOrLater};
 use crate::read::{self, CompleteFile, FileVersion, MAX_SMALL_FILE_SIZE, ReadError};
 use crate::seaweed::entry::Content;
@@ -105,6 +107,48 @@ impl SeaweedFilesystem {
         Self { context, directories: Arc::new(Handles::new()) }
     }
 
+    /// Takes what a predecessor had open. To be called before the first request.
+    pub(super) fn restore_handles(&self, records: &[StoredRecord]) {
+        let context = &self.context;
+        let Some(device) = context.device.get() else { return };
+        // Those that nothing has open are closed at the end.
+        let backing = BackingFile::restore(records, device, &context.ledger);
+        for handle in context.handles.restore(records) {
+            let file = match handle.kind {
+                OpenKind::Directory => {
+                    match DirectoryHandle::open(context, handle.node) {
+                        Ok((opened, _)) => self.directories.insert_as(handle.number, Arc::new(opened)),
+                        Err(_) => _ = context.handles.closed(handle.number),
+                    }
+                    continue;
+                }
+                OpenKind::Cached => None,
+                OpenKind::PassedThrough(number) => backing.get(&number).cloned(),
+            };
+            let (Some(opens), Ok(version)) = (context.opens.get(), context.namespace.version(handle.node))
+            else {
+                context.handles.closed(handle.number);
+                continue;
+            };
+            context.reader.opened(&version);
+            opens.open(handle.node, &version, file, || true);
+        }
+    }
+
+    /// Before an OPEN that the kernel sends again is answered: undoes what the predecessor did for
+    /// it.
+    fn undo_open(&self, request: &Request, node: INodeNo) {
+        if let Some(handle) = self.context.handles.opened_before(request.unique().0) {
+            match self.directories.remove(handle) {
+                Some(directory) => {
+                    self.context.handles.closed(handle);
+                    drop(directory);
+                }
+                None => self.release_handle(node, handle),
+            }
+        }
+    }
+
     /// Sends a reply as soon as the answer is known, or when the caller is being killed. An answer
     /// that comes after that is passed to `late`.
     fn answer<T: Send + 'static>(
@@ -160,7 +204,8 @@ impl SeaweedFilesystem {
         let complete = self.context.reader.opened(&version);
         let complete = complete.filter(|file| !is_direct || matches!(file, CompleteFile::Resident(_)));
         let complete = complete.and_then(|file| {
-            let registered = BackingFile::register(file.clone(), self.context.device.get()?);
+            let registered =
+                BackingFile::register(file.clone(), self.context.device.get()?, &self.context.ledger);
             let log_refusal = |error: &std::io::Error| match file {
                 CompleteFile::Resident(_) => {
                     tracing::warn!(path = version.path(), %error, "the kernel does not take a resident file");
@@ -178,8 +223,11 @@ impl SeaweedFilesystem {
         Ok((version, backing))
     }
 
-    /// Releases a handle of a node.
-    fn release_handle(&self, node: INodeNo) {
+    /// Releases a handle of a node, unless that has been done.
+    fn release_handle(&self, node: INodeNo, handle: u64) {
+        if !self.context.handles.closed(handle) {
+            return;
+        }
         if let Some(version) = self.context.opens.get().and_then(|opens| opens.release(node.0)) {
             self.context.reader.closed(&version);
         }
@@ -195,6 +243,7 @@ impl Filesystem for SeaweedFilesystem {
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_EXPORT_SUPPORT,
+            InitFlags::FUSE_HAS_RESEND,
         ];
         capabilities::negotiate(config, &wanted);
         let checks_attributes = config.kernel_abi() >= Version(7, MIN_CHECKING_MINOR);
@@ -263,14 +312,17 @@ impl Filesystem for SeaweedFilesystem {
         // read needs no handle. After ENOSYS the kernel sends no OPEN or RELEASE again.
         let Some(opens) = self.context.opens.get() else { return reply.error(Errno::ENOSYS) };
         let guard = self.context.requests.begin(request.pid(), 0);
+        self.undo_open(request, node);
         let (version, backing) = match self.open_handle(opens, node, flags) {
             Ok(entered) => entered,
             Err(errno) => return reply.error(errno),
         };
+        let kind = backing.as_ref().map_or(OpenKind::Cached, |file| OpenKind::PassedThrough(file.number()));
+        let handle = self.context.handles.opened(node.0, kind, request.unique().0);
         if let Some(backing) = backing {
             self.context.metrics.opened(OpenMode::Passthrough);
             drop(guard);
-            return backing.reply(reply);
+            return backing.reply(handle, reply);
         }
         let first_time = version.is_small_and_unread();
         if first_time {
@@ -279,7 +331,7 @@ impl Filesystem for SeaweedFilesystem {
         }
         self.context.metrics.opened(OpenMode::Cached);
         drop(guard);
-        reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
+        reply.opened(FileHandle(handle), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
         if first_time {
             self.context.next_files.follow_walk(&self.context.namespace, &self.context.reader, node.0);
         }
@@ -289,7 +341,7 @@ impl Filesystem for SeaweedFilesystem {
         &self,
         _: &Request,
         node: INodeNo,
-        _: FileHandle,
+        handle: FileHandle,
         _: OpenFlags,
         _: Option<LockOwner>,
         _: bool,
@@ -297,7 +349,7 @@ impl Filesystem for SeaweedFilesystem {
     ) {
         // Before the answer, after which the kernel may forget the node and its number may be
         // reused.
-        self.release_handle(node);
+        self.release_handle(node, handle.0);
         reply.ok();
     }
 
@@ -356,9 +408,20 @@ impl Filesystem for SeaweedFilesystem {
         }
     }
 
-    fn opendir(&self, _: &Request, node: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+    fn opendir(&self, request: &Request, node: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        self.undo_open(request, node);
         match DirectoryHandle::open(&self.context, node.0) {
-            Ok((handle, flags)) => reply.opened(FileHandle(self.directories.insert(Arc::new(handle))), flags),
+            Ok((handle, flags)) => {
+                let number =
+                    match self.context.handles.opened(node.0, OpenKind::Directory, request.unique().0) {
+                        0 => self.directories.insert(Arc::new(handle)),
+                        number => {
+                            self.directories.insert_as(number, Arc::new(handle));
+                            number
+                        }
+                    };
+                reply.opened(FileHandle(number), flags);
+            }
             Err(error) => reply.error(errno(&error)),
         }
     }
@@ -385,6 +448,7 @@ impl Filesystem for SeaweedFilesystem {
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+        self.context.handles.closed(handle.0);
         drop(self.directories.remove(handle.0));
         reply.ok();
     }

@@ -14,6 +14,7 @@ use rdma_engine::FileId;
 
 use super::context::MountContext;
 use super::filesystem::SeaweedFilesystem;
+use super::handle_records::HandleRecords;
 use super::opens::Opens;
 use super::statfs::UsageCache;
 use crate::arrival::Arrival;
@@ -22,6 +23,7 @@ use crate::fuse::affinity::ThreadAffinity;
 use crate::fuse::cpu_latency::CpuLatencyQos;
 use crate::fuse::fuzz::FuzzRun;
 use crate::fuse::request_tracker::RequestTracker;
+use crate::ledger::Ledger;
 use crate::namespace::next_files::NextFilePrefetcher;
 use crate::namespace::{ClusterUsage, Filer, FilerFailure, Namespace, NamespaceOptions};
 use crate::priority::Priority;
@@ -283,6 +285,8 @@ pub(super) fn context(
         passthrough_offered: AtomicBool::new(false),
         checks_attributes: AtomicBool::new(false),
         opens: std::sync::OnceLock::from(Opens::new()),
+        ledger: Ledger::none(),
+        handles: HandleRecords::new(Ledger::none()),
         device: std::sync::OnceLock::new(),
         page_cache: std::sync::OnceLock::new(),
         status_api: "none".into(),

@@ -102,11 +102,11 @@ async fn prepare(
                 let (context, before) = (context.clone(), before.clone());
                 move || context.opens.get().map_or(0, |opens| opens.handles(node, &before))
             };
-            let extension = match backing.file().clone() {
-                CompleteFile::Resident(file) => {
+            let extension = match backing.file().cloned() {
+                Some(CompleteFile::Resident(file)) => {
                     context.reader.extend_resident(file, handles, before, version).await
                 }
-                CompleteFile::OnDisk(_) => None,
+                Some(CompleteFile::OnDisk(_)) | None => None,
             };
             Some(extension.ok_or_else(|| io::Error::other("what was appended cannot be passed through"))?)
         }

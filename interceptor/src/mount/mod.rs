@@ -17,8 +17,10 @@
 //!
 //! If the filer is away, open files can still be read, and unknown names give EIO. If the mount is
 //! unmounted, by this process or another, the session ends and [`Mount::wait`] returns. If this
-//! process dies, the kernel answers ENOTCONN for the mount point until it is unmounted, which the
-//! next start on the same mount point does.
+//! process dies, its [supervisor](crate::fuse::supervisor) starts another one, which takes the
+//! connection over: what the kernel was told stands in the [ledger](crate::ledger), open files and
+//! directories among it ([`handle_records`]). If both die, the kernel answers ENOTCONN for the
+//! mount point until it is unmounted, which the next start on the same mount point does.
 
 mod attr;
 #[cfg(test)]
@@ -29,12 +31,14 @@ mod filesystem;
 #[cfg(test)]
 mod fuzz;
 mod growth;
+mod handle_records;
 mod notifier;
 mod opens;
 mod page_cache_store;
 mod passthrough;
 mod statfs;
 
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -43,6 +47,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use fuser::SessionACL;
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -50,6 +55,7 @@ pub use passthrough::PassthroughUnavailable;
 
 use self::context::MountContext;
 use self::filesystem::SeaweedFilesystem;
+use self::handle_records::HandleRecords;
 use self::notifier::KernelNotifier;
 use self::opens::Opens;
 use self::page_cache_store::PageCacheStore;
@@ -60,10 +66,13 @@ use crate::fuse::mountinfo::{MountInfo, MountTable};
 use crate::fuse::notices::{self, NoticeHandler};
 use crate::fuse::request_tracker::RequestTracker;
 use crate::fuse::session::{FuseConnection, RunningSession, first_answer};
+use crate::fuse::supervisor::{KeptConnection, SupervisorLink};
 use crate::fuse::xattr::status_value;
 use crate::fuse::{MountError, SessionEnd, device, mountpoint, unmount};
+use crate::ledger::{Ledger, LedgerError, RecordKind, StoredRecord};
 use crate::namespace::invalidate::{self, InvalidationQueue};
 use crate::namespace::next_files::NextFilePrefetcher;
+use crate::namespace::reconcile;
 use crate::namespace::{Filer, KernelFeatures, Namespace, NamespaceOptions, NodeId, find_root};
 use crate::read::{FileVersion, OriginFile, Reader};
 use crate::seaweed::filer::FilerClient;
@@ -124,6 +133,10 @@ impl MountOptions {
         self.allow_other.unwrap_or_else(|| nix::unistd::geteuid().is_root())
     }
 
+    fn acl(&self) -> SessionACL {
+        if self.allow_other() { SessionACL::All } else { SessionACL::Owner }
+    }
+
     fn threads(&self) -> usize {
         let cpus = || std::thread::available_parallelism().map_or(2, usize::from);
         self.threads.unwrap_or_else(|| cpus().clamp(2, 16))
@@ -139,6 +152,54 @@ pub struct MountStatus {
     pub entries: usize,
     /// Whether the filer's events arrive, so that the kernel gets long timeouts.
     pub live: bool,
+    /// How often another process took the mount over.
+    pub takeovers: u64,
+}
+
+/// What was agreed with the kernel when the file system was mounted, for successors.
+#[derive(Debug, Serialize, Deserialize)]
+struct StoredMount {
+    /// Whether OPEN requests are answered.
+    answers_opens: bool,
+}
+
+/// The limit of the ledger in bytes, beside what it has of [nodes](NamespaceOptions::node_bytes):
+/// for what is open, what is absent and what is to be invalidated. A node takes less there than in
+/// memory.
+const LEDGER_BESIDE_NODES: usize = 128 << 20;
+
+/// A predecessor's mount.
+struct Inheritance {
+    connection: KeptConnection,
+    at: MountInfo,
+    ledger: Ledger,
+    records: Vec<StoredRecord>,
+}
+
+impl Inheritance {
+    /// Opens what the predecessor has left.
+    ///
+    /// # Errors
+    /// When it cannot be taken over. Then it has been removed.
+    fn open(connection: KeptConnection, supervisor: &SupervisorLink) -> Result<Self, MountError> {
+        let (id, device) = &connection.mount;
+        let at = MountInfo::with_id(*id).filter(|mount| mount.device == *device);
+        let at = at.ok_or_else(|| MountError::Session(io::Error::other("it was unmounted meanwhile")))?;
+        let memory = connection.ledger.try_clone().map_err(LedgerError::from);
+        match memory.and_then(Ledger::open) {
+            Ok((ledger, records)) => Ok(Self { connection, at, ledger, records }),
+            Err(error) => Err(give_up(&at, supervisor, error)),
+        }
+    }
+}
+
+/// Removes a mount that cannot be taken over.
+fn give_up(at: &MountInfo, supervisor: &SupervisorLink, error: impl std::fmt::Display) -> MountError {
+    unmount::abort(at);
+    unmount::detach(at);
+    supervisor.removed();
+    let text = format!("the mount of the process that died cannot be taken over: {error}");
+    MountError::Session(io::Error::other(text))
 }
 
 /// A mount that answers. Dropping it detaches it.
@@ -151,19 +212,23 @@ pub struct Mount {
     events: JoinHandle<()>,
     passthrough: Result<(), PassthroughUnavailable>,
     tickets: Arc<TicketIssuer>,
+    supervisor: Arc<SupervisorLink>,
 }
 
 impl Mount {
-    /// Mounts, and returns when the mount answers. `notices` are the filer's events about
-    /// `options.filer_path`. Requests that wait for servers do so on the runtime of the caller.
+    /// Mounts, or takes over the mount of a process that has died, and returns when the mount
+    /// answers. `notices` are the filer's events about `options.filer_path`. Requests that wait for
+    /// servers do so on the runtime of the caller.
     ///
     /// # Errors
-    /// Names the obstacle and its remedy. Nothing is left mounted then.
+    /// Names the obstacle and its remedy. Nothing new is left mounted then; a mount that is to be
+    /// taken over stays for the next attempt, unless that cannot help.
     pub async fn start(
         options: MountOptions,
         filer: FilerClient,
         reader: Arc<Reader>,
         notices: mpsc::Receiver<Notice>,
+        supervisor: Arc<SupervisorLink>,
     ) -> Result<Self, MountError> {
         let runtime = tokio::runtime::Handle::current();
         let table = Arc::new(MountTable::open().map_err(MountError::Session)?);
@@ -171,14 +236,33 @@ impl Mount {
         let own_name = || format!("interceptor:{}{filer_path}", filer.current());
         let source = options.source.clone().unwrap_or_else(own_name);
         let filer: Arc<dyn Filer> = Arc::new(filer);
-        let root = find_root(filer.as_ref(), &filer_path).await?;
+        let inherited = match supervisor.take_kept() {
+            Some(connection) => Some(Inheritance::open(connection, &supervisor)?),
+            None => None,
+        };
 
         let namespace_options = NamespaceOptions {
             root_path: filer_path,
             include_system_entries: options.include_system_entries,
             ..NamespaceOptions::beside_cache(reader.cache_capacity())
         };
-        let (namespace, queue) = Namespace::new(filer.clone(), root, namespace_options, runtime.clone());
+        let (namespace, queue) = match &inherited {
+            Some(Inheritance { at, ledger, records, .. }) => {
+                let (filer, ledger) = (filer.clone(), ledger.clone());
+                let restored = Namespace::restore(filer, namespace_options, runtime.clone(), ledger, records);
+                restored.ok_or_else(|| give_up(at, &supervisor, "its records do not fit together"))?
+            }
+            None => {
+                let root = find_root(filer.as_ref(), &namespace_options.root_path).await?;
+                let ledger = Ledger::create(namespace_options.node_bytes + LEDGER_BESIDE_NODES);
+                let ledger = ledger.unwrap_or_else(|error| {
+                    tracing::warn!(%error, "if this process dies, nobody can take over from it");
+                    Ledger::none()
+                });
+                Namespace::with_ledger(filer.clone(), root, namespace_options, runtime.clone(), ledger)
+            }
+        };
+        let ledger = namespace.ledger();
         let tickets = Arc::<TicketIssuer>::default();
         let context = Arc::new(MountContext {
             namespace: namespace.clone(),
@@ -195,6 +279,8 @@ impl Mount {
             passthrough_offered: AtomicBool::new(false),
             checks_attributes: AtomicBool::new(false),
             opens: OnceLock::new(),
+            handles: HandleRecords::new(ledger.clone()),
+            ledger,
             device: OnceLock::new(),
             page_cache: OnceLock::new(),
             status_api: status_value(options.status_api),
@@ -202,17 +288,31 @@ impl Mount {
         });
 
         // Mounting blocks, and the kernel may send requests meanwhile.
-        let (read_ahead, served) = (options.read_ahead_kib, context.clone());
+        let (read_ahead, served, watcher) = (options.read_ahead_kib, context.clone(), supervisor.clone());
         let started = tokio::task::spawn_blocking(move || {
+            if let Some(Inheritance { connection, at, records, .. }) = inherited {
+                let taken = take_over_session(&options, connection, &records, served, queue, watcher.clone());
+                let (session, passthrough) = taken.map_err(|error| match error {
+                    MountError::Session(error) if error.kind() == io::ErrorKind::Unsupported => {
+                        give_up(&at, &watcher, error)
+                    }
+                    other => other,
+                })?;
+                return Ok((at, session, passthrough));
+            }
             let mountpoint = mountpoint::prepare(&options.mountpoint, options.nonempty)?;
+            watcher.mounting_at(&mountpoint).map_err(MountError::Session)?;
             let device = device::mount(&mountpoint, &source, options.allow_other())?;
             let at = match MountInfo::topmost(&mountpoint) {
                 Some(at) => at,
                 None => return Err(MountError::Vanished { path: mountpoint }),
             };
-            let started = start_session(&options, device, served, queue);
+            let reported = watcher.mounting(at.id, &at.device).map_err(MountError::Session);
+            let started =
+                reported.and_then(|()| start_session(&options, device, served, queue, watcher.clone()));
             if started.is_err() {
                 unmount::detach(&at);
+                watcher.removed();
             }
             started.map(|(session, passthrough)| (at, session, passthrough))
         });
@@ -222,7 +322,7 @@ impl Mount {
             notices::follow(&*context, notices).await;
         }));
         let path = at.path.clone();
-        let mount = Self { at, table, namespace, session, events, passthrough, tickets };
+        let mount = Self { at, table, namespace, session, events, passthrough, tickets, supervisor };
         first_answer(move || std::fs::metadata(path)).await.map_err(MountError::Session)?;
         mount.at.set_read_ahead(read_ahead);
         Ok(mount)
@@ -231,7 +331,8 @@ impl Mount {
     /// The current state of the mount.
     pub fn status(&self) -> MountStatus {
         let (nodes, entries) = self.namespace.size();
-        MountStatus { nodes, entries, live: self.namespace.is_live() }
+        let takeovers = self.namespace.ledger().generation();
+        MountStatus { nodes, entries, live: self.namespace.is_live(), takeovers }
     }
 
     /// Whether the kernel reads resident files by itself. Otherwise it sends no OPEN requests
@@ -274,6 +375,7 @@ impl Mount {
         let (at, table) = (self.at.clone(), self.table.clone());
         let unmounted = tokio::task::spawn_blocking(move || unmount::unmount(&at, &table));
         unmounted.await.map_err(|panic| MountError::Session(std::io::Error::other(panic)))??;
+        self.supervisor.removed();
         self.session.drain(&self.at, grace).await;
         Ok(())
     }
@@ -287,6 +389,7 @@ impl Drop for Mount {
         {
             let _ = unmount::remove_dead(&at);
         }
+        self.supervisor.removed();
     }
 }
 
@@ -296,17 +399,67 @@ fn start_session(
     device: OwnedFd,
     context: Arc<MountContext>,
     queue: InvalidationQueue,
+    supervisor: Arc<SupervisorLink>,
 ) -> Result<(RunningSession, Result<(), PassthroughUnavailable>), MountError> {
-    let acl = if options.allow_other() { SessionACL::All } else { SessionACL::Owner };
     let filesystem = SeaweedFilesystem::new(context.clone());
-    let connection = FuseConnection::new(filesystem, device, acl).map_err(MountError::Session)?;
+    let mut connection =
+        FuseConnection::new(filesystem, device, options.acl()).map_err(MountError::Session)?;
     let passthrough = context.passthrough(&connection);
-    if passthrough.is_ok() {
+    let answers_opens = passthrough.is_ok();
+    context.ledger.insert(RecordKind::Mount, 0, &StoredMount { answers_opens });
+    if let Some(memory) = context.ledger.descriptor() {
+        let kept = memory.and_then(|memory| connection.keep(supervisor, memory.as_fd()));
+        kept.map_err(MountError::Session)?;
+    }
+    if answers_opens {
         let _ = context.opens.set(Opens::new());
     }
+    let session = serve(options, connection, context, queue, |_, _| ())?;
+    Ok((session, passthrough))
+}
+
+/// The same for a connection whose handshake a predecessor has made.
+fn take_over_session(
+    options: &MountOptions,
+    kept: KeptConnection,
+    records: &[StoredRecord],
+    context: Arc<MountContext>,
+    queue: InvalidationQueue,
+    supervisor: Arc<SupervisorLink>,
+) -> Result<(RunningSession, Result<(), PassthroughUnavailable>), MountError> {
+    let stored = records.iter().find(|record| record.kind == RecordKind::Mount);
+    let answers_opens =
+        stored.and_then(StoredRecord::value).is_some_and(|StoredMount { answers_opens }| answers_opens);
+    let filesystem = SeaweedFilesystem::new(context.clone());
+    let connection = FuseConnection::take_over(filesystem.clone(), kept, options.acl(), supervisor)
+        .map_err(MountError::Session)?;
+    let passthrough = match answers_opens {
+        true => context.passthrough(&connection),
+        false => Err(PassthroughUnavailable::SettledWithout),
+    };
+    if answers_opens {
+        let _ = context.opens.set(Opens::new());
+    }
+    let (namespace, runtime) = (Arc::downgrade(&context.namespace), context.runtime.clone());
+    let prepare = |filesystem: &SeaweedFilesystem, kernel: Arc<KernelNotifier>| {
+        filesystem.restore_handles(records);
+        runtime.spawn(reconcile::follow(namespace, kernel));
+    };
+    let session = serve(options, connection, context, queue, prepare)?;
+    Ok((session, passthrough))
+}
+
+/// Starts the threads of a mount.
+fn serve(
+    options: &MountOptions,
+    connection: FuseConnection<SeaweedFilesystem>,
+    context: Arc<MountContext>,
+    queue: InvalidationQueue,
+    prepare: impl FnOnce(&SeaweedFilesystem, Arc<KernelNotifier>),
+) -> Result<RunningSession, MountError> {
     let device = Arc::new(connection.as_fd().try_clone_to_owned().map_err(MountError::Session)?);
     let _ = context.device.set(device.clone());
-    let notifier = KernelNotifier::new(connection.notifier(), device);
+    let notifier = Arc::new(KernelNotifier::new(connection.notifier(), device));
     context.namespace.set_kernel_features(KernelFeatures {
         prunes: notifier.can_prune(),
         accepts_entries_without_node: context.checks_attributes.load(Relaxed),
@@ -315,12 +468,13 @@ fn start_session(
         PageCacheStore::start(context.namespace.clone(), connection.notifier(), context.reader.clone())
             .map_err(MountError::Session)?;
     let _ = context.page_cache.set(page_cache);
-    invalidate::spawn(queue, Arc::new(notifier)).map_err(MountError::Session)?;
+    let ledger = context.ledger.clone();
+    invalidate::spawn(queue, notifier.clone(), ledger).map_err(MountError::Session)?;
     let growths = context.namespace.enable_growth();
     let growing = growth::follow(growths, Arc::downgrade(&context), connection.notifier());
     context.runtime.spawn(vital::task("growing files", growing));
-    let session = connection.serve(options.threads()).map_err(MountError::Session)?;
-    Ok((session, passthrough))
+    prepare(connection.filesystem(), notifier);
+    connection.serve(options.threads()).map_err(MountError::Session)
 }
 
 impl NoticeHandler for MountContext {

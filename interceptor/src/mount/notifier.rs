@@ -6,8 +6,12 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use fuser::{INodeNo, Notifier};
+use nix::errno::Errno;
 
 use crate::namespace::{KernelCache, NodeId};
+
+/// The code of `FUSE_NOTIFY_INVAL_INODE`. fuser hides whether the kernel has the node.
+const NOTIFY_INVAL_INODE: i32 = 2;
 
 /// The code of `FUSE_NOTIFY_PRUNE` (Linux 6.18), which fuser does not have.
 const NOTIFY_PRUNE: i32 = 9;
@@ -35,19 +39,25 @@ impl KernelNotifier {
     }
 }
 
-/// A message: header (length, code, no request number), the count, and the numbers of the nodes.
+/// The count, in 16 bytes, and the numbers of the nodes.
 fn prune_message(nodes: &[NodeId]) -> Vec<u8> {
+    let mut body = vec![0; 16];
+    body[..4].copy_from_slice(&(nodes.len() as u32).to_ne_bytes());
+    body.extend(nodes.iter().flat_map(|node| node.to_ne_bytes()));
+    message(NOTIFY_PRUNE, &body)
+}
+
+/// A node, an offset and a length. A negative offset leaves the pages alone.
+fn attributes_message(node: NodeId) -> Vec<u8> {
+    let body = [node.to_ne_bytes(), (-1i64).to_ne_bytes(), 0i64.to_ne_bytes()];
+    message(NOTIFY_INVAL_INODE, body.as_flattened())
+}
+
+/// A message: header (length, code, no request number) and body.
+fn message(code: i32, body: &[u8]) -> Vec<u8> {
     const HEADER: usize = 16;
-    const COUNT: usize = 16;
-    let len = HEADER + COUNT + size_of_val(nodes);
-    let mut message = Vec::with_capacity(len);
-    message.extend((len as u32).to_ne_bytes());
-    message.extend(NOTIFY_PRUNE.to_ne_bytes());
-    message.extend(0u64.to_ne_bytes());
-    message.extend((nodes.len() as u32).to_ne_bytes());
-    message.resize(HEADER + COUNT, 0);
-    message.extend(nodes.iter().flat_map(|node| node.to_ne_bytes()));
-    message
+    let len = (HEADER + body.len()) as u32;
+    [&len.to_ne_bytes()[..], &code.to_ne_bytes(), &0u64.to_ne_bytes(), body].concat()
 }
 
 /// Logs a failed notification. fuser hides the common failure, that the kernel does not know what
@@ -78,6 +88,11 @@ impl KernelCache for KernelNotifier {
         if self.notifier.delete(INodeNo(parent), INodeNo(child), OsStr::new(name)).is_err() {
             self.inval_entry(parent, name);
         }
+    }
+
+    fn knows(&self, node: NodeId) -> bool {
+        // If the kernel has it, it asks for the attributes once more.
+        nix::unistd::write(&self.device, &attributes_message(node)) != Err(Errno::ENOENT)
     }
 
     fn prune(&self, nodes: &[NodeId]) {

@@ -4,6 +4,7 @@
 //! initial user namespace when a backing file is registered. So [`probe`] registers a file before
 //! the first request, and the mount answers opens accordingly.
 
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Arc, Weak};
@@ -12,6 +13,7 @@ use fuser::{BackingId, FileHandle, FopenFlags, InitFlags, KernelConfig, ReplyOpe
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::cache::resident::ResidentError;
+use crate::ledger::{Ledger, RecordId, RecordKind, StoredRecord};
 use crate::read::CompleteFile;
 
 /// Why the kernel does not read resident files by itself.
@@ -29,6 +31,9 @@ pub enum PassthroughUnavailable {
     /// The process lacks CAP_SYS_ADMIN in the initial user namespace.
     #[error("it takes the capability CAP_SYS_ADMIN, not only within a user namespace")]
     NotPermitted,
+    /// OPEN requests were not answered when the file system was mounted, so the kernel sends none.
+    #[error("it was not there when the file system was mounted, by a process that has died since")]
+    SettledWithout,
     /// The kernel refuses for another reason.
     #[error("the kernel refuses: {0}")]
     Refused(#[source] io::Error),
@@ -64,6 +69,8 @@ struct BackingRegistration {
     number: u32,
     /// Does not keep a connection that has ended.
     device: Weak<OwnedFd>,
+    ledger: Ledger,
+    record: Option<RecordId>,
 }
 
 impl Drop for BackingRegistration {
@@ -74,6 +81,7 @@ impl Drop for BackingRegistration {
         if let Err(error) = closed {
             tracing::debug!(%error, "the kernel does not give a backing file back");
         }
+        self.ledger.remove(self.record);
     }
 }
 
@@ -81,38 +89,64 @@ impl Drop for BackingRegistration {
 #[derive(Debug, Clone)]
 pub(super) struct BackingFile {
     number: Arc<BackingRegistration>,
-    /// Keeps the file, and with it the registration, for the next open.
-    file: CompleteFile,
+    /// Keeps the file, and with it the registration, for the next open. `None` if a predecessor has
+    /// registered it.
+    file: Option<CompleteFile>,
 }
 
 impl BackingFile {
     /// Registers a file when it is opened for the first time; the registration lives as long as
     /// the file. `device` is the connection.
-    pub(super) fn register(file: CompleteFile, device: &Arc<OwnedFd>) -> io::Result<Self> {
+    pub(super) fn register(file: CompleteFile, device: &Arc<OwnedFd>, ledger: &Ledger) -> io::Result<Self> {
         let attached = match file.attachment() {
             Some(attached) => attached,
             None => {
                 let number = BackingId::create_raw(device, &file)?;
-                let number = BackingRegistration { number, device: Arc::downgrade(device) };
+                let record = ledger.insert(RecordKind::Backing, 0, &number);
+                let (device, ledger) = (Arc::downgrade(device), ledger.clone());
+                let number = BackingRegistration { number, device, ledger, record };
                 file.attach(Box::new(Arc::new(number)))
             }
         };
         let number = attached.downcast_ref::<Arc<BackingRegistration>>().cloned();
         let number = number.ok_or_else(|| io::Error::other("the file is known to another mount"))?;
-        Ok(Self { number, file })
+        Ok(Self { number, file: Some(file) })
     }
 
-    /// The file that the kernel reads.
-    pub(super) fn file(&self) -> &CompleteFile {
-        &self.file
+    /// The files that a predecessor has registered, by number. Each stays registered until it is
+    /// dropped.
+    pub(super) fn restore(
+        records: &[StoredRecord],
+        device: &Arc<OwnedFd>,
+        ledger: &Ledger,
+    ) -> HashMap<u32, Self> {
+        let registered = records.iter().filter(|record| record.kind == RecordKind::Backing);
+        registered
+            .filter_map(|record| {
+                let number: u32 = record.value()?;
+                let (device, ledger) = (Arc::downgrade(device), ledger.clone());
+                let number = BackingRegistration { number, device, ledger, record: Some(record.id) };
+                Some((number.number, Self { number: Arc::new(number), file: None }))
+            })
+            .collect()
+    }
+
+    /// The number of its registration.
+    pub(super) fn number(&self) -> u32 {
+        self.number.number
+    }
+
+    /// The file that the kernel reads, unless a predecessor has registered it.
+    pub(super) fn file(&self) -> Option<&CompleteFile> {
+        self.file.as_ref()
     }
 
     /// Answers an OPEN request: the kernel reads the file by itself.
-    pub(super) fn reply(&self, reply: ReplyOpen) {
+    pub(super) fn reply(&self, handle: u64, reply: ReplyOpen) {
         // SAFETY: the registration lives as long as `self`, and `into_raw` gives it back without
         // closing it.
         let id = unsafe { reply.wrap_backing(self.number.number) };
-        reply.opened_passthrough(FileHandle(0), FopenFlags::FOPEN_NOFLUSH, &id);
+        reply.opened_passthrough(FileHandle(handle), FopenFlags::FOPEN_NOFLUSH, &id);
         let _ = id.into_raw();
     }
 }

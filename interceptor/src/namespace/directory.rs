@@ -10,9 +10,19 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use serde::{Deserialize, Serialize};
+
 use super::NodeId;
 use super::listing::DirectoryListing;
+use crate::ledger::{Ledger, RecordId, RecordKind};
 use crate::seaweed::entry::Entry;
+
+/// A name in a directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Dentry {
+    pub(super) parent: NodeId,
+    pub(super) name: Arc<str>,
+}
 
 /// An entry in a set by its name, so that the name is stored once.
 struct ByName(Arc<Entry>);
@@ -97,6 +107,15 @@ pub(super) enum NameStatus {
     Unknown,
 }
 
+/// What the kernel may have cached of a directory of which nothing is known any more.
+pub(super) struct ForgottenNames {
+    /// Whether it may have a listing.
+    pub(super) listed: bool,
+    pub(super) present: Vec<Arc<str>>,
+    /// With where they stand in the ledger.
+    pub(super) absent: Vec<(Arc<str>, Option<RecordId>)>,
+}
+
 /// The largest number of changed names of a complete directory. Beyond it, one listing costs less
 /// than a lookup of each.
 const MAX_UNKNOWN: usize = 10_000;
@@ -110,13 +129,16 @@ pub(super) struct DirectoryUsage {
 }
 
 pub(super) struct Directory {
+    node: NodeId,
+    ledger: Ledger,
     /// The serial number of its node.
     pub(super) serial: u64,
     /// Nodes that the kernel knows, by name.
     pub(super) children: HashMap<Arc<str>, NodeId>,
     pub(super) present: CachedEntries,
-    /// Also the record of absent names that the kernel may have cached.
-    pub(super) absent: HashSet<Box<str>>,
+    /// Also the record of absent names that the kernel may have cached, each with where it stands
+    /// in the ledger.
+    pub(super) absent: HashMap<Box<str>, Option<RecordId>>,
     pub(super) complete: bool,
     unknown: HashSet<Box<str>>,
     pub(super) ongoing: Option<OngoingListing>,
@@ -135,12 +157,14 @@ pub(super) struct Directory {
 }
 
 impl Directory {
-    pub(super) fn new(serial: u64) -> Self {
+    pub(super) fn new(node: NodeId, serial: u64, ledger: Ledger) -> Self {
         Self {
+            node,
+            ledger,
             serial,
             children: HashMap::new(),
             present: CachedEntries::default(),
-            absent: HashSet::new(),
+            absent: HashMap::new(),
             complete: false,
             unknown: HashSet::new(),
             ongoing: None,
@@ -173,7 +197,7 @@ impl Directory {
             self.mark_unknown(name);
             return NameStatus::Unknown;
         }
-        if self.absent.contains(name) || (self.complete && !self.unknown.contains(name)) {
+        if self.absent.contains_key(name) || (self.complete && !self.unknown.contains(name)) {
             return NameStatus::Absent;
         }
         NameStatus::Unknown
@@ -210,8 +234,21 @@ impl Directory {
     pub(super) fn learn_absent(&mut self, name: &str) {
         self.present.remove(name);
         self.unknown.remove(name);
-        if !self.absent.contains(name) {
-            self.absent.insert(name.into());
+        if !self.absent.contains_key(name) {
+            let dentry = Dentry { parent: self.node, name: name.into() };
+            let record = self.ledger.insert(RecordKind::Absent, 0, &dentry);
+            self.absent.insert(name.into(), record);
+        }
+    }
+
+    /// A predecessor had learned that the name is absent. Returns how many names that adds.
+    pub(super) fn restore_absent(&mut self, name: &str, record: RecordId) -> usize {
+        match self.absent.insert(name.into(), Some(record)) {
+            None => 1,
+            Some(other) => {
+                self.ledger.remove(other);
+                0
+            }
         }
     }
 
@@ -229,7 +266,9 @@ impl Directory {
     pub(super) fn invalidate(&mut self, name: &str) {
         self.changes += 1;
         self.present.remove(name);
-        self.absent.remove(name);
+        if let Some(record) = self.absent.remove(name) {
+            self.ledger.remove(record);
+        }
         self.mark_unknown(name);
         self.snapshot = None;
         if let Some(ongoing) = &mut self.ongoing {
@@ -260,15 +299,18 @@ impl Directory {
     }
 
     /// Drops all that is known, after events were missed. Returns whether the kernel may have
-    /// cached a listing, and the names that it may have cached.
-    pub(super) fn forget_all(&mut self) -> (bool, Vec<Arc<str>>) {
+    /// cached a listing, the names that it may have cached, and those that it may have cached as
+    /// absent. The latter stay in the ledger until the caller removes their records.
+    pub(super) fn forget_all(&mut self) -> ForgottenNames {
         self.changes += 1;
         self.ongoing = None;
         self.too_large = false;
         self.drop_cache();
-        let absent = self.absent.drain().map(Arc::from);
-        let names = absent.chain(self.children.keys().cloned()).collect();
-        (std::mem::take(&mut self.kernel_has_listing), names)
+        ForgottenNames {
+            listed: std::mem::take(&mut self.kernel_has_listing),
+            present: self.children.keys().cloned().collect(),
+            absent: self.absent.drain().map(|(name, record)| (Arc::from(name), record)).collect(),
+        }
     }
 
     /// Drops cached entries to save memory. The record of what the kernel may have cached stays.

@@ -10,11 +10,11 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::directory::Directory;
+use super::directory::{Dentry, Directory, ForgottenNames};
 use super::invalidate::Invalidation;
-use super::nodes::Dentry;
 use super::state::NamespaceState;
 use super::{Namespace, NodeId, ROOT};
+use crate::ledger::{RecordId, RecordKind};
 use crate::seaweed::entry::{Entry, FileKind};
 use crate::seaweed::subscribe::{EntryChange, EntryRef};
 
@@ -38,6 +38,13 @@ impl Namespace {
     pub fn apply(&self, change: &EntryChange) {
         let (old, new) = (change.old.as_ref(), change.new.as_ref());
         let mut state = self.state.lock();
+        // What the kernel has of these names is in doubt until the invalidations are queued.
+        let doubts = [old, new].map(|side| state.doubt(side?));
+        self.apply_to(&mut state, old, new);
+        doubts.into_iter().for_each(|record| state.nodes.ledger.remove(record));
+    }
+
+    fn apply_to(&self, state: &mut NamespaceState, old: Option<&EntryRef>, new: Option<&EntryRef>) {
         for side in [old, new].into_iter().flatten() {
             state.hard_link_changed(&side.entry);
         }
@@ -52,9 +59,9 @@ impl Namespace {
             }
         }
         match (old, new) {
-            (Some(old), Some(new)) if !same_name(old, new) => self.renamed(&mut state, old, new),
-            (_, Some(new)) => self.updated(&mut state, new),
-            (Some(old), None) => self.deleted(&mut state, old),
+            (Some(old), Some(new)) if !same_name(old, new) => self.renamed(state, old, new),
+            (_, Some(new)) => self.updated(state, new),
+            (Some(old), None) => self.deleted(state, old),
             (None, None) => {}
         }
     }
@@ -136,6 +143,13 @@ fn same_name(old: &EntryRef, new: &EntryRef) -> bool {
 }
 
 impl NamespaceState {
+    /// Notes in the ledger that a name has changed.
+    fn doubt(&self, side: &EntryRef) -> Option<RecordId> {
+        let parent = self.nodes.resolve(&side.directory)?;
+        let dentry = Dentry { parent, name: side.entry.name.as_str().into() };
+        self.nodes.ledger.insert(RecordKind::Invalidation, 0, &dentry)
+    }
+
     /// Drops what is known of a name.
     fn forget_name(&mut self, parent: NodeId, name: &str) {
         let Some(serial) = self.nodes.directory(parent).map(|directory| directory.serial) else { return };
@@ -153,7 +167,7 @@ impl NamespaceState {
 
     fn invalidate_name(&self, parent: NodeId, name: &str) {
         if self.kernel_knows(parent) {
-            self.notify(Invalidation::Entry { parent, name: name.into() });
+            self.notify_name(parent, name);
         }
     }
 
@@ -227,14 +241,18 @@ impl NamespaceState {
 
     fn invalidate_node(&mut self, id: NodeId) {
         self.notify(Invalidation::Attributes(id));
-        let Some((listed, mut names)) = self.with_directory(id, Directory::forget_all) else { return };
+        let Some(forgotten) = self.with_directory(id, Directory::forget_all) else { return };
+        let ForgottenNames { listed, mut present, absent } = forgotten;
         if listed {
             self.notify(Invalidation::Listing(id));
         }
         // Names of directories stay: if one is gone, its attributes cannot be had, which shows it.
-        names.retain(|name| !self.nodes.child(id, name).is_some_and(|child| self.is_directory(child)));
-        for name in names {
+        present.retain(|name| !self.nodes.child(id, name).is_some_and(|child| self.is_directory(child)));
+        for name in present {
             self.notify(Invalidation::Entry { parent: id, name });
+        }
+        for (name, record) in absent {
+            self.notify_absent(id, name, record);
         }
     }
 }

@@ -25,8 +25,9 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 
+use super::directory::Dentry;
 use super::invalidate::Invalidation;
-use super::nodes::{Dentry, NodeRecord, PendingGrowth, same_node};
+use super::nodes::{NodeRecord, PendingGrowth, same_node};
 use super::pin::NodePin;
 use super::state::NamespaceState;
 use super::{Namespace, NodeId};

@@ -17,9 +17,10 @@ use std::thread::JoinHandle;
 
 use super::NodeId;
 use super::pin::NodePin;
+use crate::ledger::{Ledger, RecordId};
 use crate::vital;
 
-/// The kernel's caches of names, attributes and directory listings.
+/// The kernel's nodes, and its caches of names, attributes and directory listings.
 pub trait KernelCache: Send + Sync + 'static {
     /// Drop a name, also one that is cached as absent.
     fn inval_entry(&self, parent: NodeId, name: &str);
@@ -32,6 +33,8 @@ pub trait KernelCache: Send + Sync + 'static {
     /// Forget nodes that nothing uses. Only for a kernel that
     /// [can](super::KernelFeatures::prunes).
     fn prune(&self, nodes: &[NodeId]);
+    /// Whether the kernel has a node.
+    fn knows(&self, node: NodeId) -> bool;
 }
 
 /// One thing for the kernel to drop.
@@ -57,6 +60,8 @@ pub(crate) struct QueuedInvalidation {
     pub(super) invalidation: Invalidation,
     /// Keeps the node's number from being reused before the kernel is told.
     pub(super) pin: Option<NodePin>,
+    /// Where a name that is to be dropped stands in the ledger.
+    pub(super) record: Option<RecordId>,
 }
 
 /// Invalidations that wait for their thread.
@@ -75,10 +80,11 @@ pub(super) fn queue() -> (Sender<QueuedInvalidation>, InvalidationQueue) {
 pub(crate) fn spawn(
     queue: InvalidationQueue,
     kernel: Arc<dyn KernelCache>,
+    ledger: Ledger,
 ) -> std::io::Result<JoinHandle<()>> {
     vital::thread("invalidate", move || {
         while let Ok(first) = queue.recv() {
-            deliver(first, &queue, kernel.as_ref());
+            deliver(first, &queue, kernel.as_ref(), &ledger);
         }
     })
 }
@@ -88,12 +94,20 @@ const MAX_PRUNED: usize = 1024;
 
 /// Sends `first` and all queued invalidations, each once: an invalidation says that something
 /// changed, not what it became, so a repetition within one batch adds nothing.
-pub(super) fn deliver(first: QueuedInvalidation, queue: &InvalidationQueue, kernel: &dyn KernelCache) {
-    let mut seen = HashSet::new();
-    let is_new = |queued: &QueuedInvalidation| seen.insert(queued.invalidation.clone());
+pub(super) fn deliver(
+    first: QueuedInvalidation,
+    queue: &InvalidationQueue,
+    kernel: &dyn KernelCache,
+    ledger: &Ledger,
+) {
+    let (mut seen, mut records) = (HashSet::new(), Vec::new());
+    let is_new = |queued: &QueuedInvalidation| {
+        records.extend(queued.record);
+        seen.insert(queued.invalidation.clone())
+    };
     let batch: Vec<_> = std::iter::once(first).chain(queue.try_iter()).filter(is_new).collect();
     let mut unused = Vec::new();
-    for QueuedInvalidation { invalidation, pin: _pin } in batch {
+    for QueuedInvalidation { invalidation, pin: _pin, record: _ } in batch {
         match invalidation {
             Invalidation::Entry { parent, name } => kernel.inval_entry(parent, &name),
             Invalidation::Attributes(node) => kernel.inval_inode_attr(node),
@@ -102,6 +116,7 @@ pub(super) fn deliver(first: QueuedInvalidation, queue: &InvalidationQueue, kern
             Invalidation::Unused(node) => unused.push(node),
         }
     }
+    records.into_iter().for_each(|record| ledger.remove(Some(record)));
     // Last, since cached names keep a directory in use.
     for nodes in unused.chunks(MAX_PRUNED) {
         kernel.prune(nodes);

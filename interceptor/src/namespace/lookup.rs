@@ -8,10 +8,9 @@ use std::time::{Duration, Instant, SystemTime};
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
 
-use super::directory::NameStatus;
+use super::directory::{Dentry, NameStatus};
 use super::growth::GROWTH_WAIT_TIMEOUT;
-use super::invalidate::Invalidation;
-use super::nodes::{Dentry, same_node};
+use super::nodes::same_node;
 use super::pending_lookup::{FilerReply, PendingLookup};
 use super::state::NamespaceState;
 use super::{LookupResult, Namespace, NamespaceError, NodeId, NodeStat, NowOrLater, ROOT};
@@ -73,7 +72,7 @@ impl Namespace {
         let node = state.nodes.get(id).ok_or(NamespaceError::Stale)?;
         let id = if name == ".." { node.home.parent } else { id };
         let stat = state.stat(id).ok_or(NamespaceError::Stale)?;
-        state.nodes.get_mut(id).ok_or(NamespaceError::Stale)?.lookups += 1;
+        state.nodes.count_lookup(id);
         Ok(LookupResult::Node(stat))
     }
 
@@ -235,12 +234,13 @@ impl Namespace {
             _ if !is_named => node.stale = !node.names.is_empty(),
             _ if !current => {
                 node.stale = true;
-                state.notify(Invalidation::Entry { parent, name: name.into() });
+                state.notify_name(parent, name);
             }
             _ => {
                 // The name stands for another file now, or for none; open handles keep the node.
+                // The kernel is told first: the ledger then has a name that it may know.
+                state.notify_name(parent, name);
                 state.nodes.unlink(parent, name);
-                state.notify(Invalidation::Entry { parent, name: name.into() });
                 if let Some(node) = state.nodes.get_mut(id) {
                     node.stale = false;
                 }

@@ -41,6 +41,7 @@ mod nodes;
 mod pending_lookup;
 mod pin;
 pub(crate) mod readdir;
+pub(crate) mod reconcile;
 mod root;
 mod state;
 pub(crate) mod tail;
@@ -61,8 +62,10 @@ pub(crate) use root::find_root;
 
 use invalidate::InvalidationQueue;
 use listing::DirectoryListing;
+use nodes::NodeTable;
 use state::NamespaceState;
 
+use crate::ledger::{Ledger, StoredRecord};
 use crate::read::FileVersion;
 use crate::seaweed::entry::{Entry, FileKind};
 
@@ -205,12 +208,54 @@ impl Namespace {
         options: NamespaceOptions,
         runtime: tokio::runtime::Handle,
     ) -> (Arc<Self>, InvalidationQueue) {
+        Self::with_ledger(filer, root, options, runtime, Ledger::none())
+    }
+
+    /// The same, of which `ledger` has what the kernel is told.
+    pub(crate) fn with_ledger(
+        filer: Arc<dyn Filer>,
+        root: Entry,
+        options: NamespaceOptions,
+        runtime: tokio::runtime::Handle,
+        ledger: Ledger,
+    ) -> (Arc<Self>, InvalidationQueue) {
+        let nodes = NodeTable::new(&options.root_path, Arc::new(root), ledger);
+        Self::of(nodes, filer, options, runtime)
+    }
+
+    /// The tree that a predecessor has left in `ledger`, as `records`. Everything that the kernel
+    /// has cached is invalidated. `None` if the ledger does not have it.
+    pub(crate) fn restore(
+        filer: Arc<dyn Filer>,
+        options: NamespaceOptions,
+        runtime: tokio::runtime::Handle,
+        ledger: Ledger,
+        records: &[StoredRecord],
+    ) -> Option<(Arc<Self>, InvalidationQueue)> {
+        let nodes = NodeTable::restore(&options.root_path, ledger, records)?;
+        let (namespace, queue) = Self::of(nodes, filer, options, runtime);
+        namespace.state.lock().resume_invalidations(records);
+        namespace.disconnected();
+        Some((namespace, queue))
+    }
+
+    fn of(
+        nodes: NodeTable,
+        filer: Arc<dyn Filer>,
+        options: NamespaceOptions,
+        runtime: tokio::runtime::Handle,
+    ) -> (Arc<Self>, InvalidationQueue) {
         let (sender, queue) = invalidate::queue();
         let namespace = Arc::new_cyclic(|own| {
-            let state = Mutex::new(NamespaceState::new(&options, Arc::new(root), sender, own.clone()));
+            let state = Mutex::new(NamespaceState::new(&options, nodes, sender, own.clone()));
             Self { options, filer, runtime, state }
         });
         (namespace, queue)
+    }
+
+    /// What a successor would find.
+    pub(crate) fn ledger(&self) -> Ledger {
+        self.state.lock().nodes.ledger.clone()
     }
 
     /// Sets the features of the kernel. To be called before the first request.

@@ -1,13 +1,16 @@
-//! The node table against a model of the kernel's reference counts, under generated operations.
+//! The node table against a model of the kernel's reference counts, under generated operations. Now
+//! and then another process takes over, with what the ledger has.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::nodes::{Dentry, NodeTable};
+use super::directory::Dentry;
+use super::nodes::{NodeRecord, NodeTable};
 use super::tests::{directory, file};
 use super::{NodeId, ROOT};
+use crate::ledger::Ledger;
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -19,6 +22,8 @@ enum Step {
     Close { node: usize },
     Unlink { parent: usize, name: usize },
     Rename { from: usize, name: usize, to: usize, new_name: usize },
+    LearnAbsent { parent: usize, name: usize },
+    TakeOver,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -36,6 +41,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => pick.clone().prop_map(|node| Step::Open { node }),
         1 => pick.clone().prop_map(|node| Step::Close { node }),
         1 => (pick.clone(), name.clone()).prop_map(|(parent, name)| Step::Unlink { parent, name }),
+        1 => (pick.clone(), name.clone()).prop_map(|(parent, name)| Step::LearnAbsent { parent, name }),
+        1 => Just(Step::TakeOver),
         1 => (pick.clone(), name.clone(), pick, name)
             .prop_map(|(from, name, to, new_name)| Step::Rename { from, name, to, new_name }),
     ]
@@ -122,7 +129,48 @@ fn run(nodes: &mut NodeTable, kernel: &mut KernelModel, step: &Step) {
                 nodes.rename(&from, &to);
             }
         }
+        Step::LearnAbsent { parent, name } => {
+            let parent = kernel.pick(parent);
+            if let Some(directory) = nodes.directory(parent) {
+                let known = directory.absent.len();
+                directory.learn_absent(NAMES[name]);
+                nodes.absent += nodes.directory(parent).unwrap().absent.len() - known;
+            }
+        }
+        Step::TakeOver => {
+            // What only the predecessor has open is open no more.
+            for (id, opens) in kernel.counts.iter_mut().map(|(id, counts)| (*id, &mut counts.1)) {
+                (0..std::mem::take(opens)).for_each(|_| nodes.close(id));
+            }
+            kernel.counts.retain(|_, counts| *counts != (0, 0));
+            let (known, absent) = (snapshot(nodes), nodes.absent);
+            let (ledger, records) = Ledger::open(nodes.ledger.descriptor().unwrap().unwrap()).unwrap();
+            *nodes = NodeTable::restore("/", ledger, &records).unwrap();
+            assert_eq!(snapshot(nodes), known);
+            assert_eq!(nodes.absent, absent);
+        }
     }
+}
+
+/// What the kernel was told of each node, and where the names lead.
+fn snapshot(nodes: &mut NodeTable) -> Vec<impl std::fmt::Debug + PartialEq + use<>> {
+    let of_node = |(id, node): (NodeId, &mut NodeRecord)| {
+        let directory = node.directory.as_ref();
+        let sorted = |names: &mut dyn Iterator<Item = String>| {
+            let mut names: Vec<_> = names.collect();
+            names.sort();
+            names
+        };
+        let names = sorted(&mut node.names.iter().map(|name| format!("{name:?}")));
+        let children =
+            sorted(&mut directory.iter().flat_map(|d| &d.children).map(|child| format!("{child:?}")));
+        let absent = sorted(&mut directory.iter().flat_map(|d| d.absent.keys()).map(|name| name.to_string()));
+        let home = node.home.clone();
+        (id, node.generation, node.lookups, home, names, children, absent, node.entry.clone())
+    };
+    let mut all: Vec<_> = nodes.iter_mut().map(of_node).collect();
+    all.sort_by_key(|node| node.0);
+    all
 }
 
 fn check(nodes: &mut NodeTable, kernel: &KernelModel) {
@@ -150,7 +198,8 @@ fn check(nodes: &mut NodeTable, kernel: &KernelModel) {
 proptest! {
     #[test]
     fn nodes_live_exactly_as_long_as_they_are_held(steps in proptest::collection::vec(step(), 1..120)) {
-        let mut nodes = NodeTable::new("/", Arc::new(directory("", 0)));
+        let ledger = Ledger::create(1 << 20).unwrap();
+        let mut nodes = NodeTable::new("/", Arc::new(directory("", 0)), ledger);
         let only_root = nodes.bytes;
         let mut kernel = KernelModel::default();
         for step in &steps {
@@ -163,6 +212,11 @@ proptest! {
             nodes.forget(id, lookups);
         }
         kernel.uncounted.iter().for_each(|number| nodes.forget(*number, 1));
+        let absent = nodes.directory(ROOT).unwrap().forget_all().absent;
+        absent.into_iter().for_each(|(_, record)| nodes.ledger.remove(record));
+        nodes.absent = 0;
+        let left = Ledger::open(nodes.ledger.descriptor().unwrap().unwrap()).unwrap().1;
+        prop_assert_eq!(left.len(), 1, "the ledger has more than the root: {:?}", left);
         prop_assert_eq!(nodes.uncounted_lookups(), 0);
         prop_assert_eq!(nodes.len(), 1, "only the root is left");
         prop_assert_eq!((nodes.cached_entries, nodes.cached_bytes, nodes.absent, nodes.snapshots), (0, 0, 0, 0));

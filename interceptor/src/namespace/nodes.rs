@@ -4,25 +4,23 @@
 //! links share, or, if a rename took its name away, by SeaweedFS's inode number; in each case only
 //! if the content is the same. A node lives while the kernel counts lookups of it, while it is
 //! open, or while another live node has its home in it, so that every node has a path.
+//!
+//! What the kernel was told of a node stands in the [ledger](crate::ledger) before it is told.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::directory::Directory;
+use super::directory::{Dentry, Directory};
 use super::{NodeId, ROOT};
+use crate::ledger::{Ledger, RecordId, RecordKind, StoredRecord};
 use crate::read::FileVersion;
 use crate::seaweed::entry::{Content, Entry, FileKind};
-
-/// A name in a directory.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Dentry {
-    pub(super) parent: NodeId,
-    pub(super) name: Arc<str>,
-}
 
 pub(super) struct NodeRecord {
     /// Unique among all nodes ever made, while numbers are reused.
@@ -52,6 +50,19 @@ pub(super) struct NodeRecord {
     /// Whether a longer version of the file is always another node.
     pub(super) cannot_grow: bool,
     pub(super) directory: Option<Box<Directory>>,
+    record: Option<RecordId>,
+    /// Whether a predecessor counted lookups of it.
+    is_inherited: bool,
+}
+
+/// What the ledger has of a node.
+#[derive(Serialize, Deserialize)]
+struct StoredNode<'a> {
+    id: NodeId,
+    generation: u32,
+    home: Cow<'a, Dentry>,
+    names: Cow<'a, [Dentry]>,
+    entry: Cow<'a, Entry>,
 }
 
 /// The growth of a node in progress.
@@ -63,6 +74,21 @@ pub(super) struct PendingGrowth {
     pub(super) over: watch::Sender<()>,
 }
 
+/// An inherited node whose lookups may be too many.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct DoubtfulNode {
+    pub(super) id: NodeId,
+    /// That of the node, while numbers are reused.
+    serial: u64,
+    lookups: u64,
+}
+
+impl DoubtfulNode {
+    fn of(id: NodeId, node: &NodeRecord) -> Self {
+        Self { id, serial: node.serial, lookups: node.lookups }
+    }
+}
+
 impl NodeRecord {
     /// Its approximate memory in bytes. What a directory caches of its names is counted elsewhere.
     fn memory(&self) -> usize {
@@ -71,8 +97,9 @@ impl NodeRecord {
     }
 }
 
-/// Approximate memory of a node without its entry: the node, its names, and its slots in tables.
-const NODE_OVERHEAD: usize = 400;
+/// Approximate memory of a node without its entry: the node, its names, its slots in tables, and
+/// its record in the ledger.
+const NODE_OVERHEAD: usize = 400 + 256;
 
 /// The first number for nodes whose preferred number is taken.
 const FIRST_SPARE_ID: NodeId = 1 << 63;
@@ -85,7 +112,7 @@ pub(super) struct NodeTable {
     forgets_requested: usize,
     /// Lookups that were not counted, by number: the kernel got a name without a node, and will
     /// forget a lookup of it at once.
-    uncounted_lookups: HashMap<NodeId, u64>,
+    uncounted_lookups: HashMap<NodeId, (u64, Option<RecordId>)>,
     links: HashMap<Bytes, NodeId>,
     /// Nodes without a name, by SeaweedFS's inode number.
     unnamed: HashMap<u64, NodeId>,
@@ -102,12 +129,117 @@ pub(super) struct NodeTable {
     root_path: Box<str>,
     /// Whether files that are appended to keep their node.
     pub(super) growth_enabled: bool,
+    pub(super) ledger: Ledger,
+    /// Inherited nodes that the kernel forgot, and that still have lookups.
+    doubtful: HashSet<NodeId>,
 }
 
 impl NodeTable {
     /// A table with only the root, which stands for `root_path` of the filer.
-    pub(super) fn new(root_path: &str, root: Arc<Entry>) -> Self {
-        let mut nodes = Self {
+    pub(super) fn new(root_path: &str, root: Arc<Entry>, ledger: Ledger) -> Self {
+        let mut nodes = Self::empty(root_path, ledger);
+        let dentry = Dentry { parent: ROOT, name: "".into() };
+        nodes.insert(ROOT, dentry, root);
+        nodes.save(ROOT);
+        nodes
+    }
+
+    /// The table that a predecessor had. Nothing in it is fresh, except what has no name.
+    /// `None` if the records make no tree.
+    pub(super) fn restore(root_path: &str, ledger: Ledger, records: &[StoredRecord]) -> Option<Self> {
+        let mut nodes = Self::empty(root_path, ledger);
+        // A name leads to the node that got it last.
+        let mut named = Vec::new();
+        for record in records.iter().filter(|record| record.kind == RecordKind::Node) {
+            let stored: StoredNode<'_> = record.value()?;
+            let (id, lookups) = (stored.id, record.counter);
+            if let Some(earlier) = nodes.nodes.remove(&id) {
+                nodes.ledger.remove(earlier.record);
+                nodes.bytes -= earlier.memory();
+            }
+            nodes.insert(id, stored.home.into_owned(), Arc::new(stored.entry.into_owned()));
+            let node = nodes.nodes.get_mut(&id)?;
+            node.generation = stored.generation;
+            (node.lookups, node.record, node.cannot_grow) = (lookups, Some(record.id), false);
+            node.is_inherited = true;
+            if let Some(directory) = &mut node.directory {
+                directory.kernel_has_listing = true;
+            }
+            named.push((id, record.id, stored.names.into_owned()));
+        }
+        nodes.nodes.get(&ROOT)?;
+        for (id, record, names) in named {
+            if nodes.nodes.get(&id).is_none_or(|node| node.record != Some(record)) {
+                continue;
+            }
+            for dentry in names.into_iter().filter(|_| id != ROOT) {
+                let Some(directory) = nodes.directory(dentry.parent) else { continue };
+                let replaced = directory.children.insert(dentry.name.clone(), id);
+                if let Some(old) = replaced.and_then(|old| nodes.nodes.get_mut(&old)) {
+                    old.names.retain(|other| *other != dentry);
+                }
+                nodes.nodes.get_mut(&id)?.names.push(dentry);
+            }
+        }
+        nodes.count_homes()?;
+        for record in records {
+            match record.kind {
+                RecordKind::Absent => {
+                    let Dentry { parent, name } = record.value()?;
+                    match nodes.directory(parent) {
+                        Some(directory) => nodes.absent += directory.restore_absent(&name, record.id),
+                        None => nodes.ledger.remove(Some(record.id)),
+                    }
+                }
+                RecordKind::Uncounted => {
+                    let number: NodeId = record.value()?;
+                    nodes.uncounted_lookups.insert(number, (record.counter, Some(record.id)));
+                }
+                _ => {}
+            }
+        }
+        let all: Vec<_> = nodes.nodes.keys().copied().collect();
+        for id in all {
+            let Some(node) = nodes.nodes.get(&id) else { continue };
+            if let Some(key) = &node.entry.hard_link {
+                nodes.links.insert(key.clone(), id);
+            }
+            if node.names.is_empty() && node.entry.attr.inode != 0 && id != ROOT {
+                nodes.unnamed.insert(node.entry.attr.inode, id);
+            }
+            nodes.reap(id);
+        }
+        Some(nodes)
+    }
+
+    /// Counts anew how many nodes have their home in each. One whose home is gone gets the root.
+    /// `None` if a node is within itself.
+    fn count_homes(&mut self) -> Option<()> {
+        let homes: Vec<_> = self.nodes.iter().map(|(id, node)| (*id, node.home.parent)).collect();
+        self.nodes.values_mut().for_each(|node| node.home_count = 0);
+        for (id, home) in homes.into_iter().filter(|(id, _)| *id != ROOT) {
+            let home = if self.nodes.contains_key(&home) { home } else { ROOT };
+            if let Some(node) = self.nodes.get_mut(&id) {
+                node.home.parent = home;
+            }
+            if let Some(parent) = self.nodes.get_mut(&home) {
+                parent.home_count += 1;
+            }
+        }
+        let mut rooted = HashSet::from([ROOT]);
+        for id in self.nodes.keys() {
+            let (mut at, mut way) = (*id, Vec::new());
+            while !rooted.contains(&at) {
+                way.push(at);
+                at = self.nodes.get(&at).filter(|_| way.len() <= self.nodes.len())?.home.parent;
+            }
+            rooted.extend(way);
+        }
+        Some(())
+    }
+
+    fn empty(root_path: &str, ledger: Ledger) -> Self {
+        Self {
             nodes: HashMap::new(),
             bytes: 0,
             forgets_requested: 0,
@@ -122,10 +254,51 @@ impl NodeTable {
             next_serial: 0,
             root_path: root_path.into(),
             growth_enabled: false,
+            ledger,
+            doubtful: HashSet::new(),
+        }
+    }
+
+    /// All inherited nodes but the root.
+    pub(super) fn inherited(&self) -> Vec<DoubtfulNode> {
+        let others = self.nodes.iter().filter(|(id, node)| node.is_inherited && **id != ROOT);
+        others.map(|(id, node)| DoubtfulNode::of(*id, node)).collect()
+    }
+
+    /// Inherited nodes that the kernel forgot since the last call, and that still have lookups.
+    pub(super) fn take_doubtful(&mut self) -> Vec<DoubtfulNode> {
+        let doubtful = std::mem::take(&mut self.doubtful).into_iter();
+        doubtful.filter_map(|id| Some(DoubtfulNode::of(id, self.nodes.get(&id)?))).collect()
+    }
+
+    /// The kernel does not know the node. If its lookups are the same as before, none is under way,
+    /// and all of them are forgotten.
+    pub(super) fn drop_unknown(&mut self, doubtful: &DoubtfulNode) {
+        let node = self.nodes.get(&doubtful.id);
+        if node.is_some_and(|node| DoubtfulNode::of(doubtful.id, node) == *doubtful) {
+            self.forget(doubtful.id, doubtful.lookups);
+        }
+    }
+
+    /// Writes what the kernel is about to be told of a node.
+    fn save(&mut self, id: NodeId) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        let stored = StoredNode {
+            id,
+            generation: node.generation,
+            home: Cow::Borrowed(&node.home),
+            names: Cow::Borrowed(&node.names),
+            entry: Cow::Borrowed(&node.entry),
         };
-        let dentry = Dentry { parent: ROOT, name: "".into() };
-        nodes.insert(ROOT, dentry, root);
-        nodes
+        node.record = self.ledger.replace(node.record, RecordKind::Node, node.lookups, &stored);
+    }
+
+    /// Counts a lookup of a node.
+    pub(super) fn count_lookup(&mut self, id: NodeId) {
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.lookups += 1;
+            self.ledger.count(node.record, node.lookups);
+        }
     }
 
     pub(super) fn get(&self, id: NodeId) -> Option<&NodeRecord> {
@@ -174,15 +347,23 @@ impl NodeTable {
 
     /// The kernel gets `number` with a name alone: it will forget a lookup that was not counted.
     pub(super) fn show_without_node(&mut self, number: NodeId) {
-        *self.uncounted_lookups.entry(number).or_default() += 1;
+        let ledger = &self.ledger;
+        let (count, record) = self
+            .uncounted_lookups
+            .entry(number)
+            .or_insert_with(|| (0, ledger.insert(RecordKind::Uncounted, 0, &number)));
+        *count += 1;
+        ledger.count(*record, *count);
     }
 
     /// How many of `count` lookups that the kernel forgets were counted.
     fn deduct_uncounted(&mut self, number: NodeId, count: u64) -> u64 {
-        let Some(uncounted) = self.uncounted_lookups.get_mut(&number) else { return count };
+        let Some((uncounted, record)) = self.uncounted_lookups.get_mut(&number) else { return count };
         let of_name = count.min(*uncounted);
         *uncounted -= of_name;
+        self.ledger.count(*record, *uncounted);
         if *uncounted == 0 {
+            self.ledger.remove(*record);
             self.uncounted_lookups.remove(&number);
         }
         count - of_name
@@ -259,8 +440,8 @@ impl NodeTable {
             self.links.insert(key.clone(), id);
         }
         self.link(parent, name, id);
+        self.count_lookup(id);
         if let Some(node) = self.nodes.get_mut(&id) {
-            node.lookups += 1;
             self.forgets_requested -= usize::from(std::mem::take(&mut node.forget_requested));
         }
         Some((id, returns))
@@ -272,6 +453,9 @@ impl NodeTable {
         let before = node.memory();
         let old = std::mem::replace(&mut node.entry, entry.clone());
         self.bytes = self.bytes + node.memory() - before;
+        if old != *entry {
+            self.save(id);
+        }
         if old.attr.inode != entry.attr.inode && self.unnamed.get(&old.attr.inode) == Some(&id) {
             self.unnamed.remove(&old.attr.inode);
         }
@@ -359,7 +543,8 @@ impl NodeTable {
     fn insert(&mut self, id: NodeId, home: Dentry, entry: Arc<Entry>) {
         self.next_serial += 1;
         let serial = self.next_serial;
-        let directory = (entry.attr.kind == FileKind::Directory).then(|| Box::new(Directory::new(serial)));
+        let directory = (entry.attr.kind == FileKind::Directory)
+            .then(|| Box::new(Directory::new(id, serial, self.ledger.clone())));
         if id != ROOT
             && let Some(parent) = self.nodes.get_mut(&home.parent)
         {
@@ -381,6 +566,8 @@ impl NodeTable {
             growth: None,
             cannot_grow: !self.growth_enabled,
             directory,
+            record: None,
+            is_inherited: false,
         };
         self.bytes += node.memory();
         self.nodes.insert(id, node);
@@ -400,6 +587,7 @@ impl NodeTable {
         }
         node.names.push(dentry.clone());
         self.rehome(id, dentry.clone());
+        self.save(id);
         if let Some(old) = replaced {
             self.lose_name(old, &dentry);
         }
@@ -424,6 +612,7 @@ impl NodeTable {
             }
             None => {}
         }
+        self.save(id);
     }
 
     fn rehome(&mut self, id: NodeId, dentry: Dentry) {
@@ -459,6 +648,10 @@ impl NodeTable {
         let Some(node) = self.nodes.get_mut(&id) else { return };
         debug_assert!(id == ROOT || node.lookups >= count, "more lookups forgotten than made");
         node.lookups = node.lookups.saturating_sub(count);
+        self.ledger.count(node.record, node.lookups);
+        if node.is_inherited && node.lookups > 0 {
+            self.doubtful.insert(id);
+        }
         self.reap(id);
     }
 
@@ -485,6 +678,7 @@ impl NodeTable {
                 continue;
             }
             let Some(node) = self.nodes.remove(&id) else { continue };
+            self.ledger.remove(node.record);
             self.bytes -= node.memory();
             self.forgets_requested -= usize::from(node.forget_requested);
             if let Some(directory) = &node.directory {
@@ -492,6 +686,7 @@ impl NodeTable {
                 self.cached_bytes -= directory.present.bytes();
                 self.snapshots -= usize::from(directory.snapshot.is_some());
                 self.absent -= directory.absent.len();
+                directory.absent.values().for_each(|record| self.ledger.remove(*record));
             }
             for dentry in node.names {
                 // While a name changes hands, it leads to its new node already (see `link`).
@@ -527,7 +722,7 @@ impl NodeTable {
 impl NodeTable {
     /// How many lookups that were not counted the kernel will forget.
     pub(super) fn uncounted_lookups(&self) -> u64 {
-        self.uncounted_lookups.values().sum()
+        self.uncounted_lookups.values().map(|(count, _)| count).sum()
     }
 }
 

@@ -8,15 +8,20 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::mpsc;
 
-use super::directory::Directory;
+use super::directory::{Dentry, Directory};
 use super::invalidate::{Invalidation, QueuedInvalidation};
 use super::listing::ListingBudget;
 use super::nodes::NodeTable;
 use super::pending_lookup::PendingLookup;
 use super::pin::NodePin;
 use super::{ChangeStamp, KernelFeatures, Namespace, NamespaceOptions, NodeId, NodeStat};
+use crate::ledger::{RecordId, RecordKind, StoredRecord};
 use crate::read::FileVersion;
 use crate::seaweed::entry::Entry;
+
+/// How many listings a daemon makes before their numbers are those of its successor: 2 to the power
+/// of this.
+const LISTINGS_BITS: u32 = 20;
 
 pub(super) struct NamespaceState {
     pub(super) nodes: NodeTable,
@@ -51,19 +56,21 @@ pub(super) struct NamespaceState {
 impl NamespaceState {
     pub(super) fn new(
         options: &NamespaceOptions,
-        root: Arc<Entry>,
+        nodes: NodeTable,
         kernel: Sender<QueuedInvalidation>,
         namespace: Weak<Namespace>,
     ) -> Self {
+        // Numbers of listings differ from those of a predecessor, which the kernel may know.
+        let first_listing = (nodes.ledger.generation() as u32) << LISTINGS_BITS;
         Self {
-            nodes: NodeTable::new(&options.root_path, root),
+            nodes,
             pending_lookups: HashMap::new(),
             live: false,
             epoch: 1,
             link_changes: 0,
             root_changes: 0,
             clock: 0,
-            next_listing: 0,
+            next_listing: first_listing,
             long_timeout: options.long_timeout,
             short_timeout: options.short_timeout,
             cached_limit: options.cached_bytes,
@@ -95,9 +102,41 @@ impl NamespaceState {
         Some(ChangeStamp { epoch: self.epoch, changes, link_changes: self.link_changes })
     }
 
-    /// Queues an invalidation. It is lost only when the mount goes away.
+    /// Queues an invalidation. It is lost only when the mount goes away; if only this process
+    /// does, its successor invalidates all attributes and listings, and all names that the ledger
+    /// has.
     pub(super) fn notify(&self, invalidation: Invalidation) {
-        let _ = self.kernel.send(QueuedInvalidation { invalidation, pin: None });
+        let _ = self.kernel.send(QueuedInvalidation { invalidation, pin: None, record: None });
+    }
+
+    /// Queues that a name is to be dropped which the ledger may have for no other reason.
+    pub(super) fn notify_name(&self, parent: NodeId, name: &str) {
+        let name = Arc::from(name);
+        let record = self.note_invalidation(parent, &name);
+        let invalidation = Invalidation::Entry { parent, name };
+        let _ = self.kernel.send(QueuedInvalidation { invalidation, pin: None, record });
+    }
+
+    /// Queues that an absent name is to be dropped, which stands in the ledger as `record`.
+    pub(super) fn notify_absent(&self, parent: NodeId, name: Arc<str>, record: Option<RecordId>) {
+        let invalidation = Invalidation::Entry { parent, name };
+        let _ = self.kernel.send(QueuedInvalidation { invalidation, pin: None, record });
+    }
+
+    fn note_invalidation(&self, parent: NodeId, name: &Arc<str>) -> Option<RecordId> {
+        let dentry = Dentry { parent, name: name.clone() };
+        self.nodes.ledger.insert(RecordKind::Invalidation, 0, &dentry)
+    }
+
+    /// Queues the invalidations that a predecessor has not sent.
+    pub(super) fn resume_invalidations(&self, records: &[StoredRecord]) {
+        for record in records.iter().filter(|record| record.kind == RecordKind::Invalidation) {
+            if let Some(Dentry { parent, name }) = record.value() {
+                let invalidation = Invalidation::Entry { parent, name };
+                let queued = QueuedInvalidation { invalidation, pin: None, record: Some(record.id) };
+                let _ = self.kernel.send(queued);
+            }
+        }
     }
 
     /// Pins a node, if it exists.
@@ -108,9 +147,11 @@ impl NamespaceState {
 
     /// Queues that `name` of `parent`, which stood for `child`, was deleted.
     pub(super) fn notify_deleted(&mut self, parent: NodeId, child: NodeId, name: &str) {
-        let invalidation = Invalidation::Deleted { parent, child, name: name.into() };
+        let name = Arc::from(name);
+        let record = self.note_invalidation(parent, &name);
+        let invalidation = Invalidation::Deleted { parent, child, name };
         let pin = self.pin(child);
-        if let Err(SendError(lost)) = self.kernel.send(QueuedInvalidation { invalidation, pin })
+        if let Err(SendError(lost)) = self.kernel.send(QueuedInvalidation { invalidation, pin, record })
             && let Some(pin) = lost.pin
         {
             self.nodes.close(pin.into_id());
@@ -245,7 +286,7 @@ impl NamespaceState {
             return;
         }
         // Negative dentries keep a directory in use.
-        for name in node.directory.iter().flat_map(|directory| &directory.absent) {
+        for name in node.directory.iter().flat_map(|directory| directory.absent.keys()) {
             self.notify(Invalidation::Entry { parent: id, name: name.as_ref().into() });
         }
         self.notify(Invalidation::Unused(id));

@@ -64,6 +64,16 @@ struct FilerModel {
 }
 
 impl FilerModel {
+    fn new() -> Self {
+        Self {
+            entries: Mutex::default(),
+            replies: Semaphore::new(1 << 20),
+            is_followed: AtomicBool::new(true),
+            lookups: AtomicUsize::new(0),
+            lists: AtomicUsize::new(0),
+        }
+    }
+
     fn put(&self, dir: &str, entry: Entry) -> Option<Entry> {
         self.entries.lock().insert((dir.into(), entry.name.clone()), entry)
     }
@@ -82,6 +92,11 @@ impl FilerModel {
 }
 
 struct ModelFiler(Arc<FilerModel>);
+
+/// A filer without entries.
+pub(super) fn empty_filer() -> Arc<dyn Filer> {
+    Arc::new(ModelFiler(Arc::new(FilerModel::new())))
+}
 
 impl Filer for ModelFiler {
     fn lookup(
@@ -123,13 +138,7 @@ struct Fixture {
 }
 
 fn fixture_with(options: NamespaceOptions) -> Fixture {
-    let model = Arc::new(FilerModel {
-        entries: Mutex::default(),
-        replies: Semaphore::new(1 << 20),
-        is_followed: AtomicBool::new(true),
-        lookups: AtomicUsize::new(0),
-        lists: AtomicUsize::new(0),
-    });
+    let model = Arc::new(FilerModel::new());
     let runtime = tokio::runtime::Handle::current();
     let filer = Arc::new(ModelFiler(model.clone()));
     let (namespace, queue) = Namespace::new(filer, directory("", 0), options, runtime);

@@ -32,10 +32,10 @@ use rustix::mount::{MountAttrFlags, MoveMountFlags, OpenTreeFlags, move_mount, o
 
 use super::attributes::proc_path;
 use super::error::AttachError;
-use super::supervisor::MountReporter;
 use super::{FS_TYPE, LOCAL_FS_TYPES};
 use crate::fuse::MountError;
 use crate::fuse::mountinfo::{MountInfo, mount_id};
+use crate::fuse::supervisor::SupervisorLink;
 use crate::fuse::{mountpoint, unmount};
 
 /// Whether data of a lower mount is cached beside the kernel's pages of it.
@@ -228,12 +228,12 @@ pub(super) fn move_into_place(
     overlay: OwnedFd,
     lower: &LowerMount,
     old: Option<&MountInfo>,
-    reporter: &MountReporter,
+    supervisor: &SupervisorLink,
 ) -> Result<MountInfo, AttachError> {
     let path = &lower.path;
     let unplaced = |source| MountError::Refused { path: path.clone(), source };
     let (id, device) = (mount_id(&overlay).map_err(unplaced)?, device(&overlay).map_err(unplaced)?);
-    reporter.mounting(id, &device).map_err(AttachError::Start)?;
+    supervisor.mounting(id, &device).map_err(AttachError::Start)?;
     match old {
         None => move_mount(&overlay, "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
             .map_err(|errno| unplaced(errno.into()))?,

@@ -21,7 +21,6 @@
 //!   lower mount: [`filer_source`] those of a cluster, [`lower_source`] those whose bytes are
 //!   cached from the lower mount. Start there for where reads come from.
 //! * [`content`] keeps reads coherent with the lower mount.
-//! * [`supervisor`] is the parent process.
 //!
 //! **Start and end.** Mounting over a path and unmounting are atomic for programs: every open
 //! meets the overlay or the lower mount. To end, the overlay is unmounted first, which uncovers
@@ -46,7 +45,6 @@ mod lower;
 mod lower_source;
 mod open_directory;
 mod open_file;
-pub mod supervisor;
 mod tree;
 mod version_source;
 
@@ -71,7 +69,6 @@ use self::filesystem::OverlayFs;
 use self::inodes::Inode;
 use self::lower::{CachePolicy, LowerMount};
 use self::lower_source::LowerSource;
-use self::supervisor::MountReporter;
 use self::tree::LowerTree;
 use self::version_source::{OpenIntent, VersionSource};
 use crate::cache::Cache;
@@ -84,6 +81,7 @@ use crate::fuse::handles::Handles;
 use crate::fuse::mountinfo::MountInfo;
 use crate::fuse::request_tracker::RequestTracker;
 use crate::fuse::session::{FuseConnection, RunningSession, first_answer};
+use crate::fuse::supervisor::SupervisorLink;
 use crate::fuse::{SessionEnd, unmount};
 use crate::namespace::NodeId;
 use crate::read::{FileVersion, Reader};
@@ -167,12 +165,12 @@ pub struct Overlay {
     status_api: Arc<OnceLock<SocketAddr>>,
     tickets: Arc<TicketIssuer>,
     session: RunningSession,
-    reporter: MountReporter,
+    supervisor: Arc<SupervisorLink>,
 }
 
 impl Overlay {
     /// Mounts an overlay that answers at `options.path`, and tells the supervisor through
-    /// `reporter` which mount it is.
+    /// `supervisor` which mount it is.
     ///
     /// Sets the process's umask to 0 and raises its limit on open files, since inodes hold
     /// descriptors.
@@ -184,7 +182,7 @@ impl Overlay {
         options: OverlayOptions,
         reads: ReadSource,
         metrics: Arc<Metrics>,
-        reporter: MountReporter,
+        supervisor: Arc<SupervisorLink>,
     ) -> Result<Self, AttachError> {
         let OverlayOptions { path, restart, threads, read_ahead_kib, keep_awake } = options;
         // Blocking: the lower mount may be slow, and the kernel sends requests to the overlay.
@@ -215,12 +213,12 @@ impl Overlay {
         let answered = first_answer(move || lower::await_answer(&mount).map(|()| mount)).await;
         let mount = answered.map_err(|source| AttachError::Unusable { path: lower.path.clone(), source })?;
         let placed = tokio::task::spawn_blocking(move || {
-            let at = lower::move_into_place(mount, &lower, old.as_ref(), &reporter)?;
+            let at = lower::move_into_place(mount, &lower, old.as_ref(), &supervisor)?;
             at.set_read_ahead(read_ahead_kib);
             let lower = LowerInfo { source: lower.source, fs_type: lower.fs_type };
             // The request threads own the handles: open files are closed with the last of them.
             let OverlayFs { tree, source, status_api, tickets, .. } = fs;
-            Ok(Self { at, lower, tree, source, status_api, tickets, session, reporter })
+            Ok(Self { at, lower, tree, source, status_api, tickets, session, supervisor })
         });
         placed.await.map_err(thread_failed)?
     }
@@ -296,7 +294,7 @@ impl Overlay {
             tracing::warn!(%error, "cannot watch what is mounted; not noticing when another takes over");
             self.wait().await;
         }
-        self.reporter.removed();
+        self.supervisor.removed();
     }
 
     /// Unmounts the overlay at once, and serves open files until they are closed or `grace` is
@@ -305,7 +303,7 @@ impl Overlay {
     pub async fn detach(&self, grace: Duration) {
         let at = self.at.clone();
         let _ = tokio::task::spawn_blocking(move || unmount::detach(&at)).await;
-        self.reporter.removed();
+        self.supervisor.removed();
         self.session.drain(&self.at, grace).await;
     }
 }

@@ -5,9 +5,10 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use rdma_engine::FileId;
+use serde::{Deserialize, Serialize};
 
 /// What kind of file an entry is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FileKind {
     /// A regular file.
     File,
@@ -26,7 +27,7 @@ pub enum FileKind {
 }
 
 /// The attributes of an entry, as `stat` shows them.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attributes {
     /// FileKind of the file.
     pub kind: FileKind,
@@ -39,10 +40,13 @@ pub struct Attributes {
     /// Size in bytes. For a symbolic link, the length of its target.
     pub size: u64,
     /// Last change of the content.
+    #[serde(with = "any_time")]
     pub mtime: SystemTime,
     /// Last change of content or attributes.
+    #[serde(with = "any_time")]
     pub ctime: SystemTime,
     /// Creation.
+    #[serde(with = "any_time")]
     pub crtime: SystemTime,
     /// Number of names.
     pub nlink: u32,
@@ -53,7 +57,7 @@ pub struct Attributes {
 }
 
 /// One chunk record of a file: which bytes of the file a needle has.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Chunk {
     /// The needle.
     pub fid: FileId,
@@ -75,7 +79,7 @@ pub struct Chunk {
 
 /// The state of an object on remote storage that an entry stands for. Objects are replaced under
 /// their names, and two states of equal size need not have the same bytes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RemoteObject {
     /// The name of the storage in the cluster.
     pub storage: String,
@@ -89,11 +93,12 @@ pub struct RemoteObject {
     pub encoding: Option<String>,
     /// When the content of the entry last changed in the cluster. A write through a mount changes
     /// only this field.
+    #[serde(with = "any_time")]
     pub changed: SystemTime,
 }
 
 /// Where the content of an entry is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Content {
     /// No content: a directory, a device, an empty file.
     None,
@@ -120,7 +125,7 @@ pub enum Content {
 }
 
 /// An entry of the filer: a name in a directory, with its attributes and content.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     /// The name within its directory.
     pub name: String,
@@ -133,7 +138,86 @@ pub struct Entry {
     /// The key that all names of a hard-linked file share.
     pub hard_link: Option<Bytes>,
     /// When the entry expires (TTL).
+    #[serde(with = "any_time::optional")]
     pub expires: Option<SystemTime>,
+}
+
+/// Times as whole seconds since the epoch, rounded down, and nanoseconds: serde itself takes none
+/// before the epoch.
+mod any_time {
+    use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    type Parts = (i64, u32);
+
+    fn parts(time: SystemTime) -> Parts {
+        let whole = |seconds: u64| i64::try_from(seconds).unwrap_or(i64::MAX);
+        match time.duration_since(UNIX_EPOCH) {
+            Ok(after) => (whole(after.as_secs()), after.subsec_nanos()),
+            Err(error) => {
+                let before = error.duration();
+                match before.subsec_nanos() {
+                    0 => (-whole(before.as_secs()), 0),
+                    nanos => ((-whole(before.as_secs())).saturating_sub(1), 1_000_000_000 - nanos),
+                }
+            }
+        }
+    }
+
+    fn time((seconds, nanos): Parts) -> Option<SystemTime> {
+        let whole = Duration::from_secs(seconds.unsigned_abs());
+        let second = match seconds < 0 {
+            true => UNIX_EPOCH.checked_sub(whole),
+            false => UNIX_EPOCH.checked_add(whole),
+        };
+        second?.checked_add(Duration::from_nanos(nanos.into()))
+    }
+
+    pub(super) fn serialize<S: Serializer>(value: &SystemTime, to: S) -> Result<S::Ok, S::Error> {
+        parts(*value).serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<SystemTime, D::Error> {
+        let out_of_range = || serde::de::Error::custom("a time out of range");
+        time(Parts::deserialize(from)?).ok_or_else(out_of_range)
+    }
+
+    pub(super) mod optional {
+        use super::*;
+
+        pub(in super::super) fn serialize<S: Serializer>(
+            value: &Option<SystemTime>,
+            to: S,
+        ) -> Result<S::Ok, S::Error> {
+            value.map(parts).serialize(to)
+        }
+
+        pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
+            from: D,
+        ) -> Result<Option<SystemTime>, D::Error> {
+            let out_of_range = || serde::de::Error::custom("a time out of range");
+            Option::<Parts>::deserialize(from)?.map(|parts| time(parts).ok_or_else(out_of_range)).transpose()
+        }
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn times_come_back() {
+            let nanos = |nanos: i64| match u64::try_from(nanos) {
+                Ok(after) => UNIX_EPOCH + Duration::from_nanos(after),
+                Err(_) => UNIX_EPOCH - Duration::from_nanos(nanos.unsigned_abs()),
+            };
+            for value in [0, 1, -1, 999_999_999, -1_500_000_000, -2_000_000_000, i64::MAX, i64::MIN + 1] {
+                assert_eq!(time(parts(nanos(value))), Some(nanos(value)), "{value}");
+            }
+            let earliest = UNIX_EPOCH.checked_sub(Duration::from_secs(i64::MAX as u64)).unwrap();
+            assert_eq!(time(parts(earliest)), Some(earliest));
+        }
+    }
 }
 
 impl Entry {

@@ -283,6 +283,14 @@ fn levels(out: &mut Exposition, levels: &Levels) {
         )
         .sample(&[], u8::from(live));
     }
+    if let Some(takeovers) = levels.takeovers {
+        out.family(
+            "interceptor_takeovers_total",
+            "counter",
+            "How often another process took the mount over, after a crash or for a restart.",
+        )
+        .sample(&[], takeovers);
+    }
     if let Some(nodes) = levels.nodes {
         out.family("interceptor_nodes", "gauge", "Files and directories that the kernel remembers.")
             .sample(&[], nodes);
@@ -419,6 +427,7 @@ mod tests {
         }));
         metrics.set_subscription_live(Box::new(|| true));
         metrics.set_nodes(Box::new(|| 3));
+        metrics.set_takeovers(Box::new(|| 2));
         metrics.kernel_event_handled(KernelEventKind::Hot, Duration::from_millis(3));
         metrics.pushed(4096);
         metrics.kept_awake(Duration::from_millis(1500));
@@ -468,6 +477,7 @@ mod tests {
             "interceptor_hit_ratio{layer=\"cache\",window=\"10m\"} 0.75",
             "interceptor_subscription_live 1",
             "interceptor_nodes 3",
+            "interceptor_takeovers_total 2",
             "interceptor_read_bytes_total{source=\"page_cache\"} 800",
             "interceptor_read_bytes_total{source=\"resident\"} 700",
             "interceptor_kernel_reads_total{way=\"passthrough\"} 7",

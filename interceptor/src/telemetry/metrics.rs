@@ -120,6 +120,7 @@ struct Gauges {
     disk_cache: Option<Gauge<DiskCacheUsage>>,
     subscription_live: Option<Gauge<bool>>,
     nodes: Option<Gauge<u64>>,
+    takeovers: Option<Gauge<u64>>,
     kernel: Option<Gauge<Option<KernelCounts>>>,
     volume_servers: Option<Gauge<Vec<VolumeServerHealth>>>,
     filers: Option<Gauge<Vec<FilerHealth>>>,
@@ -136,6 +137,8 @@ pub struct Levels {
     pub subscription_live: Option<bool>,
     /// Files and directories that the kernel remembers.
     pub nodes: Option<u64>,
+    /// How often another process took the mount over.
+    pub takeovers: Option<u64>,
 }
 
 /// The counters of one thread.
@@ -269,6 +272,11 @@ impl Metrics {
         self.gauges.lock().nodes = Some(gauge);
     }
 
+    /// Sets the gauge of how often another process took the mount over.
+    pub fn set_takeovers(&self, gauge: Gauge<u64>) {
+        self.gauges.lock().takeovers = Some(gauge);
+    }
+
     /// Sets the gauge of the kernel's counters. It returns `None` once eBPF has ended.
     pub fn set_kernel(&self, gauge: Gauge<Option<KernelCounts>>) {
         self.gauges.lock().kernel = Some(gauge);
@@ -307,6 +315,7 @@ impl Metrics {
             disk_cache: gauges.disk_cache.as_ref().map(|gauge| gauge()),
             subscription_live: gauges.subscription_live.as_ref().map(|gauge| gauge()),
             nodes: gauges.nodes.as_ref().map(|gauge| gauge()),
+            takeovers: gauges.takeovers.as_ref().map(|gauge| gauge()),
         }
     }
 

@@ -57,7 +57,8 @@ pub(super) fn watch(status: &Status, mount: &Arc<Mount>, filer: &FilerClient, mo
         Box::new(move || mount.upgrade().map(|mount| mount.status()))
     };
     let metrics = status.metrics();
-    let (nodes, live) = (known(mount), known(mount));
+    let (nodes, live, takeovers) = (known(mount), known(mount), known(mount));
+    metrics.set_takeovers(Box::new(move || takeovers().map_or(0, |mount| mount.takeovers)));
     metrics.set_nodes(Box::new(move || nodes().map_or(0, |mount| mount.nodes as u64)));
     metrics.set_subscription_live(Box::new(move || live().is_some_and(|mount| mount.live)));
     let filers = filer.clone();
