@@ -161,7 +161,7 @@ pub(super) unsafe fn run(
     let filter = logs::filter(options.log.log_level.as_deref()).map_err(CommandFailure::usage)?;
     logs::start_without_thread(options.log.log_format, filter);
     let how = Supervision {
-        fs_type: overlay::FS_TYPE,
+        replaces: Some(overlay::FS_TYPE),
         own_group: true,
         fixed: None,
         begin_worker: &|| logs::start_thread(options.log.log_format),

@@ -43,7 +43,6 @@ use crate::cache::arena::ArenaError;
 use crate::cache::{Cache, Prefault};
 use crate::fetch::{self, Fetcher, VolumeServerRoute};
 use crate::fuse::handover::{self, FixedOptions};
-use crate::fuse::mountpoint;
 use crate::fuse::supervisor::{Supervision, SupervisorLink, supervise};
 use crate::mount::{self, Mount, PassthroughUnavailable};
 use crate::read::{ClusterOrigin, Reader};
@@ -197,7 +196,7 @@ pub(super) unsafe fn supervised(
 ) -> anyhow::Result<ExitCode> {
     let (format, fixed) = (plan.log_format(), Some(plan.fixed()));
     let how = Supervision {
-        fs_type: mountpoint::FS_TYPE,
+        replaces: None,
         own_group,
         fixed,
         begin_worker: &|| logs::start_thread(format),

@@ -213,8 +213,8 @@ impl SupervisorLink {
 
 /// How a program is supervised.
 pub struct Supervision<'a> {
-    /// The type of its mounts in the mount table.
-    pub fs_type: &'a str,
+    /// The type of mounts beneath which one of it may have come, to replace them.
+    pub replaces: Option<&'a str>,
     /// Whether the worker gets a process group of its own, so that signals of a terminal reach the
     /// supervisor alone, which forwards them once.
     pub own_group: bool,
@@ -318,11 +318,11 @@ pub unsafe fn supervise(
                     }
                     let orderly = code.filter(|code| (1..=2).contains(code));
                     let killed = if watched.is_ending { ExitCode::SUCCESS } else { ExitCode::FAILURE };
-                    watched.remove(&mount, how.fs_type);
+                    watched.remove(&mount, how.replaces);
                     return Ok(orderly.map_or(killed, ExitCode::from));
                 }
                 if watched.pause(backoff(failures))? {
-                    watched.remove(&mount, how.fs_type);
+                    watched.remove(&mount, how.replaces);
                     return Ok(ExitCode::SUCCESS);
                 }
                 tracing::warn!(path = %mount.path.display(), "another process takes over");
@@ -632,13 +632,13 @@ impl Watched {
     }
 
     /// Unmounts the mount, without a request to its daemon.
-    fn remove(&mut self, mount: &MountInfo, fs_type: &str) {
+    fn remove(&mut self, mount: &MountInfo, replaces: Option<&str>) {
         // First abort, so that pending requests fail even if a process still holds the connection.
         unmount::abort(mount);
         self.kept = None;
         // The worker may have died between the two steps of `attach --restart`. The old overlay
         // would be in the way, and its end would uncover a dead one.
-        if let Some(old) = mount.covered_by().filter(|other| other.fs_type == fs_type) {
+        if let Some(old) = mount.covered_by().filter(|other| Some(&*other.fs_type) == replaces) {
             unmount::detach(&old);
         }
         unmount::detach(mount);

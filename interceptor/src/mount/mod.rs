@@ -374,8 +374,10 @@ impl Mount {
     pub async fn unmount(&self, grace: Duration) -> Result<(), MountError> {
         let (at, table) = (self.at.clone(), self.table.clone());
         let unmounted = tokio::task::spawn_blocking(move || unmount::unmount(&at, &table));
-        unmounted.await.map_err(|panic| MountError::Session(std::io::Error::other(panic)))??;
+        let unmounted = unmounted.await.map_err(|panic| MountError::Session(std::io::Error::other(panic)));
+        // A mount that cannot be removed, as another one covers it, is not to be taken over either.
         self.supervisor.removed();
+        unmounted??;
         self.session.drain(&self.at, grace).await;
         Ok(())
     }
