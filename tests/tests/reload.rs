@@ -113,6 +113,10 @@ fn the_token_of_the_status_api_and_the_log_level_are_renewed() {
     fs::write(&token, "short").unwrap();
     let (code, said) = reload(mount.path());
     assert!(code == Some(1) && said.contains("at least 16"), "{code:?} {said}");
+    fs::write(&token, "a-token-beside-a-wrong-level").unwrap();
+    fs::write(&config, "log-level = \"loud\"\n").unwrap();
+    let (code, said) = reload(mount.path());
+    assert!(code == Some(1) && said.contains("loud"), "{code:?} {said}");
     assert_eq!(asked("the-next-token-of-this-test"), 200);
 }
 

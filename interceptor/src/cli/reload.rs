@@ -61,18 +61,22 @@ impl Reloadable {
             Some(_) => Some(load(self.security_file.as_ref())?),
             None => None,
         };
-        let again = self.typed.as_ref().map(|typed| options_now(typed)).transpose()?;
+        let token = self.token.as_ref().map(|(_, path)| Token::read(path)).transpose()?;
+        let filter = match &self.typed {
+            Some(typed) => Some(logs::filter(options_now(typed)?.log.log_level.as_deref())?),
+            None => None,
+        };
         let mut done = Vec::new();
         if let (Some(used), Some(newer)) = (&self.security, security) {
             used.renew(newer)?;
             done.push("keys and certificates");
         }
-        if let Some((token, path)) = &self.token {
-            token.renew(path)?;
+        if let (Some((used, _)), Some(newer)) = (&self.token, token) {
+            used.renew(&newer);
             done.push("the token of the status API");
         }
-        if let Some(options) = again {
-            logs::change_filter(logs::filter(options.log.log_level.as_deref())?);
+        if let Some(filter) = filter {
+            logs::change_filter(filter);
             done.push("what is logged");
         }
         Ok(if done.is_empty() { "there is nothing to reload".into() } else { done.join(", ") })

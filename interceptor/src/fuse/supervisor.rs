@@ -295,7 +295,7 @@ pub unsafe fn supervise(
                 };
                 if let Some(restart) = watched.restart.take() {
                     watched.execute(restart, Restart::of_this_program().ok());
-                } else if let Some(previous) = watched.previous.take_if(|_| watched.requester.is_some()) {
+                } else if let Some(previous) = watched.previous.take() {
                     tracing::error!("the new program does not serve; the one before goes on");
                     let requester = watched.requester.take();
                     if let Some(requester) = &requester {
@@ -359,7 +359,7 @@ struct Watched {
     restart: Option<Restart>,
     /// The process that waits for the mount to answer.
     requester: Option<OwnedFd>,
-    /// The program that was executed before this one.
+    /// The program that was executed before this one, until this one has served.
     previous: Option<Restart>,
     /// Whether threads of the last worker are stuck.
     is_stuck: bool,
@@ -593,6 +593,7 @@ impl Watched {
             Message::StatusAt(address) => self.status = Some(address),
             Message::Serving if self.requester.is_some() => {
                 (self.was_served, self.serving_since) = (true, Some(Instant::now()));
+                self.previous = None;
                 if let Some(requester) = self.requester.take() {
                     handover::report_serving(&requester);
                 }

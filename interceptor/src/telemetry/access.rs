@@ -57,13 +57,10 @@ impl Token {
         Ok(Self::of(&text(path)?))
     }
 
-    /// Reads the token anew; the one before is valid no more.
-    ///
-    /// # Errors
-    /// As [`read`](Self::read); then it stays valid.
-    pub fn renew(&self, path: &Path) -> Result<(), TokenError> {
-        *self.0.write() = digest_of(&text(path)?);
-        Ok(())
+    /// From now on `newer` is valid, and the one before no more.
+    pub fn renew(&self, newer: &Self) {
+        let digest = *newer.0.read();
+        *self.0.write() = digest;
     }
 
     fn of(text: &str) -> Self {
