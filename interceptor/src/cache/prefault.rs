@@ -25,24 +25,29 @@ use crate::vital::contained;
 
 /// A unit is slow to touch if it takes longer: half a second for a GiB.
 const SLOW_UNIT: Duration = Duration::from_micros(500_000 * UNIT_SIZE / (1 << 30));
-/// How many units in a row have to be quick so that there is no need for more: 256 MiB. Even where
-/// fresh memory is slow, some was in use a moment ago, and is quick to have.
-const QUICK_UNITS: usize = 128;
+/// How many units show that fresh memory is slow, even if others are quick: they were in use a
+/// moment ago.
+const SLOW_UNITS: usize = 4;
+/// How many units have to be quick so that there is no need for more: 1 GiB.
+const QUICK_UNITS: usize = 512;
+/// Then it is tried again once, after this time: the host may not have taken the memory back yet
+/// that a program has just freed, as one that was restarted has.
+const SECOND_LOOK: Duration = Duration::from_secs(20);
 /// How often to look whether there is memory to spare, in units: each 128 MiB.
 const AMPLE_CHECK_UNITS: u32 = 64;
 
 /// Whether to touch memory ahead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Prefault {
-    /// As long as that proves to be slow.
+    /// If that proves to be slow.
     WhileSlow,
     /// In any case.
     Always,
 }
 
 impl Cache {
-    /// Starts the thread, which ends when it has come through the arena, when memory becomes
-    /// scarce, or with the cache. Blocks that are in use by then are left alone.
+    /// Starts the thread, which ends when it has come through the arena, when memory is scarce or
+    /// quick to have, or with the cache. Blocks that are in use by then are left alone.
     ///
     /// # Errors
     /// There cannot be a thread.
@@ -51,9 +56,16 @@ impl Cache {
         self.prefaulting.store(true, Ordering::SeqCst);
         let run = move || {
             lower_priority();
-            contained(|| touch_all(&cache, prefault));
-            if let Some(cache) = cache.upgrade() {
-                cache.prefaulting.store(false, Ordering::SeqCst);
+            let is_quick = || {
+                let is_quick = contained(|| touch_all(&cache, prefault)).unwrap_or(false);
+                if let Some(cache) = cache.upgrade() {
+                    cache.prefaulting.store(false, Ordering::SeqCst);
+                }
+                is_quick
+            };
+            if is_quick() {
+                thread::sleep(SECOND_LOOK);
+                is_quick();
             }
         };
         let started = thread::Builder::new().name("prefault".into()).spawn(run);
@@ -75,8 +87,10 @@ impl Cache {
     }
 
     /// Returns the pages of a unit to the host, if it is free.
-    fn return_unit(&self, unit: u32) -> bool {
-        self.index.arena().allocate_unit(unit).is_some_and(|mut slot| slot.return_pages())
+    fn return_unit(&self, unit: u32) {
+        if let Some(mut slot) = self.index.arena().allocate_unit(unit) {
+            slot.return_pages();
+        }
     }
 
     /// Whether there is memory to spare.
@@ -86,48 +100,46 @@ impl Cache {
 }
 
 /// Goes through the arena from its end, where large blocks and the memory of resident files are
-/// taken from.
-fn touch_all(cache: &Weak<Cache>, prefault: Prefault) {
+/// taken from. Says whether it has stopped because memory is quick to have.
+fn touch_all(cache: &Weak<Cache>, prefault: Prefault) -> bool {
     let began = Instant::now();
-    let (mut touched, mut time) = (0_u64, Duration::ZERO);
-    // The last ones that were touched, if these were quick.
-    let mut quick = Vec::new();
-    let units = cache.upgrade().map_or(0, |cache| cache.arena().units());
+    let (mut touched, mut slow, mut time) = (Vec::new(), 0, Duration::ZERO);
+    let mut is_quick = false;
+    let units = cache.upgrade().map_or(0, |cache| {
+        cache.prefaulting.store(true, Ordering::SeqCst);
+        cache.arena().units()
+    });
     for unit in (0..units).rev() {
-        let Some(cache) = cache.upgrade() else { return };
+        let Some(cache) = cache.upgrade() else { return false };
         if unit % AMPLE_CHECK_UNITS == 0 && !cache.is_memory_ample() {
             tracing::info!("memory is too scarce to touch more of the cache ahead of its use");
             break;
         }
         let Some(taken) = cache.touch_unit(unit) else { continue };
-        touched += 1;
+        touched.push(unit);
         time += taken;
-        if prefault == Prefault::WhileSlow {
-            if taken >= SLOW_UNIT {
-                quick.clear();
-            } else {
-                quick.push(unit);
-            }
-            if quick.len() >= QUICK_UNITS {
-                break;
-            }
+        slow += usize::from(taken >= SLOW_UNIT);
+        is_quick = prefault == Prefault::WhileSlow && slow < SLOW_UNITS;
+        if is_quick && touched.len() >= QUICK_UNITS {
+            break;
         }
     }
-    // What is quick to have need not be held.
-    let Some(cache) = cache.upgrade() else { return };
-    let returned = quick.into_iter().filter(|&unit| cache.return_unit(unit)).count() as u64;
-    let kept = touched.saturating_sub(returned) * UNIT_SIZE;
-    let gib = (touched.max(1) * UNIT_SIZE) as f64 / (1_u64 << 30) as f64;
+    let Some(cache) = cache.upgrade() else { return false };
+    let gib = (touched.len().max(1) as u64 * UNIT_SIZE) as f64 / (1_u64 << 30) as f64;
     let cpu_seconds_per_gib = time.as_secs_f64() / gib;
-    if kept == 0 {
-        return tracing::debug!(cpu_seconds_per_gib, "fresh memory is quick to have; none is touched ahead");
+    if is_quick {
+        // It need not be held.
+        touched.into_iter().for_each(|unit| cache.return_unit(unit));
+        tracing::debug!(cpu_seconds_per_gib, "fresh memory is quick to have; none is touched ahead");
+        return true;
     }
     tracing::info!(
         cpu_seconds_per_gib,
         "touched {} of the cache ahead of its use in {:.1} s",
-        ByteSize(kept),
+        ByteSize(touched.len() as u64 * UNIT_SIZE),
         began.elapsed().as_secs_f64(),
     );
+    false
 }
 
 /// The CPU time of this thread so far: other than the time of the clock, it does not grow while
