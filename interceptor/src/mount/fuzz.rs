@@ -25,7 +25,9 @@ use crate::fuse::fuzz::FuzzRun;
 use crate::fuse::request_tracker::RequestTracker;
 use crate::ledger::Ledger;
 use crate::namespace::next_files::NextFilePrefetcher;
-use crate::namespace::{ClusterUsage, Filer, FilerFailure, Namespace, NamespaceOptions};
+use crate::namespace::{
+    ClusterUsage, Filer, FilerFailure, KernelCache, Namespace, NamespaceOptions, NodeId, invalidate,
+};
 use crate::priority::Priority;
 use crate::read::{FileLayout, FileVersion, Object, ObjectEncoding, Origin, OriginError, ReadError, Reader};
 use crate::seaweed::entry::{Attributes, Chunk, Content, Entry, FileKind, RemoteObject};
@@ -273,6 +275,7 @@ pub(super) fn context(
     let cache = Arc::new(Cache::new(16 << 20).unwrap());
     let origin = Arc::new(MemoryOrigin::default());
     let reader = Reader::new(cache, origin, metrics.clone(), runtime.clone());
+    let ledger = namespace.ledger();
     Arc::new(MountContext {
         namespace,
         next_files: NextFilePrefetcher::new(&reader),
@@ -285,13 +288,30 @@ pub(super) fn context(
         passthrough_offered: AtomicBool::new(false),
         checks_attributes: AtomicBool::new(false),
         opens: std::sync::OnceLock::from(Opens::new()),
-        ledger: Ledger::none(),
-        handles: HandleRecords::new(Ledger::none()),
+        handles: HandleRecords::new(ledger.clone()),
+        ledger,
         device: std::sync::OnceLock::new(),
         page_cache: std::sync::OnceLock::new(),
         status_api: "none".into(),
         tickets: Arc::default(),
     })
+}
+
+/// What the ledger may take, in bytes: the names that are cached as absent, above all.
+const MAX_LEDGER: usize = 512 << 20;
+
+/// A kernel that has nothing to drop: the simulated one asks for everything anew.
+struct ForgetfulKernel;
+
+impl KernelCache for ForgetfulKernel {
+    fn inval_entry(&self, _: NodeId, _: &str) {}
+    fn inval_inode_attr(&self, _: NodeId) {}
+    fn inval_dir(&self, _: NodeId) {}
+    fn delete(&self, _: NodeId, _: NodeId, _: &str) {}
+    fn prune(&self, _: &[NodeId]) {}
+    fn knows(&self, _: NodeId) -> bool {
+        false
+    }
 }
 
 #[test]
@@ -303,8 +323,12 @@ fn a_mount_survives_any_request() {
     let filer: Arc<dyn Filer> = Arc::new(MemoryFiler(memory.clone()));
     let mut root = entry("", FileKind::Directory, 0, Content::None);
     root.attr.nlink = 2;
-    let (namespace, _queue) =
-        Namespace::new(filer.clone(), root, NamespaceOptions::default(), runtime.handle().clone());
+    // Without one, handles have no numbers.
+    let ledger = Ledger::create(MAX_LEDGER).unwrap();
+    let (options, handle) = (NamespaceOptions::default(), runtime.handle().clone());
+    let (namespace, queue) = Namespace::with_ledger(filer.clone(), root, options, handle, ledger.clone());
+    // What waits in the queue keeps nodes.
+    invalidate::spawn(queue, Arc::new(ForgetfulKernel), ledger.clone()).unwrap();
     namespace.connected();
     let context = context(namespace.clone(), filer, runtime.handle().clone());
     let ended = Arc::new(AtomicBool::new(false));
@@ -319,4 +343,5 @@ fn a_mount_survives_any_request() {
         namespace.apply(&changed(None, Some(fresh)));
         ("fresh".into(), content)
     });
+    assert!(ledger.is_complete(), "the ledger is full");
 }

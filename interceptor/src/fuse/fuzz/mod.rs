@@ -48,8 +48,10 @@ const DEFAULT_SECONDS: u64 = 3;
 /// those of its own clock ([`clock`]), which stands still while the process gets no CPU.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How much the process may grow, in bytes.
-const MAX_MEMORY_GROWTH: u64 = 1 << 30;
+/// How much the process may grow, in bytes. The simulated kernel forgets few nodes, so what is
+/// known to it grows to its bounds: 256 MiB of nodes and 200,000 absent names, and as much of both
+/// in the ledger.
+const MAX_MEMORY_GROWTH: u64 = 3 << 29;
 
 /// How long a malformed request that has no reply is given to end its session.
 const SETTLE_TIMEOUT: Duration = Duration::from_millis(20);
@@ -376,7 +378,8 @@ impl SimulatedKernel {
 
     fn fail<'a>(&self, fault: &str, requests: impl IntoIterator<Item = &'a FuzzRequest>) -> ! {
         let requests: Vec<_> = requests.into_iter().map(|request| format!("\n{request:?}")).collect();
-        panic!("{fault}{}\nafter {} requests; {}", requests.concat(), self.sent, self.summary());
+        let (requests, threads) = (requests.concat(), waiting_threads());
+        panic!("{fault}{requests}\nafter {} requests; {}\n{threads}", self.sent, self.summary());
     }
 
     fn summary(&self) -> String {
@@ -426,6 +429,17 @@ impl SimulatedKernel {
         assert_eq!(end.expect("the threads end"), super::SessionEnd::Unmounted);
         let _ = nix::sys::socket::shutdown(self.socket.as_raw_fd(), nix::sys::socket::Shutdown::Both);
     }
+}
+
+/// What each thread of this process waits for in the kernel, as far as we may see it.
+fn waiting_threads() -> String {
+    let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let shown = tasks.map(|task| {
+        let part = |name: &str| std::fs::read_to_string(task.path().join(name)).unwrap_or_default();
+        let stack: Vec<_> = part("stack").lines().take(6).map(str::to_owned).collect();
+        format!("{}: syscall {}; {}", part("comm").trim(), part("syscall").trim(), stack.join(", "))
+    });
+    shown.collect::<Vec<_>>().join("\n")
 }
 
 fn send(socket: &impl AsFd, message: &[u8]) {
