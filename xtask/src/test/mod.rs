@@ -3,8 +3,8 @@
 //! All test programs are built in one go, then run one after the other:
 //!
 //! 1. the unit tests of the crates;
-//! 2. raw FUSE requests for five minutes, the examples of the documentation, and the interleavings
-//!    of the model checker;
+//! 2. raw FUSE requests for five minutes, during which the tests of the model checker are built;
+//!    these, and the examples of the documentation;
 //! 3. the end-to-end suites, one at a time, because their servers and mounts would disturb each
 //!    other;
 //! 4. in the virtual machine, the tests that need an RDMA device: verbs themselves, and mounts
@@ -46,21 +46,18 @@ const GUEST_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 
 /// The tests that need two guests.
 const TWO_GUESTS: &str = "two_guests::";
-/// The suites that compare bytes, which must hold whatever the cache keeps ...
-const COMPARISONS: [&str; 7] =
-    ["codecs", "erasure_coded", "manifests", "names", "replaced", "sizes", "written_by_mount"];
-
-/// ... and, of them, those where the source of the bytes matters.
-const BY_ENGINES: [&str; 5] = ["codecs", "manifests", "replaced", "sizes", "written_by_mount"];
+/// The suites that compare bytes, which must hold whatever the cache keeps and wherever bytes come
+/// from.
+const COMPARISONS: [&str; 5] = ["codecs", "manifests", "replaced", "sizes", "written_by_mount"];
 
 /// The conditions under which those are run again, as environment variables that the mounts of
 /// tests heed. The smallest cache possible holds a fraction of what the suites read; one of 48 MiB
 /// hardly more, but some of it as resident files.
-const CONDITIONS: [(&[EnvironmentVariable], &[&str]); 4] = [
-    (&[("MOUNT_OPTIONS", "--cache-size 16MiB --no-passthrough")], &COMPARISONS),
-    (&[("MOUNT_OPTIONS", "--cache-size 48MiB")], &COMPARISONS),
-    (&[("MOUNT_ENGINES", "local")], &BY_ENGINES),
-    (&[("MOUNT_ENGINES", "tcp"), ("MOUNT_OPTIONS", "--no-passthrough")], &BY_ENGINES),
+const CONDITIONS: [&[EnvironmentVariable]; 4] = [
+    &[("MOUNT_OPTIONS", "--cache-size 16MiB --no-passthrough")],
+    &[("MOUNT_OPTIONS", "--cache-size 48MiB")],
+    &[("MOUNT_ENGINES", "local")],
+    &[("MOUNT_ENGINES", "tcp"), ("MOUNT_OPTIONS", "--no-passthrough")],
 ];
 
 /// A variable of the environment, and its value.
@@ -108,8 +105,8 @@ pub(crate) fn command(options: &TestOptions) -> Result<()> {
     interrupt::check()?;
     process::adopt_orphans()?;
 
-    let mut workplace = Workplace::open("test")?;
-    let temporary = workplace.make("tmp")?;
+    let mut session = TestSession::begin()?;
+    let temporary = session.workplace.make("tmp")?;
     let prepare = |mut command: Command| {
         command
             .env("WEED_BIN", &prepared.weed)
@@ -127,64 +124,54 @@ pub(crate) fn command(options: &TestOptions) -> Result<()> {
     programs.sort_by_key(|built| (is_suite(built), built.package.clone(), built.target.clone()));
     let (suites, fast): (Vec<_>, Vec<_>) = programs.into_iter().partition(is_suite);
 
-    let mut total = Tally::default();
     for program in &fast {
-        run(&mut workplace, &mut total, &name(program), prepare(test_command(program, options)))?;
+        session.run(&name(program), prepare(test_command(program, options)))?;
     }
     let has_fuzzer =
         |built: &&BuiltProgram| (built.package.as_str(), built.kind.as_str()) == ("interceptor", "lib");
-    for program in fast.iter().filter(|_| options.filter.is_empty()).filter(has_fuzzer) {
-        let mut command = prepare(test_command(program, options));
-        command.arg(fuzz::TESTS);
-        fuzz::for_seconds(&mut command, FUZZ_SECONDS);
-        run(&mut workplace, &mut total, "raw FUSE requests", command)?;
+    if options.filter.is_empty() {
+        // The fuzzer leaves the CPUs time, and its clock stands still while it gets none.
+        session.build_in_background(interleavings(&["--no-run"]))?;
+        for program in fast.iter().filter(has_fuzzer) {
+            let mut command = prepare(test_command(program, options));
+            command.arg(fuzz::TESTS);
+            fuzz::for_seconds(&mut command, FUZZ_SECONDS);
+            session.run("raw FUSE requests", command)?;
+        }
+        session.wait_for_build()?;
+        let command = interleavings(&["--", "--show-output", "cache::interleavings"]);
+        session.run("interleavings of the cache", prepare(command))?;
     }
     let mut examples = cargo::cargo();
     examples.args(["test", "--doc", "--workspace", "--release", "--quiet", "--", "--show-output"]);
     examples.args(&options.filter);
-    run(&mut workplace, &mut total, "examples in the documentation", prepare(examples))?;
-    // The model checker takes the place of the locks, so these tests are a build of their own.
-    if options.filter.is_empty() {
-        let mut interleavings = cargo::cargo();
-        interleavings.args([
-            "test",
-            "--release",
-            "--quiet",
-            "--package",
-            "interceptor",
-            "--features",
-            "shuttle",
-        ]);
-        interleavings.args(["--lib", "--", "--show-output", "cache::interleavings"]);
-        run(&mut workplace, &mut total, "interleavings of the cache", prepare(interleavings))?;
-    }
+    session.run("examples in the documentation", prepare(examples))?;
     for program in suites.iter().filter(|_| !options.no_e2e) {
-        run(&mut workplace, &mut total, &name(program), prepare(test_command(program, options)))?;
+        session.run(&name(program), prepare(test_command(program, options)))?;
     }
-    for (variables, compared) in CONDITIONS {
+    for variables in CONDITIONS {
         let condition: Vec<String> =
             variables.iter().map(|(name, value)| format!("{name}={value}")).collect();
         let condition = condition.join(", ");
-        let is_compared = |suite: &&BuiltProgram| compared.contains(&suite.target.as_str());
+        let is_compared = |suite: &&BuiltProgram| COMPARISONS.contains(&suite.target.as_str());
         let wanted = options.filter.is_empty() && !options.no_e2e;
         for suite in suites.iter().filter(|_| wanted).filter(is_compared) {
             let mut command = prepare(test_command(suite, options));
             command.envs(variables.iter().copied());
-            run(&mut workplace, &mut total, &format!("{} with {condition}", name(suite)), command)?;
+            session.run(&format!("{} with {condition}", name(suite)), command)?;
         }
     }
     if !options.no_vm {
         let mut programs = verbs;
         programs.extend(suites.into_iter().filter(|_| !options.no_e2e));
         let weed = &prepared.weed;
-        run_in_guests(&mut workplace, &mut total, &programs, weed, Kernel::default(), &options.filter)?;
+        session.run_in_guests(&programs, weed, Kernel::default(), &options.filter)?;
     }
-    workplace.close()?;
 
     if options.no_e2e {
         println!("The end-to-end suites were left out (--no-e2e).");
     }
-    conclude(&total)
+    session.conclude()
 }
 
 /// `cargo xtask vm test`: only what runs in the virtual machine.
@@ -195,69 +182,29 @@ pub(crate) fn in_guests(kernel: Kernel) -> Result<()> {
         cargo::build_tests()?.into_iter().filter(|built| built.is_test).collect();
     interrupt::check()?;
     process::adopt_orphans()?;
-    let mut workplace = Workplace::open("test")?;
-    let mut total = Tally::default();
-    run_in_guests(&mut workplace, &mut total, &programs, &prepared.weed, kernel, &[])?;
-    workplace.close()?;
-    conclude(&total)
+    let mut session = TestSession::begin()?;
+    session.run_in_guests(&programs, &prepared.weed, kernel, &[])?;
+    session.conclude()
 }
 
-/// Runs the tests that need an RDMA device: the suite of verbs in one guest, its tests of a
-/// network between hosts in two, and mounts that read from engines.
-fn run_in_guests(
-    workplace: &mut Workplace,
-    total: &mut Tally,
-    programs: &[BuiltProgram],
-    weed: &Path,
-    kernel: Kernel,
-    filter: &[String],
-) -> Result<()> {
-    if let Err(error) = vm::prepare(kernel) {
-        interrupt::check()?;
-        let skip = format!("skipped: the tests of verbs: there is no virtual machine: {error:#}");
-        println!("\n{skip}");
-        total.line(&skip);
-        return Ok(());
-    }
-    let mut run_one = |program: &BuiltProgram, pair: bool, engines: bool, choice: &[&str]| {
-        let mut command = vm::command_line(kernel, pair, GUEST_TIMEOUT)?;
-        if engines {
-            // A guest has no environment but what its command line gives it.
-            command.args(["env", "MOUNT_ENGINES=verbs"]);
-            command.arg([OsStr::new("WEED_BIN="), weed.as_os_str()].join(OsStr::new("")));
-        }
-        command.arg(&program.program).args(HARNESS_OPTIONS).args(choice).args(filter);
-        command.current_dir(&program.directory);
-        let guests = if pair { "two guests" } else { "a guest" };
-        run(workplace, total, &format!("{} in {guests} with kernel {kernel}", name(program)), command)
-    };
-    for program in programs.iter().filter(|built| is_verbs_suite(built)) {
-        run_one(program, false, false, &["--skip", TWO_GUESTS])?;
-        // A filter of the user's narrows the first; of the second there are few.
-        if filter.is_empty() {
-            run_one(program, true, false, &[TWO_GUESTS])?;
-        }
-    }
-    for (suite, choice) in BY_RDMA {
-        let is_it =
-            |built: &&BuiltProgram| (built.package.as_str(), built.target.as_str()) == ("tests", suite);
-        for program in programs.iter().filter(is_it).filter(|_| filter.is_empty()) {
-            run_one(program, false, true, choice)?;
-        }
-    }
-    Ok(())
+/// Builds and runs the tests of the model checker, which takes the place of the locks, so that they
+/// are a build of their own.
+fn interleavings(arguments: &[&str]) -> Command {
+    let mut command = cargo::cargo();
+    command.args(["test", "--release", "--quiet", "--package", "interceptor", "--features", "shuttle"]);
+    command.arg("--lib").args(arguments);
+    command
+}
+
+/// Test programs that run one after the other, and what they have shown so far.
+struct TestSession {
+    workplace: Workplace,
+    total: Tally,
+    background: Option<Child>,
 }
 
 fn is_verbs_suite(built: &BuiltProgram) -> bool {
     (built.package.as_str(), built.kind.as_str(), built.target.as_str()) == ("rdma-engine", "test", "verbs")
-}
-
-/// Prints what there was.
-fn conclude(total: &Tally) -> Result<()> {
-    print!("{}", total.report());
-    println!("{}", total.closing_line());
-    ensure!(total.succeeded(), "the tests failed");
-    Ok(())
 }
 
 fn name(program: &BuiltProgram) -> String {
@@ -271,62 +218,142 @@ fn test_command(program: &BuiltProgram, options: &TestOptions) -> Command {
     command
 }
 
-/// Runs one test program to its end and adds its results to `total`.
-fn run(workplace: &mut Workplace, total: &mut Tally, name: &str, mut command: Command) -> Result<()> {
-    println!("\n== {name}");
-    let started = Instant::now();
-    let (output, input) = std::io::pipe()?;
-    command.stdout(input.try_clone()?).stderr(input).stdin(std::process::Stdio::null());
-    let mut child = command.spawn().with_context(|| format!("cannot start {name}"))?;
-    // Holds the writing ends, without which the reader would never see the end.
-    drop(command);
-    workplace.owns(child.id())?;
+impl TestSession {
+    fn begin() -> Result<Self> {
+        Ok(Self { workplace: Workplace::open("test")?, total: Tally::default(), background: None })
+    }
 
-    let (sender, lines) = channel();
-    thread::spawn(move || {
-        for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
-            if sender.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
+    /// Runs one test program to its end and adds its results to `total`.
+    fn run(&mut self, name: &str, mut command: Command) -> Result<()> {
+        println!("\n== {name}");
+        let started = Instant::now();
+        let (output, input) = std::io::pipe()?;
+        command.stdout(input.try_clone()?).stderr(input).stdin(std::process::Stdio::null());
+        let mut child = command.spawn().with_context(|| format!("cannot start {name}"))?;
+        // Holds the writing ends, without which the reader would never see the end.
+        drop(command);
+        self.workplace.owns(child.id())?;
+
+        let (sender, lines) = channel();
+        thread::spawn(move || {
+            for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
+                if sender.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
+                    break;
+                }
+            }
+        });
+        let mut tally = Tally::default();
+        let mut ended = None;
+        loop {
+            match lines.recv_timeout(POLL_INTERVAL) {
+                Ok(line) => {
+                    if tally.line(&line) {
+                        println!("{}", shortened(&line));
+                    }
+                    continue;
+                }
+                Err(RecvTimeoutError::Disconnected) => {}
+                // A daemon that a test left behind may hold the pipe open; the end of the program
+                // counts.
+                Err(RecvTimeoutError::Timeout) if ended.is_none() => {}
+                Err(RecvTimeoutError::Timeout) => break,
+            }
+            if ended.is_some() {
                 break;
             }
-        }
-    });
-    let mut tally = Tally::default();
-    let mut ended = None;
-    loop {
-        match lines.recv_timeout(POLL_INTERVAL) {
-            Ok(line) => {
-                if tally.line(&line) {
-                    println!("{}", shortened(&line));
-                }
-                continue;
+            if interrupt::requested() || started.elapsed() > PROGRAM_TIMEOUT {
+                end(&mut child)?;
+                process::end_orphans(&self.background());
+                interrupt::check()?;
             }
-            Err(RecvTimeoutError::Disconnected) => {}
-            // A daemon that a test left behind may hold the pipe open; the end of the program
-            // counts.
-            Err(RecvTimeoutError::Timeout) if ended.is_none() => {}
-            Err(RecvTimeoutError::Timeout) => break,
+            ended = child.try_wait()?;
+            thread::sleep(if ended.is_some() { Duration::ZERO } else { POLL_INTERVAL });
         }
-        if ended.is_some() {
-            break;
+        println!("{name}: {} s", started.elapsed().as_secs());
+        let left = process::end_orphans(&self.background());
+        if left > 0 {
+            println!("{left} processes were left behind by {name} and ended");
         }
-        if interrupt::requested() || started.elapsed() > PROGRAM_TIMEOUT {
-            end(&mut child)?;
-            process::end_orphans(&[]);
+        let status = ended.context("the test program was not waited for")?;
+        if started.elapsed() > PROGRAM_TIMEOUT {
+            println!("{name} was ended after {} s", PROGRAM_TIMEOUT.as_secs());
+        }
+        self.total.add(name, tally, status.success());
+        Ok(())
+    }
+
+    /// Has Cargo build while programs run.
+    fn build_in_background(&mut self, mut command: Command) -> Result<()> {
+        let child = command.spawn().context("cannot start cargo")?;
+        self.workplace.owns(child.id())?;
+        self.background = Some(child);
+        Ok(())
+    }
+
+    /// Waits for what is built in the background. If it cannot be built, that is found when it is
+    /// to run.
+    fn wait_for_build(&mut self) -> Result<()> {
+        self.background.take().map_or(Ok(()), |mut child| process::wait(&mut child).map(drop))
+    }
+
+    /// The processes that no test program has left behind.
+    fn background(&self) -> Vec<i32> {
+        self.background.iter().map(|child| child.id() as i32).collect()
+    }
+
+    /// Runs the tests that need an RDMA device: the suite of verbs in one guest, its tests of a
+    /// network between hosts in two, and mounts that read from engines.
+    fn run_in_guests(
+        &mut self,
+        programs: &[BuiltProgram],
+        weed: &Path,
+        kernel: Kernel,
+        filter: &[String],
+    ) -> Result<()> {
+        if let Err(error) = vm::prepare(kernel) {
             interrupt::check()?;
+            let skip = format!("skipped: the tests of verbs: there is no virtual machine: {error:#}");
+            println!("\n{skip}");
+            self.total.line(&skip);
+            return Ok(());
         }
-        ended = child.try_wait()?;
-        thread::sleep(if ended.is_some() { Duration::ZERO } else { POLL_INTERVAL });
+        let mut run_one = |program: &BuiltProgram, pair: bool, engines: bool, choice: &[&str]| {
+            let mut command = vm::command_line(kernel, pair, GUEST_TIMEOUT)?;
+            if engines {
+                // A guest has no environment but what its command line gives it.
+                command.args(["env", "MOUNT_ENGINES=verbs"]);
+                command.arg([OsStr::new("WEED_BIN="), weed.as_os_str()].join(OsStr::new("")));
+            }
+            command.arg(&program.program).args(HARNESS_OPTIONS).args(choice).args(filter);
+            command.current_dir(&program.directory);
+            let guests = if pair { "two guests" } else { "a guest" };
+            self.run(&format!("{} in {guests} with kernel {kernel}", name(program)), command)
+        };
+        for program in programs.iter().filter(|built| is_verbs_suite(built)) {
+            run_one(program, false, false, &["--skip", TWO_GUESTS])?;
+            // A filter of the user's narrows the first; of the second there are few.
+            if filter.is_empty() {
+                run_one(program, true, false, &[TWO_GUESTS])?;
+            }
+        }
+        for (suite, choice) in BY_RDMA {
+            let is_it =
+                |built: &&BuiltProgram| (built.package.as_str(), built.target.as_str()) == ("tests", suite);
+            for program in programs.iter().filter(is_it).filter(|_| filter.is_empty()) {
+                run_one(program, false, true, choice)?;
+            }
+        }
+        Ok(())
     }
-    let left = process::end_orphans(&[]);
-    if left > 0 {
-        println!("{left} processes were left behind by {name} and ended");
+
+    /// Cleans up and prints what there was.
+    fn conclude(self) -> Result<()> {
+        self.workplace.close()?;
+        print!("{}", self.total.report());
+        println!("{}", self.total.closing_line());
+        ensure!(self.total.succeeded(), "the tests failed");
+        Ok(())
     }
-    let status = ended.context("the test program was not waited for")?;
-    if started.elapsed() > PROGRAM_TIMEOUT {
-        println!("{name} was ended after {} s", PROGRAM_TIMEOUT.as_secs());
-    }
-    total.add(name, tally, status.success());
-    Ok(())
 }
 
 /// The line, or its beginning if it is one of those that print a whole buffer.
