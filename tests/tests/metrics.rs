@@ -14,13 +14,15 @@ const MIB: usize = 1 << 20;
 const FILE: &str = "some-file-of-a-user";
 
 /// The labels that metrics may have. None of them has values that users choose.
-const LABELS: [&str; 18] = [
+const LABELS: [&str; 20] = [
     "backing",
     "event",
+    "filer_path",
     "from",
     "kind",
     "layer",
     "le",
+    "mount_point",
     "outcome",
     "reason",
     "request",
@@ -34,6 +36,9 @@ const LABELS: [&str; 18] = [
     "way",
     "window",
 ];
+
+/// How the names of metrics begin.
+const PREFIXES: [&str; 3] = ["interceptor_", "rdma_engine_", "process_"];
 
 /// What is exported only where eBPF watches, and only where the kernel asks about opens.
 const ONLY_SOMETIMES: [&str; 3] = ["interceptor_kernel_", "interceptor_ebpf_", "interceptor_opens_total"];
@@ -89,7 +94,7 @@ fn families(exposition: &str) -> BTreeSet<String> {
 /// The names of metrics of ours that a text has.
 fn named(text: &str) -> BTreeSet<String> {
     let words = text.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
-    let ours = words.filter(|word| word.starts_with("interceptor_") || word.starts_with("rdma_engine_"));
+    let ours = words.filter(|word| PREFIXES.iter().any(|prefix| word.starts_with(prefix)));
     ours.map(str::to_owned).collect()
 }
 

@@ -5,6 +5,7 @@
 
 use std::time::Instant;
 
+use daemon::process_metrics;
 use daemon::prometheus::{Exposition, Labels};
 use interceptor_ebpf::histogram::upper_bound;
 
@@ -16,12 +17,19 @@ use super::metrics::{
 };
 use super::ratios::TimeSaved;
 use super::shard::FlowTotal;
+use super::status::MountIdentity;
 
-/// All metrics in Prometheus' text format.
-pub fn exposition(metrics: &Metrics) -> String {
+/// All metrics of a mount in Prometheus' text format. `is_ready`: whether it is, as `/readyz` says.
+pub fn exposition(metrics: &Metrics, identity: &MountIdentity, is_ready: bool) -> String {
     let mut out = Exposition::default();
+    let version = ("version", env!("CARGO_PKG_VERSION"));
     out.family("interceptor_build_info", "gauge", "Always 1; the version is in the label.")
-        .sample(&[("version", env!("CARGO_PKG_VERSION"))], 1);
+        .sample(&[version], 1);
+    out.family("interceptor_mount_info", "gauge", "Always 1; the labels say which mount this is.")
+        .sample(&[("mount_point", &identity.mount_point), ("filer_path", &identity.filer_path), version], 1);
+    out.family("interceptor_ready", "gauge", "1 while the mount answers and its filers are heard, else 0.")
+        .sample(&[], u8::from(is_ready));
+    process_metrics::add_to(&mut out);
     out.family(
         "interceptor_log_lines_lost_total",
         "counter",
@@ -367,15 +375,17 @@ fn disk_cache(out: &mut Exposition, disk: &DiskCacheUsage) {
     .sample(&[], disk.evicted_files);
 }
 
+/// How many of the daemon's own buckets are one of the collector's, which keeps a series for each.
+const BUCKETS_IN_ONE: usize = 2;
+
 /// All samples of a flow's histogram, durations in seconds.
 fn histogram(out: &mut Exposition, labels: Labels, flow: &FlowTotal) {
     let seconds = |nanos| nanos as f64 / 1e9;
-    let buckets = flow.buckets.iter().enumerate();
-    out.histogram(
-        labels,
-        buckets.map(|(bucket, count)| (upper_bound(bucket).map(seconds), *count)),
-        seconds(flow.nanos),
-    );
+    let buckets = flow.buckets.chunks(BUCKETS_IN_ONE).enumerate().map(|(index, counts)| {
+        let last = index * BUCKETS_IN_ONE + counts.len() - 1;
+        (upper_bound(last).map(seconds), counts.iter().sum())
+    });
+    out.histogram(labels, buckets, seconds(flow.nanos));
 }
 
 /// The flow of each source, with the source as a label.
@@ -440,13 +450,23 @@ mod tests {
             lost: [("ring", 1)].into(),
         };
         metrics.set_kernel(Box::new(move || Some(counts.clone())));
-        exposition(&metrics)
+        let identity = MountIdentity {
+            mount_point: "/mnt/\"a\"".into(),
+            filer_path: "/buckets".into(),
+            ..MountIdentity::default()
+        };
+        exposition(&metrics, &identity, true)
     }
 
     #[test]
     fn every_counter_has_its_name_and_labels() {
         let text = everything_counted();
         for line in [
+            &*format!(
+                "interceptor_mount_info{{mount_point=\"/mnt/\\\"a\\\"\",filer_path=\"/buckets\",version=\"{}\"}} 1",
+                env!("CARGO_PKG_VERSION")
+            ),
+            "interceptor_ready 1",
             "interceptor_reads_total{source=\"cache\"} 1",
             "interceptor_read_bytes_total{source=\"http\"} 100",
             "interceptor_read_seconds_count{source=\"http\"} 1",
@@ -481,6 +501,10 @@ mod tests {
             "interceptor_read_bytes_total{source=\"page_cache\"} 800",
             "interceptor_read_bytes_total{source=\"resident\"} 700",
             "interceptor_kernel_reads_total{way=\"passthrough\"} 7",
+            // Two in the fourth of the daemon's buckets, which ends at 2.048 us.
+            "interceptor_kernel_request_seconds_bucket{request=\"read\",le=\"0.000000512\"} 0",
+            "interceptor_kernel_request_seconds_bucket{request=\"read\",le=\"0.000002048\"} 2",
+            "interceptor_kernel_request_seconds_bucket{request=\"read\",le=\"+Inf\"} 2",
             "interceptor_kernel_request_seconds_count{request=\"read\"} 2",
             "interceptor_ebpf_events_total{kind=\"hot\"} 1",
             "interceptor_ebpf_reaction_seconds_sum{kind=\"hot\"} 0.003",

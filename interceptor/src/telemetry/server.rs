@@ -111,7 +111,9 @@ fn router(status: Arc<Status>, live: Arc<Live>, guard: Arc<AccessGuard>, more: R
 }
 
 async fn metrics(State(status): State<Arc<Status>>) -> Response {
-    ([(header::CONTENT_TYPE, CONTENT_TYPE)], export::exposition(status.metrics())).into_response()
+    let is_ready = status.ready().await.is_ok();
+    let text = export::exposition(status.metrics(), status.identity(), is_ready);
+    ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response()
 }
 
 async fn ready(State(status): State<Arc<Status>>) -> Response {

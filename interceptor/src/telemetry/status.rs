@@ -40,7 +40,7 @@ const ACTIVITY_INTERVAL_FACTOR: u32 = 100;
 pub type ReadinessCheck = Box<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
 
 /// The identity of the mount, which never changes.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct MountIdentity {
     /// The mount point.
     pub mount_point: String,
@@ -159,6 +159,11 @@ impl Status {
     /// Adds a check that must pass for the daemon to be ready.
     pub fn add_check(&self, name: &'static str, check: ReadinessCheck) {
         self.checks.lock().push((name, Arc::new(check)));
+    }
+
+    /// Which mount this is.
+    pub fn identity(&self) -> &MountIdentity {
+        &self.identity
     }
 
     /// Runs all readiness checks at once. The error names every check that failed. Takes at most

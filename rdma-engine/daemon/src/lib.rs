@@ -3,7 +3,7 @@
 //! [`logs`] and [`output`] write through a bounded queue with a thread of its own ([`lines`]): a
 //! full disk, a closed or undrained pipe, or a terminal that is gone loses lines, and has no other
 //! effect. [`panics`] are counted, and logged without flooding the log. [`prometheus`] writes
-//! `/metrics`. [`settings_file`] reads an operator's files. [`memory`] is the memory that this
+//! `/metrics`, [`process_metrics`] what it says of the process. [`settings_file`] reads an operator's files. [`memory`] is the memory that this
 //! process may use, [`peer`] says which process is at the other end of a socket, [`heap`] keeps
 //! the C library's heap small, and [`descriptors`] raises its limit of open descriptors.
 //! [`service`] talks to the service manager. [`size`], [`duration`] and [`address`] parse option
@@ -21,6 +21,7 @@ pub mod memory;
 pub mod output;
 pub mod panics;
 pub mod peer;
+pub mod process_metrics;
 pub mod prometheus;
 pub mod service;
 pub mod settings_file;

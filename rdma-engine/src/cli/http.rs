@@ -7,8 +7,8 @@ use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
 use axum::routing::get;
-use daemon::output;
 use daemon::prometheus::CONTENT_TYPE;
+use daemon::{output, process_metrics};
 use rdma_engine::bounded_listener::BoundedListener;
 use rdma_engine::metrics::Metrics;
 use rdma_engine::store::Store;
@@ -57,5 +57,6 @@ async fn exposition(State(status): State<Status>) -> impl IntoResponse {
     ] {
         out.family(name, "counter", help).sample(&[], value);
     }
+    process_metrics::add_to(&mut out);
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], out.finish())
 }
